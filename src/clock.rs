@@ -1,0 +1,149 @@
+//! The only reader of the system's clocks. Time is given to everything else.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant, SystemTime},
+};
+
+use crate::model::Timestamp;
+
+/// Steps of the wall clock beyond this are logged and audited.
+pub const JUMP: Duration = Duration::from_secs(60);
+
+/// Where the time comes from.
+pub trait Clock: Send + Sync {
+    /// The time now; never less than it was before.
+    fn now(&self) -> Timestamp;
+    /// The largest step of the wall clock beyond [`JUMP`] since this was last asked, in milliseconds: positive for forward.
+    fn jump(&self) -> Option<i64>;
+}
+
+/// The system's time, which never goes back: when the wall clock is stepped back, it goes on from where it was with the
+/// monotonic clock until the wall clock has caught up, so that nothing that expired can stand again.
+pub struct SystemClock {
+    state: Mutex<State>,
+}
+
+#[derive(Clone, Copy)]
+struct State {
+    now: Timestamp,
+    at: Instant,
+    wall: Timestamp,
+    jump: Option<i64>,
+}
+
+impl SystemClock {
+    /// Starts no earlier than `newest`, the newest time that was ever acted on (the store knows it).
+    pub fn starting_at(newest: Timestamp) -> Self {
+        let (wall, at) = read();
+        Self { state: Mutex::new(State { now: wall.max(newest), at, wall, jump: None }) }
+    }
+}
+
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        let (wall, at) = read();
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.advance(wall, at);
+        state.now
+    }
+
+    fn jump(&self) -> Option<i64> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).jump.take()
+    }
+}
+
+impl State {
+    fn advance(&mut self, wall: Timestamp, at: Instant) {
+        let passed = at.saturating_duration_since(self.at);
+        if passed.is_zero() && wall == self.wall {
+            return;
+        }
+        let step = wall.millis().saturating_sub((self.wall + passed).millis());
+        if step.unsigned_abs() > JUMP.as_millis() as u64 {
+            self.jump = Some(step);
+        }
+        self.now = wall.max(self.now + passed);
+        self.at = self.at.max(at);
+        self.wall = wall;
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the clock")]
+fn read() -> (Timestamp, Instant) {
+    let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    (Timestamp::EPOCH + wall, Instant::now())
+}
+
+/// A clock that stands until it is moved: for tests.
+#[derive(Debug, Default)]
+pub struct ManualClock {
+    now: std::sync::atomic::AtomicI64,
+}
+
+impl ManualClock {
+    /// Stands at `now`.
+    pub const fn at(now: Timestamp) -> Self {
+        Self { now: std::sync::atomic::AtomicI64::new(now.millis()) }
+    }
+
+    /// Moves forward.
+    pub fn advance(&self, by: Duration) {
+        let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
+        self.now.fetch_add(by, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// Jumps, also back.
+    pub fn set(&self, now: Timestamp) {
+        self.now.store(now.millis(), std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_millis(self.now.load(std::sync::atomic::Ordering::SeqCst))
+    }
+
+    fn jump(&self) -> Option<i64> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(now: i64) -> State {
+        let (_, at) = read();
+        State { now: Timestamp::from_millis(now), at, wall: Timestamp::from_millis(now), jump: None }
+    }
+
+    /// C1: stepped back an hour, the time goes on from where it was.
+    #[test]
+    fn a_step_back_never_brings_an_earlier_time() {
+        let mut state = state(10_000_000);
+        let later = state.at + Duration::from_secs(5);
+        state.advance(Timestamp::from_millis(10_005_000 - 3_600_000), later);
+        assert_eq!(state.now.millis(), 10_005_000);
+        assert_eq!(state.jump, Some(-3_600_000));
+        state.advance(Timestamp::from_millis(10_006_000 - 3_600_000), later + Duration::from_secs(1));
+        assert_eq!(state.now.millis(), 10_006_000, "and it does not stand still either");
+    }
+
+    /// C1: a step forward is followed, so that expiry is honoured.
+    #[test]
+    fn a_step_forward_is_followed() {
+        let mut state = state(10_000_000);
+        let later = state.at + Duration::from_secs(5);
+        state.advance(Timestamp::from_millis(10_005_000 + 3_600_000), later);
+        assert_eq!(state.now.millis(), 13_605_000);
+        assert_eq!(state.jump, Some(3_600_000));
+    }
+
+    /// C1: after a restart the newest time that was acted on is the floor.
+    #[test]
+    fn a_restart_does_not_go_back_before_what_was_recorded() {
+        let far = Timestamp::from_millis(i64::MAX / 2);
+        assert!(SystemClock::starting_at(far).now() >= far);
+    }
+}

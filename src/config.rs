@@ -1,0 +1,173 @@
+//! Configuration: what can be set, with units in the names. Read from defaults < file < environment < flags.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::keyset::Algorithm;
+
+/// Everything that can be set. `deploy/config.toml` is the commented default and holds exactly these keys.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Address of the one port, gRPC and HTTP.
+    pub listen: SocketAddr,
+    /// Address of the metrics listener; loopback unless `insecure`. Empty means none.
+    pub metrics_listen: String,
+    /// The `iss` of every token and the URL of the metadata; empty means `http(s)://` and the address listened on.
+    pub issuer: String,
+    /// Name of this node in the audit trail.
+    pub node: String,
+    /// Directory of the embedded store; empty means `$XDG_STATE_HOME/jeton`, or `~/.local/state/jeton`.
+    pub data_dir: PathBuf,
+    /// File with the master key (32 bytes, base64 or hex); empty means `master.key` beside the data, made in development only.
+    pub master_key_file: PathBuf,
+    /// Whether a public address without TLS, or public metrics, is accepted.
+    pub insecure: bool,
+    /// Whether gRPC reflection is served.
+    pub reflection: bool,
+    /// TLS of the port.
+    pub tls: Tls,
+    /// Lifetimes.
+    pub token: Token,
+    /// Signing keys.
+    pub keys: Keys,
+    /// Bounds.
+    pub limits: Limits,
+    /// The audit trail.
+    pub audit: Audit,
+    /// What is written to stderr.
+    pub log: Log,
+}
+
+/// TLS of the port; all empty means none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// PEM file with the certificate chain.
+    pub cert_file: PathBuf,
+    /// PEM file with the private key.
+    pub key_file: PathBuf,
+    /// PEM file with the authorities that client certificates must come from; empty means clients need none.
+    pub client_ca_file: PathBuf,
+}
+
+/// Lifetimes of tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Token {
+    /// Lifetime of an access token unless its client has another.
+    pub access_lifetime_seconds: u64,
+    /// The longest any client may have; also how long retired keys go on verifying.
+    pub access_lifetime_max_seconds: u64,
+    /// Absolute lifetime of a refresh family unless its client has another.
+    pub refresh_lifetime_seconds: u64,
+    /// How long a family lives unused unless its client has another.
+    pub refresh_idle_seconds: u64,
+    /// How long a spent refresh token still yields the same successor; 0 means not at all, at most 60.
+    pub refresh_grace_seconds: u64,
+}
+
+/// Signing keys.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Keys {
+    /// Algorithm of new keys: EdDSA, ES256 or RS256.
+    pub algorithm: Algorithm,
+    /// How long a key signs before it is replaced; 0 means until it is rotated by hand.
+    pub rotate_every_seconds: u64,
+    /// How long a new key is published before it signs; also the max-age of the JWKS.
+    pub publish_ahead_seconds: u64,
+}
+
+/// Bounds on what a caller can use up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Connections at once.
+    pub connections: usize,
+    /// Connections at once from one peer address (IPv6: /64).
+    pub connections_per_peer: usize,
+    /// Streams at once on one connection.
+    pub streams_per_connection: u32,
+    /// Time for a TLS handshake, and again for the first bytes of HTTP.
+    pub handshake_seconds: u64,
+    /// Deadline of a call that brings none, and the longest one may bring.
+    pub deadline_seconds: u64,
+    /// Time for calls in flight to finish when the server is told to stop.
+    pub drain_seconds: u64,
+    /// Worker threads; 0 means one per core.
+    pub workers: usize,
+    /// Calls from one peer address (IPv6: /64).
+    pub per_peer: Rate,
+    /// Failed authentications from one peer address.
+    pub failed_authentication: Rate,
+    /// Peers and clients remembered by the limiters; new ones past it are refused until others are forgotten.
+    pub tracked_keys: usize,
+    /// argon2id verifications at once.
+    pub argon2_parallel: usize,
+    /// argon2id verifications waiting; more are refused.
+    pub argon2_queue: usize,
+    /// Rate plans that clients may be put on; "standard" must be among them.
+    pub plans: BTreeMap<String, Rate>,
+}
+
+/// So many a second in the long run, so many at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    /// In the long run.
+    pub per_second: u32,
+    /// At once.
+    pub burst: u32,
+}
+
+/// The audit trail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Audit {
+    /// Whether a token is answered only once its record is durable, or up to 50 ms before.
+    pub issue: Issue,
+}
+
+/// When the record of an issued token is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Issue {
+    /// Before the answer.
+    Durable,
+    /// At most 50 ms after it.
+    Batched,
+}
+
+/// What is written to stderr.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug` or `trace`, or directives such as `info,jeton::store=debug`.
+    pub level: String,
+    /// `text` or `json`.
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Token {
+    /// Lifetime of an access token unless its client has another.
+    pub const fn access_lifetime(&self) -> Duration {
+        Duration::from_secs(self.access_lifetime_seconds)
+    }
+
+    /// The longest lifetime of an access token.
+    pub const fn access_lifetime_max(&self) -> Duration {
+        Duration::from_secs(self.access_lifetime_max_seconds)
+    }
+}

@@ -1,0 +1,11 @@
+//! MECHANISM: keys, secrets, sealing, randomness. Knows nothing of OAuth, of stores or of the wire.
+
+pub mod chain;
+pub mod jws;
+pub mod keyring;
+pub mod passwords;
+pub mod random;
+pub mod refresh_token;
+pub mod root;
+pub mod seal;
+pub mod secrets;

@@ -1,0 +1,41 @@
+//! jeton: a token service for machines, over gRPC.
+//!
+//! The rooms, and who may enter which (`tests/house.rs` holds this table against the code):
+//!
+//! ```text
+//! main -> cli -> server -> api -> oauth -> {limit, audit, standing} -> {store, crypto} -> model
+//! ```
+//!
+//! `config`, `clock`, `error` and `telemetry` are open to all rooms above `model`. A request takes three hops: the door (`api`)
+//! parses it, a rule (`oauth`) decides, a record (`store`) is written. `tonic`, `prost` and `axum` stay in `api`, `server` and
+//! `cli`; `rusqlite` in `store::embedded`; the system clock in `clock`.
+
+pub mod api;
+pub mod audit;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod crypto;
+pub mod error;
+pub mod limit;
+pub mod model;
+pub mod oauth;
+pub mod server;
+pub mod standing;
+pub mod store;
+pub mod telemetry;
+
+/// The contract, generated from `proto/`.
+#[expect(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, reason = "generated")]
+pub mod proto {
+    /// `jeton.token.v1`
+    pub mod token {
+        tonic::include_proto!("jeton.token.v1");
+    }
+    /// `jeton.admin.v1`
+    pub mod admin {
+        tonic::include_proto!("jeton.admin.v1");
+    }
+    /// The encoded descriptor set, with comments, for reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+}

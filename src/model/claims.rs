@@ -1,0 +1,89 @@
+//! What an access token says (RFC 9068 section 2.2, RFC 7519 section 4.1).
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    audience::Audience,
+    id::{ClientId, FamilyId, Jti, Role, Subject, TenantId},
+};
+
+/// The claims of an access token. A typed struct, so that a claim named twice or of the wrong type does not parse.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claims {
+    /// The issuer's URL, exactly as configured.
+    pub iss: String,
+    /// The subject.
+    pub sub: Subject,
+    /// Who the token is for; never empty.
+    pub aud: Vec<Audience>,
+    /// The client it was issued to.
+    pub client_id: ClientId,
+    /// Scopes, separated by one space (RFC 8693 section 4.2).
+    pub scope: String,
+    /// Issued at, seconds since the epoch.
+    pub iat: i64,
+    /// Not before, seconds since the epoch.
+    pub nbf: i64,
+    /// Expires at, seconds since the epoch.
+    pub exp: i64,
+    /// The token's id.
+    pub jti: Jti,
+    /// The tenant of the client.
+    pub tenant: TenantId,
+    /// Roles of the client.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub roles: Vec<Role>,
+    /// The refresh family it came with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fam: Option<FamilyId>,
+    /// The epochs it was minted under.
+    pub ep: Epochs,
+}
+
+/// The epochs of tenant, client and subject that were known when a token was minted. It stands only while none of them has
+/// been raised since.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "[u64; 3]", into = "[u64; 3]")]
+pub struct Epochs {
+    /// Of the tenant.
+    pub tenant: u64,
+    /// Of the client.
+    pub client: u64,
+    /// Of the subject.
+    pub subject: u64,
+}
+
+impl Epochs {
+    /// Whether something minted under `self` still stands when `current` is known.
+    pub fn reach(self, current: Self) -> bool {
+        self.tenant >= current.tenant && self.client >= current.client && self.subject >= current.subject
+    }
+}
+
+impl From<[u64; 3]> for Epochs {
+    fn from([tenant, client, subject]: [u64; 3]) -> Self {
+        Self { tenant, client, subject }
+    }
+}
+
+impl From<Epochs> for [u64; 3] {
+    fn from(epochs: Epochs) -> Self {
+        [epochs.tenant, epochs.client, epochs.subject]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// V06: one raised level ends the token, whatever the other levels say.
+    #[test]
+    fn any_raised_level_ends_a_token() {
+        let minted = Epochs { tenant: 1, client: 2, subject: 3 };
+        assert!(minted.reach(minted));
+        assert!(minted.reach(Epochs::default()));
+        for raised in [[2, 0, 0], [0, 3, 0], [0, 0, 4]] {
+            assert!(!minted.reach(raised.into()), "{raised:?}");
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! A registered machine and its secrets.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    audience::Audience,
+    id::{ClientId, PlanName, Role, SecretId, TenantId},
+    scope::Scopes,
+    time::Timestamp,
+};
+
+/// The most secrets a client may have alive at once: the current one and its successor.
+pub const MAX_LIVE_SECRETS: usize = 2;
+
+/// A registered machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Client {
+    /// Unique in the whole service.
+    pub id: ClientId,
+    /// The tenant it belongs to, for ever.
+    pub tenant: TenantId,
+    /// For people, at most 200 characters.
+    pub display_name: String,
+    /// What it may ask for.
+    pub scopes: Scopes,
+    /// What it gets when it asks for nothing; empty means `scopes` without the reserved ones.
+    pub default_scopes: Scopes,
+    /// Copied into its tokens.
+    pub roles: Vec<Role>,
+    /// Who its tokens may be for; the first is the default, none means this service.
+    pub audiences: Vec<Audience>,
+    /// Which audiences it answers for when it introspects.
+    pub serves: Vec<Audience>,
+    /// How it may ask.
+    pub grants: Grants,
+    /// Lifetime of its access tokens; `None` means the configured one.
+    pub access_ttl: Option<Duration>,
+    /// Absolute lifetime of its refresh families; `None` means the configured one.
+    pub refresh_ttl: Option<Duration>,
+    /// How long its families live unused; `None` means the configured one.
+    pub refresh_idle: Option<Duration>,
+    /// Which rate plan it is under.
+    pub rate_plan: PlanName,
+    /// Whether it is refused.
+    pub disabled: bool,
+    /// Its secrets, oldest first; expired ones are dropped at the next write.
+    pub secrets: Vec<Secret>,
+    /// Counts the writes, from 1: the etag.
+    pub revision: u64,
+    /// When it was registered.
+    pub created_at: Timestamp,
+    /// When it was last written.
+    pub updated_at: Timestamp,
+}
+
+impl Client {
+    /// What it gets when it asks for nothing.
+    pub fn scopes_by_default(&self) -> Scopes {
+        if self.default_scopes.is_empty() { self.scopes.without_reserved() } else { self.default_scopes.clone() }
+    }
+
+    /// Secrets that work at `now`.
+    pub fn live_secrets(&self, now: Timestamp) -> impl Iterator<Item = &Secret> {
+        self.secrets.iter().filter(move |secret| secret.lives(now))
+    }
+}
+
+/// The grants a client may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grants {
+    /// RFC 6749 section 4.4.
+    pub client_credentials: bool,
+    /// RFC 6749 section 6; also decides whether refresh tokens are given out at all.
+    pub refresh_token: bool,
+}
+
+/// A client's secret, without the secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret {
+    /// Unique within the client.
+    pub id: SecretId,
+    /// What the presented value is compared with.
+    pub digest: Digest,
+    /// When it was added.
+    pub created_at: Timestamp,
+    /// From when on it does not work.
+    pub expires_at: Option<Timestamp>,
+    /// Kept beside the client by the store: see `ClientStore::note_uses`.
+    pub last_used_at: Option<Timestamp>,
+    /// Kept beside the client by the store.
+    pub use_count: u64,
+}
+
+impl Secret {
+    /// Whether it works at `now`; at `expires_at` itself it does not.
+    pub fn lives(&self, now: Timestamp) -> bool {
+        self.expires_at.is_none_or(|end| now < end)
+    }
+}
+
+/// How a secret is kept.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Digest {
+    /// HMAC-SHA-256 of a secret made by this service, under a server key.
+    Keyed {
+        /// The 32 bytes, base64url.
+        hmac: String,
+    },
+    /// argon2id of an imported or chosen secret (RFC 9106), in PHC form.
+    Argon2id {
+        /// The PHC string.
+        phc: String,
+    },
+}
+
+/// Says the kind only: a digest is no secret, and still nobody's business in a log.
+impl std::fmt::Debug for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Keyed { .. } => f.write_str("Keyed"),
+            Self::Argon2id { .. } => f.write_str("Argon2id"),
+        }
+    }
+}

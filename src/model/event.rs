@@ -1,0 +1,250 @@
+//! Audit events: a closed list of what can happen, and the record that a chain keeps of it.
+
+use std::{borrow::Cow, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    id::{ClientId, FamilyId, SecretId, TenantId},
+    time::Timestamp,
+};
+
+/// Who did something, from where, in which request.
+#[derive(Clone, Debug)]
+pub struct Stamp {
+    /// When.
+    pub at: Timestamp,
+    /// The connection's peer address.
+    pub peer: Arc<str>,
+    /// The request.
+    pub request_id: Arc<str>,
+    /// The caller's tenant, once known.
+    pub tenant: Option<TenantId>,
+    /// The calling client, once authenticated.
+    pub client: Option<ClientId>,
+    /// The secret it authenticated with.
+    pub secret: Option<SecretId>,
+}
+
+impl Stamp {
+    /// What this process does by itself.
+    pub fn internal(at: Timestamp) -> Self {
+        Self { at, peer: "local".into(), request_id: "".into(), tenant: None, client: None, secret: None }
+    }
+
+    /// An event that went through.
+    pub fn done(&self, action: Action, target: impl Into<String>) -> Event {
+        self.event(action, Outcome::Ok, target.into())
+    }
+
+    /// An event that was refused; `reason` is the OAuth error code in lower case.
+    pub fn refused(&self, action: Action, target: impl Into<String>, reason: &'static str) -> Event {
+        Event { reason: reason.into(), ..self.event(action, Outcome::Refused, target.into()) }
+    }
+
+    fn event(&self, action: Action, outcome: Outcome, target: String) -> Event {
+        Event {
+            at: self.at,
+            action,
+            outcome,
+            tenant: self.tenant.clone(),
+            client: self.client.clone(),
+            target,
+            family: None,
+            peer: self.peer.clone(),
+            request_id: self.request_id.clone(),
+            reason: Cow::Borrowed(""),
+            secret: self.secret.clone(),
+        }
+    }
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    pub action: Action,
+    /// Whether it went through.
+    pub outcome: Outcome,
+    /// The tenant concerned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<TenantId>,
+    /// The calling client.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client: Option<ClientId>,
+    /// What it was done to.
+    pub target: String,
+    /// The refresh family concerned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub family: Option<FamilyId>,
+    /// The connection's peer address.
+    pub peer: Arc<str>,
+    /// The request.
+    pub request_id: Arc<str>,
+    /// OAuth error code, or an administrator's words.
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    pub reason: Cow<'static, str>,
+    /// The secret the caller authenticated with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<SecretId>,
+}
+
+impl Event {
+    /// With the refresh family concerned.
+    pub fn in_family(self, family: FamilyId) -> Self {
+        Self { family: Some(family), ..self }
+    }
+
+    /// With an administrator's words.
+    pub fn because(self, reason: String) -> Self {
+        Self { reason: Cow::Owned(reason), ..self }
+    }
+}
+
+/// Whether what was asked for happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It did.
+    Ok,
+    /// It was refused.
+    Refused,
+}
+
+impl Outcome {
+    /// As it stands in a record.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// Declares the closed list of actions with their names on the wire and in the store.
+macro_rules! actions {
+    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+        /// What can happen. The names are part of the contract: filters and alerts are written against them.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        pub enum Action {
+            $($(#[$doc])* #[serde(rename = $text)] $name,)*
+        }
+
+        impl Action {
+            /// Every action.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The name, as in filters and records.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+        }
+    };
+}
+
+actions! {
+    /// An access token was issued; the target is its jti.
+    TokenIssued = "token.issued",
+    /// A refresh token was exchanged for its successor; the target is the new access token's jti.
+    TokenRefreshed = "token.refreshed",
+    /// The same successor was given again inside the grace window.
+    RefreshRepeated = "refresh_token.repeated",
+    /// A spent refresh token was presented: its family was ended.
+    RefreshReused = "refresh_token.reused",
+    /// A refresh was refused; the family stands as it stood.
+    RefreshRefused = "refresh_token.refused",
+    /// A token or family was revoked by its client.
+    TokenRevoked = "token.revoked",
+    /// A caller tried to revoke another client's token.
+    RevokeRefused = "token.revoke_refused",
+    /// A caller failed to authenticate.
+    AuthenticationFailed = "client.authentication_failed",
+    /// An authenticated caller asked for what it may not have.
+    AccessRefused = "access.refused",
+    /// A client was registered.
+    ClientCreated = "client.created",
+    /// A client was changed.
+    ClientUpdated = "client.updated",
+    /// A client was disabled.
+    ClientDisabled = "client.disabled",
+    /// A client was enabled.
+    ClientEnabled = "client.enabled",
+    /// A client was deleted.
+    ClientDeleted = "client.deleted",
+    /// A secret was added; the target is `client/secret`.
+    SecretAdded = "secret.added",
+    /// A secret was retired; the target is `client/secret`.
+    SecretRetired = "secret.retired",
+    /// Everything of a client was ended.
+    ClientRevoked = "revocation.client",
+    /// Everything of a tenant was ended.
+    TenantRevoked = "revocation.tenant",
+    /// Everything of a subject was ended.
+    SubjectRevoked = "revocation.subject",
+    /// A family was ended by an administrator.
+    FamilyRevoked = "revocation.family",
+    /// One access token was ended by an administrator.
+    JtiRevoked = "revocation.token",
+    /// The first keys were made.
+    KeysCreated = "keys.created",
+    /// A key was prepared, activated or removed.
+    KeysRotated = "keys.rotated",
+    /// A key was revoked, and every token it signed.
+    KeyRevoked = "keys.revoked",
+    /// The machine's clock was stepped by more than 60 s.
+    ClockJumped = "clock.jumped",
+    /// The server began to serve.
+    ServerStarted = "server.started",
+    /// Records were imported.
+    StoreImported = "store.imported",
+}
+
+/// An event with its place in a node's chain.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// From 1, without gaps.
+    pub sequence: u64,
+    /// The node that wrote it.
+    pub node: Arc<str>,
+    /// What happened.
+    pub event: Event,
+    /// SHA-256 over the previous hash and this record: see `audit::chain`.
+    pub hash: [u8; 32],
+}
+
+/// What to read of the trail; empty matches everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Only this tenant.
+    pub tenant: Option<TenantId>,
+    /// Only this caller.
+    pub client: Option<ClientId>,
+    /// Only this action, or those that begin with it if it ends in a dot.
+    pub action: Option<String>,
+    /// Only this outcome.
+    pub outcome: Option<Outcome>,
+    /// Only this target.
+    pub target: Option<String>,
+    /// At or after.
+    pub from: Option<Timestamp>,
+    /// Before.
+    pub to: Option<Timestamp>,
+}
+
+impl Filter {
+    /// Whether an event is to be shown.
+    pub fn admits(&self, event: &Event) -> bool {
+        let action = event.action.as_str();
+        self.tenant.as_ref().is_none_or(|tenant| event.tenant.as_ref() == Some(tenant))
+            && self.client.as_ref().is_none_or(|client| event.client.as_ref() == Some(client))
+            && self.action.as_ref().is_none_or(|want| action == want || (want.ends_with('.') && action.starts_with(want.as_str())))
+            && self.outcome.is_none_or(|outcome| event.outcome == outcome)
+            && self.target.as_ref().is_none_or(|target| event.target == *target)
+            && self.from.is_none_or(|from| event.at >= from)
+            && self.to.is_none_or(|to| event.at < to)
+    }
+}

@@ -1,0 +1,25 @@
+//! NOUNS: plain data, parsed once and valid from then on. No I/O, no clock, no framework.
+
+pub mod audience;
+pub mod call;
+pub mod claims;
+pub mod client;
+pub mod event;
+pub mod family;
+pub mod id;
+pub mod keyset;
+pub mod revocation;
+pub mod scope;
+pub mod time;
+
+pub use audience::Audience;
+pub use call::{Call, Peer};
+pub use claims::{Claims, Epochs};
+pub use client::{Client, Digest, Grants, Secret};
+pub use event::{Action, Event, Record, Stamp};
+pub use family::Family;
+pub use id::{ClientId, FamilyId, Invalid, Jti, Kid, PlanName, Role, SecretId, Subject, TenantId};
+pub use keyset::{KeyState, Keyset, SigningKey};
+pub use revocation::{EpochOf, Revoked};
+pub use scope::{Scope, Scopes};
+pub use time::Timestamp;

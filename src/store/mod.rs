@@ -1,0 +1,259 @@
+//! RECORDS: small traits whose verbs are intents. Each verb is one atomic, conditional, durable write, made together with its
+//! audit record: when it answers, both are on disk; when it fails with [`StoreError::Unavailable`], either both are or neither
+//! is, and asking again is safe.
+//!
+//! Absent is an outcome, never an error, and a driver's error is never "not found". Expiry is judged in the verb from the time
+//! given; what has expired and is still on disk reads as absent.
+
+pub mod embedded;
+pub mod metered;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tokio::sync::broadcast;
+
+use crate::model::{
+    Client, ClientId, EpochOf, Event, Family, FamilyId, Keyset, Record, SecretId, Stamp, TenantId, Timestamp,
+    event::{Action, Filter},
+    revocation::{Revocation, Revoked},
+};
+
+/// Why a store could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It cannot be reached or cannot write; the outcome is unknown and asking again is safe.
+    #[error("store unavailable")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// There is no room left to write; reading goes on.
+    #[error("store is full")]
+    Full(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// What is there cannot be understood.
+    #[error("store is corrupt")]
+    Corrupt(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What a store's verb comes to.
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+/// Whether something new could be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Creation {
+    /// It was.
+    Created,
+    /// Its id is taken; nothing was changed.
+    Taken,
+}
+
+/// Whether a change found what it was made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// It did, and is done.
+    Done,
+    /// Somebody else wrote in between, or removed it; nothing was changed.
+    Stale,
+}
+
+/// What became of a presented refresh token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rotation {
+    /// It was the current one; the family as it stands now, one generation on.
+    Rotated(Family),
+    /// It was spent within the grace window and its successor is unused; the family as it stands.
+    Repeated(Family),
+    /// It was spent before: the family has been ended, and everything that came of it.
+    Reused,
+    /// There is no such family, not of this client, or it no longer stands.
+    Unknown,
+}
+
+/// A presented refresh token, already authenticated.
+#[derive(Clone, Debug)]
+pub struct Rotate {
+    /// The family.
+    pub family: FamilyId,
+    /// The generation presented.
+    pub presented: u32,
+    /// Who presents it.
+    pub client: ClientId,
+    /// When.
+    pub now: Timestamp,
+    /// How long after a rotation the spent token still yields the same successor.
+    pub grace: Duration,
+    /// How long an ended family must be remembered: until its last access token has expired.
+    pub remember: Duration,
+}
+
+impl Rotate {
+    /// The rule every backend keeps. Order is the generation; the time only bounds the grace. A clock that stepped back closes
+    /// the window. A generation that was never given out comes from a newer copy of this store: the older one must not go on.
+    pub fn judge(&self, family: &Family) -> Verdict {
+        if family.client != self.client || !family.stands(self.now) {
+            return Verdict::Unknown;
+        }
+        let in_grace = self.now >= family.rotated_at && self.now.since(family.rotated_at) <= self.grace;
+        match family.generation.checked_sub(self.presented) {
+            Some(0) if self.presented < u32::MAX => Verdict::Rotate,
+            Some(1) if in_grace => Verdict::Repeat,
+            Some(_) | None => Verdict::End,
+        }
+    }
+
+    /// What the trail says of a verdict; `jti` is the access token minted along.
+    pub fn event(&self, verdict: Verdict, stamp: &Stamp, jti: &str) -> Event {
+        match verdict {
+            Verdict::Rotate => stamp.done(Action::TokenRefreshed, jti),
+            Verdict::Repeat => stamp.done(Action::RefreshRepeated, jti),
+            Verdict::End => stamp.refused(Action::RefreshReused, "", "invalid_grant"),
+            Verdict::Unknown => stamp.refused(Action::RefreshRefused, "", "invalid_grant"),
+        }
+        .in_family(self.family)
+    }
+}
+
+/// What is to be done about a presented refresh token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Go one generation on.
+    Rotate,
+    /// Give the same successor again.
+    Repeat,
+    /// End the family.
+    End,
+    /// Do nothing.
+    Unknown,
+}
+
+/// A secret's use, to be counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretUse {
+    /// Whose.
+    pub client: ClientId,
+    /// Which.
+    pub secret: SecretId,
+    /// When last.
+    pub at: Timestamp,
+    /// How often since the last note.
+    pub count: u64,
+}
+
+/// Something committed that judgements depend on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A token or family was ended.
+    Revoked(Revocation),
+    /// An epoch stands at this value now.
+    Epoch(EpochOf, u64),
+    /// A client was written or removed.
+    Client(ClientId),
+    /// The keyset was written.
+    Keyset(Arc<Keyset>),
+}
+
+/// Everything that judgements depend on, at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// What was ended and must still be remembered.
+    pub revocations: Vec<Revocation>,
+    /// Every epoch above 0.
+    pub epochs: Vec<(EpochOf, u64)>,
+}
+
+/// Hears of every change in the order of the commits: on the node that wrote it, before the verb answers.
+pub trait Follower: Send + Sync {
+    /// Takes a change in. Must not block: the store's writer waits.
+    fn apply(&self, change: &Change);
+}
+
+/// Clients.
+#[async_trait]
+pub trait ClientStore: Send + Sync {
+    /// One client, with the noted uses of its secrets.
+    async fn client(&self, id: &ClientId) -> Result<Option<Client>>;
+    /// Up to `limit` clients in the order of their ids' bytes, those after `after`, of one tenant or of all.
+    async fn clients(&self, tenant: Option<&TenantId>, after: Option<&ClientId>, limit: usize) -> Result<Vec<Client>>;
+    /// Registers a client unless its id is taken; ids that differ in case are different.
+    async fn create_client(&self, client: &Client, event: Event) -> Result<Creation>;
+    /// Writes `client` if the stored one's revision is `client.revision - 1`.
+    async fn replace_client(&self, client: &Client, event: Event) -> Result<Write>;
+    /// Removes a client at this revision, with the uses of its secrets.
+    async fn delete_client(&self, id: &ClientId, revision: u64, event: Event) -> Result<Write>;
+    /// Adds to the use counts of secrets and moves `last_used_at` forward, never back. Not audited. Uses of what has been
+    /// removed are dropped.
+    async fn note_uses(&self, uses: &[SecretUse]) -> Result<()>;
+}
+
+/// Refresh families: one record each.
+#[async_trait]
+pub trait FamilyStore: Send + Sync {
+    /// Opens a family.
+    async fn open_family(&self, family: &Family, event: Event) -> Result<Creation>;
+    /// A family, ended ones too while they are kept. Expired ones read as absent.
+    async fn family(&self, id: FamilyId, now: Timestamp) -> Result<Option<Family>>;
+    /// Judges and acts on a presented token in one write, by [`Rotate::judge`], and records it by [`Rotate::event`].
+    async fn rotate(&self, rotate: &Rotate, stamp: &Stamp, jti: &str) -> Result<Rotation>;
+    /// Ends a family and what came of it, remembered until `until`; ending it again changes nothing and answers the same.
+    async fn end_family(&self, id: FamilyId, now: Timestamp, until: Timestamp, event: Event) -> Result<()>;
+}
+
+/// What was ended.
+#[async_trait]
+pub trait RevocationStore: Send + Sync {
+    /// Ends a single token; again is the same.
+    async fn revoke(&self, revocation: &Revocation, event: Event) -> Result<()>;
+    /// Raises an epoch by one and says where it stands.
+    async fn raise_epoch(&self, of: &EpochOf, event: Event) -> Result<u64>;
+    /// Delivers everything that stands to `follower.apply`-able form and from then on every change, without a gap.
+    async fn follow(&self, now: Timestamp, follower: Arc<dyn Follower>) -> Result<Snapshot>;
+    /// Forgets revocations, families and counters that nothing depends on any more; how many went. Housekeeping only.
+    async fn sweep(&self, now: Timestamp, limit: usize) -> Result<usize>;
+}
+
+/// The audit trail of this node and, where nodes share a store, of the others.
+#[async_trait]
+pub trait AuditStore: Send + Sync {
+    /// Appends an event that comes with no other change; durable when it answers.
+    async fn append(&self, event: Event) -> Result<()>;
+    /// Appends an event with one of the next commits, at most 50 ms later; the answer comes before that.
+    async fn append_soon(&self, event: Event) -> Result<()>;
+    /// Up to `limit` records that `filter` admits, newest first, those before `before`.
+    async fn events(&self, filter: &Filter, before: Option<u64>, limit: usize) -> Result<Vec<Record>>;
+    /// Up to `limit` records in order, those after `after`.
+    async fn chain(&self, after: u64, limit: usize) -> Result<Vec<Record>>;
+    /// The sealed end of the chain: see `audit::Head`.
+    async fn head(&self) -> Result<Option<crate::audit::Head>>;
+    /// Records as they are committed from now on; one that lags more than 1,024 behind is told so.
+    fn tail(&self) -> broadcast::Receiver<Arc<Record>>;
+}
+
+/// The service's keys: one record.
+#[async_trait]
+pub trait KeyStore: Send + Sync {
+    /// The keyset, once there is one.
+    async fn keyset(&self) -> Result<Option<Keyset>>;
+    /// Writes `keyset` if the stored one's revision is `keyset.revision - 1`; revision 1 demands that there is none.
+    async fn replace_keyset(&self, keyset: &Keyset, event: Event) -> Result<Write>;
+}
+
+/// Shared rate-limit counters.
+#[async_trait]
+pub trait CounterStore: Send + Sync {
+    /// Adds to counters of the window that ends at `until` and says where each stands. Durable within a second, not at once.
+    async fn count(&self, hits: &[(String, u64)], until: Timestamp) -> Result<Vec<u64>>;
+}
+
+/// Everything the service keeps.
+#[async_trait]
+pub trait Store: ClientStore + FamilyStore + RevocationStore + AuditStore + KeyStore + CounterStore {
+    /// Whether it can write now.
+    async fn ready(&self) -> Result<()>;
+    /// Finishes what is waiting and closes; later verbs answer [`StoreError::Unavailable`].
+    async fn close(&self) -> Result<()>;
+    /// The newest time the store has kept: the clock never reads less (see `clock`).
+    fn newest(&self) -> Timestamp;
+}
+
+/// What a family that was ended leaves behind.
+pub fn ended(id: FamilyId, until: Timestamp) -> Revocation {
+    Revocation { revoked: Revoked::Family(id), until }
+}
