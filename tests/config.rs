@@ -1,5 +1,7 @@
 //! Configuration, from outside: the file in `deploy/` is the default, and every refusal names its key and its source.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, in its helpers too")]
+
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use figment::{
@@ -9,9 +11,8 @@ use figment::{
 use jeton::config::{Config, ConfigError, DEFAULTS, Flag, Sources, check};
 
 fn sources(environment: &[(&str, &str)]) -> Sources {
-    let mut sources = Sources::default();
-    sources.environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    sources
+    let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    Sources { environment, ..Sources::default() }
 }
 
 fn refused(environment: &[(&str, &str)]) -> ConfigError {
