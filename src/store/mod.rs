@@ -220,8 +220,8 @@ pub trait AuditStore: Send + Sync {
     async fn events(&self, filter: &Filter, before: Option<u64>, limit: usize) -> Result<Vec<Record>>;
     /// Up to `limit` records in order, those after `after`.
     async fn chain(&self, after: u64, limit: usize) -> Result<Vec<Record>>;
-    /// The sealed end of the chain: see `audit::Head`.
-    async fn head(&self) -> Result<Option<crate::audit::Head>>;
+    /// The sealed end of the chain: see `crypto::chain`.
+    async fn head(&self) -> Result<Option<crate::crypto::chain::Head>>;
     /// Records as they are committed from now on; one that lags more than 1,024 behind is told so.
     fn tail(&self) -> broadcast::Receiver<Arc<Record>>;
 }
