@@ -1,0 +1,78 @@
+//! The numbers, for Prometheus, on a listener of their own that is not for strangers.
+
+use std::{future::Future, io, time::Duration};
+
+use axum::{Router, extract::State, routing::get};
+use http::header;
+use metrics::SetRecorderError;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use tokio::net::TcpListener;
+
+use super::{
+    guard::Methods,
+    listen::{self, Options, Summary},
+};
+
+/// How often what histograms gathered is put away, so that it does not wait for a scrape.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// What is shown at `/metrics`.
+#[derive(Clone)]
+pub struct Exposition {
+    recorded: PrometheusHandle,
+    methods: &'static Methods,
+}
+
+impl Exposition {
+    /// Takes over what the `metrics` macros record from here on, for the whole process.
+    ///
+    /// # Errors
+    /// When something else has done so already.
+    pub fn install(methods: &'static Methods) -> Result<Self, SetRecorderError<PrometheusRecorder>> {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let recorded = recorder.handle();
+        metrics::set_global_recorder(recorder)?;
+        Ok(Self { recorded, methods })
+    }
+
+    /// In the text format of Prometheus.
+    pub fn render(&self) -> String {
+        self.recorded.render() + &self.methods.render()
+    }
+}
+
+/// Serves `/metrics` and `/healthz` until `shutdown`. Whether the address may be opened is for
+/// [`listen::permitted`](super::listen::permitted) to say.
+///
+/// # Errors
+/// As [`listen::serve`].
+pub async fn serve(listener: TcpListener, shown: Exposition, shutdown: impl Future<Output = ()>) -> io::Result<Summary> {
+    let options = Options {
+        connections: 64,
+        connections_per_peer: 64,
+        streams_per_connection: 16,
+        handshake: Duration::from_secs(10),
+        drain: Duration::from_secs(1),
+        workers: 1,
+        tls: None,
+    };
+    let recorded = shown.recorded.clone();
+    let tidy = async move {
+        let mut upkeep = tokio::time::interval(UPKEEP);
+        loop {
+            upkeep.tick().await;
+            recorded.run_upkeep();
+        }
+    };
+    tokio::select! {
+        summary = listen::serve(listener, router(shown), options, shutdown) => summary,
+        () = tidy => Ok(Summary::default()),
+    }
+}
+
+fn router(shown: Exposition) -> Router {
+    let page = |State(shown): State<Exposition>| async move {
+        ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], shown.render())
+    };
+    Router::new().route("/metrics", get(page)).route("/healthz", get(async || "alive\n")).with_state(shown)
+}
