@@ -6,6 +6,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::keyset::Algorithm;
 
+mod check;
+mod load;
+
+pub use check::check;
+pub use load::{ConfigError, DEFAULTS, Flag, Origins, Sources};
+
 /// Everything that can be set. `deploy/config.toml` is the commented default and holds exactly these keys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,0 +1,168 @@
+//! Whether settings make sense, alone and together. Looks at nothing but the settings.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::{Config, ConfigError, Rate, Tls};
+use crate::{
+    model::{Audience, PlanName},
+    telemetry,
+};
+
+/// No lifetime is longer: 366 days.
+const LONGEST: u64 = 366 * 24 * 60 * 60;
+
+/// Refuses what must not run: an open door (T03), half a TLS setting, an issuer nobody can trust, a bound of zero. Everything
+/// is refused the same with `dev`, except that a listener on all addresses needs no `issuer`.
+///
+/// # Errors
+/// The first setting that is wrong, by its key.
+pub fn check(config: &Config, dev: bool) -> Result<(), ConfigError> {
+    addresses(config)?;
+    tls(&config.tls)?;
+    issuer(config, dev)?;
+    node(&config.node)?;
+    if config.data_dir.as_os_str().is_empty() {
+        return Err(ConfigError::new("data_dir", "must be set, since neither XDG_STATE_HOME nor HOME is an absolute path"));
+    }
+    lifetimes(config)?;
+    keys(config)?;
+    limits(config)?;
+    telemetry::filter(&config.log.level).map_err(|problem| ConfigError::new("log.level", problem))?;
+    Ok(())
+}
+
+fn addresses(config: &Config) -> Result<(), ConfigError> {
+    let tls = !config.tls.cert_file.as_os_str().is_empty();
+    if !loopback(config.listen.ip()) && !tls && !config.insecure {
+        return Err(ConfigError::new(
+            "listen",
+            format!(
+                "{} can be reached from elsewhere and there is no TLS: set tls.cert_file and tls.key_file, or insecure = true",
+                config.listen
+            ),
+        ));
+    }
+    if config.metrics_listen.is_empty() {
+        return Ok(());
+    }
+    let metrics: SocketAddr = config
+        .metrics_listen
+        .parse()
+        .map_err(|_| ConfigError::new("metrics_listen", "must be empty or an address and port, such as 127.0.0.1:9464"))?;
+    if !loopback(metrics.ip()) && !config.insecure {
+        return Err(ConfigError::new(
+            "metrics_listen",
+            format!("{metrics} can be reached from elsewhere: use a loopback address, or set insecure = true"),
+        ));
+    }
+    if metrics == config.listen && metrics.port() != 0 {
+        return Err(ConfigError::new("metrics_listen", "must differ from listen"));
+    }
+    Ok(())
+}
+
+/// `::ffff:127.0.0.1` is 127.0.0.1.
+const fn loopback(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
+}
+
+fn tls(tls: &Tls) -> Result<(), ConfigError> {
+    let (cert, key) = (!tls.cert_file.as_os_str().is_empty(), !tls.key_file.as_os_str().is_empty());
+    let client_ca = !tls.client_ca_file.as_os_str().is_empty();
+    match (cert, key) {
+        (true, false) => Err(ConfigError::new("tls.key_file", "must be set, since tls.cert_file is")),
+        (false, true) => Err(ConfigError::new("tls.cert_file", "must be set, since tls.key_file is")),
+        (false, false) if client_ca => Err(ConfigError::new("tls.cert_file", "must be set, since tls.client_ca_file is")),
+        (true, true) | (false, false) => Ok(()),
+    }
+}
+
+/// RFC 8414 section 2: a URL with `https`, without query or fragment. It is also the audience of tokens for this service.
+fn issuer(config: &Config, dev: bool) -> Result<(), ConfigError> {
+    let refused = |problem: &str| Err(ConfigError::new("issuer", problem));
+    let issuer = &config.issuer;
+    if issuer.is_empty() {
+        if config.listen.ip().is_unspecified() && !dev {
+            return refused("must be set, since listen names no address of its own");
+        }
+        return Ok(());
+    }
+    if issuer.contains(['?', '#', '@']) || issuer.parse::<Audience>().is_err() {
+        return refused("must be a URL without user, query and fragment, at most 256 characters");
+    }
+    let Ok(url) = issuer.parse::<http::Uri>() else { return refused("must be a URL") };
+    let host = url.host().unwrap_or_default();
+    let here = host == "localhost" || host.trim_matches(['[', ']']).parse().is_ok_and(loopback);
+    match url.scheme_str() {
+        Some("https") if !host.is_empty() => Ok(()),
+        Some("http") if here || (config.insecure && !host.is_empty()) => Ok(()),
+        Some("http") => refused("must begin with https://, unless its host is loopback or insecure = true"),
+        _ => refused("must be an https:// URL"),
+    }
+}
+
+fn node(node: &str) -> Result<(), ConfigError> {
+    let valid = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    if node.is_empty() || node.len() > 64 || !node.bytes().all(valid) {
+        return Err(ConfigError::new("node", "must be 1 to 64 of [A-Za-z0-9._-]"));
+    }
+    Ok(())
+}
+
+fn lifetimes(config: &Config) -> Result<(), ConfigError> {
+    let token = &config.token;
+    within("token.access_lifetime_max_seconds", token.access_lifetime_max_seconds, 1, LONGEST)?;
+    within("token.access_lifetime_seconds", token.access_lifetime_seconds, 1, token.access_lifetime_max_seconds)?;
+    within("token.refresh_lifetime_seconds", token.refresh_lifetime_seconds, 1, LONGEST)?;
+    within("token.refresh_idle_seconds", token.refresh_idle_seconds, 1, token.refresh_lifetime_seconds)?;
+    within("token.refresh_grace_seconds", token.refresh_grace_seconds, 0, 60)
+}
+
+/// A key that is replaced before it was published long enough would sign tokens that nobody can verify yet (K02).
+fn keys(config: &Config) -> Result<(), ConfigError> {
+    let keys = &config.keys;
+    within("keys.publish_ahead_seconds", keys.publish_ahead_seconds, 0, LONGEST)?;
+    if keys.rotate_every_seconds == 0 {
+        return Ok(());
+    }
+    let least = keys.publish_ahead_seconds.saturating_add(1);
+    within("keys.rotate_every_seconds", keys.rotate_every_seconds, least, 10 * LONGEST)
+}
+
+fn limits(config: &Config) -> Result<(), ConfigError> {
+    let limits = &config.limits;
+    let million = 1_000_000;
+    within("limits.connections", limits.connections as u64, 1, million)?;
+    within("limits.connections_per_peer", limits.connections_per_peer as u64, 1, million)?;
+    within("limits.streams_per_connection", u64::from(limits.streams_per_connection), 1, 10_000)?;
+    within("limits.handshake_seconds", limits.handshake_seconds, 1, 60)?;
+    within("limits.deadline_seconds", limits.deadline_seconds, 1, 300)?;
+    within("limits.drain_seconds", limits.drain_seconds, 0, 300)?;
+    within("limits.workers", limits.workers as u64, 0, 1024)?;
+    within("limits.tracked_keys", limits.tracked_keys as u64, 1, 10 * million)?;
+    within("limits.argon2_parallel", limits.argon2_parallel as u64, 1, 64)?;
+    within("limits.argon2_queue", limits.argon2_queue as u64, 0, 10_000)?;
+    rate("limits.per_peer", limits.per_peer)?;
+    rate("limits.failed_authentication", limits.failed_authentication)?;
+    if !limits.plans.contains_key("standard") {
+        return Err(ConfigError::new("limits.plans", "must have the plan \"standard\""));
+    }
+    for (name, plan) in &limits.plans {
+        let key = format!("limits.plans.{name}");
+        name.parse::<PlanName>().map_err(|invalid| ConfigError::new(&key, invalid.0))?;
+        rate(&key, *plan)?;
+    }
+    Ok(())
+}
+
+fn rate(key: &str, rate: Rate) -> Result<(), ConfigError> {
+    within(&format!("{key}.per_second"), u64::from(rate.per_second), 1, u64::from(u32::MAX))?;
+    within(&format!("{key}.burst"), u64::from(rate.burst), 1, u64::from(u32::MAX))
+}
+
+fn within(key: &str, value: u64, least: u64, most: u64) -> Result<(), ConfigError> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    Err(ConfigError::new(key, format!("must be {least} to {most}, not {value}")))
+}

@@ -1,0 +1,317 @@
+//! Reading: defaults < file < environment < flags, each value with the place it came from.
+
+use std::{collections::BTreeMap, fmt, fs, path::PathBuf};
+
+use figment::{
+    Figment, Metadata, Profile, Provider,
+    error::{Actual, Kind},
+    providers::{Format, Toml},
+    value::{Dict, Map, Num, Value},
+};
+
+use super::Config;
+
+/// `deploy/config.toml`: every setting with its default.
+pub const DEFAULTS: &str = include_str!("../../deploy/config.toml");
+
+/// Variables that begin with this belong to the command line client, not to the server.
+const CLIENT_PREFIX: &str = "CLI_";
+
+/// Where settings come from. Nothing here reads the process's surroundings: they are given.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// The file asked for; it must be there.
+    pub file: Option<PathBuf>,
+    /// Environment variables. `JETON_LISTEN` sets `listen`, `JETON_TOKEN__ACCESS_LIFETIME_SECONDS` a key of the table `token`;
+    /// `JETON_CLI_*` is the client's. `XDG_CONFIG_HOME`, `XDG_STATE_HOME`, `HOME` and `CREDENTIALS_DIRECTORY` are looked at too.
+    pub environment: BTreeMap<String, String>,
+    /// What the command line says.
+    pub flags: Vec<Flag>,
+}
+
+/// One setting from the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flag {
+    /// The flag as typed, for messages.
+    pub name: &'static str,
+    /// The setting, with dots.
+    pub key: &'static str,
+    /// Its text, read as the default's type.
+    pub value: String,
+}
+
+impl Sources {
+    /// The process's own environment; no file, no flags.
+    pub fn from_process() -> Self {
+        let environment = std::env::vars_os()
+            .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+            .collect();
+        Self { environment, ..Self::default() }
+    }
+
+    /// An absolute directory named by a variable; relative ones are void (XDG Base Directory).
+    fn directory(&self, variable: &str) -> Option<PathBuf> {
+        self.environment.get(variable).map(PathBuf::from).filter(|path| path.is_absolute())
+    }
+
+    /// The file to read: the one asked for, else `jeton/config.toml` of the configuration directory where it exists.
+    fn file_to_read(&self) -> Option<PathBuf> {
+        if self.file.is_some() {
+            return self.file.clone();
+        }
+        let home = self.directory("XDG_CONFIG_HOME").or_else(|| Some(self.directory("HOME")?.join(".config")))?;
+        Some(home.join("jeton/config.toml")).filter(|path| path.exists())
+    }
+}
+
+/// Where each setting came from, by its key with dots.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origins(BTreeMap<String, String>);
+
+impl Origins {
+    /// Such as `default`, `file /etc/jeton/config.toml`, `environment JETON_LISTEN` or `flag --listen`.
+    pub fn of(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str)
+    }
+
+    /// Says in an error where the value that is refused came from.
+    pub fn blame(&self, mut error: ConfigError) -> ConfigError {
+        if error.origin.is_none() {
+            error.origin = self.of(&error.key).map(str::to_owned);
+        }
+        error
+    }
+}
+
+/// A setting that cannot be used: one line that names the key and, where known, the place.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigError {
+    /// The setting, with dots; empty when the whole source is unreadable.
+    pub key: String,
+    /// What is wrong with it.
+    pub problem: String,
+    /// Where it came from.
+    pub origin: Option<String>,
+}
+
+impl ConfigError {
+    /// EX_USAGE of sysexits: the process ends with it, so that a supervisor need not try again.
+    pub const EXIT_CODE: u8 = 64;
+
+    /// About one key.
+    pub fn new(key: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { key: key.into(), problem: problem.into(), origin: None }
+    }
+
+    fn at(mut self, origin: impl Into<String>) -> Self {
+        self.origin = Some(origin.into());
+        self
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        f.write_str(&self.problem)?;
+        match &self.origin {
+            Some(origin) => write!(f, " ({origin})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Config {
+    /// Puts the sources together. An unknown setting or a value of the wrong kind is refused; whether the values make sense
+    /// together is for [`super::check`].
+    pub fn load(sources: &Sources) -> Result<(Self, Origins), ConfigError> {
+        let defaults = parse(DEFAULTS, "default")?;
+        let mut figment = Figment::from(Layer::new("default", defaults.clone()));
+        if let Some(path) = sources.file_to_read() {
+            let origin = format!("file {}", path.display());
+            let text = fs::read_to_string(&path)
+                .map_err(|error| ConfigError::new("", format!("cannot be read: {error}")).at(origin.clone()))?;
+            figment = figment.merge(Layer::new(&origin, parse(&text, &origin)?));
+        }
+        for (name, text) in &sources.environment {
+            if let Some(key) = key_of_variable(name) {
+                figment = figment.merge(Layer::of_text(&format!("environment {name}"), &key, text, &defaults)?);
+            }
+        }
+        for flag in &sources.flags {
+            figment = figment.merge(Layer::of_text(&format!("flag {}", flag.name), flag.key, &flag.value, &defaults)?);
+        }
+        let mut config: Self = figment.extract().map_err(explain)?;
+        let mut origins = Origins::default();
+        for (key, _) in config.settings() {
+            let origin = figment.find_metadata(&key).map_or("default", |metadata| &metadata.name).to_owned();
+            origins.0.insert(key, origin);
+        }
+        config.fill(sources, &mut origins);
+        Ok((config, origins))
+    }
+
+    /// Every setting by its key with dots, as text, in the order of the keys.
+    pub fn settings(&self) -> Vec<(String, String)> {
+        let mut rows = Vec::new();
+        // Everything in the struct is a plain value or a map of them, which figment always can keep.
+        if let Ok(value) = Value::serialize(self) {
+            flatten("", &value, &mut rows);
+        }
+        rows
+    }
+
+    /// Puts in what depends on where the process runs.
+    fn fill(&mut self, sources: &Sources, origins: &mut Origins) {
+        if self.data_dir.as_os_str().is_empty() {
+            let state = sources.directory("XDG_STATE_HOME").map(|dir| ("environment XDG_STATE_HOME", dir));
+            let home = || Some(("environment HOME", sources.directory("HOME")?.join(".local/state")));
+            if let Some((origin, dir)) = state.or_else(home) {
+                self.data_dir = dir.join("jeton");
+                origins.0.insert("data_dir".to_owned(), origin.to_owned());
+            }
+        }
+        let credential = sources.directory("CREDENTIALS_DIRECTORY").map(|dir| dir.join("master_key"));
+        if let Some(file) = credential.filter(|file| self.master_key_file.as_os_str().is_empty() && file.exists()) {
+            self.master_key_file = file;
+            origins.0.insert("master_key_file".to_owned(), "systemd credential master_key".to_owned());
+        }
+    }
+}
+
+/// The key a variable sets; `None` for variables that are not the server's.
+fn key_of_variable(name: &str) -> Option<String> {
+    let rest = name.strip_prefix("JETON_").filter(|rest| !rest.starts_with(CLIENT_PREFIX))?;
+    Some(rest.to_ascii_lowercase().replace("__", "."))
+}
+
+/// One source of values, named as `config show` and errors name it.
+struct Layer {
+    origin: String,
+    dict: Dict,
+}
+
+impl Layer {
+    fn new(origin: &str, dict: Dict) -> Self {
+        Self { origin: origin.to_owned(), dict }
+    }
+
+    /// One value given as text. It is read as what the default of that key is, so that `JETON_NODE=5` is a name and
+    /// `JETON_INSECURE=maybe` is refused.
+    fn of_text(origin: &str, key: &str, text: &str, defaults: &Dict) -> Result<Self, ConfigError> {
+        let refused = |problem: &str| ConfigError::new(key, problem).at(origin);
+        if key.split('.').any(str::is_empty) {
+            return Err(refused("is no setting"));
+        }
+        let value = match Value::from(defaults.clone()).find_ref(key) {
+            Some(Value::Bool(..)) => Value::from(text.parse::<bool>().map_err(|_| refused("must be true or false"))?),
+            Some(Value::Num(..)) => number(text).ok_or_else(|| refused("must be a whole number"))?,
+            Some(Value::Dict(..)) => return Err(refused("is a table: set one of its keys")),
+            // A rate of a plan that the defaults do not have.
+            None => number(text).unwrap_or_else(|| Value::from(text)),
+            Some(_) => Value::from(text),
+        };
+        Ok(Self::new(origin, figment::util::nest(key, value).into_dict().unwrap_or_default()))
+    }
+}
+
+fn number(text: &str) -> Option<Value> {
+    text.parse::<u64>().ok().map(|number| Value::from(Num::from(number)))
+}
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.origin.clone())
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        Ok(Profile::Default.collect(self.dict.clone()))
+    }
+}
+
+/// Reads a file's text. The parser's message shows the offending line; only its first and last line are kept, so that the
+/// refusal is one line.
+fn parse(text: &str, origin: &str) -> Result<Dict, ConfigError> {
+    Toml::from_str::<Dict>(text).map_err(|error| {
+        let message = error.to_string();
+        let first = message.lines().next().unwrap_or_default();
+        let last = message.lines().last().filter(|last| *last != first).unwrap_or_default();
+        ConfigError::new("", format!("{first}: {last}")).at(origin)
+    })
+}
+
+fn explain(error: figment::Error) -> ConfigError {
+    let key = error.path.join(".");
+    let (key, problem) = match &error.kind {
+        Kind::UnknownField(field, known) => {
+            (unknown_key(&key, field), format!("is no setting; known here: {}", known.join(", ")))
+        }
+        Kind::MissingField(field) => (unknown_key(&key, field), "must be set".to_owned()),
+        Kind::InvalidType(found, expected) => (key, format!("must be {expected}, not {}", kind_of(found))),
+        Kind::UnknownVariant(_, known) => (key, format!("must be one of {}", known.join(", "))),
+        other => (key, other.to_string()),
+    };
+    let error_at = error.metadata.map(|metadata| metadata.name.into_owned());
+    ConfigError { key, problem, origin: error_at }
+}
+
+/// Whether figment has put the field itself into the path depends on where it was found.
+fn unknown_key(path: &str, field: &str) -> String {
+    match path {
+        "" => field.to_owned(),
+        path if path == field || path.ends_with(&format!(".{field}")) => path.to_owned(),
+        path => format!("{path}.{field}"),
+    }
+}
+
+/// The kind of a value, never the value: it may be a secret put in the wrong place.
+const fn kind_of(found: &Actual) -> &'static str {
+    match found {
+        Actual::Bool(_) => "true or false",
+        Actual::Unsigned(_) | Actual::Signed(_) | Actual::Float(_) => "a number",
+        Actual::Char(_) | Actual::Str(_) | Actual::Bytes(_) => "a text",
+        Actual::Seq => "a list",
+        Actual::Map => "a table",
+        Actual::Unit
+        | Actual::Option
+        | Actual::NewtypeStruct
+        | Actual::Enum
+        | Actual::UnitVariant
+        | Actual::NewtypeVariant
+        | Actual::TupleVariant
+        | Actual::StructVariant
+        | Actual::Other(_) => "something else",
+    }
+}
+
+fn flatten(prefix: &str, value: &Value, rows: &mut Vec<(String, String)>) {
+    let text = match value {
+        Value::Dict(_, dict) => {
+            for (name, value) in dict {
+                let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+                flatten(&key, value, rows);
+            }
+            return;
+        }
+        Value::String(_, text) => text.clone(),
+        Value::Char(_, c) => c.to_string(),
+        Value::Bool(_, bool) => bool.to_string(),
+        Value::Num(_, number) => number.to_u128().map_or_else(String::new, |number| number.to_string()),
+        Value::Empty(..) | Value::Array(..) => String::new(),
+    };
+    rows.push((prefix.to_owned(), text));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_names_its_key_and_the_clients_are_left_alone() {
+        assert_eq!(key_of_variable("JETON_LISTEN").as_deref(), Some("listen"));
+        assert_eq!(key_of_variable("JETON_TOKEN__ACCESS_LIFETIME_SECONDS").as_deref(), Some("token.access_lifetime_seconds"));
+        assert_eq!(key_of_variable("JETON_CLI_CLIENT_SECRET"), None);
+        assert_eq!(key_of_variable("PATH"), None);
+    }
+}
