@@ -12,7 +12,7 @@ use axum::{
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
-use tonic::{Status, service::Routes};
+use tonic::Status;
 
 use super::guard::is_grpc;
 
@@ -39,8 +39,8 @@ pub struct Published {
 }
 
 /// The whole port: gRPC, the pages, and an answer for everything else.
-pub fn app(grpc: Routes, published: Published) -> Router {
-    grpc.into_axum_router().reset_fallback().merge(pages(published)).fallback(unmatched).with_state(())
+pub fn app(grpc: Router, published: Published) -> Router {
+    grpc.reset_fallback().merge(pages(published)).fallback(unmatched).with_state(())
 }
 
 /// The pages alone.
