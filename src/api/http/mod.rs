@@ -12,7 +12,7 @@ use axum::{
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
-use tonic::{Status, service::Routes};
+use tonic::Status;
 
 use super::guard::is_grpc;
 
@@ -38,9 +38,10 @@ pub struct Published {
     pub ready: Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>,
 }
 
-/// The whole port: gRPC, the pages, and an answer for everything else.
-pub fn app(grpc: Routes, published: Published) -> Router {
-    grpc.into_axum_router().reset_fallback().merge(pages(published)).fallback(unmatched).with_state(())
+/// The whole port: the gRPC services' routes, the pages, and an answer for everything else.
+pub fn app(grpc: Router, published: Published) -> Router {
+    // tonic's own fallback would answer browsers in gRPC.
+    grpc.reset_fallback().merge(pages(published)).fallback(unmatched).with_state(())
 }
 
 /// The pages alone.
