@@ -38,8 +38,9 @@ pub struct Published {
     pub ready: Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>,
 }
 
-/// The whole port: gRPC, the pages, and an answer for everything else.
+/// The whole port: the gRPC services' routes, the pages, and an answer for everything else.
 pub fn app(grpc: Router, published: Published) -> Router {
+    // tonic's own fallback would answer browsers in gRPC.
     grpc.reset_fallback().merge(pages(published)).fallback(unmatched).with_state(())
 }
 

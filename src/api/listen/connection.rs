@@ -33,10 +33,10 @@ const PING_ANSWER: Duration = Duration::from_secs(10);
 const HTTP1_AGE: Duration = Duration::from_secs(120);
 /// Header list of a request, as HPACK counts it.
 const HEADER_LIST: u32 = 16 * 1024;
-/// Flow control: a call is a few hundred bytes, a batch takes a few round trips more. What strangers can make us hold is at most
-/// the second a connection.
-const STREAM_WINDOW: u32 = 64 * 1024;
-const CONNECTION_WINDOW: u32 = 256 * 1024;
+/// Flow control: a call is a few hundred bytes, a large batch takes some round trips more. The second is what a connection can
+/// make us hold that no handler has asked for.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 512 * 1024;
 /// Bytes of replies held for a stream whose client does not read.
 const SEND_BUFFER: usize = 64 * 1024;
 /// Resets: those of streams not yet looked at (rapid reset), and our own for malformed ones. tonic and hyper differ on both; a

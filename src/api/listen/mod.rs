@@ -9,7 +9,7 @@ use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
 use rustls::pki_types::CertificateDer;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tower::Service;
 
 use crate::config::Limits;
@@ -101,6 +101,20 @@ where
 /// Whether a port may be opened: beyond loopback only under TLS, or where the operator insists.
 pub fn permitted(address: SocketAddr, tls: bool, insecure: bool) -> bool {
     tls || insecure || address.ip().to_canonical().is_loopback()
+}
+
+/// Connections that may wait to be accepted: a fleet that reconnects at once.
+const BACKLOG: u32 = 4_096;
+
+/// Listens on `address`. Whether it may be opened is for [`permitted`] to say.
+///
+/// # Errors
+/// The system's.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Serves `app` on `listener` until `shutdown` is ready, then stops accepting, tells every connection to go away, lets calls
