@@ -1,11 +1,16 @@
 //! MECHANISM: keys, secrets, sealing, randomness. Knows nothing of OAuth, of stores or of the wire.
 
 pub mod chain;
+pub mod jwk;
 pub mod jws;
 pub mod keyring;
+pub mod keys;
+pub mod lifecycle;
+pub mod master;
 pub mod passwords;
 pub mod random;
 pub mod refresh_token;
+pub mod remembered;
 pub mod root;
 pub mod seal;
 pub mod secrets;

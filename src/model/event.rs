@@ -212,7 +212,7 @@ pub struct Record {
     pub node: Arc<str>,
     /// What happened.
     pub event: Event,
-    /// SHA-256 over the previous hash and this record: see `audit::chain`.
+    /// SHA-256 over the previous hash and this record: see `crypto::chain`.
     pub hash: [u8; 32],
 }
 

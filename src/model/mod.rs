@@ -20,6 +20,6 @@ pub use event::{Action, Event, Record, Stamp};
 pub use family::Family;
 pub use id::{ClientId, FamilyId, Invalid, Jti, Kid, PlanName, Role, SecretId, Subject, TenantId};
 pub use keyset::{KeyState, Keyset, SigningKey};
-pub use revocation::{EpochOf, Revoked};
-pub use scope::{Scope, Scopes};
+pub use revocation::{EpochOf, Revocation, Revoked};
+pub use scope::{Granted, Scope, Scopes};
 pub use time::Timestamp;

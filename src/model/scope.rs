@@ -116,6 +116,34 @@ impl TryFrom<Vec<Scope>> for Scopes {
     }
 }
 
+/// Scopes cut to what a client may have: the only thing a token is minted with.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Granted(Scopes);
+
+impl Granted {
+    /// What `asked` comes to for a client that may have `allowed` and gets `default` when it asks for nothing. The error is the
+    /// first scope that it may not have: nothing is silently widened or cut (RFC 6749 section 3.3).
+    pub fn asked<'a>(asked: &'a Scopes, allowed: &Scopes, default: impl FnOnce() -> Scopes) -> Result<Self, &'a Scope> {
+        if asked.is_empty() {
+            return Ok(Self(default()));
+        }
+        match allowed.lacks(asked) {
+            Some(scope) => Err(scope),
+            None => Ok(Self(asked.clone())),
+        }
+    }
+
+    /// What a family that was opened with `opened` carries on for a client that may still have `allowed`.
+    pub fn still(opened: &Scopes, allowed: &Scopes) -> Self {
+        Self(Scopes(opened.iter().filter(|scope| allowed.contains(scope.as_str())).cloned().collect()))
+    }
+
+    /// The scopes.
+    pub const fn scopes(&self) -> &Scopes {
+        &self.0
+    }
+}
+
 /// Space-separated, as in the `scope` claim (RFC 8693 section 4.2).
 impl fmt::Display for Scopes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -161,6 +189,16 @@ mod tests {
         let scopes = Scopes::parse(&["orders:read", "orders:write"]).unwrap();
         assert_eq!(scopes.to_string(), "orders:read orders:write");
         assert_eq!(scopes.to_string().parse::<Scopes>().unwrap(), scopes);
+    }
+
+    #[test]
+    fn asking_for_nothing_gives_the_default_and_asking_too_much_gives_nothing() {
+        let allowed = Scopes::parse(&["a", "b", "jeton:admin"]).unwrap();
+        let granted = Granted::asked(&Scopes::default(), &allowed, || allowed.without_reserved()).unwrap();
+        assert_eq!(granted.scopes().to_string(), "a b");
+        let wide = Scopes::parse(&["a", "c"]).unwrap();
+        assert_eq!(Granted::asked(&wide, &allowed, Scopes::default).unwrap_err().as_str(), "c");
+        assert_eq!(Granted::still(&wide, &allowed).scopes().to_string(), "a");
     }
 
     #[test]

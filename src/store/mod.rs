@@ -7,6 +7,7 @@
 
 pub mod embedded;
 pub mod metered;
+pub mod transfer;
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,7 +35,7 @@ pub enum StoreError {
 }
 
 /// What a store's verb comes to.
-pub type Result<T> = std::result::Result<T, StoreError>;
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
 /// Whether something new could be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,8 +221,8 @@ pub trait AuditStore: Send + Sync {
     async fn events(&self, filter: &Filter, before: Option<u64>, limit: usize) -> Result<Vec<Record>>;
     /// Up to `limit` records in order, those after `after`.
     async fn chain(&self, after: u64, limit: usize) -> Result<Vec<Record>>;
-    /// The sealed end of the chain: see `audit::Head`.
-    async fn head(&self) -> Result<Option<crate::audit::Head>>;
+    /// The sealed end of the chain: see `crypto::chain`.
+    async fn head(&self) -> Result<Option<crate::crypto::chain::Head>>;
     /// Records as they are committed from now on; one that lags more than 1,024 behind is told so.
     fn tail(&self) -> broadcast::Receiver<Arc<Record>>;
 }

@@ -1,0 +1,118 @@
+//! How a caller proves who it is: `authorization` in the metadata or id and secret in the message, one of them only (A03).
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use secrecy::SecretString;
+use tonic::metadata::MetadataMap;
+
+use crate::{
+    error::{Error, Result},
+    oauth::Credentials,
+};
+
+/// The one credential of a request. A message without id and secret carries none.
+pub(super) fn presented(metadata: &MetadataMap, client_id: String, client_secret: String) -> Result<Credentials> {
+    let secret = SecretString::from(client_secret);
+    let in_message = !client_id.is_empty() || !secrecy::ExposeSecret::expose_secret(&secret).is_empty();
+    let mut headers = metadata.get_all("authorization").iter();
+    match (headers.next(), headers.next(), in_message) {
+        (None, _, false) => Ok(Credentials::None),
+        (None, _, true) => Ok(Credentials::Secret { client_id, secret }),
+        (Some(header), None, false) => from_header(header.as_bytes()),
+        (Some(_), Some(_), _) => Err(Error::field("authorization", "given more than once")),
+        (Some(_), None, true) => Err(Error::field("authorization", "credentials both in the metadata and in the message")),
+    }
+}
+
+/// The bearer token of a request that can be authenticated in no other way.
+pub(super) fn bearer(metadata: &MetadataMap) -> Result<Credentials> {
+    presented(metadata, String::new(), String::new())
+}
+
+fn from_header(header: &[u8]) -> Result<Credentials> {
+    const MALFORMED: &str = "must be \"Basic\" with base64, or \"Bearer\" with a token";
+    let text = std::str::from_utf8(header).map_err(|_| Error::field("authorization", MALFORMED))?;
+    let (scheme, value) = text.split_once(' ').ok_or_else(|| Error::field("authorization", MALFORMED))?;
+    if scheme.eq_ignore_ascii_case("bearer") {
+        // A text that is no token is judged like a token that does not stand.
+        return Ok(Credentials::Bearer(value.to_owned().into()));
+    }
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return Err(Error::field("authorization", MALFORMED));
+    }
+    let decoded = STANDARD.decode(value).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let decoded = decoded.ok_or_else(|| Error::field("authorization", MALFORMED))?;
+    let (id, secret) = decoded.split_once(':').ok_or_else(|| Error::field("authorization", MALFORMED))?;
+    Ok(Credentials::Secret { client_id: form_decode(id)?, secret: form_decode(secret)?.into() })
+}
+
+/// Id and secret are form-encoded before they are joined (RFC 6749 section 2.3.1).
+fn form_decode(text: &str) -> Result<String> {
+    const MALFORMED: &str = "client id and secret must be form-encoded";
+    if !text.contains(['%', '+']) {
+        return Ok(text.to_owned());
+    }
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        out.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let digit = |byte: Option<u8>| byte.and_then(|byte| char::from(byte).to_digit(16)).and_then(|digit| u8::try_from(digit).ok());
+                match (digit(bytes.next()), digit(bytes.next())) {
+                    (Some(high), Some(low)) => high << 4 | low,
+                    _ => return Err(Error::field("authorization", MALFORMED)),
+                }
+            }
+            plain => plain,
+        });
+    }
+    String::from_utf8(out).map_err(|_| Error::field("authorization", MALFORMED))
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret;
+
+    use super::*;
+
+    fn with(headers: &[&str]) -> MetadataMap {
+        let mut metadata = MetadataMap::new();
+        for header in headers {
+            metadata.append("authorization", header.parse().unwrap());
+        }
+        metadata
+    }
+
+    fn secret(metadata: &MetadataMap) -> (String, String) {
+        match presented(metadata, String::new(), String::new()).unwrap() {
+            Credentials::Secret { client_id, secret } => (client_id, secret.expose_secret().to_owned()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// A03: two ways at once are refused, whatever they say.
+    #[test]
+    fn two_credentials_are_refused() {
+        let basic = format!("Basic {}", STANDARD.encode("a:b"));
+        assert!(presented(&with(&[&basic]), "a".into(), String::new()).is_err());
+        assert!(presented(&with(&[&basic]), String::new(), "b".into()).is_err());
+        assert!(presented(&with(&[&basic, "Bearer x"]), String::new(), String::new()).is_err());
+        assert!(presented(&with(&["Bearer x"]), "a".into(), "b".into()).is_err());
+    }
+
+    #[test]
+    fn basic_is_decoded_as_the_rfc_says() {
+        let encode = |text: &str| format!("bAsIc {}", STANDARD.encode(text));
+        assert_eq!(secret(&with(&[&encode("a:b:c")])), ("a".into(), "b:c".into()));
+        assert_eq!(secret(&with(&[&encode("a:%2B+%25")])), ("a".into(), "+ %".into()));
+    }
+
+    #[test]
+    fn malformed_headers_are_refused() {
+        let bad_percent = format!("Basic {}", STANDARD.encode("a:%zz"));
+        let no_colon = format!("Basic {}", STANDARD.encode("ab"));
+        for bad in ["Basic", "Basic !!!", "Digest x", "Bearer", "", bad_percent.as_str(), no_colon.as_str()] {
+            assert!(presented(&with(&[bad]), String::new(), String::new()).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! gRPC: parse the message, call one rule, build the answer. No decision is made here.
+
+pub mod admin;
+mod audit;
+mod clients;
+mod credentials;
+mod keys;
+mod pages;
+mod parse;
+mod revocations;
+mod token;
+
+use std::sync::Arc;
+
+use axum::Router;
+use tonic::{Request, Status, service::Routes};
+
+use crate::{
+    api::status::status,
+    crypto::chain::ChainKey,
+    error::{Error, Result},
+    model::Call,
+    oauth::Authority,
+    proto::{
+        admin::{
+            audit_service_server::AuditServiceServer, client_service_server::ClientServiceServer,
+            key_service_server::KeyServiceServer, revocation_service_server::RevocationServiceServer,
+        },
+        token::token_service_server::TokenServiceServer,
+    },
+};
+
+/// The longest message, in bytes.
+pub const MAX_MESSAGE: usize = 64 * 1024;
+/// The longest message of a batch, in bytes.
+pub const MAX_BATCH_MESSAGE: usize = 4 * 1024 * 1024;
+
+/// Path of the one RPC whose message may be longer.
+const BATCH_INTROSPECT: &str = "/jeton.token.v1.TokenService/BatchIntrospect";
+
+/// What every service of ours is made of.
+#[derive(Clone)]
+pub struct Door {
+    authority: Arc<Authority>,
+    chain: Arc<ChainKey>,
+    /// Ends streams when the server drains.
+    stopping: tokio::sync::watch::Receiver<bool>,
+}
+
+impl Door {
+    /// A door to `authority`; `stopping` turns true when streams must end.
+    pub fn new(authority: Arc<Authority>, chain: Arc<ChainKey>, stopping: tokio::sync::watch::Receiver<bool>) -> Self {
+        Self { authority, chain, stopping }
+    }
+
+    /// Our services as routes.
+    pub fn routes(&self) -> Router {
+        let mut routes = Routes::builder();
+        routes
+            .add_service(TokenServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE))
+            .add_service(ClientServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE))
+            .add_service(KeyServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE))
+            .add_service(RevocationServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE))
+            .add_service(AuditServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE));
+        let batch = TokenServiceServer::new(self.clone()).max_decoding_message_size(MAX_BATCH_MESSAGE);
+        routes.routes().into_axum_router().route_service(BATCH_INTROSPECT, batch)
+    }
+
+    /// The circumstances of a request, and its peer's budget drawn on.
+    fn call<T>(&self, request: &Request<T>) -> Result<Call, Status> {
+        let call = request.extensions().get::<Call>().cloned();
+        let call = call.ok_or_else(|| status(&Error::Internal("a request came past the guard".into())))?;
+        self.authority.limits().peer(call.peer).map_err(|error| status(&error))?;
+        Ok(call)
+    }
+}
+
+/// Turns what a rule came to into what the wire carries.
+fn answer<T>(result: Result<T>) -> Result<tonic::Response<T>, Status> {
+    result.map(tonic::Response::new).map_err(|error| status(&error))
+}

@@ -1,0 +1,159 @@
+//! The future of an answer: the handler's, or the refusal in its stead.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use axum::{body::Body, response::Response};
+use http::{HeaderName, HeaderValue, StatusCode};
+use tokio::time::{Instant, Sleep};
+use tonic::{Code, Status};
+
+use super::{
+    Method, Refusal,
+    body::{Count, Counted},
+};
+
+/// Under which the request id is answered.
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// How tonic begins the message of its OUT_OF_RANGE for a message over the limit, percent-encoded.
+const TONIC_TOO_LARGE: &[u8] = b"Error,%20decoded%20message%20length%20too%20large";
+
+/// The answer to one request.
+pub struct Answering<F> {
+    stage: Stage<F>,
+    /// `None` where the answer is not gRPC.
+    count: Option<Count>,
+    deadline: Instant,
+    /// Made only once the handler has to wait, which most do not.
+    alarm: Option<Pin<Box<Sleep>>>,
+    echo: Option<HeaderValue>,
+    request_id: Arc<str>,
+    status: fn(Refusal) -> Status,
+}
+
+enum Stage<F> {
+    Running(F),
+    Refused(Refusal),
+    RefusedHttp(StatusCode),
+    Over,
+}
+
+impl<F> Answering<F> {
+    pub(super) fn new(
+        method: Option<&'static Method>,
+        arrived: Instant,
+        deadline: Instant,
+        echo: HeaderValue,
+        request_id: Arc<str>,
+        status: fn(Refusal) -> Status,
+    ) -> Self {
+        let count = method.map(|method| Count::new(method, arrived));
+        Self { stage: Stage::Over, count, deadline, alarm: None, echo: Some(echo), request_id, status }
+    }
+
+    pub(super) fn run(&mut self, future: F) {
+        self.stage = Stage::Running(future);
+    }
+
+    pub(super) fn refuse(&mut self, refusal: Refusal) {
+        self.stage = Stage::Refused(refusal);
+    }
+
+    pub(super) fn refuse_http(&mut self, status: StatusCode) {
+        self.stage = Stage::RefusedHttp(status);
+    }
+
+    /// Whether the deadline has passed; if not, the task is woken when it does.
+    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
+        let deadline = self.deadline;
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        alarm.as_mut().poll(cx).is_ready()
+    }
+
+    fn refused(&mut self, refusal: Refusal) -> Response {
+        if refusal == Refusal::Panicked {
+            let method = self.count.as_ref().map(Count::path);
+            tracing::error!(request_id = %self.request_id, method, "a handler panicked");
+            metrics::counter!("panics_total").increment(1);
+        }
+        if self.count.is_some() || refusal == Refusal::Query {
+            (self.status)(refusal).into_http()
+        } else {
+            empty(refusal.http())
+        }
+    }
+
+    /// Adds what every answer has, and sees to it that it is counted when it ends.
+    fn complete(&mut self, mut response: Response) -> http::Response<Counted> {
+        if let (Some(_), Some(code)) = (&self.count, response.headers().get(Status::GRPC_STATUS)) {
+            // A status in the headers is all there is to the answer.
+            let mut code = Code::from_bytes(code.as_bytes());
+            let message = response.headers().get(Status::GRPC_MESSAGE);
+            if code == Code::OutOfRange && message.is_some_and(|text| text.as_bytes().starts_with(TONIC_TOO_LARGE)) {
+                response = self.refused(Refusal::TooLarge);
+                code = Code::ResourceExhausted;
+            }
+            if let Some(count) = self.count.take() {
+                count.end(code);
+            }
+        }
+        if let Some(echo) = self.echo.take() {
+            response.headers_mut().insert(X_REQUEST_ID, echo);
+        }
+        let count = self.count.take();
+        response.map(|body| Counted::new(body, count))
+    }
+}
+
+impl<F> Future for Answering<F>
+where
+    F: Future<Output = Result<Response, Infallible>> + Unpin,
+{
+    type Output = Result<http::Response<Counted>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let response = match &mut this.stage {
+            Stage::Running(future) => match catch_unwind(AssertUnwindSafe(|| Pin::new(future).poll(cx))) {
+                Ok(Poll::Ready(Ok(response))) => response,
+                Ok(Poll::Pending) => {
+                    if !this.is_late(cx) {
+                        return Poll::Pending;
+                    }
+                    this.refused(Refusal::DeadlineExceeded)
+                }
+                Err(_) => this.refused(Refusal::Panicked),
+            },
+            Stage::Refused(refusal) => {
+                let refusal = *refusal;
+                this.refused(refusal)
+            }
+            Stage::RefusedHttp(status) => empty(*status),
+            // Polled after it was ready, which no caller may do.
+            Stage::Over => return Poll::Pending,
+        };
+        // The handler is dropped here and now: after the deadline nobody waits for what it would still do.
+        this.stage = Stage::Over;
+        Poll::Ready(Ok(this.complete(response)))
+    }
+}
+
+fn empty(status: StatusCode) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
+}
+
+/// Has panics say where they happened and not what they were told, which may be a secret. For the whole process, once.
+pub fn quiet_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map(ToString::to_string);
+        tracing::error!(place, thread = std::thread::current().name(), "panicked");
+    }));
+}

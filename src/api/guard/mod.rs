@@ -1,0 +1,243 @@
+//! What holds for every request, around all handlers, in one layer so that it costs one future: a request id, the time it
+//! arrived, a deadline, a panic kept to its request, counts. Handlers find [`Call`] and [`Deadline`] in the extensions.
+
+use std::{
+    convert::Infallible,
+    net::{IpAddr, Ipv4Addr},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::response::Response;
+use http::{HeaderMap, Method as Verb, Request, StatusCode, Version, header};
+use tokio::time::Instant;
+use tonic::Status;
+use tower::Service;
+
+use crate::{
+    clock::Clock,
+    model::{Call, Peer},
+};
+
+mod answer;
+mod body;
+mod methods;
+mod request_id;
+
+pub use answer::{Answering, quiet_panics};
+pub use body::Counted;
+pub use methods::{Method, Methods};
+
+/// The peer of a request that came by no listener.
+const NOBODY: Peer = Peer::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+
+/// When the caller stops waiting; what is not done by then need not be begun.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline(pub Instant);
+
+impl Deadline {
+    /// The time that is left.
+    pub fn remaining(self) -> Duration {
+        self.0.saturating_duration_since(Instant::now())
+    }
+}
+
+/// Why a request is answered here and not by its handler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The handler was not done in time, or the request's message did not arrive in time.
+    DeadlineExceeded,
+    /// The handler panicked.
+    Panicked,
+    /// The message is longer than its method takes.
+    TooLarge,
+    /// A path with a query names no method.
+    Query,
+}
+
+impl Refusal {
+    /// The status without details.
+    pub fn status(self) -> Status {
+        match self {
+            Self::DeadlineExceeded => Status::deadline_exceeded("deadline exceeded"),
+            Self::Panicked => Status::internal("internal error"),
+            Self::TooLarge => Status::resource_exhausted("the message is too large"),
+            Self::Query => Status::unimplemented("no such method"),
+        }
+    }
+
+    const fn http(self) -> StatusCode {
+        match self {
+            Self::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+            Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Query => StatusCode::NOT_FOUND,
+        }
+    }
+}
+
+/// Stands around a router.
+#[derive(Clone)]
+pub struct Guard<S> {
+    inner: S,
+    rules: Arc<Rules>,
+}
+
+struct Rules {
+    clock: Arc<dyn Clock>,
+    longest: Duration,
+    methods: &'static Methods,
+    status: fn(Refusal) -> Status,
+}
+
+impl<S> Guard<S> {
+    /// `longest` is the deadline of a call that brings none, and the longest one may bring; `status` gives refusals their
+    /// details.
+    pub fn new(
+        inner: S,
+        clock: Arc<dyn Clock>,
+        longest: Duration,
+        methods: &'static Methods,
+        status: fn(Refusal) -> Status,
+    ) -> Self {
+        Self { inner, rules: Arc::new(Rules { clock, longest, methods, status }) }
+    }
+}
+
+impl<S, B> Service<Request<B>> for Guard<S>
+where
+    S: Service<Request<B>, Response = Response, Error = Infallible, Future: Unpin>,
+{
+    type Response = http::Response<Counted>;
+    type Error = Infallible;
+    type Future = Answering<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let rules = &*self.rules;
+        let arrived = Instant::now();
+        let (request_id, echo) = request_id::of(request.headers());
+        let deadline = arrived + timeout(request.headers()).map_or(rules.longest, |asked| asked.min(rules.longest));
+        // Only the listener knows the peer; a request that did not come through it has none, and is nobody's in particular.
+        let peer = request.extensions().get::<Peer>().copied().unwrap_or(NOBODY);
+        let asked = Asked::what(&request, rules.methods);
+        tracing::debug!(%request_id, %peer, method = %request.method(), path = request.uri().path(), "request");
+        let mut answering = Answering::new(asked.counted(), arrived, deadline, echo, Arc::clone(&request_id), rules.status);
+        match asked {
+            Asked::Wrong(status) => answering.refuse_http(status),
+            Asked::WithQuery => answering.refuse(Refusal::Query),
+            Asked::Method(_) | Asked::Http => {
+                let call = Call { now: rules.clock.now(), peer, request_id };
+                request.extensions_mut().insert(call);
+                request.extensions_mut().insert(Deadline(deadline));
+                match catch_unwind(AssertUnwindSafe(|| self.inner.call(request))) {
+                    Ok(future) => answering.run(future),
+                    Err(_) => answering.refuse(Refusal::Panicked),
+                }
+            }
+        }
+        answering
+    }
+}
+
+/// What a request is for.
+#[derive(Clone, Copy)]
+enum Asked {
+    /// A method; the unknown one for gRPC to a path that is none.
+    Method(&'static Method),
+    /// Something else.
+    Http,
+    /// A gRPC call to a path with a query. Routers ignore the query, so it would be served, under a name nobody wrote down.
+    WithQuery,
+    /// A method, asked for by what is not gRPC.
+    Wrong(StatusCode),
+}
+
+impl Asked {
+    fn what<B>(request: &Request<B>, methods: &'static Methods) -> Self {
+        let grpc = request.headers().get(header::CONTENT_TYPE).is_some_and(|value| is_grpc(value.as_bytes()));
+        let method = methods.find(request.uri().path());
+        if method.is_none() && !grpc {
+            return Self::Http;
+        }
+        // gRPC over HTTP/1.1 has nowhere to put the status.
+        if request.version() != Version::HTTP_2 {
+            return Self::Wrong(StatusCode::HTTP_VERSION_NOT_SUPPORTED);
+        }
+        if request.method() != Verb::POST {
+            return Self::Wrong(StatusCode::METHOD_NOT_ALLOWED);
+        }
+        if !grpc {
+            return Self::Wrong(StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        }
+        if request.uri().query().is_some() {
+            return Self::WithQuery;
+        }
+        Self::Method(method.unwrap_or(&methods.unknown))
+    }
+
+    /// What it counts as: where gRPC answers, its method.
+    const fn counted(self) -> Option<&'static Method> {
+        match self {
+            Self::Method(method) => Some(method),
+            Self::Http | Self::WithQuery | Self::Wrong(_) => None,
+        }
+    }
+}
+
+/// `application/grpc`, also with a message format (`+proto`) or parameters, but not `application/grpc-web`.
+pub fn is_grpc(content_type: &[u8]) -> bool {
+    content_type.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
+/// The `grpc-timeout` of the caller: at most eight digits and a unit. A malformed one is none.
+fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    let (unit, digits) = headers.get("grpc-timeout")?.as_bytes().split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let value = digits.iter().fold(0, |value, digit| value * 10 + u64::from(digit - b'0'));
+    match unit {
+        b'H' => Some(Duration::from_secs(value * 3_600)),
+        b'M' => Some(Duration::from_secs(value * 60)),
+        b'S' => Some(Duration::from_secs(value)),
+        b'm' => Some(Duration::from_millis(value)),
+        b'u' => Some(Duration::from_micros(value)),
+        b'n' => Some(Duration::from_nanos(value)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_timeouts_are_read_as_the_protocol_writes_them() {
+        let read = |text: &str| timeout(&HeaderMap::from_iter([("grpc-timeout".parse().unwrap(), text.parse().unwrap())]));
+        assert_eq!(read("1H"), Some(Duration::from_secs(3_600)));
+        assert_eq!(read("99999999m"), Some(Duration::from_millis(99_999_999)));
+        assert_eq!(read("0n"), Some(Duration::ZERO));
+        for bad in ["", "S", "1", "-1S", "+1S", "1s", "123456789S", "1 S", "1.5S"] {
+            assert_eq!(read(bad), None, "{bad:?}");
+        }
+    }
+
+    /// T05: what looks like gRPC and is not.
+    #[test]
+    fn only_grpc_is_grpc() {
+        for good in ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8"] {
+            assert!(is_grpc(good.as_bytes()), "{good}");
+        }
+        for bad in
+            ["", "application/json", "application/grpc-web", "application/grpcx", "application/grp", "text/application/grpc"]
+        {
+            assert!(!is_grpc(bad.as_bytes()), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! What a request is called in the log, the audit trail and the answer.
+
+use std::{cell::RefCell, sync::Arc};
+
+use aws_lc_rs::rand;
+use http::{HeaderMap, HeaderValue};
+use uuid::{Builder, Uuid};
+
+/// UUIDs made from one draw of randomness: each draw is a system call or close to it.
+const DRAWN: usize = 64;
+
+/// The caller's, where it is fit to be repeated, otherwise a new one; as text, and as the header that answers it.
+pub(super) fn of(headers: &HeaderMap) -> (Arc<str>, HeaderValue) {
+    let given = headers.get("x-request-id").filter(|value| is_fit(value.as_bytes()));
+    let (text, mut echo) = match given.and_then(|value| Some((value.to_str().ok()?, value))) {
+        Some((text, value)) => (text.into(), value.clone()),
+        None => fresh(),
+    };
+    // Not worth a place in the table of header compression, where it would only push out what comes again.
+    echo.set_sensitive(true);
+    (text, echo)
+}
+
+fn is_fit(value: &[u8]) -> bool {
+    (1..=64).contains(&value.len()) && value.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
+}
+
+fn fresh() -> (Arc<str>, HeaderValue) {
+    let mut buffer = Uuid::encode_buffer();
+    let text: &str = draw().hyphenated().encode_lower(&mut buffer);
+    (text.into(), HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("none")))
+}
+
+fn draw() -> Uuid {
+    thread_local! {
+        static RANDOM: RefCell<Vec<[u8; 16]>> = const { RefCell::new(Vec::new()) };
+    }
+    RANDOM.with_borrow_mut(|random| {
+        if let Some(bytes) = random.pop() {
+            return Builder::from_random_bytes(bytes).into_uuid();
+        }
+        let mut drawn = [0; DRAWN * 16];
+        if rand::fill(&mut drawn).is_err() {
+            return Uuid::new_v4();
+        }
+        random.extend(drawn.as_chunks().0);
+        random.pop().map_or_else(Uuid::new_v4, |bytes| Builder::from_random_bytes(bytes).into_uuid())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn answered(given: &[u8]) -> Arc<str> {
+        let value = HeaderValue::from_bytes(given).unwrap();
+        of(&HeaderMap::from_iter([("x-request-id".parse().unwrap(), value)])).0
+    }
+
+    /// O02: what could break a log line is not repeated.
+    #[test]
+    fn only_plain_ids_are_taken_over() {
+        assert_eq!(&*answered(b"a.B-9_c"), "a.B-9_c");
+        for bad in [&b""[..], b"a b", b"a/b", b"\xff", b"a\tb", "x".repeat(65).as_bytes()] {
+            assert!(answered(bad).parse::<Uuid>().is_ok(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn new_ids_are_all_different() {
+        let ids: HashSet<_> = (0..1_000).map(|_| fresh().0).collect();
+        assert_eq!(ids.len(), 1_000);
+        assert!(ids.iter().all(|id| id.parse::<Uuid>().unwrap().get_version_num() == 4));
+    }
+}

@@ -1,0 +1,98 @@
+//! What is served over plain HTTP on the same port: discovery, keys, probes.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::Bytes,
+    extract::State,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use futures_util::future::BoxFuture;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use serde_json::{Value, json};
+use tonic::Status;
+
+use super::guard::is_grpc;
+
+mod documents;
+
+/// Path of the public keys.
+pub const JWKS: &str = "/.well-known/jwks.json";
+/// Path of the metadata (RFC 8414 section 3).
+pub const METADATA: &str = "/.well-known/oauth-authorization-server";
+
+/// What the pages are made from.
+#[derive(Clone)]
+pub struct Published {
+    /// The `iss` of the tokens.
+    pub issuer: Arc<str>,
+    /// The JWK set as it is now.
+    pub jwks: Arc<dyn Fn() -> Value + Send + Sync>,
+    /// How long the set may be kept: at most as long as a new key is published before it signs.
+    pub jwks_max_age: Duration,
+    /// The gRPC services that are served, by full name.
+    pub grpc_services: Arc<[String]>,
+    /// Whether calls can be answered now.
+    pub ready: Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>,
+}
+
+/// The whole port: the gRPC services' routes, the pages, and an answer for everything else.
+pub fn app(grpc: Router, published: Published) -> Router {
+    // tonic's own fallback would answer browsers in gRPC.
+    grpc.reset_fallback().merge(pages(published)).fallback(unmatched).with_state(())
+}
+
+/// The pages alone.
+pub fn pages(published: Published) -> Router {
+    Router::new()
+        .route(JWKS, get(jwks))
+        .route(METADATA, get(metadata))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .with_state(Arc::new(published))
+}
+
+/// What is neither a method nor a page, in the language it was asked in.
+pub async fn unmatched(headers: HeaderMap) -> Response {
+    if headers.get(header::CONTENT_TYPE).is_some_and(|value| is_grpc(value.as_bytes())) {
+        return Status::unimplemented("no such method").into_http();
+    }
+    (StatusCode::NOT_FOUND, never_cached(&json!({ "error": "not_found" }))).into_response()
+}
+
+async fn jwks(State(published): State<Arc<Published>>, headers: HeaderMap) -> Response {
+    let age = format!("public, max-age={}", published.jwks_max_age.as_secs());
+    documents::document(&(published.jwks)(), &age, &headers)
+}
+
+async fn metadata(State(published): State<Arc<Published>>, headers: HeaderMap) -> Response {
+    documents::document(&documents::metadata(&published), "public, max-age=3600", &headers)
+}
+
+/// The process lives and answers; nothing more.
+async fn healthz() -> Response {
+    never_cached(&json!({ "status": "alive" }))
+}
+
+async fn readyz(State(published): State<Arc<Published>>) -> Response {
+    if (published.ready)().await {
+        never_cached(&json!({ "status": "ready" }))
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, never_cached(&json!({ "status": "not ready" }))).into_response()
+    }
+}
+
+fn never_cached(value: &Value) -> Response {
+    json_response(Bytes::from(value.to_string()), HeaderValue::from_static("no-store"))
+}
+
+fn json_response(body: Bytes, cache: HeaderValue) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        (header::CACHE_CONTROL, cache),
+        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    ];
+    (headers, body).into_response()
+}

@@ -1,0 +1,86 @@
+//! The loop that accepts. It does nothing else, so that no connection can hold up the next.
+
+use std::{future::Future, io, pin::pin, time::Duration};
+
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{Summary, caps::Caps, workers::Crew};
+
+/// The first pause after an error that accepting again at once would only meet again.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+/// The longest pause: a connection waits at most this much longer once there is room.
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// Accepts until `shutdown`; the listener is closed when this returns.
+pub(super) async fn run(listener: TcpListener, caps: &Caps, crew: &mut Crew, shutdown: impl Future<Output = ()>) -> Summary {
+    let mut shutdown = pin!(shutdown);
+    let mut summary = Summary::default();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = &mut shutdown => return summary,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, address)) => {
+                pause = FIRST_PAUSE;
+                match admit(stream, address.ip().to_canonical(), caps, crew) {
+                    Ok(()) => summary.accepted += 1,
+                    Err(reason) => {
+                        summary.refused += 1;
+                        metrics::counter!("connections_refused_total", "reason" => reason).increment(1);
+                        tracing::debug!(peer = %address.ip(), reason, "connection refused");
+                    }
+                }
+            }
+            Err(error) if is_of_one_connection(&error) => tracing::debug!(%error, "connection lost before it was accepted"),
+            Err(error) => {
+                // No descriptors left, or no memory: the backlog stays readable, so without a pause this loop would spin.
+                tracing::warn!(%error, pause_ms = pause.as_millis() as u64, "cannot accept connections");
+                metrics::counter!("accept_errors_total").increment(1);
+                if tokio::time::timeout(pause, &mut shutdown).await.is_ok() {
+                    return summary;
+                }
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+}
+
+fn admit(stream: TcpStream, address: std::net::IpAddr, caps: &Caps, crew: &mut Crew) -> Result<(), &'static str> {
+    let place = caps.enter(address).map_err(super::caps::Full::as_str)?;
+    // The worker registers the socket with its own runtime. Without TCP_NODELAY a reply waits for a delayed ACK.
+    let stream = stream.set_nodelay(true).and_then(|()| stream.into_std()).map_err(|_| "socket")?;
+    crew.hand(stream, address, place)
+}
+
+/// Errors that say something about the one connection that was waiting, and nothing about the next.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind as Kind;
+    [
+        Kind::ConnectionAborted,
+        Kind::ConnectionReset,
+        Kind::ConnectionRefused,
+        Kind::HostUnreachable,
+        Kind::NetworkUnreachable,
+        Kind::NetworkDown,
+        Kind::Interrupted,
+        Kind::TimedOut,
+    ]
+    .contains(&error.kind())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// L10: an aborted connection costs nothing; exhausted descriptors cost a pause.
+    #[test]
+    fn only_errors_that_would_come_again_are_waited_out() {
+        let of = |code| is_of_one_connection(&io::Error::from_raw_os_error(code));
+        let (econnaborted, econnreset, eintr, enfile, emfile, enomem) = (103, 104, 4, 23, 24, 12);
+        assert!([econnaborted, econnreset, eintr].into_iter().all(of));
+        assert!(![enfile, emfile, enomem].into_iter().any(of));
+    }
+}

@@ -1,0 +1,205 @@
+//! One connection, from its first byte to its last.
+
+use std::{cell::RefCell, convert::Infallible, future::Future, io, pin::pin, sync::Arc, time::Duration};
+
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::Service,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::watch,
+    time::timeout,
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::{
+    App, Options, PeerCertificates,
+    frames::Counted,
+    preface::{PREFACE, Replay, Speech, listen_to},
+    tls::TlsReloader,
+    workers::Accepted,
+};
+use crate::model::Peer;
+
+/// How long an HTTP/2 connection may be silent before it is asked whether it is still there, and how long it has to say so.
+const PING_AFTER: Duration = Duration::from_secs(20);
+const PING_ANSWER: Duration = Duration::from_secs(10);
+/// How long an HTTP/1.1 connection is kept, so that a client that does not read cannot hold it for ever.
+const HTTP1_AGE: Duration = Duration::from_secs(120);
+/// Header list of a request, as HPACK counts it.
+const HEADER_LIST: u32 = 16 * 1024;
+/// Flow control: a call is a few hundred bytes, a large batch takes some round trips more. The second is what a connection can
+/// make us hold that no handler has asked for.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 512 * 1024;
+/// Bytes of replies held for a stream whose client does not read.
+const SEND_BUFFER: usize = 64 * 1024;
+/// Resets: those of streams not yet looked at (rapid reset), and our own for malformed ones. tonic and hyper differ on both; a
+/// test holds them.
+const PENDING_RESETS: usize = 20;
+const LOCAL_RESETS: usize = 256;
+
+/// Serves it. Whatever goes wrong is the peer's own business and worth a debug line.
+pub(super) async fn run<A: App>(accepted: Accepted, app: A, options: Arc<Options>, stopping: watch::Receiver<bool>) {
+    let Accepted { stream, address, place: _place, load: _load } = accepted;
+    let served = match TcpStream::from_std(stream) {
+        Ok(stream) => secure(stream, Peer::Ip(address), app, &options, stopping).await,
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = served {
+        tracing::debug!(peer = %address, error, "connection ended early");
+    }
+}
+
+type Served = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+/// The TLS handshake, where there is TLS.
+async fn secure<A: App>(stream: TcpStream, peer: Peer, app: A, options: &Options, stopping: watch::Receiver<bool>) -> Served {
+    let Some(tls) = &options.tls else {
+        return speak(stream, None, Answerer::new(app, peer, None), options, stopping).await;
+    };
+    let stream = opening(options.handshake, &stopping, TlsAcceptor::from(tls.current()).accept(stream)).await?;
+    let (_, session) = stream.get_ref();
+    let agreed = match session.alpn_protocol() {
+        Some(TlsReloader::HTTP2) => Some(Speech::Http2),
+        Some(_) => Some(Speech::Http1),
+        None => None,
+    };
+    let certificates = session.peer_certificates().map(|chain| chain.iter().map(|one| one.clone().into_owned()).collect());
+    let answerer = Answerer::new(app, peer, certificates.map(PeerCertificates));
+    speak(stream, agreed, answerer, options, stopping).await
+}
+
+/// Finds out which HTTP it is and speaks it.
+async fn speak<S, A>(
+    stream: S,
+    agreed: Option<Speech>,
+    answerer: Answerer<A>,
+    options: &Options,
+    stopping: watch::Receiver<bool>,
+) -> Served
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    A: App,
+{
+    let (speech, stream) = opening(options.handshake, &stopping, listen_to(stream)).await?;
+    if agreed.is_some_and(|agreed| agreed != speech) {
+        return Err("speaks another protocol than it agreed to".into());
+    }
+    match speech {
+        Speech::Http1 => speak_http1(stream, answerer, options, stopping).await,
+        Speech::Http2 => speak_http2(stream, answerer, options, stopping).await,
+    }
+}
+
+/// What comes before the first request: it has a deadline, and is not worth waiting for once the server stops.
+async fn opening<T>(
+    within: Duration,
+    stopping: &watch::Receiver<bool>,
+    step: impl Future<Output = io::Result<T>>,
+) -> Result<T, io::Error> {
+    let mut stopping = stopping.clone();
+    tokio::select! {
+        biased;
+        done = timeout(within, step) => done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+        _ = stopping.wait_for(|stopping| *stopping) => Err(io::ErrorKind::ConnectionAborted.into()),
+    }
+}
+
+async fn speak_http2<S, A>(
+    stream: Replay<S>,
+    answerer: Answerer<A>,
+    options: &Options,
+    mut stopping: watch::Receiver<bool>,
+) -> Served
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    A: App,
+{
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_AFTER)
+        .keep_alive_timeout(PING_ANSWER)
+        .max_concurrent_streams(options.streams_per_connection)
+        .max_header_list_size(HEADER_LIST)
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .max_local_error_reset_streams(LOCAL_RESETS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .adaptive_window(false)
+        .max_send_buf_size(SEND_BUFFER)
+        .serve_connection(TokioIo::new(Counted::new(stream, PREFACE.len())), answerer);
+    let mut connection = pin!(connection);
+    tokio::select! {
+        biased;
+        ended = connection.as_mut() => return Ok(ended?),
+        _ = stopping.wait_for(|stopping| *stopping) => connection.as_mut().graceful_shutdown(),
+    }
+    Ok(connection.await?)
+}
+
+async fn speak_http1<S, A>(
+    stream: Replay<S>,
+    answerer: Answerer<A>,
+    options: &Options,
+    mut stopping: watch::Receiver<bool>,
+) -> Served
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    A: App,
+{
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        // Runs between requests too, so it is also how long an idle connection is kept.
+        .header_read_timeout(options.handshake)
+        .max_buf_size(HEADER_LIST as usize)
+        .serve_connection(TokioIo::new(stream), answerer);
+    let mut connection = pin!(connection);
+    tokio::select! {
+        biased;
+        ended = connection.as_mut() => return Ok(ended?),
+        _ = stopping.wait_for(|stopping| *stopping) => {}
+        () = lapse(HTTP1_AGE) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    timeout(options.drain, connection).await??;
+    Ok(())
+}
+
+#[expect(clippy::disallowed_methods, reason = "a deadline: it bounds the life of a connection")]
+async fn lapse(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
+/// Answers the requests of one connection: adds who the peer is.
+struct Answerer<A> {
+    // The app is called by `&mut` and the connection calls by `&`; a clone a request would have all workers meet on its counts.
+    app: RefCell<A>,
+    peer: Peer,
+    certificates: Option<PeerCertificates>,
+}
+
+impl<A> Answerer<A> {
+    fn new(app: A, peer: Peer, certificates: Option<PeerCertificates>) -> Self {
+        Self { app: RefCell::new(app), peer, certificates }
+    }
+}
+
+impl<A: App> Service<Request<Incoming>> for Answerer<A> {
+    type Response = Response<A::Answer>;
+    type Error = Infallible;
+    type Future = A::Answering;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        request.extensions_mut().insert(self.peer);
+        if let Some(certificates) = &self.certificates {
+            request.extensions_mut().insert(certificates.clone());
+        }
+        self.app.borrow_mut().call(request)
+    }
+}

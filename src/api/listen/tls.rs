@@ -1,0 +1,241 @@
+//! Certificates, and their replacement while connections are open.
+
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use aws_lc_rs::digest;
+use rustls::{
+    CertificateError, RootCertStore, ServerConfig,
+    client::verify_server_cert_signed_by_trust_anchor,
+    crypto::{CryptoProvider, aws_lc_rs::default_provider},
+    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject},
+    server::{ParsedCertificate, WebPkiClientVerifier},
+};
+use zeroize::Zeroizing;
+
+use crate::{clock::Clock, config};
+
+/// How often the files are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Why there is no TLS, or not the new one.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A setting needs another that is empty.
+    #[error("{0} is set and {1} is not")]
+    Half(&'static str, &'static str),
+    /// A file cannot be read.
+    #[error("cannot read {}", .0.display())]
+    Read(PathBuf, #[source] io::Error),
+    /// A file holds no whole PEM section of the kind that belongs in it. What it does hold is not told.
+    #[error("{} holds no valid {what}", file.display())]
+    Pem {
+        /// The file.
+        file: PathBuf,
+        /// What it should hold.
+        what: &'static str,
+    },
+    /// The certificate's time is over, or has not begun.
+    #[error("the certificate in {} is expired or not yet valid", .0.display())]
+    Expired(PathBuf),
+    /// The pair does not match, or the certificates cannot be used.
+    #[error("the certificate and key cannot be used")]
+    Unusable(#[from] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// The TLS configuration of the port, made anew when its files change. Handshakes begin with the current one; open connections
+/// keep theirs.
+pub struct TlsReloader {
+    files: config::Tls,
+    clock: Arc<dyn Clock>,
+    current: ArcSwap<ServerConfig>,
+    seen: Mutex<Seen>,
+}
+
+/// What the files held: when last used, and when last found unusable.
+struct Seen {
+    used: Fingerprint,
+    refused: Option<Fingerprint>,
+}
+
+/// Digest of the files' contents, so that neither a touched file nor a coarse clock decides.
+type Fingerprint = [u8; 32];
+
+struct Files {
+    cert: Vec<u8>,
+    key: Zeroizing<Vec<u8>>,
+    client_ca: Option<Vec<u8>>,
+}
+
+impl TlsReloader {
+    /// HTTP/2 in ALPN.
+    pub(super) const HTTP2: &'static [u8] = b"h2";
+    const HTTP1: &'static [u8] = b"http/1.1";
+
+    /// Reads the files; nothing if none is set.
+    ///
+    /// # Errors
+    /// Any half set, unreadable, broken or expired pair: the port is not opened without what was asked for.
+    pub fn open(files: &config::Tls, clock: Arc<dyn Clock>) -> Result<Option<Arc<Self>>, TlsError> {
+        let set = |path: &Path| !path.as_os_str().is_empty();
+        match (set(&files.cert_file), set(&files.key_file), set(&files.client_ca_file)) {
+            (false, false, false) => return Ok(None),
+            (true, true, _) => {}
+            (true, false, _) => return Err(TlsError::Half("tls.cert_file", "tls.key_file")),
+            (false, true, _) => return Err(TlsError::Half("tls.key_file", "tls.cert_file")),
+            (false, false, true) => return Err(TlsError::Half("tls.client_ca_file", "tls.cert_file")),
+        }
+        let read = Files::read(files)?;
+        let current = read.parse(files, &*clock)?;
+        Ok(Some(Arc::new(Self {
+            files: files.clone(),
+            clock,
+            current: ArcSwap::from_pointee(current),
+            seen: Mutex::new(Seen { used: read.fingerprint(), refused: None }),
+        })))
+    }
+
+    /// What the next handshake uses.
+    pub fn current(&self) -> Arc<ServerConfig> {
+        self.current.load_full()
+    }
+
+    /// Looks at the files now: whether there was something new in them. Reads files, so not for a runtime's thread.
+    ///
+    /// # Errors
+    /// What is new cannot be used; the old goes on being used. The same broken contents are reported once.
+    pub fn reload(&self) -> Result<bool, TlsError> {
+        let read = Files::read(&self.files)?;
+        let fingerprint = read.fingerprint();
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.used == fingerprint {
+            return Ok(false);
+        }
+        // Tried again even if refused before: a certificate may only have been too early.
+        match read.parse(&self.files, &*self.clock) {
+            Ok(config) => {
+                self.current.store(Arc::new(config));
+                *seen = Seen { used: fingerprint, refused: None };
+                Ok(true)
+            }
+            Err(_) if seen.refused == Some(fingerprint) => Ok(false),
+            Err(error) => {
+                seen.refused = Some(fingerprint);
+                Err(error)
+            }
+        }
+    }
+
+    /// Reloads now and says in the log what came of it: for SIGHUP and for [`watch`](Self::watch).
+    pub fn reload_and_report(&self) {
+        match self.reload() {
+            Ok(true) => tracing::info!("certificates reloaded"),
+            Ok(false) => {}
+            Err(error) => {
+                metrics::counter!("tls_reload_errors_total").increment(1);
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::error!(%error, cause, "certificates not reloaded, the old ones stay in use");
+            }
+        }
+    }
+
+    /// Looks at the files every few seconds, until dropped.
+    pub async fn watch(self: Arc<Self>) {
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        loop {
+            look.tick().await;
+            let tls = Arc::clone(&self);
+            // A panic while parsing must not end the watch.
+            let _ = tokio::task::spawn_blocking(move || tls.reload_and_report()).await;
+        }
+    }
+}
+
+/// Says nothing of the key.
+impl fmt::Debug for TlsReloader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsReloader").field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
+impl Files {
+    fn read(files: &config::Tls) -> Result<Self, TlsError> {
+        let read = |path: &Path| fs::read(path).map_err(|error| TlsError::Read(path.to_owned(), error));
+        let client_ca = !files.client_ca_file.as_os_str().is_empty();
+        Ok(Self {
+            cert: read(&files.cert_file)?,
+            key: Zeroizing::new(read(&files.key_file)?),
+            client_ca: client_ca.then(|| read(&files.client_ca_file)).transpose()?,
+        })
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        let mut context = digest::Context::new(&digest::SHA256);
+        for part in [&self.cert, &*self.key, self.client_ca.as_deref().unwrap_or_default()] {
+            context.update(&(part.len() as u64).to_be_bytes());
+            context.update(part);
+        }
+        let mut fingerprint = Fingerprint::default();
+        fingerprint.copy_from_slice(context.finish().as_ref());
+        fingerprint
+    }
+
+    fn parse(&self, files: &config::Tls, clock: &dyn Clock) -> Result<ServerConfig, TlsError> {
+        let provider = Arc::new(default_provider());
+        let chain = certificates(&self.cert, &files.cert_file)?;
+        if let Some(leaf) = chain.first() {
+            in_its_time(leaf, &provider, clock).map_err(|()| TlsError::Expired(files.cert_file.clone()))?;
+        }
+        let key = PrivateKeyDer::from_pem_slice(&self.key)
+            .map_err(|_| TlsError::Pem { file: files.key_file.clone(), what: "private key" })?;
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .map_err(unusable)?;
+        let builder = match &self.client_ca {
+            None => builder.with_no_client_auth(),
+            Some(client_ca) => {
+                let mut roots = RootCertStore::empty();
+                for root in certificates(client_ca, &files.client_ca_file)? {
+                    roots.add(root).map_err(unusable)?;
+                }
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider).build();
+                builder.with_client_cert_verifier(verifier.map_err(unusable)?)
+            }
+        };
+        // Refuses a key that is not the certificate's.
+        let mut config = builder.with_single_cert(chain, key).map_err(unusable)?;
+        config.alpn_protocols = vec![TlsReloader::HTTP2.to_vec(), TlsReloader::HTTP1.to_vec()];
+        Ok(config)
+    }
+}
+
+fn unusable(error: impl std::error::Error + Send + Sync + 'static) -> TlsError {
+    TlsError::Unusable(Box::new(error))
+}
+
+fn certificates(pem: &[u8], file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let broken = || TlsError::Pem { file: file.to_owned(), what: "certificate" };
+    let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(|_| broken())?;
+    if chain.is_empty() { Err(broken()) } else { Ok(chain) }
+}
+
+/// Whether the certificate is within its time. webpki judges that before it looks for an issuer, which it cannot find here.
+fn in_its_time(leaf: &CertificateDer<'_>, provider: &CryptoProvider, clock: &dyn Clock) -> Result<(), ()> {
+    use CertificateError as E;
+    let now = UnixTime::since_unix_epoch(Duration::from_millis(u64::try_from(clock.now().millis()).unwrap_or(0)));
+    let algorithms = provider.signature_verification_algorithms.all;
+    let judged = ParsedCertificate::try_from(leaf)
+        .and_then(|leaf| verify_server_cert_signed_by_trust_anchor(&leaf, &RootCertStore::empty(), &[], now, algorithms));
+    match judged {
+        Err(rustls::Error::InvalidCertificate(
+            E::Expired | E::ExpiredContext { .. } | E::NotValidYet | E::NotValidYetContext { .. },
+        )) => Err(()),
+        // Whatever else is wrong with it is said where the pair is put to use.
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,111 @@
+//! The numbers, for Prometheus, on a listener of their own that is not for strangers.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use axum::{Router, extract::State, routing::get};
+use http::header;
+use metrics::SetRecorderError;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use tokio::{net::TcpListener, task::JoinHandle};
+
+use super::{
+    guard::Methods,
+    listen::{self, Options, Summary},
+};
+
+/// How often what histograms gathered is put away, so that it does not wait for a scrape.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// What is shown at `/metrics`.
+#[derive(Clone)]
+pub struct Exposition {
+    recorded: PrometheusHandle,
+    methods: &'static Methods,
+}
+
+impl Exposition {
+    /// Takes over what the `metrics` macros record from here on, for the whole process.
+    ///
+    /// # Errors
+    /// When something else has done so already.
+    pub fn install(methods: &'static Methods) -> Result<Self, SetRecorderError<PrometheusRecorder>> {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let recorded = recorder.handle();
+        metrics::set_global_recorder(recorder)?;
+        Ok(Self { recorded, methods })
+    }
+
+    /// In the text format of Prometheus.
+    pub fn render(&self) -> String {
+        self.recorded.render() + &self.methods.render()
+    }
+}
+
+/// The listener, while it listens.
+pub struct Listening {
+    task: Option<(SocketAddr, JoinHandle<io::Result<Summary>>)>,
+}
+
+impl Listening {
+    /// Where, if anywhere.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.task.as_ref().map(|(address, _)| *address)
+    }
+
+    /// Closes it.
+    pub fn abort(self) {
+        if let Some((_, task)) = self.task {
+            task.abort();
+        }
+    }
+}
+
+/// Serves `/metrics` and `/healthz` at `address`, where it is not empty, and has the `metrics` macros recorded from here on.
+///
+/// # Errors
+/// An address that is none, is taken, or is neither loopback nor meant to be open (`insecure`).
+pub async fn listen(
+    address: &str,
+    insecure: bool,
+    methods: &'static Methods,
+) -> Result<Listening, Box<dyn std::error::Error + Send + Sync>> {
+    if address.is_empty() {
+        return Ok(Listening { task: None });
+    }
+    let address: SocketAddr = address.parse().map_err(|_| format!("metrics_listen: {address:?} is not an address and port"))?;
+    if !listen::permitted(address, false, insecure) {
+        return Err(format!("metrics_listen: {address} is not loopback, and metrics are for no stranger").into());
+    }
+    let listener = listen::bind(address).map_err(|error| format!("cannot listen on {address}: {error}"))?;
+    let address = listener.local_addr()?;
+    let shown = Exposition::install(methods)?;
+    Ok(Listening { task: Some((address, tokio::spawn(serve(listener, shown)))) })
+}
+
+async fn serve(listener: TcpListener, shown: Exposition) -> io::Result<Summary> {
+    let recorded = shown.recorded.clone();
+    let tidy = async move {
+        let mut upkeep = tokio::time::interval(UPKEEP);
+        loop {
+            upkeep.tick().await;
+            recorded.run_upkeep();
+        }
+    };
+    let options = Options {
+        connections: 64,
+        connections_per_peer: 64,
+        streams_per_connection: 16,
+        handshake: Duration::from_secs(10),
+        drain: Duration::from_secs(1),
+        workers: 1,
+        tls: None,
+    };
+    listen::serve(listener, router(shown), options, tidy).await
+}
+
+fn router(shown: Exposition) -> Router {
+    let page = |State(shown): State<Exposition>| async move {
+        ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], shown.render())
+    };
+    Router::new().route("/metrics", get(page)).route("/healthz", get(async || "alive\n")).with_state(shown)
+}

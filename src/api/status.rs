@@ -1,0 +1,98 @@
+//! The only place where an error becomes a status: gRPC code, `ErrorInfo` with the OAuth code as its reason, `RetryInfo` where
+//! waiting helps, `BadRequest` where a field is wrong.
+
+use std::{collections::HashMap, time::Duration};
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use super::guard::Refusal;
+use crate::error::Error;
+
+/// The domain of every `ErrorInfo`.
+pub const DOMAIN: &str = "jeton";
+/// When a caller should ask again while the store is away.
+const STORE_RETRY: Duration = Duration::from_secs(1);
+
+/// The gRPC code of an error.
+pub const fn code(error: &Error) -> Code {
+    match error {
+        Error::InvalidRequest { .. }
+        | Error::InvalidGrant
+        | Error::InvalidScope(_)
+        | Error::InvalidTarget(_)
+        | Error::UnsupportedGrantType => Code::InvalidArgument,
+        Error::InvalidClient | Error::InvalidToken => Code::Unauthenticated,
+        Error::UnauthorizedClient | Error::InsufficientScope(_) => Code::PermissionDenied,
+        Error::NotFound(_) => Code::NotFound,
+        Error::AlreadyExists(_) => Code::AlreadyExists,
+        Error::Stale(_) => Code::Aborted,
+        Error::Precondition(_) => Code::FailedPrecondition,
+        Error::Throttled { .. } | Error::TooLarge | Error::Exhausted(_) => Code::ResourceExhausted,
+        Error::Unavailable(_) => Code::Unavailable,
+        Error::DeadlineExceeded => Code::DeadlineExceeded,
+        Error::Internal(_) => Code::Internal,
+    }
+}
+
+/// The status a caller is answered. Sources go to the log, never to the wire (O06).
+pub fn status(error: &Error) -> Status {
+    let code = code(error);
+    if let Error::Unavailable(_) | Error::Exhausted(_) | Error::Internal(_) = error {
+        tracing::error!(error = error as &dyn std::error::Error, source = source(error), "call failed");
+    }
+    let oauth = error.code();
+    let metadata = HashMap::from([("oauth_error".to_owned(), oauth.to_owned())]);
+    let mut details = ErrorDetails::with_error_info(oauth.to_ascii_uppercase(), DOMAIN, metadata);
+    match error {
+        Error::InvalidRequest { field, problem } => {
+            details.add_bad_request_violation(*field, problem.as_ref());
+        }
+        Error::Throttled { retry_after } => {
+            details.set_retry_info(Some(*retry_after));
+        }
+        Error::Unavailable(_) | Error::Exhausted(_) => {
+            details.set_retry_info(Some(STORE_RETRY));
+        }
+        Error::InvalidClient
+        | Error::InvalidGrant
+        | Error::InvalidScope(_)
+        | Error::InvalidTarget(_)
+        | Error::UnauthorizedClient
+        | Error::UnsupportedGrantType
+        | Error::InvalidToken
+        | Error::InsufficientScope(_)
+        | Error::NotFound(_)
+        | Error::AlreadyExists(_)
+        | Error::Stale(_)
+        | Error::Precondition(_)
+        | Error::TooLarge
+        | Error::DeadlineExceeded
+        | Error::Internal(_) => {}
+    }
+    Status::with_error_details(code, error.to_string(), details)
+}
+
+/// The status of a call that the guard answers.
+pub fn refusal(refusal: Refusal) -> Status {
+    let error = match refusal {
+        Refusal::DeadlineExceeded => Error::DeadlineExceeded,
+        Refusal::Panicked => Error::Internal("a handler panicked".into()),
+        Refusal::TooLarge => Error::TooLarge,
+        Refusal::Query => return refusal.status(),
+    };
+    status(&error)
+}
+
+fn source(error: &Error) -> String {
+    let mut source = std::error::Error::source(error);
+    let mut text = String::new();
+    while let Some(cause) = source {
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,212 @@
+//! Compact JWS (RFC 7515) under a policy that is stricter than the RFC where it leaves a choice to the sender. The signature
+//! itself is `jsonwebtoken`'s business; what it does not look at (`crit`, keys in the header, spelling, size, `typ`) is ours.
+
+use std::str::FromStr;
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use jsonwebtoken::{Algorithm, DecodingKey, jwk::Jwk};
+use serde::{Deserialize, Deserializer, de::IgnoredAny};
+
+use super::jwk::{self, Refused};
+
+/// The longest token looked at, in bytes: nothing of a longer one is decoded.
+pub const MAX_TOKEN: usize = 8_192;
+
+/// The deepest nesting of JSON in a header or in claims.
+const MAX_DEPTH: usize = 16;
+
+/// A text that is no compact JWS, or one that no sender of ours makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not an acceptable compact JWS: {0}")]
+pub struct Malformed(&'static str);
+
+/// The three parts of a compact JWS (RFC 7515 section 7.1), decoded. Nothing about them is true yet.
+pub struct Parts<'t> {
+    /// Bytes of the header.
+    pub header: Vec<u8>,
+    payload: Vec<u8>,
+    signed: &'t str,
+    signature: &'t str,
+}
+
+/// Takes a token apart: at most [`MAX_TOKEN`] bytes, exactly three parts, each in the one canonical base64url spelling: no
+/// padding, no white space, no bits that are not used (RFC 7515 section 2, RFC 4648 section 3.5).
+///
+/// # Errors
+///
+/// For everything else, JSON serialisations and JWE among it; before any cryptography, and where it is too long before any
+/// decoding.
+pub fn split(token: &str) -> Result<Parts<'_>, Malformed> {
+    if token.len() > MAX_TOKEN {
+        return Err(Malformed("too long"));
+    }
+    let not_three = Malformed("not three parts");
+    let (signed, signature) = token.rsplit_once('.').ok_or(not_three)?;
+    let (header, payload) = signed.split_once('.').ok_or(not_three)?;
+    if payload.contains('.') {
+        return Err(not_three);
+    }
+    // RFC 7518 section 3.6: an unsecured JWS has an empty signature.
+    if signature.is_empty() {
+        return Err(Malformed("no signature"));
+    }
+    let decode = |part| URL_SAFE_NO_PAD.decode(part).map_err(|_| Malformed("not canonical base64url"));
+    decode(signature)?;
+    Ok(Parts { header: decode(header)?, payload: decode(payload)?, signed, signature })
+}
+
+/// A compact JWS whose header says nothing we do not follow.
+pub struct Jws<'t> {
+    header: Header,
+    parts: Parts<'t>,
+}
+
+impl<'t> Jws<'t> {
+    /// Takes a token apart and reads its header: a JSON object with an `alg`, nothing named twice, and nothing that would
+    /// let the sender choose the key or the rules (`crit`, `b64`, `jwk`, `jku`, `x5u`, `x5c`, or what belongs to JWE).
+    ///
+    /// # Errors
+    ///
+    /// For everything else.
+    pub fn parse(token: &'t str) -> Result<Self, Malformed> {
+        let parts = split(token)?;
+        let header: Header = object(&parts.header).ok_or(Malformed("header not understood"))?;
+        if header.chooses() {
+            return Err(Malformed("header names a key or an extension"));
+        }
+        Ok(Self { header, parts })
+    }
+
+    /// The key id in the header.
+    pub fn kid(&self) -> Option<&str> {
+        self.header.kid.as_deref()
+    }
+
+    /// The type in the header (RFC 7515 section 4.1.9).
+    pub fn typ(&self) -> Option<&str> {
+        self.header.typ.as_deref()
+    }
+}
+
+/// Typed, so that a member named twice or of the wrong type does not parse. Other members are ignored: they mean nothing.
+#[derive(Deserialize)]
+struct Header {
+    alg: String,
+    kid: Option<String>,
+    typ: Option<String>,
+    #[serde(default)]
+    crit: Present,
+    #[serde(default)]
+    b64: Present,
+    #[serde(default)]
+    jwk: Present,
+    #[serde(default)]
+    jku: Present,
+    #[serde(default)]
+    x5u: Present,
+    #[serde(default)]
+    x5c: Present,
+    #[serde(default)]
+    x5t: Present,
+    #[serde(default, rename = "x5t#S256")]
+    x5t_s256: Present,
+    #[serde(default)]
+    enc: Present,
+    #[serde(default)]
+    zip: Present,
+    #[serde(default)]
+    p2c: Present,
+    #[serde(default)]
+    epk: Present,
+}
+
+impl Header {
+    fn chooses(&self) -> bool {
+        let members = [
+            self.crit,
+            self.b64,
+            self.jwk,
+            self.jku,
+            self.x5u,
+            self.x5c,
+            self.x5t,
+            self.x5t_s256,
+            self.enc,
+            self.zip,
+            self.p2c,
+            self.epk,
+        ];
+        members.iter().any(|Present(there)| *there)
+    }
+}
+
+/// Whether a member is there at all, `null` included.
+#[derive(Clone, Copy, Default)]
+struct Present(bool);
+
+impl<'de> Deserialize<'de> for Present {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        IgnoredAny::deserialize(deserializer).map(|_| Self(true))
+    }
+}
+
+/// Reads one JSON object, in UTF-8 throughout, no deeper than [`MAX_DEPTH`] and with nothing after it. A struct would read
+/// from an array as well: that is no object.
+pub(super) fn object<T: for<'de> Deserialize<'de>>(json: &[u8]) -> Option<T> {
+    let json = std::str::from_utf8(json).ok()?;
+    if !json.trim_ascii_start().starts_with('{') || is_deep(json) {
+        return None;
+    }
+    serde_json::from_str(json).ok()
+}
+
+/// The parser itself has no bound on the depth of what it skips.
+fn is_deep(json: &str) -> bool {
+    let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
+    json.bytes().any(|byte| {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'{' | b'[' if !in_string => depth += 1,
+            b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        depth > MAX_DEPTH
+    })
+}
+
+/// One key with its one algorithm.
+pub struct Verifier {
+    key: DecodingKey,
+    alg: Algorithm,
+    kid: Option<String>,
+}
+
+impl Verifier {
+    /// A key that [`jwk::admit`] takes in.
+    ///
+    /// # Errors
+    ///
+    /// See there.
+    pub fn from_jwk(jwk: &Jwk) -> Result<Self, Refused> {
+        let alg = jwk::admit(jwk)?;
+        let key = DecodingKey::from_jwk(jwk).map_err(|_| Refused("it cannot be read"))?;
+        Ok(Self { key, alg, kid: jwk.common.key_id.clone() })
+    }
+
+    /// The payload of `jws` if its header names this key's algorithm, and this key's id where the key has one, and the
+    /// signature is this key's.
+    pub fn verify<'j>(&self, jws: &'j Jws<'_>) -> Option<&'j [u8]> {
+        let same_alg = Algorithm::from_str(&jws.header.alg).is_ok_and(|alg| alg == self.alg);
+        if !same_alg || self.kid.as_deref().is_some_and(|kid| jws.kid() != Some(kid)) {
+            return None;
+        }
+        let Parts { signed, signature, payload, .. } = &jws.parts;
+        let verified = jsonwebtoken::crypto::verify(signature, signed.as_bytes(), &self.key, self.alg).unwrap_or(false);
+        verified.then_some(payload)
+    }
+}
+
+#[cfg(test)]
+mod tests;

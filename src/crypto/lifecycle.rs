@@ -1,0 +1,146 @@
+//! The life of signing keys: prepared (published, not used) -> active (signs) -> retiring (verifies) -> removed.
+//!
+//! Every step is a pure function from one keyset to the next, to be written over it by one conditional write: whenever a crash
+//! comes, the stored keyset is whole, with exactly one active key. Times never run backwards here: a step taken at an earlier
+//! time than the keyset already knows of is taken at the time it knows of (K08).
+
+use crate::model::{KeyState, Keyset, Kid, SigningKey, Timestamp, keyset::KeyPolicy};
+
+impl Keyset {
+    /// The keyset of a new service. Its first key signs at once, for nobody can hold an older set; the second is published
+    /// from the beginning, so that there is always one to go to.
+    pub fn first(now: Timestamp, sealed_root: String, mut make: impl FnMut() -> SigningKey) -> Self {
+        let active = SigningKey { state: KeyState::Active { since: now }, ..make() };
+        Self { revision: 1, keys: vec![active, make()], sealed_root }
+    }
+
+    /// What is due at `now`: removes keys whose last token has expired, replaces an active key that is older than
+    /// `policy.rotate_every` or a rotation asked for, and sees to it that a prepared key is there. `None` when nothing is due.
+    /// A key signs only once it has been published for `policy.publish_ahead` (K02). `make` is called at most once; it makes a
+    /// prepared key created at `now`.
+    pub fn advance(&self, now: Timestamp, policy: &KeyPolicy, make: impl FnMut() -> SigningKey) -> Option<Self> {
+        let now = now.max(self.newest());
+        let mut next = self.next();
+        next.keys.retain(|key| match key.state {
+            KeyState::Retiring { remove_at } | KeyState::Revoked { remove_at } => now < remove_at,
+            KeyState::Prepared { .. } | KeyState::Active { .. } => true,
+        });
+        if next.is_due(now, policy) {
+            next.schedule(policy);
+        }
+        next.activate_scheduled(now, policy);
+        next.replenish(make);
+        (next.keys != self.keys).then_some(next)
+    }
+
+    /// Replaces the active key by the prepared one: now if that has been published for `policy.publish_ahead`, otherwise as
+    /// soon as it has, by [`Keyset::advance`]. Asked for again before that, nothing changes but the revision.
+    pub fn rotate(&self, now: Timestamp, policy: &KeyPolicy, mut make: impl FnMut() -> SigningKey) -> Self {
+        let now = now.max(self.newest());
+        let mut next = self.next();
+        next.replenish(&mut make);
+        next.schedule(policy);
+        next.activate_scheduled(now, policy);
+        next.replenish(make);
+        next
+    }
+
+    /// Ends a key and every token it signed (K03). An active one is replaced at once by the prepared one, however short that
+    /// has been published. `None` when there is no such key, or it is revoked already.
+    pub fn revoke(&self, kid: &Kid, now: Timestamp, policy: &KeyPolicy, mut make: impl FnMut() -> SigningKey) -> Option<Self> {
+        let now = now.max(self.newest());
+        let mut next = self.next();
+        let revoked = next.keys.iter_mut().find(|key| key.kid == *kid)?;
+        let was_active = matches!(revoked.state, KeyState::Active { .. });
+        let remove_at = match revoked.state {
+            KeyState::Prepared { .. } | KeyState::Active { .. } => now + policy.verify_after,
+            KeyState::Retiring { remove_at } => remove_at,
+            KeyState::Revoked { .. } => return None,
+        };
+        revoked.state = KeyState::Revoked { remove_at };
+        next.replenish(&mut make);
+        if was_active {
+            next.activate(now, policy);
+            next.replenish(make);
+        }
+        Some(next)
+    }
+
+    /// When [`Keyset::advance`] next has something to do, for whoever wakes it; never later than that.
+    pub fn next_step(&self, policy: &KeyPolicy) -> Option<Timestamp> {
+        let steps = self.keys.iter().filter_map(|key| match key.state {
+            KeyState::Prepared { activate_at } => activate_at,
+            KeyState::Active { since } => (!policy.rotate_every.is_zero()).then(|| since + policy.rotate_every),
+            KeyState::Retiring { remove_at } | KeyState::Revoked { remove_at } => Some(remove_at),
+        });
+        steps.min()
+    }
+
+    /// The key that signs.
+    pub fn active(&self) -> Option<&SigningKey> {
+        self.keys.iter().find(|key| matches!(key.state, KeyState::Active { .. }))
+    }
+
+    /// The latest time the keyset knows of: no step is taken before it.
+    fn newest(&self) -> Timestamp {
+        let times = self.keys.iter().flat_map(|key| match key.state {
+            KeyState::Active { since } => [key.created_at, since],
+            KeyState::Prepared { .. } | KeyState::Retiring { .. } | KeyState::Revoked { .. } => [key.created_at; 2],
+        });
+        times.max().unwrap_or_default()
+    }
+
+    fn next(&self) -> Self {
+        Self { revision: self.revision + 1, ..self.clone() }
+    }
+
+    fn is_due(&self, now: Timestamp, policy: &KeyPolicy) -> bool {
+        let due = |since| now.since(since) >= policy.rotate_every;
+        !policy.rotate_every.is_zero()
+            && self.keys.iter().any(|key| matches!(key.state, KeyState::Active { since } if due(since)))
+    }
+
+    fn prepared(&mut self) -> Option<&mut SigningKey> {
+        self.keys.iter_mut().find(|key| matches!(key.state, KeyState::Prepared { .. }))
+    }
+
+    /// Sets when the prepared key becomes active: as soon as it has been published long enough.
+    fn schedule(&mut self, policy: &KeyPolicy) {
+        if let Some(key) = self.prepared() {
+            let activate_at = Some(key.created_at + policy.publish_ahead);
+            key.state = KeyState::Prepared { activate_at };
+        }
+    }
+
+    fn activate_scheduled(&mut self, now: Timestamp, policy: &KeyPolicy) {
+        let published = |key: &SigningKey| now >= key.created_at + policy.publish_ahead;
+        let due = |at: Option<Timestamp>| at.is_some_and(|at| now >= at);
+        if self
+            .prepared()
+            .is_some_and(|key| matches!(key.state, KeyState::Prepared { activate_at } if due(activate_at)) && published(key))
+        {
+            self.activate(now, policy);
+        }
+    }
+
+    /// The prepared key becomes the active one, and the active one, if it still is, retires: one step, never zero, never two.
+    fn activate(&mut self, now: Timestamp, policy: &KeyPolicy) {
+        let Some(kid) = self.prepared().map(|key| key.kid.clone()) else { return };
+        for key in &mut self.keys {
+            if key.kid == kid {
+                key.state = KeyState::Active { since: now };
+            } else if matches!(key.state, KeyState::Active { .. }) {
+                key.state = KeyState::Retiring { remove_at: now + policy.verify_after };
+            }
+        }
+    }
+
+    fn replenish(&mut self, mut make: impl FnMut() -> SigningKey) {
+        if self.prepared().is_none() {
+            self.keys.push(make());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

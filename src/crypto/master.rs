@@ -1,0 +1,270 @@
+//! The master key: where it comes from, and what is not accepted as one.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD},
+};
+use zeroize::Zeroizing;
+
+use super::random;
+
+/// No file with a master key is longer.
+const MAX_FILE: u64 = 1_024;
+
+/// Why there is no master key.
+#[derive(Debug, thiserror::Error)]
+pub enum MasterKeyError {
+    /// There is no such file, and none may be made.
+    #[error("no master key at {}: put 32 random bytes there in base64, mode 0600, for instance by `openssl rand -base64 32`", .0.display())]
+    Missing(PathBuf),
+    /// The file could not be read or made.
+    #[error("master key at {}: {source}", path.display())]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Others than the owner can get at it (K06).
+    #[error("master key at {} has mode {mode:04o}: others can get at it, make it 0600", path.display())]
+    Exposed {
+        /// Which file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// It belongs to another user (K06).
+    #[error("master key at {} belongs to user {owner}, not to the user of this process", path.display())]
+    Foreign {
+        /// Which file.
+        path: PathBuf,
+        /// Whose.
+        owner: u32,
+    },
+    /// It is not a regular file.
+    #[error("master key at {} is not a regular file", .0.display())]
+    NotAFile(PathBuf),
+    /// The text is not 32 bytes in base64 or hexadecimal.
+    #[error("the master key must be 32 bytes in base64 or hexadecimal")]
+    Malformed,
+    /// 32 bytes that nobody drew at random.
+    #[error("the master key can be guessed: take 32 random bytes, for instance by `openssl rand -base64 32`")]
+    Weak,
+}
+
+/// Reads a master key from text: base64 or base64url, padded or not, or hexadecimal; white space around it is ignored.
+///
+/// # Errors
+///
+/// [`MasterKeyError::Malformed`] or [`MasterKeyError::Weak`].
+pub fn parse(text: &str) -> Result<Zeroizing<[u8; 32]>, MasterKeyError> {
+    let text = text.trim();
+    let bytes = match text.len() {
+        64 => from_hex(text),
+        43 | 44 => [URL_SAFE_NO_PAD, URL_SAFE, STANDARD_NO_PAD, STANDARD].iter().find_map(|engine| engine.decode(text).ok()),
+        _ => None,
+    };
+    let bytes = Zeroizing::new(bytes.ok_or(MasterKeyError::Malformed)?);
+    let key = <[u8; 32]>::try_from(bytes.as_slice()).map_err(|_| MasterKeyError::Malformed)?;
+    if is_weak(&key) { Err(MasterKeyError::Weak) } else { Ok(Zeroizing::new(key)) }
+}
+
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digits: Option<Vec<u8>> = text.chars().map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok())).collect();
+    let pairs = digits?;
+    pairs.chunks_exact(2).map(|pair| if let [high, low] = pair { Some(high << 4 | low) } else { None }).collect()
+}
+
+/// What 32 random bytes are with odds of less than 2^-40: few different bytes, equal steps, or all printable (a passphrase).
+fn is_weak(key: &[u8; 32]) -> bool {
+    let different = key.iter().collect::<std::collections::HashSet<_>>().len();
+    let steps = key.iter().zip(key.iter().skip(1)).map(|(a, b)| b.wrapping_sub(*a));
+    let equal_steps = steps.clone().zip(steps.skip(1)).all(|(a, b)| a == b);
+    different < 16 || equal_steps || key.iter().all(|b| b.is_ascii_graphic() || *b == b' ')
+}
+
+/// Reads the master key from a file that only its owner, the user of this process or root, can get at. Where there is none
+/// and `may_make`, makes one: complete on disk under its name, or not there at all.
+///
+/// # Errors
+///
+/// See [`MasterKeyError`]; an existing file is never written to.
+pub fn load_or_make(path: &Path, may_make: bool) -> Result<Zeroizing<[u8; 32]>, MasterKeyError> {
+    match load(path) {
+        Err(MasterKeyError::Missing(_)) if may_make => {
+            match make(path) {
+                // Another process was quicker: its key counts.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                made => made.map_err(|source| MasterKeyError::Io { path: path.to_owned(), source })?,
+            }
+            load(path)
+        }
+        loaded => loaded,
+    }
+}
+
+fn load(path: &Path) -> Result<Zeroizing<[u8; 32]>, MasterKeyError> {
+    let io = |source| MasterKeyError::Io { path: path.to_owned(), source };
+    let file = File::open(path).map_err(|source| {
+        if source.kind() == io::ErrorKind::NotFound { MasterKeyError::Missing(path.to_owned()) } else { io(source) }
+    })?;
+    // Asked of the open file, so that what is judged is what is read.
+    let metadata = file.metadata().map_err(io)?;
+    let (mode, owner) = (metadata.mode() & 0o7777, metadata.uid());
+    if !metadata.is_file() {
+        return Err(MasterKeyError::NotAFile(path.to_owned()));
+    }
+    if mode & 0o077 != 0 {
+        return Err(MasterKeyError::Exposed { path: path.to_owned(), mode });
+    }
+    if owner != 0 && own_uid().is_some_and(|own| own != owner) {
+        return Err(MasterKeyError::Foreign { path: path.to_owned(), owner });
+    }
+    let mut text = Zeroizing::new(String::with_capacity(MAX_FILE as usize + 1));
+    file.take(MAX_FILE)
+        .read_to_string(&mut text)
+        .map_err(|source| if source.kind() == io::ErrorKind::InvalidData { MasterKeyError::Malformed } else { io(source) })?;
+    parse(&text)
+}
+
+/// The effective user of this process, where the system says it in `/proc`.
+fn own_uid() -> Option<u32> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Written under another name and linked: a crash leaves no half key under `path`, and no key of another is replaced.
+fn make(path: &Path) -> io::Result<()> {
+    let key = Zeroizing::new(random::bytes::<32>());
+    let mut text = Zeroizing::new(STANDARD.encode(*key));
+    text.push('\n');
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.new", URL_SAFE_NO_PAD.encode(random::bytes::<6>())));
+    let draft = path.with_file_name(name);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+    let linked = file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).and_then(|()| fs::hard_link(&draft, path));
+    fs::remove_file(&draft)?;
+    linked?;
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    File::open(directory)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const KEY: &str = "Q2Qf8mKTpTqBnSg2OWGLhX0l9H3aiYvHkxS6zVq3r+8=";
+
+    fn file(mode: u32, text: &str) -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("master.key");
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        (directory, path)
+    }
+
+    #[test]
+    fn one_key_reads_the_same_in_every_spelling() {
+        let key = parse(KEY).unwrap();
+        let hex: String = key.iter().map(|b| format!("{b:02x}")).collect();
+        let unpadded = KEY.trim_end_matches('=');
+        let url = URL_SAFE_NO_PAD.encode(*key);
+        for text in [unpadded, &url, &URL_SAFE.encode(*key), &hex, &hex.to_uppercase(), &format!(" {KEY}\n")] {
+            assert_eq!(parse(text).unwrap(), key, "{text}");
+        }
+    }
+
+    /// K05: short keys, words and patterns are no master keys.
+    #[test]
+    fn what_can_be_guessed_is_refused() {
+        let words = [
+            "",
+            "secret",
+            "password",
+            "123456",
+            "changeme",
+            "your-256-bit-secret",
+            "secret123",
+            "jwt",
+            "AC8d83&21Almnis710sds",
+        ];
+        for word in words {
+            assert!(matches!(parse(word), Err(MasterKeyError::Malformed)), "{word}");
+        }
+        let counted: [u8; 32] = std::array::from_fn(|n| n as u8);
+        let phrase = *b"correct horse battery staple 123";
+        let repeated: [u8; 32] = std::array::from_fn(|n| [0xde, 0xad, 0xbe, 0xef][n % 4]);
+        for weak in [[0; 32], [0xff; 32], [b'a'; 32], counted, phrase, repeated] {
+            assert!(matches!(parse(&STANDARD.encode(weak)), Err(MasterKeyError::Weak)), "{weak:?}");
+        }
+        let [short, long] = [STANDARD.encode(random::bytes::<31>()), STANDARD.encode(random::bytes::<33>())];
+        for wrong in [short.as_str(), long.as_str(), &"g".repeat(64), &format!("{KEY}{KEY}")] {
+            assert!(matches!(parse(wrong), Err(MasterKeyError::Malformed)), "{wrong}");
+        }
+    }
+
+    /// K06: a key that others can read, or write, is refused.
+    #[test]
+    fn a_file_that_others_can_get_at_is_refused() {
+        for mode in [0o644, 0o640, 0o660, 0o604, 0o622, 0o610] {
+            let (_directory, path) = file(mode, KEY);
+            let refused = load_or_make(&path, true).unwrap_err();
+            assert!(matches!(refused, MasterKeyError::Exposed { mode: said, .. } if said == mode), "{refused}");
+        }
+        for mode in [0o600, 0o400] {
+            let (_directory, path) = file(mode, KEY);
+            assert_eq!(load_or_make(&path, false).unwrap(), parse(KEY).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_missing_key_is_said_and_made_only_where_it_may_be() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("master.key");
+        assert!(matches!(load_or_make(&path, false), Err(MasterKeyError::Missing(_))));
+        let made = load_or_make(&path, true).unwrap();
+        assert_eq!(load_or_make(&path, true).unwrap(), made, "made once");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no draft is left");
+    }
+
+    #[test]
+    fn of_many_that_start_at_once_all_get_the_same_key() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("master.key");
+        let keys: std::collections::HashSet<[u8; 32]> = std::thread::scope(|scope| {
+            let starts: Vec<_> = (0..8).map(|_| scope.spawn(|| *load_or_make(&path, true).unwrap())).collect();
+            starts.into_iter().map(|start| start.join().unwrap()).collect()
+        });
+        assert_eq!(keys.len(), 1);
+    }
+
+    #[test]
+    fn what_is_there_is_never_replaced() {
+        let (_directory, path) = file(0o600, "half a k");
+        assert!(matches!(load_or_make(&path, true), Err(MasterKeyError::Malformed)));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "half a k");
+        assert!(matches!(
+            load_or_make(path.parent().unwrap(), true),
+            Err(MasterKeyError::NotAFile(_) | MasterKeyError::Io { .. })
+        ));
+    }
+
+    /// O01: the error names the file and never the text in it.
+    #[test]
+    fn errors_do_not_repeat_the_key() {
+        let (_directory, path) = file(0o600, "canary-secret");
+        let refused = load_or_make(&path, false).unwrap_err();
+        assert!(!format!("{refused} {refused:?}").contains("canary"));
+    }
+}

@@ -1,0 +1,114 @@
+//! Chosen secrets that were verified before in this process: argon2id is paid for once.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::{Mutex, PoisonError},
+};
+
+use aws_lc_rs::hmac;
+
+use super::random;
+use crate::model::{ClientId, SecretId};
+
+/// A bounded set of keyed digests of what was verified. The key is of this process and the secrets are not in it, so the
+/// memory of the process gives no more away than the hashes at rest do. Failures are never remembered.
+pub struct Remembered {
+    key: hmac::Key,
+    capacity: usize,
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Known {
+    digests: HashSet<[u8; 32]>,
+    oldest_first: VecDeque<[u8; 32]>,
+}
+
+/// Stands for one presented secret of one client against one hash. Another hash is another digest: a secret that was replaced
+/// is forgotten by itself.
+#[derive(Clone, Copy)]
+pub struct Digest([u8; 32]);
+
+impl Remembered {
+    /// Remembers up to `capacity`; the oldest is forgotten first.
+    pub fn new(capacity: usize) -> Self {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &random::bytes::<32>());
+        Self { key, capacity, known: Mutex::default() }
+    }
+
+    /// What stands for this combination in this process.
+    pub fn digest(&self, client: &ClientId, id: &SecretId, phc: &str, presented: &str) -> Digest {
+        let mut mac = hmac::Context::with_key(&self.key);
+        for part in [client.as_str(), id.as_str(), phc, presented] {
+            mac.update(&(part.len() as u64).to_be_bytes());
+            mac.update(part.as_bytes());
+        }
+        let mut digest = [0; 32];
+        digest.copy_from_slice(mac.sign().as_ref());
+        Digest(digest)
+    }
+
+    /// Whether it was verified before.
+    pub fn knows(&self, digest: &Digest) -> bool {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).digests.contains(&digest.0)
+    }
+
+    /// Remembers that it was verified.
+    pub fn learn(&self, Digest(digest): Digest) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.capacity == 0 || !known.digests.insert(digest) {
+            return;
+        }
+        known.oldest_first.push_back(digest);
+        if known.oldest_first.len() > self.capacity
+            && let Some(oldest) = known.oldest_first.pop_front()
+        {
+            known.digests.remove(&oldest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(remembered: &Remembered, [client, id, phc, presented]: [&str; 4]) -> Digest {
+        remembered.digest(&client.parse().unwrap(), &id.parse().unwrap(), phc, presented)
+    }
+
+    #[test]
+    fn only_the_exact_combination_is_known() {
+        let remembered = Remembered::new(10);
+        remembered.learn(digest(&remembered, ["ab", "c", "phc", "secret"]));
+        assert!(remembered.knows(&digest(&remembered, ["ab", "c", "phc", "secret"])));
+        for other in [
+            ["a", "bc", "phc", "secret"],
+            ["ab", "d", "phc", "secret"],
+            ["ab", "c", "phd", "secret"],
+            ["ab", "c", "phcs", "ecret"],
+            ["ab", "c", "phc", "Secret"],
+        ] {
+            assert!(!remembered.knows(&digest(&remembered, other)), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn it_holds_no_more_than_its_capacity() {
+        let remembered = Remembered::new(100);
+        let digests: Vec<_> = (0..1_000).map(|n| digest(&remembered, ["a", "b", "phc", &n.to_string()])).collect();
+        for one in &digests {
+            remembered.learn(*one);
+            remembered.learn(*one);
+        }
+        assert_eq!(digests.iter().filter(|one| remembered.knows(one)).count(), 100);
+        assert!(remembered.knows(&digests[999]) && !remembered.knows(&digests[899]));
+        assert_eq!(remembered.known.lock().unwrap().oldest_first.len(), 100);
+    }
+
+    #[test]
+    fn another_process_has_other_digests() {
+        let [one, other] = [Remembered::new(10), Remembered::new(10)];
+        let parts = ["a", "b", "phc", "secret"];
+        assert_ne!(digest(&one, parts).0, digest(&other, parts).0);
+    }
+}

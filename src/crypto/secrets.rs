@@ -1,0 +1,193 @@
+//! Client secrets made by this service: 256 random bits, kept only as an HMAC under a server key. A secret that nobody chose
+//! needs no slow hash.
+
+use aws_lc_rs::hmac;
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{random, root::Root};
+use crate::model::{Digest, Secret, SecretId};
+
+/// What every secret made here begins with.
+pub const PREFIX: &str = "jcs_";
+
+/// Length of the id inside a secret.
+const ID: usize = 12;
+/// Length of 256 bits in base64url without padding.
+const RANDOM: usize = 43;
+
+/// Makes and checks client secrets.
+pub struct ClientSecrets {
+    key: hmac::Key,
+    decoy: [u8; 32],
+}
+
+impl ClientSecrets {
+    /// The key under the label "client secret".
+    pub fn new(root: &Root) -> Self {
+        Self { key: hmac::Key::new(hmac::HMAC_SHA256, &root.derive("client secret")), decoy: random::bytes() }
+    }
+
+    /// A new secret: its id, its value `jcs_<id>_<random>` to be shown once, and what is kept of it.
+    pub fn generate(&self) -> (SecretId, SecretString, Digest) {
+        let id = new_id();
+        let value = SecretString::from(format!("{PREFIX}{id}_{}", URL_SAFE_NO_PAD.encode(random::bytes::<32>())));
+        let mac = hmac::sign(&self.key, value.expose_secret().as_bytes());
+        let digest = Digest::Keyed { hmac: URL_SAFE_NO_PAD.encode(mac) };
+        (id, value, digest)
+    }
+
+    /// Whether `presented` is the secret kept as `secret`; in constant time. Never for a chosen or imported one: see
+    /// [`super::passwords`].
+    pub fn matches(&self, presented: &str, secret: &Secret) -> bool {
+        let kept = match &secret.digest {
+            Digest::Keyed { hmac } => URL_SAFE_NO_PAD.decode(hmac).ok().and_then(|mac| <[u8; 32]>::try_from(mac).ok()),
+            Digest::Argon2id { .. } => None,
+        };
+        // A kept value that cannot be read costs the same as one that can.
+        self.verify(presented, kept.as_ref().unwrap_or(&self.decoy)) && kept.is_some()
+    }
+
+    /// The work of [`Self::matches`] where there is nothing to compare with (A02).
+    pub fn burn(&self, presented: &str) {
+        std::hint::black_box(self.verify(presented, &self.decoy));
+    }
+
+    fn verify(&self, presented: &str, kept: &[u8; 32]) -> bool {
+        hmac::verify(&self.key, presented.as_bytes(), kept).is_ok()
+    }
+}
+
+/// Whether a presented secret claims to be made here: it is then compared as such, and with nothing else, whatever its client.
+pub fn is_generated(presented: &str) -> bool {
+    presented.starts_with(PREFIX)
+}
+
+/// The id inside a secret of the shape made here.
+pub fn secret_id_of(presented: &str) -> Option<SecretId> {
+    let (id, random) = presented.strip_prefix(PREFIX)?.split_at_checked(ID)?;
+    let random = random.strip_prefix('_').filter(|random| random.len() == RANDOM)?;
+    URL_SAFE_NO_PAD.decode(random).ok()?;
+    id.parse().ok()
+}
+
+/// 12 of `[A-Za-z0-9]`, each equally likely.
+#[expect(clippy::expect_used, reason = "the alphabet is that of SecretId")]
+fn new_id() -> SecretId {
+    const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+    let letters = std::iter::repeat_with(random::bytes::<32>)
+        .flatten()
+        // 248 is the last multiple of 62: bytes above it would favour the first letters.
+        .filter(|byte| *byte < 248)
+        .filter_map(|byte| ALPHABET.get(usize::from(byte % 62)).copied().map(char::from));
+    letters.take(ID).collect::<String>().parse().expect("12 letters and digits")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        crypto::seal::Sealer,
+        model::{Keyset, Timestamp},
+    };
+
+    fn secrets() -> ClientSecrets {
+        let sealer = Sealer::new([3; 32]);
+        let keyset = Keyset { revision: 1, keys: Vec::new(), sealed_root: Root::make(&sealer) };
+        ClientSecrets::new(&Root::open(&keyset, &sealer).unwrap())
+    }
+
+    fn kept(id: SecretId, digest: Digest) -> Secret {
+        Secret { id, digest, created_at: Timestamp::EPOCH, expires_at: None, last_used_at: None, use_count: 0 }
+    }
+
+    #[test]
+    fn a_secret_matches_itself_and_says_its_id() {
+        let secrets = secrets();
+        let (id, value, digest) = secrets.generate();
+        let value = value.expose_secret();
+        assert_eq!(value.len(), 60);
+        assert!(is_generated(value));
+        assert_eq!(secret_id_of(value), Some(id.clone()));
+        assert!(secrets.matches(value, &kept(id, digest)));
+    }
+
+    #[test]
+    fn ids_and_values_do_not_repeat() {
+        let secrets = secrets();
+        let made: Vec<_> = (0..200).map(|_| secrets.generate()).collect();
+        let ids: std::collections::HashSet<_> = made.iter().map(|(id, ..)| id.as_str()).collect();
+        let values: std::collections::HashSet<_> = made.iter().map(|(_, value, _)| value.expose_secret()).collect();
+        assert_eq!((ids.len(), values.len()), (200, 200));
+    }
+
+    /// J19, A01: every other text is refused, one flipped bit or one letter less is enough.
+    #[test]
+    fn nothing_else_matches() {
+        let secrets = secrets();
+        let (id, value, digest) = secrets.generate();
+        let (_, other, _) = secrets.generate();
+        let kept = kept(id, digest);
+        let value = value.expose_secret();
+        assert!(!secrets.matches(other.expose_secret(), &kept));
+        for length in 0..value.len() {
+            assert!(!secrets.matches(&value[..length], &kept), "{length}");
+        }
+        for bit in 0..value.len() * 8 {
+            let mut flipped = value.as_bytes().to_vec();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            if let Ok(text) = std::str::from_utf8(&flipped) {
+                assert!(!secrets.matches(text, &kept), "bit {bit}");
+            }
+        }
+        for wrong in [format!("{value} "), format!("{value}="), value.to_uppercase(), format!(" {value}")] {
+            assert!(!secrets.matches(&wrong, &kept), "{wrong}");
+        }
+    }
+
+    /// A04: what differs only after the 72nd byte differs.
+    #[test]
+    fn secrets_that_differ_late_are_different() {
+        let secrets = secrets();
+        for length in [73, 128, 1_024] {
+            let [one, other] = ["1", "2"].map(|end| format!("jcs_{}{end}", "x".repeat(length - 5)));
+            let mac = hmac::sign(&secrets.key, one.as_bytes());
+            let kept = kept("a".parse().unwrap(), Digest::Keyed { hmac: URL_SAFE_NO_PAD.encode(mac) });
+            assert!(secrets.matches(&one, &kept));
+            assert!(!secrets.matches(&other, &kept), "{length}");
+        }
+    }
+
+    #[test]
+    fn a_digest_of_another_server_or_kind_or_none_at_all_matches_nothing() {
+        let (here, there) = (secrets(), secrets());
+        let (id, value, digest) = here.generate();
+        let value = value.expose_secret();
+        assert!(!there.matches(value, &kept(id.clone(), digest)));
+        let phc = "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+        assert!(!here.matches(value, &kept(id.clone(), Digest::Argon2id { phc: phc.to_owned() })));
+        for hmac in ["", "AAAA", "*", &"A".repeat(43), &"A".repeat(44)] {
+            assert!(!here.matches(value, &kept(id.clone(), Digest::Keyed { hmac: hmac.to_owned() })), "{hmac}");
+        }
+    }
+
+    #[test]
+    fn only_the_exact_shape_has_an_id() {
+        let (_, value, _) = secrets().generate();
+        let value = value.expose_secret();
+        for wrong in
+            ["", "jcs_", "jcs_abc", &value[..59], &format!("{value}A"), &value.replacen("jcs_", "jrt_", 1), "jcs_ééééééé"]
+        {
+            assert_eq!(secret_id_of(wrong), None, "{wrong}");
+        }
+        assert_eq!(secret_id_of(&format!("jcs_abcdefghij_k_{}", "A".repeat(43))), None, "no underscore in an id");
+    }
+
+    /// O01: what is kept is not the secret.
+    #[test]
+    fn the_digest_does_not_hold_the_secret() {
+        let (_, value, digest) = secrets().generate();
+        let kept = serde_json::to_string(&digest).unwrap();
+        assert!(!kept.contains(&value.expose_secret()[17..]));
+    }
+}

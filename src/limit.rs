@@ -1,0 +1,292 @@
+//! Budgets: so many calls for a peer, for a client, and a small one for failed authentication. Each is a `governor` limiter per
+//! key in a table of bounded size; past the bound new keys are refused and old ones keep their state (L16).
+
+use std::{
+    collections::HashMap as Plans,
+    hash::Hash,
+    net::IpAddr,
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use governor::{
+    Quota, RateLimiter,
+    clock::{Clock as _, Reference},
+    middleware::NoOpMiddleware,
+    nanos::Nanos,
+    state::{InMemoryState, NotKeyed},
+};
+use papaya::HashMap;
+
+use crate::{
+    clock::Clock,
+    config::{self, Rate},
+    error::Error,
+    model::{ClientId, Peer, PlanName, Timestamp},
+};
+
+/// The limiters' clock: ours.
+#[derive(Clone)]
+struct Ticks(Arc<dyn Clock>);
+
+impl governor::clock::Clock for Ticks {
+    type Instant = Nanos;
+
+    fn now(&self) -> Nanos {
+        Nanos::new(u64::try_from(self.0.now().millis()).unwrap_or(0).saturating_mul(1_000_000))
+    }
+}
+
+type Limiter = RateLimiter<NotKeyed, InMemoryState, Ticks, NoOpMiddleware<Nanos>>;
+
+/// One key's budget.
+struct Budget {
+    limiter: Limiter,
+    /// When it was last drawn on, in milliseconds.
+    used: AtomicI64,
+    /// Until when it is known to be empty, in milliseconds.
+    empty_until: AtomicI64,
+}
+
+/// Budgets of one kind, by key.
+struct Budgets<K> {
+    quota: Quota,
+    /// A budget not drawn on for this long is full again, and as good as new.
+    refill: Duration,
+    cap: usize,
+    ticks: Ticks,
+    by_key: HashMap<K, Arc<Budget>>,
+}
+
+impl<K: Hash + Eq + Clone> Budgets<K> {
+    fn new(rate: Rate, cap: usize, ticks: &Ticks) -> Self {
+        let per_second = NonZeroU32::new(rate.per_second).unwrap_or(NonZeroU32::MIN);
+        let burst = NonZeroU32::new(rate.burst).unwrap_or(NonZeroU32::MIN);
+        Self {
+            quota: Quota::per_second(per_second).allow_burst(burst),
+            refill: Duration::from_secs(u64::from(burst.get() / per_second.get()) + 1),
+            cap,
+            ticks: ticks.clone(),
+            by_key: HashMap::new(),
+        }
+    }
+
+    /// Draws one; the error says when it is worth asking again.
+    fn draw(&self, key: &K) -> Result<(), Error> {
+        let Some(budget) = self.budget(key) else {
+            metrics::counter!("jeton_limiter_full_total").increment(1);
+            return Err(Error::Throttled { retry_after: self.refill });
+        };
+        let now = self.ticks.0.now();
+        budget.used.store(now.millis(), Relaxed);
+        budget.limiter.check().map_err(|until| {
+            let wait: Duration = until.earliest_possible().duration_since(self.ticks.now()).into();
+            let retry_after = wait.max(Duration::from_millis(1));
+            budget.empty_until.store((now + retry_after).millis(), Relaxed);
+            Error::Throttled { retry_after }
+        })
+    }
+
+    /// Whether the key's budget was found empty and cannot have refilled yet.
+    fn is_empty(&self, key: &K, now: Timestamp) -> Option<Duration> {
+        let budget = self.by_key.pin().get(key).cloned()?;
+        let until = Timestamp::from_millis(budget.empty_until.load(Relaxed));
+        (now < until).then(|| until.since(now))
+    }
+
+    fn budget(&self, key: &K) -> Option<Arc<Budget>> {
+        let table = self.by_key.pin();
+        if let Some(budget) = table.get(key) {
+            return Some(budget.clone());
+        }
+        if table.len() >= self.cap {
+            return None;
+        }
+        let fresh = || {
+            Arc::new(Budget {
+                limiter: RateLimiter::direct_with_clock(self.quota, self.ticks.clone()),
+                used: AtomicI64::new(0),
+                empty_until: AtomicI64::new(0),
+            })
+        };
+        Some(table.get_or_insert_with(key.clone(), fresh).clone())
+    }
+
+    /// Forgets budgets that are full again.
+    fn sweep(&self, now: Timestamp) {
+        self.by_key.pin().retain(|_, budget| now.since(Timestamp::from_millis(budget.used.load(Relaxed))) < self.refill);
+    }
+}
+
+/// A peer as budgets see it: an IPv4 address, or the /64 of an IPv6 address, since a whole /64 is one site's to choose from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Site(u128);
+
+impl From<IpAddr> for Site {
+    fn from(address: IpAddr) -> Self {
+        match address.to_canonical() {
+            IpAddr::V4(v4) => Self(u128::from(u32::from(v4))),
+            IpAddr::V6(v6) => Self(u128::from(v6) >> 64 << 64),
+        }
+    }
+}
+
+/// All budgets of a node.
+pub struct Limits {
+    peers: Budgets<Site>,
+    failures: Budgets<Site>,
+    plans: Plans<String, Budgets<ClientId>>,
+}
+
+impl Limits {
+    /// As configured; `plans` holds "standard".
+    pub fn new(config: &config::Limits, clock: Arc<dyn Clock>) -> Self {
+        let ticks = Ticks(clock);
+        let cap = config.tracked_keys;
+        Self {
+            peers: Budgets::new(config.per_peer, cap, &ticks),
+            failures: Budgets::new(config.failed_authentication, cap, &ticks),
+            plans: config.plans.iter().map(|(name, rate)| (name.clone(), Budgets::new(*rate, cap, &ticks))).collect(),
+        }
+    }
+
+    /// A call from a peer; forwarded headers never count (L11).
+    pub fn peer(&self, peer: Peer) -> Result<(), Error> {
+        match peer {
+            Peer::Ip(address) => self.peers.draw(&address.into()),
+            Peer::Local => Ok(()),
+        }
+    }
+
+    /// A call of an authenticated client under its plan; a plan that is no longer configured counts as "standard".
+    pub fn client(&self, client: &ClientId, plan: &PlanName) -> Result<(), Error> {
+        let budgets = self.plans.get(plan.as_str()).or_else(|| self.plans.get(PlanName::standard().as_str()));
+        budgets.map_or(Ok(()), |budgets| budgets.draw(client))
+    }
+
+    /// Whether there is a plan of this name.
+    pub fn has_plan(&self, plan: &PlanName) -> bool {
+        self.plans.contains_key(plan.as_str())
+    }
+
+    /// A failed authentication: the error replaces the answer once the peer's budget for them is used up.
+    pub fn failed(&self, peer: Peer) -> Result<(), Error> {
+        match peer {
+            Peer::Ip(address) => self.failures.draw(&address.into()),
+            Peer::Local => Ok(()),
+        }
+    }
+
+    /// Refuses a peer whose budget for failures is used up: asked before expensive or guessable secrets are tried.
+    pub fn may_try(&self, peer: Peer, now: Timestamp) -> Result<(), Error> {
+        match peer {
+            Peer::Ip(address) => match self.failures.is_empty(&address.into(), now) {
+                Some(retry_after) => Err(Error::Throttled { retry_after }),
+                None => Ok(()),
+            },
+            Peer::Local => Ok(()),
+        }
+    }
+
+    /// Forgets what is full again; every few seconds, off the request path.
+    pub fn sweep(&self, now: Timestamp) {
+        self.peers.sweep(now);
+        self.failures.sweep(now);
+        for budgets in self.plans.values() {
+            budgets.sweep(now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+
+    fn limits(cap: usize) -> (Arc<ManualClock>, Limits) {
+        let clock = Arc::new(ManualClock::at(Timestamp::from_seconds(1_000_000)));
+        let rate = Rate { per_second: 1, burst: 3 };
+        let config = config::Limits {
+            per_peer: rate,
+            failed_authentication: rate,
+            tracked_keys: cap,
+            plans: [("standard".to_owned(), rate)].into(),
+            ..crate::config::Config::default().limits
+        };
+        (clock.clone(), Limits::new(&config, clock))
+    }
+
+    fn peer(text: &str) -> Peer {
+        Peer::Ip(text.parse().unwrap())
+    }
+
+    #[test]
+    fn a_burst_is_granted_and_then_the_rate() {
+        let (clock, limits) = limits(10);
+        let drawn = (0..5).filter(|_| limits.peer(peer("10.0.0.1")).is_ok()).count();
+        assert_eq!(drawn, 3);
+        clock.advance(Duration::from_secs(2));
+        let drawn = (0..5).filter(|_| limits.peer(peer("10.0.0.1")).is_ok()).count();
+        assert_eq!(drawn, 2);
+        let Err(Error::Throttled { retry_after }) = limits.peer(peer("10.0.0.1")) else { panic!("granted") };
+        assert!(retry_after <= Duration::from_secs(1) && retry_after > Duration::ZERO, "{retry_after:?}");
+    }
+
+    /// L11: addresses of one /64 share a budget, a mapped IPv4 address is that IPv4 address.
+    #[test]
+    fn a_slash_64_is_one_peer() {
+        let (_, limits) = limits(10);
+        for n in 0..3 {
+            assert!(limits.peer(peer(&format!("2001:db8:0:1::{n}"))).is_ok());
+        }
+        assert!(limits.peer(peer("2001:db8:0:1:ffff::1")).is_err());
+        assert!(limits.peer(peer("2001:db8:0:2::1")).is_ok());
+        assert_eq!(Site::from("::ffff:10.0.0.1".parse::<IpAddr>().unwrap()), Site::from("10.0.0.1".parse::<IpAddr>().unwrap()));
+    }
+
+    /// L16: past the bound new keys are refused; a hot key is not reset by them, nor by the sweep.
+    #[test]
+    fn the_table_is_bounded_and_keeps_hot_keys() {
+        let (clock, limits) = limits(2);
+        for _ in 0..4 {
+            let _ = limits.peer(peer("10.0.0.1"));
+        }
+        assert!(limits.peer(peer("10.0.0.2")).is_ok());
+        for n in 0..1_000_u32 {
+            assert!(limits.peer(Peer::Ip(IpAddr::from((n + 0x0b00_0000).to_be_bytes()))).is_err());
+        }
+        assert_eq!(limits.peers.by_key.len(), 2);
+        limits.sweep(clock.now());
+        assert!(limits.peer(peer("10.0.0.1")).is_err(), "still empty");
+        clock.advance(Duration::from_secs(60));
+        limits.sweep(clock.now());
+        assert!(limits.peer(peer("11.0.0.1")).is_ok(), "there is room again");
+    }
+
+    #[test]
+    fn failures_have_a_budget_of_their_own_that_refills() {
+        let (clock, limits) = limits(10);
+        let thief = peer("10.0.0.9");
+        assert!(limits.may_try(thief, clock.now()).is_ok());
+        let answered = (0..4).filter(|_| limits.failed(thief).is_ok()).count();
+        assert_eq!(answered, 3);
+        assert!(limits.may_try(thief, clock.now()).is_err());
+        assert!(limits.peer(thief).is_ok(), "calls are counted apart");
+        clock.advance(Duration::from_secs(2));
+        assert!(limits.may_try(thief, clock.now()).is_ok());
+    }
+
+    #[test]
+    fn clients_are_counted_by_their_plan_and_unknown_plans_as_standard() {
+        let (_, limits) = limits(10);
+        let id: ClientId = "a".parse().unwrap();
+        let gone: PlanName = "gone".parse().unwrap();
+        assert_eq!((0..5).filter(|_| limits.client(&id, &gone).is_ok()).count(), 3);
+        assert!(!limits.has_plan(&gone));
+        assert!(limits.client(&"b".parse().unwrap(), &PlanName::standard()).is_ok());
+    }
+}

@@ -1,0 +1,165 @@
+//! Client authentication (RFC 6749 section 2.3). Whatever is wrong, the answer is the same and the work is the same.
+
+use std::{fmt, sync::Arc};
+
+use secrecy::{ExposeSecret, SecretString};
+
+use super::Authority;
+use crate::{
+    crypto::secrets,
+    error::{Error, Result},
+    model::{Action, Call, Client, ClientId, Digest, Epochs, Secret, SecretId, Stamp, Subject},
+};
+
+/// The longest secret that is looked at, in bytes (A04).
+pub const MAX_SECRET: usize = 1_024;
+
+/// What a caller presents to prove who it is: exactly one of these.
+pub enum Credentials {
+    /// Nothing.
+    None,
+    /// A client id and its secret, from the metadata or the message.
+    Secret {
+        /// As presented.
+        client_id: String,
+        /// As presented.
+        secret: SecretString,
+    },
+    /// An access token of the caller's own (RFC 6750).
+    Bearer(SecretString),
+}
+
+/// Without the values.
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "None",
+            Self::Secret { .. } => "Secret",
+            Self::Bearer(_) => "Bearer",
+        })
+    }
+}
+
+/// A client that proved itself in this call. Made here and nowhere else: a rule that takes one cannot be reached without.
+#[derive(Debug)]
+pub struct AuthenticatedClient {
+    client: Arc<Client>,
+    secret: SecretId,
+    epochs: Epochs,
+}
+
+impl AuthenticatedClient {
+    /// The client's record.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The client's record, owned.
+    pub fn into_client(self) -> Arc<Client> {
+        self.client
+    }
+
+    /// The epochs that a token issued in this call is minted under.
+    pub const fn epochs(&self) -> Epochs {
+        self.epochs
+    }
+
+    /// A stamp for the audit trail.
+    pub fn stamp(&self, call: &Call) -> Stamp {
+        call.stamp_of(&self.client.tenant, &self.client.id, Some(&self.secret))
+    }
+}
+
+impl Authority {
+    /// Authenticates a client by its secret and draws on its budget. Unknown client, wrong, retired or expired secret and
+    /// disabled client are all [`Error::InvalidClient`] (A01).
+    pub async fn authenticate(&self, call: &Call, credentials: Credentials) -> Result<AuthenticatedClient> {
+        let (client_id, secret) = match credentials {
+            Credentials::Secret { client_id, secret } => (client_id, secret),
+            Credentials::None | Credentials::Bearer(_) => return Err(self.refuse(call, None).await),
+        };
+        if secret.expose_secret().len() > MAX_SECRET {
+            return Err(Error::field("client_secret", "at most 1024 bytes"));
+        }
+        let id = client_id.parse::<ClientId>().ok();
+        let client = match &id {
+            Some(id) => self.standing.client(self.store(), id).await?,
+            None => None,
+        };
+        let proven = if secrets::is_generated(secret.expose_secret()) {
+            self.prove_generated(call, client.as_deref(), secret.expose_secret())
+        } else {
+            self.prove_imported(call, client.as_deref(), secret).await?
+        };
+        let admitted = match (client, proven) {
+            (Some(client), Some(secret)) => self.admit(call, &client, secret).await?,
+            _ => None,
+        };
+        match admitted {
+            Some(authenticated) => Ok(authenticated),
+            None => Err(self.refuse(call, id.as_ref()).await),
+        }
+    }
+
+    /// Admits a proven client unless it is disabled. Disabling writes the record first and raises the epoch second, so the
+    /// epochs are read first and the record second: who is admitted here while being disabled gets a token that is ended.
+    async fn admit(&self, call: &Call, proven: &Client, secret: SecretId) -> Result<Option<AuthenticatedClient>> {
+        let epochs = self.standing.epochs(&proven.tenant, &proven.id, &Subject::of_client(&proven.id));
+        let Some(client) = self.standing.client(self.store(), &proven.id).await?.filter(|client| !client.disabled) else {
+            return Ok(None);
+        };
+        self.limits.client(&client.id, &client.rate_plan)?;
+        self.uses.note(&client.id, &secret, call.now);
+        Ok(Some(AuthenticatedClient { client, secret, epochs }))
+    }
+
+    /// A secret this service made: one HMAC, also where there is nothing to compare with (A02).
+    fn prove_generated(&self, call: &Call, client: Option<&Client>, presented: &str) -> Option<SecretId> {
+        let id = secrets::secret_id_of(presented);
+        match client.and_then(|client| client.live_secrets(call.now).find(|secret| id.as_ref() == Some(&secret.id))) {
+            Some(secret) => self.secrets.matches(presented, secret).then(|| secret.id.clone()),
+            None => {
+                self.secrets.burn(presented);
+                None
+            }
+        }
+    }
+
+    /// A secret that was imported: one argon2id, also where there is nothing to compare with.
+    async fn prove_imported(&self, call: &Call, client: Option<&Client>, presented: SecretString) -> Result<Option<SecretId>> {
+        let live = client.into_iter().flat_map(|client| client.live_secrets(call.now).map(move |secret| (client, secret)));
+        let imported = live.filter_map(|(client, secret)| match &secret.digest {
+            Digest::Argon2id { phc } => Some((client, secret, phc.as_str())),
+            Digest::Keyed { .. } => None,
+        });
+        let imported: Vec<(&Client, &Secret, &str)> = imported.collect();
+        let known = |client: &Client, secret: &Secret, phc: &str| self.passwords.remembers(&client.id, &secret.id, phc, &presented);
+        if let Some((_, secret, _)) = imported.iter().find(|(client, secret, phc)| known(client, secret, phc)) {
+            return Ok(Some(secret.id.clone()));
+        }
+        self.limits.may_try(call.peer, call.now)?;
+        for (client, secret, phc) in &imported {
+            if self.passwords.verify_client(&client.id, &secret.id, phc, presented.clone()).await? {
+                return Ok(Some(secret.id.clone()));
+            }
+        }
+        if imported.is_empty() {
+            self.passwords.burn(presented).await?;
+        }
+        Ok(None)
+    }
+
+    /// The one refusal. Its record is not waited for, so that it costs the same whoever asks; a peer that fails too often is
+    /// told to slow down instead, and no longer recorded.
+    async fn refuse(&self, call: &Call, claimed: Option<&ClientId>) -> Error {
+        metrics::counter!("jeton_authentication_failed_total").increment(1);
+        if let Err(throttled) = self.limits.failed(call.peer) {
+            return throttled;
+        }
+        let target = claimed.map(ClientId::as_str).unwrap_or_default();
+        match self.trail.soon(call.stamp().refused(Action::AuthenticationFailed, target, "invalid_client")).await {
+            Ok(()) => Error::InvalidClient,
+            Err(error) => error,
+        }
+    }
+}

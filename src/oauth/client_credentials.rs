@@ -1,0 +1,117 @@
+//! The client credentials grant (RFC 6749 section 4.4).
+
+use std::time::Duration;
+
+use super::{Authority, Credentials, Issued, issue::Mint};
+use crate::{
+    crypto::random,
+    error::{Error, Result},
+    model::{Action, Audience, Call, Client, Epochs, Family, FamilyId, Granted, Jti, Scopes, Stamp, Subject},
+    store::Creation,
+};
+
+/// What a caller asks for.
+#[derive(Debug, Default)]
+pub struct Request {
+    /// Empty or `client_credentials`.
+    pub grant_type: String,
+    /// None means the client's default.
+    pub scopes: Vec<String>,
+    /// None means the client's first audience.
+    pub resources: Vec<String>,
+}
+
+impl Authority {
+    /// Issues an access token, and a refresh family where the client is registered for it; either is durable with its record
+    /// before it is given out.
+    pub async fn token(&self, call: &Call, credentials: Credentials, request: Request) -> Result<Issued> {
+        let authenticated = self.authenticate(call, credentials).await?;
+        let client = authenticated.client();
+        let stamp = authenticated.stamp(call);
+        let subject = Subject::of_client(&client.id);
+        let epochs = authenticated.epochs();
+        let (granted, audience) = match self.grant(client, &request) {
+            Ok(granted) => granted,
+            Err(error) => return Err(self.trail.refusal(stamp.refused(Action::AccessRefused, "token", error.code()), error).await),
+        };
+        let jti = Jti::new();
+        let mint = Mint { now: call.now, client, subject, granted: &granted, audience, epochs, jti, family: None };
+        let issued = stamp.done(Action::TokenIssued, jti.to_string());
+        if !client.grants.refresh_token {
+            let (access_token, expires_in) = self.mint(mint)?;
+            self.trail.issued(issued).await?;
+            return Ok(Issued { access_token, expires_in, refresh_token: None, scopes: granted.scopes().clone() });
+        }
+        let family = self.draw_family(call, client, &granted, &mint.audience, epochs);
+        let (access_token, expires_in) = self.mint(Mint { family: Some((family.id, family.expires_at)), ..mint })?;
+        let refresh_token = self.refresh_key.mint(family.id, 0, &family.salt);
+        self.open(&family, &stamp, jti).await?;
+        Ok(Issued { access_token, expires_in, refresh_token: Some(refresh_token), scopes: granted.scopes().clone() })
+    }
+
+    /// What the client may have of what it asks for.
+    fn grant(&self, client: &Client, request: &Request) -> Result<(Granted, Vec<Audience>)> {
+        match request.grant_type.as_str() {
+            "" | "client_credentials" if client.grants.client_credentials => {}
+            "" | "client_credentials" => return Err(Error::UnauthorizedClient),
+            _ => return Err(Error::UnsupportedGrantType),
+        }
+        let asked = Scopes::parse(&request.scopes).map_err(|invalid| Error::InvalidScope(invalid.0.into()))?;
+        let granted = Granted::asked(&asked, &client.scopes, || client.scopes_by_default())
+            .map_err(|scope| Error::InvalidScope(format!("the client may not have scope {scope}").into()))?;
+        Ok((granted, self.audience(client, &request.resources)?))
+    }
+
+    /// Who the token will be for (RFC 8707 section 2): exactly what was asked for, else the first audience, else this service.
+    fn audience(&self, client: &Client, resources: &[String]) -> Result<Vec<Audience>> {
+        let own = &self.terms.own_audience;
+        if resources.is_empty() {
+            return Ok(vec![client.audiences.first().unwrap_or(own).clone()]);
+        }
+        if resources.len() > client.audiences.len() + 1 {
+            return Err(Error::InvalidTarget("more resources than the client may ask for".into()));
+        }
+        let mut audience = Vec::with_capacity(resources.len());
+        for resource in resources {
+            let resource: Audience = resource.parse().map_err(|invalid: crate::model::Invalid| Error::InvalidTarget(invalid.0.into()))?;
+            if resource != *own && !client.audiences.contains(&resource) {
+                return Err(Error::InvalidTarget("the client may not ask for this resource".into()));
+            }
+            if audience.contains(&resource) {
+                return Err(Error::InvalidTarget("a resource is named twice".into()));
+            }
+            audience.push(resource);
+        }
+        Ok(audience)
+    }
+
+    fn draw_family(&self, call: &Call, client: &Client, granted: &Granted, audience: &[Audience], epochs: Epochs) -> Family {
+        let terms = &self.terms.token;
+        let lifetime = client.refresh_ttl.unwrap_or(Duration::from_secs(terms.refresh_lifetime_seconds));
+        let idle = client.refresh_idle.unwrap_or(Duration::from_secs(terms.refresh_idle_seconds));
+        Family {
+            id: FamilyId::new(),
+            tenant: client.tenant.clone(),
+            client: client.id.clone(),
+            subject: Subject::of_client(&client.id),
+            scopes: granted.scopes().clone(),
+            audience: audience.to_vec(),
+            salt: random::bytes(),
+            epochs,
+            opened_at: call.now,
+            expires_at: call.now + lifetime,
+            idle: idle.min(lifetime),
+            generation: 0,
+            rotated_at: call.now,
+            ended_at: None,
+        }
+    }
+
+    async fn open(&self, family: &Family, stamp: &Stamp, jti: Jti) -> Result<()> {
+        let event = stamp.done(Action::TokenIssued, jti.to_string()).in_family(family.id);
+        match self.store.open_family(family, event).await? {
+            Creation::Created => Ok(()),
+            Creation::Taken => Err(Error::Internal("a new family id was taken".into())),
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Introspection (RFC 7662): who may ask, and what it is told.
+
+use std::sync::Arc;
+
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{Authority, Credentials, bearer::carries};
+use crate::{
+    crypto::{keyring::VerifiedClaims, refresh_token::Presented},
+    error::{Error, Result},
+    model::{Action, Audience, Call, Client, Family, TenantId},
+};
+
+/// Lets a caller judge tokens for the audiences it serves.
+pub const INTROSPECT: &str = "jeton:introspect";
+/// Lets a caller judge every token of its tenant; in the operator's tenant, every token.
+pub const INTROSPECT_ANY: &str = "jeton:introspect:any";
+/// The most tokens in one batch.
+pub const MAX_BATCH: usize = 1_000;
+
+/// A caller that may introspect, and what it may see.
+pub struct Viewer {
+    client: Arc<Client>,
+    any: bool,
+}
+
+/// A token that stands, as one viewer may see it. The one builder of every positive answer (I03).
+pub struct Standing<'a> {
+    verified: &'a VerifiedClaims,
+    viewer: &'a Viewer,
+}
+
+impl Standing<'_> {
+    /// The claims.
+    pub const fn claims(&self) -> &crate::model::Claims {
+        self.verified.claims()
+    }
+
+    /// The audiences the viewer answers for; all of them for one who may see any token.
+    pub fn audience(&self) -> impl Iterator<Item = &Audience> {
+        self.claims().aud.iter().filter(|audience| self.viewer.any || self.viewer.client.serves.contains(audience))
+    }
+}
+
+impl Viewer {
+    /// Whether the viewer may know of a token: it is for an audience the viewer answers for, in its tenant.
+    fn sees(&self, tenant: &TenantId, audience: &[Audience]) -> bool {
+        if self.any {
+            return self.client.tenant == *tenant || self.client.tenant.is_operator();
+        }
+        self.client.tenant == *tenant && audience.iter().any(|audience| self.client.serves.contains(audience))
+    }
+}
+
+impl Authority {
+    /// Who asks: a client by its secret, or by an access token of its own for this service.
+    pub async fn viewer(&self, call: &Call, credentials: Credentials) -> Result<Viewer> {
+        let (client, may, any) = match credentials {
+            Credentials::Bearer(token) => {
+                let (client, claims) = self.bearer(call, &token).await?;
+                let (may, any) = (carries(&client, &claims, INTROSPECT), carries(&client, &claims, INTROSPECT_ANY));
+                (client, may, any)
+            }
+            Credentials::None | Credentials::Secret { .. } => {
+                let client = self.authenticate(call, credentials).await?.into_client();
+                let (may, any) = (client.scopes.contains(INTROSPECT), client.scopes.contains(INTROSPECT_ANY));
+                (client, may, any)
+            }
+        };
+        if !may && !any {
+            let refused = call.stamp_of(&client.tenant, &client.id, None).refused(Action::AccessRefused, "introspect", "insufficient_scope");
+            return Err(self.trail.refusal(refused, Error::InsufficientScope(INTROSPECT)).await);
+        }
+        Ok(Viewer { client, any })
+    }
+
+    /// Judges an access token from memory and shows it to `show`; `None` for everything that does not stand or is not the
+    /// viewer's to see, with no way to tell these apart (I04).
+    pub fn introspect<T>(&self, call: &Call, viewer: &Viewer, token: &str, show: impl FnOnce(&Standing<'_>) -> T) -> Option<T> {
+        let verified = self.standing.judge(token, call.now)?;
+        let claims = verified.claims();
+        viewer.sees(&claims.tenant, &claims.aud).then(|| show(&Standing { verified: &verified, viewer }))
+    }
+
+    /// Judges a refresh token for the client it was issued to, or for a viewer of any token. Reads the store; asked for by the
+    /// hint alone, so that a resource server can never take a refresh token for an access token (J20).
+    pub async fn introspect_refresh(&self, call: &Call, viewer: &Viewer, token: &SecretString) -> Result<Option<Family>> {
+        let Some(presented) = Presented::parse(token.expose_secret()) else { return Ok(None) };
+        let Some(family) = self.store.family(presented.family, call.now).await? else { return Ok(None) };
+        let current = self.standing.epochs(&family.tenant, &family.client, &family.subject);
+        let stands = self.refresh_key.verify(&presented, &family.salt)
+            && family.stands(call.now)
+            && family.epochs.reach(current)
+            && family.generation == presented.generation;
+        let visible = viewer.client.id == family.client || (viewer.any && viewer.sees(&family.tenant, &[]));
+        Ok((stands && visible).then_some(family))
+    }
+}

@@ -1,0 +1,69 @@
+//! The only minter of tokens.
+
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use super::Authority;
+use crate::{
+    error::{Error, Result},
+    model::{Audience, Claims, Client, Epochs, FamilyId, Granted, Jti, Scopes, Subject, Timestamp},
+};
+
+/// What a caller is given (RFC 6749 section 5.1).
+pub struct Issued {
+    /// A JWT by RFC 9068.
+    pub access_token: SecretString,
+    /// How long it stands.
+    pub expires_in: Duration,
+    /// Where the client is registered for it.
+    pub refresh_token: Option<SecretString>,
+    /// What it may be used for.
+    pub scopes: Scopes,
+}
+
+/// What an access token is minted from.
+pub(super) struct Mint<'a> {
+    pub(super) now: Timestamp,
+    pub(super) client: &'a Client,
+    pub(super) subject: Subject,
+    pub(super) granted: &'a Granted,
+    pub(super) audience: Vec<Audience>,
+    pub(super) epochs: Epochs,
+    pub(super) jti: Jti,
+    /// The family it belongs to and the end of that.
+    pub(super) family: Option<(FamilyId, Timestamp)>,
+}
+
+impl Authority {
+    /// How long an access token of this client stands, cut at the end of its family.
+    pub(super) fn access_lifetime(&self, client: &Client, now: Timestamp, family_ends: Option<Timestamp>) -> Duration {
+        let terms = &self.terms.token;
+        let own = client.access_ttl.unwrap_or(terms.access_lifetime()).min(terms.access_lifetime_max());
+        family_ends.map_or(own, |end| own.min(end.since(now)))
+    }
+
+    /// Signs an access token; how long it stands, in whole seconds, comes with it.
+    pub(super) fn mint(&self, mint: Mint<'_>) -> Result<(SecretString, Duration)> {
+        let lifetime = self.access_lifetime(mint.client, mint.now, mint.family.map(|(_, end)| end));
+        let iat = mint.now.seconds();
+        let seconds = i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX).max(1);
+        let claims = Claims {
+            iss: self.terms.issuer.as_ref().to_owned(),
+            sub: mint.subject,
+            aud: mint.audience,
+            client_id: mint.client.id.clone(),
+            scope: mint.granted.scopes().to_string(),
+            iat,
+            nbf: iat,
+            exp: iat.saturating_add(seconds),
+            jti: mint.jti,
+            tenant: mint.client.tenant.clone(),
+            roles: mint.client.roles.clone(),
+            fam: mint.family.map(|(id, _)| id),
+            ep: mint.epochs,
+        };
+        let token = self.standing.keyring().sign(&claims).map_err(|error| Error::Internal(Box::new(error)))?;
+        Ok((token.into(), Duration::from_secs(seconds.unsigned_abs())))
+    }
+}

@@ -1,0 +1,138 @@
+//! RULES for tokens, one file per flow, named by the word of its RFC. Nothing here knows the wire.
+
+pub mod bearer;
+pub mod client_auth;
+pub mod client_credentials;
+pub mod introspection;
+mod issue;
+pub mod keys;
+pub mod refresh;
+pub mod registration;
+pub mod revocation;
+pub mod trail;
+mod uses;
+
+use std::{sync::Arc, time::Duration};
+
+pub use self::{
+    bearer::Administrator,
+    client_auth::{AuthenticatedClient, Credentials},
+    issue::Issued,
+};
+use crate::{
+    audit::Trail,
+    clock::Clock,
+    config,
+    crypto::{passwords::Passwords, refresh_token::RefreshKey, seal::Sealer, secrets::ClientSecrets},
+    limit::Limits,
+    model::{
+        keyset::{Algorithm, KeyPolicy},
+        Audience,
+    },
+    standing::{SLACK, Standing},
+    store::Store,
+};
+
+/// Issues and judges tokens: the one place where the rules meet what they need.
+pub struct Authority {
+    store: Arc<dyn Store>,
+    standing: Arc<Standing>,
+    trail: Trail,
+    limits: Arc<Limits>,
+    secrets: ClientSecrets,
+    passwords: Passwords,
+    refresh_key: RefreshKey,
+    sealer: Arc<Sealer>,
+    page_key: [u8; 32],
+    uses: uses::Uses,
+    clock: Arc<dyn Clock>,
+    terms: Terms,
+}
+
+/// What tokens are issued under.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// The `iss` of every token.
+    pub issuer: Arc<str>,
+    /// The issuer as an audience: who a token is for when its client names nobody, and what administration demands.
+    pub own_audience: Audience,
+    /// Lifetimes.
+    pub token: config::Token,
+    /// Times of a key's life.
+    pub keys: KeyPolicy,
+    /// Algorithm of new keys.
+    pub algorithm: Algorithm,
+}
+
+/// What an authority is made of.
+pub struct Parts {
+    /// Where everything is kept.
+    pub store: Arc<dyn Store>,
+    /// What still stands, following that store.
+    pub standing: Arc<Standing>,
+    /// Budgets.
+    pub limits: Arc<Limits>,
+    /// The argon2id pool.
+    pub passwords: Passwords,
+    /// The master key, for new signing keys.
+    pub sealer: Arc<Sealer>,
+    /// When an issued token's record is durable.
+    pub issue: config::Issue,
+    /// Where the time comes from, for background work; calls bring their own.
+    pub clock: Arc<dyn Clock>,
+    /// What tokens are issued under.
+    pub terms: Terms,
+}
+
+impl Authority {
+    /// Puts the parts together; symmetric keys come from the keyring's root.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { store, standing, limits, passwords, sealer, issue, clock, terms } = parts;
+        let keyring = standing.keyring();
+        let root = keyring.root();
+        Self {
+            secrets: ClientSecrets::new(root),
+            refresh_key: RefreshKey::new(root),
+            page_key: root.derive("page token"),
+            trail: Trail::new(store.clone(), issue),
+            uses: uses::Uses::default(),
+            store,
+            standing,
+            limits,
+            passwords,
+            sealer,
+            clock,
+            terms,
+        }
+    }
+
+    /// What tokens are issued under.
+    pub const fn terms(&self) -> &Terms {
+        &self.terms
+    }
+
+    /// What still stands.
+    pub const fn standing(&self) -> &Arc<Standing> {
+        &self.standing
+    }
+
+    /// Where everything is kept.
+    pub fn store(&self) -> &dyn Store {
+        self.store.as_ref()
+    }
+
+    /// Budgets.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The key that page tokens are signed with: their own, used for nothing else (N03).
+    pub const fn page_key(&self) -> &[u8; 32] {
+        &self.page_key
+    }
+
+    /// How long an ended family or client must be remembered: the longest access token, and the slack.
+    fn remember(&self) -> Duration {
+        self.terms.token.access_lifetime_max() + SLACK
+    }
+}

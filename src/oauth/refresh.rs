@@ -1,0 +1,102 @@
+//! Refresh and rotation (RFC 6749 section 6, RFC 9700 section 4.14).
+
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{AuthenticatedClient, Authority, Credentials, Issued, issue::Mint};
+use crate::{
+    crypto::refresh_token::Presented,
+    error::{Error, Result},
+    model::{Action, Call, Client, Family, Granted, Jti, Scopes},
+    store::{Rotate, Rotation},
+};
+
+/// What a caller asks for.
+pub struct Request {
+    /// As it was issued.
+    pub refresh_token: SecretString,
+    /// None means all of the family's.
+    pub scopes: Vec<String>,
+}
+
+impl Authority {
+    /// Exchanges a refresh token for its successor and a new access token. Everything that can be refused is refused before
+    /// the token is spent; the spending is one conditional write.
+    pub async fn refresh(&self, call: &Call, credentials: Credentials, request: Request) -> Result<Issued> {
+        let authenticated = self.authenticate(call, credentials).await?;
+        let client = authenticated.client();
+        if !client.grants.refresh_token {
+            let refused = authenticated.stamp(call).refused(Action::AccessRefused, "refresh", "unauthorized_client");
+            return Err(self.trail.refusal(refused, Error::UnauthorizedClient).await);
+        }
+        let (presented, family) = self.recognise(call, &authenticated, request.refresh_token.expose_secret()).await?;
+        let granted = narrow(&family, client, &request.scopes)?;
+        let jti = Jti::new();
+        let rotate = Rotate {
+            family: family.id,
+            presented: presented.generation,
+            client: client.id.clone(),
+            now: call.now,
+            grace: Duration::from_secs(self.terms.token.refresh_grace_seconds),
+            remember: self.remember(),
+        };
+        let family = match self.store.rotate(&rotate, &authenticated.stamp(call), &jti.to_string()).await? {
+            Rotation::Rotated(family) | Rotation::Repeated(family) => family,
+            Rotation::Reused => {
+                tracing::warn!(family = %family.id, client = %client.id, "a spent refresh token was presented: family ended");
+                return Err(Error::InvalidGrant);
+            }
+            Rotation::Unknown => return Err(Error::InvalidGrant),
+        };
+        self.issue_successor(call, client, &family, &granted, jti)
+    }
+
+    /// The family of a token that is whole, of this client, and minted under epochs that still stand.
+    async fn recognise(&self, call: &Call, who: &AuthenticatedClient, token: &str) -> Result<(Presented, Family)> {
+        // What is not even shaped like a token, or does not verify, is nobody's: nothing to record, the budget bounds it (R13).
+        let presented = Presented::parse(token).ok_or(Error::InvalidGrant)?;
+        let family = self.store.family(presented.family, call.now).await?.ok_or(Error::InvalidGrant)?;
+        if !self.refresh_key.verify(&presented, &family.salt) {
+            return Err(Error::InvalidGrant);
+        }
+        let current = self.standing.epochs(&family.tenant, &family.client, &family.subject);
+        let client = who.client();
+        let audience_stands =
+            family.audience.iter().all(|audience| *audience == self.terms.own_audience || client.audiences.contains(audience));
+        if family.client != client.id || !family.epochs.reach(current) || !audience_stands {
+            let refused = who.stamp(call).refused(Action::RefreshRefused, "", "invalid_grant").in_family(family.id);
+            return Err(self.trail.refusal(refused, Error::InvalidGrant).await);
+        }
+        Ok((presented, family))
+    }
+
+    fn issue_successor(&self, call: &Call, client: &Client, family: &Family, granted: &Granted, jti: Jti) -> Result<Issued> {
+        let (access_token, expires_in) = self.mint(Mint {
+            now: call.now,
+            client,
+            subject: family.subject.clone(),
+            granted,
+            audience: family.audience.clone(),
+            // Those of the opening: what was raised since, also while this call ran, ends this token too.
+            epochs: family.epochs,
+            jti,
+            family: Some((family.id, family.expires_at)),
+        })?;
+        Ok(Issued {
+            access_token,
+            expires_in,
+            refresh_token: Some(self.refresh_key.mint(family.id, family.generation, &family.salt)),
+            scopes: granted.scopes().clone(),
+        })
+    }
+}
+
+/// "The requested scope MUST NOT include any scope not originally granted" (RFC 6749 section 6), nor one the client has lost
+/// since.
+fn narrow(family: &Family, client: &Client, asked: &[String]) -> Result<Granted> {
+    let asked = Scopes::parse(asked).map_err(|invalid| Error::InvalidScope(invalid.0.into()))?;
+    let still = Granted::still(&family.scopes, &client.scopes);
+    Granted::asked(&asked, still.scopes(), || still.scopes().clone())
+        .map_err(|scope| Error::InvalidScope(format!("the refresh token does not carry scope {scope}").into()))
+}

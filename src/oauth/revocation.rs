@@ -1,0 +1,121 @@
+//! Revocation: one token by its client (RFC 7009), or everything of somebody by an administrator.
+
+use secrecy::{ExposeSecret, SecretString};
+
+use super::{Administrator, AuthenticatedClient, Authority, Credentials};
+use crate::{
+    crypto::refresh_token::Presented,
+    error::{Error, Result},
+    model::{
+        Action, Call, Client, ClientId, EpochOf, Event, FamilyId, Jti, Kid, Revocation, Revoked, Subject, TenantId, Timestamp,
+    },
+    standing::SLACK,
+};
+
+/// What an administrator ends.
+#[derive(Clone, Debug)]
+pub enum Target {
+    /// Everything issued to a client so far.
+    Client(ClientId),
+    /// Everything issued in a tenant so far.
+    Tenant(TenantId),
+    /// Everything issued for a subject so far.
+    Subject(Subject),
+    /// A family and its access tokens.
+    Family(FamilyId),
+    /// Everything a key signed.
+    Key(Kid),
+    /// One access token.
+    Token(Jti),
+}
+
+impl Authority {
+    /// Ends a token of the caller's; a refresh token takes its family along, an access token goes alone. A token that is
+    /// unknown or expired is fine as it is, and so, to the caller's eyes, is another client's (RFC 7009 section 2.2).
+    pub async fn revoke(&self, call: &Call, credentials: Credentials, token: &SecretString) -> Result<()> {
+        let authenticated = self.authenticate(call, credentials).await?;
+        match Presented::parse(token.expose_secret()) {
+            Some(presented) => self.revoke_refresh_token(call, &authenticated, &presented).await,
+            None => self.revoke_access_token(call, &authenticated, token.expose_secret()).await,
+        }
+    }
+
+    async fn revoke_refresh_token(&self, call: &Call, who: &AuthenticatedClient, presented: &Presented) -> Result<()> {
+        let Some(family) = self.store.family(presented.family, call.now).await? else { return Ok(()) };
+        if !self.refresh_key.verify(presented, &family.salt) {
+            return Ok(());
+        }
+        let stamp = who.stamp(call);
+        if !may_end(who.client(), &family.tenant, &family.client) {
+            return self.trail.record(stamp.refused(Action::RevokeRefused, "", "other_client").in_family(family.id)).await;
+        }
+        if family.ended_at.is_some() {
+            return Ok(());
+        }
+        let event = stamp.done(Action::TokenRevoked, "").in_family(family.id);
+        Ok(self.store.end_family(family.id, call.now, call.now + self.remember(), event).await?)
+    }
+
+    async fn revoke_access_token(&self, call: &Call, who: &AuthenticatedClient, token: &str) -> Result<()> {
+        let Some(verified) = self.standing.keyring().verify(token, call.now) else { return Ok(()) };
+        let claims = verified.claims();
+        let stamp = who.stamp(call);
+        if !may_end(who.client(), &claims.tenant, &claims.client_id) {
+            return self.trail.record(stamp.refused(Action::RevokeRefused, claims.jti.to_string(), "other_client")).await;
+        }
+        if self.standing.token_was_revoked(claims.jti) {
+            return Ok(());
+        }
+        let event = stamp.done(Action::TokenRevoked, claims.jti.to_string());
+        let revocation = Revocation { revoked: Revoked::Token(claims.jti), until: Timestamp::from_seconds(claims.exp) + SLACK };
+        Ok(self.store.revoke(&revocation, event).await?)
+    }
+
+    /// Ends everything of somebody with one write. Whether there is anything to end is not asked: what is unknown here may have
+    /// been issued elsewhere.
+    pub async fn revoke_all(&self, call: &Call, admin: &Administrator, target: Target, reason: String) -> Result<()> {
+        match target {
+            Target::Client(id) => {
+                let client = self.administered(admin, &id).await?;
+                let event = admin.stamp_in(call, &client.tenant).done(Action::ClientRevoked, id.as_str()).because(reason);
+                self.raise(EpochOf::Client(id), event).await
+            }
+            Target::Tenant(tenant) => {
+                admin.must_govern(&tenant)?;
+                let event = admin.stamp_in(call, &tenant).done(Action::TenantRevoked, tenant.as_str()).because(reason);
+                self.raise(EpochOf::Tenant(tenant), event).await
+            }
+            Target::Subject(subject) => {
+                admin.must_govern_all()?;
+                let event = admin.stamp(call).done(Action::SubjectRevoked, subject.as_str()).because(reason);
+                self.raise(EpochOf::Subject(subject), event).await
+            }
+            Target::Family(id) => self.revoke_family(call, admin, id, reason).await,
+            Target::Key(kid) => self.revoke_key(call, admin, &kid, reason).await.map(drop),
+            Target::Token(jti) => {
+                admin.must_govern_all()?;
+                let event = admin.stamp(call).done(Action::JtiRevoked, jti.to_string()).because(reason);
+                let revocation = Revocation { revoked: Revoked::Token(jti), until: call.now + self.remember() };
+                Ok(self.store.revoke(&revocation, event).await?)
+            }
+        }
+    }
+
+    async fn revoke_family(&self, call: &Call, admin: &Administrator, id: FamilyId, reason: String) -> Result<()> {
+        let family = self.store.family(id, call.now).await?.filter(|family| admin.governs(&family.tenant));
+        let family = family.ok_or(Error::NotFound("family"))?;
+        let event = admin.stamp_in(call, &family.tenant).done(Action::FamilyRevoked, "").in_family(id).because(reason);
+        Ok(self.store.end_family(id, call.now, call.now + self.remember(), event).await?)
+    }
+
+    pub(super) async fn raise(&self, of: EpochOf, event: Event) -> Result<()> {
+        self.store.raise_epoch(&of, event).await?;
+        Ok(())
+    }
+}
+
+/// A client may end its own tokens, an administrator every token it governs.
+fn may_end(caller: &Client, tenant: &TenantId, owner: &ClientId) -> bool {
+    caller.id == *owner
+        || (caller.scopes.contains(super::bearer::ADMIN) && (caller.tenant == *tenant || caller.tenant.is_operator()))
+}

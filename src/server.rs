@@ -1,0 +1,142 @@
+//! Wiring: open the store, load the keys, build the services, stack the layers, serve, drain.
+
+mod app;
+mod bootstrap;
+mod housekeeping;
+mod open;
+
+use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc};
+
+use secrecy::SecretString;
+use tokio::{net::TcpListener, sync::watch};
+use tonic_health::ServingStatus;
+
+use self::app::App;
+use crate::{
+    api::listen::{self, TlsReloader},
+    clock::Clock,
+    config::{self, Config},
+    model::ClientId,
+};
+
+/// What to serve.
+pub struct Options {
+    /// Checked configuration.
+    pub config: Config,
+    /// Whether this is a developer's machine: a missing master key is made beside the data, a first client is created, and
+    /// reflection is on.
+    pub dev: bool,
+    /// Whether a first client is created where there is none.
+    pub bootstrap: bool,
+    /// Where the time comes from; `None` means the system.
+    pub clock: Option<Arc<dyn Clock>>,
+}
+
+/// The first client, which may administer.
+pub struct Bootstrap {
+    /// Its id.
+    pub client_id: ClientId,
+    /// Its secret, when it was made in this start; it is not known afterwards.
+    pub client_secret: Option<SecretString>,
+}
+
+/// What is being served.
+pub struct Started {
+    /// The address listened on, with the real port.
+    pub address: SocketAddr,
+    /// The `iss` of every token.
+    pub issuer: String,
+    /// Where the data is.
+    pub data_dir: PathBuf,
+    /// The first client, in development or when asked for.
+    pub bootstrap: Option<Bootstrap>,
+    /// Whether the port speaks TLS.
+    pub tls: bool,
+}
+
+/// Why the server could not start, in one line.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// What is configured cannot be served: nothing is wrong with the machine.
+    #[error("{0}")]
+    Configuration(String),
+    /// The machine would not.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl StartError {
+    /// For the shell: 64 where the configuration must be mended, otherwise 1.
+    pub const fn exit_code(&self) -> i32 {
+        match self {
+            Self::Configuration(_) => 64,
+            Self::Failed(_) => 1,
+        }
+    }
+
+    fn failed(what: &'static str) -> impl FnOnce(Box<dyn std::error::Error + Send + Sync>) -> Self {
+        move |error| Self::Failed(format!("{what}: {error}"))
+    }
+}
+
+/// Serves until `shutdown` resolves and the calls in flight have ended. `started` is called once the port answers.
+pub async fn run(
+    options: Options,
+    started: impl FnOnce(&Started) + Send,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), StartError> {
+    let config = &options.config;
+    let tls_on = config.tls != config::Tls::default();
+    if !listen::permitted(config.listen, tls_on, config.insecure) {
+        return Err(StartError::Configuration(format!("listen: {} is public and needs tls, or insecure = true", config.listen)));
+    }
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .map_err(|error| StartError::Failed(format!("cannot listen on {}: {error}", config.listen)))?;
+    let address = listener.local_addr().map_err(|error| StartError::Failed(format!("cannot listen: {error}")))?;
+    let issuer = issuer(config, address, tls_on);
+    let opened = open::open(&options, &issuer).await?;
+    let tls = TlsReloader::open(&config.tls, opened.clock.clone())
+        .map_err(|error| StartError::Configuration(format!("tls: {error}")))?;
+    let bootstrap =
+        if options.dev || options.bootstrap { bootstrap::first_client(&opened).await? } else { None };
+
+    let (stop, stopping) = watch::channel(false);
+    let stopped = || {
+        let mut stopping = stopping.clone();
+        async move {
+            let _ = stopping.wait_for(|stopping| *stopping).await;
+        }
+    };
+    let app = App::build(&options, &opened, &stopping).await?;
+    let metrics = app.serve_metrics(&options, stopped()).await?;
+    let background = housekeeping::start(&opened, tls.clone(), &stopping);
+    let listening = listen::Options::new(&config.limits, tls);
+    let serving = tokio::spawn(listen::serve(listener, app.guarded, listening, stopped()));
+    tracing::info!(%address, issuer, tls = tls_on, "serving");
+    opened.record_start(address).await?;
+    started(&Started { address, issuer, data_dir: opened.data_dir.clone(), bootstrap, tls: tls_on });
+
+    shutdown.await;
+    tracing::info!("draining");
+    // Balancers hear of it before connections are told to go away.
+    app.health.set_service_status("", ServingStatus::NotServing).await;
+    let _ = stop.send(true);
+    let summary = serving.await.map_err(|error| StartError::Failed(format!("listener: {error}")))?;
+    let summary = summary.map_err(|error| StartError::Failed(format!("listener: {error}")))?;
+    background.finish().await;
+    if let Some(metrics) = metrics {
+        let _ = metrics.await;
+    }
+    opened.close().await;
+    tracing::info!(accepted = summary.accepted, refused = summary.refused, aborted = summary.aborted, "stopped");
+    Ok(())
+}
+
+fn issuer(config: &Config, address: SocketAddr, tls: bool) -> String {
+    match (config.issuer.is_empty(), tls) {
+        (false, _) => config.issuer.clone(),
+        (true, true) => format!("https://{address}"),
+        (true, false) => format!("http://{address}"),
+    }
+}

@@ -1,0 +1,130 @@
+//! From a directory to an authority: master key, store, keys, what stands.
+
+use std::{path::PathBuf, sync::Arc};
+
+use super::{Options, StartError};
+use crate::{
+    clock::{Clock, SystemClock},
+    config::Config,
+    crypto::{
+        chain::ChainKey,
+        keyring::Judging,
+        passwords::Passwords,
+        master,
+        seal::Sealer,
+    },
+    limit::Limits,
+    model::{Action, Audience, Invalid, Keyset, Stamp, keyset::KeyPolicy},
+    oauth::{Authority, Parts, Terms, keys},
+    standing::{Opening, SLACK, Standing},
+    store::{
+        KeyStore, RevocationStore, Store,
+        embedded::{Embedded, OpenError},
+        metered::Metered,
+    },
+};
+
+/// How far the clocks of machines that made our tokens may be ahead.
+const SKEW: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// An authority over its opened store.
+pub(super) struct Opened {
+    pub(super) authority: Arc<Authority>,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) chain: Arc<ChainKey>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) data_dir: PathBuf,
+}
+
+impl Opened {
+    /// Records that the service is there: also the moment after which its clock never reads less.
+    pub(super) async fn record_start(&self, address: std::net::SocketAddr) -> Result<(), StartError> {
+        let event = Stamp::internal(self.clock.now()).done(Action::ServerStarted, address.to_string());
+        self.store.append(event).await.map_err(|error| StartError::failed("store")(error.into()))
+    }
+
+    /// Notes what is still in memory and closes the store.
+    pub(super) async fn close(self) {
+        if let Err(error) = self.authority.note_uses().await {
+            tracing::warn!(%error, "uses of secrets since the last note are lost");
+        }
+        if let Err(error) = self.store.close().await {
+            tracing::error!(error = &error as &dyn std::error::Error, "cannot close the store");
+        }
+    }
+}
+
+pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, StartError> {
+    let config = &options.config;
+    let data_dir = config.data_dir.clone();
+    let sealer = Arc::new(Sealer::new(*master_key(config, options.dev)?));
+    let chain = ChainKey::new(sealer.derive("audit head"));
+    let embedded = Embedded::open(&data_dir, &config.node, chain.clone()).map_err(|error| refused(&error))?;
+    let store: Arc<dyn Store> = Arc::new(Metered::new(embedded));
+    let clock = options.clock.clone().unwrap_or_else(|| Arc::new(SystemClock::starting_at(store.newest())));
+
+    let terms = terms(config, issuer)?;
+    let keyset = keyset(store.as_ref(), &sealer, &terms, clock.as_ref()).await?;
+    let judging = Judging { max_lifetime: terms.token.access_lifetime_max(), skew: SKEW };
+    let opening = Opening { sealer: sealer.clone(), issuer: terms.issuer.clone(), judging };
+    let standing = Standing::new(&keyset, opening).map_err(|error| {
+        StartError::Configuration(format!("cannot open the keys in {}: {error}; is this their master key?", data_dir.display()))
+    })?;
+    let standing = Arc::new(standing);
+    let snapshot = store.follow(clock.now(), standing.clone()).await.map_err(|error| StartError::failed("store")(error.into()))?;
+    standing.load(snapshot);
+
+    let parts = Parts {
+        store: store.clone(),
+        standing,
+        limits: Arc::new(Limits::new(&config.limits, clock.clone())),
+        passwords: Passwords::new(config.limits.argon2_parallel, config.limits.argon2_queue),
+        sealer,
+        issue: config.audit.issue,
+        clock: clock.clone(),
+        terms,
+    };
+    Ok(Opened { authority: Arc::new(Authority::new(parts)), store, chain: Arc::new(chain), clock, data_dir })
+}
+
+fn refused(error: &OpenError) -> StartError {
+    StartError::Configuration(error.to_string())
+}
+
+fn master_key(config: &Config, dev: bool) -> Result<zeroize::Zeroizing<[u8; 32]>, StartError> {
+    let beside = config.data_dir.join("master.key");
+    let path = if config.master_key_file.as_os_str().is_empty() { &beside } else { &config.master_key_file };
+    if dev && path == &beside {
+        std::fs::create_dir_all(&config.data_dir)
+            .map_err(|error| StartError::Configuration(format!("cannot make {}: {error}", config.data_dir.display())))?;
+    }
+    master::load_or_make(path, dev && path == &beside).map_err(|error| StartError::Configuration(error.to_string()))
+}
+
+fn terms(config: &Config, issuer: &str) -> Result<Terms, StartError> {
+    let own_audience: Audience =
+        issuer.parse().map_err(|invalid: Invalid| StartError::Configuration(format!("issuer: {invalid}")))?;
+    let seconds = std::time::Duration::from_secs;
+    Ok(Terms {
+        issuer: issuer.into(),
+        own_audience,
+        token: config.token.clone(),
+        keys: KeyPolicy {
+            rotate_every: seconds(config.keys.rotate_every_seconds),
+            publish_ahead: seconds(config.keys.publish_ahead_seconds),
+            verify_after: config.token.access_lifetime_max() + SLACK,
+        },
+        algorithm: config.keys.algorithm,
+    })
+}
+
+/// The keys there are, or the first ones. Where another process made them in between, those.
+async fn keyset(store: &dyn Store, sealer: &Sealer, terms: &Terms, clock: &dyn Clock) -> Result<Keyset, StartError> {
+    let failed = |error: crate::store::StoreError| StartError::failed("store")(error.into());
+    if let Some(keyset) = store.keyset().await.map_err(failed)? {
+        return Ok(keyset);
+    }
+    let (first, event) = keys::first(sealer, terms, clock.now());
+    store.replace_keyset(&first, event).await.map_err(failed)?;
+    store.keyset().await.map_err(failed)?.ok_or_else(|| StartError::Failed("store: the keys that were written are not there".into()))
+}
