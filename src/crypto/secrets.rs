@@ -19,13 +19,17 @@ const RANDOM: usize = 43;
 /// Makes and checks client secrets.
 pub struct ClientSecrets {
     key: hmac::Key,
-    decoy: [u8; 32],
+    /// Looks like what is kept of a secret, and is of none.
+    decoy: String,
 }
 
 impl ClientSecrets {
     /// The key under the label "client secret".
     pub fn new(root: &Root) -> Self {
-        Self { key: hmac::Key::new(hmac::HMAC_SHA256, &root.derive("client secret")), decoy: random::bytes() }
+        Self {
+            key: hmac::Key::new(hmac::HMAC_SHA256, &root.derive("client secret")),
+            decoy: URL_SAFE_NO_PAD.encode(random::bytes::<32>()),
+        }
     }
 
     /// A new secret: its id, its value `jcs_<id>_<random>` to be shown once, and what is kept of it.
@@ -40,12 +44,13 @@ impl ClientSecrets {
     /// Whether `presented` is the secret kept as `secret`; in constant time. Never for a chosen or imported one: see
     /// [`super::passwords`].
     pub fn matches(&self, presented: &str, secret: &Secret) -> bool {
-        let kept = match &secret.digest {
-            Digest::Keyed { hmac } => URL_SAFE_NO_PAD.decode(hmac).ok().and_then(|mac| <[u8; 32]>::try_from(mac).ok()),
-            Digest::Argon2id { .. } => None,
-        };
-        // A kept value that cannot be read costs the same as one that can.
-        self.verify(presented, kept.as_ref().unwrap_or(&self.decoy)) && kept.is_some()
+        match &secret.digest {
+            Digest::Keyed { hmac } => self.verify(presented, hmac),
+            Digest::Argon2id { .. } => {
+                self.burn(presented);
+                false
+            }
+        }
     }
 
     /// The work of [`Self::matches`] where there is nothing to compare with (A02).
@@ -53,8 +58,11 @@ impl ClientSecrets {
         std::hint::black_box(self.verify(presented, &self.decoy));
     }
 
-    fn verify(&self, presented: &str, kept: &[u8; 32]) -> bool {
-        hmac::verify(&self.key, presented.as_bytes(), kept).is_ok()
+    /// What is kept and cannot be read costs the same as what can.
+    fn verify(&self, presented: &str, kept: &str) -> bool {
+        let mut mac = [0; 32];
+        let read = URL_SAFE_NO_PAD.decode_slice(kept, &mut mac).is_ok_and(|length| length == mac.len());
+        hmac::verify(&self.key, presented.as_bytes(), &mac).is_ok() && read
     }
 }
 
@@ -181,6 +189,44 @@ mod tests {
             assert_eq!(secret_id_of(wrong), None, "{wrong}");
         }
         assert_eq!(secret_id_of(&format!("jcs_abcdefghij_k_{}", "A".repeat(43))), None, "no underscore in an id");
+    }
+
+    /// A02: an unknown client, a wrong secret and a client without a secret of this kind take the same time: told apart no
+    /// better than by guessing, over 2,000 interleaved samples each.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "what is tested is how long it takes")]
+    fn an_unknown_client_takes_as_long_as_a_wrong_secret() {
+        let secrets = secrets();
+        let (id, _, digest) = secrets.generate();
+        let (_, wrong, _) = secrets.generate();
+        let phc = Digest::Argon2id { phc: String::new() };
+        let (keyed, other) = (kept(id.clone(), digest), kept(id, phc));
+        let time = |work: &dyn Fn()| {
+            let start = std::time::Instant::now();
+            (0..20).for_each(|_| work());
+            start.elapsed()
+        };
+        let presented = wrong.expose_secret();
+        let samples: Vec<_> = (0..2_000)
+            .map(|_| {
+                let unknown = time(&|| secrets.burn(presented));
+                let mismatch = time(&|| assert!(!secrets.matches(presented, &keyed)));
+                let none = time(&|| assert!(!secrets.matches(presented, &other)));
+                [unknown, mismatch, none]
+            })
+            .collect();
+        for class in [1, 2] {
+            // The share of pairs in which the other class is slower: 0.5 where nothing tells them apart.
+            let unknown: Vec<_> = samples.iter().map(|sample| sample[0]).collect();
+            let slower: f64 = samples
+                .iter()
+                .step_by(7)
+                .flat_map(|sample| unknown.iter().map(|unknown| (sample[class], *unknown)))
+                .map(|(one, other)| f64::from(u8::from(one > other)) + f64::from(u8::from(one == other)) / 2.0)
+                .sum();
+            let share = slower / (samples.iter().step_by(7).len() * unknown.len()) as f64;
+            assert!((0.3..0.7).contains(&share), "class {class}: {share}");
+        }
     }
 
     /// O01: what is kept is not the secret.
