@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use crate::{model::id::Invalid, store::StoreError};
+use crate::{crypto::passwords::Busy, model::id::Invalid, store::StoreError};
 
 /// Why a call was not answered as asked.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +52,9 @@ pub enum Error {
     /// What is asked for does not fit the state things are in.
     #[error("{0}")]
     Precondition(&'static str),
+    /// The message is longer than its method takes.
+    #[error("the message is too large")]
+    TooLarge,
     /// A budget is used up.
     #[error("too many requests")]
     Throttled {
@@ -99,12 +102,20 @@ impl Error {
             Self::AlreadyExists(_) => "already_exists",
             Self::Stale(_) => "stale",
             Self::Precondition(_) => "failed_precondition",
+            Self::TooLarge => "message_too_large",
             Self::Throttled { .. } => "slow_down",
             Self::Unavailable(_) => "temporarily_unavailable",
             Self::Exhausted(_) => "store_full",
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::Internal(_) => "server_error",
         }
+    }
+}
+
+/// The argon2id pool is full.
+impl From<Busy> for Error {
+    fn from(Busy: Busy) -> Self {
+        Self::Throttled { retry_after: Duration::from_secs(1) }
     }
 }
 
@@ -119,4 +130,4 @@ impl From<StoreError> for Error {
 }
 
 /// What a rule comes to.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;

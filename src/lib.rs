@@ -26,7 +26,7 @@ pub mod store;
 pub mod telemetry;
 
 /// The contract, generated from `proto/`.
-#[expect(missing_docs, clippy::all, clippy::pedantic, unreachable_pub, reason = "generated")]
+#[expect(clippy::all, reason = "generated")]
 pub mod proto {
     /// `jeton.token.v1`
     pub mod token {

@@ -1,33 +1,22 @@
 //! Wiring: open the store, load the keys, build the services, stack the layers, serve, drain.
 
+mod app;
 mod bootstrap;
 mod housekeeping;
 mod open;
 
-use std::{
-    future::Future,
-    net::{SocketAddr, TcpListener},
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc};
 
-use axum::Router;
 use secrecy::SecretString;
-use tokio::sync::watch;
+use tokio::{net::TcpListener, sync::watch};
+use tonic_health::ServingStatus;
 
+use self::app::App;
 use crate::{
-    api::{
-        grpc::Door,
-        guard::{Guard, Methods},
-        http::{self, Published},
-        listen::{self, TlsReloader},
-        metrics,
-    },
+    api::listen::{self, TlsReloader},
     clock::Clock,
-    config::Config,
+    config::{self, Config},
     model::ClientId,
-    oauth::Authority,
-    proto,
 };
 
 /// What to serve.
@@ -97,48 +86,51 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), StartError> {
     let config = &options.config;
-    let tls = tls(config)?;
+    let tls_on = config.tls != config::Tls::default();
+    if !listen::permitted(config.listen, tls_on, config.insecure) {
+        return Err(StartError::Configuration(format!("listen: {} is public and needs tls, or insecure = true", config.listen)));
+    }
     let listener = TcpListener::bind(config.listen)
+        .await
         .map_err(|error| StartError::Failed(format!("cannot listen on {}: {error}", config.listen)))?;
     let address = listener.local_addr().map_err(|error| StartError::Failed(format!("cannot listen: {error}")))?;
-    let issuer = issuer(config, address, tls.is_some());
-
+    let issuer = issuer(config, address, tls_on);
     let opened = open::open(&options, &issuer).await?;
-    let bootstrap = match options.dev || options.bootstrap {
-        true => bootstrap::first_client(&opened).await?,
-        false => None,
-    };
-    let (stop, stopping) = watch::channel(false);
-    let (health, app) = app(&options, &opened, &stopping).await?;
-    let metrics_listener = metrics::listen(&config.metrics_listen, options.dev).await.map_err(StartError::failed("metrics"))?;
-    let background = housekeeping::start(&opened, tls.clone(), stopping.clone());
+    let tls = TlsReloader::open(&config.tls, opened.clock.clone())
+        .map_err(|error| StartError::Configuration(format!("tls: {error}")))?;
+    let bootstrap =
+        if options.dev || options.bootstrap { bootstrap::first_client(&opened).await? } else { None };
 
-    let mut drained = stopping.clone();
-    let options = listen::Options::new(&config.limits, tls.clone());
-    let serving = listen::serve(listener, app, options, async move {
-        let _ = drained.wait_for(|stopping| *stopping).await;
-    });
-    let serving = tokio::spawn(serving);
-    tracing::info!(%address, issuer, tls = tls.is_some(), "serving");
-    started(&Started { address, issuer, data_dir: opened.data_dir.clone(), bootstrap, tls: tls.is_some() });
+    let (stop, stopping) = watch::channel(false);
+    let stopped = || {
+        let mut stopping = stopping.clone();
+        async move {
+            let _ = stopping.wait_for(|stopping| *stopping).await;
+        }
+    };
+    let app = App::build(&options, &opened, &stopping).await?;
+    let metrics = app.serve_metrics(&options, stopped()).await?;
+    let background = housekeeping::start(&opened, tls.clone(), &stopping);
+    let listening = listen::Options::new(&config.limits, tls);
+    let serving = tokio::spawn(listen::serve(listener, app.guarded, listening, stopped()));
+    tracing::info!(%address, issuer, tls = tls_on, "serving");
+    opened.record_start(address).await?;
+    started(&Started { address, issuer, data_dir: opened.data_dir.clone(), bootstrap, tls: tls_on });
 
     shutdown.await;
     tracing::info!("draining");
-    health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
+    // Balancers hear of it before connections are told to go away.
+    app.health.set_service_status("", ServingStatus::NotServing).await;
     let _ = stop.send(true);
     let summary = serving.await.map_err(|error| StartError::Failed(format!("listener: {error}")))?;
+    let summary = summary.map_err(|error| StartError::Failed(format!("listener: {error}")))?;
     background.finish().await;
-    metrics_listener.abort();
-    opened.close().await;
-    tracing::info!(accepted = summary.accepted, aborted = summary.aborted, "stopped");
-    Ok(())
-}
-
-fn tls(config: &Config) -> Result<Option<Arc<TlsReloader>>, StartError> {
-    if config.tls == crate::config::Tls::default() {
-        return Ok(None);
+    if let Some(metrics) = metrics {
+        let _ = metrics.await;
     }
-    TlsReloader::new(&config.tls).map(Arc::new).map(Some).map_err(|error| StartError::Configuration(error.to_string()))
+    opened.close().await;
+    tracing::info!(accepted = summary.accepted, refused = summary.refused, aborted = summary.aborted, "stopped");
+    Ok(())
 }
 
 fn issuer(config: &Config, address: SocketAddr, tls: bool) -> String {

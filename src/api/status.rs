@@ -6,6 +6,7 @@ use std::{collections::HashMap, time::Duration};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use super::guard::Refusal;
 use crate::error::Error;
 
 /// The domain of every `ErrorInfo`.
@@ -27,7 +28,7 @@ pub const fn code(error: &Error) -> Code {
         Error::AlreadyExists(_) => Code::AlreadyExists,
         Error::Stale(_) => Code::Aborted,
         Error::Precondition(_) => Code::FailedPrecondition,
-        Error::Throttled { .. } | Error::Exhausted(_) => Code::ResourceExhausted,
+        Error::Throttled { .. } | Error::TooLarge | Error::Exhausted(_) => Code::ResourceExhausted,
         Error::Unavailable(_) => Code::Unavailable,
         Error::DeadlineExceeded => Code::DeadlineExceeded,
         Error::Internal(_) => Code::Internal,
@@ -65,10 +66,22 @@ pub fn status(error: &Error) -> Status {
         | Error::AlreadyExists(_)
         | Error::Stale(_)
         | Error::Precondition(_)
+        | Error::TooLarge
         | Error::DeadlineExceeded
         | Error::Internal(_) => {}
     }
     Status::with_error_details(code, error.to_string(), details)
+}
+
+/// The status of a call that the guard answers.
+pub fn refusal(refusal: Refusal) -> Status {
+    let error = match refusal {
+        Refusal::DeadlineExceeded => Error::DeadlineExceeded,
+        Refusal::Panicked => Error::Internal("a handler panicked".into()),
+        Refusal::TooLarge => Error::TooLarge,
+        Refusal::Query => return refusal.status(),
+    };
+    status(&error)
 }
 
 fn source(error: &Error) -> String {

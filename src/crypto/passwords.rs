@@ -73,6 +73,11 @@ impl Passwords {
         self.verify_owned(phc, secret).await
     }
 
+    /// Whether this secret of a client was verified before in this process; costs next to nothing.
+    pub fn remembers(&self, client: &ClientId, id: &SecretId, phc: &str, secret: &SecretString) -> bool {
+        self.remembered.knows(&self.remembered.digest(client, id, phc, secret.expose_secret()))
+    }
+
     /// [`Passwords::verify`] for the secret of a client, paid for once a process: what was verified is remembered.
     ///
     /// # Errors

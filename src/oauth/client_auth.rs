@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::Authority;
 use crate::{
-    crypto::secrets::ClientSecrets,
+    crypto::secrets,
     error::{Error, Result},
     model::{Action, Call, Client, ClientId, Digest, Epochs, Secret, SecretId, Stamp, Subject},
 };
@@ -86,9 +86,10 @@ impl Authority {
             Some(id) => self.standing.client(self.store(), id).await?,
             None => None,
         };
-        let proven = match ClientSecrets::secret_id_of(secret.expose_secret()) {
-            Some(presented) => self.prove_generated(call, client.as_deref(), &presented, secret.expose_secret()),
-            None => self.prove_imported(call, client.as_deref(), secret).await?,
+        let proven = if secrets::is_generated(secret.expose_secret()) {
+            self.prove_generated(call, client.as_deref(), secret.expose_secret())
+        } else {
+            self.prove_imported(call, client.as_deref(), secret).await?
         };
         let admitted = match (client, proven) {
             (Some(client), Some(secret)) => self.admit(call, &client, secret).await?,
@@ -113,10 +114,10 @@ impl Authority {
     }
 
     /// A secret this service made: one HMAC, also where there is nothing to compare with (A02).
-    fn prove_generated(&self, call: &Call, client: Option<&Client>, id: &SecretId, presented: &str) -> Option<SecretId> {
-        let secret = client.and_then(|client| client.live_secrets(call.now).find(|secret| secret.id == *id));
-        match secret {
-            Some(secret) => self.secrets.matches(presented, secret).then(|| id.clone()),
+    fn prove_generated(&self, call: &Call, client: Option<&Client>, presented: &str) -> Option<SecretId> {
+        let id = secrets::secret_id_of(presented);
+        match client.and_then(|client| client.live_secrets(call.now).find(|secret| id.as_ref() == Some(&secret.id))) {
+            Some(secret) => self.secrets.matches(presented, secret).then(|| secret.id.clone()),
             None => {
                 self.secrets.burn(presented);
                 None
@@ -126,24 +127,19 @@ impl Authority {
 
     /// A secret that was imported: one argon2id, also where there is nothing to compare with.
     async fn prove_imported(&self, call: &Call, client: Option<&Client>, presented: SecretString) -> Result<Option<SecretId>> {
-        let imported = client.into_iter().flat_map(|client| client.live_secrets(call.now)).filter_map(|secret| match &secret.digest {
-            Digest::Argon2id { phc } => Some((secret, phc.as_str())),
+        let live = client.into_iter().flat_map(|client| client.live_secrets(call.now).map(move |secret| (client, secret)));
+        let imported = live.filter_map(|(client, secret)| match &secret.digest {
+            Digest::Argon2id { phc } => Some((client, secret, phc.as_str())),
             Digest::Keyed { .. } => None,
         });
-        let imported: Vec<(&Secret, &str)> = imported.collect();
-        if let Some(client) = client
-            && let Some((secret, _)) = imported.iter().find(|(secret, phc)| {
-                self.passwords.remembers(client.id.as_str(), secret.id.as_str(), phc, presented.expose_secret())
-            })
-        {
+        let imported: Vec<(&Client, &Secret, &str)> = imported.collect();
+        let known = |client: &Client, secret: &Secret, phc: &str| self.passwords.remembers(&client.id, &secret.id, phc, &presented);
+        if let Some((_, secret, _)) = imported.iter().find(|(client, secret, phc)| known(client, secret, phc)) {
             return Ok(Some(secret.id.clone()));
         }
         self.limits.may_try(call.peer, call.now)?;
-        for (secret, phc) in &imported {
-            if self.passwords.verify(phc, presented.clone()).await? {
-                if let Some(client) = client {
-                    self.passwords.remember(client.id.as_str(), secret.id.as_str(), phc, presented.expose_secret());
-                }
+        for (client, secret, phc) in &imported {
+            if self.passwords.verify_client(&client.id, &secret.id, phc, presented.clone()).await? {
                 return Ok(Some(secret.id.clone()));
             }
         }

@@ -32,7 +32,7 @@ impl Background {
 }
 
 /// Starts the background tasks; they end when `stopping` turns true.
-pub(super) fn start(opened: &Opened, tls: Option<Arc<TlsReloader>>, stopping: watch::Receiver<bool>) -> Background {
+pub(super) fn start(opened: &Opened, tls: Option<Arc<TlsReloader>>, stopping: &watch::Receiver<bool>) -> Background {
     let Opened { authority, store, clock, .. } = opened;
     let (seconds, minutes) = (Duration::from_secs(1), Duration::from_secs(60));
     let mut tasks = Vec::new();
@@ -53,7 +53,13 @@ pub(super) fn start(opened: &Opened, tls: Option<Arc<TlsReloader>>, stopping: wa
         report("record a clock jump", watch_clock(store.as_ref(), clock.as_ref()).await);
     }));
     if let Some(tls) = tls {
-        tasks.push(every(seconds * 5, stopping, tls, |tls| async move { tls.reload() }));
+        let mut stopping = stopping.clone();
+        tasks.push(tokio::spawn(async move {
+            tokio::select! {
+                () = tls.watch() => {}
+                _ = stopping.wait_for(|stopping| *stopping) => {}
+            }
+        }));
     }
     Background(tasks)
 }

@@ -14,7 +14,7 @@ use crate::{
         seal::Sealer,
     },
     limit::Limits,
-    model::{Audience, Keyset, keyset::KeyPolicy},
+    model::{Action, Audience, Invalid, Keyset, Stamp, keyset::KeyPolicy},
     oauth::{Authority, Parts, Terms, keys},
     standing::{Opening, SLACK, Standing},
     store::{
@@ -37,6 +37,12 @@ pub(super) struct Opened {
 }
 
 impl Opened {
+    /// Records that the service is there: also the moment after which its clock never reads less.
+    pub(super) async fn record_start(&self, address: std::net::SocketAddr) -> Result<(), StartError> {
+        let event = Stamp::internal(self.clock.now()).done(Action::ServerStarted, address.to_string());
+        self.store.append(event).await.map_err(|error| StartError::failed("store")(error.into()))
+    }
+
     /// Notes what is still in memory and closes the store.
     pub(super) async fn close(self) {
         if let Err(error) = self.authority.note_uses().await {
@@ -97,7 +103,7 @@ fn master_key(config: &Config, dev: bool) -> Result<zeroize::Zeroizing<[u8; 32]>
 
 fn terms(config: &Config, issuer: &str) -> Result<Terms, StartError> {
     let own_audience: Audience =
-        issuer.parse().map_err(|invalid| StartError::Configuration(format!("issuer: {invalid}", invalid = crate::model::Invalid::to_string(&invalid))))?;
+        issuer.parse().map_err(|invalid: Invalid| StartError::Configuration(format!("issuer: {invalid}")))?;
     let seconds = std::time::Duration::from_secs;
     Ok(Terms {
         issuer: issuer.into(),

@@ -7,6 +7,7 @@
 
 pub mod embedded;
 pub mod metered;
+pub mod transfer;
 
 use std::{sync::Arc, time::Duration};
 
@@ -34,7 +35,7 @@ pub enum StoreError {
 }
 
 /// What a store's verb comes to.
-pub type Result<T> = std::result::Result<T, StoreError>;
+pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
 /// Whether something new could be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

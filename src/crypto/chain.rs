@@ -1,0 +1,299 @@
+//! The audit trail's hash chain: each record's hash covers the one before, and the end is sealed under a key, so that a record
+//! removed, altered, moved or cut off is found, and where.
+
+use std::{fmt, sync::Arc};
+
+use aws_lc_rs::{digest, hmac};
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+use crate::model::Record;
+
+/// The hash before the first record.
+pub const START: [u8; 32] = [0; 32];
+
+/// Labels keep a hash made for one purpose from being taken for another.
+const LINK: &[u8] = b"jeton audit link v1";
+const SEAL: &[u8] = b"jeton audit head v1";
+
+/// The key that seals the end of a chain. Its content is never printed, and wiped when it goes.
+#[derive(Clone)]
+pub struct ChainKey(Zeroizing<[u8; 32]>);
+
+impl ChainKey {
+    /// From 32 secret bytes.
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// Seals the end of a chain: HMAC-SHA-256 over node, sequence and hash.
+    pub fn seal(&self, node: &Arc<str>, sequence: u64, hash: [u8; 32]) -> Head {
+        let tag = hmac::sign(&self.hmac(), &sealed(node, sequence, &hash));
+        let mut seal = [0; 32];
+        seal.iter_mut().zip(tag.as_ref()).for_each(|(to, from)| *to = *from);
+        Head { node: node.clone(), sequence, hash, seal }
+    }
+
+    /// Whether `head` was sealed with this key.
+    pub fn check(&self, head: &Head) -> bool {
+        let expected = self.seal(&head.node, head.sequence, head.hash);
+        bool::from(expected.seal.ct_eq(&head.seal))
+    }
+
+    fn hmac(&self) -> hmac::Key {
+        hmac::Key::new(hmac::HMAC_SHA256, self.0.as_slice())
+    }
+}
+
+impl fmt::Debug for ChainKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ChainKey")
+    }
+}
+
+/// The end of a chain, sealed: without the key nobody can shorten the chain and pass off the rest as whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The node that sealed it.
+    pub node: Arc<str>,
+    /// The last record.
+    pub sequence: u64,
+    /// The last record's hash.
+    pub hash: [u8; 32],
+    /// HMAC over the other fields.
+    pub seal: [u8; 32],
+}
+
+/// The hash of a record: SHA-256 over the previous one, the sequence, the node and the event as it is stored, each with its
+/// length, so that no two records read as the same bytes.
+pub fn link(previous: &[u8; 32], sequence: u64, node: &str, event: &[u8]) -> [u8; 32] {
+    let mut context = digest::Context::new(&digest::SHA256);
+    context.update(LINK);
+    context.update(previous);
+    context.update(&sequence.to_be_bytes());
+    for part in [node.as_bytes(), event] {
+        context.update(&length(part));
+        context.update(part);
+    }
+    let mut hash = [0; 32];
+    hash.iter_mut().zip(context.finish().as_ref()).for_each(|(to, from)| *to = *from);
+    hash
+}
+
+fn sealed(node: &str, sequence: u64, hash: &[u8; 32]) -> Vec<u8> {
+    [SEAL, &length(node.as_bytes()), node.as_bytes(), &sequence.to_be_bytes(), hash].concat()
+}
+
+fn length(part: &[u8]) -> [u8; 8] {
+    u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes()
+}
+
+/// What is wrong with a chain, at the first record where it shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("audit record {sequence}: {problem}")]
+pub struct Flaw {
+    /// The record's place in the chain.
+    pub sequence: u64,
+    /// What is wrong there.
+    pub problem: Problem,
+}
+
+/// The ways a chain can be wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// The record does not match its hash, or not the hash before it.
+    #[error("altered")]
+    Altered,
+    /// The end is missing: the sealed head lies beyond the last record.
+    #[error("cut off from here on")]
+    CutOff,
+    /// The sealed head was not made with this key.
+    #[error("the head's seal is wrong")]
+    Forged,
+    /// The record is not there; a later one follows.
+    #[error("removed")]
+    Removed,
+    /// The record stands after one that came later, or stands twice.
+    #[error("out of order")]
+    Reordered,
+    /// The record lies beyond the sealed head.
+    #[error("beyond the sealed head")]
+    Unsealed,
+}
+
+/// Walks a chain record by record and stops at the first that is wrong.
+#[derive(Clone, Debug)]
+pub struct Walk {
+    sequence: u64,
+    hash: [u8; 32],
+}
+
+impl Walk {
+    /// From before the first record.
+    pub const fn from_start() -> Self {
+        Self { sequence: 0, hash: START }
+    }
+
+    /// From behind a record whose hash is taken as right.
+    pub const fn after(sequence: u64, hash: [u8; 32]) -> Self {
+        Self { sequence, hash }
+    }
+
+    /// The last record walked over; 0 before the first.
+    pub const fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// The next record, with the event's bytes as they are stored.
+    pub fn step(&mut self, sequence: u64, node: &str, event: &[u8], hash: &[u8; 32]) -> Result<(), Flaw> {
+        let expected = self.sequence.saturating_add(1);
+        if sequence != expected {
+            let flaw = if sequence > expected {
+                Flaw { sequence: expected, problem: Problem::Removed }
+            } else {
+                Flaw { sequence, problem: Problem::Reordered }
+            };
+            return Err(flaw);
+        }
+        if link(&self.hash, sequence, node, event) != *hash {
+            return Err(Flaw { sequence, problem: Problem::Altered });
+        }
+        *self = Self { sequence, hash: *hash };
+        Ok(())
+    }
+
+    /// The next record, from its parts: an event has one serialisation.
+    pub fn record(&mut self, record: &Record) -> Result<(), Flaw> {
+        let event =
+            serde_json::to_vec(&record.event).map_err(|_| Flaw { sequence: record.sequence, problem: Problem::Altered })?;
+        self.step(record.sequence, &record.node, &event, &record.hash)
+    }
+
+    /// Holds the end of the walk against the sealed head. Where records are appended meanwhile, read the head first and walk
+    /// no further than it.
+    pub fn finish(&self, key: &ChainKey, head: Option<&Head>) -> Result<(), Flaw> {
+        let flaw = |sequence, problem| Err(Flaw { sequence, problem });
+        match head {
+            None if self.sequence == 0 => Ok(()),
+            None => flaw(1, Problem::Unsealed),
+            Some(head) if !key.check(head) => flaw(head.sequence, Problem::Forged),
+            Some(head) if head.sequence > self.sequence => flaw(self.sequence.saturating_add(1), Problem::CutOff),
+            Some(head) if head.sequence < self.sequence => flaw(head.sequence.saturating_add(1), Problem::Unsealed),
+            Some(head) if head.hash != self.hash => flaw(head.sequence, Problem::Altered),
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Action, Stamp, Timestamp};
+
+    fn key() -> ChainKey {
+        ChainKey::new([7; 32])
+    }
+
+    fn records(count: u64) -> Vec<Record> {
+        let node: Arc<str> = "node".into();
+        let mut previous = START;
+        (1..=count)
+            .map(|sequence| {
+                let at = Timestamp::from_millis(i64::try_from(sequence).unwrap());
+                let event = Stamp::internal(at).done(Action::TokenIssued, sequence.to_string());
+                previous = link(&previous, sequence, &node, &serde_json::to_vec(&event).unwrap());
+                Record { sequence, node: node.clone(), event, hash: previous }
+            })
+            .collect()
+    }
+
+    fn head(records: &[Record]) -> Head {
+        let last = records.last().unwrap();
+        key().seal(&last.node, last.sequence, last.hash)
+    }
+
+    fn verify(records: &[Record], head: &Head) -> Result<(), Flaw> {
+        let mut walk = Walk::from_start();
+        records.iter().try_for_each(|record| walk.record(record))?;
+        walk.finish(&key(), Some(head))
+    }
+
+    #[test]
+    fn a_whole_chain_verifies_from_the_start_and_from_the_middle() {
+        let records = records(9);
+        let head = head(&records);
+        assert_eq!(verify(&records, &head), Ok(()));
+        let mut walk = Walk::after(4, records[3].hash);
+        records[4..].iter().try_for_each(|record| walk.record(record)).unwrap();
+        assert_eq!(walk.finish(&key(), Some(&head)), Ok(()));
+        assert_eq!(Walk::from_start().finish(&key(), None), Ok(()));
+    }
+
+    /// O04: every place, every way: removed, altered, moved, doubled, cut off; the first bad record is named.
+    #[test]
+    fn the_first_bad_record_is_named() {
+        let whole = records(9);
+        let head = head(&whole);
+        let flaw = |records: &[Record]| verify(records, &head).unwrap_err();
+        for at in 0..9 {
+            let sequence = whole[at].sequence;
+
+            let mut removed = whole.clone();
+            removed.remove(at);
+            let problem = if at == 8 { Problem::CutOff } else { Problem::Removed };
+            assert_eq!(flaw(&removed), Flaw { sequence, problem });
+
+            let mut altered = whole.clone();
+            altered[at].event.target.push('!');
+            assert_eq!(flaw(&altered), Flaw { sequence, problem: Problem::Altered });
+
+            let mut elsewhere = whole.clone();
+            elsewhere[at].node = "other".into();
+            assert_eq!(flaw(&elsewhere), Flaw { sequence, problem: Problem::Altered });
+
+            let mut doubled = whole.clone();
+            doubled.insert(at, whole[at].clone());
+            assert_eq!(flaw(&doubled), Flaw { sequence, problem: Problem::Reordered });
+
+            assert_eq!(flaw(&whole[..at]), Flaw { sequence, problem: Problem::CutOff });
+        }
+        let mut swapped = whole.clone();
+        swapped.swap(3, 4);
+        assert_eq!(flaw(&swapped), Flaw { sequence: 4, problem: Problem::Removed });
+        let mut exchanged = whole.clone();
+        exchanged[3].event = whole[4].event.clone();
+        exchanged[4].event = whole[3].event.clone();
+        assert_eq!(flaw(&exchanged), Flaw { sequence: 4, problem: Problem::Altered });
+    }
+
+    /// O04: whoever rewrites the chain from some record on has no key to seal its end with.
+    #[test]
+    fn a_rewritten_chain_does_not_pass_the_seal() {
+        let whole = records(9);
+        let sealed = head(&whole);
+        let other = records(8);
+        let shorter = head(&other);
+        assert_eq!(verify(&whole, &shorter).unwrap_err(), Flaw { sequence: 9, problem: Problem::Unsealed });
+        let mut forged = sealed.clone();
+        forged.sequence = 8;
+        forged.hash = other[7].hash;
+        assert_eq!(verify(&other, &forged).unwrap_err(), Flaw { sequence: 8, problem: Problem::Forged });
+        let foreign = ChainKey::new([8; 32]).seal(&sealed.node, 9, sealed.hash);
+        assert_eq!(verify(&whole, &foreign).unwrap_err(), Flaw { sequence: 9, problem: Problem::Forged });
+        let mut walk = Walk::from_start();
+        whole.iter().try_for_each(|record| walk.record(record)).unwrap();
+        assert_eq!(walk.finish(&key(), None).unwrap_err(), Flaw { sequence: 1, problem: Problem::Unsealed });
+    }
+
+    #[test]
+    fn what_is_hashed_has_one_reading() {
+        assert_ne!(link(&START, 1, "ab", b"c"), link(&START, 1, "a", b"bc"));
+        assert_ne!(link(&START, 1, "a", b""), link(&START, 2, "a", b""));
+    }
+
+    /// O01: a key does not print itself.
+    #[test]
+    fn a_key_prints_its_name_only() {
+        assert_eq!(format!("{:?}", key()), "ChainKey");
+    }
+}

@@ -1,0 +1,124 @@
+//! The services of the port, stacked: guard around everything, then gRPC by method and HTTP by page.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::Router;
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tonic_health::{ServingStatus, server::HealthReporter};
+use tonic_reflection::server::Builder as Reflection;
+
+use super::{Options, StartError, open::Opened};
+use crate::{
+    api::{
+        grpc::Door,
+        guard::{Guard, Methods, quiet_panics},
+        http::{self, Published},
+        listen,
+        metrics::{self, Exposition},
+        status::refusal,
+    },
+    config::Config,
+    proto,
+};
+
+/// Everything the port answers with.
+pub(super) struct App {
+    pub(super) guarded: Guard<Router>,
+    pub(super) health: HealthReporter,
+    methods: &'static Methods,
+}
+
+impl App {
+    pub(super) async fn build(
+        options: &Options,
+        opened: &Opened,
+        stopping: &watch::Receiver<bool>,
+    ) -> Result<Self, StartError> {
+        quiet_panics();
+        let failed = |what| move |error: Box<dyn std::error::Error + Send + Sync>| StartError::failed(what)(error);
+        let health_descriptors = tonic_health::pb::FILE_DESCRIPTOR_SET;
+        let methods =
+            Methods::leaked(&[proto::DESCRIPTORS, health_descriptors]).map_err(|error| failed("descriptors")(error.into()))?;
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_service_status("", ServingStatus::Serving).await;
+
+        let door = Door::new(opened.authority.clone(), opened.chain.clone(), stopping.clone());
+        let mut services = grpc_services();
+        let mut standard = tonic::service::Routes::builder();
+        standard.add_service(health_service);
+        if options.config.reflection || options.dev {
+            let build = || {
+                Reflection::configure()
+                    .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+                    .register_encoded_file_descriptor_set(health_descriptors)
+                    // So that grpcurl prints the details of errors and not their bytes.
+                    .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+            };
+            standard.add_service(build().build_v1().map_err(|error| failed("reflection")(error.into()))?);
+            standard.add_service(build().build_v1alpha().map_err(|error| failed("reflection")(error.into()))?);
+            services.push("grpc.reflection.v1.ServerReflection".to_owned());
+        }
+        let grpc = door.routes().merge(standard.routes().into_axum_router().reset_fallback());
+        let router = http::app(grpc, published(&options.config, opened, services));
+        let longest = Duration::from_secs(options.config.limits.deadline_seconds);
+        let guarded = Guard::new(router, opened.clock.clone(), longest, methods, refusal);
+        Ok(Self { guarded, health, methods })
+    }
+
+    /// Serves the numbers on their own listener, unless there shall be none. On a developer's machine a taken port is no
+    /// reason not to start.
+    pub(super) async fn serve_metrics(
+        &self,
+        options: &Options,
+        stopped: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<Option<JoinHandle<()>>, StartError> {
+        let configured = &options.config.metrics_listen;
+        if configured.is_empty() {
+            return Ok(None);
+        }
+        let address = configured
+            .parse()
+            .map_err(|_| StartError::Configuration("metrics_listen: must be an address with a port, or empty".to_owned()))?;
+        if !listen::permitted(address, false, options.config.insecure) {
+            return Err(StartError::Configuration(format!("metrics_listen: {address} is public, and needs insecure = true")));
+        }
+        let listener = match TcpListener::bind(address).await {
+            Ok(listener) => listener,
+            Err(error) if options.dev => {
+                tracing::warn!(%address, %error, "no metrics: their address cannot be listened on");
+                return Ok(None);
+            }
+            Err(error) => return Err(StartError::Failed(format!("cannot listen on {address}: {error}"))),
+        };
+        // A second server of one process, as in tests, shares the first one's recorder and shows nothing of its own.
+        let Ok(exposition) = Exposition::install(self.methods) else { return Ok(None) };
+        Ok(Some(tokio::spawn(async move {
+            if let Err(error) = metrics::serve(listener, exposition, stopped).await {
+                tracing::error!(%error, "metrics listener failed");
+            }
+        })))
+    }
+}
+
+fn published(config: &Config, opened: &Opened, services: Vec<String>) -> Published {
+    let standing = opened.authority.standing().clone();
+    let store = opened.store.clone();
+    Published {
+        issuer: opened.authority.terms().issuer.clone(),
+        jwks: Arc::new(move || standing.keyring().jwks().clone()),
+        jwks_max_age: Duration::from_secs(config.keys.publish_ahead_seconds),
+        grpc_services: services.into(),
+        ready: Arc::new(move || {
+            let store = store.clone();
+            Box::pin(async move { store.ready().await.is_ok() })
+        }),
+    }
+}
+
+fn grpc_services() -> Vec<String> {
+    ["jeton.token.v1.TokenService", "jeton.admin.v1.ClientService", "jeton.admin.v1.KeyService", "jeton.admin.v1.RevocationService"]
+        .into_iter()
+        .chain(["jeton.admin.v1.AuditService", "grpc.health.v1.Health"])
+        .map(str::to_owned)
+        .collect()
+}

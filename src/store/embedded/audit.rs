@@ -1,0 +1,144 @@
+//! The audit trail: rows by sequence, chained by hash, the end sealed in the row `head`.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use rusqlite::{Connection, OptionalExtension, Row};
+use tokio::sync::{broadcast, oneshot};
+
+use super::{
+    Embedded,
+    batch::{Batch, Entry, Urgency, Work, from_sql, to_sql},
+    fault::Fault,
+};
+use crate::{
+    crypto::chain::Head,
+    model::{Event, Record, event::Filter},
+    store::{AuditStore, Result},
+};
+
+/// How far a listener may lag behind.
+pub(super) const LAG: usize = 1_024;
+
+#[async_trait]
+impl AuditStore for Embedded {
+    async fn append(&self, event: Event) -> Result<()> {
+        let entry = Entry::new(event)?;
+        self.write(Urgency::Normal, move |batch| batch.append(&entry)).await
+    }
+
+    async fn append_soon(&self, event: Event) -> Result<()> {
+        if self.shared.failed() {
+            return Err(Fault::Failed.into());
+        }
+        let entry = Entry::new(event)?;
+        let (reply, _) = oneshot::channel();
+        self.writer.send(Box::new(Work::new(Urgency::Lazy, move |batch: &mut Batch<'_>| batch.append(&entry), reply))).await
+    }
+
+    async fn events(&self, filter: &Filter, before: Option<u64>, limit: usize) -> Result<Vec<Record>> {
+        let filter = filter.clone();
+        self.scan(move |connection| newest_first(connection, &filter, before, limit)).await
+    }
+
+    async fn chain(&self, after: u64, limit: usize) -> Result<Vec<Record>> {
+        self.scan(move |connection| page(connection, after, limit)).await
+    }
+
+    async fn head(&self) -> Result<Option<Head>> {
+        self.read(head).await
+    }
+
+    fn tail(&self) -> broadcast::Receiver<Arc<Record>> {
+        self.tail.upgrade().map_or_else(|| broadcast::channel(1).1, |tail| tail.subscribe())
+    }
+}
+
+/// A stored record as it lies there.
+pub(super) struct Raw {
+    pub(super) sequence: u64,
+    pub(super) node: Arc<str>,
+    pub(super) hash: [u8; 32],
+    pub(super) body: String,
+}
+
+impl Raw {
+    pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        let sequence = from_sql(row.get(0)?);
+        Ok(Self { sequence, node: row.get(1)?, hash: row.get(2)?, body: row.get(3)? })
+    }
+
+    pub(super) fn record(self) -> Result<Record, Fault> {
+        let event: Event = serde_json::from_str(&self.body)
+            .map_err(|_| Fault::Row(format!("audit record {}: the event cannot be read", self.sequence)))?;
+        Ok(Record { sequence: self.sequence, node: self.node, event, hash: self.hash })
+    }
+}
+
+fn newest_first(connection: &Connection, filter: &Filter, before: Option<u64>, limit: usize) -> Result<Vec<Record>, Fault> {
+    let sql = "SELECT sequence, node, hash, event FROM audit WHERE sequence < ?1 ORDER BY sequence DESC";
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query((before.map_or(i64::MAX, to_sql),))?;
+    let hints = hints(filter);
+    let mut found = Vec::new();
+    while found.len() < limit
+        && let Some(row) = rows.next()?
+    {
+        let text = row.get_ref(3)?.as_str().map_err(rusqlite::Error::from)?;
+        if hints.iter().all(|hint| text.contains(hint)) {
+            let record = Raw::read(row)?.record()?;
+            if filter.admits(&record.event) {
+                found.push(record);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Texts that stand in every event the filter admits: most others are passed over without being parsed.
+fn hints(filter: &Filter) -> Vec<String> {
+    let quoted = |text: &str| format!("\"{text}\"");
+    let tenant = filter.tenant.as_ref().map(|tenant| quoted(tenant.as_str()));
+    let client = filter.client.as_ref().map(|client| quoted(client.as_str()));
+    tenant.into_iter().chain(client).collect()
+}
+
+/// Records in order.
+pub(super) fn page(connection: &Connection, after: u64, limit: usize) -> Result<Vec<Record>, Fault> {
+    let mut records = Vec::new();
+    walk(connection, after, limit, |raw| {
+        records.push(raw.record()?);
+        Ok::<_, Fault>(())
+    })?;
+    Ok(records)
+}
+
+/// Shows stored records in order.
+pub(super) fn walk<E: From<Fault>>(
+    connection: &Connection,
+    after: u64,
+    limit: usize,
+    mut show: impl FnMut(Raw) -> Result<(), E>,
+) -> Result<(), E> {
+    let fault = |error: rusqlite::Error| E::from(Fault::from(error));
+    let sql = "SELECT sequence, node, hash, event FROM audit WHERE sequence > ?1 ORDER BY sequence LIMIT ?2";
+    let mut statement = connection.prepare_cached(sql).map_err(fault)?;
+    let mut rows = statement.query((to_sql(after), i64::try_from(limit).unwrap_or(i64::MAX))).map_err(fault)?;
+    while let Some(row) = rows.next().map_err(fault)? {
+        show(Raw::read(row).map_err(fault)?)?;
+    }
+    Ok(())
+}
+
+/// The sealed end; none before the first record.
+pub(super) fn head(connection: &Connection) -> Result<Option<Head>, Fault> {
+    let mut statement =
+        connection.prepare_cached("SELECT node, sequence, hash, seal FROM head WHERE id = 1 AND sequence > 0")?;
+    let head = statement
+        .query_row([], |row| {
+            let sequence = from_sql(row.get(1)?);
+            Ok(Head { node: row.get(0)?, sequence, hash: row.get(2)?, seal: row.get(3)? })
+        })
+        .optional()?;
+    Ok(head)
+}

@@ -1,0 +1,179 @@
+//! One transaction in the making: verbs write into it one after the other, and what followers are to hear waits until it stands.
+
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension, Params, Row};
+use tokio::sync::oneshot;
+
+use super::{fault::Fault, sums::Tally};
+use crate::{
+    crypto::chain,
+    model::{Event, Record, Timestamp},
+    store::{Change, Follower, Result},
+};
+
+/// What the writer knows by heart; on disk it is the row `head`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct State {
+    /// Who wrote the last audit record.
+    pub(super) node: Arc<str>,
+    /// The last audit record; 0 before the first.
+    pub(super) sequence: u64,
+    /// Its hash.
+    pub(super) hash: [u8; 32],
+    /// The newest time of any audit record.
+    pub(super) newest: Timestamp,
+    /// Over revocations and epochs: none may be lost.
+    pub(super) tally: Tally,
+    /// Whether an import has begun and not ended.
+    pub(super) importing: bool,
+}
+
+/// What happens outside the database once the transaction stands.
+pub(super) struct Effects {
+    pub(super) state: State,
+    pub(super) changes: Vec<Change>,
+    pub(super) records: Vec<Arc<Record>>,
+    pub(super) followers: Vec<Arc<dyn Follower>>,
+}
+
+/// One transaction in the making.
+pub(super) struct Batch<'a> {
+    pub(super) connection: &'a Connection,
+    /// This node's name in the audit trail.
+    pub(super) node: &'a Arc<str>,
+    /// Whether anybody listens to new audit records.
+    pub(super) listening: bool,
+    /// Whether the room is for what ends tokens only.
+    pub(super) scarce: bool,
+    pub(super) effects: Effects,
+}
+
+impl Batch<'_> {
+    pub(super) fn execute(&self, sql: &'static str, parameters: impl Params) -> Result<usize, Fault> {
+        Ok(self.connection.prepare_cached(sql)?.execute(parameters)?)
+    }
+
+    pub(super) fn row<T>(
+        &self,
+        sql: &'static str,
+        parameters: impl Params,
+        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>, Fault> {
+        Ok(self.connection.prepare_cached(sql)?.query_row(parameters, read).optional()?)
+    }
+
+    pub(super) fn change(&mut self, change: Change) {
+        self.effects.changes.push(change);
+    }
+
+    /// Appends to the audit trail.
+    pub(super) fn append(&mut self, entry: &Entry) -> Result<(), Fault> {
+        let sequence = self.effects.state.sequence.saturating_add(1);
+        let hash = chain::link(&self.effects.state.hash, sequence, self.node, entry.body.as_bytes());
+        self.keep(sequence, &self.node.clone(), hash, entry)
+    }
+
+    /// Puts a record behind the last one.
+    pub(super) fn keep(&mut self, sequence: u64, node: &Arc<str>, hash: [u8; 32], entry: &Entry) -> Result<(), Fault> {
+        self.execute(
+            "INSERT INTO audit (sequence, node, hash, event) VALUES (?1, ?2, ?3, ?4)",
+            (to_sql(sequence), node.as_ref(), hash, &entry.body),
+        )?;
+        let state = &mut self.effects.state;
+        if state.node != *node {
+            state.node = node.clone();
+        }
+        state.sequence = sequence;
+        state.hash = hash;
+        state.newest = state.newest.max(entry.event.at);
+        if self.listening {
+            let record = Record { sequence, node: node.clone(), event: entry.event.clone(), hash };
+            self.effects.records.push(Arc::new(record));
+        }
+        Ok(())
+    }
+}
+
+/// An event with the text that is stored and hashed.
+pub(super) struct Entry {
+    pub(super) event: Event,
+    pub(super) body: String,
+}
+
+impl Entry {
+    /// Written out by the caller, who has more threads than the writer.
+    pub(super) fn new(event: Event) -> Result<Self, Fault> {
+        let body = serde_json::to_string(&event).map_err(super::fault::row("audit event"))?;
+        Ok(Self { event, body })
+    }
+}
+
+/// How much a verb may wait or demand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Urgency {
+    /// Nobody waits: may be committed with what comes in the next moment.
+    Lazy,
+    /// Somebody waits.
+    Normal,
+    /// Ends tokens: may use the last of the disk.
+    Vital,
+}
+
+/// A verb on its way through the writer.
+pub(super) trait Job: Send {
+    fn urgency(&self) -> Urgency;
+    /// Writes into the batch; again into another one if the first did not come to stand. An error undoes the whole batch.
+    fn run(&mut self, batch: &mut Batch<'_>) -> Result<(), Fault>;
+    /// Answers, once the batch stands or has failed.
+    fn settle(self: Box<Self>, fate: Result<(), Fault>);
+}
+
+/// A job made of a closure.
+pub(super) struct Work<F, T> {
+    urgency: Urgency,
+    work: F,
+    done: Option<Result<T, Fault>>,
+    reply: oneshot::Sender<Result<T>>,
+}
+
+impl<F, T> Work<F, T> {
+    pub(super) const fn new(urgency: Urgency, work: F, reply: oneshot::Sender<Result<T>>) -> Self {
+        Self { urgency, work, done: None, reply }
+    }
+}
+
+impl<F, T> Job for Work<F, T>
+where
+    F: FnMut(&mut Batch<'_>) -> Result<T, Fault> + Send,
+    T: Send,
+{
+    fn urgency(&self) -> Urgency {
+        self.urgency
+    }
+
+    fn run(&mut self, batch: &mut Batch<'_>) -> Result<(), Fault> {
+        let done = (self.work)(batch);
+        // A fault without a kind was found before the verb wrote anything, so it is this caller's alone.
+        let spoiled = done.as_ref().err().filter(|fault| fault.kind().is_some()).cloned();
+        self.done = Some(done);
+        spoiled.map_or(Ok(()), Err)
+    }
+
+    fn settle(self: Box<Self>, fate: Result<(), Fault>) {
+        let Self { done, reply, .. } = *self;
+        let answer = fate.and_then(|()| done.unwrap_or(Err(Fault::Failed)));
+        // A caller that has gone away does not need the answer.
+        let _ = reply.send(answer.map_err(Into::into));
+    }
+}
+
+/// SQLite keeps 63 bits; sequences and counts stay far below.
+pub(super) fn to_sql(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// Back again; what is negative was never written by us and reads as 0.
+pub(super) fn from_sql(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}

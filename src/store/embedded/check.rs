@@ -1,0 +1,227 @@
+//! Whether what is on disk is what was acknowledged. SQLite's own checks see a page that is torn or missing; these see an end that
+//! was lost, a revocation that is not there, and a value that changed.
+
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension};
+
+use super::{
+    Embedded,
+    anchor::Anchor,
+    audit,
+    batch::{State, from_sql},
+    families,
+    fault::{Fault, OpenError},
+    revocations,
+    sums::Tally,
+};
+use crate::{
+    crypto::chain::{ChainKey, Flaw, Head, Problem, START, Walk},
+    model::Timestamp,
+    store::Result,
+};
+
+/// How many records at the end of the chain are walked at every start.
+const TAIL: u64 = 1_000;
+
+/// What a whole check found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// Audit records walked over.
+    pub records: u64,
+    /// What is wrong with the database's structure, its rows and what was acknowledged; empty when nothing is.
+    pub damage: Vec<String>,
+    /// The first place where the audit chain is broken.
+    pub flaw: Option<Flaw>,
+}
+
+impl Checked {
+    /// Whether nothing is wrong.
+    pub fn sound(&self) -> bool {
+        self.damage.is_empty() && self.flaw.is_none()
+    }
+}
+
+/// Reads what the writer must know, and refuses what does not carry on from what was acknowledged.
+pub(super) fn opening(connection: &Connection, anchor: &Anchor, node: &str, key: &ChainKey) -> Result<State, OpenError> {
+    let anchored = anchor.read(key);
+    let state = state(connection, node)?;
+    if state.importing {
+        return Err(OpenError::Corrupt("an import was begun and not ended; begin again with an empty directory".into()));
+    }
+    let head = audit::head(connection)?;
+    if head.as_ref().is_some_and(|head| !key.check(head)) {
+        return Err(OpenError::Corrupt("the audit trail was sealed with another master key, or its seal is damaged".into()));
+    }
+    carries_on(connection, &state, anchored.as_ref())?;
+    let from = state.sequence.saturating_sub(TAIL);
+    let walk = walk(connection, from, hash_of(connection, from)?.ok_or_else(|| removed(from))?)?;
+    walk.finish(key, head.as_ref())?;
+    if revocations::tally(connection)? != state.tally {
+        return Err(OpenError::Corrupt("a revocation or an epoch was lost".into()));
+    }
+    Ok(state)
+}
+
+/// What was acknowledged last must be there.
+fn carries_on(connection: &Connection, state: &State, anchored: Option<&Head>) -> Result<(), OpenError> {
+    let Some(anchored) = anchored else { return Ok(()) };
+    if hash_of(connection, anchored.sequence)? == Some(anchored.hash) {
+        return Ok(());
+    }
+    Err(OpenError::Corrupt(format!(
+        "audit record {} was acknowledged and is not there, the last one is {}: the database lost its end or was replaced by an \
+         older one; to go on from it all the same, remove the file anchor",
+        anchored.sequence, state.sequence
+    )))
+}
+
+/// The writer's state as it is on disk.
+pub(super) fn state(connection: &Connection, node: &str) -> Result<State, OpenError> {
+    let sql = "SELECT node, sequence, hash, newest, tally, importing FROM head WHERE id = 1";
+    let row = connection.query_row(sql, [], |row| {
+        let tally: Vec<u8> = row.get(4)?;
+        let state = State {
+            node: row.get(0)?,
+            sequence: from_sql(row.get(1)?),
+            hash: row.get(2)?,
+            newest: Timestamp::from_millis(row.get(3)?),
+            tally: Tally::default(),
+            importing: row.get(5)?,
+        };
+        Ok((state, tally))
+    });
+    let fresh = || State {
+        node: node.into(),
+        sequence: 0,
+        hash: START,
+        newest: Timestamp::EPOCH,
+        tally: Tally::default(),
+        importing: false,
+    };
+    let Some((state, tally)) = row.optional()? else { return Ok(fresh()) };
+    let tally = Tally::from_bytes(&tally).ok_or_else(|| OpenError::Corrupt("the head's tally cannot be read".into()))?;
+    Ok(State { tally, ..state })
+}
+
+fn hash_of(connection: &Connection, sequence: u64) -> Result<Option<[u8; 32]>, OpenError> {
+    if sequence == 0 {
+        return Ok(Some(START));
+    }
+    let mut found = None;
+    audit::walk(connection, sequence.saturating_sub(1), 1, |raw| {
+        found = (raw.sequence == sequence).then_some(raw.hash);
+        Ok::<_, Fault>(())
+    })?;
+    Ok(found)
+}
+
+const fn removed(sequence: u64) -> Flaw {
+    Flaw { sequence, problem: Problem::Removed }
+}
+
+/// Why a walk over stored records stops.
+enum Stop {
+    Fault(Fault),
+    Flaw(Flaw),
+}
+
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<Stop> for OpenError {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Fault(fault) => fault.into(),
+            Stop::Flaw(flaw) => flaw.into(),
+        }
+    }
+}
+
+/// Walks to the end over the bytes as they are stored.
+fn walk(connection: &Connection, after: u64, hash: [u8; 32]) -> Result<Walk, Stop> {
+    let mut walk = Walk::after(after, hash);
+    audit::walk(connection, after, usize::MAX, |raw| {
+        walk.step(raw.sequence, &raw.node, raw.body.as_bytes(), &raw.hash).map_err(Stop::Flaw)
+    })?;
+    Ok(walk)
+}
+
+/// Everything that can be checked, from one moment's view of the database.
+pub(super) fn whole(connection: &Connection, key: &ChainKey) -> Result<Checked, Fault> {
+    let mut checked = Checked { damage: structure(connection)?, ..Checked::default() };
+    let head = audit::head(connection)?;
+    let walked = walk(connection, 0, START).and_then(|walk| {
+        checked.records = walk.sequence();
+        walk.finish(key, head.as_ref()).map_err(Stop::Flaw)
+    });
+    match walked {
+        Ok(()) => {}
+        Err(Stop::Flaw(flaw)) => checked.flaw = Some(flaw),
+        Err(Stop::Fault(fault)) => checked.damage.push(fault.to_string()),
+    }
+    match state(connection, "") {
+        Ok(state) if revocations::tally(connection)? == state.tally => {}
+        Ok(_) => checked.damage.push("a revocation or an epoch was lost".into()),
+        Err(error) => checked.damage.push(error.to_string()),
+    }
+    checked.damage.extend(rows(connection)?);
+    Ok(checked)
+}
+
+/// SQLite's view of its pages and indexes.
+fn structure(connection: &Connection) -> Result<Vec<String>, Fault> {
+    let mut statement = connection.prepare("PRAGMA integrity_check(20)")?;
+    let lines: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    Ok(lines.into_iter().filter(|line| line != "ok").collect())
+}
+
+/// Every row that carries its own sum.
+fn rows(connection: &Connection) -> Result<Vec<String>, Fault> {
+    const PAGE: usize = 1_000;
+    let mut damage = Vec::new();
+    let mut note = |outcome: Result<(), Fault>| match outcome {
+        Err(Fault::Row(problem)) => {
+            damage.push(problem);
+            Ok(())
+        }
+        other => other,
+    };
+    let clients = || -> Result<(), Fault> {
+        let mut after = None;
+        loop {
+            let page = super::clients::page(connection, None, after.as_ref(), PAGE)?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.id.clone());
+        }
+    };
+    let families = || -> Result<(), Fault> {
+        let mut after = None;
+        loop {
+            let page = families::page(connection, after, 1_000)?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.id);
+        }
+    };
+    note(clients())?;
+    note(families())?;
+    note(super::keys::find(connection).map(drop))?;
+    Ok(damage)
+}
+
+impl Embedded {
+    /// Checks everything: SQLite's structure, each row against its sum, the revocations against their tally and the whole audit
+    /// chain against its seal. Takes as long as reading the database does; writes go on meanwhile.
+    pub async fn check(&self) -> Result<Checked> {
+        let key = Arc::new(self.key.clone());
+        self.scan(move |connection| {
+            // One view throughout, so that what is written meanwhile does not look like damage.
+            let transaction = connection.unchecked_transaction()?;
+            whole(&transaction, &key)
+        })
+        .await
+    }
+}

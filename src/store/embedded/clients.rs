@@ -1,0 +1,198 @@
+//! Clients, and the uses of their secrets beside them: a use is noted far more often than a client is written.
+
+use async_trait::async_trait;
+use rusqlite::{Connection, OptionalExtension, Row};
+
+use super::{
+    Embedded,
+    batch::{Batch, Entry, Urgency, from_sql, to_sql},
+    fault::{Fault, row},
+    sums,
+};
+use crate::{
+    model::{Client, ClientId, Event, TenantId, Timestamp},
+    store::{Change, ClientStore, Creation, Result, SecretUse, Write},
+};
+
+#[async_trait]
+impl ClientStore for Embedded {
+    async fn client(&self, id: &ClientId) -> Result<Option<Client>> {
+        let id = id.clone();
+        self.read(move |connection| find(connection, &id)?.map(|client| with_uses(connection, client)).transpose()).await
+    }
+
+    async fn clients(&self, tenant: Option<&TenantId>, after: Option<&ClientId>, limit: usize) -> Result<Vec<Client>> {
+        let (tenant, after) = (tenant.cloned(), after.cloned());
+        self.scan(move |connection| page(connection, tenant.as_ref(), after.as_ref(), limit)).await
+    }
+
+    async fn create_client(&self, client: &Client, event: Event) -> Result<Creation> {
+        let (client, entry) = (Stored::new(client)?, Entry::new(event)?);
+        self.write(Urgency::Normal, move |batch| batch.create_client(&client, &entry)).await
+    }
+
+    async fn replace_client(&self, client: &Client, event: Event) -> Result<Write> {
+        let (client, entry) = (Stored::new(client)?, Entry::new(event)?);
+        self.write(Urgency::Normal, move |batch| batch.replace_client(&client, &entry)).await
+    }
+
+    async fn delete_client(&self, id: &ClientId, revision: u64, event: Event) -> Result<Write> {
+        let (id, entry) = (id.clone(), Entry::new(event)?);
+        self.write(Urgency::Normal, move |batch| batch.delete_client(&id, revision, &entry)).await
+    }
+
+    async fn note_uses(&self, uses: &[SecretUse]) -> Result<()> {
+        let uses = uses.to_vec();
+        self.write(Urgency::Normal, move |batch| uses.iter().try_for_each(|used| batch.note_use(used))).await
+    }
+}
+
+/// A client as it is written: without the uses, which have a table of their own.
+pub(super) struct Stored {
+    client: Client,
+    body: String,
+}
+
+impl Stored {
+    pub(super) fn new(client: &Client) -> Result<Self, Fault> {
+        let mut client = client.clone();
+        for secret in &mut client.secrets {
+            secret.last_used_at = None;
+            secret.use_count = 0;
+        }
+        let body = serde_json::to_string(&client).map_err(row("client"))?;
+        Ok(Self { client, body })
+    }
+}
+
+fn sum(id: &str, body: &str) -> [u8; 16] {
+    sums::row("clients", &[id.as_bytes(), body.as_bytes()])
+}
+
+impl Batch<'_> {
+    pub(super) fn create_client(&mut self, stored: &Stored, entry: &Entry) -> Result<Creation, Fault> {
+        if !self.insert_client(stored)? {
+            return Ok(Creation::Taken);
+        }
+        self.append(entry)?;
+        self.change(Change::Client(stored.client.id.clone()));
+        Ok(Creation::Created)
+    }
+
+    /// Whether the id was free.
+    pub(super) fn insert_client(&self, Stored { client, body }: &Stored) -> Result<bool, Fault> {
+        let id = client.id.as_str();
+        let written = self.execute(
+            "INSERT OR IGNORE INTO clients (id, tenant, revision, body, sum) VALUES (?1, ?2, ?3, ?4, ?5)",
+            (id, client.tenant.as_str(), to_sql(client.revision), body, sum(id, body)),
+        )?;
+        Ok(written == 1)
+    }
+
+    fn replace_client(&mut self, Stored { client, body }: &Stored, entry: &Entry) -> Result<Write, Fault> {
+        let id = client.id.as_str();
+        let written = self.execute(
+            "UPDATE clients SET tenant = ?2, revision = ?3, body = ?4, sum = ?5 WHERE id = ?1 AND revision = ?3 - 1",
+            (id, client.tenant.as_str(), to_sql(client.revision), body, sum(id, body)),
+        )?;
+        if written == 0 {
+            return Ok(Write::Stale);
+        }
+        for secret in self.noted_secrets(id)? {
+            if !client.secrets.iter().any(|kept| kept.id.as_str() == secret) {
+                self.execute("DELETE FROM secret_uses WHERE client = ?1 AND secret = ?2", (id, secret))?;
+            }
+        }
+        self.append(entry)?;
+        self.change(Change::Client(client.id.clone()));
+        Ok(Write::Done)
+    }
+
+    fn delete_client(&mut self, id: &ClientId, revision: u64, entry: &Entry) -> Result<Write, Fault> {
+        let key = id.as_str();
+        if self.execute("DELETE FROM clients WHERE id = ?1 AND revision = ?2", (key, to_sql(revision)))? == 0 {
+            return Ok(Write::Stale);
+        }
+        self.execute("DELETE FROM secret_uses WHERE client = ?1", (key,))?;
+        // A later client of the same name must not come into them.
+        self.execute("DELETE FROM families WHERE client = ?1", (key,))?;
+        self.append(entry)?;
+        self.change(Change::Client(id.clone()));
+        Ok(Write::Done)
+    }
+
+    fn noted_secrets(&self, client: &str) -> Result<Vec<String>, Fault> {
+        let mut statement = self.connection.prepare_cached("SELECT secret FROM secret_uses WHERE client = ?1")?;
+        let secrets = statement.query_map((client,), |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+        Ok(secrets)
+    }
+
+    pub(super) fn note_use(&self, used: &SecretUse) -> Result<(), Fault> {
+        let known = find(self.connection, &used.client)?;
+        if known.is_some_and(|client| client.secrets.iter().any(|secret| secret.id == used.secret)) {
+            self.execute(
+                "INSERT INTO secret_uses (client, secret, last_used_at, uses) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT DO UPDATE SET last_used_at = max(last_used_at, excluded.last_used_at), uses = uses + excluded.uses",
+                (used.client.as_str(), used.secret.as_str(), used.at.millis(), to_sql(used.count)),
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn find(connection: &Connection, id: &ClientId) -> Result<Option<Client>, Fault> {
+    let mut statement = connection.prepare_cached("SELECT id, body, sum FROM clients WHERE id = ?1")?;
+    statement.query_row((id.as_str(),), columns).optional()?.map(decode).transpose()
+}
+
+pub(super) fn page(
+    connection: &Connection,
+    tenant: Option<&TenantId>,
+    after: Option<&ClientId>,
+    limit: usize,
+) -> Result<Vec<Client>, Fault> {
+    // Two statements, so that each has the index it needs.
+    let Some(tenant) = tenant else {
+        return bare(connection, after, limit)?.into_iter().map(|client| with_uses(connection, client)).collect();
+    };
+    let mut statement =
+        connection.prepare_cached("SELECT id, body, sum FROM clients WHERE tenant = ?1 AND id > ?2 ORDER BY id LIMIT ?3")?;
+    let keys = (tenant.as_str(), after.map_or("", ClientId::as_str), i64::try_from(limit).unwrap_or(i64::MAX));
+    let rows: Vec<Columns> = statement.query_map(keys, columns)?.collect::<rusqlite::Result<_>>()?;
+    rows.into_iter().map(|row| with_uses(connection, decode(row)?)).collect()
+}
+
+/// Clients in the order of their ids, without the uses of their secrets.
+pub(super) fn bare(connection: &Connection, after: Option<&ClientId>, limit: usize) -> Result<Vec<Client>, Fault> {
+    let mut statement = connection.prepare_cached("SELECT id, body, sum FROM clients WHERE id > ?1 ORDER BY id LIMIT ?2")?;
+    let after = after.map_or("", ClientId::as_str);
+    let rows = statement.query_map((after, i64::try_from(limit).unwrap_or(i64::MAX)), columns)?;
+    rows.map(|row| decode(row?)).collect()
+}
+
+type Columns = (String, String, Vec<u8>);
+
+fn columns(row: &Row<'_>) -> rusqlite::Result<Columns> {
+    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+}
+
+fn decode((id, body, kept): Columns) -> Result<Client, Fault> {
+    if sum(&id, &body) != kept.as_slice() {
+        return Err(Fault::Row("client: the row does not match its sum".into()));
+    }
+    serde_json::from_str(&body).map_err(row("client"))
+}
+
+fn with_uses(connection: &Connection, mut client: Client) -> Result<Client, Fault> {
+    let mut statement =
+        connection.prepare_cached("SELECT last_used_at, uses FROM secret_uses WHERE client = ?1 AND secret = ?2")?;
+    for secret in &mut client.secrets {
+        let keys = (client.id.as_str(), secret.id.as_str());
+        let used = statement.query_row(keys, |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+        if let Some((at, count)) = used {
+            secret.last_used_at = Some(Timestamp::from_millis(at));
+            secret.use_count = from_sql(count);
+        }
+    }
+    Ok(client)
+}

@@ -1,0 +1,264 @@
+//! Refresh families. What changes with a rotation is in columns, the rest is a body that is written once.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rusqlite::{Connection, OptionalExtension, Row};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Embedded,
+    batch::{Batch, Entry, Urgency},
+    fault::{Fault, row},
+    sums,
+};
+use crate::{
+    model::{Audience, ClientId, Epochs, Event, Family, FamilyId, Scopes, Stamp, Subject, TenantId, Timestamp},
+    store::{Creation, FamilyStore, Result, Rotate, Rotation, Verdict, ended},
+};
+
+#[async_trait]
+impl FamilyStore for Embedded {
+    async fn open_family(&self, family: &Family, event: Event) -> Result<Creation> {
+        let (columns, entry) = (Columns::of(family)?, Entry::new(event)?);
+        self.write(Urgency::Normal, move |batch| {
+            if !batch.insert_family(&columns)? {
+                return Ok(Creation::Taken);
+            }
+            batch.append(&entry)?;
+            Ok(Creation::Created)
+        })
+        .await
+    }
+
+    async fn family(&self, id: FamilyId, now: Timestamp) -> Result<Option<Family>> {
+        let row = self.read(move |connection| find(connection, id)).await?;
+        Ok(row.map(|row| row.family).filter(|family| now < dies_at(family)))
+    }
+
+    async fn rotate(&self, rotate: &Rotate, stamp: &Stamp, jti: &str) -> Result<Rotation> {
+        let (rotate, stamp, jti) = (rotate.clone(), stamp.clone(), jti.to_owned());
+        // Vital only if it ends the family, which shows when the row is read: see `Batch::rotate`.
+        self.write(Urgency::Vital, move |batch| batch.rotate(&rotate, &stamp, &jti)).await
+    }
+
+    async fn end_family(&self, id: FamilyId, now: Timestamp, until: Timestamp, event: Event) -> Result<()> {
+        let entry = Entry::new(event)?;
+        self.write(Urgency::Vital, move |batch| {
+            if let Some(mut row) = find(batch.connection, id)?
+                && row.family.ended_at.is_none()
+            {
+                row.family.ended_at = Some(now);
+                batch.update_family(&row)?;
+            }
+            batch.end(&ended(id, until))?;
+            batch.append(&entry)
+        })
+        .await
+    }
+}
+
+impl Batch<'_> {
+    /// Judged from the row inside the transaction that changes it: of two that present the same token, the second sees what the
+    /// first has done.
+    fn rotate(&mut self, rotate: &Rotate, stamp: &Stamp, jti: &str) -> Result<Rotation, Fault> {
+        let found = find(self.connection, rotate.family)?;
+        let verdict = found.as_ref().map_or(Verdict::Unknown, |row| rotate.judge(&row.family));
+        if self.scarce && verdict != Verdict::End {
+            return Err(Fault::Full);
+        }
+        let entry = Entry::new(rotate.event(verdict, stamp, jti))?;
+        let rotation = match (verdict, found) {
+            (Verdict::Rotate, Some(mut row)) => {
+                row.family.generation = row.family.generation.saturating_add(1);
+                row.family.rotated_at = rotate.now;
+                self.update_family(&row)?;
+                Rotation::Rotated(row.family)
+            }
+            (Verdict::Repeat, Some(row)) => Rotation::Repeated(row.family),
+            (Verdict::End, Some(mut row)) => {
+                row.family.ended_at = Some(rotate.now);
+                self.update_family(&row)?;
+                self.end(&ended(rotate.family, rotate.now + rotate.remember))?;
+                Rotation::Reused
+            }
+            (Verdict::Unknown, _) | (_, None) => Rotation::Unknown,
+        };
+        self.append(&entry)?;
+        Ok(rotation)
+    }
+
+    /// Whether the id was free.
+    pub(super) fn insert_family(&self, columns: &Columns) -> Result<bool, Fault> {
+        let Columns { id, client, salt, generation, rotated_at, ended_at, expires_at, sweep_at, body, sum } = columns;
+        let written = self.execute(
+            "INSERT OR IGNORE INTO families
+             (id, client, salt, generation, rotated_at, ended_at, expires_at, sweep_at, body, sum)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            (id, client.as_str(), salt, generation, rotated_at, ended_at, expires_at, sweep_at, body, sum),
+        )?;
+        Ok(written == 1)
+    }
+
+    fn update_family(&self, Stored { family, body }: &Stored) -> Result<(), Fault> {
+        let ended_at = family.ended_at.map(Timestamp::millis);
+        self.execute(
+            "UPDATE families SET generation = ?2, rotated_at = ?3, ended_at = ?4, sum = ?5 WHERE id = ?1",
+            (family.id.0.as_bytes(), family.generation, family.rotated_at.millis(), ended_at, sum(family, body)),
+        )?;
+        Ok(())
+    }
+
+    /// Forgets up to `limit` families that can never stand again. Those that were refreshed since their place in the index was
+    /// set are put where they belong now.
+    pub(super) fn sweep_families(&self, now: Timestamp, limit: i64) -> Result<usize, Fault> {
+        let mut statement =
+            self.connection.prepare_cached("SELECT id FROM families WHERE sweep_at <= ?1 ORDER BY sweep_at LIMIT ?2")?;
+        let due: Vec<[u8; 16]> =
+            statement.query_map((now.millis(), limit), |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+        let mut gone = 0_usize;
+        for id in due {
+            match find(self.connection, FamilyId(uuid::Uuid::from_bytes(id))) {
+                Ok(Some(row)) if now < dies_at(&row.family) => {
+                    let later = dies_at(&row.family).millis();
+                    self.execute("UPDATE families SET sweep_at = ?2 WHERE id = ?1", (id, later))?;
+                }
+                // What cannot be read is kept: it is evidence, and refuses whoever presents it.
+                Err(Fault::Row(problem)) => {
+                    tracing::error!(problem, "a refresh family is damaged and stays");
+                    self.execute("UPDATE families SET sweep_at = ?2 WHERE id = ?1", (id, i64::MAX))?;
+                }
+                Err(fault) => return Err(fault),
+                Ok(_) => {
+                    self.execute("DELETE FROM families WHERE id = ?1", (id,))?;
+                    gone = gone.saturating_add(1);
+                }
+            }
+        }
+        Ok(gone)
+    }
+}
+
+/// From when on it does not stand, whatever happens.
+fn dies_at(family: &Family) -> Timestamp {
+    family.expires_at.min(family.rotated_at + family.idle)
+}
+
+/// What never changes.
+#[derive(Serialize, Deserialize)]
+struct Body {
+    tenant: TenantId,
+    subject: Subject,
+    scopes: Scopes,
+    audience: Vec<Audience>,
+    epochs: Epochs,
+    opened_at: Timestamp,
+    idle: Duration,
+}
+
+/// A row.
+pub(super) struct Columns {
+    id: [u8; 16],
+    client: ClientId,
+    salt: [u8; 32],
+    generation: u32,
+    rotated_at: i64,
+    ended_at: Option<i64>,
+    expires_at: i64,
+    sweep_at: i64,
+    body: String,
+    sum: [u8; 16],
+}
+
+impl Columns {
+    pub(super) fn of(family: &Family) -> Result<Self, Fault> {
+        let Family { tenant, subject, scopes, audience, epochs, opened_at, idle, .. } = family.clone();
+        let body = Body { tenant, subject, scopes, audience, epochs, opened_at, idle };
+        let body = serde_json::to_string(&body).map_err(row("refresh family"))?;
+        Ok(Self {
+            id: family.id.0.into_bytes(),
+            client: family.client.clone(),
+            salt: family.salt,
+            generation: family.generation,
+            rotated_at: family.rotated_at.millis(),
+            ended_at: family.ended_at.map(Timestamp::millis),
+            expires_at: family.expires_at.millis(),
+            sweep_at: dies_at(family).millis(),
+            sum: sum(family, &body),
+            body,
+        })
+    }
+}
+
+fn sum(family: &Family, body: &str) -> [u8; 16] {
+    let ended_at = family.ended_at.map(|at| at.millis().to_be_bytes());
+    sums::row(
+        "families",
+        &[
+            family.id.0.as_bytes(),
+            family.client.as_str().as_bytes(),
+            &family.salt,
+            &family.generation.to_be_bytes(),
+            &family.rotated_at.millis().to_be_bytes(),
+            ended_at.as_ref().map_or(&[][..], |at| at),
+            &family.expires_at.millis().to_be_bytes(),
+            body.as_bytes(),
+        ],
+    )
+}
+
+/// A family with its body as it is stored.
+struct Stored {
+    family: Family,
+    body: String,
+}
+
+fn find(connection: &Connection, id: FamilyId) -> Result<Option<Stored>, Fault> {
+    let mut statement = connection.prepare_cached(
+        "SELECT id, client, salt, generation, rotated_at, ended_at, expires_at, body, sum FROM families WHERE id = ?1",
+    )?;
+    statement.query_row((id.0.as_bytes(),), read).optional()?.map(decode).transpose()
+}
+
+/// Up to `limit` families in the order of their ids.
+pub(super) fn page(connection: &Connection, after: Option<FamilyId>, limit: i64) -> Result<Vec<Family>, Fault> {
+    let after = after.map_or_else(Vec::new, |id| id.0.as_bytes().to_vec());
+    let mut statement = connection.prepare_cached(
+        "SELECT id, client, salt, generation, rotated_at, ended_at, expires_at, body, sum
+         FROM families WHERE id > ?1 ORDER BY id LIMIT ?2",
+    )?;
+    let rows: Vec<_> = statement.query_map((after, limit), read)?.collect::<rusqlite::Result<_>>()?;
+    rows.into_iter().map(|row| decode(row).map(|stored| stored.family)).collect()
+}
+
+type Raw = ([u8; 16], String, [u8; 32], u32, i64, Option<i64>, i64, String, Vec<u8>);
+
+fn read(row: &Row<'_>) -> rusqlite::Result<Raw> {
+    row.try_into()
+}
+
+fn decode((id, client, salt, generation, rotated_at, ended_at, expires_at, body, kept): Raw) -> Result<Stored, Fault> {
+    let Body { tenant, subject, scopes, audience, epochs, opened_at, idle } =
+        serde_json::from_str(&body).map_err(row("refresh family"))?;
+    let client = client.parse().map_err(|invalid| Fault::Row(format!("refresh family: {invalid}")))?;
+    let family = Family {
+        id: FamilyId(uuid::Uuid::from_bytes(id)),
+        tenant,
+        client,
+        subject,
+        scopes,
+        audience,
+        salt,
+        epochs,
+        opened_at,
+        expires_at: Timestamp::from_millis(expires_at),
+        idle,
+        generation,
+        rotated_at: Timestamp::from_millis(rotated_at),
+        ended_at: ended_at.map(Timestamp::from_millis),
+    };
+    if sum(&family, &body) != kept.as_slice() {
+        return Err(Fault::Row("refresh family: the row does not match its sum".into()));
+    }
+    Ok(Stored { family, body })
+}

@@ -1,0 +1,206 @@
+//! The store that needs nothing installed: SQLite in the data directory.
+//!
+//! One thread writes, a few read, and callers reach them by bounded queues. The files of a data directory:
+//!
+//! | file | what |
+//! |--|--|
+//! | `jeton.db`, `-wal`, `-shm` | the database |
+//! | `lock` | held while a process has the directory open, with its id |
+//! | `anchor` | the last acknowledged audit record: see `anchor` |
+//! | `reserve` | room for revocations when the disk is full: see `reserve` |
+
+mod anchor;
+mod audit;
+mod batch;
+mod check;
+mod clients;
+mod counters;
+mod families;
+mod fault;
+mod keys;
+mod lock;
+mod queue;
+mod readers;
+mod reserve;
+mod revocations;
+mod schema;
+mod sums;
+mod transfer;
+mod writer;
+
+use std::{
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use async_trait::async_trait;
+use tokio::{
+    sync::{Semaphore, broadcast, oneshot, watch},
+    time::Instant,
+};
+
+use self::{
+    anchor::Anchor,
+    batch::{Batch, Job, Urgency, Work},
+    counters::Counters,
+    fault::Fault,
+    lock::Lock,
+    queue::{Queue, closed},
+    readers::Read,
+    reserve::Reserve,
+    writer::{Fate, Writer},
+};
+pub use self::{check::Checked, fault::OpenError, transfer::ReadOnly};
+use crate::{
+    crypto::chain::ChainKey,
+    model::{Record, Timestamp},
+    store::{Result, Store, StoreError},
+};
+
+/// Verbs on their way to the writer; more wait in their callers.
+const WRITES: usize = 4_096;
+
+/// Reads on their way to the readers.
+const READS: usize = 1_024;
+
+/// The embedded store. Dropping it without [`Store::close`] also finishes what is waiting, and blocks while it does.
+pub struct Embedded {
+    writer: Queue<Box<dyn Job>>,
+    readers: Queue<Read>,
+    /// One long read at a time.
+    scans: Semaphore,
+    shared: Arc<Shared>,
+    tail: broadcast::WeakSender<Arc<Record>>,
+    key: ChainKey,
+    fate: watch::Receiver<Fate>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the store's threads and its callers both see.
+struct Shared {
+    newest: AtomicI64,
+    failed: AtomicBool,
+    counters: Counters,
+}
+
+impl Shared {
+    fn failed(&self) -> bool {
+        self.failed.load(Ordering::SeqCst)
+    }
+
+    fn fail(&self) {
+        self.failed.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Embedded {
+    /// Opens a data directory, makes it if it is not there, and starts the threads. `node` is this node's name in the audit
+    /// trail, `chain` the key that seals it.
+    ///
+    /// What is found must carry on from what was last acknowledged: a database that lost its end, its revocations or the end of
+    /// its audit trail is refused. Everything older is [`Self::check`]ed on demand.
+    pub fn open(dir: &Path, node: &str, chain: ChainKey) -> Result<Self, OpenError> {
+        let lock = Lock::take(dir)?;
+        let anchor = Anchor::open(dir)?;
+        let connection = schema::writer(dir)?;
+        let state = check::opening(&connection, &anchor, node, &chain)?;
+        // Whatever an earlier process left in the WAL is synced before anything is built upon it: it may have met an error
+        // of the disk that this process cannot see.
+        writer::checkpoint(&connection)?;
+        let counters = Counters::load(&connection)?;
+        let shared =
+            Arc::new(Shared { newest: AtomicI64::new(state.newest.millis()), failed: AtomicBool::new(false), counters });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(OpenError::io(dir))?;
+        let (readers, reads) = Queue::new(READS);
+        let (queue, writes) = Queue::new(WRITES);
+        let (fate, ended) = watch::channel(Fate::Runs);
+        let tail = broadcast::Sender::new(audit::LAG);
+        let weak_tail = tail.downgrade();
+        let writer = Writer {
+            connection,
+            node: node.into(),
+            key: chain.clone(),
+            state,
+            shared: shared.clone(),
+            followers: Vec::new(),
+            tail,
+            anchor,
+            reserve: Reserve::of(dir),
+            flushed_at: Instant::now(),
+            readers: readers::start(dir, reads)?,
+            fate,
+            lock,
+        };
+        let thread = std::thread::Builder::new().name("store-writer".into());
+        let thread = thread.spawn(move || writer.serve(&runtime, writes)).map_err(OpenError::io(dir))?;
+        Ok(Self {
+            writer: queue,
+            readers,
+            scans: Semaphore::new(1),
+            shared,
+            tail: weak_tail,
+            key: chain,
+            fate: ended,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Writes on the writer's thread; answers when the batch it went into is on disk.
+    async fn write<T: Send + 'static>(
+        &self,
+        urgency: Urgency,
+        work: impl FnMut(&mut Batch<'_>) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        self.writer.send(Box::new(Work::new(urgency, work, reply))).await?;
+        answer.await.map_err(|_| closed())?
+    }
+
+    /// Bounds the database to so many pages of 4 KiB: stands in for a full disk in tests.
+    #[doc(hidden)]
+    pub async fn bound_pages(&self, pages: u32) -> Result<()> {
+        self.write(Urgency::Normal, move |batch| {
+            Ok(batch.connection.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))?)
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Store for Embedded {
+    async fn ready(&self) -> Result<()> {
+        // A write that changes nothing still goes to the disk and back.
+        self.write(Urgency::Normal, |batch| batch.execute("UPDATE head SET id = id", []).map(drop)).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.readers.close();
+        self.writer.close();
+        let mut fate = self.fate.clone();
+        let ended = fate.wait_for(|fate| matches!(fate, Fate::Ended(_))).await;
+        match ended.as_deref() {
+            Ok(Fate::Ended(result)) => result.clone().map_err(Into::into),
+            Ok(Fate::Runs) | Err(_) => Err(StoreError::Unavailable("the writer ended without a word".into())),
+        }
+    }
+
+    fn newest(&self) -> Timestamp {
+        Timestamp::from_millis(self.shared.newest.load(Ordering::SeqCst))
+    }
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        self.readers.close();
+        self.writer.close();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // A writer that panicked has nothing left to finish.
+            let _ = thread.join();
+        }
+    }
+}

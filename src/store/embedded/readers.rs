@@ -1,0 +1,77 @@
+//! Threads that read, each with its own connection: a reader sees every commit that was answered and never waits for the writer.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+};
+
+use rusqlite::Connection;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    Embedded,
+    fault::{Fault, OpenError},
+    queue::closed,
+    schema,
+};
+use crate::store::Result;
+
+/// Something to be read.
+pub(super) type Read = Box<dyn FnOnce(&Connection) + Send>;
+
+/// How many threads read.
+const THREADS: usize = 2;
+
+/// Starts the threads; they end when the queue is closed and empty.
+pub(super) fn start(dir: &Path, queue: mpsc::Receiver<Read>) -> Result<Vec<JoinHandle<()>>, OpenError> {
+    let queue = Arc::new(Mutex::new(queue));
+    let connections = (0..THREADS).map(|_| schema::reader(dir)).collect::<Result<Vec<_>, _>>()?;
+    let start = |connection: Connection| {
+        let queue = queue.clone();
+        let read = move || serve(&connection, &queue);
+        std::thread::Builder::new().name("store-reader".into()).spawn(read).map_err(OpenError::io(dir))
+    };
+    connections.into_iter().map(start).collect()
+}
+
+fn serve(connection: &Connection, queue: &Mutex<mpsc::Receiver<Read>>) {
+    loop {
+        // The one who waits for work holds the queue; it is let go before the work is done.
+        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
+        match next {
+            Some(read) => read(connection),
+            None => return,
+        }
+    }
+}
+
+impl Embedded {
+    /// Reads on one of the threads.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        if self.shared.failed() {
+            return Err(Fault::Failed.into());
+        }
+        let (reply, answer) = oneshot::channel();
+        let read = move |connection: &Connection| {
+            if !reply.is_closed() {
+                // A caller that has gone away does not need the answer.
+                let _ = reply.send(work(connection).map_err(Into::into));
+            }
+        };
+        self.readers.send(Box::new(read)).await?;
+        answer.await.map_err(|_| closed())?
+    }
+
+    /// Reads through many rows: one at a time, so that short reads always have a thread.
+    pub(super) async fn scan<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T> {
+        let _turn = self.scans.acquire().await.map_err(|_| closed())?;
+        self.read(work).await
+    }
+}

@@ -1,0 +1,114 @@
+//! The tables, and connections to them.
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OpenFlags, config::DbConfig};
+
+use super::fault::OpenError;
+
+/// The newest format this version knows. A newer one is refused, an older one is brought forward.
+pub(super) const FORMAT: i64 = 1;
+
+/// Marks the file as ours: "jetn".
+const APPLICATION: i64 = 0x6a65_746e;
+
+/// One table a type of record, so that none can be read as another. Ids are keys, hashes of secrets never are. Ids that arrive
+/// in the order of time keep inserts at the end of their tree. `sum` covers a row against the silent decay of its page.
+///
+/// `families.sweep_at` is the earliest time its family could be forgotten, as of when the row was last looked at by the sweep:
+/// a rotation moves the true time on and leaves the index alone.
+const TABLES: &str = "
+    CREATE TABLE head (
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        node TEXT NOT NULL, sequence INTEGER NOT NULL, hash BLOB NOT NULL, seal BLOB NOT NULL,
+        newest INTEGER NOT NULL, tally BLOB NOT NULL, importing INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE clients (
+        id TEXT PRIMARY KEY, tenant TEXT NOT NULL, revision INTEGER NOT NULL, body TEXT NOT NULL, sum BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX clients_of_tenant ON clients (tenant);
+    CREATE TABLE secret_uses (
+        client TEXT NOT NULL, secret TEXT NOT NULL, last_used_at INTEGER NOT NULL, uses INTEGER NOT NULL,
+        PRIMARY KEY (client, secret)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE families (
+        id BLOB PRIMARY KEY, client TEXT NOT NULL, salt BLOB NOT NULL, generation INTEGER NOT NULL, rotated_at INTEGER NOT NULL,
+        ended_at INTEGER, expires_at INTEGER NOT NULL, sweep_at INTEGER NOT NULL, body TEXT NOT NULL, sum BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX families_of_client ON families (client);
+    CREATE INDEX families_to_sweep ON families (sweep_at);
+    CREATE TABLE revocations (
+        kind INTEGER NOT NULL, id BLOB NOT NULL, until INTEGER NOT NULL, PRIMARY KEY (kind, id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX revocations_to_sweep ON revocations (until);
+    CREATE TABLE epochs (
+        kind INTEGER NOT NULL, id TEXT NOT NULL, value INTEGER NOT NULL, PRIMARY KEY (kind, id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE keyset (
+        id INTEGER PRIMARY KEY CHECK (id = 1), revision INTEGER NOT NULL, body TEXT NOT NULL, sum BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE counters (
+        until INTEGER NOT NULL, id TEXT NOT NULL, value INTEGER NOT NULL, PRIMARY KEY (until, id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE audit (
+        sequence INTEGER PRIMARY KEY, node TEXT NOT NULL, hash BLOB NOT NULL, event TEXT NOT NULL
+    ) STRICT;
+";
+
+/// The database's file in a data directory.
+pub(super) fn file(dir: &Path) -> PathBuf {
+    dir.join("jeton.db")
+}
+
+/// A connection that writes; brings the tables to this version's format.
+pub(super) fn writer(dir: &Path) -> Result<Connection, OpenError> {
+    let path = file(dir);
+    // Made here so that it, and the files SQLite puts beside it with the same mode, are its owner's alone.
+    drop(super::lock::private_file(&path)?);
+    let connection = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    // Before anything is written: a file that is not ours or newer is left as it is.
+    let format = format(&connection)?;
+    connection.execute_batch(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000; PRAGMA cache_size = -16384;",
+    )?;
+    settle(&connection)?;
+    if format == 0 {
+        connection.execute_batch(&format!(
+            "BEGIN IMMEDIATE; {TABLES} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {FORMAT}; COMMIT;"
+        ))?;
+    }
+    Ok(connection)
+}
+
+/// A connection that only reads, of a database that is there.
+pub(super) fn reader(dir: &Path) -> Result<Connection, OpenError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(file(dir), flags)?;
+    connection.execute_batch("PRAGMA query_only = ON; PRAGMA cache_size = -8192;")?;
+    settle(&connection)?;
+    if format(&connection)? == 0 {
+        return Err(OpenError::Corrupt("the database is empty".into()));
+    }
+    Ok(connection)
+}
+
+fn settle(connection: &Connection) -> Result<(), OpenError> {
+    connection.execute_batch("PRAGMA busy_timeout = 5000; PRAGMA temp_store = MEMORY; PRAGMA cell_size_check = ON;")?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(())
+}
+
+/// The format of what is there; 0 means that nothing is.
+fn format(connection: &Connection) -> Result<i64, OpenError> {
+    let number = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+    let tables = number("SELECT count(*) FROM sqlite_schema")?;
+    let (application, format) = (number("PRAGMA application_id")?, number("PRAGMA user_version")?);
+    match (tables, application, format) {
+        (0, 0, 0) => Ok(0),
+        (_, APPLICATION, found) if found > FORMAT => Err(OpenError::Newer { found, known: FORMAT }),
+        (1.., APPLICATION, FORMAT) => Ok(format),
+        _ => Err(OpenError::Corrupt("the database is not one of jeton's".into())),
+    }
+}

@@ -1,0 +1,262 @@
+//! The one thread that writes. It takes whatever is waiting into one transaction, so that many verbs share one sync of the disk,
+//! and answers when the commit has returned, never before.
+
+use std::{mem, sync::Arc, thread::JoinHandle, time::Duration};
+
+use rusqlite::Connection;
+use tokio::{
+    sync::{broadcast, mpsc, watch},
+    time::{Instant, timeout},
+};
+
+use super::{
+    Shared,
+    anchor::Anchor,
+    batch::{Batch, Effects, Job, State, Urgency, to_sql},
+    fault::{Fault, Kind},
+    lock::Lock,
+    reserve::Reserve,
+};
+use crate::{
+    crypto::chain::ChainKey,
+    model::{Record, Timestamp},
+    store::Follower,
+};
+
+/// The most verbs in one commit.
+const BATCH: usize = 1_024;
+
+/// How long verbs that nobody waits for are gathered; well under the 50 ms that are promised.
+const GATHER: Duration = Duration::from_millis(20);
+
+/// How often counters are written; well under the second that is promised.
+const FLUSH: Duration = Duration::from_millis(500);
+
+/// How the writer ended.
+#[derive(Clone, Debug)]
+pub(super) enum Fate {
+    /// Not yet.
+    Runs,
+    /// Everything that was waiting has been written or answered.
+    Ended(Result<(), Fault>),
+}
+
+/// The state of the thread.
+pub(super) struct Writer {
+    pub(super) connection: Connection,
+    pub(super) node: Arc<str>,
+    pub(super) key: ChainKey,
+    pub(super) state: State,
+    pub(super) shared: Arc<Shared>,
+    pub(super) followers: Vec<Arc<dyn Follower>>,
+    pub(super) tail: broadcast::Sender<Arc<Record>>,
+    pub(super) anchor: Anchor,
+    pub(super) reserve: Reserve,
+    pub(super) flushed_at: Instant,
+    pub(super) readers: Vec<JoinHandle<()>>,
+    pub(super) fate: watch::Sender<Fate>,
+    pub(super) lock: Lock,
+}
+
+impl Writer {
+    /// Serves until the queue is closed and empty. The runtime is this thread's own and only keeps its timeouts.
+    pub(super) fn serve(mut self, runtime: &tokio::runtime::Runtime, mut queue: mpsc::Receiver<Box<dyn Job>>) {
+        let mut waiting = Vec::with_capacity(BATCH);
+        while runtime.block_on(self.gather(&mut queue, &mut waiting)) {
+            if !waiting.is_empty() || self.flush_is_due() {
+                self.commit(mem::replace(&mut waiting, Vec::with_capacity(BATCH)));
+            }
+        }
+        self.end();
+    }
+
+    /// Waits for something to do; false when nothing will come any more.
+    async fn gather(&self, queue: &mut mpsc::Receiver<Box<dyn Job>>, waiting: &mut Vec<Box<dyn Job>>) -> bool {
+        let first = if self.shared.counters.unwritten() {
+            let due = FLUSH.saturating_sub(self.flushed_at.elapsed());
+            timeout(due, queue.recv_many(waiting, BATCH)).await
+        } else {
+            Ok(queue.recv_many(waiting, BATCH).await)
+        };
+        if matches!(first, Ok(0)) {
+            return false;
+        }
+        let since = Instant::now();
+        while !waiting.is_empty() && waiting.len() < BATCH && waiting.iter().all(|job| job.urgency() == Urgency::Lazy) {
+            let left = GATHER.saturating_sub(since.elapsed());
+            let room = BATCH.saturating_sub(waiting.len());
+            // The time is up, or the queue is closed: what is here is written first.
+            if !matches!(timeout(left, queue.recv_many(waiting, room)).await, Ok(1..)) {
+                break;
+            }
+        }
+        true
+    }
+
+    fn flush_is_due(&self) -> bool {
+        self.shared.counters.unwritten() && self.flushed_at.elapsed() >= FLUSH
+    }
+
+    fn commit(&mut self, mut jobs: Vec<Box<dyn Job>>) {
+        if self.shared.failed() {
+            return settle(jobs, &Err(Fault::Failed));
+        }
+        let Err(fault) = self.attempt(&mut jobs, false) else { return settle(jobs, &Ok(())) };
+        match fault.kind() {
+            Some(Kind::Full) => self.economise(jobs, &fault),
+            Some(Kind::Broken) => {
+                self.fail(&fault);
+                settle(jobs, &Err(fault));
+            }
+            // One verb may have met a damaged page or a foreign lock: the others need not suffer for it.
+            Some(Kind::Corrupt | Kind::Other) | None if jobs.len() > 1 => {
+                jobs.into_iter().for_each(|job| self.commit(vec![job]));
+            }
+            Some(Kind::Corrupt | Kind::Other) | None => {
+                tracing::error!(%fault, "cannot write to the store");
+                settle(jobs, &Err(fault));
+            }
+        }
+    }
+
+    /// The disk is full: what ends tokens is tried once more in the room kept for it, the rest is refused.
+    fn economise(&mut self, jobs: Vec<Box<dyn Job>>, fault: &Fault) {
+        let (mut vital, others): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.urgency() == Urgency::Vital);
+        settle(others, &Err(fault.clone()));
+        if vital.is_empty() {
+            return;
+        }
+        // A first time without it: most refreshes see that they are not meant, and nothing is left that needs room.
+        let mut fate = self.attempt(&mut vital, true);
+        if matches!(&fate, Err(fault) if fault.kind() == Some(Kind::Full)) && self.reserve.release() {
+            fate = self.attempt(&mut vital, true);
+            // At once, before others use it up.
+            self.reserve.top_up();
+        }
+        if let Err(fault) = &fate
+            && fault.kind() == Some(Kind::Broken)
+        {
+            self.fail(fault);
+        }
+        settle(vital, &fate);
+    }
+
+    /// One transaction. Answers are not given here, all else that follows from a commit is done.
+    fn attempt(&mut self, jobs: &mut [Box<dyn Job>], scarce: bool) -> Result<(), Fault> {
+        self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        let counters = if self.flush_is_due() { self.shared.counters.write(&self.connection) } else { Ok(Vec::new()) };
+        let flushed = counters.as_ref().is_ok_and(|counters| !counters.is_empty());
+        let outcome = counters.and_then(|counters| {
+            let filled = self.fill(jobs, scarce);
+            filled.inspect_err(|_| self.shared.counters.again(counters))
+        });
+        match outcome {
+            Ok(effects) => {
+                if flushed {
+                    self.flushed_at = Instant::now();
+                }
+                self.publish(effects);
+                self.reserve.restore();
+                Ok(())
+            }
+            Err(fault) => {
+                // SQLite may have undone it already; if it cannot be undone, nothing can be relied on.
+                if !self.connection.is_autocommit()
+                    && let Err(error) = self.connection.execute_batch("ROLLBACK")
+                {
+                    self.fail(&error.into());
+                }
+                Err(fault)
+            }
+        }
+    }
+
+    fn fill(&self, jobs: &mut [Box<dyn Job>], scarce: bool) -> Result<Effects, Fault> {
+        let effects = Effects { state: self.state.clone(), changes: Vec::new(), records: Vec::new(), followers: Vec::new() };
+        let listening = self.tail.receiver_count() > 0;
+        let mut batch = Batch { connection: &self.connection, node: &self.node, listening, scarce, effects };
+        jobs.iter_mut().try_for_each(|job| job.run(&mut batch))?;
+        let effects = batch.effects;
+        if effects.state != self.state {
+            save(&self.connection, &self.key, &effects.state)?;
+        }
+        self.connection.prepare_cached("COMMIT")?.execute([])?;
+        Ok(effects)
+    }
+
+    fn publish(&mut self, effects: Effects) {
+        if effects.state.sequence != self.state.sequence {
+            let Effects { state, .. } = &effects;
+            self.anchor.write(&self.key.seal(&state.node, state.sequence, state.hash));
+        }
+        self.state = effects.state;
+        self.shared.saw(self.state.newest);
+        // Who joined in this batch hears all of it: its snapshot may hold part of that already, and hearing twice is harmless.
+        self.followers.extend(effects.followers);
+        for change in &effects.changes {
+            self.followers.iter().for_each(|follower| follower.apply(change));
+        }
+        for record in effects.records {
+            // Nobody may be listening any more.
+            let _ = self.tail.send(record);
+        }
+    }
+
+    /// After a failed write the kernel may show as written what never reached the disk, and a further sync would succeed without
+    /// it. So nothing is tried again: whoever starts anew reads what is really there.
+    fn fail(&self, fault: &Fault) {
+        tracing::error!(%fault, "the disk failed under a write, the store stops");
+        self.shared.fail();
+    }
+
+    fn end(mut self) {
+        self.flushed_at -= FLUSH;
+        let mut result = if self.shared.failed() { Err(Fault::Failed) } else { self.attempt(&mut [], false) };
+        for reader in self.readers {
+            // A reader that panicked has nothing left to finish.
+            let _ = reader.join();
+        }
+        if result.is_ok() {
+            result = checkpoint(&self.connection);
+        }
+        let closed = self.connection.close().map_err(|(_, error)| Fault::from(error));
+        self.anchor.sync();
+        drop(self.lock);
+        self.fate.send_replace(Fate::Ended(result.and(closed)));
+    }
+}
+
+fn settle(jobs: Vec<Box<dyn Job>>, fate: &Result<(), Fault>) {
+    jobs.into_iter().for_each(|job| job.settle(fate.clone()));
+}
+
+/// Moves everything from the WAL into the database and syncs it.
+pub(super) fn checkpoint(connection: &Connection) -> Result<(), Fault> {
+    Ok(connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?)
+}
+
+/// Writes the row `head`, sealed.
+fn save(connection: &Connection, key: &ChainKey, state: &State) -> Result<(), Fault> {
+    let head = key.seal(&state.node, state.sequence, state.hash);
+    connection
+        .prepare_cached(
+            "INSERT OR REPLACE INTO head (id, node, sequence, hash, seal, newest, tally, importing)
+             VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?
+        .execute((
+            head.node.as_ref(),
+            to_sql(head.sequence),
+            head.hash,
+            head.seal,
+            state.newest.millis(),
+            state.tally.to_bytes(),
+            state.importing,
+        ))?;
+    Ok(())
+}
+
+impl Shared {
+    fn saw(&self, newest: Timestamp) {
+        self.newest.store(newest.millis(), std::sync::atomic::Ordering::SeqCst);
+    }
+}
