@@ -1,0 +1,154 @@
+//! What holds for every call.
+
+use std::{
+    sync::{Mutex, OnceLock},
+    time::Duration,
+};
+
+use jeton::api::guard::quiet_panics;
+use tonic::Code;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::support::{
+    NOW, Server, TOKEN, WATCH, frames,
+    frames::{END_HEADERS, END_STREAM, HEADERS, Raw, block, call},
+    http::{ask, grpc, message, play, token},
+    options, until,
+};
+
+#[tokio::test]
+async fn a_call_knows_its_circumstances() {
+    let server = Server::start().await;
+    let answer = token(server.address, "").await;
+    let token = answer.token();
+    assert_eq!(token.access_token, answer.header("x-request-id"));
+    assert_eq!(token.access_token.len(), 36, "a new id is a UUID");
+    assert_eq!(token.token_type, "127.0.0.1");
+    assert_eq!(token.scopes, [NOW.to_string(), "0".to_owned()]);
+    assert!((1..=1_000).contains(&token.expires_in), "{token:?}");
+}
+
+#[tokio::test]
+async fn the_callers_request_id_is_kept_if_it_is_plain() {
+    let server = Server::start().await;
+    for (given, kept) in [("a.B-9_c", true), ("a b", false), ("{\"x\":1}", false)] {
+        let answer = ask(server.address, grpc(TOKEN).header("x-request-id", given).body(play("")).unwrap()).await;
+        assert_eq!(answer.header("x-request-id") == given, kept, "{given}");
+        assert_eq!(answer.token().access_token, answer.header("x-request-id"));
+    }
+    let refused = ask(server.address, grpc("/no.Such/Method").header("x-request-id", "kept").body(play("")).unwrap()).await;
+    assert_eq!(refused.header("x-request-id"), "kept", "refusals too");
+}
+
+#[tokio::test]
+async fn a_call_over_its_deadline_is_answered_and_its_handler_dropped() {
+    let server = Server::start().await;
+    let answer = token(server.address, "wait").await;
+    assert_eq!((answer.status.as_u16(), answer.code()), (200, Some(Code::DeadlineExceeded)));
+    assert!(answer.headers.contains_key("grpc-status"), "trailers only: {answer:?}");
+    assert_eq!(server.puppet.waiting(), 0);
+}
+
+#[tokio::test]
+async fn the_callers_deadline_can_only_be_shorter() {
+    let server = Server::with(options(), Duration::from_secs(5)).await;
+    let with = async |timeout: &str, part: &str| {
+        ask(server.address, grpc(TOKEN).header("grpc-timeout", timeout).body(play(part)).unwrap()).await
+    };
+    assert_eq!(with("50m", "wait").await.code(), Some(Code::DeadlineExceeded));
+    assert!(with("2S", "").await.token().expires_in <= 2_000);
+    let long = with("1H", "").await.token().expires_in;
+    assert!((2_001..=5_000).contains(&long), "{long}");
+    assert!(with("nonsense", "").await.token().expires_in > 2_000, "a malformed one is none");
+}
+
+/// A server stream goes on past the deadline: it bounds the wait for the first answer.
+#[tokio::test]
+async fn a_stream_outlives_the_deadline() {
+    let server = Server::with(options(), Duration::from_millis(200)).await;
+    let mut raw = Raw::open(server.address).await;
+    raw.send(&frames::frame(HEADERS, END_HEADERS, 1, &block(call(WATCH)))).await;
+    raw.send(&frames::frame(frames::DATA, END_STREAM, 1, &[0; 5])).await;
+    raw.expect(|frame| frame.kind == HEADERS && frame.stream == 1).await;
+    let ended = async {
+        while let Some(frame) = raw.next().await {
+            if frame.stream == 1 && (frame.kind != frames::DATA || frame.flags & END_STREAM != 0) {
+                break;
+            }
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_millis(800), ended).await.is_err(), "the stream was cut");
+}
+
+static LOG: OnceLock<&'static Mutex<Vec<u8>>> = OnceLock::new();
+
+struct Tee(&'static Mutex<Vec<u8>>);
+
+impl std::io::Write for Tee {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Tee {
+    type Writer = Tee;
+
+    fn make_writer(&'a self) -> Tee {
+        Tee(self.0)
+    }
+}
+
+/// C5, O07, O01: a panic is INTERNAL to its caller, nothing to anybody else, and its words are written nowhere.
+#[tokio::test]
+async fn a_panic_stays_with_its_request_and_is_not_repeated() {
+    let log = *LOG.get_or_init(|| {
+        let log = Box::leak(Box::new(Mutex::new(Vec::new())));
+        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_ansi(false).with_writer(Tee(log)).init();
+        log
+    });
+    let before = std::panic::take_hook();
+    quiet_panics();
+    let server = Server::start().await;
+    for _ in 0..3 {
+        let answer = token(server.address, "panic").await;
+        assert_eq!((answer.status.as_u16(), answer.code()), (200, Some(Code::Internal)));
+        assert!(!format!("{answer:?}").contains("canary"));
+    }
+    token(server.address, "").await.token();
+    assert_eq!(server.methods.find(TOKEN).unwrap().count(Code::Internal), 3);
+    std::panic::set_hook(before);
+    let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
+    assert!(log.contains("a handler panicked") && log.contains("puppet.rs"), "{log}");
+    assert!(!log.contains("canary-5f2a"));
+}
+
+#[tokio::test]
+async fn every_call_is_counted_once_under_its_code() {
+    let server = Server::start().await;
+    token(server.address, "").await;
+    token(server.address, "denied").await;
+    token(server.address, "wait").await;
+    ask(server.address, grpc("/jeton.token.v1.TokenService/NoSuch").body(message(&[])).unwrap()).await;
+    let method = server.methods.find(TOKEN).unwrap();
+    for code in [Code::Ok, Code::PermissionDenied, Code::DeadlineExceeded] {
+        assert_eq!(method.count(code), 1, "{code:?}");
+    }
+    let text = server.methods.render();
+    assert!(text.contains("grpc_method=\"unknown\",grpc_code=\"Unimplemented\"} 1"), "{text}");
+    assert!(!text.contains("NoSuch"), "a stranger makes no series");
+}
+
+#[tokio::test]
+async fn a_call_its_caller_gave_up_is_dropped_and_counted() {
+    let server = Server::with(options(), Duration::from_secs(60)).await;
+    let asking = tokio::spawn(token(server.address, "wait"));
+    until(async || server.puppet.waiting() == 1).await;
+    asking.abort();
+    until(async || server.puppet.waiting() == 0).await;
+    until(async || server.methods.find(TOKEN).unwrap().count(Code::Cancelled) == 1).await;
+}

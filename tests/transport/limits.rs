@@ -1,0 +1,174 @@
+//! Paths, headers and messages that are not as they must be.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Version};
+use http_body_util::Full;
+use tonic::Code;
+
+use crate::support::{
+    MAX_MESSAGE, Server, TOKEN,
+    frames::{CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, Raw, block, call, frame},
+    http::{ask, grpc, message, play, token},
+    options,
+};
+
+/// T05: a path that is not exactly a method's is no method's.
+#[tokio::test]
+async fn paths_like_a_methods_are_unimplemented() {
+    let server = Server::start().await;
+    for path in [
+        "/jeton.token.v1.TokenService/Token?x=1",
+        "/jeton.token.v1.TokenService/Token?",
+        "/jeton.token.v1.TokenService/Token/",
+        "//jeton.token.v1.TokenService/Token",
+        "/jeton.token.v1.TokenService//Token",
+        "/jeton.token.v1.TokenService/token",
+        "/JETON.token.v1.TokenService/Token",
+        "/jeton.token.v1.TokenService/%54oken",
+        "/jeton.token.v1.TokenService/../TokenService/Token",
+        "/jeton.token.v1.TokenService",
+        "/grpc.health.v1.Health/Check?service=",
+        "/",
+    ] {
+        let answer = ask(server.address, grpc(path).body(play("")).unwrap()).await;
+        assert_eq!((answer.status.as_u16(), answer.code()), (200, Some(Code::Unimplemented)), "{path}");
+        assert!(answer.headers.contains_key("grpc-status"), "trailers only: {path}");
+    }
+    assert_eq!(server.methods.find(TOKEN).unwrap().count(Code::Ok), 0);
+}
+
+/// T05: a path without its slash is no path at all.
+#[tokio::test]
+async fn a_path_without_its_slash_is_a_protocol_error() {
+    let server = Server::start().await;
+    let mut raw = Raw::open(server.address).await;
+    raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(call("jeton.token.v1.TokenService/Token")))).await;
+    raw.expect(|frame| matches!(frame.kind, RST_STREAM | GOAWAY)).await;
+}
+
+/// T05: what is not gRPC is told so in HTTP.
+#[tokio::test]
+async fn a_method_is_not_served_to_what_is_not_grpc() {
+    let server = Server::start().await;
+    for (content_type, status) in
+        [("application/json", 415), ("application/grpc-web", 415), ("", 415), ("application/grpc+proto", 200)]
+    {
+        let mut request = grpc(TOKEN).body(play("")).unwrap();
+        request.headers_mut().insert("content-type", content_type.parse().unwrap());
+        assert_eq!(ask(server.address, request).await.status, status, "{content_type}");
+    }
+    let mut get = grpc(TOKEN).body(Full::<Bytes>::default()).unwrap();
+    *get.method_mut() = Method::GET;
+    assert_eq!(ask(server.address, get).await.status, 405);
+    let mut old = grpc(TOKEN).header("host", "port").body(play("")).unwrap();
+    *old.version_mut() = Version::HTTP_11;
+    assert_eq!(ask(server.address, old).await.status, 505);
+    let mut without_te = grpc(TOKEN).body(play("")).unwrap();
+    without_te.headers_mut().remove("te");
+    ask(server.address, without_te).await.token();
+}
+
+/// T05: pseudo-headers twice, or none.
+#[tokio::test]
+async fn malformed_headers_are_a_protocol_error() {
+    let server = Server::start().await;
+    let twice = [call(TOKEN), vec![(":path", "/healthz")]].concat();
+    let doubled = [vec![(":path", "/healthz")], call(TOKEN)].concat();
+    let upper = [call(TOKEN), vec![("Upper", "case")]].concat();
+    let none: Vec<_> = call(TOKEN).into_iter().filter(|(name, _)| *name != ":path").collect();
+    let hop = [call(TOKEN), vec![("connection", "close")]].concat();
+    for headers in [twice, doubled, upper, none, hop] {
+        let mut raw = Raw::open(server.address).await;
+        raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(headers.clone()))).await;
+        raw.expect(|frame| matches!(frame.kind, RST_STREAM | GOAWAY)).await;
+    }
+    assert_eq!(server.methods.find(TOKEN).unwrap().count(Code::Ok), 0);
+}
+
+/// L06: more than 16 KiB of headers reach no handler.
+#[tokio::test]
+async fn a_header_list_too_long_is_refused() {
+    let server = Server::start().await;
+    let long = "x".repeat(3_000);
+    for (names, fits) in [(4, true), (7, false)] {
+        let names: Vec<_> = (0..names).map(|n| format!("x-{n}")).collect();
+        let headers = [call(TOKEN), names.iter().map(|name| (name.as_str(), long.as_str())).collect()].concat();
+        let block = block(headers);
+        let mut parts = block.chunks(16_000).peekable();
+        let mut raw = Raw::open(server.address).await;
+        let mut kind = (HEADERS, 0);
+        while let Some(part) = parts.next() {
+            let last = if parts.peek().is_none() { END_HEADERS } else { 0 };
+            raw.send(&frame(kind.0, kind.1 | last, 1, part)).await;
+            kind = (CONTINUATION, 0);
+        }
+        raw.send(&frame(DATA, END_STREAM, 1, &[0; 5])).await;
+        raw.expect(|frame| frame.stream == 1 && matches!(frame.kind, HEADERS | RST_STREAM) || frame.kind == GOAWAY).await;
+        assert_eq!(server.methods.find(TOKEN).unwrap().count(Code::Ok), 1, "fits: {fits}");
+    }
+}
+
+/// L06: HTTP/1.1 has the same bound.
+#[tokio::test]
+async fn a_head_too_long_is_refused_in_http_1() {
+    let server = Server::start().await;
+    let request = http::Request::get("http://port/healthz").header("host", "port").header("x", "x".repeat(20_000));
+    let answer = ask(server.address, request.body(Full::default()).unwrap()).await;
+    assert_eq!(answer.status, 431);
+}
+
+/// L06: a message over the limit is RESOURCE_EXHAUSTED, by its length alone.
+#[tokio::test]
+async fn a_message_too_long_is_refused_before_it_is_taken() {
+    let server = Server::start().await;
+    let fits = ask(server.address, grpc(TOKEN).body(play(&"x".repeat(MAX_MESSAGE - 10))).unwrap()).await;
+    fits.token();
+    let over = ask(server.address, grpc(TOKEN).body(play(&"x".repeat(MAX_MESSAGE))).unwrap()).await;
+    assert_eq!(over.code(), Some(Code::ResourceExhausted));
+    let claims = Full::new(Bytes::from_static(&[0, 0xff, 0xff, 0xff, 0xff, 1]));
+    let claims = ask(server.address, grpc(TOKEN).body(claims).unwrap()).await;
+    assert_eq!(claims.code(), Some(Code::ResourceExhausted));
+    assert_eq!(server.methods.find(TOKEN).unwrap().count(Code::ResourceExhausted), 2);
+    assert_eq!(token(server.address, "out-of-range").await.code(), Some(Code::OutOfRange), "a rule's own code is left alone");
+}
+
+/// L07: nothing is inflated.
+#[tokio::test]
+async fn compressed_messages_are_not_taken() {
+    let server = Server::start().await;
+    let compressed = || Full::new(Bytes::from_static(&[1, 0, 0, 0, 3, 0x1f, 0x8b, 8]));
+    for encoding in ["gzip", "deflate", "zstd"] {
+        let answer = ask(server.address, grpc(TOKEN).header("grpc-encoding", encoding).body(compressed()).unwrap()).await;
+        assert_eq!(answer.code(), Some(Code::Unimplemented), "{encoding}");
+    }
+    let unnamed = ask(server.address, grpc(TOKEN).body(compressed()).unwrap()).await;
+    assert_eq!(unnamed.code(), Some(Code::Internal));
+}
+
+/// L08: a message that never ends is cut at the deadline, and its stream reset.
+#[tokio::test]
+async fn a_message_that_never_ends_is_cut_at_the_deadline() {
+    let server = Server::with(options(), Duration::from_millis(500)).await;
+    let mut raw = Raw::open(server.address).await;
+    raw.send(&frame(HEADERS, END_HEADERS, 1, &block(call(TOKEN)))).await;
+    for part in [&[0, 0, 0, 1, 0][..], &[1], &[1], &[1]] {
+        raw.send(&frame(DATA, 0, 1, part)).await;
+    }
+    raw.expect(|frame| frame.kind == HEADERS && frame.stream == 1 && frame.flags & END_STREAM != 0).await;
+    raw.expect(|frame| frame.kind == RST_STREAM && frame.stream == 1).await;
+    assert_eq!(server.methods.find(TOKEN).unwrap().count(Code::DeadlineExceeded), 1);
+}
+
+/// L08: a message cut short is an error of its own.
+#[tokio::test]
+async fn a_message_cut_short_is_an_error() {
+    let server = Server::start().await;
+    let short = ask(server.address, grpc(TOKEN).body(Full::new(Bytes::from_static(&[0, 0, 0, 0, 9, 1]))).unwrap()).await;
+    assert_ne!(short.code(), Some(Code::Ok));
+    let nonsense = ask(server.address, grpc(TOKEN).body(message(&[0xff; 9])).unwrap()).await;
+    assert_ne!(nonsense.code(), Some(Code::Ok));
+    let empty = ask(server.address, grpc(TOKEN).body(Full::default()).unwrap()).await;
+    assert_ne!(empty.code(), Some(Code::Ok));
+}

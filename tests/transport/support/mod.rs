@@ -1,0 +1,115 @@
+//! A port with a puppet behind it, and clients that misbehave.
+
+pub(crate) mod frames;
+pub(crate) mod http;
+pub(crate) mod puppet;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use jeton::{
+    api::{
+        guard::{Guard, Methods, Refusal},
+        http::{Published, app},
+        listen::{self, Options, Summary},
+    },
+    clock::ManualClock,
+    model::Timestamp,
+};
+use serde_json::json;
+use tokio::{sync::oneshot, task::JoinHandle};
+use tonic::service::Routes;
+use tonic_health::ServingStatus;
+
+use self::puppet::Puppet;
+use jeton::proto::token::token_service_server::TokenServiceServer;
+
+/// A method that the puppet answers.
+pub(crate) const TOKEN: &str = "/jeton.token.v1.TokenService/Token";
+/// A stream that never ends.
+pub(crate) const WATCH: &str = "/grpc.health.v1.Health/Watch";
+/// The longest message, in bytes.
+pub(crate) const MAX_MESSAGE: usize = 64 * 1024;
+/// The time of the server's clock.
+pub(crate) const NOW: Timestamp = Timestamp::from_millis(1_763_769_600_000);
+
+/// A server on a port of its own.
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    pub(crate) methods: &'static Methods,
+    pub(crate) puppet: Puppet,
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<std::io::Result<Summary>>,
+}
+
+/// Generous, but for the deadlines, which tests wait for.
+pub(crate) fn options() -> Options {
+    Options {
+        connections: 10_000,
+        connections_per_peer: 10_000,
+        streams_per_connection: 200,
+        handshake: Duration::from_secs(1),
+        drain: Duration::from_secs(5),
+        workers: 2,
+        tls: None,
+    }
+}
+
+impl Server {
+    pub(crate) async fn start() -> Self {
+        Self::with(options(), Duration::from_secs(1)).await
+    }
+
+    pub(crate) async fn with(options: Options, deadline: Duration) -> Self {
+        let methods = Methods::leaked(&[jeton::proto::DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET]).unwrap();
+        let puppet = Puppet::default();
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_service_status("", ServingStatus::Serving).await;
+        let token = TokenServiceServer::new(puppet.clone()).max_decoding_message_size(MAX_MESSAGE);
+        let routes = Routes::new(health_service).add_service(token).into_axum_router();
+        let clock = Arc::new(ManualClock::at(NOW));
+        let guard = Guard::new(app(routes, published(&puppet)), clock, deadline, methods, Refusal::status);
+        let listener = listen::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let task = tokio::spawn(listen::serve(listener, guard, options, async {
+            let _ = stopped.await;
+        }));
+        Self { address, methods, puppet, stop: Some(stop), task }
+    }
+
+    /// Tells it to stop and does not wait.
+    pub(crate) fn begin_stop(&mut self) {
+        drop(self.stop.take());
+    }
+
+    /// Stops it.
+    pub(crate) async fn stop(mut self) -> Summary {
+        self.begin_stop();
+        self.task.await.unwrap().unwrap()
+    }
+}
+
+fn published(puppet: &Puppet) -> Published {
+    let puppet = puppet.clone();
+    Published {
+        issuer: "https://issuer.example".into(),
+        jwks: Arc::new(|| json!({ "keys": [{ "kty": "OKP", "kid": "one" }] })),
+        jwks_max_age: Duration::from_secs(300),
+        grpc_services: ["jeton.token.v1.TokenService".to_owned()].into(),
+        ready: Arc::new(move || {
+            let puppet = puppet.clone();
+            Box::pin(async move { puppet.is_ready() })
+        }),
+    }
+}
+
+/// Waits until `what` holds, for at most ten seconds.
+pub(crate) async fn until(mut what: impl AsyncFnMut() -> bool) {
+    let mut tick = tokio::time::interval(Duration::from_millis(10));
+    let waited = tokio::time::timeout(Duration::from_secs(10), async {
+        while !what().await {
+            tick.tick().await;
+        }
+    });
+    waited.await.expect("did not come to hold within ten seconds");
+}
