@@ -17,6 +17,7 @@ use crate::{
     clock::Clock,
     config::{self, Config},
     model::ClientId,
+    store::Store,
 };
 
 /// What to serve.
@@ -28,6 +29,8 @@ pub struct Options {
     pub dev: bool,
     /// Whether a first client is created where there is none.
     pub bootstrap: bool,
+    /// A store that is open already; `None` opens the embedded one in the data directory.
+    pub store: Option<Arc<dyn Store>>,
     /// Where the time comes from; `None` means the system.
     pub clock: Option<Arc<dyn Clock>>,
 }
@@ -88,7 +91,10 @@ pub async fn run(
     let config = &options.config;
     let tls_on = config.tls != config::Tls::default();
     if !listen::permitted(config.listen, tls_on, config.insecure) {
-        return Err(StartError::Configuration(format!("listen: {} is public and needs tls, or insecure = true", config.listen)));
+        return Err(StartError::Configuration(format!(
+            "listen: {} is public and needs tls, or insecure = true",
+            config.listen
+        )));
     }
     let listener = TcpListener::bind(config.listen)
         .await
@@ -98,21 +104,14 @@ pub async fn run(
     let opened = open::open(&options, &issuer).await?;
     let tls = TlsReloader::open(&config.tls, opened.clock.clone())
         .map_err(|error| StartError::Configuration(format!("tls: {error}")))?;
-    let bootstrap =
-        if options.dev || options.bootstrap { bootstrap::first_client(&opened).await? } else { None };
+    let bootstrap = if options.dev || options.bootstrap { bootstrap::first_client(&opened).await? } else { None };
 
     let (stop, stopping) = watch::channel(false);
-    let stopped = || {
-        let mut stopping = stopping.clone();
-        async move {
-            let _ = stopping.wait_for(|stopping| *stopping).await;
-        }
-    };
     let app = App::build(&options, &opened, &stopping).await?;
-    let metrics = app.serve_metrics(&options, stopped()).await?;
+    let metrics = app.listen_for_metrics(&options).await?;
     let background = housekeeping::start(&opened, tls.clone(), &stopping);
     let listening = listen::Options::new(&config.limits, tls);
-    let serving = tokio::spawn(listen::serve(listener, app.guarded, listening, stopped()));
+    let serving = tokio::spawn(listen::serve(listener, app.guarded, listening, stopped(stopping)));
     tracing::info!(%address, issuer, tls = tls_on, "serving");
     opened.record_start(address).await?;
     started(&Started { address, issuer, data_dir: opened.data_dir.clone(), bootstrap, tls: tls_on });
@@ -126,7 +125,7 @@ pub async fn run(
     let summary = summary.map_err(|error| StartError::Failed(format!("listener: {error}")))?;
     background.finish().await;
     if let Some(metrics) = metrics {
-        let _ = metrics.await;
+        metrics.abort();
     }
     opened.close().await;
     tracing::info!(accepted = summary.accepted, refused = summary.refused, aborted = summary.aborted, "stopped");
@@ -139,4 +138,10 @@ fn issuer(config: &Config, address: SocketAddr, tls: bool) -> String {
         (true, true) => format!("https://{address}"),
         (true, false) => format!("http://{address}"),
     }
+}
+
+/// Resolves when the server is to stop.
+async fn stopped(mut stopping: watch::Receiver<bool>) {
+    // An error means that the sender is gone, and with it the server.
+    let _ = stopping.wait_for(|stopping| *stopping).await;
 }

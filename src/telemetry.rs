@@ -125,8 +125,9 @@ const fn colour(level: Level) -> u8 {
     }
 }
 
-/// In JSON, `\u2028` is the same character escaped; in text it is what a reader can see.
-fn escape(text: &str) -> String {
+/// A text with every control character, and those that turn text round or do not show, as `\uXXXX`: in JSON that is the same
+/// character escaped, elsewhere it is what a reader can see.
+pub fn escape(text: &str) -> String {
     let mut line = String::with_capacity(text.len() + 1);
     for c in text.chars() {
         if c.is_control() || deceives(c) {

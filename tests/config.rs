@@ -1,5 +1,7 @@
 //! Configuration, from outside: the file in `deploy/` is the default, and every refusal names its key and its source.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
+
 use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use figment::{
@@ -9,9 +11,8 @@ use figment::{
 use jeton::config::{Config, ConfigError, DEFAULTS, Flag, Sources, check};
 
 fn sources(environment: &[(&str, &str)]) -> Sources {
-    let mut sources = Sources::default();
-    sources.environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-    sources
+    let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    Sources { environment, ..Sources::default() }
 }
 
 fn refused(environment: &[(&str, &str)]) -> ConfigError {
@@ -28,9 +29,10 @@ fn checked(change: impl FnOnce(&mut Config)) -> Result<(), ConfigError> {
 fn keys(prefix: &str, dict: &Dict, into: &mut BTreeSet<String>) {
     for (name, value) in dict {
         let key = format!("{prefix}{name}");
-        match value {
-            Value::Dict(_, inner) => keys(&format!("{key}."), inner, into),
-            _ => drop(into.insert(key)),
+        if let Value::Dict(_, inner) = value {
+            keys(&format!("{key}."), inner, into);
+        } else {
+            into.insert(key);
         }
     }
 }
@@ -261,7 +263,8 @@ fn an_issuer_that_is_no_https_url_is_refused() {
 
 #[test]
 fn every_bound_is_kept_and_its_key_named() {
-    let cases: Vec<(&str, fn(&mut Config))> = vec![
+    type Change = fn(&mut Config);
+    let cases: &[(&str, Change)] = &[
         ("node", |c| c.node = "a b".into()),
         ("node", |c| c.node.clear()),
         ("log.level", |c| c.log.level = "loud".into()),
@@ -286,7 +289,7 @@ fn every_bound_is_kept_and_its_key_named() {
         ("limits.plans.bulk.burst", |c| c.limits.plans.get_mut("bulk").unwrap().burst = 0),
         ("limits.plans.No", |c| c.limits.plans.extend([("No".to_owned(), c.limits.per_peer)])),
     ];
-    for (key, change) in cases {
+    for &(key, change) in cases {
         let error = checked(change).unwrap_err();
         assert_eq!(error.key, key, "{error}");
         assert!(error.to_string().starts_with(key) && !error.to_string().contains('\n'), "{error}");

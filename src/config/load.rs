@@ -248,9 +248,17 @@ fn explain(error: figment::Error) -> ConfigError {
             (unknown_key(&key, field), format!("is no setting; known here: {}", known.join(", ")))
         }
         Kind::MissingField(field) => (unknown_key(&key, field), "must be set".to_owned()),
-        Kind::InvalidType(found, expected) => (key, format!("must be {expected}, not {}", kind_of(found))),
+        Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
+            (key, format!("must be {expected}, not {}", kind_of(found)))
+        }
         Kind::UnknownVariant(_, known) => (key, format!("must be one of {}", known.join(", "))),
-        other => (key, other.to_string()),
+        Kind::Message(_)
+        | Kind::InvalidLength(..)
+        | Kind::DuplicateField(_)
+        | Kind::ISizeOutOfRange(_)
+        | Kind::USizeOutOfRange(_)
+        | Kind::Unsupported(_)
+        | Kind::UnsupportedKey(..) => (key, error.kind.to_string()),
     };
     let error_at = error.metadata.map(|metadata| metadata.name.into_owned());
     ConfigError { key, problem, origin: error_at }

@@ -172,6 +172,21 @@ impl Token {
         Duration::from_secs(self.access_lifetime_seconds)
     }
 
+    /// Absolute lifetime of a refresh family unless its client has another.
+    pub const fn refresh_lifetime(&self) -> Duration {
+        Duration::from_secs(self.refresh_lifetime_seconds)
+    }
+
+    /// How long a family lives unused unless its client has another.
+    pub const fn refresh_idle(&self) -> Duration {
+        Duration::from_secs(self.refresh_idle_seconds)
+    }
+
+    /// How long a spent refresh token still yields the same successor.
+    pub const fn refresh_grace(&self) -> Duration {
+        Duration::from_secs(self.refresh_grace_seconds)
+    }
+
     /// The longest lifetime of an access token.
     pub const fn access_lifetime_max(&self) -> Duration {
         Duration::from_secs(self.access_lifetime_max_seconds)

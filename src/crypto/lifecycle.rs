@@ -29,7 +29,7 @@ impl Keyset {
             next.schedule(policy);
         }
         next.activate_scheduled(now, policy);
-        next.replenish(make);
+        next.replenish(now, make);
         (next.keys != self.keys).then_some(next)
     }
 
@@ -38,10 +38,10 @@ impl Keyset {
     pub fn rotate(&self, now: Timestamp, policy: &KeyPolicy, mut make: impl FnMut() -> SigningKey) -> Self {
         let now = now.max(self.newest());
         let mut next = self.next();
-        next.replenish(&mut make);
+        next.replenish(now, &mut make);
         next.schedule(policy);
         next.activate_scheduled(now, policy);
-        next.replenish(make);
+        next.replenish(now, make);
         next
     }
 
@@ -58,22 +58,12 @@ impl Keyset {
             KeyState::Revoked { .. } => return None,
         };
         revoked.state = KeyState::Revoked { remove_at };
-        next.replenish(&mut make);
+        next.replenish(now, &mut make);
         if was_active {
             next.activate(now, policy);
-            next.replenish(make);
+            next.replenish(now, make);
         }
         Some(next)
-    }
-
-    /// When [`Keyset::advance`] next has something to do, for whoever wakes it; never later than that.
-    pub fn next_step(&self, policy: &KeyPolicy) -> Option<Timestamp> {
-        let steps = self.keys.iter().filter_map(|key| match key.state {
-            KeyState::Prepared { activate_at } => activate_at,
-            KeyState::Active { since } => (!policy.rotate_every.is_zero()).then(|| since + policy.rotate_every),
-            KeyState::Retiring { remove_at } | KeyState::Revoked { remove_at } => Some(remove_at),
-        });
-        steps.min()
     }
 
     /// The key that signs.
@@ -135,9 +125,11 @@ impl Keyset {
         }
     }
 
-    fn replenish(&mut self, mut make: impl FnMut() -> SigningKey) {
+    /// A key is not published before it is made, whatever the clock it was made by says.
+    fn replenish(&mut self, now: Timestamp, mut make: impl FnMut() -> SigningKey) {
         if self.prepared().is_none() {
-            self.keys.push(make());
+            let made = make();
+            self.keys.push(SigningKey { created_at: made.created_at.max(now), ..made });
         }
     }
 }

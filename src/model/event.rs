@@ -241,7 +241,10 @@ impl Filter {
         let action = event.action.as_str();
         self.tenant.as_ref().is_none_or(|tenant| event.tenant.as_ref() == Some(tenant))
             && self.client.as_ref().is_none_or(|client| event.client.as_ref() == Some(client))
-            && self.action.as_ref().is_none_or(|want| action == want || (want.ends_with('.') && action.starts_with(want.as_str())))
+            && self
+                .action
+                .as_ref()
+                .is_none_or(|want| action == want || (want.ends_with('.') && action.starts_with(want.as_str())))
             && self.outcome.is_none_or(|outcome| event.outcome == outcome)
             && self.target.as_ref().is_none_or(|target| event.target == *target)
             && self.from.is_none_or(|from| event.at >= from)

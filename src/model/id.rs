@@ -181,7 +181,8 @@ mod tests {
             assert_eq!(good.parse::<ClientId>().unwrap().as_str(), good);
         }
         let long = "x".repeat(129);
-        for bad in ["", long.as_str(), "а", "a\u{200b}", "a b", "a\0b", "{\"$gt\":\"\"}", "$where", "ａ", "a/b", "a\u{202e}b"] {
+        for bad in ["", long.as_str(), "а", "a\u{200b}", "a b", "a\0b", "{\"$gt\":\"\"}", "$where", "ａ", "a/b", "a\u{202e}b"]
+        {
             assert!(bad.parse::<ClientId>().is_err(), "{bad:?}");
         }
     }

@@ -68,7 +68,11 @@ impl Administrator {
 
     /// What concerns every tenant is the operator's.
     pub fn must_govern_all(&self) -> Result<()> {
-        if self.client.tenant.is_operator() { Ok(()) } else { Err(Error::InsufficientScope("jeton:admin of the tenant \"default\"")) }
+        if self.client.tenant.is_operator() {
+            Ok(())
+        } else {
+            Err(Error::InsufficientScope("jeton:admin of the tenant \"default\""))
+        }
     }
 
     /// Whether the administrator may hand out, or touch a client that has, these scopes: what grants something in this service
@@ -123,7 +127,11 @@ impl Authority {
         let Credentials::Bearer(token) = credentials else { return Err(self.unproven(call)) };
         let (client, verified) = self.bearer(call, &token).await?;
         if !carries(&client, &verified, ADMIN) && !carries(&client, &verified, office.scope()) {
-            let refused = call.stamp_of(&client.tenant, &client.id, None).refused(Action::AccessRefused, office.scope(), "insufficient_scope");
+            let refused = call.stamp_of(&client.tenant, &client.id, None).refused(
+                Action::AccessRefused,
+                office.scope(),
+                "insufficient_scope",
+            );
             return Err(self.trail.refusal(refused, Error::InsufficientScope(office.scope())).await);
         }
         Ok(Administrator { client, verified })

@@ -133,7 +133,8 @@ impl Authority {
             Digest::Keyed { .. } => None,
         });
         let imported: Vec<(&Client, &Secret, &str)> = imported.collect();
-        let known = |client: &Client, secret: &Secret, phc: &str| self.passwords.remembers(&client.id, &secret.id, phc, &presented);
+        let known =
+            |client: &Client, secret: &Secret, phc: &str| self.passwords.remembers(&client.id, &secret.id, phc, &presented);
         if let Some((_, secret, _)) = imported.iter().find(|(client, secret, phc)| known(client, secret, phc)) {
             return Ok(Some(secret.id.clone()));
         }

@@ -1,7 +1,5 @@
 //! The client credentials grant (RFC 6749 section 4.4).
 
-use std::time::Duration;
-
 use super::{Authority, Credentials, Issued, issue::Mint};
 use crate::{
     crypto::random,
@@ -32,7 +30,9 @@ impl Authority {
         let epochs = authenticated.epochs();
         let (granted, audience) = match self.grant(client, &request) {
             Ok(granted) => granted,
-            Err(error) => return Err(self.trail.refusal(stamp.refused(Action::AccessRefused, "token", error.code()), error).await),
+            Err(error) => {
+                return Err(self.trail.refusal(stamp.refused(Action::AccessRefused, "token", error.code()), error).await);
+            }
         };
         let jti = Jti::new();
         let mint = Mint { now: call.now, client, subject, granted: &granted, audience, epochs, jti, family: None };
@@ -73,7 +73,8 @@ impl Authority {
         }
         let mut audience = Vec::with_capacity(resources.len());
         for resource in resources {
-            let resource: Audience = resource.parse().map_err(|invalid: crate::model::Invalid| Error::InvalidTarget(invalid.0.into()))?;
+            let resource: Audience =
+                resource.parse().map_err(|invalid: crate::model::Invalid| Error::InvalidTarget(invalid.0.into()))?;
             if resource != *own && !client.audiences.contains(&resource) {
                 return Err(Error::InvalidTarget("the client may not ask for this resource".into()));
             }
@@ -87,8 +88,8 @@ impl Authority {
 
     fn draw_family(&self, call: &Call, client: &Client, granted: &Granted, audience: &[Audience], epochs: Epochs) -> Family {
         let terms = &self.terms.token;
-        let lifetime = client.refresh_ttl.unwrap_or(Duration::from_secs(terms.refresh_lifetime_seconds));
-        let idle = client.refresh_idle.unwrap_or(Duration::from_secs(terms.refresh_idle_seconds));
+        let lifetime = client.refresh_ttl.unwrap_or_else(|| terms.refresh_lifetime());
+        let idle = client.refresh_idle.unwrap_or_else(|| terms.refresh_idle());
         Family {
             id: FamilyId::new(),
             tenant: client.tenant.clone(),

@@ -68,7 +68,11 @@ impl Authority {
             }
         };
         if !may && !any {
-            let refused = call.stamp_of(&client.tenant, &client.id, None).refused(Action::AccessRefused, "introspect", "insufficient_scope");
+            let refused = call.stamp_of(&client.tenant, &client.id, None).refused(
+                Action::AccessRefused,
+                "introspect",
+                "insufficient_scope",
+            );
             return Err(self.trail.refusal(refused, Error::InsufficientScope(INTROSPECT)).await);
         }
         Ok(Viewer { client, any })

@@ -39,7 +39,7 @@ impl Authority {
     /// How long an access token of this client stands, cut at the end of its family.
     pub(super) fn access_lifetime(&self, client: &Client, now: Timestamp, family_ends: Option<Timestamp>) -> Duration {
         let terms = &self.terms.token;
-        let own = client.access_ttl.unwrap_or(terms.access_lifetime()).min(terms.access_lifetime_max());
+        let own = client.access_ttl.unwrap_or_else(|| terms.access_lifetime()).min(terms.access_lifetime_max());
         family_ends.map_or(own, |end| own.min(end.since(now)))
     }
 

@@ -26,8 +26,8 @@ use crate::{
     crypto::{passwords::Passwords, refresh_token::RefreshKey, seal::Sealer, secrets::ClientSecrets},
     limit::Limits,
     model::{
-        keyset::{Algorithm, KeyPolicy},
         Audience,
+        keyset::{Algorithm, KeyPolicy},
     },
     standing::{SLACK, Standing},
     store::Store,

@@ -1,7 +1,5 @@
 //! Refresh and rotation (RFC 6749 section 6, RFC 9700 section 4.14).
 
-use std::time::Duration;
-
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{AuthenticatedClient, Authority, Credentials, Issued, issue::Mint};
@@ -38,7 +36,7 @@ impl Authority {
             presented: presented.generation,
             client: client.id.clone(),
             now: call.now,
-            grace: Duration::from_secs(self.terms.token.refresh_grace_seconds),
+            grace: self.terms.token.refresh_grace(),
             remember: self.remember(),
         };
         let family = match self.store.rotate(&rotate, &authenticated.stamp(call), &jti.to_string()).await? {

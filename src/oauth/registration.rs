@@ -10,8 +10,8 @@ use crate::{
     crypto::{passwords, random, secrets::PREFIX},
     error::{Error, Result},
     model::{
-        Action, Audience, Call, Client, ClientId, Digest, EpochOf, Event, Grants, PlanName, Role, Scopes, Secret, SecretId, TenantId,
-        Timestamp, client::MAX_LIVE_SECRETS,
+        Action, Audience, Call, Client, ClientId, Digest, EpochOf, Event, Grants, PlanName, Role, Scopes, Secret, SecretId,
+        TenantId, Timestamp, client::MAX_LIVE_SECRETS,
     },
     store::{Creation, Write},
 };
@@ -156,7 +156,8 @@ impl Authority {
         etag: Option<u64>,
         settings: Settings,
     ) -> Result<Client> {
-        self.rewrite(call, admin, id, etag, Action::ClientUpdated, id.as_str(), |client| self.settle(client, settings.clone())).await
+        self.rewrite(call, admin, id, etag, Action::ClientUpdated, id.as_str(), |client| self.settle(client, settings.clone()))
+            .await
     }
 
     /// Refuses a client from now on and ends what it holds: first the record, then the epoch (see `client_auth`).
@@ -268,7 +269,8 @@ impl Authority {
     }
 
     async fn end_everything_of(&self, call: &Call, admin: &Administrator, client: &Client, why: &'static str) -> Result<()> {
-        let event = admin.stamp_in(call, &client.tenant).done(Action::ClientRevoked, client.id.as_str()).because(why.to_owned());
+        let event =
+            admin.stamp_in(call, &client.tenant).done(Action::ClientRevoked, client.id.as_str()).because(why.to_owned());
         self.raise(EpochOf::Client(client.id.clone()), event).await
     }
 
@@ -294,7 +296,11 @@ impl Authority {
         if let Some(scope) = client.scopes.lacks(&client.default_scopes) {
             return Err(Error::field("client.default_scopes", format!("{scope} is not among the client's scopes")));
         }
-        for (field, len) in [("client.roles", client.roles.len()), ("client.audiences", client.audiences.len()), ("client.serves", client.serves.len())] {
+        for (field, len) in [
+            ("client.roles", client.roles.len()),
+            ("client.audiences", client.audiences.len()),
+            ("client.serves", client.serves.len()),
+        ] {
             if len > 50 {
                 return Err(Error::field(field, "at most 50"));
             }
@@ -303,7 +309,9 @@ impl Authority {
         if client.access_ttl.is_some_and(|ttl| !(60..=max).contains(&ttl.as_secs())) {
             return Err(Error::field("client.access_token_lifetime", format!("must be 60 s to {max} s")));
         }
-        for (field, lifetime) in [("client.refresh_token_lifetime", client.refresh_ttl), ("client.refresh_token_idle_lifetime", client.refresh_idle)] {
+        for (field, lifetime) in
+            [("client.refresh_token_lifetime", client.refresh_ttl), ("client.refresh_token_idle_lifetime", client.refresh_idle)]
+        {
             if lifetime.is_some_and(|lifetime| !LIFETIMES.contains(&lifetime.as_secs())) {
                 return Err(Error::field(field, "must be 60 s to 366 days"));
             }

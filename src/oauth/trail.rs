@@ -28,7 +28,13 @@ pub struct Verdict {
 
 impl Authority {
     /// A page of records, newest first, confined to what the administrator governs.
-    pub async fn events(&self, admin: &Administrator, filter: Filter, before: Option<u64>, limit: usize) -> Result<Vec<Record>> {
+    pub async fn events(
+        &self,
+        admin: &Administrator,
+        filter: Filter,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<Record>> {
         let tenant = admin.confined_to(filter.tenant.clone())?;
         Ok(self.store.events(&Filter { tenant, ..filter }, before, limit).await?)
     }
@@ -50,7 +56,8 @@ impl Authority {
 pub async fn verify<S: AuditStore + ?Sized>(store: &S, key: &ChainKey, known: Option<(u64, [u8; 32])>) -> Result<Verdict> {
     let head = store.head().await?;
     let end = head.as_ref().map_or(u64::MAX, |head| head.sequence);
-    let mut verdict = Verdict { head: head.as_ref().map_or((0, [0; 32]), |head| (head.sequence, head.hash)), ..Verdict::default() };
+    let mut verdict =
+        Verdict { head: head.as_ref().map_or((0, [0; 32]), |head| (head.sequence, head.hash)), ..Verdict::default() };
     let mut walk = Walk::from_start();
     let mut stride = STRIDE;
     loop {

@@ -8,7 +8,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use super::open::Opened;
+use super::{open::Opened, stopped};
 use crate::{
     api::listen::TlsReloader,
     clock::Clock,
@@ -53,11 +53,11 @@ pub(super) fn start(opened: &Opened, tls: Option<Arc<TlsReloader>>, stopping: &w
         report("record a clock jump", watch_clock(store.as_ref(), clock.as_ref()).await);
     }));
     if let Some(tls) = tls {
-        let mut stopping = stopping.clone();
+        let stopping = stopping.clone();
         tasks.push(tokio::spawn(async move {
             tokio::select! {
                 () = tls.watch() => {}
-                _ = stopping.wait_for(|stopping| *stopping) => {}
+                () = stopped(stopping) => {}
             }
         }));
     }
@@ -66,7 +66,7 @@ pub(super) fn start(opened: &Opened, tls: Option<Arc<TlsReloader>>, stopping: &w
 
 fn every<S, F>(
     period: Duration,
-    mut stopping: watch::Receiver<bool>,
+    stopping: watch::Receiver<bool>,
     state: S,
     task: impl Fn(S) -> F + Send + 'static,
 ) -> JoinHandle<()>
@@ -80,7 +80,7 @@ where
         loop {
             tokio::select! {
                 _ = ticks.tick() => task(state.clone()).await,
-                _ = stopping.wait_for(|stopping| *stopping) => return,
+                () = stopped(stopping.clone()) => return,
             }
         }
     })

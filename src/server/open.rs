@@ -6,19 +6,13 @@ use super::{Options, StartError};
 use crate::{
     clock::{Clock, SystemClock},
     config::Config,
-    crypto::{
-        chain::ChainKey,
-        keyring::Judging,
-        passwords::Passwords,
-        master,
-        seal::Sealer,
-    },
+    crypto::{chain::ChainKey, keyring::Judging, master, passwords::Passwords, seal::Sealer},
     limit::Limits,
     model::{Action, Audience, Invalid, Keyset, Stamp, keyset::KeyPolicy},
     oauth::{Authority, Parts, Terms, keys},
     standing::{Opening, SLACK, Standing},
     store::{
-        KeyStore, RevocationStore, Store,
+        Store,
         embedded::{Embedded, OpenError},
         metered::Metered,
     },
@@ -59,8 +53,13 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
     let data_dir = config.data_dir.clone();
     let sealer = Arc::new(Sealer::new(*master_key(config, options.dev)?));
     let chain = ChainKey::new(sealer.derive("audit head"));
-    let embedded = Embedded::open(&data_dir, &config.node, chain.clone()).map_err(|error| refused(&error))?;
-    let store: Arc<dyn Store> = Arc::new(Metered::new(embedded));
+    let store = match &options.store {
+        Some(store) => store.clone(),
+        None => {
+            let embedded = Embedded::open(&data_dir, &config.node, chain.clone()).map_err(|error| refused(&error))?;
+            Arc::new(Metered::new(embedded))
+        }
+    };
     let clock = options.clock.clone().unwrap_or_else(|| Arc::new(SystemClock::starting_at(store.newest())));
 
     let terms = terms(config, issuer)?;
@@ -71,7 +70,8 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
         StartError::Configuration(format!("cannot open the keys in {}: {error}; is this their master key?", data_dir.display()))
     })?;
     let standing = Arc::new(standing);
-    let snapshot = store.follow(clock.now(), standing.clone()).await.map_err(|error| StartError::failed("store")(error.into()))?;
+    let snapshot =
+        store.follow(clock.now(), standing.clone()).await.map_err(|error| StartError::failed("store")(error.into()))?;
     standing.load(snapshot);
 
     let parts = Parts {
@@ -126,5 +126,9 @@ async fn keyset(store: &dyn Store, sealer: &Sealer, terms: &Terms, clock: &dyn C
     }
     let (first, event) = keys::first(sealer, terms, clock.now());
     store.replace_keyset(&first, event).await.map_err(failed)?;
-    store.keyset().await.map_err(failed)?.ok_or_else(|| StartError::Failed("store: the keys that were written are not there".into()))
+    store
+        .keyset()
+        .await
+        .map_err(failed)?
+        .ok_or_else(|| StartError::Failed("store: the keys that were written are not there".into()))
 }

@@ -15,7 +15,9 @@ use crate::{
         keyring::{Judging, Keyring, KeyringError, VerifiedClaims},
         seal::Sealer,
     },
-    model::{Claims, Client, ClientId, EpochOf, Epochs, FamilyId, Jti, Keyset, Revocation, Revoked, Subject, TenantId, Timestamp},
+    model::{
+        Claims, Client, ClientId, EpochOf, Epochs, FamilyId, Jti, Keyset, Revocation, Revoked, Subject, TenantId, Timestamp,
+    },
     store::{Change, Follower, Snapshot, Store, StoreError},
 };
 

@@ -38,7 +38,8 @@ impl AuditService for Door {
                 let filter = parsed(filter.unwrap_or_default())?;
                 let question = format!("events/{}/{filter:?}", admin.tenant());
                 let before = pages::open(self.authority.page_key(), &question, &page_token)?;
-                let before = before.map(|cursor| cursor.parse()).transpose().map_err(|_| Error::field("page_token", "is not ours"))?;
+                let before =
+                    before.map(|cursor| cursor.parse()).transpose().map_err(|_| Error::field("page_token", "is not ours"))?;
                 let mut records = self.authority.events(&admin, filter, before, size + 1).await?;
                 let more = records.len() > size;
                 records.truncate(size);
@@ -113,7 +114,9 @@ impl Door {
                     Ok(_) => continue,
                     Err(RecvError::Closed) => return,
                     // Said, not skipped: a gap in a trail must not go unnoticed.
-                    Err(RecvError::Lagged(_)) => Err(status(&Error::Precondition("the reader fell behind: list the events from the last one seen"))),
+                    Err(RecvError::Lagged(_)) => {
+                        Err(status(&Error::Precondition("the reader fell behind: list the events from the last one seen")))
+                    }
                 };
                 let last = message.is_err();
                 if sender.send(message).await.is_err() || last {

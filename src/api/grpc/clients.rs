@@ -3,8 +3,7 @@
 use tonic::{Request, Response, Status};
 
 use super::{
-    Door, answer,
-    pages,
+    Door, answer, pages,
     parse::{duration, each, etag, optional, required, seconds, time, timestamp},
 };
 use crate::{

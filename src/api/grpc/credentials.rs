@@ -57,7 +57,9 @@ fn form_decode(text: &str) -> Result<String> {
         out.push(match byte {
             b'+' => b' ',
             b'%' => {
-                let digit = |byte: Option<u8>| byte.and_then(|byte| char::from(byte).to_digit(16)).and_then(|digit| u8::try_from(digit).ok());
+                let digit = |byte: Option<u8>| {
+                    byte.and_then(|byte| char::from(byte).to_digit(16)).and_then(|digit| u8::try_from(digit).ok())
+                };
                 match (digit(bytes.next()), digit(bytes.next())) {
                     (Some(high), Some(low)) => high << 4 | low,
                     _ => return Err(Error::field("authorization", MALFORMED)),

@@ -10,8 +10,8 @@ use crate::{
     model::{KeyState, Kid, SigningKey},
     oauth::bearer::Office,
     proto::admin::{
-        self as proto, ListKeysRequest, ListKeysResponse, RevokeKeyRequest, RevokeKeyResponse, RotateKeysRequest, RotateKeysResponse,
-        key_service_server::KeyService,
+        self as proto, ListKeysRequest, ListKeysResponse, RevokeKeyRequest, RevokeKeyResponse, RotateKeysRequest,
+        RotateKeysResponse, key_service_server::KeyService,
     },
 };
 

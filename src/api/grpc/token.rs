@@ -8,8 +8,8 @@ use crate::{
     model::{Call, Family},
     oauth::{Issued, client_credentials, introspection, refresh},
     proto::token::{
-        BatchIntrospectRequest, BatchIntrospectResponse, IntrospectRequest, IntrospectResponse, RefreshRequest, RefreshResponse,
-        RevokeRequest, RevokeResponse, TokenRequest, TokenResponse, token_service_server::TokenService,
+        BatchIntrospectRequest, BatchIntrospectResponse, IntrospectRequest, IntrospectResponse, RefreshRequest,
+        RefreshResponse, RevokeRequest, RevokeResponse, TokenRequest, TokenResponse, token_service_server::TokenService,
     },
 };
 use secrecy::{ExposeSecret, SecretString};

@@ -1,1 +1,240 @@
+//! The keyring from outside and, with its own private keys in an attacker's hand, from inside.
 
+use std::sync::OnceLock;
+
+use super::*;
+use crate::{
+    crypto::keys,
+    model::{FamilyId, Jti, TenantId, claims::Epochs, keyset::Algorithm},
+};
+
+mod claims;
+mod forged;
+
+const ISSUER: &str = "https://jeton.example";
+const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+const JUDGING: Judging = Judging { max_lifetime: Duration::from_secs(3_600), skew: Duration::from_secs(5) };
+
+/// A keyring with one active key, and that key itself.
+struct Bench {
+    keyset: Keyset,
+    sealer: Sealer,
+    keyring: Keyring,
+    pair: Pair,
+}
+
+impl Bench {
+    fn new(alg: Algorithm) -> Self {
+        let sealer = Sealer::new([5; 32]);
+        let key = SigningKey { state: KeyState::Active { since: NOW }, ..keys::make(alg, &sealer, NOW) };
+        let pair = Pair::open(&key, &sealer).unwrap();
+        let keyset = Keyset { revision: 1, keys: vec![key], sealed_root: Root::make(&sealer) };
+        let keyring = open(&keyset, &sealer).unwrap();
+        Self { keyset, sealer, keyring, pair }
+    }
+
+    /// An RSA key takes a while to find: one for all tests.
+    fn rsa() -> &'static Self {
+        static RSA: OnceLock<Bench> = OnceLock::new();
+        RSA.get_or_init(|| Self::new(Algorithm::Rs256))
+    }
+
+    fn all() -> [(&'static str, &'static Self); 3] {
+        static OTHERS: OnceLock<[Bench; 2]> = OnceLock::new();
+        let [ed, es] = OTHERS.get_or_init(|| [Self::new(Algorithm::EdDsa), Self::new(Algorithm::Es256)]);
+        [("EdDSA", ed), ("ES256", es), ("RS256", Self::rsa())]
+    }
+
+    fn kid(&self) -> &str {
+        self.keyring.active_kid().as_str()
+    }
+
+    fn header(&self) -> String {
+        format!(r#"{{"typ":"at+jwt","alg":"{}","kid":"{}"}}"#, self.pair.alg().as_str(), self.kid())
+    }
+
+    /// Signs whatever is given with the very key of the service.
+    fn forge(&self, header: impl AsRef<[u8]>, payload: impl AsRef<[u8]>) -> String {
+        let signed = signed(header, payload);
+        let signature = self.pair.sign(signed.as_bytes()).unwrap();
+        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+    }
+
+    fn accepts(&self, token: &str) -> bool {
+        self.keyring.verify(token, NOW).is_some()
+    }
+}
+
+fn open(keyset: &Keyset, sealer: &Sealer) -> Result<Keyring, KeyringError> {
+    Keyring::open(keyset, sealer, ISSUER, JUDGING)
+}
+
+fn signed(header: impl AsRef<[u8]>, payload: impl AsRef<[u8]>) -> String {
+    format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(payload))
+}
+
+fn good_claims() -> Claims {
+    Claims {
+        iss: ISSUER.to_owned(),
+        sub: "client:orders".parse().unwrap(),
+        aud: vec!["https://orders.example".parse().unwrap()],
+        client_id: "orders".parse().unwrap(),
+        scope: "orders:read".to_owned(),
+        iat: NOW.seconds(),
+        nbf: NOW.seconds(),
+        exp: NOW.seconds() + 900,
+        jti: Jti::new(),
+        tenant: TenantId::operator(),
+        roles: vec!["reader".parse().unwrap()],
+        fam: Some(FamilyId::new()),
+        ep: Epochs { tenant: 1, client: 2, subject: 3 },
+    }
+}
+
+fn payload() -> Vec<u8> {
+    serde_json::to_vec(&good_claims()).unwrap()
+}
+
+/// J22, J07: what is signed carries every claim of RFC 9068 section 2.2, under exactly this header, and reads back.
+#[test]
+fn what_is_signed_is_an_access_token_and_reads_back() {
+    for (name, bench) in Bench::all() {
+        let claims = good_claims();
+        let token = bench.keyring.sign(&claims).unwrap();
+        let verified = bench.keyring.verify(&token, NOW).unwrap();
+        assert_eq!(verified.claims(), &claims, "{name}");
+        assert_eq!(verified.kid(), bench.keyring.active_kid());
+        let parts: Vec<_> = token.split('.').map(|part| URL_SAFE_NO_PAD.decode(part).unwrap()).collect();
+        assert_eq!(parts[0], bench.header().into_bytes());
+        let written: serde_json::Value = serde_json::from_slice(&parts[1]).unwrap();
+        for claim in ["iss", "exp", "aud", "sub", "client_id", "iat", "jti", "scope", "nbf", "tenant"] {
+            assert!(written.get(claim).is_some(), "{claim}");
+        }
+    }
+}
+
+#[test]
+fn what_would_be_too_long_to_verify_is_not_signed() {
+    let (_, bench) = Bench::all()[0];
+    let fits = Claims { scope: "s".repeat(5_000), ..good_claims() };
+    assert!(bench.accepts(&bench.keyring.sign(&fits).unwrap()));
+    let too_long = Claims { scope: "s".repeat(6_000), ..good_claims() };
+    assert!(matches!(bench.keyring.sign(&too_long), Err(SignError::TooLong)));
+}
+
+/// K03: a revoked key's tokens do not stand, those of the others do.
+#[test]
+fn tokens_of_a_revoked_key_do_not_verify() {
+    let Bench { mut keyset, sealer, keyring, .. } = Bench::new(Algorithm::EdDsa);
+    let token = keyring.sign(&good_claims()).unwrap();
+    let kid = keyring.active_kid().clone();
+    keyset.keys[0].state = KeyState::Revoked { remove_at: NOW + Duration::from_secs(3_600) };
+    keyset.keys.push(SigningKey { state: KeyState::Active { since: NOW }, ..keys::make(Algorithm::Es256, &sealer, NOW) });
+    let keyring = open(&keyset, &sealer).unwrap();
+    assert!(keyring.verify(&token, NOW).is_none());
+    assert!(!keyring.stands(&kid));
+    assert!(keyring.stands(keyring.active_kid()));
+    assert!(keyring.verify(&keyring.sign(&good_claims()).unwrap(), NOW).is_some());
+    assert!(!keyring.jwks().to_string().contains(kid.as_str()), "nor is it published");
+}
+
+/// K01: a retiring key verifies until the last of its tokens has expired, and not a moment longer, swept or not.
+#[test]
+fn a_retiring_key_verifies_until_it_is_due_to_go() {
+    let Bench { mut keyset, sealer, keyring, .. } = Bench::new(Algorithm::EdDsa);
+    let token = keyring.sign(&good_claims()).unwrap();
+    let remove_at = NOW + Duration::from_secs(60);
+    keyset.keys[0].state = KeyState::Retiring { remove_at };
+    keyset.keys.push(SigningKey { state: KeyState::Active { since: NOW }, ..keys::make(Algorithm::EdDsa, &sealer, NOW) });
+    let keyring = open(&keyset, &sealer).unwrap();
+    assert!(keyring.verify(&token, remove_at - Duration::from_millis(1)).is_some());
+    assert!(keyring.verify(&token, remove_at).is_none());
+    assert_eq!(keyring.jwks()["keys"].as_array().unwrap().len(), 2, "both are published");
+}
+
+/// K04: the published set holds public members only, unique kids, one alg and use each, and passes our own import.
+#[test]
+fn the_published_set_is_public() {
+    let sealer = Sealer::new([5; 32]);
+    let made = [Algorithm::EdDsa, Algorithm::Es256].map(|alg| keys::make(alg, &sealer, NOW));
+    let mut keys = vec![Bench::rsa().keyset.keys[0].clone()];
+    keys.extend(made);
+    let keyset = Keyset { revision: 1, keys, sealed_root: Root::make(&sealer) };
+    let jwks = open(&keyset, &sealer).unwrap().jwks().clone();
+    let expected = [
+        ("RSA", vec!["alg", "e", "kid", "kty", "n", "use"]),
+        ("OKP", vec!["alg", "crv", "kid", "kty", "use", "x"]),
+        ("EC", vec!["alg", "crv", "kid", "kty", "use", "x", "y"]),
+    ];
+    for ((kty, members), (key, own)) in expected.iter().zip(jwks["keys"].as_array().unwrap().iter().zip(&keyset.keys)) {
+        assert_eq!(key["kty"], *kty);
+        let mut named: Vec<_> = key.as_object().unwrap().keys().collect();
+        named.sort_unstable();
+        assert_eq!(named, *members);
+        assert_eq!(key["kid"], own.kid.as_str());
+        assert_eq!((&key["use"], &key["alg"]), (&"sig".into(), &own.alg.as_str().into()));
+    }
+    assert_eq!(crate::crypto::jwk::parse_set(&jwks.to_string()).unwrap().len(), 3);
+}
+
+/// K05: an RSA key below 3,072 bits is not opened as one of ours, however it came there.
+#[test]
+fn a_short_rsa_key_is_refused() {
+    use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
+    let pair = aws_lc_rs::signature::RsaKeyPair::generate(aws_lc_rs::rsa::KeySize::Rsa2048).unwrap();
+    let pkcs8: Pkcs8V1Der<'_> = pair.as_der().unwrap();
+    let Bench { mut keyset, sealer, .. } = Bench::new(Algorithm::EdDsa);
+    let key = &mut keyset.keys[0];
+    key.alg = Algorithm::Rs256;
+    key.sealed = URL_SAFE_NO_PAD.encode(sealer.seal("signing key", key.kid.as_str(), pkcs8.as_ref()));
+    assert!(matches!(open(&keyset, &sealer), Err(KeyringError::Key(KeyError::Unacceptable(_, "RS256")))));
+}
+
+/// K06: another master key, an altered or a swapped private part: the service does not start.
+#[test]
+fn a_key_that_is_not_its_own_does_not_open() {
+    let Bench { keyset, sealer, .. } = Bench::new(Algorithm::EdDsa);
+    assert!(matches!(open(&keyset, &Sealer::new([6; 32])), Err(KeyringError::Root(_))));
+    let other = keys::make(Algorithm::EdDsa, &sealer, NOW);
+    let mut swapped = keyset.clone();
+    swapped.keys[0].sealed = other.sealed;
+    assert!(matches!(open(&swapped, &sealer), Err(KeyringError::Key(KeyError::Sealed(_)))));
+    let mut renamed = keyset.clone();
+    let (_, pkcs8) = keys::make_key(Algorithm::EdDsa);
+    let kid = renamed.keys[0].kid.clone();
+    renamed.keys[0].sealed = URL_SAFE_NO_PAD.encode(sealer.seal("signing key", kid.as_str(), &pkcs8));
+    assert!(matches!(open(&renamed, &sealer), Err(KeyringError::Key(KeyError::Sealed(_)))), "its id is its thumbprint");
+    let mut wrong_alg = keyset;
+    wrong_alg.keys[0].alg = Algorithm::Es256;
+    assert!(matches!(open(&wrong_alg, &sealer), Err(KeyringError::Key(KeyError::Unacceptable(..)))));
+}
+
+/// K07: zero or two active keys, or one key twice, is no keyset to go on with.
+#[test]
+fn exactly_one_key_is_active() {
+    let Bench { mut keyset, sealer, .. } = Bench::new(Algorithm::EdDsa);
+    keyset.keys.push(keyset.keys[0].clone());
+    assert!(matches!(open(&keyset, &sealer), Err(KeyringError::Key(KeyError::Twice(_)))));
+    keyset.keys[1] = SigningKey { state: KeyState::Active { since: NOW }, ..keys::make(Algorithm::Es256, &sealer, NOW) };
+    assert!(matches!(open(&keyset, &sealer), Err(KeyringError::Key(KeyError::Active(2)))));
+    for key in &mut keyset.keys {
+        key.state = KeyState::Prepared { activate_at: None };
+    }
+    assert!(matches!(open(&keyset, &sealer), Err(KeyringError::Key(KeyError::Active(0)))));
+}
+
+/// O01, K06: neither the keyset at rest nor anything that can be printed holds a private key.
+#[test]
+fn no_private_key_is_in_the_record_or_in_debug() {
+    let sealer = Sealer::new([5; 32]);
+    for alg in [Algorithm::EdDsa, Algorithm::Es256] {
+        let key = keys::make(alg, &sealer, NOW);
+        let sealed = URL_SAFE_NO_PAD.decode(&key.sealed).unwrap();
+        let private = sealer.open("signing key", key.kid.as_str(), &sealed).unwrap();
+        // The end of the document: the seed or scalar, not the fixed header.
+        assert!(!sealed.windows(8).any(|window| window == &private[private.len() - 8..]));
+        assert!(!format!("{key:?}").contains(&key.sealed[..8]));
+    }
+    let (_, bench) = Bench::all()[0];
+    assert!(!format!("{:?}", bench.keyring).contains("issuer"));
+}

@@ -1,0 +1,498 @@
+//! `client`: registering machines, and their secrets.
+
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::{Value, json};
+
+use super::{
+    failure::Failure,
+    output::Output,
+    remote::{Admin, Options, Remote},
+    render, values,
+};
+use crate::proto::admin::{
+    AddSecretRequest, Client, CreateClientRequest, DeleteClientRequest, DisableClientRequest, EnableClientRequest,
+    GetClientRequest, GrantType, ListClientsRequest, RetireSecretRequest, UpdateClientRequest, add_secret_request,
+    client_service_client::ClientServiceClient, create_client_request,
+};
+
+/// `jeton client`
+#[derive(Args, Debug)]
+pub(super) struct Command {
+    #[command(subcommand)]
+    verb: Verb,
+    #[command(flatten)]
+    remote: Options,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// Register a client; its secret is shown once
+    Create(Box<Create>),
+    /// Show one client
+    Get {
+        /// The client's id
+        client_id: String,
+    },
+    /// Show all clients
+    List {
+        /// Only this tenant
+        #[arg(long)]
+        tenant: Option<String>,
+        /// At most this many
+        #[arg(long, default_value_t = usize::MAX, hide_default_value = true)]
+        limit: usize,
+    },
+    /// Change a client: only what is named
+    Update(Box<Update>),
+    /// Refuse a client from now on and end every token it holds
+    Disable(Versioned),
+    /// Admit a disabled client again; its old tokens stay ended
+    Enable(Versioned),
+    /// Remove a client and end every token it holds
+    Delete(Versioned),
+    /// Give a client a further secret, shown once; at most two live at once
+    AddSecret(AddSecret),
+    /// End a secret, at once or after an overlap
+    RetireSecret(RetireSecret),
+}
+
+#[derive(Args, Debug)]
+struct Create {
+    /// The client's id, 1 to 128 of [A-Za-z0-9._~-]; the server chooses without
+    client_id: Option<String>,
+    /// The tenant; the caller's without
+    #[arg(long)]
+    tenant: Option<String>,
+    #[command(flatten)]
+    properties: Properties,
+    #[command(flatten)]
+    secret: ImportedSecret,
+}
+
+/// What can be set on creation and changed later.
+#[derive(Args, Debug, Default)]
+struct Properties {
+    /// A name for people
+    #[arg(long = "name", value_name = "TEXT")]
+    display_name: Option<String>,
+    /// A scope the client may ask for; again for more
+    #[arg(long = "scope", value_name = "SCOPE")]
+    scopes: Vec<String>,
+    /// A scope it gets when it asks for none; again for more
+    #[arg(long = "default-scope", value_name = "SCOPE")]
+    default_scopes: Vec<String>,
+    /// A role copied into its tokens; again for more
+    #[arg(long = "role", value_name = "ROLE")]
+    roles: Vec<String>,
+    /// An audience it may ask tokens for, the first is the default; again for more
+    #[arg(long = "audience", value_name = "URI")]
+    audiences: Vec<String>,
+    /// An audience it answers for when it introspects; again for more
+    #[arg(long, value_name = "URI")]
+    serves: Vec<String>,
+    /// A grant it may use; again for more
+    #[arg(long = "grant", value_name = "GRANT")]
+    grants: Vec<Grant>,
+    /// Lifetime of its access tokens
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    access_lifetime: Option<Duration>,
+    /// Absolute lifetime of its refresh families
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    refresh_lifetime: Option<Duration>,
+    /// How long its families live unused
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    refresh_idle: Option<Duration>,
+    /// The rate plan it is on
+    #[arg(long, value_name = "NAME")]
+    rate_plan: Option<String>,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Grant {
+    ClientCredentials,
+    RefreshToken,
+}
+
+/// A property that can be emptied.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+enum Clearable {
+    Name,
+    Scopes,
+    DefaultScopes,
+    Roles,
+    Audiences,
+    Serves,
+    AccessLifetime,
+    RefreshLifetime,
+    RefreshIdle,
+    RatePlan,
+}
+
+impl Clearable {
+    /// The field's name in the proto.
+    const fn path(self) -> &'static str {
+        match self {
+            Self::Name => "display_name",
+            Self::Scopes => "scopes",
+            Self::DefaultScopes => "default_scopes",
+            Self::Roles => "roles",
+            Self::Audiences => "audiences",
+            Self::Serves => "serves",
+            Self::AccessLifetime => "access_token_lifetime",
+            Self::RefreshLifetime => "refresh_token_lifetime",
+            Self::RefreshIdle => "refresh_token_idle_lifetime",
+            Self::RatePlan => "rate_plan",
+        }
+    }
+}
+
+impl Properties {
+    fn client(&self, client_id: String) -> Client {
+        let grant = |grant: &Grant| match grant {
+            Grant::ClientCredentials => GrantType::ClientCredentials.into(),
+            Grant::RefreshToken => GrantType::RefreshToken.into(),
+        };
+        Client {
+            client_id,
+            display_name: self.display_name.clone().unwrap_or_default(),
+            scopes: self.scopes.clone(),
+            default_scopes: self.default_scopes.clone(),
+            roles: self.roles.clone(),
+            audiences: self.audiences.clone(),
+            serves: self.serves.clone(),
+            grant_types: self.grants.iter().map(grant).collect(),
+            access_token_lifetime: self.access_lifetime.map(render::proto_duration),
+            refresh_token_lifetime: self.refresh_lifetime.map(render::proto_duration),
+            refresh_token_idle_lifetime: self.refresh_idle.map(render::proto_duration),
+            rate_plan: self.rate_plan.clone().unwrap_or_default(),
+            ..Client::default()
+        }
+    }
+
+    /// The fields that were named.
+    fn paths(&self) -> Vec<&'static str> {
+        let named = [
+            ("display_name", self.display_name.is_some()),
+            ("scopes", !self.scopes.is_empty()),
+            ("default_scopes", !self.default_scopes.is_empty()),
+            ("roles", !self.roles.is_empty()),
+            ("audiences", !self.audiences.is_empty()),
+            ("serves", !self.serves.is_empty()),
+            ("grant_types", !self.grants.is_empty()),
+            ("access_token_lifetime", self.access_lifetime.is_some()),
+            ("refresh_token_lifetime", self.refresh_lifetime.is_some()),
+            ("refresh_token_idle_lifetime", self.refresh_idle.is_some()),
+            ("rate_plan", self.rate_plan.is_some()),
+        ];
+        named.into_iter().filter_map(|(path, given)| given.then_some(path)).collect()
+    }
+}
+
+#[derive(Args, Debug)]
+struct Update {
+    /// The client's id
+    client_id: String,
+    #[command(flatten)]
+    properties: Properties,
+    /// Empty this property; again for more
+    #[arg(long, value_name = "PROPERTY")]
+    clear: Vec<Clearable>,
+    /// Only over this version
+    #[arg(long)]
+    etag: Option<String>,
+}
+
+impl Update {
+    fn request(&self) -> Result<UpdateClientRequest, Failure> {
+        let mut paths = self.properties.paths();
+        for cleared in &self.clear {
+            if paths.contains(&cleared.path()) {
+                return Err(Failure::Usage(format!("{} is both set and cleared", cleared.path())));
+            }
+            paths.push(cleared.path());
+        }
+        if paths.is_empty() {
+            return Err(Failure::Usage("nothing to change was named".to_owned()));
+        }
+        let mut client = self.properties.client(self.client_id.clone());
+        client.etag = self.etag.clone().unwrap_or_default();
+        let paths = paths.into_iter().map(str::to_owned).collect();
+        Ok(UpdateClientRequest { client: Some(client), update_mask: Some(prost_types::FieldMask { paths }) })
+    }
+}
+
+#[derive(Args, Debug)]
+struct Versioned {
+    /// The client's id
+    client_id: String,
+    /// Only this version
+    #[arg(long)]
+    etag: Option<String>,
+}
+
+impl Versioned {
+    fn disable(&self) -> DisableClientRequest {
+        DisableClientRequest { client_id: self.client_id.clone(), etag: self.etag.clone().unwrap_or_default() }
+    }
+
+    fn enable(&self) -> EnableClientRequest {
+        EnableClientRequest { client_id: self.client_id.clone(), etag: self.etag.clone().unwrap_or_default() }
+    }
+
+    fn delete(&self) -> DeleteClientRequest {
+        DeleteClientRequest { client_id: self.client_id.clone(), etag: self.etag.clone().unwrap_or_default() }
+    }
+}
+
+/// A secret that the server does not make.
+#[derive(Args, Debug)]
+#[group(multiple = false)]
+struct ImportedSecret {
+    /// File with a secret chosen elsewhere, - for stdin; the server makes one without
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+    /// File with an argon2id hash in PHC form, - for stdin
+    #[arg(long, value_name = "FILE")]
+    argon2id_file: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+struct AddSecret {
+    /// The client's id
+    client_id: String,
+    #[command(flatten)]
+    secret: ImportedSecret,
+    /// The new secret stops working after this long; never without
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    expires_in: Option<Duration>,
+    /// Only over this version
+    #[arg(long)]
+    etag: Option<String>,
+}
+
+#[derive(Args, Debug)]
+struct RetireSecret {
+    /// The client's id
+    client_id: String,
+    /// The secret's id
+    secret_id: String,
+    /// It works for this much longer; not at all without
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    overlap: Option<Duration>,
+    /// Only over this version
+    #[arg(long)]
+    etag: Option<String>,
+}
+
+impl Command {
+    pub(super) async fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
+        // What is wrong with the arguments is said before anybody is called.
+        let update = if let Verb::Update(update) = &self.verb { Some(update.request()?) } else { None };
+        let admin = Remote::open(&self.remote, environment).await?.admin("jeton:admin:clients").await?;
+        let mut clients = ClientServiceClient::new(admin.channel());
+        let client = match &self.verb {
+            Verb::Create(create) => {
+                let answer = clients.create_client(admin.request(create.request()?)).await?.into_inner();
+                return show(output, answer.client, Some(("", &answer.client_secret)));
+            }
+            Verb::AddSecret(add) => {
+                let answer = clients.add_secret(admin.request(add.request()?)).await?.into_inner();
+                return show(output, answer.client, Some((&answer.secret_id, &answer.client_secret)));
+            }
+            Verb::List { tenant, limit } => return list(output, &admin, tenant.clone().unwrap_or_default(), *limit).await,
+            Verb::Delete(which) => {
+                clients.delete_client(admin.request(which.delete())).await?;
+                return if output.json { output.document(&json!({})) } else { output.line("deleted") };
+            }
+            Verb::Get { client_id } => {
+                let request = admin.request(GetClientRequest { client_id: client_id.clone() });
+                clients.get_client(request).await?.into_inner().client
+            }
+            Verb::Update(_) => clients.update_client(admin.request(update.unwrap_or_default())).await?.into_inner().client,
+            Verb::Disable(which) => clients.disable_client(admin.request(which.disable())).await?.into_inner().client,
+            Verb::Enable(which) => clients.enable_client(admin.request(which.enable())).await?.into_inner().client,
+            Verb::RetireSecret(retire) => clients.retire_secret(admin.request(retire.request())).await?.into_inner().client,
+        };
+        show(output, client, None)
+    }
+}
+
+impl RetireSecret {
+    fn request(&self) -> RetireSecretRequest {
+        RetireSecretRequest {
+            client_id: self.client_id.clone(),
+            secret_id: self.secret_id.clone(),
+            overlap: self.overlap.map(render::proto_duration),
+            etag: self.etag.clone().unwrap_or_default(),
+        }
+    }
+}
+
+impl Create {
+    fn request(&self) -> Result<CreateClientRequest, Failure> {
+        use create_client_request::Secret;
+        let mut client = self.properties.client(self.client_id.clone().unwrap_or_default());
+        client.tenant = self.tenant.clone().unwrap_or_default();
+        let secret = match self.secret.read()? {
+            Some(Imported::Plain(text)) => Some(Secret::PlainSecret(text)),
+            Some(Imported::Hash(phc)) => Some(Secret::Argon2idHash(phc)),
+            None => None,
+        };
+        Ok(CreateClientRequest { client: Some(client), secret })
+    }
+}
+
+impl AddSecret {
+    fn request(&self) -> Result<AddSecretRequest, Failure> {
+        use add_secret_request::Secret;
+        let secret = match self.secret.read()? {
+            Some(Imported::Plain(text)) => Some(Secret::PlainSecret(text)),
+            Some(Imported::Hash(phc)) => Some(Secret::Argon2idHash(phc)),
+            None => None,
+        };
+        Ok(AddSecretRequest {
+            client_id: self.client_id.clone(),
+            secret,
+            expire_time: self.expires_in.map(|after| render::proto_time(values::now() + after)),
+            etag: self.etag.clone().unwrap_or_default(),
+        })
+    }
+}
+
+enum Imported {
+    Plain(String),
+    Hash(String),
+}
+
+impl ImportedSecret {
+    fn read(&self) -> Result<Option<Imported>, Failure> {
+        if let Some(file) = &self.secret_file {
+            return values::secret_file(file).map(|text| Some(Imported::Plain(text)));
+        }
+        self.argon2id_file.as_deref().map(|file| values::secret_file(file).map(Imported::Hash)).transpose()
+    }
+}
+
+async fn list(output: Output, admin: &Admin, tenant: String, limit: usize) -> Result<(), Failure> {
+    let mut service = ClientServiceClient::new(admin.channel());
+    let (mut clients, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let page_size = i32::try_from(limit.saturating_sub(clients.len()).min(1000)).unwrap_or(1000);
+        let request = admin.request(ListClientsRequest { tenant: tenant.clone(), page_size: page_size.max(1), page_token });
+        let answer = service.list_clients(request).await?.into_inner();
+        clients.extend(answer.clients);
+        page_token = answer.next_page_token;
+        if page_token.is_empty() || clients.len() >= limit {
+            break;
+        }
+    }
+    clients.truncate(limit);
+    if output.json {
+        return output.document(&json!({ "clients": clients.iter().map(render::client).collect::<Vec<_>>() }));
+    }
+    let row = |client: &Client| {
+        let state = if client.disabled { "disabled" } else { "" };
+        let scopes = client.scopes.join(" ");
+        let plan = client.rate_plan.clone();
+        vec![client.client_id.clone(), client.tenant.clone(), client.display_name.clone(), scopes, plan, state.to_owned()]
+    };
+    output.table(&["client", "tenant", "name", "scopes", "plan", "state"], &clients.iter().map(row).collect::<Vec<_>>())
+}
+
+/// A client, and a secret's id and value where one was made.
+fn show(output: Output, client: Option<Client>, made: Option<(&str, &str)>) -> Result<(), Failure> {
+    let client = client.ok_or_else(|| Failure::Other("the server answered without the client".to_owned()))?;
+    if output.json {
+        let mut document = json!({ "client": render::client(&client) });
+        if let (Some(object), Some((id, secret))) = (document.as_object_mut(), made) {
+            object.insert("client_secret".to_owned(), if secret.is_empty() { Value::Null } else { secret.into() });
+            if !id.is_empty() {
+                object.insert("secret_id".to_owned(), id.into());
+            }
+        }
+        return output.document(&document);
+    }
+    output.record(&properties(&client))?;
+    if let Some((_, secret)) = made.filter(|(_, secret)| !secret.is_empty()) {
+        output.line(&format!("client_secret      {secret}"))?;
+        output.talk("the secret is not shown again");
+    }
+    Ok(())
+}
+
+fn properties(client: &Client) -> Vec<(&'static str, String)> {
+    let lifetime = |duration: &Option<prost_types::Duration>| match duration {
+        Some(duration) => format!("{} s", duration.seconds),
+        None => String::new(),
+    };
+    let secret = |secret: &crate::proto::admin::Secret| {
+        let mut text = format!("{} ({}, used {} times", secret.secret_id, render::secret_kind(secret.kind), secret.use_count);
+        for (what, time) in [("last", &secret.last_used_time), ("until", &secret.expire_time)] {
+            if time.is_some() {
+                text.push_str(&format!(", {what} {}", render::time(time.as_ref())));
+            }
+        }
+        text + ")"
+    };
+    vec![
+        ("client_id", client.client_id.clone()),
+        ("display_name", client.display_name.clone()),
+        ("tenant", client.tenant.clone()),
+        ("state", if client.disabled { "disabled".to_owned() } else { String::new() }),
+        ("scopes", client.scopes.join(" ")),
+        ("default_scopes", client.default_scopes.join(" ")),
+        ("roles", client.roles.join(" ")),
+        ("audiences", client.audiences.join(" ")),
+        ("serves", client.serves.join(" ")),
+        ("grant_types", client.grant_types.iter().map(|value| render::grant(*value)).collect::<Vec<_>>().join(" ")),
+        ("access_lifetime", lifetime(&client.access_token_lifetime)),
+        ("refresh_lifetime", lifetime(&client.refresh_token_lifetime)),
+        ("refresh_idle", lifetime(&client.refresh_token_idle_lifetime)),
+        ("rate_plan", client.rate_plan.clone()),
+        ("secrets", client.secrets.iter().map(secret).collect::<Vec<_>>().join("; ")),
+        ("etag", client.etag.clone()),
+        ("created", render::time(client.create_time.as_ref())),
+        ("updated", render::time(client.update_time.as_ref())),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn update(properties: Properties, clear: Vec<Clearable>) -> Update {
+        Update { client_id: "c".to_owned(), properties, clear, etag: Some("3".to_owned()) }
+    }
+
+    #[test]
+    fn the_mask_names_what_was_named() {
+        let properties =
+            Properties { scopes: vec!["a".to_owned()], rate_plan: Some("bulk".to_owned()), ..Properties::default() };
+        let request = update(properties, vec![Clearable::Roles, Clearable::AccessLifetime]).request().unwrap();
+        let paths = request.update_mask.unwrap().paths;
+        assert_eq!(paths, ["scopes", "rate_plan", "roles", "access_token_lifetime"]);
+        let client = request.client.unwrap();
+        assert_eq!((client.client_id.as_str(), client.etag.as_str()), ("c", "3"));
+        assert!(client.roles.is_empty() && client.access_token_lifetime.is_none());
+    }
+
+    #[test]
+    fn an_update_of_nothing_or_of_both_ways_is_wrong_usage() {
+        assert_eq!(update(Properties::default(), vec![]).request().unwrap_err().exit_code(), 2);
+        let both = Properties { roles: vec!["r".to_owned()], ..Properties::default() };
+        assert_eq!(update(both, vec![Clearable::Roles]).request().unwrap_err().exit_code(), 2);
+    }
+
+    #[test]
+    fn a_secret_is_imported_from_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("hash");
+        std::fs::write(&file, "$argon2id$v=19$...\n").unwrap();
+        let secret = ImportedSecret { secret_file: None, argon2id_file: Some(file) };
+        let create = Create { client_id: None, tenant: None, properties: Properties::default(), secret };
+        let expected = create_client_request::Secret::Argon2idHash("$argon2id$v=19$...".to_owned());
+        assert_eq!(create.request().unwrap().secret, Some(expected));
+    }
+}

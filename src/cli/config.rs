@@ -1,0 +1,48 @@
+//! `config show`: every setting with its origin.
+
+use std::collections::BTreeMap;
+
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value, json};
+
+use super::{failure::Failure, output::Output, serve::Settings};
+use crate::config::{Config, DEFAULTS, check};
+
+/// `jeton config`
+#[derive(Args, Debug)]
+pub(super) struct Command {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// Show every setting and where it comes from; there are no secrets among them
+    Show(Settings),
+    /// Print the commented default file
+    Default,
+}
+
+impl Command {
+    pub(super) fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
+        let settings = match &self.verb {
+            Verb::Show(settings) => settings,
+            Verb::Default => return output.line(DEFAULTS.trim_end()),
+        };
+        let (config, origins) = Config::load(&settings.sources(environment))?;
+        let origin = |key: &str| origins.of(key).unwrap_or("default").to_owned();
+        let rows = config.settings();
+        if output.json {
+            let entry = |(key, value): (String, String)| {
+                let origin = origin(&key);
+                (key, json!({ "value": value, "origin": origin }))
+            };
+            output.document(&Value::Object(rows.into_iter().map(entry).collect::<Map<_, _>>()))?;
+        } else {
+            let row = |(key, value): &(String, String)| vec![key.clone(), value.clone(), origin(key)];
+            output.table(&["setting", "value", "origin"], &rows.iter().map(row).collect::<Vec<_>>())?;
+        }
+        // Shown first, judged then: whoever looks wants to see what is wrong.
+        check(&config, false).map_err(|error| origins.blame(error).into())
+    }
+}

@@ -1,0 +1,141 @@
+//! `doctor`: looks at a deployment from where it runs, and says what to do. Changes nothing.
+
+mod files;
+mod network;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{failure::Failure, output::Output, serve::Settings, values};
+use crate::{
+    config::{Config, check},
+    model::Timestamp,
+};
+
+/// Certificates that end sooner are complained about.
+const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+
+/// 2026-01-01T00:00:00Z: no clock that is right reads less.
+const WRITTEN_AFTER: Timestamp = Timestamp::from_seconds(1_767_225_600);
+
+/// `jeton doctor`
+#[derive(Args, Debug)]
+pub(super) struct Command {
+    #[command(flatten)]
+    settings: Settings,
+    /// Look as at a server started with --dev
+    #[arg(long)]
+    dev: bool,
+}
+
+/// What was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Finding {
+    /// What was looked at.
+    subject: &'static str,
+    verdict: Verdict,
+    /// What it is like.
+    text: String,
+    /// What to do; empty when nothing is.
+    advice: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Ok,
+    Note,
+    Problem,
+}
+
+impl Verdict {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Note => "note",
+            Self::Problem => "problem",
+        }
+    }
+}
+
+impl Finding {
+    fn ok(subject: &'static str, text: impl Into<String>) -> Self {
+        Self { subject, verdict: Verdict::Ok, text: text.into(), advice: String::new() }
+    }
+
+    fn note(subject: &'static str, text: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { subject, verdict: Verdict::Note, text: text.into(), advice: advice.into() }
+    }
+
+    fn problem(subject: &'static str, text: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { subject, verdict: Verdict::Problem, text: text.into(), advice: advice.into() }
+    }
+}
+
+impl Command {
+    pub(super) async fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
+        let findings = match Config::load(&self.settings.sources(environment)) {
+            Ok((config, origins)) => {
+                let judged = check(&config, self.dev).map_err(|error| origins.blame(error).to_string());
+                self.examine(&config, judged).await
+            }
+            Err(error) => vec![unusable(error.to_string())],
+        };
+        print(output, &findings)?;
+        let problems = findings.iter().any(|finding| finding.verdict == Verdict::Problem);
+        if problems { Err(Failure::Code(1)) } else { Ok(()) }
+    }
+
+    async fn examine(&self, config: &Config, judged: Result<(), String>) -> Vec<Finding> {
+        let now = values::now();
+        let mut findings = vec![match judged {
+            Ok(()) => Finding::ok("configuration", "every setting can be used"),
+            Err(problem) => unusable(problem),
+        }];
+        findings.push(clock(now));
+        findings.extend(files::data_directory(&config.data_dir));
+        findings.push(files::master_key(config, self.dev));
+        findings.extend(files::certificate(&config.tls, now));
+        findings.extend(network::service(config).await);
+        findings
+    }
+}
+
+fn unusable(problem: String) -> Finding {
+    Finding::problem("configuration", problem, "change the setting; `jeton config show` says where each comes from")
+}
+
+fn clock(now: Timestamp) -> Finding {
+    if now < WRITTEN_AFTER {
+        return Finding::problem("clock", format!("reads {now}"), "set the clock and keep it set, by NTP: tokens end by it");
+    }
+    Finding::ok("clock", format!("reads {now}"))
+}
+
+fn print(output: Output, findings: &[Finding]) -> Result<(), Failure> {
+    if output.json {
+        let finding = |finding: &Finding| -> Value {
+            json!({
+                "subject": finding.subject, "verdict": finding.verdict.as_str(), "text": finding.text, "advice": finding.advice,
+            })
+        };
+        return output.document(&json!({ "findings": findings.iter().map(finding).collect::<Vec<_>>() }));
+    }
+    let row = |finding: &Finding| {
+        let advice = if finding.advice.is_empty() { String::new() } else { format!("-> {}", finding.advice) };
+        vec![finding.verdict.as_str().to_owned(), finding.subject.to_owned(), finding.text.clone(), advice]
+    };
+    output.table(&["", "what", "found", "what to do"], &findings.iter().map(row).collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_of_the_past_is_a_problem() {
+        assert_eq!(clock(Timestamp::EPOCH).verdict, Verdict::Problem);
+        assert_eq!(clock(Timestamp::from_seconds(1_800_000_000)).verdict, Verdict::Ok);
+    }
+}

@@ -1,0 +1,220 @@
+//! What is on disk: the data directory, the master key, the certificate.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use base64::{Engine, engine::general_purpose};
+use tokio_rustls::rustls::{
+    self, CertificateError, RootCertStore,
+    client::{WebPkiServerVerifier, danger::ServerCertVerifier},
+    crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    sign::CertifiedKey,
+};
+use zeroize::Zeroizing;
+
+use super::{Finding, SOON};
+use crate::{
+    config::{Config, Tls},
+    model::Timestamp,
+};
+
+/// Whether the directory is there, its owner's alone, and can be written.
+pub(super) fn data_directory(directory: &Path) -> Vec<Finding> {
+    const SUBJECT: &str = "data directory";
+    let shown = directory.display();
+    let metadata = match fs::metadata(directory) {
+        Ok(metadata) if metadata.is_dir() => metadata,
+        Ok(_) => return vec![Finding::problem(SUBJECT, format!("{shown} is no directory"), "set data_dir to a directory")],
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return vec![Finding::note(SUBJECT, format!("{shown} is not there yet"), "`jeton serve` makes it")];
+        }
+        Err(error) => return vec![Finding::problem(SUBJECT, format!("{shown}: {error}"), "let this user read it")],
+    };
+    let mut findings = Vec::new();
+    if metadata.mode() & 0o077 != 0 {
+        let mode = metadata.mode() & 0o777;
+        findings.push(Finding::problem(SUBJECT, format!("{shown} has mode {mode:04o}"), format!("chmod 0700 {shown}")));
+    }
+    if own_uid().is_some_and(|uid| uid != metadata.uid()) {
+        let text = format!("{shown} belongs to uid {}", metadata.uid());
+        findings.push(Finding::note(SUBJECT, text, "run doctor, and the service, as that user"));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(SUBJECT, format!("{shown} is its owner's alone")));
+    }
+    findings
+}
+
+/// The user this process runs as, as the kernel has it.
+fn own_uid() -> Option<u32> {
+    fs::metadata("/proc/self").ok().map(|metadata| metadata.uid())
+}
+
+/// Whether the master key is there, its owner's alone (K06), and 32 bytes.
+pub(super) fn master_key(config: &Config, dev: bool) -> Finding {
+    const SUBJECT: &str = "master key";
+    let named = !config.master_key_file.as_os_str().is_empty();
+    let file = if named { config.master_key_file.clone() } else { config.data_dir.join("master.key") };
+    let shown = file.display();
+    let make = format!("(umask 077; openssl rand -base64 32 > {shown})");
+    let Ok(metadata) = fs::metadata(&file) else {
+        return match (named, dev) {
+            (false, true) => Finding::note(SUBJECT, "is not there yet", "`jeton serve --dev` makes it"),
+            (false, false) => Finding::problem(SUBJECT, "is not set", format!("{make} and set master_key_file")),
+            (true, _) => Finding::problem(SUBJECT, format!("{shown} cannot be read"), make),
+        };
+    };
+    if metadata.mode() & 0o077 != 0 {
+        let mode = metadata.mode() & 0o777;
+        return Finding::problem(SUBJECT, format!("{shown} has mode {mode:04o}"), format!("chmod 0600 {shown}"));
+    }
+    match fs::read(&file).map(Zeroizing::new) {
+        Ok(text) if is_key(&text) => Finding::ok(SUBJECT, format!("{shown} holds one")),
+        Ok(_) => Finding::problem(SUBJECT, format!("{shown} holds no 32 bytes in base64 or hex"), make),
+        Err(error) => Finding::problem(SUBJECT, format!("{shown}: {error}"), "let this user read it"),
+    }
+}
+
+/// 32 bytes in base64 (with or without padding) or hexadecimal.
+fn is_key(text: &[u8]) -> bool {
+    let text = text.trim_ascii();
+    let hex = text.len() == 64 && text.iter().all(u8::is_ascii_hexdigit);
+    let decoded =
+        |engine: general_purpose::GeneralPurpose| engine.decode(text).map(Zeroizing::new).is_ok_and(|key| key.len() == 32);
+    hex || decoded(general_purpose::STANDARD)
+        || decoded(general_purpose::STANDARD_NO_PAD)
+        || decoded(general_purpose::URL_SAFE_NO_PAD)
+}
+
+/// Whether certificate and key fit, and for how long.
+pub(super) fn certificate(tls: &Tls, now: Timestamp) -> Option<Finding> {
+    const SUBJECT: &str = "certificate";
+    if tls.cert_file.as_os_str().is_empty() || tls.key_file.as_os_str().is_empty() {
+        return None;
+    }
+    let advice = "give a certificate chain and its key, PEM, that belong together";
+    Some(match expiry(&tls.cert_file, &tls.key_file, now) {
+        Ok(Life::Ended) => {
+            Finding::problem(SUBJECT, format!("{} has ended, or not begun", tls.cert_file.display()), "renew it")
+        }
+        Ok(Life::EndsSoon) => {
+            Finding::note(SUBJECT, "ends within 14 days", "renew it: the new one is taken up without a restart")
+        }
+        Ok(Life::Long) => Finding::ok(SUBJECT, "fits its key and lasts more than 14 days"),
+        Err(problem) => Finding::problem(SUBJECT, problem, advice),
+    })
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Life {
+    Ended,
+    EndsSoon,
+    Long,
+}
+
+fn expiry(cert_file: &PathBuf, key_file: &PathBuf, now: Timestamp) -> Result<Life, String> {
+    let chain = CertificateDer::pem_file_iter(cert_file)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| format!("{}: {error}", cert_file.display()))?;
+    let key = PrivateKeyDer::from_pem_file(key_file).map_err(|error| format!("{}: {error}", key_file.display()))?;
+    let provider = aws_lc_rs::default_provider();
+    CertifiedKey::from_der(chain.clone(), key, &provider).map_err(|error| error.to_string())?;
+    let leaf = chain.first().ok_or("there is no certificate in the file")?;
+    Ok(match (in_force(leaf, &provider, now), in_force(leaf, &provider, now + SOON)) {
+        (false, _) => Life::Ended,
+        (true, false) => Life::EndsSoon,
+        (true, true) => Life::Long,
+    })
+}
+
+/// Whether the certificate is within its dates. It is taken as its own authority: the verifier looks at the dates before
+/// everything that then may not fit.
+fn in_force(leaf: &CertificateDer<'static>, provider: &CryptoProvider, at: Timestamp) -> bool {
+    let mut roots = RootCertStore::empty();
+    let Ok(()) = roots.add(leaf.clone()) else { return true };
+    let provider = Arc::new(provider.clone());
+    let Ok(verifier) = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build() else { return true };
+    let at = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(at.seconds()).unwrap_or(0)));
+    let Ok(name) = ServerName::try_from("jeton.invalid") else { return true };
+    let verdict = verifier.verify_server_cert(leaf, &[], &name, &[], at);
+    !matches!(
+        verdict,
+        Err(rustls::Error::InvalidCertificate(
+            CertificateError::Expired
+                | CertificateError::ExpiredContext { .. }
+                | CertificateError::NotValidYet
+                | CertificateError::NotValidYetContext { .. }
+        ))
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::{cli::doctor::Verdict, config::Sources};
+
+    fn mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_others_can_read_is_a_problem() {
+        let dir = tempfile::tempdir().unwrap();
+        mode(dir.path(), 0o750);
+        let found = data_directory(dir.path());
+        assert_eq!(found[0].verdict, Verdict::Problem);
+        assert!(found[0].advice.starts_with("chmod 0700 "));
+        mode(dir.path(), 0o700);
+        assert_eq!(data_directory(dir.path())[0].verdict, Verdict::Ok);
+        assert_eq!(data_directory(&dir.path().join("none"))[0].verdict, Verdict::Note);
+    }
+
+    /// K06: a key file that others can read is named, with the command that mends it.
+    #[test]
+    fn a_master_key_that_others_can_read_is_a_problem() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("key");
+        let mut config = Config::load(&Sources::default()).unwrap().0;
+        config.data_dir = dir.path().to_owned();
+        assert_eq!(master_key(&config, false).verdict, Verdict::Problem);
+        assert_eq!(master_key(&config, true).verdict, Verdict::Note);
+        config.master_key_file = file.clone();
+        assert_eq!(master_key(&config, true).verdict, Verdict::Problem);
+        fs::write(&file, format!("{}\n", "0a".repeat(32))).unwrap();
+        mode(&file, 0o644);
+        assert!(master_key(&config, false).advice.starts_with("chmod 0600 "));
+        mode(&file, 0o600);
+        assert_eq!(master_key(&config, false).verdict, Verdict::Ok);
+        fs::write(&file, "secret").unwrap();
+        let found = master_key(&config, false);
+        assert_eq!(found.verdict, Verdict::Problem);
+        assert!(!found.text.contains("secret"));
+    }
+
+    #[test]
+    fn a_certificate_is_judged_by_its_dates_and_its_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cert, key) = (dir.path().join("c.pem"), dir.path().join("k.pem"));
+        let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(2030, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2030, 12, 31);
+        let pair = rcgen::KeyPair::generate().unwrap();
+        fs::write(&cert, params.self_signed(&pair).unwrap().pem()).unwrap();
+        fs::write(&key, pair.serialize_pem()).unwrap();
+        let at = |seconds| expiry(&cert, &key, Timestamp::from_seconds(seconds)).unwrap();
+        assert_eq!(at(1_890_000_000), Life::Ended, "2029: not begun");
+        assert_eq!(at(1_910_000_000), Life::Long, "July 2030");
+        assert_eq!(at(1_924_300_000), Life::EndsSoon, "24 December 2030");
+        assert_eq!(at(1_930_000_000), Life::Ended, "2031");
+        fs::write(&key, rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
+        assert!(expiry(&cert, &key, Timestamp::from_seconds(1_910_000_000)).is_err(), "another key");
+    }
+}

@@ -1,0 +1,95 @@
+//! Whether the service answers where it should.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use tokio::{net::TcpStream, time::timeout};
+use tonic::transport::Endpoint;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+
+use super::Finding;
+use crate::config::Config;
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Asks the port for a connection and, where it speaks in clear, for its health.
+pub(super) async fn service(config: &Config) -> Vec<Finding> {
+    const SUBJECT: &str = "service";
+    if config.listen.port() == 0 {
+        return vec![Finding::note(SUBJECT, "listens on a free port", "set listen to a port to have it looked at")];
+    }
+    let address = reachable(config.listen);
+    if !matches!(timeout(PATIENCE, TcpStream::connect(address)).await, Ok(Ok(_))) {
+        let advice = "start it with `jeton serve`; if it runs, look at its log and at `listen`";
+        return vec![Finding::problem(SUBJECT, format!("does not answer on {address}"), advice)];
+    }
+    if !config.tls.cert_file.as_os_str().is_empty() {
+        return vec![Finding::ok(SUBJECT, format!("takes connections on {address} (its health was not asked: TLS)"))];
+    }
+    vec![match timeout(PATIENCE, health(address)).await {
+        Ok(Ok(ServingStatus::Serving)) => Finding::ok(SUBJECT, format!("is healthy on {address}")),
+        Ok(Ok(status)) => {
+            let text = format!("says {} on {address}", status.as_str_name());
+            Finding::problem(SUBJECT, text, "its log says why: it may be draining, or its store may not be writable")
+        }
+        Ok(Err(_)) | Err(_) => {
+            let text = format!("something else than jeton, or a jeton in trouble, answers on {address}");
+            Finding::problem(SUBJECT, text, "find out what listens there: `ss -ltnp`")
+        }
+    }]
+}
+
+async fn health(address: SocketAddr) -> Result<ServingStatus, Box<dyn std::error::Error + Send + Sync>> {
+    let channel = Endpoint::from_shared(format!("http://{address}"))?.connect().await?;
+    let answer = HealthClient::new(channel).check(HealthCheckRequest { service: String::new() }).await?;
+    Ok(answer.into_inner().status())
+}
+
+/// A listener on all addresses is asked on this machine's own.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        IpAddr::V4(_) | IpAddr::V6(_) => listen.ip(),
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{cli::doctor::Verdict, config::Sources};
+
+    async fn look(listen: SocketAddr) -> Finding {
+        let mut config = Config::load(&Sources::default()).unwrap().0;
+        config.listen = listen;
+        service(&config).await.remove(0)
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_a_problem_and_so_is_somebody_else() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stranger = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                drop(stream);
+            }
+        });
+        let found = look(address).await;
+        assert_eq!(found.verdict, Verdict::Problem);
+        assert!(found.text.starts_with("something else"), "{}", found.text);
+        stranger.abort();
+        let _ = stranger.await;
+        assert!(look(address).await.text.starts_with("does not answer"));
+    }
+
+    #[test]
+    fn a_listener_on_all_addresses_is_asked_here() {
+        assert_eq!(reachable("0.0.0.0:1".parse().unwrap()), "127.0.0.1:1".parse().unwrap());
+        assert_eq!(reachable("[::]:1".parse().unwrap()), "[::1]:1".parse().unwrap());
+        assert_eq!(reachable("10.0.0.1:1".parse().unwrap()), "10.0.0.1:1".parse().unwrap());
+    }
+}

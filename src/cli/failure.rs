@@ -1,0 +1,249 @@
+//! What a command can fail with, and the exit code each failure has for ever.
+
+use std::{fmt, io, path::Path, time::Duration};
+
+use serde_json::{Value, json};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::config::ConfigError;
+
+/// Shown under `jeton --help`.
+pub(super) const EXIT_CODES: &str = "\
+Exit codes:
+  0   done
+  1   failed, or a check found something wrong
+  2   wrong usage
+  3   refused by the server: not authenticated, not permitted, not valid, too many requests
+  4   the server cannot be reached, or did not answer in time
+  5   not found
+  64  the configuration cannot be used";
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// Arguments that do not fit together; clap finds the others itself.
+    Usage(String),
+    /// The server, or the way to it, said no.
+    Remote(Box<Refusal>),
+    /// A setting, of the server or of the client.
+    Config(ConfigError),
+    /// Reading or writing.
+    Io {
+        /// What was being done to what.
+        what: String,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Anything else, in one line.
+    Other(String),
+    /// A failure that has said what it is, with its exit code.
+    Code(u8),
+}
+
+/// A status, decoded.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    code: Code,
+    /// `ErrorInfo.reason` in lower case: the OAuth error code where there is one. Empty when the status did not come from jeton.
+    pub(super) reason: String,
+    message: String,
+    fields: Vec<(String, String)>,
+    retry_after: Option<Duration>,
+}
+
+impl Failure {
+    pub(super) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { what: what.into(), source }
+    }
+
+    pub(super) fn reading(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        Self::io(format!("cannot read {}", path.display()))
+    }
+
+    pub(super) fn writing(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        Self::io(format!("cannot write {}", path.display()))
+    }
+
+    /// A setting of the client that cannot be used.
+    pub(super) fn setting(key: &str, problem: impl Into<String>) -> Self {
+        Self::Config(ConfigError::new(key, problem))
+    }
+
+    pub(super) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Remote(refusal) => refusal.exit_code(),
+            Self::Config(_) => ConfigError::EXIT_CODE,
+            // Whoever read our output has had enough of it.
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::BrokenPipe => 0,
+            Self::Io { .. } | Self::Other(_) => 1,
+            Self::Code(code) => *code,
+        }
+    }
+
+    /// Whether there is anything left to say.
+    pub(super) fn is_silent(&self) -> bool {
+        matches!(self, Self::Code(_)) || self.exit_code() == 0
+    }
+
+    /// What to do about it, where that is known.
+    fn hint(&self) -> Option<String> {
+        let Self::Remote(refusal) = self else { return None };
+        refusal.hint()
+    }
+
+    /// For people, on stderr.
+    pub(super) fn text(&self) -> String {
+        let mut text = format!("error: {self}");
+        if let Self::Remote(refusal) = self {
+            for (field, problem) in &refusal.fields {
+                text.push_str(&format!("\n  {field}: {problem}"));
+            }
+        }
+        if let Some(hint) = self.hint() {
+            text.push_str(&format!("\nhint: {hint}"));
+        }
+        text
+    }
+
+    /// For programs, on stderr.
+    pub(super) fn json(&self) -> Value {
+        let (mut code, mut reason, mut fields) = (Value::Null, Value::Null, json!({}));
+        if let Self::Remote(refusal) = self {
+            code = format!("{:?}", refusal.code).into();
+            reason = refusal.reason.clone().into();
+            fields = refusal.fields.iter().cloned().map(|(field, problem)| (field, Value::from(problem))).collect();
+        }
+        json!({ "error": {
+            "exit_code": self.exit_code(), "code": code, "reason": reason, "message": self.to_string(), "fields": fields,
+            "hint": self.hint(),
+        }})
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Usage(problem) | Self::Other(problem) => f.write_str(problem),
+            Self::Remote(refusal) if refusal.reason.is_empty() => f.write_str(&refusal.message),
+            Self::Remote(refusal) => write!(f, "{}: {}", refusal.reason, refusal.message),
+            Self::Config(error) => error.fmt(f),
+            Self::Io { what, source } => write!(f, "{what}: {source}"),
+            Self::Code(code) => write!(f, "exit code {code}"),
+        }
+    }
+}
+
+impl Refusal {
+    fn exit_code(&self) -> u8 {
+        match self.code {
+            Code::Unavailable | Code::DeadlineExceeded => 4,
+            Code::NotFound => 5,
+            Code::InvalidArgument
+            | Code::Unauthenticated
+            | Code::PermissionDenied
+            | Code::AlreadyExists
+            | Code::FailedPrecondition
+            | Code::Aborted
+            | Code::OutOfRange
+            | Code::ResourceExhausted
+            | Code::Unimplemented => 3,
+            Code::Ok | Code::Cancelled | Code::Unknown | Code::Internal | Code::DataLoss => 1,
+        }
+    }
+
+    fn hint(&self) -> Option<String> {
+        if let Some(wait) = self.retry_after {
+            return Some(format!("ask again in {:.1} s", wait.as_secs_f64()));
+        }
+        let hint = match self.reason.as_str() {
+            "invalid_client" => {
+                "check --client-id and --client-secret-file, or `jeton context list`; a secret may have been retired"
+            }
+            "insufficient_scope" => "the client needs jeton:admin or the finer scope named",
+            "stale" => "read the client again and use its new etag",
+            "" if self.code == Code::Unavailable => {
+                "is the server running? `jeton serve --dev` starts one, `jeton doctor` looks"
+            }
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        let details = status.get_error_details();
+        let reason = details.error_info().map(|info| info.reason.to_ascii_lowercase()).unwrap_or_default();
+        let fields = details.bad_request().map(|bad| {
+            bad.field_violations.iter().map(|violation| (violation.field.clone(), violation.description.clone())).collect()
+        });
+        Self::Remote(Box::new(Refusal {
+            code: status.code(),
+            reason,
+            message: if status.message().is_empty() { status.code().to_string() } else { status.message().to_owned() },
+            fields: fields.unwrap_or_default(),
+            retry_after: details.retry_info().and_then(|info| info.retry_delay),
+        }))
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    fn status(code: Code, reason: &str, message: &str) -> Status {
+        Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, "jeton", HashMap::new()))
+    }
+
+    #[test]
+    fn a_refusal_prints_its_reason_and_sentence() {
+        let failure = Failure::from(status(Code::Unauthenticated, "INVALID_CLIENT", "client authentication failed"));
+        assert_eq!(failure.to_string(), "invalid_client: client authentication failed");
+        assert!(failure.text().starts_with("error: invalid_client: client authentication failed\nhint: "));
+        assert_eq!(failure.json()["error"]["reason"], "invalid_client");
+        assert_eq!(failure.json()["error"]["exit_code"], 3);
+    }
+
+    #[test]
+    fn fields_that_are_wrong_are_listed() {
+        let mut details = ErrorDetails::with_error_info("INVALID_REQUEST", "jeton", HashMap::new());
+        details.add_bad_request_violation("tenant", "must be 1 to 64 of [a-z0-9-]");
+        let failure = Failure::from(Status::with_error_details(Code::InvalidArgument, "tenant is wrong", details));
+        assert!(failure.text().ends_with("\n  tenant: must be 1 to 64 of [a-z0-9-]"), "{}", failure.text());
+        assert_eq!(failure.json()["error"]["fields"]["tenant"], "must be 1 to 64 of [a-z0-9-]");
+    }
+
+    #[test]
+    fn exit_codes_are_what_the_help_says() {
+        for (code, exit) in [
+            (Code::Unauthenticated, 3),
+            (Code::PermissionDenied, 3),
+            (Code::InvalidArgument, 3),
+            (Code::ResourceExhausted, 3),
+            (Code::Aborted, 3),
+            (Code::Unavailable, 4),
+            (Code::DeadlineExceeded, 4),
+            (Code::NotFound, 5),
+            (Code::Internal, 1),
+            (Code::Unknown, 1),
+        ] {
+            assert_eq!(Failure::from(Status::new(code, "")).exit_code(), exit, "{code:?}");
+        }
+        assert_eq!(Failure::setting("listen", "is wrong").exit_code(), 64);
+        assert_eq!(Failure::Usage(String::new()).exit_code(), 2);
+        let pipe = Failure::io("write")(io::ErrorKind::BrokenPipe.into());
+        assert!(pipe.is_silent() && pipe.exit_code() == 0);
+    }
+}

@@ -1,0 +1,202 @@
+//! The command line: one file per command group. Data goes to stdout, talk to stderr; `--json` is for programs; the exit codes
+//! are those of [`failure`]. Everything but serving, checking and moving data goes over the same RPCs as any other client.
+
+mod audit;
+mod client;
+mod config;
+pub mod context;
+mod doctor;
+mod failure;
+mod keys;
+mod output;
+mod remote;
+mod render;
+mod revoke_all;
+mod serve;
+mod token;
+mod values;
+
+use std::{collections::BTreeMap, ffi::OsString, io, process::ExitCode};
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use self::{failure::Failure, output::Output};
+use crate::config::Sources;
+
+/// A token service for machines: Token, Refresh, Revoke and Introspect over gRPC
+///
+/// `jeton serve --dev` starts one with everything it needs and leaves a context behind, so that the other commands need no flags
+/// on the same machine.
+#[derive(Parser, Debug)]
+#[command(name = "jeton", version, after_help = failure::EXIT_CODES, disable_help_subcommand = true)]
+struct Cli {
+    /// Print JSON: one document, or one a line for streams; failures too, on stderr
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run the service
+    Serve(serve::Command),
+    /// Get an access token
+    Token(token::Token),
+    /// Exchange a refresh token for its successor and a new access token
+    Refresh(token::Refresh),
+    /// Ask whether tokens stand
+    Introspect(token::Introspect),
+    /// End one token; a refresh token takes its family with it
+    Revoke(token::Revoke),
+    /// End every token of a client, tenant, subject, family or key, or one by its jti
+    RevokeAll(revoke_all::Command),
+    /// Register and change clients and their secrets
+    Client(client::Command),
+    /// Govern the keys that sign tokens
+    Keys(keys::Command),
+    /// Read the audit trail
+    Audit(audit::Command),
+    /// Look at a deployment and say what to do about it
+    Doctor(doctor::Command),
+    /// Look at the configuration
+    Config(config::Command),
+    /// Name servers and the credentials to use there
+    Context(context::Command),
+    /// Print completions for a shell: jeton completions bash > /etc/bash_completion.d/jeton
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Does what the arguments say and answers with the exit code.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are asked for and go to stdout; the rest is wrong usage and goes to stderr.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    let output = Output { json: cli.json };
+    match execute(&cli.command, output, &Sources::from_process().environment) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output.fail(&failure);
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+fn execute(command: &Command, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
+    match command {
+        Command::Serve(command) => command.run(output, environment),
+        Command::Token(command) => block_on(command.run(output, environment)),
+        Command::Refresh(command) => block_on(command.run(output, environment)),
+        Command::Introspect(command) => block_on(command.run(output, environment)),
+        Command::Revoke(command) => block_on(command.run(output, environment)),
+        Command::RevokeAll(command) => block_on(command.run(output, environment)),
+        Command::Client(command) => block_on(command.run(output, environment)),
+        Command::Keys(command) => block_on(command.run(output, environment)),
+        Command::Audit(command) => block_on(command.run(output, environment)),
+        Command::Doctor(command) => block_on(command.run(output, environment)),
+        Command::Config(command) => command.run(output, environment),
+        Command::Context(command) => command.run(output, environment),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "jeton", &mut script);
+            io::Write::write_all(&mut io::stdout(), &script).map_err(Failure::io("cannot write to stdout"))
+        }
+    }
+}
+
+/// A command that calls a server needs one thread.
+fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(Failure::io("cannot start"))?.block_on(Box::pin(work))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::error::ErrorKind;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definitions_fit_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_of_the_manual_is_understood() {
+        for line in [
+            "jeton serve --dev --json --listen 127.0.0.1:0 --data-dir /d --config /c",
+            "jeton token --scope a --scope b --resource https://r --raw",
+            "jeton refresh -",
+            "jeton introspect --check TOKEN",
+            "jeton introspect A B C --json",
+            "jeton introspect --file f --refresh-token",
+            "jeton revoke - --address 127.0.0.1:1",
+            "jeton revoke-all --client c --reason leaked",
+            "jeton revoke-all --jti j",
+            "jeton client create --name N --scope a --grant client-credentials --grant refresh-token --access-lifetime 15m",
+            "jeton client get c",
+            "jeton client list --tenant t --limit 10",
+            "jeton client update c --clear roles --scope x --etag 3",
+            "jeton client disable c",
+            "jeton client enable c",
+            "jeton client delete c --etag 1",
+            "jeton client add-secret c --expires-in 30d",
+            "jeton client retire-secret c s --overlap 1d",
+            "jeton keys list",
+            "jeton keys rotate",
+            "jeton keys revoke k",
+            "jeton audit list --action token. --since 1h --limit 5",
+            "jeton audit tail --outcome refused",
+            "jeton audit verify --known 7:00ff",
+            "jeton doctor --config /c",
+            "jeton config show --json",
+            "jeton context list",
+            "jeton context use dev",
+            "jeton completions bash",
+        ] {
+            parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+
+    #[test]
+    fn wrong_usage_is_told_apart_from_help() {
+        for line in [
+            "jeton",
+            "jeton serve --lisen x",
+            "jeton token extra",
+            "jeton revoke-all",
+            "jeton revoke-all --client c --kid k",
+            "jeton introspect",
+        ] {
+            assert!(parse(line).unwrap_err().use_stderr() || line == "jeton", "{line}");
+        }
+        assert_eq!(parse("jeton --help").unwrap_err().kind(), ErrorKind::DisplayHelp);
+        assert_eq!(parse("jeton --version").unwrap_err().kind(), ErrorKind::DisplayVersion);
+        assert!(parse("jeton --help").unwrap_err().to_string().contains("64  the configuration cannot be used"));
+    }
+
+    /// O01: no flag takes a secret, so none stands in a process list.
+    #[test]
+    fn no_flag_takes_a_secret_itself() {
+        fn flags(command: &clap::Command, into: &mut Vec<String>) {
+            into.extend(command.get_arguments().filter_map(|arg| arg.get_long()).map(str::to_owned));
+            command.get_subcommands().for_each(|sub| flags(sub, into));
+        }
+        let mut all = Vec::new();
+        flags(&Cli::command(), &mut all);
+        assert!(all.iter().any(|flag| flag == "client-secret-file"));
+        assert!(all.iter().filter(|flag| flag.contains("secret")).all(|flag| flag.ends_with("-file")), "{all:?}");
+    }
+}

@@ -1,0 +1,76 @@
+//! Data goes to stdout, as a table for people or as JSON for programs; talk goes to stderr. No colours, so nothing to turn off.
+
+use std::io::{self, Write};
+
+use comfy_table::{ContentArrangement, Table, presets};
+use serde_json::Value;
+
+use super::failure::Failure;
+use crate::telemetry::escape;
+
+/// How results are written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Output {
+    /// JSON instead of tables.
+    pub(super) json: bool,
+}
+
+impl Output {
+    /// One document; a stream is one document a line.
+    pub(super) fn document(self, document: &Value) -> Result<(), Failure> {
+        self.line(&document.to_string())
+    }
+
+    /// A line on stdout as it is.
+    #[expect(clippy::unused_self, reason = "reads as the other verbs do")]
+    pub(super) fn line(self, line: &str) -> Result<(), Failure> {
+        let mut stdout = io::stdout().lock();
+        writeln!(stdout, "{line}").and_then(|()| stdout.flush()).map_err(Failure::io("cannot write to stdout"))
+    }
+
+    /// Rows under a header. What comes from the server is escaped: it may be another administrator's text.
+    pub(super) fn table(self, header: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+        table.set_header(header.iter().map(|title| title.to_uppercase()));
+        for row in rows {
+            table.add_row(row.iter().map(|cell| escape(cell)));
+        }
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
+        self.line(&table.trim_fmt())
+    }
+
+    /// One thing, a line per property; those that are empty are left out.
+    pub(super) fn record(self, properties: &[(&str, String)]) -> Result<(), Failure> {
+        let width = properties.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        let shown = properties.iter().filter(|(_, value)| !value.is_empty());
+        let lines: Vec<String> = shown.map(|(name, value)| format!("{name:width$}  {}", escape(value))).collect();
+        self.line(&lines.join("\n"))
+    }
+
+    /// Something said to people, on stderr; programs are not talked to.
+    pub(super) fn talk(self, text: &str) {
+        if !self.json {
+            warn(text);
+        }
+    }
+
+    /// A failure, on stderr.
+    pub(super) fn fail(self, failure: &Failure) {
+        if failure.is_silent() {
+            return;
+        }
+        if self.json {
+            warn(&failure.json().to_string());
+        } else {
+            warn(&failure.text().lines().map(escape).collect::<Vec<_>>().join("\n"));
+        }
+    }
+}
+
+/// A line on stderr. That it cannot be written is nothing anybody could be told.
+pub(super) fn warn(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}

@@ -1,0 +1,307 @@
+//! The way to a server: which one, who to be there, and the calls every command makes alike.
+
+use std::{collections::BTreeMap, fs, net::IpAddr, path::PathBuf, time::Duration};
+
+use clap::Args;
+use secrecy::{ExposeSecret, SecretString};
+use tonic::{
+    Request,
+    metadata::{Ascii, MetadataValue},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+};
+
+use super::{
+    context::{self, Context, Contexts},
+    failure::Failure,
+    output, values,
+};
+use crate::proto::token::{TokenRequest, token_service_client::TokenServiceClient};
+
+/// Where `serve` listens unless told otherwise.
+const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
+
+/// Which server, and who to be there
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Server")]
+pub(super) struct Options {
+    /// HOST:PORT or URL of the server; the context's without
+    #[arg(long, global = true, env = "JETON_CLI_ADDRESS", value_name = "ADDRESS")]
+    address: Option<String>,
+    /// Use this context; the current one without
+    #[arg(long, global = true, env = "JETON_CLI_CONTEXT", value_name = "NAME")]
+    context: Option<String>,
+    /// The client to be; the context's without
+    #[arg(long, global = true, env = "JETON_CLI_CLIENT_ID", value_name = "ID")]
+    client_id: Option<String>,
+    /// File with the client's secret, - for stdin; JETON_CLI_CLIENT_SECRET may hold the secret itself
+    #[arg(long, global = true, env = "JETON_CLI_CLIENT_SECRET_FILE", value_name = "FILE")]
+    client_secret_file: Option<PathBuf>,
+    /// PEM file with the authority of the server's certificate
+    #[arg(long, global = true, env = "JETON_CLI_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// PEM file with a client certificate
+    #[arg(long, global = true, env = "JETON_CLI_CERT", value_name = "FILE")]
+    cert: Option<PathBuf>,
+    /// PEM file with the client certificate's key
+    #[arg(long, global = true, env = "JETON_CLI_KEY", value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// How long an answer may take
+    #[arg(long, global = true, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
+    timeout: Duration,
+}
+
+/// The credentials of the caller.
+#[derive(Clone, Debug)]
+pub(super) struct Credentials {
+    pub(super) client_id: String,
+    client_secret: SecretString,
+}
+
+impl Credentials {
+    /// For the field of a message.
+    pub(super) fn secret(&self) -> String {
+        self.client_secret.expose_secret().to_owned()
+    }
+}
+
+/// Options, context and environment put together.
+#[derive(Debug)]
+struct Settings {
+    /// With its scheme.
+    url: String,
+    credentials: Result<Credentials, &'static str>,
+    ca: Option<PathBuf>,
+}
+
+impl Settings {
+    /// A context's secret goes to the context's own address only: naming another server takes naming other credentials too.
+    fn resolve(options: &Options, contexts: &Contexts, secret: Option<SecretString>) -> Result<Self, Failure> {
+        let context = contexts.find(options.context.as_deref()).map(|(_, context)| context);
+        if let (Some(name), None) = (&options.context, context) {
+            return Err(Failure::setting("context", format!("there is none called {name}; see `jeton context list`")));
+        }
+        let address = options.address.as_deref().or_else(|| context.map(|context| context.address.as_str()));
+        let url = with_scheme(address.unwrap_or(DEFAULT_ADDRESS));
+        let context = context.filter(|context| with_scheme(&context.address) == url);
+        Ok(Self {
+            credentials: credentials(options, context, secret),
+            ca: options.ca.clone().or_else(|| context.and_then(|context| context.ca_file.clone())),
+            url,
+        })
+    }
+}
+
+fn credentials(
+    options: &Options,
+    context: Option<&Context>,
+    secret: Option<SecretString>,
+) -> Result<Credentials, &'static str> {
+    let own = |client_id: &str| context.filter(|context| context.client_id == client_id);
+    let client_id = options.client_id.as_deref().or_else(|| context.map(|context| context.client_id.as_str()));
+    let client_id = client_id.ok_or("no client: use --client-id and --client-secret-file, or a context")?;
+    let client_secret = secret.or_else(|| own(client_id).and_then(|context| context.client_secret.clone()));
+    let client_secret = client_secret.ok_or(
+        "no client secret: use --client-secret-file or JETON_CLI_CLIENT_SECRET (a context's goes to its own address only)",
+    )?;
+    Ok(Credentials { client_id: client_id.to_owned(), client_secret })
+}
+
+/// Without a scheme, this machine is spoken to in clear and every other with TLS.
+fn with_scheme(address: &str) -> String {
+    let address = address.trim_end_matches('/');
+    if address.contains("://") {
+        return address.to_owned();
+    }
+    let scheme = if is_here(address) { "http" } else { "https" };
+    format!("{scheme}://{address}")
+}
+
+/// Whether `HOST:PORT` is this machine.
+fn is_here(authority: &str) -> bool {
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+    host == "localhost" || host.trim_matches(['[', ']']).parse().is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
+/// A connection to a server.
+#[derive(Clone)]
+pub(super) struct Remote {
+    pub(super) channel: Channel,
+    credentials: Result<Credentials, &'static str>,
+    timeout: Duration,
+}
+
+impl Remote {
+    /// Connects.
+    pub(super) async fn open(options: &Options, environment: &BTreeMap<String, String>) -> Result<Self, Failure> {
+        let contexts = match context::path(environment) {
+            Some(path) => context::load(&path).map_err(Failure::reading(&path))?,
+            None => Contexts::default(),
+        };
+        let secret = match (&options.client_secret_file, environment.get("JETON_CLI_CLIENT_SECRET")) {
+            (Some(file), _) => Some(values::secret_file(file)?),
+            (None, secret) => secret.cloned(),
+        };
+        let settings = Settings::resolve(options, &contexts, secret.map(SecretString::from))?;
+        let channel = endpoint(options, &settings)?.connect().await.map_err(|error| unreachable(&settings.url, &error))?;
+        Ok(Self { channel, credentials: settings.credentials, timeout: options.timeout })
+    }
+
+    /// Who to be.
+    pub(super) fn credentials(&self) -> Result<&Credentials, Failure> {
+        self.credentials.as_ref().map_err(|problem| Failure::setting("", *problem))
+    }
+
+    /// A request that waits no longer than it may.
+    pub(super) fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(self.timeout);
+        request
+    }
+
+    /// Gets a token to administer with: `jeton:admin`, or just `scope` for a client that may not have the whole.
+    pub(super) async fn admin(self, scope: &str) -> Result<Admin, Failure> {
+        let mut answer = self.bearer("jeton:admin").await;
+        if matches!(&answer, Err(Failure::Remote(refusal)) if refusal.reason == "invalid_scope") {
+            answer = self.bearer(scope).await;
+        }
+        let mut bearer: MetadataValue<Ascii> =
+            answer?.parse().map_err(|_| Failure::Other("the server answered with something that is no token".to_owned()))?;
+        bearer.set_sensitive(true);
+        Ok(Admin { remote: self, bearer })
+    }
+
+    async fn bearer(&self, scope: &str) -> Result<String, Failure> {
+        let credentials = self.credentials()?;
+        let request = TokenRequest {
+            client_id: credentials.client_id.clone(),
+            client_secret: credentials.secret(),
+            scopes: vec![scope.to_owned()],
+            ..TokenRequest::default()
+        };
+        let answer = TokenServiceClient::new(self.channel.clone()).token(self.request(request)).await?;
+        Ok(format!("Bearer {}", answer.into_inner().access_token))
+    }
+}
+
+/// A connection that administers.
+pub(super) struct Admin {
+    remote: Remote,
+    bearer: MetadataValue<Ascii>,
+}
+
+impl Admin {
+    pub(super) fn channel(&self) -> Channel {
+        self.remote.channel.clone()
+    }
+
+    /// A request that carries the token.
+    pub(super) fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = self.stream(message);
+        request.set_timeout(self.remote.timeout);
+        request
+    }
+
+    /// The same without an end.
+    pub(super) fn stream<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.metadata_mut().insert("authorization", self.bearer.clone());
+        request
+    }
+}
+
+fn endpoint(options: &Options, settings: &Settings) -> Result<Endpoint, Failure> {
+    let invalid = |_| Failure::setting("address", "must be HOST:PORT, or a URL with http:// or https://");
+    let endpoint = Endpoint::from_shared(settings.url.clone()).map_err(invalid)?.connect_timeout(options.timeout);
+    if let Some(authority) = settings.url.strip_prefix("http://") {
+        if !is_here(authority) {
+            output::warn("warning: credentials and tokens go over the network in clear; use https:// and --ca");
+        }
+        return Ok(endpoint);
+    }
+    let ca = settings.ca.as_ref().ok_or_else(|| Failure::setting("ca", "an https address needs --ca FILE"))?;
+    let read = |path: &PathBuf| fs::read(path).map_err(Failure::reading(path));
+    let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca)?));
+    match (&options.cert, &options.key) {
+        (Some(cert), Some(key)) => tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?)),
+        (None, None) => {}
+        (Some(_), None) | (None, Some(_)) => return Err(Failure::Usage("--cert and --key go together".to_owned())),
+    }
+    endpoint.tls_config(tls).map_err(|error| Failure::setting("ca", deepest(&error)))
+}
+
+/// The transport's own message says only that there was a transport error.
+fn unreachable(url: &str, error: &tonic::transport::Error) -> Failure {
+    tonic::Status::unavailable(format!("cannot reach {url}: {}", deepest(error))).into()
+}
+
+fn deepest(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contexts() -> Contexts {
+        let mut contexts = Contexts::default();
+        contexts.remember(Context {
+            address: "127.0.0.1:7".to_owned(),
+            client_id: "bootstrap".to_owned(),
+            client_secret: Some("canary".into()),
+            ca_file: None,
+            data_dir: None,
+        });
+        contexts
+    }
+
+    fn resolve(options: &Options, secret: Option<&str>) -> Result<Settings, Failure> {
+        Settings::resolve(options, &contexts(), secret.map(SecretString::from))
+    }
+
+    #[test]
+    fn the_current_context_needs_no_flags() {
+        let settings = resolve(&Options::default(), None).unwrap();
+        assert_eq!(settings.url, "http://127.0.0.1:7");
+        let credentials = settings.credentials.unwrap();
+        assert_eq!((credentials.client_id.as_str(), credentials.secret().as_str()), ("bootstrap", "canary"));
+        assert!(!format!("{credentials:?}").contains("canary"));
+    }
+
+    #[test]
+    fn a_contexts_secret_goes_to_no_other_address_and_no_other_client() {
+        let elsewhere = Options { address: Some("evil.example:7".to_owned()), ..Options::default() };
+        assert!(resolve(&elsewhere, None).unwrap().credentials.is_err());
+        let other = Options { client_id: Some("other".to_owned()), ..Options::default() };
+        assert!(resolve(&other, None).unwrap().credentials.is_err());
+        assert_eq!(resolve(&other, Some("own")).unwrap().credentials.unwrap().secret(), "own");
+        let same = Options { address: Some("http://127.0.0.1:7/".to_owned()), ..Options::default() };
+        assert!(resolve(&same, None).unwrap().credentials.is_ok());
+    }
+
+    #[test]
+    fn a_context_that_is_not_there_is_a_wrong_setting() {
+        let named = Options { context: Some("prod".to_owned()), ..Options::default() };
+        assert_eq!(resolve(&named, None).unwrap_err().exit_code(), 64);
+        let none = Settings::resolve(&Options::default(), &Contexts::default(), None).unwrap();
+        assert_eq!(none.url, "http://127.0.0.1:50051");
+        assert!(none.credentials.is_err());
+    }
+
+    #[test]
+    fn only_this_machine_is_spoken_to_in_clear_unless_asked() {
+        for (address, url) in [
+            ("localhost:1", "http://localhost:1"),
+            ("[::1]:1", "http://[::1]:1"),
+            ("127.0.0.1:1", "http://127.0.0.1:1"),
+            ("10.0.0.1:1", "https://10.0.0.1:1"),
+            ("id.example.com:443", "https://id.example.com:443"),
+            ("http://10.0.0.1:1/", "http://10.0.0.1:1"),
+        ] {
+            assert_eq!(with_scheme(address), url);
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Messages as JSON and as text. JSON names are those of the proto; times are RFC 3339 in UTC, durations whole seconds.
+
+use prost_types::{Duration, Timestamp as ProtoTime};
+use serde_json::{Value, json};
+
+use crate::{
+    model::Timestamp,
+    proto::admin::{Client, Event, GrantType, KeyState, Secret, SecretKind, SigningKey},
+};
+
+/// RFC 3339, or empty when unset.
+pub(super) fn time(time: Option<&ProtoTime>) -> String {
+    time.map(|time| moment(time).to_string()).unwrap_or_default()
+}
+
+fn moment(time: &ProtoTime) -> Timestamp {
+    Timestamp::from_millis(time.seconds.saturating_mul(1000).saturating_add(i64::from(time.nanos / 1_000_000)))
+}
+
+/// A point in time for a message.
+pub(super) fn proto_time(time: Timestamp) -> ProtoTime {
+    let nanos = time.millis().rem_euclid(1000) * 1_000_000;
+    ProtoTime { seconds: time.seconds(), nanos: i32::try_from(nanos).unwrap_or(0) }
+}
+
+/// A duration for a message.
+pub(super) fn proto_duration(duration: std::time::Duration) -> Duration {
+    Duration { seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX), nanos: 0 }
+}
+
+/// A NumericDate as RFC 3339, or empty for 0.
+pub(super) fn seconds(seconds: i64) -> String {
+    if seconds == 0 { String::new() } else { Timestamp::from_seconds(seconds).to_string() }
+}
+
+fn optional_time(value: Option<&ProtoTime>) -> Value {
+    value.map_or(Value::Null, |value| moment(value).to_string().into())
+}
+
+fn optional_seconds(duration: Option<&Duration>) -> Value {
+    duration.map_or(Value::Null, |duration| duration.seconds.into())
+}
+
+/// The name of a grant, as RFC 6749 has it.
+pub(super) fn grant(grant: i32) -> &'static str {
+    match GrantType::try_from(grant) {
+        Ok(GrantType::ClientCredentials) => "client_credentials",
+        Ok(GrantType::RefreshToken) => "refresh_token",
+        Ok(GrantType::Unspecified) | Err(_) => "unknown",
+    }
+}
+
+/// Where a key stands.
+pub(super) fn key_state(state: i32) -> &'static str {
+    match KeyState::try_from(state) {
+        Ok(KeyState::Prepared) => "prepared",
+        Ok(KeyState::Active) => "active",
+        Ok(KeyState::Retiring) => "retiring",
+        Ok(KeyState::Revoked) => "revoked",
+        Ok(KeyState::Unspecified) | Err(_) => "unknown",
+    }
+}
+
+/// How a secret is kept.
+pub(super) fn secret_kind(kind: i32) -> &'static str {
+    match SecretKind::try_from(kind) {
+        Ok(SecretKind::Generated) => "generated",
+        Ok(SecretKind::Argon2id) => "argon2id",
+        Ok(SecretKind::Unspecified) | Err(_) => "unknown",
+    }
+}
+
+/// A client.
+pub(super) fn client(client: &Client) -> Value {
+    json!({
+        "client_id": client.client_id,
+        "display_name": client.display_name,
+        "tenant": client.tenant,
+        "scopes": client.scopes,
+        "default_scopes": client.default_scopes,
+        "roles": client.roles,
+        "audiences": client.audiences,
+        "serves": client.serves,
+        "grant_types": client.grant_types.iter().map(|value| grant(*value)).collect::<Vec<_>>(),
+        "access_token_lifetime_seconds": optional_seconds(client.access_token_lifetime.as_ref()),
+        "refresh_token_lifetime_seconds": optional_seconds(client.refresh_token_lifetime.as_ref()),
+        "refresh_token_idle_lifetime_seconds": optional_seconds(client.refresh_token_idle_lifetime.as_ref()),
+        "rate_plan": client.rate_plan,
+        "disabled": client.disabled,
+        "secrets": client.secrets.iter().map(secret).collect::<Vec<_>>(),
+        "etag": client.etag,
+        "create_time": optional_time(client.create_time.as_ref()),
+        "update_time": optional_time(client.update_time.as_ref()),
+    })
+}
+
+fn secret(secret: &Secret) -> Value {
+    json!({
+        "secret_id": secret.secret_id,
+        "kind": secret_kind(secret.kind),
+        "create_time": optional_time(secret.create_time.as_ref()),
+        "expire_time": optional_time(secret.expire_time.as_ref()),
+        "last_used_time": optional_time(secret.last_used_time.as_ref()),
+        "use_count": secret.use_count,
+    })
+}
+
+/// A signing key.
+pub(super) fn key(key: &SigningKey) -> Value {
+    json!({
+        "kid": key.kid,
+        "alg": key.alg,
+        "state": key_state(key.state),
+        "create_time": optional_time(key.create_time.as_ref()),
+        "activate_time": optional_time(key.activate_time.as_ref()),
+        "remove_time": optional_time(key.remove_time.as_ref()),
+    })
+}
+
+/// An audit record.
+pub(super) fn event(event: &Event) -> Value {
+    json!({
+        "sequence": event.sequence,
+        "node": event.node,
+        "time": optional_time(event.time.as_ref()),
+        "action": event.action,
+        "outcome": event.outcome,
+        "tenant": event.tenant,
+        "client_id": event.client_id,
+        "target": event.target,
+        "family": event.family,
+        "peer": event.peer,
+        "request_id": event.request_id,
+        "reason": event.reason,
+        "secret_id": event.secret_id,
+        "hash": event.hash,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_come_back_as_they_went() {
+        for millis in [0, 1_763_769_600_123, -1] {
+            let sent = proto_time(Timestamp::from_millis(millis));
+            assert_eq!(moment(&sent), Timestamp::from_millis(millis));
+        }
+        assert_eq!(time(None), "");
+        assert_eq!(seconds(0), "");
+    }
+
+    #[test]
+    fn a_client_is_printed_with_every_field_of_the_proto() {
+        let printed = client(&Client { client_id: "a".to_owned(), grant_types: vec![1, 2], ..Client::default() });
+        assert_eq!(printed.as_object().unwrap().len(), 18);
+        assert_eq!(printed["grant_types"], json!(["client_credentials", "refresh_token"]));
+        assert_eq!(printed["access_token_lifetime_seconds"], Value::Null);
+    }
+
+    #[test]
+    fn an_event_is_printed_with_every_field_of_the_proto() {
+        assert_eq!(event(&Event::default()).as_object().unwrap().len(), 14);
+    }
+}

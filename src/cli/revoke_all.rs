@@ -1,0 +1,71 @@
+//! `revoke-all`: ending many tokens in one durable write.
+
+use std::collections::BTreeMap;
+
+use clap::Args;
+use serde_json::json;
+
+use super::{
+    failure::Failure,
+    output::Output,
+    remote::{Options, Remote},
+};
+use crate::proto::admin::{
+    RevokeAllRequest, revocation_service_client::RevocationServiceClient, revoke_all_request::Target as Revoked,
+};
+
+/// `jeton revoke-all`
+#[derive(Args, Debug)]
+pub(super) struct Command {
+    #[command(flatten)]
+    target: Target,
+    /// Why, for the audit trail
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
+    #[command(flatten)]
+    remote: Options,
+}
+
+/// What to end; exactly one.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+struct Target {
+    /// Every token issued to this client so far
+    #[arg(long, value_name = "ID")]
+    client: Option<String>,
+    /// Every token issued in this tenant so far
+    #[arg(long, value_name = "TENANT")]
+    tenant: Option<String>,
+    /// Every token with this sub so far
+    #[arg(long, value_name = "SUB")]
+    subject: Option<String>,
+    /// This refresh family and its access tokens
+    #[arg(long, value_name = "FAM")]
+    family: Option<String>,
+    /// Every token signed by this key, which is revoked
+    #[arg(long, value_name = "KID")]
+    kid: Option<String>,
+    /// One access token
+    #[arg(long, value_name = "JTI")]
+    jti: Option<String>,
+}
+
+impl Target {
+    fn revoked(&self) -> Option<Revoked> {
+        let client = self.client.clone().map(Revoked::ClientId);
+        let tenant = self.tenant.clone().map(Revoked::Tenant);
+        let subject = self.subject.clone().map(Revoked::Subject);
+        let family = self.family.clone().map(Revoked::Family);
+        let kid = self.kid.clone().map(Revoked::Kid);
+        client.or(tenant).or(subject).or(family).or(kid).or_else(|| self.jti.clone().map(Revoked::Jti))
+    }
+}
+
+impl Command {
+    pub(super) async fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
+        let admin = Remote::open(&self.remote, environment).await?.admin("jeton:admin:revocations").await?;
+        let request = admin.request(RevokeAllRequest { target: self.target.revoked(), reason: self.reason.clone() });
+        RevocationServiceClient::new(admin.channel()).revoke_all(request).await?;
+        if output.json { output.document(&json!({})) } else { output.line("revoked") }
+    }
+}

@@ -1,0 +1,280 @@
+//! `serve`: the service, from its flags to its exit code.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    path::{Path, PathBuf},
+    process,
+};
+
+use clap::Args;
+use sd_notify::NotifyState;
+use secrecy::ExposeSecret;
+use serde_json::json;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::{
+    context::{self, Context},
+    failure::Failure,
+    output::{self, Output},
+};
+use crate::{
+    config::{Config, ConfigError, Flag, Sources, check},
+    server::{self, Started},
+    telemetry,
+};
+
+/// `jeton serve`
+#[derive(Args, Debug)]
+pub(super) struct Command {
+    /// For development: makes a master key, turns reflection on and leaves a context behind for the other commands
+    #[arg(long)]
+    dev: bool,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// Where the configuration comes from; `doctor` and `config show` take the same.
+#[derive(Args, Clone, Debug, Default)]
+pub(super) struct Settings {
+    /// Configuration file; $XDG_CONFIG_HOME/jeton/config.toml without, where it exists
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address to listen on; port 0 takes a free one
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+    /// Directory of the store
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
+    /// Accept a public address without TLS
+    #[arg(long)]
+    insecure: bool,
+}
+
+impl Settings {
+    /// The sources in the environment given.
+    pub(super) fn sources(&self, environment: &BTreeMap<String, String>) -> Sources {
+        let mut flags = Vec::new();
+        let mut flag = |name, key, value: Option<String>| flags.extend(value.map(|value| Flag { name, key, value }));
+        flag("--listen", "listen", self.listen.clone());
+        flag("--data-dir", "data_dir", self.data_dir.clone());
+        flag("--insecure", "insecure", self.insecure.then(|| "true".to_owned()));
+        Sources { file: self.config.clone(), environment: environment.clone(), flags }
+    }
+}
+
+impl Command {
+    pub(super) fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
+        let mut sources = self.settings.sources(environment);
+        if self.dev {
+            sources.flags.push(Flag { name: "--dev", key: "reflection", value: "true".to_owned() });
+        }
+        let (config, origins) = Config::load(&sources)?;
+        check(&config, self.dev).map_err(|error| origins.blame(error))?;
+        telemetry::init(&config.log).map_err(|problem| ConfigError::new("log.level", problem))?;
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        if config.limits.workers > 0 {
+            runtime.worker_threads(config.limits.workers);
+        }
+        let runtime = runtime.enable_all().build().map_err(Failure::io("cannot start"))?;
+        let options = server::Options { config, dev: self.dev, clock: None };
+        let ended = runtime.block_on(Box::pin(async {
+            let shutdown = shutdown().map_err(Failure::io("cannot listen for signals"))?;
+            let started = |started: &Started| announce(started, self.dev, output, environment);
+            server::run(options, started, shutdown).await.map_err(|error| start_failed(&error))
+        }));
+        // Whatever still runs has had its time to drain.
+        runtime.shutdown_background();
+        ended
+    }
+}
+
+fn start_failed(error: &server::StartError) -> Failure {
+    let code = u8::try_from(error.exit_code()).unwrap_or(1);
+    output::warn(&format!("error: {}", telemetry::escape(&error.to_string())));
+    Failure::Code(code)
+}
+
+/// Completes at the first SIGTERM or SIGINT; the second one ends the process at once. SIGHUP does not end it: TLS files are read
+/// again by themselves.
+fn shutdown() -> std::io::Result<impl Future<Output = ()> + Send> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move { while hangup.recv().await.is_some() {} });
+    let (tell, told) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let first = either(&mut terminate, &mut interrupt).await;
+        tracing::info!(signal = first, "stopping");
+        // Without a supervisor there is nobody to notify.
+        let _ = sd_notify::notify(&[NotifyState::Stopping]);
+        let _ = tell.send(());
+        let second = either(&mut terminate, &mut interrupt).await;
+        tracing::warn!(signal = second, "stopping at once");
+        process::exit(128 + second);
+    });
+    Ok(async move {
+        // The sender lives as long as the runtime.
+        let _ = told.await;
+    })
+}
+
+/// The number of the signal that came.
+async fn either(terminate: &mut Signal, interrupt: &mut Signal) -> i32 {
+    tokio::select! {
+        _ = terminate.recv() => SignalKind::terminate().as_raw_value(),
+        _ = interrupt.recv() => SignalKind::interrupt().as_raw_value(),
+    }
+}
+
+/// Says, once, that the port serves.
+fn announce(started: &Started, dev: bool, output: Output, environment: &BTreeMap<String, String>) {
+    let context = if dev { remember(started, environment) } else { None };
+    let printed = if output.json {
+        output.document(&first_line(started))
+    } else if dev || started.bootstrap.as_ref().is_some_and(|bootstrap| bootstrap.client_secret.is_some()) {
+        output.line(&welcome(started, context.as_deref(), &program(environment)))
+    } else {
+        Ok(())
+    };
+    if let Err(failure) = printed {
+        tracing::warn!(error = %failure, "cannot say where the service is");
+    }
+    // Without a supervisor there is nobody to notify.
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
+}
+
+/// What programs read: the only line on stdout.
+fn first_line(started: &Started) -> serde_json::Value {
+    let bootstrap = started.bootstrap.as_ref();
+    let secret = bootstrap.and_then(|bootstrap| bootstrap.client_secret.as_ref()).map(ExposeSecret::expose_secret);
+    json!({
+        "address": started.address.to_string(),
+        "issuer": started.issuer,
+        "data_dir": started.data_dir,
+        "client_id": bootstrap.map(|bootstrap| bootstrap.client_id.as_str()),
+        "client_secret": secret,
+    })
+}
+
+/// Keeps the context for the other commands; the service does not depend on it.
+fn remember(started: &Started, environment: &BTreeMap<String, String>) -> Option<String> {
+    let bootstrap = started.bootstrap.as_ref()?;
+    let path = context::path(environment)?;
+    let scheme = if started.tls { "https://" } else { "" };
+    let context = Context {
+        address: format!("{scheme}{}", started.address),
+        client_id: bootstrap.client_id.to_string(),
+        client_secret: bootstrap.client_secret.clone(),
+        ca_file: None,
+        data_dir: Some(started.data_dir.canonicalize().unwrap_or_else(|_| started.data_dir.clone())),
+    };
+    let saved = context::load(&path).and_then(|mut contexts| {
+        let name = contexts.remember(context).to_owned();
+        context::save(&path, &contexts).map(|()| name)
+    });
+    saved.inspect_err(|error| tracing::warn!(path = %path.display(), %error, "cannot leave a context behind")).ok()
+}
+
+/// The command as it can be pasted: `jeton` where the shell would find this very binary, else its path.
+fn program(environment: &BTreeMap<String, String>) -> String {
+    let Ok(this) = env::current_exe() else { return "jeton".to_owned() };
+    let path = environment.get("PATH").map(String::as_str).unwrap_or_default();
+    let found = env::split_paths(path).map(|dir| dir.join("jeton")).find(|file| file.is_file());
+    if found.and_then(|file| file.canonicalize().ok()) == this.canonicalize().ok() {
+        return "jeton".to_owned();
+    }
+    let here = env::current_dir().unwrap_or_default();
+    match this.strip_prefix(&here) {
+        Ok(relative) => format!("./{}", relative.display()),
+        Err(_) => this.display().to_string(),
+    }
+}
+
+/// What people read.
+fn welcome(started: &Started, context: Option<&str>, program: &str) -> String {
+    let address = started.address;
+    let data_dir = shown(&started.data_dir);
+    let mut text = format!("jeton serves on {address}\n\n  data directory  {data_dir}\n  issuer          {}\n", started.issuer);
+    let Some(bootstrap) = &started.bootstrap else { return text };
+    let id = &bootstrap.client_id;
+    let secret = bootstrap.client_secret.as_ref().map(ExposeSecret::expose_secret);
+    let kept = if context.is_some() { "shown at the first start; kept in the context" } else { "shown at the first start" };
+    text.push_str(&format!("  client id       {id}\n"));
+    match secret {
+        Some(secret) => text.push_str(&format!("  client secret   {secret}   (not shown again)\n")),
+        None => text.push_str(&format!("  client secret   {kept}\n")),
+    }
+    if let Some(name) = context {
+        let flag = if name == "dev" { String::new() } else { format!("  (context {name})") };
+        text.push_str(&format!("\nA token, and whether it stands{flag}:\n\n  {program} token\n"));
+        text.push_str(&format!("  {program} token --raw | {program} introspect -\n"));
+    }
+    let plain = if started.tls { "-cacert CA.pem" } else { "-plaintext" };
+    let credentials = format!("\"client_id\":\"{id}\",\"client_secret\":\"{}\"", secret.unwrap_or("SECRET"));
+    let service = "jeton.token.v1.TokenService";
+    text.push_str(&format!(
+        "\nThe same with grpcurl:\n\n  grpcurl {plain} -d '{{{credentials}}}' {address} {service}/Token\n  \
+         grpcurl {plain} -d '{{{credentials},\"token\":\"TOKEN\"}}' {address} {service}/Introspect\n"
+    ));
+    text
+}
+
+fn shown(path: &Path) -> String {
+    telemetry::escape(&path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::Bootstrap;
+
+    fn started(dir: &Path, secret: Option<&str>) -> Started {
+        Started {
+            address: "127.0.0.1:50051".parse().unwrap(),
+            issuer: "http://127.0.0.1:50051".to_owned(),
+            data_dir: dir.to_owned(),
+            bootstrap: Some(Bootstrap { client_id: "boot".parse().unwrap(), client_secret: secret.map(Into::into) }),
+            tls: false,
+        }
+    }
+
+    #[test]
+    fn flags_become_settings_with_their_names() {
+        let settings = Settings { listen: Some("127.0.0.1:0".to_owned()), insecure: true, ..Settings::default() };
+        let (config, origins) = Config::load(&settings.sources(&BTreeMap::new())).unwrap();
+        assert_eq!((config.listen.port(), config.insecure), (0, true));
+        assert_eq!(origins.of("insecure"), Some("flag --insecure"));
+    }
+
+    #[test]
+    fn programs_read_four_things_and_the_issuer() {
+        let line = first_line(&started(Path::new("/d"), Some("jcs_x")));
+        assert_eq!(line["address"], "127.0.0.1:50051");
+        assert_eq!(line["data_dir"], "/d");
+        assert_eq!(line["client_id"], "boot");
+        assert_eq!(line["client_secret"], "jcs_x");
+        assert!(first_line(&started(Path::new("/d"), None))["client_secret"].is_null());
+    }
+
+    #[test]
+    fn people_get_lines_to_paste() {
+        let text = welcome(&started(Path::new("/d"), Some("jcs_x")), Some("dev"), "./target/release/jeton");
+        assert!(text.contains("\n  ./target/release/jeton token --raw | ./target/release/jeton introspect -\n"), "{text}");
+        let line = "grpcurl -plaintext -d '{\"client_id\":\"boot\",\"client_secret\":\"jcs_x\"}' 127.0.0.1:50051 jeton.token.v1.TokenService/Token";
+        assert!(text.contains(line), "{text}");
+        assert!(text.contains("(not shown again)"));
+        assert!(!welcome(&started(Path::new("/d"), None), None, "jeton").contains("jeton token"));
+    }
+
+    #[test]
+    fn the_context_left_behind_is_found_by_the_other_commands() {
+        let home = tempfile::tempdir().unwrap();
+        let environment = BTreeMap::from([("HOME".to_owned(), home.path().to_str().unwrap().to_owned())]);
+        assert_eq!(remember(&started(home.path(), Some("jcs_x")), &environment).as_deref(), Some("dev"));
+        assert_eq!(remember(&started(home.path(), None), &environment).as_deref(), Some("dev"));
+        let contexts = context::load(&context::path(&environment).unwrap()).unwrap();
+        let (_, context) = contexts.find(None).unwrap();
+        assert_eq!(context.client_secret.as_ref().unwrap().expose_secret(), "jcs_x");
+    }
+}

@@ -1,0 +1,151 @@
+//! What is typed: durations, times, and texts that should not be typed at all.
+
+use std::{
+    fs,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::Args;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use super::failure::Failure;
+use crate::{
+    clock::{Clock, SystemClock},
+    model::Timestamp,
+};
+
+/// The most that is read from a file or stdin for one value.
+const LONGEST: u64 = 64 * 1024;
+
+/// A whole number with `s`, `m`, `h` or `d`; seconds without.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(['s', 'm', 'h', 'd']);
+    let unit = match text.strip_prefix(digits) {
+        Some("" | "s") => 1,
+        Some("m") => 60,
+        Some("h") => 60 * 60,
+        Some("d") => 24 * 60 * 60,
+        _ => return Err("a duration is a number with s, m, h or d, such as 15m".to_owned()),
+    };
+    let number: u64 = digits.parse().map_err(|_| "a duration is a number with s, m, h or d, such as 15m".to_owned())?;
+    number.checked_mul(unit).map(Duration::from_secs).ok_or_else(|| "that is too long".to_owned())
+}
+
+/// A point in time, or how long ago.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moment {
+    At(Timestamp),
+    Ago(Duration),
+}
+
+impl Moment {
+    pub(super) fn before(self, now: Timestamp) -> Timestamp {
+        match self {
+            Self::At(time) => time,
+            Self::Ago(age) => now - age,
+        }
+    }
+}
+
+/// RFC 3339, or a duration meaning so long ago.
+pub(super) fn moment(text: &str) -> Result<Moment, String> {
+    if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
+        let millis = i64::try_from(time.unix_timestamp_nanos() / 1_000_000).map_err(|_| "that is too far".to_owned())?;
+        return Ok(Moment::At(Timestamp::from_millis(millis)));
+    }
+    duration(text)
+        .map(Moment::Ago)
+        .map_err(|_| "a time is RFC 3339, such as 2026-01-31T08:00:00Z, or how long ago, such as 15m".to_owned())
+}
+
+/// The time on this machine.
+pub(super) fn now() -> Timestamp {
+    SystemClock::starting_at(Timestamp::EPOCH).now()
+}
+
+/// A token: typed, or better read from where no process list shows it.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub(super) struct TokenArgument {
+    /// The token, or - to read it from stdin
+    #[arg(value_name = "TOKEN")]
+    token: Option<String>,
+    /// Read the token from this file
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+}
+
+impl TokenArgument {
+    pub(super) fn read(&self) -> Result<String, Failure> {
+        match (&self.token, &self.file) {
+            (Some(token), _) if token != "-" => Ok(token.clone()),
+            (_, Some(file)) => secret_file(file),
+            _ => secret_file(Path::new("-")),
+        }
+    }
+}
+
+/// The text of a file, or of stdin for `-`, without the line break at its end: one value.
+pub(super) fn secret_file(path: &Path) -> Result<String, Failure> {
+    let text = bounded(path, LONGEST)?;
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    Ok(text.strip_suffix('\r').unwrap_or(text).to_owned())
+}
+
+/// The text of a file, or of stdin for `-`: many values.
+pub(super) fn text_file(path: &Path) -> Result<String, Failure> {
+    bounded(path, LONGEST * 1024)
+}
+
+fn bounded(path: &Path, longest: u64) -> Result<String, Failure> {
+    let mut text = String::new();
+    let read = if path == Path::new("-") {
+        io::stdin().lock().take(longest + 1).read_to_string(&mut text)
+    } else {
+        fs::File::open(path).and_then(|file| file.take(longest + 1).read_to_string(&mut text))
+    };
+    read.map_err(Failure::reading(path))?;
+    if text.len() as u64 > longest {
+        return Err(Failure::Other(format!("{} is longer than {longest} bytes", path.display())));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_one_unit() {
+        for (text, seconds) in [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("30d", 2_592_000), ("0", 0)] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for bad in ["", "m", "1h30m", "-5", "1.5h", "5w", "5mm", "99999999999999999999d"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_moment_is_a_time_or_an_age() {
+        let at = Timestamp::from_millis(1_763_769_600_000);
+        assert_eq!(moment("2025-11-22T00:00:00Z"), Ok(Moment::At(at)));
+        assert_eq!(moment("2025-11-22T01:00:00+01:00"), Ok(Moment::At(at)));
+        assert_eq!(moment("1m").unwrap().before(at), at - Duration::from_secs(60));
+        assert!(moment("yesterday").is_err());
+    }
+
+    #[test]
+    fn a_secret_is_read_without_the_line_break_at_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("s");
+        for (written, read) in [("abc\n", "abc"), ("abc\r\n", "abc"), (" abc ", " abc "), ("abc\n\n", "abc\n")] {
+            fs::write(&file, written).unwrap();
+            assert_eq!(secret_file(&file).unwrap(), read);
+        }
+        fs::write(&file, vec![b'x'; LONGEST as usize + 1]).unwrap();
+        assert!(secret_file(&file).is_err());
+        assert!(secret_file(&dir.path().join("none")).unwrap_err().to_string().contains("cannot read"));
+    }
+}

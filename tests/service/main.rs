@@ -1,0 +1,4 @@
+//! The service from outside: the real server on a port, real clients, a clock that is moved by hand.
+
+mod harness;
+mod token;

@@ -1,0 +1,135 @@
+//! Plain examples of what a store keeps.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use jeton::{
+    model::{
+        Action, Client, ClientId, Digest, Epochs, Event, Family, FamilyId, Grants, Keyset, PlanName, Scopes, Secret, Stamp,
+        Subject, Timestamp,
+        keyset::{Algorithm, KeyState, SigningKey},
+    },
+    store::{Change, Follower, Rotate},
+};
+
+/// A Monday in 2026, with odd milliseconds.
+pub const NOW: Timestamp = Timestamp::from_millis(1_790_000_000_123);
+
+pub fn at(millis: i64) -> Timestamp {
+    Timestamp::from_millis(NOW.millis() + millis)
+}
+
+pub fn id(text: &str) -> ClientId {
+    text.parse().unwrap()
+}
+
+pub fn stamp() -> Stamp {
+    Stamp { peer: "192.0.2.1".into(), request_id: "request".into(), ..Stamp::internal(NOW) }
+}
+
+pub fn event(action: Action) -> Event {
+    stamp().done(action, "target")
+}
+
+pub fn client(name: &str) -> Client {
+    client_of("default", name)
+}
+
+pub fn client_of(tenant: &str, name: &str) -> Client {
+    Client {
+        id: id(name),
+        tenant: tenant.parse().unwrap(),
+        display_name: "Orders".into(),
+        scopes: Scopes::parse(&["orders:read", "orders:write"]).unwrap(),
+        default_scopes: Scopes::default(),
+        roles: Vec::new(),
+        audiences: Vec::new(),
+        serves: Vec::new(),
+        grants: Grants { client_credentials: true, refresh_token: true },
+        access_ttl: None,
+        refresh_ttl: None,
+        refresh_idle: None,
+        rate_plan: PlanName::standard(),
+        disabled: false,
+        secrets: vec![secret("s1"), secret("s2")],
+        revision: 1,
+        created_at: NOW,
+        updated_at: NOW,
+    }
+}
+
+pub fn secret(name: &str) -> Secret {
+    Secret {
+        id: name.parse().unwrap(),
+        digest: Digest::Keyed { hmac: "b64".into() },
+        created_at: NOW,
+        expires_at: None,
+        last_used_at: None,
+        use_count: 0,
+    }
+}
+
+/// Opened now; lives an hour, ten minutes unused.
+pub fn family(client: &str) -> Family {
+    Family {
+        id: FamilyId::new(),
+        tenant: "default".parse().unwrap(),
+        client: id(client),
+        subject: Subject::of_client(&id(client)),
+        scopes: Scopes::parse(&["orders:read"]).unwrap(),
+        audience: vec!["https://orders".parse().unwrap()],
+        salt: [9; 32],
+        epochs: Epochs { tenant: 1, client: 2, subject: 3 },
+        opened_at: NOW,
+        expires_at: at(3_600_000),
+        idle: Duration::from_secs(600),
+        generation: 0,
+        rotated_at: NOW,
+        ended_at: None,
+    }
+}
+
+/// The family's token of this generation, presented by its client a while after [`NOW`], with 10 s of grace.
+pub fn present(family: &Family, presented: u32, after_millis: i64) -> Rotate {
+    Rotate {
+        family: family.id,
+        presented,
+        client: family.client.clone(),
+        now: at(after_millis),
+        grace: Duration::from_secs(10),
+        remember: Duration::from_secs(900),
+    }
+}
+
+pub fn keyset(revision: u64) -> Keyset {
+    let key = SigningKey {
+        kid: format!("key-{revision}").parse().unwrap(),
+        alg: Algorithm::EdDsa,
+        state: KeyState::Active { since: NOW },
+        created_at: NOW,
+        sealed: "sealed".into(),
+    };
+    Keyset { revision, keys: vec![key], sealed_root: "root".into() }
+}
+
+/// Keeps what it hears.
+#[derive(Default)]
+pub struct Ear(Mutex<Vec<Change>>);
+
+impl Ear {
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    pub fn heard(&self) -> Vec<Change> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+impl Follower for Ear {
+    fn apply(&self, change: &Change) {
+        self.0.lock().unwrap().push(change.clone());
+    }
+}

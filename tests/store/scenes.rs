@@ -1,0 +1,44 @@
+//! Stores with something in them, and what happens to their files.
+
+use std::{fs, path::Path};
+
+use jeton::{
+    model::{Action, Client, EpochOf, Event, Jti, Revoked, revocation::Revocation},
+    store::{SecretUse, Store},
+};
+use tempfile::TempDir;
+
+use crate::fixtures::{at, client, event, family, id, keyset, present, stamp};
+
+/// Writes `rounds` of everything a store keeps; may be called again on the same store.
+pub async fn fill(store: &dyn Store, rounds: usize) {
+    let from = store.clients(None, None, usize::MAX).await.unwrap().len();
+    for n in from..from + rounds {
+        let name = format!("client-{n:05}");
+        store.create_client(&client(&name), event(Action::ClientCreated)).await.unwrap();
+        let used = SecretUse { client: id(&name), secret: "s1".parse().unwrap(), at: at(5), count: 2 };
+        store.note_uses(&[used]).await.unwrap();
+        let changed = Client { revision: 2, ..client(&name) };
+        store.replace_client(&changed, event(Action::ClientUpdated)).await.unwrap();
+        let family = family(&name);
+        store.open_family(&family, event(Action::TokenIssued)).await.unwrap();
+        store.rotate(&present(&family, 0, 1), &stamp(), "jti").await.unwrap();
+        let revocation = Revocation { revoked: Revoked::Token(Jti::new()), until: at(1_000_000) };
+        store.revoke(&revocation, event(Action::TokenRevoked)).await.unwrap();
+        store.raise_epoch(&EpochOf::Client(id(&name)), event(Action::ClientRevoked)).await.unwrap();
+        store.append(Event { at: at(i64::try_from(n).unwrap()), ..event(Action::TokenIssued) }).await.unwrap();
+    }
+    let revision = store.keyset().await.unwrap().map_or(0, |keyset| keyset.revision);
+    store.replace_keyset(&keyset(revision + 1), event(Action::KeysRotated)).await.unwrap();
+}
+
+/// The files of a data directory as they lie there: what a process that is killed at this moment leaves behind.
+pub fn killed(dir: &Path) -> TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for name in ["jeton.db", "jeton.db-wal", "anchor", "lock"] {
+        if dir.join(name).exists() {
+            fs::copy(dir.join(name), copy.path().join(name)).unwrap();
+        }
+    }
+    copy
+}

@@ -1,0 +1,287 @@
+//! Refresh families: what becomes of a presented token.
+
+use std::time::Duration;
+
+use jeton::{
+    model::{
+        Action, Family, Revoked, Timestamp,
+        event::{Filter, Outcome},
+        revocation::Revocation,
+    },
+    store::{Change, Creation, Rotate, Rotation, Store},
+};
+
+use crate::{
+    bench::Bench,
+    fixtures::{Ear, NOW, at, client, event, family, id, present, stamp},
+};
+
+async fn open(store: &dyn Store) -> Family {
+    let family = family("a");
+    assert_eq!(store.open_family(&family, event(Action::TokenIssued)).await.unwrap(), Creation::Created);
+    family
+}
+
+async fn rotate(store: &dyn Store, rotate: &Rotate) -> Rotation {
+    store.rotate(rotate, &stamp(), "jti").await.unwrap()
+}
+
+fn rotated(family: &Family, generation: u32, millis: i64) -> Family {
+    Family { generation, rotated_at: at(millis), ..family.clone() }
+}
+
+pub async fn a_family_reads_back_as_it_was_opened(bench: &Bench) {
+    let store = bench.store();
+    let mut odd = family(&"x".repeat(128));
+    odd.subject = "s".repeat(200).parse().unwrap();
+    odd.salt = std::array::from_fn(|n| u8::try_from(n * 8).unwrap());
+    odd.idle = Duration::new(7, 1);
+    odd.audience.clear();
+    odd.scopes = jeton::model::Scopes::default();
+    for family in [odd, family("a.b")] {
+        store.open_family(&family, event(Action::TokenIssued)).await.unwrap();
+        assert_eq!(store.family(family.id, NOW).await.unwrap(), Some(family));
+    }
+    assert_eq!(store.family(family("a").id, NOW).await.unwrap(), None);
+}
+
+pub async fn an_id_opens_one_family(bench: &Bench) {
+    let store = bench.store();
+    let first = open(&*store).await;
+    let second = Family { client: id("b"), ..first.clone() };
+    assert_eq!(store.open_family(&second, event(Action::TokenIssued)).await.unwrap(), Creation::Taken);
+    assert_eq!(store.family(first.id, NOW).await.unwrap(), Some(first));
+}
+
+/// R09: both bounds, to the millisecond: at the bound itself it is over.
+pub async fn expired_families_are_absent_even_before_the_sweep(bench: &Bench) {
+    let store = bench.store();
+    let idle = open(&*store).await;
+    let absolute = Family { idle: Duration::from_secs(1 << 40), ..family("a") };
+    store.open_family(&absolute, event(Action::TokenIssued)).await.unwrap();
+    for (family, end) in [(idle, 600_000), (absolute, 3_600_000)] {
+        assert!(store.family(family.id, at(end - 1)).await.unwrap().is_some());
+        assert_eq!(store.family(family.id, at(end)).await.unwrap(), None);
+        assert_eq!(rotate(&*store, &present(&family, 0, end)).await, Rotation::Unknown);
+        assert_eq!(rotate(&*store, &present(&family, 0, end - 1)).await, Rotation::Rotated(rotated(&family, 1, end - 1)));
+    }
+}
+
+pub async fn a_rotation_goes_one_generation_on(bench: &Bench) {
+    let store = bench.store();
+    let family = open(&*store).await;
+    for generation in 0..20 {
+        let millis = i64::from(generation) * 1_000 + 1;
+        let expected = rotated(&family, generation + 1, millis);
+        assert_eq!(rotate(&*store, &present(&family, generation, millis)).await, Rotation::Rotated(expected.clone()));
+        assert_eq!(store.family(family.id, at(millis)).await.unwrap(), Some(expected));
+    }
+}
+
+/// Presents one token fifty times at once.
+async fn fifty(bench: &Bench, rotate: &Rotate) -> Vec<Rotation> {
+    let tasks: Vec<_> = (0..50)
+        .map(|_| {
+            let (store, rotate) = (bench.store(), rotate.clone());
+            tokio::spawn(async move { store.rotate(&rotate, &stamp(), "jti").await.unwrap() })
+        })
+        .collect();
+    let mut rotations = Vec::new();
+    for task in tasks {
+        rotations.push(task.await.unwrap());
+    }
+    rotations
+}
+
+/// R02: one successor; all others are given the same one.
+pub async fn of_fifty_that_present_one_token_one_rotates(bench: &Bench) {
+    let family = open(&*bench.store()).await;
+    let rotations = fifty(bench, &present(&family, 0, 5)).await;
+    let successor = rotated(&family, 1, 5);
+    assert_eq!(rotations.iter().filter(|rotation| **rotation == Rotation::Rotated(successor.clone())).count(), 1);
+    assert_eq!(rotations.iter().filter(|rotation| **rotation == Rotation::Repeated(successor.clone())).count(), 49);
+    assert_eq!(bench.store().family(family.id, at(5)).await.unwrap(), Some(successor));
+}
+
+/// R02: late copies of a spent token end the family exactly once and never bring a second successor.
+pub async fn of_fifty_after_the_grace_one_rotates_and_the_family_ends(bench: &Bench) {
+    let family = open(&*bench.store()).await;
+    rotate(&*bench.store(), &present(&family, 0, 5)).await;
+    let rotations = fifty(bench, &present(&family, 0, 10_006)).await;
+    assert_eq!(rotations.iter().filter(|rotation| **rotation == Rotation::Reused).count(), 1);
+    assert_eq!(rotations.iter().filter(|rotation| **rotation == Rotation::Unknown).count(), 49);
+    assert_eq!(rotate(&*bench.store(), &present(&family, 1, 10_006)).await, Rotation::Unknown);
+}
+
+/// R07: a lost answer is given again, identical, up to the last millisecond of the grace.
+pub async fn a_spent_token_repeats_only_within_the_grace(bench: &Bench) {
+    let store = bench.store();
+    let family = open(&*store).await;
+    rotate(&*store, &present(&family, 0, 5)).await;
+    let successor = rotated(&family, 1, 5);
+    for millis in [5, 6, 10_005] {
+        assert_eq!(rotate(&*store, &present(&family, 0, millis)).await, Rotation::Repeated(successor.clone()), "{millis}");
+    }
+    assert_eq!(rotate(&*store, &present(&family, 0, 10_006)).await, Rotation::Reused);
+}
+
+/// R07: once the successor was used, its predecessor is stolen goods.
+pub async fn a_spent_token_does_not_repeat_once_its_successor_was_used(bench: &Bench) {
+    let store = bench.store();
+    let family = open(&*store).await;
+    rotate(&*store, &present(&family, 0, 5)).await;
+    rotate(&*store, &present(&family, 1, 6)).await;
+    assert_eq!(rotate(&*store, &present(&family, 0, 7)).await, Rotation::Reused);
+}
+
+/// R03: fifty rotations in one millisecond, then each earlier token: order is the generation, not the time.
+pub async fn rotations_within_one_millisecond_are_told_apart(bench: &Bench) {
+    let store = bench.store();
+    for replayed in [0, 1, 25, 48] {
+        let family = open(&*store).await;
+        for generation in 0..50 {
+            let rotation = rotate(&*store, &present(&family, generation, 5)).await;
+            assert_eq!(rotation, Rotation::Rotated(rotated(&family, generation + 1, 5)));
+        }
+        assert_eq!(rotate(&*store, &present(&family, replayed, 5)).await, Rotation::Reused, "{replayed}");
+    }
+}
+
+/// C1: a step back of the clock never makes a spent token good again.
+pub async fn a_clock_that_went_back_closes_the_grace(bench: &Bench) {
+    let store = bench.store();
+    let family = open(&*store).await;
+    rotate(&*store, &present(&family, 0, 5_000)).await;
+    assert_eq!(rotate(&*store, &present(&family, 0, 4_999)).await, Rotation::Reused);
+}
+
+/// E9: a token from the future shows that this store is older than its clients: it must not go on.
+pub async fn a_generation_that_was_never_given_out_ends_the_family(bench: &Bench) {
+    let store = bench.store();
+    for presented in [1, 2, u32::MAX] {
+        let family = open(&*store).await;
+        assert_eq!(rotate(&*store, &present(&family, presented, 1)).await, Rotation::Reused, "{presented}");
+        assert_eq!(rotate(&*store, &present(&family, 0, 1)).await, Rotation::Unknown);
+    }
+    let last = Family { generation: u32::MAX, ..family("a") };
+    store.open_family(&last, event(Action::TokenIssued)).await.unwrap();
+    assert_eq!(rotate(&*store, &present(&last, u32::MAX, 1)).await, Rotation::Reused, "there is no next one");
+}
+
+/// R06: another client's guess neither refreshes nor ends a family.
+pub async fn another_client_can_neither_use_nor_end_a_family(bench: &Bench) {
+    let store = bench.store();
+    let family = open(&*store).await;
+    for presented in [0, 1, 7] {
+        let theft = Rotate { client: id("A"), ..present(&family, presented, 1) };
+        assert_eq!(rotate(&*store, &theft).await, Rotation::Unknown);
+    }
+    assert_eq!(store.family(family.id, at(1)).await.unwrap(), Some(family.clone()));
+    assert_eq!(rotate(&*store, &present(&family, 0, 2)).await, Rotation::Rotated(rotated(&family, 1, 2)));
+}
+
+/// R09: refreshing moves the idle bound and never the absolute one.
+pub async fn refreshing_never_passes_the_absolute_bound(bench: &Bench) {
+    let store = bench.store();
+    let family = open(&*store).await;
+    let mut generation = 0;
+    for millis in [599_999, 1_199_998, 1_799_997, 2_399_996, 2_999_995, 3_599_994] {
+        let rotation = rotate(&*store, &present(&family, generation, millis)).await;
+        generation += 1;
+        assert_eq!(rotation, Rotation::Rotated(rotated(&family, generation, millis)));
+    }
+    assert_eq!(rotate(&*store, &present(&family, generation, 3_600_000)).await, Rotation::Unknown);
+    assert_eq!(store.family(family.id, at(3_600_000)).await.unwrap(), None);
+}
+
+/// R01: reuse ends the family, what came of it is remembered for as long as asked, and it is heard.
+pub async fn reuse_ends_the_family_for_good(bench: &Bench) {
+    let (store, ear) = (bench.store(), Ear::new());
+    store.follow(NOW, ear.clone()).await.unwrap();
+    let family = open(&*store).await;
+    rotate(&*store, &present(&family, 0, 5)).await;
+    assert_eq!(rotate(&*store, &present(&family, 0, 20_000)).await, Rotation::Reused);
+    let revocation = Revocation { revoked: Revoked::Family(family.id), until: at(20_000 + 900_000) };
+    assert_eq!(ear.heard(), [Change::Revoked(revocation)]);
+    for presented in [0, 1, 2] {
+        assert_eq!(rotate(&*store, &present(&family, presented, 20_001)).await, Rotation::Unknown);
+    }
+    let ended = Family { ended_at: Some(at(20_000)), ..rotated(&family, 1, 5) };
+    assert_eq!(store.family(family.id, at(20_001)).await.unwrap(), Some(ended));
+    assert_eq!(store.follow(NOW, Ear::new()).await.unwrap().revocations, [revocation]);
+}
+
+pub async fn an_ended_family_is_ended_again_without_harm(bench: &Bench) {
+    let store = bench.store();
+    let family = open(&*store).await;
+    for millis in [100, 200] {
+        store.end_family(family.id, at(millis), at(1_000), event(Action::FamilyRevoked)).await.unwrap();
+    }
+    let ended = Family { ended_at: Some(at(100)), ..family.clone() };
+    assert_eq!(store.family(family.id, at(300)).await.unwrap(), Some(ended));
+    assert_eq!(rotate(&*store, &present(&family, 0, 300)).await, Rotation::Unknown);
+    // A family that is not here, or not any more, may still have left access tokens behind.
+    let gone = crate::fixtures::family("a").id;
+    store.end_family(gone, at(100), at(1_000), event(Action::FamilyRevoked)).await.unwrap();
+    let mut revoked: Vec<_> = store.follow(NOW, Ear::new()).await.unwrap().revocations;
+    revoked.sort_unstable_by_key(|revocation| revocation.revoked);
+    let expected = |id| Revocation { revoked: Revoked::Family(id), until: at(1_000) };
+    assert_eq!(revoked, [expected(family.id), expected(gone)]);
+}
+
+/// O03: each verdict stands in the trail, with the family and the jti where there is one.
+pub async fn every_verdict_leaves_its_record(bench: &Bench) {
+    let store = bench.store();
+    let family = open(&*store).await;
+    for (presented, millis) in [(0, 1), (0, 2), (0, 20_000), (1, 20_001)] {
+        rotate(&*store, &present(&family, presented, millis)).await;
+    }
+    let mut records = store.events(&Filter::default(), None, 4).await.unwrap();
+    records.reverse();
+    let told: Vec<_> = records
+        .iter()
+        .map(|record| (record.event.action, record.event.outcome, record.event.target.as_str(), record.event.reason.as_ref()))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (Action::TokenRefreshed, Outcome::Ok, "jti", ""),
+            (Action::RefreshRepeated, Outcome::Ok, "jti", ""),
+            (Action::RefreshReused, Outcome::Refused, "", "invalid_grant"),
+            (Action::RefreshRefused, Outcome::Refused, "", "invalid_grant"),
+        ]
+    );
+    assert!(records.iter().all(|record| record.event.family == Some(family.id)));
+}
+
+/// R05: whichever comes first, after the acknowledged end nothing rotates.
+pub async fn rotation_and_end_race_to_one_outcome(bench: &Bench) {
+    for _ in 0..20 {
+        let family = open(&*bench.store()).await;
+        let (store, presented) = (bench.store(), present(&family, 0, 1));
+        let refresh = tokio::spawn(async move { store.rotate(&presented, &stamp(), "jti").await.unwrap() });
+        let until: Timestamp = at(1_000);
+        bench.store().end_family(family.id, at(1), until, event(Action::FamilyRevoked)).await.unwrap();
+        let rotation = refresh.await.unwrap();
+        let generation = match rotation {
+            Rotation::Rotated(_) => 1,
+            Rotation::Unknown => 0,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(rotate(&*bench.store(), &present(&family, generation, 2)).await, Rotation::Unknown);
+    }
+}
+
+/// R04: a restart forgets nothing.
+pub async fn spent_tokens_stay_spent_after_a_restart(bench: &Bench) {
+    let store = bench.store();
+    store.create_client(&client("a"), event(Action::ClientCreated)).await.unwrap();
+    let (one, other) = (open(&*store).await, open(&*store).await);
+    for family in [&one, &other] {
+        rotate(&*store, &present(family, 0, 1)).await;
+        rotate(&*store, &present(family, 1, 2)).await;
+    }
+    let store = bench.reopen().await;
+    assert_eq!(rotate(&*store, &present(&one, 0, 3)).await, Rotation::Reused);
+    assert_eq!(rotate(&*store, &present(&other, 2, 3)).await, Rotation::Rotated(rotated(&other, 3, 3)));
+}

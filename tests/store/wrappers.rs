@@ -1,0 +1,84 @@
+//! The wrappers' own promises; that they are stores at all is the suite's to show.
+
+use std::{sync::Arc, time::Duration};
+
+use jeton::{
+    model::Action,
+    store::{AuditStore, ClientStore, Store, StoreError},
+};
+use tokio::time::Instant;
+
+use crate::{
+    bench::Bench,
+    faulty::{Act, FaultyStore, Kind},
+    fixtures::{client, event, id},
+};
+
+fn faulty(bench: &Bench) -> FaultyStore {
+    FaultyStore::new(bench.store())
+}
+
+#[tokio::test]
+async fn the_planned_call_fails_before_the_store_hears_of_it() {
+    let bench = Bench::embedded();
+    let store = faulty(&bench);
+    store.plan(2, Act::FailBefore(Kind::Unavailable));
+    assert_eq!(store.client(&id("a")).await.unwrap(), None);
+    let failed = store.create_client(&client("a"), event(Action::ClientCreated)).await;
+    assert!(matches!(failed, Err(StoreError::Unavailable(_))));
+    assert_eq!(store.client(&id("a")).await.unwrap(), None);
+    assert_eq!(store.calls(), 3);
+}
+
+#[tokio::test]
+async fn the_planned_call_fails_after_the_store_has_done_it() {
+    let bench = Bench::embedded();
+    let store = faulty(&bench);
+    store.plan(1, Act::FailAfter(Kind::Full));
+    let failed = store.create_client(&client("a"), event(Action::ClientCreated)).await;
+    assert!(matches!(failed, Err(StoreError::Full(_))));
+    assert_eq!(store.client(&id("a")).await.unwrap(), Some(client("a")));
+}
+
+#[tokio::test]
+async fn what_is_planned_for_all_calls_stops_when_it_is_taken_back() {
+    let bench = Bench::embedded();
+    let store = faulty(&bench);
+    store.always(Some(Act::FailBefore(Kind::Corrupt)));
+    assert!(matches!(store.ready().await, Err(StoreError::Corrupt(_))));
+    assert!(matches!(store.append(event(Action::TokenIssued)).await, Err(StoreError::Corrupt(_))));
+    store.always(None);
+    store.ready().await.unwrap();
+    assert!(store.chain(0, 1).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_delayed_call_is_late_on_either_side() {
+    let bench = Bench::embedded();
+    let store = Arc::new(faulty(&bench));
+    for act in [Act::DelayBefore(Duration::from_millis(30)), Act::DelayAfter(Duration::from_millis(30))] {
+        store.plan(1, act);
+        let start = Instant::now();
+        store.append(event(Action::TokenIssued)).await.unwrap();
+        assert!(start.elapsed() >= Duration::from_millis(30));
+    }
+}
+
+#[test]
+fn a_metered_store_tells_verbs_and_outcomes() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    metrics::with_local_recorder(&recorder, || {
+        runtime.block_on(async {
+            let bench = Bench::metered();
+            bench.store().ready().await.unwrap();
+            bench.store().close().await.unwrap();
+            bench.store().ready().await.unwrap_err();
+        });
+    });
+    let text = handle.render();
+    for line in [r#"verb="ready",outcome="ok""#, r#"verb="ready",outcome="unavailable""#, r#"verb="close",outcome="ok""#] {
+        assert!(text.contains(line), "{line} in\n{text}");
+    }
+}

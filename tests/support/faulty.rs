@@ -1,0 +1,248 @@
+//! A store that fails, loses or delays chosen calls of another: for tests of what stands on a store.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use jeton::{
+    crypto::chain::Head,
+    model::{
+        Client, ClientId, EpochOf, Event, Family, FamilyId, Keyset, Record, Stamp, TenantId, Timestamp, event::Filter,
+        revocation::Revocation,
+    },
+    store::{
+        AuditStore, ClientStore, CounterStore, Creation, FamilyStore, Follower, KeyStore, Result, RevocationStore, Rotate,
+        Rotation, SecretUse, Snapshot, Store, StoreError, Write,
+    },
+};
+use tokio::sync::broadcast;
+
+/// What becomes of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// It fails before the inner store hears of it.
+    FailBefore(Kind),
+    /// The inner store carries it out, and the caller hears of a failure.
+    FailAfter(Kind),
+    /// It reaches the inner store late.
+    DelayBefore(Duration),
+    /// Its answer comes late.
+    DelayAfter(Duration),
+}
+
+/// Which failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Unavailable,
+    Full,
+    Corrupt,
+}
+
+impl Kind {
+    fn error(self) -> StoreError {
+        let source = || "a planned fault".into();
+        match self {
+            Self::Unavailable => StoreError::Unavailable(source()),
+            Self::Full => StoreError::Full(source()),
+            Self::Corrupt => StoreError::Corrupt(source()),
+        }
+    }
+}
+
+/// Counts the calls, from 1, and does to them what was planned. Idle until something is.
+pub struct FaultyStore {
+    inner: Arc<dyn Store>,
+    calls: AtomicU64,
+    plan: Mutex<Plan>,
+}
+
+#[derive(Default)]
+struct Plan {
+    at: BTreeMap<u64, Act>,
+    always: Option<Act>,
+}
+
+impl FaultyStore {
+    /// Over `inner`, with nothing planned.
+    pub fn new(inner: Arc<dyn Store>) -> Self {
+        Self { inner, calls: AtomicU64::new(0), plan: Mutex::default() }
+    }
+
+    /// How many calls there were.
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::SeqCst)
+    }
+
+    /// Plans for the `nth` call from now on, the next being the first.
+    pub fn plan(&self, nth: u64, act: Act) {
+        self.plan.lock().unwrap().at.insert(self.calls() + nth, act);
+    }
+
+    /// Plans for every call that has no other plan; `None` for nothing.
+    pub fn always(&self, act: Option<Act>) {
+        self.plan.lock().unwrap().always = act;
+    }
+
+    async fn pass<T>(&self, call: impl Future<Output = Result<T>> + Send) -> Result<T> {
+        let number = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
+        let act = {
+            let mut plan = self.plan.lock().unwrap();
+            plan.at.remove(&number).or(plan.always)
+        };
+        match act {
+            None => call.await,
+            Some(Act::FailBefore(kind)) => Err(kind.error()),
+            Some(Act::FailAfter(kind)) => {
+                let _ = call.await;
+                Err(kind.error())
+            }
+            Some(Act::DelayBefore(by)) => {
+                pause(by).await;
+                call.await
+            }
+            Some(Act::DelayAfter(by)) => {
+                let result = call.await;
+                pause(by).await;
+                result
+            }
+        }
+    }
+}
+
+/// By the runtime's clock, which tests may have paused.
+async fn pause(by: Duration) {
+    let _ = tokio::time::timeout(by, std::future::pending::<()>()).await;
+}
+
+#[async_trait]
+impl ClientStore for FaultyStore {
+    async fn client(&self, id: &ClientId) -> Result<Option<Client>> {
+        self.pass(self.inner.client(id)).await
+    }
+
+    async fn clients(&self, tenant: Option<&TenantId>, after: Option<&ClientId>, limit: usize) -> Result<Vec<Client>> {
+        self.pass(self.inner.clients(tenant, after, limit)).await
+    }
+
+    async fn create_client(&self, client: &Client, event: Event) -> Result<Creation> {
+        self.pass(self.inner.create_client(client, event)).await
+    }
+
+    async fn replace_client(&self, client: &Client, event: Event) -> Result<Write> {
+        self.pass(self.inner.replace_client(client, event)).await
+    }
+
+    async fn delete_client(&self, id: &ClientId, revision: u64, event: Event) -> Result<Write> {
+        self.pass(self.inner.delete_client(id, revision, event)).await
+    }
+
+    async fn note_uses(&self, uses: &[SecretUse]) -> Result<()> {
+        self.pass(self.inner.note_uses(uses)).await
+    }
+}
+
+#[async_trait]
+impl FamilyStore for FaultyStore {
+    async fn open_family(&self, family: &Family, event: Event) -> Result<Creation> {
+        self.pass(self.inner.open_family(family, event)).await
+    }
+
+    async fn family(&self, id: FamilyId, now: Timestamp) -> Result<Option<Family>> {
+        self.pass(self.inner.family(id, now)).await
+    }
+
+    async fn rotate(&self, rotate: &Rotate, stamp: &Stamp, jti: &str) -> Result<Rotation> {
+        self.pass(self.inner.rotate(rotate, stamp, jti)).await
+    }
+
+    async fn end_family(&self, id: FamilyId, now: Timestamp, until: Timestamp, event: Event) -> Result<()> {
+        self.pass(self.inner.end_family(id, now, until, event)).await
+    }
+}
+
+#[async_trait]
+impl RevocationStore for FaultyStore {
+    async fn revoke(&self, revocation: &Revocation, event: Event) -> Result<()> {
+        self.pass(self.inner.revoke(revocation, event)).await
+    }
+
+    async fn raise_epoch(&self, of: &EpochOf, event: Event) -> Result<u64> {
+        self.pass(self.inner.raise_epoch(of, event)).await
+    }
+
+    async fn follow(&self, now: Timestamp, follower: Arc<dyn Follower>) -> Result<Snapshot> {
+        self.pass(self.inner.follow(now, follower)).await
+    }
+
+    async fn sweep(&self, now: Timestamp, limit: usize) -> Result<usize> {
+        self.pass(self.inner.sweep(now, limit)).await
+    }
+}
+
+#[async_trait]
+impl AuditStore for FaultyStore {
+    async fn append(&self, event: Event) -> Result<()> {
+        self.pass(self.inner.append(event)).await
+    }
+
+    async fn append_soon(&self, event: Event) -> Result<()> {
+        self.pass(self.inner.append_soon(event)).await
+    }
+
+    async fn events(&self, filter: &Filter, before: Option<u64>, limit: usize) -> Result<Vec<Record>> {
+        self.pass(self.inner.events(filter, before, limit)).await
+    }
+
+    async fn chain(&self, after: u64, limit: usize) -> Result<Vec<Record>> {
+        self.pass(self.inner.chain(after, limit)).await
+    }
+
+    async fn head(&self) -> Result<Option<Head>> {
+        self.pass(self.inner.head()).await
+    }
+
+    fn tail(&self) -> broadcast::Receiver<Arc<Record>> {
+        self.inner.tail()
+    }
+}
+
+#[async_trait]
+impl KeyStore for FaultyStore {
+    async fn keyset(&self) -> Result<Option<Keyset>> {
+        self.pass(self.inner.keyset()).await
+    }
+
+    async fn replace_keyset(&self, keyset: &Keyset, event: Event) -> Result<Write> {
+        self.pass(self.inner.replace_keyset(keyset, event)).await
+    }
+}
+
+#[async_trait]
+impl CounterStore for FaultyStore {
+    async fn count(&self, hits: &[(String, u64)], until: Timestamp) -> Result<Vec<u64>> {
+        self.pass(self.inner.count(hits, until)).await
+    }
+}
+
+#[async_trait]
+impl Store for FaultyStore {
+    async fn ready(&self) -> Result<()> {
+        self.pass(self.inner.ready()).await
+    }
+
+    /// Closes for good, whatever is planned.
+    async fn close(&self) -> Result<()> {
+        self.inner.close().await
+    }
+
+    fn newest(&self) -> Timestamp {
+        self.inner.newest()
+    }
+}
