@@ -160,6 +160,12 @@ impl Config {
         Ok((config, origins))
     }
 
+    /// Where the master key is: the file named, else `master.key` in the data directory.
+    pub fn master_key_path(&self) -> PathBuf {
+        let named = !self.master_key_file.as_os_str().is_empty();
+        if named { self.master_key_file.clone() } else { self.data_dir.join("master.key") }
+    }
+
     /// Every setting by its key with dots, as text, in the order of the keys.
     pub fn settings(&self) -> Vec<(String, String)> {
         let mut rows = Vec::new();
