@@ -1,12 +1,17 @@
 //! The numbers, for Prometheus, on a listener of their own that is not for strangers.
 
-use std::{future::Future, io, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::{Router, extract::State, routing::get};
 use http::header;
 use metrics::SetRecorderError;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinHandle};
 
 use super::{
     guard::Methods,
@@ -24,14 +29,20 @@ pub struct Exposition {
 }
 
 impl Exposition {
-    /// Takes over what the `metrics` macros record from here on, for the whole process.
+    /// Takes over what the `metrics` macros record from here on, for the whole process; asked again, it shows the same.
     ///
     /// # Errors
     /// When something else has done so already.
     pub fn install(methods: &'static Methods) -> Result<Self, SetRecorderError<PrometheusRecorder>> {
+        static INSTALLED: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
+        let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(recorded) = &*installed {
+            return Ok(Self { recorded: recorded.clone(), methods });
+        }
         let recorder = PrometheusBuilder::new().build_recorder();
         let recorded = recorder.handle();
         metrics::set_global_recorder(recorder)?;
+        *installed = Some(recorded.clone());
         Ok(Self { recorded, methods })
     }
 
@@ -41,12 +52,56 @@ impl Exposition {
     }
 }
 
-/// Serves `/metrics` and `/healthz` until `shutdown`. Whether the address may be opened is for
-/// [`listen::permitted`](super::listen::permitted) to say.
+/// The listener, while it listens.
+pub struct Listening {
+    task: Option<(SocketAddr, JoinHandle<io::Result<Summary>>)>,
+}
+
+impl Listening {
+    /// Where, if anywhere.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.task.as_ref().map(|(address, _)| *address)
+    }
+
+    /// Closes it.
+    pub fn abort(self) {
+        if let Some((_, task)) = self.task {
+            task.abort();
+        }
+    }
+}
+
+/// Serves `/metrics` and `/healthz` at `address`, where it is not empty, and has the `metrics` macros recorded from here on.
 ///
 /// # Errors
-/// As [`listen::serve`].
-pub async fn serve(listener: TcpListener, shown: Exposition, shutdown: impl Future<Output = ()>) -> io::Result<Summary> {
+/// An address that is none, is taken, or is neither loopback nor meant to be open (`insecure`).
+pub async fn listen(
+    address: &str,
+    insecure: bool,
+    methods: &'static Methods,
+) -> Result<Listening, Box<dyn std::error::Error + Send + Sync>> {
+    if address.is_empty() {
+        return Ok(Listening { task: None });
+    }
+    let address: SocketAddr = address.parse().map_err(|_| format!("metrics_listen: {address:?} is not an address and port"))?;
+    if !listen::permitted(address, false, insecure) {
+        return Err(format!("metrics_listen: {address} is not loopback, and metrics are for no stranger").into());
+    }
+    let listener = listen::bind(address).map_err(|error| format!("cannot listen on {address}: {error}"))?;
+    let address = listener.local_addr()?;
+    let shown = Exposition::install(methods)?;
+    Ok(Listening { task: Some((address, tokio::spawn(serve(listener, shown)))) })
+}
+
+async fn serve(listener: TcpListener, shown: Exposition) -> io::Result<Summary> {
+    let recorded = shown.recorded.clone();
+    let tidy = async move {
+        let mut upkeep = tokio::time::interval(UPKEEP);
+        loop {
+            upkeep.tick().await;
+            recorded.run_upkeep();
+        }
+    };
     let options = Options {
         connections: 64,
         connections_per_peer: 64,
@@ -56,18 +111,7 @@ pub async fn serve(listener: TcpListener, shown: Exposition, shutdown: impl Futu
         workers: 1,
         tls: None,
     };
-    let recorded = shown.recorded.clone();
-    let tidy = async move {
-        let mut upkeep = tokio::time::interval(UPKEEP);
-        loop {
-            upkeep.tick().await;
-            recorded.run_upkeep();
-        }
-    };
-    tokio::select! {
-        summary = listen::serve(listener, router(shown), options, shutdown) => summary,
-        () = tidy => Ok(Summary::default()),
-    }
+    listen::serve(listener, router(shown), options, tidy).await
 }
 
 fn router(shown: Exposition) -> Router {
