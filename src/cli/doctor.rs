@@ -28,6 +28,9 @@ pub(super) struct Command {
     /// Look as at a server started with --dev
     #[arg(long)]
     dev: bool,
+    /// Only ask whether the service answers and is healthy: for probes
+    #[arg(long)]
+    service_only: bool,
 }
 
 /// What was found.
@@ -76,6 +79,7 @@ impl Finding {
 impl Command {
     pub(super) async fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
         let findings = match Config::load(&self.settings.sources(environment)) {
+            Ok((config, _)) if self.service_only => network::service(&config).await,
             Ok((config, origins)) => {
                 let judged = check(&config, self.dev).map_err(|error| origins.blame(error).to_string());
                 self.examine(&config, judged).await

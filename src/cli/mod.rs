@@ -14,6 +14,7 @@ mod render;
 mod revoke_all;
 mod serve;
 mod token;
+mod transfer;
 mod values;
 
 use std::{collections::BTreeMap, ffi::OsString, io, process::ExitCode};
@@ -57,6 +58,10 @@ enum Command {
     Keys(keys::Command),
     /// Read the audit trail
     Audit(audit::Command),
+    /// Write everything the store keeps to a file: the backup format, and the way to another store
+    Export(transfer::Export),
+    /// Fill an empty store from an export; ends all tokens unless a rollback is accepted
+    Import(transfer::Import),
     /// Look at a deployment and say what to do about it
     Doctor(doctor::Command),
     /// Look at the configuration
@@ -101,6 +106,8 @@ fn execute(command: &Command, output: Output, environment: &BTreeMap<String, Str
         Command::Client(command) => block_on(command.run(output, environment)),
         Command::Keys(command) => block_on(command.run(output, environment)),
         Command::Audit(command) => block_on(command.run(output, environment)),
+        Command::Export(command) => block_on(command.run(output, environment)),
+        Command::Import(command) => block_on(command.run(output, environment)),
         Command::Doctor(command) => block_on(command.run(output, environment)),
         Command::Config(command) => command.run(output, environment),
         Command::Context(command) => command.run(output, environment),
@@ -160,6 +167,9 @@ mod tests {
             "jeton audit list --action token. --since 1h --limit 5",
             "jeton audit tail --outcome refused",
             "jeton audit verify --known 7:00ff",
+            "jeton export",
+            "jeton export backup.ndjson --data-dir /d",
+            "jeton import backup.ndjson --accept-rollback",
             "jeton doctor --config /c",
             "jeton config show --json",
             "jeton context list",

@@ -30,6 +30,9 @@ pub(super) struct Command {
     /// For development: makes a master key, turns reflection on and leaves a context behind for the other commands
     #[arg(long)]
     dev: bool,
+    /// Where there is no client yet, make the first one, which may administer, and print its secret once; --dev does so anyway
+    #[arg(long)]
+    bootstrap: bool,
     #[command(flatten)]
     settings: Settings,
 }
@@ -77,7 +80,7 @@ impl Command {
             runtime.worker_threads(config.limits.workers);
         }
         let runtime = runtime.enable_all().build().map_err(Failure::io("cannot start"))?;
-        let options = server::Options { config, dev: self.dev, clock: None };
+        let options = server::Options { config, dev: self.dev, bootstrap: self.bootstrap, clock: None };
         let ended = runtime.block_on(Box::pin(async {
             let shutdown = shutdown().map_err(Failure::io("cannot listen for signals"))?;
             let started = |started: &Started| announce(started, self.dev, output, environment);

@@ -122,6 +122,14 @@ impl fmt::Display for ConfigError {
     }
 }
 
+/// As compiled in.
+impl Default for Config {
+    #[expect(clippy::expect_used, reason = "the compiled-in file is loaded in a test")]
+    fn default() -> Self {
+        Self::load(&Sources::default()).expect("the compiled-in configuration").0
+    }
+}
+
 impl Config {
     /// Puts the sources together. An unknown setting or a value of the wrong kind is refused; whether the values make sense
     /// together is for [`super::check`].
@@ -150,6 +158,12 @@ impl Config {
         }
         config.fill(sources, &mut origins);
         Ok((config, origins))
+    }
+
+    /// Where the master key is: the file named, else `master.key` in the data directory.
+    pub fn master_key_path(&self) -> PathBuf {
+        let named = !self.master_key_file.as_os_str().is_empty();
+        if named { self.master_key_file.clone() } else { self.data_dir.join("master.key") }
     }
 
     /// Every setting by its key with dots, as text, in the order of the keys.

@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use base64::{Engine, engine::general_purpose};
 use tokio_rustls::rustls::{
     self, CertificateError, RootCertStore,
     client::{WebPkiServerVerifier, danger::ServerCertVerifier},
@@ -16,11 +15,11 @@ use tokio_rustls::rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     sign::CertifiedKey,
 };
-use zeroize::Zeroizing;
 
 use super::{Finding, SOON};
 use crate::{
     config::{Config, Tls},
+    crypto::master::{self, MasterKeyError},
     model::Timestamp,
 };
 
@@ -60,36 +59,23 @@ fn own_uid() -> Option<u32> {
 pub(super) fn master_key(config: &Config, dev: bool) -> Finding {
     const SUBJECT: &str = "master key";
     let named = !config.master_key_file.as_os_str().is_empty();
-    let file = if named { config.master_key_file.clone() } else { config.data_dir.join("master.key") };
+    let file = config.master_key_path();
     let shown = file.display();
     let make = format!("(umask 077; openssl rand -base64 32 > {shown})");
-    let Ok(metadata) = fs::metadata(&file) else {
-        return match (named, dev) {
-            (false, true) => Finding::note(SUBJECT, "is not there yet", "`jeton serve --dev` makes it"),
-            (false, false) => Finding::problem(SUBJECT, "is not set", format!("{make} and set master_key_file")),
-            (true, _) => Finding::problem(SUBJECT, format!("{shown} cannot be read"), make),
-        };
-    };
-    if metadata.mode() & 0o077 != 0 {
-        let mode = metadata.mode() & 0o777;
-        return Finding::problem(SUBJECT, format!("{shown} has mode {mode:04o}"), format!("chmod 0600 {shown}"));
+    match master::load_or_make(&file, false) {
+        Ok(_) => Finding::ok(SUBJECT, format!("{shown} holds one")),
+        Err(MasterKeyError::Missing(_)) if !named && dev => {
+            Finding::note(SUBJECT, "is not there yet", "`jeton serve --dev` makes it")
+        }
+        Err(MasterKeyError::Missing(_)) if !named => {
+            Finding::problem(SUBJECT, "is not set", format!("{make} and set master_key_file"))
+        }
+        Err(error @ MasterKeyError::Exposed { .. }) => {
+            Finding::problem(SUBJECT, error.to_string(), format!("chmod 0600 {shown}"))
+        }
+        Err(error @ MasterKeyError::Missing(_)) => Finding::problem(SUBJECT, error.to_string(), make),
+        Err(error) => Finding::problem(SUBJECT, error.to_string(), "put the key there that the data was made under"),
     }
-    match fs::read(&file).map(Zeroizing::new) {
-        Ok(text) if is_key(&text) => Finding::ok(SUBJECT, format!("{shown} holds one")),
-        Ok(_) => Finding::problem(SUBJECT, format!("{shown} holds no 32 bytes in base64 or hex"), make),
-        Err(error) => Finding::problem(SUBJECT, format!("{shown}: {error}"), "let this user read it"),
-    }
-}
-
-/// 32 bytes in base64 (with or without padding) or hexadecimal.
-fn is_key(text: &[u8]) -> bool {
-    let text = text.trim_ascii();
-    let hex = text.len() == 64 && text.iter().all(u8::is_ascii_hexdigit);
-    let decoded =
-        |engine: general_purpose::GeneralPurpose| engine.decode(text).map(Zeroizing::new).is_ok_and(|key| key.len() == 32);
-    hex || decoded(general_purpose::STANDARD)
-        || decoded(general_purpose::STANDARD_NO_PAD)
-        || decoded(general_purpose::URL_SAFE_NO_PAD)
 }
 
 /// Whether certificate and key fit, and for how long.
@@ -188,7 +174,7 @@ mod tests {
         assert_eq!(master_key(&config, true).verdict, Verdict::Note);
         config.master_key_file = file.clone();
         assert_eq!(master_key(&config, true).verdict, Verdict::Problem);
-        fs::write(&file, format!("{}\n", "0a".repeat(32))).unwrap();
+        fs::write(&file, "Q2Qf8mKTpTqBnSg2OWGLhX0l9H3aiYvHkxS6zVq3r+8=\n").unwrap();
         mode(&file, 0o644);
         assert!(master_key(&config, false).advice.starts_with("chmod 0600 "));
         mode(&file, 0o600);
