@@ -1,8 +1,8 @@
 //! The numbers, for Prometheus, on a listener of their own that is not for strangers.
 
 use std::{
+    future::Future,
     io,
-    net::SocketAddr,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -11,7 +11,7 @@ use axum::{Router, extract::State, routing::get};
 use http::header;
 use metrics::SetRecorderError;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::net::TcpListener;
 
 use super::{
     guard::Methods,
@@ -52,56 +52,12 @@ impl Exposition {
     }
 }
 
-/// The listener, while it listens.
-pub struct Listening {
-    task: Option<(SocketAddr, JoinHandle<io::Result<Summary>>)>,
-}
-
-impl Listening {
-    /// Where, if anywhere.
-    pub fn address(&self) -> Option<SocketAddr> {
-        self.task.as_ref().map(|(address, _)| *address)
-    }
-
-    /// Closes it.
-    pub fn abort(self) {
-        if let Some((_, task)) = self.task {
-            task.abort();
-        }
-    }
-}
-
-/// Serves `/metrics` and `/healthz` at `address`, where it is not empty, and has the `metrics` macros recorded from here on.
+/// Serves `/metrics` and `/healthz` until `shutdown`. Whether the address may be opened is for
+/// [`listen::permitted`](super::listen::permitted) to say.
 ///
 /// # Errors
-/// An address that is none, is taken, or is neither loopback nor meant to be open (`insecure`).
-pub async fn listen(
-    address: &str,
-    insecure: bool,
-    methods: &'static Methods,
-) -> Result<Listening, Box<dyn std::error::Error + Send + Sync>> {
-    if address.is_empty() {
-        return Ok(Listening { task: None });
-    }
-    let address: SocketAddr = address.parse().map_err(|_| format!("metrics_listen: {address:?} is not an address and port"))?;
-    if !listen::permitted(address, false, insecure) {
-        return Err(format!("metrics_listen: {address} is not loopback, and metrics are for no stranger").into());
-    }
-    let listener = listen::bind(address).map_err(|error| format!("cannot listen on {address}: {error}"))?;
-    let address = listener.local_addr()?;
-    let shown = Exposition::install(methods)?;
-    Ok(Listening { task: Some((address, tokio::spawn(serve(listener, shown)))) })
-}
-
-async fn serve(listener: TcpListener, shown: Exposition) -> io::Result<Summary> {
-    let recorded = shown.recorded.clone();
-    let tidy = async move {
-        let mut upkeep = tokio::time::interval(UPKEEP);
-        loop {
-            upkeep.tick().await;
-            recorded.run_upkeep();
-        }
-    };
+/// As [`listen::serve`].
+pub async fn serve(listener: TcpListener, shown: Exposition, shutdown: impl Future<Output = ()>) -> io::Result<Summary> {
     let options = Options {
         connections: 64,
         connections_per_peer: 64,
@@ -111,7 +67,18 @@ async fn serve(listener: TcpListener, shown: Exposition) -> io::Result<Summary> 
         workers: 1,
         tls: None,
     };
-    listen::serve(listener, router(shown), options, tidy).await
+    let recorded = shown.recorded.clone();
+    let tidy = async move {
+        let mut upkeep = tokio::time::interval(UPKEEP);
+        loop {
+            upkeep.tick().await;
+            recorded.run_upkeep();
+        }
+    };
+    tokio::select! {
+        summary = listen::serve(listener, router(shown), options, shutdown) => summary,
+        () = tidy => Ok(Summary::default()),
+    }
 }
 
 fn router(shown: Exposition) -> Router {
