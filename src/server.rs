@@ -108,7 +108,7 @@ pub async fn run(
 
     let (stop, stopping) = watch::channel(false);
     let app = App::build(&options, &opened, &stopping).await?;
-    let metrics = app.listen_for_metrics(&options).await?;
+    let metrics = app.serve_metrics(&options, stopped(stopping.clone())).await?;
     let background = housekeeping::start(&opened, tls.clone(), &stopping);
     let listening = listen::Options::new(&config.limits, tls);
     let serving = tokio::spawn(listen::serve(listener, app.guarded, listening, stopped(stopping)));
@@ -125,7 +125,7 @@ pub async fn run(
     let summary = summary.map_err(|error| StartError::Failed(format!("listener: {error}")))?;
     background.finish().await;
     if let Some(metrics) = metrics {
-        metrics.abort();
+        let _ = metrics.await;
     }
     opened.close().await;
     tracing::info!(accepted = summary.accepted, refused = summary.refused, aborted = summary.aborted, "stopped");

@@ -1,6 +1,11 @@
 //! The numbers, for Prometheus, on a listener of their own that is not for strangers.
 
-use std::{future::Future, io, time::Duration};
+use std::{
+    future::Future,
+    io,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::{Router, extract::State, routing::get};
 use http::header;
@@ -24,14 +29,20 @@ pub struct Exposition {
 }
 
 impl Exposition {
-    /// Takes over what the `metrics` macros record from here on, for the whole process.
+    /// Takes over what the `metrics` macros record from here on, for the whole process; asked again, it shows the same.
     ///
     /// # Errors
     /// When something else has done so already.
     pub fn install(methods: &'static Methods) -> Result<Self, SetRecorderError<PrometheusRecorder>> {
+        static INSTALLED: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
+        let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(recorded) = &*installed {
+            return Ok(Self { recorded: recorded.clone(), methods });
+        }
         let recorder = PrometheusBuilder::new().build_recorder();
         let recorded = recorder.handle();
         metrics::set_global_recorder(recorder)?;
+        *installed = Some(recorded.clone());
         Ok(Self { recorded, methods })
     }
 

@@ -80,6 +80,7 @@ pub fn refusal(refusal: Refusal) -> Status {
         Refusal::Panicked => Error::Internal("a handler panicked".into()),
         Refusal::TooLarge => Error::TooLarge,
         Refusal::Query => return refusal.status(),
+        Refusal::Overloaded => Error::Throttled { retry_after: Duration::from_secs(1) },
     };
     status(&error)
 }

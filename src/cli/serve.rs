@@ -80,7 +80,7 @@ impl Command {
             runtime.worker_threads(config.limits.workers);
         }
         let runtime = runtime.enable_all().build().map_err(Failure::io("cannot start"))?;
-        let options = server::Options { config, dev: self.dev, bootstrap: self.bootstrap, clock: None, store: None };
+        let options = server::Options { config, dev: self.dev, bootstrap: self.bootstrap, store: None, clock: None };
         let ended = runtime.block_on(Box::pin(async {
             let shutdown = shutdown().map_err(Failure::io("cannot listen for signals"))?;
             let started = |started: &Started| announce(started, self.dev, output, environment);

@@ -122,6 +122,14 @@ impl fmt::Display for ConfigError {
     }
 }
 
+/// As compiled in.
+impl Default for Config {
+    #[expect(clippy::expect_used, reason = "the compiled-in file is loaded in a test")]
+    fn default() -> Self {
+        Self::load(&Sources::default()).expect("the compiled-in configuration").0
+    }
+}
+
 impl Config {
     /// Puts the sources together. An unknown setting or a value of the wrong kind is refused; whether the values make sense
     /// together is for [`super::check`].

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::Router;
-use tokio::sync::watch;
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tonic_reflection::server::Builder as Reflection;
 
@@ -13,7 +13,8 @@ use crate::{
         grpc::Door,
         guard::{Guard, Methods, quiet_panics},
         http::{self, Published},
-        metrics,
+        listen,
+        metrics::{self, Exposition},
         status::refusal,
     },
     config::Config,
@@ -64,17 +65,38 @@ impl App {
         Ok(Self { guarded, health, methods })
     }
 
-    /// Serves the numbers on their own listener. On a developer's machine a taken port is no reason not to start.
-    pub(super) async fn listen_for_metrics(&self, options: &Options) -> Result<Option<metrics::Listening>, StartError> {
-        let Config { metrics_listen, insecure, .. } = &options.config;
-        match metrics::listen(metrics_listen, *insecure, self.methods).await {
-            Ok(listening) => Ok(Some(listening)),
-            Err(error) if options.dev => {
-                tracing::warn!(%error, "no metrics");
-                Ok(None)
-            }
-            Err(error) => Err(StartError::Configuration(error.to_string())),
+    /// Serves the numbers on their own listener, unless there shall be none. On a developer's machine a taken port is no
+    /// reason not to start.
+    pub(super) async fn serve_metrics(
+        &self,
+        options: &Options,
+        stopped: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<Option<JoinHandle<()>>, StartError> {
+        let configured = &options.config.metrics_listen;
+        if configured.is_empty() {
+            return Ok(None);
         }
+        let address = configured
+            .parse()
+            .map_err(|_| StartError::Configuration("metrics_listen: must be an address with a port, or empty".to_owned()))?;
+        if !listen::permitted(address, false, options.config.insecure) {
+            return Err(StartError::Configuration(format!("metrics_listen: {address} is public, and needs insecure = true")));
+        }
+        let listener = match TcpListener::bind(address).await {
+            Ok(listener) => listener,
+            Err(error) if options.dev => {
+                tracing::warn!(%address, %error, "no metrics: their address cannot be listened on");
+                return Ok(None);
+            }
+            Err(error) => return Err(StartError::Failed(format!("cannot listen on {address}: {error}"))),
+        };
+        // A second server of one process, as in tests, shares the first one's recorder and shows nothing of its own.
+        let Ok(exposition) = Exposition::install(self.methods) else { return Ok(None) };
+        Ok(Some(tokio::spawn(async move {
+            if let Err(error) = metrics::serve(listener, exposition, stopped).await {
+                tracing::error!(%error, "metrics listener failed");
+            }
+        })))
     }
 }
 

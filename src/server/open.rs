@@ -1,6 +1,6 @@
 //! From a directory to an authority: master key, store, keys, what stands.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc};
 
 use super::{Options, StartError};
 use crate::{
@@ -95,7 +95,10 @@ fn master_key(config: &Config, dev: bool) -> Result<zeroize::Zeroizing<[u8; 32]>
     let beside = config.data_dir.join("master.key");
     let path = if config.master_key_file.as_os_str().is_empty() { &beside } else { &config.master_key_file };
     if dev && path == &beside {
-        std::fs::create_dir_all(&config.data_dir)
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&config.data_dir)
             .map_err(|error| StartError::Configuration(format!("cannot make {}: {error}", config.data_dir.display())))?;
     }
     master::load_or_make(path, dev && path == &beside).map_err(|error| StartError::Configuration(error.to_string()))

@@ -180,7 +180,8 @@ impl World {
 
     pub async fn revoke(&self, caller: &Caller, token: &str) -> Result<(), Status> {
         let Caller { id, secret } = caller.clone();
-        let request = RevokeRequest { client_id: id, client_secret: secret, token: token.to_owned(), ..RevokeRequest::default() };
+        let request =
+            RevokeRequest { client_id: id, client_secret: secret, token: token.to_owned(), ..RevokeRequest::default() };
         self.tokens().revoke(request).await.map(drop)
     }
 

@@ -1,6 +1,6 @@
 //! Token: what is issued, and to whom.
 
-use crate::harness::{World, refreshing, reason};
+use crate::harness::{World, reason, refreshing};
 
 /// J22: everything RFC 9068 section 2.2 asks for is in an access token.
 #[tokio::test]

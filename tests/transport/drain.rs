@@ -6,8 +6,8 @@ use jeton::api::listen::Options;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::support::{
-    Server,
-    frames::{ACK, GOAWAY, PING, Raw, closes, frame},
+    Server, WATCH,
+    frames::{ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, Raw, block, call, closes, frame},
     http::token,
     options, until,
 };
@@ -52,6 +52,22 @@ async fn calls_that_do_not_finish_are_cut() {
     assert_eq!(summary.aborted, 1);
     assert!(call.await.is_err(), "the call was cut");
     assert_eq!(puppet.waiting(), 0);
+}
+
+/// S1: neither a stream that never ends nor a client that is gone holds up the end.
+#[tokio::test]
+async fn streams_without_end_and_clients_gone_are_not_waited_for() {
+    let server = Server::with(Options { drain: LONG, ..options() }, LONG).await;
+    let _gone = Raw::open(server.address).await;
+    let mut watching = Raw::open(server.address).await;
+    watching.send(&frame(HEADERS, END_HEADERS, 1, &block(call(WATCH)))).await;
+    watching.send(&frame(DATA, END_STREAM, 1, &[0; 5])).await;
+    watching.expect(|frame| frame.kind == DATA && frame.stream == 1).await;
+    let stopping = tokio::spawn(server.stop());
+    let ping = watching.expect(|frame| frame.kind == PING).await;
+    watching.send(&frame(PING, ACK, 0, &ping.payload)).await;
+    let summary = tokio::time::timeout(Duration::from_secs(8), stopping).await.expect("stops in time").unwrap();
+    assert_eq!(summary.aborted, 0);
 }
 
 #[tokio::test]

@@ -96,10 +96,10 @@ impl std::io::Write for Tee {
 }
 
 impl<'a> MakeWriter<'a> for Tee {
-    type Writer = Tee;
+    type Writer = Self;
 
-    fn make_writer(&'a self) -> Tee {
-        Tee(self.0)
+    fn make_writer(&'a self) -> Self {
+        Self(self.0)
     }
 }
 

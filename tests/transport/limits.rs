@@ -5,13 +5,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, Version};
 use http_body_util::Full;
+use jeton::api::listen::Options;
 use tonic::Code;
 
 use crate::support::{
     MAX_MESSAGE, Server, TOKEN,
     frames::{CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, Raw, block, call, frame},
     http::{ask, grpc, message, play, token},
-    options,
+    options, until,
 };
 
 /// T05: a path that is not exactly a method's is no method's.
@@ -171,4 +172,25 @@ async fn a_message_cut_short_is_an_error() {
     assert_ne!(nonsense.code(), Some(Code::Ok));
     let empty = ask(server.address, grpc(TOKEN).body(Full::default()).unwrap()).await;
     assert_ne!(empty.code(), Some(Code::Ok));
+}
+
+/// L08, L02: calls that begin and do not end are bounded over all connections, and end with them.
+#[tokio::test]
+async fn unfinished_calls_are_bounded_together() {
+    let options = Options { workers: 1, ..options() };
+    let server = Server::with(options, Duration::from_secs(60)).await;
+    let opened: Vec<u8> =
+        (0..200).flat_map(|number| frame(HEADERS, END_HEADERS, number * 2 + 1, &block(call(TOKEN)))).collect();
+    let mut held = Vec::new();
+    for _ in 0..42 {
+        let mut raw = Raw::open(server.address).await;
+        raw.send(&opened).await;
+        held.push(raw);
+    }
+    let refused = || server.methods.find(TOKEN).unwrap().count(Code::ResourceExhausted);
+    until(async || refused() >= 42 * 200 - 8_192).await;
+    assert_eq!(token(server.address, "").await.code(), Some(Code::ResourceExhausted));
+    drop(held);
+    until(async || token(server.address, "").await.code() == Some(Code::Ok)).await;
+    assert!(refused() <= 42 * 200 - 8_192 + 100, "{}", refused());
 }

@@ -98,3 +98,29 @@ impl http_body::Body for Counted {
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+    use crate::api::guard::Methods;
+
+    /// C5: a stream that panics ends as INTERNAL.
+    #[tokio::test]
+    async fn a_panic_in_a_stream_is_its_last_word() {
+        let methods = Methods::leaked(&[crate::proto::DESCRIPTORS]).unwrap();
+        let method = methods.find("/jeton.admin.v1.AuditService/TailEvents").unwrap();
+        let mut chunks = 0;
+        let stream = futures_util::stream::poll_fn(move |_| {
+            chunks += 1;
+            assert!(chunks < 3, "canary");
+            Poll::Ready(Some(Ok::<_, std::io::Error>(Bytes::from_static(b"chunk"))))
+        });
+        let body = Counted::new(Body::from_stream(stream), Some(Count::new(method, Instant::now())));
+        let collected = body.collect().await.unwrap();
+        assert_eq!(collected.trailers().unwrap()["grpc-status"], "13");
+        assert_eq!(collected.to_bytes(), "chunkchunk");
+        assert_eq!(method.count(Code::Internal), 1);
+    }
+}

@@ -23,12 +23,16 @@ use crate::{
 
 mod answer;
 mod body;
+mod held;
 mod methods;
 mod request_id;
 
 pub use answer::{Answering, quiet_panics};
 pub use body::Counted;
+pub use held::Held;
 pub use methods::{Method, Methods};
+
+use held::Share;
 
 /// The peer of a request that came by no listener.
 const NOBODY: Peer = Peer::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
@@ -55,6 +59,8 @@ pub enum Refusal {
     TooLarge,
     /// A path with a query names no method.
     Query,
+    /// Too many requests have begun and not been sent to their end.
+    Overloaded,
 }
 
 impl Refusal {
@@ -65,6 +71,7 @@ impl Refusal {
             Self::Panicked => Status::internal("internal error"),
             Self::TooLarge => Status::resource_exhausted("the message is too large"),
             Self::Query => Status::unimplemented("no such method"),
+            Self::Overloaded => Status::resource_exhausted("too many unfinished requests"),
         }
     }
 
@@ -74,6 +81,7 @@ impl Refusal {
             Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Query => StatusCode::NOT_FOUND,
+            Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }
@@ -108,7 +116,7 @@ impl<S> Guard<S> {
 
 impl<S, B> Service<Request<B>> for Guard<S>
 where
-    S: Service<Request<B>, Response = Response, Error = Infallible, Future: Unpin>,
+    S: Service<Request<Held<B>>, Response = Response, Error = Infallible, Future: Unpin>,
 {
     type Response = http::Response<Counted>;
     type Error = Infallible;
@@ -118,7 +126,7 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+    fn call(&mut self, request: Request<B>) -> Self::Future {
         let rules = &*self.rules;
         let arrived = Instant::now();
         let (request_id, echo) = request_id::of(request.headers());
@@ -132,6 +140,11 @@ where
             Asked::Wrong(status) => answering.refuse_http(status),
             Asked::WithQuery => answering.refuse(Refusal::Query),
             Asked::Method(_) | Asked::Http => {
+                let Some(share) = Share::of_this_worker() else {
+                    answering.refuse(Refusal::Overloaded);
+                    return answering;
+                };
+                let mut request = request.map(|body| Held::new(body, share, rules.status));
                 let call = Call { now: rules.clock.now(), peer, request_id };
                 request.extensions_mut().insert(call);
                 request.extensions_mut().insert(Deadline(deadline));

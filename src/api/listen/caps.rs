@@ -8,7 +8,7 @@ use std::{
 
 /// Counts open connections.
 #[derive(Clone)]
-pub struct Caps {
+pub(super) struct Caps {
     open: Arc<Mutex<Open>>,
     most: usize,
     most_per_peer: usize,
@@ -21,14 +21,14 @@ struct Open {
 }
 
 /// The place of one connection, given back when dropped.
-pub struct Place {
+pub(super) struct Place {
     open: Arc<Mutex<Open>>,
     peer: IpAddr,
 }
 
 /// Which cap was reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Full {
+pub(super) enum Full {
     /// Connections in all.
     Total,
     /// Connections of this peer.
@@ -37,7 +37,7 @@ pub enum Full {
 
 impl Full {
     /// For the label of a metric.
-    pub const fn as_str(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Total => "total",
             Self::Peer => "peer",
@@ -47,13 +47,13 @@ impl Full {
 
 impl Caps {
     /// At most `most` at once, at most `most_per_peer` of them from one peer.
-    pub fn new(most: usize, most_per_peer: usize) -> Self {
+    pub(super) fn new(most: usize, most_per_peer: usize) -> Self {
         Self { open: Arc::default(), most, most_per_peer }
     }
 
     /// A place for a connection from `address`, or which cap leaves none. The map holds only peers with an open connection, so
     /// it never outgrows `most`.
-    pub fn enter(&self, address: IpAddr) -> Result<Place, Full> {
+    pub(super) fn enter(&self, address: IpAddr) -> Result<Place, Full> {
         let peer = peer_of(address);
         let mut open = lock(&self.open);
         if open.total >= self.most {

@@ -1,6 +1,18 @@
 //! One connection, from its first byte to its last.
 
-use std::{cell::RefCell, convert::Infallible, future::Future, io, pin::pin, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    convert::Infallible,
+    future::Future,
+    io,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use http::{Request, Response};
 use hyper::{
@@ -31,6 +43,8 @@ const PING_AFTER: Duration = Duration::from_secs(20);
 const PING_ANSWER: Duration = Duration::from_secs(10);
 /// How long an HTTP/1.1 connection is kept, so that a client that does not read cannot hold it for ever.
 const HTTP1_AGE: Duration = Duration::from_secs(120);
+/// How long an answer that has begun may go on once the server stops.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Header list of a request, as HPACK counts it.
 const HEADER_LIST: u32 = 16 * 1024;
 /// Flow control: a call is a few hundred bytes, a large batch takes some round trips more. The second is what a connection can
@@ -121,6 +135,7 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     A: App,
 {
+    let unanswered = Arc::clone(&answerer.unanswered);
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_AFTER)
@@ -140,7 +155,14 @@ where
         ended = connection.as_mut() => return Ok(ended?),
         _ = stopping.wait_for(|stopping| *stopping) => connection.as_mut().graceful_shutdown(),
     }
-    Ok(connection.await?)
+    // It ends by itself once the client has confirmed the GOAWAY and all calls are over. Neither a client that is gone nor a
+    // stream that never ends is waited for: only calls without an answer are.
+    while let Err(_still_open) = timeout(LAST_WORDS, connection.as_mut()).await {
+        if unanswered.load(Relaxed) == 0 {
+            break;
+        }
+    }
+    Ok(())
 }
 
 async fn speak_http1<S, A>(
@@ -182,24 +204,46 @@ struct Answerer<A> {
     app: RefCell<A>,
     peer: Peer,
     certificates: Option<PeerCertificates>,
+    unanswered: Arc<AtomicUsize>,
 }
 
 impl<A> Answerer<A> {
     fn new(app: A, peer: Peer, certificates: Option<PeerCertificates>) -> Self {
-        Self { app: RefCell::new(app), peer, certificates }
+        Self { app: RefCell::new(app), peer, certificates, unanswered: Arc::default() }
     }
 }
 
 impl<A: App> Service<Request<Incoming>> for Answerer<A> {
     type Response = Response<A::Answer>;
     type Error = Infallible;
-    type Future = A::Answering;
+    type Future = Unanswered<A::Answering>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         request.extensions_mut().insert(self.peer);
         if let Some(certificates) = &self.certificates {
             request.extensions_mut().insert(certificates.clone());
         }
-        self.app.borrow_mut().call(request)
+        self.unanswered.fetch_add(1, Relaxed);
+        Unanswered { answering: self.app.borrow_mut().call(request), count: Arc::clone(&self.unanswered) }
+    }
+}
+
+/// A call whose answer has not begun.
+struct Unanswered<F> {
+    answering: F,
+    count: Arc<AtomicUsize>,
+}
+
+impl<F: Future + Unpin> Future for Unanswered<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        Pin::new(&mut self.answering).poll(cx)
+    }
+}
+
+impl<F> Drop for Unanswered<F> {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Relaxed);
     }
 }

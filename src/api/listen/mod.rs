@@ -22,8 +22,9 @@ mod preface;
 mod tls;
 mod workers;
 
-pub use caps::Caps;
 pub use tls::{TlsError, TlsReloader};
+
+use caps::Caps;
 
 /// The certificates that the peer proved to hold in a TLS handshake, leaf first; an extension of every request under mTLS.
 #[derive(Clone, Debug)]
@@ -86,12 +87,15 @@ pub trait App:
     /// The body of its responses.
     type Answer: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static;
     /// Its future.
-    type Answering: Future<Output = Result<Response<Self::Answer>, Infallible>> + Send + 'static;
+    type Answering: Future<Output = Result<Response<Self::Answer>, Infallible>> + Send + Unpin + 'static;
 }
 
 impl<S, B> App for S
 where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send + 'static> + Clone + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send + Unpin + 'static>
+        + Clone
+        + Send
+        + 'static,
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
     type Answer = B;
@@ -118,7 +122,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Serves `app` on `listener` until `shutdown` is ready, then stops accepting, tells every connection to go away, lets calls
-/// in flight finish for at most `options.drain`, and cuts the rest. No error of a connection or of accepting ends it.
+/// in flight finish for at most `options.drain`, and cuts the rest; streams that only go on are ended after a few seconds. No error of a connection or of accepting ends it.
 ///
 /// # Errors
 /// Only when a worker cannot be started.

@@ -113,6 +113,18 @@ fn what_is_signed_is_an_access_token_and_reads_back() {
     }
 }
 
+/// All of it is shared between threads.
+#[test]
+fn keys_and_pools_can_be_shared() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Keyring>();
+    shared::<Sealer>();
+    shared::<VerifiedClaims>();
+    shared::<crate::crypto::passwords::Passwords>();
+    shared::<crate::crypto::secrets::ClientSecrets>();
+    shared::<crate::crypto::refresh_token::RefreshKey>();
+}
+
 #[test]
 fn what_would_be_too_long_to_verify_is_not_signed() {
     let (_, bench) = Bench::all()[0];

@@ -83,6 +83,8 @@ impl Life {
         for old in &before.keys {
             check_successor(old, next.keys.iter().find(|key| key.kid == old.kid), guarded);
         }
+        let made = next.keys.iter().filter(|key| before.keys.iter().all(|old| old.kid != key.kid));
+        made.for_each(|key| assert!(key.created_at >= guarded, "published before it was made"));
         let emergency = matches!(step, Step::Revoke(_) | Step::RevokeActive);
         let (was, is) = (before.active().unwrap(), next.active().unwrap());
         if was.kid != is.kid && !emergency {
@@ -216,6 +218,18 @@ fn a_manual_rotation_waits_until_the_key_was_published() {
     life.take(&Step::Advance, at);
     assert_eq!(life.active(), second);
     assert_eq!(life.keyset.keys.len(), 3);
+}
+
+/// K02: how long caches keep the set may be changed while a rotation waits.
+#[test]
+fn a_rotation_waits_for_the_longer_of_two_policies() {
+    let mut life = Life::new();
+    let first = life.active();
+    life.take(&Step::Rotate, START);
+    let longer = KeyPolicy { publish_ahead: HOUR, ..POLICY };
+    assert_eq!(life.keyset.advance(START + POLICY.publish_ahead, &longer, || panic!("nothing is made")), None);
+    let next = life.keyset.advance(START + HOUR, &longer, || key(9, START + HOUR)).unwrap();
+    assert_ne!(next.active().unwrap().kid, first);
 }
 
 #[test]

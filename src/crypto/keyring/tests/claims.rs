@@ -72,6 +72,10 @@ fn a_bad_time_of_issue_is_refused() {
     refused("iat", [Some(json!("1800000000")), Some(json!(null)), Some(json!(1.5)), None]);
     let (_, bench) = Bench::all()[0];
     assert!(bench.accepts(&bench.forge(bench.header(), with("iat", Some(json!(now + 5))))), "within the skew");
+    for issued in [2, 3, 5] {
+        let claims = Claims { iat: now + issued, exp: now + 2, ..good_claims() };
+        assert!(bench.keyring.verify(&bench.keyring.sign(&claims).unwrap(), NOW).is_none(), "not before its end");
+    }
 }
 
 /// J09: not yet valid, or not saying so as a number.
