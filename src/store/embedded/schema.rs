@@ -21,14 +21,14 @@ const TABLES: &str = "
     CREATE TABLE head (
         id INTEGER PRIMARY KEY CHECK (id = 1),
         node TEXT NOT NULL, sequence INTEGER NOT NULL, hash BLOB NOT NULL, seal BLOB NOT NULL,
-        newest INTEGER NOT NULL, tally BLOB NOT NULL, importing INTEGER NOT NULL
+        newest INTEGER NOT NULL, tally BLOB NOT NULL, importing INTEGER NOT NULL, sum BLOB NOT NULL
     ) STRICT;
     CREATE TABLE clients (
         id TEXT PRIMARY KEY, tenant TEXT NOT NULL, revision INTEGER NOT NULL, body TEXT NOT NULL, sum BLOB NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX clients_of_tenant ON clients (tenant);
     CREATE TABLE secret_uses (
-        client TEXT NOT NULL, secret TEXT NOT NULL, last_used_at INTEGER NOT NULL, uses INTEGER NOT NULL,
+        client TEXT NOT NULL, secret TEXT NOT NULL, last_used_at INTEGER NOT NULL, uses INTEGER NOT NULL, sum BLOB NOT NULL,
         PRIMARY KEY (client, secret)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE families (

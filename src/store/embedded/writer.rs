@@ -240,8 +240,8 @@ fn save(connection: &Connection, key: &ChainKey, state: &State) -> Result<(), Fa
     let head = key.seal(&state.node, state.sequence, state.hash);
     connection
         .prepare_cached(
-            "INSERT OR REPLACE INTO head (id, node, sequence, hash, seal, newest, tally, importing)
-             VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT OR REPLACE INTO head (id, node, sequence, hash, seal, newest, tally, importing, sum)
+             VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         )?
         .execute((
             head.node.as_ref(),
@@ -251,6 +251,7 @@ fn save(connection: &Connection, key: &ChainKey, state: &State) -> Result<(), Fa
             state.newest.millis(),
             state.tally.to_bytes(),
             state.importing,
+            state.sum(),
         ))?;
     Ok(())
 }
