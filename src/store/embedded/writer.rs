@@ -232,9 +232,15 @@ fn settle(jobs: Vec<Box<dyn Job>>, fate: &Result<(), Fault>) {
     jobs.into_iter().for_each(|job| job.settle(fate.clone()));
 }
 
-/// Moves everything from the WAL into the database and syncs it.
+/// Syncs the WAL, moves everything from it into the database and syncs that. Where the disk is full the WAL keeps it.
 pub(super) fn checkpoint(connection: &Connection) -> Result<(), Fault> {
-    Ok(connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?)
+    match connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(Fault::from) {
+        Err(fault) if fault.kind() == Some(Kind::Full) => {
+            tracing::warn!("the disk is full, the WAL cannot be moved into the database");
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 /// Writes the row `head`, sealed.
