@@ -1,5 +1,7 @@
-#![expect(unreachable_pub, reason = "a test binary has no outside")]
 //! The service from outside: the real server on a port, real clients, a clock that is moved by hand.
+
+#![expect(unreachable_pub, reason = "a test binary has no outside")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
 
 mod harness;
 mod token;
