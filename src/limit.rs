@@ -1,6 +1,8 @@
 //! Budgets: so many calls for a peer, for a client, and a small one for failed authentication. Each is a `governor` limiter per
 //! key in a table of bounded size; past the bound new keys are refused and old ones keep their state (L16).
 
+mod window;
+
 use std::{
     collections::HashMap as Plans,
     hash::Hash,
@@ -22,10 +24,12 @@ use governor::{
 };
 use papaya::HashMap;
 
+use self::window::Windows;
 use crate::{
     config::{self, Rate},
     error::Error,
     model::{ClientId, Peer, PlanName, Timestamp},
+    store::{CounterStore, StoreError},
 };
 
 /// The limiters' clock: the newest time that a call brought along, in nanoseconds.
@@ -148,7 +152,8 @@ impl From<IpAddr> for Site {
 pub struct Limits {
     peers: Budgets<Site>,
     failures: Budgets<Site>,
-    plans: Plans<String, Budgets<ClientId>>,
+    plans: Plans<String, (Rate, Budgets<ClientId>)>,
+    shared: Windows,
 }
 
 impl Limits {
@@ -159,7 +164,8 @@ impl Limits {
         Self {
             peers: Budgets::new(config.per_peer, cap, &ticks),
             failures: Budgets::new(config.failed_authentication, cap, &ticks),
-            plans: config.plans.iter().map(|(name, rate)| (name.clone(), Budgets::new(*rate, cap, &ticks))).collect(),
+            plans: config.plans.iter().map(|(name, rate)| (name.clone(), (*rate, Budgets::new(*rate, cap, &ticks)))).collect(),
+            shared: Windows::default(),
         }
     }
 
@@ -173,8 +179,10 @@ impl Limits {
 
     /// A call of an authenticated client under its plan; a plan that is no longer configured counts as "standard".
     pub fn client(&self, client: &ClientId, plan: &PlanName, now: Timestamp) -> Result<(), Error> {
-        let budgets = self.plans.get(plan.as_str()).or_else(|| self.plans.get(PlanName::standard().as_str()));
-        budgets.map_or(Ok(()), |budgets| budgets.draw(client, now))
+        let plan = self.plans.get(plan.as_str()).or_else(|| self.plans.get(PlanName::standard().as_str()));
+        let Some((rate, budgets)) = plan else { return Ok(()) };
+        budgets.draw(client, now)?;
+        self.shared.count(client, *rate, now).map_err(|retry_after| Error::Throttled { retry_after })
     }
 
     /// Whether there is a plan of this name.
@@ -205,9 +213,15 @@ impl Limits {
     pub fn sweep(&self, now: Timestamp) {
         self.peers.sweep(now);
         self.failures.sweep(now);
-        for budgets in self.plans.values() {
+        for (_, budgets) in self.plans.values() {
             budgets.sweep(now);
         }
+    }
+
+    /// Tells the store's counters of the calls since the last time, and learns what other nodes let through: once a second, so
+    /// that each node lets through at most a second's calls and a burst more than the window has.
+    pub async fn share(&self, store: &(impl CounterStore + ?Sized), now: Timestamp) -> Result<(), StoreError> {
+        self.shared.flush(store, now).await
     }
 }
 
