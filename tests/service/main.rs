@@ -4,5 +4,10 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
 
 mod endings;
+#[path = "../support/faulty.rs"]
+mod faulty;
+mod forged;
 mod harness;
+mod lab;
+mod scenes;
 mod token;
