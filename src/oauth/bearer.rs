@@ -118,7 +118,7 @@ impl Authority {
         }
         let client = self.standing.client(self.store(), &claims.client_id).await?.filter(|client| !client.disabled);
         let Some(client) = client else { return Err(self.unproven(call)) };
-        self.limits.client(&client.id, &client.rate_plan)?;
+        self.limits.client(&client.id, &client.rate_plan, call.now)?;
         Ok((client, verified))
     }
 
@@ -138,7 +138,7 @@ impl Authority {
     }
 
     fn unproven(&self, call: &Call) -> Error {
-        self.limits.failed(call.peer).err().unwrap_or(Error::InvalidToken)
+        self.limits.failed(call.peer, call.now).err().unwrap_or(Error::InvalidToken)
     }
 }
 

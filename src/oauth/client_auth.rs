@@ -108,7 +108,7 @@ impl Authority {
         let Some(client) = self.standing.client(self.store(), &proven.id).await?.filter(|client| !client.disabled) else {
             return Ok(None);
         };
-        self.limits.client(&client.id, &client.rate_plan)?;
+        self.limits.client(&client.id, &client.rate_plan, call.now)?;
         self.uses.note(&client.id, &secret, call.now);
         Ok(Some(AuthenticatedClient { client, secret, epochs }))
     }
@@ -154,7 +154,7 @@ impl Authority {
     /// told to slow down instead, and no longer recorded.
     async fn refuse(&self, call: &Call, claimed: Option<&ClientId>) -> Error {
         metrics::counter!("jeton_authentication_failed_total").increment(1);
-        if let Err(throttled) = self.limits.failed(call.peer) {
+        if let Err(throttled) = self.limits.failed(call.peer, call.now) {
             return throttled;
         }
         let target = claimed.map(ClientId::as_str).unwrap_or_default();

@@ -266,7 +266,7 @@ pub(crate) async fn rotation_and_end_race_to_one_outcome(bench: &Bench) {
         let generation = match rotation {
             Rotation::Rotated(_) => 1,
             Rotation::Unknown => 0,
-            other => panic!("{other:?}"),
+            Rotation::Repeated(_) | Rotation::Reused => panic!("{rotation:?}"),
         };
         assert_eq!(rotate(&*bench.store(), &present(&family, generation, 2)).await, Rotation::Unknown);
     }
