@@ -5,6 +5,7 @@
 
 mod callers;
 mod descriptors;
+mod full;
 mod keys;
 mod killed;
 mod process;
