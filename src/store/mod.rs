@@ -178,6 +178,9 @@ pub trait ClientStore: Send + Sync {
     async fn create_client(&self, client: &Client, event: Event) -> Result<Creation>;
     /// Writes `client` if the stored one's revision is `client.revision - 1`.
     async fn replace_client(&self, client: &Client, event: Event) -> Result<Write>;
+    /// Writes `client` as [`Self::replace_client`] does and raises its epoch in the same commit: all that was issued to it ends
+    /// with it, whatever becomes of the caller. Leaves both records, `event` first, and is heard as the client, then the epoch.
+    async fn end_client(&self, client: &Client, event: Event, ended: Event) -> Result<Write>;
     /// Removes a client at this revision, with the uses of its secrets.
     async fn delete_client(&self, id: &ClientId, revision: u64, event: Event) -> Result<Write>;
     /// Adds to the use counts of secrets and moves `last_used_at` forward, never back. Not audited. Uses of what has been

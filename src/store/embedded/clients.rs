@@ -10,7 +10,7 @@ use super::{
     sums,
 };
 use crate::{
-    model::{Client, ClientId, Event, TenantId, Timestamp},
+    model::{Client, ClientId, EpochOf, Event, TenantId, Timestamp},
     store::{Change, ClientStore, Creation, Result, SecretUse, Write},
 };
 
@@ -34,6 +34,19 @@ impl ClientStore for Embedded {
     async fn replace_client(&self, client: &Client, event: Event) -> Result<Write> {
         let (client, entry) = (Stored::new(client)?, Entry::new(event)?);
         self.write(Urgency::Normal, move |batch| batch.replace_client(&client, &entry)).await
+    }
+
+    async fn end_client(&self, client: &Client, event: Event, ended: Event) -> Result<Write> {
+        let of = EpochOf::Client(client.id.clone());
+        let (client, entry, ended) = (Stored::new(client)?, Entry::new(event)?, Entry::new(ended)?);
+        self.write(Urgency::Vital, move |batch| {
+            let written = batch.replace_client(&client, &entry)?;
+            if written == Write::Done {
+                batch.raise_epoch(&of, &ended)?;
+            }
+            Ok(written)
+        })
+        .await
     }
 
     async fn delete_client(&self, id: &ClientId, revision: u64, event: Event) -> Result<Write> {

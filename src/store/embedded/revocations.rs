@@ -29,13 +29,7 @@ impl RevocationStore for Embedded {
 
     async fn raise_epoch(&self, of: &EpochOf, event: Event) -> Result<u64> {
         let (of, entry) = (of.clone(), Entry::new(event)?);
-        self.write(Urgency::Vital, move |batch| {
-            let value = batch.epoch(&of)?.saturating_add(1);
-            batch.set_epoch(&of, value)?;
-            batch.append(&entry)?;
-            Ok(value)
-        })
-        .await
+        self.write(Urgency::Vital, move |batch| batch.raise_epoch(&of, &entry)).await
     }
 
     async fn follow(&self, now: Timestamp, follower: Arc<dyn Follower>) -> Result<Snapshot> {
@@ -87,6 +81,14 @@ impl Batch<'_> {
         let (kind, id) = epoch_key(of);
         let value = self.row("SELECT value FROM epochs WHERE kind = ?1 AND id = ?2", (kind, id), |row| row.get(0))?;
         Ok(value.map_or(0, from_sql))
+    }
+
+    /// Where the epoch stands then.
+    pub(super) fn raise_epoch(&mut self, of: &EpochOf, entry: &Entry) -> Result<u64, Fault> {
+        let value = self.epoch(of)?.saturating_add(1);
+        self.set_epoch(of, value)?;
+        self.append(entry)?;
+        Ok(value)
     }
 
     pub(super) fn set_epoch(&mut self, of: &EpochOf, value: u64) -> Result<(), Fault> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jeton::{
-    model::{Action, Client, ClientId, Digest, TenantId},
+    model::{Action, Client, ClientId, Digest, EpochOf, TenantId},
     store::{Change, Creation, SecretUse, Store, Write},
 };
 
@@ -257,4 +257,29 @@ pub(crate) async fn a_change_of_a_client_is_heard(bench: &Bench) {
     store.delete_client(&id("a"), 2, event(Action::ClientDeleted)).await.unwrap();
     let change = Change::Client(id("a"));
     assert_eq!(ear.heard(), [change.clone(), change.clone(), change], "what changed nothing is not heard");
+}
+
+/// R10, S03: one commit for both, so that no cut between them leaves tokens behind; a stale one does neither.
+pub(crate) async fn ending_a_client_writes_it_and_raises_its_epoch_at_once(bench: &Bench) {
+    let (store, ear) = (bench.store(), Ear::new());
+    create(&*store, &client("a")).await;
+    store.note_uses(&[used("a", "s1", 5, 3)]).await.unwrap();
+    store.follow(NOW, ear.clone()).await.unwrap();
+    let end = async |revision| {
+        let disabled = Client { disabled: true, revision, ..client("a") };
+        store.end_client(&disabled, event(Action::ClientDisabled), event(Action::ClientRevoked)).await.unwrap()
+    };
+    for stale in [0, 1, 3] {
+        assert_eq!(end(stale).await, Write::Stale, "{stale}");
+    }
+    assert_eq!(ear.heard(), []);
+    assert_eq!(end(2).await, Write::Done);
+    let of = EpochOf::Client(id("a"));
+    assert_eq!(ear.heard(), [Change::Client(id("a")), Change::Epoch(of.clone(), 1)], "the record before the epoch");
+    let store = bench.reopen().await;
+    let kept = store.client(&id("a")).await.unwrap().unwrap();
+    assert!(kept.disabled && kept.revision == 2 && kept.secrets[0].use_count == 3);
+    assert_eq!(store.follow(NOW, Ear::new()).await.unwrap().epochs, [(of, 1)]);
+    let told: Vec<_> = store.chain(1, 9).await.unwrap().iter().map(|record| record.event.action).collect();
+    assert_eq!(told, [Action::ClientDisabled, Action::ClientRevoked]);
 }

@@ -29,6 +29,7 @@ macro_rules! lane {
                 uses_outlive_a_change_and_end_with_their_secret
                 uses_of_what_is_not_there_are_dropped
                 a_change_of_a_client_is_heard
+                ending_a_client_writes_it_and_raises_its_epoch_at_once
             }
             families {
                 a_family_reads_back_as_it_was_opened
