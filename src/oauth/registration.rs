@@ -10,8 +10,8 @@ use crate::{
     crypto::{passwords, random, secrets::PREFIX},
     error::{Error, Result},
     model::{
-        Action, Audience, Call, Client, ClientId, Digest, Grants, PlanName, Role, Scopes, Secret, SecretId,
-        TenantId, Timestamp, client::MAX_LIVE_SECRETS,
+        Action, Audience, Call, Client, ClientId, Digest, Grants, PlanName, Role, Scopes, Secret, SecretId, TenantId,
+        Timestamp, client::MAX_LIVE_SECRETS,
     },
     store::{Creation, Write},
 };

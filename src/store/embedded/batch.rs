@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     crypto::chain,
-    model::{Event, Record, Timestamp},
+    model::{Action, Event, Record, Timestamp},
     store::{Change, Follower, Result},
 };
 
@@ -129,6 +129,17 @@ pub(super) enum Urgency {
     Normal,
     /// Ends tokens: may use the last of the disk.
     Vital,
+}
+
+impl Urgency {
+    /// Of a change that is told as this: some changes of a client or of the keys end tokens, most do not.
+    pub(super) const fn of(action: Action) -> Self {
+        if matches!(action, Action::KeyRevoked | Action::ClientDisabled | Action::SecretRetired) {
+            Self::Vital
+        } else {
+            Self::Normal
+        }
+    }
 }
 
 /// A verb on its way through the writer.

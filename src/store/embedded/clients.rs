@@ -33,7 +33,7 @@ impl ClientStore for Embedded {
 
     async fn replace_client(&self, client: &Client, event: Event) -> Result<Write> {
         let (client, entry) = (Stored::new(client)?, Entry::new(event)?);
-        self.write(Urgency::Normal, move |batch| batch.replace_client(&client, &entry)).await
+        self.write(Urgency::of(entry.event.action), move |batch| batch.replace_client(&client, &entry)).await
     }
 
     async fn end_client(&self, client: &Client, event: Event, ended: Event) -> Result<Write> {

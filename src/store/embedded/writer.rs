@@ -375,6 +375,16 @@ mod tests {
         }
     }
 
+    /// E4: what ends tokens under another name may use the reserve too.
+    #[test]
+    fn ending_a_key_a_client_or_a_secret_is_vital() {
+        let vital = [Action::KeyRevoked, Action::ClientDisabled, Action::SecretRetired];
+        for action in Action::ALL {
+            let expected = if vital.contains(action) { Urgency::Vital } else { Urgency::Normal };
+            assert_eq!(Urgency::of(*action), expected, "{action:?}");
+        }
+    }
+
     /// E4: the reserve is for what ends tokens, again and again, and is taken back at once.
     #[tokio::test]
     async fn a_full_disk_still_takes_revocations() {
