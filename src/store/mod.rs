@@ -219,7 +219,8 @@ pub trait RevocationStore: Send + Sync {
 pub trait AuditStore: Send + Sync {
     /// Appends an event that comes with no other change; durable when it answers.
     async fn append(&self, event: Event) -> Result<()>;
-    /// Appends an event with one of the next commits, at most 50 ms later; the answer comes before that.
+    /// Appends an event with one of the next commits, at most 50 ms later; the answer comes before that, except on a full disk:
+    /// there it is as [`Self::append`].
     async fn append_soon(&self, event: Event) -> Result<()>;
     /// Up to `limit` records that `filter` admits, newest first, those before `before`.
     async fn events(&self, filter: &Filter, before: Option<u64>, limit: usize) -> Result<Vec<Record>>;

@@ -31,6 +31,10 @@ impl AuditStore for Embedded {
         if self.shared.failed() {
             return Err(Fault::Failed.into());
         }
+        if self.shared.full() {
+            // Nothing is promised ahead: whoever relies on the record hears whether there is room for it.
+            return self.append(event).await;
+        }
         let entry = Entry::new(event)?;
         let (reply, _) = oneshot::channel();
         self.writer.send(Box::new(Work::new(Urgency::Lazy, move |batch: &mut Batch<'_>| batch.append(&entry), reply))).await

@@ -84,6 +84,8 @@ pub struct Embedded {
 struct Shared {
     newest: AtomicI64,
     failed: AtomicBool,
+    /// Whether the last commit that mattered found no room.
+    full: AtomicBool,
     counters: Counters,
 }
 
@@ -94,6 +96,22 @@ impl Shared {
 
     fn fail(&self) {
         self.failed.store(true, Ordering::SeqCst);
+    }
+
+    fn full(&self) -> bool {
+        self.full.load(Ordering::SeqCst)
+    }
+
+    /// Says so when it changes.
+    fn is_full(&self, full: bool) {
+        if self.full.swap(full, Ordering::SeqCst) == full {
+            return;
+        }
+        if full {
+            tracing::error!("the disk is full, only what ends tokens is written");
+        } else {
+            tracing::info!("the disk has room again");
+        }
     }
 }
 
@@ -112,8 +130,12 @@ impl Embedded {
         // of the disk that this process cannot see.
         writer::checkpoint(&connection)?;
         let counters = Counters::load(&connection)?;
-        let shared =
-            Arc::new(Shared { newest: AtomicI64::new(state.newest.millis()), failed: AtomicBool::new(false), counters });
+        let shared = Arc::new(Shared {
+            newest: AtomicI64::new(state.newest.millis()),
+            failed: AtomicBool::new(false),
+            full: AtomicBool::new(false),
+            counters,
+        });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(OpenError::io(dir))?;
         let (readers, reads) = Queue::new(READS);
         let (queue, writes) = Queue::new(WRITES);

@@ -103,7 +103,14 @@ impl Writer {
         if self.shared.failed() {
             return settle(jobs, &Err(Fault::Failed));
         }
-        let Err(fault) = self.attempt(&mut jobs, false) else { return settle(jobs, &Ok(())) };
+        let before = self.state.sequence;
+        let Err(fault) = self.attempt(&mut jobs, false) else {
+            // What leaves no record may fit where a record does not.
+            if self.state.sequence != before {
+                self.shared.is_full(false);
+            }
+            return settle(jobs, &Ok(()));
+        };
         match fault.kind() {
             Some(Kind::Full) => self.economise(jobs, &fault),
             Some(Kind::Broken) => {
@@ -123,6 +130,7 @@ impl Writer {
 
     /// The disk is full: what ends tokens is tried once more in the room kept for it, the rest is refused.
     fn economise(&mut self, jobs: Vec<Box<dyn Job>>, fault: &Fault) {
+        self.shared.is_full(true);
         let (mut vital, others): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.urgency() == Urgency::Vital);
         settle(others, &Err(fault.clone()));
         if vital.is_empty() {
