@@ -24,7 +24,7 @@ pub(super) struct State {
     pub(super) sequence: u64,
     /// Its hash.
     pub(super) hash: [u8; 32],
-    /// The newest time of any audit record.
+    /// The newest time that was acted on and is kept: of any audit record, and of the sweep.
     pub(super) newest: Timestamp,
     /// Over revocations and epochs: none may be lost.
     pub(super) tally: Tally,

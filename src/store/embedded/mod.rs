@@ -83,6 +83,8 @@ pub struct Embedded {
 /// What the store's threads and its callers both see.
 struct Shared {
     newest: AtomicI64,
+    /// The newest time that any verb brought along; kept on closing.
+    brought: AtomicI64,
     failed: AtomicBool,
     /// Whether the last commit that mattered found no room.
     full: AtomicBool,
@@ -96,6 +98,11 @@ impl Shared {
 
     fn fail(&self) {
         self.failed.store(true, Ordering::SeqCst);
+    }
+
+    /// A verb acts on this time.
+    fn brings(&self, now: Timestamp) {
+        self.brought.fetch_max(now.millis(), Ordering::SeqCst);
     }
 
     fn full(&self) -> bool {
@@ -132,6 +139,7 @@ impl Embedded {
         let counters = Counters::load(&connection)?;
         let shared = Arc::new(Shared {
             newest: AtomicI64::new(state.newest.millis()),
+            brought: AtomicI64::new(state.newest.millis()),
             failed: AtomicBool::new(false),
             full: AtomicBool::new(false),
             counters,

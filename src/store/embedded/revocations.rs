@@ -33,6 +33,7 @@ impl RevocationStore for Embedded {
     }
 
     async fn follow(&self, now: Timestamp, follower: Arc<dyn Follower>) -> Result<Snapshot> {
+        self.shared.brings(now);
         // Read by the writer itself: no commit can fall between the snapshot and the first change.
         self.write(Urgency::Normal, move |batch| {
             let (mut revocations, epochs) = (read_revocations(batch.connection)?, read_epochs(batch.connection)?);
@@ -44,8 +45,12 @@ impl RevocationStore for Embedded {
     }
 
     async fn sweep(&self, now: Timestamp, limit: usize) -> Result<usize> {
+        self.shared.brings(now);
         let bound = i64::try_from(limit).unwrap_or(i64::MAX);
         let swept = self.write(Urgency::Normal, move |batch| {
+            // Kept in the same commit: a clock that starts earlier would take for good what was forgotten because it had expired.
+            let newest = &mut batch.effects.state.newest;
+            *newest = now.max(*newest);
             let revocations = batch.sweep_revocations(now, bound)?;
             let families = batch.sweep_families(now, bound.saturating_sub(to_sql(revocations as u64)))?;
             Ok(revocations.saturating_add(families))

@@ -182,7 +182,13 @@ impl Writer {
     }
 
     fn fill(&self, jobs: &mut [Box<dyn Job>], scarce: bool) -> Result<Effects, Fault> {
-        let effects = Effects { state: self.state.clone(), changes: Vec::new(), records: Vec::new(), followers: Vec::new() };
+        let mut state = self.state.clone();
+        if self.closing {
+            // What was judged at this time, though nothing was written, must not be judged at an earlier one after a restart.
+            let brought = self.shared.brought.load(std::sync::atomic::Ordering::SeqCst);
+            state.newest = state.newest.max(Timestamp::from_millis(brought));
+        }
+        let effects = Effects { state, changes: Vec::new(), records: Vec::new(), followers: Vec::new() };
         let listening = self.tail.receiver_count() > 0;
         let mut batch = Batch { connection: &self.connection, node: &self.node, listening, scarce, effects };
         jobs.iter_mut().try_for_each(|job| job.run(&mut batch))?;
@@ -222,6 +228,9 @@ impl Writer {
     fn end(mut self) {
         self.closing = true;
         let mut result = if self.shared.failed() { Err(Fault::Failed) } else { self.attempt(&mut [], false) };
+        if matches!(&result, Err(fault) if fault.kind() == Some(Kind::Full)) && self.reserve.release() {
+            result = self.attempt(&mut [], true);
+        }
         for reader in self.readers {
             // A reader that panicked has nothing left to finish.
             let _ = reader.join();

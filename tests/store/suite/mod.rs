@@ -76,6 +76,8 @@ macro_rules! lane {
                 the_tail_hears_every_record_in_order
                 a_listener_that_lags_is_told
                 the_newest_time_never_goes_back
+                the_newest_time_covers_what_was_swept
+                the_newest_time_covers_what_was_read
                 a_refused_change_leaves_no_record
             }
             keys {
