@@ -72,7 +72,7 @@ pub struct Embedded {
     writer: Queue<Box<dyn Job>>,
     readers: Queue<Read>,
     /// One long read at a time.
-    scans: Semaphore,
+    scans: Arc<Semaphore>,
     shared: Arc<Shared>,
     tail: broadcast::WeakSender<Arc<Record>>,
     key: ChainKey,
@@ -171,7 +171,7 @@ impl Embedded {
         Ok(Self {
             writer: queue,
             readers,
-            scans: Semaphore::new(1),
+            scans: Arc::new(Semaphore::new(1)),
             shared,
             tail: weak_tail,
             key: chain,
