@@ -172,7 +172,8 @@ impl Authority {
         self.rewrite(call, admin, id, etag, Action::ClientEnabled, id.as_str(), enable).await
     }
 
-    /// Removes a client. It is disabled first, so that a crash in between leaves it with less.
+    /// Removes a client. It is disabled first, so that a crash in between leaves it with less, and because the raised epoch is
+    /// what ends its families also for a later client of its name.
     pub async fn delete_client(&self, call: &Call, admin: &Administrator, id: &ClientId, etag: Option<u64>) -> Result<()> {
         let client = self.disable_client(call, admin, id, etag).await?;
         let event = admin.stamp_in(call, &client.tenant).done(Action::ClientDeleted, id.as_str());

@@ -181,7 +181,8 @@ pub trait ClientStore: Send + Sync {
     /// Writes `client` as [`Self::replace_client`] does and raises its epoch in the same commit: all that was issued to it ends
     /// with it, whatever becomes of the caller. Leaves both records, `event` first, and is heard as the client, then the epoch.
     async fn end_client(&self, client: &Client, event: Event, ended: Event) -> Result<Write>;
-    /// Removes a client at this revision, with the uses of its secrets.
+    /// Removes a client at this revision, with the uses of its secrets. Its families stay until they expire: there may be very
+    /// many. Whoever removes a client ends it first ([`Self::end_client`]), so that a later client of its name cannot use them.
     async fn delete_client(&self, id: &ClientId, revision: u64, event: Event) -> Result<Write>;
     /// Adds to the use counts of secrets and moves `last_used_at` forward, never back. Not audited. Uses of what has been
     /// removed are dropped.

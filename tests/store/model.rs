@@ -122,7 +122,6 @@ impl Model {
             return Write::Stale;
         }
         self.clients.remove(id);
-        self.families.retain(|_, family| family.client != *id);
         self.records += 1;
         Write::Done
     }

@@ -127,8 +127,6 @@ impl Batch<'_> {
             return Ok(Write::Stale);
         }
         self.execute("DELETE FROM secret_uses WHERE client = ?1", (key,))?;
-        // A later client of the same name must not come into them.
-        self.execute("DELETE FROM families WHERE client = ?1", (key,))?;
         self.append(entry)?;
         self.change(Change::Client(id.clone()));
         Ok(Write::Done)
