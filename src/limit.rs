@@ -90,18 +90,26 @@ impl<K: Hash + Eq + Clone> Budgets<K> {
 
     /// Draws one; the error says when it is worth asking again.
     fn draw(&self, key: &K, now: Timestamp) -> Result<(), Error> {
+        self.draw_many(key, 1, now)
+    }
+
+    fn draw_many(&self, key: &K, work: u32, now: Timestamp) -> Result<(), Error> {
         self.ticks.reach(now);
         let Some(budget) = self.budget(key) else {
             metrics::counter!("jeton_limiter_full_total").increment(1);
             return Err(Error::Throttled { retry_after: self.refill });
         };
         budget.used.store(now.millis(), Relaxed);
-        budget.limiter.check().map_err(|until| {
-            let wait: Duration = until.earliest_possible().duration_since(self.ticks.now()).into();
-            let retry_after = wait.max(Duration::from_millis(1));
-            budget.empty_until.store((now + retry_after).millis(), Relaxed);
-            Error::Throttled { retry_after }
-        })
+        let work = NonZeroU32::new(work.min(self.quota.burst_size().get())).unwrap_or(NonZeroU32::MIN);
+        let wait: Duration = match budget.limiter.check_n(work) {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(until)) => until.earliest_possible().duration_since(self.ticks.now()).into(),
+            // More than the burst, which was ruled out.
+            Err(_) => self.refill,
+        };
+        let retry_after = wait.max(Duration::from_millis(1));
+        budget.empty_until.store((now + retry_after).millis(), Relaxed);
+        Err(Error::Throttled { retry_after })
     }
 
     /// Whether the key's budget was found empty and cannot have refilled yet.
@@ -152,6 +160,7 @@ impl From<IpAddr> for Site {
 pub struct Limits {
     peers: Budgets<Site>,
     failures: Budgets<Site>,
+    guesses: Budgets<(Site, ClientId)>,
     plans: Plans<String, (Rate, Budgets<ClientId>)>,
     shared: Windows,
 }
@@ -164,6 +173,7 @@ impl Limits {
         Self {
             peers: Budgets::new(config.per_peer, cap, &ticks),
             failures: Budgets::new(config.failed_authentication, cap, &ticks),
+            guesses: Budgets::new(config.failed_authentication, cap, &ticks),
             plans: config.plans.iter().map(|(name, rate)| (name.clone(), (*rate, Budgets::new(*rate, cap, &ticks)))).collect(),
             shared: Windows::default(),
         }
@@ -179,10 +189,15 @@ impl Limits {
 
     /// A call of an authenticated client under its plan; a plan that is no longer configured counts as "standard".
     pub fn client(&self, client: &ClientId, plan: &PlanName, now: Timestamp) -> Result<(), Error> {
+        self.client_many(client, plan, 1, now)
+    }
+
+    /// A call that does the work of many; one that is more than the plan's burst counts as the whole burst.
+    pub fn client_many(&self, client: &ClientId, plan: &PlanName, work: u32, now: Timestamp) -> Result<(), Error> {
         let plan = self.plans.get(plan.as_str()).or_else(|| self.plans.get(PlanName::standard().as_str()));
         let Some((rate, budgets)) = plan else { return Ok(()) };
-        budgets.draw(client, now)?;
-        self.shared.count(client, *rate, now).map_err(|retry_after| Error::Throttled { retry_after })
+        budgets.draw_many(client, work, now)?;
+        self.shared.count(client, *rate, work, now).map_err(|retry_after| Error::Throttled { retry_after })
     }
 
     /// Whether there is a plan of this name.
@@ -198,14 +213,21 @@ impl Limits {
         }
     }
 
-    /// Refuses a peer whose budget for failures is used up: asked before expensive or guessable secrets are tried.
-    pub fn may_try(&self, peer: Peer, now: Timestamp) -> Result<(), Error> {
-        match peer {
-            Peer::Ip(address) => match self.failures.is_empty(&address.into(), now) {
-                Some(retry_after) => Err(Error::Throttled { retry_after }),
-                None => Ok(()),
-            },
-            Peer::Local => Ok(()),
+    /// Refuses a peer that has guessed this client's secret too often: asked before one that was chosen by a person is tried.
+    /// Only this peer's guesses at this client count, so that no neighbour can lock a client out.
+    pub fn may_guess(&self, peer: Peer, client: &ClientId, now: Timestamp) -> Result<(), Error> {
+        let Peer::Ip(address) = peer else { return Ok(()) };
+        match self.guesses.is_empty(&(address.into(), client.clone()), now) {
+            Some(retry_after) => Err(Error::Throttled { retry_after }),
+            None => Ok(()),
+        }
+    }
+
+    /// Counts a wrong guess at a secret that was chosen by a person; whether there is such a client does not matter.
+    pub fn guessed(&self, peer: Peer, client: &ClientId, now: Timestamp) {
+        if let Peer::Ip(address) = peer {
+            // Drawn dry or not, the answer is the caller's to give; the next guess is refused.
+            let _ = self.guesses.draw(&(address.into(), client.clone()), now);
         }
     }
 
@@ -213,6 +235,7 @@ impl Limits {
     pub fn sweep(&self, now: Timestamp) {
         self.peers.sweep(now);
         self.failures.sweep(now);
+        self.guesses.sweep(now);
         for (_, budgets) in self.plans.values() {
             budgets.sweep(now);
         }
@@ -294,13 +317,28 @@ mod tests {
     fn failures_have_a_budget_of_their_own_that_refills() {
         let (clock, limits) = limits(10);
         let thief = peer("10.0.0.9");
-        assert!(limits.may_try(thief, clock.now()).is_ok());
         let answered = (0..4).filter(|_| limits.failed(thief, clock.now()).is_ok()).count();
         assert_eq!(answered, 3);
-        assert!(limits.may_try(thief, clock.now()).is_err());
         assert!(limits.peer(thief, clock.now()).is_ok(), "calls are counted apart");
         clock.advance(Duration::from_secs(2));
-        assert!(limits.may_try(thief, clock.now()).is_ok());
+        assert!(limits.failed(thief, clock.now()).is_ok());
+    }
+
+    /// L15: guesses at one client lock nobody else out, neither another client here nor the same client elsewhere.
+    #[test]
+    fn guesses_count_against_who_guesses_and_what_is_guessed() {
+        let (clock, limits) = limits(10);
+        let (here, there) = (peer("10.0.0.9"), peer("10.0.0.8"));
+        let (one, other): (ClientId, ClientId) = ("one".parse().unwrap(), "other".parse().unwrap());
+        assert!(limits.may_guess(here, &one, clock.now()).is_ok());
+        for _ in 0..4 {
+            limits.guessed(here, &one, clock.now());
+        }
+        assert!(limits.may_guess(here, &one, clock.now()).is_err());
+        assert!(limits.may_guess(here, &other, clock.now()).is_ok());
+        assert!(limits.may_guess(there, &one, clock.now()).is_ok());
+        clock.advance(Duration::from_secs(2));
+        assert!(limits.may_guess(here, &one, clock.now()).is_ok());
     }
 
     #[test]

@@ -37,8 +37,8 @@ struct Window {
 }
 
 impl Windows {
-    /// Counts a call; the error says how long the window still lasts, where it is used up.
-    pub(super) fn count(&self, client: &ClientId, rate: Rate, now: Timestamp) -> Result<(), Duration> {
+    /// Counts a call's work; the error says how long the window still lasts, where it is used up.
+    pub(super) fn count(&self, client: &ClientId, rate: Rate, work: u32, now: Timestamp) -> Result<(), Duration> {
         let windows = self.by_client.pin();
         let window = windows.get_or_insert_with(client.clone(), Arc::default);
         let until = Timestamp::from_millis(window.over_until.load(Relaxed));
@@ -47,7 +47,7 @@ impl Windows {
         }
         let budget = u64::from(rate.per_second).saturating_mul(WINDOW.as_secs()).saturating_add(rate.burst.into());
         window.budget.store(budget, Relaxed);
-        window.fresh.fetch_add(1, Relaxed);
+        window.fresh.fetch_add(work.into(), Relaxed);
         Ok(())
     }
 
@@ -134,14 +134,14 @@ mod tests {
         let mut granted = 0;
         for _ in 0..10 {
             for node in &nodes {
-                granted += (0..2).filter(|_| node.count(&client, rate, now).is_ok()).count();
+                granted += (0..2).filter(|_| node.count(&client, rate, 1, now).is_ok()).count();
                 node.flush(&counters, now).await.unwrap();
             }
         }
         // The budget of a window is 15; each node may let through what it has not yet told.
         assert!((15..=15 + 4).contains(&granted), "{granted}");
-        assert_eq!(nodes[0].count(&client, rate, now), Err(Duration::from_secs(10)));
-        assert!(nodes[0].count(&client, rate, now + WINDOW).is_ok());
+        assert_eq!(nodes[0].count(&client, rate, 1, now), Err(Duration::from_secs(10)));
+        assert!(nodes[0].count(&client, rate, 1, now + WINDOW).is_ok());
     }
 
     /// S2: a node that starts afresh learns what was used of the window before.
@@ -153,20 +153,20 @@ mod tests {
         let now = Timestamp::from_seconds(1_000);
         let before = Windows::default();
         for _ in 0..11 {
-            before.count(&client, rate, now).unwrap();
+            before.count(&client, rate, 1, now).unwrap();
         }
         before.flush(&counters, now).await.unwrap();
         let after = Windows::default();
-        after.count(&client, rate, now).unwrap();
+        after.count(&client, rate, 1, now).unwrap();
         after.flush(&counters, now).await.unwrap();
-        assert!(after.count(&client, rate, now).is_err());
+        assert!(after.count(&client, rate, 1, now).is_err());
     }
 
     #[tokio::test]
     async fn clients_that_do_not_call_are_forgotten() {
         let (counters, windows) = (Counters::default(), Windows::default());
         let now = Timestamp::from_seconds(1_000);
-        windows.count(&"a".parse().unwrap(), Rate { per_second: 1, burst: 1 }, now).unwrap();
+        windows.count(&"a".parse().unwrap(), Rate { per_second: 1, burst: 1 }, 1, now).unwrap();
         windows.flush(&counters, now).await.unwrap();
         assert_eq!(windows.by_client.len(), 1);
         windows.flush(&counters, now).await.unwrap();
