@@ -92,7 +92,9 @@ impl Rotate {
         if family.client != self.client || !family.stands(self.now) {
             return Verdict::Unknown;
         }
-        let in_grace = self.now >= family.rotated_at && self.now.since(family.rotated_at) <= self.grace;
+        // No grace is none, also within the millisecond of the rotation.
+        let in_grace =
+            !self.grace.is_zero() && self.now >= family.rotated_at && self.now.since(family.rotated_at) <= self.grace;
         match family.generation.checked_sub(self.presented) {
             Some(0) if self.presented < u32::MAX => Verdict::Rotate,
             Some(1) if in_grace => Verdict::Repeat,
