@@ -240,3 +240,19 @@ pub fn is_on_disk(dir: &Path, needle: &str) -> bool {
         bytes.windows(needle.len()).any(|window| window == needle.as_bytes())
     })
 }
+
+impl World {
+    /// Another server on a copy of what is on disk at this moment: what one finds that comes after a kill.
+    pub async fn killed(mut self) -> Self {
+        let copy = Arc::new(TempDir::new().unwrap());
+        let data = copy.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        for entry in std::fs::read_dir(self.data_dir()).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, data.join(path.file_name().unwrap())).unwrap();
+        }
+        let next = Self::launch(copy, self.clock.clone(), self.admin.clone(), |_| {}, None).await;
+        self.end().await;
+        next
+    }
+}
