@@ -19,7 +19,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("error", &["crypto", "model", "store"]),
     ("telemetry", &["config"]),
     ("standing", &["crypto", "model", "store"]),
-    ("limit", &["clock", "config", "error", "model"]),
+    ("limit", &["config", "error", "model", "store"]),
     ("audit", &["config", "error", "model", "store"]),
     ("oauth", &["audit", "clock", "config", "crypto", "error", "limit", "model", "standing", "store"]),
     ("api", &["clock", "config", "crypto", "error", "model", "oauth", "proto"]),

@@ -96,6 +96,8 @@ impl World {
             server::run(options, report, until).await.expect("the server runs");
         });
         let (address, id, secret) = started.await.expect("the server starts");
+        // The server has silenced panics; here they say what failed.
+        std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
         let admin = Caller { id, secret: secret.unwrap_or(known.secret) };
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         Self { clock, address, admin, channel, dir, stop: Some(stop), task }

@@ -70,7 +70,7 @@ impl Door {
     fn call<T>(&self, request: &Request<T>) -> Result<Call, Status> {
         let call = request.extensions().get::<Call>().cloned();
         let call = call.ok_or_else(|| status(&Error::Internal("a request came past the guard".into())))?;
-        self.authority.limits().peer(call.peer).map_err(|error| status(&error))?;
+        self.authority.limits().peer(call.peer, call.now).map_err(|error| status(&error))?;
         Ok(call)
     }
 }
