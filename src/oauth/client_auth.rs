@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::Authority;
 use crate::{
-    crypto::secrets,
+    crypto::{refresh_token, secrets},
     error::{Error, Result},
     model::{Action, Call, Client, ClientId, Digest, Epochs, Secret, SecretId, Stamp, Subject, client::MAX_LIVE_SECRETS},
 };
@@ -176,7 +176,9 @@ impl Authority {
         if let Err(throttled) = self.limits.failed(call.peer, call.now) {
             return throttled;
         }
-        let target = claimed.map(ClientId::as_str).unwrap_or_default();
+        // People mix up id and secret: what looks like a secret or token of ours is not written down (O01).
+        let is_secret = |id: &str| secrets::is_generated(id) || id.starts_with(refresh_token::PREFIX);
+        let target = claimed.map(ClientId::as_str).filter(|id| !is_secret(id)).unwrap_or_default();
         match self.trail.soon(call.stamp().refused(Action::AuthenticationFailed, target, "invalid_client")).await {
             Ok(()) => Error::InvalidClient,
             Err(error) => error,

@@ -3,11 +3,13 @@
 #![expect(unreachable_pub, reason = "a test binary has no outside")]
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
 
+mod authentication;
 mod endings;
 #[path = "../support/faulty.rs"]
 mod faulty;
 mod forged;
 mod harness;
 mod lab;
+mod refresh;
 mod scenes;
 mod token;
