@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
 
 mod authentication;
+mod budgets;
 mod endings;
 #[path = "../support/faulty.rs"]
 mod faulty;
