@@ -108,8 +108,9 @@ impl Authority {
         }
     }
 
-    /// Admits a proven client unless it is disabled. Disabling writes the record first and raises the epoch second, so the
-    /// epochs are read first and the record second: who is admitted here while being disabled gets a token that is ended.
+    /// Admits a proven client unless it is disabled. Disabling writes the record and raises the epoch in one commit, which is
+    /// heard as the record, then the epoch. So the epochs are read first and the record second: who sees the raised epoch sees
+    /// the disabled record too, and who is admitted by the old record gets a token that is ended.
     async fn admit(&self, call: &Call, proven: &Client, secret: SecretId) -> Result<Option<AuthenticatedClient>> {
         let epochs = self.standing.epochs(&proven.tenant, &proven.id, &Subject::of_client(&proven.id));
         let Some(client) = self.standing.client(self.store(), &proven.id).await?.filter(|client| !client.disabled) else {
