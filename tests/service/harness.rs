@@ -240,3 +240,13 @@ pub fn is_on_disk(dir: &Path, needle: &str) -> bool {
         bytes.windows(needle.len()).any(|window| window == needle.as_bytes())
     })
 }
+
+impl World {
+    /// A server that runs elsewhere, by its own clock.
+    pub async fn at(address: SocketAddr, admin: Caller) -> Self {
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+        let clock = Arc::new(ManualClock::at(Timestamp::from_seconds(START)));
+        let dir = Arc::new(TempDir::new().unwrap());
+        Self { clock, address, admin, channel, dir, stop: None, task: tokio::spawn(async {}) }
+    }
+}
