@@ -8,7 +8,7 @@ mod open;
 use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc};
 
 use secrecy::SecretString;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::sync::watch;
 use tonic_health::ServingStatus;
 
 use self::app::App;
@@ -96,8 +96,7 @@ pub async fn run(
             config.listen
         )));
     }
-    let listener = TcpListener::bind(config.listen)
-        .await
+    let listener = listen::bind(config.listen)
         .map_err(|error| StartError::Failed(format!("cannot listen on {}: {error}", config.listen)))?;
     let address = listener.local_addr().map_err(|error| StartError::Failed(format!("cannot listen: {error}")))?;
     let issuer = issuer(config, address, tls_on);

@@ -180,6 +180,20 @@ mod tests {
         }
     }
 
+    /// Options that every command takes are propagated by their ids: a command's own argument of the same id would fill both.
+    #[test]
+    fn what_a_command_is_about_is_not_who_calls() {
+        fn check(command: &clap::Command, inherited: &[String]) {
+            let own: Vec<String> = command.get_arguments().map(|arg| arg.get_id().to_string()).collect();
+            let clash = own.iter().find(|id| inherited.contains(id));
+            assert_eq!(clash, None, "in {}", command.get_name());
+            let global = command.get_arguments().filter(|arg| arg.is_global_set()).map(|arg| arg.get_id().to_string());
+            let inherited: Vec<String> = inherited.iter().cloned().chain(global).collect();
+            command.get_subcommands().for_each(|sub| check(sub, &inherited));
+        }
+        check(&Cli::command(), &[]);
+    }
+
     #[test]
     fn wrong_usage_is_told_apart_from_help() {
         for line in [

@@ -44,8 +44,8 @@ impl Output {
 
     /// One thing, a line per property; those that are empty are left out.
     pub(super) fn record(self, properties: &[(&str, String)]) -> Result<(), Failure> {
-        let width = properties.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
         let shown = properties.iter().filter(|(_, value)| !value.is_empty());
+        let width = shown.clone().map(|(name, _)| name.len()).max().unwrap_or(0);
         let lines: Vec<String> = shown.map(|(name, value)| format!("{name:width$}  {}", escape(value))).collect();
         self.line(&lines.join("\n"))
     }

@@ -20,33 +20,40 @@ use crate::proto::token::{TokenRequest, token_service_client::TokenServiceClient
 /// Where `serve` listens unless told otherwise.
 const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
 
-/// Which server, and who to be there
+/// Which server, and who to be there. The ids are apart from those of the commands' own arguments: to clap, a `client_id` to look
+/// at and a `client_id` to be would be one.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Server")]
 pub(super) struct Options {
     /// HOST:PORT or URL of the server; the context's without
-    #[arg(long, global = true, env = "JETON_CLI_ADDRESS", value_name = "ADDRESS")]
+    #[arg(id = "caller_address", long = "address", global = true, env = "JETON_CLI_ADDRESS", value_name = "ADDRESS")]
     address: Option<String>,
     /// Use this context; the current one without
-    #[arg(long, global = true, env = "JETON_CLI_CONTEXT", value_name = "NAME")]
+    #[arg(id = "caller_context", long = "context", global = true, env = "JETON_CLI_CONTEXT", value_name = "NAME")]
     context: Option<String>,
     /// The client to be; the context's without
-    #[arg(long, global = true, env = "JETON_CLI_CLIENT_ID", value_name = "ID")]
+    #[arg(id = "caller_client_id", long = "client-id", global = true, env = "JETON_CLI_CLIENT_ID", value_name = "ID")]
     client_id: Option<String>,
     /// File with the client's secret, - for stdin; JETON_CLI_CLIENT_SECRET may hold the secret itself
-    #[arg(long, global = true, env = "JETON_CLI_CLIENT_SECRET_FILE", value_name = "FILE")]
+    #[arg(
+        id = "caller_client_secret_file",
+        long = "client-secret-file",
+        global = true,
+        env = "JETON_CLI_CLIENT_SECRET_FILE",
+        value_name = "FILE"
+    )]
     client_secret_file: Option<PathBuf>,
     /// PEM file with the authority of the server's certificate
-    #[arg(long, global = true, env = "JETON_CLI_CA", value_name = "FILE")]
+    #[arg(id = "caller_ca", long = "ca", global = true, env = "JETON_CLI_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
     /// PEM file with a client certificate
-    #[arg(long, global = true, env = "JETON_CLI_CERT", value_name = "FILE")]
+    #[arg(id = "caller_cert", long = "cert", global = true, env = "JETON_CLI_CERT", value_name = "FILE")]
     cert: Option<PathBuf>,
     /// PEM file with the client certificate's key
-    #[arg(long, global = true, env = "JETON_CLI_KEY", value_name = "FILE")]
+    #[arg(id = "caller_key", long = "key", global = true, env = "JETON_CLI_KEY", value_name = "FILE")]
     key: Option<PathBuf>,
     /// How long an answer may take
-    #[arg(long, global = true, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
+    #[arg(id = "caller_timeout", long = "timeout", global = true, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
     timeout: Duration,
 }
 

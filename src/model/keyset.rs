@@ -93,7 +93,7 @@ pub struct Keyset {
     /// Signing keys, oldest first; exactly one is active.
     pub keys: Vec<SigningKey>,
     /// 32 random bytes under the master key, base64url: the root of the server's symmetric keys (refresh tokens, client
-    /// secrets, page tokens, audit heads), each derived from it under its own label.
+    /// secrets, page tokens), each derived from it under its own label.
     pub sealed_root: String,
 }
 

@@ -6,6 +6,7 @@ use secrecy::SecretString;
 
 use super::Authority;
 use crate::{
+    crypto::keyring::SignError,
     error::{Error, Result},
     model::{Audience, Claims, Client, Epochs, FamilyId, Granted, Jti, Scopes, Subject, Timestamp},
 };
@@ -63,7 +64,10 @@ impl Authority {
             fam: mint.family.map(|(id, _)| id),
             ep: mint.epochs,
         };
-        let token = self.standing.keyring().sign(&claims).map_err(|error| Error::Internal(Box::new(error)))?;
+        let token = self.standing.keyring().sign(&claims).map_err(|error| match error {
+            SignError::TooLong => Error::InvalidScope("the scopes and roles do not fit into a token: ask for fewer".into()),
+            SignError::Claims(_) | SignError::Signature => Error::Internal(Box::new(error)),
+        })?;
         Ok((token.into(), Duration::from_secs(seconds.unsigned_abs())))
     }
 }

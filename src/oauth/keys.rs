@@ -1,10 +1,15 @@
 //! The life of the signing keys, as administration and time move it on. Each step is one conditional write of one record.
 
+use std::sync::Arc;
+
 use super::{Administrator, Authority, Terms};
 use crate::{
     crypto::{keys::make, root::Root, seal::Sealer},
     error::{Error, Result},
-    model::{Action, Call, Event, Keyset, Kid, SigningKey, Stamp, Timestamp},
+    model::{
+        Action, Call, Event, Keyset, Kid, SigningKey, Stamp, Timestamp,
+        keyset::{Algorithm, KeyPolicy},
+    },
     store::Write,
 };
 
@@ -28,34 +33,46 @@ impl Authority {
     pub async fn rotate_keys(&self, call: &Call, admin: &Administrator) -> Result<Keyset> {
         admin.must_govern_all()?;
         let event = || admin.stamp(call).done(Action::KeysRotated, "");
-        self.step(event, |keyset| Ok(Some(keyset.rotate(call.now, &self.terms.keys, || self.new_key(call.now))))).await
+        self.step(call.now, event, |keyset, maker| Some(keyset.rotate(maker.now, &maker.policy, || maker.key()))).await?;
+        self.keyset().await
     }
 
     /// Ends a key and every token it signed; an active one is replaced in the same write (K03).
     pub async fn revoke_key(&self, call: &Call, admin: &Administrator, kid: &Kid, reason: String) -> Result<Keyset> {
         admin.must_govern_all()?;
         let event = || admin.stamp(call).done(Action::KeyRevoked, kid.as_str()).because(reason.clone());
-        self.step(event, |keyset| {
-            let revoked = keyset.revoke(kid, call.now, &self.terms.keys, || self.new_key(call.now));
-            revoked.map(Some).ok_or(Error::NotFound("key"))
-        })
-        .await
+        let kid = kid.clone();
+        let revoke = move |keyset: &Keyset, maker: &Maker| keyset.revoke(&kid, maker.now, &maker.policy, || maker.key());
+        match self.step(call.now, event, revoke).await? {
+            true => self.keyset().await,
+            false => Err(Error::NotFound("key")),
+        }
     }
 
     /// Takes the steps that time asks for: automatic rotation, removal of what has been retired for long enough.
     pub async fn advance_keys(&self) -> Result<()> {
         let now = self.clock.now();
         let event = || Stamp::internal(now).done(Action::KeysRotated, "");
-        self.step(event, |keyset| Ok(keyset.advance(now, &self.terms.keys, || self.new_key(now)))).await.map(drop)
+        self.step(now, event, |keyset, maker| keyset.advance(maker.now, &maker.policy, || maker.key())).await.map(drop)
     }
 
-    async fn step(&self, event: impl Fn() -> Event, next: impl Fn(&Keyset) -> Result<Option<Keyset>>) -> Result<Keyset> {
+    /// Writes what `next` makes of the keys, if anything; whether it did. Making an RSA key takes a core a second, so it is
+    /// done where no call waits for it.
+    async fn step(
+        &self,
+        now: Timestamp,
+        event: impl Fn() -> Event,
+        next: impl Fn(&Keyset, &Maker) -> Option<Keyset> + Clone + Send + 'static,
+    ) -> Result<bool> {
         for _ in 0..TRIES {
             let keyset = self.keyset().await?;
-            let Some(next) = next(&keyset)? else { return Ok(keyset) };
+            let maker = Maker { now, policy: self.terms.keys, algorithm: self.terms.algorithm, sealer: self.sealer.clone() };
+            let next = next.clone();
+            let made = tokio::task::spawn_blocking(move || next(&keyset, &maker)).await;
+            let Some(next) = made.map_err(|error| Error::Internal(error.into()))? else { return Ok(false) };
             if self.store.replace_keyset(&next, event()).await? == Write::Done {
                 tracing::info!(revision = next.revision, "keys changed");
-                return Ok(next);
+                return Ok(true);
             }
         }
         Err(Error::Stale("keyset"))
@@ -64,8 +81,18 @@ impl Authority {
     async fn keyset(&self) -> Result<Keyset> {
         self.store.keyset().await?.ok_or_else(|| Error::Internal("the keyset is gone".into()))
     }
+}
 
-    fn new_key(&self, now: Timestamp) -> SigningKey {
-        make(self.terms.algorithm, &self.sealer, now)
+/// What a step of the keys' life needs.
+struct Maker {
+    now: Timestamp,
+    policy: KeyPolicy,
+    algorithm: Algorithm,
+    sealer: Arc<Sealer>,
+}
+
+impl Maker {
+    fn key(&self) -> SigningKey {
+        make(self.algorithm, &self.sealer, self.now)
     }
 }

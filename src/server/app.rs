@@ -3,14 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::Router;
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio::{sync::watch, task::JoinHandle};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tonic_reflection::server::Builder as Reflection;
 
 use super::{Options, StartError, open::Opened};
 use crate::{
     api::{
-        grpc::Door,
+        grpc::{Door, MAX_MESSAGE},
         guard::{Guard, Methods, quiet_panics},
         http::{self, Published},
         listen,
@@ -37,15 +37,20 @@ impl App {
         quiet_panics();
         let failed = |what| move |error: Box<dyn std::error::Error + Send + Sync>| StartError::failed(what)(error);
         let health_descriptors = tonic_health::pb::FILE_DESCRIPTOR_SET;
-        let methods =
-            Methods::leaked(&[proto::DESCRIPTORS, health_descriptors]).map_err(|error| failed("descriptors")(error.into()))?;
+        let methods = Methods::leaked(&[
+            proto::DESCRIPTORS,
+            health_descriptors,
+            tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+        ])
+        .map_err(|error| failed("descriptors")(error.into()))?;
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_service_status("", ServingStatus::Serving).await;
 
         let door = Door::new(opened.authority.clone(), opened.chain.clone(), stopping.clone());
         let mut services = grpc_services();
         let mut standard = tonic::service::Routes::builder();
-        standard.add_service(health_service);
+        standard.add_service(health_service.max_decoding_message_size(MAX_MESSAGE));
         if options.config.reflection || options.dev {
             let build = || {
                 Reflection::configure()
@@ -54,8 +59,11 @@ impl App {
                     // So that grpcurl prints the details of errors and not their bytes.
                     .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
             };
-            standard.add_service(build().build_v1().map_err(|error| failed("reflection")(error.into()))?);
-            standard.add_service(build().build_v1alpha().map_err(|error| failed("reflection")(error.into()))?);
+            let v1 = build().build_v1().map_err(|error| failed("reflection")(error.into()))?;
+            let v1alpha = build().build_v1alpha().map_err(|error| failed("reflection")(error.into()))?;
+            standard
+                .add_service(v1.max_decoding_message_size(MAX_MESSAGE))
+                .add_service(v1alpha.max_decoding_message_size(MAX_MESSAGE));
             services.push("grpc.reflection.v1.ServerReflection".to_owned());
         }
         let grpc = door.routes().merge(standard.routes().into_axum_router().reset_fallback());
@@ -82,7 +90,7 @@ impl App {
         if !listen::permitted(address, false, options.config.insecure) {
             return Err(StartError::Configuration(format!("metrics_listen: {address} is public, and needs insecure = true")));
         }
-        let listener = match TcpListener::bind(address).await {
+        let listener = match listen::bind(address) {
             Ok(listener) => listener,
             Err(error) if options.dev => {
                 tracing::warn!(%address, %error, "no metrics: their address cannot be listened on");

@@ -77,7 +77,7 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
     let parts = Parts {
         store: store.clone(),
         standing,
-        limits: Arc::new(Limits::new(&config.limits, clock.clone())),
+        limits: Arc::new(Limits::new(&config.limits)),
         passwords: Passwords::new(config.limits.argon2_parallel, config.limits.argon2_queue),
         sealer,
         issue: config.audit.issue,

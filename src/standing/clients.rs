@@ -25,12 +25,13 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    pub(super) async fn client(&self, store: &dyn Store, id: &ClientId) -> Result<Option<Arc<Client>>, StoreError> {
+    /// A client, and whether the store was asked.
+    pub(super) async fn look_up(&self, store: &dyn Store, id: &ClientId) -> Result<(Option<Arc<Client>>, bool), StoreError> {
         if let Some(client) = self.known.pin().get(id) {
-            return Ok(Some(client.clone()));
+            return Ok((Some(client.clone()), false));
         }
         if self.absent.pin().contains_key(id) {
-            return Ok(None);
+            return Ok((None, false));
         }
         let before = self.writes.load(SeqCst);
         let client = store.client(id).await?.map(Arc::new);
@@ -42,7 +43,7 @@ impl Clients {
         if self.writes.load(SeqCst) != before {
             self.drop(id);
         }
-        Ok(client)
+        Ok((client, true))
     }
 
     /// Reads this client afresh next time.

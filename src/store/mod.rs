@@ -86,13 +86,14 @@ pub struct Rotate {
 }
 
 impl Rotate {
-    /// The rule every backend keeps. Order is the generation; the time only bounds the grace. A clock that stepped back closes
-    /// the window. A generation that was never given out comes from a newer copy of this store: the older one must not go on.
+    /// The rule every backend keeps. Order is the generation; the time only bounds the grace, in both directions: of two calls
+    /// that arrive together the later one may be judged first, and a clock that stepped back far closes the window. A generation that was never given out comes from a newer copy of this store: the older one must not go on.
     pub fn judge(&self, family: &Family) -> Verdict {
         if family.client != self.client || !family.stands(self.now) {
             return Verdict::Unknown;
         }
-        let in_grace = self.now >= family.rotated_at && self.now.since(family.rotated_at) <= self.grace;
+        let apart = self.now.since(family.rotated_at).max(family.rotated_at.since(self.now));
+        let in_grace = apart <= self.grace;
         match family.generation.checked_sub(self.presented) {
             Some(0) if self.presented < u32::MAX => Verdict::Rotate,
             Some(1) if in_grace => Verdict::Repeat,

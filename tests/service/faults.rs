@@ -30,7 +30,8 @@ pub fn kept_store() -> Kept<impl FnOnce(&mut Config)> {
     use std::{io::Write, os::unix::fs::OpenOptionsExt};
     // Kept for as long as the process: the store outlives the test's end.
     let dir = TempDir::new().unwrap().keep();
-    let master = [7; 32];
+    let mut master = [0; 32];
+    aws_lc_rs::rand::fill(&mut master).unwrap();
     let file = dir.join("master.key");
     let mut written = std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&file).unwrap();
     written.write_all(STANDARD.encode(master).as_bytes()).unwrap();

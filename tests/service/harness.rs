@@ -96,6 +96,8 @@ impl World {
             server::run(options, report, until).await.expect("the server runs");
         });
         let (address, id, secret) = started.await.expect("the server starts");
+        // The server keeps quiet about what panics say; a test that fails shall not.
+        drop(std::panic::take_hook());
         let admin = Caller { id, secret: secret.unwrap_or(known.secret) };
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         Self { clock, address, admin, channel, dir, stop: Some(stop), task }

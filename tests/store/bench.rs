@@ -11,22 +11,22 @@ use tempfile::TempDir;
 use crate::faulty::FaultyStore;
 
 /// A store that can be closed and opened again on what it kept.
-pub struct Bench {
+pub(crate) struct Bench {
     open: Box<dyn Fn() -> Arc<dyn Store> + Send + Sync>,
     current: Mutex<Arc<dyn Store>>,
     _dir: TempDir,
 }
 
 impl Bench {
-    pub fn embedded() -> Self {
+    pub(crate) fn embedded() -> Self {
         Self::over(|store| Arc::new(store))
     }
 
-    pub fn metered() -> Self {
+    pub(crate) fn metered() -> Self {
         Self::over(|store| Arc::new(Metered::new(store)))
     }
 
-    pub fn faulty() -> Self {
+    pub(crate) fn faulty() -> Self {
         Self::over(|store| Arc::new(FaultyStore::new(Arc::new(store))))
     }
 
@@ -38,16 +38,16 @@ impl Bench {
     }
 
     /// The key that seals the store's audit trail.
-    pub fn key() -> ChainKey {
+    pub(crate) fn key() -> ChainKey {
         ChainKey::new([42; 32])
     }
 
-    pub fn store(&self) -> Arc<dyn Store> {
+    pub(crate) fn store(&self) -> Arc<dyn Store> {
         self.current.lock().unwrap().clone()
     }
 
     /// Closes the store and opens it again, as a restart does.
-    pub async fn reopen(&self) -> Arc<dyn Store> {
+    pub(crate) async fn reopen(&self) -> Arc<dyn Store> {
         self.store().close().await.unwrap();
         let store = (self.open)();
         *self.current.lock().unwrap() = store.clone();

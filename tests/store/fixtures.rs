@@ -15,29 +15,29 @@ use jeton::{
 };
 
 /// A Monday in 2026, with odd milliseconds.
-pub const NOW: Timestamp = Timestamp::from_millis(1_790_000_000_123);
+pub(crate) const NOW: Timestamp = Timestamp::from_millis(1_790_000_000_123);
 
-pub fn at(millis: i64) -> Timestamp {
+pub(crate) fn at(millis: i64) -> Timestamp {
     Timestamp::from_millis(NOW.millis() + millis)
 }
 
-pub fn id(text: &str) -> ClientId {
+pub(crate) fn id(text: &str) -> ClientId {
     text.parse().unwrap()
 }
 
-pub fn stamp() -> Stamp {
+pub(crate) fn stamp() -> Stamp {
     Stamp { peer: "192.0.2.1".into(), request_id: "request".into(), ..Stamp::internal(NOW) }
 }
 
-pub fn event(action: Action) -> Event {
+pub(crate) fn event(action: Action) -> Event {
     stamp().done(action, "target")
 }
 
-pub fn client(name: &str) -> Client {
+pub(crate) fn client(name: &str) -> Client {
     client_of("default", name)
 }
 
-pub fn client_of(tenant: &str, name: &str) -> Client {
+pub(crate) fn client_of(tenant: &str, name: &str) -> Client {
     Client {
         id: id(name),
         tenant: tenant.parse().unwrap(),
@@ -60,7 +60,7 @@ pub fn client_of(tenant: &str, name: &str) -> Client {
     }
 }
 
-pub fn secret(name: &str) -> Secret {
+pub(crate) fn secret(name: &str) -> Secret {
     Secret {
         id: name.parse().unwrap(),
         digest: Digest::Keyed { hmac: "b64".into() },
@@ -72,7 +72,7 @@ pub fn secret(name: &str) -> Secret {
 }
 
 /// Opened now; lives an hour, ten minutes unused.
-pub fn family(client: &str) -> Family {
+pub(crate) fn family(client: &str) -> Family {
     Family {
         id: FamilyId::new(),
         tenant: "default".parse().unwrap(),
@@ -92,7 +92,7 @@ pub fn family(client: &str) -> Family {
 }
 
 /// The family's token of this generation, presented by its client a while after [`NOW`], with 10 s of grace.
-pub fn present(family: &Family, presented: u32, after_millis: i64) -> Rotate {
+pub(crate) fn present(family: &Family, presented: u32, after_millis: i64) -> Rotate {
     Rotate {
         family: family.id,
         presented,
@@ -103,7 +103,7 @@ pub fn present(family: &Family, presented: u32, after_millis: i64) -> Rotate {
     }
 }
 
-pub fn keyset(revision: u64) -> Keyset {
+pub(crate) fn keyset(revision: u64) -> Keyset {
     let key = SigningKey {
         kid: format!("key-{revision}").parse().unwrap(),
         alg: Algorithm::EdDsa,
@@ -116,14 +116,14 @@ pub fn keyset(revision: u64) -> Keyset {
 
 /// Keeps what it hears.
 #[derive(Default)]
-pub struct Ear(Mutex<Vec<Change>>);
+pub(crate) struct Ear(Mutex<Vec<Change>>);
 
 impl Ear {
-    pub fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Arc::default()
     }
 
-    pub fn heard(&self) -> Vec<Change> {
+    pub(crate) fn heard(&self) -> Vec<Change> {
         self.0.lock().unwrap().clone()
     }
 }

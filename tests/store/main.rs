@@ -2,11 +2,15 @@
 //!
 //! A new backend is one more `lane!`. A case that is missing from the list in `suite/mod.rs` does not compile.
 
+#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test stops at the first surprise")]
+
 mod bench;
-mod faults;
+mod damage;
+mod directory;
 #[path = "../support/faulty.rs"]
 mod faulty;
 mod fixtures;
+mod full;
 mod model;
 mod scenes;
 #[deny(dead_code)]

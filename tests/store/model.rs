@@ -254,7 +254,14 @@ async fn step_tokens(store: &dyn Store, model: &mut Model, now: Timestamp, verb:
             *expected += by;
             assert_eq!(values, [*expected]);
         }
-        ref other => panic!("{other:?}"),
+        Verb::Create { .. }
+        | Verb::Replace { .. }
+        | Verb::Delete { .. }
+        | Verb::Use { .. }
+        | Verb::Clients { .. }
+        | Verb::Sweep
+        | Verb::Pass { .. }
+        | Verb::Reopen => panic!("not about tokens: {verb:?}"),
     }
 }
 
@@ -286,7 +293,7 @@ async fn run(bench: Bench, verbs: &[Verb]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
     fn any_sequence_of_verbs_answers_as_the_model(verbs in prop::collection::vec(verb(), 1..120)) {

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::fixtures::{at, client, event, family, id, keyset, present, stamp};
 
 /// Writes `rounds` of everything a store keeps; may be called again on the same store.
-pub async fn fill(store: &dyn Store, rounds: usize) {
+pub(crate) async fn fill(store: &dyn Store, rounds: usize) {
     let from = store.clients(None, None, usize::MAX).await.unwrap().len();
     for n in from..from + rounds {
         let name = format!("client-{n:05}");
@@ -33,9 +33,10 @@ pub async fn fill(store: &dyn Store, rounds: usize) {
 }
 
 /// The files of a data directory as they lie there: what a process that is killed at this moment leaves behind.
-pub fn killed(dir: &Path) -> TempDir {
+pub(crate) fn killed(dir: &Path) -> TempDir {
     let copy = tempfile::tempdir().unwrap();
-    for name in ["jeton.db", "jeton.db-wal", "anchor", "lock"] {
+    // The note first: were it newer than the rest, it would tell of a loss.
+    for name in ["anchor", "jeton.db", "jeton.db-wal"] {
         if dir.join(name).exists() {
             fs::copy(dir.join(name), copy.path().join(name)).unwrap();
         }

@@ -26,7 +26,7 @@ use tokio::sync::broadcast;
 
 /// What becomes of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Act {
+pub(crate) enum Act {
     /// It fails before the inner store hears of it.
     FailBefore(Kind),
     /// The inner store carries it out, and the caller hears of a failure.
@@ -39,7 +39,7 @@ pub enum Act {
 
 /// Which failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Unavailable,
     Full,
     Corrupt,
@@ -57,7 +57,7 @@ impl Kind {
 }
 
 /// Counts the calls, from 1, and does to them what was planned. Idle until something is.
-pub struct FaultyStore {
+pub(crate) struct FaultyStore {
     inner: Arc<dyn Store>,
     calls: AtomicU64,
     plan: Mutex<Plan>,
@@ -71,22 +71,22 @@ struct Plan {
 
 impl FaultyStore {
     /// Over `inner`, with nothing planned.
-    pub fn new(inner: Arc<dyn Store>) -> Self {
+    pub(crate) fn new(inner: Arc<dyn Store>) -> Self {
         Self { inner, calls: AtomicU64::new(0), plan: Mutex::default() }
     }
 
     /// How many calls there were.
-    pub fn calls(&self) -> u64 {
+    pub(crate) fn calls(&self) -> u64 {
         self.calls.load(Ordering::SeqCst)
     }
 
     /// Plans for the `nth` call from now on, the next being the first.
-    pub fn plan(&self, nth: u64, act: Act) {
+    pub(crate) fn plan(&self, nth: u64, act: Act) {
         self.plan.lock().unwrap().at.insert(self.calls() + nth, act);
     }
 
     /// Plans for every call that has no other plan; `None` for nothing.
-    pub fn always(&self, act: Option<Act>) {
+    pub(crate) fn always(&self, act: Option<Act>) {
         self.plan.lock().unwrap().always = act;
     }
 

@@ -33,7 +33,7 @@ use crate::{
 /// The longest message, in bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
 /// The longest message of a batch, in bytes.
-pub const MAX_BATCH_MESSAGE: usize = 4 * 1024 * 1024;
+pub const MAX_BATCH_MESSAGE: usize = 2 * 1024 * 1024;
 
 /// Path of the one RPC whose message may be longer.
 const BATCH_INTROSPECT: &str = "/jeton.token.v1.TokenService/BatchIntrospect";
@@ -70,7 +70,7 @@ impl Door {
     fn call<T>(&self, request: &Request<T>) -> Result<Call, Status> {
         let call = request.extensions().get::<Call>().cloned();
         let call = call.ok_or_else(|| status(&Error::Internal("a request came past the guard".into())))?;
-        self.authority.limits().peer(call.peer).map_err(|error| status(&error))?;
+        self.authority.limits().peer(call.peer, call.now).map_err(|error| status(&error))?;
         Ok(call)
     }
 }

@@ -14,6 +14,8 @@ use crate::{
 };
 use secrecy::{ExposeSecret, SecretString};
 
+/// How many tokens of a batch are judged before other calls get their turn: unseen ones take a core 50 us each.
+const BETWEEN_YIELDS: usize = 32;
 /// The longest list in a request: more is refused before it is looked at.
 const MAX_LIST: usize = 100;
 
@@ -98,7 +100,13 @@ impl TokenService for Door {
                     return Err(Error::field("tokens", "must be 1 to 1000"));
                 }
                 let viewer = self.authority.viewer(&call, credentials).await?;
-                let results = tokens.iter().map(|token| self.judge(&call, &viewer, token)).collect();
+                self.authority.charge_batch(&call, &viewer, tokens.len())?;
+                let mut results = Vec::with_capacity(tokens.len());
+                for some in tokens.chunks(BETWEEN_YIELDS) {
+                    results.extend(some.iter().map(|token| self.judge(&call, &viewer, token)));
+                    // Other calls of this worker need not wait for the whole batch.
+                    tokio::task::yield_now().await;
+                }
                 Ok(BatchIntrospectResponse { results })
             }
             .await,
@@ -147,7 +155,7 @@ fn of_family(family: &Family, issuer: &str) -> IntrospectResponse {
         jti: family.id.to_string(),
         iat: family.rotated_at.seconds(),
         nbf: family.rotated_at.seconds(),
-        exp: family.expires_at.min(family.rotated_at + family.idle).seconds(),
+        exp: family.ends_at().seconds(),
         token_type: "refresh_token".to_owned(),
         tenant: family.tenant.as_str().to_owned(),
         roles: Vec::new(),

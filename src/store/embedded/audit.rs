@@ -9,7 +9,7 @@ use tokio::sync::{broadcast, oneshot};
 use super::{
     Embedded,
     batch::{Batch, Entry, Urgency, Work, from_sql, to_sql},
-    fault::Fault,
+    fault::{Fault, ascending},
 };
 use crate::{
     crypto::chain::Head,
@@ -124,8 +124,12 @@ pub(super) fn walk<E: From<Fault>>(
     let sql = "SELECT sequence, node, hash, event FROM audit WHERE sequence > ?1 ORDER BY sequence LIMIT ?2";
     let mut statement = connection.prepare_cached(sql).map_err(fault)?;
     let mut rows = statement.query((to_sql(after), i64::try_from(limit).unwrap_or(i64::MAX))).map_err(fault)?;
+    let mut last = after;
     while let Some(row) = rows.next().map_err(fault)? {
-        show(Raw::read(row).map_err(fault)?)?;
+        let raw = Raw::read(row).map_err(fault)?;
+        ascending(Some(last), [raw.sequence])?;
+        last = raw.sequence;
+        show(raw)?;
     }
     Ok(())
 }

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, Params, Row};
 use tokio::sync::oneshot;
 
-use super::{fault::Fault, sums::Tally};
+use super::{
+    fault::Fault,
+    sums::{self, Tally},
+};
 use crate::{
     crypto::chain,
     model::{Event, Record, Timestamp},
@@ -27,6 +30,14 @@ pub(super) struct State {
     pub(super) tally: Tally,
     /// Whether an import has begun and not ended.
     pub(super) importing: bool,
+}
+
+impl State {
+    /// Over what the seal does not cover.
+    pub(super) fn sum(&self) -> [u8; 16] {
+        let newest = self.newest.millis().to_be_bytes();
+        sums::row("head", &[&newest, &self.tally.to_bytes(), &[u8::from(self.importing)]])
+    }
 }
 
 /// What happens outside the database once the transaction stands.

@@ -78,7 +78,7 @@ fn carries_on(connection: &Connection, state: &State, anchored: Option<&Head>) -
 
 /// The writer's state as it is on disk.
 pub(super) fn state(connection: &Connection, node: &str) -> Result<State, OpenError> {
-    let sql = "SELECT node, sequence, hash, newest, tally, importing FROM head WHERE id = 1";
+    let sql = "SELECT node, sequence, hash, newest, tally, importing, sum FROM head WHERE id = 1";
     let row = connection.query_row(sql, [], |row| {
         let tally: Vec<u8> = row.get(4)?;
         let state = State {
@@ -89,7 +89,7 @@ pub(super) fn state(connection: &Connection, node: &str) -> Result<State, OpenEr
             tally: Tally::default(),
             importing: row.get(5)?,
         };
-        Ok((state, tally))
+        Ok((state, tally, row.get::<_, Vec<u8>>(6)?))
     });
     let fresh = || State {
         node: node.into(),
@@ -99,9 +99,13 @@ pub(super) fn state(connection: &Connection, node: &str) -> Result<State, OpenEr
         tally: Tally::default(),
         importing: false,
     };
-    let Some((state, tally)) = row.optional()? else { return Ok(fresh()) };
+    let Some((state, tally, kept)) = row.optional()? else { return Ok(fresh()) };
     let tally = Tally::from_bytes(&tally).ok_or_else(|| OpenError::Corrupt("the head's tally cannot be read".into()))?;
-    Ok(State { tally, ..state })
+    let state = State { tally, ..state };
+    if state.sum() != kept.as_slice() {
+        return Err(OpenError::Corrupt("the head does not match its sum".into()));
+    }
+    Ok(state)
 }
 
 fn hash_of(connection: &Connection, sequence: u64) -> Result<Option<[u8; 32]>, OpenError> {

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, Row};
 use super::{
     Embedded,
     batch::{Batch, Entry, Urgency, from_sql, to_sql},
-    fault::{Fault, row},
+    fault::{Fault, ascending, row},
     sums,
 };
 use crate::{
@@ -65,8 +65,8 @@ impl Stored {
     }
 }
 
-fn sum(id: &str, body: &str) -> [u8; 16] {
-    sums::row("clients", &[id.as_bytes(), body.as_bytes()])
+fn sum(id: &str, tenant: &str, revision: i64, body: &str) -> [u8; 16] {
+    sums::row("clients", &[id.as_bytes(), tenant.as_bytes(), &revision.to_be_bytes(), body.as_bytes()])
 }
 
 impl Batch<'_> {
@@ -81,19 +81,19 @@ impl Batch<'_> {
 
     /// Whether the id was free.
     pub(super) fn insert_client(&self, Stored { client, body }: &Stored) -> Result<bool, Fault> {
-        let id = client.id.as_str();
+        let (id, tenant, revision) = (client.id.as_str(), client.tenant.as_str(), to_sql(client.revision));
         let written = self.execute(
             "INSERT OR IGNORE INTO clients (id, tenant, revision, body, sum) VALUES (?1, ?2, ?3, ?4, ?5)",
-            (id, client.tenant.as_str(), to_sql(client.revision), body, sum(id, body)),
+            (id, tenant, revision, body, sum(id, tenant, revision, body)),
         )?;
         Ok(written == 1)
     }
 
     fn replace_client(&mut self, Stored { client, body }: &Stored, entry: &Entry) -> Result<Write, Fault> {
-        let id = client.id.as_str();
+        let (id, tenant, revision) = (client.id.as_str(), client.tenant.as_str(), to_sql(client.revision));
         let written = self.execute(
             "UPDATE clients SET tenant = ?2, revision = ?3, body = ?4, sum = ?5 WHERE id = ?1 AND revision = ?3 - 1",
-            (id, client.tenant.as_str(), to_sql(client.revision), body, sum(id, body)),
+            (id, tenant, revision, body, sum(id, tenant, revision, body)),
         )?;
         if written == 0 {
             return Ok(Write::Stale);
@@ -130,10 +130,13 @@ impl Batch<'_> {
     pub(super) fn note_use(&self, used: &SecretUse) -> Result<(), Fault> {
         let known = find(self.connection, &used.client)?;
         if known.is_some_and(|client| client.secrets.iter().any(|secret| secret.id == used.secret)) {
+            let before = uses(self.connection, used.client.as_str(), used.secret.as_str())?;
+            let (at, count) =
+                before.map_or((used.at, used.count), |(at, count)| (at.max(used.at), count.saturating_add(used.count)));
+            let sum = sum_of_use(used.client.as_str(), used.secret.as_str(), at, count);
             self.execute(
-                "INSERT INTO secret_uses (client, secret, last_used_at, uses) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT DO UPDATE SET last_used_at = max(last_used_at, excluded.last_used_at), uses = uses + excluded.uses",
-                (used.client.as_str(), used.secret.as_str(), used.at.millis(), to_sql(used.count)),
+                "INSERT OR REPLACE INTO secret_uses (client, secret, last_used_at, uses, sum) VALUES (?1, ?2, ?3, ?4, ?5)",
+                (used.client.as_str(), used.secret.as_str(), at.millis(), to_sql(count), sum),
             )?;
         }
         Ok(())
@@ -141,7 +144,7 @@ impl Batch<'_> {
 }
 
 fn find(connection: &Connection, id: &ClientId) -> Result<Option<Client>, Fault> {
-    let mut statement = connection.prepare_cached("SELECT id, body, sum FROM clients WHERE id = ?1")?;
+    let mut statement = connection.prepare_cached("SELECT id, tenant, revision, body, sum FROM clients WHERE id = ?1")?;
     statement.query_row((id.as_str(),), columns).optional()?.map(decode).transpose()
 }
 
@@ -155,44 +158,71 @@ pub(super) fn page(
     let Some(tenant) = tenant else {
         return bare(connection, after, limit)?.into_iter().map(|client| with_uses(connection, client)).collect();
     };
-    let mut statement =
-        connection.prepare_cached("SELECT id, body, sum FROM clients WHERE tenant = ?1 AND id > ?2 ORDER BY id LIMIT ?3")?;
+    let mut statement = connection.prepare_cached(
+        "SELECT id, tenant, revision, body, sum FROM clients WHERE tenant = ?1 AND id > ?2 ORDER BY id LIMIT ?3",
+    )?;
     let keys = (tenant.as_str(), after.map_or("", ClientId::as_str), i64::try_from(limit).unwrap_or(i64::MAX));
     let rows: Vec<Columns> = statement.query_map(keys, columns)?.collect::<rusqlite::Result<_>>()?;
-    rows.into_iter().map(|row| with_uses(connection, decode(row)?)).collect()
+    let clients = rows.into_iter().map(|row| with_uses(connection, decode(row)?)).collect::<Result<Vec<_>, Fault>>()?;
+    ascending(after, clients.iter().map(|client| &client.id))?;
+    Ok(clients)
 }
 
 /// Clients in the order of their ids, without the uses of their secrets.
 pub(super) fn bare(connection: &Connection, after: Option<&ClientId>, limit: usize) -> Result<Vec<Client>, Fault> {
-    let mut statement = connection.prepare_cached("SELECT id, body, sum FROM clients WHERE id > ?1 ORDER BY id LIMIT ?2")?;
-    let after = after.map_or("", ClientId::as_str);
+    let mut statement =
+        connection.prepare_cached("SELECT id, tenant, revision, body, sum FROM clients WHERE id > ?1 ORDER BY id LIMIT ?2")?;
+    let (after_id, after) = (after, after.map_or("", ClientId::as_str));
     let rows = statement.query_map((after, i64::try_from(limit).unwrap_or(i64::MAX)), columns)?;
-    rows.map(|row| decode(row?)).collect()
+    let clients = rows.map(|row| decode(row?)).collect::<Result<Vec<_>, Fault>>()?;
+    ascending(after_id, clients.iter().map(|client| &client.id))?;
+    Ok(clients)
 }
 
-type Columns = (String, String, Vec<u8>);
+type Columns = (String, String, i64, String, Vec<u8>);
 
 fn columns(row: &Row<'_>) -> rusqlite::Result<Columns> {
-    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+    row.try_into()
 }
 
-fn decode((id, body, kept): Columns) -> Result<Client, Fault> {
-    if sum(&id, &body) != kept.as_slice() {
+fn decode((id, tenant, revision, body, kept): Columns) -> Result<Client, Fault> {
+    if sum(&id, &tenant, revision, &body) != kept.as_slice() {
         return Err(Fault::Row("client: the row does not match its sum".into()));
     }
     serde_json::from_str(&body).map_err(row("client"))
 }
 
 fn with_uses(connection: &Connection, mut client: Client) -> Result<Client, Fault> {
-    let mut statement =
-        connection.prepare_cached("SELECT last_used_at, uses FROM secret_uses WHERE client = ?1 AND secret = ?2")?;
     for secret in &mut client.secrets {
-        let keys = (client.id.as_str(), secret.id.as_str());
-        let used = statement.query_row(keys, |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
-        if let Some((at, count)) = used {
-            secret.last_used_at = Some(Timestamp::from_millis(at));
-            secret.use_count = from_sql(count);
+        if let Some((at, count)) = uses(connection, client.id.as_str(), secret.id.as_str())? {
+            secret.last_used_at = Some(at);
+            secret.use_count = count;
         }
     }
     Ok(client)
+}
+
+fn uses(connection: &Connection, client: &str, secret: &str) -> Result<Option<(Timestamp, u64)>, Fault> {
+    let mut statement =
+        connection.prepare_cached("SELECT last_used_at, uses, sum FROM secret_uses WHERE client = ?1 AND secret = ?2")?;
+    let row = statement.query_row((client, secret), |row| row.try_into()).optional()?;
+    row.map(|row| decode_use(client, secret, row)).transpose()
+}
+
+/// When a secret was last used and how often, if the row is sound.
+pub(super) fn decode_use(
+    client: &str,
+    secret: &str,
+    (at, count, kept): (i64, i64, Vec<u8>),
+) -> Result<(Timestamp, u64), Fault> {
+    let (at, count) = (Timestamp::from_millis(at), from_sql(count));
+    if sum_of_use(client, secret, at, count) != kept.as_slice() {
+        return Err(Fault::Row("secret use: the row does not match its sum".into()));
+    }
+    Ok((at, count))
+}
+
+fn sum_of_use(client: &str, secret: &str, at: Timestamp, count: u64) -> [u8; 16] {
+    let (at, count) = (at.millis().to_be_bytes(), count.to_be_bytes());
+    sums::row("secret_uses", &[client.as_bytes(), secret.as_bytes(), &at, &count])
 }

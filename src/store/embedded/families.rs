@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Embedded,
     batch::{Batch, Entry, Urgency},
-    fault::{Fault, row},
+    fault::{Fault, ascending, row},
     sums,
 };
 use crate::{
@@ -222,13 +222,15 @@ fn find(connection: &Connection, id: FamilyId) -> Result<Option<Stored>, Fault> 
 
 /// Up to `limit` families in the order of their ids.
 pub(super) fn page(connection: &Connection, after: Option<FamilyId>, limit: i64) -> Result<Vec<Family>, Fault> {
-    let after = after.map_or_else(Vec::new, |id| id.0.as_bytes().to_vec());
+    let key = after.map_or_else(Vec::new, |id| id.0.as_bytes().to_vec());
     let mut statement = connection.prepare_cached(
         "SELECT id, client, salt, generation, rotated_at, ended_at, expires_at, body, sum
          FROM families WHERE id > ?1 ORDER BY id LIMIT ?2",
     )?;
-    let rows: Vec<_> = statement.query_map((after, limit), read)?.collect::<rusqlite::Result<_>>()?;
-    rows.into_iter().map(|row| decode(row).map(|stored| stored.family)).collect()
+    let rows: Vec<_> = statement.query_map((key, limit), read)?.collect::<rusqlite::Result<_>>()?;
+    let families = rows.into_iter().map(|row| decode(row).map(|stored| stored.family)).collect::<Result<Vec<_>, Fault>>()?;
+    ascending(after, families.iter().map(|family| family.id))?;
+    Ok(families)
 }
 
 type Raw = ([u8; 16], String, [u8; 32], u32, i64, Option<i64>, i64, String, Vec<u8>);

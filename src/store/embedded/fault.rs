@@ -49,10 +49,7 @@ impl OpenError {
 
 impl From<rusqlite::Error> for OpenError {
     fn from(error: rusqlite::Error) -> Self {
-        match error.sqlite_error_code() {
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Corrupt(error.to_string()),
-            _ => Self::Database(Box::new(error)),
-        }
+        Fault::from(error).into()
     }
 }
 
@@ -124,6 +121,17 @@ impl Fault {
 fn fault_kind(error: &rusqlite::Error) -> Kind {
     // Growing the shared index of the WAL reports a full disk as an I/O error; nothing has been written then.
     let shared_index = error.sqlite_error().is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE);
+    // Our statements fit our tables: a value of another type, or a table that is not there, is damage.
+    if matches!(
+        error,
+        rusqlite::Error::InvalidColumnType(..)
+            | rusqlite::Error::FromSqlConversionFailure(..)
+            | rusqlite::Error::IntegralValueOutOfRange(..)
+            | rusqlite::Error::Utf8Error(..)
+            | rusqlite::Error::SqlInputError { .. }
+    ) {
+        return Kind::Corrupt;
+    }
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull) => Kind::Full,
         Some(ErrorCode::SystemIoFailure) if shared_index => Kind::Full,
@@ -152,6 +160,19 @@ impl From<Fault> for StoreError {
             },
         }
     }
+}
+
+/// Holds a page of rows against the key it was asked to come after. In a damaged tree a page may not be what was asked for, and
+/// whoever goes on from its last key would go round for ever.
+pub(super) fn ascending<K: PartialOrd>(after: Option<K>, keys: impl IntoIterator<Item = K>) -> Result<(), Fault> {
+    let mut last = after;
+    for key in keys {
+        if last.is_some_and(|last| last >= key) {
+            return Err(Fault::Row("rows out of order".into()));
+        }
+        last = Some(key);
+    }
+    Ok(())
 }
 
 /// For a record that cannot be understood.

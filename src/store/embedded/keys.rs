@@ -45,23 +45,23 @@ impl Batch<'_> {
         let body = serde_json::to_string(&**keyset).map_err(row("keyset"))?;
         self.execute(
             "INSERT OR REPLACE INTO keyset (id, revision, body, sum) VALUES (1, ?1, ?2, ?3)",
-            (to_sql(keyset.revision), &body, sum(&body)),
+            (to_sql(keyset.revision), &body, sum(to_sql(keyset.revision), &body)),
         )?;
         self.change(Change::Keyset(keyset.clone()));
         Ok(true)
     }
 }
 
-fn sum(body: &str) -> [u8; 16] {
-    sums::row("keyset", &[body.as_bytes()])
+fn sum(revision: i64, body: &str) -> [u8; 16] {
+    sums::row("keyset", &[&revision.to_be_bytes(), body.as_bytes()])
 }
 
 /// The keyset, once there is one.
 pub(super) fn find(connection: &Connection) -> Result<Option<Keyset>, Fault> {
-    let mut statement = connection.prepare_cached("SELECT body, sum FROM keyset WHERE id = 1")?;
-    let found = statement.query_row([], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
-    let Some((body, kept)): Option<(String, Vec<u8>)> = found else { return Ok(None) };
-    if sum(&body) != kept.as_slice() {
+    let mut statement = connection.prepare_cached("SELECT revision, body, sum FROM keyset WHERE id = 1")?;
+    let found = statement.query_row([], |row| row.try_into()).optional()?;
+    let Some((revision, body, kept)): Option<(i64, String, Vec<u8>)> = found else { return Ok(None) };
+    if sum(revision, &body) != kept.as_slice() {
         return Err(Fault::Row("keyset: the row does not match its sum".into()));
     }
     serde_json::from_str(&body).map(Some).map_err(row("keyset"))

@@ -131,6 +131,7 @@ impl Embedded {
             anchor,
             reserve: Reserve::of(dir),
             flushed_at: Instant::now(),
+            closing: false,
             readers: readers::start(dir, reads)?,
             fate,
             lock,

@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use super::{
     Embedded,
     batch::{Batch, Entry, Urgency, from_sql, to_sql},
-    fault::Fault,
+    fault::{Fault, ascending},
     sums::Tally,
 };
 use crate::{
@@ -130,7 +130,9 @@ pub(super) fn page(connection: &Connection, after: Option<Revoked>, limit: i64) 
     let sql = "SELECT kind, id, until FROM revocations WHERE (kind, id) > (?1, ?2) ORDER BY kind, id LIMIT ?3";
     let mut statement = connection.prepare_cached(sql)?;
     let rows = statement.query_map((kind, id, limit), |row| row.try_into())?;
-    rows.map(|raw| revocation(raw?)).collect()
+    let revocations = rows.map(|raw| revocation(raw?)).collect::<Result<Vec<_>, Fault>>()?;
+    ascending(after, revocations.iter().map(|revocation| revocation.revoked))?;
+    Ok(revocations)
 }
 
 /// Every epoch above 0, in the order of their keys.

@@ -21,14 +21,14 @@ const TABLES: &str = "
     CREATE TABLE head (
         id INTEGER PRIMARY KEY CHECK (id = 1),
         node TEXT NOT NULL, sequence INTEGER NOT NULL, hash BLOB NOT NULL, seal BLOB NOT NULL,
-        newest INTEGER NOT NULL, tally BLOB NOT NULL, importing INTEGER NOT NULL
+        newest INTEGER NOT NULL, tally BLOB NOT NULL, importing INTEGER NOT NULL, sum BLOB NOT NULL
     ) STRICT;
     CREATE TABLE clients (
         id TEXT PRIMARY KEY, tenant TEXT NOT NULL, revision INTEGER NOT NULL, body TEXT NOT NULL, sum BLOB NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX clients_of_tenant ON clients (tenant);
     CREATE TABLE secret_uses (
-        client TEXT NOT NULL, secret TEXT NOT NULL, last_used_at INTEGER NOT NULL, uses INTEGER NOT NULL,
+        client TEXT NOT NULL, secret TEXT NOT NULL, last_used_at INTEGER NOT NULL, uses INTEGER NOT NULL, sum BLOB NOT NULL,
         PRIMARY KEY (client, secret)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE families (
@@ -69,7 +69,8 @@ pub(super) fn writer(dir: &Path) -> Result<Connection, OpenError> {
     // Before anything is written: a file that is not ours or newer is left as it is.
     let format = format(&connection)?;
     connection.execute_batch(
-        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000; PRAGMA cache_size = -16384;",
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;
+         PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -16384;",
     )?;
     settle(&connection)?;
     if format == 0 {

@@ -9,14 +9,14 @@ use super::{
     Embedded,
     anchor::{hex, unhex},
     audit,
-    batch::{Batch, Entry, Urgency, from_sql},
+    batch::{Batch, Entry, Urgency},
     check, clients, families,
-    fault::{Fault, OpenError},
+    fault::{Fault, OpenError, ascending},
     keys, revocations, schema,
 };
 use crate::{
     crypto::chain::{START, Walk},
-    model::{ClientId, EpochOf, FamilyId, Keyset, Revoked, SecretId, Timestamp, revocation::Revocation},
+    model::{ClientId, EpochOf, FamilyId, Keyset, Revoked, SecretId, revocation::Revocation},
     store::{
         Result, SecretUse,
         transfer::{Dump, Item, Load, VERSION},
@@ -161,22 +161,22 @@ impl Position {
 
 fn secret_uses(connection: &Connection, after: Option<&(ClientId, SecretId)>, limit: i64) -> Result<Vec<Item>, Fault> {
     let (client, secret) = after.map_or(("", ""), |(client, secret)| (client.as_str(), secret.as_str()));
+    let mut last = after.cloned();
     let mut statement = connection.prepare_cached(
-        "SELECT client, secret, last_used_at, uses FROM secret_uses WHERE (client, secret) > (?1, ?2)
+        "SELECT client, secret, last_used_at, uses, sum FROM secret_uses WHERE (client, secret) > (?1, ?2)
          ORDER BY client, secret LIMIT ?3",
     )?;
     let rows = statement.query_map((client, secret, limit), |row| {
-        Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get(2)?, row.get(3)?))
+        Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, (row.get(2)?, row.get(3)?, row.get(4)?)))
     })?;
     let invalid = |invalid| Fault::Row(format!("secret use: {invalid}"));
     rows.map(|row| {
-        let (client, secret, at, uses) = row?;
-        Ok(Item::SecretUse {
-            client: client.parse().map_err(invalid)?,
-            secret: secret.parse().map_err(invalid)?,
-            last_used_at: Timestamp::from_millis(at),
-            use_count: from_sql(uses),
-        })
+        let (client, secret, uses) = row?;
+        let (last_used_at, use_count) = clients::decode_use(&client, &secret, uses)?;
+        let (client, secret): (ClientId, SecretId) = (client.parse().map_err(invalid)?, secret.parse().map_err(invalid)?);
+        let key = (client.clone(), secret.clone());
+        ascending(last.replace(key.clone()), [key])?;
+        Ok(Item::SecretUse { client, secret, last_used_at, use_count })
     })
     .collect()
 }

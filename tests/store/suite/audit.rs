@@ -46,7 +46,7 @@ async fn verify(store: &dyn Store) -> u64 {
     walk.sequence()
 }
 
-pub async fn an_event_reads_back_as_it_was_appended(bench: &Bench) {
+pub(crate) async fn an_event_reads_back_as_it_was_appended(bench: &Bench) {
     let store = bench.store();
     let mut full = stamp();
     full.at = at(7);
@@ -65,7 +65,7 @@ pub async fn an_event_reads_back_as_it_was_appended(bench: &Bench) {
 }
 
 /// O02: nothing in a text ends a record or starts another.
-pub async fn odd_text_is_kept_as_it_is(bench: &Bench) {
+pub(crate) async fn odd_text_is_kept_as_it_is(bench: &Bench) {
     let store = bench.store();
     let odd = ["", "\r\n", "\u{1b}[31m", "\u{2028}", "\0", "\"}{\"", "\\", "é\u{202e}", "$where", "a.b"];
     for text in odd {
@@ -81,7 +81,7 @@ pub async fn odd_text_is_kept_as_it_is(bench: &Bench) {
     verify(&*store).await;
 }
 
-pub async fn newest_come_first_and_pages_stand(bench: &Bench) {
+pub(crate) async fn newest_come_first_and_pages_stand(bench: &Bench) {
     let store = bench.store();
     append(&*store, 9).await;
     let page = async |before, limit| sequences(&store.events(&Filter::default(), before, limit).await.unwrap());
@@ -96,7 +96,7 @@ pub async fn newest_come_first_and_pages_stand(bench: &Bench) {
     assert_eq!(sequences(&store.chain(u64::MAX, 2).await.unwrap()), [0; 0]);
 }
 
-pub async fn filters_admit_what_they_say(bench: &Bench) {
+pub(crate) async fn filters_admit_what_they_say(bench: &Bench) {
     let store = bench.store();
     let stamp = |tenant: &str, client: &str, millis| jeton::model::Stamp {
         at: at(millis),
@@ -126,7 +126,7 @@ pub async fn filters_admit_what_they_say(bench: &Bench) {
 }
 
 /// O04: every kind of change links into one chain, over a restart.
-pub async fn the_chain_verifies_against_the_sealed_head(bench: &Bench) {
+pub(crate) async fn the_chain_verifies_against_the_sealed_head(bench: &Bench) {
     let store = bench.store();
     append(&*store, 20).await;
     store.create_client(&client("a"), event(Action::ClientCreated)).await.unwrap();
@@ -138,7 +138,7 @@ pub async fn the_chain_verifies_against_the_sealed_head(bench: &Bench) {
     assert_eq!(verify(&*store).await, 25);
 }
 
-pub async fn concurrent_appends_leave_no_gap(bench: &Bench) {
+pub(crate) async fn concurrent_appends_leave_no_gap(bench: &Bench) {
     let tasks: Vec<_> = (0..500)
         .map(|n| {
             let store = bench.store();
@@ -154,13 +154,13 @@ pub async fn concurrent_appends_leave_no_gap(bench: &Bench) {
     assert_eq!(targets, (0..500).collect());
 }
 
-pub async fn an_empty_trail_has_no_head(bench: &Bench) {
+pub(crate) async fn an_empty_trail_has_no_head(bench: &Bench) {
     assert_eq!(bench.store().head().await.unwrap(), None);
     assert_eq!(verify(&*bench.store()).await, 0);
     assert_eq!(verify(&*bench.reopen().await).await, 0);
 }
 
-pub async fn records_that_nobody_waits_for_arrive_soon(bench: &Bench) {
+pub(crate) async fn records_that_nobody_waits_for_arrive_soon(bench: &Bench) {
     let store = bench.store();
     let mut tail = store.tail();
     for n in 1..=5 {
@@ -177,7 +177,7 @@ pub async fn records_that_nobody_waits_for_arrive_soon(bench: &Bench) {
     assert_eq!(verify(&*bench.reopen().await).await, 9, "closing waits for them");
 }
 
-pub async fn the_tail_hears_every_record_in_order(bench: &Bench) {
+pub(crate) async fn the_tail_hears_every_record_in_order(bench: &Bench) {
     let store = bench.store();
     append(&*store, 2).await;
     let mut tail = store.tail();
@@ -192,7 +192,7 @@ pub async fn the_tail_hears_every_record_in_order(bench: &Bench) {
     assert_eq!(store.tail().recv().await, Err(RecvError::Closed));
 }
 
-pub async fn a_listener_that_lags_is_told(bench: &Bench) {
+pub(crate) async fn a_listener_that_lags_is_told(bench: &Bench) {
     let store = bench.store();
     let mut tail = store.tail();
     for n in 0..1_500 {
@@ -205,7 +205,7 @@ pub async fn a_listener_that_lags_is_told(bench: &Bench) {
 }
 
 /// C1: the clock's floor after a restart.
-pub async fn the_newest_time_never_goes_back(bench: &Bench) {
+pub(crate) async fn the_newest_time_never_goes_back(bench: &Bench) {
     let store = bench.store();
     assert_eq!(store.newest(), jeton::model::Timestamp::EPOCH);
     for (millis, newest) in [(5, 5), (9, 9), (7, 9)] {
@@ -216,7 +216,7 @@ pub async fn the_newest_time_never_goes_back(bench: &Bench) {
 }
 
 /// O03 the other way round: what did not happen is not in the trail.
-pub async fn a_refused_change_leaves_no_record(bench: &Bench) {
+pub(crate) async fn a_refused_change_leaves_no_record(bench: &Bench) {
     let store = bench.store();
     store.create_client(&client("a"), event(Action::ClientCreated)).await.unwrap();
     store.create_client(&client("a"), event(Action::ClientCreated)).await.unwrap();

@@ -21,7 +21,7 @@ fn used(client: &str, secret: &str, millis: i64, count: u64) -> SecretUse {
 }
 
 /// Longest and oddest values of every field; times to the millisecond.
-pub async fn a_client_reads_back_as_it_was_written(bench: &Bench) {
+pub(crate) async fn a_client_reads_back_as_it_was_written(bench: &Bench) {
     let store = bench.store();
     let mut full = client(&"x".repeat(128));
     full.display_name = format!("{}\u{1f680}", "é".repeat(199));
@@ -46,12 +46,12 @@ pub async fn a_client_reads_back_as_it_was_written(bench: &Bench) {
     }
 }
 
-pub async fn an_unknown_client_is_absent(bench: &Bench) {
+pub(crate) async fn an_unknown_client_is_absent(bench: &Bench) {
     assert_eq!(bench.store().client(&id("nobody")).await.unwrap(), None);
     assert!(bench.store().clients(None, None, 10).await.unwrap().is_empty());
 }
 
-pub async fn an_id_is_registered_once(bench: &Bench) {
+pub(crate) async fn an_id_is_registered_once(bench: &Bench) {
     let store = bench.store();
     create(&*store, &client("a")).await;
     // In another tenant it is the same id: it is unique in the whole service.
@@ -60,7 +60,7 @@ pub async fn an_id_is_registered_once(bench: &Bench) {
     assert_eq!(store.client(&id("a")).await.unwrap(), Some(client("a")));
 }
 
-pub async fn of_fifty_that_register_one_id_one_succeeds(bench: &Bench) {
+pub(crate) async fn of_fifty_that_register_one_id_one_succeeds(bench: &Bench) {
     let tasks: Vec<_> = (0..50)
         .map(|n| {
             let store = bench.store();
@@ -77,7 +77,7 @@ pub async fn of_fifty_that_register_one_id_one_succeeds(bench: &Bench) {
     assert_eq!(created, [bench.store().client(&id("a")).await.unwrap().unwrap().display_name]);
 }
 
-pub async fn ids_that_differ_only_in_case_are_two_clients(bench: &Bench) {
+pub(crate) async fn ids_that_differ_only_in_case_are_two_clients(bench: &Bench) {
     let store = bench.store();
     create(&*store, &client("Svc")).await;
     assert_eq!(store.client(&id("svc")).await.unwrap(), None);
@@ -89,7 +89,7 @@ pub async fn ids_that_differ_only_in_case_are_two_clients(bench: &Bench) {
 }
 
 /// N01: what is an operator to some database is a plain string here, in ids and in values.
-pub async fn operators_are_plain_text(bench: &Bench) {
+pub(crate) async fn operators_are_plain_text(bench: &Bench) {
     let store = bench.store();
     for (n, text) in ["{\"$gt\":\"\"}", "$where", "a.b", "$set", "\0", "' OR 1=1 --", "%", "_"].iter().enumerate() {
         create(&*store, &Client { display_name: (*text).into(), ..client(&format!("c{n}")) }).await;
@@ -108,7 +108,7 @@ async fn page(store: &dyn Store, after: Option<&str>, limit: usize) -> Vec<Strin
     clients.into_iter().map(|client| client.id.to_string()).collect()
 }
 
-pub async fn pages_follow_the_bytes_of_the_ids(bench: &Bench) {
+pub(crate) async fn pages_follow_the_bytes_of_the_ids(bench: &Bench) {
     let store = bench.store();
     let mut ids = ["b", "a", "~", "B", "_", "10", "9", "a-", "a.b", "aa", "A", "-"];
     for name in ids {
@@ -122,7 +122,7 @@ pub async fn pages_follow_the_bytes_of_the_ids(bench: &Bench) {
     assert_eq!(page(&*store, None, 0).await, [""; 0]);
 }
 
-pub async fn pages_stand_while_clients_come_and_go(bench: &Bench) {
+pub(crate) async fn pages_stand_while_clients_come_and_go(bench: &Bench) {
     let store = bench.store();
     for name in ["b", "d", "f", "h"] {
         create(&*store, &client(name)).await;
@@ -137,7 +137,7 @@ pub async fn pages_stand_while_clients_come_and_go(bench: &Bench) {
 }
 
 /// Z01: a tenant's list holds its own clients only, whatever their ids.
-pub async fn pages_of_one_tenant_hold_nothing_of_another(bench: &Bench) {
+pub(crate) async fn pages_of_one_tenant_hold_nothing_of_another(bench: &Bench) {
     let store = bench.store();
     for n in 0..10 {
         create(&*store, &client_of(if n % 2 == 0 { "even" } else { "odd" }, &format!("c{n}"))).await;
@@ -151,7 +151,7 @@ pub async fn pages_of_one_tenant_hold_nothing_of_another(bench: &Bench) {
     assert!(store.clients(Some(&nobody), None, 30).await.unwrap().is_empty());
 }
 
-pub async fn a_change_needs_the_revision_it_was_made_from(bench: &Bench) {
+pub(crate) async fn a_change_needs_the_revision_it_was_made_from(bench: &Bench) {
     let store = bench.store();
     let write = |revision| Client { revision, display_name: revision.to_string(), ..client("a") };
     let replace = async |revision| store.replace_client(&write(revision), event(Action::ClientUpdated)).await.unwrap();
@@ -170,7 +170,7 @@ pub async fn a_change_needs_the_revision_it_was_made_from(bench: &Bench) {
     assert_eq!(store.delete_client(&id("a"), 2, event(Action::ClientDeleted)).await.unwrap(), Write::Stale);
 }
 
-pub async fn of_fifty_that_change_one_revision_one_succeeds(bench: &Bench) {
+pub(crate) async fn of_fifty_that_change_one_revision_one_succeeds(bench: &Bench) {
     create(&*bench.store(), &client("a")).await;
     let tasks: Vec<_> = (0..50)
         .map(|n| {
@@ -189,7 +189,7 @@ pub async fn of_fifty_that_change_one_revision_one_succeeds(bench: &Bench) {
 }
 
 /// Neither refresh families nor use counts pass to a later client of the same name; another client's stay.
-pub async fn a_deleted_client_leaves_nothing_to_a_successor(bench: &Bench) {
+pub(crate) async fn a_deleted_client_leaves_nothing_to_a_successor(bench: &Bench) {
     let store = bench.store();
     create(&*store, &client("a")).await;
     create(&*store, &client("A")).await;
@@ -208,7 +208,7 @@ pub async fn a_deleted_client_leaves_nothing_to_a_successor(bench: &Bench) {
     assert_eq!(store.family(other.id, NOW).await.unwrap(), Some(other));
 }
 
-pub async fn uses_of_secrets_add_up_and_never_go_back(bench: &Bench) {
+pub(crate) async fn uses_of_secrets_add_up_and_never_go_back(bench: &Bench) {
     let store = bench.store();
     create(&*store, &client("a")).await;
     store.note_uses(&[used("a", "s1", 50, 3), used("a", "s2", 10, 1), used("a", "s1", 40, 2)]).await.unwrap();
@@ -220,7 +220,7 @@ pub async fn uses_of_secrets_add_up_and_never_go_back(bench: &Bench) {
     assert_eq!(store.clients(None, None, 1).await.unwrap(), [read], "a list says the same");
 }
 
-pub async fn uses_outlive_a_change_and_end_with_their_secret(bench: &Bench) {
+pub(crate) async fn uses_outlive_a_change_and_end_with_their_secret(bench: &Bench) {
     let store = bench.store();
     create(&*store, &client("a")).await;
     store.note_uses(&[used("a", "s1", 5, 1), used("a", "s2", 6, 2)]).await.unwrap();
@@ -237,7 +237,7 @@ pub async fn uses_outlive_a_change_and_end_with_their_secret(bench: &Bench) {
     assert_eq!((fresh.secrets[1].last_used_at, fresh.secrets[1].use_count), (None, 0), "a new secret of an old name");
 }
 
-pub async fn uses_of_what_is_not_there_are_dropped(bench: &Bench) {
+pub(crate) async fn uses_of_what_is_not_there_are_dropped(bench: &Bench) {
     let store = bench.store();
     create(&*store, &client("a")).await;
     store.note_uses(&[used("nobody", "s1", 5, 1), used("a", "s9", 5, 1), used("a", "s1", 5, 1)]).await.unwrap();
@@ -246,7 +246,7 @@ pub async fn uses_of_what_is_not_there_are_dropped(bench: &Bench) {
     assert_eq!(store.client(&id("nobody")).await.unwrap(), Some(client("nobody")));
 }
 
-pub async fn a_change_of_a_client_is_heard(bench: &Bench) {
+pub(crate) async fn a_change_of_a_client_is_heard(bench: &Bench) {
     let (store, ear) = (bench.store(), Ear::new());
     store.follow(NOW, ear.clone()).await.unwrap();
     create(&*store, &client("a")).await;

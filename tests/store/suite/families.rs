@@ -30,7 +30,7 @@ fn rotated(family: &Family, generation: u32, millis: i64) -> Family {
     Family { generation, rotated_at: at(millis), ..family.clone() }
 }
 
-pub async fn a_family_reads_back_as_it_was_opened(bench: &Bench) {
+pub(crate) async fn a_family_reads_back_as_it_was_opened(bench: &Bench) {
     let store = bench.store();
     let mut odd = family(&"x".repeat(128));
     odd.subject = "s".repeat(200).parse().unwrap();
@@ -45,7 +45,7 @@ pub async fn a_family_reads_back_as_it_was_opened(bench: &Bench) {
     assert_eq!(store.family(family("a").id, NOW).await.unwrap(), None);
 }
 
-pub async fn an_id_opens_one_family(bench: &Bench) {
+pub(crate) async fn an_id_opens_one_family(bench: &Bench) {
     let store = bench.store();
     let first = open(&*store).await;
     let second = Family { client: id("b"), ..first.clone() };
@@ -54,7 +54,7 @@ pub async fn an_id_opens_one_family(bench: &Bench) {
 }
 
 /// R09: both bounds, to the millisecond: at the bound itself it is over.
-pub async fn expired_families_are_absent_even_before_the_sweep(bench: &Bench) {
+pub(crate) async fn expired_families_are_absent_even_before_the_sweep(bench: &Bench) {
     let store = bench.store();
     let idle = open(&*store).await;
     let absolute = Family { idle: Duration::from_secs(1 << 40), ..family("a") };
@@ -67,7 +67,7 @@ pub async fn expired_families_are_absent_even_before_the_sweep(bench: &Bench) {
     }
 }
 
-pub async fn a_rotation_goes_one_generation_on(bench: &Bench) {
+pub(crate) async fn a_rotation_goes_one_generation_on(bench: &Bench) {
     let store = bench.store();
     let family = open(&*store).await;
     for generation in 0..20 {
@@ -94,7 +94,7 @@ async fn fifty(bench: &Bench, rotate: &Rotate) -> Vec<Rotation> {
 }
 
 /// R02: one successor; all others are given the same one.
-pub async fn of_fifty_that_present_one_token_one_rotates(bench: &Bench) {
+pub(crate) async fn of_fifty_that_present_one_token_one_rotates(bench: &Bench) {
     let family = open(&*bench.store()).await;
     let rotations = fifty(bench, &present(&family, 0, 5)).await;
     let successor = rotated(&family, 1, 5);
@@ -104,7 +104,7 @@ pub async fn of_fifty_that_present_one_token_one_rotates(bench: &Bench) {
 }
 
 /// R02: late copies of a spent token end the family exactly once and never bring a second successor.
-pub async fn of_fifty_after_the_grace_one_rotates_and_the_family_ends(bench: &Bench) {
+pub(crate) async fn of_fifty_after_the_grace_one_rotates_and_the_family_ends(bench: &Bench) {
     let family = open(&*bench.store()).await;
     rotate(&*bench.store(), &present(&family, 0, 5)).await;
     let rotations = fifty(bench, &present(&family, 0, 10_006)).await;
@@ -114,7 +114,7 @@ pub async fn of_fifty_after_the_grace_one_rotates_and_the_family_ends(bench: &Be
 }
 
 /// R07: a lost answer is given again, identical, up to the last millisecond of the grace.
-pub async fn a_spent_token_repeats_only_within_the_grace(bench: &Bench) {
+pub(crate) async fn a_spent_token_repeats_only_within_the_grace(bench: &Bench) {
     let store = bench.store();
     let family = open(&*store).await;
     rotate(&*store, &present(&family, 0, 5)).await;
@@ -126,7 +126,7 @@ pub async fn a_spent_token_repeats_only_within_the_grace(bench: &Bench) {
 }
 
 /// R07: once the successor was used, its predecessor is stolen goods.
-pub async fn a_spent_token_does_not_repeat_once_its_successor_was_used(bench: &Bench) {
+pub(crate) async fn a_spent_token_does_not_repeat_once_its_successor_was_used(bench: &Bench) {
     let store = bench.store();
     let family = open(&*store).await;
     rotate(&*store, &present(&family, 0, 5)).await;
@@ -135,7 +135,7 @@ pub async fn a_spent_token_does_not_repeat_once_its_successor_was_used(bench: &B
 }
 
 /// R03: fifty rotations in one millisecond, then each earlier token: order is the generation, not the time.
-pub async fn rotations_within_one_millisecond_are_told_apart(bench: &Bench) {
+pub(crate) async fn rotations_within_one_millisecond_are_told_apart(bench: &Bench) {
     let store = bench.store();
     for replayed in [0, 1, 25, 48] {
         let family = open(&*store).await;
@@ -148,7 +148,7 @@ pub async fn rotations_within_one_millisecond_are_told_apart(bench: &Bench) {
 }
 
 /// C1: a step back of the clock never makes a spent token good again.
-pub async fn a_clock_that_went_back_closes_the_grace(bench: &Bench) {
+pub(crate) async fn a_clock_that_went_back_closes_the_grace(bench: &Bench) {
     let store = bench.store();
     let family = open(&*store).await;
     rotate(&*store, &present(&family, 0, 5_000)).await;
@@ -156,7 +156,7 @@ pub async fn a_clock_that_went_back_closes_the_grace(bench: &Bench) {
 }
 
 /// E9: a token from the future shows that this store is older than its clients: it must not go on.
-pub async fn a_generation_that_was_never_given_out_ends_the_family(bench: &Bench) {
+pub(crate) async fn a_generation_that_was_never_given_out_ends_the_family(bench: &Bench) {
     let store = bench.store();
     for presented in [1, 2, u32::MAX] {
         let family = open(&*store).await;
@@ -169,7 +169,7 @@ pub async fn a_generation_that_was_never_given_out_ends_the_family(bench: &Bench
 }
 
 /// R06: another client's guess neither refreshes nor ends a family.
-pub async fn another_client_can_neither_use_nor_end_a_family(bench: &Bench) {
+pub(crate) async fn another_client_can_neither_use_nor_end_a_family(bench: &Bench) {
     let store = bench.store();
     let family = open(&*store).await;
     for presented in [0, 1, 7] {
@@ -181,7 +181,7 @@ pub async fn another_client_can_neither_use_nor_end_a_family(bench: &Bench) {
 }
 
 /// R09: refreshing moves the idle bound and never the absolute one.
-pub async fn refreshing_never_passes_the_absolute_bound(bench: &Bench) {
+pub(crate) async fn refreshing_never_passes_the_absolute_bound(bench: &Bench) {
     let store = bench.store();
     let family = open(&*store).await;
     let mut generation = 0;
@@ -195,7 +195,7 @@ pub async fn refreshing_never_passes_the_absolute_bound(bench: &Bench) {
 }
 
 /// R01: reuse ends the family, what came of it is remembered for as long as asked, and it is heard.
-pub async fn reuse_ends_the_family_for_good(bench: &Bench) {
+pub(crate) async fn reuse_ends_the_family_for_good(bench: &Bench) {
     let (store, ear) = (bench.store(), Ear::new());
     store.follow(NOW, ear.clone()).await.unwrap();
     let family = open(&*store).await;
@@ -211,7 +211,7 @@ pub async fn reuse_ends_the_family_for_good(bench: &Bench) {
     assert_eq!(store.follow(NOW, Ear::new()).await.unwrap().revocations, [revocation]);
 }
 
-pub async fn an_ended_family_is_ended_again_without_harm(bench: &Bench) {
+pub(crate) async fn an_ended_family_is_ended_again_without_harm(bench: &Bench) {
     let store = bench.store();
     let family = open(&*store).await;
     for millis in [100, 200] {
@@ -230,7 +230,7 @@ pub async fn an_ended_family_is_ended_again_without_harm(bench: &Bench) {
 }
 
 /// O03: each verdict stands in the trail, with the family and the jti where there is one.
-pub async fn every_verdict_leaves_its_record(bench: &Bench) {
+pub(crate) async fn every_verdict_leaves_its_record(bench: &Bench) {
     let store = bench.store();
     let family = open(&*store).await;
     for (presented, millis) in [(0, 1), (0, 2), (0, 20_000), (1, 20_001)] {
@@ -255,7 +255,7 @@ pub async fn every_verdict_leaves_its_record(bench: &Bench) {
 }
 
 /// R05: whichever comes first, after the acknowledged end nothing rotates.
-pub async fn rotation_and_end_race_to_one_outcome(bench: &Bench) {
+pub(crate) async fn rotation_and_end_race_to_one_outcome(bench: &Bench) {
     for _ in 0..20 {
         let family = open(&*bench.store()).await;
         let (store, presented) = (bench.store(), present(&family, 0, 1));
@@ -266,14 +266,14 @@ pub async fn rotation_and_end_race_to_one_outcome(bench: &Bench) {
         let generation = match rotation {
             Rotation::Rotated(_) => 1,
             Rotation::Unknown => 0,
-            other => panic!("{other:?}"),
+            Rotation::Repeated(_) | Rotation::Reused => panic!("{rotation:?}"),
         };
         assert_eq!(rotate(&*bench.store(), &present(&family, generation, 2)).await, Rotation::Unknown);
     }
 }
 
 /// R04: a restart forgets nothing.
-pub async fn spent_tokens_stay_spent_after_a_restart(bench: &Bench) {
+pub(crate) async fn spent_tokens_stay_spent_after_a_restart(bench: &Bench) {
     let store = bench.store();
     store.create_client(&client("a"), event(Action::ClientCreated)).await.unwrap();
     let (one, other) = (open(&*store).await, open(&*store).await);

@@ -14,7 +14,7 @@ async fn replace(bench: &Bench, keyset: &Keyset) -> Write {
     bench.store().replace_keyset(keyset, event(Action::KeysRotated)).await.unwrap()
 }
 
-pub async fn the_keyset_reads_back_as_it_was_written(bench: &Bench) {
+pub(crate) async fn the_keyset_reads_back_as_it_was_written(bench: &Bench) {
     let ear = Ear::new();
     bench.store().follow(NOW, ear.clone()).await.unwrap();
     assert_eq!(bench.store().keyset().await.unwrap(), None);
@@ -25,7 +25,7 @@ pub async fn the_keyset_reads_back_as_it_was_written(bench: &Bench) {
 }
 
 /// K: each step of a rotation is one conditional write.
-pub async fn a_keyset_needs_the_revision_it_was_made_from(bench: &Bench) {
+pub(crate) async fn a_keyset_needs_the_revision_it_was_made_from(bench: &Bench) {
     for stale in [0, 2, 3] {
         assert_eq!(replace(bench, &keyset(stale)).await, Write::Stale, "{stale}: there is none");
     }
@@ -37,7 +37,7 @@ pub async fn a_keyset_needs_the_revision_it_was_made_from(bench: &Bench) {
     assert_eq!(bench.store().keyset().await.unwrap(), Some(keyset(2)));
 }
 
-pub async fn of_fifty_that_write_a_keyset_one_succeeds(bench: &Bench) {
+pub(crate) async fn of_fifty_that_write_a_keyset_one_succeeds(bench: &Bench) {
     let tasks: Vec<_> = (0..50)
         .map(|n| {
             let store = bench.store();

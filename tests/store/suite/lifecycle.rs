@@ -10,13 +10,13 @@ use crate::{
     fixtures::{Ear, NOW, at, client, event, family, id, keyset, present, stamp},
 };
 
-pub async fn a_store_is_ready(bench: &Bench) {
+pub(crate) async fn a_store_is_ready(bench: &Bench) {
     bench.store().ready().await.unwrap();
     bench.store().append(event(Action::ServerStarted)).await.unwrap();
     bench.store().ready().await.unwrap();
 }
 
-pub async fn everything_outlives_a_restart(bench: &Bench) {
+pub(crate) async fn everything_outlives_a_restart(bench: &Bench) {
     let store = bench.store();
     let family = family("a");
     store.create_client(&client("a"), event(Action::ClientCreated)).await.unwrap();
@@ -35,7 +35,7 @@ fn unavailable<T>(result: Result<T>) {
 }
 
 /// Never a panic, never "not found", never a silent success. Closing again is the same.
-pub async fn a_closed_store_answers_unavailable(bench: &Bench) {
+pub(crate) async fn a_closed_store_answers_unavailable(bench: &Bench) {
     let store = bench.store();
     let family = family("a");
     store.append(event(Action::ServerStarted)).await.unwrap();

@@ -1,12 +1,12 @@
 //! The cases, each written once, and the list of them: every lane runs all of it.
 
-pub mod audit;
-pub mod clients;
-pub mod counters;
-pub mod families;
-pub mod keys;
-pub mod lifecycle;
-pub mod revocations;
+pub(crate) mod audit;
+pub(crate) mod clients;
+pub(crate) mod counters;
+pub(crate) mod families;
+pub(crate) mod keys;
+pub(crate) mod lifecycle;
+pub(crate) mod revocations;
 
 /// Runs every case over a kind of store, as a test of its own.
 macro_rules! lane {

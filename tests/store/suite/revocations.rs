@@ -21,7 +21,7 @@ async fn revoke(store: &(impl RevocationStore + ?Sized), revocation: &Revocation
 }
 
 /// V04: visible to every follower of this node when the answer comes.
-pub async fn a_revocation_is_heard_before_it_is_answered(bench: &Bench) {
+pub(crate) async fn a_revocation_is_heard_before_it_is_answered(bench: &Bench) {
     let (store, one, other) = (bench.store(), Ear::new(), Ear::new());
     store.follow(NOW, one.clone()).await.unwrap();
     store.follow(NOW, other.clone()).await.unwrap();
@@ -36,7 +36,7 @@ pub async fn a_revocation_is_heard_before_it_is_answered(bench: &Bench) {
 }
 
 /// V07: kept until its time, and at that time itself no more.
-pub async fn what_was_revoked_stands_in_the_snapshot_until_its_time(bench: &Bench) {
+pub(crate) async fn what_was_revoked_stands_in_the_snapshot_until_its_time(bench: &Bench) {
     let revocation = token(1_000);
     revoke(&*bench.store(), &revocation).await;
     let store = bench.reopen().await;
@@ -45,7 +45,7 @@ pub async fn what_was_revoked_stands_in_the_snapshot_until_its_time(bench: &Benc
 }
 
 /// V01: again is the same; a shorter time never cuts a longer one.
-pub async fn revoking_again_remembers_the_longer_time(bench: &Bench) {
+pub(crate) async fn revoking_again_remembers_the_longer_time(bench: &Bench) {
     let store = bench.store();
     let first = token(1_000);
     for until in [1_000, 1_000, 5_000, 2_000] {
@@ -57,7 +57,7 @@ pub async fn revoking_again_remembers_the_longer_time(bench: &Bench) {
 }
 
 /// N04: a record of one type is never read as one of another, though their ids are equal.
-pub async fn a_token_and_a_family_of_one_id_are_two_things(bench: &Bench) {
+pub(crate) async fn a_token_and_a_family_of_one_id_are_two_things(bench: &Bench) {
     let store = bench.store();
     let id = Jti::new().0;
     let as_token = Revocation { revoked: Revoked::Token(Jti(id)), until: at(1_000) };
@@ -70,7 +70,7 @@ pub async fn a_token_and_a_family_of_one_id_are_two_things(bench: &Bench) {
 }
 
 /// V06, N04: a tenant, a client and a subject of one name have an epoch each.
-pub async fn epochs_rise_by_one_each_on_its_own(bench: &Bench) {
+pub(crate) async fn epochs_rise_by_one_each_on_its_own(bench: &Bench) {
     let store = bench.store();
     let tenant = EpochOf::Tenant("same".parse().unwrap());
     let client = EpochOf::Client("same".parse().unwrap());
@@ -87,7 +87,7 @@ pub async fn epochs_rise_by_one_each_on_its_own(bench: &Bench) {
     assert_eq!(epochs, expected);
 }
 
-pub async fn fifty_raises_make_fifty_values(bench: &Bench) {
+pub(crate) async fn fifty_raises_make_fifty_values(bench: &Bench) {
     let of = EpochOf::Client("a".parse().unwrap());
     let tasks: Vec<_> = (0..50)
         .map(|_| {
@@ -103,7 +103,7 @@ pub async fn fifty_raises_make_fifty_values(bench: &Bench) {
 }
 
 /// Joining in the middle of many revocations: each is in the snapshot, or heard, or both.
-pub async fn a_follower_misses_nothing(bench: &Bench) {
+pub(crate) async fn a_follower_misses_nothing(bench: &Bench) {
     let all: Vec<_> = (0..300).map(|_| token(60_000)).collect();
     let revoking: Vec<_> = all
         .iter()
@@ -132,7 +132,7 @@ pub async fn a_follower_misses_nothing(bench: &Bench) {
     }
 }
 
-pub async fn changes_are_heard_in_the_order_of_their_commits(bench: &Bench) {
+pub(crate) async fn changes_are_heard_in_the_order_of_their_commits(bench: &Bench) {
     let (of, ear) = (EpochOf::Tenant("t".parse().unwrap()), Ear::new());
     bench.store().follow(NOW, ear.clone()).await.unwrap();
     let tasks: Vec<_> = (0..50)
@@ -148,7 +148,7 @@ pub async fn changes_are_heard_in_the_order_of_their_commits(bench: &Bench) {
 }
 
 /// V07: what a token may still depend on stays, to the millisecond.
-pub async fn the_sweep_forgets_only_what_nothing_depends_on(bench: &Bench) {
+pub(crate) async fn the_sweep_forgets_only_what_nothing_depends_on(bench: &Bench) {
     let store = bench.store();
     let (over, stands) = (token(1_000), token(1_001));
     revoke(&*store, &over).await;
@@ -171,7 +171,7 @@ pub async fn the_sweep_forgets_only_what_nothing_depends_on(bench: &Bench) {
     assert_eq!(reopened.follow(NOW, Ear::new()).await.unwrap().revocations, [stands]);
 }
 
-pub async fn the_sweep_keeps_to_its_limit(bench: &Bench) {
+pub(crate) async fn the_sweep_keeps_to_its_limit(bench: &Bench) {
     let store = bench.store();
     for n in 0..10 {
         revoke(&*store, &token(n)).await;
@@ -183,7 +183,7 @@ pub async fn the_sweep_keeps_to_its_limit(bench: &Bench) {
 }
 
 /// A family dies by its last rotation, not by the first.
-pub async fn a_refreshed_family_outlives_the_sweep(bench: &Bench) {
+pub(crate) async fn a_refreshed_family_outlives_the_sweep(bench: &Bench) {
     let store = bench.store();
     let family = family("a");
     store.open_family(&family, event(Action::TokenIssued)).await.unwrap();

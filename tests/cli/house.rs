@@ -1,0 +1,170 @@
+//! A home directory of its own with a server in it, and the binary run as a user would. Nothing of the real home is seen.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Tokens of servers that took different ports must be the same service's.
+pub(crate) const ISSUER: &str = "http://127.0.0.1:1";
+
+/// A home directory. Whatever was started in it is killed with it.
+pub(crate) struct House {
+    home: TempDir,
+}
+
+/// A server that serves.
+pub(crate) struct Server {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    /// What it said first.
+    pub(crate) said: Value,
+}
+
+/// What became of a command.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Ran {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    pub(crate) fn ok(self) -> Self {
+        assert_eq!(self.code, 0, "{self:?}");
+        self
+    }
+
+    /// Stdout without the line break at its end.
+    pub(crate) fn line(&self) -> &str {
+        self.out.trim_end_matches('\n')
+    }
+}
+
+impl House {
+    pub(crate) fn new() -> Self {
+        let house = Self { home: tempfile::tempdir().unwrap() };
+        fs::DirBuilder::new().mode(0o700).create(house.data()).unwrap();
+        house
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.home.path().join(name)
+    }
+
+    pub(crate) fn data(&self) -> PathBuf {
+        self.path("data")
+    }
+
+    /// A file that only its owner can read.
+    pub(crate) fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        path
+    }
+
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_jeton"));
+        command.args(arguments).env_clear().current_dir(self.home.path());
+        command.env("HOME", self.home.path()).env("JETON_DATA_DIR", self.data());
+        command.env("JETON_ISSUER", ISSUER).env("JETON_METRICS_LISTEN", "");
+        command
+    }
+
+    /// Runs a command to its end, with nothing on stdin.
+    pub(crate) fn jeton(&self, arguments: &[&str]) -> Ran {
+        self.jeton_reading(arguments, "")
+    }
+
+    /// Runs a command to its end.
+    pub(crate) fn jeton_reading(&self, arguments: &[&str], stdin: &str) -> Ran {
+        run(&mut self.command(arguments), stdin)
+    }
+
+    pub(crate) fn serve(&self) -> Server {
+        self.serve_with(&["serve", "--dev", "--json", "--listen", "127.0.0.1:0"])
+    }
+
+    /// Starts a server and waits until it serves.
+    pub(crate) fn serve_with(&self, arguments: &[&str]) -> Server {
+        let log = fs::File::create(self.path("log")).unwrap();
+        let mut child = self.command(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        let said = serde_json::from_str(&line).unwrap_or_else(|error| {
+            let _ = child.wait();
+            panic!("{error}: {line:?}, and in the log: {}", self.log())
+        });
+        Server { child, stdout, said }
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap()
+    }
+}
+
+pub(crate) fn run(command: &mut Command, stdin: &str) -> Ran {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // A command that reads nothing may have ended by now.
+    let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Ran { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
+}
+
+impl Server {
+    pub(crate) fn address(&self) -> &str {
+        self.said["address"].as_str().unwrap()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal by its name.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.pid().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
+    /// Waits for the end: how it ended, and what else was on stdout.
+    pub(crate) fn ended(mut self) -> (ExitStatus, String) {
+        let mut rest = String::new();
+        self.stdout.read_to_string(&mut rest).unwrap();
+        (self.child.wait().unwrap(), rest)
+    }
+
+    pub(crate) fn stop(self) {
+        self.signal("TERM");
+        assert_eq!(self.ended().0.code(), Some(0));
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended before.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Whether `needle` is in any file under `dir`.
+pub(crate) fn is_in_a_file(dir: &Path, needle: &str) -> bool {
+    fs::read_dir(dir).unwrap().any(|entry| {
+        let path = entry.unwrap().path();
+        let holds = |bytes: Vec<u8>| bytes.windows(needle.len()).any(|window| window == needle.as_bytes());
+        if path.is_dir() { is_in_a_file(&path, needle) } else { holds(fs::read(path).unwrap()) }
+    })
+}

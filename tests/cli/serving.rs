@@ -1,0 +1,172 @@
+//! Starting, saying so, stopping, refusing to start.
+
+use std::process::Stdio;
+
+use jeton::proto::token::{TokenRequest, TokenResponse};
+
+use crate::house::{House, is_in_a_file, run};
+
+#[test]
+fn a_program_reads_one_line_and_nothing_else_ever_comes() {
+    let house = House::new();
+    let server = house.serve();
+    let said = server.said.as_object().unwrap().clone();
+    assert_eq!(said["data_dir"].as_str().unwrap(), house.data().to_str().unwrap());
+    assert!(said["client_secret"].as_str().unwrap().starts_with("jcs_"));
+    assert_eq!(house.jeton(&["token"]).code, 0);
+    server.signal("TERM");
+    let (status, rest) = server.ended();
+    assert_eq!((status.code(), rest.as_str()), (Some(0), ""));
+}
+
+/// O01: the first secret is on stdout once and in the user's own context; not in the log, not in the data directory.
+#[test]
+fn the_first_secret_is_nowhere_else() {
+    let house = House::new();
+    let server = house.serve();
+    let secret = server.said["client_secret"].as_str().unwrap().to_owned();
+    let token = house.jeton(&["token", "--raw"]).ok();
+    house.jeton(&["introspect", "-", "--client-secret-file", house.file("wrong", "jcs_wrong").to_str().unwrap()]);
+    server.stop();
+    let value = secret.rsplit('_').next().unwrap();
+    for canary in [secret.as_str(), value, token.line()] {
+        assert!(!house.log().contains(canary));
+        assert!(!is_in_a_file(&house.data(), canary));
+    }
+    assert!(is_in_a_file(&house.path(".config"), &secret), "the context keeps it");
+}
+
+#[test]
+fn started_again_it_goes_on_where_it_was() {
+    let house = House::new();
+    let server = house.serve();
+    let client = server.said["client_id"].clone();
+    let token = house.jeton(&["token", "--raw"]).ok();
+    server.stop();
+    let server = house.serve();
+    assert_eq!(server.said["client_id"], client);
+    assert!(server.said["client_secret"].is_null(), "it is not known any more");
+    house.jeton(&["introspect", "--check", token.line()]).ok();
+    house.jeton(&["token"]).ok();
+    server.stop();
+}
+
+#[test]
+fn people_get_what_they_can_paste() {
+    let house = House::new();
+    let mut command = house.command(&["serve", "--dev", "--listen", "127.0.0.1:0"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut text = String::new();
+    let mut stdout = std::io::BufReader::new(child.stdout.take().unwrap());
+    while !text.contains("/Introspect\n") {
+        assert_ne!(std::io::BufRead::read_line(&mut stdout, &mut text).unwrap(), 0, "{text}");
+    }
+    let line = text.lines().find(|line| line.ends_with(" introspect -")).unwrap();
+    let pasted = run(house.command(&[]).arg("--version"), "");
+    assert_eq!(pasted.code, 0);
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", line.trim()]).env_clear().env("HOME", house.path("")).current_dir(house.path(""));
+    let judged = run(&mut shell, "").ok();
+    assert!(judged.out.starts_with("active      true\n"), "{judged:?}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// E7: the second one says who holds the directory, at once; after kill -9 the next start works.
+#[test]
+fn two_servers_do_not_share_a_directory() {
+    let house = House::new();
+    let server = house.serve();
+    let second = house.jeton(&["serve", "--dev", "--json", "--listen", "127.0.0.1:0"]);
+    assert_eq!((second.code, second.out.as_str()), (64, ""), "{second:?}");
+    assert!(second.err.contains(&format!("held by process {}", server.pid())), "{second:?}");
+    server.signal("KILL");
+    server.ended();
+    house.serve().stop();
+}
+
+/// S1: the first signal waits for calls in flight, the second does not.
+#[tokio::test]
+async fn a_second_signal_ends_it_at_once() {
+    let house = House::new();
+    let server = house.serve();
+    let channel =
+        tonic::transport::Endpoint::from_shared(format!("http://{}", server.address())).unwrap().connect().await.unwrap();
+    // A call whose message never comes is in flight until its deadline.
+    let call = tokio::spawn(async move {
+        let mut grpc = tonic::client::Grpc::new(channel);
+        grpc.ready().await.unwrap();
+        let message = tonic::Request::new(futures_util::stream::pending::<TokenRequest>());
+        let path = http::uri::PathAndQuery::from_static("/jeton.token.v1.TokenService/Token");
+        let codec = tonic_prost::ProstCodec::<TokenRequest, TokenResponse>::default();
+        grpc.client_streaming(message, path, codec).await.map(|answer| answer.into_inner())
+    });
+    // Once this one has been answered on another connection, the first has long been read.
+    house.jeton(&["token"]).ok();
+    server.signal("TERM");
+    while !house.log().contains("draining") {
+        tokio::task::yield_now().await;
+    }
+    server.signal("INT");
+    let (status, _) = server.ended();
+    assert_eq!(status.code(), Some(130), "{}", house.log());
+    assert!(call.await.unwrap().is_err());
+}
+
+#[test]
+fn a_hangup_does_not_end_it() {
+    let house = House::new();
+    let server = house.serve();
+    server.signal("HUP");
+    house.jeton(&["token"]).ok();
+    server.stop();
+}
+
+/// T03, and every other wrong setting: one clear line, exit code 64, nothing on stdout.
+#[test]
+fn half_a_configuration_does_not_start() {
+    let house = House::new();
+    let unknown = house.file("unknown.toml", "lisen = \"127.0.0.1:1\"\n");
+    let cases: &[(&[&str], &str)] = &[
+        (&["serve", "--dev", "--listen", "0.0.0.0:0"], "flag --listen"),
+        (&["serve", "--config", unknown.to_str().unwrap()], "lisen"),
+        (&["serve", "--config", "/nowhere.toml"], "/nowhere.toml"),
+        (&["serve", "--listen", "127.0.0.1:0"], "master key"),
+        (&["serve", "--dev", "--listen", "nonsense"], "listen"),
+    ];
+    for (arguments, named) in cases {
+        let refused = house.jeton(arguments);
+        assert_eq!((refused.code, refused.out.as_str()), (64, ""), "{refused:?}");
+        let error = refused.err.lines().last().unwrap();
+        assert!(error.starts_with("error: ") && error.contains(named), "{refused:?}");
+    }
+    let mut command = house.command(&["serve", "--dev", "--listen", "127.0.0.1:0"]);
+    let refused = run(command.env("JETON_TOKEN__ACCESS_LIFETIME", "5"), "");
+    assert!(refused.code == 64 && refused.err.contains("environment JETON_TOKEN__ACCESS_LIFETIME"), "{refused:?}");
+}
+
+#[test]
+fn outside_development_the_first_client_is_made_when_asked_for() {
+    let house = House::new();
+    let key = house.file("key", "Q2Qf8mKTpTqBnSg2OWGLhX0l9H3aiYvHkxS6zVq3r+8=\n");
+    let environment = house.file("c.toml", &format!("master_key_file = {key:?}\nlisten = \"127.0.0.1:0\"\n"));
+    let config = environment.to_str().unwrap();
+    let server = house.serve_with(&["serve", "--json", "--config", config]);
+    assert!(server.said["client_id"].is_null());
+    server.stop();
+    let server = house.serve_with(&["serve", "--json", "--config", config, "--bootstrap"]);
+    assert!(server.said["client_secret"].is_string());
+    server.stop();
+    assert!(!house.path(".config/jeton/contexts.toml").exists(), "a context is for development");
+}
+
+#[test]
+fn the_configuration_is_shown_with_its_origins() {
+    let house = House::new();
+    let shown = house.jeton(&["config", "show", "--listen", "127.0.0.1:7", "--json"]).ok().json();
+    assert_eq!(shown["listen"], serde_json::json!({ "value": "127.0.0.1:7", "origin": "flag --listen" }));
+    assert_eq!(shown["issuer"]["origin"], "environment JETON_ISSUER");
+    assert_eq!(shown["node"]["origin"], "default");
+    let refused = house.jeton(&["config", "show", "--listen", "0.0.0.0:7"]);
+    assert!(refused.code == 64 && refused.out.contains("0.0.0.0:7"), "shown, and then judged: {refused:?}");
+}

@@ -1,0 +1,125 @@
+//! Export and import: what comes over, and what must not come back to life.
+
+use std::{fs, path::Path};
+
+use serde_json::Value;
+
+use crate::house::House;
+
+/// Another machine with the master key of the first, and nothing else.
+fn fresh(of: &House) -> House {
+    let house = House::new();
+    fs::copy(of.data().join("master.key"), house.data().join("master.key")).unwrap();
+    house
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Credentials of the first machine's first client, for the other.
+fn credentials(house: &House, secret: &str) -> [String; 4] {
+    let file = house.file("secret", secret);
+    ["--client-id".into(), "bootstrap".into(), "--client-secret-file".into(), text(&file).into()]
+}
+
+/// E9: a backup is taken while the server runs. Restored, no token of before stands, whether it was revoked since or not, issued
+/// before or after; clients and their secrets come over, and the trail goes on unbroken and says so.
+#[test]
+fn an_old_backup_brings_no_token_back() {
+    let house = House::new();
+    let server = house.serve();
+    let secret = server.said["client_secret"].as_str().unwrap().to_owned();
+    let before = house.jeton(&["token", "--json"]).ok().json();
+    let backup = house.path("backup.ndjson");
+    house.jeton(&["export", text(&backup)]).ok();
+    house.jeton(&["revoke", before["refresh_token"].as_str().unwrap()]).ok();
+    let after = house.jeton(&["token", "--raw"]).ok();
+    house.jeton(&["revoke", after.line()]).ok();
+    server.stop();
+
+    let restored = fresh(&house);
+    let import = restored.jeton(&["import", text(&backup)]).ok();
+    assert!(import.err.contains("all tokens have ended"), "{import:?}");
+    let server = restored.serve();
+    let own = credentials(&restored, &secret);
+    let own: Vec<&str> = own.iter().map(String::as_str).collect();
+    let run = |arguments: &[&str]| restored.jeton(&[arguments, &own[..]].concat());
+    for token in [before["access_token"].as_str().unwrap(), after.line()] {
+        assert_eq!(run(&["introspect", "--check", token]).code, 1);
+    }
+    let refused = run(&["refresh", before["refresh_token"].as_str().unwrap()]);
+    assert!(refused.code == 3 && refused.err.contains("invalid_grant"), "{refused:?}");
+    let new = run(&["token", "--raw"]).ok();
+    run(&["introspect", "--check", new.line()]).ok();
+    run(&["audit", "verify"]).ok();
+    let listed = run(&["audit", "list", "--action", "store.imported", "--json"]).ok().json();
+    assert_eq!(listed["events"][0]["reason"], "all tokens ended");
+    server.stop();
+}
+
+/// E9: whoever accepts the rollback gets it, and the trail says that too.
+#[test]
+fn an_accepted_rollback_is_one_and_is_audited() {
+    let house = House::new();
+    let server = house.serve();
+    let secret = server.said["client_secret"].as_str().unwrap().to_owned();
+    let token = house.jeton(&["token", "--raw"]).ok();
+    let backup = house.path("backup.ndjson");
+    house.jeton(&["export", text(&backup)]).ok();
+    server.stop();
+    let restored = fresh(&house);
+    restored.jeton(&["import", "--accept-rollback", text(&backup)]).ok();
+    let server = restored.serve();
+    let own = credentials(&restored, &secret);
+    let own: Vec<&str> = own.iter().map(String::as_str).collect();
+    let run = |arguments: &[&str]| restored.jeton(&[arguments, &own[..]].concat());
+    run(&["introspect", "--check", token.line()]).ok();
+    let listed = run(&["audit", "list", "--action", "store.imported", "--json"]).ok().json();
+    assert_eq!(listed["events"][0]["reason"], "rollback accepted");
+    server.stop();
+}
+
+#[test]
+fn an_export_without_a_server_is_the_same_on_stdout_and_private_in_a_file() {
+    use std::os::unix::fs::PermissionsExt;
+    let house = House::new();
+    house.serve().stop();
+    let file = house.path("backup.ndjson");
+    let told = house.jeton(&["export", text(&file), "--json"]).ok().json();
+    let written = fs::read_to_string(&file).unwrap();
+    assert_eq!(told["records"], written.lines().count());
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(house.jeton(&["export"]).ok().out, written);
+    let first: Value = serde_json::from_str(written.lines().next().unwrap()).unwrap();
+    assert_eq!(first["type"], "export");
+    assert_eq!(house.jeton(&["export", text(&file)]).code, 1, "a backup is never written over");
+}
+
+#[test]
+fn an_import_wants_an_empty_store_its_key_and_a_whole_export() {
+    let house = House::new();
+    house.serve().stop();
+    let export = house.jeton(&["export"]).ok().out;
+    let file = house.file("backup.ndjson", &export);
+    let full = house.jeton(&["import", text(&file)]);
+    assert!(full.code == 1 && full.err.contains("not empty"), "{full:?}");
+    house.serve().stop();
+
+    let keyless = House::new().jeton(&["import", text(&file)]);
+    assert!(keyless.code == 64 && keyless.err.contains("master_key_file"), "{keyless:?}");
+    let other = House::new();
+    fs::rename(other.file("key", "Q2Qf8mKTpTqBnSg2OWGLhX0l9H3aiYvHkxS6zVq3r+8=\n"), other.data().join("master.key")).unwrap();
+    let wrong = other.jeton(&["import", text(&file)]);
+    assert!(wrong.code == 1 && wrong.err.contains("another master key"), "{wrong:?}");
+
+    let lines: Vec<&str> = export.lines().collect();
+    let cut = lines[..lines.len() - 1].join("\n");
+    let garbled = export.replacen("\"type\":\"record\"", "\"type\":\"recrod\"", 1);
+    let altered = export.replacen("server.started", "keys.rotated", 1);
+    for (damaged, said) in [(cut, "cut off"), (garbled, "is no record"), (altered, "altered"), (String::new(), "cut off")] {
+        let target = fresh(&house);
+        let refused = target.jeton_reading(&["import", "-"], &damaged);
+        assert!(refused.code == 1 && refused.err.contains(said), "{said}: {refused:?}");
+    }
+}
