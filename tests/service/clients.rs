@@ -536,5 +536,5 @@ async fn lifetimes_are_the_clients_own_or_the_configured_ones() {
     // A change holds for what is issued from then on.
     let changed = Client { client_id: "own".to_owned(), ..Client::default() };
     world.update(changed, &["access_token_lifetime"]).await.unwrap();
-    assert_eq!(world.token(&own, &[]).await.unwrap().expires_in, 150, "the default, cut at the end of the family");
+    assert_eq!(world.token(&own, &[]).await.unwrap().expires_in, 100, "the default, cut where the family ends unused");
 }
