@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::Authority;
 use crate::{
-    crypto::secrets,
+    crypto::{refresh_token, secrets},
     error::{Error, Result},
     model::{Action, Call, Client, ClientId, Digest, Epochs, Secret, SecretId, Stamp, Subject, client::MAX_LIVE_SECRETS},
 };
@@ -110,8 +110,9 @@ impl Authority {
         }
     }
 
-    /// Admits a proven client unless it is disabled. Disabling writes the record first and raises the epoch second, so the
-    /// epochs are read first and the record second: who is admitted here while being disabled gets a token that is ended.
+    /// Admits a proven client unless it is disabled. Disabling writes the record and raises the epoch in one commit, which is
+    /// heard as the record, then the epoch. So the epochs are read first and the record second: who sees the raised epoch sees
+    /// the disabled record too, and who is admitted by the old record gets a token that is ended.
     async fn admit(&self, call: &Call, proven: &Client, secret: SecretId) -> Result<Option<AuthenticatedClient>> {
         let epochs = self.standing.epochs(&proven.tenant, &proven.id, &Subject::of_client(&proven.id));
         let Some(client) = self.standing.client(self.store(), &proven.id).await?.filter(|client| !client.disabled) else {
@@ -177,7 +178,9 @@ impl Authority {
         if let Err(throttled) = self.limits.failed(call.peer, call.now) {
             return throttled;
         }
-        let target = claimed.map(ClientId::as_str).unwrap_or_default();
+        // People mix up id and secret: what looks like a secret or token of ours is not written down (O01).
+        let is_secret = |id: &str| secrets::is_generated(id) || id.starts_with(refresh_token::PREFIX);
+        let target = claimed.map(ClientId::as_str).filter(|id| !is_secret(id)).unwrap_or_default();
         match self.trail.soon(call.stamp().refused(Action::AuthenticationFailed, target, "invalid_client")).await {
             Ok(()) => Error::InvalidClient,
             Err(error) => error,

@@ -7,7 +7,7 @@ use tokio::{sync::watch, task::JoinHandle};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tonic_reflection::server::Builder as Reflection;
 
-use super::{Options, StartError, open::Opened};
+use super::{Options, StartError, open::Opened, ready};
 use crate::{
     api::{
         grpc::{Door, MAX_MESSAGE},
@@ -116,10 +116,10 @@ fn published(config: &Config, opened: &Opened, services: Vec<String>) -> Publish
         jwks: Arc::new(move || standing.keyring().jwks().clone()),
         jwks_max_age: Duration::from_secs(config.keys.publish_ahead_seconds),
         grpc_services: services.into(),
-        ready: Arc::new(move || {
+        ready: ready::shared(Arc::new(move || {
             let store = store.clone();
             Box::pin(async move { store.ready().await.is_ok() })
-        }),
+        })),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What ends with what: access tokens with their family, streams with their reader's rights, budgets with the work done.
 
 use jeton::proto::{
-    admin::{Client, DisableClientRequest, TailEventsRequest, UpdateClientRequest},
+    admin::{Client, DeleteClientRequest, DisableClientRequest, TailEventsRequest, UpdateClientRequest},
     token::BatchIntrospectRequest,
 };
 use prost_types::{Duration, FieldMask};
@@ -80,10 +80,32 @@ async fn a_batch_costs_what_its_tokens_cost() {
     })
     .await;
     let token = world.token(&world.admin, &["jeton:introspect:any"]).await.unwrap().access_token;
-    let batch = |count: usize| BatchIntrospectRequest { tokens: vec!["x".to_owned(); count], ..BatchIntrospectRequest::default() };
+    let batch =
+        |count: usize| BatchIntrospectRequest { tokens: vec!["x".to_owned(); count], ..BatchIntrospectRequest::default() };
     assert!(world.tokens().batch_introspect(bearer(batch(60), &token)).await.is_ok());
     let refused = world.tokens().batch_introspect(bearer(batch(60), &token)).await.unwrap_err();
     assert_eq!(reason(&refused), "SLOW_DOWN");
     world.advance(100);
     assert!(world.tokens().batch_introspect(bearer(batch(60), &token)).await.is_ok());
+}
+
+/// R10, S03: nothing of a deleted client passes to a later one of its name, neither access tokens nor families.
+#[tokio::test]
+async fn a_later_client_of_the_same_name_inherits_nothing() {
+    let world = World::start().await;
+    let named = || Client { client_id: "orders".to_owned(), ..refreshing() };
+    let first = world.register(named()).await;
+    let issued = world.token(&first, &[]).await.unwrap();
+    let request = world.as_admin(DeleteClientRequest { client_id: first.id.clone(), ..DeleteClientRequest::default() }).await;
+    world.clients().delete_client(request).await.unwrap();
+    assert_eq!(reason(&world.refresh(&first, &issued.refresh_token).await.unwrap_err()), "INVALID_CLIENT");
+    assert!(!world.is_active(&issued.access_token).await && !world.is_active(&issued.refresh_token).await);
+    let second = world.register(named()).await;
+    assert_eq!(reason(&world.refresh(&second, &issued.refresh_token).await.unwrap_err()), "INVALID_GRANT");
+    assert!(!world.is_active(&issued.access_token).await && !world.is_active(&issued.refresh_token).await);
+    let world = world.restart().await;
+    assert_eq!(reason(&world.refresh(&second, &issued.refresh_token).await.unwrap_err()), "INVALID_GRANT");
+    assert!(!world.is_active(&issued.refresh_token).await);
+    let own = world.token(&second, &[]).await.unwrap();
+    assert!(world.refresh(&second, &own.refresh_token).await.is_ok());
 }

@@ -10,20 +10,24 @@
 )]
 
 mod audit;
+mod authentication;
 mod clients;
 mod endings;
 mod faults;
-#[expect(dead_code, reason = "shared with the tests of the store, which delay calls too")]
 #[path = "../support/faulty.rs"]
 mod faulty;
+mod forged;
 mod harness;
 mod keys;
+mod lab;
 mod leaks;
 mod limits;
 mod office;
 mod offices;
 mod published;
+mod refresh;
 mod revoke_all;
+mod scenes;
 mod secrets;
 mod tenants;
 mod token;

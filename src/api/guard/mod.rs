@@ -5,7 +5,7 @@ use std::{
     convert::Infallible,
     net::{IpAddr, Ipv4Addr},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicUsize},
     task::{Context, Poll},
     time::Duration,
 };
@@ -36,6 +36,22 @@ use held::Share;
 
 /// The peer of a request that came by no listener.
 const NOBODY: Peer = Peer::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+
+/// Where a request comes from: what its connection knows of it, an extension that the listener gives to every request.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// Who connected.
+    pub peer: Peer,
+    /// The bytes that all unfinished requests of this peer hold at this worker.
+    pub unfinished: Arc<AtomicUsize>,
+}
+
+impl Origin {
+    /// Of a request that came by no listener: nobody's in particular.
+    fn unknown() -> Self {
+        Self { peer: NOBODY, unfinished: Arc::default() }
+    }
+}
 
 /// When the caller stops waiting; what is not done by then need not be begun.
 #[derive(Clone, Copy, Debug)]
@@ -126,13 +142,12 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let rules = &*self.rules;
         let arrived = Instant::now();
         let (request_id, echo) = request_id::of(request.headers());
         let deadline = arrived + timeout(request.headers()).map_or(rules.longest, |asked| asked.min(rules.longest));
-        // Only the listener knows the peer; a request that did not come through it has none, and is nobody's in particular.
-        let peer = request.extensions().get::<Peer>().copied().unwrap_or(NOBODY);
+        let Origin { peer, unfinished } = request.extensions_mut().remove().unwrap_or_else(Origin::unknown);
         let asked = Asked::what(&request, rules.methods);
         tracing::debug!(%request_id, %peer, method = %request.method(), path = request.uri().path(), "request");
         let mut answering = Answering::new(asked.counted(), arrived, deadline, echo, Arc::clone(&request_id), rules.status);
@@ -140,7 +155,7 @@ where
             Asked::Wrong(status) => answering.refuse_http(status),
             Asked::WithQuery => answering.refuse(Refusal::Query),
             Asked::Method(_) | Asked::Http => {
-                let Some(share) = Share::of_this_worker() else {
+                let Some(share) = Share::of_this_worker(unfinished) else {
                     answering.refuse(Refusal::Overloaded);
                     return answering;
                 };

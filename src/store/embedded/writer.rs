@@ -103,7 +103,14 @@ impl Writer {
         if self.shared.failed() {
             return settle(jobs, &Err(Fault::Failed));
         }
-        let Err(fault) = self.attempt(&mut jobs, false) else { return settle(jobs, &Ok(())) };
+        let before = self.state.sequence;
+        let Err(fault) = self.attempt(&mut jobs, false) else {
+            // What leaves no record may fit where a record does not.
+            if self.state.sequence != before {
+                self.shared.is_full(false);
+            }
+            return settle(jobs, &Ok(()));
+        };
         match fault.kind() {
             Some(Kind::Full) => self.economise(jobs, &fault),
             Some(Kind::Broken) => {
@@ -123,6 +130,7 @@ impl Writer {
 
     /// The disk is full: what ends tokens is tried once more in the room kept for it, the rest is refused.
     fn economise(&mut self, jobs: Vec<Box<dyn Job>>, fault: &Fault) {
+        self.shared.is_full(true);
         let (mut vital, others): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.urgency() == Urgency::Vital);
         settle(others, &Err(fault.clone()));
         if vital.is_empty() {
@@ -174,7 +182,13 @@ impl Writer {
     }
 
     fn fill(&self, jobs: &mut [Box<dyn Job>], scarce: bool) -> Result<Effects, Fault> {
-        let effects = Effects { state: self.state.clone(), changes: Vec::new(), records: Vec::new(), followers: Vec::new() };
+        let mut state = self.state.clone();
+        if self.closing {
+            // What was judged at this time, though nothing was written, must not be judged at an earlier one after a restart.
+            let brought = self.shared.brought.load(std::sync::atomic::Ordering::SeqCst);
+            state.newest = state.newest.max(Timestamp::from_millis(brought));
+        }
+        let effects = Effects { state, changes: Vec::new(), records: Vec::new(), followers: Vec::new() };
         let listening = self.tail.receiver_count() > 0;
         let mut batch = Batch { connection: &self.connection, node: &self.node, listening, scarce, effects };
         jobs.iter_mut().try_for_each(|job| job.run(&mut batch))?;
@@ -214,6 +228,9 @@ impl Writer {
     fn end(mut self) {
         self.closing = true;
         let mut result = if self.shared.failed() { Err(Fault::Failed) } else { self.attempt(&mut [], false) };
+        if matches!(&result, Err(fault) if fault.kind() == Some(Kind::Full)) && self.reserve.release() {
+            result = self.attempt(&mut [], true);
+        }
         for reader in self.readers {
             // A reader that panicked has nothing left to finish.
             let _ = reader.join();
@@ -372,6 +389,16 @@ mod tests {
             Ok(()) => true,
             Err(StoreError::Full(_)) => false,
             Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    /// E4: what ends tokens under another name may use the reserve too.
+    #[test]
+    fn ending_a_key_a_client_or_a_secret_is_vital() {
+        let vital = [Action::KeyRevoked, Action::ClientDisabled, Action::SecretRetired];
+        for action in Action::ALL {
+            let expected = if vital.contains(action) { Urgency::Vital } else { Urgency::Normal };
+            assert_eq!(Urgency::of(*action), expected, "{action:?}");
         }
     }
 

@@ -16,7 +16,11 @@ use jeton::{
     model::Timestamp,
 };
 use serde_json::json;
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    sync::oneshot,
+    task::JoinHandle,
+};
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
@@ -112,4 +116,11 @@ pub(crate) async fn until(mut what: impl AsyncFnMut() -> bool) {
         }
     });
     waited.await.expect("did not come to hold within ten seconds");
+}
+
+/// A connection from another address of this machine: another peer.
+pub(crate) async fn connect_from(peer: [u8; 4], address: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((peer, 0).into()).unwrap();
+    socket.connect(address).await.unwrap()
 }
