@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    model::{Client, ClientId, Digest, Grants, Invalid, Scopes, Secret, SecretId, TenantId},
+    model::{Client, ClientId, Digest, Grants, PlanName, Scopes, Secret, SecretId, TenantId},
     oauth::{
         bearer::Office,
         registration::{NewSecret, Settings},
@@ -215,7 +215,6 @@ fn check_mask(paths: &[String]) -> Result<()> {
 fn is_default(client: &proto::Client, field: &str) -> bool {
     match field {
         "grant_types" => client.grant_types.is_empty(),
-        "rate_plan" => client.rate_plan.is_empty(),
         _ => false,
     }
 }
@@ -245,7 +244,8 @@ fn settings(client: &proto::Client, named: impl Fn(&str) -> bool) -> Result<Sett
             duration("client.refresh_token_idle_lifetime", client.refresh_token_idle_lifetime)
         })?,
         rate_plan: given(named("rate_plan"), || {
-            client.rate_plan.parse().map_err(|invalid: Invalid| Error::field("client.rate_plan", invalid.0))
+            let named = optional("client.rate_plan", &client.rate_plan)?;
+            Ok(named.unwrap_or_else(PlanName::standard))
         })?,
     })
 }
