@@ -264,11 +264,11 @@ async fn secrets_overlap_while_they_are_rotated() {
     world.advance(1);
     assert!(!world.is_admitted(&old).await && world.is_admitted(&new).await, "then the new one only");
 
-    let issued = world.events("token.issued").await;
+    let issued = world.events_of("token.issued").await;
     let used = |id: &str| issued.iter().filter(|event| event.client_id == old.id && event.secret_id == id).count();
     assert_eq!((used(&old_id), used(&added.secret_id)), (2, 3));
     assert!(issued.iter().all(|event| event.client_id != old.id || !event.secret_id.is_empty()));
-    let failed = world.events("client.authentication_failed").await;
+    let failed = world.events_of("client.authentication_failed").await;
     assert_eq!(failed.iter().map(|event| event.target.as_str()).collect::<Vec<_>>(), [old.id.as_str()]);
 
     // The counts are kept with the client: they are written at the latest when the server stops.
@@ -309,7 +309,7 @@ async fn a_secret_in_the_place_of_the_id_is_not_recorded() {
         assert!(!world.is_admitted(&swapped).await);
         assert!(!world.is_admitted(&Caller { id: misplaced.clone(), secret: caller.secret.clone() }).await);
     }
-    let failed = world.events("client.authentication_failed").await;
+    let failed = world.events_of("client.authentication_failed").await;
     assert_eq!(failed.len(), 4);
     assert!(failed.iter().all(|event| event.target.is_empty()), "{failed:?}");
 }

@@ -301,7 +301,7 @@ async fn a_refresh_token_counts_only_whole() {
         assert_eq!(reason(&refused), "INVALID_GRANT", "{other}");
     }
     world.refresh(&caller, &token).await.unwrap();
-    assert!(world.events("refresh_token.reused").await.is_empty());
+    assert!(world.events_of("refresh_token.reused").await.is_empty());
 }
 
 /// J20: no kind of token is taken for another, and none is seen from another tenant.

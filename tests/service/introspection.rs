@@ -81,7 +81,7 @@ async fn introspection_needs_its_permission_and_costs_budget() {
     let (allowed, throttled) = reasons.split_at(9);
     assert!(allowed.iter().all(|said| *said == (Code::PermissionDenied, "INSUFFICIENT_SCOPE".to_owned())), "{reasons:?}");
     assert!(throttled.iter().all(|said| *said == (Code::ResourceExhausted, "SLOW_DOWN".to_owned())), "{reasons:?}");
-    assert_eq!(world.events("access.refused").await.len(), 9);
+    assert_eq!(world.events_of("access.refused").await.len(), 9);
     // Neither does an access token lend a permission that its client has lost, or was not issued with.
     let viewer = world.register(serving(&[X])).await;
     let pass = world.token(&viewer, &["jeton:introspect"]).await.unwrap().access_token;
@@ -91,7 +91,7 @@ async fn introspection_needs_its_permission_and_costs_budget() {
     };
     assert_eq!(bytes(&ask(&pass).await.unwrap()).0, INACTIVE, "it may ask, and is told nothing of others' tokens");
     let lesser = Client { client_id: viewer.id.clone(), scopes: vec!["a".to_owned()], ..Client::default() };
-    world.update(lesser, &["scopes"]).await;
+    world.update(lesser, &["scopes"]).await.unwrap();
     assert_eq!(reason(&ask(&pass).await.unwrap_err()), "INSUFFICIENT_SCOPE");
     let message = DisableClientRequest { client_id: viewer.id.clone(), ..DisableClientRequest::default() };
     world.clients().disable_client(world.as_admin(message).await).await.unwrap();
@@ -245,11 +245,11 @@ async fn what_is_remembered_of_a_token_is_no_answer() {
     }
     assert_eq!(world.introspect_as(&viewer, &token).await.unwrap().scopes, ["orders:read"], "its own scopes, each time");
     let changed = |viewer: &Caller, serves: &str| Client { client_id: viewer.id.clone(), ..serving(&[serves]) };
-    world.update(changed(&viewer, Y), &["serves"]).await;
-    world.update(changed(&other, X), &["serves"]).await;
+    world.update(changed(&viewer, Y), &["serves"]).await.unwrap();
+    world.update(changed(&other, X), &["serves"]).await.unwrap();
     assert!(!world.sees(&viewer, &token).await && world.sees(&other, &token).await, "at once");
     let blind = Client { scopes: vec!["a".to_owned()], ..changed(&other, X) };
-    world.update(blind, &["scopes"]).await;
+    world.update(blind, &["scopes"]).await.unwrap();
     assert_eq!(world.introspect_as(&other, &token).await.unwrap_err().code(), Code::PermissionDenied);
     world.revoke(&caller, &token).await.unwrap();
     assert!(!world.sees(&world.admin, &token).await);

@@ -256,11 +256,6 @@ impl World {
         self.audit().list_events(self.as_admin(request).await).await.unwrap().into_inner().events
     }
 
-    /// Events of one action.
-    pub async fn events_of(&self, action: &str) -> Vec<Event> {
-        self.events(EventFilter { action: action.to_owned(), ..EventFilter::default() }).await
-    }
-
     pub async fn list_keys(&self) -> Vec<SigningKey> {
         self.keys().list_keys(self.as_admin(ListKeysRequest {}).await).await.unwrap().into_inner().keys
     }

@@ -57,7 +57,7 @@ async fn a_replayed_token_ends_its_family() {
     assert!(!world.is_active(&first.access_token).await && !world.is_active(&second.access_token).await);
     assert_eq!(world.introspected(&world.admin, &second.refresh_token, "refresh_token").await.into_inner().active, Some(false));
 
-    let reused = world.events("refresh_token.reused").await;
+    let reused = world.events_of("refresh_token.reused").await;
     assert_eq!(reused.len(), 1, "{reused:?}");
     assert_eq!((reused[0].client_id.as_str(), reused[0].reason.as_str()), (caller.id.as_str(), "invalid_grant"));
     assert!(!reused[0].family.is_empty() && !reused[0].secret_id.is_empty() && !reused[0].request_id.is_empty());
@@ -78,8 +78,8 @@ async fn a_hundred_callers_get_one_successor() {
     let answers = join_all((0..100).map(|_| world.refresh(&caller, &token))).await;
     let successors: HashSet<String> = answers.into_iter().map(|answer| answer.unwrap().refresh_token).collect();
     assert_eq!(successors.len(), 1);
-    assert_eq!(world.events("token.refreshed").await.len(), 1);
-    assert_eq!(world.events("refresh_token.repeated").await.len(), 99);
+    assert_eq!(world.events_of("token.refreshed").await.len(), 1);
+    assert_eq!(world.events_of("refresh_token.repeated").await.len(), 99);
     world.refresh(&caller, successors.iter().next().unwrap()).await.unwrap();
 }
 
@@ -96,7 +96,7 @@ async fn without_grace_the_second_caller_ends_the_family() {
     let given = given.into_iter().next().unwrap().unwrap();
     world.is_refused(&caller, &given.refresh_token).await;
     assert!(!world.is_active(&given.access_token).await);
-    assert_eq!(world.events("refresh_token.reused").await.len(), 1);
+    assert_eq!(world.events_of("refresh_token.reused").await.len(), 1);
 }
 
 /// R03: fifty rotations while the clock stands still; each earlier token is told from the one that is valid.
@@ -119,7 +119,7 @@ async fn fifty_rotations_within_one_second_are_told_apart() {
                 }
             }
         }
-        let reused = world.events("refresh_token.reused").await.len();
+        let reused = world.events_of("refresh_token.reused").await.len();
         assert_eq!(reused + repeated.len(), TIMES);
         assert_eq!(repeated, repeats);
     }
@@ -139,7 +139,7 @@ async fn a_token_spent_before_a_kill_is_spent_after_it() {
     let world = world.killed().await;
     world.is_refused(&caller, &tokens[0]).await;
     world.is_refused(&caller, &tokens[1]).await;
-    assert_eq!(world.events("refresh_token.reused").await.len(), 2);
+    assert_eq!(world.events_of("refresh_token.reused").await.len(), 2);
 }
 
 /// R05: Refresh racing Revoke: once Revoke is acknowledged, nothing of the family is active, in whatever order they came.
@@ -213,11 +213,11 @@ async fn another_clients_token_is_refused_and_its_family_lives() {
         assert_eq!(shape(&refused), shape(&garbage), "a thief learns nothing");
     }
     let recorded: HashSet<String> =
-        world.events("refresh_token.refused").await.into_iter().map(|event| event.client_id).collect();
+        world.events_of("refresh_token.refused").await.into_iter().map(|event| event.client_id).collect();
     assert_eq!(recorded, HashSet::from([thief.id, neighbour.id, world.admin.id.clone()]));
     assert!(world.is_active(&first.access_token).await);
     world.refresh(&owner, &first.refresh_token).await.unwrap();
-    assert!(world.events("refresh_token.reused").await.is_empty());
+    assert!(world.events_of("refresh_token.reused").await.is_empty());
 }
 
 /// R07: a lost answer is given again, byte for byte, for as long as the grace lasts and nobody has used it.
@@ -235,7 +235,7 @@ async fn a_lost_answer_is_given_again() {
     world.refresh(&caller, &second).await.unwrap();
     world.is_refused(&caller, &first).await;
     world.is_refused(&caller, &second).await;
-    assert_eq!(world.events("refresh_token.reused").await.len(), 1, "used means reused");
+    assert_eq!(world.events_of("refresh_token.reused").await.len(), 1, "used means reused");
 }
 
 /// R07: the same where it is the store whose answer is lost, so that the rotation stands and nobody was told.
@@ -258,7 +258,7 @@ async fn a_rotation_nobody_heard_of_is_not_lost() {
     }
     // What the server does by itself may have met a fault or two in our stead.
     assert!(met >= 5, "{met}");
-    assert!(lab.world.events("refresh_token.repeated").await.len() >= 2 * met - 1);
+    assert!(lab.world.events_of("refresh_token.repeated").await.len() >= 2 * met - 1);
 }
 
 /// R08: wider is refused and spends nothing; narrower holds for that access token only.
@@ -295,7 +295,7 @@ async fn an_unused_family_ends_at_the_second() {
     world.advance(1);
     assert!(!world.introspected(&world.admin, &next, "refresh_token").await.into_inner().active.unwrap());
     world.is_refused(&caller, &next).await;
-    assert!(world.events("refresh_token.reused").await.is_empty(), "old is not stolen");
+    assert!(world.events_of("refresh_token.reused").await.is_empty(), "old is not stolen");
 }
 
 /// R09: however often it is refreshed, a family is over at its absolute end, and so is every access token of it.
@@ -355,19 +355,19 @@ async fn what_a_client_has_lost_it_cannot_refresh() {
     let caller = world.register(aimed_at(&["https://x.test", "https://y.test"])).await;
     let token = world.token(&caller, &[]).await.unwrap().refresh_token;
     let changed = |client: Client| Client { client_id: caller.id.clone(), ..client };
-    world.update(changed(Client { scopes: vec!["orders:read".to_owned()], ..refreshing() }), &["scopes"]).await;
+    world.update(changed(Client { scopes: vec!["orders:read".to_owned()], ..refreshing() }), &["scopes"]).await.unwrap();
     let refused = world.refresh_to(&caller, &token, &["orders:write"]).await.unwrap_err();
     assert_eq!(reason(&refused), "INVALID_SCOPE");
     let less = world.refresh(&caller, &token).await.unwrap();
     assert_eq!(less.scopes, ["orders:read"]);
 
     let none = Client { grant_types: vec![GrantType::ClientCredentials.into()], ..refreshing() };
-    world.update(changed(none), &["grant_types"]).await;
+    world.update(changed(none), &["grant_types"]).await.unwrap();
     assert_eq!(reason(&world.refresh(&caller, &less.refresh_token).await.unwrap_err()), "UNAUTHORIZED_CLIENT");
-    world.update(changed(refreshing()), &["grant_types"]).await;
-    world.update(changed(aimed_at(&["https://y.test"])), &["audiences"]).await;
+    world.update(changed(refreshing()), &["grant_types"]).await.unwrap();
+    world.update(changed(aimed_at(&["https://y.test"])), &["audiences"]).await.unwrap();
     world.is_refused(&caller, &less.refresh_token).await;
-    world.update(changed(aimed_at(&["https://x.test"])), &["audiences"]).await;
+    world.update(changed(aimed_at(&["https://x.test"])), &["audiences"]).await.unwrap();
     world.refresh(&caller, &less.refresh_token).await.unwrap();
 }
 
@@ -412,7 +412,7 @@ async fn no_token_or_secret_is_on_disk() {
     world.revoke(&caller, &token.refresh_token).await.unwrap();
     world.advance(11);
     world.is_refused(&caller, &given[3]).await;
-    world.events("token.refreshed").await;
+    world.events_of("token.refreshed").await;
     assert_eq!(given.iter().collect::<HashSet<_>>().len(), 12, "and all are different");
     let dir = world.data_dir();
     for running in [true, false] {
@@ -447,13 +447,13 @@ async fn made_up_tokens_end_nothing() {
         }
         format!("jrt_{}", URL_SAFE_NO_PAD.encode(bytes))
     };
-    let before = world.events("").await.len();
+    let before = world.events_of("").await.len();
     for batch in 0..50 {
         let tokens: Vec<String> = (0..100).map(|turn| random(batch * 100 + turn)).collect();
         let answers = join_all(tokens.iter().map(|token| world.refresh(&caller, token))).await;
         answers.iter().for_each(|answer| assert_invalid_grant(answer.as_ref().unwrap_err()));
     }
-    assert!(world.events("").await.len() - before <= 2, "five thousand attempts leave no record each");
+    assert!(world.events_of("").await.len() - before <= 2, "five thousand attempts leave no record each");
     assert!(world.is_active(&held.access_token).await);
     world.refresh(&caller, &held.refresh_token).await.unwrap();
 }

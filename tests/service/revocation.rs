@@ -31,14 +31,14 @@ async fn revoking_is_ok_and_ends_only_ones_own() {
     for text in ["x", "a.b.c", "jrt_", &format!("jrt_{}", "A".repeat(71)), &caller.secret, "\0", "é"] {
         world.revoke(&caller, text).await.unwrap();
     }
-    assert_eq!(world.events("token.revoked").await.len(), 2, "a second time and a text are no revocation");
+    assert_eq!(world.events_of("token.revoked").await.len(), 2, "a second time and a text are no revocation");
     assert!(!world.is_active(&own.access_token).await);
     for thief in [&caller, &neighbour] {
         world.revoke(thief, &theirs.access_token).await.unwrap();
         world.revoke(thief, &theirs.refresh_token).await.unwrap();
     }
     assert!(world.is_active(&theirs.access_token).await);
-    assert_eq!(world.events("token.revoke_refused").await.len(), 4);
+    assert_eq!(world.events_of("token.revoke_refused").await.len(), 4);
     world.refresh(&other, &theirs.refresh_token).await.unwrap();
 
     let refused = world.revoke(&caller, "").await.unwrap_err();
@@ -81,7 +81,7 @@ async fn a_refresh_token_takes_its_access_tokens_along() {
     for token in [&first.refresh_token, &second.refresh_token, &third.refresh_token] {
         assert_eq!(reason(&world.refresh(&caller, token).await.unwrap_err()), "INVALID_GRANT");
     }
-    assert!(world.events("refresh_token.reused").await.is_empty());
+    assert!(world.events_of("refresh_token.reused").await.is_empty());
 }
 
 /// V02: also a spent refresh token, still its client's, ends its family when it is revoked.

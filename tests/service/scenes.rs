@@ -104,21 +104,8 @@ impl World {
         self.token(&self.admin, &["jeton:admin"]).await.unwrap().access_token
     }
 
-    pub async fn revoke_all(&self, target: Target) -> Result<(), Status> {
-        let message = RevokeAllRequest { target: Some(target), reason: "test".to_owned() };
-        self.revocations().revoke_all(self.as_admin(message).await).await.map(drop)
-    }
-
-    /// Changes the named fields of a client.
-    pub async fn update(&self, client: Client, fields: &[&str]) {
-        let paths = fields.iter().map(|field| (*field).to_owned()).collect();
-        let update_mask = Some(prost_types::FieldMask { paths });
-        let message = UpdateClientRequest { client: Some(client), update_mask };
-        self.clients().update_client(self.as_admin(message).await).await.unwrap();
-    }
-
     /// The records of an action, newest first. Asking takes a token, whose durable record comes after every earlier one.
-    pub async fn events(&self, action: &str) -> Vec<Event> {
+    pub async fn events_of(&self, action: &str) -> Vec<Event> {
         let pass = self.pass().await;
         let mut events = Vec::new();
         let mut page_token = String::new();

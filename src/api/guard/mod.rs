@@ -100,10 +100,7 @@ impl Refusal {
 
     /// Of a call that was not admitted.
     const fn of(error: &Error) -> Self {
-        let retry_after = match error {
-            Error::Throttled { retry_after } => *retry_after,
-            _ => Duration::from_secs(1),
-        };
+        let retry_after = if let Error::Throttled { retry_after } = error { *retry_after } else { Duration::from_secs(1) };
         Self::Throttled { retry_after }
     }
 

@@ -182,7 +182,7 @@ mod tests {
 
     fn told(n: u64) -> Event {
         // One in seven is looked for.
-        let action = if n % 7 == 0 { Action::TokenRevoked } else { Action::TokenIssued };
+        let action = if n.is_multiple_of(7) { Action::TokenRevoked } else { Action::TokenIssued };
         Stamp::internal(Timestamp::EPOCH).done(action, n.to_string())
     }
 
