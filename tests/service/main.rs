@@ -6,6 +6,7 @@
 mod authentication;
 mod endings;
 #[path = "../support/faulty.rs"]
+#[allow(dead_code, reason = "shared with the store's tests")]
 mod faulty;
 mod forged;
 mod harness;
