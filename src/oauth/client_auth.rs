@@ -94,6 +94,8 @@ impl Authority {
         } else {
             self.prove_imported(call, id.as_ref(), client.as_deref(), secret).await?
         };
+        // A name that is no client's is not recorded: it may be a secret that was put in the wrong field.
+        let claimed = id.as_ref().filter(|_| client.is_some());
         let admitted = match (client, proven) {
             (Some(client), Some(secret)) => self.admit(call, &client, secret).await?,
             _ => None,
@@ -107,7 +109,7 @@ impl Authority {
                     let nobody = NOBODY.parse().map_err(Error::invalid("client_id"))?;
                     self.store.client(&nobody).await?;
                 }
-                Err(self.refuse(call, Some(id)).await)
+                Err(self.refuse(call, claimed).await)
             }
             (None, None) => Err(self.refuse(call, None).await),
         }

@@ -11,7 +11,7 @@ use super::{Options, StartError, open::Opened, ready};
 use crate::{
     api::{
         grpc::{Door, MAX_MESSAGE},
-        guard::{Guard, Methods, quiet_panics},
+        guard::{Admit, Guard, Methods, quiet_panics},
         http::{self, Published},
         listen,
         metrics::{self, Exposition},
@@ -69,7 +69,7 @@ impl App {
         let grpc = door.routes().merge(standard.routes().into_axum_router().reset_fallback());
         let router = http::app(grpc, published(&options.config, opened, services));
         let longest = Duration::from_secs(options.config.limits.deadline_seconds);
-        let guarded = Guard::new(router, opened.clock.clone(), longest, methods, refusal);
+        let guarded = Guard::new(router, opened.clock.clone(), longest, methods, refusal, admit(opened));
         Ok(Self { guarded, health, methods })
     }
 
@@ -106,6 +106,12 @@ impl App {
             }
         })))
     }
+}
+
+/// Every request draws on the budget of its peer, whatever it asks for.
+fn admit(opened: &Opened) -> Admit {
+    let authority = opened.authority.clone();
+    Arc::new(move |call| authority.limits().peer(call.peer, call.now))
 }
 
 fn published(config: &Config, opened: &Opened, services: Vec<String>) -> Published {

@@ -244,6 +244,14 @@ pub fn is_on_disk(dir: &Path, needle: &str) -> bool {
 }
 
 impl World {
+    /// A server that runs elsewhere, by its own clock.
+    pub async fn at(address: SocketAddr, admin: Caller) -> Self {
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+        let clock = Arc::new(ManualClock::at(Timestamp::from_seconds(START)));
+        let dir = Arc::new(TempDir::new().unwrap());
+        Self { clock, address, admin, channel, dir, stop: None, task: tokio::spawn(async {}) }
+    }
+
     /// Another server on a copy of what is on disk at this moment: what one finds that comes after a kill.
     pub async fn killed(mut self) -> Self {
         let copy = Arc::new(TempDir::new().unwrap());
