@@ -30,7 +30,7 @@ impl World {
     async fn sees(&self, caller: &Caller, token: &str) -> bool {
         let alone = bytes(&self.introspected(caller, token, "").await);
         let batch = self.batch(caller, &[token]).await.unwrap();
-        assert_eq!(batch.results[0].encode_to_vec(), alone.0, "a batch says what is said one by one");
+        assert_eq!(batch.results.first().unwrap().encode_to_vec(), alone.0, "a batch says what is said one by one");
         alone.0 != INACTIVE
     }
 }

@@ -16,6 +16,7 @@ mod clients;
 mod endings;
 mod faults;
 #[path = "../support/faulty.rs"]
+#[allow(dead_code, reason = "shared with the store's tests")]
 mod faulty;
 mod forged;
 mod harness;

@@ -1,6 +1,6 @@
 //! What several tests do to a server, and how they look at its answers.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use jeton::{
     config::{Config, Rate},
@@ -119,11 +119,6 @@ impl World {
                 return events;
             }
         }
-    }
-
-    /// A request that several tasks can make at once.
-    pub fn shared(self) -> Arc<Self> {
-        Arc::new(self)
     }
 }
 

@@ -17,14 +17,12 @@ const CHOSEN: &str = "correct horse battery staple";
 fn area(a: &[Duration], b: &[Duration]) -> f64 {
     let mut all: Vec<(Duration, bool)> = a.iter().map(|x| (*x, false)).chain(b.iter().map(|x| (*x, true))).collect();
     all.sort_unstable();
-    let (mut below, mut wins, mut at) = (0.0, 0.0, 0);
-    while at < all.len() {
-        let ties = all[at..].iter().take_while(|(time, _)| *time == all[at].0).count();
-        let of_b = all[at..at + ties].iter().filter(|(_, is_b)| *is_b).count();
-        let of_a = ties - of_b;
-        wins += of_b as f64 * (below + of_a as f64 / 2.0);
-        below += of_a as f64;
-        at += ties;
+    let (mut below, mut wins) = (0.0, 0.0);
+    for ties in all.chunk_by(|one, other| one.0 == other.0) {
+        let of_b = ties.iter().filter(|(_, is_b)| *is_b).count();
+        let of_a = (ties.len() - of_b) as f64;
+        wins += of_b as f64 * (below + of_a / 2.0);
+        below += of_a;
     }
     wins / (a.len() as f64 * b.len() as f64)
 }
@@ -44,30 +42,34 @@ async fn indistinguishable(rounds: usize, classes: &[&str], mut ask: impl AsyncF
     let mut samples = vec![Vec::with_capacity(rounds); classes.len()];
     for round in 0..rounds + 20 {
         let mut order: Vec<usize> = (0..classes.len()).collect();
-        let mut random = [0; 16];
-        rand::fill(&mut random).unwrap();
-        order.sort_unstable_by_key(|class| random[*class]);
+        order.sort_by_cached_key(|_| {
+            let mut random = [0; 8];
+            rand::fill(&mut random).unwrap();
+            random
+        });
         for class in order {
             let start = Instant::now();
             ask(class).await;
             let took = start.elapsed();
             // The first ones fill caches.
             if round >= 20 {
-                samples[class].push(took);
+                samples.get_mut(class).unwrap().push(took);
             }
         }
     }
     let mut told_apart = Vec::new();
+    let first = samples.first().unwrap();
     for (class, times) in classes.iter().zip(&samples) {
-        let area = area(&samples[0], times);
+        let area = area(first, times);
         let mut sorted = times.clone();
         sorted.sort_unstable();
-        println!("A02: {rounds} samples, median {:>9.1?}, area {area:.3}: {class}", sorted[sorted.len() / 2]);
+        let median = sorted.get(rounds / 2).unwrap();
+        println!("A02: {rounds} samples, median {median:>9.1?}, area {area:.3}: {class}");
         if !(0.45..=0.55).contains(&area) {
             told_apart.push(format!("{class}: {area:.3}"));
         }
     }
-    assert!(told_apart.is_empty(), "can be told from \"{}\": {told_apart:?}", classes[0]);
+    assert!(told_apart.is_empty(), "can be told from the first class: {told_apart:?}");
 }
 
 fn with(id: &str, secret: &str) -> Caller {
