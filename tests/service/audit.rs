@@ -425,7 +425,8 @@ async fn a_record_tampered_with_in_the_middle_is_named() {
 /// acknowledged, so the server does not even start: that counts.
 #[tokio::test]
 async fn an_end_that_was_tampered_with_is_refused_or_named() {
-    let cases: [(&str, fn(&Connection, i64)); 5] = [
+    type Tamper = fn(&Connection, i64);
+    let cases: [(&str, Tamper); 5] = [
         ("the last record is gone", |connection, head| {
             connection.execute("DELETE FROM audit WHERE sequence = ?1", [head]).unwrap();
         }),

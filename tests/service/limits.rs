@@ -189,7 +189,7 @@ async fn a_flood_of_passwords_fills_the_pool_and_stops_nobody_else() {
     let imported = import(&world, "imported", "a secret that somebody chose").await;
     let made = world.register(Client::default()).await;
     let wrong = |n: usize| {
-        let id = if n % 2 == 0 { "imported".to_owned() } else { format!("nobody-{n}") };
+        let id = if n.is_multiple_of(2) { "imported".to_owned() } else { format!("nobody-{n}") };
         Caller { id, secret: format!("a wrong secret {n}") }
     };
     let flood = (0..60).map(|n| {

@@ -6,6 +6,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::wildcard_enum_match_arm,
     reason = "tests fail by panicking"
 )]
 
@@ -16,7 +17,7 @@ mod clients;
 mod endings;
 mod faults;
 #[path = "../support/faulty.rs"]
-#[allow(dead_code, reason = "shared with the store's tests")]
+#[expect(dead_code, reason = "shared with the tests of the store, which delay calls too")]
 mod faulty;
 mod forged;
 mod harness;

@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 use jeton::{
     config::{Config, Rate},
     proto::{
-        admin::{
-            Client, Event, EventFilter, ListEventsRequest, RevokeAllRequest, UpdateClientRequest, revoke_all_request::Target,
-        },
+        admin::{Client, Event, EventFilter, ListEventsRequest},
         token::{IntrospectRequest, IntrospectResponse, RefreshRequest, RefreshResponse, RevokeRequest},
     },
 };
