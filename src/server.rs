@@ -4,6 +4,7 @@ mod app;
 mod bootstrap;
 mod housekeeping;
 mod open;
+mod ready;
 
 use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc};
 

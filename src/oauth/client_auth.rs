@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::Authority;
 use crate::{
-    crypto::secrets,
+    crypto::{refresh_token, secrets},
     error::{Error, Result},
     model::{Action, Call, Client, ClientId, Digest, Epochs, Secret, SecretId, Stamp, Subject, client::MAX_LIVE_SECRETS},
 };
@@ -91,6 +91,8 @@ impl Authority {
         } else {
             self.prove_imported(call, id.as_ref(), client.as_deref(), secret).await?
         };
+        // A name that is no client's is not recorded: it may be a secret that was put in the wrong field.
+        let claimed = id.as_ref().filter(|_| client.is_some());
         let admitted = match (client, proven) {
             (Some(client), Some(secret)) => self.admit(call, &client, secret).await?,
             _ => None,
@@ -102,7 +104,7 @@ impl Authority {
                 if !read {
                     self.store.client(id).await?;
                 }
-                Err(self.refuse(call, Some(id)).await)
+                Err(self.refuse(call, claimed).await)
             }
             (None, None) => Err(self.refuse(call, None).await),
         }
@@ -176,7 +178,9 @@ impl Authority {
         if let Err(throttled) = self.limits.failed(call.peer, call.now) {
             return throttled;
         }
-        let target = claimed.map(ClientId::as_str).unwrap_or_default();
+        // People mix up id and secret: what looks like a secret or token of ours is not written down (O01).
+        let is_secret = |id: &str| secrets::is_generated(id) || id.starts_with(refresh_token::PREFIX);
+        let target = claimed.map(ClientId::as_str).filter(|id| !is_secret(id)).unwrap_or_default();
         match self.trail.soon(call.stamp().refused(Action::AuthenticationFailed, target, "invalid_client")).await {
             Ok(()) => Error::InvalidClient,
             Err(error) => error,

@@ -87,13 +87,15 @@ pub struct Rotate {
 
 impl Rotate {
     /// The rule every backend keeps. Order is the generation; the time only bounds the grace, in both directions: of two calls
-    /// that arrive together the later one may be judged first, and a clock that stepped back far closes the window. A generation that was never given out comes from a newer copy of this store: the older one must not go on.
+    /// that arrive together the later one may be judged first, and a clock that stepped back far closes the window. No grace is
+    /// none, also within the millisecond of the rotation. A generation that was never given out comes from a newer copy of this
+    /// store: the older one must not go on.
     pub fn judge(&self, family: &Family) -> Verdict {
         if family.client != self.client || !family.stands(self.now) {
             return Verdict::Unknown;
         }
         let apart = self.now.since(family.rotated_at).max(family.rotated_at.since(self.now));
-        let in_grace = apart <= self.grace;
+        let in_grace = !self.grace.is_zero() && apart <= self.grace;
         match family.generation.checked_sub(self.presented) {
             Some(0) if self.presented < u32::MAX => Verdict::Rotate,
             Some(1) if in_grace => Verdict::Repeat,

@@ -44,7 +44,9 @@ impl Lab {
     /// Another server, with its clock at the start again, on what this one leaves.
     pub async fn back_in_time(mut self) -> Self {
         self.world.end().await;
-        Self::on(self.dir.clone(), |_| {}).await
+        let mut lab = Self::on(self.dir.clone(), |_| {}).await;
+        lab.world.admin = self.world.admin;
+        lab
     }
 
     async fn on(dir: Arc<TempDir>, change: impl FnOnce(&mut Config)) -> Self {

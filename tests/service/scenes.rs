@@ -13,7 +13,7 @@ use jeton::{
 };
 use prost::Message;
 use tonic::{
-    Code, Request, Response, Status,
+    Request, Response, Status,
     metadata::{KeyAndValueRef, MetadataMap},
 };
 
@@ -41,10 +41,10 @@ pub fn aimed_at(audiences: &[&str]) -> Client {
 
 /// Everything of an answer that must not tell one cause from another: code, message, details, and all metadata but the
 /// request's own id and the time of day.
-pub type Shape = (Code, String, Vec<u8>, BTreeMap<String, Vec<u8>>);
+pub type Shape = (i32, String, Vec<u8>, BTreeMap<String, Vec<u8>>);
 
 pub fn shape(status: &Status) -> Shape {
-    (status.code(), status.message().to_owned(), status.details().to_vec(), metadata(status.metadata()))
+    (status.code().into(), status.message().to_owned(), status.details().to_vec(), metadata(status.metadata()))
 }
 
 fn metadata(map: &MetadataMap) -> BTreeMap<String, Vec<u8>> {

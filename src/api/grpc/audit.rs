@@ -32,7 +32,7 @@ impl AuditService for Door {
     type TailEventsStream = Pin<Box<dyn Stream<Item = Result<TailEventsResponse, Status>> + Send>>;
 
     async fn list_events(&self, request: Request<ListEventsRequest>) -> Result<Response<ListEventsResponse>, Status> {
-        let call = self.call(&request)?;
+        let call = Self::call(&request)?;
         answer(
             async {
                 let admin = self.admin(&call, &request, Office::Audit).await?;
@@ -57,7 +57,7 @@ impl AuditService for Door {
     }
 
     async fn tail_events(&self, request: Request<TailEventsRequest>) -> Result<Response<Self::TailEventsStream>, Status> {
-        let call = self.call(&request)?;
+        let call = Self::call(&request)?;
         answer(
             async {
                 let admin = self.admin(&call, &request, Office::Audit).await?;
@@ -70,7 +70,7 @@ impl AuditService for Door {
     }
 
     async fn verify_chain(&self, request: Request<VerifyChainRequest>) -> Result<Response<VerifyChainResponse>, Status> {
-        let call = self.call(&request)?;
+        let call = Self::call(&request)?;
         answer(
             async {
                 let admin = self.admin(&call, &request, Office::Audit).await?;

@@ -22,7 +22,7 @@ const MAX_LIST: usize = 100;
 #[tonic::async_trait]
 impl TokenService for Door {
     async fn token(&self, request: Request<TokenRequest>) -> Result<Response<TokenResponse>, Status> {
-        let call = self.call(&request)?;
+        let call = Self::call(&request)?;
         let (metadata, _, message) = request.into_parts();
         let TokenRequest { grant_type, client_id, client_secret, scopes, resources } = message;
         answer(
@@ -38,7 +38,7 @@ impl TokenService for Door {
     }
 
     async fn refresh(&self, request: Request<RefreshRequest>) -> Result<Response<RefreshResponse>, Status> {
-        let call = self.call(&request)?;
+        let call = Self::call(&request)?;
         let (metadata, _, message) = request.into_parts();
         let RefreshRequest { client_id, client_secret, refresh_token, scopes } = message;
         answer(
@@ -53,7 +53,7 @@ impl TokenService for Door {
     }
 
     async fn revoke(&self, request: Request<RevokeRequest>) -> Result<Response<RevokeResponse>, Status> {
-        let call = self.call(&request)?;
+        let call = Self::call(&request)?;
         let (metadata, _, message) = request.into_parts();
         // The hint is not needed: the two kinds of token cannot be confused (RFC 7009 section 2.1 lets it be ignored).
         let RevokeRequest { client_id, client_secret, token, token_type_hint: _ } = message;
@@ -68,7 +68,7 @@ impl TokenService for Door {
     }
 
     async fn introspect(&self, request: Request<IntrospectRequest>) -> Result<Response<IntrospectResponse>, Status> {
-        let call = self.call(&request)?;
+        let call = Self::call(&request)?;
         let (metadata, _, message) = request.into_parts();
         let IntrospectRequest { client_id, client_secret, token, token_type_hint } = message;
         answer(
@@ -90,7 +90,7 @@ impl TokenService for Door {
         &self,
         request: Request<BatchIntrospectRequest>,
     ) -> Result<Response<BatchIntrospectResponse>, Status> {
-        let call = self.call(&request)?;
+        let call = Self::call(&request)?;
         let (metadata, _, message) = request.into_parts();
         let BatchIntrospectRequest { client_id, client_secret, tokens } = message;
         answer(
