@@ -139,12 +139,12 @@ impl Standing {
 
     /// A client, from memory or from the store.
     pub async fn client(&self, store: &dyn Store, id: &ClientId) -> Result<Option<Arc<Client>>, StoreError> {
-        Ok(self.clients.look_up(store, id).await?.0)
+        Ok(self.clients.look_up(id, store.client(id)).await?.0)
     }
 
     /// The same, and whether the store was asked.
     pub async fn look_up(&self, store: &dyn Store, id: &ClientId) -> Result<(Option<Arc<Client>>, bool), StoreError> {
-        self.clients.look_up(store, id).await
+        self.clients.look_up(id, store.client(id)).await
     }
 
     /// Forgets revocations of what has expired; how many went.
