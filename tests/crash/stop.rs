@@ -123,7 +123,7 @@ async fn a_call_in_flight_is_answered_before_the_end() {
     let mut answered = 0;
     while let Some(flight) = flights.join_next().await {
         let (told, status) = flight.unwrap();
-        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        assert!(is_lawful(&status), "{status:?}");
         answered += told;
     }
     let server = home.start();
