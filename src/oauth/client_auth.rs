@@ -102,7 +102,7 @@ impl Authority {
         };
         match (admitted, &id) {
             (Some(authenticated), _) => Ok(authenticated),
-            (None, Some(id)) => {
+            (None, Some(_)) => {
                 // Every refusal pays for one read, so that a client known from memory is no faster than a name never heard. It is
                 // the same name whoever is claimed, for a record that is there takes longer to read than one that is not.
                 if !read {
