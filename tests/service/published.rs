@@ -124,10 +124,9 @@ async fn reflected(world: &World) -> Vec<String> {
         ServerReflectionRequest { host: String::new(), message_request: Some(MessageRequest::ListServices(String::new())) };
     let mut client = ServerReflectionClient::new(world.channel.clone());
     let mut answers = client.server_reflection_info(tokio_stream::once(ask)).await.unwrap().into_inner();
-    match answers.next().await.unwrap().unwrap().message_response.unwrap() {
-        MessageResponse::ListServicesResponse(list) => list.service.into_iter().map(|service| service.name).collect(),
-        other => panic!("{other:?}"),
-    }
+    let answer = answers.next().await.unwrap().unwrap().message_response.unwrap();
+    let MessageResponse::ListServicesResponse(list) = answer else { panic!("{answer:?}") };
+    list.service.into_iter().map(|service| service.name).collect()
 }
 
 const SERVICES: [&str; 5] = [
@@ -155,16 +154,12 @@ async fn both_versions_of_reflection_list_every_service() {
     ];
     let mut client = ServerReflectionClient::new(world.channel.clone());
     let mut answers = client.server_reflection_info(tokio_stream::iter(asks)).await.unwrap().into_inner();
-    match answers.next().await.unwrap().unwrap().message_response.unwrap() {
-        MessageResponse::ListServicesResponse(list) => {
-            assert!(SERVICES.iter().all(|name| list.service.iter().any(|service| service.name == *name)));
-        }
-        other => panic!("{other:?}"),
-    }
-    match answers.next().await.unwrap().unwrap().message_response.unwrap() {
-        MessageResponse::FileDescriptorResponse(file) => assert!(!file.file_descriptor_proto.is_empty()),
-        other => panic!("{other:?}"),
-    }
+    let answer = answers.next().await.unwrap().unwrap().message_response.unwrap();
+    let MessageResponse::ListServicesResponse(list) = answer else { panic!("{answer:?}") };
+    assert!(SERVICES.iter().all(|name| list.service.iter().any(|service| service.name == *name)));
+    let answer = answers.next().await.unwrap().unwrap().message_response.unwrap();
+    let MessageResponse::FileDescriptorResponse(file) = answer else { panic!("{answer:?}") };
+    assert!(!file.file_descriptor_proto.is_empty());
 }
 
 /// An error is made of a code, the OAuth word for it, the field to blame, and when to ask again; each as its standard type.
@@ -218,7 +213,7 @@ async fn a_request_id_is_answered_and_recorded() {
         metadata.get("x-request-id").unwrap().to_str().unwrap().to_owned()
     };
     assert_eq!(ask(Some("a.B-9_c")).await, "a.B-9_c");
-    assert_eq!(world.events_of("secret.added").await[0].request_id, "a.B-9_c");
+    assert_eq!(world.trail_of("secret.added").await[0].request_id, "a.B-9_c");
     let long = "x".repeat(65);
     let fresh = [ask(None).await, ask(Some("a b")).await, ask(Some(&long)).await];
     assert!(fresh.iter().all(|id| id.len() == 36), "{fresh:?}");
