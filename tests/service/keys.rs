@@ -45,7 +45,7 @@ async fn published(world: &World) -> HashSet<String> {
 }
 
 /// Waits, for at most ten seconds of real time, until housekeeping has come by.
-async fn eventually(what: &str, done: impl AsyncFn() -> bool) {
+pub async fn eventually(what: &str, done: impl AsyncFn() -> bool) {
     let mut ticks = tokio::time::interval(Duration::from_millis(100));
     for _ in 0..100 {
         ticks.tick().await;

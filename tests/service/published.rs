@@ -83,12 +83,15 @@ async fn readiness_follows_the_store() {
     let world = World::over(config, Some(faulty.clone())).await;
     let probes = async || (get(world.address, "/healthz").await.0, get(world.address, "/readyz").await.0);
     assert_eq!(probes().await, (200, 200));
+    // An answer is shared for a moment of real time.
+    let becomes =
+        async |readiness: u16| crate::keys::eventually("readiness", async || probes().await == (200, readiness)).await;
     faulty.always(Some(Act::FailBefore(Kind::Full)));
-    assert_eq!(probes().await, (200, 503));
+    becomes(503).await;
     let (_, head, body) = get(world.address, "/readyz").await;
     assert!(head.contains("cache-control: no-store") && !String::from_utf8(body).unwrap().contains("fault"));
     faulty.always(None);
-    assert_eq!(probes().await, (200, 200));
+    becomes(200).await;
 }
 
 #[tokio::test]
