@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::Authority;
 use crate::{
-    crypto::{refresh_token, secrets},
+    crypto::secrets,
     error::{Error, Result},
     model::{Action, Call, Client, ClientId, Digest, Epochs, Secret, SecretId, Stamp, Subject, client::MAX_LIVE_SECRETS},
 };
@@ -94,7 +94,7 @@ impl Authority {
         } else {
             self.prove_imported(call, id.as_ref(), client.as_deref(), secret).await?
         };
-        // A name that is no client's is not recorded: it may be a secret that was put in the wrong field.
+        // People mix up id and secret: what is no client's name is not written down (O01).
         let claimed = id.as_ref().filter(|_| client.is_some());
         let admitted = match (client, proven) {
             (Some(client), Some(secret)) => self.admit(call, &client, secret).await?,
@@ -183,9 +183,7 @@ impl Authority {
         if let Err(throttled) = self.limits.failed(call.peer, call.now) {
             return throttled;
         }
-        // People mix up id and secret: what looks like a secret or token of ours is not written down (O01).
-        let is_secret = |id: &str| secrets::is_generated(id) || id.starts_with(refresh_token::PREFIX);
-        let target = claimed.map(ClientId::as_str).filter(|id| !is_secret(id)).unwrap_or_default();
+        let target = claimed.map(ClientId::as_str).unwrap_or_default();
         match self.trail.soon(call.stamp().refused(Action::AuthenticationFailed, target, "invalid_client")).await {
             Ok(()) => Error::InvalidClient,
             Err(error) => error,

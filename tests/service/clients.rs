@@ -196,7 +196,7 @@ async fn a_mask_changes_what_it_names_and_nothing_else() {
         let mut expected = before.clone();
         copy(path, &change, &mut message);
         copy(path, &change, &mut expected);
-        let updated = world.update(message, &[path]).await.unwrap();
+        let updated = world.change(message, &[path]).await.unwrap();
         (expected.etag, expected.update_time) = (updated.etag.clone(), updated.update_time);
         assert_eq!(updated, expected, "{path}");
         assert_eq!((updated.etag.as_str(), updated.update_time.unwrap().seconds), ("2", world.now()), "{path}");
@@ -229,7 +229,7 @@ async fn a_star_replaces_every_field() {
     world.create(full("orders")).await.unwrap();
     let bare =
         Client { client_id: "orders".to_owned(), grant_types: vec![GrantType::ClientCredentials.into()], ..Client::default() };
-    let updated = world.update(bare.clone(), &["*"]).await.unwrap();
+    let updated = world.change(bare.clone(), &["*"]).await.unwrap();
     let created = world.create(Client { client_id: "other".to_owned(), tenant: "shop".to_owned(), ..bare }).await.unwrap();
     assert_eq!(given(updated), given(created.client.unwrap()));
 }
@@ -250,7 +250,7 @@ async fn masks_that_name_nothing_or_what_is_not_to_be_set_are_refused() {
         &["display_name,scopes"],
     ];
     for mask in masks {
-        let refused = world.update(full("orders"), mask).await.unwrap_err();
+        let refused = world.change(full("orders"), mask).await.unwrap_err();
         assert_eq!((reason(&refused).as_str(), blamed(&refused).as_str()), ("INVALID_REQUEST", "update_mask"), "{mask:?}");
     }
     assert_eq!(world.get("orders").await, before);
@@ -262,7 +262,7 @@ async fn a_write_over_an_older_version_is_refused() {
     let world = World::start().await;
     let read = world.create(full("orders")).await.unwrap().client.unwrap();
     let named = |etag: &str| Client { etag: etag.to_owned(), display_name: "x".to_owned(), ..full("orders") };
-    assert_eq!(world.update(named(&read.etag), &["display_name"]).await.unwrap().etag, "2");
+    assert_eq!(world.change(named(&read.etag), &["display_name"]).await.unwrap().etag, "2");
     let id = || "orders".to_owned();
     for (etag, expected) in
         [("1", "STALE"), ("3", "STALE"), ("0", "STALE"), ("abc", "INVALID_REQUEST"), ("-1", "INVALID_REQUEST")]
@@ -272,7 +272,7 @@ async fn a_write_over_an_older_version_is_refused() {
     {
         let etag = || etag.to_owned();
         let refusals = [
-            world.update(named(&etag()), &["display_name"]).await.unwrap_err(),
+            world.change(named(&etag()), &["display_name"]).await.unwrap_err(),
             world
                 .clients()
                 .disable_client(world.as_admin(DisableClientRequest { client_id: id(), etag: etag() }).await)
@@ -430,7 +430,7 @@ async fn updates_are_validated_like_creation() {
         assert_eq!(blamed(&refused), field, "{client:?}");
         for mask in [path, "*"] {
             let client = Client { client_id: "orders".to_owned(), ..client.clone() };
-            let refused = world.update(client.clone(), &[mask]).await.unwrap_err();
+            let refused = world.change(client.clone(), &[mask]).await.unwrap_err();
             assert_eq!((reason(&refused).as_str(), blamed(&refused)), ("INVALID_REQUEST", field.clone()), "{client:?}");
         }
     }
@@ -438,7 +438,7 @@ async fn updates_are_validated_like_creation() {
     assert_eq!(world.try_get("new").await.unwrap_err().code(), Code::NotFound);
     // A change of one field must fit the fields that stay.
     let narrower = Client { scopes: vec!["orders:write".to_owned()], ..full("orders") };
-    assert_eq!(blamed(&world.update(narrower, &["scopes"]).await.unwrap_err()), "client.default_scopes");
+    assert_eq!(blamed(&world.change(narrower, &["scopes"]).await.unwrap_err()), "client.default_scopes");
 }
 
 /// N01, N02: ids are plain bytes of a small alphabet; nothing in them is understood, folded or trimmed.
@@ -469,7 +469,7 @@ async fn odd_ids_are_refused_and_name_nobody() {
         assert_eq!((reason(&refused).as_str(), blamed(&refused).as_str()), ("INVALID_REQUEST", "client.client_id"), "{id:?}");
         assert!(!refused.message().contains(id), "{id:?}");
         assert_eq!(blamed(&world.try_get(id).await.unwrap_err()), "client_id", "{id:?}");
-        let update = world.update(Client { client_id: id.to_owned(), ..full("") }, &["*"]).await.unwrap_err();
+        let update = world.change(Client { client_id: id.to_owned(), ..full("") }, &["*"]).await.unwrap_err();
         assert_eq!(blamed(&update), "client.client_id", "{id:?}");
         let caller = crate::harness::Caller { id: id.to_owned(), secret: "jcs_x".to_owned() };
         assert_eq!(reason(&world.token(&caller, &[]).await.unwrap_err()), "INVALID_CLIENT", "{id:?}");
@@ -535,6 +535,6 @@ async fn lifetimes_are_the_clients_own_or_the_configured_ones() {
     }
     // A change holds for what is issued from then on.
     let changed = Client { client_id: "own".to_owned(), ..Client::default() };
-    world.update(changed, &["access_token_lifetime"]).await.unwrap();
+    world.change(changed, &["access_token_lifetime"]).await.unwrap();
     assert_eq!(world.token(&own, &[]).await.unwrap().expires_in, 100, "the default, cut where the family ends unused");
 }

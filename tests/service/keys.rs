@@ -45,7 +45,7 @@ async fn published(world: &World) -> HashSet<String> {
 }
 
 /// Waits, for at most ten seconds of real time, until housekeeping has come by.
-async fn eventually(what: &str, done: impl AsyncFn() -> bool) {
+pub async fn eventually(what: &str, done: impl AsyncFn() -> bool) {
     let mut ticks = tokio::time::interval(Duration::from_millis(100));
     for _ in 0..100 {
         ticks.tick().await;
@@ -192,7 +192,7 @@ async fn keys_rotate_by_themselves() {
     assert_eq!(kid_of(&world.admin_token().await), first);
     world.advance(1);
     eventually("the rotation", async || kid_of(&world.admin_token().await) != first).await;
-    let events = world.events_of("keys.rotated").await;
+    let events = world.trail_of("keys.rotated").await;
     assert!(events.iter().any(|event| event.client_id.is_empty() && event.peer == "local"), "{events:?}");
 }
 
@@ -213,7 +213,7 @@ async fn a_revoked_key_takes_its_tokens_along() {
     // Refresh tokens are not signed by it and go on.
     let refreshed = world.refresh(&caller, &issued.refresh_token).await.unwrap();
     assert!(world.is_active(&refreshed.access_token).await && kid_of(&refreshed.access_token) != kid);
-    let event = &world.events_of("keys.revoked").await[0];
+    let event = &world.trail_of("keys.revoked").await[0];
     assert_eq!((event.target.as_str(), event.client_id.as_str(), event.outcome.as_str()), (kid.as_str(), "bootstrap", "ok"));
 
     let again = world.revoke_key(&kid, &world.admin_token().await).await.unwrap_err();

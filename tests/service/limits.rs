@@ -114,7 +114,7 @@ async fn clients_draw_on_the_budget_of_their_plan() {
     }
     assert_eq!(granted(&small, 10).await, 5);
     // A client that is moved to another plan is under that one from then on.
-    world.update(Client { client_id: small.id.clone(), ..of("large") }, &["rate_plan"]).await.unwrap();
+    world.change(Client { client_id: small.id.clone(), ..of("large") }, &["rate_plan"]).await.unwrap();
     assert_eq!(granted(&small, 30).await, 20);
 }
 
@@ -164,7 +164,7 @@ async fn failures_have_a_budget_of_their_own_and_lock_nobody_out() {
     assert_eq!(answered, 5);
     // The trail is not flooded: what was throttled is not recorded.
     world.register(Client::default()).await;
-    assert!(world.events_of("client.authentication_failed").await.len() <= 5);
+    assert!(world.trail_of("client.authentication_failed").await.len() <= 5);
     assert!(world.token(&victim, &[]).await.is_ok());
     assert!(thief.token(asking(&victim)).await.is_ok(), "the right secret from the same address");
     assert_eq!(reason(&world.token(&wrong, &[]).await.unwrap_err()), "INVALID_CLIENT", "another address has its own budget");

@@ -76,7 +76,15 @@ impl Rpc {
             | Self::RevokeSigner
             | Self::RevokeToken => "jeton:admin:revocations",
             Self::ListEvents | Self::TailEvents | Self::VerifyChain => "jeton:admin:audit",
-            _ => "jeton:admin:clients",
+            Self::CreateClient
+            | Self::GetClient
+            | Self::ListClients
+            | Self::UpdateClient
+            | Self::DisableClient
+            | Self::EnableClient
+            | Self::DeleteClient
+            | Self::AddSecret
+            | Self::RetireSecret => "jeton:admin:clients",
         }
     }
 
@@ -234,7 +242,7 @@ impl World {
     }
 
     /// Changes the fields in `mask`.
-    pub async fn update(&self, client: Client, mask: &[&str]) -> Result<Client, Status> {
+    pub async fn change(&self, client: Client, mask: &[&str]) -> Result<Client, Status> {
         let paths = mask.iter().map(|path| (*path).to_owned()).collect();
         let message = UpdateClientRequest { client: Some(client), update_mask: Some(prost_types::FieldMask { paths }) };
         let updated = self.clients().update_client(self.as_admin(message).await).await?;
@@ -251,9 +259,14 @@ impl World {
     }
 
     /// Every event that a filter admits, newest first.
-    pub async fn events(&self, filter: EventFilter) -> Vec<Event> {
+    pub async fn trail(&self, filter: EventFilter) -> Vec<Event> {
         let request = ListEventsRequest { filter: Some(filter), page_size: 1_000, page_token: String::new() };
         self.audit().list_events(self.as_admin(request).await).await.unwrap().into_inner().events
+    }
+
+    /// Events of one action.
+    pub async fn trail_of(&self, action: &str) -> Vec<Event> {
+        self.trail(EventFilter { action: action.to_owned(), ..EventFilter::default() }).await
     }
 
     pub async fn list_keys(&self) -> Vec<SigningKey> {
@@ -265,7 +278,7 @@ impl World {
     }
 
     /// Ends what `target` names, as the first administrator.
-    pub async fn revoke_all(&self, target: Target) -> Result<(), Status> {
+    pub async fn end_all(&self, target: Target) -> Result<(), Status> {
         let message = RevokeAllRequest { target: Some(target), reason: "because".to_owned() };
         self.revocations().revoke_all(self.as_admin(message).await).await.map(drop)
     }

@@ -126,7 +126,7 @@ async fn a_token_administers_only_while_its_client_may() {
     let (caller, token) = staff().await;
     assert!(world.ask(Rpc::GetClient, &token, &mark).await.is_ok());
     let narrower = Client { client_id: caller.id, scopes: vec!["orders:read".to_owned()], ..Client::default() };
-    world.update(narrower, &["scopes"]).await.unwrap();
+    world.change(narrower, &["scopes"]).await.unwrap();
     assert_eq!(refused(&token).await, "INSUFFICIENT_SCOPE");
 
     let (caller, token) = staff().await;

@@ -83,12 +83,15 @@ async fn readiness_follows_the_store() {
     let world = World::over(config, Some(faulty.clone())).await;
     let probes = async || (get(world.address, "/healthz").await.0, get(world.address, "/readyz").await.0);
     assert_eq!(probes().await, (200, 200));
+    // An answer is shared for a moment of real time.
+    let becomes =
+        async |readiness: u16| crate::keys::eventually("readiness", async || probes().await == (200, readiness)).await;
     faulty.always(Some(Act::FailBefore(Kind::Full)));
-    assert_eq!(probes().await, (200, 503));
+    becomes(503).await;
     let (_, head, body) = get(world.address, "/readyz").await;
     assert!(head.contains("cache-control: no-store") && !String::from_utf8(body).unwrap().contains("fault"));
     faulty.always(None);
-    assert_eq!(probes().await, (200, 200));
+    becomes(200).await;
 }
 
 #[tokio::test]
@@ -124,10 +127,9 @@ async fn reflected(world: &World) -> Vec<String> {
         ServerReflectionRequest { host: String::new(), message_request: Some(MessageRequest::ListServices(String::new())) };
     let mut client = ServerReflectionClient::new(world.channel.clone());
     let mut answers = client.server_reflection_info(tokio_stream::once(ask)).await.unwrap().into_inner();
-    match answers.next().await.unwrap().unwrap().message_response.unwrap() {
-        MessageResponse::ListServicesResponse(list) => list.service.into_iter().map(|service| service.name).collect(),
-        other => panic!("{other:?}"),
-    }
+    let answer = answers.next().await.unwrap().unwrap().message_response.unwrap();
+    let MessageResponse::ListServicesResponse(list) = answer else { panic!("{answer:?}") };
+    list.service.into_iter().map(|service| service.name).collect()
 }
 
 const SERVICES: [&str; 5] = [
@@ -155,16 +157,12 @@ async fn both_versions_of_reflection_list_every_service() {
     ];
     let mut client = ServerReflectionClient::new(world.channel.clone());
     let mut answers = client.server_reflection_info(tokio_stream::iter(asks)).await.unwrap().into_inner();
-    match answers.next().await.unwrap().unwrap().message_response.unwrap() {
-        MessageResponse::ListServicesResponse(list) => {
-            assert!(SERVICES.iter().all(|name| list.service.iter().any(|service| service.name == *name)));
-        }
-        other => panic!("{other:?}"),
-    }
-    match answers.next().await.unwrap().unwrap().message_response.unwrap() {
-        MessageResponse::FileDescriptorResponse(file) => assert!(!file.file_descriptor_proto.is_empty()),
-        other => panic!("{other:?}"),
-    }
+    let answer = answers.next().await.unwrap().unwrap().message_response.unwrap();
+    let MessageResponse::ListServicesResponse(list) = answer else { panic!("{answer:?}") };
+    assert!(SERVICES.iter().all(|name| list.service.iter().any(|service| service.name == *name)));
+    let answer = answers.next().await.unwrap().unwrap().message_response.unwrap();
+    let MessageResponse::FileDescriptorResponse(file) = answer else { panic!("{answer:?}") };
+    assert!(!file.file_descriptor_proto.is_empty());
 }
 
 /// An error is made of a code, the OAuth word for it, the field to blame, and when to ask again; each as its standard type.
@@ -218,7 +216,7 @@ async fn a_request_id_is_answered_and_recorded() {
         metadata.get("x-request-id").unwrap().to_str().unwrap().to_owned()
     };
     assert_eq!(ask(Some("a.B-9_c")).await, "a.B-9_c");
-    assert_eq!(world.events_of("secret.added").await[0].request_id, "a.B-9_c");
+    assert_eq!(world.trail_of("secret.added").await[0].request_id, "a.B-9_c");
     let long = "x".repeat(65);
     let fresh = [ask(None).await, ask(Some("a b")).await, ask(Some(&long)).await];
     assert!(fresh.iter().all(|id| id.len() == 36), "{fresh:?}");

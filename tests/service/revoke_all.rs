@@ -11,6 +11,9 @@ use crate::{
     office::{Mark, blamed},
 };
 
+/// A target of one kind.
+type Aim<'a> = &'a dyn Fn(&str) -> Target;
+
 /// Whether the access token and the refresh token of a mark stand.
 async fn stands(world: &World, mark: &Mark) -> (bool, bool) {
     let message = IntrospectRequest {
@@ -55,7 +58,7 @@ async fn each_target_ends_what_it_names_and_no_more() {
         let beside = sibling(&world, &mark).await;
         let other = world.mark(&format!("two-{name}"), &format!("of-{name}")).await;
         let stranger = world.mark(&format!("three-{name}"), "elsewhere").await;
-        world.revoke_all(target(name, &mark)).await.unwrap();
+        world.end_all(target(name, &mark)).await.unwrap();
         let all = [(&mark, own), (&beside, same_client), (&other, same_tenant), (&stranger, stays)];
         for (mark, expected) in all {
             assert_eq!(stands(&world, mark).await, expected, "{name}: {}", mark.client.id);
@@ -65,10 +68,10 @@ async fn each_target_ends_what_it_names_and_no_more() {
             assert_eq!(reason(&world.refresh(&mark.client, &mark.refresh_token).await.unwrap_err()), "INVALID_GRANT", "{name}");
         }
         // Again is the same, and what is issued afterwards stands.
-        world.revoke_all(target(name, &mark)).await.unwrap();
+        world.end_all(target(name, &mark)).await.unwrap();
         let fresh = sibling(&world, &mark).await;
         assert_eq!(stands(&world, &fresh).await, stays, "{name}");
-        let events = world.events_of(if name == "jti" { "revocation.token" } else { "revocation." }).await;
+        let events = world.trail_of(if name == "jti" { "revocation.token" } else { "revocation." }).await;
         assert!(events[0].reason == "because" && events[0].client_id == "bootstrap");
     }
     let world = world.restart().await;
@@ -82,11 +85,11 @@ async fn each_target_ends_what_it_names_and_no_more() {
 async fn a_key_is_ended_with_all_it_signed() {
     let world = World::start().await;
     let mark = world.mark("orders", "shop").await;
-    world.revoke_all(Target::Kid(mark.kid.clone())).await.unwrap();
+    world.end_all(Target::Kid(mark.kid.clone())).await.unwrap();
     assert_eq!(stands(&world, &mark).await, (false, true));
-    let event = &world.events_of("keys.revoked").await[0];
+    let event = &world.trail_of("keys.revoked").await[0];
     assert_eq!((event.target.as_str(), event.reason.as_str()), (mark.kid.as_str(), "because"));
-    assert_eq!(reason(&world.revoke_all(Target::Kid(mark.kid)).await.unwrap_err()), "NOT_FOUND");
+    assert_eq!(reason(&world.end_all(Target::Kid(mark.kid)).await.unwrap_err()), "NOT_FOUND");
 }
 
 /// R05: a refresh after the end of everything gets nothing, one in the grace window no successor.
@@ -96,7 +99,7 @@ async fn the_grace_window_does_not_outlive_a_revocation() {
     let mark = world.mark("orders", "shop").await;
     let refreshed = world.refresh(&mark.client, &mark.refresh_token).await.unwrap();
     assert_eq!(world.refresh(&mark.client, &mark.refresh_token).await.unwrap().refresh_token, refreshed.refresh_token);
-    world.revoke_all(Target::ClientId(mark.client.id.clone())).await.unwrap();
+    world.end_all(Target::ClientId(mark.client.id.clone())).await.unwrap();
     for token in [&mark.refresh_token, &refreshed.refresh_token] {
         assert_eq!(reason(&world.refresh(&mark.client, token).await.unwrap_err()), "INVALID_GRANT");
     }
@@ -109,17 +112,17 @@ async fn what_is_not_there_or_not_named_is_refused() {
     let mark = world.mark("orders", "shop").await;
     let unknown = "00000000-0000-7000-8000-000000000000".to_owned();
     for target in [Target::ClientId("nobody".to_owned()), Target::Family(unknown.clone()), Target::Kid("nothing".to_owned())] {
-        let refused = world.revoke_all(target.clone()).await.unwrap_err();
+        let refused = world.end_all(target.clone()).await.unwrap_err();
         assert_eq!((refused.code(), reason(&refused).as_str()), (Code::NotFound, "NOT_FOUND"), "{target:?}");
     }
     // These may have been issued by another node, or not yet: what is unknown here is ended all the same.
     for target in
         [Target::Tenant("nowhere".to_owned()), Target::Subject("user:nobody".to_owned()), Target::Jti(unknown.clone())]
     {
-        world.revoke_all(target).await.unwrap();
+        world.end_all(target).await.unwrap();
     }
     let bad = |target: fn(String) -> Target| move |text: &str| target(text.to_owned());
-    let malformed: [(&str, &[&str], &dyn Fn(&str) -> Target); 6] = [
+    let malformed: [(&str, &[&str], Aim<'_>); 6] = [
         ("client_id", &["", "a b", "{\"$gt\":\"\"}"], &bad(Target::ClientId)),
         ("tenant", &["", "Shop", "*"], &bad(Target::Tenant)),
         ("subject", &["", "a b", "é"], &bad(Target::Subject)),
@@ -133,7 +136,7 @@ async fn what_is_not_there_or_not_named_is_refused() {
     ];
     for (field, texts, target) in malformed {
         for text in texts {
-            let refused = world.revoke_all(target(text)).await.unwrap_err();
+            let refused = world.end_all(target(text)).await.unwrap_err();
             assert_eq!((reason(&refused).as_str(), blamed(&refused).as_str()), ("INVALID_REQUEST", field), "{text:?}");
         }
     }

@@ -61,7 +61,7 @@ async fn a_secret_is_replaced_with_an_overlap() {
     assert!(world.token(&new, &[]).await.is_ok());
 
     let filter = EventFilter { client_id: "orders".to_owned(), action: "token.issued".to_owned(), ..EventFilter::default() };
-    let used: Vec<String> = world.events(filter).await.into_iter().map(|event| event.secret_id).rev().collect();
+    let used: Vec<String> = world.trail(filter).await.into_iter().map(|event| event.secret_id).rev().collect();
     let (old_id, new_id) = (old_id.as_str(), added.secret_id.as_str());
     assert_eq!(used, [old_id, new_id, old_id, new_id, new_id]);
 }
@@ -262,7 +262,7 @@ async fn a_secret_is_never_told_again() {
     let caller = world.register(Client { client_id: "orders".to_owned(), ..Client::default() }).await;
     let second = add(&world, "orders", None).await.unwrap();
     assert!(!format!("{:?}", second.client).contains(&second.client_secret));
-    let read = format!("{:?}{:?}", world.get("orders").await, world.events(EventFilter::default()).await);
+    let read = format!("{:?}{:?}", world.get("orders").await, world.trail(EventFilter::default()).await);
     for secret in [&caller.secret, &second.client_secret] {
         assert!(!read.contains(secret.as_str()));
         assert!(!is_on_disk(&world.data_dir(), secret));
