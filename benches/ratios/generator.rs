@@ -52,7 +52,8 @@ pub(crate) fn run(address: SocketAddr, shape: Shape, time: Duration, talk: &mut 
     });
     let seconds = began.elapsed().as_secs_f64();
     let micros = load.micros.into_inner();
-    Run { per_second: micros.len() as f64 / seconds, failed: load.failed.into_inner(), micros }
+    let (calls, failed) = (micros.len() as u64, load.failed.into_inner());
+    Run { calls, per_second: calls as f64 / seconds, failed, micros, ..Run::default() }
 }
 
 struct Load<'t, T> {

@@ -13,12 +13,10 @@ pub(crate) struct Call<'a> {
     pub(crate) answer: usize,
 }
 
-/// As fast as it goes, for so many seconds after one of warming up.
+/// As fast as it goes, for so many seconds.
 pub(crate) fn saturate(address: SocketAddr, shape: Shape, seconds: u32, call: &Call<'_>) -> Run {
     let seconds = format!("{seconds}");
-    let said = h2load(address, shape, call, &["-D", &seconds, "--warm-up-time", "1"]);
-    let (per_second, failed) = understand(&said, call);
-    Run { per_second, failed, micros: Vec::new() }
+    understand(&h2load(address, shape, call, &["-D", &seconds]), call)
 }
 
 /// At a rate, in calls per second: how long each took.
@@ -29,12 +27,12 @@ pub(crate) fn paced(address: SocketAddr, shape: Shape, seconds: u32, rate: f64, 
     let (each, count) = (format!("{each:.1}"), count.to_string());
     let _ = fs::remove_file(&log);
     let said = h2load(address, shape, call, &["-n", &count, "--rps", &each, "--log-file", log.to_str().unwrap()]);
-    let (per_second, failed) = understand(&said, call);
+    let run = understand(&said, call);
     let rows = fs::read_to_string(&log).unwrap();
     let micros: Vec<u32> = rows.lines().map(|row| row.split('\t').nth(2).unwrap().parse().unwrap()).collect();
     // The first connections and the first calls on them are not what is asked about.
     let settled = micros.len() / 10;
-    Run { per_second, failed, micros: micros[settled..].to_vec() }
+    Run { micros: micros[settled..].to_vec(), ..run }
 }
 
 fn h2load(address: SocketAddr, shape: Shape, call: &Call<'_>, more: &[&str]) -> String {
@@ -50,8 +48,7 @@ fn h2load(address: SocketAddr, shape: Shape, call: &Call<'_>, more: &[&str]) -> 
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Calls per second, and how many failed.
-fn understand(said: &str, call: &Call<'_>) -> (f64, u64) {
+fn understand(said: &str, call: &Call<'_>) -> Run {
     let after = |label: &str, name: &str| -> f64 {
         let line = said.lines().find(|line| line.starts_with(label)).unwrap_or_else(|| panic!("no {label} in {said}"));
         let words: Vec<&str> = line.split([' ', ',', '(', ')']).filter(|word| !word.is_empty()).collect();
@@ -64,5 +61,5 @@ fn understand(said: &str, call: &Call<'_>) -> (f64, u64) {
     let answered = (data / call.answer as f64).min(good);
     // Answers in flight when the time was up, and the last digits of a number in a token, make some difference.
     let failed = if answered > good * 0.97 { done - good } else { done - answered };
-    (after("finished in", "req/s"), failed.max(0.0) as u64)
+    Run { calls: done as u64, per_second: after("finished in", "req/s"), failed: failed.max(0.0) as u64, ..Run::default() }
 }

@@ -87,16 +87,18 @@ impl<'o> Bench<'o> {
         let introspect = Call { method: "Introspect", body: introspect_body, answer: self.scene.introspect_answer };
         let token = Call { method: "Token", body: token_body, answer: self.scene.token_answer };
         if self.options.wants("introspect") || self.options.wants("p99") {
-            let pairs = self.alternate(|server| h2load::saturate(server.address, BUSY, self.options.seconds, &introspect));
+            let pairs =
+                self.alternate(|server| server.under(|at| h2load::saturate(at, BUSY, self.options.seconds, &introspect)));
             pairs.print("Introspect", Some(0.75));
             if self.options.wants("p99") {
                 let rate = Spread::of(pairs.0.iter().map(|(_, jeton)| jeton.per_second)).median / 2.0;
-                let pace = |server: &Server| h2load::paced(server.address, BUSY, self.options.seconds, rate, &introspect);
+                let pace =
+                    |server: &Server| server.under(|at| h2load::paced(at, BUSY, self.options.seconds, rate, &introspect));
                 self.alternate(pace).print("Introspect, half load", None);
             }
         }
         if self.options.wants("token") {
-            let pairs = self.alternate(|server| h2load::saturate(server.address, BUSY, self.options.seconds, &token));
+            let pairs = self.alternate(|server| server.under(|at| h2load::saturate(at, BUSY, self.options.seconds, &token)));
             pairs.print("Token", Some(0.14));
             self.alternate(|server| self.issue_families(server)).print("Token with a family", None);
         }
@@ -121,7 +123,7 @@ impl<'o> Bench<'o> {
 
     fn issue_families(&self, server: &Server) -> Run {
         let mut talk = Issuing { caller: self.scene.refreshing.clone(), left: usize::MAX, issued: Vec::new() };
-        generator::run(server.address, BUSY, self.time(), &mut talk)
+        server.under(|at| generator::run(at, BUSY, self.time(), &mut talk))
     }
 
     /// Both are driven by our own generator, for each call brings another token. The echo is given as many.
@@ -132,7 +134,7 @@ impl<'o> Bench<'o> {
         let mut to_jeton = Refreshing { caller, tokens: tokens.into() };
         let pairs = self.alternate(|server| {
             let talk = if server.address == self.jeton.address { &mut to_jeton } else { &mut to_echo };
-            generator::run(server.address, BUSY, self.time(), talk)
+            server.under(|at| generator::run(at, BUSY, self.time(), talk))
         });
         pairs.print("Refresh", Some(0.07));
     }
@@ -141,7 +143,7 @@ impl<'o> Bench<'o> {
         let pairs = self.alternate(|server| {
             let tokens = self.issue(caller, REVOKED, &which);
             let mut talk = Revoking { caller: caller.clone(), tokens };
-            let run = generator::run(server.address, BUSY, FOREVER, &mut talk);
+            let run = server.under(|at| generator::run(at, BUSY, FOREVER, &mut talk));
             assert!(talk.next().is_none(), "every token was revoked");
             run
         });

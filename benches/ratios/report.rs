@@ -3,8 +3,11 @@
 /// One run of a load.
 #[derive(Clone, Default)]
 pub(crate) struct Run {
+    pub(crate) calls: u64,
     pub(crate) per_second: f64,
     pub(crate) failed: u64,
+    /// Processor time of the server, in microseconds a call: what other work on the machine disturbs least.
+    pub(crate) processor: f64,
     /// How long each call took, where it was asked.
     pub(crate) micros: Vec<u32>,
 }
@@ -67,9 +70,18 @@ impl Pairs {
                 of(|(echo, jeton)| jeton.p99() / echo.p99()).show(2),
             );
         }
-        let failed: u64 = self.0.iter().map(|(echo, jeton)| echo.failed + jeton.failed).sum();
-        if failed > 0 {
-            println!("{:<22} FAILED CALLS: {failed}", "");
+        if self.0.iter().all(|(_, jeton)| jeton.processor > 0.0) {
+            println!(
+                "{:<22} cpu us  {:<25} cpu us   {:<25} ratio {}",
+                "",
+                of(|(echo, _)| echo.processor).show(1),
+                of(|(_, jeton)| jeton.processor).show(1),
+                of(|(echo, jeton)| jeton.processor / echo.processor).show(2),
+            );
+        }
+        let failed = self.0.iter().fold((0, 0), |(a, b), (echo, jeton)| (a + echo.failed, b + jeton.failed));
+        if failed != (0, 0) {
+            println!("{:<22} FAILED CALLS: {} of the echo, {} of jeton", "", failed.0, failed.1);
         }
     }
 }

@@ -41,6 +41,14 @@ pub(crate) fn run(program: &Path, dir: &Path) {
         server.stop();
     }
     let server = Server::jeton(program, dir);
+    idle("jeton", &server);
+    server.stop();
+    // What of it is the price of an HTTP/2 connection in tonic.
+    ["Token", "Refresh", "Introspect"].iter().for_each(|name| std::fs::write(dir.join(name), []).unwrap());
+    idle("echo", &Server::echo(dir));
+}
+
+fn idle(name: &str, server: &Server) {
     let before = server.resident();
     let open: Vec<TcpStream> = (0..CONNECTIONS)
         .map(|_| {
@@ -51,9 +59,11 @@ pub(crate) fn run(program: &Path, dir: &Path) {
         .collect();
     std::thread::sleep(Duration::from_secs(3));
     let after = server.resident();
-    println!("{CONNECTIONS} idle connections {before:.0} -> {after:.0} MiB resident, {:.0} more (bound 120)", after - before);
-    drop(open);
-    server.stop();
+    println!(
+        "idle connections      {name}: {} of them, {before:.0} -> {after:.0} MiB resident, {:.0} more (bound 120)",
+        open.len(),
+        after - before
+    );
 }
 
 /// Through the store itself: what a year of use would leave behind, with its audit trail.

@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::report::Run;
+
 /// A process started here and ended with this.
 pub(crate) struct Server {
     child: Child,
@@ -60,6 +62,21 @@ impl Server {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+    }
+
+    /// Puts a load on it and takes down what that cost it.
+    pub(crate) fn under(&self, load: impl FnOnce(SocketAddr) -> Run) -> Run {
+        let before = self.processor();
+        let run = load(self.address);
+        Run { processor: (self.processor() - before) / run.calls as f64, ..run }
+    }
+
+    /// Processor time taken so far, in microseconds, by all its threads.
+    fn processor(&self) -> f64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        // The name, in brackets, may hold anything; user and system time are the 12th and 13th after it, in hundredths.
+        let ticks = stat.rsplit(')').next().unwrap().split_whitespace().skip(11).take(2);
+        ticks.map(|ticks| ticks.parse::<f64>().unwrap() * 10_000.0).sum()
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -359,9 +359,9 @@ async fn a_person_is_not_a_client_of_the_same_name() {
     let token = world.token(&caller, &[]).await.unwrap().access_token;
     let judged = world.introspect(&token).await;
     assert_eq!((judged.sub.as_str(), judged.client_id.as_str()), ("client:alice", "alice"));
-    world.revoke_all(Target::Subject("alice".to_owned())).await.unwrap();
+    world.end_all(Target::Subject("alice".to_owned())).await.unwrap();
     assert!(world.is_active(&token).await, "a person was meant");
-    world.revoke_all(Target::Subject("client:alice".to_owned())).await.unwrap();
+    world.end_all(Target::Subject("client:alice".to_owned())).await.unwrap();
     assert!(!world.is_active(&token).await);
     // And no client can be named so that its subject is another's.
     let odd = jeton::proto::admin::Client { client_id: "client:alice".to_owned(), ..refreshing() };

@@ -91,7 +91,7 @@ async fn introspection_needs_its_permission_and_costs_budget() {
     };
     assert_eq!(bytes(&ask(&pass).await.unwrap()).0, INACTIVE, "it may ask, and is told nothing of others' tokens");
     let lesser = Client { client_id: viewer.id.clone(), scopes: vec!["a".to_owned()], ..Client::default() };
-    world.update(lesser, &["scopes"]).await.unwrap();
+    world.change(lesser, &["scopes"]).await.unwrap();
     assert_eq!(reason(&ask(&pass).await.unwrap_err()), "INSUFFICIENT_SCOPE");
     let message = DisableClientRequest { client_id: viewer.id.clone(), ..DisableClientRequest::default() };
     world.clients().disable_client(world.as_admin(message).await).await.unwrap();
@@ -245,11 +245,11 @@ async fn what_is_remembered_of_a_token_is_no_answer() {
     }
     assert_eq!(world.introspect_as(&viewer, &token).await.unwrap().scopes, ["orders:read"], "its own scopes, each time");
     let changed = |viewer: &Caller, serves: &str| Client { client_id: viewer.id.clone(), ..serving(&[serves]) };
-    world.update(changed(&viewer, Y), &["serves"]).await.unwrap();
-    world.update(changed(&other, X), &["serves"]).await.unwrap();
+    world.change(changed(&viewer, Y), &["serves"]).await.unwrap();
+    world.change(changed(&other, X), &["serves"]).await.unwrap();
     assert!(!world.sees(&viewer, &token).await && world.sees(&other, &token).await, "at once");
     let blind = Client { scopes: vec!["a".to_owned()], ..changed(&other, X) };
-    world.update(blind, &["scopes"]).await.unwrap();
+    world.change(blind, &["scopes"]).await.unwrap();
     assert_eq!(world.introspect_as(&other, &token).await.unwrap_err().code(), Code::PermissionDenied);
     world.revoke(&caller, &token).await.unwrap();
     assert!(!world.sees(&world.admin, &token).await);

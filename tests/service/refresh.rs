@@ -355,19 +355,19 @@ async fn what_a_client_has_lost_it_cannot_refresh() {
     let caller = world.register(aimed_at(&["https://x.test", "https://y.test"])).await;
     let token = world.token(&caller, &[]).await.unwrap().refresh_token;
     let changed = |client: Client| Client { client_id: caller.id.clone(), ..client };
-    world.update(changed(Client { scopes: vec!["orders:read".to_owned()], ..refreshing() }), &["scopes"]).await.unwrap();
+    world.change(changed(Client { scopes: vec!["orders:read".to_owned()], ..refreshing() }), &["scopes"]).await.unwrap();
     let refused = world.refresh_to(&caller, &token, &["orders:write"]).await.unwrap_err();
     assert_eq!(reason(&refused), "INVALID_SCOPE");
     let less = world.refresh(&caller, &token).await.unwrap();
     assert_eq!(less.scopes, ["orders:read"]);
 
     let none = Client { grant_types: vec![GrantType::ClientCredentials.into()], ..refreshing() };
-    world.update(changed(none), &["grant_types"]).await.unwrap();
+    world.change(changed(none), &["grant_types"]).await.unwrap();
     assert_eq!(reason(&world.refresh(&caller, &less.refresh_token).await.unwrap_err()), "UNAUTHORIZED_CLIENT");
-    world.update(changed(refreshing()), &["grant_types"]).await.unwrap();
-    world.update(changed(aimed_at(&["https://y.test"])), &["audiences"]).await.unwrap();
+    world.change(changed(refreshing()), &["grant_types"]).await.unwrap();
+    world.change(changed(aimed_at(&["https://y.test"])), &["audiences"]).await.unwrap();
     world.is_refused(&caller, &less.refresh_token).await;
-    world.update(changed(aimed_at(&["https://x.test"])), &["audiences"]).await.unwrap();
+    world.change(changed(aimed_at(&["https://x.test"])), &["audiences"]).await.unwrap();
     world.refresh(&caller, &less.refresh_token).await.unwrap();
 }
 
@@ -380,7 +380,7 @@ async fn everything_of_somebody_is_not_refreshed_any_more() {
         [Target::ClientId(caller.id.clone()), Target::Tenant("b".to_owned()), Target::Subject(format!("client:{}", caller.id))];
     for target in targets {
         let tokens = world.rotated(&caller, 1).await;
-        world.revoke_all(target.clone()).await.unwrap();
+        world.end_all(target.clone()).await.unwrap();
         world.is_refused(&caller, &tokens[1]).await;
         world.is_refused(&caller, &tokens[0]).await;
         assert!(

@@ -240,11 +240,11 @@ async fn one_family_or_token_is_ended_by_its_id() {
     let caller = world.register(refreshing()).await;
     let [one, two] = [world.token(&caller, &[]).await.unwrap(), world.token(&caller, &[]).await.unwrap()];
     let jti = world.introspect(&one.access_token).await.jti;
-    world.revoke_all(Target::Jti(jti)).await.unwrap();
+    world.end_all(Target::Jti(jti)).await.unwrap();
     assert!(!world.is_active(&one.access_token).await && world.is_active(&two.access_token).await);
     let family = world.introspected(&world.admin, &one.refresh_token, "refresh_token").await.into_inner().jti;
     let next = world.refresh(&caller, &one.refresh_token).await.unwrap();
-    world.revoke_all(Target::Family(family)).await.unwrap();
+    world.end_all(Target::Family(family)).await.unwrap();
     assert!(!world.is_active(&next.access_token).await && world.is_active(&two.access_token).await);
     assert_eq!(reason(&world.refresh(&caller, &next.refresh_token).await.unwrap_err()), "INVALID_GRANT");
     world.refresh(&caller, &two.refresh_token).await.unwrap();

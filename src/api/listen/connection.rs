@@ -65,7 +65,7 @@ pub(super) async fn run<A: App>(accepted: Accepted, app: A, options: Arc<Options
     let site = Site::enter(address);
     let origin = Origin { peer: Peer::Ip(address), unfinished: site.unfinished() };
     let served = match TcpStream::from_std(stream) {
-        Ok(stream) => secure(stream, origin, app, &options, stopping).await,
+        Ok(stream) => open(stream, origin, app, &options, stopping).await,
         Err(error) => Err(error.into()),
     };
     if let Err(error) = served {
@@ -75,17 +75,24 @@ pub(super) async fn run<A: App>(accepted: Accepted, app: A, options: Arc<Options
 
 type Served = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
-/// The TLS handshake, where there is TLS.
+/// With TLS or without. Each stage of a connection is a future in a box of its own: inside each other they would have an idle
+/// connection take the room of all stages it could have come through.
+async fn open<A: App>(stream: TcpStream, origin: Origin, app: A, options: &Options, stopping: watch::Receiver<bool>) -> Served {
+    match &options.tls {
+        Some(tls) => Box::pin(secure(stream, tls, origin, app, options, stopping)).await,
+        None => Box::pin(speak(stream, None, Answerer::new(app, origin, None), options, stopping)).await,
+    }
+}
+
+/// The TLS handshake.
 async fn secure<A: App>(
     stream: TcpStream,
+    tls: &TlsReloader,
     origin: Origin,
     app: A,
     options: &Options,
     stopping: watch::Receiver<bool>,
 ) -> Served {
-    let Some(tls) = &options.tls else {
-        return speak(stream, None, Answerer::new(app, origin, None), options, stopping).await;
-    };
     let stream = opening(options.handshake, &stopping, TlsAcceptor::from(tls.current()).accept(stream)).await?;
     let (_, session) = stream.get_ref();
     let agreed = match session.alpn_protocol() {
@@ -95,7 +102,7 @@ async fn secure<A: App>(
     };
     let certificates = session.peer_certificates().map(|chain| chain.iter().map(|one| one.clone().into_owned()).collect());
     let answerer = Answerer::new(app, origin, certificates.map(PeerCertificates));
-    speak(stream, agreed, answerer, options, stopping).await
+    Box::pin(speak(stream, agreed, answerer, options, stopping)).await
 }
 
 /// Finds out which HTTP it is and speaks it.
@@ -115,8 +122,8 @@ where
         return Err("speaks another protocol than it agreed to".into());
     }
     match speech {
-        Speech::Http1 => speak_http1(stream, answerer, options, stopping).await,
-        Speech::Http2 => speak_http2(stream, answerer, options, stopping).await,
+        Speech::Http1 => Box::pin(speak_http1(stream, answerer, options, stopping)).await,
+        Speech::Http2 => Box::pin(speak_http2(stream, answerer, options, stopping)).await,
     }
 }
 
