@@ -314,7 +314,7 @@ async fn a_secret_in_the_place_of_the_id_is_not_recorded() {
     assert!(failed.iter().all(|event| event.target.is_empty()), "{failed:?}");
 }
 
-/// A13: grants that a client does not have, and those that are not served.
+/// A13, R11: grants that a client does not have, and those that are not served.
 #[tokio::test]
 async fn a_grant_must_be_served_and_the_clients() {
     let world = World::open_handed().await;
