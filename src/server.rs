@@ -118,6 +118,9 @@ pub async fn run(
     let background = housekeeping::start(&opened, tls.clone(), &stopping);
     let listening = listen::Options::new(&config.limits, tls);
     let serving = tokio::spawn(listen::serve(listener, app.guarded, listening, stopped(stopping)));
+    if config.audit.issue == config::Issue::Batched {
+        tracing::warn!("audit.issue is batched: a crash may lose the records of tokens issued in the last 50 ms");
+    }
     tracing::info!(%address, issuer, tls = tls_on, "serving");
     opened.record_start(address).await?;
     started(&Started { address, issuer, data_dir: opened.data_dir.clone(), bootstrap, tls: tls_on });
