@@ -4,6 +4,7 @@ mod app;
 mod bootstrap;
 mod housekeeping;
 mod open;
+mod ready;
 
 use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -78,8 +79,14 @@ impl StartError {
     }
 
     fn failed(what: &'static str) -> impl FnOnce(Box<dyn std::error::Error + Send + Sync>) -> Self {
-        move |error| Self::Failed(format!("{what}: {error}"))
+        move |error| Self::Failed(format!("{what}: {}", with_sources(error.as_ref())))
     }
+}
+
+/// The error and what it came from, in one line.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let sources = std::iter::successors(error.source(), |error| error.source());
+    sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }
 
 /// Serves until `shutdown` resolves and the calls in flight have ended. `started` is called once the port answers.

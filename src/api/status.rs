@@ -81,6 +81,7 @@ pub fn refusal(refusal: Refusal) -> Status {
         Refusal::TooLarge => Error::TooLarge,
         Refusal::Query => return refusal.status(),
         Refusal::Overloaded => Error::Throttled { retry_after: Duration::from_secs(1) },
+        Refusal::Throttled { retry_after } => Error::Throttled { retry_after },
     };
     status(&error)
 }

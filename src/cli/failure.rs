@@ -174,6 +174,11 @@ impl Refusal {
 
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
+        // A status with a cause was made on this side, of a connection that broke.
+        let status = match std::error::Error::source(&status) {
+            Some(cause) => Status::unavailable(format!("the connection broke: {}", deepest(cause))),
+            None => status,
+        };
         let details = status.get_error_details();
         let reason = details.error_info().map(|info| info.reason.to_ascii_lowercase()).unwrap_or_default();
         let fields = details.bad_request().map(|bad| {
@@ -187,6 +192,15 @@ impl From<Status> for Failure {
             retry_after: details.retry_info().and_then(|info| info.retry_delay),
         }))
     }
+}
+
+/// What a chain of errors began with: the transport's own message says only that there was a transport error.
+pub(super) fn deepest(error: &dyn std::error::Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
 }
 
 impl From<ConfigError> for Failure {

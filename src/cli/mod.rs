@@ -1,5 +1,5 @@
 //! The command line: one file per command group. Data goes to stdout, talk to stderr; `--json` is for programs; the exit codes
-//! are those of [`failure`]. Everything but serving, checking and moving data goes over the same RPCs as any other client.
+//! are those of `failure`. Everything but serving, checking and moving data goes over the same RPCs as any other client.
 
 mod audit;
 mod client;

@@ -12,7 +12,7 @@ use tonic::{
 
 use super::{
     context::{self, Context, Contexts},
-    failure::Failure,
+    failure::{Failure, deepest},
     output, values,
 };
 use crate::proto::token::{TokenRequest, token_service_client::TokenServiceClient};
@@ -236,17 +236,8 @@ fn endpoint(options: &Options, settings: &Settings) -> Result<Endpoint, Failure>
     endpoint.tls_config(tls).map_err(|error| Failure::setting("ca", deepest(&error)))
 }
 
-/// The transport's own message says only that there was a transport error.
 fn unreachable(url: &str, error: &tonic::transport::Error) -> Failure {
     tonic::Status::unavailable(format!("cannot reach {url}: {}", deepest(error))).into()
-}
-
-fn deepest(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::{
     context::{self, Context},
     failure::Failure,
-    output::{self, Output},
+    output::Output,
 };
 use crate::{
     config::{Config, ConfigError, Flag, Sources, check},
@@ -80,10 +80,11 @@ impl Command {
             runtime.worker_threads(config.limits.workers);
         }
         let runtime = runtime.enable_all().build().map_err(Failure::io("cannot start"))?;
+        let certificate = config.tls.cert_file.clone();
         let options = server::Options { config, dev: self.dev, bootstrap: self.bootstrap, store: None, clock: None };
         let ended = runtime.block_on(Box::pin(async {
             let shutdown = shutdown().map_err(Failure::io("cannot listen for signals"))?;
-            let started = |started: &Started| announce(started, self.dev, output, environment);
+            let started = |started: &Started| announce(started, self.dev.then_some(&certificate), output, environment);
             server::run(options, started, shutdown).await.map_err(|error| start_failed(&error))
         }));
         // Whatever still runs has had its time to drain.
@@ -93,9 +94,8 @@ impl Command {
 }
 
 fn start_failed(error: &server::StartError) -> Failure {
-    let code = u8::try_from(error.exit_code()).unwrap_or(1);
-    output::warn(&format!("error: {}", telemetry::escape(&error.to_string())));
-    Failure::Code(code)
+    let said = error.to_string();
+    if error.exit_code() == i32::from(ConfigError::EXIT_CODE) { Failure::setting("", said) } else { Failure::Other(said) }
 }
 
 /// Completes at the first SIGTERM or SIGINT; the second one ends the process at once. SIGHUP does not end it: TLS files are read
@@ -130,12 +130,12 @@ async fn either(terminate: &mut Signal, interrupt: &mut Signal) -> i32 {
     }
 }
 
-/// Says, once, that the port serves.
-fn announce(started: &Started, dev: bool, output: Output, environment: &BTreeMap<String, String>) {
-    let context = if dev { remember(started, environment) } else { None };
+/// Says, once, that the port serves. In development, with the certificate there may be, it leaves a context behind.
+fn announce(started: &Started, dev: Option<&PathBuf>, output: Output, environment: &BTreeMap<String, String>) {
+    let context = dev.and_then(|certificate| remember(started, certificate, environment));
     let printed = if output.json {
         output.document(&first_line(started))
-    } else if dev || started.bootstrap.as_ref().is_some_and(|bootstrap| bootstrap.client_secret.is_some()) {
+    } else if dev.is_some() || started.bootstrap.as_ref().is_some_and(|bootstrap| bootstrap.client_secret.is_some()) {
         output.line(&welcome(started, context.as_deref(), &program(environment)))
     } else {
         Ok(())
@@ -160,8 +160,9 @@ fn first_line(started: &Started) -> serde_json::Value {
     })
 }
 
-/// Keeps the context for the other commands; the service does not depend on it.
-fn remember(started: &Started, environment: &BTreeMap<String, String>) -> Option<String> {
+/// Keeps the context for the other commands; the service does not depend on it. A developer's certificate is often its own
+/// authority, so it is taken for one.
+fn remember(started: &Started, certificate: &Path, environment: &BTreeMap<String, String>) -> Option<String> {
     let bootstrap = started.bootstrap.as_ref()?;
     let path = context::path(environment)?;
     let scheme = if started.tls { "https://" } else { "" };
@@ -169,7 +170,7 @@ fn remember(started: &Started, environment: &BTreeMap<String, String>) -> Option
         address: format!("{scheme}{}", started.address),
         client_id: bootstrap.client_id.to_string(),
         client_secret: bootstrap.client_secret.clone(),
-        ca_file: None,
+        ca_file: certificate.canonicalize().ok().filter(|_| started.tls),
         data_dir: Some(started.data_dir.canonicalize().unwrap_or_else(|_| started.data_dir.clone())),
     };
     let saved = context::load(&path).and_then(|mut contexts| {
@@ -274,8 +275,8 @@ mod tests {
     fn the_context_left_behind_is_found_by_the_other_commands() {
         let home = tempfile::tempdir().unwrap();
         let environment = BTreeMap::from([("HOME".to_owned(), home.path().to_str().unwrap().to_owned())]);
-        assert_eq!(remember(&started(home.path(), Some("jcs_x")), &environment).as_deref(), Some("dev"));
-        assert_eq!(remember(&started(home.path(), None), &environment).as_deref(), Some("dev"));
+        assert_eq!(remember(&started(home.path(), Some("jcs_x")), Path::new(""), &environment).as_deref(), Some("dev"));
+        assert_eq!(remember(&started(home.path(), None), Path::new(""), &environment).as_deref(), Some("dev"));
         let contexts = context::load(&context::path(&environment).unwrap()).unwrap();
         let (_, context) = contexts.find(None).unwrap();
         assert_eq!(context.client_secret.as_ref().unwrap().expose_secret(), "jcs_x");

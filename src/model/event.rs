@@ -161,7 +161,7 @@ actions! {
     TokenRevoked = "token.revoked",
     /// A caller tried to revoke another client's token.
     RevokeRefused = "token.revoke_refused",
-    /// A caller failed to authenticate.
+    /// A caller failed to authenticate; the target is the client it claimed to be, where there is such a client.
     AuthenticationFailed = "client.authentication_failed",
     /// An authenticated caller asked for what it may not have.
     AccessRefused = "access.refused",

@@ -46,9 +46,15 @@ pub struct Family {
 }
 
 impl Family {
+    /// When it ends unless it is refreshed before. No access token of it lives longer, so that what can no longer be revoked by
+    /// its family does not stand either.
+    pub fn ends_at(&self) -> Timestamp {
+        self.expires_at.min(self.rotated_at + self.idle)
+    }
+
     /// Whether a refresh token of it can be used at `now`: not ended, not past either bound.
     pub fn stands(&self, now: Timestamp) -> bool {
-        self.ended_at.is_none() && now < self.expires_at && now < self.rotated_at + self.idle
+        self.ended_at.is_none() && now < self.ends_at()
     }
 }
 

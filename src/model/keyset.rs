@@ -86,7 +86,7 @@ impl std::fmt::Debug for SigningKey {
 }
 
 /// All keys of the service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Keyset {
     /// Counts the writes, from 1.
     pub revision: u64,
@@ -95,6 +95,13 @@ pub struct Keyset {
     /// 32 random bytes under the master key, base64url: the root of the server's symmetric keys (refresh tokens, client
     /// secrets, page tokens), each derived from it under its own label.
     pub sealed_root: String,
+}
+
+/// Hides the sealed root.
+impl std::fmt::Debug for Keyset {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Keyset").field("revision", &self.revision).field("keys", &self.keys).finish_non_exhaustive()
+    }
 }
 
 /// The times of a key's life.

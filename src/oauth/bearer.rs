@@ -118,7 +118,7 @@ impl Authority {
         }
         let client = self.standing.client(self.store(), &claims.client_id).await?.filter(|client| !client.disabled);
         let Some(client) = client else { return Err(self.unproven(call)) };
-        self.limits.client(&client.id, &client.rate_plan)?;
+        self.limits.client(&client.id, &client.rate_plan, call.now)?;
         Ok((client, verified))
     }
 
@@ -137,8 +137,22 @@ impl Authority {
         Ok(Administrator { client, verified })
     }
 
+    /// Whether an administrator still is one now: for calls that go on for longer than a moment.
+    pub async fn still_administers(&self, admin: &Administrator, office: Office) -> bool {
+        let Administrator { client, verified } = admin;
+        if !self.standing.stands(verified, self.clock.now()) {
+            return false;
+        }
+        match self.standing.client(self.store(), &client.id).await {
+            Ok(Some(client)) if !client.disabled => {
+                carries(&client, verified, ADMIN) || carries(&client, verified, office.scope())
+            }
+            Ok(_) | Err(_) => false,
+        }
+    }
+
     fn unproven(&self, call: &Call) -> Error {
-        self.limits.failed(call.peer).err().unwrap_or(Error::InvalidToken)
+        self.limits.failed(call.peer, call.now).err().unwrap_or(Error::InvalidToken)
     }
 }
 

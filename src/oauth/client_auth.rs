@@ -8,11 +8,14 @@ use super::Authority;
 use crate::{
     crypto::secrets,
     error::{Error, Result},
-    model::{Action, Call, Client, ClientId, Digest, Epochs, Secret, SecretId, Stamp, Subject},
+    model::{Action, Call, Client, ClientId, Digest, Epochs, Secret, SecretId, Stamp, Subject, client::MAX_LIVE_SECRETS},
 };
 
 /// The longest secret that is looked at, in bytes (A04).
 pub const MAX_SECRET: usize = 1_024;
+
+/// A name that is looked for where only the time of looking counts.
+const NOBODY: &str = "~";
 
 /// What a caller presents to prove who it is: exactly one of these.
 pub enum Credentials {
@@ -82,33 +85,45 @@ impl Authority {
             return Err(Error::field("client_secret", "at most 1024 bytes"));
         }
         let id = client_id.parse::<ClientId>().ok();
-        let client = match &id {
-            Some(id) => self.standing.client(self.store(), id).await?,
-            None => None,
+        let (client, read) = match &id {
+            Some(id) => self.standing.look_up(self.store(), id).await?,
+            None => (None, false),
         };
         let proven = if secrets::is_generated(secret.expose_secret()) {
             self.prove_generated(call, client.as_deref(), secret.expose_secret())
         } else {
-            self.prove_imported(call, client.as_deref(), secret).await?
+            self.prove_imported(call, id.as_ref(), client.as_deref(), secret).await?
         };
+        // People mix up id and secret: what is no client's name is not written down (O01).
+        let claimed = id.as_ref().filter(|_| client.is_some());
         let admitted = match (client, proven) {
             (Some(client), Some(secret)) => self.admit(call, &client, secret).await?,
             _ => None,
         };
-        match admitted {
-            Some(authenticated) => Ok(authenticated),
-            None => Err(self.refuse(call, id.as_ref()).await),
+        match (admitted, &id) {
+            (Some(authenticated), _) => Ok(authenticated),
+            (None, Some(_)) => {
+                // Every refusal pays for one read, so that a client known from memory is no faster than a name never heard. It is
+                // the same name whoever is claimed, for a record that is there takes longer to read than one that is not.
+                if !read {
+                    let nobody = NOBODY.parse().map_err(Error::invalid("client_id"))?;
+                    self.store.client(&nobody).await?;
+                }
+                Err(self.refuse(call, claimed).await)
+            }
+            (None, None) => Err(self.refuse(call, None).await),
         }
     }
 
-    /// Admits a proven client unless it is disabled. Disabling writes the record first and raises the epoch second, so the
-    /// epochs are read first and the record second: who is admitted here while being disabled gets a token that is ended.
+    /// Admits a proven client unless it is disabled. Disabling writes the record and raises the epoch in one commit, which is
+    /// heard as the record, then the epoch. So the epochs are read first and the record second: who sees the raised epoch sees
+    /// the disabled record too, and who is admitted by the old record gets a token that is ended.
     async fn admit(&self, call: &Call, proven: &Client, secret: SecretId) -> Result<Option<AuthenticatedClient>> {
         let epochs = self.standing.epochs(&proven.tenant, &proven.id, &Subject::of_client(&proven.id));
         let Some(client) = self.standing.client(self.store(), &proven.id).await?.filter(|client| !client.disabled) else {
             return Ok(None);
         };
-        self.limits.client(&client.id, &client.rate_plan)?;
+        self.limits.client(&client.id, &client.rate_plan, call.now)?;
         self.uses.note(&client.id, &secret, call.now);
         Ok(Some(AuthenticatedClient { client, secret, epochs }))
     }
@@ -125,8 +140,14 @@ impl Authority {
         }
     }
 
-    /// A secret that was imported: one argon2id, also where there is nothing to compare with.
-    async fn prove_imported(&self, call: &Call, client: Option<&Client>, presented: SecretString) -> Result<Option<SecretId>> {
+    /// A secret that was imported: as many argon2id as a client may have secrets, also where there is nothing to compare with.
+    async fn prove_imported(
+        &self,
+        call: &Call,
+        claimed: Option<&ClientId>,
+        client: Option<&Client>,
+        presented: SecretString,
+    ) -> Result<Option<SecretId>> {
         let live = client.into_iter().flat_map(|client| client.live_secrets(call.now).map(move |secret| (client, secret)));
         let imported = live.filter_map(|(client, secret)| match &secret.digest {
             Digest::Argon2id { phc } => Some((client, secret, phc.as_str())),
@@ -138,14 +159,19 @@ impl Authority {
         if let Some((_, secret, _)) = imported.iter().find(|(client, secret, phc)| known(client, secret, phc)) {
             return Ok(Some(secret.id.clone()));
         }
-        self.limits.may_try(call.peer, call.now)?;
+        if let Some(id) = claimed {
+            self.limits.may_guess(call.peer, id, call.now)?;
+        }
         for (client, secret, phc) in &imported {
             if self.passwords.verify_client(&client.id, &secret.id, phc, presented.clone()).await? {
                 return Ok(Some(secret.id.clone()));
             }
         }
-        if imported.is_empty() {
-            self.passwords.burn(presented).await?;
+        for _ in imported.len()..MAX_LIVE_SECRETS {
+            self.passwords.burn(presented.clone()).await?;
+        }
+        if let Some(id) = claimed {
+            self.limits.guessed(call.peer, id, call.now);
         }
         Ok(None)
     }
@@ -154,7 +180,7 @@ impl Authority {
     /// told to slow down instead, and no longer recorded.
     async fn refuse(&self, call: &Call, claimed: Option<&ClientId>) -> Error {
         metrics::counter!("jeton_authentication_failed_total").increment(1);
-        if let Err(throttled) = self.limits.failed(call.peer) {
+        if let Err(throttled) = self.limits.failed(call.peer, call.now) {
             return throttled;
         }
         let target = claimed.map(ClientId::as_str).unwrap_or_default();

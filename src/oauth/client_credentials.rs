@@ -43,7 +43,7 @@ impl Authority {
             return Ok(Issued { access_token, expires_in, refresh_token: None, scopes: granted.scopes().clone() });
         }
         let family = self.draw_family(call, client, &granted, &mint.audience, epochs);
-        let (access_token, expires_in) = self.mint(Mint { family: Some((family.id, family.expires_at)), ..mint })?;
+        let (access_token, expires_in) = self.mint(Mint { family: Some((family.id, family.ends_at())), ..mint })?;
         let refresh_token = self.refresh_key.mint(family.id, 0, &family.salt);
         self.open(&family, &stamp, jti).await?;
         Ok(Issued { access_token, expires_in, refresh_token: Some(refresh_token), scopes: granted.scopes().clone() })

@@ -78,6 +78,15 @@ impl Authority {
         Ok(Viewer { client, any })
     }
 
+    /// Draws on the viewer's budget for a batch: each token is the work of a call, the first was paid for by authenticating.
+    pub fn charge_batch(&self, call: &Call, viewer: &Viewer, tokens: usize) -> Result<()> {
+        let further = u32::try_from(tokens.saturating_sub(1)).unwrap_or(u32::MAX);
+        if further == 0 {
+            return Ok(());
+        }
+        self.limits.client_many(&viewer.client.id, &viewer.client.rate_plan, further, call.now)
+    }
+
     /// Judges an access token from memory and shows it to `show`; `None` for everything that does not stand or is not the
     /// viewer's to see, with no way to tell these apart (I04).
     pub fn introspect<T>(&self, call: &Call, viewer: &Viewer, token: &str, show: impl FnOnce(&Standing<'_>) -> T) -> Option<T> {

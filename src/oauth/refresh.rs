@@ -1,5 +1,7 @@
 //! Refresh and rotation (RFC 6749 section 6, RFC 9700 section 4.14).
 
+use std::time::Duration;
+
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{AuthenticatedClient, Authority, Credentials, Issued, issue::Mint};
@@ -31,6 +33,10 @@ impl Authority {
         let (presented, family) = self.recognise(call, &authenticated, request.refresh_token.expose_secret()).await?;
         let granted = narrow(&family, client, &request.scopes)?;
         let jti = Jti::new();
+        // A rotation moves the family's end, a repetition does not.
+        let rotated_at = if presented.generation == family.generation { call.now } else { family.rotated_at };
+        let family = Family { rotated_at, ..family };
+        let (access_token, expires_in) = self.mint_of(call, client, &family, &granted, jti)?;
         let rotate = Rotate {
             family: family.id,
             presented: presented.generation,
@@ -47,7 +53,8 @@ impl Authority {
             }
             Rotation::Unknown => return Err(Error::InvalidGrant),
         };
-        self.issue_successor(call, client, &family, &granted, jti)
+        let refresh_token = Some(self.refresh_key.mint(family.id, family.generation, &family.salt));
+        Ok(Issued { access_token, expires_in, refresh_token, scopes: granted.scopes().clone() })
     }
 
     /// The family of a token that is whole, of this client, and minted under epochs that still stand.
@@ -69,23 +76,25 @@ impl Authority {
         Ok((presented, family))
     }
 
-    fn issue_successor(&self, call: &Call, client: &Client, family: &Family, granted: &Granted, jti: Jti) -> Result<Issued> {
-        let (access_token, expires_in) = self.mint(Mint {
+    /// The access token that comes along: minted before the refresh token is spent, so that what cannot be minted costs nothing.
+    fn mint_of(
+        &self,
+        call: &Call,
+        client: &Client,
+        family: &Family,
+        granted: &Granted,
+        jti: Jti,
+    ) -> Result<(SecretString, Duration)> {
+        self.mint(Mint {
             now: call.now,
             client,
             subject: family.subject.clone(),
             granted,
             audience: family.audience.clone(),
-            // Those of the opening: what was raised since, also while this call ran, ends this token too.
+            // Those of the opening: what was raised since, also while this call runs, ends this token too.
             epochs: family.epochs,
             jti,
-            family: Some((family.id, family.expires_at)),
-        })?;
-        Ok(Issued {
-            access_token,
-            expires_in,
-            refresh_token: Some(self.refresh_key.mint(family.id, family.generation, &family.salt)),
-            scopes: granted.scopes().clone(),
+            family: Some((family.id, family.ends_at())),
         })
     }
 }

@@ -10,8 +10,8 @@ use crate::{
     crypto::{passwords, random, secrets::PREFIX},
     error::{Error, Result},
     model::{
-        Action, Audience, Call, Client, ClientId, Digest, EpochOf, Event, Grants, PlanName, Role, Scopes, Secret, SecretId,
-        TenantId, Timestamp, client::MAX_LIVE_SECRETS,
+        Action, Audience, Call, Client, ClientId, Digest, Grants, PlanName, Role, Scopes, Secret, SecretId, TenantId,
+        Timestamp, client::MAX_LIVE_SECRETS,
     },
     store::{Creation, Write},
 };
@@ -160,12 +160,10 @@ impl Authority {
             .await
     }
 
-    /// Refuses a client from now on and ends what it holds: first the record, then the epoch (see `client_auth`).
+    /// Refuses a client from now on and ends what it holds, in one write: a call that is cut off leaves both or neither.
     pub async fn disable_client(&self, call: &Call, admin: &Administrator, id: &ClientId, etag: Option<u64>) -> Result<Client> {
         let disable = |client: Client| Ok(Client { disabled: true, ..client });
-        let client = self.rewrite(call, admin, id, etag, Action::ClientDisabled, id.as_str(), disable).await?;
-        self.end_everything_of(call, admin, &client, "disabled").await?;
-        Ok(client)
+        self.rewrite(call, admin, id, etag, Action::ClientDisabled, id.as_str(), disable).await
     }
 
     /// Admits a disabled client again.
@@ -174,7 +172,8 @@ impl Authority {
         self.rewrite(call, admin, id, etag, Action::ClientEnabled, id.as_str(), enable).await
     }
 
-    /// Removes a client. It is disabled first, so that a crash in between leaves it with less.
+    /// Removes a client. It is disabled first, so that a crash in between leaves it with less, and because the raised epoch is
+    /// what ends its families also for a later client of its name.
     pub async fn delete_client(&self, call: &Call, admin: &Administrator, id: &ClientId, etag: Option<u64>) -> Result<()> {
         let client = self.disable_client(call, admin, id, etag).await?;
         let event = admin.stamp_in(call, &client.tenant).done(Action::ClientDeleted, id.as_str());
@@ -238,7 +237,8 @@ impl Authority {
         .await
     }
 
-    /// Reads, changes and conditionally writes a client; again where somebody wrote in between and no etag was given.
+    /// Reads, changes and conditionally writes a client; again where somebody wrote in between and no etag was given. Disabling
+    /// also ends what the client holds.
     #[expect(clippy::too_many_arguments, reason = "one place for every write of a client")]
     async fn rewrite(
         &self,
@@ -260,18 +260,19 @@ impl Authority {
             let revision = client.revision + 1;
             let client = Client { revision, updated_at: call.now, ..change(client)? };
             admin.may_give(&client.scopes)?;
-            let event: Event = admin.stamp_in(call, &client.tenant).done(action, target);
-            if self.store.replace_client(&client, event).await? == Write::Done {
+            let stamp = admin.stamp_in(call, &client.tenant);
+            let event = stamp.done(action, target);
+            let written = if action == Action::ClientDisabled {
+                let ended = stamp.done(Action::ClientRevoked, target).because("disabled".to_owned());
+                self.store.end_client(&client, event, ended).await?
+            } else {
+                self.store.replace_client(&client, event).await?
+            };
+            if written == Write::Done {
                 return Ok(client);
             }
         }
         Err(Error::Stale("client"))
-    }
-
-    async fn end_everything_of(&self, call: &Call, admin: &Administrator, client: &Client, why: &'static str) -> Result<()> {
-        let event =
-            admin.stamp_in(call, &client.tenant).done(Action::ClientRevoked, client.id.as_str()).because(why.to_owned());
-        self.raise(EpochOf::Client(client.id.clone()), event).await
     }
 
     /// Applies settings and checks the whole: every way of writing a client ends here.

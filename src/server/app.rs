@@ -7,11 +7,11 @@ use tokio::{sync::watch, task::JoinHandle};
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tonic_reflection::server::Builder as Reflection;
 
-use super::{Options, StartError, open::Opened};
+use super::{Options, StartError, open::Opened, ready};
 use crate::{
     api::{
         grpc::{Door, MAX_MESSAGE},
-        guard::{Guard, Methods, quiet_panics},
+        guard::{Admit, Guard, Methods, quiet_panics},
         http::{self, Published},
         listen,
         metrics::{self, Exposition},
@@ -69,7 +69,7 @@ impl App {
         let grpc = door.routes().merge(standard.routes().into_axum_router().reset_fallback());
         let router = http::app(grpc, published(&options.config, opened, services));
         let longest = Duration::from_secs(options.config.limits.deadline_seconds);
-        let guarded = Guard::new(router, opened.clock.clone(), longest, methods, refusal);
+        let guarded = Guard::new(router, opened.clock.clone(), longest, methods, refusal, admit(opened));
         Ok(Self { guarded, health, methods })
     }
 
@@ -108,6 +108,12 @@ impl App {
     }
 }
 
+/// Every request draws on the budget of its peer, whatever it asks for.
+fn admit(opened: &Opened) -> Admit {
+    let authority = opened.authority.clone();
+    Arc::new(move |call| authority.limits().peer(call.peer, call.now))
+}
+
 fn published(config: &Config, opened: &Opened, services: Vec<String>) -> Published {
     let standing = opened.authority.standing().clone();
     let store = opened.store.clone();
@@ -116,10 +122,10 @@ fn published(config: &Config, opened: &Opened, services: Vec<String>) -> Publish
         jwks: Arc::new(move || standing.keyring().jwks().clone()),
         jwks_max_age: Duration::from_secs(config.keys.publish_ahead_seconds),
         grpc_services: services.into(),
-        ready: Arc::new(move || {
+        ready: ready::shared(Arc::new(move || {
             let store = store.clone();
             Box::pin(async move { store.ready().await.is_ok() })
-        }),
+        })),
     }
 }
 

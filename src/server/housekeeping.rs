@@ -49,7 +49,8 @@ pub(super) fn start(opened: &Opened, tls: Option<Arc<TlsReloader>>, stopping: &w
     tasks.push(every(seconds * 5, stopping.clone(), state.clone(), |(authority, _, _)| async move {
         report("advance keys", authority.advance_keys().await);
     }));
-    tasks.push(every(seconds, stopping.clone(), state, |(_, store, clock)| async move {
+    tasks.push(every(seconds, stopping.clone(), state, |(authority, store, clock)| async move {
+        report("share rate limit counters", authority.limits().share(store.as_ref(), clock.now()).await);
         report("record a clock jump", watch_clock(store.as_ref(), clock.as_ref()).await);
     }));
     if let Some(tls) = tls {

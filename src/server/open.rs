@@ -12,7 +12,7 @@ use crate::{
     oauth::{Authority, Parts, Terms, keys},
     standing::{Opening, SLACK, Standing},
     store::{
-        Store,
+        Store, StoreError,
         embedded::{Embedded, OpenError},
         metered::Metered,
     },
@@ -34,7 +34,12 @@ impl Opened {
     /// Records that the service is there: also the moment after which its clock never reads less.
     pub(super) async fn record_start(&self, address: std::net::SocketAddr) -> Result<(), StartError> {
         let event = Stamp::internal(self.clock.now()).done(Action::ServerStarted, address.to_string());
-        self.store.append(event).await.map_err(|error| StartError::failed("store")(error.into()))
+        match self.store.append(event).await {
+            // Tokens can be judged and ended all the same: what must not follow from a full disk is that nobody does.
+            Err(error @ StoreError::Full(_)) => tracing::error!(%error, "the start is not in the audit trail"),
+            outcome => outcome.map_err(|error| StartError::failed("store")(error.into()))?,
+        }
+        Ok(())
     }
 
     /// Notes what is still in memory and closes the store.
@@ -77,7 +82,7 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
     let parts = Parts {
         store: store.clone(),
         standing,
-        limits: Arc::new(Limits::new(&config.limits, clock.clone())),
+        limits: Arc::new(Limits::new(&config.limits)),
         passwords: Passwords::new(config.limits.argon2_parallel, config.limits.argon2_queue),
         sealer,
         issue: config.audit.issue,
@@ -88,7 +93,7 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
 }
 
 fn refused(error: &OpenError) -> StartError {
-    StartError::Configuration(error.to_string())
+    StartError::Configuration(super::with_sources(error))
 }
 
 fn master_key(config: &Config, dev: bool) -> Result<zeroize::Zeroizing<[u8; 32]>, StartError> {
@@ -123,7 +128,7 @@ fn terms(config: &Config, issuer: &str) -> Result<Terms, StartError> {
 
 /// The keys there are, or the first ones. Where another process made them in between, those.
 async fn keyset(store: &dyn Store, sealer: &Sealer, terms: &Terms, clock: &dyn Clock) -> Result<Keyset, StartError> {
-    let failed = |error: crate::store::StoreError| StartError::failed("store")(error.into());
+    let failed = |error: StoreError| StartError::failed("store")(error.into());
     if let Some(keyset) = store.keyset().await.map_err(failed)? {
         return Ok(keyset);
     }

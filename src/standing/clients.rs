@@ -1,15 +1,15 @@
 //! Clients as they were last committed.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::SeqCst},
+use std::{
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use papaya::HashMap;
 
 use crate::{
     model::{Client, ClientId},
-    store::{Store, StoreError},
+    store::StoreError,
 };
 
 /// Clients, and separately names that are no clients', remembered at most; past it the map starts afresh.
@@ -21,39 +21,48 @@ const CAP: usize = 100_000;
 pub(super) struct Clients {
     known: HashMap<ClientId, Arc<Client>>,
     absent: HashMap<ClientId, ()>,
-    writes: AtomicU64,
+    /// How many writes were heard of. Held for a moment where something is remembered or forgotten, never where it is found.
+    writes: Mutex<u64>,
 }
 
 impl Clients {
-    pub(super) async fn client(&self, store: &dyn Store, id: &ClientId) -> Result<Option<Arc<Client>>, StoreError> {
+    /// A client that is remembered, or what `read` finds; and whether it was read.
+    pub(super) async fn look_up(
+        &self,
+        id: &ClientId,
+        read: impl Future<Output = Result<Option<Client>, StoreError>> + Send,
+    ) -> Result<(Option<Arc<Client>>, bool), StoreError> {
         if let Some(client) = self.known.pin().get(id) {
-            return Ok(Some(client.clone()));
+            return Ok((Some(client.clone()), false));
         }
         if self.absent.pin().contains_key(id) {
-            return Ok(None);
+            return Ok((None, false));
         }
-        let before = self.writes.load(SeqCst);
-        let client = store.client(id).await?.map(Arc::new);
-        match &client {
-            Some(client) => insert(&self.known, id, client.clone()),
-            None => insert(&self.absent, id, ()),
+        let before = *self.writes();
+        let client = read.await?.map(Arc::new);
+        let writes = self.writes();
+        // A write that was counted while we read may have made this stale: then it is not shown to anybody else. One that is
+        // counted from here on comes after the insertion and removes it.
+        if *writes == before {
+            match &client {
+                Some(client) => insert(&self.known, id, client.clone()),
+                None => insert(&self.absent, id, ()),
+            }
         }
-        // A write that was counted while we read may have made this stale; one that is counted from here on removes it itself.
-        if self.writes.load(SeqCst) != before {
-            self.drop(id);
-        }
-        Ok(client)
+        drop(writes);
+        Ok((client, true))
     }
 
     /// Reads this client afresh next time.
     pub(super) fn forget(&self, id: &ClientId) {
-        self.writes.fetch_add(1, SeqCst);
-        self.drop(id);
-    }
-
-    fn drop(&self, id: &ClientId) {
+        let mut writes = self.writes();
+        *writes = writes.wrapping_add(1);
         self.known.pin().remove(id);
         self.absent.pin().remove(id);
+    }
+
+    fn writes(&self) -> MutexGuard<'_, u64> {
+        self.writes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -62,4 +71,82 @@ fn insert<V>(map: &HashMap<ClientId, V>, id: &ClientId, value: V) {
         map.pin().clear();
     }
     map.pin().insert(id.clone(), value);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+    use super::*;
+    use crate::model::{Grants, PlanName, Scopes, TenantId, Timestamp};
+
+    fn client(revision: u64) -> Client {
+        Client {
+            id: "a".parse().unwrap(),
+            tenant: TenantId::operator(),
+            display_name: String::new(),
+            scopes: Scopes::default(),
+            default_scopes: Scopes::default(),
+            roles: Vec::new(),
+            audiences: Vec::new(),
+            serves: Vec::new(),
+            grants: Grants { client_credentials: true, refresh_token: true },
+            access_ttl: None,
+            refresh_ttl: None,
+            refresh_idle: None,
+            rate_plan: PlanName::standard(),
+            disabled: false,
+            secrets: Vec::new(),
+            revision,
+            created_at: Timestamp::EPOCH,
+            updated_at: Timestamp::EPOCH,
+        }
+    }
+
+    /// What was read before a write and arrives after it is not remembered, whether it is a client or the lack of one.
+    #[tokio::test]
+    async fn what_a_write_overtook_is_not_remembered() {
+        for found in [Some(client(1)), None] {
+            let (clients, id) = (Clients::default(), "a".parse().unwrap());
+            let overtaken = async {
+                clients.forget(&id);
+                Ok(found)
+            };
+            clients.look_up(&id, overtaken).await.unwrap();
+            let now = clients.look_up(&id, async { Ok(Some(client(2))) }).await.unwrap().0.unwrap();
+            assert_eq!(now.revision, 2);
+            let kept = clients.look_up(&id, async { panic!("it is remembered") }).await.unwrap().0.unwrap();
+            assert_eq!(kept.revision, 2);
+        }
+    }
+
+    /// R10: once a write has been heard of, nobody finds what stood before it, not even for a moment.
+    #[test]
+    fn readers_never_find_what_stood_before_a_write() {
+        let (clients, id, stored) = (Clients::default(), "a".parse::<ClientId>().unwrap(), AtomicU64::new(0));
+        let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let last = 50_000;
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let runtime = runtime();
+                    while stored.load(SeqCst) < last {
+                        let read = async { Ok(Some(client(stored.load(SeqCst)))) };
+                        runtime.block_on(clients.look_up(&id, read)).unwrap();
+                    }
+                });
+            }
+            scope.spawn(|| {
+                for revision in 1..=last {
+                    stored.store(revision, SeqCst);
+                    clients.forget(&id);
+                    for _ in 0..8 {
+                        if let Some(found) = clients.known.pin().get(&id) {
+                            assert_eq!(found.revision, revision);
+                        }
+                    }
+                }
+            });
+        });
+    }
 }

@@ -94,7 +94,8 @@ impl Standing {
         self.stands(&claims, now).then_some(claims)
     }
 
-    fn stands(&self, verified: &VerifiedClaims, now: Timestamp) -> bool {
+    /// Whether claims that were verified before stand at `now`.
+    pub fn stands(&self, verified: &VerifiedClaims, now: Timestamp) -> bool {
         let claims = verified.claims();
         claims.exp > now.seconds()
             && self.keys.load().stands(verified.kid())
@@ -138,7 +139,12 @@ impl Standing {
 
     /// A client, from memory or from the store.
     pub async fn client(&self, store: &dyn Store, id: &ClientId) -> Result<Option<Arc<Client>>, StoreError> {
-        self.clients.client(store, id).await
+        Ok(self.clients.look_up(id, store.client(id)).await?.0)
+    }
+
+    /// The same, and whether the store was asked.
+    pub async fn look_up(&self, store: &dyn Store, id: &ClientId) -> Result<(Option<Arc<Client>>, bool), StoreError> {
+        self.clients.look_up(id, store.client(id)).await
     }
 
     /// Forgets revocations of what has expired; how many went.

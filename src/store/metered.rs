@@ -64,6 +64,10 @@ impl<S: Store> ClientStore for Metered<S> {
         measure("replace_client", self.0.replace_client(client, event)).await
     }
 
+    async fn end_client(&self, client: &Client, event: Event, ended: Event) -> Result<Write> {
+        measure("end_client", self.0.end_client(client, event, ended)).await
+    }
+
     async fn delete_client(&self, id: &ClientId, revision: u64, event: Event) -> Result<Write> {
         measure("delete_client", self.0.delete_client(id, revision, event)).await
     }

@@ -86,13 +86,16 @@ pub struct Rotate {
 }
 
 impl Rotate {
-    /// The rule every backend keeps. Order is the generation; the time only bounds the grace. A clock that stepped back closes
-    /// the window. A generation that was never given out comes from a newer copy of this store: the older one must not go on.
+    /// The rule every backend keeps. Order is the generation; the time only bounds the grace, in both directions: of two calls
+    /// that arrive together the later one may be judged first, and a clock that stepped back far closes the window. No grace is
+    /// none, also within the millisecond of the rotation. A generation that was never given out comes from a newer copy of this
+    /// store: the older one must not go on.
     pub fn judge(&self, family: &Family) -> Verdict {
         if family.client != self.client || !family.stands(self.now) {
             return Verdict::Unknown;
         }
-        let in_grace = self.now >= family.rotated_at && self.now.since(family.rotated_at) <= self.grace;
+        let apart = self.now.since(family.rotated_at).max(family.rotated_at.since(self.now));
+        let in_grace = !self.grace.is_zero() && apart <= self.grace;
         match family.generation.checked_sub(self.presented) {
             Some(0) if self.presented < u32::MAX => Verdict::Rotate,
             Some(1) if in_grace => Verdict::Repeat,
@@ -177,7 +180,11 @@ pub trait ClientStore: Send + Sync {
     async fn create_client(&self, client: &Client, event: Event) -> Result<Creation>;
     /// Writes `client` if the stored one's revision is `client.revision - 1`.
     async fn replace_client(&self, client: &Client, event: Event) -> Result<Write>;
-    /// Removes a client at this revision, with the uses of its secrets.
+    /// Writes `client` as [`Self::replace_client`] does and raises its epoch in the same commit: all that was issued to it ends
+    /// with it, whatever becomes of the caller. Leaves both records, `event` first, and is heard as the client, then the epoch.
+    async fn end_client(&self, client: &Client, event: Event, ended: Event) -> Result<Write>;
+    /// Removes a client at this revision, with the uses of its secrets. Its families stay until they expire: there may be very
+    /// many. Whoever removes a client ends it first ([`Self::end_client`]), so that a later client of its name cannot use them.
     async fn delete_client(&self, id: &ClientId, revision: u64, event: Event) -> Result<Write>;
     /// Adds to the use counts of secrets and moves `last_used_at` forward, never back. Not audited. Uses of what has been
     /// removed are dropped.
@@ -215,7 +222,8 @@ pub trait RevocationStore: Send + Sync {
 pub trait AuditStore: Send + Sync {
     /// Appends an event that comes with no other change; durable when it answers.
     async fn append(&self, event: Event) -> Result<()>;
-    /// Appends an event with one of the next commits, at most 50 ms later; the answer comes before that.
+    /// Appends an event with one of the next commits, at most 50 ms later; the answer comes before that, except on a full disk:
+    /// there it is as [`Self::append`].
     async fn append_soon(&self, event: Event) -> Result<()>;
     /// Up to `limit` records that `filter` admits, newest first, those before `before`.
     async fn events(&self, filter: &Filter, before: Option<u64>, limit: usize) -> Result<Vec<Record>>;

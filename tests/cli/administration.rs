@@ -1,9 +1,6 @@
 //! Clients, keys, the trail and the doctor.
 
-use std::{
-    io::{BufRead, BufReader},
-    process::Stdio,
-};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -155,22 +152,13 @@ fn the_trail_is_listed_verified_and_followed() {
     let listed = house.jeton(&["audit", "list", "--limit", "3", "--since", "1h", "--outcome", "ok", "--json"]).ok().json();
     assert_eq!(listed["events"].as_array().unwrap().len(), 3);
 
-    let tail = ["audit", "tail", "--json", "--action", "client.created"];
-    let mut tail = house.command(&tail).stdout(Stdio::piped()).spawn().unwrap();
-    let mut events = BufReader::new(tail.stdout.take().unwrap()).lines();
-    // The stream may stand only after the first of these.
-    let first = std::thread::scope(|scope| {
-        let first = scope.spawn(move || events.next().unwrap().unwrap());
-        for number in 0.. {
-            if first.is_finished() {
-                break;
-            }
-            house.jeton(&["client", "create", &format!("c{number}")]).ok();
-        }
-        first.join().unwrap()
+    let tail = house.follow(&["audit", "tail", "--json", "--action", "client.created"]);
+    // The stream may stand only after some of these.
+    let told = (0..100).find_map(|number| {
+        house.jeton(&["client", "create", &format!("c{number}")]).ok();
+        tail.next(Duration::from_millis(50))
     });
-    tail.kill().unwrap();
-    tail.wait().unwrap();
+    let first = told.unwrap();
     let event: Value = serde_json::from_str(&first).unwrap();
     assert_eq!(event["action"], "client.created");
     server.stop();

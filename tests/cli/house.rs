@@ -6,6 +6,9 @@ use std::{
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
+    sync::mpsc,
+    thread,
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -25,6 +28,27 @@ pub(crate) struct Server {
     stdout: BufReader<ChildStdout>,
     /// What it said first.
     pub(crate) said: Value,
+}
+
+/// A command that goes on. It is killed when it is no longer looked at.
+pub(crate) struct Following {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Following {
+    /// The next line, if one comes soon.
+    pub(crate) fn next(&self, patience: Duration) -> Option<String> {
+        self.lines.recv_timeout(patience).ok()
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        // It may have ended before.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// What became of a command.
@@ -90,6 +114,16 @@ impl House {
     /// Runs a command to its end.
     pub(crate) fn jeton_reading(&self, arguments: &[&str], stdin: &str) -> Ran {
         run(&mut self.command(arguments), stdin)
+    }
+
+    /// Starts a command that goes on, and reads along.
+    pub(crate) fn follow(&self, arguments: &[&str]) -> Following {
+        let log = fs::File::create(self.path("followed")).unwrap();
+        let mut child = self.command(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (tell, lines) = mpsc::channel();
+        thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
+        Following { child, lines }
     }
 
     pub(crate) fn serve(&self) -> Server {

@@ -5,5 +5,6 @@
 mod administration;
 mod house;
 mod serving;
+mod tls;
 mod tokens;
 mod transfer;

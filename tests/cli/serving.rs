@@ -1,6 +1,6 @@
 //! Starting, saying so, stopping, refusing to start.
 
-use std::process::Stdio;
+use std::{process, time::Duration};
 
 use jeton::proto::token::{TokenRequest, TokenResponse};
 
@@ -54,22 +54,16 @@ fn started_again_it_goes_on_where_it_was() {
 #[test]
 fn people_get_what_they_can_paste() {
     let house = House::new();
-    let mut command = house.command(&["serve", "--dev", "--listen", "127.0.0.1:0"]);
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    let mut text = String::new();
-    let mut stdout = std::io::BufReader::new(child.stdout.take().unwrap());
-    while !text.contains("/Introspect\n") {
-        assert_ne!(std::io::BufRead::read_line(&mut stdout, &mut text).unwrap(), 0, "{text}");
+    let server = house.follow(&["serve", "--dev", "--listen", "127.0.0.1:0"]);
+    let mut lines = Vec::new();
+    while !lines.last().is_some_and(|line: &String| line.ends_with("/Introspect")) {
+        lines.push(server.next(Duration::from_secs(20)).unwrap());
     }
-    let line = text.lines().find(|line| line.ends_with(" introspect -")).unwrap();
-    let pasted = run(house.command(&[]).arg("--version"), "");
-    assert_eq!(pasted.code, 0);
-    let mut shell = std::process::Command::new("sh");
+    let line = lines.iter().find(|line| line.ends_with(" introspect -")).unwrap();
+    let mut shell = process::Command::new("sh");
     shell.args(["-c", line.trim()]).env_clear().env("HOME", house.path("")).current_dir(house.path(""));
     let judged = run(&mut shell, "").ok();
     assert!(judged.out.starts_with("active      true\n"), "{judged:?}");
-    child.kill().unwrap();
-    child.wait().unwrap();
 }
 
 /// E7: the second one says who holds the directory, at once; after kill -9 the next start works.

@@ -96,6 +96,8 @@ impl World {
             server::run(options, report, until).await.expect("the server runs");
         });
         let (address, id, secret) = started.await.expect("the server starts");
+        // The server has silenced panics; here they say what failed.
+        std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
         let admin = Caller { id, secret: secret.unwrap_or(known.secret) };
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         Self { clock, address, admin, channel, dir, stop: Some(stop), task }
@@ -239,4 +241,28 @@ pub fn is_on_disk(dir: &Path, needle: &str) -> bool {
         let bytes = std::fs::read(&path).unwrap_or_default();
         bytes.windows(needle.len()).any(|window| window == needle.as_bytes())
     })
+}
+
+impl World {
+    /// A server that runs elsewhere, by its own clock.
+    pub async fn at(address: SocketAddr, admin: Caller) -> Self {
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+        let clock = Arc::new(ManualClock::at(Timestamp::from_seconds(START)));
+        let dir = Arc::new(TempDir::new().unwrap());
+        Self { clock, address, admin, channel, dir, stop: None, task: tokio::spawn(async {}) }
+    }
+
+    /// Another server on a copy of what is on disk at this moment: what one finds that comes after a kill.
+    pub async fn killed(mut self) -> Self {
+        let copy = Arc::new(TempDir::new().unwrap());
+        let data = copy.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        for entry in std::fs::read_dir(self.data_dir()).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, data.join(path.file_name().unwrap())).unwrap();
+        }
+        let next = Self::launch(copy, self.clock.clone(), self.admin.clone(), |_| {}, None).await;
+        self.end().await;
+        next
+    }
 }

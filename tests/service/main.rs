@@ -1,7 +1,38 @@
 //! The service from outside: the real server on a port, real clients, a clock that is moved by hand.
 
 #![expect(unreachable_pub, reason = "a test binary has no outside")]
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests fail by panicking"
+)]
 
+mod audit;
+mod authentication;
+mod budgets;
+mod clients;
+mod endings;
+mod faults;
+#[path = "../support/faulty.rs"]
+#[expect(dead_code, reason = "shared with the tests of the store, which delay calls too")]
+mod faulty;
+mod forged;
 mod harness;
+mod introspection;
+mod keys;
+mod lab;
+mod leaks;
+mod limits;
+mod office;
+mod offices;
+mod published;
+mod refresh;
+mod revocation;
+mod revoke_all;
+mod scenes;
+mod secrets;
+mod tenants;
+mod timing;
 mod token;

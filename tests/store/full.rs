@@ -100,6 +100,28 @@ async fn nobody_in_a_failed_batch_is_told_it_was_done() {
     verify(&store).await;
 }
 
+/// E4: no answer may rest on a record that will not be written; and nothing but such records brings writing back.
+#[tokio::test]
+async fn a_full_disk_promises_no_record_ahead() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    store.bound_pages(60).await.unwrap();
+    fill_up(&store).await;
+    let written = store.head().await.unwrap().unwrap().sequence;
+    for n in 0..3 {
+        assert!(matches!(store.append_soon(large(n)).await, Err(StoreError::Full(_))));
+        store.ready().await.unwrap();
+    }
+    store.bound_pages(100_000).await.unwrap();
+    for n in 0..3 {
+        store.append_soon(large(n)).await.unwrap();
+    }
+    store.close().await.unwrap();
+    let store = open(dir.path());
+    assert_eq!(store.head().await.unwrap().unwrap().sequence, written + 3);
+    verify(&store).await;
+}
+
 async fn verify(store: &Embedded) {
     let mut walk = Walk::from_start();
     store.chain(0, 100_000).await.unwrap().iter().try_for_each(|record| walk.record(record)).unwrap();

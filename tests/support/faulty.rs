@@ -139,6 +139,10 @@ impl ClientStore for FaultyStore {
         self.pass(self.inner.replace_client(client, event)).await
     }
 
+    async fn end_client(&self, client: &Client, event: Event, ended: Event) -> Result<Write> {
+        self.pass(self.inner.end_client(client, event, ended)).await
+    }
+
     async fn delete_client(&self, id: &ClientId, revision: u64, event: Event) -> Result<Write> {
         self.pass(self.inner.delete_client(id, revision, event)).await
     }

@@ -5,14 +5,19 @@ use std::{
     time::Duration,
 };
 
-use jeton::api::guard::quiet_panics;
+use http::Version;
+use jeton::api::{
+    guard::{Refusal, quiet_panics},
+    status::refusal,
+};
 use tonic::Code;
+use tonic_types::StatusExt;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::support::{
     NOW, Server, TOKEN, WATCH, frames,
     frames::{END_HEADERS, END_STREAM, HEADERS, Raw, block, call},
-    http::{ask, grpc, message, play, token},
+    http::{ask, get, grpc, message, play, token},
     options, until,
 };
 
@@ -151,4 +156,38 @@ async fn a_call_its_caller_gave_up_is_dropped_and_counted() {
     asking.abort();
     until(async || server.puppet.waiting() == 0).await;
     until(async || server.methods.find(TOKEN).unwrap().count(Code::Cancelled) == 1).await;
+}
+
+/// L11: the budget of a peer is drawn on by whatever it asks for, in the language it asked in.
+#[tokio::test]
+async fn a_peer_without_a_budget_is_refused_whatever_it_asks() {
+    let server = Server::start().await;
+    let pages = ["/readyz", "/healthz", "/.well-known/jwks.json", "/.well-known/oauth-authorization-server", "/none"];
+    let methods = [TOKEN, "/grpc.health.v1.Health/Check", WATCH, "/grpc.reflection.v1.ServerReflection/Info"];
+    server.puppet.throttle(1_500);
+    for version in [Version::HTTP_11, Version::HTTP_2] {
+        for page in pages {
+            let answer = ask(server.address, get(page, version)).await;
+            assert_eq!((answer.status.as_u16(), answer.header("retry-after")), (429, "2"), "{page}");
+            assert!(answer.headers.contains_key("x-request-id"), "{page}");
+        }
+    }
+    for method in methods {
+        let answer = ask(server.address, grpc(method).body(message(b"")).unwrap()).await;
+        assert_eq!(answer.code(), Some(Code::ResourceExhausted), "{method}");
+    }
+    server.puppet.throttle(0);
+    assert_eq!(ask(server.address, get("/readyz", Version::HTTP_11)).await.status, 200);
+    token(server.address, "").await.token();
+}
+
+/// L11: and is told when to come again.
+#[test]
+fn a_throttled_call_is_told_to_slow_down_and_for_how_long() {
+    let retry_after = Duration::from_millis(1_500);
+    let status = refusal(Refusal::Throttled { retry_after });
+    let details = status.get_error_details();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert_eq!(details.error_info().map(|info| info.reason.as_str()), Some("SLOW_DOWN"));
+    assert_eq!(details.retry_info().and_then(|info| info.retry_delay), Some(retry_after));
 }

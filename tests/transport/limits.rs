@@ -9,9 +9,9 @@ use jeton::api::listen::Options;
 use tonic::Code;
 
 use crate::support::{
-    MAX_MESSAGE, Server, TOKEN,
+    MAX_MESSAGE, Server, TOKEN, connect_from,
     frames::{CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, Raw, block, call, frame},
-    http::{ask, grpc, message, play, token},
+    http::{ask, ask_over, grpc, message, play, token},
     options, until,
 };
 
@@ -174,23 +174,53 @@ async fn a_message_cut_short_is_an_error() {
     assert_ne!(empty.code(), Some(Code::Ok));
 }
 
+/// Connections of one peer on which 200 calls each have begun and none ends.
+async fn begin(server: &Server, peer: u8, connections: usize) -> Vec<Raw> {
+    let opened: Vec<u8> =
+        (0..200).flat_map(|number| frame(HEADERS, END_HEADERS, number * 2 + 1, &block(call(TOKEN)))).collect();
+    let mut held = Vec::new();
+    for _ in 0..connections {
+        let mut raw = Raw::over(connect_from([127, 0, 0, peer], server.address).await).await;
+        raw.send(&opened).await;
+        held.push(raw);
+    }
+    held
+}
+
+/// One call from a peer.
+async fn token_from(server: &Server, peer: u8) -> Option<Code> {
+    let stream = connect_from([127, 0, 0, peer], server.address).await;
+    ask_over(stream, grpc(TOKEN).body(play("")).unwrap()).await.unwrap().code()
+}
+
 /// L08, L02: calls that begin and do not end are bounded over all connections, and end with them.
 #[tokio::test]
 async fn unfinished_calls_are_bounded_together() {
     let options = Options { workers: 1, ..options() };
     let server = Server::with(options, Duration::from_secs(60)).await;
-    let opened: Vec<u8> =
-        (0..200).flat_map(|number| frame(HEADERS, END_HEADERS, number * 2 + 1, &block(call(TOKEN)))).collect();
     let mut held = Vec::new();
-    for _ in 0..42 {
-        let mut raw = Raw::open(server.address).await;
-        raw.send(&opened).await;
-        held.push(raw);
+    for peer in 1..=9 {
+        held.extend(begin(&server, peer, 6).await);
     }
     let refused = || server.methods.find(TOKEN).unwrap().count(Code::ResourceExhausted);
-    until(async || refused() >= 42 * 200 - 8_192).await;
-    assert_eq!(token(server.address, "").await.code(), Some(Code::ResourceExhausted));
+    until(async || refused() >= 9 * 6 * 200 - 8_192).await;
+    assert_eq!(token_from(&server, 10).await, Some(Code::ResourceExhausted));
     drop(held);
-    until(async || token(server.address, "").await.code() == Some(Code::Ok)).await;
-    assert!(refused() <= 42 * 200 - 8_192 + 100, "{}", refused());
+    until(async || token_from(&server, 10).await == Some(Code::Ok)).await;
+    assert!(refused() <= 9 * 6 * 200 - 8_192 + 100, "{}", refused());
+}
+
+/// L08, L11: one peer cannot take all that there is for unfinished calls, however many connections it opens.
+#[tokio::test]
+async fn unfinished_calls_of_one_peer_leave_room_for_others() {
+    let options = Options { workers: 1, ..options() };
+    let server = Server::with(options, Duration::from_secs(60)).await;
+    let held = begin(&server, 2, 42).await;
+    let refused = || server.methods.find(TOKEN).unwrap().count(Code::ResourceExhausted);
+    until(async || refused() >= 42 * 200 - 8_192).await;
+    assert_eq!(token_from(&server, 3).await, Some(Code::Ok));
+    until(async || refused() >= 42 * 200 - 1_024).await;
+    assert_eq!(token_from(&server, 2).await, Some(Code::ResourceExhausted));
+    drop(held);
+    until(async || token_from(&server, 2).await == Some(Code::Ok)).await;
 }

@@ -232,7 +232,7 @@ async fn a_broken_pair_leaves_the_old_one_in_use() {
     call(connect(&server, &ca, &["h2"], None).await.unwrap()).await.unwrap().token();
 }
 
-/// A port that was to have TLS has it, or is not opened.
+/// T03, T04: a port that was to have TLS has it, or is not opened.
 #[test]
 fn half_a_configuration_is_an_error() {
     let ca = authority();

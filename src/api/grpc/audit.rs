@@ -1,8 +1,8 @@
 //! `jeton.admin.v1.AuditService`.
 
-use std::pin::Pin;
+use std::{pin::Pin, time::Duration};
 
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast::error::RecvError, watch};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
@@ -17,19 +17,22 @@ use crate::{
         Record,
         event::{Filter, Outcome},
     },
-    oauth::bearer::Office,
+    oauth::{Administrator, bearer::Office},
     proto::admin::{
         Event, EventFilter, ListEventsRequest, ListEventsResponse, TailEventsRequest, TailEventsResponse, VerifyChainRequest,
         VerifyChainResponse, audit_service_server::AuditService,
     },
 };
 
+/// How long a stream may go on without a look at who reads it.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
 #[tonic::async_trait]
 impl AuditService for Door {
     type TailEventsStream = Pin<Box<dyn Stream<Item = Result<TailEventsResponse, Status>> + Send>>;
 
     async fn list_events(&self, request: Request<ListEventsRequest>) -> Result<Response<ListEventsResponse>, Status> {
-        let call = self.call(&request)?;
+        let call = Self::call(&request)?;
         answer(
             async {
                 let admin = self.admin(&call, &request, Office::Audit).await?;
@@ -54,20 +57,20 @@ impl AuditService for Door {
     }
 
     async fn tail_events(&self, request: Request<TailEventsRequest>) -> Result<Response<Self::TailEventsStream>, Status> {
-        let call = self.call(&request)?;
+        let call = Self::call(&request)?;
         answer(
             async {
                 let admin = self.admin(&call, &request, Office::Audit).await?;
                 let filter = parsed(request.into_inner().filter.unwrap_or_default())?;
                 let (records, filter) = self.authority.tail(&admin, filter)?;
-                Ok(self.stream(records, filter))
+                Ok(self.stream(admin, records, filter))
             }
             .await,
         )
     }
 
     async fn verify_chain(&self, request: Request<VerifyChainRequest>) -> Result<Response<VerifyChainResponse>, Status> {
-        let call = self.call(&request)?;
+        let call = Self::call(&request)?;
         answer(
             async {
                 let admin = self.admin(&call, &request, Office::Audit).await?;
@@ -94,21 +97,30 @@ impl AuditService for Door {
 }
 
 impl Door {
-    /// Forwards records until the caller leaves, falls too far behind, or the server drains.
+    /// Forwards records until the caller leaves, falls too far behind, is no longer an administrator, or the server drains.
     fn stream(
         &self,
+        admin: Administrator,
         mut records: tokio::sync::broadcast::Receiver<std::sync::Arc<Record>>,
         filter: Filter,
     ) -> <Self as AuditService>::TailEventsStream {
         let (sender, receiver) = tokio::sync::mpsc::channel(64);
         let mut stopping = self.stopping.clone();
+        let authority = self.authority.clone();
+        let mut look = tokio::time::interval(LOOK_AGAIN);
         tokio::spawn(async move {
             loop {
                 let record = tokio::select! {
-                    record = records.recv() => record,
+                    record = records.recv() => Some(record),
+                    _ = look.tick() => None,
                     () = sender.closed() => return,
-                    _ = stopping.wait_for(|stopping| *stopping) => return,
+                    () = stopped(&mut stopping) => return,
                 };
+                if !authority.still_administers(&admin, Office::Audit).await {
+                    let _ = sender.send(Err(status(&Error::InvalidToken))).await;
+                    return;
+                }
+                let Some(record) = record else { continue };
                 let message = match record {
                     Ok(record) if filter.admits(&record.event) => Ok(TailEventsResponse { event: Some(shown(&record)) }),
                     Ok(_) => continue,
@@ -126,6 +138,11 @@ impl Door {
         });
         Box::pin(ReceiverStream::new(receiver))
     }
+}
+
+/// Resolves when the server is to stop.
+async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    let _ = stopping.wait_for(|stopping| *stopping).await;
 }
 
 fn parsed(filter: EventFilter) -> Result<Filter> {

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    model::{Client, ClientId, Digest, Grants, Invalid, Scopes, Secret, SecretId, TenantId},
+    model::{Client, ClientId, Digest, Grants, PlanName, Scopes, Secret, SecretId, TenantId},
     oauth::{
         bearer::Office,
         registration::{NewSecret, Settings},
@@ -41,7 +41,7 @@ const FIELDS: [&str; 11] = [
 #[tonic::async_trait]
 impl ClientService for Door {
     async fn create_client(&self, request: Request<CreateClientRequest>) -> Result<Response<CreateClientResponse>, Status> {
-        let call = self.call(&request)?;
+        let call = Self::call(&request)?;
         answer(
             async {
                 let admin = self.admin(&call, &request, Office::Clients).await?;
@@ -64,7 +64,7 @@ impl ClientService for Door {
     }
 
     async fn get_client(&self, request: Request<GetClientRequest>) -> Result<Response<GetClientResponse>, Status> {
-        let call = self.call(&request)?;
+        let call = Self::call(&request)?;
         answer(
             async {
                 let admin = self.admin(&call, &request, Office::Clients).await?;
@@ -77,7 +77,7 @@ impl ClientService for Door {
     }
 
     async fn list_clients(&self, request: Request<ListClientsRequest>) -> Result<Response<ListClientsResponse>, Status> {
-        let call = self.call(&request)?;
+        let call = Self::call(&request)?;
         answer(
             async {
                 let admin = self.admin(&call, &request, Office::Clients).await?;
@@ -102,7 +102,7 @@ impl ClientService for Door {
     }
 
     async fn update_client(&self, request: Request<UpdateClientRequest>) -> Result<Response<UpdateClientResponse>, Status> {
-        let call = self.call(&request)?;
+        let call = Self::call(&request)?;
         answer(
             async {
                 let admin = self.admin(&call, &request, Office::Clients).await?;
@@ -120,7 +120,7 @@ impl ClientService for Door {
     }
 
     async fn disable_client(&self, request: Request<DisableClientRequest>) -> Result<Response<DisableClientResponse>, Status> {
-        let call = self.call(&request)?;
+        let call = Self::call(&request)?;
         answer(
             async {
                 let admin = self.admin(&call, &request, Office::Clients).await?;
@@ -134,7 +134,7 @@ impl ClientService for Door {
     }
 
     async fn enable_client(&self, request: Request<EnableClientRequest>) -> Result<Response<EnableClientResponse>, Status> {
-        let call = self.call(&request)?;
+        let call = Self::call(&request)?;
         answer(
             async {
                 let admin = self.admin(&call, &request, Office::Clients).await?;
@@ -148,7 +148,7 @@ impl ClientService for Door {
     }
 
     async fn delete_client(&self, request: Request<DeleteClientRequest>) -> Result<Response<DeleteClientResponse>, Status> {
-        let call = self.call(&request)?;
+        let call = Self::call(&request)?;
         answer(
             async {
                 let admin = self.admin(&call, &request, Office::Clients).await?;
@@ -161,7 +161,7 @@ impl ClientService for Door {
     }
 
     async fn add_secret(&self, request: Request<AddSecretRequest>) -> Result<Response<AddSecretResponse>, Status> {
-        let call = self.call(&request)?;
+        let call = Self::call(&request)?;
         answer(
             async {
                 let admin = self.admin(&call, &request, Office::Clients).await?;
@@ -185,7 +185,7 @@ impl ClientService for Door {
     }
 
     async fn retire_secret(&self, request: Request<RetireSecretRequest>) -> Result<Response<RetireSecretResponse>, Status> {
-        let call = self.call(&request)?;
+        let call = Self::call(&request)?;
         answer(
             async {
                 let admin = self.admin(&call, &request, Office::Clients).await?;
@@ -215,7 +215,6 @@ fn check_mask(paths: &[String]) -> Result<()> {
 fn is_default(client: &proto::Client, field: &str) -> bool {
     match field {
         "grant_types" => client.grant_types.is_empty(),
-        "rate_plan" => client.rate_plan.is_empty(),
         _ => false,
     }
 }
@@ -245,7 +244,8 @@ fn settings(client: &proto::Client, named: impl Fn(&str) -> bool) -> Result<Sett
             duration("client.refresh_token_idle_lifetime", client.refresh_token_idle_lifetime)
         })?,
         rate_plan: given(named("rate_plan"), || {
-            client.rate_plan.parse().map_err(|invalid: Invalid| Error::field("client.rate_plan", invalid.0))
+            let named = optional("client.rate_plan", &client.rate_plan)?;
+            Ok(named.unwrap_or_else(PlanName::standard))
         })?,
     })
 }

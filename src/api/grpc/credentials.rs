@@ -88,7 +88,7 @@ mod tests {
     fn secret(metadata: &MetadataMap) -> (String, String) {
         match presented(metadata, String::new(), String::new()).unwrap() {
             Credentials::Secret { client_id, secret } => (client_id, secret.expose_secret().to_owned()),
-            other => panic!("{other:?}"),
+            other @ (Credentials::None | Credentials::Bearer(_)) => panic!("{other:?}"),
         }
     }
 

@@ -18,7 +18,7 @@ use crate::{
 #[tonic::async_trait]
 impl KeyService for Door {
     async fn list_keys(&self, request: Request<ListKeysRequest>) -> Result<Response<ListKeysResponse>, Status> {
-        let call = self.call(&request)?;
+        let call = Self::call(&request)?;
         answer(
             async {
                 let admin = self.admin(&call, &request, Office::Keys).await?;
@@ -30,7 +30,7 @@ impl KeyService for Door {
     }
 
     async fn rotate_keys(&self, request: Request<RotateKeysRequest>) -> Result<Response<RotateKeysResponse>, Status> {
-        let call = self.call(&request)?;
+        let call = Self::call(&request)?;
         answer(
             async {
                 let admin = self.admin(&call, &request, Office::Keys).await?;
@@ -42,7 +42,7 @@ impl KeyService for Door {
     }
 
     async fn revoke_key(&self, request: Request<RevokeKeyRequest>) -> Result<Response<RevokeKeyResponse>, Status> {
-        let call = self.call(&request)?;
+        let call = Self::call(&request)?;
         answer(
             async {
                 let admin = self.admin(&call, &request, Office::Keys).await?;

@@ -50,7 +50,9 @@ pub(super) fn etag(text: &str) -> Result<Option<u64>> {
     if text.is_empty() {
         return Ok(None);
     }
-    text.parse().map(Some).map_err(|_| Error::field("etag", "is not one that was given out"))
+    // One spelling alone, as it was given out: no sign, no leading zeros.
+    let revision = text.parse().ok().filter(|revision: &u64| revision.to_string() == text);
+    revision.map(Some).ok_or_else(|| Error::field("etag", "is not one that was given out"))
 }
 
 /// To the wire.

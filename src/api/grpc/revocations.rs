@@ -14,7 +14,7 @@ use crate::{
 #[tonic::async_trait]
 impl RevocationService for Door {
     async fn revoke_all(&self, request: Request<RevokeAllRequest>) -> Result<Response<RevokeAllResponse>, Status> {
-        let call = self.call(&request)?;
+        let call = Self::call(&request)?;
         answer(
             async {
                 let admin = self.admin(&call, &request, Office::Revocations).await?;

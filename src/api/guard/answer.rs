@@ -10,7 +10,7 @@ use std::{
 };
 
 use axum::{body::Body, response::Response};
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use tokio::time::{Instant, Sleep};
 use tonic::{Code, Status};
 
@@ -82,11 +82,7 @@ impl<F> Answering<F> {
             tracing::error!(request_id = %self.request_id, method, "a handler panicked");
             metrics::counter!("panics_total").increment(1);
         }
-        if self.count.is_some() || refusal == Refusal::Query {
-            (self.status)(refusal).into_http()
-        } else {
-            empty(refusal.http())
-        }
+        if self.count.is_some() || refusal == Refusal::Query { (self.status)(refusal).into_http() } else { bare(refusal) }
     }
 
     /// Adds what every answer has, and sees to it that it is counted when it ends.
@@ -142,6 +138,17 @@ where
         this.stage = Stage::Over;
         Poll::Ready(Ok(this.complete(response)))
     }
+}
+
+/// A refusal in the language of HTTP.
+fn bare(refusal: Refusal) -> Response {
+    let mut response = empty(refusal.http());
+    if let Refusal::Throttled { retry_after } = refusal {
+        // In whole seconds (RFC 9110 section 10.2.3), and never so early that it would be refused again.
+        let seconds = retry_after.as_millis().div_ceil(1_000) as u64;
+        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+    }
+    response
 }
 
 fn empty(status: StatusCode) -> Response {

@@ -1,11 +1,11 @@
 //! What holds for every request, around all handlers, in one layer so that it costs one future: a request id, the time it
-//! arrived, a deadline, a panic kept to its request, counts. Handlers find [`Call`] and [`Deadline`] in the extensions.
+//! arrived, its peer's budget, a deadline, a panic kept to its request, counts. Handlers find [`Call`] and [`Deadline`] in the extensions.
 
 use std::{
     convert::Infallible,
     net::{IpAddr, Ipv4Addr},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicUsize},
     task::{Context, Poll},
     time::Duration,
 };
@@ -18,6 +18,7 @@ use tower::Service;
 
 use crate::{
     clock::Clock,
+    error::{Error, Result},
     model::{Call, Peer},
 };
 
@@ -36,6 +37,22 @@ use held::Share;
 
 /// The peer of a request that came by no listener.
 const NOBODY: Peer = Peer::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+
+/// Where a request comes from: what its connection knows of it, an extension that the listener gives to every request.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// Who connected.
+    pub peer: Peer,
+    /// The bytes that all unfinished requests of this peer hold at this worker.
+    pub unfinished: Arc<AtomicUsize>,
+}
+
+impl Origin {
+    /// Of a request that came by no listener: nobody's in particular.
+    fn unknown() -> Self {
+        Self { peer: NOBODY, unfinished: Arc::default() }
+    }
+}
 
 /// When the caller stops waiting; what is not done by then need not be begun.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +78,11 @@ pub enum Refusal {
     Query,
     /// Too many requests have begun and not been sent to their end.
     Overloaded,
+    /// The peer's budget is used up.
+    Throttled {
+        /// When it is worth asking again.
+        retry_after: Duration,
+    },
 }
 
 impl Refusal {
@@ -72,7 +94,14 @@ impl Refusal {
             Self::TooLarge => Status::resource_exhausted("the message is too large"),
             Self::Query => Status::unimplemented("no such method"),
             Self::Overloaded => Status::resource_exhausted("too many unfinished requests"),
+            Self::Throttled { .. } => Status::resource_exhausted("too many requests"),
         }
+    }
+
+    /// Of a call that was not admitted.
+    const fn of(error: &Error) -> Self {
+        let retry_after = if let Error::Throttled { retry_after } = error { *retry_after } else { Duration::from_secs(1) };
+        Self::Throttled { retry_after }
     }
 
     const fn http(self) -> StatusCode {
@@ -82,9 +111,13 @@ impl Refusal {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Query => StatusCode::NOT_FOUND,
             Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Throttled { .. } => StatusCode::TOO_MANY_REQUESTS,
         }
     }
 }
+
+/// Draws on the budgets that hold before anybody has authenticated: whether the call may go on.
+pub type Admit = Arc<dyn Fn(&Call) -> Result<()> + Send + Sync>;
 
 /// Stands around a router.
 #[derive(Clone)]
@@ -98,19 +131,21 @@ struct Rules {
     longest: Duration,
     methods: &'static Methods,
     status: fn(Refusal) -> Status,
+    admit: Admit,
 }
 
 impl<S> Guard<S> {
     /// `longest` is the deadline of a call that brings none, and the longest one may bring; `status` gives refusals their
-    /// details.
+    /// details; `admit` is asked once for each request that would reach `inner`.
     pub fn new(
         inner: S,
         clock: Arc<dyn Clock>,
         longest: Duration,
         methods: &'static Methods,
         status: fn(Refusal) -> Status,
+        admit: Admit,
     ) -> Self {
-        Self { inner, rules: Arc::new(Rules { clock, longest, methods, status }) }
+        Self { inner, rules: Arc::new(Rules { clock, longest, methods, status, admit }) }
     }
 }
 
@@ -126,13 +161,12 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let rules = &*self.rules;
         let arrived = Instant::now();
         let (request_id, echo) = request_id::of(request.headers());
         let deadline = arrived + timeout(request.headers()).map_or(rules.longest, |asked| asked.min(rules.longest));
-        // Only the listener knows the peer; a request that did not come through it has none, and is nobody's in particular.
-        let peer = request.extensions().get::<Peer>().copied().unwrap_or(NOBODY);
+        let Origin { peer, unfinished } = request.extensions_mut().remove().unwrap_or_else(Origin::unknown);
         let asked = Asked::what(&request, rules.methods);
         tracing::debug!(%request_id, %peer, method = %request.method(), path = request.uri().path(), "request");
         let mut answering = Answering::new(asked.counted(), arrived, deadline, echo, Arc::clone(&request_id), rules.status);
@@ -140,12 +174,16 @@ where
             Asked::Wrong(status) => answering.refuse_http(status),
             Asked::WithQuery => answering.refuse(Refusal::Query),
             Asked::Method(_) | Asked::Http => {
-                let Some(share) = Share::of_this_worker() else {
+                let call = Call { now: rules.clock.now(), peer, request_id };
+                if let Err(error) = (rules.admit)(&call) {
+                    answering.refuse(Refusal::of(&error));
+                    return answering;
+                }
+                let Some(share) = Share::of_this_worker(unfinished) else {
                     answering.refuse(Refusal::Overloaded);
                     return answering;
                 };
                 let mut request = request.map(|body| Held::new(body, share, rules.status));
-                let call = Call { now: rules.clock.now(), peer, request_id };
                 request.extensions_mut().insert(call);
                 request.extensions_mut().insert(Deadline(deadline));
                 match catch_unwind(AssertUnwindSafe(|| self.inner.call(request))) {

@@ -83,7 +83,7 @@ impl Drop for Place {
 }
 
 /// What counts as one peer: an IPv4 address, or the /64 that an IPv6 host can pick its addresses from.
-fn peer_of(address: IpAddr) -> IpAddr {
+pub(super) fn peer_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(v4) => IpAddr::V4(v4),
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64))),

@@ -33,10 +33,11 @@ use super::{
     App, Options, PeerCertificates,
     frames::Counted,
     preface::{PREFACE, Replay, Speech, listen_to},
+    sites::Site,
     tls::TlsReloader,
     workers::Accepted,
 };
-use crate::model::Peer;
+use crate::{api::guard::Origin, model::Peer};
 
 /// How long an HTTP/2 connection may be silent before it is asked whether it is still there, and how long it has to say so.
 const PING_AFTER: Duration = Duration::from_secs(20);
@@ -61,8 +62,10 @@ const LOCAL_RESETS: usize = 256;
 /// Serves it. Whatever goes wrong is the peer's own business and worth a debug line.
 pub(super) async fn run<A: App>(accepted: Accepted, app: A, options: Arc<Options>, stopping: watch::Receiver<bool>) {
     let Accepted { stream, address, place: _place, load: _load } = accepted;
+    let site = Site::enter(address);
+    let origin = Origin { peer: Peer::Ip(address), unfinished: site.unfinished() };
     let served = match TcpStream::from_std(stream) {
-        Ok(stream) => open(stream, Peer::Ip(address), app, &options, stopping).await,
+        Ok(stream) => open(stream, origin, app, &options, stopping).await,
         Err(error) => Err(error.into()),
     };
     if let Err(error) = served {
@@ -74,10 +77,10 @@ type Served = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 /// With TLS or without. Each stage of a connection is a future in a box of its own: inside each other they would have an idle
 /// connection take the room of all stages it could have come through.
-async fn open<A: App>(stream: TcpStream, peer: Peer, app: A, options: &Options, stopping: watch::Receiver<bool>) -> Served {
+async fn open<A: App>(stream: TcpStream, origin: Origin, app: A, options: &Options, stopping: watch::Receiver<bool>) -> Served {
     match &options.tls {
-        Some(tls) => Box::pin(secure(stream, tls, peer, app, options, stopping)).await,
-        None => Box::pin(speak(stream, None, Answerer::new(app, peer, None), options, stopping)).await,
+        Some(tls) => Box::pin(secure(stream, tls, origin, app, options, stopping)).await,
+        None => Box::pin(speak(stream, None, Answerer::new(app, origin, None), options, stopping)).await,
     }
 }
 
@@ -85,7 +88,7 @@ async fn open<A: App>(stream: TcpStream, peer: Peer, app: A, options: &Options, 
 async fn secure<A: App>(
     stream: TcpStream,
     tls: &TlsReloader,
-    peer: Peer,
+    origin: Origin,
     app: A,
     options: &Options,
     stopping: watch::Receiver<bool>,
@@ -98,7 +101,7 @@ async fn secure<A: App>(
         None => None,
     };
     let certificates = session.peer_certificates().map(|chain| chain.iter().map(|one| one.clone().into_owned()).collect());
-    let answerer = Answerer::new(app, peer, certificates.map(PeerCertificates));
+    let answerer = Answerer::new(app, origin, certificates.map(PeerCertificates));
     Box::pin(speak(stream, agreed, answerer, options, stopping)).await
 }
 
@@ -215,14 +218,14 @@ async fn lapse(time: Duration) {
 struct Answerer<A> {
     // The app is called by `&mut` and the connection calls by `&`; a clone a request would have all workers meet on its counts.
     app: RefCell<A>,
-    peer: Peer,
+    origin: Origin,
     certificates: Option<PeerCertificates>,
     unanswered: Arc<AtomicUsize>,
 }
 
 impl<A> Answerer<A> {
-    fn new(app: A, peer: Peer, certificates: Option<PeerCertificates>) -> Self {
-        Self { app: RefCell::new(app), peer, certificates, unanswered: Arc::default() }
+    fn new(app: A, origin: Origin, certificates: Option<PeerCertificates>) -> Self {
+        Self { app: RefCell::new(app), origin, certificates, unanswered: Arc::default() }
     }
 }
 
@@ -232,7 +235,7 @@ impl<A: App> Service<Request<Incoming>> for Answerer<A> {
     type Future = Unanswered<A::Answering>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        request.extensions_mut().insert(self.peer);
+        request.extensions_mut().insert(self.origin.clone());
         if let Some(certificates) = &self.certificates {
             request.extensions_mut().insert(certificates.clone());
         }

@@ -19,6 +19,7 @@ mod caps;
 mod connection;
 mod frames;
 mod preface;
+mod sites;
 mod tls;
 mod workers;
 

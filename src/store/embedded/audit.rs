@@ -17,6 +17,10 @@ use crate::{
     store::{AuditStore, Result},
 };
 
+/// How many rows are looked at in one turn: some milliseconds, after which others have theirs and a caller that has gone away is
+/// noticed.
+const TURN: usize = 10_000;
+
 /// How far a listener may lag behind.
 pub(super) const LAG: usize = 1_024;
 
@@ -31,14 +35,26 @@ impl AuditStore for Embedded {
         if self.shared.failed() {
             return Err(Fault::Failed.into());
         }
+        if self.shared.full() {
+            // Nothing is promised ahead: whoever relies on the record hears whether there is room for it.
+            return self.append(event).await;
+        }
         let entry = Entry::new(event)?;
         let (reply, _) = oneshot::channel();
         self.writer.send(Box::new(Work::new(Urgency::Lazy, move |batch: &mut Batch<'_>| batch.append(&entry), reply))).await
     }
 
     async fn events(&self, filter: &Filter, before: Option<u64>, limit: usize) -> Result<Vec<Record>> {
-        let filter = filter.clone();
-        self.scan(move |connection| newest_first(connection, &filter, before, limit)).await
+        let (mut found, mut next) = (Vec::new(), Some(before.map_or(i64::MAX, to_sql)));
+        while let Some(before) = next
+            && found.len() < limit
+        {
+            let (filter, wanted) = (filter.clone(), limit.saturating_sub(found.len()));
+            let turn = self.scan(move |connection| newest_first(connection, &filter, before, wanted, TURN)).await?;
+            found.extend(turn.0);
+            next = turn.1;
+        }
+        Ok(found)
     }
 
     async fn chain(&self, after: u64, limit: usize) -> Result<Vec<Record>> {
@@ -75,15 +91,23 @@ impl Raw {
     }
 }
 
-fn newest_first(connection: &Connection, filter: &Filter, before: Option<u64>, limit: usize) -> Result<Vec<Record>, Fault> {
-    let sql = "SELECT sequence, node, hash, event FROM audit WHERE sequence < ?1 ORDER BY sequence DESC";
+/// Up to `limit` records out of up to `turn` rows; where the rows before those begin, if there may be some.
+fn newest_first(
+    connection: &Connection,
+    filter: &Filter,
+    before: i64,
+    limit: usize,
+    turn: usize,
+) -> Result<(Vec<Record>, Option<i64>), Fault> {
+    let sql = "SELECT sequence, node, hash, event FROM audit WHERE sequence < ?1 ORDER BY sequence DESC LIMIT ?2";
     let mut statement = connection.prepare_cached(sql)?;
-    let mut rows = statement.query((before.map_or(i64::MAX, to_sql),))?;
+    let mut rows = statement.query((before, i64::try_from(turn).unwrap_or(i64::MAX)))?;
     let hints = hints(filter);
-    let mut found = Vec::new();
+    let (mut found, mut seen, mut last) = (Vec::new(), 0_usize, before);
     while found.len() < limit
         && let Some(row) = rows.next()?
     {
+        (seen, last) = (seen.saturating_add(1), row.get(0)?);
         let text = row.get_ref(3)?.as_str().map_err(rusqlite::Error::from)?;
         if hints.iter().all(|hint| text.contains(hint)) {
             let record = Raw::read(row)?.record()?;
@@ -92,7 +116,7 @@ fn newest_first(connection: &Connection, filter: &Filter, before: Option<u64>, l
             }
         }
     }
-    Ok(found)
+    Ok((found, (seen == turn).then_some(last)))
 }
 
 /// Texts that stand in every event the filter admits: most others are passed over without being parsed.
@@ -145,4 +169,61 @@ pub(super) fn head(connection: &Connection) -> Result<Option<Head>, Fault> {
         })
         .optional()?;
     Ok(head)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        crypto::chain::ChainKey,
+        model::{Action, Stamp, Timestamp},
+        store::Store,
+    };
+
+    fn told(n: u64) -> Event {
+        // One in seven is looked for.
+        let action = if n.is_multiple_of(7) { Action::TokenRevoked } else { Action::TokenIssued };
+        Stamp::internal(Timestamp::EPOCH).done(action, n.to_string())
+    }
+
+    /// Whatever the length of a turn, all turns together find what one long one finds.
+    #[tokio::test]
+    async fn turns_neither_skip_nor_repeat() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Embedded::open(dir.path(), "node", ChainKey::new([1; 32])).unwrap();
+        for n in 1..=50 {
+            store.append_soon(told(n)).await.unwrap();
+        }
+        store.ready().await.unwrap();
+        let filter = Filter { action: Some("token.revoked".into()), ..Filter::default() };
+        for (turn, limit) in [(1, 9), (2, 9), (7, 9), (10, 3), (49, 9), (50, 9), (51, 9), (3, 1)] {
+            let (mut found, mut next, mut turns) = (Vec::new(), Some(i64::MAX), 0);
+            while let Some(before) = next
+                && found.len() < limit
+            {
+                let (filter, wanted) = (filter.clone(), limit - found.len());
+                let part = store.scan(move |connection| newest_first(connection, &filter, before, wanted, turn)).await.unwrap();
+                found.extend(part.0.iter().map(|record| record.sequence));
+                (next, turns) = (part.1, turns + 1);
+            }
+            let expected: Vec<_> = [49, 42, 35, 28, 21, 14, 7].into_iter().take(limit).collect();
+            assert_eq!(found, expected, "{turn}");
+            assert!(turns <= 50 / turn + 1, "{turn}: {turns}");
+        }
+    }
+
+    /// More rows than one turn looks at.
+    #[tokio::test]
+    async fn a_rare_record_is_found_beyond_one_turn() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Embedded::open(dir.path(), "node", ChainKey::new([1; 32])).unwrap();
+        store.append(told(7)).await.unwrap();
+        for _ in 0..2 * TURN {
+            store.append_soon(told(1)).await.unwrap();
+        }
+        store.ready().await.unwrap();
+        let filter = Filter { action: Some("token.revoked".into()), ..Filter::default() };
+        let found = store.events(&filter, None, 2).await.unwrap();
+        assert_eq!(found.iter().map(|record| record.sequence).collect::<Vec<_>>(), [1]);
+    }
 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     crypto::chain,
-    model::{Event, Record, Timestamp},
+    model::{Action, Event, Record, Timestamp},
     store::{Change, Follower, Result},
 };
 
@@ -24,7 +24,7 @@ pub(super) struct State {
     pub(super) sequence: u64,
     /// Its hash.
     pub(super) hash: [u8; 32],
-    /// The newest time of any audit record.
+    /// The newest time that was acted on and is kept: of any audit record, and of the sweep.
     pub(super) newest: Timestamp,
     /// Over revocations and epochs: none may be lost.
     pub(super) tally: Tally,
@@ -129,6 +129,17 @@ pub(super) enum Urgency {
     Normal,
     /// Ends tokens: may use the last of the disk.
     Vital,
+}
+
+impl Urgency {
+    /// Of a change that is told as this: some changes of a client or of the keys end tokens, most do not.
+    pub(super) const fn of(action: Action) -> Self {
+        if matches!(action, Action::KeyRevoked | Action::ClientDisabled | Action::SecretRetired) {
+            Self::Vital
+        } else {
+            Self::Normal
+        }
+    }
 }
 
 /// A verb on its way through the writer.

@@ -10,7 +10,7 @@ use super::{
     sums,
 };
 use crate::{
-    model::{Client, ClientId, Event, TenantId, Timestamp},
+    model::{Client, ClientId, EpochOf, Event, TenantId, Timestamp},
     store::{Change, ClientStore, Creation, Result, SecretUse, Write},
 };
 
@@ -33,7 +33,20 @@ impl ClientStore for Embedded {
 
     async fn replace_client(&self, client: &Client, event: Event) -> Result<Write> {
         let (client, entry) = (Stored::new(client)?, Entry::new(event)?);
-        self.write(Urgency::Normal, move |batch| batch.replace_client(&client, &entry)).await
+        self.write(Urgency::of(entry.event.action), move |batch| batch.replace_client(&client, &entry)).await
+    }
+
+    async fn end_client(&self, client: &Client, event: Event, ended: Event) -> Result<Write> {
+        let of = EpochOf::Client(client.id.clone());
+        let (client, entry, ended) = (Stored::new(client)?, Entry::new(event)?, Entry::new(ended)?);
+        self.write(Urgency::Vital, move |batch| {
+            let written = batch.replace_client(&client, &entry)?;
+            if written == Write::Done {
+                batch.raise_epoch(&of, &ended)?;
+            }
+            Ok(written)
+        })
+        .await
     }
 
     async fn delete_client(&self, id: &ClientId, revision: u64, event: Event) -> Result<Write> {
@@ -114,8 +127,6 @@ impl Batch<'_> {
             return Ok(Write::Stale);
         }
         self.execute("DELETE FROM secret_uses WHERE client = ?1", (key,))?;
-        // A later client of the same name must not come into them.
-        self.execute("DELETE FROM families WHERE client = ?1", (key,))?;
         self.append(entry)?;
         self.change(Change::Client(id.clone()));
         Ok(Write::Done)

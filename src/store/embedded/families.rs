@@ -32,17 +32,20 @@ impl FamilyStore for Embedded {
     }
 
     async fn family(&self, id: FamilyId, now: Timestamp) -> Result<Option<Family>> {
+        self.shared.brings(now);
         let row = self.read(move |connection| find(connection, id)).await?;
         Ok(row.map(|row| row.family).filter(|family| now < dies_at(family)))
     }
 
     async fn rotate(&self, rotate: &Rotate, stamp: &Stamp, jti: &str) -> Result<Rotation> {
         let (rotate, stamp, jti) = (rotate.clone(), stamp.clone(), jti.to_owned());
+        self.shared.brings(rotate.now);
         // Vital only if it ends the family, which shows when the row is read: see `Batch::rotate`.
         self.write(Urgency::Vital, move |batch| batch.rotate(&rotate, &stamp, &jti)).await
     }
 
     async fn end_family(&self, id: FamilyId, now: Timestamp, until: Timestamp, event: Event) -> Result<()> {
+        self.shared.brings(now);
         let entry = Entry::new(event)?;
         self.write(Urgency::Vital, move |batch| {
             if let Some(mut row) = find(batch.connection, id)?

@@ -24,7 +24,7 @@ impl KeyStore for Embedded {
 
     async fn replace_keyset(&self, keyset: &Keyset, event: Event) -> Result<Write> {
         let (keyset, entry) = (Arc::new(keyset.clone()), Entry::new(event)?);
-        self.write(Urgency::Normal, move |batch| {
+        self.write(Urgency::of(entry.event.action), move |batch| {
             if !batch.put_keyset(&keyset, keyset.revision.checked_sub(1))? {
                 return Ok(Write::Stale);
             }

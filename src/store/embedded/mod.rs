@@ -72,7 +72,7 @@ pub struct Embedded {
     writer: Queue<Box<dyn Job>>,
     readers: Queue<Read>,
     /// One long read at a time.
-    scans: Semaphore,
+    scans: Arc<Semaphore>,
     shared: Arc<Shared>,
     tail: broadcast::WeakSender<Arc<Record>>,
     key: ChainKey,
@@ -83,7 +83,11 @@ pub struct Embedded {
 /// What the store's threads and its callers both see.
 struct Shared {
     newest: AtomicI64,
+    /// The newest time that any verb brought along; kept on closing.
+    brought: AtomicI64,
     failed: AtomicBool,
+    /// Whether the last commit that mattered found no room.
+    full: AtomicBool,
     counters: Counters,
 }
 
@@ -94,6 +98,27 @@ impl Shared {
 
     fn fail(&self) {
         self.failed.store(true, Ordering::SeqCst);
+    }
+
+    /// A verb acts on this time.
+    fn brings(&self, now: Timestamp) {
+        self.brought.fetch_max(now.millis(), Ordering::SeqCst);
+    }
+
+    fn full(&self) -> bool {
+        self.full.load(Ordering::SeqCst)
+    }
+
+    /// Says so when it changes.
+    fn is_full(&self, full: bool) {
+        if self.full.swap(full, Ordering::SeqCst) == full {
+            return;
+        }
+        if full {
+            tracing::error!("the disk is full, only what ends tokens is written");
+        } else {
+            tracing::info!("the disk has room again");
+        }
     }
 }
 
@@ -112,8 +137,13 @@ impl Embedded {
         // of the disk that this process cannot see.
         writer::checkpoint(&connection)?;
         let counters = Counters::load(&connection)?;
-        let shared =
-            Arc::new(Shared { newest: AtomicI64::new(state.newest.millis()), failed: AtomicBool::new(false), counters });
+        let shared = Arc::new(Shared {
+            newest: AtomicI64::new(state.newest.millis()),
+            brought: AtomicI64::new(state.newest.millis()),
+            failed: AtomicBool::new(false),
+            full: AtomicBool::new(false),
+            counters,
+        });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(OpenError::io(dir))?;
         let (readers, reads) = Queue::new(READS);
         let (queue, writes) = Queue::new(WRITES);
@@ -131,6 +161,7 @@ impl Embedded {
             anchor,
             reserve: Reserve::of(dir),
             flushed_at: Instant::now(),
+            closing: false,
             readers: readers::start(dir, reads)?,
             fate,
             lock,
@@ -140,7 +171,7 @@ impl Embedded {
         Ok(Self {
             writer: queue,
             readers,
-            scans: Semaphore::new(1),
+            scans: Arc::new(Semaphore::new(1)),
             shared,
             tail: weak_tail,
             key: chain,

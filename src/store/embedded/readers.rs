@@ -66,12 +66,65 @@ impl Embedded {
         answer.await.map_err(|_| closed())?
     }
 
-    /// Reads through many rows: one at a time, so that short reads always have a thread.
+    /// Reads through many rows: one at a time, so that short reads always have a thread. The turn goes with the work: a caller
+    /// that goes away does not let the next one in while its own rows are still being read.
     pub(super) async fn scan<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T> {
-        let _turn = self.scans.acquire().await.map_err(|_| closed())?;
-        self.read(work).await
+        let turn = self.scans.clone().acquire_owned().await.map_err(|_| closed())?;
+        self.read(move |connection| {
+            let result = work(connection);
+            drop(turn);
+            result
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{Arc, mpsc},
+        time::Duration,
+    };
+
+    use crate::{
+        crypto::chain::ChainKey,
+        store::{ClientStore, embedded::Embedded},
+    };
+
+    /// Long reads whose callers have gone do not take the threads from short ones.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn callers_that_leave_do_not_take_the_threads_along() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Embedded::open(dir.path(), "node", ChainKey::new([1; 32])).unwrap());
+        let mut held = Vec::new();
+        for _ in 0..4 {
+            let (begin, begun) = mpsc::channel();
+            let (go_on, wait) = mpsc::channel::<()>();
+            let scan = {
+                let store = store.clone();
+                tokio::spawn(async move {
+                    let work = move |_: &rusqlite::Connection| {
+                        begin.send(()).unwrap();
+                        // Until the test lets go of the other end.
+                        let _ = wait.recv();
+                        Ok(())
+                    };
+                    store.scan(work).await
+                })
+            };
+            // The first begins; the others must not while it reads on.
+            let bound = Duration::from_millis(if held.is_empty() { 10_000 } else { 100 });
+            let begun = tokio::task::spawn_blocking(move || begun.recv_timeout(bound).is_ok()).await.unwrap();
+            assert_eq!(begun, held.is_empty());
+            scan.abort();
+            held.push(go_on);
+        }
+        let short = tokio::time::timeout(Duration::from_secs(10), store.client(&"a".parse().unwrap())).await;
+        assert_eq!(short.unwrap().unwrap(), None);
+        drop(held);
+        store.scan(|_| Ok(())).await.unwrap();
     }
 }

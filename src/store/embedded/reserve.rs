@@ -9,6 +9,8 @@ use std::{
 
 use tokio::time::Instant;
 
+use super::fault::OpenError;
+
 /// Enough for some thousand revocations with their records.
 const SIZE: u64 = 1 << 20;
 
@@ -41,27 +43,37 @@ impl Reserve {
         std::mem::take(&mut self.size) > 0 && fs::remove_file(&self.path).is_ok()
     }
 
-    /// Takes what is missing, now and then.
+    /// Takes what is missing, now and then, if it leaves as much again to others: when an operator has made room, it is first of
+    /// all for writing.
     pub(super) fn restore(&mut self) {
         if self.size < SIZE && self.tried_at.is_none_or(|at| at.elapsed() >= RETRY) {
-            self.top_up();
+            let before = self.size;
+            self.size = self.grow(2 * SIZE);
+            let kept = if self.size < 2 * SIZE { before } else { SIZE };
+            self.size = self.shrink(kept);
         }
     }
 
     /// Takes what is missing, or as much of it as there is.
     pub(super) fn top_up(&mut self) {
+        self.size = self.grow(SIZE);
+    }
+
+    fn grow(&mut self, wanted: u64) -> u64 {
         self.tried_at = Some(Instant::now());
-        if let Ok(file) = super::lock::private_file(&self.path) {
-            // Not zeroes: some file systems keep those without taking room.
-            let chunk = [0xa5; CHUNK];
-            let mut size = self.size;
-            while size < SIZE && file.write_all_at(&chunk, size).is_ok() {
-                size = size.saturating_add(CHUNK as u64);
-            }
-            // A file system may find out only now that there is no room.
-            if file.sync_data().is_ok() {
-                self.size = size;
-            }
+        let Ok(file) = super::lock::private_file(&self.path) else { return 0 };
+        // Not zeroes: some file systems keep those without taking room.
+        let chunk = [0xa5; CHUNK];
+        let mut size = self.size;
+        while size < wanted && file.write_all_at(&chunk, size).is_ok() {
+            size = size.saturating_add(CHUNK as u64);
         }
+        // A file system may find out only now that there is no room.
+        if file.sync_data().is_ok() { size } else { self.size }
+    }
+
+    fn shrink(&self, size: u64) -> u64 {
+        let cut = super::lock::private_file(&self.path).and_then(|file| file.set_len(size).map_err(OpenError::io(&self.path)));
+        if cut.is_ok() { size } else { self.size }
     }
 }

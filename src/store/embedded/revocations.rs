@@ -29,16 +29,11 @@ impl RevocationStore for Embedded {
 
     async fn raise_epoch(&self, of: &EpochOf, event: Event) -> Result<u64> {
         let (of, entry) = (of.clone(), Entry::new(event)?);
-        self.write(Urgency::Vital, move |batch| {
-            let value = batch.epoch(&of)?.saturating_add(1);
-            batch.set_epoch(&of, value)?;
-            batch.append(&entry)?;
-            Ok(value)
-        })
-        .await
+        self.write(Urgency::Vital, move |batch| batch.raise_epoch(&of, &entry)).await
     }
 
     async fn follow(&self, now: Timestamp, follower: Arc<dyn Follower>) -> Result<Snapshot> {
+        self.shared.brings(now);
         // Read by the writer itself: no commit can fall between the snapshot and the first change.
         self.write(Urgency::Normal, move |batch| {
             let (mut revocations, epochs) = (read_revocations(batch.connection)?, read_epochs(batch.connection)?);
@@ -50,8 +45,12 @@ impl RevocationStore for Embedded {
     }
 
     async fn sweep(&self, now: Timestamp, limit: usize) -> Result<usize> {
+        self.shared.brings(now);
         let bound = i64::try_from(limit).unwrap_or(i64::MAX);
         let swept = self.write(Urgency::Normal, move |batch| {
+            // Kept in the same commit: a clock that starts earlier would take for good what was forgotten because it had expired.
+            let newest = &mut batch.effects.state.newest;
+            *newest = now.max(*newest);
             let revocations = batch.sweep_revocations(now, bound)?;
             let families = batch.sweep_families(now, bound.saturating_sub(to_sql(revocations as u64)))?;
             Ok(revocations.saturating_add(families))
@@ -87,6 +86,14 @@ impl Batch<'_> {
         let (kind, id) = epoch_key(of);
         let value = self.row("SELECT value FROM epochs WHERE kind = ?1 AND id = ?2", (kind, id), |row| row.get(0))?;
         Ok(value.map_or(0, from_sql))
+    }
+
+    /// Where the epoch stands then.
+    pub(super) fn raise_epoch(&mut self, of: &EpochOf, entry: &Entry) -> Result<u64, Fault> {
+        let value = self.epoch(of)?.saturating_add(1);
+        self.set_epoch(of, value)?;
+        self.append(entry)?;
+        Ok(value)
     }
 
     pub(super) fn set_epoch(&mut self, of: &EpochOf, value: u64) -> Result<(), Fault> {

@@ -69,7 +69,8 @@ pub(super) fn writer(dir: &Path) -> Result<Connection, OpenError> {
     // Before anything is written: a file that is not ours or newer is left as it is.
     let format = format(&connection)?;
     connection.execute_batch(
-        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000; PRAGMA cache_size = -16384;",
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;
+         PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -16384;",
     )?;
     settle(&connection)?;
     if format == 0 {

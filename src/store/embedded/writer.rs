@@ -53,6 +53,8 @@ pub(super) struct Writer {
     pub(super) anchor: Anchor,
     pub(super) reserve: Reserve,
     pub(super) flushed_at: Instant,
+    /// Whether the last batch is being made.
+    pub(super) closing: bool,
     pub(super) readers: Vec<JoinHandle<()>>,
     pub(super) fate: watch::Sender<Fate>,
     pub(super) lock: Lock,
@@ -94,14 +96,21 @@ impl Writer {
     }
 
     fn flush_is_due(&self) -> bool {
-        self.shared.counters.unwritten() && self.flushed_at.elapsed() >= FLUSH
+        self.shared.counters.unwritten() && (self.closing || self.flushed_at.elapsed() >= FLUSH)
     }
 
     fn commit(&mut self, mut jobs: Vec<Box<dyn Job>>) {
         if self.shared.failed() {
             return settle(jobs, &Err(Fault::Failed));
         }
-        let Err(fault) = self.attempt(&mut jobs, false) else { return settle(jobs, &Ok(())) };
+        let before = self.state.sequence;
+        let Err(fault) = self.attempt(&mut jobs, false) else {
+            // What leaves no record may fit where a record does not.
+            if self.state.sequence != before {
+                self.shared.is_full(false);
+            }
+            return settle(jobs, &Ok(()));
+        };
         match fault.kind() {
             Some(Kind::Full) => self.economise(jobs, &fault),
             Some(Kind::Broken) => {
@@ -121,6 +130,7 @@ impl Writer {
 
     /// The disk is full: what ends tokens is tried once more in the room kept for it, the rest is refused.
     fn economise(&mut self, jobs: Vec<Box<dyn Job>>, fault: &Fault) {
+        self.shared.is_full(true);
         let (mut vital, others): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.urgency() == Urgency::Vital);
         settle(others, &Err(fault.clone()));
         if vital.is_empty() {
@@ -172,7 +182,13 @@ impl Writer {
     }
 
     fn fill(&self, jobs: &mut [Box<dyn Job>], scarce: bool) -> Result<Effects, Fault> {
-        let effects = Effects { state: self.state.clone(), changes: Vec::new(), records: Vec::new(), followers: Vec::new() };
+        let mut state = self.state.clone();
+        if self.closing {
+            // What was judged at this time, though nothing was written, must not be judged at an earlier one after a restart.
+            let brought = self.shared.brought.load(std::sync::atomic::Ordering::SeqCst);
+            state.newest = state.newest.max(Timestamp::from_millis(brought));
+        }
+        let effects = Effects { state, changes: Vec::new(), records: Vec::new(), followers: Vec::new() };
         let listening = self.tail.receiver_count() > 0;
         let mut batch = Batch { connection: &self.connection, node: &self.node, listening, scarce, effects };
         jobs.iter_mut().try_for_each(|job| job.run(&mut batch))?;
@@ -210,8 +226,11 @@ impl Writer {
     }
 
     fn end(mut self) {
-        self.flushed_at -= FLUSH;
+        self.closing = true;
         let mut result = if self.shared.failed() { Err(Fault::Failed) } else { self.attempt(&mut [], false) };
+        if matches!(&result, Err(fault) if fault.kind() == Some(Kind::Full)) && self.reserve.release() {
+            result = self.attempt(&mut [], true);
+        }
         for reader in self.readers {
             // A reader that panicked has nothing left to finish.
             let _ = reader.join();
@@ -230,9 +249,15 @@ fn settle(jobs: Vec<Box<dyn Job>>, fate: &Result<(), Fault>) {
     jobs.into_iter().for_each(|job| job.settle(fate.clone()));
 }
 
-/// Moves everything from the WAL into the database and syncs it.
+/// Syncs the WAL, moves everything from it into the database and syncs that. Where the disk is full the WAL keeps it.
 pub(super) fn checkpoint(connection: &Connection) -> Result<(), Fault> {
-    Ok(connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?)
+    match connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(Fault::from) {
+        Err(fault) if fault.kind() == Some(Kind::Full) => {
+            tracing::warn!("the disk is full, the WAL cannot be moved into the database");
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 /// Writes the row `head`, sealed.
@@ -259,5 +284,137 @@ fn save(connection: &Connection, key: &ChainKey, state: &State) -> Result<(), Fa
 impl Shared {
     fn saw(&self, newest: Timestamp) {
         self.newest.store(newest.millis(), std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        path::Path,
+        sync::{Arc, Mutex},
+    };
+
+    use rusqlite::ffi;
+
+    use crate::{
+        crypto::chain::ChainKey,
+        model::{Action, Event, Stamp, Timestamp},
+        store::{
+            AuditStore, ClientStore, CounterStore, Store, StoreError,
+            embedded::{
+                Embedded,
+                batch::{Batch, Entry, Urgency},
+                fault::Fault,
+            },
+        },
+    };
+
+    fn open(dir: &Path) -> Embedded {
+        Embedded::open(dir, "node", ChainKey::new([1; 32])).unwrap()
+    }
+
+    fn event() -> Event {
+        Stamp::internal(Timestamp::EPOCH).done(Action::TokenIssued, "target")
+    }
+
+    fn fault(code: i32) -> Fault {
+        rusqlite::Error::SqliteFailure(ffi::Error::new(code), None).into()
+    }
+
+    /// Writes a record and then meets a fault.
+    fn spoiled(code: i32) -> impl FnMut(&mut Batch<'_>) -> Result<(), Fault> + Send + 'static {
+        move |batch| {
+            batch.append(&Entry::new(event())?)?;
+            Err(fault(code))
+        }
+    }
+
+    /// E5: after a failed sync nothing is acknowledged any more, and a new start has what was.
+    #[tokio::test]
+    async fn a_failed_disk_stops_the_store() {
+        for code in [ffi::SQLITE_IOERR, ffi::SQLITE_IOERR_FSYNC, ffi::SQLITE_IOERR_WRITE] {
+            let dir = tempfile::tempdir().unwrap();
+            let store = open(dir.path());
+            store.append(event()).await.unwrap();
+            let failed = store.write(Urgency::Normal, spoiled(code)).await;
+            assert!(matches!(failed, Err(StoreError::Unavailable(_))));
+            assert!(matches!(store.append(event()).await, Err(StoreError::Unavailable(_))));
+            assert!(matches!(store.append_soon(event()).await, Err(StoreError::Unavailable(_))));
+            assert!(matches!(store.ready().await, Err(StoreError::Unavailable(_))));
+            assert!(matches!(store.clients(None, None, 1).await, Err(StoreError::Unavailable(_))));
+            assert!(matches!(store.count(&[], Timestamp::EPOCH).await, Err(StoreError::Unavailable(_))));
+            assert!(matches!(store.close().await, Err(StoreError::Unavailable(_))));
+            let store = open(dir.path());
+            assert_eq!(store.chain(0, 9).await.unwrap().len(), 1);
+            store.append(event()).await.unwrap();
+        }
+    }
+
+    /// Verbs that share a batch with one that fails are carried out without it.
+    #[tokio::test]
+    async fn one_that_meets_damage_does_not_take_others_along() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(open(dir.path()));
+        let tasks: Vec<_> = (0..60)
+            .map(|n| {
+                let store = store.clone();
+                tokio::spawn(async move {
+                    match n % 3 {
+                        0 => store.write(Urgency::Normal, spoiled(ffi::SQLITE_CORRUPT)).await,
+                        1 => store.write(Urgency::Normal, spoiled(ffi::SQLITE_BUSY)).await,
+                        _ => store.append(event()).await,
+                    }
+                })
+            })
+            .collect();
+        for (n, task) in tasks.into_iter().enumerate() {
+            match (n % 3, task.await.unwrap()) {
+                (0, Err(StoreError::Corrupt(_))) | (1, Err(StoreError::Unavailable(_))) | (2, Ok(())) => {}
+                (_, other) => panic!("{n}: {other:?}"),
+            }
+        }
+        assert_eq!(store.chain(0, 99).await.unwrap().len(), 20);
+        assert!(store.check().await.unwrap().sound());
+    }
+
+    /// A disk that has room only once the reserve is gone.
+    async fn on_a_full_disk(store: &Embedded, dir: &Path, urgency: Urgency, seen: &Arc<Mutex<Vec<bool>>>) -> bool {
+        let (reserve, seen) = (dir.join("reserve"), seen.clone());
+        let write = move |batch: &mut Batch<'_>| {
+            seen.lock().unwrap().push(batch.scarce);
+            batch.append(&Entry::new(event())?)?;
+            if reserve.exists() { Err(fault(ffi::SQLITE_FULL)) } else { Ok(()) }
+        };
+        match store.write(urgency, write).await {
+            Ok(()) => true,
+            Err(StoreError::Full(_)) => false,
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    /// E4: what ends tokens under another name may use the reserve too.
+    #[test]
+    fn ending_a_key_a_client_or_a_secret_is_vital() {
+        let vital = [Action::KeyRevoked, Action::ClientDisabled, Action::SecretRetired];
+        for action in Action::ALL {
+            let expected = if vital.contains(action) { Urgency::Vital } else { Urgency::Normal };
+            assert_eq!(Urgency::of(*action), expected, "{action:?}");
+        }
+    }
+
+    /// E4: the reserve is for what ends tokens, again and again, and is taken back at once.
+    #[tokio::test]
+    async fn a_full_disk_still_takes_revocations() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path());
+        let seen = Arc::default();
+        for _ in 0..3 {
+            assert!(!on_a_full_disk(&store, dir.path(), Urgency::Normal, &seen).await);
+            assert!(on_a_full_disk(&store, dir.path(), Urgency::Vital, &seen).await);
+            assert_eq!(std::fs::metadata(dir.path().join("reserve")).unwrap().len(), 1 << 20);
+        }
+        assert_eq!(seen.lock().unwrap()[..4], [false, false, true, true]);
+        assert_eq!(store.chain(0, 9).await.unwrap().len(), 3);
+        assert!(store.check().await.unwrap().sound());
     }
 }

@@ -215,6 +215,26 @@ pub(crate) async fn the_newest_time_never_goes_back(bench: &Bench) {
     assert_eq!(bench.reopen().await.newest(), at(9));
 }
 
+/// C1: what was forgotten because it had expired must not stand again under a clock that starts before that.
+pub(crate) async fn the_newest_time_covers_what_was_swept(bench: &Bench) {
+    let store = bench.store();
+    append(&*store, 1).await;
+    store.sweep(at(60_000), 10).await.unwrap();
+    assert_eq!(store.newest(), at(60_000));
+    store.sweep(at(50_000), 10).await.unwrap();
+    assert_eq!(store.newest(), at(60_000));
+    assert_eq!(bench.reopen().await.newest(), at(60_000));
+    assert_eq!(verify(&*bench.store()).await, 1);
+}
+
+/// C1: a time that was only judged by is kept on closing; also where there is no record yet.
+pub(crate) async fn the_newest_time_covers_what_was_read(bench: &Bench) {
+    assert_eq!(bench.store().family(FamilyId::new(), at(70_000)).await.unwrap(), None);
+    assert_eq!(bench.reopen().await.newest(), at(70_000));
+    append(&*bench.store(), 1).await;
+    assert_eq!(bench.reopen().await.newest(), at(70_000));
+}
+
 /// O03 the other way round: what did not happen is not in the trail.
 pub(crate) async fn a_refused_change_leaves_no_record(bench: &Bench) {
     let store = bench.store();

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use jeton::{
-    model::{Action, Client, ClientId, Digest, TenantId},
+    model::{Action, Client, ClientId, Digest, EpochOf, Epochs, Family, TenantId},
     store::{Change, Creation, SecretUse, Store, Write},
 };
 
 use crate::{
     bench::Bench,
-    fixtures::{Ear, NOW, at, client, client_of, event, family, id, present, secret, stamp},
+    fixtures::{Ear, NOW, at, client, client_of, event, family, id, secret},
 };
 
 async fn create(store: &dyn Store, client: &Client) {
@@ -188,24 +188,34 @@ pub(crate) async fn of_fifty_that_change_one_revision_one_succeeds(bench: &Bench
     assert_eq!(done, [bench.store().client(&id("a")).await.unwrap().unwrap().display_name]);
 }
 
-/// Neither refresh families nor use counts pass to a later client of the same name; another client's stay.
-pub(crate) async fn a_deleted_client_leaves_nothing_to_a_successor(bench: &Bench) {
+/// Use counts do not pass to a later client of the same name.
+pub(crate) async fn a_deleted_client_leaves_no_uses_to_a_successor(bench: &Bench) {
     let store = bench.store();
     create(&*store, &client("a")).await;
-    create(&*store, &client("A")).await;
-    let (own, other) = (family("a"), family("A"));
-    for family in [&own, &other] {
-        store.open_family(family, event(Action::TokenIssued)).await.unwrap();
-    }
     store.note_uses(&[used("a", "s1", 5, 3)]).await.unwrap();
     assert_eq!(store.delete_client(&id("a"), 1, event(Action::ClientDeleted)).await.unwrap(), Write::Done);
     assert_eq!(store.client(&id("a")).await.unwrap(), None);
     create(&*store, &client("a")).await;
     assert_eq!(store.client(&id("a")).await.unwrap(), Some(client("a")));
+}
+
+/// However many they are, the deletion does not wait for them. Their epoch is behind the client's; see `end_client`.
+pub(crate) async fn families_of_a_deleted_client_go_with_the_sweep(bench: &Bench) {
+    let store = bench.store();
+    create(&*store, &client("a")).await;
+    let own = Family { epochs: Epochs::default(), ..family("a") };
+    store.open_family(&own, event(Action::TokenIssued)).await.unwrap();
+    let disabled = Client { disabled: true, revision: 2, ..client("a") };
+    store.end_client(&disabled, event(Action::ClientDisabled), event(Action::ClientRevoked)).await.unwrap();
+    assert_eq!(store.delete_client(&id("a"), 2, event(Action::ClientDeleted)).await.unwrap(), Write::Done);
+    create(&*store, &client("a")).await;
+    let epochs = store.follow(NOW, Ear::new()).await.unwrap().epochs;
+    assert_eq!(epochs, [(EpochOf::Client(id("a")), 1)], "the epoch outlives the client");
+    let kept = store.family(own.id, NOW).await.unwrap().unwrap();
+    assert!(!kept.epochs.reach(Epochs { client: 1, ..Epochs::default() }));
+    assert_eq!(store.sweep(at(599_999), 10).await.unwrap(), 0);
+    assert_eq!(store.sweep(at(600_000), 10).await.unwrap(), 1);
     assert_eq!(store.family(own.id, NOW).await.unwrap(), None);
-    let rotation = store.rotate(&present(&own, 0, 1), &stamp(), "jti").await.unwrap();
-    assert_eq!(rotation, jeton::store::Rotation::Unknown);
-    assert_eq!(store.family(other.id, NOW).await.unwrap(), Some(other));
 }
 
 pub(crate) async fn uses_of_secrets_add_up_and_never_go_back(bench: &Bench) {
@@ -257,4 +267,29 @@ pub(crate) async fn a_change_of_a_client_is_heard(bench: &Bench) {
     store.delete_client(&id("a"), 2, event(Action::ClientDeleted)).await.unwrap();
     let change = Change::Client(id("a"));
     assert_eq!(ear.heard(), [change.clone(), change.clone(), change], "what changed nothing is not heard");
+}
+
+/// R10, S03: one commit for both, so that no cut between them leaves tokens behind; a stale one does neither.
+pub(crate) async fn ending_a_client_writes_it_and_raises_its_epoch_at_once(bench: &Bench) {
+    let (store, ear) = (bench.store(), Ear::new());
+    create(&*store, &client("a")).await;
+    store.note_uses(&[used("a", "s1", 5, 3)]).await.unwrap();
+    store.follow(NOW, ear.clone()).await.unwrap();
+    let end = async |revision| {
+        let disabled = Client { disabled: true, revision, ..client("a") };
+        store.end_client(&disabled, event(Action::ClientDisabled), event(Action::ClientRevoked)).await.unwrap()
+    };
+    for stale in [0, 1, 3] {
+        assert_eq!(end(stale).await, Write::Stale, "{stale}");
+    }
+    assert_eq!(ear.heard(), []);
+    assert_eq!(end(2).await, Write::Done);
+    let of = EpochOf::Client(id("a"));
+    assert_eq!(ear.heard(), [Change::Client(id("a")), Change::Epoch(of.clone(), 1)], "the record before the epoch");
+    let store = bench.reopen().await;
+    let kept = store.client(&id("a")).await.unwrap().unwrap();
+    assert!(kept.disabled && kept.revision == 2 && kept.secrets[0].use_count == 3);
+    assert_eq!(store.follow(NOW, Ear::new()).await.unwrap().epochs, [(of, 1)]);
+    let told: Vec<_> = store.chain(1, 9).await.unwrap().iter().map(|record| record.event.action).collect();
+    assert_eq!(told, [Action::ClientDisabled, Action::ClientRevoked]);
 }

@@ -24,11 +24,13 @@ macro_rules! lane {
                 pages_of_one_tenant_hold_nothing_of_another
                 a_change_needs_the_revision_it_was_made_from
                 of_fifty_that_change_one_revision_one_succeeds
-                a_deleted_client_leaves_nothing_to_a_successor
+                a_deleted_client_leaves_no_uses_to_a_successor
+                families_of_a_deleted_client_go_with_the_sweep
                 uses_of_secrets_add_up_and_never_go_back
                 uses_outlive_a_change_and_end_with_their_secret
                 uses_of_what_is_not_there_are_dropped
                 a_change_of_a_client_is_heard
+                ending_a_client_writes_it_and_raises_its_epoch_at_once
             }
             families {
                 a_family_reads_back_as_it_was_opened
@@ -75,6 +77,8 @@ macro_rules! lane {
                 the_tail_hears_every_record_in_order
                 a_listener_that_lags_is_told
                 the_newest_time_never_goes_back
+                the_newest_time_covers_what_was_swept
+                the_newest_time_covers_what_was_read
                 a_refused_change_leaves_no_record
             }
             keys {

@@ -104,7 +104,10 @@ pub(crate) struct Raw {
 
 impl Raw {
     pub(crate) async fn open(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).await.unwrap();
+        Self::over(TcpStream::connect(address).await.unwrap()).await
+    }
+
+    pub(crate) async fn over(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
         let (reader, mut writer) = stream.into_split();
         writer.write_all(PREFACE).await.unwrap();

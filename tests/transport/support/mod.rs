@@ -8,7 +8,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use jeton::{
     api::{
-        guard::{Guard, Methods, Refusal},
+        guard::{Admit, Guard, Methods, Refusal},
         http::{Published, app},
         listen::{self, Options, Summary},
     },
@@ -16,7 +16,11 @@ use jeton::{
     model::Timestamp,
 };
 use serde_json::json;
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    sync::oneshot,
+    task::JoinHandle,
+};
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
@@ -67,7 +71,9 @@ impl Server {
         let token = TokenServiceServer::new(puppet.clone()).max_decoding_message_size(MAX_MESSAGE);
         let routes = Routes::new(health_service).add_service(token).into_axum_router();
         let clock = Arc::new(ManualClock::at(NOW));
-        let guard = Guard::new(app(routes, published(&puppet)), clock, deadline, methods, Refusal::status);
+        let chief = puppet.clone();
+        let admit: Admit = Arc::new(move |_| chief.admit());
+        let guard = Guard::new(app(routes, published(&puppet)), clock, deadline, methods, Refusal::status, admit);
         let listener = listen::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -112,4 +118,11 @@ pub(crate) async fn until(mut what: impl AsyncFnMut() -> bool) {
         }
     });
     waited.await.expect("did not come to hold within ten seconds");
+}
+
+/// A connection from another address of this machine: another peer.
+pub(crate) async fn connect_from(peer: [u8; 4], address: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((peer, 0).into()).unwrap();
+    socket.connect(address).await.unwrap()
 }

@@ -1,12 +1,16 @@
 //! A token service that does as the client id says.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
 };
 
 use jeton::{
     api::{guard::Deadline, listen::PeerCertificates},
+    error::Error,
     model::Call,
     proto::token::{token_service_server::TokenService, *},
 };
@@ -21,6 +25,7 @@ struct State {
     waiting: AtomicUsize,
     release: Notify,
     unready: AtomicBool,
+    wait_ms: AtomicU64,
 }
 
 /// A call that waits, counted for as long as it lives.
@@ -44,6 +49,18 @@ impl Puppet {
 
     pub(crate) fn is_ready(&self) -> bool {
         !self.0.unready.load(SeqCst)
+    }
+
+    /// From now on all are told to wait that long, unless it is 0.
+    pub(crate) fn throttle(&self, milliseconds: u64) {
+        self.0.wait_ms.store(milliseconds, SeqCst);
+    }
+
+    pub(crate) fn admit(&self) -> Result<(), Error> {
+        match self.0.wait_ms.load(SeqCst) {
+            0 => Ok(()),
+            milliseconds => Err(Error::Throttled { retry_after: Duration::from_millis(milliseconds) }),
+        }
     }
 
     pub(crate) fn make_unready(&self) {

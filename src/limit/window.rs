@@ -1,0 +1,175 @@
+//! Clients' calls counted across nodes and restarts: in the store's counters, by windows, flushed in batches. The budgets in
+//! memory come first; this bounds what many of them let through together.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use papaya::HashMap;
+
+use crate::{
+    config::Rate,
+    model::{ClientId, Timestamp},
+    store::{CounterStore, StoreError},
+};
+
+/// How long a window is. A plan lets through its rate for so long, and once its burst.
+pub(super) const WINDOW: Duration = Duration::from_secs(10);
+
+/// The clients that called lately.
+#[derive(Default)]
+pub(super) struct Windows {
+    by_client: HashMap<ClientId, Arc<Window>>,
+}
+
+#[derive(Default)]
+struct Window {
+    /// Calls not yet told to the store.
+    fresh: AtomicU64,
+    /// What the client's plan lets through in a window.
+    budget: AtomicU64,
+    /// Until when the window is known to be used up, in milliseconds.
+    over_until: AtomicI64,
+}
+
+impl Windows {
+    /// Counts a call's work; the error says how long the window still lasts, where it is used up.
+    pub(super) fn count(&self, client: &ClientId, rate: Rate, work: u32, now: Timestamp) -> Result<(), Duration> {
+        let windows = self.by_client.pin();
+        let window = windows.get_or_insert_with(client.clone(), Arc::default);
+        let until = Timestamp::from_millis(window.over_until.load(Relaxed));
+        if now < until {
+            return Err(until.since(now));
+        }
+        let budget = u64::from(rate.per_second).saturating_mul(WINDOW.as_secs()).saturating_add(rate.burst.into());
+        window.budget.store(budget, Relaxed);
+        window.fresh.fetch_add(work.into(), Relaxed);
+        Ok(())
+    }
+
+    /// Tells the store of the calls since the last time and learns of everybody else's; what it cannot take is kept. Clients
+    /// that did not call since the last time are forgotten.
+    pub(super) async fn flush(&self, store: &(impl CounterStore + ?Sized), now: Timestamp) -> Result<(), StoreError> {
+        let until = end(now);
+        let (hits, windows) = self.take(now);
+        if hits.is_empty() {
+            return Ok(());
+        }
+        let totals = match store.count(&hits, until).await {
+            Ok(totals) => totals,
+            Err(error) => {
+                for (window, (_, count)) in windows.iter().zip(&hits) {
+                    window.fresh.fetch_add(*count, Relaxed);
+                }
+                return Err(error);
+            }
+        };
+        for (window, total) in windows.iter().zip(totals) {
+            if total > window.budget.load(Relaxed) {
+                window.over_until.store(until.millis(), Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&self, now: Timestamp) -> (Vec<(String, u64)>, Vec<Arc<Window>>) {
+        let windows = self.by_client.pin();
+        let mut taken = (Vec::new(), Vec::new());
+        for (client, window) in &windows {
+            match window.fresh.swap(0, Relaxed) {
+                0 if Timestamp::from_millis(window.over_until.load(Relaxed)) <= now => {
+                    windows.remove(client);
+                }
+                0 => {}
+                count => {
+                    taken.0.push((format!("client/{client}"), count));
+                    taken.1.push(window.clone());
+                }
+            }
+        }
+        taken
+    }
+}
+
+/// When the window that `now` lies in ends, the same on every node.
+fn end(now: Timestamp) -> Timestamp {
+    let millis = i64::try_from(WINDOW.as_millis()).unwrap_or(i64::MAX);
+    Timestamp::from_millis((now.millis().div_euclid(millis) + 1).saturating_mul(millis))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// Counters in memory, as two nodes share them.
+    #[derive(Default)]
+    struct Counters(Mutex<std::collections::HashMap<(String, Timestamp), u64>>);
+
+    #[async_trait::async_trait]
+    impl CounterStore for Counters {
+        async fn count(&self, hits: &[(String, u64)], until: Timestamp) -> Result<Vec<u64>, StoreError> {
+            let mut counters = self.0.lock().unwrap();
+            let add = |(key, count): &(String, u64)| {
+                let total = counters.entry((key.clone(), until)).or_default();
+                *total += count;
+                *total
+            };
+            Ok(hits.iter().map(add).collect())
+        }
+    }
+
+    /// L12: two nodes that share counters stop a client together, and let it in again with the next window.
+    #[tokio::test]
+    async fn what_two_nodes_let_through_is_bounded_together() {
+        let (counters, nodes) = (Counters::default(), [Windows::default(), Windows::default()]);
+        let client: ClientId = "a".parse().unwrap();
+        let rate = Rate { per_second: 1, burst: 5 };
+        let now = Timestamp::from_seconds(1_000);
+        let mut granted = 0;
+        for _ in 0..10 {
+            for node in &nodes {
+                granted += (0..2).filter(|_| node.count(&client, rate, 1, now).is_ok()).count();
+                node.flush(&counters, now).await.unwrap();
+            }
+        }
+        // The budget of a window is 15; each node may let through what it has not yet told.
+        assert!((15..=15 + 4).contains(&granted), "{granted}");
+        assert_eq!(nodes[0].count(&client, rate, 1, now), Err(Duration::from_secs(10)));
+        assert!(nodes[0].count(&client, rate, 1, now + WINDOW).is_ok());
+    }
+
+    /// S2: a node that starts afresh learns what was used of the window before.
+    #[tokio::test]
+    async fn a_restart_does_not_forget_the_window() {
+        let counters = Counters::default();
+        let client: ClientId = "a".parse().unwrap();
+        let rate = Rate { per_second: 1, burst: 1 };
+        let now = Timestamp::from_seconds(1_000);
+        let before = Windows::default();
+        for _ in 0..11 {
+            before.count(&client, rate, 1, now).unwrap();
+        }
+        before.flush(&counters, now).await.unwrap();
+        let after = Windows::default();
+        after.count(&client, rate, 1, now).unwrap();
+        after.flush(&counters, now).await.unwrap();
+        assert!(after.count(&client, rate, 1, now).is_err());
+    }
+
+    #[tokio::test]
+    async fn clients_that_do_not_call_are_forgotten() {
+        let (counters, windows) = (Counters::default(), Windows::default());
+        let now = Timestamp::from_seconds(1_000);
+        windows.count(&"a".parse().unwrap(), Rate { per_second: 1, burst: 1 }, 1, now).unwrap();
+        windows.flush(&counters, now).await.unwrap();
+        assert_eq!(windows.by_client.len(), 1);
+        windows.flush(&counters, now).await.unwrap();
+        assert_eq!(windows.by_client.len(), 0);
+    }
+}

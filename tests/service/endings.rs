@@ -1,0 +1,111 @@
+//! What ends with what: access tokens with their family, streams with their reader's rights, budgets with the work done.
+
+use jeton::proto::{
+    admin::{Client, DeleteClientRequest, DisableClientRequest, TailEventsRequest, UpdateClientRequest},
+    token::BatchIntrospectRequest,
+};
+use prost_types::{Duration, FieldMask};
+
+use crate::harness::{World, bearer, reason, refreshing};
+
+/// V02: a family that can no longer be found by its refresh token has left no access token behind.
+#[tokio::test]
+async fn an_access_token_does_not_outlive_its_idle_family() {
+    let world = World::start().await;
+    let idle = Some(Duration { seconds: 60, nanos: 0 });
+    let caller = world.register(Client { refresh_token_idle_lifetime: idle, ..refreshing() }).await;
+    let issued = world.token(&caller, &[]).await.unwrap();
+    assert_eq!(issued.expires_in, 60);
+    world.advance(30);
+    let refreshed = world.refresh(&caller, &issued.refresh_token).await.unwrap();
+    assert_eq!(refreshed.expires_in, 60, "a rotation moves the end");
+    world.advance(5);
+    let repeated = world.refresh(&caller, &issued.refresh_token).await.unwrap();
+    assert_eq!(repeated.expires_in, 55, "a repetition does not");
+    world.advance(55);
+    assert!(!world.is_active(&refreshed.access_token).await && !world.is_active(&repeated.access_token).await);
+}
+
+/// R02, R07: what cannot be minted does not spend the refresh token.
+#[tokio::test]
+async fn a_token_that_would_be_too_long_spends_nothing() {
+    let world = World::start().await;
+    let caller = world.register(refreshing()).await;
+    let issued = world.token(&caller, &[]).await.unwrap();
+    let roles = |count: usize| UpdateClientRequest {
+        client: Some(Client {
+            client_id: caller.id.clone(),
+            roles: (0..count).map(|n| format!("{n:0>128}")).collect(),
+            ..Client::default()
+        }),
+        update_mask: Some(FieldMask { paths: vec!["roles".to_owned()] }),
+    };
+    let request = world.as_admin(roles(50)).await;
+    world.clients().update_client(request).await.unwrap();
+    assert_eq!(reason(&world.refresh(&caller, &issued.refresh_token).await.unwrap_err()), "INVALID_SCOPE");
+    world.advance(60);
+    let request = world.as_admin(roles(1)).await;
+    world.clients().update_client(request).await.unwrap();
+    assert!(world.refresh(&caller, &issued.refresh_token).await.is_ok());
+}
+
+/// A stream of the audit trail ends when its reader may no longer read.
+#[tokio::test]
+async fn a_disabled_reader_hears_no_more() {
+    let world = World::start().await;
+    let reader = world.register(Client { scopes: vec!["jeton:admin:audit".to_owned()], ..Client::default() }).await;
+    let token = world.token(&reader, &["jeton:admin:audit"]).await.unwrap().access_token;
+    let mut stream = world.audit().tail_events(bearer(TailEventsRequest::default(), &token)).await.unwrap().into_inner();
+    world.token(&world.admin, &[]).await.unwrap();
+    assert_eq!(stream.message().await.unwrap().unwrap().event.unwrap().action, "token.issued");
+    let request = world.as_admin(DisableClientRequest { client_id: reader.id.clone(), etag: String::new() }).await;
+    world.clients().disable_client(request).await.unwrap();
+    world.token(&world.admin, &[]).await.unwrap();
+    let ended = loop {
+        // What was on its way before is still delivered.
+        match stream.message().await {
+            Ok(Some(message)) => assert_eq!(message.event.unwrap().action, "token.issued"),
+            other => break other,
+        }
+    };
+    assert_eq!(reason(&ended.unwrap_err()), "INVALID_TOKEN");
+}
+
+/// I06: a batch draws on the budget for every token in it.
+#[tokio::test]
+async fn a_batch_costs_what_its_tokens_cost() {
+    let world = World::with(|config| {
+        let standard = config.limits.plans.get_mut("standard").unwrap();
+        (standard.per_second, standard.burst) = (1, 100);
+    })
+    .await;
+    let token = world.token(&world.admin, &["jeton:introspect:any"]).await.unwrap().access_token;
+    let batch =
+        |count: usize| BatchIntrospectRequest { tokens: vec!["x".to_owned(); count], ..BatchIntrospectRequest::default() };
+    assert!(world.tokens().batch_introspect(bearer(batch(60), &token)).await.is_ok());
+    let refused = world.tokens().batch_introspect(bearer(batch(60), &token)).await.unwrap_err();
+    assert_eq!(reason(&refused), "SLOW_DOWN");
+    world.advance(100);
+    assert!(world.tokens().batch_introspect(bearer(batch(60), &token)).await.is_ok());
+}
+
+/// R10, S03: nothing of a deleted client passes to a later one of its name, neither access tokens nor families.
+#[tokio::test]
+async fn a_later_client_of_the_same_name_inherits_nothing() {
+    let world = World::start().await;
+    let named = || Client { client_id: "orders".to_owned(), ..refreshing() };
+    let first = world.register(named()).await;
+    let issued = world.token(&first, &[]).await.unwrap();
+    let request = world.as_admin(DeleteClientRequest { client_id: first.id.clone(), ..DeleteClientRequest::default() }).await;
+    world.clients().delete_client(request).await.unwrap();
+    assert_eq!(reason(&world.refresh(&first, &issued.refresh_token).await.unwrap_err()), "INVALID_CLIENT");
+    assert!(!world.is_active(&issued.access_token).await && !world.is_active(&issued.refresh_token).await);
+    let second = world.register(named()).await;
+    assert_eq!(reason(&world.refresh(&second, &issued.refresh_token).await.unwrap_err()), "INVALID_GRANT");
+    assert!(!world.is_active(&issued.access_token).await && !world.is_active(&issued.refresh_token).await);
+    let world = world.restart().await;
+    assert_eq!(reason(&world.refresh(&second, &issued.refresh_token).await.unwrap_err()), "INVALID_GRANT");
+    assert!(!world.is_active(&issued.refresh_token).await);
+    let own = world.token(&second, &[]).await.unwrap();
+    assert!(world.refresh(&second, &own.refresh_token).await.is_ok());
+}
