@@ -53,7 +53,7 @@ impl Exposition {
 }
 
 /// Serves `/metrics` and `/healthz` until `shutdown`. Whether the address may be opened is for
-/// [`listen::permitted`](super::listen::permitted) to say.
+/// [`listen::permitted`] to say.
 ///
 /// # Errors
 /// As [`listen::serve`].
