@@ -8,7 +8,7 @@ use super::{Authority, Credentials};
 use crate::{
     crypto::keyring::VerifiedClaims,
     error::{Error, Result},
-    model::{Action, Call, Client, ClientId, Scopes, Stamp, TenantId},
+    model::{Action, Call, Client, Scopes, Stamp, TenantId},
 };
 
 /// Lets a caller administer everything it governs.
@@ -98,11 +98,6 @@ impl Administrator {
     /// A stamp for what concerns another tenant.
     pub fn stamp_in(&self, call: &Call, tenant: &TenantId) -> Stamp {
         call.stamp_of(tenant, &self.client.id, None)
-    }
-
-    /// The administrator's client id.
-    pub fn client_id(&self) -> &ClientId {
-        &self.client.id
     }
 }
 

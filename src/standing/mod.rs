@@ -15,9 +15,7 @@ use crate::{
         keyring::{Judging, Keyring, KeyringError, VerifiedClaims},
         seal::Sealer,
     },
-    model::{
-        Claims, Client, ClientId, EpochOf, Epochs, FamilyId, Jti, Keyset, Revocation, Revoked, Subject, TenantId, Timestamp,
-    },
+    model::{Claims, Client, ClientId, EpochOf, Epochs, Jti, Keyset, Revocation, Revoked, Subject, TenantId, Timestamp},
     store::{Change, Follower, Snapshot, Store, StoreError},
 };
 
@@ -117,11 +115,6 @@ impl Standing {
         self.is_revoked(&Revoked::Token(jti))
     }
 
-    /// Whether this family was ended.
-    pub fn family_was_ended(&self, family: FamilyId) -> bool {
-        self.is_revoked(&Revoked::Family(family))
-    }
-
     /// The epochs a token minted now must carry. Read them before anything else about the client: what is raised in between
     /// then ends the token.
     pub fn epochs(&self, tenant: &TenantId, client: &ClientId, subject: &Subject) -> Epochs {
@@ -153,11 +146,6 @@ impl Standing {
         let before = revoked.len();
         revoked.retain(|_, until| *until > now);
         before.saturating_sub(revoked.len())
-    }
-
-    /// How many single revocations are remembered.
-    pub fn remembered(&self) -> usize {
-        self.revoked.len()
     }
 
     fn raise<K: Clone + Eq + std::hash::Hash>(epochs: &HashMap<K, u64>, of: &K, value: u64) {
