@@ -11,7 +11,6 @@ use super::{
     Mongo,
     chain::{decoded, newest, place, records, sealed},
     codec::Fields,
-    fault::Fault,
     node::head_of,
     pending::Entry,
     schema::{AUDIT_LOGS, NODES},
@@ -38,11 +37,8 @@ impl AuditStore for Mongo {
 
     async fn events(&self, filter: &Filter, before: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
         let mut query = vec![query(filter)];
-        if let Some(before) = before {
-            let Some(behind) = self.behind(before).await? else { return Ok(Vec::new()) };
-            query.push(behind);
-        }
-        let newest_first = doc! { "order": -1, "_id": -1 };
+        query.extend(before.map(behind));
+        let newest_first = doc! { "event.at": -1, "_id": -1 };
         let found = self.shared.pages(AUDIT_LOGS, doc! { "$and": query }, newest_first, limit).await?;
         Ok(found.iter().map(decoded).collect::<Result<_, _>>()?)
     }
@@ -84,18 +80,11 @@ impl AuditStore for Mongo {
     }
 }
 
-impl Mongo {
-    /// What stands behind a record in the common order, newest first; `None` behind one that is not there.
-    async fn behind(&self, before: &Place) -> Result<Option<Document>, Fault> {
-        let logs = self.shared.link.collection(AUDIT_LOGS);
-        // The order of a record is not its time: within a chain it never falls, whatever the clock did.
-        let id = place(&before.chain, before.sequence);
-        let looked_up = id.clone();
-        let found = self.shared.link.call(async move { Ok(logs.find_one(doc! { "_id": looked_up }).await?) }).await?;
-        let Some(order) = found.and_then(|found| found.get("order").cloned()) else { return Ok(None) };
-        let same = doc! { "order": &order, "_id": { "$lt": id } };
-        Ok(Some(doc! { "$or": [{ "order": { "$lt": order } }, same] }))
-    }
+/// What stands behind a place in the common order, newest first.
+fn behind(before: &Place) -> Document {
+    let at = before.at.millis();
+    let same = doc! { "event.at": at, "_id": { "$lt": place(&before.chain, before.sequence) } };
+    doc! { "$or": [{ "event.at": { "$lt": at } }, same] }
 }
 
 /// [`Filter::admits`] as a query.

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{
-    codec::{Fields, bytes, date, encode, uuid},
+    codec::{Fields, bytes, encode, uuid},
     fault::Fault,
     link::Link,
     node::Node,
@@ -36,6 +36,8 @@ use crate::{
 const QUEUE: usize = 4_096;
 /// Jobs in one command.
 const BATCH: usize = 512;
+/// Records read at once.
+const STRIDE: usize = 1_000;
 /// How far a listener may lag behind.
 const LAG: usize = 1_024;
 /// Between two attempts at a write that does not succeed.
@@ -56,12 +58,12 @@ struct Job {
 pub(super) struct End {
     pub(super) sequence: u64,
     pub(super) hash: [u8; 32],
-    /// The newest time of any record: what the records of all chains are put in order by.
-    pub(super) order: Timestamp,
+    /// The newest time of any record.
+    pub(super) newest: Timestamp,
 }
 
 impl End {
-    pub(super) const START: Self = Self { sequence: 0, hash: START, order: Timestamp::from_millis(i64::MIN) };
+    pub(super) const START: Self = Self { sequence: 0, hash: START, newest: Timestamp::EPOCH };
 }
 
 /// The way to the task that appends.
@@ -183,7 +185,7 @@ impl Writer {
                         self.link.displaced();
                         return Err(Fault::Displaced);
                     }
-                    self.end = last(&self.link, &self.key, &self.node.name).await?;
+                    self.end = last(&self.link, &self.key, &self.node.name, self.end.clone()).await?;
                     (made, end) = self.make(jobs)?;
                 }
                 Err(fault) if self.link.is_closed() => return Err(fault),
@@ -216,10 +218,10 @@ impl Writer {
         for entry in jobs.iter().flat_map(|job| &job.entries) {
             let sequence = end.sequence.saturating_add(1);
             let hash = link(&end.hash, sequence, &self.node.name, &entry.body);
-            end = End { sequence, hash, order: end.order.max(entry.event.at) };
+            end = End { sequence, hash, newest: end.newest.max(entry.event.at) };
             let name = self.node.name.clone();
             let record = Record { chain: name.clone(), sequence, node: name, event: entry.event.clone(), hash };
-            let mut document = encoded(&record, &self.key, end.order)?;
+            let mut document = encoded(&record, &self.key)?;
             document.insert("entry", uuid(entry.id));
             made.push(Made { record: Arc::new(record), document });
         }
@@ -249,11 +251,10 @@ impl Writer {
 }
 
 /// A record's document. The seal shows that whoever wrote it has the key: behind the noted head nothing else would.
-pub(super) fn encoded(record: &Record, key: &ChainKey, order: Timestamp) -> Result<Document, Fault> {
+pub(super) fn encoded(record: &Record, key: &ChainKey) -> Result<Document, Fault> {
     let seal = key.seal(&record.node, record.sequence, record.hash);
     Ok(doc! {
         "_id": place(&record.chain, record.sequence),
-        "order": date(order),
         "node": record.node.as_ref(),
         "event": encode("audit record", &record.event)?,
         "hash": bytes(&record.hash),
@@ -309,23 +310,20 @@ pub(super) async fn newest(link: &Link, chain: &str) -> Result<Option<Document>,
     link.call(async move { Ok(logs.find_one(filter).sort(doc! { "_id": -1 }).await?) }).await
 }
 
-/// Where a chain ends. Its last record must carry our seal and link to the one before it.
-pub(super) async fn last(link: &Link, key: &ChainKey, chain: &str) -> Result<End, Fault> {
-    let Some(document) = newest(link, chain).await? else { return Ok(End::START) };
-    let (record, head) = (decoded(&document)?, sealed(&document)?);
-    if !key.check(&head) {
-        return Err(Fault::row("audit chain", format!("record {}: the seal is wrong", record.sequence)));
-    }
-    let mut walk = match record.sequence.checked_sub(1).filter(|before| *before > 0) {
-        None => Walk::from_start(),
-        Some(before) => {
-            let found = records(link, chain, before.saturating_sub(1), 1).await?;
-            let previous = found.first().map(decoded).transpose()?.filter(|previous| previous.sequence == before);
-            let previous = previous.ok_or_else(|| Fault::row("audit chain", format!("record {before} is missing")))?;
-            Walk::after(previous.sequence, previous.hash)
+/// Where a chain ends that was at `end` before: every record behind that must link to the one before it, and the last one carry
+/// our seal.
+pub(super) async fn last(link: &Link, key: &ChainKey, chain: &str, mut end: End) -> Result<End, Fault> {
+    let mut walk = Walk::after(end.sequence, end.hash);
+    loop {
+        let found = records(link, chain, walk.sequence(), STRIDE).await?;
+        for document in &found {
+            let record = decoded(document)?;
+            walk.record(&record).map_err(|flaw| Fault::row("audit chain", flaw))?;
+            end = End { sequence: record.sequence, hash: record.hash, newest: end.newest.max(record.event.at) };
         }
-    };
-    walk.record(&record).map_err(|flaw| Fault::row("audit chain", flaw))?;
-    let order = Fields::of("audit record", &document).time("order")?;
-    Ok(End { sequence: record.sequence, hash: record.hash, order })
+        let Some(document) = found.last() else { return Ok(end) };
+        if !key.check(&sealed(document)?) {
+            return Err(Fault::row("audit chain", format!("record {}: the seal is wrong", end.sequence)));
+        }
+    }
 }

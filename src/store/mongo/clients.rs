@@ -12,7 +12,7 @@ use mongodb::{
 
 use super::{
     Mongo, Shared,
-    codec::{Fields, count, date, encode},
+    codec::{Fields, before, count, date, encode},
     fault::Fault,
     pending::{Deed, Owner},
     schema::CLIENTS,
@@ -130,7 +130,7 @@ impl Shared {
     }
 
     async fn write_client(&self, client: &Client, events: Vec<Event>, ends: bool) -> Result<Write, Fault> {
-        let Some(before) = client.revision.checked_sub(1) else { return Ok(Write::Stale) };
+        let Some(before) = before(client.revision) else { return Ok(Write::Stale) };
         let deed = self.deed(events)?;
         let filter = doc! { "_id": client.id.as_str(), "deleted": false, "revision": count(before) };
         let secrets: Vec<&str> = client.secrets.iter().map(|secret| secret.id.as_str()).collect();

@@ -26,6 +26,12 @@ pub(super) fn count(count: u64) -> Bson {
     Bson::Int64(i64::try_from(count).unwrap_or(i64::MAX))
 }
 
+/// The revision a write of this one must find; `None` where there can be none.
+pub(super) fn before(revision: u64) -> Option<u64> {
+    i64::try_from(revision).ok()?;
+    revision.checked_sub(1)
+}
+
 pub(super) fn encode<T: Serialize>(what: &'static str, value: &T) -> Result<Bson, Fault> {
     serialize_to_bson(value).map_err(|error| Fault::row(what, error))
 }

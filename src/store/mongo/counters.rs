@@ -23,6 +23,8 @@ use crate::{
 
 /// Updates in one command.
 const STRIDE: usize = 1_000;
+/// The most that is added at once, so that no sum passes what MongoDB can count.
+const MOST: u64 = 1 << 53;
 
 #[async_trait]
 impl CounterStore for Mongo {
@@ -87,7 +89,7 @@ async fn add(database: &Database, due: Vec<(String, u64)>, until: Timestamp) -> 
     let updates: Vec<Document> = due
         .iter()
         .map(|(key, by)| {
-            let update = doc! { "$inc": { "value": count(*by) }, "$set": { "until": date(until) } };
+            let update = doc! { "$inc": { "value": count((*by).min(MOST)) }, "$set": { "until": date(until) } };
             doc! { "q": { "_id": key }, "u": update, "upsert": true }
         })
         .collect();

@@ -7,7 +7,7 @@ use mongodb::bson::{Document, doc};
 
 use super::{
     Mongo, Shared,
-    codec::{Fields, count, encode},
+    codec::{Fields, before, count, encode},
     fault::Fault,
     pending::Owner,
     schema::SIGNING_KEYS,
@@ -37,7 +37,7 @@ impl KeyStore for Mongo {
 
 impl Shared {
     async fn replace_keyset(&self, keyset: &Keyset, event: Event) -> Result<Write, Fault> {
-        let Some(before) = keyset.revision.checked_sub(1) else { return Ok(Write::Stale) };
+        let Some(before) = before(keyset.revision) else { return Ok(Write::Stale) };
         let deed = self.deed([event])?;
         // There is none of revision 0: the first one is inserted, unless there is one, which then has its `_id`.
         let filter = doc! { "_id": KEYSET, "revision": count(before) };

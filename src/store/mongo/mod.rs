@@ -36,12 +36,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use mongodb::bson::doc;
+use mongodb::bson::{Document, doc};
 use tokio::{sync::oneshot, time::sleep};
 
 pub use self::fault::OpenError;
 use self::{
-    chain::Chain,
+    chain::{Chain, End},
     fault::Fault,
     feed::Feed,
     link::Link,
@@ -92,15 +92,7 @@ impl Mongo {
             return Err(OpenError::Corrupt("an import has begun and not ended: drop the database and import again".to_owned()));
         }
         let (node, before) = Node::register(&link, node, key.clone()).await?;
-        let end = chain::last(&link, &key, &node.name).await?;
-        let noted = before.as_ref().map(node::head_of).transpose()?.flatten();
-        if let Some(noted) = noted.filter(|noted| noted.sequence > end.sequence) {
-            let problem = format!("the audit chain {} ends at {} and was at {}", node.name, end.sequence, noted.sequence);
-            return Err(OpenError::Corrupt(problem));
-        }
-        if end.sequence > 0 {
-            node.came_to(&end);
-        }
+        let end = resume(&link, &node, &key, before.as_ref()).await?;
         let node = Arc::new(node);
         let settle = Settle::start(link.clone());
         let chain = Chain::start(link.clone(), node.clone(), key, end, settle.clone());
@@ -155,6 +147,29 @@ impl Mongo {
             }
         });
     }
+}
+
+/// Where this node's chain ends: not before the head that was noted, and from there on record by record.
+async fn resume(link: &Link, node: &Node, key: &ChainKey, before: Option<&Document>) -> Result<End, OpenError> {
+    let name = &node.name;
+    let noted = before.map(node::head_of).transpose()?.flatten();
+    let start = match &noted {
+        Some(head) if !key.check(head) => {
+            return Err(OpenError::Corrupt(format!("the head of the audit chain {name} was not sealed under this master key")));
+        }
+        Some(head) => End { sequence: head.sequence, hash: head.hash, ..End::START },
+        None => End::START,
+    };
+    let noted = start.sequence;
+    let last = chain::newest(link, name).await?.as_ref().map(chain::decoded).transpose()?.map_or(0, |record| record.sequence);
+    if last < noted {
+        return Err(OpenError::Corrupt(format!("the audit chain {name} ends at {last} and was at {noted}")));
+    }
+    let end = chain::last(link, key, name, start).await?;
+    if end.sequence > 0 {
+        node.came_to(&end);
+    }
+    Ok(end)
 }
 
 /// Says hello: whether the server is one alone; refuses one that is too old.

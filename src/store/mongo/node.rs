@@ -89,7 +89,7 @@ impl Node {
 
     /// The chain ends here now. The head in `nodes` follows with the next heartbeat.
     pub(super) fn came_to(&self, end: &End) {
-        self.newest.fetch_max(end.order.millis(), SeqCst);
+        self.newest.fetch_max(end.newest.millis(), SeqCst);
         *self.end.lock().unwrap_or_else(PoisonError::into_inner) = end.clone();
     }
 

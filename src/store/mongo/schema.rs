@@ -149,7 +149,7 @@ fn indexes() -> Vec<(&'static str, Vec<Index>)> {
         (EPOCHS, vec![outbox()]),
         (SIGNING_KEYS, vec![outbox()]),
         (RATE_LIMITS, vec![expiring("until", doc! { "until": 1 })]),
-        (AUDIT_LOGS, vec![plain("order", doc! { "order": 1, "_id": 1 })]),
+        (AUDIT_LOGS, vec![plain("time", doc! { "event.at": 1, "_id": 1 })]),
         (NODES, vec![]),
     ]
 }
