@@ -118,7 +118,11 @@ mod tests {
         for (found, missed) in [(Some(client(1)), false), (None, false), (Some(client(1)), true), (None, true)] {
             let (clients, id) = (Clients::default(), "a".parse().unwrap());
             let overtaken = async {
-                if missed { clients.forget_all() } else { clients.forget(&id) }
+                if missed {
+                    clients.forget_all()
+                } else {
+                    clients.forget(&id)
+                }
                 Ok(found)
             };
             clients.look_up(&id, overtaken).await.unwrap();
