@@ -90,7 +90,8 @@ impl Bench {
 
 /// The address of a database that nobody else uses.
 pub(crate) fn own_database() -> String {
-    let server = env::var("JETON_MONGODB").unwrap_or_else(|_| panic!("JETON_MONGODB must name a MongoDB: see .ci/with-mongodb"));
+    let server =
+        env::var("JETON_MONGODB").unwrap_or_else(|_| panic!("JETON_MONGODB must name a MongoDB: see .ci/with-mongodb"));
     let name = format!("jeton_{}", uuid::Uuid::new_v4().simple());
     match server.split_once("/?") {
         Some((hosts, options)) => format!("{hosts}/{name}?{options}"),

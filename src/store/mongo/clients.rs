@@ -49,22 +49,22 @@ impl ClientStore for Mongo {
 
     async fn create_client(&self, client: &Client, event: Event) -> Result<Creation> {
         let (shared, client) = (self.shared.clone(), client.clone());
-        whole(async move { shared.create_client(&client, event).await }).await
+        whole(&self.shared, async move { shared.create_client(&client, event).await }).await
     }
 
     async fn replace_client(&self, client: &Client, event: Event) -> Result<Write> {
         let (shared, client) = (self.shared.clone(), client.clone());
-        whole(async move { shared.write_client(&client, vec![event], false).await }).await
+        whole(&self.shared, async move { shared.write_client(&client, vec![event], false).await }).await
     }
 
     async fn end_client(&self, client: &Client, event: Event, ended: Event) -> Result<Write> {
         let (shared, client) = (self.shared.clone(), client.clone());
-        whole(async move { shared.write_client(&client, vec![event, ended], true).await }).await
+        whole(&self.shared, async move { shared.write_client(&client, vec![event, ended], true).await }).await
     }
 
     async fn delete_client(&self, id: &ClientId, revision: u64, event: Event) -> Result<Write> {
         let (shared, id) = (self.shared.clone(), id.clone());
-        whole(async move { shared.delete_client(&id, revision, event).await }).await
+        whole(&self.shared, async move { shared.delete_client(&id, revision, event).await }).await
     }
 
     async fn note_uses(&self, uses: &[SecretUse]) -> Result<()> {
@@ -82,7 +82,8 @@ impl ClientStore for Mongo {
                     return Ok(());
                 }
                 // The first use. Of two at once one finds the other's and counts upon it.
-                let first = doc! { "_id": &id, "deleted": false, "client.secrets.id": &secret, "uses.secret": { "$ne": &secret } };
+                let first =
+                    doc! { "_id": &id, "deleted": false, "client.secrets.id": &secret, "uses.secret": { "$ne": &secret } };
                 let uses = doc! { "secret": &secret, "count": count(by), "last_used_at": date(at) };
                 if clients.update_one(first, doc! { "$push": { "uses": uses } }).await?.matched_count == 0 {
                     clients.update_one(known, counted).await?;

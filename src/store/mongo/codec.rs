@@ -1,8 +1,6 @@
 //! Between the model and BSON. Times are BSON dates, ids BSON UUIDs, so that an operator's shell shows them as what they are.
 
-use mongodb::bson::{
-    Binary, Bson, DateTime, Document, deserialize_from_bson, serialize_to_bson, spec::BinarySubtype,
-};
+use mongodb::bson::{Binary, Bson, DateTime, Document, deserialize_from_bson, serialize_to_bson, spec::BinarySubtype};
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 

@@ -73,7 +73,8 @@ async fn flush(database: &Database, hits: &[(String, u64)], until: Timestamp) ->
     let mut standing: Vec<u64> = Vec::with_capacity(hits.len());
     for (key, (_, by)) in keys.iter().zip(hits).rev() {
         let later = after.entry(key).or_default();
-        let value = values.get(key.as_str()).copied().ok_or_else(|| Fault::row("counter", "one that was counted is not there"))?;
+        let value =
+            values.get(key.as_str()).copied().ok_or_else(|| Fault::row("counter", "one that was counted is not there"))?;
         standing.push(value.saturating_sub(*later));
         *later = later.saturating_add(*by);
     }

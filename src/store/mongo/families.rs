@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Mongo, Shared,
-    codec::{bytes, date, encode, uuid, Fields},
+    codec::{Fields, bytes, date, encode, uuid},
     fault::Fault,
     pending::{Deed, Owner},
     revocations::{self, ended_until},
@@ -20,7 +20,9 @@ use super::{
     whole,
 };
 use crate::{
-    model::{Audience, Epochs, Event, Family, FamilyId, Revoked, Scopes, Stamp, Subject, TenantId, Timestamp, revocation::Revocation},
+    model::{
+        Audience, Epochs, Event, Family, FamilyId, Revoked, Scopes, Stamp, Subject, TenantId, Timestamp, revocation::Revocation,
+    },
     store::{Change, Creation, FamilyStore, Result, Rotate, Rotation, Verdict, ended},
 };
 
@@ -33,7 +35,7 @@ const LONGEST_IDLE: Duration = Duration::from_secs(100 * 366 * 86_400);
 impl FamilyStore for Mongo {
     async fn open_family(&self, family: &Family, event: Event) -> Result<Creation> {
         let (shared, family) = (self.shared.clone(), family.clone());
-        whole(async move { shared.open_family(&family, event).await }).await
+        whole(&self.shared, async move { shared.open_family(&family, event).await }).await
     }
 
     async fn family(&self, id: FamilyId, now: Timestamp) -> Result<Option<Family>> {
@@ -47,13 +49,13 @@ impl FamilyStore for Mongo {
     async fn rotate(&self, rotate: &Rotate, stamp: &Stamp, jti: &str) -> Result<Rotation> {
         self.shared.brings(rotate.now);
         let (shared, rotate, stamp, jti) = (self.shared.clone(), rotate.clone(), stamp.clone(), jti.to_owned());
-        whole(async move { shared.rotate(&rotate, &stamp, &jti).await }).await
+        whole(&self.shared, async move { shared.rotate(&rotate, &stamp, &jti).await }).await
     }
 
     async fn end_family(&self, id: FamilyId, now: Timestamp, until: Timestamp, event: Event) -> Result<()> {
         self.shared.brings(now);
         let shared = self.shared.clone();
-        whole(async move {
+        whole(&self.shared, async move {
             let deed = shared.deed([event])?;
             let update = end(&deed, Some(now), until);
             shared.end(id, update, ended(id, until), deed).await
@@ -122,7 +124,8 @@ impl Shared {
                 };
                 let found = self.change_family(filter, update).await?;
                 let Some(found) = found else { return Ok(None) };
-                let revocation = Revocation { revoked: Revoked::Family(rotate.family), until: ended_until(&found)?.unwrap_or(until) };
+                let revocation =
+                    Revocation { revoked: Revoked::Family(rotate.family), until: ended_until(&found)?.unwrap_or(until) };
                 shared.record_heard(deed, owner(rotate.family), vec![Change::Revoked(revocation)]).await?;
                 Some(Rotation::Reused)
             }
@@ -257,7 +260,8 @@ impl Shared {
     /// Forgets up to `limit` families that can never stand again. Of one that was ended and must be remembered, the revocation
     /// stays: it is written before the family goes, so that a crash in between leaves both.
     pub(super) async fn sweep_families(&self, now: Timestamp, limit: usize) -> Result<usize, Fault> {
-        let gone = revocations::delete_some(self, TOKENS, doc! { "ended": false, "ends_at": { "$lte": date(now) } }, limit).await?;
+        let gone =
+            revocations::delete_some(self, TOKENS, doc! { "ended": false, "ends_at": { "$lte": date(now) } }, limit).await?;
         let room = limit.saturating_sub(gone);
         if room == 0 {
             return Ok(gone);

@@ -14,10 +14,7 @@ use std::{
     time::Duration,
 };
 
-use mongodb::{
-    bson::Document,
-    change_stream::event::ResumeToken,
-};
+use mongodb::{bson::Document, change_stream::event::ResumeToken};
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep, timeout},
@@ -33,7 +30,7 @@ use super::{
 use crate::store::{Change, Follower};
 
 /// How long a verb waits for its own change to come back before it tells the followers itself.
-const COMES_BACK: Duration = Duration::from_millis(300);
+const COMES_BACK: Duration = Duration::from_secs(1);
 /// How often the server answers when there is nothing to tell, and after how long a silence the stream is given up.
 const AWAIT: Duration = Duration::from_millis(500);
 const SILENCE: Duration = Duration::from_millis(2_500);

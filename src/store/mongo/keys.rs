@@ -31,7 +31,7 @@ impl KeyStore for Mongo {
 
     async fn replace_keyset(&self, keyset: &Keyset, event: Event) -> Result<Write> {
         let (shared, keyset) = (self.shared.clone(), keyset.clone());
-        whole(async move { shared.replace_keyset(&keyset, event).await }).await
+        whole(&self.shared, async move { shared.replace_keyset(&keyset, event).await }).await
     }
 }
 

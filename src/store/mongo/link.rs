@@ -63,7 +63,14 @@ impl Link {
             .selection_criteria(SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary))
             .build();
         let database = client.database_with_options(&name, promises);
-        Ok(Self { client, database, deadline, room: Arc::new(Semaphore::new(ROOM)), closed: AtomicBool::new(false), displaced: AtomicBool::new(false) })
+        Ok(Self {
+            client,
+            database,
+            deadline,
+            room: Arc::new(Semaphore::new(ROOM)),
+            closed: AtomicBool::new(false),
+            displaced: AtomicBool::new(false),
+        })
     }
 
     pub(super) const fn client(&self) -> &Client {
@@ -135,9 +142,13 @@ fn problem(error: &mongodb::error::Error) -> String {
     #[expect(clippy::wildcard_enum_match_arm, reason = "the driver's list is open")]
     match &*error.kind {
         mongodb::error::ErrorKind::DnsResolve { .. } => "its host cannot be resolved".to_owned(),
-        mongodb::error::ErrorKind::InvalidTlsConfig { .. } => "its TLS options do not fit, or name a file that cannot be read".to_owned(),
-        _ => "is not a MongoDB address: mongodb://[user:password@]host[:port],.../[database][?options], with special characters \
+        mongodb::error::ErrorKind::InvalidTlsConfig { .. } => {
+            "its TLS options do not fit, or name a file that cannot be read".to_owned()
+        }
+        _ => {
+            "is not a MongoDB address: mongodb://[user:password@]host[:port],.../[database][?options], with special characters \
               of user and password percent-encoded"
-            .to_owned(),
+                .to_owned()
+        }
     }
 }

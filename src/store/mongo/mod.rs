@@ -37,7 +37,10 @@ use std::{
 
 use async_trait::async_trait;
 use mongodb::bson::{Document, doc};
-use tokio::{sync::oneshot, time::sleep};
+use tokio::{
+    sync::oneshot,
+    time::{sleep, timeout},
+};
 
 pub use self::fault::OpenError;
 use self::{
@@ -53,7 +56,7 @@ use self::{
 use crate::{
     crypto::chain::ChainKey,
     model::{Event, Timestamp},
-    store::{Change, Result, Store, StoreError},
+    store::{Change, Result, Store},
 };
 
 /// How long a verb waits for MongoDB, unless the configuration says otherwise.
@@ -225,9 +228,12 @@ impl Shared {
     }
 }
 
-/// Carries a verb out to its end, whatever becomes of the caller: a change is not left without its record because somebody hung up.
-async fn whole<T: Send + 'static>(verb: impl Future<Output = Result<T, Fault>> + Send + 'static) -> Result<T> {
-    tokio::spawn(verb).await.map_err(|_| StoreError::from(Fault::Closed))?.map_err(Into::into)
+/// Carries a verb out to its end, whatever becomes of the caller: a change is not left without its record because somebody hung
+/// up. The caller waits for the verb as a whole no longer than for any single call.
+async fn whole<T: Send + 'static>(shared: &Shared, verb: impl Future<Output = Result<T, Fault>> + Send + 'static) -> Result<T> {
+    let deadline = shared.link.deadline();
+    let verb = timeout(deadline, tokio::spawn(verb)).await.map_err(|_| Fault::Late(deadline))?;
+    Ok(verb.map_err(|_| Fault::Closed)??)
 }
 
 #[async_trait]

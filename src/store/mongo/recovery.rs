@@ -103,7 +103,11 @@ async fn recover(shared: &Shared, left: Left) -> Result<(), Fault> {
         }
         let event = mongodb::bson::deserialize_from_document(left.event).map_err(|error| Fault::row("outbox", error))?;
         let entry = Entry::with_id(left.id, event)?;
-        tracing::warn!(from = left.node, action = entry.event.action.as_str(), "an audit event was left behind and is recorded now");
+        tracing::warn!(
+            from = left.node,
+            action = entry.event.action.as_str(),
+            "an audit event was left behind and is recorded now"
+        );
         return shared.chain.append(vec![entry], Some(left.owner)).await;
     }
     shared.settle.push(left.owner, vec![left.id]);

@@ -11,8 +11,7 @@ use mongodb::{
 use uuid::Uuid;
 
 use super::{
-    Mongo, Shared,
-    clients,
+    Mongo, Shared, clients,
     codec::{Fields, date},
     families,
     fault::Fault,
@@ -32,7 +31,7 @@ const ATTEMPTS: usize = 8;
 impl RevocationStore for Mongo {
     async fn revoke(&self, revocation: &Revocation, event: Event) -> Result<()> {
         let (shared, revocation) = (self.shared.clone(), *revocation);
-        whole(async move {
+        whole(&self.shared, async move {
             let deed = shared.deed([event])?;
             match revocation.revoked {
                 Revoked::Token(_) => shared.remember(revocation, deed).await,
@@ -47,7 +46,7 @@ impl RevocationStore for Mongo {
 
     async fn raise_epoch(&self, of: &EpochOf, event: Event) -> Result<u64> {
         let (shared, of) = (self.shared.clone(), of.clone());
-        whole(async move { shared.raise_epoch(&of, event).await }).await
+        whole(&self.shared, async move { shared.raise_epoch(&of, event).await }).await
     }
 
     async fn follow(&self, now: Timestamp, follower: Arc<dyn Follower>) -> Result<Snapshot> {
@@ -62,7 +61,7 @@ impl RevocationStore for Mongo {
     async fn sweep(&self, now: Timestamp, limit: usize) -> Result<usize> {
         self.shared.brings(now);
         let shared = self.shared.clone();
-        whole(async move { shared.sweep(now, limit).await }).await
+        whole(&self.shared, async move { shared.sweep(now, limit).await }).await
     }
 }
 
@@ -70,7 +69,8 @@ impl Shared {
     async fn raise_epoch(&self, of: &EpochOf, event: Event) -> Result<u64, Fault> {
         let deed = self.deed([event])?;
         let (collection, id, field) = place_of(of);
-        let mut update = doc! { "$inc": { field: 1_i64 }, "$set": { "op": deed.operation() }, "$push": { "outbox": deed.push() } };
+        let mut update =
+            doc! { "$inc": { field: 1_i64 }, "$set": { "op": deed.operation() }, "$push": { "outbox": deed.push() } };
         if collection == CLIENTS {
             // A client that is not there has an epoch all the same: whoever takes its name begins behind it.
             update.insert("$setOnInsert", doc! { "deleted": true });
@@ -147,7 +147,12 @@ impl Shared {
 }
 
 /// Up to `limit` documents without their outboxes.
-pub(super) async fn some(shared: &Shared, collection: &'static str, filter: Document, limit: usize) -> Result<Vec<Document>, Fault> {
+pub(super) async fn some(
+    shared: &Shared,
+    collection: &'static str,
+    filter: Document,
+    limit: usize,
+) -> Result<Vec<Document>, Fault> {
     if limit == 0 {
         return Ok(Vec::new());
     }

@@ -117,7 +117,10 @@ impl Index {
 fn same(one: &Document, other: &Document) -> bool {
     let read = |keys: &Document| -> Vec<(String, Option<i64>)> {
         let number = |value: &mongodb::bson::Bson| {
-            value.as_i64().or_else(|| value.as_i32().map(i64::from)).or_else(|| value.as_f64().map(|value| value.round() as i64))
+            value
+                .as_i64()
+                .or_else(|| value.as_i32().map(i64::from))
+                .or_else(|| value.as_f64().map(|value| value.round() as i64))
         };
         keys.iter().map(|(key, value)| (key.clone(), number(value))).collect()
     };
@@ -135,12 +138,7 @@ fn indexes() -> Vec<(&'static str, Vec<Index>)> {
             TOKENS,
             vec![
                 outbox(),
-                Index {
-                    name: "ends_at",
-                    keys: doc! { "ends_at": 1 },
-                    partial: Some(doc! { "ended": false }),
-                    expires: true,
-                },
+                Index { name: "ends_at", keys: doc! { "ends_at": 1 }, partial: Some(doc! { "ended": false }), expires: true },
                 partial("ended_ends_at", doc! { "ends_at": 1, "_id": 1 }, doc! { "ended": true }),
                 partial("ended_until", doc! { "ended_until": 1 }, doc! { "ended_until": { "$exists": true } }),
             ],
