@@ -12,7 +12,7 @@ use crate::{
     oauth::{Authority, Parts, Terms, keys},
     standing::{Opening, SLACK, Standing},
     store::{
-        Store, StoreError,
+        Change, Follower, Store, StoreError,
         embedded::{Embedded, OpenError},
         metered::Metered,
     },
@@ -20,6 +20,8 @@ use crate::{
 
 /// How far the clocks of machines that made our tokens may be ahead.
 const SKEW: std::time::Duration = std::time::Duration::from_secs(5);
+/// How old what is known of the other nodes may be before nothing is judged by it.
+const MAX_STALENESS: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// An authority over its opened store.
 pub(super) struct Opened {
@@ -71,13 +73,17 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
     let keyset = keyset(store.as_ref(), &sealer, &terms, clock.as_ref()).await?;
     let judging = Judging { max_lifetime: terms.token.access_lifetime_max(), skew: SKEW };
     let opening = Opening { sealer: sealer.clone(), issuer: terms.issuer.clone(), judging };
-    let standing = Standing::new(&keyset, opening).map_err(|error| {
+    let standing = Standing::new(&keyset, opening, MAX_STALENESS).map_err(|error| {
         StartError::Configuration(format!("cannot open the keys in {}: {error}; is this their master key?", data_dir.display()))
     })?;
     let standing = Arc::new(standing);
     let snapshot =
         store.follow(clock.now(), standing.clone()).await.map_err(|error| StartError::failed("store")(error.into()))?;
     standing.load(snapshot);
+    // Another node may have written the keys after they were read and before their changes were followed.
+    if let Some(keyset) = store.keyset().await.map_err(|error| StartError::failed("store")(error.into()))? {
+        standing.apply(&Change::Keyset(Arc::new(keyset)));
+    }
 
     let parts = Parts {
         store: store.clone(),
