@@ -123,8 +123,8 @@ impl Door {
                     () = sender.closed() => return,
                     () = stopped(&mut stopping) => return,
                 };
-                if !authority.still_administers(&admin, Office::Audit).await {
-                    let _ = sender.send(Err(status(&Error::InvalidToken))).await;
+                if let Err(error) = authority.still_administers(&admin, Office::Audit).await {
+                    let _ = sender.send(Err(status(&error))).await;
                     return;
                 }
                 let Some(record) = record else { continue };
