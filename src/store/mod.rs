@@ -7,6 +7,7 @@
 
 pub mod embedded;
 pub mod metered;
+pub mod mongo;
 pub mod transfer;
 
 use std::{sync::Arc, time::Duration};

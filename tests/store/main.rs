@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test stops at the first surprise")]
 
 mod bench;
+mod chains;
 mod damage;
 mod directory;
 #[path = "../support/faulty.rs"]
@@ -21,3 +22,8 @@ mod wrappers;
 suite::lane!(embedded, Bench::embedded());
 suite::lane!(metered, Bench::metered());
 suite::lane!(faulty_and_idle, Bench::faulty());
+suite::lane!(
+    mongodb,
+    Bench::mongodb().await,
+    ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"
+);
