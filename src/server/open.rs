@@ -2,7 +2,7 @@
 
 use std::{os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc};
 
-use super::{Options, StartError};
+use super::{Options, StartError, stores};
 use crate::{
     clock::{Clock, SystemClock},
     config::Config,
@@ -11,11 +11,7 @@ use crate::{
     model::{Action, Audience, Invalid, Keyset, Stamp, keyset::KeyPolicy},
     oauth::{Authority, Parts, Terms, keys},
     standing::{Opening, SLACK, Standing},
-    store::{
-        Store, StoreError,
-        embedded::{Embedded, OpenError},
-        metered::Metered,
-    },
+    store::{Change, Follower, Store, StoreError},
 };
 
 /// How far the clocks of machines that made our tokens may be ahead.
@@ -60,10 +56,7 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
     let chain = ChainKey::new(sealer.derive("audit head"));
     let store = match &options.store {
         Some(store) => store.clone(),
-        None => {
-            let embedded = Embedded::open(&data_dir, &config.node, chain.clone()).map_err(|error| refused(&error))?;
-            Arc::new(Metered::new(embedded))
-        }
+        None => stores::open(config, chain.clone()).await?,
     };
     let clock = options.clock.clone().unwrap_or_else(|| Arc::new(SystemClock::starting_at(store.newest())));
 
@@ -71,13 +64,18 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
     let keyset = keyset(store.as_ref(), &sealer, &terms, clock.as_ref()).await?;
     let judging = Judging { max_lifetime: terms.token.access_lifetime_max(), skew: SKEW };
     let opening = Opening { sealer: sealer.clone(), issuer: terms.issuer.clone(), judging };
-    let standing = Standing::new(&keyset, opening).map_err(|error| {
+    let max_staleness = std::time::Duration::from_secs(config.store.max_staleness_seconds);
+    let standing = Standing::new(&keyset, opening, max_staleness).map_err(|error| {
         StartError::Configuration(format!("cannot open the keys in {}: {error}; is this their master key?", data_dir.display()))
     })?;
     let standing = Arc::new(standing);
     let snapshot =
         store.follow(clock.now(), standing.clone()).await.map_err(|error| StartError::failed("store")(error.into()))?;
     standing.load(snapshot);
+    // Another node may have written the keys after they were read and before their changes were followed.
+    if let Some(keyset) = store.keyset().await.map_err(|error| StartError::failed("store")(error.into()))? {
+        standing.apply(&Change::Keyset(Arc::new(keyset)));
+    }
 
     let parts = Parts {
         store: store.clone(),
@@ -90,10 +88,6 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
         terms,
     };
     Ok(Opened { authority: Arc::new(Authority::new(parts)), store, chain: Arc::new(chain), clock, data_dir })
-}
-
-fn refused(error: &OpenError) -> StartError {
-    StartError::Configuration(super::with_sources(error))
 }
 
 fn master_key(config: &Config, dev: bool) -> Result<zeroize::Zeroizing<[u8; 32]>, StartError> {
