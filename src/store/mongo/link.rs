@@ -29,6 +29,8 @@ const CONNECTING: u32 = 8;
 /// How often each server is looked at, and how long a connection may take to be made.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const CONNECT: Duration = Duration::from_secs(2);
+/// How long a connection that nobody needs is kept.
+const IDLE: Duration = Duration::from_secs(20);
 
 /// A database, reached over the driver's pool.
 pub(super) struct Link {
@@ -50,6 +52,8 @@ impl Link {
         options.max_connecting.get_or_insert(CONNECTING);
         options.connect_timeout.get_or_insert(CONNECT);
         options.heartbeat_freq.get_or_insert(HEARTBEAT);
+        // What a stall has opened goes again.
+        options.max_idle_time.get_or_insert(IDLE);
         // An operation that finds no server ends by itself before its caller gives up.
         options.server_selection_timeout.get_or_insert(deadline.mul_f32(0.75));
         // An address must not weaken what an answer means.

@@ -222,6 +222,14 @@ impl Shared {
         recorded
     }
 
+    /// That a document is there is true only once the majority has it: a key that is taken may be taken by a write that is lost
+    /// with its primary. A write that changes nothing waits for that.
+    async fn confirm(&self, owner: Owner) -> Result<(), Fault> {
+        let documents = self.link.collection(owner.collection);
+        let nothing = vec![doc! { "$set": { "_id": "$_id" } }];
+        self.link.call(async move { Ok(documents.update_one(doc! { "_id": owner.id }, nothing).await?) }).await.map(drop)
+    }
+
     /// Records what comes with no change.
     async fn append(&self, event: Event) -> Result<(), Fault> {
         self.brings(event.at);
