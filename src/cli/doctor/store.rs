@@ -2,7 +2,10 @@
 
 use std::{os::unix::fs::MetadataExt, path::Path, time::Duration};
 
-use super::{super::values, Finding};
+use super::{
+    super::{failure::deepest, values},
+    Finding,
+};
 use crate::{
     config::Config,
     crypto::{
@@ -84,7 +87,11 @@ fn refused(error: &OpenError) -> Finding {
         OpenError::Corrupt(_) => "stop the nodes and restore a backup; `jeton audit verify` says what is missing",
         OpenError::Unreachable(_) => "look at the log of mongod, and at store.call_timeout_ms",
     };
-    Finding::problem(STORE, error.to_string(), advice)
+    Finding::problem(STORE, said(error), advice)
+}
+
+fn said(error: &OpenError) -> String {
+    if let OpenError::Unreachable(cause) = error { format!("{error}: {}", deepest(cause.as_ref())) } else { error.to_string() }
 }
 
 /// Who answers.
@@ -132,7 +139,7 @@ fn set(found: &Inspection, settings: &Result<Settings, String>) -> Vec<Finding> 
         findings.push(Finding::note(SET, text, "have three: with fewer, no member may be lost"));
     }
     if !settings.majority_journals {
-        let text = "writeConcernMajorityJournalDefault is false: a majority acknowledges from memory";
+        let text = "writeConcernMajorityJournalDefault is false: what was read of the majority may have been in memory only";
         let advice =
             "cfg = rs.conf(); cfg.writeConcernMajorityJournalDefault = true; rs.reconfig(cfg); and let every member journal";
         findings.push(Finding::problem(SET, text, advice));
@@ -169,14 +176,15 @@ fn written(found: &Inspection) -> Finding {
         Err(error @ OpenError::Forbidden) => refused(error),
         Err(error) => {
             let advice = "more than half of the members must be up, hold data and journal; then look at their disks";
-            Finding::problem(SUBJECT, format!("fails: {error}"), advice)
+            Finding::problem(SUBJECT, format!("fails: {}", said(error)), advice)
         }
     }
 }
 
 fn clocks((ahead, uncertain): (i64, u64)) -> Finding {
     const SUBJECT: &str = "clocks";
-    let by = format!("the server's clock is {ahead} ms ahead of this machine's (within {uncertain} ms)");
+    let which = if ahead < 0 { "behind" } else { "ahead of" };
+    let by = format!("the server's is {} ms {which} this machine's (within {uncertain} ms)", ahead.saturating_abs());
     let apart = ahead.saturating_abs().saturating_sub(i64::try_from(uncertain).unwrap_or(i64::MAX));
     let advice = "keep both set by NTP: tokens end by this machine's clock, and those of all nodes must agree";
     if apart > APART.1 {

@@ -1,7 +1,7 @@
 //! A look at a database before or beside those who serve from it. Changes nothing that anybody reads: one document is written to
 //! see how long the majority takes, and taken away again.
 
-use std::{future::Future, time::Duration};
+use std::{collections::BTreeMap, future::Future, time::Duration};
 
 use futures_util::TryStreamExt as _;
 use mongodb::bson::{Document, doc};
@@ -13,7 +13,6 @@ use super::{
     fault::{Fault, OpenError, said},
     keys,
     link::{self, Link},
-    node::BEAT,
     probe::{self, Member},
     schema::{self, META, NODES, SIGNING_KEYS},
 };
@@ -49,7 +48,7 @@ pub struct Inspection {
     pub ahead_ms: (i64, u64),
     /// The node of the name that was asked for, if it ever was there.
     pub node: Option<NodeSeen>,
-    /// Nodes of other names whose heartbeat is young.
+    /// Nodes of other names that run.
     pub others: Vec<String>,
     /// The signing keys, once there are any.
     pub keyset: Option<Keyset>,
@@ -77,7 +76,7 @@ pub struct Settings {
 pub struct NodeSeen {
     /// How old its last heartbeat is, by the server's clock; `None` if there was none yet.
     pub heartbeat_ms: Option<i64>,
-    /// Whether the heartbeat is young: a process runs under the name.
+    /// Whether it beat while it was looked at: a process runs under the name.
     pub alive: bool,
     /// Whether it changed hands while it was looked at: processes take the name from each other.
     pub disputed: bool,
@@ -100,6 +99,7 @@ pub async fn inspect(
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "heartbeats of other processes are waited for")]
 async fn look(
     uri: &str,
     name: &str,
@@ -117,7 +117,7 @@ async fn look(
     let (asked, before) = (Instant::now(), now());
     let hello = hello(&link).await?;
     let took = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let there = hello.get_datetime("localTime").map_or(before.millis(), |time| time.timestamp_millis());
+    let there = hello.get_datetime("localTime").map_or_else(|_| before.millis(), |time| time.timestamp_millis());
     let ahead_ms = there.saturating_sub(before.millis()).saturating_sub(i64::try_from(took / 2).unwrap_or(i64::MAX));
     let found = hello.get_i32("maxWireVersion").unwrap_or_default();
     if found < WIRE_VERSION {
@@ -126,11 +126,12 @@ async fn look(
     let sharded = hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
     let settings = if hello.get_str("setName").is_ok() { Some(settings(&link).await) } else { None };
     let schema = schema::version(&link).await?;
-    let (before, began) = (node(&link, name).await?, Instant::now());
+    let (before, began) = (nodes(&link).await?, Instant::now());
     let write = round_trip(&link).await;
     sleep(LOOK.saturating_sub(began.elapsed())).await;
-    let after = node(&link, name).await?;
+    let after = nodes(&link).await?;
     let at = there.saturating_add(i64::try_from(asked.elapsed().as_millis()).unwrap_or(i64::MAX));
+    let seen = |node: &str| after.get(node).map(|after| seen(before.get(node), after, at));
     Ok(Inspection {
         database: link.database().name().to_owned(),
         members,
@@ -141,8 +142,8 @@ async fn look(
         importing: schema::is_importing(&link).await?,
         defects: if schema.is_some() { schema::defects(&link).await? } else { Vec::new() },
         ahead_ms: (ahead_ms, took / 2),
-        node: after.as_ref().map(|after| seen(before.as_ref(), after, at)),
-        others: others(&link, name, at).await?,
+        node: seen(name),
+        others: after.keys().filter(|node| *node != name && seen(node).is_some_and(|seen| seen.alive)).cloned().collect(),
         keyset: keyset(&link).await?,
         write,
     })
@@ -193,9 +194,13 @@ fn read_settings(answer: &Document) -> Option<Settings> {
     })
 }
 
-async fn node(link: &Link, name: &str) -> Result<Option<Document>, Fault> {
-    let (nodes, id) = (link.collection(NODES), name.to_owned());
-    run(link, async move { nodes.find_one(doc! { "_id": id }).await }).await
+/// The nodes that ever were there, by their names.
+async fn nodes(link: &Link) -> Result<BTreeMap<String, Document>, Fault> {
+    let nodes = link.collection(NODES);
+    let wanted = doc! { "session": 1, "beat": 1, "seen_at": 1 };
+    let read = async move { Ok(nodes.find(doc! {}).projection(wanted).await?.try_collect::<Vec<Document>>().await?) };
+    let found = link.call(read).await?;
+    found.into_iter().map(|node| Ok((Fields::of("node", &node).text("_id")?.to_owned(), node))).collect()
 }
 
 /// What two looks at a node's document say, the second one at the time `at` of the server.
@@ -204,26 +209,9 @@ fn seen(before: Option<&Document>, after: &Document, at: i64) -> NodeSeen {
     let heartbeat_ms = after.get_datetime("seen_at").ok().map(|seen| at.saturating_sub(seen.timestamp_millis()));
     NodeSeen {
         heartbeat_ms,
-        alive: heartbeat_ms.is_some_and(is_young),
+        alive: before.is_none_or(|before| before.get("beat") != after.get("beat")),
         disputed: before.is_some_and(|before| session(before) != session(after)),
     }
-}
-
-/// Four heartbeats.
-fn is_young(age_ms: i64) -> bool {
-    i128::from(age_ms) < i128::try_from(BEAT.as_millis().saturating_mul(4)).unwrap_or(i128::MAX)
-}
-
-async fn others(link: &Link, name: &str, at: i64) -> Result<Vec<String>, Fault> {
-    let (nodes, id) = (link.collection(NODES), name.to_owned());
-    let found: Vec<Document> = link
-        .call(async move {
-            let found = nodes.find(doc! { "_id": { "$ne": id } }).projection(doc! { "seen_at": 1 }).sort(doc! { "_id": 1 });
-            Ok(found.await?.try_collect().await?)
-        })
-        .await?;
-    let young = found.iter().filter(|node| seen(None, node, at).alive);
-    young.map(|node| Ok(Fields::of("node", node).text("_id")?.to_owned())).collect()
 }
 
 async fn keyset(link: &Link) -> Result<Option<Keyset>, Fault> {
@@ -256,15 +244,17 @@ mod tests {
 
     #[test]
     fn a_name_that_changes_hands_is_disputed() {
-        let document =
-            |session: u128, at| doc! { "session": uuid(Uuid::from_u128(session)), "seen_at": DateTime::from_millis(at) };
-        let (first, second) = (document(1, 1_000), document(2, 2_000));
-        assert!(seen(Some(&first), &second, 2_100).disputed);
-        let same = seen(Some(&first), &document(1, 2_000), 2_100);
-        assert_eq!(same, NodeSeen { heartbeat_ms: Some(100), alive: true, disputed: false });
-        assert!(!seen(Some(&first), &first, 3_000).alive);
-        let never = seen(None, &doc! { "session": uuid(Uuid::from_u128(1)) }, 0);
-        assert_eq!(never, NodeSeen { heartbeat_ms: None, alive: false, disputed: false });
+        let document = |session, beat: i64, at| {
+            doc! { "session": uuid(Uuid::from_u128(session)), "beat": beat, "seen_at": DateTime::from_millis(at) }
+        };
+        let first = document(1, 7, 1_000);
+        assert!(seen(Some(&first), &document(2, 1, 2_000), 2_100).disputed);
+        let runs = seen(Some(&first), &document(1, 9, 2_000), 2_100);
+        assert_eq!(runs, NodeSeen { heartbeat_ms: Some(100), alive: true, disputed: false });
+        let ended = seen(Some(&first), &first, 2_100);
+        assert_eq!(ended, NodeSeen { heartbeat_ms: Some(1_100), alive: false, disputed: false });
+        let begins = seen(None, &doc! { "session": uuid(Uuid::from_u128(1)), "beat": 0_i64 }, 0);
+        assert_eq!(begins, NodeSeen { heartbeat_ms: None, alive: true, disputed: false });
     }
 
     #[test]

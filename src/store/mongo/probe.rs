@@ -177,7 +177,7 @@ fn state(hello: &Document) -> State {
 
 /// The cause out of the driver's long answer.
 fn strange(text: &str) -> String {
-    let cause = text.rsplit_once("I/O error: ").map_or(text, |(_, cause)| cause);
+    let cause = text.rsplit_once("I/O error: ").map_or("no answer", |(_, cause)| cause);
     cause.split(", labels").next().unwrap_or_default().to_owned()
 }
 
