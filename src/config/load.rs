@@ -9,7 +9,7 @@ use figment::{
     value::{Dict, Map, Num, Value},
 };
 
-use super::Config;
+use super::{Config, Store};
 
 /// `deploy/config.toml`: every setting with its default.
 pub const DEFAULTS: &str = include_str!("../../deploy/config.toml");

@@ -20,10 +20,12 @@ mod families;
 mod fault;
 mod feed;
 mod import;
+mod inspect;
 mod keys;
 mod link;
 mod node;
 mod pending;
+mod probe;
 mod recovery;
 mod revocations;
 mod schema;
@@ -54,7 +56,13 @@ use self::{
     recovery::{LOOK, Recovery},
     settle::Settle,
 };
-pub use self::{fault::OpenError, import::Import, transfer::Export};
+pub use self::{
+    fault::OpenError,
+    import::Import,
+    inspect::{Defect, Inspection, NodeSeen, Settings, inspect},
+    probe::{Member, Role, State},
+    transfer::Export,
+};
 use crate::{
     crypto::chain::ChainKey,
     model::{Event, Timestamp},
@@ -91,7 +99,18 @@ impl Mongo {
     ///
     /// A server alone, without a replica set, is served too, and said so: its answers are worth what its one disk is, and other
     /// nodes' changes are looked for once a second.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the address, the servers it names, their answers or what is kept there; never the address itself.
     pub async fn open(uri: &str, node: &str, key: ChainKey, deadline: Duration) -> Result<Self, OpenError> {
+        match Self::enter(uri, node, key, deadline).await {
+            Err(error) => Err(probe::why(uri, error).await),
+            opened => opened,
+        }
+    }
+
+    async fn enter(uri: &str, node: &str, key: ChainKey, deadline: Duration) -> Result<Self, OpenError> {
         let link = Arc::new(Link::new(uri, deadline).await?);
         let alone = greet(&link).await?;
         schema::prepare(&link).await?;
@@ -165,7 +184,7 @@ async fn resume(link: &Link, node: &Node, key: &ChainKey, before: Option<&Docume
     let noted = before.map(node::head_of).transpose()?.flatten();
     let start = match &noted {
         Some(head) if !key.check(head) => {
-            return Err(OpenError::Corrupt(format!("the head of the audit chain {name} was not sealed under this master key")));
+            return Err(OpenError::MasterKey(format!("the head of the audit chain {name}")));
         }
         Some(head) => End { sequence: head.sequence, hash: head.hash, ..End::START },
         None => End::START,
