@@ -1,0 +1,7 @@
+//! The judge itself: each promise broken in a history made by hand must be found, and nothing else.
+
+mod bounds;
+mod refresh;
+mod script;
+mod tokens;
+mod trail;
