@@ -202,7 +202,7 @@ mod tests {
                 let at = Timestamp::from_millis(i64::try_from(sequence).unwrap());
                 let event = Stamp::internal(at).done(Action::TokenIssued, sequence.to_string());
                 previous = link(&previous, sequence, &node, &serde_json::to_vec(&event).unwrap());
-                Record { sequence, node: node.clone(), event, hash: previous }
+                Record { chain: node.clone(), sequence, node: node.clone(), event, hash: previous }
             })
             .collect()
     }

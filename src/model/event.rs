@@ -203,10 +203,12 @@ actions! {
     StoreImported = "store.imported",
 }
 
-/// An event with its place in a node's chain.
+/// An event with its place in a chain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// From 1, without gaps.
+    /// The chain it stands in, by the name of the node that began it.
+    pub chain: Arc<str>,
+    /// From 1 in each chain, without gaps.
     pub sequence: u64,
     /// The node that wrote it.
     pub node: Arc<str>,
@@ -214,6 +216,24 @@ pub struct Record {
     pub event: Event,
     /// SHA-256 over the previous hash and this record: see `crypto::chain`.
     pub hash: [u8; 32],
+}
+
+impl Record {
+    /// Where it stands among the records of all chains.
+    pub fn place(&self) -> Place {
+        Place { at: self.event.at, chain: self.chain.clone(), sequence: self.sequence }
+    }
+}
+
+/// Where a record stands among those of all chains: newest first means descending places. No two records have the same.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// When it happened.
+    pub at: Timestamp,
+    /// The chain; names compare by their bytes.
+    pub chain: Arc<str>,
+    /// Its place in the chain.
+    pub sequence: u64,
 }
 
 /// What to read of the trail; empty matches everything.

@@ -16,7 +16,7 @@ pub use audience::Audience;
 pub use call::{Call, Peer};
 pub use claims::{Claims, Epochs};
 pub use client::{Client, Digest, Grants, Secret};
-pub use event::{Action, Event, Record, Stamp};
+pub use event::{Action, Event, Place, Record, Stamp};
 pub use family::Family;
 pub use id::{ClientId, FamilyId, Invalid, Jti, Kid, PlanName, Role, SecretId, Subject, TenantId};
 pub use keyset::{KeyState, Keyset, SigningKey};

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     crypto::chain::Head,
     model::{
-        Client, ClientId, EpochOf, Event, Family, FamilyId, Keyset, Record, Stamp, TenantId, Timestamp, event::Filter,
+        Client, ClientId, EpochOf, Event, Family, FamilyId, Keyset, Place, Record, Stamp, TenantId, Timestamp, event::Filter,
         revocation::Revocation,
     },
 };
@@ -125,16 +125,20 @@ impl<S: Store> AuditStore for Metered<S> {
         measure("append_soon", self.0.append_soon(event)).await
     }
 
-    async fn events(&self, filter: &Filter, before: Option<u64>, limit: usize) -> Result<Vec<Record>> {
+    async fn events(&self, filter: &Filter, before: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
         measure("events", self.0.events(filter, before, limit)).await
     }
 
-    async fn chain(&self, after: u64, limit: usize) -> Result<Vec<Record>> {
-        measure("chain", self.0.chain(after, limit)).await
+    async fn chains(&self) -> Result<Vec<Arc<str>>> {
+        measure("chains", self.0.chains()).await
     }
 
-    async fn head(&self) -> Result<Option<Head>> {
-        measure("head", self.0.head()).await
+    async fn chain(&self, name: &str, after: u64, limit: usize) -> Result<Vec<Record>> {
+        measure("chain", self.0.chain(name, after, limit)).await
+    }
+
+    async fn head(&self, chain: &str) -> Result<Option<Head>> {
+        measure("head", self.0.head(chain)).await
     }
 
     fn tail(&self) -> broadcast::Receiver<Arc<Record>> {

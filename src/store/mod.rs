@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use tokio::sync::broadcast;
 
 use crate::model::{
-    Client, ClientId, EpochOf, Event, Family, FamilyId, Keyset, Record, SecretId, Stamp, TenantId, Timestamp,
+    Client, ClientId, EpochOf, Event, Family, FamilyId, Keyset, Place, Record, SecretId, Stamp, TenantId, Timestamp,
     event::{Action, Filter},
     revocation::{Revocation, Revoked},
 };
@@ -217,7 +217,8 @@ pub trait RevocationStore: Send + Sync {
     async fn sweep(&self, now: Timestamp, limit: usize) -> Result<usize>;
 }
 
-/// The audit trail of this node and, where nodes share a store, of the others.
+/// The audit trail: a chain of records for this node and, where nodes share a store, for each of the others. A chain has the name
+/// of the node that began it, also if a node of another name goes on with it.
 #[async_trait]
 pub trait AuditStore: Send + Sync {
     /// Appends an event that comes with no other change; durable when it answers.
@@ -225,12 +226,14 @@ pub trait AuditStore: Send + Sync {
     /// Appends an event with one of the next commits, at most 50 ms later; the answer comes before that, except on a full disk:
     /// there it is as [`Self::append`].
     async fn append_soon(&self, event: Event) -> Result<()>;
-    /// Up to `limit` records that `filter` admits, newest first, those before `before`.
-    async fn events(&self, filter: &Filter, before: Option<u64>, limit: usize) -> Result<Vec<Record>>;
-    /// Up to `limit` records in order, those after `after`.
-    async fn chain(&self, after: u64, limit: usize) -> Result<Vec<Record>>;
-    /// The sealed end of the chain: see `crypto::chain`.
-    async fn head(&self) -> Result<Option<crate::crypto::chain::Head>>;
+    /// Up to `limit` records of all chains that `filter` admits, newest first ([`Place`]), those before `before`.
+    async fn events(&self, filter: &Filter, before: Option<&Place>, limit: usize) -> Result<Vec<Record>>;
+    /// The names of all chains that have begun, in the order of their bytes.
+    async fn chains(&self) -> Result<Vec<Arc<str>>>;
+    /// Up to `limit` records of the chain `name` in order, those after `after`; none where there is no such chain.
+    async fn chain(&self, name: &str, after: u64, limit: usize) -> Result<Vec<Record>>;
+    /// The sealed end of a chain, see `crypto::chain`; none where there is no such chain.
+    async fn head(&self, chain: &str) -> Result<Option<crate::crypto::chain::Head>>;
     /// Records as they are committed from now on; one that lags more than 1,024 behind is told so.
     fn tail(&self) -> broadcast::Receiver<Arc<Record>>;
 }

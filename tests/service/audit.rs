@@ -367,9 +367,9 @@ async fn judged(data_dir: &Path) -> Result<Option<(u64, String)>, String> {
     let master = master::load_or_make(&data_dir.join("master.key"), false).unwrap();
     let key = ChainKey::new(Sealer::new(*master).derive("audit head"));
     let store = Embedded::open(data_dir, &Config::default().node, key.clone()).map_err(|error| error.to_string())?;
-    let verdict = verify(&store, &key, None).await.unwrap();
+    let verdicts = verify(&store, &key, None, &[]).await.unwrap();
     store.close().await.unwrap();
-    Ok(verdict.flaw)
+    Ok(verdicts.into_iter().find_map(|verdict| verdict.flaw))
 }
 
 /// O04: one record deleted, altered or moved, far from the end: the server starts, and verification names the first bad one.

@@ -222,14 +222,14 @@ async fn what_was_acknowledged_is_in_the_files() {
                 tokio::spawn(async move { store.append(event(Action::TokenIssued)).await.unwrap() })
             })
             .collect();
-        let mut acknowledged = store.head().await.unwrap().map_or(0, |head| head.sequence);
+        let mut acknowledged = store.head("node").await.unwrap().map_or(0, |head| head.sequence);
         for (n, task) in writing.into_iter().enumerate() {
             task.await.unwrap();
             if n == 20 {
-                acknowledged = acknowledged.max(store.head().await.unwrap().unwrap().sequence);
+                acknowledged = acknowledged.max(store.head("node").await.unwrap().unwrap().sequence);
                 let copy = scenes::killed(dir.path());
                 let reopened = open(copy.path()).unwrap();
-                assert!(reopened.head().await.unwrap().unwrap().sequence >= acknowledged);
+                assert!(reopened.head("node").await.unwrap().unwrap().sequence >= acknowledged);
                 assert!(reopened.check().await.unwrap().sound());
             }
         }
@@ -274,7 +274,7 @@ async fn a_changed_row_is_an_error_for_its_reader_only() {
 
     let dir = tampered("UPDATE families SET generation = 0 WHERE client = 'client-00001'").await;
     let store = open(dir.path()).unwrap();
-    let families = store.chain(0, 1_000).await.unwrap();
+    let families = store.chain("node", 0, 1_000).await.unwrap();
     let families: Vec<_> = families.iter().filter_map(|record| record.event.family).collect();
     let mut outcomes = Vec::new();
     for family in families {
@@ -300,8 +300,8 @@ async fn a_changed_audit_record_is_named() {
     let checked = store.check().await.unwrap();
     assert_eq!(checked.flaw, Some(Flaw { sequence: 5, problem: Problem::Altered }));
     assert_eq!(checked.damage, [""; 0]);
-    let shown = store.events(&Filter::default(), Some(6), 1).await.unwrap();
-    assert_eq!(shown[0].sequence, 5);
+    let shown = store.events(&Filter { target: Some("Target".into()), ..Filter::default() }, None, 9).await.unwrap();
+    assert_eq!(shown.iter().map(|record| record.sequence).collect::<Vec<_>>(), [5]);
 }
 
 /// O04: without the key nobody can shorten the trail and seal what is left.
@@ -324,7 +324,7 @@ async fn the_whole_check_passes_what_is_whole() {
     let store = open(dir.path()).unwrap();
     let checked = store.check().await.unwrap();
     assert!(checked.sound(), "{checked:?}");
-    assert_eq!(checked.records, store.head().await.unwrap().unwrap().sequence);
+    assert_eq!(checked.records, store.head("node").await.unwrap().unwrap().sequence);
     assert!(store.family(jeton::model::FamilyId::new(), NOW).await.unwrap().is_none());
     assert_eq!(store.follow(NOW, Ear::new()).await.unwrap().revocations.len(), 30);
     store.close().await.unwrap();

@@ -62,7 +62,7 @@ async fn a_directory_whose_holder_was_killed_opens() {
     child.kill().unwrap();
     child.wait().unwrap();
     let store = open(dir.path()).unwrap();
-    assert_eq!(store.chain(0, 99).await.unwrap().len(), 10, "what it had acknowledged is there");
+    assert_eq!(store.chain("node", 0, 99).await.unwrap().len(), 10, "what it had acknowledged is there");
     assert!(store.check().await.unwrap().sound());
 }
 
@@ -104,10 +104,10 @@ async fn a_newer_format_is_refused_and_left_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
     open(dir.path()).unwrap().close().await.unwrap();
     let file = dir.path().join("jeton.db");
-    rusqlite::Connection::open(&file).unwrap().pragma_update(None, "user_version", 2).unwrap();
+    rusqlite::Connection::open(&file).unwrap().pragma_update(None, "user_version", 3).unwrap();
     let before = fs::read(&file).unwrap();
-    assert!(matches!(open(dir.path()), Err(OpenError::Newer { found: 2, known: 1 })));
-    assert!(matches!(Embedded::read_only(dir.path()), Err(OpenError::Newer { found: 2, known: 1 })));
+    assert!(matches!(open(dir.path()), Err(OpenError::Newer { found: 3, known: 2 })));
+    assert!(matches!(Embedded::read_only(dir.path()), Err(OpenError::Newer { found: 3, known: 2 })));
     assert_eq!(fs::read(&file).unwrap(), before);
 }
 
@@ -137,5 +137,5 @@ async fn a_dropped_store_has_finished() {
         store.append_soon(event(jeton::model::Action::TokenIssued)).await.unwrap();
     }
     drop(store);
-    assert_eq!(open(dir.path()).unwrap().chain(0, 1_000).await.unwrap().len(), 100);
+    assert_eq!(open(dir.path()).unwrap().chain("node", 0, 1_000).await.unwrap().len(), 100);
 }

@@ -7,11 +7,11 @@ use std::{
 
 use jeton::{
     model::{
-        Action, Client, ClientId, Digest, Epochs, Event, Family, FamilyId, Grants, Keyset, PlanName, Scopes, Secret, Stamp,
-        Subject, Timestamp,
+        Action, Client, ClientId, Digest, Epochs, Event, Family, FamilyId, Grants, Keyset, PlanName, Record, Scopes, Secret,
+        Stamp, Subject, Timestamp,
         keyset::{Algorithm, KeyState, SigningKey},
     },
-    store::{Change, Follower, Rotate},
+    store::{AuditStore, Change, Follower, Rotate},
 };
 
 /// A Monday in 2026, with odd milliseconds.
@@ -112,6 +112,26 @@ pub(crate) fn keyset(revision: u64) -> Keyset {
         sealed: "sealed".into(),
     };
     Keyset { revision, keys: vec![key], sealed_root: "root".into() }
+}
+
+/// The name of the only chain that a bench's store has; the bench's node before it has begun.
+pub(crate) async fn chain_of(store: &(impl AuditStore + ?Sized)) -> Arc<str> {
+    let chains = store.chains().await.unwrap();
+    assert!(chains.len() <= 1, "{chains:?}");
+    chains.into_iter().next().unwrap_or_else(|| "node".into())
+}
+
+/// Every record of the only chain, a few at a time.
+pub(crate) async fn whole_chain(store: &(impl AuditStore + ?Sized)) -> Vec<Record> {
+    let name = chain_of(store).await;
+    let mut records: Vec<Record> = Vec::new();
+    loop {
+        let page = store.chain(&name, records.last().map_or(0, |last| last.sequence), 99).await.unwrap();
+        if page.is_empty() {
+            return records;
+        }
+        records.extend(page);
+    }
 }
 
 /// Keeps what it hears.

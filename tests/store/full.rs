@@ -46,7 +46,7 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
     store.follow(NOW, ear.clone()).await.unwrap();
     let written = fill_up(&store).await;
     assert!(written > 0);
-    let head = store.head().await.unwrap().unwrap();
+    let head = store.head("node").await.unwrap().unwrap();
     for _ in 0..written {
         tail.recv().await.unwrap();
     }
@@ -57,12 +57,12 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
     assert_eq!(ear.heard(), [], "what did not happen is not heard");
     assert!(tail.try_recv().is_err());
     assert!(store.client(&id("client-00000")).await.unwrap().is_some());
-    assert_eq!(store.head().await.unwrap(), Some(head.clone()));
+    assert_eq!(store.head("node").await.unwrap(), Some(head.clone()));
     assert_eq!(store.count(&[("k".into(), 1)], at(1)).await.unwrap(), [1]);
 
     store.bound_pages(100_000).await.unwrap();
     store.append(large(0)).await.unwrap();
-    assert_eq!(store.head().await.unwrap().unwrap().sequence, head.sequence + 1);
+    assert_eq!(store.head("node").await.unwrap().unwrap().sequence, head.sequence + 1);
     verify(&store).await;
     store.close().await.unwrap();
     let store = open(dir.path());
@@ -92,7 +92,7 @@ async fn nobody_in_a_failed_batch_is_told_it_was_done() {
         }
     }
     assert!(full > 0);
-    let records = store.chain(0, 1_000).await.unwrap();
+    let records = store.chain("node", 0, 1_000).await.unwrap();
     let mut kept: Vec<_> = records.into_iter().map(|record| record.event.target).collect();
     kept.sort_unstable();
     done.sort_unstable();
@@ -107,7 +107,7 @@ async fn a_full_disk_promises_no_record_ahead() {
     let store = open(dir.path());
     store.bound_pages(60).await.unwrap();
     fill_up(&store).await;
-    let written = store.head().await.unwrap().unwrap().sequence;
+    let written = store.head("node").await.unwrap().unwrap().sequence;
     for n in 0..3 {
         assert!(matches!(store.append_soon(large(n)).await, Err(StoreError::Full(_))));
         store.ready().await.unwrap();
@@ -118,12 +118,12 @@ async fn a_full_disk_promises_no_record_ahead() {
     }
     store.close().await.unwrap();
     let store = open(dir.path());
-    assert_eq!(store.head().await.unwrap().unwrap().sequence, written + 3);
+    assert_eq!(store.head("node").await.unwrap().unwrap().sequence, written + 3);
     verify(&store).await;
 }
 
 async fn verify(store: &Embedded) {
     let mut walk = Walk::from_start();
-    store.chain(0, 100_000).await.unwrap().iter().try_for_each(|record| walk.record(record)).unwrap();
-    walk.finish(&Bench::key(), store.head().await.unwrap().as_ref()).unwrap();
+    store.chain("node", 0, 100_000).await.unwrap().iter().try_for_each(|record| walk.record(record)).unwrap();
+    walk.finish(&Bench::key(), store.head("node").await.unwrap().as_ref()).unwrap();
 }

@@ -62,11 +62,11 @@ async fn an_imported_store_exports_the_same_bytes() {
 
     // The chain goes on where it was.
     let target = Embedded::open(to.path(), "other", Bench::key()).unwrap();
-    let head = source.head().await.unwrap().unwrap();
+    let head = source.head("node").await.unwrap().unwrap();
     target.append(crate::fixtures::event(Action::StoreImported)).await.unwrap();
     let mut walk = Walk::from_start();
-    target.chain(0, 10_000).await.unwrap().iter().try_for_each(|record| walk.record(record)).unwrap();
-    walk.finish(&Bench::key(), target.head().await.unwrap().as_ref()).unwrap();
+    target.chain("node", 0, 10_000).await.unwrap().iter().try_for_each(|record| walk.record(record)).unwrap();
+    walk.finish(&Bench::key(), target.head("node").await.unwrap().as_ref()).unwrap();
     assert_eq!(walk.sequence(), head.sequence + 1);
     assert!(target.check().await.unwrap().sound());
 }

@@ -49,7 +49,7 @@ async fn what_is_planned_for_all_calls_stops_when_it_is_taken_back() {
     assert!(matches!(store.append(event(Action::TokenIssued)).await, Err(StoreError::Corrupt(_))));
     store.always(None);
     store.ready().await.unwrap();
-    assert!(store.chain(0, 1).await.unwrap().is_empty());
+    assert!(store.chain("node", 0, 1).await.unwrap().is_empty());
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use jeton::{
     crypto::chain::Head,
     model::{
-        Client, ClientId, EpochOf, Event, Family, FamilyId, Keyset, Record, Stamp, TenantId, Timestamp, event::Filter,
+        Client, ClientId, EpochOf, Event, Family, FamilyId, Keyset, Place, Record, Stamp, TenantId, Timestamp, event::Filter,
         revocation::Revocation,
     },
     store::{
@@ -200,16 +200,20 @@ impl AuditStore for FaultyStore {
         self.pass(self.inner.append_soon(event)).await
     }
 
-    async fn events(&self, filter: &Filter, before: Option<u64>, limit: usize) -> Result<Vec<Record>> {
+    async fn events(&self, filter: &Filter, before: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
         self.pass(self.inner.events(filter, before, limit)).await
     }
 
-    async fn chain(&self, after: u64, limit: usize) -> Result<Vec<Record>> {
-        self.pass(self.inner.chain(after, limit)).await
+    async fn chains(&self) -> Result<Vec<Arc<str>>> {
+        self.pass(self.inner.chains()).await
     }
 
-    async fn head(&self) -> Result<Option<Head>> {
-        self.pass(self.inner.head()).await
+    async fn chain(&self, name: &str, after: u64, limit: usize) -> Result<Vec<Record>> {
+        self.pass(self.inner.chain(name, after, limit)).await
+    }
+
+    async fn head(&self, chain: &str) -> Result<Option<Head>> {
+        self.pass(self.inner.head(chain)).await
     }
 
     fn tail(&self) -> broadcast::Receiver<Arc<Record>> {

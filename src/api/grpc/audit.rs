@@ -14,10 +14,10 @@ use crate::{
     api::status::status,
     error::{Error, Result},
     model::{
-        Record,
+        Place, Record, Timestamp,
         event::{Filter, Outcome},
     },
-    oauth::{Administrator, bearer::Office},
+    oauth::{Administrator, bearer::Office, trail::Known},
     proto::admin::{
         Event, EventFilter, ListEventsRequest, ListEventsResponse, TailEventsRequest, TailEventsResponse, VerifyChainRequest,
         VerifyChainResponse, audit_service_server::AuditService,
@@ -41,13 +41,13 @@ impl AuditService for Door {
                 let filter = parsed(filter.unwrap_or_default())?;
                 let question = format!("events/{}/{filter:?}", admin.tenant());
                 let before = pages::open(self.authority.page_key(), &question, &page_token)?;
-                let before =
-                    before.map(|cursor| cursor.parse()).transpose().map_err(|_| Error::field("page_token", "is not ours"))?;
-                let mut records = self.authority.events(&admin, filter, before, size + 1).await?;
+                let unfit = || Error::field("page_token", "is not ours");
+                let before = before.map(|cursor| place(&cursor).ok_or_else(unfit)).transpose()?;
+                let mut records = self.authority.events(&admin, filter, before.as_ref(), size + 1).await?;
                 let more = records.len() > size;
                 records.truncate(size);
                 let next_page_token = match records.last() {
-                    Some(last) if more => pages::seal(self.authority.page_key(), &question, &last.sequence.to_string()),
+                    Some(last) if more => pages::seal(self.authority.page_key(), &question, &cursor(&last.place())),
                     _ => String::new(),
                 };
                 Ok(ListEventsResponse { events: records.iter().map(shown).collect(), next_page_token })
@@ -80,15 +80,22 @@ impl AuditService for Door {
                     (Ok(sequence), false) if sequence > 0 => Some((sequence, from_hex(&known_hash)?)),
                     _ => return Err(Error::field("known_sequence", "must come with known_hash, and be above 0")),
                 };
-                let verdict = self.authority.verify_trail(&admin, &self.chain, known).await?;
-                let (first_bad, problem) = verdict.flaw.unwrap_or_default();
+                // There is one chain, which begins with the first record.
+                let chain = self.authority.store().chains().await?.into_iter().next().unwrap_or_else(|| "".into());
+                let known: Vec<_> =
+                    known.map(|(sequence, hash)| Known { chain: chain.clone(), sequence, hash }).into_iter().collect();
+                let verdicts = self.authority.verify_trail(&admin, &self.chain, Some(&chain), &known).await?;
+                let verdict = verdicts.into_iter().next();
+                let (checked, flaw, head) =
+                    verdict.map(|verdict| (verdict.checked, verdict.flaw, verdict.head)).unwrap_or_default();
+                let (first_bad, problem) = flaw.unwrap_or_default();
                 Ok(VerifyChainResponse {
                     intact: Some(problem.is_empty()),
-                    checked: wire(verdict.checked),
+                    checked: wire(checked),
                     first_bad_sequence: wire(first_bad),
                     problem,
-                    head_sequence: wire(verdict.head.0),
-                    head_hash: hex(&verdict.head.1),
+                    head_sequence: wire(head.0),
+                    head_hash: hex(&head.1),
                 })
             }
             .await,
@@ -143,6 +150,18 @@ impl Door {
 /// Resolves when the server is to stop.
 async fn stopped(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stopping| *stopping).await;
+}
+
+/// A place as it stands in a page token; the chain comes last, for a name may hold anything.
+fn cursor(place: &Place) -> String {
+    format!("{}/{}/{}", place.at.millis(), place.sequence, place.chain)
+}
+
+fn place(cursor: &str) -> Option<Place> {
+    let mut parts = cursor.splitn(3, '/');
+    let at = Timestamp::from_millis(parts.next()?.parse().ok()?);
+    let sequence = parts.next()?.parse().ok()?;
+    Some(Place { at, sequence, chain: parts.next()?.into() })
 }
 
 fn parsed(filter: EventFilter) -> Result<Filter> {

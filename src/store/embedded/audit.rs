@@ -1,6 +1,7 @@
-//! The audit trail: rows by sequence, chained by hash, the end sealed in the row `head`.
+//! The audit trail: rows by sequence, chained by hash, the end sealed in the row `head`. It is one chain, with the name of the node
+//! that wrote its first record.
 
-use std::sync::Arc;
+use std::{cmp::Ordering, sync::Arc};
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension, Row};
@@ -13,7 +14,7 @@ use super::{
 };
 use crate::{
     crypto::chain::Head,
-    model::{Event, Record, event::Filter},
+    model::{Event, Place, Record, Timestamp, event::Filter},
     store::{AuditStore, Result},
 };
 
@@ -44,25 +45,36 @@ impl AuditStore for Embedded {
         self.writer.send(Box::new(Work::new(Urgency::Lazy, move |batch: &mut Batch<'_>| batch.append(&entry), reply))).await
     }
 
-    async fn events(&self, filter: &Filter, before: Option<u64>, limit: usize) -> Result<Vec<Record>> {
-        let (mut found, mut next) = (Vec::new(), Some(before.map_or(i64::MAX, to_sql)));
+    async fn events(&self, filter: &Filter, before: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
+        let Some(own) = self.read(name).await? else { return Ok(Vec::new()) };
+        let (mut found, mut next) = (Vec::new(), Some(before.map_or(NEWEST, |place| row_before(&own, place))));
         while let Some(before) = next
             && found.len() < limit
         {
-            let (filter, wanted) = (filter.clone(), limit.saturating_sub(found.len()));
-            let turn = self.scan(move |connection| newest_first(connection, &filter, before, wanted, TURN)).await?;
+            let (filter, own, wanted) = (filter.clone(), own.clone(), limit.saturating_sub(found.len()));
+            let turn = self.scan(move |connection| newest_first(connection, &own, &filter, before, wanted, TURN)).await?;
             found.extend(turn.0);
             next = turn.1;
         }
         Ok(found)
     }
 
-    async fn chain(&self, after: u64, limit: usize) -> Result<Vec<Record>> {
-        self.scan(move |connection| page(connection, after, limit)).await
+    async fn chains(&self) -> Result<Vec<Arc<str>>> {
+        self.read(|connection| Ok(name(connection)?.into_iter().collect())).await
     }
 
-    async fn head(&self) -> Result<Option<Head>> {
-        self.read(head).await
+    async fn chain(&self, chain: &str, after: u64, limit: usize) -> Result<Vec<Record>> {
+        let chain: Arc<str> = chain.into();
+        let read = move |connection: &Connection| match name(connection)? {
+            Some(own) if own == chain => page(connection, &own, after, limit),
+            Some(_) | None => Ok(Vec::new()),
+        };
+        self.scan(read).await
+    }
+
+    async fn head(&self, chain: &str) -> Result<Option<Head>> {
+        let chain: Arc<str> = chain.into();
+        self.read(move |connection| if name(connection)? == Some(chain) { head(connection) } else { Ok(None) }).await
     }
 
     fn tail(&self) -> broadcast::Receiver<Arc<Record>> {
@@ -84,33 +96,59 @@ impl Raw {
         Ok(Self { sequence, node: row.get(1)?, hash: row.get(2)?, body: row.get(3)? })
     }
 
-    pub(super) fn record(self) -> Result<Record, Fault> {
+    pub(super) fn record(self, chain: &Arc<str>) -> Result<Record, Fault> {
         let event: Event = serde_json::from_str(&self.body)
             .map_err(|_| Fault::Row(format!("audit record {}: the event cannot be read", self.sequence)))?;
-        Ok(Record { sequence: self.sequence, node: self.node, event, hash: self.hash })
+        Ok(Record { chain: chain.clone(), sequence: self.sequence, node: self.node, event, hash: self.hash })
     }
+}
+
+/// The chain's name: who wrote its first record. None before that.
+pub(super) fn name(connection: &Connection) -> Result<Option<Arc<str>>, Fault> {
+    let mut statement = connection.prepare_cached("SELECT node FROM audit ORDER BY sequence LIMIT 1")?;
+    Ok(statement.query_row([], |row| row.get(0)).optional()?)
+}
+
+/// A row's time and sequence: the order of what is listed.
+type Bound = (i64, i64);
+
+/// Behind every row.
+const NEWEST: Bound = (i64::MAX, i64::MAX);
+
+/// Where the rows before a place end, which may be one of another chain.
+fn row_before(own: &str, place: &Place) -> Bound {
+    let sequence = match own.cmp(&place.chain) {
+        Ordering::Less => i64::MAX,
+        Ordering::Equal => to_sql(place.sequence),
+        Ordering::Greater => 0,
+    };
+    (place.at.millis(), sequence)
 }
 
 /// Up to `limit` records out of up to `turn` rows; where the rows before those begin, if there may be some.
 fn newest_first(
     connection: &Connection,
+    own: &Arc<str>,
     filter: &Filter,
-    before: i64,
+    before: Bound,
     limit: usize,
     turn: usize,
-) -> Result<(Vec<Record>, Option<i64>), Fault> {
-    let sql = "SELECT sequence, node, hash, event FROM audit WHERE sequence < ?1 ORDER BY sequence DESC LIMIT ?2";
+) -> Result<(Vec<Record>, Option<Bound>), Fault> {
+    let sql = "SELECT sequence, node, hash, event, at FROM audit
+               WHERE (at, sequence) < (?1, ?2) AND at < ?3 AND at >= ?4 ORDER BY at DESC, sequence DESC LIMIT ?5";
     let mut statement = connection.prepare_cached(sql)?;
-    let mut rows = statement.query((before, i64::try_from(turn).unwrap_or(i64::MAX)))?;
+    let to = filter.to.map_or(i64::MAX, Timestamp::millis);
+    let from = filter.from.map_or(i64::MIN, Timestamp::millis);
+    let mut rows = statement.query((before.0, before.1, to, from, i64::try_from(turn).unwrap_or(i64::MAX)))?;
     let hints = hints(filter);
     let (mut found, mut seen, mut last) = (Vec::new(), 0_usize, before);
     while found.len() < limit
         && let Some(row) = rows.next()?
     {
-        (seen, last) = (seen.saturating_add(1), row.get(0)?);
+        (seen, last) = (seen.saturating_add(1), (row.get(4)?, row.get(0)?));
         let text = row.get_ref(3)?.as_str().map_err(rusqlite::Error::from)?;
         if hints.iter().all(|hint| text.contains(hint)) {
-            let record = Raw::read(row)?.record()?;
+            let record = Raw::read(row)?.record(own)?;
             if filter.admits(&record.event) {
                 found.push(record);
             }
@@ -128,10 +166,10 @@ fn hints(filter: &Filter) -> Vec<String> {
 }
 
 /// Records in order.
-pub(super) fn page(connection: &Connection, after: u64, limit: usize) -> Result<Vec<Record>, Fault> {
+pub(super) fn page(connection: &Connection, own: &Arc<str>, after: u64, limit: usize) -> Result<Vec<Record>, Fault> {
     let mut records = Vec::new();
     walk(connection, after, limit, |raw| {
-        records.push(raw.record()?);
+        records.push(raw.record(own)?);
         Ok::<_, Fault>(())
     })?;
     Ok(records)
@@ -176,7 +214,7 @@ mod tests {
     use super::*;
     use crate::{
         crypto::chain::ChainKey,
-        model::{Action, Stamp, Timestamp},
+        model::{Action, Stamp},
         store::Store,
     };
 
@@ -197,12 +235,14 @@ mod tests {
         store.ready().await.unwrap();
         let filter = Filter { action: Some("token.revoked".into()), ..Filter::default() };
         for (turn, limit) in [(1, 9), (2, 9), (7, 9), (10, 3), (49, 9), (50, 9), (51, 9), (3, 1)] {
-            let (mut found, mut next, mut turns) = (Vec::new(), Some(i64::MAX), 0);
+            let (mut found, mut next, mut turns) = (Vec::new(), Some(NEWEST), 0);
             while let Some(before) = next
                 && found.len() < limit
             {
                 let (filter, wanted) = (filter.clone(), limit - found.len());
-                let part = store.scan(move |connection| newest_first(connection, &filter, before, wanted, turn)).await.unwrap();
+                let own = "node".into();
+                let part =
+                    store.scan(move |connection| newest_first(connection, &own, &filter, before, wanted, turn)).await.unwrap();
                 found.extend(part.0.iter().map(|record| record.sequence));
                 (next, turns) = (part.1, turns + 1);
             }

@@ -53,6 +53,8 @@ pub(super) struct Batch<'a> {
     pub(super) connection: &'a Connection,
     /// This node's name in the audit trail.
     pub(super) node: &'a Arc<str>,
+    /// The name of the chain that it writes.
+    pub(super) chain: &'a Arc<str>,
     /// Whether anybody listens to new audit records.
     pub(super) listening: bool,
     /// Whether the room is for what ends tokens only.
@@ -99,8 +101,8 @@ impl Batch<'_> {
         state.hash = hash;
         state.newest = state.newest.max(entry.event.at);
         if self.listening {
-            let record = Record { sequence, node: node.clone(), event: entry.event.clone(), hash };
-            self.effects.records.push(Arc::new(record));
+            let (chain, node) = (self.chain.clone(), node.clone());
+            self.effects.records.push(Arc::new(Record { chain, sequence, node, event: entry.event.clone(), hash }));
         }
         Ok(())
     }

@@ -151,6 +151,7 @@ impl Embedded {
         let tail = broadcast::Sender::new(audit::LAG);
         let weak_tail = tail.downgrade();
         let writer = Writer {
+            chain: audit::name(&connection)?.unwrap_or_else(|| node.into()),
             connection,
             node: node.into(),
             key: chain.clone(),

@@ -7,12 +7,15 @@ use rusqlite::{Connection, OpenFlags, config::DbConfig};
 use super::fault::OpenError;
 
 /// The newest format this version knows. A newer one is refused, an older one is brought forward.
-pub(super) const FORMAT: i64 = 1;
+pub(super) const FORMAT: i64 = 2;
 
 /// Marks the file as ours: "jetn".
 const APPLICATION: i64 = 0x6a65_746e;
 
-/// One table a type of record, so that none can be read as another. Ids are keys, hashes of secrets never are. Ids that arrive
+/// What makes each format out of the one before it, the first out of nothing.
+const STEPS: [&str; 2] = [TABLES, BY_TIME];
+
+/// Format 1. One table a type of record, so that none can be read as another. Ids are keys, hashes of secrets never are. Ids that arrive
 /// in the order of time keep inserts at the end of their tree. `sum` covers a row against the silent decay of its page.
 ///
 /// `families.sweep_at` is the earliest time its family could be forgotten, as of when the row was last looked at by the sweep:
@@ -55,6 +58,14 @@ const TABLES: &str = "
     ) STRICT;
 ";
 
+/// Format 2: records are listed in the order of their times. The time is the event's own, so that the two cannot differ; what
+/// cannot be read comes last, and is found there. Nothing that is there is written anew but the index.
+const BY_TIME: &str = "
+    ALTER TABLE audit ADD COLUMN at INTEGER GENERATED ALWAYS AS
+        (coalesce(CAST(iif(json_valid(event), event ->> '$.at', 0) AS INTEGER), 0)) VIRTUAL;
+    CREATE INDEX audit_by_time ON audit (at);
+";
+
 /// The database's file in a data directory.
 pub(super) fn file(dir: &Path) -> PathBuf {
     dir.join("jeton.db")
@@ -73,9 +84,11 @@ pub(super) fn writer(dir: &Path) -> Result<Connection, OpenError> {
          PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -16384;",
     )?;
     settle(&connection)?;
-    if format == 0 {
+    let steps: String = STEPS.into_iter().skip(usize::try_from(format).unwrap_or(STEPS.len())).collect();
+    if !steps.is_empty() {
+        // Whoever stops in the middle leaves the old format as it was.
         connection.execute_batch(&format!(
-            "BEGIN IMMEDIATE; {TABLES} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {FORMAT}; COMMIT;"
+            "BEGIN IMMEDIATE; {steps} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {FORMAT}; COMMIT;"
         ))?;
     }
     Ok(connection)
@@ -109,7 +122,7 @@ fn format(connection: &Connection) -> Result<i64, OpenError> {
     match (tables, application, format) {
         (0, 0, 0) => Ok(0),
         (_, APPLICATION, found) if found > FORMAT => Err(OpenError::Newer { found, known: FORMAT }),
-        (1.., APPLICATION, FORMAT) => Ok(format),
+        (1.., APPLICATION, 1..=FORMAT) => Ok(format),
         _ => Err(OpenError::Corrupt("the database is not one of jeton's".into())),
     }
 }

@@ -182,9 +182,10 @@ fn secret_uses(connection: &Connection, after: Option<&(ClientId, SecretId)>, li
 }
 
 fn records(connection: &Connection, after: u64, limit: usize) -> Result<Vec<Item>, Fault> {
+    let Some(own) = audit::name(connection)? else { return Ok(Vec::new()) };
     let mut items = Vec::new();
     audit::walk(connection, after, limit, |raw| {
-        let record = raw.record()?;
+        let record = raw.record(&own)?;
         let hash = hex(&record.hash);
         items.push(Item::Record { sequence: record.sequence, node: record.node, event: record.event, hash });
         Ok::<_, Fault>(())

@@ -45,6 +45,7 @@ pub(super) enum Fate {
 pub(super) struct Writer {
     pub(super) connection: Connection,
     pub(super) node: Arc<str>,
+    pub(super) chain: Arc<str>,
     pub(super) key: ChainKey,
     pub(super) state: State,
     pub(super) shared: Arc<Shared>,
@@ -190,7 +191,8 @@ impl Writer {
         }
         let effects = Effects { state, changes: Vec::new(), records: Vec::new(), followers: Vec::new() };
         let listening = self.tail.receiver_count() > 0;
-        let mut batch = Batch { connection: &self.connection, node: &self.node, listening, scarce, effects };
+        let mut batch =
+            Batch { connection: &self.connection, node: &self.node, chain: &self.chain, listening, scarce, effects };
         jobs.iter_mut().try_for_each(|job| job.run(&mut batch))?;
         let effects = batch.effects;
         if effects.state != self.state {
@@ -345,7 +347,7 @@ mod tests {
             assert!(matches!(store.count(&[], Timestamp::EPOCH).await, Err(StoreError::Unavailable(_))));
             assert!(matches!(store.close().await, Err(StoreError::Unavailable(_))));
             let store = open(dir.path());
-            assert_eq!(store.chain(0, 9).await.unwrap().len(), 1);
+            assert_eq!(store.chain("node", 0, 9).await.unwrap().len(), 1);
             store.append(event()).await.unwrap();
         }
     }
@@ -373,7 +375,7 @@ mod tests {
                 (_, other) => panic!("{n}: {other:?}"),
             }
         }
-        assert_eq!(store.chain(0, 99).await.unwrap().len(), 20);
+        assert_eq!(store.chain("node", 0, 99).await.unwrap().len(), 20);
         assert!(store.check().await.unwrap().sound());
     }
 
@@ -414,7 +416,7 @@ mod tests {
             assert_eq!(std::fs::metadata(dir.path().join("reserve")).unwrap().len(), 1 << 20);
         }
         assert_eq!(seen.lock().unwrap()[..4], [false, false, true, true]);
-        assert_eq!(store.chain(0, 9).await.unwrap().len(), 3);
+        assert_eq!(store.chain("node", 0, 9).await.unwrap().len(), 3);
         assert!(store.check().await.unwrap().sound());
     }
 }

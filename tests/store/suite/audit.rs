@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use jeton::{
     crypto::chain::Walk,
     model::{
-        Action, Client, Event, FamilyId, Record,
+        Action, Client, Event, FamilyId, Place, Record,
         event::{Filter, Outcome},
     },
     store::{AuditStore, Store},
@@ -14,7 +14,7 @@ use tokio::{sync::broadcast::error::RecvError, time::timeout};
 
 use crate::{
     bench::Bench,
-    fixtures::{NOW, at, client, event, family, id, keyset, stamp},
+    fixtures::{NOW, at, chain_of, client, event, family, id, keyset, stamp, whole_chain},
 };
 
 fn numbered(n: u64) -> Event {
@@ -33,10 +33,12 @@ fn sequences(records: &[Record]) -> Vec<u64> {
 
 /// Walks the whole trail, a few records at a time, to its sealed head.
 async fn verify(store: &dyn Store) -> u64 {
-    let head = store.head().await.unwrap();
+    let name = chain_of(store).await;
+    let head = store.head(&name).await.unwrap();
     let mut walk = Walk::from_start();
     loop {
-        let records = store.chain(walk.sequence(), 7).await.unwrap();
+        let records = store.chain(&name, walk.sequence(), 7).await.unwrap();
+        assert!(records.iter().all(|record| record.chain == name));
         if records.is_empty() {
             break;
         }
@@ -58,7 +60,7 @@ pub(crate) async fn an_event_reads_back_as_it_was_appended(bench: &Bench) {
     for event in [&full, &bare] {
         store.append(event.clone()).await.unwrap();
     }
-    let records = bench.reopen().await.chain(0, 9).await.unwrap();
+    let records = whole_chain(&*bench.reopen().await).await;
     assert_eq!(records.iter().map(|record| record.event.clone()).collect::<Vec<_>>(), [full, bare]);
     assert_eq!(records.iter().map(|record| &*record.node).collect::<Vec<_>>(), ["node", "node"]);
     assert_eq!(sequences(&records), [1, 2]);
@@ -73,7 +75,7 @@ pub(crate) async fn odd_text_is_kept_as_it_is(bench: &Bench) {
     }
     let long = "x".repeat(1 << 20);
     store.append(Event { target: long.clone(), ..event(Action::TokenIssued) }).await.unwrap();
-    let records = store.chain(0, 99).await.unwrap();
+    let records = whole_chain(&*store).await;
     for (record, text) in records.iter().zip(odd) {
         assert_eq!((record.event.target.as_str(), record.event.reason.as_ref()), (text, text));
     }
@@ -84,7 +86,11 @@ pub(crate) async fn odd_text_is_kept_as_it_is(bench: &Bench) {
 pub(crate) async fn newest_come_first_and_pages_stand(bench: &Bench) {
     let store = bench.store();
     append(&*store, 9).await;
-    let page = async |before, limit| sequences(&store.events(&Filter::default(), before, limit).await.unwrap());
+    let name = chain_of(&*store).await;
+    let page = async |before: Option<u64>, limit| {
+        let before = before.map(|sequence| Place { at: NOW, chain: name.clone(), sequence });
+        sequences(&store.events(&Filter::default(), before.as_ref(), limit).await.unwrap())
+    };
     assert_eq!(page(None, 4).await, [9, 8, 7, 6]);
     append(&*store, 3).await;
     assert_eq!(page(Some(6), 4).await, [5, 4, 3, 2]);
@@ -92,8 +98,57 @@ pub(crate) async fn newest_come_first_and_pages_stand(bench: &Bench) {
     assert_eq!(page(Some(1), 4).await, [0; 0]);
     assert_eq!(page(Some(u64::MAX), 1).await, [12]);
     assert_eq!(page(None, 0).await, [0; 0]);
-    assert_eq!(sequences(&store.chain(3, 2).await.unwrap()), [4, 5]);
-    assert_eq!(sequences(&store.chain(u64::MAX, 2).await.unwrap()), [0; 0]);
+    assert_eq!(sequences(&store.chain(&name, 3, 2).await.unwrap()), [4, 5]);
+    assert_eq!(sequences(&store.chain(&name, u64::MAX, 2).await.unwrap()), [0; 0]);
+}
+
+/// O05: newest first goes by time, and by the place in the chain only within a millisecond; every page begins where the one
+/// before it ended, whatever its length.
+pub(crate) async fn events_follow_their_times_where_the_chain_does_not(bench: &Bench) {
+    let store = bench.store();
+    for (n, millis) in [5, 9, 7, 7, -3, 9, 0].into_iter().enumerate() {
+        store.append(Event { at: at(millis), ..numbered(n as u64) }).await.unwrap();
+    }
+    for limit in 1..=8 {
+        let (mut seen, mut before) = (Vec::new(), None);
+        loop {
+            let page = store.events(&Filter::default(), before.as_ref(), limit).await.unwrap();
+            seen.extend(sequences(&page));
+            match page.last() {
+                Some(last) => before = Some(last.place()),
+                None => break,
+            }
+        }
+        assert_eq!(seen, [6, 2, 4, 3, 1, 7, 5], "{limit}");
+    }
+    // Places between records, and of chains that are not there.
+    let name = chain_of(&*store).await;
+    for (millis, chain, sequence, newest) in
+        [(8, &*name, 1, 4), (7, &*name, 4, 3), (7, "", u64::MAX, 1), (7, "\u{10ffff}", 0, 4), (9, "\u{10ffff}", 0, 6)]
+    {
+        let before = Place { at: at(millis), chain: chain.into(), sequence };
+        let page = store.events(&Filter::default(), Some(&before), 1).await.unwrap();
+        assert_eq!(sequences(&page), [newest], "{before:?}");
+    }
+}
+
+/// A chain bears the name of the node that began it and keeps it over a restart; what is asked of others is not there.
+pub(crate) async fn a_chain_is_named_and_others_are_not_there(bench: &Bench) {
+    let store = bench.store();
+    assert_eq!(store.chains().await.unwrap(), []);
+    append(&*store, 1).await;
+    let name = chain_of(&*store).await;
+    let first = whole_chain(&*store).await;
+    assert_eq!((&first[0].node, &first[0].chain), (&name, &name));
+    let store = bench.reopen().await;
+    append(&*store, 2).await;
+    assert_eq!(store.chains().await.unwrap(), std::slice::from_ref(&name));
+    assert_eq!(sequences(&whole_chain(&*store).await), [1, 2, 3]);
+    for other in ["", "nod", "node2", "NODE", "node\0", "*", "%"] {
+        assert_ne!(other, &*name);
+        assert_eq!(store.chain(other, 0, 9).await.unwrap(), [], "{other}");
+        assert_eq!(store.head(other).await.unwrap(), None, "{other}");
+    }
 }
 
 pub(crate) async fn filters_admit_what_they_say(bench: &Bench) {
@@ -110,7 +165,7 @@ pub(crate) async fn filters_admit_what_they_say(bench: &Bench) {
     store.append(event(Action::ServerStarted)).await.unwrap();
     let found = async |filter: Filter| sequences(&store.events(&filter, None, 99).await.unwrap());
     let none = Filter::default;
-    assert_eq!(found(none()).await, [4, 3, 2, 1]);
+    assert_eq!(found(none()).await, [3, 2, 4, 1]);
     assert_eq!(found(Filter { tenant: Some("t".parse().unwrap()), ..none() }).await, [2, 1]);
     assert_eq!(found(Filter { client: Some(id("a")), ..none() }).await, [3, 1]);
     assert_eq!(found(Filter { action: Some("token.".into()), ..none() }).await, [2, 1]);
@@ -122,7 +177,8 @@ pub(crate) async fn filters_admit_what_they_say(bench: &Bench) {
     let both = Filter { tenant: Some("u".parse().unwrap()), client: Some(id("a")), ..none() };
     assert_eq!(found(both).await, [3]);
     let page = Filter { client: Some(id("a")), ..none() };
-    assert_eq!(sequences(&store.events(&page, Some(3), 1).await.unwrap()), [1]);
+    let third = Place { at: at(20), chain: chain_of(&*store).await, sequence: 3 };
+    assert_eq!(sequences(&store.events(&page, Some(&third), 1).await.unwrap()), [1]);
 }
 
 /// O04: every kind of change links into one chain, over a restart.
@@ -149,13 +205,14 @@ pub(crate) async fn concurrent_appends_leave_no_gap(bench: &Bench) {
         task.await.unwrap();
     }
     assert_eq!(verify(&*bench.store()).await, 500);
-    let records = bench.store().chain(0, 1_000).await.unwrap();
+    let records = whole_chain(&*bench.store()).await;
     let targets: BTreeSet<u64> = records.iter().map(|record| record.event.target.parse().unwrap()).collect();
     assert_eq!(targets, (0..500).collect());
 }
 
 pub(crate) async fn an_empty_trail_has_no_head(bench: &Bench) {
-    assert_eq!(bench.store().head().await.unwrap(), None);
+    assert_eq!(bench.store().chains().await.unwrap(), []);
+    assert_eq!(bench.store().head(&chain_of(&*bench.store()).await).await.unwrap(), None);
     assert_eq!(verify(&*bench.store()).await, 0);
     assert_eq!(verify(&*bench.reopen().await).await, 0);
 }
@@ -183,8 +240,7 @@ pub(crate) async fn the_tail_hears_every_record_in_order(bench: &Bench) {
     let mut tail = store.tail();
     append(&*store, 3).await;
     store.create_client(&client("a"), event(Action::ClientCreated)).await.unwrap();
-    let kept = store.chain(2, 99).await.unwrap();
-    for record in kept {
+    for record in whole_chain(&*store).await.into_iter().skip(2) {
         assert_eq!(*tail.recv().await.unwrap(), record);
     }
     store.close().await.unwrap();

@@ -7,7 +7,7 @@ use jeton::{
 
 use crate::{
     bench::Bench,
-    fixtures::{Ear, NOW, at, client, event, family, id, keyset, present, stamp},
+    fixtures::{Ear, NOW, at, client, event, family, id, keyset, present, stamp, whole_chain},
 };
 
 pub(crate) async fn a_store_is_ready(bench: &Bench) {
@@ -22,12 +22,12 @@ pub(crate) async fn everything_outlives_a_restart(bench: &Bench) {
     store.create_client(&client("a"), event(Action::ClientCreated)).await.unwrap();
     store.open_family(&family, event(Action::TokenIssued)).await.unwrap();
     store.replace_keyset(&keyset(1), event(Action::KeysCreated)).await.unwrap();
-    let before = store.chain(0, 99).await.unwrap();
+    let before = whole_chain(&*store).await;
     let store = bench.reopen().await;
     assert_eq!(store.client(&id("a")).await.unwrap(), Some(client("a")));
     assert_eq!(store.family(family.id, NOW).await.unwrap(), Some(family));
     assert_eq!(store.keyset().await.unwrap(), Some(keyset(1)));
-    assert_eq!(store.chain(0, 99).await.unwrap(), before);
+    assert_eq!(whole_chain(&*store).await, before);
 }
 
 fn unavailable<T>(result: Result<T>) {
@@ -60,12 +60,13 @@ pub(crate) async fn a_closed_store_answers_unavailable(bench: &Bench) {
     unavailable(store.append(event()).await);
     unavailable(store.append_soon(event()).await);
     unavailable(store.events(&Filter::default(), None, 1).await);
-    unavailable(store.chain(0, 1).await);
-    unavailable(store.head().await);
+    unavailable(store.chains().await);
+    unavailable(store.chain("node", 0, 1).await);
+    unavailable(store.head("node").await);
     unavailable(store.keyset().await);
     unavailable(store.replace_keyset(&keyset(1), event()).await);
     unavailable(store.count(&[("a".into(), 1)], at(1)).await);
     unavailable(store.ready().await);
     assert_eq!(store.newest(), NOW);
-    assert_eq!(bench.reopen().await.chain(0, 9).await.unwrap().len(), 1);
+    assert_eq!(whole_chain(&*bench.reopen().await).await.len(), 1);
 }

@@ -69,6 +69,8 @@ macro_rules! lane {
                 an_event_reads_back_as_it_was_appended
                 odd_text_is_kept_as_it_is
                 newest_come_first_and_pages_stand
+                events_follow_their_times_where_the_chain_does_not
+                a_chain_is_named_and_others_are_not_there
                 filters_admit_what_they_say
                 the_chain_verifies_against_the_sealed_head
                 concurrent_appends_leave_no_gap
