@@ -12,6 +12,7 @@ mod killed;
 #[expect(dead_code, reason = "shared with the tests of a fleet, which starts several servers on one store")]
 mod process;
 #[path = "../support/seed.rs"]
+#[expect(dead_code, reason = "shared with the tests of a fleet, which write the seed down")]
 mod seed;
 mod stop;
 mod sync;

@@ -69,12 +69,6 @@ pub(crate) enum Verb {
     DisableClient,
 }
 
-impl Verb {
-    pub(crate) fn mutates(self) -> bool {
-        self != Self::Introspect
-    }
-}
-
 /// One RPC.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Call {

@@ -10,6 +10,18 @@
     reason = "tests fail by panicking"
 )]
 
+mod embedded;
+mod figures;
+mod fleet;
 mod history;
+mod leaks;
+#[path = "../support/process.rs"]
+#[expect(dead_code, reason = "shared with the crash tests, which look at single servers")]
+mod process;
 mod proofs;
+mod recorder;
+mod scene;
+#[path = "../support/seed.rs"]
+mod seed;
+mod traffic;
 mod verdict;
