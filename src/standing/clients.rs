@@ -61,6 +61,14 @@ impl Clients {
         self.absent.pin().remove(id);
     }
 
+    /// Reads every client afresh next time.
+    pub(super) fn forget_all(&self) {
+        let mut writes = self.writes();
+        *writes = writes.wrapping_add(1);
+        self.known.pin().clear();
+        self.absent.pin().clear();
+    }
+
     fn writes(&self) -> MutexGuard<'_, u64> {
         self.writes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -103,13 +111,18 @@ mod tests {
         }
     }
 
-    /// What was read before a write and arrives after it is not remembered, whether it is a client or the lack of one.
+    /// What was read before a write, or before changes were missed, and arrives after it is not remembered, whether it is a
+    /// client or the lack of one.
     #[tokio::test]
     async fn what_a_write_overtook_is_not_remembered() {
-        for found in [Some(client(1)), None] {
+        for (found, missed) in [(Some(client(1)), false), (None, false), (Some(client(1)), true), (None, true)] {
             let (clients, id) = (Clients::default(), "a".parse().unwrap());
             let overtaken = async {
-                clients.forget(&id);
+                if missed {
+                    clients.forget_all()
+                } else {
+                    clients.forget(&id)
+                }
                 Ok(found)
             };
             clients.look_up(&id, overtaken).await.unwrap();
@@ -118,6 +131,18 @@ mod tests {
             let kept = clients.look_up(&id, async { panic!("it is remembered") }).await.unwrap().0.unwrap();
             assert_eq!(kept.revision, 2);
         }
+    }
+
+    /// Once changes may have been missed nothing that was remembered is shown again, neither a client nor the lack of one.
+    #[tokio::test]
+    async fn what_was_remembered_goes_when_changes_were_missed() {
+        let (clients, real, none) = (Clients::default(), "a".parse().unwrap(), "b".parse().unwrap());
+        clients.look_up(&real, async { Ok(Some(client(1))) }).await.unwrap();
+        clients.look_up(&none, async { Ok(None) }).await.unwrap();
+        clients.forget_all();
+        let found = clients.look_up(&real, async { Ok(Some(client(2))) }).await.unwrap();
+        assert_eq!((found.0.unwrap().revision, found.1), (2, true));
+        assert!(clients.look_up(&none, async { Ok(Some(client(1))) }).await.unwrap().0.is_some());
     }
 
     /// R10: once a write has been heard of, nobody finds what stood before it, not even for a moment.

@@ -164,6 +164,7 @@ impl Follower for Standing {
             Change::Epoch(EpochOf::Client(client), value) => Self::raise(&self.of_clients, client, *value),
             Change::Epoch(EpochOf::Subject(subject), value) => Self::raise(&self.subjects, subject, *value),
             Change::Client(id) => self.clients.forget(id),
+            Change::Missed => self.clients.forget_all(),
             Change::Keyset(keyset) => match self.opening.keyring(keyset) {
                 Ok(keyring) => self.keys.store(Arc::new(keyring)),
                 // Cannot happen with a keyset this process wrote; with another node's it means another master key. The old keys

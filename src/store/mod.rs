@@ -7,12 +7,13 @@
 
 pub mod embedded;
 pub mod metered;
+pub mod mongo;
 pub mod transfer;
 
 use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use tokio::sync::broadcast;
+use tokio::{sync::broadcast, time::Instant};
 
 use crate::model::{
     Client, ClientId, EpochOf, Event, Family, FamilyId, Keyset, Place, Record, SecretId, Stamp, TenantId, Timestamp,
@@ -152,6 +153,8 @@ pub enum Change {
     Client(ClientId),
     /// The keyset was written.
     Keyset(Arc<Keyset>),
+    /// Changes may have been missed: whatever can be read again must be.
+    Missed,
 }
 
 /// Everything that judgements depend on, at one moment.
@@ -163,10 +166,16 @@ pub struct Snapshot {
     pub epochs: Vec<(EpochOf, u64)>,
 }
 
-/// Hears of every change in the order of the commits: on the node that wrote it, before the verb answers.
+/// Hears of every change: on the node that wrote it, before the verb answers. A store of one node tells them in the order of the
+/// commits, each once; one that nodes share may tell a change twice, and late.
 pub trait Follower: Send + Sync {
     /// Takes a change in. Must not block: the store's writer waits.
     fn apply(&self, change: &Change);
+    /// Everything that was committed before `at`, by any node, has been applied. A store that never says so is never behind: its
+    /// changes are heard in the commit.
+    fn knows_up_to(&self, at: Instant) {
+        let _ = at;
+    }
 }
 
 /// Clients.

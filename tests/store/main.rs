@@ -21,3 +21,8 @@ mod wrappers;
 suite::lane!(embedded, Bench::embedded());
 suite::lane!(metered, Bench::metered());
 suite::lane!(faulty_and_idle, Bench::faulty());
+suite::lane!(
+    mongodb,
+    Bench::mongodb().await,
+    ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"
+);

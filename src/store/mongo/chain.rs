@@ -1,0 +1,329 @@
+//! This node's audit chain. One task appends: it takes whatever waits, gives each record its place and its hash, and writes them
+//! with one command. A write of unknown outcome is asked about and written again, the same records at the same places, until they
+//! are there: what was promised to a caller is never given up while the process lives.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwapOption;
+use mongodb::bson::{Document, doc};
+use tokio::{
+    sync::{broadcast, mpsc, oneshot},
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+
+use super::{
+    codec::{Fields, bytes, encode, uuid},
+    fault::Fault,
+    link::Link,
+    node::Node,
+    pending::{Entry, Owner},
+    schema::AUDIT_LOGS,
+    settle::Settle,
+};
+use crate::{
+    crypto::chain::{ChainKey, Head, START, Walk, link},
+    model::{Record, Timestamp},
+};
+
+/// Events on their way; more wait in their callers.
+const QUEUE: usize = 4_096;
+/// Jobs in one command.
+const BATCH: usize = 512;
+/// Records read at once.
+const STRIDE: usize = 1_000;
+/// How far a listener may lag behind.
+const LAG: usize = 1_024;
+/// Between two attempts at a write that does not succeed.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long closing waits for what is on its way.
+const LAST: Duration = Duration::from_secs(5);
+
+/// Events to be appended together.
+struct Job {
+    entries: Vec<Entry>,
+    /// Whose outbox they are in.
+    owner: Option<Owner>,
+    reply: Option<oneshot::Sender<Result<(), Fault>>>,
+}
+
+/// The last record of a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct End {
+    pub(super) sequence: u64,
+    pub(super) hash: [u8; 32],
+    /// The newest time of any record.
+    pub(super) newest: Timestamp,
+}
+
+impl End {
+    pub(super) const START: Self = Self { sequence: 0, hash: START, newest: Timestamp::EPOCH };
+}
+
+/// The way to the task that appends.
+pub(super) struct Chain {
+    queue: ArcSwapOption<mpsc::Sender<Job>>,
+    tail: broadcast::WeakSender<Arc<Record>>,
+    state: Arc<State>,
+    task: std::sync::Mutex<Option<JoinHandle<()>>>,
+    deadline: Duration,
+}
+
+/// What the task and its callers both see.
+struct State {
+    sequence: AtomicU64,
+    /// Whether the last write did not succeed at once.
+    struggles: AtomicBool,
+}
+
+impl Chain {
+    /// Starts the task, behind the record `end`.
+    pub(super) fn start(link: Arc<Link>, node: Arc<Node>, key: ChainKey, end: End, settle: Settle) -> Self {
+        let (queue, jobs) = mpsc::channel(QUEUE);
+        let tail = broadcast::Sender::new(LAG);
+        let weak = tail.downgrade();
+        let state = Arc::new(State { sequence: AtomicU64::new(end.sequence), struggles: AtomicBool::new(false) });
+        let deadline = link.deadline();
+        let writer = Writer { link, node, key, end, settle, tail, state: state.clone() };
+        let task = std::sync::Mutex::new(Some(tokio::spawn(writer.serve(jobs))));
+        Self { queue: ArcSwapOption::from_pointee(queue), tail: weak, state, task, deadline }
+    }
+
+    /// The last record that is kept.
+    pub(super) fn sequence(&self) -> u64 {
+        self.state.sequence.load(SeqCst)
+    }
+
+    /// Durable when it answers.
+    pub(super) async fn append(&self, entries: Vec<Entry>, owner: Option<Owner>) -> Result<(), Fault> {
+        let queue = self.queue.load_full().ok_or(Fault::Closed)?;
+        let (reply, answer) = oneshot::channel();
+        let kept = async {
+            queue.send(Job { entries, owner, reply: Some(reply) }).await.map_err(|_| Fault::Closed)?;
+            answer.await.map_err(|_| Fault::Closed)?
+        };
+        timeout(self.deadline, kept).await.map_err(|_| Fault::Late(self.deadline))?
+    }
+
+    /// Answers before it is durable; while MongoDB does not take records at once, as [`Self::append`].
+    pub(super) async fn append_soon(&self, entry: Entry) -> Result<(), Fault> {
+        if self.state.struggles.load(SeqCst) {
+            return self.append(vec![entry], None).await;
+        }
+        let queue = self.queue.load_full().ok_or(Fault::Closed)?;
+        let sent = queue.send(Job { entries: vec![entry], owner: None, reply: None });
+        timeout(self.deadline, sent).await.map_err(|_| Fault::Crowded)?.map_err(|_| Fault::Closed)
+    }
+
+    pub(super) fn tail(&self) -> broadcast::Receiver<Arc<Record>> {
+        self.tail.upgrade().map_or_else(|| broadcast::channel(1).1, |tail| tail.subscribe())
+    }
+
+    /// Takes nothing more and waits for what is on its way, but not for ever.
+    pub(super) async fn close(&self) {
+        self.queue.store(None);
+        let task = self.task.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let Some(task) = task else { return };
+        let abort = task.abort_handle();
+        if timeout(LAST, task).await.is_err() {
+            // It holds no driver future: those run in tasks of their own.
+            abort.abort();
+            tracing::error!("MongoDB does not answer: audit records that nobody was promised are lost");
+        }
+    }
+}
+
+struct Writer {
+    link: Arc<Link>,
+    node: Arc<Node>,
+    key: ChainKey,
+    end: End,
+    settle: Settle,
+    tail: broadcast::Sender<Arc<Record>>,
+    state: Arc<State>,
+}
+
+/// A record and the outbox entry it was made from.
+#[derive(Clone)]
+struct Made {
+    record: Arc<Record>,
+    document: Document,
+}
+
+impl Writer {
+    async fn serve(mut self, mut queue: mpsc::Receiver<Job>) {
+        let mut jobs = Vec::with_capacity(BATCH);
+        while queue.recv_many(&mut jobs, BATCH).await > 0 {
+            let written = self.write(&jobs).await;
+            for job in jobs.drain(..) {
+                if let Some(reply) = job.reply {
+                    // Who does not wait any more does not mind.
+                    let _ = reply.send(written.clone());
+                }
+                if let (Ok(()), Some(owner)) = (&written, job.owner) {
+                    self.settle.push(owner, job.entries.iter().map(|entry| entry.id).collect());
+                }
+            }
+        }
+    }
+
+    async fn write(&mut self, jobs: &[Job]) -> Result<(), Fault> {
+        let (mut made, mut end) = self.make(jobs)?;
+        let mut again = false;
+        loop {
+            match self.insert(&made, again).await {
+                Ok(true) => break,
+                // Somebody else's records stand where ours should.
+                Ok(false) => {
+                    if !self.node.is_ours(&self.link).await? {
+                        self.link.displaced();
+                        return Err(Fault::Displaced);
+                    }
+                    self.end = last(&self.link, &self.key, &self.node.name, self.end.clone()).await?;
+                    (made, end) = self.make(jobs)?;
+                }
+                Err(fault) if self.link.is_closed() => return Err(fault),
+                Err(fault) => {
+                    if !self.state.struggles.swap(true, SeqCst) {
+                        tracing::warn!(%fault, "audit records cannot be written, trying on");
+                    }
+                    sleep(PAUSE).await;
+                }
+            }
+            again = true;
+        }
+        if self.state.struggles.swap(false, SeqCst) {
+            tracing::info!("audit records are written again");
+        }
+        self.state.sequence.store(end.sequence, SeqCst);
+        self.node.came_to(&end);
+        self.end = end;
+        for made in made {
+            // Nobody may be listening.
+            let _ = self.tail.send(made.record);
+        }
+        Ok(())
+    }
+
+    /// The records, and the end of the chain with them.
+    fn make(&self, jobs: &[Job]) -> Result<(Vec<Made>, End), Fault> {
+        let mut end = self.end.clone();
+        let mut made = Vec::new();
+        for entry in jobs.iter().flat_map(|job| &job.entries) {
+            let sequence = end.sequence.saturating_add(1);
+            let hash = link(&end.hash, sequence, &self.node.name, &entry.body);
+            end = End { sequence, hash, newest: end.newest.max(entry.event.at) };
+            let name = self.node.name.clone();
+            let record = Record { chain: name.clone(), sequence, node: name, event: entry.event.clone(), hash };
+            let mut document = encoded(&record, &self.key)?;
+            document.insert("entry", uuid(entry.id));
+            made.push(Made { record: Arc::new(record), document });
+        }
+        Ok((made, end))
+    }
+
+    /// Whether all of them stand; false if others stand in their places.
+    async fn insert(&self, made: &[Made], again: bool) -> Result<bool, Fault> {
+        let mut missing: Vec<Document> = made.iter().map(|made| made.document.clone()).collect();
+        if again {
+            let first = made.first().map_or(0, |made| made.record.sequence);
+            let there = records(&self.link, &self.node.name, first.saturating_sub(1), made.len()).await?;
+            for (found, made) in there.iter().zip(made) {
+                if Fields::of("audit record", found).hash("hash")? != made.record.hash {
+                    return Ok(false);
+                }
+            }
+            missing.drain(..there.len().min(missing.len()));
+        }
+        if missing.is_empty() {
+            return Ok(true);
+        }
+        let logs = self.link.collection(AUDIT_LOGS);
+        self.link.call(async move { Ok(logs.insert_many(missing).await?) }).await?;
+        Ok(true)
+    }
+}
+
+/// A record's document. The seal shows that whoever wrote it has the key: behind the noted head nothing else would.
+pub(super) fn encoded(record: &Record, key: &ChainKey) -> Result<Document, Fault> {
+    let seal = key.seal(&record.node, record.sequence, record.hash);
+    Ok(doc! {
+        "_id": place(&record.chain, record.sequence),
+        "node": record.node.as_ref(),
+        "event": encode("audit record", &record.event)?,
+        "hash": bytes(&record.hash),
+        "seal": bytes(&seal.seal),
+    })
+}
+
+/// The `_id` of a record.
+pub(super) fn place(chain: &str, sequence: u64) -> Document {
+    doc! { "chain": chain, "sequence": i64::try_from(sequence).unwrap_or(i64::MAX) }
+}
+
+pub(super) fn decoded(document: &Document) -> Result<Record, Fault> {
+    let fields = Fields::of("audit record", document);
+    let id = fields.get("_id")?.as_document().ok_or_else(|| Fault::row("audit record", "its _id is not ours"))?;
+    let id = Fields::of("audit record", id);
+    Ok(Record {
+        chain: id.text("chain")?.into(),
+        sequence: id.count("sequence")?,
+        node: fields.text("node")?.into(),
+        event: fields.part("event")?,
+        hash: fields.hash("hash")?,
+    })
+}
+
+/// The record's own seal.
+pub(super) fn sealed(document: &Document) -> Result<Head, Fault> {
+    let Record { sequence, node, hash, .. } = decoded(document)?;
+    Ok(Head { node, sequence, hash, seal: Fields::of("audit record", document).hash("seal")? })
+}
+
+/// Up to `limit` records of a chain in order, those after `after`.
+pub(super) async fn records(link: &Link, chain: &str, after: u64, limit: usize) -> Result<Vec<Document>, Fault> {
+    use futures_util::TryStreamExt as _;
+    let logs = link.collection(AUDIT_LOGS);
+    if limit == 0 && !link.is_closed() {
+        return Ok(Vec::new());
+    }
+    let (filter, limit) = (behind(chain, after), i64::try_from(limit).unwrap_or(i64::MAX));
+    let read = async move { Ok(logs.find(filter).sort(doc! { "_id": 1 }).limit(limit).await?.try_collect().await?) };
+    link.within(link.deadline().saturating_mul(5), read).await
+}
+
+/// The records of a chain behind one.
+pub(super) fn behind(chain: &str, after: u64) -> Document {
+    let end = doc! { "chain": chain, "sequence": mongodb::bson::Bson::MaxKey };
+    doc! { "_id": { "$gt": place(chain, after), "$lt": end } }
+}
+
+/// The last record of a chain, if there is one.
+pub(super) async fn newest(link: &Link, chain: &str) -> Result<Option<Document>, Fault> {
+    let (logs, filter) = (link.collection(AUDIT_LOGS), behind(chain, 0));
+    link.call(async move { Ok(logs.find_one(filter).sort(doc! { "_id": -1 }).await?) }).await
+}
+
+/// Where a chain ends that was at `end` before: every record behind that must link to the one before it, and the last one carry
+/// our seal.
+pub(super) async fn last(link: &Link, key: &ChainKey, chain: &str, mut end: End) -> Result<End, Fault> {
+    let mut walk = Walk::after(end.sequence, end.hash);
+    loop {
+        let found = records(link, chain, walk.sequence(), STRIDE).await?;
+        for document in &found {
+            let record = decoded(document)?;
+            walk.record(&record).map_err(|flaw| Fault::row("audit chain", flaw))?;
+            end = End { sequence: record.sequence, hash: record.hash, newest: end.newest.max(record.event.at) };
+        }
+        let Some(document) = found.last() else { return Ok(end) };
+        if !key.check(&sealed(document)?) {
+            return Err(Fault::row("audit chain", format!("record {}: the seal is wrong", end.sequence)));
+        }
+    }
+}

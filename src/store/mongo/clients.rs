@@ -1,0 +1,236 @@
+//! Registered machines. The client as it was written is one part of the document, what its secrets' uses add up to another, so
+//! that counting never disturbs a change. A deleted client leaves its epoch behind.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use futures_util::TryStreamExt as _;
+use mongodb::{
+    bson::{Bson, Document, doc},
+    options::ReturnDocument,
+};
+
+use super::{
+    Mongo, Shared,
+    codec::{Fields, before, count, date, encode},
+    fault::Fault,
+    pending::{Deed, Owner},
+    schema::CLIENTS,
+    whole,
+};
+use crate::{
+    model::{Client, ClientId, EpochOf, Event, SecretId, TenantId},
+    store::{Change, ClientStore, Creation, Result, SecretUse, Write},
+};
+
+/// The field with a client's epoch.
+pub(super) const EPOCH: &str = "epoch";
+
+#[async_trait]
+impl ClientStore for Mongo {
+    async fn client(&self, id: &ClientId) -> Result<Option<Client>> {
+        let filter = doc! { "_id": id.as_str(), "deleted": false };
+        let clients = self.shared.link.collection(CLIENTS);
+        let found = self.shared.link.call(async move { Ok(clients.find_one(filter).await?) }).await?;
+        Ok(found.as_ref().map(decoded).transpose()?)
+    }
+
+    async fn clients(&self, tenant: Option<&TenantId>, after: Option<&ClientId>, limit: usize) -> Result<Vec<Client>> {
+        let mut filter = doc! { "deleted": false };
+        if let Some(tenant) = tenant {
+            filter.insert("tenant", tenant.as_str());
+        }
+        if let Some(after) = after {
+            filter.insert("_id", doc! { "$gt": after.as_str() });
+        }
+        let found = self.shared.pages(CLIENTS, filter, doc! { "_id": 1 }, limit).await?;
+        Ok(found.iter().map(decoded).collect::<Result<_, _>>()?)
+    }
+
+    async fn create_client(&self, client: &Client, event: Event) -> Result<Creation> {
+        let (shared, client) = (self.shared.clone(), client.clone());
+        whole(&self.shared, async move { shared.create_client(&client, event).await }).await
+    }
+
+    async fn replace_client(&self, client: &Client, event: Event) -> Result<Write> {
+        let (shared, client) = (self.shared.clone(), client.clone());
+        whole(&self.shared, async move { shared.write_client(&client, vec![event], false).await }).await
+    }
+
+    async fn end_client(&self, client: &Client, event: Event, ended: Event) -> Result<Write> {
+        let (shared, client) = (self.shared.clone(), client.clone());
+        whole(&self.shared, async move { shared.write_client(&client, vec![event, ended], true).await }).await
+    }
+
+    async fn delete_client(&self, id: &ClientId, revision: u64, event: Event) -> Result<Write> {
+        let (shared, id) = (self.shared.clone(), id.clone());
+        whole(&self.shared, async move { shared.delete_client(&id, revision, event).await }).await
+    }
+
+    async fn note_uses(&self, uses: &[SecretUse]) -> Result<()> {
+        if uses.is_empty() && self.shared.link.is_closed() {
+            return Err(Fault::Closed.into());
+        }
+        for used in uses {
+            let SecretUse { client, secret, at, count: by } = used.clone();
+            let clients = self.shared.link.collection(CLIENTS);
+            let (id, secret) = (client.as_str().to_owned(), secret.as_str().to_owned());
+            let note = async move {
+                let counted = doc! { "$inc": { "uses.$.count": count(by) }, "$max": { "uses.$.last_used_at": date(at) } };
+                let known = doc! { "_id": &id, "deleted": false, "uses.secret": &secret };
+                if clients.update_one(known.clone(), counted.clone()).await?.matched_count > 0 {
+                    return Ok(());
+                }
+                // The first use. Of two at once one finds the other's and counts upon it.
+                let first =
+                    doc! { "_id": &id, "deleted": false, "client.secrets.id": &secret, "uses.secret": { "$ne": &secret } };
+                let uses = doc! { "secret": &secret, "count": count(by), "last_used_at": date(at) };
+                if clients.update_one(first, doc! { "$push": { "uses": uses } }).await?.matched_count == 0 {
+                    clients.update_one(known, counted).await?;
+                }
+                Ok(())
+            };
+            self.shared.link.call(note).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    async fn create_client(&self, client: &Client, event: Event) -> Result<Creation, Fault> {
+        let deed = self.deed([event])?;
+        // What a client of this name left behind is taken over; a living one stands in the way by its `_id`.
+        let filter = doc! { "_id": client.id.as_str(), "deleted": true };
+        let mut set = encoded(client, &deed)?;
+        set.insert("deleted", false);
+        let update = doc! { "$set": set, "$push": { "outbox": deed.push() } };
+        let clients = self.link.collection(CLIENTS);
+        match self.link.call(async move { Ok(clients.update_one(filter, update).upsert(true).await?) }).await {
+            Err(fault) if fault.is_duplicate() => return Ok(Creation::Taken),
+            outcome => drop(outcome?),
+        }
+        self.told(deed, client.id.clone(), None).await?;
+        Ok(Creation::Created)
+    }
+
+    async fn delete_client(&self, id: &ClientId, revision: u64, event: Event) -> Result<Write, Fault> {
+        let deed = self.deed([event])?;
+        let filter = doc! { "_id": id.as_str(), "deleted": false, "revision": count(revision) };
+        let update = doc! {
+            "$set": { "deleted": true, "op": deed.operation() },
+            "$unset": { "client": 1, "uses": 1, "revision": 1, "tenant": 1 },
+            "$push": { "outbox": deed.push() },
+        };
+        let clients = self.link.collection(CLIENTS);
+        let written = self.link.call(async move { Ok(clients.update_one(filter, update).await?) }).await?;
+        if written.matched_count == 0 {
+            return Ok(Write::Stale);
+        }
+        self.told(deed, id.clone(), None).await?;
+        Ok(Write::Done)
+    }
+
+    async fn write_client(&self, client: &Client, events: Vec<Event>, ends: bool) -> Result<Write, Fault> {
+        let Some(before) = before(client.revision) else { return Ok(Write::Stale) };
+        let deed = self.deed(events)?;
+        let filter = doc! { "_id": client.id.as_str(), "deleted": false, "revision": count(before) };
+        let secrets: Vec<&str> = client.secrets.iter().map(|secret| secret.id.as_str()).collect();
+        let mut update = doc! {
+            "$set": encoded(client, &deed)?,
+            "$pull": { "uses": { "secret": { "$nin": secrets } } },
+            "$push": { "outbox": deed.push() },
+        };
+        if ends {
+            update.insert("$inc", doc! { EPOCH: 1_i64 });
+        }
+        let clients = self.link.collection(CLIENTS);
+        let write = async move {
+            let after = clients.find_one_and_update(filter, update).return_document(ReturnDocument::After);
+            Ok(after.projection(doc! { EPOCH: 1 }).await?)
+        };
+        let Some(found) = self.link.call(write).await? else { return Ok(Write::Stale) };
+        let epoch = if ends { Some(Fields::of("client", &found).count(EPOCH)?) } else { None };
+        self.told(deed, client.id.clone(), epoch).await?;
+        Ok(Write::Done)
+    }
+
+    async fn told(&self, deed: Deed, id: ClientId, epoch: Option<u64>) -> Result<(), Fault> {
+        let owner = Owner { collection: CLIENTS, id: id.as_str().into() };
+        let epoch = epoch.map(|value| Change::Epoch(EpochOf::Client(id.clone()), value));
+        self.record_heard(deed, owner, std::iter::once(Change::Client(id)).chain(epoch).collect()).await
+    }
+
+    /// Up to `limit` documents in an order.
+    pub(super) async fn pages(
+        &self,
+        collection: &'static str,
+        filter: Document,
+        sort: Document,
+        limit: usize,
+    ) -> Result<Vec<Document>, Fault> {
+        if limit == 0 && !self.link.is_closed() {
+            return Ok(Vec::new());
+        }
+        let from = self.link.collection(collection);
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let read = async move {
+            let found = from.find(filter).sort(sort).limit(limit).projection(doc! { "outbox": 0 }).await?;
+            Ok(found.try_collect().await?)
+        };
+        self.link.call(read).await
+    }
+}
+
+/// What a change sets.
+fn encoded(client: &Client, deed: &Deed) -> Result<Document, Fault> {
+    Ok(doc! {
+        "tenant": client.tenant.as_str(),
+        "revision": count(client.revision),
+        "client": bare(client)?,
+        "op": deed.operation(),
+    })
+}
+
+/// Without the uses of its secrets, which are counted beside it.
+pub(super) fn bare(client: &Client) -> Result<Bson, Fault> {
+    let mut client = client.clone();
+    for secret in &mut client.secrets {
+        (secret.last_used_at, secret.use_count) = (None, 0);
+    }
+    encode("client", &client)
+}
+
+/// With the uses of its secrets.
+pub(super) fn decoded(document: &Document) -> Result<Client, Fault> {
+    let mut client = undecorated(document)?;
+    let uses = uses(document)?;
+    let mut by_secret: HashMap<&SecretId, &SecretUse> = uses.iter().map(|used| (&used.secret, used)).collect();
+    for secret in &mut client.secrets {
+        if let Some(used) = by_secret.remove(&secret.id) {
+            (secret.last_used_at, secret.use_count) = (Some(used.at), used.count);
+        }
+    }
+    Ok(client)
+}
+
+/// Without the uses of its secrets.
+pub(super) fn undecorated(document: &Document) -> Result<Client, Fault> {
+    Fields::of("client", document).part("client")
+}
+
+/// The uses of a client's secrets.
+pub(super) fn uses(document: &Document) -> Result<Vec<SecretUse>, Fault> {
+    let client: ClientId = Fields::of("client", document).parse("_id")?;
+    let Some(Bson::Array(uses)) = document.get("uses") else { return Ok(Vec::new()) };
+    let read = |used: &Bson| {
+        let fields = used.as_document().ok_or_else(|| Fault::row("client", "uses are not what they should be"))?;
+        let fields = Fields::of("client", fields);
+        Ok(SecretUse {
+            client: client.clone(),
+            secret: fields.parse("secret")?,
+            at: fields.time("last_used_at")?,
+            count: fields.count("count")?,
+        })
+    };
+    uses.iter().map(read).collect()
+}

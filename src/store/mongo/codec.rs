@@ -1,0 +1,102 @@
+//! Between the model and BSON. Times are BSON dates, ids BSON UUIDs, so that an operator's shell shows them as what they are.
+
+use mongodb::bson::{Binary, Bson, DateTime, Document, deserialize_from_bson, serialize_to_bson, spec::BinarySubtype};
+use serde::{Serialize, de::DeserializeOwned};
+use uuid::Uuid;
+
+use super::fault::Fault;
+use crate::model::Timestamp;
+
+pub(super) fn date(at: Timestamp) -> Bson {
+    Bson::DateTime(DateTime::from_millis(at.millis()))
+}
+
+pub(super) fn uuid(id: Uuid) -> Bson {
+    Bson::Binary(Binary { subtype: BinarySubtype::Uuid, bytes: id.as_bytes().to_vec() })
+}
+
+pub(super) fn bytes(bytes: &[u8]) -> Bson {
+    Bson::Binary(Binary { subtype: BinarySubtype::Generic, bytes: bytes.to_vec() })
+}
+
+/// A count or revision. MongoDB knows no unsigned numbers; ours do not come near the bound.
+pub(super) fn count(count: u64) -> Bson {
+    Bson::Int64(i64::try_from(count).unwrap_or(i64::MAX))
+}
+
+/// The revision a write of this one must find; `None` where there can be none.
+pub(super) fn before(revision: u64) -> Option<u64> {
+    i64::try_from(revision).ok()?;
+    revision.checked_sub(1)
+}
+
+pub(super) fn encode<T: Serialize>(what: &'static str, value: &T) -> Result<Bson, Fault> {
+    serialize_to_bson(value).map_err(|error| Fault::row(what, error))
+}
+
+/// A document of this kind, read field by field.
+pub(super) struct Fields<'a> {
+    what: &'static str,
+    document: &'a Document,
+}
+
+impl<'a> Fields<'a> {
+    pub(super) const fn of(what: &'static str, document: &'a Document) -> Self {
+        Self { what, document }
+    }
+
+    pub(super) fn get(&self, key: &str) -> Result<&'a Bson, Fault> {
+        self.find(key).ok_or_else(|| self.wrong(key))
+    }
+
+    /// `None` where it is missing or null.
+    pub(super) fn find(&self, key: &str) -> Option<&'a Bson> {
+        self.document.get(key).filter(|value| !matches!(value, Bson::Null))
+    }
+
+    pub(super) fn text(&self, key: &str) -> Result<&'a str, Fault> {
+        self.get(key)?.as_str().ok_or_else(|| self.wrong(key))
+    }
+
+    pub(super) fn time(&self, key: &str) -> Result<Timestamp, Fault> {
+        self.find_time(key)?.ok_or_else(|| self.wrong(key))
+    }
+
+    pub(super) fn find_time(&self, key: &str) -> Result<Option<Timestamp>, Fault> {
+        let Some(value) = self.find(key) else { return Ok(None) };
+        let date = value.as_datetime().ok_or_else(|| self.wrong(key))?;
+        Ok(Some(Timestamp::from_millis(date.timestamp_millis())))
+    }
+
+    pub(super) fn count(&self, key: &str) -> Result<u64, Fault> {
+        let value = self.get(key)?;
+        let number = value.as_i64().or_else(|| value.as_i32().map(i64::from)).ok_or_else(|| self.wrong(key))?;
+        u64::try_from(number).map_err(|_| self.wrong(key))
+    }
+
+    pub(super) fn uuid(&self, key: &str) -> Result<Uuid, Fault> {
+        as_uuid(self.get(key)?).ok_or_else(|| self.wrong(key))
+    }
+
+    pub(super) fn hash(&self, key: &str) -> Result<[u8; 32], Fault> {
+        let binary = if let Bson::Binary(binary) = self.get(key)? { Some(&binary.bytes) } else { None };
+        binary.and_then(|bytes| bytes.as_slice().try_into().ok()).ok_or_else(|| self.wrong(key))
+    }
+
+    pub(super) fn part<T: DeserializeOwned>(&self, key: &str) -> Result<T, Fault> {
+        deserialize_from_bson(self.get(key)?.clone()).map_err(|error| Fault::row(self.what, format!("{key}: {error}")))
+    }
+
+    pub(super) fn parse<T: std::str::FromStr>(&self, key: &str) -> Result<T, Fault> {
+        self.text(key)?.parse().map_err(|_| self.wrong(key))
+    }
+
+    fn wrong(&self, key: &str) -> Fault {
+        Fault::row(self.what, format!("{key} is missing or not what it should be"))
+    }
+}
+
+pub(super) fn as_uuid(value: &Bson) -> Option<Uuid> {
+    let Bson::Binary(Binary { subtype: BinarySubtype::Uuid, bytes }) = value else { return None };
+    Uuid::from_slice(bytes).ok()
+}

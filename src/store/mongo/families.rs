@@ -1,0 +1,283 @@
+//! Refresh families: one document each, in the collection `tokens`. A family that was ended says so itself, with the time until
+//! which that must be remembered: the end of a family and its revocation are one write.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use mongodb::{
+    bson::{Document, doc},
+    options::ReturnDocument,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Mongo, Shared,
+    codec::{Fields, bytes, date, encode, uuid},
+    fault::Fault,
+    pending::{Deed, Owner},
+    revocations::{self, ended_until},
+    schema::TOKENS,
+    whole,
+};
+use crate::{
+    model::{
+        Audience, Epochs, Event, Family, FamilyId, Revoked, Scopes, Stamp, Subject, TenantId, Timestamp, revocation::Revocation,
+    },
+    store::{Change, Creation, FamilyStore, Result, Rotate, Rotation, Verdict, ended},
+};
+
+/// How often a rotation that others overtook is judged anew.
+const ATTEMPTS: usize = 16;
+/// Longer than anything lives; keeps sums of dates within what MongoDB can add.
+const LONGEST_IDLE: Duration = Duration::from_secs(100 * 366 * 86_400);
+
+#[async_trait]
+impl FamilyStore for Mongo {
+    async fn open_family(&self, family: &Family, event: Event) -> Result<Creation> {
+        let (shared, family) = (self.shared.clone(), family.clone());
+        whole(&self.shared, async move { shared.open_family(&family, event).await }).await
+    }
+
+    async fn family(&self, id: FamilyId, now: Timestamp) -> Result<Option<Family>> {
+        self.shared.brings(now);
+        let tokens = self.shared.link.collection(TOKENS);
+        let found = self.shared.link.call(async move { Ok(tokens.find_one(doc! { "_id": uuid(id.0) }).await?) }).await?;
+        let family = found.as_ref().map(decoded).transpose()?;
+        Ok(family.filter(|family| now < family.ends_at()))
+    }
+
+    async fn rotate(&self, rotate: &Rotate, stamp: &Stamp, jti: &str) -> Result<Rotation> {
+        self.shared.brings(rotate.now);
+        let (shared, rotate, stamp, jti) = (self.shared.clone(), rotate.clone(), stamp.clone(), jti.to_owned());
+        whole(&self.shared, async move { shared.rotate(&rotate, &stamp, &jti).await }).await
+    }
+
+    async fn end_family(&self, id: FamilyId, now: Timestamp, until: Timestamp, event: Event) -> Result<()> {
+        self.shared.brings(now);
+        let shared = self.shared.clone();
+        whole(&self.shared, async move {
+            let deed = shared.deed([event])?;
+            let update = end(&deed, Some(now), until);
+            shared.end(id, update, ended(id, until), deed).await
+        })
+        .await
+    }
+}
+
+impl Shared {
+    async fn open_family(&self, family: &Family, event: Event) -> Result<Creation, Fault> {
+        let deed = self.deed([event])?;
+        let mut document = encoded(family)?;
+        document.extend([("op".to_owned(), deed.operation()), ("outbox".to_owned(), deed.outbox())]);
+        let tokens = self.link.collection(TOKENS);
+        match self.link.call(async move { Ok(tokens.insert_one(document).await?) }).await {
+            Err(fault) if fault.is_duplicate() => return Ok(Creation::Taken),
+            outcome => drop(outcome?),
+        }
+        self.record(deed, owner(family.id)).await?;
+        Ok(Creation::Created)
+    }
+
+    async fn rotate(&self, rotate: &Rotate, stamp: &Stamp, jti: &str) -> Result<Rotation, Fault> {
+        for _ in 0..ATTEMPTS {
+            if let Some(rotation) = self.attempt(rotate, stamp, jti).await? {
+                return Ok(rotation);
+            }
+        }
+        Err(Fault::Crowded)
+    }
+
+    /// One round of judging and acting; `None` if somebody else changed the family in between.
+    async fn attempt(&self, rotate: &Rotate, stamp: &Stamp, jti: &str) -> Result<Option<Rotation>, Fault> {
+        let shared = self;
+        if rotate.presented < u32::MAX {
+            // The usual case, judged by the write itself: the filter is `Rotate::judge` saying `Rotate`.
+            let deed = shared.deed([rotate.event(Verdict::Rotate, stamp, jti)])?;
+            let (filter, update) = (standing_at(rotate), rotated(rotate, &deed));
+            if let Some(found) = self.change_family(filter, update).await? {
+                let family = decoded(&found)?;
+                shared.record(deed, owner(rotate.family)).await?;
+                return Ok(Some(Rotation::Rotated(family)));
+            }
+        }
+        // A write that changes nothing: what it finds is what the majority will have kept when it answers.
+        let filter = doc! { "_id": uuid(rotate.family.0) };
+        let found = self.change_family(filter, vec![doc! { "$set": { "_id": "$_id" } }]).await?;
+        let family = found.as_ref().map(decoded).transpose()?;
+        let verdict = family.as_ref().map_or(Verdict::Unknown, |family| rotate.judge(family));
+        let event = rotate.event(verdict, stamp, jti);
+        Ok(match (verdict, family) {
+            (Verdict::Rotate, _) => None,
+            (Verdict::Repeat, Some(family)) => {
+                shared.append(event).await?;
+                Some(Rotation::Repeated(family))
+            }
+            (Verdict::End, Some(family)) => {
+                let deed = shared.deed([event])?;
+                let until = rotate.now + rotate.remember;
+                let update = end(&deed, Some(rotate.now), until);
+                let filter = doc! {
+                    "_id": uuid(rotate.family.0),
+                    "generation": i64::from(family.generation),
+                    "rotated_at": date(family.rotated_at),
+                    "ended_at": null,
+                };
+                let found = self.change_family(filter, update).await?;
+                let Some(found) = found else { return Ok(None) };
+                let revocation =
+                    Revocation { revoked: Revoked::Family(rotate.family), until: ended_until(&found)?.unwrap_or(until) };
+                shared.record_heard(deed, owner(rotate.family), vec![Change::Revoked(revocation)]).await?;
+                Some(Rotation::Reused)
+            }
+            (Verdict::Unknown, _) | (_, None) => {
+                shared.append(event).await?;
+                Some(Rotation::Unknown)
+            }
+        })
+    }
+
+    /// The family as it is after the update.
+    async fn change_family(&self, filter: Document, update: Vec<Document>) -> Result<Option<Document>, Fault> {
+        let tokens = self.link.collection(TOKENS);
+        let change = async move {
+            let after = tokens.find_one_and_update(filter, update).return_document(ReturnDocument::After);
+            Ok(after.projection(doc! { "outbox": 0 }).await?)
+        };
+        self.link.call(change).await
+    }
+
+    /// Ends a family where it lies, or remembers an end of one that is gone.
+    pub(super) async fn end(
+        &self,
+        id: FamilyId,
+        update: Vec<Document>,
+        revocation: Revocation,
+        deed: Deed,
+    ) -> Result<(), Fault> {
+        let Some(found) = self.change_family(doc! { "_id": uuid(id.0) }, update).await? else {
+            return self.remember(revocation, deed).await;
+        };
+        let revocation = Revocation { until: ended_until(&found)?.unwrap_or(revocation.until), ..revocation };
+        self.record_heard(deed, owner(id), vec![Change::Revoked(revocation)]).await
+    }
+}
+
+fn owner(id: FamilyId) -> Owner {
+    Owner { collection: TOKENS, id: uuid(id.0) }
+}
+
+/// A family whose current token is the one presented.
+fn standing_at(rotate: &Rotate) -> Document {
+    doc! {
+        "_id": uuid(rotate.family.0),
+        "client": rotate.client.as_str(),
+        "generation": i64::from(rotate.presented),
+        "ended_at": null,
+        "ends_at": { "$gt": date(rotate.now) },
+    }
+}
+
+fn rotated(rotate: &Rotate, deed: &Deed) -> Vec<Document> {
+    let now = date(rotate.now);
+    vec![doc! { "$set": {
+        "generation": i64::from(rotate.presented.saturating_add(1)),
+        "rotated_at": now.clone(),
+        "ends_at": { "$min": ["$expires_at", { "$add": [now, "$idle_ms"] }] },
+        "op": deed.operation(),
+        "outbox": deed.concatenated(),
+    } }]
+}
+
+/// Ends a family, or remembers longer that it was ended.
+pub(super) fn end(deed: &Deed, ended_at: Option<Timestamp>, until: Timestamp) -> Vec<Document> {
+    let mut set = doc! {
+        "ended": true,
+        "ended_until": { "$max": ["$ended_until", date(until)] },
+        "op": deed.operation(),
+        "outbox": deed.concatenated(),
+    };
+    if let Some(at) = ended_at {
+        set.insert("ended_at", doc! { "$ifNull": ["$ended_at", date(at)] });
+    }
+    vec![doc! { "$set": set }]
+}
+
+/// What never changes.
+#[derive(Serialize, Deserialize)]
+struct Body {
+    tenant: TenantId,
+    subject: Subject,
+    scopes: Scopes,
+    audience: Vec<Audience>,
+    epochs: Epochs,
+    opened_at: Timestamp,
+    idle: Duration,
+}
+
+/// Without operation and outbox.
+pub(super) fn encoded(family: &Family) -> Result<Document, Fault> {
+    let Family { tenant, subject, scopes, audience, epochs, opened_at, idle, .. } = family.clone();
+    let body = encode("refresh family", &Body { tenant, subject, scopes, audience, epochs, opened_at, idle })?;
+    let idle = i64::try_from(family.idle.min(LONGEST_IDLE).as_millis()).unwrap_or(i64::MAX);
+    Ok(doc! {
+        "_id": uuid(family.id.0),
+        "client": family.client.as_str(),
+        "salt": bytes(&family.salt),
+        "generation": i64::from(family.generation),
+        "rotated_at": date(family.rotated_at),
+        "ended_at": family.ended_at.map(date),
+        "expires_at": date(family.expires_at),
+        "idle_ms": idle,
+        "ends_at": date(family.ends_at()),
+        "ended": false,
+        "family": body,
+    })
+}
+
+pub(super) fn decoded(document: &Document) -> Result<Family, Fault> {
+    let fields = Fields::of("refresh family", document);
+    let Body { tenant, subject, scopes, audience, epochs, opened_at, idle } = fields.part("family")?;
+    let generation = u32::try_from(fields.count("generation")?).map_err(|error| Fault::row("refresh family", error))?;
+    Ok(Family {
+        id: FamilyId(fields.uuid("_id")?),
+        tenant,
+        client: fields.parse("client")?,
+        subject,
+        scopes,
+        audience,
+        salt: fields.hash("salt")?,
+        epochs,
+        opened_at,
+        expires_at: fields.time("expires_at")?,
+        idle,
+        generation,
+        rotated_at: fields.time("rotated_at")?,
+        ended_at: fields.find_time("ended_at")?,
+    })
+}
+
+impl Shared {
+    /// Forgets up to `limit` families that can never stand again. Of one that was ended and must be remembered, the revocation
+    /// stays: it is written before the family goes, so that a crash in between leaves both.
+    pub(super) async fn sweep_families(&self, now: Timestamp, limit: usize) -> Result<usize, Fault> {
+        let gone =
+            revocations::delete_some(self, TOKENS, doc! { "ended": false, "ends_at": { "$lte": date(now) } }, limit).await?;
+        let room = limit.saturating_sub(gone);
+        if room == 0 {
+            return Ok(gone);
+        }
+        let dead = doc! { "ended": true, "ends_at": { "$lte": date(now) } };
+        let found = revocations::some(self, TOKENS, dead, room).await?;
+        for document in &found {
+            let id = FamilyId(Fields::of("refresh family", document).uuid("_id")?);
+            if let Some(until) = ended_until(document)?.filter(|until| now < *until) {
+                self.keep(ended(id, until)).await?;
+            }
+            // A revocation in the same breath would have made the time longer: then it goes another time.
+            let filter = doc! { "_id": uuid(id.0), "ended_until": document.get("ended_until").cloned() };
+            let tokens = self.link.collection(TOKENS);
+            self.link.call(async move { Ok(tokens.delete_one(filter).await?) }).await?;
+        }
+        Ok(gone.saturating_add(found.len()))
+    }
+}

@@ -1,0 +1,159 @@
+//! What can go wrong with a database that is elsewhere.
+
+use std::{sync::Arc, time::Duration};
+
+use mongodb::error::{Error, ErrorKind, WriteFailure};
+
+use crate::store::StoreError;
+
+/// MongoDB's codes for a key that is taken, a full disk, and what a change stream cannot be resumed after.
+const DUPLICATE_KEY: i32 = 11_000;
+const OUT_OF_DISK_SPACE: i32 = 14_031;
+const HISTORY_LOST: [i32; 5] = [286, 280, 260, 222, 136];
+
+/// Why a database could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The address cannot be understood. Says what is wrong with it, never the address: it may hold a password.
+    #[error("store.uri: {0}")]
+    Uri(String),
+    /// The database refuses the name and password.
+    #[error("MongoDB refuses the credentials of store.uri")]
+    Credentials(#[source] Error),
+    /// The database is too old.
+    #[error("MongoDB is too old: wire version {found}, this version needs {needed} (MongoDB 4.4)")]
+    TooOld {
+        /// What it speaks.
+        found: i32,
+        /// What is needed.
+        needed: i32,
+    },
+    /// It was written by a newer version of this program, which alone may write to it.
+    #[error("the database has schema {found}, this version knows schemas up to {known}")]
+    Newer {
+        /// Schema of the database.
+        found: i64,
+        /// The newest schema this version knows.
+        known: i64,
+    },
+    /// What is there is not what was acknowledged, or cannot be understood.
+    #[error("the database is damaged: {0}")]
+    Corrupt(String),
+    /// It cannot be reached, or does not do what it is asked.
+    #[error("cannot open the database")]
+    Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl OpenError {
+    /// Whether trying again later may help without anybody mending the configuration.
+    pub const fn may_pass(&self) -> bool {
+        matches!(self, Self::Unreachable(_))
+    }
+}
+
+impl From<Fault> for OpenError {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Row { .. } => Self::Corrupt(fault.to_string()),
+            Fault::Driver(error) if is_authentication(&error) => Self::Credentials((*error).clone()),
+            Fault::Driver(_) | Fault::Late(_) | Fault::Crowded | Fault::Closed | Fault::Displaced | Fault::Refused(_) => {
+                Self::Unreachable(Box::new(fault))
+            }
+        }
+    }
+}
+
+impl From<Error> for OpenError {
+    fn from(error: Error) -> Self {
+        Fault::from(error).into()
+    }
+}
+
+/// Why a verb could not be carried out.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(super) enum Fault {
+    /// The driver says so. A write may have been carried out all the same.
+    #[error(transparent)]
+    Driver(Arc<Error>),
+    /// No answer in time; what was asked may still be carried out.
+    #[error("no answer from MongoDB within {0:?}")]
+    Late(Duration),
+    /// So many calls are waiting for MongoDB that no further one is begun.
+    #[error("too many calls are waiting for MongoDB")]
+    Crowded,
+    /// The store was closed.
+    #[error("the store is closed")]
+    Closed,
+    /// Another process took this node's name, and writes its audit chain.
+    #[error("another process runs under this node's name")]
+    Displaced,
+    /// The server refused a command of which the driver does not judge the answer.
+    #[error("MongoDB refused: {0}")]
+    Refused(String),
+    /// A stored document cannot be understood.
+    #[error("{what}: {problem}")]
+    Row {
+        /// Of which kind.
+        what: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+impl Fault {
+    /// A document that cannot be understood.
+    pub(super) fn row(what: &'static str, problem: impl std::fmt::Display) -> Self {
+        Self::Row { what, problem: problem.to_string() }
+    }
+
+    /// A write error or write concern error in an answer: its code and name, not its text, which repeats what was written.
+    pub(super) fn refused(answer: &mongodb::bson::Document) -> Self {
+        let name = answer.get_str("codeName").unwrap_or_default();
+        Self::Refused(format!("code {} {name}", answer.get_i32("code").unwrap_or_default()))
+    }
+
+    /// Whether a key was taken.
+    pub(super) fn is_duplicate(&self) -> bool {
+        matches!(self, Self::Driver(error) if has_code(error, &[DUPLICATE_KEY]))
+    }
+
+    /// Whether a change stream cannot go on from where it was.
+    pub(super) fn is_history_lost(&self) -> bool {
+        matches!(self, Self::Driver(error) if has_code(error, &HISTORY_LOST) || error.contains_label("NonResumableChangeStreamError"))
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Self::Driver(Arc::new(error))
+    }
+}
+
+impl From<Fault> for StoreError {
+    fn from(fault: Fault) -> Self {
+        match &fault {
+            Fault::Row { .. } => Self::Corrupt(Box::new(fault)),
+            Fault::Driver(error) if has_code(error, &[OUT_OF_DISK_SPACE]) => Self::Full(Box::new(fault)),
+            Fault::Driver(_) | Fault::Late(_) | Fault::Crowded | Fault::Closed | Fault::Displaced | Fault::Refused(_) => {
+                Self::Unavailable(Box::new(fault))
+            }
+        }
+    }
+}
+
+/// Whether the server refused who we say we are.
+pub(super) fn is_authentication(error: &Error) -> bool {
+    // 18 AuthenticationFailed, 13 Unauthorized
+    matches!(*error.kind, ErrorKind::Authentication { .. }) || has_code(error, &[18, 13])
+}
+
+fn has_code(error: &Error, codes: &[i32]) -> bool {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the driver's list is open, and other kinds carry no code")]
+    match &*error.kind {
+        ErrorKind::Command(command) => codes.contains(&command.code),
+        ErrorKind::Write(WriteFailure::WriteError(write)) => codes.contains(&write.code),
+        ErrorKind::Write(WriteFailure::WriteConcernError(concern)) => codes.contains(&concern.code),
+        ErrorKind::InsertMany(many) => many.write_errors.iter().flatten().any(|write| codes.contains(&write.code)),
+        _ => false,
+    }
+}

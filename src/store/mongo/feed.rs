@@ -1,0 +1,276 @@
+//! What every node hears: a change stream over the database, from which the followers of this node are told of each change in the
+//! order of the commits, its own ones included. Where the stream breaks off it is taken up again behind the last thing heard;
+//! where the server has forgotten that place, or the feed was told nothing for too long, everything is read afresh.
+//!
+//! How much is known is measured, not assumed: a heartbeat written by this node comes back over the stream behind everything
+//! that was committed before it. A primary that was cut off from the others cannot pretend to be one.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use mongodb::{bson::Document, change_stream::event::ResumeToken};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep, timeout},
+};
+use uuid::Uuid;
+
+use super::{
+    Shared,
+    events::{self, Heard},
+    fault::Fault,
+    link::Link,
+};
+use crate::store::{Change, Follower};
+
+/// How long a verb waits for its own change to come back before it tells the followers itself.
+const COMES_BACK: Duration = Duration::from_secs(1);
+/// How often the server answers when there is nothing to tell, and after how long a silence the stream is given up.
+const AWAIT: Duration = Duration::from_millis(500);
+const SILENCE: Duration = Duration::from_millis(2_500);
+/// Between two attempts at opening the stream.
+const PAUSE: Duration = Duration::from_millis(200);
+/// How many changes are remembered for verbs that come to wait for them only now.
+const REMEMBERED: usize = 4_096;
+
+/// Followers, and verbs that wait for their changes.
+#[derive(Default)]
+pub(super) struct Feed {
+    followers: Mutex<Vec<Arc<dyn Follower>>>,
+    waiting: Mutex<Waiting>,
+    /// Whether a stream is open.
+    streams: AtomicBool,
+}
+
+#[derive(Default)]
+struct Waiting {
+    verbs: HashMap<Uuid, oneshot::Sender<()>>,
+    past: VecDeque<Uuid>,
+    known: HashSet<Uuid>,
+}
+
+impl Feed {
+    pub(super) fn join(&self, follower: Arc<dyn Follower>) {
+        self.followers().push(follower);
+    }
+
+    /// Tells every follower.
+    pub(super) fn tell(&self, changes: &[Change]) {
+        let followers = self.followers();
+        for change in changes {
+            followers.iter().for_each(|follower| follower.apply(change));
+        }
+    }
+
+    /// Everything that was committed before `at` has been told.
+    pub(super) fn knows_up_to(&self, at: Instant) {
+        self.followers().iter().for_each(|follower| follower.knows_up_to(at));
+    }
+
+    /// Waits until the change of this operation was told; tells it itself where the stream is late.
+    pub(super) async fn heard(&self, operation: Uuid, changes: &[Change]) {
+        if self.streams.load(SeqCst) {
+            let Some(told) = self.waiting().expect(operation) else { return };
+            if matches!(timeout(COMES_BACK, told).await, Ok(Ok(()))) {
+                return;
+            }
+            self.waiting().verbs.remove(&operation);
+        }
+        self.tell(changes);
+    }
+
+    fn came(&self, operation: Uuid) {
+        let mut waiting = self.waiting();
+        if let Some(verb) = waiting.verbs.remove(&operation) {
+            // It may have given up just now.
+            let _ = verb.send(());
+            return;
+        }
+        waiting.known.insert(operation);
+        waiting.past.push_back(operation);
+        if waiting.past.len() > REMEMBERED
+            && let Some(oldest) = waiting.past.pop_front()
+        {
+            waiting.known.remove(&oldest);
+        }
+    }
+
+    fn followers(&self) -> MutexGuard<'_, Vec<Arc<dyn Follower>>> {
+        self.followers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    /// `None` if it has come already.
+    fn expect(&mut self, operation: Uuid) -> Option<oneshot::Receiver<()>> {
+        if self.known.contains(&operation) {
+            return None;
+        }
+        let (sender, receiver) = oneshot::channel();
+        self.verbs.insert(operation, sender);
+        Some(receiver)
+    }
+}
+
+/// What the task that reads the stream tells.
+enum Message {
+    Opened,
+    Event(Document),
+    /// Where to go on from, behind everything told so far.
+    Token(Option<ResumeToken>),
+    Failed(Fault),
+}
+
+/// Reads from a stream, in a task that nothing cuts off: it ends when nobody listens any more, or with the stream.
+fn read(link: &Link, node: &str, from: Option<ResumeToken>) -> mpsc::Receiver<Message> {
+    let (sender, receiver) = mpsc::channel(1_024);
+    let (database, pipeline) = (link.database().clone(), events::pipeline(node));
+    tokio::spawn(async move {
+        let watch = database.watch().pipeline(pipeline).max_await_time(AWAIT).resume_after(from);
+        let mut stream = match watch.await {
+            Ok(stream) => stream.with_type::<Document>(),
+            Err(error) => return drop(sender.send(Message::Failed(error.into())).await),
+        };
+        if sender.send(Message::Opened).await.is_err() {
+            return;
+        }
+        while stream.is_alive() {
+            let told = match stream.next_if_any().await {
+                Ok(Some(event)) => sender.send(Message::Event(event)).await,
+                Ok(None) => Ok(()),
+                Err(error) => return drop(sender.send(Message::Failed(error.into())).await),
+            };
+            if told.is_err() || sender.send(Message::Token(stream.resume_token())).await.is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+/// How a stream ended.
+enum Broken {
+    /// It can be taken up where it was.
+    Off,
+    /// What came in between is lost.
+    Lost,
+}
+
+/// Keeps the followers told for as long as the store is open. Answers `opened` when the first stream is.
+pub(super) async fn run(shared: Arc<Shared>, opened: oneshot::Sender<Result<(), Fault>>) {
+    let mut opened = Some(opened);
+    let (mut token, mut lost) = (None, false);
+    while !shared.link.is_closed() {
+        let outcome = follow(&shared, &mut token, lost, &mut opened).await;
+        shared.feed.streams.store(false, SeqCst);
+        match outcome {
+            Ok(Broken::Off) => lost = lost || token.is_none(),
+            Ok(Broken::Lost) => (token, lost) = (None, true),
+            Err(fault) => {
+                if let Some(opened) = opened.take() {
+                    let _ = opened.send(Err(fault));
+                    return;
+                }
+                if fault.is_history_lost() {
+                    (token, lost) = (None, true);
+                }
+                if !shared.link.is_closed() {
+                    tracing::warn!(%fault, rebuilds = lost, "the change stream broke off");
+                }
+            }
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+/// One stream, to its end.
+async fn follow(
+    shared: &Arc<Shared>,
+    token: &mut Option<ResumeToken>,
+    lost: bool,
+    opened: &mut Option<oneshot::Sender<Result<(), Fault>>>,
+) -> Result<Broken, Fault> {
+    let mut messages = read(&shared.link, &shared.node.name, token.clone());
+    let mut rebuilding = lost;
+    loop {
+        let message = match timeout(SILENCE, messages.recv()).await {
+            Ok(Some(message)) => message,
+            // A frozen server keeps the connection and says nothing.
+            Ok(None) | Err(_) => return Ok(Broken::Off),
+        };
+        match message {
+            Message::Failed(fault) => return Err(fault),
+            Message::Opened => {
+                if rebuilding {
+                    rebuild(shared).await?;
+                    rebuilding = false;
+                }
+                shared.feed.streams.store(true, SeqCst);
+                if let Some(opened) = opened.take() {
+                    // The store may have been given up while it was opening.
+                    let _ = opened.send(Ok(()));
+                }
+            }
+            Message::Token(next) => *token = next.or(token.take()),
+            Message::Event(event) => match events::heard(&event) {
+                Ok(Heard::Changes(operation, changes)) => {
+                    shared.feed.tell(&changes);
+                    if let Some(operation) = operation {
+                        shared.feed.came(operation);
+                    }
+                }
+                Ok(Heard::Beat(beat)) => {
+                    if let Some(at) = shared.node.heard(beat) {
+                        shared.feed.knows_up_to(at);
+                    }
+                }
+                Ok(Heard::Gone) => {
+                    tracing::error!("a collection was dropped or renamed");
+                    return Ok(Broken::Lost);
+                }
+                Err(fault) => {
+                    // Not passed over: what it says may be that a token was ended.
+                    tracing::error!(%fault, "a change cannot be understood, reading everything afresh");
+                    return Ok(Broken::Lost);
+                }
+            },
+        }
+    }
+}
+
+/// Tells the followers everything as it stands. The stream is open already, so nothing falls in between.
+async fn rebuild(shared: &Arc<Shared>) -> Result<(), Fault> {
+    let known = shared.known().await?;
+    tracing::info!(revocations = known.standing.revocations.len(), "read afresh what was ended");
+    shared.feed.tell(&known.changes());
+    Ok(())
+}
+
+/// Where there are no change streams, a server alone: everything is read again and again.
+pub(super) async fn poll(shared: Arc<Shared>) {
+    let (least, mut pause) = (Duration::from_secs(1), Duration::from_secs(1));
+    while !shared.link.is_closed() {
+        sleep(pause).await;
+        let at = Instant::now();
+        match shared.known().await {
+            Ok(known) => {
+                shared.feed.tell(&known.changes());
+                shared.feed.knows_up_to(at);
+            }
+            Err(fault) if !shared.link.is_closed() => tracing::warn!(%fault, "cannot read what was ended"),
+            Err(_) => {}
+        }
+        // A long answer must not become all that the server does.
+        pause = least.max(at.elapsed().saturating_mul(3));
+    }
+}

@@ -1,0 +1,64 @@
+//! The keyset: one document.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use mongodb::bson::{Document, doc};
+
+use super::{
+    Mongo, Shared,
+    codec::{Fields, before, count, encode},
+    fault::Fault,
+    pending::Owner,
+    schema::SIGNING_KEYS,
+    whole,
+};
+use crate::{
+    model::{Event, Keyset},
+    store::{Change, KeyStore, Result, Write},
+};
+
+/// Its `_id`.
+pub(super) const KEYSET: &str = "keyset";
+
+#[async_trait]
+impl KeyStore for Mongo {
+    async fn keyset(&self) -> Result<Option<Keyset>> {
+        let keys = self.shared.link.collection(SIGNING_KEYS);
+        let found = self.shared.link.call(async move { Ok(keys.find_one(doc! { "_id": KEYSET }).await?) }).await?;
+        Ok(found.as_ref().map(decoded).transpose()?)
+    }
+
+    async fn replace_keyset(&self, keyset: &Keyset, event: Event) -> Result<Write> {
+        let (shared, keyset) = (self.shared.clone(), keyset.clone());
+        whole(&self.shared, async move { shared.replace_keyset(&keyset, event).await }).await
+    }
+}
+
+impl Shared {
+    async fn replace_keyset(&self, keyset: &Keyset, event: Event) -> Result<Write, Fault> {
+        let Some(before) = before(keyset.revision) else { return Ok(Write::Stale) };
+        let deed = self.deed([event])?;
+        // There is none of revision 0: the first one is inserted, unless there is one, which then has its `_id`.
+        let filter = doc! { "_id": KEYSET, "revision": count(before) };
+        let set = doc! { "revision": count(keyset.revision), "keyset": encode("keyset", keyset)?, "op": deed.operation() };
+        let update = doc! { "$set": set, "$push": { "outbox": deed.push() } };
+        let (keys, first) = (self.link.collection(SIGNING_KEYS), before == 0);
+        match self.link.call(async move { Ok(keys.update_one(filter, update).upsert(first).await?) }).await {
+            Err(fault) if fault.is_duplicate() => return Ok(Write::Stale),
+            outcome => {
+                let written = outcome?;
+                if written.matched_count == 0 && written.upserted_id.is_none() {
+                    return Ok(Write::Stale);
+                }
+            }
+        }
+        let owner = Owner { collection: SIGNING_KEYS, id: KEYSET.into() };
+        self.record_heard(deed, owner, vec![Change::Keyset(Arc::new(keyset.clone()))]).await?;
+        Ok(Write::Done)
+    }
+}
+
+pub(super) fn decoded(document: &Document) -> Result<Keyset, Fault> {
+    Fields::of("keyset", document).part("keyset")
+}

@@ -1,0 +1,154 @@
+//! The way to the database. The driver's futures must not be dropped in flight, and callers come and go: so every operation runs
+//! in a task of its own, and only the waiting for it ends at the deadline.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use mongodb::{
+    Client, Collection, Database,
+    bson::Document,
+    options::{ClientOptions, DatabaseOptions, ReadConcern, SelectionCriteria, WriteConcern},
+};
+use tokio::{sync::Semaphore, time::timeout};
+
+use super::fault::{Fault, OpenError};
+
+/// Operations on their way at once, those whose callers have given up included; more are refused.
+const ROOM: usize = 2_048;
+/// What the database is called where the address names none.
+const DATABASE: &str = "jeton";
+/// Connections to each server, and how many of them are opened at once, where the address does not say.
+const POOL: u32 = 100;
+const CONNECTING: u32 = 8;
+/// How often each server is looked at, and how long a connection may take to be made.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+const CONNECT: Duration = Duration::from_secs(2);
+
+/// A database, reached over the driver's pool.
+pub(super) struct Link {
+    client: Client,
+    database: Database,
+    deadline: Duration,
+    room: Arc<Semaphore>,
+    closed: AtomicBool,
+    displaced: AtomicBool,
+}
+
+impl Link {
+    /// Reads the address. Nothing is sent yet.
+    pub(super) async fn new(uri: &str, deadline: Duration) -> Result<Self, OpenError> {
+        let mut options = ClientOptions::parse(uri).await.map_err(|error| OpenError::Uri(problem(&error)))?;
+        let name = options.default_database.clone().unwrap_or_else(|| DATABASE.to_owned());
+        options.app_name.get_or_insert_with(|| "jeton".to_owned());
+        options.max_pool_size.get_or_insert(POOL);
+        options.max_connecting.get_or_insert(CONNECTING);
+        options.connect_timeout.get_or_insert(CONNECT);
+        options.heartbeat_freq.get_or_insert(HEARTBEAT);
+        // An operation that finds no server ends by itself before its caller gives up.
+        options.server_selection_timeout.get_or_insert(deadline.mul_f32(0.75));
+        // An address must not weaken what an answer means.
+        (options.write_concern, options.read_concern, options.selection_criteria) = (None, None, None);
+        let client = Client::with_options(options).map_err(|error| OpenError::Uri(problem(&error)))?;
+        let durable = WriteConcern::builder().w(mongodb::options::Acknowledgment::Majority);
+        let durable = durable.journal(true).w_timeout(deadline).build();
+        let promises = DatabaseOptions::builder()
+            .write_concern(durable)
+            .read_concern(ReadConcern::majority())
+            .selection_criteria(SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary))
+            .build();
+        let database = client.database_with_options(&name, promises);
+        Ok(Self {
+            client,
+            database,
+            deadline,
+            room: Arc::new(Semaphore::new(ROOM)),
+            closed: AtomicBool::new(false),
+            displaced: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) const fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(super) const fn database(&self) -> &Database {
+        &self.database
+    }
+
+    pub(super) const fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    /// A collection: written by majority and journal, read at majority, from the primary.
+    pub(super) fn collection(&self, name: &str) -> Collection<Document> {
+        self.database.collection(name)
+    }
+
+    /// Carries out an operation; whatever becomes of the caller, it is not cut off.
+    pub(super) async fn call<T: Send + 'static>(
+        &self,
+        operation: impl Future<Output = Result<T, Fault>> + Send + 'static,
+    ) -> Result<T, Fault> {
+        self.within(self.deadline, operation).await
+    }
+
+    /// The same, with a deadline of its own.
+    pub(super) async fn within<T: Send + 'static>(
+        &self,
+        deadline: Duration,
+        operation: impl Future<Output = Result<T, Fault>> + Send + 'static,
+    ) -> Result<T, Fault> {
+        if self.is_closed() {
+            return Err(if self.displaced.load(SeqCst) { Fault::Displaced } else { Fault::Closed });
+        }
+        let place = self.room.clone().try_acquire_owned().map_err(|_| Fault::Crowded)?;
+        let task = tokio::spawn(async move {
+            let outcome = operation.await;
+            drop(place);
+            outcome
+        });
+        match timeout(deadline, task).await {
+            Ok(Ok(outcome)) => outcome,
+            // The task panicked, or the runtime is ending.
+            Ok(Err(_)) => Err(Fault::Closed),
+            Err(_) => Err(Fault::Late(deadline)),
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(SeqCst)
+    }
+
+    /// Refuses whatever comes from now on: another process took over.
+    pub(super) fn displaced(&self) {
+        self.displaced.store(true, SeqCst);
+        self.close();
+    }
+
+    /// Refuses whatever comes from now on.
+    pub(super) fn close(&self) {
+        self.closed.store(true, SeqCst);
+    }
+}
+
+/// What is wrong with an address, without its text: the driver repeats parts of it.
+fn problem(error: &mongodb::error::Error) -> String {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the driver's list is open")]
+    match &*error.kind {
+        mongodb::error::ErrorKind::DnsResolve { .. } => "its host cannot be resolved".to_owned(),
+        mongodb::error::ErrorKind::InvalidTlsConfig { .. } => {
+            "its TLS options do not fit, or name a file that cannot be read".to_owned()
+        }
+        _ => {
+            "is not a MongoDB address: mongodb://[user:password@]host[:port],.../[database][?options], with special characters \
+              of user and password percent-encoded"
+                .to_owned()
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The store that many nodes share: a MongoDB replica set, or a sharded cluster.
+//!
+//! Each verb is one conditional write of one document, kept by the majority and on its disks before it is answered. What one
+//! node ends, all hear of over a change stream. Its audit records follow in the node's own chain: see `pending`.
+//!
+//! | collection | what |
+//! |--|--|
+//! | `clients`, `tokens`, `revocations`, `epochs`, `signing_keys` | what verbs change, each document with an outbox |
+//! | `audit_logs`, `nodes` | a chain for each node; its sealed head and heartbeat |
+//! | `rate_limits` | counters by window |
+//! | `meta` | the schema's version |
+
+mod audit;
+mod chain;
+mod clients;
+mod codec;
+mod counters;
+mod events;
+mod families;
+mod fault;
+mod feed;
+mod keys;
+mod link;
+mod node;
+mod pending;
+mod recovery;
+mod revocations;
+mod schema;
+mod settle;
+mod snapshot;
+
+use std::{
+    future::Future,
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use mongodb::bson::{Document, doc};
+use tokio::{
+    sync::oneshot,
+    time::{sleep, timeout},
+};
+
+pub use self::fault::OpenError;
+use self::{
+    chain::{Chain, End},
+    fault::Fault,
+    feed::Feed,
+    link::Link,
+    node::{BEAT, Node},
+    pending::{Deed, Entry, Owner},
+    recovery::{LOOK, Recovery},
+    settle::Settle,
+};
+use crate::{
+    crypto::chain::ChainKey,
+    model::{Event, Timestamp},
+    store::{Change, Result, Store},
+};
+
+/// How long a verb waits for MongoDB, unless the configuration says otherwise.
+pub const DEADLINE: Duration = Duration::from_secs(2);
+/// The oldest server that does all that is asked of it: MongoDB 4.4.
+const WIRE_VERSION: i32 = 9;
+/// For what no caller waits for.
+const LONG: Duration = Duration::from_secs(60);
+
+/// A store in a MongoDB database.
+pub struct Mongo {
+    shared: Arc<Shared>,
+}
+
+/// What the store's verbs and its tasks both see.
+struct Shared {
+    link: Arc<Link>,
+    node: Arc<Node>,
+    chain: Chain,
+    feed: Feed,
+    settle: Settle,
+}
+
+impl Mongo {
+    /// Opens the database that `uri` names (`jeton` where it names none), makes or mends collections and indexes, and begins to
+    /// hear what other nodes do. `node` is this node's name, of which there must be only one at a time; `key` seals its audit
+    /// chain; `deadline` bounds every call.
+    ///
+    /// A server alone, without a replica set, is served too, and said so: its answers are worth what its one disk is, and other
+    /// nodes' changes are looked for once a second.
+    pub async fn open(uri: &str, node: &str, key: ChainKey, deadline: Duration) -> Result<Self, OpenError> {
+        let link = Arc::new(Link::new(uri, deadline).await?);
+        let alone = greet(&link).await?;
+        schema::prepare(&link).await?;
+        if schema::is_importing(&link).await? {
+            return Err(OpenError::Corrupt("an import has begun and not ended: drop the database and import again".to_owned()));
+        }
+        let (node, before) = Node::register(&link, node, key.clone()).await?;
+        let end = resume(&link, &node, &key, before.as_ref()).await?;
+        let node = Arc::new(node);
+        let settle = Settle::start(link.clone());
+        let chain = Chain::start(link.clone(), node.clone(), key, end, settle.clone());
+        let shared = Arc::new(Shared { link, node, chain, feed: Feed::default(), settle });
+        let store = Self { shared };
+        store.listen(alone).await?;
+        store.keep_house();
+        Ok(store)
+    }
+
+    /// Starts to hear changes.
+    async fn listen(&self, alone: bool) -> Result<(), Fault> {
+        if alone {
+            tracing::warn!(
+                "MongoDB runs without a replica set: no change streams, so what other nodes end is seen up to a second later, and \
+                 what was acknowledged is lost with its one disk"
+            );
+            tokio::spawn(feed::poll(self.shared.clone()));
+            return Ok(());
+        }
+        let (opened, answer) = oneshot::channel();
+        tokio::spawn(feed::run(self.shared.clone(), opened));
+        answer.await.map_err(|_| Fault::Closed)?
+    }
+
+    /// Heartbeats, and events that were left behind.
+    fn keep_house(&self) {
+        let shared = self.shared.clone();
+        tokio::spawn(async move {
+            while !shared.link.is_closed() {
+                match shared.node.beat(&shared.link, false).await {
+                    Err(Fault::Displaced) => {
+                        tracing::error!(node = %shared.node.name, "another process runs under this node's name, this one stops");
+                        shared.link.displaced();
+                    }
+                    Err(fault) if !shared.link.is_closed() => tracing::debug!(%fault, "no heartbeat"),
+                    Ok(()) | Err(_) => {}
+                }
+                sleep(BEAT).await;
+            }
+        });
+        let shared = self.shared.clone();
+        tokio::spawn(async move {
+            let (mut recovery, mut once) = (Recovery::default(), true);
+            while !shared.link.is_closed() {
+                match recovery.look(&shared, once).await {
+                    Ok(()) => once = false,
+                    Err(fault) if !shared.link.is_closed() => tracing::warn!(%fault, "cannot look for events left behind"),
+                    Err(_) => {}
+                }
+                sleep(LOOK).await;
+            }
+        });
+    }
+}
+
+/// Where this node's chain ends: not before the head that was noted, and from there on record by record.
+async fn resume(link: &Link, node: &Node, key: &ChainKey, before: Option<&Document>) -> Result<End, OpenError> {
+    let name = &node.name;
+    let noted = before.map(node::head_of).transpose()?.flatten();
+    let start = match &noted {
+        Some(head) if !key.check(head) => {
+            return Err(OpenError::Corrupt(format!("the head of the audit chain {name} was not sealed under this master key")));
+        }
+        Some(head) => End { sequence: head.sequence, hash: head.hash, ..End::START },
+        None => End::START,
+    };
+    let noted = start.sequence;
+    let last = chain::newest(link, name).await?.as_ref().map(chain::decoded).transpose()?.map_or(0, |record| record.sequence);
+    if last < noted {
+        return Err(OpenError::Corrupt(format!("the audit chain {name} ends at {last} and was at {noted}")));
+    }
+    let end = chain::last(link, key, name, start).await?;
+    if end.sequence > 0 {
+        node.came_to(&end);
+    }
+    Ok(end)
+}
+
+/// Says hello: whether the server is one alone; refuses one that is too old.
+async fn greet(link: &Link) -> Result<bool, OpenError> {
+    let database = link.database().clone();
+    let hello = link.within(LONG.min(link.deadline().saturating_mul(5)), async move {
+        Ok(database.run_command(doc! { "hello": 1 }).await?)
+    });
+    let hello = hello.await?;
+    let found = hello.get_i32("maxWireVersion").unwrap_or_default();
+    if found < WIRE_VERSION {
+        return Err(OpenError::TooOld { found, needed: WIRE_VERSION });
+    }
+    let sharded = hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
+    Ok(!sharded && hello.get_str("setName").is_err())
+}
+
+impl Shared {
+    /// A change in the making, with its events.
+    fn deed(&self, events: impl IntoIterator<Item = Event>) -> Result<Deed, Fault> {
+        let deed = Deed::new(&self.node.name, self.chain.sequence(), events)?;
+        deed.entries.iter().for_each(|entry| self.brings(entry.event.at));
+        Ok(deed)
+    }
+
+    /// Records a change that was made.
+    async fn record(&self, deed: Deed, owner: Owner) -> Result<(), Fault> {
+        self.chain.append(deed.entries, Some(owner)).await
+    }
+
+    /// Records a change that was made, and sees to it that this node's followers have heard of it.
+    async fn record_heard(&self, deed: Deed, owner: Owner, changes: Vec<Change>) -> Result<(), Fault> {
+        let heard = self.feed.heard(deed.operation, &changes);
+        // Both, whatever becomes of either: a change that could not be recorded in time is a change all the same.
+        let (recorded, ()) = tokio::join!(self.chain.append(deed.entries, Some(owner)), heard);
+        recorded
+    }
+
+    /// Records what comes with no change.
+    async fn append(&self, event: Event) -> Result<(), Fault> {
+        self.brings(event.at);
+        self.chain.append(vec![Entry::new(event)?], None).await
+    }
+
+    /// A verb acts on this time.
+    fn brings(&self, now: Timestamp) {
+        self.node.brought.fetch_max(now.millis(), SeqCst);
+    }
+
+    /// This time is kept.
+    fn saw(&self, now: Timestamp) {
+        self.node.newest.fetch_max(now.millis(), SeqCst);
+    }
+}
+
+/// Carries a verb out to its end, whatever becomes of the caller: a change is not left without its record because somebody hung
+/// up. The caller waits for the verb as a whole no longer than for any single call.
+async fn whole<T: Send + 'static>(shared: &Shared, verb: impl Future<Output = Result<T, Fault>> + Send + 'static) -> Result<T> {
+    let deadline = shared.link.deadline();
+    let verb = timeout(deadline, tokio::spawn(verb)).await.map_err(|_| Fault::Late(deadline))?;
+    Ok(verb.map_err(|_| Fault::Closed)??)
+}
+
+#[async_trait]
+impl Store for Mongo {
+    async fn ready(&self) -> Result<()> {
+        Ok(self.shared.node.beat(&self.shared.link, false).await?)
+    }
+
+    async fn close(&self) -> Result<()> {
+        if self.shared.link.is_closed() {
+            return Ok(());
+        }
+        self.shared.chain.close().await;
+        self.shared.settle.flush().await;
+        let last = self.shared.node.beat(&self.shared.link, true).await;
+        self.shared.link.close();
+        Ok(last?)
+    }
+
+    fn newest(&self) -> Timestamp {
+        Timestamp::from_millis(self.shared.node.newest.load(SeqCst))
+    }
+}
+
+impl Drop for Mongo {
+    fn drop(&mut self) {
+        // The tasks see it and end.
+        self.shared.link.close();
+    }
+}

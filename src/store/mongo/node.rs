@@ -1,0 +1,159 @@
+//! This node among others: its document in `nodes`. It names the process that writes the node's audit chain, holds the chain's
+//! sealed head, and carries the heartbeat by which the node measures how old its knowledge is.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use std::sync::Arc;
+
+use mongodb::{
+    bson::{Document, doc},
+    options::ReturnDocument,
+};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::{
+    chain::End,
+    codec::{Fields, bytes, count, date, uuid},
+    fault::Fault,
+    link::Link,
+    schema::NODES,
+};
+use crate::{
+    crypto::chain::{ChainKey, Head},
+    model::Timestamp,
+};
+
+/// Between two heartbeats.
+pub(super) const BEAT: Duration = Duration::from_millis(500);
+/// Heartbeats that may be on their way.
+const BEATS: usize = 256;
+
+/// This node, and the process that is it.
+pub(super) struct Node {
+    pub(super) name: Arc<str>,
+    session: Uuid,
+    key: ChainKey,
+    end: Mutex<End>,
+    /// The newest time that any verb acted on, and the newest that is kept.
+    pub(super) brought: AtomicI64,
+    pub(super) newest: AtomicI64,
+    beats: Mutex<Beats>,
+}
+
+/// Heartbeats sent and not yet heard, with the moment before each was sent.
+#[derive(Default)]
+struct Beats {
+    last: i64,
+    sent: Vec<(i64, Instant)>,
+}
+
+impl Node {
+    /// Takes a node's name for this process; one that had it before notices and stops.
+    pub(super) async fn register(link: &Link, name: &str, key: ChainKey) -> Result<(Self, Option<Document>), Fault> {
+        let session = Uuid::new_v4();
+        let (nodes, id) = (link.collection(NODES), name.to_owned());
+        let register = async move {
+            let set = doc! { "$set": { "session": uuid(session), "beat": 0_i64 } };
+            let before = nodes.find_one_and_update(doc! { "_id": id }, set).upsert(true);
+            Ok(before.return_document(ReturnDocument::Before).await?)
+        };
+        let before = link.call(register).await?;
+        let newest = match &before {
+            Some(before) => Fields::of("node", before).find_time("newest")?.unwrap_or(Timestamp::EPOCH),
+            None => Timestamp::EPOCH,
+        };
+        let node = Self {
+            name: name.into(),
+            session,
+            key,
+            end: Mutex::new(End::START),
+            brought: AtomicI64::new(newest.millis()),
+            newest: AtomicI64::new(newest.millis()),
+            beats: Mutex::default(),
+        };
+        Ok((node, before))
+    }
+
+    /// Whether the name is still this process's.
+    pub(super) async fn is_ours(&self, link: &Link) -> Result<bool, Fault> {
+        let (nodes, filter) = (link.collection(NODES), self.filter());
+        Ok(link.call(async move { Ok(nodes.find_one(filter).await?) }).await?.is_some())
+    }
+
+    /// The chain ends here now. The head in `nodes` follows with the next heartbeat.
+    pub(super) fn came_to(&self, end: &End) {
+        self.newest.fetch_max(end.newest.millis(), SeqCst);
+        *self.end.lock().unwrap_or_else(PoisonError::into_inner) = end.clone();
+    }
+
+    /// Writes the heartbeat and the chain's head; [`Fault::Displaced`] if the name is another process's.
+    pub(super) async fn beat(&self, link: &Link, closing: bool) -> Result<(), Fault> {
+        let beat = {
+            let mut beats = self.beats();
+            beats.last = beats.last.saturating_add(1);
+            let beat = beats.last;
+            beats.sent.push((beat, Instant::now()));
+            let surplus = beats.sent.len().saturating_sub(BEATS);
+            beats.sent.drain(..surplus);
+            beat
+        };
+        let end = self.end.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let newest = if closing { self.brought.load(SeqCst).max(self.newest.load(SeqCst)) } else { self.newest.load(SeqCst) };
+        let mut set = doc! { "beat": beat, "newest": date(Timestamp::from_millis(newest)) };
+        set.extend(head(&self.key.seal(&self.name, end.sequence, end.hash)));
+        let (nodes, filter) = (link.collection(NODES), self.filter());
+        let update = doc! { "$set": set, "$currentDate": { "seen_at": true } };
+        let written = link.call(async move { Ok(nodes.update_one(filter, update).await?) }).await?;
+        if written.matched_count == 0 {
+            return Err(Fault::Displaced);
+        }
+        Ok(())
+    }
+
+    /// A heartbeat came back over the feed: everything before it has come too. The moment before it was sent.
+    pub(super) fn heard(&self, beat: i64) -> Option<Instant> {
+        let mut beats = self.beats();
+        let sent = beats.sent.iter().find(|(number, _)| *number == beat).map(|(_, at)| *at);
+        beats.sent.retain(|(number, _)| *number > beat);
+        sent
+    }
+
+    fn beats(&self) -> std::sync::MutexGuard<'_, Beats> {
+        self.beats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn filter(&self) -> Document {
+        doc! { "_id": self.name.as_ref(), "session": uuid(self.session) }
+    }
+}
+
+/// The fields of a sealed head.
+pub(super) fn head(head: &Head) -> Document {
+    doc! {
+        "sealed_by": head.node.as_ref(),
+        "sequence": count(head.sequence),
+        "hash": bytes(&head.hash),
+        "seal": bytes(&head.seal),
+    }
+}
+
+/// The sealed head of a chain; `None` before its first record.
+pub(super) fn head_of(document: &Document) -> Result<Option<Head>, Fault> {
+    let fields = Fields::of("node", document);
+    if fields.find("sequence").is_none() || fields.count("sequence")? == 0 {
+        return Ok(None);
+    }
+    Ok(Some(Head {
+        node: fields.text("sealed_by")?.into(),
+        sequence: fields.count("sequence")?,
+        hash: fields.hash("hash")?,
+        seal: fields.hash("seal")?,
+    }))
+}

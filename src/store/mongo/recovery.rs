@@ -1,0 +1,115 @@
+//! Audit events whose node died, or lost its way, between a change and its record: they are still in the changed document's
+//! outbox, and whoever finds them there appends them to its own chain. Which ones those are is told by waiting, not by a clock: an
+//! event that was there at one look and still is at the next was not on its way.
+//!
+//! A node that comes back after a long stall may append an event that was recovered in the meantime: it is then in two chains,
+//! never in none.
+
+use std::{collections::HashSet, time::Duration};
+
+use futures_util::TryStreamExt as _;
+use mongodb::bson::{Bson, Document, doc};
+use uuid::Uuid;
+
+use super::{
+    Shared,
+    chain::behind,
+    codec::{Fields, uuid},
+    fault::Fault,
+    pending::{Entry, Owner},
+    schema::{AUDIT_LOGS, WITH_OUTBOX, outbox_hint},
+};
+
+/// Between two looks: longer than any write waits for its record.
+pub(super) const LOOK: Duration = Duration::from_secs(30);
+/// Documents looked at in one turn.
+const TURN: i64 = 1_000;
+
+/// An event in an outbox.
+struct Left {
+    owner: Owner,
+    id: Uuid,
+    node: String,
+    after: u64,
+    event: Document,
+}
+
+/// What was seen at the last look.
+#[derive(Default)]
+pub(super) struct Recovery {
+    seen: HashSet<Uuid>,
+}
+
+impl Recovery {
+    /// One look. At `once`, what this node itself left behind in an earlier life does not wait for a second look.
+    pub(super) async fn look(&mut self, shared: &Shared, once: bool) -> Result<(), Fault> {
+        let mut found = HashSet::new();
+        for collection in WITH_OUTBOX {
+            for left in left(shared, collection).await? {
+                found.insert(left.id);
+                let own = once && left.node == shared.node.name.as_ref();
+                if own || self.seen.contains(&left.id) {
+                    recover(shared, left).await?;
+                }
+            }
+        }
+        self.seen = found;
+        Ok(())
+    }
+}
+
+async fn left(shared: &Shared, collection: &'static str) -> Result<Vec<Left>, Fault> {
+    let owners = shared.link.collection(collection);
+    let read = async move {
+        let found = owners.find(doc! { "outbox.id": { "$exists": true } }).hint(outbox_hint()).limit(TURN);
+        let found: Vec<Document> = found.projection(doc! { "outbox": 1 }).await?.try_collect().await?;
+        Ok(found)
+    };
+    let mut all = Vec::new();
+    for document in shared.link.call(read).await? {
+        let id = Fields::of("outbox", &document).get("_id")?.clone();
+        for entry in document.get_array("outbox").into_iter().flatten().filter_map(Bson::as_document) {
+            let fields = Fields::of("outbox", entry);
+            let event = fields.get("event")?.as_document().cloned();
+            all.push(Left {
+                owner: Owner { collection, id: id.clone() },
+                id: fields.uuid("id")?,
+                node: fields.text("node")?.to_owned(),
+                after: fields.count("after")?,
+                event: event.ok_or_else(|| Fault::row("outbox", "an event is not what it should be"))?,
+            });
+        }
+    }
+    Ok(all)
+}
+
+async fn recover(shared: &Shared, left: Left) -> Result<(), Fault> {
+    // Its node may have appended it and not come to take it out.
+    let (logs, mut filter) = (shared.link.collection(AUDIT_LOGS), behind(&left.node, left.after));
+    filter.insert("entry", uuid(left.id));
+    let recorded = shared.link.within(super::LONG, async move { Ok(logs.find_one(filter).await?) }).await?;
+    if recorded.is_none() {
+        // Of two nodes that find it, the one that changes the owner of the entry appends it.
+        let mine = doc! { "$set": {
+            "outbox.$.node": shared.node.name.as_ref(),
+            "outbox.$.after": i64::try_from(shared.chain.sequence()).unwrap_or(i64::MAX),
+        } };
+        let theirs = doc! { "id": uuid(left.id), "node": &left.node, "after": i64::try_from(left.after).unwrap_or(i64::MAX) };
+        let filter = doc! { "_id": left.owner.id.clone(), "outbox": { "$elemMatch": theirs } };
+        let owners = shared.link.collection(left.owner.collection);
+        let claimed = shared.link.call(async move { Ok(owners.update_one(filter, mine).await?) }).await?;
+        if claimed.matched_count == 0 {
+            return Ok(());
+        }
+        let event = mongodb::bson::deserialize_from_document(left.event).map_err(|error| Fault::row("outbox", error))?;
+        let entry = Entry::with_id(left.id, event)?;
+        tracing::warn!(
+            from = left.node,
+            action = entry.event.action.as_str(),
+            "an audit event was left behind and is recorded now"
+        );
+        return shared.chain.append(vec![entry], Some(left.owner)).await;
+    }
+    shared.settle.push(left.owner, vec![left.id]);
+    Ok(())
+}

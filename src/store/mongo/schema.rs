@@ -1,0 +1,198 @@
+//! Collections and their indexes. `_id` carries every uniqueness, so that each collection can be sharded by hashed `_id`; all other
+//! indexes are for speed, and the ones that let MongoDB delete by age are housekeeping: whether something stands is judged in
+//! the verbs.
+
+use std::time::Duration;
+
+use mongodb::{
+    IndexModel,
+    bson::{Document, doc},
+    options::{Hint, IndexOptions},
+};
+
+use super::{
+    codec::Fields,
+    fault::{Fault, OpenError},
+    link::Link,
+};
+
+/// Registered machines. What is left of a deleted one is its epoch.
+pub(super) const CLIENTS: &str = "clients";
+/// Refresh families, those that were ended included.
+pub(super) const TOKENS: &str = "tokens";
+/// Single tokens that were ended, and families that are gone and must still be remembered.
+pub(super) const REVOCATIONS: &str = "revocations";
+/// Epochs of tenants and subjects; a client's is kept with the client.
+pub(super) const EPOCHS: &str = "epochs";
+/// The keyset.
+pub(super) const SIGNING_KEYS: &str = "signing_keys";
+/// Shared rate-limit counters.
+pub(super) const RATE_LIMITS: &str = "rate_limits";
+/// Audit records.
+pub(super) const AUDIT_LOGS: &str = "audit_logs";
+/// Nodes, the ends of their audit chains, and their heartbeat.
+pub(super) const NODES: &str = "nodes";
+/// The schema's version, and whether an import is going on.
+pub(super) const META: &str = "meta";
+
+/// Those whose documents carry audit events until these are in a chain.
+pub(super) const WITH_OUTBOX: [&str; 5] = [CLIENTS, TOKENS, REVOCATIONS, EPOCHS, SIGNING_KEYS];
+
+/// The version written here.
+const VERSION: i64 = 1;
+/// How long MongoDB keeps what our own sweep would have deleted.
+const MARGIN: Duration = Duration::from_secs(86_400);
+/// Building indexes over a large collection takes long.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Makes what is missing, mends what differs, and refuses what a newer version wrote.
+pub(super) async fn prepare(link: &Link) -> Result<(), OpenError> {
+    let meta = link.collection(META);
+    let found = link.call(async move { Ok(meta.find_one(doc! { "_id": "schema" }).await?) }).await?;
+    let version = match &found {
+        Some(found) => Fields::of("schema", found).count("version")?,
+        None => 0,
+    };
+    let version = i64::try_from(version).unwrap_or(i64::MAX);
+    if version > VERSION {
+        return Err(OpenError::Newer { found: version, known: VERSION });
+    }
+    for (collection, indexes) in indexes() {
+        let existing = list(link, collection).await?;
+        for index in indexes {
+            ensure(link, collection, &existing, index).await?;
+        }
+    }
+    if version < VERSION {
+        // After the indexes, so that whoever finds the version finds them too. Versions before this one: none.
+        let meta = link.collection(META);
+        let write = async move {
+            let set = doc! { "$max": { "version": VERSION } };
+            Ok(meta.update_one(doc! { "_id": "schema" }, set).upsert(true).await?)
+        };
+        match link.call(write).await {
+            // Another node wrote it at the same moment.
+            Err(fault) if fault.is_duplicate() => {}
+            outcome => drop(outcome?),
+        }
+    }
+    Ok(())
+}
+
+/// An import that has begun and not ended leaves nothing to serve.
+pub(super) async fn is_importing(link: &Link) -> Result<bool, Fault> {
+    let meta = link.collection(META);
+    let found = link.call(async move { Ok(meta.find_one(doc! { "_id": "import" }).await?) }).await?;
+    Ok(found.is_some())
+}
+
+/// An index, by its name.
+struct Index {
+    name: &'static str,
+    keys: Document,
+    partial: Option<Document>,
+    expires: bool,
+}
+
+impl Index {
+    fn model(&self) -> IndexModel {
+        let options = IndexOptions::builder()
+            .name(self.name.to_owned())
+            .partial_filter_expression(self.partial.clone())
+            .expire_after(self.expires.then_some(MARGIN))
+            .build();
+        IndexModel::builder().keys(self.keys.clone()).options(options).build()
+    }
+
+    fn is(&self, other: &IndexModel) -> bool {
+        let options = other.options.as_ref();
+        same(&self.keys, &other.keys)
+            && options.and_then(|options| options.expire_after) == self.expires.then_some(MARGIN)
+            && options.and_then(|options| options.partial_filter_expression.as_ref()) == self.partial.as_ref()
+            && options.and_then(|options| options.unique) != Some(true)
+    }
+}
+
+/// Servers give numbers back as another type than they were given.
+fn same(one: &Document, other: &Document) -> bool {
+    let read = |keys: &Document| -> Vec<(String, Option<i64>)> {
+        let number = |value: &mongodb::bson::Bson| {
+            value
+                .as_i64()
+                .or_else(|| value.as_i32().map(i64::from))
+                .or_else(|| value.as_f64().map(|value| value.round() as i64))
+        };
+        keys.iter().map(|(key, value)| (key.clone(), number(value))).collect()
+    };
+    read(one) == read(other)
+}
+
+fn indexes() -> Vec<(&'static str, Vec<Index>)> {
+    let plain = |name, keys| Index { name, keys, partial: None, expires: false };
+    let expiring = |name, keys| Index { name, keys, partial: None, expires: true };
+    let partial = |name, keys, filter| Index { name, keys, partial: Some(filter), expires: false };
+    let outbox = || partial("outbox", doc! { "outbox.id": 1 }, doc! { "outbox.id": { "$exists": true } });
+    vec![
+        (CLIENTS, vec![outbox(), plain("tenant", doc! { "tenant": 1, "_id": 1 }), plain("epoch", doc! { "epoch": 1 })]),
+        (
+            TOKENS,
+            vec![
+                outbox(),
+                Index { name: "ends_at", keys: doc! { "ends_at": 1 }, partial: Some(doc! { "ended": false }), expires: true },
+                partial("ended_ends_at", doc! { "ends_at": 1, "_id": 1 }, doc! { "ended": true }),
+                partial("ended_until", doc! { "ended_until": 1 }, doc! { "ended_until": { "$exists": true } }),
+            ],
+        ),
+        (REVOCATIONS, vec![outbox(), expiring("until", doc! { "until": 1 })]),
+        (EPOCHS, vec![outbox()]),
+        (SIGNING_KEYS, vec![outbox()]),
+        (RATE_LIMITS, vec![expiring("until", doc! { "until": 1 })]),
+        (AUDIT_LOGS, vec![plain("time", doc! { "event.at": 1, "_id": 1 })]),
+        (NODES, vec![]),
+    ]
+}
+
+async fn list(link: &Link, collection: &'static str) -> Result<Vec<IndexModel>, Fault> {
+    use futures_util::TryStreamExt as _;
+    let (database, indexed) = (link.database().clone(), link.collection(collection));
+    link.within(PATIENCE, async move {
+        // Made here rather than by the first write, which would find a deadline of two seconds short.
+        match database.create_collection(collection).await.map_err(Fault::from) {
+            Err(Fault::Driver(error)) if exists_already(&error) => {}
+            outcome => outcome?,
+        }
+        Ok(indexed.list_indexes().await?.try_collect().await?)
+    })
+    .await
+}
+
+fn exists_already(error: &mongodb::error::Error) -> bool {
+    matches!(&*error.kind, mongodb::error::ErrorKind::Command(command) if command.code == 48)
+}
+
+async fn ensure(link: &Link, name: &'static str, existing: &[IndexModel], index: Index) -> Result<(), Fault> {
+    let named = |model: &&IndexModel| model.options.as_ref().and_then(|options| options.name.as_deref()) == Some(index.name);
+    // One of the same keys under another name stands in the way too; the one on `_id` is never touched.
+    let alike = |model: &&IndexModel| same(&model.keys, &index.keys) && !same(&model.keys, &doc! { "_id": 1 });
+    let in_the_way: Vec<_> = existing.iter().filter(|model| named(model) || alike(model)).collect();
+    if in_the_way.iter().any(|model| named(model) && index.is(model)) {
+        return Ok(());
+    }
+    let stale: Vec<String> =
+        in_the_way.iter().filter_map(|model| model.options.as_ref().and_then(|options| options.name.clone())).collect();
+    let (collection, model) = (link.collection(name), index.model());
+    link.within(PATIENCE, async move {
+        for stale in stale {
+            tracing::warn!(collection = name, index = stale, "an index is not what it should be and is made anew");
+            collection.drop_index(stale).await?;
+        }
+        collection.create_index(model).await?;
+        Ok(())
+    })
+    .await
+}
+
+/// By which index the outboxes are found.
+pub(super) fn outbox_hint() -> Hint {
+    Hint::Name("outbox".to_owned())
+}

@@ -1,0 +1,94 @@
+//! Everything that judgements depend on, read at one go behind a write of this node's own: what was committed before that write, by
+//! any node, is in it.
+
+use std::sync::Arc;
+
+use mongodb::{
+    ClientSession, Collection,
+    bson::{Document, doc},
+};
+
+use super::{
+    LONG, Shared, clients,
+    codec::Fields,
+    fault::Fault,
+    keys,
+    revocations::{epoch_of, revocation_of, revocation_of_family},
+    schema::{CLIENTS, EPOCHS, NODES, REVOCATIONS, SIGNING_KEYS, TOKENS},
+};
+use crate::{
+    model::{EpochOf, Keyset},
+    store::{Change, Snapshot},
+};
+
+/// What stands, and the keys.
+pub(super) struct Known {
+    pub(super) standing: Snapshot,
+    keyset: Option<Keyset>,
+}
+
+impl Known {
+    /// As changes, for those who may have missed some.
+    pub(super) fn changes(self) -> Vec<Change> {
+        let revoked = self.standing.revocations.into_iter().map(Change::Revoked);
+        let epochs = self.standing.epochs.into_iter().map(|(of, value)| Change::Epoch(of, value));
+        let keyset = self.keyset.map(|keyset| Change::Keyset(Arc::new(keyset)));
+        std::iter::once(Change::Missed).chain(revoked).chain(epochs).chain(keyset).collect()
+    }
+}
+
+impl Shared {
+    pub(super) async fn known(&self) -> Result<Known, Fault> {
+        let (link, node) = (self.link.clone(), self.node.name.clone());
+        let rooms = [REVOCATIONS, TOKENS, EPOCHS, CLIENTS, SIGNING_KEYS, NODES].map(|name| link.collection(name));
+        let client = link.client().clone();
+        let read = async move {
+            let [revocations, tokens, epochs, clients, keys, nodes] = rooms;
+            let mut session = client.start_session().causal_consistency(true).await?;
+            let looks = doc! { "$inc": { "looks": 1_i64 } };
+            nodes.update_one(doc! { "_id": node.as_ref() }, looks).session(&mut session).await?;
+            let mut standing = Snapshot::default();
+            each(&revocations, doc! {}, doc! { "until": 1 }, &mut session, |found| {
+                standing.revocations.push(revocation_of(found)?);
+                Ok(())
+            })
+            .await?;
+            let ended = doc! { "ended_until": { "$exists": true } };
+            each(&tokens, ended, doc! { "ended_until": 1 }, &mut session, |found| {
+                standing.revocations.push(revocation_of_family(found)?);
+                Ok(())
+            })
+            .await?;
+            each(&epochs, doc! {}, doc! { "value": 1 }, &mut session, |found| {
+                let fields = Fields::of("epoch", found);
+                standing.epochs.push((epoch_of(fields.text("_id")?)?, fields.count("value")?));
+                Ok(())
+            })
+            .await?;
+            each(&clients, doc! { clients::EPOCH: { "$gt": 0 } }, doc! { clients::EPOCH: 1 }, &mut session, |found| {
+                let fields = Fields::of("client", found);
+                standing.epochs.push((EpochOf::Client(fields.parse("_id")?), fields.count(clients::EPOCH)?));
+                Ok(())
+            })
+            .await?;
+            let keyset = keys.find_one(doc! { "_id": keys::KEYSET }).session(&mut session).await?;
+            Ok(Known { standing, keyset: keyset.as_ref().map(keys::decoded).transpose()? })
+        };
+        self.link.within(LONG, read).await
+    }
+}
+
+/// Shows each document that fits.
+async fn each(
+    from: &Collection<Document>,
+    filter: Document,
+    fields: Document,
+    session: &mut ClientSession,
+    mut show: impl FnMut(&Document) -> Result<(), Fault> + Send,
+) -> Result<(), Fault> {
+    let mut cursor = from.find(filter).projection(fields).session(&mut *session).await?;
+    while let Some(document) = cursor.next(session).await {
+        show(&document?)?;
+    }
+    Ok(())
+}
