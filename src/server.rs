@@ -5,6 +5,7 @@ mod bootstrap;
 mod housekeeping;
 mod open;
 mod ready;
+mod stores;
 
 use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc};
 

@@ -39,6 +39,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("prost_types", &["api", "cli"]),
     ("axum", &["api", "server"]),
     ("rusqlite", &["store/embedded"]),
+    ("mongodb", &["store/mongo"]),
     ("jsonwebtoken", &["crypto"]),
     ("argon2", &["crypto"]),
     ("governor", &["limit"]),

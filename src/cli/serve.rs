@@ -49,6 +49,15 @@ pub(super) struct Settings {
     /// Directory of the store
     #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,
+    /// Address of a MongoDB that nodes share, instead of the store in the data directory
+    #[arg(long, value_name = "URI")]
+    store: Option<String>,
+    /// File with that address, where it holds a password
+    #[arg(long, value_name = "FILE", conflicts_with = "store")]
+    store_file: Option<String>,
+    /// Name of this node; nodes that share a store need different ones
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
     /// Accept a public address without TLS
     #[arg(long)]
     insecure: bool,
@@ -61,6 +70,9 @@ impl Settings {
         let mut flag = |name, key, value: Option<String>| flags.extend(value.map(|value| Flag { name, key, value }));
         flag("--listen", "listen", self.listen.clone());
         flag("--data-dir", "data_dir", self.data_dir.clone());
+        flag("--store", "store.uri", self.store.clone());
+        flag("--store-file", "store.uri_file", self.store_file.clone());
+        flag("--node", "node", self.node.clone());
         flag("--insecure", "insecure", self.insecure.then(|| "true".to_owned()));
         Sources { file: self.config.clone(), environment: environment.clone(), flags }
     }

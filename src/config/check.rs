@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Config, ConfigError, Rate, Tls};
+use super::{Config, ConfigError, Rate, Store, Tls};
 use crate::{
     model::{Audience, PlanName},
     telemetry,
@@ -21,6 +21,7 @@ pub fn check(config: &Config, dev: bool) -> Result<(), ConfigError> {
     tls(&config.tls)?;
     issuer(config, dev)?;
     node(&config.node)?;
+    store(&config.store)?;
     if config.data_dir.as_os_str().is_empty() {
         return Err(ConfigError::new("data_dir", "must be set, since neither XDG_STATE_HOME nor HOME is an absolute path"));
     }
@@ -99,6 +100,21 @@ fn issuer(config: &Config, dev: bool) -> Result<(), ConfigError> {
         Some("http") => refused("must begin with https://, unless its host is loopback or insecure = true"),
         _ => refused("must be an https:// URL"),
     }
+}
+
+fn store(store: &Store) -> Result<(), ConfigError> {
+    let address = store.uri.expose();
+    if !address.is_empty() && !store.uri_file.as_os_str().is_empty() {
+        return Err(ConfigError::new("store.uri_file", "must be empty, since store.uri is set"));
+    }
+    if !address.is_empty() && !address.starts_with("mongodb://") && !address.starts_with("mongodb+srv://") {
+        return Err(ConfigError::new(
+            "store.uri",
+            "must be a MongoDB address, such as mongodb://host:27017/jeton?replicaSet=rs0",
+        ));
+    }
+    within("store.call_timeout_ms", store.call_timeout_ms, 100, 60_000)?;
+    within("store.max_staleness_seconds", store.max_staleness_seconds, 1, 60)
 }
 
 fn node(node: &str) -> Result<(), ConfigError> {

@@ -23,7 +23,8 @@ pub struct Sources {
     /// The file asked for; it must be there.
     pub file: Option<PathBuf>,
     /// Environment variables. `JETON_LISTEN` sets `listen`, `JETON_TOKEN__ACCESS_LIFETIME_SECONDS` a key of the table `token`;
-    /// `JETON_CLI_*` is the client's. `XDG_CONFIG_HOME`, `XDG_STATE_HOME`, `HOME` and `CREDENTIALS_DIRECTORY` are looked at too.
+    /// `JETON_CLI_*` is the client's. `XDG_CONFIG_HOME`, `XDG_STATE_HOME`, `HOME`, `HOSTNAME` and
+    /// `CREDENTIALS_DIRECTORY` are looked at too.
     pub environment: BTreeMap<String, String>,
     /// What the command line says.
     pub flags: Vec<Flag>,
@@ -43,9 +44,13 @@ pub struct Flag {
 impl Sources {
     /// The process's own environment; no file, no flags.
     pub fn from_process() -> Self {
-        let environment = std::env::vars_os()
+        let mut environment = std::env::vars_os()
             .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
-            .collect();
+            .collect::<BTreeMap<_, _>>();
+        if let Ok(host) = fs::read_to_string("/proc/sys/kernel/hostname") {
+            // Shells know it and do not hand it on.
+            environment.entry("HOSTNAME".to_owned()).or_insert_with(|| host.trim().to_owned());
+        }
         Self { environment, ..Self::default() }
     }
 
@@ -185,6 +190,13 @@ impl Config {
                 self.data_dir = dir.join("jeton");
                 origins.0.insert("data_dir".to_owned(), origin.to_owned());
             }
+        }
+        // Nodes that share a store are told apart by their names; machines have one.
+        if let Some(host) = sources.environment.get("HOSTNAME").filter(|_| self.store.is_shared())
+            && origins.of("node") == Some("default")
+        {
+            host.clone_into(&mut self.node);
+            origins.0.insert("node".to_owned(), "environment HOSTNAME".to_owned());
         }
         let credential = sources.directory("CREDENTIALS_DIRECTORY").map(|dir| dir.join("master_key"));
         if let Some(file) = credential.filter(|file| self.master_key_file.as_os_str().is_empty() && file.exists()) {

@@ -32,6 +32,8 @@ pub struct Config {
     pub insecure: bool,
     /// Whether gRPC reflection is served.
     pub reflection: bool,
+    /// The store.
+    pub store: Store,
     /// TLS of the port.
     pub tls: Tls,
     /// Lifetimes.
@@ -44,6 +46,76 @@ pub struct Config {
     pub audit: Audit,
     /// What is written to stderr.
     pub log: Log,
+}
+
+/// Where everything is kept: in the data directory, unless an address is given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Store {
+    /// Address of a MongoDB that nodes share; empty means the embedded store.
+    pub uri: StoreUri,
+    /// File with the address, where it holds a password; instead of `uri`.
+    pub uri_file: PathBuf,
+    /// How long a call waits for MongoDB, in milliseconds.
+    pub call_timeout_ms: u64,
+    /// How old a node's knowledge of what other nodes ended may be before it refuses to judge.
+    pub max_staleness_seconds: u64,
+}
+
+impl Store {
+    /// Whether nodes share the store.
+    pub fn is_shared(&self) -> bool {
+        !self.uri.is_empty() || !self.uri_file.as_os_str().is_empty()
+    }
+}
+
+/// The address of a store. It may hold a password, and shows itself without.
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct StoreUri(String);
+
+impl StoreUri {
+    /// The address with all there is in it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether there is none.
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl From<String> for StoreUri {
+    fn from(uri: String) -> Self {
+        Self(uri)
+    }
+}
+
+impl std::fmt::Display for StoreUri {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // What is no address with a user in it may be anything, a password included.
+        match (self.0.split_once("://"), self.0.rsplit_once('@')) {
+            (None, _) if self.0.is_empty() => Ok(()),
+            (Some((scheme, _)), Some((_, rest))) => {
+                write!(f, "{scheme}://***@{}", rest.split(['?']).next().unwrap_or_default())
+            }
+            (Some(_), None) => f.write_str(self.0.split(['?']).next().unwrap_or_default()),
+            (None, _) => f.write_str("***"),
+        }
+    }
+}
+
+impl std::fmt::Debug for StoreUri {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "StoreUri({self})")
+    }
+}
+
+impl Serialize for StoreUri {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 /// TLS of the port; all empty means none.

@@ -2,7 +2,7 @@
 
 use std::{os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc};
 
-use super::{Options, StartError};
+use super::{Options, StartError, stores};
 use crate::{
     clock::{Clock, SystemClock},
     config::Config,
@@ -11,11 +11,7 @@ use crate::{
     model::{Action, Audience, Invalid, Keyset, Stamp, keyset::KeyPolicy},
     oauth::{Authority, Parts, Terms, keys},
     standing::{Opening, SLACK, Standing},
-    store::{
-        Store, StoreError,
-        embedded::{Embedded, OpenError},
-        metered::Metered,
-    },
+    store::{Store, StoreError},
 };
 
 /// How far the clocks of machines that made our tokens may be ahead.
@@ -60,10 +56,7 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
     let chain = ChainKey::new(sealer.derive("audit head"));
     let store = match &options.store {
         Some(store) => store.clone(),
-        None => {
-            let embedded = Embedded::open(&data_dir, &config.node, chain.clone()).map_err(|error| refused(&error))?;
-            Arc::new(Metered::new(embedded))
-        }
+        None => stores::open(config, chain.clone()).await?,
     };
     let clock = options.clock.clone().unwrap_or_else(|| Arc::new(SystemClock::starting_at(store.newest())));
 
@@ -90,10 +83,6 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
         terms,
     };
     Ok(Opened { authority: Arc::new(Authority::new(parts)), store, chain: Arc::new(chain), clock, data_dir })
-}
-
-fn refused(error: &OpenError) -> StartError {
-    StartError::Configuration(super::with_sources(error))
 }
 
 fn master_key(config: &Config, dev: bool) -> Result<zeroize::Zeroizing<[u8; 32]>, StartError> {
