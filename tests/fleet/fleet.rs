@@ -179,7 +179,9 @@ impl Fleet {
             let message = VerifyChainRequest::default();
             let mut service = AuditServiceClient::new(node.channel.clone());
             let verdict = service.verify_chain(self.administer(message)).await.unwrap().into_inner();
-            let problem = format!("{} {}", verdict.first_bad_sequence, verdict.problem);
+            let broken = verdict.chains.iter().filter(|chain| chain.intact != Some(true));
+            let problems = broken.map(|chain| format!("{} {}: {}", chain.chain, chain.first_bad_sequence, chain.problem));
+            let problem = problems.collect::<Vec<_>>().join(", ");
             let chain = Chain { by: node.name.clone(), intact: verdict.intact == Some(true), problem };
             self.recorder.write(&Line::Chain(chain));
         }
@@ -201,8 +203,8 @@ async fn bearer(node: &Node, first: &Caller) -> String {
 }
 
 fn record(event: Event) -> Record {
-    let Event { sequence, node, action, outcome, target, request_id: request, family, .. } = event;
-    Record { node, sequence, action, outcome, target, family, request }
+    let Event { chain, sequence, action, outcome, target, request_id: request, family, .. } = event;
+    Record { chain, sequence, action, outcome, target, family, request }
 }
 
 impl Node {

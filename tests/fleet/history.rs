@@ -171,7 +171,8 @@ pub(crate) struct Fault {
 /// A record of the audit trail, read when all was over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
-    pub(crate) node: String,
+    /// The chain it stands in: a node's.
+    pub(crate) chain: String,
     pub(crate) sequence: i64,
     pub(crate) action: String,
     pub(crate) outcome: String,

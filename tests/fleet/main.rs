@@ -15,11 +15,15 @@ mod figures;
 mod fleet;
 mod history;
 mod leaks;
+mod mongodb;
 #[path = "../support/process.rs"]
 #[expect(dead_code, reason = "shared with the crash tests, which look at single servers")]
 mod process;
 mod proofs;
 mod recorder;
+#[path = "../support/replica.rs"]
+#[expect(dead_code, unused_imports, reason = "shared with the tests of the harness itself")]
+mod replica;
 mod scene;
 #[path = "../support/seed.rs"]
 mod seed;

@@ -85,7 +85,7 @@ impl Script {
         let request = self.history.calls.last().unwrap().request.clone();
         let sequence = i64::try_from(self.history.records.len()).unwrap() + 1;
         self.history.records.push(Record {
-            node: "node-1".to_owned(),
+            chain: "node-1".to_owned(),
             sequence,
             action: action.to_owned(),
             outcome: if action == "refresh_token.reused" { "refused" } else { "ok" }.to_owned(),

@@ -58,20 +58,20 @@ impl<'a> Trail<'a> {
 /// The actions that end a family.
 const FAMILY_ENDS: &[&str] = &["token.revoked", "revocation.family", "refresh_token.reused"];
 
-/// I6: each node's records are numbered without a gap, and the walk over the hashes finds nothing.
+/// I6: each chain's records are numbered without a gap, and the walk over the hashes finds nothing.
 fn chains_are_whole(known: &Known<'_>, found: &mut Vec<Violation>) {
     for chain in known.history.chains.iter().filter(|chain| !chain.intact) {
         found.push(Violation::new("I6", format!("the chain does not verify: {}", chain.problem)).by(chain));
     }
     let mut sequences: HashMap<&str, Vec<(i64, &Record)>> = HashMap::new();
     for record in &known.history.records {
-        sequences.entry(&record.node).or_default().push((record.sequence, record));
+        sequences.entry(&record.chain).or_default().push((record.sequence, record));
     }
-    for (node, mut records) in sequences {
+    for (chain, mut records) in sequences {
         records.sort_by_key(|(sequence, _)| *sequence);
         let gap = records.iter().zip(1..).find(|((sequence, _), expected)| sequence != expected);
         if let Some(((sequence, record), expected)) = gap {
-            let what = format!("the trail of {node} has {sequence} where {expected} is due");
+            let what = format!("the chain {chain} has {sequence} where {expected} is due");
             found.push(Violation::new("I6", what).by(*record));
         }
     }
