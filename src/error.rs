@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use crate::{crypto::passwords::Busy, model::id::Invalid, store::StoreError};
+use crate::{crypto::passwords::Busy, model::id::Invalid, standing::Behind, store::StoreError};
 
 /// Why a call was not answered as asked.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +64,9 @@ pub enum Error {
     /// The store failed; the outcome of a write is unknown and asking again is safe.
     #[error("the service cannot reach its store")]
     Unavailable(#[source] StoreError),
+    /// This node has not heard for too long what the others did, and judges nothing until it has.
+    #[error("this node does not know what the others did lately")]
+    Behind(#[from] Behind),
     /// The store has no room left.
     #[error("the service's store is full")]
     Exhausted(#[source] StoreError),
@@ -105,6 +108,7 @@ impl Error {
             Self::TooLarge => "message_too_large",
             Self::Throttled { .. } => "slow_down",
             Self::Unavailable(_) => "temporarily_unavailable",
+            Self::Behind(_) => "node_behind",
             Self::Exhausted(_) => "store_full",
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::Internal(_) => "server_error",

@@ -116,6 +116,7 @@ pub async fn run(
     let (stop, stopping) = watch::channel(false);
     let app = App::build(&options, &opened, &stopping).await?;
     let metrics = app.serve_metrics(&options, stopped(stopping.clone())).await?;
+    let announcing = ready::announce(opened.authority.standing().clone(), app.health.clone());
     let background = housekeeping::start(&opened, tls.clone(), &stopping);
     let listening = listen::Options::new(&config.limits, tls);
     let serving = tokio::spawn(listen::serve(listener, app.guarded, listening, stopped(stopping)));
@@ -128,6 +129,9 @@ pub async fn run(
 
     shutdown.await;
     tracing::info!("draining");
+    // Nobody says "serving" after this.
+    announcing.abort();
+    let _ = announcing.await;
     // Balancers hear of it before connections are told to go away.
     app.health.set_service_status("", ServingStatus::NotServing).await;
     let _ = stop.send(true);

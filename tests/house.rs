@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use jeton::{api::status::code, error::Error, store::StoreError};
+use jeton::{api::status::code, error::Error, standing::Behind, store::StoreError};
 
 /// A room and the rooms it may import, besides itself.
 const ROOMS: &[(&str, &[&str])] = &[
@@ -18,7 +18,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("config", &["model"]),
     ("crypto", &["model"]),
     ("store", &["crypto", "model"]),
-    ("error", &["crypto", "model", "store"]),
+    ("error", &["crypto", "model", "standing", "store"]),
     ("telemetry", &["config"]),
     ("standing", &["crypto", "model", "store"]),
     ("limit", &["config", "error", "model", "store"]),
@@ -158,6 +158,7 @@ fn the_readme_lists_every_error_as_it_is_answered() {
         Error::TooLarge,
         Error::Throttled { retry_after: std::time::Duration::from_secs(1) },
         Error::Unavailable(store(StoreError::Unavailable)),
+        Error::Behind(Behind),
         Error::Exhausted(store(StoreError::Full)),
         Error::DeadlineExceeded,
         Error::Internal("defect".into()),

@@ -11,7 +11,7 @@ use crate::error::Error;
 
 /// The domain of every `ErrorInfo`.
 pub const DOMAIN: &str = "jeton";
-/// When a caller should ask again while the store is away.
+/// When a caller should ask again while the store is away, or this node behind it.
 const STORE_RETRY: Duration = Duration::from_secs(1);
 
 /// The gRPC code of an error.
@@ -29,13 +29,14 @@ pub const fn code(error: &Error) -> Code {
         Error::Stale(_) => Code::Aborted,
         Error::Precondition(_) => Code::FailedPrecondition,
         Error::Throttled { .. } | Error::TooLarge | Error::Exhausted(_) => Code::ResourceExhausted,
-        Error::Unavailable(_) => Code::Unavailable,
+        Error::Unavailable(_) | Error::Behind(_) => Code::Unavailable,
         Error::DeadlineExceeded => Code::DeadlineExceeded,
         Error::Internal(_) => Code::Internal,
     }
 }
 
-/// The status a caller is answered. Sources go to the log, never to the wire (O06).
+/// The status a caller is answered. Sources go to the log, never to the wire (O06). That a node is behind is logged when it
+/// begins and ends, not by every call.
 pub fn status(error: &Error) -> Status {
     let code = code(error);
     if let Error::Unavailable(_) | Error::Exhausted(_) | Error::Internal(_) = error {
@@ -51,7 +52,7 @@ pub fn status(error: &Error) -> Status {
         Error::Throttled { retry_after } => {
             details.set_retry_info(Some(*retry_after));
         }
-        Error::Unavailable(_) | Error::Exhausted(_) => {
+        Error::Unavailable(_) | Error::Behind(_) | Error::Exhausted(_) => {
             details.set_retry_info(Some(STORE_RETRY));
         }
         Error::InvalidClient

@@ -13,7 +13,8 @@ use super::{
     values::{self, Moment},
 };
 use crate::proto::admin::{
-    Event, EventFilter, ListEventsRequest, TailEventsRequest, VerifyChainRequest, audit_service_client::AuditServiceClient,
+    ChainVerdict, Event, EventFilter, KnownHead, ListEventsRequest, TailEventsRequest, VerifyChainRequest,
+    audit_service_client::AuditServiceClient,
 };
 
 /// `jeton audit`
@@ -40,11 +41,14 @@ enum Verb {
         #[command(flatten)]
         filter: Filter,
     },
-    /// Read the whole chain and find what was removed, altered, reordered or cut off; exit with 1 when something was
+    /// Read every chain from its beginning and find what was removed, altered, reordered or cut off; exit with 1 when something was
     Verify {
-        /// A head noted earlier, to find a cut of the end: SEQUENCE:HASH
+        /// Only this chain
+        #[arg(long, value_name = "NAME")]
+        chain: Option<String>,
+        /// A head noted earlier, to find a cut of the end or of a whole chain: CHAIN:SEQUENCE:HASH; may be repeated
         #[arg(long, value_name = "HEAD", value_parser = head)]
-        known: Option<(i64, String)>,
+        known: Vec<KnownHead>,
     },
 }
 
@@ -89,15 +93,15 @@ impl Filter {
     }
 }
 
-/// `SEQUENCE:HASH`, as `audit verify` prints it.
-fn head(text: &str) -> Result<(i64, String), String> {
-    let problem = || "a head is SEQUENCE:HASH, as `jeton audit verify` prints it".to_owned();
-    let (sequence, hash) = text.split_once(':').ok_or_else(problem)?;
-    let sequence = sequence.parse().ok().filter(|sequence| *sequence > 0).ok_or_else(problem)?;
-    if hash.is_empty() || !hash.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Err(problem());
-    }
-    Ok((sequence, hash.to_owned()))
+/// `CHAIN:SEQUENCE:HASH`, as `audit verify` prints it; the chain's name may hold colons.
+fn head(text: &str) -> Result<KnownHead, String> {
+    let problem = || "a head is CHAIN:SEQUENCE:HASH, as `jeton audit verify` prints it".to_owned();
+    let mut parts = text.rsplitn(3, ':');
+    let (hash, sequence, chain) = (parts.next(), parts.next(), parts.next());
+    let hash = hash.filter(|hash| !hash.is_empty() && hash.bytes().all(|b| b.is_ascii_hexdigit())).ok_or_else(problem)?;
+    let sequence = sequence.and_then(|text| text.parse().ok()).filter(|sequence| *sequence > 0).ok_or_else(problem)?;
+    let chain = chain.filter(|chain| !chain.is_empty()).ok_or_else(problem)?;
+    Ok(KnownHead { chain: chain.to_owned(), sequence, hash: hash.to_owned() })
 }
 
 impl Command {
@@ -106,7 +110,10 @@ impl Command {
         match &self.verb {
             Verb::List { filter, limit } => list(output, &admin, filter.message(), *limit).await,
             Verb::Tail { filter } => tail(output, &admin, filter.message()).await,
-            Verb::Verify { known } => verify(output, &admin, known.clone().unwrap_or_default()).await,
+            Verb::Verify { chain, known } => {
+                let chain = chain.clone().unwrap_or_default();
+                verify(output, &admin, VerifyChainRequest { chain, known: known.clone() }).await
+            }
         }
     }
 }
@@ -130,10 +137,10 @@ async fn list(output: Output, admin: &Admin, filter: EventFilter, limit: usize) 
     }
     let row = |event: &Event| {
         let time = render::time(event.time.as_ref());
-        let Event { sequence, action, outcome, tenant, client_id, target, reason, peer, .. } = event.clone();
-        vec![sequence.to_string(), time, action, outcome, tenant, client_id, target, reason, peer]
+        let Event { chain, sequence, action, outcome, tenant, client_id, target, reason, peer, .. } = event.clone();
+        vec![chain, sequence.to_string(), time, action, outcome, tenant, client_id, target, reason, peer]
     };
-    let header = ["seq", "time", "action", "outcome", "tenant", "client", "target", "reason", "peer"];
+    let header = ["chain", "seq", "time", "action", "outcome", "tenant", "client", "target", "reason", "peer"];
     output.table(&header, &events.iter().map(row).collect::<Vec<_>>())
 }
 
@@ -154,26 +161,31 @@ async fn tail(output: Output, admin: &Admin, filter: EventFilter) -> Result<(), 
     Ok(())
 }
 
-async fn verify(output: Output, admin: &Admin, (known_sequence, known_hash): (i64, String)) -> Result<(), Failure> {
-    let request = admin.request(VerifyChainRequest { known_sequence, known_hash });
-    let answer = AuditServiceClient::new(admin.channel()).verify_chain(request).await?.into_inner();
+/// A line for each chain, with the head to be noted first, and the sum.
+async fn verify(output: Output, admin: &Admin, request: VerifyChainRequest) -> Result<(), Failure> {
+    let answer = AuditServiceClient::new(admin.channel()).verify_chain(admin.request(request)).await?.into_inner();
     let intact = answer.intact.unwrap_or(false);
     if output.json {
-        output.document(&json!({
-            "intact": intact, "checked": answer.checked, "first_bad_sequence": answer.first_bad_sequence,
-            "problem": answer.problem, "head_sequence": answer.head_sequence, "head_hash": answer.head_hash,
-        }))?;
+        let chains: Vec<_> = answer.chains.iter().map(render::verdict).collect();
+        output.document(&json!({ "intact": intact, "checked": answer.checked, "chains": chains }))?;
     } else {
-        let bad = if intact { String::new() } else { answer.first_bad_sequence.to_string() };
-        output.record(&[
-            ("intact", intact.to_string()),
-            ("checked", answer.checked.to_string()),
-            ("first bad", bad),
-            ("problem", answer.problem.clone()),
-            ("head", format!("{}:{}", answer.head_sequence, answer.head_hash)),
-        ])?;
+        for chain in &answer.chains {
+            output.line(&crate::telemetry::escape(&verdict(chain)))?;
+        }
+        let word = if intact { "intact" } else { "broken" };
+        let (chains, records) = (answer.chains.len(), answer.checked);
+        output.line(&format!("{word}: {chains} chain{}, {records} records", if chains == 1 { "" } else { "s" }))?;
     }
     if intact { Ok(()) } else { Err(Failure::Code(1)) }
+}
+
+fn verdict(chain: &ChainVerdict) -> String {
+    let ChainVerdict { chain: name, intact, checked, first_bad_sequence, problem, head_sequence, head_hash } = chain;
+    let head = format!("{name}:{head_sequence}:{head_hash}");
+    if intact.unwrap_or(false) {
+        return format!("{head}  intact, {checked} records");
+    }
+    format!("{head}  broken at record {first_bad_sequence}: {problem}; {checked} records before it")
 }
 
 #[cfg(test)]
@@ -182,8 +194,14 @@ mod tests {
 
     #[test]
     fn a_head_is_read_as_it_is_printed() {
-        assert_eq!(head("12:00ffAA"), Ok((12, "00ffAA".to_owned())));
-        for bad in ["12", "x:00", "0:00", "-1:00", "12:", "12:zz"] {
+        let read = |text| head(text).map(|KnownHead { chain, sequence, hash }| (chain, sequence, hash));
+        assert_eq!(read("node-1:12:00ffAA"), Ok(("node-1".to_owned(), 12, "00ffAA".to_owned())));
+        assert_eq!(read("a:1:b:12:00"), Ok(("a:1:b".to_owned(), 12, "00".to_owned())));
+        let verdict =
+            ChainVerdict { chain: "a:7".to_owned(), head_sequence: 3, head_hash: "ab".to_owned(), ..Default::default() };
+        let line = super::verdict(&verdict);
+        assert_eq!(read(line.split_whitespace().next().unwrap()), Ok(("a:7".to_owned(), 3, "ab".to_owned())));
+        for bad in ["12:00", ":12:00", "n:x:00", "n:0:00", "n:-1:00", "n:12:", "n:12:zz", "", "::"] {
             assert!(head(bad).is_err(), "{bad}");
         }
     }

@@ -166,7 +166,7 @@ mod tests {
             "jeton keys revoke k",
             "jeton audit list --action token. --since 1h --limit 5",
             "jeton audit tail --outcome refused",
-            "jeton audit verify --known 7:00ff",
+            "jeton audit verify --chain node-1 --known node-1:7:00ff --known node-2:9:00ff",
             "jeton export",
             "jeton export backup.ndjson --data-dir /d",
             "jeton import backup.ndjson --accept-rollback",

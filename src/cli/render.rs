@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     model::Timestamp,
-    proto::admin::{Client, Event, GrantType, KeyState, Secret, SecretKind, SigningKey},
+    proto::admin::{ChainVerdict, Client, Event, GrantType, KeyState, Secret, SecretKind, SigningKey},
 };
 
 /// RFC 3339, or empty when unset.
@@ -120,6 +120,7 @@ pub(super) fn key(key: &SigningKey) -> Value {
 /// An audit record.
 pub(super) fn event(event: &Event) -> Value {
     json!({
+        "chain": event.chain,
         "sequence": event.sequence,
         "node": event.node,
         "time": optional_time(event.time.as_ref()),
@@ -134,6 +135,19 @@ pub(super) fn event(event: &Event) -> Value {
         "reason": event.reason,
         "secret_id": event.secret_id,
         "hash": event.hash,
+    })
+}
+
+/// What was found of one audit chain.
+pub(super) fn verdict(verdict: &ChainVerdict) -> Value {
+    json!({
+        "chain": verdict.chain,
+        "intact": verdict.intact.unwrap_or(false),
+        "checked": verdict.checked,
+        "first_bad_sequence": verdict.first_bad_sequence,
+        "problem": verdict.problem,
+        "head_sequence": verdict.head_sequence,
+        "head_hash": verdict.head_hash,
     })
 }
 
@@ -161,6 +175,6 @@ mod tests {
 
     #[test]
     fn an_event_is_printed_with_every_field_of_the_proto() {
-        assert_eq!(event(&Event::default()).as_object().unwrap().len(), 14);
+        assert_eq!(event(&Event::default()).as_object().unwrap().len(), 15);
     }
 }

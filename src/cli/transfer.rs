@@ -28,7 +28,7 @@ use crate::{
     store::{
         Store, StoreError,
         embedded::{Embedded, OpenError},
-        transfer::{Dump, Item, Load},
+        transfer::{Dump, Item, Load, Reader},
     },
 };
 
@@ -143,18 +143,16 @@ impl Import {
 
     /// Loads every line; how many records there were, and whether there were keys to replace.
     async fn load(&self, store: &dyn Load, mut restoring: Restoring, output: Output) -> Result<(u64, bool), Failure> {
-        let mut reader = self.reader()?;
+        let (mut reader, mut lines) = (self.reader()?, Reader::default());
         let progress = progress(output, self.length());
         let (mut batch, mut number, mut bytes) = (Vec::with_capacity(BATCH), 0_u64, 0_u64);
         while let Some(line) = next_line(&mut reader, number + 1)? {
             number += 1;
             bytes += line.len() as u64 + 1;
-            let item = serde_json::from_str(&line).map_err(|error| not_a_record(number, &error))?;
-            batch.extend(
-                restoring
-                    .restore(item, values::now())
-                    .map_err(|problem| Failure::Other(format!("line {number}: {problem}")))?,
-            );
+            for item in lines.read(&line).map_err(|error| not_a_record(number, &error))? {
+                let restored = restoring.restore(item, values::now());
+                batch.extend(restored.map_err(|problem| Failure::Other(format!("line {number}: {problem}")))?);
+            }
             if batch.len() >= BATCH {
                 take_in(store, std::mem::take(&mut batch), number).await?;
                 progress.set_position(if progress.length().is_some() { bytes } else { number });

@@ -68,6 +68,7 @@ impl VerifiedClaims {
 
 /// The keys of one revision of the keyset.
 pub struct Keyring {
+    revision: u64,
     issuer: String,
     judging: Judging,
     root: Root,
@@ -118,7 +119,7 @@ impl Keyring {
         let active = signers.len();
         let signer = signers.pop().filter(|_| active == 1).ok_or(KeyError::Active(active))?;
         let jwks = serde_json::json!(JwkSet { keys: public });
-        Ok(Self { issuer: issuer.to_owned(), judging, root, signer, keys, jwks })
+        Ok(Self { revision: keyset.revision, issuer: issuer.to_owned(), judging, root, signer, keys, jwks })
     }
 
     /// Signs an access token (RFC 9068) with the active key.
@@ -153,6 +154,11 @@ impl Keyring {
         let claims: Claims = jws::object(known.verifier.verify(&jws)?)?;
         let good = claims.iss == self.issuer && !claims.aud.is_empty() && self.judging.in_time(&claims, now);
         good.then_some(VerifiedClaims { claims, kid })
+    }
+
+    /// Of the keyset it was opened from.
+    pub const fn revision(&self) -> u64 {
+        self.revision
     }
 
     /// Whether tokens of this key may stand: it is neither revoked nor removed.

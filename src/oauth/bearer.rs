@@ -104,7 +104,7 @@ impl Administrator {
 impl Authority {
     /// The client behind an access token for this service, and its claims. Draws on the client's budget.
     pub(super) async fn bearer(&self, call: &Call, token: &SecretString) -> Result<(Arc<Client>, Arc<VerifiedClaims>)> {
-        let Some(verified) = self.standing.judge(token.expose_secret(), call.now) else {
+        let Some(verified) = self.standing.judge(token.expose_secret(), call.now)? else {
             return Err(self.unproven(call));
         };
         let claims = verified.claims();
@@ -132,18 +132,15 @@ impl Authority {
         Ok(Administrator { client, verified })
     }
 
-    /// Whether an administrator still is one now: for calls that go on for longer than a moment.
-    pub async fn still_administers(&self, admin: &Administrator, office: Office) -> bool {
+    /// Demands that an administrator still is one now: for calls that go on for longer than a moment.
+    pub async fn still_administers(&self, admin: &Administrator, office: Office) -> Result<()> {
         let Administrator { client, verified } = admin;
-        if !self.standing.stands(verified, self.clock.now()) {
-            return false;
+        if !self.standing.stands(verified, self.clock.now())? {
+            return Err(Error::InvalidToken);
         }
-        match self.standing.client(self.store(), &client.id).await {
-            Ok(Some(client)) if !client.disabled => {
-                carries(&client, verified, ADMIN) || carries(&client, verified, office.scope())
-            }
-            Ok(_) | Err(_) => false,
-        }
+        let client = self.standing.client(self.store(), &client.id).await?.filter(|client| !client.disabled);
+        let still = |client: &Client| carries(client, verified, ADMIN) || carries(client, verified, office.scope());
+        client.filter(|client| still(client)).map(drop).ok_or(Error::InvalidToken)
     }
 
     fn unproven(&self, call: &Call) -> Error {

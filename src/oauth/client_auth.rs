@@ -9,6 +9,7 @@ use crate::{
     crypto::secrets,
     error::{Error, Result},
     model::{Action, Call, Client, ClientId, Digest, Epochs, Secret, SecretId, Stamp, Subject, client::MAX_LIVE_SECRETS},
+    standing::Behind,
 };
 
 /// The longest secret that is looked at, in bytes (A04).
@@ -48,7 +49,7 @@ impl fmt::Debug for Credentials {
 pub struct AuthenticatedClient {
     client: Arc<Client>,
     secret: SecretId,
-    epochs: Epochs,
+    epochs: Result<Epochs, Behind>,
 }
 
 impl AuthenticatedClient {
@@ -62,9 +63,10 @@ impl AuthenticatedClient {
         self.client
     }
 
-    /// The epochs that a token issued in this call is minted under.
-    pub const fn epochs(&self) -> Epochs {
-        self.epochs
+    /// The epochs that a token issued in this call is minted under. An error where they were not known when the client was
+    /// admitted: proving who one is, and ending a token, needs none.
+    pub fn epochs(&self) -> Result<Epochs> {
+        Ok(self.epochs?)
     }
 
     /// A stamp for the audit trail.

@@ -27,7 +27,7 @@ impl Authority {
         let client = authenticated.client();
         let stamp = authenticated.stamp(call);
         let subject = Subject::of_client(&client.id);
-        let epochs = authenticated.epochs();
+        let epochs = authenticated.epochs()?;
         let (granted, audience) = match self.grant(client, &request) {
             Ok(granted) => granted,
             Err(error) => {

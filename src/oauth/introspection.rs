@@ -89,18 +89,29 @@ impl Authority {
 
     /// Judges an access token from memory and shows it to `show`; `None` for everything that does not stand or is not the
     /// viewer's to see, with no way to tell these apart (I04).
-    pub fn introspect<T>(&self, call: &Call, viewer: &Viewer, token: &str, show: impl FnOnce(&Standing<'_>) -> T) -> Option<T> {
-        let verified = self.standing.judge(token, call.now)?;
+    ///
+    /// # Errors
+    /// [`Error::Behind`], whatever the token.
+    pub fn introspect<T>(
+        &self,
+        call: &Call,
+        viewer: &Viewer,
+        token: &str,
+        show: impl FnOnce(&Standing<'_>) -> T,
+    ) -> Result<Option<T>> {
+        let Some(verified) = self.standing.judge(token, call.now)? else { return Ok(None) };
         let claims = verified.claims();
-        viewer.sees(&claims.tenant, &claims.aud).then(|| show(&Standing { verified: &verified, viewer }))
+        Ok(viewer.sees(&claims.tenant, &claims.aud).then(|| show(&Standing { verified: &verified, viewer })))
     }
 
     /// Judges a refresh token for the client it was issued to, or for a viewer of any token. Reads the store; asked for by the
     /// hint alone, so that a resource server can never take a refresh token for an access token (J20).
     pub async fn introspect_refresh(&self, call: &Call, viewer: &Viewer, token: &SecretString) -> Result<Option<Family>> {
+        // Before anything about the token: while there is no judgement, every text gets the same answer (I04).
+        self.standing.fresh()?;
         let Some(presented) = Presented::parse(token.expose_secret()) else { return Ok(None) };
         let Some(family) = self.store.family(presented.family, call.now).await? else { return Ok(None) };
-        let current = self.standing.epochs(&family.tenant, &family.client, &family.subject);
+        let current = self.standing.epochs(&family.tenant, &family.client, &family.subject)?;
         let stands = self.refresh_key.verify(&presented, &family.salt)
             && family.stands(call.now)
             && family.epochs.reach(current)

@@ -44,8 +44,10 @@ impl Authority {
         family_ends.map_or(own, |end| own.min(end.since(now)))
     }
 
-    /// Signs an access token; how long it stands, in whole seconds, comes with it.
+    /// Signs an access token; how long it stands, in whole seconds, comes with it. A node that is behind signs nothing: its key
+    /// may have been revoked, or its epochs raised, and then the token would be dead when it is given out.
     pub(super) fn mint(&self, mint: Mint<'_>) -> Result<(SecretString, Duration)> {
+        self.standing.fresh()?;
         let lifetime = self.access_lifetime(mint.client, mint.now, mint.family.map(|(_, end)| end));
         let iat = mint.now.seconds();
         let seconds = i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX).max(1);

@@ -65,7 +65,7 @@ impl Authority {
         if !self.refresh_key.verify(&presented, &family.salt) {
             return Err(Error::InvalidGrant);
         }
-        let current = self.standing.epochs(&family.tenant, &family.client, &family.subject);
+        let current = self.standing.epochs(&family.tenant, &family.client, &family.subject)?;
         let client = who.client();
         let audience_stands =
             family.audience.iter().all(|audience| *audience == self.terms.own_audience || client.audiences.contains(audience));

@@ -117,15 +117,17 @@ fn admit(opened: &Opened) -> Admit {
 fn published(config: &Config, opened: &Opened, services: Vec<String>) -> Published {
     let standing = opened.authority.standing().clone();
     let store = opened.store.clone();
+    let writes = ready::shared(Arc::new(move || {
+        let store = store.clone();
+        Box::pin(async move { store.ready().await.is_ok() })
+    }));
     Published {
         issuer: opened.authority.terms().issuer.clone(),
+        ready: ready::unless_behind(standing.clone(), writes),
+        // Also while this node is behind: see `standing`.
         jwks: Arc::new(move || standing.keyring().jwks().clone()),
         jwks_max_age: Duration::from_secs(config.keys.publish_ahead_seconds),
         grpc_services: services.into(),
-        ready: ready::shared(Arc::new(move || {
-            let store = store.clone();
-            Box::pin(async move { store.ready().await.is_ok() })
-        })),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     model::{Action, Audience, Invalid, Keyset, Stamp, keyset::KeyPolicy},
     oauth::{Authority, Parts, Terms, keys},
     standing::{Opening, SLACK, Standing},
-    store::{Store, StoreError},
+    store::{Change, Follower, Store, StoreError},
 };
 
 /// How far the clocks of machines that made our tokens may be ahead.
@@ -64,13 +64,18 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
     let keyset = keyset(store.as_ref(), &sealer, &terms, clock.as_ref()).await?;
     let judging = Judging { max_lifetime: terms.token.access_lifetime_max(), skew: SKEW };
     let opening = Opening { sealer: sealer.clone(), issuer: terms.issuer.clone(), judging };
-    let standing = Standing::new(&keyset, opening).map_err(|error| {
+    let max_staleness = std::time::Duration::from_secs(config.store.max_staleness_seconds);
+    let standing = Standing::new(&keyset, opening, max_staleness).map_err(|error| {
         StartError::Configuration(format!("cannot open the keys in {}: {error}; is this their master key?", data_dir.display()))
     })?;
     let standing = Arc::new(standing);
     let snapshot =
         store.follow(clock.now(), standing.clone()).await.map_err(|error| StartError::failed("store")(error.into()))?;
     standing.load(snapshot);
+    // Another node may have written the keys after they were read and before their changes were followed.
+    if let Some(keyset) = store.keyset().await.map_err(|error| StartError::failed("store")(error.into()))? {
+        standing.apply(&Change::Keyset(Arc::new(keyset)));
+    }
 
     let parts = Parts {
         store: store.clone(),

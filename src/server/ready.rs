@@ -1,18 +1,25 @@
 //! Whether calls can be answered now. Finding out costs the store a durable write, and anybody may ask: however many do, the
-//! store is asked once a second.
+//! store is asked once a second. A node that is behind the others is not ready, whatever its store says.
 
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use tokio::{
     sync::Mutex,
-    time::{Instant, timeout},
+    task::JoinHandle,
+    time::{Instant, interval, timeout},
 };
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::standing::Standing;
 
 /// How long an answer is given again.
 const GOOD_FOR: Duration = Duration::from_secs(1);
 /// How long the store may take; one that takes longer is not ready.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether this node is behind.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// An answer that anybody may ask for.
 pub(super) type Ready = Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
@@ -37,6 +44,38 @@ pub(super) fn shared(probe: Ready) -> Ready {
             });
             asking.await.unwrap_or(false)
         })
+    })
+}
+
+/// No while this node is behind; else what `store` says. That is asked of memory, and so each time.
+pub(super) fn unless_behind(standing: Arc<Standing>, store: Ready) -> Ready {
+    Arc::new(move || if standing.fresh().is_ok() { store() } else { Box::pin(std::future::ready(false)) })
+}
+
+/// Tells those who balance by gRPC health, the metrics and the log when this node falls behind and when it has caught up. Goes
+/// on until it is aborted.
+pub(super) fn announce(standing: Arc<Standing>, health: HealthReporter) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let mut looks = interval(LOOK);
+        let mut serving = true;
+        loop {
+            looks.tick().await;
+            if let Some(age) = standing.age() {
+                metrics::gauge!("jeton_standing_age_seconds").set(age.as_secs_f64());
+            }
+            let fresh = standing.fresh().is_ok();
+            if fresh == serving {
+                continue;
+            }
+            serving = fresh;
+            if fresh {
+                tracing::info!("caught up with the other nodes");
+                health.set_service_status("", ServingStatus::Serving).await;
+            } else {
+                tracing::error!(age = ?standing.age(), "behind the other nodes: nothing is judged or issued");
+                health.set_service_status("", ServingStatus::NotServing).await;
+            }
+        }
     })
 }
 

@@ -1,15 +1,29 @@
-//! WHAT STILL STANDS: everything a judgement depends on, in memory, fed by the store in the order of its commits. Introspect
-//! reads only this: no I/O, and no lock on the way.
+//! WHAT STILL STANDS: everything a judgement depends on, in memory, fed by the store. Introspect reads only this: no I/O, and no
+//! lock on the way.
+//!
+//! Where nodes share a store, what the others did is heard of later, may be heard of twice, and not always in order: a change
+//! that is late or repeated changes nothing. And it may not be heard of at all. So this knows its own age, and past
+//! `max_staleness` there is no judgement, neither that a token stands nor that it does not: [`Behind`]. Who judges cannot get
+//! round it: [`Standing::judge`], [`Standing::stands`] and [`Standing::epochs`] all answer it. Clients are then read from the
+//! store each time, which goes on as long as the store answers.
+//!
+//! Two things need no age. A revocation that is known stays true ([`Standing::token_was_revoked`]). And the public keys are shown
+//! as they are: whoever verifies by them keeps them for their `max-age` anyway, and without an answer for longer.
 
+mod age;
 mod clients;
 mod seen;
+#[cfg(test)]
+mod tests;
 
 use std::{sync::Arc, time::Duration};
 
 use arc_swap::{ArcSwap, Guard};
 use papaya::HashMap;
+use tokio::time::Instant;
 
-use self::{clients::Clients, seen::Seen};
+pub use self::age::Behind;
+use self::{age::Age, clients::Clients, seen::Seen};
 use crate::{
     crypto::{
         keyring::{Judging, Keyring, KeyringError, VerifiedClaims},
@@ -33,6 +47,7 @@ pub struct Standing {
     opening: Opening,
     clients: Clients,
     seen: Seen,
+    age: Age,
 }
 
 /// What a keyset is opened with.
@@ -52,8 +67,9 @@ impl Opening {
 }
 
 impl Standing {
-    /// An index that knows the keys and nothing else yet.
-    pub fn new(keyset: &Keyset, opening: Opening) -> Result<Self, KeyringError> {
+    /// An index that knows the keys and nothing else yet. Once the store has said how far it is known
+    /// ([`Follower::knows_up_to`]), nothing is judged while that is longer than `max_staleness` ago.
+    pub fn new(keyset: &Keyset, opening: Opening, max_staleness: Duration) -> Result<Self, KeyringError> {
         let keys = ArcSwap::from_pointee(opening.keyring(keyset)?);
         Ok(Self {
             revoked: HashMap::new(),
@@ -64,6 +80,7 @@ impl Standing {
             opening,
             clients: Clients::default(),
             seen: Seen::default(),
+            age: Age::new(max_staleness),
         })
     }
 
@@ -77,23 +94,41 @@ impl Standing {
         }
     }
 
+    /// How long ago everything was known that any node had committed; `None` for a store that never says, and is never behind.
+    pub fn age(&self) -> Option<Duration> {
+        self.age.age()
+    }
+
+    /// Whether what is known may be judged by. Ask before looking: what is looked at afterwards is at least as new.
+    pub fn fresh(&self) -> Result<(), Behind> {
+        self.age.fresh()
+    }
+
     /// The claims of an access token that stands at `now`; `None` for every other text, whatever is wrong with it. A token seen
-    /// before is not verified again, but everything that can change is checked on every hit.
-    pub fn judge(&self, token: &str, now: Timestamp) -> Option<Arc<VerifiedClaims>> {
+    /// before is not verified again, but everything that can change is checked on every hit. While this is [`Behind`] there is
+    /// no answer to any text: one that looks wrong may be signed by a key that is not known yet.
+    pub fn judge(&self, token: &str, now: Timestamp) -> Result<Option<Arc<VerifiedClaims>>, Behind> {
+        self.fresh()?;
         let digest = Seen::digest(token);
         let claims = match self.seen.recall(&digest) {
             Some(claims) => claims,
             None => {
-                let claims = Arc::new(self.keys.load().verify(token, now)?);
+                let Some(claims) = self.keys.load().verify(token, now) else { return Ok(None) };
+                let claims = Arc::new(claims);
                 self.seen.remember(digest, claims.clone());
                 claims
             }
         };
-        self.stands(&claims, now).then_some(claims)
+        Ok(self.is_standing(&claims, now).then_some(claims))
     }
 
     /// Whether claims that were verified before stand at `now`.
-    pub fn stands(&self, verified: &VerifiedClaims, now: Timestamp) -> bool {
+    pub fn stands(&self, verified: &VerifiedClaims, now: Timestamp) -> Result<bool, Behind> {
+        self.fresh()?;
+        Ok(self.is_standing(verified, now))
+    }
+
+    fn is_standing(&self, verified: &VerifiedClaims, now: Timestamp) -> bool {
         let claims = verified.claims();
         claims.exp > now.seconds()
             && self.keys.load().stands(verified.kid())
@@ -103,21 +138,26 @@ impl Standing {
     }
 
     fn reaches(&self, claims: &Claims) -> bool {
-        claims.ep.reach(self.epochs(&claims.tenant, &claims.client_id, &claims.sub))
+        claims.ep.reach(self.known_epochs(&claims.tenant, &claims.client_id, &claims.sub))
     }
 
     fn is_revoked(&self, revoked: &Revoked) -> bool {
         self.revoked.pin().contains_key(revoked)
     }
 
-    /// Whether this token was ended by itself.
+    /// Whether this token was ended by itself. `false` may come from old knowledge, `true` is never wrong.
     pub fn token_was_revoked(&self, jti: Jti) -> bool {
         self.is_revoked(&Revoked::Token(jti))
     }
 
     /// The epochs a token minted now must carry. Read them before anything else about the client: what is raised in between
     /// then ends the token.
-    pub fn epochs(&self, tenant: &TenantId, client: &ClientId, subject: &Subject) -> Epochs {
+    pub fn epochs(&self, tenant: &TenantId, client: &ClientId, subject: &Subject) -> Result<Epochs, Behind> {
+        self.fresh()?;
+        Ok(self.known_epochs(tenant, client, subject))
+    }
+
+    fn known_epochs(&self, tenant: &TenantId, client: &ClientId, subject: &Subject) -> Epochs {
         Epochs {
             tenant: self.tenants.pin().get(tenant).copied().unwrap_or(0),
             client: self.of_clients.pin().get(client).copied().unwrap_or(0),
@@ -130,14 +170,18 @@ impl Standing {
         self.keys.load()
     }
 
-    /// A client, from memory or from the store.
+    /// A client, from memory or from the store; while this is [`Behind`] from the store alone.
     pub async fn client(&self, store: &dyn Store, id: &ClientId) -> Result<Option<Arc<Client>>, StoreError> {
-        Ok(self.clients.look_up(id, store.client(id)).await?.0)
+        Ok(self.look_up(store, id).await?.0)
     }
 
     /// The same, and whether the store was asked.
     pub async fn look_up(&self, store: &dyn Store, id: &ClientId) -> Result<(Option<Arc<Client>>, bool), StoreError> {
-        self.clients.look_up(id, store.client(id)).await
+        match self.fresh() {
+            Ok(()) => self.clients.look_up(id, store.client(id)).await,
+            // Nor is it remembered: that is for what will be heard of when it changes.
+            Err(Behind) => Ok((store.client(id).await?.map(Arc::new), true)),
+        }
     }
 
     /// Forgets revocations of what has expired; how many went.
@@ -146,6 +190,26 @@ impl Standing {
         let before = revoked.len();
         revoked.retain(|_, until| *until > now);
         before.saturating_sub(revoked.len())
+    }
+
+    /// Takes the keys of a later revision into use; an earlier one, or the same again, comes late and changes nothing.
+    fn rekey(&self, keyset: &Keyset) {
+        if self.keys.load().revision() >= keyset.revision {
+            return;
+        }
+        match self.opening.keyring(keyset).map(Arc::new) {
+            Ok(keyring) => {
+                let newer = |known: &Arc<Keyring>| if known.revision() < keyring.revision() { &keyring } else { known }.clone();
+                self.keys.rcu(newer);
+            }
+            // Cannot happen with a keyset this process wrote; with another node's it means another master key. A key that this
+            // very change revoked would go on standing here: nothing is judged until there are keys that can be opened.
+            Err(error) => {
+                tracing::error!(%error, revision = keyset.revision, "cannot open the new keyset");
+                self.age.unread(keyset.revision);
+            }
+        }
+        self.age.keys_stand_at(self.keys.load().revision());
     }
 
     fn raise<K: Clone + Eq + std::hash::Hash>(epochs: &HashMap<K, u64>, of: &K, value: u64) {
@@ -158,19 +222,24 @@ impl Follower for Standing {
     fn apply(&self, change: &Change) {
         match change {
             Change::Revoked(Revocation { revoked, until }) => {
-                self.revoked.pin().insert(*revoked, *until);
+                // The later time, however often and in whichever order they are told.
+                self.revoked.pin().update_or_insert(*revoked, |known| (*known).max(*until), *until);
             }
             Change::Epoch(EpochOf::Tenant(tenant), value) => Self::raise(&self.tenants, tenant, *value),
-            Change::Epoch(EpochOf::Client(client), value) => Self::raise(&self.of_clients, client, *value),
+            Change::Epoch(EpochOf::Client(client), value) => {
+                // Who finds the raised epoch must not find the record from before it (see `Authority::admit`), also where the
+                // record's own change is told after this one.
+                self.clients.forget(client);
+                Self::raise(&self.of_clients, client, *value);
+            }
             Change::Epoch(EpochOf::Subject(subject), value) => Self::raise(&self.subjects, subject, *value),
             Change::Client(id) => self.clients.forget(id),
             Change::Missed => self.clients.forget_all(),
-            Change::Keyset(keyset) => match self.opening.keyring(keyset) {
-                Ok(keyring) => self.keys.store(Arc::new(keyring)),
-                // Cannot happen with a keyset this process wrote; with another node's it means another master key. The old keys
-                // go on: nothing that stood falls, nothing revoked is in them unless this very change revoked it.
-                Err(error) => tracing::error!(%error, revision = keyset.revision, "cannot open the new keyset"),
-            },
+            Change::Keyset(keyset) => self.rekey(keyset),
         }
+    }
+
+    fn knows_up_to(&self, at: Instant) {
+        self.age.reach(at);
     }
 }

@@ -153,7 +153,8 @@ pub enum Change {
     Client(ClientId),
     /// The keyset was written.
     Keyset(Arc<Keyset>),
-    /// Changes may have been missed: whatever can be read again must be.
+    /// Changes may have been missed: whatever can be read again must be. That is clients; everything else that stands now
+    /// (revocations, epochs, the keyset) is told again by the store.
     Missed,
 }
 
@@ -167,12 +168,14 @@ pub struct Snapshot {
 }
 
 /// Hears of every change: on the node that wrote it, before the verb answers. A store of one node tells them in the order of the
-/// commits, each once; one that nodes share may tell a change twice, and late.
+/// commits, each once; one that nodes share may tell a change twice, late, and in another order.
 pub trait Follower: Send + Sync {
     /// Takes a change in. Must not block: the store's writer waits.
     fn apply(&self, change: &Change);
-    /// Everything that was committed before `at`, by any node, has been applied. A store that never says so is never behind: its
-    /// changes are heard in the commit.
+    /// Everything that was committed before `at`, by any node, has been applied: where it was read from, `at` is the moment before
+    /// the question, not that of the answer. A store that never says so is never behind: its changes are heard in the commit. One
+    /// that will ever say so says it first before [`RevocationStore::follow`] answers; what the answer holds is applied before
+    /// anything is judged.
     fn knows_up_to(&self, at: Instant) {
         let _ = at;
     }

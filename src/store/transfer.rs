@@ -1,5 +1,6 @@
 //! Moving everything a store keeps into another, of whatever kind: typed records in one fixed order, a line of JSON each. The
-//! same state always makes the same lines, so a second export of an imported store equals the first.
+//! same state always makes the same lines, so a second export of an imported store equals the first. Lines are read by a
+//! [`Reader`], which also knows those of the version before.
 //!
 //! Counters stay behind: they are worth nothing once their window has ended.
 
@@ -11,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::Result;
 use crate::model::{Client, ClientId, EpochOf, Event, Family, Keyset, SecretId, Timestamp, revocation::Revocation};
 
-/// The version of the records below. A reader refuses any other.
-pub const VERSION: u32 = 1;
+/// The version of the records below. A store takes in no other.
+pub const VERSION: u32 = 2;
 
 /// One record. The order of the variants is the order of an export; within one it is that of their keys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,8 +50,10 @@ pub enum Item {
     },
     /// The keyset, sealed.
     Keyset(Keyset),
-    /// An audit record.
+    /// An audit record. Chains come one after the other, in the order of the bytes of their names.
     Record {
+        /// The chain it stands in, by the name of the node that began it.
+        chain: Arc<str>,
         /// From 1, without gaps.
         sequence: u64,
         /// The node that wrote it.
@@ -60,13 +63,74 @@ pub enum Item {
         /// 64 hexadecimal digits.
         hash: String,
     },
-    /// The last record: without it an export is not whole.
-    End {
-        /// The last audit record's sequence, 0 if there is none.
+    /// The end of an audit chain, behind its last record.
+    ChainEnd {
+        /// The chain.
+        chain: Arc<str>,
+        /// The last record's sequence.
         sequence: u64,
         /// Its hash, 64 hexadecimal digits.
         hash: String,
     },
+    /// The last record: without it an export is not whole.
+    End {
+        /// How many audit chains there are.
+        chains: u64,
+    },
+}
+
+/// Reads the lines of an export, of this version or of version 1, and gives records of this version.
+#[derive(Debug, Default)]
+pub struct Reader {
+    /// Whether the export is of version 1.
+    old: bool,
+    /// The chain of a version 1 export, once it has begun.
+    chain: Option<Arc<str>>,
+}
+
+/// What version 1 has otherwise: there is one chain, which is not named, and the end of the export is that of the chain.
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Old {
+    Record {
+        sequence: u64,
+        node: Arc<str>,
+        event: Event,
+        hash: String,
+    },
+    End {
+        sequence: u64,
+        hash: String,
+    },
+    #[serde(other)]
+    Same,
+}
+
+impl Reader {
+    /// The records that a line stands for: one, but for the end of an export of version 1.
+    pub fn read(&mut self, line: &str) -> serde_json::Result<Vec<Item>> {
+        if self.old {
+            match serde_json::from_str(line)? {
+                Old::Record { sequence, node, event, hash } => {
+                    let chain = self.chain.get_or_insert_with(|| node.clone()).clone();
+                    return Ok(vec![Item::Record { chain, sequence, node, event, hash }]);
+                }
+                Old::End { sequence: 0, .. } if self.chain.is_none() => return Ok(vec![Item::End { chains: 0 }]),
+                Old::End { sequence, hash } => {
+                    // Of a chain that never began, where that is what the line says: no store takes it in.
+                    let chain = self.chain.clone().unwrap_or_else(|| "".into());
+                    return Ok(vec![Item::ChainEnd { chain, sequence, hash }, Item::End { chains: 1 }]);
+                }
+                Old::Same => {}
+            }
+        }
+        let mut item = serde_json::from_str(line)?;
+        if let Item::Export { version: version @ 1 } = &mut item {
+            self.old = true;
+            *version = VERSION;
+        }
+        Ok(vec![item])
+    }
 }
 
 /// What can be exported.
@@ -80,8 +144,9 @@ pub trait Dump: Send + Sync {
 #[async_trait]
 pub trait Load: Send + Sync {
     /// Takes in the next items of an export, from its first on; durable when it answers. A record that stands twice or
-    /// does not fit the audit chain, and a store that is not empty to begin with, are refused as corrupt. The store does not
-    /// open again before an [`Item::End`] has been taken in.
+    /// does not fit its audit chain, a chain that does not begin with a record of the node it is named after, and a store that
+    /// is not empty to begin with, are refused as corrupt. The store does not open again before an [`Item::End`] has been taken
+    /// in. A chain that has the name of this store's node is the one that the node goes on with.
     async fn load(&self, items: Vec<Item>) -> Result<()>;
 }
 

@@ -139,18 +139,40 @@ fn keys_are_listed_rotated_and_revoked() {
     server.stop();
 }
 
-/// O04: the chain is whole, and a head noted earlier is in it.
+/// O04: the chain is whole, and a head noted earlier is in it; a chain of which one was noted and that is gone is missed.
 #[test]
 fn the_trail_is_listed_verified_and_followed() {
     let house = House::new();
     let server = house.serve();
     let verified = house.jeton(&["audit", "verify", "--json"]).ok().json();
-    let head = format!("{}:{}", verified["head_sequence"], verified["head_hash"].as_str().unwrap());
-    house.jeton(&["audit", "verify", "--known", &head]).ok();
-    let forged = format!("{}:{}", verified["head_sequence"], "00".repeat(32));
-    assert_eq!(house.jeton(&["audit", "verify", "--known", &forged]).code, 1);
+    let chain = &verified["chains"][0];
+    assert_eq!(
+        (&verified["intact"], &verified["checked"], &chain["chain"]),
+        (&true.into(), &chain["checked"], &"node-1".into())
+    );
+    let shown = house.jeton(&["audit", "verify", "--chain", "node-1"]).ok();
+    let lines: Vec<&str> = shown.out.lines().collect();
+    assert!(lines.len() == 2 && lines[0].contains("  intact, ") && lines[1].starts_with("intact: 1 chain, "), "{shown:?}");
+    // As it is printed it is given back.
+    let head = lines[0].split_whitespace().next().unwrap();
+    house.jeton(&["audit", "verify", "--known", head]).ok();
+    let sequence = &chain["head_sequence"];
+    let forged = format!("node-1:{sequence}:{}", "00".repeat(32));
+    let found = house.jeton(&["audit", "verify", "--known", head, "--known", &forged]);
+    assert!(found.code == 1 && found.out.contains(&format!("broken at record {sequence}: differs")), "{found:?}");
+    assert!(found.out.lines().last().unwrap().starts_with("broken: 1 chain, "), "{found:?}");
+    let gone = head.replacen("node-1", "node-0", 1);
+    let missed = house.jeton(&["audit", "verify", "--known", &gone, "--json"]);
+    assert_eq!(missed.code, 1);
+    let missed = missed.json();
+    let intact: Vec<_> = missed["chains"].as_array().unwrap().iter().map(|chain| (&chain["chain"], &chain["intact"])).collect();
+    assert_eq!(intact, [(&"node-0".into(), &false.into()), (&"node-1".into(), &true.into())]);
+    assert_eq!(missed["chains"][0]["problem"], "the whole chain is missing");
+    assert_eq!(house.jeton(&["audit", "verify", "--chain", "node-0"]).code, 5, "not found");
     let listed = house.jeton(&["audit", "list", "--limit", "3", "--since", "1h", "--outcome", "ok", "--json"]).ok().json();
     assert_eq!(listed["events"].as_array().unwrap().len(), 3);
+    assert_eq!(listed["events"][0]["chain"], "node-1");
+    assert!(house.jeton(&["audit", "list", "--limit", "1"]).ok().out.starts_with("CHAIN "));
 
     let tail = house.follow(&["audit", "tail", "--json", "--action", "client.created"]);
     // The stream may stand only after some of these.

@@ -2,8 +2,8 @@
 
 use jeton::proto::{
     admin::{
-        Client, CreateClientRequest, Event, GrantType, ListEventsRequest, ListKeysRequest, RotateKeysRequest, SigningKey,
-        VerifyChainRequest, VerifyChainResponse, audit_service_client::AuditServiceClient,
+        ChainVerdict, Client, CreateClientRequest, Event, GrantType, KnownHead, ListEventsRequest, ListKeysRequest,
+        RotateKeysRequest, SigningKey, VerifyChainRequest, audit_service_client::AuditServiceClient,
         client_service_client::ClientServiceClient, key_service_client::KeyServiceClient,
     },
     token::{
@@ -121,7 +121,8 @@ impl Admin {
         loop {
             let request = ListEventsRequest { page_size: 1_000, page_token, filter: None };
             let page = service.list_events(self.request(request)).await.unwrap().into_inner();
-            let last = page.events.last().is_none_or(|event| event.sequence <= sequence) || page.next_page_token.is_empty();
+            // Pages go by time, so records that were made at once may stand in another order than their sequence.
+            let last = page.events.iter().all(|event| event.sequence <= sequence) || page.next_page_token.is_empty();
             events.extend(page.events.into_iter().filter(|event| event.sequence > sequence));
             if last {
                 return events;
@@ -130,14 +131,18 @@ impl Admin {
         }
     }
 
-    /// Walks the whole chain, and holds it to a head that was noted before.
-    pub(crate) async fn verify(&self, known: Option<&VerifyChainResponse>) -> VerifyChainResponse {
-        let (known_sequence, known_hash) =
-            known.map_or((0, String::new()), |known| (known.head_sequence, known.head_hash.clone()));
-        let request = self.request(VerifyChainRequest { known_sequence, known_hash });
-        let verdict = AuditServiceClient::new(self.channel.clone()).verify_chain(request).await.unwrap().into_inner();
-        assert_eq!(verdict.intact, Some(true), "{verdict:?}");
-        verdict
+    /// Walks the server's chain, which is the only one, and holds it to a head that was noted before.
+    pub(crate) async fn verify(&self, known: Option<&ChainVerdict>) -> ChainVerdict {
+        let head = |known: &ChainVerdict| KnownHead {
+            chain: known.chain.clone(),
+            sequence: known.head_sequence,
+            hash: known.head_hash.clone(),
+        };
+        let request = VerifyChainRequest { chain: String::new(), known: known.map(head).into_iter().collect() };
+        let mut service = AuditServiceClient::new(self.channel.clone());
+        let verdict = service.verify_chain(self.request(request)).await.unwrap().into_inner();
+        assert_eq!((verdict.intact, verdict.chains.len()), (Some(true), 1), "{verdict:?}");
+        verdict.chains.into_iter().next().unwrap()
     }
 
     pub(crate) async fn keys(&self) -> Vec<SigningKey> {

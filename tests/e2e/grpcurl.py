@@ -217,10 +217,15 @@ class EveryRpc(WithServer):
         self.assertNotIn(self.server.client_secret, json.dumps(listed))
         verdict = self.admin(AUDIT, "VerifyChain")
         self.assertIs(verdict["intact"], True)
-        again = self.admin(AUDIT, "VerifyChain", {"knownSequence": verdict["headSequence"], "knownHash": verdict["headHash"]})
+        (chain,) = verdict["chains"]
+        self.assertEqual({event["chain"] for event in listed}, {chain["chain"]})
+        known = {"chain": chain["chain"], "sequence": chain["headSequence"], "hash": chain["headHash"]}
+        again = self.admin(AUDIT, "VerifyChain", {"chain": chain["chain"], "known": [known]})
         self.assertIs(again["intact"], True)
-        forged = self.admin(AUDIT, "VerifyChain", {"knownSequence": verdict["headSequence"], "knownHash": "00" * 32})
+        forged = self.admin(AUDIT, "VerifyChain", {"known": [known | {"hash": "00" * 32}]})
         self.assertIs(forged["intact"], False)
+        missing = self.admin(AUDIT, "VerifyChain", {"known": [known | {"chain": "another"}]})
+        self.assertEqual([judged["intact"] for judged in missing["chains"]], [False, True])
 
     def test_health(self):
         self.assertEqual(self.call(HEALTH, "Check"), {"status": "SERVING"})

@@ -7,7 +7,10 @@ use jeton::{
     config::Config,
     crypto::{chain::ChainKey, master, seal::Sealer},
     oauth::trail::verify,
-    proto::admin::{Client, Event, EventFilter, ListEventsRequest, ListEventsResponse, TailEventsRequest, VerifyChainRequest},
+    proto::admin::{
+        ChainVerdict, Client, Event, EventFilter, KnownHead, ListEventsRequest, ListEventsResponse, TailEventsRequest,
+        VerifyChainRequest, VerifyChainResponse,
+    },
     store::{Store, embedded::Embedded},
 };
 use rusqlite::Connection;
@@ -326,13 +329,15 @@ async fn records_carry_the_time_of_the_call_and_a_sequence_without_gaps() {
 async fn an_untouched_chain_is_intact_and_holds_against_a_head_noted_elsewhere() {
     let world = World::start().await;
     bustle(&world).await;
-    let first = world.verify_chain().await;
+    let first = only(world.verify_chain().await);
     assert_eq!((first.intact, first.first_bad_sequence, first.problem.as_str()), (Some(true), 0, ""));
     assert_eq!(first.checked, first.head_sequence);
+    assert_eq!(first.chain, world.trail(EventFilter::default()).await[0].chain);
     let world = world.restart().await;
     let verify = async |sequence: i64, hash: &str| {
-        let message = VerifyChainRequest { known_sequence: sequence, known_hash: hash.to_owned() };
-        world.audit().verify_chain(world.as_admin(message).await).await.map(tonic::Response::into_inner)
+        let known = vec![KnownHead { chain: first.chain.clone(), sequence, hash: hash.to_owned() }];
+        let message = VerifyChainRequest { chain: String::new(), known };
+        world.audit().verify_chain(world.as_admin(message).await).await.map(|answer| only(answer.into_inner()))
     };
     let held = verify(first.head_sequence, &first.head_hash).await.unwrap();
     assert!(held.intact == Some(true) && held.head_sequence > first.head_sequence);
@@ -348,6 +353,42 @@ async fn an_untouched_chain_is_intact_and_holds_against_a_head_noted_elsewhere()
     let (_, tenant) = world.staff("shop", &["jeton:admin"]).await;
     let refused = world.audit().verify_chain(bearer(VerifyChainRequest::default(), &tenant)).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
+}
+
+/// The verdict on the only chain, which must agree with the whole.
+fn only(verdict: VerifyChainResponse) -> ChainVerdict {
+    let [chain] = <[ChainVerdict; 1]>::try_from(verdict.chains).unwrap();
+    assert_eq!((verdict.intact, verdict.checked), (chain.intact, chain.checked));
+    chain
+}
+
+/// O04: a chain that is not there is missed if a head of it was noted, and only then; one chain can be asked for alone.
+#[tokio::test]
+async fn a_chain_that_is_gone_is_missed_by_whoever_noted_its_head() {
+    let world = World::start().await;
+    let own = only(world.verify_chain().await).chain;
+    let verify = async |chain: &str, known: &[(&str, i64)]| {
+        let hash = "ab".repeat(32);
+        let head =
+            |(chain, sequence): &(&str, i64)| KnownHead { chain: (*chain).to_owned(), sequence: *sequence, hash: hash.clone() };
+        let message = VerifyChainRequest { chain: chain.to_owned(), known: known.iter().map(head).collect() };
+        world.audit().verify_chain(world.as_admin(message).await).await.map(tonic::Response::into_inner)
+    };
+    let missing = verify("", &[("zz-gone", 3), ("gone", 7)]).await.unwrap();
+    assert_eq!(missing.intact, Some(false));
+    let told: Vec<_> = missing.chains.iter().map(|it| (it.chain.as_str(), it.intact.unwrap(), it.first_bad_sequence)).collect();
+    assert_eq!(told, [("gone", false, 1), (own.as_str(), true, 0), ("zz-gone", false, 1)]);
+    assert_eq!(missing.chains[0].problem, "the whole chain is missing");
+    assert_eq!(missing.checked, missing.chains[1].checked);
+    assert_eq!(only(verify("gone", &[("gone", 7)]).await.unwrap()).intact, Some(false));
+    assert_eq!(only(verify(&own, &[]).await.unwrap()).intact, Some(true));
+    assert_eq!(reason(&verify("gone", &[]).await.unwrap_err()), "NOT_FOUND");
+    // What is known must be of what is read, and bounded.
+    assert_eq!(blamed(&verify(&own, &[("gone", 7)]).await.unwrap_err()), "known.chain");
+    assert_eq!(blamed(&verify("", &[("", 7)]).await.unwrap_err()), "known.chain");
+    assert_eq!(blamed(&verify("", &[(own.as_str(), 0)]).await.unwrap_err()), "known.sequence");
+    assert_eq!(blamed(&verify("", &vec![("gone", 1); 257]).await.unwrap_err()), "known");
+    assert_eq!(verify("", &vec![("gone", 1); 256]).await.unwrap().chains.len(), 2);
 }
 
 /// A stopped server's database after `tamper`.
@@ -423,7 +464,7 @@ async fn a_record_tampered_with_in_the_middle_is_named() {
     let (sql, bad) = cases[0];
     tamper(&world.data_dir(), sql);
     let world = world.restart().await;
-    let verdict = world.verify_chain().await;
+    let verdict = only(world.verify_chain().await);
     assert_eq!((verdict.intact, verdict.first_bad_sequence, verdict.checked), (Some(false), bad, bad - 1), "{verdict:?}");
     assert!(!verdict.problem.is_empty());
 }

@@ -298,7 +298,7 @@ async fn a_changed_audit_record_is_named() {
     drop(connection);
     let store = open(dir.path()).unwrap();
     let checked = store.check().await.unwrap();
-    assert_eq!(checked.flaw, Some(Flaw { sequence: 5, problem: Problem::Altered }));
+    assert_eq!(checked.flaw, Some(("node".into(), Flaw { sequence: 5, problem: Problem::Altered })));
     assert_eq!(checked.damage, [""; 0]);
     let shown = store.events(&Filter { target: Some("Target".into()), ..Filter::default() }, None, 9).await.unwrap();
     assert_eq!(shown.iter().map(|record| record.sequence).collect::<Vec<_>>(), [5]);

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test stops at the first surprise")]
 
 mod bench;
+mod chains;
 mod damage;
 mod directory;
 #[path = "../support/faulty.rs"]

@@ -22,7 +22,7 @@ fn open(dir: &Path) -> Embedded {
     Embedded::open(dir, "node", Bench::key()).unwrap()
 }
 
-async fn dump(store: &dyn Dump, limit: usize) -> Vec<Item> {
+pub(crate) async fn dump(store: &dyn Dump, limit: usize) -> Vec<Item> {
     let mut items: Vec<Item> = Vec::new();
     loop {
         let page = store.dump(items.last(), limit).await.unwrap();
@@ -34,11 +34,11 @@ async fn dump(store: &dyn Dump, limit: usize) -> Vec<Item> {
     }
 }
 
-fn lines(items: &[Item]) -> String {
+pub(crate) fn lines(items: &[Item]) -> String {
     items.iter().map(|item| serde_json::to_string(item).unwrap() + "\n").collect()
 }
 
-fn parse(lines: &str) -> Vec<Item> {
+pub(crate) fn parse(lines: &str) -> Vec<Item> {
     lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
@@ -87,7 +87,7 @@ async fn every_line_names_its_type() {
     }
     assert_eq!(
         types,
-        ["export", "client", "secret_use", "family", "revocation", "epoch", "keyset", "record", "end"],
+        ["export", "client", "secret_use", "family", "revocation", "epoch", "keyset", "record", "chain_end", "end"],
         "in one order, for any store"
     );
 }
@@ -144,14 +144,14 @@ async fn a_tampered_export_is_refused() {
     let mut altered = whole.clone();
     let Item::Record { event, .. } = &mut altered[first_record + 2] else { panic!() };
     event.target.push('x');
-    assert_eq!(refused(altered).await, "audit record 3: altered");
+    assert_eq!(refused(altered).await, "audit chain node: audit record 3: altered");
 
     let mut removed = whole.clone();
     removed.remove(first_record + 2);
-    assert_eq!(refused(removed).await, "audit record 3: removed");
+    assert_eq!(refused(removed).await, "audit chain node: audit record 3: removed");
 
     let mut shortened = whole.clone();
-    shortened.remove(whole.len() - 2);
+    shortened.remove(whole.len() - 3);
     assert!(refused(shortened).await.contains("does not follow"));
 
     let mut doubled = whole.clone();
@@ -159,7 +159,7 @@ async fn a_tampered_export_is_refused() {
     assert!(refused(doubled).await.contains("twice"));
 
     assert!(refused(whole[1..].to_vec()).await.contains("first record"));
-    assert!(refused(vec![Item::Export { version: 2 }]).await.contains("version 2"));
+    assert!(refused(vec![Item::Export { version: 3 }]).await.contains("version 3"));
 }
 
 #[tokio::test]

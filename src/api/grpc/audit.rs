@@ -17,15 +17,22 @@ use crate::{
         Place, Record, Timestamp,
         event::{Filter, Outcome},
     },
-    oauth::{Administrator, bearer::Office, trail::Known},
+    oauth::{
+        Administrator,
+        bearer::Office,
+        trail::{Known, Verdict},
+    },
     proto::admin::{
-        Event, EventFilter, ListEventsRequest, ListEventsResponse, TailEventsRequest, TailEventsResponse, VerifyChainRequest,
-        VerifyChainResponse, audit_service_server::AuditService,
+        ChainVerdict, Event, EventFilter, KnownHead, ListEventsRequest, ListEventsResponse, TailEventsRequest,
+        TailEventsResponse, VerifyChainRequest, VerifyChainResponse, audit_service_server::AuditService,
     },
 };
 
 /// How long a stream may go on without a look at who reads it.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// How many heads a caller may hold the chains against at once.
+const MOST_KNOWN: usize = 256;
 
 #[tonic::async_trait]
 impl AuditService for Door {
@@ -74,28 +81,17 @@ impl AuditService for Door {
         answer(
             async {
                 let admin = self.admin(&call, &request, Office::Audit).await?;
-                let VerifyChainRequest { known_sequence, known_hash } = request.into_inner();
-                let known = match (u64::try_from(known_sequence), known_hash.is_empty()) {
-                    (Ok(0), true) => None,
-                    (Ok(sequence), false) if sequence > 0 => Some((sequence, from_hex(&known_hash)?)),
-                    _ => return Err(Error::field("known_sequence", "must come with known_hash, and be above 0")),
-                };
-                // There is one chain, which begins with the first record.
-                let chain = self.authority.store().chains().await?.into_iter().next().unwrap_or_else(|| "".into());
-                let known: Vec<_> =
-                    known.map(|(sequence, hash)| Known { chain: chain.clone(), sequence, hash }).into_iter().collect();
-                let verdicts = self.authority.verify_trail(&admin, &self.chain, Some(&chain), &known).await?;
-                let verdict = verdicts.into_iter().next();
-                let (checked, flaw, head) =
-                    verdict.map(|verdict| (verdict.checked, verdict.flaw, verdict.head)).unwrap_or_default();
-                let (first_bad, problem) = flaw.unwrap_or_default();
+                let VerifyChainRequest { chain, known } = request.into_inner();
+                let only = (!chain.is_empty()).then_some(chain.as_str());
+                let known = heads(known, only)?;
+                let verdicts = self.authority.verify_trail(&admin, &self.chain, only, &known).await?;
+                if only.is_some() && verdicts.is_empty() {
+                    return Err(Error::NotFound("chain"));
+                }
                 Ok(VerifyChainResponse {
-                    intact: Some(problem.is_empty()),
-                    checked: wire(checked),
-                    first_bad_sequence: wire(first_bad),
-                    problem,
-                    head_sequence: wire(head.0),
-                    head_hash: hex(&head.1),
+                    intact: Some(verdicts.iter().all(|verdict| verdict.flaw.is_none())),
+                    checked: wire(verdicts.iter().map(|verdict| verdict.checked).sum()),
+                    chains: verdicts.into_iter().map(judged).collect(),
                 })
             }
             .await,
@@ -123,8 +119,8 @@ impl Door {
                     () = sender.closed() => return,
                     () = stopped(&mut stopping) => return,
                 };
-                if !authority.still_administers(&admin, Office::Audit).await {
-                    let _ = sender.send(Err(status(&Error::InvalidToken))).await;
+                if let Err(error) = authority.still_administers(&admin, Office::Audit).await {
+                    let _ = sender.send(Err(status(&error))).await;
                     return;
                 }
                 let Some(record) = record else { continue };
@@ -184,9 +180,39 @@ fn parsed(filter: EventFilter) -> Result<Filter> {
     })
 }
 
+/// Heads that were noted elsewhere.
+fn heads(known: Vec<KnownHead>, only: Option<&str>) -> Result<Vec<Known>> {
+    if known.len() > MOST_KNOWN {
+        return Err(Error::field("known", "at most 256"));
+    }
+    let head = |KnownHead { chain, sequence, hash }: KnownHead| {
+        let sequence = u64::try_from(sequence).ok().filter(|sequence| *sequence > 0);
+        let sequence = sequence.ok_or_else(|| Error::field("known.sequence", "must be above 0"))?;
+        if chain.is_empty() || only.is_some_and(|only| only != chain) {
+            return Err(Error::field("known.chain", "must name a chain that is read"));
+        }
+        Ok(Known { chain: chain.into(), sequence, hash: from_hex(&hash)? })
+    };
+    known.into_iter().map(head).collect()
+}
+
+fn judged(verdict: Verdict) -> ChainVerdict {
+    let (first_bad, problem) = verdict.flaw.unwrap_or_default();
+    ChainVerdict {
+        chain: verdict.chain.as_ref().to_owned(),
+        intact: Some(problem.is_empty()),
+        checked: wire(verdict.checked),
+        first_bad_sequence: wire(first_bad),
+        problem,
+        head_sequence: wire(verdict.head.0),
+        head_hash: hex(&verdict.head.1),
+    }
+}
+
 fn shown(record: &Record) -> Event {
     let event = &record.event;
     Event {
+        chain: record.chain.as_ref().to_owned(),
         sequence: wire(record.sequence),
         node: record.node.as_ref().to_owned(),
         time: Some(timestamp(event.at)),
@@ -213,7 +239,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn from_hex(text: &str) -> Result<[u8; 32]> {
-    let malformed = || Error::field("known_hash", "must be 64 hexadecimal digits");
+    let malformed = || Error::field("known.hash", "must be 64 hexadecimal digits");
     let mut out = [0; 32];
     if text.len() != 64 || !text.is_ascii() {
         return Err(malformed());

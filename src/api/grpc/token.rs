@@ -80,7 +80,7 @@ impl TokenService for Door {
                     let family = self.authority.introspect_refresh(&call, &viewer, &token).await?;
                     return Ok(family.map_or_else(inactive, |family| of_family(&family, &self.authority.terms().issuer)));
                 }
-                Ok(self.judge(&call, &viewer, token.expose_secret()))
+                self.judge(&call, &viewer, token.expose_secret())
             }
             .await,
         )
@@ -103,7 +103,9 @@ impl TokenService for Door {
                 self.authority.charge_batch(&call, &viewer, tokens.len())?;
                 let mut results = Vec::with_capacity(tokens.len());
                 for some in tokens.chunks(BETWEEN_YIELDS) {
-                    results.extend(some.iter().map(|token| self.judge(&call, &viewer, token)));
+                    for token in some {
+                        results.push(self.judge(&call, &viewer, token)?);
+                    }
                     // Other calls of this worker need not wait for the whole batch.
                     tokio::task::yield_now().await;
                 }
@@ -115,8 +117,8 @@ impl TokenService for Door {
 }
 
 impl Door {
-    fn judge(&self, call: &Call, viewer: &introspection::Viewer, token: &str) -> IntrospectResponse {
-        self.authority.introspect(call, viewer, token, of_claims).unwrap_or_else(inactive)
+    fn judge(&self, call: &Call, viewer: &introspection::Viewer, token: &str) -> Result<IntrospectResponse, Error> {
+        Ok(self.authority.introspect(call, viewer, token, of_claims)?.unwrap_or_else(inactive))
     }
 }
 

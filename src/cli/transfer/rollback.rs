@@ -2,7 +2,8 @@
 //! which tokens were issued, revoked or spent since. So unless that is accepted, no token of before stands after an import:
 //! every signing key is revoked and replaced, which ends every access token, also those issued after the export was made; and
 //! every refresh family is ended. All of it is part of the import itself: a store does not open before its last record, and so
-//! there is no moment in which an old token could stand. The import is audited in the same breath.
+//! there is no moment in which an old token could stand. The import is audited in the same breath: as the last record of the chain
+//! that has this node's name or, where the export has none, as the first of a new one, in its place among the others.
 
 use std::sync::Arc;
 
@@ -23,15 +24,40 @@ pub(super) struct Restoring {
     sealer: Sealer,
     end_all: bool,
     replaced_keys: bool,
+    clients: u64,
+    families: u64,
+    audited: Audited,
     whole: bool,
     newest: Timestamp,
+}
+
+/// Whether the import is on record yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Audited {
+    No,
+    /// In a chain of the export.
+    Continued,
+    /// In a chain of its own.
+    Begun,
 }
 
 impl Restoring {
     /// `end_all` ends every token there is; else the records come through as they are.
     pub(super) fn new(policy: KeyPolicy, algorithm: Algorithm, node: &str, sealer: Sealer, end_all: bool) -> Self {
         let node = node.into();
-        Self { policy, algorithm, node, sealer, end_all, replaced_keys: false, whole: false, newest: Timestamp::EPOCH }
+        Self {
+            policy,
+            algorithm,
+            node,
+            sealer,
+            end_all,
+            replaced_keys: false,
+            clients: 0,
+            families: 0,
+            audited: Audited::No,
+            whole: false,
+            newest: Timestamp::EPOCH,
+        }
     }
 
     /// Whether the last record has come by.
@@ -51,24 +77,38 @@ impl Restoring {
         }
         Ok(match item {
             Item::Keyset(keyset) => vec![Item::Keyset(self.keyset(keyset, now)?)],
-            Item::Family(mut family) if self.end_all => {
-                family.ended_at = family.ended_at.or(Some(now));
+            Item::Client(_) => {
+                self.clients += 1;
+                vec![item]
+            }
+            Item::Family(mut family) => {
+                self.families += 1;
+                if self.end_all {
+                    family.ended_at = family.ended_at.or(Some(now));
+                }
                 vec![Item::Family(family)]
             }
-            Item::Record { sequence, node, event, hash } => {
+            Item::Record { ref chain, ref event, .. } => {
+                let begun = if *chain > self.node { self.begin_chain(now)? } else { Vec::new() };
                 self.newest = self.newest.max(event.at);
-                vec![Item::Record { sequence, node, event, hash }]
+                begun.into_iter().chain([item]).collect()
             }
-            Item::End { sequence, hash } => {
+            Item::ChainEnd { chain, sequence, hash } if chain == self.node => {
+                let previous = unhex(&hash).ok_or("the hash of a chain's end is no 64 hexadecimal digits")?;
+                let sequence = sequence.checked_add(1).ok_or("the sequence of a chain's end is none")?;
+                self.audited = Audited::Continued;
+                self.record(sequence, &previous, now)?.into()
+            }
+            Item::End { chains } => {
                 self.whole = true;
-                self.audited_end(sequence, &hash, now)?.into()
+                let mut items = self.begin_chain(now)?;
+                let begun = u64::from(self.audited == Audited::Begun);
+                items.push(Item::End { chains: chains.saturating_add(begun) });
+                items
             }
-            Item::Export { .. }
-            | Item::Client(_)
-            | Item::SecretUse { .. }
-            | Item::Family(_)
-            | Item::Revocation(_)
-            | Item::Epoch { .. } => vec![item],
+            Item::Export { .. } | Item::SecretUse { .. } | Item::Revocation(_) | Item::Epoch { .. } | Item::ChainEnd { .. } => {
+                vec![item]
+            }
         })
     }
 
@@ -89,18 +129,26 @@ impl Restoring {
         Ok(next)
     }
 
-    /// The end of the chain with one more record: that, and how, all this was imported.
-    fn audited_end(&self, sequence: u64, hash: &str, now: Timestamp) -> Result<[Item; 2], String> {
-        let previous = unhex(hash).ok_or("the last hash is no 64 hexadecimal digits")?;
+    /// A whole chain of this node's name, unless the import is on record already.
+    fn begin_chain(&mut self, now: Timestamp) -> Result<Vec<Item>, String> {
+        if self.audited != Audited::No {
+            return Ok(Vec::new());
+        }
+        self.audited = Audited::Begun;
+        Ok(self.record(1, &chain::START, now)?.into())
+    }
+
+    /// The record that, and how, all this was imported, as the last of this node's chain.
+    fn record(&self, sequence: u64, previous: &[u8; 32], now: Timestamp) -> Result<[Item; 2], String> {
         let how = if self.end_all { "all tokens ended" } else { "rollback accepted" };
         let at = now.max(self.newest);
-        let event =
-            Stamp::internal(at).done(Action::StoreImported, format!("{sequence} audit records")).because(how.to_owned());
+        let what = format!("{} clients, {} refresh families", self.clients, self.families);
+        let event = Stamp::internal(at).done(Action::StoreImported, what).because(how.to_owned());
         let body = serde_json::to_string(&event).map_err(|error| error.to_string())?;
-        let sequence = sequence.checked_add(1).ok_or("the last sequence is no sequence")?;
-        let hash = hex(&chain::link(&previous, sequence, &self.node, body.as_bytes()));
-        let record = Item::Record { sequence, node: self.node.clone(), event, hash: hash.clone() };
-        Ok([record, Item::End { sequence, hash }])
+        let hash = hex(&chain::link(previous, sequence, &self.node, body.as_bytes()));
+        let (chain, node) = (self.node.clone(), self.node.clone());
+        let end = Item::ChainEnd { chain: chain.clone(), sequence, hash: hash.clone() };
+        Ok([Item::Record { chain, sequence, node, event, hash }, end])
     }
 }
 
@@ -172,22 +220,84 @@ mod tests {
         assert!(other.restore(Item::Keyset(keyset()), NOW).unwrap_err().contains("master key"));
     }
 
-    /// E9, O04: the import is a record of the chain it continues.
-    #[test]
-    fn the_import_is_audited_in_the_chain_it_continues() {
+    /// The records and ends of chains of these names and lengths, and the end of their export.
+    fn export(chains: &[(&str, u64)]) -> Vec<Item> {
+        let mut items = Vec::new();
+        for (name, length) in chains {
+            let (chain, mut previous): (Arc<str>, _) = ((*name).into(), chain::START);
+            for sequence in 1..=*length {
+                let event = Stamp::internal(NOW).done(Action::TokenIssued, "");
+                previous = chain::link(&previous, sequence, name, &serde_json::to_vec(&event).unwrap());
+                let (chain, node, hash) = (chain.clone(), chain.clone(), hex(&previous));
+                items.push(Item::Record { chain, sequence, node, event, hash });
+            }
+            items.push(Item::ChainEnd { chain, sequence: *length, hash: hex(&previous) });
+        }
+        items.push(Item::End { chains: chains.len() as u64 });
+        items
+    }
+
+    /// What comes of the chains: name, length and whether its last record is of the import; each is walked over.
+    fn restored(chains: &[(&str, u64)]) -> Vec<(String, u64, bool)> {
         let mut restoring = restoring(true);
-        let end = Item::End { sequence: 0, hash: hex(&chain::START) };
-        let items = restoring.restore(end, NOW).unwrap();
-        let [Item::Record { sequence, node, event, hash }, Item::End { sequence: last, hash: last_hash }] = items.as_slice()
-        else {
-            panic!("{items:?}")
-        };
-        let body = serde_json::to_string(event).unwrap();
-        Walk::from_start().step(*sequence, node, body.as_bytes(), &unhex(hash).unwrap()).unwrap();
-        assert_eq!((*sequence, hash), (*last, last_hash));
-        assert_eq!((event.action, event.reason.as_ref()), (Action::StoreImported, "all tokens ended"));
+        let (mut told, mut walk, mut imported) = (Vec::new(), Walk::from_start(), false);
+        for item in export(chains) {
+            for item in restoring.restore(item, NOW).unwrap() {
+                match item {
+                    Item::Record { chain, sequence, node, event, hash } => {
+                        assert_eq!(chain, node);
+                        let body = serde_json::to_string(&event).unwrap();
+                        walk.step(sequence, &node, body.as_bytes(), &unhex(&hash).unwrap()).unwrap();
+                        imported = (event.action, event.reason.as_ref()) == (Action::StoreImported, "all tokens ended");
+                    }
+                    Item::ChainEnd { chain, sequence, hash } => {
+                        let end = Walk::after(sequence, unhex(&hash).unwrap());
+                        assert_eq!(format!("{walk:?}"), format!("{end:?}"));
+                        told.push((chain.as_ref().to_owned(), sequence, imported));
+                        (walk, imported) = (Walk::from_start(), false);
+                    }
+                    Item::End { chains } => assert_eq!(chains, told.len() as u64),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
         assert!(restoring.is_whole());
-        assert!(restoring.restore(Item::Export { version: 1 }, NOW).is_err(), "nothing comes after the end");
+        assert!(restoring.restore(Item::Export { version: 2 }, NOW).is_err(), "nothing comes after the end");
+        told
+    }
+
+    /// E9, O04: the import is on record once, in the chain of this node, and every chain stays one and in its place.
+    #[test]
+    fn the_import_is_audited_in_the_chain_of_this_node() {
+        for chains in [
+            &[][..],
+            &[("node-1", 3)],
+            &[("a", 2), ("b", 1)],
+            &[("x", 2), ("y", 1)],
+            &[("a", 2), ("x", 1)],
+            &[("a", 2), ("node-1", 1), ("x", 1)],
+            &[("node-0", 1), ("node-10", 1), ("node-2", 2)],
+        ] {
+            let mut expected: Vec<_> = chains.iter().map(|(name, length)| ((*name).to_owned(), *length, false)).collect();
+            match expected.iter_mut().find(|(name, ..)| name == "node-1") {
+                Some(own) => *own = (own.0.clone(), own.1 + 1, true),
+                None => expected.push(("node-1".to_owned(), 1, true)),
+            }
+            expected.sort_unstable();
+            assert_eq!(restored(chains), expected);
+        }
+    }
+
+    /// The record is not older than what came before it in the export.
+    #[test]
+    fn the_import_is_not_recorded_before_what_it_imports() {
+        let mut restoring = restoring(false);
+        let [record, end, last] = <[Item; 3]>::try_from(export(&[("node-1", 1)])).unwrap();
+        restoring.restore(record, NOW).unwrap();
+        let earlier = NOW - Duration::from_secs(60);
+        let restored = restoring.restore(end, earlier).unwrap();
+        assert!(matches!(&restored[0], Item::Record { event, .. } if event.at == NOW && event.reason == "rollback accepted"));
+        assert_eq!(restoring.restore(last.clone(), earlier).unwrap(), [last]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::{
     sums::{self, Tally},
 };
 use crate::{
-    crypto::chain,
+    crypto::chain::{self, ChainKey},
     model::{Action, Event, Record, Timestamp},
     store::{Change, Follower, Result},
 };
@@ -28,16 +28,27 @@ pub(super) struct State {
     pub(super) newest: Timestamp,
     /// Over revocations and epochs: none may be lost.
     pub(super) tally: Tally,
-    /// Whether an import has begun and not ended.
-    pub(super) importing: bool,
+    /// An import that has begun and not ended; on disk, that there is one.
+    pub(super) import: Option<Import>,
 }
 
 impl State {
     /// Over what the seal does not cover.
     pub(super) fn sum(&self) -> [u8; 16] {
         let newest = self.newest.millis().to_be_bytes();
-        sums::row("head", &[&newest, &self.tally.to_bytes(), &[u8::from(self.importing)]])
+        sums::row("head", &[&newest, &self.tally.to_bytes(), &[u8::from(self.import.is_some())]])
     }
+}
+
+/// How far an import has come with the audit chains.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Import {
+    /// The chain that is being taken in and its last record so far.
+    pub(super) open: Option<(Arc<str>, u64, [u8; 32])>,
+    /// The chain that was closed last.
+    pub(super) last: Option<Arc<str>>,
+    /// How many were closed.
+    pub(super) closed: u64,
 }
 
 /// What happens outside the database once the transaction stands.
@@ -55,6 +66,8 @@ pub(super) struct Batch<'a> {
     pub(super) node: &'a Arc<str>,
     /// The name of the chain that it writes.
     pub(super) chain: &'a Arc<str>,
+    /// What seals the ends of chains.
+    pub(super) key: &'a ChainKey,
     /// Whether anybody listens to new audit records.
     pub(super) listening: bool,
     /// Whether the room is for what ends tokens only.

@@ -8,11 +8,11 @@ use rusqlite::{Connection, OptionalExtension};
 use super::{
     Embedded,
     anchor::Anchor,
-    audit,
-    batch::{State, from_sql},
+    audit::{self, Raw},
+    batch::{Import, State, from_sql},
     families,
     fault::{Fault, OpenError},
-    revocations,
+    others, revocations,
     sums::Tally,
 };
 use crate::{
@@ -20,6 +20,8 @@ use crate::{
     model::Timestamp,
     store::Result,
 };
+
+const LOST: &str = "a revocation, an epoch or an imported audit chain was lost";
 
 /// How many records at the end of the chain are walked at every start.
 const TAIL: u64 = 1_000;
@@ -31,8 +33,8 @@ pub struct Checked {
     pub records: u64,
     /// What is wrong with the database's structure, its rows and what was acknowledged; empty when nothing is.
     pub damage: Vec<String>,
-    /// The first place where the audit chain is broken.
-    pub flaw: Option<Flaw>,
+    /// The first place where an audit chain is broken, and which.
+    pub flaw: Option<(Arc<str>, Flaw)>,
 }
 
 impl Checked {
@@ -46,7 +48,7 @@ impl Checked {
 pub(super) fn opening(connection: &Connection, anchor: &Anchor, node: &str, key: &ChainKey) -> Result<State, OpenError> {
     let anchored = anchor.read(key);
     let state = state(connection, node)?;
-    if state.importing {
+    if state.import.is_some() {
         return Err(OpenError::Corrupt("an import was begun and not ended; begin again with an empty directory".into()));
     }
     let head = audit::head(connection)?;
@@ -57,10 +59,24 @@ pub(super) fn opening(connection: &Connection, anchor: &Anchor, node: &str, key:
     let from = state.sequence.saturating_sub(TAIL);
     let walk = walk(connection, from, hash_of(connection, from)?.ok_or_else(|| removed(from))?)?;
     walk.finish(key, head.as_ref())?;
-    if revocations::tally(connection)? != state.tally {
-        return Err(OpenError::Corrupt("a revocation or an epoch was lost".into()));
+    if tally(connection)? != state.tally {
+        return Err(OpenError::Corrupt(LOST.into()));
+    }
+    if others::heads(connection)?.iter().any(|(_, head)| !key.check(head)) {
+        return Err(OpenError::Corrupt("an imported audit chain was sealed with another master key".into()));
+    }
+    if state.sequence == 0 && others::head(connection, node)?.is_some() {
+        let taken = format!("an audit chain of another node is called {node}: give this node a name of its own");
+        return Err(OpenError::Corrupt(taken));
     }
     Ok(state)
+}
+
+/// Over everything of which none may be lost.
+fn tally(connection: &Connection) -> Result<Tally, Fault> {
+    let mut tally = revocations::tally(connection)?;
+    others::add_to(&mut tally, connection)?;
+    Ok(tally)
 }
 
 /// What was acknowledged last must be there.
@@ -87,7 +103,7 @@ pub(super) fn state(connection: &Connection, node: &str) -> Result<State, OpenEr
             hash: row.get(2)?,
             newest: Timestamp::from_millis(row.get(3)?),
             tally: Tally::default(),
-            importing: row.get(5)?,
+            import: row.get::<_, bool>(5)?.then(Import::default),
         };
         Ok((state, tally, row.get::<_, Vec<u8>>(6)?))
     });
@@ -97,7 +113,7 @@ pub(super) fn state(connection: &Connection, node: &str) -> Result<State, OpenEr
         hash: START,
         newest: Timestamp::EPOCH,
         tally: Tally::default(),
-        importing: false,
+        import: None,
     };
     let Some((state, tally, kept)) = row.optional()? else { return Ok(fresh()) };
     let tally = Tally::from_bytes(&tally).ok_or_else(|| OpenError::Corrupt("the head's tally cannot be read".into()))?;
@@ -145,7 +161,7 @@ impl From<Stop> for OpenError {
     }
 }
 
-/// Walks to the end over the bytes as they are stored.
+/// Walks to the end of the own chain over the bytes as they are stored.
 fn walk(connection: &Connection, after: u64, hash: [u8; 32]) -> Result<Walk, Stop> {
     let mut walk = Walk::after(after, hash);
     audit::walk(connection, after, usize::MAX, |raw| {
@@ -157,23 +173,41 @@ fn walk(connection: &Connection, after: u64, hash: [u8; 32]) -> Result<Walk, Sto
 /// Everything that can be checked, from one moment's view of the database.
 pub(super) fn whole(connection: &Connection, key: &ChainKey) -> Result<Checked, Fault> {
     let mut checked = Checked { damage: structure(connection)?, ..Checked::default() };
-    let head = audit::head(connection)?;
-    let walked = walk(connection, 0, START).and_then(|walk| {
-        checked.records = walk.sequence();
-        walk.finish(key, head.as_ref()).map_err(Stop::Flaw)
-    });
-    match walked {
-        Ok(()) => {}
-        Err(Stop::Flaw(flaw)) => checked.flaw = Some(flaw),
-        Err(Stop::Fault(fault)) => checked.damage.push(fault.to_string()),
+    for chain in audit::names(connection)? {
+        match whole_chain(connection, &chain, key) {
+            Ok(records) => checked.records = checked.records.saturating_add(records),
+            Err(Stop::Flaw(flaw)) => checked.flaw = checked.flaw.or(Some((chain, flaw))),
+            Err(Stop::Fault(fault)) => checked.damage.push(fault.to_string()),
+        }
     }
     match state(connection, "") {
-        Ok(state) if revocations::tally(connection)? == state.tally => {}
-        Ok(_) => checked.damage.push("a revocation or an epoch was lost".into()),
+        Ok(state) if tally(connection)? == state.tally => {}
+        Ok(_) => checked.damage.push(LOST.into()),
         Err(error) => checked.damage.push(error.to_string()),
     }
     checked.damage.extend(rows(connection)?);
     Ok(checked)
+}
+
+/// Walks one chain from its beginning to its sealed end; how many records it has.
+fn whole_chain(connection: &Connection, chain: &str, key: &ChainKey) -> Result<u64, Stop> {
+    let own = audit::name(connection)?.as_deref() == Some(chain);
+    let head = audit::head_of(connection, chain)?;
+    let walk = if own {
+        walk(connection, 0, START)?
+    } else {
+        let mut walk = Walk::from_start();
+        let mut step = |raw: Raw| {
+            if raw.sequence == 1 && *raw.node != *chain {
+                return Err(Stop::Flaw(Flaw { sequence: 1, problem: Problem::Altered }));
+            }
+            walk.step(raw.sequence, &raw.node, raw.body.as_bytes(), &raw.hash).map_err(Stop::Flaw)
+        };
+        others::walk(connection, chain, 0, usize::MAX, &mut step)?;
+        walk
+    };
+    walk.finish(key, head.as_ref()).map_err(Stop::Flaw)?;
+    Ok(walk.sequence())
 }
 
 /// SQLite's view of its pages and indexes.

@@ -13,7 +13,7 @@ pub(super) const FORMAT: i64 = 2;
 const APPLICATION: i64 = 0x6a65_746e;
 
 /// What makes each format out of the one before it, the first out of nothing.
-const STEPS: [&str; 2] = [TABLES, BY_TIME];
+const STEPS: [&str; 2] = [TABLES, CHAINS];
 
 /// Format 1. One table a type of record, so that none can be read as another. Ids are keys, hashes of secrets never are. Ids that arrive
 /// in the order of time keep inserts at the end of their tree. `sum` covers a row against the silent decay of its page.
@@ -58,12 +58,29 @@ const TABLES: &str = "
     ) STRICT;
 ";
 
-/// Format 2: records are listed in the order of their times. The time is the event's own, so that the two cannot differ; what
-/// cannot be read comes last, and is found there. Nothing that is there is written anew but the index.
-const BY_TIME: &str = "
+/// Format 2: there are chains of other nodes, and the records of all are listed in the order of their times. A time is read out of
+/// the event, so that the two cannot differ; what cannot be read comes last, and is found there. Of what was there nothing is
+/// written anew.
+const CHAINS: &str = "
     ALTER TABLE audit ADD COLUMN at INTEGER GENERATED ALWAYS AS
         (coalesce(CAST(iif(json_valid(event), event ->> '$.at', 0) AS INTEGER), 0)) VIRTUAL;
     CREATE INDEX audit_by_time ON audit (at);
+    CREATE TABLE other_records (
+        chain TEXT NOT NULL, sequence INTEGER NOT NULL, node TEXT NOT NULL, hash BLOB NOT NULL, event TEXT NOT NULL,
+        at INTEGER GENERATED ALWAYS AS
+            (coalesce(CAST(iif(json_valid(event), event ->> '$.at', 0) AS INTEGER), 0)) VIRTUAL,
+        PRIMARY KEY (chain, sequence)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX other_records_by_time ON other_records (at, chain, sequence);
+    CREATE TABLE other_heads (
+        chain TEXT PRIMARY KEY, node TEXT NOT NULL, sequence INTEGER NOT NULL, hash BLOB NOT NULL, seal BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
+";
+
+/// What a connection that only reads a database of format 1 finds in the place of what that lacks.
+const NO_CHAINS: &str = "
+    CREATE TEMP TABLE other_records (chain TEXT, sequence INTEGER, node TEXT, hash BLOB, event TEXT, at INTEGER);
+    CREATE TEMP TABLE other_heads (chain TEXT, node TEXT, sequence INTEGER, hash BLOB, seal BLOB);
 ";
 
 /// The database's file in a data directory.
@@ -98,11 +115,13 @@ pub(super) fn writer(dir: &Path) -> Result<Connection, OpenError> {
 pub(super) fn reader(dir: &Path) -> Result<Connection, OpenError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(file(dir), flags)?;
-    connection.execute_batch("PRAGMA query_only = ON; PRAGMA cache_size = -8192;")?;
     settle(&connection)?;
-    if format(&connection)? == 0 {
-        return Err(OpenError::Corrupt("the database is empty".into()));
+    match format(&connection)? {
+        0 => return Err(OpenError::Corrupt("the database is empty".into())),
+        1 => connection.execute_batch(NO_CHAINS)?,
+        _ => {}
     }
+    connection.execute_batch("PRAGMA query_only = ON; PRAGMA cache_size = -8192;")?;
     Ok(connection)
 }
 

@@ -1,4 +1,4 @@
-//! Export and import of the embedded store.
+//! Export of the embedded store.
 
 use std::{path::Path, sync::Arc, sync::Mutex, sync::PoisonError};
 
@@ -7,19 +7,16 @@ use rusqlite::Connection;
 
 use super::{
     Embedded,
-    anchor::{hex, unhex},
-    audit,
-    batch::{Batch, Entry, Urgency},
-    check, clients, families,
+    anchor::hex,
+    audit, check, clients, families,
     fault::{Fault, OpenError, ascending},
     keys, revocations, schema,
 };
 use crate::{
-    crypto::chain::{START, Walk},
-    model::{ClientId, EpochOf, FamilyId, Keyset, Revoked, SecretId, revocation::Revocation},
+    model::{ClientId, EpochOf, FamilyId, Keyset, Record, Revoked, SecretId},
     store::{
-        Result, SecretUse,
-        transfer::{Dump, Item, Load, VERSION},
+        Result,
+        transfer::{Dump, Item, VERSION},
     },
 };
 
@@ -63,13 +60,6 @@ impl Dump for Embedded {
     }
 }
 
-#[async_trait]
-impl Load for Embedded {
-    async fn load(&self, items: Vec<Item>) -> Result<()> {
-        self.write(Urgency::Normal, move |batch| batch.load(&items)).await
-    }
-}
-
 /// The next page: of one type of record each time, and of the next type when there are no more.
 fn page(connection: &Connection, after: Option<&Item>, limit: usize) -> Result<Vec<Item>, Fault> {
     let limit = limit.max(1);
@@ -93,7 +83,9 @@ enum Position {
     Revocations(Option<Revoked>),
     Epochs(Option<EpochOf>),
     Keyset,
-    Records(u64),
+    /// Behind a chain: in the next one.
+    Chain(Option<Arc<str>>),
+    Records(Arc<str>, u64),
     End,
 }
 
@@ -108,13 +100,14 @@ impl Position {
             Some(Item::Family(family)) => Self::Families(Some(family.id)),
             Some(Item::Revocation(revocation)) => Self::Revocations(Some(revocation.revoked)),
             Some(Item::Epoch { of, .. }) => Self::Epochs(Some(of.clone())),
-            Some(Item::Keyset(_)) => Self::Records(0),
-            Some(Item::Record { sequence, .. }) => Self::Records(*sequence),
+            Some(Item::Keyset(_)) => Self::Chain(None),
+            Some(Item::Record { chain, sequence, .. }) => Self::Records(chain.clone(), *sequence),
+            Some(Item::ChainEnd { chain, .. }) => Self::Chain(Some(chain.clone())),
             Some(Item::End { .. }) => return None,
         })
     }
 
-    const fn next_type(&self) -> Option<Self> {
+    fn next_type(&self) -> Option<Self> {
         Some(match self {
             Self::Export => Self::Clients(None),
             Self::Clients(_) => Self::SecretUses(None),
@@ -122,8 +115,8 @@ impl Position {
             Self::Families(_) => Self::Revocations(None),
             Self::Revocations(_) => Self::Epochs(None),
             Self::Epochs(_) => Self::Keyset,
-            Self::Keyset => Self::Records(0),
-            Self::Records(_) => Self::End,
+            Self::Keyset => Self::Chain(None),
+            Self::Chain(_) | Self::Records(..) => Self::End,
             Self::End => return None,
         })
     }
@@ -149,11 +142,14 @@ impl Position {
                 later.take(limit).map(|(of, value)| Item::Epoch { of, value }).collect()
             }
             Self::Keyset => keys::find(connection)?.into_iter().map(Item::Keyset).collect(),
-            Self::Records(after) => records(connection, *after, limit)?,
+            Self::Chain(after) => {
+                let next = audit::names(connection)?.into_iter().find(|name| after.as_ref().is_none_or(|after| name > after));
+                next.map_or_else(|| Ok(Vec::new()), |chain| records(connection, &chain, 0, limit))?
+            }
+            Self::Records(chain, after) => records(connection, chain, *after, limit)?,
             Self::End => {
-                let head = audit::head(connection)?;
-                let (sequence, hash) = head.map_or((0, START), |head| (head.sequence, head.hash));
-                vec![Item::End { sequence, hash: hex(&hash) }]
+                let chains = u64::try_from(audit::names(connection)?.len()).unwrap_or(u64::MAX);
+                vec![Item::End { chains }]
             }
         })
     }
@@ -181,112 +177,17 @@ fn secret_uses(connection: &Connection, after: Option<&(ClientId, SecretId)>, li
     .collect()
 }
 
-fn records(connection: &Connection, after: u64, limit: usize) -> Result<Vec<Item>, Fault> {
-    let Some(own) = audit::name(connection)? else { return Ok(Vec::new()) };
-    let mut items = Vec::new();
-    audit::walk(connection, after, limit, |raw| {
-        let record = raw.record(&own)?;
-        let hash = hex(&record.hash);
-        items.push(Item::Record { sequence: record.sequence, node: record.node, event: record.event, hash });
-        Ok::<_, Fault>(())
-    })?;
-    Ok(items)
-}
-
-impl Batch<'_> {
-    /// All or nothing: the items are looked at before the first is written, so a refused batch leaves no half of itself.
-    fn load(&mut self, items: &[Item]) -> Result<(), Fault> {
-        let prepared = self.prepare(items)?;
-        for item in prepared {
-            match item {
-                Prepared::Begin => self.effects.state.importing = true,
-                Prepared::Finish => self.effects.state.importing = false,
-                Prepared::Client(client) => taken(self.insert_client(&client)?)?,
-                Prepared::Use(used) => self.note_use(&used)?,
-                Prepared::Family(family) => taken(self.insert_family(&family)?)?,
-                Prepared::Revocation(revocation) => self.end(&revocation)?,
-                Prepared::Epoch(of, value) => self.set_epoch(&of, value)?,
-                Prepared::Keyset(keyset) => taken(self.put_keyset(&keyset, Some(0))?)?,
-                Prepared::Record { sequence, node, hash, entry } => self.keep(sequence, &node, hash, &entry)?,
-            }
-        }
-        Ok(())
+/// The next records of a chain; its end, where there are no more.
+fn records(connection: &Connection, chain: &Arc<str>, after: u64, limit: usize) -> Result<Vec<Item>, Fault> {
+    let records = audit::page(connection, chain, after, limit)?;
+    if records.is_empty() {
+        let head = audit::head_of(connection, chain)?;
+        let head = head.ok_or_else(|| Fault::Row(format!("audit chain {chain}: the sealed end is not there")))?;
+        return Ok(vec![Item::ChainEnd { chain: chain.clone(), sequence: head.sequence, hash: hex(&head.hash) }]);
     }
-
-    fn prepare(&self, items: &[Item]) -> Result<Vec<Prepared>, Fault> {
-        let state = &self.effects.state;
-        let mut walk = Walk::after(state.sequence, state.hash);
-        let mut hash = state.hash;
-        let mut importing = state.importing;
-        let mut prepared = Vec::with_capacity(items.len());
-        for item in items {
-            let next = match item {
-                Item::Export { version } if *version != VERSION => {
-                    return Err(Fault::Row(format!("export: version {version} is not known, {VERSION} is")));
-                }
-                Item::Export { .. } if importing || !self.is_empty()? => {
-                    return Err(Fault::Row("import: the store is not empty".into()));
-                }
-                Item::Export { .. } => {
-                    importing = true;
-                    Prepared::Begin
-                }
-                _ if !importing => return Err(Fault::Row("import: the first record must be of type export".into())),
-                Item::Record { sequence, node, event, hash: text } => {
-                    hash = unhex(text).ok_or_else(|| Fault::Row(format!("audit record {sequence}: bad hash")))?;
-                    let entry = Entry::new(event.clone())?;
-                    walk.step(*sequence, node, entry.body.as_bytes(), &hash).map_err(|flaw| Fault::Row(flaw.to_string()))?;
-                    Prepared::Record { sequence: *sequence, node: node.clone(), hash, entry }
-                }
-                Item::End { sequence, hash: text } => {
-                    if (*sequence, unhex(text)) != (walk.sequence(), Some(hash)) {
-                        return Err(Fault::Row("import: the end does not follow from the last audit record".into()));
-                    }
-                    importing = false;
-                    Prepared::Finish
-                }
-                Item::Client(client) => Prepared::Client(Box::new(clients::Stored::new(client)?)),
-                Item::SecretUse { client, secret, last_used_at, use_count } => Prepared::Use(SecretUse {
-                    client: client.clone(),
-                    secret: secret.clone(),
-                    at: *last_used_at,
-                    count: *use_count,
-                }),
-                Item::Family(family) => Prepared::Family(Box::new(families::Columns::of(family)?)),
-                Item::Revocation(revocation) => Prepared::Revocation(*revocation),
-                Item::Epoch { of, value } => Prepared::Epoch(of.clone(), *value),
-                Item::Keyset(keyset) => Prepared::Keyset(Arc::new(keyset.clone())),
-            };
-            prepared.push(next);
-        }
-        Ok(prepared)
-    }
-
-    fn is_empty(&self) -> Result<bool, Fault> {
-        let sql = "SELECT 1 WHERE EXISTS (SELECT 1 FROM clients) OR EXISTS (SELECT 1 FROM families)
-                   OR EXISTS (SELECT 1 FROM revocations) OR EXISTS (SELECT 1 FROM epochs) OR EXISTS (SELECT 1 FROM keyset)";
-        Ok(self.effects.state.sequence == 0 && self.row(sql, [], |_| Ok(()))?.is_none())
-    }
-}
-
-/// An item that has been looked at and can only fail with the disk, or for standing twice in the export.
-enum Prepared {
-    Begin,
-    Client(Box<clients::Stored>),
-    Use(SecretUse),
-    Family(Box<families::Columns>),
-    Revocation(Revocation),
-    Epoch(EpochOf, u64),
-    Keyset(Arc<Keyset>),
-    Record { sequence: u64, node: Arc<str>, hash: [u8; 32], entry: Entry },
-    Finish,
-}
-
-/// A record that stands twice. Others of the batch may be written by then, so it is an error that undoes all of it.
-fn taken(free: bool) -> Result<(), Fault> {
-    let twice = || {
-        let corrupt = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
-        rusqlite::Error::SqliteFailure(corrupt, Some("import: a record stands twice".into()))
+    let item = |record: Record| {
+        let Record { chain, sequence, node, event, hash } = record;
+        Item::Record { chain, sequence, node, event, hash: hex(&hash) }
     };
-    if free { Ok(()) } else { Err(twice().into()) }
+    Ok(records.into_iter().map(item).collect())
 }

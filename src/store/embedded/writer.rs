@@ -191,8 +191,15 @@ impl Writer {
         }
         let effects = Effects { state, changes: Vec::new(), records: Vec::new(), followers: Vec::new() };
         let listening = self.tail.receiver_count() > 0;
-        let mut batch =
-            Batch { connection: &self.connection, node: &self.node, chain: &self.chain, listening, scarce, effects };
+        let mut batch = Batch {
+            connection: &self.connection,
+            node: &self.node,
+            chain: &self.chain,
+            key: &self.key,
+            listening,
+            scarce,
+            effects,
+        };
         jobs.iter_mut().try_for_each(|job| job.run(&mut batch))?;
         let effects = batch.effects;
         if effects.state != self.state {
@@ -277,7 +284,7 @@ fn save(connection: &Connection, key: &ChainKey, state: &State) -> Result<(), Fa
             head.seal,
             state.newest.millis(),
             state.tally.to_bytes(),
-            state.importing,
+            state.import.is_some(),
             state.sum(),
         ))?;
     Ok(())

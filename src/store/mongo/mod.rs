@@ -102,7 +102,10 @@ impl Mongo {
         let shared = Arc::new(Shared { link, node, chain, feed: Feed::default(), settle });
         let store = Self { shared };
         store.listen(alone).await?;
-        store.keep_house();
+        let mut recovery = Recovery::default();
+        // Before any change of this life: what is there now and bears this node's name is of an earlier one.
+        recovery.look(&store.shared, true).await?;
+        store.keep_house(recovery);
         Ok(store)
     }
 
@@ -122,7 +125,7 @@ impl Mongo {
     }
 
     /// Heartbeats, and events that were left behind.
-    fn keep_house(&self) {
+    fn keep_house(&self, mut recovery: Recovery) {
         let shared = self.shared.clone();
         tokio::spawn(async move {
             while !shared.link.is_closed() {
@@ -139,14 +142,14 @@ impl Mongo {
         });
         let shared = self.shared.clone();
         tokio::spawn(async move {
-            let (mut recovery, mut once) = (Recovery::default(), true);
-            while !shared.link.is_closed() {
-                match recovery.look(&shared, once).await {
-                    Ok(()) => once = false,
-                    Err(fault) if !shared.link.is_closed() => tracing::warn!(%fault, "cannot look for events left behind"),
-                    Err(_) => {}
-                }
+            loop {
                 sleep(LOOK).await;
+                if shared.link.is_closed() {
+                    return;
+                }
+                if let Err(fault) = recovery.look(&shared, false).await {
+                    tracing::warn!(%fault, "cannot look for events left behind");
+                }
             }
         });
     }

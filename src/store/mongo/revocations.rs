@@ -8,6 +8,7 @@ use mongodb::{
     bson::{Bson, Document, doc},
     options::ReturnDocument,
 };
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{
@@ -52,8 +53,10 @@ impl RevocationStore for Mongo {
     async fn follow(&self, now: Timestamp, follower: Arc<dyn Follower>) -> Result<Snapshot> {
         self.shared.brings(now);
         // First among the hearers, then the state as it is behind a write of our own: what is committed in between is heard.
-        self.shared.feed.join(follower);
+        self.shared.feed.join(follower.clone());
+        let at = Instant::now();
         let mut snapshot = self.shared.known().await?.standing;
+        follower.knows_up_to(at);
         snapshot.revocations.retain(|revocation| now < revocation.until);
         Ok(snapshot)
     }

@@ -1,0 +1,181 @@
+//! Import into the embedded store.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::{
+    Embedded,
+    anchor::unhex,
+    batch::{Batch, Entry, Import, Urgency},
+    clients, families,
+    fault::Fault,
+};
+use crate::{
+    crypto::chain::Walk,
+    model::{EpochOf, Keyset, revocation::Revocation},
+    store::{
+        Result, SecretUse,
+        transfer::{Item, Load, VERSION},
+    },
+};
+
+#[async_trait]
+impl Load for Embedded {
+    async fn load(&self, items: Vec<Item>) -> Result<()> {
+        self.write(Urgency::Normal, move |batch| batch.load(&items)).await
+    }
+}
+
+impl Batch<'_> {
+    /// All or nothing: the items are looked at before the first is written, so a refused batch leaves no half of itself.
+    fn load(&mut self, items: &[Item]) -> Result<(), Fault> {
+        let (prepared, import) = self.prepare(items)?;
+        for item in prepared {
+            match item {
+                Prepared::Nothing => {}
+                Prepared::Client(client) => taken(self.insert_client(&client)?)?,
+                Prepared::Use(used) => self.note_use(&used)?,
+                Prepared::Family(family) => taken(self.insert_family(&family)?)?,
+                Prepared::Revocation(revocation) => self.end(&revocation)?,
+                Prepared::Epoch(of, value) => self.set_epoch(&of, value)?,
+                Prepared::Keyset(keyset) => taken(self.put_keyset(&keyset, Some(0))?)?,
+                Prepared::Record { chain, sequence, node, hash, entry } if chain == *self.chain => {
+                    self.keep(sequence, &node, hash, &entry)?;
+                }
+                Prepared::Record { chain, sequence, node, hash, entry } => {
+                    self.keep_other(&chain, sequence, &node, hash, &entry)?;
+                }
+                Prepared::ChainEnd(chain, sequence, hash) if chain != *self.chain => {
+                    self.seal_other(&chain, sequence, hash)?;
+                }
+                // The own chain is sealed with every batch.
+                Prepared::ChainEnd(..) => {}
+            }
+        }
+        self.effects.state.import = import;
+        Ok(())
+    }
+
+    /// What to write, and how far the import has come then.
+    fn prepare(&self, items: &[Item]) -> Result<(Vec<Prepared>, Option<Import>), Fault> {
+        let mut import = self.effects.state.import.clone();
+        let mut prepared = Vec::with_capacity(items.len());
+        for item in items {
+            let next = match (item, &mut import) {
+                (Item::Export { version }, _) if *version != VERSION => {
+                    return Err(Fault::Row(format!("export: version {version} is not known, {VERSION} is")));
+                }
+                (Item::Export { .. }, Some(_)) => return Err(not_empty()),
+                (Item::Export { .. }, None) if !self.is_empty()? => return Err(not_empty()),
+                (Item::Export { .. }, none) => {
+                    *none = Some(Import::default());
+                    Prepared::Nothing
+                }
+                (_, None) => return Err(Fault::Row("import: the first record must be of type export".into())),
+                (Item::Record { chain, sequence, node, event, hash }, Some(import)) => {
+                    let hash = unhex(hash).ok_or_else(|| Fault::Row(format!("audit record {sequence}: bad hash")))?;
+                    let entry = Entry::new(event.clone())?;
+                    import.step(chain, *sequence, node, &entry, hash)?;
+                    Prepared::Record { chain: chain.clone(), sequence: *sequence, node: node.clone(), hash, entry }
+                }
+                (Item::ChainEnd { chain, sequence, hash }, Some(import)) => {
+                    let hash = import.close(chain, *sequence, unhex(hash))?;
+                    Prepared::ChainEnd(chain.clone(), *sequence, hash)
+                }
+                (Item::End { chains }, Some(done)) => {
+                    if done.open.is_some() || done.closed != *chains {
+                        return Err(Fault::Row("import: an audit chain is missing or has no end".into()));
+                    }
+                    import = None;
+                    Prepared::Nothing
+                }
+                (Item::Client(client), Some(_)) => Prepared::Client(Box::new(clients::Stored::new(client)?)),
+                (Item::SecretUse { client, secret, last_used_at, use_count }, Some(_)) => Prepared::Use(SecretUse {
+                    client: client.clone(),
+                    secret: secret.clone(),
+                    at: *last_used_at,
+                    count: *use_count,
+                }),
+                (Item::Family(family), Some(_)) => Prepared::Family(Box::new(families::Columns::of(family)?)),
+                (Item::Revocation(revocation), Some(_)) => Prepared::Revocation(*revocation),
+                (Item::Epoch { of, value }, Some(_)) => Prepared::Epoch(of.clone(), *value),
+                (Item::Keyset(keyset), Some(_)) => Prepared::Keyset(Arc::new(keyset.clone())),
+            };
+            prepared.push(next);
+        }
+        Ok((prepared, import))
+    }
+
+    fn is_empty(&self) -> Result<bool, Fault> {
+        let sql = "SELECT 1 WHERE EXISTS (SELECT 1 FROM clients) OR EXISTS (SELECT 1 FROM families)
+                   OR EXISTS (SELECT 1 FROM revocations) OR EXISTS (SELECT 1 FROM epochs) OR EXISTS (SELECT 1 FROM keyset)
+                   OR EXISTS (SELECT 1 FROM other_heads)";
+        Ok(self.effects.state.sequence == 0 && self.row(sql, [], |_| Ok(()))?.is_none())
+    }
+}
+
+impl Import {
+    /// Holds a record against the one before it in its chain, or begins a chain with it.
+    fn step(&mut self, chain: &Arc<str>, sequence: u64, node: &str, entry: &Entry, hash: [u8; 32]) -> Result<(), Fault> {
+        let refused = |problem: &dyn std::fmt::Display| Fault::Row(format!("audit chain {chain}: {problem}"));
+        let mut walk = match &self.open {
+            Some((open, _, _)) if open != chain => return Err(refused(&"it begins within another one")),
+            Some((_, sequence, hash)) => Walk::after(*sequence, *hash),
+            None if self.last.as_ref().is_some_and(|last| last >= chain) => {
+                return Err(refused(&"chains must stand once and in the order of their names"));
+            }
+            None if chain.is_empty() => return Err(refused(&"it has no name")),
+            None if sequence == 1 && *node != **chain => return Err(refused(&"a node of another name began it")),
+            None => Walk::from_start(),
+        };
+        walk.step(sequence, node, entry.body.as_bytes(), &hash).map_err(|flaw| refused(&flaw))?;
+        self.open = Some((chain.clone(), sequence, hash));
+        Ok(())
+    }
+
+    /// Closes the chain that is being taken in, if this is its end; the last hash.
+    fn close(&mut self, chain: &Arc<str>, sequence: u64, hash: Option<[u8; 32]>) -> Result<[u8; 32], Fault> {
+        match self.open.take().zip(hash) {
+            Some((open, hash)) if open == (chain.clone(), sequence, hash) => {
+                self.closed = self.closed.saturating_add(1);
+                self.last = Some(chain.clone());
+                Ok(hash)
+            }
+            Some(_) | None => Err(Fault::Row(format!("audit chain {chain}: the end does not follow from the last record"))),
+        }
+    }
+}
+
+/// An item that has been looked at and can only fail with the disk, or for standing twice in the export.
+enum Prepared {
+    /// It is only counted.
+    Nothing,
+    Client(Box<clients::Stored>),
+    Use(SecretUse),
+    Family(Box<families::Columns>),
+    Revocation(Revocation),
+    Epoch(EpochOf, u64),
+    Keyset(Arc<Keyset>),
+    Record {
+        chain: Arc<str>,
+        sequence: u64,
+        node: Arc<str>,
+        hash: [u8; 32],
+        entry: Entry,
+    },
+    ChainEnd(Arc<str>, u64, [u8; 32]),
+}
+
+fn not_empty() -> Fault {
+    Fault::Row("import: the store is not empty".into())
+}
+
+/// A record that stands twice. Others of the batch may be written by then, so it is an error that undoes all of it.
+fn taken(free: bool) -> Result<(), Fault> {
+    let twice = || {
+        let corrupt = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+        rusqlite::Error::SqliteFailure(corrupt, Some("import: a record stands twice".into()))
+    };
+    if free { Ok(()) } else { Err(twice().into()) }
+}
