@@ -9,7 +9,7 @@ use crate::{fleet::Plan, history::History, process::pause, scene::Scene, seed::l
 async fn a_node_that_is_killed_keeps_every_promise() {
     let mut scene = Scene::open(Plan::new("embedded-killed", 1), Load::default()).await;
     for _ in 0..if long() { 20 } else { 2 } {
-        pause(Duration::from_millis(scene.chance.within(500..1_500))).await;
+        scene.work(500, 1_500).await;
         let node = scene.fleet.node(0);
         let begin = scene.fleet.recorder.now();
         node.kill();
@@ -17,8 +17,8 @@ async fn a_node_that_is_killed_keeps_every_promise() {
         scene.fleet.recorder.fault("kill -9 of a node", Some(&node.name), begin, Duration::from_secs(2));
     }
     pause(Duration::from_secs(3)).await;
-    let figures = scene.close(&[]).await;
-    assert!(figures[0].failed > 0, "nobody noticed");
+    let told = scene.close(&[]).await;
+    assert!(told.figures[0].failed > 0, "nobody noticed");
 }
 
 /// Judges a history that was kept, by the path in `JETON_HISTORY`.

@@ -19,8 +19,8 @@ use jeton::{
     },
 };
 use tempfile::TempDir;
-use tokio::task::block_in_place;
-use tonic::{Request, transport::Channel};
+use tokio::{task::block_in_place, time::timeout};
+use tonic::{Request, Status, transport::Channel};
 
 use crate::{
     history::{Chain, Line, Record, Run, SECOND, Sample},
@@ -75,7 +75,14 @@ impl Plan {
     }
 
     pub(crate) fn on(self, terms: impl Fn(&mut Run) + 'static) -> Self {
-        Self { terms: Box::new(terms), ..self }
+        let before = self.terms;
+        Self {
+            terms: Box::new(move |run| {
+                before(run);
+                terms(run);
+            }),
+            ..self
+        }
     }
 
     fn run(&self, seed: u64) -> Run {
@@ -91,6 +98,7 @@ impl Plan {
             leeway: SECOND,
             resident: 192 * 1_024,
             growth: None,
+            descriptors: 10,
             limits: Vec::new(),
         };
         (self.terms)(&mut run);
@@ -130,7 +138,7 @@ impl Fleet {
         let secret = secret.expect("the first node makes the first client");
         recorder.keep_secret(&secret);
         let first = Caller { id: "bootstrap".to_owned(), secret };
-        let bearer = bearer(&nodes[0], &first).await;
+        let bearer = nodes[0].ask(&first).await.unwrap();
         recorder.keep_secret(&bearer);
         let fleet = Self { nodes, recorder, first, bearer, _shared: shared };
         for node in &fleet.nodes {
@@ -187,19 +195,27 @@ impl Fleet {
         }
     }
 
+    /// Stops every node and starts it again: with its chain go the records of changes whose answers were given up on.
+    pub(crate) async fn restart(&self) {
+        for node in &self.nodes {
+            node.stop().await;
+            node.restart();
+            let awake = async {
+                while node.ask(&self.first).await.is_err() {
+                    pause(Duration::from_millis(50)).await;
+                }
+            };
+            timeout(Duration::from_secs(10), awake).await.expect("it was started again and does not serve");
+        }
+        // What was left behind is looked for at the start.
+        pause(Duration::from_secs(2)).await;
+    }
+
     fn administer<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.metadata_mut().insert("authorization", format!("Bearer {}", self.bearer).parse().unwrap());
         request
     }
-}
-
-/// An access token of the first client's, by which it administers.
-async fn bearer(node: &Node, first: &Caller) -> String {
-    let scopes = vec!["jeton:admin".to_owned()];
-    let (client_id, client_secret) = (first.id.clone(), first.secret.clone());
-    let message = TokenRequest { client_id, client_secret, scopes, ..TokenRequest::default() };
-    TokenServiceClient::new(node.channel.clone()).token(message).await.unwrap().into_inner().access_token
 }
 
 fn record(event: Event) -> Record {
@@ -228,6 +244,24 @@ impl Node {
     pub(crate) fn restart(&self) {
         let server = block_in_place(|| self.home.start_at(self.address));
         *self.server.lock().unwrap() = Some(server);
+    }
+
+    /// Asks it to stop, and waits until it has.
+    async fn stop(&self) {
+        let server = self.server.lock().unwrap().take();
+        if let Some(server) = server {
+            server.terminate();
+            server.ended(Duration::from_secs(30)).await;
+        }
+    }
+
+    /// An access token of the first client's, by which it administers; not written down.
+    async fn ask(&self, first: &Caller) -> Result<String, Status> {
+        let scopes = vec!["jeton:admin".to_owned()];
+        let (client_id, client_secret) = (first.id.clone(), first.secret.clone());
+        let message = TokenRequest { client_id, client_secret, scopes, ..TokenRequest::default() };
+        let answer = TokenServiceClient::new(self.channel.clone()).token(message).await?;
+        Ok(answer.into_inner().access_token)
     }
 
     pub(crate) fn pid(&self) -> Option<u32> {

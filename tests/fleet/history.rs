@@ -44,6 +44,8 @@ pub(crate) struct Run {
     pub(crate) resident: u64,
     /// By how much that may grow, in KiB a minute; long runs only.
     pub(crate) growth: Option<u64>,
+    /// How many more descriptors than at its beginning a node may have in the end.
+    pub(crate) descriptors: u64,
     /// Clients with a budget that is meant to run out.
     pub(crate) limits: Vec<Limit>,
 }

@@ -7,8 +7,9 @@ use tokio::task::JoinHandle;
 use crate::{
     figures::{Figures, HEAD},
     fleet::{Fleet, Plan, watch},
-    history::History,
+    history::{Call, History},
     leaks,
+    process::pause,
     seed::Chance,
     traffic::{Load, Traffic},
     verdict,
@@ -32,12 +33,19 @@ impl Scene {
         Self { fleet, chance, traffic, watch }
     }
 
-    /// Ends the traffic, reads the trail, judges everything that was written down and looks for secrets in the nodes' logs and
+    /// Lets the callers work undisturbed for between so many milliseconds.
+    pub(crate) async fn work(&mut self, least: u64, most: u64) {
+        pause(Duration::from_millis(self.chance.within(least..most))).await;
+    }
+
+    /// Ends the traffic, starts the nodes again, reads the trail, judges everything that was written down and looks for secrets in the nodes' logs and
     /// data and in these places. Panics at any violation; prints and answers the figures of each fault.
-    pub(crate) async fn close(self, places: &[PathBuf]) -> Vec<Figures> {
+    pub(crate) async fn close(mut self, places: &[PathBuf]) -> Told {
         self.traffic.stop().await;
         self.watch.abort();
         self.fleet.sample();
+        self.fleet.restart().await;
+        self.traffic.judge_all().await;
         self.fleet.export_trail().await;
         let history = History::read(self.fleet.recorder.finished());
         let mut places = places.to_vec();
@@ -56,6 +64,33 @@ impl Scene {
         for figures in &figures {
             println!("{figures}");
         }
-        figures
+        Told { history, figures }
+    }
+}
+
+/// What is known of a run that kept every promise.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub(crate) history: History,
+    pub(crate) figures: Vec<Figures>,
+}
+
+impl Told {
+    /// The figures of one kind of fault.
+    pub(crate) fn of(&self, name: &str) -> &Figures {
+        self.figures.iter().find(|figures| figures.name == name).unwrap_or_else(|| panic!("there was no {name}"))
+    }
+
+    /// The longest time without a success of any kind of change, over all faults.
+    pub(crate) fn gap(&self) -> Duration {
+        Duration::from_micros(self.figures.iter().map(Figures::gap).max().unwrap_or(0))
+    }
+
+    /// Calls that began when this was broken already, and were done before it was not any more.
+    pub(crate) fn done_during(&self, name: &str) -> Vec<&Call> {
+        let faults: Vec<_> = self.history.faults.iter().filter(|fault| fault.name == name).collect();
+        assert!(!faults.is_empty(), "there was no {name}");
+        let during = |call: &&Call| faults.iter().any(|fault| fault.begin < call.start && call.end < fault.end);
+        self.history.calls.iter().filter(|call| call.outcome.is_ok()).filter(during).collect()
     }
 }

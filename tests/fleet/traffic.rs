@@ -85,7 +85,7 @@ impl Traffic {
     }
 
     /// Lets everybody finish what they do, and judges all that was ever given out on every node.
-    pub(crate) async fn stop(mut self) {
+    pub(crate) async fn stop(&mut self) {
         self.shared.stop.store(true, Relaxed);
         let ended = async {
             while let Some(ended) = self.tasks.join_next().await {
@@ -93,7 +93,12 @@ impl Traffic {
             }
         };
         timeout(PATIENCE, ended).await.expect("somebody is never answered");
-        let held = std::mem::take(&mut *self.shared.held.lock().unwrap());
+        self.judge_all().await;
+    }
+
+    /// Judges all that was ever given out on every node.
+    pub(crate) async fn judge_all(&self) {
+        let held = self.shared.held.lock().unwrap().clone();
         let fleet = &self.shared.fleet;
         for node in &fleet.nodes {
             for tokens in held.chunks(500) {

@@ -48,6 +48,7 @@ impl Script {
             leeway: SECOND,
             resident: 100_000,
             growth: Some(1_024),
+            descriptors: 10,
             limits: vec![Limit { client: "limited".to_owned(), window: 10 * SECOND, calls: 3 }],
         };
         Self { history: History::new(run), recorded: true, rotated: HashSet::new() }

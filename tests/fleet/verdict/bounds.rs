@@ -5,9 +5,6 @@ use std::collections::HashMap;
 use super::{Known, Violation};
 use crate::history::{Call, Fault, Outcome, SECOND, Sample, Verb};
 
-/// How far descriptors may be from where they began.
-const DESCRIPTORS: u64 = 10;
-
 pub(super) fn judge(known: &Known<'_>, found: &mut Vec<Violation>) {
     budgets(known, found);
     resources(known, found);
@@ -49,7 +46,7 @@ fn resources(known: &Known<'_>, found: &mut Vec<Violation>) {
             found.push(Violation::new("I9", what).by(*sample));
         }
         if let (Some(first), Some(last)) = (samples.first(), samples.last())
-            && first.descriptors.abs_diff(last.descriptors) > DESCRIPTORS
+            && last.descriptors > first.descriptors + run.descriptors
         {
             let what = format!("{node} began with {} descriptors and ends with {}", first.descriptors, last.descriptors);
             found.push(Violation::new("I9", what).by(*first).by(*last));
