@@ -1,6 +1,6 @@
 //! Which store is opened, and what is said when it cannot be.
 
-use std::{fs, sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use super::StartError;
 use crate::{
@@ -20,20 +20,10 @@ pub(super) async fn open(config: &Config, chain: ChainKey) -> Result<Arc<dyn Sto
         let embedded = Embedded::open(&config.data_dir, &config.node, chain).map_err(|error| refused_embedded(&error))?;
         return Ok(Arc::new(Metered::new(embedded)));
     }
-    let deadline = Duration::from_millis(config.store.call_timeout_ms);
-    let mongo = Mongo::open(&address(config)?, &config.node, chain, deadline).await.map_err(|error| refused(&error))?;
+    let address = config.store.address().map_err(|error| StartError::Configuration(error.to_string()))?;
+    let mongo = Mongo::open(&address, &config.node, chain, config.store.call_timeout()).await;
+    let mongo = mongo.map_err(|error| refused(&error))?;
     Ok(Arc::new(Metered::new(mongo)))
-}
-
-/// The address of the store, from where it is kept.
-fn address(config: &Config) -> Result<String, StartError> {
-    let file = &config.store.uri_file;
-    if file.as_os_str().is_empty() {
-        return Ok(config.store.uri.expose().to_owned());
-    }
-    let text = fs::read_to_string(file)
-        .map_err(|error| StartError::Configuration(format!("store.uri_file: cannot read {}: {error}", file.display())))?;
-    Ok(text.trim().to_owned())
 }
 
 fn refused_embedded(error: &embedded::OpenError) -> StartError {

@@ -10,7 +10,7 @@ use jeton::{
     store::{
         AuditStore, Store, StoreError,
         embedded::{Embedded, OpenError},
-        transfer::{Dump, Item, Load, Reader, VERSION},
+        transfer::{Item, Load, Reader, VERSION},
     },
 };
 
@@ -30,7 +30,7 @@ fn hex(hash: &[u8; 32]) -> String {
 }
 
 /// A chain of records at these times, all by the node it is named after but for the last, which another goes on with.
-fn chain(name: &str, times: &[i64]) -> Vec<Record> {
+pub(crate) fn chain(name: &str, times: &[i64]) -> Vec<Record> {
     let (chain, mut hash): (Arc<str>, _) = (name.into(), START);
     let mut records = Vec::new();
     for (n, millis) in times.iter().enumerate() {
@@ -43,9 +43,15 @@ fn chain(name: &str, times: &[i64]) -> Vec<Record> {
     records
 }
 
-/// The items of these chains, each with its end.
+/// An export of these chains and nothing else.
 fn items(chains: &[Vec<Record>]) -> Vec<Item> {
-    let mut items = vec![Item::Export { version: VERSION }];
+    let (first, last) = (Item::Export { version: VERSION }, Item::End { chains: chains.len() as u64 });
+    [vec![first], closed(chains), vec![last]].concat()
+}
+
+/// The items of these chains, each with its end.
+pub(crate) fn closed(chains: &[Vec<Record>]) -> Vec<Item> {
+    let mut items = Vec::new();
     for records in chains {
         for Record { chain, sequence, node, event, hash } in records.clone() {
             items.push(Item::Record { chain, sequence, node, event, hash: hex(&hash) });
@@ -53,7 +59,6 @@ fn items(chains: &[Vec<Record>]) -> Vec<Item> {
         let last = records.last().unwrap();
         items.push(Item::ChainEnd { chain: last.chain.clone(), sequence: last.sequence, hash: hex(&last.hash) });
     }
-    items.push(Item::End { chains: chains.len() as u64 });
     items
 }
 
@@ -180,7 +185,12 @@ fn lines_of_version_1(items: &[Item]) -> String {
                 continue;
             }
             Item::End { .. } => value = serde_json::json!({ "type": "end", "sequence": last.0, "hash": last.1 }),
-            _ => {}
+            Item::Client(_)
+            | Item::SecretUse { .. }
+            | Item::Family(_)
+            | Item::Revocation(_)
+            | Item::Epoch { .. }
+            | Item::Keyset(_) => {}
         }
         text += &format!("{value}\n");
     }

@@ -13,7 +13,7 @@ use jeton::{
     store::{
         AuditStore, ClientStore, FamilyStore, KeyStore, RevocationStore, Store, StoreError,
         embedded::{Embedded, OpenError},
-        transfer::{Dump, Item},
+        transfer::{Dump, Item, Load},
     },
 };
 use proptest::prelude::Rng as _;
@@ -22,6 +22,7 @@ use tempfile::TempDir;
 
 use crate::{
     bench::Bench,
+    chains::{chain, closed as closed_chains},
     fixtures::{Ear, NOW, event, id, present, stamp},
     scenes,
 };
@@ -94,6 +95,21 @@ async fn closed(rounds: usize) -> (TempDir, Vec<Item>) {
     (scenes::killed(dir.path()), items)
 }
 
+/// A closed store that took in chains of other nodes along with everything else.
+async fn imported(rounds: usize) -> (TempDir, Vec<Item>) {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = open(from.path()).unwrap();
+    scenes::fill(&source, rounds).await;
+    let mut items = all(&source).await.unwrap();
+    let times: Vec<i64> = (0..100).collect();
+    let end = items.len() - 1;
+    items.splice(end.., closed_chains(&[chain("p", &times), chain("q", &times)]).into_iter().chain([Item::End { chains: 3 }]));
+    let store = open(to.path()).unwrap();
+    store.load(items.clone()).await.unwrap();
+    store.close().await.unwrap();
+    (scenes::killed(to.path()), items)
+}
+
 fn cut(path: &Path, length: u64) {
     OpenOptions::new().write(true).open(path).unwrap().set_len(length).unwrap();
 }
@@ -138,6 +154,7 @@ async fn flip(scene: (TempDir, Vec<Item>), name: &str, rounds: usize, seed: u8) 
 #[tokio::test]
 async fn a_flipped_bit_is_never_silent() {
     flip(closed(20).await, "jeton.db", 300, 1).await;
+    flip(imported(3).await, "jeton.db", 300, 6).await;
     flip(killed(20).await, "jeton.db-wal", 150, 2).await;
     flip(killed(3).await, "anchor", 50, 3).await;
 }
@@ -148,6 +165,7 @@ async fn a_flipped_bit_is_never_silent() {
 async fn ten_thousand_flipped_bits_are_never_silent() {
     flip(closed(40).await, "jeton.db", 7_000, 4).await;
     flip(killed(40).await, "jeton.db-wal", 3_000, 5).await;
+    flip(imported(10).await, "jeton.db", 5_000, 7).await;
 }
 
 /// E3: the header gone.

@@ -59,16 +59,16 @@ const TABLES: &str = "
 ";
 
 /// Format 2: there are chains of other nodes, and the records of all are listed in the order of their times. A time is read out of
-/// the event, so that the two cannot differ; what cannot be read comes last, and is found there. Of what was there nothing is
-/// written anew.
+/// the event, whose text begins with it (`{"at":1790000000123,`), so that the two cannot differ; what begins otherwise is no event,
+/// comes last, and is found there. Of what was there nothing is written anew.
 const CHAINS: &str = "
     ALTER TABLE audit ADD COLUMN at INTEGER GENERATED ALWAYS AS
-        (coalesce(CAST(iif(json_valid(event), event ->> '$.at', 0) AS INTEGER), 0)) VIRTUAL;
+        (CAST(substr(event, 7, 20) AS INTEGER)) VIRTUAL;
     CREATE INDEX audit_by_time ON audit (at);
     CREATE TABLE other_records (
         chain TEXT NOT NULL, sequence INTEGER NOT NULL, node TEXT NOT NULL, hash BLOB NOT NULL, event TEXT NOT NULL,
         at INTEGER GENERATED ALWAYS AS
-            (coalesce(CAST(iif(json_valid(event), event ->> '$.at', 0) AS INTEGER), 0)) VIRTUAL,
+            (CAST(substr(event, 7, 20) AS INTEGER)) VIRTUAL,
         PRIMARY KEY (chain, sequence)
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX other_records_by_time ON other_records (at, chain, sequence);
@@ -143,5 +143,124 @@ fn format(connection: &Connection) -> Result<i64, OpenError> {
         (_, APPLICATION, found) if found > FORMAT => Err(OpenError::Newer { found, known: FORMAT }),
         (1.., APPLICATION, 1..=FORMAT) => Ok(format),
         _ => Err(OpenError::Corrupt("the database is not one of jeton's".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::{
+        crypto::chain::ChainKey,
+        model::{Action, Stamp, Timestamp},
+        store::{
+            AuditStore, Store,
+            embedded::Embedded,
+            transfer::{Dump, Item},
+        },
+    };
+
+    fn open(dir: &Path) -> Embedded {
+        Embedded::open(dir, "node", ChainKey::new([1; 32])).unwrap()
+    }
+
+    /// Takes away what format 2 brought.
+    fn downgrade(dir: &Path) {
+        let connection = Connection::open(file(dir)).unwrap();
+        let sql = "DROP TABLE other_heads; DROP TABLE other_records; DROP INDEX audit_by_time;
+                   ALTER TABLE audit DROP COLUMN at; PRAGMA user_version = 1; PRAGMA wal_checkpoint(TRUNCATE);";
+        connection.execute_batch(sql).unwrap();
+        let tables = |connection: &Connection| -> Vec<(String, String)> {
+            let sql = "SELECT name, sql FROM sqlite_schema WHERE sql NOT NULL ORDER BY name";
+            let mut statement = connection.prepare(sql).unwrap();
+            statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect()
+        };
+        let first = Connection::open_in_memory().unwrap();
+        first.execute_batch(TABLES).unwrap();
+        assert_eq!(tables(&connection), tables(&first), "as format 1 was");
+    }
+
+    /// A closed store of format 1 with records whose times go to and fro, and all that is in it.
+    async fn old(records: i64) -> (tempfile::TempDir, Vec<Item>) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = open(dir.path());
+        for n in 0..records {
+            let stamp = Stamp::internal(Timestamp::from_millis(n * 7 % 50));
+            store.append_soon(stamp.done(Action::TokenIssued, n.to_string())).await.unwrap();
+        }
+        store.ready().await.unwrap();
+        let items = store.dump_all().await;
+        store.close().await.unwrap();
+        downgrade(dir.path());
+        (dir, items)
+    }
+
+    trait All: Dump {
+        async fn dump_all(&self) -> Vec<Item> {
+            let mut items: Vec<Item> = Vec::new();
+            loop {
+                let page = self.dump(items.last(), 1_000).await.unwrap();
+                if page.is_empty() {
+                    return items;
+                }
+                items.extend(page);
+            }
+        }
+    }
+
+    impl<D: Dump> All for D {}
+
+    fn found(dir: &Path) -> i64 {
+        Connection::open(file(dir)).unwrap().query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap()
+    }
+
+    /// E10: an older format is brought forward on opening with everything in it, and can be exported before that.
+    #[tokio::test]
+    async fn format_1_is_brought_forward() {
+        let (dir, expected) = old(300).await;
+        assert_eq!(Embedded::read_only(dir.path()).unwrap().dump_all().await, expected);
+        assert_eq!(found(dir.path()), 1, "who only reads leaves it as it is");
+        let store = open(dir.path());
+        assert_eq!(found(dir.path()), FORMAT);
+        assert_eq!(store.dump_all().await, expected);
+        assert!(store.check().await.unwrap().sound());
+        let listed = store.events(&crate::model::event::Filter::default(), None, 1_000).await.unwrap();
+        assert_eq!(listed.len(), 300);
+        assert!(listed.is_sorted_by(|newer, older| newer.place() > older.place()));
+        store.append(Stamp::internal(Timestamp::from_millis(99)).done(Action::TokenIssued, "")).await.unwrap();
+        store.close().await.unwrap();
+        assert!(open(dir.path()).check().await.unwrap().sound());
+    }
+
+    /// E10: wherever a migration is killed, the old format or the new one is there with everything in it; what of the WAL had
+    /// reached the disk decides.
+    #[tokio::test]
+    async fn a_migration_that_is_killed_leaves_the_old_or_the_new_format() {
+        let (dir, expected) = old(3_000).await;
+        // Nobody checkpoints while it is open, so the WAL holds the whole migration.
+        let migrated = writer(dir.path()).unwrap();
+        let (database, wal) = (fs::read(file(dir.path())).unwrap(), fs::read(dir.path().join("jeton.db-wal")).unwrap());
+        drop(migrated);
+        let (mut formats, frame) = (Vec::new(), 4_096 + 24);
+        assert!(wal.len() > 10 * frame, "{}", wal.len());
+        let ends = (0..=wal.len() / frame).flat_map(|frames| [32 + frames * frame, 32 + frames * frame + 2_000]);
+        for end in ends.filter(|end| *end <= wal.len()).chain([0, wal.len()]) {
+            let killed = || {
+                let copy = tempfile::tempdir().unwrap();
+                fs::copy(dir.path().join("anchor"), copy.path().join("anchor")).unwrap();
+                fs::write(file(copy.path()), &database).unwrap();
+                fs::write(copy.path().join("jeton.db-wal"), wal.get(..end).unwrap()).unwrap();
+                copy
+            };
+            formats.push((end, found(killed().path())));
+            let copy = killed();
+            let store = open(copy.path());
+            assert_eq!(store.dump_all().await, expected, "{end}");
+            assert!(store.check().await.unwrap().sound(), "{end}");
+        }
+        let new: Vec<usize> = formats.iter().filter(|(_, format)| *format == FORMAT).map(|(end, _)| *end).collect();
+        assert!(formats.iter().all(|(_, format)| [1, FORMAT].contains(format)));
+        assert!(!new.is_empty() && new.iter().all(|end| *end + frame > wal.len()), "only what is whole counts: {new:?}");
     }
 }

@@ -19,6 +19,7 @@ mod events;
 mod families;
 mod fault;
 mod feed;
+mod import;
 mod keys;
 mod link;
 mod node;
@@ -28,6 +29,7 @@ mod revocations;
 mod schema;
 mod settle;
 mod snapshot;
+mod transfer;
 
 use std::{
     future::Future,
@@ -42,7 +44,6 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-pub use self::fault::OpenError;
 use self::{
     chain::{Chain, End},
     fault::Fault,
@@ -53,6 +54,7 @@ use self::{
     recovery::{LOOK, Recovery},
     settle::Settle,
 };
+pub use self::{fault::OpenError, import::Import, transfer::Export};
 use crate::{
     crypto::chain::ChainKey,
     model::{Event, Timestamp},
@@ -92,7 +94,7 @@ impl Mongo {
         let alone = greet(&link).await?;
         schema::prepare(&link).await?;
         if schema::is_importing(&link).await? {
-            return Err(OpenError::Corrupt("an import has begun and not ended: drop the database and import again".to_owned()));
+            return Err(importing());
         }
         let (node, before) = Node::register(&link, node, key.clone()).await?;
         let end = resume(&link, &node, &key, before.as_ref()).await?;
@@ -191,6 +193,10 @@ async fn greet(link: &Link) -> Result<bool, OpenError> {
     }
     let sharded = hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
     Ok(!sharded && hello.get_str("setName").is_err())
+}
+
+fn importing() -> OpenError {
+    OpenError::Corrupt("an import has begun and not ended: drop the database and import again".to_owned())
 }
 
 impl Shared {
