@@ -192,7 +192,8 @@ impl Worker {
     }
 
     async fn revoke(&mut self, token: &str) {
-        self.insist(Change::Revoke(token.to_owned())).await.expect("its own token");
+        // A refusal is written down like everything else, and judged later.
+        let _ = self.insist(Change::Revoke(token.to_owned())).await;
     }
 
     async fn look(&mut self, token: &str) {
@@ -204,7 +205,7 @@ impl Worker {
     /// Lives the life of refresh families, one after the other.
     async fn refreshes(&mut self) {
         while self.goes_on() {
-            let mut grant = self.get().await.expect("a client in good standing");
+            let Ok(mut grant) = self.get().await else { return };
             for _ in 0..self.chance.within(3..40) {
                 if !self.goes_on() {
                     break;
@@ -272,9 +273,10 @@ impl Worker {
         while self.goes_on() {
             let mut grants = Vec::new();
             for _ in 0..self.chance.within(1..4) {
-                grants.push(self.get().await.expect("a client in good standing"));
+                let Ok(grant) = self.get().await else { return };
+                grants.push(grant);
             }
-            self.insist(Change::RevokeAll).await.expect("an administrator");
+            let _ = self.insist(Change::RevokeAll).await;
             for grant in &grants {
                 self.look(&grant.access).await;
             }
@@ -289,7 +291,7 @@ impl Worker {
     /// Gets tokens, ends them one by one, and looks on the node that took it, then on all.
     async fn revokes(&mut self) {
         while self.goes_on() {
-            let token = self.get().await.expect("a client in good standing").access;
+            let Ok(Grant { access: token, .. }) = self.get().await else { return };
             self.look(&token).await;
             loop {
                 let node = self.node();
@@ -328,13 +330,10 @@ impl Worker {
             let secret = format!("a secret of {id}, {:x}", self.chance.next());
             let caller = Caller { id, secret };
             let mut made = Self { shared: self.shared.clone(), chance: self.chance.split(), caller };
-            let created = made.insist(Change::Create).await;
-            // Where the first attempt was done and not heard of, the next one is told so.
-            assert!(
-                created.as_ref().is_ok_and(Option::is_none) || created.as_ref().is_err_and(|reason| reason == "ALREADY_EXISTS")
-            );
+            // Where the first attempt was done and not heard of, the next one is told that it exists.
+            let _ = made.insist(Change::Create).await;
             let token = made.get().await;
-            made.insist(Change::Disable).await.expect("an administrator");
+            let _ = made.insist(Change::Disable).await;
             if let Ok(token) = token {
                 self.look(&token.access).await;
             }

@@ -3,9 +3,15 @@
 //!   bash .ci/with-mongodb --mongod-only cargo test --test fleet -- --include-ignored --nocapture mongodb
 
 mod cut;
+mod doors;
 mod frozen;
+mod full;
 mod killed;
 mod refused;
+mod schema;
+mod skew;
+mod soak;
+mod together;
 
 use std::{fs, time::Duration};
 
