@@ -211,7 +211,7 @@ impl Chains {
     /// Whether all of so many chains were taken in.
     pub(super) fn finish(&self, chains: u64) -> Result<(), String> {
         let whole = self.open.is_none() && self.closed == chains;
-        whole.then_some(()).ok_or_else(|| "import: an audit chain is missing or has no end".to_owned())
+        whole.then_some(()).ok_or_else(|| "an audit chain is missing or has no end".to_owned())
     }
 }
 

@@ -81,7 +81,7 @@ impl Batch<'_> {
                     Prepared::ChainEnd(chain.clone(), *sequence, hash)
                 }
                 (Item::End { chains }, Some(done)) => {
-                    done.finish(*chains).map_err(Fault::Row)?;
+                    done.finish(*chains).map_err(|problem| Fault::Row(format!("import: {problem}")))?;
                     import = None;
                     Prepared::Nothing
                 }

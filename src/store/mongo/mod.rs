@@ -80,6 +80,8 @@ struct Shared {
     chain: Chain,
     feed: Feed,
     settle: Settle,
+    /// Whether the server is one without a replica set.
+    alone: bool,
 }
 
 impl Mongo {
@@ -101,9 +103,9 @@ impl Mongo {
         let node = Arc::new(node);
         let settle = Settle::start(link.clone());
         let chain = Chain::start(link.clone(), node.clone(), key, end, settle.clone());
-        let shared = Arc::new(Shared { link, node, chain, feed: Feed::default(), settle });
+        let shared = Arc::new(Shared { link, node, chain, feed: Feed::default(), settle, alone });
         let store = Self { shared };
-        store.listen(alone).await?;
+        store.listen().await?;
         let mut recovery = Recovery::default();
         // Before any change of this life: what is there now and bears this node's name is of an earlier one.
         recovery.look(&store.shared, true).await?;
@@ -112,8 +114,8 @@ impl Mongo {
     }
 
     /// Starts to hear changes.
-    async fn listen(&self, alone: bool) -> Result<(), Fault> {
-        if alone {
+    async fn listen(&self) -> Result<(), Fault> {
+        if self.shared.alone {
             tracing::warn!(
                 "MongoDB runs without a replica set: no change streams, so what other nodes end is seen up to a second later, and \
                  what was acknowledged is lost with its one disk"
