@@ -8,7 +8,11 @@ mod descriptors;
 mod full;
 mod keys;
 mod killed;
+#[path = "../support/process.rs"]
+#[expect(dead_code, reason = "shared with the tests of a fleet, which starts several servers on one store")]
 mod process;
+#[path = "../support/seed.rs"]
+#[expect(dead_code, reason = "shared with the tests of a fleet, which write the seed down")]
 mod seed;
 mod stop;
 mod sync;

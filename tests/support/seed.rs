@@ -15,6 +15,11 @@ impl Chance {
         Self(seed)
     }
 
+    /// What it was made from, while nothing was drawn.
+    pub(crate) fn seed(&self) -> u64 {
+        self.0
+    }
+
     /// Another generator, for another thread of work.
     pub(crate) fn split(&mut self) -> Self {
         Self(self.next())

@@ -22,7 +22,16 @@ const ISSUER: &str = "http://127.0.0.1:1";
 pub(crate) struct Home {
     dir: TempDir,
     before: Vec<String>,
+    arguments: Vec<String>,
     environment: Vec<(&'static str, String)>,
+}
+
+/// A server that did not start.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) status: ExitStatus,
+    /// What it wrote to stderr, this time and before.
+    pub(crate) log: String,
 }
 
 /// A server that serves.
@@ -41,11 +50,17 @@ impl Home {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::DirBuilder::new().mode(0o700).create(dir.path().join("data")).unwrap();
-        Self { dir, before: Vec::new(), environment: Vec::new() }
+        Self { dir, before: Vec::new(), arguments: Vec::new(), environment: Vec::new() }
     }
 
     pub(crate) fn setting(mut self, name: &'static str, value: &str) -> Self {
         self.environment.push((name, value.to_owned()));
+        self
+    }
+
+    /// A further argument of `serve`.
+    pub(crate) fn argument(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.to_owned());
         self
     }
 
@@ -74,12 +89,18 @@ impl Home {
 
     /// Starts and waits until it serves.
     pub(crate) fn start_at(&self, address: SocketAddr) -> Server {
+        self.attempt(address).unwrap_or_else(|refused| panic!("it does not start: {refused:?}"))
+    }
+
+    /// Starts and waits until it serves, or has ended.
+    pub(crate) fn attempt(&self, address: SocketAddr) -> Result<Server, Refused> {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("log")).unwrap();
         let words: Vec<&str> =
             self.before.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_jeton"), "serve", "--dev", "--json"]).collect();
         let (program, arguments) = words.split_first().unwrap();
         let mut command = Command::new(program);
         command.args(arguments).args(["--listen", &address.to_string()]).arg("--data-dir").arg(self.data());
+        command.args(&self.arguments);
         command.env("XDG_CONFIG_HOME", self.path()).env("XDG_STATE_HOME", self.path()).current_dir(self.path());
         command.env("JETON_ISSUER", ISSUER).env("JETON_METRICS_LISTEN", "").envs(self.environment.iter().cloned());
         let since = Instant::now();
@@ -88,18 +109,13 @@ impl Home {
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
         let took = since.elapsed();
-        let said: Value = serde_json::from_str(&line).unwrap_or_else(|error| {
-            let _ = child.kill();
-            panic!("{error}: {line:?}, {:?}, and in the log: {}", child.wait(), self.log())
-        });
+        let Ok(said) = serde_json::from_str::<Value>(&line) else {
+            assert_eq!(line, "", "the first line is JSON, or there is none");
+            return Err(Refused { status: child.wait().unwrap(), log: self.log() });
+        };
         let text = |field: &str| said.get(field).and_then(Value::as_str).map(str::to_owned);
-        Server {
-            child,
-            _stdout: stdout,
-            address: text("address").unwrap().parse().unwrap(),
-            secret: text("client_secret"),
-            took,
-        }
+        let address = text("address").unwrap().parse().unwrap();
+        Ok(Server { child, _stdout: stdout, address, secret: text("client_secret"), took })
     }
 }
 

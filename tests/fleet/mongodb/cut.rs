@@ -1,0 +1,133 @@
+//! The network is cut: between nodes and members, between members, in one direction, again and again.
+
+use std::{fs, path::Path, time::Duration};
+
+use super::{Stage, s, within};
+use crate::{
+    history::{Outcome, Verb},
+    process::pause,
+    replica::Cut,
+    seed::long,
+};
+
+impl Stage {
+    /// Cuts a way to or from the primary for so long.
+    async fn cut(&mut self, name: &str, way: fn(usize) -> Cut, time: Duration) {
+        let cut = async |stage: &mut Self| {
+            let primary = stage.set.primary().await;
+            stage.set.cut(way(primary));
+            pause(time).await;
+            stage.set.heal();
+            stage.set.settled().await;
+        };
+        self.fault(name, s(4), cut).await;
+        self.work(200, 800).await;
+    }
+}
+
+/// M4: the primary is cut off from nodes alone, from members alone, in one direction, and every other second. No token has two
+/// successors, and what was acknowledged on one side holds on the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs mongod: see .ci/with-mongodb"]
+async fn a_primary_that_is_cut_off() {
+    let mut stage = Stage::open("m4-cut-off").await;
+    let time = s(if long() { 30 } else { 6 });
+    stage.work(500, 1_500).await;
+    stage.cut("M4: nodes cannot reach the primary", Cut::Clients, time).await;
+    stage.cut("M4: members cannot reach the primary", Cut::Members, time).await;
+    stage.cut("M4: the primary does not hear the members", Cut::Incoming, time).await;
+    stage.cut("M4: the members do not hear the primary", Cut::Outgoing, time).await;
+    let flapping = async |stage: &mut Stage| {
+        let primary = stage.set.primary().await;
+        for _ in 0..if long() { 15 } else { 3 } {
+            stage.set.cut(Cut::Members(primary));
+            pause(s(1)).await;
+            stage.set.heal();
+            pause(s(1)).await;
+        }
+        stage.set.settled().await;
+    };
+    stage.fault("M4: flapping every second", s(4), flapping).await;
+    let told = stage.close().await;
+    let cut = told.of("M4: members cannot reach the primary");
+    assert!(Duration::from_micros(cut.gap()) <= within(s(8)), "{cut}");
+}
+
+/// M8: a primary that is alone with one node, while the others elect another and serve the other node. The lonely one
+/// acknowledges nothing and its node judges nothing it cannot know; what the others end stays ended everywhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs mongod: see .ci/with-mongodb"]
+async fn a_primary_that_does_not_know_it_is_none() {
+    const NAME: &str = "M8: a stale primary and a node alone with it";
+    let mut stage = Stage::open("m8-stale").await;
+    stage.work(500, 1_500).await;
+    let pid = stage.scene.fleet.node(0).pid().unwrap();
+    let alone = async |stage: &mut Stage| {
+        let primary = stage.set.primary().await;
+        let others = [(primary + 1) % 3, (primary + 2) % 3];
+        stage.set.cut(Cut::Members(primary));
+        others.into_iter().for_each(|member| stage.set.cut(Cut::Process { pid, member }));
+        pause(s(if long() { 30 } else { 14 })).await;
+        stage.set.heal();
+        stage.set.settled().await;
+    };
+    stage.fault(NAME, s(5), alone).await;
+    let told = stage.close().await;
+    let fault = &told.history.faults[0];
+    let on = |node: &str| told.done_during(NAME).into_iter().filter(move |call| call.node == node).collect::<Vec<_>>();
+    let changes = |node: &str| on(node).into_iter().filter(|call| call.verb != Verb::Introspect).collect::<Vec<_>>();
+    // From when on nothing of before the cut is on its way any more, to when the ways were healed at the earliest.
+    let (since, until) = (fault.begin + 1_000_000, fault.begin + 14_000_000);
+    let lonely: Vec<_> = changes("node-1").into_iter().filter(|call| call.start > since && call.end < until).collect();
+    assert!(lonely.is_empty(), "acknowledged by a primary without a majority: {lonely:?}");
+    assert!(changes("node-2").len() > 20, "the other node goes on");
+    let blind: Vec<_> = on("node-1")
+        .into_iter()
+        .filter(|call| call.verb == Verb::Introspect && call.start > since + 5_000_000 && call.end < until)
+        .collect();
+    assert!(blind.is_empty(), "judged without knowing: {blind:?}");
+    let unknown = |code: &str| matches!(code, "UNAVAILABLE" | "DEADLINE_EXCEEDED");
+    let failed = told
+        .history
+        .calls
+        .iter()
+        .filter(|call| matches!(&call.outcome, Outcome::Unknown { code, .. } if unknown(code)) && call.node == "node-1");
+    assert!(failed.count() > 5, "nobody noticed");
+}
+
+/// M8: nothing in the store asks for less than the majority and its disks, whatever the address says.
+#[test]
+fn no_source_of_the_store_asks_for_less_than_a_majority() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/mongo");
+    let mut concerns = 0;
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        let weak = [
+            "Acknowledgment::Nodes",
+            "Acknowledgment::Custom",
+            "WriteConcern::nodes",
+            "w(1)",
+            "w(0)",
+            "\"w\": 0",
+            "\"w\": 1",
+            "\"j\": false",
+            "journal(false)",
+            "ReadConcern::local",
+            "ReadConcern::available",
+            "\"level\"",
+            "Secondary",
+            "Nearest",
+            "PrimaryPreferred",
+        ];
+        for word in weak {
+            assert!(!text.contains(word), "{} has {word}", path.display());
+        }
+        for (at, _) in text.match_indices("riteConcern\":").chain(text.match_indices("WriteConcern::builder")) {
+            let rest: String = text[at..].chars().take(120).collect();
+            assert!(rest.contains("ajority"), "{}: {rest}", path.display());
+            concerns += 1;
+        }
+    }
+    assert!(concerns > 0, "nobody asks for a write concern at all");
+}

@@ -1,0 +1,50 @@
+//! The database does not let the nodes in any more (M13).
+
+use mongodb::bson::doc;
+
+use super::{Stage, s};
+use crate::{
+    fleet::Plan,
+    process::pause,
+    replica::{Cut, Options, PASSWORD, USER},
+    seed::long,
+    traffic::Load,
+};
+
+/// M13: the password is changed while the nodes run, and their connections end; then the certificate of every member expires.
+/// Calls fail with UNAVAILABLE until the doors are open again, and everything goes on by itself; the password is in no log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs mongod: see .ci/with-mongodb"]
+async fn doors_that_close() {
+    let options = Options { auth: true, tls: true, ..Options::default() };
+    let mut stage = Stage::with(Plan::new("m13-doors", 2), options, Load::default()).await;
+    stage.scene.fleet.recorder.keep_secret(PASSWORD);
+    let time = s(if long() { 30 } else { 6 });
+    stage.work(500, 1_500).await;
+    let locked_out = async |stage: &mut Stage| {
+        let admin = stage.set.client().await.database("admin");
+        admin.run_command(doc! { "updateUser": USER, "pwd": "another one" }).await.unwrap();
+        (0..3).for_each(|member| stage.set.reset(Cut::Clients(member)));
+        pause(time).await;
+        admin.run_command(doc! { "updateUser": USER, "pwd": PASSWORD }).await.unwrap();
+    };
+    stage.fault("M13: the password is another", s(8), locked_out).await;
+    let expired = async |stage: &mut Stage| {
+        for member in 0..3 {
+            stage.set.expire_certificate(member).await;
+        }
+        pause(time).await;
+        for member in 0..3 {
+            stage.set.renew_certificate(member).await;
+        }
+    };
+    stage.fault("M13: certificates have expired", s(8), expired).await;
+    let logs: Vec<String> = stage.scene.fleet.nodes.iter().map(|node| node.home.log()).collect();
+    let told = stage.close().await;
+    assert!(told.figures.iter().all(|figures| figures.failed > 0), "nobody noticed: {:?}", told.figures);
+    for log in logs {
+        assert!(!log.contains(PASSWORD), "the password is in the log");
+        let lines = log.lines().filter(|line| line.contains("ERROR")).count();
+        println!("M13: {lines} lines of errors, {} in all", log.lines().count());
+    }
+}

@@ -1,0 +1,91 @@
+//! Two nodes on a real replica set, while it is broken in every way of FAULTS section 4.2.
+//!
+//!   bash .ci/with-mongodb --mongod-only cargo test --test fleet -- --include-ignored --nocapture mongodb
+
+mod cut;
+mod doors;
+mod frozen;
+mod full;
+mod killed;
+mod refused;
+mod schema;
+mod skew;
+mod soak;
+mod together;
+
+use std::{fs, time::Duration};
+
+use tempfile::TempDir;
+
+use crate::{
+    fleet::Plan,
+    process::{Home, pause},
+    replica::{Options, ReplicaSet},
+    scene::{Scene, Told},
+    traffic::Load,
+};
+
+/// A replica set with nodes on it and callers at work.
+struct Stage {
+    set: ReplicaSet,
+    scene: Scene,
+    /// The set's data, and what it said.
+    dir: TempDir,
+}
+
+impl Stage {
+    async fn open(scenario: &'static str) -> Self {
+        Self::with(Plan::new(scenario, 2), Options::default(), Load::default()).await
+    }
+
+    async fn with(plan: Plan, options: Options, load: Load) -> Self {
+        let dir = tempfile::Builder::new().prefix("jeton-fleet-").tempdir().unwrap();
+        let data = options.dir.clone().or_else(|| Some(dir.path().join("data")));
+        let set = ReplicaSet::start(Options { dir: data, ..options }).await;
+        let address = dir.path().join("address");
+        fs::write(&address, set.uri_of("jeton")).unwrap();
+        let address = address.to_str().unwrap().to_owned();
+        // The driver's pool, once it has grown, stays as it is for a while.
+        let plan = plan.on(|run| run.descriptors = 110).with(move |_, home| on(home, &address));
+        let scene = Scene::open(plan, load).await;
+        Self { set, scene, dir }
+    }
+
+    /// Breaks something for as long as `broken` takes, which heals it, and gives it so long to recover.
+    async fn fault(&mut self, name: &str, recovery: Duration, broken: impl AsyncFnOnce(&mut Self)) {
+        let begin = self.scene.fleet.recorder.now();
+        broken(self).await;
+        self.scene.fleet.recorder.fault(name, None, begin, recovery);
+        pause(recovery).await;
+    }
+
+    /// Lets the callers work undisturbed for between so many milliseconds.
+    async fn work(&mut self, least: u64, most: u64) {
+        self.scene.work(least, most).await;
+    }
+
+    /// Ends it all and judges it, with the members' logs and data among the places where no secret may be.
+    async fn close(self) -> Told {
+        for index in 0..3 {
+            fs::write(self.dir.path().join(format!("member-{index}.log")), self.set.log(index)).unwrap();
+        }
+        let places = [0, 1, 2].map(|index| self.dir.path().join(format!("member-{index}.log")));
+        let places: Vec<_> = places.into_iter().chain([self.dir.path().join("data")]).collect();
+        self.scene.close(&places).await
+    }
+}
+
+/// On the store whose address is in this file.
+fn on(home: Home, address: &str) -> Home {
+    home.argument("--store-file").argument(address)
+}
+
+/// Seconds.
+const fn s(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// A bound on time, with more for unoptimised code on a machine that others use as well.
+fn within(bound: Duration) -> Duration {
+    if cfg!(debug_assertions) { bound * 2 } else { bound }
+}

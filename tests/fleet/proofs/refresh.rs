@@ -1,0 +1,102 @@
+//! I3 and I7 of refresh tokens.
+
+use super::script::{Script, refresh, refused, unknown};
+
+const NOTHING: [&str; 0] = [];
+
+/// I3, R02: two who present the same token get the same one.
+#[test]
+fn a_second_successor_is_found() {
+    let mut run = Script::new();
+    run.open(0, "node-1", "f", "a");
+    run.refresh(100, "node-1", "f", 0, "b");
+    run.refresh(101, "node-2", "f", 0, "c");
+    assert_eq!(run.verdict(), NOTHING);
+    let mut run = Script::new();
+    run.open(0, "node-1", "f", "a");
+    run.refresh(100, "node-1", "f", 0, "b");
+    run.refresh(101, "node-2", "f", 0, "c");
+    let mut other = refresh("f", 1);
+    if let crate::history::Named::Refresh { print, .. } = &mut other {
+        "another".clone_into(print);
+    }
+    run.history.calls[2].issued.as_mut().unwrap().refresh = Some(other);
+    assert_eq!(run.verdict(), ["I3"]);
+}
+
+/// I3: a generation is not jumped over.
+#[test]
+fn a_jump_is_found() {
+    let mut run = Script::new();
+    run.open(0, "node-1", "f", "a");
+    run.refresh(100, "node-1", "f", 0, "b");
+    run.history.calls[1].issued.as_mut().unwrap().refresh = Some(refresh("f", 2));
+    assert_eq!(run.verdict(), ["I3"]);
+}
+
+/// I3, M7: a write that was made twice leaves two records of one rotation.
+#[test]
+fn a_rotation_that_was_made_twice_is_found() {
+    let mut run = Script::new();
+    run.open(0, "node-1", "f", "a");
+    run.refresh(100, "node-1", "f", 0, "b");
+    run.record("token.refreshed", "unheard of", "f");
+    assert_eq!(run.verdict(), ["I3"]);
+    let mut run = Script::new();
+    run.open(0, "node-1", "f", "a");
+    run.refresh(100, "node-1", "f", 0, "b");
+    run.fault(190, 300, 0, None);
+    run.refresh_fails(200, "node-1", "f", 1, unknown("UNAVAILABLE"));
+    run.record("token.refreshed", "unheard of", "f");
+    assert_eq!(run.verdict(), NOTHING, "the answer was lost, the rotation was not");
+}
+
+/// I1, R04: the newest token of a family that nobody ended is refused.
+#[test]
+fn a_lost_family_is_found() {
+    let mut run = Script::new();
+    run.open(0, "node-1", "f", "a");
+    run.refresh(100, "node-1", "f", 0, "b");
+    run.refresh_fails(200, "node-2", "f", 1, refused("INVALID_GRANT"));
+    assert_eq!(run.verdict(), ["I1"]);
+}
+
+/// I7: so is a retry after an unknown outcome, and so is the family that a late echo of an answered attempt ended.
+#[test]
+fn a_retry_that_does_not_converge_is_found() {
+    let lost = || {
+        let mut run = Script::new();
+        run.open(0, "node-1", "f", "a");
+        run.fault(90, 200, 0, None);
+        run.refresh_fails(100, "node-1", "f", 0, unknown("UNAVAILABLE"));
+        run
+    };
+    let mut run = lost();
+    run.refresh(300, "node-2", "f", 0, "b");
+    run.refresh(400, "node-2", "f", 1, "c");
+    assert_eq!(run.verdict(), NOTHING);
+    let mut run = lost();
+    run.refresh_fails(300, "node-2", "f", 0, refused("INVALID_GRANT"));
+    assert_eq!(run.verdict(), ["I7"]);
+    let mut run = lost();
+    run.refresh(300, "node-2", "f", 0, "b");
+    run.refresh(400, "node-2", "f", 1, "c");
+    run.refresh_fails(500, "node-2", "f", 2, refused("INVALID_GRANT"));
+    assert_eq!(run.verdict(), ["I7"]);
+}
+
+/// A spent token that comes after its successor was used, or when the grace is over, may end its family.
+#[test]
+fn reuse_is_no_loss() {
+    let mut run = Script::new();
+    run.open(0, "node-1", "f", "a");
+    run.refresh(100, "node-1", "f", 0, "b");
+    run.refresh_fails(10_200, "node-2", "f", 0, refused("INVALID_GRANT"));
+    run.refresh_fails(10_300, "node-2", "f", 1, refused("INVALID_GRANT"));
+    run.open(20_000, "node-1", "g", "c");
+    run.refresh(20_100, "node-1", "g", 0, "d");
+    run.refresh(20_200, "node-1", "g", 1, "e");
+    run.refresh_fails(20_205, "node-2", "g", 0, refused("INVALID_GRANT"));
+    run.judged(25_000, "node-1", "e", false);
+    assert_eq!(run.verdict(), NOTHING);
+}
