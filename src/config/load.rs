@@ -9,7 +9,7 @@ use figment::{
     value::{Dict, Map, Num, Value},
 };
 
-use super::{Config, Store};
+use super::Config;
 
 /// `deploy/config.toml`: every setting with its default.
 pub const DEFAULTS: &str = include_str!("../../deploy/config.toml");
