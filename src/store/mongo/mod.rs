@@ -31,11 +31,15 @@ mod revocations;
 mod schema;
 mod settle;
 mod snapshot;
+mod tail;
 mod transfer;
 
 use std::{
     future::Future,
-    sync::{Arc, atomic::Ordering::SeqCst},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
@@ -90,6 +94,8 @@ struct Shared {
     settle: Settle,
     /// Whether the server is one without a replica set.
     alone: bool,
+    /// Whether the trail of the other nodes is being followed.
+    tailing: AtomicBool,
 }
 
 impl Mongo {
@@ -122,7 +128,8 @@ impl Mongo {
         let node = Arc::new(node);
         let settle = Settle::start(link.clone());
         let chain = Chain::start(link.clone(), node.clone(), key, end, settle.clone());
-        let shared = Arc::new(Shared { link, node, chain, feed: Feed::default(), settle, alone });
+        let shared =
+            Arc::new(Shared { link, node, chain, feed: Feed::default(), settle, alone, tailing: AtomicBool::new(false) });
         let store = Self { shared };
         store.listen().await?;
         let mut recovery = Recovery::default();
