@@ -1,7 +1,8 @@
-//! `export` and `import`: everything a store keeps, a line of JSON a record. An export reads a data directory while a server
-//! goes on writing to it, or while none runs; an import fills an empty one that no server has open. Signing keys and secrets are
+//! `export` and `import`: everything a store keeps, a line of JSON a record. An export reads a data directory or a
+//! database while servers go on writing to it, or while none runs; an import fills an empty one that no server has open. Signing keys and secrets are
 //! in an export as they are at rest: sealed, or as digests; without the master key it opens nothing.
 
+mod ends;
 mod rollback;
 
 use std::{
@@ -18,7 +19,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use self::rollback::Restoring;
+use self::{ends::Target, rollback::Restoring};
 use super::{failure::Failure, output::Output, serve::Settings, values};
 use crate::{
     config::{Config, check},
@@ -26,8 +27,7 @@ use crate::{
     model::keyset::KeyPolicy,
     standing::SLACK,
     store::{
-        Store, StoreError,
-        embedded::{Embedded, OpenError},
+        StoreError,
         transfer::{Dump, Item, Load, Reader},
     },
 };
@@ -63,10 +63,11 @@ pub(super) struct Import {
 impl Export {
     pub(super) async fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
         let (config, _) = Config::load(&self.settings.sources(environment))?;
-        let store = Embedded::read_only(&config.data_dir).map_err(|error| refused(&error))?;
+        let store = ends::source(&config).await?;
+        let store = store.as_ref();
         let progress = progress(output, None);
         let Some(file) = &self.file else {
-            let records = dump(&store, &mut BufWriter::new(io::stdout().lock()), Path::new("stdout"), &progress).await?;
+            let records = dump(store, &mut BufWriter::new(io::stdout().lock()), Path::new("stdout"), &progress).await?;
             progress.finish_and_clear();
             output.talk(&format!("exported {records} records"));
             return Ok(());
@@ -76,7 +77,7 @@ impl Export {
         }
         // Under another name until it is whole and on disk.
         let draft = file.with_added_extension(format!("{}.part", process::id()));
-        let made = self.write(&store, &draft, &progress).await;
+        let made = self.write(store, &draft, &progress).await;
         progress.finish_and_clear();
         let records = made.and_then(|records| fs::hard_link(&draft, file).map(|()| records).map_err(Failure::writing(file)));
         let _ = fs::remove_file(&draft);
@@ -124,14 +125,11 @@ impl Import {
         })?;
         let sealer = Sealer::new(*key);
         let chain = ChainKey::new(sealer.derive("audit head"));
-        let store = Embedded::open(&config.data_dir, &config.node, chain).map_err(|error| refused(&error))?;
+        let target = Target::open(&config, chain).await?;
         let restoring = Restoring::new(policy(&config), config.keys.algorithm, &config.node, sealer, !self.accept_rollback);
-        let loaded = self.load(&store, restoring, output).await;
-        store.close().await.map_err(|error| failed("cannot close the store", &error))?;
-        let (records, standing_again) = loaded.inspect_err(|_| {
-            let dir = config.data_dir.display();
-            output.talk(&format!("nothing can use what was written to {dir} so far: empty the directory and try again"));
-        })?;
+        let loaded = self.load(target.load(), restoring, output).await;
+        target.close().await?;
+        let (records, standing_again) = loaded.inspect_err(|_| output.talk(&target.remains(&config)))?;
         let mut advice = vec!["client secrets that were retired, and clients that were disabled, since the export stand again"];
         if self.accept_rollback {
             advice.push("tokens that were revoked since the export stand again");
@@ -211,11 +209,6 @@ fn policy(config: &Config) -> KeyPolicy {
         publish_ahead: Duration::from_secs(config.keys.publish_ahead_seconds),
         verify_after: config.token.access_lifetime_max() + SLACK,
     }
-}
-
-fn refused(error: &OpenError) -> Failure {
-    let source = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
-    Failure::setting("data_dir", format!("{error}{source}"))
 }
 
 fn failed(what: &str, error: &StoreError) -> Failure {

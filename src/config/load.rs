@@ -9,7 +9,7 @@ use figment::{
     value::{Dict, Map, Num, Value},
 };
 
-use super::{Config, Store};
+use super::Config;
 
 /// `deploy/config.toml`: every setting with its default.
 pub const DEFAULTS: &str = include_str!("../../deploy/config.toml");
@@ -203,22 +203,6 @@ impl Config {
             self.master_key_file = file;
             origins.0.insert("master_key_file".to_owned(), "systemd credential master_key".to_owned());
         }
-    }
-}
-
-impl Store {
-    /// The address, from where it is kept.
-    ///
-    /// # Errors
-    ///
-    /// When the file cannot be read.
-    pub fn address(&self) -> Result<String, ConfigError> {
-        if self.uri_file.as_os_str().is_empty() {
-            return Ok(self.uri.expose().to_owned());
-        }
-        let text = fs::read_to_string(&self.uri_file)
-            .map_err(|error| ConfigError::new("store.uri_file", format!("cannot read {}: {error}", self.uri_file.display())))?;
-        Ok(text.trim().to_owned())
     }
 }
 

@@ -67,6 +67,35 @@ impl Store {
     pub fn is_shared(&self) -> bool {
         !self.uri.is_empty() || !self.uri_file.as_os_str().is_empty()
     }
+
+    /// The address itself, from where it is kept; [`Self::is_shared`] says whether there is one.
+    ///
+    /// # Errors
+    /// The file cannot be read, or holds no address.
+    pub fn address(&self) -> Result<String, ConfigError> {
+        if self.uri_file.as_os_str().is_empty() {
+            return Ok(self.uri.expose().to_owned());
+        }
+        let refused = |problem| ConfigError::new("store.uri_file", problem);
+        let text = std::fs::read_to_string(&self.uri_file)
+            .map_err(|error| refused(format!("cannot read {}: {error}", self.uri_file.display())))?;
+        let address = text.trim();
+        if address.starts_with("mongodb://") || address.starts_with("mongodb+srv://") {
+            Ok(address.to_owned())
+        } else {
+            Err(refused(format!("{} holds no MongoDB address", self.uri_file.display())))
+        }
+    }
+
+    /// How long a call waits.
+    pub const fn call_timeout(&self) -> Duration {
+        Duration::from_millis(self.call_timeout_ms)
+    }
+
+    /// How old a node's knowledge may be.
+    pub const fn max_staleness(&self) -> Duration {
+        Duration::from_secs(self.max_staleness_seconds)
+    }
 }
 
 /// The address of a store. It may hold a password, and shows itself without.

@@ -62,7 +62,7 @@ impl Stamp {
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// When.
+    /// When. Comes first in the written form, where the embedded store looks for it.
     pub at: Timestamp,
     /// What.
     pub action: Action,
@@ -269,5 +269,18 @@ impl Filter {
             && self.target.as_ref().is_none_or(|target| event.target == *target)
             && self.from.is_none_or(|from| event.at >= from)
             && self.to.is_none_or(|to| event.at < to)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_written_with_its_time_first() {
+        for millis in [0, -7, 1_790_000_000_123, i64::MAX] {
+            let event = Stamp::internal(Timestamp::from_millis(millis)).done(Action::TokenIssued, "");
+            assert!(serde_json::to_string(&event).unwrap().starts_with(&format!("{{\"at\":{millis},")));
+        }
     }
 }

@@ -64,8 +64,7 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
     let keyset = keyset(store.as_ref(), &sealer, &terms, clock.as_ref()).await?;
     let judging = Judging { max_lifetime: terms.token.access_lifetime_max(), skew: SKEW };
     let opening = Opening { sealer: sealer.clone(), issuer: terms.issuer.clone(), judging };
-    let max_staleness = std::time::Duration::from_secs(config.store.max_staleness_seconds);
-    let standing = Standing::new(&keyset, opening, max_staleness).map_err(|error| {
+    let standing = Standing::new(&keyset, opening, config.store.max_staleness()).map_err(|error| {
         let place = if config.store.is_shared() { "the shared store".to_owned() } else { data_dir.display().to_string() };
         StartError::Configuration(format!("cannot open the keys in {place}: {error}; is this their master key?"))
     })?;

@@ -1,6 +1,6 @@
 //! Which store is opened, and what is said when it cannot be.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use super::StartError;
 use crate::{
@@ -20,9 +20,9 @@ pub(super) async fn open(config: &Config, chain: ChainKey) -> Result<Arc<dyn Sto
         let embedded = Embedded::open(&config.data_dir, &config.node, chain).map_err(|error| refused_embedded(&error))?;
         return Ok(Arc::new(Metered::new(embedded)));
     }
-    let deadline = Duration::from_millis(config.store.call_timeout_ms);
     let address = config.store.address().map_err(|error| StartError::Configuration(error.to_string()))?;
-    let mongo = Mongo::open(&address, &config.node, chain, deadline).await.map_err(|error| refused(&error))?;
+    let mongo = Mongo::open(&address, &config.node, chain, config.store.call_timeout()).await;
+    let mongo = mongo.map_err(|error| refused(&error))?;
     Ok(Arc::new(Metered::new(mongo)))
 }
 

@@ -184,8 +184,12 @@ impl Standing {
         }
     }
 
-    /// Forgets revocations of what has expired; how many went.
+    /// Forgets revocations of what has expired; how many went. Where nodes share a store, every remembered client too: one that
+    /// was read while the store changed its leader may be older than the change that was heard of before.
     pub fn sweep(&self, now: Timestamp) -> usize {
+        if self.age().is_some() {
+            self.clients.forget_all();
+        }
         let revoked = self.revoked.pin();
         let before = revoked.len();
         revoked.retain(|_, until| *until > now);

@@ -167,7 +167,7 @@ fn changes_told_twice_and_out_of_order_come_to_the_same() {
                 for round in 0..50 {
                     for at in 0..changes.len() {
                         // 7 and 5 share no factor with the 86 changes: each teller visits all of them in an order of its own.
-                        let step = if teller % 2 == 0 { 7 } else { 5 };
+                        let step = if teller.is_multiple_of(2) { 7 } else { 5 };
                         standing.apply(&changes[(at * step + teller * 11 + round) % changes.len()]);
                     }
                 }
@@ -257,6 +257,21 @@ async fn a_raised_epoch_takes_the_remembered_client_along() {
     assert!(standing.clients.look_up(&id, async { Ok(None) }).await.unwrap().1);
     standing.apply(&Change::Missed);
     assert!(standing.clients.look_up(&id, async { Ok(None) }).await.unwrap().1);
+}
+
+/// A client is not remembered for ever where another node may write it; where none may, there is no reason to read it again.
+#[tokio::test(start_paused = true)]
+async fn clients_of_a_shared_store_are_read_again_after_a_while() {
+    let standing = standing();
+    let id: ClientId = "a".parse().unwrap();
+    standing.clients.look_up(&id, async { Ok(None) }).await.unwrap();
+    for (says, read) in [(false, false), (true, true)] {
+        if says {
+            standing.knows_up_to(Instant::now());
+        }
+        standing.sweep(NOW);
+        assert_eq!(standing.clients.look_up(&id, async { Ok(None) }).await.unwrap().1, read);
+    }
 }
 
 /// What a kid stands for is in the keys that are known, and a token of one that is not is nobody's while they are young.

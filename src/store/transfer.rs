@@ -10,7 +10,10 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::Result;
-use crate::model::{Client, ClientId, EpochOf, Event, Family, Keyset, SecretId, Timestamp, revocation::Revocation};
+use crate::{
+    crypto::chain::Walk,
+    model::{Client, ClientId, EpochOf, Event, Family, Keyset, SecretId, Timestamp, revocation::Revocation},
+};
 
 /// The version of the records below. A store takes in no other.
 pub const VERSION: u32 = 2;
@@ -154,3 +157,80 @@ pub trait Load: Send + Sync {
 pub trait TransferStore: Dump + Load {}
 
 impl<S: Dump + Load> TransferStore for S {}
+
+/// How far an import has come with the audit chains. They come whole, one after the other, in the order of their names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Chains {
+    /// The chain that is being taken in and its last record so far.
+    open: Option<(Arc<str>, u64, [u8; 32])>,
+    /// The chain that was closed last.
+    last: Option<Arc<str>>,
+    /// How many were closed.
+    closed: u64,
+}
+
+impl Chains {
+    /// Holds a record against the one before it in its chain, or begins a chain with it; its hash.
+    pub(super) fn step(
+        &mut self,
+        chain: &Arc<str>,
+        sequence: u64,
+        node: &str,
+        event: &[u8],
+        hash: &str,
+    ) -> Result<[u8; 32], String> {
+        let refused = |problem: &dyn std::fmt::Display| format!("audit chain {chain}: {problem}");
+        let hash = unhex(hash).ok_or_else(|| format!("audit record {sequence}: bad hash"))?;
+        let mut walk = match &self.open {
+            Some((open, _, _)) if open != chain => return Err(refused(&"it begins within another one")),
+            Some((_, sequence, hash)) => Walk::after(*sequence, *hash),
+            None if self.last.as_ref().is_some_and(|last| last >= chain) => {
+                return Err(refused(&"chains must stand once and in the order of their names"));
+            }
+            None if chain.is_empty() => return Err(refused(&"it has no name")),
+            None if sequence == 1 && *node != **chain => return Err(refused(&"a node of another name began it")),
+            None => Walk::from_start(),
+        };
+        walk.step(sequence, node, event, &hash).map_err(|flaw| refused(&flaw))?;
+        self.open = Some((chain.clone(), sequence, hash));
+        Ok(hash)
+    }
+
+    /// Closes the chain that is being taken in, if this is its end; the last hash.
+    pub(super) fn close(&mut self, chain: &Arc<str>, sequence: u64, hash: &str) -> Result<[u8; 32], String> {
+        match self.open.take().zip(unhex(hash)) {
+            Some((open, hash)) if open == (chain.clone(), sequence, hash) => {
+                self.closed = self.closed.saturating_add(1);
+                self.last = Some(chain.clone());
+                Ok(hash)
+            }
+            Some(_) | None => Err(format!("audit chain {chain}: the end does not follow from the last record")),
+        }
+    }
+
+    /// Whether all of so many chains were taken in.
+    pub(super) fn finish(&self, chains: u64) -> Result<(), String> {
+        let whole = self.open.is_none() && self.closed == chains;
+        whole.then_some(()).ok_or_else(|| "an audit chain is missing or has no end".to_owned())
+    }
+}
+
+/// 32 bytes as 64 digits.
+pub(super) fn hex(bytes: &[u8; 32]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(64), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// 64 lower case digits as 32 bytes.
+pub(super) fn unhex(text: &str) -> Option<[u8; 32]> {
+    let lower = text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if !lower || text.len() != 64 {
+        return None;
+    }
+    let byte = |at: usize| text.get(at..at.checked_add(2)?).and_then(|pair| u8::from_str_radix(pair, 16).ok());
+    (0..64).step_by(2).map(byte).collect::<Option<Vec<u8>>>()?.try_into().ok()
+}

@@ -33,6 +33,7 @@ mod revocation;
 mod revoke_all;
 mod scenes;
 mod secrets;
+mod staleness;
 mod tenants;
 mod timing;
 mod token;

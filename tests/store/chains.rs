@@ -185,7 +185,12 @@ fn lines_of_version_1(items: &[Item]) -> String {
                 continue;
             }
             Item::End { .. } => value = serde_json::json!({ "type": "end", "sequence": last.0, "hash": last.1 }),
-            _ => {}
+            Item::Client(_)
+            | Item::SecretUse { .. }
+            | Item::Family(_)
+            | Item::Revocation(_)
+            | Item::Epoch { .. }
+            | Item::Keyset(_) => {}
         }
         text += &format!("{value}\n");
     }

@@ -13,7 +13,9 @@ mod faulty;
 mod fixtures;
 mod full;
 mod model;
+mod moves;
 mod scenes;
+mod shared;
 #[deny(dead_code)]
 mod suite;
 mod transfer;

@@ -318,3 +318,18 @@ proptest! {
         runtime.block_on(run(Bench::embedded(), &verbs));
     }
 }
+
+mod mongodb {
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 6, max_shrink_iters: 20, ..ProptestConfig::default() })]
+
+        #[test]
+        #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+        fn any_sequence_of_verbs_answers_as_the_model(verbs in prop::collection::vec(verb(), 1..80)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async { run(Bench::mongodb().await, &verbs).await });
+        }
+    }
+}

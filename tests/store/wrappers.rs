@@ -1,17 +1,20 @@
 //! The wrappers' own promises; that they are stores at all is the suite's to show.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use jeton::{
     model::Action,
-    store::{AuditStore, ClientStore, Store, StoreError},
+    store::{AuditStore, Change, ClientStore, Follower, RevocationStore, Store, StoreError},
 };
 use tokio::time::Instant;
 
 use crate::{
     bench::Bench,
     faulty::{Act, FaultyStore, Kind},
-    fixtures::{client, event, id},
+    fixtures::{Ear, NOW, client, event, id},
 };
 
 fn faulty(bench: &Bench) -> FaultyStore {
@@ -62,6 +65,44 @@ async fn a_delayed_call_is_late_on_either_side() {
         store.append(event(Action::TokenIssued)).await.unwrap();
         assert!(start.elapsed() >= Duration::from_millis(30));
     }
+}
+
+/// Hears what a store says of its age.
+#[derive(Default)]
+struct Watch(Mutex<Option<Instant>>);
+
+impl Follower for Watch {
+    fn apply(&self, _: &Change) {}
+
+    fn knows_up_to(&self, at: Instant) {
+        *self.0.lock().unwrap() = Some(at);
+    }
+}
+
+#[tokio::test]
+async fn changes_that_are_held_back_come_late_or_never() {
+    let bench = Bench::embedded();
+    let store = faulty(&bench);
+    let (ear, watch) = (Ear::new(), Arc::new(Watch::default()));
+    store.follow(NOW, ear.clone()).await.unwrap();
+    store.follow(NOW, watch.clone()).await.unwrap();
+    let write = async |name| store.create_client(&client(name), event(Action::ClientCreated)).await.map(drop).unwrap();
+    store.hold_changes();
+    write("a").await;
+    write("b").await;
+    assert_eq!(ear.heard(), []);
+    store.release_changes();
+    write("c").await;
+    let told = ["a", "b", "c"].map(|name| Change::Client(id(name)));
+    assert_eq!(ear.heard(), told);
+    store.hold_changes();
+    write("d").await;
+    store.lose_changes();
+    write("e").await;
+    assert_eq!(ear.heard()[3..], [Change::Missed, Change::Client(id("e"))]);
+    let now = Instant::now();
+    store.say(now);
+    assert_eq!(*watch.0.lock().unwrap(), Some(now));
 }
 
 #[test]

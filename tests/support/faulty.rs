@@ -1,4 +1,5 @@
-//! A store that fails, loses or delays chosen calls of another: for tests of what stands on a store.
+//! A store that fails, loses or delays chosen calls of another, and can keep its changes to itself: for tests of what stands on a
+//! store.
 
 use std::{
     collections::BTreeMap,
@@ -18,11 +19,11 @@ use jeton::{
         revocation::Revocation,
     },
     store::{
-        AuditStore, ClientStore, CounterStore, Creation, FamilyStore, Follower, KeyStore, Result, RevocationStore, Rotate,
-        Rotation, SecretUse, Snapshot, Store, StoreError, Write,
+        AuditStore, Change, ClientStore, CounterStore, Creation, FamilyStore, Follower, KeyStore, Result, RevocationStore,
+        Rotate, Rotation, SecretUse, Snapshot, Store, StoreError, Write,
     },
 };
-use tokio::sync::broadcast;
+use tokio::{sync::broadcast, time::Instant};
 
 /// What becomes of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +62,27 @@ pub(crate) struct FaultyStore {
     inner: Arc<dyn Store>,
     calls: AtomicU64,
     plan: Mutex<Plan>,
+    feeds: Mutex<Vec<Arc<Feed>>>,
+}
+
+/// What stands between the inner store and one who follows it through this one.
+struct Feed {
+    follower: Arc<dyn Follower>,
+    /// Changes that are held back, while they are.
+    held: Mutex<Option<Vec<Change>>>,
+}
+
+impl Follower for Feed {
+    fn apply(&self, change: &Change) {
+        match self.held.lock().unwrap().as_mut() {
+            Some(held) => held.push(change.clone()),
+            None => self.follower.apply(change),
+        }
+    }
+
+    fn knows_up_to(&self, at: Instant) {
+        self.follower.knows_up_to(at);
+    }
 }
 
 #[derive(Default)]
@@ -72,7 +94,7 @@ struct Plan {
 impl FaultyStore {
     /// Over `inner`, with nothing planned.
     pub(crate) fn new(inner: Arc<dyn Store>) -> Self {
-        Self { inner, calls: AtomicU64::new(0), plan: Mutex::default() }
+        Self { inner, calls: AtomicU64::new(0), plan: Mutex::default(), feeds: Mutex::default() }
     }
 
     /// How many calls there were.
@@ -88,6 +110,38 @@ impl FaultyStore {
     /// Plans for every call that has no other plan; `None` for nothing.
     pub(crate) fn always(&self, act: Option<Act>) {
         self.plan.lock().unwrap().always = act;
+    }
+
+    /// Holds back what changes from now on.
+    pub(crate) fn hold_changes(&self) {
+        self.feeds(|feed| {
+            feed.held.lock().unwrap().get_or_insert_default();
+        });
+    }
+
+    /// Tells what was held back, and everything else again as it comes.
+    pub(crate) fn release_changes(&self) {
+        self.feeds(|feed| {
+            let mut held = feed.held.lock().unwrap();
+            held.take().unwrap_or_default().iter().for_each(|change| feed.follower.apply(change));
+        });
+    }
+
+    /// Forgets what was held back, and says that something may have been missed.
+    pub(crate) fn lose_changes(&self) {
+        self.feeds(|feed| {
+            *feed.held.lock().unwrap() = None;
+            feed.follower.apply(&Change::Missed);
+        });
+    }
+
+    /// Says that everything from before `at` has been told.
+    pub(crate) fn say(&self, at: Instant) {
+        self.feeds(|feed| feed.follower.knows_up_to(at));
+    }
+
+    fn feeds(&self, act: impl Fn(&Feed)) {
+        self.feeds.lock().unwrap().iter().for_each(|feed| act(feed));
     }
 
     async fn pass<T>(&self, call: impl Future<Output = Result<T>> + Send) -> Result<T> {
@@ -182,7 +236,9 @@ impl RevocationStore for FaultyStore {
     }
 
     async fn follow(&self, now: Timestamp, follower: Arc<dyn Follower>) -> Result<Snapshot> {
-        self.pass(self.inner.follow(now, follower)).await
+        let feed = Arc::new(Feed { follower, held: Mutex::default() });
+        self.feeds.lock().unwrap().push(feed.clone());
+        self.pass(self.inner.follow(now, feed)).await
     }
 
     async fn sweep(&self, now: Timestamp, limit: usize) -> Result<usize> {

@@ -243,21 +243,18 @@ mod tests {
         let (mut told, mut walk, mut imported) = (Vec::new(), Walk::from_start(), false);
         for item in export(chains) {
             for item in restoring.restore(item, NOW).unwrap() {
-                match item {
-                    Item::Record { chain, sequence, node, event, hash } => {
-                        assert_eq!(chain, node);
-                        let body = serde_json::to_string(&event).unwrap();
-                        walk.step(sequence, &node, body.as_bytes(), &unhex(&hash).unwrap()).unwrap();
-                        imported = (event.action, event.reason.as_ref()) == (Action::StoreImported, "all tokens ended");
-                    }
-                    Item::ChainEnd { chain, sequence, hash } => {
-                        let end = Walk::after(sequence, unhex(&hash).unwrap());
-                        assert_eq!(format!("{walk:?}"), format!("{end:?}"));
-                        told.push((chain.as_ref().to_owned(), sequence, imported));
-                        (walk, imported) = (Walk::from_start(), false);
-                    }
-                    Item::End { chains } => assert_eq!(chains, told.len() as u64),
-                    other => panic!("{other:?}"),
+                if let Item::Record { chain, sequence, node, event, hash } = item {
+                    assert_eq!(chain, node);
+                    let body = serde_json::to_string(&event).unwrap();
+                    walk.step(sequence, &node, body.as_bytes(), &unhex(&hash).unwrap()).unwrap();
+                    imported = (event.action, event.reason.as_ref()) == (Action::StoreImported, "all tokens ended");
+                } else if let Item::ChainEnd { chain, sequence, hash } = item {
+                    let end = Walk::after(sequence, unhex(&hash).unwrap());
+                    assert_eq!(format!("{walk:?}"), format!("{end:?}"));
+                    told.push((chain.as_ref().to_owned(), sequence, imported));
+                    (walk, imported) = (Walk::from_start(), false);
+                } else {
+                    assert_eq!(item, Item::End { chains: told.len() as u64 });
                 }
             }
         }

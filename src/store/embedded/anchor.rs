@@ -5,7 +5,10 @@
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
 use super::fault::OpenError;
-use crate::crypto::chain::{ChainKey, Head};
+use crate::{
+    crypto::chain::{ChainKey, Head},
+    store::transfer::{hex, unhex},
+};
 
 /// The note's file.
 pub(super) struct Anchor(File);
@@ -56,24 +59,4 @@ fn parse(bytes: &[u8]) -> Option<Head> {
     let sequence = parts.next()?.parse().ok()?;
     let (hash, seal) = (unhex(parts.next()?)?, unhex(parts.next()?)?);
     Some(Head { node: parts.next()?.into(), sequence, hash, seal })
-}
-
-/// 32 bytes as 64 digits.
-pub(super) fn hex(bytes: &[u8; 32]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(64), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-/// 64 lower case digits as 32 bytes.
-pub(super) fn unhex(text: &str) -> Option<[u8; 32]> {
-    let lower = text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    if !lower || text.len() != 64 {
-        return None;
-    }
-    let byte = |at: usize| text.get(at..at.checked_add(2)?).and_then(|pair| u8::from_str_radix(pair, 16).ok());
-    (0..64).step_by(2).map(byte).collect::<Option<Vec<u8>>>()?.try_into().ok()
 }

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     crypto::chain::{self, ChainKey},
     model::{Action, Event, Record, Timestamp},
-    store::{Change, Follower, Result},
+    store::{Change, Follower, Result, transfer::Chains},
 };
 
 /// What the writer knows by heart; on disk it is the row `head`.
@@ -29,7 +29,7 @@ pub(super) struct State {
     /// Over revocations and epochs: none may be lost.
     pub(super) tally: Tally,
     /// An import that has begun and not ended; on disk, that there is one.
-    pub(super) import: Option<Import>,
+    pub(super) import: Option<Chains>,
 }
 
 impl State {
@@ -38,17 +38,6 @@ impl State {
         let newest = self.newest.millis().to_be_bytes();
         sums::row("head", &[&newest, &self.tally.to_bytes(), &[u8::from(self.import.is_some())]])
     }
-}
-
-/// How far an import has come with the audit chains.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Import {
-    /// The chain that is being taken in and its last record so far.
-    pub(super) open: Option<(Arc<str>, u64, [u8; 32])>,
-    /// The chain that was closed last.
-    pub(super) last: Option<Arc<str>>,
-    /// How many were closed.
-    pub(super) closed: u64,
 }
 
 /// What happens outside the database once the transaction stands.

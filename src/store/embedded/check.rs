@@ -9,7 +9,7 @@ use super::{
     Embedded,
     anchor::Anchor,
     audit::{self, Raw},
-    batch::{Import, State, from_sql},
+    batch::{State, from_sql},
     families,
     fault::{Fault, OpenError},
     others, revocations,
@@ -18,7 +18,7 @@ use super::{
 use crate::{
     crypto::chain::{ChainKey, Flaw, Head, Problem, START, Walk},
     model::Timestamp,
-    store::Result,
+    store::{Result, transfer::Chains},
 };
 
 const LOST: &str = "a revocation, an epoch or an imported audit chain was lost";
@@ -103,7 +103,7 @@ pub(super) fn state(connection: &Connection, node: &str) -> Result<State, OpenEr
             hash: row.get(2)?,
             newest: Timestamp::from_millis(row.get(3)?),
             tally: Tally::default(),
-            import: row.get::<_, bool>(5)?.then(Import::default),
+            import: row.get::<_, bool>(5)?.then(Chains::default),
         };
         Ok((state, tally, row.get::<_, Vec<u8>>(6)?))
     });

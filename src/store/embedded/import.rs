@@ -6,17 +6,15 @@ use async_trait::async_trait;
 
 use super::{
     Embedded,
-    anchor::unhex,
-    batch::{Batch, Entry, Import, Urgency},
+    batch::{Batch, Entry, Urgency},
     clients, families,
     fault::Fault,
 };
 use crate::{
-    crypto::chain::Walk,
     model::{EpochOf, Keyset, revocation::Revocation},
     store::{
         Result, SecretUse,
-        transfer::{Item, Load, VERSION},
+        transfer::{Chains, Item, Load, VERSION},
     },
 };
 
@@ -58,7 +56,7 @@ impl Batch<'_> {
     }
 
     /// What to write, and how far the import has come then.
-    fn prepare(&self, items: &[Item]) -> Result<(Vec<Prepared>, Option<Import>), Fault> {
+    fn prepare(&self, items: &[Item]) -> Result<(Vec<Prepared>, Option<Chains>), Fault> {
         let mut import = self.effects.state.import.clone();
         let mut prepared = Vec::with_capacity(items.len());
         for item in items {
@@ -69,24 +67,21 @@ impl Batch<'_> {
                 (Item::Export { .. }, Some(_)) => return Err(not_empty()),
                 (Item::Export { .. }, None) if !self.is_empty()? => return Err(not_empty()),
                 (Item::Export { .. }, none) => {
-                    *none = Some(Import::default());
+                    *none = Some(Chains::default());
                     Prepared::Nothing
                 }
                 (_, None) => return Err(Fault::Row("import: the first record must be of type export".into())),
                 (Item::Record { chain, sequence, node, event, hash }, Some(import)) => {
-                    let hash = unhex(hash).ok_or_else(|| Fault::Row(format!("audit record {sequence}: bad hash")))?;
                     let entry = Entry::new(event.clone())?;
-                    import.step(chain, *sequence, node, &entry, hash)?;
+                    let hash = import.step(chain, *sequence, node, entry.body.as_bytes(), hash).map_err(Fault::Row)?;
                     Prepared::Record { chain: chain.clone(), sequence: *sequence, node: node.clone(), hash, entry }
                 }
                 (Item::ChainEnd { chain, sequence, hash }, Some(import)) => {
-                    let hash = import.close(chain, *sequence, unhex(hash))?;
+                    let hash = import.close(chain, *sequence, hash).map_err(Fault::Row)?;
                     Prepared::ChainEnd(chain.clone(), *sequence, hash)
                 }
                 (Item::End { chains }, Some(done)) => {
-                    if done.open.is_some() || done.closed != *chains {
-                        return Err(Fault::Row("import: an audit chain is missing or has no end".into()));
-                    }
+                    done.finish(*chains).map_err(|problem| Fault::Row(format!("import: {problem}")))?;
                     import = None;
                     Prepared::Nothing
                 }
@@ -112,38 +107,6 @@ impl Batch<'_> {
                    OR EXISTS (SELECT 1 FROM revocations) OR EXISTS (SELECT 1 FROM epochs) OR EXISTS (SELECT 1 FROM keyset)
                    OR EXISTS (SELECT 1 FROM other_heads)";
         Ok(self.effects.state.sequence == 0 && self.row(sql, [], |_| Ok(()))?.is_none())
-    }
-}
-
-impl Import {
-    /// Holds a record against the one before it in its chain, or begins a chain with it.
-    fn step(&mut self, chain: &Arc<str>, sequence: u64, node: &str, entry: &Entry, hash: [u8; 32]) -> Result<(), Fault> {
-        let refused = |problem: &dyn std::fmt::Display| Fault::Row(format!("audit chain {chain}: {problem}"));
-        let mut walk = match &self.open {
-            Some((open, _, _)) if open != chain => return Err(refused(&"it begins within another one")),
-            Some((_, sequence, hash)) => Walk::after(*sequence, *hash),
-            None if self.last.as_ref().is_some_and(|last| last >= chain) => {
-                return Err(refused(&"chains must stand once and in the order of their names"));
-            }
-            None if chain.is_empty() => return Err(refused(&"it has no name")),
-            None if sequence == 1 && *node != **chain => return Err(refused(&"a node of another name began it")),
-            None => Walk::from_start(),
-        };
-        walk.step(sequence, node, entry.body.as_bytes(), &hash).map_err(|flaw| refused(&flaw))?;
-        self.open = Some((chain.clone(), sequence, hash));
-        Ok(())
-    }
-
-    /// Closes the chain that is being taken in, if this is its end; the last hash.
-    fn close(&mut self, chain: &Arc<str>, sequence: u64, hash: Option<[u8; 32]>) -> Result<[u8; 32], Fault> {
-        match self.open.take().zip(hash) {
-            Some((open, hash)) if open == (chain.clone(), sequence, hash) => {
-                self.closed = self.closed.saturating_add(1);
-                self.last = Some(chain.clone());
-                Ok(hash)
-            }
-            Some(_) | None => Err(Fault::Row(format!("audit chain {chain}: the end does not follow from the last record"))),
-        }
     }
 }
 

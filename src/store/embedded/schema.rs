@@ -59,16 +59,16 @@ const TABLES: &str = "
 ";
 
 /// Format 2: there are chains of other nodes, and the records of all are listed in the order of their times. A time is read out of
-/// the event, so that the two cannot differ; what cannot be read comes last, and is found there. Of what was there nothing is
-/// written anew.
+/// the event, whose text begins with it (`{"at":1790000000123,`), so that the two cannot differ; what begins otherwise is no event,
+/// comes last, and is found there. Of what was there nothing is written anew.
 const CHAINS: &str = "
     ALTER TABLE audit ADD COLUMN at INTEGER GENERATED ALWAYS AS
-        (coalesce(CAST(iif(json_valid(event), event ->> '$.at', 0) AS INTEGER), 0)) VIRTUAL;
+        (CAST(substr(event, 7, 20) AS INTEGER)) VIRTUAL;
     CREATE INDEX audit_by_time ON audit (at);
     CREATE TABLE other_records (
         chain TEXT NOT NULL, sequence INTEGER NOT NULL, node TEXT NOT NULL, hash BLOB NOT NULL, event TEXT NOT NULL,
         at INTEGER GENERATED ALWAYS AS
-            (coalesce(CAST(iif(json_valid(event), event ->> '$.at', 0) AS INTEGER), 0)) VIRTUAL,
+            (CAST(substr(event, 7, 20) AS INTEGER)) VIRTUAL,
         PRIMARY KEY (chain, sequence)
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX other_records_by_time ON other_records (at, chain, sequence);

@@ -6,9 +6,7 @@ use async_trait::async_trait;
 use rusqlite::Connection;
 
 use super::{
-    Embedded,
-    anchor::hex,
-    audit, check, clients, families,
+    Embedded, audit, check, clients, families,
     fault::{Fault, OpenError, ascending},
     keys, revocations, schema,
 };
@@ -16,7 +14,7 @@ use crate::{
     model::{ClientId, EpochOf, FamilyId, Keyset, Record, Revoked, SecretId},
     store::{
         Result,
-        transfer::{Dump, Item, VERSION},
+        transfer::{Dump, Item, VERSION, hex},
     },
 };
 

@@ -50,7 +50,9 @@ impl AuditStore for Mongo {
         let mut names = Vec::new();
         for node in self.shared.link.call(read).await? {
             let name = Fields::of("node", &node).text("_id")?;
-            if head_of(&node)?.is_some() || own.as_deref() == Some(name) {
+            // One that died before its first heartbeat has records all the same.
+            let begun = head_of(&node)?.is_some() || own.as_deref() == Some(name);
+            if begun || newest(&self.shared.link, name).await?.is_some() {
                 names.push(name.into());
             }
         }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use futures_util::TryStreamExt as _;
 use mongodb::{
     bson::{Bson, Document, doc},
-    options::ReturnDocument,
+    options::{ReadConcern, ReturnDocument},
 };
 
 use super::{
@@ -31,7 +31,11 @@ impl ClientStore for Mongo {
     async fn client(&self, id: &ClientId) -> Result<Option<Client>> {
         let filter = doc! { "_id": id.as_str(), "deleted": false };
         let clients = self.shared.link.collection(CLIENTS);
-        let found = self.shared.link.call(async move { Ok(clients.find_one(filter).await?) }).await?;
+        // What is read here is remembered until a change is heard. At majority, a primary that has just become one may for a
+        // moment show what stood before a change that was heard already; linearizable, it cannot.
+        let concern = if self.shared.alone { ReadConcern::majority() } else { ReadConcern::linearizable() };
+        let read = async move { Ok(clients.find_one(filter).read_concern(concern).await?) };
+        let found = self.shared.link.call(read).await?;
         Ok(found.as_ref().map(decoded).transpose()?)
     }
 

@@ -19,6 +19,7 @@ mod events;
 mod families;
 mod fault;
 mod feed;
+mod import;
 mod inspect;
 mod keys;
 mod link;
@@ -30,6 +31,7 @@ mod revocations;
 mod schema;
 mod settle;
 mod snapshot;
+mod transfer;
 
 use std::{
     future::Future,
@@ -56,8 +58,10 @@ use self::{
 };
 pub use self::{
     fault::OpenError,
+    import::Import,
     inspect::{Defect, Inspection, NodeSeen, Settings, inspect},
     probe::{Member, Role, State},
+    transfer::Export,
 };
 use crate::{
     crypto::chain::ChainKey,
@@ -84,6 +88,8 @@ struct Shared {
     chain: Chain,
     feed: Feed,
     settle: Settle,
+    /// Whether the server is one without a replica set.
+    alone: bool,
 }
 
 impl Mongo {
@@ -109,16 +115,16 @@ impl Mongo {
         let alone = greet(&link).await?;
         schema::prepare(&link).await?;
         if schema::is_importing(&link).await? {
-            return Err(OpenError::Corrupt("an import has begun and not ended: drop the database and import again".to_owned()));
+            return Err(importing());
         }
         let (node, before) = Node::register(&link, node, key.clone()).await?;
         let end = resume(&link, &node, &key, before.as_ref()).await?;
         let node = Arc::new(node);
         let settle = Settle::start(link.clone());
         let chain = Chain::start(link.clone(), node.clone(), key, end, settle.clone());
-        let shared = Arc::new(Shared { link, node, chain, feed: Feed::default(), settle });
+        let shared = Arc::new(Shared { link, node, chain, feed: Feed::default(), settle, alone });
         let store = Self { shared };
-        store.listen(alone).await?;
+        store.listen().await?;
         let mut recovery = Recovery::default();
         // Before any change of this life: what is there now and bears this node's name is of an earlier one.
         recovery.look(&store.shared, true).await?;
@@ -127,8 +133,8 @@ impl Mongo {
     }
 
     /// Starts to hear changes.
-    async fn listen(&self, alone: bool) -> Result<(), Fault> {
-        if alone {
+    async fn listen(&self) -> Result<(), Fault> {
+        if self.shared.alone {
             tracing::warn!(
                 "MongoDB runs without a replica set: no change streams, so what other nodes end is seen up to a second later, and \
                  what was acknowledged is lost with its one disk"
@@ -208,6 +214,10 @@ async fn greet(link: &Link) -> Result<bool, OpenError> {
     }
     let sharded = hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
     Ok(!sharded && hello.get_str("setName").is_err())
+}
+
+fn importing() -> OpenError {
+    OpenError::Corrupt("an import has begun and not ended: drop the database and import again".to_owned())
 }
 
 impl Shared {

@@ -1,0 +1,78 @@
+//! From where and to where: a data directory or a MongoDB database, as the configuration says.
+
+use crate::{
+    cli::failure::Failure,
+    config::Config,
+    crypto::chain::ChainKey,
+    store::{
+        Store,
+        embedded::{self, Embedded},
+        mongo::{self, Mongo},
+        transfer::{Dump, Load},
+    },
+};
+
+/// What is exported from.
+pub(super) async fn source(config: &Config) -> Result<Box<dyn Dump>, Failure> {
+    if !config.store.is_shared() {
+        return Ok(Box::new(Embedded::read_only(&config.data_dir).map_err(|error| refused_embedded(&error))?));
+    }
+    let export = Mongo::export(&config.store.address()?, config.store.call_timeout()).await;
+    Ok(Box::new(export.map_err(|error| refused(&error))?))
+}
+
+/// What is imported into.
+pub(super) enum Target {
+    Embedded(Box<Embedded>),
+    Mongo(Box<mongo::Import>),
+}
+
+impl Target {
+    pub(super) async fn open(config: &Config, chain: ChainKey) -> Result<Self, Failure> {
+        if !config.store.is_shared() {
+            let embedded = Embedded::open(&config.data_dir, &config.node, chain).map_err(|error| refused_embedded(&error))?;
+            return Ok(Self::Embedded(Box::new(embedded)));
+        }
+        let import = Mongo::import(&config.store.address()?, chain, config.store.call_timeout()).await;
+        Ok(Self::Mongo(Box::new(import.map_err(|error| refused(&error))?)))
+    }
+
+    pub(super) fn load(&self) -> &dyn Load {
+        match self {
+            Self::Embedded(embedded) => embedded.as_ref(),
+            Self::Mongo(import) => import.as_ref(),
+        }
+    }
+
+    pub(super) async fn close(&self) -> Result<(), Failure> {
+        match self {
+            Self::Embedded(embedded) => embedded.close().await.map_err(|error| super::failed("cannot close the store", &error)),
+            // What it has taken in is there already.
+            Self::Mongo(_) => Ok(()),
+        }
+    }
+
+    /// What is to be done with what a failed import leaves.
+    pub(super) fn remains(&self, config: &Config) -> String {
+        match self {
+            Self::Embedded(_) => {
+                let dir = config.data_dir.display();
+                format!("nothing can use what was written to {dir} so far: empty the directory and try again")
+            }
+            Self::Mongo(_) => "no node opens what was written to the database so far: drop it and try again".to_owned(),
+        }
+    }
+}
+
+fn refused_embedded(error: &embedded::OpenError) -> Failure {
+    Failure::setting("data_dir", with_source(error))
+}
+
+fn refused(error: &mongo::OpenError) -> Failure {
+    if error.may_pass() { Failure::Other(with_source(error)) } else { Failure::setting("", with_source(error)) }
+}
+
+fn with_source(error: &dyn std::error::Error) -> String {
+    let source = error.source().map(|source| format!(": {source}")).unwrap_or_default();
+    format!("{error}{source}")
+}

@@ -1,0 +1,211 @@
+//! Import into an empty MongoDB database that no node uses.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use mongodb::bson::{Document, doc};
+use tokio::sync::Mutex;
+
+use super::{
+    LONG, Mongo, chain, clients,
+    codec::{count, date},
+    families,
+    fault::{Fault, OpenError},
+    greet, importing, keys,
+    link::Link,
+    node,
+    pending::Entry,
+    probe,
+    revocations::{key_of, place_of},
+    schema::{self, AUDIT_LOGS, CLIENTS, META, NODES, REVOCATIONS, SIGNING_KEYS, TOKENS, WITH_OUTBOX},
+};
+use crate::{
+    crypto::chain::ChainKey,
+    model::{EpochOf, Record, Revoked, Timestamp, revocation::Revocation},
+    store::{
+        Result,
+        transfer::{Chains, Item, Load, VERSION},
+    },
+};
+
+/// An empty database to be filled.
+pub struct Import {
+    link: Arc<Link>,
+    key: ChainKey,
+    progress: Mutex<Option<Chains>>,
+}
+
+impl Mongo {
+    /// Opens a database for an import; `key` seals the audit chains. Nothing else may use it meanwhile.
+    pub async fn import(uri: &str, key: ChainKey, deadline: Duration) -> Result<Import, OpenError> {
+        match Self::fill(uri, key, deadline).await {
+            Err(error) => Err(probe::why(uri, error).await),
+            opened => opened,
+        }
+    }
+
+    async fn fill(uri: &str, key: ChainKey, deadline: Duration) -> Result<Import, OpenError> {
+        // A batch is more than what a caller waits for.
+        let link = Arc::new(Link::new(uri, deadline.max(LONG)).await?);
+        greet(&link).await?;
+        schema::prepare(&link).await?;
+        if schema::is_importing(&link).await? {
+            return Err(importing());
+        }
+        Ok(Import { link, key, progress: Mutex::default() })
+    }
+}
+
+#[async_trait]
+impl Load for Import {
+    async fn load(&self, items: Vec<Item>) -> Result<()> {
+        let mut progress = self.progress.lock().await;
+        for run in items.chunk_by(|one, other| std::mem::discriminant(one) == std::mem::discriminant(other)) {
+            self.take_in(run, &mut progress).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Import {
+    /// Items of one kind.
+    async fn take_in(&self, run: &[Item], progress: &mut Option<Chains>) -> Result<(), Fault> {
+        let mut documents = Vec::with_capacity(run.len());
+        let mut collection = AUDIT_LOGS;
+        for item in run {
+            let chains = match (item, progress.as_mut()) {
+                (Item::Export { version }, _) if *version != VERSION => {
+                    return Err(Fault::row("import", format!("version {version} is not known, {VERSION} is")));
+                }
+                (Item::Export { .. }, Some(_)) => return Err(not_empty()),
+                (Item::Export { .. }, None) => {
+                    self.begin().await?;
+                    *progress = Some(Chains::default());
+                    continue;
+                }
+                (_, None) => return Err(Fault::row("import", "the first record must be of type export")),
+                (_, Some(chains)) => chains,
+            };
+            match item {
+                Item::Export { .. } => {}
+                Item::Client(client) => {
+                    collection = CLIENTS;
+                    documents.push(doc! {
+                        "_id": client.id.as_str(),
+                        "deleted": false,
+                        "tenant": client.tenant.as_str(),
+                        "revision": count(client.revision),
+                        "client": clients::bare(client)?,
+                    });
+                }
+                Item::SecretUse { client, secret, last_used_at, use_count } => {
+                    let used =
+                        doc! { "secret": secret.as_str(), "count": count(*use_count), "last_used_at": date(*last_used_at) };
+                    let once = doc! { "_id": client.as_str(), "uses.secret": { "$ne": secret.as_str() } };
+                    self.update(CLIENTS, once, doc! { "$push": { "uses": used } }, false).await?;
+                }
+                Item::Family(family) => {
+                    collection = TOKENS;
+                    documents.push(families::encoded(family)?);
+                }
+                Item::Revocation(revocation) => self.revocation(revocation).await?,
+                Item::Epoch { of, value } => self.epoch(of, *value).await?,
+                Item::Keyset(keyset) => {
+                    collection = SIGNING_KEYS;
+                    let keyset_itself = super::codec::encode("keyset", keyset)?;
+                    documents.push(doc! { "_id": keys::KEYSET, "revision": count(keyset.revision), "keyset": keyset_itself });
+                }
+                Item::Record { chain: name, sequence, node, event, hash } => {
+                    let entry = Entry::new(event.clone())?;
+                    let hash = chains
+                        .step(name, *sequence, node, &entry.body, hash)
+                        .map_err(|problem| Fault::row("import", problem))?;
+                    let record =
+                        Record { chain: name.clone(), sequence: *sequence, node: node.clone(), event: event.clone(), hash };
+                    documents.push(chain::encoded(&record, &self.key)?);
+                }
+                Item::ChainEnd { chain: name, sequence, hash } => {
+                    let hash = chains.close(name, *sequence, hash).map_err(|problem| Fault::row("import", problem))?;
+                    let newest = self.newest(name).await?;
+                    let mut head = doc! { "_id": name.as_ref(), "newest": date(newest) };
+                    head.extend(node::head(&self.key.seal(name, *sequence, hash)));
+                    collection = NODES;
+                    documents.push(head);
+                }
+                Item::End { chains: all } => {
+                    chains.finish(*all).map_err(|problem| Fault::row("import", problem))?;
+                    *progress = None;
+                    let meta = self.link.collection(META);
+                    self.link.call(async move { Ok(meta.delete_one(doc! { "_id": "import" }).await?) }).await?;
+                }
+            }
+        }
+        self.insert(collection, documents).await
+    }
+
+    /// Marks the database as half full: nothing opens it before the end.
+    async fn begin(&self) -> Result<(), Fault> {
+        for name in WITH_OUTBOX.into_iter().chain([AUDIT_LOGS, NODES]) {
+            let collection = self.link.collection(name);
+            if self.link.call(async move { Ok(collection.find_one(doc! {}).await?) }).await?.is_some() {
+                return Err(not_empty());
+            }
+        }
+        let meta = self.link.collection(META);
+        match self.link.call(async move { Ok(meta.insert_one(doc! { "_id": "import" }).await?) }).await {
+            Err(fault) if fault.is_duplicate() => Err(not_empty()),
+            outcome => outcome.map(drop),
+        }
+    }
+
+    async fn insert(&self, collection: &'static str, documents: Vec<Document>) -> Result<(), Fault> {
+        if documents.is_empty() {
+            return Ok(());
+        }
+        let into = self.link.collection(collection);
+        match self.link.call(async move { Ok(into.insert_many(documents).await?) }).await {
+            Err(fault) if fault.is_duplicate() => Err(Fault::row("import", "a record stands twice")),
+            outcome => outcome.map(drop),
+        }
+    }
+
+    async fn update(&self, collection: &'static str, filter: Document, update: Document, upsert: bool) -> Result<bool, Fault> {
+        let into = self.link.collection(collection);
+        let update = async move { Ok(into.update_one(filter, update).upsert(upsert).await?) };
+        Ok(self.link.call(update).await?.matched_count > 0)
+    }
+
+    /// With the family where it is there, else for itself.
+    async fn revocation(&self, revocation: &Revocation) -> Result<(), Fault> {
+        let until = date(revocation.until);
+        if let Revoked::Family(id) = revocation.revoked {
+            let ended = doc! { "$max": { "ended_until": until.clone() }, "$set": { "ended": true } };
+            if self.update(TOKENS, doc! { "_id": super::codec::uuid(id.0) }, ended, false).await? {
+                return Ok(());
+            }
+        }
+        let filter = doc! { "_id": key_of(revocation.revoked) };
+        self.update(REVOCATIONS, filter, doc! { "$max": { "until": until } }, true).await.map(drop)
+    }
+
+    async fn epoch(&self, of: &EpochOf, value: u64) -> Result<(), Fault> {
+        let (collection, id, field) = place_of(of);
+        let mut update = doc! { "$max": { field: count(value) } };
+        if collection == CLIENTS {
+            update.insert("$setOnInsert", doc! { "deleted": true });
+        }
+        self.update(collection, doc! { "_id": id }, update, true).await.map(drop)
+    }
+
+    /// The newest time of a chain that was taken in.
+    async fn newest(&self, name: &str) -> Result<Timestamp, Fault> {
+        let (logs, filter) = (self.link.collection(AUDIT_LOGS), chain::behind(name, 0));
+        let newest = async move { Ok(logs.find_one(filter).sort(doc! { "event.at": -1 }).await?) };
+        let found = self.link.call(newest).await?;
+        Ok(found.as_ref().map(chain::decoded).transpose()?.map_or(Timestamp::EPOCH, |record| record.event.at))
+    }
+}
+
+fn not_empty() -> Fault {
+    Fault::row("import", "the store is not empty")
+}

@@ -1,0 +1,289 @@
+//! Export from a MongoDB database, of one moment where the servers can show one: a snapshot, while nodes go on writing.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use mongodb::{
+    ClientSession,
+    bson::{Bson, Document, doc},
+    options::FindOptions,
+};
+use tokio::sync::Mutex;
+
+use super::{
+    LONG, Mongo, chain, clients,
+    codec::{Fields, uuid},
+    families,
+    fault::{Fault, OpenError},
+    greet, importing, keys,
+    link::Link,
+    node::head_of,
+    revocations::{epoch_of, key_of, revocation_of, revocation_of_family},
+    schema::{self, AUDIT_LOGS, CLIENTS, EPOCHS, NODES, REVOCATIONS, SIGNING_KEYS, TOKENS},
+};
+use crate::{
+    crypto::chain::START,
+    model::{ClientId, EpochOf, FamilyId, Record, Revoked, SecretId, revocation::Revocation},
+    store::{
+        Result,
+        transfer::{Dump, Item, VERSION, hex},
+    },
+};
+
+/// A database to be read as a whole.
+pub struct Export {
+    link: Arc<Link>,
+    /// One moment for every page; none where the server shows no such thing.
+    view: Arc<Mutex<Option<ClientSession>>>,
+}
+
+impl Mongo {
+    /// Opens a database for an export, while nodes go on or while none runs.
+    pub async fn export(uri: &str, deadline: Duration) -> Result<Export, OpenError> {
+        // A page is more than what a caller waits for.
+        let link = Arc::new(Link::new(uri, deadline.max(LONG)).await?);
+        let alone = greet(&link).await?;
+        schema::prepare(&link).await?;
+        if schema::is_importing(&link).await? {
+            return Err(importing());
+        }
+        let client = link.client().clone();
+        let session = async move { Ok(client.start_session().snapshot(true).await?) };
+        let view = if alone { None } else { link.call(session).await.ok() };
+        if view.is_none() {
+            tracing::warn!("this MongoDB shows no snapshots: what is written during an export may be in it by half");
+        }
+        Ok(Export { link, view: Arc::new(Mutex::new(view)) })
+    }
+}
+
+#[async_trait]
+impl Dump for Export {
+    async fn dump(&self, after: Option<&Item>, limit: usize) -> Result<Vec<Item>> {
+        let mut position = Position::of(after);
+        let mut items = Vec::new();
+        while let Some(at) = position
+            && items.is_empty()
+        {
+            items = self.page(&at, limit.max(1)).await?;
+            position = at.next_type();
+        }
+        Ok(items)
+    }
+}
+
+/// Where an export stands: in a type of record, behind a key of it.
+enum Position {
+    Export,
+    Clients(Option<ClientId>),
+    SecretUses(Option<(ClientId, SecretId)>),
+    Families(Option<FamilyId>),
+    Revocations(Option<Revoked>),
+    Tenants(Option<EpochOf>),
+    OfClients(Option<EpochOf>),
+    Subjects(Option<EpochOf>),
+    Keyset,
+    /// Behind a chain: in the next one.
+    Chain(Option<Arc<str>>),
+    Records(Arc<str>, u64),
+    End,
+}
+
+impl Position {
+    /// Behind an item; `None` behind the last.
+    fn of(after: Option<&Item>) -> Option<Self> {
+        Some(match after {
+            None => Self::Export,
+            Some(Item::Export { .. }) => Self::Clients(None),
+            Some(Item::Client(client)) => Self::Clients(Some(client.id.clone())),
+            Some(Item::SecretUse { client, secret, .. }) => Self::SecretUses(Some((client.clone(), secret.clone()))),
+            Some(Item::Family(family)) => Self::Families(Some(family.id)),
+            Some(Item::Revocation(revocation)) => Self::Revocations(Some(revocation.revoked)),
+            Some(Item::Epoch { of: of @ EpochOf::Tenant(_), .. }) => Self::Tenants(Some(of.clone())),
+            Some(Item::Epoch { of: of @ EpochOf::Client(_), .. }) => Self::OfClients(Some(of.clone())),
+            Some(Item::Epoch { of: of @ EpochOf::Subject(_), .. }) => Self::Subjects(Some(of.clone())),
+            Some(Item::Keyset(_)) => Self::Chain(None),
+            Some(Item::Record { chain, sequence, .. }) => Self::Records(chain.clone(), *sequence),
+            Some(Item::ChainEnd { chain, .. }) => Self::Chain(Some(chain.clone())),
+            Some(Item::End { .. }) => return None,
+        })
+    }
+
+    const fn next_type(&self) -> Option<Self> {
+        Some(match self {
+            Self::Export => Self::Clients(None),
+            Self::Clients(_) => Self::SecretUses(None),
+            Self::SecretUses(_) => Self::Families(None),
+            Self::Families(_) => Self::Revocations(None),
+            Self::Revocations(_) => Self::Tenants(None),
+            Self::Tenants(_) => Self::OfClients(None),
+            Self::OfClients(_) => Self::Subjects(None),
+            Self::Subjects(_) => Self::Keyset,
+            Self::Keyset => Self::Chain(None),
+            Self::Chain(_) | Self::Records(..) => Self::End,
+            Self::End => return None,
+        })
+    }
+}
+
+impl Export {
+    async fn page(&self, at: &Position, limit: usize) -> Result<Vec<Item>, Fault> {
+        Ok(match at {
+            Position::Export => vec![Item::Export { version: VERSION }],
+            Position::Clients(after) => {
+                let after = after.as_ref().map_or("", ClientId::as_str);
+                let found = self.find(CLIENTS, doc! { "deleted": false, "_id": { "$gt": after } }, limit).await?;
+                found.iter().map(|found| clients::undecorated(found).map(Item::Client)).collect::<Result<_, _>>()?
+            }
+            Position::SecretUses(after) => self.secret_uses(after.as_ref(), limit).await?,
+            Position::Families(after) => {
+                let filter = after.map_or_else(Document::new, |after| doc! { "_id": { "$gt": uuid(after.0) } });
+                let found = self.find(TOKENS, filter, limit).await?;
+                found.iter().map(|found| families::decoded(found).map(Item::Family)).collect::<Result<_, _>>()?
+            }
+            Position::Revocations(after) => self.revocations(*after, limit).await?,
+            Position::Tenants(after) => self.epochs("tenant", after.as_ref(), limit).await?,
+            Position::OfClients(after) => {
+                let after = if let Some(EpochOf::Client(id)) = after { id.as_str() } else { "" };
+                let filter = doc! { clients::EPOCH: { "$gt": 0 }, "_id": { "$gt": after } };
+                let read = |found: &Document| {
+                    let fields = Fields::of("client", found);
+                    Ok(Item::Epoch { of: EpochOf::Client(fields.parse("_id")?), value: fields.count(clients::EPOCH)? })
+                };
+                self.find(CLIENTS, filter, limit).await?.iter().map(read).collect::<Result<_, Fault>>()?
+            }
+            Position::Subjects(after) => self.epochs("subject", after.as_ref(), limit).await?,
+            Position::Keyset => {
+                let found = self.find(SIGNING_KEYS, doc! { "_id": keys::KEYSET }, 1).await?;
+                found.iter().map(|found| keys::decoded(found).map(Item::Keyset)).collect::<Result<_, _>>()?
+            }
+            Position::Chain(after) => {
+                let next = self.names().await?.into_iter().find(|name| after.as_ref().is_none_or(|after| name > after));
+                match next {
+                    Some(next) => self.records(&next, 0, limit).await?,
+                    None => Vec::new(),
+                }
+            }
+            Position::Records(chain, after) => self.records(chain, *after, limit).await?,
+            Position::End => {
+                let chains = self.names().await?.len();
+                vec![Item::End { chains: u64::try_from(chains).unwrap_or(u64::MAX) }]
+            }
+        })
+    }
+
+    /// Up to `limit` documents in the order of their ids.
+    async fn find(&self, collection: &'static str, filter: Document, limit: usize) -> Result<Vec<Document>, Fault> {
+        // A snapshot has a read concern of its own.
+        let documents = self.link.client().database(self.link.database().name()).collection::<Document>(collection);
+        let (view, plain) = (self.view.clone(), self.link.collection(collection));
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let options = FindOptions::builder().sort(doc! { "_id": 1 }).limit(limit).projection(doc! { "outbox": 0 }).build();
+        let read = async move {
+            let (mut found, mut view) = (Vec::new(), view.lock().await);
+            if let Some(session) = view.as_mut() {
+                let mut cursor = documents.find(filter).with_options(options).session(&mut *session).await?;
+                while let Some(document) = cursor.next(session).await {
+                    found.push(document?);
+                }
+                return Ok(found);
+            }
+            let mut cursor = plain.find(filter).with_options(options).await?;
+            while cursor.advance().await? {
+                found.push(cursor.deserialize_current()?);
+            }
+            Ok(found)
+        };
+        self.link.call(read).await
+    }
+
+    async fn secret_uses(&self, after: Option<&(ClientId, SecretId)>, limit: usize) -> Result<Vec<Item>, Fault> {
+        let from = after.map_or("", |(client, _)| client.as_str());
+        let used = doc! { "deleted": false, "uses.0": { "$exists": true }, "_id": { "$gte": from } };
+        let mut items = Vec::new();
+        // One more than there may be behind this one, which may have none left.
+        for found in self.find(CLIENTS, used, limit.saturating_add(1)).await? {
+            let mut uses = clients::uses(&found)?;
+            uses.sort_unstable_by(|one, other| one.secret.as_str().cmp(other.secret.as_str()));
+            uses.retain(|used| {
+                after.is_none_or(|(client, secret)| {
+                    (used.client.as_str(), used.secret.as_str()) > (client.as_str(), secret.as_str())
+                })
+            });
+            items.extend(uses.into_iter().map(|used| Item::SecretUse {
+                client: used.client,
+                secret: used.secret,
+                last_used_at: used.at,
+                use_count: used.count,
+            }));
+        }
+        items.truncate(limit);
+        Ok(items)
+    }
+
+    /// Single tokens first, then families: those that are there and those that are gone, in one order.
+    async fn revocations(&self, after: Option<Revoked>, limit: usize) -> Result<Vec<Item>, Fault> {
+        if !matches!(after, Some(Revoked::Family(_))) {
+            let from = after.map_or_else(|| "token:".to_owned(), key_of);
+            let found = self.find(REVOCATIONS, doc! { "_id": { "$gt": from, "$lt": "token;" } }, limit).await?;
+            if !found.is_empty() {
+                return found.iter().map(|found| revocation_of(found).map(Item::Revocation)).collect();
+            }
+        }
+        let after = if let Some(Revoked::Family(id)) = after { Some(id) } else { None };
+        let from = after.map_or_else(|| "family:".to_owned(), |id| key_of(Revoked::Family(id)));
+        let gone = self.find(REVOCATIONS, doc! { "_id": { "$gt": from, "$lt": "family;" } }, limit).await?;
+        let mut there = doc! { "ended_until": { "$exists": true } };
+        there.extend(after.map(|after| ("_id".to_owned(), Bson::Document(doc! { "$gt": uuid(after.0) }))));
+        let there = self.find(TOKENS, there, limit).await?;
+        let gone = gone.iter().map(revocation_of);
+        let mut all = gone.chain(there.iter().map(revocation_of_family)).collect::<Result<Vec<Revocation>, _>>()?;
+        // The later time of two that say the same comes first, and stays.
+        all.sort_unstable_by(|one, other| one.revoked.cmp(&other.revoked).then(other.until.cmp(&one.until)));
+        all.dedup_by_key(|revocation| revocation.revoked);
+        all.truncate(limit);
+        Ok(all.into_iter().map(Item::Revocation).collect())
+    }
+
+    async fn epochs(&self, kind: &str, after: Option<&EpochOf>, limit: usize) -> Result<Vec<Item>, Fault> {
+        let from = after.map_or_else(|| format!("{kind}:"), |of| super::revocations::place_of(of).1);
+        let filter = doc! { "_id": { "$gt": from, "$lt": format!("{kind};") } };
+        let read = |found: &Document| {
+            let fields = Fields::of("epoch", found);
+            Ok(Item::Epoch { of: epoch_of(fields.text("_id")?)?, value: fields.count("value")? })
+        };
+        self.find(EPOCHS, filter, limit).await?.iter().map(read).collect()
+    }
+
+    /// The chains that have records, in the order of their names.
+    async fn names(&self) -> Result<Vec<Arc<str>>, Fault> {
+        let mut names = Vec::new();
+        for node in self.find(NODES, doc! {}, usize::MAX).await? {
+            let name: Arc<str> = Fields::of("node", &node).text("_id")?.into();
+            if head_of(&node)?.is_some() || !self.find(AUDIT_LOGS, chain::behind(&name, 0), 1).await?.is_empty() {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    /// The next records of a chain; its end, where there are no more.
+    async fn records(&self, chain: &Arc<str>, after: u64, limit: usize) -> Result<Vec<Item>, Fault> {
+        let found = self.find(AUDIT_LOGS, chain::behind(chain, after), limit).await?;
+        if let [] = found.as_slice() {
+            let noted = self.find(NODES, doc! { "_id": chain.as_ref() }, 1).await?;
+            let noted = noted.first().map(head_of).transpose()?.flatten().map_or(0, |head| head.sequence);
+            if noted > after {
+                return Err(Fault::row("audit chain", format!("{chain}: it ends at {after} and was at {noted}")));
+            }
+            let last = self.find(AUDIT_LOGS, doc! { "_id": chain::place(chain, after) }, 1).await?;
+            let hash = last.first().map(chain::decoded).transpose()?.map_or(START, |record| record.hash);
+            return Ok(vec![Item::ChainEnd { chain: chain.clone(), sequence: after, hash: hex(&hash) }]);
+        }
+        let item = |found: &Document| {
+            let Record { chain, sequence, node, event, hash } = chain::decoded(found)?;
+            Ok(Item::Record { chain, sequence, node, event, hash: hex(&hash) })
+        };
+        found.iter().map(item).collect()
+    }
+}

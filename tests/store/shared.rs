@@ -1,0 +1,250 @@
+//! What only a store that nodes share can show: nodes beside each other, a node that died half way, another's schema.
+
+mod mongodb {
+    use std::{collections::BTreeSet, time::Duration};
+
+    use jeton::{
+        crypto::chain::Walk,
+        model::{Action, Client, EpochOf, Family, Jti, Revoked, revocation::Revocation},
+        store::{
+            AuditStore, Change, ClientStore, FamilyStore, KeyStore, RevocationStore, Rotation, Store, StoreError,
+            mongo::{DEADLINE, Mongo, OpenError},
+        },
+    };
+    use mongodb::{
+        Collection, Database, IndexModel,
+        bson::{Bson, Document, doc},
+    };
+    use tokio::time::{Instant, sleep};
+
+    use crate::{
+        bench::{Bench, mongodb as node, own_database},
+        fixtures::{Ear, NOW, at, client, event, family, id, keyset, present, stamp},
+    };
+
+    const WHY: &str = "what is heard comes within the bound of the issue, ten times over for a busy machine";
+
+    async fn database(uri: &str) -> Database {
+        mongodb::Client::with_uri_str(uri).await.unwrap().default_database().unwrap()
+    }
+
+    /// Waits until it is so.
+    async fn eventually(what: &str, so: impl AsyncFn() -> bool) {
+        let since = Instant::now();
+        while !so().await {
+            assert!(since.elapsed() < Duration::from_secs(10), "{what}: {WHY}");
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// V04: what one node ends, the followers of the others hear of, whatever was ended.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn what_one_node_ends_the_others_hear_of() {
+        let uri = own_database();
+        let (one, other, ear) = (node(&uri, "one").await, node(&uri, "other").await, Ear::new());
+        other.follow(NOW, ear.clone()).await.unwrap();
+        let revocation = Revocation { revoked: Revoked::Token(Jti::new()), until: at(1_000) };
+        one.revoke(&revocation, event(Action::TokenRevoked)).await.unwrap();
+        let (ended, reused) = (family("a"), family("a"));
+        for family in [&ended, &reused] {
+            one.open_family(family, event(Action::TokenIssued)).await.unwrap();
+        }
+        one.end_family(ended.id, NOW, at(2_000), event(Action::FamilyRevoked)).await.unwrap();
+        one.rotate(&present(&reused, 0, 1), &stamp(), "jti").await.unwrap();
+        assert_eq!(other.rotate(&present(&reused, 0, 20_000), &stamp(), "jti").await.unwrap(), Rotation::Reused);
+        for of in [EpochOf::Tenant("t".parse().unwrap()), EpochOf::Client(id("c"))] {
+            one.raise_epoch(&of, event(Action::ClientRevoked)).await.unwrap();
+        }
+        one.create_client(&client("c"), event(Action::ClientCreated)).await.unwrap();
+        one.replace_keyset(&keyset(1), event(Action::KeysCreated)).await.unwrap();
+        let expected = [
+            Change::Revoked(revocation),
+            Change::Revoked(Revocation { revoked: Revoked::Family(ended.id), until: at(2_000) }),
+            Change::Revoked(Revocation { revoked: Revoked::Family(reused.id), until: at(20_000 + 900_000) }),
+            Change::Epoch(EpochOf::Tenant("t".parse().unwrap()), 1),
+            Change::Epoch(EpochOf::Client(id("c")), 1),
+            Change::Client(id("c")),
+            Change::Keyset(keyset(1).into()),
+        ];
+        eventually("all of it", async || expected.iter().all(|change| ear.heard().contains(change))).await;
+        let order: Vec<_> = ear.heard().into_iter().filter(|change| expected.contains(change)).collect();
+        assert_eq!(order[0], expected[0], "in the order of the commits");
+        database(&uri).await.drop().await.unwrap();
+    }
+
+    /// A change and its record are two documents: a node that dies in between leaves the event in the outbox, and the next life
+    /// of that node records it; the end of a chain that was not noted is found again.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn what_a_node_left_behind_is_recorded_when_it_comes_back() {
+        let uri = own_database();
+        let store = node(&uri, "node").await;
+        store.create_client(&client("a"), event(Action::ClientCreated)).await.unwrap();
+        store.close().await.unwrap();
+        drop(store);
+        // As if it had died right behind a second change.
+        let clients: Collection<Document> = database(&uri).await.collection("clients");
+        let record = Client { revision: 2, display_name: "changed".into(), ..client("a") };
+        let event_of_it = mongodb::bson::serialize_to_bson(&event(Action::ClientUpdated)).unwrap();
+        let entry = uuid::Uuid::now_v7();
+        let entry =
+            mongodb::bson::Binary { subtype: mongodb::bson::spec::BinarySubtype::Uuid, bytes: entry.as_bytes().to_vec() };
+        let left = doc! { "id": entry, "node": "node", "after": 1_i64, "event": event_of_it };
+        let change = doc! {
+            "$set": { "revision": 2_i64, "client": mongodb::bson::serialize_to_bson(&record).unwrap() },
+            "$push": { "outbox": left },
+        };
+        clients.update_one(doc! { "_id": "a" }, change).await.unwrap();
+
+        let store = node(&uri, "node").await;
+        let records = store.chain("node", 0, 9).await.unwrap();
+        let actions: Vec<_> = records.iter().map(|record| record.event.action).collect();
+        assert_eq!(actions, [Action::ClientCreated, Action::ClientUpdated]);
+        let mut walk = Walk::from_start();
+        records.iter().try_for_each(|record| walk.record(record)).unwrap();
+        walk.finish(&Bench::key(), store.head("node").await.unwrap().as_ref()).unwrap();
+        eventually("the outbox is emptied", async || {
+            let found = clients.find_one(doc! { "_id": "a" }).await.unwrap().unwrap();
+            found.get_array("outbox").unwrap().is_empty()
+        })
+        .await;
+        // Once: the next life finds nothing.
+        store.close().await.unwrap();
+        assert_eq!(node(&uri, "node").await.chain("node", 0, 9).await.unwrap().len(), 2);
+        database(&uri).await.drop().await.unwrap();
+    }
+
+    /// I6: no event stays in an outbox once its verb has answered and some time has passed.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn outboxes_are_emptied() {
+        let uri = own_database();
+        let store = node(&uri, "node").await;
+        crate::scenes::fill(&store, 5).await;
+        let database = database(&uri).await;
+        for name in ["clients", "tokens", "revocations", "epochs", "signing_keys"] {
+            let collection: Collection<Document> = database.collection(name);
+            let waiting = doc! { "outbox.id": { "$exists": true } };
+            eventually(name, async || collection.count_documents(waiting.clone()).await.unwrap() == 0).await;
+        }
+        database.drop().await.unwrap();
+    }
+
+    /// Two processes under one name: the later one has it, the earlier one stops, and the chain has one line of descent.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn a_name_is_one_process() {
+        let uri = own_database();
+        let earlier = node(&uri, "node").await;
+        earlier.append(event(Action::ServerStarted)).await.unwrap();
+        let later = node(&uri, "node").await;
+        later.append(event(Action::ServerStarted)).await.unwrap();
+        let refused = earlier.append(event(Action::TokenIssued)).await;
+        assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+        eventually("it stops", async || earlier.client(&id("a")).await.is_err()).await;
+        later.append(event(Action::ServerStarted)).await.unwrap();
+        let mut walk = Walk::from_start();
+        later.chain("node", 0, 9).await.unwrap().iter().try_for_each(|record| walk.record(record)).unwrap();
+        assert_eq!(walk.sequence(), 3);
+        database(&uri).await.drop().await.unwrap();
+    }
+
+    async fn names(database: &Database, collection: &str) -> BTreeSet<String> {
+        database.collection::<Document>(collection).list_index_names().await.unwrap().into_iter().collect()
+    }
+
+    /// M12: an index that is missing or not what it should be is made anew, also a unique one that would refuse families.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn indexes_are_mended() {
+        let uri = own_database();
+        node(&uri, "node").await.close().await.unwrap();
+        let database = database(&uri).await;
+        let tokens: Collection<Document> = database.collection("tokens");
+        let before = names(&database, "tokens").await;
+        tokens.drop_index("ended_until").await.unwrap();
+        tokens.drop_index("ends_at").await.unwrap();
+        let unique = mongodb::options::IndexOptions::builder().name("mine".to_owned()).unique(true).build();
+        tokens.create_index(IndexModel::builder().keys(doc! { "ended_until": 1 }).options(unique).build()).await.unwrap();
+        let store = node(&uri, "node").await;
+        assert_eq!(names(&database, "tokens").await, before);
+        for _ in 0..2 {
+            store.open_family(&family("a"), event(Action::TokenIssued)).await.unwrap();
+        }
+        database.drop().await.unwrap();
+    }
+
+    /// M12: a newer schema is refused, with both versions in the message, and left as it is.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn a_newer_schema_is_refused() {
+        let uri = own_database();
+        node(&uri, "node").await.close().await.unwrap();
+        let database = database(&uri).await;
+        let meta: Collection<Document> = database.collection("meta");
+        meta.update_one(doc! { "_id": "schema" }, doc! { "$set": { "version": 9_i64 } }).await.unwrap();
+        let refused = Mongo::open(&uri, "node", Bench::key(), DEADLINE).await;
+        assert!(matches!(&refused, Err(OpenError::Newer { found: 9, known: 1 })), "{:?}", refused.err());
+        database.drop().await.unwrap();
+    }
+
+    /// O04: the end of a chain that was noted and is gone is missed at the next start, by name and place.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn a_chain_that_lost_its_end_is_refused() {
+        let uri = own_database();
+        let store = node(&uri, "node").await;
+        for _ in 0..5 {
+            store.append(event(Action::TokenIssued)).await.unwrap();
+        }
+        store.close().await.unwrap();
+        let database = database(&uri).await;
+        let logs: Collection<Document> = database.collection("audit_logs");
+        logs.delete_one(doc! { "_id": { "chain": "node", "sequence": 5_i64 } }).await.unwrap();
+        let refused = Mongo::open(&uri, "node", Bench::key(), DEADLINE).await.err().unwrap();
+        assert_eq!(refused.to_string(), "the database is damaged: the audit chain node ends at 4 and was at 5");
+        // Behind the noted head nothing counts that does not bear our seal.
+        let forged = doc! { "$set": { "hash": Bson::Null } };
+        logs.update_one(doc! { "_id": { "chain": "node", "sequence": 4_i64 } }, forged).await.unwrap();
+        assert!(matches!(Mongo::open(&uri, "node", Bench::key(), DEADLINE).await, Err(OpenError::Corrupt(_))));
+        database.drop().await.unwrap();
+    }
+
+    /// A dropped collection is noticed while nodes run, and everything is read afresh: nobody judges by what is not there.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn a_dropped_collection_is_noticed() {
+        let uri = own_database();
+        let (store, ear) = (node(&uri, "node").await, Ear::new());
+        store.follow(NOW, ear.clone()).await.unwrap();
+        let database = database(&uri).await;
+        database.collection::<Document>("revocations").drop().await.unwrap();
+        eventually("it is noticed", async || ear.heard().contains(&Change::Missed)).await;
+        // And the feed goes on.
+        let revocation = Revocation { revoked: Revoked::Token(Jti::new()), until: at(1_000) };
+        store.revoke(&revocation, event(Action::TokenRevoked)).await.unwrap();
+        assert!(ear.heard().contains(&Change::Revoked(revocation)));
+        database.drop().await.unwrap();
+    }
+
+    /// A family that dies before what it stands for may be forgotten leaves its revocation behind.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn the_end_of_a_family_outlives_it() {
+        let uri = own_database();
+        let store = node(&uri, "node").await;
+        let short = Family { expires_at: at(1_000), ..family("a") };
+        store.open_family(&short, event(Action::TokenIssued)).await.unwrap();
+        store.end_family(short.id, NOW, at(5_000), event(Action::FamilyRevoked)).await.unwrap();
+        assert_eq!(store.sweep(at(2_000), 10).await.unwrap(), 1);
+        assert_eq!(store.family(short.id, NOW).await.unwrap(), None);
+        let revocation = Revocation { revoked: Revoked::Family(short.id), until: at(5_000) };
+        assert_eq!(store.follow(at(2_000), Ear::new()).await.unwrap().revocations, [revocation]);
+        store.end_family(short.id, NOW, at(6_000), event(Action::FamilyRevoked)).await.unwrap();
+        let longer = Revocation { until: at(6_000), ..revocation };
+        assert_eq!(store.follow(at(2_000), Ear::new()).await.unwrap().revocations, [longer]);
+        assert_eq!(store.sweep(at(6_000), 10).await.unwrap(), 1);
+        database(&uri).await.drop().await.unwrap();
+    }
+}
