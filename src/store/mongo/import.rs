@@ -15,6 +15,7 @@ use super::{
     link::Link,
     node,
     pending::Entry,
+    probe,
     revocations::{key_of, place_of},
     schema::{self, AUDIT_LOGS, CLIENTS, META, NODES, REVOCATIONS, SIGNING_KEYS, TOKENS, WITH_OUTBOX},
 };
@@ -37,6 +38,13 @@ pub struct Import {
 impl Mongo {
     /// Opens a database for an import; `key` seals the audit chains. Nothing else may use it meanwhile.
     pub async fn import(uri: &str, key: ChainKey, deadline: Duration) -> Result<Import, OpenError> {
+        match Self::fill(uri, key, deadline).await {
+            Err(error) => Err(probe::why(uri, error).await),
+            opened => opened,
+        }
+    }
+
+    async fn fill(uri: &str, key: ChainKey, deadline: Duration) -> Result<Import, OpenError> {
         // A batch is more than what a caller waits for.
         let link = Arc::new(Link::new(uri, deadline.max(LONG)).await?);
         greet(&link).await?;
