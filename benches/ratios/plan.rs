@@ -30,12 +30,13 @@ pub(crate) struct Options {
     rounds: usize,
     seconds: u32,
     jeton: PathBuf,
+    store: Option<String>,
 }
 
 impl Options {
     pub(crate) fn parse(arguments: Vec<String>) -> Self {
         let jeton = PathBuf::from(env!("CARGO_BIN_EXE_jeton"));
-        let mut options = Self { only: Vec::new(), rounds: 5, seconds: 5, jeton };
+        let mut options = Self { only: Vec::new(), rounds: 5, seconds: 5, jeton, store: None };
         let mut arguments = arguments.into_iter();
         while let Some(name) = arguments.next() {
             let value = arguments.next().unwrap_or_else(|| panic!("{name} needs a value"));
@@ -44,6 +45,7 @@ impl Options {
                 "--rounds" => options.rounds = value.parse().expect("a number of rounds"),
                 "--seconds" => options.seconds = value.parse().expect("a number of seconds"),
                 "--jeton" => options.jeton = value.into(),
+                "--store" => options.store = Some(value),
                 _ => panic!("{name} is no option: see the top of benches/ratios/main.rs"),
             }
         }
@@ -61,7 +63,8 @@ pub(crate) fn run(options: &Options) {
     if ["introspect", "token", "refresh", "revoke", "p99"].iter().any(|part| options.wants(part)) {
         Bench::ready(options, &dir.path().join("ratios")).measure();
     }
-    if options.wants("scale") {
+    // What the embedded store holds, and no other.
+    if options.wants("scale") && options.store.is_none() {
         scale::run(&options.jeton, &dir.path().join("scale"));
     }
 }
@@ -75,7 +78,7 @@ struct Bench<'o> {
 
 impl<'o> Bench<'o> {
     fn ready(options: &'o Options, dir: &Path) -> Self {
-        let jeton = Server::jeton(&options.jeton, dir);
+        let jeton = Server::jeton(&options.jeton, dir, options.store.as_deref());
         let scene = Scene::set(&jeton, dir);
         let echo = Server::echo(dir);
         println!("processes             jeton {}, echo {}", jeton.pid(), echo.pid());

@@ -24,7 +24,7 @@ const IDLE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// Measures and prints.
 pub(crate) fn run(program: &Path, dir: &Path) {
-    let first = Server::jeton(program, dir);
+    let first = Server::jeton(program, dir, None);
     println!("empty store           ready in {:.2} s, {:.0} MiB resident", first.ready.as_secs_f64(), first.resident());
     let client = bootstrap(&first).id;
     first.stop();
@@ -32,7 +32,7 @@ pub(crate) fn run(program: &Path, dir: &Path) {
     tokio::runtime::Runtime::new().unwrap().block_on(fill(dir, &client));
     println!("filled                {FAMILIES} families, {REVOCATIONS} revocations in {:.0} s", began.elapsed().as_secs_f64());
     for _ in 0..STARTS {
-        let server = Server::jeton(program, dir);
+        let server = Server::jeton(program, dir, None);
         let resident = server.resident();
         println!(
             "full store            ready in {:.2} s (bound 2), {resident:.0} MiB resident (bound 300)",
@@ -40,7 +40,7 @@ pub(crate) fn run(program: &Path, dir: &Path) {
         );
         server.stop();
     }
-    let server = Server::jeton(program, dir);
+    let server = Server::jeton(program, dir, None);
     idle("jeton", &server);
     server.stop();
     // What of it is the price of an HTTP/2 connection in tonic.

@@ -28,13 +28,16 @@ impl Server {
         Self::start(command, |line| line.trim().parse().unwrap())
     }
 
-    /// With limits out of the way, and its log beside the data.
-    pub(crate) fn jeton(program: &Path, dir: &Path) -> Self {
+    /// With limits out of the way, and its log beside the data; over the MongoDB at `store`, where that is given.
+    pub(crate) fn jeton(program: &Path, dir: &Path, store: Option<&str>) -> Self {
         fs::create_dir_all(dir).unwrap();
         let mut command = Command::new(program);
         let log = fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
         command.args(["serve", "--dev", "--json", "--listen", "127.0.0.1:0", "--data-dir"]).arg(data(dir)).env_clear();
         command.env("HOME", dir).env("JETON_METRICS_LISTEN", "127.0.0.1:0").env("JETON_ISSUER", "https://jeton.test");
+        if let Some(store) = store {
+            command.env("JETON_STORE__URI", store).env("JETON_NODE", "bench").env("JETON_STORE__CALL_TIMEOUT_MS", "10000");
+        }
         for rate in ["PER_PEER", "PLANS__STANDARD", "PLANS__BULK"] {
             for bound in ["PER_SECOND", "BURST"] {
                 command.env(format!("JETON_LIMITS__{rate}__{bound}"), "10000000");

@@ -1,7 +1,9 @@
-//! `doctor`: looks at a deployment from where it runs, and says what to do. Changes nothing.
+//! `doctor`: looks at a deployment from where it runs, and says what to do. Changes nothing, but for one document that it writes to
+//! a shared store and takes away again.
 
 mod files;
 mod network;
+mod store;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -98,10 +100,17 @@ impl Command {
             Err(problem) => unusable(problem),
         }];
         findings.push(clock(now));
-        findings.extend(files::data_directory(&config.data_dir));
+        if !config.store.is_shared() {
+            findings.extend(files::data_directory(&config.data_dir));
+        }
         findings.push(files::master_key(config, self.dev));
         findings.extend(files::certificate(&config.tls, now));
-        findings.extend(network::service(config).await);
+        let service = network::service(config).await;
+        if config.store.is_shared() {
+            let answers = service.iter().all(|finding| finding.verdict == Verdict::Ok);
+            findings.extend(store::shared(config, answers).await);
+        }
+        findings.extend(service);
         findings
     }
 }

@@ -65,7 +65,8 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
     let judging = Judging { max_lifetime: terms.token.access_lifetime_max(), skew: SKEW };
     let opening = Opening { sealer: sealer.clone(), issuer: terms.issuer.clone(), judging };
     let standing = Standing::new(&keyset, opening, config.store.max_staleness()).map_err(|error| {
-        StartError::Configuration(format!("cannot open the keys in {}: {error}; is this their master key?", data_dir.display()))
+        let place = if config.store.is_shared() { "the shared store".to_owned() } else { data_dir.display().to_string() };
+        StartError::Configuration(format!("cannot open the keys in {place}: {error}; is this their master key?"))
     })?;
     let standing = Arc::new(standing);
     let snapshot =

@@ -310,7 +310,7 @@ async fn run(bench: Bench, verbs: &[Verb]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_sequence_of_verbs_answers_as_the_model(verbs in prop::collection::vec(verb(), 1..120)) {
@@ -323,7 +323,7 @@ mod mongodb {
     use super::*;
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 6, max_shrink_iters: 20, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig { cases: 6, max_shrink_iters: 20, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
         #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]

@@ -228,6 +228,38 @@ mod mongodb {
         database.drop().await.unwrap();
     }
 
+    /// Who follows the trail at one node hears of the others' records too, each once.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn the_tail_of_one_node_tells_of_all() {
+        let uri = own_database();
+        let (one, other) = (node(&uri, "one").await, node(&uri, "other").await);
+        let mut tail = one.tail();
+        let mut heard = BTreeSet::new();
+        // The stream is opened by listening: what is recorded from the first one that came on is told without a gap.
+        let mut first = 0;
+        for n in 0_u64.. {
+            other.append(event(Action::TokenIssued)).await.unwrap();
+            if let Ok(record) = tokio::time::timeout(Duration::from_millis(200), tail.recv()).await {
+                first = record.unwrap().sequence;
+                break;
+            }
+            assert!(n < 50, "{WHY}");
+        }
+        let last = first + 20;
+        for _ in 0..20 {
+            other.append(event(Action::TokenIssued)).await.unwrap();
+            one.append(event(Action::TokenRevoked)).await.unwrap();
+        }
+        while heard.len() < 40 {
+            let record = tokio::time::timeout(Duration::from_secs(10), tail.recv()).await.unwrap().unwrap();
+            if &*record.chain == "one" || record.sequence <= last {
+                assert!(heard.insert((record.chain.clone(), record.sequence)), "{record:?} twice");
+            }
+        }
+        database(&uri).await.drop().await.unwrap();
+    }
+
     /// A family that dies before what it stands for may be forgotten leaves its revocation behind.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]

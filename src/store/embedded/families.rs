@@ -74,8 +74,14 @@ impl Batch<'_> {
         let rotation = match (verdict, found) {
             (Verdict::Rotate, Some(mut row)) => {
                 row.family.generation = row.family.generation.saturating_add(1);
+                let stepped_back = rotate.now < row.family.rotated_at;
                 row.family.rotated_at = rotate.now;
                 self.update_family(&row)?;
+                if stepped_back {
+                    // It dies earlier than its place in the index says. Usually it is later, and the sweep sees to that.
+                    let sql = "UPDATE families SET sweep_at = min(sweep_at, ?2) WHERE id = ?1";
+                    self.execute(sql, (row.family.id.0.as_bytes(), dies_at(&row.family).millis()))?;
+                }
                 Rotation::Rotated(row.family)
             }
             (Verdict::Repeat, Some(row)) => Rotation::Repeated(row.family),

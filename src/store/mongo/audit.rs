@@ -14,6 +14,7 @@ use super::{
     node::head_of,
     pending::Entry,
     schema::{AUDIT_LOGS, NODES},
+    tail,
 };
 use crate::{
     crypto::chain::Head,
@@ -78,7 +79,9 @@ impl AuditStore for Mongo {
     }
 
     fn tail(&self) -> broadcast::Receiver<Arc<Record>> {
-        self.shared.chain.tail()
+        let records = self.shared.chain.tail();
+        tail::listen(&self.shared);
+        records
     }
 }
 

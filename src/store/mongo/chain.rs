@@ -125,6 +125,11 @@ impl Chain {
         self.tail.upgrade().map_or_else(|| broadcast::channel(1).1, |tail| tail.subscribe())
     }
 
+    /// Where records are told; none once the store is closed.
+    pub(super) fn listeners(&self) -> Option<broadcast::Sender<Arc<Record>>> {
+        self.tail.upgrade()
+    }
+
     /// Takes nothing more and waits for what is on its way, but not for ever.
     pub(super) async fn close(&self) {
         self.queue.store(None);

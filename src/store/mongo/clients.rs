@@ -110,7 +110,10 @@ impl Shared {
         let update = doc! { "$set": set, "$push": { "outbox": deed.push() } };
         let clients = self.link.collection(CLIENTS);
         match self.link.call(async move { Ok(clients.update_one(filter, update).upsert(true).await?) }).await {
-            Err(fault) if fault.is_duplicate() => return Ok(Creation::Taken),
+            Err(fault) if fault.is_duplicate() => {
+                self.confirm(owner(&client.id)).await?;
+                return Ok(Creation::Taken);
+            }
             outcome => drop(outcome?),
         }
         self.told(deed, client.id.clone(), None).await?;
@@ -159,7 +162,7 @@ impl Shared {
     }
 
     async fn told(&self, deed: Deed, id: ClientId, epoch: Option<u64>) -> Result<(), Fault> {
-        let owner = Owner { collection: CLIENTS, id: id.as_str().into() };
+        let owner = owner(&id);
         let epoch = epoch.map(|value| Change::Epoch(EpochOf::Client(id.clone()), value));
         self.record_heard(deed, owner, std::iter::once(Change::Client(id)).chain(epoch).collect()).await
     }
@@ -183,6 +186,10 @@ impl Shared {
         };
         self.link.call(read).await
     }
+}
+
+fn owner(id: &ClientId) -> Owner {
+    Owner { collection: CLIENTS, id: id.as_str().into() }
 }
 
 /// What a change sets.

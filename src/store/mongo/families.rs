@@ -71,7 +71,10 @@ impl Shared {
         document.extend([("op".to_owned(), deed.operation()), ("outbox".to_owned(), deed.outbox())]);
         let tokens = self.link.collection(TOKENS);
         match self.link.call(async move { Ok(tokens.insert_one(document).await?) }).await {
-            Err(fault) if fault.is_duplicate() => return Ok(Creation::Taken),
+            Err(fault) if fault.is_duplicate() => {
+                self.confirm(owner(family.id)).await?;
+                return Ok(Creation::Taken);
+            }
             outcome => drop(outcome?),
         }
         self.record(deed, owner(family.id)).await?;

@@ -10,6 +10,9 @@ use crate::store::StoreError;
 const DUPLICATE_KEY: i32 = 11_000;
 const OUT_OF_DISK_SPACE: i32 = 14_031;
 const HISTORY_LOST: [i32; 5] = [286, 280, 260, 222, 136];
+/// MongoDB's codes for credentials that are wrong, and for a user that may not.
+const AUTHENTICATION_FAILED: i32 = 18;
+const UNAUTHORIZED: i32 = 13;
 
 /// Why a database could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -17,9 +20,18 @@ pub enum OpenError {
     /// The address cannot be understood. Says what is wrong with it, never the address: it may hold a password.
     #[error("store.uri: {0}")]
     Uri(String),
+    /// The address names other servers than those that are there.
+    #[error("store.uri: {0}")]
+    Misfit(String),
+    /// Nobody answers there, or nobody who takes writes.
+    #[error("cannot reach MongoDB: {0}")]
+    Away(String),
     /// The database refuses the name and password.
-    #[error("MongoDB refuses the credentials of store.uri")]
-    Credentials(#[source] Error),
+    #[error("MongoDB refuses the credentials: {0}")]
+    Credentials(String),
+    /// The database knows the user, and does not let it do what must be done.
+    #[error("the user of store.uri may not do what is needed: it needs the role readWrite on the database")]
+    Forbidden,
     /// The database is too old.
     #[error("MongoDB is too old: wire version {found}, this version needs {needed} (MongoDB 4.4)")]
     TooOld {
@@ -36,6 +48,9 @@ pub enum OpenError {
         /// The newest schema this version knows.
         known: i64,
     },
+    /// What is there was made under another master key.
+    #[error("{0} was not sealed under this master key")]
+    MasterKey(String),
     /// What is there is not what was acknowledged, or cannot be understood.
     #[error("the database is damaged: {0}")]
     Corrupt(String),
@@ -47,7 +62,7 @@ pub enum OpenError {
 impl OpenError {
     /// Whether trying again later may help without anybody mending the configuration.
     pub const fn may_pass(&self) -> bool {
-        matches!(self, Self::Unreachable(_))
+        matches!(self, Self::Unreachable(_) | Self::Away(_))
     }
 }
 
@@ -55,7 +70,11 @@ impl From<Fault> for OpenError {
     fn from(fault: Fault) -> Self {
         match fault {
             Fault::Row { .. } => Self::Corrupt(fault.to_string()),
-            Fault::Driver(error) if is_authentication(&error) => Self::Credentials((*error).clone()),
+            Fault::Driver(error) if is_authentication(&error) => Self::Credentials(said(&error)),
+            Fault::Driver(error) if has_code(&error, &[UNAUTHORIZED]) => Self::Forbidden,
+            Fault::Driver(error) if matches!(*error.kind, ErrorKind::DnsResolve { .. }) => {
+                Self::Away("the host of store.uri cannot be resolved".to_owned())
+            }
             Fault::Driver(_) | Fault::Late(_) | Fault::Crowded | Fault::Closed | Fault::Displaced | Fault::Refused(_) => {
                 Self::Unreachable(Box::new(fault))
             }
@@ -73,7 +92,7 @@ impl From<Error> for OpenError {
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum Fault {
     /// The driver says so. A write may have been carried out all the same.
-    #[error(transparent)]
+    #[error("{}", said(.0))]
     Driver(Arc<Error>),
     /// No answer in time; what was asked may still be carried out.
     #[error("no answer from MongoDB within {0:?}")]
@@ -142,12 +161,27 @@ impl From<Fault> for StoreError {
 }
 
 /// Whether the server refused who we say we are.
-pub(super) fn is_authentication(error: &Error) -> bool {
-    // 18 AuthenticationFailed, 13 Unauthorized
-    matches!(*error.kind, ErrorKind::Authentication { .. }) || has_code(error, &[18, 13])
+fn is_authentication(error: &Error) -> bool {
+    matches!(*error.kind, ErrorKind::Authentication { .. }) || has_code(error, &[AUTHENTICATION_FAILED])
 }
 
-fn has_code(error: &Error, codes: &[i32]) -> bool {
+/// What the driver says, without what it repeats of the server's answer: that may repeat what was asked.
+pub(super) fn said(error: &Error) -> String {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the driver's list is open, and other kinds carry no code")]
+    match &*error.kind {
+        ErrorKind::Command(command) => format!("code {} {}", command.code, command.code_name),
+        ErrorKind::Write(WriteFailure::WriteError(write)) => {
+            format!("code {} {}", write.code, write.code_name.as_deref().unwrap_or_default())
+        }
+        ErrorKind::Write(WriteFailure::WriteConcernError(concern)) => {
+            format!("code {} {}", concern.code, concern.code_name)
+        }
+        kind => kind.to_string(),
+    }
+}
+
+/// Whether the server answered with one of these codes.
+pub(super) fn has_code(error: &Error, codes: &[i32]) -> bool {
     #[expect(clippy::wildcard_enum_match_arm, reason = "the driver's list is open, and other kinds carry no code")]
     match &*error.kind {
         ErrorKind::Command(command) => codes.contains(&command.code),

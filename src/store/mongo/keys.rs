@@ -43,9 +43,13 @@ impl Shared {
         let filter = doc! { "_id": KEYSET, "revision": count(before) };
         let set = doc! { "revision": count(keyset.revision), "keyset": encode("keyset", keyset)?, "op": deed.operation() };
         let update = doc! { "$set": set, "$push": { "outbox": deed.push() } };
+        let owner = Owner { collection: SIGNING_KEYS, id: KEYSET.into() };
         let (keys, first) = (self.link.collection(SIGNING_KEYS), before == 0);
         match self.link.call(async move { Ok(keys.update_one(filter, update).upsert(first).await?) }).await {
-            Err(fault) if fault.is_duplicate() => return Ok(Write::Stale),
+            Err(fault) if fault.is_duplicate() => {
+                self.confirm(owner).await?;
+                return Ok(Write::Stale);
+            }
             outcome => {
                 let written = outcome?;
                 if written.matched_count == 0 && written.upserted_id.is_none() {
@@ -53,7 +57,6 @@ impl Shared {
                 }
             }
         }
-        let owner = Owner { collection: SIGNING_KEYS, id: KEYSET.into() };
         self.record_heard(deed, owner, vec![Change::Keyset(Arc::new(keyset.clone()))]).await?;
         Ok(Write::Done)
     }

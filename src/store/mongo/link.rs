@@ -29,6 +29,8 @@ const CONNECTING: u32 = 8;
 /// How often each server is looked at, and how long a connection may take to be made.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const CONNECT: Duration = Duration::from_secs(2);
+/// How long a connection that nobody needs is kept.
+const IDLE: Duration = Duration::from_secs(20);
 
 /// A database, reached over the driver's pool.
 pub(super) struct Link {
@@ -43,13 +45,15 @@ pub(super) struct Link {
 impl Link {
     /// Reads the address. Nothing is sent yet.
     pub(super) async fn new(uri: &str, deadline: Duration) -> Result<Self, OpenError> {
-        let mut options = ClientOptions::parse(uri).await.map_err(|error| OpenError::Uri(problem(&error)))?;
+        let mut options = options(uri).await?;
         let name = options.default_database.clone().unwrap_or_else(|| DATABASE.to_owned());
         options.app_name.get_or_insert_with(|| "jeton".to_owned());
         options.max_pool_size.get_or_insert(POOL);
         options.max_connecting.get_or_insert(CONNECTING);
         options.connect_timeout.get_or_insert(CONNECT);
         options.heartbeat_freq.get_or_insert(HEARTBEAT);
+        // What a stall has opened goes again.
+        options.max_idle_time.get_or_insert(IDLE);
         // An operation that finds no server ends by itself before its caller gives up.
         options.server_selection_timeout.get_or_insert(deadline.mul_f32(0.75));
         // An address must not weaken what an answer means.
@@ -137,18 +141,34 @@ impl Link {
     }
 }
 
+/// What an address says.
+pub(super) async fn options(uri: &str) -> Result<ClientOptions, OpenError> {
+    let error = match ClientOptions::parse(uri).await {
+        Ok(options) => return Ok(options),
+        Err(error) => error,
+    };
+    if matches!(*error.kind, mongodb::error::ErrorKind::DnsResolve { .. }) {
+        return Err(error.into());
+    }
+    let bare = uri.split_once('?').map(|(address, _)| address);
+    if let Some(address) = bare.filter(|_| !is_of_files(&error))
+        && ClientOptions::parse(address).await.is_ok()
+    {
+        return Err(OpenError::Uri("an option behind its ? is not known, or has a value that cannot be".to_owned()));
+    }
+    Err(OpenError::Uri(problem(&error)))
+}
+
+fn is_of_files(error: &mongodb::error::Error) -> bool {
+    matches!(*error.kind, mongodb::error::ErrorKind::InvalidTlsConfig { .. })
+}
+
 /// What is wrong with an address, without its text: the driver repeats parts of it.
 fn problem(error: &mongodb::error::Error) -> String {
-    #[expect(clippy::wildcard_enum_match_arm, reason = "the driver's list is open")]
-    match &*error.kind {
-        mongodb::error::ErrorKind::DnsResolve { .. } => "its host cannot be resolved".to_owned(),
-        mongodb::error::ErrorKind::InvalidTlsConfig { .. } => {
-            "its TLS options do not fit, or name a file that cannot be read".to_owned()
-        }
-        _ => {
-            "is not a MongoDB address: mongodb://[user:password@]host[:port],.../[database][?options], with special characters \
-              of user and password percent-encoded"
-                .to_owned()
-        }
+    if is_of_files(error) {
+        return "its TLS options do not fit, or name a file that cannot be read".to_owned();
     }
+    "is not a MongoDB address: mongodb://[user:password@]host[:port],.../[database][?options], with special characters of user \
+     and password percent-encoded"
+        .to_owned()
 }

@@ -20,20 +20,26 @@ mod families;
 mod fault;
 mod feed;
 mod import;
+mod inspect;
 mod keys;
 mod link;
 mod node;
 mod pending;
+mod probe;
 mod recovery;
 mod revocations;
 mod schema;
 mod settle;
 mod snapshot;
+mod tail;
 mod transfer;
 
 use std::{
     future::Future,
-    sync::{Arc, atomic::Ordering::SeqCst},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
@@ -54,7 +60,13 @@ use self::{
     recovery::{LOOK, Recovery},
     settle::Settle,
 };
-pub use self::{fault::OpenError, import::Import, transfer::Export};
+pub use self::{
+    fault::OpenError,
+    import::Import,
+    inspect::{Defect, Inspection, NodeSeen, Settings, inspect},
+    probe::{Member, Role, State},
+    transfer::Export,
+};
 use crate::{
     crypto::chain::ChainKey,
     model::{Event, Timestamp},
@@ -82,6 +94,8 @@ struct Shared {
     settle: Settle,
     /// Whether the server is one without a replica set.
     alone: bool,
+    /// Whether the trail of the other nodes is being followed.
+    tailing: AtomicBool,
 }
 
 impl Mongo {
@@ -91,7 +105,18 @@ impl Mongo {
     ///
     /// A server alone, without a replica set, is served too, and said so: its answers are worth what its one disk is, and other
     /// nodes' changes are looked for once a second.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the address, the servers it names, their answers or what is kept there; never the address itself.
     pub async fn open(uri: &str, node: &str, key: ChainKey, deadline: Duration) -> Result<Self, OpenError> {
+        match Self::enter(uri, node, key, deadline).await {
+            Err(error) => Err(probe::why(uri, error).await),
+            opened => opened,
+        }
+    }
+
+    async fn enter(uri: &str, node: &str, key: ChainKey, deadline: Duration) -> Result<Self, OpenError> {
         let link = Arc::new(Link::new(uri, deadline).await?);
         let alone = greet(&link).await?;
         schema::prepare(&link).await?;
@@ -103,7 +128,8 @@ impl Mongo {
         let node = Arc::new(node);
         let settle = Settle::start(link.clone());
         let chain = Chain::start(link.clone(), node.clone(), key, end, settle.clone());
-        let shared = Arc::new(Shared { link, node, chain, feed: Feed::default(), settle, alone });
+        let shared =
+            Arc::new(Shared { link, node, chain, feed: Feed::default(), settle, alone, tailing: AtomicBool::new(false) });
         let store = Self { shared };
         store.listen().await?;
         let mut recovery = Recovery::default();
@@ -165,7 +191,7 @@ async fn resume(link: &Link, node: &Node, key: &ChainKey, before: Option<&Docume
     let noted = before.map(node::head_of).transpose()?.flatten();
     let start = match &noted {
         Some(head) if !key.check(head) => {
-            return Err(OpenError::Corrupt(format!("the head of the audit chain {name} was not sealed under this master key")));
+            return Err(OpenError::MasterKey(format!("the head of the audit chain {name}")));
         }
         Some(head) => End { sequence: head.sequence, hash: head.hash, ..End::START },
         None => End::START,
@@ -220,6 +246,14 @@ impl Shared {
         // Both, whatever becomes of either: a change that could not be recorded in time is a change all the same.
         let (recorded, ()) = tokio::join!(self.chain.append(deed.entries, Some(owner)), heard);
         recorded
+    }
+
+    /// That a document is there is true only once the majority has it: a key that is taken may be taken by a write that is lost
+    /// with its primary. A write that changes nothing waits for that.
+    async fn confirm(&self, owner: Owner) -> Result<(), Fault> {
+        let documents = self.link.collection(owner.collection);
+        let nothing = vec![doc! { "$set": { "_id": "$_id" } }];
+        self.link.call(async move { Ok(documents.update_one(doc! { "_id": owner.id }, nothing).await?) }).await.map(drop)
     }
 
     /// Records what comes with no change.

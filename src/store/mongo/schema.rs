@@ -12,7 +12,7 @@ use mongodb::{
 
 use super::{
     codec::Fields,
-    fault::{Fault, OpenError},
+    fault::{Fault, OpenError, has_code},
     link::Link,
 };
 
@@ -39,7 +39,9 @@ pub(super) const META: &str = "meta";
 pub(super) const WITH_OUTBOX: [&str; 5] = [CLIENTS, TOKENS, REVOCATIONS, EPOCHS, SIGNING_KEYS];
 
 /// The version written here.
-const VERSION: i64 = 1;
+pub(super) const VERSION: i64 = 1;
+/// MongoDB's code for a collection that is not there.
+const NAMESPACE_NOT_FOUND: i32 = 26;
 /// How long MongoDB keeps what our own sweep would have deleted.
 const MARGIN: Duration = Duration::from_secs(86_400);
 /// Building indexes over a large collection takes long.
@@ -47,13 +49,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Makes what is missing, mends what differs, and refuses what a newer version wrote.
 pub(super) async fn prepare(link: &Link) -> Result<(), OpenError> {
-    let meta = link.collection(META);
-    let found = link.call(async move { Ok(meta.find_one(doc! { "_id": "schema" }).await?) }).await?;
-    let version = match &found {
-        Some(found) => Fields::of("schema", found).count("version")?,
-        None => 0,
-    };
-    let version = i64::try_from(version).unwrap_or(i64::MAX);
+    let version = version(link).await?.unwrap_or(0);
     if version > VERSION {
         return Err(OpenError::Newer { found: version, known: VERSION });
     }
@@ -79,6 +75,46 @@ pub(super) async fn prepare(link: &Link) -> Result<(), OpenError> {
     Ok(())
 }
 
+/// The version that is written there; `None` before the first node was there.
+pub(super) async fn version(link: &Link) -> Result<Option<i64>, Fault> {
+    let meta = link.collection(META);
+    let found = link.call(async move { Ok(meta.find_one(doc! { "_id": "schema" }).await?) }).await?;
+    let version = found.map(|found| Fields::of("schema", &found).count("version")).transpose()?;
+    Ok(version.map(|version| i64::try_from(version).unwrap_or(i64::MAX)))
+}
+
+/// An index that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Defect {
+    /// It is not there, or there is another one in its place. The next node that starts makes it.
+    Missing(String),
+    /// It lets no two documents have the same, where ours may.
+    Unique(String),
+}
+
+/// What is wrong with the indexes. Makes nothing.
+pub(super) async fn defects(link: &Link) -> Result<Vec<Defect>, Fault> {
+    use futures_util::TryStreamExt as _;
+    let mut defects = Vec::new();
+    for (collection, indexes) in indexes() {
+        let indexed = link.collection(collection);
+        let read = async move { Ok(indexed.list_indexes().await?.try_collect::<Vec<IndexModel>>().await?) };
+        let existing = match link.call(read).await {
+            Err(Fault::Driver(error)) if has_code(&error, &[NAMESPACE_NOT_FOUND]) => Vec::new(),
+            existing => existing?,
+        };
+        let unique = existing.iter().filter(|model| model.options.as_ref().and_then(|options| options.unique) == Some(true));
+        defects.extend(unique.map(|model| Defect::Unique(format!("{collection}.{}", name_of(model).unwrap_or_default()))));
+        let missing = indexes.iter().filter(|index| !existing.iter().any(|model| index.is_named(model) && index.is(model)));
+        defects.extend(missing.map(|index| Defect::Missing(format!("{collection}.{}", index.name))));
+    }
+    Ok(defects)
+}
+
+fn name_of(model: &IndexModel) -> Option<&str> {
+    model.options.as_ref()?.name.as_deref()
+}
+
 /// An import that has begun and not ended leaves nothing to serve.
 pub(super) async fn is_importing(link: &Link) -> Result<bool, Fault> {
     let meta = link.collection(META);
@@ -102,6 +138,10 @@ impl Index {
             .expire_after(self.expires.then_some(MARGIN))
             .build();
         IndexModel::builder().keys(self.keys.clone()).options(options).build()
+    }
+
+    fn is_named(&self, other: &IndexModel) -> bool {
+        name_of(other) == Some(self.name)
     }
 
     fn is(&self, other: &IndexModel) -> bool {
@@ -171,15 +211,14 @@ fn exists_already(error: &mongodb::error::Error) -> bool {
 }
 
 async fn ensure(link: &Link, name: &'static str, existing: &[IndexModel], index: Index) -> Result<(), Fault> {
-    let named = |model: &&IndexModel| model.options.as_ref().and_then(|options| options.name.as_deref()) == Some(index.name);
+    let named = |model: &&IndexModel| index.is_named(model);
     // One of the same keys under another name stands in the way too; the one on `_id` is never touched.
     let alike = |model: &&IndexModel| same(&model.keys, &index.keys) && !same(&model.keys, &doc! { "_id": 1 });
     let in_the_way: Vec<_> = existing.iter().filter(|model| named(model) || alike(model)).collect();
     if in_the_way.iter().any(|model| named(model) && index.is(model)) {
         return Ok(());
     }
-    let stale: Vec<String> =
-        in_the_way.iter().filter_map(|model| model.options.as_ref().and_then(|options| options.name.clone())).collect();
+    let stale: Vec<String> = in_the_way.iter().filter_map(|model| name_of(model).map(str::to_owned)).collect();
     let (collection, model) = (link.collection(name), index.model());
     link.within(PATIENCE, async move {
         for stale in stale {

@@ -1,0 +1,70 @@
+//! Records of the other nodes, for who follows the trail: a change stream of its own, open only while somebody listens.
+
+use std::{
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
+
+use mongodb::{
+    bson::{Document, doc},
+    change_stream::event::ResumeToken,
+};
+use tokio::{sync::broadcast, time::sleep};
+
+use super::{Shared, chain::decoded, codec::Fields, fault::Fault, schema::AUDIT_LOGS};
+use crate::model::Record;
+
+/// How often a stream that has nothing to tell looks whether anybody still listens.
+const AWAIT: Duration = Duration::from_millis(500);
+/// Between two attempts at opening it.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Sees to it that what other nodes record is told along with what this one does.
+pub(super) fn listen(shared: &Arc<Shared>) {
+    if shared.alone || shared.tailing.swap(true, SeqCst) {
+        return;
+    }
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        let mut token = None;
+        while let Some(listeners) = wanted(&shared) {
+            if let Err(fault) = follow(&shared, &listeners, &mut token).await
+                && !shared.link.is_closed()
+            {
+                tracing::warn!(%fault, "the trail of the other nodes broke off");
+            }
+            drop(listeners);
+            sleep(PAUSE).await;
+        }
+        shared.tailing.store(false, SeqCst);
+    });
+}
+
+/// Those who listen, unless nobody does.
+fn wanted(shared: &Shared) -> Option<broadcast::Sender<Arc<Record>>> {
+    let listeners = shared.chain.listeners().filter(|listeners| listeners.receiver_count() > 0);
+    listeners.filter(|_| !shared.link.is_closed())
+}
+
+async fn follow(
+    shared: &Shared,
+    listeners: &broadcast::Sender<Arc<Record>>,
+    token: &mut Option<ResumeToken>,
+) -> Result<(), Fault> {
+    let others = doc! { "operationType": "insert", "documentKey._id.chain": { "$ne": shared.node.name.as_ref() } };
+    let logs = shared.link.collection(AUDIT_LOGS);
+    let watch = logs.watch().pipeline([doc! { "$match": others }]).max_await_time(AWAIT).resume_after(token.take());
+    let mut stream = watch.await?.with_type::<Document>();
+    // Nothing cuts this task off: it ends between two answers of the server.
+    while stream.is_alive() && listeners.receiver_count() > 0 && !shared.link.is_closed() {
+        if let Some(event) = stream.next_if_any().await? {
+            let record = Fields::of("change", &event).get("fullDocument")?.as_document().map(decoded).transpose()?;
+            if let Some(record) = record {
+                // The last one may have left just now.
+                let _ = listeners.send(Arc::new(record));
+            }
+        }
+        *token = stream.resume_token();
+    }
+    Ok(())
+}
