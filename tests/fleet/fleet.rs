@@ -127,6 +127,8 @@ impl Fleet {
                 .setting("JETON_LOG__LEVEL", "info")
                 .setting("JETON_TOKEN__REFRESH_GRACE_SECONDS", &GRACE.to_string())
                 .setting("JETON_TOKEN__ACCESS_LIFETIME_SECONDS", "3600")
+                // Of the call as a whole: as long as one call of the store may take.
+                .setting("JETON_LIMITS__DEADLINE_SECONDS", "2")
                 .setting("JETON_LIMITS__PLANS__STANDARD__PER_SECOND", "1000000")
                 .setting("JETON_LIMITS__PLANS__STANDARD__BURST", "1000000")
                 .setting("JETON_LIMITS__PER_PEER__PER_SECOND", "1000000")

@@ -10,7 +10,7 @@ use crate::{
     history::{Call, History},
     leaks,
     process::pause,
-    seed::Chance,
+    seed::{Chance, long},
     traffic::{Load, Traffic},
     verdict,
 };
@@ -43,6 +43,10 @@ impl Scene {
     pub(crate) async fn close(mut self, places: &[PathBuf]) -> Told {
         self.traffic.stop().await;
         self.watch.abort();
+        if long() {
+            // Connections that nobody uses are closed by then.
+            pause(Duration::from_secs(30)).await;
+        }
         self.fleet.sample();
         self.fleet.restart().await;
         self.traffic.judge_all().await;

@@ -22,6 +22,7 @@ use crate::{
     process::{Home, pause},
     replica::{Options, ReplicaSet},
     scene::{Scene, Told},
+    seed::long,
     traffic::Load,
 };
 
@@ -45,8 +46,8 @@ impl Stage {
         let address = dir.path().join("address");
         fs::write(&address, set.uri_of("jeton")).unwrap();
         let address = address.to_str().unwrap().to_owned();
-        // The driver's pool, once it has grown, stays as it is for a while.
-        let plan = plan.on(|run| run.descriptors = 110).with(move |_, home| on(home, &address));
+        // The driver's pool, once it has grown, stays as it is for 20 s; there is no waiting for that in a short run.
+        let plan = plan.on(|run| run.descriptors = if long() { 10 } else { 110 }).with(move |_, home| on(home, &address));
         let scene = Scene::open(plan, load).await;
         Self { set, scene, dir }
     }
