@@ -31,7 +31,7 @@ pub struct Options {
     pub dev: bool,
     /// Whether a first client is created where there is none.
     pub bootstrap: bool,
-    /// A store that is open already; `None` opens the embedded one in the data directory.
+    /// A store that is open already; `None` opens the one that is configured.
     pub store: Option<Arc<dyn Store>>,
     /// Where the time comes from; `None` means the system.
     pub clock: Option<Arc<dyn Clock>>,

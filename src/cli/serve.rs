@@ -46,7 +46,7 @@ pub(super) struct Settings {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<String>,
-    /// Directory of the store
+    /// Directory of the embedded store
     #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,
     /// Address of a MongoDB that nodes share, instead of the store in the data directory

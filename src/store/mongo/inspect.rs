@@ -106,12 +106,11 @@ async fn look(
     deadline: Duration,
     now: impl Fn() -> Timestamp + Send + Sync,
 ) -> Result<Inspection, OpenError> {
-    let options = link::options(uri).await?;
+    let (link, options) = (Link::new(uri, deadline).await?, link::options(uri).await?);
     let members = probe::members(&options).await;
     if let Some(error) = probe::hopeless(&members, options.repl_set_name.as_deref()) {
         return Err(error);
     }
-    let link = Link::new(uri, deadline).await?;
     // Twice: the first one makes the connection.
     hello(&link).await?;
     let (asked, before) = (Instant::now(), now());

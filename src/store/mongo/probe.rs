@@ -175,10 +175,13 @@ fn state(hello: &Document) -> State {
     State::Of(set.to_owned(), role)
 }
 
-/// The cause out of the driver's long answer.
+/// The innermost cause out of the driver's long answer.
 fn strange(text: &str) -> String {
-    let cause = text.rsplit_once("I/O error: ").map_or("no answer", |(_, cause)| cause);
-    cause.split(", labels").next().unwrap_or_default().to_owned()
+    let cause = text.rsplit_once("Kind: ").map_or(text, |(_, cause)| cause);
+    if cause.starts_with("Server selection timeout") {
+        return "no answer".to_owned();
+    }
+    cause.split(", labels").next().unwrap_or_default().trim_start_matches("I/O error: ").to_owned()
 }
 
 /// Why a database with these servers cannot be opened by an address that names this replica set; `None` if nothing is found to

@@ -1,0 +1,243 @@
+//! A shared store that cannot be used: what `serve` says, what `doctor` says, and that neither repeats a password.
+
+use serde_json::Value;
+
+use crate::house::{House, Ran};
+
+const PASSWORD: &str = "canary-in-the-address";
+
+/// What `serve` and `doctor` say of a store, in this order.
+fn said(house: &House, address: &str) -> (Ran, Value) {
+    let serve = house.jeton(&["serve", "--dev", "--listen", "127.0.0.1:0", "--node", "n", "--store", address]);
+    let doctor = house.jeton(&["doctor", "--dev", "--listen", "127.0.0.1:0", "--node", "n", "--store", address, "--json"]);
+    for text in [&serve.err, &serve.out, &doctor.err, &doctor.out] {
+        assert!(!text.contains(PASSWORD), "{text}");
+    }
+    assert_eq!(serve.err.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{serve:?}");
+    assert_eq!(doctor.code, 1, "{doctor:?}");
+    let report = doctor.json();
+    (serve, report)
+}
+
+/// The first finding about a subject.
+fn finding<'a>(report: &'a Value, subject: &str) -> &'a Value {
+    let findings = report["findings"].as_array().unwrap();
+    findings.iter().find(|finding| finding["subject"] == subject).unwrap_or_else(|| panic!("{subject}: {report}"))
+}
+
+fn text<'a>(report: &'a Value, subject: &str) -> &'a str {
+    finding(report, subject)["text"].as_str().unwrap()
+}
+
+/// M13: what is wrong with an address is said without the address.
+#[test]
+fn an_address_that_cannot_be_used_is_explained_without_its_password() {
+    let house = House::new();
+    for (address, problem) in [
+        (format!("mongodb://me:{PASSWORD}@"), "is not a MongoDB address"),
+        (format!("mongodb://me:@{PASSWORD}@host/"), "is not a MongoDB address"),
+        (format!("mongodb://me:{PASSWORD}@127.0.0.1:1/?authMechanism=FOO"), "an option behind its ?"),
+        (format!("mongodb://me:{PASSWORD}@127.0.0.1:1/?tls=true&tlsCAFile=/nowhere"), "TLS options"),
+    ] {
+        let (serve, report) = said(&house, &address);
+        assert_eq!(serve.code, 64, "{serve:?}");
+        assert!(serve.err.contains(problem), "{serve:?}");
+        assert_eq!(finding(&report, "store")["verdict"], "problem");
+        assert!(text(&report, "store").contains(problem), "{report}");
+    }
+}
+
+#[test]
+fn a_file_with_the_address_is_its_owners_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let house = House::new();
+    let file = house.file("address", &format!("mongodb://me:{PASSWORD}@127.0.0.1:1/\n"));
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+    let doctor = house.jeton(&["doctor", "--dev", "--listen", "127.0.0.1:0", "--store-file", file.to_str().unwrap(), "--json"]);
+    assert!(!doctor.out.contains(PASSWORD));
+    let report = doctor.json();
+    assert!(text(&report, "store").ends_with("has mode 0640"), "{report}");
+    assert!(finding(&report, "store")["advice"].as_str().unwrap().starts_with("chmod 0600 "));
+}
+
+/// A database that is away may come back: a supervisor tries again.
+#[test]
+fn nobody_who_listens_may_pass() {
+    let (serve, report) = said(&House::new(), &format!("mongodb://me:{PASSWORD}@127.0.0.1:1,127.0.0.1:2/db?replicaSet=rs"));
+    assert_eq!(serve.code, 1, "{serve:?}");
+    let expected = "127.0.0.1:1 nobody listens, 127.0.0.1:2 nobody listens";
+    assert!(serve.err.contains(expected), "{serve:?}");
+    assert!(text(&report, "store").contains(expected), "{report}");
+}
+
+/// A server of the wire's version 6, MongoDB 3.6: there is none to fetch, so one that says so and no more.
+#[test]
+fn a_server_that_is_too_old_is_refused() {
+    use std::{
+        io::{Read, Write},
+        net::{TcpListener, TcpStream},
+    };
+    fn answer(mut stream: TcpStream) -> std::io::Result<()> {
+        let number = |bytes: &[u8]| i32::from_le_bytes(bytes.try_into().unwrap());
+        let hello = ::mongodb::bson::doc! {
+            "ok": 1.0, "isWritablePrimary": true, "ismaster": true, "minWireVersion": 0, "maxWireVersion": 6,
+            "maxBsonObjectSize": 16_777_216, "maxMessageSizeBytes": 48_000_000, "maxWriteBatchSize": 100_000,
+        };
+        let hello = ::mongodb::bson::serialize_to_vec(&hello).unwrap();
+        loop {
+            let mut header = [0; 16];
+            stream.read_exact(&mut header)?;
+            std::io::copy(&mut (&stream).take(u64::try_from(number(&header[..4]) - 16).unwrap()), &mut std::io::sink())?;
+            // OP_QUERY is answered with OP_REPLY, OP_MSG with OP_MSG.
+            let legacy = number(&header[12..]) == 2004;
+            let mut body = if legacy { vec![0; 20] } else { vec![0; 5] };
+            if legacy {
+                body[16] = 1;
+            }
+            body.extend(&hello);
+            let mut message = i32::try_from(16 + body.len()).unwrap().to_le_bytes().to_vec();
+            message.extend([0; 4].iter().chain(&header[4..8]));
+            message.extend(if legacy { 1_i32 } else { 2013 }.to_le_bytes());
+            message.extend(body);
+            stream.write_all(&message)?;
+        }
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("mongodb://{}/db", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            std::thread::spawn(move || answer(stream.unwrap()));
+        }
+    });
+    let (serve, report) = said(&House::new(), &address);
+    assert_eq!(serve.code, 64, "{serve:?}");
+    assert!(serve.err.contains("MongoDB is too old: wire version 6, this version needs 9"), "{serve:?}");
+    assert!(text(&report, "store").contains("wire version 6"), "{report}");
+}
+
+mod mongodb {
+    use std::time::Duration;
+
+    use mongodb::{
+        Database,
+        bson::{Uuid, doc},
+    };
+
+    use super::{PASSWORD, finding, said, text};
+    use crate::{
+        house::House,
+        replica::{self, Options, ReplicaSet},
+    };
+
+    /// A database of the test's own, and its address.
+    async fn own() -> (Database, String) {
+        let set = std::env::var("JETON_MONGODB").expect("JETON_MONGODB is a replica set: see .ci/with-mongodb");
+        let name = format!("doctor-{}", Uuid::new());
+        let address = set.replacen("/?", &format!("/{name}?"), 1);
+        (mongodb::Client::with_uri_str(&set).await.unwrap().database(&name), address)
+    }
+
+    /// M12: what is healthy is found healthy, and each thing that ails is named.
+    #[tokio::test(flavor = "multi_thread")]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn the_doctor_knows_a_healthy_store_and_what_ails_another() {
+        let (house, (database, address)) = (House::new(), own().await);
+        let doctor = |port: &str, node: &str| {
+            house.jeton(&["doctor", "--dev", "--listen", port, "--node", node, "--store", &address, "--json"])
+        };
+        let before = doctor("127.0.0.1:0", "n").ok().json();
+        assert!(text(&before, "schema").contains("nobody has served"), "{before}");
+        assert!(database.list_collection_names().await.unwrap().iter().all(|name| name == "meta"));
+        assert_eq!(database.collection::<mongodb::bson::Document>("meta").count_documents(doc! {}).await.unwrap(), 0);
+
+        let arguments = ["serve", "--dev", "--json", "--listen", "127.0.0.1:0", "--node", "n", "--store", &address];
+        let server = house.serve_with(&arguments);
+        let well = doctor(server.address(), "n").ok().json();
+        for subject in ["store", "majority write", "clocks", "schema", "signing keys", "node", "service"] {
+            assert_eq!(finding(&well, subject)["verdict"], "ok", "{subject}: {well}");
+        }
+        assert!(text(&well, "node").starts_with("n runs"), "{well}");
+        let other = doctor("127.0.0.1:0", "other").ok().json();
+        assert_eq!(text(&other, "other nodes"), "n");
+        assert!(text(&doctor("127.0.0.1:0", "n").json(), "node").starts_with("a process runs under the name n"));
+
+        // Another process takes the name, again and again, as two under a supervisor do.
+        let nodes = database.collection::<mongodb::bson::Document>("nodes");
+        let taker = tokio::spawn(async move {
+            loop {
+                let take = doc! { "$set": { "session": Uuid::new() } };
+                nodes.update_one(doc! { "_id": "n" }, take).await.unwrap();
+                replica::pause(Duration::from_millis(50)).await;
+            }
+        });
+        let disputed = tokio::task::block_in_place(|| doctor("127.0.0.1:0", "n")).json();
+        taker.abort();
+        assert!(text(&disputed, "node").contains("take the name n from each other"), "{disputed}");
+        drop(server);
+
+        database.collection::<mongodb::bson::Document>("tokens").drop_index("ended_until").await.unwrap();
+        let clients = database.collection::<mongodb::bson::Document>("clients");
+        let unique = mongodb::options::IndexOptions::builder().unique(true).build();
+        let model = mongodb::IndexModel::builder().keys(doc! { "tenant": 1 }).options(unique).build();
+        clients.create_index(model).await.unwrap();
+        let ill = doctor("127.0.0.1:0", "n").json();
+        let texts: Vec<&str> =
+            ill["findings"].as_array().unwrap().iter().map(|found| found["text"].as_str().unwrap()).collect();
+        assert!(texts.iter().any(|text| text.starts_with("tokens.ended_until is missing")), "{ill}");
+        assert!(texts.iter().any(|text| text.starts_with("clients.tenant_1 is unique")), "{ill}");
+
+        let key = house.file("key", "Q2Qf8mKTpTqBnSg2OWGLhX0l9H3aiYvHkxS6zVq3r+8=\n");
+        let key = key.to_str().unwrap();
+        let arguments = ["doctor", "--listen", "127.0.0.1:0", "--store", &address, "--json"];
+        let mut command = house.command(&arguments);
+        let foreign = crate::house::run(command.env("JETON_MASTER_KEY_FILE", key), "").json();
+        assert_eq!(finding(&foreign, "signing keys")["verdict"], "problem");
+
+        let schema = doc! { "$set": { "version": 99 } };
+        database.collection::<mongodb::bson::Document>("meta").update_one(doc! { "_id": "schema" }, schema).await.unwrap();
+        let (serve, newer) = said(&house, &address);
+        assert_eq!(serve.code, 64, "{serve:?}");
+        assert!(text(&newer, "schema").starts_with("has version 99"), "{newer}");
+
+        let (serve, report) = said(&house, &address.replace("replicaSet=jeton", "replicaSet=other"));
+        assert_eq!(serve.code, 64, "{serve:?}");
+        assert!(text(&report, "store").ends_with("is of the replica set jeton, not of the replica set other"), "{report}");
+        database.drop().await.unwrap();
+    }
+
+    /// M13, and a user that may not: wrong credentials, none, and rights that are missing are told apart, and so is a set that
+    /// lost its majority.
+    #[tokio::test(flavor = "multi_thread")]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn credentials_and_rights_are_told_apart() {
+        let set = ReplicaSet::start(Options { auth: true, defaults: true, ..Options::default() }).await;
+        let house = House::new();
+        let user = doc! { "createUser": "powerless", "pwd": PASSWORD, "roles": [] };
+        set.command(set.primary().await, user).await.unwrap();
+        for (address, problem) in [
+            (set.uri_as("db", replica::USER, PASSWORD), "MongoDB refuses the credentials: SCRAM failure"),
+            (set.uri_of("db").replace(&format!("{}:{}@", replica::USER, replica::PASSWORD), ""), "store.uri names no user"),
+            (set.uri_as("db", "powerless", PASSWORD), "needs the role readWrite"),
+        ] {
+            let (serve, report) = said(&house, &address);
+            assert_eq!(serve.code, 64, "{serve:?}");
+            assert!(serve.err.contains(problem), "{problem}: {serve:?}");
+            assert!(text(&report, "store").contains(problem), "{report}");
+        }
+        let arguments = ["doctor", "--dev", "--listen", "127.0.0.1:0", "--store", &set.uri_of("db"), "--json"];
+        let report = house.jeton(&arguments).ok().json();
+        assert!(text(&report, "replica set").contains("cannot be read: code 13 Unauthorized"), "{report}");
+
+        let primary = set.primary().await;
+        (0..3).filter(|index| *index != primary).for_each(|index| set.kill(index));
+        replica::until("a primary that steps down", async || {
+            let hello = set.command(primary, doc! { "hello": 1 }).await;
+            hello.is_ok_and(|hello| !hello.get_bool("isWritablePrimary").unwrap())
+        })
+        .await;
+        let (serve, report) = said(&house, &set.uri_of("db"));
+        assert_eq!(serve.code, 1, "{serve:?}");
+        assert!(serve.err.contains("there is no primary: "), "{serve:?}");
+        assert!(text(&report, "store").contains(" secondary"), "{report}");
+    }
+}
