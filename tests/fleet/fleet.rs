@@ -140,12 +140,12 @@ impl Fleet {
         let secret = secret.expect("the first node makes the first client");
         recorder.keep_secret(&secret);
         let first = Caller { id: "bootstrap".to_owned(), secret };
-        let bearer = nodes[0].ask(&first).await.unwrap();
+        let bearer = nodes[0].bearer(&first).await;
         recorder.keep_secret(&bearer);
         let fleet = Self { nodes, recorder, first, bearer, _shared: shared };
         for node in &fleet.nodes {
             // Whoever connects now has done so before the first sample.
-            fleet.recorder.introspect(node, &fleet.first, &fleet.bearer).await.unwrap();
+            while fleet.recorder.introspect(node, &fleet.first, &fleet.bearer).await.is_err() {}
         }
         fleet
     }
@@ -202,12 +202,7 @@ impl Fleet {
         for node in &self.nodes {
             node.stop().await;
             node.restart();
-            let awake = async {
-                while node.ask(&self.first).await.is_err() {
-                    pause(Duration::from_millis(50)).await;
-                }
-            };
-            timeout(Duration::from_secs(10), awake).await.expect("it was started again and does not serve");
+            node.bearer(&self.first).await;
         }
         // What was left behind is looked for at the start.
         pause(Duration::from_secs(2)).await;
@@ -257,7 +252,19 @@ impl Node {
         }
     }
 
-    /// An access token of the first client's, by which it administers; not written down.
+    /// An access token of the first client's, by which it administers, as soon as there is one; not written down.
+    async fn bearer(&self, first: &Caller) -> String {
+        let patience = timeout(Duration::from_secs(20), async {
+            loop {
+                match self.ask(first).await {
+                    Ok(token) => break token,
+                    Err(_) => pause(Duration::from_millis(50)).await,
+                }
+            }
+        });
+        patience.await.expect("it was started and does not serve")
+    }
+
     async fn ask(&self, first: &Caller) -> Result<String, Status> {
         let scopes = vec!["jeton:admin".to_owned()];
         let (client_id, client_secret) = (first.id.clone(), first.secret.clone());

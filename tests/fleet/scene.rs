@@ -5,7 +5,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::task::JoinHandle;
 
 use crate::{
-    figures::{Figures, HEAD},
+    figures::{Figures, HEAD, START},
     fleet::{Fleet, Plan, watch},
     history::{Call, History},
     leaks,
@@ -28,6 +28,9 @@ impl Scene {
         let mut chance = Chance::new();
         let fleet = Arc::new(Fleet::start(plan, &mut chance).await);
         let traffic = Traffic::start(&fleet, &mut chance, load).await;
+        // Whatever is slow the first time is not what is tried here.
+        fleet.recorder.fault(START, None, 0, Duration::from_secs(2));
+        pause(Duration::from_secs(2)).await;
         fleet.sample();
         let watch = tokio::spawn(watch(fleet.clone(), Duration::from_millis(500)));
         Self { fleet, chance, traffic, watch }
@@ -38,8 +41,8 @@ impl Scene {
         pause(Duration::from_millis(self.chance.within(least..most))).await;
     }
 
-    /// Ends the traffic, starts the nodes again, reads the trail, judges everything that was written down and looks for secrets in the nodes' logs and
-    /// data and in these places. Panics at any violation; prints and answers the figures of each fault.
+    /// Ends the traffic, starts the nodes again, reads the trail, judges everything that was written down and looks for secrets in
+    /// the nodes' logs and data and in these places. Panics at any violation; prints and answers the figures of each fault.
     pub(crate) async fn close(mut self, places: &[PathBuf]) -> Told {
         self.traffic.stop().await;
         self.watch.abort();

@@ -73,7 +73,7 @@ async fn a_primary_that_does_not_know_it_is_none() {
     };
     stage.fault(NAME, s(5), alone).await;
     let told = stage.close().await;
-    let fault = &told.history.faults[0];
+    let fault = told.history.faults.iter().find(|fault| fault.name == NAME).unwrap();
     let on = |node: &str| told.done_during(NAME).into_iter().filter(move |call| call.node == node).collect::<Vec<_>>();
     let changes = |node: &str| on(node).into_iter().filter(|call| call.verb != Verb::Introspect).collect::<Vec<_>>();
     // From when on nothing of before the cut is on its way any more, to when the ways were healed at the earliest.

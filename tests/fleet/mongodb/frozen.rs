@@ -68,7 +68,7 @@ async fn a_majority_that_is_gone() {
     let told = stage.close().await;
     let acknowledged = told.done_during(NAME);
     // What was on its way when they died may have been kept before that.
-    let begin = told.history.faults[0].begin + 500_000;
+    let begin = told.history.faults.iter().find(|fault| fault.name == NAME).unwrap().begin + 500_000;
     let acknowledged: Vec<_> =
         acknowledged.into_iter().filter(|call| call.verb != Verb::Introspect && call.start > begin).collect();
     assert!(acknowledged.is_empty(), "acknowledged by one of three: {acknowledged:?}");
