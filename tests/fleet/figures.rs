@@ -34,7 +34,7 @@ impl Figures {
     /// Of each kind of fault in a history, in the order of their first.
     pub(crate) fn of(history: &History) -> Vec<Self> {
         let mut names: Vec<&str> = Vec::new();
-        for fault in history.faults.iter().filter(|fault| fault.name != START) {
+        for fault in history.faults.iter().filter(|fault| !fault.is_weather()) {
             if !names.contains(&fault.name.as_str()) {
                 names.push(&fault.name);
             }
@@ -85,9 +85,6 @@ impl fmt::Display for Figures {
         write!(f, "{} / {} |", seconds(self.failing), seconds(self.after))
     }
 }
-
-/// What the time before the callers are at work is called.
-pub(crate) const START: &str = "start";
 
 /// What the columns are.
 pub(crate) const HEAD: &str = "| fault | rounds | calls | failed | longest gap without a success | a call: median / worst | \

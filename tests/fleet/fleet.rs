@@ -23,10 +23,11 @@ use tokio::{task::block_in_place, time::timeout};
 use tonic::{Request, Status, transport::Channel};
 
 use crate::{
-    history::{Chain, Line, Record, Run, SECOND, Sample},
+    history::{BUSY, Chain, Line, Record, Run, SECOND, Sample},
     process::{Home, Server, endpoint, pause},
     recorder::{Caller, PATIENCE, Recorder},
     seed::Chance,
+    weather::Weather,
 };
 
 /// A server that keeps its address and its directory when it is started again.
@@ -287,10 +288,16 @@ impl Node {
     }
 }
 
-/// Samples what the nodes use, as often as this, until it is dropped.
+/// Samples what the nodes use, and whether the machine is ours, as often as this, until it is dropped.
 pub(crate) async fn watch(fleet: Arc<Fleet>, every: Duration) {
+    let mut weather = Weather::default();
     loop {
+        let begin = fleet.recorder.now();
         fleet.sample();
+        if weather.is_bad() {
+            // What was begun before may have waited, too, and what waits now has yet to come to its end.
+            fleet.recorder.fault(BUSY, None, begin.saturating_sub(3 * SECOND), Duration::from_secs(3));
+        }
         pause(every).await;
     }
 }
