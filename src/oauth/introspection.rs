@@ -114,6 +114,7 @@ impl Authority {
         let current = self.standing.epochs(&family.tenant, &family.client, &family.subject)?;
         let stands = self.refresh_key.verify(&presented, &family.salt)
             && family.stands(call.now)
+            && !self.standing.family_was_ended(family.id)
             && family.epochs.reach(current)
             && family.generation == presented.generation;
         let visible = viewer.client.id == family.client || (viewer.any && viewer.sees(&family.tenant, &[]));

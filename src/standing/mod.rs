@@ -29,7 +29,9 @@ use crate::{
         keyring::{Judging, Keyring, KeyringError, VerifiedClaims},
         seal::Sealer,
     },
-    model::{Claims, Client, ClientId, EpochOf, Epochs, Jti, Keyset, Revocation, Revoked, Subject, TenantId, Timestamp},
+    model::{
+        Claims, Client, ClientId, EpochOf, Epochs, FamilyId, Jti, Keyset, Revocation, Revoked, Subject, TenantId, Timestamp,
+    },
     store::{Change, Follower, Snapshot, Store, StoreError},
 };
 
@@ -143,6 +145,11 @@ impl Standing {
 
     fn is_revoked(&self, revoked: &Revoked) -> bool {
         self.revoked.pin().contains_key(revoked)
+    }
+
+    /// Whether this family was ended, which a read of the store that other nodes share may not show yet.
+    pub fn family_was_ended(&self, family: FamilyId) -> bool {
+        self.is_revoked(&Revoked::Family(family))
     }
 
     /// Whether this token was ended by itself. `false` may come from old knowledge, `true` is never wrong.

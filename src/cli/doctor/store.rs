@@ -37,11 +37,10 @@ const ELECTION_ADVICE: &str = "cfg = rs.conf(); cfg.settings.electionTimeoutMill
 pub(super) async fn shared(config: &Config, answers: bool) -> Vec<Finding> {
     let address = match config.store.address() {
         Ok(address) => address,
-        Err(error) => return vec![Finding::problem(STORE, error.to_string(), "let this user read it, or set store.uri")],
+        Err(error) => return vec![Finding::problem(STORE, error.to_string(), "put the address there, for this user to read")],
     };
     let mut findings = Vec::from_iter(exposed(&config.store.uri_file));
-    let deadline = Duration::from_millis(config.store.call_timeout_ms);
-    match Box::pin(mongo::inspect(&address, &config.node, deadline, values::now)).await {
+    match Box::pin(mongo::inspect(&address, &config.node, config.store.call_timeout(), values::now)).await {
         Ok(found) => {
             findings.extend(servers(&found));
             findings.extend(found.settings.iter().flat_map(|settings| set(&found, settings)));

@@ -15,13 +15,13 @@ use mongodb::bson::{Document, doc};
 use tokio::{
     sync::{broadcast, mpsc, oneshot},
     task::JoinHandle,
-    time::{sleep, timeout},
+    time::timeout,
 };
 
 use super::{
     codec::{Fields, bytes, encode, uuid},
     fault::Fault,
-    link::Link,
+    link::{Link, pause},
     node::Node,
     pending::{Entry, Owner},
     schema::AUDIT_LOGS,
@@ -185,21 +185,15 @@ impl Writer {
             match self.insert(&made, again).await {
                 Ok(true) => break,
                 // Somebody else's records stand where ours should.
-                Ok(false) => {
-                    if !self.node.is_ours(&self.link).await? {
+                Ok(false) => match self.catch_up().await {
+                    Ok(true) => (made, end) = self.make(jobs)?,
+                    Ok(false) => {
                         self.link.displaced();
                         return Err(Fault::Displaced);
                     }
-                    self.end = last(&self.link, &self.key, &self.node.name, self.end.clone()).await?;
-                    (made, end) = self.make(jobs)?;
-                }
-                Err(fault) if self.link.is_closed() => return Err(fault),
-                Err(fault) => {
-                    if !self.state.struggles.swap(true, SeqCst) {
-                        tracing::warn!(%fault, "audit records cannot be written, trying on");
-                    }
-                    sleep(PAUSE).await;
-                }
+                    Err(fault) => self.struggle(fault).await?,
+                },
+                Err(fault) => self.struggle(fault).await?,
             }
             again = true;
         }
@@ -213,6 +207,27 @@ impl Writer {
             // Nobody may be listening.
             let _ = self.tail.send(made.record);
         }
+        Ok(())
+    }
+
+    /// Goes on from what an earlier process of this node wrote; false if a later one has the name.
+    async fn catch_up(&mut self) -> Result<bool, Fault> {
+        if !self.node.is_ours(&self.link).await? {
+            return Ok(false);
+        }
+        self.end = last(&self.link, &self.key, &self.node.name, self.end.clone()).await?;
+        Ok(true)
+    }
+
+    /// Waits before the next attempt; the fault, if there shall be none.
+    async fn struggle(&self, fault: Fault) -> Result<(), Fault> {
+        if self.link.is_closed() {
+            return Err(fault);
+        }
+        if !self.state.struggles.swap(true, SeqCst) {
+            tracing::warn!(%fault, "audit records cannot be written, trying on");
+        }
+        pause(PAUSE).await;
         Ok(())
     }
 

@@ -73,8 +73,9 @@ async fn flush(database: &Database, hits: &[(String, u64)], until: Timestamp) ->
     let mut standing: Vec<u64> = Vec::with_capacity(hits.len());
     for (key, (_, by)) in keys.iter().zip(hits).rev() {
         let later = after.entry(key).or_default();
-        let value =
-            values.get(key.as_str()).copied().ok_or_else(|| Fault::row("counter", "one that was counted is not there"))?;
+        let value = values.get(key.as_str()).copied();
+        // Swept in between, or not shown yet by a primary that has just become one.
+        let value = value.ok_or(Fault::Crowded)?;
         standing.push(value.saturating_sub(*later));
         *later = later.saturating_add(*by);
     }

@@ -28,6 +28,8 @@ use crate::{
 
 /// How often a rotation that others overtook is judged anew.
 const ATTEMPTS: usize = 16;
+/// Families that were ended are moved one by one, so many in one round.
+const ONE_BY_ONE: usize = 200;
 /// Longer than anything lives; keeps sums of dates within what MongoDB can add.
 const LONGEST_IDLE: Duration = Duration::from_secs(100 * 366 * 86_400);
 
@@ -41,7 +43,12 @@ impl FamilyStore for Mongo {
     async fn family(&self, id: FamilyId, now: Timestamp) -> Result<Option<Family>> {
         self.shared.brings(now);
         let tokens = self.shared.link.collection(TOKENS);
-        let found = self.shared.link.call(async move { Ok(tokens.find_one(doc! { "_id": uuid(id.0) }).await?) }).await?;
+        let mut found = self.shared.link.call(async move { Ok(tokens.find_one(doc! { "_id": uuid(id.0) }).await?) }).await?;
+        if found.is_none() && !self.shared.alone {
+            // What is not there is not to be revoked. A primary that was cut off, or has just become one, may not show yet what
+            // was acknowledged; a write that changes nothing tells.
+            found = self.shared.as_kept(id).await?;
+        }
         let family = found.as_ref().map(decoded).transpose()?;
         Ok(family.filter(|family| now < family.ends_at()))
     }
@@ -103,9 +110,7 @@ impl Shared {
                 return Ok(Some(Rotation::Rotated(family)));
             }
         }
-        // A write that changes nothing: what it finds is what the majority will have kept when it answers.
-        let filter = doc! { "_id": uuid(rotate.family.0) };
-        let found = self.change_family(filter, vec![doc! { "$set": { "_id": "$_id" } }]).await?;
+        let found = self.as_kept(rotate.family).await?;
         let family = found.as_ref().map(decoded).transpose()?;
         let verdict = family.as_ref().map_or(Verdict::Unknown, |family| rotate.judge(family));
         let event = rotate.event(verdict, stamp, jti);
@@ -137,6 +142,11 @@ impl Shared {
                 Some(Rotation::Unknown)
             }
         })
+    }
+
+    /// The family, by a write that changes nothing: what it finds is what the majority will have kept when it answers.
+    async fn as_kept(&self, id: FamilyId) -> Result<Option<Document>, Fault> {
+        self.change_family(doc! { "_id": uuid(id.0) }, vec![doc! { "$set": { "_id": "$_id" } }]).await
     }
 
     /// The family as it is after the update.
@@ -264,12 +274,14 @@ impl Shared {
     /// stays: it is written before the family goes, so that a crash in between leaves both.
     pub(super) async fn sweep_families(&self, now: Timestamp, limit: usize) -> Result<usize, Fault> {
         let gone =
-            revocations::delete_some(self, TOKENS, doc! { "ended": false, "ends_at": { "$lte": date(now) } }, limit).await?;
+            revocations::delete_some(self, TOKENS, revocations::over("ends_at", now, doc! { "ended": false }), limit).await?;
         let room = limit.saturating_sub(gone);
         if room == 0 {
             return Ok(gone);
         }
-        let dead = doc! { "ended": true, "ends_at": { "$lte": date(now) } };
+        // Those whose event is still on its way stay for the next time.
+        let dead = revocations::over("ends_at", now, doc! { "ended": true, "outbox.id": { "$exists": false } });
+        let room = room.min(ONE_BY_ONE);
         let found = revocations::some(self, TOKENS, dead, room).await?;
         for document in &found {
             let id = FamilyId(Fields::of("refresh family", document).uuid("_id")?);
@@ -277,7 +289,11 @@ impl Shared {
                 self.keep(ended(id, until)).await?;
             }
             // A revocation in the same breath would have made the time longer: then it goes another time.
-            let filter = doc! { "_id": uuid(id.0), "ended_until": document.get("ended_until").cloned() };
+            let filter = doc! {
+                "_id": uuid(id.0),
+                "ended_until": document.get("ended_until").cloned(),
+                "outbox.id": { "$exists": false },
+            };
             let tokens = self.link.collection(TOKENS);
             self.link.call(async move { Ok(tokens.delete_one(filter).await?) }).await?;
         }

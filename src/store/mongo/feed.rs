@@ -17,7 +17,8 @@ use std::{
 use mongodb::{bson::Document, change_stream::event::ResumeToken};
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, sleep, timeout},
+    task::JoinHandle,
+    time::{Instant, timeout},
 };
 use uuid::Uuid;
 
@@ -25,7 +26,7 @@ use super::{
     Shared,
     events::{self, Heard},
     fault::Fault,
-    link::Link,
+    link::{Link, pause},
 };
 use crate::store::{Change, Follower};
 
@@ -36,6 +37,10 @@ const AWAIT: Duration = Duration::from_millis(500);
 const SILENCE: Duration = Duration::from_millis(2_500);
 /// Between two attempts at opening the stream.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How long a stream may be behind this node's heartbeats before another one is opened.
+const BEHIND: Duration = Duration::from_secs(5);
+/// Readers that were given up and have not ended yet: no more are begun than these.
+const READERS: usize = 3;
 /// How many changes are remembered for verbs that come to wait for them only now.
 const REMEMBERED: usize = 4_096;
 
@@ -132,10 +137,10 @@ enum Message {
 }
 
 /// Reads from a stream, in a task that nothing cuts off: it ends when nobody listens any more, or with the stream.
-fn read(link: &Link, node: &str, from: Option<ResumeToken>) -> mpsc::Receiver<Message> {
+fn read(link: &Link, node: &str, from: Option<ResumeToken>) -> (JoinHandle<()>, mpsc::Receiver<Message>) {
     let (sender, receiver) = mpsc::channel(1_024);
     let (database, pipeline) = (link.database().clone(), events::pipeline(node));
-    tokio::spawn(async move {
+    let reader = tokio::spawn(async move {
         let watch = database.watch().pipeline(pipeline).max_await_time(AWAIT).resume_after(from);
         let mut stream = match watch.await {
             Ok(stream) => stream.with_type::<Document>(),
@@ -155,13 +160,15 @@ fn read(link: &Link, node: &str, from: Option<ResumeToken>) -> mpsc::Receiver<Me
             }
         }
     });
-    receiver
+    (reader, receiver)
 }
 
 /// How a stream ended.
 enum Broken {
     /// It can be taken up where it was.
     Off,
+    /// It said nothing at all.
+    Silent,
     /// What came in between is lost.
     Lost,
 }
@@ -169,51 +176,72 @@ enum Broken {
 /// Keeps the followers told for as long as the store is open. Answers `opened` when the first stream is.
 pub(super) async fn run(shared: Arc<Shared>, opened: oneshot::Sender<Result<(), Fault>>) {
     let mut opened = Some(opened);
-    let (mut token, mut lost) = (None, false);
+    let (mut token, mut lost, mut silent) = (None, false, 0_u32);
+    let mut readers: Vec<JoinHandle<()>> = Vec::new();
     while !shared.link.is_closed() {
-        let outcome = follow(&shared, &mut token, lost, &mut opened).await;
+        readers.retain(|reader| !reader.is_finished());
+        if readers.len() >= READERS {
+            pause(PAUSE).await;
+            continue;
+        }
+        let (reader, messages) = read(&shared.link, &shared.node.name, token.clone());
+        readers.push(reader);
+        let outcome = follow(&shared, messages, &mut token, &mut lost, &mut opened).await;
         shared.feed.streams.store(false, SeqCst);
+        silent = if matches!(outcome, Ok(Broken::Silent)) { silent.saturating_add(1) } else { 0 };
         match outcome {
-            Ok(Broken::Off) => lost = lost || token.is_none(),
             Ok(Broken::Lost) => (token, lost) = (None, true),
+            // The way from the token to here may be longer than anybody waits for: then everything is read afresh instead.
+            Ok(Broken::Silent) if silent > 1 => (token, lost) = (None, true),
+            // Without a token the next stream begins at its own moment.
+            Ok(Broken::Off | Broken::Silent) => lost = lost || token.is_none(),
             Err(fault) => {
                 if let Some(opened) = opened.take() {
                     let _ = opened.send(Err(fault));
                     return;
                 }
                 if fault.is_history_lost() {
-                    (token, lost) = (None, true);
+                    token = None;
                 }
+                lost = lost || token.is_none();
                 if !shared.link.is_closed() {
                     tracing::warn!(%fault, rebuilds = lost, "the change stream broke off");
                 }
             }
         }
-        sleep(PAUSE).await;
+        pause(PAUSE).await;
     }
 }
 
 /// One stream, to its end.
 async fn follow(
     shared: &Arc<Shared>,
+    mut messages: mpsc::Receiver<Message>,
     token: &mut Option<ResumeToken>,
-    lost: bool,
+    lost: &mut bool,
     opened: &mut Option<oneshot::Sender<Result<(), Fault>>>,
 ) -> Result<Broken, Fault> {
-    let mut messages = read(&shared.link, &shared.node.name, token.clone());
-    let mut rebuilding = lost;
+    let (mut heard_any, began) = (false, Instant::now());
     loop {
         let message = match timeout(SILENCE, messages.recv()).await {
             Ok(Some(message)) => message,
             // A frozen server keeps the connection and says nothing.
-            Ok(None) | Err(_) => return Ok(Broken::Off),
+            Ok(None) | Err(_) => return Ok(if heard_any { Broken::Off } else { Broken::Silent }),
         };
+        if shared.link.is_closed() {
+            return Ok(Broken::Off);
+        }
+        if began.elapsed() > BEHIND && shared.node.is_unheard(BEHIND / 2) {
+            tracing::warn!("the change stream is behind the majority, opening another one");
+            return Ok(Broken::Off);
+        }
+        heard_any = heard_any || !matches!(message, Message::Opened | Message::Failed(_));
         match message {
             Message::Failed(fault) => return Err(fault),
             Message::Opened => {
-                if rebuilding {
+                if *lost {
                     rebuild(shared).await?;
-                    rebuilding = false;
+                    *lost = false;
                 }
                 shared.feed.streams.store(true, SeqCst);
                 if let Some(opened) = opened.take() {
@@ -221,7 +249,7 @@ async fn follow(
                     let _ = opened.send(Ok(()));
                 }
             }
-            Message::Token(next) => *token = next.or(token.take()),
+            Message::Token(next) => *token = next.or_else(|| token.take()),
             Message::Event(event) => match events::heard(&event) {
                 Ok(Heard::Changes(operation, changes)) => {
                     shared.feed.tell(&changes);
@@ -231,7 +259,7 @@ async fn follow(
                 }
                 Ok(Heard::Beat(beat)) => {
                     if let Some(at) = shared.node.heard(beat) {
-                        shared.feed.knows_up_to(at);
+                        shared.feed.knows_up_to(at.checked_sub(shared.margin).unwrap_or(at));
                     }
                 }
                 Ok(Heard::Gone) => {
@@ -258,9 +286,9 @@ async fn rebuild(shared: &Arc<Shared>) -> Result<(), Fault> {
 
 /// Where there are no change streams, a server alone: everything is read again and again.
 pub(super) async fn poll(shared: Arc<Shared>) {
-    let (least, mut pause) = (Duration::from_secs(1), Duration::from_secs(1));
+    let (least, mut time) = (Duration::from_secs(1), Duration::from_secs(1));
     while !shared.link.is_closed() {
-        sleep(pause).await;
+        pause(time).await;
         let at = Instant::now();
         match shared.known().await {
             Ok(known) => {
@@ -271,6 +299,6 @@ pub(super) async fn poll(shared: Arc<Shared>) {
             Err(_) => {}
         }
         // A long answer must not become all that the server does.
-        pause = least.max(at.elapsed().saturating_mul(3));
+        time = least.max(at.elapsed().saturating_mul(3));
     }
 }

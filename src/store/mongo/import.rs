@@ -15,6 +15,7 @@ use super::{
     link::Link,
     node,
     pending::Entry,
+    probe,
     revocations::{key_of, place_of},
     schema::{self, AUDIT_LOGS, CLIENTS, META, NODES, REVOCATIONS, SIGNING_KEYS, TOKENS, WITH_OUTBOX},
 };
@@ -37,6 +38,13 @@ pub struct Import {
 impl Mongo {
     /// Opens a database for an import; `key` seals the audit chains. Nothing else may use it meanwhile.
     pub async fn import(uri: &str, key: ChainKey, deadline: Duration) -> Result<Import, OpenError> {
+        match Self::fill(uri, key, deadline).await {
+            Err(error) => Err(probe::why(uri, error).await),
+            opened => opened,
+        }
+    }
+
+    async fn fill(uri: &str, key: ChainKey, deadline: Duration) -> Result<Import, OpenError> {
         // A batch is more than what a caller waits for.
         let link = Arc::new(Link::new(uri, deadline.max(LONG)).await?);
         greet(&link).await?;
@@ -137,17 +145,21 @@ impl Import {
 
     /// Marks the database as half full: nothing opens it before the end.
     async fn begin(&self) -> Result<(), Fault> {
+        let meta = self.link.collection(META);
+        match self.link.call(async move { Ok(meta.insert_one(doc! { "_id": "import" }).await?) }).await {
+            Err(fault) if fault.is_duplicate() => return Err(not_empty()),
+            outcome => drop(outcome?),
+        }
+        // Behind our mark: a node that opens looks for it once it has registered.
         for name in WITH_OUTBOX.into_iter().chain([AUDIT_LOGS, NODES]) {
             let collection = self.link.collection(name);
             if self.link.call(async move { Ok(collection.find_one(doc! {}).await?) }).await?.is_some() {
+                let meta = self.link.collection(META);
+                self.link.call(async move { Ok(meta.delete_one(doc! { "_id": "import" }).await?) }).await?;
                 return Err(not_empty());
             }
         }
-        let meta = self.link.collection(META);
-        match self.link.call(async move { Ok(meta.insert_one(doc! { "_id": "import" }).await?) }).await {
-            Err(fault) if fault.is_duplicate() => Err(not_empty()),
-            outcome => outcome.map(drop),
-        }
+        Ok(())
     }
 
     async fn insert(&self, collection: &'static str, documents: Vec<Document>) -> Result<(), Fault> {

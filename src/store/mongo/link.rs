@@ -55,7 +55,7 @@ impl Link {
         // What a stall has opened goes again.
         options.max_idle_time.get_or_insert(IDLE);
         // An operation that finds no server ends by itself before its caller gives up.
-        options.server_selection_timeout.get_or_insert(deadline.mul_f32(0.75));
+        options.server_selection_timeout.get_or_insert_with(|| deadline.mul_f32(0.75));
         // An address must not weaken what an answer means.
         (options.write_concern, options.read_concern, options.selection_criteria) = (None, None, None);
         let client = Client::with_options(options).map_err(|error| OpenError::Uri(problem(&error)))?;
@@ -161,6 +161,12 @@ pub(super) async fn options(uri: &str) -> Result<ClientOptions, OpenError> {
 
 fn is_of_files(error: &mongodb::error::Error) -> bool {
     matches!(*error.kind, mongodb::error::ErrorKind::InvalidTlsConfig { .. })
+}
+
+/// Between two attempts, or two looks.
+#[expect(clippy::disallowed_methods, reason = "what is waited for is another machine")]
+pub(super) async fn pause(time: Duration) {
+    tokio::time::sleep(time).await;
 }
 
 /// What is wrong with an address, without its text: the driver repeats parts of it.

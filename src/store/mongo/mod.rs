@@ -45,16 +45,13 @@ use std::{
 
 use async_trait::async_trait;
 use mongodb::bson::{Document, doc};
-use tokio::{
-    sync::oneshot,
-    time::{sleep, timeout},
-};
+use tokio::{sync::oneshot, time::timeout};
 
 use self::{
     chain::{Chain, End},
     fault::Fault,
     feed::Feed,
-    link::Link,
+    link::{Link, pause},
     node::{BEAT, Node},
     pending::{Deed, Entry, Owner},
     recovery::{LOOK, Recovery},
@@ -77,6 +74,9 @@ use crate::{
 pub const DEADLINE: Duration = Duration::from_secs(2);
 /// The oldest server that does all that is asked of it: MongoDB 4.4.
 const WIRE_VERSION: i32 = 9;
+/// Shards put their changes in order by clocks that learn of each other only by messages: those of this node come by twice a
+/// second, so a heartbeat may stand before changes that are up to this much older.
+const SHARDED: Duration = Duration::from_secs(2);
 /// For what no caller waits for.
 const LONG: Duration = Duration::from_secs(60);
 
@@ -94,6 +94,8 @@ struct Shared {
     settle: Settle,
     /// Whether the server is one without a replica set.
     alone: bool,
+    /// How far the clocks of a sharded cluster may be apart that its stream is put in order by.
+    margin: Duration,
     /// Whether the trail of the other nodes is being followed.
     tailing: AtomicBool,
 }
@@ -118,18 +120,27 @@ impl Mongo {
 
     async fn enter(uri: &str, node: &str, key: ChainKey, deadline: Duration) -> Result<Self, OpenError> {
         let link = Arc::new(Link::new(uri, deadline).await?);
-        let alone = greet(&link).await?;
+        let Server { alone, sharded } = greet(&link).await?;
         schema::prepare(&link).await?;
+        let (node, before) = Node::register(&link, node, key.clone()).await?;
+        // Behind our own mark: an import looks for that once it has made its own.
         if schema::is_importing(&link).await? {
             return Err(importing());
         }
-        let (node, before) = Node::register(&link, node, key.clone()).await?;
         let end = resume(&link, &node, &key, before.as_ref()).await?;
         let node = Arc::new(node);
         let settle = Settle::start(link.clone());
         let chain = Chain::start(link.clone(), node.clone(), key, end, settle.clone());
-        let shared =
-            Arc::new(Shared { link, node, chain, feed: Feed::default(), settle, alone, tailing: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            link,
+            node,
+            chain,
+            feed: Feed::default(),
+            settle,
+            alone,
+            margin: if sharded { SHARDED } else { Duration::ZERO },
+            tailing: AtomicBool::new(false),
+        });
         let store = Self { shared };
         store.listen().await?;
         let mut recovery = Recovery::default();
@@ -167,13 +178,13 @@ impl Mongo {
                     Err(fault) if !shared.link.is_closed() => tracing::debug!(%fault, "no heartbeat"),
                     Ok(()) | Err(_) => {}
                 }
-                sleep(BEAT).await;
+                pause(BEAT).await;
             }
         });
         let shared = self.shared.clone();
         tokio::spawn(async move {
             loop {
-                sleep(LOOK).await;
+                pause(LOOK).await;
                 if shared.link.is_closed() {
                     return;
                 }
@@ -208,8 +219,16 @@ async fn resume(link: &Link, node: &Node, key: &ChainKey, before: Option<&Docume
     Ok(end)
 }
 
-/// Says hello: whether the server is one alone; refuses one that is too old.
-async fn greet(link: &Link) -> Result<bool, OpenError> {
+/// What answers at the address.
+struct Server {
+    /// One server without a replica set.
+    alone: bool,
+    /// The router of a sharded cluster.
+    sharded: bool,
+}
+
+/// Says hello; refuses a server that is too old.
+async fn greet(link: &Link) -> Result<Server, OpenError> {
     let database = link.database().clone();
     let hello = link.within(LONG.min(link.deadline().saturating_mul(5)), async move {
         Ok(database.run_command(doc! { "hello": 1 }).await?)
@@ -220,7 +239,7 @@ async fn greet(link: &Link) -> Result<bool, OpenError> {
         return Err(OpenError::TooOld { found, needed: WIRE_VERSION });
     }
     let sharded = hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
-    Ok(!sharded && hello.get_str("setName").is_err())
+    Ok(Server { alone: !sharded && hello.get_str("setName").is_err(), sharded })
 }
 
 fn importing() -> OpenError {

@@ -47,11 +47,18 @@ pub(super) struct Node {
     beats: Mutex<Beats>,
 }
 
-/// Heartbeats sent and not yet heard, with the moment before each was sent.
+/// Heartbeats sent and not yet heard.
 #[derive(Default)]
 struct Beats {
     last: i64,
-    sent: Vec<(i64, Instant)>,
+    sent: Vec<Beat>,
+}
+
+struct Beat {
+    number: i64,
+    /// The moment before it was sent, and the one when the majority had it.
+    sent: Instant,
+    kept: Option<Instant>,
 }
 
 impl Node {
@@ -76,7 +83,8 @@ impl Node {
             end: Mutex::new(End::START),
             brought: AtomicI64::new(newest.millis()),
             newest: AtomicI64::new(newest.millis()),
-            beats: Mutex::default(),
+            // Not from 1: an earlier process of this name counted from elsewhere.
+            beats: Mutex::new(Beats { last: i64::try_from(session.as_u128() >> 68).unwrap_or_default(), sent: Vec::new() }),
         };
         Ok((node, before))
     }
@@ -99,7 +107,7 @@ impl Node {
             let mut beats = self.beats();
             beats.last = beats.last.saturating_add(1);
             let beat = beats.last;
-            beats.sent.push((beat, Instant::now()));
+            beats.sent.push(Beat { number: beat, sent: Instant::now(), kept: None });
             let surplus = beats.sent.len().saturating_sub(BEATS);
             beats.sent.drain(..surplus);
             beat
@@ -114,15 +122,24 @@ impl Node {
         if written.matched_count == 0 {
             return Err(Fault::Displaced);
         }
+        if let Some(beat) = self.beats().sent.iter_mut().find(|sent| sent.number == beat) {
+            beat.kept = Some(Instant::now());
+        }
         Ok(())
     }
 
     /// A heartbeat came back over the feed: everything before it has come too. The moment before it was sent.
     pub(super) fn heard(&self, beat: i64) -> Option<Instant> {
         let mut beats = self.beats();
-        let sent = beats.sent.iter().find(|(number, _)| *number == beat).map(|(_, at)| *at);
-        beats.sent.retain(|(number, _)| *number > beat);
+        let sent = beats.sent.iter().find(|sent| sent.number == beat).map(|sent| sent.sent);
+        beats.sent.retain(|sent| sent.number > beat);
         sent
+    }
+
+    /// Whether a heartbeat that the majority has had for so long was not heard: then the stream comes from a server that is
+    /// behind, or has been left behind.
+    pub(super) fn is_unheard(&self, so_long: Duration) -> bool {
+        self.beats().sent.iter().filter_map(|sent| sent.kept).any(|kept| kept.elapsed() > so_long)
     }
 
     fn beats(&self) -> std::sync::MutexGuard<'_, Beats> {

@@ -223,15 +223,15 @@ fn shown(members: &[Member]) -> String {
 /// What is known better than that the database could not be opened.
 pub(super) async fn why(uri: &str, error: OpenError) -> OpenError {
     let Ok(options) = super::link::options(uri).await else { return error };
-    match error {
-        OpenError::Unreachable(_) => {
-            let members = members(&options).await;
-            explain(&members, options.repl_set_name.as_deref()).unwrap_or(error)
-        }
-        // Who does not say who they are is told that they may not.
-        OpenError::Forbidden if options.credential.is_none() => OpenError::Credentials("store.uri names no user".to_owned()),
-        error => error,
+    // Who does not say who they are is told that they may not.
+    if matches!(error, OpenError::Forbidden) && options.credential.is_none() {
+        return OpenError::Credentials("store.uri names no user".to_owned());
     }
+    if !matches!(error, OpenError::Unreachable(_)) {
+        return error;
+    }
+    let members = members(&options).await;
+    explain(&members, options.repl_set_name.as_deref()).unwrap_or(error)
 }
 
 #[cfg(test)]

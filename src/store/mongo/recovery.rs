@@ -38,6 +38,8 @@ struct Left {
 #[derive(Default)]
 pub(super) struct Recovery {
     seen: HashSet<Uuid>,
+    /// What waits in this node's own chain: it is not put there twice.
+    handed_on: HashSet<Uuid>,
 }
 
 impl Recovery {
@@ -46,13 +48,22 @@ impl Recovery {
         let mut found = HashSet::new();
         for collection in WITH_OUTBOX {
             for left in left(shared, collection).await? {
-                found.insert(left.id);
+                let id = left.id;
+                found.insert(id);
                 let own = once && left.node == shared.node.name.as_ref();
-                if own || self.seen.contains(&left.id) {
-                    recover(shared, left).await?;
+                if !(own || self.seen.contains(&id)) || !self.handed_on.insert(id) {
+                    continue;
+                }
+                // One that cannot be recorded does not stand in the way of the others.
+                if let Err(fault) = recover(shared, left).await {
+                    tracing::error!(%fault, collection, "an audit event that was left behind cannot be recorded");
+                    if !matches!(fault, Fault::Late(_)) {
+                        self.handed_on.remove(&id);
+                    }
                 }
             }
         }
+        self.handed_on.retain(|id| found.contains(id));
         self.seen = found;
         Ok(())
     }
@@ -60,27 +71,34 @@ impl Recovery {
 
 async fn left(shared: &Shared, collection: &'static str) -> Result<Vec<Left>, Fault> {
     let owners = shared.link.collection(collection);
-    let read = async move {
+    let look = async move {
         let found = owners.find(doc! { "outbox.id": { "$exists": true } }).hint(outbox_hint()).limit(TURN);
         let found: Vec<Document> = found.projection(doc! { "outbox": 1 }).await?.try_collect().await?;
         Ok(found)
     };
     let mut all = Vec::new();
-    for document in shared.link.call(read).await? {
+    for document in shared.link.call(look).await? {
         let id = Fields::of("outbox", &document).get("_id")?.clone();
         for entry in document.get_array("outbox").into_iter().flatten().filter_map(Bson::as_document) {
-            let fields = Fields::of("outbox", entry);
-            let event = fields.get("event")?.as_document().cloned();
-            all.push(Left {
-                owner: Owner { collection, id: id.clone() },
-                id: fields.uuid("id")?,
-                node: fields.text("node")?.to_owned(),
-                after: fields.count("after")?,
-                event: event.ok_or_else(|| Fault::row("outbox", "an event is not what it should be"))?,
-            });
+            match read(&Owner { collection, id: id.clone() }, entry) {
+                Ok(left) => all.push(left),
+                Err(fault) => tracing::error!(%fault, collection, "what is in an outbox cannot be read"),
+            }
         }
     }
     Ok(all)
+}
+
+fn read(owner: &Owner, entry: &Document) -> Result<Left, Fault> {
+    let fields = Fields::of("outbox", entry);
+    let event = fields.get("event")?.as_document().cloned();
+    Ok(Left {
+        owner: owner.clone(),
+        id: fields.uuid("id")?,
+        node: fields.text("node")?.to_owned(),
+        after: fields.count("after")?,
+        event: event.ok_or_else(|| Fault::row("outbox", "an event is not what it should be"))?,
+    })
 }
 
 async fn recover(shared: &Shared, left: Left) -> Result<(), Fault> {

@@ -25,6 +25,8 @@ use crate::{
     store::{Change, Follower, Result, RevocationStore, Snapshot},
 };
 
+/// How far the clocks of nodes may be apart.
+const SKEW_MS: i64 = 3_600_000;
 /// How often a write is tried again that met another one making the same document.
 const ATTEMPTS: usize = 8;
 
@@ -88,12 +90,14 @@ impl Shared {
     async fn sweep(&self, now: Timestamp, limit: usize) -> Result<usize, Fault> {
         self.settle.flush().await;
         self.saw(now);
-        let over = doc! { "until": { "$lte": date(now) } };
-        let mut gone = delete_some(self, REVOCATIONS, over.clone(), limit).await?;
+        let mut gone = delete_some(self, REVOCATIONS, over("until", now, doc! {}), limit).await?;
         gone = gone.saturating_add(self.forget_ends(now, limit.saturating_sub(gone)).await?);
         gone = gone.saturating_add(self.sweep_families(now, limit.saturating_sub(gone)).await?);
         let counters = self.link.collection(RATE_LIMITS);
-        let swept = self.link.call(async move { Ok(counters.delete_many(over).await?) }).await?;
+        // A node whose clock is ahead must not take the windows that others still count in.
+        let mut past = over("until", now, doc! {});
+        past.insert("$expr", doc! { "$lte": ["$until", { "$subtract": ["$$NOW", SKEW_MS] }] });
+        let swept = self.link.call(async move { Ok(counters.delete_many(past).await?) }).await?;
         Ok(gone.saturating_add(usize::try_from(swept.deleted_count).unwrap_or(usize::MAX)))
     }
 
@@ -136,7 +140,7 @@ impl Shared {
 
     /// Forgets that families were ended, where no token of theirs can stand any more.
     async fn forget_ends(&self, now: Timestamp, limit: usize) -> Result<usize, Fault> {
-        let over = doc! { "ended_until": { "$lte": date(now) } };
+        let over = over("ended_until", now, doc! {});
         let ids = ids(&some(self, TOKENS, over.clone(), limit).await?);
         if ids.is_empty() {
             return Ok(0);
@@ -147,6 +151,15 @@ impl Shared {
         let updated = self.link.call(async move { Ok(tokens.update_many(filter, update).await?) }).await?;
         Ok(usize::try_from(updated.matched_count).unwrap_or(usize::MAX))
     }
+}
+
+/// What is over by this node's clock and by MongoDB's: one clock that was set wrong must not decide for everybody what is
+/// forgotten.
+pub(super) fn over(field: &str, now: Timestamp, and: Document) -> Document {
+    let mut filter = and;
+    filter.insert(field, doc! { "$lte": date(now) });
+    filter.insert("$expr", doc! { "$lte": [format!("${field}"), "$$NOW"] });
+    filter
 }
 
 /// Up to `limit` documents without their outboxes.

@@ -3,13 +3,14 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use mongodb::bson::{Bson, doc};
-use tokio::{
-    sync::{mpsc, oneshot},
-    time::sleep,
-};
+use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use super::{codec::uuid, link::Link, pending::Owner};
+use super::{
+    codec::uuid,
+    link::{Link, pause},
+    pending::Owner,
+};
 
 /// What waits to be taken out. More than that is left to the recovery.
 const QUEUE: usize = 65_536;
@@ -56,7 +57,7 @@ async fn serve(link: Arc<Link>, mut receiver: mpsc::Receiver<Message>) {
     while receiver.recv_many(&mut messages, BATCH).await > 0 {
         let in_a_hurry = messages.iter().any(|message| matches!(message, Message::Flush(_)));
         if !in_a_hurry && messages.len() < BATCH {
-            sleep(GATHER).await;
+            pause(GATHER).await;
             while messages.len() < BATCH
                 && let Ok(message) = receiver.try_recv()
             {

@@ -48,14 +48,15 @@ impl Shared {
             let looks = doc! { "$inc": { "looks": 1_i64 } };
             nodes.update_one(doc! { "_id": node.as_ref() }, looks).session(&mut session).await?;
             let mut standing = Snapshot::default();
-            each(&revocations, doc! {}, doc! { "until": 1 }, &mut session, |found| {
-                standing.revocations.push(revocation_of(found)?);
-                Ok(())
-            })
-            .await?;
+            // First those that are there: the sweep moves ends from here to the revocations, never back.
             let ended = doc! { "ended_until": { "$exists": true } };
             each(&tokens, ended, doc! { "ended_until": 1 }, &mut session, |found| {
                 standing.revocations.push(revocation_of_family(found)?);
+                Ok(())
+            })
+            .await?;
+            each(&revocations, doc! {}, doc! { "until": 1 }, &mut session, |found| {
+                standing.revocations.push(revocation_of(found)?);
                 Ok(())
             })
             .await?;

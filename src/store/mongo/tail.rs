@@ -9,9 +9,9 @@ use mongodb::{
     bson::{Document, doc},
     change_stream::event::ResumeToken,
 };
-use tokio::{sync::broadcast, time::sleep};
+use tokio::sync::broadcast;
 
-use super::{Shared, chain::decoded, codec::Fields, fault::Fault, schema::AUDIT_LOGS};
+use super::{Shared, chain::decoded, codec::Fields, fault::Fault, link::pause, schema::AUDIT_LOGS};
 use crate::model::Record;
 
 /// How often a stream that has nothing to tell looks whether anybody still listens.
@@ -34,9 +34,13 @@ pub(super) fn listen(shared: &Arc<Shared>) {
                 tracing::warn!(%fault, "the trail of the other nodes broke off");
             }
             drop(listeners);
-            sleep(PAUSE).await;
+            pause(PAUSE).await;
         }
         shared.tailing.store(false, SeqCst);
+        // Somebody may have come in between, and have left it to this task.
+        if wanted(&shared).is_some() {
+            listen(&shared);
+        }
     });
 }
 
@@ -53,7 +57,7 @@ async fn follow(
 ) -> Result<(), Fault> {
     let others = doc! { "operationType": "insert", "documentKey._id.chain": { "$ne": shared.node.name.as_ref() } };
     let logs = shared.link.collection(AUDIT_LOGS);
-    let watch = logs.watch().pipeline([doc! { "$match": others }]).max_await_time(AWAIT).resume_after(token.take());
+    let watch = logs.watch().pipeline([doc! { "$match": others }]).max_await_time(AWAIT).resume_after(token.clone());
     let mut stream = watch.await?.with_type::<Document>();
     // Nothing cuts this task off: it ends between two answers of the server.
     while stream.is_alive() && listeners.receiver_count() > 0 && !shared.link.is_closed() {

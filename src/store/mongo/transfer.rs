@@ -42,7 +42,7 @@ impl Mongo {
     pub async fn export(uri: &str, deadline: Duration) -> Result<Export, OpenError> {
         // A page is more than what a caller waits for.
         let link = Arc::new(Link::new(uri, deadline.max(LONG)).await?);
-        let alone = greet(&link).await?;
+        let alone = greet(&link).await?.alone;
         schema::prepare(&link).await?;
         if schema::is_importing(&link).await? {
             return Err(importing());
@@ -270,7 +270,7 @@ impl Export {
     /// The next records of a chain; its end, where there are no more.
     async fn records(&self, chain: &Arc<str>, after: u64, limit: usize) -> Result<Vec<Item>, Fault> {
         let found = self.find(AUDIT_LOGS, chain::behind(chain, after), limit).await?;
-        if let [] = found.as_slice() {
+        if found.is_empty() {
             let noted = self.find(NODES, doc! { "_id": chain.as_ref() }, 1).await?;
             let noted = noted.first().map(head_of).transpose()?.flatten().map_or(0, |head| head.sequence);
             if noted > after {
