@@ -34,7 +34,7 @@ impl Figures {
     /// Of each kind of fault in a history, in the order of their first.
     pub(crate) fn of(history: &History) -> Vec<Self> {
         let mut names: Vec<&str> = Vec::new();
-        for fault in &history.faults {
+        for fault in history.faults.iter().filter(|fault| !fault.is_weather()) {
             if !names.contains(&fault.name.as_str()) {
                 names.push(&fault.name);
             }

@@ -23,10 +23,11 @@ use tokio::{task::block_in_place, time::timeout};
 use tonic::{Request, Status, transport::Channel};
 
 use crate::{
-    history::{Chain, Line, Record, Run, SECOND, Sample},
+    history::{BUSY, Chain, Line, Record, Run, SECOND, Sample},
     process::{Home, Server, endpoint, pause},
     recorder::{Caller, PATIENCE, Recorder},
     seed::Chance,
+    weather::Weather,
 };
 
 /// A server that keeps its address and its directory when it is started again.
@@ -140,12 +141,12 @@ impl Fleet {
         let secret = secret.expect("the first node makes the first client");
         recorder.keep_secret(&secret);
         let first = Caller { id: "bootstrap".to_owned(), secret };
-        let bearer = nodes[0].ask(&first).await.unwrap();
+        let bearer = nodes[0].bearer(&first).await;
         recorder.keep_secret(&bearer);
         let fleet = Self { nodes, recorder, first, bearer, _shared: shared };
         for node in &fleet.nodes {
             // Whoever connects now has done so before the first sample.
-            fleet.recorder.introspect(node, &fleet.first, &fleet.bearer).await.unwrap();
+            while fleet.recorder.introspect(node, &fleet.first, &fleet.bearer).await.is_err() {}
         }
         fleet
     }
@@ -202,12 +203,7 @@ impl Fleet {
         for node in &self.nodes {
             node.stop().await;
             node.restart();
-            let awake = async {
-                while node.ask(&self.first).await.is_err() {
-                    pause(Duration::from_millis(50)).await;
-                }
-            };
-            timeout(Duration::from_secs(10), awake).await.expect("it was started again and does not serve");
+            node.bearer(&self.first).await;
         }
         // What was left behind is looked for at the start.
         pause(Duration::from_secs(2)).await;
@@ -257,7 +253,19 @@ impl Node {
         }
     }
 
-    /// An access token of the first client's, by which it administers; not written down.
+    /// An access token of the first client's, by which it administers, as soon as there is one; not written down.
+    async fn bearer(&self, first: &Caller) -> String {
+        let patience = timeout(Duration::from_secs(20), async {
+            loop {
+                match self.ask(first).await {
+                    Ok(token) => break token,
+                    Err(_) => pause(Duration::from_millis(50)).await,
+                }
+            }
+        });
+        patience.await.expect("it was started and does not serve")
+    }
+
     async fn ask(&self, first: &Caller) -> Result<String, Status> {
         let scopes = vec!["jeton:admin".to_owned()];
         let (client_id, client_secret) = (first.id.clone(), first.secret.clone());
@@ -280,10 +288,16 @@ impl Node {
     }
 }
 
-/// Samples what the nodes use, as often as this, until it is dropped.
+/// Samples what the nodes use, and whether the machine is ours, as often as this, until it is dropped.
 pub(crate) async fn watch(fleet: Arc<Fleet>, every: Duration) {
+    let mut weather = Weather::default();
     loop {
+        let begin = fleet.recorder.now();
         fleet.sample();
+        if weather.is_bad() {
+            // What was begun before may have waited, too, and what waits now has yet to come to its end.
+            fleet.recorder.fault(BUSY, None, begin.saturating_sub(3 * SECOND), Duration::from_secs(3));
+        }
         pause(every).await;
     }
 }

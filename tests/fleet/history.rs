@@ -170,6 +170,23 @@ pub(crate) struct Fault {
     pub(crate) recovery: u64,
 }
 
+/// What the time before the callers are at work is called.
+pub(crate) const START: &str = "start";
+/// What a time is called in which others took the processors.
+pub(crate) const BUSY: &str = "busy";
+
+impl Fault {
+    /// Whether nobody here broke anything: calls are late, and nothing more.
+    pub(crate) fn is_weather(&self) -> bool {
+        self.name == START || self.name == BUSY
+    }
+
+    /// Whether any of these moments is in its time or that of the recovery.
+    pub(crate) fn covers(&self, from: u64, to: u64) -> bool {
+        self.begin <= to && from <= self.end + self.recovery
+    }
+}
+
 /// A record of the audit trail, read when all was over.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
@@ -244,7 +261,7 @@ impl History {
     /// Whether something that this node stands on is broken at any moment of these, or may not have recovered.
     pub(crate) fn disturbed(&self, node: &str, from: u64, to: u64) -> bool {
         let concerns = |fault: &&Fault| fault.node.as_deref().is_none_or(|name| name == node);
-        self.faults.iter().filter(concerns).any(|fault| fault.begin <= to && from <= fault.end + fault.recovery)
+        self.faults.iter().filter(concerns).any(|fault| fault.covers(from, to))
     }
 }
 

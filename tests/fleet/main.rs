@@ -29,3 +29,4 @@ mod scene;
 mod seed;
 mod traffic;
 mod verdict;
+mod weather;

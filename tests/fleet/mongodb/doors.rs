@@ -6,7 +6,7 @@ use super::{Stage, s};
 use crate::{
     fleet::Plan,
     process::pause,
-    replica::{Cut, Options, PASSWORD, USER},
+    replica::{Cut, Options, PASSWORD, USER, until},
     seed::long,
     traffic::Load,
 };
@@ -22,11 +22,10 @@ async fn doors_that_close() {
     let time = s(if long() { 30 } else { 6 });
     stage.work(500, 1_500).await;
     let locked_out = async |stage: &mut Stage| {
-        let admin = stage.set.client().await.database("admin");
-        admin.run_command(doc! { "updateUser": USER, "pwd": "another one" }).await.unwrap();
+        password(stage, "another one").await;
         (0..3).for_each(|member| stage.set.reset(Cut::Clients(member)));
         pause(time).await;
-        admin.run_command(doc! { "updateUser": USER, "pwd": PASSWORD }).await.unwrap();
+        password(stage, PASSWORD).await;
     };
     stage.fault("M13: the password is another", s(8), locked_out).await;
     let expired = async |stage: &mut Stage| {
@@ -47,4 +46,13 @@ async fn doors_that_close() {
         let lines = log.lines().filter(|line| line.contains("ERROR")).count();
         println!("M13: {lines} lines of errors, {} in all", log.lines().count());
     }
+}
+
+/// Changes it, whoever is the primary now.
+async fn password(stage: &Stage, password: &str) {
+    until("another password", async || {
+        let admin = stage.set.client().await.database("admin");
+        admin.run_command(doc! { "updateUser": USER, "pwd": password }).await.is_ok()
+    })
+    .await;
 }

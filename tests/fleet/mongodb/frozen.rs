@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Stage, s, within};
+use super::{Stage, s};
 use crate::{history::Verb, process::pause, seed::long};
 
 /// M2: the primary is stopped with SIGSTOP: its connections stay and say nothing. Calls end by their deadline, changes go on with
@@ -24,7 +24,7 @@ async fn a_primary_that_freezes() {
     }
     let told = stage.close().await;
     assert!(told.figures[0].failed > 0, "nobody noticed");
-    assert!(told.gap() <= within(s(8)), "{:?}", told.gap());
+    told.goes_on_within(s(8), "M2");
 }
 
 /// M2: asleep for less than an election takes, and awake again with all that was sent to it meanwhile: what comes late is done
@@ -68,12 +68,11 @@ async fn a_majority_that_is_gone() {
     let told = stage.close().await;
     let acknowledged = told.done_during(NAME);
     // What was on its way when they died may have been kept before that.
-    let begin = told.history.faults[0].begin + 500_000;
+    let begin = told.history.faults.iter().find(|fault| fault.name == NAME).unwrap().begin + 500_000;
     let acknowledged: Vec<_> =
         acknowledged.into_iter().filter(|call| call.verb != Verb::Introspect && call.start > begin).collect();
     assert!(acknowledged.is_empty(), "acknowledged by one of three: {acknowledged:?}");
     assert!(told.figures[0].failed > 0, "nobody noticed");
-    assert!(told.figures[0].after <= 15_000_000, "{:?}", told.figures);
 }
 
 /// M9: every sync of the primary takes 200 ms longer, then every sync of a secondary. Calls end by their deadline, the fast pair

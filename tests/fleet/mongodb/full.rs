@@ -8,7 +8,7 @@ use std::{
     process::{Child, ChildStdin, Command, Stdio},
 };
 
-use super::{Stage, s, within};
+use super::{Stage, s};
 use crate::{fleet::Plan, replica::Options, seed::long, traffic::Load};
 
 /// A small disk in a mount namespace of its own, which ends with it: no test leaves a mount behind.
@@ -87,5 +87,5 @@ async fn a_disk_that_is_full() {
         stage.fault("M11: the primary's disk is full", s(2), fill).await;
     }
     let told = stage.close().await;
-    assert!(told.gap() <= within(s(4)), "{:?}", told.gap());
+    told.goes_on_within(s(4), "M11");
 }

@@ -85,8 +85,3 @@ fn on(home: Home, address: &str) -> Home {
 const fn s(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
-
-/// A bound on time, with more for unoptimised code on a machine that others use as well.
-fn within(bound: Duration) -> Duration {
-    if cfg!(debug_assertions) { bound * 2 } else { bound }
-}

@@ -141,7 +141,8 @@ fn unknown_is_all_or_nothing(known: &Known<'_>, trail: &Trail<'_>, found: &mut V
     for (call, token, active) in known.judgements() {
         last.insert((&token.issued.jti, &call.node), (call, active));
     }
-    let settled = known.history.faults.iter().map(|fault| fault.end + fault.recovery).max().unwrap_or(0);
+    let broken = known.history.faults.iter().filter(|fault| !fault.is_weather());
+    let settled = broken.map(|fault| fault.end + fault.recovery).max().unwrap_or(0);
     let unknown = |call: &&Call| call.outcome.is_unknown() && matches!(call.verb, Verb::Revoke | Verb::RevokeAll);
     let mut attempts: HashMap<&str, Vec<&Call>> = HashMap::new();
     for call in known.history.calls.iter().filter(unknown) {
