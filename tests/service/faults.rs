@@ -8,7 +8,7 @@ use jeton::{
     config::Config,
     crypto::{chain::ChainKey, seal::Sealer},
     proto::admin::Client,
-    store::{Store, embedded::Embedded},
+    store::Store,
 };
 use tempfile::TempDir;
 use tonic::{Code, Status};
@@ -16,29 +16,36 @@ use tonic::{Code, Status};
 use crate::{
     faulty::{Act, FaultyStore, Kind},
     harness::{Caller, World, reason, refreshing},
+    home::Home,
     office::{Mark, Rpc},
 };
 
-/// A store that can be told to fail, and the configuration of a server over it.
+/// A store that can be told to fail, the configuration of a server over it, and where it is.
 pub struct Kept<F: FnOnce(&mut Config)> {
     pub faulty: Arc<FaultyStore>,
     pub config: F,
+    pub home: Arc<Home>,
 }
 
-/// Embedded, in a directory of its own, under a master key that the server is given too.
-pub fn kept_store() -> Kept<impl FnOnce(&mut Config)> {
+impl<F: FnOnce(&mut Config)> Kept<F> {
+    /// The server, and the store again.
+    pub async fn served(self) -> (World, Arc<FaultyStore>) {
+        (World::over(self.home, self.config, self.faulty.clone()).await, self.faulty)
+    }
+}
+
+/// A store of its own, under a master key that the server is given too.
+pub async fn kept_store() -> Kept<impl FnOnce(&mut Config)> {
     use std::{io::Write, os::unix::fs::OpenOptionsExt};
-    // Kept for as long as the process: the store outlives the test's end.
-    let dir = TempDir::new().unwrap().keep();
+    let home = Home::new();
     let mut master = [0; 32];
     aws_lc_rs::rand::fill(&mut master).unwrap();
-    let file = dir.join("master.key");
+    let file = home.master_key_file();
     let mut written = std::fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&file).unwrap();
     written.write_all(STANDARD.encode(master).as_bytes()).unwrap();
     let chain = ChainKey::new(Sealer::new(master).derive("audit head"));
-    let store = Embedded::open(&dir.join("store"), &Config::default().node, chain).unwrap();
-    let faulty = Arc::new(FaultyStore::new(Arc::new(store)));
-    Kept { faulty, config: move |config: &mut Config| config.master_key_file = file }
+    let faulty = Arc::new(FaultyStore::new(home.open_store(chain).await));
+    Kept { faulty, config: move |config: &mut Config| config.master_key_file = file, home }
 }
 
 /// Every way to fail.
@@ -67,15 +74,14 @@ async fn under<T>(faulty: &FaultyStore, nth: u64, act: Act, deed: impl Future<Ou
 /// A store's failure is answered as one, without its words (O06).
 fn is_failure(status: &Status) -> bool {
     let words = format!("{status:?}");
-    assert!(!words.contains("planned") && !words.contains("sqlite") && !words.contains("/tmp"), "{words}");
+    assert!(["planned", "sqlite", "mongo", "/tmp"].iter().all(|leak| !words.contains(leak)), "{words}");
     matches!(status.code(), Code::Unavailable | Code::Internal | Code::ResourceExhausted)
 }
 
 /// F01: what must be refused is refused at whichever call the store fails: a fault is never a way in.
 #[tokio::test]
 async fn a_fault_is_never_a_way_in() {
-    let Kept { faulty, config } = kept_store();
-    let world = World::over(config, Some(faulty.clone())).await;
+    let (world, faulty) = kept_store().await.served().await;
     let (_, no_scope) = world.staff("default", &["orders:read"]).await;
     let (_, of_tenant) = world.staff("elsewhere", &["jeton:admin"]).await;
     let (_, clerk) = world.staff("default", &["jeton:admin:clients"]).await;
@@ -155,8 +161,7 @@ async fn came_true(world: &World, rpc: Rpc, mark: &Mark) -> bool {
 /// F01, I7: an administration RPC that meets a fault fails as one or has done what it says; asked again it does it.
 #[tokio::test]
 async fn administration_fails_clean_at_every_call_and_works_again() {
-    let Kept { faulty, config } = kept_store();
-    let world = World::over(config, Some(faulty.clone())).await;
+    let (world, faulty) = kept_store().await.served().await;
     let mut met_by = std::collections::HashMap::new();
     for rpc in Rpc::ALL {
         for act in ACTS {
@@ -201,8 +206,7 @@ async fn administration_fails_clean_at_every_call_and_works_again() {
 /// F01, I3, I7: the same for what clients ask for themselves.
 #[tokio::test]
 async fn token_calls_fail_clean_at_every_call_and_work_again() {
-    let Kept { faulty, config } = kept_store();
-    let world = World::over(config, Some(faulty.clone())).await;
+    let (world, faulty) = kept_store().await.served().await;
     let mut count = 0;
     for act in ACTS {
         for nth in 1..=CALLS {
@@ -253,8 +257,7 @@ async fn token_calls_fail_clean_at_every_call_and_work_again() {
 /// O03: while no record can be written, nothing is changed and nothing is issued; judging goes on from memory.
 #[tokio::test]
 async fn without_a_trail_nothing_is_changed() {
-    let Kept { faulty, config } = kept_store();
-    let world = World::over(config, Some(faulty.clone())).await;
+    let (world, faulty) = kept_store().await.served().await;
     let mark = world.mark("orders", "shop").await;
     let ended = world.mark("ended", "shop").await;
     world.revoke(&ended.client, &ended.access_token).await.unwrap();
@@ -295,7 +298,7 @@ fn without_uses<T>((mut client, rest): (Client, T)) -> (Client, T) {
 /// A server without a working store does not start, and says so in one line.
 #[tokio::test]
 async fn a_start_over_a_store_that_fails_is_refused() {
-    let Kept { faulty, .. } = kept_store();
+    let Kept { faulty, home: _home, .. } = kept_store().await;
     faulty.always(Some(Act::FailBefore(Kind::Unavailable)));
     let dir = TempDir::new().unwrap();
     let config = Config {

@@ -20,10 +20,11 @@ use jeton::{
     store::Store,
 };
 use secrecy::ExposeSecret;
-use tempfile::TempDir;
 use tokio::{sync::oneshot, task::JoinHandle};
 use tonic::{Request, Status, metadata::MetadataValue, transport::Channel};
 use tonic_types::StatusExt;
+
+use crate::home::{Home, on_mongodb};
 
 /// The issuer of every test's server.
 pub const ISSUER: &str = "https://jeton.test";
@@ -43,7 +44,7 @@ pub struct World {
     pub address: SocketAddr,
     pub admin: Caller,
     pub channel: Channel,
-    dir: Arc<TempDir>,
+    pub home: Arc<Home>,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<()>,
 }
@@ -56,18 +57,35 @@ impl World {
 
     /// With a configuration that `change` has changed.
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
-        Self::over(change, None).await
+        Self::beginning(Home::new(), change, None).await
     }
 
-    /// Over a store that is open already.
-    pub async fn over(change: impl FnOnce(&mut Config), store: Option<Arc<dyn Store>>) -> Self {
-        let dir = Arc::new(TempDir::new().unwrap());
+    /// The first of several servers over one database, with a configuration that `change` has changed.
+    pub async fn first(change: impl FnOnce(&mut Config)) -> Self {
+        Self::beginning(Home::shared(), change, None).await
+    }
+
+    /// One more server over this one's database, under its master key and by its clock; `store` if one is open already.
+    pub async fn join(&self, node: &str, change: impl FnOnce(&mut Config), store: Option<Arc<dyn Store>>) -> Self {
+        let change = |config: &mut Config| {
+            node.clone_into(&mut config.node);
+            change(config);
+        };
+        Self::launch(self.home.clone(), self.clock.clone(), self.admin.clone(), change, store).await
+    }
+
+    /// Over a store of `home` that is open already.
+    pub async fn over(home: Arc<Home>, change: impl FnOnce(&mut Config), store: Arc<dyn Store>) -> Self {
+        Self::beginning(home, change, Some(store)).await
+    }
+
+    async fn beginning(home: Arc<Home>, change: impl FnOnce(&mut Config), store: Option<Arc<dyn Store>>) -> Self {
         let clock = Arc::new(ManualClock::at(Timestamp::from_seconds(START)));
-        Self::launch(dir, clock, Caller::default(), change, store).await
+        Self::launch(home, clock, Caller::default(), change, store).await
     }
 
     async fn launch(
-        dir: Arc<TempDir>,
+        home: Arc<Home>,
         clock: Arc<ManualClock>,
         known: Caller,
         change: impl FnOnce(&mut Config),
@@ -77,9 +95,9 @@ impl World {
             listen: "127.0.0.1:0".parse().unwrap(),
             metrics_listen: String::new(),
             issuer: ISSUER.to_owned(),
-            data_dir: dir.path().join("data"),
             ..Config::default()
         };
+        home.furnish(&mut config);
         change(&mut config);
         let options = Options { config, dev: true, bootstrap: true, store, clock: Some(clock.clone()) };
         let (stop, stopped) = oneshot::channel();
@@ -100,13 +118,13 @@ impl World {
         std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
         let admin = Caller { id, secret: secret.unwrap_or(known.secret) };
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
-        Self { clock, address, admin, channel, dir, stop: Some(stop), task }
+        Self { clock, address, admin, channel, home, stop: Some(stop), task }
     }
 
-    /// Stops, and starts again on the same directory.
+    /// Stops, and starts again on what it kept.
     pub async fn restart(mut self) -> Self {
         self.end().await;
-        Self::launch(self.dir.clone(), self.clock.clone(), self.admin.clone(), |_| {}, None).await
+        Self::launch(self.home.clone(), self.clock.clone(), self.admin.clone(), |_| {}, None).await
     }
 
     /// Stops and waits until everything is on disk.
@@ -120,7 +138,7 @@ impl World {
 
     /// The data directory.
     pub fn data_dir(&self) -> std::path::PathBuf {
-        self.dir.path().join("data")
+        self.home.data_dir()
     }
 
     /// Moves the clock.
@@ -248,20 +266,14 @@ impl World {
     pub async fn at(address: SocketAddr, admin: Caller) -> Self {
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         let clock = Arc::new(ManualClock::at(Timestamp::from_seconds(START)));
-        let dir = Arc::new(TempDir::new().unwrap());
-        Self { clock, address, admin, channel, dir, stop: None, task: tokio::spawn(async {}) }
+        Self { clock, address, admin, channel, home: Home::new(), stop: None, task: tokio::spawn(async {}) }
     }
 
-    /// Another server on a copy of what is on disk at this moment: what one finds that comes after a kill.
+    /// Another server on what is kept at this moment: what one finds that comes after a kill. On MongoDB it takes the node's name
+    /// away from the first, which then can write no more.
     pub async fn killed(mut self) -> Self {
-        let copy = Arc::new(TempDir::new().unwrap());
-        let data = copy.path().join("data");
-        std::fs::create_dir(&data).unwrap();
-        for entry in std::fs::read_dir(self.data_dir()).unwrap() {
-            let path = entry.unwrap().path();
-            std::fs::copy(&path, data.join(path.file_name().unwrap())).unwrap();
-        }
-        let next = Self::launch(copy, self.clock.clone(), self.admin.clone(), |_| {}, None).await;
+        let left = if on_mongodb() { self.home.clone() } else { self.home.copy() };
+        let next = Self::launch(left, self.clock.clone(), self.admin.clone(), |_| {}, None).await;
         self.end().await;
         next
     }

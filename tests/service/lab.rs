@@ -11,14 +11,14 @@ use jeton::{
         seal::{Sealer, load_or_make_master},
     },
     model::KeyState,
-    store::{KeyStore, embedded::Embedded},
+    store::KeyStore,
 };
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::{
     faulty::FaultyStore,
     harness::{ISSUER, World},
+    home::Home,
     scenes::unlimited,
 };
 
@@ -28,7 +28,6 @@ pub struct Lab {
     pub store: Arc<FaultyStore>,
     pub kid: String,
     pair: Ed25519KeyPair,
-    dir: Arc<TempDir>,
 }
 
 impl Lab {
@@ -38,36 +37,34 @@ impl Lab {
 
     /// Without budgets, and with what `change` changes.
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
-        Self::on(Arc::new(TempDir::new().unwrap()), change).await
+        Self::on(Home::new(), change).await
     }
 
     /// Another server, with its clock at the start again, on what this one leaves.
     pub async fn back_in_time(mut self) -> Self {
         self.world.end().await;
-        let mut lab = Self::on(self.dir.clone(), |_| {}).await;
+        let mut lab = Self::on(self.world.home.clone(), |_| {}).await;
         lab.world.admin = self.world.admin;
         lab
     }
 
-    async fn on(dir: Arc<TempDir>, change: impl FnOnce(&mut Config)) -> Self {
-        let master_key_file = dir.path().join("master.key");
+    async fn on(home: Arc<Home>, change: impl FnOnce(&mut Config)) -> Self {
+        let master_key_file = home.master_key_file();
         let sealer = Sealer::new(*load_or_make_master(&master_key_file, true).unwrap());
-        let data = dir.path().join("data");
-        std::fs::create_dir_all(&data).unwrap();
-        let embedded = Embedded::open(&data, "node-1", ChainKey::new(sealer.derive("audit head"))).unwrap();
-        let store = Arc::new(FaultyStore::new(Arc::new(embedded)));
+        let store = home.open_store(ChainKey::new(sealer.derive("audit head"))).await;
+        let store = Arc::new(FaultyStore::new(store));
         let configure = |config: &mut Config| {
             unlimited(config);
             config.master_key_file = master_key_file;
             change(config);
         };
-        let world = World::over(configure, Some(store.clone())).await;
+        let world = World::over(home, configure, store.clone()).await;
         let keyset = store.keyset().await.unwrap().unwrap();
         let active = keyset.keys.iter().find(|key| matches!(key.state, KeyState::Active { .. })).unwrap();
         let kid = active.kid.as_str().to_owned();
         let pkcs8 = sealer.open("signing key", &kid, &URL_SAFE_NO_PAD.decode(&active.sealed).unwrap()).unwrap();
         let pair = Ed25519KeyPair::from_pkcs8(&pkcs8).unwrap();
-        Self { world, store, kid, pair, dir }
+        Self { world, store, kid, pair }
     }
 
     /// Signs whatever is given with the very key of the server.

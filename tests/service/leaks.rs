@@ -4,8 +4,8 @@
 use std::{
     io::{BufRead, BufReader, Read},
     net::{SocketAddr, TcpListener},
-    path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::Arc,
     thread::JoinHandle,
 };
 
@@ -18,7 +18,6 @@ use jeton::{
         token::{BatchIntrospectRequest, IntrospectRequest, RefreshRequest, RevokeRequest, TokenRequest},
     },
 };
-use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -26,7 +25,8 @@ use tokio::{
 use tonic::{Request, metadata::MetadataValue};
 
 use crate::{
-    harness::{Caller, World, bearer, is_on_disk, refreshing, with_authorization},
+    harness::{Caller, World, bearer, refreshing, with_authorization},
+    home::Home,
     office::Rpc,
     published::get,
 };
@@ -35,7 +35,7 @@ use crate::{
 struct Process {
     child: Child,
     log: Option<JoinHandle<Vec<u8>>>,
-    home: TempDir,
+    home: Arc<Home>,
     address: SocketAddr,
     metrics: SocketAddr,
     admin: Caller,
@@ -43,13 +43,14 @@ struct Process {
 
 impl Process {
     fn start() -> Self {
-        let home = TempDir::new().unwrap();
+        let home = Home::new();
         let metrics = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_jeton"))
             .args(["serve", "--dev", "--json", "--listen", "127.0.0.1:0", "--data-dir"])
-            .arg(home.path().join("data"))
+            .arg(home.data_dir())
             .env_clear()
-            .env("HOME", home.path())
+            .env("HOME", home.data_dir())
+            .env("JETON_STORE__URI", home.uri().unwrap_or_default())
             .env("JETON_LOG__LEVEL", "trace")
             .env("JETON_LOG__FORMAT", "json")
             .env("JETON_METRICS_LISTEN", metrics.to_string())
@@ -70,10 +71,6 @@ impl Process {
         let text = |member: &str| first[member].as_str().unwrap().to_owned();
         let admin = Caller { id: text("client_id"), secret: text("client_secret") };
         Self { child, log: Some(log), home, address: text("address").parse().unwrap(), metrics, admin }
-    }
-
-    fn data_dir(&self) -> PathBuf {
-        self.home.path().join("data")
     }
 
     /// What the kernel shows of the process to others.
@@ -219,8 +216,9 @@ async fn secrets_are_found_nowhere() {
     assert!(log.lines().count() > 500 && log.contains("TRACE"), "the log is there: {} lines", log.lines().count());
     let hit = log.lines().find_map(|line| canaries.found_in(line).map(|canary| (canary, line)));
     assert_eq!(hit, None);
-    let kept: Vec<_> = canaries.0.iter().filter(|canary| is_on_disk(&process.data_dir(), canary)).collect();
-    assert!(kept.is_empty(), "{kept:?} in {}", process.home.path().display());
+    for canary in &canaries.0 {
+        assert!(!process.home.holds(canary).await, "{canary} is kept");
+    }
 }
 
 /// O01: what can be printed of our types does not show what is in them.

@@ -13,6 +13,8 @@ mod audit;
 mod authentication;
 mod budgets;
 mod clients;
+#[path = "../support/database.rs"]
+mod database;
 mod endings;
 mod faults;
 #[path = "../support/faulty.rs"]
@@ -20,11 +22,13 @@ mod faults;
 mod faulty;
 mod forged;
 mod harness;
+mod home;
 mod introspection;
 mod keys;
 mod lab;
 mod leaks;
 mod limits;
+mod nodes;
 mod office;
 mod offices;
 mod published;

@@ -1,6 +1,6 @@
 //! What else the port answers: pages over HTTP, health, reflection; and how errors are made up.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::net::SocketAddr;
 
 use jeton::store::Store;
 use serde_json::Value;
@@ -14,8 +14,8 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus,
 use tonic_types::StatusExt;
 
 use crate::{
-    faults::{Kept, kept_store},
-    faulty::{Act, FaultyStore, Kind},
+    faults::kept_store,
+    faulty::{Act, Kind},
     harness::{ISSUER, World, bearer, reason},
     office::Rpc,
 };
@@ -79,8 +79,7 @@ async fn keys_may_be_kept_as_long_as_is_safe() {
 /// A service that cannot write is alive and not ready; when it can again, it is ready again.
 #[tokio::test]
 async fn readiness_follows_the_store() {
-    let Kept { faulty, config, .. } = kept_store();
-    let world = World::over(config, Some(faulty.clone())).await;
+    let (world, faulty) = kept_store().await.served().await;
     let probes = async || (get(world.address, "/healthz").await.0, get(world.address, "/readyz").await.0);
     assert_eq!(probes().await, (200, 200));
     // An answer is shared for a moment of real time.
@@ -168,8 +167,7 @@ async fn both_versions_of_reflection_list_every_service() {
 /// An error is made of a code, the OAuth word for it, the field to blame, and when to ask again; each as its standard type.
 #[tokio::test]
 async fn errors_carry_standard_details() {
-    let Kept { faulty, config, .. } = kept_store();
-    let world = World::over(config, Some(faulty.clone())).await;
+    let (world, faulty) = kept_store().await.served().await;
     let mark = world.mark("orders", "shop").await;
     let token = world.admin_token().await;
 
@@ -225,9 +223,7 @@ async fn a_request_id_is_answered_and_recorded() {
 /// The store that a server was given is what it serves from: nothing is kept beside it.
 #[tokio::test]
 async fn a_store_that_is_given_is_the_one_that_is_used() {
-    let Kept { faulty, config, .. } = kept_store();
-    let store: Arc<FaultyStore> = faulty;
-    let world = World::over(config, Some(store.clone())).await;
+    let (world, store) = kept_store().await.served().await;
     let mark = world.mark("orders", "shop").await;
     let kept = jeton::store::ClientStore::client(store.as_ref(), &mark.client.id.parse().unwrap()).await.unwrap();
     assert_eq!(kept.unwrap().tenant.as_str(), "shop");

@@ -10,7 +10,7 @@ use jeton::{
 use tonic::{Code, Status};
 
 use crate::{
-    harness::{Caller, World, is_on_disk, reason},
+    harness::{Caller, World, reason},
     office::{blamed, seconds},
 };
 
@@ -157,8 +157,7 @@ async fn secrets_that_were_brought_along_authenticate() {
     // What was remembered as verified is forgotten with the secret.
     retire(&world, "made", &added.secret_id, None).await.unwrap();
     assert_eq!(reason(&world.token(&with(&made, plain), &[]).await.unwrap_err()), "INVALID_CLIENT");
-    let data = world.data_dir();
-    assert!(!is_on_disk(&data, plain) && !is_on_disk(&data, &made.secret));
+    assert!(!world.home.holds(plain).await && !world.home.holds(&made.secret).await);
 }
 
 /// A04: lengths have a floor and a ceiling, and within them every byte counts.
@@ -265,6 +264,6 @@ async fn a_secret_is_never_told_again() {
     let read = format!("{:?}{:?}", world.get("orders").await, world.trail(EventFilter::default()).await);
     for secret in [&caller.secret, &second.client_secret] {
         assert!(!read.contains(secret.as_str()));
-        assert!(!is_on_disk(&world.data_dir(), secret));
+        assert!(!world.home.holds(secret).await);
     }
 }

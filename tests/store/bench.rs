@@ -1,24 +1,18 @@
 //! A fresh store for one case, of the lane's kind.
 
-use std::{
-    env,
-    sync::{Arc, Mutex},
-    thread,
-};
+use std::sync::{Arc, Mutex};
 
 use futures_util::future::BoxFuture;
 use jeton::{
     crypto::chain::ChainKey,
-    store::{
-        Store,
-        embedded::Embedded,
-        metered::Metered,
-        mongo::{DEADLINE, Mongo},
-    },
+    store::{Store, embedded::Embedded, metered::Metered},
 };
 use tempfile::TempDir;
 
-use crate::faulty::FaultyStore;
+use crate::{
+    database::{self, Database},
+    faulty::FaultyStore,
+};
 
 /// A store that can be closed and opened again on what it kept.
 pub(crate) struct Bench {
@@ -30,7 +24,7 @@ pub(crate) struct Bench {
 /// Where it keeps it; goes with the bench.
 enum Kept {
     Directory(#[expect(dead_code, reason = "held until the end")] TempDir),
-    Database(String),
+    Database(#[expect(dead_code, reason = "held until the end")] Database),
 }
 
 impl Bench {
@@ -48,13 +42,13 @@ impl Bench {
 
     /// In a database of its own on the server that `JETON_MONGODB` names.
     pub(crate) async fn mongodb() -> Self {
-        let uri = own_database();
-        let there = uri.clone();
+        let own = Database::own();
+        let there = own.uri().to_owned();
         let open = move || -> BoxFuture<'static, Arc<dyn Store>> {
             let uri = there.clone();
-            Box::pin(async move { Arc::new(mongodb(&uri, "node").await) as Arc<dyn Store> })
+            Box::pin(async move { Arc::new(database::node(&uri, "node", Self::key()).await) as Arc<dyn Store> })
         };
-        Self { current: Mutex::new(open().await), open: Box::new(open), _kept: Kept::Database(uri) }
+        Self { current: Mutex::new(open().await), open: Box::new(open), _kept: Kept::Database(own) }
     }
 
     fn over(wrap: fn(Embedded) -> Arc<dyn Store>) -> Self {
@@ -85,38 +79,5 @@ impl Bench {
         let store = (self.open)().await;
         *self.current.lock().unwrap() = store.clone();
         store
-    }
-}
-
-/// The address of a database that nobody else uses.
-pub(crate) fn own_database() -> String {
-    let server =
-        env::var("JETON_MONGODB").unwrap_or_else(|_| panic!("JETON_MONGODB must name a MongoDB: see .ci/with-mongodb"));
-    let name = format!("jeton_{}", uuid::Uuid::new_v4().simple());
-    match server.split_once("/?") {
-        Some((hosts, options)) => format!("{hosts}/{name}?{options}"),
-        None => format!("{}/{name}", server.trim_end_matches('/')),
-    }
-}
-
-/// A node over a database.
-pub(crate) async fn mongodb(uri: &str, node: &str) -> Mongo {
-    // A debug build on a busy machine is given time; the deadline has tests of its own.
-    Mongo::open(uri, node, Bench::key(), DEADLINE * 10).await.unwrap()
-}
-
-impl Drop for Kept {
-    fn drop(&mut self) {
-        let Self::Database(uri) = self else { return };
-        let uri = uri.clone();
-        let dropping = thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async {
-                let client = mongodb::Client::with_uri_str(uri).await.unwrap();
-                client.default_database().unwrap().drop().await.unwrap();
-            });
-        });
-        // Not worth failing a test for.
-        let _ = dropping.join();
     }
 }

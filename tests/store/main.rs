@@ -7,6 +7,8 @@
 mod bench;
 mod chains;
 mod damage;
+#[path = "../support/database.rs"]
+mod database;
 mod directory;
 #[path = "../support/faulty.rs"]
 mod faulty;

@@ -1,0 +1,118 @@
+//! Where a test's server keeps everything: in a directory of its own, and where `JETON_TEST_STORE` is `mongodb`, in a database of
+//! its own on the server that `JETON_MONGODB` names.
+
+use std::{env, path::PathBuf, sync::Arc};
+
+use futures_util::TryStreamExt;
+use jeton::{
+    config::Config,
+    crypto::chain::ChainKey,
+    store::{Store, embedded::Embedded},
+};
+use mongodb::bson::RawDocumentBuf;
+use tempfile::TempDir;
+
+use crate::{
+    database::{self, Database, PATIENCE},
+    harness::is_on_disk,
+};
+
+/// Goes with its last user.
+pub struct Home {
+    dir: TempDir,
+    database: Option<Database>,
+}
+
+/// Whether the tests run on MongoDB.
+pub fn on_mongodb() -> bool {
+    match env::var("JETON_TEST_STORE") {
+        Ok(store) if store == "mongodb" => true,
+        Ok(store) if !store.is_empty() && store != "embedded" => panic!("JETON_TEST_STORE: embedded or mongodb, not {store}"),
+        Ok(_) | Err(_) => false,
+    }
+}
+
+/// Says that a test is about the embedded store's files, and whether it must end at once for want of them.
+pub fn has_no_files() -> bool {
+    if on_mongodb() {
+        eprintln!("about the embedded store's files: not run on MongoDB");
+    }
+    on_mongodb()
+}
+
+impl Home {
+    /// Of the kind that the environment asks for.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { dir: TempDir::new().unwrap(), database: on_mongodb().then(Database::own) })
+    }
+
+    /// On MongoDB, whatever the environment asks for.
+    pub fn shared() -> Arc<Self> {
+        Arc::new(Self { dir: TempDir::new().unwrap(), database: Some(Database::own()) })
+    }
+
+    /// The data directory; on MongoDB there is nothing but the master key in it.
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// Where a master key can be that the test makes.
+    pub fn master_key_file(&self) -> PathBuf {
+        self.dir.path().join("master.key")
+    }
+
+    /// The address of the database.
+    pub fn uri(&self) -> Option<&str> {
+        self.database.as_ref().map(Database::uri)
+    }
+
+    /// Has a server keep everything here. On a busy machine MongoDB is given time.
+    pub fn furnish(&self, config: &mut Config) {
+        config.data_dir = self.data_dir();
+        if let Some(uri) = self.uri() {
+            config.store.uri = uri.to_owned().into();
+            config.store.call_timeout_ms = u64::try_from(PATIENCE.as_millis()).unwrap();
+            config.store.max_staleness_seconds = 30;
+        }
+    }
+
+    /// The store, for a server that is given one that is open.
+    pub async fn open_store(&self, key: ChainKey) -> Arc<dyn Store> {
+        let node = Config::default().node;
+        if let Some(uri) = self.uri() {
+            return Arc::new(database::node(uri, &node, key).await);
+        }
+        std::fs::create_dir_all(self.data_dir()).unwrap();
+        Arc::new(Embedded::open(&self.data_dir(), &node, key).unwrap())
+    }
+
+    /// A copy of the directory as it is on disk at this moment.
+    pub fn copy(&self) -> Arc<Self> {
+        let copy = Arc::new(Self { dir: TempDir::new().unwrap(), database: None });
+        std::fs::create_dir(copy.data_dir()).unwrap();
+        for entry in std::fs::read_dir(self.data_dir()).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, copy.data_dir().join(path.file_name().unwrap())).unwrap();
+        }
+        copy
+    }
+
+    /// Whether `needle` is in any file of the data directory, or in any document of the database.
+    pub async fn holds(&self, needle: &str) -> bool {
+        if is_on_disk(&self.data_dir(), needle) {
+            return true;
+        }
+        let Some(uri) = self.uri() else { return false };
+        let client = mongodb::Client::with_uri_str(uri).await.unwrap();
+        let database = client.default_database().unwrap();
+        for name in database.list_collection_names().await.unwrap() {
+            let mut documents = database.collection::<RawDocumentBuf>(&name).find(mongodb::bson::doc! {}).await.unwrap();
+            while let Some(document) = documents.try_next().await.unwrap() {
+                if document.as_bytes().windows(needle.len()).any(|window| window == needle.as_bytes()) {
+                    return true;
+                }
+            }
+        }
+        false
+    }
+}
