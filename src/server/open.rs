@@ -16,6 +16,9 @@ use crate::{
 
 /// How far the clocks of machines that made our tokens may be ahead.
 const SKEW: std::time::Duration = std::time::Duration::from_secs(5);
+/// The same among nodes that share a store: what one of them signed must not be nothing to another, nor be passed over by a
+/// revocation there, because its clock is behind.
+const SHARED_SKEW: std::time::Duration = std::time::Duration::from_secs(90);
 
 /// An authority over its opened store.
 pub(super) struct Opened {
@@ -62,7 +65,8 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
 
     let terms = terms(config, issuer)?;
     let keyset = keyset(store.as_ref(), &sealer, &terms, clock.as_ref()).await?;
-    let judging = Judging { max_lifetime: terms.token.access_lifetime_max(), skew: SKEW };
+    let skew = if config.store.is_shared() { SHARED_SKEW } else { SKEW };
+    let judging = Judging { max_lifetime: terms.token.access_lifetime_max(), skew };
     let opening = Opening { sealer: sealer.clone(), issuer: terms.issuer.clone(), judging };
     let standing = Standing::new(&keyset, opening, config.store.max_staleness()).map_err(|error| {
         let place = if config.store.is_shared() { "the shared store".to_owned() } else { data_dir.display().to_string() };
