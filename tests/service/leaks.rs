@@ -49,7 +49,7 @@ impl Process {
             .args(["serve", "--dev", "--json", "--listen", "127.0.0.1:0", "--data-dir"])
             .arg(home.data_dir())
             .env_clear()
-            .env("HOME", home.data_dir())
+            .env("HOME", home.master_key_file().parent().unwrap())
             .env("JETON_STORE__URI", home.uri().unwrap_or_default())
             .env("JETON_LOG__LEVEL", "trace")
             .env("JETON_LOG__FORMAT", "json")

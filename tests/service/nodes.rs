@@ -285,7 +285,7 @@ mod mongodb {
         let two = one.join("node-2", change, Some(store.clone())).await;
         let caller = one.register(refreshing()).await;
         let issued = one.token(&caller, &[]).await.unwrap();
-        let pass = one.pass().await;
+        let pass = one.token(&one.admin, &["jeton:introspect:any"]).await.unwrap().access_token;
         let ask = async |token: &str| {
             let message = jeton::proto::token::IntrospectRequest { token: token.to_owned(), ..Default::default() };
             two.tokens().introspect(bearer(message, &pass)).await.map(tonic::Response::into_inner)
