@@ -73,6 +73,7 @@ impl Home {
             config.store.uri = uri.to_owned().into();
             config.store.call_timeout_ms = u64::try_from(PATIENCE.as_millis()).unwrap();
             config.store.max_staleness_seconds = 30;
+            config.limits.deadline_seconds = 60;
         }
     }
 

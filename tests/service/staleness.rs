@@ -41,20 +41,20 @@ struct Pair {
 
 impl Pair {
     async fn start() -> Self {
-        let Kept { faulty, config } = kept_store();
+        let Kept { faulty, config, home } = kept_store().await;
         let mut master_key_file = None;
         let configure = |given: &mut jeton::config::Config| {
             unlimited(given);
             config(given);
             master_key_file = Some(given.master_key_file.clone());
         };
-        let near = World::over(configure, Some(faulty.clone())).await;
+        let near = World::over(home.clone(), configure, faulty.clone()).await;
         let feed = Arc::new(FaultyStore::new(faulty));
         let configure = |given: &mut jeton::config::Config| {
             unlimited(given);
             given.master_key_file = master_key_file.unwrap();
         };
-        let mut far = World::over(configure, Some(feed.clone())).await;
+        let mut far = World::over(home, configure, feed.clone()).await;
         far.admin = near.admin.clone();
         Self { near, far, feed, hearing: None }
     }

@@ -14,11 +14,16 @@ mod mongodb {
     };
 
     use crate::{
-        bench::{Bench, mongodb as node, own_database},
+        bench::Bench,
+        database::{self, Database},
         fixtures::{Ear, NOW, at, client, event, family, id, present, stamp},
         scenes,
         transfer::{dump, lines, parse},
     };
+
+    async fn node(uri: &str, name: &str) -> Mongo {
+        database::node(uri, name, Bench::key()).await
+    }
 
     async fn export(uri: &str, limit: usize) -> String {
         lines(&dump(&Mongo::export(uri, DEADLINE).await.unwrap(), limit).await)
@@ -40,26 +45,22 @@ mod mongodb {
         (dir, store)
     }
 
-    async fn drop_database(uri: &str) {
-        mongodb::Client::with_uri_str(uri).await.unwrap().default_database().unwrap().drop().await.unwrap();
-    }
-
     /// E9: from a directory to MongoDB and back, the same bytes at every stop, in pages of any size; and the node goes on with
     /// the chain that has its name.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn from_a_directory_to_mongodb_and_back() {
-        let (dir, uri) = (tempfile::tempdir().unwrap(), own_database());
+        let (dir, uri) = (tempfile::tempdir().unwrap(), Database::own());
         let source = Embedded::open(dir.path(), "node", Bench::key()).unwrap();
         scenes::fill(&source, 20).await;
         let exported = lines(&dump(&source, 1_000).await);
-        import(&uri, &exported).await;
-        assert_eq!(export(&uri, 1_000).await, exported);
-        assert_eq!(export(&uri, 3).await, exported);
-        let (_dir, back) = into_embedded(&export(&uri, 50).await).await;
+        import(uri.uri(), &exported).await;
+        assert_eq!(export(uri.uri(), 1_000).await, exported);
+        assert_eq!(export(uri.uri(), 3).await, exported);
+        let (_dir, back) = into_embedded(&export(uri.uri(), 50).await).await;
         assert_eq!(lines(&dump(&back, 9).await), exported);
 
-        let store = node(&uri, "node").await;
+        let store = node(uri.uri(), "node").await;
         assert_eq!(store.newest(), source.newest());
         assert_eq!(store.client(&id("client-00001")).await.unwrap(), source.client(&id("client-00001")).await.unwrap());
         let before = source.head("node").await.unwrap().unwrap().sequence;
@@ -68,15 +69,14 @@ mod mongodb {
         store.chain("node", 0, 10_000).await.unwrap().iter().try_for_each(|record| walk.record(record)).unwrap();
         walk.finish(&Bench::key(), store.head("node").await.unwrap().as_ref()).unwrap();
         assert_eq!(walk.sequence(), before + 1);
-        drop_database(&uri).await;
     }
 
     /// E9: several nodes' chains, families that were ended, reused and outlived by their end, epochs of a deleted client.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn from_mongodb_with_several_nodes_to_a_directory_and_back() {
-        let (uri, other_uri) = (own_database(), own_database());
-        let (one, two) = (node(&uri, "one").await, node(&uri, "two").await);
+        let (uri, other_uri) = (Database::own(), Database::own());
+        let (one, two) = (node(uri.uri(), "one").await, node(uri.uri(), "two").await);
         scenes::fill(&one, 3).await;
         scenes::fill(&two, 3).await;
         let (ended, reused) = (family("a"), family("a"));
@@ -97,16 +97,16 @@ mod mongodb {
         one.close().await.unwrap();
         two.close().await.unwrap();
 
-        let exported = export(&uri, 1_000).await;
-        assert_eq!(export(&uri, 1).await, exported);
+        let exported = export(uri.uri(), 1_000).await;
+        assert_eq!(export(uri.uri(), 1).await, exported);
         assert!(exported.contains("\"gone\""), "its epoch");
         let (_dir, embedded) = into_embedded(&exported).await;
         assert_eq!(lines(&dump(&embedded, 4).await), exported);
-        import(&other_uri, &exported).await;
-        assert_eq!(export(&other_uri, 13).await, exported);
+        import(other_uri.uri(), &exported).await;
+        assert_eq!(export(other_uri.uri(), 13).await, exported);
 
         // What was ended stays ended on both, and every chain is whole.
-        let moved = node(&other_uri, "three").await;
+        let moved = node(other_uri.uri(), "three").await;
         for store in [&moved as &dyn Store, &embedded] {
             let standing = store.follow(at(2_000), Ear::new()).await.unwrap();
             for id in [ended.id, reused.id, short.id] {
@@ -117,17 +117,14 @@ mod mongodb {
             assert_eq!(verdicts.len(), 2);
             assert!(verdicts.iter().all(|verdict| verdict.flaw.is_none()), "{verdicts:?}");
         }
-        drop_database(&uri).await;
-        drop_database(&other_uri).await;
     }
 
     async fn refused(items: Vec<Item>) -> String {
-        let uri = own_database();
-        let import = Mongo::import(&uri, Bench::key(), DEADLINE).await.unwrap();
+        let uri = Database::own();
+        let import = Mongo::import(uri.uri(), Bench::key(), DEADLINE).await.unwrap();
         let outcome = import.load(items).await;
-        let opened = Mongo::open(&uri, "node", Bench::key(), DEADLINE).await;
+        let opened = Mongo::open(uri.uri(), "node", Bench::key(), DEADLINE).await;
         assert!(matches!(opened, Err(OpenError::Corrupt(_))), "nothing opens the half of an import");
-        drop_database(&uri).await;
         match outcome {
             Err(StoreError::Corrupt(source)) => source.to_string(),
             other => panic!("{other:?}"),
@@ -157,14 +154,13 @@ mod mongodb {
         endless.remove(whole.len() - 2);
         assert_eq!(refused(endless).await, "import: an audit chain is missing or has no end");
 
-        let uri = own_database();
-        let store = node(&uri, "node").await;
+        let uri = Database::own();
+        let store = node(uri.uri(), "node").await;
         let revocation = Revocation { revoked: Revoked::Token(Jti::new()), until: at(1_000) };
         store.revoke(&revocation, event(Action::TokenRevoked)).await.unwrap();
-        let import = Mongo::import(&uri, Bench::key(), DEADLINE).await.unwrap();
+        let import = Mongo::import(uri.uri(), Bench::key(), DEADLINE).await.unwrap();
         let full = import.load(whole).await;
         assert!(matches!(full, Err(StoreError::Corrupt(problem)) if problem.to_string() == "import: the store is not empty"));
         assert_eq!(store.follow(NOW, Ear::new()).await.unwrap().revocations, [revocation], "nothing was touched");
-        drop_database(&uri).await;
     }
 }

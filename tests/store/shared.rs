@@ -15,16 +15,21 @@ mod mongodb {
         Collection, Database, IndexModel,
         bson::{Bson, Document, doc},
     };
-    use tokio::time::{Instant, sleep};
+    use tokio::time::Instant;
 
     use crate::{
-        bench::{Bench, mongodb as node, own_database},
+        bench::Bench,
+        database::{self, Database as Own},
         fixtures::{Ear, NOW, at, client, event, family, id, keyset, present, stamp},
     };
 
     const WHY: &str = "what is heard comes within the bound of the issue, ten times over for a busy machine";
 
-    async fn database(uri: &str) -> Database {
+    async fn node(uri: &str, name: &str) -> Mongo {
+        database::node(uri, name, Bench::key()).await
+    }
+
+    async fn looked_into(uri: &str) -> Database {
         mongodb::Client::with_uri_str(uri).await.unwrap().default_database().unwrap()
     }
 
@@ -33,7 +38,7 @@ mod mongodb {
         let since = Instant::now();
         while !so().await {
             assert!(since.elapsed() < Duration::from_secs(10), "{what}: {WHY}");
-            sleep(Duration::from_millis(5)).await;
+            tokio::time::timeout(Duration::from_millis(5), std::future::pending::<()>()).await.unwrap_err();
         }
     }
 
@@ -41,8 +46,8 @@ mod mongodb {
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn what_one_node_ends_the_others_hear_of() {
-        let uri = own_database();
-        let (one, other, ear) = (node(&uri, "one").await, node(&uri, "other").await, Ear::new());
+        let uri = Own::own();
+        let (one, other, ear) = (node(uri.uri(), "one").await, node(uri.uri(), "other").await, Ear::new());
         other.follow(NOW, ear.clone()).await.unwrap();
         let revocation = Revocation { revoked: Revoked::Token(Jti::new()), until: at(1_000) };
         one.revoke(&revocation, event(Action::TokenRevoked)).await.unwrap();
@@ -70,7 +75,6 @@ mod mongodb {
         eventually("all of it", async || expected.iter().all(|change| ear.heard().contains(change))).await;
         let order: Vec<_> = ear.heard().into_iter().filter(|change| expected.contains(change)).collect();
         assert_eq!(order[0], expected[0], "in the order of the commits");
-        database(&uri).await.drop().await.unwrap();
     }
 
     /// A change and its record are two documents: a node that dies in between leaves the event in the outbox, and the next life
@@ -78,13 +82,13 @@ mod mongodb {
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn what_a_node_left_behind_is_recorded_when_it_comes_back() {
-        let uri = own_database();
-        let store = node(&uri, "node").await;
+        let uri = Own::own();
+        let store = node(uri.uri(), "node").await;
         store.create_client(&client("a"), event(Action::ClientCreated)).await.unwrap();
         store.close().await.unwrap();
         drop(store);
         // As if it had died right behind a second change.
-        let clients: Collection<Document> = database(&uri).await.collection("clients");
+        let clients: Collection<Document> = looked_into(uri.uri()).await.collection("clients");
         let record = Client { revision: 2, display_name: "changed".into(), ..client("a") };
         let event_of_it = mongodb::bson::serialize_to_bson(&event(Action::ClientUpdated)).unwrap();
         let entry = uuid::Uuid::now_v7();
@@ -97,7 +101,7 @@ mod mongodb {
         };
         clients.update_one(doc! { "_id": "a" }, change).await.unwrap();
 
-        let store = node(&uri, "node").await;
+        let store = node(uri.uri(), "node").await;
         let records = store.chain("node", 0, 9).await.unwrap();
         let actions: Vec<_> = records.iter().map(|record| record.event.action).collect();
         assert_eq!(actions, [Action::ClientCreated, Action::ClientUpdated]);
@@ -111,34 +115,32 @@ mod mongodb {
         .await;
         // Once: the next life finds nothing.
         store.close().await.unwrap();
-        assert_eq!(node(&uri, "node").await.chain("node", 0, 9).await.unwrap().len(), 2);
-        database(&uri).await.drop().await.unwrap();
+        assert_eq!(node(uri.uri(), "node").await.chain("node", 0, 9).await.unwrap().len(), 2);
     }
 
     /// I6: no event stays in an outbox once its verb has answered and some time has passed.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn outboxes_are_emptied() {
-        let uri = own_database();
-        let store = node(&uri, "node").await;
+        let uri = Own::own();
+        let store = node(uri.uri(), "node").await;
         crate::scenes::fill(&store, 5).await;
-        let database = database(&uri).await;
+        let database = looked_into(uri.uri()).await;
         for name in ["clients", "tokens", "revocations", "epochs", "signing_keys"] {
             let collection: Collection<Document> = database.collection(name);
             let waiting = doc! { "outbox.id": { "$exists": true } };
             eventually(name, async || collection.count_documents(waiting.clone()).await.unwrap() == 0).await;
         }
-        database.drop().await.unwrap();
     }
 
     /// Two processes under one name: the later one has it, the earlier one stops, and the chain has one line of descent.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn a_name_is_one_process() {
-        let uri = own_database();
-        let earlier = node(&uri, "node").await;
+        let uri = Own::own();
+        let earlier = node(uri.uri(), "node").await;
         earlier.append(event(Action::ServerStarted)).await.unwrap();
-        let later = node(&uri, "node").await;
+        let later = node(uri.uri(), "node").await;
         later.append(event(Action::ServerStarted)).await.unwrap();
         let refused = earlier.append(event(Action::TokenIssued)).await;
         assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
@@ -147,7 +149,6 @@ mod mongodb {
         let mut walk = Walk::from_start();
         later.chain("node", 0, 9).await.unwrap().iter().try_for_each(|record| walk.record(record)).unwrap();
         assert_eq!(walk.sequence(), 3);
-        database(&uri).await.drop().await.unwrap();
     }
 
     async fn names(database: &Database, collection: &str) -> BTreeSet<String> {
@@ -158,82 +159,78 @@ mod mongodb {
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn indexes_are_mended() {
-        let uri = own_database();
-        node(&uri, "node").await.close().await.unwrap();
-        let database = database(&uri).await;
+        let uri = Own::own();
+        node(uri.uri(), "node").await.close().await.unwrap();
+        let database = looked_into(uri.uri()).await;
         let tokens: Collection<Document> = database.collection("tokens");
         let before = names(&database, "tokens").await;
         tokens.drop_index("ended_until").await.unwrap();
         tokens.drop_index("ends_at").await.unwrap();
         let unique = mongodb::options::IndexOptions::builder().name("mine".to_owned()).unique(true).build();
         tokens.create_index(IndexModel::builder().keys(doc! { "ended_until": 1 }).options(unique).build()).await.unwrap();
-        let store = node(&uri, "node").await;
+        let store = node(uri.uri(), "node").await;
         assert_eq!(names(&database, "tokens").await, before);
         for _ in 0..2 {
             store.open_family(&family("a"), event(Action::TokenIssued)).await.unwrap();
         }
-        database.drop().await.unwrap();
     }
 
     /// M12: a newer schema is refused, with both versions in the message, and left as it is.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn a_newer_schema_is_refused() {
-        let uri = own_database();
-        node(&uri, "node").await.close().await.unwrap();
-        let database = database(&uri).await;
+        let uri = Own::own();
+        node(uri.uri(), "node").await.close().await.unwrap();
+        let database = looked_into(uri.uri()).await;
         let meta: Collection<Document> = database.collection("meta");
         meta.update_one(doc! { "_id": "schema" }, doc! { "$set": { "version": 9_i64 } }).await.unwrap();
-        let refused = Mongo::open(&uri, "node", Bench::key(), DEADLINE).await;
+        let refused = Mongo::open(uri.uri(), "node", Bench::key(), DEADLINE).await;
         assert!(matches!(&refused, Err(OpenError::Newer { found: 9, known: 1 })), "{:?}", refused.err());
-        database.drop().await.unwrap();
     }
 
     /// O04: the end of a chain that was noted and is gone is missed at the next start, by name and place.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn a_chain_that_lost_its_end_is_refused() {
-        let uri = own_database();
-        let store = node(&uri, "node").await;
+        let uri = Own::own();
+        let store = node(uri.uri(), "node").await;
         for _ in 0..5 {
             store.append(event(Action::TokenIssued)).await.unwrap();
         }
         store.close().await.unwrap();
-        let database = database(&uri).await;
+        let database = looked_into(uri.uri()).await;
         let logs: Collection<Document> = database.collection("audit_logs");
         logs.delete_one(doc! { "_id": { "chain": "node", "sequence": 5_i64 } }).await.unwrap();
-        let refused = Mongo::open(&uri, "node", Bench::key(), DEADLINE).await.err().unwrap();
+        let refused = Mongo::open(uri.uri(), "node", Bench::key(), DEADLINE).await.err().unwrap();
         assert_eq!(refused.to_string(), "the database is damaged: the audit chain node ends at 4 and was at 5");
         // Behind the noted head nothing counts that does not bear our seal.
         let forged = doc! { "$set": { "hash": Bson::Null } };
         logs.update_one(doc! { "_id": { "chain": "node", "sequence": 4_i64 } }, forged).await.unwrap();
-        assert!(matches!(Mongo::open(&uri, "node", Bench::key(), DEADLINE).await, Err(OpenError::Corrupt(_))));
-        database.drop().await.unwrap();
+        assert!(matches!(Mongo::open(uri.uri(), "node", Bench::key(), DEADLINE).await, Err(OpenError::Corrupt(_))));
     }
 
     /// A dropped collection is noticed while nodes run, and everything is read afresh: nobody judges by what is not there.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn a_dropped_collection_is_noticed() {
-        let uri = own_database();
-        let (store, ear) = (node(&uri, "node").await, Ear::new());
+        let uri = Own::own();
+        let (store, ear) = (node(uri.uri(), "node").await, Ear::new());
         store.follow(NOW, ear.clone()).await.unwrap();
-        let database = database(&uri).await;
+        let database = looked_into(uri.uri()).await;
         database.collection::<Document>("revocations").drop().await.unwrap();
         eventually("it is noticed", async || ear.heard().contains(&Change::Missed)).await;
         // And the feed goes on.
         let revocation = Revocation { revoked: Revoked::Token(Jti::new()), until: at(1_000) };
         store.revoke(&revocation, event(Action::TokenRevoked)).await.unwrap();
         assert!(ear.heard().contains(&Change::Revoked(revocation)));
-        database.drop().await.unwrap();
     }
 
     /// Who follows the trail at one node hears of the others' records too, each once.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn the_tail_of_one_node_tells_of_all() {
-        let uri = own_database();
-        let (one, other) = (node(&uri, "one").await, node(&uri, "other").await);
+        let uri = Own::own();
+        let (one, other) = (node(uri.uri(), "one").await, node(uri.uri(), "other").await);
         let mut tail = one.tail();
         let mut heard = BTreeSet::new();
         // The stream is opened by listening: what is recorded from the first one that came on is told without a gap.
@@ -257,15 +254,14 @@ mod mongodb {
                 assert!(heard.insert((record.chain.clone(), record.sequence)), "{record:?} twice");
             }
         }
-        database(&uri).await.drop().await.unwrap();
     }
 
     /// A family that dies before what it stands for may be forgotten leaves its revocation behind.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn the_end_of_a_family_outlives_it() {
-        let uri = own_database();
-        let store = node(&uri, "node").await;
+        let uri = Own::own();
+        let store = node(uri.uri(), "node").await;
         let short = Family { expires_at: at(1_000), ..family("a") };
         store.open_family(&short, event(Action::TokenIssued)).await.unwrap();
         store.end_family(short.id, NOW, at(5_000), event(Action::FamilyRevoked)).await.unwrap();
@@ -277,6 +273,5 @@ mod mongodb {
         let longer = Revocation { until: at(6_000), ..revocation };
         assert_eq!(store.follow(at(2_000), Ear::new()).await.unwrap().revocations, [longer]);
         assert_eq!(store.sweep(at(6_000), 10).await.unwrap(), 1);
-        database(&uri).await.drop().await.unwrap();
     }
 }

@@ -122,6 +122,10 @@ impl Mongo {
         let link = Arc::new(Link::new(uri, deadline).await?);
         let Server { alone, sharded } = greet(&link).await?;
         schema::prepare(&link).await?;
+        // A start under another master key must not take the name from a node that lives.
+        if node::noted(&link, node).await?.is_some_and(|head| !key.check(&head)) {
+            return Err(OpenError::MasterKey(format!("the head of the audit chain {node}")));
+        }
         let (node, before) = Node::register(&link, node, key.clone()).await?;
         // Behind our own mark: an import looks for that once it has made its own.
         if schema::is_importing(&link).await? {

@@ -151,6 +151,13 @@ impl Node {
     }
 }
 
+/// The noted head of a chain.
+pub(super) async fn noted(link: &Link, name: &str) -> Result<Option<Head>, Fault> {
+    let (nodes, id) = (link.collection(NODES), name.to_owned());
+    let found = link.call(async move { Ok(nodes.find_one(doc! { "_id": id }).await?) }).await?;
+    Ok(found.as_ref().map(head_of).transpose()?.flatten())
+}
+
 /// The fields of a sealed head.
 pub(super) fn head(head: &Head) -> Document {
     doc! {
