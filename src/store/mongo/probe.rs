@@ -259,7 +259,10 @@ mod tests {
             Some((true, "cannot reach MongoDB: a:1 nobody listens, b:1 cannot be resolved".into()))
         );
         let wrong = [member("a:1", of("other", Role::Primary)), member("b:1", State::Silent)];
-        assert_eq!(said(&wrong, Some("rs")), Some((false, "store.uri: a:1 is of the replica set other, not of the replica set rs".into())));
+        assert_eq!(
+            said(&wrong, Some("rs")),
+            Some((false, "store.uri: a:1 is of the replica set other, not of the replica set rs".into()))
+        );
         assert_eq!(said(&[member("a:1", State::Alone)], None), None);
         let alone = said(&[member("a:1", State::Alone)], Some("rs"));
         assert_eq!(alone, Some((false, "store.uri: a:1 is a server alone, not of the replica set rs".into())));
