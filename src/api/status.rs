@@ -1,8 +1,16 @@
 //! The only place where an error becomes a status: gRPC code, `ErrorInfo` with the OAuth code as its reason, `RetryInfo` where
 //! waiting helps, `BadRequest` where a field is wrong.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
+use tokio::time::Instant;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -35,13 +43,32 @@ pub const fn code(error: &Error) -> Code {
     }
 }
 
+/// Calls that failed for want of the store and were not logged, each being as good as the one that was.
+static UNSAID: AtomicU64 = AtomicU64::new(0);
+/// When one was logged, in seconds and one more of [`SINCE`]; 0 for never.
+static SAID: AtomicU64 = AtomicU64::new(0);
+static SINCE: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// Logs a failure. While the store is away every call fails alike: one a second is said, with the number of the others.
+fn log(error: &Error) {
+    let away = matches!(error, Error::Unavailable(_) | Error::Exhausted(_));
+    if !away && !matches!(error, Error::Internal(_)) {
+        return;
+    }
+    let second = SINCE.elapsed().as_secs() + 1;
+    if away && SAID.swap(second, Relaxed) == second {
+        UNSAID.fetch_add(1, Relaxed);
+        return;
+    }
+    let others = UNSAID.swap(0, Relaxed);
+    tracing::error!(error = error as &dyn std::error::Error, source = source(error), others, "call failed");
+}
+
 /// The status a caller is answered. Sources go to the log, never to the wire (O06). That a node is behind is logged when it
 /// begins and ends, not by every call.
 pub fn status(error: &Error) -> Status {
     let code = code(error);
-    if let Error::Unavailable(_) | Error::Exhausted(_) | Error::Internal(_) = error {
-        tracing::error!(error = error as &dyn std::error::Error, source = source(error), "call failed");
-    }
+    log(error);
     let oauth = error.code();
     let metadata = HashMap::from([("oauth_error".to_owned(), oauth.to_owned())]);
     let mut details = ErrorDetails::with_error_info(oauth.to_ascii_uppercase(), DOMAIN, metadata);
@@ -52,7 +79,8 @@ pub fn status(error: &Error) -> Status {
         Error::Throttled { retry_after } => {
             details.set_retry_info(Some(*retry_after));
         }
-        Error::Unavailable(_) | Error::Behind(_) | Error::Exhausted(_) => {
+        // Past the deadline too: whatever the store had to do may be done by now, and asking again is safe.
+        Error::Unavailable(_) | Error::Behind(_) | Error::Exhausted(_) | Error::DeadlineExceeded => {
             details.set_retry_info(Some(STORE_RETRY));
         }
         Error::InvalidClient
@@ -68,7 +96,6 @@ pub fn status(error: &Error) -> Status {
         | Error::Stale(_)
         | Error::Precondition(_)
         | Error::TooLarge
-        | Error::DeadlineExceeded
         | Error::Internal(_) => {}
     }
     Status::with_error_details(code, error.to_string(), details)
