@@ -1,7 +1,13 @@
 //! The only reader of the system's clocks. Time is given to everything else.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{
+            AtomicI64,
+            Ordering::{Relaxed, SeqCst},
+        },
+    },
     time::{Duration, Instant, SystemTime},
 };
 
@@ -75,33 +81,63 @@ fn read() -> (Timestamp, Instant) {
     (Timestamp::EPOCH + wall, Instant::now())
 }
 
+/// By how much the clock that the nodes of one store have in common is ahead of this node's. What is measured from one node to
+/// another goes by that clock: the grace of a refresh, the windows of budgets. Nothing that a token says does: a store whose
+/// clock is wrong makes no token too old or too young.
+#[derive(Debug, Default)]
+pub struct Skew(AtomicI64);
+
+impl Skew {
+    /// A look that took longer says too little of the moment it was answered.
+    const LONGEST_LOOK: Duration = Duration::from_secs(1);
+
+    /// The moment that is `now` here, by the common clock.
+    pub fn agreed(&self, now: Timestamp) -> Timestamp {
+        Timestamp::from_millis(now.millis().saturating_add(self.millis()))
+    }
+
+    /// In milliseconds; negative where this node is ahead.
+    pub fn millis(&self) -> i64 {
+        self.0.load(Relaxed)
+    }
+
+    /// Takes in what the common clock read at some moment between these two of this node's.
+    pub fn measured(&self, before: Timestamp, common: Timestamp, after: Timestamp) {
+        let took = after.since(before);
+        if took <= Self::LONGEST_LOOK {
+            let middle = before + took / 2;
+            self.0.store(common.millis().saturating_sub(middle.millis()), Relaxed);
+        }
+    }
+}
+
 /// A clock that stands until it is moved: for tests.
 #[derive(Debug, Default)]
 pub struct ManualClock {
-    now: std::sync::atomic::AtomicI64,
+    now: AtomicI64,
 }
 
 impl ManualClock {
     /// Stands at `now`.
     pub const fn at(now: Timestamp) -> Self {
-        Self { now: std::sync::atomic::AtomicI64::new(now.millis()) }
+        Self { now: AtomicI64::new(now.millis()) }
     }
 
     /// Moves forward.
     pub fn advance(&self, by: Duration) {
         let by = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
-        self.now.fetch_add(by, std::sync::atomic::Ordering::SeqCst);
+        self.now.fetch_add(by, SeqCst);
     }
 
     /// Jumps, also back.
     pub fn set(&self, now: Timestamp) {
-        self.now.store(now.millis(), std::sync::atomic::Ordering::SeqCst);
+        self.now.store(now.millis(), SeqCst);
     }
 }
 
 impl Clock for ManualClock {
     fn now(&self) -> Timestamp {
-        Timestamp::from_millis(self.now.load(std::sync::atomic::Ordering::SeqCst))
+        Timestamp::from_millis(self.now.load(SeqCst))
     }
 
     fn jump(&self) -> Option<i64> {
@@ -138,6 +174,21 @@ mod tests {
         state.advance(Timestamp::from_millis(10_005_000 + 3_600_000), later);
         assert_eq!(state.now.millis(), 13_605_000);
         assert_eq!(state.jump, Some(3_600_000));
+    }
+
+    /// C2: two nodes a minute apart agree on a moment, to within half of what a look takes.
+    #[test]
+    fn nodes_agree_by_the_clock_they_have_in_common() {
+        let common = Timestamp::from_millis(10_000_000);
+        let agreed = |ahead: i64| {
+            let here = |at: i64| Timestamp::from_millis(at + ahead);
+            let skew = Skew::default();
+            skew.measured(here(9_999_980), common, here(10_000_040));
+            // Much too slow to say anything.
+            skew.measured(here(10_000_100), common, here(10_005_000));
+            skew.agreed(here(10_007_000)).millis()
+        };
+        assert_eq!((agreed(30_000), agreed(-30_000)), (10_006_990, 10_006_990));
     }
 
     /// C1: after a restart the newest time that was acted on is the floor.

@@ -242,9 +242,15 @@ impl Limits {
     }
 
     /// Tells the store's counters of the calls since the last time, and learns what other nodes let through: once a second, so
-    /// that each node lets through at most a second's calls and a burst more than the window has.
-    pub async fn share(&self, store: &(impl CounterStore + ?Sized), now: Timestamp) -> Result<(), StoreError> {
-        self.shared.flush(store, now).await
+    /// that each node lets through at most a second's calls and a burst more than the window has. `agreed` is the moment `now` by
+    /// the clock that all nodes have in common.
+    pub async fn share(
+        &self,
+        store: &(impl CounterStore + ?Sized),
+        now: Timestamp,
+        agreed: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.shared.flush(store, now, agreed).await
     }
 }
 

@@ -24,12 +24,16 @@ pub(super) const WINDOW: Duration = Duration::from_secs(10);
 #[derive(Default)]
 pub(super) struct Windows {
     by_client: HashMap<ClientId, Arc<Window>>,
+    /// The end of the window that was told of last, in milliseconds.
+    told: AtomicI64,
 }
 
 #[derive(Default)]
 struct Window {
     /// Calls not yet told to the store.
     fresh: AtomicU64,
+    /// Calls that were told to it in the window before it failed: to be told again in that window, and in no other.
+    owed: AtomicU64,
     /// What the client's plan lets through in a window.
     budget: AtomicU64,
     /// Until when the window is known to be used up, in milliseconds.
@@ -51,11 +55,18 @@ impl Windows {
         Ok(())
     }
 
-    /// Tells the store of the calls since the last time and learns of everybody else's; what it cannot take is kept. Clients
+    /// Tells the store of the calls since the last time and learns of everybody else's; what it cannot take is kept for as long
+    /// as the window lasts. `agreed` is the moment `now` by the clock that all nodes have in common, which windows go by. Clients
     /// that did not call since the last time are forgotten.
-    pub(super) async fn flush(&self, store: &(impl CounterStore + ?Sized), now: Timestamp) -> Result<(), StoreError> {
-        let until = end(now);
-        let (hits, windows) = self.take(now);
+    pub(super) async fn flush(
+        &self,
+        store: &(impl CounterStore + ?Sized),
+        now: Timestamp,
+        agreed: Timestamp,
+    ) -> Result<(), StoreError> {
+        let until = end(agreed);
+        let same = self.told.swap(until.millis(), Relaxed) == until.millis();
+        let (hits, windows) = self.take(now, same);
         if hits.is_empty() {
             return Ok(());
         }
@@ -63,11 +74,12 @@ impl Windows {
             Ok(totals) => totals,
             Err(error) => {
                 for (window, (_, count)) in windows.iter().zip(&hits) {
-                    window.fresh.fetch_add(*count, Relaxed);
+                    window.owed.fetch_add(*count, Relaxed);
                 }
                 return Err(error);
             }
         };
+        let until = now + until.since(agreed);
         for (window, total) in windows.iter().zip(totals) {
             if total > window.budget.load(Relaxed) {
                 window.over_until.store(until.millis(), Relaxed);
@@ -76,11 +88,14 @@ impl Windows {
         Ok(())
     }
 
-    fn take(&self, now: Timestamp) -> (Vec<(String, u64)>, Vec<Arc<Window>>) {
+    /// In the `same` window as the last time what the store failed to take then is due again; else it may have been counted in
+    /// its own window, which is over.
+    fn take(&self, now: Timestamp, same: bool) -> (Vec<(String, u64)>, Vec<Arc<Window>>) {
         let windows = self.by_client.pin();
         let mut taken = (Vec::new(), Vec::new());
         for (client, window) in &windows {
-            match window.fresh.swap(0, Relaxed) {
+            let owed = window.owed.swap(0, Relaxed);
+            match window.fresh.swap(0, Relaxed) + if same { owed } else { 0 } {
                 0 if Timestamp::from_millis(window.over_until.load(Relaxed)) <= now => {
                     windows.remove(client);
                 }
@@ -135,7 +150,7 @@ mod tests {
         for _ in 0..10 {
             for node in &nodes {
                 granted += (0..2).filter(|_| node.count(&client, rate, 1, now).is_ok()).count();
-                node.flush(&counters, now).await.unwrap();
+                node.flush(&counters, now, now).await.unwrap();
             }
         }
         // The budget of a window is 15; each node may let through what it has not yet told.
@@ -155,10 +170,10 @@ mod tests {
         for _ in 0..11 {
             before.count(&client, rate, 1, now).unwrap();
         }
-        before.flush(&counters, now).await.unwrap();
+        before.flush(&counters, now, now).await.unwrap();
         let after = Windows::default();
         after.count(&client, rate, 1, now).unwrap();
-        after.flush(&counters, now).await.unwrap();
+        after.flush(&counters, now, now).await.unwrap();
         assert!(after.count(&client, rate, 1, now).is_err());
     }
 
@@ -167,9 +182,9 @@ mod tests {
         let (counters, windows) = (Counters::default(), Windows::default());
         let now = Timestamp::from_seconds(1_000);
         windows.count(&"a".parse().unwrap(), Rate { per_second: 1, burst: 1 }, 1, now).unwrap();
-        windows.flush(&counters, now).await.unwrap();
+        windows.flush(&counters, now, now).await.unwrap();
         assert_eq!(windows.by_client.len(), 1);
-        windows.flush(&counters, now).await.unwrap();
+        windows.flush(&counters, now, now).await.unwrap();
         assert_eq!(windows.by_client.len(), 0);
     }
 }

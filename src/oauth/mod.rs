@@ -21,7 +21,7 @@ pub use self::{
 };
 use crate::{
     audit::Trail,
-    clock::Clock,
+    clock::{Clock, Skew},
     config,
     crypto::{passwords::Passwords, refresh_token::RefreshKey, seal::Sealer, secrets::ClientSecrets},
     limit::Limits,
@@ -46,6 +46,7 @@ pub struct Authority {
     page_key: [u8; 32],
     uses: uses::Uses,
     clock: Arc<dyn Clock>,
+    skew: Arc<Skew>,
     terms: Terms,
 }
 
@@ -80,6 +81,8 @@ pub struct Parts {
     pub issue: config::Issue,
     /// Where the time comes from, for background work; calls bring their own.
     pub clock: Arc<dyn Clock>,
+    /// How far the clock that the store's nodes have in common is ahead of that.
+    pub skew: Arc<Skew>,
     /// What tokens are issued under.
     pub terms: Terms,
 }
@@ -87,7 +90,7 @@ pub struct Parts {
 impl Authority {
     /// Puts the parts together; symmetric keys come from the keyring's root.
     pub fn new(parts: Parts) -> Self {
-        let Parts { store, standing, limits, passwords, sealer, issue, clock, terms } = parts;
+        let Parts { store, standing, limits, passwords, sealer, issue, clock, skew, terms } = parts;
         let keyring = standing.keyring();
         let root = keyring.root();
         Self {
@@ -102,6 +105,7 @@ impl Authority {
             passwords,
             sealer,
             clock,
+            skew,
             terms,
         }
     }

@@ -42,6 +42,7 @@ impl Authority {
             presented: presented.generation,
             client: client.id.clone(),
             now: call.now,
+            agreed: self.skew.agreed(call.now),
             grace: self.terms.token.refresh_grace(),
             remember: self.remember(),
         };

@@ -2,17 +2,22 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures_util::future::BoxFuture;
 use tokio::{
     sync::watch,
     task::JoinHandle,
     time::{MissedTickBehavior, interval},
 };
 
-use super::{open::Opened, stopped};
+use super::{
+    open::{Opened, measure},
+    stopped,
+};
 use crate::{
     api::listen::TlsReloader,
-    clock::Clock,
+    clock::{Clock, Skew},
     model::{Action, Stamp},
+    oauth::Authority,
     store::Store,
 };
 
@@ -33,26 +38,45 @@ impl Background {
 
 /// Starts the background tasks; they end when `stopping` turns true.
 pub(super) fn start(opened: &Opened, tls: Option<Arc<TlsReloader>>, stopping: &watch::Receiver<bool>) -> Background {
-    let Opened { authority, store, clock, .. } = opened;
     let (seconds, minutes) = (Duration::from_secs(1), Duration::from_secs(60));
-    let mut tasks = Vec::new();
-
-    let state = (authority.clone(), store.clone(), clock.clone());
-    tasks.push(every(seconds * 10, stopping.clone(), state.clone(), |(authority, _, clock)| async move {
-        authority.limits().sweep(clock.now());
-        report("note uses of secrets", authority.note_uses().await);
-    }));
-    tasks.push(every(minutes, stopping.clone(), state.clone(), |(authority, store, clock)| async move {
-        authority.standing().sweep(clock.now());
-        report("sweep", sweep(store.as_ref(), clock.as_ref()).await);
-    }));
-    tasks.push(every(seconds * 5, stopping.clone(), state.clone(), |(authority, _, _)| async move {
-        report("advance keys", authority.advance_keys().await);
-    }));
-    tasks.push(every(seconds, stopping.clone(), state, |(authority, store, clock)| async move {
-        report("share rate limit counters", authority.limits().share(store.as_ref(), clock.now()).await);
-        report("record a clock jump", watch_clock(store.as_ref(), clock.as_ref()).await);
-    }));
+    let house = House {
+        authority: opened.authority.clone(),
+        store: opened.store.clone(),
+        clock: opened.clock.clone(),
+        skew: opened.skew.clone(),
+    };
+    let every = |period, what, task| every(period, stopping.clone(), house.clone(), what, task);
+    let mut tasks = vec![
+        every(seconds * 10, "note uses of secrets", |house| {
+            Box::pin(async move {
+                house.authority.limits().sweep(house.clock.now());
+                house.authority.note_uses().await.map_err(Into::into)
+            })
+        }),
+        every(minutes, "sweep", |house| {
+            Box::pin(async move {
+                house.authority.standing().sweep(house.clock.now());
+                Ok(sweep(house.store.as_ref(), house.clock.as_ref()).await?)
+            })
+        }),
+        every(seconds * 5, "advance keys", |house| {
+            Box::pin(async move { house.authority.advance_keys().await.map_err(Into::into) })
+        }),
+        every(seconds, "share rate limit counters", |house| {
+            Box::pin(async move {
+                let now = house.clock.now();
+                Ok(house.authority.limits().share(house.store.as_ref(), now, house.skew.agreed(now)).await?)
+            })
+        }),
+        every(seconds, "record a clock jump", |house| {
+            Box::pin(async move { Ok(watch_clock(house.store.as_ref(), house.clock.as_ref()).await?) })
+        }),
+    ];
+    if opened.measured {
+        tasks.push(every(seconds * 5, "ask for the common time", |house| {
+            Box::pin(async move { Ok(measure(house.store.as_ref(), house.clock.as_ref(), &house.skew).await?) })
+        }));
+    }
     if let Some(tls) = tls {
         let stopping = stopping.clone();
         tasks.push(tokio::spawn(async move {
@@ -65,24 +89,34 @@ pub(super) fn start(opened: &Opened, tls: Option<Arc<TlsReloader>>, stopping: &w
     Background(tasks)
 }
 
-fn every<S, F>(
-    period: Duration,
-    stopping: watch::Receiver<bool>,
-    state: S,
-    task: impl Fn(S) -> F + Send + 'static,
-) -> JoinHandle<()>
-where
-    S: Clone + Send + 'static,
-    F: Future<Output = ()> + Send + 'static,
-{
+/// What the tasks work on.
+#[derive(Clone)]
+struct House {
+    authority: Arc<Authority>,
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    skew: Arc<Skew>,
+}
+
+type Task = fn(House) -> BoxFuture<'static, Result<(), Box<dyn std::error::Error + Send + Sync>>>;
+
+/// One that fails is said to when it begins to, and when it goes again: a store may be away for long.
+fn every(period: Duration, stopping: watch::Receiver<bool>, house: House, what: &'static str, task: Task) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut ticks = interval(period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut fails = false;
         loop {
-            tokio::select! {
-                _ = ticks.tick() => task(state.clone()).await,
+            let outcome = tokio::select! {
+                _ = ticks.tick() => task(house.clone()).await,
                 () = stopped(stopping.clone()) => return,
+            };
+            match &outcome {
+                Err(error) if !fails => tracing::error!(error = error.as_ref(), what, "background task fails"),
+                Ok(()) if fails => tracing::info!(what, "background task goes again"),
+                Ok(()) | Err(_) => {}
             }
+            fails = outcome.is_err();
         }
     })
 }
@@ -98,10 +132,4 @@ async fn watch_clock(store: &dyn Store, clock: &dyn Clock) -> Result<(), crate::
     let Some(step) = clock.jump() else { return Ok(()) };
     tracing::warn!(step_ms = step, "the machine's clock was stepped");
     store.append(Stamp::internal(now).done(Action::ClockJumped, format!("{step} ms"))).await
-}
-
-fn report<E: std::fmt::Display>(what: &'static str, result: Result<(), E>) {
-    if let Err(error) = result {
-        tracing::error!(%error, what, "background task failed");
-    }
 }

@@ -4,7 +4,7 @@ use std::{os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc};
 
 use super::{Options, StartError, stores};
 use crate::{
-    clock::{Clock, SystemClock},
+    clock::{Clock, Skew, SystemClock},
     config::Config,
     crypto::{chain::ChainKey, keyring::Judging, master, passwords::Passwords, seal::Sealer},
     limit::Limits,
@@ -26,6 +26,9 @@ pub(super) struct Opened {
     pub(super) store: Arc<dyn Store>,
     pub(super) chain: Arc<ChainKey>,
     pub(super) clock: Arc<dyn Clock>,
+    pub(super) skew: Arc<Skew>,
+    /// Whether the clock is the machine's: one that is moved by hand is measured against nothing.
+    pub(super) measured: bool,
     pub(super) data_dir: PathBuf,
 }
 
@@ -63,10 +66,15 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
     };
     let clock = options.clock.clone().unwrap_or_else(|| Arc::new(SystemClock::starting_at(store.newest())));
 
+    let (skew, measured) = (Arc::new(Skew::default()), options.clock.is_none());
+    if measured {
+        measure(store.as_ref(), clock.as_ref(), &skew).await.map_err(|error| StartError::failed("store")(error.into()))?;
+    }
+
     let terms = terms(config, issuer)?;
     let keyset = keyset(store.as_ref(), &sealer, &terms, clock.as_ref()).await?;
-    let skew = if config.store.is_shared() { SHARED_SKEW } else { SKEW };
-    let judging = Judging { max_lifetime: terms.token.access_lifetime_max(), skew };
+    let tolerance = if config.store.is_shared() { SHARED_SKEW } else { SKEW };
+    let judging = Judging { max_lifetime: terms.token.access_lifetime_max(), skew: tolerance };
     let opening = Opening { sealer: sealer.clone(), issuer: terms.issuer.clone(), judging };
     let standing = Standing::new(&keyset, opening, config.store.max_staleness()).map_err(|error| {
         let place = if config.store.is_shared() { "the shared store".to_owned() } else { data_dir.display().to_string() };
@@ -89,9 +97,23 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
         sealer,
         issue: config.audit.issue,
         clock: clock.clone(),
+        skew: skew.clone(),
         terms,
     };
-    Ok(Opened { authority: Arc::new(Authority::new(parts)), store, chain: Arc::new(chain), clock, data_dir })
+    let authority = Arc::new(Authority::new(parts));
+    Ok(Opened { authority, store, chain: Arc::new(chain), clock, skew, measured, data_dir })
+}
+
+/// C2: looks how far this node's clock is from the one that all nodes of the store have in common.
+pub(super) async fn measure(store: &dyn Store, clock: &dyn Clock, skew: &Skew) -> Result<(), StoreError> {
+    let before = clock.now();
+    let Some(common) = store.time().await? else { return Ok(()) };
+    skew.measured(before, common, clock.now());
+    let apart = skew.millis();
+    if apart.unsigned_abs() > SHARED_SKEW.as_millis() as u64 {
+        tracing::error!(apart_ms = apart, "this machine's clock is not MongoDB's: other nodes may refuse what this one signs");
+    }
+    Ok(())
 }
 
 fn master_key(config: &Config, dev: bool) -> Result<zeroize::Zeroizing<[u8; 32]>, StartError> {

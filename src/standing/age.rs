@@ -52,6 +52,12 @@ impl Age {
         if young { Ok(()) } else { Err(Behind) }
     }
 
+    /// Nothing will be said any more: what is known is too old, and stays so.
+    pub(super) fn lost(&self) {
+        // No keyset comes to this revision.
+        self.unread(u64::MAX);
+    }
+
     /// A keyset was heard of that says nothing to us.
     pub(super) fn unread(&self, revision: u64) {
         self.unread.fetch_max(revision, Release);

@@ -253,4 +253,8 @@ impl Follower for Standing {
     fn knows_up_to(&self, at: Instant) {
         self.age.reach(at);
     }
+
+    fn lost(&self) {
+        self.age.lost();
+    }
 }

@@ -177,4 +177,8 @@ impl<S: Store> Store for Metered<S> {
     fn newest(&self) -> Timestamp {
         self.0.newest()
     }
+
+    async fn time(&self) -> Result<Option<Timestamp>> {
+        measure("time", self.0.time()).await
+    }
 }

@@ -80,23 +80,35 @@ pub struct Rotate {
     pub client: ClientId,
     /// When.
     pub now: Timestamp,
+    /// The same moment by the clock that all nodes of the store have in common: what the grace is measured in (C2).
+    pub agreed: Timestamp,
     /// How long after a rotation the spent token still yields the same successor.
     pub grace: Duration,
     /// How long an ended family must be remembered: until its last access token has expired.
     pub remember: Duration,
 }
 
+/// What a store knows of a family's last rotation, besides the family.
+#[derive(Clone, Copy, Debug)]
+pub struct Last {
+    /// When it was, as [`Rotate::agreed`].
+    pub at: Timestamp,
+    /// It was made, and whoever asked for it was certainly not answered: the store failed in between.
+    pub unanswered: bool,
+}
+
 impl Rotate {
     /// The rule every backend keeps. Order is the generation; the time only bounds the grace, in both directions: of two calls
     /// that arrive together the later one may be judged first, and a clock that stepped back far closes the window. No grace is
-    /// none, also within the millisecond of the rotation. A generation that was never given out comes from a newer copy of this
-    /// store: the older one must not go on.
-    pub fn judge(&self, family: &Family) -> Verdict {
+    /// none, also within the millisecond of the rotation. A rotation that nobody was answered may be asked for again however
+    /// long the store was away: its successor is nobody's yet. A generation that was never given out comes from a newer copy of
+    /// this store: the older one must not go on.
+    pub fn judge(&self, family: &Family, last: Last) -> Verdict {
         if family.client != self.client || !family.stands(self.now) {
             return Verdict::Unknown;
         }
-        let apart = self.now.since(family.rotated_at).max(family.rotated_at.since(self.now));
-        let in_grace = !self.grace.is_zero() && apart <= self.grace;
+        let apart = self.agreed.since(last.at).max(last.at.since(self.agreed));
+        let in_grace = !self.grace.is_zero() && (last.unanswered || apart <= self.grace);
         match family.generation.checked_sub(self.presented) {
             Some(0) if self.presented < u32::MAX => Verdict::Rotate,
             Some(1) if in_grace => Verdict::Repeat,
@@ -179,6 +191,8 @@ pub trait Follower: Send + Sync {
     fn knows_up_to(&self, at: Instant) {
         let _ = at;
     }
+    /// Nothing will be heard any more: what is known is too old from now on.
+    fn lost(&self) {}
 }
 
 /// Clients.
@@ -275,6 +289,8 @@ pub trait Store: ClientStore + FamilyStore + RevocationStore + AuditStore + KeyS
     async fn close(&self) -> Result<()>;
     /// The newest time the store has kept: the clock never reads less (see `clock`).
     fn newest(&self) -> Timestamp;
+    /// The time by the clock that all nodes of this store have in common; `None` where there is only one node.
+    async fn time(&self) -> Result<Option<Timestamp>>;
 }
 
 /// What a family that was ended leaves behind.

@@ -1,7 +1,10 @@
 //! Plain examples of what a store keeps.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
@@ -98,6 +101,7 @@ pub(crate) fn present(family: &Family, presented: u32, after_millis: i64) -> Rot
         presented,
         client: family.client.clone(),
         now: at(after_millis),
+        agreed: at(after_millis),
         grace: Duration::from_secs(10),
         remember: Duration::from_secs(900),
     }
@@ -136,7 +140,10 @@ pub(crate) async fn whole_chain(store: &(impl AuditStore + ?Sized)) -> Vec<Recor
 
 /// Keeps what it hears.
 #[derive(Default)]
-pub(crate) struct Ear(Mutex<Vec<Change>>);
+pub(crate) struct Ear {
+    heard: Mutex<Vec<Change>>,
+    lost: AtomicBool,
+}
 
 impl Ear {
     pub(crate) fn new() -> Arc<Self> {
@@ -144,12 +151,21 @@ impl Ear {
     }
 
     pub(crate) fn heard(&self) -> Vec<Change> {
-        self.0.lock().unwrap().clone()
+        self.heard.lock().unwrap().clone()
+    }
+
+    /// Whether it was told that it will hear nothing any more.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.load(SeqCst)
     }
 }
 
 impl Follower for Ear {
     fn apply(&self, change: &Change) {
-        self.0.lock().unwrap().push(change.clone());
+        self.heard.lock().unwrap().push(change.clone());
+    }
+
+    fn lost(&self) {
+        self.lost.store(true, SeqCst);
     }
 }

@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test stops at the first surprise")]
 
+mod alone;
 mod bench;
 mod chains;
 mod damage;
@@ -14,8 +15,12 @@ mod directory;
 mod faulty;
 mod fixtures;
 mod full;
+#[path = "../support/replica/member.rs"]
+#[expect(dead_code, clippy::expect_used, reason = "shared with replica sets of other tests, which use the rest")]
+mod member;
 mod model;
 mod moves;
+mod outage;
 mod scenes;
 mod shared;
 #[deny(dead_code)]

@@ -7,7 +7,7 @@ use std::{
 
 use jeton::{
     model::{Action, Client, ClientId, EpochOf, Family, FamilyId, Jti, Revoked, Timestamp, revocation::Revocation},
-    store::{Creation, Rotate, Rotation, SecretUse, Store, Verdict, Write},
+    store::{Creation, Last, Rotate, Rotation, SecretUse, Store, Verdict, Write},
 };
 use proptest::prelude::*;
 
@@ -137,7 +137,7 @@ impl Model {
     fn rotate(&mut self, rotate: &Rotate) -> Rotation {
         self.records += 1;
         let Some(family) = self.families.get_mut(&rotate.family) else { return Rotation::Unknown };
-        match rotate.judge(family) {
+        match rotate.judge(family, Last { at: family.rotated_at, unanswered: false }) {
             Verdict::Rotate => {
                 family.generation += 1;
                 family.rotated_at = rotate.now;
@@ -235,7 +235,7 @@ async fn step_tokens(store: &dyn Store, model: &mut Model, now: Timestamp, verb:
             let generation = model.families.get(&family).map_or(0, |family| family.generation);
             let presented = if behind == u32::MAX { generation + 1 } else { generation.saturating_sub(behind) };
             let (grace, remember) = (Duration::from_millis(grace), Duration::from_millis(50));
-            let rotate = Rotate { family, presented, client: id(CLIENTS[client]), now, grace, remember };
+            let rotate = Rotate { family, presented, client: id(CLIENTS[client]), now, agreed: now, grace, remember };
             assert_eq!(store.rotate(&rotate, &stamp(), "jti").await.unwrap(), model.rotate(&rotate));
         }
         Verb::End { slot, remember } => {

@@ -1,24 +1,30 @@
 //! What only a store that nodes share can show: nodes beside each other, a node that died half way, another's schema.
 
 mod mongodb {
-    use std::{collections::BTreeSet, time::Duration};
+    use std::{
+        collections::BTreeSet,
+        sync::{Arc, Mutex},
+        time::Duration,
+    };
 
     use jeton::{
         crypto::chain::Walk,
-        model::{Action, Client, EpochOf, Family, Jti, Revoked, revocation::Revocation},
+        model::{Action, Client, EpochOf, Event, Family, Jti, Revoked, revocation::Revocation},
+        oauth::trail::verify,
         store::{
-            AuditStore, Change, ClientStore, FamilyStore, KeyStore, RevocationStore, Rotation, Store, StoreError,
+            AuditStore, Change, ClientStore, FamilyStore, Follower, KeyStore, RevocationStore, Rotation, Store, StoreError,
             mongo::{DEADLINE, Mongo, OpenError},
         },
     };
     use mongodb::{
         Collection, Database, IndexModel,
         bson::{Bson, Document, doc},
+        options::ClientOptions,
     };
-    use tokio::time::Instant;
+    use tokio::time::{Instant, timeout};
 
     use crate::{
-        bench::Bench,
+        bench::{Bench, POINT, answered},
         database::{self, Database as Own},
         fixtures::{Ear, NOW, at, client, event, family, id, keyset, present, stamp},
     };
@@ -38,8 +44,12 @@ mod mongodb {
         let since = Instant::now();
         while !so().await {
             assert!(since.elapsed() < Duration::from_secs(10), "{what}: {WHY}");
-            tokio::time::timeout(Duration::from_millis(5), std::future::pending::<()>()).await.unwrap_err();
+            pause().await;
         }
+    }
+
+    async fn pause() {
+        timeout(Duration::from_millis(5), std::future::pending::<()>()).await.unwrap_err();
     }
 
     /// V04: what one node ends, the followers of the others hear of, whatever was ended.
@@ -57,6 +67,7 @@ mod mongodb {
         }
         one.end_family(ended.id, NOW, at(2_000), event(Action::FamilyRevoked)).await.unwrap();
         one.rotate(&present(&reused, 0, 1), &stamp(), "jti").await.unwrap();
+        answered(uri.uri(), &reused).await;
         assert_eq!(other.rotate(&present(&reused, 0, 20_000), &stamp(), "jti").await.unwrap(), Rotation::Reused);
         for of in [EpochOf::Tenant("t".parse().unwrap()), EpochOf::Client(id("c"))] {
             one.raise_epoch(&of, event(Action::ClientRevoked)).await.unwrap();
@@ -185,7 +196,7 @@ mod mongodb {
         let meta: Collection<Document> = database.collection("meta");
         meta.update_one(doc! { "_id": "schema" }, doc! { "$set": { "version": 9_i64 } }).await.unwrap();
         let refused = Mongo::open(uri.uri(), "node", Bench::key(), DEADLINE).await;
-        assert!(matches!(&refused, Err(OpenError::Newer { found: 9, known: 1 })), "{:?}", refused.err());
+        assert!(matches!(&refused, Err(OpenError::Newer { found: 9, known: 2 })), "{:?}", refused.err());
     }
 
     /// O04: the end of a chain that was noted and is gone is missed at the next start, by name and place.
@@ -209,6 +220,46 @@ mod mongodb {
         assert!(matches!(Mongo::open(uri.uri(), "node", Bench::key(), DEADLINE).await, Err(OpenError::Corrupt(_))));
     }
 
+    /// O04: a record that is altered, taken out or exchanged with another is named by its number; put back, nothing is.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn a_changed_audit_record_is_named() {
+        let uri = Own::own();
+        let store = node(uri.uri(), "node").await;
+        for n in 1..=7 {
+            store.append(Event { target: n.to_string(), ..event(Action::TokenIssued) }).await.unwrap();
+        }
+        let logs: Collection<Document> = looked_into(uri.uri()).await.collection("audit_logs");
+        let at = |sequence: i64| doc! { "_id": { "chain": "node", "sequence": sequence } };
+        let content = async |sequence: i64| {
+            let mut record = logs.find_one(at(sequence)).await.unwrap().unwrap();
+            record.remove("_id").unwrap();
+            record
+        };
+        let put = async |sequence: i64, content: &Document| {
+            logs.replace_one(at(sequence), content).upsert(true).await.unwrap();
+        };
+        let flaw = async || {
+            let [verdict] = <[_; 1]>::try_from(verify(&store, &Bench::key(), None, &[]).await.unwrap()).unwrap();
+            verdict.flaw
+        };
+        let (fourth, sixth) = (content(4).await, content(6).await);
+        assert_eq!(flaw().await, None);
+
+        logs.update_one(at(4), doc! { "$set": { "event.target": "another" } }).await.unwrap();
+        assert_eq!(flaw().await, Some((4, "altered".to_owned())));
+        put(4, &fourth).await;
+        logs.delete_one(at(4)).await.unwrap();
+        assert_eq!(flaw().await, Some((4, "removed".to_owned())));
+        put(4, &sixth).await;
+        put(6, &fourth).await;
+        assert_eq!(flaw().await, Some((4, "altered".to_owned())));
+
+        put(4, &fourth).await;
+        put(6, &sixth).await;
+        assert_eq!(flaw().await, None);
+    }
+
     /// A dropped collection is noticed while nodes run, and everything is read afresh: nobody judges by what is not there.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
@@ -225,6 +276,81 @@ mod mongodb {
         assert!(ear.heard().contains(&Change::Revoked(revocation)));
     }
 
+    /// Hears, and notes up to when it has heard everything.
+    #[derive(Default)]
+    struct Hearer {
+        ear: Ear,
+        known: Mutex<Option<Instant>>,
+    }
+
+    impl Hearer {
+        /// How often it was told that it may have missed something.
+        fn missed(&self) -> usize {
+            self.ear.heard().iter().filter(|change| **change == Change::Missed).count()
+        }
+
+        fn knows_of(&self, moment: Instant) -> bool {
+            self.known.lock().unwrap().is_some_and(|known| known > moment)
+        }
+    }
+
+    impl Follower for Hearer {
+        fn apply(&self, change: &Change) {
+            self.ear.apply(change);
+        }
+
+        fn knows_up_to(&self, at: Instant) {
+            *self.known.lock().unwrap() = Some(at);
+        }
+    }
+
+    /// Configures `failCommand` on each member of the set by itself.
+    async fn fail_command(uri: &str, point: Document) -> mongodb::error::Result<()> {
+        let mut command = doc! { "configureFailPoint": "failCommand" };
+        command.extend(point);
+        for host in ClientOptions::parse(uri).await?.hosts {
+            let member = ClientOptions::builder().hosts(vec![host]).direct_connection(true).build();
+            mongodb::Client::with_options(member)?.database("admin").run_command(command.clone()).await?;
+        }
+        Ok(())
+    }
+
+    /// V04: a server that has forgotten the place in the change stream (ChangeStreamHistoryLost) hides nothing: everything is read
+    /// afresh, and the node knows again how much it knows.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn what_was_ended_while_the_history_was_lost_is_heard_of() {
+        // A name of its own: the streams of the tests beside this one go on.
+        const NAME: &str = "jeton-lost-history";
+        let own = Own::own();
+        let uri = format!("{}&appName={NAME}", own.uri());
+        let (one, other, hearer) = (node(&uri, "one").await, node(&uri, "other").await, Arc::new(Hearer::default()));
+        other.follow(NOW, hearer.clone()).await.unwrap();
+        let revocation = Revocation { revoked: Revoked::Token(Jti::new()), until: at(1_000) };
+
+        let _alone = POINT.lock().await;
+        let data = doc! { "failCommands": ["getMore"], "errorCode": 286, "appName": NAME };
+        let set = fail_command(own.uri(), doc! { "mode": "alwaysOn", "data": data }).await;
+        // No stream shows what is committed from here on: each fails at its first look.
+        let ended = timeout(Duration::from_secs(20), async {
+            while hearer.missed() < 2 {
+                pause().await;
+            }
+            one.revoke(&revocation, event(Action::TokenRevoked)).await
+        })
+        .await;
+        // Whatever came of it.
+        let lifted = fail_command(own.uri(), doc! { "mode": "off" }).await;
+        set.unwrap();
+        ended.unwrap().unwrap();
+        lifted.unwrap();
+
+        let since = Instant::now();
+        eventually("the revocation", async || hearer.ear.heard().contains(&Change::Revoked(revocation))).await;
+        eventually("knowledge", async || hearer.knows_of(since)).await;
+        assert!(since.elapsed() < Duration::from_secs(15));
+    }
+
     /// Who follows the trail at one node hears of the others' records too, each once.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
@@ -237,7 +363,7 @@ mod mongodb {
         let mut first = 0;
         for n in 0_u64.. {
             other.append(event(Action::TokenIssued)).await.unwrap();
-            if let Ok(record) = tokio::time::timeout(Duration::from_millis(200), tail.recv()).await {
+            if let Ok(record) = timeout(Duration::from_millis(200), tail.recv()).await {
                 first = record.unwrap().sequence;
                 break;
             }
@@ -249,7 +375,7 @@ mod mongodb {
             one.append(event(Action::TokenRevoked)).await.unwrap();
         }
         while heard.len() < 40 {
-            let record = tokio::time::timeout(Duration::from_secs(10), tail.recv()).await.unwrap().unwrap();
+            let record = timeout(Duration::from_secs(10), tail.recv()).await.unwrap().unwrap();
             if &*record.chain == "one" || record.sequence <= last {
                 assert!(heard.insert((record.chain.clone(), record.sequence)), "{record:?} twice");
             }

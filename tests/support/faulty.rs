@@ -309,4 +309,8 @@ impl Store for FaultyStore {
     fn newest(&self) -> Timestamp {
         self.inner.newest()
     }
+
+    async fn time(&self) -> Result<Option<Timestamp>> {
+        self.pass(self.inner.time()).await
+    }
 }

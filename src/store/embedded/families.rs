@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     model::{Audience, ClientId, Epochs, Event, Family, FamilyId, Scopes, Stamp, Subject, TenantId, Timestamp},
-    store::{Creation, FamilyStore, Result, Rotate, Rotation, Verdict, ended},
+    store::{Creation, FamilyStore, Last, Result, Rotate, Rotation, Verdict, ended},
 };
 
 #[async_trait]
@@ -66,7 +66,9 @@ impl Batch<'_> {
     /// first has done.
     fn rotate(&mut self, rotate: &Rotate, stamp: &Stamp, jti: &str) -> Result<Rotation, Fault> {
         let found = find(self.connection, rotate.family)?;
-        let verdict = found.as_ref().map_or(Verdict::Unknown, |row| rotate.judge(&row.family));
+        let verdict = found
+            .as_ref()
+            .map_or(Verdict::Unknown, |row| rotate.judge(&row.family, Last { at: row.family.rotated_at, unanswered: false }));
         if self.scarce && verdict != Verdict::End {
             return Err(Fault::Full);
         }

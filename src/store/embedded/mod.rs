@@ -226,6 +226,10 @@ impl Store for Embedded {
     fn newest(&self) -> Timestamp {
         Timestamp::from_millis(self.shared.newest.load(Ordering::SeqCst))
     }
+
+    async fn time(&self) -> Result<Option<Timestamp>> {
+        Ok(None)
+    }
 }
 
 impl Drop for Embedded {

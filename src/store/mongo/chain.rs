@@ -3,8 +3,9 @@
 //! are there: what was promised to a caller is never given up while the process lives.
 
 use std::{
+    collections::HashSet,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     time::Duration,
@@ -15,8 +16,9 @@ use mongodb::bson::{Document, doc};
 use tokio::{
     sync::{broadcast, mpsc, oneshot},
     task::JoinHandle,
-    time::timeout,
+    time::{Instant, timeout},
 };
+use uuid::Uuid;
 
 use super::{
     codec::{Fields, bytes, encode, uuid},
@@ -36,6 +38,8 @@ use crate::{
 const QUEUE: usize = 4_096;
 /// Jobs in one command.
 const BATCH: usize = 512;
+/// Of a record whose time another node's clock gave: this one's does not begin behind it.
+const RECOVERED: &str = "recovered";
 /// Records read at once.
 const STRIDE: usize = 1_000;
 /// How far a listener may lag behind.
@@ -45,11 +49,16 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// How long closing waits for what is on its way.
 const LAST: Duration = Duration::from_secs(5);
 
+/// How long a write may be under way before who need not wait waits all the same.
+const SOON: Duration = Duration::from_millis(50);
+
 /// Events to be appended together.
 struct Job {
     entries: Vec<Entry>,
     /// Whose outbox they are in.
     owner: Option<Owner>,
+    /// Whether another process began it: its clock is not ours, and does not count.
+    recovered: bool,
     reply: Option<oneshot::Sender<Result<(), Fault>>>,
 }
 
@@ -58,7 +67,7 @@ struct Job {
 pub(super) struct End {
     pub(super) sequence: u64,
     pub(super) hash: [u8; 32],
-    /// The newest time of any record.
+    /// The newest time of any record that this node's own clock gave.
     pub(super) newest: Timestamp,
 }
 
@@ -71,7 +80,7 @@ pub(super) struct Chain {
     queue: ArcSwapOption<mpsc::Sender<Job>>,
     tail: broadcast::WeakSender<Arc<Record>>,
     state: Arc<State>,
-    task: std::sync::Mutex<Option<JoinHandle<()>>>,
+    task: Mutex<Option<JoinHandle<()>>>,
     deadline: Duration,
 }
 
@@ -80,6 +89,27 @@ struct State {
     sequence: AtomicU64,
     /// Whether the last write did not succeed at once.
     struggles: AtomicBool,
+    /// Since when a write is under way.
+    writing: Mutex<Option<Instant>>,
+    /// The entries in the queue and under way, whether or not anybody still waits for them: they will be in the chain.
+    held: Mutex<HashSet<Uuid>>,
+}
+
+impl State {
+    fn writing(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn let_go(&self, entries: &[Entry]) {
+        let mut held = self.held();
+        for entry in entries {
+            held.remove(&entry.id);
+        }
+    }
 }
 
 impl Chain {
@@ -88,10 +118,15 @@ impl Chain {
         let (queue, jobs) = mpsc::channel(QUEUE);
         let tail = broadcast::Sender::new(LAG);
         let weak = tail.downgrade();
-        let state = Arc::new(State { sequence: AtomicU64::new(end.sequence), struggles: AtomicBool::new(false) });
+        let state = Arc::new(State {
+            sequence: AtomicU64::new(end.sequence),
+            struggles: AtomicBool::new(false),
+            writing: Mutex::default(),
+            held: Mutex::default(),
+        });
         let deadline = link.deadline();
         let writer = Writer { link, node, key, end, settle, tail, state: state.clone() };
-        let task = std::sync::Mutex::new(Some(tokio::spawn(writer.serve(jobs))));
+        let task = Mutex::new(Some(tokio::spawn(writer.serve(jobs))));
         Self { queue: ArcSwapOption::from_pointee(queue), tail: weak, state, task, deadline }
     }
 
@@ -102,23 +137,42 @@ impl Chain {
 
     /// Durable when it answers.
     pub(super) async fn append(&self, entries: Vec<Entry>, owner: Option<Owner>) -> Result<(), Fault> {
+        self.put(entries, owner, false).await
+    }
+
+    /// The same for what another process left behind.
+    pub(super) async fn append_recovered(&self, entry: Entry, owner: Owner) -> Result<(), Fault> {
+        self.put(vec![entry], Some(owner), true).await
+    }
+
+    async fn put(&self, entries: Vec<Entry>, owner: Option<Owner>, recovered: bool) -> Result<(), Fault> {
         let queue = self.queue.load_full().ok_or(Fault::Closed)?;
+        let since = Instant::now();
+        let place = timeout(self.deadline, queue.reserve()).await;
+        let place = place.map_err(|_| Fault::Late(self.deadline))?.map_err(|_| Fault::Closed)?;
         let (reply, answer) = oneshot::channel();
-        let kept = async {
-            queue.send(Job { entries, owner, reply: Some(reply) }).await.map_err(|_| Fault::Closed)?;
-            answer.await.map_err(|_| Fault::Closed)?
-        };
-        timeout(self.deadline, kept).await.map_err(|_| Fault::Late(self.deadline))?
+        if owner.is_some() {
+            self.state.held().extend(entries.iter().map(|entry| entry.id));
+        }
+        place.send(Job { entries, owner, recovered, reply: Some(reply) });
+        let left = self.deadline.saturating_sub(since.elapsed());
+        timeout(left, answer).await.map_err(|_| Fault::Late(self.deadline))?.map_err(|_| Fault::Closed)?
     }
 
     /// Answers before it is durable; while MongoDB does not take records at once, as [`Self::append`].
     pub(super) async fn append_soon(&self, entry: Entry) -> Result<(), Fault> {
-        if self.state.struggles.load(SeqCst) {
+        let slow = self.state.writing().is_some_and(|since| since.elapsed() > SOON);
+        if slow || self.state.struggles.load(SeqCst) {
             return self.append(vec![entry], None).await;
         }
         let queue = self.queue.load_full().ok_or(Fault::Closed)?;
-        let sent = queue.send(Job { entries: vec![entry], owner: None, reply: None });
+        let sent = queue.send(Job { entries: vec![entry], owner: None, recovered: false, reply: None });
         timeout(self.deadline, sent).await.map_err(|_| Fault::Crowded)?.map_err(|_| Fault::Closed)
+    }
+
+    /// Whether this outbox entry is on its way into the chain.
+    pub(super) fn holds(&self, entry: Uuid) -> bool {
+        self.state.held().contains(&entry)
     }
 
     pub(super) fn tail(&self) -> broadcast::Receiver<Arc<Record>> {
@@ -133,7 +187,7 @@ impl Chain {
     /// Takes nothing more and waits for what is on its way, but not for ever.
     pub(super) async fn close(&self) {
         self.queue.store(None);
-        let task = self.task.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(task) = task else { return };
         let abort = task.abort_handle();
         if timeout(LAST, task).await.is_err() {
@@ -165,8 +219,11 @@ impl Writer {
     async fn serve(mut self, mut queue: mpsc::Receiver<Job>) {
         let mut jobs = Vec::with_capacity(BATCH);
         while queue.recv_many(&mut jobs, BATCH).await > 0 {
-            let written = self.write(&jobs).await;
+            *self.state.writing() = Some(Instant::now());
+            let written = self.write(&mut jobs).await;
+            *self.state.writing() = None;
             for job in jobs.drain(..) {
+                self.state.let_go(&job.entries);
                 if let Some(reply) = job.reply {
                     // Who does not wait any more does not mind.
                     let _ = reply.send(written.clone());
@@ -178,7 +235,7 @@ impl Writer {
         }
     }
 
-    async fn write(&mut self, jobs: &[Job]) -> Result<(), Fault> {
+    async fn write(&mut self, jobs: &mut [Job]) -> Result<(), Fault> {
         let (mut made, mut end) = self.make(jobs)?;
         let mut again = false;
         loop {
@@ -186,8 +243,14 @@ impl Writer {
                 Ok(true) => break,
                 // Somebody else's records stand where ours should.
                 Ok(false) => match self.catch_up().await {
-                    Ok(true) => (made, end) = self.make(jobs)?,
-                    Ok(false) => {
+                    Ok(Some(there)) => {
+                        // What both this process and that one were to record, that one has.
+                        for job in &mut *jobs {
+                            job.entries.retain(|entry| !there.contains(&entry.id));
+                        }
+                        (made, end) = self.make(jobs)?;
+                    }
+                    Ok(None) => {
                         self.link.displaced();
                         return Err(Fault::Displaced);
                     }
@@ -210,13 +273,16 @@ impl Writer {
         Ok(())
     }
 
-    /// Goes on from what an earlier process of this node wrote; false if a later one has the name.
-    async fn catch_up(&mut self) -> Result<bool, Fault> {
+    /// Goes on from what an earlier process of this node wrote, which was on its way when this one began; which entries that
+    /// recorded. `None` if a later process has the name.
+    async fn catch_up(&mut self) -> Result<Option<HashSet<Uuid>>, Fault> {
         if !self.node.is_ours(&self.link).await? {
-            return Ok(false);
+            return Ok(None);
         }
+        let written = records(&self.link, &self.node.name, self.end.sequence, STRIDE).await?;
+        let there = written.iter().filter_map(|record| Fields::of("audit record", record).uuid("entry").ok()).collect();
         self.end = last(&self.link, &self.key, &self.node.name, self.end.clone()).await?;
-        Ok(true)
+        Ok(Some(there))
     }
 
     /// Waits before the next attempt; the fault, if there shall be none.
@@ -235,14 +301,18 @@ impl Writer {
     fn make(&self, jobs: &[Job]) -> Result<(Vec<Made>, End), Fault> {
         let mut end = self.end.clone();
         let mut made = Vec::new();
-        for entry in jobs.iter().flat_map(|job| &job.entries) {
+        for (job, entry) in jobs.iter().flat_map(|job| job.entries.iter().map(move |entry| (job, entry))) {
             let sequence = end.sequence.saturating_add(1);
             let hash = link(&end.hash, sequence, &self.node.name, &entry.body);
-            end = End { sequence, hash, newest: end.newest.max(entry.event.at) };
+            let newest = if job.recovered { end.newest } else { end.newest.max(entry.event.at) };
+            end = End { sequence, hash, newest };
             let name = self.node.name.clone();
             let record = Record { chain: name.clone(), sequence, node: name, event: entry.event.clone(), hash };
             let mut document = encoded(&record, &self.key)?;
             document.insert("entry", uuid(entry.id));
+            if job.recovered {
+                document.insert(RECOVERED, true);
+            }
             made.push(Made { record: Arc::new(record), document });
         }
         Ok((made, end))
@@ -339,7 +409,8 @@ pub(super) async fn last(link: &Link, key: &ChainKey, chain: &str, mut end: End)
         for document in &found {
             let record = decoded(document)?;
             walk.record(&record).map_err(|flaw| Fault::row("audit chain", flaw))?;
-            end = End { sequence: record.sequence, hash: record.hash, newest: end.newest.max(record.event.at) };
+            let newest = if document.contains_key(RECOVERED) { end.newest } else { end.newest.max(record.event.at) };
+            end = End { sequence: record.sequence, hash: record.hash, newest };
         }
         let Some(document) = found.last() else { return Ok(end) };
         if !key.check(&sealed(document)?) {

@@ -1,7 +1,10 @@
 //! Refresh families: one document each, in the collection `tokens`. A family that was ended says so itself, with the time until
 //! which that must be remembered: the end of a family and its revocation are one write.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use mongodb::{
@@ -9,6 +12,7 @@ use mongodb::{
     options::ReturnDocument,
 };
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::{
     Mongo, Shared,
@@ -23,7 +27,7 @@ use crate::{
     model::{
         Audience, Epochs, Event, Family, FamilyId, Revoked, Scopes, Stamp, Subject, TenantId, Timestamp, revocation::Revocation,
     },
-    store::{Change, Creation, FamilyStore, Result, Rotate, Rotation, Verdict, ended},
+    store::{Change, Creation, FamilyStore, Last, Result, Rotate, Rotation, Verdict, ended},
 };
 
 /// How often a rotation that others overtook is judged anew.
@@ -56,7 +60,17 @@ impl FamilyStore for Mongo {
     async fn rotate(&self, rotate: &Rotate, stamp: &Stamp, jti: &str) -> Result<Rotation> {
         self.shared.brings(rotate.now);
         let (shared, rotate, stamp, jti) = (self.shared.clone(), rotate.clone(), stamp.clone(), jti.to_owned());
-        whole(&self.shared, async move { shared.rotate(&rotate, &stamp, &jti).await }).await
+        let family = rotate.family;
+        // Goes with this future, when it has its answer, is late, or the caller has hung up.
+        let caller = Arc::new(());
+        let waits = Arc::downgrade(&caller);
+        let verb = async move { shared.rotate(&rotate, &stamp, &jti, &waits).await };
+        let (rotation, entry) = whole(&self.shared, verb).await?;
+        drop(caller);
+        if let Some(entry) = entry {
+            self.shared.settle.answered(owner(family), entry);
+        }
+        Ok(rotation)
     }
 
     async fn end_family(&self, id: FamilyId, now: Timestamp, until: Timestamp, event: Event) -> Result<()> {
@@ -88,9 +102,16 @@ impl Shared {
         Ok(Creation::Created)
     }
 
-    async fn rotate(&self, rotate: &Rotate, stamp: &Stamp, jti: &str) -> Result<Rotation, Fault> {
+    /// With the outbox entry of a rotation, which is marked as not answered until it is.
+    async fn rotate(
+        &self,
+        rotate: &Rotate,
+        stamp: &Stamp,
+        jti: &str,
+        caller: &Weak<()>,
+    ) -> Result<(Rotation, Option<Uuid>), Fault> {
         for _ in 0..ATTEMPTS {
-            if let Some(rotation) = self.attempt(rotate, stamp, jti).await? {
+            if let Some(rotation) = self.attempt(rotate, stamp, jti, caller).await? {
                 return Ok(rotation);
             }
         }
@@ -98,7 +119,13 @@ impl Shared {
     }
 
     /// One round of judging and acting; `None` if somebody else changed the family in between.
-    async fn attempt(&self, rotate: &Rotate, stamp: &Stamp, jti: &str) -> Result<Option<Rotation>, Fault> {
+    async fn attempt(
+        &self,
+        rotate: &Rotate,
+        stamp: &Stamp,
+        jti: &str,
+        caller: &Weak<()>,
+    ) -> Result<Option<(Rotation, Option<Uuid>)>, Fault> {
         let shared = self;
         if rotate.presented < u32::MAX {
             // The usual case, judged by the write itself: the filter is `Rotate::judge` saying `Rotate`.
@@ -106,20 +133,26 @@ impl Shared {
             let (filter, update) = (standing_at(rotate), rotated(rotate, &deed));
             if let Some(found) = self.change_family(filter, update).await? {
                 let family = decoded(&found)?;
+                let entry = deed.entries.first().map(|entry| entry.id);
                 shared.record(deed, owner(rotate.family)).await?;
-                return Ok(Some(Rotation::Rotated(family)));
+                return Ok(Some((Rotation::Rotated(family), entry)));
             }
         }
         let found = self.as_kept(rotate.family).await?;
         let family = found.as_ref().map(decoded).transpose()?;
-        let verdict = family.as_ref().map_or(Verdict::Unknown, |family| rotate.judge(family));
+        let verdict = match (&found, &family) {
+            (Some(found), Some(family)) => rotate.judge(family, self.last(found, family)?),
+            _ => Verdict::Unknown,
+        };
         let event = rotate.event(verdict, stamp, jti);
-        Ok(match (verdict, family) {
-            (Verdict::Rotate, _) => None,
+        let rotation = match (verdict, family) {
+            (Verdict::Rotate, _) => return Ok(None),
             (Verdict::Repeat, Some(family)) => {
                 shared.append(event).await?;
-                Some(Rotation::Repeated(family))
+                Rotation::Repeated(family)
             }
+            // The late echo of a call that was given up, and made again elsewhere since: nobody's reuse.
+            (Verdict::End, _) if caller.strong_count() == 0 => return Err(Fault::Late(self.link.deadline())),
             (Verdict::End, Some(family)) => {
                 let deed = shared.deed([event])?;
                 let until = rotate.now + rotate.remember;
@@ -135,13 +168,22 @@ impl Shared {
                 let revocation =
                     Revocation { revoked: Revoked::Family(rotate.family), until: ended_until(&found)?.unwrap_or(until) };
                 shared.record_heard(deed, owner(rotate.family), vec![Change::Revoked(revocation)]).await?;
-                Some(Rotation::Reused)
+                Rotation::Reused
             }
             (Verdict::Unknown, _) | (_, None) => {
                 shared.append(event).await?;
-                Some(Rotation::Unknown)
+                Rotation::Unknown
             }
-        })
+        };
+        Ok(Some((rotation, None)))
+    }
+
+    /// The last rotation. A family that came with an import knows of none of its own, and its node's clock was not ours.
+    fn last(&self, document: &Document, family: &Family) -> Result<Last, Fault> {
+        let fields = Fields::of("refresh family", document);
+        let at = fields.find_time("agreed_at")?.unwrap_or(family.rotated_at);
+        let marked = fields.find("unanswered").map(|_| fields.uuid("unanswered")).transpose()?;
+        Ok(Last { at, unanswered: marked.is_some_and(|entry| !self.settle.was_answered(entry)) })
     }
 
     /// The family, by a write that changes nothing: what it finds is what the majority will have kept when it answers.
@@ -195,6 +237,9 @@ fn rotated(rotate: &Rotate, deed: &Deed) -> Vec<Document> {
     vec![doc! { "$set": {
         "generation": i64::from(rotate.presented.saturating_add(1)),
         "rotated_at": now.clone(),
+        "agreed_at": date(rotate.agreed),
+        // The entry goes out of the outbox, whoever records it; this stays until the caller was answered.
+        "unanswered": deed.entries.first().map(|entry| uuid(entry.id)),
         "ends_at": { "$min": ["$expires_at", { "$add": [now, "$idle_ms"] }] },
         "op": deed.operation(),
         "outbox": deed.concatenated(),

@@ -78,6 +78,11 @@ impl Feed {
         self.followers().iter().for_each(|follower| follower.knows_up_to(at));
     }
 
+    /// Nothing will be told any more: another process is this node now.
+    pub(super) fn lost(&self) {
+        self.followers().iter().for_each(|follower| follower.lost());
+    }
+
     /// Waits until the change of this operation was told; tells it itself where the stream is late.
     pub(super) async fn heard(&self, operation: Uuid, changes: &[Change]) {
         if self.streams.load(SeqCst) {
@@ -221,7 +226,7 @@ async fn follow(
     lost: &mut bool,
     opened: &mut Option<oneshot::Sender<Result<(), Fault>>>,
 ) -> Result<Broken, Fault> {
-    let (mut heard_any, began) = (false, Instant::now());
+    let (mut heard_any, mut began) = (false, Instant::now());
     loop {
         let message = match timeout(SILENCE, messages.recv()).await {
             Ok(Some(message)) => message,
@@ -231,10 +236,6 @@ async fn follow(
         if shared.link.is_closed() {
             return Ok(Broken::Off);
         }
-        if began.elapsed() > BEHIND && shared.node.is_unheard(BEHIND / 2) {
-            tracing::warn!("the change stream is behind the majority, opening another one");
-            return Ok(Broken::Off);
-        }
         heard_any = heard_any || !matches!(message, Message::Opened | Message::Failed(_));
         match message {
             Message::Failed(fault) => return Err(fault),
@@ -242,6 +243,8 @@ async fn follow(
                 if *lost {
                     rebuild(shared).await?;
                     *lost = false;
+                    // However long that took: what came meanwhile is waiting to be heard.
+                    began = Instant::now();
                 }
                 shared.feed.streams.store(true, SeqCst);
                 if let Some(opened) = opened.take() {
@@ -273,6 +276,11 @@ async fn follow(
                 }
             },
         }
+        // Only once everything at hand was heard.
+        if messages.is_empty() && began.elapsed() > BEHIND && shared.node.is_unheard(BEHIND / 2) {
+            tracing::warn!("the change stream is behind the majority, opening another one");
+            return Ok(Broken::Off);
+        }
     }
 }
 
@@ -286,7 +294,8 @@ async fn rebuild(shared: &Arc<Shared>) -> Result<(), Fault> {
 
 /// Where there are no change streams, a server alone: everything is read again and again.
 pub(super) async fn poll(shared: Arc<Shared>) {
-    let (least, mut time) = (Duration::from_secs(1), Duration::from_secs(1));
+    let (least, most) = (Duration::from_secs(1), Duration::from_secs(2));
+    let mut time = least;
     while !shared.link.is_closed() {
         pause(time).await;
         let at = Instant::now();
@@ -298,7 +307,7 @@ pub(super) async fn poll(shared: Arc<Shared>) {
             Err(fault) if !shared.link.is_closed() => tracing::warn!(%fault, "cannot read what was ended"),
             Err(_) => {}
         }
-        // A long answer must not become all that the server does.
-        time = least.max(at.elapsed().saturating_mul(3));
+        // A long answer must not become all that the server does, nor the pause what makes this node be behind.
+        time = at.elapsed().saturating_mul(3).clamp(least, most);
     }
 }

@@ -1,21 +1,17 @@
 //! The way to the database. The driver's futures must not be dropped in flight, and callers come and go: so every operation runs
 //! in a task of its own, and only the waiting for it ends at the deadline.
 
-use std::{
-    future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-    time::Duration,
-};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use mongodb::{
     Client, Collection, Database,
     bson::Document,
     options::{ClientOptions, DatabaseOptions, ReadConcern, SelectionCriteria, WriteConcern},
 };
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
 
 use super::fault::{Fault, OpenError};
 
@@ -38,8 +34,16 @@ pub(super) struct Link {
     database: Database,
     deadline: Duration,
     room: Arc<Semaphore>,
-    closed: AtomicBool,
-    displaced: AtomicBool,
+    state: watch::Sender<State>,
+}
+
+/// Whether the way is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    Closed,
+    /// Another process took this node's name.
+    Displaced,
 }
 
 impl Link {
@@ -67,14 +71,7 @@ impl Link {
             .selection_criteria(SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary))
             .build();
         let database = client.database_with_options(&name, promises);
-        Ok(Self {
-            client,
-            database,
-            deadline,
-            room: Arc::new(Semaphore::new(ROOM)),
-            closed: AtomicBool::new(false),
-            displaced: AtomicBool::new(false),
-        })
+        Ok(Self { client, database, deadline, room: Arc::new(Semaphore::new(ROOM)), state: watch::Sender::new(State::Open) })
     }
 
     pub(super) const fn client(&self) -> &Client {
@@ -108,8 +105,10 @@ impl Link {
         deadline: Duration,
         operation: impl Future<Output = Result<T, Fault>> + Send + 'static,
     ) -> Result<T, Fault> {
-        if self.is_closed() {
-            return Err(if self.displaced.load(SeqCst) { Fault::Displaced } else { Fault::Closed });
+        match *self.state.borrow() {
+            State::Open => {}
+            State::Closed => return Err(Fault::Closed),
+            State::Displaced => return Err(Fault::Displaced),
         }
         let place = self.room.clone().try_acquire_owned().map_err(|_| Fault::Crowded)?;
         let task = tokio::spawn(async move {
@@ -126,18 +125,34 @@ impl Link {
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.closed.load(SeqCst)
+        *self.state.borrow() != State::Open
     }
 
     /// Refuses whatever comes from now on: another process took over.
     pub(super) fn displaced(&self) {
-        self.displaced.store(true, SeqCst);
-        self.close();
+        self.end(State::Displaced);
     }
 
     /// Refuses whatever comes from now on.
     pub(super) fn close(&self) {
-        self.closed.store(true, SeqCst);
+        self.end(State::Closed);
+    }
+
+    fn end(&self, state: State) {
+        self.state.send_if_modified(|now| {
+            let open = *now == State::Open;
+            if open {
+                *now = state;
+            }
+            open
+        });
+    }
+
+    /// Waits until the way is closed; whether because another process took over.
+    pub(super) async fn ended(&self) -> bool {
+        let mut state = self.state.subscribe();
+        let ended = state.wait_for(|state| *state != State::Open).await;
+        ended.is_ok_and(|state| *state == State::Displaced)
     }
 }
 

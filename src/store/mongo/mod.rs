@@ -49,6 +49,8 @@ use tokio::{sync::oneshot, time::timeout};
 
 use self::{
     chain::{Chain, End},
+    codec::Fields,
+    counters::Counted,
     fault::Fault,
     feed::Feed,
     link::{Link, pause},
@@ -74,6 +76,8 @@ use crate::{
 pub const DEADLINE: Duration = Duration::from_secs(2);
 /// The oldest server that does all that is asked of it: MongoDB 4.4.
 const WIRE_VERSION: i32 = 9;
+/// MongoDB 5.0.
+const WIRE_VERSION_OF_SNAPSHOTS: i32 = 13;
 /// Shards put their changes in order by clocks that learn of each other only by messages: those of this node come by twice a
 /// second, so a heartbeat may stand before changes that are up to this much older.
 const SHARDED: Duration = Duration::from_secs(2);
@@ -92,6 +96,7 @@ struct Shared {
     chain: Chain,
     feed: Feed,
     settle: Settle,
+    counted: Counted,
     /// Whether the server is one without a replica set.
     alone: bool,
     /// How far the clocks of a sharded cluster may be apart that its stream is put in order by.
@@ -120,7 +125,7 @@ impl Mongo {
 
     async fn enter(uri: &str, node: &str, key: ChainKey, deadline: Duration) -> Result<Self, OpenError> {
         let link = Arc::new(Link::new(uri, deadline).await?);
-        let Server { alone, sharded } = greet(&link).await?;
+        let Server { alone, sharded, .. } = greet(&link).await?;
         schema::prepare(&link).await?;
         // A start under another master key must not take the name from a node that lives.
         if node::noted(&link, node).await?.is_some_and(|head| !key.check(&head)) {
@@ -141,6 +146,7 @@ impl Mongo {
             chain,
             feed: Feed::default(),
             settle,
+            counted: Counted::default(),
             alone,
             margin: if sharded { SHARDED } else { Duration::ZERO },
             tailing: AtomicBool::new(false),
@@ -171,6 +177,12 @@ impl Mongo {
 
     /// Heartbeats, and events that were left behind.
     fn keep_house(&self, mut recovery: Recovery) {
+        let shared = self.shared.clone();
+        tokio::spawn(async move {
+            if shared.link.ended().await {
+                shared.feed.lost();
+            }
+        });
         let shared = self.shared.clone();
         tokio::spawn(async move {
             while !shared.link.is_closed() {
@@ -229,6 +241,8 @@ struct Server {
     alone: bool,
     /// The router of a sharded cluster.
     sharded: bool,
+    /// Whether it can show one moment for as long as it takes to read everything.
+    shows_snapshots: bool,
 }
 
 /// Says hello; refuses a server that is too old.
@@ -243,7 +257,8 @@ async fn greet(link: &Link) -> Result<Server, OpenError> {
         return Err(OpenError::TooOld { found, needed: WIRE_VERSION });
     }
     let sharded = hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
-    Ok(Server { alone: !sharded && hello.get_str("setName").is_err(), sharded })
+    let alone = !sharded && hello.get_str("setName").is_err();
+    Ok(Server { alone, sharded, shows_snapshots: !alone && found >= WIRE_VERSION_OF_SNAPSHOTS })
 }
 
 fn importing() -> OpenError {
@@ -323,6 +338,12 @@ impl Store for Mongo {
 
     fn newest(&self) -> Timestamp {
         Timestamp::from_millis(self.shared.node.newest.load(SeqCst))
+    }
+
+    async fn time(&self) -> Result<Option<Timestamp>> {
+        let database = self.shared.link.database().clone();
+        let hello = self.shared.link.call(async move { Ok(database.run_command(doc! { "hello": 1 }).await?) }).await?;
+        Ok(Fields::of("hello", &hello).find_time("localTime")?)
     }
 }
 

@@ -89,6 +89,11 @@ impl Node {
         Ok((node, before))
     }
 
+    /// The process.
+    pub(super) const fn session(&self) -> Uuid {
+        self.session
+    }
+
     /// Whether the name is still this process's.
     pub(super) async fn is_ours(&self, link: &Link) -> Result<bool, Fault> {
         let (nodes, filter) = (link.collection(NODES), self.filter());
@@ -114,12 +119,15 @@ impl Node {
         };
         let end = self.end.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let newest = if closing { self.brought.load(SeqCst).max(self.newest.load(SeqCst)) } else { self.newest.load(SeqCst) };
-        let mut set = doc! { "beat": beat, "newest": date(Timestamp::from_millis(newest)) };
+        let mut set = doc! { "beat": beat };
         set.extend(head(&self.key.seal(&self.name, end.sequence, end.hash)));
-        let (nodes, filter) = (link.collection(NODES), self.filter());
-        let update = doc! { "$set": set, "$currentDate": { "seen_at": true } };
+        let (nodes, mut filter) = (link.collection(NODES), self.filter());
+        // One that comes late must not bring back an earlier head.
+        filter.insert("beat", doc! { "$lt": beat });
+        let newest = doc! { "newest": date(Timestamp::from_millis(newest)) };
+        let update = doc! { "$set": set, "$max": newest, "$currentDate": { "seen_at": true } };
         let written = link.call(async move { Ok(nodes.update_one(filter, update).await?) }).await?;
-        if written.matched_count == 0 {
+        if written.matched_count == 0 && !self.is_ours(link).await? {
             return Err(Fault::Displaced);
         }
         if let Some(beat) = self.beats().sent.iter_mut().find(|sent| sent.number == beat) {

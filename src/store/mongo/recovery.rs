@@ -38,8 +38,6 @@ struct Left {
 #[derive(Default)]
 pub(super) struct Recovery {
     seen: HashSet<Uuid>,
-    /// What waits in this node's own chain: it is not put there twice.
-    handed_on: HashSet<Uuid>,
 }
 
 impl Recovery {
@@ -51,19 +49,16 @@ impl Recovery {
                 let id = left.id;
                 found.insert(id);
                 let own = once && left.node == shared.node.name.as_ref();
-                if !(own || self.seen.contains(&id)) || !self.handed_on.insert(id) {
+                // What waits in this node's own chain will be there: it is not put there twice.
+                if !(own || self.seen.contains(&id)) || shared.chain.holds(id) {
                     continue;
                 }
-                // One that cannot be recorded does not stand in the way of the others.
+                // One that cannot be recorded does not stand in the way of the others, and is tried again at the next look.
                 if let Err(fault) = recover(shared, left).await {
-                    tracing::error!(%fault, collection, "an audit event that was left behind cannot be recorded");
-                    if !matches!(fault, Fault::Late(_)) {
-                        self.handed_on.remove(&id);
-                    }
+                    tracing::error!(%fault, collection, "an audit event that was left behind cannot be recorded yet");
                 }
             }
         }
-        self.handed_on.retain(|id| found.contains(id));
         self.seen = found;
         Ok(())
     }
@@ -126,7 +121,7 @@ async fn recover(shared: &Shared, left: Left) -> Result<(), Fault> {
             action = entry.event.action.as_str(),
             "an audit event was left behind and is recorded now"
         );
-        return shared.chain.append(vec![entry], Some(left.owner)).await;
+        return shared.chain.append_recovered(entry, left.owner).await;
     }
     shared.settle.push(left.owner, vec![left.id]);
     Ok(())

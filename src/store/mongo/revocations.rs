@@ -18,6 +18,7 @@ use super::{
     fault::Fault,
     pending::{Deed, Owner},
     schema::{CLIENTS, EPOCHS, RATE_LIMITS, REVOCATIONS, TOKENS},
+    snapshot::Known,
     whole,
 };
 use crate::{
@@ -57,7 +58,10 @@ impl RevocationStore for Mongo {
         // First among the hearers, then the state as it is behind a write of our own: what is committed in between is heard.
         self.shared.feed.join(follower.clone());
         let at = Instant::now();
-        let mut snapshot = self.shared.known().await?.standing;
+        let Known { standing: mut snapshot, keyset } = self.shared.known().await?;
+        if let Some(keyset) = keyset {
+            follower.apply(&Change::Keyset(Arc::new(keyset)));
+        }
         follower.knows_up_to(at);
         snapshot.revocations.retain(|revocation| now < revocation.until);
         Ok(snapshot)
@@ -90,6 +94,7 @@ impl Shared {
     async fn sweep(&self, now: Timestamp, limit: usize) -> Result<usize, Fault> {
         self.settle.flush().await;
         self.saw(now);
+        self.counted.forget(now);
         let mut gone = delete_some(self, REVOCATIONS, over("until", now, doc! {}), limit).await?;
         gone = gone.saturating_add(self.forget_ends(now, limit.saturating_sub(gone)).await?);
         gone = gone.saturating_add(self.sweep_families(now, limit.saturating_sub(gone)).await?);

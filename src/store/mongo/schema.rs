@@ -38,8 +38,8 @@ pub(super) const META: &str = "meta";
 /// Those whose documents carry audit events until these are in a chain.
 pub(super) const WITH_OUTBOX: [&str; 5] = [CLIENTS, TOKENS, REVOCATIONS, EPOCHS, SIGNING_KEYS];
 
-/// The version written here.
-pub(super) const VERSION: i64 = 1;
+/// The version written here. What one is brought up by is in [`bring_up`].
+pub(super) const VERSION: i64 = 2;
 /// MongoDB's code for a collection that is not there.
 const NAMESPACE_NOT_FOUND: i32 = 26;
 /// How long MongoDB keeps what our own sweep would have deleted.
@@ -49,10 +49,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Makes what is missing, mends what differs, and refuses what a newer version wrote.
 pub(super) async fn prepare(link: &Link) -> Result<(), OpenError> {
-    let version = version(link).await?.unwrap_or(0);
-    if version > VERSION {
-        return Err(OpenError::Newer { found: version, known: VERSION });
-    }
+    let version = known(link).await?;
     for (collection, indexes) in indexes() {
         let existing = list(link, collection).await?;
         for index in indexes {
@@ -60,7 +57,8 @@ pub(super) async fn prepare(link: &Link) -> Result<(), OpenError> {
         }
     }
     if version < VERSION {
-        // After the indexes, so that whoever finds the version finds them too. Versions before this one: none.
+        bring_up(link, version).await?;
+        // After the indexes, so that whoever finds the version finds them too.
         let meta = link.collection(META);
         let write = async move {
             let set = doc! { "$max": { "version": VERSION } };
@@ -71,6 +69,26 @@ pub(super) async fn prepare(link: &Link) -> Result<(), OpenError> {
             Err(fault) if fault.is_duplicate() => {}
             outcome => drop(outcome?),
         }
+    }
+    Ok(())
+}
+
+/// Refuses what a newer version wrote; the version, 0 before the first node was there.
+pub(super) async fn known(link: &Link) -> Result<i64, OpenError> {
+    let version = version(link).await?.unwrap_or(0);
+    if version > VERSION {
+        return Err(OpenError::Newer { found: version, known: VERSION });
+    }
+    Ok(version)
+}
+
+/// From an older version, step by step. Each may be cut off and begun again, and made by two nodes at once.
+async fn bring_up(link: &Link, version: i64) -> Result<(), Fault> {
+    // 1 to 2: counters hold what each process counted, instead of a sum. Windows are over after some seconds.
+    if version == 1 {
+        tracing::info!("bringing the database from schema 1 to 2");
+        let counters = link.collection(RATE_LIMITS);
+        link.within(PATIENCE, async move { Ok(counters.delete_many(doc! {}).await?) }).await?;
     }
     Ok(())
 }

@@ -1,6 +1,10 @@
 //! Takes events out of the outboxes once they are in a chain: some time later, many at once.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use mongodb::bson::{Bson, doc};
 use tokio::sync::{mpsc, oneshot};
@@ -21,38 +25,61 @@ const BATCH: usize = 2_000;
 
 enum Message {
     Recorded(Owner, Vec<Uuid>),
+    Answered(Owner, Uuid),
     Flush(oneshot::Sender<()>),
 }
 
 /// The way to the task that takes out.
 #[derive(Clone)]
-pub(super) struct Settle(mpsc::Sender<Message>);
+pub(super) struct Settle {
+    queue: mpsc::Sender<Message>,
+    answered: Arc<Mutex<HashSet<Uuid>>>,
+}
 
 impl Settle {
     /// Starts the task; it ends when nobody can send any more.
     pub(super) fn start(link: Arc<Link>) -> Self {
-        let (sender, receiver) = mpsc::channel(QUEUE);
-        tokio::spawn(serve(link, receiver));
-        Self(sender)
+        let (queue, receiver) = mpsc::channel(QUEUE);
+        let answered = Arc::default();
+        tokio::spawn(serve(link, receiver, Arc::clone(&answered)));
+        Self { queue, answered }
     }
 
     /// These events of the owner's outbox are in a chain.
     pub(super) fn push(&self, owner: Owner, entries: Vec<Uuid>) {
         // A full queue: they stay in the outbox until they are found there and seen to be in a chain.
-        let _ = self.0.try_send(Message::Recorded(owner, entries));
+        let _ = self.queue.try_send(Message::Recorded(owner, entries));
+    }
+
+    /// Whoever made this event happen was told so, and need not ask again: its document's mark goes with it.
+    pub(super) fn answered(&self, owner: Owner, entry: Uuid) {
+        lock(&self.answered).insert(entry);
+        if self.queue.try_send(Message::Answered(owner, entry)).is_err() {
+            // A full queue: the mark stays, and the successor may be asked for until it is used.
+            lock(&self.answered).remove(&entry);
+        }
+    }
+
+    /// Whether that was so here a moment ago, and the mark is about to go.
+    pub(super) fn was_answered(&self, entry: Uuid) -> bool {
+        lock(&self.answered).contains(&entry)
     }
 
     /// Waits until everything pushed before was tried.
     pub(super) async fn flush(&self) {
         let (reply, answer) = oneshot::channel();
-        if self.0.send(Message::Flush(reply)).await.is_ok() {
+        if self.queue.send(Message::Flush(reply)).await.is_ok() {
             // The task answers or has ended.
             let _ = answer.await;
         }
     }
 }
 
-async fn serve(link: Arc<Link>, mut receiver: mpsc::Receiver<Message>) {
+fn lock(answered: &Mutex<HashSet<Uuid>>) -> MutexGuard<'_, HashSet<Uuid>> {
+    answered.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn serve(link: Arc<Link>, mut receiver: mpsc::Receiver<Message>, told: Arc<Mutex<HashSet<Uuid>>>) {
     let mut messages = Vec::with_capacity(BATCH);
     while receiver.recv_many(&mut messages, BATCH).await > 0 {
         let in_a_hurry = messages.iter().any(|message| matches!(message, Message::Flush(_)));
@@ -64,36 +91,60 @@ async fn serve(link: Arc<Link>, mut receiver: mpsc::Receiver<Message>) {
                 messages.push(message);
             }
         }
-        let (mut owners, mut waiting) = (HashMap::<&'static str, (Vec<Bson>, Vec<Bson>)>::new(), Vec::new());
+        let (mut recorded, mut answered) = (HashMap::<_, Due>::new(), HashMap::<_, Due>::new());
+        let (mut unmarked, mut waiting) = (HashSet::new(), Vec::new());
         for message in messages.drain(..) {
             match message {
-                Message::Recorded(owner, entries) => {
-                    let (ids, taken) = owners.entry(owner.collection).or_default();
-                    ids.push(owner.id);
-                    taken.extend(entries.into_iter().map(uuid));
+                Message::Recorded(owner, entries) => recorded.entry(owner.collection).or_default().add(owner.id, entries),
+                Message::Answered(owner, entry) => {
+                    unmarked.insert(entry);
+                    answered.entry(owner.collection).or_default().add(owner.id, vec![entry]);
                 }
                 Message::Flush(reply) => waiting.push(reply),
             }
         }
-        for (collection, (ids, taken)) in owners {
-            take_out(&link, collection, ids, taken).await;
+        // Usually all in one write: what was answered was recorded before.
+        for (collection, due) in answered {
+            due.carry_out(&link, collection, true).await;
         }
+        for (collection, due) in recorded {
+            due.carry_out(&link, collection, false).await;
+        }
+        lock(&told).retain(|entry| !unmarked.contains(entry));
         for reply in waiting {
             let _ = reply.send(());
         }
     }
 }
 
-/// Failing leaves them where they are, for the recovery.
-async fn take_out(link: &Link, collection: &'static str, ids: Vec<Bson>, entries: Vec<Bson>) {
-    let owners = link.collection(collection);
-    let take = async move {
-        let update = doc! { "$pull": { "outbox": { "id": { "$in": entries } } } };
-        Ok(owners.update_many(doc! { "_id": { "$in": ids } }, update).await?)
-    };
-    if let Err(fault) = link.call(take).await
-        && !link.is_closed()
-    {
-        tracing::debug!(%fault, collection, "outboxes could not be emptied");
+/// Documents of a collection, and the entries to be taken out of them.
+#[derive(Default)]
+struct Due {
+    ids: Vec<Bson>,
+    entries: Vec<Bson>,
+}
+
+impl Due {
+    fn add(&mut self, id: Bson, entries: Vec<Uuid>) {
+        self.ids.push(id);
+        self.entries.extend(entries.into_iter().map(uuid));
+    }
+
+    /// Failing leaves the entries where they are, for the recovery, and the marks, which do no harm.
+    async fn carry_out(self, link: &Link, collection: &'static str, answered: bool) {
+        let Self { ids, entries } = self;
+        let owners = link.collection(collection);
+        let field = if answered { "unanswered" } else { "outbox.id" };
+        let mut filter = doc! { "_id": { "$in": ids } };
+        filter.insert(field, doc! { "$in": &entries });
+        let mut update = doc! { "$pull": { "outbox": { "id": { "$in": entries } } } };
+        if answered {
+            update.insert("$unset", doc! { "unanswered": "" });
+        }
+        if let Err(fault) = link.call(async move { Ok(owners.update_many(filter, update).await?) }).await
+            && !link.is_closed()
+        {
+            tracing::debug!(%fault, collection, "outboxes could not be emptied");
+        }
     }
 }

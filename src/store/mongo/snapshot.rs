@@ -24,7 +24,7 @@ use crate::{
 /// What stands, and the keys.
 pub(super) struct Known {
     pub(super) standing: Snapshot,
-    keyset: Option<Keyset>,
+    pub(super) keyset: Option<Keyset>,
 }
 
 impl Known {

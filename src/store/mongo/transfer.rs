@@ -11,13 +11,14 @@ use mongodb::{
 use tokio::sync::Mutex;
 
 use super::{
-    LONG, Mongo, chain, clients,
+    LONG, Mongo, Server, chain, clients,
     codec::{Fields, uuid},
     families,
     fault::{Fault, OpenError},
     greet, importing, keys,
     link::Link,
     node::head_of,
+    probe,
     revocations::{epoch_of, key_of, revocation_of, revocation_of_family},
     schema::{self, AUDIT_LOGS, CLIENTS, EPOCHS, NODES, REVOCATIONS, SIGNING_KEYS, TOKENS},
 };
@@ -38,18 +39,29 @@ pub struct Export {
 }
 
 impl Mongo {
-    /// Opens a database for an export, while nodes go on or while none runs.
+    /// Opens a database for an export, while nodes go on or while none runs. Nothing is written to it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mongo::open`].
     pub async fn export(uri: &str, deadline: Duration) -> Result<Export, OpenError> {
+        match Self::look_at(uri, deadline).await {
+            Err(error) => Err(probe::why(uri, error).await),
+            opened => opened,
+        }
+    }
+
+    async fn look_at(uri: &str, deadline: Duration) -> Result<Export, OpenError> {
         // A page is more than what a caller waits for.
         let link = Arc::new(Link::new(uri, deadline.max(LONG)).await?);
-        let alone = greet(&link).await?.alone;
-        schema::prepare(&link).await?;
+        let Server { shows_snapshots, .. } = greet(&link).await?;
+        schema::known(&link).await?;
         if schema::is_importing(&link).await? {
             return Err(importing());
         }
         let client = link.client().clone();
         let session = async move { Ok(client.start_session().snapshot(true).await?) };
-        let view = if alone { None } else { link.call(session).await.ok() };
+        let view = if shows_snapshots { Some(link.call(session).await?) } else { None };
         if view.is_none() {
             tracing::warn!("this MongoDB shows no snapshots: what is written during an export may be in it by half");
         }
