@@ -1,6 +1,6 @@
 //! What a fault cost, in figures for README's table.
 
-use std::{collections::BTreeMap, fmt};
+use std::fmt;
 
 use crate::history::{Call, Fault, History, Outcome, Verb};
 
@@ -8,27 +8,19 @@ use crate::history::{Call, Fault, History, Outcome, Verb};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Figures {
     pub(crate) name: String,
-    /// How often it happened.
-    pub(crate) rounds: usize,
     /// Calls that were under way while it was broken or recovered.
     pub(crate) calls: usize,
     /// Those that failed: neither done nor refused for a reason.
     pub(crate) failed: usize,
-    /// The longest time without one successful call, by kind of change, in microseconds.
-    pub(crate) gaps: BTreeMap<&'static str, u64>,
-    /// From the beginning of the fault to the end of the last call that failed: the worst round.
-    pub(crate) failing: u64,
-    /// From its end to the end of the last call that failed: the worst round.
-    pub(crate) after: u64,
-    /// How long failed calls took.
-    pub(crate) median_failed: u64,
+    /// Of each round, how long some kind of change did not succeed, in microseconds; the worst round is the last.
+    pub(crate) gaps: Vec<u64>,
     /// How long any call took.
     pub(crate) median: u64,
     pub(crate) worst: u64,
 }
 
 /// The kinds of change that must go on.
-const CHANGES: [(Verb, &str); 3] = [(Verb::Token, "Token"), (Verb::Refresh, "Refresh"), (Verb::Revoke, "Revoke")];
+const CHANGES: [Verb; 3] = [Verb::Token, Verb::Refresh, Verb::Revoke];
 
 impl Figures {
     /// Of each kind of fault in a history, in the order of their first.
@@ -44,51 +36,41 @@ impl Figures {
 
     fn of_one(history: &History, name: &str) -> Self {
         let mut figures = Self { name: name.to_owned(), ..Self::default() };
-        let (mut took, mut took_failed) = (Vec::new(), Vec::new());
+        let mut took = Vec::new();
         for fault in history.faults.iter().filter(|fault| fault.name == name) {
-            figures.rounds += 1;
-            let during: Vec<&Call> = history.calls.iter().filter(|call| is_during(fault, call)).collect();
-            for call in &during {
+            for call in history.calls.iter().filter(|call| is_during(fault, call)) {
+                figures.calls += 1;
+                figures.failed += usize::from(call.outcome.is_unknown() || is_full(&call.outcome));
                 took.push(call.end - call.start);
-                if call.outcome.is_unknown() || is_full(&call.outcome) {
-                    figures.failed += 1;
-                    took_failed.push(call.end - call.start);
-                    figures.failing = figures.failing.max(call.end.saturating_sub(fault.begin));
-                    figures.after = figures.after.max(call.end.saturating_sub(fault.end));
-                }
             }
-            figures.calls += during.len();
-            for (verb, kind) in CHANGES {
-                let gap = figures.gaps.entry(kind).or_default();
-                *gap = (*gap).max(longest_gap(history, fault, verb));
-            }
+            let gaps = CHANGES.map(|verb| longest_gap(history, fault, verb));
+            figures.gaps.push(gaps.into_iter().max().unwrap_or(0));
         }
-        figures.median = median(&mut took);
+        figures.gaps.sort_unstable();
+        took.sort_unstable();
+        figures.median = median(&took);
         figures.worst = took.last().copied().unwrap_or(0);
-        figures.median_failed = median(&mut took_failed);
         figures
     }
 
-    /// The longest time without a successful change of any one kind.
+    /// The longest time without a successful change of any one kind, in any round.
     pub(crate) fn gap(&self) -> u64 {
-        self.gaps.values().copied().max().unwrap_or(0)
+        self.gaps.last().copied().unwrap_or(0)
     }
 }
 
-/// One row of a table: fault, rounds, calls, failed, longest gap, median and worst of a call, last failure after begin and end.
+/// One row of the table.
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, rounds, calls, failed, .. } = self;
-        let gaps: Vec<String> = self.gaps.iter().map(|(kind, gap)| format!("{kind} {}", seconds(*gap))).collect();
-        write!(f, "| {name} | {rounds} | {calls} | {failed} | {} | ", gaps.join(", "))?;
-        write!(f, "{} / {} | {} | ", seconds(self.median), seconds(self.worst), seconds(self.median_failed))?;
-        write!(f, "{} / {} |", seconds(self.failing), seconds(self.after))
+        let Self { name, calls, failed, gaps, .. } = self;
+        write!(f, "| {name} | {} | {calls}, {failed} | ", gaps.len())?;
+        write!(f, "{} / {} | ", seconds(median(gaps)), seconds(self.gap()))?;
+        write!(f, "{} / {} |", seconds(self.median), seconds(self.worst))
     }
 }
 
 /// What the columns are.
-pub(crate) const HEAD: &str = "| fault | rounds | calls | failed | longest gap without a success | a call: median / worst | \
-                               a failed call: median | last failure after begin / end |";
+pub(crate) const HEAD: &str = "| fault | rounds | calls, failed | without a success: median / worst | a call: median / worst |";
 
 fn seconds(micros: u64) -> String {
     format!("{:.3} s", micros as f64 / 1e6)
@@ -112,7 +94,7 @@ fn longest_gap(history: &History, fault: &Fault, verb: Verb) -> u64 {
     done.windows(2).filter(overlaps).map(|pair| pair[1] - pair[0]).max().unwrap_or(0)
 }
 
-fn median(values: &mut [u64]) -> u64 {
-    values.sort_unstable();
+/// Of what is in order.
+fn median(values: &[u64]) -> u64 {
     values.get(values.len() / 2).copied().unwrap_or(0)
 }

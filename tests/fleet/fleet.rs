@@ -62,8 +62,10 @@ pub(crate) struct Fleet {
     _shared: TempDir,
 }
 
-/// How long a spent refresh token may be repeated: longer than anything here is broken.
-const GRACE: u64 = 60;
+/// How long a spent refresh token may be repeated, in seconds: what a node does that is not told otherwise.
+const GRACE: u64 = 10;
+/// What the time is called in which a node was stopped and started again.
+const RESTARTED: &str = "a node is restarted";
 
 impl Plan {
     pub(crate) fn new(scenario: &'static str, nodes: usize) -> Self {
@@ -126,7 +128,6 @@ impl Fleet {
                 .setting("JETON_NODE", &name)
                 .setting("JETON_MASTER_KEY_FILE", key.to_str().unwrap())
                 .setting("JETON_LOG__LEVEL", "info")
-                .setting("JETON_TOKEN__REFRESH_GRACE_SECONDS", &GRACE.to_string())
                 .setting("JETON_TOKEN__ACCESS_LIFETIME_SECONDS", "3600")
                 // Of the call as a whole: as long as one call of the store may take.
                 .setting("JETON_LIMITS__DEADLINE_SECONDS", "2")
@@ -201,11 +202,19 @@ impl Fleet {
     /// Stops every node and starts it again: with its chain go the records of changes whose answers were given up on.
     pub(crate) async fn restart(&self) {
         for node in &self.nodes {
-            node.stop().await;
-            node.restart();
-            node.bearer(&self.first).await;
+            node.renew(&self.first).await;
         }
         // What was left behind is looked for at the start.
+        pause(Duration::from_secs(2)).await;
+    }
+
+    /// The same while callers are at work, who find one node after the other away.
+    pub(crate) async fn restart_under_traffic(&self) {
+        for node in &self.nodes {
+            let begin = self.recorder.now();
+            node.renew(&self.first).await;
+            self.recorder.fault(RESTARTED, Some(&node.name), begin, Duration::from_secs(3));
+        }
         pause(Duration::from_secs(2)).await;
     }
 
@@ -242,6 +251,13 @@ impl Node {
     pub(crate) fn restart(&self) {
         let server = block_in_place(|| self.home.start_at(self.address));
         *self.server.lock().unwrap() = Some(server);
+    }
+
+    /// Stops it, starts it again, and waits until it serves.
+    async fn renew(&self, first: &Caller) {
+        self.stop().await;
+        self.restart();
+        self.bearer(first).await;
     }
 
     /// Asks it to stop, and waits until it has.

@@ -94,6 +94,17 @@ pub(crate) struct Call {
     pub(crate) active: Option<bool>,
 }
 
+impl Call {
+    /// What it ends, if it ends something: a jti, a family or a client.
+    pub(crate) fn ends(&self) -> &str {
+        match &self.token {
+            Some(Named::Access { jti }) => jti,
+            Some(Named::Refresh { family, .. } | Named::Family { family }) => family,
+            None => &self.client,
+        }
+    }
+}
+
 /// A token by its ids.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -136,6 +147,9 @@ pub(crate) enum Outcome {
     Unknown {
         code: String,
         why: String,
+        /// Whether the server said when to ask again.
+        #[serde(default)]
+        retry: bool,
     },
 }
 

@@ -299,14 +299,20 @@ fn outcome(status: &Status) -> Outcome {
     let reason = status.get_details_error_info().map(|info| info.reason);
     // The server says why in every error of its own. What is without comes from the transport on this side.
     let Some(reason) = reason else {
-        return Outcome::Unknown { code: "TRANSPORT".to_owned(), why: format!("{:?}: {}", status.code(), status.message()) };
+        let why = format!("{:?}: {}", status.code(), status.message());
+        return Outcome::Unknown { code: "TRANSPORT".to_owned(), why, retry: false };
     };
     let unknown = matches!(
         status.code(),
         Code::Unavailable | Code::DeadlineExceeded | Code::Internal | Code::Unknown | Code::Cancelled | Code::DataLoss
     );
     let code = grpc_name(status.code());
-    if unknown || reason == "STORE_FULL" { Outcome::Unknown { code, why: reason } } else { Outcome::Refused { code, reason } }
+    if unknown || reason == "STORE_FULL" {
+        let retry = status.get_details_retry_info().is_some();
+        Outcome::Unknown { code, why: reason, retry }
+    } else {
+        Outcome::Refused { code, reason }
+    }
 }
 
 /// As the protocol writes it.

@@ -28,16 +28,19 @@ impl Stage {
     }
 }
 
+const NODES: &str = "M4: nodes cannot reach the primary";
+const MEMBERS: &str = "M4: members cannot reach the primary";
+
 /// M4: the primary is cut off from nodes alone, from members alone, in one direction, and every other second. No token has two
-/// successors, and what was acknowledged on one side holds on the other.
+/// successors, what was acknowledged on one side holds on the other, and changes go on within 12 s of a cut of 6 s.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_primary_that_is_cut_off() {
     let mut stage = Stage::open("m4-cut-off").await;
     let time = s(if long() { 30 } else { 6 });
     stage.work(500, 1_500).await;
-    stage.cut("M4: nodes cannot reach the primary", Cut::Clients, time).await;
-    stage.cut("M4: members cannot reach the primary", Cut::Members, time).await;
+    stage.cut(NODES, Cut::Clients, time).await;
+    stage.cut(MEMBERS, Cut::Members, time).await;
     stage.cut("M4: the primary does not hear the members", Cut::Incoming, time).await;
     stage.cut("M4: the members do not hear the primary", Cut::Outgoing, time).await;
     let flapping = async |stage: &mut Stage| {
@@ -52,7 +55,20 @@ async fn a_primary_that_is_cut_off() {
     };
     stage.fault("M4: flapping every second", s(4), flapping).await;
     let told = stage.close().await;
-    told.goes_on_within(s(12), "M4: members");
+    // The others may pass unnoticed: where one direction is cut another primary may be there before a deadline is over, and a second
+    // of silence ends before any is.
+    for name in [NODES, MEMBERS] {
+        assert!(told.of(name).failed > 0, "{name}: nobody noticed");
+    }
+    for figures in &told.figures {
+        let bound = match figures.name.as_str() {
+            // No other primary is elected, and nothing goes on until there is a way to this one.
+            NODES => time + s(6),
+            // Cut off for long: see M8.
+            _ => s(if long() { 20 } else { 12 }),
+        };
+        told.goes_on_within(bound, &figures.name);
+    }
 }
 
 /// M8: a primary that is alone with one node, while the others elect another and serve the other node. The lonely one
@@ -62,8 +78,8 @@ async fn a_primary_that_is_cut_off() {
 async fn a_primary_that_does_not_know_it_is_none() {
     const NAME: &str = "M8: a stale primary and a node alone with it";
     // Members that are cut off from their primary by silence copy from it for some ten seconds more before they follow the new one:
-    // only then has that a majority.
-    let time = s(if long() { 60 } else { 20 });
+    // only then has that a majority, 14 s after the cut, and the node with it some seconds later.
+    let time = s(if long() { 60 } else { 30 });
     let mut stage = Stage::open("m8-stale").await;
     stage.work(500, 1_500).await;
     let pid = stage.scene.fleet.node(0).pid().unwrap();
@@ -91,11 +107,8 @@ async fn a_primary_that_does_not_know_it_is_none() {
     let changes = |node: &str| on(node).into_iter().filter(|call| call.verb != Verb::Introspect).collect::<Vec<_>>();
     // From when on nothing of before the cut is on its way any more, to when the ways were healed at the earliest.
     let (since, until) = (fault.begin + 1_000_000, fault.begin + time.as_micros() as u64);
-    // To revoke what it knows to be revoked takes no store.
-    let lonely: Vec<_> = changes("node-1")
-        .into_iter()
-        .filter(|call| call.verb != Verb::Revoke && call.start > since && call.end < until)
-        .collect();
+    let mut lonely = changes("node-1");
+    lonely.retain(|call| told.took_a_write(call) && call.start > since && call.end < until);
     assert!(lonely.is_empty(), "acknowledged by a primary without a majority: {lonely:?}");
     assert!(changes("node-2").len() > 20, "the other node goes on");
     let blind: Vec<_> = on("node-1")

@@ -3,7 +3,7 @@
 use super::{Stage, s};
 use crate::{fleet::Plan, replica::Options, seed::long, traffic::Load};
 
-/// M1: kill -9 of the primary. Nothing acknowledged is lost; with our election settings changes go on within 4 s; every call ends
+/// M1: kill -9 of the primary. Nothing acknowledged is lost; with our election settings changes go on within 5 s; every call ends
 /// by its deadline and fails only with UNAVAILABLE.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
@@ -15,10 +15,10 @@ async fn a_primary_that_is_killed() {
     }
     let told = stage.close().await;
     assert!(told.figures[0].failed > 0, "nobody noticed");
-    told.goes_on_within(s(4), "M1");
+    told.goes_on_within(s(5), "M1");
 }
 
-/// M1 with mongod's own election settings: within 12 s.
+/// M1 with mongod's own election settings: within 13 s.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_primary_that_is_killed_in_a_set_that_takes_its_time() {
@@ -29,7 +29,7 @@ async fn a_primary_that_is_killed_in_a_set_that_takes_its_time() {
         kill(&mut stage, "M1: the same, mongod's election settings").await;
     }
     let told = stage.close().await;
-    told.goes_on_within(s(12), "M1");
+    told.goes_on_within(s(13), "M1");
 }
 
 async fn kill(stage: &mut Stage, name: &str) {
@@ -45,7 +45,11 @@ async fn kill(stage: &mut Stage, name: &str) {
         .await;
 }
 
-/// M3: the primary hands over, again and again; then every member is stopped and started in turn.
+const STEP_DOWN: &str = "M3: stepDown";
+const IN_TURN: &str = "M3: rolling restart";
+
+/// M3: the primary hands over, again and again; then every member is stopped and started in turn. Changes go on within 4 s, and
+/// where the primary hands over, whoever asks once more is not failed twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_primary_that_hands_over() {
@@ -56,7 +60,7 @@ async fn a_primary_that_hands_over() {
             stage.set.step_down().await;
             stage.set.settled().await;
         };
-        stage.fault("M3: stepDown", s(2), hand_over).await;
+        stage.fault(STEP_DOWN, s(2), hand_over).await;
     }
     for member in 0..3 {
         let restart = async |stage: &mut Stage| {
@@ -64,8 +68,11 @@ async fn a_primary_that_hands_over() {
             stage.set.restart(member).await;
             stage.set.settled().await;
         };
-        stage.fault("M3: rolling restart", s(2), restart).await;
+        stage.fault(IN_TURN, s(2), restart).await;
     }
     let told = stage.close().await;
-    told.goes_on_within(s(2), "M3");
+    told.goes_on_within(s(4), "M3");
+    told.goes_on_with_one_retry(STEP_DOWN);
+    // Where all of them restart that is printed, and not promised.
+    told.failed_twice(IN_TURN);
 }

@@ -80,6 +80,23 @@ fn a_failure_that_was_not_promised_is_found() {
     }
 }
 
+/// I10: a caller who is not told when to ask again, whatever is broken; who hears nothing from the server is told nothing.
+#[test]
+fn a_failure_that_does_not_say_when_to_ask_again_is_found() {
+    let failed = |code: &str, retry| {
+        let mut run = Script::new();
+        run.fault(1_000, 2_000, 500, Some("node-1"));
+        let outcome = Outcome::Unknown { code: code.to_owned(), why: "away".to_owned(), retry };
+        run.token_fails(1_500, "node-1", "client", outcome);
+        run.verdict()
+    };
+    for code in ["UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"] {
+        assert_eq!(failed(code, true), NOTHING);
+        assert_eq!(failed(code, false), ["I10"], "{code}");
+    }
+    assert_eq!(failed("TRANSPORT", false), NOTHING);
+}
+
 /// I10, A08: a client is made once; who makes it again is told so, and nobody is told so before.
 #[test]
 fn a_client_that_is_taken_and_is_not_is_found() {

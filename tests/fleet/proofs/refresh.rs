@@ -75,9 +75,11 @@ fn a_retry_that_does_not_converge_is_found() {
     run.refresh(300, "node-2", "f", 0, "b");
     run.refresh(400, "node-2", "f", 1, "c");
     assert_eq!(run.verdict(), NOTHING);
-    let mut run = lost();
-    run.refresh_fails(300, "node-2", "f", 0, refused("INVALID_GRANT"));
-    assert_eq!(run.verdict(), ["I7"]);
+    for ms in [300, 20_000] {
+        let mut run = lost();
+        run.refresh_fails(ms, "node-2", "f", 0, refused("INVALID_GRANT"));
+        assert_eq!(run.verdict(), ["I7"], "nobody was given the successor, however long ago that is");
+    }
     let mut run = lost();
     run.refresh(300, "node-2", "f", 0, "b");
     run.refresh(400, "node-2", "f", 1, "c");
@@ -98,5 +100,9 @@ fn reuse_is_no_loss() {
     run.refresh(20_200, "node-1", "g", 1, "e");
     run.refresh_fails(20_205, "node-2", "g", 0, refused("INVALID_GRANT"));
     run.judged(25_000, "node-1", "e", false);
+    run.open(30_000, "node-1", "h", "f");
+    run.fault(30_090, 30_200, 0, Some("node-1"));
+    run.refresh_fails(30_100, "node-1", "h", 0, unknown("TRANSPORT"));
+    run.refresh_fails(40_200, "node-2", "h", 0, refused("INVALID_GRANT"));
     assert_eq!(run.verdict(), NOTHING);
 }

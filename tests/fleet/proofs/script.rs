@@ -27,8 +27,9 @@ pub(super) fn refresh(family: &str, generation: u32) -> Named {
     Named::Refresh { family: family.to_owned(), generation, print: format!("print-{family}-{generation}") }
 }
 
+/// As a server answers it that says when to ask again.
 pub(super) fn unknown(code: &str) -> Outcome {
-    Outcome::Unknown { code: code.to_owned(), why: "away".to_owned() }
+    Outcome::Unknown { code: code.to_owned(), why: "away".to_owned(), retry: true }
 }
 
 pub(super) fn refused(reason: &str) -> Outcome {

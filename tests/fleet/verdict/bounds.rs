@@ -88,9 +88,13 @@ fn expected(known: &Known<'_>, call: &Call, found: &mut Vec<Violation>) {
     let history = known.history;
     let complaint = match &call.outcome {
         Outcome::Ok => None,
-        Outcome::Unknown { code, .. } => match code.as_str() {
+        Outcome::Unknown { code, retry, .. } => match code.as_str() {
             "UNAVAILABLE" | "DEADLINE_EXCEEDED" | "RESOURCE_EXHAUSTED" => {
-                (!history.disturbed(&call.node, call.start, call.end)).then(|| "it failed, and nothing was broken".to_owned())
+                if !history.disturbed(&call.node, call.start, call.end) {
+                    Some("it failed, and nothing was broken".to_owned())
+                } else {
+                    (!retry).then(|| "it failed, and the caller was not told when to ask again".to_owned())
+                }
             }
             "TRANSPORT" => {
                 let down = |fault: &Fault| {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{Minted, Presented, may_have_happened};
-use crate::history::{Call, History, Named, Verb};
+use crate::history::{Call, History, Named, Outcome, Verb};
 
 /// Why something may not stand any more.
 #[derive(Clone, Copy)]
@@ -126,15 +126,25 @@ fn of<'e, 'a>(map: &'e HashMap<&str, Vec<Ending<'a>>>, key: &str) -> &'e [Ending
 }
 
 /// Whether a presented token may rightly have been taken for stolen: its successor was used before its answer, or it came again
-/// when the grace was over.
+/// when the grace was over. No grace runs out while all that anybody was answered is that the outcome is not known: then the
+/// successor is nobody's yet.
 fn is_reuse(grace: u64, calls: &[Presented<'_>], at: usize) -> bool {
     let one = calls[at];
     let successor_was_used = |other: &Presented<'_>| other.generation > one.generation && other.call.start < one.call.end;
     let is_late = |other: &Presented<'_>| {
         other.generation == one.generation
             && other.call.request != one.call.request
-            && may_have_happened(&other.call.outcome)
+            && may_have_been_given(&other.call.outcome)
             && other.call.start + grace < one.call.end
     };
     calls.iter().any(|other| successor_was_used(other) || is_late(other))
+}
+
+/// Whether the server may have answered with a token: it did, or its answer was lost on the way.
+fn may_have_been_given(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Ok => true,
+        Outcome::Unknown { code, .. } => code == "TRANSPORT",
+        Outcome::Refused { .. } => false,
+    }
 }

@@ -146,7 +146,7 @@ fn unknown_is_all_or_nothing(known: &Known<'_>, trail: &Trail<'_>, found: &mut V
     let unknown = |call: &&Call| call.outcome.is_unknown() && matches!(call.verb, Verb::Revoke | Verb::RevokeAll);
     let mut attempts: HashMap<&str, Vec<&Call>> = HashMap::new();
     for call in known.history.calls.iter().filter(unknown) {
-        attempts.entry(ended_by(call)).or_default().push(call);
+        attempts.entry(call.ends()).or_default().push(call);
     }
     for ((jti, _), (judgement, active)) in last {
         let token = &known.minted[jti];
@@ -174,15 +174,6 @@ fn unknown_is_all_or_nothing(known: &Known<'_>, trail: &Trail<'_>, found: &mut V
             }
             _ => {}
         }
-    }
-}
-
-/// What a call ends: a jti, a family or a client.
-fn ended_by(call: &Call) -> &str {
-    match &call.token {
-        Some(Named::Access { jti }) => jti,
-        Some(Named::Refresh { family, .. } | Named::Family { family }) => family,
-        None => &call.client,
     }
 }
 
