@@ -116,12 +116,17 @@ fn a_server_that_is_too_old_is_refused() {
 }
 
 mod mongodb {
-    use std::time::Duration;
+    use std::{
+        net::{Ipv4Addr, TcpListener, TcpStream},
+        process::{Child, Command, Stdio},
+        time::Duration,
+    };
 
     use mongodb::{
         Database,
         bson::{Uuid, doc},
     };
+    use tempfile::TempDir;
 
     use super::{PASSWORD, finding, said, text};
     use crate::{
@@ -239,5 +244,65 @@ mod mongodb {
         assert_eq!(serve.code, 1, "{serve:?}");
         assert!(serve.err.contains("there is no primary: "), "{serve:?}");
         assert!(text(&report, "store").contains(" secondary"), "{report}");
+    }
+
+    /// A mongod of no replica set. It ends with this.
+    struct Alone {
+        child: Child,
+        port: u16,
+        _dir: TempDir,
+    }
+
+    impl Alone {
+        /// Returns when it listens.
+        async fn start() -> Self {
+            let mongod = std::env::var_os("MONGOD").expect("MONGOD names the binary: see .ci/with-mongodb");
+            let dir = tempfile::tempdir().unwrap();
+            let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+            // It ends with this thread, should that be killed.
+            let child = Command::new("setpriv")
+                .args(["--pdeathsig", "KILL", "--"])
+                .arg(mongod)
+                .args(["--bind_ip", "127.0.0.1", "--port", &port.to_string(), "--dbpath"])
+                .arg(dir.path())
+                .args(["--nounixsocket", "--wiredTigerCacheSizeGB", "0.25", "--quiet"])
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .spawn();
+            let alone = Self { child: child.expect("setpriv and mongod run"), port, _dir: dir };
+            replica::until("a server that listens", async || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()).await;
+            alone
+        }
+    }
+
+    impl Drop for Alone {
+        fn drop(&mut self) {
+            // It may have ended before.
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+
+    /// A server alone is served; the log and the doctor say what that is worth.
+    #[tokio::test(flavor = "multi_thread")]
+    #[ignore = "needs mongod: see .ci/with-mongodb"]
+    async fn a_server_alone_is_served_with_a_warning() {
+        let (house, alone) = (House::new(), Alone::start().await);
+        let address = format!("mongodb://127.0.0.1:{}/db", alone.port);
+        let arguments = ["serve", "--dev", "--json", "--listen", "127.0.0.1:0", "--node", "n", "--store", &address];
+        let server = house.serve_with(&arguments);
+        assert!(house.log().contains("MongoDB runs without a replica set"), "{}", house.log());
+        let token = house.jeton(&["token", "--raw"]).ok();
+        house.jeton(&["introspect", "--check", token.line()]).ok();
+        house.jeton(&["revoke", token.line()]).ok();
+        assert_eq!(house.jeton(&["introspect", "--check", token.line()]).code, 1);
+
+        let arguments = ["doctor", "--dev", "--listen", server.address(), "--node", "n", "--store", &address, "--json"];
+        let report = house.jeton(&arguments).ok().json();
+        let found = finding(&report, "store");
+        assert_eq!(found["verdict"], "note");
+        assert!(text(&report, "store").ends_with(" a server alone"), "{report}");
+        assert!(found["advice"].as_str().unwrap().starts_with("make it a replica set of three"), "{report}");
+        server.stop();
     }
 }
