@@ -43,25 +43,45 @@ pub const fn code(error: &Error) -> Code {
     }
 }
 
-/// Calls that failed for want of the store and were not logged, each being as good as the one that was.
-static UNSAID: AtomicU64 = AtomicU64::new(0);
-/// When one was logged, in seconds and one more of [`SINCE`]; 0 for never.
-static SAID: AtomicU64 = AtomicU64::new(0);
-static SINCE: LazyLock<Instant> = LazyLock::new(Instant::now);
+/// One kind of failure that all calls share while it lasts: one a second is said, with the number of the others.
+struct Common {
+    /// The second in which one was said last, and one more; 0 for never.
+    said: AtomicU64,
+    /// How many were not said since.
+    unsaid: AtomicU64,
+}
 
-/// Logs a failure. While the store is away every call fails alike: one a second is said, with the number of the others.
+impl Common {
+    const fn new() -> Self {
+        Self { said: AtomicU64::new(0), unsaid: AtomicU64::new(0) }
+    }
+
+    /// How many others stand behind this one; `None` if it is one of them itself.
+    fn others(&self) -> Option<u64> {
+        static SINCE: LazyLock<Instant> = LazyLock::new(Instant::now);
+        let second = SINCE.elapsed().as_secs() + 1;
+        if self.said.swap(second, Relaxed) == second {
+            self.unsaid.fetch_add(1, Relaxed);
+            return None;
+        }
+        Some(self.unsaid.swap(0, Relaxed))
+    }
+}
+
+/// Logs a failure that is ours to mend.
 fn log(error: &Error) {
-    let away = matches!(error, Error::Unavailable(_) | Error::Exhausted(_));
-    if !away && !matches!(error, Error::Internal(_)) {
-        return;
+    static AWAY: Common = Common::new();
+    static FULL: Common = Common::new();
+    let others = if let Error::Unavailable(_) = error {
+        AWAY.others()
+    } else if let Error::Exhausted(_) = error {
+        FULL.others()
+    } else {
+        matches!(error, Error::Internal(_)).then_some(0)
+    };
+    if let Some(others) = others {
+        tracing::error!(error = error as &dyn std::error::Error, source = source(error), others, "call failed");
     }
-    let second = SINCE.elapsed().as_secs() + 1;
-    if away && SAID.swap(second, Relaxed) == second {
-        UNSAID.fetch_add(1, Relaxed);
-        return;
-    }
-    let others = UNSAID.swap(0, Relaxed);
-    tracing::error!(error = error as &dyn std::error::Error, source = source(error), others, "call failed");
 }
 
 /// The status a caller is answered. Sources go to the log, never to the wire (O06). That a node is behind is logged when it

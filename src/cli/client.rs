@@ -280,6 +280,7 @@ struct RetireSecret {
     /// The client's id
     client_id: String,
     /// The secret's id
+    #[arg(allow_hyphen_values = true)]
     secret_id: String,
     /// It works for this much longer; not at all without
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]

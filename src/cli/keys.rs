@@ -33,6 +33,8 @@ enum Verb {
     /// End every token signed by a key at once
     Revoke {
         /// The key's id
+        // A thumbprint in base64url may begin with a hyphen.
+        #[arg(allow_hyphen_values = true)]
         kid: String,
     },
 }

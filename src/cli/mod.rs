@@ -152,6 +152,10 @@ mod tests {
             "jeton revoke - --address 127.0.0.1:1",
             "jeton revoke-all --client c --reason leaked",
             "jeton revoke-all --jti j",
+            // What is made of random bytes may begin with a hyphen.
+            "jeton revoke-all --kid -u",
+            "jeton keys revoke -u --json",
+            "jeton client retire-secret c -u --overlap 1h",
             "jeton client create --name N --scope a --grant client-credentials --grant refresh-token --access-lifetime 15m",
             "jeton client get c",
             "jeton client list --tenant t --limit 10",

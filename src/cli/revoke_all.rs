@@ -43,7 +43,7 @@ struct Target {
     #[arg(long, value_name = "FAM")]
     family: Option<String>,
     /// Every token signed by this key, which is revoked
-    #[arg(long, value_name = "KID")]
+    #[arg(long, value_name = "KID", allow_hyphen_values = true)]
     kid: Option<String>,
     /// One access token
     #[arg(long, value_name = "JTI")]

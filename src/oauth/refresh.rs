@@ -35,6 +35,7 @@ impl Authority {
         let jti = Jti::new();
         // A rotation moves the family's end, a repetition does not.
         let rotated_at = if presented.generation == family.generation { call.now } else { family.rotated_at };
+        let lawful = self.looks_lawful(call, &presented, &family);
         let family = Family { rotated_at, ..family };
         let (access_token, expires_in) = self.mint_of(call, client, &family, &granted, jti)?;
         let rotate = Rotate {
@@ -43,6 +44,7 @@ impl Authority {
             client: client.id.clone(),
             now: call.now,
             agreed: self.skew.agreed(call.now),
+            lawful,
             grace: self.terms.token.refresh_grace(),
             remember: self.remember(),
         };
@@ -75,6 +77,17 @@ impl Authority {
             return Err(self.trail.refusal(refused, Error::InvalidGrant).await);
         }
         Ok((presented, family))
+    }
+
+    /// Whether a token that arrives now is the current one, or was spent so lately that it may be repeated, wherever the clock is
+    /// that says so.
+    fn looks_lawful(&self, call: &Call, presented: &Presented, family: &Family) -> bool {
+        let lately = || family.rotated_at + self.terms.token.refresh_grace() >= self.standing.keyring().earliest(call.now);
+        match family.generation.checked_sub(presented.generation) {
+            Some(0) => true,
+            Some(1) => lately(),
+            Some(_) | None => false,
+        }
     }
 
     /// The access token that comes along: minted before the refresh token is spent, so that what cannot be minted costs nothing.

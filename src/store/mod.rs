@@ -82,13 +82,16 @@ pub struct Rotate {
     pub now: Timestamp,
     /// The same moment by the clock that all nodes of the store have in common: what the grace is measured in (C2).
     pub agreed: Timestamp,
+    /// Whether, as far as was known when it arrived, it could be rotated or repeated. Then it is not reuse that it comes through
+    /// late, when the caller is gone and has gone on elsewhere.
+    pub lawful: bool,
     /// How long after a rotation the spent token still yields the same successor.
     pub grace: Duration,
     /// How long an ended family must be remembered: until its last access token has expired.
     pub remember: Duration,
 }
 
-/// What a store knows of a family's last rotation, besides the family.
+/// What a store knows of the rotation that a family's current generation came of, besides the family.
 #[derive(Clone, Copy, Debug)]
 pub struct Last {
     /// When it was, as [`Rotate::agreed`].
@@ -101,19 +104,24 @@ impl Rotate {
     /// The rule every backend keeps. Order is the generation; the time only bounds the grace, in both directions: of two calls
     /// that arrive together the later one may be judged first, and a clock that stepped back far closes the window. No grace is
     /// none, also within the millisecond of the rotation. A rotation that nobody was answered may be asked for again however
-    /// long the store was away: its successor is nobody's yet. A generation that was never given out comes from a newer copy of
+    /// long the store was away, once: its successor is nobody's yet, and the grace begins with the answer. A generation that was never given out comes from a newer copy of
     /// this store: the older one must not go on.
     pub fn judge(&self, family: &Family, last: Last) -> Verdict {
         if family.client != self.client || !family.stands(self.now) {
             return Verdict::Unknown;
         }
-        let apart = self.agreed.since(last.at).max(last.at.since(self.agreed));
-        let in_grace = !self.grace.is_zero() && (last.unanswered || apart <= self.grace);
+        let in_grace = self.is_in_grace(last) || (last.unanswered && !self.grace.is_zero());
         match family.generation.checked_sub(self.presented) {
             Some(0) if self.presented < u32::MAX => Verdict::Rotate,
             Some(1) if in_grace => Verdict::Repeat,
             Some(_) | None => Verdict::End,
         }
+    }
+
+    /// Whether the token was spent so short a time ago that its caller may not have got the answer.
+    pub fn is_in_grace(&self, last: Last) -> bool {
+        let apart = self.agreed.since(last.at).max(last.at.since(self.agreed));
+        !self.grace.is_zero() && apart <= self.grace
     }
 
     /// What the trail says of a verdict; `jti` is the access token minted along.

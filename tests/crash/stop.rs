@@ -48,7 +48,9 @@ async fn calls(mut caller: Caller, address: SocketAddr, seen: Arc<Seen>) {
 
 /// That the call was not made, or that nobody knows.
 fn is_lawful(status: &Status) -> bool {
-    matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled)
+    // What tonic's client makes of a call that crossed the server's GOAWAY and is left out by it (RFC 9113 section 6.8).
+    let left_out = status.code() == Code::Internal && status.message() == "h2 protocol error: http2 error";
+    left_out || matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled)
 }
 
 /// S1: told to stop under load, the server tells its balancers, answers what it has begun and ends well within ten seconds;

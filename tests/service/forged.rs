@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     harness::{Caller, World, reason, refreshing},
+    home::tolerance,
     lab::Lab,
     scenes::{INACTIVE, aimed_at, bytes, serving},
 };
@@ -53,7 +54,7 @@ async fn a_token_is_held_to_its_times() {
         json!({"exp": i64::MAX}),
         json!({"exp": [now + 900]}),
         json!({"exp": now as f64 + 900.5}),
-        json!({"iat": now + 6, "exp": now + 900}),
+        json!({"iat": now + tolerance() + 1, "exp": now + 900}),
         json!({"iat": null}),
         json!({"iat": now.to_string()}),
         json!({"iat": i64::MIN}),
@@ -75,7 +76,7 @@ async fn a_token_is_held_to_its_times() {
 async fn a_token_is_not_valid_before_its_time() {
     let lab = Lab::start().await;
     let now = lab.world.now();
-    let early = lab.claiming(&json!({"nbf": now + 6}));
+    let early = lab.claiming(&json!({"nbf": now + tolerance() + 1}));
     let mut tokens = vec![("ahead".to_owned(), early.clone())];
     for nbf in ["\"1800000000\"", "null", "[1800000000]", "true", "1e400"] {
         let text = lab.claims().to_string().replace(&format!("\"nbf\":{now}"), &format!("\"nbf\":{nbf}"));

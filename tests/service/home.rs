@@ -32,6 +32,11 @@ pub fn on_mongodb() -> bool {
     }
 }
 
+/// How far other machines' clocks may be ahead, in seconds: nodes that share a store are given more.
+pub fn tolerance() -> i64 {
+    if on_mongodb() { 90 } else { 5 }
+}
+
 /// Says that a test is about the embedded store's files, and whether it must end at once for want of them.
 pub fn has_no_files() -> bool {
     if on_mongodb() {

@@ -13,6 +13,7 @@ use tonic_types::StatusExt;
 
 use crate::{
     harness::{Caller, World, bearer, reason, refreshing},
+    home::tolerance,
     lab::Lab,
     scenes::{INACTIVE, aimed_at, basic, bytes, serving, unlimited},
 };
@@ -141,7 +142,7 @@ async fn all_that_does_not_stand_is_answered_the_same() {
     world.clients().delete_client(world.as_admin(message).await).await.unwrap();
     let aimed = serde_json::json!([X]);
     let now = world.now();
-    let future = lab.claiming(&serde_json::json!({"aud": aimed, "iat": now + 60, "nbf": now + 60, "exp": now + 900}));
+    let future = lab.claiming(&serde_json::json!({"aud": aimed, "iat": now + tolerance() + 1, "nbf": now, "exp": now + 900}));
     let tenant = lab.claiming(&serde_json::json!({"aud": aimed, "tenant": "b"}));
     let flipped = format!("{}A{}", &standing.access_token[..50], &standing.access_token[51..]);
     let tokens = [

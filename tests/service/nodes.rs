@@ -15,6 +15,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 use crate::{
+    database::answered,
     harness::{Caller, World, bearer, reason, refreshing},
     office::{decoded, kid_of},
     scenes::unlimited,
@@ -64,7 +65,7 @@ impl World {
         let counters = client.default_database().unwrap().collection::<Document>("rate_limits");
         let until = (self.now() / WINDOW + 1) * WINDOW * 1_000;
         let counter = counters.find_one(doc! { "_id": format!("{until}/client/{}", caller.id) }).await.unwrap();
-        counter.map_or(0, |counter| counter.get_i64("value").unwrap())
+        counter.map_or(0, |counter| counter.get_document("by").unwrap().values().map(|count| count.as_i64().unwrap()).sum())
     }
 
     /// One page of the trail.
@@ -106,6 +107,7 @@ mod mongodb {
         let caller = one.register(refreshing()).await;
         let first = one.token(&caller, &[]).await.unwrap();
         let second = one.refresh(&caller, &first.refresh_token).await.unwrap();
+        answered(one.home.uri().unwrap()).await;
         one.advance(11);
         assert!(is_refused(&two.refresh(&caller, &first.refresh_token).await, "INVALID_GRANT"));
         for token in [&first.access_token, &second.access_token] {

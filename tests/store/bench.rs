@@ -5,10 +5,8 @@ use std::sync::{Arc, Mutex};
 use futures_util::future::BoxFuture;
 use jeton::{
     crypto::chain::ChainKey,
-    model::Family,
     store::{Store, embedded::Embedded, metered::Metered},
 };
-use mongodb::bson::{Document, doc};
 use tempfile::TempDir;
 
 use crate::{
@@ -18,17 +16,6 @@ use crate::{
 
 /// A server has one point at which commands fail: whoever sets it must be alone with it.
 pub(crate) static POINT: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-
-/// Waits until everybody at this MongoDB knows that the family's last rotation was answered. It takes a moment: much less than
-/// any grace, unless time is given.
-pub(crate) async fn answered(uri: &str, family: &Family) {
-    let client = mongodb::Client::with_uri_str(uri).await.unwrap();
-    let tokens = client.default_database().unwrap().collection::<Document>("tokens");
-    let id = mongodb::bson::Uuid::from_bytes(*family.id.0.as_bytes());
-    while tokens.find_one(doc! { "_id": id, "unanswered": { "$exists": true } }).await.unwrap().is_some() {
-        tokio::task::yield_now().await;
-    }
-}
 
 /// A store that can be closed and opened again on what it kept.
 pub(crate) struct Bench {

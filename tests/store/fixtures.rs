@@ -102,6 +102,7 @@ pub(crate) fn present(family: &Family, presented: u32, after_millis: i64) -> Rot
         client: family.client.clone(),
         now: at(after_millis),
         agreed: at(after_millis),
+        lawful: true,
         grace: Duration::from_secs(10),
         remember: Duration::from_secs(900),
     }

@@ -235,7 +235,8 @@ async fn step_tokens(store: &dyn Store, model: &mut Model, now: Timestamp, verb:
             let generation = model.families.get(&family).map_or(0, |family| family.generation);
             let presented = if behind == u32::MAX { generation + 1 } else { generation.saturating_sub(behind) };
             let (grace, remember) = (Duration::from_millis(grace), Duration::from_millis(50));
-            let rotate = Rotate { family, presented, client: id(CLIENTS[client]), now, agreed: now, grace, remember };
+            let rotate =
+                Rotate { family, presented, client: id(CLIENTS[client]), now, agreed: now, lawful: true, grace, remember };
             assert_eq!(store.rotate(&rotate, &stamp(), "jti").await.unwrap(), model.rotate(&rotate));
         }
         Verb::End { slot, remember } => {

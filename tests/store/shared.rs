@@ -24,7 +24,7 @@ mod mongodb {
     use tokio::time::{Instant, timeout};
 
     use crate::{
-        bench::{Bench, POINT, answered},
+        bench::{Bench, POINT},
         database::{self, Database as Own},
         fixtures::{Ear, NOW, at, client, event, family, id, keyset, present, stamp},
     };
@@ -67,7 +67,7 @@ mod mongodb {
         }
         one.end_family(ended.id, NOW, at(2_000), event(Action::FamilyRevoked)).await.unwrap();
         one.rotate(&present(&reused, 0, 1), &stamp(), "jti").await.unwrap();
-        answered(uri.uri(), &reused).await;
+        database::answered(uri.uri()).await;
         assert_eq!(other.rotate(&present(&reused, 0, 20_000), &stamp(), "jti").await.unwrap(), Rotation::Reused);
         for of in [EpochOf::Tenant("t".parse().unwrap()), EpochOf::Client(id("c"))] {
             one.raise_epoch(&of, event(Action::ClientRevoked)).await.unwrap();

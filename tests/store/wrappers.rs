@@ -105,6 +105,23 @@ async fn changes_that_are_held_back_come_late_or_never() {
     assert_eq!(*watch.0.lock().unwrap(), Some(now));
 }
 
+/// Through two of them: what the one below says is said to those who follow from before it was taken in hand, and to no others.
+#[tokio::test]
+async fn how_far_all_is_told_is_said_by_hand() {
+    let bench = Bench::embedded();
+    let below = Arc::new(faulty(&bench));
+    let above = FaultyStore::new(below.clone());
+    let (before, after) = (Arc::new(Watch::default()), Arc::new(Watch::default()));
+    above.follow(NOW, before.clone()).await.unwrap();
+    above.say_by_hand();
+    above.follow(NOW, after.clone()).await.unwrap();
+    let now = Instant::now();
+    below.say(now);
+    assert_eq!((*before.0.lock().unwrap(), *after.0.lock().unwrap()), (Some(now), None));
+    above.say(now);
+    assert_eq!(*after.0.lock().unwrap(), Some(now));
+}
+
 #[test]
 fn a_metered_store_tells_verbs_and_outcomes() {
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();

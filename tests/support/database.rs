@@ -6,6 +6,7 @@ use jeton::{
     crypto::chain::ChainKey,
     store::mongo::{DEADLINE, Mongo},
 };
+use mongodb::bson::{Document, doc};
 
 /// How long a call to it may take: a debug build on a busy machine is given time; the deadline has tests of its own.
 pub(crate) const PATIENCE: Duration = DEADLINE.saturating_mul(10);
@@ -32,6 +33,16 @@ impl Database {
 /// A node over a database.
 pub(crate) async fn node(uri: &str, node: &str, key: ChainKey) -> Mongo {
     Mongo::open(uri, node, key, PATIENCE).await.unwrap()
+}
+
+/// Waits until every node at this MongoDB knows that whoever rotated a family was answered. It takes a moment: much less than any
+/// grace, unless time is given.
+pub(crate) async fn answered(uri: &str) {
+    let client = mongodb::Client::with_uri_str(uri).await.unwrap();
+    let tokens = client.default_database().unwrap().collection::<Document>("tokens");
+    while tokens.find_one(doc! { "last.unanswered": { "$exists": true } }).await.unwrap().is_some() {
+        tokio::task::yield_now().await;
+    }
 }
 
 impl Drop for Database {

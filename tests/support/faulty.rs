@@ -6,7 +6,7 @@ use std::{
     future::Future,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -63,6 +63,7 @@ pub(crate) struct FaultyStore {
     calls: AtomicU64,
     plan: Mutex<Plan>,
     feeds: Mutex<Vec<Arc<Feed>>>,
+    by_hand: AtomicBool,
 }
 
 /// What stands between the inner store and one who follows it through this one.
@@ -70,6 +71,8 @@ struct Feed {
     follower: Arc<dyn Follower>,
     /// Changes that are held back, while they are.
     held: Mutex<Option<Vec<Change>>>,
+    /// Whether only the test says how far everything has been told.
+    by_hand: bool,
 }
 
 impl Follower for Feed {
@@ -81,7 +84,13 @@ impl Follower for Feed {
     }
 
     fn knows_up_to(&self, at: Instant) {
-        self.follower.knows_up_to(at);
+        if !self.by_hand {
+            self.follower.knows_up_to(at);
+        }
+    }
+
+    fn lost(&self) {
+        self.follower.lost();
     }
 }
 
@@ -94,7 +103,13 @@ struct Plan {
 impl FaultyStore {
     /// Over `inner`, with nothing planned.
     pub(crate) fn new(inner: Arc<dyn Store>) -> Self {
-        Self { inner, calls: AtomicU64::new(0), plan: Mutex::default(), feeds: Mutex::default() }
+        Self {
+            inner,
+            calls: AtomicU64::new(0),
+            plan: Mutex::default(),
+            feeds: Mutex::default(),
+            by_hand: AtomicBool::new(false),
+        }
     }
 
     /// How many calls there were.
@@ -133,6 +148,12 @@ impl FaultyStore {
             *feed.held.lock().unwrap() = None;
             feed.follower.apply(&Change::Missed);
         });
+    }
+
+    /// Those who follow from here on hear from [`Self::say`] alone how far everything has been told, whatever the inner store
+    /// says.
+    pub(crate) fn say_by_hand(&self) {
+        self.by_hand.store(true, Ordering::SeqCst);
     }
 
     /// Says that everything from before `at` has been told.
@@ -236,7 +257,8 @@ impl RevocationStore for FaultyStore {
     }
 
     async fn follow(&self, now: Timestamp, follower: Arc<dyn Follower>) -> Result<Snapshot> {
-        let feed = Arc::new(Feed { follower, held: Mutex::default() });
+        let by_hand = self.by_hand.load(Ordering::SeqCst);
+        let feed = Arc::new(Feed { follower, held: Mutex::default(), by_hand });
         self.feeds.lock().unwrap().push(feed.clone());
         self.pass(self.inner.follow(now, feed)).await
     }

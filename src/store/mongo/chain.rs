@@ -39,7 +39,7 @@ const QUEUE: usize = 4_096;
 /// Jobs in one command.
 const BATCH: usize = 512;
 /// Of a record whose time another node's clock gave: this one's does not begin behind it.
-const RECOVERED: &str = "recovered";
+const FOREIGN: &str = "foreign";
 /// Records read at once.
 const STRIDE: usize = 1_000;
 /// How far a listener may lag behind.
@@ -57,8 +57,8 @@ struct Job {
     entries: Vec<Entry>,
     /// Whose outbox they are in.
     owner: Option<Owner>,
-    /// Whether another process began it: its clock is not ours, and does not count.
-    recovered: bool,
+    /// Whether another node began it: its clock is not ours, and does not count.
+    foreign: bool,
     reply: Option<oneshot::Sender<Result<(), Fault>>>,
 }
 
@@ -140,12 +140,12 @@ impl Chain {
         self.put(entries, owner, false).await
     }
 
-    /// The same for what another process left behind.
-    pub(super) async fn append_recovered(&self, entry: Entry, owner: Owner) -> Result<(), Fault> {
-        self.put(vec![entry], Some(owner), true).await
+    /// The same for what an earlier process left behind, of this node or of a foreign one.
+    pub(super) async fn append_left(&self, entry: Entry, owner: Owner, foreign: bool) -> Result<(), Fault> {
+        self.put(vec![entry], Some(owner), foreign).await
     }
 
-    async fn put(&self, entries: Vec<Entry>, owner: Option<Owner>, recovered: bool) -> Result<(), Fault> {
+    async fn put(&self, entries: Vec<Entry>, owner: Option<Owner>, foreign: bool) -> Result<(), Fault> {
         let queue = self.queue.load_full().ok_or(Fault::Closed)?;
         let since = Instant::now();
         let place = timeout(self.deadline, queue.reserve()).await;
@@ -154,7 +154,7 @@ impl Chain {
         if owner.is_some() {
             self.state.held().extend(entries.iter().map(|entry| entry.id));
         }
-        place.send(Job { entries, owner, recovered, reply: Some(reply) });
+        place.send(Job { entries, owner, foreign, reply: Some(reply) });
         let left = self.deadline.saturating_sub(since.elapsed());
         timeout(left, answer).await.map_err(|_| Fault::Late(self.deadline))?.map_err(|_| Fault::Closed)?
     }
@@ -166,7 +166,7 @@ impl Chain {
             return self.append(vec![entry], None).await;
         }
         let queue = self.queue.load_full().ok_or(Fault::Closed)?;
-        let sent = queue.send(Job { entries: vec![entry], owner: None, recovered: false, reply: None });
+        let sent = queue.send(Job { entries: vec![entry], owner: None, foreign: false, reply: None });
         timeout(self.deadline, sent).await.map_err(|_| Fault::Crowded)?.map_err(|_| Fault::Closed)
     }
 
@@ -220,7 +220,7 @@ impl Writer {
         let mut jobs = Vec::with_capacity(BATCH);
         while queue.recv_many(&mut jobs, BATCH).await > 0 {
             *self.state.writing() = Some(Instant::now());
-            let written = self.write(&mut jobs).await;
+            let written = self.write(&jobs).await;
             *self.state.writing() = None;
             for job in jobs.drain(..) {
                 self.state.let_go(&job.entries);
@@ -235,21 +235,16 @@ impl Writer {
         }
     }
 
-    async fn write(&mut self, jobs: &mut [Job]) -> Result<(), Fault> {
-        let (mut made, mut end) = self.make(jobs)?;
+    async fn write(&mut self, jobs: &[Job]) -> Result<(), Fault> {
+        let (mut made, mut end) = self.make(jobs, &HashSet::new())?;
         let mut again = false;
         loop {
             match self.insert(&made, again).await {
                 Ok(true) => break,
                 // Somebody else's records stand where ours should.
                 Ok(false) => match self.catch_up().await {
-                    Ok(Some(there)) => {
-                        // What both this process and that one were to record, that one has.
-                        for job in &mut *jobs {
-                            job.entries.retain(|entry| !there.contains(&entry.id));
-                        }
-                        (made, end) = self.make(jobs)?;
-                    }
+                    // What both this process and that one were to record, that one has.
+                    Ok(Some(there)) => (made, end) = self.make(jobs, &there)?,
                     Ok(None) => {
                         self.link.displaced();
                         return Err(Fault::Displaced);
@@ -297,21 +292,22 @@ impl Writer {
         Ok(())
     }
 
-    /// The records, and the end of the chain with them.
-    fn make(&self, jobs: &[Job]) -> Result<(Vec<Made>, End), Fault> {
+    /// The records, but for those that are there, and the end of the chain with them.
+    fn make(&self, jobs: &[Job], there: &HashSet<Uuid>) -> Result<(Vec<Made>, End), Fault> {
         let mut end = self.end.clone();
         let mut made = Vec::new();
-        for (job, entry) in jobs.iter().flat_map(|job| job.entries.iter().map(move |entry| (job, entry))) {
+        let all = jobs.iter().flat_map(|job| job.entries.iter().map(move |entry| (job, entry)));
+        for (job, entry) in all.filter(|(_, entry)| !there.contains(&entry.id)) {
             let sequence = end.sequence.saturating_add(1);
             let hash = link(&end.hash, sequence, &self.node.name, &entry.body);
-            let newest = if job.recovered { end.newest } else { end.newest.max(entry.event.at) };
+            let newest = if job.foreign { end.newest } else { end.newest.max(entry.event.at) };
             end = End { sequence, hash, newest };
             let name = self.node.name.clone();
             let record = Record { chain: name.clone(), sequence, node: name, event: entry.event.clone(), hash };
             let mut document = encoded(&record, &self.key)?;
             document.insert("entry", uuid(entry.id));
-            if job.recovered {
-                document.insert(RECOVERED, true);
+            if job.foreign {
+                document.insert(FOREIGN, true);
             }
             made.push(Made { record: Arc::new(record), document });
         }
@@ -409,7 +405,7 @@ pub(super) async fn last(link: &Link, key: &ChainKey, chain: &str, mut end: End)
         for document in &found {
             let record = decoded(document)?;
             walk.record(&record).map_err(|flaw| Fault::row("audit chain", flaw))?;
-            let newest = if document.contains_key(RECOVERED) { end.newest } else { end.newest.max(record.event.at) };
+            let newest = if document.contains_key(FOREIGN) { end.newest } else { end.newest.max(record.event.at) };
             end = End { sequence: record.sequence, hash: record.hash, newest };
         }
         let Some(document) = found.last() else { return Ok(end) };

@@ -2,8 +2,9 @@
 //! command, whatever the number of keys, and comes back in another.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -29,13 +30,13 @@ const STRIDE: usize = 1_000;
 /// The most that a process counts, so that no sum passes what MongoDB can count.
 const MOST: u64 = 1 << 53;
 
-/// Windows that are remembered; older ones are over.
-const WINDOWS: usize = 4;
+/// Windows that end further than this from the one that is counted in, before or after, are forgotten.
+const NEAR: Duration = Duration::from_secs(60);
 
 /// What this process has counted, by window and key. It is told as a whole and never as what was added: told twice, or after an
 /// answer that was lost, it changes nothing (M7).
 #[derive(Default)]
-pub(super) struct Counted(Mutex<BTreeMap<Timestamp, HashMap<String, u64>>>);
+pub(super) struct Counted(Mutex<HashMap<Timestamp, HashMap<String, u64>>>);
 
 impl Counted {
     /// Adds; where each key stands then.
@@ -48,9 +49,7 @@ impl Counted {
             *count = count.saturating_add(*by).min(MOST);
             standing.insert(id.clone(), *count);
         }
-        while windows.len() > WINDOWS {
-            windows.pop_first();
-        }
+        windows.retain(|other, _| other.since(until).max(until.since(*other)) <= NEAR);
         standing
     }
 
@@ -65,12 +64,7 @@ impl Counted {
         }
     }
 
-    /// Forgets windows that are over.
-    pub(super) fn forget(&self, now: Timestamp) {
-        self.lock().retain(|until, _| *until > now);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Timestamp, HashMap<String, u64>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Timestamp, HashMap<String, u64>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use mongodb::{
-    bson::{Document, doc},
+    bson::{Bson, Document, doc},
     options::ReturnDocument,
 };
 use serde::{Deserialize, Serialize};
@@ -140,19 +140,40 @@ impl Shared {
         }
         let found = self.as_kept(rotate.family).await?;
         let family = found.as_ref().map(decoded).transpose()?;
-        let verdict = match (&found, &family) {
-            (Some(found), Some(family)) => rotate.judge(family, self.last(found, family)?),
+        let (last, mark) = match (&found, &family) {
+            (Some(found), Some(family)) => self.last(found, family)?,
+            _ => (None, None),
+        };
+        let verdict = match (&family, last) {
+            (Some(family), Some(last)) => rotate.judge(family, last),
             _ => Verdict::Unknown,
         };
         let event = rotate.event(verdict, stamp, jti);
         let rotation = match (verdict, family) {
             (Verdict::Rotate, _) => return Ok(None),
-            (Verdict::Repeat, Some(family)) => {
+            (Verdict::Repeat, Some(family)) if last.is_some_and(|last| rotate.is_in_grace(last)) => {
                 shared.append(event).await?;
-                Rotation::Repeated(family)
+                // Whoever is answered now has what the first call may not have been given.
+                return Ok(Some((Rotation::Repeated(family), mark)));
+            }
+            (Verdict::Repeat, Some(family)) => {
+                let deed = shared.deed([event])?;
+                let entry = deed.entries.first().map(|entry| entry.id);
+                // Nobody was answered so far: the mark is this call's now, and the grace begins here.
+                let filter = doc! {
+                    "_id": uuid(rotate.family.0),
+                    "generation": i64::from(family.generation),
+                    "ended_at": null,
+                    "last.unanswered": mark.map(uuid),
+                };
+                let Some(found) = self.change_family(filter, repeated(rotate, &deed)).await? else { return Ok(None) };
+                shared.record(deed, owner(rotate.family)).await?;
+                return Ok(Some((Rotation::Repeated(decoded(&found)?), entry)));
             }
             // The late echo of a call that was given up, and made again elsewhere since: nobody's reuse.
-            (Verdict::End, _) if caller.strong_count() == 0 => return Err(Fault::Late(self.link.deadline())),
+            (Verdict::End, _) if rotate.lawful && caller.strong_count() == 0 => {
+                return Err(Fault::Late(self.link.deadline()));
+            }
             (Verdict::End, Some(family)) => {
                 let deed = shared.deed([event])?;
                 let until = rotate.now + rotate.remember;
@@ -178,12 +199,18 @@ impl Shared {
         Ok(Some((rotation, None)))
     }
 
-    /// The last rotation. A family that came with an import knows of none of its own, and its node's clock was not ours.
-    fn last(&self, document: &Document, family: &Family) -> Result<Last, Fault> {
-        let fields = Fields::of("refresh family", document);
-        let at = fields.find_time("agreed_at")?.unwrap_or(family.rotated_at);
-        let marked = fields.find("unanswered").map(|_| fields.uuid("unanswered")).transpose()?;
-        Ok(Last { at, unanswered: marked.is_some_and(|entry| !self.settle.was_answered(entry)) })
+    /// The rotation that the current generation came of, and the entry it is marked with while nobody was answered. There is none
+    /// of a family that came with an import, or that an older version rotated: then its own time has to do.
+    fn last(&self, document: &Document, family: &Family) -> Result<(Option<Last>, Option<Uuid>), Fault> {
+        let own = Last { at: family.rotated_at, unanswered: false };
+        let Some(last) = document.get("last").and_then(Bson::as_document) else { return Ok((Some(own), None)) };
+        let fields = Fields::of("refresh family", last);
+        if fields.count("generation")? != u64::from(family.generation) {
+            return Ok((Some(own), None));
+        }
+        let mark = fields.find("unanswered").map(|_| fields.uuid("unanswered")).transpose()?;
+        let mark = mark.filter(|entry| !self.settle.was_answered(*entry));
+        Ok((Some(Last { at: fields.time("at")?, unanswered: mark.is_some() }), mark))
     }
 
     /// The family, by a write that changes nothing: what it finds is what the majority will have kept when it answers.
@@ -237,10 +264,22 @@ fn rotated(rotate: &Rotate, deed: &Deed) -> Vec<Document> {
     vec![doc! { "$set": {
         "generation": i64::from(rotate.presented.saturating_add(1)),
         "rotated_at": now.clone(),
-        "agreed_at": date(rotate.agreed),
-        // The entry goes out of the outbox, whoever records it; this stays until the caller was answered.
-        "unanswered": deed.entries.first().map(|entry| uuid(entry.id)),
+        "last": {
+            "generation": i64::from(rotate.presented.saturating_add(1)),
+            "at": date(rotate.agreed),
+            // The entry goes out of the outbox, whoever records it; this stays until the caller was answered.
+            "unanswered": deed.entries.first().map(|entry| uuid(entry.id)),
+        },
         "ends_at": { "$min": ["$expires_at", { "$add": [now, "$idle_ms"] }] },
+        "op": deed.operation(),
+        "outbox": deed.concatenated(),
+    } }]
+}
+
+fn repeated(rotate: &Rotate, deed: &Deed) -> Vec<Document> {
+    vec![doc! { "$set": {
+        "last.at": date(rotate.agreed),
+        "last.unanswered": deed.entries.first().map(|entry| uuid(entry.id)),
         "op": deed.operation(),
         "outbox": deed.concatenated(),
     } }]

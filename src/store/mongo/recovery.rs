@@ -30,6 +30,8 @@ struct Left {
     owner: Owner,
     id: Uuid,
     node: String,
+    /// Whether it came to that node from another one.
+    foreign: bool,
     after: u64,
     event: Document,
 }
@@ -91,6 +93,7 @@ fn read(owner: &Owner, entry: &Document) -> Result<Left, Fault> {
         owner: owner.clone(),
         id: fields.uuid("id")?,
         node: fields.text("node")?.to_owned(),
+        foreign: entry.get_bool("foreign").unwrap_or(false),
         after: fields.count("after")?,
         event: event.ok_or_else(|| Fault::row("outbox", "an event is not what it should be"))?,
     })
@@ -103,8 +106,10 @@ async fn recover(shared: &Shared, left: Left) -> Result<(), Fault> {
     let recorded = shared.link.within(super::LONG, async move { Ok(logs.find_one(filter).await?) }).await?;
     if recorded.is_none() {
         // Of two nodes that find it, the one that changes the owner of the entry appends it.
+        let foreign = left.foreign || left.node != shared.node.name.as_ref();
         let mine = doc! { "$set": {
             "outbox.$.node": shared.node.name.as_ref(),
+            "outbox.$.foreign": foreign,
             "outbox.$.after": i64::try_from(shared.chain.sequence()).unwrap_or(i64::MAX),
         } };
         let theirs = doc! { "id": uuid(left.id), "node": &left.node, "after": i64::try_from(left.after).unwrap_or(i64::MAX) };
@@ -121,8 +126,10 @@ async fn recover(shared: &Shared, left: Left) -> Result<(), Fault> {
             action = entry.event.action.as_str(),
             "an audit event was left behind and is recorded now"
         );
-        return shared.chain.append_recovered(entry, left.owner).await;
+        return shared.chain.append_left(entry, left.owner, foreign).await;
     }
+    // By its own process, which in all likelihood answered its caller too.
+    shared.settle.answered(left.owner.clone(), left.id);
     shared.settle.push(left.owner, vec![left.id]);
     Ok(())
 }

@@ -94,7 +94,6 @@ impl Shared {
     async fn sweep(&self, now: Timestamp, limit: usize) -> Result<usize, Fault> {
         self.settle.flush().await;
         self.saw(now);
-        self.counted.forget(now);
         let mut gone = delete_some(self, REVOCATIONS, over("until", now, doc! {}), limit).await?;
         gone = gone.saturating_add(self.forget_ends(now, limit.saturating_sub(gone)).await?);
         gone = gone.saturating_add(self.sweep_families(now, limit.saturating_sub(gone)).await?);

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use mongodb::bson::{Bson, doc};
+use mongodb::bson::{Bson, Document, doc};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
@@ -92,7 +92,7 @@ async fn serve(link: Arc<Link>, mut receiver: mpsc::Receiver<Message>, told: Arc
             }
         }
         let (mut recorded, mut answered) = (HashMap::<_, Due>::new(), HashMap::<_, Due>::new());
-        let (mut unmarked, mut waiting) = (HashSet::new(), Vec::new());
+        let (mut unmarked, mut failed, mut waiting) = (HashSet::new(), HashSet::new(), Vec::new());
         for message in messages.drain(..) {
             match message {
                 Message::Recorded(owner, entries) => recorded.entry(owner.collection).or_default().add(owner.id, entries),
@@ -103,12 +103,16 @@ async fn serve(link: Arc<Link>, mut receiver: mpsc::Receiver<Message>, told: Arc
                 Message::Flush(reply) => waiting.push(reply),
             }
         }
-        // Usually all in one write: what was answered was recorded before.
-        for (collection, due) in answered {
-            due.carry_out(&link, collection, true).await;
+        for (collection, answered) in answered {
+            let recorded = recorded.get(collection).map(|due| due.entries.clone()).unwrap_or_default();
+            if !answered.unmark(&link, collection, recorded).await {
+                // What stays in the outboxes is found there by the recovery, which takes the marks away too.
+                failed.insert(collection);
+            }
         }
+        recorded.retain(|collection, _| !failed.contains(collection));
         for (collection, due) in recorded {
-            due.carry_out(&link, collection, false).await;
+            due.take_out(&link, collection).await;
         }
         lock(&told).retain(|entry| !unmarked.contains(entry));
         for reply in waiting {
@@ -130,21 +134,27 @@ impl Due {
         self.entries.extend(entries.into_iter().map(uuid));
     }
 
-    /// Failing leaves the entries where they are, for the recovery, and the marks, which do no harm.
-    async fn carry_out(self, link: &Link, collection: &'static str, answered: bool) {
-        let Self { ids, entries } = self;
-        let owners = link.collection(collection);
-        let field = if answered { "unanswered" } else { "outbox.id" };
-        let mut filter = doc! { "_id": { "$in": ids } };
-        filter.insert(field, doc! { "$in": &entries });
-        let mut update = doc! { "$pull": { "outbox": { "id": { "$in": entries } } } };
-        if answered {
-            update.insert("$unset", doc! { "unanswered": "" });
-        }
-        if let Err(fault) = link.call(async move { Ok(owners.update_many(filter, update).await?) }).await
-            && !link.is_closed()
-        {
-            tracing::debug!(%fault, collection, "outboxes could not be emptied");
-        }
+    /// Takes away the marks of these entries, and in the same write the recorded ones out of the outboxes; whether it did.
+    async fn unmark(self, link: &Link, collection: &'static str, recorded: Vec<Bson>) -> bool {
+        let marked = doc! { "_id": { "$in": self.ids }, "last.unanswered": { "$in": self.entries } };
+        let update = doc! { "$unset": { "last.unanswered": "" }, "$pull": { "outbox": { "id": { "$in": recorded } } } };
+        write(link, collection, marked, update).await
     }
+
+    /// Failing leaves the entries where they are, for the recovery.
+    async fn take_out(self, link: &Link, collection: &'static str) {
+        let filled = doc! { "_id": { "$in": self.ids }, "outbox.id": { "$in": &self.entries } };
+        write(link, collection, filled, doc! { "$pull": { "outbox": { "id": { "$in": self.entries } } } }).await;
+    }
+}
+
+async fn write(link: &Link, collection: &'static str, filter: Document, update: Document) -> bool {
+    let owners = link.collection(collection);
+    let outcome = link.call(async move { Ok(owners.update_many(filter, update).await?) }).await;
+    if let Err(fault) = &outcome
+        && !link.is_closed()
+    {
+        tracing::debug!(%fault, collection, "outboxes could not be emptied");
+    }
+    outcome.is_ok()
 }

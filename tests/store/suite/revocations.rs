@@ -166,8 +166,9 @@ pub(crate) async fn the_sweep_forgets_only_what_nothing_depends_on(bench: &Bench
     assert_eq!(store.family(short.id, NOW).await.unwrap(), None, "it is really gone");
     assert_eq!(store.family(long.id, NOW).await.unwrap(), Some(long));
     assert_eq!(store.count(&[("k".into(), 1)], at(1_001)).await.unwrap(), [6]);
-    assert_eq!(store.count(&[("k".into(), 1)], at(1_000)).await.unwrap(), [1]);
     let reopened = bench.reopen().await;
+    // A process may remember what it counted in a window; the store does not.
+    assert_eq!(reopened.count(&[("k".into(), 1)], at(1_000)).await.unwrap(), [1]);
     assert_eq!(reopened.follow(NOW, Ear::new()).await.unwrap().revocations, [stands]);
 }
 
