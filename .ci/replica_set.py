@@ -118,7 +118,7 @@ class ReplicaSet:
             "_id": NAME,
             "version": 1,
             "members": [{"_id": at, "host": f"127.0.0.1:{port}"} for at, port in enumerate(self.ports)],
-            "settings": {"electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500},
+            "settings": {"electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500, "heartbeatTimeoutSecs": 2},
         }
         answer = command(self.ports[0], {"replSetInitiate": configuration})
         if answer["ok"] != 1:

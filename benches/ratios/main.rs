@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo bench --bench ratios -- [--only introspect,token,refresh,revoke,p99,scale] [--rounds 5] [--seconds 5] [--jeton PATH]
-//!     [--store mongodb://HOST/DATABASE?replicaSet=NAME]
+//!     [--store mongodb://HOST,HOST,HOST/?replicaSet=NAME]
 //! ```
 //!
 //! Needs `h2load` (Debian: nghttp2-client). Everything stays on the loopback interface and in cargo's directory for temporary

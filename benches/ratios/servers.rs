@@ -28,7 +28,8 @@ impl Server {
         Self::start(command, |line| line.trim().parse().unwrap())
     }
 
-    /// With limits out of the way, and its log beside the data; over the MongoDB at `store`, where that is given.
+    /// With limits out of the way, and its log beside the data; over a new database of the MongoDB at `store`, where that is
+    /// given: what an earlier run left was sealed by another master key.
     pub(crate) fn jeton(program: &Path, dir: &Path, store: Option<&str>) -> Self {
         fs::create_dir_all(dir).unwrap();
         let mut command = Command::new(program);
@@ -36,6 +37,8 @@ impl Server {
         command.args(["serve", "--dev", "--json", "--listen", "127.0.0.1:0", "--data-dir"]).arg(data(dir)).env_clear();
         command.env("HOME", dir).env("JETON_METRICS_LISTEN", "127.0.0.1:0").env("JETON_ISSUER", "https://jeton.test");
         if let Some(store) = store {
+            let (hosts, options) = store.split_once("/?").expect("an address without a database: mongodb://HOSTS/?OPTIONS");
+            let store = format!("{hosts}/jeton_bench_{}?{options}", std::process::id());
             command.env("JETON_STORE__URI", store).env("JETON_NODE", "bench").env("JETON_STORE__CALL_TIMEOUT_MS", "10000");
         }
         for rate in ["PER_PEER", "PLANS__STANDARD", "PLANS__BULK"] {

@@ -61,7 +61,7 @@ pub(crate) struct Options {
     pub(crate) auth: bool,
     /// Certificates for 127.0.0.1, of an authority made for the set.
     pub(crate) tls: bool,
-    /// mongod's own election settings (10 s, a heartbeat every 2 s) instead of those we recommend (2 s, 0.5 s).
+    /// mongod's own election settings (10 s, a heartbeat every 2 s and within 10 s) instead of those we recommend (2 s, 0.5 s, 2 s).
     pub(crate) defaults: bool,
     /// Where the data lies: `member-0` and so on, which are made where they are missing.
     pub(crate) dir: Option<PathBuf>,
@@ -135,7 +135,8 @@ impl ReplicaSet {
             members.map(|(index, door)| doc! { "_id": index as i32, "host": format!("127.0.0.1:{door}") }.into()).collect();
         let mut configuration = doc! { "_id": NAME, "version": 1, "members": members };
         if !self.options.defaults {
-            configuration.insert("settings", doc! { "electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500 });
+            let settings = doc! { "electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500, "heartbeatTimeoutSecs": 2 };
+            configuration.insert("settings", settings);
         }
         self.command(0, doc! { "replSetInitiate": configuration }).await.unwrap();
         // Left alone, they wait for an election timeout. Refused until enough of them have the configuration.

@@ -27,11 +27,14 @@ const APART: (i64, i64) = (5_000, 60_000);
 const ELECTION: std::ops::RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(5);
 /// What an election takes behind the timeout, as measured.
 const ELECTS: Duration = Duration::from_secs(1);
+/// What it takes behind the timeout of a heartbeat until all follow another primary than one that is there and silent, as
+/// measured: only then has that one a majority.
+const FOLLOWS: Duration = Duration::from_secs(4);
 /// A majority write that takes longer is slow for calls of two seconds.
 const SLOW: Duration = Duration::from_millis(50);
 
 const ELECTION_ADVICE: &str = "cfg = rs.conf(); cfg.settings.electionTimeoutMillis = 2000; cfg.settings.heartbeatIntervalMillis \
-                               = 500; rs.reconfig(cfg)";
+                               = 500; cfg.settings.heartbeatTimeoutSecs = 2; rs.reconfig(cfg)";
 
 /// Looks at the store. `answers`: whether the service of this configuration answers here.
 pub(super) async fn shared(config: &Config, answers: bool) -> Vec<Finding> {
@@ -147,10 +150,12 @@ fn set(found: &Inspection, settings: &Result<Settings, String>) -> Vec<Finding> 
 }
 
 fn election(settings: &Settings) -> Finding {
-    let Settings { election_timeout, heartbeat_interval, .. } = settings;
+    let Settings { election_timeout, heartbeat_interval, heartbeat_timeout, .. } = settings;
     let text = format!(
-        "election timeout {election_timeout:?}, heartbeat every {heartbeat_interval:?}: a primary that dies is missed for about {:?}",
-        *election_timeout + ELECTS
+        "election timeout {election_timeout:?}, heartbeat every {heartbeat_interval:?} and within {heartbeat_timeout:?}: a primary \
+         that dies is missed for about {:?}, one that freezes for about {:?}",
+        *election_timeout + ELECTS,
+        *heartbeat_timeout + FOLLOWS
     );
     if *election_timeout > *ELECTION.end() {
         return Finding::note(SET, text, format!("recommended is 2 to 5 s: {ELECTION_ADVICE}"));
@@ -160,6 +165,10 @@ fn election(settings: &Settings) -> Finding {
     }
     if heartbeat_interval.saturating_mul(2) > *election_timeout {
         return Finding::note(SET, text, format!("several heartbeats should fit into the timeout: {ELECTION_ADVICE}"));
+    }
+    if heartbeat_timeout > ELECTION.end() {
+        let advice = format!("a member that says nothing should count as gone when another is elected: {ELECTION_ADVICE}");
+        return Finding::note(SET, text, advice);
     }
     Finding::ok(SET, text)
 }

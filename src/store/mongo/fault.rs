@@ -6,9 +6,8 @@ use mongodb::error::{Error, ErrorKind, WriteFailure};
 
 use crate::store::StoreError;
 
-/// MongoDB's codes for a key that is taken, a full disk, and what a change stream cannot be resumed after.
+/// MongoDB's codes for a key that is taken, and for what a change stream cannot be resumed after.
 const DUPLICATE_KEY: i32 = 11_000;
-const OUT_OF_DISK_SPACE: i32 = 14_031;
 const HISTORY_LOST: [i32; 5] = [286, 280, 260, 222, 136];
 /// MongoDB's codes for credentials that are wrong, and for a user that may not.
 const AUTHENTICATION_FAILED: i32 = 18;
@@ -152,7 +151,7 @@ impl From<Fault> for StoreError {
     fn from(fault: Fault) -> Self {
         match &fault {
             Fault::Row { .. } => Self::Corrupt(Box::new(fault)),
-            Fault::Driver(error) if has_code(error, &[OUT_OF_DISK_SPACE]) => Self::Full(Box::new(fault)),
+            // A member whose disk is full too: another one may have room.
             Fault::Driver(_) | Fault::Late(_) | Fault::Crowded | Fault::Closed | Fault::Displaced | Fault::Refused(_) => {
                 Self::Unavailable(Box::new(fault))
             }

@@ -63,6 +63,8 @@ pub struct Settings {
     pub election_timeout: Duration,
     /// Between two heartbeats of its members.
     pub heartbeat_interval: Duration,
+    /// How long one may be without an answer before the other member counts as gone.
+    pub heartbeat_timeout: Duration,
     /// Whether a majority has a write only when it is in its journals.
     pub majority_journals: bool,
     /// Members that vote and hold data.
@@ -187,6 +189,7 @@ fn read_settings(answer: &Document) -> Option<Settings> {
     Some(Settings {
         election_timeout: millis("electionTimeoutMillis")?,
         heartbeat_interval: millis("heartbeatIntervalMillis")?,
+        heartbeat_timeout: Duration::from_secs(u64::try_from(number(set, "heartbeatTimeoutSecs")?).ok()?),
         majority_journals: config.get_bool("writeConcernMajorityJournalDefault").unwrap_or(true),
         keeping: voters.len().saturating_sub(arbiters),
         arbiters,
@@ -262,11 +265,12 @@ mod tests {
         let answer = doc! { "config": {
             "members": [member(1, false), member(1, false), member(1, true), member(0, false)],
             "writeConcernMajorityJournalDefault": false,
-            "settings": { "electionTimeoutMillis": 10_000, "heartbeatIntervalMillis": 2_000.0 },
+            "settings": { "electionTimeoutMillis": 10_000, "heartbeatIntervalMillis": 2_000.0, "heartbeatTimeoutSecs": 10 },
         } };
         let expected = Settings {
             election_timeout: Duration::from_secs(10),
             heartbeat_interval: Duration::from_secs(2),
+            heartbeat_timeout: Duration::from_secs(10),
             majority_journals: false,
             keeping: 2,
             arbiters: 1,
