@@ -285,7 +285,7 @@ async fn mongodb_users_and_certificates_are_asked_for() {
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn mongodb_another_primary_is_there_in_time() {
     let rounds = if env::var_os("JETON_LONG").is_some_and(|long| long == "1") { 3 } else { 1 };
-    for (name, defaults, bound) in [("recommended", false, 6), ("default", true, 20)] {
+    for (name, defaults, bound) in [("recommended", false, 6), ("default", true, 30)] {
         let set = ReplicaSet::start(Options { defaults, ..Options::default() }).await;
         for _ in 0..rounds {
             let old = set.primary().await;
