@@ -284,7 +284,8 @@ pub trait KeyStore: Send + Sync {
 /// Shared rate-limit counters.
 #[async_trait]
 pub trait CounterStore: Send + Sync {
-    /// Adds to counters of the window that ends at `until` and says where each stands. Durable within a second, not at once.
+    /// Adds to counters of the window that ends at `until` and says where each stands. Durable within a second, not at once. A
+    /// window that was swept is over: where its counters would stand then is not promised.
     async fn count(&self, hits: &[(String, u64)], until: Timestamp) -> Result<Vec<u64>>;
 }
 

@@ -73,6 +73,8 @@ struct Model {
     revocations: BTreeMap<Revoked, Timestamp>,
     epochs: BTreeMap<EpochOf, u64>,
     counters: BTreeMap<(Timestamp, String), u64>,
+    /// Windows that ended by then are over: nobody counts in them any more.
+    swept: Timestamp,
     slots: [Option<FamilyId>; SLOTS],
     tokens: [Option<Jti>; SLOTS],
     records: u64,
@@ -158,6 +160,7 @@ impl Model {
         self.revocations.retain(|_, until| now < *until);
         self.families.retain(|_, family| now < family.expires_at && now < family.rotated_at + family.idle);
         self.counters.retain(|(until, _), _| now < *until);
+        self.swept = self.swept.max(now);
         before - self.revocations.len() - self.families.len() - self.counters.len()
     }
 }
@@ -266,6 +269,9 @@ async fn step_tokens(store: &dyn Store, model: &mut Model, now: Timestamp, verb:
         }
         Verb::Count { key, by, window } => {
             let (key, until) = (format!("k{key}"), at(window * 100));
+            if until <= model.swept {
+                return;
+            }
             let values = store.count(&[(key.clone(), by)], until).await.unwrap();
             let expected = model.counters.entry((until, key)).or_default();
             *expected += by;
