@@ -177,6 +177,39 @@ mod tests {
         assert!(after.count(&client, rate, 1, now).is_err());
     }
 
+    /// Takes what it is told and says that it did not, or the window's counters.
+    struct Failing<'c>(&'c Mutex<Vec<(u64, Timestamp)>>, bool);
+
+    #[async_trait::async_trait]
+    impl CounterStore for Failing<'_> {
+        async fn count(&self, hits: &[(String, u64)], until: Timestamp) -> Result<Vec<u64>, StoreError> {
+            self.0.lock().unwrap().extend(hits.iter().map(|(_, by)| (*by, until)));
+            if self.1 { Err(StoreError::Unavailable("a planned fault".into())) } else { Ok(vec![0; hits.len()]) }
+        }
+    }
+
+    /// M7, C2: what a store failed to take is told again in its own window and in no other, and windows go by the common clock.
+    #[tokio::test]
+    async fn what_was_not_taken_is_owed_for_as_long_as_its_window_lasts() {
+        let (told, windows) = (Mutex::default(), Windows::default());
+        let rate = Rate { per_second: 1, burst: 1 };
+        // This node is a minute ahead.
+        let (now, agreed) = (Timestamp::from_seconds(1_060), Timestamp::from_seconds(1_000));
+        let call = |seconds| windows.count(&"a".parse().unwrap(), rate, 1, now + Duration::from_secs(seconds)).unwrap();
+        let flush = async |seconds, fails| {
+            let by = Duration::from_secs(seconds);
+            windows.flush(&Failing(&told, fails), now + by, agreed + by).await.is_err()
+        };
+        call(0);
+        assert!(flush(1, true).await);
+        call(2);
+        assert!(flush(3, true).await);
+        call(12);
+        assert!(!flush(13, false).await);
+        let (first, second) = (Timestamp::from_seconds(1_010), Timestamp::from_seconds(1_020));
+        assert_eq!(*told.lock().unwrap(), [(1, first), (2, first), (1, second)]);
+    }
+
     #[tokio::test]
     async fn clients_that_do_not_call_are_forgotten() {
         let (counters, windows) = (Counters::default(), Windows::default());

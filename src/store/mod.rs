@@ -96,7 +96,7 @@ pub struct Rotate {
 pub struct Last {
     /// When it was, as [`Rotate::agreed`].
     pub at: Timestamp,
-    /// It was made, and whoever asked for it was certainly not answered: the store failed in between.
+    /// It was made, and nobody is known to have been answered: the store failed in between.
     pub unanswered: bool,
 }
 
@@ -104,8 +104,8 @@ impl Rotate {
     /// The rule every backend keeps. Order is the generation; the time only bounds the grace, in both directions: of two calls
     /// that arrive together the later one may be judged first, and a clock that stepped back far closes the window. No grace is
     /// none, also within the millisecond of the rotation. A rotation that nobody was answered may be asked for again however
-    /// long the store was away, once: its successor is nobody's yet, and the grace begins with the answer. A generation that was never given out comes from a newer copy of
-    /// this store: the older one must not go on.
+    /// long the store was away, once: its successor is nobody's yet, and the grace begins with the answer. A generation that was
+    /// never given out comes from a newer copy of this store: the older one must not go on.
     pub fn judge(&self, family: &Family, last: Last) -> Verdict {
         if family.client != self.client || !family.stands(self.now) {
             return Verdict::Unknown;
