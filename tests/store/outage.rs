@@ -6,8 +6,8 @@ mod mongodb {
     use jeton::{
         model::{Action, Jti, Revoked, Timestamp, event::Filter, revocation::Revocation},
         store::{
-            AuditStore, CounterStore, FamilyStore, Follower, KeyStore, RevocationStore, Rotate, Rotation, Store, StoreError,
-            Write, mongo::Mongo,
+            AuditStore, Change, CounterStore, FamilyStore, Follower, KeyStore, RevocationStore, Rotate, Rotation, Store,
+            StoreError, Write, mongo::Mongo,
         },
     };
     use mongodb::{
@@ -51,6 +51,14 @@ mod mongodb {
             data.insert("appName", &self.name);
             let point = doc! { "configureFailPoint": "failCommand", "mode": mode.into(), "data": data };
             self.client.database("admin").run_command(point).await.unwrap();
+        }
+
+        /// How often a command failed since the server was started.
+        async fn failed(&self) -> i64 {
+            let asked = doc! { "getParameter": 1, "failpoint.failCommand": 1 };
+            let told = self.client.database("admin").run_command(asked).await.unwrap();
+            let entered = told.get_document("failpoint.failCommand").unwrap().get("timesEntered").cloned().unwrap();
+            entered.as_i64().or_else(|| entered.as_i32().map(i64::from)).unwrap()
         }
 
         /// While this runs, these commands fail so.
@@ -241,7 +249,7 @@ mod mongodb {
         assert_eq!(frail.store.replace_keyset(&keyset(1), event(Action::KeysCreated)).await.unwrap(), Write::Done);
         let ear = Ear::new();
         frail.store.follow(NOW, ear.clone() as std::sync::Arc<dyn Follower>).await.unwrap();
-        assert_eq!(ear.heard(), [jeton::store::Change::Keyset(keyset(1).into())]);
+        assert_eq!(ear.heard(), [Change::Keyset(keyset(1).into())]);
         let _heir = Mongo::open(frail.own.uri(), "node", Bench::key(), Duration::from_secs(2)).await.unwrap();
         let told = async {
             while !ear.is_lost() {
@@ -249,5 +257,41 @@ mod mongodb {
             }
         };
         tokio::time::timeout(Duration::from_secs(10), told).await.expect("a beat notices within half a second");
+    }
+
+    /// V01, M7: where the way to the stream of changes breaks off, and the first attempt at taking it up again breaks off too,
+    /// nothing that was ended meanwhile is missed.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn nothing_is_missed_where_the_stream_breaks_off_twice() {
+        let Frail { own, store, server } = Frail::open().await;
+        let ear = Ear::new();
+        store.follow(NOW, ear.clone() as std::sync::Arc<dyn Follower>).await.unwrap();
+        let other = Mongo::open(own.uri(), "other", Bench::key(), Duration::from_secs(2)).await.unwrap();
+        let _alone = POINT.lock().await;
+        let mut ended = Vec::new();
+        for _ in 0..2 {
+            let before = server.failed().await;
+            let broken = doc! { "failCommands": ["getMore", "aggregate"], "closeConnection": true };
+            server.point(doc! { "times": 2 }, broken).await;
+            // The stream is back half a second after the second time.
+            let mut after = 0;
+            while after < 100 {
+                let revocation = Revocation { revoked: Revoked::Token(Jti::new()), until: at(1_000_000) };
+                other.revoke(&revocation, event(Action::TokenRevoked)).await.unwrap();
+                ended.push(revocation);
+                after += u32::from(server.failed().await >= before + 2);
+            }
+        }
+        let heard = async {
+            let told = |revocation: &Revocation| ear.heard().contains(&Change::Revoked(*revocation));
+            while !ended.last().is_some_and(told) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), heard).await.expect("the stream goes on");
+        let heard = ear.heard();
+        let missed = ended.iter().filter(|revocation| !heard.contains(&Change::Revoked(**revocation))).count();
+        assert_eq!(missed, 0, "of {}", ended.len());
     }
 }

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use mongodb::{bson::Document, change_stream::event::ResumeToken};
+use mongodb::bson::Document;
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
@@ -27,13 +27,13 @@ use super::{
     events::{self, Heard},
     fault::Fault,
     link::{Link, pause},
+    stream::{Batch, Place, Stream},
 };
 use crate::store::{Change, Follower};
 
 /// How long a verb waits for its own change to come back before it tells the followers itself.
 const COMES_BACK: Duration = Duration::from_secs(1);
-/// How often the server answers when there is nothing to tell, and after how long a silence the stream is given up.
-const AWAIT: Duration = Duration::from_millis(500);
+/// After how long a silence the stream is given up: the server answers twice a second, also when there is nothing to tell.
 const SILENCE: Duration = Duration::from_millis(2_500);
 /// Between two attempts at opening the stream.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -41,6 +41,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 const BEHIND: Duration = Duration::from_secs(5);
 /// Readers that were given up and have not ended yet: no more are begun than these.
 const READERS: usize = 3;
+/// Batches that are read ahead of what was told.
+const AHEAD: usize = 4;
 /// How many changes are remembered for verbs that come to wait for them only now.
 const REMEMBERED: usize = 4_096;
 
@@ -135,37 +137,30 @@ impl Waiting {
 /// What the task that reads the stream tells.
 enum Message {
     Opened,
-    Event(Document),
-    /// Where to go on from, behind everything told so far.
-    Token(Option<ResumeToken>),
+    Heard(Batch),
     Failed(Fault),
 }
 
 /// Reads from a stream, in a task that nothing cuts off: it ends when nobody listens any more, or with the stream.
-fn read(link: &Link, node: &str, from: Option<ResumeToken>) -> (JoinHandle<()>, mpsc::Receiver<Message>) {
-    let (sender, receiver) = mpsc::channel(1_024);
-    let (database, pipeline) = (link.database().clone(), events::pipeline(node));
+fn read(shared: &Shared, from: Option<Place>) -> (JoinHandle<()>, mpsc::Receiver<Message>) {
+    let (sender, receiver) = mpsc::channel(AHEAD);
+    let (link, pipeline) = (shared.link.clone(), events::pipeline(&shared.node.name));
     let reader = tokio::spawn(async move {
-        let watch = database.watch().pipeline(pipeline).max_await_time(AWAIT).resume_after(from);
-        let mut stream = match watch.await {
-            Ok(stream) => stream.with_type::<Document>(),
-            Err(error) => return drop(sender.send(Message::Failed(error.into())).await),
-        };
-        if sender.send(Message::Opened).await.is_err() {
-            return;
-        }
-        while stream.is_alive() {
-            let told = match stream.next_if_any().await {
-                Ok(Some(event)) => sender.send(Message::Event(event)).await,
-                Ok(None) => Ok(()),
-                Err(error) => return drop(sender.send(Message::Failed(error.into())).await),
-            };
-            if told.is_err() || sender.send(Message::Token(stream.resume_token())).await.is_err() {
-                return;
-            }
+        if let Err(fault) = tell(&link, from, pipeline, &sender).await {
+            // Perhaps nobody listens any more.
+            let _ = sender.send(Message::Failed(fault)).await;
         }
     });
     (reader, receiver)
+}
+
+async fn tell(link: &Link, from: Option<Place>, pipeline: Vec<Document>, to: &mpsc::Sender<Message>) -> Result<(), Fault> {
+    let mut stream = Stream::open(link, None, from, pipeline).await?;
+    let mut listens = to.send(Message::Opened).await.is_ok();
+    while listens && let Some(batch) = stream.next().await? {
+        listens = to.send(Message::Heard(batch)).await.is_ok();
+    }
+    Ok(())
 }
 
 /// How a stream ended.
@@ -181,7 +176,7 @@ enum Broken {
 /// Keeps the followers told for as long as the store is open. Answers `opened` when the first stream is.
 pub(super) async fn run(shared: Arc<Shared>, opened: oneshot::Sender<Result<(), Fault>>) {
     let mut opened = Some(opened);
-    let (mut token, mut lost, mut silent) = (None, false, 0_u32);
+    let (mut place, mut lost, mut silent) = (None, false, 0_u32);
     let mut readers: Vec<JoinHandle<()>> = Vec::new();
     while !shared.link.is_closed() {
         readers.retain(|reader| !reader.is_finished());
@@ -189,26 +184,26 @@ pub(super) async fn run(shared: Arc<Shared>, opened: oneshot::Sender<Result<(), 
             pause(PAUSE).await;
             continue;
         }
-        let (reader, messages) = read(&shared.link, &shared.node.name, token.clone());
+        let (reader, messages) = read(&shared, place.clone());
         readers.push(reader);
-        let outcome = follow(&shared, messages, &mut token, &mut lost, &mut opened).await;
+        let outcome = follow(&shared, messages, &mut place, &mut lost, &mut opened).await;
         shared.feed.streams.store(false, SeqCst);
         silent = if matches!(outcome, Ok(Broken::Silent)) { silent.saturating_add(1) } else { 0 };
         match outcome {
-            Ok(Broken::Lost) => (token, lost) = (None, true),
-            // The way from the token to here may be longer than anybody waits for: then everything is read afresh instead.
-            Ok(Broken::Silent) if silent > 1 => (token, lost) = (None, true),
-            // Without a token the next stream begins at its own moment.
-            Ok(Broken::Off | Broken::Silent) => lost = lost || token.is_none(),
+            Ok(Broken::Lost) => (place, lost) = (None, true),
+            // The way from there to here may be longer than anybody waits for: then everything is read afresh instead.
+            Ok(Broken::Silent) if silent > 1 => (place, lost) = (None, true),
+            // Without a place the next stream begins at its own moment.
+            Ok(Broken::Off | Broken::Silent) => lost = lost || place.is_none(),
             Err(fault) => {
                 if let Some(opened) = opened.take() {
                     let _ = opened.send(Err(fault));
                     return;
                 }
                 if fault.is_history_lost() {
-                    token = None;
+                    place = None;
                 }
-                lost = lost || token.is_none();
+                lost = lost || place.is_none();
                 if !shared.link.is_closed() {
                     tracing::warn!(%fault, rebuilds = lost, "the change stream broke off");
                 }
@@ -222,7 +217,7 @@ pub(super) async fn run(shared: Arc<Shared>, opened: oneshot::Sender<Result<(), 
 async fn follow(
     shared: &Arc<Shared>,
     mut messages: mpsc::Receiver<Message>,
-    token: &mut Option<ResumeToken>,
+    place: &mut Option<Place>,
     lost: &mut bool,
     opened: &mut Option<oneshot::Sender<Result<(), Fault>>>,
 ) -> Result<Broken, Fault> {
@@ -252,35 +247,47 @@ async fn follow(
                     let _ = opened.send(Ok(()));
                 }
             }
-            Message::Token(next) => *token = next.or_else(|| token.take()),
-            Message::Event(event) => match events::heard(&event) {
-                Ok(Heard::Changes(operation, changes)) => {
-                    shared.feed.tell(&changes);
-                    if let Some(operation) = operation {
-                        shared.feed.came(operation);
+            Message::Heard(batch) => {
+                for event in &batch.events {
+                    let heard = events::heard(event).inspect_err(|fault| {
+                        // Not passed over: what it says may be that a token was ended.
+                        tracing::error!(%fault, "a change cannot be understood, reading everything afresh");
+                    });
+                    let Ok(heard) = heard else { return Ok(Broken::Lost) };
+                    if !shared.take_in(heard) {
+                        tracing::error!("a collection was dropped or renamed");
+                        return Ok(Broken::Lost);
                     }
                 }
-                Ok(Heard::Beat(beat)) => {
-                    if let Some(at) = shared.node.heard(beat) {
-                        shared.feed.knows_up_to(at.checked_sub(shared.margin).unwrap_or(at));
-                    }
-                }
-                Ok(Heard::Gone) => {
-                    tracing::error!("a collection was dropped or renamed");
-                    return Ok(Broken::Lost);
-                }
-                Err(fault) => {
-                    // Not passed over: what it says may be that a token was ended.
-                    tracing::error!(%fault, "a change cannot be understood, reading everything afresh");
-                    return Ok(Broken::Lost);
-                }
-            },
+                *place = Some(batch.place);
+            }
         }
         // Only once everything at hand was heard.
         if messages.is_empty() && began.elapsed() > BEHIND && shared.node.is_unheard(BEHIND / 2) {
             tracing::warn!("the change stream is behind the majority, opening another one");
             return Ok(Broken::Off);
         }
+    }
+}
+
+impl Shared {
+    /// Tells the followers; `false` if there is nothing left to go on from.
+    fn take_in(&self, heard: Heard) -> bool {
+        match heard {
+            Heard::Changes(operation, changes) => {
+                self.feed.tell(&changes);
+                if let Some(operation) = operation {
+                    self.feed.came(operation);
+                }
+            }
+            Heard::Beat(beat) => {
+                if let Some(at) = self.node.heard(beat) {
+                    self.feed.knows_up_to(at.checked_sub(self.margin).unwrap_or(at));
+                }
+            }
+            Heard::Gone => return false,
+        }
+        true
     }
 }
 

@@ -31,6 +31,7 @@ mod revocations;
 mod schema;
 mod settle;
 mod snapshot;
+mod stream;
 mod tail;
 mod transfer;
 

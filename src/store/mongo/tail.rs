@@ -5,17 +5,20 @@ use std::{
     time::Duration,
 };
 
-use mongodb::{
-    bson::{Document, doc},
-    change_stream::event::ResumeToken,
-};
+use mongodb::bson::doc;
 use tokio::sync::broadcast;
 
-use super::{Shared, chain::decoded, codec::Fields, fault::Fault, link::pause, schema::AUDIT_LOGS};
+use super::{
+    Shared,
+    chain::decoded,
+    codec::Fields,
+    fault::Fault,
+    link::pause,
+    schema::AUDIT_LOGS,
+    stream::{Place, Stream},
+};
 use crate::model::Record;
 
-/// How often a stream that has nothing to tell looks whether anybody still listens.
-const AWAIT: Duration = Duration::from_millis(500);
 /// Between two attempts at opening it.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -26,12 +29,16 @@ pub(super) fn listen(shared: &Arc<Shared>) {
     }
     let shared = shared.clone();
     tokio::spawn(async move {
-        let mut token = None;
+        let mut place = None;
         while let Some(listeners) = wanted(&shared) {
-            if let Err(fault) = follow(&shared, &listeners, &mut token).await
+            if let Err(fault) = follow(&shared, &listeners, &mut place).await
                 && !shared.link.is_closed()
             {
-                tracing::warn!(%fault, "the trail of the other nodes broke off");
+                let missed = fault.is_history_lost();
+                tracing::warn!(%fault, missed, "the trail of the other nodes broke off");
+                if missed {
+                    place = None;
+                }
             }
             drop(listeners);
             pause(PAUSE).await;
@@ -50,25 +57,20 @@ fn wanted(shared: &Shared) -> Option<broadcast::Sender<Arc<Record>>> {
     listeners.filter(|_| !shared.link.is_closed())
 }
 
-async fn follow(
-    shared: &Shared,
-    listeners: &broadcast::Sender<Arc<Record>>,
-    token: &mut Option<ResumeToken>,
-) -> Result<(), Fault> {
+async fn follow(shared: &Shared, listeners: &broadcast::Sender<Arc<Record>>, place: &mut Option<Place>) -> Result<(), Fault> {
     let others = doc! { "operationType": "insert", "documentKey._id.chain": { "$ne": shared.node.name.as_ref() } };
-    let logs = shared.link.collection(AUDIT_LOGS);
-    let watch = logs.watch().pipeline([doc! { "$match": others }]).max_await_time(AWAIT).resume_after(token.clone());
-    let mut stream = watch.await?.with_type::<Document>();
+    let mut stream = Stream::open(&shared.link, Some(AUDIT_LOGS), place.clone(), [doc! { "$match": others }]).await?;
     // Nothing cuts this task off: it ends between two answers of the server.
-    while stream.is_alive() && listeners.receiver_count() > 0 && !shared.link.is_closed() {
-        if let Some(event) = stream.next_if_any().await? {
-            let record = Fields::of("change", &event).get("fullDocument")?.as_document().map(decoded).transpose()?;
+    while listeners.receiver_count() > 0 && !shared.link.is_closed() {
+        let Some(batch) = stream.next().await? else { break };
+        for event in &batch.events {
+            let record = Fields::of("change", event).get("fullDocument")?.as_document().map(decoded).transpose()?;
             if let Some(record) = record {
                 // The last one may have left just now.
                 let _ = listeners.send(Arc::new(record));
             }
         }
-        *token = stream.resume_token();
+        *place = Some(batch.place);
     }
     Ok(())
 }

@@ -1,0 +1,69 @@
+//! A change stream, batch by batch. Not the driver's own: where the way breaks off, that one takes itself up again, and if its
+//! first attempt fails too, the second has forgotten where it was and goes on from now (driver 3.9.1). What came in between is
+//! lost, and nobody is told. Here a stream is one cursor and ends with it; whoever reads takes up another one where it was.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use mongodb::{
+    bson::{Document, doc},
+    raw_batch_cursor::RawBatchCursor,
+};
+
+use super::{fault::Fault, link::Link};
+
+/// How long the server waits for something to tell.
+const AWAIT: Duration = Duration::from_millis(500);
+
+/// A stream that is open.
+pub(super) struct Stream(RawBatchCursor);
+
+/// What came.
+pub(super) struct Batch {
+    /// None, if nothing came for a while.
+    pub(super) events: Vec<Document>,
+    /// Behind them.
+    pub(super) place: Place,
+}
+
+/// Where a stream can be taken up: a resume token.
+#[derive(Clone)]
+pub(super) struct Place(Document);
+
+impl Stream {
+    /// Of a collection or of the whole database, from a place on, else from now on; what the pipeline lets through. Must not be
+    /// dropped before it is done, as no operation of the driver must.
+    pub(super) async fn open(
+        link: &Link,
+        collection: Option<&str>,
+        after: Option<Place>,
+        pipeline: impl IntoIterator<Item = Document>,
+    ) -> Result<Self, Fault> {
+        let from = after.map_or_else(Document::new, |Place(token)| doc! { "resumeAfter": token });
+        let stages = std::iter::once(doc! { "$changeStream": from }).chain(pipeline);
+        let opening = match collection {
+            Some(name) => {
+                let collection = link.collection(name);
+                let opening = collection.aggregate(stages).max_await_time(AWAIT);
+                opening.batch().await?
+            }
+            None => link.database().aggregate(stages).max_await_time(AWAIT).batch().await?,
+        };
+        Ok(Self(opening))
+    }
+
+    /// What came next; `None` where the server has ended the stream. As for [`Self::open`], not to be dropped in flight.
+    pub(super) async fn next(&mut self) -> Result<Option<Batch>, Fault> {
+        let Some(batch) = self.0.next().await.transpose()? else { return Ok(None) };
+        let wrong = |problem: &dyn std::fmt::Display| Fault::row("change stream", problem);
+        let cursor = batch.as_raw_document().get_document("cursor").map_err(|error| wrong(&error))?;
+        let place = cursor.get_document("postBatchResumeToken").map_err(|error| wrong(&error))?;
+        let place = Place(place.try_into().map_err(|error| wrong(&error))?);
+        let events = batch.doc_slices()?.into_iter().map(|event| {
+            let event = event.map_err(|error| wrong(&error))?;
+            let event = event.as_document().ok_or_else(|| wrong(&"an event is no document"))?;
+            event.try_into().map_err(|error| wrong(&error))
+        });
+        Ok(Some(Batch { events: events.collect::<Result<_, _>>()?, place }))
+    }
+}
