@@ -276,6 +276,27 @@ mod mongodb {
         assert!(ear.heard().contains(&Change::Revoked(revocation)));
     }
 
+    /// So is another one that takes its place: what an administrator brings back from a backup under our name.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn a_collection_that_takes_the_place_of_ours_is_noticed() {
+        let uri = Own::own();
+        let (store, ear) = (node(uri.uri(), "node").await, Ear::new());
+        store.follow(NOW, ear.clone()).await.unwrap();
+        let revocation = Revocation { revoked: Revoked::Token(Jti::new()), until: at(1_000) };
+        store.revoke(&revocation, event(Action::TokenRevoked)).await.unwrap();
+        let database = looked_into(uri.uri()).await;
+        let backup = vec![doc! { "$set": { "_id": format!("token:{}", Jti::new()) } }, doc! { "$out": "backup" }];
+        database.collection::<Document>("revocations").aggregate(backup).await.unwrap();
+        let from = format!("{}.backup", database.name());
+        let to = format!("{}.revocations", database.name());
+        let rename = doc! { "renameCollection": from, "to": to, "dropTarget": true };
+        database.client().database("admin").run_command(rename).await.unwrap();
+        eventually("it is noticed", async || ear.heard().contains(&Change::Missed)).await;
+        let others = |change: &Change| matches!(change, Change::Revoked(other) if other.revoked != revocation.revoked);
+        eventually("what is in it is heard of", async || ear.heard().iter().any(others)).await;
+    }
+
     /// Hears, and notes up to when it has heard everything.
     #[derive(Default)]
     struct Hearer {
@@ -364,7 +385,7 @@ mod mongodb {
         for n in 0_u64.. {
             other.append(event(Action::TokenIssued)).await.unwrap();
             if let Ok(record) = timeout(Duration::from_millis(200), tail.recv()).await {
-                first = record.unwrap().sequence;
+                first = record.unwrap().unwrap().sequence;
                 break;
             }
             assert!(n < 50, "{WHY}");
@@ -375,7 +396,7 @@ mod mongodb {
             one.append(event(Action::TokenRevoked)).await.unwrap();
         }
         while heard.len() < 40 {
-            let record = timeout(Duration::from_secs(10), tail.recv()).await.unwrap().unwrap();
+            let record = timeout(Duration::from_secs(10), tail.recv()).await.unwrap().unwrap().unwrap();
             if &*record.chain == "one" || record.sequence <= last {
                 assert!(heard.insert((record.chain.clone(), record.sequence)), "{record:?} twice");
             }

@@ -47,7 +47,7 @@ pub(super) fn pipeline(node: &str) -> Vec<Document> {
         doc! { "operationType": { "$in": ["drop", "rename", "dropDatabase", "invalidate"] } },
     ];
     let of_updates = ["until", "ended_until", "value", "deleted", "revision", clients::EPOCH, "keyset", "beat", "op"];
-    let mut wanted = doc! { "operationType": 1, "ns": 1, "documentKey": 1 };
+    let mut wanted = doc! { "operationType": 1, "ns": 1, "to": 1, "documentKey": 1 };
     for field in of_updates {
         wanted.insert(format!("updateDescription.updatedFields.{field}"), 1);
         wanted.insert(format!("fullDocument.{field}"), 1);
@@ -58,10 +58,12 @@ pub(super) fn pipeline(node: &str) -> Vec<Document> {
 pub(super) fn heard(event: &Document) -> Result<Heard, Fault> {
     let fields = Fields::of("change", event);
     let ours = [REVOCATIONS, TOKENS, EPOCHS, CLIENTS, SIGNING_KEYS, NODES];
-    let namespace = fields.find("ns").and_then(Bson::as_document);
-    let collection = namespace.and_then(|namespace| namespace.get_str("coll").ok());
+    let named = |field: &str| fields.find(field).and_then(Bson::as_document).and_then(|named| named.get_str("coll").ok());
+    let collection = named("ns");
     if matches!(fields.text("operationType")?, "drop" | "rename" | "dropDatabase" | "invalidate") {
-        let concerns_us = collection.is_none_or(|collection| ours.contains(&collection));
+        // What is renamed to one of ours takes its place, and nothing else is said of what that was, nor of what is in it now.
+        let concerns_us =
+            collection.is_none_or(|from| [Some(from), named("to")].iter().flatten().any(|name| ours.contains(name)));
         return Ok(if concerns_us { Heard::Gone } else { Heard::Changes(None, Vec::new()) });
     }
     let collection = collection.ok_or_else(|| Fault::row("change", "it is of no collection"))?;

@@ -135,6 +135,15 @@ impl Fault {
         matches!(self, Self::Driver(error) if has_code(error, &[DUPLICATE_KEY]))
     }
 
+    /// Whether the server said so, or its answer makes no sense: not that there was none.
+    pub(super) fn is_said(&self) -> bool {
+        match self {
+            Self::Driver(error) => matches!(*error.kind, ErrorKind::Command(_)),
+            Self::Refused(_) | Self::Row { .. } => true,
+            Self::Late(_) | Self::Crowded | Self::Closed | Self::Displaced => false,
+        }
+    }
+
     /// Whether a change stream cannot go on from where it was.
     pub(super) fn is_history_lost(&self) -> bool {
         matches!(self, Self::Driver(error) if has_code(error, &HISTORY_LOST) || error.contains_label("NonResumableChangeStreamError"))

@@ -41,6 +41,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 const BEHIND: Duration = Duration::from_secs(5);
 /// Readers that were given up and have not ended yet: no more are begun than these.
 const READERS: usize = 3;
+/// How often in a row the server may refuse before it is asked otherwise, and by how much that is drawn out.
+const REFUSALS: u32 = 10;
 /// Batches that are read ahead of what was told.
 const AHEAD: usize = 4;
 /// How many changes are remembered for verbs that come to wait for them only now.
@@ -173,10 +175,39 @@ enum Broken {
     Lost,
 }
 
+/// How far the stream was heard.
+#[derive(Default)]
+struct Position {
+    place: Option<Place>,
+    /// Whether there is a gap before the next stream: then everything is read afresh once that is open.
+    lost: bool,
+    /// How many attempts in a row heard nothing.
+    fruitless: u32,
+}
+
+impl Position {
+    /// Goes on at whatever moment the next stream begins.
+    fn lose(&mut self) {
+        (self.place, self.lost) = (None, true);
+    }
+
+    fn breaks_off(&mut self, broken: &Result<Broken, Fault>) {
+        match broken {
+            Ok(Broken::Lost) => self.lose(),
+            // The way from there to here may be longer than anybody waits for: then everything is read afresh instead.
+            Ok(Broken::Silent) if self.fruitless > 1 => self.lose(),
+            Err(fault) if fault.is_history_lost() => self.lose(),
+            // Nor is a place of any use that the server goes on refusing for another reason.
+            Err(fault) if fault.is_said() && self.fruitless > REFUSALS => self.lose(),
+            // Without a place the next stream begins at its own moment.
+            Ok(Broken::Off | Broken::Silent) | Err(_) => self.lost = self.lost || self.place.is_none(),
+        }
+    }
+}
+
 /// Keeps the followers told for as long as the store is open. Answers `opened` when the first stream is.
 pub(super) async fn run(shared: Arc<Shared>, opened: oneshot::Sender<Result<(), Fault>>) {
-    let mut opened = Some(opened);
-    let (mut place, mut lost, mut silent) = (None, false, 0_u32);
+    let (mut opened, mut position) = (Some(opened), Position::default());
     let mut readers: Vec<JoinHandle<()>> = Vec::new();
     while !shared.link.is_closed() {
         readers.retain(|reader| !reader.is_finished());
@@ -184,32 +215,27 @@ pub(super) async fn run(shared: Arc<Shared>, opened: oneshot::Sender<Result<(), 
             pause(PAUSE).await;
             continue;
         }
-        let (reader, messages) = read(&shared, place.clone());
+        let (reader, messages) = read(&shared, position.place.clone());
         readers.push(reader);
-        let outcome = follow(&shared, messages, &mut place, &mut lost, &mut opened).await;
+        position.fruitless = position.fruitless.saturating_add(1);
+        let broken = follow(&shared, messages, &mut position, &mut opened).await;
         shared.feed.streams.store(false, SeqCst);
-        silent = if matches!(outcome, Ok(Broken::Silent)) { silent.saturating_add(1) } else { 0 };
-        match outcome {
-            Ok(Broken::Lost) => (place, lost) = (None, true),
-            // The way from there to here may be longer than anybody waits for: then everything is read afresh instead.
-            Ok(Broken::Silent) if silent > 1 => (place, lost) = (None, true),
-            // Without a place the next stream begins at its own moment.
-            Ok(Broken::Off | Broken::Silent) => lost = lost || place.is_none(),
-            Err(fault) => {
-                if let Some(opened) = opened.take() {
-                    let _ = opened.send(Err(fault));
-                    return;
-                }
-                if fault.is_history_lost() {
-                    place = None;
-                }
-                lost = lost || place.is_none();
-                if !shared.link.is_closed() {
-                    tracing::warn!(%fault, rebuilds = lost, "the change stream broke off");
-                }
+        position.breaks_off(&broken);
+        let mut rest = PAUSE;
+        if let Err(fault) = broken {
+            if fault.is_said() {
+                // It will say so again: not many times a second, each time after reading everything.
+                rest = PAUSE.saturating_mul(position.fruitless.clamp(1, REFUSALS));
+            }
+            if let Some(opened) = opened.take() {
+                let _ = opened.send(Err(fault));
+                return;
+            }
+            if !shared.link.is_closed() {
+                tracing::warn!(%fault, rebuilds = position.lost, "the change stream broke off");
             }
         }
-        pause(PAUSE).await;
+        pause(rest).await;
     }
 }
 
@@ -217,8 +243,7 @@ pub(super) async fn run(shared: Arc<Shared>, opened: oneshot::Sender<Result<(), 
 async fn follow(
     shared: &Arc<Shared>,
     mut messages: mpsc::Receiver<Message>,
-    place: &mut Option<Place>,
-    lost: &mut bool,
+    position: &mut Position,
     opened: &mut Option<oneshot::Sender<Result<(), Fault>>>,
 ) -> Result<Broken, Fault> {
     let (mut heard_any, mut began) = (false, Instant::now());
@@ -226,18 +251,17 @@ async fn follow(
         let message = match timeout(SILENCE, messages.recv()).await {
             Ok(Some(message)) => message,
             // A frozen server keeps the connection and says nothing.
-            Ok(None) | Err(_) => return Ok(if heard_any { Broken::Off } else { Broken::Silent }),
+            Ok(None) | Err(_) => return Ok(if position.fruitless == 0 { Broken::Off } else { Broken::Silent }),
         };
         if shared.link.is_closed() {
             return Ok(Broken::Off);
         }
-        heard_any = heard_any || !matches!(message, Message::Opened | Message::Failed(_));
         match message {
             Message::Failed(fault) => return Err(fault),
             Message::Opened => {
-                if *lost {
+                if position.lost {
                     rebuild(shared).await?;
-                    *lost = false;
+                    position.lost = false;
                     // However long that took: what came meanwhile is waiting to be heard.
                     began = Instant::now();
                 }
@@ -259,7 +283,12 @@ async fn follow(
                         return Ok(Broken::Lost);
                     }
                 }
-                *place = Some(batch.place);
+                position.place = Some(batch.place);
+                // That it could be opened is not much: the first batch is there at once, and mostly empty.
+                if heard_any || !batch.events.is_empty() {
+                    position.fruitless = 0;
+                }
+                heard_any = true;
             }
         }
         // Only once everything at hand was heard.

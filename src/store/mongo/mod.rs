@@ -173,7 +173,7 @@ impl Mongo {
         }
         let (opened, answer) = oneshot::channel();
         tokio::spawn(feed::run(self.shared.clone(), opened));
-        answer.await.map_err(|_| Fault::Closed)?
+        timeout(LONG, answer).await.map_err(|_| Fault::Late(LONG))?.map_err(|_| Fault::Closed)?
     }
 
     /// Heartbeats, and events that were left behind.
