@@ -53,7 +53,7 @@ impl Authority {
     }
 
     /// Records as they are committed, and the filter that says which of them the administrator may see.
-    pub fn tail(&self, admin: &Administrator, filter: Filter) -> Result<(broadcast::Receiver<Arc<Record>>, Filter)> {
+    pub fn tail(&self, admin: &Administrator, filter: Filter) -> Result<(broadcast::Receiver<Option<Arc<Record>>>, Filter)> {
         let tenant = admin.confined_to(filter.tenant.clone())?;
         Ok((self.store.tail(), Filter { tenant, ..filter }))
     }

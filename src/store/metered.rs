@@ -141,7 +141,7 @@ impl<S: Store> AuditStore for Metered<S> {
         measure("head", self.0.head(chain)).await
     }
 
-    fn tail(&self) -> broadcast::Receiver<Arc<Record>> {
+    fn tail(&self) -> broadcast::Receiver<Option<Arc<Record>>> {
         self.0.tail()
     }
 }

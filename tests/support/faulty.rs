@@ -294,7 +294,7 @@ impl AuditStore for FaultyStore {
         self.pass(self.inner.head(chain)).await
     }
 
-    fn tail(&self) -> broadcast::Receiver<Arc<Record>> {
+    fn tail(&self) -> broadcast::Receiver<Option<Arc<Record>>> {
         self.inner.tail()
     }
 }

@@ -104,7 +104,7 @@ impl Door {
     fn stream(
         &self,
         admin: Administrator,
-        mut records: tokio::sync::broadcast::Receiver<std::sync::Arc<Record>>,
+        mut records: tokio::sync::broadcast::Receiver<Option<std::sync::Arc<Record>>>,
         filter: Filter,
     ) -> <Self as AuditService>::TailEventsStream {
         let (sender, receiver) = tokio::sync::mpsc::channel(64);
@@ -125,10 +125,13 @@ impl Door {
                 }
                 let Some(record) = record else { continue };
                 let message = match record {
-                    Ok(record) if filter.admits(&record.event) => Ok(TailEventsResponse { event: Some(shown(&record)) }),
-                    Ok(_) => continue,
+                    Ok(Some(record)) if filter.admits(&record.event) => Ok(TailEventsResponse { event: Some(shown(&record)) }),
+                    Ok(Some(_)) => continue,
                     Err(RecvError::Closed) => return,
                     // Said, not skipped: a gap in a trail must not go unnoticed.
+                    Ok(None) => Err(status(&Error::Precondition(
+                        "records of other nodes may have been missed: list the events from the last one seen",
+                    ))),
                     Err(RecvError::Lagged(_)) => {
                         Err(status(&Error::Precondition("the reader fell behind: list the events from the last one seen")))
                     }

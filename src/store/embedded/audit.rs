@@ -60,7 +60,7 @@ impl AuditStore for Embedded {
         self.read(move |connection| head_of(connection, &chain)).await
     }
 
-    fn tail(&self) -> broadcast::Receiver<Arc<Record>> {
+    fn tail(&self) -> broadcast::Receiver<Option<Arc<Record>>> {
         self.tail.upgrade().map_or_else(|| broadcast::channel(1).1, |tail| tail.subscribe())
     }
 }

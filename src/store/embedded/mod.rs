@@ -77,7 +77,7 @@ pub struct Embedded {
     /// One long read at a time.
     scans: Arc<Semaphore>,
     shared: Arc<Shared>,
-    tail: broadcast::WeakSender<Arc<Record>>,
+    tail: broadcast::WeakSender<Option<Arc<Record>>>,
     key: ChainKey,
     fate: watch::Receiver<Fate>,
     thread: Mutex<Option<JoinHandle<()>>>,

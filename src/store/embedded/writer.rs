@@ -50,7 +50,7 @@ pub(super) struct Writer {
     pub(super) state: State,
     pub(super) shared: Arc<Shared>,
     pub(super) followers: Vec<Arc<dyn Follower>>,
-    pub(super) tail: broadcast::Sender<Arc<Record>>,
+    pub(super) tail: broadcast::Sender<Option<Arc<Record>>>,
     pub(super) anchor: Anchor,
     pub(super) reserve: Reserve,
     pub(super) flushed_at: Instant,
@@ -223,7 +223,7 @@ impl Writer {
         }
         for record in effects.records {
             // Nobody may be listening any more.
-            let _ = self.tail.send(record);
+            let _ = self.tail.send(Some(record));
         }
     }
 

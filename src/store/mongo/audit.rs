@@ -78,7 +78,7 @@ impl AuditStore for Mongo {
         })
     }
 
-    fn tail(&self) -> broadcast::Receiver<Arc<Record>> {
+    fn tail(&self) -> broadcast::Receiver<Option<Arc<Record>>> {
         let records = self.shared.chain.tail();
         tail::listen(&self.shared);
         records

@@ -78,7 +78,7 @@ impl End {
 /// The way to the task that appends.
 pub(super) struct Chain {
     queue: ArcSwapOption<mpsc::Sender<Job>>,
-    tail: broadcast::WeakSender<Arc<Record>>,
+    tail: broadcast::WeakSender<Option<Arc<Record>>>,
     state: Arc<State>,
     task: Mutex<Option<JoinHandle<()>>>,
     deadline: Duration,
@@ -175,12 +175,12 @@ impl Chain {
         self.state.held().contains(&entry)
     }
 
-    pub(super) fn tail(&self) -> broadcast::Receiver<Arc<Record>> {
+    pub(super) fn tail(&self) -> broadcast::Receiver<Option<Arc<Record>>> {
         self.tail.upgrade().map_or_else(|| broadcast::channel(1).1, |tail| tail.subscribe())
     }
 
     /// Where records are told; none once the store is closed.
-    pub(super) fn listeners(&self) -> Option<broadcast::Sender<Arc<Record>>> {
+    pub(super) fn listeners(&self) -> Option<broadcast::Sender<Option<Arc<Record>>>> {
         self.tail.upgrade()
     }
 
@@ -204,11 +204,11 @@ struct Writer {
     key: ChainKey,
     end: End,
     settle: Settle,
-    tail: broadcast::Sender<Arc<Record>>,
+    tail: broadcast::Sender<Option<Arc<Record>>>,
     state: Arc<State>,
 }
 
-/// A record and the outbox entry it was made from.
+/// A record, and how it is kept.
 #[derive(Clone)]
 struct Made {
     record: Arc<Record>,
@@ -263,7 +263,7 @@ impl Writer {
         self.end = end;
         for made in made {
             // Nobody may be listening.
-            let _ = self.tail.send(made.record);
+            let _ = self.tail.send(Some(made.record));
         }
         Ok(())
     }

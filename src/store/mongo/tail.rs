@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use mongodb::bson::doc;
+use mongodb::bson::{Document, doc};
 use tokio::sync::broadcast;
 
 use super::{
@@ -18,6 +18,9 @@ use super::{
     stream::{Place, Stream},
 };
 use crate::model::Record;
+
+/// Who follows the trail; `None` tells them that they may have missed something.
+type Listeners = broadcast::Sender<Option<Arc<Record>>>;
 
 /// Between two attempts at opening it.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -34,10 +37,12 @@ pub(super) fn listen(shared: &Arc<Shared>) {
             if let Err(fault) = follow(&shared, &listeners, &mut place).await
                 && !shared.link.is_closed()
             {
-                let missed = fault.is_history_lost();
+                // Without a place the next stream begins at its own moment.
+                place = place.filter(|_| !fault.is_history_lost());
+                let missed = place.is_none();
                 tracing::warn!(%fault, missed, "the trail of the other nodes broke off");
                 if missed {
-                    place = None;
+                    tell(&listeners, None);
                 }
             }
             drop(listeners);
@@ -52,25 +57,33 @@ pub(super) fn listen(shared: &Arc<Shared>) {
 }
 
 /// Those who listen, unless nobody does.
-fn wanted(shared: &Shared) -> Option<broadcast::Sender<Arc<Record>>> {
+fn wanted(shared: &Shared) -> Option<Listeners> {
     let listeners = shared.chain.listeners().filter(|listeners| listeners.receiver_count() > 0);
     listeners.filter(|_| !shared.link.is_closed())
 }
 
-async fn follow(shared: &Shared, listeners: &broadcast::Sender<Arc<Record>>, place: &mut Option<Place>) -> Result<(), Fault> {
+async fn follow(shared: &Shared, listeners: &Listeners, place: &mut Option<Place>) -> Result<(), Fault> {
     let others = doc! { "operationType": "insert", "documentKey._id.chain": { "$ne": shared.node.name.as_ref() } };
     let mut stream = Stream::open(&shared.link, Some(AUDIT_LOGS), place.clone(), [doc! { "$match": others }]).await?;
     // Nothing cuts this task off: it ends between two answers of the server.
     while listeners.receiver_count() > 0 && !shared.link.is_closed() {
         let Some(batch) = stream.next().await? else { break };
         for event in &batch.events {
-            let record = Fields::of("change", event).get("fullDocument")?.as_document().map(decoded).transpose()?;
-            if let Some(record) = record {
-                // The last one may have left just now.
-                let _ = listeners.send(Arc::new(record));
-            }
+            // One that cannot be understood, a newer version's perhaps, must not hide those behind it.
+            let record = recorded(event).inspect_err(|fault| tracing::warn!(%fault, "a record of another node is not told"));
+            tell(listeners, record.ok());
         }
         *place = Some(batch.place);
     }
     Ok(())
+}
+
+fn recorded(event: &Document) -> Result<Arc<Record>, Fault> {
+    let record = Fields::of("change", event).get("fullDocument")?.as_document();
+    Ok(Arc::new(decoded(record.ok_or_else(|| Fault::row("change", "it brings no record"))?)?))
+}
+
+fn tell(listeners: &Listeners, record: Option<Arc<Record>>) {
+    // The last one may have left just now.
+    let _ = listeners.send(record);
 }
