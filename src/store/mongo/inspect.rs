@@ -1,5 +1,5 @@
 //! A look at a database before or beside those who serve from it. Changes nothing that anybody reads: one document is written to
-//! see how long the majority takes, and taken away again.
+//! see how long the majority takes, and taken away again, unless the database fails meanwhile.
 
 use std::{collections::BTreeMap, future::Future, time::Duration};
 

@@ -20,7 +20,7 @@ use super::{
     schema::{AUDIT_LOGS, WITH_OUTBOX, outbox_hint},
 };
 
-/// Between two looks: longer than any write waits for its record.
+/// Between two looks: longer than any caller waits for a record.
 pub(super) const LOOK: Duration = Duration::from_secs(30);
 /// Documents looked at in one turn.
 const TURN: i64 = 1_000;
@@ -33,6 +33,8 @@ struct Left {
     /// Whether it came to that node from another one.
     foreign: bool,
     after: u64,
+    /// Who found it before.
+    claim: Option<Uuid>,
     event: Document,
 }
 
@@ -56,7 +58,7 @@ impl Recovery {
                     continue;
                 }
                 // One that cannot be recorded does not stand in the way of the others, and is tried again at the next look.
-                if let Err(fault) = recover(shared, left).await {
+                if let Err(fault) = recover(shared, left, own).await {
                     tracing::error!(%fault, collection, "an audit event that was left behind cannot be recorded yet");
                 }
             }
@@ -95,24 +97,28 @@ fn read(owner: &Owner, entry: &Document) -> Result<Left, Fault> {
         node: fields.text("node")?.to_owned(),
         foreign: entry.get_bool("foreign").unwrap_or(false),
         after: fields.count("after")?,
+        claim: fields.find("claim").map(|_| fields.uuid("claim")).transpose()?,
         event: event.ok_or_else(|| Fault::row("outbox", "an event is not what it should be"))?,
     })
 }
 
-async fn recover(shared: &Shared, left: Left) -> Result<(), Fault> {
+/// `earlier`: this node left it behind before it was started again.
+async fn recover(shared: &Shared, left: Left, earlier: bool) -> Result<(), Fault> {
+    let is_foreign = left.node != shared.node.name.as_ref();
     // Its node may have appended it and not come to take it out.
     let (logs, mut filter) = (shared.link.collection(AUDIT_LOGS), behind(&left.node, left.after));
     filter.insert("entry", uuid(left.id));
     let recorded = shared.link.within(super::LONG, async move { Ok(logs.find_one(filter).await?) }).await?;
     if recorded.is_none() {
-        // Of two nodes that find it, the one that changes the owner of the entry appends it.
-        let foreign = left.foreign || left.node != shared.node.name.as_ref();
+        // Of two nodes that find it, the one whose claim is the next appends it.
+        let foreign = left.foreign || is_foreign;
         let mine = doc! { "$set": {
             "outbox.$.node": shared.node.name.as_ref(),
             "outbox.$.foreign": foreign,
             "outbox.$.after": i64::try_from(shared.chain.sequence()).unwrap_or(i64::MAX),
+            "outbox.$.claim": uuid(Uuid::now_v7()),
         } };
-        let theirs = doc! { "id": uuid(left.id), "node": &left.node, "after": i64::try_from(left.after).unwrap_or(i64::MAX) };
+        let theirs = doc! { "id": uuid(left.id), "claim": left.claim.map(uuid) };
         let filter = doc! { "_id": left.owner.id.clone(), "outbox": { "$elemMatch": theirs } };
         let owners = shared.link.collection(left.owner.collection);
         let claimed = shared.link.call(async move { Ok(owners.update_one(filter, mine).await?) }).await?;
@@ -128,8 +134,11 @@ async fn recover(shared: &Shared, left: Left) -> Result<(), Fault> {
         );
         return shared.chain.append_left(entry, left.owner, foreign).await;
     }
-    // By its own process, which in all likelihood answered its caller too.
-    shared.settle.answered(left.owner.clone(), left.id);
+    // By its own process, which in all likelihood answered its caller too. Not so who claimed it; and of what this process did
+    // itself it knows better.
+    if left.claim.is_none() && (is_foreign || earlier) {
+        shared.settle.answered(left.owner.clone(), left.id);
+    }
     shared.settle.push(left.owner, vec![left.id]);
     Ok(())
 }

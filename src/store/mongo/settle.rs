@@ -14,6 +14,7 @@ use super::{
     codec::uuid,
     link::{Link, pause},
     pending::Owner,
+    schema::TOKENS,
 };
 
 /// What waits to be taken out. More than that is left to the recovery.
@@ -80,8 +81,8 @@ fn lock(answered: &Mutex<HashSet<Uuid>>) -> MutexGuard<'_, HashSet<Uuid>> {
 }
 
 async fn serve(link: Arc<Link>, mut receiver: mpsc::Receiver<Message>, told: Arc<Mutex<HashSet<Uuid>>>) {
-    let mut messages = Vec::with_capacity(BATCH);
-    while receiver.recv_many(&mut messages, BATCH).await > 0 {
+    let (mut messages, mut next) = (Vec::with_capacity(BATCH), Round::default());
+    while !next.is_empty() || receiver.recv_many(&mut messages, BATCH).await > 0 {
         let in_a_hurry = messages.iter().any(|message| matches!(message, Message::Flush(_)));
         if !in_a_hurry && messages.len() < BATCH {
             pause(GATHER).await;
@@ -91,33 +92,81 @@ async fn serve(link: Arc<Link>, mut receiver: mpsc::Receiver<Message>, told: Arc
                 messages.push(message);
             }
         }
-        let (mut recorded, mut answered) = (HashMap::<_, Due>::new(), HashMap::<_, Due>::new());
-        let (mut unmarked, mut failed, mut waiting) = (HashSet::new(), HashSet::new(), Vec::new());
+        let (mut round, mut fresh, mut waiting) = (next, Vec::new(), Vec::new());
         for message in messages.drain(..) {
             match message {
-                Message::Recorded(owner, entries) => recorded.entry(owner.collection).or_default().add(owner.id, entries),
-                Message::Answered(owner, entry) => {
-                    unmarked.insert(entry);
-                    answered.entry(owner.collection).or_default().add(owner.id, vec![entry]);
-                }
+                Message::Recorded(owner, entries) => fresh.push((owner, entries)),
+                Message::Answered(owner, entry) => round.answered.push((owner, entry)),
                 Message::Flush(reply) => waiting.push(reply),
             }
         }
-        for (collection, answered) in answered {
-            let recorded = recorded.get(collection).map(|due| due.entries.clone()).unwrap_or_default();
-            if !answered.unmark(&link, collection, recorded).await {
-                // What stays in the outboxes is found there by the recovery, which takes the marks away too.
-                failed.insert(collection);
-            }
-        }
-        recorded.retain(|collection, _| !failed.contains(collection));
-        for (collection, due) in recorded {
-            due.take_out(&link, collection).await;
-        }
-        lock(&told).retain(|entry| !unmarked.contains(entry));
+        // That its caller was answered is heard a moment later than that it was recorded. Both are done in one write, so that a
+        // mark never stays where the recovery does not find it, whatever fails in between.
+        let answered: HashSet<_> = round.answered.iter().map(|(_, entry)| *entry).collect();
+        let is_early = |(owner, entries): &(Owner, Vec<Uuid>)| {
+            waiting.is_empty() && owner.collection == TOKENS && !entries.iter().any(|entry| answered.contains(entry))
+        };
+        let (early, ripe): (Vec<_>, Vec<_>) = fresh.into_iter().partition(is_early);
+        round.recorded.extend(ripe);
+        next = round.settle(&link, &told).await;
+        next.recorded.extend(early);
         for reply in waiting {
             let _ = reply.send(());
         }
+    }
+}
+
+/// What is to be done at one go.
+#[derive(Default)]
+struct Round {
+    recorded: Vec<(Owner, Vec<Uuid>)>,
+    answered: Vec<(Owner, Uuid)>,
+}
+
+impl Round {
+    fn is_empty(&self) -> bool {
+        self.recorded.is_empty() && self.answered.is_empty()
+    }
+
+    /// Does it; what failed is for the next round.
+    async fn settle(mut self, link: &Link, told: &Mutex<HashSet<Uuid>>) -> Self {
+        let (mut marked, mut filled) = (HashMap::<_, Due>::new(), HashMap::<_, Due>::new());
+        for (owner, entry) in &self.answered {
+            marked.entry(owner.collection).or_default().add(owner, &[*entry]);
+        }
+        for (owner, entries) in &self.recorded {
+            filled.entry(owner.collection).or_default().add(owner, entries);
+        }
+        let mut failed = HashSet::new();
+        for (collection, due) in marked {
+            let recorded = filled.get(collection).map(|due| due.entries.clone()).unwrap_or_default();
+            if !due.unmark(link, collection, recorded).await {
+                failed.insert(collection);
+            }
+        }
+        for (collection, due) in filled {
+            if !failed.contains(collection) && !due.take_out(link, collection).await {
+                failed.insert(collection);
+            }
+        }
+        // What is too much stays in the outboxes, and is found there by the recovery.
+        let room = if link.is_closed() { 0 } else { BATCH };
+        let mut unmarked = Vec::new();
+        self.answered.retain(|(owner, entry)| {
+            let again = failed.contains(owner.collection) && room > 0;
+            if !again {
+                unmarked.push(*entry);
+            }
+            again
+        });
+        self.recorded.retain(|(owner, _)| failed.contains(owner.collection));
+        self.recorded.truncate(room);
+        let mut told = lock(told);
+        for entry in unmarked {
+            told.remove(&entry);
+        }
+        drop(told);
+        self
     }
 }
 
@@ -129,9 +178,9 @@ struct Due {
 }
 
 impl Due {
-    fn add(&mut self, id: Bson, entries: Vec<Uuid>) {
-        self.ids.push(id);
-        self.entries.extend(entries.into_iter().map(uuid));
+    fn add(&mut self, owner: &Owner, entries: &[Uuid]) {
+        self.ids.push(owner.id.clone());
+        self.entries.extend(entries.iter().copied().map(uuid));
     }
 
     /// Takes away the marks of these entries, and in the same write the recorded ones out of the outboxes; whether it did.
@@ -141,10 +190,10 @@ impl Due {
         write(link, collection, marked, update).await
     }
 
-    /// Failing leaves the entries where they are, for the recovery.
-    async fn take_out(self, link: &Link, collection: &'static str) {
+    /// Takes the entries out of the outboxes; whether it did.
+    async fn take_out(self, link: &Link, collection: &'static str) -> bool {
         let filled = doc! { "_id": { "$in": self.ids }, "outbox.id": { "$in": &self.entries } };
-        write(link, collection, filled, doc! { "$pull": { "outbox": { "id": { "$in": self.entries } } } }).await;
+        write(link, collection, filled, doc! { "$pull": { "outbox": { "id": { "$in": self.entries } } } }).await
     }
 }
 
