@@ -127,9 +127,16 @@ impl Import {
         let chain = ChainKey::new(sealer.derive("audit head"));
         let target = Target::open(&config, chain).await?;
         let restoring = Restoring::new(policy(&config), config.keys.algorithm, &config.node, sealer, !self.accept_rollback);
-        let loaded = self.load(target.load(), restoring, output).await;
+        let mut begun = false;
+        let loaded = self.load(target.load(), restoring, output, &mut begun).await;
         target.close().await?;
-        let (records, standing_again) = loaded.inspect_err(|_| output.talk(&target.remains(&config)))?;
+        // What was refused before anything was written may be a store that others serve from.
+        let remains = |_: &Failure| {
+            if begun {
+                output.talk(&target.remains(&config))
+            }
+        };
+        let (records, standing_again) = loaded.inspect_err(remains)?;
         let mut advice = vec!["client secrets that were retired, and clients that were disabled, since the export stand again"];
         if self.accept_rollback {
             advice.push("tokens that were revoked since the export stand again");
@@ -140,7 +147,13 @@ impl Import {
     }
 
     /// Loads every line; how many records there were, and whether there were keys to replace.
-    async fn load(&self, store: &dyn Load, mut restoring: Restoring, output: Output) -> Result<(u64, bool), Failure> {
+    async fn load(
+        &self,
+        store: &dyn Load,
+        mut restoring: Restoring,
+        output: Output,
+        begun: &mut bool,
+    ) -> Result<(u64, bool), Failure> {
         let (mut reader, mut lines) = (self.reader()?, Reader::default());
         let progress = progress(output, self.length());
         let (mut batch, mut number, mut bytes) = (Vec::with_capacity(BATCH), 0_u64, 0_u64);
@@ -151,8 +164,10 @@ impl Import {
                 let restored = restoring.restore(item, values::now());
                 batch.extend(restored.map_err(|problem| Failure::Other(format!("line {number}: {problem}")))?);
             }
-            if batch.len() >= BATCH {
+            // The first by itself: a store that is not empty refuses it.
+            if batch.len() >= BATCH || !*begun {
                 take_in(store, std::mem::take(&mut batch), number).await?;
+                *begun = true;
                 progress.set_position(if progress.length().is_some() { bytes } else { number });
             }
         }

@@ -135,8 +135,7 @@ impl Import {
                 Item::End { chains: all } => {
                     chains.finish(*all).map_err(|problem| Fault::row("import", problem))?;
                     *progress = None;
-                    let meta = self.link.collection(META);
-                    self.link.call(async move { Ok(meta.delete_one(doc! { "_id": "import" }).await?) }).await?;
+                    self.unmark().await?;
                 }
             }
         }
@@ -145,21 +144,38 @@ impl Import {
 
     /// Marks the database as half full: nothing opens it before the end.
     async fn begin(&self) -> Result<(), Fault> {
+        // Before the mark as well: nodes that serve from here must not find it, not for a moment.
+        if !self.is_empty().await? {
+            return Err(not_empty());
+        }
         let meta = self.link.collection(META);
         match self.link.call(async move { Ok(meta.insert_one(doc! { "_id": "import" }).await?) }).await {
             Err(fault) if fault.is_duplicate() => return Err(not_empty()),
             outcome => drop(outcome?),
         }
-        // Behind our mark: a node that opens looks for it once it has registered.
+        // Behind it: a node that opens looks for the mark once it has registered.
+        let problem = match self.is_empty().await {
+            Ok(true) => return Ok(()),
+            Ok(false) => not_empty(),
+            Err(fault) => fault,
+        };
+        self.unmark().await?;
+        Err(problem)
+    }
+
+    async fn is_empty(&self) -> Result<bool, Fault> {
         for name in WITH_OUTBOX.into_iter().chain([AUDIT_LOGS, NODES]) {
             let collection = self.link.collection(name);
             if self.link.call(async move { Ok(collection.find_one(doc! {}).await?) }).await?.is_some() {
-                let meta = self.link.collection(META);
-                self.link.call(async move { Ok(meta.delete_one(doc! { "_id": "import" }).await?) }).await?;
-                return Err(not_empty());
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
+    }
+
+    async fn unmark(&self) -> Result<(), Fault> {
+        let meta = self.link.collection(META);
+        self.link.call(async move { Ok(meta.delete_one(doc! { "_id": "import" }).await?) }).await.map(drop)
     }
 
     async fn insert(&self, collection: &'static str, documents: Vec<Document>) -> Result<(), Fault> {

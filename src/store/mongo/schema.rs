@@ -228,6 +228,10 @@ fn exists_already(error: &mongodb::error::Error) -> bool {
     matches!(&*error.kind, mongodb::error::ErrorKind::Command(command) if command.code == 48)
 }
 
+fn has_gone(error: &mongodb::error::Error) -> bool {
+    matches!(&*error.kind, mongodb::error::ErrorKind::Command(command) if command.code == 27)
+}
+
 async fn ensure(link: &Link, name: &'static str, existing: &[IndexModel], index: Index) -> Result<(), Fault> {
     let named = |model: &&IndexModel| index.is_named(model);
     // One of the same keys under another name stands in the way too; the one on `_id` is never touched.
@@ -241,7 +245,11 @@ async fn ensure(link: &Link, name: &'static str, existing: &[IndexModel], index:
     link.within(PATIENCE, async move {
         for stale in stale {
             tracing::warn!(collection = name, index = stale, "an index is not what it should be and is made anew");
-            collection.drop_index(stale).await?;
+            match collection.drop_index(stale).await.map_err(Fault::from) {
+                // Another node mends it too.
+                Err(Fault::Driver(error)) if has_gone(&error) => {}
+                outcome => outcome?,
+            }
         }
         collection.create_index(model).await?;
         Ok(())

@@ -244,10 +244,11 @@ impl Export {
         }
         let after = if let Some(Revoked::Family(id)) = after { Some(id) } else { None };
         let from = after.map_or_else(|| "family:".to_owned(), |id| key_of(Revoked::Family(id)));
-        let gone = self.find(REVOCATIONS, doc! { "_id": { "$gt": from, "$lt": "family;" } }, limit).await?;
         let mut there = doc! { "ended_until": { "$exists": true } };
         there.extend(after.map(|after| ("_id".to_owned(), Bson::Document(doc! { "$gt": uuid(after.0) }))));
+        // First those that are there: the sweep moves ends from here to the revocations, never back.
         let there = self.find(TOKENS, there, limit).await?;
+        let gone = self.find(REVOCATIONS, doc! { "_id": { "$gt": from, "$lt": "family;" } }, limit).await?;
         let gone = gone.iter().map(revocation_of);
         let mut all = gone.chain(there.iter().map(revocation_of_family)).collect::<Result<Vec<Revocation>, _>>()?;
         // The later time of two that say the same comes first, and stays.
@@ -281,13 +282,19 @@ impl Export {
 
     /// The next records of a chain; its end, where there are no more.
     async fn records(&self, chain: &Arc<str>, after: u64, limit: usize) -> Result<Vec<Item>, Fault> {
-        let found = self.find(AUDIT_LOGS, chain::behind(chain, after), limit).await?;
+        let mut found = self.find(AUDIT_LOGS, chain::behind(chain, after), limit).await?;
         if found.is_empty() {
             let noted = self.find(NODES, doc! { "_id": chain.as_ref() }, 1).await?;
             let noted = noted.first().map(head_of).transpose()?.flatten().map_or(0, |head| head.sequence);
             if noted > after {
+                // Without a snapshot its node may have gone on just now.
+                found = self.find(AUDIT_LOGS, chain::behind(chain, after), limit).await?;
+            }
+            if found.is_empty() && noted > after {
                 return Err(Fault::row("audit chain", format!("{chain}: it ends at {after} and was at {noted}")));
             }
+        }
+        if found.is_empty() {
             let last = self.find(AUDIT_LOGS, doc! { "_id": chain::place(chain, after) }, 1).await?;
             let hash = last.first().map(chain::decoded).transpose()?.map_or(START, |record| record.hash);
             return Ok(vec![Item::ChainEnd { chain: chain.clone(), sequence: after, hash: hex(&hash) }]);
