@@ -114,7 +114,7 @@ fn an_import_wants_an_empty_store_its_key_and_a_whole_export() {
     let export = house.jeton(&["export"]).ok().out;
     let file = house.file("backup.ndjson", &export);
     let full = house.jeton(&["import", text(&file)]);
-    assert!(full.code == 1 && full.err.contains("not empty"), "{full:?}");
+    assert!(full.code == 1 && full.err.contains("not empty") && !full.err.contains(CLEAN_UP), "{full:?}");
     house.serve().stop();
 
     let keyless = House::new().jeton(&["import", text(&file)]);
@@ -132,8 +132,12 @@ fn an_import_wants_an_empty_store_its_key_and_a_whole_export() {
         let target = fresh(&house);
         let refused = target.jeton_reading(&["import", "-"], &damaged);
         assert!(refused.code == 1 && refused.err.contains(said), "{said}: {refused:?}");
+        assert_eq!(refused.err.contains(CLEAN_UP), !damaged.is_empty(), "only what was written: {refused:?}");
     }
 }
+
+/// What is said of a store that is half full.
+const CLEAN_UP: &str = "empty the directory and try again";
 
 /// A line of an export as version 1 had it: chains had no names, and the end was that of the only one.
 fn lines_of_version_1(export: &str) -> String {
