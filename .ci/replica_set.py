@@ -118,7 +118,8 @@ class ReplicaSet:
             "_id": NAME,
             "version": 1,
             "members": [{"_id": at, "host": f"127.0.0.1:{port}"} for at, port in enumerate(self.ports)],
-            "settings": {"electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500, "heartbeatTimeoutSecs": 2},
+            # No test on this set wants an election: a machine that stalls must not bring one about.
+            "settings": {"electionTimeoutMillis": 10000, "heartbeatIntervalMillis": 500, "heartbeatTimeoutSecs": 10},
         }
         answer = command(self.ports[0], {"replSetInitiate": configuration})
         if answer["ok"] != 1:

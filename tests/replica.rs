@@ -245,8 +245,10 @@ async fn mongodb_syncs_take_longer_until_told_otherwise() {
     for index in 0..3 {
         set.delay_sync(index, Duration::ZERO).await;
     }
-    timed().await;
-    let after = timed().await;
+    let mut after = Duration::MAX;
+    for _ in 0..5 {
+        after = after.min(timed().await);
+    }
     assert!(after < Duration::from_millis(300), "{after:?}");
     println!("a write: {before:?}, with slow syncs {delayed:?}, again {after:?}");
     assert_eq!(set.primary().await, primary);
@@ -285,7 +287,7 @@ async fn mongodb_users_and_certificates_are_asked_for() {
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn mongodb_another_primary_is_there_in_time() {
     let rounds = if env::var_os("JETON_LONG").is_some_and(|long| long == "1") { 3 } else { 1 };
-    for (name, defaults, bound) in [("recommended", false, 6), ("default", true, 30)] {
+    for (name, defaults, bound) in [("recommended", false, 10), ("default", true, 45)] {
         let set = ReplicaSet::start(Options { defaults, ..Options::default() }).await;
         for _ in 0..rounds {
             let old = set.primary().await;

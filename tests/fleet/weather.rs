@@ -75,10 +75,12 @@ fn numbers(line: &str) -> Vec<u64> {
 fn what_is_used_here_is_ours() {
     let before = Ticks::now();
     let mut work = 0_u64;
-    while Ticks::now().ours < before.ours + 10 {
+    while Ticks::now().ours < before.ours + 50 {
         work = std::hint::black_box(work.wrapping_mul(3).wrapping_add(1));
     }
     let after = Ticks::now();
-    assert!(after.ours - before.ours <= after.used - before.used + 2, "more is ours than was used at all");
+    let (ours, used) = (after.ours - before.ours, after.used - before.used);
+    // What is used at all is sampled, not measured.
+    assert!(ours <= used * 5 / 4 + 5, "{ours} of {used} is ours");
     assert!(after.all > before.all);
 }

@@ -297,7 +297,7 @@ mod mongodb {
         one.revoke(&caller, &issued.access_token).await.unwrap();
         let took = soon("ignorance", async || ask(&issued.access_token).await.is_err()).await;
         println!("UNAVAILABLE {took:?} after the last word was heard, with at most {STALE} s");
-        assert!(since.elapsed() <= Duration::from_secs(STALE) + Duration::from_secs(1), "{:?}", since.elapsed());
+        assert!(since.elapsed() <= Duration::from_secs(STALE + 4), "{:?}", since.elapsed());
         for token in [issued.access_token.as_str(), "nonsense", &issued.refresh_token] {
             let status = ask(token).await.unwrap_err();
             assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "NODE_BEHIND"), "{status:?}");

@@ -6,7 +6,7 @@ use super::{Stage, s};
 use crate::{history::Verb, process::pause, seed::long};
 
 /// M2: the primary is stopped with SIGSTOP: its connections stay and say nothing. Calls end by their deadline, changes go on with
-/// another primary within 10 s, of which MongoDB itself takes 6 to 7; the one that wakes up again has acknowledged nothing meanwhile.
+/// another primary within 10 s, of which MongoDB itself takes 6 to 7, or more where the first vote is lost; the one that wakes up again has acknowledged nothing meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_primary_that_freezes() {
@@ -24,7 +24,7 @@ async fn a_primary_that_freezes() {
     }
     let told = stage.close().await;
     assert!(told.figures[0].failed > 0, "nobody noticed");
-    told.goes_on_within(s(10), "M2");
+    told.goes_on_within(s(14), "M2");
 }
 
 /// M2: asleep for less than an election takes, and awake again with all that was sent to it meanwhile: what comes late is done
@@ -58,6 +58,8 @@ async fn a_majority_that_is_gone() {
     let others = [(primary + 1) % 3, (primary + 2) % 3];
     let begin = stage.scene.fleet.recorder.now();
     others.into_iter().for_each(|member| stage.set.kill(member));
+    // What was on its way when they died may have been kept before that.
+    let since = stage.scene.fleet.recorder.now() + 500_000;
     pause(s(if long() { 30 } else { 12 })).await;
     stage.scene.fleet.recorder.fault(NAME, None, begin, s(15));
     for member in others {
@@ -66,10 +68,8 @@ async fn a_majority_that_is_gone() {
     stage.set.settled().await;
     pause(s(15)).await;
     let told = stage.close().await;
-    // What was on its way when they died may have been kept before that.
-    let begin = told.history.faults.iter().find(|fault| fault.name == NAME).unwrap().begin + 500_000;
     let mut acknowledged = told.done_during(NAME);
-    acknowledged.retain(|call| told.took_a_write(call) && call.start > begin);
+    acknowledged.retain(|call| told.took_a_write(call) && call.start > since);
     assert!(acknowledged.is_empty(), "acknowledged by one of three: {acknowledged:?}");
     assert!(told.figures[0].failed > 0, "nobody noticed");
 }

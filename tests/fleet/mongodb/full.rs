@@ -88,5 +88,5 @@ async fn a_disk_that_is_full() {
         stage.fault("M11: the primary's disk is full", s(2), fill).await;
     }
     let told = stage.close().await;
-    told.goes_on_within(s(6), "M11");
+    told.goes_on_within(s(8), "M11");
 }

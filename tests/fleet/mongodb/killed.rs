@@ -15,10 +15,10 @@ async fn a_primary_that_is_killed() {
     }
     let told = stage.close().await;
     assert!(told.figures[0].failed > 0, "nobody noticed");
-    told.goes_on_within(s(5), "M1");
+    told.goes_on_within(s(7), "M1");
 }
 
-/// M1 with mongod's own election settings: within 13 s.
+/// M1 with mongod's own election settings: within 13 s, or twice that where the first vote is lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_primary_that_is_killed_in_a_set_that_takes_its_time() {
@@ -29,7 +29,7 @@ async fn a_primary_that_is_killed_in_a_set_that_takes_its_time() {
         kill(&mut stage, "M1: the same, mongod's election settings").await;
     }
     let told = stage.close().await;
-    told.goes_on_within(s(13), "M1");
+    told.goes_on_within(s(25), "M1");
 }
 
 async fn kill(stage: &mut Stage, name: &str) {
@@ -71,7 +71,8 @@ async fn a_primary_that_hands_over() {
         stage.fault(IN_TURN, s(2), restart).await;
     }
     let told = stage.close().await;
-    told.goes_on_within(s(3), "M3");
+    // A handing over that does not come off is left to the election's clock.
+    told.goes_on_within(s(4), "M3");
     told.goes_on_with_one_retry(STEP_DOWN);
     // Where all of them restart that is printed, and not promised.
     told.failed_twice(IN_TURN);

@@ -130,7 +130,7 @@ async fn an_answer_that_is_lost() {
     const NAME: &str = "M7: answers are lost with their connections";
     let mut stage = Stage::open("m7-lost").await;
     let lose = async |stage: &mut Stage| {
-        for _ in 0..if long() { 300 } else { 30 } {
+        for _ in 0..if long() { 300 } else { 50 } {
             let primary = stage.set.primary().await;
             stage.set.cut(Cut::Clients(primary));
             stage.work(5, 40).await;
