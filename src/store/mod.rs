@@ -268,8 +268,8 @@ pub trait AuditStore: Send + Sync {
     async fn chain(&self, name: &str, after: u64, limit: usize) -> Result<Vec<Record>>;
     /// The sealed end of a chain, see `crypto::chain`; none where there is no such chain.
     async fn head(&self, chain: &str) -> Result<Option<crate::crypto::chain::Head>>;
-    /// Records as they are committed from now on; one that lags more than 1,024 behind is told so. `None` where some of other
-    /// nodes may have been missed.
+    /// Records as they are committed from now on, those of other nodes from a moment later on; one that lags more than 1,024
+    /// behind is told so. `None` where some of other nodes may have been missed.
     fn tail(&self) -> broadcast::Receiver<Option<Arc<Record>>>;
 }
 

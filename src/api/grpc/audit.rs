@@ -100,7 +100,8 @@ impl AuditService for Door {
 }
 
 impl Door {
-    /// Forwards records until the caller leaves, falls too far behind, is no longer an administrator, or the server drains.
+    /// Forwards records until the caller leaves, falls too far behind, may have missed some, is no longer an administrator, or the
+    /// server drains.
     fn stream(
         &self,
         admin: Administrator,

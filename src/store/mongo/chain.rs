@@ -82,6 +82,8 @@ pub(super) struct Chain {
     state: Arc<State>,
     task: Mutex<Option<JoinHandle<()>>>,
     deadline: Duration,
+    /// Where it was when this process began.
+    begin: u64,
 }
 
 /// What the task and its callers both see.
@@ -124,15 +126,20 @@ impl Chain {
             writing: Mutex::default(),
             held: Mutex::default(),
         });
-        let deadline = link.deadline();
+        let (deadline, begin) = (link.deadline(), end.sequence);
         let writer = Writer { link, node, key, end, settle, tail, state: state.clone() };
         let task = Mutex::new(Some(tokio::spawn(writer.serve(jobs))));
-        Self { queue: ArcSwapOption::from_pointee(queue), tail: weak, state, task, deadline }
+        Self { queue: ArcSwapOption::from_pointee(queue), tail: weak, state, task, deadline, begin }
     }
 
     /// The last record that is kept.
     pub(super) fn sequence(&self) -> u64 {
         self.state.sequence.load(SeqCst)
+    }
+
+    /// Whether what came after this record, and is in the chain, was put there before this process began.
+    pub(super) fn is_of_an_earlier_process(&self, after: u64) -> bool {
+        after < self.begin
     }
 
     /// Durable when it answers.

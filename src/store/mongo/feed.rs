@@ -41,7 +41,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 const BEHIND: Duration = Duration::from_secs(5);
 /// Readers that were given up and have not ended yet: no more are begun than these.
 const READERS: usize = 3;
-/// How often in a row the server may refuse before it is asked otherwise, and by how much that is drawn out.
+/// How often in a row the server may refuse before it is asked for something else; the pauses grow as often.
 const REFUSALS: u32 = 10;
 /// Batches that are read ahead of what was told.
 const AHEAD: usize = 4;
@@ -181,8 +181,10 @@ struct Position {
     place: Option<Place>,
     /// Whether there is a gap before the next stream: then everything is read afresh once that is open.
     lost: bool,
-    /// How many attempts in a row heard nothing.
-    fruitless: u32,
+    /// How many streams in a row said nothing.
+    silent: u32,
+    /// How many times in a row the server refused.
+    refused: u32,
 }
 
 impl Position {
@@ -192,13 +194,15 @@ impl Position {
     }
 
     fn breaks_off(&mut self, broken: &Result<Broken, Fault>) {
+        self.silent = if matches!(broken, Ok(Broken::Silent)) { self.silent.saturating_add(1) } else { 0 };
+        self.refused = if broken.as_ref().is_err_and(Fault::is_said) { self.refused.saturating_add(1) } else { 0 };
         match broken {
             Ok(Broken::Lost) => self.lose(),
             // The way from there to here may be longer than anybody waits for: then everything is read afresh instead.
-            Ok(Broken::Silent) if self.fruitless > 1 => self.lose(),
+            Ok(Broken::Silent) if self.silent > 1 => self.lose(),
             Err(fault) if fault.is_history_lost() => self.lose(),
             // Nor is a place of any use that the server goes on refusing for another reason.
-            Err(fault) if fault.is_said() && self.fruitless > REFUSALS => self.lose(),
+            Err(_) if self.refused > REFUSALS => self.lose(),
             // Without a place the next stream begins at its own moment.
             Ok(Broken::Off | Broken::Silent) | Err(_) => self.lost = self.lost || self.place.is_none(),
         }
@@ -217,16 +221,10 @@ pub(super) async fn run(shared: Arc<Shared>, opened: oneshot::Sender<Result<(), 
         }
         let (reader, messages) = read(&shared, position.place.clone());
         readers.push(reader);
-        position.fruitless = position.fruitless.saturating_add(1);
         let broken = follow(&shared, messages, &mut position, &mut opened).await;
         shared.feed.streams.store(false, SeqCst);
         position.breaks_off(&broken);
-        let mut rest = PAUSE;
         if let Err(fault) = broken {
-            if fault.is_said() {
-                // It will say so again: not many times a second, each time after reading everything.
-                rest = PAUSE.saturating_mul(position.fruitless.clamp(1, REFUSALS));
-            }
             if let Some(opened) = opened.take() {
                 let _ = opened.send(Err(fault));
                 return;
@@ -235,7 +233,8 @@ pub(super) async fn run(shared: Arc<Shared>, opened: oneshot::Sender<Result<(), 
                 tracing::warn!(%fault, rebuilds = position.lost, "the change stream broke off");
             }
         }
-        pause(rest).await;
+        // Who refuses again and again is not asked many times a second, each time after everything was read.
+        pause(PAUSE.saturating_mul(position.refused.clamp(1, REFUSALS))).await;
     }
 }
 
@@ -246,12 +245,12 @@ async fn follow(
     position: &mut Position,
     opened: &mut Option<oneshot::Sender<Result<(), Fault>>>,
 ) -> Result<Broken, Fault> {
-    let (mut heard_any, mut began) = (false, Instant::now());
+    let (mut is_first, mut heard_any, mut began) = (true, false, Instant::now());
     loop {
         let message = match timeout(SILENCE, messages.recv()).await {
             Ok(Some(message)) => message,
             // A frozen server keeps the connection and says nothing.
-            Ok(None) | Err(_) => return Ok(if position.fruitless == 0 { Broken::Off } else { Broken::Silent }),
+            Ok(None) | Err(_) => return Ok(if heard_any { Broken::Off } else { Broken::Silent }),
         };
         if shared.link.is_closed() {
             return Ok(Broken::Off);
@@ -285,10 +284,11 @@ async fn follow(
                 }
                 position.place = Some(batch.place);
                 // That it could be opened is not much: the first batch is there at once, and mostly empty.
-                if heard_any || !batch.events.is_empty() {
-                    position.fruitless = 0;
+                if !is_first || !batch.events.is_empty() {
+                    heard_any = true;
+                    position.refused = 0;
                 }
-                heard_any = true;
+                is_first = false;
             }
         }
         // Only once everything at hand was heard.

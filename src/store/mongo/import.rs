@@ -159,7 +159,8 @@ impl Import {
             Ok(false) => not_empty(),
             Err(fault) => fault,
         };
-        self.unmark().await?;
+        // If that fails too, the problem is the same.
+        let _ = self.unmark().await;
         Err(problem)
     }
 

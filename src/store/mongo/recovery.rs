@@ -41,7 +41,8 @@ struct Left {
 /// What was seen at the last look.
 #[derive(Default)]
 pub(super) struct Recovery {
-    seen: HashSet<Uuid>,
+    /// Each with who found it before.
+    seen: HashSet<(Uuid, Option<Uuid>)>,
 }
 
 impl Recovery {
@@ -51,14 +52,14 @@ impl Recovery {
         for collection in WITH_OUTBOX {
             for left in left(shared, collection).await? {
                 let id = left.id;
-                found.insert(id);
+                found.insert((id, left.claim));
                 let own = once && left.node == shared.node.name.as_ref();
                 // What waits in this node's own chain will be there: it is not put there twice.
-                if !(own || self.seen.contains(&id)) || shared.chain.holds(id) {
+                if !(own || self.seen.contains(&(id, left.claim))) || shared.chain.holds(id) {
                     continue;
                 }
                 // One that cannot be recorded does not stand in the way of the others, and is tried again at the next look.
-                if let Err(fault) = recover(shared, left, own).await {
+                if let Err(fault) = recover(shared, left).await {
                     tracing::error!(%fault, collection, "an audit event that was left behind cannot be recorded yet");
                 }
             }
@@ -102,8 +103,7 @@ fn read(owner: &Owner, entry: &Document) -> Result<Left, Fault> {
     })
 }
 
-/// `earlier`: this node left it behind before it was started again.
-async fn recover(shared: &Shared, left: Left, earlier: bool) -> Result<(), Fault> {
+async fn recover(shared: &Shared, left: Left) -> Result<(), Fault> {
     let is_foreign = left.node != shared.node.name.as_ref();
     // Its node may have appended it and not come to take it out.
     let (logs, mut filter) = (shared.link.collection(AUDIT_LOGS), behind(&left.node, left.after));
@@ -118,7 +118,12 @@ async fn recover(shared: &Shared, left: Left, earlier: bool) -> Result<(), Fault
             "outbox.$.after": i64::try_from(shared.chain.sequence()).unwrap_or(i64::MAX),
             "outbox.$.claim": uuid(Uuid::now_v7()),
         } };
-        let theirs = doc! { "id": uuid(left.id), "claim": left.claim.map(uuid) };
+        let theirs = doc! {
+            "id": uuid(left.id),
+            "node": &left.node,
+            "after": i64::try_from(left.after).unwrap_or(i64::MAX),
+            "claim": left.claim.map(uuid),
+        };
         let filter = doc! { "_id": left.owner.id.clone(), "outbox": { "$elemMatch": theirs } };
         let owners = shared.link.collection(left.owner.collection);
         let claimed = shared.link.call(async move { Ok(owners.update_one(filter, mine).await?) }).await?;
@@ -134,9 +139,10 @@ async fn recover(shared: &Shared, left: Left, earlier: bool) -> Result<(), Fault
         );
         return shared.chain.append_left(entry, left.owner, foreign).await;
     }
-    // By its own process, which in all likelihood answered its caller too. Not so who claimed it; and of what this process did
-    // itself it knows better.
-    if left.claim.is_none() && (is_foreign || earlier) {
+    // By its own process, which in all likelihood answered its caller too. Not so who claimed it; and what this process did itself
+    // it knows.
+    let another_did = is_foreign || shared.chain.is_of_an_earlier_process(left.after);
+    if left.claim.is_none() && !left.foreign && (another_did || shared.settle.was_answered(left.id)) {
         shared.settle.answered(left.owner.clone(), left.id);
     }
     shared.settle.push(left.owner, vec![left.id]);

@@ -54,14 +54,16 @@ impl Settle {
 
     /// Whoever made this event happen was told so, and need not ask again: its document's mark goes with it.
     pub(super) fn answered(&self, owner: Owner, entry: Uuid) {
-        lock(&self.answered).insert(entry);
-        if self.queue.try_send(Message::Answered(owner, entry)).is_err() {
-            // A full queue: the mark stays, and the successor may be asked for until it is used.
-            lock(&self.answered).remove(&entry);
+        let mut answered = lock(&self.answered);
+        if answered.len() < QUEUE {
+            answered.insert(entry);
         }
+        drop(answered);
+        // A full queue: the recovery finds the entry, and asks whether that is so.
+        let _ = self.queue.try_send(Message::Answered(owner, entry));
     }
 
-    /// Whether that was so here a moment ago, and the mark is about to go.
+    /// Whether that is so, and the mark is about to go.
     pub(super) fn was_answered(&self, entry: Uuid) -> bool {
         lock(&self.answered).contains(&entry)
     }
@@ -83,14 +85,11 @@ fn lock(answered: &Mutex<HashSet<Uuid>>) -> MutexGuard<'_, HashSet<Uuid>> {
 async fn serve(link: Arc<Link>, mut receiver: mpsc::Receiver<Message>, told: Arc<Mutex<HashSet<Uuid>>>) {
     let (mut messages, mut next) = (Vec::with_capacity(BATCH), Round::default());
     while !next.is_empty() || receiver.recv_many(&mut messages, BATCH).await > 0 {
+        gather(&mut receiver, &mut messages);
         let in_a_hurry = messages.iter().any(|message| matches!(message, Message::Flush(_)));
         if !in_a_hurry && messages.len() < BATCH {
             pause(GATHER).await;
-            while messages.len() < BATCH
-                && let Ok(message) = receiver.try_recv()
-            {
-                messages.push(message);
-            }
+            gather(&mut receiver, &mut messages);
         }
         let (mut round, mut fresh, mut waiting) = (next, Vec::new(), Vec::new());
         for message in messages.drain(..) {
@@ -100,8 +99,8 @@ async fn serve(link: Arc<Link>, mut receiver: mpsc::Receiver<Message>, told: Arc
                 Message::Flush(reply) => waiting.push(reply),
             }
         }
-        // That its caller was answered is heard a moment later than that it was recorded. Both are done in one write, so that a
-        // mark never stays where the recovery does not find it, whatever fails in between.
+        // That its caller was answered is heard a moment later than that it was recorded. Both are done in one write where that
+        // can be: the recovery finds a mark only by its entry.
         let answered: HashSet<_> = round.answered.iter().map(|(_, entry)| *entry).collect();
         let is_early = |(owner, entries): &(Owner, Vec<Uuid>)| {
             waiting.is_empty() && owner.collection == TOKENS && !entries.iter().any(|entry| answered.contains(entry))
@@ -113,6 +112,15 @@ async fn serve(link: Arc<Link>, mut receiver: mpsc::Receiver<Message>, told: Arc
         for reply in waiting {
             let _ = reply.send(());
         }
+    }
+}
+
+/// Takes what is at hand.
+fn gather(receiver: &mut mpsc::Receiver<Message>, messages: &mut Vec<Message>) {
+    while messages.len() < BATCH
+        && let Ok(message) = receiver.try_recv()
+    {
+        messages.push(message);
     }
 }
 
@@ -130,6 +138,7 @@ impl Round {
 
     /// Does it; what failed is for the next round.
     async fn settle(mut self, link: &Link, told: &Mutex<HashSet<Uuid>>) -> Self {
+        self.leave_marked(&lock(told));
         let (mut marked, mut filled) = (HashMap::<_, Due>::new(), HashMap::<_, Due>::new());
         for (owner, entry) in &self.answered {
             marked.entry(owner.collection).or_default().add(owner, &[*entry]);
@@ -149,24 +158,26 @@ impl Round {
                 failed.insert(collection);
             }
         }
-        // What is too much stays in the outboxes, and is found there by the recovery.
-        let room = if link.is_closed() { 0 } else { BATCH };
-        let mut unmarked = Vec::new();
-        self.answered.retain(|(owner, entry)| {
-            let again = failed.contains(owner.collection) && room > 0;
-            if !again {
-                unmarked.push(*entry);
-            }
-            again
-        });
-        self.recorded.retain(|(owner, _)| failed.contains(owner.collection));
-        self.recorded.truncate(room);
+        let (again, done): (Vec<_>, Vec<_>) =
+            self.answered.into_iter().partition(|(owner, _)| failed.contains(owner.collection));
+        self.answered = again;
         let mut told = lock(told);
-        for entry in unmarked {
+        for (_, entry) in done {
             told.remove(&entry);
         }
         drop(told);
+        self.recorded.retain(|(owner, _)| failed.contains(owner.collection));
+        // What is too much stays in the outboxes, and is found there by the recovery.
+        let room = if link.is_closed() { 0 } else { BATCH };
+        self.answered.truncate(room);
+        self.recorded.truncate(room);
         self
+    }
+
+    /// Leaves to the recovery what is marked, and not to be unmarked by this round though its caller was answered.
+    fn leave_marked(&mut self, told: &HashSet<Uuid>) {
+        let answered: HashSet<_> = self.answered.iter().map(|(_, entry)| *entry).collect();
+        self.recorded.retain(|(_, entries)| !entries.iter().any(|entry| told.contains(entry) && !answered.contains(entry)));
     }
 }
 

@@ -24,6 +24,8 @@ type Listeners = broadcast::Sender<Option<Arc<Record>>>;
 
 /// Between two attempts at opening it.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How often in a row the server may refuse a place before it is given up.
+const REFUSALS: u32 = 10;
 
 /// Sees to it that what other nodes record is told along with what this one does.
 pub(super) fn listen(shared: &Arc<Shared>) {
@@ -32,13 +34,14 @@ pub(super) fn listen(shared: &Arc<Shared>) {
     }
     let shared = shared.clone();
     tokio::spawn(async move {
-        let mut place = None;
+        let (mut place, mut refused) = (None, 0_u32);
         while let Some(listeners) = wanted(&shared) {
-            if let Err(fault) = follow(&shared, &listeners, &mut place).await
+            if let Err(fault) = follow(&shared, &listeners, &mut place, &mut refused).await
                 && !shared.link.is_closed()
             {
+                refused = if fault.is_said() { refused.saturating_add(1) } else { 0 };
                 // Without a place the next stream begins at its own moment.
-                place = place.filter(|_| !fault.is_history_lost());
+                place = place.filter(|_| !fault.is_history_lost() && refused <= REFUSALS);
                 let missed = place.is_none();
                 tracing::warn!(%fault, missed, "the trail of the other nodes broke off");
                 if missed {
@@ -62,9 +65,10 @@ fn wanted(shared: &Shared) -> Option<Listeners> {
     listeners.filter(|_| !shared.link.is_closed())
 }
 
-async fn follow(shared: &Shared, listeners: &Listeners, place: &mut Option<Place>) -> Result<(), Fault> {
+async fn follow(shared: &Shared, listeners: &Listeners, place: &mut Option<Place>, refused: &mut u32) -> Result<(), Fault> {
     let others = doc! { "operationType": "insert", "documentKey._id.chain": { "$ne": shared.node.name.as_ref() } };
     let mut stream = Stream::open(&shared.link, Some(AUDIT_LOGS), place.clone(), [doc! { "$match": others }]).await?;
+    let mut is_second = false;
     // Nothing cuts this task off: it ends between two answers of the server.
     while listeners.receiver_count() > 0 && !shared.link.is_closed() {
         let Some(batch) = stream.next().await? else { break };
@@ -72,6 +76,10 @@ async fn follow(shared: &Shared, listeners: &Listeners, place: &mut Option<Place
             // One that cannot be understood, a newer version's perhaps, must not hide those behind it.
             let record = recorded(event).inspect_err(|fault| tracing::warn!(%fault, "a record of another node is not told"));
             tell(listeners, record.ok());
+        }
+        // The first batch is there at once, and mostly empty: that says little of the place.
+        if std::mem::replace(&mut is_second, true) || !batch.events.is_empty() {
+            *refused = 0;
         }
         *place = Some(batch.place);
     }
