@@ -185,6 +185,8 @@ struct Position {
     silent: u32,
     /// How many times in a row the server refused.
     refused: u32,
+    /// Whether the log knows that it broke off: an outage is one line, not one for each attempt.
+    logged: bool,
 }
 
 impl Position {
@@ -229,7 +231,7 @@ pub(super) async fn run(shared: Arc<Shared>, opened: oneshot::Sender<Result<(), 
                 let _ = opened.send(Err(fault));
                 return;
             }
-            if !shared.link.is_closed() {
+            if !shared.link.is_closed() && !std::mem::replace(&mut position.logged, true) {
                 tracing::warn!(%fault, rebuilds = position.lost, "the change stream broke off");
             }
         }
@@ -287,6 +289,9 @@ async fn follow(
                 if !is_first || !batch.events.is_empty() {
                     heard_any = true;
                     position.refused = 0;
+                    if std::mem::take(&mut position.logged) {
+                        tracing::info!("the change stream goes on");
+                    }
                 }
                 is_first = false;
             }
