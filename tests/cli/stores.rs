@@ -257,7 +257,7 @@ mod mongodb {
 
     impl Alone {
         /// Returns when it listens.
-        async fn start() -> Self {
+        async fn start(arguments: &[&str]) -> Self {
             let mongod = std::env::var_os("MONGOD").expect("MONGOD names the binary: see .ci/with-mongodb");
             let dir = tempfile::tempdir().unwrap();
             let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
@@ -267,6 +267,7 @@ mod mongodb {
                 .arg(mongod)
                 .args(["--bind_ip", "127.0.0.1", "--port", &port.to_string(), "--dbpath"])
                 .arg(dir.path())
+                .args(arguments)
                 .args(["--nounixsocket", "--wiredTigerCacheSizeGB", "0.25", "--quiet"])
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
@@ -285,11 +286,22 @@ mod mongodb {
         }
     }
 
+    /// A set that nobody has initiated may still be: it is said what is missing, and a supervisor tries again.
+    #[tokio::test(flavor = "multi_thread")]
+    #[ignore = "needs mongod: see .ci/with-mongodb"]
+    async fn a_set_that_waits_to_be_initiated_is_told_from_none() {
+        let alone = Alone::start(&["--replSet", "rs"]).await;
+        let (serve, report) = said(&House::new(), &format!("mongodb://127.0.0.1:{}/db?replicaSet=rs", alone.port));
+        assert_eq!(serve.code, 1, "{serve:?}");
+        assert!(serve.err.contains("waits for rs.initiate()"), "{serve:?}");
+        assert!(text(&report, "store").contains("waits for rs.initiate()"), "{report}");
+    }
+
     /// A server alone is served; the log and the doctor say what that is worth.
     #[tokio::test(flavor = "multi_thread")]
     #[ignore = "needs mongod: see .ci/with-mongodb"]
     async fn a_server_alone_is_served_with_a_warning() {
-        let (house, alone) = (House::new(), Alone::start().await);
+        let (house, alone) = (House::new(), Alone::start(&[]).await);
         let address = format!("mongodb://127.0.0.1:{}/db", alone.port);
         let arguments = ["serve", "--dev", "--json", "--listen", "127.0.0.1:0", "--node", "n", "--store", &address];
         let server = house.serve_with(&arguments);

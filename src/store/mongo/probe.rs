@@ -196,11 +196,15 @@ fn explain(members: &[Member], set: Option<&str>) -> Option<OpenError> {
 
 /// What is so wrong with these servers that nothing can be done with them.
 pub(super) fn hopeless(members: &[Member], set: Option<&str>) -> Option<OpenError> {
+    // One that is elsewhere for a while, for its upkeep, condemns no set that is there.
+    let is_right = |found: &str| set.is_none_or(|set| set == found);
+    let stands = members.iter().any(|member| matches!(&member.state, State::Of(found, _) if is_right(found)));
     for Member { address, state } in members {
         let misfit =
             |set: &str, what: &str| Some(OpenError::Misfit(format!("{address} is {what}, not of the replica set {set}")));
         match (state, set) {
             (State::TooOld(found), _) => return Some(OpenError::TooOld { found: *found, needed: WIRE_VERSION }),
+            (State::Alone | State::Of(..) | State::Uninitiated, _) if stands => {}
             (State::Alone, Some(set)) => return misfit(set, "a server alone"),
             (State::Of(found, _), Some(set)) if set != found => return misfit(set, &format!("of the replica set {found}")),
             (State::Uninitiated, _) => return Some(OpenError::Away(format!("{address} waits for rs.initiate()"))),
@@ -274,6 +278,8 @@ mod tests {
         let hidden = [member("a:1", of("rs", Role::Primary)), member("inner:1", State::Unresolved)];
         assert!(said(&hidden, Some("rs")).unwrap().1.contains("inner:1 cannot be resolved"));
         assert_eq!(said(&[member("a:1", of("rs", Role::Primary))], Some("rs")), None);
+        let kept_up = [member("a:1", of("rs", Role::Primary)), member("b:1", State::Alone), member("c:1", State::Uninitiated)];
+        assert_eq!(said(&kept_up, Some("rs")), None);
     }
 
     #[test]
