@@ -213,11 +213,14 @@ fn a_trail_stays_whole_on_machines_of_other_names() {
 mod mongodb {
     use super::{database::Database, no_token_comes_back};
 
-    /// E9: the same from one database into another.
+    /// E9: the same from one database into another, and between one and a directory, both ways.
     #[test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     fn an_old_backup_brings_no_token_back() {
         let (old, new) = (Database::own(), Database::own());
         no_token_comes_back(&["--store", old.uri(), "--node", "n"], &["--store", new.uri(), "--node", "n"]);
+        let (old, new) = (Database::own(), Database::own());
+        no_token_comes_back(&[], &["--store", new.uri(), "--node", "n"]);
+        no_token_comes_back(&["--store", old.uri(), "--node", "n"], &[]);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use futures_util::future::BoxFuture;
 use jeton::{
     crypto::chain::ChainKey,
-    store::{Store, embedded::Embedded, metered::Metered},
+    store::{Store, embedded::Embedded, metered::Metered, mongo::Mongo},
 };
 use tempfile::TempDir;
 
@@ -45,11 +45,19 @@ impl Bench {
 
     /// In a database of its own on the server that `JETON_MONGODB` names.
     pub(crate) async fn mongodb() -> Self {
+        Self::over_mongodb(|store| Arc::new(store)).await
+    }
+
+    pub(crate) async fn mongodb_metered() -> Self {
+        Self::over_mongodb(|store| Arc::new(Metered::new(store))).await
+    }
+
+    async fn over_mongodb(wrap: fn(Mongo) -> Arc<dyn Store>) -> Self {
         let own = Database::own();
         let there = own.uri().to_owned();
         let open = move || -> BoxFuture<'static, Arc<dyn Store>> {
             let uri = there.clone();
-            Box::pin(async move { Arc::new(database::node(&uri, "node", Self::key()).await) as Arc<dyn Store> })
+            Box::pin(async move { wrap(database::node(&uri, "node", Self::key()).await) })
         };
         Self { current: Mutex::new(open().await), open: Box::new(open), _kept: Kept::Database(own) }
     }

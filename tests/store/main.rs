@@ -36,3 +36,9 @@ suite::lane!(
     Bench::mongodb().await,
     ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"
 );
+// As the service runs it.
+suite::lane!(
+    mongodb_metered,
+    Bench::mongodb_metered().await,
+    ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"
+);
