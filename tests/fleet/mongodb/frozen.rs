@@ -6,7 +6,8 @@ use super::{Stage, s};
 use crate::{history::Verb, process::pause, seed::long};
 
 /// M2: the primary is stopped with SIGSTOP: its connections stay and say nothing. Calls end by their deadline, changes go on with
-/// another primary within 10 s, of which MongoDB itself takes 6 to 7, or more where the first vote is lost; the one that wakes up again has acknowledged nothing meanwhile.
+/// another primary within 10 s, of which MongoDB itself takes 6 to 7, or 14 where the first vote is lost; the one that wakes up
+/// again has acknowledged nothing meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_primary_that_freezes() {

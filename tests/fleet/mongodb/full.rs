@@ -53,7 +53,7 @@ impl Drop for Disk {
     }
 }
 
-/// M11: the primary's disk is full: mongod ends itself, and that is as M1, but for the time it takes to: changes go on within 6 s.
+/// M11: the primary's disk is full: mongod ends itself, and that is as M1, but for the time it takes to: changes go on within 8 s.
 /// With room again it starts and has lost nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
