@@ -267,6 +267,32 @@ mod mongodb {
         }
     }
 
+    /// O04: a record of another node that this one cannot understand, a newer version's perhaps, is not passed over without a word:
+    /// who follows the trail is told that there is a gap, and that is the end of the call.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn who_follows_the_trail_is_told_of_a_gap() {
+        let one = World::first(unlimited).await;
+        let client = ::mongodb::Client::with_uri_str(one.home.uri().unwrap()).await.unwrap();
+        let trail = client.default_database().unwrap().collection("audit_logs");
+        let request = one.as_admin(jeton::proto::admin::TailEventsRequest::default()).await;
+        let mut events = one.audit().tail_events(request).await.unwrap().into_inner();
+        let mut told = None;
+        // The stream over the others' records is opened by listening.
+        for sequence in 1_i64..50 {
+            let id = ::mongodb::bson::doc! { "chain": "elsewhere", "sequence": sequence };
+            trail.insert_one(::mongodb::bson::doc! { "_id": id, "event": "of another kind" }).await.unwrap();
+            if let Ok(Err(status)) = tokio::time::timeout(Duration::from_millis(200), events.message()).await {
+                told = Some(status);
+                break;
+            }
+        }
+        let status = told.expect("a gap");
+        assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "FAILED_PRECONDITION"));
+        assert!(status.message().contains("may have been missed"), "{status:?}");
+        assert!(events.message().await.unwrap().is_none(), "and nothing behind it");
+    }
+
     /// A node that hears nothing more does not judge by what it knew: UNAVAILABLE once that is too old, in neither direction
     /// anything else; the other goes on.
     #[tokio::test]
