@@ -27,7 +27,7 @@ use super::{
     events::{self, Heard},
     fault::Fault,
     link::{Link, pause},
-    stream::{Batch, Place, Stream},
+    stream::{Batch, Place, REFUSALS, Stream},
 };
 use crate::store::{Change, Follower};
 
@@ -41,8 +41,6 @@ const PAUSE: Duration = Duration::from_millis(200);
 const BEHIND: Duration = Duration::from_secs(5);
 /// Readers that were given up and have not ended yet: no more are begun than these.
 const READERS: usize = 3;
-/// How often in a row the server may refuse before it is asked for something else; the pauses grow as often.
-const REFUSALS: u32 = 10;
 /// Batches that are read ahead of what was told.
 const AHEAD: usize = 4;
 /// How many changes are remembered for verbs that come to wait for them only now.
@@ -247,7 +245,7 @@ async fn follow(
     position: &mut Position,
     opened: &mut Option<oneshot::Sender<Result<(), Fault>>>,
 ) -> Result<Broken, Fault> {
-    let (mut is_first, mut heard_any, mut began) = (true, false, Instant::now());
+    let (mut heard_any, mut began) = (false, Instant::now());
     loop {
         let message = match timeout(SILENCE, messages.recv()).await {
             Ok(Some(message)) => message,
@@ -285,15 +283,13 @@ async fn follow(
                     }
                 }
                 position.place = Some(batch.place);
-                // That it could be opened is not much: the first batch is there at once, and mostly empty.
-                if !is_first || !batch.events.is_empty() {
+                if batch.goes_on {
                     heard_any = true;
                     position.refused = 0;
                     if std::mem::take(&mut position.logged) {
                         tracing::info!("the change stream goes on");
                     }
                 }
-                is_first = false;
             }
         }
         // Only once everything at hand was heard.

@@ -15,8 +15,14 @@ use super::{fault::Fault, link::Link};
 /// How long the server waits for something to tell.
 const AWAIT: Duration = Duration::from_millis(500);
 
+/// How often in a row the server may refuse a place before that is given up.
+pub(super) const REFUSALS: u32 = 10;
+
 /// A stream that is open.
-pub(super) struct Stream(RawBatchCursor);
+pub(super) struct Stream {
+    cursor: RawBatchCursor,
+    is_first: bool,
+}
 
 /// What came.
 pub(super) struct Batch {
@@ -24,6 +30,8 @@ pub(super) struct Batch {
     pub(super) events: Vec<Document>,
     /// Behind them.
     pub(super) place: Place,
+    /// Whether the server goes on from there. The first batch is there at once, and mostly empty: that says little.
+    pub(super) goes_on: bool,
 }
 
 /// Where a stream can be taken up: a resume token.
@@ -41,20 +49,16 @@ impl Stream {
     ) -> Result<Self, Fault> {
         let from = after.map_or_else(Document::new, |Place(token)| doc! { "resumeAfter": token });
         let stages = std::iter::once(doc! { "$changeStream": from }).chain(pipeline);
-        let opening = match collection {
-            Some(name) => {
-                let collection = link.collection(name);
-                let opening = collection.aggregate(stages).max_await_time(AWAIT);
-                opening.batch().await?
-            }
+        let cursor = match collection {
+            Some(name) => link.collection(name).aggregate(stages).max_await_time(AWAIT).batch().await?,
             None => link.database().aggregate(stages).max_await_time(AWAIT).batch().await?,
         };
-        Ok(Self(opening))
+        Ok(Self { cursor, is_first: true })
     }
 
     /// What came next; `None` where the server has ended the stream. As for [`Self::open`], not to be dropped in flight.
     pub(super) async fn next(&mut self) -> Result<Option<Batch>, Fault> {
-        let Some(batch) = self.0.next().await.transpose()? else { return Ok(None) };
+        let Some(batch) = self.cursor.next().await.transpose()? else { return Ok(None) };
         let wrong = |problem: &dyn std::fmt::Display| Fault::row("change stream", problem);
         let cursor = batch.as_raw_document().get_document("cursor").map_err(|error| wrong(&error))?;
         let place = cursor.get_document("postBatchResumeToken").map_err(|error| wrong(&error))?;
@@ -64,6 +68,8 @@ impl Stream {
             let event = event.as_document().ok_or_else(|| wrong(&"an event is no document"))?;
             event.try_into().map_err(|error| wrong(&error))
         });
-        Ok(Some(Batch { events: events.collect::<Result<_, _>>()?, place }))
+        let events: Vec<_> = events.collect::<Result<_, _>>()?;
+        let goes_on = !std::mem::take(&mut self.is_first) || !events.is_empty();
+        Ok(Some(Batch { events, place, goes_on }))
     }
 }

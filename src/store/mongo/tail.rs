@@ -15,7 +15,7 @@ use super::{
     fault::Fault,
     link::pause,
     schema::AUDIT_LOGS,
-    stream::{Place, Stream},
+    stream::{Place, REFUSALS, Stream},
 };
 use crate::model::Record;
 
@@ -24,8 +24,6 @@ type Listeners = broadcast::Sender<Option<Arc<Record>>>;
 
 /// Between two attempts at opening it.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How often in a row the server may refuse a place before it is given up.
-const REFUSALS: u32 = 10;
 
 /// Sees to it that what other nodes record is told along with what this one does.
 pub(super) fn listen(shared: &Arc<Shared>) {
@@ -68,7 +66,6 @@ fn wanted(shared: &Shared) -> Option<Listeners> {
 async fn follow(shared: &Shared, listeners: &Listeners, place: &mut Option<Place>, refused: &mut u32) -> Result<(), Fault> {
     let others = doc! { "operationType": "insert", "documentKey._id.chain": { "$ne": shared.node.name.as_ref() } };
     let mut stream = Stream::open(&shared.link, Some(AUDIT_LOGS), place.clone(), [doc! { "$match": others }]).await?;
-    let mut is_second = false;
     // Nothing cuts this task off: it ends between two answers of the server.
     while listeners.receiver_count() > 0 && !shared.link.is_closed() {
         let Some(batch) = stream.next().await? else { break };
@@ -77,8 +74,7 @@ async fn follow(shared: &Shared, listeners: &Listeners, place: &mut Option<Place
             let record = recorded(event).inspect_err(|fault| tracing::warn!(%fault, "a record of another node is not told"));
             tell(listeners, record.ok());
         }
-        // The first batch is there at once, and mostly empty: that says little of the place.
-        if std::mem::replace(&mut is_second, true) || !batch.events.is_empty() {
+        if batch.goes_on {
             *refused = 0;
         }
         *place = Some(batch.place);
