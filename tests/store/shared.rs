@@ -260,13 +260,19 @@ mod mongodb {
         assert_eq!(flaw().await, None);
     }
 
+    /// A node over a database of its own, and what it is told of.
+    async fn followed() -> (Own, Mongo, Arc<Ear>) {
+        let uri = Own::own();
+        let (store, ear) = (node(uri.uri(), "node").await, Ear::new());
+        store.follow(NOW, ear.clone()).await.unwrap();
+        (uri, store, ear)
+    }
+
     /// A dropped collection is noticed while nodes run, and everything is read afresh: nobody judges by what is not there.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn a_dropped_collection_is_noticed() {
-        let uri = Own::own();
-        let (store, ear) = (node(uri.uri(), "node").await, Ear::new());
-        store.follow(NOW, ear.clone()).await.unwrap();
+        let (uri, store, ear) = followed().await;
         let database = looked_into(uri.uri()).await;
         database.collection::<Document>("revocations").drop().await.unwrap();
         eventually("it is noticed", async || ear.heard().contains(&Change::Missed)).await;
@@ -280,9 +286,7 @@ mod mongodb {
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn a_collection_that_takes_the_place_of_ours_is_noticed() {
-        let uri = Own::own();
-        let (store, ear) = (node(uri.uri(), "node").await, Ear::new());
-        store.follow(NOW, ear.clone()).await.unwrap();
+        let (uri, store, ear) = followed().await;
         let revocation = Revocation { revoked: Revoked::Token(Jti::new()), until: at(1_000) };
         store.revoke(&revocation, event(Action::TokenRevoked)).await.unwrap();
         let database = looked_into(uri.uri()).await;
