@@ -28,6 +28,7 @@ mod pending;
 mod probe;
 mod recovery;
 mod revocations;
+mod rotation;
 mod schema;
 mod settle;
 mod snapshot;

@@ -1,0 +1,172 @@
+//! The rotation of a refresh token (RFC 9700 section 4.14.2): one conditional write, and what to say where it finds nothing.
+
+use std::sync::Weak;
+
+use mongodb::bson::{Bson, Document, doc};
+use uuid::Uuid;
+
+use super::{
+    Shared,
+    codec::{Fields, date, uuid},
+    families::{decoded, end, owner},
+    fault::Fault,
+    pending::Deed,
+    revocations::ended_until,
+};
+use crate::{
+    model::{Family, Revoked, Stamp, revocation::Revocation},
+    store::{Change, Last, Rotate, Rotation, Verdict},
+};
+
+/// How often a rotation that others overtook is judged anew.
+const ATTEMPTS: usize = 16;
+
+impl Shared {
+    /// With the outbox entry of a rotation, which is marked as not answered until it is.
+    pub(super) async fn rotate(
+        &self,
+        rotate: &Rotate,
+        stamp: &Stamp,
+        jti: &str,
+        caller: &Weak<()>,
+    ) -> Result<(Rotation, Option<Uuid>), Fault> {
+        for _ in 0..ATTEMPTS {
+            if let Some(rotation) = self.attempt(rotate, stamp, jti, caller).await? {
+                return Ok(rotation);
+            }
+        }
+        Err(Fault::Crowded)
+    }
+
+    /// One round of judging and acting; `None` if somebody else changed the family in between.
+    async fn attempt(
+        &self,
+        rotate: &Rotate,
+        stamp: &Stamp,
+        jti: &str,
+        caller: &Weak<()>,
+    ) -> Result<Option<(Rotation, Option<Uuid>)>, Fault> {
+        let shared = self;
+        if rotate.presented < u32::MAX {
+            // The usual case, judged by the write itself: the filter is `Rotate::judge` saying `Rotate`.
+            let deed = shared.deed([rotate.event(Verdict::Rotate, stamp, jti)])?;
+            let (filter, update) = (standing_at(rotate), rotated(rotate, &deed));
+            if let Some(found) = self.change_family(filter, update).await? {
+                let family = decoded(&found)?;
+                let entry = deed.entries.first().map(|entry| entry.id);
+                shared.record(deed, owner(rotate.family)).await?;
+                return Ok(Some((Rotation::Rotated(family), entry)));
+            }
+        }
+        let found = self.as_kept(rotate.family).await?;
+        let family = found.as_ref().map(decoded).transpose()?;
+        let (last, mark) = match (&found, &family) {
+            (Some(found), Some(family)) => self.last(found, family)?,
+            _ => (None, None),
+        };
+        let verdict = match (&family, last) {
+            (Some(family), Some(last)) => rotate.judge(family, last),
+            _ => Verdict::Unknown,
+        };
+        let event = rotate.event(verdict, stamp, jti);
+        let rotation = match (verdict, family) {
+            (Verdict::Rotate, _) => return Ok(None),
+            (Verdict::Repeat, Some(family)) if last.is_some_and(|last| rotate.is_in_grace(last)) => {
+                shared.append(event).await?;
+                // Whoever is answered now has what the first call may not have been given.
+                return Ok(Some((Rotation::Repeated(family), mark)));
+            }
+            (Verdict::Repeat, Some(family)) => {
+                let deed = shared.deed([event])?;
+                let entry = deed.entries.first().map(|entry| entry.id);
+                // Nobody was answered so far: the mark is this call's now, and the grace begins here.
+                let filter = doc! {
+                    "_id": uuid(rotate.family.0),
+                    "generation": i64::from(family.generation),
+                    "ended_at": null,
+                    "last.unanswered": mark.map(uuid),
+                };
+                let Some(found) = self.change_family(filter, repeated(rotate, &deed)).await? else { return Ok(None) };
+                shared.record(deed, owner(rotate.family)).await?;
+                return Ok(Some((Rotation::Repeated(decoded(&found)?), entry)));
+            }
+            // The late echo of a call that was given up, and made again elsewhere since: nobody's reuse.
+            (Verdict::End, _) if rotate.lawful && caller.strong_count() == 0 => {
+                return Err(Fault::Late(self.link.deadline()));
+            }
+            (Verdict::End, Some(family)) => {
+                let deed = shared.deed([event])?;
+                let until = rotate.now + rotate.remember;
+                let update = end(&deed, Some(rotate.now), until);
+                let filter = doc! {
+                    "_id": uuid(rotate.family.0),
+                    "generation": i64::from(family.generation),
+                    "rotated_at": date(family.rotated_at),
+                    "ended_at": null,
+                };
+                let found = self.change_family(filter, update).await?;
+                let Some(found) = found else { return Ok(None) };
+                let revocation =
+                    Revocation { revoked: Revoked::Family(rotate.family), until: ended_until(&found)?.unwrap_or(until) };
+                shared.record_heard(deed, owner(rotate.family), vec![Change::Revoked(revocation)]).await?;
+                Rotation::Reused
+            }
+            (Verdict::Unknown, _) | (_, None) => {
+                shared.append(event).await?;
+                Rotation::Unknown
+            }
+        };
+        Ok(Some((rotation, None)))
+    }
+
+    /// The rotation that the current generation came of, and the entry it is marked with while nobody was answered. There is none
+    /// of a family that came with an import, or that an older version rotated: then its own time has to do.
+    fn last(&self, document: &Document, family: &Family) -> Result<(Option<Last>, Option<Uuid>), Fault> {
+        let own = Last { at: family.rotated_at, unanswered: false };
+        let Some(last) = document.get("last").and_then(Bson::as_document) else { return Ok((Some(own), None)) };
+        let fields = Fields::of("refresh family", last);
+        if fields.count("generation")? != u64::from(family.generation) {
+            return Ok((Some(own), None));
+        }
+        let mark = fields.find("unanswered").map(|_| fields.uuid("unanswered")).transpose()?;
+        let mark = mark.filter(|entry| !self.settle.was_answered(*entry));
+        Ok((Some(Last { at: fields.time("at")?, unanswered: mark.is_some() }), mark))
+    }
+}
+
+/// A family whose current token is the one presented.
+fn standing_at(rotate: &Rotate) -> Document {
+    doc! {
+        "_id": uuid(rotate.family.0),
+        "client": rotate.client.as_str(),
+        "generation": i64::from(rotate.presented),
+        "ended_at": null,
+        "ends_at": { "$gt": date(rotate.now) },
+    }
+}
+
+fn rotated(rotate: &Rotate, deed: &Deed) -> Vec<Document> {
+    let now = date(rotate.now);
+    vec![doc! { "$set": {
+        "generation": i64::from(rotate.presented.saturating_add(1)),
+        "rotated_at": now.clone(),
+        "last": {
+            "generation": i64::from(rotate.presented.saturating_add(1)),
+            "at": date(rotate.agreed),
+            // The entry goes out of the outbox, whoever records it; this stays until the caller was answered.
+            "unanswered": deed.entries.first().map(|entry| uuid(entry.id)),
+        },
+        "ends_at": { "$min": ["$expires_at", { "$add": [now, "$idle_ms"] }] },
+        "op": deed.operation(),
+        "outbox": deed.concatenated(),
+    } }]
+}
+
+fn repeated(rotate: &Rotate, deed: &Deed) -> Vec<Document> {
+    vec![doc! { "$set": {
+        "last.at": date(rotate.agreed),
+        "last.unanswered": deed.entries.first().map(|entry| uuid(entry.id)),
+        "op": deed.operation(),
+        "outbox": deed.concatenated(),
+    } }]
+}
