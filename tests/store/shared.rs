@@ -7,6 +7,7 @@ mod mongodb {
         time::Duration,
     };
 
+    use futures_util::future::join_all;
     use jeton::{
         crypto::chain::Walk,
         model::{Action, Client, EpochOf, Event, Family, Jti, Revoked, revocation::Revocation},
@@ -86,6 +87,46 @@ mod mongodb {
         eventually("all of it", async || expected.iter().all(|change| ear.heard().contains(change))).await;
         let order: Vec<_> = ear.heard().into_iter().filter(|change| expected.contains(change)).collect();
         assert_eq!(order[0], expected[0], "in the order of the commits");
+    }
+
+    /// R02: a hundred who present one token at once, on two nodes, are one rotation, and cost the database little more than one.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn a_hundred_with_one_token_cost_what_a_few_do() {
+        let uri = Own::own();
+        let (one, other, family) = (node(uri.uri(), "one").await, node(uri.uri(), "other").await, family("a"));
+        one.open_family(&family, event(Action::TokenIssued)).await.unwrap();
+        let tokens: Collection<Document> = looked_into(uri.uri()).await.collection("tokens");
+        let operations = async || {
+            let mut told = tokens.aggregate([doc! { "$collStats": { "latencyStats": {} } }]).await.unwrap();
+            assert!(told.advance().await.unwrap());
+            let told = told.deserialize_current().unwrap();
+            let told = told.get_document("latencyStats").unwrap().clone();
+            ["reads", "writes", "commands"]
+                .map(|kind| told.get_document(kind).unwrap().get_i64("ops").unwrap())
+                .iter()
+                .sum::<i64>()
+        };
+        let before = operations().await;
+        let (presented, stamp) = (present(&family, 0, 1), stamp());
+        let hands = (0..100).map(|hand| {
+            let (node, presented, stamp, id) = (if hand % 2 == 0 { &one } else { &other }, &presented, &stamp, family.id);
+            async move {
+                node.family(id, NOW).await.unwrap().unwrap();
+                node.rotate(presented, stamp, "jti").await.unwrap()
+            }
+        });
+        let rotations = join_all(hands).await;
+        let after = operations().await;
+        let rotated = |rotation: &&Rotation| matches!(rotation, Rotation::Rotated(_));
+        assert_eq!(rotations.iter().filter(rotated).count(), 1);
+        let successors = rotations.iter().map(|rotation| match rotation {
+            Rotation::Rotated(family) | Rotation::Repeated(family) => family.generation,
+            Rotation::Reused | Rotation::Unknown => panic!("{rotation:?}"),
+        });
+        assert!(successors.clone().all(|generation| generation == 1));
+        // For each of them: two reads of the family, a rotation or two, two looks, and what empties the outbox.
+        assert!(after - before < 40, "{} operations for one rotation", after - before);
     }
 
     /// A change and its record are two documents: a node that dies in between leaves the event in the outbox, and the next life

@@ -9,6 +9,7 @@ use mongodb::{
     options::ReturnDocument,
 };
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 
 use super::{
     Mongo, Shared,
@@ -38,14 +39,9 @@ impl FamilyStore for Mongo {
 
     async fn family(&self, id: FamilyId, now: Timestamp) -> Result<Option<Family>> {
         self.shared.brings(now);
-        let tokens = self.shared.link.collection(TOKENS);
-        let mut found = self.shared.link.call(async move { Ok(tokens.find_one(doc! { "_id": uuid(id.0) }).await?) }).await?;
-        if found.is_none() && !self.shared.alone {
-            // What is not there is not to be revoked. A primary that was cut off, or has just become one, may not show yet what
-            // was acknowledged; a write that changes nothing tells.
-            found = self.shared.as_kept(id).await?;
-        }
-        let family = found.as_ref().map(decoded).transpose()?;
+        let deadline = self.shared.link.deadline();
+        let found = timeout(deadline, self.shared.find(id)).await.map_err(|_| Fault::Late(deadline))??;
+        let family = found.as_deref().map(decoded).transpose()?;
         Ok(family.filter(|family| now < family.ends_at()))
     }
 
@@ -92,6 +88,26 @@ impl Shared {
         }
         self.record(deed, owner(family.id)).await?;
         Ok(Creation::Created)
+    }
+
+    /// The family, read once for all who ask at the same time.
+    async fn find(&self, id: FamilyId) -> Result<Option<Arc<Document>>, Fault> {
+        let place = self.readers.ask(id);
+        let mut turn = place.turn().await;
+        if let Some(found) = turn.found() {
+            return Ok(found);
+        }
+        let tokens = self.link.collection(TOKENS);
+        let read = self.link.call(async move { Ok(tokens.find_one(doc! { "_id": uuid(id.0) }).await?) });
+        turn.look(async {
+            match read.await? {
+                // What is not there is not to be revoked. A primary that was cut off, or has just become one, may not show yet
+                // what was acknowledged; a write that changes nothing tells.
+                None if !self.alone => self.as_kept(id).await,
+                found => Ok(found),
+            }
+        })
+        .await
     }
 
     /// The family, by a write that changes nothing: what it finds is what the majority will have kept when it answers.

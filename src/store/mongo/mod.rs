@@ -35,6 +35,7 @@ mod snapshot;
 mod stream;
 mod tail;
 mod transfer;
+mod turns;
 
 use std::{
     future::Future,
@@ -60,6 +61,7 @@ use self::{
     pending::{Deed, Entry, Owner},
     recovery::{LOOK, Recovery},
     settle::Settle,
+    turns::Turns,
 };
 pub use self::{
     fault::OpenError,
@@ -99,6 +101,9 @@ struct Shared {
     feed: Feed,
     settle: Settle,
     counted: Counted,
+    /// Who reads a family, and who rotates one.
+    readers: Turns,
+    rotators: Turns,
     /// Whether the server is one without a replica set.
     alone: bool,
     /// How far the clocks of a sharded cluster may be apart that its stream is put in order by.
@@ -149,6 +154,8 @@ impl Mongo {
             feed: Feed::default(),
             settle,
             counted: Counted::default(),
+            readers: Turns::default(),
+            rotators: Turns::default(),
             alone,
             margin: if sharded { SHARDED } else { Duration::ZERO },
             tailing: AtomicBool::new(false),

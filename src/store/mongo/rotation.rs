@@ -1,6 +1,6 @@
 //! The rotation of a refresh token (RFC 9700 section 4.14.2): one conditional write, and what to say where it finds nothing.
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
 use mongodb::bson::{Bson, Document, doc};
 use uuid::Uuid;
@@ -20,6 +20,14 @@ use crate::{
 
 /// How often a rotation that others overtook is judged anew.
 const ATTEMPTS: usize = 16;
+
+/// What became of a token.
+enum Spent {
+    /// It was spent by this call: the family as it is now, and the record that is due.
+    Now(Arc<Document>, Deed),
+    /// It was not: the family as it was found after this call began.
+    Not(Option<Arc<Document>>),
+}
 
 impl Shared {
     /// With the outbox entry of a rotation, which is marked as not answered until it is.
@@ -47,20 +55,17 @@ impl Shared {
         caller: &Weak<()>,
     ) -> Result<Option<(Rotation, Option<Uuid>)>, Fault> {
         let shared = self;
-        if rotate.presented < u32::MAX {
-            // The usual case, judged by the write itself: the filter is `Rotate::judge` saying `Rotate`.
-            let deed = shared.deed([rotate.event(Verdict::Rotate, stamp, jti)])?;
-            let (filter, update) = (standing_at(rotate), rotated(rotate, &deed));
-            if let Some(found) = self.change_family(filter, update).await? {
-                let family = decoded(&found)?;
+        let found = match self.spend(rotate, stamp, jti, caller).await? {
+            Spent::Now(found, deed) => {
                 let entry = deed.entries.first().map(|entry| entry.id);
+                let family = decoded(&found)?;
                 shared.record(deed, owner(rotate.family)).await?;
                 return Ok(Some((Rotation::Rotated(family), entry)));
             }
-        }
-        let found = self.as_kept(rotate.family).await?;
-        let family = found.as_ref().map(decoded).transpose()?;
-        let (last, mark) = match (&found, &family) {
+            Spent::Not(found) => found,
+        };
+        let family = found.as_deref().map(decoded).transpose()?;
+        let (last, mark) = match (found.as_deref(), &family) {
             (Some(found), Some(family)) => self.last(found, family)?,
             _ => (None, None),
         };
@@ -117,6 +122,28 @@ impl Shared {
             }
         };
         Ok(Some((rotation, None)))
+    }
+
+    /// Spends the token, if it is the current one; the only caller on this node who tries.
+    async fn spend(&self, rotate: &Rotate, stamp: &Stamp, jti: &str, caller: &Weak<()>) -> Result<Spent, Fault> {
+        let place = self.rotators.ask(rotate.family);
+        let mut turn = place.turn().await;
+        if let Some(found) = turn.found() {
+            return Ok(Spent::Not(found));
+        }
+        if rotate.lawful && caller.strong_count() == 0 {
+            return Err(Fault::Late(self.link.deadline()));
+        }
+        if rotate.presented < u32::MAX && !turn.is_past(rotate.presented) {
+            // The usual case, judged by the write itself: the filter is `Rotate::judge` saying `Rotate`.
+            let deed = self.deed([rotate.event(Verdict::Rotate, stamp, jti)])?;
+            let before = turn.before();
+            if let Some(found) = self.change_family(standing_at(rotate), rotated(rotate, &deed)).await?.map(Arc::new) {
+                turn.saw(before, Some(found.clone()));
+                return Ok(Spent::Now(found, deed));
+            }
+        }
+        Ok(Spent::Not(turn.look(self.as_kept(rotate.family)).await?))
     }
 
     /// The rotation that the current generation came of, and the entry it is marked with while nobody was answered. There is none
