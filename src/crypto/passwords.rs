@@ -8,7 +8,10 @@ use argon2::{
     password_hash::phc::{PasswordHash, Salt},
 };
 use secrecy::{ExposeSecret, SecretString};
-use tokio::{sync::Semaphore, task};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task,
+};
 
 use super::{random, remembered::Remembered};
 use crate::model::{ClientId, Invalid, SecretId};
@@ -88,7 +91,13 @@ impl Passwords {
         if self.remembered.knows(&digest) {
             return Ok(true);
         }
-        let verified = self.verify(phc, secret).await?;
+        let permits = self.permits().await?;
+        // Of many who bring the same secret at once, as after a start, the first one pays.
+        if self.remembered.knows(&digest) {
+            return Ok(true);
+        }
+        let phc = Arc::<str>::from(phc);
+        let verified = permits.run(move || verify(&phc, secret.expose_secret().as_bytes())).await?;
         if verified {
             self.remembered.learn(digest);
         }
@@ -108,13 +117,30 @@ impl Passwords {
         self.run(move || verify(&phc, secret.expose_secret().as_bytes())).await
     }
 
-    /// Both permits go into the work itself: a caller who hangs up frees its place only when the core is free again.
     async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Busy> {
+        self.permits().await?.run(work).await
+    }
+
+    /// Waits for a core, if there is room to wait.
+    async fn permits(&self) -> Result<Permits, Busy> {
         let place = Arc::clone(&self.places).try_acquire_owned().map_err(|_| Busy)?;
         let running = Arc::clone(&self.running).acquire_owned().await.map_err(|_| Busy)?;
+        Ok(Permits { place, running })
+    }
+}
+
+/// What a hash needs.
+struct Permits {
+    place: OwnedSemaphorePermit,
+    running: OwnedSemaphorePermit,
+}
+
+impl Permits {
+    /// Both go into the work itself: a caller who hangs up frees its place only when the core is free again.
+    async fn run<T: Send + 'static>(self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Busy> {
         let task = task::spawn_blocking(move || {
             let done = work();
-            drop((place, running));
+            drop((self.place, self.running));
             done
         });
         task.await.map_err(|error| match error.try_into_panic() {

@@ -112,6 +112,21 @@ async fn a_verified_secret_is_paid_for_once_and_a_wrong_one_every_time() {
     assert_eq!(passwords.verify_client(&client, &"s2".parse().unwrap(), &phc, secret("chosen")).await, Err(Busy));
 }
 
+/// Who waits for a core while somebody else verifies the same secret does not pay once more: this hash fits nothing.
+#[tokio::test]
+async fn a_secret_that_was_verified_meanwhile_is_not_paid_for_again() {
+    let passwords = Passwords::new(1, 2);
+    let (client, id, phc) = ("orders".parse().unwrap(), "s1".parse().unwrap(), phc(19_456, 2, 1));
+    let core = Arc::clone(&passwords.running).acquire_owned().await.unwrap();
+    let verifies = |text: &str| passwords.verify_client(&client, &id, &phc, secret(text));
+    let meanwhile = async {
+        passwords.remembered.learn(passwords.remembered.digest(&client, &id, &phc, "chosen"));
+        drop(core);
+    };
+    let (one, other, wrong, ()) = tokio::join!(verifies("chosen"), verifies("chosen"), verifies("wrong"), meanwhile);
+    assert_eq!([one, other, wrong], [Ok(true), Ok(true), Ok(false)]);
+}
+
 #[test]
 fn good_hashes_may_be_brought_along() {
     for good in [phc(19_456, 2, 1), phc(47_104, 1, 1), phc(7_168, 5, 1), phc(65_536, 3, 4), phc(65_536, 10, 4)] {
