@@ -3,6 +3,7 @@
 mod mongodb {
     use std::time::Duration;
 
+    use futures_util::{FutureExt, future::join_all};
     use jeton::{
         model::{Action, Jti, Revoked, Timestamp, event::Filter, revocation::Revocation},
         store::{
@@ -14,6 +15,7 @@ mod mongodb {
         Client,
         bson::{DateTime, Document, doc},
     };
+    use tokio::time::timeout;
 
     use crate::{
         bench::{Bench, POINT},
@@ -77,6 +79,40 @@ mod mongodb {
     fn late(rotate: &Rotate, seconds: u64) -> Rotate {
         let by = Duration::from_secs(seconds);
         Rotate { now: rotate.now + by, agreed: rotate.agreed + by, ..rotate.clone() }
+    }
+
+    /// A call whose connection is dead holds up nobody who comes with the same refresh token: neither who reads the family nor who
+    /// rotates it.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn a_call_that_is_stuck_is_passed() {
+        let frail = Frail::open().await;
+        let uri = format!("{}&appName={}", frail.own.uri(), frail.server.name);
+        let store = Mongo::open(&uri, "patient", Bench::key(), PATIENCE).await.unwrap();
+        let (family, stamp) = (family("a"), stamp());
+        store.open_family(&family, event(Action::TokenIssued)).await.unwrap();
+        let presented = present(&family, 0, 1);
+        let _alone = POINT.lock().await;
+        let database = frail.own.uri().rsplit_once('/').unwrap().1.split_once('?').unwrap().0.to_owned();
+        let once = async |command: &str| {
+            let tokens = format!("{database}.tokens");
+            let so = doc! { "failCommands": [command], "namespace": tokens, "blockConnection": true, "blockTimeMS": 9_000 };
+            frail.server.point(doc! { "times": 1 }, so).await;
+        };
+        once("find").await;
+        let mut stuck = Box::pin(store.family(family.id, NOW));
+        assert!(timeout(Duration::from_millis(100), &mut stuck).await.is_err());
+        let found = timeout(Duration::from_secs(8), join_all((0..20).map(|_| store.family(family.id, NOW)))).await.unwrap();
+        assert!(found.into_iter().all(|found| found.unwrap().as_ref() == Some(&family)));
+        assert!(stuck.now_or_never().is_none());
+        once("findAndModify").await;
+        let mut stuck = Box::pin(store.rotate(&presented, &stamp, "jti"));
+        assert!(timeout(Duration::from_millis(100), &mut stuck).await.is_err());
+        let calls = join_all((0..20).map(|_| store.rotate(&presented, &stamp, "jti")));
+        for rotation in timeout(Duration::from_secs(8), calls).await.unwrap() {
+            assert!(matches!(rotation, Ok(Rotation::Rotated(_) | Rotation::Repeated(_))), "{rotation:?}");
+        }
+        assert!(stuck.now_or_never().is_none());
     }
 
     /// R01, R07: a rotation that was made and whose record could not be, so that the caller was refused, is made good however long

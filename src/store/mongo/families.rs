@@ -92,8 +92,7 @@ impl Shared {
 
     /// The family, read once for all who ask at the same time.
     async fn find(&self, id: FamilyId) -> Result<Option<Arc<Document>>, Fault> {
-        let place = self.readers.ask(id);
-        let mut turn = place.turn().await;
+        let mut turn = self.readers.turn(id).await;
         if let Some(found) = turn.found() {
             return Ok(found);
         }

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use mongodb::bson::{Bson, Document, doc};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{
@@ -126,15 +127,17 @@ impl Shared {
 
     /// Spends the token, if it is the current one; the only caller on this node who tries.
     async fn spend(&self, rotate: &Rotate, stamp: &Stamp, jti: &str, caller: &Weak<()>) -> Result<Spent, Fault> {
-        let place = self.rotators.ask(rotate.family);
-        let mut turn = place.turn().await;
-        if let Some(found) = turn.found() {
+        let deadline = self.link.deadline();
+        let turn = timeout(deadline, self.rotators.turn(rotate.family)).await;
+        let mut turn = turn.map_err(|_| Fault::Late(deadline))?;
+        let (seen, presented) = (turn.generation(), i64::from(rotate.presented));
+        if let Some(found) = turn.found().filter(|_| seen != Some(presented)) {
             return Ok(Spent::Not(found));
         }
         if rotate.lawful && caller.strong_count() == 0 {
-            return Err(Fault::Late(self.link.deadline()));
+            return Err(Fault::Late(deadline));
         }
-        if rotate.presented < u32::MAX && !turn.is_past(rotate.presented) {
+        if rotate.presented < u32::MAX && seen.is_none_or(|seen| seen <= presented) {
             // The usual case, judged by the write itself: the filter is `Rotate::judge` saying `Rotate`.
             let deed = self.deed([rotate.event(Verdict::Rotate, stamp, jti)])?;
             let before = turn.before();

@@ -6,14 +6,19 @@ use std::{
     future::Future,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
+    time::Duration,
 };
 
 use mongodb::bson::Document;
+use tokio::{sync::OwnedMutexGuard, time::timeout};
 
 use super::fault::Fault;
 use crate::model::FamilyId;
+
+/// How long the one ahead may take before those behind it go on without it: its connection may be dead.
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// The families that somebody is busy with.
 #[derive(Default)]
@@ -26,7 +31,9 @@ pub(super) struct Turns {
 struct Line {
     /// How many have asked so far.
     asked: AtomicU64,
-    seen: tokio::sync::Mutex<Seen>,
+    /// How many are in it; changed only while the map is locked.
+    length: AtomicUsize,
+    seen: Arc<tokio::sync::Mutex<Seen>>,
 }
 
 /// What whoever had the last turn found.
@@ -38,9 +45,26 @@ struct Seen {
 }
 
 impl Turns {
-    /// Gets in line for a family.
-    pub(super) fn ask(&self, family: FamilyId) -> Place<'_> {
-        let line = self.lines().entry(family).or_default().clone();
+    /// Waits until nobody on this node is ahead.
+    pub(super) async fn turn(&self, family: FamilyId) -> Turn<'_> {
+        loop {
+            let place = self.ask(family);
+            if let Ok(seen) = timeout(PATIENCE, place.line.seen.clone().lock_owned()).await {
+                return Turn { seen, place };
+            }
+            // Whoever comes from now on gets in another line, with those who waited here.
+            let mut lines = self.lines();
+            if lines.get(&family).is_some_and(|line| Arc::ptr_eq(line, &place.line)) {
+                lines.remove(&family);
+            }
+        }
+    }
+
+    fn ask(&self, family: FamilyId) -> Place<'_> {
+        let mut lines = self.lines();
+        let line = lines.entry(family).or_default().clone();
+        line.length.fetch_add(1, SeqCst);
+        drop(lines);
         let number = line.asked.fetch_add(1, SeqCst);
         Place { turns: self, family, line, number }
     }
@@ -51,34 +75,28 @@ impl Turns {
 }
 
 /// A place in line; left when dropped.
-pub(super) struct Place<'a> {
+struct Place<'a> {
     turns: &'a Turns,
     family: FamilyId,
     line: Arc<Line>,
     number: u64,
 }
 
-impl Place<'_> {
-    /// Waits until nobody on this node is ahead.
-    pub(super) async fn turn(&self) -> Turn<'_> {
-        Turn { seen: self.line.seen.lock().await, place: self }
-    }
-}
-
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut lines = self.turns.lines();
-        // The map's and this one; others are only made under the same lock.
-        if Arc::strong_count(&self.line) == 2 {
+        let was_last = self.line.length.fetch_sub(1, SeqCst) == 1;
+        if was_last && lines.get(&self.family).is_some_and(|line| Arc::ptr_eq(line, &self.line)) {
             lines.remove(&self.family);
         }
     }
 }
 
-/// The only one on this node that is busy with a family.
+/// The only one in its line that is busy with a family.
 pub(super) struct Turn<'a> {
-    place: &'a Place<'a>,
-    seen: tokio::sync::MutexGuard<'a, Seen>,
+    // Before the place: who is next finds the line as long as anybody is in it.
+    seen: OwnedMutexGuard<Seen>,
+    place: Place<'a>,
 }
 
 impl Turn<'_> {
@@ -87,10 +105,9 @@ impl Turn<'_> {
         (self.place.number < self.seen.before).then(|| self.seen.family.clone())
     }
 
-    /// Whether somebody saw a later generation than this. There is no way back from it.
-    pub(super) fn is_past(&self, generation: u32) -> bool {
-        let seen = self.seen.family.as_ref().and_then(|family| family.get_i64("generation").ok());
-        seen.is_some_and(|seen| seen > i64::from(generation))
+    /// The newest generation that anybody in this line saw.
+    pub(super) fn generation(&self) -> Option<i64> {
+        self.seen.family.as_ref().and_then(|family| family.get_i64("generation").ok())
     }
 
     /// What this finds, for this caller and all who asked before. Who failed has found nothing: the next one looks itself.
@@ -117,9 +134,12 @@ impl Turn<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use std::{pin::pin, sync::atomic::AtomicUsize};
 
-    use futures_util::future::{join_all, pending, ready};
+    use futures_util::{
+        FutureExt,
+        future::{join_all, pending, ready},
+    };
     use mongodb::bson::doc;
     use tokio::{sync::Notify, task::yield_now};
 
@@ -134,8 +154,7 @@ mod tests {
     async fn what_one_sees_serves_all_who_asked_before() {
         let (turns, family, looks, begin) = (Turns::default(), FamilyId::new(), AtomicUsize::new(0), Notify::new());
         let caller = async || {
-            let place = turns.ask(family);
-            let mut turn = place.turn().await;
+            let mut turn = turns.turn(family).await;
             if let Some(found) = turn.found() {
                 return found;
             }
@@ -163,46 +182,62 @@ mod tests {
     #[tokio::test]
     async fn an_older_look_serves_nobody() {
         let (turns, family) = (Turns::default(), FamilyId::new());
-        let (early, mut late) = (turns.ask(family), None);
-        let mut turn = early.turn().await;
+        let mut late = pin!(turns.turn(family));
+        let mut turn = turns.turn(family).await;
         let look = async {
-            late = Some(turns.ask(family));
+            assert!(late.as_mut().now_or_never().is_none());
             Ok(Some(at(0)))
         };
         assert_eq!(*turn.look(look).await.unwrap().unwrap(), at(0));
         drop(turn);
-        assert!(late.unwrap().turn().await.found().is_none());
+        let late = late.await;
+        assert_eq!((late.found(), late.generation()), (None, Some(0)));
     }
 
     /// One that failed says nothing to the next, one that gives up holds nobody up, and a family that is not there is an answer.
     #[tokio::test]
     async fn failures_are_nobody_elses() {
         let (turns, family) = (Turns::default(), FamilyId::new());
-        let places = [turns.ask(family), turns.ask(family), turns.ask(family), turns.ask(family)];
-        places[0].turn().await.look(ready(Err(Fault::Closed))).await.unwrap_err();
-        let mut turn = places[1].turn().await;
-        assert!(turn.found().is_none());
+        let mut turn = turns.turn(family).await;
+        let [mut second, mut third, mut last] = [(); 3].map(|()| Box::pin(turns.turn(family)));
+        for one in [&mut second, &mut third, &mut last] {
+            assert!(one.now_or_never().is_none());
+        }
+        turn.look(ready(Err(Fault::Closed))).await.unwrap_err();
+        drop(turn);
+        let mut turn = second.await;
+        assert_eq!(turn.found(), None);
         drop(turn.look(pending()));
         drop(turn);
-        let mut turn = places[2].turn().await;
-        assert!(turn.found().is_none());
+        let mut turn = third.await;
+        assert_eq!(turn.found(), None);
         assert_eq!(turn.look(ready(Ok(None))).await.unwrap(), None);
         drop(turn);
-        assert_eq!(places[3].turn().await.found(), Some(None));
-        let [_, _, _, last] = places;
-        assert_eq!(last.turn().await.found(), Some(None), "as long as anybody is in line");
-        drop(last);
-        assert_eq!(turns.ask(family).turn().await.found(), None);
+        assert_eq!(last.await.found(), Some(None));
+        assert_eq!(turns.turn(family).await.found(), None, "the line has gone with the last who was in it");
+        assert!(turns.lines().is_empty());
     }
 
-    #[tokio::test]
-    async fn a_generation_that_was_seen_is_not_tried_again() {
-        let (turns, family) = (Turns::default(), FamilyId::new());
-        let place = turns.ask(family);
-        let mut turn = place.turn().await;
-        assert!(!turn.is_past(0));
-        let before = turn.before();
-        turn.saw(before, Some(Arc::new(at(3))));
-        assert!(turn.is_past(2) && !turn.is_past(3) && !turn.is_past(u32::MAX));
+    /// Who is stuck holds nobody up for long, and those who waited go on together.
+    #[tokio::test(start_paused = true)]
+    async fn who_is_stuck_is_passed() {
+        let (turns, family, looks) = (Turns::default(), FamilyId::new(), AtomicUsize::new(0));
+        let stuck = turns.turn(family).await;
+        let caller = async || {
+            let mut turn = turns.turn(family).await;
+            if turn.found().is_some() {
+                return;
+            }
+            let look = async {
+                looks.fetch_add(1, SeqCst);
+                timeout(PATIENCE / 5, pending::<()>()).await.unwrap_err();
+                Ok(Some(at(0)))
+            };
+            turn.look(look).await.unwrap();
+        };
+        timeout(PATIENCE * 2, join_all((0..50).map(|_| caller()))).await.unwrap();
+        assert_eq!(looks.into_inner(), 2);
+        drop(stuck);
+        assert!(turns.lines().is_empty());
     }
 }
