@@ -1,9 +1,12 @@
 //! What a verb leaves behind whose outcome nobody was told: the server did it, or a part of it, and the caller heard of a failure.
 
 mod mongodb {
-    use std::time::Duration;
+    use std::{pin::pin, time::Duration};
 
-    use futures_util::{FutureExt, future::join_all};
+    use futures_util::{
+        FutureExt,
+        future::{Either, join_all, pending, select},
+    };
     use jeton::{
         model::{Action, Jti, Revoked, Timestamp, event::Filter, revocation::Revocation},
         store::{
@@ -38,10 +41,15 @@ mod mongodb {
 
     impl Frail {
         async fn open() -> Self {
+            Self::with(Duration::from_secs(2)).await
+        }
+
+        /// With this deadline for its calls.
+        async fn with(deadline: Duration) -> Self {
             let own = Own::own();
             let name = format!("jeton-{}", uuid::Uuid::new_v4().simple());
             let uri = format!("{}&appName={name}", own.uri());
-            let store = Mongo::open(&uri, "node", Bench::key(), Duration::from_secs(2)).await.unwrap();
+            let store = Mongo::open(&uri, "node", Bench::key(), deadline).await.unwrap();
             let client = Client::with_uri_str(own.uri()).await.unwrap();
             Self { own, store, server: Server { client, name } }
         }
@@ -86,30 +94,36 @@ mod mongodb {
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn a_call_that_is_stuck_is_passed() {
-        let frail = Frail::open().await;
-        let uri = format!("{}&appName={}", frail.own.uri(), frail.server.name);
-        let store = Mongo::open(&uri, "patient", Bench::key(), PATIENCE).await.unwrap();
-        let (family, stamp) = (family("a"), stamp());
+        let frail = Frail::with(PATIENCE).await;
+        let (store, family, stamp) = (&frail.store, family("a"), stamp());
         store.open_family(&family, event(Action::TokenIssued)).await.unwrap();
         let presented = present(&family, 0, 1);
         let _alone = POINT.lock().await;
-        let database = frail.own.uri().rsplit_once('/').unwrap().1.split_once('?').unwrap().0.to_owned();
+        let database = frail.own.uri().rsplit_once('/').unwrap().1.split_once('?').unwrap().0;
         let once = async |command: &str| {
             let tokens = format!("{database}.tokens");
             let so = doc! { "failCommands": [command], "namespace": tokens, "blockConnection": true, "blockTimeMS": 9_000 };
             frail.server.point(doc! { "times": 1 }, so).await;
         };
+        // Until it is with the server, and blocked there.
+        let blocked = async |failed: i64| {
+            while frail.server.failed().await == failed {
+                timeout(Duration::from_millis(5), pending::<()>()).await.unwrap_err();
+            }
+        };
         once("find").await;
-        let mut stuck = Box::pin(store.family(family.id, NOW));
-        assert!(timeout(Duration::from_millis(100), &mut stuck).await.is_err());
-        let found = timeout(Duration::from_secs(8), join_all((0..20).map(|_| store.family(family.id, NOW)))).await.unwrap();
-        assert!(found.into_iter().all(|found| found.unwrap().as_ref() == Some(&family)));
+        let failed = frail.server.failed().await;
+        let mut stuck = pin!(store.family(family.id, NOW));
+        assert!(matches!(select(&mut stuck, pin!(blocked(failed))).await, Either::Right(_)));
+        for found in join_all((0..20).map(|_| store.family(family.id, NOW))).await {
+            assert_eq!(found.unwrap().as_ref(), Some(&family));
+        }
         assert!(stuck.now_or_never().is_none());
         once("findAndModify").await;
-        let mut stuck = Box::pin(store.rotate(&presented, &stamp, "jti"));
-        assert!(timeout(Duration::from_millis(100), &mut stuck).await.is_err());
-        let calls = join_all((0..20).map(|_| store.rotate(&presented, &stamp, "jti")));
-        for rotation in timeout(Duration::from_secs(8), calls).await.unwrap() {
+        let failed = frail.server.failed().await;
+        let mut stuck = pin!(store.rotate(&presented, &stamp, "jti"));
+        assert!(matches!(select(&mut stuck, pin!(blocked(failed))).await, Either::Right(_)));
+        for rotation in join_all((0..20).map(|_| store.rotate(&presented, &stamp, "jti"))).await {
             assert!(matches!(rotation, Ok(Rotation::Rotated(_) | Rotation::Repeated(_))), "{rotation:?}");
         }
         assert!(stuck.now_or_never().is_none());

@@ -90,6 +90,7 @@ mod mongodb {
     }
 
     /// R02: a hundred who present one token at once, on two nodes, are one rotation, and cost the database little more than one.
+    /// After the end of their family they cost as little.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn a_hundred_with_one_token_cost_what_a_few_do() {
@@ -101,32 +102,34 @@ mod mongodb {
             let mut told = tokens.aggregate([doc! { "$collStats": { "latencyStats": {} } }]).await.unwrap();
             assert!(told.advance().await.unwrap());
             let told = told.deserialize_current().unwrap();
-            let told = told.get_document("latencyStats").unwrap().clone();
-            ["reads", "writes", "commands"]
-                .map(|kind| told.get_document(kind).unwrap().get_i64("ops").unwrap())
-                .iter()
-                .sum::<i64>()
+            let told = told.get_document("latencyStats").unwrap();
+            let of = |kind| told.get_document(kind).unwrap().get_i64("ops").unwrap();
+            of("reads") + of("writes") + of("commands")
         };
-        let before = operations().await;
-        let (presented, stamp) = (present(&family, 0, 1), stamp());
-        let hands = (0..100).map(|hand| {
-            let (node, presented, stamp, id) = (if hand % 2 == 0 { &one } else { &other }, &presented, &stamp, family.id);
-            async move {
-                node.family(id, NOW).await.unwrap().unwrap();
-                node.rotate(presented, stamp, "jti").await.unwrap()
-            }
-        });
-        let rotations = join_all(hands).await;
-        let after = operations().await;
+        let hands = async |generation: u32| {
+            let (presented, stamp, before) = (present(&family, generation, 1), stamp(), operations().await);
+            let hands = (0..100).map(|hand| {
+                let (node, presented, stamp, id) = (if hand % 2 == 0 { &one } else { &other }, &presented, &stamp, family.id);
+                async move {
+                    node.family(id, NOW).await.unwrap().unwrap();
+                    node.rotate(presented, stamp, "jti").await.unwrap()
+                }
+            });
+            let rotations = join_all(hands).await;
+            // On each node: two reads, two rotations or looks, what empties the outbox; more where a look takes long.
+            let cost = operations().await - before;
+            assert!(cost < 100, "{cost} operations");
+            rotations
+        };
+        let rotations = hands(0).await;
         let rotated = |rotation: &&Rotation| matches!(rotation, Rotation::Rotated(_));
         assert_eq!(rotations.iter().filter(rotated).count(), 1);
-        let successors = rotations.iter().map(|rotation| match rotation {
-            Rotation::Rotated(family) | Rotation::Repeated(family) => family.generation,
-            Rotation::Reused | Rotation::Unknown => panic!("{rotation:?}"),
-        });
-        assert!(successors.clone().all(|generation| generation == 1));
-        // For each of them: two reads of the family, a rotation or two, two looks, and what empties the outbox.
-        assert!(after - before < 40, "{} operations for one rotation", after - before);
+        assert!(rotations.iter().all(|rotation| match rotation {
+            Rotation::Rotated(family) | Rotation::Repeated(family) => family.generation == 1,
+            Rotation::Reused | Rotation::Unknown => false,
+        }));
+        one.end_family(family.id, at(1), at(900_000), event(Action::FamilyRevoked)).await.unwrap();
+        assert!(hands(1).await.iter().all(|rotation| *rotation == Rotation::Unknown));
     }
 
     /// A change and its record are two documents: a node that dies in between leaves the event in the outbox, and the next life

@@ -18,6 +18,7 @@ use super::{
     pending::{Deed, Owner},
     revocations::{self, ended_until},
     schema::TOKENS,
+    turns::Turn,
     whole,
 };
 use crate::{
@@ -92,13 +93,13 @@ impl Shared {
 
     /// The family, read once for all who ask at the same time.
     async fn find(&self, id: FamilyId) -> Result<Option<Arc<Document>>, Fault> {
-        let mut turn = self.readers.turn(id).await;
-        if let Some(found) = turn.found() {
-            return Ok(found);
-        }
+        let look = match self.readers.turn(id, |_| true).await {
+            Turn::Found(found) => return Ok(found),
+            Turn::Look(look) => look,
+        };
         let tokens = self.link.collection(TOKENS);
         let read = self.link.call(async move { Ok(tokens.find_one(doc! { "_id": uuid(id.0) }).await?) });
-        turn.look(async {
+        look.find(async {
             match read.await? {
                 // What is not there is not to be revoked. A primary that was cut off, or has just become one, may not show yet
                 // what was acknowledged; a write that changes nothing tells.

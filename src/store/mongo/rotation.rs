@@ -13,6 +13,7 @@ use super::{
     fault::Fault,
     pending::Deed,
     revocations::ended_until,
+    turns::Turn,
 };
 use crate::{
     model::{Family, Revoked, Stamp, revocation::Revocation},
@@ -28,6 +29,15 @@ enum Spent {
     Now(Arc<Document>, Deed),
     /// It was not: the family as it was found after this call began.
     Not(Option<Arc<Document>>),
+}
+
+/// What is to be done about a token.
+struct Judged {
+    verdict: Verdict,
+    family: Option<Family>,
+    last: Option<Last>,
+    /// The entry that the last rotation is marked with, if nobody was answered.
+    mark: Option<Uuid>,
 }
 
 impl Shared {
@@ -65,15 +75,7 @@ impl Shared {
             }
             Spent::Not(found) => found,
         };
-        let family = found.as_deref().map(decoded).transpose()?;
-        let (last, mark) = match (found.as_deref(), &family) {
-            (Some(found), Some(family)) => self.last(found, family)?,
-            _ => (None, None),
-        };
-        let verdict = match (&family, last) {
-            (Some(family), Some(last)) => rotate.judge(family, last),
-            _ => Verdict::Unknown,
-        };
+        let Judged { verdict, family, last, mark } = self.judge(rotate, found.as_deref())?;
         let event = rotate.event(verdict, stamp, jti);
         let rotation = match (verdict, family) {
             (Verdict::Rotate, _) => return Ok(None),
@@ -125,42 +127,54 @@ impl Shared {
         Ok(Some((rotation, None)))
     }
 
-    /// Spends the token, if it is the current one; the only caller on this node who tries.
+    /// Spends the token, if it is the current one; of those who come at the same time on this node, one tries.
     async fn spend(&self, rotate: &Rotate, stamp: &Stamp, jti: &str, caller: &Weak<()>) -> Result<Spent, Fault> {
         let deadline = self.link.deadline();
-        let turn = timeout(deadline, self.rotators.turn(rotate.family)).await;
-        let mut turn = turn.map_err(|_| Fault::Late(deadline))?;
-        let (seen, presented) = (turn.generation(), i64::from(rotate.presented));
-        if let Some(found) = turn.found().filter(|_| seen != Some(presented)) {
-            return Ok(Spent::Not(found));
-        }
+        // Whose token is the current one has to try.
+        let serves = |found: Option<&Document>| self.judge(rotate, found).is_ok_and(|judged| judged.verdict != Verdict::Rotate);
+        let turn = timeout(deadline, self.rotators.turn(rotate.family, serves)).await;
+        let look = match turn.map_err(|_| Fault::Late(deadline))? {
+            Turn::Found(found) => return Ok(Spent::Not(found)),
+            Turn::Look(look) => look,
+        };
         if rotate.lawful && caller.strong_count() == 0 {
             return Err(Fault::Late(deadline));
         }
-        if rotate.presented < u32::MAX && seen.is_none_or(|seen| seen <= presented) {
+        let is_gone = look.generation().is_some_and(|seen| seen > i64::from(rotate.presented));
+        if rotate.presented < u32::MAX && !is_gone {
             // The usual case, judged by the write itself: the filter is `Rotate::judge` saying `Rotate`.
             let deed = self.deed([rotate.event(Verdict::Rotate, stamp, jti)])?;
-            let before = turn.before();
+            let before = look.before();
             if let Some(found) = self.change_family(standing_at(rotate), rotated(rotate, &deed)).await?.map(Arc::new) {
-                turn.saw(before, Some(found.clone()));
+                look.found(before, Some(found.clone()));
                 return Ok(Spent::Now(found, deed));
             }
         }
-        Ok(Spent::Not(turn.look(self.as_kept(rotate.family)).await?))
+        Ok(Spent::Not(look.find(self.as_kept(rotate.family)).await?))
+    }
+
+    /// What is to be done, by what was found.
+    fn judge(&self, rotate: &Rotate, found: Option<&Document>) -> Result<Judged, Fault> {
+        let Some(found) = found else {
+            return Ok(Judged { verdict: Verdict::Unknown, family: None, last: None, mark: None });
+        };
+        let family = decoded(found)?;
+        let (last, mark) = self.last(found, &family)?;
+        Ok(Judged { verdict: rotate.judge(&family, last), family: Some(family), last: Some(last), mark })
     }
 
     /// The rotation that the current generation came of, and the entry it is marked with while nobody was answered. There is none
     /// of a family that came with an import, or that an older version rotated: then its own time has to do.
-    fn last(&self, document: &Document, family: &Family) -> Result<(Option<Last>, Option<Uuid>), Fault> {
+    fn last(&self, document: &Document, family: &Family) -> Result<(Last, Option<Uuid>), Fault> {
         let own = Last { at: family.rotated_at, unanswered: false };
-        let Some(last) = document.get("last").and_then(Bson::as_document) else { return Ok((Some(own), None)) };
+        let Some(last) = document.get("last").and_then(Bson::as_document) else { return Ok((own, None)) };
         let fields = Fields::of("refresh family", last);
         if fields.count("generation")? != u64::from(family.generation) {
-            return Ok((Some(own), None));
+            return Ok((own, None));
         }
         let mark = fields.find("unanswered").map(|_| fields.uuid("unanswered")).transpose()?;
         let mark = mark.filter(|entry| !self.settle.was_answered(*entry));
-        Ok((Some(Last { at: fields.time("at")?, unanswered: mark.is_some() }), mark))
+        Ok((Last { at: fields.time("at")?, unanswered: mark.is_some() }, mark))
     }
 }
 
