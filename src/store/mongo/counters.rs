@@ -81,6 +81,7 @@ impl CounterStore for Mongo {
             let due = counted.add(stride, until);
             let flush = Flush {
                 database: self.shared.link.database().clone(),
+                deadline: self.shared.link.deadline(),
                 field: format!("by.{}", self.shared.node.session().simple()),
                 until,
             };
@@ -107,6 +108,7 @@ fn key(id: &str, until: Timestamp) -> String {
 /// One command's worth.
 struct Flush {
     database: Database,
+    deadline: Duration,
     /// Where this process keeps its own counts.
     field: String,
     until: Timestamp,
@@ -158,13 +160,14 @@ impl Flush {
                 doc! { "q": { "_id": key }, "u": update, "upsert": true }
             })
             .collect();
+        let wait = i64::try_from(self.deadline.as_millis()).unwrap_or(i64::MAX);
         // The driver has no command for many different updates that servers before 8.0 know, and adds no write concern to one
         // that it is handed.
         let command = doc! {
             "update": RATE_LIMITS,
             "updates": updates,
             "ordered": false,
-            "writeConcern": { "w": "majority", "j": true, "wtimeout": 1_000 },
+            "writeConcern": { "w": "majority", "j": true, "wtimeout": wait },
         };
         let answer = self.database.run_command(command).await?;
         if let Ok(concern) = answer.get_document("writeConcernError") {
