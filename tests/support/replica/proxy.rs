@@ -1,7 +1,7 @@
 //! What stands between a member and everybody who speaks to it: passes bytes on, or holds them while the way is cut.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fs,
     net::{Ipv4Addr, SocketAddr},
     sync::{
@@ -80,6 +80,8 @@ pub(crate) struct Network {
     cuts: watch::Sender<Vec<Cut>>,
     /// The members' processes; 0 while there is none.
     pids: Vec<AtomicU32>,
+    /// Processes that have come through a door: most likely it is one of them again.
+    seen: Mutex<BTreeSet<u32>>,
     standing: Mutex<HashMap<u64, (Source, usize, AbortHandle)>>,
     next: AtomicU64,
 }
@@ -89,6 +91,7 @@ impl Network {
         Arc::new(Self {
             cuts: watch::Sender::new(Vec::new()),
             pids: (0..members).map(|_| AtomicU32::new(0)).collect(),
+            seen: Mutex::default(),
             standing: Mutex::default(),
             next: AtomicU64::new(0),
         })
@@ -154,11 +157,15 @@ impl Network {
     fn source(&self, peer: SocketAddr, local: SocketAddr) -> Option<Source> {
         let inode = inode(peer, local)?;
         let members: Vec<u32> = self.pids.iter().map(|pid| pid.load(Ordering::SeqCst)).collect();
-        if let Some(member) = members.iter().position(|&pid| pid != 0 && owns(pid, &inode)) {
+        let seen: Vec<u32> = self.seen.lock().unwrap().iter().copied().collect();
+        let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let likely = seen.into_iter().chain(members.iter().copied().filter(|pid| *pid != 0)).chain([std::process::id()]);
+        let pid = likely.chain(processes).find(|&pid| owns(pid, &inode))?;
+        if let Some(member) = members.iter().position(|member| *member == pid) {
             return Some(Source::Member(member));
         }
-        let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        [std::process::id()].into_iter().chain(processes).find(|&pid| owns(pid, &inode)).map(Source::Process)
+        self.seen.lock().unwrap().insert(pid);
+        Some(Source::Process(pid))
     }
 }
 
