@@ -95,8 +95,8 @@ async fn a_majority_that_does_not_copy() {
     let until = recorder.now();
     stage.stop_copying("off").await;
     stage.set.settled().await;
-    recorder.fault(NAME, None, begin, s(5));
-    pause(s(5)).await;
+    recorder.fault(NAME, None, begin, s(8));
+    pause(s(8)).await;
     let told = stage.close().await;
     let mut acknowledged = told.done_during(NAME);
     acknowledged.retain(|call| told.took_a_write(call) && call.start > since && call.end < until);
