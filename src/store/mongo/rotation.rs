@@ -131,7 +131,10 @@ impl Shared {
     async fn spend(&self, rotate: &Rotate, stamp: &Stamp, jti: &str, caller: &Weak<()>) -> Result<Spent, Fault> {
         let deadline = self.link.deadline();
         // Whose token is the current one has to try.
-        let serves = |found: Option<&Document>| self.judge(rotate, found).is_ok_and(|judged| judged.verdict != Verdict::Rotate);
+        let serves = |found: Option<&Document>| {
+            let judged = self.judge(rotate, found);
+            !judged.is_ok_and(|judged| judged.verdict == Verdict::Rotate)
+        };
         let turn = timeout(deadline, self.rotators.turn(rotate.family, serves)).await;
         let look = match turn.map_err(|_| Fault::Late(deadline))? {
             Turn::Found(found) => return Ok(Spent::Not(found)),

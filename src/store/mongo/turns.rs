@@ -9,7 +9,10 @@ use std::{
 };
 
 use mongodb::bson::Document;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 
 use super::fault::Fault;
 use crate::model::FamilyId;
@@ -28,7 +31,7 @@ type Line = Arc<watch::Sender<State>>;
 
 #[derive(Default)]
 struct State {
-    /// How many have asked, and how many of them are still here.
+    /// How many have asked or looked, and how many of those who asked are still here.
     asked: u64,
     here: usize,
     /// How many began to look, and the last of them, while it looks: those it has passed are waited for no more.
@@ -40,7 +43,7 @@ struct State {
 /// What the newest look found.
 #[derive(Clone, Default)]
 struct Seen {
-    /// How many had asked when it began.
+    /// Its number: whoever has a lower one asked before it began.
     before: u64,
     family: Option<Arc<Document>>,
 }
@@ -60,6 +63,7 @@ impl Turns {
         let place = self.ask(family);
         let mut news = place.line.subscribe();
         let (mut judged, mut began, mut is_late) = (0, 0, false);
+        let mut patience = Instant::now() + PATIENCE;
         loop {
             news.mark_unchanged();
             let mut found = None;
@@ -74,14 +78,16 @@ impl Turns {
                     state.began += 1;
                     (state.looking, look) = (Some(state.began), Some(state.began));
                 }
-                began = state.began;
+                if state.began != began {
+                    (began, patience) = (state.began, Instant::now() + PATIENCE);
+                }
                 look.is_some()
             });
             match (found, look) {
                 (Some(found), _) if serves(found.as_deref()) => return Turn::Found(found),
                 (Some(_), _) => {}
                 (None, Some(number)) => return Turn::Look(Look { place, number }),
-                (None, None) => is_late = timeout(PATIENCE, news.changed()).await.is_err(),
+                (None, None) => is_late = timeout_at(patience, news.changed()).await.is_err(),
             }
         }
     }
@@ -150,12 +156,18 @@ impl Look<'_> {
         Ok(found)
     }
 
-    /// How many have asked so far; to be taken before looking, for [`found`](Self::found).
+    /// A number between those who have asked so far and those who will; to be taken before looking, for [`found`](Self::found).
     pub(super) fn before(&self) -> u64 {
-        self.place.line.borrow().asked
+        let mut number = 0;
+        self.place.line.send_if_modified(|state| {
+            number = state.asked;
+            state.asked += 1;
+            false
+        });
+        number
     }
 
-    /// This was found, by looking after so many had asked.
+    /// This was found, by a look of that number.
     pub(super) fn found(&self, before: u64, family: Option<Arc<Document>>) {
         self.place.line.send_if_modified(|state| {
             let is_newer = before > state.seen.before;
