@@ -63,7 +63,7 @@ impl Passwords {
     ///
     /// When too many are waiting, or there is no memory for it.
     pub async fn hash(&self, secret: SecretString) -> Result<String, Busy> {
-        self.run(move || hash(secret.expose_secret().as_bytes())).await?.ok_or(Busy)
+        self.permits().await?.run(move || hash(secret.expose_secret().as_bytes())).await?.ok_or(Busy)
     }
 
     /// Whether `secret` is the one hashed into `phc`; a hash that [`check_import`] refuses fits nothing.
@@ -72,8 +72,7 @@ impl Passwords {
     ///
     /// When too many are waiting.
     pub async fn verify(&self, phc: &str, secret: SecretString) -> Result<bool, Busy> {
-        let phc = Arc::from(phc);
-        self.verify_owned(phc, secret).await
+        self.permits().await?.verify(phc.into(), secret).await
     }
 
     /// Whether this secret of a client was verified before in this process; costs next to nothing.
@@ -96,8 +95,7 @@ impl Passwords {
         if self.remembered.knows(&digest) {
             return Ok(true);
         }
-        let phc = Arc::<str>::from(phc);
-        let verified = permits.run(move || verify(&phc, secret.expose_secret().as_bytes())).await?;
+        let verified = permits.verify(phc.into(), secret).await?;
         if verified {
             self.remembered.learn(digest);
         }
@@ -110,15 +108,7 @@ impl Passwords {
     ///
     /// When too many are waiting: as for a client that exists.
     pub async fn burn(&self, secret: SecretString) -> Result<(), Busy> {
-        self.verify_owned(Arc::clone(&self.decoy), secret).await.map(drop)
-    }
-
-    async fn verify_owned(&self, phc: Arc<str>, secret: SecretString) -> Result<bool, Busy> {
-        self.run(move || verify(&phc, secret.expose_secret().as_bytes())).await
-    }
-
-    async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Busy> {
-        self.permits().await?.run(work).await
+        self.permits().await?.verify(Arc::clone(&self.decoy), secret).await.map(drop)
     }
 
     /// Waits for a core, if there is room to wait.
@@ -136,6 +126,10 @@ struct Permits {
 }
 
 impl Permits {
+    async fn verify(self, phc: Arc<str>, secret: SecretString) -> Result<bool, Busy> {
+        self.run(move || verify(&phc, secret.expose_secret().as_bytes())).await
+    }
+
     /// Both go into the work itself: a caller who hangs up frees its place only when the core is free again.
     async fn run<T: Send + 'static>(self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Busy> {
         let task = task::spawn_blocking(move || {

@@ -75,7 +75,7 @@ async fn a_caller_who_hangs_up_keeps_its_place_until_the_work_is_done() {
     let (started, start) = std::sync::mpsc::channel();
     let (finish, finished) = std::sync::mpsc::channel::<()>();
     {
-        let work = passwords.run(move || {
+        let work = passwords.permits().await.unwrap().run(move || {
             started.send(()).unwrap();
             finished.recv().ok()
         });
