@@ -65,12 +65,11 @@ impl Shared {
         jti: &str,
         caller: &Weak<()>,
     ) -> Result<Option<(Rotation, Option<Uuid>)>, Fault> {
-        let shared = self;
         let found = match self.spend(rotate, stamp, jti, caller).await? {
             Spent::Now(found, deed) => {
                 let entry = deed.entries.first().map(|entry| entry.id);
                 let family = decoded(&found)?;
-                shared.record(deed, owner(rotate.family)).await?;
+                self.record(deed, owner(rotate.family)).await?;
                 return Ok(Some((Rotation::Rotated(family), entry)));
             }
             Spent::Not(found) => found,
@@ -80,12 +79,12 @@ impl Shared {
         let rotation = match (verdict, family) {
             (Verdict::Rotate, _) => return Ok(None),
             (Verdict::Repeat, Some(family)) if last.is_some_and(|last| rotate.is_in_grace(last)) => {
-                shared.append(event).await?;
+                self.append(event).await?;
                 // Whoever is answered now has what the first call may not have been given.
                 return Ok(Some((Rotation::Repeated(family), mark)));
             }
             (Verdict::Repeat, Some(family)) => {
-                let deed = shared.deed([event])?;
+                let deed = self.deed([event])?;
                 let entry = deed.entries.first().map(|entry| entry.id);
                 // Nobody was answered so far: the mark is this call's now, and the grace begins here.
                 let filter = doc! {
@@ -95,7 +94,7 @@ impl Shared {
                     "last.unanswered": mark.map(uuid),
                 };
                 let Some(found) = self.change_family(filter, repeated(rotate, &deed)).await? else { return Ok(None) };
-                shared.record(deed, owner(rotate.family)).await?;
+                self.record(deed, owner(rotate.family)).await?;
                 return Ok(Some((Rotation::Repeated(decoded(&found)?), entry)));
             }
             // The late echo of a call that was given up, and made again elsewhere since: nobody's reuse.
@@ -103,7 +102,7 @@ impl Shared {
                 return Err(Fault::Late(self.link.deadline()));
             }
             (Verdict::End, Some(family)) => {
-                let deed = shared.deed([event])?;
+                let deed = self.deed([event])?;
                 let until = rotate.now + rotate.remember;
                 let update = end(&deed, Some(rotate.now), until);
                 let filter = doc! {
@@ -116,11 +115,11 @@ impl Shared {
                 let Some(found) = found else { return Ok(None) };
                 let revocation =
                     Revocation { revoked: Revoked::Family(rotate.family), until: ended_until(&found)?.unwrap_or(until) };
-                shared.record_heard(deed, owner(rotate.family), vec![Change::Revoked(revocation)]).await?;
+                self.record_heard(deed, owner(rotate.family), vec![Change::Revoked(revocation)]).await?;
                 Rotation::Reused
             }
             (Verdict::Unknown, _) | (_, None) => {
-                shared.append(event).await?;
+                self.append(event).await?;
                 Rotation::Unknown
             }
         };

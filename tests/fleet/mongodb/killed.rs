@@ -48,8 +48,8 @@ async fn kill(stage: &mut Stage, name: &str) {
 const STEP_DOWN: &str = "M3: stepDown";
 const IN_TURN: &str = "M3: rolling restart";
 
-/// M3: the primary hands over, again and again; then every member is stopped and started in turn. Where the
-/// primary hands over, changes go on within 4 s, and whoever asks once more is not failed twice.
+/// M3: the primary hands over, again and again; then every member is stopped and started in turn. Where the primary
+/// hands over, changes go on within 4 s, and whoever asks once more is not failed twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_primary_that_hands_over() {
