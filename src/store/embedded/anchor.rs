@@ -4,7 +4,7 @@
 
 use std::{fs::File, os::unix::fs::FileExt, path::Path};
 
-use super::fault::OpenError;
+use super::{batch::OWN, fault::OpenError};
 use crate::{
     crypto::chain::{ChainKey, Head},
     store::transfer::{hex, unhex},
@@ -58,5 +58,5 @@ fn parse(bytes: &[u8]) -> Option<Head> {
     let mut parts = std::str::from_utf8(bytes).ok()?.strip_suffix('\n')?.splitn(4, ' ');
     let sequence = parts.next()?.parse().ok()?;
     let (hash, seal) = (unhex(parts.next()?)?, unhex(parts.next()?)?);
-    Some(Head { node: parts.next()?.into(), sequence, hash, seal })
+    Some(Head { node: parts.next()?.into(), sequence, hash, claim: OWN, seal })
 }

@@ -9,7 +9,7 @@ use tokio::sync::{broadcast, oneshot};
 
 use super::{
     Embedded,
-    batch::{Batch, Entry, Urgency, Work, from_sql, to_sql},
+    batch::{Batch, Entry, OWN, Urgency, Work, from_sql, to_sql},
     fault::{Fault, ascending},
     others,
 };
@@ -161,7 +161,7 @@ pub(super) fn head(connection: &Connection) -> Result<Option<Head>, Fault> {
     let head = statement
         .query_row([], |row| {
             let sequence = from_sql(row.get(1)?);
-            Ok(Head { node: row.get(0)?, sequence, hash: row.get(2)?, seal: row.get(3)? })
+            Ok(Head { node: row.get(0)?, sequence, hash: row.get(2)?, claim: OWN, seal: row.get(3)? })
         })
         .optional()?;
     Ok(head)

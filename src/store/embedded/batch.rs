@@ -10,10 +10,13 @@ use super::{
     sums::{self, Tally},
 };
 use crate::{
-    crypto::chain::{self, ChainKey},
+    crypto::chain::{self, ChainKey, Claim, Head},
     model::{Action, Event, Record, Timestamp},
     store::{Change, Follower, Result, transfer::Chains},
 };
+
+/// The claim of the own chain's seal. There is one node, and one head.
+pub(super) const OWN: Claim = Claim::Open { at: Timestamp::EPOCH };
 
 /// What the writer knows by heart; on disk it is the row `head`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +36,11 @@ pub(super) struct State {
 }
 
 impl State {
+    /// The sealed end of the own chain.
+    pub(super) fn head(&self, key: &ChainKey) -> Head {
+        key.seal(&self.node, self.sequence, self.hash, OWN)
+    }
+
     /// Over what the seal does not cover.
     pub(super) fn sum(&self) -> [u8; 16] {
         let newest = self.newest.millis().to_be_bytes();

@@ -11,7 +11,7 @@ use super::{
     fault::Fault,
     sums::Tally,
 };
-use crate::crypto::chain::Head;
+use crate::crypto::chain::{Claim, Head};
 
 /// Names of all that have records or an end, in the order of their bytes. One chain may have very many records: each name is
 /// looked up behind the one before.
@@ -41,7 +41,8 @@ pub(super) fn walk<E: From<Fault>>(
 }
 
 fn read_head(row: &Row<'_>) -> rusqlite::Result<(Arc<str>, Head)> {
-    let head = Head { node: row.get(1)?, sequence: from_sql(row.get(2)?), hash: row.get(3)?, seal: row.get(4)? };
+    let (node, sequence) = (row.get(1)?, from_sql(row.get(2)?));
+    let head = Head { node, sequence, hash: row.get(3)?, claim: Claim::Closed, seal: row.get(4)? };
     Ok((row.get(0)?, head))
 }
 
@@ -91,7 +92,7 @@ impl Batch<'_> {
 
     /// Seals the end of another node's chain.
     pub(super) fn seal_other(&mut self, chain: &str, sequence: u64, hash: [u8; 32]) -> Result<(), Fault> {
-        let head = self.key.seal(self.node, sequence, hash);
+        let head = self.key.seal(self.node, sequence, hash, Claim::Closed);
         self.execute(
             "INSERT INTO other_heads (chain, node, sequence, hash, seal) VALUES (?1, ?2, ?3, ?4, ?5)",
             (chain, head.node.as_ref(), to_sql(sequence), head.hash, head.seal),

@@ -211,8 +211,7 @@ impl Writer {
 
     fn publish(&mut self, effects: Effects) {
         if effects.state.sequence != self.state.sequence {
-            let Effects { state, .. } = &effects;
-            self.anchor.write(&self.key.seal(&state.node, state.sequence, state.hash));
+            self.anchor.write(&effects.state.head(&self.key));
         }
         self.state = effects.state;
         self.shared.saw(self.state.newest);
@@ -271,7 +270,7 @@ pub(super) fn checkpoint(connection: &Connection) -> Result<(), Fault> {
 
 /// Writes the row `head`, sealed.
 fn save(connection: &Connection, key: &ChainKey, state: &State) -> Result<(), Fault> {
-    let head = key.seal(&state.node, state.sequence, state.hash);
+    let head = state.head(key);
     connection
         .prepare_cached(
             "INSERT OR REPLACE INTO head (id, node, sequence, hash, seal, newest, tally, importing, sum)

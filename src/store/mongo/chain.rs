@@ -30,7 +30,7 @@ use super::{
     settle::Settle,
 };
 use crate::{
-    crypto::chain::{ChainKey, Head, START, Walk, link},
+    crypto::chain::{ChainKey, Claim, Head, START, Walk, link},
     model::{Record, Timestamp},
 };
 
@@ -191,17 +191,19 @@ impl Chain {
         self.tail.upgrade()
     }
 
-    /// Takes nothing more and waits for what is on its way, but not for ever.
-    pub(super) async fn close(&self) {
+    /// Takes nothing more and waits for what is on its way, but not for ever; whether nothing is on its way any more.
+    pub(super) async fn close(&self) -> bool {
         self.queue.store(None);
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(task) = task else { return };
+        let Some(task) = task else { return false };
         let abort = task.abort_handle();
-        if timeout(LAST, task).await.is_err() {
+        let ended = timeout(LAST, task).await.is_ok_and(|ended| ended.is_ok());
+        if !ended {
             // It holds no driver future: those run in tasks of their own.
             abort.abort();
             tracing::error!("MongoDB does not answer: audit records that nobody was promised are lost");
         }
+        ended
     }
 }
 
@@ -311,8 +313,7 @@ impl Writer {
             end = End { sequence, hash, newest };
             let name = self.node.name.clone();
             let record = Record { chain: name.clone(), sequence, node: name, event: entry.event.clone(), hash };
-            let mut document = encoded(&record, &self.key)?;
-            document.insert("entry", uuid(entry.id));
+            let mut document = encoded(&record, entry.id, &self.key)?;
             if job.foreign {
                 document.insert(FOREIGN, true);
             }
@@ -343,15 +344,17 @@ impl Writer {
     }
 }
 
-/// A record's document. The seal shows that whoever wrote it has the key: behind the noted head nothing else would.
-pub(super) fn encoded(record: &Record, key: &ChainKey) -> Result<Document, Fault> {
-    let seal = key.seal(&record.node, record.sequence, record.hash);
+/// A record's document. The seal shows that it was written by a node that has the key, and from which outbox entry, if any.
+pub(super) fn encoded(record: &Record, entry: Uuid, key: &ChainKey) -> Result<Document, Fault> {
+    let claim = Claim::Record { entry: entry.into_bytes() };
+    let seal = key.seal(&record.node, record.sequence, record.hash, claim);
     Ok(doc! {
         "_id": place(&record.chain, record.sequence),
         "node": record.node.as_ref(),
         "event": encode("audit record", &record.event)?,
         "hash": bytes(&record.hash),
         "seal": bytes(&seal.seal),
+        "entry": uuid(entry),
     })
 }
 
@@ -376,7 +379,9 @@ pub(super) fn decoded(document: &Document) -> Result<Record, Fault> {
 /// The record's own seal.
 pub(super) fn sealed(document: &Document) -> Result<Head, Fault> {
     let Record { sequence, node, hash, .. } = decoded(document)?;
-    Ok(Head { node, sequence, hash, seal: Fields::of("audit record", document).hash("seal")? })
+    let fields = Fields::of("audit record", document);
+    let claim = Claim::Record { entry: fields.uuid("entry")?.into_bytes() };
+    Ok(Head { node, sequence, hash, claim, seal: fields.hash("seal")? })
 }
 
 /// Up to `limit` records of a chain in order, those after `after`.

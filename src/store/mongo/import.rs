@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use mongodb::bson::{Document, doc};
 use tokio::sync::Mutex;
+use uuid::Uuid;
 
 use super::{
     LONG, Mongo, chain, clients,
@@ -20,7 +21,7 @@ use super::{
     schema::{self, AUDIT_LOGS, CLIENTS, META, NODES, REVOCATIONS, SIGNING_KEYS, TOKENS, WITH_OUTBOX},
 };
 use crate::{
-    crypto::chain::ChainKey,
+    crypto::chain::{ChainKey, Claim},
     model::{EpochOf, Record, Revoked, Timestamp, revocation::Revocation},
     store::{
         Result,
@@ -122,13 +123,13 @@ impl Import {
                         .map_err(|problem| Fault::row("import", problem))?;
                     let record =
                         Record { chain: name.clone(), sequence: *sequence, node: node.clone(), event: event.clone(), hash };
-                    documents.push(chain::encoded(&record, &self.key)?);
+                    documents.push(chain::encoded(&record, Uuid::nil(), &self.key)?);
                 }
                 Item::ChainEnd { chain: name, sequence, hash } => {
                     let hash = chains.close(name, *sequence, hash).map_err(|problem| Fault::row("import", problem))?;
                     let newest = self.newest(name).await?;
                     let mut head = doc! { "_id": name.as_ref(), "newest": date(newest) };
-                    head.extend(node::head(&self.key.seal(name, *sequence, hash)));
+                    head.extend(node::head(&self.key.seal(name, *sequence, hash, Claim::Closed)));
                     collection = NODES;
                     documents.push(head);
                 }

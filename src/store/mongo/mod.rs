@@ -132,13 +132,13 @@ impl Mongo {
 
     async fn enter(uri: &str, node: &str, key: ChainKey, deadline: Duration) -> Result<Self, OpenError> {
         let link = Arc::new(Link::new(uri, deadline).await?);
-        let Server { alone, sharded, .. } = greet(&link).await?;
+        let Server { alone, sharded, time, .. } = greet(&link).await?;
         schema::prepare(&link).await?;
         // A start under another master key must not take the name from a node that lives.
         if node::noted(&link, node).await?.is_some_and(|head| !key.check(&head)) {
             return Err(OpenError::MasterKey(format!("the head of the audit chain {node}")));
         }
-        let (node, before) = Node::register(&link, node, key.clone()).await?;
+        let (node, before) = Node::register(&link, node, key.clone(), time).await?;
         // Behind our own mark: an import looks for that once it has made its own.
         if schema::is_importing(&link).await? {
             return Err(importing());
@@ -161,6 +161,8 @@ impl Mongo {
             tailing: AtomicBool::new(false),
         });
         let store = Self { shared };
+        // The head of an earlier life may be closed; from here on the chain grows.
+        store.shared.node.beat(&store.shared.link, false).await?;
         store.listen().await?;
         let mut recovery = Recovery::default();
         // Before any change of this life: what is there now and bears this node's name is of an earlier one.
@@ -252,6 +254,8 @@ struct Server {
     sharded: bool,
     /// Whether it can show one moment for as long as it takes to read everything.
     shows_snapshots: bool,
+    /// What its clock says.
+    time: Timestamp,
 }
 
 /// Says hello; refuses a server that is too old.
@@ -267,7 +271,8 @@ async fn greet(link: &Link) -> Result<Server, OpenError> {
     }
     let sharded = hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
     let alone = !sharded && hello.get_str("setName").is_err();
-    Ok(Server { alone, sharded, shows_snapshots: !alone && found >= WIRE_VERSION_OF_SNAPSHOTS })
+    let time = Fields::of("hello", &hello).time("localTime")?;
+    Ok(Server { alone, sharded, time, shows_snapshots: !alone && found >= WIRE_VERSION_OF_SNAPSHOTS })
 }
 
 fn importing() -> OpenError {
@@ -338,7 +343,9 @@ impl Store for Mongo {
         if self.shared.link.is_closed() {
             return Ok(());
         }
-        self.shared.chain.close().await;
+        if self.shared.chain.close().await {
+            self.shared.node.end();
+        }
         self.shared.settle.flush().await;
         let last = self.shared.node.beat(&self.shared.link, true).await;
         self.shared.link.close();

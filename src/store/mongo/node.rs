@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Mutex, PoisonError,
-        atomic::{AtomicI64, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicI64, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -12,7 +12,7 @@ use std::{
 use std::sync::Arc;
 
 use mongodb::{
-    bson::{Document, doc},
+    bson::{Bson, Document, doc},
     options::ReturnDocument,
 };
 use tokio::time::Instant;
@@ -26,7 +26,7 @@ use super::{
     schema::NODES,
 };
 use crate::{
-    crypto::chain::{ChainKey, Head},
+    crypto::chain::{ChainKey, Claim, Head},
     model::Timestamp,
 };
 
@@ -44,6 +44,10 @@ pub(super) struct Node {
     /// The newest time that any verb acted on, and the newest that is kept.
     pub(super) brought: AtomicI64,
     pub(super) newest: AtomicI64,
+    /// MongoDB's clock at the last heartbeat: the time under the seal of the next one.
+    common: AtomicI64,
+    /// Whether the chain takes no more records: every head from now on is closed.
+    ended: AtomicBool,
     beats: Mutex<Beats>,
 }
 
@@ -62,8 +66,13 @@ struct Beat {
 }
 
 impl Node {
-    /// Takes a node's name for this process; one that had it before notices and stops.
-    pub(super) async fn register(link: &Link, name: &str, key: ChainKey) -> Result<(Self, Option<Document>), Fault> {
+    /// Takes a node's name for this process, at the time `common` of MongoDB's clock; one that had it before notices and stops.
+    pub(super) async fn register(
+        link: &Link,
+        name: &str,
+        key: ChainKey,
+        common: Timestamp,
+    ) -> Result<(Self, Option<Document>), Fault> {
         let session = Uuid::new_v4();
         let (nodes, id) = (link.collection(NODES), name.to_owned());
         let register = async move {
@@ -83,6 +92,8 @@ impl Node {
             end: Mutex::new(End::START),
             brought: AtomicI64::new(newest.millis()),
             newest: AtomicI64::new(newest.millis()),
+            common: AtomicI64::new(common.millis()),
+            ended: AtomicBool::new(false),
             // Not from 1: an earlier process of this name counted from elsewhere.
             beats: Mutex::new(Beats { last: i64::try_from(session.as_u128() >> 68).unwrap_or_default(), sent: Vec::new() }),
         };
@@ -106,6 +117,11 @@ impl Node {
         *self.end.lock().unwrap_or_else(PoisonError::into_inner) = end.clone();
     }
 
+    /// The chain takes no more records.
+    pub(super) fn end(&self) {
+        self.ended.store(true, SeqCst);
+    }
+
     /// Writes the heartbeat and the chain's head; [`Fault::Displaced`] if the name is another process's.
     pub(super) async fn beat(&self, link: &Link, closing: bool) -> Result<(), Fault> {
         let beat = {
@@ -120,15 +136,25 @@ impl Node {
         let end = self.end.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let newest = if closing { self.brought.load(SeqCst).max(self.newest.load(SeqCst)) } else { self.newest.load(SeqCst) };
         let mut set = doc! { "beat": beat };
-        set.extend(head(&self.key.seal(&self.name, end.sequence, end.hash)));
+        let at = Timestamp::from_millis(self.common.load(SeqCst));
+        let claim = if self.ended.load(SeqCst) { Claim::Closed } else { Claim::Open { at } };
+        set.extend(head(&self.key.seal(&self.name, end.sequence, end.hash, claim)));
         let (nodes, mut filter) = (link.collection(NODES), self.filter());
         // One that comes late must not bring back an earlier head.
         filter.insert("beat", doc! { "$lt": beat });
         let newest = doc! { "newest": date(Timestamp::from_millis(newest)) };
         let update = doc! { "$set": set, "$max": newest, "$currentDate": { "seen_at": true } };
-        let written = link.call(async move { Ok(nodes.update_one(filter, update).await?) }).await?;
-        if written.matched_count == 0 && !self.is_ours(link).await? {
-            return Err(Fault::Displaced);
+        let write = async move {
+            let written = nodes.find_one_and_update(filter, update).projection(doc! { "seen_at": 1 });
+            Ok(written.return_document(ReturnDocument::After).await?)
+        };
+        match link.call(write).await? {
+            Some(written) => {
+                let at = Fields::of("node", &written).time("seen_at")?;
+                self.common.fetch_max(at.millis(), SeqCst);
+            }
+            None if !self.is_ours(link).await? => return Err(Fault::Displaced),
+            None => {}
         }
         if let Some(beat) = self.beats().sent.iter_mut().find(|sent| sent.number == beat) {
             beat.kept = Some(Instant::now());
@@ -168,24 +194,32 @@ pub(super) async fn noted(link: &Link, name: &str) -> Result<Option<Head>, Fault
 
 /// The fields of a sealed head.
 pub(super) fn head(head: &Head) -> Document {
+    let sealed_at = if let Claim::Open { at } = head.claim { date(at) } else { Bson::Null };
     doc! {
         "sealed_by": head.node.as_ref(),
         "sequence": count(head.sequence),
         "hash": bytes(&head.hash),
         "seal": bytes(&head.seal),
+        // Of a chain that its node may go on with; null is a closed one.
+        "sealed_at": sealed_at,
     }
 }
 
 /// The sealed head of a chain; `None` before its first record.
 pub(super) fn head_of(document: &Document) -> Result<Option<Head>, Fault> {
-    let fields = Fields::of("node", document);
+    let fields = Fields::of("head", document);
     if fields.find("sequence").is_none() || fields.count("sequence")? == 0 {
         return Ok(None);
     }
+    let claim = match fields.find_time("sealed_at")? {
+        Some(at) => Claim::Open { at },
+        None => Claim::Closed,
+    };
     Ok(Some(Head {
         node: fields.text("sealed_by")?.into(),
         sequence: fields.count("sequence")?,
         hash: fields.hash("hash")?,
+        claim,
         seal: fields.hash("seal")?,
     }))
 }

@@ -1,0 +1,175 @@
+//! The keys of the audit trail, and the seals made with them. Each purpose has a key of its own, so that no seal passes for one
+//! of another purpose: a record's seal is no head's, and neither is an outbox entry's.
+
+use std::{fmt, sync::Arc};
+
+use aws_lc_rs::hmac;
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+use super::length;
+use crate::{crypto::root, model::Timestamp};
+
+/// The audit trail's keys. Their content is never printed, and wiped when it goes.
+#[derive(Clone)]
+pub struct ChainKey {
+    heads: Zeroizing<[u8; 32]>,
+    records: Zeroizing<[u8; 32]>,
+    outbox: Zeroizing<[u8; 32]>,
+}
+
+impl ChainKey {
+    /// From 32 secret bytes.
+    pub fn new(bytes: [u8; 32]) -> Self {
+        let bytes = Zeroizing::new(bytes);
+        let derive = |label| Zeroizing::new(root::derive(&bytes, "audit", label));
+        Self { heads: derive("head"), records: derive("record"), outbox: derive("outbox") }
+    }
+
+    /// Seals a place of a chain: HMAC-SHA-256 over all fields of the head, under the key of its claim.
+    pub fn seal(&self, node: &Arc<str>, sequence: u64, hash: [u8; 32], claim: Claim) -> Head {
+        let key = match claim {
+            Claim::Record { .. } => &self.records,
+            Claim::Open { .. } | Claim::Closed => &self.heads,
+        };
+        let seal = mac(key, &[&claim.bytes(), node.as_bytes(), &sequence.to_be_bytes(), &hash]);
+        Head { node: node.clone(), sequence, hash, claim, seal }
+    }
+
+    /// Returns true if `head` was sealed with this key, as what it says it is.
+    pub fn check(&self, head: &Head) -> bool {
+        let expected = self.seal(&head.node, head.sequence, head.hash, head.claim);
+        bool::from(expected.seal.ct_eq(&head.seal))
+    }
+
+    /// The MAC of an outbox entry, over its parts.
+    pub fn mac_entry(&self, parts: &[&[u8]]) -> [u8; 32] {
+        mac(&self.outbox, parts)
+    }
+
+    /// Returns true if `tag` is the MAC of an outbox entry of these parts.
+    pub fn check_entry(&self, parts: &[&[u8]], tag: &[u8]) -> bool {
+        bool::from(self.mac_entry(parts).as_slice().ct_eq(tag))
+    }
+}
+
+impl fmt::Debug for ChainKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ChainKey")
+    }
+}
+
+/// HMAC-SHA-256 over parts, each with its length, so that no two lists of parts read as the same bytes.
+fn mac(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
+    let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, key));
+    for part in parts {
+        context.update(&length(part));
+        context.update(part);
+    }
+    let mut tag = [0; 32];
+    tag.iter_mut().zip(context.sign().as_ref()).for_each(|(to, from)| *to = *from);
+    tag
+}
+
+/// A place of a chain, sealed. A head says that the chain comes to there: without the key nobody can make one for a shorter chain.
+/// It proves nothing against a head of the same chain that was valid earlier.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The node that sealed it.
+    pub node: Arc<str>,
+    /// The record sealed.
+    pub sequence: u64,
+    /// Its hash.
+    pub hash: [u8; 32],
+    /// The claim that the seal makes.
+    pub claim: Claim,
+    /// HMAC over the other fields.
+    pub seal: [u8; 32],
+}
+
+/// The claim that a seal makes about a place of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// A record was written there; nothing about the end of the chain.
+    Record {
+        /// The outbox entry that it came from.
+        entry: [u8; 16],
+    },
+    /// The chain came to here, and its node was running.
+    Open {
+        /// The time by the clock that all nodes of the store have in common; the epoch where there is only one node.
+        at: Timestamp,
+    },
+    /// The chain ends here: its node has stopped in good order, or the chain was imported.
+    Closed,
+}
+
+impl Claim {
+    /// Returns true if the seal is a head's.
+    pub const fn is_head(self) -> bool {
+        !matches!(self, Self::Record { .. })
+    }
+
+    fn bytes(self) -> Vec<u8> {
+        match self {
+            Self::Record { entry } => [b"record".as_slice(), &entry].concat(),
+            Self::Open { at } => [b"open".as_slice(), &at.millis().to_be_bytes()].concat(),
+            Self::Closed => b"closed".to_vec(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> ChainKey {
+        ChainKey::new([7; 32])
+    }
+
+    /// O01: a key does not print itself.
+    #[test]
+    fn a_key_prints_its_name_only() {
+        assert_eq!(format!("{:?}", key()), "ChainKey");
+    }
+
+    /// AZ3: what the database holds for each record is not what it needs for a head, and an open head is no closed one.
+    #[test]
+    fn a_seal_of_one_kind_passes_for_no_other() {
+        let at = Timestamp::from_millis(1_790_000_000_123);
+        let claims = [
+            Claim::Record { entry: [0; 16] },
+            Claim::Record { entry: [1; 16] },
+            Claim::Open { at },
+            Claim::Open { at: Timestamp::EPOCH },
+            Claim::Closed,
+        ];
+        for claim in claims {
+            let head = key().seal(&"node".into(), 7, [3; 32], claim);
+            assert!(key().check(&head), "{claim:?}");
+            assert!(!ChainKey::new([8; 32]).check(&head), "{claim:?}");
+            for other in claims.into_iter().filter(|other| *other != claim) {
+                assert!(!key().check(&Head { claim: other, ..head.clone() }), "{claim:?} {other:?}");
+            }
+            assert!(!key().check(&Head { node: "Node".into(), ..head.clone() }));
+            assert!(!key().check(&Head { sequence: 8, ..head.clone() }));
+            assert!(!key().check(&Head { hash: [4; 32], ..head }));
+        }
+    }
+
+    /// AZ2: neither parts that run together nor a seal pass for the MAC of an entry.
+    #[test]
+    fn an_entry_has_one_mac() {
+        let tag = key().mac_entry(&[b"ab", b"c"]);
+        assert!(key().check_entry(&[b"ab", b"c"], &tag));
+        for parts in [[b"a".as_slice(), b"bc"], [b"ab", b"d"], [b"", b"abc"]] {
+            assert!(!key().check_entry(&parts, &tag));
+        }
+        assert!(!key().check_entry(&[b"ab", b"c"], &tag[..31]));
+        assert!(!key().check_entry(&[b"ab", b"c"], &[]));
+        assert!(!ChainKey::new([8; 32]).check_entry(&[b"ab", b"c"], &tag));
+        let sequence = 7_u64.to_be_bytes();
+        let parts: [&[u8]; 4] = [b"closed", b"node", &sequence, &[3; 32]];
+        assert_ne!(key().seal(&"node".into(), 7, [3; 32], Claim::Closed).seal, key().mac_entry(&parts));
+    }
+}
