@@ -31,6 +31,8 @@ pub struct Options {
     pub dev: bool,
     /// Whether a first client is created where there is none.
     pub bootstrap: bool,
+    /// Whether a data directory is served that may be an older copy.
+    pub accept_rollback: bool,
     /// A store that is open already; `None` opens the one that is configured.
     pub store: Option<Arc<dyn Store>>,
     /// Where the time comes from; `None` means the system.

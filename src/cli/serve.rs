@@ -33,6 +33,10 @@ pub(super) struct Command {
     /// Where there is no client yet, make the first one, which may administer, and print its secret once; --dev does so anyway
     #[arg(long)]
     bootstrap: bool,
+    /// Serve a data directory that was copied or restored, which is refused otherwise: tokens that were revoked since the copy
+    /// was made are valid again. It is recorded in the audit trail. Give it for one start only
+    #[arg(long)]
+    accept_rollback: bool,
     #[command(flatten)]
     settings: Settings,
 }
@@ -93,7 +97,14 @@ impl Command {
         }
         let runtime = runtime.enable_all().build().map_err(Failure::io("cannot start"))?;
         let certificate = config.tls.cert_file.clone();
-        let options = server::Options { config, dev: self.dev, bootstrap: self.bootstrap, store: None, clock: None };
+        let options = server::Options {
+            config,
+            dev: self.dev,
+            bootstrap: self.bootstrap,
+            accept_rollback: self.accept_rollback,
+            store: None,
+            clock: None,
+        };
         let ended = runtime.block_on(Box::pin(async {
             let shutdown = shutdown().map_err(Failure::io("cannot listen for signals"))?;
             let started = |started: &Started| announce(started, self.dev.then_some(&certificate), output, environment);

@@ -201,6 +201,8 @@ actions! {
     ServerStarted = "server.started",
     /// Records were imported.
     StoreImported = "store.imported",
+    /// The server was started on a data directory that may be an older copy; the target says why.
+    RollbackAccepted = "store.rollback_accepted",
 }
 
 /// An event with its place in a chain.

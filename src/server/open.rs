@@ -11,7 +11,7 @@ use crate::{
     model::{Action, Audience, Invalid, Keyset, Stamp, keyset::KeyPolicy},
     oauth::{Authority, Parts, Terms, keys},
     standing::{Opening, SLACK, Standing},
-    store::{Change, Follower, Store, StoreError},
+    store::{Change, Follower, Store, StoreError, embedded::Accept},
 };
 
 /// How far the clocks of machines that made our tokens may be ahead.
@@ -60,11 +60,15 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
     let data_dir = config.data_dir.clone();
     let sealer = Arc::new(Sealer::new(*master_key(config, options.dev)?));
     let chain = ChainKey::new(sealer.derive("audit head"));
-    let store = match &options.store {
-        Some(store) => store.clone(),
-        None => stores::open(config, chain.clone()).await?,
+    let accept = Accept { rollback: options.accept_rollback, open_directory: options.dev };
+    let stores::Found { store, rollback } = match &options.store {
+        Some(store) => store.clone().into(),
+        None => stores::open(config, chain.clone(), accept).await?,
     };
     let clock = options.clock.clone().unwrap_or_else(|| Arc::new(SystemClock::starting_at(store.newest())));
+    if options.accept_rollback {
+        accept_rollback(store.as_ref(), clock.as_ref(), rollback).await?;
+    }
 
     let (skew, measured) = (Arc::new(Skew::default()), options.clock.is_none());
     if measured {
@@ -105,6 +109,17 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
     };
     let authority = Arc::new(Authority::new(parts));
     Ok(Opened { authority, store, chain: Arc::new(chain), clock, skew, measured, data_dir })
+}
+
+/// Records that a rollback was accepted, before anything else is: without the record nothing is served.
+async fn accept_rollback(store: &dyn Store, clock: &dyn Clock, rollback: Option<String>) -> Result<(), StartError> {
+    let Some(rollback) = rollback else {
+        tracing::warn!("--accept-rollback is not needed: start without it");
+        return Ok(());
+    };
+    tracing::warn!(rollback, "a rollback is accepted: what was revoked since this copy was made is valid again");
+    let event = Stamp::internal(clock.now()).done(Action::RollbackAccepted, rollback);
+    store.append(event).await.map_err(|error| StartError::failed("store")(error.into()))
 }
 
 /// C2: looks how far this node's clock is from the one that all nodes of the store have in common.

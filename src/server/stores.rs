@@ -8,22 +8,36 @@ use crate::{
     crypto::chain::ChainKey,
     store::{
         Store,
-        embedded::{self, Embedded},
+        embedded::{self, Accept, Embedded},
         metered::Metered,
         mongo::{self, Mongo},
     },
 };
 
+/// A store, and the rollback that had to be accepted to open it.
+pub(super) struct Found {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) rollback: Option<String>,
+}
+
+impl From<Arc<dyn Store>> for Found {
+    fn from(store: Arc<dyn Store>) -> Self {
+        Self { store, rollback: None }
+    }
+}
+
 /// The store of a configuration, measured.
-pub(super) async fn open(config: &Config, chain: ChainKey) -> Result<Arc<dyn Store>, StartError> {
+pub(super) async fn open(config: &Config, chain: ChainKey, accept: Accept) -> Result<Found, StartError> {
     if !config.store.is_shared() {
-        let embedded = Embedded::open(&config.data_dir, &config.node, chain).map_err(|error| refused_embedded(&error))?;
-        return Ok(Arc::new(Metered::new(embedded)));
+        let embedded = Embedded::open_accepting(&config.data_dir, &config.node, chain, accept);
+        let embedded = embedded.map_err(|error| refused_embedded(&error))?;
+        let rollback = embedded.accepted_rollback().map(str::to_owned);
+        return Ok(Found { store: Arc::new(Metered::new(embedded)), rollback });
     }
     let address = config.store.address().map_err(|error| StartError::Configuration(error.to_string()))?;
     let mongo = Mongo::open(&address, &config.node, chain, config.store.call_timeout()).await;
     let mongo = mongo.map_err(|error| refused(&error))?;
-    Ok(Arc::new(Metered::new(mongo)))
+    Ok(Found { store: Arc::new(Metered::new(mongo)), rollback: None })
 }
 
 fn refused_embedded(error: &embedded::OpenError) -> StartError {

@@ -1,6 +1,6 @@
 //! Starting, saying so, stopping, refusing to start.
 
-use std::{process, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt, process, time::Duration};
 
 use jeton::proto::token::{TokenRequest, TokenResponse};
 
@@ -77,6 +77,70 @@ fn two_servers_do_not_share_a_directory() {
     server.signal("KILL");
     server.ended();
     house.serve().stop();
+}
+
+/// FT2, E9: an old copy of the data directory does not bring a revoked token back; where that is accepted it does, and the trail
+/// says so.
+#[test]
+fn an_old_copy_of_the_data_directory_is_refused() {
+    let house = House::new();
+    let server = house.serve();
+    let token = house.jeton(&["token", "--raw"]).ok();
+    let copied = |from: &str, to: &str| {
+        let status = process::Command::new("cp").arg("-r").arg(house.path(from)).arg(house.path(to)).status().unwrap();
+        assert!(status.success());
+    };
+    copied("data", "copy");
+    house.jeton(&["revoke", token.line()]).ok();
+    assert_eq!(house.jeton(&["introspect", "--check", token.line()]).code, 1);
+    server.stop();
+    house.serve().stop();
+
+    fs::rename(house.data(), house.path("newest")).unwrap();
+    fs::rename(house.path("copy"), house.data()).unwrap();
+    let serve = ["serve", "--dev", "--json", "--listen", "127.0.0.1:0"];
+    let refused = house.jeton(&serve);
+    assert_eq!((refused.code, refused.out.as_str()), (64, ""), "{refused:?}");
+    for said in ["the database is a copy", "--accept-rollback", "`jeton export`"] {
+        assert!(refused.err.contains(said), "{refused:?}");
+    }
+    let server = house.serve_with(&[&serve[..], &["--accept-rollback"]].concat());
+    house.jeton(&["introspect", "--check", token.line()]).ok();
+    let listed = house.jeton(&["audit", "list", "--action", "store.rollback_accepted", "--json"]).ok().json();
+    let events = listed["events"].as_array().unwrap();
+    assert_eq!(events.len(), 1, "{listed}");
+    assert!(events[0]["target"].as_str().unwrap().contains("is a copy"), "{listed}");
+    assert!(house.log().contains("a rollback is accepted"), "{}", house.log());
+    house.jeton(&["audit", "verify"]).ok();
+    server.stop();
+    house.serve().stop();
+
+    // The newest one was only moved, and still opens.
+    fs::rename(house.data(), house.path("copy")).unwrap();
+    fs::rename(house.path("newest"), house.data()).unwrap();
+    let server = house.serve();
+    assert_eq!(house.jeton(&["introspect", "--check", token.line()]).code, 1);
+    server.stop();
+}
+
+/// AZ16 a, TL8: outside of development a data directory that others can write to is not served from, and nothing is made in it.
+#[test]
+fn an_open_data_directory_is_refused() {
+    let house = House::new();
+    let key = house.file("key", "Q2Qf8mKTpTqBnSg2OWGLhX0l9H3aiYvHkxS6zVq3r+8=\n");
+    let config = house.file("c.toml", &format!("master_key_file = {key:?}\nlisten = \"127.0.0.1:0\"\n"));
+    let serve = ["serve", "--json", "--config", config.to_str().unwrap()];
+    let chmod = |mode: u32| fs::set_permissions(house.data(), fs::Permissions::from_mode(mode)).unwrap();
+    chmod(0o777);
+    let refused = house.jeton(&serve);
+    assert_eq!((refused.code, refused.out.as_str()), (64, ""), "{refused:?}");
+    assert!(refused.err.contains("can be written to by others (mode 0777): chmod 0700"), "{refused:?}");
+    assert_eq!(fs::read_dir(house.data()).unwrap().count(), 0);
+    house.serve_with(&[&serve[..], &["--dev"]].concat()).stop();
+    assert!(house.log().contains("others can read or write here"), "a developer's machine is warned");
+    chmod(0o755);
+    house.serve_with(&serve).stop();
+    assert!(house.log().contains("others can read or write here"), "{}", house.log());
 }
 
 /// S1: the first signal waits for calls in flight, the second does not.

@@ -460,6 +460,7 @@ async fn a_record_tampered_with_in_the_middle_is_named() {
             let from = entry.unwrap().path();
             std::fs::copy(&from, copy.path().join(from.file_name().unwrap())).unwrap();
         }
+        crate::home::adopt(copy.path());
         tamper(copy.path(), sql);
         let flaw = judged(copy.path()).await.expect("it opens").expect("and is broken");
         assert_eq!(flaw.0, u64::try_from(bad).unwrap(), "{sql}: {}", flaw.1);

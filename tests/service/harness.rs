@@ -99,7 +99,7 @@ impl World {
         };
         home.furnish(&mut config);
         change(&mut config);
-        let options = Options { config, dev: true, bootstrap: true, store, clock: Some(clock.clone()) };
+        let options = Options { config, dev: true, bootstrap: true, accept_rollback: false, store, clock: Some(clock.clone()) };
         let (stop, stopped) = oneshot::channel();
         let (send, started) = oneshot::channel();
         let task = tokio::spawn(async move {

@@ -1,12 +1,16 @@
 //! Where a test's server keeps everything: in a directory of its own, and where `JETON_TEST_STORE` is `mongodb`, in a database of
 //! its own on the server that `JETON_MONGODB` names.
 
-use std::{env, path::PathBuf, sync::Arc};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use futures_util::TryStreamExt;
 use jeton::{
     config::Config,
-    crypto::chain::ChainKey,
+    crypto::{chain::ChainKey, master, seal::Sealer},
     store::{Store, embedded::Embedded},
 };
 use mongodb::bson::RawDocumentBuf;
@@ -92,7 +96,7 @@ impl Home {
         Arc::new(Embedded::open(&self.data_dir(), &node, key).unwrap())
     }
 
-    /// A copy of the directory as it is on disk at this moment.
+    /// The directory as it is on disk at this moment, as a process that is killed now leaves it.
     pub fn copy(&self) -> Arc<Self> {
         let copy = Arc::new(Self { dir: TempDir::new().unwrap(), database: None });
         std::fs::create_dir(copy.data_dir()).unwrap();
@@ -100,6 +104,7 @@ impl Home {
             let path = entry.unwrap().path();
             std::fs::copy(&path, copy.data_dir().join(path.file_name().unwrap())).unwrap();
         }
+        adopt(&copy.data_dir());
         copy
     }
 
@@ -121,4 +126,10 @@ impl Home {
         }
         false
     }
+}
+
+/// Takes a copied data directory, with its master key, for the one it was copied from.
+pub fn adopt(dir: &Path) {
+    let master = master::load_or_make(&dir.join("master.key"), false).unwrap();
+    Embedded::adopt(dir, ChainKey::new(Sealer::new(*master).derive("audit head"))).unwrap();
 }

@@ -210,21 +210,21 @@ async fn a_lost_or_older_file_is_refused() {
     let copy = scenes::killed(older.path());
     fs::copy(dir.path().join("anchor"), copy.path().join("anchor")).unwrap();
     match open(copy.path()) {
-        Err(OpenError::Corrupt(text)) => assert!(text.contains("acknowledged and is not there"), "{text}"),
+        Err(OpenError::Rollback(text)) => assert!(text.contains("acknowledged and is not there"), "{text}"),
         other => panic!("{:?}", other.err()),
     }
 }
 
-/// The note only adds: without it, or with nonsense in it, the database stands by itself.
+/// FT2: without the note, or with nonsense in it, nothing says that the database is the newest.
 #[tokio::test]
-async fn a_store_opens_without_its_note() {
+async fn a_store_without_its_note_is_refused() {
     for content in [None, Some(""), Some("nonsense"), Some("00000000000000000001 a b c\n")] {
         let (dir, expected) = killed(2).await;
         match content {
             None => fs::remove_file(dir.path().join("anchor")).unwrap(),
             Some(text) => fs::write(dir.path().join("anchor"), text).unwrap(),
         }
-        assert_eq!(fate(dir.path(), &expected).await, Fate::Whole);
+        assert_eq!(fate(dir.path(), &expected).await, Fate::Refused);
     }
 }
 
@@ -330,7 +330,7 @@ async fn a_trail_under_another_seal_is_refused() {
     let foreign = Embedded::open(dir.path(), "node", jeton::crypto::chain::ChainKey::new([1; 32]));
     assert!(matches!(foreign, Err(OpenError::Corrupt(text)) if text.contains("seal")));
     let dir = tampered("DELETE FROM audit WHERE sequence = (SELECT max(sequence) FROM audit)").await;
-    assert!(matches!(open(dir.path()), Err(OpenError::Corrupt(_))));
+    assert!(matches!(open(dir.path()), Err(OpenError::Rollback(text)) if text.contains("is not there")));
     let dir = tampered("UPDATE head SET sequence = sequence - 1").await;
     assert!(matches!(open(dir.path()), Err(OpenError::Corrupt(_))));
 }

@@ -7,6 +7,7 @@
 mod alone;
 mod bench;
 mod chains;
+mod copies;
 mod damage;
 #[path = "../support/database.rs"]
 mod database;

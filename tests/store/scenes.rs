@@ -4,10 +4,11 @@ use std::{fs, path::Path};
 
 use jeton::{
     model::{Action, Client, EpochOf, Event, Jti, Revoked, revocation::Revocation},
-    store::{SecretUse, Store},
+    store::{SecretUse, Store, embedded::Embedded},
 };
 use tempfile::TempDir;
 
+use crate::bench::Bench;
 use crate::fixtures::{at, client, event, family, id, keyset, present, stamp};
 
 /// Writes `rounds` of everything a store keeps; may be called again on the same store.
@@ -34,6 +35,13 @@ pub(crate) async fn fill(store: &dyn Store, rounds: usize) {
 
 /// The files of a data directory as they lie there: what a process that is killed at this moment leaves behind.
 pub(crate) fn killed(dir: &Path) -> TempDir {
+    let copy = copied(dir);
+    Embedded::adopt(copy.path(), Bench::key()).unwrap();
+    copy
+}
+
+/// A copy of a data directory, as an operator makes one.
+pub(crate) fn copied(dir: &Path) -> TempDir {
     let copy = tempfile::tempdir().unwrap();
     // The note first: were it newer than the rest, it would tell of a loss.
     for name in ["anchor", "jeton.db", "jeton.db-wal"] {

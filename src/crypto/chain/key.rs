@@ -16,6 +16,7 @@ pub struct ChainKey {
     heads: Zeroizing<[u8; 32]>,
     records: Zeroizing<[u8; 32]>,
     outbox: Zeroizing<[u8; 32]>,
+    notes: Zeroizing<[u8; 32]>,
 }
 
 impl ChainKey {
@@ -23,7 +24,7 @@ impl ChainKey {
     pub fn new(bytes: [u8; 32]) -> Self {
         let bytes = Zeroizing::new(bytes);
         let derive = |label| Zeroizing::new(root::derive(&bytes, "audit", label));
-        Self { heads: derive("head"), records: derive("record"), outbox: derive("outbox") }
+        Self { heads: derive("head"), records: derive("record"), outbox: derive("outbox"), notes: derive("note") }
     }
 
     /// Seals a place of a chain: HMAC-SHA-256 over all fields of the head, under the key of its claim.
@@ -50,6 +51,16 @@ impl ChainKey {
     /// Returns true if `tag` is the MAC of an outbox entry of these parts.
     pub fn check_entry(&self, parts: &[&[u8]], tag: &[u8]) -> bool {
         bool::from(self.mac_entry(parts).as_slice().ct_eq(tag))
+    }
+
+    /// The MAC of a note that a store keeps beside its chain.
+    pub fn mac_note(&self, text: &[u8]) -> [u8; 32] {
+        mac(&self.notes, &[text])
+    }
+
+    /// Returns true if `tag` is the MAC of this note.
+    pub fn check_note(&self, text: &[u8], tag: &[u8; 32]) -> bool {
+        bool::from(self.mac_note(text).ct_eq(tag))
     }
 }
 

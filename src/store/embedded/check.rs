@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::{
     Embedded,
-    anchor::Anchor,
+    anchor::Note,
     audit::{self, Raw},
     batch::{State, from_sql},
     families,
@@ -16,7 +16,7 @@ use super::{
     sums::Tally,
 };
 use crate::{
-    crypto::chain::{ChainKey, Flaw, Head, Problem, START, Walk},
+    crypto::chain::{ChainKey, Flaw, Problem, START, Walk},
     model::Timestamp,
     store::{Result, transfer::Chains},
 };
@@ -44,9 +44,15 @@ impl Checked {
     }
 }
 
-/// Reads what the writer must know, and refuses what does not carry on from what was acknowledged.
-pub(super) fn opening(connection: &Connection, anchor: &Anchor, node: &str, key: &ChainKey) -> Result<State, OpenError> {
-    let anchored = anchor.read(key);
+/// Reads what the writer must know, and refuses what does not carry on from what was acknowledged. Where a rollback is accepted,
+/// a copy or an older state is not refused; the text says why it had to be accepted.
+pub(super) fn opening(
+    connection: &Connection,
+    note: Option<&Note>,
+    node: &str,
+    key: &ChainKey,
+    accept_rollback: bool,
+) -> Result<(State, Option<String>), OpenError> {
     let state = state(connection, node)?;
     if state.import.is_some() {
         return Err(OpenError::Corrupt("an import was begun and not ended; begin again with an empty directory".into()));
@@ -55,7 +61,10 @@ pub(super) fn opening(connection: &Connection, anchor: &Anchor, node: &str, key:
     if head.as_ref().is_some_and(|head| !key.check(head)) {
         return Err(OpenError::Corrupt("the audit trail was sealed with another master key, or its seal is damaged".into()));
     }
-    carries_on(connection, &state, anchored.as_ref())?;
+    let rollback = rollback(connection, &state, note)?;
+    if let Some(problem) = rollback.as_ref().filter(|_| !accept_rollback) {
+        return Err(OpenError::Rollback(problem.clone()));
+    }
     let from = state.sequence.saturating_sub(TAIL);
     let walk = walk(connection, from, hash_of(connection, from)?.ok_or_else(|| removed(from))?)?;
     walk.finish(key, head.as_ref())?;
@@ -69,7 +78,7 @@ pub(super) fn opening(connection: &Connection, anchor: &Anchor, node: &str, key:
         let taken = format!("an audit chain of another node is called {node}: give this node a name of its own");
         return Err(OpenError::Corrupt(taken));
     }
-    Ok(state)
+    Ok((state, rollback))
 }
 
 /// Over everything of which none may be lost.
@@ -79,17 +88,26 @@ fn tally(connection: &Connection) -> Result<Tally, Fault> {
     Ok(tally)
 }
 
-/// What was acknowledged last must be there.
-fn carries_on(connection: &Connection, state: &State, anchored: Option<&Head>) -> Result<(), OpenError> {
-    let Some(anchored) = anchored else { return Ok(()) };
-    if hash_of(connection, anchored.sequence)? == Some(anchored.hash) {
-        return Ok(());
+/// Why this may be an older state than was acknowledged; `None` where it is the newest.
+fn rollback(connection: &Connection, state: &State, note: Option<&Note>) -> Result<Option<String>, OpenError> {
+    let Some(note) = note else {
+        // Before the first record there is nothing that could be brought back.
+        let missing = "the file anchor is missing or cannot be read, so the database may be an older one";
+        return Ok((state.sequence > 0).then(|| missing.to_owned()));
+    };
+    if hash_of(connection, note.sequence)? != Some(note.hash) {
+        return Ok(Some(format!(
+            "audit record {} was acknowledged and is not there, the last one is {}: the database lost its end or was replaced by \
+             an older one",
+            note.sequence, state.sequence
+        )));
     }
-    Err(OpenError::Corrupt(format!(
-        "audit record {} was acknowledged and is not there, the last one is {}: the database lost its end or was replaced by an \
-         older one; to go on from it all the same, remove the file anchor",
-        anchored.sequence, state.sequence
-    )))
+    let problem = match (note.is_of_database, note.is_in_place) {
+        (true, true) => None,
+        (false, _) => Some("the database is a copy: it is another file than the one that was written to last"),
+        (true, false) => Some("the file anchor is a copy: a copy of the directory was written over the one that was used last"),
+    };
+    Ok(problem.filter(|_| state.sequence > 0).map(str::to_owned))
 }
 
 /// The writer's state as it is on disk.

@@ -10,11 +10,26 @@ use crate::{crypto::chain::Flaw, store::StoreError};
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process has it open.
-    #[error("the data directory is held by process {pid}")]
+    #[error("the data directory is held by {}: stop that one first", process(*pid))]
     Held {
-        /// Which; 0 if it has not written its id yet.
+        /// Which; 0 if it is not known.
         pid: u32,
     },
+    /// A file or directory that others can change, or that stands in for another one.
+    #[error("{} {problem}", path.display())]
+    Exposed {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        problem: String,
+    },
+    /// The database is a copy, or older than what was acknowledged.
+    #[error(
+        "the data directory is not as it was left: {0}. What was revoked since then would be valid again. If it is the newest \
+         copy there is, run `jeton serve` once with --accept-rollback; to end all tokens instead, `jeton export` it and `jeton \
+         import` that into an empty directory"
+    )]
+    Rollback(String),
     /// It was written by a newer version of this program, which alone may write to it.
     #[error("the data directory has format {found}, this version knows formats up to {known}")]
     Newer {
@@ -38,6 +53,10 @@ pub enum OpenError {
     /// The database refuses for another reason.
     #[error("cannot open the database")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+fn process(pid: u32) -> String {
+    if pid == 0 { "another process".to_owned() } else { format!("process {pid}") }
 }
 
 impl OpenError {

@@ -5,8 +5,8 @@
 //! | file | what |
 //! |--|--|
 //! | `jeton.db`, `-wal`, `-shm` | the database |
-//! | `lock` | held while a process has the directory open, with its id |
-//! | `anchor` | the last acknowledged audit record: see `anchor` |
+//! | `lock` | the id of the process that holds the directory: see `directory` |
+//! | `anchor` | the last acknowledged audit record, and of which file: see `anchor` |
 //! | `reserve` | room for revocations when the disk is full: see `reserve` |
 
 mod anchor;
@@ -15,11 +15,12 @@ mod batch;
 mod check;
 mod clients;
 mod counters;
+mod directory;
 mod families;
 mod fault;
+mod files;
 mod import;
 mod keys;
-mod lock;
 mod newest;
 mod others;
 mod queue;
@@ -50,8 +51,8 @@ use self::{
     anchor::Anchor,
     batch::{Batch, Job, Urgency, Work},
     counters::Counters,
+    directory::Directory,
     fault::Fault,
-    lock::Lock,
     queue::{Queue, closed},
     readers::Read,
     reserve::Reserve,
@@ -81,6 +82,16 @@ pub struct Embedded {
     key: ChainKey,
     fate: watch::Receiver<Fate>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    rollback: Option<String>,
+}
+
+/// What an operator takes upon itself when a data directory is opened.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Accept {
+    /// The database may be a copy, or older than what was acknowledged: what was revoked since is valid again.
+    pub rollback: bool,
+    /// Others may be able to write to the directory: a developer's machine.
+    pub open_directory: bool,
 }
 
 /// What the store's threads and its callers both see.
@@ -130,15 +141,24 @@ impl Embedded {
     /// trail, `chain` the key that seals it.
     ///
     /// What is found must carry on from what was last acknowledged: a database that lost its end, its revocations or the end of
-    /// its audit trail is refused. Everything older is [`Self::check`]ed on demand.
+    /// its audit trail is refused, and so is a copy. Everything older is [`Self::check`]ed on demand.
     pub fn open(dir: &Path, node: &str, chain: ChainKey) -> Result<Self, OpenError> {
-        let lock = Lock::take(dir)?;
-        let anchor = Anchor::open(dir)?;
-        let connection = schema::writer(dir)?;
-        let state = check::opening(&connection, &anchor, node, &chain)?;
+        Self::open_accepting(dir, node, chain, Accept::default())
+    }
+
+    /// Opens a data directory as [`Self::open`] does, and lets pass what is accepted.
+    pub fn open_accepting(dir: &Path, node: &str, chain: ChainKey, accept: Accept) -> Result<Self, OpenError> {
+        let directory = Directory::take(dir, accept.open_directory)?;
+        let dir = directory.path();
+        let (connection, database) = schema::writer(dir)?;
+        let (mut anchor, note) = Anchor::find(&directory, database, chain.clone())?;
+        let (state, rollback) = check::opening(&connection, note.as_ref(), node, &chain, accept.rollback)?;
         // Whatever an earlier process left in the WAL is synced before anything is built upon it: it may have met an error
         // of the disk that this process cannot see.
         writer::checkpoint(&connection)?;
+        if rollback.is_none() {
+            anchor.begin(&directory, (state.sequence, state.hash), note.is_some())?;
+        }
         let counters = Counters::load(&connection)?;
         let shared = Arc::new(Shared {
             newest: AtomicI64::new(state.newest.millis()),
@@ -147,6 +167,7 @@ impl Embedded {
             full: AtomicBool::new(false),
             counters,
         });
+        let path = dir.to_owned();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(OpenError::io(dir))?;
         let (readers, reads) = Queue::new(READS);
         let (queue, writes) = Queue::new(WRITES);
@@ -168,10 +189,10 @@ impl Embedded {
             closing: false,
             readers: readers::start(dir, reads)?,
             fate,
-            lock,
+            directory,
         };
         let thread = std::thread::Builder::new().name("store-writer".into());
-        let thread = thread.spawn(move || writer.serve(&runtime, writes)).map_err(OpenError::io(dir))?;
+        let thread = thread.spawn(move || writer.serve(&runtime, writes)).map_err(OpenError::io(path))?;
         Ok(Self {
             writer: queue,
             readers,
@@ -181,7 +202,20 @@ impl Embedded {
             key: chain,
             fate: ended,
             thread: Mutex::new(Some(thread)),
+            rollback,
         })
+    }
+
+    /// Why the rollback that was accepted had to be; `None` where there was nothing to accept. The caller records it, with the
+    /// first commit: until then the next start refuses the directory again.
+    pub fn accepted_rollback(&self) -> Option<&str> {
+        self.rollback.as_deref()
+    }
+
+    /// Takes a copied directory for the one it was copied from: stands in for a process that was killed, in tests.
+    #[doc(hidden)]
+    pub fn adopt(dir: &Path, chain: ChainKey) -> Result<(), OpenError> {
+        anchor::adopt(dir, chain)
     }
 
     /// Writes on the writer's thread; answers when the batch it went into is on disk.

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::fault::OpenError;
+use super::{fault::OpenError, files::private};
 
 /// Enough for some thousand revocations with their records.
 const SIZE: u64 = 1 << 20;
@@ -31,7 +31,7 @@ impl Reserve {
     /// Takes the room, or as much of it as there is.
     pub(super) fn of(dir: &Path) -> Self {
         let path = dir.join("reserve");
-        let size = fs::metadata(&path).map_or(0, |file| file.len());
+        let size = fs::symlink_metadata(&path).map_or(0, |file| file.len());
         let mut reserve = Self { path, size, tried_at: None };
         reserve.top_up();
         reserve
@@ -61,7 +61,7 @@ impl Reserve {
 
     fn grow(&mut self, wanted: u64) -> u64 {
         self.tried_at = Some(Instant::now());
-        let Ok(file) = super::lock::private_file(&self.path) else { return 0 };
+        let Ok(file) = private(&self.path) else { return 0 };
         // Not zeroes: some file systems keep those without taking room.
         let chunk = [0xa5; CHUNK];
         let mut size = self.size;
@@ -73,7 +73,7 @@ impl Reserve {
     }
 
     fn shrink(&self, size: u64) -> u64 {
-        let cut = super::lock::private_file(&self.path).and_then(|file| file.set_len(size).map_err(OpenError::io(&self.path)));
+        let cut = private(&self.path).and_then(|file| file.set_len(size).map_err(OpenError::io(&self.path)));
         if cut.is_ok() { size } else { self.size }
     }
 }

@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, config::DbConfig};
 
-use super::fault::OpenError;
+use super::{
+    fault::OpenError,
+    files::{Identity, private},
+};
 
 /// The newest format this version knows. A newer one is refused, an older one is brought forward.
 pub(super) const FORMAT: i64 = 2;
@@ -88,12 +91,14 @@ pub(super) fn file(dir: &Path) -> PathBuf {
     dir.join("jeton.db")
 }
 
-/// A connection that writes; brings the tables to this version's format.
-pub(super) fn writer(dir: &Path) -> Result<Connection, OpenError> {
+/// A connection that writes, and to which file; brings the tables to this version's format. No part of `dir` may be a link.
+pub(super) fn writer(dir: &Path) -> Result<(Connection, Identity), OpenError> {
     let path = file(dir);
-    // Made here so that it, and the files SQLite puts beside it with the same mode, are its owner's alone.
-    drop(super::lock::private_file(&path)?);
-    let connection = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    // Made here so that it, and the files SQLite puts beside it with the same mode, are its owner's alone. Closed before SQLite
+    // opens it: closing any descriptor of a file later would drop SQLite's locks on it.
+    let made = private(&path)?.metadata().map_err(OpenError::io(&path))?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let connection = Connection::open_with_flags(&path, flags)?;
     // Before anything is written: a file that is not ours or newer is left as it is.
     let format = format(&connection)?;
     connection.execute_batch(
@@ -108,12 +113,12 @@ pub(super) fn writer(dir: &Path) -> Result<Connection, OpenError> {
             "BEGIN IMMEDIATE; {steps} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {FORMAT}; COMMIT;"
         ))?;
     }
-    Ok(connection)
+    Ok((connection, Identity::of(&made)))
 }
 
-/// A connection that only reads, of a database that is there.
+/// A connection that only reads, of a database that is there. No part of `dir` may be a link.
 pub(super) fn reader(dir: &Path) -> Result<Connection, OpenError> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(file(dir), flags)?;
     settle(&connection)?;
     match format(&connection)? {
@@ -239,7 +244,7 @@ mod tests {
     async fn a_migration_that_is_killed_leaves_the_old_or_the_new_format() {
         let (dir, expected) = old(3_000).await;
         // Nobody checkpoints while it is open, so the WAL holds the whole migration.
-        let migrated = writer(dir.path()).unwrap();
+        let migrated = writer(&dir.path().canonicalize().unwrap()).unwrap();
         let (database, wal) = (fs::read(file(dir.path())).unwrap(), fs::read(dir.path().join("jeton.db-wal")).unwrap());
         drop(migrated);
         let (mut formats, frame) = (Vec::new(), 4_096 + 24);
@@ -251,6 +256,7 @@ mod tests {
                 fs::copy(dir.path().join("anchor"), copy.path().join("anchor")).unwrap();
                 fs::write(file(copy.path()), &database).unwrap();
                 fs::write(copy.path().join("jeton.db-wal"), wal.get(..end).unwrap()).unwrap();
+                Embedded::adopt(copy.path(), ChainKey::new([1; 32])).unwrap();
                 copy
             };
             formats.push((end, found(killed().path())));

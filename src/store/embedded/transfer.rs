@@ -24,7 +24,8 @@ pub struct ReadOnly(Arc<Mutex<Connection>>);
 impl Embedded {
     /// Opens a data directory for reading; what is committed later is not seen. As long as it is open the server's WAL grows.
     pub fn read_only(dir: &Path) -> Result<ReadOnly, OpenError> {
-        let connection = schema::reader(dir)?;
+        let dir = dir.canonicalize().map_err(OpenError::io(dir))?;
+        let connection = schema::reader(&dir)?;
         connection.execute_batch("BEGIN")?;
         // The view is taken with the first read.
         check::state(&connection, "")?;

@@ -13,8 +13,8 @@ use super::{
     Shared,
     anchor::Anchor,
     batch::{Batch, Effects, Job, State, Urgency, to_sql},
+    directory::Directory,
     fault::{Fault, Kind},
-    lock::Lock,
     reserve::Reserve,
 };
 use crate::{
@@ -58,7 +58,7 @@ pub(super) struct Writer {
     pub(super) closing: bool,
     pub(super) readers: Vec<JoinHandle<()>>,
     pub(super) fate: watch::Sender<Fate>,
-    pub(super) lock: Lock,
+    pub(super) directory: Directory,
 }
 
 impl Writer {
@@ -211,7 +211,7 @@ impl Writer {
 
     fn publish(&mut self, effects: Effects) {
         if effects.state.sequence != self.state.sequence {
-            self.anchor.write(&effects.state.head(&self.key));
+            self.anchor.write(&self.directory, (effects.state.sequence, effects.state.hash));
         }
         self.state = effects.state;
         self.shared.saw(self.state.newest);
@@ -247,8 +247,11 @@ impl Writer {
             result = checkpoint(&self.connection);
         }
         let closed = self.connection.close().map_err(|(_, error)| Fault::from(error));
-        self.anchor.sync();
-        drop(self.lock);
+        // What is not known to be on disk, and a rollback that was accepted and is on no record, is not noted.
+        if result.is_ok() && self.anchor.is_begun() {
+            self.anchor.end(&self.directory, (self.state.sequence, self.state.hash));
+        }
+        drop(self.directory);
         self.fate.send_replace(Fate::Ended(result.and(closed)));
     }
 }
