@@ -307,7 +307,8 @@ async fn a_start_over_a_store_that_fails_is_refused() {
         data_dir: dir.path().join("data"),
         ..Config::default()
     };
-    let options = jeton::server::Options { config, dev: true, bootstrap: true, accept_rollback: false, store: Some(faulty), clock: None };
+    let options =
+        jeton::server::Options { config, dev: true, bootstrap: true, accept_rollback: false, store: Some(faulty), clock: None };
     let error = jeton::server::run(options, |_| panic!("it serves"), std::future::pending()).await.unwrap_err();
     assert_eq!(error.exit_code(), 1);
     assert!(!error.to_string().contains('\n'));
