@@ -11,7 +11,7 @@ use super::{
     root::Root,
     seal::Sealer,
 };
-use crate::model::{Claims, KeyState, Keyset, Kid, SigningKey, Timestamp};
+use crate::model::{Claims, KeyState, Keyset, Kid, SigningKey, Timestamp, weight};
 
 /// Bounds on what a token may say of time.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +58,11 @@ impl VerifiedClaims {
     /// What the token says.
     pub const fn claims(&self) -> &Claims {
         &self.claims
+    }
+
+    /// Bytes of memory that they take.
+    pub fn weight(&self) -> usize {
+        weight::shared(size_of::<Self>()) + self.claims.weight() + weight::text(self.kid.as_str())
     }
 
     /// The key that signed it: [`Keyring::stands`] is to be asked again whenever the claims are used again.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     audience::Audience,
     id::{ClientId, FamilyId, Jti, Role, Subject, TenantId},
+    weight,
 };
 
 /// The claims of an access token. A typed struct, so that a claim named twice or of the wrong type does not parse.
@@ -38,6 +39,17 @@ pub struct Claims {
     pub fam: Option<FamilyId>,
     /// The epochs it was minted under.
     pub ep: Epochs,
+}
+
+impl Claims {
+    /// Bytes that the claims take besides themselves.
+    pub fn weight(&self) -> usize {
+        let ids = [self.sub.as_str(), self.client_id.as_str(), self.tenant.as_str()].map(weight::text);
+        let texts = [self.iss.capacity(), self.scope.capacity()].map(weight::shared);
+        ids.into_iter().chain(texts).sum::<usize>()
+            + weight::texts::<Audience>(self.aud.capacity(), self.aud.iter().map(Audience::as_str))
+            + weight::texts::<Role>(self.roles.capacity(), self.roles.iter().map(Role::as_str))
+    }
 }
 
 /// The epochs of tenant, client and subject that were known when a token was minted. It stands only while none of them has

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::{
     audience::Audience,
     id::{ClientId, PlanName, Role, SecretId, TenantId},
-    scope::Scopes,
+    scope::{Scope, Scopes},
     time::Timestamp,
+    weight,
 };
 
 /// The most secrets a client may have alive at once: the current one and its successor.
@@ -59,6 +60,26 @@ impl Client {
     /// What it gets when it asks for nothing.
     pub fn scopes_by_default(&self) -> Scopes {
         if self.default_scopes.is_empty() { self.scopes.without_reserved() } else { self.default_scopes.clone() }
+    }
+
+    /// Bytes of memory that it takes.
+    pub fn weight(&self) -> usize {
+        let scopes = |scopes: &Scopes| weight::texts::<Scope>(scopes.iter().count(), scopes.iter().map(Scope::as_str));
+        let audiences = |list: &Vec<Audience>| weight::texts::<Audience>(list.capacity(), list.iter().map(Audience::as_str));
+        let ids = [self.id.as_str(), self.tenant.as_str(), self.rate_plan.as_str(), self.display_name.as_str()];
+        let secrets = self.secrets.iter().map(|secret| {
+            let (Digest::Keyed { hmac: kept } | Digest::Argon2id { phc: kept }) = &secret.digest;
+            weight::text(secret.id.as_str()) + weight::text(kept)
+        });
+        weight::shared(size_of::<Self>())
+            + ids.map(weight::text).iter().sum::<usize>()
+            + scopes(&self.scopes)
+            + scopes(&self.default_scopes)
+            + weight::texts::<Role>(self.roles.capacity(), self.roles.iter().map(Role::as_str))
+            + audiences(&self.audiences)
+            + audiences(&self.serves)
+            + weight::shared(self.secrets.capacity() * size_of::<Secret>())
+            + secrets.sum::<usize>()
     }
 
     /// Secrets that work at `now`.

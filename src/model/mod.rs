@@ -11,6 +11,7 @@ pub mod keyset;
 pub mod revocation;
 pub mod scope;
 pub mod time;
+pub mod weight;
 
 pub use audience::Audience;
 pub use call::{Call, Peer};

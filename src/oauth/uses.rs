@@ -14,7 +14,7 @@ use crate::{
     store::SecretUse,
 };
 
-/// Counts since the last note; one entry per secret in use.
+/// Counts since the last note; one entry per secret that was used since then.
 #[derive(Default)]
 pub(super) struct Uses {
     by_secret: HashMap<(ClientId, SecretId), Arc<Count>>,
@@ -34,8 +34,11 @@ impl Uses {
         count.last.fetch_max(now.millis(), Relaxed);
     }
 
+    /// The counts since the last time. Secrets that were not used since are forgotten: a use in the very moment in which its
+    /// entry goes may be lost, and no table grows with every secret that ever was.
     fn take(&self) -> Vec<SecretUse> {
         let counts = self.by_secret.pin();
+        counts.retain(|_, count| count.uses.load(Relaxed) > 0);
         let taken = counts.iter().filter_map(|((client, secret), count)| {
             let uses = count.uses.swap(0, Relaxed);
             let at = Timestamp::from_millis(count.last.load(Relaxed));
@@ -48,9 +51,9 @@ impl Uses {
     fn give_back(&self, uses: &[SecretUse]) {
         let counts = self.by_secret.pin();
         for lost in uses {
-            if let Some(count) = counts.get(&(lost.client.clone(), lost.secret.clone())) {
-                count.uses.fetch_add(lost.count, Relaxed);
-            }
+            let count = counts.get_or_insert_with((lost.client.clone(), lost.secret.clone()), Arc::default);
+            count.uses.fetch_add(lost.count, Relaxed);
+            count.last.fetch_max(lost.at.millis(), Relaxed);
         }
     }
 }
@@ -67,5 +70,36 @@ impl Authority {
             self.uses.give_back(&uses);
         }
         Ok(noted?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
+
+    /// TL6, TL14: the table holds what was used lately, not every secret that ever was; nothing that was counted is lost by it.
+    #[test]
+    fn secrets_that_are_not_used_are_forgotten() {
+        let uses = Uses::default();
+        let client: ClientId = "a".parse().unwrap();
+        let secret = |n: usize| format!("s{n}").parse::<SecretId>().unwrap();
+        for n in 0..1_000 {
+            uses.note(&client, &secret(n), NOW);
+        }
+        let taken = uses.take();
+        assert_eq!((taken.len(), taken.iter().map(|used| used.count).sum::<u64>()), (1_000, 1_000));
+        uses.note(&client, &secret(7), NOW);
+        assert_eq!(uses.take().len(), 1);
+        assert_eq!(uses.by_secret.pin().len(), 1);
+        assert!(uses.take().is_empty() && uses.by_secret.pin().is_empty());
+        // The store could not take the first ones: they come back with their time.
+        uses.give_back(&taken);
+        let mut again = uses.take();
+        again.sort_by(|one, other| one.secret.as_str().cmp(other.secret.as_str()));
+        let mut expected = taken;
+        expected.sort_by(|one, other| one.secret.as_str().cmp(other.secret.as_str()));
+        assert_eq!(again, expected);
     }
 }

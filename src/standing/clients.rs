@@ -12,8 +12,12 @@ use crate::{
     store::StoreError,
 };
 
-/// Clients, and separately names that are no clients', remembered at most; past it the map starts afresh.
+/// Clients, and separately names that are no clients', remembered at most; past it the map starts afresh. Names are short: so
+/// many take some 25 MB.
 const CAP: usize = 100_000;
+
+/// Bytes of the clients remembered at most; past it their map starts afresh. A record is as large as its administrator makes it.
+const BUDGET: usize = 64 << 20;
 
 /// Clients read before. Names that do not exist are remembered too, so that the time of an answer does not tell one from the
 /// other (A02), and apart, so that invented names cannot push real ones out.
@@ -21,8 +25,16 @@ const CAP: usize = 100_000;
 pub(super) struct Clients {
     known: HashMap<ClientId, Arc<Client>>,
     absent: HashMap<ClientId, ()>,
-    /// How many writes were heard of. Held for a moment where something is remembered or forgotten, never where it is found.
-    writes: Mutex<u64>,
+    /// Held for a moment where something is remembered or forgotten, never where it is found.
+    books: Mutex<Books>,
+}
+
+#[derive(Default)]
+struct Books {
+    /// How many writes were heard of.
+    writes: u64,
+    /// Bytes of the clients that are remembered.
+    weight: usize,
 }
 
 impl Clients {
@@ -38,47 +50,59 @@ impl Clients {
         if self.absent.pin().contains_key(id) {
             return Ok((None, false));
         }
-        let before = *self.writes();
+        let before = self.books().writes;
         let client = read.await?.map(Arc::new);
-        let writes = self.writes();
+        let mut books = self.books();
         // A write that was counted while we read may have made this stale: then it is not shown to anybody else. One that is
         // counted from here on comes after the insertion and removes it.
-        if *writes == before {
+        if books.writes == before {
             match &client {
-                Some(client) => insert(&self.known, id, client.clone()),
-                None => insert(&self.absent, id, ()),
+                Some(client) => self.remember(&mut books, id, client.clone()),
+                None => self.remember_absence(id),
             }
         }
-        drop(writes);
+        drop(books);
         Ok((client, true))
+    }
+
+    fn remember(&self, books: &mut Books, id: &ClientId, client: Arc<Client>) {
+        let (weight, known) = (client.weight(), self.known.pin());
+        if known.len() >= CAP || books.weight.saturating_add(weight) > BUDGET {
+            known.clear();
+            books.weight = 0;
+        }
+        let replaced = known.insert(id.clone(), client).map_or(0, |old| old.weight());
+        books.weight = books.weight.saturating_add(weight).saturating_sub(replaced);
+    }
+
+    fn remember_absence(&self, id: &ClientId) {
+        let absent = self.absent.pin();
+        if absent.len() >= CAP {
+            absent.clear();
+        }
+        absent.insert(id.clone(), ());
     }
 
     /// Reads this client afresh next time.
     pub(super) fn forget(&self, id: &ClientId) {
-        let mut writes = self.writes();
-        *writes = writes.wrapping_add(1);
-        self.known.pin().remove(id);
+        let mut books = self.books();
+        books.writes = books.writes.wrapping_add(1);
+        let removed = self.known.pin().remove(id).map_or(0, |old| old.weight());
+        books.weight = books.weight.saturating_sub(removed);
         self.absent.pin().remove(id);
     }
 
     /// Reads every client afresh next time.
     pub(super) fn forget_all(&self) {
-        let mut writes = self.writes();
-        *writes = writes.wrapping_add(1);
+        let mut books = self.books();
+        *books = Books { writes: books.writes.wrapping_add(1), weight: 0 };
         self.known.pin().clear();
         self.absent.pin().clear();
     }
 
-    fn writes(&self) -> MutexGuard<'_, u64> {
-        self.writes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn insert<V>(map: &HashMap<ClientId, V>, id: &ClientId, value: V) {
-    if map.len() >= CAP {
-        map.pin().clear();
-    }
-    map.pin().insert(id.clone(), value);
 }
 
 #[cfg(test)]
@@ -143,6 +167,37 @@ mod tests {
         let found = clients.look_up(&real, async { Ok(Some(client(2))) }).await.unwrap();
         assert_eq!((found.0.unwrap().revision, found.1), (2, true));
         assert!(clients.look_up(&none, async { Ok(Some(client(1))) }).await.unwrap().0.is_some());
+    }
+
+    /// TL6: records as large as they may be take no more than their bytes, however many there are.
+    #[tokio::test]
+    async fn large_clients_are_bounded_by_their_bytes() {
+        let name = |n: usize| format!("{n:04}{}", "x".repeat(120)).parse::<ClientId>().unwrap();
+        let clients = Clients::default();
+        let held = |clients: &Clients| clients.known.pin().values().map(|client| client.weight()).sum::<usize>();
+        let roles = |n: usize| (0..50).map(|role| format!("{n}-{role}-{}", "r".repeat(100)).parse().unwrap()).collect();
+        let large = |n: usize| Client {
+            id: name(n),
+            scopes: Scopes::parse(&(0..100).map(|s| format!("{n}-{s}-{}", "s".repeat(90))).collect::<Vec<_>>()).unwrap(),
+            roles: roles(n),
+            serves: (0..50).map(|s| format!("https://{n}-{s}.{}", "a".repeat(200)).parse().unwrap()).collect(),
+            ..client(1)
+        };
+        assert!(large(1).weight() > 25_000, "{}", large(1).weight());
+        for n in 0..4_000 {
+            clients.look_up(&name(n), async { Ok(Some(large(n))) }).await.unwrap();
+            if n % 100 == 99 {
+                let counted = clients.books().weight;
+                assert!(counted == held(&clients) && counted <= BUDGET, "{n}: {counted}, {}", held(&clients));
+            }
+        }
+        assert!(clients.known.pin().len() > 100);
+        // Read again after a change, and forgotten: the count goes along.
+        clients.forget(&name(3_999));
+        clients.look_up(&name(3_999), async { Ok(Some(client(2))) }).await.unwrap();
+        assert_eq!(clients.books().weight, held(&clients));
+        clients.forget_all();
+        assert_eq!((clients.books().weight, held(&clients)), (0, 0));
     }
 
     /// R10: once a write has been heard of, nobody finds what stood before it, not even for a moment.

@@ -191,12 +191,13 @@ impl Standing {
         }
     }
 
-    /// Forgets revocations of what has expired; how many went. Where nodes share a store, every remembered client too: one that
+    /// Forgets revocations of what has expired; how many went. Forgets seen tokens that no longer stand too. Where nodes share a store, every remembered client too: one that
     /// was read while the store changed its leader may be older than the change that was heard of before.
     pub fn sweep(&self, now: Timestamp) -> usize {
         if self.age().is_some() {
             self.clients.forget_all();
         }
+        self.seen.sweep(|claims| self.is_standing(claims, now));
         let revoked = self.revoked.pin();
         let before = revoked.len();
         revoked.retain(|_, until| *until > now);

@@ -1,29 +1,44 @@
 //! Tokens that were verified before, by the hash of their text.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 use arc_swap::ArcSwapOption;
 use aws_lc_rs::digest::{SHA256, digest};
 
-use crate::crypto::keyring::VerifiedClaims;
+use crate::{crypto::keyring::VerifiedClaims, model::weight};
 
-/// Slots; each holds one token's claims, about 700 bytes, so all of them stay under 50 MiB.
+/// Slots; each holds one token's claims: 800 bytes of most tokens, and up to 11 KiB of the longest.
 const SLOTS: usize = 1 << 16;
 
-/// A table of fixed size: a token goes to one slot and replaces what was there. Bounded whatever callers send, since only what
-/// verified is kept, and read without a lock.
+/// Bytes that all claims may take together.
+const BUDGET: usize = 64 << 20;
+
+/// A table of fixed size: a token goes to one slot and replaces what was there. Bounded in slots and in bytes whatever callers
+/// send, since only what verified is kept, and read without a lock.
 pub(super) struct Seen {
     slots: Box<[ArcSwapOption<Entry>]>,
+    /// Bytes of what is held; counted before it is held, so never too low.
+    weight: AtomicUsize,
+    /// The slot that is emptied next where room is needed.
+    hand: AtomicUsize,
 }
 
 struct Entry {
     digest: [u8; 32],
     claims: Arc<VerifiedClaims>,
+    weight: usize,
 }
 
 impl Default for Seen {
     fn default() -> Self {
-        Self { slots: (0..SLOTS).map(|_| ArcSwapOption::empty()).collect() }
+        Self {
+            slots: (0..SLOTS).map(|_| ArcSwapOption::empty()).collect(),
+            weight: AtomicUsize::new(0),
+            hand: AtomicUsize::new(0),
+        }
     }
 }
 
@@ -41,13 +56,52 @@ impl Seen {
     }
 
     pub(super) fn remember(&self, digest: [u8; 32], claims: Arc<VerifiedClaims>) {
-        if let Some(slot) = self.slot(&digest) {
-            slot.store(Some(Arc::new(Entry { digest, claims })));
+        let Some(slot) = self.slot(&digest) else { return };
+        let weight = weight::shared(size_of::<Entry>()) + claims.weight();
+        self.weight.fetch_add(weight, Relaxed);
+        self.count_out(slot.swap(Some(Arc::new(Entry { digest, claims, weight }))));
+        // Round once at most: other threads may be filling what is emptied here.
+        for _ in 0..SLOTS {
+            if self.weight.load(Relaxed) <= BUDGET {
+                return;
+            }
+            let at = self.hand.fetch_add(1, Relaxed) % SLOTS;
+            self.slots.get(at).into_iter().for_each(|slot| self.empty(slot));
+        }
+    }
+
+    /// Forgets what no longer stands; how many went.
+    pub(super) fn sweep(&self, stands: impl Fn(&VerifiedClaims) -> bool) -> usize {
+        let fallen = |slot: &&ArcSwapOption<Entry>| slot.load().as_ref().is_some_and(|entry| !stands(&entry.claims));
+        // What came into the slot in between goes too: it is only verified once more.
+        self.slots.iter().filter(fallen).map(|slot| self.empty(slot)).count()
+    }
+
+    fn empty(&self, slot: &ArcSwapOption<Entry>) {
+        if slot.load().is_some() {
+            self.count_out(slot.swap(None));
+        }
+    }
+
+    fn count_out(&self, entry: Option<Arc<Entry>>) {
+        if let Some(entry) = entry {
+            self.weight.fetch_sub(entry.weight, Relaxed);
         }
     }
 
     fn slot(&self, digest: &[u8; 32]) -> Option<&ArcSwapOption<Entry>> {
         let [low, high, ..] = *digest;
         self.slots.get(usize::from(u16::from_le_bytes([low, high])))
+    }
+}
+
+#[cfg(test)]
+impl Seen {
+    pub(super) const BUDGET: usize = BUDGET;
+
+    /// Bytes as they are counted, and as they are.
+    pub(super) fn weights(&self) -> (usize, usize) {
+        let held = self.slots.iter().filter_map(|slot| slot.load().as_ref().map(|entry| entry.weight)).sum();
+        (self.weight.load(Relaxed), held)
     }
 }

@@ -292,3 +292,66 @@ async fn a_key_that_is_not_known_yet_is_no_reason_to_say_no() {
     let signer: Kid = there.keyring().active_kid().clone();
     assert!(here.keyring().stands(&signer));
 }
+
+/// Claims as large as a client may have them.
+fn large() -> Claims {
+    let scopes: Vec<String> = (0..100).map(|scope| format!("scope-{scope:03}-{}", "s".repeat(34))).collect();
+    let roles = (0..50).map(|role| format!("role-{role}").parse().unwrap()).collect();
+    Claims { scope: scopes.join(" "), roles, ..claims(None) }
+}
+
+/// TL6: what a caller makes large takes the room of several: ten thousand of the largest tokens stay within the same bytes as
+/// any others, and each is still judged right.
+#[test]
+fn seen_tokens_are_bounded_by_their_bytes() {
+    let standing = standing();
+    let budget = super::seen::Seen::BUDGET;
+    let length = signed(&standing, &large()).len();
+    assert!(length > 6_500, "{length}");
+    for n in 0..10_000 {
+        let token = signed(&standing, &large());
+        assert!(standing.judge(&token, NOW).unwrap().is_some());
+        if n % 500 == 499 {
+            let (counted, held) = standing.seen.weights();
+            assert!(counted == held && counted <= budget, "{n}: {counted}, {held}");
+        }
+    }
+    let (counted, _) = standing.seen.weights();
+    assert!(counted > budget - 20_000, "the room is used: {counted}");
+}
+
+/// TL6: the sweep forgets what has expired, what was revoked and what no key stands for, and nothing else.
+#[test]
+fn the_sweep_forgets_seen_tokens_that_no_longer_stand() {
+    let sealer = sealer(5);
+    let first = keyset(&sealer);
+    let standing = over(&first, &sealer);
+    let weight = |standing: &Standing| {
+        let (counted, held) = standing.seen.weights();
+        assert_eq!(counted, held);
+        counted
+    };
+    let see = |standing: &Standing, claims: &Claims| {
+        assert!(standing.judge(&signed(standing, claims), NOW).unwrap().is_some());
+    };
+    let (lives, expires) = (claims(None), Claims { exp: NOW.seconds() + 60, ..claims(None) });
+    see(&standing, &lives);
+    let one = weight(&standing);
+    assert!(one > 400, "{one}");
+    see(&standing, &expires);
+    standing.sweep(NOW);
+    assert!(weight(&standing) > one, "both stand");
+    standing.sweep(NOW + Duration::from_secs(60));
+    assert_eq!(weight(&standing), one, "one has expired");
+
+    let ended = claims(None);
+    see(&standing, &ended);
+    standing.apply(&Change::Revoked(Revocation { revoked: Revoked::Token(ended.jti), until: NOW + Duration::from_secs(900) }));
+    standing.sweep(NOW);
+    assert_eq!(weight(&standing), one, "one was revoked");
+
+    standing.apply(&Change::Keyset(Arc::new(revoked(&first, &sealer))));
+    standing.sweep(NOW);
+    assert_eq!(weight(&standing), 0, "no key stands for what is left");
+    assert!(standing.judge(&signed(&standing, &claims(None)), NOW).unwrap().is_some());
+}
