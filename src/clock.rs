@@ -66,7 +66,8 @@ impl State {
             return;
         }
         let step = wall.millis().saturating_sub((self.wall + passed).millis());
-        if step.unsigned_abs() > JUMP.as_millis() as u64 {
+        let known = self.jump.map_or(0, i64::unsigned_abs);
+        if step.unsigned_abs() > known.max(JUMP.as_millis() as u64) {
             self.jump = Some(step);
         }
         self.now = wall.max(self.now + passed);
@@ -174,6 +175,21 @@ mod tests {
         state.advance(Timestamp::from_millis(10_005_000 + 3_600_000), later);
         assert_eq!(state.now.millis(), 13_605_000);
         assert_eq!(state.jump, Some(3_600_000));
+    }
+
+    /// C1: of several steps between two questions the largest is kept, whichever came last.
+    #[test]
+    fn the_largest_of_several_steps_is_kept() {
+        for (steps, largest) in
+            [([3_600_000, -61_000], 3_600_000), ([61_000, -7_200_000], -7_200_000), ([-70_000, 65_000], -70_000)]
+        {
+            let mut state = state(10_000_000);
+            for step in steps {
+                let (wall, at) = (state.wall, state.at);
+                state.advance(Timestamp::from_millis(wall.millis() + step + 10), at + Duration::from_millis(10));
+            }
+            assert_eq!(state.jump, Some(largest), "{steps:?}");
+        }
     }
 
     /// C2: two nodes a minute apart agree on a moment, to within half of what a look takes.

@@ -11,7 +11,9 @@ use jsonwebtoken::{
         OctetKeyPairParameters, OctetKeyParameters, PublicKeyUse, RSAKeyParameters,
     },
 };
-use serde::{Deserialize, de::IgnoredAny};
+use serde::Deserialize;
+
+use super::jws::Present;
 
 /// Smallest RSA modulus taken in, in bits (RFC 7518 section 3.3).
 const MIN_RSA_BITS: usize = 2_048;
@@ -58,20 +60,21 @@ struct Set<K> {
 }
 
 /// The members of RFC 7518 section 6 that only a private key has.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct Private {
-    d: Option<IgnoredAny>,
-    p: Option<IgnoredAny>,
-    q: Option<IgnoredAny>,
-    dp: Option<IgnoredAny>,
-    dq: Option<IgnoredAny>,
-    qi: Option<IgnoredAny>,
-    oth: Option<IgnoredAny>,
+    d: Present,
+    p: Present,
+    q: Present,
+    dp: Present,
+    dq: Present,
+    qi: Present,
+    oth: Present,
 }
 
 impl Private {
     fn is_there(&self) -> bool {
-        [&self.d, &self.p, &self.q, &self.dp, &self.dq, &self.qi, &self.oth].iter().any(|member| member.is_some())
+        [self.d, self.p, self.q, self.dp, self.dq, self.qi, self.oth].iter().any(|Present(there)| *there)
     }
 }
 

@@ -140,7 +140,7 @@ impl Header {
 
 /// Whether a member is there at all, `null` included.
 #[derive(Clone, Copy, Default)]
-struct Present(bool);
+pub(super) struct Present(pub(super) bool);
 
 impl<'de> Deserialize<'de> for Present {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

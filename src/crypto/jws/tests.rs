@@ -142,6 +142,9 @@ fn unfit_sets_are_refused() {
     assert_eq!(jwk::parse_set(&set(&[])).unwrap().len(), 0);
     let private = ["d", "p", "q", "dp", "dq", "qi"].map(|name| with(A2_KEY, &format!(r#""{name}":"AQAB""#)));
     let mut refused: Vec<_> = private.iter().map(|key| set(&[key])).collect();
+    // A member that is null is there (TL14).
+    let nulls = ["d", "p", "q", "dp", "dq", "qi", "oth"].map(|name| with(ED_KEY, &format!(r#""{name}":null"#)));
+    refused.extend(nulls.iter().map(|key| set(&[key])));
     refused.extend([
         set(&[&with(ED_KEY, r#""d":"nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A""#)]),
         set(&[&named(A3_KEY, "a"), &named(ED_KEY, "a")]),
