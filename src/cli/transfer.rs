@@ -123,7 +123,7 @@ impl Import {
         let key = master::load_or_make(&path, false).map_err(|error| {
             Failure::setting("master_key_file", format!("{error}: an import needs the key that the export was made under"))
         })?;
-        let sealer = Sealer::new(*key);
+        let sealer = Sealer::new(key);
         let chain = ChainKey::new(sealer.derive("audit head"));
         let target = Target::open(&config, chain).await?;
         let restoring = Restoring::new(policy(&config), config.keys.algorithm, &config.node, sealer, !self.accept_rollback);

@@ -68,18 +68,32 @@ pub fn parse(text: &str) -> Result<Zeroizing<[u8; 32]>, MasterKeyError> {
     let text = text.trim();
     let bytes = match text.len() {
         64 => from_hex(text),
-        43 | 44 => [URL_SAFE_NO_PAD, URL_SAFE, STANDARD_NO_PAD, STANDARD].iter().find_map(|engine| engine.decode(text).ok()),
+        43 | 44 => from_base64(text),
         _ => None,
     };
-    let bytes = Zeroizing::new(bytes.ok_or(MasterKeyError::Malformed)?);
+    let bytes = bytes.ok_or(MasterKeyError::Malformed)?;
     let key = <[u8; 32]>::try_from(bytes.as_slice()).map_err(|_| MasterKeyError::Malformed)?;
     if is_weak(&key) { Err(MasterKeyError::Weak) } else { Ok(Zeroizing::new(key)) }
 }
 
-fn from_hex(text: &str) -> Option<Vec<u8>> {
-    let digits: Option<Vec<u8>> = text.chars().map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok())).collect();
-    let pairs = digits?;
-    pairs.chunks_exact(2).map(|pair| if let [high, low] = pair { Some(high << 4 | low) } else { None }).collect()
+/// Wiped whichever alphabet it was, and also where the text turns out to be of none.
+fn from_base64(text: &str) -> Option<Zeroizing<Vec<u8>>> {
+    let mut bytes = Zeroizing::new(vec![0; text.len()]);
+    let engines = [URL_SAFE_NO_PAD, URL_SAFE, STANDARD_NO_PAD, STANDARD];
+    let length = engines.iter().find_map(|engine| engine.decode_slice(text, bytes.as_mut_slice()).ok())?;
+    bytes.truncate(length);
+    Some(bytes)
+}
+
+/// Digit by digit into place: nothing of the key is left in between.
+fn from_hex(text: &str) -> Option<Zeroizing<Vec<u8>>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let mut bytes = Zeroizing::new(Vec::with_capacity(text.len() / 2));
+    for pair in text.as_bytes().chunks_exact(2) {
+        let [high, low] = pair else { return None };
+        bytes.push(digit(*high)? << 4 | digit(*low)?);
+    }
+    Some(bytes)
 }
 
 /// What 32 random bytes are with odds of less than 2^-40: few different bytes, equal steps, or all printable (a passphrase).
@@ -126,7 +140,7 @@ fn load(path: &Path) -> Result<Zeroizing<[u8; 32]>, MasterKeyError> {
     if mode & 0o077 != 0 && !credential {
         return Err(MasterKeyError::Exposed { path: path.to_owned(), mode });
     }
-    if owner != 0 && own_uid().is_some_and(|own| own != owner) {
+    if owner != 0 && rustix::process::geteuid().as_raw() != owner {
         return Err(MasterKeyError::Foreign { path: path.to_owned(), owner });
     }
     let mut text = Zeroizing::new(String::with_capacity(MAX_FILE as usize + 1));
@@ -134,13 +148,6 @@ fn load(path: &Path) -> Result<Zeroizing<[u8; 32]>, MasterKeyError> {
         .read_to_string(&mut text)
         .map_err(|source| if source.kind() == io::ErrorKind::InvalidData { MasterKeyError::Malformed } else { io(source) })?;
     parse(&text)
-}
-
-/// The effective user of this process, where the system says it in `/proc`.
-fn own_uid() -> Option<u32> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// Written under another name and linked: a crash leaves no half key under `path`, and no key of another is replaced.
@@ -183,6 +190,18 @@ mod tests {
         let url = URL_SAFE_NO_PAD.encode(*key);
         for text in [unpadded, &url, &URL_SAFE.encode(*key), &hex, &hex.to_uppercase(), &format!(" {KEY}\n")] {
             assert_eq!(parse(text).unwrap(), key, "{text}");
+        }
+    }
+
+    /// TL14: no step on the way leaves the key behind: every buffer that holds it is wiped.
+    #[test]
+    fn what_is_decoded_is_wiped() {
+        let hex: Option<Zeroizing<Vec<u8>>> = from_hex(&"a5".repeat(32));
+        assert_eq!(hex.unwrap().as_slice(), [0xa5; 32]);
+        let base64: Option<Zeroizing<Vec<u8>>> = from_base64(&STANDARD.encode([0xfb; 32]));
+        assert_eq!(base64.unwrap().as_slice(), [0xfb; 32]);
+        for odd in ["a", "g0", "0g"] {
+            assert!(from_hex(odd).is_none_or(|bytes| bytes.is_empty()), "{odd}");
         }
     }
 

@@ -25,7 +25,7 @@ pub struct RefreshKey(hmac::Key);
 impl RefreshKey {
     /// The key under the label "refresh token".
     pub fn new(root: &Root) -> Self {
-        Self(hmac::Key::new(hmac::HMAC_SHA256, &root.derive("refresh token")))
+        Self(hmac::Key::new(hmac::HMAC_SHA256, root.derive("refresh token").as_slice()))
     }
 
     /// The one token of this generation of this family.

@@ -37,20 +37,20 @@ impl Root {
     }
 
     /// The key for one use (RFC 5869). In use: "refresh token", "client secret", "page token".
-    pub fn derive(&self, label: &str) -> [u8; 32] {
+    pub fn derive(&self, label: &str) -> Zeroizing<[u8; 32]> {
         derive(&self.0, "root", label)
     }
 }
 
 /// HKDF-SHA-256 of `secret` under a domain and a label; neither may hold a NUL, which separates them.
 #[expect(clippy::expect_used, reason = "32 bytes are within the 8,160 that HKDF-SHA-256 yields")]
-pub(super) fn derive(secret: &[u8; 32], domain: &str, label: &str) -> [u8; 32] {
-    let mut key = [0; 32];
+pub(super) fn derive(secret: &[u8; 32], domain: &str, label: &str) -> Zeroizing<[u8; 32]> {
+    let mut key = Zeroizing::new([0; 32]);
     let info = [b"jeton\0".as_slice(), domain.as_bytes(), b"\0", label.as_bytes()];
     hkdf::Salt::new(hkdf::HKDF_SHA256, b"jeton")
         .extract(secret)
         .expand(&info, hkdf::HKDF_SHA256)
-        .and_then(|okm| okm.fill(&mut key))
+        .and_then(|okm| okm.fill(key.as_mut_slice()))
         .expect("32 bytes of HKDF-SHA-256");
     key
 }
@@ -70,7 +70,7 @@ mod tests {
         let [once, again] = [Root::open(&keyset, &sealer).unwrap(), Root::open(&keyset, &sealer).unwrap()];
         assert_eq!(once.derive("refresh token"), again.derive("refresh token"));
         assert_ne!(once.derive("refresh token"), once.derive("client secret"));
-        assert_ne!(once.derive("refresh token"), *once.0);
+        assert_ne!(once.derive("refresh token"), once.0);
     }
 
     /// K06: the root at rest is not the root, and another master key does not open it.

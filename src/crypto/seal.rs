@@ -24,9 +24,9 @@ pub struct Sealer {
 impl Sealer {
     /// Takes the master key: 32 random bytes, see [`load_or_make_master`].
     #[expect(clippy::expect_used, reason = "32 bytes are an AES-256 key")]
-    pub fn new(master: [u8; 32]) -> Self {
-        let master = Zeroizing::new(master);
-        let key = Zeroizing::new(root::derive(&master, "master", "seal"));
+    pub fn new(master: impl Into<Zeroizing<[u8; 32]>>) -> Self {
+        let master = master.into();
+        let key = root::derive(&master, "master", "seal");
         let key = RandomizedNonceKey::new(&AES_256_GCM, &*key).expect("an AES-256 key");
         Self { master, key }
     }
@@ -60,7 +60,7 @@ impl Sealer {
     }
 
     /// A key for one use that is not sealing (RFC 5869). In use: "audit head".
-    pub fn derive(&self, label: &str) -> [u8; 32] {
+    pub fn derive(&self, label: &str) -> Zeroizing<[u8; 32]> {
         root::derive(&self.master, "derived", label)
     }
 }

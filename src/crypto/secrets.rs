@@ -27,7 +27,7 @@ impl ClientSecrets {
     /// The key under the label "client secret".
     pub fn new(root: &Root) -> Self {
         Self {
-            key: hmac::Key::new(hmac::HMAC_SHA256, &root.derive("client secret")),
+            key: hmac::Key::new(hmac::HMAC_SHA256, root.derive("client secret").as_slice()),
             decoy: URL_SAFE_NO_PAD.encode(random::bytes::<32>()),
         }
     }

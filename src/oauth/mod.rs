@@ -19,6 +19,8 @@ pub use self::{
     client_auth::{AuthenticatedClient, Credentials},
     issue::Issued,
 };
+use zeroize::Zeroizing;
+
 use crate::{
     audit::Trail,
     clock::{Clock, Skew},
@@ -43,7 +45,7 @@ pub struct Authority {
     passwords: Passwords,
     refresh_key: RefreshKey,
     sealer: Arc<Sealer>,
-    page_key: [u8; 32],
+    page_key: Zeroizing<[u8; 32]>,
     uses: uses::Uses,
     clock: Arc<dyn Clock>,
     skew: Arc<Skew>,
@@ -131,7 +133,7 @@ impl Authority {
     }
 
     /// The key that page tokens are signed with: their own, used for nothing else (N03).
-    pub const fn page_key(&self) -> &[u8; 32] {
+    pub fn page_key(&self) -> &[u8; 32] {
         &self.page_key
     }
 

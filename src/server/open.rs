@@ -58,7 +58,7 @@ impl Opened {
 pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, StartError> {
     let config = &options.config;
     let data_dir = config.data_dir.clone();
-    let sealer = Arc::new(Sealer::new(*master_key(config, options.dev)?));
+    let sealer = Arc::new(Sealer::new(master_key(config, options.dev)?));
     let chain = ChainKey::new(sealer.derive("audit head"));
     let accept = Accept { rollback: options.accept_rollback, open_directory: options.dev };
     let stores::Found { store, rollback } = match &options.store {

@@ -241,7 +241,7 @@ fn keys(config: &Config, keyset: &Keyset) -> Option<Finding> {
     const SUBJECT: &str = "signing keys";
     let master = master::load_or_make(&config.master_key_path(), false).ok()?;
     let judging = Judging { max_lifetime: config.token.access_lifetime_max(), skew: Duration::ZERO };
-    Some(match Keyring::open(keyset, &Sealer::new(*master), &config.issuer, judging) {
+    Some(match Keyring::open(keyset, &Sealer::new(master), &config.issuer, judging) {
         Ok(_) => Finding::ok(SUBJECT, "open under this master key"),
         Err(error) => Finding::problem(SUBJECT, format!("do not open: {error}"), "give this node the master key of the others"),
     })

@@ -21,9 +21,9 @@ pub struct ChainKey {
 
 impl ChainKey {
     /// From 32 secret bytes.
-    pub fn new(bytes: [u8; 32]) -> Self {
-        let bytes = Zeroizing::new(bytes);
-        let derive = |label| Zeroizing::new(root::derive(&bytes, "audit", label));
+    pub fn new(bytes: impl Into<Zeroizing<[u8; 32]>>) -> Self {
+        let bytes = bytes.into();
+        let derive = |label| root::derive(&bytes, "audit", label);
         Self { heads: derive("head"), records: derive("record"), outbox: derive("outbox"), notes: derive("note") }
     }
 
