@@ -8,6 +8,7 @@ pub mod context;
 mod doctor;
 mod failure;
 mod keys;
+mod memory;
 mod output;
 mod remote;
 mod render;
@@ -86,6 +87,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let output = Output { json: cli.json };
+    if let Err(error) = memory::keep_private() {
+        output.talk(&format!("warning: core dumps are not switched off: {error}"));
+    }
     match execute(&cli.command, output, &Sources::from_process().environment) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -40,7 +40,7 @@ pub(super) fn data_directory(directory: &Path) -> Vec<Finding> {
         let mode = metadata.mode() & 0o777;
         findings.push(Finding::problem(SUBJECT, format!("{shown} has mode {mode:04o}"), format!("chmod 0700 {shown}")));
     }
-    if own_uid().is_some_and(|uid| uid != metadata.uid()) {
+    if rustix::process::geteuid().as_raw() != metadata.uid() {
         let text = format!("{shown} belongs to uid {}", metadata.uid());
         findings.push(Finding::note(SUBJECT, text, "run doctor, and the service, as that user"));
     }
@@ -48,11 +48,6 @@ pub(super) fn data_directory(directory: &Path) -> Vec<Finding> {
         findings.push(Finding::ok(SUBJECT, format!("{shown} is its owner's alone")));
     }
     findings
-}
-
-/// The user this process runs as, as the kernel has it.
-fn own_uid() -> Option<u32> {
-    fs::metadata("/proc/self").ok().map(|metadata| metadata.uid())
 }
 
 /// Whether the master key is there, its owner's alone (K06), and 32 bytes.
