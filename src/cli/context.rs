@@ -3,9 +3,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, DirBuilder, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     process,
 };
@@ -15,7 +15,10 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::json;
 
-use super::{failure::Failure, output::Output};
+use super::{
+    failure::Failure,
+    output::{self, Output},
+};
 
 /// A server and who to be there.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -101,14 +104,29 @@ pub fn path(environment: &BTreeMap<String, String>) -> Option<PathBuf> {
 /// Reads the contexts; none where there is no file.
 ///
 /// # Errors
-/// When the file is there and cannot be read or understood. The message does not quote it.
+/// When the file is there and cannot be read or understood, or others can write to it: they would choose the server that a secret
+/// is sent to. The message does not quote it.
 pub fn load(path: &Path) -> io::Result<Contexts> {
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
+    let mut file = match File::open(path) {
+        Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Contexts::default()),
         Err(error) => return Err(error),
     };
-    toml::from_str(&text).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.message().to_owned()))
+    // Asked of the open file, so that what is judged is what is read.
+    let mode = file.metadata()?.mode() & 0o777;
+    if mode & 0o022 != 0 {
+        let problem = format!("others can write to it (mode {mode:04o}): chmod 0600");
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, problem));
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    let contexts: Contexts =
+        toml::from_str(&text).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.message().to_owned()))?;
+    if mode & 0o044 != 0 && contexts.contexts.values().any(|context| context.client_secret.is_some()) {
+        let shown = path.display();
+        output::warn(&format!("warning: others can read the secrets in {shown} (mode {mode:04o}): chmod 0600 {shown}"));
+    }
+    Ok(contexts)
 }
 
 /// Writes the contexts to a new file and puts it in the old one's place: whoever reads finds one or the other, whole.
@@ -250,6 +268,22 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
+    }
+
+    /// AZ16: a file that others can write to is not followed; it is not read before that is known.
+    #[test]
+    fn a_file_that_others_can_write_to_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("contexts.toml");
+        let mut contexts = Contexts::default();
+        contexts.remember(context(dir.path(), Some("jcs_x")));
+        save(&path, &contexts).unwrap();
+        for (mode, expected) in [(0o666, false), (0o620, false), (0o602, false), (0o644, true), (0o600, true), (0o400, true)] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let loaded = load(&path);
+            assert_eq!(loaded.is_ok(), expected, "{mode:o}");
+            assert!(loaded.is_ok() || loaded.unwrap_err().to_string().contains("chmod 0600"));
+        }
     }
 
     /// O01: neither `Debug` nor a complaint about the file shows the secret.

@@ -13,6 +13,7 @@ mod output;
 mod remote;
 mod render;
 mod revoke_all;
+mod secret_file;
 mod serve;
 mod token;
 mod transfer;

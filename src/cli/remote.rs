@@ -13,7 +13,7 @@ use tonic::{
 use super::{
     context::{self, Context, Contexts},
     failure::{Failure, deepest},
-    output, values,
+    values,
 };
 use crate::proto::token::{TokenRequest, token_service_client::TokenServiceClient};
 
@@ -52,6 +52,9 @@ pub(super) struct Options {
     /// PEM file with the client certificate's key
     #[arg(id = "caller_key", long = "key", global = true, env = "JETON_CLI_KEY", value_name = "FILE")]
     key: Option<PathBuf>,
+    /// Send credentials and tokens in clear to another machine, over http://
+    #[arg(id = "caller_insecure", long = "insecure", global = true)]
+    insecure: bool,
     /// How long an answer may take
     #[arg(id = "caller_timeout", long = "timeout", global = true, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
     timeout: Duration,
@@ -125,7 +128,10 @@ fn with_scheme(address: &str) -> String {
 
 /// Whether `HOST:PORT` is this machine.
 fn is_here(authority: &str) -> bool {
-    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+    is_loopback(authority.rsplit_once(':').map_or(authority, |(host, _)| host))
+}
+
+fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.trim_matches(['[', ']']).parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
@@ -217,13 +223,18 @@ impl Admin {
 }
 
 fn endpoint(options: &Options, settings: &Settings) -> Result<Endpoint, Failure> {
-    let invalid = |_| Failure::setting("address", "must be HOST:PORT, or a URL with http:// or https://");
-    let endpoint = Endpoint::from_shared(settings.url.clone()).map_err(invalid)?.connect_timeout(options.timeout);
-    if let Some(authority) = settings.url.strip_prefix("http://") {
-        if !is_here(authority) {
-            output::warn("warning: credentials and tokens go over the network in clear; use https:// and --ca");
+    let invalid = || Failure::setting("address", "must be HOST:PORT, or a URL with http:// or https://");
+    let endpoint = Endpoint::from_shared(settings.url.clone()).map_err(|_| invalid())?.connect_timeout(options.timeout);
+    // As the transport reads it: whatever is not https to it, it sends in clear.
+    match endpoint.uri().scheme_str() {
+        Some("http") if endpoint.uri().host().is_some_and(is_loopback) || options.insecure => return Ok(endpoint),
+        Some("http") => {
+            let problem = "http:// sends credentials and tokens to another machine in clear: use https:// and --ca FILE, or \
+                           --insecure to do so all the same";
+            return Err(Failure::setting("address", problem));
         }
-        return Ok(endpoint);
+        Some("https") => {}
+        Some(_) | None => return Err(invalid()),
     }
     let ca = settings.ca.as_ref().ok_or_else(|| Failure::setting("ca", "an https address needs --ca FILE"))?;
     let read = |path: &PathBuf| fs::read(path).map_err(Failure::reading(path));
@@ -287,6 +298,29 @@ mod tests {
         let none = Settings::resolve(&Options::default(), &Contexts::default(), None).unwrap();
         assert_eq!(none.url, "http://127.0.0.1:50051");
         assert!(none.credentials.is_err());
+    }
+
+    /// AZ16: a secret goes to another machine in clear only where that is asked for.
+    #[test]
+    fn another_machine_is_not_spoken_to_in_clear() {
+        let open = |address: &str, insecure: bool| {
+            let options = Options { address: Some(address.to_owned()), insecure, ..Options::default() };
+            endpoint(&options, &resolve(&options, Some("own")).unwrap()).map(drop)
+        };
+        for address in [
+            "http://10.0.0.1:1",
+            "http://id.example.com",
+            "http://localhost:x@10.0.0.1:1",
+            "http://localhost:x@id.example",
+            "HTTP://10.0.0.1:1",
+            "grpc://10.0.0.1:1",
+        ] {
+            assert_eq!(open(address, false).unwrap_err().exit_code(), 64, "{address}");
+        }
+        assert!(open("http://10.0.0.1:1", true).is_ok());
+        for address in ["http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1", "localhost:1", "HTTP://localhost:1"] {
+            assert!(open(address, false).is_ok(), "{address}");
+        }
     }
 
     #[test]

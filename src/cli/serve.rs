@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     env,
+    io::{self, IsTerminal},
     path::{Path, PathBuf},
     process,
 };
@@ -16,7 +17,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::{
     context::{self, Context},
     failure::Failure,
-    output::Output,
+    output::{self, Output},
+    secret_file::SecretFile,
 };
 use crate::{
     config::{Config, ConfigError, Flag, Sources, check},
@@ -33,6 +35,9 @@ pub(super) struct Command {
     /// Where there is no client yet, make the first one, which may administer, and print its secret once; --dev does so anyway
     #[arg(long)]
     bootstrap: bool,
+    /// Write that secret to this new file, mode 0600, instead of stdout, which a supervisor may keep in a log
+    #[arg(long, value_name = "FILE", requires = "bootstrap")]
+    bootstrap_secret_file: Option<PathBuf>,
     /// Serve a data directory that was copied or restored, which is refused otherwise: tokens that were revoked since the copy
     /// was made are valid again. It is recorded in the audit trail. Give it for one start only
     #[arg(long)]
@@ -68,8 +73,14 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// The sources in the environment given.
+    /// The sources in the environment given. Warns of a password among the flags.
     pub(super) fn sources(&self, environment: &BTreeMap<String, String>) -> Sources {
+        if self.store.as_deref().is_some_and(holds_a_password) {
+            output::warn(
+                "warning: other users of this machine can see the password in --store: put the address into a file and use \
+                 --store-file (store.uri_file)",
+            );
+        }
         let mut flags = Vec::new();
         let mut flag = |name, key, value: Option<String>| flags.extend(value.map(|value| Flag { name, key, value }));
         flag("--listen", "listen", self.listen.clone());
@@ -80,6 +91,12 @@ impl Settings {
         flag("--insecure", "insecure", self.insecure.then(|| "true".to_owned()));
         Sources { file: self.config.clone(), environment: environment.clone(), flags }
     }
+}
+
+/// Returns true if an address has a password before its hosts.
+fn holds_a_password(address: &str) -> bool {
+    let authority = address.split_once("://").map_or(address, |(_, rest)| rest);
+    authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'))
 }
 
 impl Command {
@@ -97,6 +114,8 @@ impl Command {
         }
         let runtime = runtime.enable_all().build().map_err(Failure::io("cannot start"))?;
         let certificate = config.tls.cert_file.clone();
+        let file = self.bootstrap_secret_file.as_deref();
+        let secret_file = file.map(SecretFile::make).transpose()?;
         let options = server::Options {
             config,
             dev: self.dev,
@@ -107,7 +126,10 @@ impl Command {
         };
         let ended = runtime.block_on(Box::pin(async {
             let shutdown = shutdown().map_err(Failure::io("cannot listen for signals"))?;
-            let started = |started: &Started| announce(started, self.dev.then_some(&certificate), output, environment);
+            let started = |started: &Started| {
+                let secret = Shown::of(started, secret_file.zip(file));
+                announce(started, &secret, self.dev.then_some(&certificate), output, environment);
+            };
             server::run(options, started, shutdown).await.map_err(|error| start_failed(&error))
         }));
         // Whatever still runs has had its time to drain.
@@ -153,16 +175,60 @@ async fn either(terminate: &mut Signal, interrupt: &mut Signal) -> i32 {
     }
 }
 
+/// The place where the first client's secret is shown, once.
+enum Shown<'a> {
+    /// On stdout.
+    Here(&'a str),
+    /// In a file.
+    In(&'a Path),
+    /// Nowhere: it was made at an earlier start, or could not be written down.
+    Nowhere,
+}
+
+impl<'a> Shown<'a> {
+    /// Writes a new secret down where there is a file for it.
+    fn of(started: &'a Started, file: Option<(SecretFile, &'a Path)>) -> Self {
+        let secret = started.bootstrap.as_ref().and_then(|bootstrap| bootstrap.client_secret.as_ref());
+        match (secret.map(ExposeSecret::expose_secret), file) {
+            (None, _) => Self::Nowhere,
+            (Some(secret), None) => Self::Here(secret),
+            (Some(secret), Some((file, path))) => match file.write(secret) {
+                Ok(()) => Self::In(path),
+                Err(error) => {
+                    let path = path.display();
+                    tracing::error!(%error, %path, "the first client's secret cannot be written and is lost: empty the store, start again");
+                    Self::Nowhere
+                }
+            },
+        }
+    }
+
+    const fn here(&self) -> Option<&'a str> {
+        if let Self::Here(secret) = self { Some(secret) } else { None }
+    }
+}
+
 /// Says, once, that the port serves. In development, with the certificate there may be, it leaves a context behind.
-fn announce(started: &Started, dev: Option<&PathBuf>, output: Output, environment: &BTreeMap<String, String>) {
+fn announce(
+    started: &Started,
+    secret: &Shown<'_>,
+    dev: Option<&PathBuf>,
+    output: Output,
+    environment: &BTreeMap<String, String>,
+) {
     let context = dev.and_then(|certificate| remember(started, certificate, environment));
     let printed = if output.json {
-        output.document(&first_line(started))
-    } else if dev.is_some() || started.bootstrap.as_ref().is_some_and(|bootstrap| bootstrap.client_secret.is_some()) {
-        output.line(&welcome(started, context.as_deref(), &program(environment)))
+        output.document(&first_line(started, secret))
+    } else if dev.is_some() || !matches!(secret, Shown::Nowhere) {
+        output.line(&welcome(started, secret, context.as_deref(), &program(environment)))
     } else {
         Ok(())
     };
+    if dev.is_none() && secret.here().is_some() && !io::stdout().is_terminal() {
+        output.talk(
+            "warning: stdout is no terminal and may be kept in a log: --bootstrap-secret-file keeps the secret out of it",
+        );
+    }
     if let Err(failure) = printed {
         tracing::warn!(error = %failure, "cannot say where the service is");
     }
@@ -171,15 +237,14 @@ fn announce(started: &Started, dev: Option<&PathBuf>, output: Output, environmen
 }
 
 /// What programs read: the only line on stdout.
-fn first_line(started: &Started) -> serde_json::Value {
+fn first_line(started: &Started, secret: &Shown<'_>) -> serde_json::Value {
     let bootstrap = started.bootstrap.as_ref();
-    let secret = bootstrap.and_then(|bootstrap| bootstrap.client_secret.as_ref()).map(ExposeSecret::expose_secret);
     json!({
         "address": started.address.to_string(),
         "issuer": started.issuer,
         "data_dir": started.data_dir,
         "client_id": bootstrap.map(|bootstrap| bootstrap.client_id.as_str()),
-        "client_secret": secret,
+        "client_secret": secret.here(),
     })
 }
 
@@ -219,18 +284,18 @@ fn program(environment: &BTreeMap<String, String>) -> String {
 }
 
 /// What people read.
-fn welcome(started: &Started, context: Option<&str>, program: &str) -> String {
+fn welcome(started: &Started, secret: &Shown<'_>, context: Option<&str>, program: &str) -> String {
     let address = started.address;
     let data_dir = shown(&started.data_dir);
     let mut text = format!("jeton serves on {address}\n\n  data directory  {data_dir}\n  issuer          {}\n", started.issuer);
     let Some(bootstrap) = &started.bootstrap else { return text };
     let id = &bootstrap.client_id;
-    let secret = bootstrap.client_secret.as_ref().map(ExposeSecret::expose_secret);
     let kept = if context.is_some() { "shown at the first start; kept in the context" } else { "shown at the first start" };
     text.push_str(&format!("  client id       {id}\n"));
     match secret {
-        Some(secret) => text.push_str(&format!("  client secret   {secret}   (not shown again)\n")),
-        None => text.push_str(&format!("  client secret   {kept}\n")),
+        Shown::Here(secret) => text.push_str(&format!("  client secret   {secret}   (not shown again)\n")),
+        Shown::In(file) => text.push_str(&format!("  client secret   in {}\n", shown(file))),
+        Shown::Nowhere => text.push_str(&format!("  client secret   {kept}\n")),
     }
     if let Some(name) = context {
         let flag = if name == "dev" { String::new() } else { format!("  (context {name})") };
@@ -238,7 +303,7 @@ fn welcome(started: &Started, context: Option<&str>, program: &str) -> String {
         text.push_str(&format!("  {program} token --raw | {program} introspect -\n"));
     }
     let plain = if started.tls { "-cacert CA.pem" } else { "-plaintext" };
-    let credentials = format!("\"client_id\":\"{id}\",\"client_secret\":\"{}\"", secret.unwrap_or("SECRET"));
+    let credentials = format!("\"client_id\":\"{id}\",\"client_secret\":\"{}\"", secret.here().unwrap_or("SECRET"));
     let service = "jeton.token.v1.TokenService";
     text.push_str(&format!(
         "\nThe same with grpcurl:\n\n  grpcurl {plain} -d '{{{credentials}}}' {address} {service}/Token\n  \
@@ -274,24 +339,45 @@ mod tests {
         assert_eq!(origins.of("insecure"), Some("flag --insecure"));
     }
 
+    /// AZ16: an address with a password is told from one without.
+    #[test]
+    fn a_password_in_an_address_is_noticed() {
+        for (address, expected) in [
+            ("mongodb://me:secret@host/db", true),
+            ("mongodb+srv://me:p%40ss@host", true),
+            ("mongodb://me:@b@host/", true),
+            ("mongodb://me@host:27017/db", false),
+            ("mongodb://host:27017,other:27018/db?replicaSet=r", false),
+        ] {
+            assert_eq!(holds_a_password(address), expected, "{address}");
+        }
+    }
+
     #[test]
     fn programs_read_four_things_and_the_issuer() {
-        let line = first_line(&started(Path::new("/d"), Some("jcs_x")));
+        let first = started(Path::new("/d"), Some("jcs_x"));
+        let line = first_line(&first, &Shown::of(&first, None));
         assert_eq!(line["address"], "127.0.0.1:50051");
         assert_eq!(line["data_dir"], "/d");
         assert_eq!(line["client_id"], "boot");
         assert_eq!(line["client_secret"], "jcs_x");
-        assert!(first_line(&started(Path::new("/d"), None))["client_secret"].is_null());
+        assert!(first_line(&first, &Shown::In(Path::new("/s")))["client_secret"].is_null());
+        let again = started(Path::new("/d"), None);
+        assert!(first_line(&again, &Shown::of(&again, None))["client_secret"].is_null());
     }
 
     #[test]
     fn people_get_lines_to_paste() {
-        let text = welcome(&started(Path::new("/d"), Some("jcs_x")), Some("dev"), "./target/release/jeton");
+        let first = started(Path::new("/d"), Some("jcs_x"));
+        let text = welcome(&first, &Shown::of(&first, None), Some("dev"), "./target/release/jeton");
         assert!(text.contains("\n  ./target/release/jeton token --raw | ./target/release/jeton introspect -\n"), "{text}");
         let line = "grpcurl -plaintext -d '{\"client_id\":\"boot\",\"client_secret\":\"jcs_x\"}' 127.0.0.1:50051 jeton.token.v1.TokenService/Token";
         assert!(text.contains(line), "{text}");
         assert!(text.contains("(not shown again)"));
-        assert!(!welcome(&started(Path::new("/d"), None), None, "jeton").contains("jeton token"));
+        let again = started(Path::new("/d"), None);
+        assert!(!welcome(&again, &Shown::of(&again, None), None, "jeton").contains("jeton token"));
+        let kept = welcome(&first, &Shown::In(Path::new("/s")), None, "jeton");
+        assert!(kept.contains("client secret   in /s\n") && !kept.contains("jcs_x"), "{kept}");
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub(super) struct Refresh {
 
 impl Refresh {
     pub(super) async fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
-        let token = self.token.read()?;
+        let token = self.token.read(output)?;
         let remote = Remote::open(&self.remote, environment).await?;
         let credentials = remote.credentials()?;
         let request = remote.request(RefreshRequest {
@@ -131,7 +131,8 @@ impl From<RefreshResponse> for Issued {
 /// `jeton introspect`
 #[derive(Args, Debug)]
 pub(super) struct Introspect {
-    /// The token, or - to read it from stdin; several are judged in one call
+    /// The token, best as - to read it from stdin: arguments are seen by every user of this machine. Several are judged in one
+    /// call
     #[arg(value_name = "TOKEN", required_unless_present = "file")]
     tokens: Vec<String>,
     /// Read tokens from this file, one a line
@@ -149,7 +150,7 @@ pub(super) struct Introspect {
 
 impl Introspect {
     pub(super) async fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
-        let tokens = self.read()?;
+        let tokens = self.read(output)?;
         let remote = Remote::open(&self.remote, environment).await?;
         let judged = match tokens.as_slice() {
             [token] => vec![self.one(&remote, token.clone()).await?],
@@ -163,11 +164,14 @@ impl Introspect {
         if self.check && !all_stand { Err(Failure::Code(1)) } else { Ok(()) }
     }
 
-    fn read(&self) -> Result<Vec<String>, Failure> {
+    fn read(&self, output: Output) -> Result<Vec<String>, Failure> {
         let from = match (self.tokens.as_slice(), &self.file) {
             (_, Some(file)) => file.as_path(),
             ([dash], None) if dash == "-" => std::path::Path::new("-"),
-            (tokens, None) => return Ok(tokens.to_vec()),
+            (tokens, None) => {
+                tokens.iter().for_each(|token| values::warn_of_token(token, output));
+                return Ok(tokens.to_vec());
+            }
         };
         let tokens: Vec<String> = values::text_file(from)?.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect();
         if tokens.is_empty() {
@@ -259,7 +263,7 @@ pub(super) struct Revoke {
 
 impl Revoke {
     pub(super) async fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
-        let token = self.token.read()?;
+        let token = self.token.read(output)?;
         let remote = Remote::open(&self.remote, environment).await?;
         let credentials = remote.credentials()?;
         let request = remote.request(RevokeRequest {

@@ -10,7 +10,7 @@ use std::{
 use clap::Args;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::failure::Failure;
+use super::{failure::Failure, output::Output};
 use crate::{
     clock::{Clock, SystemClock},
     model::Timestamp,
@@ -18,6 +18,9 @@ use crate::{
 
 /// The most that is read from a file or stdin for one value.
 const LONGEST: u64 = 64 * 1024;
+
+/// No token that opens anything has fewer characters.
+const SHORTEST: usize = 60;
 
 /// A whole number with `s`, `m`, `h` or `d`; seconds without.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -65,11 +68,19 @@ pub(super) fn now() -> Timestamp {
     SystemClock::starting_at(Timestamp::EPOCH).now()
 }
 
+/// Warns of a token among the arguments, which every user of the machine can read there.
+pub(super) fn warn_of_token(token: &str, output: Output) {
+    // What is shorter than the shortest token opens nothing.
+    if token.len() >= SHORTEST {
+        output.talk("warning: other users of this machine can see a token in the arguments: use - and stdin, or --file");
+    }
+}
+
 /// A token: typed, or better read from where no process list shows it.
 #[derive(Args, Debug)]
 #[group(required = true, multiple = false)]
 pub(super) struct TokenArgument {
-    /// The token, or - to read it from stdin
+    /// The token, best as - to read it from stdin: arguments are seen by every user of this machine
     #[arg(value_name = "TOKEN")]
     token: Option<String>,
     /// Read the token from this file
@@ -78,9 +89,12 @@ pub(super) struct TokenArgument {
 }
 
 impl TokenArgument {
-    pub(super) fn read(&self) -> Result<String, Failure> {
+    pub(super) fn read(&self, output: Output) -> Result<String, Failure> {
         match (&self.token, &self.file) {
-            (Some(token), _) if token != "-" => Ok(token.clone()),
+            (Some(token), _) if token != "-" => {
+                warn_of_token(token, output);
+                Ok(token.clone())
+            }
             (_, Some(file)) => secret_file(file),
             _ => secret_file(Path::new("-")),
         }

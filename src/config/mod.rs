@@ -1,6 +1,6 @@
 //! Configuration: what can be set, with units in the names. Read from defaults < file < environment < flags.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, io::Read, net::SocketAddr, os::unix::fs::MetadataExt, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -77,8 +77,16 @@ impl Store {
             return Ok(self.uri.expose().to_owned());
         }
         let refused = |problem| ConfigError::new("store.uri_file", problem);
-        let text = std::fs::read_to_string(&self.uri_file)
-            .map_err(|error| refused(format!("cannot read {}: {error}", self.uri_file.display())))?;
+        let unread = |error| refused(format!("cannot read {}: {error}", self.uri_file.display()));
+        let mut file = std::fs::File::open(&self.uri_file).map_err(unread)?;
+        // Others would choose the store, and with it everybody's clients and tokens. Asked of the file that is read.
+        let mode = file.metadata().map_err(unread)?.mode() & 0o777;
+        if mode & 0o022 != 0 {
+            let shown = self.uri_file.display();
+            return Err(refused(format!("others can write to {shown} (mode {mode:04o}): chmod 0600 {shown}")));
+        }
+        let mut text = String::new();
+        file.read_to_string(&mut text).map_err(unread)?;
         let address = text.trim();
         if address.starts_with("mongodb://") || address.starts_with("mongodb+srv://") {
             Ok(address.to_owned())

@@ -218,6 +218,36 @@ fn outside_development_the_first_client_is_made_when_asked_for() {
     assert!(!house.path(".config/jeton/contexts.toml").exists(), "a context is for development");
 }
 
+/// AZ16: under a supervisor stdout is the log: the first secret can go to a file instead, and to that file alone.
+#[test]
+fn the_first_secret_can_go_to_a_file() {
+    let house = House::new();
+    let key = house.file("key", "Q2Qf8mKTpTqBnSg2OWGLhX0l9H3aiYvHkxS6zVq3r+8=\n");
+    let config = house.file("c.toml", &format!("master_key_file = {key:?}\nlisten = \"127.0.0.1:0\"\n"));
+    let path = house.path("first");
+    let serve = ["serve", "--json", "--config", config.to_str().unwrap(), "--bootstrap", "--bootstrap-secret-file"];
+    let serve = [&serve[..], &[path.to_str().unwrap()]].concat();
+    let server = house.serve_with(&serve);
+    assert!(server.said["client_secret"].is_null(), "{}", server.said);
+    let secret = fs::read_to_string(&path).unwrap();
+    assert!(secret.starts_with("jcs_"));
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(!house.log().contains(secret.trim()));
+    let flags = ["token", "--address", server.address(), "--client-id", "bootstrap", "--client-secret-file"];
+    house.jeton(&[&flags[..], &[path.to_str().unwrap()]].concat()).ok();
+    let limits = fs::read_to_string(format!("/proc/{}/limits", server.pid())).unwrap();
+    let core: Vec<&str> =
+        limits.lines().find(|line| line.starts_with("Max core file size")).unwrap().split_whitespace().collect();
+    assert_eq!(core[4..6], ["0", "0"], "TL14: the server leaves no core behind");
+    server.stop();
+    // What is there is not written over, and where there is nothing to write no file is left.
+    assert_eq!(house.jeton(&serve).code, 1);
+    assert_eq!(fs::read_to_string(&path).unwrap(), secret);
+    fs::remove_file(&path).unwrap();
+    house.serve_with(&serve).stop();
+    assert!(!path.exists());
+}
+
 #[test]
 fn the_configuration_is_shown_with_its_origins() {
     let house = House::new();

@@ -47,17 +47,34 @@ fn an_address_that_cannot_be_used_is_explained_without_its_password() {
     }
 }
 
+/// AZ16: a password among the arguments is warned of, without it.
+#[test]
+fn a_password_in_the_arguments_is_warned_of() {
+    let house = House::new();
+    const WARNING: &str = "can see the password in --store";
+    let (serve, _) = said(&house, &format!("mongodb://me:{PASSWORD}@127.0.0.1:1/?tls=true&tlsCAFile=/nowhere"));
+    assert!(serve.err.contains(WARNING) && serve.err.contains("--store-file"), "{serve:?}");
+    let (serve, _) = said(&house, "mongodb://127.0.0.1:1/?tls=true&tlsCAFile=/nowhere");
+    assert!(!serve.err.contains(WARNING), "{serve:?}");
+}
+
 #[test]
 fn a_file_with_the_address_is_its_owners_alone() {
     use std::os::unix::fs::PermissionsExt;
     let house = House::new();
     let file = house.file("address", &format!("mongodb://me:{PASSWORD}@127.0.0.1:1/\n"));
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
-    let doctor = house.jeton(&["doctor", "--dev", "--listen", "127.0.0.1:0", "--store-file", file.to_str().unwrap(), "--json"]);
+    let flags = ["--dev", "--listen", "127.0.0.1:0", "--store-file", file.to_str().unwrap(), "--json"];
+    let doctor = house.jeton(&[&["doctor"], &flags[..]].concat());
     assert!(!doctor.out.contains(PASSWORD));
     let report = doctor.json();
     assert!(text(&report, "store").ends_with("has mode 0640"), "{report}");
     assert!(finding(&report, "store")["advice"].as_str().unwrap().starts_with("chmod 0600 "));
+    // AZ16: whoever can write to it chooses the store.
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).unwrap();
+    let refused = house.jeton(&[&["serve"], &flags[..]].concat());
+    assert!(refused.code == 64 && refused.err.contains("others can write to "), "{refused:?}");
+    assert!(!refused.err.contains(PASSWORD));
 }
 
 /// A database that is away may come back: a supervisor tries again.

@@ -18,6 +18,41 @@ fn a_token_stands_until_it_is_revoked() {
     server.stop();
 }
 
+/// AZ16, O01: a token among the arguments is warned of, one from stdin or a file is not.
+#[test]
+fn a_token_in_the_arguments_is_warned_of() {
+    let house = House::new();
+    let server = house.serve();
+    let token = house.jeton(&["token", "--raw"]).ok();
+    let file = house.file("token", &token.out);
+    const WARNING: &str = "warning: other users of this machine can see a token in the arguments";
+    for command in ["introspect", "revoke"] {
+        assert!(house.jeton(&[command, token.line()]).ok().err.contains(WARNING), "{command}");
+        assert_eq!(house.jeton_reading(&[command, "-"], &token.out).ok().err, "", "{command}");
+        assert_eq!(house.jeton(&[command, "--file", file.to_str().unwrap()]).ok().err, "", "{command}");
+    }
+    assert_eq!(house.jeton(&["introspect", "nonsense"]).ok().err, "");
+    server.stop();
+}
+
+/// AZ16: contexts that others can write to are refused, those that others can read are warned of.
+#[test]
+fn open_contexts_are_not_followed() {
+    use std::os::unix::fs::PermissionsExt;
+    let house = House::new();
+    let server = house.serve();
+    let contexts = house.path(".config/jeton/contexts.toml");
+    let chmod = |mode: u32| std::fs::set_permissions(&contexts, std::fs::Permissions::from_mode(mode)).unwrap();
+    chmod(0o666);
+    let refused = house.jeton(&["token"]);
+    assert!(refused.code == 1 && refused.err.contains("others can write to it (mode 0666): chmod 0600"), "{refused:?}");
+    chmod(0o644);
+    assert!(house.jeton(&["token"]).ok().err.contains("warning: others can read the secrets in "));
+    chmod(0o600);
+    assert_eq!(house.jeton(&["token"]).ok().err, "");
+    server.stop();
+}
+
 #[test]
 fn refresh_gives_a_successor_and_a_scope_can_be_left_out() {
     let house = House::new();
