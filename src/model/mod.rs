@@ -10,6 +10,7 @@ pub mod id;
 pub mod keyset;
 pub mod revocation;
 pub mod scope;
+pub mod site;
 pub mod time;
 pub mod weight;
 
@@ -23,4 +24,5 @@ pub use id::{ClientId, FamilyId, Invalid, Jti, Kid, PlanName, Role, SecretId, Su
 pub use keyset::{KeyState, Keyset, SigningKey};
 pub use revocation::{EpochOf, Revocation, Revoked};
 pub use scope::{Granted, Scope, Scopes};
+pub use site::Site;
 pub use time::Timestamp;
