@@ -146,6 +146,20 @@ impl Keyring {
     /// The claims of `token`, if it is an access token of this issuer, signed by a key that stands, and within its time at
     /// `now`. Does no I/O. Why a token was refused is nobody's business.
     pub fn verify(&self, token: &str, now: Timestamp) -> Option<VerifiedClaims> {
+        let (claims, kid, known) = self.read(token)?;
+        if known.until.is_some_and(|until| now >= until) {
+            return None;
+        }
+        self.judging.in_time(&claims, now).then_some(VerifiedClaims { claims, kid })
+    }
+
+    /// The claims of `token`, if it is an access token of this issuer, signed by a key that is not revoked or removed, whatever the
+    /// time: a clock that is wrong must not keep a token from being revoked.
+    pub fn recognise(&self, token: &str) -> Option<Claims> {
+        self.read(token).map(|(claims, ..)| claims)
+    }
+
+    fn read(&self, token: &str) -> Option<(Claims, Kid, &Known)> {
         let jws = Jws::parse(token).ok()?;
         // RFC 9068 section 4; "application/" may be left out (RFC 7515 section 4.1.9).
         if !matches!(jws.typ(), Some("at+jwt" | "application/at+jwt")) {
@@ -153,17 +167,9 @@ impl Keyring {
         }
         let kid: Kid = jws.kid()?.parse().ok()?;
         let known = self.keys.get(&kid)?;
-        if known.until.is_some_and(|until| now >= until) {
-            return None;
-        }
         let claims: Claims = jws::object(known.verifier.verify(&jws)?)?;
-        let good = claims.iss == self.issuer && !claims.aud.is_empty() && self.judging.in_time(&claims, now);
-        good.then_some(VerifiedClaims { claims, kid })
-    }
-
-    /// As [`Self::verify`], by any clock that may be right: what has expired here may still stand where the clock is behind.
-    pub fn verify_anywhere(&self, token: &str, now: Timestamp) -> Option<VerifiedClaims> {
-        self.verify(token, now).or_else(|| self.verify(token, self.earliest(now)))
+        let good = claims.iss == self.issuer && !claims.aud.is_empty() && self.judging.is_no_longer(&claims);
+        good.then_some((claims, kid, known))
     }
 
     /// The moment that it may still be elsewhere.
@@ -199,11 +205,17 @@ impl Keyring {
 }
 
 impl Judging {
-    /// RFC 7519 section 4.1.4 to 4.1.6, and no lifetime that this service does not give. A token expires at `exp` itself.
+    /// RFC 7519 section 4.1.4 to 4.1.6. A token expires at `exp` itself.
     fn in_time(&self, claims: &Claims, now: Timestamp) -> bool {
         let [issued, begins, expires] = [claims.iat, claims.nbf, claims.exp].map(Timestamp::from_seconds);
         let ahead = now + self.skew;
-        now < expires && issued <= ahead && begins <= ahead && issued < expires && expires.since(issued) <= self.max_lifetime
+        now < expires && issued <= ahead && begins <= ahead
+    }
+
+    /// Whether its lifetime is one that this service gives.
+    fn is_no_longer(&self, claims: &Claims) -> bool {
+        let [issued, expires] = [claims.iat, claims.exp].map(Timestamp::from_seconds);
+        issued < expires && expires.since(issued) <= self.max_lifetime
     }
 }
 

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     api::listen::TlsReloader,
     clock::{Clock, Skew},
-    model::{Action, Stamp},
+    model::{Action, Stamp, Timestamp},
     oauth::Authority,
     store::Store,
 };
@@ -56,7 +56,8 @@ pub(super) fn start(opened: &Opened, tls: Option<Arc<TlsReloader>>, stopping: &w
         every(minutes, "sweep", |house| {
             Box::pin(async move {
                 house.authority.standing().sweep(house.clock.now());
-                Ok(sweep(house.store.as_ref(), house.clock.as_ref()).await?)
+                let earliest = house.authority.standing().keyring().earliest(house.clock.now());
+                Ok(sweep(house.store.as_ref(), earliest).await?)
             })
         }),
         every(seconds * 5, "advance keys", |house| {
@@ -121,8 +122,9 @@ fn every(period: Duration, stopping: watch::Receiver<bool>, house: House, what: 
     })
 }
 
-async fn sweep(store: &dyn Store, clock: &dyn Clock) -> Result<(), crate::store::StoreError> {
-    while store.sweep(clock.now(), SWEEP).await? >= SWEEP {}
+/// `earliest` is the time by the slowest clock: what a node can still judge, it can still find.
+async fn sweep(store: &dyn Store, earliest: Timestamp) -> Result<(), crate::store::StoreError> {
+    while store.sweep(earliest, SWEEP).await? >= SWEEP {}
     Ok(())
 }
 

@@ -6,12 +6,13 @@ use jeton::{
     proto::admin::{Client, RevokeAllRequest, RotateKeysRequest, revoke_all_request::Target},
     store::RevocationStore,
 };
+use serde_json::json;
 use tonic::Code;
 
 use crate::{
     faulty::{Act, Kind},
     harness::{START, World, bearer, reason, refreshing},
-    home::{on_mongodb, tolerance},
+    home::on_mongodb,
     lab::Lab,
 };
 
@@ -23,7 +24,7 @@ async fn revoking_is_ok_and_ends_only_ones_own() {
     let caller = world.register(refreshing()).await;
     let old = world.token(&caller, &[]).await.unwrap();
     // Wherever another node's clock may be.
-    world.advance(900 + tolerance().unsigned_abs());
+    world.advance(900 + 3_600);
     let (own, other) = (world.token(&caller, &[]).await.unwrap(), world.register(refreshing()).await);
     let neighbour = world.register(Client { tenant: "b".to_owned(), ..refreshing() }).await;
     let theirs = world.token(&other, &[]).await.unwrap();
@@ -64,6 +65,58 @@ async fn an_administrator_ends_what_it_governs() {
     assert!(!world.is_active(&own.access_token).await && world.is_active(&others.access_token).await);
     world.revoke(&world.admin, &others.access_token).await.unwrap();
     assert!(!world.is_active(&others.access_token).await);
+}
+
+/// V01, AUDIT FT3: what another node's clock dates in the future, or past its end, is revoked all the same: that clock may be right.
+#[tokio::test]
+async fn a_token_of_another_clock_is_revoked() {
+    let lab = Lab::start().await;
+    let world = &lab.world;
+    let caller = world.register(refreshing()).await;
+    let now = world.now();
+    let dated = |n: i64, by: i64| {
+        let jti = format!("01990000-0000-7000-8000-0000000001{n:02}");
+        let (iat, sub) = (now + by, format!("client:{}", caller.id));
+        lab.claiming(&json!({"iat": iat, "nbf": iat, "exp": iat + 900, "jti": jti, "client_id": caller.id, "sub": sub}))
+    };
+    for (n, by) in [(0, 120), (1, 1_800)] {
+        let (ended, other) = (dated(n, by), dated(n + 50, by));
+        assert!(!world.is_active(&other).await, "not by this clock");
+        world.revoke(&caller, &ended).await.unwrap();
+        world.advance(u64::try_from(by).unwrap());
+        assert!(world.is_active(&other).await, "{by}");
+        assert!(!world.is_active(&ended).await, "{by}");
+    }
+    // Expired by this clock, and not by one that is 120 s or more behind; then by all.
+    let before = world.events_of("token.revoked").await.len();
+    let now = world.now();
+    let expired = |n: i64, by: i64| {
+        let (jti, iat) = (format!("01990000-0000-7000-8000-0000000002{n:02}"), now - 900 - by);
+        lab.claiming(&json!({"iat": iat, "nbf": iat, "exp": iat + 900, "jti": jti, "client_id": caller.id}))
+    };
+    for (n, by, recorded) in [(0, 0, 1), (1, 1_000, 2), (2, 3_599, 3), (3, 3_600, 3)] {
+        world.revoke(&caller, &expired(n, by)).await.unwrap();
+        assert_eq!(world.events_of("token.revoked").await.len() - before, recorded, "{by}");
+    }
+    // A lifetime that is none of ours is no token of ours, whatever the clock.
+    let odd = lab.claiming(&json!({"iat": now, "nbf": now, "exp": now + 1_000_000, "client_id": caller.id}));
+    world.revoke(&caller, &odd).await.unwrap();
+    assert_eq!(world.events_of("token.revoked").await.len() - before, 3);
+}
+
+/// AUDIT FT3: the same of a refresh token and of a family: expired here, and perhaps not elsewhere, they are ended.
+#[tokio::test]
+async fn a_family_that_expired_by_one_clock_is_ended() {
+    let world = World::start().await;
+    let lasting = Client { refresh_token_lifetime: Some(prost_types::Duration { seconds: 600, nanos: 0 }), ..refreshing() };
+    let caller = world.register(lasting).await;
+    let (one, two) = (world.token(&caller, &[]).await.unwrap(), world.token(&caller, &[]).await.unwrap());
+    let family = world.introspected(&world.admin, &two.refresh_token, "refresh_token").await.into_inner().jti;
+    world.advance(900);
+    world.revoke(&caller, &one.refresh_token).await.unwrap();
+    assert_eq!(world.events_of("token.revoked").await.len(), 1);
+    world.end_all(Target::Family(family)).await.unwrap();
+    assert_eq!(world.events_of("revocation.family").await.len(), 1);
 }
 
 /// V02: a refresh token takes its access tokens along; an access token goes alone.
