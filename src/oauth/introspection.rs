@@ -104,11 +104,15 @@ impl Authority {
         Ok(viewer.sees(&claims.tenant, &claims.aud).then(|| show(&Standing { verified: &verified, viewer })))
     }
 
-    /// Judges a refresh token for the client it was issued to, or for a viewer of any token. Reads the store; asked for by the
-    /// hint alone, so that a resource server can never take a refresh token for an access token (J20).
+    /// Judges a refresh token for a viewer of any token. Its own client is told nothing: whether a token was spent without
+    /// spending it is what a thief wants to know. Reads the store; asked for by the hint alone, so that a resource server can never
+    /// take a refresh token for an access token (J20).
     pub async fn introspect_refresh(&self, call: &Call, viewer: &Viewer, token: &SecretString) -> Result<Option<Family>> {
         // Before anything about the token: while there is no judgement, every text gets the same answer (I04).
         self.standing.fresh()?;
+        if !viewer.any {
+            return Ok(None);
+        }
         let Some(presented) = Presented::parse(token.expose_secret()) else { return Ok(None) };
         let Some(family) = self.store.family(presented.family, call.now).await? else { return Ok(None) };
         let current = self.standing.epochs(&family.tenant, &family.client, &family.subject)?;
@@ -117,7 +121,6 @@ impl Authority {
             && !self.standing.family_was_ended(family.id)
             && family.epochs.reach(current)
             && family.generation == presented.generation;
-        let visible = viewer.client.id == family.client || (viewer.any && viewer.sees(&family.tenant, &[]));
-        Ok((stands && visible).then_some(family))
+        Ok((stands && viewer.sees(&family.tenant, &[])).then_some(family))
     }
 }

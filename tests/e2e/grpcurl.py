@@ -102,8 +102,10 @@ class EveryRpc(WithServer):
         refreshed = self.call(TOKEN, "Refresh", {**who, "refreshToken": issued["refreshToken"]})
         self.assertNotEqual(refreshed["refreshToken"], issued["refreshToken"])
         self.assertIs(self.active(refreshed["accessToken"]), True)
-        judged = self.call(TOKEN, "Introspect", {**who, "token": refreshed["refreshToken"], "tokenTypeHint": "refresh_token"})
-        self.assertIs(judged["active"], True)
+        hinted = {"token": refreshed["refreshToken"], "tokenTypeHint": "refresh_token"}
+        self.assertIs(self.call(TOKEN, "Introspect", self.mine(**hinted))["active"], True)
+        # Its own client is not told whether it is spent.
+        self.assertEqual(self.call(TOKEN, "Introspect", {**who, **hinted}), {"active": False})
 
         self.assertEqual(self.call(TOKEN, "Revoke", {**who, "token": refreshed["refreshToken"]}), {})
         # `active: false` is printed, and nothing else.
