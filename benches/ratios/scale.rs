@@ -5,7 +5,9 @@ use std::{io::Write, net::TcpStream, path::Path, sync::Arc, time::Duration};
 use futures_util::{StreamExt, stream};
 use jeton::{
     crypto::{chain::ChainKey, master, seal::Sealer},
-    model::{Action, Client, Epochs, Family, FamilyId, Jti, Revocation, Revoked, Scopes, Stamp, Subject, Timestamp},
+    model::{
+        Action, Client, Epochs, Family, FamilyId, Jti, Revocation, Revoked, Scopes, Stamp, Subject, Timestamp, family::Answers,
+    },
     store::{ClientStore, Creation, FamilyStore, RevocationStore, Store, embedded::Embedded},
 };
 
@@ -109,6 +111,7 @@ fn family(client: &Client, now: Timestamp) -> Family {
         idle: Duration::from_secs(604_800),
         generation: 0,
         rotated_at: now,
+        answers: Answers::first(&"local".into()),
         ended_at: None,
     }
 }

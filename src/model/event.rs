@@ -151,11 +151,11 @@ actions! {
     TokenIssued = "token.issued",
     /// A refresh token was exchanged for its successor; the target is the new access token's jti.
     TokenRefreshed = "token.refreshed",
-    /// The same successor was given again inside the grace window.
+    /// The same successor was given again inside the grace window; a reason names the rotation's peer if that is another site.
     RefreshRepeated = "refresh_token.repeated",
-    /// A spent refresh token was presented: its family was ended.
+    /// A spent refresh token was presented, or two callers went on with one family: it was ended. The reason tells which.
     RefreshReused = "refresh_token.reused",
-    /// A refresh was refused; the family stands as it stood.
+    /// A refresh was refused; the family goes on as it was.
     RefreshRefused = "refresh_token.refused",
     /// A token or family was revoked by its client.
     TokenRevoked = "token.revoked",

@@ -1,6 +1,6 @@
 //! A refresh family: ONE record with a generation counter, however often it is refreshed.
 
-use std::time::Duration;
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +9,7 @@ use super::{
     claims::Epochs,
     id::{ClientId, FamilyId, Subject, TenantId},
     scope::Scopes,
+    site::Site,
     time::Timestamp,
 };
 
@@ -41,8 +42,58 @@ pub struct Family {
     pub generation: u32,
     /// When that generation was given out.
     pub rotated_at: Timestamp,
+    /// The calls that were given that generation.
+    pub answers: Answers,
     /// When it was ended, if it was.
     pub ended_at: Option<Timestamp>,
+}
+
+/// How often a spent token yields its successor again: an answer is lost once or twice.
+pub const REPETITIONS: u32 = 3;
+/// Generations running that may not all be given out more than once.
+pub const RUNNING: u32 = 3;
+
+/// The calls that were given a family's current refresh token. Kept in the family's record, since the next verdict depends on
+/// them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answers {
+    /// How many: 1, and one for each repetition.
+    pub given: u32,
+    /// How many generations running, up to the one before this, were answered more than once.
+    pub running: u32,
+    /// Peer address of the call that made this generation.
+    pub rotated_by: Arc<str>,
+    /// Peer address of the last repetition. Empty: there was none.
+    pub repeated_by: Arc<str>,
+}
+
+impl Answers {
+    /// Of the first generation, given to a caller at `peer`.
+    pub fn first(peer: &Arc<str>) -> Self {
+        Self { given: 1, running: 0, rotated_by: peer.clone(), repeated_by: "".into() }
+    }
+
+    /// Of the next generation, given to a caller at `peer`, when `answered` calls were answered with this one.
+    pub fn rotated(&self, answered: u32, peer: &Arc<str>) -> Self {
+        let running = if answered > 1 { self.running.saturating_add(1) } else { 0 };
+        Self { running, ..Self::first(peer) }
+    }
+
+    /// With a repetition, given to a caller at `peer`.
+    pub fn repeated(&self, peer: &Arc<str>) -> Self {
+        Self { given: self.given.saturating_add(1), repeated_by: peer.clone(), ..self.clone() }
+    }
+
+    /// Whether, with so many calls answered, this is the last of [`RUNNING`] generations that were each answered more than once.
+    pub const fn is_shared(&self, answered: u32) -> bool {
+        answered > 1 && self.running.saturating_add(1) >= RUNNING
+    }
+
+    /// Whether a caller at `peer` is at another site than the one that rotated.
+    pub fn is_from_elsewhere(&self, peer: &str) -> bool {
+        let site = |address: &str| address.parse::<IpAddr>().map(Site::from).map_err(|_| address.to_owned());
+        site(peer) != site(&self.rotated_by)
+    }
 }
 
 impl Family {

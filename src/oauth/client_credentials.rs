@@ -4,7 +4,7 @@ use super::{Authority, Credentials, Issued, issue::Mint};
 use crate::{
     crypto::random,
     error::{Error, Result},
-    model::{Action, Audience, Call, Client, Epochs, Family, FamilyId, Granted, Jti, Scopes, Stamp, Subject},
+    model::{Action, Audience, Call, Client, Epochs, Family, FamilyId, Granted, Jti, Scopes, Stamp, Subject, family::Answers},
     store::Creation,
 };
 
@@ -104,6 +104,7 @@ impl Authority {
             idle: idle.min(lifetime),
             generation: 0,
             rotated_at: call.now,
+            answers: Answers::first(&call.stamp().peer),
             ended_at: None,
         }
     }

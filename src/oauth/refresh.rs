@@ -48,14 +48,8 @@ impl Authority {
             grace: self.terms.token.refresh_grace(),
             remember: self.remember(),
         };
-        let family = match self.store.rotate(&rotate, &authenticated.stamp(call), &jti.to_string()).await? {
-            Rotation::Rotated(family) | Rotation::Repeated(family) => family,
-            Rotation::Reused => {
-                tracing::warn!(family = %family.id, client = %client.id, "a spent refresh token was presented: family ended");
-                return Err(Error::InvalidGrant);
-            }
-            Rotation::Unknown => return Err(Error::InvalidGrant),
-        };
+        let rotation = self.store.rotate(&rotate, &authenticated.stamp(call), &jti.to_string()).await?;
+        let family = told_of(rotation, call, &family)?;
         let refresh_token = Some(self.refresh_key.mint(family.id, family.generation, &family.salt));
         Ok(Issued { access_token, expires_in, refresh_token, scopes: granted.scopes().clone() })
     }
@@ -111,6 +105,30 @@ impl Authority {
             family: Some((family.id, family.ends_at())),
         })
     }
+}
+
+/// The family of the token that is given out, if one is; what points to theft is logged.
+fn told_of(rotation: Rotation, call: &Call, found: &Family) -> Result<Family> {
+    let (id, client, peer) = (found.id, &found.client, call.peer.to_string());
+    match rotation {
+        Rotation::Rotated(family) => return Ok(family),
+        Rotation::Repeated(family) => {
+            if family.answers.is_from_elsewhere(&peer) {
+                let rotated_by = &*family.answers.rotated_by;
+                tracing::warn!(family = %id, %client, rotated_by, peer, "a refresh token was repeated from another site");
+            }
+            return Ok(family);
+        }
+        Rotation::Reused => {
+            tracing::warn!(family = %id, %client, peer, "a spent refresh token was presented: family ended");
+        }
+        Rotation::Shared(family) => {
+            let rotated_by = &*family.answers.rotated_by;
+            tracing::warn!(family = %id, %client, rotated_by, peer, "two callers go on with one refresh family: family ended");
+        }
+        Rotation::Refused | Rotation::Unknown => {}
+    }
+    Err(Error::InvalidGrant)
 }
 
 /// "The requested scope MUST NOT include any scope not originally granted" (RFC 6749 section 6), nor one the client has lost

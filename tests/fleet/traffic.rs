@@ -121,7 +121,7 @@ impl Shared {
                 break caller;
             }
         };
-        Worker { shared: self.clone(), chance: chance.split(), caller }
+        Worker { shared: self.clone(), chance: chance.split(), caller, repeated: false }
     }
 }
 
@@ -140,6 +140,8 @@ struct Worker {
     shared: Arc<Shared>,
     chance: Chance,
     caller: Caller,
+    /// Whether the newest refresh token may have been given more than once. In three generations running that is theft.
+    repeated: bool,
 }
 
 impl Worker {
@@ -186,7 +188,10 @@ impl Worker {
             match self.ask(&node, &change).await {
                 Ok(done) => return Ok(done),
                 Err(Failure::Refused(reason)) => return Err(reason),
-                Err(Failure::Unknown) => self.rest(50, 250).await,
+                Err(Failure::Unknown) => {
+                    self.repeated |= matches!(change, Change::Refresh(_));
+                    self.rest(50, 250).await;
+                }
             }
         }
     }
@@ -196,6 +201,7 @@ impl Worker {
     }
 
     async fn refresh(&mut self, token: &str) -> Result<Grant, String> {
+        self.repeated = false;
         self.insist(Change::Refresh(token.to_owned())).await.map(|grant| grant.expect("a token"))
     }
 
@@ -221,7 +227,9 @@ impl Worker {
                 self.rest(2, 30).await;
                 let next = match self.chance.within(0..100) {
                     0..70 => self.refresh(&grant.refresh).await.ok(),
-                    70..80 => self.race(&grant.refresh).await,
+                    // An honest client does not do so again and again.
+                    70..80 if !self.repeated => self.race(&grant.refresh).await,
+                    70..80 => self.refresh(&grant.refresh).await.ok(),
                     80..88 => {
                         self.revoke(&grant.access.clone()).await;
                         self.look(&grant.access.clone()).await;
@@ -248,10 +256,12 @@ impl Worker {
         let (one, other) = (self.node(), self.node());
         let refresh = Change::Refresh(token.to_owned());
         let (first, second) = tokio::join!(self.ask(&one, &refresh), self.ask(&other, &refresh));
-        match first.or(second) {
+        let raced = match first.or(second) {
             Ok(grant) => grant,
             Err(_) => self.refresh(token).await.ok(),
-        }
+        };
+        self.repeated = true;
+        raced
     }
 
     /// R03: a token that was spent, after its successor was used.
@@ -337,7 +347,7 @@ impl Worker {
             let id = format!("made-{}", self.shared.names.fetch_add(1, Relaxed));
             let secret = format!("a secret of {id}, {:x}", self.chance.next());
             let caller = Caller { id, secret };
-            let mut made = Self { shared: self.shared.clone(), chance: self.chance.split(), caller };
+            let mut made = Self { shared: self.shared.clone(), chance: self.chance.split(), caller, repeated: false };
             // Where the first attempt was done and not heard of, the next one is told that it exists.
             let _ = made.insist(Change::Create).await;
             let token = made.get().await;

@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 
 use futures_util::future::join_all;
-use jeton::proto::admin::{
-    Client, CreateClientRequest, DeleteClientRequest, EnableClientRequest, GrantType, revoke_all_request::Target,
+use jeton::proto::{
+    admin::{Client, CreateClientRequest, DeleteClientRequest, EnableClientRequest, GrantType, revoke_all_request::Target},
+    token::IntrospectResponse,
 };
 use tonic::{Code, Status};
 
@@ -70,18 +71,99 @@ async fn a_replayed_token_ends_its_family() {
     assert!(!world.is_active(&second.access_token).await, "also after a restart");
 }
 
-/// R02: a hundred callers with one token at once: one successor, the same for all of them inside the grace.
+/// R02, AUDIT TL7: a hundred callers with one token at once: one successor, the same for four of them, and none for the others;
+/// the family goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_callers_get_one_successor() {
     let world = World::open_handed().await;
     let caller = world.register(refreshing()).await;
     let token = world.token(&caller, &[]).await.unwrap().refresh_token;
     let answers = join_all((0..100).map(|_| world.refresh(&caller, &token))).await;
-    let successors: HashSet<String> = answers.into_iter().map(|answer| answer.unwrap().refresh_token).collect();
+    let (given, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
+    refused.iter().for_each(|answer| assert_invalid_grant(answer.as_ref().unwrap_err()));
+    assert_eq!(given.len(), 4);
+    let successors: HashSet<String> = given.into_iter().map(|answer| answer.unwrap().refresh_token).collect();
     assert_eq!(successors.len(), 1);
     assert_eq!(world.events_of("token.refreshed").await.len(), 1);
-    assert_eq!(world.events_of("refresh_token.repeated").await.len(), 99);
+    assert_eq!(world.events_of("refresh_token.repeated").await.len(), 3);
     world.refresh(&caller, successors.iter().next().unwrap()).await.unwrap();
+}
+
+/// AUDIT TL7: one spent token, again and again for as long as its grace lasts: four access tokens come of it, and then none. When the
+/// grace is over its family ends.
+#[tokio::test]
+async fn a_spent_token_yields_four_access_tokens_and_no_more() {
+    let world = World::open_handed().await;
+    let caller = world.register(refreshing()).await;
+    let token = world.token(&caller, &[]).await.unwrap().refresh_token;
+    let mut given = HashSet::new();
+    for _ in 0..10 {
+        for _ in 0..20 {
+            match world.refresh(&caller, &token).await {
+                Ok(answer) => assert!(given.insert(answer.access_token)),
+                Err(refused) => assert_invalid_grant(&refused),
+            }
+        }
+        world.advance(1);
+    }
+    assert_eq!(given.len(), 4);
+    assert!(world.is_active(given.iter().next().unwrap()).await, "the family goes on");
+    world.advance(1);
+    world.is_refused(&caller, &token).await;
+    for token in &given {
+        assert!(!world.is_active(token).await);
+    }
+}
+
+/// AUDIT TL7: a thief that has one refresh token, and asks after each rotation of the victim, is found in the third: the family ends,
+/// and the trail says why and names the peers of both.
+#[tokio::test]
+async fn a_thief_that_follows_every_rotation_is_found() {
+    let world = World::start().await;
+    let caller = world.register(refreshing()).await;
+    let mut token = world.token(&caller, &[]).await.unwrap().refresh_token;
+    let mut followed = 0;
+    let last = loop {
+        world.advance(60);
+        let next = world.refresh(&caller, &token).await.unwrap();
+        world.settled().await;
+        match world.refresh(&caller, &token).await {
+            Ok(thiefs) => assert_eq!(thiefs.refresh_token, next.refresh_token),
+            Err(refused) => {
+                assert_invalid_grant(&refused);
+                break next;
+            }
+        }
+        followed += 1;
+        world.settled().await;
+        token = next.refresh_token;
+    };
+    assert_eq!(followed, 2);
+    assert!(!world.is_active(&last.access_token).await);
+    world.is_refused(&caller, &last.refresh_token).await;
+    let reused = world.events_of("refresh_token.reused").await;
+    let both = "rotated from 127.0.0.1, repeated from 127.0.0.1";
+    assert!(reused.len() == 1 && reused[0].reason.starts_with("shared: ") && reused[0].reason.ends_with(both), "{reused:?}");
+}
+
+/// AUDIT TL7: whether a refresh token is current is told to viewers of any token alone, not to the client that holds it: a thief could
+/// else ask, without a trace, when to follow.
+#[tokio::test]
+async fn a_refresh_token_is_introspected_by_viewers_of_any_token_alone() {
+    let world = World::start().await;
+    let caller = world.register(Client { scopes: vec!["jeton:introspect".to_owned()], ..refreshing() }).await;
+    let token = world.token(&caller, &[]).await.unwrap().refresh_token;
+    let any = world.register(Client { scopes: vec!["jeton:introspect:any".to_owned()], ..refreshing() }).await;
+    let active = async |viewer: &Caller, token: &str| {
+        let answer = world.introspected(viewer, token, "refresh_token").await.into_inner();
+        assert!(answer.active == Some(true) || answer == IntrospectResponse { active: Some(false), ..Default::default() });
+        answer.active.unwrap()
+    };
+    assert!(!active(&caller, &token).await);
+    assert!(active(&any, &token).await && active(&world.admin, &token).await);
+    let spent = token;
+    let token = world.refresh(&caller, &spent).await.unwrap().refresh_token;
+    assert!(!active(&caller, &token).await && !active(&any, &spent).await && active(&any, &token).await);
 }
 
 /// R02: without a grace, one is given the successor and the next one ends the family: no live token is left.

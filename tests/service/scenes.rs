@@ -15,7 +15,10 @@ use tonic::{
     metadata::{KeyAndValueRef, MetadataMap},
 };
 
-use crate::harness::{Caller, World, bearer, refreshing};
+use crate::{
+    database::answered,
+    harness::{Caller, World, bearer, refreshing},
+};
 
 /// Takes the budgets out of the way of what is not about them.
 pub fn unlimited(config: &mut Config) {
@@ -77,6 +80,13 @@ impl World {
     }
 
     /// The whole answer to an introspection.
+    /// Waits until it is known of every refresh so far that its caller was answered.
+    pub async fn settled(&self) {
+        if let Some(uri) = self.home.uri() {
+            answered(uri).await;
+        }
+    }
+
     pub async fn introspected(&self, caller: &Caller, token: &str, hint: &str) -> Response<IntrospectResponse> {
         let Caller { id, secret } = caller.clone();
         let (token, token_type_hint) = (token.to_owned(), hint.to_owned());

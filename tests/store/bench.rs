@@ -21,13 +21,13 @@ pub(crate) static POINT: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(
 pub(crate) struct Bench {
     open: Box<dyn Fn() -> BoxFuture<'static, Arc<dyn Store>> + Send + Sync>,
     current: Mutex<Arc<dyn Store>>,
-    _kept: Kept,
+    kept: Kept,
 }
 
 /// Where it keeps it; goes with the bench.
 enum Kept {
     Directory(#[expect(dead_code, reason = "held until the end")] TempDir),
-    Database(#[expect(dead_code, reason = "held until the end")] Database),
+    Database(Database),
 }
 
 impl Bench {
@@ -59,7 +59,7 @@ impl Bench {
             let uri = there.clone();
             Box::pin(async move { wrap(database::node(&uri, "node", Self::key()).await) })
         };
-        Self { current: Mutex::new(open().await), open: Box::new(open), _kept: Kept::Database(own) }
+        Self { current: Mutex::new(open().await), open: Box::new(open), kept: Kept::Database(own) }
     }
 
     fn over(wrap: fn(Embedded) -> Arc<dyn Store>) -> Self {
@@ -72,7 +72,15 @@ impl Bench {
             let open = open.clone();
             Box::pin(async move { open() })
         };
-        Self { current, open: Box::new(open), _kept: Kept::Directory(dir) }
+        Self { current, open: Box::new(open), kept: Kept::Directory(dir) }
+    }
+
+    /// Waits until it is known of every call so far that its caller was answered: between two refreshes of a client that takes
+    /// longer than this.
+    pub(crate) async fn settled(&self) {
+        if let Kept::Database(own) = &self.kept {
+            database::answered(own.uri()).await;
+        }
     }
 
     /// The key that seals the store's audit trail.

@@ -12,6 +12,7 @@ use jeton::{
     model::{
         Action, Client, ClientId, Digest, Epochs, Event, Family, FamilyId, Grants, Keyset, PlanName, Record, Scopes, Secret,
         Stamp, Subject, Timestamp,
+        family::Answers,
         keyset::{Algorithm, KeyState, SigningKey},
     },
     store::{AuditStore, Change, Follower, Rotate},
@@ -90,6 +91,7 @@ pub(crate) fn family(client: &str) -> Family {
         idle: Duration::from_secs(600),
         generation: 0,
         rotated_at: NOW,
+        answers: Answers::first(&stamp().peer),
         ended_at: None,
     }
 }

@@ -6,14 +6,17 @@ use std::{
 };
 
 use jeton::{
-    model::{Action, Client, ClientId, EpochOf, Family, FamilyId, Jti, Revoked, Timestamp, revocation::Revocation},
+    model::{
+        Action, Client, ClientId, EpochOf, Family, FamilyId, Jti, Revoked, Stamp, Timestamp, family::Answers,
+        revocation::Revocation,
+    },
     store::{Creation, Last, Rotate, Rotation, SecretUse, Store, Verdict, Write},
 };
 use proptest::prelude::*;
 
 use crate::{
     bench::Bench,
-    fixtures::{Ear, NOW, at, client_of, event, family, id, stamp, whole_chain},
+    fixtures::{Ear, NOW, at, client_of, event, family, id, present, stamp, whole_chain},
 };
 
 /// Few ids, so that verbs meet.
@@ -22,20 +25,72 @@ const SLOTS: usize = 4;
 
 #[derive(Clone, Debug)]
 enum Verb {
-    Create { client: usize, tenant: bool },
-    Replace { client: usize, ahead: u64, secrets: usize },
-    Finish { client: usize, ahead: u64 },
-    Delete { client: usize, behind: u64 },
-    Use { client: usize, secret: usize, millis: i64, count: u64 },
-    Clients { tenant: Option<bool>, after: Option<usize>, limit: usize },
-    Open { client: usize, slot: usize, idle: u64, lifetime: i64 },
-    Rotate { client: usize, slot: usize, behind: u32, grace: u64 },
-    End { slot: usize, remember: u64 },
-    Revoke { slot: usize, remember: u64 },
-    Raise { client: usize },
-    Count { key: usize, by: u64, window: i64 },
+    Create {
+        client: usize,
+        tenant: bool,
+    },
+    Replace {
+        client: usize,
+        ahead: u64,
+        secrets: usize,
+    },
+    Finish {
+        client: usize,
+        ahead: u64,
+    },
+    Delete {
+        client: usize,
+        behind: u64,
+    },
+    Use {
+        client: usize,
+        secret: usize,
+        millis: i64,
+        count: u64,
+    },
+    Clients {
+        tenant: Option<bool>,
+        after: Option<usize>,
+        limit: usize,
+    },
+    Open {
+        client: usize,
+        slot: usize,
+        idle: u64,
+        lifetime: i64,
+    },
+    Rotate {
+        client: usize,
+        slot: usize,
+        behind: u32,
+        grace: u64,
+    },
+    /// By the family's own client, within any grace: how two callers share a family.
+    Again {
+        slot: usize,
+        behind: u32,
+        site: usize,
+    },
+    End {
+        slot: usize,
+        remember: u64,
+    },
+    Revoke {
+        slot: usize,
+        remember: u64,
+    },
+    Raise {
+        client: usize,
+    },
+    Count {
+        key: usize,
+        by: u64,
+        window: i64,
+    },
     Sweep,
-    Pass { millis: i64 },
+    Pass {
+        millis: i64,
+    },
     Reopen,
 }
 
@@ -55,6 +110,8 @@ fn verb() -> impl Strategy<Value = Verb> {
             .prop_map(|(client, slot, idle, lifetime)| Verb::Open { client, slot, idle, lifetime }),
         12 => (client.clone(), slot.clone(), prop_oneof![6 => Just(0u32), 3 => Just(1), 1 => Just(2), 1 => Just(u32::MAX)], 0..20u64)
             .prop_map(|(client, slot, behind, grace)| Verb::Rotate { client, slot, behind, grace }),
+        24 => (0..2usize, prop_oneof![1 => Just(0u32), 1 => Just(1)], 0..3usize)
+            .prop_map(|(slot, behind, site)| Verb::Again { slot, behind, site }),
         2 => (slot.clone(), 0..100u64).prop_map(|(slot, remember)| Verb::End { slot, remember }),
         3 => (slot, 0..100u64).prop_map(|(slot, remember)| Verb::Revoke { slot, remember }),
         2 => client.prop_map(|client| Verb::Raise { client }),
@@ -78,6 +135,8 @@ struct Model {
     slots: [Option<FamilyId>; SLOTS],
     tokens: [Option<Jti>; SLOTS],
     records: u64,
+    /// Families that were ended because they were shared.
+    shared: u64,
 }
 
 impl Model {
@@ -136,21 +195,31 @@ impl Model {
         }
     }
 
-    fn rotate(&mut self, rotate: &Rotate) -> Rotation {
+    fn rotate(&mut self, rotate: &Rotate, peer: &str) -> Rotation {
         self.records += 1;
         let Some(family) = self.families.get_mut(&rotate.family) else { return Rotation::Unknown };
-        match rotate.judge(family, Last { at: family.rotated_at, unanswered: false }) {
+        let verdict = rotate.judge(family, Last { at: family.rotated_at, unanswered: 0 });
+        match verdict {
             Verdict::Rotate => {
                 family.generation += 1;
                 family.rotated_at = rotate.now;
+                let running = if family.answers.given > 1 { family.answers.running + 1 } else { 0 };
+                family.answers = Answers { given: 1, running, rotated_by: peer.into(), repeated_by: "".into() };
                 Rotation::Rotated(family.clone())
             }
-            Verdict::Repeat => Rotation::Repeated(family.clone()),
-            Verdict::End => {
+            Verdict::Repeat => {
+                family.answers.given += 1;
+                family.answers.repeated_by = peer.into();
+                Rotation::Repeated(family.clone())
+            }
+            Verdict::Reuse | Verdict::Shared => {
+                let found = family.clone();
                 family.ended_at = Some(rotate.now);
                 self.end(Revoked::Family(rotate.family), rotate.now + rotate.remember);
-                Rotation::Reused
+                self.shared += u64::from(verdict == Verdict::Shared);
+                if verdict == Verdict::Shared { Rotation::Shared(found) } else { Rotation::Reused }
             }
+            Verdict::Refuse => Rotation::Refused,
             Verdict::Unknown => Rotation::Unknown,
         }
     }
@@ -167,6 +236,10 @@ impl Model {
 
 /// Carries one verb out on both sides.
 async fn step(bench: &Bench, model: &mut Model, now: &mut Timestamp, verb: &Verb) {
+    if matches!(verb, Verb::Rotate { .. } | Verb::Again { .. }) {
+        // The model has no answers on their way.
+        bench.settled().await;
+    }
     let store = bench.store();
     match *verb {
         Verb::Create { client, tenant } => {
@@ -215,6 +288,7 @@ async fn step(bench: &Bench, model: &mut Model, now: &mut Timestamp, verb: &Verb
         }
         Verb::Open { .. }
         | Verb::Rotate { .. }
+        | Verb::Again { .. }
         | Verb::End { .. }
         | Verb::Revoke { .. }
         | Verb::Raise { .. }
@@ -240,7 +314,13 @@ async fn step_tokens(store: &dyn Store, model: &mut Model, now: Timestamp, verb:
             let (grace, remember) = (Duration::from_millis(grace), Duration::from_millis(50));
             let rotate =
                 Rotate { family, presented, client: id(CLIENTS[client]), now, agreed: now, lawful: true, grace, remember };
-            assert_eq!(store.rotate(&rotate, &stamp(), "jti").await.unwrap(), model.rotate(&rotate));
+            assert_eq!(store.rotate(&rotate, &stamp(), "jti").await.unwrap(), model.rotate(&rotate, &stamp().peer));
+        }
+        Verb::Again { slot, behind, site } => {
+            let Some(family) = model.slots[slot].and_then(|id| model.families.get(&id)).cloned() else { return };
+            let rotate = Rotate { now, agreed: now, ..present(&family, family.generation.saturating_sub(behind), 0) };
+            let stamp = Stamp { peer: ["192.0.2.1", "2001:db8::1", "local"][site].into(), ..stamp() };
+            assert_eq!(store.rotate(&rotate, &stamp, "jti").await.unwrap(), model.rotate(&rotate, &stamp.peer));
         }
         Verb::End { slot, remember } => {
             let family = model.slots[slot].unwrap_or_default();

@@ -124,10 +124,9 @@ mod mongodb {
         let rotations = hands(0).await;
         let rotated = |rotation: &&Rotation| matches!(rotation, Rotation::Rotated(_));
         assert_eq!(rotations.iter().filter(rotated).count(), 1);
-        assert!(rotations.iter().all(|rotation| match rotation {
-            Rotation::Rotated(family) | Rotation::Repeated(family) => family.generation == 1,
-            Rotation::Reused | Rotation::Unknown => false,
-        }));
+        let repeated = |rotation: &&Rotation| matches!(rotation, Rotation::Repeated(family) if family.generation == 1);
+        assert_eq!(rotations.iter().filter(repeated).count(), 3, "AUDIT TL7: on both nodes together");
+        assert_eq!(rotations.iter().filter(|rotation| **rotation == Rotation::Refused).count(), 96);
         one.end_family(family.id, at(1), at(900_000), event(Action::FamilyRevoked)).await.unwrap();
         assert!(hands(1).await.iter().all(|rotation| *rotation == Rotation::Unknown));
     }

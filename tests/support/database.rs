@@ -40,7 +40,7 @@ pub(crate) async fn node(uri: &str, node: &str, key: ChainKey) -> Mongo {
 pub(crate) async fn answered(uri: &str) {
     let client = mongodb::Client::with_uri_str(uri).await.unwrap();
     let tokens = client.default_database().unwrap().collection::<Document>("tokens");
-    while tokens.find_one(doc! { "last.unanswered": { "$exists": true } }).await.unwrap().is_some() {
+    while tokens.find_one(doc! { "last.unanswered.0": { "$exists": true } }).await.unwrap().is_some() {
         tokio::task::yield_now().await;
     }
 }

@@ -13,7 +13,9 @@ use super::{
     sums,
 };
 use crate::{
-    model::{Audience, ClientId, Epochs, Event, Family, FamilyId, Scopes, Stamp, Subject, TenantId, Timestamp},
+    model::{
+        Audience, ClientId, Epochs, Event, Family, FamilyId, Scopes, Stamp, Subject, TenantId, Timestamp, family::Answers,
+    },
     store::{Creation, FamilyStore, Last, Result, Rotate, Rotation, Verdict, ended},
 };
 
@@ -68,14 +70,15 @@ impl Batch<'_> {
         let found = find(self.connection, rotate.family)?;
         let verdict = found
             .as_ref()
-            .map_or(Verdict::Unknown, |row| rotate.judge(&row.family, Last { at: row.family.rotated_at, unanswered: false }));
-        if self.scarce && verdict != Verdict::End {
+            .map_or(Verdict::Unknown, |row| rotate.judge(&row.family, Last { at: row.family.rotated_at, unanswered: 0 }));
+        if self.scarce && !verdict.ends() {
             return Err(Fault::Full);
         }
-        let entry = Entry::new(rotate.event(verdict, stamp, jti))?;
+        let entry = Entry::new(rotate.event(verdict, stamp, jti, found.as_ref().map(|row| &row.family)))?;
         let rotation = match (verdict, found) {
             (Verdict::Rotate, Some(mut row)) => {
                 row.family.generation = row.family.generation.saturating_add(1);
+                row.family.answers = row.family.answers.rotated(row.family.answers.given, &stamp.peer);
                 let stepped_back = rotate.now < row.family.rotated_at;
                 row.family.rotated_at = rotate.now;
                 self.update_family(&row)?;
@@ -86,12 +89,18 @@ impl Batch<'_> {
                 }
                 Rotation::Rotated(row.family)
             }
-            (Verdict::Repeat, Some(row)) => Rotation::Repeated(row.family),
-            (Verdict::End, Some(mut row)) => {
+            (Verdict::Repeat, Some(mut row)) => {
+                row.family.answers = row.family.answers.repeated(&stamp.peer);
+                self.update_family(&row)?;
+                Rotation::Repeated(row.family)
+            }
+            (Verdict::Refuse, Some(_)) => Rotation::Refused,
+            (Verdict::Reuse | Verdict::Shared, Some(mut row)) => {
+                let found = row.family.clone();
                 row.family.ended_at = Some(rotate.now);
                 self.update_family(&row)?;
                 self.end(&ended(rotate.family, rotate.now + rotate.remember))?;
-                Rotation::Reused
+                if verdict == Verdict::Shared { Rotation::Shared(found) } else { Rotation::Reused }
             }
             (Verdict::Unknown, _) | (_, None) => Rotation::Unknown,
         };
@@ -101,21 +110,22 @@ impl Batch<'_> {
 
     /// Whether the id was free.
     pub(super) fn insert_family(&self, columns: &Columns) -> Result<bool, Fault> {
-        let Columns { id, client, salt, generation, rotated_at, ended_at, expires_at, sweep_at, body, sum } = columns;
+        let Columns { id, client, salt, generation, rotated_at, answers, ended_at, expires_at, sweep_at, body, sum } = columns;
         let written = self.execute(
             "INSERT OR IGNORE INTO families
-             (id, client, salt, generation, rotated_at, ended_at, expires_at, sweep_at, body, sum)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-            (id, client.as_str(), salt, generation, rotated_at, ended_at, expires_at, sweep_at, body, sum),
+             (id, client, salt, generation, rotated_at, answers, ended_at, expires_at, sweep_at, body, sum)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+            (id, client.as_str(), salt, generation, rotated_at, answers, ended_at, expires_at, sweep_at, body, sum),
         )?;
         Ok(written == 1)
     }
 
     fn update_family(&self, Stored { family, body }: &Stored) -> Result<(), Fault> {
-        let ended_at = family.ended_at.map(Timestamp::millis);
+        let (answers, ended_at) = (written(&family.answers)?, family.ended_at.map(Timestamp::millis));
+        let sum = sum(family, &answers, body);
         self.execute(
-            "UPDATE families SET generation = ?2, rotated_at = ?3, ended_at = ?4, sum = ?5 WHERE id = ?1",
-            (family.id.0.as_bytes(), family.generation, family.rotated_at.millis(), ended_at, sum(family, body)),
+            "UPDATE families SET generation = ?2, rotated_at = ?3, answers = ?4, ended_at = ?5, sum = ?6 WHERE id = ?1",
+            (family.id.0.as_bytes(), family.generation, family.rotated_at.millis(), answers, ended_at, sum),
         )?;
         Ok(())
     }
@@ -174,6 +184,7 @@ pub(super) struct Columns {
     salt: [u8; 32],
     generation: u32,
     rotated_at: i64,
+    answers: String,
     ended_at: Option<i64>,
     expires_at: i64,
     sweep_at: i64,
@@ -186,6 +197,7 @@ impl Columns {
         let Family { tenant, subject, scopes, audience, epochs, opened_at, idle, .. } = family.clone();
         let body = Body { tenant, subject, scopes, audience, epochs, opened_at, idle };
         let body = serde_json::to_string(&body).map_err(row("refresh family"))?;
+        let answers = written(&family.answers)?;
         Ok(Self {
             id: family.id.0.into_bytes(),
             client: family.client.clone(),
@@ -195,13 +207,18 @@ impl Columns {
             ended_at: family.ended_at.map(Timestamp::millis),
             expires_at: family.expires_at.millis(),
             sweep_at: dies_at(family).millis(),
-            sum: sum(family, &body),
+            sum: sum(family, &answers, &body),
+            answers,
             body,
         })
     }
 }
 
-fn sum(family: &Family, body: &str) -> [u8; 16] {
+fn written(answers: &Answers) -> Result<String, Fault> {
+    serde_json::to_string(answers).map_err(row("refresh family"))
+}
+
+fn sum(family: &Family, answers: &str, body: &str) -> [u8; 16] {
     let ended_at = family.ended_at.map(|at| at.millis().to_be_bytes());
     sums::row(
         "families",
@@ -211,6 +228,7 @@ fn sum(family: &Family, body: &str) -> [u8; 16] {
             &family.salt,
             &family.generation.to_be_bytes(),
             &family.rotated_at.millis().to_be_bytes(),
+            answers.as_bytes(),
             ended_at.as_ref().map_or(&[][..], |at| at),
             &family.expires_at.millis().to_be_bytes(),
             body.as_bytes(),
@@ -226,7 +244,7 @@ struct Stored {
 
 fn find(connection: &Connection, id: FamilyId) -> Result<Option<Stored>, Fault> {
     let mut statement = connection.prepare_cached(
-        "SELECT id, client, salt, generation, rotated_at, ended_at, expires_at, body, sum FROM families WHERE id = ?1",
+        "SELECT id, client, salt, generation, rotated_at, answers, ended_at, expires_at, body, sum FROM families WHERE id = ?1",
     )?;
     statement.query_row((id.0.as_bytes(),), read).optional()?.map(decode).transpose()
 }
@@ -235,7 +253,7 @@ fn find(connection: &Connection, id: FamilyId) -> Result<Option<Stored>, Fault> 
 pub(super) fn page(connection: &Connection, after: Option<FamilyId>, limit: i64) -> Result<Vec<Family>, Fault> {
     let key = after.map_or_else(Vec::new, |id| id.0.as_bytes().to_vec());
     let mut statement = connection.prepare_cached(
-        "SELECT id, client, salt, generation, rotated_at, ended_at, expires_at, body, sum
+        "SELECT id, client, salt, generation, rotated_at, answers, ended_at, expires_at, body, sum
          FROM families WHERE id > ?1 ORDER BY id LIMIT ?2",
     )?;
     let rows: Vec<_> = statement.query_map((key, limit), read)?.collect::<rusqlite::Result<_>>()?;
@@ -244,13 +262,13 @@ pub(super) fn page(connection: &Connection, after: Option<FamilyId>, limit: i64)
     Ok(families)
 }
 
-type Raw = ([u8; 16], String, [u8; 32], u32, i64, Option<i64>, i64, String, Vec<u8>);
+type Raw = ([u8; 16], String, [u8; 32], u32, i64, String, Option<i64>, i64, String, Vec<u8>);
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Raw> {
     row.try_into()
 }
 
-fn decode((id, client, salt, generation, rotated_at, ended_at, expires_at, body, kept): Raw) -> Result<Stored, Fault> {
+fn decode((id, client, salt, generation, rotated_at, answers, ended_at, expires_at, body, kept): Raw) -> Result<Stored, Fault> {
     let Body { tenant, subject, scopes, audience, epochs, opened_at, idle } =
         serde_json::from_str(&body).map_err(row("refresh family"))?;
     let client = client.parse().map_err(|invalid| Fault::Row(format!("refresh family: {invalid}")))?;
@@ -268,9 +286,10 @@ fn decode((id, client, salt, generation, rotated_at, ended_at, expires_at, body,
         idle,
         generation,
         rotated_at: Timestamp::from_millis(rotated_at),
+        answers: serde_json::from_str(&answers).map_err(row("refresh family"))?,
         ended_at: ended_at.map(Timestamp::from_millis),
     };
-    if sum(&family, &body) != kept.as_slice() {
+    if sum(&family, &answers, &body) != kept.as_slice() {
         return Err(Fault::Row("refresh family: the row does not match its sum".into()));
     }
     Ok(Stored { family, body })

@@ -39,7 +39,7 @@ const TABLES: &str = "
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE families (
         id BLOB PRIMARY KEY, client TEXT NOT NULL, salt BLOB NOT NULL, generation INTEGER NOT NULL, rotated_at INTEGER NOT NULL,
-        ended_at INTEGER, expires_at INTEGER NOT NULL, sweep_at INTEGER NOT NULL, body TEXT NOT NULL, sum BLOB NOT NULL
+        answers TEXT NOT NULL, ended_at INTEGER, expires_at INTEGER NOT NULL, sweep_at INTEGER NOT NULL, body TEXT NOT NULL, sum BLOB NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX families_of_client ON families (client);
     CREATE INDEX families_to_sweep ON families (sweep_at);

@@ -5,14 +5,14 @@
 use std::{
     collections::HashSet,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
-use mongodb::bson::{Document, doc};
+use mongodb::bson::{Bson, Document, doc};
 use tokio::{
     sync::{broadcast, mpsc, oneshot},
     task::JoinHandle,
@@ -40,6 +40,8 @@ const QUEUE: usize = 4_096;
 const BATCH: usize = 512;
 /// Of a record whose time another node's clock gave: this one's does not begin behind it.
 const FOREIGN: &str = "foreign";
+/// Of a record that was made when its caller had, or may have, been told that the outcome is not known.
+pub(super) const LATE: &str = "late";
 /// Records read at once.
 const STRIDE: usize = 1_000;
 /// How far a listener may lag behind.
@@ -222,6 +224,8 @@ struct Writer {
 struct Made {
     record: Arc<Record>,
     document: Document,
+    /// Gone when no caller waits any more: see [`Entry::caller`].
+    caller: Option<Weak<()>>,
 }
 
 impl Writer {
@@ -317,14 +321,28 @@ impl Writer {
             if job.foreign {
                 document.insert(FOREIGN, true);
             }
-            made.push(Made { record: Arc::new(record), document });
+            made.push(Made { record: Arc::new(record), document, caller: entry.caller.clone() });
         }
         Ok((made, end))
     }
 
+    /// Notes of records that are kept that their callers were not answered in time.
+    async fn note_late(&self, late: impl Iterator<Item = &Made>) -> Result<(), Fault> {
+        let ids: Vec<Bson> = late.filter_map(|made| made.document.get("_id").cloned()).collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let logs = self.link.collection(AUDIT_LOGS);
+        let late = doc! { "_id": { "$in": ids } };
+        self.link.call(async move { Ok(logs.update_many(late, doc! { "$set": { LATE: true } }).await?) }).await.map(drop)
+    }
+
     /// Whether all of them stand; false if others stand in their places.
     async fn insert(&self, made: &[Made], again: bool) -> Result<bool, Fault> {
-        let mut missing: Vec<Document> = made.iter().map(|made| made.document.clone()).collect();
+        // An attempt may have been kept at any time since: after a failed one, nobody knows whether the caller still waited.
+        let is_late = |made: &Made| made.caller.is_some() && (again || made.is_late());
+        let late: Vec<bool> = made.iter().map(is_late).collect();
+        let mut missing: Vec<Document> = made.iter().zip(&late).map(|(made, late)| made.kept(*late)).collect();
         if again {
             let first = made.first().map_or(0, |made| made.record.sequence);
             let there = records(&self.link, &self.node.name, first.saturating_sub(1), made.len()).await?;
@@ -333,6 +351,7 @@ impl Writer {
                     return Ok(false);
                 }
             }
+            self.note_late(made.iter().take(there.len()).filter(|made| is_late(made))).await?;
             missing.drain(..there.len().min(missing.len()));
         }
         if missing.is_empty() {
@@ -340,7 +359,25 @@ impl Writer {
         }
         let logs = self.link.collection(AUDIT_LOGS);
         self.link.call(async move { Ok(logs.insert_many(missing).await?) }).await?;
+        // It was under way when the caller gave up.
+        self.note_late(made.iter().zip(&late).filter(|(made, late)| !**late && made.is_late()).map(|(made, _)| made)).await?;
         Ok(true)
+    }
+}
+
+impl Made {
+    /// Whether its caller has been told that the outcome is not known.
+    fn is_late(&self) -> bool {
+        self.caller.as_ref().is_some_and(|caller| caller.strong_count() == 0)
+    }
+
+    /// The document, as it is to be kept if it is written now.
+    fn kept(&self, late: bool) -> Document {
+        let mut document = self.document.clone();
+        if late {
+            document.insert(LATE, true);
+        }
+        document
     }
 }
 
@@ -398,7 +435,7 @@ pub(super) async fn records(link: &Link, chain: &str, after: u64, limit: usize) 
 
 /// The records of a chain behind one.
 pub(super) fn behind(chain: &str, after: u64) -> Document {
-    let end = doc! { "chain": chain, "sequence": mongodb::bson::Bson::MaxKey };
+    let end = doc! { "chain": chain, "sequence": Bson::MaxKey };
     doc! { "_id": { "$gt": place(chain, after), "$lt": end } }
 }
 

@@ -78,6 +78,11 @@ impl<'a> Fields<'a> {
         as_uuid(self.get(key)?).ok_or_else(|| self.wrong(key))
     }
 
+    pub(super) fn uuids(&self, key: &str) -> Result<Vec<Uuid>, Fault> {
+        let all = self.get(key)?.as_array().ok_or_else(|| self.wrong(key))?;
+        all.iter().map(|id| as_uuid(id).ok_or_else(|| self.wrong(key))).collect()
+    }
+
     pub(super) fn hash(&self, key: &str) -> Result<[u8; 32], Fault> {
         let binary = if let Bson::Binary(binary) = self.get(key)? { Some(&binary.bytes) } else { None };
         binary.and_then(|bytes| bytes.as_slice().try_into().ok()).ok_or_else(|| self.wrong(key))

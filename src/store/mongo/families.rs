@@ -17,6 +17,7 @@ use super::{
     fault::Fault,
     pending::{Deed, Owner},
     revocations::{self, ended_until},
+    rotation::Presented,
     schema::TOKENS,
     turns::Turn,
     whole,
@@ -53,7 +54,7 @@ impl FamilyStore for Mongo {
         // Goes with this future, when it has its answer, is late, or the caller has hung up.
         let caller = Arc::new(());
         let waits = Arc::downgrade(&caller);
-        let verb = async move { shared.rotate(&rotate, &stamp, &jti, &waits).await };
+        let verb = async move { shared.rotate(&Presented { rotate: &rotate, stamp: &stamp, jti: &jti, caller: &waits }).await };
         let (rotation, entry) = whole(&self.shared, verb).await?;
         drop(caller);
         if let Some(entry) = entry {
@@ -182,6 +183,7 @@ pub(super) fn encoded(family: &Family) -> Result<Document, Fault> {
         "salt": bytes(&family.salt),
         "generation": i64::from(family.generation),
         "rotated_at": date(family.rotated_at),
+        "answers": encode("refresh family", &family.answers)?,
         "ended_at": family.ended_at.map(date),
         "expires_at": date(family.expires_at),
         "idle_ms": idle,
@@ -209,6 +211,7 @@ pub(super) fn decoded(document: &Document) -> Result<Family, Fault> {
         idle,
         generation,
         rotated_at: fields.time("rotated_at")?,
+        answers: fields.part("answers")?,
         ended_at: fields.find_time("ended_at")?,
     })
 }

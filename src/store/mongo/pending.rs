@@ -2,6 +2,8 @@
 //! its `outbox`: one write, both or neither. Then it is appended to this node's chain, the verb answers, and some time later it is
 //! taken out of the outbox. What a node leaves behind when it dies in between, another appends: see `recovery`.
 
+use std::sync::Weak;
+
 use mongodb::bson::{Bson, doc};
 use uuid::Uuid;
 
@@ -18,6 +20,8 @@ pub(super) struct Entry {
     pub(super) event: Event,
     /// As the chain's hash covers it.
     pub(super) body: Vec<u8>,
+    /// Gone when no caller waits any more for the record, of those whose answer is marked.
+    pub(super) caller: Option<Weak<()>>,
 }
 
 impl Entry {
@@ -27,7 +31,7 @@ impl Entry {
 
     pub(super) fn with_id(id: Uuid, event: Event) -> Result<Self, Fault> {
         let body = serde_json::to_vec(&event).map_err(|error| Fault::row("audit event", error))?;
-        Ok(Self { id, event, body })
+        Ok(Self { id, event, body, caller: None })
     }
 }
 
@@ -50,6 +54,14 @@ impl Deed {
         };
         let outbox = entries.iter().map(put).collect::<Result<_, Fault>>()?;
         Ok(Self { operation: Uuid::now_v7(), entries, outbox })
+    }
+
+    /// With the caller that waits for it.
+    pub(super) fn awaited_by(mut self, caller: &Weak<()>) -> Self {
+        for entry in &mut self.entries {
+            entry.caller = Some(caller.clone());
+        }
+        self
     }
 
     pub(super) fn operation(&self) -> Bson {

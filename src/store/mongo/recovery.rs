@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{
     Shared,
-    chain::behind,
+    chain::{LATE, behind},
     codec::{Fields, uuid},
     fault::Fault,
     pending::{Entry, Owner},
@@ -109,7 +109,7 @@ async fn recover(shared: &Shared, left: Left) -> Result<(), Fault> {
     let (logs, mut filter) = (shared.link.collection(AUDIT_LOGS), behind(&left.node, left.after));
     filter.insert("entry", uuid(left.id));
     let recorded = shared.link.within(super::LONG, async move { Ok(logs.find_one(filter).await?) }).await?;
-    if recorded.is_none() {
+    let Some(recorded) = recorded else {
         // Of two nodes that find it, the one whose claim is the next appends it.
         let foreign = left.foreign || is_foreign;
         let mine = doc! { "$set": {
@@ -138,10 +138,11 @@ async fn recover(shared: &Shared, left: Left) -> Result<(), Fault> {
             "an audit event was left behind and is recorded now"
         );
         return shared.chain.append_left(entry, left.owner, foreign).await;
-    }
-    // By its own process, which in all likelihood answered its caller too. Not so who claimed it; and what this process did itself
-    // it knows.
-    let another_did = is_foreign || shared.chain.is_of_an_earlier_process(left.after);
+    };
+    // By its own process, which in all likelihood answered its caller too, if that still waited. Not so who claimed it; and what
+    // this process did itself it knows.
+    let was_awaited = !recorded.get_bool(LATE).unwrap_or(false);
+    let another_did = was_awaited && (is_foreign || shared.chain.is_of_an_earlier_process(left.after));
     if left.claim.is_none() && !left.foreign && (another_did || shared.settle.was_answered(left.id)) {
         shared.settle.answered(left.owner.clone(), left.id);
     }

@@ -196,8 +196,8 @@ impl Due {
 
     /// Takes away the marks of these entries, and in the same write the recorded ones out of the outboxes; whether it did.
     async fn unmark(self, link: &Link, collection: &'static str, recorded: Vec<Bson>) -> bool {
-        let marked = doc! { "_id": { "$in": self.ids }, "last.unanswered": { "$in": self.entries } };
-        let update = doc! { "$unset": { "last.unanswered": "" }, "$pull": { "outbox": { "id": { "$in": recorded } } } };
+        let marked = doc! { "_id": { "$in": self.ids }, "last.unanswered": { "$in": &self.entries } };
+        let update = doc! { "$pull": { "last.unanswered": { "$in": self.entries }, "outbox": { "id": { "$in": recorded } } } };
         write(link, collection, marked, update).await
     }
 

@@ -140,9 +140,9 @@ pub(super) struct Look<'a> {
 }
 
 impl Look<'_> {
-    /// The generation that was seen last.
-    pub(super) fn generation(&self) -> Option<i64> {
-        self.place.line.borrow().seen.family.as_ref().and_then(|family| family.get_i64("generation").ok())
+    /// The family as it was seen last.
+    pub(super) fn seen(&self) -> Option<Arc<Document>> {
+        self.place.line.borrow().seen.family.clone()
     }
 
     /// Finds this, for itself and all who asked before.

@@ -26,7 +26,8 @@ impl Stage {
     }
 }
 
-/// C3, R02: one refresh token, a hundred times at once on two nodes: all get the same successor or are refused; then it goes on.
+/// C3, R02, AUDIT TL7: one refresh token, a hundred times at once on two nodes: four get the same successor, the others none; then
+/// it goes on, as long as one alone is given the next.
 /// R04: a node that was killed with everything it remembered still refuses what was spent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
@@ -42,7 +43,10 @@ async fn one_token_in_many_hands() {
         let mut successors: Vec<_> = answers.iter().flatten().map(|grant| named(&grant.refresh)).collect();
         successors.dedup();
         assert_eq!(successors.len(), 1, "round {round}");
+        let given = answers.iter().flatten().count();
+        assert!(given <= 4, "round {round}: {given}");
         grant = answers.into_iter().flatten().next().unwrap();
+        grant = recorder.refresh(fleet.node(round % 2), &caller, &grant.refresh).await.unwrap();
     }
     let spent = grant.refresh.clone();
     grant = recorder.refresh(fleet.node(0), &caller, &spent).await.unwrap();

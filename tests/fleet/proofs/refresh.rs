@@ -106,3 +106,51 @@ fn reuse_is_no_loss() {
     run.refresh_fails(40_200, "node-2", "h", 0, refused("INVALID_GRANT"));
     assert_eq!(run.verdict(), NOTHING);
 }
+
+/// AUDIT TL7: three repetitions are given the successor; a further one may be refused and ends nothing, one of the first may not.
+#[test]
+fn a_repetition_too_many_is_no_loss() {
+    let given = |times: u64| {
+        let mut run = Script::new();
+        run.open(0, "node-1", "f", "a");
+        for n in 0..times {
+            run.refresh(100 + n, "node-1", "f", 0, &format!("b{n}"));
+        }
+        run.refresh_fails(200, "node-2", "f", 0, refused("INVALID_GRANT"));
+        run.refresh(300, "node-2", "f", 1, "c");
+        run.verdict()
+    };
+    assert_eq!(given(4), NOTHING);
+    assert_eq!(given(3), ["I1", "I4"]);
+    // Where no call is known to have been answered, none was one too many.
+    let mut run = Script::new();
+    run.open(0, "node-1", "f", "a");
+    run.fault(90, 200, 0, None);
+    for n in 0..6 {
+        run.refresh_fails(100 + n, "node-1", "f", 0, unknown("UNAVAILABLE"));
+    }
+    run.refresh_fails(300, "node-2", "f", 0, refused("INVALID_GRANT"));
+    assert_eq!(run.verdict(), ["I7"]);
+}
+
+/// AUDIT TL7: a family that was repeated in three generations running may have been ended; in two it may not.
+#[test]
+fn a_shared_family_is_no_loss() {
+    let shared = |repeated: &[u32]| {
+        let mut run = Script::new();
+        run.open(0, "node-1", "f", "a");
+        for generation in 0..3 {
+            let ms = 1_000 * u64::from(generation) + 1_000;
+            run.refresh(ms, "node-1", "f", generation, &format!("b{generation}"));
+            if generation == 2 {
+                run.refresh_fails(ms + 100, "node-2", "f", generation, refused("INVALID_GRANT"));
+            } else if repeated.contains(&generation) {
+                run.refresh(ms + 100, "node-2", "f", generation, &format!("c{generation}"));
+            }
+        }
+        run.verdict()
+    };
+    assert_eq!(shared(&[0, 1]), NOTHING);
+    assert_eq!(shared(&[1]), ["I1"]);
+    assert_eq!(shared(&[0]), ["I1"]);
+}

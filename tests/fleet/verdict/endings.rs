@@ -69,12 +69,12 @@ impl<'a> Endings<'a> {
         for (&family, calls) in presented {
             let found = endings.families.entry(family).or_default();
             for (at, one) in calls.iter().enumerate() {
-                if is_reuse(history.run.grace, calls, at) {
+                if is_reuse(history.run.grace, calls, at) || is_shared(calls, at) {
                     found.push(Ending { sure: None, ..Ending::of(one.call) });
                 }
                 // Every token in a history is genuine and its client's own: it is refused because it does not stand any more.
                 // The node was told so by the store, and need not have heard of it by the way that judgements do.
-                if one.call.outcome.reason() == Some("INVALID_GRANT") {
+                if one.call.outcome.reason() == Some("INVALID_GRANT") && !is_one_too_many(calls, at) {
                     found.push(Ending { sure: Some(one.call.end), at_once: None, cause: false, ..Ending::of(one.call) });
                 }
             }
@@ -138,6 +138,42 @@ fn is_reuse(grace: u64, calls: &[Presented<'_>], at: usize) -> bool {
             && other.call.start + grace < one.call.end
     };
     calls.iter().any(|other| successor_was_used(other) || is_late(other))
+}
+
+/// How often a token may be repeated in one generation, and in how many generations running.
+const REPETITIONS: usize = 3;
+const RUNNING: u32 = 3;
+
+/// Whether a presented token may have been refused because its successor was given often enough: that ends nothing.
+pub(super) fn is_one_too_many(calls: &[Presented<'_>], at: usize) -> bool {
+    let one = calls[at];
+    let before = calls.iter().filter(|other| {
+        other.generation == one.generation && other.call.request != one.call.request && other.call.start < one.call.end
+    });
+    let given = before.filter(|other| may_have_happened(&other.call.outcome));
+    let (mut count, mut answered) = (0, false);
+    for other in given {
+        count += 1;
+        answered |= may_have_been_given(&other.call.outcome);
+    }
+    count > REPETITIONS && answered
+}
+
+/// Whether a presented token may have shown that two go on with its family: this generation and those before it may each have
+/// been given more than once.
+fn is_shared(calls: &[Presented<'_>], at: usize) -> bool {
+    let one = calls[at];
+    let is_repeated = |generation: u32| {
+        let given = |other: &&Presented<'_>| {
+            other.generation == generation
+                && other.call.start < one.call.end
+                && (other.call.request == one.call.request || may_have_been_given(&other.call.outcome))
+        };
+        calls.iter().filter(given).count() > 1
+    };
+    // It shows in a repetition, or when the next token is presented.
+    let last = |last: u32| last.checked_sub(RUNNING - 1).is_some_and(|first| (first..=last).all(is_repeated));
+    last(one.generation) || one.generation.checked_sub(1).is_some_and(last)
 }
 
 /// Whether the server may have answered with a token: it did, or its answer was lost on the way.

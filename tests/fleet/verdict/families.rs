@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::{Known, Violation, refresh_token};
+use super::{Known, Violation, endings::is_one_too_many, refresh_token};
 use crate::history::{Call, Verb};
 
 pub(super) fn judge(known: &Known<'_>, found: &mut Vec<Violation>) {
@@ -37,12 +37,13 @@ fn one_successor(known: &Known<'_>, found: &mut Vec<Violation>) {
     }
 }
 
-/// I1, I7: a genuine refresh token is refused only where its family may have been ended, or it was used again after its
-/// successor. So a retry after an unknown outcome comes out right, and no late echo of the first attempt ends the family.
+/// I1, I7: a genuine refresh token is refused only where its family may have been ended, it was used again after its successor, or
+/// its successor was given often enough. So a retry after an unknown outcome comes out right, and no late echo of the first attempt ends the family.
 fn refused_for_a_reason(known: &Known<'_>, found: &mut Vec<Violation>) {
-    for presented in known.presented.values().flatten() {
+    let all = known.presented.values().flat_map(|calls| calls.iter().enumerate().map(move |(at, one)| (calls, at, one)));
+    for (calls, at, presented) in all {
         let call = presented.call;
-        if call.outcome.reason() != Some("INVALID_GRANT") {
+        if call.outcome.reason() != Some("INVALID_GRANT") || is_one_too_many(calls, at) {
             continue;
         }
         let opened = known.minted.values().find(|token| token.family == Some(presented.family)).map(|token| token.opened);

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use jeton::{
     model::{
-        Action, Family, Revoked, Timestamp,
+        Action, Family, Revoked, Stamp, Timestamp,
         event::{Filter, Outcome},
+        family::Answers,
         revocation::Revocation,
     },
     store::{Change, Creation, Rotate, Rotation, Store},
@@ -28,6 +29,12 @@ async fn rotate(store: &dyn Store, rotate: &Rotate) -> Rotation {
 
 fn rotated(family: &Family, generation: u32, millis: i64) -> Family {
     Family { generation, rotated_at: at(millis), ..family.clone() }
+}
+
+/// After so many repetitions from where it was rotated.
+fn repeated(family: &Family, times: u32) -> Family {
+    let peer = stamp().peer;
+    Family { answers: Answers { given: 1 + times, repeated_by: peer, ..family.answers.clone() }, ..family.clone() }
 }
 
 pub(crate) async fn a_family_reads_back_as_it_was_opened(bench: &Bench) {
@@ -93,14 +100,20 @@ async fn fifty(bench: &Bench, rotate: &Rotate) -> Vec<Rotation> {
     rotations
 }
 
-/// R02: one successor; all others are given the same one.
+/// R02, AUDIT TL7: one successor; three others are given the same one, the rest nothing, and the family goes on.
 pub(crate) async fn of_fifty_that_present_one_token_one_rotates(bench: &Bench) {
     let family = open(&*bench.store()).await;
     let rotations = fifty(bench, &present(&family, 0, 5)).await;
     let successor = rotated(&family, 1, 5);
-    assert_eq!(rotations.iter().filter(|rotation| **rotation == Rotation::Rotated(successor.clone())).count(), 1);
-    assert_eq!(rotations.iter().filter(|rotation| **rotation == Rotation::Repeated(successor.clone())).count(), 49);
-    assert_eq!(bench.store().family(family.id, at(5)).await.unwrap(), Some(successor));
+    let count = |expected: &Rotation| rotations.iter().filter(|rotation| *rotation == expected).count();
+    assert_eq!(count(&Rotation::Rotated(successor.clone())), 1);
+    for repetition in 1..=3 {
+        assert_eq!(count(&Rotation::Repeated(repeated(&successor, repetition))), 1, "{repetition}");
+    }
+    assert_eq!(count(&Rotation::Refused), 46);
+    assert_eq!(bench.store().family(family.id, at(5)).await.unwrap(), Some(repeated(&successor, 3)));
+    let next = rotate(&*bench.store(), &present(&family, 1, 6)).await;
+    assert!(matches!(next, Rotation::Rotated(_)), "{next:?}");
 }
 
 /// R02: late copies of a spent token end the family exactly once and never bring a second successor.
@@ -119,10 +132,112 @@ pub(crate) async fn a_spent_token_repeats_only_within_the_grace(bench: &Bench) {
     let family = open(&*store).await;
     rotate(&*store, &present(&family, 0, 5)).await;
     let successor = rotated(&family, 1, 5);
-    for millis in [5, 6, 10_005] {
-        assert_eq!(rotate(&*store, &present(&family, 0, millis)).await, Rotation::Repeated(successor.clone()), "{millis}");
+    for (repetition, millis) in [(1, 5), (2, 6), (3, 10_005)] {
+        let again = Rotation::Repeated(repeated(&successor, repetition));
+        assert_eq!(rotate(&*store, &present(&family, 0, millis)).await, again, "{millis}");
     }
     assert_eq!(rotate(&*store, &present(&family, 0, 10_006)).await, Rotation::Reused);
+}
+
+/// AUDIT TL7: a fourth repetition is refused, and so is every further one; the family goes on, and each generation has its own
+/// three.
+pub(crate) async fn a_spent_token_repeats_three_times_and_no_more(bench: &Bench) {
+    let store = bench.store();
+    let family = open(&*store).await;
+    for generation in 0..2 {
+        let millis = i64::from(generation) * 1_000;
+        rotate(&*store, &present(&family, generation, millis)).await;
+        for _ in 0..3 {
+            let again = rotate(&*store, &present(&family, generation, millis + 1)).await;
+            assert!(matches!(&again, Rotation::Repeated(found) if found.generation == generation + 1), "{again:?}");
+        }
+        for _ in 0..20 {
+            assert_eq!(rotate(&*store, &present(&family, generation, millis + 2)).await, Rotation::Refused);
+        }
+    }
+    assert!(matches!(rotate(&*store, &present(&family, 2, 3_000)).await, Rotation::Rotated(_)));
+    let refused = Filter { action: Some("refresh_token.refused".to_owned()), ..Filter::default() };
+    let records = store.events(&refused, None, 100).await.unwrap();
+    assert_eq!(records.len(), 40);
+    assert!(records.iter().all(|record| record.event.reason == "repeated_too_often"), "{records:?}");
+}
+
+/// Presents a token from this address.
+async fn rotate_from(store: &dyn Store, rotate: &Rotate, peer: &str) -> Rotation {
+    store.rotate(rotate, &Stamp { peer: peer.into(), ..stamp() }, "jti").await.unwrap()
+}
+
+/// AUDIT TL7: two callers that go on with one family, whoever of them rotates, are found in the third generation: it is ended, and
+/// the trail names both.
+pub(crate) async fn a_family_that_two_go_on_with_is_ended(bench: &Bench) {
+    const PEERS: [&str; 2] = ["192.0.2.1", "198.51.100.7"];
+    for thief_rotates_in in [0, 1, 2, 3] {
+        let (store, ear) = (bench.store(), Ear::new());
+        store.follow(NOW, ear.clone()).await.unwrap();
+        let family = open(&*store).await;
+        for generation in 0..3 {
+            let first = usize::from(generation == thief_rotates_in);
+            let millis = i64::from(generation) * 60_000;
+            bench.settled().await;
+            let next = rotate_from(&*store, &present(&family, generation, millis), PEERS[first]).await;
+            assert!(matches!(next, Rotation::Rotated(_)), "{next:?}");
+            bench.settled().await;
+            let follows = rotate_from(&*store, &present(&family, generation, millis + 300), PEERS[1 - first]).await;
+            match generation {
+                0 | 1 => assert!(matches!(follows, Rotation::Repeated(_)), "{generation}: {follows:?}"),
+                _ => assert!(matches!(&follows, Rotation::Shared(found) if found.generation == 3), "{follows:?}"),
+            }
+        }
+        for presented in [2, 3] {
+            assert_eq!(rotate(&*store, &present(&family, presented, 121_000)).await, Rotation::Unknown);
+        }
+        let until = at(120_300 + 900_000);
+        assert_eq!(ear.heard(), [Change::Revoked(Revocation { revoked: Revoked::Family(family.id), until })]);
+        let reused = Filter { action: Some("refresh_token.reused".to_owned()), ..Filter::default() };
+        let found = store.events(&reused, None, 1).await.unwrap().remove(0).event;
+        let first = usize::from(thief_rotates_in == 2);
+        assert_eq!((&*found.peer, found.family), (PEERS[1 - first], Some(family.id)));
+        let both = format!("rotated from {}, repeated from {}", PEERS[first], PEERS[1 - first]);
+        assert!(found.reason.starts_with("shared: ") && found.reason.ends_with(&both), "{}", found.reason);
+    }
+}
+
+/// AUDIT TL7: a generation that one caller alone was given begins the count anew: an answer is lost now and then.
+pub(crate) async fn a_quiet_generation_begins_the_count_anew(bench: &Bench) {
+    let store = bench.store();
+    let family = open(&*store).await;
+    for generation in 0..12 {
+        let millis = i64::from(generation) * 1_000;
+        bench.settled().await;
+        let next = rotate(&*store, &present(&family, generation, millis)).await;
+        assert!(matches!(next, Rotation::Rotated(_)), "{generation}: {next:?}");
+        if generation % 3 < 2 {
+            bench.settled().await;
+            let again = rotate(&*store, &present(&family, generation, millis + 1)).await;
+            assert!(matches!(again, Rotation::Repeated(_)), "{generation}: {again:?}");
+        }
+    }
+}
+
+/// AUDIT TL7: a repetition from another site is given, and the trail names the site of the rotation; a /64 is one site.
+pub(crate) async fn a_repetition_from_another_site_is_named(bench: &Bench) {
+    let store = bench.store();
+    for (one, other, differs) in [
+        ("192.0.2.1", "192.0.2.1", false),
+        ("192.0.2.1", "192.0.2.2", true),
+        ("2001:db8::1", "2001:db8::2", false),
+        ("2001:db8::1", "2001:db8:0:1::1", true),
+        ("local", "local", false),
+    ] {
+        let family = open(&*store).await;
+        rotate_from(&*store, &present(&family, 0, 1), one).await;
+        let again = rotate_from(&*store, &present(&family, 0, 2), other).await;
+        let Rotation::Repeated(found) = again else { panic!("{again:?}") };
+        assert_eq!((&*found.answers.rotated_by, &*found.answers.repeated_by), (one, other));
+        let event = store.events(&Filter::default(), None, 1).await.unwrap().remove(0).event;
+        let expected = if differs { format!("another site: rotated from {one}") } else { String::new() };
+        assert_eq!((event.action, &*event.peer, &*event.reason), (Action::RefreshRepeated, other, &*expected));
+    }
 }
 
 /// R07: once the successor was used, its predecessor is stolen goods.
@@ -266,7 +381,7 @@ pub(crate) async fn rotation_and_end_race_to_one_outcome(bench: &Bench) {
         let generation = match rotation {
             Rotation::Rotated(_) => 1,
             Rotation::Unknown => 0,
-            Rotation::Repeated(_) | Rotation::Reused => panic!("{rotation:?}"),
+            Rotation::Repeated(_) | Rotation::Refused | Rotation::Reused | Rotation::Shared(_) => panic!("{rotation:?}"),
         };
         assert_eq!(rotate(&*bench.store(), &present(&family, generation, 2)).await, Rotation::Unknown);
     }

@@ -40,6 +40,10 @@ macro_rules! lane {
                 of_fifty_that_present_one_token_one_rotates
                 of_fifty_after_the_grace_one_rotates_and_the_family_ends
                 a_spent_token_repeats_only_within_the_grace
+                a_spent_token_repeats_three_times_and_no_more
+                a_family_that_two_go_on_with_is_ended
+                a_quiet_generation_begins_the_count_anew
+                a_repetition_from_another_site_is_named
                 a_spent_token_does_not_repeat_once_its_successor_was_used
                 rotations_within_one_millisecond_are_told_apart
                 a_clock_that_went_back_closes_the_grace

@@ -80,12 +80,12 @@ async fn an_older_look_serves_nobody() {
     assert!(late.as_mut().now_or_never().is_none(), "the first one is still at it");
     drop(first);
     let Turn::Look(late) = late.await else { panic!("it was served by an older look") };
-    assert_eq!(late.generation(), Some(0));
+    assert_eq!(late.seen().as_deref(), Some(&at(0)));
     // Nor does one that comes to its end late take the place of a newer one.
     let (before, newer) = (late.before(), at(1));
     late.find(ready(Ok(Some(newer)))).await.unwrap();
     late.found(before, Some(Arc::new(at(0))));
-    assert_eq!(late.generation(), Some(1));
+    assert_eq!(late.seen().as_deref(), Some(&at(1)));
 }
 
 /// One that failed says nothing to the next, one that gives up holds nobody up, and a family that is not there is an answer.
