@@ -3,6 +3,7 @@
 
 mod files;
 mod network;
+mod records;
 mod store;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -105,6 +106,7 @@ impl Command {
         }
         findings.push(files::master_key(config, self.dev));
         findings.extend(files::certificate(&config.tls, now));
+        findings.extend(records::clients(config).await);
         let service = network::service(config).await;
         if config.store.is_shared() {
             let answers = service.iter().all(|finding| finding.verdict == Verdict::Ok);

@@ -2,7 +2,7 @@
 //! database while servers go on writing to it, or while none runs; an import fills an empty one that no server has open. Signing keys and secrets are
 //! in an export as they are at rest: sealed, or as digests; without the master key it opens nothing.
 
-mod ends;
+pub(super) mod ends;
 mod rollback;
 
 use std::{
@@ -23,8 +23,8 @@ use self::{ends::Target, rollback::Restoring};
 use super::{failure::Failure, output::Output, serve::Settings, values};
 use crate::{
     config::{Config, check},
-    crypto::{chain::ChainKey, master, seal::Sealer},
-    model::keyset::KeyPolicy,
+    crypto::{chain::ChainKey, master, records::RecordKey, seal::Sealer},
+    model::{ClientId, keyset::KeyPolicy},
     standing::SLACK,
     store::{
         StoreError,
@@ -124,11 +124,12 @@ impl Import {
             Failure::setting("master_key_file", format!("{error}: an import needs the key that the export was made under"))
         })?;
         let sealer = Sealer::new(key);
+        let records = RecordKey::new(sealer.derive("client record"));
         let chain = ChainKey::new(sealer.derive("audit head"));
         let target = Target::open(&config, chain).await?;
         let restoring = Restoring::new(policy(&config), config.keys.algorithm, &config.node, sealer, !self.accept_rollback);
         let mut begun = false;
-        let loaded = self.load(target.load(), restoring, output, &mut begun).await;
+        let loaded = self.load(target.load(), restoring, &records, output, &mut begun).await;
         target.close().await?;
         // What was refused before anything was written may be a store that others serve from.
         let remains = |_: &Failure| {
@@ -136,24 +137,30 @@ impl Import {
                 output.talk(&target.remains(&config))
             }
         };
-        let (records, standing_again) = loaded.inspect_err(remains)?;
+        let (records, standing_again, forged) = loaded.inspect_err(remains)?;
         let mut advice = vec!["client secrets that were retired, and clients that were disabled, since the export stand again"];
         if self.accept_rollback {
             advice.push("tokens that were revoked since the export stand again");
         } else if standing_again {
             advice.push("all tokens have ended: clients ask for new ones");
         }
+        // They come along as they are: the service refuses them there too, and a backup with one is a backup all the same.
+        let forged = forged.iter().map(|id| format!("the record of client {id} was not written by this service and is refused"));
+        let forged: Vec<String> = forged.collect();
+        advice.extend(forged.iter().map(String::as_str));
         report(output, "imported", &self.file, records, &advice)
     }
 
-    /// Loads every line; how many records there were, and whether there were keys to replace.
+    /// Loads every line; how many records there were, whether there were keys to replace, and which clients are not authentic.
     async fn load(
         &self,
         store: &dyn Load,
         mut restoring: Restoring,
+        records: &RecordKey,
         output: Output,
         begun: &mut bool,
-    ) -> Result<(u64, bool), Failure> {
+    ) -> Result<(u64, bool, Vec<ClientId>), Failure> {
+        let mut forged = Vec::new();
         let (mut reader, mut lines) = (self.reader()?, Reader::default());
         let progress = progress(output, self.length());
         let (mut batch, mut number, mut bytes) = (Vec::with_capacity(BATCH), 0_u64, 0_u64);
@@ -161,6 +168,11 @@ impl Import {
             number += 1;
             bytes += line.len() as u64 + 1;
             for item in lines.read(&line).map_err(|error| not_a_record(number, &error))? {
+                if let Item::Client(client) = &item
+                    && !records.is_authentic(client)
+                {
+                    forged.push(client.id.clone());
+                }
                 let restored = restoring.restore(item, values::now());
                 batch.extend(restored.map_err(|problem| Failure::Other(format!("line {number}: {problem}")))?);
             }
@@ -176,7 +188,7 @@ impl Import {
         }
         take_in(store, batch, number).await?;
         progress.finish_and_clear();
-        Ok((number, restoring.has_replaced_keys()))
+        Ok((number, restoring.has_replaced_keys(), forged))
     }
 
     fn reader(&self) -> Result<Box<dyn BufRead>, Failure> {

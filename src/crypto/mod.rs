@@ -9,6 +9,7 @@ pub mod lifecycle;
 pub mod master;
 pub mod passwords;
 pub mod random;
+pub mod records;
 pub mod refresh_token;
 pub mod remembered;
 pub mod root;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     audience::Audience,
     id::{ClientId, PlanName, Role, SecretId, TenantId},
+    mac::Mac,
     scope::{Scope, Scopes},
     time::Timestamp,
     weight,
@@ -54,6 +55,9 @@ pub struct Client {
     pub created_at: Timestamp,
     /// When it was last written.
     pub updated_at: Timestamp,
+    /// Proof that this service wrote the record, made and checked by `store::authentic`.
+    #[serde(default)]
+    pub mac: Mac,
 }
 
 impl Client {

@@ -179,6 +179,8 @@ actions! {
     SecretAdded = "secret.added",
     /// A secret was retired; the target is `client/secret`.
     SecretRetired = "secret.retired",
+    /// A stored client record was found that this service did not write, and is refused; the target is its id.
+    ClientNotAuthentic = "client.not_authentic",
     /// Everything of a client was ended.
     ClientRevoked = "revocation.client",
     /// Everything of a tenant was ended.

@@ -4,6 +4,7 @@ pub mod bearer;
 pub mod client_auth;
 pub mod client_credentials;
 pub mod introspection;
+mod forgery;
 mod issue;
 pub mod keys;
 pub mod refresh;
@@ -32,12 +33,13 @@ use crate::{
         keyset::{Algorithm, KeyPolicy},
     },
     standing::{SLACK, Standing},
-    store::Store,
+    store::{Store, authentic::Authentic},
 };
 
 /// Issues and judges tokens: the one place where the rules meet what they need.
 pub struct Authority {
     store: Arc<dyn Store>,
+    authentic: Arc<Authentic>,
     standing: Arc<Standing>,
     trail: Trail,
     limits: Arc<Limits>,
@@ -47,6 +49,7 @@ pub struct Authority {
     sealer: Arc<Sealer>,
     page_key: Zeroizing<[u8; 32]>,
     uses: uses::Uses,
+    reported: forgery::Reported,
     clock: Arc<dyn Clock>,
     skew: Arc<Skew>,
     terms: Terms,
@@ -70,7 +73,7 @@ pub struct Terms {
 /// What an authority is made of.
 pub struct Parts {
     /// Where everything is kept.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<Authentic>,
     /// What still stands, following that store.
     pub standing: Arc<Standing>,
     /// Budgets.
@@ -101,6 +104,8 @@ impl Authority {
             page_key: root.derive("page token"),
             trail: Trail::new(store.clone(), issue),
             uses: uses::Uses::default(),
+            reported: forgery::Reported::default(),
+            authentic: store.clone(),
             store,
             standing,
             limits,

@@ -10,11 +10,13 @@ use crate::{
     crypto::{passwords, random, secrets::PREFIX},
     error::{Error, Result},
     model::{
-        Action, Audience, Call, Client, ClientId, Digest, Grants, PlanName, Role, Scopes, Secret, SecretId, TenantId,
+        Action, Audience, Call, Client, ClientId, Digest, Grants, Mac, PlanName, Role, Scopes, Secret, SecretId, TenantId,
         Timestamp, client::MAX_LIVE_SECRETS,
     },
-    store::{Creation, Write},
+    store::{Creation, StoreError, Write},
 };
+
+pub use crate::store::Listed;
 
 /// Lifetimes a client may be given, in seconds: a minute to 366 days.
 const LIFETIMES: std::ops::RangeInclusive<u64> = 60..=366 * 86_400;
@@ -106,8 +108,11 @@ impl Authority {
     /// of that client if it is still there, and no secret: that is not known afterwards.
     pub async fn bootstrap(&self, call: &Call) -> Result<Option<(ClientId, Option<SecretString>)>> {
         let id: ClientId = BOOTSTRAP.parse().map_err(Error::invalid("client_id"))?;
-        if self.store.client(&id).await?.is_some() {
-            return Ok(Some((id, None)));
+        match self.store.client(&id).await {
+            Ok(None) => {}
+            // One that cannot be read has the name too, and must not keep the service from starting.
+            Ok(Some(_)) | Err(StoreError::Corrupt(_)) => return Ok(Some((id, None))),
+            Err(error) => return Err(error.into()),
         }
         if !self.store.clients(None, None, 1).await?.is_empty() {
             return Ok(None);
@@ -135,14 +140,14 @@ impl Authority {
         client.ok_or(Error::NotFound("client"))
     }
 
-    /// A page of clients in the order of their ids.
+    /// A page of clients in the order of their ids, and of records that are none's.
     pub async fn clients(
         &self,
         admin: &Administrator,
         tenant: Option<TenantId>,
         after: Option<&ClientId>,
         limit: usize,
-    ) -> Result<Vec<Client>> {
+    ) -> Result<Vec<Listed>> {
         let tenant = admin.confined_to(tenant)?;
         Ok(self.store.clients(tenant.as_ref(), after, limit).await?)
     }
@@ -370,6 +375,7 @@ fn blank(id: ClientId, tenant: TenantId, now: Timestamp) -> Client {
         revision: 1,
         created_at: now,
         updated_at: now,
+        mac: Mac::default(),
     }
 }
 

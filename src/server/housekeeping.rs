@@ -69,6 +69,9 @@ pub(super) fn start(opened: &Opened, tls: Option<Arc<TlsReloader>>, stopping: &w
                 Ok(house.authority.limits().share(house.store.as_ref(), now, house.skew.agreed(now)).await?)
             })
         }),
+        every(seconds, "report forged records", |house| {
+            Box::pin(async move { house.authority.report_forgeries().await.map_err(Into::into) })
+        }),
         every(seconds, "record a clock jump", |house| {
             Box::pin(async move { Ok(watch_clock(house.store.as_ref(), house.clock.as_ref()).await?) })
         }),

@@ -6,12 +6,12 @@ use super::{Options, StartError, stores};
 use crate::{
     clock::{Clock, Skew, SystemClock},
     config::Config,
-    crypto::{chain::ChainKey, keyring::Judging, master, passwords::Passwords, seal::Sealer},
+    crypto::{chain::ChainKey, keyring::Judging, master, passwords::Passwords, records::RecordKey, seal::Sealer},
     limit::Limits,
     model::{Action, Audience, Invalid, Keyset, Stamp, keyset::KeyPolicy},
     oauth::{Authority, Parts, Terms, keys},
     standing::{Opening, SLACK, Standing},
-    store::{Change, Follower, Store, StoreError, embedded::Accept},
+    store::{Change, Follower, KeyStore, RevocationStore, Store, StoreError, authentic::Authentic, embedded::Accept},
 };
 
 /// How far the clocks of machines that made our tokens may be ahead.
@@ -65,6 +65,7 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
         Some(store) => store.clone().into(),
         None => stores::open(config, chain.clone(), accept).await?,
     };
+    let store = Arc::new(Authentic::new(store, RecordKey::new(sealer.derive("client record"))));
     let clock = options.clock.clone().unwrap_or_else(|| Arc::new(SystemClock::starting_at(store.newest())));
     if options.accept_rollback {
         accept_rollback(store.as_ref(), clock.as_ref(), rollback).await?;

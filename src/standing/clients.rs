@@ -110,7 +110,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
     use super::*;
-    use crate::model::{Grants, PlanName, Scopes, TenantId, Timestamp};
+    use crate::model::{Grants, Mac, PlanName, Scopes, TenantId, Timestamp};
 
     fn client(revision: u64) -> Client {
         Client {
@@ -132,6 +132,7 @@ mod tests {
             revision,
             created_at: Timestamp::EPOCH,
             updated_at: Timestamp::EPOCH,
+            mac: Mac::default(),
         }
     }
 

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tokio::{sync::broadcast, time::Instant};
 
 use super::{
-    AuditStore, ClientStore, CounterStore, Creation, FamilyStore, Follower, KeyStore, Result, RevocationStore, Rotate,
+    AuditStore, ClientStore, CounterStore, Creation, FamilyStore, Follower, KeyStore, Listed, Result, RevocationStore, Rotate,
     Rotation, SecretUse, Snapshot, Store, StoreError, Write,
 };
 use crate::{
@@ -52,7 +52,7 @@ impl<S: Store> ClientStore for Metered<S> {
         measure("client", self.0.client(id)).await
     }
 
-    async fn clients(&self, tenant: Option<&TenantId>, after: Option<&ClientId>, limit: usize) -> Result<Vec<Client>> {
+    async fn clients(&self, tenant: Option<&TenantId>, after: Option<&ClientId>, limit: usize) -> Result<Vec<Listed>> {
         measure("clients", self.0.clients(tenant, after, limit)).await
     }
 

@@ -5,6 +5,7 @@
 //! Absent is an outcome, never an error, and a driver's error is never "not found". Expiry is judged in the verb from the time
 //! given; what has expired and is still on disk reads as absent.
 
+pub mod authentic;
 pub mod embedded;
 pub mod metered;
 pub mod mongo;
@@ -112,13 +113,33 @@ pub trait Follower: Send + Sync {
     fn lost(&self) {}
 }
 
+/// An entry of a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listed {
+    /// A client.
+    Client(Box<Client>),
+    /// A record under this id that cannot be read or that this service did not write: it is no client.
+    NotAuthentic(ClientId),
+}
+
+impl Listed {
+    /// The id it is listed under.
+    pub fn id(&self) -> &ClientId {
+        match self {
+            Self::Client(client) => &client.id,
+            Self::NotAuthentic(id) => id,
+        }
+    }
+}
+
 /// Clients.
 #[async_trait]
 pub trait ClientStore: Send + Sync {
     /// One client, with the noted uses of its secrets.
     async fn client(&self, id: &ClientId) -> Result<Option<Client>>;
-    /// Up to `limit` clients in the order of their ids' bytes, those after `after`, of one tenant or of all.
-    async fn clients(&self, tenant: Option<&TenantId>, after: Option<&ClientId>, limit: usize) -> Result<Vec<Client>>;
+    /// Up to `limit` entries in the order of their ids' bytes, those after `after`, of one tenant or of all. One that cannot be
+    /// read is named and does not keep the others from being listed.
+    async fn clients(&self, tenant: Option<&TenantId>, after: Option<&ClientId>, limit: usize) -> Result<Vec<Listed>>;
     /// Registers a client unless its id is taken; ids that differ in case are different.
     async fn create_client(&self, client: &Client, event: Event) -> Result<Creation>;
     /// Writes `client` if the stored one's revision is `client.revision - 1`.

@@ -10,6 +10,7 @@
 
 mod administration;
 mod house;
+mod records;
 #[path = "../support/replica.rs"]
 #[expect(dead_code, unused_imports, reason = "shared with other tests, which use the rest")]
 mod replica;

@@ -32,6 +32,7 @@ mod nodes;
 mod office;
 mod offices;
 mod published;
+mod records;
 mod refresh;
 mod revocation;
 mod revoke_all;

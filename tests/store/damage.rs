@@ -11,7 +11,7 @@ use jeton::{
     crypto::chain::{Flaw, Problem},
     model::{Action, event::Filter},
     store::{
-        AuditStore, ClientStore, FamilyStore, KeyStore, RevocationStore, Store, StoreError,
+        AuditStore, ClientStore, FamilyStore, KeyStore, Listed, RevocationStore, Store, StoreError,
         embedded::{Embedded, OpenError},
         transfer::{Dump, Item, Load},
     },
@@ -346,4 +346,26 @@ async fn the_whole_check_passes_what_is_whole() {
     assert!(store.family(jeton::model::FamilyId::new(), NOW).await.unwrap().is_none());
     assert_eq!(store.follow(NOW, Ear::new()).await.unwrap().revocations.len(), 30);
     store.close().await.unwrap();
+}
+
+/// A row that cannot be read, or that lies under another's key, is named and does not keep the others from being listed.
+#[tokio::test]
+async fn a_listing_goes_on_beside_a_row_that_cannot_be_read() {
+    let dir = tampered("UPDATE clients SET body = replace(body, 'write', 'admin') WHERE id = 'client-00001'").await;
+    let connection = rusqlite::Connection::open(dir.path().join("jeton.db")).unwrap();
+    let strange = "INSERT INTO clients VALUES ('no id', 'default', 1, '{}', x'00'), ('a', 'default', 1, '{}', x'00')";
+    assert_eq!(connection.execute(strange, []).unwrap(), 2);
+    drop(connection);
+    let store = open(dir.path()).unwrap();
+    let listed = store.clients(None, None, 100).await.unwrap();
+    let odd: Vec<_> = listed.iter().filter(|entry| matches!(entry, Listed::NotAuthentic(_))).map(Listed::id).collect();
+    assert_eq!(odd, [&id("a"), &id("client-00001")]);
+    let sound = listed.iter().filter(|entry| matches!(entry, Listed::Client(_))).count();
+    assert!(sound > 0 && listed.len() == sound + 2);
+    let (mut paged, mut after) = (Vec::new(), None);
+    while let Some(last) = store.clients(None, after.as_ref(), 1).await.unwrap().pop() {
+        after = Some(last.id().clone());
+        paged.push(last);
+    }
+    assert_eq!(paged, listed);
 }

@@ -10,7 +10,7 @@ use std::{
 
 use jeton::{
     model::{
-        Action, Client, ClientId, Digest, Epochs, Event, Family, FamilyId, Grants, Keyset, PlanName, Record, Scopes, Secret,
+        Action, Client, ClientId, Digest, Epochs, Event, Family, FamilyId, Grants, Keyset, Mac, PlanName, Record, Scopes, Secret,
         Stamp, Subject, Timestamp,
         family::Answers,
         keyset::{Algorithm, KeyState, SigningKey},
@@ -61,6 +61,7 @@ pub(crate) fn client_of(tenant: &str, name: &str) -> Client {
         revision: 1,
         created_at: NOW,
         updated_at: NOW,
+        mac: Mac::default(),
     }
 }
 

@@ -15,6 +15,7 @@ mod directory;
 #[path = "../support/faulty.rs"]
 mod faulty;
 mod fixtures;
+mod forged;
 mod full;
 #[path = "../support/replica/member.rs"]
 #[expect(dead_code, clippy::expect_used, reason = "shared with replica sets of other tests, which use the rest")]

@@ -10,7 +10,7 @@ use jeton::{
         Action, Client, ClientId, EpochOf, Family, FamilyId, Jti, Revoked, Stamp, Timestamp, family::Answers,
         revocation::Revocation,
     },
-    store::{Creation, Last, Rotate, Rotation, SecretUse, Store, Verdict, Write},
+    store::{Creation, Last, Listed, Rotate, Rotation, SecretUse, Store, Verdict, Write},
 };
 use proptest::prelude::*;
 
@@ -279,7 +279,7 @@ async fn step(bench: &Bench, model: &mut Model, now: &mut Timestamp, verb: &Verb
             let own = |client: &&Client| tenant.as_ref().is_none_or(|tenant| client.tenant == *tenant);
             let later = |client: &&Client| after.as_ref().is_none_or(|after| client.id > *after);
             let expected: Vec<_> = model.clients.values().filter(own).filter(later).take(limit).cloned().collect();
-            assert_eq!(page, expected);
+            assert_eq!(page, expected.into_iter().map(|client| Listed::Client(Box::new(client))).collect::<Vec<_>>());
         }
         Verb::Sweep => assert_eq!(store.sweep(*now, 1_000).await.unwrap(), model.sweep(*now)),
         Verb::Pass { millis } => *now = Timestamp::from_millis(now.millis() + millis),

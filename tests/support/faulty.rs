@@ -19,7 +19,7 @@ use jeton::{
         revocation::Revocation,
     },
     store::{
-        AuditStore, Change, ClientStore, CounterStore, Creation, FamilyStore, Follower, KeyStore, Result, RevocationStore,
+        AuditStore, Change, ClientStore, CounterStore, Creation, FamilyStore, Follower, KeyStore, Listed, Result, RevocationStore,
         Rotate, Rotation, SecretUse, Snapshot, Store, StoreError, Write,
     },
 };
@@ -202,7 +202,7 @@ impl ClientStore for FaultyStore {
         self.pass(self.inner.client(id)).await
     }
 
-    async fn clients(&self, tenant: Option<&TenantId>, after: Option<&ClientId>, limit: usize) -> Result<Vec<Client>> {
+    async fn clients(&self, tenant: Option<&TenantId>, after: Option<&ClientId>, limit: usize) -> Result<Vec<Listed>> {
         self.pass(self.inner.clients(tenant, after, limit)).await
     }
 

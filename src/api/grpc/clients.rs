@@ -11,7 +11,7 @@ use crate::{
     model::{Client, ClientId, Digest, Grants, PlanName, Scopes, Secret, SecretId, TenantId},
     oauth::{
         bearer::Office,
-        registration::{NewSecret, Settings},
+        registration::{Listed, NewSecret, Settings},
     },
     proto::admin::{
         self as proto, AddSecretRequest, AddSecretResponse, CreateClientRequest, CreateClientResponse, DeleteClientRequest,
@@ -88,14 +88,21 @@ impl ClientService for Door {
                 let after = pages::open(self.authority.page_key(), &question, &page_token)?;
                 let after = after.as_deref().map(str::parse).transpose().map_err(Error::invalid("page_token"))?;
                 let tenant = optional("tenant", &tenant)?;
-                let mut clients = self.authority.clients(&admin, tenant, after.as_ref(), size + 1).await?;
-                let more = clients.len() > size;
-                clients.truncate(size);
-                let next_page_token = match clients.last() {
-                    Some(last) if more => pages::seal(self.authority.page_key(), &question, last.id.as_str()),
+                let mut listed = self.authority.clients(&admin, tenant, after.as_ref(), size + 1).await?;
+                let more = listed.len() > size;
+                listed.truncate(size);
+                let next_page_token = match listed.last() {
+                    Some(last) if more => pages::seal(self.authority.page_key(), &question, last.id().as_str()),
                     _ => String::new(),
                 };
-                Ok(ListClientsResponse { clients: clients.into_iter().map(Into::into).collect(), next_page_token })
+                let mut answer = ListClientsResponse { next_page_token, ..ListClientsResponse::default() };
+                for entry in listed {
+                    match entry {
+                        Listed::Client(client) => answer.clients.push((*client).into()),
+                        Listed::NotAuthentic(id) => answer.not_authentic.push(id.as_str().to_owned()),
+                    }
+                }
+                Ok(answer)
             }
             .await,
         )

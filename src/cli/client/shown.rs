@@ -10,12 +10,13 @@ use crate::{
 /// Every client the caller may see, page by page, up to `limit`.
 pub(super) async fn list(output: Output, admin: &Admin, tenant: String, limit: usize) -> Result<(), Failure> {
     let mut service = ClientServiceClient::new(admin.channel());
-    let (mut clients, mut page_token) = (Vec::new(), String::new());
+    let (mut clients, mut forged, mut page_token) = (Vec::new(), Vec::new(), String::new());
     loop {
         let page_size = i32::try_from(limit.saturating_sub(clients.len()).min(1000)).unwrap_or(1000);
         let request = admin.request(ListClientsRequest { tenant: tenant.clone(), page_size: page_size.max(1), page_token });
         let answer = service.list_clients(request).await?.into_inner();
         clients.extend(answer.clients);
+        forged.extend(answer.not_authentic);
         page_token = answer.next_page_token;
         if page_token.is_empty() || clients.len() >= limit {
             break;
@@ -23,7 +24,11 @@ pub(super) async fn list(output: Output, admin: &Admin, tenant: String, limit: u
     }
     clients.truncate(limit);
     if output.json {
-        return output.document(&json!({ "clients": clients.iter().map(render::client).collect::<Vec<_>>() }));
+        let clients = clients.iter().map(render::client).collect::<Vec<_>>();
+        return output.document(&json!({ "clients": clients, "not_authentic": forged }));
+    }
+    for id in &forged {
+        output.talk(&format!("the record {id} was not written by the service and is refused: remove it from the store"));
     }
     let row = |client: &Client| {
         let state = if client.disabled { "disabled" } else { "" };

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// What is exported from.
-pub(super) async fn source(config: &Config) -> Result<Box<dyn Dump>, Failure> {
+pub(in crate::cli) async fn source(config: &Config) -> Result<Box<dyn Dump>, Failure> {
     if !config.store.is_shared() {
         return Ok(Box::new(Embedded::read_only(&config.data_dir).map_err(|error| refused_embedded(&error))?));
     }
@@ -72,7 +72,7 @@ fn refused(error: &mongo::OpenError) -> Failure {
     if error.may_pass() { Failure::Other(with_source(error)) } else { Failure::setting("", with_source(error)) }
 }
 
-fn with_source(error: &dyn std::error::Error) -> String {
+pub(in crate::cli) fn with_source(error: &dyn std::error::Error) -> String {
     let source = error.source().map(|source| format!(": {source}")).unwrap_or_default();
     format!("{error}{source}")
 }

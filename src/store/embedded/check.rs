@@ -249,7 +249,7 @@ fn rows(connection: &Connection) -> Result<Vec<String>, Fault> {
     let clients = || -> Result<(), Fault> {
         let mut after = None;
         loop {
-            let page = super::clients::page(connection, None, after.as_ref(), PAGE)?;
+            let page = super::clients::page(connection, after.as_ref(), PAGE)?;
             let Some(last) = page.last() else { return Ok(()) };
             after = Some(last.id.clone());
         }

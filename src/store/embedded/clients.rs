@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     model::{Client, ClientId, EpochOf, Event, TenantId, Timestamp},
-    store::{Change, ClientStore, Creation, Result, SecretUse, Write},
+    store::{Change, ClientStore, Creation, Listed, Result, SecretUse, Write},
 };
 
 #[async_trait]
@@ -21,9 +21,9 @@ impl ClientStore for Embedded {
         self.read(move |connection| find(connection, &id)?.map(|client| with_uses(connection, client)).transpose()).await
     }
 
-    async fn clients(&self, tenant: Option<&TenantId>, after: Option<&ClientId>, limit: usize) -> Result<Vec<Client>> {
+    async fn clients(&self, tenant: Option<&TenantId>, after: Option<&ClientId>, limit: usize) -> Result<Vec<Listed>> {
         let (tenant, after) = (tenant.cloned(), after.cloned());
-        self.scan(move |connection| page(connection, tenant.as_ref(), after.as_ref(), limit)).await
+        self.scan(move |connection| listing(connection, tenant.as_ref(), after.as_ref(), limit)).await
     }
 
     async fn create_client(&self, client: &Client, event: Event) -> Result<Creation> {
@@ -159,34 +159,58 @@ fn find(connection: &Connection, id: &ClientId) -> Result<Option<Client>, Fault>
     statement.query_row((id.as_str(),), columns).optional()?.map(decode).transpose()
 }
 
-pub(super) fn page(
+fn listing(
     connection: &Connection,
     tenant: Option<&TenantId>,
     after: Option<&ClientId>,
     limit: usize,
-) -> Result<Vec<Client>, Fault> {
-    // Two statements, so that each has the index it needs.
-    let Some(tenant) = tenant else {
-        return bare(connection, after, limit)?.into_iter().map(|client| with_uses(connection, client)).collect();
+) -> Result<Vec<Listed>, Fault> {
+    let (mut listed, mut last) = (Vec::new(), after.map_or_else(String::new, ToString::to_string));
+    while listed.len() < limit {
+        let rows = rows(connection, tenant, &last, limit.saturating_sub(listed.len()))?;
+        let Some((id, ..)) = rows.last() else { break };
+        last.clone_from(id);
+        for row in rows {
+            // A row whose key no client could have is not even named.
+            let Ok(id) = row.0.parse::<ClientId>() else { continue };
+            listed.push(match decode(row).and_then(|client| with_uses(connection, client)) {
+                Ok(client) if client.id == id && tenant.is_none_or(|tenant| client.tenant == *tenant) => {
+                    Listed::Client(Box::new(client))
+                }
+                Ok(_) | Err(Fault::Row(_)) => Listed::NotAuthentic(id),
+                Err(fault) => return Err(fault),
+            });
+        }
+    }
+    ascending(after, listed.iter().map(Listed::id))?;
+    Ok(listed)
+}
+
+/// Two statements, so that each has the index it needs.
+fn rows(connection: &Connection, tenant: Option<&TenantId>, after: &str, limit: usize) -> Result<Vec<Columns>, Fault> {
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let rows = if let Some(tenant) = tenant {
+        let sql = "SELECT id, tenant, revision, body, sum FROM clients WHERE tenant = ?1 AND id > ?2 ORDER BY id LIMIT ?3";
+        let mut statement = connection.prepare_cached(sql)?;
+        statement.query_map((tenant.as_str(), after, limit), columns)?.collect::<rusqlite::Result<_>>()?
+    } else {
+        let sql = "SELECT id, tenant, revision, body, sum FROM clients WHERE id > ?1 ORDER BY id LIMIT ?2";
+        let mut statement = connection.prepare_cached(sql)?;
+        statement.query_map((after, limit), columns)?.collect::<rusqlite::Result<_>>()?
     };
-    let mut statement = connection.prepare_cached(
-        "SELECT id, tenant, revision, body, sum FROM clients WHERE tenant = ?1 AND id > ?2 ORDER BY id LIMIT ?3",
-    )?;
-    let keys = (tenant.as_str(), after.map_or("", ClientId::as_str), i64::try_from(limit).unwrap_or(i64::MAX));
-    let rows: Vec<Columns> = statement.query_map(keys, columns)?.collect::<rusqlite::Result<_>>()?;
-    let clients = rows.into_iter().map(|row| with_uses(connection, decode(row)?)).collect::<Result<Vec<_>, Fault>>()?;
-    ascending(after, clients.iter().map(|client| &client.id))?;
-    Ok(clients)
+    Ok(rows)
+}
+
+/// Clients in the order of their ids.
+pub(super) fn page(connection: &Connection, after: Option<&ClientId>, limit: usize) -> Result<Vec<Client>, Fault> {
+    bare(connection, after, limit)?.into_iter().map(|client| with_uses(connection, client)).collect()
 }
 
 /// Clients in the order of their ids, without the uses of their secrets.
 pub(super) fn bare(connection: &Connection, after: Option<&ClientId>, limit: usize) -> Result<Vec<Client>, Fault> {
-    let mut statement =
-        connection.prepare_cached("SELECT id, tenant, revision, body, sum FROM clients WHERE id > ?1 ORDER BY id LIMIT ?2")?;
-    let (after_id, after) = (after, after.map_or("", ClientId::as_str));
-    let rows = statement.query_map((after, i64::try_from(limit).unwrap_or(i64::MAX)), columns)?;
-    let clients = rows.map(|row| decode(row?)).collect::<Result<Vec<_>, Fault>>()?;
-    ascending(after_id, clients.iter().map(|client| &client.id))?;
+    let rows = rows(connection, None, after.map_or("", ClientId::as_str), limit)?;
+    let clients = rows.into_iter().map(decode).collect::<Result<Vec<_>, Fault>>()?;
+    ascending(after, clients.iter().map(|client| &client.id))?;
     Ok(clients)
 }
 

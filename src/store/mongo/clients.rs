@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     model::{Client, ClientId, EpochOf, Event, SecretId, TenantId},
-    store::{Change, ClientStore, Creation, Result, SecretUse, Write},
+    store::{Change, ClientStore, Creation, Listed, Result, SecretUse, Write},
 };
 
 /// The field with a client's epoch.
@@ -39,16 +39,8 @@ impl ClientStore for Mongo {
         Ok(found.as_ref().map(decoded).transpose()?)
     }
 
-    async fn clients(&self, tenant: Option<&TenantId>, after: Option<&ClientId>, limit: usize) -> Result<Vec<Client>> {
-        let mut filter = doc! { "deleted": false };
-        if let Some(tenant) = tenant {
-            filter.insert("tenant", tenant.as_str());
-        }
-        if let Some(after) = after {
-            filter.insert("_id", doc! { "$gt": after.as_str() });
-        }
-        let found = self.shared.pages(CLIENTS, filter, doc! { "_id": 1 }, limit).await?;
-        Ok(found.iter().map(decoded).collect::<Result<_, _>>()?)
+    async fn clients(&self, tenant: Option<&TenantId>, after: Option<&ClientId>, limit: usize) -> Result<Vec<Listed>> {
+        Ok(self.shared.listing(tenant, after, limit).await?)
     }
 
     async fn create_client(&self, client: &Client, event: Event) -> Result<Creation> {
@@ -161,6 +153,38 @@ impl Shared {
         Ok(Write::Done)
     }
 
+    /// Entries of a listing; a document whose `_id` no client could have is not even named.
+    async fn listing(
+        &self,
+        tenant: Option<&TenantId>,
+        after: Option<&ClientId>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, Fault> {
+        let (mut listed, mut last) = (Vec::new(), after.map_or_else(String::new, ToString::to_string));
+        loop {
+            let mut filter = doc! { "deleted": false, "_id": { "$gt": &last } };
+            if let Some(tenant) = tenant {
+                filter.insert("tenant", tenant.as_str());
+            }
+            let missing = limit.saturating_sub(listed.len());
+            let found = self.pages(CLIENTS, filter, doc! { "_id": 1 }, missing).await?;
+            let Some(end) = found.last() else { return Ok(listed) };
+            Fields::of("client", end).text("_id")?.clone_into(&mut last);
+            for document in &found {
+                let Ok(id) = Fields::of("client", document).parse::<ClientId>("_id") else { continue };
+                listed.push(match decoded(document) {
+                    Ok(client) if client.id == id && tenant.is_none_or(|tenant| client.tenant == *tenant) => {
+                        Listed::Client(Box::new(client))
+                    }
+                    Ok(_) | Err(_) => Listed::NotAuthentic(id),
+                });
+            }
+            if found.len() < missing || listed.len() >= limit {
+                return Ok(listed);
+            }
+        }
+    }
+
     async fn told(&self, deed: Deed, id: ClientId, epoch: Option<u64>) -> Result<(), Fault> {
         let owner = owner(&id);
         let epoch = epoch.map(|value| Change::Epoch(EpochOf::Client(id.clone()), value));
@@ -224,9 +248,21 @@ pub(super) fn decoded(document: &Document) -> Result<Client, Fault> {
     Ok(client)
 }
 
+/// A client's epoch, as a document or a change of one has it; `None` where no client could have the `_id`. One that is no number
+/// is the highest there is: it ends what it concerns, and keeps nothing else from being known.
+pub(super) fn epoch(id: &Bson, fields: &Fields<'_>) -> Option<(EpochOf, u64)> {
+    let id = id.as_str()?.parse().ok()?;
+    Some((EpochOf::Client(id), fields.count(EPOCH).unwrap_or(i64::MAX.unsigned_abs())))
+}
+
 /// Without the uses of its secrets.
 pub(super) fn undecorated(document: &Document) -> Result<Client, Fault> {
-    Fields::of("client", document).part("client")
+    let fields = Fields::of("client", document);
+    fields.part("client").map_err(|fault| {
+        // The id is not secret, and says which of thousands it is.
+        let id = document.get("_id").map_or_else(String::new, ToString::to_string);
+        Fault::row("client", format!("{id}: {fault}"))
+    })
 }
 
 /// The uses of a client's secrets.

@@ -14,7 +14,7 @@ use super::{
     schema::{CLIENTS, EPOCHS, NODES, REVOCATIONS, SIGNING_KEYS, TOKENS},
 };
 use crate::{
-    model::{EpochOf, FamilyId, Revoked, revocation::Revocation},
+    model::{FamilyId, Revoked, revocation::Revocation},
     store::Change,
 };
 
@@ -92,15 +92,15 @@ fn changes(collection: &str, key: &Bson, now: &Fields<'_>) -> Result<Vec<Change>
         }
         EPOCHS => vec![Change::Epoch(epoch_of(text()?)?, now.count("value")?)],
         CLIENTS => {
-            let id = text()?.parse().map_err(|_| wrong())?;
             let mut changes = Vec::new();
+            // Of an `_id` that no client could have, nothing is remembered that could change.
+            let id = key.as_str().and_then(|id| id.parse().ok());
             // An epoch alone changes nothing that is remembered of a client.
             if now.find("revision").is_some() || now.find("deleted").is_some() {
-                changes.push(Change::Client(id));
+                changes.extend(id.map(Change::Client));
             }
             if now.find(clients::EPOCH).is_some() {
-                let of = EpochOf::Client(text()?.parse().map_err(|_| wrong())?);
-                changes.push(Change::Epoch(of, now.count(clients::EPOCH)?));
+                changes.extend(clients::epoch(key, now).map(|(of, value)| Change::Epoch(of, value)));
             }
             changes
         }

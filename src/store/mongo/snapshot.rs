@@ -17,7 +17,7 @@ use super::{
     schema::{CLIENTS, EPOCHS, NODES, REVOCATIONS, SIGNING_KEYS, TOKENS},
 };
 use crate::{
-    model::{EpochOf, Keyset},
+    model::Keyset,
     store::{Change, Snapshot},
 };
 
@@ -68,7 +68,7 @@ impl Shared {
             .await?;
             each(&clients, doc! { clients::EPOCH: { "$gt": 0 } }, doc! { clients::EPOCH: 1 }, &mut session, |found| {
                 let fields = Fields::of("client", found);
-                standing.epochs.push((EpochOf::Client(fields.parse("_id")?), fields.count(clients::EPOCH)?));
+                standing.epochs.extend(clients::epoch(fields.get("_id")?, &fields));
                 Ok(())
             })
             .await?;

@@ -1,0 +1,26 @@
+//! The authentication code that a stored record carries. Made and checked by `crypto::records`.
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::{Deserialize, Serialize};
+
+/// HMAC-SHA-256 over a record, in base64url where it is written. The default is nobody's: a record that was not sealed yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub struct Mac(pub [u8; 32]);
+
+impl From<Mac> for String {
+    fn from(mac: Mac) -> Self {
+        URL_SAFE_NO_PAD.encode(mac.0)
+    }
+}
+
+/// What is no code reads as one that fits no record, so that the record itself can still be named.
+impl From<String> for Mac {
+    fn from(text: String) -> Self {
+        let mut mac = [0; 32];
+        match URL_SAFE_NO_PAD.decode_slice(text, &mut mac) {
+            Ok(32) => Self(mac),
+            Ok(_) | Err(_) => Self::default(),
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! Records in the store that this service did not write: each is logged and on record once a minute for as long as it is read.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use super::Authority;
+use crate::{
+    error::Result,
+    model::{Action, ClientId, Stamp, Timestamp},
+};
+
+/// Between two reports of one record.
+const PAUSE: Duration = Duration::from_secs(60);
+/// The most records that are reported within a pause.
+const MOST: usize = 1_000;
+
+/// When each record was reported last.
+#[derive(Default)]
+pub(super) struct Reported(Mutex<BTreeMap<ClientId, Timestamp>>);
+
+impl Reported {
+    /// Whether a record is to be reported now.
+    fn is_due(&self, id: &ClientId, now: Timestamp) -> bool {
+        let mut reported = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // A clock that was set back must not silence this until it is there again.
+        reported.retain(|_, at| *at <= now && now < *at + PAUSE);
+        if reported.contains_key(id) || reported.len() >= MOST {
+            return false;
+        }
+        reported.insert(id.clone(), now);
+        true
+    }
+}
+
+impl Authority {
+    /// Logs and records which clients' records did not check since the last time. The store has refused them already.
+    pub async fn report_forgeries(&self) -> Result<()> {
+        for (id, times) in self.authentic.take_alarms() {
+            let now = self.clock.now();
+            if !self.reported.is_due(&id, now) {
+                continue;
+            }
+            tracing::error!(client = %id, times, "a client record was not written by this service and is refused: remove it");
+            let event = Stamp::internal(now).refused(Action::ClientNotAuthentic, id.as_str(), "not_authentic");
+            self.trail.soon(event).await?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_reported_once_a_minute() {
+        let (reported, at) = (Reported::default(), |seconds: i64| Timestamp::from_seconds(1_000 + seconds));
+        let due = |id: &str, seconds| reported.is_due(&id.parse().unwrap(), at(seconds));
+        assert!(due("a", 0) && due("b", 30));
+        assert!(!due("a", 59) && !due("b", 89));
+        assert!(due("a", 90) && due("b", 90));
+        assert!(due("a", -500), "the clock was set back");
+        (0..MOST).for_each(|n| drop(due(&format!("c{n}"), 0)));
+        assert!(!due("d", 0), "there is a bound");
+    }
+}

@@ -1,0 +1,92 @@
+//! Documents that somebody without the master key puts into the database: they are no clients, and stop nothing.
+
+mod mongodb {
+    use std::sync::Arc;
+
+    use jeton::{
+        crypto::records::RecordKey,
+        model::{Action, EpochOf},
+        store::{Change, ClientStore, Creation, Listed, RevocationStore, Store, authentic::Authentic},
+    };
+    use mongodb::bson::{Document, doc};
+
+    use crate::{
+        bench::Bench,
+        database::{self, Database as Own},
+        fixtures::{Ear, NOW, client, event, id},
+    };
+
+    /// AZ6's lesson for clients: a copy under another id, one that cannot be read, one without a code and keys that no client could
+    /// have. The listing names what has a name and goes on, another node starts, and the feed breaks off for none of them.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn forged_documents_stop_neither_a_listing_nor_a_start_nor_the_feed() {
+        let own = Own::own();
+        let node: Arc<dyn Store> = Arc::new(database::node(own.uri(), "node", Bench::key()).await);
+        let store = Authentic::new(node.clone(), RecordKey::new([7; 32]));
+        let ear = Ear::new();
+        node.follow(NOW, ear.clone()).await.unwrap();
+        for name in ["a", "z"] {
+            let created = store.create_client(&client(name), event(Action::ClientCreated)).await.unwrap();
+            assert_eq!(created, Creation::Created);
+        }
+        let database = mongodb::Client::with_uri_str(own.uri()).await.unwrap().default_database().unwrap();
+        let clients = database.collection::<Document>("clients");
+        let real = clients.find_one(doc! { "_id": "a" }).await.unwrap().unwrap();
+        let real = real.get_document("client").unwrap();
+        let mut bare = real.clone();
+        bare.remove("mac");
+        bare.insert("id", "no-code");
+        let whole = |key: &str, client: &Document| {
+            doc! { "_id": key, "deleted": false, "tenant": "default", "revision": 1_i64, "client": client.clone() }
+        };
+        let elsewhere = doc! { "_id": "tenant", "deleted": false, "tenant": "other", "revision": 1_i64, "client": real.clone() };
+        clients
+            .insert_many([
+                whole("moved", real),
+                whole("no-code", &bare),
+                whole("unreadable", &doc! { "id": 5 }),
+                elsewhere,
+                whole("not an id", real),
+                doc! { "_id": 5, "deleted": false, "tenant": "default", "revision": "?", "epoch": 3 },
+                doc! { "_id": "odd-epoch", "deleted": false, "tenant": "default", "revision": 1_i64, "epoch": 1.5 },
+            ])
+            .await
+            .unwrap();
+
+        let listed = store.clients(None, None, 100).await.unwrap();
+        let shown = |listed: &[Listed]| -> Vec<String> {
+            let show = |entry: &Listed| match entry {
+                Listed::Client(client) => client.id.to_string(),
+                Listed::NotAuthentic(id) => format!("!{id}"),
+            };
+            listed.iter().map(show).collect()
+        };
+        assert_eq!(shown(&listed), ["a", "!moved", "!no-code", "!odd-epoch", "!tenant", "!unreadable", "z"]);
+        // One at a time, so that what is not named ends no page.
+        let (mut paged, mut after) = (Vec::new(), None);
+        loop {
+            let page = store.clients(None, after.as_ref(), 1).await.unwrap();
+            let Some(last) = page.last() else { break };
+            after = Some(last.id().clone());
+            paged.extend(page);
+        }
+        assert_eq!(shown(&paged), shown(&listed));
+        let other = "other".parse().unwrap();
+        assert_eq!(shown(&store.clients(Some(&other), None, 9).await.unwrap()), ["!tenant"], "nothing of another tenant's is shown");
+        for name in ["moved", "no-code"] {
+            assert_eq!(store.client(&id(name)).await.unwrap(), None, "{name}");
+        }
+        let alarms: Vec<String> = store.take_alarms().into_keys().map(|id| id.to_string()).collect();
+        assert_eq!(alarms, ["moved", "no-code", "odd-epoch", "tenant", "unreadable"]);
+
+        // What comes behind them in the feed is heard, and nothing was missed.
+        node.raise_epoch(&EpochOf::Client(id("z")), event(Action::ClientRevoked)).await.unwrap();
+        let heard = ear.heard();
+        assert!(heard.contains(&Change::Epoch(EpochOf::Client(id("z")), 1)), "{heard:?}");
+        assert!(!heard.contains(&Change::Missed), "{heard:?}");
+        let second = database::node(own.uri(), "second", Bench::key()).await;
+        let epochs = second.follow(NOW, Ear::new()).await.unwrap().epochs;
+        assert!(epochs.contains(&(EpochOf::Client(id("z")), 1)) && epochs.iter().any(|(of, _)| *of == EpochOf::Client(id("odd-epoch"))));
+    }
+}
