@@ -3,8 +3,8 @@
 pub mod bearer;
 pub mod client_auth;
 pub mod client_credentials;
-pub mod introspection;
 mod forgery;
+pub mod introspection;
 mod issue;
 pub mod keys;
 pub mod refresh;

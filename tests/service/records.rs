@@ -7,7 +7,9 @@ use jeton::{
         Action, Client as Stored, ClientId, Digest, Scopes, Stamp, Timestamp,
         event::{Filter, Outcome},
     },
-    proto::admin::{Client, CreateClientRequest, DeleteClientRequest, GetClientRequest, ListClientsRequest, ListClientsResponse},
+    proto::admin::{
+        Client, CreateClientRequest, DeleteClientRequest, GetClientRequest, ListClientsRequest, ListClientsResponse,
+    },
     store::{AuditStore, ClientStore, Creation, Write},
 };
 use tokio::time::{Duration, Instant, timeout};

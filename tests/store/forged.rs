@@ -40,7 +40,8 @@ mod mongodb {
         let whole = |key: &str, client: &Document| {
             doc! { "_id": key, "deleted": false, "tenant": "default", "revision": 1_i64, "client": client.clone() }
         };
-        let elsewhere = doc! { "_id": "tenant", "deleted": false, "tenant": "other", "revision": 1_i64, "client": real.clone() };
+        let elsewhere =
+            doc! { "_id": "tenant", "deleted": false, "tenant": "other", "revision": 1_i64, "client": real.clone() };
         clients
             .insert_many([
                 whole("moved", real),
@@ -73,7 +74,11 @@ mod mongodb {
         }
         assert_eq!(shown(&paged), shown(&listed));
         let other = "other".parse().unwrap();
-        assert_eq!(shown(&store.clients(Some(&other), None, 9).await.unwrap()), ["!tenant"], "nothing of another tenant's is shown");
+        assert_eq!(
+            shown(&store.clients(Some(&other), None, 9).await.unwrap()),
+            ["!tenant"],
+            "nothing of another tenant's is shown"
+        );
         for name in ["moved", "no-code"] {
             assert_eq!(store.client(&id(name)).await.unwrap(), None, "{name}");
         }
@@ -87,6 +92,9 @@ mod mongodb {
         assert!(!heard.contains(&Change::Missed), "{heard:?}");
         let second = database::node(own.uri(), "second", Bench::key()).await;
         let epochs = second.follow(NOW, Ear::new()).await.unwrap().epochs;
-        assert!(epochs.contains(&(EpochOf::Client(id("z")), 1)) && epochs.iter().any(|(of, _)| *of == EpochOf::Client(id("odd-epoch"))));
+        assert!(
+            epochs.contains(&(EpochOf::Client(id("z")), 1))
+                && epochs.iter().any(|(of, _)| *of == EpochOf::Client(id("odd-epoch")))
+        );
     }
 }

@@ -19,8 +19,8 @@ use jeton::{
         revocation::Revocation,
     },
     store::{
-        AuditStore, Change, ClientStore, CounterStore, Creation, FamilyStore, Follower, KeyStore, Listed, Result, RevocationStore,
-        Rotate, Rotation, SecretUse, Snapshot, Store, StoreError, Write,
+        AuditStore, Change, ClientStore, CounterStore, Creation, FamilyStore, Follower, KeyStore, Listed, Result,
+        RevocationStore, Rotate, Rotation, SecretUse, Snapshot, Store, StoreError, Write,
     },
 };
 use tokio::{sync::broadcast, time::Instant};

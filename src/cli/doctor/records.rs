@@ -18,7 +18,9 @@ pub(super) async fn clients(config: &Config) -> Option<Finding> {
     let key = RecordKey::new(Sealer::new(master).derive("client record"));
     let source = ends::source(config).await.ok()?;
     Some(match look(source.as_ref(), &key).await {
-        Ok((clients, forged)) if forged.is_empty() => Finding::ok(SUBJECT, format!("{clients} clients, all written by the service")),
+        Ok((clients, forged)) if forged.is_empty() => {
+            Finding::ok(SUBJECT, format!("{clients} clients, all written by the service"))
+        }
         Ok((_, forged)) => {
             let text = format!("not written by the service, and refused: {}", forged.join(", "));
             let advice = "somebody without the master key writes to this store: remove the records, and look at who can";

@@ -8,12 +8,10 @@ use tokio::sync::broadcast;
 use super::Authentic;
 use crate::{
     crypto::chain::Head,
-    model::{
-        EpochOf, Event, Family, FamilyId, Keyset, Place, Record, Stamp, Timestamp, event::Filter, revocation::Revocation,
-    },
+    model::{EpochOf, Event, Family, FamilyId, Keyset, Place, Record, Stamp, Timestamp, event::Filter, revocation::Revocation},
     store::{
-        AuditStore, CounterStore, Creation, FamilyStore, Follower, KeyStore, Result, RevocationStore, Rotate, Rotation, Snapshot,
-        Store, Write,
+        AuditStore, CounterStore, Creation, FamilyStore, Follower, KeyStore, Result, RevocationStore, Rotate, Rotation,
+        Snapshot, Store, Write,
     },
 };
 

@@ -154,12 +154,7 @@ impl Shared {
     }
 
     /// Entries of a listing; a document whose `_id` no client could have is not even named.
-    async fn listing(
-        &self,
-        tenant: Option<&TenantId>,
-        after: Option<&ClientId>,
-        limit: usize,
-    ) -> Result<Vec<Listed>, Fault> {
+    async fn listing(&self, tenant: Option<&TenantId>, after: Option<&ClientId>, limit: usize) -> Result<Vec<Listed>, Fault> {
         let (mut listed, mut last) = (Vec::new(), after.map_or_else(String::new, ToString::to_string));
         loop {
             let mut filter = doc! { "deleted": false, "_id": { "$gt": &last } };
