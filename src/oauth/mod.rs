@@ -1,5 +1,6 @@
 //! RULES for tokens, one file per flow, named by the word of its RFC. Nothing here knows the wire.
 
+mod allowance;
 pub mod bearer;
 pub mod client_auth;
 pub mod client_credentials;

@@ -87,6 +87,10 @@ impl ClientStore for Authentic {
         self.inner.create_client(&self.key.seal_client(client.clone()), event).await
     }
 
+    async fn create_client_of_any(&self, client: &Client, event: Event) -> Result<Creation> {
+        self.inner.create_client_of_any(&self.key.seal_client(client.clone()), event).await
+    }
+
     async fn replace_client(&self, client: &Client, event: Event) -> Result<Write> {
         self.inner.replace_client(&self.key.seal_client(client.clone()), event).await
     }

@@ -60,6 +60,10 @@ impl<S: Store> ClientStore for Metered<S> {
         measure("create_client", self.0.create_client(client, event)).await
     }
 
+    async fn create_client_of_any(&self, client: &Client, event: Event) -> Result<Creation> {
+        measure("create_client_of_any", self.0.create_client_of_any(client, event)).await
+    }
+
     async fn replace_client(&self, client: &Client, event: Event) -> Result<Write> {
         measure("replace_client", self.0.replace_client(client, event)).await
     }

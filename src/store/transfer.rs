@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::Result;
 use crate::{
     crypto::chain::Walk,
-    model::{Client, ClientId, EpochOf, Event, Family, Keyset, SecretId, Timestamp, revocation::Revocation},
+    model::{Client, ClientId, EpochOf, Event, Family, Keyset, SecretId, TenantId, Timestamp, revocation::Revocation},
 };
 
 /// The version of the records below. A store takes in no other.
@@ -39,6 +39,13 @@ pub enum Item {
         last_used_at: Timestamp,
         /// How often.
         use_count: u64,
+    },
+    /// Whose the id of a client was that was deleted.
+    DeletedClient {
+        /// The id.
+        client: ClientId,
+        /// The tenant it stays with.
+        tenant: TenantId,
     },
     /// A refresh family.
     Family(Family),

@@ -9,6 +9,7 @@
     reason = "tests fail by panicking"
 )]
 
+mod allowances;
 mod audit;
 mod authentication;
 mod budgets;

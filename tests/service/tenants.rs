@@ -290,3 +290,35 @@ async fn a_client_stays_in_its_tenant() {
     assert_eq!(refused.code(), Code::AlreadyExists);
     assert!(world.token(&b.plain.client, &[]).await.is_ok());
 }
+
+/// AZ10: the id of a client that was deleted stays its tenant's. Another tenant is told what it is told of a living one; the
+/// tenant itself may use the id again, and the operator may give it to anybody.
+#[tokio::test]
+async fn a_deleted_id_stays_its_tenants() {
+    async fn create(world: &World, token: &str, tenant: &str) -> Result<(), tonic::Status> {
+        let client = Client { client_id: "billing".to_owned(), tenant: tenant.to_owned(), ..refreshing() };
+        let message = jeton::proto::admin::CreateClientRequest { client: Some(client), secret: None };
+        world.clients().create_client(bearer(message, token)).await.map(drop)
+    }
+    async fn delete(world: &World, token: &str) {
+        let message = jeton::proto::admin::DeleteClientRequest { client_id: "billing".to_owned(), ..Default::default() };
+        world.clients().delete_client(bearer(message, token)).await.unwrap();
+    }
+    let world = World::start().await;
+    let (a, b) = (settle(&world, "tenant-a").await, settle(&world, "tenant-b").await);
+    create(&world, &a.admin, "").await.unwrap();
+    let of_a_living_one = create(&world, &b.admin, "").await.unwrap_err();
+    delete(&world, &world.admin_token().await).await;
+    let refused = create(&world, &b.admin, "").await.unwrap_err();
+    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::AlreadyExists, "ALREADY_EXISTS"));
+    assert_eq!(refused.message(), of_a_living_one.message());
+
+    let world = world.restart().await;
+    assert_eq!(create(&world, &b.admin, "").await.unwrap_err().code(), Code::AlreadyExists, "also after a start");
+    create(&world, &a.admin, "").await.unwrap();
+    delete(&world, &a.admin).await;
+    create(&world, &world.admin_token().await, "tenant-b").await.unwrap();
+    delete(&world, &b.admin).await;
+    assert_eq!(create(&world, &a.admin, "").await.unwrap_err().code(), Code::AlreadyExists, "now it is the other's");
+    create(&world, &b.admin, "").await.unwrap();
+}

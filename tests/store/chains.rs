@@ -187,6 +187,7 @@ fn lines_of_version_1(items: &[Item]) -> String {
             Item::End { .. } => value = serde_json::json!({ "type": "end", "sequence": last.0, "hash": last.1 }),
             Item::Client(_)
             | Item::SecretUse { .. }
+            | Item::DeletedClient { .. }
             | Item::Family(_)
             | Item::Revocation(_)
             | Item::Epoch { .. }

@@ -7,7 +7,7 @@ use std::{
 
 use jeton::{
     model::{
-        Action, Client, ClientId, EpochOf, Family, FamilyId, Jti, Revoked, Stamp, Timestamp, family::Answers,
+        Action, Client, ClientId, EpochOf, Family, FamilyId, Jti, Revoked, Stamp, TenantId, Timestamp, family::Answers,
         revocation::Revocation,
     },
     store::{Creation, Last, Listed, Rotate, Rotation, SecretUse, Store, Verdict, Write},
@@ -126,6 +126,7 @@ fn verb() -> impl Strategy<Value = Verb> {
 #[derive(Default)]
 struct Model {
     clients: BTreeMap<ClientId, Client>,
+    deleted: BTreeMap<ClientId, TenantId>,
     families: BTreeMap<FamilyId, Family>,
     revocations: BTreeMap<Revoked, Timestamp>,
     epochs: BTreeMap<EpochOf, u64>,
@@ -146,9 +147,11 @@ impl Model {
     }
 
     fn create(&mut self, client: &Client) -> Creation {
-        if self.clients.contains_key(&client.id) {
+        let of_another = self.deleted.get(&client.id).is_some_and(|tenant| *tenant != client.tenant);
+        if of_another || self.clients.contains_key(&client.id) {
             return Creation::Taken;
         }
+        self.deleted.remove(&client.id);
         self.clients.insert(client.id.clone(), client.clone());
         self.records += 1;
         Creation::Created
@@ -182,7 +185,8 @@ impl Model {
         if self.clients.get(id).is_none_or(|stored| stored.revision != revision) {
             return Write::Stale;
         }
-        self.clients.remove(id);
+        let gone = self.clients.remove(id).unwrap();
+        self.deleted.insert(id.clone(), gone.tenant);
         self.records += 1;
         Write::Done
     }

@@ -53,6 +53,7 @@ mod mongodb {
         let (dir, uri) = (tempfile::tempdir().unwrap(), Database::own());
         let source = Embedded::open(dir.path(), "node", Bench::key()).unwrap();
         scenes::fill(&source, 20).await;
+        scenes::delete_some(&source).await;
         let exported = lines(&dump(&source, 1_000).await);
         import(uri.uri(), &exported).await;
         assert_eq!(export(uri.uri(), 1_000).await, exported);

@@ -9,7 +9,7 @@ use jeton::{
 use tempfile::TempDir;
 
 use crate::bench::Bench;
-use crate::fixtures::{at, client, event, family, id, keyset, present, stamp};
+use crate::fixtures::{at, client, client_of, event, family, id, keyset, present, stamp};
 
 /// Writes `rounds` of everything a store keeps; may be called again on the same store.
 pub(crate) async fn fill(store: &dyn Store, rounds: usize) {
@@ -31,6 +31,14 @@ pub(crate) async fn fill(store: &dyn Store, rounds: usize) {
     }
     let revision = store.keyset().await.unwrap().map_or(0, |keyset| keyset.revision);
     store.replace_keyset(&keyset(revision + 1), event(Action::KeysRotated)).await.unwrap();
+}
+
+/// Clients of two tenants that are gone.
+pub(crate) async fn delete_some(store: &dyn Store) {
+    for (tenant, name) in [("default", "gone"), ("other", "gone-too")] {
+        store.create_client(&client_of(tenant, name), event(Action::ClientCreated)).await.unwrap();
+        store.delete_client(&id(name), 1, event(Action::ClientDeleted)).await.unwrap();
+    }
 }
 
 /// The files of a data directory as they lie there: what a process that is killed at this moment leaves behind.

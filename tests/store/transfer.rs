@@ -48,7 +48,9 @@ async fn an_imported_store_exports_the_same_bytes() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let source = open(from.path());
     scenes::fill(&source, 30).await;
+    scenes::delete_some(&source).await;
     let exported = lines(&dump(&source, 1_000).await);
+    assert!(exported.contains(r#"{"type":"deleted_client","client":"gone-too","tenant":"other"}"#));
     assert_eq!(lines(&dump(&source, 1).await), exported);
     assert_eq!(lines(&dump(&Embedded::read_only(from.path()).unwrap(), 7).await), exported, "beside the running server");
 

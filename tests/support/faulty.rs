@@ -210,6 +210,10 @@ impl ClientStore for FaultyStore {
         self.pass(self.inner.create_client(client, event)).await
     }
 
+    async fn create_client_of_any(&self, client: &Client, event: Event) -> Result<Creation> {
+        self.pass(self.inner.create_client_of_any(client, event)).await
+    }
+
     async fn replace_client(&self, client: &Client, event: Event) -> Result<Write> {
         self.pass(self.inner.replace_client(client, event)).await
     }

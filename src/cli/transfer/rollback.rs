@@ -106,7 +106,12 @@ impl Restoring {
                 items.push(Item::End { chains: chains.saturating_add(begun) });
                 items
             }
-            Item::Export { .. } | Item::SecretUse { .. } | Item::Revocation(_) | Item::Epoch { .. } | Item::ChainEnd { .. } => {
+            Item::Export { .. }
+            | Item::SecretUse { .. }
+            | Item::DeletedClient { .. }
+            | Item::Revocation(_)
+            | Item::Epoch { .. }
+            | Item::ChainEnd { .. } => {
                 vec![item]
             }
         })

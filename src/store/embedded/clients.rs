@@ -28,7 +28,12 @@ impl ClientStore for Embedded {
 
     async fn create_client(&self, client: &Client, event: Event) -> Result<Creation> {
         let (client, entry) = (Stored::new(client)?, Entry::new(event)?);
-        self.write(Urgency::Normal, move |batch| batch.create_client(&client, &entry)).await
+        self.write(Urgency::Normal, move |batch| batch.create_client(&client, false, &entry)).await
+    }
+
+    async fn create_client_of_any(&self, client: &Client, event: Event) -> Result<Creation> {
+        let (client, entry) = (Stored::new(client)?, Entry::new(event)?);
+        self.write(Urgency::Normal, move |batch| batch.create_client(&client, true, &entry)).await
     }
 
     async fn replace_client(&self, client: &Client, event: Event) -> Result<Write> {
@@ -83,10 +88,15 @@ fn sum(id: &str, tenant: &str, revision: i64, body: &str) -> [u8; 16] {
 }
 
 impl Batch<'_> {
-    pub(super) fn create_client(&mut self, stored: &Stored, entry: &Entry) -> Result<Creation, Fault> {
+    fn create_client(&mut self, stored: &Stored, of_any: bool, entry: &Entry) -> Result<Creation, Fault> {
+        let Client { id, tenant, .. } = &stored.client;
+        if !of_any && self.deleted_of(id)?.is_some_and(|owner| owner != *tenant) {
+            return Ok(Creation::Taken);
+        }
         if !self.insert_client(stored)? {
             return Ok(Creation::Taken);
         }
+        self.forget_deleted(id)?;
         self.append(entry)?;
         self.change(Change::Client(stored.client.id.clone()));
         Ok(Creation::Created)
@@ -123,10 +133,14 @@ impl Batch<'_> {
 
     fn delete_client(&mut self, id: &ClientId, revision: u64, entry: &Entry) -> Result<Write, Fault> {
         let key = id.as_str();
+        let tenant = self.row("SELECT tenant FROM clients WHERE id = ?1", (key,), |row| row.get::<_, String>(0))?;
         if self.execute("DELETE FROM clients WHERE id = ?1 AND revision = ?2", (key, to_sql(revision)))? == 0 {
             return Ok(Write::Stale);
         }
         self.execute("DELETE FROM secret_uses WHERE client = ?1", (key,))?;
+        if let Some(tenant) = tenant.and_then(|tenant| tenant.parse().ok()) {
+            self.keep_deleted(id, &tenant)?;
+        }
         self.append(entry)?;
         self.change(Change::Client(id.clone()));
         Ok(Write::Done)

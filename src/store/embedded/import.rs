@@ -11,7 +11,7 @@ use super::{
     fault::Fault,
 };
 use crate::{
-    model::{EpochOf, Keyset, revocation::Revocation},
+    model::{ClientId, EpochOf, Keyset, TenantId, revocation::Revocation},
     store::{
         Result, SecretUse,
         transfer::{Chains, Item, Load, VERSION},
@@ -34,6 +34,7 @@ impl Batch<'_> {
                 Prepared::Nothing => {}
                 Prepared::Client(client) => taken(self.insert_client(&client)?)?,
                 Prepared::Use(used) => self.note_use(&used)?,
+                Prepared::Deleted(client, tenant) => taken(self.keep_deleted(&client, &tenant)?)?,
                 Prepared::Family(family) => taken(self.insert_family(&family)?)?,
                 Prepared::Revocation(revocation) => self.end(&revocation)?,
                 Prepared::Epoch(of, value) => self.set_epoch(&of, value)?,
@@ -92,6 +93,7 @@ impl Batch<'_> {
                     at: *last_used_at,
                     count: *use_count,
                 }),
+                (Item::DeletedClient { client, tenant }, Some(_)) => Prepared::Deleted(client.clone(), tenant.clone()),
                 (Item::Family(family), Some(_)) => Prepared::Family(Box::new(families::Columns::of(family)?)),
                 (Item::Revocation(revocation), Some(_)) => Prepared::Revocation(*revocation),
                 (Item::Epoch { of, value }, Some(_)) => Prepared::Epoch(of.clone(), *value),
@@ -105,7 +107,7 @@ impl Batch<'_> {
     fn is_empty(&self) -> Result<bool, Fault> {
         let sql = "SELECT 1 WHERE EXISTS (SELECT 1 FROM clients) OR EXISTS (SELECT 1 FROM families)
                    OR EXISTS (SELECT 1 FROM revocations) OR EXISTS (SELECT 1 FROM epochs) OR EXISTS (SELECT 1 FROM keyset)
-                   OR EXISTS (SELECT 1 FROM other_heads)";
+                   OR EXISTS (SELECT 1 FROM other_heads) OR EXISTS (SELECT 1 FROM deleted_clients)";
         Ok(self.effects.state.sequence == 0 && self.row(sql, [], |_| Ok(()))?.is_none())
     }
 }
@@ -116,6 +118,7 @@ enum Prepared {
     Nothing,
     Client(Box<clients::Stored>),
     Use(SecretUse),
+    Deleted(ClientId, TenantId),
     Family(Box<families::Columns>),
     Revocation(Revocation),
     Epoch(EpochOf, u64),

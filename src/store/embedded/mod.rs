@@ -15,6 +15,7 @@ mod batch;
 mod check;
 mod clients;
 mod counters;
+mod deleted;
 mod directory;
 mod families;
 mod fault;

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use rusqlite::Connection;
 
 use super::{
-    Embedded, audit, check, clients, families,
+    Embedded, audit, check, clients, deleted, families,
     fault::{Fault, OpenError, ascending},
     keys, revocations, schema,
 };
@@ -78,6 +78,7 @@ enum Position {
     Export,
     Clients(Option<ClientId>),
     SecretUses(Option<(ClientId, SecretId)>),
+    Deleted(Option<ClientId>),
     Families(Option<FamilyId>),
     Revocations(Option<Revoked>),
     Epochs(Option<EpochOf>),
@@ -96,6 +97,7 @@ impl Position {
             Some(Item::Export { .. }) => Self::Clients(None),
             Some(Item::Client(client)) => Self::Clients(Some(client.id.clone())),
             Some(Item::SecretUse { client, secret, .. }) => Self::SecretUses(Some((client.clone(), secret.clone()))),
+            Some(Item::DeletedClient { client, .. }) => Self::Deleted(Some(client.clone())),
             Some(Item::Family(family)) => Self::Families(Some(family.id)),
             Some(Item::Revocation(revocation)) => Self::Revocations(Some(revocation.revoked)),
             Some(Item::Epoch { of, .. }) => Self::Epochs(Some(of.clone())),
@@ -110,7 +112,8 @@ impl Position {
         Some(match self {
             Self::Export => Self::Clients(None),
             Self::Clients(_) => Self::SecretUses(None),
-            Self::SecretUses(_) => Self::Families(None),
+            Self::SecretUses(_) => Self::Deleted(None),
+            Self::Deleted(_) => Self::Families(None),
             Self::Families(_) => Self::Revocations(None),
             Self::Revocations(_) => Self::Epochs(None),
             Self::Epochs(_) => Self::Keyset,
@@ -129,6 +132,7 @@ impl Position {
                 clients.into_iter().map(Item::Client).collect()
             }
             Self::SecretUses(after) => secret_uses(connection, after.as_ref(), rows)?,
+            Self::Deleted(after) => deleted::page(connection, after.as_ref(), rows)?,
             Self::Families(after) => families::page(connection, *after, rows)?.into_iter().map(Item::Family).collect(),
             Self::Revocations(after) => {
                 let revocations = revocations::page(connection, *after, rows)?;

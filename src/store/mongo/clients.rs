@@ -1,5 +1,5 @@
 //! Registered machines. The client as it was written is one part of the document, what its secrets' uses add up to another, so
-//! that counting never disturbs a change. A deleted client leaves its epoch behind.
+//! that counting never disturbs a change. A deleted client leaves its epoch and its tenant behind.
 
 use std::collections::HashMap;
 
@@ -45,7 +45,12 @@ impl ClientStore for Mongo {
 
     async fn create_client(&self, client: &Client, event: Event) -> Result<Creation> {
         let (shared, client) = (self.shared.clone(), client.clone());
-        whole(&self.shared, async move { shared.create_client(&client, event).await }).await
+        whole(&self.shared, async move { shared.create_client(&client, false, event).await }).await
+    }
+
+    async fn create_client_of_any(&self, client: &Client, event: Event) -> Result<Creation> {
+        let (shared, client) = (self.shared.clone(), client.clone());
+        whole(&self.shared, async move { shared.create_client(&client, true, event).await }).await
     }
 
     async fn replace_client(&self, client: &Client, event: Event) -> Result<Write> {
@@ -93,10 +98,13 @@ impl ClientStore for Mongo {
 }
 
 impl Shared {
-    async fn create_client(&self, client: &Client, event: Event) -> Result<Creation, Fault> {
+    async fn create_client(&self, client: &Client, of_any: bool, event: Event) -> Result<Creation, Fault> {
         let deed = self.deed([event])?;
-        // What a client of this name left behind is taken over; a living one stands in the way by its `_id`.
-        let filter = doc! { "_id": client.id.as_str(), "deleted": true };
+        // What a client of this name left behind is taken over; a living one, and another tenant's, stand in the way by their `_id`.
+        let mut filter = doc! { "_id": client.id.as_str(), "deleted": true };
+        if !of_any {
+            filter.insert("tenant", doc! { "$in": [Bson::Null, Bson::from(client.tenant.as_str())] });
+        }
         let mut set = encoded(client, &deed)?;
         set.insert("deleted", false);
         let update = doc! { "$set": set, "$push": { "outbox": deed.push() } };
@@ -117,7 +125,7 @@ impl Shared {
         let filter = doc! { "_id": id.as_str(), "deleted": false, "revision": count(revision) };
         let update = doc! {
             "$set": { "deleted": true, "op": deed.operation() },
-            "$unset": { "client": 1, "uses": 1, "revision": 1, "tenant": 1 },
+            "$unset": { "client": 1, "uses": 1, "revision": 1 },
             "$push": { "outbox": deed.push() },
         };
         let clients = self.link.collection(CLIENTS);

@@ -105,6 +105,10 @@ impl Import {
                     let once = doc! { "_id": client.as_str(), "uses.secret": { "$ne": secret.as_str() } };
                     self.update(CLIENTS, once, doc! { "$push": { "uses": used } }, false).await?;
                 }
+                Item::DeletedClient { client, tenant } => {
+                    collection = CLIENTS;
+                    documents.push(doc! { "_id": client.as_str(), "deleted": true, "tenant": tenant.as_str() });
+                }
                 Item::Family(family) => {
                     collection = TOKENS;
                     documents.push(families::encoded(family)?);

@@ -16,7 +16,7 @@ use super::{
     link::Link,
 };
 
-/// Registered machines. What is left of a deleted one is its epoch.
+/// Registered machines. What is left of a deleted one is its epoch and its tenant.
 pub(super) const CLIENTS: &str = "clients";
 /// Refresh families, those that were ended included.
 pub(super) const TOKENS: &str = "tokens";

@@ -89,6 +89,7 @@ enum Position {
     Export,
     Clients(Option<ClientId>),
     SecretUses(Option<(ClientId, SecretId)>),
+    Deleted(Option<ClientId>),
     Families(Option<FamilyId>),
     Revocations(Option<Revoked>),
     Tenants(Option<EpochOf>),
@@ -109,6 +110,7 @@ impl Position {
             Some(Item::Export { .. }) => Self::Clients(None),
             Some(Item::Client(client)) => Self::Clients(Some(client.id.clone())),
             Some(Item::SecretUse { client, secret, .. }) => Self::SecretUses(Some((client.clone(), secret.clone()))),
+            Some(Item::DeletedClient { client, .. }) => Self::Deleted(Some(client.clone())),
             Some(Item::Family(family)) => Self::Families(Some(family.id)),
             Some(Item::Revocation(revocation)) => Self::Revocations(Some(revocation.revoked)),
             Some(Item::Epoch { of: of @ EpochOf::Tenant(_), .. }) => Self::Tenants(Some(of.clone())),
@@ -125,7 +127,8 @@ impl Position {
         Some(match self {
             Self::Export => Self::Clients(None),
             Self::Clients(_) => Self::SecretUses(None),
-            Self::SecretUses(_) => Self::Families(None),
+            Self::SecretUses(_) => Self::Deleted(None),
+            Self::Deleted(_) => Self::Families(None),
             Self::Families(_) => Self::Revocations(None),
             Self::Revocations(_) => Self::Tenants(None),
             Self::Tenants(_) => Self::OfClients(None),
@@ -148,6 +151,15 @@ impl Export {
                 found.iter().map(|found| clients::undecorated(found).map(Item::Client)).collect::<Result<_, _>>()?
             }
             Position::SecretUses(after) => self.secret_uses(after.as_ref(), limit).await?,
+            Position::Deleted(after) => {
+                let after = after.as_ref().map_or("", ClientId::as_str);
+                let filter = doc! { "deleted": true, "tenant": { "$exists": true }, "_id": { "$gt": after } };
+                let read = |found: &Document| {
+                    let fields = Fields::of("client", found);
+                    Ok(Item::DeletedClient { client: fields.parse("_id")?, tenant: fields.parse("tenant")? })
+                };
+                self.find(CLIENTS, filter, limit).await?.iter().map(read).collect::<Result<_, Fault>>()?
+            }
             Position::Families(after) => {
                 let filter = after.map_or_else(Document::new, |after| doc! { "_id": { "$gt": uuid(after.0) } });
                 let found = self.find(TOKENS, filter, limit).await?;

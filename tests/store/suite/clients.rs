@@ -199,6 +199,52 @@ pub(crate) async fn a_deleted_client_leaves_no_uses_to_a_successor(bench: &Bench
     assert_eq!(store.client(&id("a")).await.unwrap(), Some(client("a")));
 }
 
+/// AZ10: in the same write as the deletion, so that no moment is anybody's in between; only the operator's verb is free of it.
+pub(crate) async fn a_deleted_id_is_taken_for_every_other_tenant(bench: &Bench) {
+    let store = bench.store();
+    let created = || event(Action::ClientCreated);
+    create(&*store, &client_of("one", "a")).await;
+    let other = client_of("other", "a");
+    assert_eq!(store.create_client_of_any(&other, created()).await.unwrap(), Creation::Taken, "it lives");
+    let of_one = client_of("one", "a");
+    assert_eq!(store.delete_client(&id("a"), 1, event(Action::ClientDeleted)).await.unwrap(), Write::Done);
+    assert_eq!(store.create_client(&other, created()).await.unwrap(), Creation::Taken);
+    // Nor does an epoch that is raised meanwhile free it, nor a restart.
+    store.raise_epoch(&EpochOf::Client(id("a")), event(Action::ClientRevoked)).await.unwrap();
+    let store = bench.reopen().await;
+    assert_eq!(store.create_client(&other, created()).await.unwrap(), Creation::Taken);
+    assert_eq!(store.client(&id("a")).await.unwrap(), None);
+    for again in 0..2 {
+        assert_eq!(store.create_client(&of_one, created()).await.unwrap(), Creation::Created, "{again}");
+        assert_eq!(store.delete_client(&id("a"), 1, event(Action::ClientDeleted)).await.unwrap(), Write::Done);
+    }
+    assert_eq!(store.create_client_of_any(&other, created()).await.unwrap(), Creation::Created);
+    assert_eq!(store.delete_client(&id("a"), 1, event(Action::ClientDeleted)).await.unwrap(), Write::Done);
+    assert_eq!(store.create_client(&of_one, created()).await.unwrap(), Creation::Taken, "now it is the other's");
+    assert_eq!(store.create_client(&other, created()).await.unwrap(), Creation::Created);
+    // An epoch alone keeps no id from anybody: it is of no tenant.
+    store.raise_epoch(&EpochOf::Client(id("b")), event(Action::ClientRevoked)).await.unwrap();
+    create(&*store, &client_of("other", "b")).await;
+}
+
+/// The race of the audit's kind: fifty of another tenant ask for the id while it is deleted, and none gets it.
+pub(crate) async fn a_deletion_leaves_no_moment_to_another_tenant(bench: &Bench) {
+    create(&*bench.store(), &client_of("one", "a")).await;
+    let claims: Vec<_> = (0..50)
+        .map(|_| {
+            let store = bench.store();
+            tokio::spawn(
+                async move { store.create_client(&client_of("other", "a"), event(Action::ClientCreated)).await.unwrap() },
+            )
+        })
+        .collect();
+    let store = bench.store();
+    assert_eq!(store.delete_client(&id("a"), 1, event(Action::ClientDeleted)).await.unwrap(), Write::Done);
+    for claim in claims {
+        assert_eq!(claim.await.unwrap(), Creation::Taken);
+    }
+}
+
 /// However many they are, the deletion does not wait for them. Their epoch is behind the client's; see `end_client`.
 pub(crate) async fn families_of_a_deleted_client_go_with_the_sweep(bench: &Bench) {
     let store = bench.store();

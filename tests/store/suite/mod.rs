@@ -25,6 +25,8 @@ macro_rules! lane {
                 a_change_needs_the_revision_it_was_made_from
                 of_fifty_that_change_one_revision_one_succeeds
                 a_deleted_client_leaves_no_uses_to_a_successor
+                a_deleted_id_is_taken_for_every_other_tenant
+                a_deletion_leaves_no_moment_to_another_tenant
                 families_of_a_deleted_client_go_with_the_sweep
                 uses_of_secrets_add_up_and_never_go_back
                 uses_outlive_a_change_and_end_with_their_secret
