@@ -63,7 +63,9 @@ mod tests {
         assert!(!due("a", 59) && !due("b", 89));
         assert!(due("a", 90) && due("b", 90));
         assert!(due("a", -500), "the clock was set back");
-        (0..MOST).for_each(|n| drop(due(&format!("c{n}"), 0)));
+        for n in 0..MOST {
+            let _ = due(&format!("c{n}"), 0);
+        }
         assert!(!due("d", 0), "there is a bound");
     }
 }
