@@ -10,8 +10,8 @@ use std::{
 
 use jeton::{
     model::{
-        Action, Client, ClientId, Digest, Epochs, Event, Family, FamilyId, Grants, Keyset, Mac, PlanName, Record, Scopes, Secret,
-        Stamp, Subject, Timestamp,
+        Action, Client, ClientId, Digest, Epochs, Event, Family, FamilyId, Grants, Keyset, Mac, PlanName, Record, Scopes,
+        Secret, Stamp, Subject, Timestamp,
         family::Answers,
         keyset::{Algorithm, KeyState, SigningKey},
     },
