@@ -276,7 +276,7 @@ mod tests {
         assert!(retry_after <= Duration::from_secs(1) && retry_after > Duration::ZERO, "{retry_after:?}");
     }
 
-    /// L11: addresses of one /64 share a budget, a mapped IPv4 address is that IPv4 address.
+    /// L11: addresses of one /64 share a budget.
     #[test]
     fn a_slash_64_is_one_peer() {
         let (clock, limits) = limits(10);

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use super::guard::Refusal;
+use super::guard::{MALFORMED, Refusal};
 use crate::error::Error;
 
 /// The domain of every `ErrorInfo`.
@@ -127,6 +127,7 @@ pub fn refusal(refusal: Refusal) -> Status {
         Refusal::DeadlineExceeded => Error::DeadlineExceeded,
         Refusal::Panicked => Error::Internal("a handler panicked".into()),
         Refusal::TooLarge => Error::TooLarge,
+        Refusal::Malformed => Error::field("message", MALFORMED),
         Refusal::Query => return refusal.status(),
         Refusal::Overloaded => Error::Throttled { retry_after: Duration::from_secs(1) },
         Refusal::Throttled { retry_after } => Error::Throttled { retry_after },

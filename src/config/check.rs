@@ -153,6 +153,9 @@ fn limits(config: &Config) -> Result<(), ConfigError> {
     within("limits.streams_per_connection", u64::from(limits.streams_per_connection), 1, 10_000)?;
     within("limits.handshake_seconds", limits.handshake_seconds, 1, 60)?;
     within("limits.deadline_seconds", limits.deadline_seconds, 1, 300)?;
+    within("limits.unread_seconds", limits.unread_seconds, 1, 300)?;
+    within("limits.connection_idle_seconds", limits.connection_idle_seconds, 10, 86_400)?;
+    within("limits.connection_age_seconds", limits.connection_age_seconds, 10, 30 * 86_400)?;
     within("limits.drain_seconds", limits.drain_seconds, 0, 300)?;
     within("limits.workers", limits.workers as u64, 0, 1024)?;
     within("limits.tracked_keys", limits.tracked_keys as u64, 1, 10 * million)?;

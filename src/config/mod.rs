@@ -201,7 +201,7 @@ pub struct Keys {
 pub struct Limits {
     /// Connections at once.
     pub connections: usize,
-    /// Connections at once from one peer address (IPv6: /64).
+    /// Connections at once from one peer address (IPv6: /64, and four times as many from a /48).
     pub connections_per_peer: usize,
     /// Streams at once on one connection.
     pub streams_per_connection: u32,
@@ -209,6 +209,12 @@ pub struct Limits {
     pub handshake_seconds: u64,
     /// Deadline of a call that brings none, and the longest one may bring.
     pub deadline_seconds: u64,
+    /// Time beyond the deadline in which an answer must be read.
+    pub unread_seconds: u64,
+    /// Time without a call after which an HTTP/2 connection is told to go away.
+    pub connection_idle_seconds: u64,
+    /// Age at which an HTTP/2 connection is told to go away.
+    pub connection_age_seconds: u64,
     /// Time for calls in flight to finish when the server is told to stop.
     pub drain_seconds: u64,
     /// Worker threads; 0 means one per core.

@@ -10,7 +10,7 @@ use crate::{
         TOKEN,
         frames::{
             CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, HEADERS, PING, PRIORITY, REFUSED_STREAM,
-            RST_STREAM, Raw, SETTINGS, block, call, closes, frame,
+            RST_STREAM, Raw, SETTINGS, WINDOW_UPDATE, block, call, closes, frame,
         },
         http::token,
         until,
@@ -94,14 +94,24 @@ async fn malformed_streams_end_the_connection() {
 #[tokio::test]
 async fn control_frames_without_calls_end_the_connection() {
     let setting = [0, 4, 0, 1, 0, 0];
-    for (kind, stream, payload) in
-        [(SETTINGS, 0, &setting[..]), (PING, 0, &[7; 8]), (PRIORITY, 1, &[0, 0, 0, 0, 9]), (0x42, 0, &[])]
-    {
+    for (kind, stream, payload) in [
+        (SETTINGS, 0, &setting[..]),
+        (PING, 0, &[7; 8]),
+        (PRIORITY, 1, &[0, 0, 0, 0, 9]),
+        (0x42, 0, &[]),
+        (WINDOW_UPDATE, 0, &[0, 0, 0, 1]),
+        (WINDOW_UPDATE, 1, &[0, 0, 0, 1]),
+        (RST_STREAM, 1, &[0, 0, 0, 8]),
+    ] {
         let child = Child::start(Duration::from_secs(1), None);
         token(child.address, "").await.token();
         let before = child.resident();
-        let Raw { mut reader, mut writer } = Raw::open(child.address).await;
-        let flood = frame(kind, 0, stream, payload).repeat(200_000);
+        let mut raw = Raw::open(child.address).await;
+        // A stream that was answered: frames of it are of no effect.
+        raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(call("/no/such")))).await;
+        raw.expect(|frame| frame.stream == 1 && frame.flags & END_STREAM != 0).await;
+        let Raw { mut reader, mut writer } = raw;
+        let flood = frame(kind, 0, stream, payload).repeat(if kind == WINDOW_UPDATE { 2_000_000 } else { 200_000 });
         let flooding = tokio::spawn(async move {
             // Most of it fits the buffers in between, so that what comes of it is seen at the other end alone.
             let _ = writer.write_all(&flood).await;

@@ -176,6 +176,16 @@ async fn a_peer_without_a_budget_is_refused_whatever_it_asks() {
         let answer = ask(server.address, grpc(method).body(message(b"")).unwrap()).await;
         assert_eq!(answer.code(), Some(Code::ResourceExhausted), "{method}");
     }
+    // What would be refused anyhow is not looked at first.
+    let with_query = ask(server.address, grpc(&format!("{TOKEN}?x=1")).body(play("")).unwrap()).await;
+    assert_eq!(with_query.code(), Some(Code::ResourceExhausted));
+    let mut json = grpc(TOKEN).body(play("")).unwrap();
+    json.headers_mut().insert("content-type", "application/json".parse().unwrap());
+    let mut old = grpc(TOKEN).header("host", "port").body(play("")).unwrap();
+    *old.version_mut() = Version::HTTP_11;
+    for wrong in [get(TOKEN, Version::HTTP_11), get(TOKEN, Version::HTTP_2), json, old] {
+        assert_eq!(ask(server.address, wrong).await.status, 429);
+    }
     server.puppet.throttle(0);
     assert_eq!(ask(server.address, get("/readyz", Version::HTTP_11)).await.status, 200);
     token(server.address, "").await.token();

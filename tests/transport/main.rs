@@ -17,3 +17,4 @@ mod pages;
 mod silence;
 mod support;
 mod tls;
+mod unread;

@@ -10,19 +10,31 @@ use std::{
 };
 
 use axum::{body::Body, response::Response};
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, header};
+use http_body::Body as _;
 use tokio::time::{Instant, Sleep};
 use tonic::{Code, Status};
 
 use super::{
     Method, Refusal,
+    account::{INCLUDED, Share},
     body::{Count, Counted},
+    chunk::{Answer, Pieces},
+    request_id,
 };
 
 /// Under which the request id is answered.
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// How tonic begins the message of its OUT_OF_RANGE for a message over the limit, percent-encoded.
-const TONIC_TOO_LARGE: &[u8] = b"Error,%20decoded%20message%20length%20too%20large";
+/// Statuses that tonic gives by itself to what it cannot read, and what is answered instead: its words are not for callers, and
+/// INTERNAL is for our own defects. By code and by how the message begins, percent-encoded.
+const OF_TONIC: [(Code, &[u8], Refusal); 5] = [
+    (Code::OutOfRange, b"Error,%20decoded%20message%20length%20too%20large", Refusal::TooLarge),
+    (Code::Internal, b"failed%20to%20decode%20Protobuf%20message", Refusal::Malformed),
+    (Code::Internal, b"protocol%20error:%20received%20message%20with", Refusal::Malformed),
+    (Code::Internal, b"Unexpected%20EOF%20decoding%20stream", Refusal::Malformed),
+    (Code::Internal, b"Missing%20request%20message", Refusal::Malformed),
+];
 
 /// The answer to one request.
 pub struct Answering<F> {
@@ -32,8 +44,9 @@ pub struct Answering<F> {
     deadline: Instant,
     /// Made only once the handler has to wait, which most do not.
     alarm: Option<Pin<Box<Sleep>>>,
-    echo: Option<HeaderValue>,
     request_id: Arc<str>,
+    /// `None` until the call is admitted.
+    share: Option<Share>,
     status: fn(Refusal) -> Status,
 }
 
@@ -49,12 +62,16 @@ impl<F> Answering<F> {
         method: Option<&'static Method>,
         arrived: Instant,
         deadline: Instant,
-        echo: HeaderValue,
         request_id: Arc<str>,
         status: fn(Refusal) -> Status,
     ) -> Self {
         let count = method.map(|method| Count::new(method, arrived));
-        Self { stage: Stage::Over, count, deadline, alarm: None, echo: Some(echo), request_id, status }
+        Self { stage: Stage::Over, count, deadline, alarm: None, request_id, share: None, status }
+    }
+
+    /// Counts the answer from here on, until it is sent.
+    pub(super) fn count(&mut self, share: Share) {
+        self.share = Some(share);
     }
 
     pub(super) fn run(&mut self, future: F) {
@@ -82,28 +99,43 @@ impl<F> Answering<F> {
             tracing::error!(request_id = %self.request_id, method, "a handler panicked");
             metrics::counter!("panics_total").increment(1);
         }
-        if self.count.is_some() || refusal == Refusal::Query { (self.status)(refusal).into_http() } else { bare(refusal) }
+        if self.count.is_some() { (self.status)(refusal).into_http() } else { bare(refusal) }
     }
 
-    /// Adds what every answer has, and sees to it that it is counted when it ends.
+    /// Adds what every answer has, and sees to it that it is counted: its call when it ends, its bytes until they are sent.
     fn complete(&mut self, mut response: Response) -> http::Response<Counted> {
+        let answer = self.share.take().map(|share| {
+            let (account, included) = (Arc::clone(share.account()), if share.is_stream() { 0 } else { INCLUDED });
+            let answer = Answer::new(Arc::clone(&self.request_id), share);
+            (answer.request_id(), Pieces::new(answer, account, included))
+        });
+        let (request_id, mut pieces) = match answer {
+            Some((request_id, pieces)) => (request_id, Some(pieces)),
+            None => (Bytes::copy_from_slice(self.request_id.as_bytes()), None),
+        };
+        // A page, whose length is known: there is room for it, or it is refused while it can be.
+        if let (Some(pieces), Some(length)) = (&mut pieces, response.body().size_hint().exact())
+            && !pieces.reserve(usize::try_from(length).unwrap_or(usize::MAX))
+        {
+            response = self.refused(Refusal::Overloaded);
+        }
         if let (Some(_), Some(code)) = (&self.count, response.headers().get(Status::GRPC_STATUS)) {
             // A status in the headers is all there is to the answer.
             let mut code = Code::from_bytes(code.as_bytes());
-            let message = response.headers().get(Status::GRPC_MESSAGE);
-            if code == Code::OutOfRange && message.is_some_and(|text| text.as_bytes().starts_with(TONIC_TOO_LARGE)) {
-                response = self.refused(Refusal::TooLarge);
-                code = Code::ResourceExhausted;
+            let message = response.headers().get(Status::GRPC_MESSAGE).map_or(&b""[..], HeaderValue::as_bytes);
+            let of_tonic = OF_TONIC.iter().find(|(its, words, _)| code == *its && message.starts_with(words));
+            if let Some((.., refusal)) = of_tonic {
+                let status = (self.status)(*refusal);
+                code = status.code();
+                response = status.into_http();
             }
             if let Some(count) = self.count.take() {
                 count.end(code);
             }
         }
-        if let Some(echo) = self.echo.take() {
-            response.headers_mut().insert(X_REQUEST_ID, echo);
-        }
-        let count = self.count.take();
-        response.map(|body| Counted::new(body, count))
+        response.headers_mut().insert(X_REQUEST_ID, request_id::header(request_id));
+        let (count, status) = (self.count.take(), self.status);
+        response.map(|body| Counted::new(body, count, pieces, status))
     }
 }
 

@@ -54,17 +54,19 @@ pub struct Method {
     path: Box<str>,
     service: Box<str>,
     name: Box<str>,
+    is_stream: bool,
     codes: [AtomicU64; CODES.len()],
     buckets: [AtomicU64; BOUNDS.len() + 1],
     micros: AtomicU64,
 }
 
 impl Method {
-    fn new(service: &str, name: &str) -> Self {
+    fn new(service: &str, name: &str, is_stream: bool) -> Self {
         Self {
             path: format!("/{service}/{name}").into(),
             service: service.into(),
             name: name.into(),
+            is_stream,
             codes: Default::default(),
             buckets: Default::default(),
             micros: AtomicU64::new(0),
@@ -74,6 +76,11 @@ impl Method {
     /// As in a request, `/package.Service/Method`.
     pub fn path(&self) -> &str {
         &self.path
+    }
+
+    /// Returns true if its answer is a stream, which has no end of its own.
+    pub(super) const fn is_stream(&self) -> bool {
+        self.is_stream
     }
 
     /// Counts a call that ended.
@@ -112,12 +119,15 @@ impl Methods {
             for file in FileDescriptorSet::decode(*set)?.file {
                 for service in &file.service {
                     let service_name = format!("{}.{}", file.package(), service.name());
-                    let methods = service.method.iter().map(|method| Method::new(&service_name, method.name()));
+                    let methods = service
+                        .method
+                        .iter()
+                        .map(|method| Method::new(&service_name, method.name(), method.server_streaming()));
                     by_path.extend(methods.map(|method| (method.path.clone(), method)));
                 }
             }
         }
-        Ok(Box::leak(Box::new(Self { by_path, unknown: Method::new("unknown", "unknown") })))
+        Ok(Box::leak(Box::new(Self { by_path, unknown: Method::new("unknown", "unknown", false) })))
     }
 
     /// The method of exactly this path.
@@ -185,7 +195,8 @@ mod tests {
     fn methods_come_from_the_contract_and_nowhere_else() {
         let methods = Methods::leaked(&[crate::proto::DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET]).unwrap();
         assert!(methods.find("/jeton.token.v1.TokenService/Introspect").is_some());
-        assert!(methods.find("/grpc.health.v1.Health/Check").is_some());
+        assert!(!methods.find("/grpc.health.v1.Health/Check").unwrap().is_stream());
+        assert!(methods.find("/grpc.health.v1.Health/Watch").unwrap().is_stream());
         for other in ["jeton.token.v1.TokenService/Introspect", "/jeton.token.v1.TokenService/introspect", "/", ""] {
             assert!(methods.find(other).is_none(), "{other}");
         }

@@ -5,7 +5,7 @@ use std::{
     convert::Infallible,
     net::{IpAddr, Ipv4Addr},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, atomic::AtomicUsize},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -22,18 +22,20 @@ use crate::{
     model::{Call, Peer},
 };
 
+mod account;
 mod answer;
 mod body;
+mod chunk;
 mod held;
 mod methods;
 mod request_id;
 
+pub use account::{Account, PeerAccount};
 pub use answer::{Answering, quiet_panics};
 pub use body::Counted;
+pub use chunk::Chunk;
 pub use held::Held;
 pub use methods::{Method, Methods};
-
-use held::Share;
 
 /// The peer of a request that came by no listener.
 const NOBODY: Peer = Peer::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
@@ -43,14 +45,14 @@ const NOBODY: Peer = Peer::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
 pub struct Origin {
     /// Who connected.
     pub peer: Peer,
-    /// The bytes that all unfinished requests of this peer hold at this worker.
-    pub unfinished: Arc<AtomicUsize>,
+    /// The calls that its connection has open.
+    pub account: Arc<Account>,
 }
 
 impl Origin {
     /// Of a request that came by no listener: nobody's in particular.
     fn unknown() -> Self {
-        Self { peer: NOBODY, unfinished: Arc::default() }
+        Self { peer: NOBODY, account: Arc::default() }
     }
 }
 
@@ -65,6 +67,9 @@ impl Deadline {
     }
 }
 
+/// Text for a caller whose body cannot be read.
+pub const MALFORMED: &str = "must be one whole, uncompressed message of the method's type";
+
 /// Why a request is answered here and not by its handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -74,9 +79,11 @@ pub enum Refusal {
     Panicked,
     /// The message is longer than its method takes.
     TooLarge,
+    /// The body is not one message of the method's type.
+    Malformed,
     /// A path with a query names no method.
     Query,
-    /// Too many requests have begun and not been sent to their end.
+    /// The peer has too many requests that are not whole, or answers that it has not read.
     Overloaded,
     /// The peer's budget is used up.
     Throttled {
@@ -92,8 +99,9 @@ impl Refusal {
             Self::DeadlineExceeded => Status::deadline_exceeded("deadline exceeded"),
             Self::Panicked => Status::internal("internal error"),
             Self::TooLarge => Status::resource_exhausted("the message is too large"),
+            Self::Malformed => Status::invalid_argument(MALFORMED),
             Self::Query => Status::unimplemented("no such method"),
-            Self::Overloaded => Status::resource_exhausted("too many unfinished requests"),
+            Self::Overloaded => Status::resource_exhausted("too many unfinished calls"),
             Self::Throttled { .. } => Status::resource_exhausted("too many requests"),
         }
     }
@@ -109,6 +117,7 @@ impl Refusal {
             Self::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
             Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Malformed => StatusCode::BAD_REQUEST,
             Self::Query => StatusCode::NOT_FOUND,
             Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
             Self::Throttled { .. } => StatusCode::TOO_MANY_REQUESTS,
@@ -136,7 +145,7 @@ struct Rules {
 
 impl<S> Guard<S> {
     /// `longest` is the deadline of a call that brings none, and the longest one may bring; `status` gives refusals their
-    /// details; `admit` is asked once for each request that would reach `inner`.
+    /// details; `admit` is asked once for each request, before it is looked at.
     pub fn new(
         inner: S,
         clock: Arc<dyn Clock>,
@@ -164,25 +173,28 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let rules = &*self.rules;
         let arrived = Instant::now();
-        let (request_id, echo) = request_id::of(request.headers());
+        let request_id = request_id::of(request.headers());
         let deadline = arrived + timeout(request.headers()).map_or(rules.longest, |asked| asked.min(rules.longest));
-        let Origin { peer, unfinished } = request.extensions_mut().remove().unwrap_or_else(Origin::unknown);
+        let Origin { peer, account } = request.extensions_mut().remove().unwrap_or_else(Origin::unknown);
         let asked = Asked::what(&request, rules.methods);
         tracing::debug!(%request_id, %peer, method = %request.method(), path = request.uri().path(), "request");
-        let mut answering = Answering::new(asked.counted(), arrived, deadline, echo, Arc::clone(&request_id), rules.status);
+        let mut answering =
+            Answering::new(asked.counted(rules.methods), arrived, deadline, Arc::clone(&request_id), rules.status);
+        // Before all else: a refusal too is work that a peer asks for.
+        let call = Call { now: rules.clock.now(), peer, request_id };
+        if let Err(error) = (rules.admit)(&call) {
+            answering.refuse(Refusal::of(&error));
+            return answering;
+        }
         match asked {
             Asked::Wrong(status) => answering.refuse_http(status),
             Asked::WithQuery => answering.refuse(Refusal::Query),
             Asked::Method(_) | Asked::Http => {
-                let call = Call { now: rules.clock.now(), peer, request_id };
-                if let Err(error) = (rules.admit)(&call) {
-                    answering.refuse(Refusal::of(&error));
-                    return answering;
-                }
-                let Some(share) = Share::of_this_worker(unfinished) else {
+                let Some((answer, share)) = account.begin(asked.is_stream()) else {
                     answering.refuse(Refusal::Overloaded);
                     return answering;
                 };
+                answering.count(answer);
                 let mut request = request.map(|body| Held::new(body, share, rules.status));
                 request.extensions_mut().insert(call);
                 request.extensions_mut().insert(Deadline(deadline));
@@ -232,11 +244,16 @@ impl Asked {
         Self::Method(method.unwrap_or(&methods.unknown))
     }
 
-    /// What it counts as: where gRPC answers, its method.
-    const fn counted(self) -> Option<&'static Method> {
+    const fn is_stream(self) -> bool {
+        matches!(self, Self::Method(method) if method.is_stream())
+    }
+
+    /// What it counts as, where gRPC answers.
+    const fn counted(self, methods: &'static Methods) -> Option<&'static Method> {
         match self {
             Self::Method(method) => Some(method),
-            Self::Http | Self::WithQuery | Self::Wrong(_) => None,
+            Self::WithQuery => Some(&methods.unknown),
+            Self::Http | Self::Wrong(_) => None,
         }
     }
 }

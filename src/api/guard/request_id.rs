@@ -3,32 +3,36 @@
 use std::{cell::RefCell, sync::Arc};
 
 use aws_lc_rs::rand;
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use uuid::{Builder, Uuid};
 
 /// UUIDs made from one draw of randomness: each draw is a system call or close to it.
 const DRAWN: usize = 64;
 
-/// The caller's, where it is fit to be repeated, otherwise a new one; as text, and as the header that answers it.
-pub(super) fn of(headers: &HeaderMap) -> (Arc<str>, HeaderValue) {
+/// The caller's, where it is fit to be repeated, otherwise a new one.
+pub(super) fn of(headers: &HeaderMap) -> Arc<str> {
     let given = headers.get("x-request-id").filter(|value| is_fit(value.as_bytes()));
-    let (text, mut echo) = match given.and_then(|value| Some((value.to_str().ok()?, value))) {
-        Some((text, value)) => (text.into(), value.clone()),
-        None => fresh(),
-    };
-    // Not worth a place in the table of header compression, where it would only push out what comes again.
-    echo.set_sensitive(true);
-    (text, echo)
+    given.and_then(|value| value.to_str().ok()).map_or_else(fresh, Into::into)
+}
+
+/// The header that answers it.
+pub(super) fn header(text: Bytes) -> HeaderValue {
+    let mut header = HeaderValue::from_maybe_shared(text).unwrap_or_else(|_| HeaderValue::from_static("none"));
+    // Not worth a place in the table of header compression, where it would only push out what comes again, and which would
+    // keep the share that it may own.
+    header.set_sensitive(true);
+    header
 }
 
 fn is_fit(value: &[u8]) -> bool {
     (1..=64).contains(&value.len()) && value.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
 }
 
-fn fresh() -> (Arc<str>, HeaderValue) {
+fn fresh() -> Arc<str> {
     let mut buffer = Uuid::encode_buffer();
     let text: &str = draw().hyphenated().encode_lower(&mut buffer);
-    (text.into(), HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("none")))
+    text.into()
 }
 
 fn draw() -> Uuid {
@@ -56,7 +60,7 @@ mod tests {
 
     fn answered(given: &[u8]) -> Arc<str> {
         let value = HeaderValue::from_bytes(given).unwrap();
-        of(&HeaderMap::from_iter([("x-request-id".parse().unwrap(), value)])).0
+        of(&HeaderMap::from_iter([("x-request-id".parse().unwrap(), value)]))
     }
 
     /// O02: what could break a log line is not repeated.
@@ -70,7 +74,7 @@ mod tests {
 
     #[test]
     fn new_ids_are_all_different() {
-        let ids: HashSet<_> = (0..1_000).map(|_| fresh().0).collect();
+        let ids: HashSet<_> = (0..1_000).map(|_| fresh()).collect();
         assert_eq!(ids.len(), 1_000);
         assert!(ids.iter().all(|id| id.parse::<Uuid>().unwrap().get_version_num() == 4));
     }

@@ -2,7 +2,10 @@
 
 use std::{future::Future, io, pin::pin, time::Duration};
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::MissedTickBehavior,
+};
 
 use super::{Summary, caps::Caps, workers::Crew};
 
@@ -11,15 +14,24 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 /// The longest pause: a connection waits at most this much longer once there is room.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
+/// How often the caps learn the time.
+const TICK: Duration = Duration::from_millis(100);
+
 /// Accepts until `shutdown`; the listener is closed when this returns.
 pub(super) async fn run(listener: TcpListener, caps: &Caps, crew: &mut Crew, shutdown: impl Future<Output = ()>) -> Summary {
     let mut shutdown = pin!(shutdown);
     let mut summary = Summary::default();
     let mut pause = FIRST_PAUSE;
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let accepted = tokio::select! {
             biased;
             () = &mut shutdown => return summary,
+            _ = tick.tick() => {
+                caps.tick();
+                continue;
+            }
             accepted = listener.accept() => accepted,
         };
         match accepted {

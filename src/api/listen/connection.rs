@@ -32,17 +32,21 @@ use tokio_rustls::TlsAcceptor;
 use super::{
     App, Options, PeerCertificates,
     frames::Counted,
+    life::{End, Life},
     preface::{PREFACE, Replay, Speech, listen_to},
-    sites::Site,
+    sites::Member,
     tls::TlsReloader,
     workers::Accepted,
 };
-use crate::{api::guard::Origin, model::Peer};
+use crate::{
+    api::guard::{Account, Origin},
+    model::Peer,
+};
 
 /// How long an HTTP/2 connection may be silent before it is asked whether it is still there, and how long it has to say so.
 const PING_AFTER: Duration = Duration::from_secs(20);
 const PING_ANSWER: Duration = Duration::from_secs(10);
-/// How long an HTTP/1.1 connection is kept, so that a client that does not read cannot hold it for ever.
+/// How long an HTTP/1.1 connection is kept.
 const HTTP1_AGE: Duration = Duration::from_secs(120);
 /// How long an answer that has begun may go on once the server stops.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -61,11 +65,12 @@ const LOCAL_RESETS: usize = 256;
 
 /// Serves it. Whatever goes wrong is the peer's own business and worth a debug line.
 pub(super) async fn run<A: App>(accepted: Accepted, app: A, options: Arc<Options>, stopping: watch::Receiver<bool>) {
-    let Accepted { stream, address, place: _place, load: _load } = accepted;
-    let site = Site::enter(address);
-    let origin = Origin { peer: Peer::Ip(address), unfinished: site.unfinished() };
+    let Accepted { stream, address, place, load: _load, number } = accepted;
+    let member = Member::enter(address);
+    let origin = Origin { peer: Peer::Ip(address), account: Account::of_this_worker(member.account()) };
+    let life = Arc::new(Life::new(Arc::clone(&origin.account), place.seat(), &options, number));
     let served = match TcpStream::from_std(stream) {
-        Ok(stream) => open(stream, origin, app, &options, stopping).await,
+        Ok(stream) => open(stream, Answerer::new(app, origin, life), &options, stopping).await,
         Err(error) => Err(error.into()),
     };
     if let Err(error) = served {
@@ -77,10 +82,10 @@ type Served = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
 /// With TLS or without. Each stage of a connection is a future in a box of its own: inside each other they would have an idle
 /// connection take the room of all stages it could have come through.
-async fn open<A: App>(stream: TcpStream, origin: Origin, app: A, options: &Options, stopping: watch::Receiver<bool>) -> Served {
+async fn open<A: App>(stream: TcpStream, answerer: Answerer<A>, options: &Options, stopping: watch::Receiver<bool>) -> Served {
     match &options.tls {
-        Some(tls) => Box::pin(secure(stream, tls, origin, app, options, stopping)).await,
-        None => Box::pin(speak(stream, None, Answerer::new(app, origin, None), options, stopping)).await,
+        Some(tls) => Box::pin(secure(stream, tls, answerer, options, stopping)).await,
+        None => Box::pin(speak(stream, None, answerer, options, stopping)).await,
     }
 }
 
@@ -88,8 +93,7 @@ async fn open<A: App>(stream: TcpStream, origin: Origin, app: A, options: &Optio
 async fn secure<A: App>(
     stream: TcpStream,
     tls: &TlsReloader,
-    origin: Origin,
-    app: A,
+    mut answerer: Answerer<A>,
     options: &Options,
     stopping: watch::Receiver<bool>,
 ) -> Served {
@@ -101,7 +105,7 @@ async fn secure<A: App>(
         None => None,
     };
     let certificates = session.peer_certificates().map(|chain| chain.iter().map(|one| one.clone().into_owned()).collect());
-    let answerer = Answerer::new(app, origin, certificates.map(PeerCertificates));
+    answerer.certificates = certificates.map(PeerCertificates);
     Box::pin(speak(stream, agreed, answerer, options, stopping)).await
 }
 
@@ -137,8 +141,13 @@ async fn opening<T>(
     tokio::select! {
         biased;
         done = timeout(within, step) => done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
-        _ = stopping.wait_for(|stopping| *stopping) => Err(io::ErrorKind::ConnectionAborted.into()),
+        () = stop(&mut stopping) => Err(io::ErrorKind::ConnectionAborted.into()),
     }
+}
+
+/// Waits until the server is to stop.
+async fn stop(stopping: &mut watch::Receiver<bool>) {
+    let _ = stopping.wait_for(|stopping| *stopping).await;
 }
 
 async fn speak_http2<S, A>(
@@ -152,6 +161,7 @@ where
     A: App,
 {
     let unanswered = Arc::clone(&answerer.unanswered);
+    let life = Arc::clone(&answerer.life);
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_AFTER)
@@ -166,10 +176,24 @@ where
         .max_send_buf_size(SEND_BUFFER)
         .serve_connection(TokioIo::new(Counted::new(stream, PREFACE.len())), answerer);
     let mut connection = pin!(connection);
-    tokio::select! {
+    let end = tokio::select! {
         biased;
         ended = connection.as_mut() => return Ok(ended?),
-        _ = stopping.wait_for(|stopping| *stopping) => connection.as_mut().graceful_shutdown(),
+        () = stop(&mut stopping) => None,
+        end = life.end(options.age) => Some(end),
+    };
+    if end == Some(End::Unread) {
+        return Err("an answer was not read in time".into());
+    }
+    connection.as_mut().graceful_shutdown();
+    if let Some(End::Leave(reason)) = end {
+        tracing::debug!(reason, "connection told to go away");
+        let over = async { while timeout(LAST_WORDS, connection.as_mut()).await.is_err() && life.is_busy() {} };
+        tokio::select! {
+            // Answers may be read to their end, for as long as any answer may.
+            _ = timeout(life.unread(), over) => return Ok(()),
+            () = stop(&mut stopping) => {}
+        }
     }
     // It ends by itself once the client has confirmed the GOAWAY and all calls are over. Neither a client that is gone nor a
     // stream that never ends is waited for: only calls without an answer are.
@@ -191,6 +215,7 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     A: App,
 {
+    let life = Arc::clone(&answerer.life);
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         // Runs between requests too, so it is also how long an idle connection is kept.
@@ -201,17 +226,14 @@ where
     tokio::select! {
         biased;
         ended = connection.as_mut() => return Ok(ended?),
-        _ = stopping.wait_for(|stopping| *stopping) => {}
-        () = lapse(HTTP1_AGE) => {}
+        () = stop(&mut stopping) => {}
+        end = life.end(HTTP1_AGE) => if end == End::Unread {
+            return Err("an answer was not read in time".into());
+        },
     }
     connection.as_mut().graceful_shutdown();
     timeout(options.drain, connection).await??;
     Ok(())
-}
-
-#[expect(clippy::disallowed_methods, reason = "a deadline: it bounds the life of a connection")]
-async fn lapse(time: Duration) {
-    tokio::time::sleep(time).await;
 }
 
 /// Answers the requests of one connection: adds who the peer is.
@@ -220,12 +242,13 @@ struct Answerer<A> {
     app: RefCell<A>,
     origin: Origin,
     certificates: Option<PeerCertificates>,
+    life: Arc<Life>,
     unanswered: Arc<AtomicUsize>,
 }
 
 impl<A> Answerer<A> {
-    fn new(app: A, origin: Origin, certificates: Option<PeerCertificates>) -> Self {
-        Self { app: RefCell::new(app), origin, certificates, unanswered: Arc::default() }
+    fn new(app: A, origin: Origin, life: Arc<Life>) -> Self {
+        Self { app: RefCell::new(app), origin, certificates: None, life, unanswered: Arc::default() }
     }
 }
 
@@ -239,6 +262,7 @@ impl<A: App> Service<Request<Incoming>> for Answerer<A> {
         if let Some(certificates) = &self.certificates {
             request.extensions_mut().insert(certificates.clone());
         }
+        self.life.touch();
         self.unanswered.fetch_add(1, Relaxed);
         Unanswered { answering: self.app.borrow_mut().call(request), count: Arc::clone(&self.unanswered) }
     }

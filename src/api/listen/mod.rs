@@ -4,7 +4,7 @@
 
 use std::{convert::Infallible, future::Future, io, net::SocketAddr, num::NonZero, sync::Arc, thread, time::Duration};
 
-use bytes::Bytes;
+use bytes::Buf;
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;
@@ -18,6 +18,7 @@ mod accept;
 mod caps;
 mod connection;
 mod frames;
+mod life;
 mod preface;
 mod sites;
 mod tls;
@@ -42,6 +43,13 @@ pub struct Options {
     pub streams_per_connection: u32,
     /// Time for the TLS handshake, and again for the HTTP/2 preface or the head of an HTTP/1.1 request.
     pub handshake: Duration,
+    /// Time from the start of a call until its answer has been read, and for every message of a stream; one and the same again
+    /// may pass before a connection is cut for it.
+    pub unread: Duration,
+    /// Time without a call after which an HTTP/2 connection is told to go away.
+    pub idle: Duration,
+    /// Age at which an HTTP/2 connection is told to go away.
+    pub age: Duration,
     /// Time for calls in flight to finish once the server is told to stop.
     pub drain: Duration,
     /// Worker threads, at least one.
@@ -59,6 +67,9 @@ impl Options {
             connections_per_peer: limits.connections_per_peer,
             streams_per_connection: limits.streams_per_connection,
             handshake: Duration::from_secs(limits.handshake_seconds),
+            unread: Duration::from_secs(limits.deadline_seconds + limits.unread_seconds),
+            idle: Duration::from_secs(limits.connection_idle_seconds),
+            age: Duration::from_secs(limits.connection_age_seconds),
             drain: Duration::from_secs(limits.drain_seconds),
             workers: if limits.workers == 0 { cores() } else { limits.workers },
             tls,
@@ -86,7 +97,7 @@ pub trait App:
     + 'static
 {
     /// The body of its responses.
-    type Answer: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static;
+    type Answer: Body<Data: Buf + Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static;
     /// Its future.
     type Answering: Future<Output = Result<Response<Self::Answer>, Infallible>> + Send + Unpin + 'static;
 }
@@ -97,7 +108,7 @@ where
         + Clone
         + Send
         + 'static,
-    B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
+    B: Body<Data: Buf + Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
     type Answer = B;
     type Answering = S::Future;

@@ -1,51 +1,46 @@
 //! What all connections of one peer to one worker have in common.
 
-use std::{
-    cell::RefCell,
-    collections::HashMap,
-    net::IpAddr,
-    sync::{Arc, atomic::AtomicUsize},
-};
+use std::{cell::RefCell, collections::HashMap, net::IpAddr, sync::Arc};
 
-use super::caps::peer_of;
+use crate::{api::guard::PeerAccount, model::Site};
 
 thread_local! {
     /// The peers with a connection to this worker, and how many. Of each worker its own, as its calls are: no worker waits for
     /// another's cache line.
-    static SITES: RefCell<HashMap<IpAddr, (usize, Arc<AtomicUsize>)>> = RefCell::default();
+    static SITES: RefCell<HashMap<Site, (usize, Arc<PeerAccount>)>> = RefCell::default();
 }
 
 /// One connection's part in its peer; the last one to go takes the peer with it.
-pub(super) struct Site {
-    peer: IpAddr,
-    unfinished: Arc<AtomicUsize>,
+pub(super) struct Member {
+    site: Site,
+    account: Arc<PeerAccount>,
 }
 
-impl Site {
+impl Member {
     /// On the worker's thread, once for each connection.
     pub(super) fn enter(address: IpAddr) -> Self {
-        let peer = peer_of(address);
-        let unfinished = SITES.with_borrow_mut(|sites| {
-            let (connections, unfinished) = sites.entry(peer).or_default();
+        let site = Site::from(address);
+        let account = SITES.with_borrow_mut(|sites| {
+            let (connections, account) = sites.entry(site).or_default();
             *connections += 1;
-            Arc::clone(unfinished)
+            Arc::clone(account)
         });
-        Self { peer, unfinished }
+        Self { site, account }
     }
 
-    /// The bytes that the peer's unfinished requests hold.
-    pub(super) fn unfinished(&self) -> Arc<AtomicUsize> {
-        Arc::clone(&self.unfinished)
+    /// The account of the peer's calls.
+    pub(super) fn account(&self) -> Arc<PeerAccount> {
+        Arc::clone(&self.account)
     }
 }
 
-impl Drop for Site {
+impl Drop for Member {
     fn drop(&mut self) {
         SITES.with_borrow_mut(|sites| {
-            if let Some((connections, _)) = sites.get_mut(&self.peer) {
+            if let Some((connections, _)) = sites.get_mut(&self.site) {
                 *connections -= 1;
                 if *connections == 0 {
-                    sites.remove(&self.peer);
+                    sites.remove(&self.site);
                 }
             }
         });
@@ -57,13 +52,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn connections_of_one_peer_share_a_count_and_the_last_forgets_it() {
-        let enter = |address: &str| Site::enter(address.parse().unwrap());
+    fn connections_of_one_peer_share_an_account_and_the_last_forgets_it() {
+        let enter = |address: &str| Member::enter(address.parse().unwrap());
         let (one, two, other) = (enter("2001:db8::1"), enter("2001:db8::2"), enter("2001:db8:0:1::1"));
-        assert!(Arc::ptr_eq(&one.unfinished, &two.unfinished));
-        assert!(!Arc::ptr_eq(&one.unfinished, &other.unfinished));
+        assert!(Arc::ptr_eq(&one.account, &two.account));
+        assert!(!Arc::ptr_eq(&one.account, &other.account));
         drop((one, other));
-        assert!(Arc::ptr_eq(&enter("2001:db8::3").unfinished, &two.unfinished));
+        assert!(Arc::ptr_eq(&enter("2001:db8::3").account, &two.account));
         drop(two);
         assert_eq!(SITES.with_borrow(HashMap::len), 0);
     }

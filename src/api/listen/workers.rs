@@ -44,6 +44,8 @@ pub(super) struct Accepted {
     pub(super) address: IpAddr,
     pub(super) place: Place,
     pub(super) load: Load,
+    /// Tells it from its neighbours.
+    pub(super) number: u32,
 }
 
 /// One connection in a worker's load.
@@ -77,7 +79,7 @@ impl Crew {
         self.next = self.next.wrapping_add(1);
         let (later, sooner) = self.workers.split_at(self.next % self.workers.len().max(1));
         let idlest = sooner.iter().chain(later).min_by_key(|worker| worker.load.load(Relaxed)).ok_or("no worker")?;
-        let accepted = Accepted { stream, address, place, load: Load::on(&idlest.load) };
+        let accepted = Accepted { stream, address, place, load: Load::on(&idlest.load), number: self.next as u32 };
         idlest.inbox.try_send(accepted).map_err(|_| "worker")
     }
 

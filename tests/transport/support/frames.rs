@@ -19,7 +19,11 @@ pub(crate) const RST_STREAM: u8 = 3;
 pub(crate) const SETTINGS: u8 = 4;
 pub(crate) const PING: u8 = 6;
 pub(crate) const GOAWAY: u8 = 7;
+pub(crate) const WINDOW_UPDATE: u8 = 8;
 pub(crate) const CONTINUATION: u8 = 9;
+
+/// A setting.
+const INITIAL_WINDOW_SIZE: u8 = 4;
 
 pub(crate) const END_STREAM: u8 = 1;
 pub(crate) const END_HEADERS: u8 = 4;
@@ -108,14 +112,31 @@ impl Raw {
     }
 
     pub(crate) async fn over(stream: TcpStream) -> Self {
+        Self::with_settings(stream, &[]).await
+    }
+
+    /// That lets so many bytes of each answer through.
+    pub(crate) async fn with_window(stream: TcpStream, window: u32) -> Self {
+        Self::with_settings(stream, &[&[0, INITIAL_WINDOW_SIZE][..], &window.to_be_bytes()].concat()).await
+    }
+
+    async fn with_settings(stream: TcpStream, settings: &[u8]) -> Self {
+        Self::try_with_settings(stream, settings).await.expect("the server says hello")
+    }
+
+    /// Nothing if the server closes.
+    pub(crate) async fn try_over(stream: TcpStream) -> Option<Self> {
+        Self::try_with_settings(stream, &[]).await
+    }
+
+    async fn try_with_settings(stream: TcpStream, settings: &[u8]) -> Option<Self> {
         stream.set_nodelay(true).unwrap();
         let (reader, mut writer) = stream.into_split();
-        writer.write_all(PREFACE).await.unwrap();
-        writer.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
+        writer.write_all(&[PREFACE, &frame(SETTINGS, 0, 0, settings)].concat()).await.ok()?;
         let mut raw = Self { reader, writer };
-        assert_eq!(raw.next().await.unwrap().kind, SETTINGS);
-        raw.send(&frame(SETTINGS, ACK, 0, &[])).await;
-        raw
+        assert_eq!(raw.next().await?.kind, SETTINGS);
+        raw.writer.write_all(&frame(SETTINGS, ACK, 0, &[])).await.ok()?;
+        Some(raw)
     }
 
     pub(crate) async fn send(&mut self, bytes: &[u8]) {

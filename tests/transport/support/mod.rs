@@ -8,9 +8,10 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use jeton::{
     api::{
-        guard::{Admit, Guard, Methods, Refusal},
+        guard::{Admit, Guard, Methods},
         http::{Published, app},
         listen::{self, Options, Summary},
+        status::refusal,
     },
     clock::ManualClock,
     model::Timestamp,
@@ -27,6 +28,8 @@ use tonic_health::ServingStatus;
 use self::puppet::Puppet;
 use jeton::proto::token::token_service_server::TokenServiceServer;
 
+/// The service of the puppet.
+pub(crate) const SERVICE: &str = "/jeton.token.v1.TokenService";
 /// A method that the puppet answers.
 pub(crate) const TOKEN: &str = "/jeton.token.v1.TokenService/Token";
 /// A stream that never ends.
@@ -52,6 +55,9 @@ pub(crate) fn options() -> Options {
         connections_per_peer: 10_000,
         streams_per_connection: 200,
         handshake: Duration::from_secs(1),
+        unread: Duration::from_secs(60),
+        idle: Duration::from_secs(600),
+        age: Duration::from_secs(3_600),
         drain: Duration::from_secs(5),
         workers: 2,
         tls: None,
@@ -73,7 +79,7 @@ impl Server {
         let clock = Arc::new(ManualClock::at(NOW));
         let chief = puppet.clone();
         let admit: Admit = Arc::new(move |_| chief.admit());
-        let guard = Guard::new(app(routes, published(&puppet)), clock, deadline, methods, Refusal::status, admit);
+        let guard = Guard::new(app(routes, published(&puppet)), clock, deadline, methods, refusal, admit);
         let listener = listen::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();

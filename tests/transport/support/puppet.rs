@@ -17,6 +17,9 @@ use jeton::{
 use tokio::sync::Notify;
 use tonic::{Request, Response, Status};
 
+/// Bytes of a large answer.
+pub(crate) const LARGE: usize = 1 << 20;
+
 #[derive(Clone, Default)]
 pub(crate) struct Puppet(Arc<State>);
 
@@ -81,6 +84,9 @@ impl TokenService for Puppet {
                 self.0.waiting.fetch_add(1, SeqCst);
                 let _waiting = Waiting(&self.0.waiting);
                 self.0.release.notified().await;
+            }
+            "large" => {
+                return Ok(Response::new(TokenResponse { access_token: "x".repeat(LARGE), ..TokenResponse::default() }));
             }
             "out-of-range" => return Err(Status::out_of_range("of its own")),
             "denied" => return Err(Status::permission_denied("no")),

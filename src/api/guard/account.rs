@@ -1,0 +1,269 @@
+//! Bytes that the calls of a peer hold: requests that are not yet whole, and answers that are not yet sent. A stranger can begin a
+//! call on each of very many streams and never finish its message, or never read the answer. All calls of a worker together may
+//! hold a fixed number of bytes, and those of one peer a part of it, so that there is room for the others.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+/// Bytes that all calls of one worker may hold.
+const MOST: usize = 128 * 1024 * 1024;
+/// Bytes of it that the calls of one peer may hold.
+const MOST_PER_PEER: usize = MOST / 8;
+/// Bytes that a request counts for, beside its answer and before its first one.
+const REQUEST: usize = 4 * 1024;
+/// Bytes that an answer counts for from the start of its call: headers, task, stream, and a small message.
+const ANSWER: usize = 12 * 1024;
+/// Bytes of a message that are part of [`ANSWER`].
+pub(super) const INCLUDED: usize = 4 * 1024;
+/// Bytes that a stream without an end counts for, beside its messages.
+const STREAM: usize = 8 * 1024;
+/// Streams without an end that one peer may have open at one worker: half of what its bytes allow, so that it can still call.
+const STREAMS_PER_PEER: usize = MOST_PER_PEER / STREAM / 2;
+
+thread_local! {
+    /// Of this worker: calls never cross threads, so counting costs no worker another's cache line.
+    static HELD: Arc<AtomicUsize> = Arc::default();
+}
+
+/// Sums over all connections of one peer to one worker.
+#[derive(Debug, Default)]
+pub struct PeerAccount {
+    bytes: AtomicUsize,
+    streams: AtomicUsize,
+}
+
+/// Calls of one connection that are not over, and the sums that they are part of.
+#[derive(Debug)]
+pub struct Account {
+    worker: Arc<AtomicUsize>,
+    peer: Arc<PeerAccount>,
+    /// What must have been sent within a time, by the generation that it began in.
+    even: AtomicUsize,
+    odd: AtomicUsize,
+    generation: AtomicUsize,
+    /// Streams without an end.
+    streams: AtomicUsize,
+}
+
+impl Account {
+    /// Of a connection to the worker of this thread.
+    pub fn of_this_worker(peer: Arc<PeerAccount>) -> Arc<Self> {
+        Arc::new(Self::new(HELD.with(Arc::clone), peer))
+    }
+
+    fn new(worker: Arc<AtomicUsize>, peer: Arc<PeerAccount>) -> Self {
+        let (even, odd, generation, streams) = Default::default();
+        Self { worker, peer, even, odd, generation, streams }
+    }
+
+    /// Begins a new generation. Returns true if anything of the last but one has not been sent: called at even intervals, it
+    /// finds what is older than two of them, and nothing that is younger than one.
+    pub fn has_overdue(&self) -> bool {
+        let next = self.generation.load(Relaxed) + 1;
+        if self.timed(next).load(Relaxed) > 0 {
+            return true;
+        }
+        self.generation.store(next, Relaxed);
+        false
+    }
+
+    /// Returns true if a call is in progress, other than a stream without an end.
+    pub fn is_busy(&self) -> bool {
+        self.even.load(Relaxed) + self.odd.load(Relaxed) > 0
+    }
+
+    /// Returns true if a stream without an end is open.
+    pub fn has_streams(&self) -> bool {
+        self.streams.load(Relaxed) > 0
+    }
+
+    const fn timed(&self, generation: usize) -> &AtomicUsize {
+        if generation.is_multiple_of(2) { &self.even } else { &self.odd }
+    }
+
+    /// Shares of a call that begins, for its answer and for its request; `None` if the peer or the worker holds too much.
+    pub(super) fn begin(self: &Arc<Self>, is_stream: bool) -> Option<(Share, Share)> {
+        let (kind, bytes) = if is_stream { (Kind::Stream, STREAM) } else { (self.now(), ANSWER) };
+        let mut answer = Share::new(self, kind);
+        if is_stream && self.peer.streams.load(Relaxed) > STREAMS_PER_PEER {
+            return None;
+        }
+        // Taken at once and then parted, for it is done for every call.
+        if !answer.grow(bytes + REQUEST) {
+            return None;
+        }
+        answer.bytes -= REQUEST;
+        let mut request = Share::new(self, Kind::Request);
+        request.bytes += REQUEST;
+        Some((answer, request))
+    }
+
+    /// Share of `bytes` of an answer that are to be sent within a time.
+    pub(super) fn hold(self: &Arc<Self>, bytes: usize) -> Option<Share> {
+        let mut share = Share::new(self, self.now());
+        share.grow(bytes).then_some(share)
+    }
+
+    fn now(&self) -> Kind {
+        Kind::Timed(self.generation.load(Relaxed))
+    }
+}
+
+impl Default for Account {
+    /// Of a request that came by no listener.
+    fn default() -> Self {
+        Self::new(Arc::default(), Arc::default())
+    }
+}
+
+/// Part of an account, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Share {
+    account: Arc<Account>,
+    bytes: usize,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// A request: its deadline ends it.
+    Request,
+    /// A call whose answer ends, or a piece of an answer, with its generation.
+    Timed(usize),
+    /// A stream without an end.
+    Stream,
+}
+
+impl Share {
+    fn new(account: &Arc<Account>, kind: Kind) -> Self {
+        match kind {
+            Kind::Request => {}
+            Kind::Timed(generation) => {
+                account.timed(generation).fetch_add(1, Relaxed);
+            }
+            Kind::Stream => {
+                account.streams.fetch_add(1, Relaxed);
+                account.peer.streams.fetch_add(1, Relaxed);
+            }
+        }
+        Self { account: Arc::clone(account), bytes: 0, kind }
+    }
+
+    /// Returns true if there was room for that much more.
+    pub(super) fn grow(&mut self, by: usize) -> bool {
+        self.bytes += by;
+        let all = self.account.worker.fetch_add(by, Relaxed) + by;
+        let of_peer = self.account.peer.bytes.fetch_add(by, Relaxed) + by;
+        all <= MOST && of_peer <= MOST_PER_PEER
+    }
+
+    pub(super) const fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
+
+    pub(super) const fn is_stream(&self) -> bool {
+        matches!(self.kind, Kind::Stream)
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let account = &*self.account;
+        account.worker.fetch_sub(self.bytes, Relaxed);
+        account.peer.bytes.fetch_sub(self.bytes, Relaxed);
+        match self.kind {
+            Kind::Request => {}
+            Kind::Timed(generation) => {
+                account.timed(generation).fetch_sub(1, Relaxed);
+            }
+            Kind::Stream => {
+                account.streams.fetch_sub(1, Relaxed);
+                account.peer.streams.fetch_sub(1, Relaxed);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+impl Account {
+    /// Bytes that the peer holds.
+    pub(super) fn bytes(&self) -> usize {
+        self.peer.bytes.load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// L08: the sum of a worker and the part of a peer are bounded, and all is given back.
+    #[test]
+    fn bytes_are_bounded_and_given_back() {
+        let worker = Arc::<AtomicUsize>::default();
+        let peers: Vec<_> = (0..9).map(|_| Arc::new(Account::new(Arc::clone(&worker), Arc::default()))).collect();
+        let most = MOST / (ANSWER + REQUEST);
+        let mut shares = Vec::new();
+        for (peer, account) in peers.iter().take(8).enumerate() {
+            shares.extend((0..most).map_while(|_| account.begin(false)));
+            assert_eq!(shares.len(), most / 8 * (peer + 1), "a peer has an eighth");
+        }
+        assert!(peers[8].begin(false).is_none(), "the worker has no room");
+        assert!(!shares[0].1.grow(1), "nor for another byte");
+        shares.truncate(1);
+        assert!(peers[8].begin(false).is_some());
+        drop(shares);
+        assert!(peers.iter().all(|account| account.bytes() == 0 && !account.is_busy()), "what was refused is not counted");
+        assert_eq!(worker.load(Relaxed), 0);
+    }
+
+    /// L08: when its request has been read, a call counts for its answer alone.
+    #[test]
+    fn an_answer_goes_on_counting_without_its_request() {
+        let account = Arc::new(Account::default());
+        let (answer, request) = account.begin(false).unwrap();
+        drop(request);
+        assert_eq!((account.bytes(), account.is_busy()), (ANSWER, true));
+        let piece = account.hold(1_000_000).unwrap();
+        assert!(account.hold(MOST_PER_PEER).is_none(), "a piece that is too large is refused");
+        drop((answer, piece));
+        assert_eq!((account.bytes(), account.is_busy()), (0, false));
+    }
+
+    /// L08: streams without an end are bounded apart, over all connections of a peer, and leave room for calls.
+    #[test]
+    fn streams_leave_room_for_calls() {
+        let peer = Arc::<PeerAccount>::default();
+        let connect = || Arc::new(Account::new(Arc::default(), Arc::clone(&peer)));
+        let (one, other) = (connect(), connect());
+        let open = |number: usize| if number.is_multiple_of(2) { one.begin(true) } else { other.begin(true) };
+        let streams: Vec<_> = (0..2 * STREAMS_PER_PEER).map_while(|number| Some(open(number)?.0)).collect();
+        assert_eq!(streams.len(), STREAMS_PER_PEER);
+        assert!(one.begin(false).is_some(), "a call has room");
+        assert!(one.has_streams() && !one.is_busy());
+        drop(streams);
+        assert!(!one.has_streams() && other.begin(true).is_some());
+    }
+
+    /// L05: an answer is overdue after two turns at the latest, and never after one.
+    #[test]
+    fn the_second_turn_finds_what_was_not_sent() {
+        let account = Arc::new(Account::default());
+        for _ in 0..3 {
+            assert!(!account.has_overdue());
+            let unread = account.begin(false).unwrap();
+            assert!(!account.has_overdue());
+            let young = account.begin(false).unwrap();
+            assert!(account.has_overdue(), "the first is overdue");
+            drop(unread);
+            assert!(!account.has_overdue(), "the other is not");
+            drop(young);
+        }
+        let stream = account.begin(true).unwrap();
+        assert!((0..9).all(|_| !account.has_overdue()), "a stream may stay");
+        let piece = account.hold(10).unwrap();
+        assert!(!account.has_overdue() && account.has_overdue(), "but what it sends must be read");
+        drop((stream, piece));
+    }
+}

@@ -1,0 +1,213 @@
+//! Answers that are asked for and not read, and connections that only stay.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use http::Version;
+use jeton::api::listen::Options;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tonic::Code;
+
+use crate::{
+    child::Child,
+    support::{
+        Server, TOKEN, WATCH, connect_from,
+        frames::{
+            ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, Raw, SETTINGS, WINDOW_UPDATE, block, call, closes, frame,
+        },
+        http::{ask_over, get, token},
+        options,
+        puppet::LARGE,
+        until,
+    },
+};
+
+const PAGE: &str = "/.well-known/jwks.json";
+
+/// The frames that ask for a page.
+fn page(stream: u32) -> Vec<u8> {
+    let headers = [(":method", "GET"), (":scheme", "http"), (":path", PAGE), (":authority", "port")];
+    frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(headers))
+}
+
+/// The frames of a call with a message.
+fn message(path: &str, stream: u32, message: &[u8]) -> Vec<u8> {
+    let prefix = [&[0][..], &(message.len() as u32).to_be_bytes()].concat();
+    let data = frame(DATA, END_STREAM, stream, &[&prefix, message].concat());
+    [frame(HEADERS, END_HEADERS, stream, &block(call(path))), data].concat()
+}
+
+/// The message that has the puppet do something.
+fn play(stream: u32, part: &str) -> Vec<u8> {
+    let text = [&[0x12, part.len() as u8][..], part.as_bytes()].concat();
+    message(TOKEN, stream, &text)
+}
+
+fn stream(number: u32) -> u32 {
+    number * 2 + 1
+}
+
+/// Of the answers to so many calls, those that were refused: their headers are all there is.
+async fn refused(raw: &mut Raw, calls: usize) -> usize {
+    let mut ended = 0;
+    for _ in 0..calls {
+        let headers = raw.expect(|frame| frame.kind == HEADERS).await;
+        ended += usize::from(headers.flags & END_STREAM != 0);
+    }
+    ended
+}
+
+/// L02, L05: of answers that are not read, those of one peer are bounded together, and leave room for other peers.
+#[tokio::test]
+async fn unread_answers_of_one_peer_are_bounded() {
+    for window in [0, 1] {
+        let server = Server::with(Options { workers: 1, ..options() }, Duration::from_secs(60)).await;
+        let (mut held, mut over) = (Vec::new(), 0);
+        for _ in 0..8 {
+            let mut raw = Raw::with_window(connect_from([127, 0, 0, 2], server.address).await, window).await;
+            raw.send(&(0..200).flat_map(|number| page(stream(number))).collect::<Vec<_>>()).await;
+            over += refused(&mut raw, 200).await;
+            held.push(raw);
+        }
+        let kept = 8 * 200 - over;
+        assert!((1_200..=1_365).contains(&kept), "window {window}: kept {kept}");
+        let other = connect_from([127, 0, 0, 3], server.address).await;
+        assert_eq!(ask_over(other, get(PAGE, Version::HTTP_2)).await.unwrap().status, 200);
+        drop(held);
+        until(async || {
+            let same = connect_from([127, 0, 0, 2], server.address).await;
+            ask_over(same, get(PAGE, Version::HTTP_2)).await.unwrap().status == 200
+        })
+        .await;
+    }
+}
+
+/// L02: and what they hold is memory, not only a number. Each connection first reads as many answers as it leaves unread then, so
+/// that the room which HTTP/2 keeps for its streams is not counted with them.
+#[tokio::test]
+async fn unread_answers_do_not_pile_up() {
+    let child = Child::start(Duration::from_secs(1), None);
+    let pages = |from: u32| (from..from + 200).flat_map(|number| page(stream(number))).collect::<Vec<_>>();
+    let mut held = Vec::new();
+    for _ in 0..100 {
+        let mut raw = Raw::open(child.address).await;
+        raw.send(&frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes())).await;
+        raw.send(&pages(0)).await;
+        for _ in 0..200 {
+            raw.expect(|frame| frame.kind == DATA && frame.flags & END_STREAM != 0).await;
+        }
+        held.push(raw);
+    }
+    let before = child.resident();
+    for raw in &mut held {
+        raw.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 1])).await;
+        raw.send(&pages(200)).await;
+        refused(raw, 200).await;
+    }
+    let growth = child.resident().saturating_sub(before);
+    assert!(growth < 16 << 20, "grew by {growth} bytes");
+}
+
+/// L05: the bytes of large answers count: those that the peer has no room for are refused, and say so.
+#[tokio::test]
+async fn large_unread_answers_of_one_peer_are_bounded() {
+    let server = Server::with(Options { workers: 1, ..options() }, Duration::from_secs(60)).await;
+    for window in [0, 1] {
+        let mut raw = Raw::with_window(TcpStream::connect(server.address).await.unwrap(), window).await;
+        raw.send(&(0..40).flat_map(|number| play(stream(number), "large")).collect::<Vec<_>>()).await;
+        let mut refused = 0;
+        while refused < 25 {
+            let end = raw.expect(|frame| frame.kind == HEADERS && frame.flags & END_STREAM != 0).await;
+            assert_ne!(end.stream, stream(0), "the first has room");
+            refused += 1;
+        }
+        token(server.address, "").await.token();
+        assert_eq!(token(server.address, "large").await.code(), Some(Code::ResourceExhausted), "window {window}");
+        drop(raw);
+        until(async || token(server.address, "large").await.code() == Some(Code::Ok)).await;
+    }
+    assert_eq!(token(server.address, "large").await.token().access_token.len(), LARGE, "what is read comes whole");
+}
+
+/// L05: an answer that is not read ends its connection, be it a page, a call's or a stream's, and nobody else's.
+#[tokio::test]
+async fn an_answer_that_is_not_read_in_time_ends_its_connection() {
+    let server = Server::with(Options { unread: Duration::from_millis(300), ..options() }, Duration::from_secs(60)).await;
+    let mut reading = Raw::open(server.address).await;
+    reading.send(&message(WATCH, 1, &[])).await;
+    for window in [0, 1] {
+        for (what, frames) in
+            [("page", page(1)), ("call", play(1, "")), ("large", play(1, "large")), ("stream", message(WATCH, 1, &[]))]
+        {
+            let mut raw = Raw::with_window(TcpStream::connect(server.address).await.unwrap(), window).await;
+            raw.send(&frames).await;
+            assert!(closes(&mut raw.reader).await, "{what}, window {window}: not cut");
+        }
+    }
+    reading.send(&play(3, "")).await;
+    reading.expect(|frame| frame.stream == 3 && frame.flags & END_STREAM != 0).await;
+}
+
+/// L05: and so do answers in HTTP/1.1.
+#[tokio::test]
+async fn pages_that_are_not_read_end_their_http_1_connection() {
+    let server = Server::with(Options { unread: Duration::from_millis(300), ..options() }, Duration::from_secs(60)).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let request = format!("GET {PAGE} HTTP/1.1\r\nhost: port\r\n\r\n").repeat(100);
+    let asking = async { while stream.write_all(request.as_bytes()).await.is_ok() {} };
+    tokio::time::timeout(Duration::from_secs(60), asking).await.expect("is cut");
+}
+
+/// L09: a connection without calls is told to go away, one with an open stream is not, and one that is old is in any case.
+#[tokio::test]
+async fn idle_and_old_connections_are_told_to_go_away() {
+    let short = Duration::from_secs(1);
+    for (options, stays) in [(Options { idle: short, ..options() }, true), (Options { age: short, ..options() }, false)] {
+        let server = Server::with(options, Duration::from_secs(60)).await;
+        let (mut idle, mut watching) = (Raw::open(server.address).await, Raw::open(server.address).await);
+        watching.send(&message(WATCH, 1, &[])).await;
+        for raw in [Some(&mut idle), (!stays).then_some(&mut watching)].into_iter().flatten() {
+            raw.expect(|frame| frame.goaway() == Some(0)).await;
+            let ping = raw.expect(|frame| frame.kind == PING).await;
+            raw.send(&frame(PING, ACK, 0, &ping.payload)).await;
+            assert!(closes(&mut raw.reader).await);
+        }
+        if stays {
+            watching.send(&play(3, "")).await;
+            let answered = watching.expect(|frame| frame.kind == GOAWAY || frame.stream == 3).await;
+            assert_eq!(answered.kind, HEADERS, "told to go away with a stream open");
+        }
+    }
+}
+
+/// L09, L10: idle connections of one peer do not close the port: when it is nearly full they make room for another.
+#[tokio::test]
+async fn idle_connections_of_one_peer_make_room_for_another() {
+    let server = Server::with(Options { connections: 60, ..options() }, Duration::from_secs(1)).await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    for _ in 0..57 {
+        let mut raw = Raw::over(connect_from([127, 0, 0, 3], server.address).await).await;
+        let asked = Arc::clone(&asked);
+        tokio::spawn(async move {
+            raw.expect(|frame| frame.goaway() == Some(0)).await;
+            asked.fetch_add(1, Relaxed);
+            std::future::pending::<()>().await;
+        });
+    }
+    let mut others = Vec::new();
+    for number in 1..=3 {
+        let mut raw = Raw::over(connect_from([127, 0, 0, 2], server.address).await).await;
+        raw.send(&play(1, "")).await;
+        raw.expect(|frame| frame.stream == 1 && frame.flags & END_STREAM != 0).await;
+        others.push(raw);
+        until(async || asked.load(Relaxed) == number).await;
+    }
+    // Those that were asked and stay are cut, so that the room is there again.
+    let mut more = async || Raw::try_over(connect_from([127, 0, 0, 2], server.address).await).await.map(|raw| others.push(raw));
+    until(async || more().await.is_some()).await;
+}
