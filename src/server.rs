@@ -22,6 +22,8 @@ use crate::{
     store::Store,
 };
 
+pub use crate::api::listen::{connections_within, highest_limit as open_files};
+
 /// What to serve.
 pub struct Options {
     /// Checked configuration.
@@ -99,6 +101,7 @@ pub async fn run(
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), StartError> {
     let config = &options.config;
+    let open_files = listen::raise_limit();
     let tls_on = config.tls != config::Tls::default();
     if !listen::permitted(config.listen, tls_on, config.insecure) {
         return Err(StartError::Configuration(format!(
@@ -120,7 +123,7 @@ pub async fn run(
     let metrics = app.serve_metrics(&options, stopped(stopping.clone())).await?;
     let announcing = ready::announce(opened.authority.standing().clone(), app.health.clone());
     let background = housekeeping::start(&opened, tls.clone(), &stopping);
-    let listening = listen::Options::new(&config.limits, tls);
+    let listening = listen::Options::new(&config.limits, tls).within(open_files);
     let serving = tokio::spawn(listen::serve(listener, app.guarded, listening, stopped(stopping)));
     if config.audit.issue == config::Issue::Batched {
         tracing::warn!("audit.issue is batched: a crash may lose the records of tokens issued in the last 50 ms");

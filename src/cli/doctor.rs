@@ -15,6 +15,7 @@ use super::{failure::Failure, output::Output, serve::Settings, values};
 use crate::{
     config::{Config, check},
     model::Timestamp,
+    server,
 };
 
 /// Certificates that end sooner are complained about.
@@ -101,6 +102,7 @@ impl Command {
             Err(problem) => unusable(problem),
         }];
         findings.push(clock(now));
+        findings.push(open_files(server::open_files(), config.limits.connections));
         if !config.store.is_shared() {
             findings.extend(files::data_directory(&config.data_dir));
         }
@@ -128,6 +130,18 @@ fn clock(now: Timestamp) -> Finding {
     Finding::ok("clock", format!("reads {now}"))
 }
 
+/// Of the process that asks: that of the service may have another limit.
+fn open_files(limit: Option<u64>, connections: usize) -> Finding {
+    const SUBJECT: &str = "open files";
+    let Some(limit) = limit else { return Finding::ok(SUBJECT, "have no limit here") };
+    let possible = server::connections_within(limit);
+    if possible >= connections {
+        return Finding::ok(SUBJECT, format!("{limit} are allowed here, enough for {connections} connections"));
+    }
+    let text = format!("{limit} are allowed here, enough for {possible} of {connections} connections; `serve` takes no more");
+    Finding::note(SUBJECT, text, "raise the limit (LimitNOFILE, ulimit -n) where the service runs, or lower limits.connections")
+}
+
 fn print(output: Output, findings: &[Finding]) -> Result<(), Failure> {
     if output.json {
         let finding = |finding: &Finding| -> Value {
@@ -152,5 +166,12 @@ mod tests {
     fn a_clock_of_the_past_is_a_problem() {
         assert_eq!(clock(Timestamp::EPOCH).verdict, Verdict::Problem);
         assert_eq!(clock(Timestamp::from_seconds(1_800_000_000)).verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn too_few_open_files_are_worth_a_note() {
+        assert_eq!(open_files(Some(1_024), 20_000).verdict, Verdict::Note);
+        assert_eq!(open_files(Some(65_536), 20_000).verdict, Verdict::Ok);
+        assert_eq!(open_files(None, 20_000).verdict, Verdict::Ok);
     }
 }

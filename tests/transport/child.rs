@@ -8,9 +8,13 @@ use std::{
     time::Duration,
 };
 
+use jeton::api::listen::{Options, raise_limit};
+
 use crate::support::{Server, options};
 
 const IS_CHILD: &str = "JETON_TRANSPORT_CHILD";
+/// Set for a server that keeps within its descriptors.
+const FITS: &str = "JETON_TRANSPORT_FITS";
 const READY: &str = "listening on ";
 
 /// Serves until its input ends. It is started by the other tests, and does nothing when run among them.
@@ -18,7 +22,10 @@ const READY: &str = "listening on ";
 #[ignore = "started by other tests as a process of its own"]
 async fn serves_until_its_input_ends() {
     let Ok(handshake) = std::env::var(IS_CHILD) else { return };
-    let options = jeton::api::listen::Options { handshake: Duration::from_secs(handshake.parse().unwrap()), ..options() };
+    let mut options = Options { handshake: Duration::from_secs(handshake.parse().unwrap()), ..options() };
+    if std::env::var(FITS).is_ok() {
+        options = options.within(raise_limit());
+    }
     let server = Server::with(options, Duration::from_secs(5)).await;
     println!("\n{READY}{}", server.address);
     let input = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
@@ -36,7 +43,17 @@ impl Child {
     /// With at most so many descriptors, if any number is given.
     pub(crate) fn start(handshake: Duration, descriptors: Option<u32>) -> Self {
         let limit = descriptors.map_or(String::new(), |most| format!("ulimit -n {most};"));
-        let mut process = Command::new("sh")
+        Self::run(&mut Command::new("sh"), handshake, &limit)
+    }
+
+    /// That raises its limit on descriptors to `hard`, and keeps within it.
+    pub(crate) fn within(soft: u32, hard: u32) -> Self {
+        let limit = format!("ulimit -Sn {soft}; ulimit -Hn {hard};");
+        Self::run(Command::new("sh").env(FITS, "1"), Duration::from_secs(60), &limit)
+    }
+
+    fn run(shell: &mut Command, handshake: Duration, limit: &str) -> Self {
+        let mut process = shell
             .args(["-c", &format!("{limit} exec \"$0\" \"$@\"")])
             .arg(std::env::current_exe().unwrap())
             .args(["child::serves_until_its_input_ends", "--exact", "--ignored", "--nocapture"])

@@ -12,7 +12,7 @@ use tokio::{
 use crate::{
     child::Child,
     support::{
-        Server,
+        Server, connect_from,
         frames::{PREFACE, Raw, closes},
         http::{ask_over, get, token},
         options, until,
@@ -101,6 +101,25 @@ async fn running_out_of_descriptors_is_survived() {
     kept.expect(|frame| frame.kind == crate::support::frames::PING).await;
     drop(held);
     until(async || serves(child.address).await).await;
+}
+
+/// L10: a server that knows its descriptors raises their limit, takes no more connections than they allow, and gives one peer a
+/// tenth, so that it does not run out.
+#[tokio::test]
+async fn connections_keep_within_the_descriptors() {
+    let child = Child::within(100, 400);
+    let mut held = Vec::new();
+    for peer in 2..=8 {
+        let mut of_peer = 0;
+        for _ in 0..25 {
+            let raw = Raw::try_over(connect_from([127, 0, 0, peer], child.address).await).await;
+            of_peer += usize::from(raw.is_some());
+            held.extend(raw);
+        }
+        assert_eq!(of_peer, 20, "a tenth of what 400 descriptors leave");
+    }
+    assert!(held.len() > 100, "more than the limit was");
+    token(child.address, "").await.token();
 }
 
 /// Whether a new client is answered within a second.

@@ -17,6 +17,7 @@ use crate::config::Limits;
 mod accept;
 mod caps;
 mod connection;
+mod descriptors;
 mod frames;
 mod life;
 mod preface;
@@ -24,6 +25,7 @@ mod sites;
 mod tls;
 mod workers;
 
+pub use descriptors::{connections_within, highest_limit, raise_limit};
 pub use tls::{TlsError, TlsReloader};
 
 use caps::Caps;
