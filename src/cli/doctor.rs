@@ -107,6 +107,9 @@ impl Command {
             findings.extend(files::data_directory(&config.data_dir));
         }
         findings.push(files::master_key(config, self.dev));
+        if !config.store.is_shared() {
+            findings.extend(store::embedded(config));
+        }
         findings.extend(files::certificate(&config.tls, now));
         findings.extend(records::clients(config).await);
         let service = network::service(config).await;

@@ -8,6 +8,7 @@ use jsonwebtoken::jwk::{Jwk, JwkSet};
 use super::{
     jws::{self, Jws, MAX_TOKEN, Verifier},
     keys::{KeyError, Pair},
+    keyset_mac::KeysetError,
     root::Root,
     seal::Sealer,
 };
@@ -25,12 +26,22 @@ pub struct Judging {
 /// Why the keyset cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyringError {
+    /// The keyset as a whole.
+    #[error(transparent)]
+    Keyset(#[from] KeysetError),
     /// A signing key.
     #[error(transparent)]
     Key(#[from] KeyError),
     /// The root of the symmetric keys.
     #[error("the root key: {0}")]
     Root(#[from] super::seal::SealError),
+}
+
+impl KeyringError {
+    /// Returns true if no holder of this master key wrote the keyset.
+    pub const fn is_forgery(&self) -> bool {
+        matches!(self, Self::Keyset(_) | Self::Root(_))
+    }
 }
 
 /// Why a token could not be signed.
@@ -103,26 +114,25 @@ impl Keyring {
     ///
     /// # Errors
     ///
-    /// When a key or the root does not open under this master key, is unacceptable, or not exactly one is active.
+    /// When the keyset does not [check](Keyset::check), or a key or the root does not open under this master key or is
+    /// unacceptable.
     pub fn open(keyset: &Keyset, sealer: &Sealer, issuer: &str, judging: Judging) -> Result<Self, KeyringError> {
         let root = Root::open(keyset, sealer)?;
-        let mut signers = Vec::new();
+        keyset.check(sealer)?;
+        let mut signer = None;
         let mut keys = HashMap::new();
         let mut public = Vec::new();
         for key in keyset.keys.iter().filter(|key| !matches!(key.state, KeyState::Revoked { .. })) {
             let pair = Pair::open(key, sealer)?;
             let (jwk, verifier) = published(key, &pair)?;
             let until = if let KeyState::Retiring { remove_at } = key.state { Some(remove_at) } else { None };
-            if keys.insert(key.kid.clone(), Known { verifier, until }).is_some() {
-                return Err(KeyError::Twice(key.kid.clone()).into());
-            }
+            keys.insert(key.kid.clone(), Known { verifier, until });
             public.push(jwk);
             if matches!(key.state, KeyState::Active { .. }) {
-                signers.push(Signer::new(key.kid.clone(), pair));
+                signer = Some(Signer::new(key.kid.clone(), pair));
             }
         }
-        let active = signers.len();
-        let signer = signers.pop().filter(|_| active == 1).ok_or(KeyError::Active(active))?;
+        let signer = signer.ok_or(KeysetError::Active(0))?;
         let jwks = serde_json::json!(JwkSet { keys: public });
         Ok(Self { revision: keyset.revision, issuer: issuer.to_owned(), judging, root, signer, keys, jwks })
     }

@@ -34,12 +34,6 @@ pub enum KeyError {
     /// What was sealed is no private key of its algorithm, or too weak a one (K05).
     #[error("signing key {0} is not an acceptable {1} key")]
     Unacceptable(Kid, &'static str),
-    /// The keyset has no active key, or several.
-    #[error("the keyset has {0} active keys, not one")]
-    Active(usize),
-    /// Two keys of the keyset have the same id.
-    #[error("the keyset has two keys {0}")]
-    Twice(Kid),
 }
 
 /// A new key pair: its id, which is its thumbprint (RFC 7638), and its private part in PKCS#8. An RSA key has 3,072 bits and

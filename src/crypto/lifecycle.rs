@@ -2,23 +2,32 @@
 //!
 //! Every step is a pure function from one keyset to the next, to be written over it by one conditional write: whenever a crash
 //! comes, the stored keyset is whole, with exactly one active key. Times never run backwards here: a step taken at an earlier
-//! time than the keyset already knows of is taken at the time it knows of (K08).
+//! time than the keyset already knows of is taken at the time it knows of (K08). Each result carries its MAC; a keyset that came
+//! from a store is to be checked first ([`Keyset::check`]), or a step would authenticate what somebody else wrote.
 
+use super::{root::Root, seal::Sealer};
 use crate::model::{KeyState, Keyset, Kid, SigningKey, Timestamp, keyset::KeyPolicy};
 
 impl Keyset {
     /// The keyset of a new service. Its first key signs at once, for nobody can hold an older set; the second is published
     /// from the beginning, so that there is always one to go to.
-    pub fn first(now: Timestamp, sealed_root: String, mut make: impl FnMut() -> SigningKey) -> Self {
+    pub fn first(now: Timestamp, sealer: &Sealer, mut make: impl FnMut() -> SigningKey) -> Self {
         let active = SigningKey { state: KeyState::Active { since: now }, ..make() };
-        Self { revision: 1, keys: vec![active, make()], sealed_root }
+        let keys = vec![active, make()];
+        Self { revision: 1, keys, sealed_root: Root::make(sealer), mac: String::new() }.with_mac(sealer)
     }
 
     /// What is due at `now`: removes keys whose last token has expired, replaces an active key that is older than
     /// `policy.rotate_every` or a rotation asked for, and sees to it that a prepared key is there. `None` when nothing is due.
     /// A key signs only once it has been published for `policy.publish_ahead` (K02). `make` is called at most once; it makes a
     /// prepared key created at `now`.
-    pub fn advance(&self, now: Timestamp, policy: &KeyPolicy, make: impl FnMut() -> SigningKey) -> Option<Self> {
+    pub fn advance(
+        &self,
+        now: Timestamp,
+        policy: &KeyPolicy,
+        sealer: &Sealer,
+        make: impl FnMut() -> SigningKey,
+    ) -> Option<Self> {
         let now = now.max(self.newest());
         let mut next = self.next();
         next.keys.retain(|key| match key.state {
@@ -30,24 +39,31 @@ impl Keyset {
         }
         next.activate_scheduled(now, policy);
         next.replenish(now, make);
-        (next.keys != self.keys).then_some(next)
+        (next.keys != self.keys).then(|| next.with_mac(sealer))
     }
 
     /// Replaces the active key by the prepared one: now if that has been published for `policy.publish_ahead`, otherwise as
     /// soon as it has, by [`Keyset::advance`]. Asked for again before that, nothing changes but the revision.
-    pub fn rotate(&self, now: Timestamp, policy: &KeyPolicy, mut make: impl FnMut() -> SigningKey) -> Self {
+    pub fn rotate(&self, now: Timestamp, policy: &KeyPolicy, sealer: &Sealer, mut make: impl FnMut() -> SigningKey) -> Self {
         let now = now.max(self.newest());
         let mut next = self.next();
         next.replenish(now, &mut make);
         next.schedule(policy);
         next.activate_scheduled(now, policy);
         next.replenish(now, make);
-        next
+        next.with_mac(sealer)
     }
 
-    /// Ends a key and every token it signed (K03). An active one is replaced at once by the prepared one, however short that
-    /// has been published. `None` when there is no such key, or it is revoked already.
-    pub fn revoke(&self, kid: &Kid, now: Timestamp, policy: &KeyPolicy, mut make: impl FnMut() -> SigningKey) -> Option<Self> {
+    /// Ends a key and every token it signed (K03), and destroys its private part. An active one is replaced at once by the
+    /// prepared one, however short that has been published. `None` when there is no such key, or it is revoked already.
+    pub fn revoke(
+        &self,
+        kid: &Kid,
+        now: Timestamp,
+        policy: &KeyPolicy,
+        sealer: &Sealer,
+        mut make: impl FnMut() -> SigningKey,
+    ) -> Option<Self> {
         let now = now.max(self.newest());
         let mut next = self.next();
         let revoked = next.keys.iter_mut().find(|key| key.kid == *kid)?;
@@ -58,12 +74,13 @@ impl Keyset {
             KeyState::Revoked { .. } => return None,
         };
         revoked.state = KeyState::Revoked { remove_at };
+        revoked.sealed = String::new();
         next.replenish(now, &mut make);
         if was_active {
             next.activate(now, policy);
             next.replenish(now, make);
         }
-        Some(next)
+        Some(next.with_mac(sealer))
     }
 
     /// The key that signs.

@@ -5,6 +5,7 @@ pub mod jwk;
 pub mod jws;
 pub mod keyring;
 pub mod keys;
+pub mod keyset_mac;
 pub mod lifecycle;
 pub mod master;
 pub mod passwords;

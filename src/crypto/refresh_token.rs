@@ -100,7 +100,7 @@ mod tests {
 
     fn key() -> RefreshKey {
         let sealer = Sealer::new([3; 32]);
-        let keyset = Keyset { revision: 1, keys: Vec::new(), sealed_root: Root::make(&sealer) };
+        let keyset = Keyset { revision: 1, keys: Vec::new(), sealed_root: Root::make(&sealer), mac: String::new() };
         RefreshKey::new(&Root::open(&keyset, &sealer).unwrap())
     }
 

@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     fn keyset(sealed_root: String) -> Keyset {
-        Keyset { revision: 1, keys: Vec::new(), sealed_root }
+        Keyset { revision: 1, keys: Vec::new(), sealed_root, mac: String::new() }
     }
 
     #[test]

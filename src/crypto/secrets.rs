@@ -101,7 +101,7 @@ mod tests {
 
     fn secrets() -> ClientSecrets {
         let sealer = Sealer::new([3; 32]);
-        let keyset = Keyset { revision: 1, keys: Vec::new(), sealed_root: Root::make(&sealer) };
+        let keyset = Keyset { revision: 1, keys: Vec::new(), sealed_root: Root::make(&sealer), mac: String::new() };
         ClientSecrets::new(&Root::open(&keyset, &sealer).unwrap())
     }
 

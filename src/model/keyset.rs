@@ -51,7 +51,7 @@ pub enum KeyState {
         /// When the last token it signed has expired.
         remove_at: Timestamp,
     },
-    /// No token of it stands. Kept, unpublished, until `remove_at`.
+    /// No token of it is valid. Kept, unpublished and without its private part, until `remove_at`.
     Revoked {
         /// When the last token it signed would have expired.
         remove_at: Timestamp,
@@ -70,7 +70,7 @@ pub struct SigningKey {
     pub state: KeyState,
     /// When it was made.
     pub created_at: Timestamp,
-    /// PKCS#8 private key under the master key, base64url.
+    /// PKCS#8 private key under the master key, base64url. Empty: the key is revoked, and its private part destroyed.
     pub sealed: String,
 }
 
@@ -95,6 +95,9 @@ pub struct Keyset {
     /// 32 random bytes under the master key, base64url: the root of the server's symmetric keys (refresh tokens, client
     /// secrets, page tokens), each derived from it under its own label.
     pub sealed_root: String,
+    /// HMAC over everything else, under a key from the master key, base64url.
+    #[serde(default)]
+    pub mac: String,
 }
 
 /// Hides the sealed root.

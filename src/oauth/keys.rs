@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Administrator, Authority, Terms};
 use crate::{
-    crypto::{keys::make, root::Root, seal::Sealer},
+    crypto::{keys::make, seal::Sealer},
     error::{Error, Result},
     model::{
         Action, Call, Event, Keyset, Kid, SigningKey, Stamp, Timestamp,
@@ -18,7 +18,7 @@ const TRIES: usize = 8;
 
 /// The first keyset of a store: a root, a key that signs and one prepared.
 pub fn first(sealer: &Sealer, terms: &Terms, now: Timestamp) -> (Keyset, Event) {
-    let keyset = Keyset::first(now, Root::make(sealer), || make(terms.algorithm, sealer, now));
+    let keyset = Keyset::first(now, sealer, || make(terms.algorithm, sealer, now));
     (keyset, Stamp::internal(now).done(Action::KeysCreated, ""))
 }
 
@@ -33,7 +33,8 @@ impl Authority {
     pub async fn rotate_keys(&self, call: &Call, admin: &Administrator) -> Result<Keyset> {
         admin.must_govern_all()?;
         let event = || admin.stamp(call).done(Action::KeysRotated, "");
-        self.step(call.now, event, |keyset, maker| Some(keyset.rotate(maker.now, &maker.policy, || maker.key()))).await?;
+        let rotate = |keyset: &Keyset, maker: &Maker| keyset.rotate(maker.now, &maker.policy, &maker.sealer, || maker.key());
+        self.step(call.now, event, move |keyset, maker| Some(rotate(keyset, maker))).await?;
         self.keyset().await
     }
 
@@ -42,7 +43,8 @@ impl Authority {
         admin.must_govern_all()?;
         let event = || admin.stamp(call).done(Action::KeyRevoked, kid.as_str()).because(reason.clone());
         let kid = kid.clone();
-        let revoke = move |keyset: &Keyset, maker: &Maker| keyset.revoke(&kid, maker.now, &maker.policy, || maker.key());
+        let revoke =
+            move |keyset: &Keyset, maker: &Maker| keyset.revoke(&kid, maker.now, &maker.policy, &maker.sealer, || maker.key());
         match self.step(call.now, event, revoke).await? {
             true => self.keyset().await,
             false => Err(Error::NotFound("key")),
@@ -53,7 +55,8 @@ impl Authority {
     pub async fn advance_keys(&self) -> Result<()> {
         let now = self.clock.now();
         let event = || Stamp::internal(now).done(Action::KeysRotated, "");
-        self.step(now, event, |keyset, maker| keyset.advance(maker.now, &maker.policy, || maker.key())).await.map(drop)
+        let advance = |keyset: &Keyset, maker: &Maker| keyset.advance(maker.now, &maker.policy, &maker.sealer, || maker.key());
+        self.step(now, event, advance).await.map(drop)
     }
 
     /// Writes what `next` makes of the keys, if anything; whether it did. Making an RSA key takes a core a second, so it is
@@ -78,8 +81,11 @@ impl Authority {
         Err(Error::Stale("keyset"))
     }
 
+    /// The keyset in the store, once it is known to be genuine: a step writes it back under a new MAC.
     async fn keyset(&self) -> Result<Keyset> {
-        self.store.keyset().await?.ok_or_else(|| Error::Internal("the keyset is gone".into()))
+        let keyset = self.store.keyset().await?.ok_or_else(|| Error::Internal("the keyset is gone".into()))?;
+        self.standing.admit(&keyset).map_err(|refused| Error::Internal(refused.into()))?;
+        Ok(keyset)
     }
 }
 

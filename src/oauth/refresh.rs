@@ -63,10 +63,12 @@ impl Authority {
             return Err(Error::InvalidGrant);
         }
         let current = self.standing.epochs(&family.tenant, &family.client, &family.subject)?;
+        // A revocation is final: one that this node knows is not undone by a store that no longer shows it.
+        let undone = family.ended_at.is_none() && self.standing.family_was_ended(family.id);
         let client = who.client();
         let audience_stands =
             family.audience.iter().all(|audience| *audience == self.terms.own_audience || client.audiences.contains(audience));
-        if family.client != client.id || !family.epochs.reach(current) || !audience_stands {
+        if undone || family.client != client.id || !family.epochs.reach(current) || !audience_stands {
             let refused = who.stamp(call).refused(Action::RefreshRefused, "", "invalid_grant").in_family(family.id);
             return Err(self.trail.refusal(refused, Error::InvalidGrant).await);
         }

@@ -12,18 +12,24 @@
 
 mod age;
 mod clients;
+mod keys;
 mod seen;
 #[cfg(test)]
 mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::Guard;
 use papaya::HashMap;
 use tokio::time::Instant;
 
-pub use self::age::Behind;
-use self::{age::Age, clients::Clients, seen::Seen};
+use self::{
+    age::Age,
+    clients::Clients,
+    keys::{Keys, Taken},
+    seen::Seen,
+};
+pub use self::{age::Behind, keys::Refused};
 use crate::{
     crypto::{
         keyring::{Judging, Keyring, KeyringError, VerifiedClaims},
@@ -45,8 +51,7 @@ pub struct Standing {
     tenants: HashMap<TenantId, u64>,
     of_clients: HashMap<ClientId, u64>,
     subjects: HashMap<Subject, u64>,
-    keys: ArcSwap<Keyring>,
-    opening: Opening,
+    keys: Keys,
     clients: Clients,
     seen: Seen,
     age: Age,
@@ -72,14 +77,13 @@ impl Standing {
     /// An index that knows the keys and nothing else yet. Once the store has said how far it is known
     /// ([`Follower::knows_up_to`]), nothing is judged while that is longer than `max_staleness` ago.
     pub fn new(keyset: &Keyset, opening: Opening, max_staleness: Duration) -> Result<Self, KeyringError> {
-        let keys = ArcSwap::from_pointee(opening.keyring(keyset)?);
+        let keys = Keys::new(keyset, opening)?;
         Ok(Self {
             revoked: HashMap::new(),
             tenants: HashMap::new(),
             of_clients: HashMap::new(),
             subjects: HashMap::new(),
             keys,
-            opening,
             clients: Clients::default(),
             seen: Seen::default(),
             age: Age::new(max_staleness),
@@ -204,19 +208,26 @@ impl Standing {
         before.saturating_sub(revoked.len())
     }
 
-    /// Takes the keys of a later revision into use; an earlier one, or the same again, comes late and changes nothing.
+    /// Checks that the store's keyset may be built on: it is genuine, not older than the one in use, and takes no revocation
+    /// of a key back.
+    ///
+    /// # Errors
+    ///
+    /// When it is not; counted as `jeton_keyset_refused_total`.
+    pub fn admit(&self, keyset: &Keyset) -> Result<(), Refused> {
+        self.keys.admit(keyset).inspect_err(|_| count_refused())
+    }
+
     fn rekey(&self, keyset: &Keyset) {
-        if self.keys.load().revision() >= keyset.revision {
-            return;
-        }
-        match self.opening.keyring(keyset).map(Arc::new) {
-            Ok(keyring) => {
-                let newer = |known: &Arc<Keyring>| if known.revision() < keyring.revision() { &keyring } else { known }.clone();
-                self.keys.rcu(newer);
+        match self.keys.take(keyset) {
+            Taken::InUse => {}
+            Taken::Refused(error) => {
+                count_refused();
+                tracing::error!(%error, revision = keyset.revision, "refused the store's keyset: the last genuine one stays in use");
             }
-            // Cannot happen with a keyset this process wrote; with another node's it means another master key. A key that this
-            // very change revoked would go on standing here: nothing is judged until there are keys that can be opened.
-            Err(error) => {
+            // A key that this very change revoked would go on being valid here: nothing is judged until there are keys that can
+            // be opened.
+            Taken::Unread(error) => {
                 tracing::error!(%error, revision = keyset.revision, "cannot open the new keyset");
                 self.age.unread(keyset.revision);
             }
@@ -258,4 +269,8 @@ impl Follower for Standing {
     fn lost(&self) {
         self.age.lost();
     }
+}
+
+fn count_refused() {
+    metrics::counter!("jeton_keyset_refused_total").increment(1);
 }

@@ -6,7 +6,7 @@ use tokio::time::advance;
 
 use super::*;
 use crate::{
-    crypto::{keys::make, root::Root},
+    crypto::{keyring::KeyringError, keys::make},
     model::{FamilyId, KeyState, Kid, SigningKey, keyset::Algorithm},
 };
 
@@ -20,7 +20,7 @@ fn sealer(byte: u8) -> Arc<Sealer> {
 }
 
 fn keyset(sealer: &Sealer) -> Keyset {
-    Keyset::first(NOW, Root::make(sealer), || make(Algorithm::EdDsa, sealer, NOW))
+    Keyset::first(NOW, sealer, || make(Algorithm::EdDsa, sealer, NOW))
 }
 
 /// The next revision, in which the signing key is revoked and another signs.
@@ -32,7 +32,7 @@ fn revoked(keyset: &Keyset, sealer: &Sealer) -> Keyset {
         }
     }
     keys.push(SigningKey { state: KeyState::Active { since: NOW }, ..make(Algorithm::EdDsa, sealer, NOW) });
-    Keyset { revision: keyset.revision + 1, keys, ..keyset.clone() }
+    Keyset { revision: keyset.revision + 1, keys, ..keyset.clone() }.with_mac(sealer)
 }
 
 fn over(keyset: &Keyset, sealer: &Arc<Sealer>) -> Standing {
@@ -210,7 +210,7 @@ fn keys_never_go_back() {
         assert_eq!(standing.keyring().revision(), new.revision);
     }
     // Equal is not higher: of two that claim the same revision, the first one known stays.
-    let twin = Keyset { revision: new.revision, ..(*old).clone() };
+    let twin = Keyset { revision: new.revision, ..(*old).clone() }.with_mac(&sealer);
     standing.apply(&Change::Keyset(Arc::new(twin)));
     assert!(standing.judge(&token, NOW).unwrap().is_none());
 }
@@ -219,10 +219,12 @@ fn keys_never_go_back() {
 /// one that can, and none before it counts.
 #[tokio::test(start_paused = true)]
 async fn keys_that_cannot_be_read_end_all_judgement() {
-    let (ours, theirs) = (sealer(5), sealer(6));
+    let ours = sealer(5);
     let first = keyset(&ours);
     let second = revoked(&first, &ours);
-    let unreadable = Keyset { revision: 3, ..keyset(&theirs) };
+    let mut unreadable = Keyset { revision: 3, ..first.clone() };
+    unreadable.keys[0].alg = Algorithm::Es256;
+    let unreadable = unreadable.with_mac(&ours);
     for says in [false, true] {
         let standing = over(&first, &ours);
         let token = signed(&standing, &claims(None));
@@ -236,13 +238,74 @@ async fn keys_that_cannot_be_read_end_all_judgement() {
             standing.knows_up_to(Instant::now());
             assert_eq!(standing.fresh(), Err(Behind), "hearing the others is not enough");
         }
-        standing.apply(&Change::Keyset(Arc::new(Keyset { revision: 4, ..second.clone() })));
+        standing.apply(&Change::Keyset(Arc::new(Keyset { revision: 4, ..second.clone() }.with_mac(&ours))));
         assert_eq!(standing.fresh(), Ok(()));
         assert!(standing.judge(&token, NOW).unwrap().is_none(), "the second one revoked its key");
         // Told again, late: it no longer matters.
         standing.apply(&Change::Keyset(Arc::new(unreadable.clone())));
         assert_eq!(standing.fresh(), Ok(()));
     }
+}
+
+/// K03: a keyset that no holder of the master key wrote is never taken into use, whatever it says, and neither stops the node
+/// nor hides a later genuine one.
+#[tokio::test(start_paused = true)]
+async fn a_forged_keyset_is_refused_and_the_last_genuine_one_stays() {
+    let ours = sealer(5);
+    let first = keyset(&ours);
+    let second = revoked(&first, &ours);
+    let standing = over(&first, &ours);
+    let token = signed(&standing, &claims(None));
+    standing.apply(&Change::Keyset(Arc::new(second.clone())));
+    let mut altered = Keyset { revision: 3, ..second.clone() };
+    altered.keys[0] = SigningKey { state: KeyState::Retiring { remove_at: NOW + MAX }, ..first.keys[0].clone() };
+    let mut twice = Keyset { revision: 3, ..second.clone() };
+    twice.keys.insert(0, second.keys[2].clone());
+    let foreign = Keyset { revision: u64::MAX, ..keyset(&sealer(6)) }.with_mac(&sealer(6));
+    let kept = standing.keyring().jwks().clone();
+    for forged in [altered, twice, foreign] {
+        assert!(matches!(standing.admit(&forged), Err(Refused::Forged(_))), "{forged:?}");
+        standing.apply(&Change::Keyset(Arc::new(forged)));
+        assert_eq!(standing.fresh(), Ok(()), "the last genuine keys go on");
+        assert_eq!(standing.keyring().jwks(), &kept);
+        assert!(standing.judge(&token, NOW).unwrap().is_none());
+    }
+    let third = Keyset { revision: 3, ..second }.with_mac(&ours);
+    standing.apply(&Change::Keyset(Arc::new(third)));
+    assert_eq!(standing.keyring().revision(), 3);
+}
+
+/// K03: a revoked key is never taken back, whatever the revision, also where an older genuine keyset was put back into the store
+/// and other nodes went on from it.
+#[test]
+fn a_revoked_key_is_never_taken_back() {
+    let ours = sealer(5);
+    let first = keyset(&ours);
+    let second = revoked(&first, &ours);
+    let kid = first.keys[0].kid.clone();
+    for known_at_start in [true, false] {
+        let standing = over(if known_at_start { &second } else { &first }, &ours);
+        standing.apply(&Change::Keyset(Arc::new(second.clone())));
+        assert!(matches!(standing.admit(&first), Err(Refused::Older { stored: 1, known: 2 })));
+        for revision in [3, 4, 400] {
+            let back = Keyset { revision, ..first.clone() }.with_mac(&ours);
+            assert!(matches!(standing.admit(&back), Err(Refused::Unrevoked(unrevoked)) if unrevoked == kid));
+            standing.apply(&Change::Keyset(Arc::new(back)));
+            assert!(!standing.keyring().stands(&kid));
+            assert_eq!(standing.keyring().revision(), 2);
+        }
+        assert!(standing.admit(&second).is_ok());
+    }
+}
+
+/// Another master key: the process does not start.
+#[test]
+fn a_keyset_that_does_not_check_starts_nothing() {
+    let ours = sealer(5);
+    let altered = Keyset { revision: 2, ..keyset(&ours) };
+    let judging = Judging { max_lifetime: Duration::from_secs(3_600), skew: Duration::from_secs(5) };
+    let opening = Opening { sealer: ours, issuer: ISSUER.into(), judging };
+    assert!(matches!(Standing::new(&altered, opening, MAX), Err(KeyringError::Keyset(_))));
 }
 
 /// Whoever finds a raised epoch finds the client afresh, also where the client's own change is told last: a disabled client gets

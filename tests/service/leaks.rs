@@ -241,7 +241,7 @@ fn debug_output_shows_no_secret() {
         created_at: Timestamp::from_seconds(0),
         sealed: secret.to_owned(),
     };
-    let keyset = jeton::model::Keyset { revision: 1, keys: vec![key], sealed_root: secret.to_owned() };
+    let keyset = jeton::model::Keyset { revision: 1, keys: vec![key], sealed_root: secret.to_owned(), mac: String::new() };
     assert!(!format!("{keyset:?}").contains(secret));
     let call = Call { now: Timestamp::from_seconds(0), peer: Peer::Local, request_id: "r".into() };
     assert!(format!("{call:?}").contains("Local"));

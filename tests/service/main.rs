@@ -40,6 +40,7 @@ mod revoke_all;
 mod scenes;
 mod secrets;
 mod staleness;
+mod tampered;
 mod tenants;
 mod timing;
 mod token;

@@ -119,7 +119,7 @@ pub(crate) fn keyset(revision: u64) -> Keyset {
         created_at: NOW,
         sealed: "sealed".into(),
     };
-    Keyset { revision, keys: vec![key], sealed_root: "root".into() }
+    Keyset { revision, keys: vec![key], sealed_root: "root".into(), mac: "mac".into() }
 }
 
 /// The name of the only chain that a bench's store has; the bench's node before it has begun.

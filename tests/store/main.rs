@@ -13,6 +13,7 @@ mod damage;
 mod database;
 mod directory;
 #[path = "../support/faulty.rs"]
+#[expect(dead_code, reason = "shared with the tests of the service, which show keysets too")]
 mod faulty;
 mod fixtures;
 mod forged;

@@ -64,6 +64,7 @@ pub(crate) struct FaultyStore {
     plan: Mutex<Plan>,
     feeds: Mutex<Vec<Arc<Feed>>>,
     by_hand: AtomicBool,
+    keyset: Mutex<Option<Keyset>>,
 }
 
 /// What stands between the inner store and one who follows it through this one.
@@ -109,6 +110,7 @@ impl FaultyStore {
             plan: Mutex::default(),
             feeds: Mutex::default(),
             by_hand: AtomicBool::new(false),
+            keyset: Mutex::default(),
         }
     }
 
@@ -154,6 +156,16 @@ impl FaultyStore {
     /// says.
     pub(crate) fn say_by_hand(&self) {
         self.by_hand.store(true, Ordering::SeqCst);
+    }
+
+    /// Shows this keyset in the place of the stored one, to followers too, as if somebody had written it; `None`: the stored one
+    /// again.
+    pub(crate) fn show_keyset(&self, keyset: Option<Keyset>) {
+        if let Some(keyset) = &keyset {
+            let change = Change::Keyset(Arc::new(keyset.clone()));
+            self.feeds(|feed| feed.follower.apply(&change));
+        }
+        *self.keyset.lock().unwrap() = keyset;
     }
 
     /// Says that everything from before `at` has been told.
@@ -306,7 +318,8 @@ impl AuditStore for FaultyStore {
 #[async_trait]
 impl KeyStore for FaultyStore {
     async fn keyset(&self) -> Result<Option<Keyset>> {
-        self.pass(self.inner.keyset()).await
+        let stored = self.pass(self.inner.keyset()).await?;
+        Ok(self.keyset.lock().unwrap().clone().or(stored))
     }
 
     async fn replace_keyset(&self, keyset: &Keyset, event: Event) -> Result<Write> {

@@ -9,12 +9,15 @@ use super::{
 use crate::{
     config::Config,
     crypto::{
-        keyring::{Judging, Keyring},
+        keyring::{Judging, Keyring, KeyringError},
         master,
         seal::Sealer,
     },
     model::Keyset,
-    store::mongo::{self, Defect, Inspection, NodeSeen, OpenError, Role, Settings, State},
+    store::{
+        embedded::Embedded,
+        mongo::{self, Defect, Inspection, NodeSeen, OpenError, Role, Settings, State},
+    },
 };
 
 const STORE: &str = "store";
@@ -35,6 +38,12 @@ const SLOW: Duration = Duration::from_millis(50);
 
 const ELECTION_ADVICE: &str = "cfg = rs.conf(); cfg.settings.electionTimeoutMillis = 2000; cfg.settings.heartbeatIntervalMillis \
                                = 500; cfg.settings.heartbeatTimeoutSecs = 2; rs.reconfig(cfg)";
+
+/// Looks at the keys in a data directory; nothing where there are none yet.
+pub(super) fn embedded(config: &Config) -> Option<Finding> {
+    let keyset = Embedded::read_only(&config.data_dir).ok()?.keyset().ok()??;
+    keys(config, &keyset)
+}
 
 /// Looks at the store. `answers`: whether the service of this configuration answers here.
 pub(super) async fn shared(config: &Config, answers: bool) -> Vec<Finding> {
@@ -242,7 +251,12 @@ fn keys(config: &Config, keyset: &Keyset) -> Option<Finding> {
     let master = master::load_or_make(&config.master_key_path(), false).ok()?;
     let judging = Judging { max_lifetime: config.token.access_lifetime_max(), skew: Duration::ZERO };
     Some(match Keyring::open(keyset, &Sealer::new(master), &config.issuer, judging) {
-        Ok(_) => Finding::ok(SUBJECT, "open under this master key"),
+        Ok(_) => Finding::ok(SUBJECT, "are genuine and open under this master key"),
+        Err(error @ KeyringError::Keyset(_)) => {
+            let advice =
+                "nodes that run go on with the last genuine keyset: find out who writes to the store, then restore a backup";
+            Finding::problem(SUBJECT, error.to_string(), advice)
+        }
         Err(error) => Finding::problem(SUBJECT, format!("do not open: {error}"), "give this node the master key of the others"),
     })
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::{
     crypto::{chain, keys, root::Root, seal::Sealer},
     model::{
-        Action, Keyset, Stamp, Timestamp,
+        Action, KeyState, Keyset, Kid, Stamp, Timestamp,
         keyset::{Algorithm, KeyPolicy},
     },
     store::transfer::Item,
@@ -122,13 +122,18 @@ impl Restoring {
         if Root::open(&keyset, &self.sealer).is_err() {
             return Err("the keys were sealed under another master key".to_owned());
         }
+        keyset.check(&self.sealer).map_err(|error| error.to_string())?;
         if !self.end_all {
             return Ok(keyset);
         }
         let mut next = keyset.clone();
         for key in &keyset.keys {
             let make = || keys::make(self.algorithm, &self.sealer, now);
-            next = next.revoke(&key.kid, now, &self.policy, make).unwrap_or(next);
+            next = next.revoke(&key.kid, now, &self.policy, &self.sealer, make).unwrap_or(next);
+        }
+        let was = |kid: &Kid| keyset.keys.iter().any(|key| key.kid == *kid);
+        if let Some(key) = next.keys.iter().find(|key| was(&key.kid) && !matches!(key.state, KeyState::Revoked { .. })) {
+            return Err(format!("key {} of the export would stay valid", key.kid));
         }
         self.replaced_keys = true;
         Ok(next)
@@ -174,10 +179,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{
-        crypto::chain::Walk,
-        model::{KeyState, Kid},
-    };
+    use crate::crypto::chain::Walk;
 
     const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
 
@@ -190,7 +192,7 @@ mod tests {
     fn keyset() -> Keyset {
         let sealer = Sealer::new([7; 32]);
         let before = NOW - Duration::from_secs(100);
-        Keyset::first(before, Root::make(&sealer), || keys::make(Algorithm::EdDsa, &sealer, before))
+        Keyset::first(before, &sealer, || keys::make(Algorithm::EdDsa, &sealer, before))
     }
 
     fn only(items: Vec<Item>) -> Item {

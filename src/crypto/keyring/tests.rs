@@ -28,7 +28,8 @@ impl Bench {
         let sealer = Sealer::new([5; 32]);
         let key = SigningKey { state: KeyState::Active { since: NOW }, ..keys::make(alg, &sealer, NOW) };
         let pair = Pair::open(&key, &sealer).unwrap();
-        let keyset = Keyset { revision: 1, keys: vec![key], sealed_root: Root::make(&sealer) };
+        let keyset =
+            Keyset { revision: 1, keys: vec![key], sealed_root: Root::make(&sealer), mac: String::new() }.with_mac(&sealer);
         let keyring = open(&keyset, &sealer).unwrap();
         Self { keyset, sealer, keyring, pair }
     }
@@ -142,7 +143,7 @@ fn tokens_of_a_revoked_key_do_not_verify() {
     let kid = keyring.active_kid().clone();
     keyset.keys[0].state = KeyState::Revoked { remove_at: NOW + Duration::from_secs(3_600) };
     keyset.keys.push(SigningKey { state: KeyState::Active { since: NOW }, ..keys::make(Algorithm::Es256, &sealer, NOW) });
-    let keyring = open(&keyset, &sealer).unwrap();
+    let keyring = open(&keyset.with_mac(&sealer), &sealer).unwrap();
     assert!(keyring.verify(&token, NOW).is_none());
     assert!(!keyring.stands(&kid));
     assert!(keyring.stands(keyring.active_kid()));
@@ -158,7 +159,7 @@ fn a_retiring_key_verifies_until_it_is_due_to_go() {
     let remove_at = NOW + Duration::from_secs(60);
     keyset.keys[0].state = KeyState::Retiring { remove_at };
     keyset.keys.push(SigningKey { state: KeyState::Active { since: NOW }, ..keys::make(Algorithm::EdDsa, &sealer, NOW) });
-    let keyring = open(&keyset, &sealer).unwrap();
+    let keyring = open(&keyset.with_mac(&sealer), &sealer).unwrap();
     assert!(keyring.verify(&token, remove_at - Duration::from_millis(1)).is_some());
     assert!(keyring.verify(&token, remove_at).is_none());
     assert_eq!(keyring.jwks()["keys"].as_array().unwrap().len(), 2, "both are published");
@@ -171,7 +172,7 @@ fn the_published_set_is_public() {
     let made = [Algorithm::EdDsa, Algorithm::Es256].map(|alg| keys::make(alg, &sealer, NOW));
     let mut keys = vec![Bench::rsa().keyset.keys[0].clone()];
     keys.extend(made);
-    let keyset = Keyset { revision: 1, keys, sealed_root: Root::make(&sealer) };
+    let keyset = Keyset { revision: 1, keys, sealed_root: Root::make(&sealer), mac: String::new() }.with_mac(&sealer);
     let jwks = open(&keyset, &sealer).unwrap().jwks().clone();
     let expected = [
         ("RSA", vec!["alg", "e", "kid", "kty", "n", "use"]),
@@ -199,7 +200,7 @@ fn a_short_rsa_key_is_refused() {
     let key = &mut keyset.keys[0];
     key.alg = Algorithm::Rs256;
     key.sealed = URL_SAFE_NO_PAD.encode(sealer.seal("signing key", key.kid.as_str(), pkcs8.as_ref()));
-    assert!(matches!(open(&keyset, &sealer), Err(KeyringError::Key(KeyError::Unacceptable(_, "RS256")))));
+    assert!(matches!(open(&keyset.with_mac(&sealer), &sealer), Err(KeyringError::Key(KeyError::Unacceptable(_, "RS256")))));
 }
 
 /// K06: another master key, an altered or a swapped private part: the service does not start.
@@ -210,15 +211,19 @@ fn a_key_that_is_not_its_own_does_not_open() {
     let other = keys::make(Algorithm::EdDsa, &sealer, NOW);
     let mut swapped = keyset.clone();
     swapped.keys[0].sealed = other.sealed;
-    assert!(matches!(open(&swapped, &sealer), Err(KeyringError::Key(KeyError::Sealed(_)))));
+    assert!(matches!(open(&swapped, &sealer), Err(KeyringError::Keyset(KeysetError::Mac))));
+    assert!(matches!(open(&swapped.with_mac(&sealer), &sealer), Err(KeyringError::Key(KeyError::Sealed(_)))));
     let mut renamed = keyset.clone();
     let (_, pkcs8) = keys::make_key(Algorithm::EdDsa);
     let kid = renamed.keys[0].kid.clone();
     renamed.keys[0].sealed = URL_SAFE_NO_PAD.encode(sealer.seal("signing key", kid.as_str(), &pkcs8));
-    assert!(matches!(open(&renamed, &sealer), Err(KeyringError::Key(KeyError::Sealed(_)))), "its id is its thumbprint");
+    assert!(
+        matches!(open(&renamed.with_mac(&sealer), &sealer), Err(KeyringError::Key(KeyError::Sealed(_)))),
+        "its id is its thumbprint"
+    );
     let mut wrong_alg = keyset;
     wrong_alg.keys[0].alg = Algorithm::Es256;
-    assert!(matches!(open(&wrong_alg, &sealer), Err(KeyringError::Key(KeyError::Unacceptable(..)))));
+    assert!(matches!(open(&wrong_alg.with_mac(&sealer), &sealer), Err(KeyringError::Key(KeyError::Unacceptable(..)))));
 }
 
 /// K07: zero or two active keys, or one key twice, is no keyset to go on with.
@@ -226,13 +231,13 @@ fn a_key_that_is_not_its_own_does_not_open() {
 fn exactly_one_key_is_active() {
     let Bench { mut keyset, sealer, .. } = Bench::new(Algorithm::EdDsa);
     keyset.keys.push(keyset.keys[0].clone());
-    assert!(matches!(open(&keyset, &sealer), Err(KeyringError::Key(KeyError::Twice(_)))));
+    assert!(matches!(open(&keyset.clone().with_mac(&sealer), &sealer), Err(KeyringError::Keyset(KeysetError::Twice(_)))));
     keyset.keys[1] = SigningKey { state: KeyState::Active { since: NOW }, ..keys::make(Algorithm::Es256, &sealer, NOW) };
-    assert!(matches!(open(&keyset, &sealer), Err(KeyringError::Key(KeyError::Active(2)))));
+    assert!(matches!(open(&keyset.clone().with_mac(&sealer), &sealer), Err(KeyringError::Keyset(KeysetError::Active(2)))));
     for key in &mut keyset.keys {
         key.state = KeyState::Prepared { activate_at: None };
     }
-    assert!(matches!(open(&keyset, &sealer), Err(KeyringError::Key(KeyError::Active(0)))));
+    assert!(matches!(open(&keyset.with_mac(&sealer), &sealer), Err(KeyringError::Keyset(KeysetError::Active(0)))));
 }
 
 /// O01, K06: neither the keyset at rest nor anything that can be printed holds a private key.

@@ -24,6 +24,10 @@ struct Life {
     expiries: HashMap<Kid, Timestamp>,
 }
 
+fn sealer() -> Sealer {
+    Sealer::new([7; 32])
+}
+
 fn key(number: u32, created_at: Timestamp) -> SigningKey {
     let kid = format!("k{number}").parse().unwrap();
     SigningKey {
@@ -31,7 +35,7 @@ fn key(number: u32, created_at: Timestamp) -> SigningKey {
         alg: Algorithm::EdDsa,
         state: KeyState::Prepared { activate_at: None },
         created_at,
-        sealed: String::new(),
+        sealed: format!("private {number}"),
     }
 }
 
@@ -46,7 +50,7 @@ enum Step {
 impl Life {
     fn new() -> Self {
         let mut made = 0;
-        let keyset = Keyset::first(START, String::new(), || {
+        let keyset = Keyset::first(START, &sealer(), || {
             made += 1;
             key(made, START)
         });
@@ -62,13 +66,13 @@ impl Life {
             key(*made, at)
         };
         match step {
-            Step::Advance => self.keyset.advance(at, &POLICY, make),
-            Step::Rotate => Some(self.keyset.rotate(at, &POLICY, make)),
+            Step::Advance => self.keyset.advance(at, &POLICY, &sealer(), make),
+            Step::Rotate => Some(self.keyset.rotate(at, &POLICY, &sealer(), make)),
             Step::Revoke(which) => {
                 let kid = self.keyset.keys[which % self.keyset.keys.len()].kid.clone();
-                self.keyset.revoke(&kid, at, &POLICY, make)
+                self.keyset.revoke(&kid, at, &POLICY, &sealer(), make)
             }
-            Step::RevokeActive => self.keyset.revoke(&active, at, &POLICY, make),
+            Step::RevokeActive => self.keyset.revoke(&active, at, &POLICY, &sealer(), make),
         }
     }
 
@@ -79,6 +83,7 @@ impl Life {
         assert_eq!(next.revision, before.revision + 1);
         let next: Keyset = serde_json::from_str(&serde_json::to_string(&next).unwrap()).unwrap();
         check_shape(&next);
+        assert_eq!(next.check(&sealer()), Ok(()), "every step writes its MAC");
         let guarded = at.max(before.newest());
         for old in &before.keys {
             check_successor(old, next.keys.iter().find(|key| key.kid == old.kid), guarded);
@@ -134,6 +139,10 @@ fn check_successor(old: &SigningKey, new: Option<&SigningKey>, now: Timestamp) {
         _ => false,
     };
     assert!(lawful, "{old:?} became {new:?} at {now}");
+    if let Some(new) = new {
+        let destroyed = matches!(new.state, Revoked { .. });
+        assert_eq!(new.sealed.is_empty(), destroyed, "a revoked key has no private part, every other has: {new:?}");
+    }
 }
 
 fn steps() -> impl Strategy<Value = Vec<(Step, u64, bool)>> {
@@ -227,8 +236,8 @@ fn a_rotation_waits_for_the_longer_of_two_policies() {
     let first = life.active();
     life.take(&Step::Rotate, START);
     let longer = KeyPolicy { publish_ahead: HOUR, ..POLICY };
-    assert_eq!(life.keyset.advance(START + POLICY.publish_ahead, &longer, || panic!("nothing is made")), None);
-    let next = life.keyset.advance(START + HOUR, &longer, || key(9, START + HOUR)).unwrap();
+    assert_eq!(life.keyset.advance(START + POLICY.publish_ahead, &longer, &sealer(), || panic!("nothing is made")), None);
+    let next = life.keyset.advance(START + HOUR, &longer, &sealer(), || key(9, START + HOUR)).unwrap();
     assert_ne!(next.active().unwrap().kid, first);
 }
 
@@ -248,8 +257,8 @@ fn a_revoked_active_key_is_replaced_at_once() {
     life.take(&Step::RevokeActive, START);
     assert_eq!(life.active(), second);
     assert!(matches!(life.keyset.keys[0].state, KeyState::Revoked { remove_at } if remove_at == START + POLICY.verify_after));
-    let again = life.keyset.revoke(&first, START, &POLICY, || panic!("nothing is made"));
-    let unknown = life.keyset.revoke(&"nobody".parse().unwrap(), START, &POLICY, || panic!("nothing is made"));
+    let again = life.keyset.revoke(&first, START, &POLICY, &sealer(), || panic!("nothing is made"));
+    let unknown = life.keyset.revoke(&"nobody".parse().unwrap(), START, &POLICY, &sealer(), || panic!("nothing is made"));
     assert_eq!((again, unknown), (None, None));
 }
 
@@ -269,7 +278,7 @@ fn a_revoked_prepared_key_is_replaced_by_a_fresh_one() {
 fn without_an_interval_nothing_rotates_by_itself() {
     let policy = KeyPolicy { rotate_every: Duration::ZERO, ..POLICY };
     let life = Life::new();
-    assert_eq!(life.keyset.advance(START + HOUR * 100_000, &policy, || panic!("nothing is made")), None);
+    assert_eq!(life.keyset.advance(START + HOUR * 100_000, &policy, &sealer(), || panic!("nothing is made")), None);
 }
 
 /// C1, K08: after a jump forward the rotation that is due is not skipped, after one back nothing moves.
