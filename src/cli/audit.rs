@@ -13,7 +13,7 @@ use super::{
     values::{self, Moment},
 };
 use crate::proto::admin::{
-    ChainVerdict, Event, EventFilter, KnownHead, ListEventsRequest, TailEventsRequest, VerifyChainRequest,
+    ChainState, ChainVerdict, Event, EventFilter, KnownHead, ListEventsRequest, TailEventsRequest, VerifyChainRequest,
     audit_service_client::AuditServiceClient,
 };
 
@@ -41,7 +41,8 @@ enum Verb {
         #[command(flatten)]
         filter: Filter,
     },
-    /// Read every chain from its beginning and find what was removed, altered, reordered or cut off; exit with 1 when something was
+    /// Read every chain from its beginning and find what was removed, altered, reordered or cut off; exit with 1 when something
+    /// was. "end not sure": the node does not run and did not close its chain, so its newest records may be missing; exit with 0
     Verify {
         /// Only this chain
         #[arg(long, value_name = "NAME")]
@@ -137,7 +138,8 @@ async fn list(output: Output, admin: &Admin, filter: EventFilter, limit: usize) 
     }
     let row = |event: &Event| {
         let time = render::time(event.time.as_ref());
-        let Event { chain, sequence, action, outcome, tenant, client_id, target, reason, peer, .. } = event.clone();
+        let Event { chain, sequence, action, outcome, tenant, client_id, target, peer, .. } = event.clone();
+        let reason = reason(event);
         vec![chain, sequence.to_string(), time, action, outcome, tenant, client_id, target, reason, peer]
     };
     let header = ["chain", "seq", "time", "action", "outcome", "tenant", "client", "target", "reason", "peer"];
@@ -154,7 +156,8 @@ async fn tail(output: Output, admin: &Admin, filter: EventFilter) -> Result<(), 
             output.document(&render::event(&event))?;
             continue;
         }
-        let Event { action, outcome, client_id, target, reason, .. } = &event;
+        let Event { action, outcome, client_id, target, .. } = &event;
+        let reason = reason(&event);
         let line = format!("{}  {outcome:7}  {action}  {client_id}  {target}  {reason}", render::time(event.time.as_ref()));
         output.line(&crate::telemetry::escape(line.trim_end()))?;
     }
@@ -164,28 +167,44 @@ async fn tail(output: Output, admin: &Admin, filter: EventFilter) -> Result<(), 
 /// A line for each chain, with the head to be noted first, and the sum.
 async fn verify(output: Output, admin: &Admin, request: VerifyChainRequest) -> Result<(), Failure> {
     let answer = AuditServiceClient::new(admin.channel()).verify_chain(admin.request(request)).await?.into_inner();
-    let intact = answer.intact.unwrap_or(false);
+    let (intact, state) = (answer.intact.unwrap_or(false), answer.state());
     if output.json {
-        let chains: Vec<_> = answer.chains.iter().map(render::verdict).collect();
-        output.document(&json!({ "intact": intact, "checked": answer.checked, "chains": chains }))?;
+        let (chains, state): (Vec<_>, _) = (answer.chains.iter().map(render::verdict).collect(), render::state(state));
+        output.document(&json!({ "intact": intact, "state": state, "checked": answer.checked, "chains": chains }))?;
     } else {
         for chain in &answer.chains {
             output.line(&crate::telemetry::escape(&verdict(chain)))?;
         }
-        let word = if intact { "intact" } else { "broken" };
+        let word = render::state(state);
         let (chains, records) = (answer.chains.len(), answer.checked);
         output.line(&format!("{word}: {chains} chain{}, {records} records", if chains == 1 { "" } else { "s" }))?;
     }
-    if intact { Ok(()) } else { Err(Failure::Code(1)) }
+    match state {
+        ChainState::Intact | ChainState::EndNotSure => Ok(()),
+        ChainState::Broken | ChainState::Unspecified => Err(Failure::Code(1)),
+    }
+}
+
+/// The reason of an event, and that it was recorded later than it happened, if so.
+fn reason(event: &Event) -> String {
+    let recovered =
+        if event.recovered_from.is_empty() { String::new() } else { format!("recovered from {}", event.recovered_from) };
+    [event.reason.as_str(), &recovered].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
 fn verdict(chain: &ChainVerdict) -> String {
-    let ChainVerdict { chain: name, intact, checked, first_bad_sequence, problem, head_sequence, head_hash } = chain;
+    let ChainVerdict { chain: name, checked, first_bad_sequence, problem, head_sequence, head_hash, .. } = chain;
     let head = format!("{name}:{head_sequence}:{head_hash}");
-    if intact.unwrap_or(false) {
-        return format!("{head}  intact, {checked} records");
+    match chain.state() {
+        ChainState::Intact => format!("{head}  intact, {checked} records"),
+        ChainState::EndNotSure => {
+            let witnessed = chain.witnessed_sequence;
+            format!("{head}  end not sure, {checked} records; its node stopped without closing it; witnessed up to {witnessed}")
+        }
+        ChainState::Broken | ChainState::Unspecified => {
+            format!("{head}  broken at record {first_bad_sequence}: {problem}; {checked} records before it")
+        }
     }
-    format!("{head}  broken at record {first_bad_sequence}: {problem}; {checked} records before it")
 }
 
 #[cfg(test)]
@@ -201,6 +220,9 @@ mod tests {
             ChainVerdict { chain: "a:7".to_owned(), head_sequence: 3, head_hash: "ab".to_owned(), ..Default::default() };
         let line = super::verdict(&verdict);
         assert_eq!(read(line.split_whitespace().next().unwrap()), Ok(("a:7".to_owned(), 3, "ab".to_owned())));
+        let not_sure = ChainVerdict { state: ChainState::EndNotSure.into(), checked: 3, witnessed_sequence: 2, ..verdict };
+        let line = super::verdict(&not_sure);
+        assert_eq!(line, "a:7:3:ab  end not sure, 3 records; its node stopped without closing it; witnessed up to 2");
         for bad in ["12:00", ":12:00", "n:x:00", "n:0:00", "n:-1:00", "n:12:", "n:12:zz", "", "::"] {
             assert!(head(bad).is_err(), "{bad}");
         }

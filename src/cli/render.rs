@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     model::Timestamp,
-    proto::admin::{ChainVerdict, Client, Event, GrantType, KeyState, Secret, SecretKind, SigningKey},
+    proto::admin::{ChainState, ChainVerdict, Client, Event, GrantType, KeyState, Secret, SecretKind, SigningKey},
 };
 
 /// RFC 3339, or empty when unset.
@@ -135,6 +135,7 @@ pub(super) fn event(event: &Event) -> Value {
         "reason": event.reason,
         "secret_id": event.secret_id,
         "hash": event.hash,
+        "recovered_from": event.recovered_from,
     })
 }
 
@@ -143,12 +144,23 @@ pub(super) fn verdict(verdict: &ChainVerdict) -> Value {
     json!({
         "chain": verdict.chain,
         "intact": verdict.intact.unwrap_or(false),
+        "state": state(verdict.state()),
         "checked": verdict.checked,
         "first_bad_sequence": verdict.first_bad_sequence,
         "problem": verdict.problem,
         "head_sequence": verdict.head_sequence,
         "head_hash": verdict.head_hash,
+        "witnessed_sequence": verdict.witnessed_sequence,
     })
+}
+
+/// The state of audit chains in words.
+pub(super) const fn state(state: ChainState) -> &'static str {
+    match state {
+        ChainState::Intact => "intact",
+        ChainState::EndNotSure => "end not sure",
+        ChainState::Broken | ChainState::Unspecified => "broken",
+    }
 }
 
 #[cfg(test)]
@@ -175,6 +187,6 @@ mod tests {
 
     #[test]
     fn an_event_is_printed_with_every_field_of_the_proto() {
-        assert_eq!(event(&Event::default()).as_object().unwrap().len(), 15);
+        assert_eq!(event(&Event::default()).as_object().unwrap().len(), 16);
     }
 }

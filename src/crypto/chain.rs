@@ -90,6 +90,11 @@ impl Walk {
         self.sequence
     }
 
+    /// The hash of the last record walked over; [`START`] before the first.
+    pub const fn hash(&self) -> [u8; 32] {
+        self.hash
+    }
+
     /// The next record, with the event's bytes as they are stored.
     pub fn step(&mut self, sequence: u64, node: &str, event: &[u8], hash: &[u8; 32]) -> Result<(), Flaw> {
         let expected = self.sequence.saturating_add(1);

@@ -55,6 +55,7 @@ impl Stamp {
             request_id: self.request_id.clone(),
             reason: Cow::Borrowed(""),
             secret: self.secret.clone(),
+            recovered_from: None,
         }
     }
 }
@@ -89,6 +90,10 @@ pub struct Event {
     /// The secret the caller authenticated with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<SecretId>,
+    /// The node that made the change, where it left the record of it behind and it was appended later; then the time may lie
+    /// before that of the records before this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovered_from: Option<Arc<str>>,
 }
 
 impl Event {
@@ -197,6 +202,12 @@ actions! {
     KeysRotated = "keys.rotated",
     /// A key was revoked, and every token it signed.
     KeyRevoked = "keys.revoked",
+    /// Heads of other nodes' chains were noted; the target is a list of `chain:sequence:hash`.
+    HeadsWitnessed = "audit.heads_witnessed",
+    /// An outbox entry was refused that no node of this service wrote; the target is where it lay.
+    EntryRefused = "audit.entry_refused",
+    /// Stands for a record that cannot be read. Never recorded.
+    Unreadable = "audit.unreadable",
     /// The machine's clock was stepped by more than 60 s.
     ClockJumped = "clock.jumped",
     /// The server began to serve.
@@ -223,6 +234,17 @@ pub struct Record {
 }
 
 impl Record {
+    /// Stands for a record that cannot be read.
+    pub fn unreadable(place: Place) -> Self {
+        let event = Stamp::internal(place.at).refused(Action::Unreadable, "", "unreadable");
+        Self { chain: place.chain, sequence: place.sequence, node: "".into(), event, hash: [0; 32] }
+    }
+
+    /// Returns true if it only stands for a record that cannot be read.
+    pub fn is_unreadable(&self) -> bool {
+        self.event.action == Action::Unreadable
+    }
+
     /// Where it stands among the records of all chains.
     pub fn place(&self) -> Place {
         Place { at: self.event.at, chain: self.chain.clone(), sequence: self.sequence }

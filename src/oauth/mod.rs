@@ -13,6 +13,7 @@ pub mod registration;
 pub mod revocation;
 pub mod trail;
 mod uses;
+pub mod witness;
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,32 +1,22 @@
 //! Reading the audit trail: what an administrator may see of it, and whether it is whole.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::sync::broadcast;
 
-use super::{Administrator, Authority};
+pub use super::witness::Known;
+use super::{Administrator, Authority, witness::witnessed};
 use crate::{
-    crypto::chain::{ChainKey, START, Walk},
+    crypto::chain::{ChainKey, Claim, START, Walk},
     error::Result,
     model::{Place, Record, event::Filter},
-    store::{AuditStore, StoreError},
+    store::{AuditStore, StoreError, Writer},
 };
 
 /// How many records are read at once.
 const STRIDE: usize = 2_000;
 
-/// A record's place and hash that were noted elsewhere.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Known {
-    /// The chain.
-    pub chain: Arc<str>,
-    /// The record.
-    pub sequence: u64,
-    /// Its hash.
-    pub hash: [u8; 32],
-}
-
-/// What the verification of one chain came to.
+/// The verification of one chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
     /// Its name.
@@ -35,6 +25,10 @@ pub struct Verdict {
     pub checked: u64,
     /// The first record that is wrong or missing, and how.
     pub flaw: Option<(u64, String)>,
+    /// Whether the last record is known to be the last one that was written: its node runs, or has closed the chain.
+    pub is_end_sure: bool,
+    /// The newest record of it that another chain holds a witness of; 0 where none does.
+    pub witnessed: u64,
     /// The newest sealed record and its hash.
     pub head: (u64, [u8; 32]),
 }
@@ -71,30 +65,63 @@ impl Authority {
     }
 }
 
-/// Walks every chain of a store, or `only` one, each up to the head that was sealed when its walk began. Verdicts come in the
-/// order of the chains' names; a chain of which something is `known` and that is not there is a flaw of it.
+/// Walks every chain of a store, or `only` one, each up to the head that was sealed when its walk began, and holds it against the
+/// heads that are `known` and those that other chains hold witnesses of. Verdicts come in the order of the chains' names; a chain
+/// of which there is such a head and that is not there is a flaw of it.
 pub async fn verify<S: AuditStore + ?Sized>(
     store: &S,
     key: &ChainKey,
     only: Option<&str>,
     known: &[Known],
 ) -> Result<Vec<Verdict>> {
-    let there = store.chains().await?.into_iter();
-    let names: BTreeSet<Arc<str>> = there.chain(known.iter().map(|known| known.chain.clone())).collect();
+    let mut pins = BTreeMap::<Arc<str>, Pins>::new();
+    // Before the heads: what was witnessed by then, each chain has reached.
+    for known in witnessed(store).await? {
+        let pins = pins.entry(known.chain).or_default();
+        pins.witnessed = pins.witnessed.max(known.sequence);
+        pins.all.push((known.sequence, known.hash, DIFFERS_FROM_A_WITNESS));
+    }
+    for known in known {
+        pins.entry(known.chain.clone()).or_default().all.push((known.sequence, known.hash, DIFFERS_FROM_KNOWN));
+    }
+    for name in store.chains().await? {
+        pins.entry(name).or_default();
+    }
     let mut verdicts = Vec::new();
-    for name in names.into_iter().filter(|name| only.is_none_or(|only| only == &**name)) {
-        let known: Vec<_> = known.iter().filter(|known| known.chain == name).collect();
-        verdicts.push(verify_one(store, key, name, &known).await?);
+    for (name, mut pins) in pins.into_iter().filter(|(name, _)| only.is_none_or(|only| only == &**name)) {
+        pins.all.sort_unstable();
+        pins.all.dedup();
+        verdicts.push(verify_one(store, key, name, &pins).await?);
     }
     Ok(verdicts)
 }
 
-async fn verify_one<S: AuditStore + ?Sized>(store: &S, key: &ChainKey, chain: Arc<str>, known: &[&Known]) -> Result<Verdict> {
+const DIFFERS_FROM_KNOWN: &str = "differs from the hash noted elsewhere";
+const DIFFERS_FROM_A_WITNESS: &str = "differs from the hash that another chain holds a witness of";
+
+/// Heads that a chain is held against.
+#[derive(Default)]
+struct Pins {
+    /// By sequence, each with what it is if the chain differs.
+    all: Vec<(u64, [u8; 32], &'static str)>,
+    /// The newest that a chain holds a witness of.
+    witnessed: u64,
+}
+
+async fn verify_one<S: AuditStore + ?Sized>(store: &S, key: &ChainKey, chain: Arc<str>, pins: &Pins) -> Result<Verdict> {
+    // Before the head: a node that stops meanwhile leaves a closed one.
+    let writer = store.writer(&chain).await?;
     let head = store.head(&chain).await?;
-    let mut verdict =
-        Verdict { chain, checked: 0, flaw: None, head: head.as_ref().map_or((0, START), |head| (head.sequence, head.hash)) };
+    let mut verdict = Verdict {
+        chain,
+        checked: 0,
+        flaw: None,
+        is_end_sure: writer != Writer::Nobody || head.as_ref().is_none_or(|head| head.claim == Claim::Closed),
+        witnessed: pins.witnessed,
+        head: head.as_ref().map_or((0, START), |head| (head.sequence, head.hash)),
+    };
     let end = head.as_ref().map_or(u64::MAX, |head| head.sequence);
-    let mut walk = Walk::from_start();
+    let (mut walk, mut pins) = (Walk::from_start(), pins.all.as_slice());
     let mut stride = STRIDE;
     loop {
         let records = match store.chain(&verdict.chain, walk.sequence(), stride).await {
@@ -105,13 +132,13 @@ async fn verify_one<S: AuditStore + ?Sized>(store: &S, key: &ChainKey, chain: Ar
                 continue;
             }
             Err(StoreError::Corrupt(_)) => {
-                verdict.flaw = Some((walk.sequence() + 1, "cannot be read".to_owned()));
+                verdict.flaw = Some((walk.sequence() + 1, UNREADABLE.to_owned()));
                 return Ok(verdict);
             }
             Err(error @ (StoreError::Unavailable(_) | StoreError::Full(_))) => return Err(error.into()),
         };
         for record in records.iter().take_while(|record| record.sequence <= end) {
-            if let Err(flaw) = step(&mut walk, &verdict.chain, record, known) {
+            if let Err(flaw) = step(&mut walk, &verdict.chain, record, &mut pins) {
                 verdict.flaw = Some(flaw);
                 return Ok(verdict);
             }
@@ -123,14 +150,24 @@ async fn verify_one<S: AuditStore + ?Sized>(store: &S, key: &ChainKey, chain: Ar
     }
     verdict.flaw = match walk.finish(key, head.as_ref()) {
         Err(flaw) => Some((flaw.sequence, flaw.problem.to_string())),
-        Ok(()) => ending(&walk, known),
+        Ok(()) => ending(&walk, pins),
     };
     Ok(verdict)
 }
 
+const UNREADABLE: &str = "cannot be read";
+
 /// One record more; else what is wrong with it, and where.
-fn step(walk: &mut Walk, chain: &str, record: &Record, known: &[&Known]) -> Result<(), (u64, String)> {
+fn step(
+    walk: &mut Walk,
+    chain: &str,
+    record: &Record,
+    pins: &mut &[(u64, [u8; 32], &'static str)],
+) -> Result<(), (u64, String)> {
     let flaw = |problem: &str| Err((record.sequence, problem.to_owned()));
+    if record.is_unreadable() && record.sequence == walk.sequence().saturating_add(1) {
+        return flaw(UNREADABLE);
+    }
     if let Err(flaw) = walk.record(record) {
         return Err((flaw.sequence, flaw.problem.to_string()));
     }
@@ -138,16 +175,24 @@ fn step(walk: &mut Walk, chain: &str, record: &Record, known: &[&Known]) -> Resu
     if record.sequence == 1 && *record.node != *chain {
         return flaw("begins a chain of another name");
     }
-    if known.iter().any(|known| known.sequence == record.sequence && known.hash != record.hash) {
-        return flaw("differs from the hash noted elsewhere");
+    while let Some(((sequence, hash, differs), rest)) = pins.split_first() {
+        if *sequence > record.sequence {
+            break;
+        }
+        if *sequence == record.sequence && *hash != record.hash {
+            return flaw(differs);
+        }
+        *pins = rest;
     }
     Ok(())
 }
 
-/// What is missing behind a walk without a flaw, by what was noted elsewhere.
-fn ending(walk: &Walk, known: &[&Known]) -> Option<(u64, String)> {
-    known.iter().any(|known| known.sequence > walk.sequence()).then(|| match walk.sequence() {
+/// What is missing behind a walk without a flaw, by the heads that it did not come to.
+fn ending(walk: &Walk, pins: &[(u64, [u8; 32], &'static str)]) -> Option<(u64, String)> {
+    let (_, _, differs) = pins.last()?;
+    let by = if *differs == DIFFERS_FROM_KNOWN { "noted elsewhere" } else { "that another chain holds a witness of" };
+    Some(match walk.sequence() {
         0 => (1, "the whole chain is missing".to_owned()),
-        last => (last.saturating_add(1), "cut off before the sequence noted elsewhere".to_owned()),
+        last => (last.saturating_add(1), format!("cut off before the sequence {by}")),
     })
 }

@@ -16,8 +16,9 @@ use super::{
 use crate::{
     api::listen::TlsReloader,
     clock::{Clock, Skew},
+    crypto::chain::ChainKey,
     model::{Action, Stamp, Timestamp},
-    oauth::Authority,
+    oauth::{Authority, witness::Witness},
     store::Store,
 };
 
@@ -44,6 +45,8 @@ pub(super) fn start(opened: &Opened, tls: Option<Arc<TlsReloader>>, stopping: &w
         store: opened.store.clone(),
         clock: opened.clock.clone(),
         skew: opened.skew.clone(),
+        chain: opened.chain.clone(),
+        witness: Arc::default(),
     };
     let every = |period, what, task| every(period, stopping.clone(), house.clone(), what, task);
     let mut tasks = vec![
@@ -58,6 +61,12 @@ pub(super) fn start(opened: &Opened, tls: Option<Arc<TlsReloader>>, stopping: &w
                 house.authority.standing().sweep(house.clock.now());
                 let earliest = house.authority.standing().keyring().earliest(house.clock.now());
                 Ok(sweep(house.store.as_ref(), earliest).await?)
+            })
+        }),
+        every(minutes, "witness the heads of other audit chains", |house| {
+            Box::pin(async move {
+                let noted = house.witness.look(house.store.as_ref(), &house.chain, house.clock.now());
+                noted.await.map(drop).map_err(Into::into)
             })
         }),
         every(seconds * 5, "advance keys", |house| {
@@ -100,6 +109,8 @@ struct House {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     skew: Arc<Skew>,
+    chain: Arc<ChainKey>,
+    witness: Arc<Witness>,
 }
 
 type Task = fn(House) -> BoxFuture<'static, Result<(), Box<dyn std::error::Error + Send + Sync>>>;

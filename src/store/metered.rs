@@ -7,7 +7,7 @@ use tokio::{sync::broadcast, time::Instant};
 
 use super::{
     AuditStore, ClientStore, CounterStore, Creation, FamilyStore, Follower, KeyStore, Listed, Result, RevocationStore, Rotate,
-    Rotation, SecretUse, Snapshot, Store, StoreError, Write,
+    Rotation, SecretUse, Snapshot, Store, StoreError, Write, Writer,
 };
 use crate::{
     crypto::chain::Head,
@@ -143,6 +143,14 @@ impl<S: Store> AuditStore for Metered<S> {
 
     async fn head(&self, chain: &str) -> Result<Option<Head>> {
         measure("head", self.0.head(chain)).await
+    }
+
+    async fn writer(&self, chain: &str) -> Result<Writer> {
+        measure("writer", self.0.writer(chain)).await
+    }
+
+    async fn witnesses(&self, after: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
+        measure("witnesses", self.0.witnesses(after, limit)).await
     }
 
     fn tail(&self) -> broadcast::Receiver<Option<Arc<Record>>> {

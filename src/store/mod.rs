@@ -132,6 +132,17 @@ impl Listed {
     }
 }
 
+/// The node that writes an audit chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writer {
+    /// This process.
+    This,
+    /// Another node that runs, as its sealed heartbeat says.
+    Another,
+    /// None that is known to run.
+    Nobody,
+}
+
 /// Clients.
 #[async_trait]
 pub trait ClientStore: Send + Sync {
@@ -193,14 +204,21 @@ pub trait AuditStore: Send + Sync {
     /// Appends an event with one of the next commits, at most 50 ms later; the answer comes before that, except on a full disk:
     /// there it is as [`Self::append`].
     async fn append_soon(&self, event: Event) -> Result<()>;
-    /// Up to `limit` records of all chains that `filter` admits, newest first ([`Place`]), those before `before`.
+    /// Up to `limit` records of all chains that `filter` admits, newest first ([`Place`]), those before `before`. A record that
+    /// cannot be read is given as [`Record::unreadable`], here, by [`Self::chain`] and by [`Self::tail`].
     async fn events(&self, filter: &Filter, before: Option<&Place>, limit: usize) -> Result<Vec<Record>>;
-    /// The names of all chains that have begun, in the order of their bytes.
+    /// The names of all chains that have a record or a head, in the order of their bytes.
     async fn chains(&self) -> Result<Vec<Arc<str>>>;
     /// Up to `limit` records of the chain `name` in order, those after `after`; none where there is no such chain.
     async fn chain(&self, name: &str, after: u64, limit: usize) -> Result<Vec<Record>>;
-    /// The sealed end of a chain, see `crypto::chain`; none where there is no such chain.
+    /// The sealed end of a chain, see `crypto::chain`; none where there is no such chain. Where records lie behind the head that
+    /// was noted last, the newest one's own seal, right or wrong.
     async fn head(&self, chain: &str) -> Result<Option<crate::crypto::chain::Head>>;
+    /// The node that writes a chain now.
+    async fn writer(&self, chain: &str) -> Result<Writer>;
+    /// Up to `limit` records of [`Action::HeadsWitnessed`] in the order of chains and sequences, those after the place `after`,
+    /// whose time does not count. One whose own seal is wrong is left out, where records have seals.
+    async fn witnesses(&self, after: Option<&Place>, limit: usize) -> Result<Vec<Record>>;
     /// Records as they are committed from now on, those of other nodes from a moment later on; one that lags more than 1,024
     /// behind is told so. `None` where some of other nodes may have been missed.
     fn tail(&self) -> broadcast::Receiver<Option<Arc<Record>>>;

@@ -14,7 +14,7 @@ use jeton::{
     clock::{Clock, SystemClock},
     model::Timestamp,
     proto::{
-        admin::{Event, ListEventsRequest, VerifyChainRequest, audit_service_client::AuditServiceClient},
+        admin::{ChainState, Event, ListEventsRequest, VerifyChainRequest, audit_service_client::AuditServiceClient},
         token::{TokenRequest, token_service_client::TokenServiceClient},
     },
 };
@@ -191,10 +191,11 @@ impl Fleet {
             let message = VerifyChainRequest::default();
             let mut service = AuditServiceClient::new(node.channel.clone());
             let verdict = service.verify_chain(self.administer(message)).await.unwrap().into_inner();
-            let broken = verdict.chains.iter().filter(|chain| chain.intact != Some(true));
+            let is_broken = |state: ChainState| !matches!(state, ChainState::Intact | ChainState::EndNotSure);
+            let broken = verdict.chains.iter().filter(|chain| is_broken(chain.state()));
             let problems = broken.map(|chain| format!("{} {}: {}", chain.chain, chain.first_bad_sequence, chain.problem));
             let problem = problems.collect::<Vec<_>>().join(", ");
-            let chain = Chain { by: node.name.clone(), intact: verdict.intact == Some(true), problem };
+            let chain = Chain { by: node.name.clone(), intact: !is_broken(verdict.state()), problem };
             self.recorder.write(&Line::Chain(chain));
         }
     }

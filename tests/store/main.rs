@@ -28,6 +28,7 @@ mod scenes;
 mod shared;
 #[deny(dead_code)]
 mod suite;
+mod trail;
 mod transfer;
 mod wrappers;
 

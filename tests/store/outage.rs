@@ -24,6 +24,7 @@ mod mongodb {
         bench::{Bench, POINT},
         database::{Database as Own, PATIENCE, answered},
         fixtures::{Ear, NOW, at, event, family, keyset, present, stamp},
+        trail::mongodb::sign,
     };
 
     /// A node with an application name of its own, whose commands alone fail when they are told to.
@@ -232,13 +233,16 @@ mod mongodb {
         let left = server.failing(&["insert"], doc! { "errorCode": 91 }, dies).await;
         assert!(matches!(left, Err(StoreError::Unavailable(_))), "{left:?}");
         let tokens = server.client.default_database().unwrap().collection::<Document>("tokens");
-        let mut outbox = tokens.find_one(doc! {}).await.unwrap().unwrap().get_array("outbox").unwrap().clone();
+        let left = tokens.find_one(doc! {}).await.unwrap().unwrap();
+        let mut outbox = left.get_array("outbox").unwrap().clone();
         let finder = Mongo::open(own.uri(), "node", Bench::key(), PATIENCE).await.unwrap();
         finder.close().await.unwrap();
         let is_empty = doc! { "outbox.id": { "$exists": false } };
         assert_eq!(tokens.count_documents(is_empty.clone()).await.unwrap(), 1, "it was recorded");
         // As it is left behind by one that recorded it and was killed before it took it out.
-        outbox[0].as_document_mut().unwrap().insert("claim", mongodb::bson::Uuid::new());
+        let entry = outbox[0].as_document_mut().unwrap();
+        entry.extend(doc! { "claim": mongodb::bson::Uuid::new(), "from": "node" });
+        sign(entry, &Bench::key(), "tokens", left.get("_id").unwrap().clone());
         tokens.update_one(doc! {}, doc! { "$set": { "outbox": outbox } }).await.unwrap();
         let next = Mongo::open(own.uri(), "node", Bench::key(), PATIENCE).await.unwrap();
         while tokens.count_documents(is_empty.clone()).await.unwrap() == 0 {
@@ -439,9 +443,15 @@ mod mongodb {
             let left = server.failing(&["insert"], doc! { "errorCode": 91 }, dies).await;
             assert!(matches!(left, Err(StoreError::Unavailable(_))), "{left:?}");
             // As a node leaves it that found it with another one, and was killed too.
-            let claimed = doc! { "$set": { "outbox.0.foreign": foreign } };
             let revocations = server.client.default_database().unwrap().collection::<Document>("revocations");
-            assert_eq!(revocations.update_one(doc! {}, claimed).await.unwrap().matched_count, 1);
+            let left = revocations.find_one(doc! {}).await.unwrap().unwrap();
+            let mut outbox = left.get_array("outbox").unwrap().clone();
+            if foreign {
+                let entry = outbox[0].as_document_mut().unwrap();
+                entry.extend(doc! { "claim": mongodb::bson::Uuid::new(), "from": "other" });
+                sign(entry, &Bench::key(), "revocations", left.get("_id").unwrap().clone());
+            }
+            revocations.update_one(doc! {}, doc! { "$set": { "outbox": outbox } }).await.unwrap();
             for life in 1..=2 {
                 let next = Mongo::open(own.uri(), "node", Bench::key(), PATIENCE).await.unwrap();
                 let recorded = next.events(&Filter::default(), None, 10).await.unwrap();

@@ -28,6 +28,7 @@ mod mongodb {
         bench::{Bench, POINT},
         database::{self, Database as Own},
         fixtures::{Ear, NOW, at, client, event, family, id, keyset, present, stamp},
+        trail::mongodb::sign,
     };
 
     const WHY: &str = "what is heard comes within the bound of the issue, ten times over for a busy machine";
@@ -148,7 +149,8 @@ mod mongodb {
         let entry = uuid::Uuid::now_v7();
         let entry =
             mongodb::bson::Binary { subtype: mongodb::bson::spec::BinarySubtype::Uuid, bytes: entry.as_bytes().to_vec() };
-        let left = doc! { "id": entry, "node": "node", "after": 1_i64, "event": event_of_it };
+        let mut left = doc! { "id": entry, "node": "node", "after": 1_i64, "event": event_of_it };
+        sign(&mut left, &Bench::key(), "clients", "a");
         let change = doc! {
             "$set": { "revision": 2_i64, "client": mongodb::bson::serialize_to_bson(&record).unwrap() },
             "$push": { "outbox": left },

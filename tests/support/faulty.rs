@@ -20,7 +20,7 @@ use jeton::{
     },
     store::{
         AuditStore, Change, ClientStore, CounterStore, Creation, FamilyStore, Follower, KeyStore, Listed, Result,
-        RevocationStore, Rotate, Rotation, SecretUse, Snapshot, Store, StoreError, Write,
+        RevocationStore, Rotate, Rotation, SecretUse, Snapshot, Store, StoreError, Write, Writer,
     },
 };
 use tokio::{sync::broadcast, time::Instant};
@@ -308,6 +308,14 @@ impl AuditStore for FaultyStore {
 
     async fn head(&self, chain: &str) -> Result<Option<Head>> {
         self.pass(self.inner.head(chain)).await
+    }
+
+    async fn writer(&self, chain: &str) -> Result<Writer> {
+        self.pass(self.inner.writer(chain)).await
+    }
+
+    async fn witnesses(&self, after: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
+        self.pass(self.inner.witnesses(after, limit)).await
     }
 
     fn tail(&self) -> broadcast::Receiver<Option<Arc<Record>>> {

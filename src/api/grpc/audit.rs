@@ -23,7 +23,7 @@ use crate::{
         trail::{Known, Verdict},
     },
     proto::admin::{
-        ChainVerdict, Event, EventFilter, KnownHead, ListEventsRequest, ListEventsResponse, TailEventsRequest,
+        ChainState, ChainVerdict, Event, EventFilter, KnownHead, ListEventsRequest, ListEventsResponse, TailEventsRequest,
         TailEventsResponse, VerifyChainRequest, VerifyChainResponse, audit_service_server::AuditService,
     },
 };
@@ -88,8 +88,10 @@ impl AuditService for Door {
                 if only.is_some() && verdicts.is_empty() {
                     return Err(Error::NotFound("chain"));
                 }
+                let state = verdicts.iter().map(state).max().unwrap_or(ChainState::Intact);
                 Ok(VerifyChainResponse {
-                    intact: Some(verdicts.iter().all(|verdict| verdict.flaw.is_none())),
+                    intact: Some(state == ChainState::Intact),
+                    state: state.into(),
                     checked: wire(verdicts.iter().map(|verdict| verdict.checked).sum()),
                     chains: verdicts.into_iter().map(judged).collect(),
                 })
@@ -200,11 +202,23 @@ fn heads(known: Vec<KnownHead>, only: Option<&str>) -> Result<Vec<Known>> {
     known.into_iter().map(head).collect()
 }
 
+/// In the order of the enum: the worst is the greatest.
+fn state(verdict: &Verdict) -> ChainState {
+    match verdict.flaw {
+        Some(_) => ChainState::Broken,
+        None if verdict.is_end_sure => ChainState::Intact,
+        None => ChainState::EndNotSure,
+    }
+}
+
 fn judged(verdict: Verdict) -> ChainVerdict {
+    let state = state(&verdict);
     let (first_bad, problem) = verdict.flaw.unwrap_or_default();
     ChainVerdict {
         chain: verdict.chain.as_ref().to_owned(),
-        intact: Some(problem.is_empty()),
+        intact: Some(state == ChainState::Intact),
+        state: state.into(),
+        witnessed_sequence: wire(verdict.witnessed),
         checked: wire(verdict.checked),
         first_bad_sequence: wire(first_bad),
         problem,
@@ -219,7 +233,8 @@ fn shown(record: &Record) -> Event {
         chain: record.chain.as_ref().to_owned(),
         sequence: wire(record.sequence),
         node: record.node.as_ref().to_owned(),
-        time: Some(timestamp(event.at)),
+        // The one time that is not to be told is that of a record whose time cannot be read.
+        time: (event.at.millis() != i64::MIN).then(|| timestamp(event.at)),
         action: event.action.as_str().to_owned(),
         outcome: event.outcome.as_str().to_owned(),
         tenant: event.tenant.as_ref().map(|tenant| tenant.as_str().to_owned()).unwrap_or_default(),
@@ -231,6 +246,7 @@ fn shown(record: &Record) -> Event {
         secret_id: event.secret.as_ref().map(|secret| secret.as_str().to_owned()).unwrap_or_default(),
         hash: hex(&record.hash),
         family: event.family.map(|family| family.to_string()).unwrap_or_default(),
+        recovered_from: event.recovered_from.as_deref().unwrap_or_default().to_owned(),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     model::{EpochOf, Event, Family, FamilyId, Keyset, Place, Record, Stamp, Timestamp, event::Filter, revocation::Revocation},
     store::{
         AuditStore, CounterStore, Creation, FamilyStore, Follower, KeyStore, Result, RevocationStore, Rotate, Rotation,
-        Snapshot, Store, Write,
+        Snapshot, Store, Write, Writer,
     },
 };
 
@@ -77,6 +77,14 @@ impl AuditStore for Authentic {
 
     async fn head(&self, chain: &str) -> Result<Option<Head>> {
         self.inner.head(chain).await
+    }
+
+    async fn writer(&self, chain: &str) -> Result<Writer> {
+        self.inner.writer(chain).await
+    }
+
+    async fn witnesses(&self, after: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
+        self.inner.witnesses(after, limit).await
     }
 
     fn tail(&self) -> broadcast::Receiver<Option<Arc<Record>>> {

@@ -15,8 +15,8 @@ use super::{
 };
 use crate::{
     crypto::chain::Head,
-    model::{Event, Place, Record, event::Filter},
-    store::{AuditStore, Result},
+    model::{Action, Event, Place, Record, Timestamp, event::Filter},
+    store::{AuditStore, Result, Writer},
 };
 
 /// How far a listener may lag behind.
@@ -52,12 +52,30 @@ impl AuditStore for Embedded {
 
     async fn chain(&self, name: &str, after: u64, limit: usize) -> Result<Vec<Record>> {
         let name: Arc<str> = name.into();
-        self.scan(move |connection| page(connection, &name, after, limit)).await
+        self.scan(move |connection| {
+            let mut records = Vec::new();
+            show_chain(connection, &name, after, limit, |raw| {
+                records.push(raw.shown(&name));
+                Ok::<_, Fault>(())
+            })?;
+            Ok(records)
+        })
+        .await
     }
 
     async fn head(&self, chain: &str) -> Result<Option<Head>> {
         let chain: Arc<str> = chain.into();
         self.read(move |connection| head_of(connection, &chain)).await
+    }
+
+    async fn writer(&self, chain: &str) -> Result<Writer> {
+        let own = self.read(name).await?;
+        Ok(if own.as_deref() == Some(chain) { Writer::This } else { Writer::Nobody })
+    }
+
+    async fn witnesses(&self, after: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
+        let after = after.cloned();
+        self.scan(move |connection| witnesses(connection, after.as_ref(), limit)).await
     }
 
     fn tail(&self) -> broadcast::Receiver<Option<Arc<Record>>> {
@@ -74,9 +92,21 @@ pub(super) struct Raw {
 }
 
 impl Raw {
+    /// A row. What is not of the form that it was written in is empty here: neither hash nor event are then right.
     pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         let sequence = from_sql(row.get(0)?);
-        Ok(Self { sequence, node: row.get(1)?, hash: row.get(2)?, body: row.get(3)? })
+        let text = |column| Ok::<_, rusqlite::Error>(row.get_ref(column)?.as_str().unwrap_or_default().to_owned());
+        Ok(Self { sequence, node: text(1)?.into(), hash: row.get(2).unwrap_or_default(), body: text(3)? })
+    }
+
+    /// The record as readers are shown it.
+    pub(super) fn shown(self, chain: &Arc<str>) -> Record {
+        // As the tables read the time: see `schema`.
+        let at =
+            self.body.get(6..).map_or("", |rest| rest.split(|c: char| !c.is_ascii_digit() && c != '-').next().unwrap_or(""));
+        let at = Timestamp::from_millis(at.parse().unwrap_or_default());
+        let place = Place { at, chain: chain.clone(), sequence: self.sequence };
+        self.record(chain).unwrap_or_else(|_| Record::unreadable(place))
     }
 
     pub(super) fn record(self, chain: &Arc<str>) -> Result<Record, Fault> {
@@ -107,19 +137,59 @@ pub(super) fn head_of(connection: &Connection, chain: &str) -> Result<Option<Hea
     if name(connection)?.as_deref() == Some(chain) { head(connection) } else { others::head(connection, chain) }
 }
 
-/// Records of a chain in order.
+/// Records of a chain in order, each of which can be read.
 pub(super) fn page(connection: &Connection, chain: &Arc<str>, after: u64, limit: usize) -> Result<Vec<Record>, Fault> {
     let mut records = Vec::new();
-    let keep = |raw: Raw| {
+    show_chain(connection, chain, after, limit, |raw| {
         records.push(raw.record(chain)?);
         Ok::<_, Fault>(())
-    };
-    if name(connection)?.as_ref() == Some(chain) {
-        walk(connection, after, limit, keep)?;
-    } else {
-        others::walk(connection, chain, after, limit, keep)?;
-    }
+    })?;
     Ok(records)
+}
+
+/// Shows records of a chain in order.
+fn show_chain<E: From<Fault>>(
+    connection: &Connection,
+    chain: &str,
+    after: u64,
+    limit: usize,
+    show: impl FnMut(Raw) -> Result<(), E>,
+) -> Result<(), E> {
+    if name(connection)?.as_deref() == Some(chain) {
+        walk(connection, after, limit, show)
+    } else {
+        others::walk(connection, chain, after, limit, show)
+    }
+}
+
+/// Records of heads that were witnessed, in the order of chains and sequences.
+fn witnesses(connection: &Connection, after: Option<&Place>, limit: usize) -> Result<Vec<Record>, Fault> {
+    let mut found = Vec::new();
+    for chain in names(connection)?.iter().filter(|chain| after.is_none_or(|after| **chain >= after.chain)) {
+        let mut from = after.filter(|after| after.chain == *chain).map_or(0, |after| after.sequence);
+        let (own, text) = (name(connection)?.as_ref() == Some(chain), witness_text());
+        while found.len() < limit {
+            let next =
+                if own { next_own(connection, from, &text)? } else { others::next_with(connection, chain, from, &text)? };
+            let Some(raw) = next else { break };
+            from = raw.sequence;
+            let record = raw.shown(chain);
+            found.extend((record.event.action == Action::HeadsWitnessed).then_some(record));
+        }
+    }
+    Ok(found)
+}
+
+/// The text that stands in every event of a witness, and in no other but by chance.
+fn witness_text() -> String {
+    format!("\"{}\"", Action::HeadsWitnessed.as_str())
+}
+
+/// The next record of the own chain whose event holds a text.
+fn next_own(connection: &Connection, after: u64, text: &str) -> Result<Option<Raw>, Fault> {
+    let sql = "SELECT sequence, node, hash, event FROM audit WHERE sequence > ?1 AND instr(event, ?2) > 0
+               ORDER BY sequence LIMIT 1";
+    Ok(connection.prepare_cached(sql)?.query_row((to_sql(after), text), Raw::read).optional()?)
 }
 
 /// Shows records of the store's own chain in order.

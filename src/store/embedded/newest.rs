@@ -69,9 +69,9 @@ fn page(
         let rows = if mine > theirs { &mut own } else { &mut others };
         let Some(next) = mine.max(theirs).filter(|_| found.len() < limit) else { return Ok((found, None)) };
         if let Some(row) = rows.get() {
-            let text = row.get_ref(3)?.as_str().map_err(rusqlite::Error::from)?;
+            let text = row.get_ref(3)?.as_str().unwrap_or_default();
             if hints.iter().all(|hint| text.contains(hint)) {
-                let record = Raw::read(row)?.record(&next.chain)?;
+                let record = Raw::read(row)?.record(&next.chain).unwrap_or_else(|_| Record::unreadable(next.clone()));
                 found.extend(filter.admits(&record.event).then_some(record));
             }
         }

@@ -40,6 +40,13 @@ pub(super) fn walk<E: From<Fault>>(
     show_rows(connection, sql, (chain, to_sql(after), limit), after, show)
 }
 
+/// The next record of a chain whose event holds a text.
+pub(super) fn next_with(connection: &Connection, chain: &str, after: u64, text: &str) -> Result<Option<Raw>, Fault> {
+    let sql = "SELECT sequence, node, hash, event FROM other_records WHERE chain = ?1 AND sequence > ?2
+               AND instr(event, ?3) > 0 ORDER BY sequence LIMIT 1";
+    Ok(connection.prepare_cached(sql)?.query_row((chain, to_sql(after), text), Raw::read).optional()?)
+}
+
 fn read_head(row: &Row<'_>) -> rusqlite::Result<(Arc<str>, Head)> {
     let (node, sequence) = (row.get(1)?, from_sql(row.get(2)?));
     let head = Head { node, sequence, hash: row.get(3)?, claim: Claim::Closed, seal: row.get(4)? };

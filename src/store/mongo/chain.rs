@@ -31,17 +31,17 @@ use super::{
 };
 use crate::{
     crypto::chain::{ChainKey, Claim, Head, START, Walk, link},
-    model::{Record, Timestamp},
+    model::{Event, Place, Record, Timestamp},
 };
 
 /// Events on their way; more wait in their callers.
 const QUEUE: usize = 4_096;
 /// Jobs in one command.
 const BATCH: usize = 512;
-/// Of a record whose time another node's clock gave: this one's does not begin behind it.
-const FOREIGN: &str = "foreign";
 /// Of a record that was made when its caller had, or may have, been told that the outcome is not known.
 pub(super) const LATE: &str = "late";
+/// The time of a record whose own cannot be read: such records come last.
+pub(super) const TIMELESS: i64 = i64::MIN;
 /// Records read at once.
 const STRIDE: usize = 1_000;
 /// How far a listener may lag behind.
@@ -59,8 +59,6 @@ struct Job {
     entries: Vec<Entry>,
     /// Whose outbox they are in.
     owner: Option<Owner>,
-    /// Whether another node began it: its clock is not ours, and does not count.
-    foreign: bool,
     reply: Option<oneshot::Sender<Result<(), Fault>>>,
 }
 
@@ -75,6 +73,12 @@ pub(super) struct End {
 
 impl End {
     pub(super) const START: Self = Self { sequence: 0, hash: START, newest: Timestamp::EPOCH };
+
+    /// The newest time with an event more. One that was recovered from another node has that node's time, and does not count.
+    fn newest_with(&self, node: &str, event: &Event) -> Timestamp {
+        let is_own = event.recovered_from.as_deref().is_none_or(|from| from == node);
+        if is_own { self.newest.max(event.at) } else { self.newest }
+    }
 }
 
 /// The way to the task that appends.
@@ -146,15 +150,6 @@ impl Chain {
 
     /// Durable when it answers.
     pub(super) async fn append(&self, entries: Vec<Entry>, owner: Option<Owner>) -> Result<(), Fault> {
-        self.put(entries, owner, false).await
-    }
-
-    /// The same for what an earlier process left behind, of this node or of a foreign one.
-    pub(super) async fn append_left(&self, entry: Entry, owner: Owner, foreign: bool) -> Result<(), Fault> {
-        self.put(vec![entry], Some(owner), foreign).await
-    }
-
-    async fn put(&self, entries: Vec<Entry>, owner: Option<Owner>, foreign: bool) -> Result<(), Fault> {
         let queue = self.queue.load_full().ok_or(Fault::Closed)?;
         let since = Instant::now();
         let place = timeout(self.deadline, queue.reserve()).await;
@@ -163,7 +158,7 @@ impl Chain {
         if owner.is_some() {
             self.state.held().extend(entries.iter().map(|entry| entry.id));
         }
-        place.send(Job { entries, owner, foreign, reply: Some(reply) });
+        place.send(Job { entries, owner, reply: Some(reply) });
         let left = self.deadline.saturating_sub(since.elapsed());
         timeout(left, answer).await.map_err(|_| Fault::Late(self.deadline))?.map_err(|_| Fault::Closed)?
     }
@@ -175,7 +170,7 @@ impl Chain {
             return self.append(vec![entry], None).await;
         }
         let queue = self.queue.load_full().ok_or(Fault::Closed)?;
-        let sent = queue.send(Job { entries: vec![entry], owner: None, foreign: false, reply: None });
+        let sent = queue.send(Job { entries: vec![entry], owner: None, reply: None });
         timeout(self.deadline, sent).await.map_err(|_| Fault::Crowded)?.map_err(|_| Fault::Closed)
     }
 
@@ -288,7 +283,8 @@ impl Writer {
             return Ok(None);
         }
         let written = records(&self.link, &self.node.name, self.end.sequence, STRIDE).await?;
-        let there = written.iter().filter_map(|record| Fields::of("audit record", record).uuid("entry").ok()).collect();
+        let ours = written.iter().filter(|record| sealed(record).is_ok_and(|head| self.key.check(&head)));
+        let there = ours.filter_map(|record| Fields::of("audit record", record).uuid("entry").ok()).collect();
         self.end = last(&self.link, &self.key, &self.node.name, self.end.clone()).await?;
         Ok(Some(there))
     }
@@ -309,18 +305,13 @@ impl Writer {
     fn make(&self, jobs: &[Job], there: &HashSet<Uuid>) -> Result<(Vec<Made>, End), Fault> {
         let mut end = self.end.clone();
         let mut made = Vec::new();
-        let all = jobs.iter().flat_map(|job| job.entries.iter().map(move |entry| (job, entry)));
-        for (job, entry) in all.filter(|(_, entry)| !there.contains(&entry.id)) {
+        for entry in jobs.iter().flat_map(|job| &job.entries).filter(|entry| !there.contains(&entry.id)) {
             let sequence = end.sequence.saturating_add(1);
             let hash = link(&end.hash, sequence, &self.node.name, &entry.body);
-            let newest = if job.foreign { end.newest } else { end.newest.max(entry.event.at) };
-            end = End { sequence, hash, newest };
             let name = self.node.name.clone();
+            end = End { sequence, hash, newest: end.newest_with(&name, &entry.event) };
             let record = Record { chain: name.clone(), sequence, node: name, event: entry.event.clone(), hash };
-            let mut document = encoded(&record, entry.id, &self.key)?;
-            if job.foreign {
-                document.insert(FOREIGN, true);
-            }
+            let document = encoded(&record, entry.id, &self.key)?;
             made.push(Made { record: Arc::new(record), document, caller: entry.caller.clone() });
         }
         Ok((made, end))
@@ -413,6 +404,26 @@ pub(super) fn decoded(document: &Document) -> Result<Record, Fault> {
     })
 }
 
+/// The record as readers are shown it: one that cannot be read has its place and nothing else. `None` for a document that is no
+/// record: it has no place in any chain.
+pub(super) fn shown(document: &Document) -> Option<Record> {
+    let id = document.get_document("_id").ok()?;
+    let is_place = id.keys().eq(["chain", "sequence"]) && id.get_i64("sequence").is_ok();
+    let id = is_place.then(|| Fields::of("audit record", id))?;
+    if let Ok(record) = decoded(document) {
+        return Some(record);
+    }
+    let at = document.get_document("event").ok().and_then(|event| event.get("at")).and_then(millis);
+    let at = Timestamp::from_millis(at.unwrap_or(TIMELESS));
+    Some(Record::unreadable(Place { at, chain: id.text("chain").ok()?.into(), sequence: id.count("sequence").ok()? }))
+}
+
+/// A number as a time, also where it is of another type than ours; never a later one, so that what comes next is not the same.
+fn millis(value: &Bson) -> Option<i64> {
+    let number = value.as_f64().filter(|number| !number.is_nan()).map(|number| number.floor() as i64);
+    value.as_i64().or_else(|| value.as_i32().map(i64::from)).or(number)
+}
+
 /// The record's own seal.
 pub(super) fn sealed(document: &Document) -> Result<Head, Fault> {
     let Record { sequence, node, hash, .. } = decoded(document)?;
@@ -435,8 +446,23 @@ pub(super) async fn records(link: &Link, chain: &str, after: u64, limit: usize) 
 
 /// The records of a chain behind one.
 pub(super) fn behind(chain: &str, after: u64) -> Document {
-    let end = doc! { "chain": chain, "sequence": Bson::MaxKey };
-    doc! { "_id": { "$gt": place(chain, after), "$lt": end } }
+    let mut filter = doc! { "_id": { "$gt": place(chain, after), "$lt": beyond(chain) } };
+    filter.extend(placed());
+    filter
+}
+
+/// Behind every record of a chain, and before the next chain's.
+pub(super) fn beyond(chain: &str) -> Document {
+    doc! { "chain": chain, "sequence": Bson::MaxKey }
+}
+
+/// Documents that have a place in a chain. No node makes another, and nobody is shown one: what has no place has no order.
+pub(super) fn placed() -> Document {
+    doc! {
+        "_id.chain": { "$type": "string" },
+        "_id.sequence": { "$type": "long", "$gte": 0_i64 },
+        "$expr": { "$eq": ["$_id", { "chain": "$_id.chain", "sequence": "$_id.sequence" }] },
+    }
 }
 
 /// The last record of a chain, if there is one.
@@ -445,8 +471,7 @@ pub(super) async fn newest(link: &Link, chain: &str) -> Result<Option<Document>,
     link.call(async move { Ok(logs.find_one(filter).sort(doc! { "_id": -1 }).await?) }).await
 }
 
-/// Where a chain ends that was at `end` before: every record behind that must link to the one before it, and the last one carry
-/// our seal.
+/// Where a chain ends that was at `end` before: every record behind that must link to the one before it and carry our seal.
 pub(super) async fn last(link: &Link, key: &ChainKey, chain: &str, mut end: End) -> Result<End, Fault> {
     let mut walk = Walk::after(end.sequence, end.hash);
     loop {
@@ -454,12 +479,14 @@ pub(super) async fn last(link: &Link, key: &ChainKey, chain: &str, mut end: End)
         for document in &found {
             let record = decoded(document)?;
             walk.record(&record).map_err(|flaw| Fault::row("audit chain", flaw))?;
-            let newest = if document.contains_key(FOREIGN) { end.newest } else { end.newest.max(record.event.at) };
+            if !key.check(&sealed(document)?) {
+                return Err(Fault::row("audit chain", format!("record {}: the seal is wrong", record.sequence)));
+            }
+            let newest = end.newest_with(chain, &record.event);
             end = End { sequence: record.sequence, hash: record.hash, newest };
         }
-        let Some(document) = found.last() else { return Ok(end) };
-        if !key.check(&sealed(document)?) {
-            return Err(Fault::row("audit chain", format!("record {}: the seal is wrong", end.sequence)));
+        if found.is_empty() {
+            return Ok(end);
         }
     }
 }

@@ -107,7 +107,7 @@ impl Shared {
         }
         let mut set = encoded(client, &deed)?;
         set.insert("deleted", false);
-        let update = doc! { "$set": set, "$push": { "outbox": deed.push() } };
+        let update = doc! { "$set": set, "$push": { "outbox": deed.push(&owner(&client.id)) } };
         let clients = self.link.collection(CLIENTS);
         match self.link.call(async move { Ok(clients.update_one(filter, update).upsert(true).await?) }).await {
             Err(fault) if fault.is_duplicate() => {
@@ -126,7 +126,7 @@ impl Shared {
         let update = doc! {
             "$set": { "deleted": true, "op": deed.operation() },
             "$unset": { "client": 1, "uses": 1, "revision": 1 },
-            "$push": { "outbox": deed.push() },
+            "$push": { "outbox": deed.push(&owner(id)) },
         };
         let clients = self.link.collection(CLIENTS);
         let written = self.link.call(async move { Ok(clients.update_one(filter, update).await?) }).await?;
@@ -145,7 +145,7 @@ impl Shared {
         let mut update = doc! {
             "$set": encoded(client, &deed)?,
             "$pull": { "uses": { "secret": { "$nin": secrets } } },
-            "$push": { "outbox": deed.push() },
+            "$push": { "outbox": deed.push(&owner(&client.id)) },
         };
         if ends {
             update.insert("$inc", doc! { EPOCH: 1_i64 });

@@ -68,7 +68,7 @@ impl FamilyStore for Mongo {
         let shared = self.shared.clone();
         whole(&self.shared, async move {
             let deed = shared.deed([event])?;
-            let update = end(&deed, Some(now), until);
+            let update = end(id, &deed, Some(now), until);
             shared.end(id, update, ended(id, until), deed).await
         })
         .await
@@ -79,7 +79,7 @@ impl Shared {
     async fn open_family(&self, family: &Family, event: Event) -> Result<Creation, Fault> {
         let deed = self.deed([event])?;
         let mut document = encoded(family)?;
-        document.extend([("op".to_owned(), deed.operation()), ("outbox".to_owned(), deed.outbox())]);
+        document.extend([("op".to_owned(), deed.operation()), ("outbox".to_owned(), deed.outbox(&owner(family.id)))]);
         let tokens = self.link.collection(TOKENS);
         match self.link.call(async move { Ok(tokens.insert_one(document).await?) }).await {
             Err(fault) if fault.is_duplicate() => {
@@ -147,12 +147,12 @@ pub(super) fn owner(id: FamilyId) -> Owner {
 }
 
 /// Ends a family, or remembers longer that it was ended.
-pub(super) fn end(deed: &Deed, ended_at: Option<Timestamp>, until: Timestamp) -> Vec<Document> {
+pub(super) fn end(id: FamilyId, deed: &Deed, ended_at: Option<Timestamp>, until: Timestamp) -> Vec<Document> {
     let mut set = doc! {
         "ended": true,
         "ended_until": { "$max": ["$ended_until", date(until)] },
         "op": deed.operation(),
-        "outbox": deed.concatenated(),
+        "outbox": deed.concatenated(&owner(id)),
     };
     if let Some(at) = ended_at {
         set.insert("ended_at", doc! { "$ifNull": ["$ended_at", date(at)] });

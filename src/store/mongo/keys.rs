@@ -42,8 +42,8 @@ impl Shared {
         // There is none of revision 0: the first one is inserted, unless there is one, which then has its `_id`.
         let filter = doc! { "_id": KEYSET, "revision": count(before) };
         let set = doc! { "revision": count(keyset.revision), "keyset": encode("keyset", keyset)?, "op": deed.operation() };
-        let update = doc! { "$set": set, "$push": { "outbox": deed.push() } };
         let owner = Owner { collection: SIGNING_KEYS, id: KEYSET.into() };
+        let update = doc! { "$set": set, "$push": { "outbox": deed.push(&owner) } };
         let (keys, first) = (self.link.collection(SIGNING_KEYS), before == 0);
         match self.link.call(async move { Ok(keys.update_one(filter, update).upsert(first).await?) }).await {
             Err(fault) if fault.is_duplicate() => {

@@ -282,7 +282,7 @@ fn importing() -> OpenError {
 impl Shared {
     /// A change in the making, with its events.
     fn deed(&self, events: impl IntoIterator<Item = Event>) -> Result<Deed, Fault> {
-        let deed = Deed::new(&self.node.name, self.chain.sequence(), events)?;
+        let deed = Deed::new(&self.node, self.chain.sequence(), events)?;
         deed.entries.iter().for_each(|entry| self.brings(entry.event.at));
         Ok(deed)
     }

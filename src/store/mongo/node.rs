@@ -39,7 +39,7 @@ const BEATS: usize = 256;
 pub(super) struct Node {
     pub(super) name: Arc<str>,
     session: Uuid,
-    key: ChainKey,
+    pub(super) key: ChainKey,
     end: Mutex<End>,
     /// The newest time that any verb acted on, and the newest that is kept.
     pub(super) brought: AtomicI64,
@@ -207,8 +207,13 @@ pub(super) fn head(head: &Head) -> Document {
 
 /// The sealed head of a chain; `None` before its first record.
 pub(super) fn head_of(document: &Document) -> Result<Option<Head>, Fault> {
+    Ok(sealed_in(document)?.filter(|head| head.sequence > 0))
+}
+
+/// The sealed head of a chain, also before its first record; `None` before the first heartbeat.
+pub(super) fn sealed_in(document: &Document) -> Result<Option<Head>, Fault> {
     let fields = Fields::of("head", document);
-    if fields.find("sequence").is_none() || fields.count("sequence")? == 0 {
+    if fields.find("sequence").is_none() {
         return Ok(None);
     }
     let claim = match fields.find_time("sealed_at")? {

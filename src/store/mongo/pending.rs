@@ -1,17 +1,21 @@
 //! Audit events on their way. A change and its record are two documents. So the event first travels inside the changed document, in
 //! its `outbox`: one write, both or neither. Then it is appended to this node's chain, the verb answers, and some time later it is
 //! taken out of the outbox. What a node leaves behind when it dies in between, another appends: see `recovery`.
+//!
+//! An entry carries a MAC under a key of the nodes, over the document that it lies in and everything that recovery goes by: that it
+//! lies in an outbox proves nothing, since others can write to the database too.
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
-use mongodb::bson::{Bson, doc};
+use mongodb::bson::{Bson, Document, doc, serialize_to_vec};
 use uuid::Uuid;
 
 use super::{
-    codec::{encode, uuid},
+    codec::{Fields, bytes, count, encode, uuid},
     fault::Fault,
+    node::Node,
 };
-use crate::model::Event;
+use crate::{crypto::chain::ChainKey, model::Event};
 
 /// An event with its place in an outbox.
 #[derive(Clone, Debug)]
@@ -36,24 +40,21 @@ impl Entry {
 }
 
 /// A change's events, and the name under which the feed will bring the change back.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Deed {
     pub(super) operation: Uuid,
     pub(super) entries: Vec<Entry>,
-    outbox: Vec<Bson>,
+    events: Vec<Bson>,
+    node: Arc<Node>,
+    after: u64,
 }
 
 impl Deed {
     /// By `node`, whose chain had come to `after`: its records of these events can only come later.
-    pub(super) fn new(node: &str, after: u64, events: impl IntoIterator<Item = Event>) -> Result<Self, Fault> {
+    pub(super) fn new(node: &Arc<Node>, after: u64, events: impl IntoIterator<Item = Event>) -> Result<Self, Fault> {
         let entries = events.into_iter().map(Entry::new).collect::<Result<Vec<_>, _>>()?;
-        let put = |entry: &Entry| {
-            let event = encode("audit event", &entry.event)?;
-            let after = i64::try_from(after).unwrap_or(i64::MAX);
-            Ok(Bson::Document(doc! { "id": uuid(entry.id), "node": node, "after": after, "event": event }))
-        };
-        let outbox = entries.iter().map(put).collect::<Result<_, Fault>>()?;
-        Ok(Self { operation: Uuid::now_v7(), entries, outbox })
+        let events = entries.iter().map(|entry| encode("audit event", &entry.event)).collect::<Result<_, _>>()?;
+        Ok(Self { operation: Uuid::now_v7(), entries, events, node: node.clone(), after })
     }
 
     /// With the caller that waits for it.
@@ -68,19 +69,25 @@ impl Deed {
         uuid(self.operation)
     }
 
-    /// The entries, for a document that is new.
-    pub(super) fn outbox(&self) -> Bson {
-        Bson::Array(self.outbox.clone())
+    /// The entries for the outbox of `owner`, where they are new.
+    pub(super) fn outbox(&self, owner: &Owner) -> Bson {
+        let put = |(entry, event): (&Entry, &Bson)| {
+            let way = Way { id: entry.id, node: self.node.name.as_ref().into(), after: self.after, claim: None };
+            let mut document = way.fields(&self.node.key, owner, &entry.body);
+            document.insert("event", event.clone());
+            Bson::Document(document)
+        };
+        Bson::Array(self.entries.iter().zip(&self.events).map(put).collect())
     }
 
     /// For `$push`.
-    pub(super) fn push(&self) -> Bson {
-        Bson::Document(doc! { "$each": self.outbox.clone() })
+    pub(super) fn push(&self, owner: &Owner) -> Bson {
+        Bson::Document(doc! { "$each": self.outbox(owner) })
     }
 
     /// The outbox with the entries behind what is in it, as an expression. What came from callers is not read as one.
-    pub(super) fn concatenated(&self) -> Bson {
-        Bson::Document(doc! { "$concatArrays": [{ "$ifNull": ["$outbox", []] }, { "$literal": self.outbox.clone() }] })
+    pub(super) fn concatenated(&self, owner: &Owner) -> Bson {
+        Bson::Document(doc! { "$concatArrays": [{ "$ifNull": ["$outbox", []] }, { "$literal": self.outbox(owner) }] })
     }
 }
 
@@ -89,4 +96,131 @@ impl Deed {
 pub(super) struct Owner {
     pub(super) collection: &'static str,
     pub(super) id: Bson,
+}
+
+impl Owner {
+    /// Its `_id` with its type, which differs from any other's.
+    fn id_bytes(&self) -> Vec<u8> {
+        // One value encodes; what does not would have no MAC that is right.
+        serialize_to_vec(&doc! { "_id": self.id.clone() }).unwrap_or_default()
+    }
+}
+
+/// The way of an event into a chain, as its entry says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Way {
+    pub(super) id: Uuid,
+    /// The node that is to record it, and how far its chain had come.
+    pub(super) node: String,
+    pub(super) after: u64,
+    pub(super) claim: Option<Claim>,
+}
+
+/// An entry that another node, or a later process, took over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Claim {
+    pub(super) id: Uuid,
+    /// The node that made the change.
+    pub(super) from: String,
+}
+
+impl Way {
+    pub(super) fn read(entry: &Document) -> Result<Self, Fault> {
+        let fields = Fields::of("outbox", entry);
+        let claim = match fields.find("claim") {
+            Some(_) => Some(Claim { id: fields.uuid("claim")?, from: fields.text("from")?.to_owned() }),
+            None => None,
+        };
+        Ok(Self { id: fields.uuid("id")?, node: fields.text("node")?.to_owned(), after: fields.count("after")?, claim })
+    }
+
+    /// The node that made the change.
+    pub(super) fn from(&self) -> &str {
+        self.claim.as_ref().map_or(&self.node, |claim| &claim.from)
+    }
+
+    /// The fields of an entry, but for its event.
+    pub(super) fn fields(&self, key: &ChainKey, owner: &Owner, body: &[u8]) -> Document {
+        let mut fields = doc! { "id": uuid(self.id), "node": &self.node, "after": count(self.after) };
+        if let Some(claim) = &self.claim {
+            fields.extend(doc! { "claim": uuid(claim.id), "from": &claim.from });
+        }
+        let tag = self.with_parts(owner, body, |parts| key.mac_entry(parts));
+        fields.insert("mac", bytes(&tag));
+        fields
+    }
+
+    /// Returns true if an entry that lies with `owner` bears the MAC of this way and event.
+    pub(super) fn is_ours(&self, key: &ChainKey, owner: &Owner, body: &[u8], entry: &Document) -> bool {
+        let tag = Fields::of("outbox", entry).hash("mac");
+        tag.is_ok_and(|tag| self.with_parts(owner, body, |parts| key.check_entry(parts, &tag)))
+    }
+
+    fn with_parts<T>(&self, owner: &Owner, body: &[u8], take: impl FnOnce(&[&[u8]]) -> T) -> T {
+        let (owner_id, after) = (owner.id_bytes(), self.after.to_be_bytes());
+        let claim = self.claim.as_ref();
+        let (claimed, from) = claim.map_or((&[][..], ""), |claim| (claim.id.as_bytes().as_slice(), claim.from.as_str()));
+        let collection = owner.collection.as_bytes();
+        take(&[self.id.as_bytes(), self.node.as_bytes(), &after, claimed, from.as_bytes(), collection, &owner_id, body])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Action, Stamp, Timestamp};
+
+    /// AZ2: the MAC covers each field that recovery goes by, the event, and the document that the entry lies in.
+    #[test]
+    fn an_entry_is_bound_to_its_fields_and_its_document() {
+        let (key, body) = (ChainKey::new([7; 32]), b"event".as_slice());
+        let owner = Owner { collection: "clients", id: "svc".into() };
+        let way = Way { id: Uuid::now_v7(), node: "a".to_owned(), after: 7, claim: None };
+        let claimed = Way { claim: Some(Claim { id: Uuid::now_v7(), from: "b".to_owned() }), ..way.clone() };
+        for way in [&way, &claimed] {
+            let entry = way.fields(&key, &owner, body);
+            assert_eq!(Way::read(&entry).unwrap(), *way);
+            assert!(way.is_ours(&key, &owner, body, &entry));
+            assert!(!way.is_ours(&ChainKey::new([8; 32]), &owner, body, &entry));
+            assert!(!way.is_ours(&key, &owner, b"Event", &entry));
+            let elsewhere = [("tokens", Bson::from("svc")), ("clients", "svd".into()), ("clients", Bson::Int32(1))];
+            for (collection, id) in elsewhere {
+                assert!(!way.is_ours(&key, &Owner { collection, id }, body, &entry));
+            }
+            let other_claim = Some(Claim { id: Uuid::now_v7(), from: "b".to_owned() });
+            let other_from = way.claim.clone().map(|claim| Claim { from: "c".to_owned(), ..claim });
+            let no_claim = way.claim.as_ref().map(|_| Way { claim: None, ..way.clone() });
+            let changed = [
+                Way { id: Uuid::now_v7(), ..way.clone() },
+                Way { node: "A".to_owned(), ..way.clone() },
+                Way { after: 6, ..way.clone() },
+                Way { claim: other_claim, ..way.clone() },
+            ];
+            let others =
+                changed.into_iter().chain(no_claim).chain(other_from.map(|claim| Way { claim: Some(claim), ..way.clone() }));
+            for other in others {
+                assert!(!other.is_ours(&key, &owner, body, &entry), "{other:?}");
+            }
+            let mut bare = entry.clone();
+            bare.remove("mac");
+            assert!(!way.is_ours(&key, &owner, body, &bare));
+        }
+    }
+
+    /// AZ2: an event reads back from BSON as the bytes that its MAC covers.
+    #[test]
+    fn an_event_keeps_its_bytes_in_an_outbox() {
+        let mut stamp = Stamp::internal(Timestamp::from_millis(1_790_000_000_123));
+        stamp.tenant = Some("shop".parse().unwrap());
+        stamp.client = Some("orders".parse().unwrap());
+        stamp.secret = Some("s1".parse().unwrap());
+        let event =
+            stamp.refused(Action::RefreshReused, "é\u{202e}\0", "invalid_grant").in_family(crate::model::FamilyId::new());
+        for event in [event.clone(), Event { recovered_from: Some("node-2".into()), ..event }] {
+            let entry = Entry::new(event).unwrap();
+            let encoded = doc! { "event": encode("audit event", &entry.event).unwrap() };
+            let decoded = Fields::of("outbox", &encoded).part("event").unwrap();
+            assert_eq!(Entry::with_id(entry.id, decoded).unwrap().body, entry.body);
+        }
+    }
 }

@@ -1,11 +1,13 @@
 //! Audit events whose node died, or lost its way, between a change and its record: they are still in the changed document's
 //! outbox, and whoever finds them there appends them to its own chain. Which ones those are is told by waiting, not by a clock: an
-//! event that was there at one look and still is at the next was not on its way.
+//! event that was there at one look and still is at the next was not on its way. The record says in its event which node left it.
+//!
+//! An entry without the MAC of a node was put there by somebody else: it is taken out and reported, and never recorded.
 //!
 //! A node that comes back after a long stall may append an event that was recovered in the meantime: it is then in two chains,
 //! never in none.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::atomic::Ordering::SeqCst, time::Duration};
 
 use futures_util::TryStreamExt as _;
 use mongodb::bson::{Bson, Document, doc};
@@ -13,29 +15,34 @@ use uuid::Uuid;
 
 use super::{
     Shared,
-    chain::{LATE, behind},
-    codec::{Fields, uuid},
+    chain::{LATE, behind, sealed},
+    codec::{Fields, as_uuid, count, uuid},
     fault::Fault,
-    pending::{Entry, Owner},
+    pending::{Claim, Entry, Owner, Way},
     schema::{AUDIT_LOGS, WITH_OUTBOX, outbox_hint},
 };
+use crate::model::{Action, Event, Stamp, Timestamp};
 
 /// Between two looks: longer than any caller waits for a record.
 pub(super) const LOOK: Duration = Duration::from_secs(30);
 /// Documents looked at in one turn.
 const TURN: i64 = 1_000;
+/// Characters of a document's `_id` in a report.
+const NAME: usize = 128;
 
 /// An event in an outbox.
 struct Left {
     owner: Owner,
-    id: Uuid,
-    node: String,
-    /// Whether it came to that node from another one.
-    foreign: bool,
-    after: u64,
-    /// Who found it before.
-    claim: Option<Uuid>,
-    event: Document,
+    way: Way,
+    entry: Entry,
+}
+
+/// The content of the outboxes of a collection.
+#[derive(Default)]
+struct Found {
+    left: Vec<Left>,
+    /// Entries that no node made, or an outbox that is no list, each with its document.
+    forged: Vec<(Owner, Bson)>,
 }
 
 /// What was seen at the last look.
@@ -50,12 +57,18 @@ impl Recovery {
     pub(super) async fn look(&mut self, shared: &Shared, once: bool) -> Result<(), Fault> {
         let mut found = HashSet::new();
         for collection in WITH_OUTBOX {
-            for left in left(shared, collection).await? {
-                let id = left.id;
-                found.insert((id, left.claim));
-                let own = once && left.node == shared.node.name.as_ref();
+            let Found { left, forged } = find(shared, collection).await?;
+            for (owner, entry) in forged {
+                if let Err(fault) = refuse(shared, &owner, entry).await {
+                    tracing::error!(%fault, collection, "a forged outbox entry cannot be taken out yet");
+                }
+            }
+            for left in left {
+                let (id, claim) = (left.way.id, left.way.claim.as_ref().map(|claim| claim.id));
+                found.insert((id, claim));
+                let own = once && left.way.node == shared.node.name.as_ref();
                 // What waits in this node's own chain will be there: it is not put there twice.
-                if !(own || self.seen.contains(&(id, left.claim))) || shared.chain.holds(id) {
+                if !(own || self.seen.contains(&(id, claim))) || shared.chain.holds(id) {
                     continue;
                 }
                 // One that cannot be recorded does not stand in the way of the others, and is tried again at the next look.
@@ -69,83 +82,110 @@ impl Recovery {
     }
 }
 
-async fn left(shared: &Shared, collection: &'static str) -> Result<Vec<Left>, Fault> {
+async fn find(shared: &Shared, collection: &'static str) -> Result<Found, Fault> {
     let owners = shared.link.collection(collection);
     let look = async move {
         let found = owners.find(doc! { "outbox.id": { "$exists": true } }).hint(outbox_hint()).limit(TURN);
         let found: Vec<Document> = found.projection(doc! { "outbox": 1 }).await?.try_collect().await?;
         Ok(found)
     };
-    let mut all = Vec::new();
+    let mut all = Found::default();
     for document in shared.link.call(look).await? {
-        let id = Fields::of("outbox", &document).get("_id")?.clone();
-        for entry in document.get_array("outbox").into_iter().flatten().filter_map(Bson::as_document) {
-            match read(&Owner { collection, id: id.clone() }, entry) {
-                Ok(left) => all.push(left),
-                Err(fault) => tracing::error!(%fault, collection, "what is in an outbox cannot be read"),
+        let owner = Owner { collection, id: document.get("_id").cloned().unwrap_or_default() };
+        match document.get("outbox") {
+            Some(Bson::Array(entries)) => {
+                for entry in entries {
+                    match entry.as_document().and_then(|entry| ours(shared, &owner, entry)) {
+                        Some((way, event)) => all.left.push(Left { owner: owner.clone(), way, entry: event }),
+                        None => all.forged.push((owner.clone(), entry.clone())),
+                    }
+                }
             }
+            Some(other) => all.forged.push((owner, other.clone())),
+            None => {}
         }
     }
     Ok(all)
 }
 
-fn read(owner: &Owner, entry: &Document) -> Result<Left, Fault> {
-    let fields = Fields::of("outbox", entry);
-    let event = fields.get("event")?.as_document().cloned();
-    Ok(Left {
-        owner: owner.clone(),
-        id: fields.uuid("id")?,
-        node: fields.text("node")?.to_owned(),
-        foreign: entry.get_bool("foreign").unwrap_or(false),
-        after: fields.count("after")?,
-        claim: fields.find("claim").map(|_| fields.uuid("claim")).transpose()?,
-        event: event.ok_or_else(|| Fault::row("outbox", "an event is not what it should be"))?,
-    })
+/// An entry that a node put there; `None` for any other.
+fn ours(shared: &Shared, owner: &Owner, entry: &Document) -> Option<(Way, Entry)> {
+    let way = Way::read(entry).ok()?;
+    let event = Entry::with_id(way.id, Fields::of("outbox", entry).part("event").ok()?).ok()?;
+    way.is_ours(&shared.node.key, owner, &event.body, entry).then_some((way, event))
+}
+
+/// Takes out what no node put there, and reports it. Of several nodes that find it, the one that takes it out does.
+async fn refuse(shared: &Shared, owner: &Owner, entry: Bson) -> Result<(), Fault> {
+    let filter = doc! { "_id": owner.id.clone(), "outbox": { "$eq": entry.clone() } };
+    let others = doc! { "$filter": { "input": "$outbox", "cond": { "$ne": ["$$this", { "$literal": entry }] } } };
+    let kept = doc! { "$cond": [{ "$isArray": "$outbox" }, others, "$$REMOVE"] };
+    let owners = shared.link.collection(owner.collection);
+    let update = vec![doc! { "$set": { "outbox": kept } }];
+    let written = shared.link.call(async move { Ok(owners.update_one(filter, update).await?) }).await?;
+    if written.modified_count == 0 {
+        return Ok(());
+    }
+    let target = format!("{}/{}", owner.collection, named(&owner.id));
+    metrics::counter!("jeton_outbox_entries_refused_total").increment(1);
+    tracing::error!(
+        target,
+        "an outbox entry that no node of this service wrote was refused and taken out: find out who else can write to the database"
+    );
+    let now = Timestamp::from_millis(shared.node.brought.load(SeqCst).max(shared.node.newest.load(SeqCst)));
+    shared.append(Stamp::internal(now).refused(Action::EntryRefused, target, "forged")).await
+}
+
+/// An `_id` in a few words, whatever was put there.
+fn named(id: &Bson) -> String {
+    let text = id.as_str().map(str::to_owned).or_else(|| as_uuid(id).map(|id| id.to_string()));
+    let text = text.unwrap_or_else(|| id.to_string());
+    text.chars().take(NAME).collect()
+}
+
+/// The record of an entry, sealed by a node, in the chain of the node that is to record it.
+async fn recorded(shared: &Shared, way: &Way) -> Result<Option<Document>, Fault> {
+    let (logs, mut filter) = (shared.link.collection(AUDIT_LOGS), behind(&way.node, way.after));
+    filter.insert("entry", uuid(way.id));
+    let read = async move { Ok(logs.find(filter).await?.try_collect::<Vec<Document>>().await?) };
+    let found = shared.link.within(super::LONG, read).await?;
+    Ok(found.into_iter().find(|found| sealed(found).is_ok_and(|head| shared.node.key.check(&head))))
 }
 
 async fn recover(shared: &Shared, left: Left) -> Result<(), Fault> {
-    let is_foreign = left.node != shared.node.name.as_ref();
+    let Left { owner, way, entry } = left;
     // Its node may have appended it and not come to take it out.
-    let (logs, mut filter) = (shared.link.collection(AUDIT_LOGS), behind(&left.node, left.after));
-    filter.insert("entry", uuid(left.id));
-    let recorded = shared.link.within(super::LONG, async move { Ok(logs.find_one(filter).await?) }).await?;
-    let Some(recorded) = recorded else {
+    let Some(recorded) = recorded(shared, &way).await? else {
         // Of two nodes that find it, the one whose claim is the next appends it.
-        let foreign = left.foreign || is_foreign;
-        let mine = doc! { "$set": {
-            "outbox.$.node": shared.node.name.as_ref(),
-            "outbox.$.foreign": foreign,
-            "outbox.$.after": i64::try_from(shared.chain.sequence()).unwrap_or(i64::MAX),
-            "outbox.$.claim": uuid(Uuid::now_v7()),
-        } };
+        let claim = Claim { id: Uuid::now_v7(), from: way.from().to_owned() };
+        let (name, after) = (shared.node.name.as_ref().to_owned(), shared.chain.sequence());
+        let mine = Way { id: way.id, node: name, after, claim: Some(claim) };
+        let fields = mine.fields(&shared.node.key, &owner, &entry.body);
+        let mine: Document = fields.into_iter().map(|(field, value)| (format!("outbox.$.{field}"), value)).collect();
         let theirs = doc! {
-            "id": uuid(left.id),
-            "node": &left.node,
-            "after": i64::try_from(left.after).unwrap_or(i64::MAX),
-            "claim": left.claim.map(uuid),
+            "id": uuid(way.id),
+            "node": &way.node,
+            "after": count(way.after),
+            "claim": way.claim.as_ref().map(|claim| uuid(claim.id)),
         };
-        let filter = doc! { "_id": left.owner.id.clone(), "outbox": { "$elemMatch": theirs } };
-        let owners = shared.link.collection(left.owner.collection);
-        let claimed = shared.link.call(async move { Ok(owners.update_one(filter, mine).await?) }).await?;
+        let filter = doc! { "_id": owner.id.clone(), "outbox": { "$elemMatch": theirs } };
+        let owners = shared.link.collection(owner.collection);
+        let claimed = shared.link.call(async move { Ok(owners.update_one(filter, doc! { "$set": mine }).await?) }).await?;
         if claimed.matched_count == 0 {
             return Ok(());
         }
-        let event = mongodb::bson::deserialize_from_document(left.event).map_err(|error| Fault::row("outbox", error))?;
-        let entry = Entry::with_id(left.id, event)?;
-        tracing::warn!(
-            from = left.node,
-            action = entry.event.action.as_str(),
-            "an audit event was left behind and is recorded now"
-        );
-        return shared.chain.append_left(entry, left.owner, foreign).await;
+        let from = way.from();
+        tracing::warn!(from, action = entry.event.action.as_str(), "an audit event was left behind and is recorded now");
+        let event = Event { recovered_from: Some(from.into()), ..entry.event };
+        return shared.chain.append(vec![Entry::with_id(way.id, event)?], Some(owner)).await;
     };
     // By its own process, which in all likelihood answered its caller too, if that still waited. Not so who claimed it; and what
     // this process did itself it knows.
     let was_awaited = !recorded.get_bool(LATE).unwrap_or(false);
-    let another_did = was_awaited && (is_foreign || shared.chain.is_of_an_earlier_process(left.after));
-    if left.claim.is_none() && !left.foreign && (another_did || shared.settle.was_answered(left.id)) {
-        shared.settle.answered(left.owner.clone(), left.id);
+    let is_anothers = way.node != shared.node.name.as_ref() || shared.chain.is_of_an_earlier_process(way.after);
+    if way.claim.is_none() && ((was_awaited && is_anothers) || shared.settle.was_answered(way.id)) {
+        shared.settle.answered(owner.clone(), way.id);
     }
-    shared.settle.push(left.owner, vec![left.id]);
+    shared.settle.push(owner, vec![way.id]);
     Ok(())
 }

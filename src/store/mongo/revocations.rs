@@ -40,7 +40,7 @@ impl RevocationStore for Mongo {
             match revocation.revoked {
                 Revoked::Token(_) => shared.remember(revocation, deed).await,
                 Revoked::Family(id) => {
-                    let update = families::end(&deed, None, revocation.until);
+                    let update = families::end(id, &deed, None, revocation.until);
                     shared.end(id, update, revocation, deed).await
                 }
             }
@@ -78,15 +78,15 @@ impl Shared {
     async fn raise_epoch(&self, of: &EpochOf, event: Event) -> Result<u64, Fault> {
         let deed = self.deed([event])?;
         let (collection, id, field) = place_of(of);
-        let mut update =
-            doc! { "$inc": { field: 1_i64 }, "$set": { "op": deed.operation() }, "$push": { "outbox": deed.push() } };
+        let owner = Owner { collection, id: id.clone().into() };
+        let outbox = deed.push(&owner);
+        let mut update = doc! { "$inc": { field: 1_i64 }, "$set": { "op": deed.operation() }, "$push": { "outbox": outbox } };
         if collection == CLIENTS {
             // A client that is not there has an epoch all the same: whoever takes its name begins behind it.
             update.insert("$setOnInsert", doc! { "deleted": true });
         }
-        let found = self.upsert(collection, doc! { "_id": id.clone() }, update).await?;
+        let found = self.upsert(collection, doc! { "_id": id }, update).await?;
         let value = Fields::of("epoch", &found).count(field)?;
-        let owner = Owner { collection, id: id.into() };
         self.record_heard(deed, owner, vec![Change::Epoch(of.clone(), value)]).await?;
         Ok(value)
     }
@@ -107,15 +107,14 @@ impl Shared {
 
     /// Keeps a revocation where no family keeps it.
     pub(super) async fn remember(&self, revocation: Revocation, deed: Deed) -> Result<(), Fault> {
-        let id = key_of(revocation.revoked);
+        let owner = Owner { collection: REVOCATIONS, id: key_of(revocation.revoked).into() };
         let update = doc! {
             "$max": { "until": date(revocation.until) },
             "$set": { "op": deed.operation() },
-            "$push": { "outbox": deed.push() },
+            "$push": { "outbox": deed.push(&owner) },
         };
-        let found = self.upsert(REVOCATIONS, doc! { "_id": &id }, update).await?;
+        let found = self.upsert(REVOCATIONS, doc! { "_id": owner.id.clone() }, update).await?;
         let revocation = Revocation { until: Fields::of("revocation", &found).time("until")?, ..revocation };
-        let owner = Owner { collection: REVOCATIONS, id: id.into() };
         self.record_heard(deed, owner, vec![Change::Revoked(revocation)]).await
     }
 

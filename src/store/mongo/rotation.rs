@@ -114,7 +114,7 @@ impl Shared {
         }
         let deed = self.deed([rotate.event(verdict, call.stamp, call.jti, Some(&family))])?;
         let until = rotate.now + rotate.remember;
-        let update = end(&deed, Some(rotate.now), until);
+        let update = end(rotate.family, &deed, Some(rotate.now), until);
         let filter = doc! {
             "_id": uuid(rotate.family.0),
             "generation": i64::from(family.generation),
@@ -205,7 +205,7 @@ impl Shared {
                 "unanswered": { "$concatArrays": [kept, marks(&deed)] },
             },
             "op": deed.operation(),
-            "outbox": deed.concatenated(),
+            "outbox": deed.concatenated(&owner(rotate.family)),
         } }];
         let found = self.change_family(filter, update).await?;
         Ok(found.map(|found| (Verdict::Repeat, Arc::new(found), deed)))
@@ -285,6 +285,6 @@ fn rotated(rotate: &Rotate, stamp: &Stamp, deed: &Deed) -> Vec<Document> {
         },
         "ends_at": { "$min": ["$expires_at", { "$add": [now, "$idle_ms"] }] },
         "op": deed.operation(),
-        "outbox": deed.concatenated(),
+        "outbox": deed.concatenated(&owner(rotate.family)),
     } }]
 }

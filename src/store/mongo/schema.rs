@@ -15,6 +15,7 @@ use super::{
     fault::{Fault, OpenError, has_code},
     link::Link,
 };
+use crate::model::Action;
 
 /// Registered machines. What is left of a deleted one is its epoch and its tenant.
 pub(super) const CLIENTS: &str = "clients";
@@ -37,6 +38,9 @@ pub(super) const META: &str = "meta";
 
 /// Those whose documents carry audit events until these are in a chain.
 pub(super) const WITH_OUTBOX: [&str; 5] = [CLIENTS, TOKENS, REVOCATIONS, EPOCHS, SIGNING_KEYS];
+
+/// The action of witness records, which are found by an index of their own.
+pub(super) const WITNESSES: &str = Action::HeadsWitnessed.as_str();
 
 /// The version written here. What one is brought up by is in [`bring_up`].
 pub(super) const VERSION: i64 = 2;
@@ -205,7 +209,13 @@ fn indexes() -> Vec<(&'static str, Vec<Index>)> {
         (EPOCHS, vec![outbox()]),
         (SIGNING_KEYS, vec![outbox()]),
         (RATE_LIMITS, vec![expiring("until", doc! { "until": 1 })]),
-        (AUDIT_LOGS, vec![plain("time", doc! { "event.at": 1, "_id": 1 })]),
+        (
+            AUDIT_LOGS,
+            vec![
+                plain("time", doc! { "event.at": 1, "_id": 1 }),
+                partial("witnesses", doc! { "event.action": 1, "_id": 1 }, doc! { "event.action": WITNESSES }),
+            ],
+        ),
         (NODES, vec![]),
     ]
 }

@@ -5,13 +5,12 @@ use std::{
     time::Duration,
 };
 
-use mongodb::bson::{Document, doc};
+use mongodb::bson::doc;
 use tokio::sync::broadcast;
 
 use super::{
     Shared,
-    chain::decoded,
-    codec::Fields,
+    chain::shown,
     fault::Fault,
     link::pause,
     schema::AUDIT_LOGS,
@@ -70,9 +69,10 @@ async fn follow(shared: &Shared, listeners: &Listeners, place: &mut Option<Place
     while listeners.receiver_count() > 0 && !shared.link.is_closed() {
         let Some(batch) = stream.next().await? else { break };
         for event in &batch.events {
-            // One that cannot be understood, a newer version's perhaps, must not hide those behind it.
-            let record = recorded(event).inspect_err(|fault| tracing::warn!(%fault, "a record of another node is not told"));
-            tell(listeners, record.ok());
+            // A document that is no record is none here either.
+            if let Some(record) = event.get_document("fullDocument").ok().and_then(shown) {
+                tell(listeners, Some(Arc::new(record)));
+            }
         }
         if batch.goes_on {
             *refused = 0;
@@ -80,11 +80,6 @@ async fn follow(shared: &Shared, listeners: &Listeners, place: &mut Option<Place
         *place = Some(batch.place);
     }
     Ok(())
-}
-
-fn recorded(event: &Document) -> Result<Arc<Record>, Fault> {
-    let record = Fields::of("change", event).get("fullDocument")?.as_document();
-    Ok(Arc::new(decoded(record.ok_or_else(|| Fault::row("change", "it brings no record"))?)?))
 }
 
 fn tell(listeners: &Listeners, record: Option<Arc<Record>>) {

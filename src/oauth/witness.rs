@@ -1,0 +1,182 @@
+//! Witnesses: each node notes in its own chain how far the chains of the others have come. A chain that is cut later, or gone, is
+//! missed by all of them.
+
+use std::{collections::HashMap, sync::Arc};
+
+use tokio::sync::Mutex;
+
+use crate::{
+    crypto::chain::{ChainKey, Claim, Head, Walk},
+    error::Result,
+    model::{Action, Place, Record, Stamp, Timestamp},
+    store::{AuditStore, Writer},
+};
+
+/// Heads in one record.
+const HEADS: usize = 32;
+/// Records read at once.
+const STRIDE: usize = 500;
+
+/// A place of a chain and the hash there, as it was noted somewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// The chain.
+    pub chain: Arc<str>,
+    /// The record.
+    pub sequence: u64,
+    /// Its hash.
+    pub hash: [u8; 32],
+}
+
+impl Known {
+    fn text(&self) -> String {
+        let digits: String = self.hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{}:{}:{digits}", self.chain, self.sequence)
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.rsplitn(3, ':');
+        let (digits, sequence) = (parts.next()?, parts.next()?.parse().ok()?);
+        let mut hash = [0; 32];
+        if digits.len() != 64 {
+            return None;
+        }
+        for (at, byte) in hash.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(digits.get(at * 2..at * 2 + 2)?, 16).ok()?;
+        }
+        Some(Self { chain: parts.next()?.into(), sequence, hash })
+    }
+}
+
+/// The heads that the nodes of a store have witnessed, in any chain. Records that were not sealed by a node do not count.
+///
+/// # Errors
+///
+/// Where the store fails.
+pub async fn witnessed<S: AuditStore + ?Sized>(store: &S) -> Result<Vec<Known>> {
+    let (mut all, mut after) = (Vec::new(), None::<Place>);
+    loop {
+        let records = store.witnesses(after.as_ref(), STRIDE).await?;
+        let Some(last) = records.last() else { return Ok(all) };
+        after = Some(last.place());
+        all.extend(records.iter().flat_map(|record| record.event.target.split(' ').filter_map(Known::parse)));
+    }
+}
+
+/// The task of a node that witnesses.
+#[derive(Default)]
+pub struct Witness(Mutex<Option<HashMap<Arc<str>, Seen>>>);
+
+/// How far a chain was seen.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    /// The newest record that was witnessed.
+    witnessed: u64,
+    /// The newest record that was looked at, and its hash.
+    looked: (u64, [u8; 32]),
+}
+
+impl Witness {
+    /// One look at the heads of all other chains; how many were noted. The first look of a process only reads which of them were
+    /// noted before, so that a chain that has ended is not noted again by every process that comes.
+    ///
+    /// Only a chain that came further by other records than witnesses is noted, so that idle nodes do not go on noting each
+    /// other's notes; and the end of a chain that nobody writes any more.
+    ///
+    /// # Errors
+    ///
+    /// Where the store fails; what was not noted is noted at the next look.
+    pub async fn look<S: AuditStore + ?Sized>(&self, store: &S, key: &ChainKey, now: Timestamp) -> Result<usize> {
+        let (mut held, chains) = (self.0.lock().await, store.chains().await?);
+        if chains.len() < 2 {
+            // Its own.
+            return Ok(0);
+        }
+        let Some(seen) = held.as_mut() else {
+            *held = Some(first(store).await?);
+            return Ok(0);
+        };
+        let mut due = Vec::new();
+        for chain in chains {
+            let before = seen.get(&chain).copied().unwrap_or_default();
+            // Names of nodes have no blanks; a list of others could not be read back.
+            let known = store.head(&chain).await?.filter(|head| key.check(head) && !chain.contains(' '));
+            let Some(head) = known.filter(|head| head.sequence > before.witnessed) else { continue };
+            if is_due(store, &chain, &head, before).await? {
+                due.push(Known { chain, sequence: head.sequence, hash: head.hash });
+            } else {
+                seen.entry(chain).or_default().looked = (head.sequence, head.hash);
+            }
+        }
+        for some in due.chunks(HEADS) {
+            let target: Vec<String> = some.iter().map(Known::text).collect();
+            store.append(Stamp::internal(now).done(Action::HeadsWitnessed, target.join(" "))).await?;
+            for known in some {
+                let looked = (known.sequence, known.hash);
+                seen.insert(known.chain.clone(), Seen { witnessed: known.sequence, looked });
+            }
+        }
+        Ok(due.len())
+    }
+}
+
+async fn first<S: AuditStore + ?Sized>(store: &S) -> Result<HashMap<Arc<str>, Seen>> {
+    let mut seen = HashMap::<_, Seen>::new();
+    for Known { chain, sequence, hash } in witnessed(store).await? {
+        let so_far = seen.entry(chain).or_default();
+        if sequence > so_far.witnessed {
+            *so_far = Seen { witnessed: sequence, looked: (sequence, hash) };
+        }
+    }
+    Ok(seen)
+}
+
+/// Returns true if a chain that came to `head` is to be noted.
+async fn is_due<S: AuditStore + ?Sized>(store: &S, chain: &str, head: &Head, seen: Seen) -> Result<bool> {
+    let writer = store.writer(chain).await?;
+    match writer {
+        Writer::This => return Ok(false),
+        Writer::Nobody => return Ok(true),
+        Writer::Another if head.claim == Claim::Closed => return Ok(true),
+        Writer::Another => {}
+    }
+    let (sequence, hash) = seen.looked;
+    if head.sequence <= sequence {
+        // Nothing came since the last look, at which there were only witnesses.
+        return Ok(false);
+    }
+    let mut walk = Walk::after(sequence, hash);
+    loop {
+        let records = store.chain(chain, walk.sequence(), STRIDE).await?;
+        let is_witness = |record: &Record| record.event.action == Action::HeadsWitnessed;
+        for record in records.iter().take_while(|record| record.sequence <= head.sequence) {
+            // What does not follow from the last look is for the verification to judge, by this note too.
+            if walk.record(record).is_err() || !is_witness(record) {
+                return Ok(true);
+            }
+        }
+        if walk.sequence() >= head.sequence {
+            return Ok(walk.hash() != head.hash);
+        }
+        if records.len() < STRIDE {
+            return Ok(true);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_reads_back_as_it_was_noted() {
+        for chain in ["node-1", "a:7:b", ":", "é"] {
+            let known = Known { chain: chain.into(), sequence: u64::MAX, hash: std::array::from_fn(|at| at as u8) };
+            assert_eq!(Known::parse(&known.text()), Some(known));
+        }
+        let hash = "00".repeat(32);
+        for bad in ["", "a:1", "a:1:00", &format!("a:x:{hash}"), &format!("1:{hash}"), &format!("a:1:+{}", &hash[1..63])] {
+            assert_eq!(Known::parse(bad), None, "{bad}");
+        }
+    }
+}
