@@ -8,7 +8,8 @@ use super::{Authority, Credentials};
 use crate::{
     crypto::keyring::VerifiedClaims,
     error::{Error, Result},
-    model::{Action, Call, Client, Scopes, Stamp, TenantId},
+    model::{Action, Call, Client, Scope, Scopes, Stamp, TenantId},
+    store::{Proof, ProvenWrite, Spent},
 };
 
 /// Lets a caller administer everything it governs.
@@ -39,11 +40,13 @@ impl Office {
     }
 }
 
-/// A caller that may administer. Made here and nowhere else.
+/// A caller that may administer. Made here and nowhere else. It reads and lists by this; what it changes needs a [`Proof`] each
+/// time ([`Authority::prove`]), taken when everything slow is done.
 #[derive(Debug)]
 pub struct Administrator {
     client: Arc<Client>,
     verified: Arc<VerifiedClaims>,
+    office: Office,
 }
 
 impl Administrator {
@@ -129,18 +132,37 @@ impl Authority {
             );
             return Err(self.trail.refusal(refused, Error::InsufficientScope(office.scope())).await);
         }
-        Ok(Administrator { client, verified })
+        Ok(Administrator { client, verified, office })
     }
 
     /// Demands that an administrator still is one now: for calls that go on for longer than a moment.
-    pub async fn still_administers(&self, admin: &Administrator, office: Office) -> Result<()> {
-        let Administrator { client, verified } = admin;
+    pub async fn still_administers(&self, admin: &Administrator) -> Result<()> {
+        let Administrator { client, verified, office } = admin;
         if !self.standing.stands(verified, self.clock.now())? {
             return Err(Error::InvalidToken);
         }
         let client = self.standing.client(self.store(), &client.id).await?.filter(|client| !client.disabled);
         let still = |client: &Client| carries(client, verified, ADMIN) || carries(client, verified, office.scope());
         client.filter(|client| still(client)).map(drop).ok_or(Error::InvalidToken)
+    }
+
+    /// Proof for one change by an administrator: that it still is one now, and what the store compares once more in the write.
+    /// It rests on every scope of this service that the call was judged by.
+    pub(super) async fn prove(&self, admin: &Administrator) -> Result<Proof> {
+        self.still_administers(admin).await?;
+        let Administrator { client, verified, .. } = admin;
+        let held = client.scopes.iter().filter(|scope| scope.is_reserved() && carries(client, verified, scope.as_str()));
+        let held = Scopes::try_from(held.cloned().collect::<Vec<Scope>>()).map_err(Error::invalid("scopes"))?;
+        Ok(Proof::by_token(verified.claims(), verified.kid(), held))
+    }
+
+    /// Makes a change by its proof. A proof that fell in the meantime is answered as the credential that it rested on would be.
+    pub(super) async fn spend(&self, proof: Proof, write: ProvenWrite) -> Result<Spent> {
+        let refusal = if proof.is_by_token() { Error::InvalidToken } else { Error::InvalidClient };
+        match self.store.spend(proof, write).await? {
+            Spent::Unproven => Err(refusal),
+            spent @ (Spent::Done | Spent::Taken | Spent::Stale) => Ok(spent),
+        }
     }
 
     fn unproven(&self, call: &Call) -> Error {

@@ -58,6 +58,11 @@ impl AuthenticatedClient {
         &self.client
     }
 
+    /// The secret that was proven.
+    pub(super) const fn secret(&self) -> &SecretId {
+        &self.secret
+    }
+
     /// The client's record, owned.
     pub fn into_client(self) -> Arc<Client> {
         self.client
@@ -117,17 +122,36 @@ impl Authority {
         }
     }
 
-    /// Admits a proven client unless it is disabled. Disabling writes the record and raises the epoch in one commit, which is
+    /// Admits a proven client if its record, read once more, still has what was proven: the proof may have waited for argon2id, and
+    /// what was retired or taken away meanwhile has no effect left. Everything that follows goes by this record. Disabling writes the record and raises the epoch in one commit, which is
     /// heard as the record, then the epoch. So the epochs are read first and the record second: who sees the raised epoch sees
     /// the disabled record too, and who is admitted by the old record gets a token that is ended.
     async fn admit(&self, call: &Call, proven: &Client, secret: SecretId) -> Result<Option<AuthenticatedClient>> {
         let epochs = self.standing.epochs(&proven.tenant, &proven.id, &Subject::of_client(&proven.id));
-        let Some(client) = self.standing.client(self.store(), &proven.id).await?.filter(|client| !client.disabled) else {
-            return Ok(None);
-        };
+        let Some(client) = self.unchanged(call, proven, &secret).await? else { return Ok(None) };
         self.limits.client(&client.id, &client.rate_plan, call.now)?;
         self.uses.note(&client.id, &secret, call.now);
         Ok(Some(AuthenticatedClient { client, secret, epochs }))
+    }
+
+    /// A client's record as it is now, if the secret that was proven against an earlier reading is in it and works.
+    async fn unchanged(&self, call: &Call, proven: &Client, secret: &SecretId) -> Result<Option<Arc<Client>>> {
+        // The time that has passed in this call counts: an overlap may have ended in it.
+        let now = self.clock.now().max(call.now);
+        let digest = |client: &Client| client.live_secrets(now).find(|own| own.id == *secret).map(|own| own.digest.clone());
+        let client = self.standing.client(self.store(), &proven.id).await?;
+        Ok(client.filter(|client| {
+            !client.disabled && client.tenant == proven.tenant && digest(client).is_some() && digest(client) == digest(proven)
+        }))
+    }
+
+    /// Demands that what was proven in this call still holds: next to handing out what was issued, after the write that recorded
+    /// it. A token that no caller receives has no effect.
+    pub(super) async fn still_authenticated(&self, call: &Call, who: &AuthenticatedClient) -> Result<()> {
+        match self.unchanged(call, &who.client, &who.secret).await? {
+            Some(_) => Ok(()),
+            None => Err(self.refuse(call, Some(&who.client.id)).await),
+        }
     }
 
     /// A secret this service made: one HMAC, also where there is nothing to compare with (A02).

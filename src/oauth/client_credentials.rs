@@ -40,12 +40,19 @@ impl Authority {
         if !client.grants.refresh_token {
             let (access_token, expires_in) = self.mint(mint)?;
             self.trail.issued(issued).await?;
+            self.still_authenticated(call, &authenticated).await?;
             return Ok(Issued { access_token, expires_in, refresh_token: None, scopes: granted.scopes().clone() });
         }
         let family = self.draw_family(call, client, &granted, &mint.audience, epochs);
         let (access_token, expires_in) = self.mint(Mint { family: Some((family.id, family.ends_at())), ..mint })?;
         let refresh_token = self.refresh_key.mint(family.id, 0, &family.salt);
         self.open(&family, &stamp, jti).await?;
+        if let Err(error) = self.still_authenticated(call, &authenticated).await {
+            // Its tokens never left. It is ended all the same, so that nothing depends on that.
+            let event = stamp.done(Action::TokenRevoked, "").in_family(family.id);
+            self.store.end_family(family.id, call.now, call.now + self.remember(), event).await?;
+            return Err(error);
+        }
         Ok(Issued { access_token, expires_in, refresh_token: Some(refresh_token), scopes: granted.scopes().clone() })
     }
 

@@ -10,7 +10,7 @@ use crate::{
         Action, Call, Event, Keyset, Kid, SigningKey, Stamp, Timestamp,
         keyset::{Algorithm, KeyPolicy},
     },
-    store::Write,
+    store::{ProvenWrite, Spent, Write},
 };
 
 /// How often a step is tried again when another node took one in between.
@@ -34,7 +34,7 @@ impl Authority {
         admin.must_govern_all()?;
         let event = || admin.stamp(call).done(Action::KeysRotated, "");
         let rotate = |keyset: &Keyset, maker: &Maker| keyset.rotate(maker.now, &maker.policy, &maker.sealer, || maker.key());
-        self.step(call.now, event, move |keyset, maker| Some(rotate(keyset, maker))).await?;
+        self.step(call.now, Some(admin), event, move |keyset, maker| Some(rotate(keyset, maker))).await?;
         self.keyset().await
     }
 
@@ -45,7 +45,7 @@ impl Authority {
         let kid = kid.clone();
         let revoke =
             move |keyset: &Keyset, maker: &Maker| keyset.revoke(&kid, maker.now, &maker.policy, &maker.sealer, || maker.key());
-        match self.step(call.now, event, revoke).await? {
+        match self.step(call.now, Some(admin), event, revoke).await? {
             true => self.keyset().await,
             false => Err(Error::NotFound("key")),
         }
@@ -56,14 +56,16 @@ impl Authority {
         let now = self.clock.now();
         let event = || Stamp::internal(now).done(Action::KeysRotated, "");
         let advance = |keyset: &Keyset, maker: &Maker| keyset.advance(maker.now, &maker.policy, &maker.sealer, || maker.key());
-        self.step(now, event, advance).await.map(drop)
+        self.step(now, None, event, advance).await.map(drop)
     }
 
     /// Writes what `next` makes of the keys, if anything; whether it did. Making an RSA key takes a core a second, so it is
-    /// done where no call waits for it.
+    /// done where no call waits for it, and before an administrator is asked for the proof of the write; no administrator is
+    /// where time moves the keys on.
     async fn step(
         &self,
         now: Timestamp,
+        admin: Option<&Administrator>,
         event: impl Fn() -> Event,
         next: impl Fn(&Keyset, &Maker) -> Option<Keyset> + Clone + Send + 'static,
     ) -> Result<bool> {
@@ -73,8 +75,16 @@ impl Authority {
             let next = next.clone();
             let made = tokio::task::spawn_blocking(move || next(&keyset, &maker)).await;
             let Some(next) = made.map_err(|error| Error::Internal(error.into()))? else { return Ok(false) };
-            if self.store.replace_keyset(&next, event()).await? == Write::Done {
-                tracing::info!(revision = next.revision, "keys changed");
+            let revision = next.revision;
+            let is_written = match admin {
+                None => self.store.replace_keyset(&next, event()).await? == Write::Done,
+                Some(admin) => {
+                    let write = ProvenWrite::ReplaceKeyset { keyset: next, event: event() };
+                    self.spend(self.prove(admin).await?, write).await? == Spent::Done
+                }
+            };
+            if is_written {
+                tracing::info!(revision, "keys changed");
                 return Ok(true);
             }
         }

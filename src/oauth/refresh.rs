@@ -50,6 +50,8 @@ impl Authority {
         };
         let rotation = self.store.rotate(&rotate, &authenticated.stamp(call), &jti.to_string()).await?;
         let family = told_of(rotation, call, &family)?;
+        // The successor is derived anew for a caller that presents the spent token in time with a secret that works.
+        self.still_authenticated(call, &authenticated).await?;
         let refresh_token = Some(self.refresh_key.mint(family.id, family.generation, &family.salt));
         Ok(Issued { access_token, expires_in, refresh_token, scopes: granted.scopes().clone() })
     }

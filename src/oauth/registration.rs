@@ -13,7 +13,7 @@ use crate::{
         Action, Audience, Call, Client, ClientId, Digest, Grants, Mac, PlanName, Role, Scopes, Secret, SecretId, TenantId,
         Timestamp, client::MAX_LIVE_SECRETS,
     },
-    store::{Creation, StoreError, Write},
+    store::{Creation, ProvenWrite, Spent, StoreError},
 };
 
 pub use crate::store::Listed;
@@ -99,14 +99,12 @@ impl Authority {
         let secret_id = secret.id.clone();
         client.secrets.push(secret);
         let event = admin.stamp_in(call, &client.tenant).done(Action::ClientCreated, client.id.as_str());
-        let created = if admin.tenant().is_operator() {
-            self.store.create_client_of_any(&client, event).await?
-        } else {
-            self.store.create_client(&client, event).await?
-        };
-        match created {
-            Creation::Created => Ok(Added { client, secret: secret_id, value }),
-            Creation::Taken => Err(Error::AlreadyExists("client")),
+        let of_any = admin.tenant().is_operator();
+        let proof = self.prove(admin).await?;
+        match self.spend(proof, ProvenWrite::CreateClient { client: Box::new(client.clone()), of_any, event }).await? {
+            Spent::Done => Ok(Added { client, secret: secret_id, value }),
+            Spent::Taken => Err(Error::AlreadyExists("client")),
+            Spent::Stale | Spent::Unproven => Err(Error::Stale("client")),
         }
     }
 
@@ -183,15 +181,10 @@ impl Authority {
         self.rewrite(call, admin, id, etag, Action::ClientEnabled, id.as_str(), enable).await
     }
 
-    /// Removes a client. It is disabled first, so that a crash in between leaves it with less, and because the raised epoch is
-    /// what ends its families also for a later client of its name.
+    /// Removes a client and raises its epoch in one write: that is what ends its families also for a later client of its name.
     pub async fn delete_client(&self, call: &Call, admin: &Administrator, id: &ClientId, etag: Option<u64>) -> Result<()> {
-        let client = self.disable_client(call, admin, id, etag).await?;
-        let event = admin.stamp_in(call, &client.tenant).done(Action::ClientDeleted, id.as_str());
-        match self.store.delete_client(id, client.revision, event).await? {
-            Write::Done => Ok(()),
-            Write::Stale => Err(Error::Stale("client")),
-        }
+        let remove = |client: Client| Ok(client);
+        self.rewrite(call, admin, id, etag, Action::ClientDeleted, id.as_str(), remove).await.map(drop)
     }
 
     /// Gives a client a further secret, unless two live already.
@@ -249,7 +242,7 @@ impl Authority {
     }
 
     /// Reads, changes and conditionally writes a client; again where somebody wrote in between and no etag was given. Disabling
-    /// also ends what the client holds.
+    /// and deleting also end what the client holds. Each try is proven anew.
     #[expect(clippy::too_many_arguments, reason = "one place for every write of a client")]
     async fn rewrite(
         &self,
@@ -274,13 +267,17 @@ impl Authority {
             admin.may_allow(&before, &client, &self.terms.token)?;
             let stamp = admin.stamp_in(call, &client.tenant);
             let event = stamp.done(action, target);
-            let written = if action == Action::ClientDisabled {
-                let ended = stamp.done(Action::ClientRevoked, target).because("disabled".to_owned());
-                self.store.end_client(&client, event, ended).await?
+            let ended = |why: &str| stamp.done(Action::ClientRevoked, id.as_str()).because(why.to_owned());
+            let kept = Box::new(client.clone());
+            let write = if action == Action::ClientDeleted {
+                ProvenWrite::DeleteClient { id: id.clone(), revision: before.revision, ended: ended("deleted"), event }
+            } else if action == Action::ClientDisabled {
+                ProvenWrite::EndClient { client: kept, event, ended: ended("disabled") }
             } else {
-                self.store.replace_client(&client, event).await?
+                ProvenWrite::ReplaceClient { client: kept, event }
             };
-            if written == Write::Done {
+            let proof = self.prove(admin).await?;
+            if self.spend(proof, write).await? == Spent::Done {
                 return Ok(client);
             }
         }

@@ -7,9 +7,10 @@ use crate::{
     crypto::refresh_token::Presented,
     error::{Error, Result},
     model::{
-        Action, Call, Client, ClientId, EpochOf, Event, FamilyId, Jti, Kid, Revocation, Revoked, Subject, TenantId, Timestamp,
+        Action, Call, Client, ClientId, EpochOf, FamilyId, Jti, Kid, Revocation, Revoked, Scopes, Subject, TenantId, Timestamp,
     },
     standing::SLACK,
+    store::{Proof, ProvenWrite},
 };
 
 /// What an administrator ends.
@@ -56,7 +57,12 @@ impl Authority {
             return Ok(());
         }
         let event = stamp.done(Action::TokenRevoked, "").in_family(family.id);
-        Ok(self.store.end_family(family.id, call.now, call.now + self.remember(), event).await?)
+        let until = call.now + self.remember();
+        if who.client().id == family.client {
+            return Ok(self.store.end_family(family.id, call.now, until, event).await?);
+        }
+        let write = ProvenWrite::EndFamily { id: family.id, now: call.now, until, event };
+        self.spend(as_administrator(who, call.now)?, write).await.map(drop)
     }
 
     async fn revoke_access_token(&self, call: &Call, who: &AuthenticatedClient, token: &str) -> Result<()> {
@@ -78,50 +84,55 @@ impl Authority {
         }
         let event = stamp.done(Action::TokenRevoked, claims.jti.to_string());
         let revocation = Revocation { revoked: Revoked::Token(claims.jti), until };
-        Ok(self.store.revoke(&revocation, event).await?)
+        if who.client().id == claims.client_id {
+            return Ok(self.store.revoke(&revocation, event).await?);
+        }
+        let write = ProvenWrite::Revoke { revocation, event };
+        self.spend(as_administrator(who, call.now)?, write).await.map(drop)
     }
 
     /// Ends everything of somebody with one write. Whether there is anything to end is not asked: what is unknown here may have
     /// been issued elsewhere.
     pub async fn revoke_all(&self, call: &Call, admin: &Administrator, target: Target, reason: String) -> Result<()> {
-        match target {
+        let write = match target {
             Target::Client(id) => {
                 let client = self.administered(admin, &id).await?;
                 let event = admin.stamp_in(call, &client.tenant).done(Action::ClientRevoked, id.as_str()).because(reason);
-                self.raise(EpochOf::Client(id), event).await
+                ProvenWrite::RaiseEpoch { of: EpochOf::Client(id), event }
             }
             Target::Tenant(tenant) => {
                 admin.must_govern(&tenant)?;
                 let event = admin.stamp_in(call, &tenant).done(Action::TenantRevoked, tenant.as_str()).because(reason);
-                self.raise(EpochOf::Tenant(tenant), event).await
+                ProvenWrite::RaiseEpoch { of: EpochOf::Tenant(tenant), event }
             }
             Target::Subject(subject) => {
                 admin.must_govern_all()?;
                 let event = admin.stamp(call).done(Action::SubjectRevoked, subject.as_str()).because(reason);
-                self.raise(EpochOf::Subject(subject), event).await
+                ProvenWrite::RaiseEpoch { of: EpochOf::Subject(subject), event }
             }
-            Target::Family(id) => self.revoke_family(call, admin, id, reason).await,
-            Target::Key(kid) => self.revoke_key(call, admin, &kid, reason).await.map(drop),
+            Target::Family(id) => {
+                let family = self.store.family(id, call.now - SLACK).await?.filter(|family| admin.governs(&family.tenant));
+                let family = family.ok_or(Error::NotFound("family"))?;
+                let stamp = admin.stamp_in(call, &family.tenant);
+                let event = stamp.done(Action::FamilyRevoked, "").in_family(id).because(reason);
+                ProvenWrite::EndFamily { id, now: call.now, until: call.now + self.remember(), event }
+            }
             Target::Token(jti) => {
                 admin.must_govern_all()?;
                 let event = admin.stamp(call).done(Action::JtiRevoked, jti.to_string()).because(reason);
                 let revocation = Revocation { revoked: Revoked::Token(jti), until: call.now + self.remember() };
-                Ok(self.store.revoke(&revocation, event).await?)
+                ProvenWrite::Revoke { revocation, event }
             }
-        }
+            Target::Key(kid) => return self.revoke_key(call, admin, &kid, reason).await.map(drop),
+        };
+        self.spend(self.prove(admin).await?, write).await.map(drop)
     }
+}
 
-    async fn revoke_family(&self, call: &Call, admin: &Administrator, id: FamilyId, reason: String) -> Result<()> {
-        let family = self.store.family(id, call.now - SLACK).await?.filter(|family| admin.governs(&family.tenant));
-        let family = family.ok_or(Error::NotFound("family"))?;
-        let event = admin.stamp_in(call, &family.tenant).done(Action::FamilyRevoked, "").in_family(id).because(reason);
-        Ok(self.store.end_family(id, call.now, call.now + self.remember(), event).await?)
-    }
-
-    pub(super) async fn raise(&self, of: EpochOf, event: Event) -> Result<()> {
-        self.store.raise_epoch(&of, event).await?;
-        Ok(())
-    }
+/// Proof of a client that ends what is another's: it must still hold what lets it.
+fn as_administrator(who: &AuthenticatedClient, now: Timestamp) -> Result<Proof> {
+    let scopes = Scopes::parse(&[super::bearer::ADMIN]).map_err(Error::invalid("scopes"))?;
+    Ok(Proof::by_secret(who.client(), who.secret().clone(), now, scopes))
 }
 
 /// A client may end its own tokens, an administrator every token it governs.

@@ -13,7 +13,7 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::{ClientStore, Creation, Listed, Result, SecretUse, Store, Write};
+use super::{ClientStore, Creation, Listed, Proof, ProofStore, ProvenWrite, Result, SecretUse, Spent, Store, Write};
 use crate::{
     crypto::records::RecordKey,
     model::{Client, ClientId, Event, TenantId},
@@ -105,5 +105,12 @@ impl ClientStore for Authentic {
 
     async fn note_uses(&self, uses: &[SecretUse]) -> Result<()> {
         self.inner.note_uses(uses).await
+    }
+}
+
+#[async_trait]
+impl ProofStore for Authentic {
+    async fn spend(&self, proof: Proof, write: ProvenWrite) -> Result<Spent> {
+        self.inner.spend(proof, write.map_client(|client| self.key.seal_client(client))).await
     }
 }

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use tokio::{sync::broadcast, time::Instant};
 
 use super::{
-    AuditStore, ClientStore, CounterStore, Creation, FamilyStore, Follower, KeyStore, Listed, Result, RevocationStore, Rotate,
-    Rotation, SecretUse, Snapshot, Store, StoreError, Write, Writer,
+    AuditStore, ClientStore, CounterStore, Creation, FamilyStore, Follower, KeyStore, Listed, Proof, ProofStore, ProvenWrite,
+    Result, RevocationStore, Rotate, Rotation, SecretUse, Snapshot, Spent, Store, StoreError, Write, Writer,
 };
 use crate::{
     crypto::chain::Head,
@@ -173,6 +173,13 @@ impl<S: Store> KeyStore for Metered<S> {
 impl<S: Store> CounterStore for Metered<S> {
     async fn count(&self, hits: &[(String, u64)], until: Timestamp) -> Result<Vec<u64>> {
         measure("count", self.0.count(hits, until)).await
+    }
+}
+
+#[async_trait]
+impl<S: Store> ProofStore for Metered<S> {
+    async fn spend(&self, proof: Proof, write: ProvenWrite) -> Result<Spent> {
+        measure(write.verb(), self.0.spend(proof, write)).await
     }
 }
 

@@ -9,12 +9,14 @@ pub mod authentic;
 pub mod embedded;
 pub mod metered;
 pub mod mongo;
+mod proof;
 mod rotate;
 pub mod transfer;
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
+pub use proof::{Proof, ProofStore, ProvenWrite, Spent};
 use tokio::{sync::broadcast, time::Instant};
 
 pub use self::rotate::{Last, Rotate, Rotation, Verdict};
@@ -243,7 +245,7 @@ pub trait CounterStore: Send + Sync {
 
 /// Everything the service keeps.
 #[async_trait]
-pub trait Store: ClientStore + FamilyStore + RevocationStore + AuditStore + KeyStore + CounterStore {
+pub trait Store: ClientStore + FamilyStore + RevocationStore + AuditStore + KeyStore + CounterStore + ProofStore {
     /// Whether it can write now.
     async fn ready(&self) -> Result<()>;
     /// Finishes what is waiting and closes; later verbs answer [`StoreError::Unavailable`].

@@ -32,6 +32,7 @@ mod limits;
 mod nodes;
 mod office;
 mod offices;
+mod proofs;
 mod published;
 mod records;
 mod refresh;

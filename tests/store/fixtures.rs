@@ -21,7 +21,7 @@ use jeton::{
 /// A Monday in 2026, with odd milliseconds.
 pub(crate) const NOW: Timestamp = Timestamp::from_millis(1_790_000_000_123);
 
-pub(crate) fn at(millis: i64) -> Timestamp {
+pub(crate) const fn at(millis: i64) -> Timestamp {
     Timestamp::from_millis(NOW.millis() + millis)
 }
 

@@ -6,14 +6,14 @@ use std::{
 };
 
 use jeton::{
-    model::Action,
+    model::{Action, event::Filter},
     store::{AuditStore, Change, ClientStore, Follower, RevocationStore, Store, StoreError},
 };
 use tokio::time::Instant;
 
 use crate::{
     bench::Bench,
-    faulty::{Act, FaultyStore, Kind},
+    faulty::{Act, FaultyStore, Kind, Side},
     fixtures::{Ear, NOW, client, event, id},
 };
 
@@ -64,6 +64,25 @@ async fn a_delayed_call_is_late_on_either_side() {
         let start = Instant::now();
         store.append(event(Action::TokenIssued)).await.unwrap();
         assert!(start.elapsed() >= Duration::from_millis(30));
+    }
+}
+
+#[tokio::test]
+async fn a_held_call_waits_on_either_side() {
+    let bench = Bench::embedded();
+    let store = faulty(&bench);
+    for side in [Side::Before, Side::After] {
+        let held = store.hold("append", side);
+        let meanwhile = async {
+            held.arrived().await;
+            let there = store.events(&Filter::default(), None, 9).await.unwrap().len();
+            held.release();
+            there
+        };
+        let before = store.events(&Filter::default(), None, 9).await.unwrap().len();
+        let (done, there) = tokio::join!(store.append(event(Action::TokenIssued)), meanwhile);
+        done.unwrap();
+        assert_eq!(there - before, usize::from(side == Side::After), "{side:?}");
     }
 }
 

@@ -19,11 +19,14 @@ use jeton::{
         revocation::Revocation,
     },
     store::{
-        AuditStore, Change, ClientStore, CounterStore, Creation, FamilyStore, Follower, KeyStore, Listed, Result,
-        RevocationStore, Rotate, Rotation, SecretUse, Snapshot, Store, StoreError, Write, Writer,
+        AuditStore, Change, ClientStore, CounterStore, Creation, FamilyStore, Follower, KeyStore, Listed, Proof, ProofStore,
+        ProvenWrite, Result, RevocationStore, Rotate, Rotation, SecretUse, Snapshot, Spent, Store, StoreError, Write, Writer,
     },
 };
-use tokio::{sync::broadcast, time::Instant};
+use tokio::{
+    sync::{Semaphore, broadcast},
+    time::Instant,
+};
 
 /// What becomes of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +68,40 @@ pub(crate) struct FaultyStore {
     feeds: Mutex<Vec<Arc<Feed>>>,
     by_hand: AtomicBool,
     keyset: Mutex<Option<Keyset>>,
+    holds: Mutex<Vec<(&'static str, Side, Arc<Hold>)>>,
+}
+
+/// Where a call is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// Before the inner store hears of it.
+    Before,
+    /// With its answer in hand.
+    After,
+}
+
+/// A call that is held until the test lets it go.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    arrived: Semaphore,
+    released: Semaphore,
+}
+
+impl Hold {
+    /// Waits until the call is here.
+    pub(crate) async fn arrived(&self) {
+        let arrived = tokio::time::timeout(Duration::from_secs(60), self.arrived.acquire()).await;
+        arrived.expect("the call comes").unwrap().forget();
+    }
+
+    pub(crate) fn release(&self) {
+        self.released.add_permits(1);
+    }
+
+    async fn wait(&self) {
+        self.arrived.add_permits(1);
+        self.released.acquire().await.unwrap().forget();
+    }
 }
 
 /// What stands between the inner store and one who follows it through this one.
@@ -111,6 +148,34 @@ impl FaultyStore {
             feeds: Mutex::default(),
             by_hand: AtomicBool::new(false),
             keyset: Mutex::default(),
+            holds: Mutex::default(),
+        }
+    }
+
+    /// Holds the next call of a verb: `client`, `spend`, `open_family`, `rotate`, `append`.
+    pub(crate) fn hold(&self, verb: &'static str, side: Side) -> Arc<Hold> {
+        let hold = Arc::new(Hold { arrived: Semaphore::new(0), released: Semaphore::new(0) });
+        self.holds.lock().unwrap().push((verb, side, hold.clone()));
+        hold
+    }
+
+    /// A call that can be held.
+    async fn pass_held<T>(&self, verb: &'static str, call: impl Future<Output = Result<T>> + Send) -> Result<T> {
+        let held = {
+            let mut holds = self.holds.lock().unwrap();
+            holds.iter().position(|(held, ..)| *held == verb).map(|at| holds.remove(at))
+        };
+        match held {
+            None => self.pass(call).await,
+            Some((_, Side::Before, hold)) => {
+                hold.wait().await;
+                self.pass(call).await
+            }
+            Some((_, Side::After, hold)) => {
+                let result = self.pass(call).await;
+                hold.wait().await;
+                result
+            }
         }
     }
 
@@ -211,7 +276,7 @@ async fn pause(by: Duration) {
 #[async_trait]
 impl ClientStore for FaultyStore {
     async fn client(&self, id: &ClientId) -> Result<Option<Client>> {
-        self.pass(self.inner.client(id)).await
+        self.pass_held("client", self.inner.client(id)).await
     }
 
     async fn clients(&self, tenant: Option<&TenantId>, after: Option<&ClientId>, limit: usize) -> Result<Vec<Listed>> {
@@ -246,7 +311,7 @@ impl ClientStore for FaultyStore {
 #[async_trait]
 impl FamilyStore for FaultyStore {
     async fn open_family(&self, family: &Family, event: Event) -> Result<Creation> {
-        self.pass(self.inner.open_family(family, event)).await
+        self.pass_held("open_family", self.inner.open_family(family, event)).await
     }
 
     async fn family(&self, id: FamilyId, now: Timestamp) -> Result<Option<Family>> {
@@ -254,7 +319,7 @@ impl FamilyStore for FaultyStore {
     }
 
     async fn rotate(&self, rotate: &Rotate, stamp: &Stamp, jti: &str) -> Result<Rotation> {
-        self.pass(self.inner.rotate(rotate, stamp, jti)).await
+        self.pass_held("rotate", self.inner.rotate(rotate, stamp, jti)).await
     }
 
     async fn end_family(&self, id: FamilyId, now: Timestamp, until: Timestamp, event: Event) -> Result<()> {
@@ -287,7 +352,7 @@ impl RevocationStore for FaultyStore {
 #[async_trait]
 impl AuditStore for FaultyStore {
     async fn append(&self, event: Event) -> Result<()> {
-        self.pass(self.inner.append(event)).await
+        self.pass_held("append", self.inner.append(event)).await
     }
 
     async fn append_soon(&self, event: Event) -> Result<()> {
@@ -339,6 +404,13 @@ impl KeyStore for FaultyStore {
 impl CounterStore for FaultyStore {
     async fn count(&self, hits: &[(String, u64)], until: Timestamp) -> Result<Vec<u64>> {
         self.pass(self.inner.count(hits, until)).await
+    }
+}
+
+#[async_trait]
+impl ProofStore for FaultyStore {
+    async fn spend(&self, proof: Proof, write: ProvenWrite) -> Result<Spent> {
+        self.pass_held("spend", self.inner.spend(proof, write)).await
     }
 }
 

@@ -122,7 +122,7 @@ impl Door {
                     () = sender.closed() => return,
                     () = stopped(&mut stopping) => return,
                 };
-                if let Err(error) = authority.still_administers(&admin, Office::Audit).await {
+                if let Err(error) = authority.still_administers(&admin).await {
                     let _ = sender.send(Err(status(&error))).await;
                     return;
                 }

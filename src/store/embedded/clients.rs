@@ -42,16 +42,8 @@ impl ClientStore for Embedded {
     }
 
     async fn end_client(&self, client: &Client, event: Event, ended: Event) -> Result<Write> {
-        let of = EpochOf::Client(client.id.clone());
         let (client, entry, ended) = (Stored::new(client)?, Entry::new(event)?, Entry::new(ended)?);
-        self.write(Urgency::Vital, move |batch| {
-            let written = batch.replace_client(&client, &entry)?;
-            if written == Write::Done {
-                batch.raise_epoch(&of, &ended)?;
-            }
-            Ok(written)
-        })
-        .await
+        self.write(Urgency::Vital, move |batch| batch.end_client(&client, &entry, &ended)).await
     }
 
     async fn delete_client(&self, id: &ClientId, revision: u64, event: Event) -> Result<Write> {
@@ -88,7 +80,7 @@ fn sum(id: &str, tenant: &str, revision: i64, body: &str) -> [u8; 16] {
 }
 
 impl Batch<'_> {
-    fn create_client(&mut self, stored: &Stored, of_any: bool, entry: &Entry) -> Result<Creation, Fault> {
+    pub(super) fn create_client(&mut self, stored: &Stored, of_any: bool, entry: &Entry) -> Result<Creation, Fault> {
         let Client { id, tenant, .. } = &stored.client;
         if !of_any && self.deleted_of(id)?.is_some_and(|owner| owner != *tenant) {
             return Ok(Creation::Taken);
@@ -112,7 +104,16 @@ impl Batch<'_> {
         Ok(written == 1)
     }
 
-    fn replace_client(&mut self, Stored { client, body }: &Stored, entry: &Entry) -> Result<Write, Fault> {
+    /// Writes a client and raises its epoch.
+    pub(super) fn end_client(&mut self, stored: &Stored, entry: &Entry, ended: &Entry) -> Result<Write, Fault> {
+        let written = self.replace_client(stored, entry)?;
+        if written == Write::Done {
+            self.raise_epoch(&EpochOf::Client(stored.client.id.clone()), ended)?;
+        }
+        Ok(written)
+    }
+
+    pub(super) fn replace_client(&mut self, Stored { client, body }: &Stored, entry: &Entry) -> Result<Write, Fault> {
         let (id, tenant, revision) = (client.id.as_str(), client.tenant.as_str(), to_sql(client.revision));
         let written = self.execute(
             "UPDATE clients SET tenant = ?2, revision = ?3, body = ?4, sum = ?5 WHERE id = ?1 AND revision = ?3 - 1",
@@ -131,7 +132,7 @@ impl Batch<'_> {
         Ok(Write::Done)
     }
 
-    fn delete_client(&mut self, id: &ClientId, revision: u64, entry: &Entry) -> Result<Write, Fault> {
+    pub(super) fn delete_client(&mut self, id: &ClientId, revision: u64, entry: &Entry) -> Result<Write, Fault> {
         let key = id.as_str();
         let tenant = self.row("SELECT tenant FROM clients WHERE id = ?1", (key,), |row| row.get::<_, String>(0))?;
         if self.execute("DELETE FROM clients WHERE id = ?1 AND revision = ?2", (key, to_sql(revision)))? == 0 {
@@ -168,7 +169,8 @@ impl Batch<'_> {
     }
 }
 
-fn find(connection: &Connection, id: &ClientId) -> Result<Option<Client>, Fault> {
+/// A client without the uses of its secrets.
+pub(super) fn find(connection: &Connection, id: &ClientId) -> Result<Option<Client>, Fault> {
     let mut statement = connection.prepare_cached("SELECT id, tenant, revision, body, sum FROM clients WHERE id = ?1")?;
     statement.query_row((id.as_str(),), columns).optional()?.map(decode).transpose()
 }

@@ -49,17 +49,7 @@ impl FamilyStore for Embedded {
     async fn end_family(&self, id: FamilyId, now: Timestamp, until: Timestamp, event: Event) -> Result<()> {
         self.shared.brings(now);
         let entry = Entry::new(event)?;
-        self.write(Urgency::Vital, move |batch| {
-            if let Some(mut row) = find(batch.connection, id)?
-                && row.family.ended_at.is_none()
-            {
-                row.family.ended_at = Some(now);
-                batch.update_family(&row)?;
-            }
-            batch.end(&ended(id, until))?;
-            batch.append(&entry)
-        })
-        .await
+        self.write(Urgency::Vital, move |batch| batch.end_family(id, now, until, &entry)).await
     }
 }
 
@@ -106,6 +96,17 @@ impl Batch<'_> {
         };
         self.append(&entry)?;
         Ok(rotation)
+    }
+
+    pub(super) fn end_family(&mut self, id: FamilyId, now: Timestamp, until: Timestamp, entry: &Entry) -> Result<(), Fault> {
+        if let Some(mut row) = find(self.connection, id)?
+            && row.family.ended_at.is_none()
+        {
+            row.family.ended_at = Some(now);
+            self.update_family(&row)?;
+        }
+        self.end(&ended(id, until))?;
+        self.append(entry)
     }
 
     /// Whether the id was free.

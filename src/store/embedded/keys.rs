@@ -24,18 +24,19 @@ impl KeyStore for Embedded {
 
     async fn replace_keyset(&self, keyset: &Keyset, event: Event) -> Result<Write> {
         let (keyset, entry) = (Arc::new(keyset.clone()), Entry::new(event)?);
-        self.write(Urgency::of(entry.event.action), move |batch| {
-            if !batch.put_keyset(&keyset, keyset.revision.checked_sub(1))? {
-                return Ok(Write::Stale);
-            }
-            batch.append(&entry)?;
-            Ok(Write::Done)
-        })
-        .await
+        self.write(Urgency::of(entry.event.action), move |batch| batch.replace_keyset(&keyset, &entry)).await
     }
 }
 
 impl Batch<'_> {
+    pub(super) fn replace_keyset(&mut self, keyset: &Arc<Keyset>, entry: &Entry) -> Result<Write, Fault> {
+        if !self.put_keyset(keyset, keyset.revision.checked_sub(1))? {
+            return Ok(Write::Stale);
+        }
+        self.append(entry)?;
+        Ok(Write::Done)
+    }
+
     /// Whether the stored revision, 0 for none, was the expected one.
     pub(super) fn put_keyset(&mut self, keyset: &Arc<Keyset>, expected: Option<u64>) -> Result<bool, Fault> {
         let stored = self.row("SELECT revision FROM keyset WHERE id = 1", [], |row| row.get(0))?;

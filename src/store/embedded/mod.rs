@@ -24,6 +24,7 @@ mod import;
 mod keys;
 mod newest;
 mod others;
+mod proof;
 mod queue;
 mod readers;
 mod reserve;

@@ -20,11 +20,7 @@ use crate::{
 impl RevocationStore for Embedded {
     async fn revoke(&self, revocation: &Revocation, event: Event) -> Result<()> {
         let (revocation, entry) = (*revocation, Entry::new(event)?);
-        self.write(Urgency::Vital, move |batch| {
-            batch.end(&revocation)?;
-            batch.append(&entry)
-        })
-        .await
+        self.write(Urgency::Vital, move |batch| batch.revoke(&revocation, &entry)).await
     }
 
     async fn raise_epoch(&self, of: &EpochOf, event: Event) -> Result<u64> {
@@ -60,6 +56,17 @@ impl RevocationStore for Embedded {
 }
 
 impl Batch<'_> {
+    pub(super) fn revoke(&mut self, revocation: &Revocation, entry: &Entry) -> Result<(), Fault> {
+        self.end(revocation)?;
+        self.append(entry)
+    }
+
+    /// Returns true if a token or family was ended and that is still remembered.
+    pub(super) fn is_ended(&self, revoked: Revoked) -> Result<bool, Fault> {
+        let found = self.row("SELECT 1 FROM revocations WHERE kind = ?1 AND id = ?2", key_of(revoked), |_| Ok(()))?;
+        Ok(found.is_some())
+    }
+
     /// Ends a token or family, or remembers it longer if it was ended before.
     pub(super) fn end(&mut self, revocation: &Revocation) -> Result<(), Fault> {
         let Revocation { revoked, until } = *revocation;
@@ -82,7 +89,7 @@ impl Batch<'_> {
         Ok(())
     }
 
-    fn epoch(&self, of: &EpochOf) -> Result<u64, Fault> {
+    pub(super) fn epoch(&self, of: &EpochOf) -> Result<u64, Fault> {
         let (kind, id) = epoch_key(of);
         let value = self.row("SELECT value FROM epochs WHERE kind = ?1 AND id = ?2", (kind, id), |row| row.get(0))?;
         Ok(value.map_or(0, from_sql))

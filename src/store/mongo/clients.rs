@@ -29,13 +29,7 @@ pub(super) const EPOCH: &str = "epoch";
 #[async_trait]
 impl ClientStore for Mongo {
     async fn client(&self, id: &ClientId) -> Result<Option<Client>> {
-        let filter = doc! { "_id": id.as_str(), "deleted": false };
-        let clients = self.shared.link.collection(CLIENTS);
-        // What is read here is remembered until a change is heard. At majority, a primary that has just become one may for a
-        // moment show what stood before a change that was heard already; linearizable, it cannot.
-        let concern = if self.shared.alone { ReadConcern::majority() } else { ReadConcern::linearizable() };
-        let read = async move { Ok(clients.find_one(filter).read_concern(concern).await?) };
-        let found = self.shared.link.call(read).await?;
+        let found = self.shared.latest(CLIENTS, doc! { "_id": id.as_str(), "deleted": false }).await?;
         Ok(found.as_ref().map(decoded).transpose()?)
     }
 
@@ -65,7 +59,7 @@ impl ClientStore for Mongo {
 
     async fn delete_client(&self, id: &ClientId, revision: u64, event: Event) -> Result<Write> {
         let (shared, id) = (self.shared.clone(), id.clone());
-        whole(&self.shared, async move { shared.delete_client(&id, revision, event).await }).await
+        whole(&self.shared, async move { shared.delete_client(&id, revision, event, None).await }).await
     }
 
     async fn note_uses(&self, uses: &[SecretUse]) -> Result<()> {
@@ -98,7 +92,7 @@ impl ClientStore for Mongo {
 }
 
 impl Shared {
-    async fn create_client(&self, client: &Client, of_any: bool, event: Event) -> Result<Creation, Fault> {
+    pub(super) async fn create_client(&self, client: &Client, of_any: bool, event: Event) -> Result<Creation, Fault> {
         let deed = self.deed([event])?;
         // What a client of this name left behind is taken over; a living one, and another tenant's, stand in the way by their `_id`.
         let mut filter = doc! { "_id": client.id.as_str(), "deleted": true };
@@ -120,33 +114,47 @@ impl Shared {
         Ok(Creation::Created)
     }
 
-    async fn delete_client(&self, id: &ClientId, revision: u64, event: Event) -> Result<Write, Fault> {
-        let deed = self.deed([event])?;
+    /// Removes a client; where there is a record `ended` of it, its epoch is raised too.
+    pub(super) async fn delete_client(
+        &self,
+        id: &ClientId,
+        revision: u64,
+        event: Event,
+        ended: Option<Event>,
+    ) -> Result<Write, Fault> {
+        let ends = ended.is_some();
+        let deed = self.deed(std::iter::once(event).chain(ended))?;
         let filter = doc! { "_id": id.as_str(), "deleted": false, "revision": count(revision) };
         let update = doc! {
             "$set": { "deleted": true, "op": deed.operation() },
             "$unset": { "client": 1, "uses": 1, "revision": 1 },
             "$push": { "outbox": deed.push(&owner(id)) },
         };
-        let clients = self.link.collection(CLIENTS);
-        let written = self.link.call(async move { Ok(clients.update_one(filter, update).await?) }).await?;
-        if written.matched_count == 0 {
-            return Ok(Write::Stale);
-        }
-        self.told(deed, id.clone(), None).await?;
-        Ok(Write::Done)
+        self.change_client(id, filter, update, ends, deed).await
     }
 
-    async fn write_client(&self, client: &Client, events: Vec<Event>, ends: bool) -> Result<Write, Fault> {
+    pub(super) async fn write_client(&self, client: &Client, events: Vec<Event>, ends: bool) -> Result<Write, Fault> {
         let Some(before) = before(client.revision) else { return Ok(Write::Stale) };
         let deed = self.deed(events)?;
         let filter = doc! { "_id": client.id.as_str(), "deleted": false, "revision": count(before) };
         let secrets: Vec<&str> = client.secrets.iter().map(|secret| secret.id.as_str()).collect();
-        let mut update = doc! {
+        let update = doc! {
             "$set": encoded(client, &deed)?,
             "$pull": { "uses": { "secret": { "$nin": secrets } } },
             "$push": { "outbox": deed.push(&owner(&client.id)) },
         };
+        self.change_client(&client.id, filter, update, ends, deed).await
+    }
+
+    /// Changes a client that is as `filter` says, and where that `ends` what it holds raises its epoch in the same write.
+    async fn change_client(
+        &self,
+        id: &ClientId,
+        filter: Document,
+        mut update: Document,
+        ends: bool,
+        deed: Deed,
+    ) -> Result<Write, Fault> {
         if ends {
             update.insert("$inc", doc! { EPOCH: 1_i64 });
         }
@@ -157,7 +165,7 @@ impl Shared {
         };
         let Some(found) = self.link.call(write).await? else { return Ok(Write::Stale) };
         let epoch = if ends { Some(Fields::of("client", &found).count(EPOCH)?) } else { None };
-        self.told(deed, client.id.clone(), epoch).await?;
+        self.told(deed, id.clone(), epoch).await?;
         Ok(Write::Done)
     }
 
@@ -186,6 +194,14 @@ impl Shared {
                 return Ok(listed);
             }
         }
+    }
+
+    /// The one document that a filter names, as no later read can show it older. At majority, a primary that has just become one
+    /// may for a moment show what was kept before a change that was heard of already; linearizable, it cannot.
+    pub(super) async fn latest(&self, collection: &'static str, filter: Document) -> Result<Option<Document>, Fault> {
+        let documents = self.link.collection(collection);
+        let concern = if self.alone { ReadConcern::majority() } else { ReadConcern::linearizable() };
+        self.link.call(async move { Ok(documents.find_one(filter).read_concern(concern).await?) }).await
     }
 
     async fn told(&self, deed: Deed, id: ClientId, epoch: Option<u64>) -> Result<(), Fault> {

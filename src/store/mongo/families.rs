@@ -66,12 +66,7 @@ impl FamilyStore for Mongo {
     async fn end_family(&self, id: FamilyId, now: Timestamp, until: Timestamp, event: Event) -> Result<()> {
         self.shared.brings(now);
         let shared = self.shared.clone();
-        whole(&self.shared, async move {
-            let deed = shared.deed([event])?;
-            let update = end(id, &deed, Some(now), until);
-            shared.end(id, update, ended(id, until), deed).await
-        })
-        .await
+        whole(&self.shared, async move { shared.end_family(id, now, until, event).await }).await
     }
 }
 
@@ -90,6 +85,12 @@ impl Shared {
         }
         self.record(deed, owner(family.id)).await?;
         Ok(Creation::Created)
+    }
+
+    pub(super) async fn end_family(&self, id: FamilyId, now: Timestamp, until: Timestamp, event: Event) -> Result<(), Fault> {
+        let deed = self.deed([event])?;
+        let update = end(id, &deed, Some(now), until);
+        self.end(id, update, ended(id, until), deed).await
     }
 
     /// The family, read once for all who ask at the same time.

@@ -36,7 +36,7 @@ impl KeyStore for Mongo {
 }
 
 impl Shared {
-    async fn replace_keyset(&self, keyset: &Keyset, event: Event) -> Result<Write, Fault> {
+    pub(super) async fn replace_keyset(&self, keyset: &Keyset, event: Event) -> Result<Write, Fault> {
         let Some(before) = before(keyset.revision) else { return Ok(Write::Stale) };
         let deed = self.deed([event])?;
         // There is none of revision 0: the first one is inserted, unless there is one, which then has its `_id`.

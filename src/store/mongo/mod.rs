@@ -26,6 +26,7 @@ mod link;
 mod node;
 mod pending;
 mod probe;
+mod proof;
 mod recovery;
 mod revocations;
 mod rotation;

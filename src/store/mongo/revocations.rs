@@ -35,17 +35,7 @@ const ATTEMPTS: usize = 8;
 impl RevocationStore for Mongo {
     async fn revoke(&self, revocation: &Revocation, event: Event) -> Result<()> {
         let (shared, revocation) = (self.shared.clone(), *revocation);
-        whole(&self.shared, async move {
-            let deed = shared.deed([event])?;
-            match revocation.revoked {
-                Revoked::Token(_) => shared.remember(revocation, deed).await,
-                Revoked::Family(id) => {
-                    let update = families::end(id, &deed, None, revocation.until);
-                    shared.end(id, update, revocation, deed).await
-                }
-            }
-        })
-        .await
+        whole(&self.shared, async move { shared.revoke(revocation, event).await }).await
     }
 
     async fn raise_epoch(&self, of: &EpochOf, event: Event) -> Result<u64> {
@@ -75,7 +65,18 @@ impl RevocationStore for Mongo {
 }
 
 impl Shared {
-    async fn raise_epoch(&self, of: &EpochOf, event: Event) -> Result<u64, Fault> {
+    pub(super) async fn revoke(&self, revocation: Revocation, event: Event) -> Result<(), Fault> {
+        let deed = self.deed([event])?;
+        match revocation.revoked {
+            Revoked::Token(_) => self.remember(revocation, deed).await,
+            Revoked::Family(id) => {
+                let update = families::end(id, &deed, None, revocation.until);
+                self.end(id, update, revocation, deed).await
+            }
+        }
+    }
+
+    pub(super) async fn raise_epoch(&self, of: &EpochOf, event: Event) -> Result<u64, Fault> {
         let deed = self.deed([event])?;
         let (collection, id, field) = place_of(of);
         let owner = Owner { collection, id: id.clone().into() };

@@ -6,6 +6,7 @@ pub(crate) mod counters;
 pub(crate) mod families;
 pub(crate) mod keys;
 pub(crate) mod lifecycle;
+pub(crate) mod proofs;
 pub(crate) mod revocations;
 
 /// Runs every case over a kind of store, as a test of its own.
@@ -99,6 +100,11 @@ macro_rules! lane {
                 no_hit_is_lost_among_many
                 windows_count_apart
                 counters_outlive_a_restart
+            }
+            proofs {
+                a_change_is_made_while_its_proof_holds
+                a_change_without_its_proof_is_not_made
+                a_proven_removal_raises_the_epoch
             }
             lifecycle {
                 a_store_is_ready

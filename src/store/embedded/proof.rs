@@ -1,0 +1,125 @@
+//! Changes that need a proof: compared and written in one transaction.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::{
+    Embedded,
+    batch::{Batch, Entry, Urgency},
+    clients::{self, Stored},
+    fault::Fault,
+    keys,
+};
+use crate::{
+    model::{ClientId, EpochOf, Epochs, FamilyId, Keyset, Revocation, Timestamp},
+    store::{
+        Result,
+        proof::{Basis, Proof, ProofStore, ProvenWrite, Spent},
+    },
+};
+
+#[async_trait]
+impl ProofStore for Embedded {
+    async fn spend(&self, proof: Proof, write: ProvenWrite) -> Result<Spent> {
+        if let ProvenWrite::EndFamily { now, .. } = &write {
+            self.shared.brings(*now);
+        }
+        let (urgency, prepared) = (urgency(&write), Prepared::new(write)?);
+        self.write(urgency, move |batch| if batch.proves(&proof)? { batch.make(&prepared) } else { Ok(Spent::Unproven) }).await
+    }
+}
+
+fn urgency(write: &ProvenWrite) -> Urgency {
+    match write {
+        ProvenWrite::ReplaceClient { event, .. } | ProvenWrite::ReplaceKeyset { event, .. } => Urgency::of(event.action),
+        ProvenWrite::CreateClient { .. } => Urgency::Normal,
+        ProvenWrite::EndClient { .. }
+        | ProvenWrite::DeleteClient { .. }
+        | ProvenWrite::RaiseEpoch { .. }
+        | ProvenWrite::Revoke { .. }
+        | ProvenWrite::EndFamily { .. } => Urgency::Vital,
+    }
+}
+
+/// A change with its texts written out by the caller's thread.
+enum Prepared {
+    Create(Stored, bool, Entry),
+    Replace(Stored, Entry),
+    End(Stored, Entry, Entry),
+    Delete { id: ClientId, revision: u64, ended: Entry, entry: Entry },
+    Raise(EpochOf, Entry),
+    Revoke(Revocation, Entry),
+    EndFamily { id: FamilyId, now: Timestamp, until: Timestamp, entry: Entry },
+    Keyset(Arc<Keyset>, Entry),
+}
+
+impl Prepared {
+    fn new(write: ProvenWrite) -> Result<Self, Fault> {
+        Ok(match write {
+            ProvenWrite::CreateClient { client, of_any, event } => {
+                Self::Create(Stored::new(&client)?, of_any, Entry::new(event)?)
+            }
+            ProvenWrite::ReplaceClient { client, event } => Self::Replace(Stored::new(&client)?, Entry::new(event)?),
+            ProvenWrite::EndClient { client, event, ended } => {
+                Self::End(Stored::new(&client)?, Entry::new(event)?, Entry::new(ended)?)
+            }
+            ProvenWrite::DeleteClient { id, revision, ended, event } => {
+                Self::Delete { id, revision, ended: Entry::new(ended)?, entry: Entry::new(event)? }
+            }
+            ProvenWrite::RaiseEpoch { of, event } => Self::Raise(of, Entry::new(event)?),
+            ProvenWrite::Revoke { revocation, event } => Self::Revoke(revocation, Entry::new(event)?),
+            ProvenWrite::EndFamily { id, now, until, event } => Self::EndFamily { id, now, until, entry: Entry::new(event)? },
+            ProvenWrite::ReplaceKeyset { keyset, event } => Self::Keyset(Arc::new(keyset), Entry::new(event)?),
+        })
+    }
+}
+
+impl Batch<'_> {
+    /// Returns true if a proof holds by what this transaction sees.
+    fn proves(&self, proof: &Proof) -> Result<bool, Fault> {
+        if !proof.holds_for(clients::find(self.connection, proof.client())?.as_ref()) {
+            return Ok(false);
+        }
+        let Basis::Token(token) = proof.basis() else { return Ok(true) };
+        let current = Epochs {
+            tenant: self.epoch(&EpochOf::Tenant(proof.tenant().clone()))?,
+            client: self.epoch(&EpochOf::Client(proof.client().clone()))?,
+            subject: self.epoch(&EpochOf::Subject(token.subject.clone()))?,
+        };
+        for ender in token.enders() {
+            if self.is_ended(ender)? {
+                return Ok(false);
+            }
+        }
+        Ok(token.epochs.reach(current) && token.holds_under(keys::find(self.connection)?.as_ref()))
+    }
+
+    fn make(&mut self, write: &Prepared) -> Result<Spent, Fault> {
+        Ok(match write {
+            Prepared::Create(client, of_any, entry) => self.create_client(client, *of_any, entry)?.into(),
+            Prepared::Replace(client, entry) => self.replace_client(client, entry)?.into(),
+            Prepared::End(client, entry, ended) => self.end_client(client, entry, ended)?.into(),
+            Prepared::Delete { id, revision, ended, entry } => {
+                let deleted = self.delete_client(id, *revision, entry)?;
+                if deleted == crate::store::Write::Done {
+                    self.raise_epoch(&EpochOf::Client(id.clone()), ended)?;
+                }
+                deleted.into()
+            }
+            Prepared::Raise(of, entry) => {
+                self.raise_epoch(of, entry)?;
+                Spent::Done
+            }
+            Prepared::Revoke(revocation, entry) => {
+                self.revoke(revocation, entry)?;
+                Spent::Done
+            }
+            Prepared::EndFamily { id, now, until, entry } => {
+                self.end_family(*id, *now, *until, entry)?;
+                Spent::Done
+            }
+            Prepared::Keyset(keyset, entry) => self.replace_keyset(keyset, entry)?.into(),
+        })
+    }
+}
