@@ -28,7 +28,7 @@ use crate::{
     standing::SLACK,
     store::{
         StoreError,
-        transfer::{Dump, Item, Load, Reader},
+        transfer::{Dump, Item, Load},
     },
 };
 
@@ -162,21 +162,20 @@ impl Import {
         begun: &mut bool,
     ) -> Result<(u64, bool, Vec<ClientId>), Failure> {
         let mut forged = Vec::new();
-        let (mut reader, mut lines) = (self.reader()?, Reader::default());
+        let mut reader = self.reader()?;
         let progress = progress(output, self.length());
         let (mut batch, mut number, mut bytes) = (Vec::with_capacity(BATCH), 0_u64, 0_u64);
         while let Some(line) = next_line(&mut reader, number + 1)? {
             number += 1;
             bytes += line.len() as u64 + 1;
-            for item in lines.read(&line).map_err(|error| not_a_record(number, &error))? {
-                if let Item::Client(client) = &item
-                    && !records.is_authentic(client)
-                {
-                    forged.push(client.id.clone());
-                }
-                let restored = restoring.restore(item, values::now());
-                batch.extend(restored.map_err(|problem| Failure::Other(format!("line {number}: {problem}")))?);
+            let item = serde_json::from_str(&line).map_err(|error| not_a_record(number, &error))?;
+            if let Item::Client(client) = &item
+                && !records.is_authentic(client)
+            {
+                forged.push(client.id.clone());
             }
+            let restored = restoring.restore(item, values::now());
+            batch.extend(restored.map_err(|problem| Failure::Other(format!("line {number}: {problem}")))?);
             // The first by itself: a store that is not empty refuses it.
             if batch.len() >= BATCH || !*begun {
                 take_in(store, std::mem::take(&mut batch), number).await?;

@@ -1,6 +1,5 @@
 //! Moving everything a store keeps into another, of whatever kind: typed records in one fixed order, a line of JSON each. The
-//! same state always makes the same lines, so a second export of an imported store equals the first. Lines are read by a
-//! [`Reader`], which also knows those of the version before.
+//! same state always makes the same lines, so a second export of an imported store equals the first.
 //!
 //! Counters stay behind: they are worth nothing once their window has ended.
 
@@ -87,60 +86,6 @@ pub enum Item {
         /// How many audit chains there are.
         chains: u64,
     },
-}
-
-/// Reads the lines of an export, of this version or of version 1, and gives records of this version.
-#[derive(Debug, Default)]
-pub struct Reader {
-    /// Whether the export is of version 1.
-    old: bool,
-    /// The chain of a version 1 export, once it has begun.
-    chain: Option<Arc<str>>,
-}
-
-/// What version 1 has otherwise: there is one chain, which is not named, and the end of the export is that of the chain.
-#[derive(Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-enum Old {
-    Record {
-        sequence: u64,
-        node: Arc<str>,
-        event: Event,
-        hash: String,
-    },
-    End {
-        sequence: u64,
-        hash: String,
-    },
-    #[serde(other)]
-    Same,
-}
-
-impl Reader {
-    /// The records that a line stands for: one, but for the end of an export of version 1.
-    pub fn read(&mut self, line: &str) -> serde_json::Result<Vec<Item>> {
-        if self.old {
-            match serde_json::from_str(line)? {
-                Old::Record { sequence, node, event, hash } => {
-                    let chain = self.chain.get_or_insert_with(|| node.clone()).clone();
-                    return Ok(vec![Item::Record { chain, sequence, node, event, hash }]);
-                }
-                Old::End { sequence: 0, .. } if self.chain.is_none() => return Ok(vec![Item::End { chains: 0 }]),
-                Old::End { sequence, hash } => {
-                    // Of a chain that never began, where that is what the line says: no store takes it in.
-                    let chain = self.chain.clone().unwrap_or_else(|| "".into());
-                    return Ok(vec![Item::ChainEnd { chain, sequence, hash }, Item::End { chains: 1 }]);
-                }
-                Old::Same => {}
-            }
-        }
-        let mut item = serde_json::from_str(line)?;
-        if let Item::Export { version: version @ 1 } = &mut item {
-            self.old = true;
-            *version = VERSION;
-        }
-        Ok(vec![item])
-    }
 }
 
 /// What can be exported.

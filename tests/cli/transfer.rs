@@ -139,27 +139,6 @@ fn an_import_wants_an_empty_store_its_key_and_a_whole_export() {
 /// What is said of a store that is half full.
 const CLEAN_UP: &str = "empty the directory and try again";
 
-/// A line of an export as version 1 had it: chains had no names, and the end was that of the only one.
-fn lines_of_version_1(export: &str) -> String {
-    let mut last = Value::Null;
-    let mut text = String::new();
-    for line in export.lines() {
-        let mut value: Value = serde_json::from_str(line).unwrap();
-        match value["type"].as_str().unwrap() {
-            "export" => value["version"] = 1.into(),
-            "record" => drop(value.as_object_mut().unwrap().remove("chain")),
-            "chain_end" => {
-                last = value;
-                continue;
-            }
-            "end" => value = serde_json::json!({ "type": "end", "sequence": last["sequence"], "hash": last["hash"] }),
-            _ => {}
-        }
-        text += &format!("{value}\n");
-    }
-    text
-}
-
 /// The chains of an export and their heads, as `audit verify` takes them.
 fn heads(export: &str) -> Vec<String> {
     let values = export.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
@@ -169,7 +148,7 @@ fn heads(export: &str) -> Vec<String> {
 }
 
 /// E9, O04: on a machine of another name the old chain stays as it was beside that machine's own, which tells of the import first.
-/// Back on one of the old name that chain goes on. Exports of version 1 are taken in as well.
+/// Back on one of the old name that chain goes on.
 #[test]
 fn a_trail_stays_whole_on_machines_of_other_names() {
     let house = House::new();
@@ -179,35 +158,33 @@ fn a_trail_stays_whole_on_machines_of_other_names() {
     let export = house.jeton(&["export"]).ok().out;
     let first = heads(&export);
     assert!(first.len() == 1 && first[0].starts_with("node-1:"), "{first:?}");
-    for backup in [lines_of_version_1(&export), export] {
-        let moved = fresh(&house);
-        let named = moved.file("jeton.toml", "node = \"node-0\"\n");
-        moved.jeton_reading(&["import", "-", "--config", text(&named)], &backup).ok();
-        let server = moved.serve_with(&["serve", "--dev", "--json", "--listen", "127.0.0.1:0", "--config", text(&named)]);
-        let own = credentials(&moved, &secret);
-        let own: Vec<&str> = own.iter().map(String::as_str).collect();
-        let run = |arguments: &[&str]| moved.jeton(&[arguments, &own[..]].concat());
-        let verified = run(&["audit", "verify", "--known", &first[0]]).ok();
-        let lines: Vec<&str> = verified.out.lines().collect();
-        assert!(lines[0].starts_with("node-0:") && lines[1].starts_with(&first[0]), "{verified:?}");
-        assert!(lines[2].starts_with("intact: 2 chains, "), "{verified:?}");
-        let listed = run(&["audit", "list", "--action", "store.imported", "--json"]).ok().json();
-        assert_eq!((&listed["events"][0]["chain"], &listed["events"][0]["sequence"]), (&"node-0".into(), &1.into()));
-        server.stop();
+    let moved = fresh(&house);
+    let named = moved.file("jeton.toml", "node = \"node-0\"\n");
+    moved.jeton_reading(&["import", "-", "--config", text(&named)], &export).ok();
+    let server = moved.serve_with(&["serve", "--dev", "--json", "--listen", "127.0.0.1:0", "--config", text(&named)]);
+    let own = credentials(&moved, &secret);
+    let own: Vec<&str> = own.iter().map(String::as_str).collect();
+    let run = |arguments: &[&str]| moved.jeton(&[arguments, &own[..]].concat());
+    let verified = run(&["audit", "verify", "--known", &first[0]]).ok();
+    let lines: Vec<&str> = verified.out.lines().collect();
+    assert!(lines[0].starts_with("node-0:") && lines[1].starts_with(&first[0]), "{verified:?}");
+    assert!(lines[2].starts_with("intact: 2 chains, "), "{verified:?}");
+    let listed = run(&["audit", "list", "--action", "store.imported", "--json"]).ok().json();
+    assert_eq!((&listed["events"][0]["chain"], &listed["events"][0]["sequence"]), (&"node-0".into(), &1.into()));
+    server.stop();
 
-        let both = moved.jeton(&["export"]).ok().out;
-        let back = fresh(&house);
-        back.jeton_reading(&["import", "-"], &both).ok();
-        let held = heads(&back.jeton(&["export"]).ok().out);
-        assert_eq!(held[0], heads(&both)[0], "nobody goes on with it here");
-        let next = first[0].split(':').nth(1).unwrap().parse::<u64>().unwrap() + 1;
-        assert!(held.len() == 2 && held[1].starts_with(&format!("node-1:{next}:")), "{held:?}");
-        let server = back.serve();
-        let own = credentials(&back, &secret);
-        let own: Vec<&str> = own.iter().map(String::as_str).collect();
-        back.jeton(&[&["audit", "verify", "--known", &held[0], "--known", &first[0]], &own[..]].concat()).ok();
-        server.stop();
-    }
+    let both = moved.jeton(&["export"]).ok().out;
+    let back = fresh(&house);
+    back.jeton_reading(&["import", "-"], &both).ok();
+    let held = heads(&back.jeton(&["export"]).ok().out);
+    assert_eq!(held[0], heads(&both)[0], "nobody goes on with it here");
+    let next = first[0].split(':').nth(1).unwrap().parse::<u64>().unwrap() + 1;
+    assert!(held.len() == 2 && held[1].starts_with(&format!("node-1:{next}:")), "{held:?}");
+    let server = back.serve();
+    let own = credentials(&back, &secret);
+    let own: Vec<&str> = own.iter().map(String::as_str).collect();
+    back.jeton(&[&["audit", "verify", "--known", &held[0], "--known", &first[0]], &own[..]].concat()).ok();
+    server.stop();
 }
 
 mod mongodb {

@@ -10,7 +10,7 @@ use jeton::{
     store::{
         AuditStore, Store, StoreError,
         embedded::{Embedded, OpenError},
-        transfer::{Item, Load, Reader, VERSION},
+        transfer::{Item, Load, VERSION},
     },
 };
 
@@ -143,59 +143,6 @@ async fn events_of_all_chains_are_one_list() {
     }
     let one = Filter { target: Some("node-2/3".into()), ..Filter::default() };
     assert_eq!(pages(one, 9).await, [three()[2][2].clone()]);
-}
-
-/// E9: an export of version 1 has one chain, which is not named: it is that of the node that began it.
-#[tokio::test]
-async fn lines_of_version_1_are_read() {
-    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let source = open(from.path());
-    scenes::fill(&source, 5).await;
-    for exported in [dump(&source, 1_000).await, items(&[])] {
-        let old = lines_of_version_1(&exported);
-        let mut reader = Reader::default();
-        let read: Vec<Item> = old.lines().flat_map(|line| reader.read(line).unwrap()).collect();
-        assert_eq!(read, exported);
-    }
-    // Whose node had another name by then.
-    let renamed = [chain("Node", &[1, 2, 3])];
-    let mut reader = Reader::default();
-    let read: Vec<Item> = lines_of_version_1(&items(&renamed)).lines().flat_map(|line| reader.read(line).unwrap()).collect();
-    let store = import(to.path(), read).await;
-    assert_eq!(store.chain("Node", 0, 9).await.unwrap(), renamed[0]);
-    // An end without a beginning.
-    let mut reader = Reader::default();
-    let text =
-        format!("{{\"type\":\"export\",\"version\":1}}\n{{\"type\":\"end\",\"sequence\":3,\"hash\":\"{}\"}}", "00".repeat(32));
-    let read: Vec<Item> = text.lines().flat_map(|line| reader.read(line).unwrap()).collect();
-    assert!(refused(read).await.contains("does not follow"));
-}
-
-/// As they were written before chains had names.
-fn lines_of_version_1(items: &[Item]) -> String {
-    let mut last = (0, "00".repeat(32));
-    let mut text = String::new();
-    for item in items {
-        let mut value = serde_json::to_value(item).unwrap();
-        match item {
-            Item::Export { .. } => value["version"] = 1.into(),
-            Item::Record { .. } => drop(value.as_object_mut().unwrap().remove("chain")),
-            Item::ChainEnd { sequence, hash, .. } => {
-                last = (*sequence, hash.clone());
-                continue;
-            }
-            Item::End { .. } => value = serde_json::json!({ "type": "end", "sequence": last.0, "hash": last.1 }),
-            Item::Client(_)
-            | Item::SecretUse { .. }
-            | Item::DeletedClient { .. }
-            | Item::Family(_)
-            | Item::Revocation(_)
-            | Item::Epoch { .. }
-            | Item::Keyset(_) => {}
-        }
-        text += &format!("{value}\n");
-    }
-    text
 }
 
 async fn refused(items: Vec<Item>) -> String {
