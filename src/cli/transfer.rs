@@ -1,17 +1,20 @@
 //! `export` and `import`: everything a store keeps, a line of JSON a record. An export reads a data directory or a
 //! database while servers go on writing to it, or while none runs; an import fills an empty one that no server has open. Signing keys and secrets are
-//! in an export as they are at rest: sealed, or as digests; without the master key it opens nothing.
+//! in an export as they are at rest: sealed, or as digests; without the master key it opens nothing. An export ends in a MAC under
+//! the master key, and an import checks everything before it writes anything.
 
 pub(super) mod ends;
+mod file;
 mod rollback;
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions},
-    io::{self, BufRead, BufReader, BufWriter, IsTerminal, Read, Write},
+    fs::{self, OpenOptions},
+    io::{self, BufWriter, IsTerminal, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process,
+    sync::Arc,
     time::Duration,
 };
 
@@ -19,30 +22,35 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
-use self::{ends::Target, rollback::Restoring};
+use self::{
+    ends::Target,
+    file::{Checked, Lines, Source},
+    rollback::Restoring,
+};
 use super::{failure::Failure, output::Output, serve::Settings, values};
 use crate::{
     config::{Config, check},
-    crypto::{chain::ChainKey, master, records::RecordKey, seal::Sealer},
-    model::{ClientId, keyset::KeyPolicy},
+    crypto::{chain::ChainKey, master, seal::Sealer},
+    model::keyset::KeyPolicy,
     standing::SLACK,
     store::{
         StoreError,
-        transfer::{Dump, Item, Load},
+        transfer::{Dump, Item, Load, Verification},
     },
 };
 
 /// Records written to the store together.
 const BATCH: usize = 500;
 
-/// Bytes of one line: a client with all it may have is far below.
-const LONGEST_LINE: u64 = 4 * 1024 * 1024;
-
 /// `jeton export`
 #[derive(Args, Debug)]
 pub(super) struct Export {
     /// Write to this file, which must not be there yet; to stdout without
     file: Option<PathBuf>,
+    /// Export without the master key. Nothing then shows that the file was not altered, and an import takes it only with
+    /// --accept-unsigned
+    #[arg(long)]
+    unsigned: bool,
     #[command(flatten)]
     settings: Settings,
 }
@@ -56,6 +64,10 @@ pub(super) struct Import {
     /// signing keys are replaced and every refresh family is ended
     #[arg(long)]
     accept_rollback: bool,
+    /// Take an export that was made with --unsigned: whoever could write to the file may have added clients and removed
+    /// revocations
+    #[arg(long)]
+    accept_unsigned: bool,
     #[command(flatten)]
     settings: Settings,
 }
@@ -63,11 +75,20 @@ pub(super) struct Import {
 impl Export {
     pub(super) async fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
         let (config, _) = Config::load(&self.settings.sources(environment))?;
-        let store = ends::source(&config).await?;
+        let sealer = match self.unsigned {
+            true => None,
+            false => {
+                let why = "an export ends in a MAC under the master key; --unsigned makes one without";
+                Some(sealer(&config, why)?)
+            }
+        };
+        let keys = sealer.map(|sealer| Keys { chain: chain_key(&sealer), sealer });
+        let store = ends::source(&config, keys.as_ref().map(|keys| keys.chain.clone())).await?;
         let store = store.as_ref();
         let progress = progress(output, None);
         let Some(file) = &self.file else {
-            let records = dump(store, &mut BufWriter::new(io::stdout().lock()), Path::new("stdout"), &progress).await?;
+            let to = BufWriter::new(io::stdout().lock());
+            let (records, _) = dump(store, keys.as_ref(), to, Path::new("stdout"), &progress).await?;
             progress.finish_and_clear();
             output.talk(&format!("exported {records} records"));
             return Ok(());
@@ -77,30 +98,44 @@ impl Export {
         }
         // Under another name until it is whole and on disk.
         let draft = file.with_added_extension(format!("{}.part", process::id()));
-        let made = self.write(store, &draft, &progress).await;
+        let made = write(store, keys.as_ref(), &draft, &progress).await;
         progress.finish_and_clear();
         let records = made.and_then(|records| fs::hard_link(&draft, file).map(|()| records).map_err(Failure::writing(file)));
         let _ = fs::remove_file(&draft);
         report(output, "exported", file, records?, &[])
     }
-
-    async fn write(&self, store: &dyn Dump, draft: &Path, progress: &ProgressBar) -> Result<u64, Failure> {
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(draft).map_err(Failure::writing(draft))?;
-        let mut writer = BufWriter::new(file);
-        let records = dump(store, &mut writer, draft, progress).await?;
-        writer.get_ref().sync_all().map_err(Failure::writing(draft))?;
-        Ok(records)
-    }
 }
 
-/// Writes every record, a line each; how many.
-async fn dump(store: &dyn Dump, to: &mut impl Write, name: &Path, progress: &ProgressBar) -> Result<u64, Failure> {
+/// The master key and what is derived from it for a transfer.
+struct Keys {
+    sealer: Sealer,
+    chain: ChainKey,
+}
+
+async fn write(store: &dyn Dump, keys: Option<&Keys>, draft: &Path, progress: &ProgressBar) -> Result<u64, Failure> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(draft).map_err(Failure::writing(draft))?;
+    let (records, writer) = dump(store, keys, BufWriter::new(file), draft, progress).await?;
+    writer.get_ref().sync_all().map_err(Failure::writing(draft))?;
+    Ok(records)
+}
+
+/// Writes every record, a line each, and the trailer; how many records, and what was written to. A store whose export no import
+/// would take is not exported.
+async fn dump<W: Write>(
+    store: &dyn Dump,
+    keys: Option<&Keys>,
+    to: W,
+    name: &Path,
+    progress: &ProgressBar,
+) -> Result<(u64, W), Failure> {
+    let mut lines = Lines::new(to, keys.map(|keys| &keys.sealer));
+    let mut verification = keys.map_or_else(Verification::without_key, |keys| Verification::new(&keys.sealer, &keys.chain));
     let (mut last, mut records) = (None, 0);
     loop {
         let items = store.dump(last.as_ref(), BATCH).await.map_err(|error| failed("cannot read the store", &error))?;
         for item in &items {
-            let line = serde_json::to_string(item).map_err(|error| Failure::Other(error.to_string()))?;
-            writeln!(to, "{line}").map_err(Failure::writing(name))?;
+            verification.take(item).map_err(|problem| Failure::Other(format!("cannot export the store: {problem}")))?;
+            lines.item(item).map_err(Failure::writing(name))?;
         }
         records += items.len() as u64;
         progress.set_position(records);
@@ -111,25 +146,31 @@ async fn dump(store: &dyn Dump, to: &mut impl Write, name: &Path, progress: &Pro
             None => return Err(Failure::Other("the store ended before its end".to_owned())),
         }
     }
-    to.flush().map_err(Failure::writing(name))?;
-    Ok(records)
+    Ok((records, lines.finish().map_err(Failure::writing(name))?))
 }
 
 impl Import {
     pub(super) async fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
         let (config, origins) = Config::load(&self.settings.sources(environment))?;
         check(&config, true).map_err(|error| origins.blame(error))?;
-        let path = config.master_key_path();
-        let key = master::load_or_make(&path, false).map_err(|error| {
-            Failure::setting("master_key_file", format!("{error}: an import needs the key that the export was made under"))
-        })?;
-        let sealer = Sealer::new(key);
-        let records = RecordKey::new(sealer.derive("client record"));
-        let chain = ChainKey::new(sealer.derive("audit head"));
-        let target = Target::open(&config, chain).await?;
-        let restoring = Restoring::new(policy(&config), config.keys.algorithm, &config.node, sealer, !self.accept_rollback);
+        let sealer = Arc::new(sealer(&config, "an import needs the key that the export was made under")?);
+        let chain = chain_key(&sealer);
+        let mut source = Source::open(&self.file)?;
+        // Before the store is opened: what does not check leaves no trace.
+        let (checked, forged) = source.check(&sealer, &chain)?;
+        if !checked.signed && !self.accept_unsigned {
+            return Err(Failure::Other(
+                "the export is unsigned, and may have been altered by anybody: export again with the master key, or take it all \
+                 the same with --accept-unsigned"
+                    .to_owned(),
+            ));
+        }
+        let target = Target::open(&config, chain.clone()).await?;
+        let end_all = !self.accept_rollback;
+        let (policy, algorithm) = (policy(&config), config.keys.algorithm);
+        let restoring = Restoring::new(policy, algorithm, &config.node, sealer.clone(), chain, checked, end_all);
         let mut begun = false;
-        let loaded = self.load(target.load(), restoring, &records, output, &mut begun).await;
+        let loaded = load(&mut source, &sealer, checked, target.load(), restoring, output, &mut begun).await;
         target.close().await?;
         // What was refused before anything was written may be a store that others serve from.
         let remains = |_: &Failure| {
@@ -137,12 +178,15 @@ impl Import {
                 output.talk(&target.remains(&config))
             }
         };
-        let (records, standing_again, forged) = loaded.inspect_err(remains)?;
+        let (records, standing_again) = loaded.inspect_err(remains)?;
         let mut advice = vec!["client secrets that were retired, and clients that were disabled, since the export stand again"];
         if self.accept_rollback {
             advice.push("tokens that were revoked since the export stand again");
         } else if standing_again {
             advice.push("all tokens have ended: clients ask for new ones");
+        }
+        if !checked.signed {
+            advice.push("nothing shows that the export was not altered");
         }
         // They come along as they are: the service refuses them there too, and a backup with one is a backup all the same.
         let forged =
@@ -151,56 +195,49 @@ impl Import {
         advice.extend(forged.iter().map(String::as_str));
         report(output, "imported", &self.file, records, &advice)
     }
+}
 
-    /// Loads every line; how many records there were, whether there were keys to replace, and which clients are not authentic.
-    async fn load(
-        &self,
-        store: &dyn Load,
-        mut restoring: Restoring,
-        records: &RecordKey,
-        output: Output,
-        begun: &mut bool,
-    ) -> Result<(u64, bool, Vec<ClientId>), Failure> {
-        let mut forged = Vec::new();
-        let mut reader = self.reader()?;
-        let progress = progress(output, self.length());
-        let (mut batch, mut number, mut bytes) = (Vec::with_capacity(BATCH), 0_u64, 0_u64);
-        while let Some(line) = next_line(&mut reader, number + 1)? {
-            number += 1;
-            bytes += line.len() as u64 + 1;
-            let item = serde_json::from_str(&line).map_err(|error| not_a_record(number, &error))?;
-            if let Item::Client(client) = &item
-                && !records.is_authentic(client)
-            {
-                forged.push(client.id.clone());
-            }
-            let restored = restoring.restore(item, values::now());
-            batch.extend(restored.map_err(|problem| Failure::Other(format!("line {number}: {problem}")))?);
-            // The first by itself: a store that is not empty refuses it.
-            if batch.len() >= BATCH || !*begun {
-                take_in(store, std::mem::take(&mut batch), number).await?;
-                *begun = true;
-                progress.set_position(if progress.length().is_some() { bytes } else { number });
-            }
+/// Loads every record of an export that was checked; how many there were, and whether there were keys to replace. The store does
+/// not open before the last record, which is taken in only if the file is still the one that was checked.
+async fn load(
+    source: &mut Source,
+    sealer: &Sealer,
+    checked: Checked,
+    store: &dyn Load,
+    mut restoring: Restoring,
+    output: Output,
+    begun: &mut bool,
+) -> Result<(u64, bool), Failure> {
+    let progress = progress(output, source.length());
+    let mut pass = source.pass(sealer)?;
+    let (mut batch, mut records) = (Vec::with_capacity(BATCH), 0_u64);
+    while let Some(item) = pass.read()? {
+        // The first by itself: a store that is not empty refuses it.
+        if batch.len() >= BATCH || !(*begun || batch.is_empty()) {
+            take_in(store, std::mem::take(&mut batch), pass.number).await?;
+            *begun = true;
+            progress.set_position(pass.bytes);
         }
-        if !restoring.is_whole() {
-            return Err(Failure::Other(format!("the export is cut off after line {number}")));
-        }
-        take_in(store, batch, number).await?;
-        progress.finish_and_clear();
-        Ok((number, restoring.has_replaced_keys(), forged))
+        records += 1;
+        batch.extend(restoring.restore(item, values::now()).map_err(|problem| pass.refuse(&problem))?);
     }
+    let number = pass.number;
+    if pass.finish()?.0 != checked.sha256 {
+        return Err(Failure::Other("the export was altered while it was imported".to_owned()));
+    }
+    take_in(store, batch, number).await?;
+    progress.finish_and_clear();
+    Ok((records, restoring.has_replaced_keys()))
+}
 
-    fn reader(&self) -> Result<Box<dyn BufRead>, Failure> {
-        if self.file == Path::new("-") {
-            return Ok(Box::new(BufReader::new(io::stdin())));
-        }
-        Ok(Box::new(BufReader::new(File::open(&self.file).map_err(Failure::reading(&self.file))?)))
-    }
+/// Holds the configured master key, which `why` it needs.
+fn sealer(config: &Config, why: &str) -> Result<Sealer, Failure> {
+    let key = master::load_or_make(&config.master_key_path(), false);
+    Ok(Sealer::new(key.map_err(|error| Failure::setting("master_key_file", format!("{error}: {why}")))?))
+}
 
-    fn length(&self) -> Option<u64> {
-        fs::metadata(&self.file).ok().map(|metadata| metadata.len())
-    }
+fn chain_key(sealer: &Sealer) -> ChainKey {
+    ChainKey::new(sealer.derive("audit head"))
 }
 
 async fn take_in(store: &dyn Load, items: Vec<Item>, line: u64) -> Result<(), Failure> {
@@ -208,26 +245,6 @@ async fn take_in(store: &dyn Load, items: Vec<Item>, line: u64) -> Result<(), Fa
         return Ok(());
     }
     store.load(items).await.map_err(|error| failed(&format!("refused at or before line {line}"), &error))
-}
-
-/// The next line without its break; `None` at the end.
-fn next_line(reader: &mut dyn BufRead, number: u64) -> Result<Option<String>, Failure> {
-    let mut line = Vec::new();
-    let read = reader.take(LONGEST_LINE).read_until(b'\n', &mut line);
-    if read.map_err(Failure::io(format!("cannot read line {number}")))? == 0 {
-        return Ok(None);
-    }
-    if line.last() == Some(&b'\n') {
-        line.pop();
-    } else if line.len() as u64 == LONGEST_LINE {
-        return Err(Failure::Other(format!("line {number} is longer than {LONGEST_LINE} bytes")));
-    }
-    String::from_utf8(line).map(Some).map_err(|_| Failure::Other(format!("line {number} is no UTF-8")))
-}
-
-/// The place and kind of what is wrong, not the text of it.
-fn not_a_record(number: u64, error: &serde_json::Error) -> Failure {
-    Failure::Other(format!("line {number} is no record of an export: {:?} at column {}", error.classify(), error.column()))
 }
 
 fn policy(config: &Config) -> KeyPolicy {

@@ -1,6 +1,7 @@
 //! MECHANISM: keys, secrets, sealing, randomness. Knows nothing of OAuth, of stores or of the wire.
 
 pub mod chain;
+pub mod export;
 pub mod jwk;
 pub mod jws;
 pub mod keyring;

@@ -59,7 +59,7 @@ impl Sealer {
         Ok(plain)
     }
 
-    /// A key for one use that is not sealing (RFC 5869). In use: "audit head", "client record", "keyset".
+    /// A key for one use that is not sealing (RFC 5869). In use: "audit head", "client record", "export", "keyset".
     pub fn derive(&self, label: &str) -> Zeroizing<[u8; 32]> {
         root::derive(&self.master, "derived", label)
     }

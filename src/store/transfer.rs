@@ -3,14 +3,17 @@
 //!
 //! Counters stay behind: they are worth nothing once their window has ended.
 
+mod verify;
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+pub use self::verify::{Counts, Verification};
 use super::Result;
 use crate::{
-    crypto::chain::Walk,
+    crypto::chain::{ChainKey, Head, Walk},
     model::{Client, ClientId, EpochOf, Event, Family, Keyset, SecretId, TenantId, Timestamp, revocation::Revocation},
 };
 
@@ -80,6 +83,9 @@ pub enum Item {
         sequence: u64,
         /// Its hash, 64 hexadecimal digits.
         hash: String,
+        /// Shows that an exporter with the store's key found the chain whole, 64 hexadecimal digits. `None` where it had no key.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        seal: Option<String>,
     },
     /// The last record: without it an export is not whole.
     End {
@@ -99,7 +105,7 @@ pub trait Dump: Send + Sync {
 #[async_trait]
 pub trait Load: Send + Sync {
     /// Takes in the next items of an export, from its first on; durable when it answers. A record that stands twice or
-    /// does not fit its audit chain, a chain that does not begin with a record of the node it is named after, and a store that
+    /// does not fit its audit chain, a chain that does not begin with a record of the node it is named after or has the wrong seal, and a store that
     /// is not empty to begin with, are refused as corrupt. The store does not open again before an [`Item::End`] has been taken
     /// in. A chain that has the name of this store's node is the one that the node goes on with.
     async fn load(&self, items: Vec<Item>) -> Result<()>;
@@ -148,10 +154,22 @@ impl Chains {
         Ok(hash)
     }
 
-    /// Closes the chain that is being taken in, if this is its end; the last hash.
-    pub(super) fn close(&mut self, chain: &Arc<str>, sequence: u64, hash: &str) -> Result<[u8; 32], String> {
+    /// Closes the chain that is being taken in, if this is its end, and its seal, where it has one, is of `key`; the last hash.
+    pub(super) fn close(
+        &mut self,
+        chain: &Arc<str>,
+        sequence: u64,
+        hash: &str,
+        seal: Option<&str>,
+        key: Option<&ChainKey>,
+    ) -> Result<[u8; 32], String> {
         match self.open.take().zip(unhex(hash)) {
             Some((open, hash)) if open == (chain.clone(), sequence, hash) => {
+                let right =
+                    |key: &ChainKey, seal| unhex(seal).is_some_and(|seal| key.check_exported(chain, sequence, &hash, &seal));
+                if key.zip(seal).is_some_and(|(key, seal)| !right(key, seal)) {
+                    return Err(format!("audit chain {chain}: the seal of its end is wrong"));
+                }
                 self.closed = self.closed.saturating_add(1);
                 self.last = Some(chain.clone());
                 Ok(hash)
@@ -167,8 +185,18 @@ impl Chains {
     }
 }
 
+/// The end of a chain for an export, if its last record is where the store's key sealed it.
+pub(super) fn end(chain: &Arc<str>, head: &Head, key: Option<&ChainKey>) -> Result<Item, String> {
+    if key.is_some_and(|key| !key.check(head)) {
+        return Err(format!("audit chain {chain}: the seal of its end is wrong"));
+    }
+    let Head { sequence, hash, .. } = head;
+    let seal = key.map(|key| hex(&key.seal_exported(chain, *sequence, hash)));
+    Ok(Item::ChainEnd { chain: chain.clone(), sequence: *sequence, hash: hex(hash), seal })
+}
+
 /// 32 bytes as 64 digits.
-pub(super) fn hex(bytes: &[u8; 32]) -> String {
+pub fn hex(bytes: &[u8; 32]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::with_capacity(64), |mut text, byte| {
         // Writing to a string cannot fail.
@@ -178,7 +206,7 @@ pub(super) fn hex(bytes: &[u8; 32]) -> String {
 }
 
 /// 64 lower case digits as 32 bytes.
-pub(super) fn unhex(text: &str) -> Option<[u8; 32]> {
+pub fn unhex(text: &str) -> Option<[u8; 32]> {
     let lower = text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     if !lower || text.len() != 64 {
         return None;

@@ -99,11 +99,13 @@ fn an_export_without_a_server_is_the_same_on_stdout_and_private_in_a_file() {
     let file = house.path("backup.ndjson");
     let told = house.jeton(&["export", text(&file), "--json"]).ok().json();
     let written = fs::read_to_string(&file).unwrap();
-    assert_eq!(told["records"], written.lines().count());
+    assert_eq!(told["records"], written.lines().count() - 1, "the last line is no record");
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(house.jeton(&["export"]).ok().out, written);
     let first: Value = serde_json::from_str(written.lines().next().unwrap()).unwrap();
     assert_eq!(first["type"], "export");
+    let last: Value = serde_json::from_str(written.lines().last().unwrap()).unwrap();
+    assert_eq!((last["type"].as_str(), last["mac"].as_str().map(str::len)), (Some("mac"), Some(64)));
     assert_eq!(house.jeton(&["export", text(&file)]).code, 1, "a backup is never written over");
 }
 
@@ -132,8 +134,183 @@ fn an_import_wants_an_empty_store_its_key_and_a_whole_export() {
         let target = fresh(&house);
         let refused = target.jeton_reading(&["import", "-"], &damaged);
         assert!(refused.code == 1 && refused.err.contains(said), "{said}: {refused:?}");
-        assert_eq!(refused.err.contains(CLEAN_UP), !damaged.is_empty(), "only what was written: {refused:?}");
+        assert!(!refused.err.contains(CLEAN_UP), "{refused:?}");
+        assert!(is_untouched(&target));
     }
+}
+
+/// Whether there is nothing but the master key.
+fn is_untouched(house: &House) -> bool {
+    fs::read_dir(house.data()).unwrap().all(|entry| entry.unwrap().file_name() == "master.key")
+}
+
+/// The lines of an export, to be changed as somebody without the master key would.
+struct Forgery(Vec<Value>);
+
+impl Forgery {
+    fn of(export: &str) -> Self {
+        Self(export.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+    }
+
+    fn first(&mut self, kind: &str) -> (usize, &mut Value) {
+        self.0.iter_mut().enumerate().find(|(_, line)| line["type"] == kind).unwrap()
+    }
+
+    /// AZ4: one more administrator.
+    fn add_client(mut self) -> Self {
+        let (at, client) = self.first("client");
+        let mut added = client.clone();
+        added["id"] = "zz-backdoor".into();
+        self.0.insert(at + 1, added);
+        self
+    }
+
+    /// AZ4: leaves a record out and computes the links anew.
+    fn leave_record_out(mut self) -> Self {
+        use jeton::{
+            crypto::chain::{START, link},
+            model::Event,
+        };
+        let (at, _) = self.first("record");
+        self.0.remove(at + 1);
+        let (mut previous, mut sequence) = (START, 0);
+        let hex = |hash: &[u8; 32]| hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        for line in &mut self.0 {
+            if line["type"] == "record" {
+                sequence += 1;
+                let event: Event = serde_json::from_value(line["event"].clone()).unwrap();
+                let body = serde_json::to_vec(&event).unwrap();
+                previous = link(&previous, sequence, line["node"].as_str().unwrap(), &body);
+                line["sequence"] = sequence.into();
+                line["hash"] = hex(&previous).into();
+            } else if line["type"] == "chain_end" {
+                line["sequence"] = sequence.into();
+                line["hash"] = hex(&previous).into();
+            }
+        }
+        self
+    }
+
+    /// AZ5: the active key a second time, revoked, in front of itself.
+    fn name_kid_twice(mut self) -> Self {
+        let (_, keyset) = self.first("keyset");
+        let keys = keyset["keys"].as_array_mut().unwrap();
+        let mut twin = keys.iter().find(|key| key["state"] == "active").unwrap().clone();
+        twin.as_object_mut().unwrap().remove("since");
+        twin["state"] = "revoked".into();
+        twin["remove_at"] = 4_000_000_000_000_u64.into();
+        keys.insert(0, twin);
+        self
+    }
+
+    fn remove(mut self, kind: &str) -> Self {
+        let (at, _) = self.first(kind);
+        self.0.remove(at);
+        self
+    }
+
+    /// In the place of the MAC, that there is none.
+    fn unsigned(mut self) -> Self {
+        *self.0.last_mut().unwrap() = serde_json::json!({ "type": "unsigned" });
+        self
+    }
+
+    fn text(&self) -> String {
+        self.0.iter().map(|line| format!("{line}\n")).collect()
+    }
+}
+
+/// An export with a revocation in it, the credentials' secret, and a token that was revoked before.
+fn exported() -> (House, String, String, String) {
+    let house = House::new();
+    let server = house.serve();
+    let secret = server.said["client_secret"].as_str().unwrap().to_owned();
+    let token = house.jeton(&["token", "--raw"]).ok();
+    house.jeton(&["revoke", token.line()]).ok();
+    let export = house.jeton(&["export"]).ok().out;
+    server.stop();
+    (house, export, secret, token.line().to_owned())
+}
+
+/// AZ4, AZ5: a file that was altered is refused before anything is written, whatever was altered, from a file and from stdin.
+#[test]
+fn an_altered_export_is_refused_and_leaves_nothing_behind() {
+    let (house, export, ..) = exported();
+    let lines: Vec<&str> = export.lines().collect();
+    let whole = |lines: &[&str]| lines.join("\n") + "\n";
+    let cases = [
+        ("MAC of the export is wrong", Forgery::of(&export).add_client().text()),
+        ("the seal of its end is wrong", Forgery::of(&export).leave_record_out().text()),
+        ("MAC of the export is wrong", Forgery::of(&export).remove("revocation").text()),
+        ("two keys", Forgery::of(&export).name_kid_twice().text()),
+        (
+            "keyset's MAC is wrong",
+            export.replacen("\"state\":\"prepared\"", "\"state\":\"retiring\",\"remove_at\":4000000000000", 1),
+        ),
+        ("unsigned", Forgery::of(&export).unsigned().text()),
+        ("unsigned", Forgery::of(&export).add_client().unsigned().text()),
+        ("cut off", whole(&lines[..lines.len() - 1])),
+        ("something after the end", format!("{export}{}\n", lines[1])),
+        ("something after the end", format!("{export}{}\n", lines[lines.len() - 1])),
+        ("MAC of the export is wrong", export.replacen("\"type\":\"client\"", "\"type\": \"client\"", 1)),
+    ];
+    for (said, altered) in cases {
+        assert_ne!(altered, export, "{said}");
+        let target = fresh(&house);
+        let file = target.file("backup.ndjson", &altered);
+        for refused in [target.jeton(&["import", text(&file)]), target.jeton_reading(&["import", "-"], &altered)] {
+            assert!(refused.code == 1 && refused.err.contains(said), "{said}: {refused:?}");
+            assert!(is_untouched(&target), "{said}");
+        }
+        let rollback = target.jeton(&["import", "--accept-rollback", text(&file)]);
+        assert!(rollback.code == 1 && is_untouched(&target), "{said}: {rollback:?}");
+    }
+    // What was not altered is taken in.
+    fresh(&house).jeton_reading(&["import", "-"], &export).ok();
+}
+
+/// AZ4, AZ5: --accept-unsigned takes what no MAC vouches for, and the trail says so; the keyset and the chains still must check.
+#[test]
+fn an_unsigned_export_is_taken_only_when_asked_for() {
+    let (house, export, secret, revoked) = exported();
+    let unsigned = house.jeton(&["export", "--unsigned"]).ok().out;
+    assert!(unsigned.ends_with("{\"type\":\"unsigned\"}\n") && !unsigned.contains("\"seal\""), "no key was used");
+    let keyless = House::new();
+    let refused = keyless.jeton(&["export"]);
+    assert!(refused.code == 64 && refused.err.contains("--unsigned"), "{refused:?}");
+
+    let forged = Forgery::of(&export);
+    for (said, altered) in [
+        ("the seal of its end is wrong", Forgery(forged.0.clone()).leave_record_out().unsigned().text()),
+        ("two keys", Forgery(forged.0.clone()).name_kid_twice().unsigned().text()),
+        ("MAC of the export is wrong", Forgery(forged.0.clone()).add_client().text()),
+        ("removed", Forgery::of(&unsigned).remove("record").text()),
+    ] {
+        let target = fresh(&house);
+        let file = target.file("backup.ndjson", &altered);
+        let refused = target.jeton(&["import", "--accept-unsigned", text(&file)]);
+        assert!(refused.code == 1 && refused.err.contains(said), "{said}: {refused:?}");
+        assert!(is_untouched(&target), "{said}");
+    }
+
+    let target = fresh(&house);
+    let file = target.file("backup.ndjson", &unsigned);
+    let refused = target.jeton(&["import", text(&file)]);
+    assert!(refused.code == 1 && refused.err.contains("--accept-unsigned") && is_untouched(&target), "{refused:?}");
+    target.jeton(&["import", "--accept-unsigned", text(&file)]).ok();
+    let server = target.serve();
+    let own = credentials(&target, &secret);
+    let own: Vec<&str> = own.iter().map(String::as_str).collect();
+    let run = |arguments: &[&str]| target.jeton(&[arguments, &own[..]].concat());
+    assert_eq!(run(&["introspect", "--check", &revoked]).code, 1);
+    let listed = run(&["audit", "list", "--action", "store.imported", "--json"]).ok().json();
+    assert_eq!(listed["events"][0]["reason"], "all tokens ended, unsigned export accepted");
+    let target_of_event = listed["events"][0]["target"].as_str().unwrap();
+    let sum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, unsigned.as_bytes());
+    let sum: String = sum.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert!(target_of_event.ends_with(&format!("sha256 {sum}")), "{target_of_event}");
+    run(&["audit", "verify"]).ok();
+    server.stop();
 }
 
 /// What is said of a store that is half full.

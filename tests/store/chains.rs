@@ -17,7 +17,6 @@ use jeton::{
 use crate::{
     bench::Bench,
     fixtures::{at, event},
-    scenes,
     transfer::{dump, lines, parse},
 };
 
@@ -57,7 +56,8 @@ pub(crate) fn closed(chains: &[Vec<Record>]) -> Vec<Item> {
             items.push(Item::Record { chain, sequence, node, event, hash: hex(&hash) });
         }
         let last = records.last().unwrap();
-        items.push(Item::ChainEnd { chain: last.chain.clone(), sequence: last.sequence, hash: hex(&last.hash) });
+        let seal = Some(hex(&Bench::key().seal_exported(&last.chain, last.sequence, &last.hash)));
+        items.push(Item::ChainEnd { chain: last.chain.clone(), sequence: last.sequence, hash: hex(&last.hash), seal });
     }
     items
 }
@@ -97,7 +97,7 @@ async fn several_chains_come_in_and_go_out_byte_for_byte() {
     store.close().await.unwrap();
     let store = open(one.path());
     assert_eq!(store.newest(), at(9));
-    assert_eq!(lines(&dump(&Embedded::read_only(one.path()).unwrap(), 2).await), lines(&given));
+    assert_eq!(lines(&dump(&Embedded::read_only(one.path(), Some(Bench::key())).unwrap(), 2).await), lines(&given));
     let lengths = [("Node".to_owned(), 4), ("node".to_owned(), 3), ("node-2".to_owned(), 5)];
     assert_eq!(is_intact(&store).await, lengths);
     for records in &chains {
@@ -177,6 +177,24 @@ async fn tampered_chains_are_refused() {
     ] {
         let refused = refused(items).await;
         assert!(refused.contains(problem), "{problem}: {refused}");
+    }
+}
+
+/// O04, AZ4: a chain whose end has another key's seal, another chain's, or that of an earlier end is not taken in.
+#[tokio::test]
+async fn an_end_with_a_wrong_seal_is_refused() {
+    let (whole, shorter) = (chain("other", &[1, 2, 3]), chain("other", &[1, 2]));
+    let last = whole.last().unwrap();
+    let foreign = jeton::crypto::chain::ChainKey::new([1; 32]).seal_exported("other", 3, &last.hash);
+    let earlier = Bench::key().seal_exported("other", 2, &shorter.last().unwrap().hash);
+    let of_another = Bench::key().seal_exported("node", 3, &last.hash);
+    for seal in [foreign, earlier, of_another].map(|seal| hex(&seal)).into_iter().chain([String::new(), "00".into()]) {
+        let mut items = items(&[whole.clone()]);
+        let Some(Item::ChainEnd { seal: old, .. }) = items.iter_mut().find(|item| matches!(item, Item::ChainEnd { .. })) else {
+            panic!()
+        };
+        assert_ne!(old.replace(seal.clone()), Some(seal));
+        assert!(refused(items).await.contains("the seal of its end is wrong"));
     }
 }
 

@@ -32,7 +32,7 @@ async fn a_held_directory_names_its_holder() {
     let second = open(dir.path());
     assert!(start.elapsed() < Duration::from_secs(1));
     assert!(matches!(second, Err(OpenError::Held { pid }) if pid == std::process::id()));
-    drop(Embedded::read_only(dir.path()).unwrap());
+    drop(Embedded::read_only(dir.path(), None).unwrap());
     store.append(event(jeton::model::Action::ServerStarted)).await.unwrap();
     store.close().await.unwrap();
     open(dir.path()).unwrap().ready().await.unwrap();
@@ -144,12 +144,12 @@ async fn a_database_behind_a_link_is_not_read() {
     let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     open(dir.path()).unwrap().close().await.unwrap();
     symlink(dir.path().join("jeton.db"), other.path().join("jeton.db")).unwrap();
-    assert!(Embedded::read_only(other.path()).is_err());
+    assert!(Embedded::read_only(other.path(), None).is_err());
     refused(other.path(), "jeton.db");
     // The directory itself may be reached by a link: systemd does so.
     let link = other.path().join("link");
     symlink(dir.path(), &link).unwrap();
-    drop(Embedded::read_only(&link).unwrap());
+    drop(Embedded::read_only(&link, None).unwrap());
     let store = open(&link).unwrap();
     assert!(matches!(open(dir.path()), Err(OpenError::Held { .. })), "one directory by two names");
     store.close().await.unwrap();
@@ -250,7 +250,7 @@ async fn a_newer_format_is_refused_and_left_as_it_is() {
     rusqlite::Connection::open(&file).unwrap().pragma_update(None, "user_version", 3).unwrap();
     let before = fs::read(&file).unwrap();
     assert!(matches!(open(dir.path()), Err(OpenError::Newer { found: 3, known: 2 })));
-    assert!(matches!(Embedded::read_only(dir.path()), Err(OpenError::Newer { found: 3, known: 2 })));
+    assert!(matches!(Embedded::read_only(dir.path(), None), Err(OpenError::Newer { found: 3, known: 2 })));
     assert_eq!(fs::read(&file).unwrap(), before);
 }
 
@@ -268,7 +268,7 @@ async fn what_is_not_a_store_is_refused() {
     assert_eq!(fs::read(&file).unwrap(), before);
     let not_a_directory = dir.path().join("lock");
     assert!(matches!(open(&not_a_directory), Err(OpenError::Io { .. })));
-    assert!(Embedded::read_only(&dir.path().join("nowhere")).is_err());
+    assert!(Embedded::read_only(&dir.path().join("nowhere"), None).is_err());
 }
 
 /// The last handle writes out what is waiting, also without being asked to.

@@ -26,7 +26,7 @@ mod mongodb {
     }
 
     async fn export(uri: &str, limit: usize) -> String {
-        lines(&dump(&Mongo::export(uri, DEADLINE).await.unwrap(), limit).await)
+        lines(&dump(&Mongo::export(uri, Some(Bench::key()), DEADLINE).await.unwrap(), limit).await)
     }
 
     async fn import(uri: &str, text: &str) {

@@ -52,7 +52,11 @@ async fn an_imported_store_exports_the_same_bytes() {
     let exported = lines(&dump(&source, 1_000).await);
     assert!(exported.contains(r#"{"type":"deleted_client","client":"gone-too","tenant":"other"}"#));
     assert_eq!(lines(&dump(&source, 1).await), exported);
-    assert_eq!(lines(&dump(&Embedded::read_only(from.path()).unwrap(), 7).await), exported, "beside the running server");
+    assert_eq!(
+        lines(&dump(&Embedded::read_only(from.path(), Some(Bench::key())).unwrap(), 7).await),
+        exported,
+        "beside the running server"
+    );
 
     let target = open(to.path());
     for chunk in parse(&exported).chunks(11) {
@@ -110,7 +114,7 @@ async fn an_export_beside_a_server_is_of_one_moment() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     scenes::fill(&store, 10).await;
-    let view = Embedded::read_only(dir.path()).unwrap();
+    let view = Embedded::read_only(dir.path(), Some(Bench::key())).unwrap();
     let before = dump(&store, 1_000).await;
     let first = view.dump(None, 1).await.unwrap();
     scenes::fill(&store, 10).await;
@@ -162,6 +166,23 @@ async fn a_tampered_export_is_refused() {
 
     assert!(refused(whole[1..].to_vec()).await.contains("first record"));
     assert!(refused(vec![Item::Export { version: 3 }]).await.contains("version 3"));
+}
+
+/// O04, AZ4: an exporter with the key seals no chain whose end was altered in the store; one without the key says nothing of it.
+#[tokio::test]
+async fn a_chain_that_was_altered_in_the_store_is_not_exported() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path());
+    scenes::fill(&store, 3).await;
+    store.close().await.unwrap();
+    let database = rusqlite::Connection::open(dir.path().join("jeton.db")).unwrap();
+    database.execute_batch("UPDATE head SET hash = zeroblob(32)").unwrap();
+    let keyless = dump(&Embedded::read_only(dir.path(), None).unwrap(), 1_000).await;
+    assert!(keyless.iter().any(|item| matches!(item, Item::ChainEnd { seal: None, .. })), "{keyless:?}");
+    let end = keyless.iter().rposition(|item| matches!(item, Item::Record { .. })).unwrap();
+    let view = Embedded::read_only(dir.path(), Some(Bench::key())).unwrap();
+    let refused = view.dump(Some(&keyless[end]), 10).await.unwrap_err();
+    assert!(matches!(refused, StoreError::Corrupt(source) if source.to_string().contains("the seal of its end is wrong")));
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ const PAGE: usize = 500;
 pub(super) async fn clients(config: &Config) -> Option<Finding> {
     let master = master::load_or_make(&config.master_key_path(), false).ok()?;
     let key = RecordKey::new(Sealer::new(master).derive("client record"));
-    let source = ends::source(config).await.ok()?;
+    let source = ends::source(config, None).await.ok()?;
     Some(match look(source.as_ref(), &key).await {
         Ok((clients, forged)) if forged.is_empty() => {
             Finding::ok(SUBJECT, format!("{clients} clients, all written by the service"))

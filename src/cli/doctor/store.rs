@@ -41,7 +41,7 @@ const ELECTION_ADVICE: &str = "cfg = rs.conf(); cfg.settings.electionTimeoutMill
 
 /// Looks at the keys in a data directory; nothing where there are none yet.
 pub(super) fn embedded(config: &Config) -> Option<Finding> {
-    let keyset = Embedded::read_only(&config.data_dir).ok()?.keyset().ok()??;
+    let keyset = Embedded::read_only(&config.data_dir, None).ok()?.keyset().ok()??;
     keys(config, &keyset)
 }
 

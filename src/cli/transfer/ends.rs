@@ -13,11 +13,11 @@ use crate::{
 };
 
 /// What is exported from.
-pub(in crate::cli) async fn source(config: &Config) -> Result<Box<dyn Dump>, Failure> {
+pub(in crate::cli) async fn source(config: &Config, key: Option<ChainKey>) -> Result<Box<dyn Dump>, Failure> {
     if !config.store.is_shared() {
-        return Ok(Box::new(Embedded::read_only(&config.data_dir).map_err(|error| refused_embedded(&error))?));
+        return Ok(Box::new(Embedded::read_only(&config.data_dir, key).map_err(|error| refused_embedded(&error))?));
     }
-    let export = Mongo::export(&config.store.address()?, config.store.call_timeout()).await;
+    let export = Mongo::export(&config.store.address()?, key, config.store.call_timeout()).await;
     Ok(Box::new(export.map_err(|error| refused(&error))?))
 }
 

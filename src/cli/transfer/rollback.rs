@@ -8,24 +8,30 @@
 use std::sync::Arc;
 
 use crate::{
-    crypto::{chain, keys, root::Root, seal::Sealer},
+    crypto::{
+        chain::{self, ChainKey},
+        keys,
+        seal::Sealer,
+    },
     model::{
         Action, KeyState, Keyset, Kid, Stamp, Timestamp,
         keyset::{Algorithm, KeyPolicy},
     },
-    store::transfer::Item,
+    store::transfer::{Item, hex, unhex},
 };
+
+use super::file::Checked;
 
 /// Turns the records of an export into those to load.
 pub(super) struct Restoring {
     policy: KeyPolicy,
     algorithm: Algorithm,
     node: Arc<str>,
-    sealer: Sealer,
+    sealer: Arc<Sealer>,
+    chain: ChainKey,
+    checked: Checked,
     end_all: bool,
     replaced_keys: bool,
-    clients: u64,
-    families: u64,
     audited: Audited,
     whole: bool,
     newest: Timestamp,
@@ -42,27 +48,30 @@ enum Audited {
 }
 
 impl Restoring {
-    /// `end_all` ends every token there is; else the records come through as they are.
-    pub(super) fn new(policy: KeyPolicy, algorithm: Algorithm, node: &str, sealer: Sealer, end_all: bool) -> Self {
+    /// Of an export that was checked. `end_all` ends every token there is; else the records come through as they are.
+    pub(super) fn new(
+        policy: KeyPolicy,
+        algorithm: Algorithm,
+        node: &str,
+        sealer: Arc<Sealer>,
+        chain: ChainKey,
+        checked: Checked,
+        end_all: bool,
+    ) -> Self {
         let node = node.into();
         Self {
             policy,
             algorithm,
             node,
             sealer,
+            chain,
+            checked,
             end_all,
             replaced_keys: false,
-            clients: 0,
-            families: 0,
             audited: Audited::No,
             whole: false,
             newest: Timestamp::EPOCH,
         }
-    }
-
-    /// Whether the last record has come by.
-    pub(super) const fn is_whole(&self) -> bool {
-        self.whole
     }
 
     /// Whether there were keys, and they were replaced.
@@ -77,12 +86,7 @@ impl Restoring {
         }
         Ok(match item {
             Item::Keyset(keyset) => vec![Item::Keyset(self.keyset(keyset, now)?)],
-            Item::Client(_) => {
-                self.clients += 1;
-                vec![item]
-            }
             Item::Family(mut family) => {
-                self.families += 1;
                 if self.end_all {
                     family.ended_at = family.ended_at.or(Some(now));
                 }
@@ -93,7 +97,7 @@ impl Restoring {
                 self.newest = self.newest.max(event.at);
                 begun.into_iter().chain([item]).collect()
             }
-            Item::ChainEnd { chain, sequence, hash } if chain == self.node => {
+            Item::ChainEnd { chain, sequence, hash, .. } if chain == self.node => {
                 let previous = unhex(&hash).ok_or("the hash of a chain's end is no 64 hexadecimal digits")?;
                 let sequence = sequence.checked_add(1).ok_or("the sequence of a chain's end is none")?;
                 self.audited = Audited::Continued;
@@ -107,21 +111,18 @@ impl Restoring {
                 items
             }
             Item::Export { .. }
+            | Item::Client(_)
             | Item::SecretUse { .. }
             | Item::DeletedClient { .. }
             | Item::Revocation(_)
             | Item::Epoch { .. }
-            | Item::ChainEnd { .. } => {
-                vec![item]
-            }
+            | Item::ChainEnd { .. } => vec![item],
         })
     }
 
     /// The keyset with none of its keys standing. A key that was only prepared may have signed since, so it goes too.
     fn keyset(&mut self, keyset: Keyset, now: Timestamp) -> Result<Keyset, String> {
-        if Root::open(&keyset, &self.sealer).is_err() {
-            return Err("the keys were sealed under another master key".to_owned());
-        }
+        // Again: a step authenticates what it makes.
         keyset.check(&self.sealer).map_err(|error| error.to_string())?;
         if !self.end_all {
             return Ok(keyset);
@@ -151,27 +152,23 @@ impl Restoring {
     /// The record that, and how, all this was imported, as the last of this node's chain.
     fn record(&self, sequence: u64, previous: &[u8; 32], now: Timestamp) -> Result<[Item; 2], String> {
         let how = if self.end_all { "all tokens ended" } else { "rollback accepted" };
+        let how = if self.checked.signed { how.to_owned() } else { format!("{how}, unsigned export accepted") };
         let at = now.max(self.newest);
-        let what = format!("{} clients, {} refresh families", self.clients, self.families);
-        let event = Stamp::internal(at).done(Action::StoreImported, what).because(how.to_owned());
+        let Checked { counts, sha256, .. } = self.checked;
+        let file = hex(&sha256);
+        let what = format!(
+            "{} clients, {} refresh families, {} records, sha256 {file}",
+            counts.clients, counts.families, counts.records
+        );
+        let event = Stamp::internal(at).done(Action::StoreImported, what).because(how);
         let body = serde_json::to_string(&event).map_err(|error| error.to_string())?;
-        let hash = hex(&chain::link(previous, sequence, &self.node, body.as_bytes()));
+        let hash = chain::link(previous, sequence, &self.node, body.as_bytes());
+        let seal = Some(hex(&self.chain.seal_exported(&self.node, sequence, &hash)));
+        let hash = hex(&hash);
         let (chain, node) = (self.node.clone(), self.node.clone());
-        let end = Item::ChainEnd { chain: chain.clone(), sequence, hash: hash.clone() };
+        let end = Item::ChainEnd { chain: chain.clone(), sequence, hash: hash.clone(), seal };
         Ok([Item::Record { chain, sequence, node, event, hash }, end])
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Option<[u8; 32]> {
-    let digits: Option<Vec<u8>> = text.chars().map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok())).collect();
-    let pairs = digits?;
-    let bytes: Option<Vec<u8>> =
-        pairs.chunks(2).map(|pair| if let [high, low] = pair { Some(high << 4 | low) } else { None }).collect();
-    bytes?.try_into().ok()
 }
 
 #[cfg(test)]
@@ -179,14 +176,16 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::crypto::chain::Walk;
+    use crate::{crypto::chain::Walk, store::transfer::Counts};
 
     const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
 
     fn restoring(end_all: bool) -> Restoring {
         let hour = Duration::from_secs(3600);
         let policy = KeyPolicy { rotate_every: hour * 24, publish_ahead: hour, verify_after: hour };
-        Restoring::new(policy, Algorithm::EdDsa, "node-1", Sealer::new([7; 32]), end_all)
+        let checked = Checked { counts: Counts { clients: 3, families: 2, records: 1 }, sha256: [0xab; 32], signed: true };
+        let (sealer, chain) = (Arc::new(Sealer::new([7; 32])), ChainKey::new([9; 32]));
+        Restoring::new(policy, Algorithm::EdDsa, "node-1", sealer, chain, checked, end_all)
     }
 
     fn keyset() -> Keyset {
@@ -223,7 +222,7 @@ mod tests {
     #[test]
     fn keys_of_another_master_key_are_refused_before_anything_can_use_them() {
         let mut other = restoring(true);
-        other.sealer = Sealer::new([8; 32]);
+        other.sealer = Arc::new(Sealer::new([8; 32]));
         assert!(other.restore(Item::Keyset(keyset()), NOW).unwrap_err().contains("master key"));
     }
 
@@ -238,7 +237,7 @@ mod tests {
                 let (chain, node, hash) = (chain.clone(), chain.clone(), hex(&previous));
                 items.push(Item::Record { chain, sequence, node, event, hash });
             }
-            items.push(Item::ChainEnd { chain, sequence: *length, hash: hex(&previous) });
+            items.push(Item::ChainEnd { chain, sequence: *length, hash: hex(&previous), seal: None });
         }
         items.push(Item::End { chains: chains.len() as u64 });
         items
@@ -255,7 +254,8 @@ mod tests {
                     let body = serde_json::to_string(&event).unwrap();
                     walk.step(sequence, &node, body.as_bytes(), &unhex(&hash).unwrap()).unwrap();
                     imported = (event.action, event.reason.as_ref()) == (Action::StoreImported, "all tokens ended");
-                } else if let Item::ChainEnd { chain, sequence, hash } = item {
+                } else if let Item::ChainEnd { chain, sequence, hash, seal } = item {
+                    assert_eq!(seal.is_some(), imported, "the import's own end has its seal");
                     let end = Walk::after(sequence, unhex(&hash).unwrap());
                     assert_eq!(format!("{walk:?}"), format!("{end:?}"));
                     told.push((chain.as_ref().to_owned(), sequence, imported));
@@ -265,7 +265,7 @@ mod tests {
                 }
             }
         }
-        assert!(restoring.is_whole());
+        assert!(restoring.whole);
         assert!(restoring.restore(Item::Export { version: 2 }, NOW).is_err(), "nothing comes after the end");
         told
     }
@@ -292,6 +292,24 @@ mod tests {
         }
     }
 
+    /// AZ4: the trail says which file was imported, how much there was in it, and that nothing showed it to be genuine.
+    #[test]
+    fn the_record_of_the_import_names_the_file() {
+        for (signed, end_all, reason) in [
+            (true, true, "all tokens ended"),
+            (true, false, "rollback accepted"),
+            (false, true, "all tokens ended, unsigned export accepted"),
+            (false, false, "rollback accepted, unsigned export accepted"),
+        ] {
+            let mut restoring = restoring(end_all);
+            restoring.checked.signed = signed;
+            let restored = restoring.restore(Item::End { chains: 0 }, NOW).unwrap();
+            let Item::Record { event, .. } = &restored[0] else { panic!("{restored:?}") };
+            let what = format!("3 clients, 2 refresh families, 1 records, sha256 {}", "ab".repeat(32));
+            assert_eq!((event.target.as_str(), &*event.reason), (what.as_str(), reason));
+        }
+    }
+
     /// The record is not older than what came before it in the export.
     #[test]
     fn the_import_is_not_recorded_before_what_it_imports() {
@@ -302,13 +320,5 @@ mod tests {
         let restored = restoring.restore(end, earlier).unwrap();
         assert!(matches!(&restored[0], Item::Record { event, .. } if event.at == NOW && event.reason == "rollback accepted"));
         assert_eq!(restoring.restore(last.clone(), earlier).unwrap(), [last]);
-    }
-
-    #[test]
-    fn hexadecimal_reads_back() {
-        assert_eq!(unhex(&hex(&[0xa5; 32])), Some([0xa5; 32]));
-        for bad in ["", "a", "zz", &"0".repeat(63), &"0".repeat(66)] {
-            assert_eq!(unhex(bad), None, "{bad}");
-        }
     }
 }

@@ -17,6 +17,7 @@ pub struct ChainKey {
     records: Zeroizing<[u8; 32]>,
     outbox: Zeroizing<[u8; 32]>,
     notes: Zeroizing<[u8; 32]>,
+    exports: Zeroizing<[u8; 32]>,
 }
 
 impl ChainKey {
@@ -24,7 +25,8 @@ impl ChainKey {
     pub fn new(bytes: impl Into<Zeroizing<[u8; 32]>>) -> Self {
         let bytes = bytes.into();
         let derive = |label| root::derive(&bytes, "audit", label);
-        Self { heads: derive("head"), records: derive("record"), outbox: derive("outbox"), notes: derive("note") }
+        let (heads, records, outbox) = (derive("head"), derive("record"), derive("outbox"));
+        Self { heads, records, outbox, notes: derive("note"), exports: derive("export") }
     }
 
     /// Seals a place of a chain: HMAC-SHA-256 over all fields of the head, under the key of its claim.
@@ -41,6 +43,16 @@ impl ChainKey {
     pub fn check(&self, head: &Head) -> bool {
         let expected = self.seal(&head.node, head.sequence, head.hash, head.claim);
         bool::from(expected.seal.ct_eq(&head.seal))
+    }
+
+    /// The seal of a chain's end in an export. It is no head's: an old export is no help to cut the chain in a store.
+    pub fn seal_exported(&self, chain: &str, sequence: u64, hash: &[u8; 32]) -> [u8; 32] {
+        mac(&self.exports, &[chain.as_bytes(), &sequence.to_be_bytes(), hash])
+    }
+
+    /// Returns true if `seal` is that of this end of a chain in an export.
+    pub fn check_exported(&self, chain: &str, sequence: u64, hash: &[u8; 32], seal: &[u8; 32]) -> bool {
+        bool::from(self.seal_exported(chain, sequence, hash).ct_eq(seal))
     }
 
     /// The MAC of an outbox entry, over its parts.
@@ -165,6 +177,21 @@ mod tests {
             assert!(!key().check(&Head { node: "Node".into(), ..head.clone() }));
             assert!(!key().check(&Head { sequence: 8, ..head.clone() }));
             assert!(!key().check(&Head { hash: [4; 32], ..head }));
+        }
+    }
+
+    /// AZ3, AZ4: the end of a chain in an export has a seal of its own, which is no head's.
+    #[test]
+    fn an_exported_end_has_a_seal_of_its_own() {
+        let seal = key().seal_exported("node", 7, &[3; 32]);
+        assert!(key().check_exported("node", 7, &[3; 32], &seal));
+        assert!(!ChainKey::new([8; 32]).check_exported("node", 7, &[3; 32], &seal));
+        assert!(!key().check_exported("Node", 7, &[3; 32], &seal));
+        assert!(!key().check_exported("node", 6, &[3; 32], &seal));
+        assert!(!key().check_exported("node", 7, &[4; 32], &seal));
+        for claim in [Claim::Closed, Claim::Open { at: Timestamp::EPOCH }, Claim::Record { entry: [0; 16] }] {
+            let node = "node".into();
+            assert!(!key().check(&Head { node, sequence: 7, hash: [3; 32], claim, seal }), "{claim:?}");
         }
     }
 

@@ -77,8 +77,9 @@ impl Batch<'_> {
                     let hash = import.step(chain, *sequence, node, entry.body.as_bytes(), hash).map_err(Fault::Row)?;
                     Prepared::Record { chain: chain.clone(), sequence: *sequence, node: node.clone(), hash, entry }
                 }
-                (Item::ChainEnd { chain, sequence, hash }, Some(import)) => {
-                    let hash = import.close(chain, *sequence, hash).map_err(Fault::Row)?;
+                (Item::ChainEnd { chain, sequence, hash, seal }, Some(import)) => {
+                    let closed = import.close(chain, *sequence, hash, seal.as_deref(), Some(self.key));
+                    let hash = closed.map_err(Fault::Row)?;
                     Prepared::ChainEnd(chain.clone(), *sequence, hash)
                 }
                 (Item::End { chains }, Some(done)) => {

@@ -11,40 +11,46 @@ use super::{
     keys, revocations, schema,
 };
 use crate::{
+    crypto::chain::ChainKey,
     model::{ClientId, EpochOf, FamilyId, Keyset, Record, Revoked, SecretId},
     store::{
         Result,
-        transfer::{Dump, Item, VERSION, hex},
+        transfer::{Dump, Item, VERSION, end, hex},
     },
 };
 
 /// A data directory as it was at one moment, to be read while a server goes on writing to it, or while none runs.
-pub struct ReadOnly(Arc<Mutex<Connection>>);
+pub struct ReadOnly {
+    connection: Arc<Mutex<Connection>>,
+    key: Option<ChainKey>,
+}
 
 impl Embedded {
-    /// Opens a data directory for reading; what is committed later is not seen. As long as it is open the server's WAL grows.
-    pub fn read_only(dir: &Path) -> Result<ReadOnly, OpenError> {
+    /// Opens a data directory for reading; what is committed later is not seen. As long as it is open the server's WAL grows. With
+    /// the key of the audit chains an export is refused where one does not end as it was sealed, and seals their ends itself.
+    pub fn read_only(dir: &Path, key: Option<ChainKey>) -> Result<ReadOnly, OpenError> {
         let dir = dir.canonicalize().map_err(OpenError::io(dir))?;
         let connection = schema::reader(&dir)?;
         connection.execute_batch("BEGIN")?;
         // The view is taken with the first read.
         check::state(&connection, "")?;
-        Ok(ReadOnly(Arc::new(Mutex::new(connection))))
+        Ok(ReadOnly { connection: Arc::new(Mutex::new(connection)), key })
     }
 }
 
 impl ReadOnly {
     /// The keyset, from which a server's keys are derived.
     pub fn keyset(&self) -> Result<Option<Keyset>> {
-        Ok(keys::find(&self.0.lock().unwrap_or_else(PoisonError::into_inner))?)
+        Ok(keys::find(&self.connection.lock().unwrap_or_else(PoisonError::into_inner))?)
     }
 }
 
 #[async_trait]
 impl Dump for ReadOnly {
     async fn dump(&self, after: Option<&Item>, limit: usize) -> Result<Vec<Item>> {
-        let (connection, after) = (self.0.clone(), after.cloned());
-        let read = move || page(&connection.lock().unwrap_or_else(PoisonError::into_inner), after.as_ref(), limit);
+        let (connection, key, after) = (self.connection.clone(), self.key.clone(), after.cloned());
+        let read =
+            move || page(&connection.lock().unwrap_or_else(PoisonError::into_inner), key.as_ref(), after.as_ref(), limit);
         let items = tokio::task::spawn_blocking(read).await;
         Ok(items.map_err(|_| super::closed())??)
     }
@@ -54,20 +60,20 @@ impl Dump for ReadOnly {
 impl Dump for Embedded {
     /// Page by page from the newest state: whole only while nothing is written.
     async fn dump(&self, after: Option<&Item>, limit: usize) -> Result<Vec<Item>> {
-        let after = after.cloned();
-        self.scan(move |connection| page(connection, after.as_ref(), limit)).await
+        let (key, after) = (self.key.clone(), after.cloned());
+        self.scan(move |connection| page(connection, Some(&key), after.as_ref(), limit)).await
     }
 }
 
 /// The next page: of one type of record each time, and of the next type when there are no more.
-fn page(connection: &Connection, after: Option<&Item>, limit: usize) -> Result<Vec<Item>, Fault> {
+fn page(connection: &Connection, key: Option<&ChainKey>, after: Option<&Item>, limit: usize) -> Result<Vec<Item>, Fault> {
     let limit = limit.max(1);
     let mut items = Vec::new();
     let mut position = Position::of(after);
     while let Some(at) = position
         && items.is_empty()
     {
-        items = at.page(connection, limit)?;
+        items = at.page(connection, key, limit)?;
         position = at.next_type();
     }
     Ok(items)
@@ -123,7 +129,7 @@ impl Position {
         })
     }
 
-    fn page(&self, connection: &Connection, limit: usize) -> Result<Vec<Item>, Fault> {
+    fn page(&self, connection: &Connection, key: Option<&ChainKey>, limit: usize) -> Result<Vec<Item>, Fault> {
         let rows = i64::try_from(limit).unwrap_or(i64::MAX);
         Ok(match self {
             Self::Export => vec![Item::Export { version: VERSION }],
@@ -147,9 +153,9 @@ impl Position {
             Self::Keyset => keys::find(connection)?.into_iter().map(Item::Keyset).collect(),
             Self::Chain(after) => {
                 let next = audit::names(connection)?.into_iter().find(|name| after.as_ref().is_none_or(|after| name > after));
-                next.map_or_else(|| Ok(Vec::new()), |chain| records(connection, &chain, 0, limit))?
+                next.map_or_else(|| Ok(Vec::new()), |chain| records(connection, key, &chain, 0, limit))?
             }
-            Self::Records(chain, after) => records(connection, chain, *after, limit)?,
+            Self::Records(chain, after) => records(connection, key, chain, *after, limit)?,
             Self::End => {
                 let chains = u64::try_from(audit::names(connection)?.len()).unwrap_or(u64::MAX);
                 vec![Item::End { chains }]
@@ -181,12 +187,18 @@ fn secret_uses(connection: &Connection, after: Option<&(ClientId, SecretId)>, li
 }
 
 /// The next records of a chain; its end, where there are no more.
-fn records(connection: &Connection, chain: &Arc<str>, after: u64, limit: usize) -> Result<Vec<Item>, Fault> {
+fn records(
+    connection: &Connection,
+    key: Option<&ChainKey>,
+    chain: &Arc<str>,
+    after: u64,
+    limit: usize,
+) -> Result<Vec<Item>, Fault> {
     let records = audit::page(connection, chain, after, limit)?;
     if records.is_empty() {
         let head = audit::head_of(connection, chain)?;
         let head = head.ok_or_else(|| Fault::Row(format!("audit chain {chain}: the sealed end is not there")))?;
-        return Ok(vec![Item::ChainEnd { chain: chain.clone(), sequence: head.sequence, hash: hex(&head.hash) }]);
+        return Ok(vec![end(chain, &head, key).map_err(Fault::Row)?]);
     }
     let item = |record: Record| {
         let Record { chain, sequence, node, event, hash } = record;

@@ -129,8 +129,9 @@ impl Import {
                         Record { chain: name.clone(), sequence: *sequence, node: node.clone(), event: event.clone(), hash };
                     documents.push(chain::encoded(&record, Uuid::nil(), &self.key)?);
                 }
-                Item::ChainEnd { chain: name, sequence, hash } => {
-                    let hash = chains.close(name, *sequence, hash).map_err(|problem| Fault::row("import", problem))?;
+                Item::ChainEnd { chain: name, sequence, hash, seal } => {
+                    let closed = chains.close(name, *sequence, hash, seal.as_deref(), Some(&self.key));
+                    let hash = closed.map_err(|problem| Fault::row("import", problem))?;
                     let newest = self.newest(name).await?;
                     let mut head = doc! { "_id": name.as_ref(), "newest": date(newest) };
                     head.extend(node::head(&self.key.seal(name, *sequence, hash, Claim::Closed)));

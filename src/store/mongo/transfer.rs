@@ -23,35 +23,37 @@ use super::{
     schema::{self, AUDIT_LOGS, CLIENTS, EPOCHS, NODES, REVOCATIONS, SIGNING_KEYS, TOKENS},
 };
 use crate::{
-    crypto::chain::START,
+    crypto::chain::{ChainKey, Head},
     model::{ClientId, EpochOf, FamilyId, Record, Revoked, SecretId, revocation::Revocation},
     store::{
         Result,
-        transfer::{Dump, Item, VERSION, hex},
+        transfer::{Dump, Item, VERSION, end, hex},
     },
 };
 
 /// A database to be read as a whole.
 pub struct Export {
     link: Arc<Link>,
+    key: Option<ChainKey>,
     /// One moment for every page; none where the server shows no such thing.
     view: Arc<Mutex<Option<ClientSession>>>,
 }
 
 impl Mongo {
-    /// Opens a database for an export, while nodes go on or while none runs. Nothing is written to it.
+    /// Opens a database for an export, while nodes go on or while none runs. Nothing is written to it. With the key of the audit
+    /// chains an export is refused where one does not end as it was sealed, and seals their ends itself.
     ///
     /// # Errors
     ///
     /// As [`Mongo::open`].
-    pub async fn export(uri: &str, deadline: Duration) -> Result<Export, OpenError> {
-        match Self::look_at(uri, deadline).await {
+    pub async fn export(uri: &str, key: Option<ChainKey>, deadline: Duration) -> Result<Export, OpenError> {
+        match Self::look_at(uri, key, deadline).await {
             Err(error) => Err(probe::why(uri, error).await),
             opened => opened,
         }
     }
 
-    async fn look_at(uri: &str, deadline: Duration) -> Result<Export, OpenError> {
+    async fn look_at(uri: &str, key: Option<ChainKey>, deadline: Duration) -> Result<Export, OpenError> {
         // A page is more than what a caller waits for.
         let link = Arc::new(Link::new(uri, deadline.max(LONG)).await?);
         let Server { shows_snapshots, .. } = greet(&link).await?;
@@ -65,7 +67,7 @@ impl Mongo {
         if view.is_none() {
             tracing::warn!("this MongoDB shows no snapshots: what is written during an export may be in it by half");
         }
-        Ok(Export { link, view: Arc::new(Mutex::new(view)) })
+        Ok(Export { link, key, view: Arc::new(Mutex::new(view)) })
     }
 }
 
@@ -297,24 +299,35 @@ impl Export {
         let mut found = self.find(AUDIT_LOGS, chain::behind(chain, after), limit).await?;
         if found.is_empty() {
             let noted = self.find(NODES, doc! { "_id": chain.as_ref() }, 1).await?;
-            let noted = noted.first().map(head_of).transpose()?.flatten().map_or(0, |head| head.sequence);
-            if noted > after {
+            let noted = noted.first().map(head_of).transpose()?.flatten();
+            if noted.as_ref().is_some_and(|head| head.sequence > after) {
                 // Without a snapshot its node may have gone on just now.
                 found = self.find(AUDIT_LOGS, chain::behind(chain, after), limit).await?;
-                if found.is_empty() {
-                    return Err(Fault::row("audit chain", format!("{chain}: it ends at {after} and was at {noted}")));
-                }
             }
-        }
-        if found.is_empty() {
-            let last = self.find(AUDIT_LOGS, doc! { "_id": chain::place(chain, after) }, 1).await?;
-            let hash = last.first().map(chain::decoded).transpose()?.map_or(START, |record| record.hash);
-            return Ok(vec![Item::ChainEnd { chain: chain.clone(), sequence: after, hash: hex(&hash) }]);
+            if found.is_empty() {
+                return Ok(vec![self.end(chain, after, noted).await?]);
+            }
         }
         let item = |found: &Document| {
             let Record { chain, sequence, node, event, hash } = chain::decoded(found)?;
             Ok(Item::Record { chain, sequence, node, event, hash: hex(&hash) })
         };
         found.iter().map(item).collect()
+    }
+
+    /// The end of a chain at its last record. The head that its node noted must be on the way to it, and the last record behind
+    /// that head must have its own seal.
+    async fn end(&self, chain: &Arc<str>, last: u64, noted: Option<Head>) -> Result<Item, Fault> {
+        let wrong = |problem: String| Fault::row("export", format!("audit chain {chain}: {problem}"));
+        let read = self.find(AUDIT_LOGS, doc! { "_id": chain::place(chain, last) }, 1).await?;
+        let read = read.first().ok_or_else(|| wrong("its records are not there".to_owned()))?;
+        let sealed = chain::sealed(read)?;
+        let key = self.key.as_ref();
+        let forged = |head: &Head| key.is_some_and(|key| !key.check(head));
+        match noted {
+            Some(head) if head.sequence > last => Err(wrong(format!("it ends at {last} and was at {}", head.sequence))),
+            Some(head) if forged(&head) => Err(wrong("the seal of its head is wrong".to_owned())),
+            Some(_) | None => end(chain, &sealed, key).map_err(|problem| Fault::row("export", problem)),
+        }
     }
 }
