@@ -75,7 +75,13 @@ impl Batch<'_> {
                 (Item::Record { chain, sequence, node, event, hash }, Some(import)) => {
                     let entry = Entry::new(event.clone())?;
                     let hash = import.step(chain, *sequence, node, entry.body.as_bytes(), hash).map_err(Fault::Row)?;
-                    Prepared::Record { chain: chain.clone(), sequence: *sequence, node: node.clone(), hash, entry }
+                    Prepared::Record {
+                        chain: chain.clone(),
+                        sequence: *sequence,
+                        node: node.clone(),
+                        hash,
+                        entry: Box::new(entry),
+                    }
                 }
                 (Item::ChainEnd { chain, sequence, hash, seal }, Some(import)) => {
                     let closed = import.close(chain, *sequence, hash, seal.as_deref(), Some(self.key));
@@ -129,7 +135,7 @@ enum Prepared {
         sequence: u64,
         node: Arc<str>,
         hash: [u8; 32],
-        entry: Entry,
+        entry: Box<Entry>,
     },
     ChainEnd(Arc<str>, u64, [u8; 32]),
 }
