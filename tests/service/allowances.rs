@@ -32,6 +32,9 @@ fn named(id: &str) -> Client {
 /// The configured lifetimes are 900 s, 30 days and 7 days.
 const DAY: i64 = 86_400;
 
+/// Widens what a client may have.
+type Widen = fn(Client) -> Client;
+
 /// What the audit did: a tenant's office of clients put itself on the plan "bulk" with families of 366 days.
 #[tokio::test]
 async fn a_tenant_gives_itself_neither_a_plan_nor_a_longer_life() {
@@ -40,7 +43,7 @@ async fn a_tenant_gives_itself_neither_a_plan_nor_a_longer_life() {
         let (own, token) = world.staff("acme", &[scope]).await;
         let id = format!("plain-{}", scope.len());
         create(&world, &token, named(&id)).await.unwrap();
-        let wider: [(&str, fn(Client) -> Client); 4] = [
+        let wider: [(&str, Widen); 4] = [
             ("rate_plan", |client| Client { rate_plan: "bulk".to_owned(), ..client }),
             ("access_token_lifetime", |client| Client { access_token_lifetime: seconds(901), ..client }),
             ("refresh_token_lifetime", |client| Client { refresh_token_lifetime: seconds(366 * DAY), ..client }),

@@ -189,7 +189,7 @@ async fn an_end_with_a_wrong_seal_is_refused() {
     let earlier = Bench::key().seal_exported("other", 2, &shorter.last().unwrap().hash);
     let of_another = Bench::key().seal_exported("node", 3, &last.hash);
     for seal in [foreign, earlier, of_another].map(|seal| hex(&seal)).into_iter().chain([String::new(), "00".into()]) {
-        let mut items = items(&[whole.clone()]);
+        let mut items = items(std::slice::from_ref(&whole));
         let Some(Item::ChainEnd { seal: old, .. }) = items.iter_mut().find(|item| matches!(item, Item::ChainEnd { .. })) else {
             panic!()
         };
