@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use super::call::Peer;
+
 /// A peer as budgets and caps see it: an IPv4 address, or the /64 of an IPv6 address, since a whole /64 is one site's to choose from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Site(u128);
@@ -24,6 +26,24 @@ impl Site {
 impl From<IpAddr> for Site {
     fn from(address: IpAddr) -> Self {
         Self::masked(address, 64)
+    }
+}
+
+impl Peer {
+    /// The peer's site; `None` for this process itself.
+    pub fn site(self) -> Option<Site> {
+        match self {
+            Self::Ip(address) => Some(address.into()),
+            Self::Local => None,
+        }
+    }
+
+    /// The peer's network, see [`Site::network`]; `None` for this process itself.
+    pub fn network(self) -> Option<Site> {
+        match self {
+            Self::Ip(address) => Some(Site::network(address)),
+            Self::Local => None,
+        }
     }
 }
 
