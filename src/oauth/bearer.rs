@@ -105,24 +105,25 @@ impl Administrator {
 }
 
 impl Authority {
-    /// The client behind an access token for this service, and its claims. Draws on the client's budget.
+    /// The client behind an access token for this service, and its claims. Draws on the client's budget. A token that is not
+    /// valid is always told so, for its owner must ask for a new one: it costs too little to draw on a budget of failures.
     pub(super) async fn bearer(&self, call: &Call, token: &SecretString) -> Result<(Arc<Client>, Arc<VerifiedClaims>)> {
         let Some(verified) = self.standing.judge(token.expose_secret(), call.now)? else {
-            return Err(self.unproven(call));
+            return Err(Error::InvalidToken);
         };
         let claims = verified.claims();
         if !claims.aud.contains(&self.terms.own_audience) {
-            return Err(self.unproven(call));
+            return Err(Error::InvalidToken);
         }
         let client = self.standing.client(self.store(), &claims.client_id).await?.filter(|client| !client.disabled);
-        let Some(client) = client else { return Err(self.unproven(call)) };
+        let Some(client) = client else { return Err(Error::InvalidToken) };
         self.limits.client(&client.id, &client.rate_plan, call.now)?;
         Ok((client, verified))
     }
 
     /// Admits an administrator to an office: by the scope of its token, and only while its client still has that scope.
     pub async fn administrator(&self, call: &Call, credentials: Credentials, office: Office) -> Result<Administrator> {
-        let Credentials::Bearer(token) = credentials else { return Err(self.unproven(call)) };
+        let Credentials::Bearer(token) = credentials else { return Err(Error::InvalidToken) };
         let (client, verified) = self.bearer(call, &token).await?;
         if !carries(&client, &verified, ADMIN) && !carries(&client, &verified, office.scope()) {
             let refused = call.stamp_of(&client.tenant, &client.id, None).refused(
@@ -163,10 +164,6 @@ impl Authority {
             Spent::Unproven => Err(refusal),
             spent @ (Spent::Done | Spent::Taken | Spent::Stale) => Ok(spent),
         }
-    }
-
-    fn unproven(&self, call: &Call) -> Error {
-        self.limits.failed(call.peer, call.now).err().unwrap_or(Error::InvalidToken)
     }
 }
 
