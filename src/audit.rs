@@ -1,11 +1,14 @@
 //! The audit trail as rules use it: what is recorded before the answer, and what may come after.
 
+mod refusals;
+
 use std::sync::Arc;
 
+use self::refusals::{Refusals, TRACKED};
 use crate::{
     config::Issue,
     error::{Error, Result},
-    model::Event,
+    model::{Event, Site, Timestamp},
     store::Store,
 };
 
@@ -13,12 +16,13 @@ use crate::{
 pub struct Trail {
     store: Arc<dyn Store>,
     issue: Issue,
+    refusals: Refusals,
 }
 
 impl Trail {
     /// Over a store; `issue` says when the record of an issued token is durable.
     pub fn new(store: Arc<dyn Store>, issue: Issue) -> Self {
-        Self { store, issue }
+        Self { store, issue, refusals: Refusals::new(TRACKED) }
     }
 
     /// Durable when it answers.
@@ -39,8 +43,37 @@ impl Trail {
         }
     }
 
-    /// Records that a call is refused with `error`, and hands the error on; fails closed where it cannot be recorded.
+    /// Records that an authenticated call is refused with `error`, and hands the error on; fails closed where it cannot be
+    /// recorded. Equal refusals of a minute are counted.
     pub async fn refusal(&self, event: Event, error: Error) -> Error {
-        self.soon(event).await.err().unwrap_or(error)
+        self.counted(None, event).await.err().unwrap_or(error)
+    }
+
+    /// Records a refusal like [`Self::soon`] if it is the first of its kind in a minute, and counts the others for the record of
+    /// that minute. `site` is that of a caller who is not authenticated.
+    pub async fn counted(&self, site: Option<Site>, event: Event) -> Result<()> {
+        match self.refusals.count(site, event) {
+            Some(first) => self.kept(site, first).await,
+            None => Ok(()),
+        }
+    }
+
+    /// [`Self::soon`] for a refusal; what the store does not take is counted, so that it is recorded later all the same.
+    pub async fn kept(&self, site: Option<Site>, event: Event) -> Result<()> {
+        let recorded = self.soon(event.clone()).await;
+        if recorded.is_err() {
+            self.refusals.keep(site, event);
+        }
+        recorded
+    }
+
+    /// Records the counts of refusals whose minute is over, or at the end of the process all of them. What the store does not take
+    /// stays for the next time.
+    pub async fn record_counts(&self, now: Timestamp, all: bool) -> Result<()> {
+        for due in self.refusals.due(now, all) {
+            self.record(due.event.clone()).await?;
+            self.refusals.written(&due, now);
+        }
+        Ok(())
     }
 }

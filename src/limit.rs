@@ -1,29 +1,19 @@
-//! Budgets: so many calls for a peer, for a client, and a small one for failed authentication. Each is a `governor` limiter per
-//! key in a table of bounded size; past the bound new keys are refused and old ones keep their state (L16).
+//! Budgets: so many calls for a peer, for a client, and few wrong secrets.
 
+mod alarm;
+mod budget;
+mod guesses;
 mod window;
 
-use std::{
-    collections::HashMap as Plans,
-    hash::Hash,
-    num::NonZeroU32,
-    sync::{
-        Arc,
-        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::collections::HashMap as Plans;
 
-use governor::{
-    Quota, RateLimiter,
-    clock::{Clock as _, Reference},
-    middleware::NoOpMiddleware,
-    nanos::Nanos,
-    state::{InMemoryState, NotKeyed},
+pub use self::guesses::{Guess, Target};
+use self::{
+    alarm::Alarm,
+    budget::{Budgets, Ticks, throttled},
+    guesses::Guesses,
+    window::Windows,
 };
-use papaya::HashMap;
-
-use self::window::Windows;
 use crate::{
     config::{self, Rate},
     error::Error,
@@ -31,122 +21,11 @@ use crate::{
     store::{CounterStore, StoreError},
 };
 
-/// The limiters' clock: the newest time that a call brought along, in nanoseconds.
-#[derive(Clone, Default)]
-struct Ticks(Arc<AtomicU64>);
-
-impl Ticks {
-    fn reach(&self, now: Timestamp) {
-        let nanos = u64::try_from(now.millis()).unwrap_or(0).saturating_mul(1_000_000);
-        // Read first: most calls come within the same millisecond, and then no core takes the line from the others.
-        if self.0.load(Relaxed) < nanos {
-            self.0.fetch_max(nanos, Relaxed);
-        }
-    }
-}
-
-impl governor::clock::Clock for Ticks {
-    type Instant = Nanos;
-
-    fn now(&self) -> Nanos {
-        Nanos::new(self.0.load(Relaxed))
-    }
-}
-
-type Limiter = RateLimiter<NotKeyed, InMemoryState, Ticks, NoOpMiddleware<Nanos>>;
-
-/// One key's budget.
-struct Budget {
-    limiter: Limiter,
-    /// When it was last drawn on, in milliseconds.
-    used: AtomicI64,
-    /// Until when it is known to be empty, in milliseconds.
-    empty_until: AtomicI64,
-}
-
-/// Budgets of one kind, by key.
-struct Budgets<K> {
-    quota: Quota,
-    /// A budget not drawn on for this long is full again, and as good as new.
-    refill: Duration,
-    cap: usize,
-    ticks: Ticks,
-    by_key: HashMap<K, Arc<Budget>>,
-}
-
-impl<K: Hash + Eq + Clone> Budgets<K> {
-    fn new(rate: Rate, cap: usize, ticks: &Ticks) -> Self {
-        let per_second = NonZeroU32::new(rate.per_second).unwrap_or(NonZeroU32::MIN);
-        let burst = NonZeroU32::new(rate.burst).unwrap_or(NonZeroU32::MIN);
-        Self {
-            quota: Quota::per_second(per_second).allow_burst(burst),
-            refill: Duration::from_secs(u64::from(burst.get() / per_second.get()) + 1),
-            cap,
-            ticks: ticks.clone(),
-            by_key: HashMap::new(),
-        }
-    }
-
-    /// Draws one; the error says when it is worth asking again.
-    fn draw(&self, key: &K, now: Timestamp) -> Result<(), Error> {
-        self.draw_many(key, 1, now)
-    }
-
-    fn draw_many(&self, key: &K, work: u32, now: Timestamp) -> Result<(), Error> {
-        self.ticks.reach(now);
-        let Some(budget) = self.budget(key) else {
-            metrics::counter!("jeton_limiter_full_total").increment(1);
-            return Err(Error::Throttled { retry_after: self.refill });
-        };
-        budget.used.store(now.millis(), Relaxed);
-        let work = NonZeroU32::new(work.min(self.quota.burst_size().get())).unwrap_or(NonZeroU32::MIN);
-        let wait: Duration = match budget.limiter.check_n(work) {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(until)) => until.earliest_possible().duration_since(self.ticks.now()).into(),
-            // More than the burst, which was ruled out.
-            Err(_) => self.refill,
-        };
-        let retry_after = wait.max(Duration::from_millis(1));
-        budget.empty_until.store((now + retry_after).millis(), Relaxed);
-        Err(Error::Throttled { retry_after })
-    }
-
-    /// Whether the key's budget was found empty and cannot have refilled yet.
-    fn is_empty(&self, key: &K, now: Timestamp) -> Option<Duration> {
-        let budget = self.by_key.pin().get(key).cloned()?;
-        let until = Timestamp::from_millis(budget.empty_until.load(Relaxed));
-        (now < until).then(|| until.since(now))
-    }
-
-    fn budget(&self, key: &K) -> Option<Arc<Budget>> {
-        let table = self.by_key.pin();
-        if let Some(budget) = table.get(key) {
-            return Some(budget.clone());
-        }
-        if table.len() >= self.cap {
-            return None;
-        }
-        let fresh = || {
-            Arc::new(Budget {
-                limiter: RateLimiter::direct_with_clock(self.quota, self.ticks.clone()),
-                used: AtomicI64::new(0),
-                empty_until: AtomicI64::new(0),
-            })
-        };
-        Some(table.get_or_insert_with(key.clone(), fresh).clone())
-    }
-
-    /// Forgets budgets that are full again.
-    fn sweep(&self, now: Timestamp) {
-        self.by_key.pin().retain(|_, budget| now.since(Timestamp::from_millis(budget.used.load(Relaxed))) < self.refill);
-    }
-}
-
 /// All budgets of a node.
 pub struct Limits {
     peers: Budgets<Site>,
-    failures: Budgets<Site>,
-    guesses: Budgets<(Site, ClientId)>,
+    guesses: Guesses,
+    alarm: Alarm,
     plans: Plans<String, (Rate, Budgets<ClientId>)>,
     shared: Windows,
 }
@@ -158,8 +37,8 @@ impl Limits {
         let cap = config.tracked_keys;
         Self {
             peers: Budgets::new(config.per_peer, cap, &ticks),
-            failures: Budgets::new(config.failed_authentication, cap, &ticks),
-            guesses: Budgets::new(config.failed_authentication, cap, &ticks),
+            guesses: Guesses::new(config.failed_authentication, cap, &ticks),
+            alarm: Alarm::new(cap),
             plans: config.plans.iter().map(|(name, rate)| (name.clone(), (*rate, Budgets::new(*rate, cap, &ticks)))).collect(),
             shared: Windows::default(),
         }
@@ -167,10 +46,7 @@ impl Limits {
 
     /// A call from a peer; forwarded headers never count (L11).
     pub fn peer(&self, peer: Peer, now: Timestamp) -> Result<(), Error> {
-        match peer {
-            Peer::Ip(address) => self.peers.draw(&address.into(), now),
-            Peer::Local => Ok(()),
-        }
+        peer.site().map_or(Ok(()), |site| self.peers.draw(&site, now)).map_err(throttled)
     }
 
     /// A call of an authenticated client under its plan; a plan that is no longer configured counts as "standard".
@@ -182,8 +58,8 @@ impl Limits {
     pub fn client_many(&self, client: &ClientId, plan: &PlanName, work: u32, now: Timestamp) -> Result<(), Error> {
         let plan = self.plans.get(plan.as_str()).or_else(|| self.plans.get(PlanName::standard().as_str()));
         let Some((rate, budgets)) = plan else { return Ok(()) };
-        budgets.draw_many(client, work, now)?;
-        self.shared.count(client, *rate, work, now).map_err(|retry_after| Error::Throttled { retry_after })
+        budgets.draw_many(client, work, now).map_err(throttled)?;
+        self.shared.count(client, *rate, work, now).map_err(throttled)
     }
 
     /// Whether there is a plan of this name.
@@ -191,37 +67,36 @@ impl Limits {
         self.plans.contains_key(plan.as_str())
     }
 
-    /// A failed authentication: the error replaces the answer once the peer's budget for them is used up.
-    pub fn failed(&self, peer: Peer, now: Timestamp) -> Result<(), Error> {
-        match peer {
-            Peer::Ip(address) => self.failures.draw(&address.into(), now),
-            Peer::Local => Ok(()),
-        }
+    /// Draws for comparing one presented secret, before it is compared; `target` is `None` where there is no such client.
+    pub fn guess(&self, peer: Peer, target: Option<Target>, now: Timestamp) -> Guess {
+        self.guesses.draw(peer, target, now)
     }
 
-    /// Refuses a peer that has guessed this client's secret too often: asked before one that was chosen by a person is tried.
-    /// Only this peer's guesses at this client count, so that no neighbour can lock a client out.
-    pub fn may_guess(&self, peer: Peer, client: &ClientId, now: Timestamp) -> Result<(), Error> {
-        let Peer::Ip(address) = peer else { return Ok(()) };
-        match self.guesses.is_empty(&(address.into(), client.clone()), now) {
-            Some(retry_after) => Err(Error::Throttled { retry_after }),
-            None => Ok(()),
-        }
+    /// Takes back what was drawn for a secret that was right, or that was not compared after all.
+    pub fn give_back(&self, guess: Guess) {
+        self.guesses.give_back(guess);
     }
 
-    /// Counts a wrong guess at a secret that was chosen by a person; whether there is such a client does not matter.
-    pub fn guessed(&self, peer: Peer, client: &ClientId, now: Timestamp) {
-        if let Peer::Ip(address) = peer {
-            // Drawn dry or not, the answer is the caller's to give; the next guess is refused.
-            let _ = self.guesses.draw(&(address.into(), client.clone()), now);
-        }
+    /// Notes that a peer's secret was wrong.
+    pub fn failed(&self, peer: Peer, now: Timestamp) {
+        self.guesses.failed(peer, now);
+    }
+
+    /// Returns true if a secret from a peer was wrong lately.
+    pub fn failed_lately(&self, peer: Peer, now: Timestamp) -> bool {
+        self.guesses.failed_lately(peer, now)
+    }
+
+    /// Counts a refused authentication as an existing client, from wherever; true once an hour, when they are too many.
+    pub fn is_under_attack(&self, client: &ClientId, now: Timestamp) -> bool {
+        self.alarm.failed(client, now)
     }
 
     /// Forgets what is full again; every few seconds, off the request path.
     pub fn sweep(&self, now: Timestamp) {
         self.peers.sweep(now);
-        self.failures.sweep(now);
         self.guesses.sweep(now);
+        self.alarm.sweep(now);
         for (_, budgets) in self.plans.values() {
             budgets.sweep(now);
         }
@@ -242,7 +117,7 @@ impl Limits {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
+    use std::{net::IpAddr, sync::Arc, time::Duration};
 
     use super::*;
     use crate::clock::{Clock, ManualClock};
@@ -298,40 +173,12 @@ mod tests {
         for n in 0..1_000_u32 {
             assert!(limits.peer(Peer::Ip(IpAddr::from((n + 0x0b00_0000).to_be_bytes())), clock.now()).is_err());
         }
-        assert_eq!(limits.peers.by_key.len(), 2);
+        assert_eq!(limits.peers.len(), 2);
         limits.sweep(clock.now());
         assert!(limits.peer(peer("10.0.0.1"), clock.now()).is_err(), "still empty");
         clock.advance(Duration::from_secs(60));
         limits.sweep(clock.now());
         assert!(limits.peer(peer("11.0.0.1"), clock.now()).is_ok(), "there is room again");
-    }
-
-    #[test]
-    fn failures_have_a_budget_of_their_own_that_refills() {
-        let (clock, limits) = limits(10);
-        let thief = peer("10.0.0.9");
-        let answered = (0..4).filter(|_| limits.failed(thief, clock.now()).is_ok()).count();
-        assert_eq!(answered, 3);
-        assert!(limits.peer(thief, clock.now()).is_ok(), "calls are counted apart");
-        clock.advance(Duration::from_secs(2));
-        assert!(limits.failed(thief, clock.now()).is_ok());
-    }
-
-    /// L15: guesses at one client lock nobody else out, neither another client here nor the same client elsewhere.
-    #[test]
-    fn guesses_count_against_who_guesses_and_what_is_guessed() {
-        let (clock, limits) = limits(10);
-        let (here, there) = (peer("10.0.0.9"), peer("10.0.0.8"));
-        let (one, other): (ClientId, ClientId) = ("one".parse().unwrap(), "other".parse().unwrap());
-        assert!(limits.may_guess(here, &one, clock.now()).is_ok());
-        for _ in 0..4 {
-            limits.guessed(here, &one, clock.now());
-        }
-        assert!(limits.may_guess(here, &one, clock.now()).is_err());
-        assert!(limits.may_guess(here, &other, clock.now()).is_ok());
-        assert!(limits.may_guess(there, &one, clock.now()).is_ok());
-        clock.advance(Duration::from_secs(2));
-        assert!(limits.may_guess(here, &one, clock.now()).is_ok());
     }
 
     #[test]

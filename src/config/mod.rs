@@ -221,13 +221,13 @@ pub struct Limits {
     pub workers: usize,
     /// Calls from one peer address (IPv6: /64).
     pub per_peer: Rate,
-    /// Failed authentications from one peer address.
+    /// Wrong secrets from one peer address, and as many more from it at each existing client.
     pub failed_authentication: Rate,
     /// Peers and clients remembered by the limiters; new ones past it are refused until others are forgotten.
     pub tracked_keys: usize,
-    /// argon2id verifications at once.
+    /// Imported secrets compared by argon2id at once; one at a time for each peer address.
     pub argon2_parallel: usize,
-    /// argon2id verifications waiting; more are refused.
+    /// Imported secrets waiting to be compared; more are refused, and more than a quarter from one peer address.
     pub argon2_queue: usize,
     /// Rate plans that clients may be put on; "standard" must be among them.
     pub plans: BTreeMap<String, Rate>,

@@ -7,6 +7,7 @@ pub mod jws;
 pub mod keyring;
 pub mod keys;
 pub mod keyset_mac;
+pub mod lanes;
 pub mod lifecycle;
 pub mod master;
 pub mod passwords;

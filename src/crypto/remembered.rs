@@ -8,7 +8,6 @@ use std::{
 use aws_lc_rs::hmac;
 
 use super::random;
-use crate::model::{ClientId, SecretId};
 
 /// A bounded set of keyed digests of what was verified. The key is of this process and the secrets are not in it, so the
 /// memory of the process gives no more away than the hashes at rest do. Failures are never remembered.
@@ -37,9 +36,9 @@ impl Remembered {
     }
 
     /// What stands for this combination in this process.
-    pub fn digest(&self, client: &ClientId, id: &SecretId, phc: &str, presented: &str) -> Digest {
+    pub fn digest(&self, client: &str, id: &str, phc: &str, presented: &str) -> Digest {
         let mut mac = hmac::Context::with_key(&self.key);
-        for part in [client.as_str(), id.as_str(), phc, presented] {
+        for part in [client, id, phc, presented] {
             mac.update(&(part.len() as u64).to_be_bytes());
             mac.update(part.as_bytes());
         }
@@ -73,7 +72,7 @@ mod tests {
     use super::*;
 
     fn digest(remembered: &Remembered, [client, id, phc, presented]: [&str; 4]) -> Digest {
-        remembered.digest(&client.parse().unwrap(), &id.parse().unwrap(), phc, presented)
+        remembered.digest(client, id, phc, presented)
     }
 
     #[test]

@@ -166,8 +166,11 @@ actions! {
     TokenRevoked = "token.revoked",
     /// A caller tried to revoke another client's token.
     RevokeRefused = "token.revoke_refused",
-    /// A caller failed to authenticate; the target is the client it claimed to be, where there is such a client.
+    /// A caller failed to authenticate; the target is the client it claimed to be, where there is such a client. With the reason
+    /// `slow_down` its secret was not compared.
     AuthenticationFailed = "client.authentication_failed",
+    /// Authentication as this client failed very often within an hour, from whatever addresses.
+    ClientUnderAttack = "client.under_attack",
     /// An authenticated caller asked for what it may not have.
     AccessRefused = "access.refused",
     /// A client was registered.
@@ -186,6 +189,8 @@ actions! {
     SecretRetired = "secret.retired",
     /// A stored client record was found that this service did not write, and is refused; the target is its id.
     ClientNotAuthentic = "client.not_authentic",
+    /// An imported secret was hashed anew at our own cost, at its first use; the target is `client/secret`.
+    SecretRehashed = "secret.rehashed",
     /// Everything of a client was ended.
     ClientRevoked = "revocation.client",
     /// Everything of a tenant was ended.

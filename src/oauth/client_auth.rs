@@ -4,11 +4,13 @@ use std::{fmt, sync::Arc};
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::Authority;
+use super::{
+    Authority,
+    presented::{Claim, Judgement, Refusal},
+};
 use crate::{
-    crypto::secrets,
     error::{Error, Result},
-    model::{Action, Call, Client, ClientId, Digest, Epochs, Secret, SecretId, Stamp, Subject, client::MAX_LIVE_SECRETS},
+    model::{Call, Client, ClientId, Epochs, SecretId, Stamp, Subject},
     standing::Behind,
 };
 
@@ -86,7 +88,10 @@ impl Authority {
     pub async fn authenticate(&self, call: &Call, credentials: Credentials) -> Result<AuthenticatedClient> {
         let (client_id, secret) = match credentials {
             Credentials::Secret { client_id, secret } => (client_id, secret),
-            Credentials::None | Credentials::Bearer(_) => return Err(self.refuse(call, None).await),
+            Credentials::None | Credentials::Bearer(_) => {
+                let refusal = Refusal::Wrong(self.limits.guess(call.peer, None, call.now));
+                return Err(self.refuse(call, None, refusal).await);
+            }
         };
         if secret.expose_secret().len() > MAX_SECRET {
             return Err(Error::field("client_secret", "at most 1024 bytes"));
@@ -96,36 +101,35 @@ impl Authority {
             Some(id) => self.standing.look_up(self.store(), id).await?,
             None => (None, false),
         };
-        let proven = if secrets::is_generated(secret.expose_secret()) {
-            self.prove_generated(call, client.as_deref(), secret.expose_secret())
-        } else {
-            self.prove_imported(call, id.as_ref(), client.as_deref(), secret).await?
-        };
-        // People mix up id and secret: what is no client's name is not written down (O01).
-        let claimed = id.as_ref().filter(|_| client.is_some());
-        let admitted = match (client, proven) {
-            (Some(client), Some(secret)) => self.admit(call, &client, secret).await?,
-            _ => None,
-        };
-        match (admitted, &id) {
-            (Some(authenticated), _) => Ok(authenticated),
-            (None, Some(_)) => {
-                // Every refusal pays for one read, so that a client known from memory is no faster than a name never heard. It is
-                // the same name whoever is claimed, for a record that is there takes longer to read than one that is not.
-                if !read {
-                    let nobody = NOBODY.parse().map_err(Error::invalid("client_id"))?;
-                    self.store.client(&nobody).await?;
+        let claim = Claim { name: &client_id, client: client.as_deref(), secret: &secret };
+        let refusal = match self.judge_claim(call, &claim).await {
+            Judgement::Right { secret: id, rehashed } => {
+                let proven = client.as_deref().ok_or(Error::InvalidClient)?;
+                if let Some(admitted) = self.admit(call, proven, id).await? {
+                    if let Some(kept) = rehashed {
+                        self.rehash(call, &admitted, kept, &secret).await;
+                    }
+                    return Ok(admitted);
                 }
-                Err(self.refuse(call, claimed).await)
+                Refusal::Ended
             }
-            (None, None) => Err(self.refuse(call, None).await),
+            Judgement::Refused(refusal) => refusal,
+        };
+        // Every refusal pays for one read, so that a client known from memory is no faster than a name never heard. It is
+        // the same name whoever is claimed, for a record that is there takes longer to read than one that is not.
+        if id.is_some() && !read {
+            let nobody = NOBODY.parse().map_err(Error::invalid("client_id"))?;
+            self.store.client(&nobody).await?;
         }
+        Err(self.refuse(call, client.as_deref(), refusal).await)
     }
 
     /// Admits a proven client if its record, read once more, still has what was proven: the proof may have waited for argon2id, and
-    /// what was retired or taken away meanwhile has no effect left. Everything that follows goes by this record. Disabling writes the record and raises the epoch in one commit, which is
-    /// heard as the record, then the epoch. So the epochs are read first and the record second: who sees the raised epoch sees
-    /// the disabled record too, and who is admitted by the old record gets a token that is ended.
+    /// what was retired or taken away meanwhile has no effect left. Everything that follows goes by this record.
+    ///
+    /// Disabling writes the record and raises the epoch in one commit, which is heard as the record, then the epoch. So the epochs
+    /// are read first and the record second: who sees the raised epoch sees the disabled record too, and who is admitted by the old
+    /// record gets a token that is ended.
     async fn admit(&self, call: &Call, proven: &Client, secret: SecretId) -> Result<Option<AuthenticatedClient>> {
         let epochs = self.standing.epochs(&proven.tenant, &proven.id, &Subject::of_client(&proven.id));
         let Some(client) = self.unchanged(call, proven, &secret).await? else { return Ok(None) };
@@ -138,10 +142,11 @@ impl Authority {
     async fn unchanged(&self, call: &Call, proven: &Client, secret: &SecretId) -> Result<Option<Arc<Client>>> {
         // The time that has passed in this call counts: an overlap may have ended in it.
         let now = self.clock.now().max(call.now);
-        let digest = |client: &Client| client.live_secrets(now).find(|own| own.id == *secret).map(|own| own.digest.clone());
+        // A secret is the same by its id and its time, for another digest of it is written at the first use of an import.
+        let made = |client: &Client| client.live_secrets(now).find(|own| own.id == *secret).map(|own| own.created_at);
         let client = self.standing.client(self.store(), &proven.id).await?;
         Ok(client.filter(|client| {
-            !client.disabled && client.tenant == proven.tenant && digest(client).is_some() && digest(client) == digest(proven)
+            !client.disabled && client.tenant == proven.tenant && made(client).is_some() && made(client) == made(proven)
         }))
     }
 
@@ -150,69 +155,7 @@ impl Authority {
     pub(super) async fn still_authenticated(&self, call: &Call, who: &AuthenticatedClient) -> Result<()> {
         match self.unchanged(call, &who.client, &who.secret).await? {
             Some(_) => Ok(()),
-            None => Err(self.refuse(call, Some(&who.client.id)).await),
-        }
-    }
-
-    /// A secret this service made: one HMAC, also where there is nothing to compare with (A02).
-    fn prove_generated(&self, call: &Call, client: Option<&Client>, presented: &str) -> Option<SecretId> {
-        let id = secrets::secret_id_of(presented);
-        match client.and_then(|client| client.live_secrets(call.now).find(|secret| id.as_ref() == Some(&secret.id))) {
-            Some(secret) => self.secrets.matches(presented, secret).then(|| secret.id.clone()),
-            None => {
-                self.secrets.burn(presented);
-                None
-            }
-        }
-    }
-
-    /// A secret that was imported: as many argon2id as a client may have secrets, also where there is nothing to compare with.
-    async fn prove_imported(
-        &self,
-        call: &Call,
-        claimed: Option<&ClientId>,
-        client: Option<&Client>,
-        presented: SecretString,
-    ) -> Result<Option<SecretId>> {
-        let live = client.into_iter().flat_map(|client| client.live_secrets(call.now).map(move |secret| (client, secret)));
-        let imported = live.filter_map(|(client, secret)| match &secret.digest {
-            Digest::Argon2id { phc } => Some((client, secret, phc.as_str())),
-            Digest::Keyed { .. } => None,
-        });
-        let imported: Vec<(&Client, &Secret, &str)> = imported.collect();
-        let known =
-            |client: &Client, secret: &Secret, phc: &str| self.passwords.remembers(&client.id, &secret.id, phc, &presented);
-        if let Some((_, secret, _)) = imported.iter().find(|(client, secret, phc)| known(client, secret, phc)) {
-            return Ok(Some(secret.id.clone()));
-        }
-        if let Some(id) = claimed {
-            self.limits.may_guess(call.peer, id, call.now)?;
-        }
-        for (client, secret, phc) in &imported {
-            if self.passwords.verify_client(&client.id, &secret.id, phc, presented.clone()).await? {
-                return Ok(Some(secret.id.clone()));
-            }
-        }
-        for _ in imported.len()..MAX_LIVE_SECRETS {
-            self.passwords.burn(presented.clone()).await?;
-        }
-        if let Some(id) = claimed {
-            self.limits.guessed(call.peer, id, call.now);
-        }
-        Ok(None)
-    }
-
-    /// The one refusal. Its record is not waited for, so that it costs the same whoever asks; a peer that fails too often is
-    /// told to slow down instead, and no longer recorded.
-    async fn refuse(&self, call: &Call, claimed: Option<&ClientId>) -> Error {
-        metrics::counter!("jeton_authentication_failed_total").increment(1);
-        if let Err(throttled) = self.limits.failed(call.peer, call.now) {
-            return throttled;
-        }
-        let target = claimed.map(ClientId::as_str).unwrap_or_default();
-        match self.trail.soon(call.stamp().refused(Action::AuthenticationFailed, target, "invalid_client")).await {
-            Ok(()) => Error::InvalidClient,
-            Err(error) => error,
+            None => Err(self.refuse(call, Some(&who.client), Refusal::Ended).await),
         }
     }
 }

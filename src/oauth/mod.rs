@@ -8,6 +8,7 @@ mod forgery;
 pub mod introspection;
 mod issue;
 pub mod keys;
+mod presented;
 pub mod refresh;
 pub mod registration;
 pub mod revocation;
@@ -137,6 +138,11 @@ impl Authority {
     /// Budgets.
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// The argon2id pool.
+    pub const fn passwords(&self) -> &Passwords {
+        &self.passwords
     }
 
     /// The key that page tokens are signed with: their own, used for nothing else (N03).

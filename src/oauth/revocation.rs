@@ -49,7 +49,10 @@ impl Authority {
         }
         let stamp = who.stamp(call);
         if !may_end(who.client(), &family.tenant, &family.client) {
-            return self.trail.record(stamp.refused(Action::RevokeRefused, "", "other_client").in_family(family.id)).await;
+            return self
+                .trail
+                .counted(None, stamp.refused(Action::RevokeRefused, "", "other_client").in_family(family.id))
+                .await;
         }
         // That it was ended is not enough: who did so may not have come to record it, nor this node to hear of it (V04).
         let is_past = |ended: Timestamp| self.standing.family_was_ended(family.id) || ended + self.remember() <= call.now;
@@ -77,7 +80,10 @@ impl Authority {
         }
         let stamp = who.stamp(call);
         if !may_end(who.client(), &claims.tenant, &claims.client_id) {
-            return self.trail.record(stamp.refused(Action::RevokeRefused, claims.jti.to_string(), "other_client")).await;
+            return self
+                .trail
+                .counted(None, stamp.refused(Action::RevokeRefused, claims.jti.to_string(), "other_client"))
+                .await;
         }
         if self.standing.token_was_revoked(claims.jti) {
             return Ok(());

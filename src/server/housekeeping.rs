@@ -53,6 +53,7 @@ pub(super) fn start(opened: &Opened, tls: Option<Arc<TlsReloader>>, stopping: &w
         every(seconds * 10, "note uses of secrets", |house| {
             Box::pin(async move {
                 house.authority.limits().sweep(house.clock.now());
+                metrics::counter!("jeton_argon2_blocks_total").absolute(house.authority.passwords().work());
                 house.authority.note_uses().await.map_err(Into::into)
             })
         }),
@@ -80,6 +81,9 @@ pub(super) fn start(opened: &Opened, tls: Option<Arc<TlsReloader>>, stopping: &w
         }),
         every(seconds, "report forged records", |house| {
             Box::pin(async move { house.authority.report_forgeries().await.map_err(Into::into) })
+        }),
+        every(seconds, "record counted refusals", |house| {
+            Box::pin(async move { house.authority.record_refusals(house.clock.now(), false).await.map_err(Into::into) })
         }),
         every(seconds, "record a clock jump", |house| {
             Box::pin(async move { Ok(watch_clock(house.store.as_ref(), house.clock.as_ref()).await?) })

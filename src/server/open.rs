@@ -49,6 +49,9 @@ impl Opened {
         if let Err(error) = self.authority.note_uses().await {
             tracing::warn!(%error, "uses of secrets since the last note are lost");
         }
+        if let Err(error) = self.authority.record_refusals(self.clock.now(), true).await {
+            tracing::warn!(%error, "the counts of the last minute's refusals are lost");
+        }
         if let Err(error) = self.store.close().await {
             tracing::error!(error = &error as &dyn std::error::Error, "cannot close the store");
         }

@@ -122,9 +122,14 @@ impl World {
     }
 
     /// Stops, and starts again on what it kept.
-    pub async fn restart(mut self) -> Self {
+    pub async fn restart(self) -> Self {
+        self.restart_with(|_| {}).await
+    }
+
+    /// Stops, and starts again with a configuration that `change` has changed.
+    pub async fn restart_with(mut self, change: impl FnOnce(&mut Config)) -> Self {
         self.end().await;
-        Self::launch(self.home.clone(), self.clock.clone(), self.admin.clone(), |_| {}, None).await
+        Self::launch(self.home.clone(), self.clock.clone(), self.admin.clone(), change, None).await
     }
 
     /// Stops and waits until everything is on disk.

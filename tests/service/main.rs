@@ -25,6 +25,7 @@ mod forged;
 mod harness;
 mod home;
 mod introspection;
+mod judged;
 mod keys;
 mod lab;
 mod leaks;

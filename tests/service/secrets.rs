@@ -196,9 +196,11 @@ async fn hashes_that_are_weak_or_dear_are_refused() {
     let unfit = [
         with("$argon2id$v=19$m=4096,t=3,p=1"),
         with("$argon2id$v=19$m=19456,t=1,p=1"),
-        with("$argon2id$v=19$m=65537,t=2,p=1"),
+        with("$argon2id$v=19$m=19457,t=2,p=1"),
+        with("$argon2id$v=19$m=65536,t=10,p=1"),
+        with("$argon2id$v=19$m=47104,t=1,p=1"),
         with("$argon2id$v=19$m=4294967295,t=1,p=1"),
-        with("$argon2id$v=19$m=19456,t=11,p=1"),
+        with("$argon2id$v=19$m=19456,t=3,p=1"),
         with("$argon2id$v=19$m=19456,t=2,p=5"),
         with("$argon2id$v=19$m=19456,t=2,p=0"),
         with("$argon2id$v=16$m=19456,t=2,p=1"),

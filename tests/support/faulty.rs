@@ -64,6 +64,8 @@ impl Kind {
 pub(crate) struct FaultyStore {
     inner: Arc<dyn Store>,
     calls: AtomicU64,
+    /// How many times a client was read.
+    pub(crate) reads: AtomicU64,
     plan: Mutex<Plan>,
     feeds: Mutex<Vec<Arc<Feed>>>,
     by_hand: AtomicBool,
@@ -144,6 +146,7 @@ impl FaultyStore {
         Self {
             inner,
             calls: AtomicU64::new(0),
+            reads: AtomicU64::new(0),
             plan: Mutex::default(),
             feeds: Mutex::default(),
             by_hand: AtomicBool::new(false),
@@ -276,6 +279,7 @@ async fn pause(by: Duration) {
 #[async_trait]
 impl ClientStore for FaultyStore {
     async fn client(&self, id: &ClientId) -> Result<Option<Client>> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
         self.pass_held("client", self.inner.client(id)).await
     }
 

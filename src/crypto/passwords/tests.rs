@@ -1,8 +1,11 @@
-//! The bounded pool and what may be brought along.
+//! The bounded pool, what a comparison costs, and what may be brought along.
 
-use std::time::Duration;
+use argon2::{Algorithm, Argon2, Params, PasswordHasher, Version};
 
-use super::*;
+use super::{argon::OWN_BLOCKS, *};
+
+const HERE: Origin = Origin { network: None, failed_lately: false };
+const REFUSAL: u64 = OWN_BLOCKS * MAX_LIVE_SECRETS as u64;
 
 fn secret(text: &str) -> SecretString {
     text.to_owned().into()
@@ -12,17 +15,38 @@ fn phc(m: u32, t: u32, p: u32) -> String {
     format!("$argon2id$v=19$m={m},t={t},p={p}$c29tZXNhbHQ$RdescudvJCsgt3ub+b4dWRWJTmaaJObG")
 }
 
+fn kept(id: &str, phc: String) -> Kept {
+    Kept { id: id.parse().unwrap(), phc }
+}
+
+/// A hash of a secret with other parameters than ours.
+fn hashed(secret: &str, m: u32, t: u32, p: u32) -> String {
+    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(m, t, p, None).unwrap());
+    argon2.hash_password_with_salt(secret.as_bytes(), b"some salt of it").unwrap().to_string()
+}
+
+async fn find(passwords: &Passwords, kept: &[Kept], presented: &str) -> Result<Option<Match>, Busy> {
+    passwords.find(HERE, "orders", kept.to_vec(), &secret(presented)).await
+}
+
+fn id(found: Result<Option<Match>, Busy>) -> Option<String> {
+    found.unwrap().map(|found| found.id.as_str().to_owned())
+}
+
 #[tokio::test]
 async fn a_secret_verifies_against_its_own_hash_only() {
     let passwords = Passwords::new(2, 8);
     let phc = passwords.hash(secret("correct horse")).await.unwrap();
     assert!(phc.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"));
     assert_eq!(check_import(&phc), Ok(()));
-    assert_eq!(passwords.verify(&phc, secret("correct horse")).await, Ok(true));
-    for wrong in ["", "correct hors", "correct horse ", "Correct horse"] {
-        assert_eq!(passwords.verify(&phc, secret(wrong)).await, Ok(false), "{wrong}");
-    }
     assert_ne!(passwords.hash(secret("correct horse")).await.unwrap(), phc, "each has its own salt");
+    let kept = [kept("s1", passwords.hash(secret("another")).await.unwrap()), kept("s2", phc)];
+    let found = find(&passwords, &kept, "correct horse").await.unwrap().unwrap();
+    assert_eq!((found.id.as_str(), found.rehashed), ("s2", None));
+    assert_eq!(id(find(&passwords, &kept, "another").await).as_deref(), Some("s1"));
+    for wrong in ["", "correct hors", "correct horse ", "Correct horse"] {
+        assert_eq!(find(&passwords, &kept, wrong).await, Ok(None), "{wrong}");
+    }
 }
 
 /// A04: what differs only after the 72nd byte differs.
@@ -31,41 +55,129 @@ async fn secrets_that_differ_late_are_different() {
     let passwords = Passwords::new(2, 8);
     for length in [73, 128, 1_024] {
         let [one, other] = ["1", "2"].map(|end| format!("{}{end}", "x".repeat(length - 1)));
-        let phc = passwords.hash(secret(&one)).await.unwrap();
-        assert_eq!(passwords.verify(&phc, secret(&one)).await, Ok(true));
-        assert_eq!(passwords.verify(&phc, secret(&other)).await, Ok(false), "{length}");
-        assert_eq!(passwords.verify(&phc, secret(&one[..72])).await, Ok(false), "{length}");
+        let kept = [kept("s1", passwords.hash(secret(&one)).await.unwrap())];
+        assert_eq!(find(&passwords, &kept, &other).await, Ok(None), "{length}");
+        assert_eq!(find(&passwords, &kept, &one[..72]).await, Ok(None), "{length}");
+        assert!(find(&passwords, &kept, &one).await.unwrap().is_some());
     }
 }
 
-/// A02: an unknown client costs the very hash that a known one costs.
+/// A02, AZ8: a refusal fills as many blocks whether there is nothing to compare with, one hash, two, cheap ones that were
+/// brought along, or one that cannot be read.
 #[tokio::test]
-async fn the_decoy_costs_what_a_hash_costs() {
+async fn every_refusal_costs_the_same() {
     let passwords = Passwords::new(1, 1);
-    let [decoy, real] = [passwords.decoy.to_string(), passwords.hash(secret("x")).await.unwrap()];
-    let cost = |phc: &str| phc.rsplitn(3, '$').nth(2).map(str::to_owned);
-    assert_eq!(cost(&decoy), cost(&real));
-    assert_eq!(decoy.len(), real.len());
-    assert_eq!(passwords.burn(secret("x")).await, Ok(()));
+    let own = passwords.hash(secret("right")).await.unwrap();
+    let classes: Vec<Vec<String>> = vec![
+        vec![],
+        vec![own.clone()],
+        vec![own.clone(), own],
+        vec![phc(7_168, 5, 1)],
+        vec![phc(12_288, 3, 1), phc(9_216, 4, 1)],
+        vec![phc(38_912, 1, 1), phc(19_456, 2, 4)],
+        vec!["damaged".to_owned()],
+        vec![phc(65_536, 10, 1), phc(u32::MAX, 1, 1)],
+    ];
+    for class in classes {
+        let kept: Vec<Kept> = class.iter().enumerate().map(|(n, phc)| kept(&format!("s{n}"), phc.clone())).collect();
+        let before = passwords.work();
+        assert_eq!(find(&passwords, &kept, "wrong").await, Ok(None), "{class:?}");
+        assert_eq!(passwords.work() - before, REFUSAL, "{class:?}");
+    }
+}
+
+/// DECISIONS 14: at its first use a hash that was brought along is made anew at our own cost, and costs nothing afterwards.
+#[tokio::test]
+async fn a_cheaper_hash_is_made_anew_at_its_first_use() {
+    let passwords = Passwords::new(1, 1);
+    let brought = kept("s1", hashed("chosen elsewhere", 7_168, 5, 1));
+    assert_eq!(check_import(&brought.phc), Ok(()));
+    let found = find(&passwords, std::slice::from_ref(&brought), "chosen elsewhere").await.unwrap().unwrap();
+    let anew = Kept { phc: found.rehashed.expect("a hash of our own"), ..brought.clone() };
+    assert!(anew.phc.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"));
+    passwords.remember("orders", &anew, &secret("chosen elsewhere"));
+    let before = passwords.work();
+    for kept in [&brought, &anew] {
+        assert_eq!(passwords.recall("orders", std::slice::from_ref(kept), &secret("chosen elsewhere")), Some(kept.id.clone()));
+    }
+    assert_eq!(passwords.work(), before);
+    // And it is a hash of the same secret.
+    let elsewhere = Passwords::new(1, 1);
+    let found = find(&elsewhere, &[anew], "chosen elsewhere").await.unwrap().unwrap();
+    assert_eq!(found.rehashed, None);
+}
+
+#[tokio::test]
+async fn a_verified_secret_is_paid_for_once_and_a_wrong_one_every_time() {
+    let passwords = Passwords::new(1, 0);
+    let kept = [kept("s1", passwords.hash(secret("chosen")).await.unwrap())];
+    let mut work = passwords.work();
+    let mut paid = |passwords: &Passwords| passwords.work() - std::mem::replace(&mut work, passwords.work());
+    assert_eq!(find(&passwords, &kept, "wrong").await, Ok(None));
+    assert_eq!(paid(&passwords), REFUSAL);
+    assert_eq!(passwords.recall("orders", &kept, &secret("chosen")), None);
+    assert!(find(&passwords, &kept, "chosen").await.unwrap().is_some());
+    assert_eq!(paid(&passwords), OWN_BLOCKS, "it is the first one looked at");
+    assert!(find(&passwords, &kept, "chosen").await.unwrap().is_some());
+    assert!(passwords.recall("orders", &kept, &secret("chosen")).is_some());
+    assert_eq!(paid(&passwords), 0);
+    assert_eq!(find(&passwords, &kept, "wrong").await, Ok(None));
+    assert_eq!(paid(&passwords), REFUSAL, "failures are not remembered");
+    // Another hash, client or secret id is another secret.
+    let other = Kept { phc: phc(19_456, 2, 1), ..kept[0].clone() };
+    assert_eq!(passwords.recall("orders", &[other], &secret("chosen")), None);
+    assert_eq!(passwords.recall("billing", &kept, &secret("chosen")), None);
+    let other = Kept { id: "s2".parse().unwrap(), ..kept[0].clone() };
+    assert_eq!(passwords.recall("orders", &[other], &secret("chosen")), None);
+}
+
+/// A caller that waits for a core while another verifies the same secret does not pay once more: this hash fits nothing.
+#[tokio::test]
+async fn a_secret_that_was_verified_meanwhile_is_not_paid_for_again() {
+    let passwords = Passwords::new(1, 4);
+    let kept = [kept("s1", phc(19_456, 2, 1))];
+    let core = passwords.lanes.enter(HERE).await.unwrap();
+    let meanwhile = async {
+        passwords.remember("orders", &kept[0], &secret("chosen"));
+        drop(core);
+    };
+    let (one, ()) = tokio::join!(find(&passwords, &kept, "chosen"), meanwhile);
+    assert_eq!(id(one).as_deref(), Some("s1"));
+    assert_eq!(passwords.work(), 0);
 }
 
 /// L14: past the queue the answer comes at once; what runs and waits is unharmed.
 #[tokio::test]
 async fn more_than_may_wait_are_refused_at_once() {
-    let passwords = Arc::new(Passwords::new(1, 2));
-    let waiting: Vec<_> = (0..3)
+    let passwords = Arc::new(Passwords::new(1, 8));
+    let core = passwords.lanes.enter(HERE).await.unwrap();
+    let waiting: Vec<_> = (0..2)
         .map(|_| {
             let passwords = Arc::clone(&passwords);
-            tokio::spawn(async move { passwords.burn(secret("x")).await })
+            tokio::spawn(async move { find(&passwords, &[], "x").await })
         })
         .collect();
     tokio::task::yield_now().await;
-    assert_eq!(passwords.burn(secret("x")).await, Err(Busy));
-    assert_eq!(passwords.hash(secret("x")).await, Err(Busy));
+    assert_eq!(find(&passwords, &[], "x").await, Err(Busy), "one site has a quarter of the queue");
+    drop(core);
     for one in waiting {
-        assert_eq!(one.await.unwrap(), Ok(()));
+        assert_eq!(one.await.unwrap(), Ok(None));
     }
-    assert_eq!(passwords.burn(secret("x")).await, Ok(()), "and there is room again");
+    assert_eq!(find(&passwords, &[], "x").await, Ok(None), "and there is room again");
+}
+
+/// AZ1: administration does not wait for strangers, and strangers not for administration.
+#[tokio::test]
+async fn administration_has_a_core_of_its_own() {
+    let passwords = Passwords::new(1, 0);
+    let core = passwords.lanes.enter(HERE).await.unwrap();
+    assert_eq!(find(&passwords, &[], "x").await, Err(Busy));
+    assert!(passwords.hash(secret("chosen")).await.is_ok());
+    drop(core);
+    let _administration = Arc::clone(&passwords.administration).acquire_owned().await.unwrap();
+    let _place = Arc::clone(&passwords.administration_queue).acquire_owned().await.unwrap();
+    assert_eq!(passwords.hash(secret("chosen")).await, Err(Busy));
+    assert_eq!(find(&passwords, &[], "x").await, Ok(None));
 }
 
 /// L14: a caller who hangs up does not free the core its hash still runs on.
@@ -75,7 +187,7 @@ async fn a_caller_who_hangs_up_keeps_its_place_until_the_work_is_done() {
     let (started, start) = std::sync::mpsc::channel();
     let (finish, finished) = std::sync::mpsc::channel::<()>();
     {
-        let work = passwords.permits().await.unwrap().run(move || {
+        let work = run(passwords.lanes.enter(HERE).await.unwrap(), move || {
             started.send(()).unwrap();
             finished.recv().ok()
         });
@@ -85,56 +197,21 @@ async fn a_caller_who_hangs_up_keeps_its_place_until_the_work_is_done() {
             () = async { start.recv().unwrap() } => {}
         }
     }
-    assert_eq!(passwords.burn(secret("x")).await, Err(Busy), "the work goes on");
+    assert_eq!(find(&passwords, &[], "x").await, Err(Busy), "the work goes on");
     finish.send(()).unwrap();
-    let place = tokio::time::timeout(Duration::from_secs(10), passwords.places.acquire()).await;
-    assert!(place.is_ok(), "and ends");
-}
-
-#[tokio::test]
-async fn a_verified_secret_is_paid_for_once_and_a_wrong_one_every_time() {
-    let passwords = Passwords::new(1, 0);
-    let (client, id) = ("orders".parse().unwrap(), "s1".parse().unwrap());
-    let phc = passwords.hash(secret("chosen")).await.unwrap();
-    assert_eq!(passwords.verify_client(&client, &id, &phc, secret("wrong")).await, Ok(false));
-    assert_eq!(passwords.verify_client(&client, &id, &phc, secret("chosen")).await, Ok(true));
-    let other = passwords.hash(secret("other")).await.unwrap();
-    // With no place left, only what is remembered is answered.
-    let _all = Arc::clone(&passwords.places).acquire_owned().await.unwrap();
-    assert_eq!(passwords.verify_client(&client, &id, &phc, secret("chosen")).await, Ok(true));
-    assert_eq!(passwords.verify_client(&client, &id, &phc, secret("wrong")).await, Err(Busy), "failures are not remembered");
-    assert_eq!(
-        passwords.verify_client(&client, &id, &other, secret("chosen")).await,
-        Err(Busy),
-        "another hash is another secret"
-    );
-    assert_eq!(passwords.verify_client(&"billing".parse().unwrap(), &id, &phc, secret("chosen")).await, Err(Busy));
-    assert_eq!(passwords.verify_client(&client, &"s2".parse().unwrap(), &phc, secret("chosen")).await, Err(Busy));
-}
-
-/// Who waits for a core while somebody else verifies the same secret does not pay once more: this hash fits nothing.
-#[tokio::test]
-async fn a_secret_that_was_verified_meanwhile_is_not_paid_for_again() {
-    let passwords = Passwords::new(1, 2);
-    let (client, id, phc) = ("orders".parse().unwrap(), "s1".parse().unwrap(), phc(19_456, 2, 1));
-    let core = Arc::clone(&passwords.running).acquire_owned().await.unwrap();
-    let verifies = |text: &str| passwords.verify_client(&client, &id, &phc, secret(text));
-    let meanwhile = async {
-        passwords.remembered.learn(passwords.remembered.digest(&client, &id, &phc, "chosen"));
-        drop(core);
-    };
-    let (one, other, wrong, ()) = tokio::join!(verifies("chosen"), verifies("chosen"), verifies("wrong"), meanwhile);
-    assert_eq!([one, other, wrong], [Ok(true), Ok(true), Ok(false)]);
+    while find(&passwords, &[], "x").await == Err(Busy) {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[test]
 fn good_hashes_may_be_brought_along() {
-    for good in [phc(19_456, 2, 1), phc(47_104, 1, 1), phc(7_168, 5, 1), phc(65_536, 3, 4), phc(65_536, 10, 4)] {
+    for good in [phc(19_456, 2, 1), phc(38_912, 1, 1), phc(7_168, 5, 1), phc(12_288, 3, 1), phc(9_216, 4, 4)] {
         assert_eq!(check_import(&good), Ok(()), "{good}");
     }
 }
 
-/// K05, L14: neither a hash that is quick to guess nor one that a single login could stop the service with.
+/// K05, L14, AZ8: neither a hash that is quick to guess nor one that takes longer than ours.
 #[test]
 fn other_hashes_may_not() {
     let good = phc(19_456, 2, 1);
@@ -144,9 +221,13 @@ fn other_hashes_may_not() {
         phc(7_168, 4, 1),
         phc(19_456, 1, 1),
         phc(8, 1, 1),
-        phc(65_537, 2, 1),
+        phc(19_457, 2, 1),
+        phc(38_913, 1, 1),
+        phc(47_104, 1, 1),
+        phc(65_536, 10, 1),
         phc(u32::MAX, 2, 1),
-        phc(19_456, 11, 1),
+        phc(19_456, 3, 1),
+        phc(7_168, 6, 1),
         phc(19_456, u32::MAX, 1),
         phc(19_456, 0, 1),
         phc(19_456, 2, 5),
@@ -175,14 +256,5 @@ fn other_hashes_may_not() {
     ];
     for other in others {
         assert!(check_import(&other).is_err(), "{other}");
-    }
-}
-
-/// L14: a damaged row that asks for 4 TiB is answered, not obeyed.
-#[tokio::test]
-async fn a_hash_that_may_not_be_brought_along_fits_nothing() {
-    let passwords = Passwords::new(1, 0);
-    for bad in [phc(u32::MAX, 1, 1), phc(65_536, u32::MAX, 1), "".to_owned(), "x".repeat(10_000)] {
-        assert_eq!(passwords.verify(&bad, secret("x")).await, Ok(false));
     }
 }

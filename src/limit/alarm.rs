@@ -1,0 +1,84 @@
+//! Failed authentications of each client over all peers: what no budget of a single peer sees.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use crate::model::{ClientId, Timestamp};
+
+/// Failures of one client within [`PERIOD`] that raise the alarm. A client with a stale secret that asks again every few seconds
+/// stays below.
+const THRESHOLD: u32 = 1_000;
+const PERIOD: Duration = Duration::from_secs(3_600);
+
+#[derive(Default)]
+pub(super) struct Alarm {
+    by_client: Mutex<HashMap<ClientId, Failures>>,
+    cap: usize,
+}
+
+struct Failures {
+    since: Timestamp,
+    count: u32,
+}
+
+impl Alarm {
+    pub(super) fn new(cap: usize) -> Self {
+        Self { by_client: Mutex::default(), cap }
+    }
+
+    /// Counts one failure; true once a period, when there are too many.
+    pub(super) fn failed(&self, client: &ClientId, now: Timestamp) -> bool {
+        let mut by_client = self.by_client.lock().unwrap_or_else(PoisonError::into_inner);
+        if !by_client.contains_key(client) && by_client.len() >= self.cap {
+            metrics::counter!("jeton_limiter_full_total").increment(1);
+            return false;
+        }
+        let failures = by_client.entry(client.clone()).or_insert(Failures { since: now, count: 0 });
+        if now.since(failures.since) >= PERIOD {
+            *failures = Failures { since: now, count: 0 };
+        }
+        failures.count = failures.count.saturating_add(1);
+        failures.count == THRESHOLD
+    }
+
+    pub(super) fn sweep(&self, now: Timestamp) {
+        let mut by_client = self.by_client.lock().unwrap_or_else(PoisonError::into_inner);
+        by_client.retain(|_, failures| now.since(failures.since) < PERIOD);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_seconds(1_000_000);
+
+    /// AZ7: once a period, for each client by itself; a slow trickle raises nothing.
+    #[test]
+    fn too_many_failures_raise_the_alarm_once_a_period() {
+        let alarm = Alarm::new(10);
+        let (orders, billing): (ClientId, ClientId) = ("orders".parse().unwrap(), "billing".parse().unwrap());
+        let raised = |client: &ClientId, now: Timestamp, count: u32| (0..count).filter(|_| alarm.failed(client, now)).count();
+        assert_eq!(raised(&orders, NOW, THRESHOLD - 1), 0);
+        assert_eq!(raised(&billing, NOW, THRESHOLD - 1), 0);
+        assert_eq!(raised(&orders, NOW, 5 * THRESHOLD), 1);
+        assert_eq!(raised(&orders, NOW + PERIOD, THRESHOLD - 1), 0);
+        assert_eq!(raised(&orders, NOW + PERIOD, 1), 1);
+        let trickle = (0..10 * THRESHOLD).filter(|n| alarm.failed(&billing, NOW + PERIOD + Duration::from_secs(4) * *n));
+        assert_eq!(trickle.count(), 0);
+    }
+
+    #[test]
+    fn the_table_is_bounded() {
+        let alarm = Alarm::new(2);
+        for n in 0..100 {
+            alarm.failed(&format!("client-{n}").parse().unwrap(), NOW);
+        }
+        assert_eq!(alarm.by_client.lock().unwrap().len(), 2);
+        alarm.sweep(NOW + PERIOD);
+        assert!(alarm.by_client.lock().unwrap().is_empty());
+    }
+}

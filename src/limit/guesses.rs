@@ -1,0 +1,210 @@
+//! Budgets of presented secrets. One is drawn before a secret is compared and given back if it was right, so that what is wrong
+//! is paid for and callers at the same moment cannot pass together.
+//!
+//! | budget of the site | budget of the site at this secret | a secret is | a wrong one is answered |
+//! |--|--|--|--|
+//! | drawn | - | compared, also by argon2id | INVALID_CLIENT |
+//! | empty | drawn | compared where that is cheap | SLOW_DOWN |
+//! | empty | empty, or there is no such client | not compared | SLOW_DOWN |
+//!
+//! The answer follows from the site alone, so that it does not tell which names exist (A02). The second budget is why noise at
+//! other names neither hides guesses at a client nor locks out its neighbours.
+
+use std::time::Duration;
+
+use super::budget::{Budgets, Ticks};
+use crate::{
+    config::Rate,
+    error::Error,
+    model::{ClientId, Peer, SecretId, Site, Timestamp},
+};
+
+/// A secret that a caller claims to have: that of an existing client, by its id where the secret names one that is valid.
+pub type Target = (ClientId, Option<SecretId>);
+
+/// What pays for comparing one presented secret.
+#[must_use]
+pub struct Guess {
+    payer: Payer,
+    /// When the site's budget has one again, if it has none.
+    retry_after: Option<Duration>,
+}
+
+enum Payer {
+    /// This process itself needs no budget.
+    Local,
+    Site(Site),
+    Target(Site, Target),
+    None,
+}
+
+impl Guess {
+    /// Returns true if the secret may be compared with what is kept or remembered.
+    pub const fn may_compare(&self) -> bool {
+        !matches!(self.payer, Payer::None)
+    }
+
+    /// Returns true if the secret may be compared by argon2id too.
+    pub const fn may_hash(&self) -> bool {
+        self.retry_after.is_none()
+    }
+
+    /// The answer if the secret is refused, compared or not.
+    pub const fn refusal(&self) -> Error {
+        match self.retry_after {
+            Some(retry_after) => Error::Throttled { retry_after },
+            None => Error::InvalidClient,
+        }
+    }
+}
+
+pub(super) struct Guesses {
+    sites: Budgets<Site>,
+    targets: Budgets<(Site, Target)>,
+}
+
+impl Guesses {
+    pub(super) fn new(rate: Rate, cap: usize, ticks: &Ticks) -> Self {
+        Self { sites: Budgets::new(rate, cap, ticks), targets: Budgets::new(rate, cap, ticks) }
+    }
+
+    /// Draws for one secret; `target` is `None` where there is no such client. A full table pays for nothing.
+    pub(super) fn draw(&self, peer: Peer, target: Option<Target>, now: Timestamp) -> Guess {
+        let Some(site) = peer.site() else { return Guess { payer: Payer::Local, retry_after: None } };
+        let Err(retry_after) = self.sites.draw(&site, now) else {
+            return Guess { payer: Payer::Site(site), retry_after: None };
+        };
+        let paid = target.map(|target| (site, target)).filter(|key| self.targets.draw(key, now).is_ok());
+        let payer = paid.map_or(Payer::None, |(site, target)| Payer::Target(site, target));
+        Guess { payer, retry_after: Some(retry_after) }
+    }
+
+    /// Takes back what was drawn for a secret that was right, or that was not compared after all.
+    pub(super) fn give_back(&self, guess: Guess) {
+        match guess.payer {
+            Payer::Local | Payer::None => {}
+            Payer::Site(site) => self.sites.give_back(&site),
+            Payer::Target(site, target) => self.targets.give_back(&(site, target)),
+        }
+    }
+
+    pub(super) fn failed(&self, peer: Peer, now: Timestamp) {
+        if let Some(site) = peer.site() {
+            self.sites.mark(&site, now);
+        }
+    }
+
+    pub(super) fn failed_lately(&self, peer: Peer, now: Timestamp) -> bool {
+        peer.site().is_some_and(|site| self.sites.is_marked(&site, now))
+    }
+
+    pub(super) fn sweep(&self, now: Timestamp) {
+        self.sites.sweep(now);
+        self.targets.sweep(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_seconds(1_000_000);
+
+    fn guesses(cap: usize) -> Guesses {
+        Guesses::new(Rate { per_second: 1, burst: 3 }, cap, &Ticks::default())
+    }
+
+    fn peer(last: u8) -> Peer {
+        Peer::Ip([10, 0, 0, last].into())
+    }
+
+    fn at(client: &str, secret: Option<&str>) -> Option<Target> {
+        Some((client.parse().unwrap(), secret.map(|secret| secret.parse().unwrap())))
+    }
+
+    /// How many of `count` secrets are compared by argon2id, and how many at all.
+    fn judged(guesses: &Guesses, peer: Peer, target: impl Fn() -> Option<Target>, count: usize) -> (usize, usize) {
+        let drawn: Vec<Guess> = (0..count).map(|_| guesses.draw(peer, target(), NOW)).collect();
+        (drawn.iter().filter(|one| one.may_hash()).count(), drawn.iter().filter(|one| one.may_compare()).count())
+    }
+
+    /// AZ1, TL2: a new name for each guess is no new budget.
+    #[test]
+    fn invented_names_share_the_budget_of_their_site() {
+        let guesses = guesses(1_000);
+        assert_eq!(judged(&guesses, peer(1), || None, 60), (3, 3));
+        assert_eq!(judged(&guesses, peer(2), || None, 60), (3, 3), "another site has its own");
+        assert_eq!((guesses.sites.len(), guesses.targets.len()), (2, 0), "and they take no place of a client");
+    }
+
+    /// AZ7: noise at other names leaves guesses at a client a budget, and past that nothing is compared.
+    #[test]
+    fn a_client_has_a_budget_of_its_own_at_each_site() {
+        let guesses = guesses(1_000);
+        let _ = judged(&guesses, peer(1), || None, 60);
+        assert_eq!(judged(&guesses, peer(1), || at("orders", None), 60), (0, 3));
+        assert_eq!(judged(&guesses, peer(1), || at("billing", None), 60), (0, 3), "another client");
+        assert_eq!(judged(&guesses, peer(1), || at("orders", Some("s1")), 60), (0, 3), "a secret that is valid");
+        assert_eq!(judged(&guesses, peer(2), || at("orders", None), 60), (3, 6), "another site");
+    }
+
+    /// A02: whether there is such a client changes nothing in the answer, whatever came before.
+    #[test]
+    fn the_answer_does_not_tell_which_names_exist() {
+        let answers = |target: &dyn Fn() -> Option<Target>| {
+            let guesses = guesses(1_000);
+            let times = (0..200).map(|n| NOW + Duration::from_millis(n * 70));
+            let answers: Vec<_> = times.map(|now| guesses.draw(peer(1), target(), now).retry_after).collect();
+            answers
+        };
+        assert_eq!(answers(&|| None), answers(&|| at("orders", None)));
+    }
+
+    /// L15: right secrets cost nothing, however many.
+    #[test]
+    fn what_is_given_back_can_be_drawn_again() {
+        let guesses = guesses(1_000);
+        for _ in 0..100 {
+            let guess = guesses.draw(peer(1), at("orders", None), NOW);
+            assert!(guess.may_hash());
+            guesses.give_back(guess);
+        }
+        let _ = judged(&guesses, peer(1), || None, 3);
+        for _ in 0..100 {
+            let guess = guesses.draw(peer(1), at("orders", None), NOW);
+            assert!(guess.may_compare() && !guess.may_hash());
+            guesses.give_back(guess);
+        }
+    }
+
+    /// TL9, L16: a full table pays for nothing that it does not know.
+    #[test]
+    fn a_full_table_fails_closed() {
+        let guesses = guesses(2);
+        assert_eq!(judged(&guesses, peer(1), || None, 3), (3, 3));
+        assert_eq!(judged(&guesses, peer(2), || None, 2), (2, 2));
+        assert_eq!(judged(&guesses, peer(3), || None, 100), (0, 0), "no room for another site");
+        assert_eq!(judged(&guesses, peer(1), || at("a", None), 9), (0, 3));
+        assert_eq!(judged(&guesses, peer(1), || at("b", None), 9), (0, 3));
+        assert_eq!(judged(&guesses, peer(1), || at("victim", None), 100), (0, 0), "nor for another client");
+        assert_eq!(judged(&guesses, peer(2), || None, 9), (1, 1), "who is known keeps what is left");
+        guesses.sweep(NOW + Duration::from_secs(60));
+        assert_eq!(judged(&guesses, peer(3), || at("victim", None), 100), (3, 6));
+    }
+
+    #[test]
+    fn a_site_is_known_to_have_failed_until_its_budget_is_full_again() {
+        let guesses = guesses(10);
+        guesses.give_back(guesses.draw(peer(1), None, NOW));
+        assert!(!guesses.failed_lately(peer(1), NOW), "it was right");
+        guesses.failed(peer(1), NOW);
+        assert!(guesses.failed_lately(peer(1), NOW) && !guesses.failed_lately(peer(2), NOW));
+        assert!(!guesses.failed_lately(peer(1), NOW + Duration::from_secs(4)));
+    }
+
+    #[test]
+    fn this_process_itself_has_no_budget() {
+        let guesses = guesses(1);
+        assert_eq!(judged(&guesses, Peer::Local, || at("orders", None), 100), (100, 100));
+    }
+}
