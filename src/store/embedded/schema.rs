@@ -225,7 +225,8 @@ mod tests {
     #[tokio::test]
     async fn format_1_is_brought_forward() {
         let (dir, expected) = old(300).await;
-        assert_eq!(Embedded::read_only(dir.path(), None).unwrap().dump_all().await, expected);
+        let view = Embedded::read_only(dir.path(), Some(ChainKey::new([1; 32]))).unwrap();
+        assert_eq!(view.dump_all().await, expected);
         assert_eq!(found(dir.path()), 1, "who only reads leaves it as it is");
         let store = open(dir.path());
         assert_eq!(found(dir.path()), FORMAT);
