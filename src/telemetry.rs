@@ -12,7 +12,10 @@ use std::{
 use tracing::{Level, Metadata};
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::config::{Log, LogFormat};
+use crate::{
+    config::{Log, LogFormat},
+    model::text::is_hidden,
+};
 
 /// Bytes of one line; a longer one is cut.
 const LONGEST_LINE: usize = 16 * 1024;
@@ -130,18 +133,13 @@ const fn colour(level: Level) -> u8 {
 pub fn escape(text: &str) -> String {
     let mut line = String::with_capacity(text.len() + 1);
     for c in text.chars() {
-        if c.is_control() || deceives(c) {
+        if c.is_control() || is_hidden(c) {
             line.push_str(&format!("\\u{:04x}", u32::from(c)));
         } else {
             line.push(c);
         }
     }
     line
-}
-
-/// Characters that break lines, turn text round or do not show, and are no control characters to Unicode.
-const fn deceives(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 fn shorten(text: &str, most: usize) -> String {
@@ -201,7 +199,7 @@ mod tests {
     const NASTY: &str = "a\r\nb\x1b[31mc\u{2028}d\u{202e}e\x07\u{9b}f\0\x7f";
 
     fn forged(line: &str) -> bool {
-        line.trim_end_matches('\n').chars().any(|c| c.is_control() || deceives(c))
+        line.trim_end_matches('\n').chars().any(|c| c.is_control() || is_hidden(c))
     }
 
     /// O02: line breaks, terminal sequences and U+2028 arrive escaped, quoted or not, and an event is one line.

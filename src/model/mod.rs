@@ -12,6 +12,7 @@ pub mod mac;
 pub mod revocation;
 pub mod scope;
 pub mod site;
+pub mod text;
 pub mod time;
 pub mod weight;
 

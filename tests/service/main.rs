@@ -22,6 +22,7 @@ mod faults;
 #[expect(dead_code, reason = "shared with the tests of the store, which delay calls too")]
 mod faulty;
 mod forged;
+mod free_text;
 mod harness;
 mod home;
 mod introspection;

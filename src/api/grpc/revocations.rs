@@ -5,6 +5,7 @@ use tonic::{Request, Response, Status};
 use super::{Door, answer, parse::required};
 use crate::{
     error::{Error, Result},
+    model::text,
     oauth::{bearer::Office, revocation::Target},
     proto::admin::{
         RevokeAllRequest, RevokeAllResponse, revocation_service_server::RevocationService, revoke_all_request::Target as Named,
@@ -19,9 +20,10 @@ impl RevocationService for Door {
             async {
                 let admin = self.admin(&call, &request, Office::Revocations).await?;
                 let RevokeAllRequest { target, reason } = request.into_inner();
-                if reason.chars().count() > 200 || reason.chars().any(char::is_control) {
-                    return Err(Error::field("reason", "at most 200 characters, none of them control characters"));
+                if reason.chars().count() > 200 {
+                    return Err(Error::field("reason", "at most 200 characters"));
                 }
+                text::check(&reason).map_err(Error::invalid("reason"))?;
                 let target = named(target.ok_or_else(|| Error::field("target", "must name what to end"))?)?;
                 self.authority.revoke_all(&call, &admin, target, reason).await.map(|()| RevokeAllResponse {})
             }
@@ -34,7 +36,10 @@ fn named(target: Named) -> Result<Target> {
     Ok(match target {
         Named::ClientId(id) => Target::Client(required("client_id", &id)?),
         Named::Tenant(tenant) => Target::Tenant(required("tenant", &tenant)?),
-        Named::Subject(subject) => Target::Subject(required("subject", &subject)?),
+        Named::Subject(subject) => {
+            text::check(&subject).map_err(Error::invalid("subject"))?;
+            Target::Subject(required("subject", &subject)?)
+        }
         Named::Family(family) => Target::Family(required("family", &family)?),
         Named::Kid(kid) => Target::Key(required("kid", &kid)?),
         Named::Jti(jti) => Target::Token(required("jti", &jti)?),

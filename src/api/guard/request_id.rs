@@ -7,13 +7,17 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use uuid::{Builder, Uuid};
 
+use crate::model::text::holds_secret;
+
 /// UUIDs made from one draw of randomness: each draw is a system call or close to it.
 const DRAWN: usize = 64;
 
 /// The caller's, where it is fit to be repeated, otherwise a new one.
 pub(super) fn of(headers: &HeaderMap) -> Arc<str> {
     let given = headers.get("x-request-id").filter(|value| is_fit(value.as_bytes()));
-    given.and_then(|value| value.to_str().ok()).map_or_else(fresh, Into::into)
+    // It is recorded: a secret that was put there by mistake is not.
+    let given = given.and_then(|value| value.to_str().ok()).filter(|text| !holds_secret(text));
+    given.map_or_else(fresh, Into::into)
 }
 
 /// The header that answers it.
