@@ -285,6 +285,9 @@ struct RetireSecret {
     /// It works for this much longer; not at all without
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     overlap: Option<Duration>,
+    /// The secret leaked: end every token issued to the client so far
+    #[arg(long, conflicts_with = "overlap")]
+    revoke_issued: bool,
     /// Only over this version
     #[arg(long)]
     etag: Option<String>,
@@ -330,6 +333,7 @@ impl RetireSecret {
             secret_id: self.secret_id.clone(),
             overlap: self.overlap.map(render::proto_duration),
             etag: self.etag.clone().unwrap_or_default(),
+            revoke_issued: self.revoke_issued,
         }
     }
 }

@@ -171,7 +171,8 @@ impl Remote {
         request
     }
 
-    /// Gets a token to administer with: `jeton:admin`, or just `scope` for a client that may not have the whole.
+    /// Gets a token to administer with: `jeton:admin`, or just `scope`, one or more with a space between them, for a client that
+    /// may not have the whole.
     pub(super) async fn admin(self, scope: &str) -> Result<Admin, Failure> {
         let mut answer = self.bearer("jeton:admin").await;
         if matches!(&answer, Err(Failure::Remote(refusal)) if refusal.reason == "invalid_scope") {
@@ -188,7 +189,7 @@ impl Remote {
         let request = TokenRequest {
             client_id: credentials.client_id.clone(),
             client_secret: credentials.secret(),
-            scopes: vec![scope.to_owned()],
+            scopes: scope.split(' ').map(str::to_owned).collect(),
             ..TokenRequest::default()
         };
         let answer = TokenServiceClient::new(self.channel.clone()).token(self.request(request)).await?;

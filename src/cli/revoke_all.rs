@@ -63,7 +63,9 @@ impl Target {
 
 impl Command {
     pub(super) async fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
-        let admin = Remote::open(&self.remote, environment).await?.admin("jeton:admin:revocations").await?;
+        let offices =
+            if self.target.kid.is_some() { "jeton:admin:revocations jeton:admin:keys" } else { "jeton:admin:revocations" };
+        let admin = Remote::open(&self.remote, environment).await?.admin(offices).await?;
         let request = admin.request(RevokeAllRequest { target: self.target.revoked(), reason: self.reason.clone() });
         RevocationServiceClient::new(admin.channel()).revoke_all(request).await?;
         if output.json { output.document(&json!({})) } else { output.line("revoked") }

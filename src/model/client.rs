@@ -86,6 +86,15 @@ impl Client {
             + secrets.sum::<usize>()
     }
 
+    /// Returns true if `next` may not have what tokens of this one carry, or may not use a grant that this one may.
+    pub fn loses_by(&self, next: &Self) -> bool {
+        next.scopes.lacks(&self.scopes).is_some()
+            || self.audiences.iter().any(|audience| !next.audiences.contains(audience))
+            || self.roles.iter().any(|role| !next.roles.contains(role))
+            || (self.grants.client_credentials && !next.grants.client_credentials)
+            || (self.grants.refresh_token && !next.grants.refresh_token)
+    }
+
     /// Secrets that work at `now`.
     pub fn live_secrets(&self, now: Timestamp) -> impl Iterator<Item = &Secret> {
         self.secrets.iter().filter(move |secret| secret.lives(now))

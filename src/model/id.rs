@@ -101,6 +101,11 @@ impl Subject {
     pub fn of_client(id: &ClientId) -> Self {
         Self(format!("client:{id}").into())
     }
+
+    /// The client whose own subject this is.
+    pub fn client(&self) -> Option<ClientId> {
+        self.as_str().strip_prefix("client:")?.parse().ok()
+    }
 }
 
 impl TenantId {

@@ -125,15 +125,18 @@ impl Authority {
     pub async fn administrator(&self, call: &Call, credentials: Credentials, office: Office) -> Result<Administrator> {
         let Credentials::Bearer(token) = credentials else { return Err(Error::InvalidToken) };
         let (client, verified) = self.bearer(call, &token).await?;
-        if !carries(&client, &verified, ADMIN) && !carries(&client, &verified, office.scope()) {
-            let refused = call.stamp_of(&client.tenant, &client.id, None).refused(
-                Action::AccessRefused,
-                office.scope(),
-                "insufficient_scope",
-            );
-            return Err(self.trail.refusal(refused, Error::InsufficientScope(office.scope())).await);
+        let admin = Administrator { client, verified, office };
+        self.must_hold(call, &admin, office).await.map(|()| admin)
+    }
+
+    /// Demands that an administrator holds an office, be it a second one.
+    pub(super) async fn must_hold(&self, call: &Call, admin: &Administrator, office: Office) -> Result<()> {
+        let Administrator { client, verified, .. } = admin;
+        if carries(client, verified, ADMIN) || carries(client, verified, office.scope()) {
+            return Ok(());
         }
-        Ok(Administrator { client, verified, office })
+        let refused = admin.stamp(call).refused(Action::AccessRefused, office.scope(), "insufficient_scope");
+        Err(self.trail.refusal(refused, Error::InsufficientScope(office.scope())).await)
     }
 
     /// Demands that an administrator still is one now: for calls that go on for longer than a moment.

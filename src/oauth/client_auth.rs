@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    model::{Call, Client, ClientId, Epochs, SecretId, Stamp, Subject},
+    model::{Call, Client, ClientId, Epochs, SecretId, Stamp, Subject, TenantId},
     standing::Behind,
 };
 
@@ -79,6 +79,12 @@ impl AuthenticatedClient {
     /// A stamp for the audit trail.
     pub fn stamp(&self, call: &Call) -> Stamp {
         call.stamp_of(&self.client.tenant, &self.client.id, Some(&self.secret))
+    }
+
+    /// A stamp for what concerns `tenant`. Another tenant learns the caller's id and nothing else of it.
+    pub fn stamp_in(&self, call: &Call, tenant: &TenantId) -> Stamp {
+        let own = self.client.tenant == *tenant;
+        call.stamp_of(tenant, &self.client.id, own.then_some(&self.secret))
     }
 }
 

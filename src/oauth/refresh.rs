@@ -71,7 +71,8 @@ impl Authority {
         let audience_stands =
             family.audience.iter().all(|audience| *audience == self.terms.own_audience || client.audiences.contains(audience));
         if undone || family.client != client.id || !family.epochs.reach(current) || !audience_stands {
-            let refused = who.stamp(call).refused(Action::RefreshRefused, "", "invalid_grant").in_family(family.id);
+            let stamp = who.stamp_in(call, &family.tenant);
+            let refused = stamp.refused(Action::RefreshRefused, "", "invalid_grant").in_family(family.id);
             return Err(self.trail.refusal(refused, Error::InvalidGrant).await);
         }
         Ok((presented, family))

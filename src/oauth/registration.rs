@@ -10,8 +10,8 @@ use crate::{
     crypto::{passwords, random, secrets::PREFIX},
     error::{Error, Result},
     model::{
-        Action, Audience, Call, Client, ClientId, Digest, Grants, Mac, PlanName, Role, Scopes, Secret, SecretId, TenantId,
-        Timestamp, client::MAX_LIVE_SECRETS,
+        Action, Audience, Call, Client, ClientId, Digest, Grants, Mac, PlanName, Role, Scope, Scopes, Secret, SecretId,
+        TenantId, Timestamp, client::MAX_LIVE_SECRETS, text,
     },
     store::{Creation, ProvenWrite, Spent, StoreError},
 };
@@ -156,7 +156,8 @@ impl Authority {
         Ok(self.store.clients(tenant.as_ref(), after, limit).await?)
     }
 
-    /// Changes a client's settings, validated exactly as on creation (N05).
+    /// Changes a client's settings, validated exactly as on creation (N05). Where something is taken away, all that was issued to
+    /// the client ends in the same write.
     pub async fn update_client(
         &self,
         call: &Call,
@@ -165,26 +166,26 @@ impl Authority {
         etag: Option<u64>,
         settings: Settings,
     ) -> Result<Client> {
-        self.rewrite(call, admin, id, etag, Action::ClientUpdated, id.as_str(), |client| self.settle(client, settings.clone()))
-            .await
+        let settle = |client: Client| self.settle(client, settings.clone());
+        self.rewrite(call, admin, id, etag, Action::ClientUpdated, id.as_str(), None, settle).await
     }
 
     /// Refuses a client from now on and ends what it holds, in one write: a call that is cut off leaves both or neither.
     pub async fn disable_client(&self, call: &Call, admin: &Administrator, id: &ClientId, etag: Option<u64>) -> Result<Client> {
         let disable = |client: Client| Ok(Client { disabled: true, ..client });
-        self.rewrite(call, admin, id, etag, Action::ClientDisabled, id.as_str(), disable).await
+        self.rewrite(call, admin, id, etag, Action::ClientDisabled, id.as_str(), Some("disabled"), disable).await
     }
 
     /// Admits a disabled client again.
     pub async fn enable_client(&self, call: &Call, admin: &Administrator, id: &ClientId, etag: Option<u64>) -> Result<Client> {
         let enable = |client: Client| Ok(Client { disabled: false, ..client });
-        self.rewrite(call, admin, id, etag, Action::ClientEnabled, id.as_str(), enable).await
+        self.rewrite(call, admin, id, etag, Action::ClientEnabled, id.as_str(), None, enable).await
     }
 
     /// Removes a client and raises its epoch in one write: that is what ends its families also for a later client of its name.
     pub async fn delete_client(&self, call: &Call, admin: &Administrator, id: &ClientId, etag: Option<u64>) -> Result<()> {
         let remove = |client: Client| Ok(client);
-        self.rewrite(call, admin, id, etag, Action::ClientDeleted, id.as_str(), remove).await.map(drop)
+        self.rewrite(call, admin, id, etag, Action::ClientDeleted, id.as_str(), Some("deleted"), remove).await.map(drop)
     }
 
     /// Gives a client a further secret, unless two live already.
@@ -206,7 +207,7 @@ impl Authority {
         let secret_id = secret.id.clone();
         let target = format!("{id}/{secret_id}");
         let client = self
-            .rewrite(call, admin, id, etag, Action::SecretAdded, &target, |mut client| {
+            .rewrite(call, admin, id, etag, Action::SecretAdded, &target, None, |mut client| {
                 client.secrets.retain(|secret| secret.lives(call.now));
                 if client.secrets.len() >= MAX_LIVE_SECRETS {
                     return Err(Error::Precondition("two secrets are live: retire one first"));
@@ -218,7 +219,9 @@ impl Authority {
         Ok(Added { client, secret: secret_id, value })
     }
 
-    /// Ends a secret, after an overlap or at once; it never lives longer than it would have.
+    /// Ends a secret, after an overlap or at once; it never lives longer than it would have. For one that leaked, everything that
+    /// was issued to the client so far ends in the same write.
+    #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
     pub async fn retire_secret(
         &self,
         call: &Call,
@@ -227,12 +230,17 @@ impl Authority {
         etag: Option<u64>,
         secret: &SecretId,
         overlap: Duration,
+        revoke_issued: bool,
     ) -> Result<Client> {
+        if revoke_issued && !overlap.is_zero() {
+            return Err(Error::field("revoke_issued", "goes with no overlap: the secret would go on to get tokens"));
+        }
         if overlap > MAX_OVERLAP {
             return Err(Error::field("overlap", "at most 90 days"));
         }
         let end = call.now + overlap;
-        self.rewrite(call, admin, id, etag, Action::SecretRetired, &format!("{id}/{secret}"), |mut client| {
+        let ends = revoke_issued.then_some("secret retired");
+        self.rewrite(call, admin, id, etag, Action::SecretRetired, &format!("{id}/{secret}"), ends, |mut client| {
             let found = client.secrets.iter_mut().find(|own| own.id == *secret).ok_or(Error::NotFound("secret"))?;
             found.expires_at = Some(found.expires_at.map_or(end, |already| already.min(end)));
             client.secrets.retain(|secret| secret.lives(call.now));
@@ -241,8 +249,8 @@ impl Authority {
         .await
     }
 
-    /// Reads, changes and conditionally writes a client; again where somebody wrote in between and no etag was given. Disabling
-    /// and deleting also end what the client holds. Each try is proven anew.
+    /// Reads, changes and conditionally writes a client; again where another write came in between and no etag was given. What the
+    /// client holds ends with it where `ends` says why, or something is taken away. Each try is proven anew.
     #[expect(clippy::too_many_arguments, reason = "one place for every write of a client")]
     async fn rewrite(
         &self,
@@ -252,6 +260,7 @@ impl Authority {
         etag: Option<u64>,
         action: Action,
         target: &str,
+        ends: Option<&'static str>,
         change: impl Fn(Client) -> Result<Client>,
     ) -> Result<Client> {
         for _ in 0..TRIES {
@@ -263,6 +272,7 @@ impl Authority {
             admin.may_give(&client.scopes)?;
             let before = client.clone();
             let client = Client { revision: before.revision + 1, updated_at: call.now, ..change(client)? };
+            let ends = ends.or_else(|| before.loses_by(&client).then_some("narrowed"));
             admin.may_give(&client.scopes)?;
             admin.may_allow(&before, &client, &self.terms.token)?;
             let stamp = admin.stamp_in(call, &client.tenant);
@@ -271,8 +281,8 @@ impl Authority {
             let kept = Box::new(client.clone());
             let write = if action == Action::ClientDeleted {
                 ProvenWrite::DeleteClient { id: id.clone(), revision: before.revision, ended: ended("deleted"), event }
-            } else if action == Action::ClientDisabled {
-                ProvenWrite::EndClient { client: kept, event, ended: ended("disabled") }
+            } else if let Some(why) = ends {
+                ProvenWrite::EndClient { client: kept, event, ended: ended(why) }
             } else {
                 ProvenWrite::ReplaceClient { client: kept, event }
             };
@@ -300,9 +310,10 @@ impl Authority {
             rate_plan: settings.rate_plan.unwrap_or(client.rate_plan),
             ..client
         };
-        if client.display_name.chars().count() > 200 || client.display_name.chars().any(char::is_control) {
-            return Err(Error::field("client.display_name", "at most 200 characters, none of them control characters"));
+        if client.display_name.chars().count() > 200 {
+            return Err(Error::field("client.display_name", "at most 200 characters"));
         }
+        check_texts(&client)?;
         if let Some(scope) = client.scopes.lacks(&client.default_scopes) {
             return Err(Error::field("client.default_scopes", format!("{scope} is not among the client's scopes")));
         }
@@ -357,6 +368,22 @@ impl Authority {
         };
         Ok((Secret { id, digest, created_at: now, expires_at, last_used_at: None, use_count: 0 }, value))
     }
+}
+
+/// Refuses secrets in every text of a client that people choose.
+fn check_texts(client: &Client) -> Result<()> {
+    let fields: [(&str, Vec<&str>); 6] = [
+        ("client.client_id", vec![client.id.as_str()]),
+        ("client.display_name", vec![&client.display_name]),
+        ("client.scopes", client.scopes.iter().map(Scope::as_str).collect()),
+        ("client.roles", client.roles.iter().map(Role::as_str).collect()),
+        ("client.audiences", client.audiences.iter().map(Audience::as_str).collect()),
+        ("client.serves", client.serves.iter().map(Audience::as_str).collect()),
+    ];
+    for (field, texts) in fields {
+        texts.into_iter().try_for_each(text::check).map_err(Error::invalid(field))?;
+    }
+    Ok(())
 }
 
 fn blank(id: ClientId, tenant: TenantId, now: Timestamp) -> Client {

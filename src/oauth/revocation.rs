@@ -2,7 +2,7 @@
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{Administrator, AuthenticatedClient, Authority, Credentials};
+use super::{Administrator, AuthenticatedClient, Authority, Credentials, bearer::Office};
 use crate::{
     crypto::refresh_token::Presented,
     error::{Error, Result},
@@ -47,7 +47,7 @@ impl Authority {
         if !self.refresh_key.verify(presented, &family.salt) {
             return Ok(());
         }
-        let stamp = who.stamp(call);
+        let stamp = who.stamp_in(call, &family.tenant);
         if !may_end(who.client(), &family.tenant, &family.client) {
             return self
                 .trail
@@ -78,7 +78,7 @@ impl Authority {
         if until <= call.now {
             return Ok(());
         }
-        let stamp = who.stamp(call);
+        let stamp = who.stamp_in(call, &claims.tenant);
         if !may_end(who.client(), &claims.tenant, &claims.client_id) {
             return self
                 .trail
@@ -113,7 +113,13 @@ impl Authority {
             }
             Target::Subject(subject) => {
                 admin.must_govern_all()?;
-                let event = admin.stamp(call).done(Action::SubjectRevoked, subject.as_str()).because(reason);
+                // A client's own subject is its tenant's to see.
+                let client = match subject.client() {
+                    Some(id) => self.store.client(&id).await?,
+                    None => None,
+                };
+                let tenant = client.map_or_else(|| admin.tenant().clone(), |client| client.tenant);
+                let event = admin.stamp_in(call, &tenant).done(Action::SubjectRevoked, subject.as_str()).because(reason);
                 ProvenWrite::RaiseEpoch { of: EpochOf::Subject(subject), event }
             }
             Target::Family(id) => {
@@ -129,7 +135,11 @@ impl Authority {
                 let revocation = Revocation { revoked: Revoked::Token(jti), until: call.now + self.remember() };
                 ProvenWrite::Revoke { revocation, event }
             }
-            Target::Key(kid) => return self.revoke_key(call, admin, &kid, reason).await.map(drop),
+            Target::Key(kid) => {
+                // No office leads to another: keys are the matter of their own.
+                self.must_hold(call, admin, Office::Keys).await?;
+                return self.revoke_key(call, admin, &kid, reason).await.map(drop);
+            }
         };
         self.spend(self.prove(admin).await?, write).await.map(drop)
     }

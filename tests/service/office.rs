@@ -210,7 +210,7 @@ impl World {
             }
             Rpc::RetireSecret => {
                 let secret_id = mark.secret_id.clone();
-                call!(self.clients(), retire_secret, RetireSecretRequest { client_id, secret_id, overlap: None, etag })
+                call!(self.clients(), retire_secret, RetireSecretRequest { client_id, secret_id, etag, ..Default::default() })
             }
             Rpc::ListKeys => call!(self.keys(), list_keys, ListKeysRequest {}),
             Rpc::RotateKeys => call!(self.keys(), rotate_keys, RotateKeysRequest {}),

@@ -52,6 +52,22 @@ async fn each_office_opens_its_own_door_alone() {
     }
 }
 
+/// AUDIT AZ14: the office of revocations ends no signing key: that takes the office of keys as well.
+#[tokio::test]
+async fn a_signing_key_is_ended_by_the_office_of_keys() {
+    let world = World::start().await;
+    let mark = world.mark("orders", "shop").await;
+    let (caller, alone) = world.staff("default", &["jeton:admin:revocations"]).await;
+    let refused = world.ask(Rpc::RevokeSigner, &alone, &mark).await.unwrap_err();
+    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::PermissionDenied, "INSUFFICIENT_SCOPE"));
+    assert!(world.is_active(&mark.access_token).await);
+    let recorded = world.trail_of("access.refused").await;
+    assert_eq!((recorded[0].client_id.as_str(), recorded[0].target.as_str()), (caller.id.as_str(), "jeton:admin:keys"));
+    let (_, both) = world.staff("default", &["jeton:admin:revocations", "jeton:admin:keys"]).await;
+    world.ask(Rpc::RevokeSigner, &both, &mark).await.unwrap();
+    assert!(!world.is_active(&mark.access_token).await);
+}
+
 /// Administration takes an access token and nothing else: no secret, no refresh token, nothing at all.
 #[tokio::test]
 async fn only_an_access_token_administers() {

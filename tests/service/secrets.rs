@@ -24,7 +24,7 @@ async fn retire(world: &World, id: &str, secret: &str, overlap: Option<i64>) -> 
         client_id: id.to_owned(),
         secret_id: secret.to_owned(),
         overlap: overlap.and_then(seconds),
-        etag: String::new(),
+        ..Default::default()
     };
     Ok(world.clients().retire_secret(world.as_admin(message).await).await?.into_inner().client.unwrap())
 }
@@ -64,6 +64,31 @@ async fn a_secret_is_replaced_with_an_overlap() {
     let used: Vec<String> = world.trail(filter).await.into_iter().map(|event| event.secret_id).rev().collect();
     let (old_id, new_id) = (old_id.as_str(), added.secret_id.as_str());
     assert_eq!(used, [old_id, new_id, old_id, new_id, new_id]);
+}
+
+/// A05 (AUDIT TL5): a secret that leaked is retired together with everything that was issued so far, by either secret; without
+/// that, what was issued lives on.
+#[tokio::test]
+async fn a_leaked_secret_takes_along_what_was_issued() {
+    let world = World::start().await;
+    for revoke_issued in [false, true] {
+        let client = Client { client_id: format!("orders-{revoke_issued}"), ..crate::harness::refreshing() };
+        let leaked = world.register(client).await;
+        let secret_id = world.get(&leaked.id).await.secrets[0].secret_id.clone();
+        let new = with(&leaked, &add(&world, &leaked.id, None).await.unwrap().client_secret);
+        let issued = world.token(&leaked, &[]).await.unwrap();
+        let client_id = leaked.id.clone();
+        let message = RetireSecretRequest { client_id, secret_id, revoke_issued, ..RetireSecretRequest::default() };
+        let overlapping = RetireSecretRequest { overlap: seconds(1), ..message.clone() };
+        if revoke_issued {
+            let refused = world.clients().retire_secret(world.as_admin(overlapping).await).await.unwrap_err();
+            assert_eq!(blamed(&refused), "revoke_issued");
+        }
+        world.clients().retire_secret(world.as_admin(message).await).await.unwrap();
+        assert_eq!(world.is_active(&issued.access_token).await, !revoke_issued);
+        assert_eq!(world.refresh(&new, &issued.refresh_token).await.is_err(), revoke_issued);
+        assert!(world.token(&new, &[]).await.is_ok());
+    }
 }
 
 #[tokio::test]

@@ -322,3 +322,36 @@ async fn a_deleted_id_stays_its_tenants() {
     assert_eq!(create(&world, &a.admin, "").await.unwrap_err().code(), Code::AlreadyExists, "now it is the other's");
     create(&world, &b.admin, "").await.unwrap();
 }
+
+/// Z01 (AUDIT AZ12): a tenant sees what is done to its clients and tokens, whoever does it, and of a caller of another tenant only
+/// its id.
+#[tokio::test]
+async fn a_tenant_sees_what_is_done_to_its_own() {
+    let world = World::open_handed().await;
+    let (of, other) = (settle(&world, "acme").await, settle(&world, "globex").await);
+    let thief = &of.plain.client;
+    let mark = &other.plain;
+    world.token(&Caller { secret: "jcs_000000000000_wrong".to_owned(), ..mark.client.clone() }, &[]).await.unwrap_err();
+    world.refresh(thief, &mark.refresh_token).await.unwrap_err();
+    world.revoke(thief, &mark.access_token).await.unwrap();
+    world.revoke(thief, &mark.refresh_token).await.unwrap();
+    let (first, second) = (&other.marks[0], &other.marks[1]);
+    world.revoke(&world.admin, &first.access_token).await.unwrap();
+    world.revoke(&world.admin, &second.refresh_token).await.unwrap();
+    world.end_all(Target::Subject(format!("client:{}", mark.client.id))).await.unwrap();
+    world.token(&world.admin, &[]).await.unwrap();
+
+    let message = ListEventsRequest { page_size: 1_000, ..ListEventsRequest::default() };
+    let seen = world.audit().list_events(bearer(message, &other.admin)).await.unwrap().into_inner().events;
+    let count = |action: &str, by: &str| {
+        let fits = |event: &&jeton::proto::admin::Event| event.action == action && event.client_id == by;
+        let events: Vec<_> = seen.iter().filter(fits).collect();
+        assert!(events.iter().all(|event| event.tenant == "globex" && event.secret_id.is_empty()), "{events:?}");
+        events.len()
+    };
+    assert_eq!(count("client.authentication_failed", ""), 1);
+    assert_eq!(count("refresh_token.refused", &thief.id), 1);
+    assert_eq!(count("token.revoke_refused", &thief.id), 2);
+    assert_eq!(count("token.revoked", &world.admin.id), 2);
+    assert_eq!(count("revocation.subject", &world.admin.id), 1);
+}

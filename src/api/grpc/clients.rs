@@ -196,11 +196,12 @@ impl ClientService for Door {
         answer(
             async {
                 let admin = self.admin(&call, &request, Office::Clients).await?;
-                let RetireSecretRequest { client_id, secret_id, overlap, etag: tag } = request.into_inner();
+                let RetireSecretRequest { client_id, secret_id, overlap, etag: tag, revoke_issued } = request.into_inner();
                 let id = required("client_id", &client_id)?;
                 let secret = required::<SecretId>("secret_id", &secret_id)?;
                 let overlap = duration("overlap", overlap)?.unwrap_or_default();
-                let client = self.authority.retire_secret(&call, &admin, &id, etag(&tag)?, &secret, overlap).await?;
+                let etag = etag(&tag)?;
+                let client = self.authority.retire_secret(&call, &admin, &id, etag, &secret, overlap, revoke_issued).await?;
                 Ok(RetireSecretResponse { client: Some(client.into()) })
             }
             .await,
