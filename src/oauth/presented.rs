@@ -143,7 +143,9 @@ impl Authority {
         // People mix up id and secret: what is no client's name is not written down (O01).
         let target = client.map(|client| client.id.as_str()).unwrap_or_default();
         let reason = if judged || client.is_none() { "invalid_client" } else { "slow_down" };
-        let event = call.stamp().refused(Action::AuthenticationFailed, target, reason);
+        // A tenant sees the attacks on its clients. Nobody has authenticated, so there is no calling client.
+        let stamp = Stamp { tenant: client.map(|client| client.tenant.clone()), ..call.stamp() };
+        let event = stamp.refused(Action::AuthenticationFailed, target, reason);
         let recorded = match client {
             Some(client) => {
                 let raised = self.raise_alarm(call, client).await;

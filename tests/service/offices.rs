@@ -143,7 +143,7 @@ async fn a_token_administers_only_while_its_client_may() {
     assert!(world.ask(Rpc::GetClient, &token, &mark).await.is_ok());
     let narrower = Client { client_id: caller.id, scopes: vec!["orders:read".to_owned()], ..Client::default() };
     world.change(narrower, &["scopes"]).await.unwrap();
-    assert_eq!(refused(&token).await, "INSUFFICIENT_SCOPE");
+    assert_eq!(refused(&token).await, "INVALID_TOKEN");
 
     let (caller, token) = staff().await;
     let message = DisableClientRequest { client_id: caller.id.clone(), etag: String::new() };

@@ -437,23 +437,22 @@ async fn a_client_that_comes_back_comes_back_with_nothing() {
 #[tokio::test]
 async fn what_a_client_has_lost_it_cannot_refresh() {
     let world = World::start().await;
-    let caller = world.register(aimed_at(&["https://x.test", "https://y.test"])).await;
-    let token = world.token(&caller, &[]).await.unwrap().refresh_token;
-    let changed = |client: Client| Client { client_id: caller.id.clone(), ..client };
-    world.change(changed(Client { scopes: vec!["orders:read".to_owned()], ..refreshing() }), &["scopes"]).await.unwrap();
-    let refused = world.refresh_to(&caller, &token, &["orders:write"]).await.unwrap_err();
-    assert_eq!(reason(&refused), "INVALID_SCOPE");
-    let less = world.refresh(&caller, &token).await.unwrap();
-    assert_eq!(less.scopes, ["orders:read"]);
-
-    let none = Client { grant_types: vec![GrantType::ClientCredentials.into()], ..refreshing() };
-    world.change(changed(none), &["grant_types"]).await.unwrap();
-    assert_eq!(reason(&world.refresh(&caller, &less.refresh_token).await.unwrap_err()), "UNAUTHORIZED_CLIENT");
-    world.change(changed(refreshing()), &["grant_types"]).await.unwrap();
-    world.change(changed(aimed_at(&["https://y.test"])), &["audiences"]).await.unwrap();
-    world.is_refused(&caller, &less.refresh_token).await;
-    world.change(changed(aimed_at(&["https://x.test"])), &["audiences"]).await.unwrap();
-    world.refresh(&caller, &less.refresh_token).await.unwrap();
+    let whole = || aimed_at(&["https://x.test", "https://y.test"]);
+    let caller = world.register(whole()).await;
+    let losses = [
+        ("scopes", Client { scopes: vec!["orders:read".to_owned()], ..whole() }, "INVALID_GRANT"),
+        ("grant_types", Client { grant_types: vec![GrantType::ClientCredentials.into()], ..whole() }, "UNAUTHORIZED_CLIENT"),
+        ("audiences", aimed_at(&["https://y.test"]), "INVALID_GRANT"),
+    ];
+    for (field, lesser, refusal) in losses {
+        let token = world.token(&caller, &[]).await.unwrap().refresh_token;
+        let changed = |client: Client| Client { client_id: caller.id.clone(), ..client };
+        world.change(changed(lesser), &[field]).await.unwrap();
+        assert_eq!(reason(&world.refresh(&caller, &token).await.unwrap_err()), refusal, "{field}");
+        // What is given back brings nothing back.
+        world.change(changed(whole()), &[field]).await.unwrap();
+        world.is_refused(&caller, &token).await;
+    }
 }
 
 /// R10, V06: ending everything of a client, tenant or subject ends its families, one by one of these levels.
