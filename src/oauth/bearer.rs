@@ -41,7 +41,7 @@ impl Office {
 }
 
 /// A caller that may administer. Made here and nowhere else. It reads and lists by this; what it changes needs a [`Proof`] each
-/// time ([`Authority::prove`]), taken when everything slow is done.
+/// time (`Authority::prove`), taken when everything slow is done.
 #[derive(Debug)]
 pub struct Administrator {
     client: Arc<Client>,

@@ -218,7 +218,7 @@ pub trait AuditStore: Send + Sync {
     async fn head(&self, chain: &str) -> Result<Option<crate::crypto::chain::Head>>;
     /// The node that writes a chain now.
     async fn writer(&self, chain: &str) -> Result<Writer>;
-    /// Up to `limit` records of [`Action::HeadsWitnessed`] in the order of chains and sequences, those after the place `after`,
+    /// Up to `limit` records of `audit.heads_witnessed` in the order of chains and sequences, those after the place `after`,
     /// whose time does not count. One whose own seal is wrong is left out, where records have seals.
     async fn witnesses(&self, after: Option<&Place>, limit: usize) -> Result<Vec<Record>>;
     /// Records as they are committed from now on, those of other nodes from a moment later on; one that lags more than 1,024

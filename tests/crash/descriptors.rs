@@ -36,11 +36,11 @@ async fn with_few_descriptors_open_connections_are_served() {
         assert!(guests.len() < 64, "there is no limit to one address");
     }
     let of_one = guests.len();
-    for from in 2..64 {
-        let Some(guest) = arrive(&caller, from).await else { break };
-        guests.push(guest);
+    // A few less than there is room for: a port that is nearly full has idle connections make room for others.
+    for from in 2..22 {
+        guests.push(arrive(&caller, from).await.expect("there is room for one of another address"));
     }
-    assert!((of_one + 6..64).contains(&guests.len()), "{of_one} of one address and {} in all were admitted", guests.len());
+    assert!(of_one < 6, "{of_one} of one address were admitted");
     assert!(home.log().contains("leaves room for fewer connections"), "{}", home.log());
     for guest in &mut guests {
         guest.token(&[]).await.unwrap();

@@ -75,7 +75,11 @@ impl Process {
 
     /// What the kernel shows of the process to others.
     fn seen_from_outside(&self) -> String {
-        let proc = |file: &str| std::fs::read(format!("/proc/{}/{file}", self.child.id())).unwrap();
+        let proc = |file: &str| match std::fs::read(format!("/proc/{}/{file}", self.child.id())) {
+            // The process is not dumpable: its environment is root's to read.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Vec::new(),
+            read => read.unwrap(),
+        };
         String::from_utf8_lossy(&[proc("cmdline"), proc("environ")].concat()).into_owned()
     }
 

@@ -79,7 +79,7 @@ async fn a_primary_that_does_not_know_it_is_none() {
     const NAME: &str = "M8: a stale primary and a node alone with it";
     // Members that are cut off from their primary by silence copy from it until a heartbeat has timed out, and some seconds more:
     // only then has the new one a majority, 7 s after the cut, and the node with it some seconds later.
-    let time = s(if long() { 60 } else { 20 });
+    let time = s(if long() { 60 } else { 30 });
     let mut stage = Stage::open("m8-stale").await;
     stage.work(500, 1_500).await;
     let pid = stage.scene.fleet.node(0).pid().unwrap();
