@@ -125,7 +125,8 @@ impl State {
         }
         let (sender, turn) = oneshot::channel();
         let lane = self.by_site.entry(site).or_default();
-        lane.failed_lately = failed_lately;
+        // By network: a caller who changes the /64 with each guess does not clear the mark of its lane.
+        lane.failed_lately |= failed_lately;
         if lane.waiting.is_empty() {
             self.turns.push_back(site);
         }
