@@ -70,9 +70,16 @@ impl Trail {
     /// Records the counts of refusals whose minute is over, or at the end of the process all of them. What the store does not take
     /// stays for the next time.
     pub async fn record_counts(&self, now: Timestamp, all: bool) -> Result<()> {
-        for due in self.refusals.due(now, all) {
-            self.record(due.event.clone()).await?;
-            self.refusals.written(&due, now);
+        let due = self.refusals.due(now, all);
+        let last = due.len().saturating_sub(1);
+        for (at, due) in due.iter().enumerate() {
+            // One wait for all: records are kept in their order, so that the last one carries the others.
+            if at == last {
+                self.record(due.event.clone()).await?
+            } else {
+                self.soon(due.event.clone()).await?
+            }
+            self.refusals.written(due, now);
         }
         Ok(())
     }

@@ -121,13 +121,15 @@ impl Authority {
             }
             Judgement::Refused(refusal) => refusal,
         };
+        // Recorded before anything that takes time: a caller that hangs up must not have a guess judged and leave no record.
+        let refused = self.refuse(call, client.as_deref(), refusal).await;
         // Every refusal pays for one read, so that a client known from memory is no faster than a name never heard. It is
         // the same name whoever is claimed, for a record that is there takes longer to read than one that is not.
         if id.is_some() && !read {
             let nobody = NOBODY.parse().map_err(Error::invalid("client_id"))?;
             self.store.client(&nobody).await?;
         }
-        Err(self.refuse(call, client.as_deref(), refusal).await)
+        Err(refused)
     }
 
     /// Admits a proven client if its record, read once more, still has what was proven: the proof may have waited for argon2id, and
