@@ -46,7 +46,7 @@ fn holds_jws(word: &str) -> bool {
     let parts: Vec<&str> = word.split('.').collect();
     parts.windows(3).any(|three| {
         let is_long = three.iter().all(|part| part.len() >= PART);
-        is_long && three.first().is_some_and(|header| header.contains("ey"))
+        is_long && three.first().is_some_and(|header| header.contains("eyJ"))
     })
 }
 
@@ -68,7 +68,14 @@ mod tests {
         {
             assert!(holds_secret(&bad) && check(&bad).is_err(), "{bad}");
         }
-        for good in ["", "jcs_", "jrt_ stolen", "a.b.c", "https://api.example.com/eye.of.storm", &format!("jcs_{short}")] {
+        for good in [
+            "",
+            "jcs_",
+            "jrt_ stolen",
+            "a.b.c",
+            "https://money-transfer.production-cluster.mycompany-internal.com",
+            &format!("jcs_{short}"),
+        ] {
             assert_eq!(check(good), Ok(()), "{good}");
         }
         assert!(!holds_secret(&"x.".repeat(100)));
