@@ -13,7 +13,9 @@ use std::{
 
 use async_trait::async_trait;
 
-use super::{ClientStore, Creation, Listed, Proof, ProofStore, ProvenWrite, Result, SecretUse, Spent, Store, Write};
+use super::{
+    ClientStore, Creation, Listed, Proof, ProofStore, ProvenWrite, Result, SecretUse, Spent, Store, StoreError, Write,
+};
 use crate::{
     crypto::records::RecordKey,
     model::{Client, ClientId, Event, TenantId},
@@ -66,7 +68,13 @@ impl Authentic {
 #[async_trait]
 impl ClientStore for Authentic {
     async fn client(&self, id: &ClientId) -> Result<Option<Client>> {
-        Ok(self.inner.client(id).await?.and_then(|client| self.checked(id, client)))
+        let found = self.inner.client(id).await.inspect_err(|error| {
+            // A record that cannot even be read was not left so by this service.
+            if matches!(error, StoreError::Corrupt(_)) {
+                self.alarm(id);
+            }
+        })?;
+        Ok(found.and_then(|client| self.checked(id, client)))
     }
 
     async fn clients(&self, tenant: Option<&TenantId>, after: Option<&ClientId>, limit: usize) -> Result<Vec<Listed>> {
