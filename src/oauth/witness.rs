@@ -101,6 +101,8 @@ impl Witness {
             let before = seen.get(&chain).copied().unwrap_or_default();
             // Names of nodes have no blanks; a list of others could not be read back.
             let known = store.head(&chain).await?.filter(|head| key.check(head) && !chain.contains(' '));
+            // A record's seal covers its node, not the chain it was copied into.
+            let known = known.filter(|head| head.claim.is_head() || *head.node == *chain);
             let Some(head) = known.filter(|head| head.sequence > before.witnessed) else { continue };
             if is_due(store, &chain, &head, before).await? {
                 due.push(Known { chain, sequence: head.sequence, hash: head.hash });

@@ -139,6 +139,10 @@ impl Mongo {
         if node::noted(&link, node).await?.is_some_and(|head| !key.check(&head)) {
             return Err(OpenError::MasterKey(format!("the head of the audit chain {node}")));
         }
+        // Nor may a new name: what the other nodes left in outboxes would look forged under another key, and be thrown away.
+        if !node::is_their_key(&link, &key).await? {
+            return Err(OpenError::MasterKey("every audit chain of this database".to_owned()));
+        }
         let (node, before) = Node::register(&link, node, key.clone(), time).await?;
         // Behind our own mark: an import looks for that once it has made its own.
         if schema::is_importing(&link).await? {

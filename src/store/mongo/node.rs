@@ -11,6 +11,7 @@ use std::{
 
 use std::sync::Arc;
 
+use futures_util::TryStreamExt as _;
 use mongodb::{
     bson::{Bson, Document, doc},
     options::ReturnDocument,
@@ -192,6 +193,16 @@ pub(super) async fn noted(link: &Link, name: &str) -> Result<Option<Head>, Fault
     Ok(found.as_ref().map(head_of).transpose()?.flatten())
 }
 
+/// Returns true if any chain of the database was sealed with `key`, or none was sealed yet. One head is enough: one that was put
+/// there keeps nobody out.
+pub(super) async fn is_their_key(link: &Link, key: &ChainKey) -> Result<bool, Fault> {
+    let nodes = link.collection(NODES);
+    let read = async move { Ok(nodes.find(doc! {}).await?.try_collect::<Vec<Document>>().await?) };
+    let documents = link.call(read).await?;
+    let heads: Vec<Head> = documents.iter().filter_map(|document| sealed_in(document).ok().flatten()).collect();
+    Ok(heads.is_empty() || heads.iter().any(|head| key.check(head)))
+}
+
 /// The fields of a sealed head.
 pub(super) fn head(head: &Head) -> Document {
     let sealed_at = if let Claim::Open { at } = head.claim { date(at) } else { Bson::Null };
@@ -215,6 +226,10 @@ pub(super) fn sealed_in(document: &Document) -> Result<Option<Head>, Fault> {
     let fields = Fields::of("head", document);
     if fields.find("sequence").is_none() {
         return Ok(None);
+    }
+    // Another chain's head is sealed as well: it says nothing about this one.
+    if fields.text("sealed_by")? != fields.text("_id")? {
+        return Err(Fault::row("head", "it is another chain's"));
     }
     let claim = match fields.find_time("sealed_at")? {
         Some(at) => Claim::Open { at },

@@ -1,6 +1,6 @@
 //! Export from a MongoDB database, of one moment where the servers can show one: a snapshot, while nodes go on writing.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use mongodb::{
@@ -284,14 +284,24 @@ impl Export {
 
     /// The chains that have records, in the order of their names.
     async fn names(&self) -> Result<Vec<Arc<str>>, Fault> {
-        let mut names = Vec::new();
+        let mut names = BTreeSet::new();
         for node in self.find(NODES, doc! {}, usize::MAX).await? {
-            let name: Arc<str> = Fields::of("node", &node).text("_id")?.into();
-            if head_of(&node)?.is_some() || !self.find(AUDIT_LOGS, chain::behind(&name, 0), 1).await?.is_empty() {
-                names.push(name);
+            if let (Ok(name), Ok(Some(_))) = (Fields::of("node", &node).text("_id"), head_of(&node)) {
+                names.insert(Arc::from(name));
             }
         }
-        Ok(names)
+        // Also those whose node's document is gone: along the index, one look a chain.
+        let mut after = doc! { "chain": "" };
+        loop {
+            let mut filter = doc! { "_id": { "$gt": after, "$lt": { "chain": {} } } };
+            filter.extend(chain::placed());
+            let found = self.find(AUDIT_LOGS, filter, 1).await?;
+            let Some(id) = found.first().and_then(|record| record.get_document("_id").ok()) else { break };
+            let Ok(name) = id.get_str("chain") else { break };
+            after = chain::beyond(name);
+            names.insert(Arc::from(name));
+        }
+        Ok(names.into_iter().collect())
     }
 
     /// The next records of a chain; its end, where there are no more.
