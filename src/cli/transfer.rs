@@ -212,6 +212,8 @@ async fn load(
     let mut pass = source.pass(sealer)?;
     let (mut batch, mut records) = (Vec::with_capacity(BATCH), 0_u64);
     while let Some(item) = pass.read()? {
+        // Judged before what waits is taken in: the last record opens the store, and nothing may follow it.
+        let items = restoring.restore(item, values::now()).map_err(|problem| pass.refuse(&problem))?;
         // The first by itself: a store that is not empty refuses it.
         if batch.len() >= BATCH || !(*begun || batch.is_empty()) {
             take_in(store, std::mem::take(&mut batch), pass.number).await?;
@@ -219,7 +221,7 @@ async fn load(
             progress.set_position(pass.bytes);
         }
         records += 1;
-        batch.extend(restoring.restore(item, values::now()).map_err(|problem| pass.refuse(&problem))?);
+        batch.extend(items);
     }
     let number = pass.number;
     if pass.finish()?.0 != checked.sha256 {
