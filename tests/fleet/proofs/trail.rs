@@ -52,6 +52,22 @@ fn a_trail_that_is_not_whole_is_found() {
     assert_eq!(run.verdict(), ["I6"]);
 }
 
+/// I6: a token that was recorded and not handed out, since its client was disabled while the call was on its way, is no loss.
+#[test]
+fn a_token_that_is_taken_back_is_no_loss() {
+    let verdict = |disabled: u64, node: &str| {
+        let mut run = Script::new();
+        run.administer(disabled, node, Verb::DisableClient, "client", Outcome::Ok);
+        run.token_fails(9_000, "node-1", "client", refused("INVALID_CLIENT"));
+        run.record("token.issued", "a", "");
+        run.verdict()
+    };
+    assert_eq!(verdict(8_000, "node-1"), ["I6"], "it was disabled before");
+    assert_eq!(verdict(9_000, "node-1"), NOTHING);
+    assert_eq!(verdict(8_000, "node-2"), NOTHING, "the other node may not have heard of it");
+    assert_eq!(verdict(0, "node-2"), ["I6"]);
+}
+
 /// I7, M6: the end of a token that nobody was told of is recorded and does not hold, or holds and is not recorded.
 #[test]
 fn half_an_ending_is_found() {

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{Known, Violation};
-use crate::history::{Call, Named, Record, Verb};
+use crate::history::{Call, Named, Record, SECOND, Verb};
 
 pub(super) fn judge(known: &Known<'_>, found: &mut Vec<Violation>) {
     let trail = Trail::new(&known.history.records);
@@ -13,7 +13,7 @@ pub(super) fn judge(known: &Known<'_>, found: &mut Vec<Violation>) {
         if call.outcome.is_ok() {
             acknowledged_is_recorded(&trail, call, found);
         } else if call.outcome.reason().is_some() {
-            refused_is_not_done(&trail, call, found);
+            refused_is_not_done(known, &trail, call, found);
         }
     }
     once_is_once(known, &trail, found);
@@ -104,9 +104,30 @@ fn is_done(trail: &Trail<'_>, call: &Call, action: &str) -> bool {
     trail.of_request(&call.request).iter().any(|record| record.action == action && record.target == call.client)
 }
 
-/// I6: what was refused was not done.
-fn refused_is_not_done(trail: &Trail<'_>, call: &Call, found: &mut Vec<Violation>) {
-    if let Some(record) = trail.of_request(&call.request).first() {
+/// `store.max_staleness_seconds`, in microseconds.
+const STALENESS: u64 = 5 * SECOND;
+
+/// What a call leaves behind whose client was disabled while it was on its way: it is refused behind its write, and ends a family
+/// that it opened.
+const TAKEN_BACK: &[&str] = &["token.issued", "token.refreshed", "refresh_token.repeated", "token.revoked"];
+
+/// I6: what was refused was not done, but for what its client's end took back.
+fn refused_is_not_done(known: &Known<'_>, trail: &Trail<'_>, call: &Call, found: &mut Vec<Violation>) {
+    let records = trail.of_request(&call.request);
+    let issues = matches!(call.verb, Verb::Token | Verb::Refresh) && call.outcome.reason() == Some("INVALID_CLIENT");
+    let meanwhile = |other: &Call| {
+        // Another node may hear of it as late as this; beyond, it judges nothing.
+        let heard = if other.node == call.node { other.end } else { other.end + STALENESS };
+        let late = other.outcome.is_unknown() || heard > call.start;
+        other.verb == Verb::DisableClient && other.client == call.client && other.start < call.end && late
+    };
+    let is_taken_back = || {
+        records.iter().all(|record| TAKEN_BACK.contains(&record.action.as_str())) && known.history.calls.iter().any(meanwhile)
+    };
+    if issues && is_taken_back() {
+        return;
+    }
+    if let Some(record) = records.first() {
         found.push(Violation::new("I6", "it was refused, and is recorded as done").by(call).by(*record));
     }
 }
