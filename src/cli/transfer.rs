@@ -64,8 +64,8 @@ pub(super) struct Import {
     /// signing keys are replaced and every refresh family is ended
     #[arg(long)]
     accept_rollback: bool,
-    /// Take an export that was made with --unsigned: whoever could write to the file may have added clients and removed
-    /// revocations
+    /// Take an export that was made with --unsigned: whoever could write to the file may have added families, removed
+    /// revocations and rewritten the trail
     #[arg(long)]
     accept_unsigned: bool,
     #[command(flatten)]
