@@ -276,24 +276,38 @@ mod mongodb {
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn who_follows_the_trail_is_told_of_a_gap() {
         let one = World::first(unlimited).await;
-        let client = ::mongodb::Client::with_uri_str(one.home.uri().unwrap()).await.unwrap();
-        let trail = client.default_database().unwrap().collection("audit_logs");
+        let uri = one.home.uri().unwrap();
+        let database = ::mongodb::Client::with_uri_str(uri).await.unwrap().default_database().unwrap();
         let request = one.as_admin(jeton::proto::admin::TailEventsRequest::default()).await;
         let mut events = one.audit().tail_events(request).await.unwrap().into_inner();
-        let mut told = None;
-        // The stream over the others' records is opened by listening.
-        for sequence in 1_i64..50 {
-            let id = ::mongodb::bson::doc! { "chain": "elsewhere", "sequence": sequence };
-            trail.insert_one(::mongodb::bson::doc! { "_id": id, "event": "of another kind" }).await.unwrap();
-            if let Ok(Err(status)) = tokio::time::timeout(Duration::from_millis(200), events.message()).await {
-                told = Some(status);
-                break;
+        // The servers have forgotten the place in the stream over the others' records (ChangeStreamHistoryLost), and in no other.
+        let namespace = format!("{}.audit_logs", database.name());
+        let data = ::mongodb::bson::doc! { "failCommands": ["getMore"], "errorCode": 286, "namespace": namespace };
+        fail_command(uri, ::mongodb::bson::doc! { "mode": "alwaysOn", "data": data }).await;
+        let told = tokio::time::timeout(Duration::from_secs(60), async {
+            loop {
+                if let Err(status) = events.message().await {
+                    break status;
+                }
             }
-        }
+        });
+        let told = told.await;
+        fail_command(uri, ::mongodb::bson::doc! { "mode": "off" }).await;
         let status = told.expect("a gap");
         assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "FAILED_PRECONDITION"));
         assert!(status.message().contains("may have been missed"), "{status:?}");
         assert!(events.message().await.unwrap().is_none(), "and nothing behind it");
+    }
+
+    /// Has every member of the set fail commands, or stop to.
+    async fn fail_command(uri: &str, point: ::mongodb::bson::Document) {
+        let mut command = ::mongodb::bson::doc! { "configureFailPoint": "failCommand" };
+        command.extend(point);
+        for host in ::mongodb::options::ClientOptions::parse(uri).await.unwrap().hosts {
+            let member = ::mongodb::options::ClientOptions::builder().hosts(vec![host]).direct_connection(true).build();
+            let admin = ::mongodb::Client::with_options(member).unwrap().database("admin");
+            admin.run_command(command.clone()).await.unwrap();
+        }
     }
 
     /// A node that hears nothing more does not judge by what it knew: UNAVAILABLE once that is too old, in neither direction
