@@ -115,15 +115,15 @@ fn published(puppet: &Puppet) -> Published {
     }
 }
 
-/// Waits until `what` holds, for at most ten seconds.
+/// Waits until `what` holds, for at most a minute: a machine that is busy otherwise may need much of it.
 pub(crate) async fn until(mut what: impl AsyncFnMut() -> bool) {
     let mut tick = tokio::time::interval(Duration::from_millis(10));
-    let waited = tokio::time::timeout(Duration::from_secs(10), async {
+    let waited = tokio::time::timeout(Duration::from_secs(60), async {
         while !what().await {
             tick.tick().await;
         }
     });
-    waited.await.expect("did not come to hold within ten seconds");
+    waited.await.expect("did not come to hold within a minute");
 }
 
 /// A connection from another address of this machine: another peer.
