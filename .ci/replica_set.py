@@ -13,8 +13,8 @@ import time
 
 NAME = "jeton"
 MEMBERS = 3
-# From the start of the processes to a primary and its secondaries.
-PATIENCE_SECONDS = 60
+# From the start of the processes to a primary and its secondaries, and for an answer: a busy machine is given minutes.
+PATIENCE_SECONDS = 300
 HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -76,7 +76,7 @@ def command(port: int, document: dict) -> dict:
             data += part
         return data
 
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_SECONDS) as connection:
         body = struct.pack("<iB", 0, 0) + encode(document | {"$db": "admin"})[1]
         connection.sendall(struct.pack("<iiii", 16 + len(body), 1, 0, 2013) + body)
         return decode(read(struct.unpack("<iiii", read(16))[0] - 16)[5:])
@@ -119,7 +119,7 @@ class ReplicaSet:
             "version": 1,
             "members": [{"_id": at, "host": f"127.0.0.1:{port}"} for at, port in enumerate(self.ports)],
             # No test on this set wants an election: a machine that stalls must not bring one about.
-            "settings": {"electionTimeoutMillis": 10000, "heartbeatIntervalMillis": 500, "heartbeatTimeoutSecs": 10},
+            "settings": {"electionTimeoutMillis": 60000, "heartbeatIntervalMillis": 500, "heartbeatTimeoutSecs": 60},
         }
         answer = command(self.ports[0], {"replSetInitiate": configuration})
         if answer["ok"] != 1:

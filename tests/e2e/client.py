@@ -10,7 +10,7 @@ import grpc
 import grpc_tools
 from grpc_tools import protoc
 
-from server import ROOT, WithServer
+from server import PATIENCE, ROOT, WithServer
 
 
 def generate():
@@ -80,13 +80,13 @@ class AnotherLanguage(WithServer):
         cls.channel = grpc.insecure_channel(cls.server.address)
         cls.tokens = token_grpc.TokenServiceStub(cls.channel)
         first = {"client_id": cls.server.client_id, "client_secret": cls.server.client_secret}
-        token = cls.tokens.Token(token_pb2.TokenRequest(scopes=["jeton:admin"], **first), timeout=10).access_token
+        token = cls.tokens.Token(token_pb2.TokenRequest(scopes=["jeton:admin"], **first), timeout=PATIENCE).access_token
         cls.first = first
         grants = [client_service_pb2.GRANT_TYPE_CLIENT_CREDENTIALS, client_service_pb2.GRANT_TYPE_REFRESH_TOKEN]
         client = client_service_pb2.Client(client_id="python", scopes=["orders:read", "orders:write"], grant_types=grants)
         clients = client_service_pb2_grpc.ClientServiceStub(cls.channel)
         created = clients.CreateClient(
-            client_service_pb2.CreateClientRequest(client=client), metadata=[("authorization", f"Bearer {token}")], timeout=10
+            client_service_pb2.CreateClientRequest(client=client), metadata=[("authorization", f"Bearer {token}")], timeout=PATIENCE
         )
         cls.me = {"client_id": "python", "client_secret": created.client_secret}
 
@@ -96,14 +96,14 @@ class AnotherLanguage(WithServer):
         super().tearDownClass()
 
     def token(self, **more):
-        return self.tokens.Token(token_pb2.TokenRequest(**self.me, **more), timeout=10)
+        return self.tokens.Token(token_pb2.TokenRequest(**self.me, **more), timeout=PATIENCE)
 
     def introspect(self, token, who=None):
-        return self.tokens.Introspect(token_pb2.IntrospectRequest(token=token, **(who or self.first)), timeout=10)
+        return self.tokens.Introspect(token_pb2.IntrospectRequest(token=token, **(who or self.first)), timeout=PATIENCE)
 
     def refused(self, code, reason, call, message, **more):
         with self.assertRaises(grpc.RpcError) as caught:
-            call(message, timeout=10, **more)
+            call(message, timeout=PATIENCE, **more)
         self.assertEqual(caught.exception.code(), code)
         self.assertEqual(error_info(caught.exception), (reason, "jeton"))
 
@@ -114,7 +114,7 @@ class AnotherLanguage(WithServer):
         self.assertTrue(judged.active)
         self.assertEqual((judged.client_id, judged.exp - judged.iat), ("python", 900))
         self.assertEqual(list(judged.aud), [self.server.issuer])
-        self.tokens.Revoke(token_pb2.RevokeRequest(token=issued.access_token, **self.me), timeout=10)
+        self.tokens.Revoke(token_pb2.RevokeRequest(token=issued.access_token, **self.me), timeout=PATIENCE)
         judged = self.introspect(issued.access_token)
         # Present and false, and nothing besides.
         self.assertTrue(judged.HasField("active"))
@@ -123,12 +123,12 @@ class AnotherLanguage(WithServer):
     def test_refreshing_and_reusing(self):
         issued = self.token()
         request = token_pb2.RefreshRequest(refresh_token=issued.refresh_token, scopes=["orders:read"], **self.me)
-        refreshed = self.tokens.Refresh(request, timeout=10)
+        refreshed = self.tokens.Refresh(request, timeout=PATIENCE)
         self.assertEqual(list(refreshed.scopes), ["orders:read"])
         # The answer was lost: the same again.
-        self.assertEqual(self.tokens.Refresh(request, timeout=10).refresh_token, refreshed.refresh_token)
+        self.assertEqual(self.tokens.Refresh(request, timeout=PATIENCE).refresh_token, refreshed.refresh_token)
         following = token_pb2.RefreshRequest(refresh_token=refreshed.refresh_token, **self.me)
-        newest = self.tokens.Refresh(following, timeout=10)
+        newest = self.tokens.Refresh(following, timeout=PATIENCE)
         # Stolen and used after its successor was: the family ends.
         invalid = grpc.StatusCode.INVALID_ARGUMENT
         self.refused(invalid, "INVALID_GRANT", self.tokens.Refresh, request)
@@ -139,7 +139,7 @@ class AnotherLanguage(WithServer):
     def test_many_at_once(self):
         good = self.token().access_token
         request = token_pb2.BatchIntrospectRequest(tokens=[good, "x"] * 500, **self.first)
-        results = self.tokens.BatchIntrospect(request, timeout=10).results
+        results = self.tokens.BatchIntrospect(request, timeout=PATIENCE).results
         self.assertEqual([result.active for result in results], [True, False] * 500)
         request.tokens.append("one too many")
         self.refused(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST", self.tokens.BatchIntrospect, request)
@@ -156,8 +156,8 @@ class AnotherLanguage(WithServer):
         pair = base64.b64encode(f"{self.first['client_id']}:{self.first['client_secret']}".encode()).decode()
         metadata = [("authorization", f"Basic {pair}")]
         scopes = token_pb2.TokenRequest(scopes=["jeton:admin"])
-        issued = self.tokens.Token(scopes, metadata=metadata, timeout=10)
-        judged = self.tokens.Introspect(token_pb2.IntrospectRequest(token=issued.access_token), metadata=metadata, timeout=10)
+        issued = self.tokens.Token(scopes, metadata=metadata, timeout=PATIENCE)
+        judged = self.tokens.Introspect(token_pb2.IntrospectRequest(token=issued.access_token), metadata=metadata, timeout=PATIENCE)
         self.assertIs(judged.active, True)
         # Twice is once too often.
         both = token_pb2.TokenRequest(**self.first)
@@ -165,7 +165,7 @@ class AnotherLanguage(WithServer):
 
     def test_a_request_id_comes_back(self):
         request = token_pb2.TokenRequest(**self.me)
-        _, call = self.tokens.Token.with_call(request, metadata=[("x-request-id", "from-python-1")], timeout=10)
+        _, call = self.tokens.Token.with_call(request, metadata=[("x-request-id", "from-python-1")], timeout=PATIENCE)
         self.assertIn(("x-request-id", "from-python-1"), [tuple(pair) for pair in call.initial_metadata()])
 
     def test_many_threads_share_a_channel(self):

@@ -10,6 +10,8 @@ import tempfile
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Only a test that fails waits for so many seconds.
+PATIENCE = 300
 
 
 class Server:
@@ -18,6 +20,9 @@ class Server:
     def __init__(self):
         self.home = tempfile.mkdtemp(prefix="jeton-e2e-")
         env = {"PATH": os.environ["PATH"], "HOME": self.home, "JETON_METRICS_LISTEN": ""}
+        # No test here is about real time: a busy machine is given all of it that can be configured.
+        env |= {"JETON_LIMITS__DEADLINE_SECONDS": "300", "JETON_LIMITS__DRAIN_SECONDS": "60"}
+        env |= {"JETON_TOKEN__REFRESH_GRACE_SECONDS": "60"}
         binary = os.environ.get("JETON", str(ROOT / "target/debug/jeton"))
         data = os.path.join(self.home, "data")
         command = [binary, "serve", "--dev", "--json", "--listen", "127.0.0.1:0", "--data-dir", data]
@@ -41,7 +46,7 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            code = self.process.wait(timeout=15)
+            code = self.process.wait(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
