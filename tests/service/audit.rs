@@ -26,10 +26,13 @@ use crate::{
 type Tamper = fn(&Connection, i64);
 type Tail = Streaming<jeton::proto::admin::TailEventsResponse>;
 
+/// Only a test that fails waits for this long.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// So many events of a stream, or a failure if they do not come.
 pub async fn take(stream: Tail, count: usize) -> Vec<Event> {
     let events = stream.take(count).map(|event| event.unwrap().event.unwrap()).collect::<Vec<_>>();
-    tokio::time::timeout(Duration::from_secs(10), events).await.expect("the events come")
+    tokio::time::timeout(PATIENCE, events).await.expect("the events come")
 }
 
 async fn page(world: &World, filter: &EventFilter, size: i32, token: &str) -> Result<ListEventsResponse, Status> {
@@ -204,7 +207,7 @@ async fn the_tail_carries_what_is_new_until_the_server_stops() {
     world.end().await;
     for (filter, stream) in filters.iter().zip(streams) {
         let rest = stream.map(|event| event.map(|event| event.event.unwrap())).collect::<Vec<_>>();
-        let seen = tokio::time::timeout(Duration::from_secs(10), rest).await.expect("the stream ends");
+        let seen = tokio::time::timeout(PATIENCE, rest).await.expect("the stream ends");
         let seen: Vec<Event> = seen.into_iter().filter_map(Result::ok).collect();
         let expected: Vec<&Event> = new.iter().filter(|event| admits(filter, event)).collect();
         assert!(!expected.is_empty());

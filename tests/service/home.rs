@@ -21,6 +21,13 @@ use crate::{
     harness::is_on_disk,
 };
 
+/// Seconds that a call may take, the most that can be configured.
+const DEADLINE: u64 = 300;
+/// Seconds that the streams of a server that stops are given to carry what is left.
+const DRAIN: u64 = 60;
+/// Seconds that a node may go without hearing the others, the most that can be configured.
+pub const MAX_STALENESS: u64 = 60;
+
 /// Goes with its last user.
 pub struct Home {
     dir: TempDir,
@@ -75,15 +82,30 @@ impl Home {
         self.database.as_ref().map(Database::uri)
     }
 
-    /// Has a server keep everything here. On a busy machine MongoDB is given time.
+    /// Has a server keep everything here. Real time is no test's subject here, so that a busy machine is given all of it that there
+    /// is: deadlines, a feed that lags and a stop that drains have tests of their own.
     pub fn furnish(&self, config: &mut Config) {
         config.data_dir = self.data_dir();
+        config.limits.deadline_seconds = DEADLINE;
+        config.limits.handshake_seconds = 60;
+        config.limits.drain_seconds = DRAIN;
+        config.store.max_staleness_seconds = MAX_STALENESS;
         if let Some(uri) = self.uri() {
             config.store.uri = uri.to_owned().into();
             config.store.call_timeout_ms = u64::try_from(PATIENCE.as_millis()).unwrap();
-            config.store.max_staleness_seconds = 30;
-            config.limits.deadline_seconds = 60;
         }
+    }
+
+    /// The same for a server that is a process of its own, as variables of its environment; without the data directory.
+    pub fn variables(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("JETON_LIMITS__DEADLINE_SECONDS", DEADLINE.to_string()),
+            ("JETON_LIMITS__HANDSHAKE_SECONDS", "60".to_owned()),
+            ("JETON_LIMITS__DRAIN_SECONDS", DRAIN.to_string()),
+            ("JETON_STORE__MAX_STALENESS_SECONDS", MAX_STALENESS.to_string()),
+            ("JETON_STORE__CALL_TIMEOUT_MS", PATIENCE.as_millis().to_string()),
+            ("JETON_STORE__URI", self.uri().unwrap_or_default().to_owned()),
+        ]
     }
 
     /// The store, for a server that is given one that is open.

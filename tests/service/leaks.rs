@@ -50,7 +50,7 @@ impl Process {
             .arg(home.data_dir())
             .env_clear()
             .env("HOME", home.master_key_file().parent().unwrap())
-            .env("JETON_STORE__URI", home.uri().unwrap_or_default())
+            .envs(home.variables())
             .env("JETON_LOG__LEVEL", "trace")
             .env("JETON_LOG__FORMAT", "json")
             .env("JETON_METRICS_LISTEN", metrics.to_string())

@@ -22,8 +22,8 @@ use crate::{
 };
 
 /// The longest that is waited for what one node did to be known on the other. README promises 1 s for all but one in a hundred;
-/// a debug build on a busy machine is given more, and what it took is printed.
-const BOUND: Duration = Duration::from_secs(10);
+/// a debug build on a busy machine is given minutes, and what it took is printed.
+const BOUND: Duration = Duration::from_secs(120);
 /// How long nodes count a client's calls together, in seconds.
 const WINDOW: i64 = 10;
 
@@ -196,7 +196,7 @@ mod mongodb {
         assert!(is_refused(&one.token(&next, &[]).await, "INVALID_CLIENT"));
         let disabled = soon("a disabled client", async || is_refused(&two.token(&next, &[]).await, "INVALID_CLIENT")).await;
         two.refresh(&next, &issued.refresh_token).await.unwrap_err();
-        assert!(!two.is_active(&issued.access_token).await);
+        soon("the end of its tokens", async || !two.is_active(&issued.access_token).await).await;
         println!("retired after {retired:?}, disabled after {disabled:?}");
     }
 
@@ -246,11 +246,12 @@ mod mongodb {
         })
         .await;
         let caller = one.register(refreshing()).await;
+        let witness = one.register(refreshing()).await;
         let budget = WINDOW * i64::from(RATE.per_second) + i64::from(RATE.burst);
         let slack = 2 * i64::from(RATE.per_second + RATE.burst);
         for window in 1..=3 {
             let (mut granted, mut refused_by_both) = (0, 0);
-            for _ in 0..WINDOW {
+            for second in 1..=WINDOW {
                 let mut within = 0;
                 for world in [&one, &two] {
                     while world.token(&caller, &[]).await.is_ok() {
@@ -259,9 +260,13 @@ mod mongodb {
                 }
                 refused_by_both += usize::from(within == 0);
                 granted += within;
-                // Until both have told the store, which they do once a second, and have had the answer.
+                // Until both have told the store, which they do once a second, and have had the answer: before they have, they
+                // tell it of nothing else.
                 soon("a flush", async || one.counted(&caller).await == granted).await;
-                tokio::time::timeout(Duration::from_millis(50), std::future::pending::<()>()).await.unwrap_err();
+                for world in [&one, &two] {
+                    world.token(&witness, &[]).await.unwrap();
+                }
+                soon("another flush", async || one.counted(&witness).await == 2 * second).await;
                 one.advance(1);
             }
             println!("window {window}: {granted} granted, of {budget} and at most {slack} more");
@@ -284,7 +289,7 @@ mod mongodb {
         let namespace = format!("{}.audit_logs", database.name());
         let data = ::mongodb::bson::doc! { "failCommands": ["getMore"], "errorCode": 286, "namespace": namespace };
         fail_command(uri, ::mongodb::bson::doc! { "mode": "alwaysOn", "data": data }).await;
-        let told = tokio::time::timeout(Duration::from_secs(60), async {
+        let told = tokio::time::timeout(BOUND, async {
             loop {
                 if let Err(status) = events.message().await {
                     break status;
@@ -338,9 +343,15 @@ mod mongodb {
         store.close().await.unwrap();
         let since = Instant::now();
         one.revoke(&caller, &issued.access_token).await.unwrap();
-        let took = soon("ignorance", async || ask(&issued.access_token).await.is_err()).await;
-        println!("UNAVAILABLE {took:?} after the last word was heard, with at most {STALE} s");
-        assert!(since.elapsed() <= Duration::from_secs(STALE + 4), "{:?}", since.elapsed());
+        // The last word was heard before. Ages are kept in milliseconds.
+        let stale = since + Duration::from_secs(STALE) + Duration::from_millis(2);
+        let took = soon("ignorance", async || {
+            let asked = Instant::now();
+            let judged = ask(&issued.access_token).await.is_ok();
+            assert!(!judged || asked <= stale, "judged {:?} after the last word", asked - since);
+            !judged
+        });
+        println!("UNAVAILABLE {:?} after the last word was heard, with at most {STALE} s", took.await);
         for token in [issued.access_token.as_str(), "nonsense", &issued.refresh_token] {
             let status = ask(token).await.unwrap_err();
             assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "NODE_BEHIND"), "{status:?}");
@@ -385,10 +396,11 @@ mod mongodb {
         }
         assert!(turn >= 4 && pages == whole, "{turn} pages");
         for world in [&one, &two] {
+            // The other's end is sure while its heartbeat is young, which a busy machine may delay.
+            soon("two whole chains", async || world.verify_chain().await.intact == Some(true)).await;
             let verdict = world.verify_chain().await;
-            assert_eq!(verdict.intact, Some(true), "{verdict:?}");
             assert_eq!(verdict.chains.iter().map(|chain| chain.chain.as_str()).collect::<Vec<_>>(), ["node-1", "node-2"]);
-            assert!(verdict.chains.iter().all(|chain| chain.intact == Some(true) && chain.checked > 15), "{verdict:?}");
+            assert!(verdict.chains.iter().all(|chain| chain.problem.is_empty() && chain.checked > 15), "{verdict:?}");
         }
     }
 }

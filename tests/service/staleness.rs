@@ -21,15 +21,16 @@ use crate::{
     faults::{Kept, kept_store},
     faulty::{Act, FaultyStore, Kind},
     harness::{Caller, World, bearer, reason, refreshing},
+    home::MAX_STALENESS,
     office::{Rpc, kid_of},
     published::{get, jwks},
     scenes::unlimited,
 };
 
-/// Longer than a node may be without hearing the others, also where it is given time for a busy machine.
-const TOO_LONG: Duration = Duration::from_secs(60);
+/// Longer than a node may be without hearing the others.
+const TOO_LONG: Duration = Duration::from_secs(2 * MAX_STALENESS);
 /// Only a test that fails waits for this long.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Nodes that share a store. What the far one hears is in the test's hand.
 struct Pair {
@@ -178,16 +179,20 @@ async fn a_node_that_is_behind_is_not_ready() {
     let message = HealthCheckRequest { service: String::new() };
     let mut told = HealthClient::new(pair.far.channel.clone()).watch(message).await.unwrap().into_inner();
     let mut next = async || timeout(PATIENCE, told.next()).await.unwrap().unwrap().unwrap().status();
-    assert_eq!((next().await, get(address, "/readyz").await.0), (ServingStatus::Serving, 200));
+    // Where the store works: one that is slow for a moment, on a busy machine, makes it a matter of asking again.
+    let is_ready = async |address| crate::keys::eventually("readiness", async || get(address, "/readyz").await.0 == 200).await;
+    assert_eq!(next().await, ServingStatus::Serving);
+    is_ready(address).await;
     let keys = jwks(address).await;
     pair.cut();
     assert_eq!((get(address, "/readyz").await.0, get(address, "/healthz").await.0), (503, 200));
     assert_eq!(next().await, ServingStatus::NotServing);
     assert_eq!(health(&pair.far).await, ServingStatus::NotServing);
-    assert_eq!((get(pair.near.address, "/readyz").await.0, health(&pair.near).await), (200, ServingStatus::Serving));
+    is_ready(pair.near.address).await;
+    assert_eq!(health(&pair.near).await, ServingStatus::Serving);
     assert_eq!(jwks(address).await, keys);
     pair.mend();
-    assert_eq!(get(address, "/readyz").await.0, 200);
+    is_ready(address).await;
     assert_eq!(next().await, ServingStatus::Serving);
 }
 

@@ -60,10 +60,14 @@ impl Kind {
     }
 }
 
+/// Verbs that a server calls for no caller, as time passes.
+const BY_ITSELF: [&str; 9] = ["note_uses", "sweep", "count", "keyset", "chains", "head", "writer", "witnesses", "time"];
+
 /// Counts the calls, from 1, and does to them what was planned. Idle until something is.
 pub(crate) struct FaultyStore {
     inner: Arc<dyn Store>,
     calls: AtomicU64,
+    asked: AtomicU64,
     /// How many times a client was read.
     pub(crate) reads: AtomicU64,
     plan: Mutex<Plan>,
@@ -137,6 +141,7 @@ impl Follower for Feed {
 #[derive(Default)]
 struct Plan {
     at: BTreeMap<u64, Act>,
+    of: Vec<(&'static str, Act)>,
     always: Option<Act>,
 }
 
@@ -146,6 +151,7 @@ impl FaultyStore {
         Self {
             inner,
             calls: AtomicU64::new(0),
+            asked: AtomicU64::new(0),
             reads: AtomicU64::new(0),
             plan: Mutex::default(),
             feeds: Mutex::default(),
@@ -155,41 +161,56 @@ impl FaultyStore {
         }
     }
 
-    /// Holds the next call of a verb: `client`, `spend`, `open_family`, `rotate`, `append`.
+    /// Holds the next call of a verb that is named below.
     pub(crate) fn hold(&self, verb: &'static str, side: Side) -> Arc<Hold> {
         let hold = Arc::new(Hold { arrived: Semaphore::new(0), released: Semaphore::new(0) });
         self.holds.lock().unwrap().push((verb, side, hold.clone()));
         hold
     }
 
-    /// A call that can be held.
+    /// A call of a verb that tests name.
     async fn pass_held<T>(&self, verb: &'static str, call: impl Future<Output = Result<T>> + Send) -> Result<T> {
         let held = {
             let mut holds = self.holds.lock().unwrap();
             holds.iter().position(|(held, ..)| *held == verb).map(|at| holds.remove(at))
         };
         match held {
-            None => self.pass(call).await,
+            None => self.carry_out(verb, call).await,
             Some((_, Side::Before, hold)) => {
                 hold.wait().await;
-                self.pass(call).await
+                self.carry_out(verb, call).await
             }
             Some((_, Side::After, hold)) => {
-                let result = self.pass(call).await;
+                let result = self.carry_out(verb, call).await;
                 hold.wait().await;
                 result
             }
         }
     }
 
-    /// How many calls there were.
+    /// Number of calls so far.
     pub(crate) fn calls(&self) -> u64 {
         self.calls.load(Ordering::SeqCst)
     }
 
-    /// Plans for the `nth` call from now on, the next being the first.
-    pub(crate) fn plan(&self, nth: u64, act: Act) {
-        self.plan.lock().unwrap().at.insert(self.calls() + nth, act);
+    /// Number of calls so far, without those that a server makes for no caller.
+    pub(crate) fn asked(&self) -> u64 {
+        self.asked.load(Ordering::SeqCst)
+    }
+
+    /// Plans for the `nth` call from now on, the next being the first; returns its number. A server makes calls for no caller too,
+    /// whenever it is time: one of these may be that call.
+    pub(crate) fn plan(&self, nth: u64, act: Act) -> u64 {
+        // Counted under the lock: a call that comes meanwhile finds its plan.
+        let mut plan = self.plan.lock().unwrap();
+        let number = self.calls() + nth;
+        plan.at.insert(number, act);
+        number
+    }
+
+    /// Plans for the next call of a verb that is named below.
+    pub(crate) fn plan_verb(&self, verb: &'static str, act: Act) {
+        self.plan.lock().unwrap().of.push((verb, act));
     }
 
     /// Plans for every call that has no other plan; `None` for nothing.
@@ -246,10 +267,18 @@ impl FaultyStore {
     }
 
     async fn pass<T>(&self, call: impl Future<Output = Result<T>> + Send) -> Result<T> {
+        self.carry_out("", call).await
+    }
+
+    async fn carry_out<T>(&self, verb: &'static str, call: impl Future<Output = Result<T>> + Send) -> Result<T> {
         let number = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
+        if !BY_ITSELF.contains(&verb) {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+        }
         let act = {
             let mut plan = self.plan.lock().unwrap();
-            plan.at.remove(&number).or(plan.always)
+            let of_verb = plan.of.iter().position(|(planned, _)| *planned == verb).map(|at| plan.of.remove(at).1);
+            of_verb.or_else(|| plan.at.remove(&number)).or(plan.always)
         };
         match act {
             None => call.await,
@@ -296,7 +325,7 @@ impl ClientStore for FaultyStore {
     }
 
     async fn replace_client(&self, client: &Client, event: Event) -> Result<Write> {
-        self.pass(self.inner.replace_client(client, event)).await
+        self.pass_held("replace_client", self.inner.replace_client(client, event)).await
     }
 
     async fn end_client(&self, client: &Client, event: Event, ended: Event) -> Result<Write> {
@@ -308,7 +337,7 @@ impl ClientStore for FaultyStore {
     }
 
     async fn note_uses(&self, uses: &[SecretUse]) -> Result<()> {
-        self.pass(self.inner.note_uses(uses)).await
+        self.pass_held("note_uses", self.inner.note_uses(uses)).await
     }
 }
 
@@ -327,7 +356,7 @@ impl FamilyStore for FaultyStore {
     }
 
     async fn end_family(&self, id: FamilyId, now: Timestamp, until: Timestamp, event: Event) -> Result<()> {
-        self.pass(self.inner.end_family(id, now, until, event)).await
+        self.pass_held("end_family", self.inner.end_family(id, now, until, event)).await
     }
 }
 
@@ -349,7 +378,7 @@ impl RevocationStore for FaultyStore {
     }
 
     async fn sweep(&self, now: Timestamp, limit: usize) -> Result<usize> {
-        self.pass(self.inner.sweep(now, limit)).await
+        self.pass_held("sweep", self.inner.sweep(now, limit)).await
     }
 }
 
@@ -360,7 +389,7 @@ impl AuditStore for FaultyStore {
     }
 
     async fn append_soon(&self, event: Event) -> Result<()> {
-        self.pass(self.inner.append_soon(event)).await
+        self.pass_held("append_soon", self.inner.append_soon(event)).await
     }
 
     async fn events(&self, filter: &Filter, before: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
@@ -368,7 +397,7 @@ impl AuditStore for FaultyStore {
     }
 
     async fn chains(&self) -> Result<Vec<Arc<str>>> {
-        self.pass(self.inner.chains()).await
+        self.pass_held("chains", self.inner.chains()).await
     }
 
     async fn chain(&self, name: &str, after: u64, limit: usize) -> Result<Vec<Record>> {
@@ -376,15 +405,15 @@ impl AuditStore for FaultyStore {
     }
 
     async fn head(&self, chain: &str) -> Result<Option<Head>> {
-        self.pass(self.inner.head(chain)).await
+        self.pass_held("head", self.inner.head(chain)).await
     }
 
     async fn writer(&self, chain: &str) -> Result<Writer> {
-        self.pass(self.inner.writer(chain)).await
+        self.pass_held("writer", self.inner.writer(chain)).await
     }
 
     async fn witnesses(&self, after: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
-        self.pass(self.inner.witnesses(after, limit)).await
+        self.pass_held("witnesses", self.inner.witnesses(after, limit)).await
     }
 
     fn tail(&self) -> broadcast::Receiver<Option<Arc<Record>>> {
@@ -395,7 +424,7 @@ impl AuditStore for FaultyStore {
 #[async_trait]
 impl KeyStore for FaultyStore {
     async fn keyset(&self) -> Result<Option<Keyset>> {
-        let stored = self.pass(self.inner.keyset()).await?;
+        let stored = self.pass_held("keyset", self.inner.keyset()).await?;
         Ok(self.keyset.lock().unwrap().clone().or(stored))
     }
 
@@ -407,7 +436,7 @@ impl KeyStore for FaultyStore {
 #[async_trait]
 impl CounterStore for FaultyStore {
     async fn count(&self, hits: &[(String, u64)], until: Timestamp) -> Result<Vec<u64>> {
-        self.pass(self.inner.count(hits, until)).await
+        self.pass_held("count", self.inner.count(hits, until)).await
     }
 }
 
@@ -434,6 +463,6 @@ impl Store for FaultyStore {
     }
 
     async fn time(&self) -> Result<Option<Timestamp>> {
-        self.pass(self.inner.time()).await
+        self.pass_held("time", self.inner.time()).await
     }
 }
