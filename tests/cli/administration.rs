@@ -190,7 +190,7 @@ fn the_trail_is_listed_verified_and_followed() {
 fn the_doctor_finds_a_healthy_service_healthy_and_says_what_ails_another() {
     let house = House::new();
     let server = house.serve();
-    let well = house.jeton(&["doctor", "--dev", "--listen", server.address(), "--json"]).ok().json();
+    let well = house.until(&["doctor", "--dev", "--listen", server.address(), "--json"], Ran::is_ok).ok().json();
     let verdict = |report: &Value, subject: &str| {
         let findings = report["findings"].as_array().unwrap();
         findings.iter().find(|finding| finding["subject"] == subject).unwrap()["verdict"].clone()
@@ -198,7 +198,7 @@ fn the_doctor_finds_a_healthy_service_healthy_and_says_what_ails_another() {
     for subject in ["configuration", "clock", "data directory", "master key", "service"] {
         assert_eq!(verdict(&well, subject), "ok", "{subject}: {well}");
     }
-    house.jeton(&["doctor", "--service-only", "--listen", server.address()]).ok();
+    house.until(&["doctor", "--service-only", "--listen", server.address()], Ran::is_ok).ok();
     let address = server.address().to_owned();
     server.stop();
     let ill = house.jeton(&["doctor", "--dev", "--listen", &address, "--json"]);

@@ -58,7 +58,7 @@ fn people_get_what_they_can_paste() {
     let server = house.follow(&["serve", "--dev", "--listen", "127.0.0.1:0"]);
     let mut lines = Vec::new();
     while !lines.last().is_some_and(|line: &String| line.ends_with("/Introspect")) {
-        lines.push(server.next(Duration::from_secs(20)).unwrap());
+        lines.push(server.next(Duration::from_secs(120)).unwrap());
     }
     let line = lines.iter().find(|line| line.ends_with(" introspect -")).unwrap();
     let mut shell = process::Command::new("sh");

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
-use crate::house::House;
+use crate::house::{House, Ran};
 
 /// An authority, and a certificate of it for this machine: files `ca`, `cert` and `key`.
 fn certificates(house: &House) -> [PathBuf; 3] {
@@ -37,7 +37,7 @@ fn commands_speak_tls_to_the_authority_they_are_given() {
     assert!(refused.code == 4 && refused.err.contains("certificate"), "{refused:?}");
     let without = other.jeton(&["token", "--address", &url]);
     assert!(without.code == 64 && without.err.contains("--ca"), "{without:?}");
-    let doctor = house.jeton(&["doctor", "--dev", "--config", text(&config), "--listen", server.address()]).ok();
+    let doctor = house.until(&["doctor", "--dev", "--config", text(&config), "--listen", server.address()], Ran::is_ok).ok();
     assert!(doctor.out.contains("fits its key"), "{doctor:?}");
     server.stop();
 }
