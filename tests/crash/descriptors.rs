@@ -9,36 +9,39 @@ use tokio::time::timeout;
 
 use crate::{
     callers::{Admin, Caller},
-    process::{Home, endpoint},
+    process::{Home, PATIENCE, endpoint},
 };
+
+/// Who has no answer by then is taken not to be admitted, where that is expected.
+const SOON: Duration = Duration::from_secs(5);
 
 /// S9: where descriptors are few the server keeps enough for the store, refuses further connections, a tenth of them to one
 /// address, and goes on serving those that are open, durable writes included; once some have closed it admits others again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_few_descriptors_open_connections_are_served() {
-    let home = Home::new().by_way_of(&["bash", "-c", r#"ulimit -n 64; exec "$0" "$@""#]);
+    let home = Home::patient().by_way_of(&["bash", "-c", r#"ulimit -n 64; exec "$0" "$@""#]);
     let server = home.start();
     let mut admin = Admin::new(server.secret.as_deref().unwrap(), server.connect().await).await;
     let caller = admin.registered().await;
     let token = admin.caller.token(&[]).await.unwrap().access_token;
 
-    let arrive = async |caller: &Caller, from: u8| -> Option<Caller> {
+    let arrive = async |caller: &Caller, from: u8, patience: Duration| -> Option<Caller> {
         let from = endpoint(server.address).local_address(Some(IpAddr::V4(Ipv4Addr::new(127, 0, 1, from))));
-        let channel = timeout(Duration::from_secs(2), from.connect()).await.ok()?.ok()?;
+        let channel = timeout(patience, from.connect()).await.ok()?.ok()?;
         let mut caller = caller.over(channel);
         // Whoever is in the backlog of the kernel only believes to be connected.
-        timeout(Duration::from_secs(5), caller.token(&[])).await.ok()?.ok()?;
+        timeout(patience, caller.token(&[])).await.ok()?.ok()?;
         Some(caller)
     };
     let mut guests = Vec::new();
-    while let Some(guest) = arrive(&caller, 1).await {
+    while let Some(guest) = arrive(&caller, 1, SOON).await {
         guests.push(guest);
         assert!(guests.len() < 64, "there is no limit to one address");
     }
     let of_one = guests.len();
     // A few less than there is room for: a port that is nearly full has idle connections make room for others.
     for from in 2..22 {
-        guests.push(arrive(&caller, from).await.expect("there is room for one of another address"));
+        guests.push(arrive(&caller, from, PATIENCE).await.expect("there is room for one of another address"));
     }
     assert!(of_one < 6, "{of_one} of one address were admitted");
     assert!(home.log().contains("leaves room for fewer connections"), "{}", home.log());
@@ -50,9 +53,9 @@ async fn with_few_descriptors_open_connections_are_served() {
     assert!(!admin.caller.introspect(&token).await.unwrap());
 
     guests.drain(..guests.len() / 2);
-    let back = timeout(Duration::from_secs(10), async { while arrive(&caller, 1).await.is_none() {} }).await;
+    let back = timeout(PATIENCE, async { while arrive(&caller, 1, SOON).await.is_none() {} }).await;
     assert!(back.is_ok(), "nobody is admitted any more: {}", home.log());
     admin.verify(None).await;
     server.terminate();
-    assert_eq!(server.ended(Duration::from_secs(15)).await.code(), Some(0));
+    assert_eq!(server.ended(PATIENCE).await.code(), Some(0));
 }

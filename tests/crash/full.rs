@@ -12,7 +12,7 @@ use tonic::{Code, Status};
 
 use crate::{
     callers::{Admin, Caller},
-    process::{Home, pause},
+    process::{Home, PATIENCE, pause},
     seed::{Chance, long},
 };
 
@@ -101,7 +101,7 @@ async fn refuses_to_register(admin: &Admin) -> Status {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_does_not_keep_stolen_tokens_alive() {
     let mut chance = Chance::new();
-    let home = Home::new();
+    let home = Home::patient();
     let Some(disk) = Disk::over(&home) else {
         assert!(std::env::var_os("CI").is_none(), "CI must be able to mount a tmpfs");
         eprintln!("NOT RUN: no leave to mount a tmpfs, as root or in a user namespace");
@@ -163,7 +163,7 @@ async fn a_full_disk_does_not_keep_stolen_tokens_alive() {
     admin.verify(None).await;
 }
 
-/// Without a restart, within some seconds.
+/// Without a restart.
 async fn recovers(caller: &mut Caller) {
     let attempts = async {
         while let Err(status) = caller.token(&[]).await {
@@ -171,5 +171,5 @@ async fn recovers(caller: &mut Caller) {
             pause(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), attempts).await.expect("there is room again and nothing is issued");
+    tokio::time::timeout(PATIENCE, attempts).await.expect("there is room again and nothing is issued");
 }

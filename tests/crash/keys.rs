@@ -17,7 +17,7 @@ async fn there_is_exactly_one_signing_key_after_every_kill() {
     let mut chance = Chance::new();
     let rounds = if long() { 100 } else { 12 };
     // A prepared key signs one second after it was published: phases pass while the test looks on.
-    let home = Home::new().setting("JETON_KEYS__PUBLISH_AHEAD_SECONDS", "1");
+    let home = Home::patient().setting("JETON_KEYS__PUBLISH_AHEAD_SECONDS", "1");
     let mut server = home.start();
     let mut admin = Admin::new(server.secret.as_deref().unwrap(), server.connect().await).await;
     let mut caller = admin.registered().await;

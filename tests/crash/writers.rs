@@ -112,17 +112,7 @@ impl Writer {
                 let issued = self.caller.token(&[]).await?;
                 self.note("token.issued", issued.access_token);
             }
-            4..7 => {
-                let token = self.refresh_token.clone();
-                let refreshed = self.caller.refresh(&token).await?;
-                self.refresh_token = refreshed.refresh_token;
-                // The first of a connection may repeat one whose answer was lost: that is recorded as what it is.
-                if std::mem::replace(&mut self.heard, true) {
-                    self.note("token.refreshed", refreshed.access_token);
-                } else {
-                    self.noted.live.push(refreshed.access_token);
-                }
-            }
+            4..7 => self.refresh().await?,
             7..9 => {
                 let Some(token) = self.noted.live.pop() else { return Ok(()) };
                 let ended = claim(&token, "jti");
@@ -139,6 +129,30 @@ impl Writer {
             }
         }
         Ok(())
+    }
+
+    async fn refresh(&mut self) -> Result<(), Status> {
+        let token = self.refresh_token.clone();
+        let refreshed = self.caller.refresh(&token).await?;
+        self.refresh_token = refreshed.refresh_token;
+        // The first of a connection may repeat one whose answer was lost: that is recorded as what it is.
+        if std::mem::replace(&mut self.heard, true) {
+            self.note("token.refreshed", refreshed.access_token);
+        } else {
+            self.noted.live.push(refreshed.access_token);
+        }
+        Ok(())
+    }
+
+    /// Asks for an answer that was lost, and goes on by one, while nobody kills the server. An answer may be lost four times, and in
+    /// two generations running: one who loses more is taken for two (AUDIT TL7). A slow server that is killed every time is asked
+    /// no more than once in between.
+    pub(crate) async fn settle(&mut self, channel: Channel) {
+        if !self.heard {
+            self.caller = self.caller.over(channel);
+            self.refresh().await.unwrap();
+            self.refresh().await.unwrap();
+        }
     }
 
     fn note(&mut self, action: &'static str, access_token: String) {

@@ -237,7 +237,7 @@ impl Node {
         let server = block_in_place(|| home.start());
         let address = server.address;
         let server = Mutex::new(Some(server));
-        let channel = endpoint(address).timeout(PATIENCE).connect_lazy();
+        let channel = endpoint(address).connect_timeout(Duration::from_secs(2)).timeout(PATIENCE).connect_lazy();
         Self { name, home, address, server, channel }
     }
 

@@ -50,6 +50,8 @@ pub(crate) const USER: &str = "jeton";
 pub(crate) const PASSWORD: &str = "canary-of-the-database";
 /// How long a member may take to answer the harness.
 const ANSWER: Duration = Duration::from_secs(5);
+/// The same for what a set is begun with, when nothing keeps a member from answering but a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Sets run one at a time, or their figures would be of each other.
 static ONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -138,12 +140,12 @@ impl ReplicaSet {
             let settings = doc! { "electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500, "heartbeatTimeoutSecs": 2 };
             configuration.insert("settings", settings);
         }
-        self.command(0, doc! { "replSetInitiate": configuration }).await.unwrap();
+        self.command_within(PATIENCE, 0, doc! { "replSetInitiate": configuration }).await.unwrap();
         // Left alone, they wait for an election timeout. Refused until enough of them have the configuration.
         until("a first primary", async || self.command(0, doc! { "replSetStepUp": 1 }).await.is_ok()).await;
         if self.options.auth {
             let user = doc! { "createUser": USER, "pwd": PASSWORD, "roles": ["readWriteAnyDatabase"] };
-            self.command(self.primary().await, user).await.unwrap();
+            self.command_within(PATIENCE, self.primary().await, user).await.unwrap();
         }
     }
 
@@ -333,10 +335,14 @@ impl ReplicaSet {
 
     /// What this member answers to a command on `admin`, past its proxy; the failure in words.
     pub(crate) async fn command(&self, index: usize, command: Document) -> Result<Document, String> {
+        self.command_within(ANSWER, index, command).await
+    }
+
+    async fn command_within(&self, time: Duration, index: usize, command: Document) -> Result<Document, String> {
         // A task of its own: the driver does not want its futures dropped.
         let client = self.client_of(index);
         let asked = self.runtime().spawn(async move { client.database("admin").run_command(command).await });
-        let answer = tokio::time::timeout(ANSWER, asked).await.map_err(|_| format!("no answer in {ANSWER:?}"))?;
+        let answer = tokio::time::timeout(time, asked).await.map_err(|_| format!("no answer in {time:?}"))?;
         answer.unwrap().map_err(|error| error.to_string())
     }
 
