@@ -77,12 +77,12 @@ impl Limits {
         self.guesses.give_back(guess);
     }
 
-    /// Notes that a peer's secret was wrong.
+    /// Notes that a secret from a peer's network was wrong.
     pub fn failed(&self, peer: Peer, now: Timestamp) {
         self.guesses.failed(peer, now);
     }
 
-    /// Returns true if a secret from a peer was wrong lately.
+    /// Returns true if a secret from a peer's network was wrong lately.
     pub fn failed_lately(&self, peer: Peer, now: Timestamp) -> bool {
         self.guesses.failed_lately(peer, now)
     }

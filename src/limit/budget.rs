@@ -81,8 +81,6 @@ struct Budget {
     spent: Spent,
     /// When it was last drawn on, in milliseconds.
     used: AtomicI64,
-    /// When it was last marked, in milliseconds.
-    marked: AtomicI64,
 }
 
 /// Budgets of one kind, by key.
@@ -137,17 +135,9 @@ impl<K: Hash + Eq + Clone> Budgets<K> {
         }
     }
 
-    /// Notes that a draw will not be given back.
-    pub(super) fn mark(&self, key: &K, now: Timestamp) {
-        if let Some(budget) = self.by_key.pin().get(key) {
-            budget.marked.store(now.millis(), Relaxed);
-        }
-    }
-
-    /// Returns true if a budget was marked within the time in which it refills.
-    pub(super) fn is_marked(&self, key: &K, now: Timestamp) -> bool {
-        let marked = self.by_key.pin().get(key).map(|budget| Timestamp::from_millis(budget.marked.load(Relaxed)));
-        marked.is_some_and(|marked| now.since(marked) < self.refill)
+    /// How long an empty budget takes to be full again.
+    pub(super) const fn refill(&self) -> Duration {
+        self.refill
     }
 
     fn budget(&self, key: &K) -> Option<Arc<Budget>> {
@@ -161,7 +151,7 @@ impl<K: Hash + Eq + Clone> Budgets<K> {
         let fresh = || {
             let spent = Spent::default();
             let limiter = RateLimiter::new(self.quota, spent.clone(), self.ticks.clone());
-            Arc::new(Budget { limiter, spent, used: AtomicI64::new(0), marked: AtomicI64::new(i64::MIN) })
+            Arc::new(Budget { limiter, spent, used: AtomicI64::new(0) })
         };
         Some(table.get_or_insert_with(key.clone(), fresh).clone())
     }

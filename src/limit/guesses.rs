@@ -4,13 +4,18 @@
 //! | budget of the site | budget of the site at this secret | a secret is | a wrong one is answered |
 //! |--|--|--|--|
 //! | drawn | - | compared, also by argon2id | INVALID_CLIENT |
-//! | empty | drawn | compared where that is cheap | SLOW_DOWN |
+//! | empty | drawn | compared where that is cheap: one made here, or with what is remembered | SLOW_DOWN |
 //! | empty | empty, or there is no such client | not compared | SLOW_DOWN |
 //!
 //! The answer follows from the site alone, so that it does not tell which names exist (A02). The second budget is why noise at
 //! other names neither hides guesses at a client nor locks out its neighbours.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicI64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use papaya::HashMap;
 
 use super::budget::{Budgets, Ticks};
 use crate::{
@@ -61,11 +66,41 @@ impl Guess {
 pub(super) struct Guesses {
     sites: Budgets<Site>,
     targets: Budgets<(Site, Target)>,
+    failures: Failures,
+}
+
+/// When a secret from each network was wrong last, in milliseconds. By network, for who guesses has 65,536 of the /64 that budgets
+/// go by.
+struct Failures {
+    by_network: HashMap<Site, AtomicI64>,
+    cap: usize,
+}
+
+impl Failures {
+    /// Past the bound networks go unmarked: they wait for their turn as those do that never failed, under the same budgets.
+    fn note(&self, network: Site, now: Timestamp) {
+        let table = self.by_network.pin();
+        if table.len() >= self.cap && !table.contains_key(&network) {
+            metrics::counter!("jeton_limiter_full_total").increment(1);
+            return;
+        }
+        table.get_or_insert_with(network, || AtomicI64::new(i64::MIN)).store(now.millis(), Relaxed);
+    }
+
+    fn is_within(&self, period: Duration, network: Site, now: Timestamp) -> bool {
+        let last = self.by_network.pin().get(&network).map(|last| Timestamp::from_millis(last.load(Relaxed)));
+        last.is_some_and(|last| now.since(last) < period)
+    }
+
+    fn sweep(&self, period: Duration, now: Timestamp) {
+        self.by_network.pin().retain(|_, last| now.since(Timestamp::from_millis(last.load(Relaxed))) < period);
+    }
 }
 
 impl Guesses {
     pub(super) fn new(rate: Rate, cap: usize, ticks: &Ticks) -> Self {
-        Self { sites: Budgets::new(rate, cap, ticks), targets: Budgets::new(rate, cap, ticks) }
+        let failures = Failures { by_network: HashMap::new(), cap };
+        Self { sites: Budgets::new(rate, cap, ticks), targets: Budgets::new(rate, cap, ticks), failures }
     }
 
     /// Draws for one secret; `target` is `None` where there is no such client. A full table pays for nothing.
@@ -88,19 +123,22 @@ impl Guesses {
         }
     }
 
+    /// Notes that a secret from the peer's network was wrong.
     pub(super) fn failed(&self, peer: Peer, now: Timestamp) {
-        if let Some(site) = peer.site() {
-            self.sites.mark(&site, now);
+        if let Some(network) = peer.network() {
+            self.failures.note(network, now);
         }
     }
 
+    /// Returns true if a secret from the peer's network was wrong within the time in which a budget refills.
     pub(super) fn failed_lately(&self, peer: Peer, now: Timestamp) -> bool {
-        peer.site().is_some_and(|site| self.sites.is_marked(&site, now))
+        peer.network().is_some_and(|network| self.failures.is_within(self.sites.refill(), network, now))
     }
 
     pub(super) fn sweep(&self, now: Timestamp) {
         self.sites.sweep(now);
         self.targets.sweep(now);
+        self.failures.sweep(self.sites.refill(), now);
     }
 }
 
@@ -200,6 +238,23 @@ mod tests {
         guesses.failed(peer(1), NOW);
         assert!(guesses.failed_lately(peer(1), NOW) && !guesses.failed_lately(peer(2), NOW));
         assert!(!guesses.failed_lately(peer(1), NOW + Duration::from_secs(4)));
+    }
+
+    /// AZ1: another /64 of the same /48 is the same caller.
+    #[test]
+    fn a_network_that_failed_is_known_by_all_of_its_sites() {
+        let guesses = guesses(2);
+        let at = |address: &str| Peer::Ip(address.parse().unwrap());
+        guesses.failed(at("2001:db8:1:1::1"), NOW);
+        assert!(guesses.failed_lately(at("2001:db8:1:ffff::1"), NOW));
+        assert!(!guesses.failed_lately(at("2001:db8:2:1::1"), NOW), "another network");
+        for n in 0..50 {
+            guesses.failed(at(&format!("2001:db8:{n}::1")), NOW);
+        }
+        assert_eq!(guesses.failures.by_network.len(), 2);
+        assert!(guesses.failed_lately(at("2001:db8:1:2::1"), NOW), "who is known stays known");
+        guesses.sweep(NOW + Duration::from_secs(4));
+        assert!(guesses.failures.by_network.is_empty());
     }
 
     #[test]
