@@ -23,12 +23,29 @@ pub fn check(text: &str) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Returns true for characters that break lines, turn text round or do not show, and are no control characters to Unicode.
+/// Returns true for characters that break lines, turn text round or do not show, and are no control characters to Unicode: those
+/// with the property Default_Ignorable_Code_Point (DerivedCoreProperties.txt of Unicode 17), all of them, the line and paragraph
+/// separators and the marks of interlinear annotation.
 pub const fn is_hidden(c: char) -> bool {
     matches!(
         c,
-        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
-            | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
+        '\u{ad}'
+            | '\u{34f}'
+            | '\u{61c}'
+            | '\u{115f}'..='\u{1160}'
+            | '\u{17b4}'..='\u{17b5}'
+            | '\u{180b}'..='\u{180f}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{3164}'
+            | '\u{fe00}'..='\u{fe0f}'
+            | '\u{feff}'
+            | '\u{ffa0}'
+            | '\u{fff0}'..='\u{fffb}'
+            | '\u{1bca0}'..='\u{1bca3}'
+            | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e0fff}'
     )
 }
 
@@ -88,5 +105,39 @@ mod tests {
             assert!(check(&format!("a{c}b")).is_err(), "{}", u32::from(c));
         }
         assert_eq!(check("Größe 日本 🚀 e\u{301}"), Ok(()));
+    }
+
+    /// AUDIT AZ16(f): each range with its edges, and what lies next to them.
+    #[test]
+    fn everything_that_does_not_show_is_hidden() {
+        let ranges: [(u32, u32); 19] = [
+            (0x00ad, 0x00ad),
+            (0x034f, 0x034f),
+            (0x061c, 0x061c),
+            (0x115f, 0x1160),
+            (0x17b4, 0x17b5),
+            (0x180b, 0x180f),
+            (0x200b, 0x200f),
+            (0x2028, 0x2029),
+            (0x202a, 0x202e),
+            (0x2060, 0x206f),
+            (0x3164, 0x3164),
+            (0xfe00, 0xfe0f),
+            (0xfeff, 0xfeff),
+            (0xffa0, 0xffa0),
+            (0xfff0, 0xfff8),
+            (0xfff9, 0xfffb),
+            (0x1bca0, 0x1bca3),
+            (0x1d173, 0x1d17a),
+            (0xe0000, 0xe0fff),
+        ];
+        let expected = |code: u32| ranges.iter().any(|(first, last)| (*first..=*last).contains(&code));
+        let wrong: Vec<u32> = ('\0'..=char::MAX)
+            .map(u32::from)
+            .filter(|code| is_hidden(char::from_u32(*code).unwrap()) != expected(*code))
+            .collect();
+        assert!(wrong.is_empty(), "{wrong:x?}");
+        let count: u32 = ranges.iter().map(|(first, last)| last - first + 1).sum();
+        assert_eq!(count, 4_174 + 2 + 3, "Default_Ignorable_Code_Point has 4,174, and five more are hidden");
     }
 }
