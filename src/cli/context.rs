@@ -104,8 +104,8 @@ pub fn path(environment: &BTreeMap<String, String>) -> Option<PathBuf> {
 /// Reads the contexts; none where there is no file.
 ///
 /// # Errors
-/// When the file is there and cannot be read or understood, or others can write to it: they would choose the server that a secret
-/// is sent to. The message does not quote it.
+/// When the file is there and cannot be read or understood, belongs to another user, or others can write to it: they would choose
+/// the server that a secret is sent to. The message does not quote it.
 pub fn load(path: &Path) -> io::Result<Contexts> {
     let mut file = match File::open(path) {
         Ok(file) => file,
@@ -113,9 +113,9 @@ pub fn load(path: &Path) -> io::Result<Contexts> {
         Err(error) => return Err(error),
     };
     // Asked of the open file, so that what is judged is what is read.
-    let mode = file.metadata()?.mode() & 0o777;
-    if mode & 0o022 != 0 {
-        let problem = format!("others can write to it (mode {mode:04o}): chmod 0600");
+    let metadata = file.metadata()?;
+    let mode = metadata.mode() & 0o777;
+    if let Some(problem) = exposure(metadata.uid(), mode, rustix::process::geteuid().as_raw()) {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, problem));
     }
     let mut text = String::new();
@@ -127,6 +127,14 @@ pub fn load(path: &Path) -> io::Result<Contexts> {
         output::warn(&format!("warning: others can read the secrets in {shown} (mode {mode:04o}): chmod 0600 {shown}"));
     }
     Ok(contexts)
+}
+
+/// How others can change a file of this owner and mode that the user `own` reads, if they can. Root's may be read by all.
+fn exposure(owner: u32, mode: u32, own: u32) -> Option<String> {
+    if owner != own && owner != 0 {
+        return Some(format!("it belongs to user {owner}, this process is user {own}: run it as that user, or chown it"));
+    }
+    (mode & 0o022 != 0).then(|| format!("others can write to it (mode {mode:04o}): chmod 0600"))
 }
 
 /// Writes the contexts to a new file and puts it in the old one's place: whoever reads finds one or the other, whole.
@@ -284,6 +292,33 @@ mod tests {
             assert_eq!(loaded.is_ok(), expected, "{mode:o}");
             assert!(loaded.is_ok() || loaded.unwrap_err().to_string().contains("chmod 0600"));
         }
+    }
+
+    /// AZ16, DECISIONS 15: nor is one that belongs to another user, root for one, who runs `jeton` in another user's home.
+    #[test]
+    fn a_file_of_another_user_is_refused() {
+        let refused = |owner, mode, own| exposure(owner, mode, own);
+        for (owner, own) in [(1_000, 1_001), (1_000, 0)] {
+            for mode in [0o600, 0o644, 0o666] {
+                assert!(refused(owner, mode, own).is_some_and(|problem| problem.contains(&format!("user {owner}"))));
+            }
+        }
+        for (owner, own) in [(1_000, 1_000), (0, 1_000), (0, 0)] {
+            assert_eq!(refused(owner, 0o644, own), None);
+            assert!(refused(owner, 0o622, own).is_some_and(|problem| problem.contains("chmod 0600")));
+        }
+    }
+
+    /// The same of a real file, where this may give one away.
+    #[test]
+    fn a_file_that_was_given_away_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("contexts.toml");
+        save(&path, &Contexts::default()).unwrap();
+        if std::os::unix::fs::chown(&path, Some(65_534), None).is_err() {
+            return;
+        }
+        assert!(load(&path).unwrap_err().to_string().contains("belongs to user 65534"));
     }
 
     /// O01: neither `Debug` nor a complaint about the file shows the secret.
