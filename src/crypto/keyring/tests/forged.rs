@@ -284,9 +284,8 @@ fn unused_bits_make_no_second_spelling() {
     }
 }
 
-/// J15: too long is refused by its length; that is so quick that even megabytes cost nothing.
+/// J15: too long is refused by its length alone, whatever it holds: nothing of it is looked for or decoded.
 #[test]
-#[expect(clippy::disallowed_methods, reason = "what is tested is how long it takes")]
 fn long_tokens_are_refused_before_they_are_read() {
     let (_, bench) = Bench::all()[0];
     for length in [MAX_TOKEN, MAX_TOKEN + 1, 64 * 1024, 1024 * 1024, 4 * 1024 * 1024] {
@@ -297,9 +296,9 @@ fn long_tokens_are_refused_before_they_are_read() {
             continue;
         }
         for token in [padded, "a".repeat(length), ".".repeat(length), "é".repeat(length / 2 + 1)] {
-            let start = std::time::Instant::now();
-            assert!((0..1_000).all(|_| !bench.accepts(&token)));
-            assert!(start.elapsed() < Duration::from_millis(50), "50 us each");
+            assert!(!bench.accepts(&token));
+            let refused = jws::split(&token).err().expect("a refusal").to_string();
+            assert_eq!(refused, "not an acceptable compact JWS: too long", "{length}");
         }
     }
 }
