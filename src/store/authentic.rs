@@ -119,6 +119,7 @@ impl ClientStore for Authentic {
 #[async_trait]
 impl ProofStore for Authentic {
     async fn spend(&self, proof: Proof, write: ProvenWrite) -> Result<Spent> {
+        let proof = proof.checked_with(&self.key);
         self.inner.spend(proof, write.map_client(|client| self.key.seal_client(client))).await
     }
 }

@@ -7,9 +7,12 @@
 use async_trait::async_trait;
 
 use super::Result;
-use crate::model::{
-    Claims, Client, ClientId, EpochOf, Epochs, Event, FamilyId, Jti, Keyset, Kid, Revocation, Revoked, Scopes, SecretId,
-    Subject, TenantId, Timestamp,
+use crate::{
+    crypto::records::RecordKey,
+    model::{
+        Claims, Client, ClientId, EpochOf, Epochs, Event, FamilyId, Jti, Keyset, Kid, Revocation, Revoked, Scopes, SecretId,
+        Subject, TenantId, Timestamp,
+    },
 };
 
 /// Proof that a caller may make one change. It is neither copied nor cloned: [`ProofStore::spend`] takes it by value, so a
@@ -21,6 +24,8 @@ pub struct Proof {
     tenant: TenantId,
     scopes: Scopes,
     basis: Basis,
+    /// What the client's record is checked with when it is read again.
+    key: Option<RecordKey>,
 }
 
 /// The credential that a caller proved itself with.
@@ -52,13 +57,18 @@ impl Proof {
             subject: claims.sub.clone(),
             epochs: claims.ep,
         };
-        Self { client: claims.client_id.clone(), tenant: claims.tenant.clone(), scopes, basis: Basis::Token(basis) }
+        Self { client: claims.client_id.clone(), tenant: claims.tenant.clone(), scopes, basis: Basis::Token(basis), key: None }
     }
 
     /// Rests on a secret of `client` that works at `now`, and on the client's still having `scopes`.
     pub fn by_secret(client: &Client, secret: SecretId, now: Timestamp, scopes: Scopes) -> Self {
         let basis = Basis::Secret(secret, now);
-        Self { client: client.id.clone(), tenant: client.tenant.clone(), scopes, basis }
+        Self { client: client.id.clone(), tenant: client.tenant.clone(), scopes, basis, key: None }
+    }
+
+    /// With the key that the client's record must check under, for a store that seals its records.
+    pub(super) fn checked_with(self, key: &RecordKey) -> Self {
+        Self { key: Some(key.clone()), ..self }
     }
 
     /// The client that proved itself.
@@ -80,14 +90,20 @@ impl Proof {
         &self.tenant
     }
 
-    /// Returns true if the client's record, as it is kept now, still carries the proof.
+    /// Returns true if the client's record, as it is kept now, still carries the proof. One that does not check carries none, like
+    /// one that is read for any other end.
     pub(super) fn holds_for(&self, client: Option<&Client>) -> bool {
         client.is_some_and(|client| {
             let secret_works = match &self.basis {
                 Basis::Token(_) => true,
                 Basis::Secret(id, now) => client.live_secrets(*now).any(|own| own.id == *id),
             };
-            !client.disabled && client.tenant == self.tenant && client.scopes.lacks(&self.scopes).is_none() && secret_works
+            let is_authentic = self.key.as_ref().is_none_or(|key| client.id == self.client && key.is_authentic(client));
+            is_authentic
+                && !client.disabled
+                && client.tenant == self.tenant
+                && client.scopes.lacks(&self.scopes).is_none()
+                && secret_works
         })
     }
 }
