@@ -48,7 +48,12 @@ impl Authority {
             grace: self.terms.token.refresh_grace(),
             remember: self.remember(),
         };
-        let rotation = self.store.rotate(&rotate, &authenticated.stamp(call), &jti.to_string()).await?;
+        let stamp = authenticated.stamp(call);
+        let rotation = self.store.rotate(&rotate, &stamp, &jti.to_string()).await?;
+        if let Some(verdict) = rotation.unrecorded() {
+            let refused = rotate.event(verdict, &stamp, "", None);
+            return Err(self.trail.refusal(refused, Error::InvalidGrant).await);
+        }
         let family = told_of(rotation, call, &family)?;
         // The successor is derived anew for a caller that presents the spent token in time with a secret that works.
         self.still_authenticated(call, &authenticated).await?;

@@ -178,7 +178,8 @@ pub trait FamilyStore: Send + Sync {
     async fn open_family(&self, family: &Family, event: Event) -> Result<Creation>;
     /// A family, ended ones too while they are kept. Expired ones read as absent.
     async fn family(&self, id: FamilyId, now: Timestamp) -> Result<Option<Family>>;
-    /// Judges and acts on a presented token in one write, by [`Rotate::judge`], and records it by [`Rotate::event`].
+    /// Judges and acts on a presented token in one write, by [`Rotate::judge`], and records it by [`Rotate::event`]. What changes
+    /// nothing ([`Rotation::unrecorded`]) is not recorded: it may come as often as a caller likes, so its caller counts it.
     async fn rotate(&self, rotate: &Rotate, stamp: &Stamp, jti: &str) -> Result<Rotation>;
     /// Ends a family and what came of it, remembered until `until`; ending it again changes nothing and answers the same.
     async fn end_family(&self, id: FamilyId, now: Timestamp, until: Timestamp, event: Event) -> Result<()>;

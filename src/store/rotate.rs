@@ -38,6 +38,17 @@ pub enum Rotation {
     Unknown,
 }
 
+impl Rotation {
+    /// The verdict behind an outcome that changed nothing, of which the store leaves no record.
+    pub const fn unrecorded(&self) -> Option<Verdict> {
+        match self {
+            Self::Refused => Some(Verdict::Refuse),
+            Self::Unknown => Some(Verdict::Unknown),
+            Self::Rotated(_) | Self::Repeated(_) | Self::Reused | Self::Shared(_) => None,
+        }
+    }
+}
+
 /// A presented refresh token, already authenticated.
 #[derive(Clone, Debug)]
 pub struct Rotate {

@@ -200,9 +200,9 @@ impl Model {
     }
 
     fn rotate(&mut self, rotate: &Rotate, peer: &str) -> Rotation {
-        self.records += 1;
         let Some(family) = self.families.get_mut(&rotate.family) else { return Rotation::Unknown };
         let verdict = rotate.judge(family, Last { at: family.rotated_at, unanswered: 0 });
+        self.records += u64::from(!matches!(verdict, Verdict::Refuse | Verdict::Unknown));
         match verdict {
             Verdict::Rotate => {
                 family.generation += 1;

@@ -64,7 +64,7 @@ impl Batch<'_> {
         if self.scarce && !verdict.ends() {
             return Err(Fault::Full);
         }
-        let entry = Entry::new(rotate.event(verdict, stamp, jti, found.as_ref().map(|row| &row.family)))?;
+        let event = rotate.event(verdict, stamp, jti, found.as_ref().map(|row| &row.family));
         let rotation = match (verdict, found) {
             (Verdict::Rotate, Some(mut row)) => {
                 row.family.generation = row.family.generation.saturating_add(1);
@@ -84,7 +84,7 @@ impl Batch<'_> {
                 self.update_family(&row)?;
                 Rotation::Repeated(row.family)
             }
-            (Verdict::Refuse, Some(_)) => Rotation::Refused,
+            (Verdict::Refuse, Some(_)) => return Ok(Rotation::Refused),
             (Verdict::Reuse | Verdict::Shared, Some(mut row)) => {
                 let found = row.family.clone();
                 row.family.ended_at = Some(rotate.now);
@@ -92,9 +92,9 @@ impl Batch<'_> {
                 self.end(&ended(rotate.family, rotate.now + rotate.remember))?;
                 if verdict == Verdict::Shared { Rotation::Shared(found) } else { Rotation::Reused }
             }
-            (Verdict::Unknown, _) | (_, None) => Rotation::Unknown,
+            (Verdict::Unknown, _) | (_, None) => return Ok(Rotation::Unknown),
         };
-        self.append(&entry)?;
+        self.append(&Entry::new(event)?)?;
         Ok(rotation)
     }
 

@@ -96,10 +96,8 @@ impl Shared {
                     }
                     attempts += 1;
                 }
-                (verdict, family) => {
-                    self.append(call.rotate.event(verdict, call.stamp, call.jti, family.as_ref())).await?;
-                    return Ok((if verdict == Verdict::Refuse { Rotation::Refused } else { Rotation::Unknown }, None));
-                }
+                (Verdict::Refuse, _) => return Ok((Rotation::Refused, None)),
+                _ => return Ok((Rotation::Unknown, None)),
             }
         }
         Err(Fault::Crowded)
