@@ -56,10 +56,18 @@ impl Limits {
 
     /// A call that does the work of many; one that is more than the plan's burst counts as the whole burst.
     pub fn client_many(&self, client: &ClientId, plan: &PlanName, work: u32, now: Timestamp) -> Result<(), Error> {
-        let plan = self.plans.get(plan.as_str()).or_else(|| self.plans.get(PlanName::standard().as_str()));
-        let Some((rate, budgets)) = plan else { return Ok(()) };
+        let Some((rate, budgets)) = self.plan(plan) else { return Ok(()) };
         budgets.draw_many(client, work, now).map_err(throttled)?;
         self.shared.count(client, *rate, work, now).map_err(throttled)
+    }
+
+    /// The rate of a plan; one that is no longer configured counts as "standard". `None` where not even that is.
+    pub fn rate_of(&self, plan: &PlanName) -> Option<Rate> {
+        self.plan(plan).map(|(rate, _)| *rate)
+    }
+
+    fn plan(&self, plan: &PlanName) -> Option<&(Rate, Budgets<ClientId>)> {
+        self.plans.get(plan.as_str()).or_else(|| self.plans.get(PlanName::standard().as_str()))
     }
 
     /// Whether there is a plan of this name.

@@ -1,64 +1,65 @@
-//! Turns at a bounded pool, shared fairly among sites: no address fills it against others.
+//! Turns at a bounded pool, shared fairly among keys: of callers that have proven nothing the network, of administrators the tenant.
+//! No key fills it against others.
 //!
 //! | rule | why |
 //! |--|--|
-//! | one site runs one at a time | a site with many callers leaves the other cores to others |
-//! | one site waits with a quarter of the queue at most | one address cannot fill it |
-//! | sites that lately failed wait with half of the queue at most, and after the others | nor can some addresses |
-//! | sites take turns | many callers get no more turns than few |
+//! | one key runs one at a time | a site with many callers leaves the other cores to others |
+//! | one key waits with a quarter of the queue at most | one address cannot fill it |
+//! | keys of the second class wait with half of the queue at most, and after the others | nor can some addresses that guess |
+//! | keys take turns | many callers get no more turns than few |
 
 use std::{
     collections::{HashMap, VecDeque},
+    hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::oneshot;
-
-use crate::model::Site;
 
 /// More are waiting than may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many password hashes at once")]
 pub struct Busy;
 
-/// A caller as the pool sees it.
-#[derive(Clone, Copy, Debug)]
-pub struct Origin {
-    /// Its network, for an IPv6 customer has 65,536 of the /64 that budgets go by; `None` for this process itself.
-    pub network: Option<Site>,
-    /// Whether a secret from there was wrong lately.
-    pub failed_lately: bool,
+/// Whose turn it is where there are two whose it could be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Class {
+    /// With the whole queue.
+    #[default]
+    First,
+    /// With half of it, after the others.
+    Second,
 }
 
 /// The pool.
-pub(super) struct Lanes(Arc<Mutex<State>>);
+pub(super) struct Lanes<K: Hash + Eq + Clone>(Arc<Mutex<State<K>>>);
 
-struct State {
+struct State<K> {
     parallel: usize,
     queue: usize,
     running: usize,
-    by_site: HashMap<Option<Site>, Lane>,
-    /// Sites with somebody waiting, the next one first.
-    turns: VecDeque<Option<Site>>,
+    by_key: HashMap<K, Lane>,
+    /// Keys with somebody waiting, the next one first.
+    turns: VecDeque<K>,
 }
 
 #[derive(Default)]
 struct Lane {
     running: bool,
-    failed_lately: bool,
+    class: Class,
     waiting: VecDeque<oneshot::Sender<()>>,
 }
 
 /// The right to run, given back when it is dropped.
-pub(super) struct Permit {
-    lanes: Arc<Mutex<State>>,
-    site: Option<Site>,
+pub(super) struct Permit<K: Hash + Eq + Clone> {
+    lanes: Arc<Mutex<State<K>>>,
+    key: K,
 }
 
-impl Lanes {
+impl<K: Hash + Eq + Clone> Lanes<K> {
     /// Lets up to `parallel` run at once, at least one, and up to `queue` wait.
     pub(super) fn new(parallel: usize, queue: usize) -> Self {
-        let state = State { parallel: parallel.max(1), queue, running: 0, by_site: HashMap::new(), turns: VecDeque::new() };
+        let state = State { parallel: parallel.max(1), queue, running: 0, by_key: HashMap::new(), turns: VecDeque::new() };
         Self(Arc::new(Mutex::new(state)))
     }
 
@@ -67,105 +68,105 @@ impl Lanes {
     /// # Errors
     ///
     /// At once, where too many are waiting.
-    pub(super) async fn enter(&self, origin: Origin) -> Result<Permit, Busy> {
-        let site = origin.network;
+    pub(super) async fn enter(&self, key: K, class: Class) -> Result<Permit<K>, Busy> {
         let given = {
             let mut state = lock(&self.0);
-            let given = state.queue(site, origin.failed_lately)?;
+            let given = state.queue(&key, class)?;
             state.give_turns();
             given
         };
-        Turn { given: Some(given), lanes: Arc::clone(&self.0), site }.wait().await
+        Turn { given: Some(given), lanes: Arc::clone(&self.0), key }.wait().await
     }
 }
 
 /// A place in the queue. A caller that hangs up passes on the turn it was just given.
-struct Turn {
+struct Turn<K: Hash + Eq + Clone> {
     given: Option<oneshot::Receiver<()>>,
-    lanes: Arc<Mutex<State>>,
-    site: Option<Site>,
+    lanes: Arc<Mutex<State<K>>>,
+    key: K,
 }
 
-impl Turn {
-    async fn wait(mut self) -> Result<Permit, Busy> {
+impl<K: Hash + Eq + Clone> Turn<K> {
+    async fn wait(mut self) -> Result<Permit<K>, Busy> {
         if let Some(given) = &mut self.given {
             given.await.map_err(|_| Busy)?;
         }
         self.given = None;
-        Ok(Permit { lanes: Arc::clone(&self.lanes), site: self.site })
+        Ok(Permit { lanes: Arc::clone(&self.lanes), key: self.key.clone() })
     }
 }
 
-impl Drop for Turn {
+impl<K: Hash + Eq + Clone> Drop for Turn<K> {
     fn drop(&mut self) {
         let Some(mut given) = self.given.take() else { return };
         given.close();
         if given.try_recv().is_ok() {
-            drop(Permit { lanes: Arc::clone(&self.lanes), site: self.site });
+            drop(Permit { lanes: Arc::clone(&self.lanes), key: self.key.clone() });
         }
     }
 }
 
-impl Drop for Permit {
+impl<K: Hash + Eq + Clone> Drop for Permit<K> {
     fn drop(&mut self) {
         let mut state = lock(&self.lanes);
-        state.release(self.site);
+        state.release(&self.key);
         state.give_turns();
     }
 }
 
-impl State {
-    fn queue(&mut self, site: Option<Site>, failed_lately: bool) -> Result<oneshot::Receiver<()>, Busy> {
-        if !self.has_room(site, failed_lately) {
+impl<K: Hash + Eq + Clone> State<K> {
+    fn queue(&mut self, key: &K, class: Class) -> Result<oneshot::Receiver<()>, Busy> {
+        if !self.has_room(key, class) {
             // Callers that hung up while they waited leave their places only here and at their turn.
             self.forget_gone();
-            if !self.has_room(site, failed_lately) {
+            if !self.has_room(key, class) {
                 return Err(Busy);
             }
         }
         let (sender, turn) = oneshot::channel();
-        let lane = self.by_site.entry(site).or_default();
-        // By network: a caller who changes the /64 with each guess does not clear the mark of its lane.
-        lane.failed_lately |= failed_lately;
+        let lane = self.by_key.entry(key.clone()).or_default();
+        // For as long as somebody of its key is here.
+        lane.class = lane.class.max(class);
         if lane.waiting.is_empty() {
-            self.turns.push_back(site);
+            self.turns.push_back(key.clone());
         }
         lane.waiting.push_back(sender);
         Ok(turn)
     }
 
-    fn has_room(&self, site: Option<Site>, failed_lately: bool) -> bool {
-        let lane = self.by_site.get(&site);
+    fn has_room(&self, key: &K, class: Class) -> bool {
+        let lane = self.by_key.get(key);
         if self.running < self.parallel && lane.is_none() {
             return true;
         }
-        let waiting = |failed: bool| -> usize {
-            let lanes = self.by_site.values().filter(|lane| lane.failed_lately || !failed);
+        let waiting = |from: Class| -> usize {
+            let lanes = self.by_key.values().filter(|lane| lane.class >= from);
             lanes.map(|lane| lane.waiting.len()).sum()
         };
         let share = self.queue.div_ceil(4);
         lane.map_or(0, |lane| lane.waiting.len()) < share
-            && waiting(false) < self.queue
-            && (!failed_lately || waiting(true) < self.queue.div_ceil(2))
+            && waiting(Class::First) < self.queue
+            && (class == Class::First || waiting(Class::Second) < self.queue.div_ceil(2))
     }
 
     fn forget_gone(&mut self) {
-        self.by_site.retain(|_, lane| {
+        self.by_key.retain(|_, lane| {
             lane.waiting.retain(|sender| !sender.is_closed());
             lane.running || !lane.waiting.is_empty()
         });
-        let by_site = &self.by_site;
-        self.turns.retain(|site| by_site.get(site).is_some_and(|lane| !lane.waiting.is_empty()));
+        let by_key = &self.by_key;
+        self.turns.retain(|key| by_key.get(key).is_some_and(|lane| !lane.waiting.is_empty()));
     }
 
     fn give_turns(&mut self) {
         while self.running < self.parallel {
-            let first = |failed: bool| {
-                let lane_is_next = |lane: &Lane| !lane.running && lane.failed_lately == failed;
-                self.turns.iter().position(|site| self.by_site.get(site).is_some_and(lane_is_next))
+            let first = |class: Class| {
+                let lane_is_next = |lane: &Lane| !lane.running && lane.class == class;
+                self.turns.iter().position(|key| self.by_key.get(key).is_some_and(lane_is_next))
             };
-            let Some(site) = first(false).or_else(|| first(true)).and_then(|at| self.turns.remove(at)) else { return };
-            let Some(lane) = self.by_site.get_mut(&site) else { continue };
+            let next = first(Class::First).or_else(|| first(Class::Second));
+            let Some(key) = next.and_then(|at| self.turns.remove(at)) else { return };
+            let Some(lane) = self.by_key.get_mut(&key) else { continue };
             while let Some(sender) = lane.waiting.pop_front() {
                 if sender.send(()).is_ok() {
                     lane.running = true;
@@ -174,25 +175,25 @@ impl State {
                 }
             }
             if !lane.waiting.is_empty() {
-                self.turns.push_back(site);
+                self.turns.push_back(key);
             } else if !lane.running {
-                self.by_site.remove(&site);
+                self.by_key.remove(&key);
             }
         }
     }
 
-    fn release(&mut self, site: Option<Site>) {
+    fn release(&mut self, key: &K) {
         self.running = self.running.saturating_sub(1);
-        if let Some(lane) = self.by_site.get_mut(&site) {
+        if let Some(lane) = self.by_key.get_mut(key) {
             lane.running = false;
             if lane.waiting.is_empty() {
-                self.by_site.remove(&site);
+                self.by_key.remove(key);
             }
         }
     }
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+fn lock<K>(state: &Mutex<State<K>>) -> MutexGuard<'_, State<K>> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -203,39 +204,41 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+    use crate::model::Site;
 
-    type Waiting<'a> = Pin<Box<dyn Future<Output = Result<Permit, Busy>> + 'a>>;
+    type Origin = (Site, Class);
+    type Waiting<'a> = Pin<Box<dyn Future<Output = Result<Permit<Site>, Busy>> + 'a>>;
 
     fn from(address: &str) -> Origin {
-        Origin { network: Some(Site::network(address.parse::<IpAddr>().unwrap())), failed_lately: false }
+        (Site::network(address.parse::<IpAddr>().unwrap()), Class::First)
     }
 
     fn failed(address: &str) -> Origin {
-        Origin { failed_lately: true, ..from(address) }
+        (from(address).0, Class::Second)
     }
 
     /// Enters and looks once: a permit, a refusal, or a place in the queue.
-    fn enter(lanes: &Lanes, origin: Origin) -> (Option<Result<Permit, Busy>>, Waiting<'_>) {
-        let mut waiting: Waiting<'_> = Box::pin(lanes.enter(origin));
+    fn enter(lanes: &Lanes<Site>, (site, class): Origin) -> (Option<Result<Permit<Site>, Busy>>, Waiting<'_>) {
+        let mut waiting: Waiting<'_> = Box::pin(lanes.enter(site, class));
         let now = waiting.as_mut().now_or_never();
         (now, waiting)
     }
 
-    fn runs(lanes: &Lanes, origin: Origin) -> Permit {
+    fn runs(lanes: &Lanes<Site>, origin: Origin) -> Permit<Site> {
         enter(lanes, origin).0.expect("at once").expect("a permit")
     }
 
-    fn waits(lanes: &Lanes, origin: Origin) -> Waiting<'_> {
+    fn waits(lanes: &Lanes<Site>, origin: Origin) -> Waiting<'_> {
         let (now, waiting) = enter(lanes, origin);
         assert!(now.is_none(), "it waits");
         waiting
     }
 
-    fn is_refused(lanes: &Lanes, origin: Origin) -> bool {
+    fn is_refused(lanes: &Lanes<Site>, origin: Origin) -> bool {
         matches!(enter(lanes, origin).0, Some(Err(Busy)))
     }
 
-    fn has_turn(waiting: &mut Waiting<'_>) -> Option<Permit> {
+    fn has_turn(waiting: &mut Waiting<'_>) -> Option<Permit<Site>> {
         waiting.as_mut().now_or_never().map(|permit| permit.expect("a permit"))
     }
 
@@ -329,6 +332,6 @@ mod tests {
         let gone: Vec<_> = (2..6).map(|n| waits(&lanes, from(&format!("10.0.0.{n}")))).collect();
         drop(gone);
         let _waits = waits(&lanes, from("10.0.0.6"));
-        assert_eq!(lock(&lanes.0).by_site.len(), 2);
+        assert_eq!(lock(&lanes.0).by_key.len(), 2);
     }
 }

@@ -9,18 +9,28 @@ use std::sync::{
 };
 
 use secrecy::{ExposeSecret, SecretString};
-use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
-    task,
-};
+use tokio::task;
 
 pub use self::argon::check_import;
-pub use super::lanes::{Busy, Origin};
-use super::{lanes::Lanes, random, remembered::Remembered};
-use crate::model::{SecretId, client::MAX_LIVE_SECRETS};
+pub use super::lanes::Busy;
+use super::{
+    lanes::{Class, Lanes},
+    random,
+    remembered::Remembered,
+};
+use crate::model::{SecretId, Site, TenantId, client::MAX_LIVE_SECRETS};
 
 /// How many verified secrets are remembered.
 const REMEMBERED: usize = 10_000;
+
+/// A caller as the pool sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin {
+    /// Its network, for an IPv6 customer has 65,536 of the /64 that budgets go by; `None` for this process itself.
+    pub network: Option<Site>,
+    /// Whether a secret from there was wrong lately.
+    pub failed_lately: bool,
+}
 
 /// A secret of a client as it is kept, to compare a presented one with.
 #[derive(Clone, Debug)]
@@ -42,10 +52,10 @@ pub struct Match {
 
 /// The bounded pool.
 pub struct Passwords {
-    lanes: Lanes,
-    /// Administration has a core of its own, and a queue: nobody who is not authenticated delays it.
-    administration: Arc<Semaphore>,
-    administration_queue: Arc<Semaphore>,
+    lanes: Lanes<Option<Site>>,
+    /// Administration has a core of its own, and a queue: nobody who is not authenticated delays it. Tenants are its second class:
+    /// they share half of the queue and no tenant has more than half of that; the operator comes first, and has room.
+    administration: Lanes<TenantId>,
     remembered: Remembered,
     /// A hash of nothing anybody knows, to compare with where there is nothing.
     decoy: Arc<str>,
@@ -64,24 +74,23 @@ impl Passwords {
         let decoy = argon::hash(&random::bytes::<32>()).expect("memory for one hash").into();
         Self {
             lanes: Lanes::new(parallel, queue),
-            administration: Arc::new(Semaphore::new(1)),
-            administration_queue: Arc::new(Semaphore::new(queue.saturating_add(1).min(Semaphore::MAX_PERMITS))),
+            administration: Lanes::new(1, queue.saturating_add(1).saturating_mul(2)),
             remembered: Remembered::new(REMEMBERED),
             decoy,
             work: Arc::default(),
         }
     }
 
-    /// Hashes a new secret for an administrator under a fresh salt, into a PHC string.
+    /// Hashes a new secret for an administrator of a tenant under a fresh salt, into a PHC string.
     ///
     /// # Errors
     ///
-    /// When too many administrators are waiting, or there is no memory for it.
-    pub async fn hash(&self, secret: SecretString) -> Result<String, Busy> {
-        let place = Arc::clone(&self.administration_queue).try_acquire_owned().map_err(|_| Busy)?;
-        let core: OwnedSemaphorePermit = Arc::clone(&self.administration).acquire_owned().await.map_err(|_| Busy)?;
+    /// When too many administrators of that tenant, or of all tenants, are waiting, or there is no memory for it.
+    pub async fn hash(&self, tenant: &TenantId, secret: SecretString) -> Result<String, Busy> {
+        let class = if tenant.is_operator() { Class::First } else { Class::Second };
+        let core = self.administration.enter(tenant.clone(), class).await?;
         let work = Arc::clone(&self.work);
-        let hashed = run((place, core), move || {
+        let hashed = run(core, move || {
             work.fetch_add(argon::OWN_BLOCKS, Relaxed);
             argon::hash(secret.expose_secret().as_bytes())
         });
@@ -121,7 +130,8 @@ impl Passwords {
         kept: Vec<Kept>,
         presented: &SecretString,
     ) -> Result<Option<Match>, Busy> {
-        let permit = self.lanes.enter(origin).await?;
+        let class = if origin.failed_lately { Class::Second } else { Class::First };
+        let permit = self.lanes.enter(origin.network, class).await?;
         // Of many who bring the same secret at once, as after a start, the first one pays.
         if let Some(id) = self.recall(client, &kept, presented) {
             return Ok(Some(Match { id, rehashed: None }));

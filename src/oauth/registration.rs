@@ -94,8 +94,8 @@ impl Authority {
         let blank = blank(id, tenant, call.now);
         let mut client = self.settle(blank.clone(), settings)?;
         admin.may_give(&client.scopes)?;
-        admin.may_allow(&blank, &client, &self.terms.token)?;
-        let (secret, value) = self.make_secret(secret, None, call.now).await?;
+        self.may_allow(admin, &blank, &client)?;
+        let (secret, value) = self.make_secret(admin.tenant(), secret, None, call.now).await?;
         let secret_id = secret.id.clone();
         client.secrets.push(secret);
         let event = admin.stamp_in(call, &client.tenant).done(Action::ClientCreated, client.id.as_str());
@@ -122,7 +122,7 @@ impl Authority {
             return Ok(None);
         }
         let scopes = Scopes::parse(&[ADMIN, INTROSPECT_ANY]).map_err(Error::invalid("scopes"))?;
-        let (secret, value) = self.make_secret(NewSecret::Generated, None, call.now).await?;
+        let (secret, value) = self.make_secret(&TenantId::operator(), NewSecret::Generated, None, call.now).await?;
         let client = Client {
             display_name: "first administrator".to_owned(),
             default_scopes: scopes.clone(),
@@ -203,7 +203,7 @@ impl Authority {
         }
         // Asked before the price of argon2id is paid.
         self.administered(admin, id).await.and_then(|client| admin.may_give(&client.scopes))?;
-        let (secret, value) = self.make_secret(source, expires_at, call.now).await?;
+        let (secret, value) = self.make_secret(admin.tenant(), source, expires_at, call.now).await?;
         let secret_id = secret.id.clone();
         let target = format!("{id}/{secret_id}");
         let client = self
@@ -274,7 +274,7 @@ impl Authority {
             let client = Client { revision: before.revision + 1, updated_at: call.now, ..change(client)? };
             let ends = ends.or_else(|| before.loses_by(&client).then_some("narrowed"));
             admin.may_give(&client.scopes)?;
-            admin.may_allow(&before, &client, &self.terms.token)?;
+            self.may_allow(admin, &before, &client)?;
             let stamp = admin.stamp_in(call, &client.tenant);
             let event = stamp.done(action, target);
             let ended = |why: &str| stamp.done(Action::ClientRevoked, id.as_str()).because(why.to_owned());
@@ -343,8 +343,10 @@ impl Authority {
         Ok(client)
     }
 
+    /// `tenant` is that of who asks for it.
     async fn make_secret(
         &self,
+        tenant: &TenantId,
         source: NewSecret,
         expires_at: Option<Timestamp>,
         now: Timestamp,
@@ -363,7 +365,7 @@ impl Authority {
                 if !(16..=MAX_SECRET).contains(&length) || plain.expose_secret().starts_with(PREFIX) {
                     return Err(Error::field("plain_secret", "must be 16 to 1024 bytes and not begin with \"jcs_\""));
                 }
-                (random_secret_id()?, Digest::Argon2id { phc: self.passwords.hash(plain).await? }, None)
+                (random_secret_id()?, Digest::Argon2id { phc: self.passwords.hash(tenant, plain).await? }, None)
             }
         };
         Ok((Secret { id, digest, created_at: now, expires_at, last_used_at: None, use_count: 0 }, value))

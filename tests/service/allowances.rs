@@ -1,6 +1,9 @@
 //! Rate plans and lifetimes that are the operator's to give (AUDIT AZ11).
 
-use jeton::proto::admin::{Client, CreateClientRequest, UpdateClientRequest};
+use jeton::{
+    config::Rate,
+    proto::admin::{Client, CreateClientRequest, UpdateClientRequest},
+};
 use tonic::{Code, Status};
 
 use crate::{
@@ -99,4 +102,40 @@ async fn what_the_operator_gave_stays_until_it_is_given_up() {
         ..named("own")
     };
     assert!(create(&world, &token, own).await.is_ok());
+}
+
+/// AZ11: a plan below "standard" is the operator's means against a client that takes too much: its tenant neither moves the client
+/// back nor to any plan above, and may give up what is more.
+#[tokio::test]
+async fn a_slower_plan_is_the_operators_to_take_back() {
+    let world = World::with(|config| {
+        let rates = [("slow", 1, 1), ("slower-with-a-burst", 1, 1_000_000), ("slowest", 1, 1)];
+        for (name, per_second, burst) in rates {
+            config.limits.plans.insert(name.to_owned(), Rate { per_second, burst });
+        }
+    })
+    .await;
+    let (_, token) = world.staff("acme", &["jeton:admin:clients"]).await;
+    let slowed = Client { tenant: "acme".to_owned(), rate_plan: "slow".to_owned(), ..named("slowed") };
+    world.register(slowed.clone()).await;
+    let onto = async |client: &Client, plan: &str| {
+        let client = Client { rate_plan: plan.to_owned(), ..client.clone() };
+        update(&world, &token, client, &["rate_plan"]).await
+    };
+    for plan in ["standard", "", "bulk", "slower-with-a-burst"] {
+        refused(onto(&slowed, plan).await, plan);
+    }
+    for plan in ["slow", "slowest"] {
+        assert!(onto(&slowed, plan).await.is_ok(), "{plan}");
+    }
+    let renamed = Client { display_name: "renamed".to_owned(), ..slowed.clone() };
+    assert!(update(&world, &token, renamed, &["display_name"]).await.is_ok());
+    assert!(world.change(Client { rate_plan: "standard".to_owned(), ..slowed }, &["rate_plan"]).await.is_ok(), "the operator");
+    // What is above may be given up in steps, and not taken back.
+    let fast = Client { tenant: "acme".to_owned(), rate_plan: "bulk".to_owned(), ..named("fast") };
+    world.register(fast.clone()).await;
+    for plan in ["standard", "slow"] {
+        assert!(onto(&fast, plan).await.is_ok(), "{plan}");
+    }
+    refused(onto(&fast, "standard").await, "back");
 }

@@ -4,7 +4,7 @@
 use jeton::{
     crypto::passwords::Passwords,
     model::{
-        Action, Client as Stored, ClientId, Digest, Scopes, Stamp, Timestamp,
+        Action, Client as Stored, ClientId, Digest, Scopes, Stamp, TenantId, Timestamp,
         event::{Filter, Outcome},
     },
     proto::admin::{
@@ -15,7 +15,8 @@ use jeton::{
 use tokio::time::{Duration, Instant, timeout};
 
 use crate::{
-    harness::{Caller, World, reason, refreshing},
+    faulty::Side,
+    harness::{Caller, World, bearer, reason, refreshing},
     lab::Lab,
 };
 
@@ -30,7 +31,7 @@ fn stamp() -> Stamp {
 }
 
 async fn hash() -> String {
-    Passwords::new(1, 1).hash(KNOWN.to_owned().into()).await.unwrap()
+    Passwords::new(1, 1).hash(&TenantId::operator(), KNOWN.to_owned().into()).await.unwrap()
 }
 
 async fn stored(lab: &Lab, name: &str) -> Stored {
@@ -144,6 +145,23 @@ async fn a_record_that_was_altered_is_refused_and_its_own_again_accepted() {
     // Put back whole, as far as the store's own counting of writes lets it be: the code covers the revision, so not even that.
     replace(&lab, Stored { revision: 2, ..of_b }).await;
     assert_eq!(refusal(world, &b).await.1, "INVALID_CLIENT");
+}
+
+/// The record that a change's proof rests on is checked once more where the change is made, as it is wherever it is read.
+#[tokio::test]
+async fn a_change_does_not_rest_on_a_record_that_was_altered() {
+    let lab = Lab::start().await;
+    let (mut clients, token) = (lab.world.clients(), lab.world.admin_token().await);
+    let held = lab.store.hold("spend", Side::Before);
+    let new = Client { client_id: "made".to_owned(), ..refreshing() };
+    let message = CreateClientRequest { client: Some(new), secret: None };
+    let create = tokio::spawn(async move { clients.create_client(bearer(message, &token)).await });
+    held.arrived().await;
+    let admin = stored(&lab, &lab.world.admin.id).await;
+    replace(&lab, Stored { display_name: "altered".to_owned(), ..admin }).await;
+    held.release();
+    assert_eq!(reason(&create.await.unwrap().unwrap_err()), "INVALID_TOKEN");
+    assert!(lab.store.client(&id("made")).await.unwrap().is_none());
 }
 
 /// Once a record and minute, however often it is read.

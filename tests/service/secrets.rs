@@ -2,6 +2,7 @@
 
 use jeton::{
     crypto::passwords::Passwords,
+    model::TenantId,
     proto::admin::{
         AddSecretRequest, AddSecretResponse, Client, CreateClientRequest, EventFilter, RetireSecretRequest, SecretKind,
         add_secret_request, create_client_request,
@@ -160,7 +161,7 @@ async fn a_secret_ends_when_it_was_said_to() {
 async fn secrets_that_were_brought_along_authenticate() {
     let world = World::start().await;
     let plain = "correct horse battery staple";
-    let phc = Passwords::new(1, 1).hash("hashed elsewhere, long ago".into()).await.unwrap();
+    let phc = Passwords::new(1, 1).hash(&TenantId::operator(), "hashed elsewhere, long ago".into()).await.unwrap();
     let client = import(&world, "plain", create_client_request::Secret::PlainSecret(plain.to_owned())).await.unwrap();
     assert_eq!(client.secrets[0].kind(), SecretKind::Argon2id);
     import(&world, "hashed", create_client_request::Secret::Argon2idHash(phc.clone())).await.unwrap();
@@ -214,7 +215,7 @@ async fn chosen_secrets_have_a_shortest_and_a_longest_length() {
 async fn hashes_that_are_weak_or_dear_are_refused() {
     let world = World::start().await;
     world.register(Client { client_id: "made".to_owned(), ..Client::default() }).await;
-    let good = Passwords::new(1, 1).hash("a secret of somebody".into()).await.unwrap();
+    let good = Passwords::new(1, 1).hash(&TenantId::operator(), "a secret of somebody".into()).await.unwrap();
     let (_, tail) = good.split_once("p=1$").unwrap();
     let with = |head: &str| format!("{head}${tail}");
     let (salt, hash) = tail.split_once('$').unwrap();

@@ -1,6 +1,7 @@
 //! The bounded pool, what a comparison costs, and what may be brought along.
 
 use argon2::{Algorithm, Argon2, Params, PasswordHasher, Version};
+use futures_util::{FutureExt, future::join_all};
 
 use super::{argon::OWN_BLOCKS, *};
 
@@ -36,11 +37,11 @@ fn id(found: Result<Option<Match>, Busy>) -> Option<String> {
 #[tokio::test]
 async fn a_secret_verifies_against_its_own_hash_only() {
     let passwords = Passwords::new(2, 8);
-    let phc = passwords.hash(secret("correct horse")).await.unwrap();
+    let phc = passwords.hash(&TenantId::operator(), secret("correct horse")).await.unwrap();
     assert!(phc.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"));
     assert_eq!(check_import(&phc), Ok(()));
-    assert_ne!(passwords.hash(secret("correct horse")).await.unwrap(), phc, "each has its own salt");
-    let kept = [kept("s1", passwords.hash(secret("another")).await.unwrap()), kept("s2", phc)];
+    assert_ne!(passwords.hash(&TenantId::operator(), secret("correct horse")).await.unwrap(), phc, "each has its own salt");
+    let kept = [kept("s1", passwords.hash(&TenantId::operator(), secret("another")).await.unwrap()), kept("s2", phc)];
     let found = find(&passwords, &kept, "correct horse").await.unwrap().unwrap();
     assert_eq!((found.id.as_str(), found.rehashed), ("s2", None));
     assert_eq!(id(find(&passwords, &kept, "another").await).as_deref(), Some("s1"));
@@ -55,7 +56,7 @@ async fn secrets_that_differ_late_are_different() {
     let passwords = Passwords::new(2, 8);
     for length in [73, 128, 1_024] {
         let [one, other] = ["1", "2"].map(|end| format!("{}{end}", "x".repeat(length - 1)));
-        let kept = [kept("s1", passwords.hash(secret(&one)).await.unwrap())];
+        let kept = [kept("s1", passwords.hash(&TenantId::operator(), secret(&one)).await.unwrap())];
         assert_eq!(find(&passwords, &kept, &other).await, Ok(None), "{length}");
         assert_eq!(find(&passwords, &kept, &one[..72]).await, Ok(None), "{length}");
         assert!(find(&passwords, &kept, &one).await.unwrap().is_some());
@@ -67,7 +68,7 @@ async fn secrets_that_differ_late_are_different() {
 #[tokio::test]
 async fn every_refusal_costs_the_same() {
     let passwords = Passwords::new(1, 1);
-    let own = passwords.hash(secret("right")).await.unwrap();
+    let own = passwords.hash(&TenantId::operator(), secret("right")).await.unwrap();
     let classes: Vec<Vec<String>> = vec![
         vec![],
         vec![own.clone()],
@@ -110,7 +111,7 @@ async fn a_cheaper_hash_is_made_anew_at_its_first_use() {
 #[tokio::test]
 async fn a_verified_secret_is_paid_for_once_and_a_wrong_one_every_time() {
     let passwords = Passwords::new(1, 0);
-    let kept = [kept("s1", passwords.hash(secret("chosen")).await.unwrap())];
+    let kept = [kept("s1", passwords.hash(&TenantId::operator(), secret("chosen")).await.unwrap())];
     let mut work = passwords.work();
     let mut paid = |passwords: &Passwords| passwords.work() - std::mem::replace(&mut work, passwords.work());
     assert_eq!(find(&passwords, &kept, "wrong").await, Ok(None));
@@ -136,7 +137,7 @@ async fn a_verified_secret_is_paid_for_once_and_a_wrong_one_every_time() {
 async fn a_secret_that_was_verified_meanwhile_is_not_paid_for_again() {
     let passwords = Passwords::new(1, 4);
     let kept = [kept("s1", phc(19_456, 2, 1))];
-    let core = passwords.lanes.enter(HERE).await.unwrap();
+    let core = passwords.lanes.enter(None, Class::First).await.unwrap();
     let meanwhile = async {
         passwords.remember("orders", &kept[0], &secret("chosen"));
         drop(core);
@@ -150,7 +151,7 @@ async fn a_secret_that_was_verified_meanwhile_is_not_paid_for_again() {
 #[tokio::test]
 async fn more_than_may_wait_are_refused_at_once() {
     let passwords = Arc::new(Passwords::new(1, 8));
-    let core = passwords.lanes.enter(HERE).await.unwrap();
+    let core = passwords.lanes.enter(None, Class::First).await.unwrap();
     let waiting: Vec<_> = (0..2)
         .map(|_| {
             let passwords = Arc::clone(&passwords);
@@ -170,14 +171,40 @@ async fn more_than_may_wait_are_refused_at_once() {
 #[tokio::test]
 async fn administration_has_a_core_of_its_own() {
     let passwords = Passwords::new(1, 0);
-    let core = passwords.lanes.enter(HERE).await.unwrap();
+    let core = passwords.lanes.enter(None, Class::First).await.unwrap();
     assert_eq!(find(&passwords, &[], "x").await, Err(Busy));
-    assert!(passwords.hash(secret("chosen")).await.is_ok());
+    assert!(passwords.hash(&TenantId::operator(), secret("chosen")).await.is_ok());
     drop(core);
-    let _administration = Arc::clone(&passwords.administration).acquire_owned().await.unwrap();
-    let _place = Arc::clone(&passwords.administration_queue).acquire_owned().await.unwrap();
-    assert_eq!(passwords.hash(secret("chosen")).await, Err(Busy));
+    let _administration = passwords.administration.enter(TenantId::operator(), Class::First).await.unwrap();
     assert_eq!(find(&passwords, &[], "x").await, Ok(None));
+}
+
+/// AZ1: administrators of one tenant wait with half of what all tenants have and are refused past it; another tenant's wait, and all of
+/// them do not fill what is the operator's.
+#[tokio::test]
+async fn one_tenants_administrators_leave_room_for_the_others() {
+    let passwords = Passwords::new(1, 3);
+    let tenant = |name: &str| name.parse::<TenantId>().unwrap();
+    let core = passwords.administration.enter(tenant("acme"), Class::Second).await.unwrap();
+    let hash = |name: &'static str| {
+        let passwords = &passwords;
+        let mut hash = Box::pin(async move { passwords.hash(&tenant(name), secret("chosen")).await.map(|_| name) });
+        (hash.as_mut().now_or_never(), hash)
+    };
+    let mut waiting = Vec::new();
+    for (name, places) in [("acme", 2), ("globex", 2), ("initech", 0), ("default", 2)] {
+        for n in 0..3 {
+            let (now, hash) = hash(name);
+            assert_eq!(now, (n >= places).then_some(Err(Busy)), "{name}, {n}");
+            if n < places {
+                waiting.push(hash);
+            }
+        }
+    }
+    drop(core);
+    let mut hashed: Vec<&str> = join_all(waiting).await.into_iter().map(Result::unwrap).collect();
+    hashed.sort_unstable();
+    assert_eq!(hashed, ["acme", "acme", "default", "default", "globex", "globex"]);
 }
 
 /// L14: a caller who hangs up does not free the core its hash still runs on.
@@ -187,7 +214,7 @@ async fn a_caller_who_hangs_up_keeps_its_place_until_the_work_is_done() {
     let (started, start) = std::sync::mpsc::channel();
     let (finish, finished) = std::sync::mpsc::channel::<()>();
     {
-        let work = run(passwords.lanes.enter(HERE).await.unwrap(), move || {
+        let work = run(passwords.lanes.enter(None, Class::First).await.unwrap(), move || {
             started.send(()).unwrap();
             finished.recv().ok()
         });
