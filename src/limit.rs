@@ -3,16 +3,21 @@
 mod alarm;
 mod budget;
 mod guesses;
+mod places;
 mod window;
 
 use std::collections::HashMap as Plans;
 
-pub use self::guesses::{Guess, Target};
 use self::{
     alarm::Alarm,
     budget::{Budgets, Ticks, throttled},
     guesses::Guesses,
+    places::Places,
     window::Windows,
+};
+pub use self::{
+    guesses::{Guess, Target},
+    places::ReadPlace,
 };
 use crate::{
     config::{self, Rate},
@@ -26,6 +31,7 @@ pub struct Limits {
     peers: Budgets<Site>,
     guesses: Guesses,
     alarm: Alarm,
+    places: Places,
     plans: Plans<String, (Rate, Budgets<ClientId>)>,
     shared: Windows,
 }
@@ -39,6 +45,7 @@ impl Limits {
             peers: Budgets::new(config.per_peer, cap, &ticks),
             guesses: Guesses::new(config.failed_authentication, cap, &ticks),
             alarm: Alarm::new(cap),
+            places: Places::default(),
             plans: config.plans.iter().map(|(name, rate)| (name.clone(), (*rate, Budgets::new(*rate, cap, &ticks)))).collect(),
             shared: Windows::default(),
         }
@@ -75,6 +82,11 @@ impl Limits {
         self.plans.contains_key(plan.as_str())
     }
 
+    /// Waits until a caller that has proven nothing may read from the store; so many of one network may at once.
+    pub async fn read_place(&self, peer: Peer) -> ReadPlace {
+        self.places.take(peer).await
+    }
+
     /// Draws for comparing one presented secret, before it is compared; `target` is `None` where there is no such client.
     pub fn guess(&self, peer: Peer, target: Option<Target>, now: Timestamp) -> Guess {
         self.guesses.draw(peer, target, now)
@@ -95,7 +107,7 @@ impl Limits {
         self.guesses.failed_lately(peer, now)
     }
 
-    /// Counts a refused authentication as an existing client, from wherever; true once an hour, when they are too many.
+    /// Counts a wrong secret of an existing client, from wherever; true once an hour, when they are too many.
     pub fn is_under_attack(&self, client: &ClientId, now: Timestamp) -> bool {
         self.alarm.failed(client, now)
     }

@@ -12,6 +12,7 @@ use crate::{
     error::{Error, Result},
     model::{Call, Client, ClientId, Epochs, SecretId, Stamp, Subject, TenantId},
     standing::Behind,
+    store::StoreError,
 };
 
 /// The longest secret that is looked at, in bytes (A04).
@@ -104,7 +105,7 @@ impl Authority {
         }
         let id = client_id.parse::<ClientId>().ok();
         let (client, read) = match &id {
-            Some(id) => self.standing.look_up(self.store(), id).await?,
+            Some(id) => self.standing.look_up(id, self.read_unproven(call, id)).await?,
             None => (None, false),
         };
         let claim = Claim { name: &client_id, client: client.as_deref(), secret: &secret };
@@ -127,9 +128,26 @@ impl Authority {
         // the same name whoever is claimed, for a record that is there takes longer to read than one that is not.
         if id.is_some() && !read {
             let nobody = NOBODY.parse().map_err(Error::invalid("client_id"))?;
-            self.store.client(&nobody).await?;
+            self.read_unproven(call, &nobody).await?;
         }
         Err(refused)
+    }
+
+    /// Reads a client's record for a caller that has proven nothing yet, in a place of its network's. In a task of its own: what is
+    /// on its way to the store stays there when the caller hangs up, and so does its place.
+    async fn read_unproven(&self, call: &Call, id: &ClientId) -> Result<Option<Client>, StoreError> {
+        let place = self.limits.read_place(call.peer).await;
+        let (store, id) = (Arc::clone(&self.store), id.clone());
+        let read = tokio::spawn(async move {
+            let found = store.client(&id).await;
+            drop(place);
+            found
+        });
+        read.await.unwrap_or_else(|error| match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is going down.
+            Err(error) => Err(StoreError::Unavailable(error.into())),
+        })
     }
 
     /// Admits a proven client if its record, read once more, still has what was proven: the proof may have waited for argon2id, and

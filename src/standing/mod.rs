@@ -17,7 +17,7 @@ mod seen;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use arc_swap::Guard;
 use papaya::HashMap;
@@ -183,15 +183,19 @@ impl Standing {
 
     /// A client, from memory or from the store; while this is [`Behind`] from the store alone.
     pub async fn client(&self, store: &dyn Store, id: &ClientId) -> Result<Option<Arc<Client>>, StoreError> {
-        Ok(self.look_up(store, id).await?.0)
+        Ok(self.look_up(id, store.client(id)).await?.0)
     }
 
-    /// The same, and whether the store was asked.
-    pub async fn look_up(&self, store: &dyn Store, id: &ClientId) -> Result<(Option<Arc<Client>>, bool), StoreError> {
+    /// The same by a `read` of the store that is begun only where it is needed, and whether it was.
+    pub async fn look_up(
+        &self,
+        id: &ClientId,
+        read: impl Future<Output = Result<Option<Client>, StoreError>> + Send,
+    ) -> Result<(Option<Arc<Client>>, bool), StoreError> {
         match self.fresh() {
-            Ok(()) => self.clients.look_up(id, store.client(id)).await,
+            Ok(()) => self.clients.look_up(id, read).await,
             // Nor is it remembered: that is for what will be heard of when it changes.
-            Err(Behind) => Ok((store.client(id).await?.map(Arc::new), true)),
+            Err(Behind) => Ok((read.await?.map(Arc::new), true)),
         }
     }
 
