@@ -1,4 +1,4 @@
-//! Equal refusals, counted: the first of a kind is recorded at once, the others of the same minute in one record that says how
+//! Equal refusals and alarms, counted: the first of a kind is recorded at once, the others of the same minute in one record that says how
 //! many they were. So a caller that is refused again and again fills neither the trail nor a budget behind which it is silent.
 
 use std::{
@@ -171,7 +171,8 @@ fn take(more: &mut Option<(Event, u64)>, written: u64) {
 }
 
 fn summary(last: &Event, now: Timestamp, count: &str) -> Event {
-    Event { at: now, reason: Cow::Owned(format!("{}, {count}", last.reason)), ..last.clone() }
+    let reason = if last.reason.is_empty() { count.to_owned() } else { format!("{}, {count}", last.reason) };
+    Event { at: now, reason: Cow::Owned(reason), ..last.clone() }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Failed authentications of each client over all peers: what no budget of a single peer sees.
+//! Wrong secrets of each client over all peers: what no budget of a single peer sees.
 
 use std::{
     collections::HashMap,

@@ -130,11 +130,11 @@ impl Outcome {
 
 /// Declares the closed list of actions with their names on the wire and in the store.
 macro_rules! actions {
-    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+    ($($(#[doc = $doc:literal])* $name:ident = $text:literal,)*) => {
         /// What can happen. The names are part of the contract: filters and alerts are written against them.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
         pub enum Action {
-            $($(#[$doc])* #[serde(rename = $text)] $name,)*
+            $($(#[doc = $doc])* #[serde(rename = $text)] $name,)*
         }
 
         impl Action {
@@ -145,6 +145,14 @@ macro_rules! actions {
             pub const fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$name => $text,)*
+                }
+            }
+
+            /// Its sentences above, as the documentation has them too.
+            #[cfg(test)]
+            const fn meaning(self) -> &'static str {
+                match self {
+                    $(Self::$name => concat!($($doc),*),)*
                 }
             }
         }
@@ -160,16 +168,16 @@ actions! {
     RefreshRepeated = "refresh_token.repeated",
     /// A spent refresh token was presented, or two callers went on with one family: it was ended. The reason tells which.
     RefreshReused = "refresh_token.reused",
-    /// A refresh was refused; the family goes on as it was.
+    /// A refresh was refused; the family stays as it was.
     RefreshRefused = "refresh_token.refused",
     /// A token or family was revoked by its client.
     TokenRevoked = "token.revoked",
     /// A caller tried to revoke another client's token.
     RevokeRefused = "token.revoke_refused",
     /// A caller failed to authenticate; the target is the client it claimed to be, where there is such a client. With the reason
-    /// `slow_down` its secret was not compared.
+    /// `slow_down` its secret was not compared, or only with those that were right lately.
     AuthenticationFailed = "client.authentication_failed",
-    /// Authentication as this client failed very often within an hour, from whatever addresses.
+    /// Wrong secrets of this client were compared 1,000 times within an hour, from whatever addresses; the target is the client.
     ClientUnderAttack = "client.under_attack",
     /// An authenticated caller asked for what it may not have.
     AccessRefused = "access.refused",
@@ -306,6 +314,16 @@ impl Filter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// O03: the documentation lists every action with what it says here, and no other.
+    #[test]
+    fn every_action_is_documented() {
+        let table: String =
+            Action::ALL.iter().map(|action| format!("| `{}` | {} |\n", action.as_str(), action.meaning().trim())).collect();
+        let document = include_str!("../../docs/audit.md");
+        let listed: String = document.lines().filter(|line| line.starts_with("| `")).map(|line| format!("{line}\n")).collect();
+        assert_eq!(listed, table, "docs/audit.md must hold:\n{table}");
+    }
 
     #[test]
     fn an_event_is_written_with_its_time_first() {

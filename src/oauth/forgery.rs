@@ -36,8 +36,14 @@ impl Reported {
 }
 
 impl Authority {
-    /// Logs and records which clients' records did not check since the last time. The store has refused them already.
+    /// Logs and records which clients' records did not check since the last time. The store has refused them already. A report that
+    /// it does not take is recorded later; the others are tried all the same.
+    ///
+    /// # Errors
+    ///
+    /// The first report that the store did not take.
     pub async fn report_forgeries(&self) -> Result<()> {
+        let mut outcome = Ok(());
         for (id, times) in self.authentic.take_alarms() {
             let now = self.clock.now();
             if !self.reported.is_due(&id, now) {
@@ -45,9 +51,9 @@ impl Authority {
             }
             tracing::error!(client = %id, times, "a client record was not written by this service and is refused: remove it");
             let event = Stamp::internal(now).refused(Action::ClientNotAuthentic, id.as_str(), "not_authentic");
-            self.trail.soon(event).await?;
+            outcome = outcome.and(self.trail.kept(None, event).await);
         }
-        Ok(())
+        outcome
     }
 }
 

@@ -43,7 +43,7 @@ pub(super) enum Judgement {
 pub(super) enum Refusal {
     /// The secret was compared, or there was nothing to compare it with.
     Wrong(Guess),
-    /// The budgets of such callers are empty: the secret was not compared.
+    /// The budgets of such callers are empty: the secret was not compared, or only with what is remembered.
     Unpaid(Guess),
     /// The argon2id pool is full: the secret was not compared.
     Busy(Error),
@@ -52,8 +52,14 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
-    fn is_judged(&self) -> bool {
+    /// Returns true if the secret was compared.
+    const fn is_judged(&self) -> bool {
         matches!(self, Self::Wrong(_) | Self::Ended)
+    }
+
+    /// Returns true if the secret was compared and is none of the client's.
+    const fn is_wrong(&self) -> bool {
+        matches!(self, Self::Wrong(_))
     }
 
     fn answer(self) -> Error {
@@ -103,8 +109,12 @@ impl Authority {
         });
         let imported: Vec<Kept> = imported.collect();
         let recalled = self.passwords.recall(claim.name, &imported, claim.secret);
-        if recalled.is_some() || !guess.may_hash() {
+        if recalled.is_some() {
             return self.judged(recalled, guess);
+        }
+        // What is not remembered may still be right.
+        if !guess.may_hash() {
+            return Judgement::Refused(Refusal::Unpaid(guess));
         }
         let origin = Origin { network: call.peer.network(), failed_lately: self.limits.failed_lately(call.peer, call.now) };
         let found = match self.passwords.find(origin, claim.name, imported, claim.secret).await {
@@ -136,8 +146,9 @@ impl Authority {
     /// are no client's, are one record for each peer and minute.
     pub(super) async fn refuse(&self, call: &Call, client: Option<&Client>, refusal: Refusal) -> Error {
         metrics::counter!("jeton_authentication_failed_total").increment(1);
-        let (site, judged, error) = (call.peer.site(), refusal.is_judged(), refusal.answer());
-        if judged {
+        let (site, judged, wrong) = (call.peer.site(), refusal.is_judged(), refusal.is_wrong());
+        let error = refusal.answer();
+        if wrong {
             self.limits.failed(call.peer, call.now);
         }
         // People mix up id and secret: what is no client's name is not written down (O01).
@@ -148,7 +159,7 @@ impl Authority {
         let event = stamp.refused(Action::AuthenticationFailed, target, reason);
         let recorded = match client {
             Some(client) => {
-                let raised = self.raise_alarm(call, client).await;
+                let raised = if wrong { self.raise_alarm(call, client).await } else { Ok(()) };
                 let recorded = if judged { self.trail.kept(site, event).await } else { self.trail.counted(site, event).await };
                 raised.and(recorded)
             }
@@ -157,14 +168,15 @@ impl Authority {
         recorded.err().unwrap_or(error)
     }
 
-    /// Guesses from many addresses stay below the budget of each: they are counted for their client too.
+    /// Guesses from many addresses stay below the budget of each: they are counted for their client too. What was not compared tells
+    /// nothing of the secret, and may be the right one. An alarm that the store does not take is recorded later.
     async fn raise_alarm(&self, call: &Call, client: &Client) -> Result<()> {
         if !self.limits.is_under_attack(&client.id, call.now) {
             return Ok(());
         }
         tracing::warn!(client = %client.id, "authentication as this client failed very often within an hour");
         let stamp = Stamp { tenant: Some(client.tenant.clone()), ..call.stamp() };
-        self.trail.soon(stamp.done(Action::ClientUnderAttack, client.id.as_str())).await
+        self.trail.kept(None, stamp.done(Action::ClientUnderAttack, client.id.as_str())).await
     }
 
     /// Writes the hash of an imported secret at our own cost. A node that cannot write, or that another one overtakes, leaves it as

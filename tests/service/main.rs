@@ -12,6 +12,7 @@
 mod allowances;
 mod audit;
 mod authentication;
+mod bench;
 mod budgets;
 mod clients;
 #[path = "../support/database.rs"]
@@ -36,6 +37,7 @@ mod office;
 mod offices;
 mod proofs;
 mod published;
+mod recorded;
 mod records;
 mod refresh;
 mod revocation;

@@ -1,0 +1,171 @@
+//! Refusals and alarms in the trail: none is lost where the store fails, and none fills it.
+
+use jeton::{
+    clock::Clock,
+    model::{Action, Peer, Stamp},
+    oauth::{client_credentials::Request, registration::NewSecret},
+    store::ClientStore,
+};
+
+use crate::{
+    bench::{Bench, caller, few, from, plenty},
+    faulty::{Act, Kind},
+    harness::{World, reason, refreshing},
+    scenes::unlimited,
+};
+
+/// One guess from each of `count` addresses.
+async fn guess(bench: &Bench, count: u16) {
+    for n in 0..count {
+        let [high, low] = n.to_be_bytes();
+        let peer = Peer::Ip([10, 1, high, low].into());
+        assert_eq!(bench.answer(peer, &caller("made", "jcs_wrong")).await, "invalid_client");
+    }
+}
+
+/// AZ7: a refusal that the store does not take is answered as that failure, and recorded once it can be.
+#[tokio::test]
+async fn a_guess_is_recorded_later_if_the_store_fails() {
+    let bench = Bench::with(plenty).await;
+    let made = bench.register("made", NewSecret::Generated).await;
+    assert_eq!(bench.answer(from(1), &made).await, "ok");
+    let wrong = caller("made", "jcs_wrong");
+    // The record comes before the read that every refusal pays for.
+    bench.store.plan_verb("append_soon", Act::FailBefore(Kind::Unavailable));
+    assert_eq!(bench.answer(from(1), &wrong).await, "temporarily_unavailable");
+    assert_eq!(bench.answer(from(1), &wrong).await, "invalid_client");
+    bench.store.plan_verb("append", Act::FailBefore(Kind::Unavailable));
+    assert!(bench.authority.record_refusals(bench.clock.now(), false).await.is_err());
+    assert_eq!(
+        bench.refusals().await,
+        [("made".to_owned(), "invalid_client".to_owned()), ("made".to_owned(), "invalid_client, 1 more".to_owned())]
+    );
+    // While the store takes no record, no refusal of an authenticated client passes unrecorded either, the first or a later one.
+    let other = || Request { scopes: vec!["not:mine".to_owned()], ..Request::default() };
+    bench.store.always(Some(Act::FailBefore(Kind::Unavailable)));
+    for _ in 0..3 {
+        assert_eq!(bench.asking(from(1), &made, other()).await.err().unwrap().code(), "temporarily_unavailable");
+    }
+    bench.store.always(None);
+    assert_eq!(bench.asking(from(1), &made, other()).await.err().unwrap().code(), "invalid_scope");
+    let records = bench.records(Action::AccessRefused).await;
+    let reasons: Vec<&str> = records.iter().map(|event| &*event.reason).collect();
+    assert_eq!(reasons, ["invalid_scope", "invalid_scope, 3 more"]);
+}
+
+/// AZ7: guesses from many addresses stay below every budget and raise an alarm, once, that the client's tenant sees.
+#[tokio::test]
+async fn guesses_from_many_addresses_raise_an_alarm() {
+    let bench = Bench::with(few).await;
+    bench.register("made", NewSecret::Generated).await;
+    guess(&bench, 999).await;
+    assert!(bench.records(Action::ClientUnderAttack).await.is_empty());
+    guess(&bench, 10).await;
+    let raised = bench.records(Action::ClientUnderAttack).await;
+    assert_eq!(raised.len(), 1);
+    assert_eq!((raised[0].target.as_str(), raised[0].tenant.as_ref().unwrap().as_str()), ("made", "default"));
+}
+
+/// TL14: an authenticated client that is refused again and again is one record a minute, not thousands a second.
+#[tokio::test]
+async fn equal_refusals_of_a_client_are_one_record() {
+    let bench = Bench::with(plenty).await;
+    let made = bench.register("made", NewSecret::Generated).await;
+    for n in 0..500 {
+        let request = Request { scopes: vec![format!("not:mine-{n}")], ..Request::default() };
+        let refused = bench.asking(from(1), &made, request).await.err().unwrap();
+        assert_eq!(refused.code(), "invalid_scope");
+    }
+    let records = bench.records(Action::AccessRefused).await;
+    let reasons: Vec<&str> = records.iter().map(|event| &*event.reason).collect();
+    assert_eq!(reasons, ["invalid_scope", "invalid_scope, 499 more"]);
+    assert!(records.iter().all(|event| event.client.as_ref().is_some_and(|client| client.as_str() == "made")));
+}
+
+/// AZ7: what is not compared says nothing about a secret, and may be the right one: it is on record as that, and raises no alarm.
+#[tokio::test]
+async fn secrets_that_are_not_compared_raise_no_alarm() {
+    let bench = Bench::with(few).await;
+    let made = bench.register("made", NewSecret::Generated).await;
+    for _ in 0..6 {
+        bench.answer(from(9), &caller("made", &made.secret.replace("jcs_", "jcs_x"))).await;
+    }
+    let chosen = bench.chosen("chosen").await;
+    for _ in 0..1_500 {
+        assert_eq!(bench.answer(from(9), &chosen).await, "slow_down", "the right one");
+    }
+    assert!(bench.records(Action::ClientUnderAttack).await.is_empty());
+    let refusals = bench.refusals().await;
+    let of: Vec<&str> = refusals.iter().filter(|(of, _)| of == "chosen").map(|(_, reason)| reason.as_str()).collect();
+    assert_eq!(of, ["slow_down", "slow_down, 1499 more"]);
+}
+
+/// AZ7: an alarm that the store does not take is recorded as soon as it can be.
+#[tokio::test]
+async fn an_alarm_is_recorded_later_if_the_store_fails() {
+    let bench = Bench::with(few).await;
+    bench.register("made", NewSecret::Generated).await;
+    guess(&bench, 999).await;
+    bench.store.always(Some(Act::FailBefore(Kind::Unavailable)));
+    assert_eq!(bench.answer(from(1), &caller("made", "jcs_wrong")).await, "temporarily_unavailable");
+    bench.store.always(None);
+    guess(&bench, 5).await;
+    let raised = bench.records(Action::ClientUnderAttack).await;
+    let raised: Vec<_> = raised.iter().map(|event| (event.target.as_str(), event.reason.as_ref())).collect();
+    assert_eq!(raised, [("made", "1 more")]);
+}
+
+/// AZ9: so is each report of a record that was put into the store, whichever of them failed first.
+#[tokio::test]
+async fn reports_of_forged_records_are_recorded_later_if_the_store_fails() {
+    let bench = Bench::with(plenty).await;
+    bench.register("made", NewSecret::Generated).await;
+    let genuine = bench.store.client(&"made".parse().unwrap()).await.unwrap().unwrap();
+    for name in ["forged-1", "forged-2", "forged-3"] {
+        let mut forged = genuine.clone();
+        forged.id = name.parse().unwrap();
+        let event = Stamp::internal(bench.clock.now()).done(Action::ClientCreated, name);
+        bench.store.create_client(&forged, event).await.unwrap();
+        assert_eq!(bench.answer(from(1), &caller(name, "jcs_x")).await, "invalid_client");
+    }
+    bench.store.always(Some(Act::FailBefore(Kind::Unavailable)));
+    assert!(bench.authority.report_forgeries().await.is_err());
+    bench.store.always(None);
+    assert!(bench.authority.report_forgeries().await.is_ok());
+    let mut reported: Vec<String> =
+        bench.records(Action::ClientNotAuthentic).await.into_iter().map(|event| event.target).collect();
+    reported.sort();
+    assert_eq!(reported, ["forged-1", "forged-2", "forged-3"]);
+}
+
+/// AUDIT TL7: repetitions of a spent token that are refused, and tokens of a family that has ended, are one record a minute and
+/// family; the first is there at once, and no number is lost.
+#[tokio::test]
+async fn refused_refreshes_of_a_family_are_one_record() {
+    let world = World::with(unlimited).await;
+    let owner = world.register(refreshing()).await;
+    let (spent, other) = (world.token(&owner, &[]).await.unwrap(), world.token(&owner, &[]).await.unwrap());
+    let refuse = async |token: &str, count: usize| {
+        for _ in 0..count {
+            assert_eq!(reason(&world.refresh(&owner, token).await.unwrap_err()), "INVALID_GRANT");
+        }
+    };
+    for _ in 0..4 {
+        world.refresh(&owner, &spent.refresh_token).await.unwrap();
+    }
+    refuse(&spent.refresh_token, 50).await;
+    world.revoke(&owner, &other.refresh_token).await.unwrap();
+    refuse(&other.refresh_token, 20).await;
+    let reasons = async |world: &World| {
+        let events = world.trail_of("refresh_token.refused").await;
+        let mut reasons: Vec<String> = events.into_iter().map(|event| event.reason).collect();
+        reasons.sort();
+        reasons
+    };
+    assert_eq!(reasons(&world).await, ["invalid_grant", "repeated_too_often"]);
+    let world = world.restart().await;
+    assert_eq!(
+        reasons(&world).await,
+        ["invalid_grant", "invalid_grant, 19 more", "repeated_too_often", "repeated_too_often, 49 more"]
+    );
+}
