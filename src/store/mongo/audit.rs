@@ -4,12 +4,12 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::TryStreamExt as _;
-use mongodb::bson::{Bson, Document, doc};
+use mongodb::bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
 use tokio::sync::broadcast;
 
 use super::{
     Mongo,
-    chain::{TIMELESS, beyond, decoded, newest, place, placed, records, sealed, shown},
+    chain::{TIME, TIMELESS, beyond, decoded, newest, place, placed, records, sealed, shown},
     codec::Fields,
     fault::Fault,
     node::{head_of, sealed_in},
@@ -41,24 +41,23 @@ impl AuditStore for Mongo {
     }
 
     async fn events(&self, filter: &Filter, before: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
-        let mut found = Vec::new();
+        let mut found: Vec<Record> = Vec::new();
         if before.is_none_or(|before| before.at.millis() != TIMELESS) {
             // A list of times would be found by each of them.
             let number = doc! { "$expr": { "$in": [{ "$type": "$event.at" }, ["long", "int", "double"]] } };
             let mut query = vec![placed(), query(filter), doc! { "event.at": { "$gte": i64::MIN } }, number];
             query.extend(before.map(behind));
             let newest_first = doc! { "event.at": -1, "_id": -1 };
-            found = self.shared.pages(AUDIT_LOGS, doc! { "$and": query }, newest_first, limit).await?;
+            found = self.shown(query, newest_first, limit).await?;
         }
         let room = limit.saturating_sub(found.len());
         if room > 0 && filter.from.is_none() && filter.to.is_none() {
             let mut query = vec![placed(), query(filter), timeless()];
             let before = before.filter(|before| before.at.millis() == TIMELESS);
             query.extend(before.map(|before| doc! { "_id": { "$lt": place(&before.chain, before.sequence) } }));
-            let last = self.shared.pages(AUDIT_LOGS, doc! { "$and": query }, doc! { "_id": -1 }, room).await?;
-            found.extend(last);
+            found.extend(self.shown(query, doc! { "_id": -1 }, room).await?);
         }
-        Ok(found.iter().filter_map(shown).collect())
+        Ok(found)
     }
 
     async fn chains(&self) -> Result<Vec<Arc<str>>> {
@@ -73,8 +72,18 @@ impl AuditStore for Mongo {
         }
         let mut after = doc! { "chain": "" };
         while let Some(name) = self.next_name(after).await? {
-            after = beyond(&name);
-            names.insert(name);
+            after = match String::from_utf8(name) {
+                Ok(name) => {
+                    let behind = beyond(&name);
+                    names.insert(name.into());
+                    behind
+                }
+                // No chain has such a name: its records have no place.
+                Err(error) => match above(error.as_bytes()) {
+                    Some(next) => doc! { "chain": next },
+                    None => break,
+                },
+            };
         }
         Ok(names.into_iter().collect())
     }
@@ -102,23 +111,27 @@ impl AuditStore for Mongo {
         // Also one of a chain that has not begun: it is noted some time before its first record is under it.
         let head = self.node_of(chain).await?.and_then(|node| sealed_in(&node).ok().flatten());
         let head = head.filter(|head| self.shared.node.key.check(head));
-        let Some(Claim::Open { at }) = head.map(|head| head.claim) else { return Ok(Writer::Nobody) };
+        let Some(head) = head.filter(|head| head.claim != Claim::Closed) else { return Ok(Writer::Nobody) };
         let now = self.time().await?.unwrap_or(Timestamp::EPOCH);
-        let silent = now.since(at).max(at.since(now));
-        Ok(if silent < SILENCE { Writer::Another } else { Writer::Nobody })
+        Ok(if is_sure(&head, now) { Writer::Another } else { Writer::Nobody })
     }
 
     async fn witnesses(&self, after: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
-        let mut after = after.map_or_else(|| doc! { "chain": "" }, |after| place(&after.chain, after.sequence));
+        let (mut after, mut room) =
+            (after.map_or_else(|| doc! { "chain": "" }, |after| place(&after.chain, after.sequence)), limit);
         loop {
-            let query = vec![placed(), doc! { "event.action": WITNESSES, "_id": { "$gt": after } }];
-            let found = self.shared.pages(AUDIT_LOGS, doc! { "$and": query }, doc! { "_id": 1 }, limit).await?;
+            let query = doc! { "$and": [placed(), doc! { "event.action": WITNESSES, "_id": { "$gt": after.clone() } }] };
+            let found = self.shared.pages(AUDIT_LOGS, query, doc! { "_id": 1 }, of_records(), room).await?;
             let is_sealed = |found: &&Document| sealed(found).is_ok_and(|head| self.shared.node.key.check(&head));
-            let ours: Vec<Record> = found.iter().filter(is_sealed).filter_map(|found| decoded(found).ok()).collect();
+            let ours = found.iter().filter(is_sealed).filter_map(|found| decoded(found).ok());
+            let ours: Vec<Record> = ours.take(limit).collect();
+            if room == 0 || found.len() < room || !ours.is_empty() {
+                return Ok(ours);
+            }
             // A page of nothing but forged ones hides none of those behind it.
-            match found.last().and_then(|last| last.get_document("_id").ok()) {
-                Some(last) if ours.is_empty() => after = last.clone(),
-                Some(_) | None => return Ok(ours),
+            match found.iter().rev().find_map(|found| found.get_document("_id").ok()) {
+                Some(last) => (after, room) = (last.clone(), limit),
+                None => room = room.saturating_mul(2),
             }
         }
     }
@@ -141,16 +154,64 @@ impl Mongo {
         self.shared.link.call(async move { Ok(nodes.find_one(doc! { "_id": id }).await?) }).await
     }
 
-    /// The next chain of which there are records. One may have very many: each name is looked up behind the one before.
-    async fn next_name(&self, after: Document) -> Result<Option<Arc<str>>, Fault> {
+    /// Up to `limit` records. Documents that have no place, whatever the query says, end no page.
+    async fn shown(&self, query: Vec<Document>, sort: Document, limit: usize) -> Result<Vec<Record>, Fault> {
+        let (mut records, mut seen) = (Vec::new(), 0_usize);
+        loop {
+            let (query, room) = (doc! { "$and": query.clone() }, limit.saturating_sub(records.len()));
+            let page = self.shared.pages(AUDIT_LOGS, query, sort.clone(), of_records(), seen.saturating_add(room)).await?;
+            records.extend(page.iter().skip(seen).filter_map(shown));
+            if page.len() < seen.saturating_add(room) || records.len() >= limit {
+                return Ok(records);
+            }
+            seen = page.len();
+        }
+    }
+
+    /// The name of the next chain of which there are records. One may have very many: each name is looked up behind the one
+    /// before.
+    async fn next_name(&self, after: Document) -> Result<Option<Vec<u8>>, Fault> {
         // Up to the `_id`s that begin otherwise.
         let mut filter = doc! { "_id": { "$gt": after, "$lt": { "chain": {} } } };
         filter.extend(placed());
-        let logs = self.shared.link.collection(AUDIT_LOGS);
+        let logs = self.shared.link.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>();
         let read = async move { Ok(logs.find_one(filter).sort(doc! { "_id": 1 }).projection(doc! { "_id": 1 }).await?) };
         let found = self.shared.link.call(read).await?;
-        let id = found.as_ref().and_then(|found| found.get_document("_id").ok());
-        Ok(id.and_then(|id| id.get_str("chain").ok()).map(Into::into))
+        Ok(found.as_ref().and_then(|found| found.get_document("_id").ok()).and_then(name_in))
+    }
+}
+
+/// The bytes of the name in a place: a string, UTF-8 or not, of that length and a NUL.
+fn name_in(place: &RawDocument) -> Option<Vec<u8>> {
+    const FIELD: &[u8] = b"\x02chain\0";
+    let (length, text) = place.as_bytes().get(4..)?.strip_prefix(FIELD)?.split_first_chunk()?;
+    let length = usize::try_from(i32::from_le_bytes(*length)).ok()?.checked_sub(1)?;
+    text.get(..length).map(<[u8]>::to_vec)
+}
+
+/// The first text, by its bytes, behind a name that is no UTF-8.
+fn above(name: &[u8]) -> Option<String> {
+    let valid = std::str::from_utf8(name).map_or_else(|error| error.valid_up_to(), str::len);
+    let (valid, rest) = name.split_at_checked(valid)?;
+    let (mut text, mut rest) = (String::from_utf8_lossy(valid).into_owned(), rest.to_vec());
+    loop {
+        let next = ('\0'..=char::MAX).find(|next| next.encode_utf8(&mut [0; 4]).as_bytes() > rest.as_slice());
+        if let Some(next) = next {
+            text.push(next);
+            return Some(text);
+        }
+        // Behind everything that begins like this.
+        rest = text.pop()?.to_string().into_bytes();
+        rest.push(0xff);
+    }
+}
+
+/// Returns true if a head is the end of its chain: that was closed, or its node runs.
+pub(super) fn is_sure(head: &Head, now: Timestamp) -> bool {
+    match head.claim {
+        Claim::Closed => true,
+        Claim::Open { at } => now.since(at).max(at.since(now)) < SILENCE,
+        Claim::Record { .. } => false,
     }
 }
 
@@ -160,6 +221,11 @@ fn own_seal(document: &Document) -> Result<Head, Fault> {
         let Record { node, sequence, hash, .. } = shown(document).ok_or(fault)?;
         Ok(Head { node, sequence, hash, claim: Claim::Record { entry: [0; 16] }, seal: [0; 32] })
     })
+}
+
+/// What is read of a record. The time besides, which the event may not show: a name in it that is no UTF-8 hides what follows.
+fn of_records() -> Document {
+    doc! { "node": 1, "event": 1, "hash": 1, "seal": 1, "entry": 1, TIME: "$event.at" }
 }
 
 /// Records whose time cannot be read.
@@ -177,6 +243,11 @@ fn timeless() -> Document {
         "timestamp",
         "minKey",
         "maxKey",
+        "decimal",
+        "symbol",
+        "dbPointer",
+        "javascriptWithScope",
+        "undefined",
     ];
     let missing = doc! { "event.at": { "$exists": false } };
     doc! { "$or": [missing, { "event.at": null }, { "event.at": f64::NAN }, { "event.at": { "$type": others.as_slice() } }] }

@@ -12,7 +12,8 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use mongodb::bson::{Bson, Document, doc};
+use futures_util::TryStreamExt as _;
+use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
 use tokio::{
     sync::{broadcast, mpsc, oneshot},
     task::JoinHandle,
@@ -21,7 +22,7 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
-    codec::{Fields, bytes, encode, uuid},
+    codec::{Fields, bytes, encode, lenient, uuid},
     fault::Fault,
     link::{Link, pause},
     node::Node,
@@ -40,6 +41,8 @@ const QUEUE: usize = 4_096;
 const BATCH: usize = 512;
 /// Of a record that was made when its caller had, or may have, been told that the outcome is not known.
 pub(super) const LATE: &str = "late";
+/// Where a listing reads the time of a record beside the event.
+pub(super) const TIME: &str = "time";
 /// The time of a record whose own cannot be read: such records come last.
 pub(super) const TIMELESS: i64 = i64::MIN;
 /// Records read at once.
@@ -413,7 +416,8 @@ pub(super) fn shown(document: &Document) -> Option<Record> {
     if let Ok(record) = decoded(document) {
         return Some(record);
     }
-    let at = document.get_document("event").ok().and_then(|event| event.get("at")).and_then(millis);
+    let at = document.get_document("event").ok().and_then(|event| event.get("at"));
+    let at = at.or_else(|| document.get(TIME)).and_then(millis);
     let at = Timestamp::from_millis(at.unwrap_or(TIMELESS));
     Some(Record::unreadable(Place { at, chain: id.text("chain").ok()?.into(), sequence: id.count("sequence").ok()? }))
 }
@@ -432,15 +436,17 @@ pub(super) fn sealed(document: &Document) -> Result<Head, Fault> {
     Ok(Head { node, sequence, hash, claim, seal: fields.hash("seal")? })
 }
 
-/// Up to `limit` records of a chain in order, those after `after`.
+/// Up to `limit` records of a chain in order, those after `after`, whatever is in them: see [`lenient`].
 pub(super) async fn records(link: &Link, chain: &str, after: u64, limit: usize) -> Result<Vec<Document>, Fault> {
-    use futures_util::TryStreamExt as _;
-    let logs = link.collection(AUDIT_LOGS);
+    let logs = link.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>();
     if limit == 0 && !link.is_closed() {
         return Ok(Vec::new());
     }
     let (filter, limit) = (behind(chain, after), i64::try_from(limit).unwrap_or(i64::MAX));
-    let read = async move { Ok(logs.find(filter).sort(doc! { "_id": 1 }).limit(limit).await?.try_collect().await?) };
+    let read = async move {
+        let found = logs.find(filter).sort(doc! { "_id": 1 }).limit(limit).await?;
+        Ok(found.map_ok(|raw| lenient(&raw)).try_collect().await?)
+    };
     link.within(link.deadline().saturating_mul(5), read).await
 }
 
@@ -467,8 +473,9 @@ pub(super) fn placed() -> Document {
 
 /// The last record of a chain, if there is one.
 pub(super) async fn newest(link: &Link, chain: &str) -> Result<Option<Document>, Fault> {
-    let (logs, filter) = (link.collection(AUDIT_LOGS), behind(chain, 0));
-    link.call(async move { Ok(logs.find_one(filter).sort(doc! { "_id": -1 }).await?) }).await
+    let (logs, filter) = (link.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>(), behind(chain, 0));
+    let newest = link.call(async move { Ok(logs.find_one(filter).sort(doc! { "_id": -1 }).await?) }).await?;
+    Ok(newest.map(|raw| lenient(&raw)))
 }
 
 /// Where a chain ends that was at `end` before: every record behind that must link to the one before it and carry our seal.

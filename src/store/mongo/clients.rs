@@ -6,13 +6,13 @@ use std::collections::HashMap;
 use async_trait::async_trait;
 use futures_util::TryStreamExt as _;
 use mongodb::{
-    bson::{Bson, Document, doc},
+    bson::{Bson, Document, RawDocumentBuf, doc},
     options::{ReadConcern, ReturnDocument},
 };
 
 use super::{
     Mongo, Shared,
-    codec::{Fields, before, count, date, encode},
+    codec::{Fields, before, count, date, encode, lenient},
     fault::Fault,
     pending::{Deed, Owner},
     schema::CLIENTS,
@@ -178,7 +178,7 @@ impl Shared {
                 filter.insert("tenant", tenant.as_str());
             }
             let missing = limit.saturating_sub(listed.len());
-            let found = self.pages(CLIENTS, filter, doc! { "_id": 1 }, missing).await?;
+            let found = self.pages(CLIENTS, filter, doc! { "_id": 1 }, doc! { "outbox": 0 }, missing).await?;
             let Some(end) = found.last() else { return Ok(listed) };
             Fields::of("client", end).text("_id")?.clone_into(&mut last);
             for document in &found {
@@ -210,22 +210,23 @@ impl Shared {
         self.record_heard(deed, owner, std::iter::once(Change::Client(id)).chain(epoch).collect()).await
     }
 
-    /// Up to `limit` documents in an order.
+    /// These fields of up to `limit` documents in an order, whatever is in them: see [`lenient`].
     pub(super) async fn pages(
         &self,
         collection: &'static str,
         filter: Document,
         sort: Document,
+        fields: Document,
         limit: usize,
     ) -> Result<Vec<Document>, Fault> {
         if limit == 0 && !self.link.is_closed() {
             return Ok(Vec::new());
         }
-        let from = self.link.collection(collection);
+        let from = self.link.collection(collection).clone_with_type::<RawDocumentBuf>();
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let read = async move {
-            let found = from.find(filter).sort(sort).limit(limit).projection(doc! { "outbox": 0 }).await?;
-            Ok(found.try_collect().await?)
+            let found = from.find(filter).sort(sort).limit(limit).projection(fields).await?;
+            Ok(found.map_ok(|raw| lenient(&raw)).try_collect().await?)
         };
         self.link.call(read).await
     }

@@ -1,6 +1,9 @@
 //! Between the model and BSON. Times are BSON dates, ids BSON UUIDs, so that an operator's shell shows them as what they are.
 
-use mongodb::bson::{Binary, Bson, DateTime, Document, deserialize_from_bson, serialize_to_bson, spec::BinarySubtype};
+use mongodb::bson::{
+    Binary, Bson, DateTime, Document, RawBson, RawDocument, Utf8Lossy, deserialize_from_bson, serialize_to_bson,
+    spec::BinarySubtype,
+};
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
@@ -32,6 +35,26 @@ pub(super) fn before(revision: u64) -> Option<u64> {
 
 pub(super) fn encode<T: Serialize>(what: &'static str, value: &T) -> Result<Bson, Fault> {
     serialize_to_bson(value).map_err(|error| Fault::row(what, error))
+}
+
+/// A document whatever somebody put into it: text that is no UTF-8 has U+FFFD in it, and a field that cannot be read is left out.
+/// So is an `_id` that is not UTF-8: nothing could be found by what would be shown for it.
+pub(super) fn lenient(raw: &RawDocument) -> Document {
+    let lossy = |raw: &RawDocument| Utf8Lossy::<Document>::try_from(raw).ok().map(|Utf8Lossy(document)| document);
+    let mut document = lossy(raw).unwrap_or_else(|| {
+        let elements = raw.iter_elements().map_while(Result::ok);
+        let readable = elements.filter_map(|element| {
+            let value = element.value_utf8_lossy().ok()?;
+            let value = if let RawBson::Document(inner) = &value { lossy(inner)?.into() } else { value.try_into().ok()? };
+            Some((element.key().as_str().to_owned(), value))
+        });
+        readable.collect()
+    });
+    match raw.get("_id").ok().flatten().map(Bson::try_from) {
+        Some(Ok(_)) => {}
+        Some(Err(_)) | None => drop(document.remove("_id")),
+    }
+    document
 }
 
 /// A document of this kind, read field by field.

@@ -2,6 +2,8 @@
 //! outbox, and whoever finds them there appends them to its own chain. Which ones those are is told by waiting, not by a clock: an
 //! event that was there at one look and still is at the next was not on its way. The record says in its event which node left it.
 //!
+//! An entry that is in some chain already is taken out, and not recorded again, whoever put it back.
+//!
 //! An entry without the MAC of a node was put there by somebody else: it is taken out and reported, and never recorded.
 //!
 //! A node that comes back after a long stall may append an event that was recovered in the meantime: it is then in two chains,
@@ -10,13 +12,13 @@
 use std::{collections::HashSet, sync::atomic::Ordering::SeqCst, time::Duration};
 
 use futures_util::TryStreamExt as _;
-use mongodb::bson::{Bson, Document, doc};
+use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
 use uuid::Uuid;
 
 use super::{
     Shared,
-    chain::{LATE, behind, sealed},
-    codec::{Fields, as_uuid, count, uuid},
+    chain::{LATE, decoded, sealed},
+    codec::{Fields, as_uuid, count, lenient, uuid},
     fault::Fault,
     pending::{Claim, Entry, Owner, Way},
     schema::{AUDIT_LOGS, WITH_OUTBOX, outbox_hint},
@@ -83,11 +85,11 @@ impl Recovery {
 }
 
 async fn find(shared: &Shared, collection: &'static str) -> Result<Found, Fault> {
-    let owners = shared.link.collection(collection);
+    let owners = shared.link.collection(collection).clone_with_type::<RawDocumentBuf>();
     let look = async move {
         let found = owners.find(doc! { "outbox.id": { "$exists": true } }).hint(outbox_hint()).limit(TURN);
-        let found: Vec<Document> = found.projection(doc! { "outbox": 1 }).await?.try_collect().await?;
-        Ok(found)
+        let found = found.projection(doc! { "outbox": 1 }).await?;
+        Ok(found.map_ok(|raw| lenient(&raw)).try_collect::<Vec<_>>().await?)
     };
     let mut all = Found::default();
     for document in shared.link.call(look).await? {
@@ -143,19 +145,37 @@ fn named(id: &Bson) -> String {
     text.chars().take(NAME).collect()
 }
 
-/// The record of an entry, sealed by a node, in the chain of the node that is to record it.
-async fn recorded(shared: &Shared, way: &Way) -> Result<Option<Document>, Fault> {
-    let (logs, mut filter) = (shared.link.collection(AUDIT_LOGS), behind(&way.node, way.after));
-    filter.insert("entry", uuid(way.id));
-    let read = async move { Ok(logs.find(filter).await?.try_collect::<Vec<Document>>().await?) };
+/// The record of an entry, sealed by a node, whichever chain it is in: an entry that was taken out after another node had recorded
+/// it may be put back with its MAC, by who kept a copy. It is found by its time, which is the same in each, and preferred in the
+/// chain of the node that is to record it. A record that came with an import names no entry: there the event tells.
+async fn recorded(shared: &Shared, way: &Way, event: &Event) -> Result<Option<Recorded>, Fault> {
+    let none = Uuid::nil();
+    let filter = doc! { "event.at": event.at.millis(), "entry": { "$in": [uuid(way.id), uuid(none)] } };
+    let logs = shared.link.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>();
+    let read = async move { Ok(logs.find(filter).await?.map_ok(|raw| lenient(&raw)).try_collect::<Vec<_>>().await?) };
     let found = shared.link.within(super::LONG, read).await?;
-    Ok(found.into_iter().find(|found| sealed(found).is_ok_and(|head| shared.node.key.check(&head))))
+    let ours = found.iter().filter(|found| sealed(found).is_ok_and(|head| shared.node.key.check(&head)));
+    let of_it = ours.filter_map(|found| {
+        let (record, entry) = (decoded(found).ok()?, Fields::of("audit record", found).uuid("entry").ok()?);
+        let is_it = entry == way.id || Event { recovered_from: None, ..record.event } == *event;
+        let is_late = found.get_bool(LATE).unwrap_or(false);
+        is_it.then_some(Recorded { is_late, by_its_node: entry == way.id && *record.chain == *way.node })
+    });
+    Ok(of_it.max_by_key(|recorded| recorded.by_its_node))
+}
+
+/// A record of an entry.
+struct Recorded {
+    /// Whether it is in the chain of the node that is to record it.
+    by_its_node: bool,
+    /// Whether it came when its caller had been told that the outcome is not known.
+    is_late: bool,
 }
 
 async fn recover(shared: &Shared, left: Left) -> Result<(), Fault> {
     let Left { owner, way, entry } = left;
     // Its node may have appended it and not come to take it out.
-    let Some(recorded) = recorded(shared, &way).await? else {
+    let Some(recorded) = recorded(shared, &way, &entry.event).await? else {
         // Of two nodes that find it, the one whose claim is the next appends it.
         let claim = Claim { id: Uuid::now_v7(), from: way.from().to_owned() };
         let (name, after) = (shared.node.name.as_ref().to_owned(), shared.chain.sequence());
@@ -181,7 +201,7 @@ async fn recover(shared: &Shared, left: Left) -> Result<(), Fault> {
     };
     // By its own process, which in all likelihood answered its caller too, if that still waited. Not so who claimed it; and what
     // this process did itself it knows.
-    let was_awaited = !recorded.get_bool(LATE).unwrap_or(false);
+    let was_awaited = recorded.by_its_node && !recorded.is_late;
     let is_anothers = way.node != shared.node.name.as_ref() || shared.chain.is_of_an_earlier_process(way.after);
     if way.claim.is_none() && ((was_awaited && is_anothers) || shared.settle.was_answered(way.id)) {
         shared.settle.answered(owner.clone(), way.id);

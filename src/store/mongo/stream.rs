@@ -10,7 +10,7 @@ use mongodb::{
     raw_batch_cursor::RawBatchCursor,
 };
 
-use super::{fault::Fault, link::Link};
+use super::{codec::lenient, fault::Fault, link::Link};
 
 /// How long the server waits for something to tell.
 const AWAIT: Duration = Duration::from_millis(500);
@@ -65,10 +65,9 @@ impl Stream {
         let place = Place(place.try_into().map_err(|error| wrong(&error))?);
         let events = batch.doc_slices()?.into_iter().map(|event| {
             let event = event.map_err(|error| wrong(&error))?;
-            let event = event.as_document().ok_or_else(|| wrong(&"an event is no document"))?;
-            event.try_into().map_err(|error| wrong(&error))
+            event.as_document().map(lenient).ok_or_else(|| wrong(&"an event is no document"))
         });
-        let events: Vec<_> = events.collect::<Result<_, _>>()?;
+        let events: Vec<_> = events.collect::<Result<_, Fault>>()?;
         let goes_on = !std::mem::take(&mut self.is_first) || !events.is_empty();
         Ok(Some(Batch { events, place, goes_on }))
     }

@@ -69,8 +69,9 @@ async fn follow(shared: &Shared, listeners: &Listeners, place: &mut Option<Place
     while listeners.receiver_count() > 0 && !shared.link.is_closed() {
         let Some(batch) = stream.next().await? else { break };
         for event in &batch.events {
-            // A document that is no record is none here either.
-            if let Some(record) = event.get_document("fullDocument").ok().and_then(shown) {
+            // A document that is no record is none here either. Of one that cannot be read there is its `_id`.
+            let document = event.get_document("fullDocument").or_else(|_| event.get_document("documentKey"));
+            if let Some(record) = document.ok().and_then(shown) {
                 tell(listeners, Some(Arc::new(record)));
             }
         }

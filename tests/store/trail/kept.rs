@@ -1,0 +1,193 @@
+//! What a trail keeps through odd documents, replayed entries, and moves to another store.
+
+mod mongodb {
+    use jeton::{
+        model::{Action, Event, Record, event::Filter},
+        oauth::{trail::verify, witness::Witness},
+        store::{
+            AuditStore, ClientStore, Store,
+            mongo::Mongo,
+            transfer::{Dump, Item, Load},
+        },
+    };
+    use mongodb::{
+        Collection, Database,
+        bson::{Bson, Decimal128, Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc, serialize_to_bson},
+    };
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+        time::{Duration, timeout},
+    };
+
+    use crate::{
+        bench::Bench,
+        database::{Database as Own, PATIENCE},
+        fixtures::{NOW, client, event},
+        trail::mongodb::{all, append, node, raw, sign, unsigned},
+    };
+
+    const MARK: &[u8] = b"mark";
+
+    /// A document whose only mark is no UTF-8 any more.
+    fn broken(document: Document) -> RawDocumentBuf {
+        let mut bytes = RawDocumentBuf::try_from(&document).unwrap().into_bytes();
+        let at = bytes.windows(MARK.len()).position(|window| window == MARK).unwrap();
+        bytes[at] = 0xff;
+        RawDocumentBuf::from_bytes(bytes).unwrap()
+    }
+
+    /// Inserts audit records whose `_id` the driver would not send.
+    async fn insert_by_hand(database: &Database, documents: Vec<RawDocumentBuf>) {
+        let primary = database.run_command(doc! { "hello": 1 }).await.unwrap().get_str("primary").unwrap().to_owned();
+        let documents: RawArrayBuf = documents.into_iter().collect();
+        let command = rawdoc! {
+            "insert": "audit_logs",
+            "documents": documents,
+            "writeConcern": { "w": "majority" },
+            "$db": database.name(),
+        };
+        // OP_MSG: length, ids, opcode, flags, and one section of kind 0.
+        let length = i32::try_from(16 + 4 + 1 + command.as_bytes().len()).unwrap();
+        let head: Vec<u8> = [length, 1, 0, 2013, 0].iter().flat_map(|number| number.to_le_bytes()).chain([0]).collect();
+        let mut stream = TcpStream::connect(primary).await.unwrap();
+        stream.write_all(&[&head, command.as_bytes()].concat()).await.unwrap();
+        let mut answer = vec![0; usize::try_from(stream.read_i32_le().await.unwrap()).unwrap() - 4];
+        stream.read_exact(&mut answer).await.unwrap();
+        let answer = Document::try_from(RawDocumentBuf::from_bytes(answer[17..].to_vec()).unwrap()).unwrap();
+        assert!(!answer.contains_key("writeErrors") && answer.get_i32("n").is_ok_and(|n| n > 0), "{answer}");
+    }
+
+    fn places(records: &[Record]) -> Vec<(String, u64, bool)> {
+        records.iter().map(|record| (record.chain.to_string(), record.sequence, record.is_unreadable())).collect()
+    }
+
+    /// AZ6: text, a name of a field and a name of a chain that are no UTF-8, and times of a type that nobody uses: each record is
+    /// listed, tailed and verified at its place, and all others as they were, in pages of any length. What has no place is nowhere
+    /// and ends no page.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn what_is_no_text_stops_no_reader() {
+        let own = Own::own();
+        let (store, other) = (node(own.uri(), "node").await, node(own.uri(), "other").await);
+        append(&store, 4).await;
+        let mut tail = other.tail();
+        while timeout(Duration::from_millis(200), tail.recv()).await.is_err() {
+            append(&store, 1).await;
+        }
+        let place = |chain: &str, sequence: i64| doc! { "chain": chain, "sequence": sequence };
+        let at = NOW.millis();
+        let mut marked = serialize_to_bson(&event(Action::ClientCreated)).unwrap();
+        marked.as_document_mut().unwrap().insert("target", "mark");
+        let decimal = Bson::Decimal128("1".parse::<Decimal128>().unwrap());
+        let logs: Collection<RawDocumentBuf> = raw(&own).await.collection("audit_logs");
+        let mut documents = vec![
+            broken(doc! { "_id": place("ghost", 1), "event": { "mark": 1, "at": at } }),
+            broken(doc! { "_id": place("ghost", 2), "event": marked }),
+            RawDocumentBuf::try_from(&doc! { "_id": place("ghost", 3), "event": { "at": decimal } }).unwrap(),
+            RawDocumentBuf::try_from(&doc! { "_id": place("ghost", 4), "event": { "at": Bson::Symbol("x".into()) } }).unwrap(),
+        ];
+        logs.insert_many(documents.drain(..)).await.unwrap();
+        documents.extend((0..9).map(|n| broken(doc! { "_id": place("mark", n), "event": { "at": at + 1 } })));
+        documents.push(broken(doc! { "_id": place("n-mark-n", 1), "event": { "at": "never" } }));
+        insert_by_hand(&raw(&own).await, documents).await;
+        append(&store, 1).await;
+
+        let told = async {
+            let mut ghosts = Vec::new();
+            while ghosts.len() < 4 {
+                let record = tail.recv().await.unwrap().expect("nothing was missed");
+                ghosts.extend((*record.chain == *"ghost").then_some(record.sequence));
+            }
+            ghosts
+        };
+        assert_eq!(timeout(PATIENCE, told).await.unwrap(), [1, 2, 3, 4]);
+        let listed = places(&all(&store).await);
+        let head = store.head("node").await.unwrap().unwrap().sequence;
+        assert_eq!(listed.len() as u64, head + 4, "{listed:?}");
+        let ghosts: Vec<_> = listed.iter().filter(|(chain, ..)| chain == "ghost").map(|(_, sequence, _)| *sequence).collect();
+        assert_eq!(ghosts, [2, 1, 4, 3]);
+        assert!(listed.iter().all(|(chain, _, unreadable)| *unreadable == (chain == "ghost")), "{listed:?}");
+        for limit in [1, 2, 3, 5] {
+            let (mut seen, mut before) = (Vec::new(), None);
+            loop {
+                let page = store.events(&Filter::default(), before.as_ref(), limit).await.unwrap();
+                let Some(last) = page.last() else { break };
+                before = Some(last.place());
+                seen.extend(page);
+            }
+            assert_eq!(places(&seen), listed, "{limit}");
+        }
+        assert_eq!(store.chains().await.unwrap(), ["ghost".into(), "node".into()] as [std::sync::Arc<str>; 2]);
+        let verdicts = verify(&store, &Bench::key(), None, &[]).await.unwrap();
+        let flaws: Vec<_> = verdicts.into_iter().map(|verdict| (verdict.chain.to_string(), verdict.flaw)).collect();
+        let unreadable = Some((1, "cannot be read".to_owned()));
+        assert_eq!(flaws, [("ghost".to_owned(), unreadable), ("node".to_owned(), None)]);
+        assert_eq!(Witness::default().look(&other, &Bench::key(), NOW).await.unwrap(), 0);
+    }
+
+    /// AZ2: an entry that a node put into an outbox is recorded once, however often somebody puts a copy of it back: also where
+    /// another node recorded it, and after a move to another database under the same master key.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn an_entry_that_is_put_back_is_not_recorded_again() {
+        let own = Own::own();
+        let store = node(own.uri(), "node").await;
+        store.create_client(&client("a"), event(Action::ClientCreated)).await.unwrap();
+        store.close().await.unwrap();
+        let mut left = unsigned("dead", 0, &Event { target: "left".into(), ..event(Action::ClientUpdated) });
+        sign(&mut left, &Bench::key(), "clients", "a");
+        let mut another = unsigned("dead", 0, &Event { target: "another".into(), ..event(Action::ClientUpdated) });
+        sign(&mut another, &Bench::key(), "clients", "a");
+        let replayed = async |own: &Own, name: &str, entries: &[&Document], once: &[&str]| {
+            let clients: Collection<Document> = raw(own).await.collection("clients");
+            let entries: Vec<Document> = entries.iter().map(|entry| (*entry).clone()).collect();
+            clients.update_one(doc! { "_id": "a" }, doc! { "$push": { "outbox": { "$each": entries } } }).await.unwrap();
+            let is_empty = async || clients.count_documents(doc! { "outbox.id": { "$exists": true } }).await.unwrap() == 0;
+            // A node does at once what is of its own name, and the rest at its second look.
+            for _ in 0..2 {
+                let store = node(own.uri(), name).await;
+                timeout(PATIENCE, async {
+                    while !is_empty().await {
+                        tokio::task::yield_now().await
+                    }
+                })
+                .await
+                .unwrap();
+                let records = all(&store).await;
+                for target in once {
+                    let of_it = records.iter().filter(|record| record.event.target == *target);
+                    assert_eq!(of_it.count(), 1, "{name} {target}: {records:?}");
+                }
+                store.close().await.unwrap();
+            }
+        };
+        replayed(&own, "dead", &[&left], &["left"]).await;
+        // Recorded by another node than the copy says: as "dead" left it, and "node" took it over.
+        let mut taken_over = another.clone();
+        taken_over.extend(doc! { "claim": crate::trail::mongodb::uuid(uuid::Uuid::now_v7()), "from": "dead", "node": "node" });
+        sign(&mut taken_over, &Bench::key(), "clients", "a");
+        replayed(&own, "node", &[&taken_over], &["left", "another"]).await;
+        replayed(&own, "dead", &[&left, &another], &["left", "another"]).await;
+
+        let moved = Own::own();
+        let import = Mongo::import(moved.uri(), Bench::key(), PATIENCE).await.unwrap();
+        import.load(exported(&own).await).await.unwrap();
+        replayed(&moved, "dead", &[&left, &another], &["left", "another"]).await;
+    }
+
+    async fn exported(own: &Own) -> Vec<Item> {
+        drain(&Mongo::export(own.uri(), Some(Bench::key()), PATIENCE).await.unwrap()).await
+    }
+
+    async fn drain(from: &impl Dump) -> Vec<Item> {
+        let mut items: Vec<Item> = Vec::new();
+        loop {
+            let page = from.dump(items.last(), 100).await.unwrap();
+            if page.is_empty() {
+                return items;
+            }
+            items.extend(page);
+        }
+    }
+}
