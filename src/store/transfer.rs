@@ -83,6 +83,10 @@ pub enum Item {
         sequence: u64,
         /// Its hash, 64 hexadecimal digits.
         hash: String,
+        /// Whether its node had stopped without closing it: then its newest records may be missing, and stay unsure when it is
+        /// imported.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        open: bool,
         /// Shows that an exporter with the store's key found the chain whole, 64 hexadecimal digits. `None` where it had no key.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         seal: Option<String>,
@@ -115,6 +119,15 @@ pub trait Load: Send + Sync {
 pub trait TransferStore: Dump + Load {}
 
 impl<S: Dump + Load> TransferStore for S {}
+
+/// The end of a chain, as an export says.
+pub(super) struct Ending<'a> {
+    pub(super) chain: &'a Arc<str>,
+    pub(super) sequence: u64,
+    pub(super) hash: &'a str,
+    pub(super) open: bool,
+    pub(super) seal: Option<&'a str>,
+}
 
 /// How far an import has come with the audit chains. They come whole, one after the other, in the order of their names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -155,18 +168,13 @@ impl Chains {
     }
 
     /// Closes the chain that is being taken in, if this is its end, and its seal, where it has one, is of `key`; the last hash.
-    pub(super) fn close(
-        &mut self,
-        chain: &Arc<str>,
-        sequence: u64,
-        hash: &str,
-        seal: Option<&str>,
-        key: Option<&ChainKey>,
-    ) -> Result<[u8; 32], String> {
+    pub(super) fn close(&mut self, ending: &Ending<'_>, key: Option<&ChainKey>) -> Result<[u8; 32], String> {
+        let Ending { chain, sequence, hash, open: left_open, seal } = *ending;
         match self.open.take().zip(unhex(hash)) {
             Some((open, hash)) if open == (chain.clone(), sequence, hash) => {
-                let right =
-                    |key: &ChainKey, seal| unhex(seal).is_some_and(|seal| key.check_exported(chain, sequence, &hash, &seal));
+                let right = |key: &ChainKey, seal| {
+                    unhex(seal).is_some_and(|seal| key.check_exported(chain, sequence, &hash, left_open, &seal))
+                };
                 if key.zip(seal).is_some_and(|(key, seal)| !right(key, seal)) {
                     return Err(format!("audit chain {chain}: the seal of its end is wrong"));
                 }
@@ -185,14 +193,15 @@ impl Chains {
     }
 }
 
-/// The end of a chain for an export, if its last record is where the store's key sealed it.
-pub(super) fn end(chain: &Arc<str>, head: &Head, key: Option<&ChainKey>) -> Result<Item, String> {
+/// The end of a chain for an export, if its last record is where the store's key sealed it; `open` where its node stopped without
+/// closing it.
+pub(super) fn end(chain: &Arc<str>, head: &Head, open: bool, key: Option<&ChainKey>) -> Result<Item, String> {
     if key.is_some_and(|key| !key.check(head)) {
         return Err(format!("audit chain {chain}: the seal of its end is wrong"));
     }
     let Head { sequence, hash, .. } = head;
-    let seal = key.map(|key| hex(&key.seal_exported(chain, *sequence, hash)));
-    Ok(Item::ChainEnd { chain: chain.clone(), sequence: *sequence, hash: hex(hash), seal })
+    let seal = key.map(|key| hex(&key.seal_exported(chain, *sequence, hash, open)));
+    Ok(Item::ChainEnd { chain: chain.clone(), sequence: *sequence, hash: hex(hash), open, seal })
 }
 
 /// 32 bytes as 64 digits.

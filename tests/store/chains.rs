@@ -56,8 +56,9 @@ pub(crate) fn closed(chains: &[Vec<Record>]) -> Vec<Item> {
             items.push(Item::Record { chain, sequence, node, event, hash: hex(&hash) });
         }
         let last = records.last().unwrap();
-        let seal = Some(hex(&Bench::key().seal_exported(&last.chain, last.sequence, &last.hash)));
-        items.push(Item::ChainEnd { chain: last.chain.clone(), sequence: last.sequence, hash: hex(&last.hash), seal });
+        let seal = Some(hex(&Bench::key().seal_exported(&last.chain, last.sequence, &last.hash, false)));
+        let (chain, sequence, hash) = (last.chain.clone(), last.sequence, hex(&last.hash));
+        items.push(Item::ChainEnd { chain, sequence, hash, open: false, seal });
     }
     items
 }
@@ -185,10 +186,12 @@ async fn tampered_chains_are_refused() {
 async fn an_end_with_a_wrong_seal_is_refused() {
     let (whole, shorter) = (chain("other", &[1, 2, 3]), chain("other", &[1, 2]));
     let last = whole.last().unwrap();
-    let foreign = jeton::crypto::chain::ChainKey::new([1; 32]).seal_exported("other", 3, &last.hash);
-    let earlier = Bench::key().seal_exported("other", 2, &shorter.last().unwrap().hash);
-    let of_another = Bench::key().seal_exported("node", 3, &last.hash);
-    for seal in [foreign, earlier, of_another].map(|seal| hex(&seal)).into_iter().chain([String::new(), "00".into()]) {
+    let foreign = jeton::crypto::chain::ChainKey::new([1; 32]).seal_exported("other", 3, &last.hash, false);
+    let earlier = Bench::key().seal_exported("other", 2, &shorter.last().unwrap().hash, false);
+    let left_open = Bench::key().seal_exported("other", 3, &last.hash, true);
+    let of_another = Bench::key().seal_exported("node", 3, &last.hash, false);
+    for seal in [foreign, earlier, left_open, of_another].map(|seal| hex(&seal)).into_iter().chain([String::new(), "00".into()])
+    {
         let mut items = items(std::slice::from_ref(&whole));
         let Some(Item::ChainEnd { seal: old, .. }) = items.iter_mut().find(|item| matches!(item, Item::ChainEnd { .. })) else {
             panic!()

@@ -97,6 +97,7 @@ impl Restoring {
                 self.newest = self.newest.max(event.at);
                 begun.into_iter().chain([item]).collect()
             }
+            // What may be missing from this node's own chain is missing before the record of the import, which closes it.
             Item::ChainEnd { chain, sequence, hash, .. } if chain == self.node => {
                 let previous = unhex(&hash).ok_or("the hash of a chain's end is no 64 hexadecimal digits")?;
                 let sequence = sequence.checked_add(1).ok_or("the sequence of a chain's end is none")?;
@@ -163,10 +164,10 @@ impl Restoring {
         let event = Stamp::internal(at).done(Action::StoreImported, what).because(how);
         let body = serde_json::to_string(&event).map_err(|error| error.to_string())?;
         let hash = chain::link(previous, sequence, &self.node, body.as_bytes());
-        let seal = Some(hex(&self.chain.seal_exported(&self.node, sequence, &hash)));
+        let seal = Some(hex(&self.chain.seal_exported(&self.node, sequence, &hash, false)));
         let hash = hex(&hash);
         let (chain, node) = (self.node.clone(), self.node.clone());
-        let end = Item::ChainEnd { chain: chain.clone(), sequence, hash: hash.clone(), seal };
+        let end = Item::ChainEnd { chain: chain.clone(), sequence, hash: hash.clone(), open: false, seal };
         Ok([Item::Record { chain, sequence, node, event, hash }, end])
     }
 }
@@ -237,7 +238,7 @@ mod tests {
                 let (chain, node, hash) = (chain.clone(), chain.clone(), hex(&previous));
                 items.push(Item::Record { chain, sequence, node, event, hash });
             }
-            items.push(Item::ChainEnd { chain, sequence: *length, hash: hex(&previous), seal: None });
+            items.push(Item::ChainEnd { chain, sequence: *length, hash: hex(&previous), open: false, seal: None });
         }
         items.push(Item::End { chains: chains.len() as u64 });
         items
@@ -254,7 +255,7 @@ mod tests {
                     let body = serde_json::to_string(&event).unwrap();
                     walk.step(sequence, &node, body.as_bytes(), &unhex(&hash).unwrap()).unwrap();
                     imported = (event.action, event.reason.as_ref()) == (Action::StoreImported, "all tokens ended");
-                } else if let Item::ChainEnd { chain, sequence, hash, seal } = item {
+                } else if let Item::ChainEnd { chain, sequence, hash, seal, .. } = item {
                     assert_eq!(seal.is_some(), imported, "the import's own end has its seal");
                     let end = Walk::after(sequence, unhex(&hash).unwrap());
                     assert_eq!(format!("{walk:?}"), format!("{end:?}"));

@@ -45,14 +45,15 @@ impl ChainKey {
         bool::from(expected.seal.ct_eq(&head.seal))
     }
 
-    /// The seal of a chain's end in an export. It is no head's: an old export is no help to cut the chain in a store.
-    pub fn seal_exported(&self, chain: &str, sequence: u64, hash: &[u8; 32]) -> [u8; 32] {
-        mac(&self.exports, &[chain.as_bytes(), &sequence.to_be_bytes(), hash])
+    /// The seal of a chain's end in an export, and of whether it was left open. It is no head's: an old export is no help to cut
+    /// the chain in a store.
+    pub fn seal_exported(&self, chain: &str, sequence: u64, hash: &[u8; 32], open: bool) -> [u8; 32] {
+        mac(&self.exports, &[chain.as_bytes(), &sequence.to_be_bytes(), hash, &[u8::from(open)]])
     }
 
     /// Returns true if `seal` is that of this end of a chain in an export.
-    pub fn check_exported(&self, chain: &str, sequence: u64, hash: &[u8; 32], seal: &[u8; 32]) -> bool {
-        bool::from(self.seal_exported(chain, sequence, hash).ct_eq(seal))
+    pub fn check_exported(&self, chain: &str, sequence: u64, hash: &[u8; 32], open: bool, seal: &[u8; 32]) -> bool {
+        bool::from(self.seal_exported(chain, sequence, hash, open).ct_eq(seal))
     }
 
     /// The MAC of an outbox entry, over its parts.
@@ -120,10 +121,11 @@ pub enum Claim {
     },
     /// The chain came to here, and its node was running.
     Open {
-        /// The time by the clock that all nodes of the store have in common; the epoch where there is only one node.
+        /// The time by the clock that all nodes of the store have in common; the epoch where there is only one node, and of a chain
+        /// that was left open and then imported.
         at: Timestamp,
     },
-    /// The chain ends here: its node has stopped in good order, or the chain was imported.
+    /// The chain ends here: its node has stopped in good order, or the chain was imported from where it had, or still ran.
     Closed,
 }
 
@@ -183,12 +185,13 @@ mod tests {
     /// AZ3, AZ4: the end of a chain in an export has a seal of its own, which is no head's.
     #[test]
     fn an_exported_end_has_a_seal_of_its_own() {
-        let seal = key().seal_exported("node", 7, &[3; 32]);
-        assert!(key().check_exported("node", 7, &[3; 32], &seal));
-        assert!(!ChainKey::new([8; 32]).check_exported("node", 7, &[3; 32], &seal));
-        assert!(!key().check_exported("Node", 7, &[3; 32], &seal));
-        assert!(!key().check_exported("node", 6, &[3; 32], &seal));
-        assert!(!key().check_exported("node", 7, &[4; 32], &seal));
+        let seal = key().seal_exported("node", 7, &[3; 32], true);
+        assert!(key().check_exported("node", 7, &[3; 32], true, &seal));
+        assert!(!ChainKey::new([8; 32]).check_exported("node", 7, &[3; 32], true, &seal));
+        assert!(!key().check_exported("Node", 7, &[3; 32], true, &seal));
+        assert!(!key().check_exported("node", 6, &[3; 32], true, &seal));
+        assert!(!key().check_exported("node", 7, &[4; 32], true, &seal));
+        assert!(!key().check_exported("node", 7, &[3; 32], false, &seal));
         for claim in [Claim::Closed, Claim::Open { at: Timestamp::EPOCH }, Claim::Record { entry: [0; 16] }] {
             let node = "node".into();
             assert!(!key().check(&Head { node, sequence: 7, hash: [3; 32], claim, seal }), "{claim:?}");

@@ -14,7 +14,7 @@ use crate::{
     model::{ClientId, EpochOf, Keyset, TenantId, revocation::Revocation},
     store::{
         Result, SecretUse,
-        transfer::{Chains, Item, Load, VERSION},
+        transfer::{Chains, Ending, Item, Load, VERSION},
     },
 };
 
@@ -45,11 +45,11 @@ impl Batch<'_> {
                 Prepared::Record { chain, sequence, node, hash, entry } => {
                     self.keep_other(&chain, sequence, &node, hash, &entry)?;
                 }
-                Prepared::ChainEnd(chain, sequence, hash) if chain != *self.chain => {
-                    self.seal_other(&chain, sequence, hash)?;
+                Prepared::ChainEnd { chain, sequence, hash, open } if chain != *self.chain => {
+                    self.seal_other(&chain, sequence, hash, open)?;
                 }
                 // The own chain is sealed with every batch.
-                Prepared::ChainEnd(..) => {}
+                Prepared::ChainEnd { .. } => {}
             }
         }
         self.effects.state.import = import;
@@ -83,10 +83,10 @@ impl Batch<'_> {
                         entry: Box::new(entry),
                     }
                 }
-                (Item::ChainEnd { chain, sequence, hash, seal }, Some(import)) => {
-                    let closed = import.close(chain, *sequence, hash, seal.as_deref(), Some(self.key));
-                    let hash = closed.map_err(Fault::Row)?;
-                    Prepared::ChainEnd(chain.clone(), *sequence, hash)
+                (Item::ChainEnd { chain, sequence, hash, open, seal }, Some(import)) => {
+                    let ending = Ending { chain, sequence: *sequence, hash, open: *open, seal: seal.as_deref() };
+                    let hash = import.close(&ending, Some(self.key)).map_err(Fault::Row)?;
+                    Prepared::ChainEnd { chain: chain.clone(), sequence: *sequence, hash, open: *open }
                 }
                 (Item::End { chains }, Some(done)) => {
                     done.finish(*chains).map_err(|problem| Fault::Row(format!("import: {problem}")))?;
@@ -137,7 +137,12 @@ enum Prepared {
         hash: [u8; 32],
         entry: Box<Entry>,
     },
-    ChainEnd(Arc<str>, u64, [u8; 32]),
+    ChainEnd {
+        chain: Arc<str>,
+        sequence: u64,
+        hash: [u8; 32],
+        open: bool,
+    },
 }
 
 fn not_empty() -> Fault {

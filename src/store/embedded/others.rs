@@ -11,7 +11,10 @@ use super::{
     fault::Fault,
     sums::Tally,
 };
-use crate::crypto::chain::{Claim, Head};
+use crate::{
+    crypto::chain::{Claim, Head},
+    model::Timestamp,
+};
 
 /// Names of all that have records or an end, in the order of their bytes. One chain may have very many records: each name is
 /// looked up behind the one before.
@@ -47,15 +50,19 @@ pub(super) fn next_with(connection: &Connection, chain: &str, after: u64, text: 
     Ok(connection.prepare_cached(sql)?.query_row((chain, to_sql(after), text), Raw::read).optional()?)
 }
 
+/// Of a chain whose node had stopped without closing it when it was exported.
+const OPEN: Claim = Claim::Open { at: Timestamp::EPOCH };
+
 fn read_head(row: &Row<'_>) -> rusqlite::Result<(Arc<str>, Head)> {
     let (node, sequence) = (row.get(1)?, from_sql(row.get(2)?));
-    let head = Head { node, sequence, hash: row.get(3)?, claim: Claim::Closed, seal: row.get(4)? };
+    let claim = if row.get(5)? { OPEN } else { Claim::Closed };
+    let head = Head { node, sequence, hash: row.get(3)?, claim, seal: row.get(4)? };
     Ok((row.get(0)?, head))
 }
 
 /// The sealed end of a chain.
 pub(super) fn head(connection: &Connection, chain: &str) -> Result<Option<Head>, Fault> {
-    let sql = "SELECT chain, node, sequence, hash, seal FROM other_heads WHERE chain = ?1";
+    let sql = "SELECT chain, node, sequence, hash, seal, open FROM other_heads WHERE chain = ?1";
     let row = connection.prepare_cached(sql)?.query_row([chain], read_head).optional()?;
     Ok(row.map(|(_, head)| head))
 }
@@ -63,7 +70,7 @@ pub(super) fn head(connection: &Connection, chain: &str) -> Result<Option<Head>,
 /// Every sealed end, with its chain.
 pub(super) fn heads(connection: &Connection) -> Result<Vec<(Arc<str>, Head)>, Fault> {
     let mut statement =
-        connection.prepare_cached("SELECT chain, node, sequence, hash, seal FROM other_heads ORDER BY chain")?;
+        connection.prepare_cached("SELECT chain, node, sequence, hash, seal, open FROM other_heads ORDER BY chain")?;
     Ok(statement.query_map([], read_head)?.collect::<rusqlite::Result<_>>()?)
 }
 
@@ -97,12 +104,12 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Seals the end of another node's chain.
-    pub(super) fn seal_other(&mut self, chain: &str, sequence: u64, hash: [u8; 32]) -> Result<(), Fault> {
-        let head = self.key.seal(self.node, sequence, hash, Claim::Closed);
+    /// Seals the end of another node's chain; one that was left open stays so.
+    pub(super) fn seal_other(&mut self, chain: &str, sequence: u64, hash: [u8; 32], open: bool) -> Result<(), Fault> {
+        let head = self.key.seal(self.node, sequence, hash, if open { OPEN } else { Claim::Closed });
         self.execute(
-            "INSERT INTO other_heads (chain, node, sequence, hash, seal) VALUES (?1, ?2, ?3, ?4, ?5)",
-            (chain, head.node.as_ref(), to_sql(sequence), head.hash, head.seal),
+            "INSERT INTO other_heads (chain, node, sequence, hash, seal, open) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            (chain, head.node.as_ref(), to_sql(sequence), head.hash, head.seal, open),
         )?;
         add(&mut self.effects.state.tally, chain, &head);
         Ok(())

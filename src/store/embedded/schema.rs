@@ -77,14 +77,15 @@ const CHAINS: &str = "
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX other_records_by_time ON other_records (at, chain, sequence);
     CREATE TABLE other_heads (
-        chain TEXT PRIMARY KEY, node TEXT NOT NULL, sequence INTEGER NOT NULL, hash BLOB NOT NULL, seal BLOB NOT NULL
+        chain TEXT PRIMARY KEY, node TEXT NOT NULL, sequence INTEGER NOT NULL, hash BLOB NOT NULL, seal BLOB NOT NULL,
+        open INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
 ";
 
 /// What a connection that only reads a database of format 1 finds in the place of what that lacks.
 const NO_CHAINS: &str = "
     CREATE TEMP TABLE other_records (chain TEXT, sequence INTEGER, node TEXT, hash BLOB, event TEXT, at INTEGER);
-    CREATE TEMP TABLE other_heads (chain TEXT, node TEXT, sequence INTEGER, hash BLOB, seal BLOB);
+    CREATE TEMP TABLE other_heads (chain TEXT, node TEXT, sequence INTEGER, hash BLOB, seal BLOB, open INTEGER);
 ";
 
 /// The database's file in a data directory.

@@ -11,7 +11,7 @@ use super::{
     keys, revocations, schema,
 };
 use crate::{
-    crypto::chain::ChainKey,
+    crypto::chain::{ChainKey, Claim},
     model::{ClientId, EpochOf, FamilyId, Keyset, Record, Revoked, SecretId},
     store::{
         Result,
@@ -198,7 +198,9 @@ fn records(
     if records.is_empty() {
         let head = audit::head_of(connection, chain)?;
         let head = head.ok_or_else(|| Fault::Row(format!("audit chain {chain}: the sealed end is not there")))?;
-        return Ok(vec![end(chain, &head, key).map_err(Fault::Row)?]);
+        // The own chain's end is the store's.
+        let open = head.claim != Claim::Closed && audit::name(connection)?.as_deref() != Some(chain);
+        return Ok(vec![end(chain, &head, open, key).map_err(Fault::Row)?]);
     }
     let item = |record: Record| {
         let Record { chain, sequence, node, event, hash } = record;

@@ -25,7 +25,7 @@ use crate::{
     model::{EpochOf, Record, Revoked, Timestamp, revocation::Revocation},
     store::{
         Result,
-        transfer::{Chains, Item, Load, VERSION},
+        transfer::{Chains, Ending, Item, Load, VERSION},
     },
 };
 
@@ -129,12 +129,14 @@ impl Import {
                         Record { chain: name.clone(), sequence: *sequence, node: node.clone(), event: event.clone(), hash };
                     documents.push(chain::encoded(&record, Uuid::nil(), &self.key)?);
                 }
-                Item::ChainEnd { chain: name, sequence, hash, seal } => {
-                    let closed = chains.close(name, *sequence, hash, seal.as_deref(), Some(&self.key));
+                Item::ChainEnd { chain: name, sequence, hash, open, seal } => {
+                    let ending = Ending { chain: name, sequence: *sequence, hash, open: *open, seal: seal.as_deref() };
+                    let closed = chains.close(&ending, Some(&self.key));
                     let hash = closed.map_err(|problem| Fault::row("import", problem))?;
+                    let claim = if *open { Claim::Open { at: Timestamp::EPOCH } } else { Claim::Closed };
                     let newest = self.newest(name).await?;
                     let mut head = doc! { "_id": name.as_ref(), "newest": date(newest) };
-                    head.extend(node::head(&self.key.seal(name, *sequence, hash, Claim::Closed)));
+                    head.extend(node::head(&self.key.seal(name, *sequence, hash, claim)));
                     collection = NODES;
                     documents.push(head);
                 }

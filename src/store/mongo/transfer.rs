@@ -11,7 +11,9 @@ use mongodb::{
 use tokio::sync::Mutex;
 
 use super::{
-    LONG, Mongo, Server, chain, clients,
+    LONG, Mongo, Server,
+    audit::is_sure,
+    chain, clients,
     codec::{Fields, uuid},
     families,
     fault::{Fault, OpenError},
@@ -24,7 +26,7 @@ use super::{
 };
 use crate::{
     crypto::chain::{ChainKey, Head},
-    model::{ClientId, EpochOf, FamilyId, Record, Revoked, SecretId, revocation::Revocation},
+    model::{ClientId, EpochOf, FamilyId, Record, Revoked, SecretId, Timestamp, revocation::Revocation},
     store::{
         Result,
         transfer::{Dump, Item, VERSION, end, hex},
@@ -35,6 +37,8 @@ use crate::{
 pub struct Export {
     link: Arc<Link>,
     key: Option<ChainKey>,
+    /// When it was opened, by MongoDB's clock.
+    time: Timestamp,
     /// One moment for every page; none where the server shows no such thing.
     view: Arc<Mutex<Option<ClientSession>>>,
 }
@@ -56,7 +60,7 @@ impl Mongo {
     async fn look_at(uri: &str, key: Option<ChainKey>, deadline: Duration) -> Result<Export, OpenError> {
         // A page is more than what a caller waits for.
         let link = Arc::new(Link::new(uri, deadline.max(LONG)).await?);
-        let Server { shows_snapshots, .. } = greet(&link).await?;
+        let Server { shows_snapshots, time, .. } = greet(&link).await?;
         schema::known(&link).await?;
         if schema::is_importing(&link).await? {
             return Err(importing());
@@ -67,7 +71,7 @@ impl Mongo {
         if view.is_none() {
             tracing::warn!("this MongoDB shows no snapshots: what is written during an export may be in it by half");
         }
-        Ok(Export { link, key, view: Arc::new(Mutex::new(view)) })
+        Ok(Export { link, key, time, view: Arc::new(Mutex::new(view)) })
     }
 }
 
@@ -337,7 +341,10 @@ impl Export {
         match noted {
             Some(head) if head.sequence > last => Err(wrong(format!("it ends at {last} and was at {}", head.sequence))),
             Some(head) if forged(&head) => Err(wrong("the seal of its head is wrong".to_owned())),
-            Some(_) | None => end(chain, &sealed, key).map_err(|problem| Fault::row("export", problem)),
+            noted => {
+                let open = !noted.is_some_and(|head| is_sure(&head, self.time));
+                end(chain, &sealed, open, key).map_err(|problem| Fault::row("export", problem))
+            }
         }
     }
 }

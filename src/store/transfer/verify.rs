@@ -1,7 +1,7 @@
 //! Verification of an export, record by record, before any of it is written: what an import makes its own is checked first, since
 //! afterwards it is sealed under this store's key.
 
-use super::{Chains, Item, VERSION};
+use super::{Chains, Ending, Item, VERSION};
 use crate::{
     crypto::{chain::ChainKey, records::RecordKey, root::Root, seal::Sealer},
     model::ClientId,
@@ -97,8 +97,9 @@ impl<'a> Verification<'a> {
                 self.chains.step(chain, *sequence, node, &body, hash)?;
                 self.counts.records += 1;
             }
-            Item::ChainEnd { chain, sequence, hash, seal } => {
-                self.chains.close(chain, *sequence, hash, seal.as_deref(), self.keys.as_ref().map(|keys| keys.chain))?;
+            Item::ChainEnd { chain, sequence, hash, open, seal } => {
+                let ending = Ending { chain, sequence: *sequence, hash, open: *open, seal: seal.as_deref() };
+                self.chains.close(&ending, self.keys.as_ref().map(|keys| keys.chain))?;
             }
             Item::End { chains } => {
                 self.chains.finish(*chains)?;

@@ -5,7 +5,8 @@ mod mongodb {
         model::{Action, Event, Record, event::Filter},
         oauth::{trail::verify, witness::Witness},
         store::{
-            AuditStore, ClientStore, Store,
+            AuditStore, ClientStore, Store, Writer,
+            embedded::Embedded,
             mongo::Mongo,
             transfer::{Dump, Item, Load},
         },
@@ -14,6 +15,7 @@ mod mongodb {
         Collection, Database,
         bson::{Bson, Decimal128, Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc, serialize_to_bson},
     };
+    use tempfile::TempDir;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         net::TcpStream,
@@ -24,7 +26,7 @@ mod mongodb {
         bench::Bench,
         database::{Database as Own, PATIENCE},
         fixtures::{NOW, client, event},
-        trail::mongodb::{all, append, node, raw, sign, unsigned},
+        trail::mongodb::{Pair, all, append, node, raw, sign, unsigned, verdict},
     };
 
     const MARK: &[u8] = b"mark";
@@ -189,5 +191,44 @@ mod mongodb {
             }
             items.extend(page);
         }
+    }
+
+    /// AZ3: an export and an import make no end sure that was not: the chain of a node that was killed stays unsure in either kind of
+    /// store, and on the way back; those of nodes that closed it, or ran, are sure.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn an_end_that_is_not_sure_stays_so_when_it_is_moved() {
+        let pair = Pair::open(5).await;
+        let closed = node(pair.own.uri(), "three").await;
+        append(&closed, 1).await;
+        closed.close().await.unwrap();
+        pair.bring_back_an_old_head(4).await;
+        assert!(!verdict(&pair.one, "two").await.is_end_sure);
+        let items = exported(&pair.own).await;
+        let ends = |items: &[Item]| -> Vec<(String, bool)> {
+            let end = |item: &Item| {
+                if let Item::ChainEnd { chain, open, .. } = item { Some((chain.to_string(), *open)) } else { None }
+            };
+            items.iter().filter_map(end).collect()
+        };
+        let expected = [("one", false), ("three", false), ("two", true)].map(|(chain, open)| (chain.to_owned(), open));
+        assert_eq!(ends(&items), expected);
+
+        let moved = Own::own();
+        let import = Mongo::import(moved.uri(), Bench::key(), PATIENCE).await.unwrap();
+        import.load(items.clone()).await.unwrap();
+        assert_eq!(exported(&moved).await, items);
+        let dir = TempDir::new().unwrap();
+        let embedded = Embedded::open(dir.path(), "node", Bench::key()).unwrap();
+        embedded.load(items.clone()).await.unwrap();
+        assert_eq!(drain(&embedded).await, items);
+        let sure = |verdicts: Vec<jeton::oauth::trail::Verdict>| -> Vec<(String, bool)> {
+            assert!(verdicts.iter().all(|verdict| verdict.flaw.is_none()), "{verdicts:?}");
+            verdicts.into_iter().map(|verdict| (verdict.chain.to_string(), !verdict.is_end_sure)).collect()
+        };
+        assert_eq!(sure(verify(&embedded, &Bench::key(), None, &[]).await.unwrap()), expected);
+        let store = node(moved.uri(), "new").await;
+        assert_eq!(sure(verify(&store, &Bench::key(), None, &[]).await.unwrap())[..3], expected);
+        assert_eq!(store.writer("two").await.unwrap(), Writer::Nobody);
     }
 }
