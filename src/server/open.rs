@@ -8,7 +8,7 @@ use crate::{
     config::Config,
     crypto::{chain::ChainKey, keyring::Judging, master, passwords::Passwords, records::RecordKey, seal::Sealer},
     limit::Limits,
-    model::{Action, Audience, Invalid, Keyset, Stamp, keyset::KeyPolicy},
+    model::{Action, Audience, Invalid, Keyset, Stamp, event::Filter, keyset::KeyPolicy},
     oauth::{Authority, Parts, Terms, keys},
     standing::{Opening, SLACK, Standing},
     store::{Change, Follower, KeyStore, RevocationStore, Store, StoreError, authentic::Authentic, embedded::Accept},
@@ -168,17 +168,25 @@ fn terms(config: &Config, issuer: &str) -> Result<Terms, StartError> {
     })
 }
 
-/// The keys there are, or the first ones. Where another process made them in between, those.
+/// The keys there are, or the first ones. Where another process made them in between, those. A store that has other records has
+/// had keys, and whoever deleted them must not choose what tokens are signed with: nothing is served without them. New ones would
+/// be of no use either: the generated secrets of all clients, administrators included, are checked under the lost root.
 async fn keyset(store: &dyn Store, sealer: &Sealer, terms: &Terms, clock: &dyn Clock) -> Result<Keyset, StartError> {
     let failed = |error: StoreError| StartError::failed("store")(error.into());
     if let Some(keyset) = store.keyset().await.map_err(failed)? {
         return Ok(keyset);
     }
-    let (first, event) = keys::first(sealer, terms, clock.now());
-    store.replace_keyset(&first, event).await.map_err(failed)?;
-    store
-        .keyset()
-        .await
-        .map_err(failed)?
-        .ok_or_else(|| StartError::Failed("store: the keys that were written are not there".into()))
+    if !has_records(store).await.map_err(failed)? {
+        let (first, event) = keys::first(sealer, terms, clock.now());
+        store.replace_keyset(&first, event).await.map_err(failed)?;
+    }
+    // Where there was a record already, another process that starts too made the keys before it.
+    store.keyset().await.map_err(failed)?.ok_or_else(|| StartError::Configuration(KEYS_ARE_GONE.to_owned()))
+}
+
+const KEYS_ARE_GONE: &str = "the store has records and no signing keys: they were deleted, or lost. Restore a copy of the store that \
+                             has them, or `jeton import` an export into an empty one";
+
+async fn has_records(store: &dyn Store) -> Result<bool, StoreError> {
+    Ok(!store.events(&Filter::default(), None, 1).await?.is_empty() || !store.clients(None, None, 1).await?.is_empty())
 }

@@ -1,8 +1,10 @@
 //! A store that somebody without the master key writes to while nodes run (AZ9): what a node knows to be revoked stays revoked.
 
 use jeton::{
+    config::Config,
     model::{KeyState, Keyset},
     proto::admin::RotateKeysRequest,
+    server::Options,
     store::KeyStore,
 };
 use tonic::Code;
@@ -10,7 +12,7 @@ use tonic::Code;
 use crate::{
     faults::kept_store,
     faulty::FaultyStore,
-    harness::{World, bearer, reason, refreshing},
+    harness::{ISSUER, World, bearer, reason, refreshing},
     home::has_no_files,
     office::kid_of,
     published::jwks,
@@ -69,6 +71,43 @@ async fn a_revoked_key_does_not_come_back_on_a_running_node() {
     faulty.show_keyset(None);
     assert_eq!(world.rotate_keys().await.len(), genuine.keys.len());
     assert!(!world.is_active(&token).await);
+}
+
+/// What a server says that starts again on what a world kept, and refuses to.
+async fn refused_start(world: &World) -> String {
+    let mut config = Config {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        metrics_listen: String::new(),
+        issuer: ISSUER.to_owned(),
+        ..Config::default()
+    };
+    world.home.furnish(&mut config);
+    let clock = Some(world.clock.clone() as _);
+    let options = Options { config, dev: true, bootstrap: true, accept_rollback: false, store: None, clock };
+    let refused = jeton::server::run(options, |_| panic!("it serves"), std::future::pending()).await.unwrap_err();
+    assert_eq!(refused.exit_code(), 64, "{refused}");
+    refused.to_string()
+}
+
+/// K03: signing keys that somebody deleted are not replaced by others: nothing is served until they are back, and no record says
+/// that keys were made.
+#[tokio::test]
+async fn deleted_keys_are_not_replaced() {
+    if has_no_files() {
+        return;
+    }
+    let mut world = World::start().await;
+    let token = world.admin_token().await;
+    world.end().await;
+    let database = rusqlite::Connection::open(world.data_dir().join("jeton.db")).unwrap();
+    database.execute_batch("CREATE TEMP TABLE before AS SELECT * FROM keyset; DELETE FROM keyset").unwrap();
+    let said = refused_start(&world).await;
+    assert!(said.starts_with("the store has records and no signing keys") && !said.contains('\n'), "{said}");
+    database.execute_batch("INSERT INTO keyset SELECT * FROM before").unwrap();
+    drop(database);
+    let world = world.restart().await;
+    assert!(world.is_active(&token).await);
+    assert_eq!(world.trail_of("keys.created").await.len(), 1);
 }
 
 /// V02, R05: a family that was ended is refused by the node that knows it, also where somebody took the end back in the store.
@@ -150,6 +189,35 @@ mod mongodb {
         keys.replace_one(doc! { "_id": "keyset" }, genuine).await.unwrap();
         world.rotate_keys().await;
         assert!(!published(&world).await.contains(&kid));
+    }
+
+    /// K03: the same over MongoDB; and a keyset that nobody can read is none to the running nodes: the last genuine one stays in use,
+    /// and they go on hearing of everything else.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn deleted_or_unreadable_keys_are_not_replaced() {
+        let mut world = World::first(unlimited).await;
+        let mut other = world.join("node-2", unlimited, None).await;
+        let token = world.admin_token().await;
+        let keys = collection(&world, "signing_keys").await;
+        let genuine = keys.find_one(doc! { "_id": "keyset" }).await.unwrap().unwrap();
+        for garbage in [doc! { "keyset": "none", "revision": 99_i64 }, doc! { "revision": 100_i64, "keyset": { "keys": 5 } }] {
+            keys.update_one(doc! { "_id": "keyset" }, doc! { "$set": garbage }).await.unwrap();
+            knows_all(&other, &world).await;
+            knows_all(&world, &other).await;
+            assert!(world.is_active(&token).await && other.is_active(&token).await);
+        }
+        keys.delete_one(doc! {}).await.unwrap();
+        knows_all(&other, &world).await;
+        assert!(world.is_active(&token).await && other.is_active(&token).await);
+        world.end().await;
+        other.end().await;
+        let said = refused_start(&world).await;
+        assert!(said.starts_with("the store has records and no signing keys") && !said.contains('\n'), "{said}");
+        assert_eq!(keys.count_documents(doc! {}).await.unwrap(), 0);
+        keys.insert_one(genuine).await.unwrap();
+        let world = world.restart().await;
+        assert!(world.is_active(&token).await);
     }
 
     /// V02, R05: the same over MongoDB.

@@ -6,14 +6,14 @@ mod mongodb {
     use jeton::{
         crypto::records::RecordKey,
         model::{Action, EpochOf},
-        store::{Change, ClientStore, Creation, Listed, RevocationStore, Store, authentic::Authentic},
+        store::{Change, ClientStore, Creation, KeyStore, Listed, RevocationStore, Store, Write, authentic::Authentic},
     };
-    use mongodb::bson::{Document, doc};
+    use mongodb::bson::{Document, RawDocumentBuf, doc};
 
     use crate::{
         bench::Bench,
         database::{self, Database as Own},
-        fixtures::{Ear, NOW, client, event, id},
+        fixtures::{Ear, NOW, client, event, id, keyset},
     };
 
     /// AZ6's lesson for clients: a copy under another id, one that cannot be read, one without a code and keys that no client could
@@ -96,5 +96,52 @@ mod mongodb {
             epochs.contains(&(EpochOf::Client(id("z")), 1))
                 && epochs.iter().any(|(of, _)| *of == EpochOf::Client(id("odd-epoch")))
         );
+    }
+
+    /// What reads in a shell as text and is no UTF-8.
+    fn broken(document: &Document, mark: &[u8]) -> RawDocumentBuf {
+        let mut bytes = RawDocumentBuf::try_from(document).unwrap().into_bytes();
+        let at = bytes.windows(mark.len()).position(|window| window == mark).unwrap();
+        bytes[at] = 0xff;
+        RawDocumentBuf::from_bytes(bytes).unwrap()
+    }
+
+    /// V01, K03: a keyset that nobody can read, or that is gone, breaks the feed off for no node: what comes behind it is heard, and
+    /// nothing was missed; nor does it keep a follower from hearing of everything else.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn an_unreadable_keyset_stops_neither_the_feed_nor_a_start() {
+        let own = Own::own();
+        let node = database::node(own.uri(), "node", Bench::key()).await;
+        assert_eq!(node.replace_keyset(&keyset(1), event(Action::KeysCreated)).await.unwrap(), Write::Done);
+        let ear = Ear::new();
+        node.follow(NOW, ear.clone()).await.unwrap();
+        let database = mongodb::Client::with_uri_str(own.uri()).await.unwrap().default_database().unwrap();
+        let keys = database.collection::<RawDocumentBuf>("signing_keys");
+        let real = database.collection::<Document>("signing_keys").find_one(doc! {}).await.unwrap().unwrap();
+        let mut odd = real.clone();
+        odd.insert("revision", 2_i64);
+        let mut typed = odd.clone();
+        typed.insert("keyset", 5);
+        odd.get_document_mut("keyset").unwrap().extend(doc! { "mark-in-a-name": "mark-in-a-value" });
+        let forged =
+            [broken(&odd, b"mark-in-a-value"), broken(&odd, b"mark-in-a-name"), RawDocumentBuf::try_from(&typed).unwrap()];
+        for (number, forged) in forged.into_iter().enumerate() {
+            keys.replace_one(doc! {}, forged).await.unwrap();
+            node.raise_epoch(&EpochOf::Client(id("z")), event(Action::ClientRevoked)).await.unwrap();
+            let raised = number as u64 + 1;
+            let heard = ear.heard();
+            assert!(heard.contains(&Change::Epoch(EpochOf::Client(id("z")), raised)), "{number}: {heard:?}");
+            assert!(!heard.contains(&Change::Missed), "{number}: {heard:?}");
+            let second = database::node(own.uri(), "second", Bench::key()).await;
+            let late = Ear::new();
+            let epochs = second.follow(NOW, late.clone()).await.unwrap().epochs;
+            assert_eq!(epochs, [(EpochOf::Client(id("z")), raised)], "{number}");
+            assert!(!late.heard().contains(&Change::Keyset(keyset(2).into())), "{number}");
+        }
+        let whole = RawDocumentBuf::try_from(&real).unwrap();
+        keys.replace_one(doc! {}, whole).await.unwrap();
+        assert_eq!(node.replace_keyset(&keyset(2), event(Action::KeysRotated)).await.unwrap(), Write::Done);
+        assert!(ear.heard().contains(&Change::Keyset(keyset(2).into())));
     }
 }

@@ -72,7 +72,13 @@ pub(super) fn heard(event: &Document) -> Result<Heard, Fault> {
     let update = fields.find("updateDescription").and_then(Bson::as_document);
     let update = update.and_then(|update| update.get_document("updatedFields").ok());
     let changed = update.or_else(|| fields.find("fullDocument").and_then(Bson::as_document));
-    let changed = changed.ok_or_else(|| Fault::row("change", "it says nothing"))?;
+    let nothing = Document::new();
+    let changed = match changed {
+        Some(changed) => changed,
+        // It cannot even be read: no keyset.
+        None if collection == SIGNING_KEYS => &nothing,
+        None => return Err(Fault::row("change", "it says nothing")),
+    };
     let now = Fields::of("change", changed);
     if collection == NODES {
         return Ok(Heard::Beat(changed.get_i64("beat").unwrap_or_default()));
@@ -104,7 +110,10 @@ fn changes(collection: &str, key: &Bson, now: &Fields<'_>) -> Result<Vec<Change>
             }
             changes
         }
-        SIGNING_KEYS => vec![Change::Keyset(Arc::new(now.part(keys::KEYSET)?))],
+        SIGNING_KEYS => {
+            let keyset = now.part(keys::KEYSET).inspect_err(keys::refused).ok();
+            keyset.map(|keyset| Change::Keyset(Arc::new(keyset))).into_iter().collect()
+        }
         _ => Vec::new(),
     })
 }

@@ -1,6 +1,6 @@
 //! The keyset: one document.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering::SeqCst};
 
 use async_trait::async_trait;
 use mongodb::bson::{Document, doc};
@@ -36,6 +36,18 @@ impl KeyStore for Mongo {
 }
 
 impl Shared {
+    /// A keyset that was read; of one that nobody can read the last genuine one stays in use, which is said once.
+    pub(super) fn readable(&self, keyset: Result<Keyset, Fault>) -> Option<Keyset> {
+        let is_known = self.keyset_unread.swap(keyset.is_err(), SeqCst);
+        keyset
+            .inspect_err(|fault| {
+                if !is_known {
+                    refused(fault)
+                }
+            })
+            .ok()
+    }
+
     pub(super) async fn replace_keyset(&self, keyset: &Keyset, event: Event) -> Result<Write, Fault> {
         let Some(before) = before(keyset.revision) else { return Ok(Write::Stale) };
         let deed = self.deed([event])?;
@@ -60,6 +72,12 @@ impl Shared {
         self.record_heard(deed, owner, vec![Change::Keyset(Arc::new(keyset.clone()))]).await?;
         Ok(Write::Done)
     }
+}
+
+/// Counts and says that what is in the keyset's place is none.
+pub(super) fn refused(fault: &Fault) {
+    metrics::counter!("jeton_keyset_refused_total").increment(1);
+    tracing::error!(%fault, "refused the store's keyset: the last genuine one stays in use");
 }
 
 pub(super) fn decoded(document: &Document) -> Result<Keyset, Fault> {

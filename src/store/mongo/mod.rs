@@ -111,6 +111,8 @@ struct Shared {
     margin: Duration,
     /// Whether the trail of the other nodes is being followed.
     tailing: AtomicBool,
+    /// Whether the log knows that the keyset cannot be read.
+    keyset_unread: AtomicBool,
 }
 
 impl Mongo {
@@ -164,6 +166,7 @@ impl Mongo {
             alone,
             margin: if sharded { SHARDED } else { Duration::ZERO },
             tailing: AtomicBool::new(false),
+            keyset_unread: AtomicBool::new(false),
         });
         let store = Self { shared };
         // The head of an earlier life may be closed; from here on the chain grows.

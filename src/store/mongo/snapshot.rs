@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use mongodb::{
     ClientSession, Collection,
-    bson::{Document, doc},
+    bson::{Document, RawDocumentBuf, doc},
 };
 
 use super::{
     LONG, Shared, clients,
-    codec::Fields,
+    codec::{Fields, lenient},
     fault::Fault,
     keys,
     revocations::{epoch_of, revocation_of, revocation_of_family},
@@ -72,10 +72,12 @@ impl Shared {
                 Ok(())
             })
             .await?;
+            let keys = keys.clone_with_type::<RawDocumentBuf>();
             let keyset = keys.find_one(doc! { "_id": keys::KEYSET }).session(&mut session).await?;
-            Ok(Known { standing, keyset: keyset.as_ref().map(keys::decoded).transpose()? })
+            Ok((standing, keyset.map(|raw| lenient(&raw))))
         };
-        self.link.within(LONG, read).await
+        let (standing, keyset) = self.link.within(LONG, read).await?;
+        Ok(Known { standing, keyset: keyset.and_then(|keyset| self.readable(keys::decoded(&keyset))) })
     }
 }
 
