@@ -4,15 +4,17 @@ mod alarm;
 mod budget;
 mod guesses;
 mod places;
+mod revocations;
 mod window;
 
-use std::collections::HashMap as Plans;
+use std::{collections::HashMap as Plans, time::Duration};
 
 use self::{
     alarm::Alarm,
     budget::{Budgets, Ticks, throttled},
     guesses::Guesses,
     places::Places,
+    revocations::Revocations,
     window::Windows,
 };
 pub use self::{
@@ -32,6 +34,7 @@ pub struct Limits {
     guesses: Guesses,
     alarm: Alarm,
     places: Places,
+    revocations: Revocations,
     plans: Plans<String, (Rate, Budgets<ClientId>)>,
     shared: Windows,
 }
@@ -46,6 +49,7 @@ impl Limits {
             guesses: Guesses::new(config.failed_authentication, cap, &ticks),
             alarm: Alarm::new(cap),
             places: Places::default(),
+            revocations: Revocations::new(config.revocations_per_client, cap),
             plans: config.plans.iter().map(|(name, rate)| (name.clone(), (*rate, Budgets::new(*rate, cap, &ticks)))).collect(),
             shared: Windows::default(),
         }
@@ -112,11 +116,18 @@ impl Limits {
         self.alarm.failed(client, now)
     }
 
+    /// Counts a revocation of something of a client's that is remembered for at most `length`; false where so many are remembered
+    /// that all of the client's tokens are to be ended instead, which takes no room.
+    pub fn remembers_revocation(&self, client: &ClientId, now: Timestamp, length: Duration) -> bool {
+        self.revocations.admit(client, now, length)
+    }
+
     /// Forgets what is full again; every few seconds, off the request path.
     pub fn sweep(&self, now: Timestamp) {
         self.peers.sweep(now);
         self.guesses.sweep(now);
         self.alarm.sweep(now);
+        self.revocations.sweep(now);
         for (_, budgets) in self.plans.values() {
             budgets.sweep(now);
         }

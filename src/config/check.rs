@@ -159,6 +159,7 @@ fn limits(config: &Config) -> Result<(), ConfigError> {
     within("limits.drain_seconds", limits.drain_seconds, 0, 300)?;
     within("limits.workers", limits.workers as u64, 0, 1024)?;
     within("limits.tracked_keys", limits.tracked_keys as u64, 1, 10 * million)?;
+    within("limits.revocations_per_client", limits.revocations_per_client.into(), 1, 10 * million)?;
     within("limits.argon2_parallel", limits.argon2_parallel as u64, 1, 64)?;
     within("limits.argon2_queue", limits.argon2_queue as u64, 0, 10_000)?;
     rate("limits.per_peer", limits.per_peer)?;

@@ -225,6 +225,9 @@ pub struct Limits {
     pub failed_authentication: Rate,
     /// Peers and clients remembered by the limiters; new ones past it are refused until others are forgotten.
     pub tracked_keys: usize,
+    /// Revocations of single tokens and families of one client that a node makes and all remember; past it, the next one ends all
+    /// tokens of the client.
+    pub revocations_per_client: u32,
     /// Imported secrets compared by argon2id at once; one at a time for each peer address.
     pub argon2_parallel: usize,
     /// Imported secrets waiting to be compared; more are refused, and more than a quarter from one peer address.

@@ -59,6 +59,12 @@ impl Authority {
         if family.ended_at.is_some_and(is_past) {
             return Ok(());
         }
+        if self.standing.was_outdated(&family.epochs, &family.tenant, &family.client, &family.subject) {
+            return Ok(());
+        }
+        if !self.limits.remembers_revocation(&family.client, call.now, self.remember()) {
+            return self.end_client_instead(call, who, &family.tenant, family.client).await;
+        }
         let event = stamp.done(Action::TokenRevoked, "").in_family(family.id);
         let until = call.now + self.remember();
         if who.client().id == family.client {
@@ -85,8 +91,13 @@ impl Authority {
                 .counted(None, stamp.refused(Action::RevokeRefused, claims.jti.to_string(), "other_client"))
                 .await;
         }
-        if self.standing.token_was_revoked(claims.jti) {
+        // Both are final, however old what is known here may be.
+        let is_outdated = self.standing.was_outdated(&claims.ep, &claims.tenant, &claims.client_id, &claims.sub);
+        if is_outdated || self.standing.token_was_revoked(claims.jti) {
             return Ok(());
+        }
+        if !self.limits.remembers_revocation(&claims.client_id, call.now, self.remember()) {
+            return self.end_client_instead(call, who, &claims.tenant, claims.client_id).await;
         }
         let event = stamp.done(Action::TokenRevoked, claims.jti.to_string());
         let revocation = Revocation { revoked: Revoked::Token(claims.jti), until };
@@ -95,6 +106,25 @@ impl Authority {
         }
         let write = ProvenWrite::Revoke { revocation, event };
         self.spend(as_administrator(who, call.now)?, write).await.map(drop)
+    }
+
+    /// Ends everything of a client of which too much was ended one by one: that is remembered without taking room.
+    async fn end_client_instead(
+        &self,
+        call: &Call,
+        who: &AuthenticatedClient,
+        tenant: &TenantId,
+        client: ClientId,
+    ) -> Result<()> {
+        tracing::warn!(%client, "more than limits.revocations_per_client were asked for: all tokens of the client are ended");
+        let event = who.stamp_in(call, tenant).done(Action::ClientRevoked, client.as_str());
+        let event = event.because("limits.revocations_per_client".to_owned());
+        let is_own = who.client().id == client;
+        let of = EpochOf::Client(client);
+        if is_own {
+            return Ok(self.store.raise_epoch(&of, event).await.map(drop)?);
+        }
+        self.spend(as_administrator(who, call.now)?, ProvenWrite::RaiseEpoch { of, event }).await.map(drop)
     }
 
     /// Ends everything of somebody with one write. Whether there is anything to end is not asked: what is unknown here may have

@@ -161,6 +161,11 @@ impl Standing {
         self.is_revoked(&Revoked::Token(jti))
     }
 
+    /// Whether one of these epochs was raised since. `false` may come from old knowledge, `true` is never wrong.
+    pub fn was_outdated(&self, epochs: &Epochs, tenant: &TenantId, client: &ClientId, subject: &Subject) -> bool {
+        !epochs.reach(self.known_epochs(tenant, client, subject))
+    }
+
     /// The epochs a token minted now must carry. Read them before anything else about the client: what is raised in between
     /// then ends the token.
     pub fn epochs(&self, tenant: &TenantId, client: &ClientId, subject: &Subject) -> Result<Epochs, Behind> {

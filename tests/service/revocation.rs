@@ -67,6 +67,52 @@ async fn an_administrator_ends_what_it_governs() {
     assert!(!world.is_active(&others.access_token).await);
 }
 
+/// AUDIT TL14: of a client that ends very many tokens and families one by one not each is remembered: the next one ends all that
+/// it has, which is acknowledged and true, also after a restart; what is issued afterwards stands, and no other client is concerned.
+#[tokio::test]
+async fn too_many_single_revocations_end_the_client_instead() {
+    let world = World::with(|config| config.limits.revocations_per_client = 3).await;
+    let (caller, other) = (world.register(refreshing()).await, world.register(refreshing()).await);
+    let neighbour = world.token(&other, &[]).await.unwrap();
+    let mut issued = Vec::new();
+    for _ in 0..6 {
+        issued.push(world.token(&caller, &[]).await.unwrap());
+    }
+    world.revoke(&caller, &issued[0].access_token).await.unwrap();
+    world.revoke(&caller, &issued[1].refresh_token).await.unwrap();
+    world.revoke(&world.admin, &issued[2].access_token).await.unwrap();
+    assert!(world.is_active(&issued[3].access_token).await);
+    assert_eq!(world.trail_of("revocation.client").await.len(), 0);
+    // Once that is so, the rest of them is ended already.
+    for issued in &issued[3..] {
+        world.revoke(&caller, &issued.access_token).await.unwrap();
+    }
+    let ended = world.trail_of("revocation.client").await;
+    assert_eq!((ended.len(), ended[0].target.as_str(), ended[0].client_id.as_str()), (1, &*caller.id, &*caller.id));
+    let fresh = world.token(&caller, &[]).await.unwrap();
+    // A token that stands ends the client again, whoever asks for it; and room comes with time.
+    let last = world.token(&caller, &[]).await.unwrap();
+    let stands = async |world: &World| {
+        for issued in &issued {
+            assert!(!world.is_active(&issued.access_token).await);
+        }
+        assert!(world.is_active(&neighbour.access_token).await);
+    };
+    stands(&world).await;
+    assert!(world.is_active(&fresh.access_token).await);
+    for issued in &issued[3..] {
+        assert_eq!(reason(&world.refresh(&caller, &issued.refresh_token).await.unwrap_err()), "INVALID_GRANT");
+    }
+    world.revoke(&world.admin, &last.refresh_token).await.unwrap();
+    assert!(!world.is_active(&fresh.access_token).await && !world.is_active(&last.access_token).await);
+    let world = world.restart().await;
+    stands(&world).await;
+    world.advance(100_000);
+    let (one, two) = (world.token(&caller, &[]).await.unwrap(), world.token(&caller, &[]).await.unwrap());
+    world.revoke(&caller, &one.access_token).await.unwrap();
+    assert!(!world.is_active(&one.access_token).await && world.is_active(&two.access_token).await);
+}
+
 /// V01, AUDIT FT3: what another node's clock dates in the future, or past its end, is revoked all the same: that clock may be right.
 #[tokio::test]
 async fn a_token_of_another_clock_is_revoked() {
