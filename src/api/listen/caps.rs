@@ -1,5 +1,5 @@
-//! Bounds on connections: in all, of one peer, of one network. A port that is nearly full makes room: the connection that has been
-//! idle longest, of the network that has most, is asked to leave.
+//! Bounds on connections: in all, of one peer, of one network. A port that is nearly full, or full, makes room: the connection that
+//! has been idle longest, of the network that has most, is asked to leave.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -19,6 +19,9 @@ use crate::model::Site;
 const PEERS_PER_NETWORK: usize = 4;
 /// Part of all connections that is kept free by asking others to leave: there they may say goodbye while new ones come.
 const SPARE: usize = 20;
+/// Time without a call after which a connection makes room for one of its own network, or of another that has as many. Clients
+/// that come back at once when they are told to go would otherwise push each other out without end.
+const QUIET: Duration = Duration::from_secs(60);
 
 /// Counts open connections.
 #[derive(Clone)]
@@ -48,6 +51,8 @@ impl CoarseClock {
 #[derive(Default)]
 struct Open {
     total: usize,
+    /// Those that were asked to leave and have not left.
+    leaving: usize,
     sites: HashMap<Site, usize>,
     /// Without those that were asked to leave.
     networks: HashMap<Site, Vec<Arc<Seat>>>,
@@ -124,9 +129,6 @@ impl Caps {
     pub(super) fn enter(&self, address: IpAddr) -> Result<Place, Full> {
         let (site, network) = (Site::from(address), Site::network(address));
         let mut open = lock(&self.open);
-        if open.total >= self.most {
-            return Err(Full::Total);
-        }
         let of_site = open.sites.get(&site).copied().unwrap_or(0);
         if of_site >= self.most_per_peer {
             return Err(Full::Peer);
@@ -135,8 +137,13 @@ impl Caps {
         if of_network >= self.most_per_peer.saturating_mul(PEERS_PER_NETWORK) {
             return Err(Full::Network);
         }
-        if open.total >= self.most - (self.most / SPARE).max(1) {
+        let spare = (self.most / SPARE).max(1);
+        // No more are asked than are to be spare: who is refused and asks again does not empty the port.
+        if open.total >= self.most - spare && open.leaving < spare {
             open.make_room(of_network);
+        }
+        if open.total >= self.most {
+            return Err(Full::Total);
         }
         let seat =
             Arc::new(Seat { clock: Arc::clone(&self.clock), used: AtomicU64::new(self.clock.now()), leave: Notify::new() });
@@ -148,14 +155,23 @@ impl Caps {
 }
 
 impl Open {
-    /// Asks a connection to leave for one of a network that has `own`: of another that has more, and if none has, nothing: then
-    /// nobody is owed room.
+    /// Asks the idlest connection of the fullest network to leave for one of a network that has `own`.
     fn make_room(&mut self, own: usize) {
-        let Some(fullest) = self.networks.values_mut().max_by_key(|seats| seats.len()) else { return };
-        let idlest = fullest.iter().enumerate().min_by_key(|(_, seat)| seat.used.load(Relaxed)).map(|(index, _)| index);
-        if let Some(index) = idlest.filter(|_| fullest.len() > own) {
-            fullest.swap_remove(index).leave.notify_one();
-            metrics::counter!("connections_ended_total", "reason" => "room").increment(1);
+        let most = self.networks.values().map(Vec::len).max().unwrap_or(0);
+        let of_fullest = self.networks.iter().filter(|(_, seats)| seats.len() == most);
+        let seats = of_fullest.flat_map(|(network, seats)| seats.iter().enumerate().map(move |seat| (*network, seat)));
+        let Some((network, (index, seat))) = seats.min_by_key(|(_, (_, seat))| seat.used.load(Relaxed)) else { return };
+        if most <= own && seat.idle() < QUIET {
+            return;
+        }
+        seat.leave.notify_one();
+        metrics::counter!("connections_ended_total", "reason" => "room").increment(1);
+        self.leaving += 1;
+        if let Entry::Occupied(mut seats) = self.networks.entry(network) {
+            seats.get_mut().swap_remove(index);
+            if seats.get().is_empty() {
+                seats.remove();
+            }
         }
     }
 }
@@ -176,13 +192,15 @@ impl Drop for Place {
                 site.remove();
             }
         }
-        if let Entry::Occupied(mut network) = open.networks.entry(self.network) {
-            if let Some(index) = network.get().iter().position(|seat| Arc::ptr_eq(seat, &self.seat)) {
-                network.get_mut().swap_remove(index);
-            }
-            if network.get().is_empty() {
-                network.remove();
-            }
+        let seats = open.networks.get_mut(&self.network);
+        let index = seats.and_then(|seats| seats.iter().position(|seat| Arc::ptr_eq(seat, &self.seat)));
+        let (Some(index), Entry::Occupied(mut seats)) = (index, open.networks.entry(self.network)) else {
+            open.leaving -= 1;
+            return;
+        };
+        seats.get_mut().swap_remove(index);
+        if seats.get().is_empty() {
+            seats.remove();
         }
     }
 }
@@ -212,7 +230,7 @@ mod tests {
         drop(place);
         assert!(caps.enter(one).is_ok());
         assert_eq!(lock(&caps.open).sites.len(), 1, "and nothing is remembered of a peer without connections");
-        assert_eq!(lock(&caps.open).networks.len(), 1);
+        assert_eq!(lock(&caps.open).networks.len(), 0, "the other was asked to make room");
     }
 
     /// L11: an IPv6 host cannot multiply itself within its /64, nor an IPv4 one by the mapped form; nor a customer within its /48.
@@ -228,14 +246,16 @@ mod tests {
         assert!(caps.enter(address("2001:db8:1:1::1")).is_ok());
     }
 
-    /// L09: of a port that is nearly full, the connection that has been idle longest of the fullest network makes room; one that
-    /// has as many connections as any other gets no room from others.
+    fn left(place: &Place) -> bool {
+        place.seat().asked_to_leave().now_or_never().is_some()
+    }
+
+    /// L09 (AUDIT TL4): of a port that is nearly full, the connection that has been idle longest of the fullest network makes room.
     #[tokio::test(start_paused = true)]
     async fn the_idlest_connection_of_the_fullest_network_makes_room() {
         let caps = Caps::new(40, 40);
         let (full, other) = (address("192.0.2.1"), address("192.0.2.2"));
         let held: Vec<_> = (0..38).map(|_| caps.enter(full).ok().unwrap()).collect();
-        let left = |place: &Place| place.seat().asked_to_leave().now_or_never().is_some();
         assert!(!held.iter().any(left), "there is room");
         tokio::time::advance(Duration::from_secs(1)).await;
         caps.tick();
@@ -245,8 +265,44 @@ mod tests {
         assert_eq!(held[7].seat().idle(), Duration::from_secs(1));
         let _new = caps.enter(other).ok().unwrap();
         assert_eq!(held.iter().map(left).collect::<Vec<_>>(), (0..38).map(|n| n == 7).collect::<Vec<_>>());
-        let _own = caps.enter(full).ok().unwrap();
-        assert!(!held.iter().any(left), "its own network has no fuller one beside it");
-        assert_eq!(caps.enter(other).err(), Some(Full::Total), "who was asked to leave counts until it has left");
+    }
+
+    /// L09 (AUDIT TL4): a full port makes room too, for who comes next; and asks no more than are to be spare, however often
+    /// somebody knocks.
+    #[tokio::test(start_paused = true)]
+    async fn a_full_port_makes_room_for_the_next() {
+        let caps = Caps::new(40, 40);
+        let (full, other) = (address("192.0.2.1"), address("192.0.2.2"));
+        let mut held: Vec<_> = (0..40).map(|_| caps.enter(full).ok().unwrap()).collect();
+        assert!(!held.iter().any(left), "nobody is pushed out by his own network while all are busy");
+        for _ in 0..9 {
+            assert_eq!(caps.enter(other).err(), Some(Full::Total), "who was asked to leave counts until it has left");
+        }
+        let asked: Vec<_> = held.iter().map(left).collect();
+        assert_eq!(asked.iter().filter(|left| **left).count(), 2, "a twentieth");
+        let mut asked = asked.into_iter();
+        held.retain(|_| !asked.next().unwrap());
+        let _new = (caps.enter(other).ok().unwrap(), caps.enter(other).ok().unwrap());
+        assert_eq!(lock(&caps.open).leaving, 2, "and the next are asked");
+        drop(held);
+        let open = lock(&caps.open);
+        assert_eq!((open.leaving, open.total), (0, 2));
+    }
+
+    /// L09 (AUDIT TL4): between networks that have equally many, and within one, a connection makes room once it has been quiet.
+    #[tokio::test(start_paused = true)]
+    async fn equal_networks_make_room_by_what_is_quiet() {
+        let caps = Caps::new(40, 40);
+        let enter = |network: usize| caps.enter(address(["192.0.2.1", "192.0.2.2"][network % 2]));
+        let held: Vec<_> = (0..38).map(|number| enter(number).ok().unwrap()).collect();
+        drop(enter(0).ok().unwrap());
+        assert!(!held.iter().any(left), "all are in use");
+        tokio::time::advance(QUIET).await;
+        caps.tick();
+        for place in held.iter().filter(|place| !Arc::ptr_eq(&place.seat, &held[5].seat)) {
+            place.seat().touch();
+        }
+        let _new = enter(0).ok().unwrap();
+        assert_eq!(held.iter().map(left).collect::<Vec<_>>(), (0..38).map(|n| n == 5).collect::<Vec<_>>());
     }
 }
