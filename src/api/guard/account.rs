@@ -11,7 +11,7 @@ use std::sync::{
 const MOST: usize = 128 * 1024 * 1024;
 /// Bytes of it that the calls of one peer may hold.
 const MOST_PER_PEER: usize = MOST / 8;
-/// Bytes that a request counts for, beside its answer and before its first one.
+/// Bytes that a request counts for, beside its answer and before its first one, until the answer is made.
 const REQUEST: usize = 4 * 1024;
 /// Bytes that an answer counts for from the start of its call: headers, task, stream, and a small message.
 const ANSWER: usize = 12 * 1024;
@@ -86,7 +86,7 @@ impl Account {
     /// Shares of a call that begins, for its answer and for its request; `None` if the peer or the worker holds too much.
     pub(super) fn begin(self: &Arc<Self>, is_stream: bool) -> Option<(Share, Share)> {
         let (kind, bytes) = if is_stream { (Kind::Stream, STREAM) } else { (self.now(), ANSWER) };
-        let mut answer = Share::new(self, kind);
+        let answer = Share::new(self, kind);
         if is_stream && self.peer.streams.load(Relaxed) > STREAMS_PER_PEER {
             return None;
         }
@@ -94,15 +94,15 @@ impl Account {
         if !answer.grow(bytes + REQUEST) {
             return None;
         }
-        answer.bytes -= REQUEST;
-        let mut request = Share::new(self, Kind::Request);
-        request.bytes += REQUEST;
+        answer.bytes.store(bytes, Relaxed);
+        let request = Share::new(self, Kind::Request);
+        request.bytes.store(REQUEST, Relaxed);
         Some((answer, request))
     }
 
     /// Share of `bytes` of an answer that are to be sent within a time.
     pub(super) fn hold(self: &Arc<Self>, bytes: usize) -> Option<Share> {
-        let mut share = Share::new(self, self.now());
+        let share = Share::new(self, self.now());
         share.grow(bytes).then_some(share)
     }
 
@@ -122,13 +122,13 @@ impl Default for Account {
 #[derive(Debug)]
 pub(super) struct Share {
     account: Arc<Account>,
-    bytes: usize,
+    bytes: AtomicUsize,
     kind: Kind,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Kind {
-    /// A request: its deadline ends it.
+    /// A request: the deadline of its call ends it.
     Request,
     /// A call whose answer ends, or a piece of an answer, with its generation.
     Timed(usize),
@@ -148,12 +148,12 @@ impl Share {
                 account.peer.streams.fetch_add(1, Relaxed);
             }
         }
-        Self { account: Arc::clone(account), bytes: 0, kind }
+        Self { account: Arc::clone(account), bytes: AtomicUsize::new(0), kind }
     }
 
     /// Returns true if there was room for that much more.
-    pub(super) fn grow(&mut self, by: usize) -> bool {
-        self.bytes += by;
+    pub(super) fn grow(&self, by: usize) -> bool {
+        self.bytes.fetch_add(by, Relaxed);
         let all = self.account.worker.fetch_add(by, Relaxed) + by;
         let of_peer = self.account.peer.bytes.fetch_add(by, Relaxed) + by;
         all <= MOST && of_peer <= MOST_PER_PEER
@@ -170,9 +170,9 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let account = &*self.account;
-        account.worker.fetch_sub(self.bytes, Relaxed);
-        account.peer.bytes.fetch_sub(self.bytes, Relaxed);
+        let (account, bytes) = (&*self.account, self.bytes.load(Relaxed));
+        account.worker.fetch_sub(bytes, Relaxed);
+        account.peer.bytes.fetch_sub(bytes, Relaxed);
         match self.kind {
             Kind::Request => {}
             Kind::Timed(generation) => {
@@ -218,7 +218,7 @@ mod tests {
         assert_eq!(worker.load(Relaxed), 0);
     }
 
-    /// L08: when its request has been read, a call counts for its answer alone.
+    /// L08: when its answer has been made, a call counts for its answer alone.
     #[test]
     fn an_answer_goes_on_counting_without_its_request() {
         let account = Arc::new(Account::default());

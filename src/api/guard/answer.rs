@@ -47,6 +47,8 @@ pub struct Answering<F> {
     request_id: Arc<str>,
     /// `None` until the call is admitted.
     share: Option<Share>,
+    /// What the handler holds of the request, decoded: given back with the handler, and not when the body has been read.
+    request: Option<Arc<Share>>,
     status: fn(Refusal) -> Status,
 }
 
@@ -66,12 +68,13 @@ impl<F> Answering<F> {
         status: fn(Refusal) -> Status,
     ) -> Self {
         let count = method.map(|method| Count::new(method, arrived));
-        Self { stage: Stage::Over, count, deadline, alarm: None, request_id, share: None, status }
+        Self { stage: Stage::Over, count, deadline, alarm: None, request_id, share: None, request: None, status }
     }
 
-    /// Counts the answer from here on, until it is sent.
-    pub(super) fn count(&mut self, share: Share) {
-        self.share = Some(share);
+    /// Counts the answer from here on, until it is sent, and the request until the answer is made.
+    pub(super) fn count(&mut self, answer: Share, request: Arc<Share>) {
+        self.share = Some(answer);
+        self.request = Some(request);
     }
 
     pub(super) fn run(&mut self, future: F) {
@@ -168,6 +171,7 @@ where
         };
         // The handler is dropped here and now: after the deadline nobody waits for what it would still do.
         this.stage = Stage::Over;
+        this.request = None;
         Poll::Ready(Ok(this.complete(response)))
     }
 }

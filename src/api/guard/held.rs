@@ -2,6 +2,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -11,15 +12,15 @@ use tonic::Status;
 
 use super::{Refusal, account::Share};
 
-/// The body of a request; what it counted for is given back when it has been read or dropped.
+/// The body of a request. What was read of it goes on counting when it is dropped, until the answer is made: the handler has it.
 pub struct Held<B> {
     body: B,
-    share: Share,
+    share: Arc<Share>,
     status: fn(Refusal) -> Status,
 }
 
 impl<B> Held<B> {
-    pub(super) const fn new(body: B, share: Share, status: fn(Refusal) -> Status) -> Self {
+    pub(super) const fn new(body: B, share: Arc<Share>, status: fn(Refusal) -> Status) -> Self {
         Self { body, share, status }
     }
 }

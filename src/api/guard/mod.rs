@@ -190,12 +190,13 @@ where
             Asked::Wrong(status) => answering.refuse_http(status),
             Asked::WithQuery => answering.refuse(Refusal::Query),
             Asked::Method(_) | Asked::Http => {
-                let Some((answer, share)) = account.begin(asked.is_stream()) else {
+                let Some((answer, held)) = account.begin(asked.is_stream()) else {
                     answering.refuse(Refusal::Overloaded);
                     return answering;
                 };
-                answering.count(answer);
-                let mut request = request.map(|body| Held::new(body, share, rules.status));
+                let held = Arc::new(held);
+                answering.count(answer, Arc::clone(&held));
+                let mut request = request.map(|body| Held::new(body, held, rules.status));
                 request.extensions_mut().insert(call);
                 request.extensions_mut().insert(Deadline(deadline));
                 match catch_unwind(AssertUnwindSafe(|| self.inner.call(request))) {
