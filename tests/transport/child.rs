@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use jeton::api::listen::{Options, raise_limit};
+use jeton::api::listen::raise_limit;
 
 use crate::support::{Server, options};
 
@@ -21,12 +21,14 @@ const READY: &str = "listening on ";
 #[tokio::test]
 #[ignore = "started by other tests as a process of its own"]
 async fn serves_until_its_input_ends() {
-    let Ok(handshake) = std::env::var(IS_CHILD) else { return };
-    let mut options = Options { handshake: Duration::from_secs(handshake.parse().unwrap()), ..options() };
+    if std::env::var(IS_CHILD).is_err() {
+        return;
+    }
+    let mut options = options();
     if std::env::var(FITS).is_ok() {
         options = options.within(raise_limit());
     }
-    let server = Server::with(options, Duration::from_secs(5)).await;
+    let server = Server::with(options, Duration::from_secs(60)).await;
     println!("\n{READY}{}", server.address);
     let input = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
     input.await.unwrap().unwrap();
@@ -41,23 +43,23 @@ pub(crate) struct Child {
 
 impl Child {
     /// With at most so many descriptors, if any number is given.
-    pub(crate) fn start(handshake: Duration, descriptors: Option<u32>) -> Self {
+    pub(crate) fn start(descriptors: Option<u32>) -> Self {
         let limit = descriptors.map_or(String::new(), |most| format!("ulimit -n {most};"));
-        Self::run(&mut Command::new("sh"), handshake, &limit)
+        Self::run(&mut Command::new("sh"), &limit)
     }
 
     /// That raises its limit on descriptors to `hard`, and keeps within it.
     pub(crate) fn within(soft: u32, hard: u32) -> Self {
         let limit = format!("ulimit -Sn {soft}; ulimit -Hn {hard};");
-        Self::run(Command::new("sh").env(FITS, "1"), Duration::from_secs(60), &limit)
+        Self::run(Command::new("sh").env(FITS, "1"), &limit)
     }
 
-    fn run(shell: &mut Command, handshake: Duration, limit: &str) -> Self {
+    fn run(shell: &mut Command, limit: &str) -> Self {
         let mut process = shell
             .args(["-c", &format!("{limit} exec \"$0\" \"$@\"")])
             .arg(std::env::current_exe().unwrap())
             .args(["child::serves_until_its_input_ends", "--exact", "--ignored", "--nocapture"])
-            .env(IS_CHILD, handshake.as_secs().to_string())
+            .env(IS_CHILD, "1")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

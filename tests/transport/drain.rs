@@ -17,7 +17,8 @@ const LONG: Duration = Duration::from_secs(60);
 /// S1: GOAWAY to all, calls in flight are answered, nobody new gets in.
 #[tokio::test]
 async fn calls_in_flight_finish_and_new_ones_are_refused() {
-    let mut server = Server::with(options(), LONG).await;
+    let patience = Duration::from_secs(3);
+    let mut server = Server::with(Options { handshake: patience, drain: LONG, ..options() }, LONG).await;
     let mut idle = Raw::open(server.address).await;
     let mut http1 = TcpStream::connect(server.address).await.unwrap();
     http1.write_all(b"GET /healthz HTTP/1.1\r\nhost: port\r\n").await.unwrap();
@@ -48,7 +49,7 @@ async fn calls_that_do_not_finish_are_cut() {
     let puppet = server.puppet.clone();
     let call = tokio::spawn(token(server.address, "wait"));
     until(async || puppet.waiting() == 1).await;
-    let summary = tokio::time::timeout(Duration::from_secs(5), server.stop()).await.expect("stops in time");
+    let summary = tokio::time::timeout(LONG, server.stop()).await.expect("stops in time");
     assert_eq!(summary.aborted, 1);
     assert!(call.await.is_err(), "the call was cut");
     assert_eq!(puppet.waiting(), 0);
@@ -57,7 +58,7 @@ async fn calls_that_do_not_finish_are_cut() {
 /// S1: neither a stream that never ends nor a client that is gone holds up the end.
 #[tokio::test]
 async fn streams_without_end_and_clients_gone_are_not_waited_for() {
-    let server = Server::with(Options { drain: LONG, ..options() }, LONG).await;
+    let server = Server::with(Options { drain: 10 * LONG, ..options() }, LONG).await;
     let _gone = Raw::open(server.address).await;
     let mut watching = Raw::open(server.address).await;
     watching.send(&frame(HEADERS, END_HEADERS, 1, &block(call(WATCH)))).await;
@@ -66,13 +67,13 @@ async fn streams_without_end_and_clients_gone_are_not_waited_for() {
     let stopping = tokio::spawn(server.stop());
     let ping = watching.expect(|frame| frame.kind == PING).await;
     watching.send(&frame(PING, ACK, 0, &ping.payload)).await;
-    let summary = tokio::time::timeout(Duration::from_secs(8), stopping).await.expect("stops in time").unwrap();
+    let summary = tokio::time::timeout(LONG, stopping).await.expect("stops in time").unwrap();
     assert_eq!(summary.aborted, 0);
 }
 
 #[tokio::test]
 async fn a_server_without_calls_stops_at_once() {
-    let server = Server::with(Options { drain: LONG, ..options() }, LONG).await;
+    let server = Server::with(Options { drain: 10 * LONG, ..options() }, LONG).await;
     let mut idle = Raw::open(server.address).await;
     let stopping = tokio::spawn(server.stop());
     // The server asks whether the client has seen the GOAWAY, so that no call it sent meanwhile is lost.
@@ -80,5 +81,5 @@ async fn a_server_without_calls_stops_at_once() {
     idle.send(&frame(PING, ACK, 0, &ping.payload)).await;
     assert!(closes(&mut idle.reader).await);
     drop(idle);
-    tokio::time::timeout(Duration::from_secs(5), stopping).await.expect("stops in time").unwrap();
+    tokio::time::timeout(LONG, stopping).await.expect("stops in time").unwrap();
 }

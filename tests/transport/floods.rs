@@ -10,7 +10,7 @@ use crate::{
         TOKEN,
         frames::{
             CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, HEADERS, PING, PRIORITY, REFUSED_STREAM,
-            RST_STREAM, Raw, SETTINGS, WINDOW_UPDATE, block, call, closes, frame,
+            RST_STREAM, Raw, SETTINGS, block, call, closes, frame,
         },
         http::token,
         until,
@@ -33,7 +33,7 @@ fn stream(number: u32) -> u32 {
 
 /// Floods a server that served before and must serve after, with no more memory than before.
 async fn survives(flood: impl Iterator<Item = Vec<u8>> + Send + 'static) -> Vec<Frame> {
-    let child = Child::start(Duration::from_secs(1), None);
+    let child = Child::start(None);
     for _ in 0..50 {
         token(child.address, "").await.token();
     }
@@ -72,7 +72,7 @@ async fn streams_opened_and_left_are_refused() {
 /// L02: the limit is told, and is the one that was set.
 #[tokio::test]
 async fn the_limit_on_streams_is_announced() {
-    let child = Child::start(Duration::from_secs(1), None);
+    let child = Child::start(None);
     let mut raw = Raw::open(child.address).await;
     let block = block(call(TOKEN));
     for number in 0..201 {
@@ -90,7 +90,8 @@ async fn malformed_streams_end_the_connection() {
     assert!(frames.iter().any(|frame| frame.goaway().is_some()), "{} frames", frames.len());
 }
 
-/// L03: frames that ask for work and carry none are bounded: the connection is cut long before the flood is over.
+/// L03: frames that ask for work and carry none are bounded: the connection is cut long before the flood is over. WINDOW_UPDATEs,
+/// which may come ten times as fast as PINGs, are held by a test of `listen::frames`, for which no machine is too slow.
 #[tokio::test]
 async fn control_frames_without_calls_end_the_connection() {
     let setting = [0, 4, 0, 1, 0, 0];
@@ -99,11 +100,9 @@ async fn control_frames_without_calls_end_the_connection() {
         (PING, 0, &[7; 8]),
         (PRIORITY, 1, &[0, 0, 0, 0, 9]),
         (0x42, 0, &[]),
-        (WINDOW_UPDATE, 0, &[0, 0, 0, 1]),
-        (WINDOW_UPDATE, 1, &[0, 0, 0, 1]),
         (RST_STREAM, 1, &[0, 0, 0, 8]),
     ] {
-        let child = Child::start(Duration::from_secs(1), None);
+        let child = Child::start(None);
         token(child.address, "").await.token();
         let before = child.resident();
         let mut raw = Raw::open(child.address).await;
@@ -111,7 +110,7 @@ async fn control_frames_without_calls_end_the_connection() {
         raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(call("/no/such")))).await;
         raw.expect(|frame| frame.stream == 1 && frame.flags & END_STREAM != 0).await;
         let Raw { mut reader, mut writer } = raw;
-        let flood = frame(kind, 0, stream, payload).repeat(if kind == WINDOW_UPDATE { 2_000_000 } else { 200_000 });
+        let flood = frame(kind, 0, stream, payload).repeat(200_000);
         let flooding = tokio::spawn(async move {
             // Most of it fits the buffers in between, so that what comes of it is seen at the other end alone.
             let _ = writer.write_all(&flood).await;
@@ -127,7 +126,7 @@ async fn control_frames_without_calls_end_the_connection() {
 /// L03: another client's calls are answered all the while.
 #[tokio::test]
 async fn a_flood_does_not_stop_others() {
-    let child = Child::start(Duration::from_secs(1), None);
+    let child = Child::start(None);
     let address = child.address;
     let flooding = tokio::spawn(async move {
         for _ in 0..10 {
@@ -160,7 +159,7 @@ async fn continuation_without_end_ends_the_connection() {
 /// L05: a client that asks and does not read is cut, and what it asked is not kept.
 #[tokio::test]
 async fn replies_that_are_not_read_do_not_pile_up() {
-    let child = Child::start(Duration::from_secs(1), None);
+    let child = Child::start(None);
     token(child.address, "").await.token();
     let before = child.resident();
     let Raw { reader: _unread, mut writer } = Raw::open(child.address).await;

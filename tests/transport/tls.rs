@@ -80,7 +80,7 @@ fn open(files: &config::Tls) -> Result<Option<Arc<TlsReloader>>, TlsError> {
 }
 
 async fn serve(tls: Arc<TlsReloader>) -> Server {
-    Server::with(Options { tls: Some(tls), ..options() }, Duration::from_secs(1)).await
+    Server::with(Options { tls: Some(tls), ..options() }, Duration::from_secs(60)).await
 }
 
 /// A client that trusts `ca` and offers `alpn`.
@@ -166,7 +166,9 @@ async fn tls_1_1_is_refused() {
 #[tokio::test]
 async fn half_a_handshake_is_closed() {
     let ca = authority();
-    let server = serve(Files::new(&server_pair(&ca)).open()).await;
+    let tls = Some(Files::new(&server_pair(&ca)).open());
+    let patience = Duration::from_secs(4);
+    let server = Server::with(Options { tls, handshake: patience, ..options() }, Duration::from_secs(60)).await;
     let mut half = Vec::new();
     for said in [&b""[..], &[22], &[22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3]] {
         for _ in 0..100 {

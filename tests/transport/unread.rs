@@ -18,7 +18,8 @@ use crate::{
     support::{
         Server, TOKEN, WATCH, connect_from,
         frames::{
-            ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, Raw, SETTINGS, WINDOW_UPDATE, block, call, closes, frame,
+            ACK, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, GOAWAY, HEADERS, PING, Raw, SETTINGS, block, call, closes,
+            frame,
         },
         http::{ask_over, get, token},
         options,
@@ -72,7 +73,7 @@ async fn unread_answers_of_one_peer_are_bounded() {
             let mut raw = Raw::with_window(connect_from([127, 0, 0, 2], server.address).await, window).await;
             raw.send(&(0..200).flat_map(|number| page(stream(number))).collect::<Vec<_>>()).await;
             over += refused(&mut raw, 200).await;
-            held.push(raw);
+            held.push(raw.keep(&Arc::default()));
         }
         let kept = 8 * 200 - over;
         assert!((1_200..=1_365).contains(&kept), "window {window}: kept {kept}");
@@ -87,30 +88,88 @@ async fn unread_answers_of_one_peer_are_bounded() {
     }
 }
 
-/// L02: and what they hold is memory, not only a number. Each connection first reads as many answers as it leaves unread then, so
-/// that the room which HTTP/2 keeps for its streams is not counted with them.
+/// L02 (AUDIT TL1): and what they hold is memory, not only a number, with what HTTP/2 keeps for their streams: four times as many
+/// add less than the first did.
 #[tokio::test]
 async fn unread_answers_do_not_pile_up() {
-    let child = Child::start(Duration::from_secs(1), None);
-    let pages = |from: u32| (from..from + 200).flat_map(|number| page(stream(number))).collect::<Vec<_>>();
+    let child = Child::start(None);
+    let pages: Vec<u8> = (0..200).flat_map(|number| page(stream(number))).collect();
     let mut held = Vec::new();
-    for _ in 0..100 {
-        let mut raw = Raw::open(child.address).await;
-        raw.send(&frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes())).await;
-        raw.send(&pages(0)).await;
-        for _ in 0..200 {
+    let mut before = child.resident();
+    let mut grown = Vec::new();
+    for connections in [60, 240] {
+        for _ in 0..connections {
+            let mut raw = Raw::with_window(TcpStream::connect(child.address).await.unwrap(), 1).await;
+            if raw.taken(&pages).await.is_none() {
+                held.push(raw.keep(&Arc::default()));
+            }
+        }
+        let now = child.resident();
+        grown.push(now.saturating_sub(before));
+        before = now;
+    }
+    assert!(grown[1] < grown[0], "grew by {grown:?} bytes");
+}
+
+/// L02 (AUDIT TL1): what HTTP/2 keeps for the streams that connections once had at once is bounded for each peer. Who asks for more
+/// is told to be calm; and those that are idle go before that, so that others need not.
+#[tokio::test]
+async fn what_streams_leave_behind_is_bounded() {
+    let long = Duration::from_secs(600);
+    let server = Server::with(Options { workers: 1, unread: long, ..options() }, long).await;
+    let pages = |from, to| (from..to).flat_map(|number| page(stream(number))).collect::<Vec<_>>();
+    let (mut held, gone) = (Vec::new(), Arc::default());
+    for _ in 0..25 {
+        let mut raw = Raw::with_window(connect_from([127, 0, 0, 2], server.address).await, 0).await;
+        assert_eq!(raw.taken(&[pages(0, 199), play(stream(199), "wait")].concat()).await, None);
+        // All are read, and one call goes on.
+        raw.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 255, 255])).await;
+        for _ in 0..199 {
             raw.expect(|frame| frame.kind == DATA && frame.flags & END_STREAM != 0).await;
         }
-        held.push(raw);
+        held.push(raw.keep(&gone));
     }
-    let before = child.resident();
-    for raw in &mut held {
-        raw.send(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 1])).await;
-        raw.send(&pages(200)).await;
-        refused(raw, 200).await;
+    // 8 MiB, less 25 times 184 streams of 1,792 bytes each; and 16 streams that every connection may have.
+    let mut last = Raw::with_window(connect_from([127, 0, 0, 2], server.address).await, 0).await;
+    for number in 0..97 {
+        assert_eq!(last.taken(&page(stream(number))).await, None, "{number}");
     }
-    let growth = child.resident().saturating_sub(before);
-    assert!(growth < 16 << 20, "grew by {growth} bytes");
+    last.send(&page(stream(97))).await;
+    last.expect(|frame| frame.goaway() == Some(ENHANCE_YOUR_CALM)).await;
+    assert!(closes(&mut last.reader).await);
+    let mut other = Raw::with_window(connect_from([127, 0, 0, 3], server.address).await, 0).await;
+    assert_eq!(other.taken(&pages(0, 200)).await, None, "another peer has room");
+
+    until(async || server.puppet.waiting() == 25).await;
+    assert_eq!(gone.load(Relaxed), 0, "who has a call in progress may stay");
+    server.puppet.release();
+    until(async || gone.load(Relaxed) >= 13).await;
+    let mut again = Raw::with_window(connect_from([127, 0, 0, 2], server.address).await, 0).await;
+    assert_eq!(again.taken(&pages(0, 200)).await, None, "there is room again");
+}
+
+/// L02, L04 (AUDIT TL1): and so is what the frames of a message leave behind that comes byte by byte, on a single stream.
+#[tokio::test]
+async fn what_short_frames_leave_behind_is_bounded() {
+    let long = Duration::from_secs(600);
+    let server = Server::with(Options { workers: 1, unread: long, ..options() }, long).await;
+    let bytes = [&[0, 0, 0, 255, 255][..], &[0; 995]].concat();
+    let parts = bytes.chunks(1).flat_map(|part| frame(DATA, 0, 1, part));
+    let message: Vec<u8> = frame(HEADERS, END_HEADERS, 1, &block(call(TOKEN))).into_iter().chain(parts).collect();
+    let (mut held, mut connections) = (Vec::new(), 0);
+    loop {
+        let mut raw = Raw::over(connect_from([127, 0, 0, 2], server.address).await).await;
+        if raw.taken(&message).await.is_some() {
+            break;
+        }
+        held.push(raw.keep(&Arc::default()));
+        connections += 1;
+        assert!(connections < 100, "is not bounded");
+    }
+    // 8 MiB, of which each takes 936 frames of 272 bytes; there are 64 that every connection may have.
+    assert_eq!(connections, 32);
+    let mut other = Raw::over(connect_from([127, 0, 0, 3], server.address).await).await;
+    assert_eq!(other.taken(&message).await, None, "another peer has room");
 }
 
 /// L05: the bytes of large answers count: those that the peer has no room for are refused, and say so.
@@ -134,20 +193,28 @@ async fn large_unread_answers_of_one_peer_are_bounded() {
     assert_eq!(token(server.address, "large").await.token().access_token.len(), LARGE, "what is read comes whole");
 }
 
-/// L05: an answer that is not read ends its connection, be it a page, a call's or a stream's, and nobody else's.
+/// L05 (AUDIT TL1): an answer that is not read ends its connection, be it a page, a call's or a stream's, and nobody else's. The
+/// client is told why.
 #[tokio::test]
 async fn an_answer_that_is_not_read_in_time_ends_its_connection() {
-    let server = Server::with(Options { unread: Duration::from_millis(300), ..options() }, Duration::from_secs(60)).await;
+    let server = Server::with(Options { unread: Duration::from_secs(3), ..options() }, Duration::from_secs(60)).await;
     let mut reading = Raw::open(server.address).await;
     reading.send(&message(WATCH, 1, &[])).await;
+    let mut unread = Vec::new();
     for window in [0, 1] {
         for (what, frames) in
             [("page", page(1)), ("call", play(1, "")), ("large", play(1, "large")), ("stream", message(WATCH, 1, &[]))]
         {
             let mut raw = Raw::with_window(TcpStream::connect(server.address).await.unwrap(), window).await;
             raw.send(&frames).await;
-            assert!(closes(&mut raw.reader).await, "{what}, window {window}: not cut");
+            unread.push((raw, format!("{what}, window {window}")));
         }
+    }
+    for (mut raw, what) in unread {
+        let goaway = raw.expect(|frame| frame.kind == GOAWAY).await;
+        assert_eq!((goaway.goaway(), &goaway.payload[8..]), (Some(ENHANCE_YOUR_CALM), &b"unread"[..]), "{what}");
+        assert_eq!(goaway.payload[..4], 1_u32.to_be_bytes(), "{what}: the last stream that was seen");
+        assert!(closes(&mut raw.reader).await, "{what}: not cut");
     }
     reading.send(&play(3, "")).await;
     reading.expect(|frame| frame.stream == 3 && frame.flags & END_STREAM != 0).await;
@@ -166,7 +233,7 @@ async fn pages_that_are_not_read_end_their_http_1_connection() {
 /// L09: a connection without calls is told to go away, one with an open stream is not, and one that is old is in any case.
 #[tokio::test]
 async fn idle_and_old_connections_are_told_to_go_away() {
-    let short = Duration::from_secs(1);
+    let short = Duration::from_secs(3);
     for (options, stays) in [(Options { idle: short, ..options() }, true), (Options { age: short, ..options() }, false)] {
         let server = Server::with(options, Duration::from_secs(60)).await;
         let (mut idle, mut watching) = (Raw::open(server.address).await, Raw::open(server.address).await);
@@ -188,7 +255,7 @@ async fn idle_and_old_connections_are_told_to_go_away() {
 /// L09, L10: idle connections of one peer do not close the port: when it is nearly full they make room for another.
 #[tokio::test]
 async fn idle_connections_of_one_peer_make_room_for_another() {
-    let server = Server::with(Options { connections: 60, ..options() }, Duration::from_secs(1)).await;
+    let server = Server::with(Options { connections: 60, ..options() }, Duration::from_secs(60)).await;
     let asked = Arc::new(AtomicUsize::new(0));
     for _ in 0..57 {
         let mut raw = Raw::over(connect_from([127, 0, 0, 3], server.address).await).await;

@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
 use http::{Request, Response};
 use hyper::{
     body::Incoming,
@@ -68,7 +69,7 @@ pub(super) async fn run<A: App>(accepted: Accepted, app: A, options: Arc<Options
     let Accepted { stream, address, place, load: _load, number } = accepted;
     let member = Member::enter(address);
     let origin = Origin { peer: Peer::Ip(address), account: Account::of_this_worker(member.account()) };
-    let life = Arc::new(Life::new(Arc::clone(&origin.account), place.seat(), &options, number));
+    let life = Arc::new(Life::new(Arc::clone(&origin.account), place.seat(), member.room(), &options, number));
     let served = match TcpStream::from_std(stream) {
         Ok(stream) => open(stream, Answerer::new(app, origin, life), &options, stopping).await,
         Err(error) => Err(error.into()),
@@ -174,7 +175,7 @@ where
         .initial_connection_window_size(CONNECTION_WINDOW)
         .adaptive_window(false)
         .max_send_buf_size(SEND_BUFFER)
-        .serve_connection(TokioIo::new(Counted::new(stream, PREFACE.len())), answerer);
+        .serve_connection(TokioIo::new(Counted::new(stream, PREFACE.len(), Arc::clone(&life))), answerer);
     let mut connection = pin!(connection);
     let end = tokio::select! {
         biased;
@@ -183,6 +184,8 @@ where
         end = life.end(options.age) => Some(end),
     };
     if end == Some(End::Unread) {
+        // Its next read says GOAWAY and fails. If it is not ready to read, the client does not even take what it was sent.
+        let _ = connection.as_mut().now_or_never();
         return Err("an answer was not read in time".into());
     }
     connection.as_mut().graceful_shutdown();
@@ -223,15 +226,23 @@ where
         .max_buf_size(HEADER_LIST as usize)
         .serve_connection(TokioIo::new(stream), answerer);
     let mut connection = pin!(connection);
-    tokio::select! {
+    let end = tokio::select! {
         biased;
         ended = connection.as_mut() => return Ok(ended?),
-        () = stop(&mut stopping) => {}
-        end = life.end(HTTP1_AGE) => if end == End::Unread {
-            return Err("an answer was not read in time".into());
-        },
+        () = stop(&mut stopping) => None,
+        end = life.end(HTTP1_AGE) => Some(end),
+    };
+    if end == Some(End::Unread) {
+        return Err("an answer was not read in time".into());
     }
     connection.as_mut().graceful_shutdown();
+    if end.is_some() {
+        tokio::select! {
+            // Its answer may be read to its end, for as long as any answer may.
+            over = timeout(life.unread(), connection.as_mut()) => return Ok(over??),
+            () = stop(&mut stopping) => {}
+        }
+    }
     timeout(options.drain, connection).await??;
     Ok(())
 }

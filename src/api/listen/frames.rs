@@ -1,10 +1,11 @@
-//! A bound on HTTP/2 frames that ask for work and carry none: SETTINGS, PING, PRIORITY, unknown ones, and more WINDOW_UPDATE or
-//! RST_STREAM than calls bring. h2 cuts floods of streams that are opened and reset, of CONTINUATION and of empty DATA by itself,
-//! but answers these for ever.
+//! The frames of HTTP/2, followed beneath it. They are bounded where they ask for work and carry none: SETTINGS, PING, PRIORITY,
+//! unknown ones, and more WINDOW_UPDATE or RST_STREAM than calls bring. h2 cuts floods of streams that are opened and reset, of
+//! CONTINUATION and of empty DATA by itself, but answers these for ever. Streams are bounded by what h2 keeps for them.
 
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -12,6 +13,8 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::Instant,
 };
+
+use super::{life::Life, room::Room, streams::Streams};
 
 /// Cost of a WINDOW_UPDATE beyond those that our data brings; the other costs are multiples of it.
 const UPDATE: i64 = 1;
@@ -29,12 +32,26 @@ const PER_CALL_FRAME: i64 = 4 * PING_COST;
 const UPDATES_PER_DATA: u64 = 2;
 
 const HEAD: usize = 9;
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
+pub(super) const DATA: u8 = 0;
+pub(super) const HEADERS: u8 = 1;
+pub(super) const RST_STREAM: u8 = 3;
 const PING: u8 = 6;
+const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
+
+/// Code of a GOAWAY to a client that asks for too much (RFC 9113 section 7).
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+/// Head of a frame.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Head {
+    pub(super) kind: u8,
+    pub(super) flags: u8,
+    pub(super) stream: u32,
+    /// Of what follows it.
+    pub(super) length: usize,
+}
 
 /// Finds the frames of one direction.
 #[derive(Default)]
@@ -45,8 +62,8 @@ struct Heads {
 }
 
 impl Heads {
-    /// Calls `each` with the kind of every frame that begins in these further bytes, until one is too many.
-    fn follow(&mut self, mut bytes: &[u8], mut each: impl FnMut(u8) -> bool) -> bool {
+    /// Calls `each` with the head of every frame that begins in these further bytes, until one is too many.
+    fn follow(&mut self, mut bytes: &[u8], mut each: impl FnMut(Head) -> bool) -> bool {
         while !bytes.is_empty() {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
@@ -59,14 +76,20 @@ impl Heads {
             bytes = bytes.get(taken..).unwrap_or_default();
             if self.have == HEAD {
                 self.have = 0;
-                let [high, middle, low, kind, ..] = self.head;
+                let [high, middle, low, kind, flags, stream @ ..] = self.head;
                 self.skip = u32::from_be_bytes([0, high, middle, low]) as usize;
-                if !each(kind) {
+                let stream = u32::from_be_bytes(stream) & (u32::MAX >> 1);
+                if !each(Head { kind, flags, stream, length: self.skip }) {
                     return false;
                 }
             }
         }
         true
+    }
+
+    /// Returns true if nothing of a frame is outstanding.
+    const fn is_between_frames(&self) -> bool {
+        self.have == 0 && self.skip == 0
     }
 }
 
@@ -75,6 +98,7 @@ struct Meter {
     received: Heads,
     sent: Heads,
     budget: Budget,
+    streams: Streams,
 }
 
 struct Budget {
@@ -86,24 +110,42 @@ struct Budget {
 }
 
 impl Meter {
-    fn new(now: Instant) -> Self {
+    fn new(now: Instant, room: Arc<Room>) -> Self {
         let budget = Budget { left: BURST, at: now, updates: 0, resets: 0 };
-        Self { received: Heads::default(), sent: Heads::default(), budget }
+        Self { received: Heads::default(), sent: Heads::default(), budget, streams: Streams::new(room) }
     }
 
-    /// Returns true if the connection is within its bounds after these further bytes from the client.
-    fn receive(&mut self, bytes: &[u8]) -> bool {
-        let budget = &mut self.budget;
-        self.received.follow(bytes, |kind| budget.count(kind))
+    /// Takes further bytes from the client; says what there is too much of, if the connection is not within its bounds.
+    fn receive(&mut self, bytes: &[u8]) -> Option<&'static str> {
+        let (budget, streams) = (&mut self.budget, &mut self.streams);
+        let mut excess = None;
+        self.received.follow(bytes, |head| {
+            if !budget.count(head.kind) {
+                excess = Some("control_frames");
+            } else if !streams.receive(head) {
+                excess = Some("streams");
+            }
+            excess.is_none()
+        });
+        excess
     }
 
     /// Counts bytes to the client.
     fn send(&mut self, bytes: &[u8]) {
-        let updates = &mut self.budget.updates;
-        self.sent.follow(bytes, |kind| {
-            *updates += if kind == DATA { UPDATES_PER_DATA } else { 0 };
+        let (updates, streams) = (&mut self.budget.updates, &mut self.streams);
+        self.sent.follow(bytes, |head| {
+            *updates += if head.kind == DATA { UPDATES_PER_DATA } else { 0 };
+            streams.send(head);
             true
         });
+    }
+
+    /// A last frame, that says why there is none after it.
+    fn goaway(&self, reason: &str) -> Vec<u8> {
+        let length = (8 + reason.len()) as u32;
+        let (last, code) = (self.streams.last().to_be_bytes(), ENHANCE_YOUR_CALM.to_be_bytes());
+        let head = (length << 8 | u32::from(GOAWAY)).to_be_bytes();
+        [&head[..], &[0; 5], &last, &code, reason.as_bytes()].concat()
     }
 }
 
@@ -143,34 +185,54 @@ impl Budget {
     }
 }
 
-/// An HTTP/2 connection whose control frames are counted.
+/// An HTTP/2 connection whose frames are counted.
 pub(super) struct Counted<S> {
     stream: S,
     meter: Meter,
+    life: Arc<Life>,
     /// Bytes of the preface still to come, which are no frame.
     preface: usize,
 }
 
 impl<S> Counted<S> {
     /// `preface` bytes come before the first frame.
-    pub(super) fn new(stream: S, preface: usize) -> Self {
-        Self { stream, meter: Meter::new(Instant::now()), preface }
+    pub(super) fn new(stream: S, preface: usize, life: Arc<Life>) -> Self {
+        Self { stream, meter: Meter::new(Instant::now(), life.room()), life, preface }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+impl<S: AsyncWrite + Unpin> Counted<S> {
+    /// Ends the connection from below. hyper can say GOAWAY only if it may finish the calls, so it is said here: where a frame of
+    /// hyper's is half written, or the client takes nothing any more, there is nobody who would understand it. What the client
+    /// has sent and nobody read may make the system reset the connection, and the GOAWAY be lost.
+    fn cut(&mut self, cx: &mut Context<'_>, reason: &'static str) -> io::Error {
+        if self.meter.sent.is_between_frames() {
+            let goaway = self.meter.goaway(reason);
+            let _ = Pin::new(&mut self.stream).poll_write(cx, &goaway);
+            let _ = Pin::new(&mut self.stream).poll_flush(cx);
+        }
+        io::Error::new(io::ErrorKind::InvalidData, reason)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Counted<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if this.life.is_unread() {
+            return Poll::Ready(Err(this.cut(cx, "unread")));
+        }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
         let read = buffer.filled().get(before..).unwrap_or_default();
         let preface = this.preface.min(read.len());
         this.preface -= preface;
-        if this.meter.receive(read.get(preface..).unwrap_or_default()) {
-            return Poll::Ready(Ok(()));
+        match this.meter.receive(read.get(preface..).unwrap_or_default()) {
+            None => Poll::Ready(Ok(())),
+            Some(excess) => {
+                metrics::counter!("connections_cut_total", "reason" => excess).increment(1);
+                Poll::Ready(Err(this.cut(cx, excess)))
+            }
         }
-        metrics::counter!("connections_cut_total", "reason" => "control_frames").increment(1);
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "too many control frames")))
     }
 }
 
@@ -215,6 +277,10 @@ mod tests {
 
     use super::*;
 
+    fn meter() -> Meter {
+        Meter::new(Instant::now(), Arc::default())
+    }
+
     fn frame(kind: u8, length: usize) -> Vec<u8> {
         let mut frame = (length as u32).to_be_bytes()[1..].to_vec();
         frame.extend([kind, 0, 0, 0, 0, 0]);
@@ -225,40 +291,39 @@ mod tests {
     /// L03: a flood of PINGs is cut, calls with a PING each are not.
     #[test]
     fn control_frames_beyond_what_calls_bring_are_too_many() {
-        let mut meter = Meter::new(Instant::now());
         let flood = frame(PING, 8).repeat(200_000);
-        assert!(!meter.receive(&flood));
+        assert_eq!(meter().receive(&flood), Some("control_frames"));
 
-        let mut meter = Meter::new(Instant::now());
+        let mut meter = meter();
         let calls = [frame(HEADERS, 40), frame(DATA, 100), frame(PING, 8), frame(PING, 8)].concat().repeat(100_000);
-        assert!(meter.receive(&calls));
+        assert_eq!(meter.receive(&calls), None);
     }
 
     /// L03: updates of the window are free for data that was sent, and resets for streams that were opened; others are counted.
     #[test]
     fn updates_without_data_and_resets_without_streams_are_too_many() {
         let (update, reset) = (frame(WINDOW_UPDATE, 4), frame(RST_STREAM, 4));
-        let mut meter = Meter::new(Instant::now());
+        let mut meter = meter();
         meter.budget.left = 0;
         for _ in 0..1_000 {
             meter.send(&frame(DATA, 300));
             meter.budget.left = 0;
-            assert!(meter.receive(&update.repeat(2)), "one for the stream and one for the connection");
+            assert_eq!(meter.receive(&update.repeat(2)), None, "one for the stream and one for the connection");
         }
         assert_eq!(meter.budget.left, 0);
         meter.budget.left = 10;
-        assert!(meter.receive(&update.repeat(10)));
+        assert_eq!(meter.receive(&update.repeat(10)), None);
         assert_eq!(meter.budget.left, 0);
 
         meter.budget.left = OTHER;
-        assert!(meter.receive(&frame(HEADERS, 40)));
-        assert!(meter.receive(&reset));
+        assert_eq!(meter.receive(&frame(HEADERS, 40)), None);
+        assert_eq!(meter.receive(&reset), None);
         assert_eq!(meter.budget.left, OTHER + PER_CALL_FRAME, "a stream may be reset");
-        assert!(meter.receive(&reset));
+        assert_eq!(meter.receive(&reset), None);
         assert_eq!(meter.budget.left, PER_CALL_FRAME, "once");
 
         for flood in [update.repeat(2_000_000), reset.repeat(200_000)] {
-            assert!(!Meter::new(Instant::now()).receive(&flood));
+            assert_eq!(self::meter().receive(&flood), Some("control_frames"));
         }
     }
 
@@ -285,17 +350,17 @@ mod tests {
             };
             let expected = BURST / 2 - kinds.iter().map(cost).sum::<i64>();
             let data = kinds.iter().filter(|(kind, _)| *kind == DATA).count() as u64;
-            let mut meter = Meter::new(Instant::now());
+            let mut meter = meter();
             meter.budget.left = BURST / 2;
             for part in bytes.chunks(cut) {
-                prop_assert!(meter.receive(part));
+                prop_assert_eq!(meter.receive(part), None);
             }
             prop_assert_eq!(meter.budget.left, expected);
             for part in bytes.chunks(cut) {
                 meter.send(part);
             }
             prop_assert_eq!(meter.budget.updates, data * UPDATES_PER_DATA);
-            prop_assert_eq!((meter.received.have, meter.received.skip, meter.sent.have, meter.sent.skip), (0, 0, 0, 0));
+            prop_assert!(meter.received.is_between_frames() && meter.sent.is_between_frames());
         }
     }
 }

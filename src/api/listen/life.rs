@@ -1,14 +1,22 @@
 //! How long a connection lives that its client does not close.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use tokio::time::{Instant, sleep_until};
 
-use super::{Options, caps::Seat};
+use super::{Options, caps::Seat, room::Room};
 use crate::api::guard::Account;
 
 /// The least time between two looks at a connection.
 const LOOK: Duration = Duration::from_millis(100);
+/// Time between two looks at a connection that keeps room others may want.
+const LOOK_FOR_ROOM: Duration = Duration::from_secs(1);
 /// Ages are spread over their last tenth, so that what was opened together does not reconnect together.
 const SPREAD: u32 = 10;
 
@@ -25,16 +33,19 @@ pub(super) enum End {
 pub(super) struct Life {
     account: Arc<Account>,
     seat: Arc<Seat>,
+    room: Arc<Room>,
     unread: Duration,
     idle: Duration,
     /// Sixteenths of the last tenth of its age that it does not live.
     early: u32,
+    is_unread: AtomicBool,
 }
 
 impl Life {
     /// Of a connection that begins; `number` is any that differs from those of its neighbours.
-    pub(super) fn new(account: Arc<Account>, seat: Arc<Seat>, options: &Options, number: u32) -> Self {
-        Self { account, seat, unread: options.unread, idle: options.idle, early: number % 16 }
+    pub(super) fn new(account: Arc<Account>, seat: Arc<Seat>, room: Room, options: &Options, number: u32) -> Self {
+        let (unread, idle) = (options.unread, options.idle);
+        Self { account, seat, room: room.into(), unread, idle, early: number % 16, is_unread: AtomicBool::new(false) }
     }
 
     /// Says that a call begins.
@@ -48,17 +59,21 @@ impl Life {
         let old = began + age - age / SPREAD * self.early / 16;
         let mut turn = began + self.unread;
         loop {
-            let is_open = self.account.is_busy() || self.account.has_streams();
-            let idle = if is_open { Duration::ZERO } else { self.seat.idle() };
-            let look = Instant::now() + self.idle.saturating_sub(idle).max(LOOK);
+            let idle = if self.is_open() { Duration::ZERO } else { self.seat.idle() };
+            let mut pause = self.idle.saturating_sub(idle).max(LOOK);
+            if self.room.is_kept() {
+                pause = pause.min(LOOK_FOR_ROOM);
+            }
             tokio::select! {
                 () = self.seat.asked_to_leave() => return End::Leave("room"),
-                () = sleep_until(look.min(turn).min(old)) => {}
+                () = self.room.grown() => {}
+                () = sleep_until((Instant::now() + pause).min(turn).min(old)) => {}
             }
             let now = Instant::now();
             if now >= turn {
                 if self.account.has_overdue() {
                     metrics::counter!("connections_cut_total", "reason" => "unread").increment(1);
+                    self.is_unread.store(true, Relaxed);
                     return End::Unread;
                 }
                 turn = now + self.unread;
@@ -66,11 +81,18 @@ impl Life {
             if now >= old {
                 return Self::leave("age");
             }
-            let is_open = self.account.is_busy() || self.account.has_streams();
-            if !is_open && self.seat.idle() >= self.idle {
+            if !self.is_open() && self.seat.idle() >= self.idle {
                 return Self::leave("idle");
             }
+            // It costs the client nothing: no call is in progress, and the next may open a connection that keeps less.
+            if !self.is_open() && self.room.is_wanted() {
+                return Self::leave("memory");
+            }
         }
+    }
+
+    fn is_open(&self) -> bool {
+        self.account.is_busy() || self.account.has_streams()
     }
 
     fn leave(reason: &'static str) -> End {
@@ -86,5 +108,15 @@ impl Life {
     /// The longest that an answer may be on its way.
     pub(super) const fn unread(&self) -> Duration {
         self.unread
+    }
+
+    /// Returns true once an answer was not read in time.
+    pub(super) fn is_unread(&self) -> bool {
+        self.is_unread.load(Relaxed)
+    }
+
+    /// What HTTP/2 keeps for the connection.
+    pub(super) fn room(&self) -> Arc<Room> {
+        Arc::clone(&self.room)
     }
 }

@@ -21,7 +21,9 @@ mod descriptors;
 mod frames;
 mod life;
 mod preface;
+mod room;
 mod sites;
+mod streams;
 mod tls;
 mod workers;
 

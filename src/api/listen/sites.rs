@@ -1,19 +1,35 @@
 //! What all connections of one peer to one worker have in common.
 
-use std::{cell::RefCell, collections::HashMap, net::IpAddr, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, atomic::AtomicUsize},
+};
 
+use super::room::Room;
 use crate::{api::guard::PeerAccount, model::Site};
 
 thread_local! {
-    /// The peers with a connection to this worker, and how many. Of each worker its own, as its calls are: no worker waits for
+    /// The peers with a connection to this worker. Of each worker its own, as its calls are: no worker waits for
     /// another's cache line.
-    static SITES: RefCell<HashMap<Site, (usize, Arc<PeerAccount>)>> = RefCell::default();
+    static SITES: RefCell<HashMap<Site, Shared>> = RefCell::default();
+}
+
+/// What the connections of one peer share.
+#[derive(Default)]
+struct Shared {
+    connections: usize,
+    account: Arc<PeerAccount>,
+    /// Bytes that HTTP/2 keeps for streams.
+    kept: Arc<AtomicUsize>,
 }
 
 /// One connection's part in its peer; the last one to go takes the peer with it.
 pub(super) struct Member {
     site: Site,
     account: Arc<PeerAccount>,
+    kept: Arc<AtomicUsize>,
 }
 
 impl Member {
@@ -21,26 +37,30 @@ impl Member {
     pub(super) fn enter(address: IpAddr) -> Self {
         // An IPv6 customer has 65,536 of the /64 that budgets go by: together they hold no more than one.
         let site = Site::network(address);
-        let account = SITES.with_borrow_mut(|sites| {
-            let (connections, account) = sites.entry(site).or_default();
-            *connections += 1;
-            Arc::clone(account)
-        });
-        Self { site, account }
+        SITES.with_borrow_mut(|sites| {
+            let shared = sites.entry(site).or_default();
+            shared.connections += 1;
+            Self { site, account: Arc::clone(&shared.account), kept: Arc::clone(&shared.kept) }
+        })
     }
 
     /// The account of the peer's calls.
     pub(super) fn account(&self) -> Arc<PeerAccount> {
         Arc::clone(&self.account)
     }
+
+    /// The connection's part in what HTTP/2 keeps for the peer.
+    pub(super) fn room(&self) -> Room {
+        Room::of_this_worker(Arc::clone(&self.kept))
+    }
 }
 
 impl Drop for Member {
     fn drop(&mut self) {
         SITES.with_borrow_mut(|sites| {
-            if let Some((connections, _)) = sites.get_mut(&self.site) {
-                *connections -= 1;
-                if *connections == 0 {
+            if let Some(shared) = sites.get_mut(&self.site) {
+                shared.connections -= 1;
+                if shared.connections == 0 {
                     sites.remove(&self.site);
                 }
             }

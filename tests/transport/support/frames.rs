@@ -1,6 +1,13 @@
 //! HTTP/2 by hand: frames as bytes, so that they can be wrong (RFC 9113, RFC 7541).
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
@@ -8,6 +15,7 @@ use tokio::{
         TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
+    task::JoinHandle,
 };
 
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -19,8 +27,10 @@ pub(crate) const RST_STREAM: u8 = 3;
 pub(crate) const SETTINGS: u8 = 4;
 pub(crate) const PING: u8 = 6;
 pub(crate) const GOAWAY: u8 = 7;
-pub(crate) const WINDOW_UPDATE: u8 = 8;
 pub(crate) const CONTINUATION: u8 = 9;
+
+/// What a PING carries that comes after a flood.
+const LAST: &[u8; 8] = b"the last";
 
 /// A setting.
 const INITIAL_WINDOW_SIZE: u8 = 4;
@@ -147,7 +157,7 @@ impl Raw {
         read_frame(&mut self.reader).await
     }
 
-    /// The first frame that is as asked; panics if the connection ends without one, or ten seconds pass.
+    /// The first frame that is as asked; panics if the connection ends without one, or a minute passes.
     pub(crate) async fn expect(&mut self, mut is: impl FnMut(&Frame) -> bool) -> Frame {
         let found = async {
             loop {
@@ -157,28 +167,76 @@ impl Raw {
                 }
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), found).await.expect("the frame did not come")
+        tokio::time::timeout(Duration::from_secs(60), found).await.expect("the frame did not come")
     }
 
-    /// Sends `bytes` over and over while reading, until the server closes or all is sent; then reads on until the server closes
-    /// or falls silent. What came, but for the headers and data of answers.
+    /// Sends `bytes`. Once the server has taken all of it, `None`; if it ends the connection instead, the code of its GOAWAY, or 0
+    /// if there came none.
+    pub(crate) async fn taken(&mut self, bytes: &[u8]) -> Option<u32> {
+        let all = [bytes, &frame(PING, 0, 0, b"taken it")].concat();
+        let mut code = 0;
+        let taking = async {
+            // If it is cut in the middle, what came before is still there to be read.
+            let _ = self.writer.write_all(&all).await;
+            while let Some(frame) = self.next().await {
+                if frame.kind == PING && frame.flags & ACK != 0 {
+                    return None;
+                }
+                code = frame.goaway().unwrap_or(code);
+            }
+            Some(code)
+        };
+        tokio::time::timeout(Duration::from_secs(60), taking).await.expect("the server neither takes it nor closes")
+    }
+
+    /// Stays as it is while the test goes on, for however long: says that it is there whenever it is asked. `gone` counts those that
+    /// were told to go away without an error.
+    pub(crate) fn keep(mut self, gone: &Arc<AtomicUsize>) -> Kept {
+        let gone = Arc::clone(gone);
+        Kept(tokio::spawn(async move {
+            while let Some(got) = self.next().await {
+                gone.fetch_add(usize::from(got.goaway() == Some(0)), Relaxed);
+                if got.kind == PING && got.flags & ACK == 0 {
+                    let _ = self.writer.write_all(&frame(PING, ACK, 0, &got.payload)).await;
+                }
+            }
+        }))
+    }
+
+    /// Sends `bytes` while reading, and reads on until the server has taken all or closes, for at most a minute. What came, but for
+    /// the headers and data of answers.
     pub(crate) async fn flood(mut self, bytes: impl Iterator<Item = Vec<u8>> + Send + 'static) -> Vec<Frame> {
         let writing = tokio::spawn(async move {
             for part in bytes {
                 if self.writer.write_all(&part).await.is_err() {
-                    break;
+                    return self.writer;
                 }
             }
+            let _ = self.writer.write_all(&frame(PING, 0, 0, LAST)).await;
             self.writer
         });
         let mut frames = Vec::new();
-        while let Ok(Some(frame)) = tokio::time::timeout(Duration::from_secs(3), read_frame(&mut self.reader)).await {
-            if matches!(frame.kind, GOAWAY | RST_STREAM) {
-                frames.push(frame);
+        let reading = async {
+            while let Some(frame) = read_frame(&mut self.reader).await {
+                match frame.kind {
+                    GOAWAY | RST_STREAM => frames.push(frame),
+                    PING if frame.payload == LAST => break,
+                    _ => {}
+                }
             }
-        }
+        };
+        tokio::time::timeout(Duration::from_secs(60), reading).await.expect("the server neither takes it nor closes");
         writing.abort();
         frames
+    }
+}
+
+/// A connection that stays open until this is dropped.
+pub(crate) struct Kept(JoinHandle<()>);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -192,8 +250,8 @@ async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> Option<Frame> {
     Some(Frame { kind: head[3], flags: head[4], stream, payload })
 }
 
-/// Whether the other side has closed, or closes within ten seconds.
+/// Whether the other side has closed, or closes within a minute.
 pub(crate) async fn closes(reader: &mut (impl AsyncRead + Unpin)) -> bool {
     let mut rest = Vec::new();
-    tokio::time::timeout(Duration::from_secs(10), reader.read_to_end(&mut rest)).await.is_ok()
+    tokio::time::timeout(Duration::from_secs(60), reader.read_to_end(&mut rest)).await.is_ok()
 }

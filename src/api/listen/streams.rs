@@ -1,0 +1,217 @@
+//! What HTTP/2 keeps for the streams of one connection, as far as its frames show: a place for each stream, from its HEADERS until it
+//! is over on both sides, and one for each DATA frame until the handler takes it.
+
+use std::sync::Arc;
+
+use super::{
+    frames::{DATA, HEADERS, Head, RST_STREAM},
+    room::Room,
+};
+
+/// Bytes that h2 keeps for a stream, with the frames of its answer: measured, 1.2 to 2 KB, the less the more there are.
+const STREAM: usize = 1_792;
+/// Bytes that h2 keeps for a DATA frame: measured.
+const FRAME: usize = 272;
+/// Streams at once, and short DATA frames, that every connection may have had.
+const FREE_STREAMS: usize = 16;
+const FREE_FRAMES: usize = 64;
+/// A DATA frame that is longer takes so much of the window of the connection that there cannot be many at once.
+const SHORT: usize = 2 * 1024;
+/// Streams that h2 keeps for a while after it has reset them.
+const RESETS: usize = 50;
+
+const END_STREAM: u8 = 1;
+const PADDED: u8 = 8;
+
+/// Follows the streams of one connection.
+pub(super) struct Streams {
+    /// By number; the client opens them in this order.
+    open: Vec<Open>,
+    last: u32,
+    /// Short DATA frames of those that are open.
+    frames: usize,
+    /// Streams that we reset, no more than [`RESETS`].
+    resets: usize,
+    /// The most at once so far, and no less than is free.
+    most_streams: usize,
+    most_frames: usize,
+    room: Arc<Room>,
+}
+
+struct Open {
+    stream: u32,
+    frames: u32,
+    is_asked: bool,
+    is_answered: bool,
+}
+
+impl Streams {
+    pub(super) const fn new(room: Arc<Room>) -> Self {
+        let (most_streams, most_frames) = (FREE_STREAMS, FREE_FRAMES);
+        Self { open: Vec::new(), last: 0, frames: 0, resets: 0, most_streams, most_frames, room }
+    }
+
+    /// The last stream that the client opened.
+    pub(super) const fn last(&self) -> u32 {
+        self.last
+    }
+
+    /// A frame from the client. Returns true if there is room for what HTTP/2 keeps of it.
+    pub(super) fn receive(&mut self, head: Head) -> bool {
+        match head.kind {
+            HEADERS if head.stream > self.last => {
+                self.last = head.stream;
+                self.open.push(Open {
+                    stream: head.stream,
+                    frames: 0,
+                    is_asked: head.flags & END_STREAM != 0,
+                    is_answered: false,
+                });
+            }
+            HEADERS | DATA => self.follow(head, |open, frames| {
+                if head.kind == DATA && (head.length < SHORT || head.flags & PADDED != 0) {
+                    open.frames += 1;
+                    *frames += 1;
+                }
+                open.is_asked |= head.flags & END_STREAM != 0;
+            }),
+            RST_STREAM => self.close(head.stream),
+            _ => return true,
+        }
+        let streams = self.open.len() + self.resets;
+        if streams <= self.most_streams && self.frames <= self.most_frames {
+            return true;
+        }
+        let more = streams.saturating_sub(self.most_streams) * STREAM + self.frames.saturating_sub(self.most_frames) * FRAME;
+        self.most_streams = self.most_streams.max(streams);
+        self.most_frames = self.most_frames.max(self.frames);
+        self.room.grow(more)
+    }
+
+    /// A frame to the client.
+    pub(super) fn send(&mut self, head: Head) {
+        match head.kind {
+            HEADERS | DATA => self.follow(head, |open, frames| {
+                // Where messages go both ways, an answer shows that one was taken.
+                if head.kind == DATA && open.frames > 0 {
+                    open.frames -= 1;
+                    *frames -= 1;
+                }
+                open.is_answered |= head.flags & END_STREAM != 0;
+            }),
+            RST_STREAM => {
+                self.resets = (self.resets + 1).min(RESETS);
+                self.close(head.stream);
+            }
+            _ => {}
+        }
+    }
+
+    fn follow(&mut self, head: Head, step: impl FnOnce(&mut Open, &mut usize)) {
+        let Ok(index) = self.open.binary_search_by_key(&head.stream, |open| open.stream) else { return };
+        let Some(open) = self.open.get_mut(index) else { return };
+        step(open, &mut self.frames);
+        if open.is_asked && open.is_answered {
+            self.close(head.stream);
+        }
+    }
+
+    fn close(&mut self, stream: u32) {
+        if let Ok(index) = self.open.binary_search_by_key(&stream, |open| open.stream) {
+            self.frames -= self.open.remove(index).frames as usize;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::room::MOST_PER_PEER, *};
+
+    fn head(kind: u8, flags: u8, stream: u32) -> Head {
+        Head { kind, flags, stream, length: 5 }
+    }
+
+    fn streams() -> Streams {
+        Streams::new(Arc::default())
+    }
+
+    fn kept(streams: &Streams) -> (usize, usize, usize) {
+        (streams.open.len(), streams.most_streams, streams.most_frames)
+    }
+
+    /// L02 (AUDIT TL1): calls one after the other take no room, whoever ends them and in whatever order both sides do.
+    #[test]
+    fn streams_that_are_over_are_not_kept() {
+        let mut streams = streams();
+        let ends: [&[(bool, u8, u8)]; 5] = [
+            &[(true, DATA, END_STREAM), (false, HEADERS, 0), (false, DATA, 0), (false, HEADERS, END_STREAM)],
+            &[(false, HEADERS, END_STREAM), (true, DATA, END_STREAM)],
+            &[(false, HEADERS, 0), (true, HEADERS, END_STREAM), (false, DATA, END_STREAM)],
+            &[(true, DATA, 0), (true, RST_STREAM, 0)],
+            &[(true, DATA, END_STREAM), (false, HEADERS, END_STREAM), (true, RST_STREAM, 0), (true, RST_STREAM, 0)],
+        ];
+        for number in 0..1_000 {
+            let stream = number * 2 + 1;
+            assert!(streams.receive(head(HEADERS, 0, stream)));
+            for (received, kind, flags) in ends[number as usize % ends.len()] {
+                let head = head(*kind, *flags, stream);
+                if *received { assert!(streams.receive(head)) } else { streams.send(head) }
+            }
+            assert_eq!((streams.open.len(), streams.frames), (0, 0), "{number}");
+        }
+        assert_eq!((kept(&streams), streams.last()), ((0, FREE_STREAMS, FREE_FRAMES), 1_999));
+        assert!(!streams.room.is_kept());
+    }
+
+    /// L02 (AUDIT TL1): the most streams at once count for as long as the connection lives, and no others do.
+    #[test]
+    fn the_most_streams_at_once_are_kept() {
+        let mut streams = streams();
+        for _ in 0..3 {
+            let from = streams.last() + 2;
+            for number in 0..200 {
+                assert!(streams.receive(head(HEADERS, END_STREAM, from + number * 2)));
+            }
+            for number in 0..200 {
+                streams.send(head(HEADERS, END_STREAM, from + number * 2));
+            }
+            assert_eq!(kept(&streams), (0, 200, FREE_FRAMES));
+        }
+        let rest = MOST_PER_PEER - (200 - FREE_STREAMS) * STREAM;
+        assert!(streams.room.grow(rest), "counted once");
+        assert!(!streams.room.grow(1), "and not given back");
+    }
+
+    /// L02 (AUDIT TL1): streams that we reset are kept for a while, and count.
+    #[test]
+    fn streams_that_were_reset_count_for_a_while() {
+        let mut streams = streams();
+        for number in 0..200 {
+            assert!(streams.receive(head(HEADERS, 0, number * 2 + 1)));
+            streams.send(head(RST_STREAM, 0, number * 2 + 1));
+        }
+        assert_eq!(kept(&streams), (0, RESETS + 1, FREE_FRAMES));
+    }
+
+    /// L02 (AUDIT TL1): one stream that brings its message in very many frames is kept like very many streams; frames that fill a
+    /// window, and messages that are answered one by one, are not.
+    #[test]
+    fn short_frames_of_a_message_are_kept() {
+        let mut streams = streams();
+        assert!(streams.receive(head(HEADERS, 0, 1)));
+        for _ in 0..1_000 {
+            assert!(streams.receive(head(DATA, 0, 1)));
+            streams.send(head(DATA, 0, 1));
+            assert!(streams.receive(Head { length: SHORT, ..head(DATA, 0, 1) }));
+        }
+        assert_eq!(kept(&streams), (1, FREE_STREAMS, FREE_FRAMES));
+        for (flags, length) in [(0, 1), (PADDED, 16_384)] {
+            for _ in 0..500 {
+                assert!(streams.receive(Head { length, ..head(DATA, flags, 1) }));
+            }
+        }
+        assert_eq!(kept(&streams), (1, FREE_STREAMS, 1_000));
+        let more = MOST_PER_PEER / FRAME + FREE_FRAMES - 1_000;
+        assert_eq!((0..).find(|_| !streams.receive(head(DATA, 0, 1))), Some(more));
+    }
+}
