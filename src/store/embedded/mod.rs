@@ -170,14 +170,17 @@ impl Embedded {
             counters,
         });
         let path = dir.to_owned();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(OpenError::io(dir))?;
+        let name = audit::name(&connection)?.unwrap_or_else(|| node.into());
         let (readers, reads) = Queue::new(READS);
+        let reading = readers::start(dir, reads)?;
+        // Behind all that damage can make fail: a runtime must not be dropped by a caller that runs in one.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(OpenError::io(dir))?;
         let (queue, writes) = Queue::new(WRITES);
         let (fate, ended) = watch::channel(Fate::Runs);
         let tail = broadcast::Sender::new(audit::LAG);
         let weak_tail = tail.downgrade();
         let writer = Writer {
-            chain: audit::name(&connection)?.unwrap_or_else(|| node.into()),
+            chain: name,
             connection,
             node: node.into(),
             key: chain.clone(),
@@ -189,7 +192,7 @@ impl Embedded {
             reserve: Reserve::of(dir),
             flushed_at: Instant::now(),
             closing: false,
-            readers: readers::start(dir, reads)?,
+            readers: reading,
             fate,
             directory,
         };
