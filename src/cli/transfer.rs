@@ -190,7 +190,7 @@ impl Import {
         }
         // They come along as they are: the service refuses them there too, and a backup with one is a backup all the same.
         let forged =
-            forged.iter().map(|id| format!("the record of client {id} was not written by this service and is refused"));
+            forged.iter().map(|record| format!("the record of {record} was not written by this service and is refused"));
         let forged: Vec<String> = forged.collect();
         advice.extend(forged.iter().map(String::as_str));
         report(output, "imported", &self.file, records, &advice)

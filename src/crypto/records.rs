@@ -6,10 +6,12 @@ use std::fmt;
 use aws_lc_rs::hmac;
 use zeroize::Zeroizing;
 
-use crate::model::{Client, Digest, Grants, Mac, Secret};
+use crate::model::{AudienceRecord, Client, Digest, Grants, Mac, Secret};
 
 /// What the code of a client begins with, so that no record of another kind reads the same.
 const CLIENT: &str = "jeton client record v1";
+/// The same for the record of an audience.
+const AUDIENCE: &str = "jeton audience record v1";
 
 /// Makes and checks the codes.
 #[derive(Clone)]
@@ -29,6 +31,16 @@ impl RecordKey {
     /// Whether the code is this very record's; in constant time.
     pub fn is_authentic(&self, client: &Client) -> bool {
         self.verify(&client_bytes(client), client.mac)
+    }
+
+    /// The record of an audience with its code.
+    pub fn seal_audience(&self, record: AudienceRecord) -> AudienceRecord {
+        AudienceRecord { mac: self.sign(&audience_bytes(&record)), ..record }
+    }
+
+    /// Returns true if the code is this very record's; in constant time.
+    pub fn is_authentic_audience(&self, record: &AudienceRecord) -> bool {
+        self.verify(&audience_bytes(record), record.mac)
     }
 
     fn sign(&self, bytes: &[u8]) -> Mac {
@@ -105,6 +117,19 @@ fn client_bytes(client: &Client) -> Vec<u8> {
         framed.number(i128::from(created_at.millis()));
         framed.optional(expires_at.map(|end| i128::from(end.millis())));
     }
+    framed.0
+}
+
+/// Everything but the code itself.
+fn audience_bytes(record: &AudienceRecord) -> Vec<u8> {
+    let AudienceRecord { audience, tenant, claimed_by, created_at, releasing, revision, mac: _ } = record;
+    let mut framed = Framed::of(AUDIENCE);
+    for text in [audience.as_str(), tenant.as_str(), claimed_by.as_str()] {
+        framed.text(text);
+    }
+    framed.number(i128::from(created_at.millis()));
+    framed.number(i128::from(*releasing));
+    framed.number(i128::from(*revision));
     framed.0
 }
 

@@ -4,7 +4,11 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use super::id::Invalid;
+use super::{
+    id::{ClientId, Invalid, TenantId},
+    mac::Mac,
+    time::Timestamp,
+};
 
 /// An absolute URI without fragment, 3 to 256 visible ASCII characters. Compared byte by byte: no case folding, no default
 /// port, no trailing slash removed.
@@ -53,6 +57,26 @@ impl fmt::Debug for Audience {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Audience({})", self.0)
     }
+}
+
+/// Record of the tenant that an audience belongs to. Without one an audience belongs to no tenant, and the first to list it gets it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AudienceRecord {
+    /// The audience.
+    pub audience: Audience,
+    /// The tenant that may list it.
+    pub tenant: TenantId,
+    /// The administrator that claimed or assigned it.
+    pub claimed_by: ClientId,
+    /// When it was claimed or assigned.
+    pub created_at: Timestamp,
+    /// True while the operator releases it: the tenant has it still, and may take it back by listing it.
+    pub releasing: bool,
+    /// Counts the writes, from 1.
+    pub revision: u64,
+    /// Proof that this service wrote the record, made and checked by `store::authentic`.
+    #[serde(default)]
+    pub mac: Mac,
 }
 
 #[cfg(test)]

@@ -197,6 +197,17 @@ actions! {
     SecretRetired = "secret.retired",
     /// A stored client record was found that this service did not write, and is refused; the target is its id.
     ClientNotAuthentic = "client.not_authentic",
+    /// An audience came to a tenant: by the first client that lists it, or with the reason `assigned` from the operator. The target is
+    /// the audience.
+    AudienceClaimed = "audience.claimed",
+    /// The operator began to take an audience from its tenant.
+    AudienceReleasing = "audience.releasing",
+    /// A release was given up, since a client lists the audience.
+    AudienceKept = "audience.kept",
+    /// An audience belongs to no tenant any more.
+    AudienceReleased = "audience.released",
+    /// A stored audience record was found that this service did not write, and is refused; the target is the audience.
+    AudienceNotAuthentic = "audience.not_authentic",
     /// An imported secret was hashed anew at our own cost, at its first use; the target is `client/secret`.
     SecretRehashed = "secret.rehashed",
     /// Everything of a client was ended.

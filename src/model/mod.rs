@@ -16,7 +16,7 @@ pub mod text;
 pub mod time;
 pub mod weight;
 
-pub use audience::Audience;
+pub use audience::{Audience, AudienceRecord};
 pub use call::{Call, Peer};
 pub use claims::{Claims, Epochs};
 pub use client::{Client, Digest, Grants, Secret};

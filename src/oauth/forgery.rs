@@ -9,7 +9,8 @@ use std::{
 use super::Authority;
 use crate::{
     error::Result,
-    model::{Action, ClientId, Stamp, Timestamp},
+    model::{Action, Stamp, Timestamp},
+    store::authentic::Forged,
 };
 
 /// Between two reports of one record.
@@ -19,24 +20,24 @@ const MOST: usize = 1_000;
 
 /// When each record was reported last.
 #[derive(Default)]
-pub(super) struct Reported(Mutex<BTreeMap<ClientId, Timestamp>>);
+pub(super) struct Reported(Mutex<BTreeMap<Forged, Timestamp>>);
 
 impl Reported {
     /// Whether a record is to be reported now.
-    fn is_due(&self, id: &ClientId, now: Timestamp) -> bool {
+    fn is_due(&self, forged: &Forged, now: Timestamp) -> bool {
         let mut reported = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // A clock that was set back must not silence this until it is there again.
         reported.retain(|_, at| *at <= now && now < *at + PAUSE);
-        if reported.contains_key(id) || reported.len() >= MOST {
+        if reported.contains_key(forged) || reported.len() >= MOST {
             return false;
         }
-        reported.insert(id.clone(), now);
+        reported.insert(forged.clone(), now);
         true
     }
 }
 
 impl Authority {
-    /// Logs and records which clients' records did not check since the last time. The store has refused them already. A report that
+    /// Logs and records which records did not check since the last time. The store has refused them already. A report that
     /// it does not take is recorded later; the others are tried all the same.
     ///
     /// # Errors
@@ -44,13 +45,17 @@ impl Authority {
     /// The first report that the store did not take.
     pub async fn report_forgeries(&self) -> Result<()> {
         let mut outcome = Ok(());
-        for (id, times) in self.authentic.take_alarms() {
+        for (forged, times) in self.authentic.take_alarms() {
             let now = self.clock.now();
-            if !self.reported.is_due(&id, now) {
+            if !self.reported.is_due(&forged, now) {
                 continue;
             }
-            tracing::error!(client = %id, times, "a client record was not written by this service and is refused: remove it");
-            let event = Stamp::internal(now).refused(Action::ClientNotAuthentic, id.as_str(), "not_authentic");
+            tracing::error!(record = %forged, times, "a record was not written by this service and is refused: remove it");
+            let (action, target) = match &forged {
+                Forged::Client(id) => (Action::ClientNotAuthentic, id.as_str()),
+                Forged::Audience(audience) => (Action::AudienceNotAuthentic, audience.as_str()),
+            };
+            let event = Stamp::internal(now).refused(action, target, "not_authentic");
             outcome = outcome.and(self.trail.kept(None, event).await);
         }
         outcome
@@ -64,7 +69,7 @@ mod tests {
     #[test]
     fn a_record_is_reported_once_a_minute() {
         let (reported, at) = (Reported::default(), |seconds: i64| Timestamp::from_seconds(1_000 + seconds));
-        let due = |id: &str, seconds| reported.is_due(&id.parse().unwrap(), at(seconds));
+        let due = |id: &str, seconds| reported.is_due(&Forged::Client(id.parse().unwrap()), at(seconds));
         assert!(due("a", 0) && due("b", 30));
         assert!(!due("a", 59) && !due("b", 89));
         assert!(due("a", 90) && due("b", 90));

@@ -1,6 +1,6 @@
-//! A store whose client records are this service's own: each carries a code under a key from the master key, made with every write
+//! A store whose records of clients and audiences are this service's own: each carries a code under a key from the master key, made with every write
 //! and checked with every read. A record that does not check is no client: it reads as absent, a listing names it and goes on, its
-//! id stays taken, and an alarm says so. An older record that was put back whole carries a code that was right and is not noticed.
+//! id stays taken, and an alarm says so. One of an audience is found and named as not authentic, so that nobody gets the audience. An older record that was put back whole carries a code that was right and is not noticed.
 //!
 //! Rules and servers take this type: no other can be had from a store that was opened.
 
@@ -8,28 +8,48 @@ mod rest;
 
 use std::{
     collections::BTreeMap,
+    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
 
 use super::{
-    ClientStore, Creation, Listed, Proof, ProofStore, ProvenWrite, Result, SecretUse, Spent, Store, StoreError, Write,
+    AudienceStore, ClientStore, Creation, FoundAudience, Listed, Proof, ProofStore, ProvenWrite, Result, SecretUse, Spent,
+    Store, StoreError, Write,
 };
 use crate::{
     crypto::records::RecordKey,
-    model::{Client, ClientId, Event, TenantId},
+    model::{Audience, AudienceRecord, Client, ClientId, Event, TenantId},
 };
 
 /// The most ids that wait to be reported; there may be as many forged records as a database holds.
 const ALARMS: usize = 100;
+
+/// A record that this service did not write, or that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Forged {
+    /// Under the id of a client.
+    Client(ClientId),
+    /// Under an audience.
+    Audience(Audience),
+}
+
+impl fmt::Display for Forged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Client(id) => write!(f, "client {id}"),
+            Self::Audience(audience) => write!(f, "audience {audience}"),
+        }
+    }
+}
 
 /// Seals what is written to the store inside and checks what is read from it.
 pub struct Authentic {
     inner: Arc<dyn Store>,
     key: RecordKey,
     /// Records that did not check since they were last reported, and how often.
-    alarms: Mutex<BTreeMap<ClientId, u64>>,
+    alarms: Mutex<BTreeMap<Forged, u64>>,
 }
 
 impl Authentic {
@@ -38,8 +58,8 @@ impl Authentic {
         Self { inner, key, alarms: Mutex::default() }
     }
 
-    /// Ids of records that did not check since the last time, and how often each was read.
-    pub fn take_alarms(&self) -> BTreeMap<ClientId, u64> {
+    /// Records that did not check since the last time, and how often each was read.
+    pub fn take_alarms(&self) -> BTreeMap<Forged, u64> {
         std::mem::take(&mut *self.alarms())
     }
 
@@ -48,19 +68,29 @@ impl Authentic {
         if client.id == *id && self.key.is_authentic(&client) {
             return Some(client);
         }
-        self.alarm(id);
+        self.alarm(Forged::Client(id.clone()));
         None
     }
 
-    fn alarm(&self, id: &ClientId) {
+    /// The record of an audience, if this service wrote it.
+    fn checked_audience(&self, found: FoundAudience) -> FoundAudience {
+        let audience = match found {
+            FoundAudience::Owned(record) if self.key.is_authentic_audience(&record) => return FoundAudience::Owned(record),
+            FoundAudience::Owned(AudienceRecord { audience, .. }) | FoundAudience::NotAuthentic(audience) => audience,
+        };
+        self.alarm(Forged::Audience(audience.clone()));
+        FoundAudience::NotAuthentic(audience)
+    }
+
+    fn alarm(&self, forged: Forged) {
         metrics::counter!("jeton_records_not_authentic_total").increment(1);
         let mut alarms = self.alarms();
-        if alarms.contains_key(id) || alarms.len() < ALARMS {
-            alarms.entry(id.clone()).and_modify(|times| *times = times.saturating_add(1)).or_insert(1);
+        if alarms.contains_key(&forged) || alarms.len() < ALARMS {
+            alarms.entry(forged).and_modify(|times| *times = times.saturating_add(1)).or_insert(1);
         }
     }
 
-    fn alarms(&self) -> MutexGuard<'_, BTreeMap<ClientId, u64>> {
+    fn alarms(&self) -> MutexGuard<'_, BTreeMap<Forged, u64>> {
         self.alarms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -71,7 +101,7 @@ impl ClientStore for Authentic {
         let found = self.inner.client(id).await.inspect_err(|error| {
             // A record that cannot even be read was not left so by this service.
             if matches!(error, StoreError::Corrupt(_)) {
-                self.alarm(id);
+                self.alarm(Forged::Client(id.clone()));
             }
         })?;
         Ok(found.and_then(|client| self.checked(id, client)))
@@ -84,7 +114,7 @@ impl ClientStore for Authentic {
                 self.checked(&id, *client).map_or(Listed::NotAuthentic(id), |client| Listed::Client(Box::new(client)))
             }
             Listed::NotAuthentic(id) => {
-                self.alarm(&id);
+                self.alarm(Forged::Client(id.clone()));
                 Listed::NotAuthentic(id)
             }
         };
@@ -117,9 +147,34 @@ impl ClientStore for Authentic {
 }
 
 #[async_trait]
+impl AudienceStore for Authentic {
+    async fn audience(&self, audience: &Audience) -> Result<Option<FoundAudience>> {
+        Ok(self.inner.audience(audience).await?.map(|found| self.checked_audience(found)))
+    }
+
+    async fn audiences(&self, tenant: Option<&TenantId>, after: Option<&Audience>, limit: usize) -> Result<Vec<FoundAudience>> {
+        let listed = self.inner.audiences(tenant, after, limit).await?;
+        Ok(listed.into_iter().map(|found| self.checked_audience(found)).collect())
+    }
+
+    async fn claim_audience(&self, record: &AudienceRecord, event: Event) -> Result<Creation> {
+        self.inner.claim_audience(&self.key.seal_audience(record.clone()), event).await
+    }
+
+    async fn replace_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write> {
+        self.inner.replace_audience(&self.key.seal_audience(record.clone()), event).await
+    }
+
+    async fn release_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write> {
+        self.inner.release_audience(record, event).await
+    }
+}
+
+#[async_trait]
 impl ProofStore for Authentic {
     async fn spend(&self, proof: Proof, write: ProvenWrite) -> Result<Spent> {
         let proof = proof.checked_with(&self.key);
-        self.inner.spend(proof, write.map_client(|client| self.key.seal_client(client))).await
+        let write = write.map_client(|client| self.key.seal_client(client));
+        self.inner.spend(proof, write.map_audience(|record| self.key.seal_audience(record))).await
     }
 }

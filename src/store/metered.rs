@@ -6,14 +6,15 @@ use async_trait::async_trait;
 use tokio::{sync::broadcast, time::Instant};
 
 use super::{
-    AuditStore, ClientStore, CounterStore, Creation, FamilyStore, Follower, KeyStore, Listed, Proof, ProofStore, ProvenWrite,
-    Result, RevocationStore, Rotate, Rotation, SecretUse, Snapshot, Spent, Store, StoreError, Write, Writer,
+    AudienceStore, AuditStore, ClientStore, CounterStore, Creation, FamilyStore, Follower, FoundAudience, KeyStore, Listed,
+    Proof, ProofStore, ProvenWrite, Result, RevocationStore, Rotate, Rotation, SecretUse, Snapshot, Spent, Store, StoreError,
+    Write, Writer,
 };
 use crate::{
     crypto::chain::Head,
     model::{
-        Client, ClientId, EpochOf, Event, Family, FamilyId, Keyset, Place, Record, Stamp, TenantId, Timestamp, event::Filter,
-        revocation::Revocation,
+        Audience, AudienceRecord, Client, ClientId, EpochOf, Event, Family, FamilyId, Keyset, Place, Record, Stamp, TenantId,
+        Timestamp, event::Filter, revocation::Revocation,
     },
 };
 
@@ -78,6 +79,29 @@ impl<S: Store> ClientStore for Metered<S> {
 
     async fn note_uses(&self, uses: &[SecretUse]) -> Result<()> {
         measure("note_uses", self.0.note_uses(uses)).await
+    }
+}
+
+#[async_trait]
+impl<S: Store> AudienceStore for Metered<S> {
+    async fn audience(&self, audience: &Audience) -> Result<Option<FoundAudience>> {
+        measure("audience", self.0.audience(audience)).await
+    }
+
+    async fn audiences(&self, tenant: Option<&TenantId>, after: Option<&Audience>, limit: usize) -> Result<Vec<FoundAudience>> {
+        measure("audiences", self.0.audiences(tenant, after, limit)).await
+    }
+
+    async fn claim_audience(&self, record: &AudienceRecord, event: Event) -> Result<Creation> {
+        measure("claim_audience", self.0.claim_audience(record, event)).await
+    }
+
+    async fn replace_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write> {
+        measure("replace_audience", self.0.replace_audience(record, event)).await
+    }
+
+    async fn release_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write> {
+        measure("release_audience", self.0.release_audience(record, event)).await
     }
 }
 

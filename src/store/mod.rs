@@ -5,6 +5,7 @@
 //! Absent is an outcome, never an error, and a driver's error is never "not found". Expiry is judged in the verb from the time
 //! given; what has expired and is still on disk reads as absent.
 
+mod audiences;
 pub mod authentic;
 pub mod embedded;
 pub mod metered;
@@ -16,6 +17,7 @@ pub mod transfer;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+pub use audiences::{AudienceStore, FoundAudience};
 pub use proof::{Proof, ProofStore, ProvenWrite, Spent};
 use tokio::{sync::broadcast, time::Instant};
 
@@ -246,7 +248,9 @@ pub trait CounterStore: Send + Sync {
 
 /// Everything the service keeps.
 #[async_trait]
-pub trait Store: ClientStore + FamilyStore + RevocationStore + AuditStore + KeyStore + CounterStore + ProofStore {
+pub trait Store:
+    ClientStore + AudienceStore + FamilyStore + RevocationStore + AuditStore + KeyStore + CounterStore + ProofStore
+{
     /// Whether it can write now.
     async fn ready(&self) -> Result<()>;
     /// Finishes what is waiting and closes; later verbs answer [`StoreError::Unavailable`].

@@ -10,8 +10,8 @@ use super::Result;
 use crate::{
     crypto::records::RecordKey,
     model::{
-        Claims, Client, ClientId, EpochOf, Epochs, Event, FamilyId, Jti, Keyset, Kid, Revocation, Revoked, Scopes, SecretId,
-        Subject, TenantId, Timestamp,
+        AudienceRecord, Claims, Client, ClientId, EpochOf, Epochs, Event, FamilyId, Jti, Keyset, Kid, Revocation, Revoked,
+        Scopes, SecretId, Subject, TenantId, Timestamp,
     },
 };
 
@@ -162,6 +162,27 @@ pub enum ProvenWrite {
         /// Record of the removal.
         event: Event,
     },
+    /// [`super::AudienceStore::claim_audience`].
+    ClaimAudience {
+        /// As it shall be kept.
+        record: Box<AudienceRecord>,
+        /// Its record in the trail.
+        event: Event,
+    },
+    /// [`super::AudienceStore::replace_audience`].
+    ReplaceAudience {
+        /// One revision on.
+        record: Box<AudienceRecord>,
+        /// Its record in the trail.
+        event: Event,
+    },
+    /// [`super::AudienceStore::release_audience`].
+    ReleaseAudience {
+        /// The one that must be found.
+        record: Box<AudienceRecord>,
+        /// Its record in the trail.
+        event: Event,
+    },
     /// [`super::RevocationStore::raise_epoch`].
     RaiseEpoch {
         /// Whose.
@@ -207,6 +228,14 @@ impl ProvenWrite {
         self
     }
 
+    /// The same change with another form of the audience's record that it writes, if it writes one.
+    pub(super) fn map_audience(mut self, change: impl FnOnce(AudienceRecord) -> AudienceRecord) -> Self {
+        if let Self::ClaimAudience { record, .. } | Self::ReplaceAudience { record, .. } = &mut self {
+            **record = change((**record).clone());
+        }
+        self
+    }
+
     /// The verb that it makes conditional, as metrics name it.
     pub(super) const fn verb(&self) -> &'static str {
         match self {
@@ -214,6 +243,9 @@ impl ProvenWrite {
             Self::ReplaceClient { .. } => "replace_client",
             Self::EndClient { .. } => "end_client",
             Self::DeleteClient { .. } => "delete_client",
+            Self::ClaimAudience { .. } => "claim_audience",
+            Self::ReplaceAudience { .. } => "replace_audience",
+            Self::ReleaseAudience { .. } => "release_audience",
             Self::RaiseEpoch { .. } => "raise_epoch",
             Self::Revoke { .. } => "revoke",
             Self::EndFamily { .. } => "end_family",
@@ -227,7 +259,7 @@ impl ProvenWrite {
 pub enum Spent {
     /// The change is made.
     Done,
-    /// The id of a new client is taken; nothing was changed.
+    /// The id of a new client is taken, or the audience has a record; nothing was changed.
     Taken,
     /// Another write came in between; nothing was changed.
     Stale,

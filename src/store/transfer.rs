@@ -14,7 +14,9 @@ pub use self::verify::{Counts, Verification};
 use super::Result;
 use crate::{
     crypto::chain::{ChainKey, Head, Walk},
-    model::{Client, ClientId, EpochOf, Event, Family, Keyset, SecretId, TenantId, Timestamp, revocation::Revocation},
+    model::{
+        AudienceRecord, Client, ClientId, EpochOf, Event, Family, Keyset, SecretId, TenantId, Timestamp, revocation::Revocation,
+    },
 };
 
 /// The version of the records below. A store takes in no other.
@@ -49,6 +51,8 @@ pub enum Item {
         /// The tenant it stays with.
         tenant: TenantId,
     },
+    /// The tenant that an audience belongs to.
+    Audience(AudienceRecord),
     /// A refresh family.
     Family(Family),
     /// A token or family that was ended.

@@ -36,7 +36,7 @@ fn a_forged_client_is_named_by_doctor_and_by_import() {
         let found = findings.iter().find(|finding| finding["subject"] == "client records").unwrap();
         (found["verdict"].as_str().unwrap().to_owned(), found["text"].as_str().unwrap().to_owned())
     };
-    assert_eq!(doctor(&house), ("ok".to_owned(), "1 clients, all written by the service".to_owned()));
+    assert_eq!(doctor(&house), ("ok".to_owned(), "1 clients and 0 audiences, all written by the service".to_owned()));
     tokio::runtime::Runtime::new().unwrap().block_on(intrude(&house));
     let expected = ("problem".to_owned(), "not written by the service, and refused: backdoor".to_owned());
     assert_eq!(doctor(&house), expected);

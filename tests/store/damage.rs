@@ -11,7 +11,8 @@ use jeton::{
     crypto::chain::{Flaw, Problem},
     model::{Action, event::Filter},
     store::{
-        AuditStore, ClientStore, FamilyStore, KeyStore, Listed, RevocationStore, Store, StoreError,
+        AudienceStore, AuditStore, ClientStore, FamilyStore, FoundAudience, KeyStore, Listed, RevocationStore, Store,
+        StoreError,
         embedded::{Embedded, OpenError},
         transfer::{Dump, Item, Load},
     },
@@ -368,4 +369,26 @@ async fn a_listing_goes_on_beside_a_row_that_cannot_be_read() {
         paged.push(last);
     }
     assert_eq!(paged, listed);
+}
+
+/// AUDIT AZ10: an audience whose row was altered, or lies under another audience, is named and nobody's; the others are listed.
+#[tokio::test]
+async fn an_audience_whose_row_was_altered_is_nobodys() {
+    let dir = tampered("UPDATE audiences SET body = replace(body, 'acme', 'evil') WHERE id = 'https://client-00001'").await;
+    let connection = rusqlite::Connection::open(dir.path().join("jeton.db")).unwrap();
+    let strange = "INSERT INTO audiences VALUES ('no uri', 'acme', 1, '{}', x'00'), ('urn:a', 'acme', 1, '{}', x'00')";
+    assert_eq!(connection.execute(strange, []).unwrap(), 2);
+    drop(connection);
+    let store = open(dir.path()).unwrap();
+    let listed = store.audiences(None, None, 100).await.unwrap();
+    let odd = listed.iter().filter(|found| matches!(found, FoundAudience::NotAuthentic(_)));
+    let odd: Vec<_> = odd.map(|found| found.audience().as_str()).collect();
+    assert_eq!(odd, ["https://client-00001", "urn:a"]);
+    assert!(listed.len() > 2);
+    for audience in ["https://client-00001", "urn:a"] {
+        let audience = audience.parse().unwrap();
+        assert_eq!(store.audience(&audience).await.unwrap(), Some(FoundAudience::NotAuthentic(audience)));
+    }
+    let damage = store.check().await.unwrap().damage;
+    assert!(damage.iter().any(|problem| problem.starts_with("audience https://client-00001")), "{damage:?}");
 }

@@ -6,7 +6,10 @@ mod mongodb {
     use jeton::{
         crypto::records::RecordKey,
         model::{Action, EpochOf},
-        store::{Change, ClientStore, Creation, KeyStore, Listed, RevocationStore, Store, Write, authentic::Authentic},
+        store::{
+            AudienceStore, Change, ClientStore, Creation, FoundAudience, KeyStore, Listed, RevocationStore, Store, Write,
+            authentic::Authentic,
+        },
     };
     use mongodb::bson::{Document, RawDocumentBuf, doc};
 
@@ -14,6 +17,7 @@ mod mongodb {
         bench::Bench,
         database::{self, Database as Own},
         fixtures::{Ear, NOW, client, event, id, keyset},
+        suite::audiences::record,
     };
 
     /// AZ6's lesson for clients: a copy under another id, one that cannot be read, one without a code and keys that no client could
@@ -82,8 +86,8 @@ mod mongodb {
         for name in ["moved", "no-code"] {
             assert_eq!(store.client(&id(name)).await.unwrap(), None, "{name}");
         }
-        let alarms: Vec<String> = store.take_alarms().into_keys().map(|id| id.to_string()).collect();
-        assert_eq!(alarms, ["moved", "no-code", "odd-epoch", "tenant", "unreadable"]);
+        let alarms: Vec<String> = store.take_alarms().into_keys().map(|forged| forged.to_string()).collect();
+        assert_eq!(alarms, ["moved", "no-code", "odd-epoch", "tenant", "unreadable"].map(|id| format!("client {id}")));
 
         // What comes behind them in the feed is heard, and nothing was missed.
         node.raise_epoch(&EpochOf::Client(id("z")), event(Action::ClientRevoked)).await.unwrap();
@@ -143,5 +147,68 @@ mod mongodb {
         keys.replace_one(doc! {}, whole).await.unwrap();
         assert_eq!(node.replace_keyset(&keyset(2), event(Action::KeysRotated)).await.unwrap(), Write::Done);
         assert!(ear.heard().contains(&Change::Keyset(keyset(2).into())));
+    }
+
+    /// AUDIT AZ10: a record of an audience that was altered, copied, cannot be read or has no code is nobody's: it is named, keeps
+    /// the audience from everybody, and stops neither a listing nor a start.
+    #[tokio::test]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    async fn forged_records_of_audiences_are_nobodys_and_stop_nothing() {
+        let own = Own::own();
+        let node: Arc<dyn Store> = Arc::new(database::node(own.uri(), "node", Bench::key()).await);
+        let store = Authentic::new(node.clone(), RecordKey::new([7; 32]));
+        for (audience, tenant) in [("urn:a", "acme"), ("urn:b", "acme"), ("urn:z", "acme")] {
+            let claimed = store.claim_audience(&record(audience, tenant), event(Action::AudienceClaimed)).await.unwrap();
+            assert_eq!(claimed, Creation::Created);
+        }
+        let database = mongodb::Client::with_uri_str(own.uri()).await.unwrap().default_database().unwrap();
+        let audiences = database.collection::<Document>("audiences");
+        let real = audiences.find_one(doc! { "_id": "urn:a" }).await.unwrap().unwrap();
+        let real = real.get_document("record").unwrap();
+        let whole = |key: &str, record: Document| {
+            doc! { "_id": key, "released": false, "tenant": "evil", "revision": 1_i64, "record": record }
+        };
+        let mut bare = real.clone();
+        bare.remove("mac");
+        bare.insert("audience", "urn:bare");
+        audiences
+            .insert_many([
+                whole("urn:bare", bare),
+                whole("urn:moved", real.clone()),
+                whole("urn:unreadable", doc! { "audience": 5 }),
+                whole("no uri", real.clone()),
+                doc! { "_id": 5, "released": false },
+            ])
+            .await
+            .unwrap();
+        let altered = doc! { "$set": { "tenant": "evil", "record.tenant": "evil" } };
+        audiences.update_one(doc! { "_id": "urn:b" }, altered).await.unwrap();
+
+        let shown = |listed: &[FoundAudience]| -> Vec<String> {
+            let show = |found: &FoundAudience| match found {
+                FoundAudience::Owned(record) => record.audience.to_string(),
+                FoundAudience::NotAuthentic(audience) => format!("!{audience}"),
+            };
+            listed.iter().map(show).collect()
+        };
+        let all = ["urn:a", "!urn:b", "!urn:bare", "!urn:moved", "!urn:unreadable", "urn:z"];
+        assert_eq!(shown(&store.audiences(None, None, 100).await.unwrap()), all);
+        let (mut paged, mut after) = (Vec::new(), None);
+        while let Some(last) = store.audiences(None, after.as_ref(), 1).await.unwrap().pop() {
+            after = Some(last.audience().clone());
+            paged.push(last);
+        }
+        assert_eq!(shown(&paged), all);
+        let evil = "evil".parse().unwrap();
+        assert_eq!(shown(&store.audiences(Some(&evil), None, 9).await.unwrap()), all[1..5]);
+        store.take_alarms();
+        for audience in ["urn:b", "urn:bare", "urn:moved", "urn:unreadable"] {
+            let found = store.audience(&audience.parse().unwrap()).await.unwrap();
+            assert_eq!(found, Some(FoundAudience::NotAuthentic(audience.parse().unwrap())), "{audience}");
+            let claimed = store.claim_audience(&record(audience, "globex"), event(Action::AudienceClaimed)).await.unwrap();
+            assert_eq!(claimed, Creation::Taken, "{audience}");
+        }
+        assert_eq!(store.take_alarms().len(), 4);
+        database::node(own.uri(), "second", Bench::key()).await;
     }
 }

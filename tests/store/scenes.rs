@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use crate::bench::Bench;
 use crate::fixtures::{at, client, client_of, event, family, id, keyset, present, stamp};
+use crate::suite::audiences::record;
 
 /// Writes `rounds` of everything a store keeps; may be called again on the same store.
 pub(crate) async fn fill(store: &dyn Store, rounds: usize) {
@@ -28,6 +29,7 @@ pub(crate) async fn fill(store: &dyn Store, rounds: usize) {
         store.revoke(&revocation, event(Action::TokenRevoked)).await.unwrap();
         store.raise_epoch(&EpochOf::Client(id(&name)), event(Action::ClientRevoked)).await.unwrap();
         store.append(Event { at: at(i64::try_from(n).unwrap()), ..event(Action::TokenIssued) }).await.unwrap();
+        store.claim_audience(&record(&format!("https://{name}"), "acme"), event(Action::AudienceClaimed)).await.unwrap();
     }
     let revision = store.keyset().await.unwrap().map_or(0, |keyset| keyset.revision);
     store.replace_keyset(&keyset(revision + 1), event(Action::KeysRotated)).await.unwrap();

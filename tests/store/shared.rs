@@ -182,7 +182,7 @@ mod mongodb {
         let store = node(uri.uri(), "node").await;
         crate::scenes::fill(&store, 5).await;
         let database = looked_into(uri.uri()).await;
-        for name in ["clients", "tokens", "revocations", "epochs", "signing_keys"] {
+        for name in ["clients", "audiences", "tokens", "revocations", "epochs", "signing_keys"] {
             let collection: Collection<Document> = database.collection(name);
             let waiting = doc! { "outbox.id": { "$exists": true } };
             eventually(name, async || collection.count_documents(waiting.clone()).await.unwrap() == 0).await;

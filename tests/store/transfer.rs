@@ -51,6 +51,7 @@ async fn an_imported_store_exports_the_same_bytes() {
     scenes::delete_some(&source).await;
     let exported = lines(&dump(&source, 1_000).await);
     assert!(exported.contains(r#"{"type":"deleted_client","client":"gone-too","tenant":"other"}"#));
+    assert!(exported.contains(r#"{"type":"audience","audience":"https://client-00000","tenant":"acme","#));
     assert_eq!(lines(&dump(&source, 1).await), exported);
     assert_eq!(
         lines(&dump(&Embedded::read_only(from.path(), Some(Bench::key())).unwrap(), 7).await),
@@ -93,7 +94,7 @@ async fn every_line_names_its_type() {
     }
     assert_eq!(
         types,
-        ["export", "client", "secret_use", "family", "revocation", "epoch", "keyset", "record", "chain_end", "end"],
+        ["export", "client", "secret_use", "audience", "family", "revocation", "epoch", "keyset", "record", "chain_end", "end"],
         "in one order, for any store"
     );
 }

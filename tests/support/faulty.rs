@@ -15,12 +15,13 @@ use async_trait::async_trait;
 use jeton::{
     crypto::chain::Head,
     model::{
-        Client, ClientId, EpochOf, Event, Family, FamilyId, Keyset, Place, Record, Stamp, TenantId, Timestamp, event::Filter,
-        revocation::Revocation,
+        Audience, AudienceRecord, Client, ClientId, EpochOf, Event, Family, FamilyId, Keyset, Place, Record, Stamp, TenantId,
+        Timestamp, event::Filter, revocation::Revocation,
     },
     store::{
-        AuditStore, Change, ClientStore, CounterStore, Creation, FamilyStore, Follower, KeyStore, Listed, Proof, ProofStore,
-        ProvenWrite, Result, RevocationStore, Rotate, Rotation, SecretUse, Snapshot, Spent, Store, StoreError, Write, Writer,
+        AudienceStore, AuditStore, Change, ClientStore, CounterStore, Creation, FamilyStore, Follower, FoundAudience, KeyStore,
+        Listed, Proof, ProofStore, ProvenWrite, Result, RevocationStore, Rotate, Rotation, SecretUse, Snapshot, Spent, Store,
+        StoreError, Write, Writer,
     },
 };
 use tokio::{
@@ -313,7 +314,7 @@ impl ClientStore for FaultyStore {
     }
 
     async fn clients(&self, tenant: Option<&TenantId>, after: Option<&ClientId>, limit: usize) -> Result<Vec<Listed>> {
-        self.pass(self.inner.clients(tenant, after, limit)).await
+        self.pass_held("clients", self.inner.clients(tenant, after, limit)).await
     }
 
     async fn create_client(&self, client: &Client, event: Event) -> Result<Creation> {
@@ -338,6 +339,29 @@ impl ClientStore for FaultyStore {
 
     async fn note_uses(&self, uses: &[SecretUse]) -> Result<()> {
         self.pass_held("note_uses", self.inner.note_uses(uses)).await
+    }
+}
+
+#[async_trait]
+impl AudienceStore for FaultyStore {
+    async fn audience(&self, audience: &Audience) -> Result<Option<FoundAudience>> {
+        self.pass_held("audience", self.inner.audience(audience)).await
+    }
+
+    async fn audiences(&self, tenant: Option<&TenantId>, after: Option<&Audience>, limit: usize) -> Result<Vec<FoundAudience>> {
+        self.pass(self.inner.audiences(tenant, after, limit)).await
+    }
+
+    async fn claim_audience(&self, record: &AudienceRecord, event: Event) -> Result<Creation> {
+        self.pass(self.inner.claim_audience(record, event)).await
+    }
+
+    async fn replace_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write> {
+        self.pass(self.inner.replace_audience(record, event)).await
+    }
+
+    async fn release_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write> {
+        self.pass(self.inner.release_audience(record, event)).await
     }
 }
 

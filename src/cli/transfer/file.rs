@@ -18,8 +18,10 @@ use crate::{
         export::{ExportMac, FileHash},
         seal::Sealer,
     },
-    model::ClientId,
-    store::transfer::{Counts, Item, Verification, hex, unhex},
+    store::{
+        authentic::Forged,
+        transfer::{Counts, Item, Verification, hex, unhex},
+    },
 };
 
 /// Bytes of one line: a client with all it may have is far below.
@@ -116,7 +118,7 @@ impl Source {
 
     /// Reads all of it and checks everything that can be checked: the MAC of the file, the keyset's, and every audit chain with
     /// its seal. With it the clients whose records no holder of the master key wrote.
-    pub(super) fn check(&mut self, sealer: &Sealer, chain: &ChainKey) -> Result<(Checked, Vec<ClientId>), Failure> {
+    pub(super) fn check(&mut self, sealer: &Sealer, chain: &ChainKey) -> Result<(Checked, Vec<Forged>), Failure> {
         let mut verification = Verification::new(sealer, chain);
         let mut pass = self.pass(sealer)?;
         while let Some(item) = pass.read()? {

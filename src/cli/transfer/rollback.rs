@@ -115,6 +115,7 @@ impl Restoring {
             | Item::Client(_)
             | Item::SecretUse { .. }
             | Item::DeletedClient { .. }
+            | Item::Audience(_)
             | Item::Revocation(_)
             | Item::Epoch { .. }
             | Item::ChainEnd { .. } => vec![item],

@@ -122,3 +122,36 @@ fn a_code_reads_back_and_a_wrong_one_is_none() {
     none.as_object_mut().unwrap().remove("mac");
     assert!(!key().is_authentic(&serde_json::from_value(none).unwrap()));
 }
+
+/// A named change of an audience's record.
+type AudienceChange = (&'static str, fn(&mut AudienceRecord));
+
+/// AUDIT AZ10: the code of an audience's record covers every field, and is no client's.
+#[test]
+fn a_code_fits_one_record_of_an_audience_alone() {
+    let record = key().seal_audience(AudienceRecord {
+        audience: "urn:a".parse().unwrap(),
+        tenant: "acme".parse().unwrap(),
+        claimed_by: "root".parse().unwrap(),
+        created_at: Timestamp::EPOCH,
+        releasing: false,
+        revision: 1,
+        mac: Mac::default(),
+    });
+    assert!(key().is_authentic_audience(&record));
+    let changes: [AudienceChange; 7] = [
+        ("audience", |record| record.audience = "urn:b".parse().unwrap()),
+        ("tenant", |record| record.tenant = "globex".parse().unwrap()),
+        ("claimed_by", |record| record.claimed_by = "other".parse().unwrap()),
+        ("created_at", |record| record.created_at = Timestamp::from_millis(1)),
+        ("releasing", |record| record.releasing = true),
+        ("revision", |record| record.revision = 2),
+        ("mac", |record| record.mac = Mac::default()),
+    ];
+    for (what, change) in changes {
+        let mut changed = record.clone();
+        change(&mut changed);
+        assert!(!key().is_authentic_audience(&changed), "{what}");
+    }
+    assert!(!RecordKey::new([8; 32]).is_authentic_audience(&record), "another key");
+}

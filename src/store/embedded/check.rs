@@ -254,6 +254,14 @@ fn rows(connection: &Connection) -> Result<Vec<String>, Fault> {
             after = Some(last.id.clone());
         }
     };
+    let audiences = || -> Result<(), Fault> {
+        let mut after = None;
+        loop {
+            let page = super::audiences::page(connection, after.as_ref(), PAGE)?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.audience.clone());
+        }
+    };
     let families = || -> Result<(), Fault> {
         let mut after = None;
         loop {
@@ -263,6 +271,7 @@ fn rows(connection: &Connection) -> Result<Vec<String>, Fault> {
         }
     };
     note(clients())?;
+    note(audiences())?;
     note(families())?;
     note(super::keys::find(connection).map(drop))?;
     Ok(damage)

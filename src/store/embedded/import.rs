@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::{
-    Embedded,
+    Embedded, audiences,
     batch::{Batch, Entry, Urgency},
     clients, families,
     fault::Fault,
@@ -35,6 +35,7 @@ impl Batch<'_> {
                 Prepared::Client(client) => taken(self.insert_client(&client)?)?,
                 Prepared::Use(used) => self.note_use(&used)?,
                 Prepared::Deleted(client, tenant) => taken(self.keep_deleted(&client, &tenant)?)?,
+                Prepared::Audience(record) => taken(self.insert_audience(&record)?)?,
                 Prepared::Family(family) => taken(self.insert_family(&family)?)?,
                 Prepared::Revocation(revocation) => self.end(&revocation)?,
                 Prepared::Epoch(of, value) => self.set_epoch(&of, value)?,
@@ -101,6 +102,7 @@ impl Batch<'_> {
                     count: *use_count,
                 }),
                 (Item::DeletedClient { client, tenant }, Some(_)) => Prepared::Deleted(client.clone(), tenant.clone()),
+                (Item::Audience(record), Some(_)) => Prepared::Audience(Box::new(audiences::Stored::new(record)?)),
                 (Item::Family(family), Some(_)) => Prepared::Family(Box::new(families::Columns::of(family)?)),
                 (Item::Revocation(revocation), Some(_)) => Prepared::Revocation(*revocation),
                 (Item::Epoch { of, value }, Some(_)) => Prepared::Epoch(of.clone(), *value),
@@ -114,7 +116,8 @@ impl Batch<'_> {
     fn is_empty(&self) -> Result<bool, Fault> {
         let sql = "SELECT 1 WHERE EXISTS (SELECT 1 FROM clients) OR EXISTS (SELECT 1 FROM families)
                    OR EXISTS (SELECT 1 FROM revocations) OR EXISTS (SELECT 1 FROM epochs) OR EXISTS (SELECT 1 FROM keyset)
-                   OR EXISTS (SELECT 1 FROM other_heads) OR EXISTS (SELECT 1 FROM deleted_clients)";
+                   OR EXISTS (SELECT 1 FROM other_heads) OR EXISTS (SELECT 1 FROM deleted_clients)
+                   OR EXISTS (SELECT 1 FROM audiences)";
         Ok(self.effects.state.sequence == 0 && self.row(sql, [], |_| Ok(()))?.is_none())
     }
 }
@@ -126,6 +129,7 @@ enum Prepared {
     Client(Box<clients::Stored>),
     Use(SecretUse),
     Deleted(ClientId, TenantId),
+    Audience(Box<audiences::Stored>),
     Family(Box<families::Columns>),
     Revocation(Revocation),
     Epoch(EpochOf, u64),

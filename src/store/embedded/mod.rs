@@ -10,6 +10,7 @@
 //! | `reserve` | room for revocations when the disk is full: see `reserve` |
 
 mod anchor;
+mod audiences;
 mod audit;
 mod batch;
 mod check;

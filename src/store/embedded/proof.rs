@@ -6,13 +6,14 @@ use async_trait::async_trait;
 
 use super::{
     Embedded,
+    audiences::Stored as Audience,
     batch::{Batch, Entry, Urgency},
     clients::{self, Stored},
     fault::Fault,
     keys,
 };
 use crate::{
-    model::{ClientId, EpochOf, Epochs, FamilyId, Keyset, Revocation, Timestamp},
+    model::{AudienceRecord, ClientId, EpochOf, Epochs, FamilyId, Keyset, Revocation, Timestamp},
     store::{
         Result,
         proof::{Basis, Proof, ProofStore, ProvenWrite, Spent},
@@ -33,7 +34,10 @@ impl ProofStore for Embedded {
 fn urgency(write: &ProvenWrite) -> Urgency {
     match write {
         ProvenWrite::ReplaceClient { event, .. } | ProvenWrite::ReplaceKeyset { event, .. } => Urgency::of(event.action),
-        ProvenWrite::CreateClient { .. } => Urgency::Normal,
+        ProvenWrite::CreateClient { .. }
+        | ProvenWrite::ClaimAudience { .. }
+        | ProvenWrite::ReplaceAudience { .. }
+        | ProvenWrite::ReleaseAudience { .. } => Urgency::Normal,
         ProvenWrite::EndClient { .. }
         | ProvenWrite::DeleteClient { .. }
         | ProvenWrite::RaiseEpoch { .. }
@@ -48,6 +52,9 @@ enum Prepared {
     Replace(Stored, Entry),
     End(Stored, Entry, Entry),
     Delete { id: ClientId, revision: u64, ended: Entry, entry: Entry },
+    ClaimAudience(Audience, Entry),
+    ReplaceAudience(Audience, Entry),
+    ReleaseAudience(AudienceRecord, Entry),
     Raise(EpochOf, Entry),
     Revoke(Revocation, Entry),
     EndFamily { id: FamilyId, now: Timestamp, until: Timestamp, entry: Entry },
@@ -67,6 +74,11 @@ impl Prepared {
             ProvenWrite::DeleteClient { id, revision, ended, event } => {
                 Self::Delete { id, revision, ended: Entry::new(ended)?, entry: Entry::new(event)? }
             }
+            ProvenWrite::ClaimAudience { record, event } => Self::ClaimAudience(Audience::new(&record)?, Entry::new(event)?),
+            ProvenWrite::ReplaceAudience { record, event } => {
+                Self::ReplaceAudience(Audience::new(&record)?, Entry::new(event)?)
+            }
+            ProvenWrite::ReleaseAudience { record, event } => Self::ReleaseAudience(*record, Entry::new(event)?),
             ProvenWrite::RaiseEpoch { of, event } => Self::Raise(of, Entry::new(event)?),
             ProvenWrite::Revoke { revocation, event } => Self::Revoke(revocation, Entry::new(event)?),
             ProvenWrite::EndFamily { id, now, until, event } => Self::EndFamily { id, now, until, entry: Entry::new(event)? },
@@ -107,6 +119,9 @@ impl Batch<'_> {
                 }
                 deleted.into()
             }
+            Prepared::ClaimAudience(record, entry) => self.claim_audience(record, entry)?.into(),
+            Prepared::ReplaceAudience(record, entry) => self.replace_audience(record, entry)?.into(),
+            Prepared::ReleaseAudience(record, entry) => self.release_audience(record, entry)?.into(),
             Prepared::Raise(of, entry) => {
                 self.raise_epoch(of, entry)?;
                 Spent::Done

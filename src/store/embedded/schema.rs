@@ -34,6 +34,10 @@ const TABLES: &str = "
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX clients_of_tenant ON clients (tenant);
     CREATE TABLE deleted_clients (id TEXT PRIMARY KEY, tenant TEXT NOT NULL, sum BLOB NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TABLE audiences (
+        id TEXT PRIMARY KEY, tenant TEXT NOT NULL, revision INTEGER NOT NULL, body TEXT NOT NULL, sum BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX audiences_of_tenant ON audiences (tenant);
     CREATE TABLE secret_uses (
         client TEXT NOT NULL, secret TEXT NOT NULL, last_used_at INTEGER NOT NULL, uses INTEGER NOT NULL, sum BLOB NOT NULL,
         PRIMARY KEY (client, secret)

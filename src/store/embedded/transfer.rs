@@ -6,13 +6,13 @@ use async_trait::async_trait;
 use rusqlite::Connection;
 
 use super::{
-    Embedded, audit, check, clients, deleted, families,
+    Embedded, audiences, audit, check, clients, deleted, families,
     fault::{Fault, OpenError, ascending},
     keys, revocations, schema,
 };
 use crate::{
     crypto::chain::{ChainKey, Claim},
-    model::{ClientId, EpochOf, FamilyId, Keyset, Record, Revoked, SecretId},
+    model::{Audience, ClientId, EpochOf, FamilyId, Keyset, Record, Revoked, SecretId},
     store::{
         Result,
         transfer::{Dump, Item, VERSION, end, hex},
@@ -85,6 +85,7 @@ enum Position {
     Clients(Option<ClientId>),
     SecretUses(Option<(ClientId, SecretId)>),
     Deleted(Option<ClientId>),
+    Audiences(Option<Audience>),
     Families(Option<FamilyId>),
     Revocations(Option<Revoked>),
     Epochs(Option<EpochOf>),
@@ -104,6 +105,7 @@ impl Position {
             Some(Item::Client(client)) => Self::Clients(Some(client.id.clone())),
             Some(Item::SecretUse { client, secret, .. }) => Self::SecretUses(Some((client.clone(), secret.clone()))),
             Some(Item::DeletedClient { client, .. }) => Self::Deleted(Some(client.clone())),
+            Some(Item::Audience(record)) => Self::Audiences(Some(record.audience.clone())),
             Some(Item::Family(family)) => Self::Families(Some(family.id)),
             Some(Item::Revocation(revocation)) => Self::Revocations(Some(revocation.revoked)),
             Some(Item::Epoch { of, .. }) => Self::Epochs(Some(of.clone())),
@@ -119,7 +121,8 @@ impl Position {
             Self::Export => Self::Clients(None),
             Self::Clients(_) => Self::SecretUses(None),
             Self::SecretUses(_) => Self::Deleted(None),
-            Self::Deleted(_) => Self::Families(None),
+            Self::Deleted(_) => Self::Audiences(None),
+            Self::Audiences(_) => Self::Families(None),
             Self::Families(_) => Self::Revocations(None),
             Self::Revocations(_) => Self::Epochs(None),
             Self::Epochs(_) => Self::Keyset,
@@ -139,6 +142,10 @@ impl Position {
             }
             Self::SecretUses(after) => secret_uses(connection, after.as_ref(), rows)?,
             Self::Deleted(after) => deleted::page(connection, after.as_ref(), rows)?,
+            Self::Audiences(after) => {
+                let records = audiences::page(connection, after.as_ref(), limit)?;
+                records.into_iter().map(Item::Audience).collect()
+            }
             Self::Families(after) => families::page(connection, *after, rows)?.into_iter().map(Item::Family).collect(),
             Self::Revocations(after) => {
                 let revocations = revocations::page(connection, *after, rows)?;

@@ -8,7 +8,7 @@ use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use super::{
-    LONG, Mongo, chain, clients,
+    LONG, Mongo, audiences, chain, clients,
     codec::{count, date},
     families,
     fault::{Fault, OpenError},
@@ -18,7 +18,7 @@ use super::{
     pending::Entry,
     probe,
     revocations::{key_of, place_of},
-    schema::{self, AUDIT_LOGS, CLIENTS, META, NODES, REVOCATIONS, SIGNING_KEYS, TOKENS, WITH_OUTBOX},
+    schema::{self, AUDIENCES, AUDIT_LOGS, CLIENTS, META, NODES, REVOCATIONS, SIGNING_KEYS, TOKENS, WITH_OUTBOX},
 };
 use crate::{
     crypto::chain::{ChainKey, Claim},
@@ -108,6 +108,12 @@ impl Import {
                 Item::DeletedClient { client, tenant } => {
                     collection = CLIENTS;
                     documents.push(doc! { "_id": client.as_str(), "deleted": true, "tenant": tenant.as_str() });
+                }
+                Item::Audience(record) => {
+                    collection = AUDIENCES;
+                    let mut document = doc! { "_id": record.audience.as_str() };
+                    document.extend(audiences::encoded(record)?);
+                    documents.push(document);
                 }
                 Item::Family(family) => {
                     collection = TOKENS;

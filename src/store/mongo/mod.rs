@@ -5,11 +5,12 @@
 //!
 //! | collection | what |
 //! |--|--|
-//! | `clients`, `tokens`, `revocations`, `epochs`, `signing_keys` | what verbs change, each document with an outbox |
+//! | `clients`, `audiences`, `tokens`, `revocations`, `epochs`, `signing_keys` | what verbs change, each document with an outbox |
 //! | `audit_logs`, `nodes` | a chain for each node; its sealed head and heartbeat |
 //! | `rate_limits` | counters by window |
 //! | `meta` | the schema's version |
 
+mod audiences;
 mod audit;
 mod chain;
 mod clients;

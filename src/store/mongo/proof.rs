@@ -83,6 +83,9 @@ impl Shared {
             ProvenWrite::DeleteClient { id, revision, ended, event } => {
                 self.delete_client(&id, revision, event, Some(ended)).await?.into()
             }
+            ProvenWrite::ClaimAudience { record, event } => self.claim_audience(&record, event).await?.into(),
+            ProvenWrite::ReplaceAudience { record, event } => self.replace_audience(&record, event).await?.into(),
+            ProvenWrite::ReleaseAudience { record, event } => self.release_audience(&record, event).await?.into(),
             ProvenWrite::ReplaceKeyset { keyset, event } => self.replace_keyset(&keyset, event).await?.into(),
             ProvenWrite::RaiseEpoch { of, event } => self.raise_epoch(&of, event).await.map(|_| Spent::Done)?,
             ProvenWrite::Revoke { revocation, event } => self.revoke(revocation, event).await.map(|()| Spent::Done)?,

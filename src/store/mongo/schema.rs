@@ -19,6 +19,8 @@ use crate::model::Action;
 
 /// Registered machines. What is left of a deleted one is its epoch and its tenant.
 pub(super) const CLIENTS: &str = "clients";
+/// Tenants of audiences. What is left of a released one is its outbox.
+pub(super) const AUDIENCES: &str = "audiences";
 /// Refresh families, those that were ended included.
 pub(super) const TOKENS: &str = "tokens";
 /// Single tokens that were ended, and families that are gone and must still be remembered.
@@ -37,7 +39,7 @@ pub(super) const NODES: &str = "nodes";
 pub(super) const META: &str = "meta";
 
 /// Those whose documents carry audit events until these are in a chain.
-pub(super) const WITH_OUTBOX: [&str; 5] = [CLIENTS, TOKENS, REVOCATIONS, EPOCHS, SIGNING_KEYS];
+pub(super) const WITH_OUTBOX: [&str; 6] = [CLIENTS, AUDIENCES, TOKENS, REVOCATIONS, EPOCHS, SIGNING_KEYS];
 
 /// The action of witness records, which are found by an index of their own.
 pub(super) const WITNESSES: &str = Action::HeadsWitnessed.as_str();
@@ -196,6 +198,7 @@ fn indexes() -> Vec<(&'static str, Vec<Index>)> {
     let outbox = || partial("outbox", doc! { "outbox.id": 1 }, doc! { "outbox.id": { "$exists": true } });
     vec![
         (CLIENTS, vec![outbox(), plain("tenant", doc! { "tenant": 1, "_id": 1 }), plain("epoch", doc! { "epoch": 1 })]),
+        (AUDIENCES, vec![outbox(), plain("tenant", doc! { "tenant": 1, "_id": 1 })]),
         (
             TOKENS,
             vec![

@@ -11,7 +11,7 @@ use mongodb::{
 use tokio::sync::Mutex;
 
 use super::{
-    LONG, Mongo, Server,
+    LONG, Mongo, Server, audiences,
     audit::is_sure,
     chain, clients,
     codec::{Fields, uuid},
@@ -22,11 +22,11 @@ use super::{
     node::head_of,
     probe,
     revocations::{epoch_of, key_of, revocation_of, revocation_of_family},
-    schema::{self, AUDIT_LOGS, CLIENTS, EPOCHS, NODES, REVOCATIONS, SIGNING_KEYS, TOKENS},
+    schema::{self, AUDIENCES, AUDIT_LOGS, CLIENTS, EPOCHS, NODES, REVOCATIONS, SIGNING_KEYS, TOKENS},
 };
 use crate::{
     crypto::chain::{ChainKey, Head},
-    model::{ClientId, EpochOf, FamilyId, Record, Revoked, SecretId, Timestamp, revocation::Revocation},
+    model::{Audience, ClientId, EpochOf, FamilyId, Record, Revoked, SecretId, Timestamp, revocation::Revocation},
     store::{
         Result,
         transfer::{Dump, Item, VERSION, end, hex},
@@ -96,6 +96,7 @@ enum Position {
     Clients(Option<ClientId>),
     SecretUses(Option<(ClientId, SecretId)>),
     Deleted(Option<ClientId>),
+    Audiences(Option<Audience>),
     Families(Option<FamilyId>),
     Revocations(Option<Revoked>),
     Tenants(Option<EpochOf>),
@@ -117,6 +118,7 @@ impl Position {
             Some(Item::Client(client)) => Self::Clients(Some(client.id.clone())),
             Some(Item::SecretUse { client, secret, .. }) => Self::SecretUses(Some((client.clone(), secret.clone()))),
             Some(Item::DeletedClient { client, .. }) => Self::Deleted(Some(client.clone())),
+            Some(Item::Audience(record)) => Self::Audiences(Some(record.audience.clone())),
             Some(Item::Family(family)) => Self::Families(Some(family.id)),
             Some(Item::Revocation(revocation)) => Self::Revocations(Some(revocation.revoked)),
             Some(Item::Epoch { of: of @ EpochOf::Tenant(_), .. }) => Self::Tenants(Some(of.clone())),
@@ -134,7 +136,8 @@ impl Position {
             Self::Export => Self::Clients(None),
             Self::Clients(_) => Self::SecretUses(None),
             Self::SecretUses(_) => Self::Deleted(None),
-            Self::Deleted(_) => Self::Families(None),
+            Self::Deleted(_) => Self::Audiences(None),
+            Self::Audiences(_) => Self::Families(None),
             Self::Families(_) => Self::Revocations(None),
             Self::Revocations(_) => Self::Tenants(None),
             Self::Tenants(_) => Self::OfClients(None),
@@ -165,6 +168,11 @@ impl Export {
                     Ok(Item::DeletedClient { client: fields.parse("_id")?, tenant: fields.parse("tenant")? })
                 };
                 self.find(CLIENTS, filter, limit).await?.iter().map(read).collect::<Result<_, Fault>>()?
+            }
+            Position::Audiences(after) => {
+                let after = after.as_ref().map_or("", Audience::as_str);
+                let found = self.find(AUDIENCES, doc! { "released": false, "_id": { "$gt": after } }, limit).await?;
+                found.iter().map(|found| audiences::decoded(found).map(Item::Audience)).collect::<Result<_, _>>()?
             }
             Position::Families(after) => {
                 let filter = after.map_or_else(Document::new, |after| doc! { "_id": { "$gt": uuid(after.0) } });

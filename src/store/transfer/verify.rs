@@ -4,7 +4,7 @@
 use super::{Chains, Ending, Item, VERSION};
 use crate::{
     crypto::{chain::ChainKey, records::RecordKey, root::Root, seal::Sealer},
-    model::ClientId,
+    store::authentic::Forged,
 };
 
 /// Master key of a store, and the key of its audit chains.
@@ -22,7 +22,7 @@ pub struct Verification<'a> {
     has_keyset: bool,
     whole: bool,
     counts: Counts,
-    forged: Vec<ClientId>,
+    forged: Vec<Forged>,
 }
 
 /// Numbers of what was in an export.
@@ -77,7 +77,12 @@ impl<'a> Verification<'a> {
             Item::Client(client) => {
                 self.counts.clients += 1;
                 if self.keys.as_ref().is_some_and(|keys| !keys.records.is_authentic(client)) {
-                    self.forged.push(client.id.clone());
+                    self.forged.push(Forged::Client(client.id.clone()));
+                }
+            }
+            Item::Audience(record) => {
+                if self.keys.as_ref().is_some_and(|keys| !keys.records.is_authentic_audience(record)) {
+                    self.forged.push(Forged::Audience(record.audience.clone()));
                 }
             }
             Item::Family(_) => self.counts.families += 1,
@@ -109,9 +114,9 @@ impl<'a> Verification<'a> {
         Ok(())
     }
 
-    /// The numbers of everything, and the clients whose records no holder of the master key wrote; `None` where the last record
+    /// The numbers of everything, and the records that no holder of the master key wrote; `None` where the last record
     /// was not among it.
-    pub fn finish(self) -> Option<(Counts, Vec<ClientId>)> {
+    pub fn finish(self) -> Option<(Counts, Vec<Forged>)> {
         self.whole.then_some((self.counts, self.forged))
     }
 }

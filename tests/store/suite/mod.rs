@@ -1,5 +1,6 @@
 //! The cases, each written once, and the list of them: every lane runs all of it.
 
+pub(crate) mod audiences;
 pub(crate) mod audit;
 pub(crate) mod clients;
 pub(crate) mod counters;
@@ -34,6 +35,13 @@ macro_rules! lane {
                 uses_of_what_is_not_there_are_dropped
                 a_change_of_a_client_is_heard
                 ending_a_client_writes_it_and_raises_its_epoch_at_once
+            }
+            audiences {
+                a_record_of_an_audience_reads_back_as_it_was_written
+                an_audience_is_claimed_once
+                of_fifty_that_claim_one_audience_one_succeeds
+                a_change_of_a_record_needs_the_one_it_was_made_from
+                pages_of_audiences_follow_their_bytes
             }
             families {
                 a_family_reads_back_as_it_was_opened

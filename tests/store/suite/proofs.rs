@@ -2,21 +2,22 @@
 
 use jeton::{
     model::{
-        Action, Claims, Client, ClientId, EpochOf, Epochs, Family, FamilyId, Jti, Keyset, Kid, Revocation, Revoked, Scopes,
-        Subject, Timestamp, keyset::KeyState,
+        Action, AudienceRecord, Claims, Client, ClientId, EpochOf, Epochs, Family, FamilyId, Jti, Keyset, Kid, Revocation,
+        Revoked, Scopes, Subject, Timestamp, keyset::KeyState,
     },
-    store::{Proof, ProvenWrite, Spent, Store},
+    store::{FoundAudience, Proof, ProvenWrite, Spent, Store},
 };
 
 use crate::{
     bench::Bench,
     fixtures::{NOW, at, client, event, family, id, keyset, whole_chain},
+    suite::audiences::record,
 };
 
 const ADMIN: &str = "jeton:admin";
 const UNTIL: Timestamp = at(900_000);
 /// How many changes there are.
-const WRITES: usize = 8;
+const WRITES: usize = 11;
 
 fn scopes(names: &[&str]) -> Scopes {
     Scopes::parse(names).unwrap()
@@ -29,6 +30,7 @@ struct Scene {
     kid: Kid,
     target: ClientId,
     family: FamilyId,
+    audience: AudienceRecord,
     new: ClientId,
     keyset: Keyset,
 }
@@ -53,7 +55,10 @@ impl Scene {
         for family in [&own, &its] {
             store.open_family(family, event(Action::TokenIssued)).await.unwrap();
         }
+        let audience = record(&format!("urn:{n}"), "acme");
+        store.claim_audience(&audience, event(Action::AudienceClaimed)).await.unwrap();
         Self {
+            audience,
             claims: claims(&admin, &own),
             kid: active.kid.clone(),
             admin,
@@ -103,6 +108,15 @@ impl Scene {
             },
             ProvenWrite::EndFamily { id: self.family, now: NOW, until: UNTIL, event: event(Action::FamilyRevoked) },
             ProvenWrite::ReplaceKeyset { keyset, event: event(Action::KeysRotated) },
+            ProvenWrite::ClaimAudience {
+                record: Box::new(record(&format!("urn:new:{}", self.new), "acme")),
+                event: event(Action::AudienceClaimed),
+            },
+            ProvenWrite::ReplaceAudience {
+                record: Box::new(AudienceRecord { releasing: true, revision: 2, ..self.audience.clone() }),
+                event: event(Action::AudienceReleasing),
+            },
+            ProvenWrite::ReleaseAudience { record: Box::new(self.audience.clone()), event: event(Action::AudienceReleased) },
         ];
         writes.into_iter().nth(nth).unwrap()
     }
@@ -240,6 +254,10 @@ pub(crate) async fn a_change_without_its_proof_is_not_made(bench: &Bench) {
             assert_eq!(whole_chain(store).await.len(), before, "{fall:?}");
             assert_eq!(store.client(&scene.target).await.unwrap(), target);
             assert_eq!(store.client(&scene.new).await.unwrap(), None);
+            let new = format!("urn:new:{}", scene.new).parse().unwrap();
+            assert_eq!(store.audience(&new).await.unwrap(), None);
+            let kept = store.audience(&scene.audience.audience).await.unwrap();
+            assert_eq!(kept, Some(FoundAudience::Owned(scene.audience.clone())));
             assert_eq!(store.keyset().await.unwrap().as_ref(), Some(&keyset));
         }
     }

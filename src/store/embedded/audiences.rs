@@ -1,0 +1,174 @@
+//! The tenants that audiences belong to.
+
+use async_trait::async_trait;
+use rusqlite::{Connection, OptionalExtension, Row};
+
+use super::{
+    Embedded,
+    batch::{Batch, Entry, Urgency, to_sql},
+    fault::{Fault, ascending, row},
+    sums,
+};
+use crate::{
+    model::{Audience, AudienceRecord, Event, TenantId},
+    store::{AudienceStore, Creation, FoundAudience, Result, Write},
+};
+
+#[async_trait]
+impl AudienceStore for Embedded {
+    async fn audience(&self, audience: &Audience) -> Result<Option<FoundAudience>> {
+        let audience = audience.clone();
+        self.read(move |connection| find(connection, &audience)).await
+    }
+
+    async fn audiences(&self, tenant: Option<&TenantId>, after: Option<&Audience>, limit: usize) -> Result<Vec<FoundAudience>> {
+        let (tenant, after) = (tenant.cloned(), after.cloned());
+        self.scan(move |connection| listing(connection, tenant.as_ref(), after.as_ref(), limit)).await
+    }
+
+    async fn claim_audience(&self, record: &AudienceRecord, event: Event) -> Result<Creation> {
+        let (stored, entry) = (Stored::new(record)?, Entry::new(event)?);
+        self.write(Urgency::Normal, move |batch| batch.claim_audience(&stored, &entry)).await
+    }
+
+    async fn replace_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write> {
+        let (stored, entry) = (Stored::new(record)?, Entry::new(event)?);
+        self.write(Urgency::Normal, move |batch| batch.replace_audience(&stored, &entry)).await
+    }
+
+    async fn release_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write> {
+        let (record, entry) = (record.clone(), Entry::new(event)?);
+        self.write(Urgency::Normal, move |batch| batch.release_audience(&record, &entry)).await
+    }
+}
+
+/// A record with its text.
+pub(super) struct Stored {
+    record: AudienceRecord,
+    body: String,
+}
+
+impl Stored {
+    pub(super) fn new(record: &AudienceRecord) -> Result<Self, Fault> {
+        Ok(Self { record: record.clone(), body: serde_json::to_string(record).map_err(row("audience"))? })
+    }
+}
+
+fn sum(id: &str, tenant: &str, revision: i64, body: &str) -> [u8; 16] {
+    sums::row("audiences", &[id.as_bytes(), tenant.as_bytes(), &revision.to_be_bytes(), body.as_bytes()])
+}
+
+impl Batch<'_> {
+    pub(super) fn claim_audience(&mut self, stored: &Stored, entry: &Entry) -> Result<Creation, Fault> {
+        if !self.insert_audience(stored)? {
+            return Ok(Creation::Taken);
+        }
+        self.append(entry)?;
+        Ok(Creation::Created)
+    }
+
+    /// Returns true if the audience had no record.
+    pub(super) fn insert_audience(&self, Stored { record, body }: &Stored) -> Result<bool, Fault> {
+        let (id, tenant, revision) = (record.audience.as_str(), record.tenant.as_str(), to_sql(record.revision));
+        let written = self.execute(
+            "INSERT OR IGNORE INTO audiences (id, tenant, revision, body, sum) VALUES (?1, ?2, ?3, ?4, ?5)",
+            (id, tenant, revision, body, sum(id, tenant, revision, body)),
+        )?;
+        Ok(written == 1)
+    }
+
+    pub(super) fn replace_audience(&mut self, Stored { record, body }: &Stored, entry: &Entry) -> Result<Write, Fault> {
+        let (id, tenant, revision) = (record.audience.as_str(), record.tenant.as_str(), to_sql(record.revision));
+        let written = self.execute(
+            "UPDATE audiences SET revision = ?3, body = ?4, sum = ?5 WHERE id = ?1 AND tenant = ?2 AND revision = ?3 - 1",
+            (id, tenant, revision, body, sum(id, tenant, revision, body)),
+        )?;
+        self.recorded(written, entry)
+    }
+
+    pub(super) fn release_audience(&mut self, record: &AudienceRecord, entry: &Entry) -> Result<Write, Fault> {
+        let written = self.execute(
+            "DELETE FROM audiences WHERE id = ?1 AND tenant = ?2 AND revision = ?3",
+            (record.audience.as_str(), record.tenant.as_str(), to_sql(record.revision)),
+        )?;
+        self.recorded(written, entry)
+    }
+
+    fn recorded(&mut self, written: usize, entry: &Entry) -> Result<Write, Fault> {
+        if written == 0 {
+            return Ok(Write::Stale);
+        }
+        self.append(entry)?;
+        Ok(Write::Done)
+    }
+}
+
+fn find(connection: &Connection, audience: &Audience) -> Result<Option<FoundAudience>, Fault> {
+    let mut statement = connection.prepare_cached("SELECT id, tenant, revision, body, sum FROM audiences WHERE id = ?1")?;
+    statement.query_row((audience.as_str(),), columns).optional()?.map(|row| found(audience.clone(), row)).transpose()
+}
+
+fn listing(
+    connection: &Connection,
+    tenant: Option<&TenantId>,
+    after: Option<&Audience>,
+    limit: usize,
+) -> Result<Vec<FoundAudience>, Fault> {
+    let (mut listed, mut last) = (Vec::new(), after.map_or_else(String::new, ToString::to_string));
+    while listed.len() < limit {
+        let rows = rows(connection, tenant, &last, limit.saturating_sub(listed.len()))?;
+        let Some((id, ..)) = rows.last() else { break };
+        last.clone_from(id);
+        for row in rows {
+            // A row whose key no audience could have is not even named.
+            let Ok(audience) = row.0.parse::<Audience>() else { continue };
+            listed.push(found(audience, row)?.listed_for(tenant));
+        }
+    }
+    ascending(after, listed.iter().map(FoundAudience::audience))?;
+    Ok(listed)
+}
+
+/// Records in the order of their audiences, for an export.
+pub(super) fn page(connection: &Connection, after: Option<&Audience>, limit: usize) -> Result<Vec<AudienceRecord>, Fault> {
+    let rows = rows(connection, None, after.map_or("", Audience::as_str), limit)?;
+    let records = rows.into_iter().map(decode).collect::<Result<Vec<_>, Fault>>()?;
+    ascending(after, records.iter().map(|record| &record.audience))?;
+    Ok(records)
+}
+
+fn rows(connection: &Connection, tenant: Option<&TenantId>, after: &str, limit: usize) -> Result<Vec<Columns>, Fault> {
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let rows = if let Some(tenant) = tenant {
+        let sql = "SELECT id, tenant, revision, body, sum FROM audiences WHERE tenant = ?1 AND id > ?2 ORDER BY id LIMIT ?3";
+        let mut statement = connection.prepare_cached(sql)?;
+        statement.query_map((tenant.as_str(), after, limit), columns)?.collect::<rusqlite::Result<_>>()?
+    } else {
+        let sql = "SELECT id, tenant, revision, body, sum FROM audiences WHERE id > ?1 ORDER BY id LIMIT ?2";
+        let mut statement = connection.prepare_cached(sql)?;
+        statement.query_map((after, limit), columns)?.collect::<rusqlite::Result<_>>()?
+    };
+    Ok(rows)
+}
+
+type Columns = (String, String, i64, String, Vec<u8>);
+
+fn columns(row: &Row<'_>) -> rusqlite::Result<Columns> {
+    row.try_into()
+}
+
+/// What a row is that lies under `audience`.
+fn found(audience: Audience, row: Columns) -> Result<FoundAudience, Fault> {
+    match decode(row) {
+        Ok(record) if record.audience == audience => Ok(FoundAudience::Owned(record)),
+        Ok(_) | Err(Fault::Row(_)) => Ok(FoundAudience::NotAuthentic(audience)),
+        Err(fault) => Err(fault),
+    }
+}
+
+fn decode((id, tenant, revision, body, kept): Columns) -> Result<AudienceRecord, Fault> {
+    if sum(&id, &tenant, revision, &body) != kept.as_slice() {
+        return Err(Fault::Row(format!("audience {id}: the row does not match its sum")));
+    }
+    serde_json::from_str(&body).map_err(row("audience"))
+}
