@@ -2,9 +2,10 @@
 
 use std::{env, error::Error, fs, path::PathBuf};
 
-const PROTOS: [&str; 5] = [
+const PROTOS: [&str; 6] = [
     "jeton/token/v1/token_service.proto",
     "jeton/admin/v1/client_service.proto",
+    "jeton/admin/v1/audience_service.proto",
     "jeton/admin/v1/key_service.proto",
     "jeton/admin/v1/revocation_service.proto",
     "jeton/admin/v1/audit_service.proto",

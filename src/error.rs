@@ -51,7 +51,7 @@ pub enum Error {
     Stale(&'static str),
     /// What is asked for does not fit the state things are in.
     #[error("{0}")]
-    Precondition(&'static str),
+    Precondition(Cow<'static, str>),
     /// The message is longer than its method takes.
     #[error("the message is too large")]
     TooLarge,
@@ -82,6 +82,11 @@ impl Error {
     /// A field that does not hold what it must.
     pub fn field(field: &'static str, problem: impl Into<Cow<'static, str>>) -> Self {
         Self::InvalidRequest { field, problem: problem.into() }
+    }
+
+    /// Something that does not fit the state things are in.
+    pub fn precondition(problem: impl Into<Cow<'static, str>>) -> Self {
+        Self::Precondition(problem.into())
     }
 
     /// For `map_err` on a parser.

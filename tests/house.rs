@@ -102,12 +102,16 @@ fn imports(code: &str) -> BTreeSet<String> {
 }
 
 /// Verbs of the store that change what administration changes, and the only rules that may call them without a proof: the first
-/// client, the steps that time takes, a client that ends its own tokens, and the new hash of a secret that was just proven.
+/// client, the steps that time takes, a client that ends its own tokens, the new hash of a secret that was just proven, and what completes
+/// or undoes a registration or a release that was proven.
 const UNPROVEN: &[(&str, &[&str])] = &[
     ("create_client", &["registration.rs"]),
     ("replace_client", &["presented.rs"]),
-    ("end_client", &[]),
-    ("delete_client", &[]),
+    ("end_client", &["listed.rs"]),
+    ("delete_client", &["listed.rs"]),
+    ("claim_audience", &["listed.rs"]),
+    ("replace_audience", &["audiences.rs"]),
+    ("release_audience", &[]),
     ("raise_epoch", &["revocation.rs"]),
     ("replace_keyset", &["keys.rs"]),
     ("revoke", &["revocation.rs"]),
@@ -179,7 +183,7 @@ fn the_readme_lists_every_error_as_it_is_answered() {
         Error::NotFound("client"),
         Error::AlreadyExists("client"),
         Error::Stale("client"),
-        Error::Precondition("no"),
+        Error::precondition("no"),
         Error::TooLarge,
         Error::Throttled { retry_after: std::time::Duration::from_secs(1) },
         Error::Unavailable(store(StoreError::Unavailable)),

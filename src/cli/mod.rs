@@ -1,6 +1,7 @@
 //! The command line: one file per command group. Data goes to stdout, talk to stderr; `--json` is for programs; the exit codes
 //! are those of `failure`. Everything but serving, checking and moving data goes over the same RPCs as any other client.
 
+mod audience;
 mod audit;
 mod client;
 mod config;
@@ -56,6 +57,8 @@ enum Command {
     RevokeAll(revoke_all::Command),
     /// Register and change clients and their secrets
     Client(client::Command),
+    /// Govern which tenant an audience belongs to
+    Audience(audience::Command),
     /// Govern the keys that sign tokens
     Keys(keys::Command),
     /// Read the audit trail
@@ -109,6 +112,7 @@ fn execute(command: &Command, output: Output, environment: &BTreeMap<String, Str
         Command::Revoke(command) => block_on(command.run(output, environment)),
         Command::RevokeAll(command) => block_on(command.run(output, environment)),
         Command::Client(command) => block_on(command.run(output, environment)),
+        Command::Audience(command) => block_on(command.run(output, environment)),
         Command::Keys(command) => block_on(command.run(output, environment)),
         Command::Audit(command) => block_on(command.run(output, environment)),
         Command::Export(command) => block_on(command.run(output, environment)),
@@ -170,6 +174,9 @@ mod tests {
             "jeton client delete c --etag 1",
             "jeton client add-secret c --expires-in 30d",
             "jeton client retire-secret c s --overlap 1d",
+            "jeton audience list --tenant t --limit 10",
+            "jeton audience assign https://a --tenant t",
+            "jeton audience release https://a --json",
             "jeton keys list",
             "jeton keys rotate",
             "jeton keys revoke k",

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::{
     model::Timestamp,
-    proto::admin::{ChainState, ChainVerdict, Client, Event, GrantType, KeyState, Secret, SecretKind, SigningKey},
+    proto::admin::{Audience, ChainState, ChainVerdict, Client, Event, GrantType, KeyState, Secret, SecretKind, SigningKey},
 };
 
 /// RFC 3339, or empty when unset.
@@ -102,6 +102,16 @@ fn secret(secret: &Secret) -> Value {
         "expire_time": optional_time(secret.expire_time.as_ref()),
         "last_used_time": optional_time(secret.last_used_time.as_ref()),
         "use_count": secret.use_count,
+    })
+}
+
+/// An audience and its tenant.
+pub(super) fn audience(audience: &Audience) -> Value {
+    json!({
+        "audience": audience.audience,
+        "tenant": audience.tenant,
+        "claimed_by": audience.claimed_by,
+        "create_time": optional_time(audience.create_time.as_ref()),
     })
 }
 

@@ -8,7 +8,7 @@ use super::{Authority, Credentials};
 use crate::{
     crypto::keyring::VerifiedClaims,
     error::{Error, Result},
-    model::{Action, Call, Client, Scope, Scopes, Stamp, TenantId},
+    model::{Action, Call, Client, ClientId, Scope, Scopes, Stamp, TenantId},
     store::{Proof, ProvenWrite, Spent},
 };
 
@@ -86,6 +86,11 @@ impl Administrator {
             return Ok(());
         }
         Err(Error::InsufficientScope(ADMIN))
+    }
+
+    /// The administrator's own id.
+    pub(super) fn id(&self) -> &ClientId {
+        &self.client.id
     }
 
     /// The administrator's own tenant.

@@ -1,6 +1,7 @@
 //! RULES for tokens, one file per flow, named by the word of its RFC. Nothing here knows the wire.
 
 mod allowance;
+pub mod audiences;
 pub mod bearer;
 pub mod client_auth;
 pub mod client_credentials;
@@ -8,6 +9,7 @@ mod forgery;
 pub mod introspection;
 mod issue;
 pub mod keys;
+mod listed;
 mod presented;
 pub mod refresh;
 pub mod registration;

@@ -98,11 +98,15 @@ impl Authority {
         let (secret, value) = self.make_secret(admin.tenant(), secret, None, call.now).await?;
         let secret_id = secret.id.clone();
         client.secrets.push(secret);
+        let listed = self.claim_listed(call, admin, &blank, &client).await?;
         let event = admin.stamp_in(call, &client.tenant).done(Action::ClientCreated, client.id.as_str());
         let of_any = admin.tenant().is_operator();
         let proof = self.prove(admin).await?;
         match self.spend(proof, ProvenWrite::CreateClient { client: Box::new(client.clone()), of_any, event }).await? {
-            Spent::Done => Ok(Added { client, secret: secret_id, value }),
+            Spent::Done => {
+                self.confirm_listed(call, admin, &client, listed, true).await?;
+                Ok(Added { client, secret: secret_id, value })
+            }
             Spent::Taken => Err(Error::AlreadyExists("client")),
             Spent::Stale | Spent::Unproven => Err(Error::Stale("client")),
         }
@@ -210,7 +214,7 @@ impl Authority {
             .rewrite(call, admin, id, etag, Action::SecretAdded, &target, None, |mut client| {
                 client.secrets.retain(|secret| secret.lives(call.now));
                 if client.secrets.len() >= MAX_LIVE_SECRETS {
-                    return Err(Error::Precondition("two secrets are live: retire one first"));
+                    return Err(Error::precondition("two secrets are live: retire one first"));
                 }
                 client.secrets.push(secret.clone());
                 Ok(client)
@@ -275,6 +279,7 @@ impl Authority {
             let ends = ends.or_else(|| before.loses_by(&client).then_some("narrowed"));
             admin.may_give(&client.scopes)?;
             self.may_allow(admin, &before, &client)?;
+            let listed = self.claim_listed(call, admin, &before, &client).await?;
             let stamp = admin.stamp_in(call, &client.tenant);
             let event = stamp.done(action, target);
             let ended = |why: &str| stamp.done(Action::ClientRevoked, id.as_str()).because(why.to_owned());
@@ -288,6 +293,7 @@ impl Authority {
             };
             let proof = self.prove(admin).await?;
             if self.spend(proof, write).await? == Spent::Done {
+                self.confirm_listed(call, admin, &client, listed, false).await?;
                 return Ok(client);
             }
         }

@@ -135,6 +135,7 @@ fn grpc_services() -> Vec<String> {
     [
         "jeton.token.v1.TokenService",
         "jeton.admin.v1.ClientService",
+        "jeton.admin.v1.AudienceService",
         "jeton.admin.v1.KeyService",
         "jeton.admin.v1.RevocationService",
     ]

@@ -204,3 +204,28 @@ fn the_doctor_finds_a_healthy_service_healthy_and_says_what_ails_another() {
     let ill = house.jeton(&["doctor", "--dev", "--listen", &address, "--json"]);
     assert_eq!((ill.code, verdict(&ill.json(), "service")), (1, "problem".into()));
 }
+
+/// AUDIT AZ10: the operator gives, shows and releases audiences.
+#[test]
+fn audiences_are_assigned_listed_and_released() {
+    const PAY: &str = "https://pay.example";
+    let house = House::new();
+    let server = house.serve();
+    let assigned = house.jeton(&["audience", "assign", PAY, "--tenant", "globex", "--json"]).ok().json()["audience"].clone();
+    assert_eq!((&assigned["audience"], &assigned["tenant"]), (&json!(PAY), &json!("globex")));
+    assert_eq!(assigned["claimed_by"], "bootstrap");
+    let taken = house.jeton(&["audience", "assign", PAY, "--tenant", "acme"]);
+    assert!(taken.code == 3 && taken.err.contains("release it first"), "{taken:?}");
+    house.jeton(&["client", "create", "orders", "--serves", "https://orders.example"]).ok();
+    let listed = house.jeton(&["audience", "list", "--json"]).ok().json();
+    let tenants: Vec<_> = listed["audiences"].as_array().unwrap().iter().map(|audience| &audience["tenant"]).collect();
+    assert_eq!((tenants, &listed["not_authentic"]), (vec![&json!("default"), &json!("globex")], &json!([])));
+    let table = house.jeton(&["audience", "list", "--tenant", "globex"]).ok().out;
+    assert!(table.contains("AUDIENCE") && table.contains(PAY) && !table.contains("orders"), "{table}");
+
+    let listing = house.jeton(&["audience", "release", "https://orders.example"]);
+    assert!(listing.code == 3 && listing.err.contains("client orders lists"), "{listing:?}");
+    assert_eq!(house.jeton(&["audience", "release", PAY]).ok().out, "released\n");
+    assert_eq!(house.jeton(&["audience", "release", PAY, "--json"]).code, 5);
+    server.stop();
+}

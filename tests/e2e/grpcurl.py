@@ -9,6 +9,7 @@ from server import PATIENCE, WithServer
 
 TOKEN = "jeton.token.v1.TokenService"
 CLIENTS = "jeton.admin.v1.ClientService"
+AUDIENCES = "jeton.admin.v1.AudienceService"
 KEYS = "jeton.admin.v1.KeyService"
 REVOCATIONS = "jeton.admin.v1.RevocationService"
 AUDIT = "jeton.admin.v1.AuditService"
@@ -79,12 +80,12 @@ class EveryRpc(WithServer):
 
     def test_reflection_lists_and_describes_everything(self):
         services = set(self.grpcurl(self.server.address, "list").split())
-        ours = {TOKEN, CLIENTS, KEYS, REVOCATIONS, AUDIT, HEALTH}
+        ours = {TOKEN, CLIENTS, AUDIENCES, KEYS, REVOCATIONS, AUDIT, HEALTH}
         self.assertLessEqual(ours, services)
         for service in ours:
             methods = self.grpcurl(self.server.address, "list", service).split()
             type(self).offered = getattr(type(self), "offered", set()) | {"/".join(name.rsplit(".", 1)) for name in methods}
-        self.assertEqual(len(self.offered), 5 + 9 + 3 + 1 + 3 + 2)
+        self.assertEqual(len(self.offered), 5 + 9 + 3 + 3 + 1 + 3 + 2)
         text = self.grpcurl(self.server.address, "describe", "jeton.token.v1.TokenRequest")
         self.assertIn("RFC 8707", text, "descriptors carry their comments")
 
@@ -182,6 +183,17 @@ class EveryRpc(WithServer):
         judged = self.call(TOKEN, "BatchIntrospect", self.mine(tokens=tokens))["results"]
         self.assertEqual(judged, [{"active": False}] * 3)
         self.assertIs(self.active(self.call(TOKEN, "Token", who)["accessToken"]), True)
+
+    def test_audiences_are_assigned_listed_and_released(self):
+        pay = "https://pay.example"
+        assigned = self.admin(AUDIENCES, "AssignAudience", {"audience": pay, "tenant": "shop"})["audience"]
+        self.assertEqual((assigned["audience"], assigned["tenant"]), (pay, "shop"))
+        listed = self.admin(AUDIENCES, "ListAudiences", {"tenant": "shop"})["audiences"]
+        self.assertEqual([audience["audience"] for audience in listed], [pay])
+        again = {"audience": pay, "tenant": "other"}
+        self.refused("FailedPrecondition", AUDIENCES, "AssignAudience", again, [self.bearer])
+        self.assertEqual(self.admin(AUDIENCES, "ReleaseAudience", {"audience": pay}), {})
+        self.refused("NotFound", AUDIENCES, "ReleaseAudience", {"audience": pay}, [self.bearer])
 
     def test_keys_are_listed_rotated_and_revoked(self):
         who = self.registered()

@@ -256,10 +256,18 @@ async fn every_change_that_is_answered_is_on_record() {
             Rpc::RevokeFamily | Rpc::RotateKeys => String::new(),
             Rpc::RevokeKey | Rpc::RevokeSigner => mark.kid.clone(),
             Rpc::RevokeToken => mark.jti.clone(),
+            Rpc::AssignAudience => format!("{}:new", mark.audience),
+            Rpc::ReleaseAudience => mark.audience.clone(),
             Rpc::UpdateClient | Rpc::DisableClient | Rpc::EnableClient | Rpc::DeleteClient | Rpc::RevokeClient => {
                 mark.client.id.clone()
             }
-            Rpc::GetClient | Rpc::ListClients | Rpc::ListKeys | Rpc::ListEvents | Rpc::TailEvents | Rpc::VerifyChain => {
+            Rpc::GetClient
+            | Rpc::ListClients
+            | Rpc::ListAudiences
+            | Rpc::ListKeys
+            | Rpc::ListEvents
+            | Rpc::TailEvents
+            | Rpc::VerifyChain => {
                 unreachable!("they leave no record")
             }
         };

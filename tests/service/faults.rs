@@ -146,9 +146,17 @@ async fn came_true(world: &World, rpc: Rpc, mark: &Mark) -> bool {
         Rpc::RevokeClient | Rpc::RevokeTenant | Rpc::RevokeSubject | Rpc::RevokeFamily | Rpc::RevokeToken => {
             !world.is_active(&mark.access_token).await
         }
+        Rpc::AssignAudience => {
+            let owners = world.owners(&world.admin_token().await).await;
+            owners.contains(&(format!("{}:new", mark.audience), mark.tenant.clone()))
+        }
+        Rpc::ReleaseAudience => {
+            world.owners(&world.admin_token().await).await.iter().all(|(audience, _)| *audience != mark.audience)
+        }
         Rpc::CreateClient
         | Rpc::GetClient
         | Rpc::ListClients
+        | Rpc::ListAudiences
         | Rpc::ListKeys
         | Rpc::RotateKeys
         | Rpc::ListEvents

@@ -8,7 +8,8 @@ use jeton::{
     model::Timestamp,
     proto::{
         admin::{
-            Client, CreateClientRequest, audit_service_client::AuditServiceClient, client_service_client::ClientServiceClient,
+            Client, CreateClientRequest, audience_service_client::AudienceServiceClient,
+            audit_service_client::AuditServiceClient, client_service_client::ClientServiceClient,
             key_service_client::KeyServiceClient, revocation_service_client::RevocationServiceClient,
         },
         token::{
@@ -162,6 +163,10 @@ impl World {
 
     pub fn clients(&self) -> ClientServiceClient<Channel> {
         ClientServiceClient::new(self.channel.clone())
+    }
+
+    pub fn audiences(&self) -> AudienceServiceClient<Channel> {
+        AudienceServiceClient::new(self.channel.clone())
     }
 
     pub fn keys(&self) -> KeyServiceClient<Channel> {

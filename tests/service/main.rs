@@ -10,6 +10,7 @@
 )]
 
 mod allowances;
+mod audiences;
 mod audit;
 mod authentication;
 mod bench;

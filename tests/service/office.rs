@@ -2,10 +2,11 @@
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jeton::proto::admin::{
-    AddSecretRequest, Client, CreateClientRequest, CreateClientResponse, DeleteClientRequest, DisableClientRequest,
-    EnableClientRequest, Event, EventFilter, GetClientRequest, ListClientsRequest, ListEventsRequest, ListKeysRequest,
-    RetireSecretRequest, RevokeAllRequest, RevokeKeyRequest, RotateKeysRequest, SigningKey, TailEventsRequest,
-    UpdateClientRequest, VerifyChainRequest, VerifyChainResponse, revoke_all_request::Target,
+    AddSecretRequest, AssignAudienceRequest, Audience, Client, CreateClientRequest, CreateClientResponse, DeleteClientRequest,
+    DisableClientRequest, EnableClientRequest, Event, EventFilter, GetClientRequest, ListAudiencesRequest, ListClientsRequest,
+    ListEventsRequest, ListKeysRequest, ReleaseAudienceRequest, RetireSecretRequest, RevokeAllRequest, RevokeKeyRequest,
+    RotateKeysRequest, SigningKey, TailEventsRequest, UpdateClientRequest, VerifyChainRequest, VerifyChainResponse,
+    revoke_all_request::Target,
 };
 use serde_json::Value;
 use tonic::{Request, Status};
@@ -25,6 +26,9 @@ pub enum Rpc {
     DisableClient,
     EnableClient,
     DeleteClient,
+    ListAudiences,
+    AssignAudience,
+    ReleaseAudience,
     ListKeys,
     RotateKeys,
     RevokeKey,
@@ -41,7 +45,7 @@ pub enum Rpc {
 
 impl Rpc {
     /// In an order in which each can follow the one before, on the same mark.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 24] = [
         Self::CreateClient,
         Self::GetClient,
         Self::ListClients,
@@ -55,6 +59,9 @@ impl Rpc {
         Self::DisableClient,
         Self::EnableClient,
         Self::DeleteClient,
+        Self::ListAudiences,
+        Self::AssignAudience,
+        Self::ReleaseAudience,
         Self::RevokeTenant,
         Self::ListEvents,
         Self::TailEvents,
@@ -83,6 +90,9 @@ impl Rpc {
             | Self::DisableClient
             | Self::EnableClient
             | Self::DeleteClient
+            | Self::ListAudiences
+            | Self::AssignAudience
+            | Self::ReleaseAudience
             | Self::AddSecret
             | Self::RetireSecret => "jeton:admin:clients",
         }
@@ -96,6 +106,8 @@ impl Rpc {
             Self::DisableClient => "client.disabled",
             Self::EnableClient => "client.enabled",
             Self::DeleteClient => "client.deleted",
+            Self::AssignAudience => "audience.claimed",
+            Self::ReleaseAudience => "audience.released",
             Self::AddSecret => "secret.added",
             Self::RetireSecret => "secret.retired",
             Self::RotateKeys => "keys.rotated",
@@ -105,7 +117,13 @@ impl Rpc {
             Self::RevokeSubject => "revocation.subject",
             Self::RevokeFamily => "revocation.family",
             Self::RevokeToken => "revocation.token",
-            Self::GetClient | Self::ListClients | Self::ListKeys | Self::ListEvents | Self::TailEvents | Self::VerifyChain => {
+            Self::GetClient
+            | Self::ListClients
+            | Self::ListAudiences
+            | Self::ListKeys
+            | Self::ListEvents
+            | Self::TailEvents
+            | Self::VerifyChain => {
                 return None;
             }
         })
@@ -123,6 +141,8 @@ pub struct Mark {
     pub jti: String,
     pub family: String,
     pub kid: String,
+    /// An audience of the tenant that no client lists.
+    pub audience: String,
 }
 
 impl World {
@@ -132,6 +152,8 @@ impl World {
         let client = self.register(client).await;
         let issued = self.token(&client, &[]).await.unwrap();
         let (header, claims) = decoded(&issued.access_token);
+        let audience = format!("urn:of:{id}");
+        self.assign(&audience, tenant).await.unwrap();
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         Mark {
             secret_id: self.get(&client.id).await.secrets[0].secret_id.clone(),
@@ -140,6 +162,7 @@ impl World {
             jti: text(&claims["jti"]),
             family: text(&claims["fam"]),
             kid: text(&header["kid"]),
+            audience,
             access_token: issued.access_token,
             refresh_token: issued.refresh_token,
         }
@@ -212,6 +235,19 @@ impl World {
                 let secret_id = mark.secret_id.clone();
                 call!(self.clients(), retire_secret, RetireSecretRequest { client_id, secret_id, etag, ..Default::default() })
             }
+            Rpc::ListAudiences => {
+                let tenant = mark.tenant.clone();
+                call!(self.audiences(), list_audiences, ListAudiencesRequest { tenant, ..Default::default() })
+            }
+            Rpc::AssignAudience => {
+                let audience = format!("{}:new", mark.audience);
+                let message = AssignAudienceRequest { audience, tenant: mark.tenant.clone() };
+                call!(self.audiences(), assign_audience, message)
+            }
+            Rpc::ReleaseAudience => {
+                let audience = mark.audience.clone();
+                call!(self.audiences(), release_audience, ReleaseAudienceRequest { audience })
+            }
             Rpc::ListKeys => call!(self.keys(), list_keys, ListKeysRequest {}),
             Rpc::RotateKeys => call!(self.keys(), rotate_keys, RotateKeysRequest {}),
             Rpc::RevokeKey => call!(self.keys(), revoke_key, RevokeKeyRequest { kid: mark.kid.clone() }),
@@ -239,6 +275,26 @@ impl World {
     pub async fn create(&self, client: Client) -> Result<CreateClientResponse, Status> {
         let request = self.as_admin(CreateClientRequest { client: Some(client), secret: None }).await;
         self.clients().create_client(request).await.map(tonic::Response::into_inner)
+    }
+
+    /// Gives an audience to a tenant as the first administrator.
+    pub async fn assign(&self, audience: &str, tenant: &str) -> Result<Audience, Status> {
+        let message = AssignAudienceRequest { audience: audience.to_owned(), tenant: tenant.to_owned() };
+        let assigned = self.audiences().assign_audience(self.as_admin(message).await).await?;
+        Ok(assigned.into_inner().audience.unwrap())
+    }
+
+    /// Releases an audience as the first administrator.
+    pub async fn release(&self, audience: &str) -> Result<(), Status> {
+        let message = ReleaseAudienceRequest { audience: audience.to_owned() };
+        self.audiences().release_audience(self.as_admin(message).await).await.map(drop)
+    }
+
+    /// Audiences with their tenants, as an administrator sees them.
+    pub async fn owners(&self, token: &str) -> Vec<(String, String)> {
+        let request = bearer(ListAudiencesRequest { page_size: 1_000, ..Default::default() }, token);
+        let listed = self.audiences().list_audiences(request).await.unwrap().into_inner();
+        listed.audiences.into_iter().map(|audience| (audience.audience, audience.tenant)).collect()
     }
 
     /// Changes the fields in `mask`.

@@ -131,9 +131,10 @@ async fn reflected(world: &World) -> Vec<String> {
     list.service.into_iter().map(|service| service.name).collect()
 }
 
-const SERVICES: [&str; 5] = [
+const SERVICES: [&str; 6] = [
     "jeton.token.v1.TokenService",
     "jeton.admin.v1.ClientService",
+    "jeton.admin.v1.AudienceService",
     "jeton.admin.v1.KeyService",
     "jeton.admin.v1.RevocationService",
     "jeton.admin.v1.AuditService",

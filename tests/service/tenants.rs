@@ -84,10 +84,12 @@ async fn no_administrator_reaches_into_another_tenant() {
                     // The operator's alone.
                     Rpc::ListKeys | Rpc::RotateKeys | Rpc::RevokeKey | Rpc::RevokeSigner => Code::PermissionDenied,
                     Rpc::RevokeSubject | Rpc::RevokeToken | Rpc::VerifyChain => Code::PermissionDenied,
+                    Rpc::AssignAudience | Rpc::ReleaseAudience => Code::PermissionDenied,
                     // What belongs to others does not exist.
                     Rpc::CreateClient
                     | Rpc::GetClient
                     | Rpc::ListClients
+                    | Rpc::ListAudiences
                     | Rpc::UpdateClient
                     | Rpc::AddSecret
                     | Rpc::RetireSecret
@@ -117,7 +119,10 @@ async fn what_is_anothers_looks_like_what_is_not_there() {
     nothing.client.id = "nobody".to_owned();
     nothing.family = "00000000-0000-7000-8000-000000000000".to_owned();
     for rpc in Rpc::ALL {
-        if matches!(rpc, Rpc::CreateClient | Rpc::ListClients | Rpc::RevokeTenant | Rpc::ListEvents | Rpc::TailEvents) {
+        if matches!(
+            rpc,
+            Rpc::CreateClient | Rpc::ListClients | Rpc::ListAudiences | Rpc::RevokeTenant | Rpc::ListEvents | Rpc::TailEvents
+        ) {
             continue;
         }
         let theirs = world.ask(rpc, &a.admin, &b.marks[0]).await.unwrap_err();
@@ -255,6 +260,8 @@ async fn administrators_reach_what_they_govern() {
                     | Rpc::RevokeSubject
                     | Rpc::RevokeToken
                     | Rpc::VerifyChain
+                    | Rpc::AssignAudience
+                    | Rpc::ReleaseAudience
             );
             if operators && !by_operator {
                 assert_eq!(answer.unwrap_err().code(), Code::PermissionDenied, "{rpc:?}");

@@ -132,11 +132,11 @@ impl Door {
                     Ok(Some(_)) => continue,
                     Err(RecvError::Closed) => return,
                     // Said, not skipped: a gap in a trail must not go unnoticed.
-                    Ok(None) => Err(status(&Error::Precondition(
+                    Ok(None) => Err(status(&Error::precondition(
                         "records of other nodes may have been missed: list the events from the last one seen",
                     ))),
                     Err(RecvError::Lagged(_)) => {
-                        Err(status(&Error::Precondition("the reader fell behind: list the events from the last one seen")))
+                        Err(status(&Error::precondition("the reader fell behind: list the events from the last one seen")))
                     }
                 };
                 let last = message.is_err();

@@ -1,6 +1,7 @@
 //! gRPC: parse the message, call one rule, build the answer. No decision is made here.
 
 pub mod admin;
+mod audiences;
 mod audit;
 mod clients;
 mod credentials;
@@ -23,8 +24,9 @@ use crate::{
     oauth::Authority,
     proto::{
         admin::{
-            audit_service_server::AuditServiceServer, client_service_server::ClientServiceServer,
-            key_service_server::KeyServiceServer, revocation_service_server::RevocationServiceServer,
+            audience_service_server::AudienceServiceServer, audit_service_server::AuditServiceServer,
+            client_service_server::ClientServiceServer, key_service_server::KeyServiceServer,
+            revocation_service_server::RevocationServiceServer,
         },
         token::token_service_server::TokenServiceServer,
     },
@@ -59,6 +61,7 @@ impl Door {
         routes
             .add_service(TokenServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE))
             .add_service(ClientServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE))
+            .add_service(AudienceServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE))
             .add_service(KeyServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE))
             .add_service(RevocationServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE))
             .add_service(AuditServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE));

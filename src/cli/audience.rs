@@ -1,0 +1,113 @@
+//! `audience`: which tenant an audience belongs to.
+
+use std::collections::BTreeMap;
+
+use clap::{Args, Subcommand};
+use serde_json::json;
+
+use super::{
+    failure::Failure,
+    output::Output,
+    remote::{Admin, Options, Remote},
+    render,
+};
+use crate::proto::admin::{
+    AssignAudienceRequest, Audience, ListAudiencesRequest, ReleaseAudienceRequest,
+    audience_service_client::AudienceServiceClient,
+};
+
+/// `jeton audience`
+#[derive(Args, Debug)]
+pub(super) struct Command {
+    #[command(subcommand)]
+    verb: Verb,
+    #[command(flatten)]
+    remote: Options,
+}
+
+#[derive(Subcommand, Debug)]
+enum Verb {
+    /// Show the audiences and their tenants
+    List {
+        /// Only this tenant
+        #[arg(long)]
+        tenant: Option<String>,
+        /// At most this many
+        #[arg(long, default_value_t = usize::MAX, hide_default_value = true)]
+        limit: usize,
+    },
+    /// Give an audience that belongs to no tenant to one; for the operator
+    Assign {
+        /// The audience, an absolute URI
+        audience: String,
+        /// The tenant that gets it
+        #[arg(long)]
+        tenant: String,
+    },
+    /// Take an audience from its tenant, unless a client lists it; for the operator
+    Release {
+        /// The audience
+        audience: String,
+    },
+}
+
+impl Command {
+    pub(super) async fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
+        let admin = Remote::open(&self.remote, environment).await?.admin("jeton:admin:clients").await?;
+        let mut audiences = AudienceServiceClient::new(admin.channel());
+        match &self.verb {
+            Verb::List { tenant, limit } => list(output, &admin, tenant.clone().unwrap_or_default(), *limit).await,
+            Verb::Assign { audience, tenant } => {
+                let request = AssignAudienceRequest { audience: audience.clone(), tenant: tenant.clone() };
+                let answer = audiences.assign_audience(admin.request(request)).await?.into_inner();
+                let assigned = answer.audience;
+                let assigned = assigned.ok_or_else(|| Failure::Other("the server answered without the audience".to_owned()))?;
+                if output.json {
+                    return output.document(&json!({ "audience": render::audience(&assigned) }));
+                }
+                output.record(&[
+                    ("audience", assigned.audience),
+                    ("tenant", assigned.tenant),
+                    ("claimed_by", assigned.claimed_by),
+                    ("created", render::time(assigned.create_time.as_ref())),
+                ])
+            }
+            Verb::Release { audience } => {
+                let request = ReleaseAudienceRequest { audience: audience.clone() };
+                audiences.release_audience(admin.request(request)).await?;
+                if output.json { output.document(&json!({})) } else { output.line("released") }
+            }
+        }
+    }
+}
+
+/// Every audience the caller may see, page by page, up to `limit`.
+async fn list(output: Output, admin: &Admin, tenant: String, limit: usize) -> Result<(), Failure> {
+    let mut service = AudienceServiceClient::new(admin.channel());
+    let (mut audiences, mut forged, mut page_token) = (Vec::new(), Vec::new(), String::new());
+    loop {
+        let page_size = i32::try_from(limit.saturating_sub(audiences.len()).min(1000)).unwrap_or(1000);
+        let request = admin.request(ListAudiencesRequest { tenant: tenant.clone(), page_size: page_size.max(1), page_token });
+        let answer = service.list_audiences(request).await?.into_inner();
+        audiences.extend(answer.audiences);
+        forged.extend(answer.not_authentic);
+        page_token = answer.next_page_token;
+        if page_token.is_empty() || audiences.len() >= limit {
+            break;
+        }
+    }
+    audiences.truncate(limit);
+    if output.json {
+        let audiences = audiences.iter().map(render::audience).collect::<Vec<_>>();
+        return output.document(&json!({ "audiences": audiences, "not_authentic": forged }));
+    }
+    for audience in &forged {
+        output
+            .talk(&format!("the record of {audience} was not written by the service and is refused: remove it from the store"));
+    }
+    let row = |audience: &Audience| {
+        let created = render::time(audience.create_time.as_ref());
+        vec![audience.audience.clone(), audience.tenant.clone(), audience.claimed_by.clone(), created]
+    };
+    output.table(&["audience", "tenant", "claimed by", "created"], &audiences.iter().map(row).collect::<Vec<_>>())
+}
