@@ -19,8 +19,8 @@ use crate::model::Site;
 const PEERS_PER_NETWORK: usize = 4;
 /// Part of all connections that is kept free by asking others to leave: there they may say goodbye while new ones come.
 const SPARE: usize = 20;
-/// Time without a call after which a connection makes room for one of its own network, or of another that has as many. Clients
-/// that come back at once when they are told to go would otherwise push each other out without end.
+/// Time without a call after which a connection makes room for one of its own network, or of another that has as many or one
+/// less. Clients that come back at once when they are told to go would otherwise push each other out without end.
 const QUIET: Duration = Duration::from_secs(60);
 
 /// Counts open connections.
@@ -161,7 +161,8 @@ impl Open {
         let of_fullest = self.networks.iter().filter(|(_, seats)| seats.len() == most);
         let seats = of_fullest.flat_map(|(network, seats)| seats.iter().enumerate().map(move |seat| (*network, seat)));
         let Some((network, (index, seat))) = seats.min_by_key(|(_, (_, seat))| seat.used.load(Relaxed)) else { return };
-        if most <= own && seat.idle() < QUIET {
+        // One connection more is no difference: who is asked to leave and comes back has one less than before.
+        if most <= own + 1 && seat.idle() < QUIET {
             return;
         }
         seat.leave.notify_one();
@@ -230,7 +231,7 @@ mod tests {
         drop(place);
         assert!(caps.enter(one).is_ok());
         assert_eq!(lock(&caps.open).sites.len(), 1, "and nothing is remembered of a peer without connections");
-        assert_eq!(lock(&caps.open).networks.len(), 0, "the other was asked to make room");
+        assert_eq!(lock(&caps.open).networks.len(), 1);
     }
 
     /// L11: an IPv6 host cannot multiply itself within its /64, nor an IPv4 one by the mapped form; nor a customer within its /48.
@@ -287,6 +288,28 @@ mod tests {
         drop(held);
         let open = lock(&caps.open);
         assert_eq!((open.leaving, open.total), (0, 2));
+    }
+
+    /// L09 (AUDIT TL4): who was asked to leave and comes back pushes out nobody who is in use, nor do clients of one connection each.
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_back_pushes_nobody_out() {
+        for (networks, asked_first) in [(38_u8, 0), (19, 1), (2, 1)] {
+            let caps = Caps::new(40, 40);
+            let enter = |network: u8| caps.enter(IpAddr::from([192, 0, 2, network]));
+            let mut held: Vec<_> = (0..38).map(|number| (number % networks, enter(number % networks).ok().unwrap())).collect();
+            let mut all = vec![enter(100).ok().unwrap()];
+            let asked: Vec<_> = held.extract_if(.., |(_, place)| left(place)).map(|(network, _)| network).collect();
+            assert_eq!(asked.len(), asked_first, "{networks} networks");
+            all.extend(asked.into_iter().map(|network| enter(network).ok().unwrap()));
+            assert!(!held.iter().any(|(_, place)| left(place)), "{networks} networks: the next is pushed out");
+
+            // Until somebody is quiet.
+            tokio::time::advance(QUIET).await;
+            caps.tick();
+            all.push(enter(0).ok().unwrap());
+            let all = held.iter().map(|(_, place)| place).chain(&all);
+            assert_eq!(all.filter(|place| left(place)).count(), 1, "{networks} networks");
+        }
     }
 
     /// L09 (AUDIT TL4): between networks that have equally many, and within one, a connection makes room once it has been quiet.

@@ -99,6 +99,8 @@ struct Meter {
     sent: Heads,
     budget: Budget,
     streams: Streams,
+    /// The last stream that the client opened in what HTTP/2 was given.
+    last: u32,
 }
 
 struct Budget {
@@ -112,7 +114,7 @@ struct Budget {
 impl Meter {
     fn new(now: Instant, room: Arc<Room>) -> Self {
         let budget = Budget { left: BURST, at: now, updates: 0, resets: 0 };
-        Self { received: Heads::default(), sent: Heads::default(), budget, streams: Streams::new(room) }
+        Self { received: Heads::default(), sent: Heads::default(), budget, streams: Streams::new(room), last: 0 }
     }
 
     /// Takes further bytes from the client; says what there is too much of, if the connection is not within its bounds.
@@ -127,6 +129,10 @@ impl Meter {
             }
             excess.is_none()
         });
+        // Of a read that is cut HTTP/2 sees nothing.
+        if excess.is_none() {
+            self.last = streams.last();
+        }
         excess
     }
 
@@ -143,7 +149,7 @@ impl Meter {
     /// A last frame, that says why there is none after it.
     fn goaway(&self, reason: &str) -> Vec<u8> {
         let length = (8 + reason.len()) as u32;
-        let (last, code) = (self.streams.last().to_be_bytes(), ENHANCE_YOUR_CALM.to_be_bytes());
+        let (last, code) = (self.last.to_be_bytes(), ENHANCE_YOUR_CALM.to_be_bytes());
         let head = (length << 8 | u32::from(GOAWAY)).to_be_bytes();
         [&head[..], &[0; 5], &last, &code, reason.as_bytes()].concat()
     }
@@ -324,6 +330,27 @@ mod tests {
 
         for flood in [update.repeat(2_000_000), reset.repeat(200_000)] {
             assert_eq!(self::meter().receive(&flood), Some("control_frames"));
+        }
+    }
+
+    /// L02, L03: a GOAWAY names the last stream that may have been processed, and none of the read that is cut.
+    #[test]
+    fn a_goaway_names_no_stream_that_was_not_passed_on() {
+        let headers = |from: u32| {
+            let head = |number| [&[0, 0, 1, HEADERS, 0][..], &u32::to_be_bytes(number * 2 + 1), &[0]].concat();
+            (from..from + 16).flat_map(head).collect::<Vec<_>>()
+        };
+        let named = |meter: &Meter| u32::from_be_bytes(meter.goaway("")[HEAD..HEAD + 4].try_into().unwrap());
+        for (excess, what) in
+            [(headers(16), "streams"), ([headers(16), frame(PING, 8).repeat(20_000)].concat(), "control_frames")]
+        {
+            let room = Arc::<Room>::default();
+            let mut meter = Meter::new(Instant::now(), Arc::clone(&room));
+            assert_eq!((named(&meter), meter.receive(&headers(0)), named(&meter)), (0, None, 31));
+            if what == "streams" {
+                room.grow(usize::MAX / 4);
+            }
+            assert_eq!((meter.receive(&excess), named(&meter)), (Some(what), 31));
         }
     }
 

@@ -84,8 +84,9 @@ impl Life {
             if !self.is_open() && self.seat.idle() >= self.idle {
                 return Self::leave("idle");
             }
-            // It costs the client nothing: no call is in progress, and the next may open a connection that keeps less.
-            if !self.is_open() && self.room.is_wanted() {
+            // Calls in progress finish, and the next open a connection that keeps less. Beyond the bound it would be cut.
+            if self.room.is_wanted() {
+                self.room.leave();
                 return Self::leave("memory");
             }
         }

@@ -16,22 +16,45 @@ pub(super) const MOST_PER_PEER: usize = MOST / 8;
 
 thread_local! {
     /// Of this worker.
-    static KEPT: Arc<AtomicUsize> = Arc::default();
+    static KEPT: Arc<Kept> = Arc::default();
+}
+
+/// Sum over connections.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    bytes: AtomicUsize,
+    /// Those of connections that were told to go, as they were then.
+    leaving: AtomicUsize,
+}
+
+impl Kept {
+    fn grow(&self, by: usize) -> usize {
+        self.bytes.fetch_add(by, Relaxed) + by
+    }
+
+    /// Bytes that will not be given back soon.
+    fn staying(&self) -> usize {
+        self.bytes.load(Relaxed).saturating_sub(self.leaving.load(Relaxed))
+    }
 }
 
 /// Bytes that one connection keeps, and the sums that they are part of.
 #[derive(Default)]
 pub(super) struct Room {
-    worker: Arc<AtomicUsize>,
-    peer: Arc<AtomicUsize>,
+    worker: Arc<Kept>,
+    peer: Arc<Kept>,
     own: AtomicUsize,
+    /// Part of its own that counts as leaving.
+    leaving: AtomicUsize,
     grown: Notify,
 }
 
 impl Room {
     /// Of a connection to the worker of this thread; `peer` is the sum of its peer's.
-    pub(super) fn of_this_worker(peer: Arc<AtomicUsize>) -> Self {
-        Self { worker: KEPT.with(Arc::clone), peer, own: AtomicUsize::default(), grown: Notify::default() }
+    pub(super) fn of_this_worker(peer: Arc<Kept>) -> Self {
+        let mut room = Self::default();
+        (room.worker, room.peer) = (KEPT.with(Arc::clone), peer);
+        room
     }
 
     /// Keeps `by` more until the connection ends. Returns true if there was room for it.
@@ -39,8 +62,7 @@ impl Room {
         if self.own.fetch_add(by, Relaxed) == 0 {
             self.grown.notify_one();
         }
-        let all = self.worker.fetch_add(by, Relaxed) + by;
-        let of_peer = self.peer.fetch_add(by, Relaxed) + by;
+        let (all, of_peer) = (self.worker.grow(by), self.peer.grow(by));
         all <= MOST && of_peer <= MOST_PER_PEER
     }
 
@@ -54,17 +76,28 @@ impl Room {
         self.own.load(Relaxed) > 0
     }
 
-    /// Returns true if the connection keeps something while its peer or its worker has used up half of what there is.
+    /// Returns true if the connection keeps something while its peer or its worker has used up half of what there is, without
+    /// those that were told to go: no more go than need to.
     pub(super) fn is_wanted(&self) -> bool {
-        self.is_kept() && (self.peer.load(Relaxed) > MOST_PER_PEER / 2 || self.worker.load(Relaxed) > MOST / 2)
+        self.is_kept() && (self.peer.staying() > MOST_PER_PEER / 2 || self.worker.staying() > MOST / 2)
+    }
+
+    /// Says that the connection was told to go, once.
+    pub(super) fn leave(&self) {
+        let own = self.own.load(Relaxed);
+        self.leaving.store(own, Relaxed);
+        self.worker.leaving.fetch_add(own, Relaxed);
+        self.peer.leaving.fetch_add(own, Relaxed);
     }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        let own = self.own.load(Relaxed);
-        self.worker.fetch_sub(own, Relaxed);
-        self.peer.fetch_sub(own, Relaxed);
+        let (own, leaving) = (self.own.load(Relaxed), self.leaving.load(Relaxed));
+        for sum in [&self.worker, &self.peer] {
+            sum.bytes.fetch_sub(own, Relaxed);
+            sum.leaving.fetch_sub(leaving, Relaxed);
+        }
     }
 }
 
@@ -76,8 +109,8 @@ mod tests {
     /// given back.
     #[test]
     fn what_connections_keep_is_bounded_and_given_back() {
-        let worker = Arc::<AtomicUsize>::default();
-        let peers: [Arc<AtomicUsize>; 9] = Default::default();
+        let worker = Arc::<Kept>::default();
+        let peers: [Arc<Kept>; 9] = Default::default();
         let room = |peer: usize| {
             let mut room = Room::default();
             (room.worker, room.peer) = (Arc::clone(&worker), Arc::clone(&peers[peer]));
@@ -87,6 +120,8 @@ mod tests {
         assert!(one.grow(MOST_PER_PEER / 2) && !one.is_wanted());
         assert!(two.grow(MOST_PER_PEER / 2) && one.is_wanted() && two.is_wanted());
         assert!(!two.grow(1), "the peer has no more");
+        two.leave();
+        assert!(!one.is_wanted(), "enough is about to be given back");
         drop(two);
         assert!(!one.is_wanted());
 
@@ -96,6 +131,7 @@ mod tests {
         assert!(!room(8).is_wanted(), "it keeps nothing that it could give back");
         assert!(!room(8).grow(1), "the worker has no more");
         drop((one, rest));
-        assert!(peers.iter().chain([&worker]).all(|sum| sum.load(Relaxed) == 0));
+        let is_empty = |sum: &Arc<Kept>| (sum.bytes.load(Relaxed), sum.leaving.load(Relaxed)) == (0, 0);
+        assert!(peers.iter().chain([&worker]).all(is_empty));
     }
 }

@@ -1,13 +1,8 @@
 //! What all connections of one peer to one worker have in common.
 
-use std::{
-    cell::RefCell,
-    collections::HashMap,
-    net::IpAddr,
-    sync::{Arc, atomic::AtomicUsize},
-};
+use std::{cell::RefCell, collections::HashMap, net::IpAddr, sync::Arc};
 
-use super::room::Room;
+use super::room::{Kept, Room};
 use crate::{api::guard::PeerAccount, model::Site};
 
 thread_local! {
@@ -22,14 +17,14 @@ struct Shared {
     connections: usize,
     account: Arc<PeerAccount>,
     /// Bytes that HTTP/2 keeps for streams.
-    kept: Arc<AtomicUsize>,
+    kept: Arc<Kept>,
 }
 
 /// One connection's part in its peer; the last one to go takes the peer with it.
 pub(super) struct Member {
     site: Site,
     account: Arc<PeerAccount>,
-    kept: Arc<AtomicUsize>,
+    kept: Arc<Kept>,
 }
 
 impl Member {

@@ -1,7 +1,9 @@
 //! What HTTP/2 keeps for the streams of one connection, as far as its frames show: a place for each stream, from its HEADERS until it
 //! is over on both sides, and one for each DATA frame until the handler takes it.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
 
 use super::{
     frames::{DATA, HEADERS, Head, RST_STREAM},
@@ -17,8 +19,9 @@ const FREE_STREAMS: usize = 16;
 const FREE_FRAMES: usize = 64;
 /// A DATA frame that is longer takes so much of the window of the connection that there cannot be many at once.
 const SHORT: usize = 2 * 1024;
-/// Streams that h2 keeps for a while after it has reset them.
+/// Streams that h2 keeps for a while after it has reset them: a second, and until it looks.
 const RESETS: usize = 50;
+const KEPT_RESET: Duration = Duration::from_secs(2);
 
 const END_STREAM: u8 = 1;
 const PADDED: u8 = 8;
@@ -30,8 +33,8 @@ pub(super) struct Streams {
     last: u32,
     /// Short DATA frames of those that are open.
     frames: usize,
-    /// Streams that we reset, no more than [`RESETS`].
-    resets: usize,
+    /// When we reset streams: the last [`RESETS`], those that are older than [`KEPT_RESET`] until the next frame.
+    resets: VecDeque<Instant>,
     /// The most at once so far, and no less than is free.
     most_streams: usize,
     most_frames: usize,
@@ -48,7 +51,7 @@ struct Open {
 impl Streams {
     pub(super) const fn new(room: Arc<Room>) -> Self {
         let (most_streams, most_frames) = (FREE_STREAMS, FREE_FRAMES);
-        Self { open: Vec::new(), last: 0, frames: 0, resets: 0, most_streams, most_frames, room }
+        Self { open: Vec::new(), last: 0, frames: 0, resets: VecDeque::new(), most_streams, most_frames, room }
     }
 
     /// The last stream that the client opened.
@@ -78,7 +81,7 @@ impl Streams {
             RST_STREAM => self.close(head.stream),
             _ => return true,
         }
-        let streams = self.open.len() + self.resets;
+        let streams = self.open.len() + self.resets();
         if streams <= self.most_streams && self.frames <= self.most_frames {
             return true;
         }
@@ -100,11 +103,23 @@ impl Streams {
                 open.is_answered |= head.flags & END_STREAM != 0;
             }),
             RST_STREAM => {
-                self.resets = (self.resets + 1).min(RESETS);
+                if self.resets.len() == RESETS {
+                    self.resets.pop_front();
+                }
+                self.resets.push_back(Instant::now());
                 self.close(head.stream);
             }
             _ => {}
         }
+    }
+
+    /// Streams that we reset and h2 may still keep.
+    fn resets(&mut self) -> usize {
+        if !self.resets.is_empty() {
+            let now = Instant::now();
+            while self.resets.pop_front_if(|at| now.saturating_duration_since(*at) > KEPT_RESET).is_some() {}
+        }
+        self.resets.len()
     }
 
     fn follow(&mut self, head: Head, step: impl FnOnce(&mut Open, &mut usize)) {
@@ -191,6 +206,20 @@ mod tests {
             streams.send(head(RST_STREAM, 0, number * 2 + 1));
         }
         assert_eq!(kept(&streams), (0, RESETS + 1, FREE_FRAMES));
+    }
+
+    /// L02 (AUDIT TL1): and no longer: a client whose calls are answered early, one after the other, takes no room.
+    #[tokio::test(start_paused = true)]
+    async fn streams_that_were_reset_long_ago_do_not_count() {
+        let mut streams = streams();
+        for number in 0..200 {
+            assert!(streams.receive(head(HEADERS, 0, number * 2 + 1)));
+            streams.send(head(RST_STREAM, 0, number * 2 + 1));
+            tokio::time::advance(KEPT_RESET / 10).await;
+        }
+        assert_eq!((kept(&streams), streams.room.is_kept()), ((0, FREE_STREAMS, FREE_FRAMES), false));
+        tokio::time::advance(KEPT_RESET).await;
+        assert_eq!(streams.resets(), 0);
     }
 
     /// L02 (AUDIT TL1): one stream that brings its message in very many frames is kept like very many streams; frames that fill a

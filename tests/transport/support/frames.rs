@@ -194,8 +194,11 @@ impl Raw {
     pub(crate) fn keep(mut self, gone: &Arc<AtomicUsize>) -> Kept {
         let gone = Arc::clone(gone);
         Kept(tokio::spawn(async move {
+            let mut was_told = false;
             while let Some(got) = self.next().await {
-                gone.fetch_add(usize::from(got.goaway() == Some(0)), Relaxed);
+                if got.goaway() == Some(0) && !std::mem::replace(&mut was_told, true) {
+                    gone.fetch_add(1, Relaxed);
+                }
                 if got.kind == PING && got.flags & ACK == 0 {
                     let _ = self.writer.write_all(&frame(PING, ACK, 0, &got.payload)).await;
                 }

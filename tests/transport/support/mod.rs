@@ -102,10 +102,10 @@ impl Server {
 }
 
 fn published(puppet: &Puppet) -> Published {
-    let puppet = puppet.clone();
+    let (puppet, keeper) = (puppet.clone(), puppet.clone());
     Published {
         issuer: "https://issuer.example".into(),
-        jwks: Arc::new(|| json!({ "keys": [{ "kty": "OKP", "kid": "one" }] })),
+        jwks: Arc::new(move || json!({ "keys": [{ "kty": "OKP", "kid": keeper.key() }] })),
         jwks_max_age: Duration::from_secs(300),
         grpc_services: ["jeton.token.v1.TokenService".to_owned()].into(),
         ready: Arc::new(move || {
