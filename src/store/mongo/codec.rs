@@ -1,7 +1,7 @@
 //! Between the model and BSON. Times are BSON dates, ids BSON UUIDs, so that an operator's shell shows them as what they are.
 
 use mongodb::bson::{
-    Binary, Bson, DateTime, Document, RawBson, RawDocument, Utf8Lossy, deserialize_from_bson, serialize_to_bson,
+    Binary, Bson, DateTime, Document, RawArray, RawBson, RawDocument, Utf8Lossy, deserialize_from_bson, serialize_to_bson,
     spec::BinarySubtype,
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -37,15 +37,20 @@ pub(super) fn encode<T: Serialize>(what: &'static str, value: &T) -> Result<Bson
     serialize_to_bson(value).map_err(|error| Fault::row(what, error))
 }
 
-/// A document whatever somebody put into it: text that is no UTF-8 has U+FFFD in it, and a field that cannot be read is left out.
-/// So is an `_id` that is not UTF-8: nothing could be found by what would be shown for it.
+/// A document whatever somebody put into it: text that is no UTF-8 has U+FFFD in it, a field that cannot be read is left out, and
+/// an element of a list that cannot be read is null. Left out is an `_id` that is not UTF-8: nothing could be found by what would be shown for it.
 pub(super) fn lenient(raw: &RawDocument) -> Document {
-    let lossy = |raw: &RawDocument| Utf8Lossy::<Document>::try_from(raw).ok().map(|Utf8Lossy(document)| document);
     let mut document = lossy(raw).unwrap_or_else(|| {
-        let elements = raw.iter_elements().map_while(Result::ok);
-        let readable = elements.filter_map(|element| {
+        let fields = raw.iter_elements().map_while(Result::ok);
+        let readable = fields.filter_map(|element| {
             let value = element.value_utf8_lossy().ok()?;
-            let value = if let RawBson::Document(inner) = &value { lossy(inner)?.into() } else { value.try_into().ok()? };
+            let value = if let RawBson::Document(inner) = &value {
+                lossy(inner)?.into()
+            } else if let RawBson::Array(list) = &value {
+                elements(list).map(|element| element.unwrap_or(Bson::Null)).collect::<Vec<_>>().into()
+            } else {
+                value.try_into().ok()?
+            };
             Some((element.key().as_str().to_owned(), value))
         });
         readable.collect()
@@ -55,6 +60,18 @@ pub(super) fn lenient(raw: &RawDocument) -> Document {
         Some(Err(_)) | None => drop(document.remove("_id")),
     }
     document
+}
+
+/// The elements of a list, each read by itself; `None` for one that cannot be read.
+pub(super) fn elements(list: &RawArray) -> impl Iterator<Item = Option<Bson>> {
+    list.iter_elements().map_while(Result::ok).map(|element| {
+        let value = element.value_utf8_lossy().ok()?;
+        if let RawBson::Document(inner) = &value { lossy(inner).map(Bson::Document) } else { value.try_into().ok() }
+    })
+}
+
+fn lossy(raw: &RawDocument) -> Option<Document> {
+    Utf8Lossy::<Document>::try_from(raw).ok().map(|Utf8Lossy(document)| document)
 }
 
 /// A document of this kind, read field by field.

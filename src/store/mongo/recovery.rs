@@ -4,7 +4,8 @@
 //!
 //! An entry that is in some chain already is taken out, and not recorded again, whoever put it back.
 //!
-//! An entry without the MAC of a node was put there by somebody else: it is taken out and reported, and never recorded.
+//! An entry without the MAC of a node, or that cannot be read, was put there by somebody else: it is taken out and reported, and
+//! never recorded. What cannot be taken out is reported once by each process, and the look goes on past it.
 //!
 //! A node that comes back after a long stall may append an event that was recovered in the meantime: it is then in two chains,
 //! never in none.
@@ -12,13 +13,16 @@
 use std::{collections::HashSet, sync::atomic::Ordering::SeqCst, time::Duration};
 
 use futures_util::TryStreamExt as _;
-use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
+use mongodb::{
+    Cursor,
+    bson::{Bson, Document, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, doc},
+};
 use uuid::Uuid;
 
 use super::{
     Shared,
     chain::{LATE, decoded, sealed},
-    codec::{Fields, as_uuid, count, lenient, uuid},
+    codec::{Fields, as_uuid, count, elements, lenient, uuid},
     fault::Fault,
     pending::{Claim, Entry, Owner, Way},
     schema::{AUDIT_LOGS, WITH_OUTBOX, outbox_hint},
@@ -27,8 +31,12 @@ use crate::model::{Action, Event, Stamp, Timestamp};
 
 /// Between two looks: longer than any caller waits for a record.
 pub(super) const LOOK: Duration = Duration::from_secs(30);
-/// Documents looked at in one turn.
-const TURN: i64 = 1_000;
+/// Documents read at once, and those with events that were left behind that one look takes.
+const TURN: usize = 1_000;
+/// Documents with forged entries that one look mends, and as many that it only reports.
+const FORGED: usize = 100;
+/// Documents that were reported and cannot be mended. Others without an `_id` that can be read are then not reported.
+const REPORTED: usize = 10_000;
 /// Characters of a document's `_id` in a report.
 const NAME: usize = 128;
 
@@ -39,12 +47,25 @@ struct Left {
     entry: Entry,
 }
 
-/// The content of the outboxes of a collection.
+/// The content of outboxes.
 #[derive(Default)]
 struct Found {
     left: Vec<Left>,
-    /// Entries that no node made, or an outbox that is no list, each with its document.
-    forged: Vec<(Owner, Bson)>,
+    forged: Vec<Forged>,
+}
+
+/// A document whose outbox has entries that no node made, or is no list.
+struct Forged {
+    owner: Owner,
+    /// Its `_id` in a few words.
+    name: String,
+    /// Its `_id` cannot be read, so that no write finds it.
+    is_lost: bool,
+    entries: usize,
+    /// Bytes of the outbox.
+    size: usize,
+    /// Identifier and MAC of each entry that a node made.
+    ours: Vec<Document>,
 }
 
 /// What was seen at the last look.
@@ -52,6 +73,8 @@ struct Found {
 pub(super) struct Recovery {
     /// Each with who found it before.
     seen: HashSet<(Uuid, Option<Uuid>)>,
+    /// Documents that could not be mended.
+    reported: HashSet<(&'static str, String)>,
 }
 
 impl Recovery {
@@ -59,9 +82,9 @@ impl Recovery {
     pub(super) async fn look(&mut self, shared: &Shared, once: bool) -> Result<(), Fault> {
         let mut found = HashSet::new();
         for collection in WITH_OUTBOX {
-            let Found { left, forged } = find(shared, collection).await?;
-            for (owner, entry) in forged {
-                if let Err(fault) = refuse(shared, &owner, entry).await {
+            let Found { left, forged } = self.find(shared, collection).await?;
+            for forged in forged {
+                if let Err(fault) = self.refuse(shared, forged).await {
                     tracing::error!(%fault, collection, "a forged outbox entry cannot be taken out yet");
                 }
             }
@@ -82,60 +105,156 @@ impl Recovery {
         self.seen = found;
         Ok(())
     }
-}
 
-async fn find(shared: &Shared, collection: &'static str) -> Result<Found, Fault> {
-    let owners = shared.link.collection(collection).clone_with_type::<RawDocumentBuf>();
-    let look = async move {
-        let found = owners.find(doc! { "outbox.id": { "$exists": true } }).hint(outbox_hint()).limit(TURN);
-        let found = found.projection(doc! { "outbox": 1 }).await?;
-        Ok(found.map_ok(|raw| lenient(&raw)).try_collect::<Vec<_>>().await?)
-    };
-    let mut all = Found::default();
-    for document in shared.link.call(look).await? {
-        let owner = Owner { collection, id: document.get("_id").cloned().unwrap_or_default() };
-        match document.get("outbox") {
-            Some(Bson::Array(entries)) => {
-                for entry in entries {
-                    match entry.as_document().and_then(|entry| ours(shared, &owner, entry)) {
-                        Some((way, event)) => all.left.push(Left { owner: owner.clone(), way, entry: event }),
-                        None => all.forged.push((owner.clone(), entry.clone())),
-                    }
+    /// Takes out what no node put there, and reports it. Of several nodes that find it, the one that takes it out does.
+    async fn refuse(&mut self, shared: &Shared, forged: Forged) -> Result<(), Fault> {
+        let Forged { owner, name, entries, .. } = &forged;
+        let is_taken_out = match forged.take_out(shared).await? {
+            Outcome::TakenOut => true,
+            Outcome::NotFound => false,
+            Outcome::Changed => return Ok(()),
+        };
+        let target = format!("{}/{name}", owner.collection);
+        metrics::counter!("jeton_outbox_entries_refused_total").increment(*entries as u64);
+        tracing::error!(
+            target,
+            entries,
+            is_taken_out,
+            "an outbox entry that no node of this service wrote was refused: find out who else can write to the database"
+        );
+        let now = Timestamp::from_millis(shared.node.brought.load(SeqCst).max(shared.node.newest.load(SeqCst)));
+        for _ in 0..*entries {
+            shared.append(Stamp::internal(now).refused(Action::EntryRefused, target.as_str(), "forged")).await?;
+        }
+        if !is_taken_out {
+            self.reported.insert((owner.collection, forged.name));
+        }
+        Ok(())
+    }
+
+    /// Reads on until so many documents have an entry of a node's: those without do not keep them from being found.
+    async fn find(&self, shared: &Shared, collection: &'static str) -> Result<Found, Fault> {
+        let owners = shared.link.collection(collection).clone_with_type::<RawDocumentBuf>();
+        let look = async move {
+            let found = owners.find(doc! { "outbox.id": { "$exists": true } }).hint(outbox_hint());
+            Ok(found.projection(doc! { "outbox": 1 }).batch_size(TURN as u32).await?)
+        };
+        let mut cursor = shared.link.call(look).await?;
+        let (mut all, mut with_left) = (Found::default(), 0);
+        while with_left < TURN {
+            let (rest, page) = shared.link.call(page(cursor)).await?;
+            for raw in &page {
+                let Found { left, forged } = read(shared, collection, raw);
+                with_left += usize::from(!left.is_empty());
+                all.left.extend(left);
+                if let Some(forged) = forged.into_iter().find(|forged| self.is_news(forged))
+                    && all.forged.iter().filter(|other| other.is_lost == forged.is_lost).count() < FORGED
+                {
+                    all.forged.push(forged);
                 }
             }
-            Some(other) => all.forged.push((owner, other.clone())),
-            None => {}
+            if page.len() < TURN {
+                break;
+            }
+            cursor = rest;
+        }
+        Ok(all)
+    }
+
+    fn is_news(&self, forged: &Forged) -> bool {
+        let is_too_many = forged.is_lost && self.reported.len() >= REPORTED;
+        !is_too_many && !self.reported.contains(&(forged.owner.collection, forged.name.clone()))
+    }
+}
+
+/// Outcome of taking out what no node put into an outbox.
+enum Outcome {
+    TakenOut,
+    /// Another write came before: another node did it, or the next look will.
+    Changed,
+    /// The document cannot be found by its `_id`.
+    NotFound,
+}
+
+impl Forged {
+    /// Leaves the entries of nodes. What cannot be read can be named neither by its content nor by its identifier, so an outbox that
+    /// has changed since it was read stays as it is until the next look: an event may have come in.
+    async fn take_out(&self, shared: &Shared) -> Result<Outcome, Fault> {
+        if self.is_lost {
+            return Ok(Outcome::NotFound);
+        }
+        let (ours, key) = (doc! { "$literal": self.ours.clone() }, doc! { "id": "$$this.id", "mac": "$$this.mac" });
+        // As a field of a document, the list has a head, a name and an end.
+        let size = count(self.size as u64 + 8);
+        let is_as_it_was = doc! { "$and": [
+            { "$eq": [{ "$bsonSize": { "o": "$outbox" } }, size] },
+            { "$setIsSubset": [ours.clone(), { "$map": { "input": "$outbox", "in": key.clone() } }] },
+        ] };
+        let others = doc! { "$filter": { "input": "$outbox", "cond": { "$in": [key, ours] } } };
+        let kept = doc! { "$cond": [is_as_it_was, others, "$outbox"] };
+        let update = vec![doc! { "$set": { "outbox": { "$cond": [{ "$isArray": "$outbox" }, kept, "$$REMOVE"] } } }];
+        let (owners, filter) = (shared.link.collection(self.owner.collection), doc! { "_id": self.owner.id.clone() });
+        let written = shared.link.call(async move { Ok(owners.update_one(filter, update).await?) }).await?;
+        Ok(match (written.matched_count, written.modified_count) {
+            (0, _) => Outcome::NotFound,
+            (_, 0) => Outcome::Changed,
+            _ => Outcome::TakenOut,
+        })
+    }
+}
+
+async fn page(mut cursor: Cursor<RawDocumentBuf>) -> Result<(Cursor<RawDocumentBuf>, Vec<RawDocumentBuf>), Fault> {
+    let mut page = Vec::new();
+    while page.len() < TURN
+        && let Some(raw) = cursor.try_next().await?
+    {
+        page.push(raw);
+    }
+    Ok((cursor, page))
+}
+
+/// What is in the outbox of a document.
+fn read(shared: &Shared, collection: &'static str, raw: &RawDocument) -> Found {
+    let field = |name: &str| {
+        let mut fields = raw.iter_elements().map_while(Result::ok);
+        fields.find(|field| field.key().as_str() == name)
+    };
+    let id = lenient(raw).remove("_id");
+    let lossy = field("_id").and_then(|id| id.value_utf8_lossy().ok());
+    let name = match (&id, &lossy) {
+        (Some(id), _) => named(id),
+        (None, Some(RawBson::String(lossy))) => named(&lossy.as_str().into()),
+        (None, lossy) => named(&format!("{lossy:?}").into()),
+    };
+    let is_lost = id.is_none();
+    let owner = Owner { collection, id: id.unwrap_or_default() };
+    let mut found = Found::default();
+    let (mut entries, mut size, mut ours) = (1, 0, Vec::new());
+    if let Some(Ok(RawBsonRef::Array(list))) = field("outbox").map(|outbox| outbox.value()) {
+        (entries, size) = (0, list.as_bytes().len());
+        for entry in elements(list) {
+            match entry.as_ref().and_then(Bson::as_document).and_then(|entry| made_by_a_node(shared, &owner, entry)) {
+                Some((left, key)) => {
+                    found.left.push(left);
+                    ours.push(key);
+                }
+                None => entries += 1,
+            }
         }
     }
-    Ok(all)
+    if entries > 0 {
+        found.forged.push(Forged { owner, name, is_lost, entries, size, ours });
+    }
+    found
 }
 
-/// An entry that a node put there; `None` for any other.
-fn ours(shared: &Shared, owner: &Owner, entry: &Document) -> Option<(Way, Entry)> {
+/// An entry that a node put there, with its identifier and MAC; `None` for any other.
+fn made_by_a_node(shared: &Shared, owner: &Owner, entry: &Document) -> Option<(Left, Document)> {
     let way = Way::read(entry).ok()?;
     let event = Entry::with_id(way.id, Fields::of("outbox", entry).part("event").ok()?).ok()?;
-    way.is_ours(&shared.node.key, owner, &event.body, entry).then_some((way, event))
-}
-
-/// Takes out what no node put there, and reports it. Of several nodes that find it, the one that takes it out does.
-async fn refuse(shared: &Shared, owner: &Owner, entry: Bson) -> Result<(), Fault> {
-    let filter = doc! { "_id": owner.id.clone(), "outbox": { "$eq": entry.clone() } };
-    let others = doc! { "$filter": { "input": "$outbox", "cond": { "$ne": ["$$this", { "$literal": entry }] } } };
-    let kept = doc! { "$cond": [{ "$isArray": "$outbox" }, others, "$$REMOVE"] };
-    let owners = shared.link.collection(owner.collection);
-    let update = vec![doc! { "$set": { "outbox": kept } }];
-    let written = shared.link.call(async move { Ok(owners.update_one(filter, update).await?) }).await?;
-    if written.modified_count == 0 {
-        return Ok(());
-    }
-    let target = format!("{}/{}", owner.collection, named(&owner.id));
-    metrics::counter!("jeton_outbox_entries_refused_total").increment(1);
-    tracing::error!(
-        target,
-        "an outbox entry that no node of this service wrote was refused and taken out: find out who else can write to the database"
-    );
-    let now = Timestamp::from_millis(shared.node.brought.load(SeqCst).max(shared.node.newest.load(SeqCst)));
-    shared.append(Stamp::internal(now).refused(Action::EntryRefused, target, "forged")).await
+    let is_ours = way.is_ours(&shared.node.key, owner, &event.body, entry);
+    let key = doc! { "id": uuid(way.id), "mac": entry.get("mac").cloned().unwrap_or_default() };
+    is_ours.then(|| (Left { owner: owner.clone(), way, entry: event }, key))
 }
 
 /// An `_id` in a few words, whatever was put there.
