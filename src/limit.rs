@@ -122,6 +122,11 @@ impl Limits {
         self.revocations.admit(client, now, length)
     }
 
+    /// Takes back a revocation that was counted and that the store did not take.
+    pub fn forgets_revocation(&self, client: &ClientId) {
+        self.revocations.give_back(client);
+    }
+
     /// Forgets what is full again; every few seconds, off the request path.
     pub fn sweep(&self, now: Timestamp) {
         self.peers.sweep(now);

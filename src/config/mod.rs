@@ -225,8 +225,8 @@ pub struct Limits {
     pub failed_authentication: Rate,
     /// Peers and clients remembered by the limiters; new ones past it are refused until others are forgotten.
     pub tracked_keys: usize,
-    /// Revocations of single tokens and families of one client that a node makes and all remember; past it, the next one ends all
-    /// tokens of the client.
+    /// Revocations of single tokens and families of one client, also of families ended by reuse, that a process makes and all
+    /// remember; past it each further one, until these have expired, ends all tokens of the client.
     pub revocations_per_client: u32,
     /// Imported secrets compared by argon2id at once; one at a time for each peer address.
     pub argon2_parallel: usize,

@@ -111,6 +111,17 @@ impl Passwords {
         known.into_iter().flatten().next()
     }
 
+    /// Returns true if one of `kept` was verified before in this process: then [`Self::recall`] has compared with it. Costs the same
+    /// however many there are (A02).
+    pub fn remembers(&self, client: &str, kept: &[Kept]) -> bool {
+        let slots = (0..MAX_LIVE_SECRETS).map(|slot| kept.get(slot));
+        let known = slots.filter(|slot| {
+            let (id, phc) = slot.map_or(("", &*self.decoy), |kept| (kept.id.as_str(), kept.phc.as_str()));
+            self.remembered.knows_one_of(client, id, phc) && slot.is_some()
+        });
+        known.count() > 0
+    }
+
     /// Remembers that a secret of a client was verified, against another hash of it too.
     pub fn remember(&self, client: &str, kept: &Kept, presented: &SecretString) {
         self.remembered.learn(self.remembered.digest(client, kept.id.as_str(), &kept.phc, presented.expose_secret()));

@@ -20,13 +20,19 @@ pub struct Remembered {
 #[derive(Default)]
 struct Known {
     digests: HashSet<[u8; 32]>,
-    oldest_first: VecDeque<[u8; 32]>,
+    /// The hashes they were verified against: one each.
+    hashes: HashSet<[u8; 32]>,
+    oldest_first: VecDeque<Digest>,
 }
 
 /// Stands for one presented secret of one client against one hash. Another hash is another digest: a secret that was replaced
 /// is forgotten by itself.
 #[derive(Clone, Copy)]
-pub struct Digest([u8; 32]);
+pub struct Digest {
+    whole: [u8; 32],
+    /// The same without what was presented.
+    hash: [u8; 32],
+}
 
 impl Remembered {
     /// Remembers up to `capacity`; the oldest is forgotten first.
@@ -37,32 +43,45 @@ impl Remembered {
 
     /// What stands for this combination in this process.
     pub fn digest(&self, client: &str, id: &str, phc: &str, presented: &str) -> Digest {
+        Digest { whole: self.mac(&[client, id, phc, presented]), hash: self.mac(&[client, id, phc]) }
+    }
+
+    fn mac(&self, parts: &[&str]) -> [u8; 32] {
         let mut mac = hmac::Context::with_key(&self.key);
-        for part in [client, id, phc, presented] {
+        for part in parts {
             mac.update(&(part.len() as u64).to_be_bytes());
             mac.update(part.as_bytes());
         }
         let mut digest = [0; 32];
         digest.copy_from_slice(mac.sign().as_ref());
-        Digest(digest)
+        digest
     }
 
     /// Whether it was verified before.
     pub fn knows(&self, digest: &Digest) -> bool {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).digests.contains(&digest.0)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).digests.contains(&digest.whole)
+    }
+
+    /// Whether a secret was verified against this hash before, and is remembered.
+    pub fn knows_one_of(&self, client: &str, id: &str, phc: &str) -> bool {
+        let hash = self.mac(&[client, id, phc]);
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).hashes.contains(&hash)
     }
 
     /// Remembers that it was verified.
-    pub fn learn(&self, Digest(digest): Digest) {
+    pub fn learn(&self, digest: Digest) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.capacity == 0 || !known.digests.insert(digest) {
+        if self.capacity == 0 || !known.digests.insert(digest.whole) {
             return;
         }
+        known.hashes.insert(digest.hash);
         known.oldest_first.push_back(digest);
         if known.oldest_first.len() > self.capacity
             && let Some(oldest) = known.oldest_first.pop_front()
         {
-            known.digests.remove(&oldest);
+            known.digests.remove(&oldest.whole);
+            // No other text fits the same hash.
+            known.hashes.remove(&oldest.hash);
         }
     }
 }
@@ -92,22 +111,37 @@ mod tests {
     }
 
     #[test]
+    fn it_knows_which_hashes_have_a_secret_that_is_remembered() {
+        let remembered = Remembered::new(1);
+        remembered.learn(digest(&remembered, ["a", "b", "phc", "secret"]));
+        assert!(remembered.knows_one_of("a", "b", "phc"));
+        assert!(!remembered.knows_one_of("a", "b", "phd") && !remembered.knows_one_of("b", "a", "phc"));
+        remembered.learn(digest(&remembered, ["a", "b", "phd", "secret"]));
+        assert!(
+            remembered.knows_one_of("a", "b", "phd") && !remembered.knows_one_of("a", "b", "phc"),
+            "the oldest is forgotten"
+        );
+        assert_eq!(remembered.known.lock().unwrap().hashes.len(), 1);
+    }
+
+    #[test]
     fn it_holds_no_more_than_its_capacity() {
         let remembered = Remembered::new(100);
-        let digests: Vec<_> = (0..1_000).map(|n| digest(&remembered, ["a", "b", "phc", &n.to_string()])).collect();
+        let digests: Vec<_> = (0..1_000).map(|n| digest(&remembered, ["a", "b", &format!("phc-{n}"), "secret"])).collect();
         for one in &digests {
             remembered.learn(*one);
             remembered.learn(*one);
         }
         assert_eq!(digests.iter().filter(|one| remembered.knows(one)).count(), 100);
         assert!(remembered.knows(&digests[999]) && !remembered.knows(&digests[899]));
-        assert_eq!(remembered.known.lock().unwrap().oldest_first.len(), 100);
+        let known = remembered.known.lock().unwrap();
+        assert_eq!((known.oldest_first.len(), known.hashes.len()), (100, 100));
     }
 
     #[test]
     fn another_process_has_other_digests() {
         let [one, other] = [Remembered::new(10), Remembered::new(10)];
         let parts = ["a", "b", "phc", "secret"];
-        assert_ne!(digest(&one, parts).0, digest(&other, parts).0);
+        assert_ne!(digest(&one, parts).whole, digest(&other, parts).whole);
     }
 }

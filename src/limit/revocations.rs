@@ -10,6 +10,10 @@ use std::{
 use crate::model::{ClientId, Timestamp};
 
 /// Counts in two windows, each as long as a revocation is remembered: of those made in the last window's length none is left out.
+///
+/// A full table takes a client that is not counted in place of one with the fewest, and goes on from that one's count (Space-Saving,
+/// Metwally et al. 2005). So no client has more than its share, and one is thought to have more than it has only by what each of all
+/// clients that are counted has at least.
 pub(super) struct Revocations {
     by_client: Mutex<HashMap<ClientId, Count>>,
     /// Of one client.
@@ -26,6 +30,10 @@ struct Count {
 }
 
 impl Count {
+    const fn total(&self) -> u32 {
+        self.now.saturating_add(self.before)
+    }
+
     fn advance(&mut self, now: Timestamp) {
         let windows = now.since(self.since).as_secs().checked_div(self.length.as_secs()).unwrap_or(u64::MAX);
         if windows > 0 {
@@ -45,22 +53,53 @@ impl Revocations {
         let mut by_client = self.by_client.lock().unwrap_or_else(PoisonError::into_inner);
         if !by_client.contains_key(client) && by_client.len() >= self.cap {
             metrics::counter!("jeton_limiter_full_total").increment(1);
-            return false;
+            let Some(least) = least(&by_client).filter(|(_, count)| *count < self.max).map(|(id, _)| id.clone()) else {
+                return false;
+            };
+            if let Some(count) = by_client.remove(&least) {
+                by_client.insert(client.clone(), count);
+            }
         }
         let count = by_client.entry(client.clone()).or_insert(Count { since: now, length, now: 0, before: 0 });
         count.advance(now);
-        let is_free = count.now.saturating_add(count.before) < self.max;
+        let is_free = count.total() < self.max;
         count.now += u32::from(is_free);
         is_free
+    }
+
+    /// Takes back one that was admitted and is not remembered after all.
+    pub(super) fn give_back(&self, client: &ClientId) {
+        let mut by_client = self.by_client.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = by_client.get_mut(client) {
+            // Of the window before, if that has passed meanwhile.
+            let counted = if count.now > 0 { &mut count.now } else { &mut count.before };
+            *counted = counted.saturating_sub(1);
+        }
     }
 
     pub(super) fn sweep(&self, now: Timestamp) {
         let mut by_client = self.by_client.lock().unwrap_or_else(PoisonError::into_inner);
         by_client.retain(|_, count| {
             count.advance(now);
-            count.now + count.before > 0
+            count.total() > 0
         });
     }
+}
+
+/// One of the clients that have the fewest, and how many.
+fn least(by_client: &HashMap<ClientId, Count>) -> Option<(&ClientId, u32)> {
+    let mut least: Option<(&ClientId, u32)> = None;
+    for (id, count) in by_client {
+        let total = count.total();
+        if least.is_none_or(|(_, fewest)| total < fewest) {
+            least = Some((id, total));
+        }
+        // Hardly any are counted with fewer.
+        if total <= 1 {
+            break;
+        }
+    }
+    least
 }
 
 #[cfg(test)]
@@ -94,13 +133,36 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_bounded_and_forgets() {
-        let revocations = Revocations::new(100, 2);
-        let admitted = (0..100).filter(|n| revocations.admit(&id(&format!("client-{n}")), NOW, LENGTH)).count();
-        assert_eq!(admitted, 2);
+    fn what_is_given_back_can_be_taken_again() {
+        let revocations = Revocations::new(3, 10);
+        let admit = |seconds| revocations.admit(&id("a"), NOW + Duration::from_secs(seconds), LENGTH);
+        for _ in 0..10 {
+            assert!(admit(0));
+            revocations.give_back(&id("a"));
+        }
+        assert!(admit(0) && admit(0) && admit(4_000) && !admit(4_000));
+        revocations.give_back(&id("a"));
+        revocations.give_back(&id("a"));
+        assert!(admit(4_000) && admit(4_000) && !admit(4_000), "one of either window");
+        revocations.give_back(&id("b"));
+    }
+
+    /// A full table of others costs a stranger nothing, and no client gets more than its share by it.
+    #[test]
+    fn a_full_table_ends_no_stranger_and_forgets_no_client_that_has_many() {
+        let revocations = Revocations::new(100, 5);
+        let count = |name: &str, times: usize| (0..times).filter(|_| revocations.admit(&id(name), NOW, LENGTH)).count();
+        assert_eq!(count("many", 500), 100);
+        for n in 0..300 {
+            assert_eq!(count(&format!("client-{n}"), 1), 1, "{n}");
+        }
+        assert_eq!((count("many", 1), revocations.by_client.lock().unwrap().len()), (0, 5));
+        // 301 clients have 400: past that each is at its share, as far as is known.
+        let more = (0..300).map(|n| count(&format!("client-{n}"), 100)).sum::<usize>();
+        assert!(more <= 100, "{more}");
         revocations.sweep(NOW + LENGTH);
-        assert!(!revocations.admit(&id("c"), NOW + LENGTH, LENGTH), "what may still be remembered counts");
+        assert!(!revocations.admit(&id("many"), NOW + LENGTH, LENGTH), "what may still be remembered counts");
         revocations.sweep(NOW + LENGTH * 2);
-        assert!(revocations.admit(&id("c"), NOW + LENGTH * 2, LENGTH));
+        assert!(revocations.admit(&id("many"), NOW + LENGTH * 2, LENGTH));
     }
 }

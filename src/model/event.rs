@@ -166,7 +166,8 @@ actions! {
     TokenRefreshed = "token.refreshed",
     /// The same successor was given again inside the grace window; a reason names the rotation's peer if that is another site.
     RefreshRepeated = "refresh_token.repeated",
-    /// A spent refresh token was presented, or two callers went on with one family: it was ended. The reason tells which.
+    /// A spent refresh token was presented, or two callers went on with one family: it was ended, or all of its client's
+    /// tokens were (`limits.revocations_per_client`). The reason tells which of the two came.
     RefreshReused = "refresh_token.reused",
     /// A refresh was refused; the family stays as it was.
     RefreshRefused = "refresh_token.refused",
@@ -175,7 +176,7 @@ actions! {
     /// A caller tried to revoke another client's token.
     RevokeRefused = "token.revoke_refused",
     /// A caller failed to authenticate; the target is the client it claimed to be, where there is such a client. With the reason
-    /// `slow_down` its secret was not compared, or only with those that were right lately.
+    /// `slow_down` its secret was not compared.
     AuthenticationFailed = "client.authentication_failed",
     /// Wrong secrets of this client were compared 1,000 times within an hour, from whatever addresses; the target is the client.
     ClientUnderAttack = "client.under_attack",

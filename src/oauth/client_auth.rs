@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    limit::ReadPlace,
     model::{Call, Client, ClientId, Epochs, SecretId, Stamp, Subject, TenantId},
     standing::Behind,
     store::StoreError,
@@ -96,7 +97,7 @@ impl Authority {
         let (client_id, secret) = match credentials {
             Credentials::Secret { client_id, secret } => (client_id, secret),
             Credentials::None | Credentials::Bearer(_) => {
-                let refusal = Refusal::Wrong(self.limits.guess(call.peer, None, call.now));
+                let refusal = Refusal::NoSecret(self.limits.guess(call.peer, None, call.now));
                 return Err(self.refuse(call, None, refusal).await);
             }
         };
@@ -105,7 +106,10 @@ impl Authority {
         }
         let id = client_id.parse::<ClientId>().ok();
         let (client, read) = match &id {
-            Some(id) => self.standing.look_up(id, self.read_unproven(call, id)).await?,
+            Some(id) => {
+                let place = self.limits.read_place(call.peer);
+                self.standing.look_up(id, place, |place| self.read_unproven(place, id)).await?
+            }
             None => (None, false),
         };
         let claim = Claim { name: &client_id, client: client.as_deref(), secret: &secret };
@@ -128,15 +132,14 @@ impl Authority {
         // the same name whoever is claimed, for a record that is there takes longer to read than one that is not.
         if id.is_some() && !read {
             let nobody = NOBODY.parse().map_err(Error::invalid("client_id"))?;
-            self.read_unproven(call, &nobody).await?;
+            self.read_unproven(self.limits.read_place(call.peer).await, &nobody).await?;
         }
         Err(refused)
     }
 
     /// Reads a client's record for a caller that has proven nothing yet, in a place of its network's. In a task of its own: what is
     /// on its way to the store stays there when the caller hangs up, and so does its place.
-    async fn read_unproven(&self, call: &Call, id: &ClientId) -> Result<Option<Client>, StoreError> {
-        let place = self.limits.read_place(call.peer).await;
+    async fn read_unproven(&self, place: ReadPlace, id: &ClientId) -> Result<Option<Client>, StoreError> {
         let (store, id) = (Arc::clone(&self.store), id.clone());
         let read = tokio::spawn(async move {
             let found = store.client(&id).await;

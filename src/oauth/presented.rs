@@ -41,31 +41,39 @@ pub(super) enum Judgement {
 
 /// A claim that is refused.
 pub(super) enum Refusal {
-    /// The secret was compared, or there was nothing to compare it with.
+    /// None was presented: paid for like a secret, and no guess.
+    NoSecret(Guess),
+    /// The secret was compared, or there was nothing to compare it with. It may have been compared only with those of the client that
+    /// are remembered, if one is.
     Wrong(Guess),
-    /// The budgets of such callers are empty: the secret was not compared, or only with what is remembered.
+    /// The budgets of such callers are empty: the secret was not compared.
     Unpaid(Guess),
-    /// The argon2id pool is full: the secret was not compared.
-    Busy(Error),
+    /// The argon2id pool is full: the secret was compared with those of the client that are remembered, if one is.
+    Busy {
+        /// The answer.
+        error: Error,
+        /// Whether one is.
+        compared: bool,
+    },
     /// The secret was right, and its client ended meanwhile.
     Ended,
 }
 
 impl Refusal {
-    /// Returns true if the secret was compared.
+    /// Returns true if the secret was compared and paid for.
     const fn is_judged(&self) -> bool {
         matches!(self, Self::Wrong(_) | Self::Ended)
     }
 
-    /// Returns true if the secret was compared and is none of the client's.
-    const fn is_wrong(&self) -> bool {
-        matches!(self, Self::Wrong(_))
+    /// Returns true if the secret was compared in vain, whoever paid.
+    const fn is_guess(&self) -> bool {
+        matches!(self, Self::Wrong(_) | Self::Busy { compared: true, .. })
     }
 
     fn answer(self) -> Error {
         match self {
-            Self::Wrong(guess) | Self::Unpaid(guess) => guess.refusal(),
-            Self::Busy(error) => error,
+            Self::NoSecret(guess) | Self::Wrong(guess) | Self::Unpaid(guess) => guess.refusal(),
+            Self::Busy { error, .. } => error,
             Self::Ended => Error::InvalidClient,
         }
     }
@@ -112,16 +120,19 @@ impl Authority {
         if recalled.is_some() {
             return self.judged(recalled, guess);
         }
-        // What is not remembered may still be right.
+        // Who guesses at a secret that is in use is told by what is remembered: that is a comparison, though the caller may have
+        // meant the client's other secret.
+        let compared = self.passwords.remembers(claim.name, &imported);
         if !guess.may_hash() {
-            return Judgement::Refused(Refusal::Unpaid(guess));
+            return Judgement::Refused(if compared { Refusal::Wrong(guess) } else { Refusal::Unpaid(guess) });
         }
         let origin = Origin { network: call.peer.network(), failed_lately: self.limits.failed_lately(call.peer, call.now) };
         let found = match self.passwords.find(origin, claim.name, imported, claim.secret).await {
             Ok(found) => found,
             Err(busy) => {
+                // Also where it was compared: what is left of the budget must not tell which names exist (A02).
                 self.limits.give_back(guess);
-                return Judgement::Refused(Refusal::Busy(busy.into()));
+                return Judgement::Refused(Refusal::Busy { error: busy.into(), compared });
             }
         };
         let Some(Match { id, rehashed }) = found else { return Judgement::Refused(Refusal::Wrong(guess)) };
@@ -146,20 +157,20 @@ impl Authority {
     /// are no client's, are one record for each peer and minute.
     pub(super) async fn refuse(&self, call: &Call, client: Option<&Client>, refusal: Refusal) -> Error {
         metrics::counter!("jeton_authentication_failed_total").increment(1);
-        let (site, judged, wrong) = (call.peer.site(), refusal.is_judged(), refusal.is_wrong());
-        let error = refusal.answer();
-        if wrong {
+        let (site, judged, guessed) = (call.peer.site(), refusal.is_judged(), refusal.is_guess());
+        if matches!(refusal, Refusal::Wrong(_)) {
             self.limits.failed(call.peer, call.now);
         }
+        let error = refusal.answer();
         // People mix up id and secret: what is no client's name is not written down (O01).
         let target = client.map(|client| client.id.as_str()).unwrap_or_default();
-        let reason = if judged || client.is_none() { "invalid_client" } else { "slow_down" };
+        let reason = if judged || guessed || client.is_none() { "invalid_client" } else { "slow_down" };
         // A tenant sees the attacks on its clients. Nobody has authenticated, so there is no calling client.
         let stamp = Stamp { tenant: client.map(|client| client.tenant.clone()), ..call.stamp() };
         let event = stamp.refused(Action::AuthenticationFailed, target, reason);
         let recorded = match client {
             Some(client) => {
-                let raised = if wrong { self.raise_alarm(call, client).await } else { Ok(()) };
+                let raised = if guessed { self.raise_alarm(call, client).await } else { Ok(()) };
                 let recorded = if judged { self.trail.kept(site, event).await } else { self.trail.counted(site, event).await };
                 raised.and(recorded)
             }

@@ -8,8 +8,8 @@ use super::{AuthenticatedClient, Authority, Credentials, Issued, issue::Mint};
 use crate::{
     crypto::refresh_token::Presented,
     error::{Error, Result},
-    model::{Action, Call, Client, Family, Granted, Jti, Scopes},
-    store::{Rotate, Rotation},
+    model::{Action, Call, Client, Family, Granted, Jti, Scopes, Stamp},
+    store::{Last, Rotate, Rotation},
 };
 
 /// What a caller asks for.
@@ -46,12 +46,15 @@ impl Authority {
             agreed: self.skew.agreed(call.now),
             lawful,
             grace: self.terms.token.refresh_grace(),
-            remember: self.remember(),
+            remember: None,
         };
         let stamp = authenticated.stamp(call);
-        let rotation = self.store.rotate(&rotate, &stamp, &jti.to_string()).await?;
+        let rotation = self.rotate(rotate.clone(), &family, &stamp, jti).await?;
         if let Some(verdict) = rotation.unrecorded() {
-            let refused = rotate.event(verdict, &stamp, "", None);
+            if verdict.ends() {
+                self.end_client_instead(call, &authenticated, &family.tenant, client.id.clone()).await?;
+            }
+            let refused = rotate.event(verdict, &stamp, "", Some(&family));
             return Err(self.trail.refusal(refused, Error::InvalidGrant).await);
         }
         let family = told_of(rotation, call, &family)?;
@@ -59,6 +62,29 @@ impl Authority {
         self.still_authenticated(call, &authenticated).await?;
         let refresh_token = Some(self.refresh_key.mint(family.id, family.generation, &family.salt));
         Ok(Issued { access_token, expires_in, refresh_token, scopes: granted.scopes().clone() })
+    }
+
+    /// Presents the token to the store. A family that is to be ended takes one of its client's places among the revocations that are
+    /// remembered. Where that can be foreseen from the family as it was `found`, the place is taken before, so that one write judges
+    /// and ends, also for a caller that hangs up; else once the store says so. Without a place the outcome is [`Rotation::Unended`].
+    async fn rotate(&self, mut rotate: Rotate, found: &Family, stamp: &Stamp, jti: Jti) -> Result<Rotation> {
+        let foreseen = rotate.judge(found, Last { at: found.rotated_at, unanswered: 0 });
+        let mut takes_place = !rotate.lawful || foreseen.ends();
+        loop {
+            if takes_place && self.limits.remembers_revocation(&rotate.client, rotate.now, self.remember()) {
+                rotate.remember = Some(self.remember());
+            }
+            let rotation = self.store.rotate(&rotate, stamp, &jti.to_string()).await;
+            let has_ended = matches!(rotation, Ok(Rotation::Reused | Rotation::Shared(_)));
+            if rotate.remember.is_some() && !has_ended {
+                self.limits.forgets_revocation(&rotate.client);
+            }
+            let rotation = rotation?;
+            if takes_place || !matches!(rotation, Rotation::Unended(_)) {
+                return Ok(rotation);
+            }
+            takes_place = true;
+        }
     }
 
     /// The family of a token that is whole, of this client, and minted under epochs that still stand.
@@ -136,7 +162,7 @@ fn told_of(rotation: Rotation, call: &Call, found: &Family) -> Result<Family> {
             let rotated_by = &*family.answers.rotated_by;
             tracing::warn!(family = %id, %client, rotated_by, peer, "two callers go on with one refresh family: family ended");
         }
-        Rotation::Refused | Rotation::Unknown => {}
+        Rotation::Refused | Rotation::Unended(_) | Rotation::Unknown => {}
     }
     Err(Error::InvalidGrant)
 }

@@ -62,16 +62,25 @@ impl Authority {
         if self.standing.was_outdated(&family.epochs, &family.tenant, &family.client, &family.subject) {
             return Ok(());
         }
-        if !self.limits.remembers_revocation(&family.client, call.now, self.remember()) {
+        // One that was ended before is remembered already, whoever did so.
+        let is_new = family.ended_at.is_none();
+        if is_new && !self.limits.remembers_revocation(&family.client, call.now, self.remember()) {
             return self.end_client_instead(call, who, &family.tenant, family.client).await;
         }
         let event = stamp.done(Action::TokenRevoked, "").in_family(family.id);
         let until = call.now + self.remember();
-        if who.client().id == family.client {
-            return Ok(self.store.end_family(family.id, call.now, until, event).await?);
-        }
-        let write = ProvenWrite::EndFamily { id: family.id, now: call.now, until, event };
-        self.spend(as_administrator(who, call.now)?, write).await.map(drop)
+        let ended = if who.client().id == family.client {
+            self.store.end_family(family.id, call.now, until, event).await.map_err(Error::from)
+        } else {
+            let write = ProvenWrite::EndFamily { id: family.id, now: call.now, until, event };
+            self.spend(as_administrator(who, call.now)?, write).await.map(drop)
+        };
+        // Not where the caller hangs up: then it may yet be written.
+        ended.inspect_err(|_| {
+            if is_new {
+                self.limits.forgets_revocation(&family.client);
+            }
+        })
     }
 
     async fn revoke_access_token(&self, call: &Call, who: &AuthenticatedClient, token: &str) -> Result<()> {
@@ -101,15 +110,16 @@ impl Authority {
         }
         let event = stamp.done(Action::TokenRevoked, claims.jti.to_string());
         let revocation = Revocation { revoked: Revoked::Token(claims.jti), until };
-        if who.client().id == claims.client_id {
-            return Ok(self.store.revoke(&revocation, event).await?);
-        }
-        let write = ProvenWrite::Revoke { revocation, event };
-        self.spend(as_administrator(who, call.now)?, write).await.map(drop)
+        let revoked = if who.client().id == claims.client_id {
+            self.store.revoke(&revocation, event).await.map_err(Error::from)
+        } else {
+            self.spend(as_administrator(who, call.now)?, ProvenWrite::Revoke { revocation, event }).await.map(drop)
+        };
+        revoked.inspect_err(|_| self.limits.forgets_revocation(&claims.client_id))
     }
 
     /// Ends everything of a client of which too much was ended one by one: that is remembered without taking room.
-    async fn end_client_instead(
+    pub(super) async fn end_client_instead(
         &self,
         call: &Call,
         who: &AuthenticatedClient,

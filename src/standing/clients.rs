@@ -38,20 +38,23 @@ struct Books {
 }
 
 impl Clients {
-    /// A client that is remembered, or what `read` finds; and whether it was read.
-    pub(super) async fn look_up(
+    /// A client that is remembered, or what `read` finds once its caller has its `place`; and whether it was read.
+    pub(super) async fn look_up<P: Send, R: Future<Output = Result<Option<Client>, StoreError>> + Send>(
         &self,
         id: &ClientId,
-        read: impl Future<Output = Result<Option<Client>, StoreError>> + Send,
+        place: impl Future<Output = P> + Send,
+        read: impl FnOnce(P) -> R + Send,
     ) -> Result<(Option<Arc<Client>>, bool), StoreError> {
-        if let Some(client) = self.known.pin().get(id) {
-            return Ok((Some(client.clone()), false));
+        if let Some(found) = self.find(id) {
+            return Ok((found, false));
         }
-        if self.absent.pin().contains_key(id) {
-            return Ok((None, false));
+        // May take long. Those that had their places before may have read this client, and a write in that time overtakes nothing.
+        let place = place.await;
+        if let Some(found) = self.find(id) {
+            return Ok((found, false));
         }
         let before = self.books().writes;
-        let client = read.await?.map(Arc::new);
+        let client = read(place).await?.map(Arc::new);
         let mut books = self.books();
         // A write that was counted while we read may have made this stale: then it is not shown to anybody else. One that is
         // counted from here on comes after the insertion and removes it.
@@ -63,6 +66,14 @@ impl Clients {
         }
         drop(books);
         Ok((client, true))
+    }
+
+    /// What is remembered: a client, or that there is none of this id.
+    fn find(&self, id: &ClientId) -> Option<Option<Arc<Client>>> {
+        if let Some(client) = self.known.pin().get(id) {
+            return Some(Some(client.clone()));
+        }
+        self.absent.pin().contains_key(id).then_some(None)
     }
 
     fn remember(&self, books: &mut Books, id: &ClientId, client: Arc<Client>) {
@@ -102,6 +113,18 @@ impl Clients {
 
     fn books(&self) -> MutexGuard<'_, Books> {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+impl Clients {
+    /// [`Self::look_up`] by a caller that waits for no place.
+    pub(super) async fn look_up_now(
+        &self,
+        id: &ClientId,
+        read: impl Future<Output = Result<Option<Client>, StoreError>> + Send,
+    ) -> Result<(Option<Arc<Client>>, bool), StoreError> {
+        self.look_up(id, std::future::ready(()), |()| read).await
     }
 }
 
@@ -150,11 +173,33 @@ mod tests {
                 }
                 Ok(found)
             };
-            clients.look_up(&id, overtaken).await.unwrap();
-            let now = clients.look_up(&id, async { Ok(Some(client(2))) }).await.unwrap().0.unwrap();
+            clients.look_up_now(&id, overtaken).await.unwrap();
+            let now = clients.look_up_now(&id, async { Ok(Some(client(2))) }).await.unwrap().0.unwrap();
             assert_eq!(now.revision, 2);
-            let kept = clients.look_up(&id, async { panic!("it is remembered") }).await.unwrap().0.unwrap();
+            let kept = clients.look_up_now(&id, async { panic!("it is remembered") }).await.unwrap().0.unwrap();
             assert_eq!(kept.revision, 2);
+        }
+    }
+
+    /// TL2: what is written while a caller waits for its place does not make what it reads afterwards be thrown away, and a client that
+    /// another caller has read in that time is not read again.
+    #[tokio::test]
+    async fn the_wait_for_a_place_is_no_part_of_the_read() {
+        let (clients, id, other) = (Clients::default(), "a".parse().unwrap(), "b".parse().unwrap());
+        for missed in [false, true] {
+            let place = async { if missed { clients.forget_all() } else { clients.forget(&other) } };
+            clients.forget(&id);
+            assert!(clients.look_up(&id, place, |()| async { Ok(Some(client(1))) }).await.unwrap().1);
+            let kept = clients.look_up_now(&id, async { panic!("it is remembered") }).await.unwrap();
+            assert_eq!((kept.0.unwrap().revision, kept.1), (1, false));
+        }
+        for found in [Some(client(2)), None] {
+            clients.forget(&id);
+            let place = async {
+                clients.look_up_now(&id, async { Ok(found.clone()) }).await.unwrap();
+            };
+            let read = clients.look_up(&id, place, |()| async { panic!("another caller has read it") }).await.unwrap();
+            assert_eq!((read.0.map(|client| client.revision), read.1), (found.as_ref().map(|client| client.revision), false));
         }
     }
 
@@ -162,12 +207,12 @@ mod tests {
     #[tokio::test]
     async fn what_was_remembered_goes_when_changes_were_missed() {
         let (clients, real, none) = (Clients::default(), "a".parse().unwrap(), "b".parse().unwrap());
-        clients.look_up(&real, async { Ok(Some(client(1))) }).await.unwrap();
-        clients.look_up(&none, async { Ok(None) }).await.unwrap();
+        clients.look_up_now(&real, async { Ok(Some(client(1))) }).await.unwrap();
+        clients.look_up_now(&none, async { Ok(None) }).await.unwrap();
         clients.forget_all();
-        let found = clients.look_up(&real, async { Ok(Some(client(2))) }).await.unwrap();
+        let found = clients.look_up_now(&real, async { Ok(Some(client(2))) }).await.unwrap();
         assert_eq!((found.0.unwrap().revision, found.1), (2, true));
-        assert!(clients.look_up(&none, async { Ok(Some(client(1))) }).await.unwrap().0.is_some());
+        assert!(clients.look_up_now(&none, async { Ok(Some(client(1))) }).await.unwrap().0.is_some());
     }
 
     /// TL6: records as large as they may be take no more than their bytes, however many there are.
@@ -186,7 +231,7 @@ mod tests {
         };
         assert!(large(1).weight() > 25_000, "{}", large(1).weight());
         for n in 0..4_000 {
-            clients.look_up(&name(n), async { Ok(Some(large(n))) }).await.unwrap();
+            clients.look_up_now(&name(n), async { Ok(Some(large(n))) }).await.unwrap();
             if n % 100 == 99 {
                 let counted = clients.books().weight;
                 assert!(counted == held(&clients) && counted <= BUDGET, "{n}: {counted}, {}", held(&clients));
@@ -195,7 +240,7 @@ mod tests {
         assert!(clients.known.pin().len() > 100);
         // Read again after a change, and forgotten: the count goes along.
         clients.forget(&name(3_999));
-        clients.look_up(&name(3_999), async { Ok(Some(client(2))) }).await.unwrap();
+        clients.look_up_now(&name(3_999), async { Ok(Some(client(2))) }).await.unwrap();
         assert_eq!(clients.books().weight, held(&clients));
         clients.forget_all();
         assert_eq!((clients.books().weight, held(&clients)), (0, 0));
@@ -213,7 +258,7 @@ mod tests {
                     let runtime = runtime();
                     while stored.load(SeqCst) < last {
                         let read = async { Ok(Some(client(stored.load(SeqCst)))) };
-                        runtime.block_on(clients.look_up(&id, read)).unwrap();
+                        runtime.block_on(clients.look_up_now(&id, read)).unwrap();
                     }
                 });
             }

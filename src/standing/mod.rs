@@ -188,19 +188,20 @@ impl Standing {
 
     /// A client, from memory or from the store; while this is [`Behind`] from the store alone.
     pub async fn client(&self, store: &dyn Store, id: &ClientId) -> Result<Option<Arc<Client>>, StoreError> {
-        Ok(self.look_up(id, store.client(id)).await?.0)
+        Ok(self.look_up(id, std::future::ready(()), |()| store.client(id)).await?.0)
     }
 
-    /// The same by a `read` of the store that is begun only where it is needed, and whether it was.
-    pub async fn look_up(
+    /// The same by a `read` of the store that is begun only where it is needed, once its caller has its `place`; and whether it was.
+    pub async fn look_up<P: Send, R: Future<Output = Result<Option<Client>, StoreError>> + Send>(
         &self,
         id: &ClientId,
-        read: impl Future<Output = Result<Option<Client>, StoreError>> + Send,
+        place: impl Future<Output = P> + Send,
+        read: impl FnOnce(P) -> R + Send,
     ) -> Result<(Option<Arc<Client>>, bool), StoreError> {
         match self.fresh() {
-            Ok(()) => self.clients.look_up(id, read).await,
+            Ok(()) => self.clients.look_up(id, place, read).await,
             // Nor is it remembered: that is for what will be heard of when it changes.
-            Err(Behind) => Ok((read.await?.map(Arc::new), true)),
+            Err(Behind) => Ok((read(place.await).await?.map(Arc::new), true)),
         }
     }
 

@@ -314,12 +314,12 @@ fn a_keyset_that_does_not_check_starts_nothing() {
 async fn a_raised_epoch_takes_the_remembered_client_along() {
     let standing = standing();
     let id: ClientId = "a".parse().unwrap();
-    standing.clients.look_up(&id, async { Ok(None) }).await.unwrap();
-    assert!(!standing.clients.look_up(&id, async { Ok(None) }).await.unwrap().1, "it is remembered");
+    standing.clients.look_up_now(&id, async { Ok(None) }).await.unwrap();
+    assert!(!standing.clients.look_up_now(&id, async { Ok(None) }).await.unwrap().1, "it is remembered");
     standing.apply(&Change::Epoch(EpochOf::Client(id.clone()), 1));
-    assert!(standing.clients.look_up(&id, async { Ok(None) }).await.unwrap().1);
+    assert!(standing.clients.look_up_now(&id, async { Ok(None) }).await.unwrap().1);
     standing.apply(&Change::Missed);
-    assert!(standing.clients.look_up(&id, async { Ok(None) }).await.unwrap().1);
+    assert!(standing.clients.look_up_now(&id, async { Ok(None) }).await.unwrap().1);
 }
 
 /// A client is not remembered for ever where another node may write it; where none may, there is no reason to read it again.
@@ -327,13 +327,13 @@ async fn a_raised_epoch_takes_the_remembered_client_along() {
 async fn clients_of_a_shared_store_are_read_again_after_a_while() {
     let standing = standing();
     let id: ClientId = "a".parse().unwrap();
-    standing.clients.look_up(&id, async { Ok(None) }).await.unwrap();
+    standing.clients.look_up_now(&id, async { Ok(None) }).await.unwrap();
     for (says, read) in [(false, false), (true, true)] {
         if says {
             standing.knows_up_to(Instant::now());
         }
         standing.sweep(NOW);
-        assert_eq!(standing.clients.look_up(&id, async { Ok(None) }).await.unwrap().1, read);
+        assert_eq!(standing.clients.look_up_now(&id, async { Ok(None) }).await.unwrap().1, read);
     }
 }
 

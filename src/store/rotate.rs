@@ -34,6 +34,8 @@ pub enum Rotation {
     Reused,
     /// Two callers go on with the family: it has been ended, and everything that came of it. The family as it was.
     Shared(Family),
+    /// It would have ended the family, by this verdict, and [`Rotate::remember`] is `None`: nothing was changed.
+    Unended(Verdict),
     /// There is no such family, not of this client, or it has ended.
     Unknown,
 }
@@ -43,6 +45,7 @@ impl Rotation {
     pub const fn unrecorded(&self) -> Option<Verdict> {
         match self {
             Self::Refused => Some(Verdict::Refuse),
+            Self::Unended(verdict) => Some(*verdict),
             Self::Unknown => Some(Verdict::Unknown),
             Self::Rotated(_) | Self::Repeated(_) | Self::Reused | Self::Shared(_) => None,
         }
@@ -67,8 +70,9 @@ pub struct Rotate {
     pub lawful: bool,
     /// How long after a rotation the spent token still yields the same successor.
     pub grace: Duration,
-    /// How long an ended family must be remembered: until its last access token has expired.
-    pub remember: Duration,
+    /// How long an ended family must be remembered: until its last access token has expired. None means that there is no room to
+    /// remember it: then no family is ended.
+    pub remember: Option<Duration>,
 }
 
 /// State of the rotation that a family's current generation came of, besides the family.
@@ -215,7 +219,7 @@ mod tests {
             agreed: Timestamp::from_seconds(after),
             lawful: true,
             grace: Duration::from_secs(10),
-            remember: Duration::ZERO,
+            remember: Some(Duration::ZERO),
         };
         rotate.judge(family, Last { at: Timestamp::EPOCH, unanswered })
     }

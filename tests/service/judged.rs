@@ -10,8 +10,9 @@ use std::{
 
 use futures_util::future::join_all;
 use jeton::{
+    clock::Clock,
     model::{Action, ClientId, Digest},
-    oauth::registration::NewSecret,
+    oauth::{Credentials, client_credentials::Request, registration::NewSecret},
     store::ClientStore,
 };
 
@@ -161,9 +162,54 @@ async fn guesses_are_recorded_or_not_judged() {
         refusals.iter().filter(|(of, _)| of == target).map(|(_, reason)| reason.as_str()).collect()
     };
     let judged = ["invalid_client"; 3];
-    assert_eq!(of("imported"), ["slow_down", "slow_down, 15 more"], "nothing is hashed for it: none of them was judged");
+    // Nothing is hashed for it, and what was right lately is compared: that is a guess too.
+    assert_eq!(of("imported"), [&judged[..], &["slow_down", "slow_down, 12 more"]].concat());
     assert_eq!(of("made"), [&judged[..], &["slow_down", "slow_down, 11 more"]].concat());
     assert_eq!(of(""), ["invalid_client", "invalid_client, 59 more"], "DECISIONS 9: invented names are one record");
+}
+
+/// AZ7: where the pool is full a secret is still compared with what was right lately, and is on record as that; nothing is drawn for
+/// it, as for a name that is no client's.
+#[tokio::test]
+async fn a_guess_that_finds_the_pool_full_is_on_record() {
+    let bench = Bench::with(|limits| {
+        few(limits);
+        (limits.argon2_parallel, limits.argon2_queue) = (1, 0);
+    })
+    .await;
+    let (used, unused) = (bench.chosen("used").await, bench.chosen("unused").await);
+    assert_eq!(bench.answer(from(1), &used).await, "ok");
+    assert_eq!(bench.answer(from(1), &caller("unused", "jcs_x")).await, "invalid_client");
+    assert_eq!(bench.answer(from(1), &caller("ghost", "jcs_x")).await, "invalid_client");
+    for (n, target) in [&used.id, &unused.id, "ghost"].into_iter().enumerate() {
+        let (peer, holder, next) = (from(2), caller("ghost", WRONG), caller(target, WRONG));
+        let (held, answer) = tokio::join!(bench.answer(peer, &holder), bench.answer(peer, &next));
+        assert_eq!((held, answer), ("invalid_client", "slow_down"), "{n}");
+    }
+    assert_eq!(bench.answer(from(2), &caller("ghost", WRONG)).await, "slow_down", "three were drawn");
+    let refusals = bench.refusals().await;
+    let of = |target: &str| -> Vec<&str> {
+        refusals.iter().filter(|(of, _)| of == target).map(|(_, reason)| reason.as_str()).collect()
+    };
+    assert_eq!((of("used"), of("unused")), (vec!["invalid_client"], vec!["invalid_client", "slow_down"]));
+}
+
+/// U06: a call without a secret is refused and counted, and its network is not one that guesses; one with a wrong secret is.
+#[tokio::test]
+async fn a_call_without_a_secret_is_no_guess() {
+    let bench = Bench::with(few).await;
+    let limits = bench.authority.limits();
+    for n in 0..5 {
+        for (at, credentials) in [(2, Credentials::None), (3, Credentials::Bearer("x".into()))] {
+            let refused = bench.authority.token(&bench.call(from(at)), credentials, Request::default()).await.err().unwrap();
+            assert_eq!(refused.code(), if n < 3 { "invalid_client" } else { "slow_down" });
+            assert!(!limits.failed_lately(from(at), bench.clock.now()));
+        }
+    }
+    bench.answer(from(4), &caller("nobody", "jcs_x")).await;
+    assert!(limits.failed_lately(from(4), bench.clock.now()));
+    let reasons: Vec<_> = bench.refusals().await.into_iter().map(|(_, reason)| reason).collect();
+    assert_eq!(reasons.iter().filter(|reason| *reason == "invalid_client, 4 more").count(), 2);
 }
 
 /// DECISIONS 14, AZ8: an imported hash that is cheaper than ours is hashed anew at its first use, with a record; a store that

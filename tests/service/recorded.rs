@@ -1,5 +1,6 @@
 //! Refusals and alarms in the trail: none is lost where the store fails, and none fills it.
 
+use futures_util::{StreamExt, stream};
 use jeton::{
     clock::Clock,
     model::{Action, Peer, Stamp},
@@ -8,18 +9,25 @@ use jeton::{
 };
 
 use crate::{
-    bench::{Bench, caller, few, from, plenty},
+    bench::{Bench, WRONG, caller, few, from, plenty},
     faulty::{Act, Kind},
     harness::{World, reason, refreshing},
     scenes::unlimited,
 };
 
-/// One guess from each of `count` addresses.
-async fn guess(bench: &Bench, count: u16) {
-    for n in 0..count {
+/// So many calls at once, so that a store that takes long is waited for a few times, not a thousand.
+const AT_ONCE: usize = 50;
+
+/// One guess at a client from each of `count` addresses.
+async fn guess(bench: &Bench, id: &str, count: u16) {
+    let wrong = caller(id, "jcs_wrong");
+    let guesses = stream::iter(0..count).map(async |n| {
         let [high, low] = n.to_be_bytes();
-        let peer = Peer::Ip([10, 1, high, low].into());
-        assert_eq!(bench.answer(peer, &caller("made", "jcs_wrong")).await, "invalid_client");
+        bench.answer(Peer::Ip([10, 1, high, low].into()), &wrong).await
+    });
+    let mut answers = guesses.buffer_unordered(AT_ONCE);
+    while let Some(answer) = answers.next().await {
+        assert_eq!(answer, "invalid_client");
     }
 }
 
@@ -58,9 +66,9 @@ async fn a_guess_is_recorded_later_if_the_store_fails() {
 async fn guesses_from_many_addresses_raise_an_alarm() {
     let bench = Bench::with(few).await;
     bench.register("made", NewSecret::Generated).await;
-    guess(&bench, 999).await;
+    guess(&bench, "made", 999).await;
     assert!(bench.records(Action::ClientUnderAttack).await.is_empty());
-    guess(&bench, 10).await;
+    guess(&bench, "made", 10).await;
     let raised = bench.records(Action::ClientUnderAttack).await;
     assert_eq!(raised.len(), 1);
     assert_eq!((raised[0].target.as_str(), raised[0].tenant.as_ref().unwrap().as_str()), ("made", "default"));
@@ -91,13 +99,34 @@ async fn secrets_that_are_not_compared_raise_no_alarm() {
         bench.answer(from(9), &caller("made", &made.secret.replace("jcs_", "jcs_x"))).await;
     }
     let chosen = bench.chosen("chosen").await;
-    for _ in 0..1_500 {
-        assert_eq!(bench.answer(from(9), &chosen).await, "slow_down", "the right one");
+    let mut answers = stream::iter(0..1_500).map(|_| bench.answer(from(9), &chosen)).buffer_unordered(AT_ONCE);
+    while let Some(answer) = answers.next().await {
+        assert_eq!(answer, "slow_down", "the right one");
     }
+    drop(answers);
     assert!(bench.records(Action::ClientUnderAttack).await.is_empty());
     let refusals = bench.refusals().await;
     let of: Vec<&str> = refusals.iter().filter(|(of, _)| of == "chosen").map(|(_, reason)| reason.as_str()).collect();
     assert_eq!(of, ["slow_down", "slow_down, 1499 more"]);
+}
+
+/// AZ7: where an address has used up its budget, a guess at a secret that is in use is compared with what is remembered: it counts
+/// for the alarm, as every other does.
+#[tokio::test]
+async fn guesses_that_are_compared_with_what_is_remembered_raise_the_alarm() {
+    let bench = Bench::with(few).await;
+    let chosen = bench.chosen("chosen").await;
+    assert_eq!(bench.answer(from(1), &chosen).await, "ok");
+    guess(&bench, "chosen", 998).await;
+    assert!(bench.records(Action::ClientUnderAttack).await.is_empty());
+    for n in 0..4 {
+        bench.answer(from(9), &caller(&format!("junk-{n}"), "jcs_junk")).await;
+    }
+    for n in 0..2 {
+        let (answer, work, _) = bench.cost(bench.answer(from(9), &caller("chosen", WRONG))).await;
+        assert_eq!((answer, work), ("slow_down", 0), "{n}");
+    }
+    assert_eq!(bench.records(Action::ClientUnderAttack).await.len(), 1);
 }
 
 /// AZ7: an alarm that the store does not take is recorded as soon as it can be.
@@ -105,11 +134,11 @@ async fn secrets_that_are_not_compared_raise_no_alarm() {
 async fn an_alarm_is_recorded_later_if_the_store_fails() {
     let bench = Bench::with(few).await;
     bench.register("made", NewSecret::Generated).await;
-    guess(&bench, 999).await;
+    guess(&bench, "made", 999).await;
     bench.store.always(Some(Act::FailBefore(Kind::Unavailable)));
     assert_eq!(bench.answer(from(1), &caller("made", "jcs_wrong")).await, "temporarily_unavailable");
     bench.store.always(None);
-    guess(&bench, 5).await;
+    guess(&bench, "made", 5).await;
     let raised = bench.records(Action::ClientUnderAttack).await;
     let raised: Vec<_> = raised.iter().map(|event| (event.target.as_str(), event.reason.as_ref())).collect();
     assert_eq!(raised, [("made", "1 more")]);

@@ -113,6 +113,80 @@ async fn too_many_single_revocations_end_the_client_instead() {
     assert!(!world.is_active(&one.access_token).await && world.is_active(&two.access_token).await);
 }
 
+/// AUDIT TL14: families that a client ends by presenting spent tokens, or by sharing, count as those that it revokes: past its share
+/// the next one ends all that the client has, which is on record, and what is issued afterwards stands.
+#[tokio::test]
+async fn too_many_families_ended_by_reuse_end_the_client_instead() {
+    let world = World::with(|config| config.limits.revocations_per_client = 3).await;
+    let (caller, other) = (world.register(refreshing()).await, world.register(refreshing()).await);
+    let neighbour = world.token(&other, &[]).await.unwrap();
+    let mut families = Vec::new();
+    for _ in 0..5 {
+        let spent = world.token(&caller, &[]).await.unwrap().refresh_token;
+        let current = world.refresh(&caller, &spent).await.unwrap();
+        families.push((spent, current));
+    }
+    // Two callers go on with one family, three generations running.
+    let mut shared = world.token(&caller, &[]).await.unwrap();
+    for generation in 0..3 {
+        let next = world.refresh(&caller, &shared.refresh_token).await.unwrap();
+        let again = world.refresh(&caller, &shared.refresh_token).await;
+        assert_eq!(again.is_ok(), generation < 2, "{generation}");
+        (shared.access_token, shared.refresh_token) = (next.access_token, next.refresh_token);
+    }
+    world.advance(11);
+    // A repetition that is lawful takes no place, however often.
+    for _ in 0..4 {
+        let token = world.token(&caller, &[]).await.unwrap().refresh_token;
+        world.refresh(&caller, &token).await.unwrap();
+        world.refresh(&caller, &token).await.unwrap();
+    }
+    let replay = async |(spent, _): &(String, _)| reason(&world.refresh(&caller, spent).await.unwrap_err());
+    for family in &families[..2] {
+        assert_eq!(replay(family).await, "INVALID_GRANT");
+        assert!(!world.is_active(&family.1.access_token).await);
+    }
+    assert!(world.is_active(&families[2].1.access_token).await && world.is_active(&families[4].1.access_token).await);
+    assert_eq!(world.trail_of("revocation.client").await.len(), 0);
+    for _ in 0..2 {
+        assert_eq!(replay(&families[2]).await, "INVALID_GRANT");
+    }
+    let ended = world.trail_of("revocation.client").await;
+    assert_eq!((ended.len(), ended[0].target.as_str(), ended[0].client_id.as_str()), (1, &*caller.id, &*caller.id));
+    assert_eq!(world.trail_of("refresh_token.reused").await.len(), 4, "each is on record");
+    for (_, current) in &families {
+        assert!(!world.is_active(&current.access_token).await);
+        assert_eq!(reason(&world.refresh(&caller, &current.refresh_token).await.unwrap_err()), "INVALID_GRANT");
+    }
+    let fresh = world.token(&caller, &[]).await.unwrap();
+    assert!(world.is_active(&fresh.access_token).await && world.is_active(&neighbour.access_token).await);
+    world.refresh(&caller, &fresh.refresh_token).await.unwrap();
+}
+
+/// AUDIT TL14: what the store does not take is not counted, nor is what was ended before.
+#[tokio::test]
+async fn a_revocation_that_was_not_written_takes_no_room() {
+    let lab = Lab::with(|config| config.limits.revocations_per_client = 2).await;
+    let world = &lab.world;
+    let caller = world.register(refreshing()).await;
+    let (one, two) = (world.token(&caller, &[]).await.unwrap(), world.token(&caller, &[]).await.unwrap());
+    let stands = world.token(&caller, &[]).await.unwrap();
+    for _ in 0..5 {
+        lab.store.always(Some(Act::FailBefore(Kind::Unavailable)));
+        for token in [&one.access_token, &two.refresh_token] {
+            assert_eq!(world.revoke(&caller, token).await.unwrap_err().code(), Code::Unavailable);
+        }
+        lab.store.always(None);
+    }
+    for _ in 0..5 {
+        for token in [&one.access_token, &two.refresh_token] {
+            world.revoke(&caller, token).await.unwrap();
+        }
+    }
+    assert!(world.is_active(&stands.access_token).await);
+    assert_eq!(world.trail_of("revocation.client").await.len(), 0);
+}
+
 /// V01, AUDIT FT3: what another node's clock dates in the future, or past its end, is revoked all the same: that clock may be right.
 #[tokio::test]
 async fn a_token_of_another_clock_is_revoked() {

@@ -107,7 +107,7 @@ pub(crate) fn present(family: &Family, presented: u32, after_millis: i64) -> Rot
         agreed: at(after_millis),
         lawful: true,
         grace: Duration::from_secs(10),
-        remember: Duration::from_secs(900),
+        remember: Some(Duration::from_secs(900)),
     }
 }
 

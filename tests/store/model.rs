@@ -217,9 +217,10 @@ impl Model {
                 Rotation::Repeated(family.clone())
             }
             Verdict::Reuse | Verdict::Shared => {
+                let Some(remember) = rotate.remember else { return Rotation::Unended(verdict) };
                 let found = family.clone();
                 family.ended_at = Some(rotate.now);
-                self.end(Revoked::Family(rotate.family), rotate.now + rotate.remember);
+                self.end(Revoked::Family(rotate.family), rotate.now + remember);
                 self.shared += u64::from(verdict == Verdict::Shared);
                 if verdict == Verdict::Shared { Rotation::Shared(found) } else { Rotation::Reused }
             }
@@ -315,7 +316,7 @@ async fn step_tokens(store: &dyn Store, model: &mut Model, now: Timestamp, verb:
             let family = model.slots[slot].unwrap_or_default();
             let generation = model.families.get(&family).map_or(0, |family| family.generation);
             let presented = if behind == u32::MAX { generation + 1 } else { generation.saturating_sub(behind) };
-            let (grace, remember) = (Duration::from_millis(grace), Duration::from_millis(50));
+            let (grace, remember) = (Duration::from_millis(grace), Some(Duration::from_millis(50)));
             let rotate =
                 Rotate { family, presented, client: id(CLIENTS[client]), now, agreed: now, lawful: true, grace, remember };
             assert_eq!(store.rotate(&rotate, &stamp(), "jti").await.unwrap(), model.rotate(&rotate, &stamp().peer));

@@ -117,16 +117,22 @@ async fn a_verified_secret_is_paid_for_once_and_a_wrong_one_every_time() {
     assert_eq!(find(&passwords, &kept, "wrong").await, Ok(None));
     assert_eq!(paid(&passwords), REFUSAL);
     assert_eq!(passwords.recall("orders", &kept, &secret("chosen")), None);
+    assert!(!passwords.remembers("orders", &kept));
     assert!(find(&passwords, &kept, "chosen").await.unwrap().is_some());
     assert_eq!(paid(&passwords), OWN_BLOCKS, "it is the first one looked at");
     assert!(find(&passwords, &kept, "chosen").await.unwrap().is_some());
-    assert!(passwords.recall("orders", &kept, &secret("chosen")).is_some());
+    assert!(passwords.recall("orders", &kept, &secret("chosen")).is_some() && passwords.remembers("orders", &kept));
     assert_eq!(paid(&passwords), 0);
     assert_eq!(find(&passwords, &kept, "wrong").await, Ok(None));
     assert_eq!(paid(&passwords), REFUSAL, "failures are not remembered");
     // Another hash, client or secret id is another secret.
     let other = Kept { phc: phc(19_456, 2, 1), ..kept[0].clone() };
+    assert!(
+        passwords.remembers("orders", &[other.clone(), kept[0].clone()])
+            && !passwords.remembers("orders", std::slice::from_ref(&other))
+    );
     assert_eq!(passwords.recall("orders", &[other], &secret("chosen")), None);
+    assert!(!passwords.remembers("orders", &[]) && !passwords.remembers("billing", &kept));
     assert_eq!(passwords.recall("billing", &kept, &secret("chosen")), None);
     let other = Kept { id: "s2".parse().unwrap(), ..kept[0].clone() };
     assert_eq!(passwords.recall("orders", &[other], &secret("chosen")), None);

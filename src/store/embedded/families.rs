@@ -86,10 +86,11 @@ impl Batch<'_> {
             }
             (Verdict::Refuse, Some(_)) => return Ok(Rotation::Refused),
             (Verdict::Reuse | Verdict::Shared, Some(mut row)) => {
+                let Some(remember) = rotate.remember else { return Ok(Rotation::Unended(verdict)) };
                 let found = row.family.clone();
                 row.family.ended_at = Some(rotate.now);
                 self.update_family(&row)?;
-                self.end(&ended(rotate.family, rotate.now + rotate.remember))?;
+                self.end(&ended(rotate.family, rotate.now + remember))?;
                 if verdict == Verdict::Shared { Rotation::Shared(found) } else { Rotation::Reused }
             }
             (Verdict::Unknown, _) | (_, None) => return Ok(Rotation::Unknown),

@@ -110,8 +110,9 @@ impl Shared {
         if rotate.lawful && call.is_given_up() {
             return Err(Fault::Late(self.link.deadline()));
         }
+        let Some(remember) = rotate.remember else { return Ok(Some(Rotation::Unended(verdict))) };
         let deed = self.deed([rotate.event(verdict, call.stamp, call.jti, Some(&family))])?;
-        let until = rotate.now + rotate.remember;
+        let until = rotate.now + remember;
         let update = end(rotate.family, &deed, Some(rotate.now), until);
         let filter = doc! {
             "_id": uuid(rotate.family.0),

@@ -9,12 +9,12 @@ use jeton::{
         family::Answers,
         revocation::Revocation,
     },
-    store::{Change, Creation, Rotate, Rotation, Store},
+    store::{Change, Creation, Rotate, Rotation, Store, Verdict},
 };
 
 use crate::{
     bench::Bench,
-    fixtures::{Ear, NOW, at, client, event, family, id, present, stamp},
+    fixtures::{self, Ear, NOW, at, client, event, family, id, present, stamp},
 };
 
 async fn open(store: &dyn Store) -> Family {
@@ -247,6 +247,30 @@ pub(crate) async fn a_spent_token_does_not_repeat_once_its_successor_was_used(be
     assert_eq!(rotate(&*store, &present(&family, 0, 7)).await, Rotation::Reused);
 }
 
+/// TL14: where there is no room to remember that a family was ended, reuse and sharing change nothing, leave no record, and say so;
+/// whatever else is presented is judged as ever.
+pub(crate) async fn a_family_that_cannot_be_remembered_is_not_ended(bench: &Bench) {
+    let store = bench.store();
+    let family = open(&*store).await;
+    let full = |presented: Rotate| Rotate { remember: None, ..presented };
+    rotate(&*store, &full(present(&family, 0, 5))).await;
+    rotate(&*store, &full(present(&family, 1, 6))).await;
+    let before =
+        (store.family(family.id, NOW).await.unwrap(), store.events(&Filter::default(), None, 100).await.unwrap().len());
+    for _ in 0..3 {
+        assert_eq!(rotate(&*store, &full(present(&family, 0, 7))).await, Rotation::Unended(Verdict::Reuse));
+    }
+    let after = (store.family(family.id, NOW).await.unwrap(), store.events(&Filter::default(), None, 100).await.unwrap().len());
+    assert_eq!(before, after);
+    assert_eq!(rotate(&*store, &full(present(&family, 2, 8))).await, Rotation::Rotated(rotated(&family, 3, 8)));
+    let shared = Family { answers: Answers { given: 2, running: 2, ..family.answers.clone() }, ..fixtures::family("a") };
+    store.open_family(&shared, event(Action::TokenIssued)).await.unwrap();
+    assert_eq!(rotate(&*store, &full(present(&shared, 0, 5))).await, Rotation::Unended(Verdict::Shared));
+    assert!(matches!(rotate(&*store, &present(&shared, 0, 5)).await, Rotation::Shared(_)));
+    assert_eq!(rotate(&*store, &present(&family, 0, 9)).await, Rotation::Reused);
+    assert_eq!(rotate(&*store, &full(present(&family, 0, 9))).await, Rotation::Unknown);
+}
+
 /// R03: fifty rotations in one millisecond, then each earlier token: order is the generation, not the time.
 pub(crate) async fn rotations_within_one_millisecond_are_told_apart(bench: &Bench) {
     let store = bench.store();
@@ -378,7 +402,9 @@ pub(crate) async fn rotation_and_end_race_to_one_outcome(bench: &Bench) {
         let generation = match rotation {
             Rotation::Rotated(_) => 1,
             Rotation::Unknown => 0,
-            Rotation::Repeated(_) | Rotation::Refused | Rotation::Reused | Rotation::Shared(_) => panic!("{rotation:?}"),
+            Rotation::Repeated(_) | Rotation::Refused | Rotation::Reused | Rotation::Shared(_) | Rotation::Unended(_) => {
+                panic!("{rotation:?}")
+            }
         };
         assert_eq!(rotate(&*bench.store(), &present(&family, generation, 2)).await, Rotation::Unknown);
     }

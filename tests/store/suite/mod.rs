@@ -56,6 +56,7 @@ macro_rules! lane {
                 a_quiet_generation_begins_the_count_anew
                 a_repetition_from_another_site_is_named
                 a_spent_token_does_not_repeat_once_its_successor_was_used
+                a_family_that_cannot_be_remembered_is_not_ended
                 rotations_within_one_millisecond_are_told_apart
                 a_clock_that_went_back_closes_the_grace
                 a_generation_that_was_never_given_out_ends_the_family
