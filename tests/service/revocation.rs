@@ -130,8 +130,10 @@ async fn too_many_families_ended_by_reuse_end_the_client_instead() {
     let mut shared = world.token(&caller, &[]).await.unwrap();
     for generation in 0..3 {
         let next = world.refresh(&caller, &shared.refresh_token).await.unwrap();
+        world.settled().await;
         let again = world.refresh(&caller, &shared.refresh_token).await;
         assert_eq!(again.is_ok(), generation < 2, "{generation}");
+        world.settled().await;
         (shared.access_token, shared.refresh_token) = (next.access_token, next.refresh_token);
     }
     world.advance(11);
