@@ -36,7 +36,7 @@ enum Verb {
         #[arg(long, default_value_t = usize::MAX, hide_default_value = true)]
         limit: usize,
     },
-    /// Give an audience that belongs to no tenant to one; for the operator
+    /// Give an audience to a tenant, also from another one, unless a client of any other tenant lists it; for the operator
     Assign {
         /// The audience, an absolute URI
         audience: String,
@@ -44,7 +44,7 @@ enum Verb {
         #[arg(long)]
         tenant: String,
     },
-    /// Take an audience from its tenant, unless a client lists it; for the operator
+    /// Take an audience from its tenant, unless a client lists it; for the operator and that tenant
     Release {
         /// The audience
         audience: String,
@@ -102,8 +102,7 @@ async fn list(output: Output, admin: &Admin, tenant: String, limit: usize) -> Re
         return output.document(&json!({ "audiences": audiences, "not_authentic": forged }));
     }
     for audience in &forged {
-        output
-            .talk(&format!("the record of {audience} was not written by the service and is refused: remove it from the store"));
+        output.talk(&format!("the record of {audience} was not written by the service and is refused: assign it anew"));
     }
     let row = |audience: &Audience| {
         let created = render::time(audience.create_time.as_ref());

@@ -21,6 +21,24 @@ impl Audience {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The normal form of an http or https URI: scheme and host in lower case, no user information, no default port. `None`: it
+    /// is written so, or has another scheme. A trailing slash is significant.
+    pub fn normal_form(&self) -> Option<String> {
+        let (scheme, rest) = self.0.split_once(':')?;
+        let scheme = scheme.to_ascii_lowercase();
+        let default_port = match scheme.as_str() {
+            "http" => ":80",
+            "https" => ":443",
+            _ => return None,
+        };
+        let rest = rest.strip_prefix("//")?;
+        let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host).to_ascii_lowercase();
+        let host = host.strip_suffix(default_port).or_else(|| host.strip_suffix(':')).unwrap_or(&host);
+        let normal = format!("{scheme}://{host}{path}");
+        (normal != *self.0).then_some(normal)
+    }
 }
 
 impl FromStr for Audience {
@@ -70,7 +88,7 @@ pub struct AudienceRecord {
     pub claimed_by: ClientId,
     /// When it was claimed or assigned.
     pub created_at: Timestamp,
-    /// True while the operator releases it: the tenant has it still, and may take it back by listing it.
+    /// True while it is released or assigned to another tenant: the tenant has it still, and lists it on no further client.
     pub releasing: bool,
     /// Counts the writes, from 1.
     pub revision: u64,
@@ -82,6 +100,30 @@ pub struct AudienceRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn http_audiences_have_one_spelling_of_scheme_and_host() {
+        for normal in [
+            "https://a.example",
+            "https://a.example/X?Y=1",
+            "https://a.example/",
+            "http://a:8080",
+            "urn:A",
+            "https://[::1]:80/",
+        ] {
+            assert_eq!(normal.parse::<Audience>().unwrap().normal_form(), None, "{normal}");
+        }
+        for (other, normal) in [
+            ("HTTPS://A.example/X", "https://a.example/X"),
+            ("https://a.example:443", "https://a.example"),
+            ("http://a:80?Q", "http://a?Q"),
+            ("https://a:/", "https://a/"),
+            ("https://me:Secret@a.example:8443/@", "https://a.example:8443/@"),
+            ("https://[::1]:443/", "https://[::1]/"),
+        ] {
+            assert_eq!(other.parse::<Audience>().unwrap().normal_form().as_deref(), Some(normal));
+        }
+    }
 
     #[test]
     fn only_absolute_uris_without_fragment_are_audiences() {

@@ -201,11 +201,11 @@ actions! {
     /// An audience came to a tenant: by the first client that lists it, or with the reason `assigned` from the operator. The target is
     /// the audience.
     AudienceClaimed = "audience.claimed",
-    /// The operator began to take an audience from its tenant.
+    /// The operator, or its tenant, began to take an audience from its tenant.
     AudienceReleasing = "audience.releasing",
-    /// A release was given up, since a client lists the audience.
+    /// A release was given up, since a client lists the audience, or with the reason `assigned` by an assignment to its tenant.
     AudienceKept = "audience.kept",
-    /// An audience belongs to no tenant any more.
+    /// An audience does not belong to the tenant any more: to none, or with the reason `assigned` to another.
     AudienceReleased = "audience.released",
     /// A stored audience record was found that this service did not write, and is refused; the target is the audience.
     AudienceNotAuthentic = "audience.not_authentic",

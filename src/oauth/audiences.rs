@@ -1,24 +1,33 @@
 //! Administration of the tenants that audiences belong to: lists, assignment and release. How a client comes to list an audience
 //! is in `listed`.
 //!
-//! A release has four steps, each one write or one look, so that it never takes an audience that a client lists:
+//! A release, and an assignment of what another tenant has, has four steps, each one write or one look, so that it never takes an
+//! audience that a client lists. They run to their end, whatever becomes of the caller.
 //!
 //! | step | record | what can come in between |
 //! |--|--|--|
-//! | look at the clients: one that lists it refuses the release | unchanged | anything |
-//! | mark the record as `releasing` | still the tenant's: no other can claim the audience | a registration by the tenant |
-//! | look again: a client that was written by now refuses it, and the mark is taken back | marked | a client is written behind the look |
-//! | remove the record, if it is still the marked one | gone | a registration that took the mark back: nothing is removed |
+//! | look at the clients: one that lists it refuses the change | unchanged | anything |
+//! | mark the record as `releasing` | still the tenant's: no other can claim the audience, and no client comes to list it | the second write of a registration that read the record before |
+//! | look again: a client that was written by now refuses the change, and the mark is taken back | marked | a client is written behind the look |
+//! | remove the record, or put that of the next tenant in its place, if it is still the marked one | gone, or the next tenant's | another release or assignment: nothing is changed |
 //!
-//! A client that is written behind the second look finds the mark, or no record, when its registration reads the record again, and
-//! takes the mark back or claims the audience anew. A node that dies in between leaves a marked record: the tenant has the audience
-//! still, and the next release goes on.
+//! A client that is written behind the second look finds the mark, no record, or another tenant's when its registration reads the
+//! record again: it is unlisted, or claims the audience anew where there is no record. So a tenant cannot keep an audience by
+//! registering clients. A node that dies in between leaves a marked record: the tenant has the audience still and lists it on no
+//! further client, until the next release goes on, or an assignment to the same tenant takes the mark back.
+//!
+//! For an assignment the clients of the tenant that gets the audience do not count. A record that is not authentic is replaced by a
+//! marked one of that tenant; the mark is taken back after a second look.
+
+use std::{future::Future, sync::Arc};
+
+use tracing::Instrument as _;
 
 use super::{Administrator, Authority};
 use crate::{
     error::{Error, Result},
-    model::{Action, Audience, AudienceRecord, Call, Client, ClientId, Mac, TenantId, text},
-    store::{Listed, ProvenWrite, Spent, Write},
+    model::{Action, Audience, AudienceRecord, Call, Client, Mac, TenantId, text},
+    store::{Listed, ProvenWrite, Spent},
 };
 
 pub use crate::store::FoundAudience;
@@ -41,9 +50,10 @@ impl Authority {
         Ok(self.store.audiences(tenant.as_ref(), after, limit).await?)
     }
 
-    /// Gives an audience that belongs to no tenant to one, which need have no client yet. Again for the same tenant is the same.
+    /// Gives an audience to a tenant, which need have no client yet, also from another tenant, or in the place of a record that is
+    /// not authentic. Refused while a client of any other tenant lists it. Again for the same tenant is the same.
     pub async fn assign_audience(
-        &self,
+        self: &Arc<Self>,
         call: &Call,
         admin: &Administrator,
         audience: &Audience,
@@ -51,52 +61,83 @@ impl Authority {
     ) -> Result<AudienceRecord> {
         admin.must_govern_all()?;
         self.must_not_be_own(audience)?;
+        must_be_normal("audience", audience)?;
         text::check(audience.as_str()).map_err(Error::invalid("audience"))?;
+        let (authority, call, admin) = (self.clone(), call.clone(), admin.clone());
+        let (audience, tenant) = (audience.clone(), tenant.clone());
+        uncut(async move { authority.assign(&call, &admin, &audience, &tenant).await }).await
+    }
+
+    async fn assign(
+        &self,
+        call: &Call,
+        admin: &Administrator,
+        audience: &Audience,
+        tenant: &TenantId,
+    ) -> Result<AudienceRecord> {
         for _ in 0..TRIES {
-            match self.store.audience(audience).await? {
-                Some(FoundAudience::Owned(record)) if record.tenant == *tenant => return Ok(record),
-                Some(FoundAudience::Owned(_)) => {
-                    return Err(Error::precondition(format!("{audience} belongs to another tenant: release it first")));
+            let found = match self.store.audience(audience).await? {
+                Some(FoundAudience::Owned(record)) if record.tenant == *tenant && !record.releasing => return Ok(record),
+                found => found,
+            };
+            self.must_be_unlisted(audience, Some(tenant), admin).await?;
+            let assigned = first_record(call, admin, audience, tenant);
+            let event = |action| admin.stamp_in(call, tenant).done(action, audience.as_str()).because("assigned".to_owned());
+            let (record, write) = match found {
+                None => {
+                    let record = Box::new(assigned.clone());
+                    (Some(assigned), ProvenWrite::ClaimAudience { record, event: event(Action::AudienceClaimed) })
                 }
-                Some(FoundAudience::NotAuthentic(_)) => return Err(not_authentic(audience)),
-                None => {}
-            }
-            let record = first_record(call, admin, audience, tenant);
-            let event = admin.stamp_in(call, tenant).done(Action::AudienceClaimed, audience.as_str());
-            let event = event.because("assigned".to_owned());
-            let write = ProvenWrite::ClaimAudience { record: Box::new(record.clone()), event };
+                // Marked, so that no client comes to list it before the next look at them.
+                Some(FoundAudience::NotAuthentic(_)) => {
+                    let record = Box::new(AudienceRecord { releasing: true, ..assigned });
+                    let events = vec![event(Action::AudienceClaimed)];
+                    (None, ProvenWrite::MoveAudience { from: None, record, events })
+                }
+                Some(FoundAudience::Owned(record)) if record.tenant == *tenant => {
+                    let kept = unmarked(record);
+                    let record = Box::new(kept.clone());
+                    (Some(kept), ProvenWrite::ReplaceAudience { record, event: event(Action::AudienceKept) })
+                }
+                Some(FoundAudience::Owned(record)) => {
+                    let from = self.mark(call, admin, record, Some(tenant)).await?;
+                    let moved = AudienceRecord { revision: from.revision + 1, ..assigned };
+                    let released = admin.stamp_in(call, &from.tenant).done(Action::AudienceReleased, audience.as_str());
+                    let events = vec![released.because("assigned".to_owned()), event(Action::AudienceClaimed)];
+                    let (from, record) = (Some(Box::new(from)), Box::new(moved.clone()));
+                    (Some(moved), ProvenWrite::MoveAudience { from, record, events })
+                }
+            };
             let proof = self.prove(admin).await?;
-            if self.spend(proof, write).await? == Spent::Done {
+            if let (Spent::Done, Some(record)) = (self.spend(proof, write).await?, record) {
                 return Ok(record);
             }
         }
         Err(Error::Stale("audience"))
     }
 
-    /// Takes an audience from its tenant, unless a client lists it.
-    pub async fn release_audience(&self, call: &Call, admin: &Administrator, audience: &Audience) -> Result<()> {
-        admin.must_govern_all()?;
+    /// Takes an audience from its tenant, unless a client lists it: the operator's to do, and that tenant's.
+    pub async fn release_audience(self: &Arc<Self>, call: &Call, admin: &Administrator, audience: &Audience) -> Result<()> {
         self.must_not_be_own(audience)?;
+        let (authority, call, admin, audience) = (self.clone(), call.clone(), admin.clone(), audience.clone());
+        uncut(async move { authority.release(&call, &admin, &audience).await }).await
+    }
+
+    async fn release(&self, call: &Call, admin: &Administrator, audience: &Audience) -> Result<()> {
         let record = match self.store.audience(audience).await? {
-            Some(FoundAudience::Owned(record)) => record,
-            Some(FoundAudience::NotAuthentic(_)) => return Err(not_authentic(audience)),
-            None => return Err(Error::NotFound("audience")),
+            Some(FoundAudience::Owned(record)) if admin.governs(&record.tenant) => record,
+            Some(FoundAudience::NotAuthentic(_)) => return admin.must_govern_all().and(Err(not_authentic(audience))),
+            Some(FoundAudience::Owned(_)) | None => return Err(Error::NotFound("audience")),
         };
-        self.must_not_be_listed(audience).await?;
-        let stamp = admin.stamp_in(call, &record.tenant);
-        let marked = AudienceRecord { releasing: true, revision: record.revision + 1, ..record };
-        let event = stamp.done(Action::AudienceReleasing, audience.as_str());
-        let write = ProvenWrite::ReplaceAudience { record: Box::new(marked.clone()), event };
-        let proof = self.prove(admin).await?;
-        if self.spend(proof, write).await? != Spent::Done {
-            return Err(Error::Stale("audience"));
-        }
-        if let Err(refused) = self.must_not_be_listed(audience).await {
-            // A record that stays marked is the tenant's all the same, so how this ends does not matter.
-            self.keep_audience(call, admin, marked).await?;
+        if let Err(refused) = self.must_be_unlisted(audience, None, admin).await {
+            if record.releasing {
+                // Of a release that never ended: this one ends it.
+                self.keep_audience(call, admin, record).await?;
+            }
             return Err(refused);
         }
-        let event = stamp.done(Action::AudienceReleased, audience.as_str());
+        let marked = self.mark(call, admin, record, None).await?;
+        let event = admin.stamp_in(call, &marked.tenant).done(Action::AudienceReleased, audience.as_str());
         let proof = self.prove(admin).await?;
         match self.spend(proof, ProvenWrite::ReleaseAudience { record: Box::new(marked), event }).await? {
             Spent::Done => Ok(()),
@@ -104,12 +145,36 @@ impl Authority {
         }
     }
 
-    /// Takes the mark of a release back; whether it was there still. It needs no proof: it undoes a release, or completes a
-    /// registration that was proven.
-    pub(super) async fn keep_audience(&self, call: &Call, admin: &Administrator, marked: AudienceRecord) -> Result<bool> {
-        let kept = AudienceRecord { releasing: false, revision: marked.revision + 1, ..marked };
+    /// Marks a record, also one that was marked before, and looks at the clients again. Where one lists the audience the mark is
+    /// taken back.
+    async fn mark(
+        &self,
+        call: &Call,
+        admin: &Administrator,
+        record: AudienceRecord,
+        next: Option<&TenantId>,
+    ) -> Result<AudienceRecord> {
+        let marked = AudienceRecord { releasing: true, revision: record.revision + 1, ..record };
+        let event = admin.stamp_in(call, &marked.tenant).done(Action::AudienceReleasing, marked.audience.as_str());
+        let write = ProvenWrite::ReplaceAudience { record: Box::new(marked.clone()), event };
+        let proof = self.prove(admin).await?;
+        if self.spend(proof, write).await? != Spent::Done {
+            return Err(Error::Stale("audience"));
+        }
+        if let Err(refused) = self.must_be_unlisted(&marked.audience, next, admin).await {
+            // A record that stays marked is the tenant's all the same.
+            self.keep_audience(call, admin, marked).await?;
+            return Err(refused);
+        }
+        Ok(marked)
+    }
+
+    /// Takes the mark of a release back, unless the record was changed meanwhile. It needs no proof: it undoes a release.
+    async fn keep_audience(&self, call: &Call, admin: &Administrator, marked: AudienceRecord) -> Result<()> {
+        let kept = unmarked(marked);
         let event = admin.stamp_in(call, &kept.tenant).done(Action::AudienceKept, kept.audience.as_str());
-        Ok(self.store.replace_audience(&kept, event).await? == Write::Done)
+        self.store.replace_audience(&kept, event).await?;
+        Ok(())
     }
 
     /// The audience of this service is the operator's, without a record and for ever.
@@ -122,31 +187,45 @@ impl Authority {
         Ok(())
     }
 
-    async fn must_not_be_listed(&self, audience: &Audience) -> Result<()> {
-        match self.lister(audience).await? {
-            None => Ok(()),
-            Some(id) => Err(Error::precondition(format!(
-                "the client {id} lists {audience}: take it from its audiences and serves first"
-            ))),
-        }
-    }
-
-    /// A client that lists an audience, disabled ones too.
-    async fn lister(&self, audience: &Audience) -> Result<Option<ClientId>> {
+    /// Refuses a change while a client lists the audience, disabled ones too, but for those of the tenant that gets it.
+    async fn must_be_unlisted(&self, audience: &Audience, next: Option<&TenantId>, admin: &Administrator) -> Result<()> {
         let lists = |client: &Client| client.audiences.contains(audience) || client.serves.contains(audience);
         let mut after = None;
         loop {
             let page = self.store.clients(None, after.as_ref(), PAGE).await?;
-            let found = page.iter().find(|entry| matches!(entry, Listed::Client(client) if lists(client)));
-            if let Some(found) = found {
-                return Ok(Some(found.id().clone()));
+            for entry in &page {
+                if let Listed::Client(client) = entry
+                    && lists(client)
+                    && next != Some(&client.tenant)
+                {
+                    let named = if admin.governs(&client.tenant) { client.id.as_str() } else { "of another tenant" };
+                    let advice = "take it from its audiences and serves first";
+                    return Err(Error::precondition(format!("the client {named} lists {audience}: {advice}")));
+                }
             }
             match page.last() {
                 Some(last) if page.len() >= PAGE => after = Some(last.id().clone()),
-                Some(_) | None => return Ok(None),
+                Some(_) | None => return Ok(()),
             }
         }
     }
+}
+
+/// Runs a change of several steps to its end, whatever becomes of its caller: a deadline or a hang-up drops the answer alone.
+pub(super) async fn uncut<T: Send + 'static>(change: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    tokio::spawn(change.in_current_span()).await.unwrap_or_else(|failed| Err(Error::Internal(Box::new(failed))))
+}
+
+/// Refuses other spellings of an http or https audience than the normal one, which would be another audience.
+pub(super) fn must_be_normal(field: &'static str, audience: &Audience) -> Result<()> {
+    match audience.normal_form() {
+        None => Ok(()),
+        Some(normal) => Err(Error::field(field, format!("{audience} is not in normal form: write {normal}"))),
+    }
+}
+
+fn unmarked(marked: AudienceRecord) -> AudienceRecord {
+    AudienceRecord { releasing: false, revision: marked.revision + 1, ..marked }
 }
 
 /// The record that a claim or an assignment keeps.
@@ -163,5 +242,5 @@ pub(super) fn first_record(call: &Call, admin: &Administrator, audience: &Audien
 }
 
 pub(super) fn not_authentic(audience: &Audience) -> Error {
-    Error::precondition(format!("the record of {audience} was not written by this service: remove it from the store"))
+    Error::precondition(format!("the record of {audience} was not written by this service: the operator assigns it anew"))
 }

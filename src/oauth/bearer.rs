@@ -42,7 +42,7 @@ impl Office {
 
 /// A caller that may administer. Made here and nowhere else. It reads and lists by this; what it changes needs a [`Proof`] each
 /// time (`Authority::prove`), taken when everything slow is done.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Administrator {
     client: Arc<Client>,
     verified: Arc<VerifiedClaims>,

@@ -5,29 +5,39 @@
 //!
 //! A client and the record of an audience are two documents, and there is no transaction over both. So a registration has three steps:
 //!
-//! | step | if a release of the same audience comes in between (see `audiences`) |
+//! | step | if a release or assignment of the same audience comes in between (see `audiences`) |
 //! |--|--|
-//! | 1. read the records, claim those that are not there | before 2: the release sees no client that lists it and may finish |
-//! | 2. write the client | behind the release's last look: it is found in 3 |
-//! | 3. read the records again | marked: the mark is taken back, and the release refused. Gone: claimed again. Another tenant's: the client is taken back, and the answer is a refusal |
+//! | 1. read the records, claim those that are not there; a marked one refuses the registration | before 2: its look sees no client that lists the audience, and it may finish |
+//! | 2. write the client | behind its last look: it is found in 3 |
+//! | 3. read the records again | marked, or another tenant's: the client is taken back, and the answer is a refusal. Gone: claimed again |
 //!
-//! What is claimed in 1 stays the tenant's if 2 fails. A node that dies between 2 and 3 leaves a client that lists what was released in
-//! that moment: the next tenant that lists it gets the audience, and the operator finds the client by its list.
+//! Steps 2 and 3 are one task, which no deadline and no hang-up of the caller cuts. Where the outcome of 2 is unknown 3 is made all the
+//! same, and an audience whose record cannot be read in 3 is taken back. What is claimed in 1 stays the tenant's if 2 fails. A node that dies
+//! between 2 and 3 leaves a client that lists what was released in that moment; an assignment of the audience is refused while it does.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep_until};
 
 use super::{
     Administrator, Authority,
-    audiences::{TRIES, first_record, not_authentic},
+    audiences::{TRIES, first_record, must_be_normal, not_authentic, uncut},
 };
 use crate::{
     error::{Error, Result},
-    model::{Action, Audience, Call, Client},
-    store::{Creation, FoundAudience, ProvenWrite, Spent, Write},
+    model::{Action, Audience, Call, Client, TenantId},
+    store::{FoundAudience, Proof, ProvenWrite, Spent, Write},
 };
 
 /// Where a client lists what its tokens may be for, as in the proto.
 const AUDIENCES: &str = "client.audiences";
 /// Where it lists what it introspects for.
 const SERVES: &str = "client.serves";
+
+/// Records that a tenant's administrators claim, at most; the operator assigns more.
+const MAX_CLAIMED: usize = 1_000;
+/// Waits of step 3 for a store that is away.
+const PAUSES: [Duration; 3] = [Duration::from_millis(50), Duration::from_millis(250), Duration::from_secs(1)];
 
 /// An audience that a client comes to list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,12 +64,16 @@ impl Authority {
                 if !admin.tenant().is_operator() {
                     return Err(foreign(new));
                 }
-            } else if !admits(admin, new, self.store.audience(&new.audience).await?.as_ref())?
+                continue;
+            }
+            must_be_normal(new.field, &new.audience)?;
+            if !admits(admin, new, self.store.audience(&new.audience).await?.as_ref())?
                 && unclaimed.iter().all(|other| other.audience != new.audience)
             {
                 unclaimed.push(new);
             }
         }
+        self.must_have_room(admin, &after.tenant, unclaimed.len()).await?;
         for new in unclaimed {
             self.claim(call, admin, after, new).await?;
         }
@@ -80,9 +94,48 @@ impl Authority {
         Err(Error::Stale("audience"))
     }
 
+    /// Refuses claims beyond what one tenant may have of its own accord: names that are nobody's are few to the others.
+    async fn must_have_room(&self, admin: &Administrator, tenant: &TenantId, claims: usize) -> Result<()> {
+        if claims == 0 || admin.tenant().is_operator() {
+            return Ok(());
+        }
+        let owned = self.store.audiences(Some(tenant), None, MAX_CLAIMED + 1).await?.len();
+        if owned.saturating_add(claims) > MAX_CLAIMED {
+            let advice = "release some, or have the operator assign them";
+            return Err(Error::precondition(format!("the tenant has {owned} of at most {MAX_CLAIMED} audiences: {advice}")));
+        }
+        Ok(())
+    }
+
+    /// Steps 2 and 3. The outcome is that of the client's write, or why it was taken back.
+    pub(super) async fn write_listed(
+        self: &Arc<Self>,
+        call: &Call,
+        admin: &Administrator,
+        (proof, write): (Proof, ProvenWrite),
+        client: &Client,
+        listed: Vec<NewlyListed>,
+    ) -> Result<Spent> {
+        if listed.is_empty() {
+            return self.spend(proof, write).await;
+        }
+        let is_new = matches!(write, ProvenWrite::CreateClient { .. });
+        let (authority, call, admin, client) = (self.clone(), call.clone(), admin.clone(), client.clone());
+        uncut(async move {
+            let spent = authority.spend(proof, write).await;
+            // By these it is sure that nothing was written.
+            if matches!(spent, Ok(Spent::Taken | Spent::Stale | Spent::Unproven) | Err(Error::InvalidToken)) {
+                return spent;
+            }
+            let confirmed = authority.confirm_listed(&call, &admin, &client, listed, is_new).await;
+            spent.and_then(|spent| confirmed.map(|()| spent))
+        })
+        .await
+    }
+
     /// Step 3, once the client is written. What the client may not keep is taken from it, with the tokens that it got by then; a
     /// client that `is_new` goes altogether.
-    pub(super) async fn confirm_listed(
+    async fn confirm_listed(
         &self,
         call: &Call,
         admin: &Administrator,
@@ -92,43 +145,45 @@ impl Authority {
     ) -> Result<()> {
         let (mut lost, mut refused) = (Vec::new(), Ok(()));
         for new in listed {
-            if let Some(why) = self.lost(call, admin, client, &new).await? {
+            if let Err(why) = self.confirm(call, admin, client, &new).await {
                 refused = refused.and(Err(why));
                 lost.push(new);
             }
         }
-        if !lost.is_empty() {
-            self.unlist(call, admin, client, &lost, is_new).await?;
+        let mut pauses = PAUSES.into_iter();
+        while !lost.is_empty() {
+            match (self.unlist(call, admin, client, &lost, is_new).await, pauses.next()) {
+                (Ok(()), _) => break,
+                (Err(Error::Unavailable(_) | Error::Stale(_)), Some(pause)) => sleep_until(Instant::now() + pause).await,
+                (Err(error), _) => {
+                    tracing::error!(client = %client.id, %error, "a client may list an audience that is not its tenant's");
+                    return Err(error);
+                }
+            }
         }
         refused
     }
 
-    /// Why a client may not go on listing an audience; `None`: it may, and its tenant has the audience again if it was released.
-    async fn lost(&self, call: &Call, admin: &Administrator, client: &Client, new: &NewlyListed) -> Result<Option<Error>> {
+    /// Fails if a client may not go on listing an audience.
+    async fn confirm(&self, call: &Call, admin: &Administrator, client: &Client, new: &NewlyListed) -> Result<()> {
         if new.audience == self.terms.own_audience {
-            return Ok(None);
+            return Ok(());
         }
-        for _ in 0..TRIES {
-            let found = self.store.audience(&new.audience).await?;
-            match (admits(admin, new, found.as_ref()), found) {
-                (Err(why), _) => return Ok(Some(why)),
-                (Ok(_), Some(FoundAudience::Owned(record))) if record.releasing => {
-                    if self.keep_audience(call, admin, record).await? {
-                        return Ok(None);
-                    }
-                }
-                (Ok(_), Some(_)) => return Ok(None),
-                (Ok(_), None) => {
-                    let record = first_record(call, admin, &new.audience, &client.tenant);
-                    let event = admin.stamp_in(call, &client.tenant).done(Action::AudienceClaimed, new.audience.as_str());
-                    // Without a proof: it completes a change that was proven.
-                    if self.store.claim_audience(&record, event).await? == Creation::Created {
-                        return Ok(None);
-                    }
-                }
+        let mut pauses = PAUSES.into_iter();
+        loop {
+            let confirmed = match self.store.audience(&new.audience).await {
+                Ok(found) => match admits(admin, new, found.as_ref()) {
+                    // It was released in between.
+                    Ok(false) => self.claim(call, admin, client, new).await,
+                    judged => judged.map(drop),
+                },
+                Err(error) => Err(error.into()),
+            };
+            match (confirmed, pauses.next()) {
+                (Err(Error::Unavailable(_)), Some(pause)) => sleep_until(Instant::now() + pause).await,
+                (confirmed, _) => return confirmed,
             }
         }
-        Err(Error::Stale("audience"))
     }
 
     /// Undoes step 2. Without a proof: the change that is undone was proven, and must not stand because its caller fell.
@@ -143,7 +198,15 @@ impl Authority {
         let stamp = admin.stamp_in(call, &written.tenant);
         let id = &written.id;
         for _ in 0..TRIES {
-            let Some(client) = self.store.client(id).await? else { return Ok(()) };
+            // It may be that it was never written, or is another by now.
+            let is_written = |client: &Client| client.created_at == written.created_at && client.tenant == written.tenant;
+            let Some(client) = self.store.client(id).await?.filter(is_written) else { return Ok(()) };
+            let lists = |NewlyListed { field, audience }: &NewlyListed| {
+                if *field == SERVES { client.serves.contains(audience) } else { client.audiences.contains(audience) }
+            };
+            if !is_new && !lost.iter().any(lists) {
+                return Ok(());
+            }
             let mut next = Client { revision: client.revision + 1, updated_at: call.now, ..client };
             for NewlyListed { field, audience } in lost {
                 let list = if *field == SERVES { &mut next.serves } else { &mut next.audiences };
@@ -157,7 +220,7 @@ impl Authority {
             if is_new {
                 // One that another administrator has changed by now is that one's to keep.
                 let event = stamp.done(Action::ClientDeleted, id.as_str()).because("audience lost".to_owned());
-                self.store.delete_client(id, next.revision, event).await?;
+                self.store.delete_client(&next, event).await?;
             }
             return Ok(());
         }
@@ -165,13 +228,18 @@ impl Authority {
     }
 }
 
-/// Whether an administrator may list an audience whose record was found so: true if it belongs to a tenant, false if to none yet.
+/// Returns true if an administrator may list an audience with this record, and false if it belongs to no tenant yet.
 fn admits(admin: &Administrator, new: &NewlyListed, found: Option<&FoundAudience>) -> Result<bool> {
     match found {
         None => Ok(false),
         Some(FoundAudience::NotAuthentic(audience)) => Err(not_authentic(audience)),
-        Some(FoundAudience::Owned(record)) if admin.governs(&record.tenant) => Ok(true),
-        Some(FoundAudience::Owned(_)) => Err(foreign(new)),
+        Some(FoundAudience::Owned(record)) if !admin.governs(&record.tenant) => Err(foreign(new)),
+        Some(FoundAudience::Owned(record)) if record.releasing => {
+            let NewlyListed { field, audience } = new;
+            let advice = "the operator assigns it to its tenant again, or releases it";
+            Err(Error::precondition(format!("{field}: {audience} is being released; if that does not end, {advice}")))
+        }
+        Some(FoundAudience::Owned(_)) => Ok(true),
     }
 }
 

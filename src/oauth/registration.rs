@@ -1,6 +1,6 @@
 //! Registering clients (the data of RFC 7591 section 2, through administration RPCs) and keeping their secrets.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
@@ -77,7 +77,7 @@ pub struct Added {
 impl Authority {
     /// Registers a client with a first secret.
     pub async fn create_client(
-        &self,
+        self: &Arc<Self>,
         call: &Call,
         admin: &Administrator,
         id: Option<ClientId>,
@@ -98,15 +98,20 @@ impl Authority {
         let (secret, value) = self.make_secret(admin.tenant(), secret, None, call.now).await?;
         let secret_id = secret.id.clone();
         client.secrets.push(secret);
+        // Asked before an audience is claimed for it.
+        match self.store.client(&client.id).await {
+            // One that cannot be read is left to the write, which finds the id taken.
+            Ok(None) | Err(StoreError::Corrupt(_)) => {}
+            Ok(Some(_)) => return Err(Error::AlreadyExists("client")),
+            Err(error) => return Err(error.into()),
+        }
         let listed = self.claim_listed(call, admin, &blank, &client).await?;
         let event = admin.stamp_in(call, &client.tenant).done(Action::ClientCreated, client.id.as_str());
         let of_any = admin.tenant().is_operator();
         let proof = self.prove(admin).await?;
-        match self.spend(proof, ProvenWrite::CreateClient { client: Box::new(client.clone()), of_any, event }).await? {
-            Spent::Done => {
-                self.confirm_listed(call, admin, &client, listed, true).await?;
-                Ok(Added { client, secret: secret_id, value })
-            }
+        let write = ProvenWrite::CreateClient { client: Box::new(client.clone()), of_any, event };
+        match self.write_listed(call, admin, (proof, write), &client, listed).await? {
+            Spent::Done => Ok(Added { client, secret: secret_id, value }),
             Spent::Taken => Err(Error::AlreadyExists("client")),
             Spent::Stale | Spent::Unproven => Err(Error::Stale("client")),
         }
@@ -163,7 +168,7 @@ impl Authority {
     /// Changes a client's settings, validated exactly as on creation (N05). Where something is taken away, all that was issued to
     /// the client ends in the same write.
     pub async fn update_client(
-        &self,
+        self: &Arc<Self>,
         call: &Call,
         admin: &Administrator,
         id: &ClientId,
@@ -175,26 +180,44 @@ impl Authority {
     }
 
     /// Refuses a client from now on and ends what it holds, in one write: a call that is cut off leaves both or neither.
-    pub async fn disable_client(&self, call: &Call, admin: &Administrator, id: &ClientId, etag: Option<u64>) -> Result<Client> {
+    pub async fn disable_client(
+        self: &Arc<Self>,
+        call: &Call,
+        admin: &Administrator,
+        id: &ClientId,
+        etag: Option<u64>,
+    ) -> Result<Client> {
         let disable = |client: Client| Ok(Client { disabled: true, ..client });
         self.rewrite(call, admin, id, etag, Action::ClientDisabled, id.as_str(), Some("disabled"), disable).await
     }
 
     /// Admits a disabled client again.
-    pub async fn enable_client(&self, call: &Call, admin: &Administrator, id: &ClientId, etag: Option<u64>) -> Result<Client> {
+    pub async fn enable_client(
+        self: &Arc<Self>,
+        call: &Call,
+        admin: &Administrator,
+        id: &ClientId,
+        etag: Option<u64>,
+    ) -> Result<Client> {
         let enable = |client: Client| Ok(Client { disabled: false, ..client });
         self.rewrite(call, admin, id, etag, Action::ClientEnabled, id.as_str(), None, enable).await
     }
 
     /// Removes a client and raises its epoch in one write: that is what ends its families also for a later client of its name.
-    pub async fn delete_client(&self, call: &Call, admin: &Administrator, id: &ClientId, etag: Option<u64>) -> Result<()> {
+    pub async fn delete_client(
+        self: &Arc<Self>,
+        call: &Call,
+        admin: &Administrator,
+        id: &ClientId,
+        etag: Option<u64>,
+    ) -> Result<()> {
         let remove = |client: Client| Ok(client);
         self.rewrite(call, admin, id, etag, Action::ClientDeleted, id.as_str(), Some("deleted"), remove).await.map(drop)
     }
 
     /// Gives a client a further secret, unless two live already.
     pub async fn add_secret(
-        &self,
+        self: &Arc<Self>,
         call: &Call,
         admin: &Administrator,
         id: &ClientId,
@@ -227,7 +250,7 @@ impl Authority {
     /// was issued to the client so far ends in the same write.
     #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
     pub async fn retire_secret(
-        &self,
+        self: &Arc<Self>,
         call: &Call,
         admin: &Administrator,
         id: &ClientId,
@@ -257,7 +280,7 @@ impl Authority {
     /// client holds ends with it where `ends` says why, or something is taken away. Each try is proven anew.
     #[expect(clippy::too_many_arguments, reason = "one place for every write of a client")]
     async fn rewrite(
-        &self,
+        self: &Arc<Self>,
         call: &Call,
         admin: &Administrator,
         id: &ClientId,
@@ -285,15 +308,14 @@ impl Authority {
             let ended = |why: &str| stamp.done(Action::ClientRevoked, id.as_str()).because(why.to_owned());
             let kept = Box::new(client.clone());
             let write = if action == Action::ClientDeleted {
-                ProvenWrite::DeleteClient { id: id.clone(), revision: before.revision, ended: ended("deleted"), event }
+                ProvenWrite::DeleteClient { client: Box::new(before), ended: ended("deleted"), event }
             } else if let Some(why) = ends {
                 ProvenWrite::EndClient { client: kept, event, ended: ended(why) }
             } else {
                 ProvenWrite::ReplaceClient { client: kept, event }
             };
             let proof = self.prove(admin).await?;
-            if self.spend(proof, write).await? == Spent::Done {
-                self.confirm_listed(call, admin, &client, listed, false).await?;
+            if self.write_listed(call, admin, (proof, write), &client, listed).await? == Spent::Done {
                 return Ok(client);
             }
         }

@@ -41,8 +41,8 @@ pub trait AudienceStore: Send + Sync {
     async fn audiences(&self, tenant: Option<&TenantId>, after: Option<&Audience>, limit: usize) -> Result<Vec<FoundAudience>>;
     /// Keeps a first record, of revision 1, unless the audience has one. Of any number of callers at once one succeeds.
     async fn claim_audience(&self, record: &AudienceRecord, event: Event) -> Result<Creation>;
-    /// Writes `record` if the stored one has the same tenant and the revision before.
+    /// Writes `record` if the stored one has the same tenant and time of creation, and the revision before.
     async fn replace_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write>;
-    /// Removes the stored record if it has the tenant and the revision of `record`.
+    /// Removes the stored record if it has the tenant, the time of creation and the revision of `record`.
     async fn release_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write>;
 }

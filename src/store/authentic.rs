@@ -137,8 +137,8 @@ impl ClientStore for Authentic {
         self.inner.end_client(&self.key.seal_client(client.clone()), event, ended).await
     }
 
-    async fn delete_client(&self, id: &ClientId, revision: u64, event: Event) -> Result<Write> {
-        self.inner.delete_client(id, revision, event).await
+    async fn delete_client(&self, client: &Client, event: Event) -> Result<Write> {
+        self.inner.delete_client(client, event).await
     }
 
     async fn note_uses(&self, uses: &[SecretUse]) -> Result<()> {
@@ -174,6 +174,12 @@ impl AudienceStore for Authentic {
 impl ProofStore for Authentic {
     async fn spend(&self, proof: Proof, write: ProvenWrite) -> Result<Spent> {
         let proof = proof.checked_with(&self.key);
+        if let ProvenWrite::MoveAudience { from: None, record, .. } = &write {
+            // What was put right meanwhile is not written over.
+            if !matches!(self.audience(&record.audience).await?, Some(FoundAudience::NotAuthentic(_))) {
+                return Ok(Spent::Stale);
+            }
+        }
         let write = write.map_client(|client| self.key.seal_client(client));
         self.inner.spend(proof, write.map_audience(|record| self.key.seal_audience(record))).await
     }

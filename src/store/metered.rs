@@ -73,8 +73,8 @@ impl<S: Store> ClientStore for Metered<S> {
         measure("end_client", self.0.end_client(client, event, ended)).await
     }
 
-    async fn delete_client(&self, id: &ClientId, revision: u64, event: Event) -> Result<Write> {
-        measure("delete_client", self.0.delete_client(id, revision, event)).await
+    async fn delete_client(&self, client: &Client, event: Event) -> Result<Write> {
+        measure("delete_client", self.0.delete_client(client, event)).await
     }
 
     async fn note_uses(&self, uses: &[SecretUse]) -> Result<()> {

@@ -160,14 +160,16 @@ pub trait ClientStore: Send + Sync {
     async fn create_client(&self, client: &Client, event: Event) -> Result<Creation>;
     /// The same, where the id of a deleted client may be any tenant's: for the operator.
     async fn create_client_of_any(&self, client: &Client, event: Event) -> Result<Creation>;
-    /// Writes `client` if the stored one's revision is `client.revision - 1`.
+    /// Writes `client` if the stored one has its tenant, its time of creation and the revision before: a client that was deleted
+    /// meanwhile is not brought back over the next one of its id.
     async fn replace_client(&self, client: &Client, event: Event) -> Result<Write>;
     /// Writes `client` as [`Self::replace_client`] does and raises its epoch in the same commit: all that was issued to it ends
     /// with it, whatever becomes of the caller. Leaves both records, `event` first, and is heard as the client, then the epoch.
     async fn end_client(&self, client: &Client, event: Event, ended: Event) -> Result<Write>;
-    /// Removes a client at this revision, with the uses of its secrets, and keeps whose its id was in the same write. Its families stay until they expire: there may be very
-    /// many. Whoever removes a client ends it first ([`Self::end_client`]), so that a later client of its name cannot use them.
-    async fn delete_client(&self, id: &ClientId, revision: u64, event: Event) -> Result<Write>;
+    /// Removes the stored client if it has the tenant, the time of creation and the revision of `client`, with the uses of its
+    /// secrets, and keeps whose its id was in the same write. Its families stay until they expire: there may be very many. A
+    /// client is ended first ([`Self::end_client`]), so that a later client of its name cannot use them.
+    async fn delete_client(&self, client: &Client, event: Event) -> Result<Write>;
     /// Adds to the use counts of secrets and moves `last_used_at` forward, never back. Not audited. Uses of what has been
     /// removed are dropped.
     async fn note_uses(&self, uses: &[SecretUse]) -> Result<()>;

@@ -153,10 +153,8 @@ pub enum ProvenWrite {
     },
     /// [`super::ClientStore::delete_client`], and the client's epoch is raised in the same commit.
     DeleteClient {
-        /// Whose.
-        id: ClientId,
-        /// The revision that must be found.
-        revision: u64,
+        /// The one that must be found.
+        client: Box<Client>,
         /// Record of the raised epoch.
         ended: Event,
         /// Record of the removal.
@@ -175,6 +173,15 @@ pub enum ProvenWrite {
         record: Box<AudienceRecord>,
         /// Its record in the trail.
         event: Event,
+    },
+    /// Puts a record, of whichever tenant, in the place of another.
+    MoveAudience {
+        /// The one that must be found; `None`: one that is not authentic.
+        from: Option<Box<AudienceRecord>>,
+        /// As it shall be kept.
+        record: Box<AudienceRecord>,
+        /// Its records in the trail.
+        events: Vec<Event>,
     },
     /// [`super::AudienceStore::release_audience`].
     ReleaseAudience {
@@ -230,7 +237,9 @@ impl ProvenWrite {
 
     /// The same change with another form of the audience's record that it writes, if it writes one.
     pub(super) fn map_audience(mut self, change: impl FnOnce(AudienceRecord) -> AudienceRecord) -> Self {
-        if let Self::ClaimAudience { record, .. } | Self::ReplaceAudience { record, .. } = &mut self {
+        if let Self::ClaimAudience { record, .. } | Self::ReplaceAudience { record, .. } | Self::MoveAudience { record, .. } =
+            &mut self
+        {
             **record = change((**record).clone());
         }
         self
@@ -245,6 +254,7 @@ impl ProvenWrite {
             Self::DeleteClient { .. } => "delete_client",
             Self::ClaimAudience { .. } => "claim_audience",
             Self::ReplaceAudience { .. } => "replace_audience",
+            Self::MoveAudience { .. } => "move_audience",
             Self::ReleaseAudience { .. } => "release_audience",
             Self::RaiseEpoch { .. } => "raise_epoch",
             Self::Revoke { .. } => "revoke",

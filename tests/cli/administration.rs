@@ -214,8 +214,11 @@ fn audiences_are_assigned_listed_and_released() {
     let assigned = house.jeton(&["audience", "assign", PAY, "--tenant", "globex", "--json"]).ok().json()["audience"].clone();
     assert_eq!((&assigned["audience"], &assigned["tenant"]), (&json!(PAY), &json!("globex")));
     assert_eq!(assigned["claimed_by"], "bootstrap");
-    let taken = house.jeton(&["audience", "assign", PAY, "--tenant", "acme"]);
-    assert!(taken.code == 3 && taken.err.contains("release it first"), "{taken:?}");
+    let moved = house.jeton(&["audience", "assign", PAY, "--tenant", "acme", "--json"]).ok().json()["audience"].clone();
+    assert_eq!(moved["tenant"], "acme");
+    house.jeton(&["audience", "assign", PAY, "--tenant", "globex"]).ok();
+    let spelled = house.jeton(&["audience", "assign", "https://PAY.example:443", "--tenant", "acme"]);
+    assert!(spelled.code != 0 && spelled.err.contains(&format!("write {PAY}")), "{spelled:?}");
     house.jeton(&["client", "create", "orders", "--serves", "https://orders.example"]).ok();
     let listed = house.jeton(&["audience", "list", "--json"]).ok().json();
     let tenants: Vec<_> = listed["audiences"].as_array().unwrap().iter().map(|audience| &audience["tenant"]).collect();

@@ -190,8 +190,10 @@ class EveryRpc(WithServer):
         self.assertEqual((assigned["audience"], assigned["tenant"]), (pay, "shop"))
         listed = self.admin(AUDIENCES, "ListAudiences", {"tenant": "shop"})["audiences"]
         self.assertEqual([audience["audience"] for audience in listed], [pay])
-        again = {"audience": pay, "tenant": "other"}
-        self.refused("FailedPrecondition", AUDIENCES, "AssignAudience", again, [self.bearer])
+        moved = self.admin(AUDIENCES, "AssignAudience", {"audience": pay, "tenant": "other"})["audience"]
+        self.assertEqual(moved["tenant"], "other")
+        spelled = {"audience": "https://Pay.example", "tenant": "other"}
+        self.refused("InvalidArgument", AUDIENCES, "AssignAudience", spelled, [self.bearer])
         self.assertEqual(self.admin(AUDIENCES, "ReleaseAudience", {"audience": pay}), {})
         self.refused("NotFound", AUDIENCES, "ReleaseAudience", {"audience": pay}, [self.bearer])
 

@@ -41,6 +41,7 @@ mod published;
 mod recorded;
 mod records;
 mod refresh;
+mod released;
 mod revocation;
 mod revoke_all;
 mod scenes;

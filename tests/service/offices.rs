@@ -99,7 +99,7 @@ async fn only_an_access_token_administers() {
 #[tokio::test]
 async fn a_token_for_another_audience_does_not_administer() {
     let world = World::start().await;
-    let audiences = ["https://orders", ISSUER, "https://jeton.test/", "https://JETON.test", "https://jeton.tes"];
+    let audiences = ["https://orders", ISSUER, "https://jeton.test/", "https://jeton.test/x", "https://jeton.tes"];
     let client = Client {
         scopes: vec!["jeton:admin".to_owned(), "jeton:introspect:any".to_owned()],
         audiences: audiences.map(str::to_owned).to_vec(),

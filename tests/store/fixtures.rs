@@ -41,6 +41,10 @@ pub(crate) fn client(name: &str) -> Client {
     client_of("default", name)
 }
 
+pub(crate) fn of_revision(revision: u64, client: Client) -> Client {
+    Client { revision, ..client }
+}
+
 pub(crate) fn client_of(tenant: &str, name: &str) -> Client {
     Client {
         id: id(name),

@@ -158,7 +158,11 @@ impl Model {
     }
 
     fn replace(&mut self, client: &Client) -> Write {
-        let Some(stored) = self.clients.get_mut(&client.id).filter(|stored| stored.revision + 1 == client.revision) else {
+        let Some(stored) = self
+            .clients
+            .get_mut(&client.id)
+            .filter(|stored| stored.revision + 1 == client.revision && stored.tenant == client.tenant)
+        else {
             return Write::Stale;
         };
         let mut next = client.clone();
@@ -181,12 +185,16 @@ impl Model {
         written
     }
 
-    fn delete(&mut self, id: &ClientId, revision: u64) -> Write {
-        if self.clients.get(id).is_none_or(|stored| stored.revision != revision) {
+    fn delete(&mut self, client: &Client) -> Write {
+        if self
+            .clients
+            .get(&client.id)
+            .is_none_or(|stored| stored.revision != client.revision || stored.tenant != client.tenant)
+        {
             return Write::Stale;
         }
-        let gone = self.clients.remove(id).unwrap();
-        self.deleted.insert(id.clone(), gone.tenant);
+        let gone = self.clients.remove(&client.id).unwrap();
+        self.deleted.insert(gone.id, gone.tenant);
         self.records += 1;
         Write::Done
     }
@@ -268,8 +276,10 @@ async fn step(bench: &Bench, model: &mut Model, now: &mut Timestamp, verb: &Verb
         Verb::Delete { client, behind } => {
             let id = id(CLIENTS[client]);
             let revision = model.clients.get(&id).map_or(0, |stored| stored.revision).saturating_sub(behind);
-            let deleted = store.delete_client(&id, revision, event(Action::ClientDeleted)).await.unwrap();
-            assert_eq!(deleted, model.delete(&id, revision));
+            let tenant = model.clients.get(&id).map_or("one", |stored| stored.tenant.as_str()).to_owned();
+            let gone = Client { revision, ..client_of(&tenant, id.as_str()) };
+            let deleted = store.delete_client(&gone, event(Action::ClientDeleted)).await.unwrap();
+            assert_eq!(deleted, model.delete(&gone));
         }
         Verb::Use { client, secret, millis, count } => {
             let secret = ["s1", "s2"][secret].parse().unwrap();

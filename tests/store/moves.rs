@@ -16,7 +16,7 @@ mod mongodb {
     use crate::{
         bench::Bench,
         database::{self, Database},
-        fixtures::{Ear, NOW, at, client, event, family, id, present, stamp},
+        fixtures::{Ear, NOW, at, client, event, family, id, of_revision, present, stamp},
         scenes,
         transfer::{dump, lines, parse},
     };
@@ -94,7 +94,7 @@ mod mongodb {
         two.note_uses(&[SecretUse { client: id("gone"), secret: "s1".parse().unwrap(), at: at(1), count: 1 }]).await.unwrap();
         let gone = jeton::model::Client { revision: 2, ..client("gone") };
         two.end_client(&gone, event(Action::ClientDisabled), event(Action::ClientRevoked)).await.unwrap();
-        two.delete_client(&id("gone"), 2, event(Action::ClientDeleted)).await.unwrap();
+        two.delete_client(&of_revision(2, client("gone")), event(Action::ClientDeleted)).await.unwrap();
         one.close().await.unwrap();
         two.close().await.unwrap();
 

@@ -39,7 +39,7 @@ pub(crate) async fn fill(store: &dyn Store, rounds: usize) {
 pub(crate) async fn delete_some(store: &dyn Store) {
     for (tenant, name) in [("default", "gone"), ("other", "gone-too")] {
         store.create_client(&client_of(tenant, name), event(Action::ClientCreated)).await.unwrap();
-        store.delete_client(&id(name), 1, event(Action::ClientDeleted)).await.unwrap();
+        store.delete_client(&client_of(tenant, name), event(Action::ClientDeleted)).await.unwrap();
     }
 }
 

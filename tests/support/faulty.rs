@@ -330,11 +330,11 @@ impl ClientStore for FaultyStore {
     }
 
     async fn end_client(&self, client: &Client, event: Event, ended: Event) -> Result<Write> {
-        self.pass(self.inner.end_client(client, event, ended)).await
+        self.pass_held("end_client", self.inner.end_client(client, event, ended)).await
     }
 
-    async fn delete_client(&self, id: &ClientId, revision: u64, event: Event) -> Result<Write> {
-        self.pass(self.inner.delete_client(id, revision, event)).await
+    async fn delete_client(&self, client: &Client, event: Event) -> Result<Write> {
+        self.pass(self.inner.delete_client(client, event)).await
     }
 
     async fn note_uses(&self, uses: &[SecretUse]) -> Result<()> {

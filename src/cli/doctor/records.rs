@@ -1,14 +1,19 @@
 //! Whether every record of a client or an audience was written by the service: by their codes, under the master key.
 
+use std::collections::BTreeMap;
+
 use super::Finding;
 use crate::{
     cli::transfer::ends,
     config::Config,
     crypto::{master, records::RecordKey, seal::Sealer},
+    model::{Audience, ClientId, TenantId},
     store::transfer::{Dump, Item},
 };
 
 const SUBJECT: &str = "client records";
+/// Listings that are shown.
+const SHOWN: usize = 20;
 /// Records read together.
 const PAGE: usize = 500;
 
@@ -17,16 +22,30 @@ pub(super) async fn clients(config: &Config) -> Option<Finding> {
     let master = master::load_or_make(&config.master_key_path(), false).ok()?;
     let key = RecordKey::new(Sealer::new(master).derive("client record"));
     let source = ends::source(config, None).await.ok()?;
-    Some(match look(source.as_ref(), &key).await {
-        Ok(Looked { clients, audiences, forged }) if forged.is_empty() => {
+    let mut looked = look(source.as_ref(), &key).await;
+    if let Ok(looked) = &mut looked {
+        // The service itself has no record, and is listed by the operator.
+        looked.listed.retain(|(audience, _), _| audience.as_str() != config.issuer.as_str());
+    }
+    Some(match looked {
+        Ok(Looked { forged, listed, .. }) if forged.is_empty() && !listed.is_empty() => {
+            let text = listed.iter().map(|((audience, _), client)| format!("{client} lists {audience}"));
+            let (more, text) = (listed.len().saturating_sub(SHOWN), text.take(SHOWN).collect::<Vec<_>>().join(", "));
+            let text = if more > 0 { format!("{text} and {more} more") } else { text };
+            let advice = "these audiences belong to another tenant or to none: as the operator shares them, or since an import";
+            Finding::note(SUBJECT, text, advice)
+        }
+        Ok(Looked { clients, audiences, forged, .. }) if forged.is_empty() => {
             Finding::ok(SUBJECT, format!("{clients} clients and {audiences} audiences, all written by the service"))
         }
         Ok(Looked { forged, .. }) => {
             let text = format!("not written by the service, and refused: {}", forged.join(", "));
-            let advice = "somebody without the master key writes to this store: remove the records, and look at who can";
+            let advice = "somebody without the master key writes to this store: remove records of clients, assign audiences anew, and look at who can";
             Finding::problem(SUBJECT, text, advice)
         }
-        Err(problem) => Finding::problem(SUBJECT, problem, "remove the record from the store, or restore a backup"),
+        Err(problem) => {
+            Finding::problem(SUBJECT, problem, "restore a backup, or remove the record of a client and assign an audience anew")
+        }
     })
 }
 
@@ -36,6 +55,8 @@ struct Looked {
     clients: usize,
     audiences: usize,
     forged: Vec<String>,
+    /// Audiences that a tenant's clients list and that are not the tenant's, with one of these clients.
+    listed: BTreeMap<(Audience, TenantId), ClientId>,
 }
 
 /// Looks at clients and audiences, which come first in what a store gives away.
@@ -50,12 +71,17 @@ async fn look(store: &dyn Dump, key: &RecordKey) -> Result<Looked, String> {
                     if !key.is_authentic(client) {
                         looked.forged.push(client.id.to_string());
                     }
+                    for audience in client.audiences.iter().chain(&client.serves) {
+                        let listed = (audience.clone(), client.tenant.clone());
+                        looked.listed.entry(listed).or_insert_with(|| client.id.clone());
+                    }
                 }
                 Item::Audience(record) => {
                     looked.audiences = looked.audiences.saturating_add(1);
                     if !key.is_authentic_audience(record) {
                         looked.forged.push(record.audience.to_string());
                     }
+                    looked.listed.remove(&(record.audience.clone(), record.tenant.clone()));
                 }
                 Item::Export { .. } | Item::SecretUse { .. } | Item::DeletedClient { .. } => {}
                 Item::Family(_)

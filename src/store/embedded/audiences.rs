@@ -77,29 +77,57 @@ impl Batch<'_> {
         Ok(written == 1)
     }
 
-    pub(super) fn replace_audience(&mut self, Stored { record, body }: &Stored, entry: &Entry) -> Result<Write, Fault> {
+    pub(super) fn replace_audience(&mut self, stored: &Stored, entry: &Entry) -> Result<Write, Fault> {
+        let Some(before) = stored.record.revision.checked_sub(1) else { return Ok(Write::Stale) };
+        if !self.keeps_audience(&stored.record, before)? {
+            return Ok(Write::Stale);
+        }
+        self.put_audience(stored)?;
+        self.append(entry)?;
+        Ok(Write::Done)
+    }
+
+    /// Puts a record in the place of `from`, or where there is none of whatever is there.
+    pub(super) fn move_audience(
+        &mut self,
+        from: Option<&AudienceRecord>,
+        stored: &Stored,
+        entries: &[Entry],
+    ) -> Result<Write, Fault> {
+        if let Some(from) = from
+            && !self.keeps_audience(from, from.revision)?
+        {
+            return Ok(Write::Stale);
+        }
+        self.put_audience(stored)?;
+        entries.iter().try_for_each(|entry| self.append(entry))?;
+        Ok(Write::Done)
+    }
+
+    fn put_audience(&self, Stored { record, body }: &Stored) -> Result<(), Fault> {
         let (id, tenant, revision) = (record.audience.as_str(), record.tenant.as_str(), to_sql(record.revision));
-        let written = self.execute(
-            "UPDATE audiences SET revision = ?3, body = ?4, sum = ?5 WHERE id = ?1 AND tenant = ?2 AND revision = ?3 - 1",
+        self.execute(
+            "INSERT OR REPLACE INTO audiences (id, tenant, revision, body, sum) VALUES (?1, ?2, ?3, ?4, ?5)",
             (id, tenant, revision, body, sum(id, tenant, revision, body)),
         )?;
-        self.recorded(written, entry)
+        Ok(())
     }
 
     pub(super) fn release_audience(&mut self, record: &AudienceRecord, entry: &Entry) -> Result<Write, Fault> {
-        let written = self.execute(
-            "DELETE FROM audiences WHERE id = ?1 AND tenant = ?2 AND revision = ?3",
-            (record.audience.as_str(), record.tenant.as_str(), to_sql(record.revision)),
-        )?;
-        self.recorded(written, entry)
-    }
-
-    fn recorded(&mut self, written: usize, entry: &Entry) -> Result<Write, Fault> {
-        if written == 0 {
+        if !self.keeps_audience(record, record.revision)? {
             return Ok(Write::Stale);
         }
+        self.execute("DELETE FROM audiences WHERE id = ?1", (record.audience.as_str(),))?;
         self.append(entry)?;
         Ok(Write::Done)
+    }
+
+    /// Returns true if the stored record is this one, at this revision. Revisions start at 1 again once an audience was released.
+    fn keeps_audience(&self, record: &AudienceRecord, revision: u64) -> Result<bool, Fault> {
+        let is_kept = |kept: &AudienceRecord| {
+            kept.revision == revision && kept.tenant == record.tenant && kept.created_at == record.created_at
+        };
+        Ok(matches!(find(self.connection, &record.audience)?, Some(FoundAudience::Owned(kept)) if is_kept(&kept)))
     }
 }
 

@@ -46,9 +46,9 @@ impl ClientStore for Embedded {
         self.write(Urgency::Vital, move |batch| batch.end_client(&client, &entry, &ended)).await
     }
 
-    async fn delete_client(&self, id: &ClientId, revision: u64, event: Event) -> Result<Write> {
-        let (id, entry) = (id.clone(), Entry::new(event)?);
-        self.write(Urgency::Normal, move |batch| batch.delete_client(&id, revision, &entry)).await
+    async fn delete_client(&self, client: &Client, event: Event) -> Result<Write> {
+        let (client, entry) = (client.clone(), Entry::new(event)?);
+        self.write(Urgency::Normal, move |batch| batch.delete_client(&client, &entry)).await
     }
 
     async fn note_uses(&self, uses: &[SecretUse]) -> Result<()> {
@@ -114,14 +114,15 @@ impl Batch<'_> {
     }
 
     pub(super) fn replace_client(&mut self, Stored { client, body }: &Stored, entry: &Entry) -> Result<Write, Fault> {
-        let (id, tenant, revision) = (client.id.as_str(), client.tenant.as_str(), to_sql(client.revision));
-        let written = self.execute(
-            "UPDATE clients SET tenant = ?2, revision = ?3, body = ?4, sum = ?5 WHERE id = ?1 AND revision = ?3 - 1",
-            (id, tenant, revision, body, sum(id, tenant, revision, body)),
-        )?;
-        if written == 0 {
+        let Some(before) = client.revision.checked_sub(1) else { return Ok(Write::Stale) };
+        if !self.keeps(client, before)? {
             return Ok(Write::Stale);
         }
+        let (id, tenant, revision) = (client.id.as_str(), client.tenant.as_str(), to_sql(client.revision));
+        self.execute(
+            "UPDATE clients SET tenant = ?2, revision = ?3, body = ?4, sum = ?5 WHERE id = ?1",
+            (id, tenant, revision, body, sum(id, tenant, revision, body)),
+        )?;
         for secret in self.noted_secrets(id)? {
             if !client.secrets.iter().any(|kept| kept.id.as_str() == secret) {
                 self.execute("DELETE FROM secret_uses WHERE client = ?1 AND secret = ?2", (id, secret))?;
@@ -132,19 +133,25 @@ impl Batch<'_> {
         Ok(Write::Done)
     }
 
-    pub(super) fn delete_client(&mut self, id: &ClientId, revision: u64, entry: &Entry) -> Result<Write, Fault> {
-        let key = id.as_str();
-        let tenant = self.row("SELECT tenant FROM clients WHERE id = ?1", (key,), |row| row.get::<_, String>(0))?;
-        if self.execute("DELETE FROM clients WHERE id = ?1 AND revision = ?2", (key, to_sql(revision)))? == 0 {
+    pub(super) fn delete_client(&mut self, client: &Client, entry: &Entry) -> Result<Write, Fault> {
+        let (id, key) = (&client.id, client.id.as_str());
+        if !self.keeps(client, client.revision)? {
             return Ok(Write::Stale);
         }
+        self.execute("DELETE FROM clients WHERE id = ?1", (key,))?;
         self.execute("DELETE FROM secret_uses WHERE client = ?1", (key,))?;
-        if let Some(tenant) = tenant.and_then(|tenant| tenant.parse().ok()) {
-            self.keep_deleted(id, &tenant)?;
-        }
+        self.keep_deleted(id, &client.tenant)?;
         self.append(entry)?;
         self.change(Change::Client(id.clone()));
         Ok(Write::Done)
+    }
+
+    /// Returns true if the stored client is this one, at this revision. Revisions start at 1 again once a client was deleted, so its
+    /// tenant and the time of its creation count too: a late change of a deleted client must not reach the next one of its id.
+    fn keeps(&self, client: &Client, revision: u64) -> Result<bool, Fault> {
+        let is_kept =
+            |kept: Client| kept.revision == revision && kept.tenant == client.tenant && kept.created_at == client.created_at;
+        Ok(find(self.connection, &client.id)?.is_some_and(is_kept))
     }
 
     fn noted_secrets(&self, client: &str) -> Result<Vec<String>, Fault> {

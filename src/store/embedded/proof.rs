@@ -13,7 +13,7 @@ use super::{
     keys,
 };
 use crate::{
-    model::{AudienceRecord, ClientId, EpochOf, Epochs, FamilyId, Keyset, Revocation, Timestamp},
+    model::{AudienceRecord, Client, EpochOf, Epochs, FamilyId, Keyset, Revocation, Timestamp},
     store::{
         Result,
         proof::{Basis, Proof, ProofStore, ProvenWrite, Spent},
@@ -37,6 +37,7 @@ fn urgency(write: &ProvenWrite) -> Urgency {
         ProvenWrite::CreateClient { .. }
         | ProvenWrite::ClaimAudience { .. }
         | ProvenWrite::ReplaceAudience { .. }
+        | ProvenWrite::MoveAudience { .. }
         | ProvenWrite::ReleaseAudience { .. } => Urgency::Normal,
         ProvenWrite::EndClient { .. }
         | ProvenWrite::DeleteClient { .. }
@@ -51,9 +52,10 @@ enum Prepared {
     Create(Stored, bool, Entry),
     Replace(Stored, Entry),
     End(Stored, Entry, Entry),
-    Delete { id: ClientId, revision: u64, ended: Entry, entry: Entry },
+    Delete { client: Box<Client>, ended: Entry, entry: Entry },
     ClaimAudience(Audience, Entry),
     ReplaceAudience(Audience, Entry),
+    MoveAudience(Option<Box<AudienceRecord>>, Audience, Vec<Entry>),
     ReleaseAudience(AudienceRecord, Entry),
     Raise(EpochOf, Entry),
     Revoke(Revocation, Entry),
@@ -71,12 +73,16 @@ impl Prepared {
             ProvenWrite::EndClient { client, event, ended } => {
                 Self::End(Stored::new(&client)?, Entry::new(event)?, Entry::new(ended)?)
             }
-            ProvenWrite::DeleteClient { id, revision, ended, event } => {
-                Self::Delete { id, revision, ended: Entry::new(ended)?, entry: Entry::new(event)? }
+            ProvenWrite::DeleteClient { client, ended, event } => {
+                Self::Delete { client, ended: Entry::new(ended)?, entry: Entry::new(event)? }
             }
             ProvenWrite::ClaimAudience { record, event } => Self::ClaimAudience(Audience::new(&record)?, Entry::new(event)?),
             ProvenWrite::ReplaceAudience { record, event } => {
                 Self::ReplaceAudience(Audience::new(&record)?, Entry::new(event)?)
+            }
+            ProvenWrite::MoveAudience { from, record, events } => {
+                let entries = events.into_iter().map(Entry::new).collect::<Result<_, _>>()?;
+                Self::MoveAudience(from, Audience::new(&record)?, entries)
             }
             ProvenWrite::ReleaseAudience { record, event } => Self::ReleaseAudience(*record, Entry::new(event)?),
             ProvenWrite::RaiseEpoch { of, event } => Self::Raise(of, Entry::new(event)?),
@@ -112,15 +118,16 @@ impl Batch<'_> {
             Prepared::Create(client, of_any, entry) => self.create_client(client, *of_any, entry)?.into(),
             Prepared::Replace(client, entry) => self.replace_client(client, entry)?.into(),
             Prepared::End(client, entry, ended) => self.end_client(client, entry, ended)?.into(),
-            Prepared::Delete { id, revision, ended, entry } => {
-                let deleted = self.delete_client(id, *revision, entry)?;
+            Prepared::Delete { client, ended, entry } => {
+                let deleted = self.delete_client(client, entry)?;
                 if deleted == crate::store::Write::Done {
-                    self.raise_epoch(&EpochOf::Client(id.clone()), ended)?;
+                    self.raise_epoch(&EpochOf::Client(client.id.clone()), ended)?;
                 }
                 deleted.into()
             }
             Prepared::ClaimAudience(record, entry) => self.claim_audience(record, entry)?.into(),
             Prepared::ReplaceAudience(record, entry) => self.replace_audience(record, entry)?.into(),
+            Prepared::MoveAudience(from, record, entries) => self.move_audience(from.as_deref(), record, entries)?.into(),
             Prepared::ReleaseAudience(record, entry) => self.release_audience(record, entry)?.into(),
             Prepared::Raise(of, entry) => {
                 self.raise_epoch(of, entry)?;

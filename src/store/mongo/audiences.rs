@@ -20,7 +20,7 @@ use crate::{
 #[async_trait]
 impl AudienceStore for Mongo {
     async fn audience(&self, audience: &Audience) -> Result<Option<FoundAudience>> {
-        let document = self.shared.latest(AUDIENCES, doc! { "_id": audience.as_str(), "released": false }).await?;
+        let document = self.shared.latest(AUDIENCES, doc! { "_id": audience.as_str(), "released": { "$ne": true } }).await?;
         Ok(document.map(|document| found(audience.clone(), &document)))
     }
 
@@ -79,6 +79,25 @@ impl Shared {
         self.change_audience(record, record.revision, update, deed).await
     }
 
+    /// Puts a record in the place of `from`, or where there is none of whatever is there.
+    pub(super) async fn move_audience(
+        &self,
+        from: Option<&AudienceRecord>,
+        record: &AudienceRecord,
+        events: Vec<Event>,
+    ) -> Result<Write, Fault> {
+        let (deed, owner) = (self.deed(events)?, owner(&record.audience));
+        let update = doc! { "$set": encoded(record)?, "$push": { "outbox": deed.push(&owner) } };
+        if let Some(from) = from {
+            return self.change_audience(from, from.revision, update, deed).await;
+        }
+        let filter = doc! { "_id": record.audience.as_str() };
+        let audiences = self.link.collection(AUDIENCES);
+        self.link.call(async move { Ok(audiences.update_one(filter, update).upsert(true).await?) }).await?;
+        self.record(deed, owner).await?;
+        Ok(Write::Done)
+    }
+
     /// Changes the record of this tenant and revision.
     async fn change_audience(
         &self,
@@ -92,6 +111,8 @@ impl Shared {
             "released": false,
             "tenant": record.tenant.as_str(),
             "revision": count(revision),
+            // Revisions start at 1 again once an audience was released.
+            "record.created_at": encode("audience", &record.created_at)?,
         };
         let audiences = self.link.collection(AUDIENCES);
         if self.link.call(async move { Ok(audiences.update_one(filter, update).await?) }).await?.matched_count == 0 {
@@ -110,7 +131,7 @@ impl Shared {
     ) -> Result<Vec<FoundAudience>, Fault> {
         let (mut listed, mut last) = (Vec::new(), after.map_or_else(String::new, ToString::to_string));
         loop {
-            let mut filter = doc! { "released": false, "_id": { "$gt": &last } };
+            let mut filter = doc! { "released": { "$ne": true }, "_id": { "$gt": &last } };
             if let Some(tenant) = tenant {
                 filter.insert("tenant", tenant.as_str());
             }
@@ -143,14 +164,22 @@ pub(super) fn encoded(record: &AudienceRecord) -> Result<Document, Fault> {
     })
 }
 
+/// One that is neither released nor not is no record of this service: nothing that it writes would find it.
 pub(super) fn decoded(document: &Document) -> Result<AudienceRecord, Fault> {
-    Fields::of("audience", document).part("record")
+    if document.get_bool("released").ok() != Some(false) {
+        return Err(Fault::row("audience", "released is not what it should be"));
+    }
+    let record: AudienceRecord = Fields::of("audience", document).part("record")?;
+    if document.get_str("_id").ok() != Some(record.audience.as_str()) {
+        return Err(Fault::row("audience", "the record is of another audience"));
+    }
+    Ok(record)
 }
 
 /// What a document is that lies under `audience`.
 fn found(audience: Audience, document: &Document) -> FoundAudience {
     match decoded(document) {
-        Ok(record) if record.audience == audience => FoundAudience::Owned(record),
-        Ok(_) | Err(_) => FoundAudience::NotAuthentic(audience),
+        Ok(record) => FoundAudience::Owned(record),
+        Err(_) => FoundAudience::NotAuthentic(audience),
     }
 }

@@ -57,9 +57,9 @@ impl ClientStore for Mongo {
         whole(&self.shared, async move { shared.write_client(&client, vec![event, ended], true).await }).await
     }
 
-    async fn delete_client(&self, id: &ClientId, revision: u64, event: Event) -> Result<Write> {
-        let (shared, id) = (self.shared.clone(), id.clone());
-        whole(&self.shared, async move { shared.delete_client(&id, revision, event, None).await }).await
+    async fn delete_client(&self, client: &Client, event: Event) -> Result<Write> {
+        let (shared, client) = (self.shared.clone(), client.clone());
+        whole(&self.shared, async move { shared.delete_client(&client, event, None).await }).await
     }
 
     async fn note_uses(&self, uses: &[SecretUse]) -> Result<()> {
@@ -115,16 +115,11 @@ impl Shared {
     }
 
     /// Removes a client; where there is a record `ended` of it, its epoch is raised too.
-    pub(super) async fn delete_client(
-        &self,
-        id: &ClientId,
-        revision: u64,
-        event: Event,
-        ended: Option<Event>,
-    ) -> Result<Write, Fault> {
+    pub(super) async fn delete_client(&self, client: &Client, event: Event, ended: Option<Event>) -> Result<Write, Fault> {
+        let id = &client.id;
         let ends = ended.is_some();
         let deed = self.deed(std::iter::once(event).chain(ended))?;
-        let filter = doc! { "_id": id.as_str(), "deleted": false, "revision": count(revision) };
+        let filter = kept(client, client.revision)?;
         let update = doc! {
             "$set": { "deleted": true, "op": deed.operation() },
             "$unset": { "client": 1, "uses": 1, "revision": 1 },
@@ -136,7 +131,7 @@ impl Shared {
     pub(super) async fn write_client(&self, client: &Client, events: Vec<Event>, ends: bool) -> Result<Write, Fault> {
         let Some(before) = before(client.revision) else { return Ok(Write::Stale) };
         let deed = self.deed(events)?;
-        let filter = doc! { "_id": client.id.as_str(), "deleted": false, "revision": count(before) };
+        let filter = kept(client, before)?;
         let secrets: Vec<&str> = client.secrets.iter().map(|secret| secret.id.as_str()).collect();
         let update = doc! {
             "$set": encoded(client, &deed)?,
@@ -234,6 +229,18 @@ impl Shared {
 
 fn owner(id: &ClientId) -> Owner {
     Owner { collection: CLIENTS, id: id.as_str().into() }
+}
+
+/// Filter for the stored client of this revision. Revisions start at 1 again once a client was deleted, so its tenant and the time
+/// of its creation count too: a late change of a deleted client must not reach the next one of its id.
+fn kept(client: &Client, revision: u64) -> Result<Document, Fault> {
+    Ok(doc! {
+        "_id": client.id.as_str(),
+        "deleted": false,
+        "tenant": client.tenant.as_str(),
+        "revision": count(revision),
+        "client.created_at": encode("client", &client.created_at)?,
+    })
 }
 
 /// What a change sets.

@@ -80,11 +80,12 @@ impl Shared {
             ProvenWrite::EndClient { client, event, ended } => {
                 self.write_client(&client, vec![event, ended], true).await?.into()
             }
-            ProvenWrite::DeleteClient { id, revision, ended, event } => {
-                self.delete_client(&id, revision, event, Some(ended)).await?.into()
-            }
+            ProvenWrite::DeleteClient { client, ended, event } => self.delete_client(&client, event, Some(ended)).await?.into(),
             ProvenWrite::ClaimAudience { record, event } => self.claim_audience(&record, event).await?.into(),
             ProvenWrite::ReplaceAudience { record, event } => self.replace_audience(&record, event).await?.into(),
+            ProvenWrite::MoveAudience { from, record, events } => {
+                self.move_audience(from.as_deref(), &record, events).await?.into()
+            }
             ProvenWrite::ReleaseAudience { record, event } => self.release_audience(&record, event).await?.into(),
             ProvenWrite::ReplaceKeyset { keyset, event } => self.replace_keyset(&keyset, event).await?.into(),
             ProvenWrite::RaiseEpoch { of, event } => self.raise_epoch(&of, event).await.map(|_| Spent::Done)?,

@@ -150,6 +150,12 @@ impl Position {
     }
 }
 
+/// A problem with a document, with its `_id`.
+fn named(found: &Document, problem: &dyn std::fmt::Display) -> Fault {
+    let id = found.get("_id").map_or_else(String::new, ToString::to_string);
+    Fault::row("export", format!("{id}: {problem}"))
+}
+
 impl Export {
     async fn page(&self, at: &Position, limit: usize) -> Result<Vec<Item>, Fault> {
         Ok(match at {
@@ -157,7 +163,12 @@ impl Export {
             Position::Clients(after) => {
                 let after = after.as_ref().map_or("", ClientId::as_str);
                 let found = self.find(CLIENTS, doc! { "deleted": false, "_id": { "$gt": after } }, limit).await?;
-                found.iter().map(|found| clients::undecorated(found).map(Item::Client)).collect::<Result<_, _>>()?
+                // A copy under another `_id` would have the export go on from where it was, for ever.
+                let read = |found: &Document| match clients::undecorated(found)? {
+                    client if found.get_str("_id").is_ok_and(|id| id == client.id.as_str()) => Ok(Item::Client(client)),
+                    client => Err(named(found, &format!("the record is that of the client {}", client.id))),
+                };
+                found.iter().map(read).collect::<Result<_, Fault>>()?
             }
             Position::SecretUses(after) => self.secret_uses(after.as_ref(), limit).await?,
             Position::Deleted(after) => {
@@ -171,8 +182,9 @@ impl Export {
             }
             Position::Audiences(after) => {
                 let after = after.as_ref().map_or("", Audience::as_str);
-                let found = self.find(AUDIENCES, doc! { "released": false, "_id": { "$gt": after } }, limit).await?;
-                found.iter().map(|found| audiences::decoded(found).map(Item::Audience)).collect::<Result<_, _>>()?
+                let found = self.find(AUDIENCES, doc! { "released": { "$ne": true }, "_id": { "$gt": after } }, limit).await?;
+                let read = |found: &Document| audiences::decoded(found).map(Item::Audience).map_err(|why| named(found, &why));
+                found.iter().map(read).collect::<Result<_, _>>()?
             }
             Position::Families(after) => {
                 let filter = after.map_or_else(Document::new, |after| doc! { "_id": { "$gt": uuid(after.0) } });

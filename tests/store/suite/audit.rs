@@ -14,7 +14,7 @@ use tokio::{sync::broadcast::error::RecvError, time::timeout};
 
 use crate::{
     bench::Bench,
-    fixtures::{NOW, at, chain_of, client, event, family, id, keyset, stamp, whole_chain},
+    fixtures::{NOW, at, chain_of, client, event, family, id, keyset, of_revision, stamp, whole_chain},
 };
 
 fn numbered(n: u64) -> Event {
@@ -298,7 +298,7 @@ pub(crate) async fn a_refused_change_leaves_no_record(bench: &Bench) {
     store.create_client(&client("a"), event(Action::ClientCreated)).await.unwrap();
     let stale = Client { revision: 9, ..client("a") };
     store.replace_client(&stale, event(Action::ClientUpdated)).await.unwrap();
-    store.delete_client(&id("a"), 9, event(Action::ClientDeleted)).await.unwrap();
+    store.delete_client(&of_revision(9, client("a")), event(Action::ClientDeleted)).await.unwrap();
     store.replace_keyset(&keyset(2), event(Action::KeysRotated)).await.unwrap();
     assert_eq!(verify(&*store).await, 1);
 }

@@ -9,7 +9,7 @@ use jeton::{
 
 use crate::{
     bench::Bench,
-    fixtures::{Ear, NOW, at, client, client_of, event, family, id, secret, whole_chain},
+    fixtures::{Ear, NOW, at, client, client_of, event, family, id, of_revision, secret, whole_chain},
 };
 
 async fn create(store: &dyn Store, client: &Client) {
@@ -130,7 +130,7 @@ pub(crate) async fn pages_stand_while_clients_come_and_go(bench: &Bench) {
     assert_eq!(page(&*store, None, 2).await, ["b", "d"]);
     create(&*store, &client("a")).await;
     create(&*store, &client("e")).await;
-    let gone = store.delete_client(&id("d"), 1, event(Action::ClientDeleted)).await.unwrap();
+    let gone = store.delete_client(&of_revision(1, client("d")), event(Action::ClientDeleted)).await.unwrap();
     assert_eq!(gone, Write::Done);
     assert_eq!(page(&*store, Some("d"), 2).await, ["e", "f"], "the place of a removed id is still a place");
     assert_eq!(page(&*store, Some("f"), 2).await, ["h"]);
@@ -163,11 +163,31 @@ pub(crate) async fn a_change_needs_the_revision_it_was_made_from(bench: &Bench) 
     }
     assert_eq!(store.client(&id("a")).await.unwrap(), Some(write(2)));
     for stale in [0, 1, 3] {
-        let gone = store.delete_client(&id("a"), stale, event(Action::ClientDeleted)).await.unwrap();
+        let gone = store.delete_client(&of_revision(stale, client("a")), event(Action::ClientDeleted)).await.unwrap();
         assert_eq!(gone, Write::Stale, "{stale}");
     }
-    assert_eq!(store.delete_client(&id("a"), 2, event(Action::ClientDeleted)).await.unwrap(), Write::Done);
-    assert_eq!(store.delete_client(&id("a"), 2, event(Action::ClientDeleted)).await.unwrap(), Write::Stale);
+    assert_eq!(store.delete_client(&of_revision(2, client("a")), event(Action::ClientDeleted)).await.unwrap(), Write::Done);
+    assert_eq!(store.delete_client(&of_revision(2, client("a")), event(Action::ClientDeleted)).await.unwrap(), Write::Stale);
+}
+
+/// Revisions start at 1 again: a change of a client that was deleted meanwhile does not bring it back over the next one of its id.
+pub(crate) async fn a_change_reaches_no_later_client_of_the_same_id(bench: &Bench) {
+    let store = bench.store();
+    let first = client_of("one", "a");
+    let successors =
+        [Client { created_at: at(1), ..first.clone() }, Client { created_at: first.created_at, ..client_of("other", "a") }];
+    for next in successors {
+        assert_eq!(store.create_client_of_any(&first, event(Action::ClientCreated)).await.unwrap(), Creation::Created);
+        assert_eq!(store.delete_client(&first, event(Action::ClientDeleted)).await.unwrap(), Write::Done);
+        assert_eq!(store.create_client_of_any(&next, event(Action::ClientCreated)).await.unwrap(), Creation::Created);
+        let late = of_revision(2, first.clone());
+        assert_eq!(store.replace_client(&late, event(Action::ClientUpdated)).await.unwrap(), Write::Stale);
+        let ended = store.end_client(&late, event(Action::ClientUpdated), event(Action::ClientRevoked)).await.unwrap();
+        assert_eq!(ended, Write::Stale);
+        assert_eq!(store.delete_client(&first, event(Action::ClientDeleted)).await.unwrap(), Write::Stale);
+        assert_eq!(store.client(&id("a")).await.unwrap(), Some(next.clone()));
+        assert_eq!(store.delete_client(&next, event(Action::ClientDeleted)).await.unwrap(), Write::Done);
+    }
 }
 
 pub(crate) async fn of_fifty_that_change_one_revision_one_succeeds(bench: &Bench) {
@@ -193,7 +213,7 @@ pub(crate) async fn a_deleted_client_leaves_no_uses_to_a_successor(bench: &Bench
     let store = bench.store();
     create(&*store, &client("a")).await;
     store.note_uses(&[used("a", "s1", 5, 3)]).await.unwrap();
-    assert_eq!(store.delete_client(&id("a"), 1, event(Action::ClientDeleted)).await.unwrap(), Write::Done);
+    assert_eq!(store.delete_client(&of_revision(1, client("a")), event(Action::ClientDeleted)).await.unwrap(), Write::Done);
     assert_eq!(store.client(&id("a")).await.unwrap(), None);
     create(&*store, &client("a")).await;
     assert_eq!(store.client(&id("a")).await.unwrap(), Some(client("a")));
@@ -207,7 +227,7 @@ pub(crate) async fn a_deleted_id_is_taken_for_every_other_tenant(bench: &Bench) 
     let other = client_of("other", "a");
     assert_eq!(store.create_client_of_any(&other, created()).await.unwrap(), Creation::Taken, "it lives");
     let of_one = client_of("one", "a");
-    assert_eq!(store.delete_client(&id("a"), 1, event(Action::ClientDeleted)).await.unwrap(), Write::Done);
+    assert_eq!(store.delete_client(&of_one, event(Action::ClientDeleted)).await.unwrap(), Write::Done);
     assert_eq!(store.create_client(&other, created()).await.unwrap(), Creation::Taken);
     // Nor does an epoch that is raised meanwhile free it, nor a restart.
     store.raise_epoch(&EpochOf::Client(id("a")), event(Action::ClientRevoked)).await.unwrap();
@@ -216,10 +236,10 @@ pub(crate) async fn a_deleted_id_is_taken_for_every_other_tenant(bench: &Bench) 
     assert_eq!(store.client(&id("a")).await.unwrap(), None);
     for again in 0..2 {
         assert_eq!(store.create_client(&of_one, created()).await.unwrap(), Creation::Created, "{again}");
-        assert_eq!(store.delete_client(&id("a"), 1, event(Action::ClientDeleted)).await.unwrap(), Write::Done);
+        assert_eq!(store.delete_client(&of_one, event(Action::ClientDeleted)).await.unwrap(), Write::Done);
     }
     assert_eq!(store.create_client_of_any(&other, created()).await.unwrap(), Creation::Created);
-    assert_eq!(store.delete_client(&id("a"), 1, event(Action::ClientDeleted)).await.unwrap(), Write::Done);
+    assert_eq!(store.delete_client(&other, event(Action::ClientDeleted)).await.unwrap(), Write::Done);
     assert_eq!(store.create_client(&of_one, created()).await.unwrap(), Creation::Taken, "now it is the other's");
     assert_eq!(store.create_client(&other, created()).await.unwrap(), Creation::Created);
     // An epoch alone keeps no id from anybody: it is of no tenant.
@@ -239,7 +259,8 @@ pub(crate) async fn a_deletion_leaves_no_moment_to_another_tenant(bench: &Bench)
         })
         .collect();
     let store = bench.store();
-    assert_eq!(store.delete_client(&id("a"), 1, event(Action::ClientDeleted)).await.unwrap(), Write::Done);
+    let gone = store.delete_client(&client_of("one", "a"), event(Action::ClientDeleted)).await.unwrap();
+    assert_eq!(gone, Write::Done);
     for claim in claims {
         assert_eq!(claim.await.unwrap(), Creation::Taken);
     }
@@ -253,7 +274,7 @@ pub(crate) async fn families_of_a_deleted_client_go_with_the_sweep(bench: &Bench
     store.open_family(&own, event(Action::TokenIssued)).await.unwrap();
     let disabled = Client { disabled: true, revision: 2, ..client("a") };
     store.end_client(&disabled, event(Action::ClientDisabled), event(Action::ClientRevoked)).await.unwrap();
-    assert_eq!(store.delete_client(&id("a"), 2, event(Action::ClientDeleted)).await.unwrap(), Write::Done);
+    assert_eq!(store.delete_client(&of_revision(2, client("a")), event(Action::ClientDeleted)).await.unwrap(), Write::Done);
     create(&*store, &client("a")).await;
     let epochs = store.follow(NOW, Ear::new()).await.unwrap().epochs;
     assert_eq!(epochs, [(EpochOf::Client(id("a")), 1)], "the epoch outlives the client");
@@ -309,8 +330,8 @@ pub(crate) async fn a_change_of_a_client_is_heard(bench: &Bench) {
     store.create_client(&client("a"), event(Action::ClientCreated)).await.unwrap();
     store.replace_client(&Client { revision: 2, ..client("a") }, event(Action::ClientUpdated)).await.unwrap();
     store.replace_client(&Client { revision: 2, ..client("a") }, event(Action::ClientUpdated)).await.unwrap();
-    store.delete_client(&id("a"), 2, event(Action::ClientDeleted)).await.unwrap();
-    store.delete_client(&id("a"), 2, event(Action::ClientDeleted)).await.unwrap();
+    store.delete_client(&of_revision(2, client("a")), event(Action::ClientDeleted)).await.unwrap();
+    store.delete_client(&of_revision(2, client("a")), event(Action::ClientDeleted)).await.unwrap();
     let change = Change::Client(id("a"));
     assert_eq!(ear.heard(), [change.clone(), change.clone(), change], "what changed nothing is not heard");
 }

@@ -7,7 +7,7 @@ use jeton::{
 
 use crate::{
     bench::Bench,
-    fixtures::{Ear, NOW, at, client, event, family, id, keyset, present, stamp, whole_chain},
+    fixtures::{Ear, NOW, at, client, event, family, id, keyset, of_revision, present, stamp, whole_chain},
 };
 
 pub(crate) async fn a_store_is_ready(bench: &Bench) {
@@ -47,7 +47,7 @@ pub(crate) async fn a_closed_store_answers_unavailable(bench: &Bench) {
     unavailable(store.create_client(&client("a"), event()).await);
     unavailable(store.replace_client(&client("a"), event()).await);
     unavailable(store.end_client(&client("a"), event(), event()).await);
-    unavailable(store.delete_client(&id("a"), 1, event()).await);
+    unavailable(store.delete_client(&of_revision(1, client("a")), event()).await);
     unavailable(store.note_uses(&[]).await);
     unavailable(store.open_family(&family, event()).await);
     unavailable(store.family(family.id, NOW).await);

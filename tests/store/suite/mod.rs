@@ -25,6 +25,7 @@ macro_rules! lane {
                 pages_stand_while_clients_come_and_go
                 pages_of_one_tenant_hold_nothing_of_another
                 a_change_needs_the_revision_it_was_made_from
+                a_change_reaches_no_later_client_of_the_same_id
                 of_fifty_that_change_one_revision_one_succeeds
                 a_deleted_client_leaves_no_uses_to_a_successor
                 a_deleted_id_is_taken_for_every_other_tenant

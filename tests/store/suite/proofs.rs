@@ -17,7 +17,7 @@ use crate::{
 const ADMIN: &str = "jeton:admin";
 const UNTIL: Timestamp = at(900_000);
 /// How many changes there are.
-const WRITES: usize = 11;
+const WRITES: usize = 12;
 
 fn scopes(names: &[&str]) -> Scopes {
     Scopes::parse(names).unwrap()
@@ -96,8 +96,7 @@ impl Scene {
             ProvenWrite::ReplaceClient { client: next.clone(), event: event(Action::ClientUpdated) },
             ProvenWrite::EndClient { client: next, event: event(Action::ClientDisabled), ended: event(Action::ClientRevoked) },
             ProvenWrite::DeleteClient {
-                id: self.target.clone(),
-                revision: 1,
+                client: Box::new(client(self.target.as_str())),
                 ended: event(Action::ClientRevoked),
                 event: event(Action::ClientDeleted),
             },
@@ -115,6 +114,11 @@ impl Scene {
             ProvenWrite::ReplaceAudience {
                 record: Box::new(AudienceRecord { releasing: true, revision: 2, ..self.audience.clone() }),
                 event: event(Action::AudienceReleasing),
+            },
+            ProvenWrite::MoveAudience {
+                from: Some(Box::new(self.audience.clone())),
+                record: Box::new(AudienceRecord { tenant: "globex".parse().unwrap(), revision: 2, ..self.audience.clone() }),
+                events: vec![event(Action::AudienceReleased), event(Action::AudienceClaimed)],
             },
             ProvenWrite::ReleaseAudience { record: Box::new(self.audience.clone()), event: event(Action::AudienceReleased) },
         ];
@@ -198,7 +202,7 @@ impl Fall {
             store.raise_epoch(&of, event(Action::ClientRevoked)).await.unwrap();
         };
         match self {
-            Self::Deleted => drop(store.delete_client(&scene.admin.id, 1, event(Action::ClientDeleted)).await.unwrap()),
+            Self::Deleted => drop(store.delete_client(&scene.admin, event(Action::ClientDeleted)).await.unwrap()),
             Self::ClientEpoch => raise(EpochOf::Client(scene.admin.id.clone())).await,
             Self::TenantEpoch => raise(EpochOf::Tenant(scene.admin.tenant.clone())).await,
             Self::SubjectEpoch => raise(EpochOf::Subject(scene.claims.sub.clone())).await,
@@ -268,8 +272,7 @@ pub(crate) async fn a_proven_removal_raises_the_epoch(bench: &Bench) {
     let store = &*bench.store();
     let scene = Scene::set(store, 0).await;
     let delete = |revision| ProvenWrite::DeleteClient {
-        id: scene.target.clone(),
-        revision,
+        client: Box::new(Client { revision, ..client(scene.target.as_str()) }),
         ended: event(Action::ClientRevoked),
         event: event(Action::ClientDeleted),
     };
