@@ -22,8 +22,8 @@ impl Audience {
         &self.0
     }
 
-    /// The normal form of an http or https URI: scheme and host in lower case, no user information, no default port. `None`: it
-    /// is written so, or has another scheme. A trailing slash is significant.
+    /// The normal form of an http or https URI: two slashes, scheme and host in lower case, no user information, no default port, no
+    /// dot behind the host. `None`: it is written so, or has another scheme. A trailing slash is significant.
     pub fn normal_form(&self) -> Option<String> {
         let (scheme, rest) = self.0.split_once(':')?;
         let scheme = scheme.to_ascii_lowercase();
@@ -32,10 +32,12 @@ impl Audience {
             "https" => ":443",
             _ => return None,
         };
-        let rest = rest.strip_prefix("//")?;
+        // Parsers of URLs read any number of slashes as two.
+        let rest = rest.trim_start_matches(['/', '\\']);
         let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
         let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host).to_ascii_lowercase();
         let host = host.strip_suffix(default_port).or_else(|| host.strip_suffix(':')).unwrap_or(&host);
+        let host = host.trim_end_matches('.');
         let normal = format!("{scheme}://{host}{path}");
         (normal != *self.0).then_some(normal)
     }
@@ -120,6 +122,11 @@ mod tests {
             ("https://a:/", "https://a/"),
             ("https://me:Secret@a.example:8443/@", "https://a.example:8443/@"),
             ("https://[::1]:443/", "https://[::1]/"),
+            ("https:a.example", "https://a.example"),
+            ("https:/a.example/", "https://a.example/"),
+            ("https:///a.example", "https://a.example"),
+            ("https://a.example./x", "https://a.example/x"),
+            ("https://b.example\\@a.example", "https://a.example"),
         ] {
             assert_eq!(other.parse::<Audience>().unwrap().normal_form().as_deref(), Some(normal));
         }

@@ -2,7 +2,7 @@
 //! is in `listed`.
 //!
 //! A release, and an assignment of what another tenant has, has four steps, each one write or one look, so that it never takes an
-//! audience that a client lists. They run to their end, whatever becomes of the caller.
+//! audience that a client lists. Whatever becomes of the caller, a release that has begun to mark and an assignment run to their end.
 //!
 //! | step | record | what can come in between |
 //! |--|--|--|
@@ -19,7 +19,7 @@
 //! For an assignment the clients of the tenant that gets the audience do not count. A record that is not authentic is replaced by a
 //! marked one of that tenant; the mark is taken back after a second look.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use tracing::Instrument as _;
 
@@ -36,6 +36,8 @@ pub use crate::store::FoundAudience;
 const PAGE: usize = 1_000;
 /// How often a write is tried again when others write in between.
 pub(super) const TRIES: usize = 8;
+/// When a tenant asks again while another's release reads the clients.
+const WAIT: Duration = Duration::from_secs(1);
 
 impl Authority {
     /// A page of records in the order of the audiences, and of those that are not authentic.
@@ -61,7 +63,6 @@ impl Authority {
     ) -> Result<AudienceRecord> {
         admin.must_govern_all()?;
         self.must_not_be_own(audience)?;
-        must_be_normal("audience", audience)?;
         text::check(audience.as_str()).map_err(Error::invalid("audience"))?;
         let (authority, call, admin) = (self.clone(), call.clone(), admin.clone());
         let (audience, tenant) = (audience.clone(), tenant.clone());
@@ -85,6 +86,7 @@ impl Authority {
             let event = |action| admin.stamp_in(call, tenant).done(action, audience.as_str()).because("assigned".to_owned());
             let (record, write) = match found {
                 None => {
+                    must_be_normal("audience", audience)?;
                     let record = Box::new(assigned.clone());
                     (Some(assigned), ProvenWrite::ClaimAudience { record, event: event(Action::AudienceClaimed) })
                 }
@@ -116,19 +118,21 @@ impl Authority {
         Err(Error::Stale("audience"))
     }
 
-    /// Takes an audience from its tenant, unless a client lists it: the operator's to do, and that tenant's.
+    /// Takes an audience from its tenant, unless a client lists it: the operator's to do, and that tenant's. Of tenants, one release
+    /// at a time; [`Error::Throttled`] to the others, since each reads all clients.
     pub async fn release_audience(self: &Arc<Self>, call: &Call, admin: &Administrator, audience: &Audience) -> Result<()> {
         self.must_not_be_own(audience)?;
-        let (authority, call, admin, audience) = (self.clone(), call.clone(), admin.clone(), audience.clone());
-        uncut(async move { authority.release(&call, &admin, &audience).await }).await
-    }
-
-    async fn release(&self, call: &Call, admin: &Administrator, audience: &Audience) -> Result<()> {
         let record = match self.store.audience(audience).await? {
             Some(FoundAudience::Owned(record)) if admin.governs(&record.tenant) => record,
             Some(FoundAudience::NotAuthentic(_)) => return admin.must_govern_all().and(Err(not_authentic(audience))),
             Some(FoundAudience::Owned(_)) | None => return Err(Error::NotFound("audience")),
         };
+        let turn = if admin.tenant().is_operator() {
+            None
+        } else {
+            Some(self.releases.clone().try_acquire_owned().map_err(|_| Error::Throttled { retry_after: WAIT })?)
+        };
+        // Nothing was changed yet, so this look ends with its caller.
         if let Err(refused) = self.must_be_unlisted(audience, None, admin).await {
             if record.releasing {
                 // Of a release that never ended: this one ends it.
@@ -136,8 +140,17 @@ impl Authority {
             }
             return Err(refused);
         }
+        let (authority, call, admin) = (self.clone(), call.clone(), admin.clone());
+        uncut(async move {
+            let _turn = turn;
+            authority.release(&call, &admin, record).await
+        })
+        .await
+    }
+
+    async fn release(&self, call: &Call, admin: &Administrator, record: AudienceRecord) -> Result<()> {
         let marked = self.mark(call, admin, record, None).await?;
-        let event = admin.stamp_in(call, &marked.tenant).done(Action::AudienceReleased, audience.as_str());
+        let event = admin.stamp_in(call, &marked.tenant).done(Action::AudienceReleased, marked.audience.as_str());
         let proof = self.prove(admin).await?;
         match self.spend(proof, ProvenWrite::ReleaseAudience { record: Box::new(marked), event }).await? {
             Spent::Done => Ok(()),

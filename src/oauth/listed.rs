@@ -66,10 +66,11 @@ impl Authority {
                 }
                 continue;
             }
+            if admits(admin, new, self.store.audience(&new.audience).await?.as_ref())? {
+                continue;
+            }
             must_be_normal(new.field, &new.audience)?;
-            if !admits(admin, new, self.store.audience(&new.audience).await?.as_ref())?
-                && unclaimed.iter().all(|other| other.audience != new.audience)
-            {
+            if unclaimed.iter().all(|other| other.audience != new.audience) {
                 unclaimed.push(new);
             }
         }

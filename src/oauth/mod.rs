@@ -25,6 +25,7 @@ pub use self::{
     client_auth::{AuthenticatedClient, Credentials},
     issue::Issued,
 };
+use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
 use crate::{
@@ -55,6 +56,7 @@ pub struct Authority {
     page_key: Zeroizing<[u8; 32]>,
     uses: uses::Uses,
     reported: forgery::Reported,
+    releases: Arc<Semaphore>,
     clock: Arc<dyn Clock>,
     skew: Arc<Skew>,
     terms: Terms,
@@ -110,6 +112,7 @@ impl Authority {
             trail: Trail::new(store.clone(), issue),
             uses: uses::Uses::default(),
             reported: forgery::Reported::default(),
+            releases: Arc::new(Semaphore::new(1)),
             authentic: store.clone(),
             store,
             standing,

@@ -61,7 +61,7 @@ impl World {
         of_audience.map(|event| (event.action, event.tenant)).collect()
     }
 
-    async fn release_as(&self, token: &str, audience: &str) -> Result<(), Status> {
+    pub async fn release_as(&self, token: &str, audience: &str) -> Result<(), Status> {
         let message = ReleaseAudienceRequest { audience: audience.to_owned() };
         self.audiences().release_audience(bearer(message, token)).await.map(drop)
     }

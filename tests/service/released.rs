@@ -222,3 +222,22 @@ async fn a_release_that_was_cut_off_leaves_the_audience_with_its_tenant() {
         }
     }
 }
+
+/// AUDIT AZ10: each release reads all clients, so those of tenants take turns; the operator's waits for none.
+#[tokio::test]
+async fn releases_by_tenants_take_turns() {
+    let (Lab { world, store, .. }, globex, acme) = scene().await;
+    for (audience, tenant) in [("urn:g", "globex"), ("urn:a", "acme"), ("urn:b", "acme")] {
+        world.assign(audience, tenant).await.unwrap();
+    }
+    let looks = store.hold("clients", Side::Before);
+    let meanwhile = async {
+        looks.arrived().await;
+        assert_eq!(reason(&world.release_as(&acme, "urn:a").await.unwrap_err()), "SLOW_DOWN");
+        world.release("urn:b").await.unwrap();
+        looks.release();
+    };
+    let (released, ()) = join!(world.release_as(&globex, "urn:g"), meanwhile);
+    released.unwrap();
+    world.release_as(&acme, "urn:a").await.unwrap();
+}

@@ -33,6 +33,8 @@ use crate::model::{Action, Event, Stamp, Timestamp};
 pub(super) const LOOK: Duration = Duration::from_secs(30);
 /// Documents read at once, and those with events that were left behind that one look takes.
 const TURN: usize = 1_000;
+/// Records of one document's forged entries: one document may hold a million.
+const RECORDS: usize = 16;
 /// Documents with forged entries that one look mends, and as many that it only reports.
 const FORGED: usize = 100;
 /// Documents that were reported and cannot be mended. Others without an `_id` that can be read are then not reported.
@@ -123,11 +125,12 @@ impl Recovery {
             "an outbox entry that no node of this service wrote was refused: find out who else can write to the database"
         );
         let now = Timestamp::from_millis(shared.node.brought.load(SeqCst).max(shared.node.newest.load(SeqCst)));
-        for _ in 0..*entries {
-            shared.append(Stamp::internal(now).refused(Action::EntryRefused, target.as_str(), "forged")).await?;
-        }
+        // Noted before it is recorded, so that a trail that fails does not make each look begin anew.
         if !is_taken_out {
-            self.reported.insert((owner.collection, forged.name));
+            self.reported.insert((owner.collection, name.clone()));
+        }
+        for _ in 0..(*entries).min(RECORDS) {
+            shared.append(Stamp::internal(now).refused(Action::EntryRefused, target.as_str(), "forged")).await?;
         }
         Ok(())
     }
