@@ -58,7 +58,7 @@ impl Trail {
         }
     }
 
-    /// [`Self::soon`] for a refusal or an alarm; what the store does not take is counted, so that it is recorded later all the same.
+    /// [`Self::soon`] for a refusal or an alarm. One that the store does not take is counted, and recorded later all the same.
     pub async fn kept(&self, site: Option<Site>, event: Event) -> Result<()> {
         let recorded = self.soon(event.clone()).await;
         if recorded.is_err() {

@@ -280,8 +280,7 @@ async fn mongodb_users_and_certificates_are_asked_for() {
     until("it is known again", async || write(&client).await.unwrap().is_ok()).await;
 }
 
-/// How long there is no primary: what README says of settings rests on this. With the recommended settings it is shorter, on a slow
-/// machine too. One round each, with `JETON_LONG=1` three.
+/// The time without a primary, on which README's settings rest, is shorter with the recommended settings, on a slow machine too. One round each, with `JETON_LONG=1` three.
 #[tokio::test]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn mongodb_another_primary_is_there_in_time() {

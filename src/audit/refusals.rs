@@ -1,5 +1,5 @@
-//! Equal refusals and alarms, counted: the first of a kind is recorded at once, the others of the same minute in one record that says how
-//! many they were. So a caller that is refused again and again fills neither the trail nor a budget behind which it is silent.
+//! Equal refusals and alarms, counted: the first of a kind is recorded at once, the others of the same minute in one record that
+//! says how many they were. So a caller that is refused again and again fills neither the trail nor a budget behind which it is silent.
 
 use std::{
     borrow::Cow,

@@ -104,8 +104,8 @@ pub fn path(environment: &BTreeMap<String, String>) -> Option<PathBuf> {
 /// Reads the contexts; none where there is no file.
 ///
 /// # Errors
-/// When the file is there and cannot be read or understood, belongs to another user, or others can write to it: they would choose
-/// the server that a secret is sent to. The message does not quote it.
+/// The file is there and cannot be read or understood, belongs to another user, or is writable for others, who would choose the
+/// server that a secret is sent to. The message does not quote it.
 pub fn load(path: &Path) -> io::Result<Contexts> {
     let mut file = match File::open(path) {
         Ok(file) => file,
@@ -129,7 +129,7 @@ pub fn load(path: &Path) -> io::Result<Contexts> {
     Ok(contexts)
 }
 
-/// How others can change a file of this owner and mode that the user `own` reads, if they can. Root's may be read by all.
+/// Reason to refuse a file of this owner and mode to the user `own`, if others can change it. Root's may be read by all.
 fn exposure(owner: u32, mode: u32, own: u32) -> Option<String> {
     if owner != own && owner != 0 {
         return Some(format!("it belongs to user {owner}, this process is user {own}: run it as that user, or chown it"));

@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 #[error("too many password hashes at once")]
 pub struct Busy;
 
-/// Whose turn it is where there are two whose it could be.
+/// Order in which two keys that wait get their turns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Class {
     /// With the whole queue.
@@ -39,7 +39,7 @@ struct State<K> {
     queue: usize,
     running: usize,
     by_key: HashMap<K, Lane>,
-    /// Keys with somebody waiting, the next one first.
+    /// Keys with a caller waiting, the next one first.
     turns: VecDeque<K>,
 }
 
@@ -125,7 +125,7 @@ impl<K: Hash + Eq + Clone> State<K> {
         }
         let (sender, turn) = oneshot::channel();
         let lane = self.by_key.entry(key.clone()).or_default();
-        // For as long as somebody of its key is here.
+        // For as long as a caller of its key is here.
         lane.class = lane.class.max(class);
         if lane.waiting.is_empty() {
             self.turns.push_back(key.clone());

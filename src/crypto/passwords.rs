@@ -28,7 +28,7 @@ const REMEMBERED: usize = 10_000;
 pub struct Origin {
     /// Its network, for an IPv6 customer has 65,536 of the /64 that budgets go by; `None` for this process itself.
     pub network: Option<Site>,
-    /// Whether a secret from there was wrong lately.
+    /// True if a secret from there was wrong lately.
     pub failed_lately: bool,
 }
 
@@ -53,7 +53,7 @@ pub struct Match {
 /// The bounded pool.
 pub struct Passwords {
     lanes: Lanes<Option<Site>>,
-    /// Administration has a core of its own, and a queue: nobody who is not authenticated delays it. Tenants are its second class:
+    /// Administration has a core of its own, and a queue: no caller that is not authenticated delays it. Tenants are its second class:
     /// they share half of the queue and no tenant has more than half of that; the operator comes first, and has room.
     administration: Lanes<TenantId>,
     remembered: Remembered,
@@ -85,7 +85,7 @@ impl Passwords {
     ///
     /// # Errors
     ///
-    /// When too many administrators of that tenant, or of all tenants, are waiting, or there is no memory for it.
+    /// Too many administrators of that tenant, or of all tenants, are waiting, or there is no memory for it.
     pub async fn hash(&self, tenant: &TenantId, secret: SecretString) -> Result<String, Busy> {
         let class = if tenant.is_operator() { Class::First } else { Class::Second };
         let core = self.administration.enter(tenant.clone(), class).await?;

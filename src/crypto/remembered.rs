@@ -62,7 +62,7 @@ impl Remembered {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).digests.contains(&digest.whole)
     }
 
-    /// Whether a secret was verified against this hash before, and is remembered.
+    /// Returns true if a secret that was verified against this hash is remembered.
     pub fn knows_one_of(&self, client: &str, id: &str, phc: &str) -> bool {
         let hash = self.mac(&[client, id, phc]);
         self.known.lock().unwrap_or_else(PoisonError::into_inner).hashes.contains(&hash)

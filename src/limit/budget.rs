@@ -135,7 +135,7 @@ impl<K: Hash + Eq + Clone> Budgets<K> {
         }
     }
 
-    /// How long an empty budget takes to be full again.
+    /// Time that an empty budget takes to be full again.
     pub(super) const fn refill(&self) -> Duration {
         self.refill
     }

@@ -69,8 +69,8 @@ pub(super) struct Guesses {
     failures: Failures,
 }
 
-/// When a secret from each network was wrong last, in milliseconds. By network, for who guesses has 65,536 of the /64 that budgets
-/// go by.
+/// Time of the last wrong secret from each network, in milliseconds. By network, since a caller that guesses has 65,536 of the /64
+/// that budgets go by.
 struct Failures {
     by_network: HashMap<Site, AtomicI64>,
     cap: usize,

@@ -1,5 +1,5 @@
-//! How many revocations of each client are remembered. Each takes memory of every node, and a row, until what it ended would have
-//! expired.
+//! Bound on the revocations of each client that are remembered. Each takes memory of every node, and a row, until the token or
+//! family that it ended would have expired.
 
 use std::{
     collections::HashMap,

@@ -88,7 +88,7 @@ pub struct AudienceRecord {
     pub tenant: TenantId,
     /// The administrator that claimed or assigned it.
     pub claimed_by: ClientId,
-    /// When it was claimed or assigned.
+    /// Time of the claim or assignment.
     pub created_at: Timestamp,
     /// True while it is released or assigned to another tenant: the tenant has it still, and lists it on no further client.
     pub releasing: bool,

@@ -34,9 +34,9 @@ pub use crate::store::FoundAudience;
 
 /// Clients looked at together.
 const PAGE: usize = 1_000;
-/// How often a write is tried again when others write in between.
+/// Tries of a write when others write in between.
 pub(super) const TRIES: usize = 8;
-/// When a tenant asks again while another's release reads the clients.
+/// Time after which a tenant may ask again while another's release reads the clients.
 const WAIT: Duration = Duration::from_secs(1);
 
 impl Authority {

@@ -29,9 +29,9 @@ use crate::{
     store::{FoundAudience, Proof, ProvenWrite, Spent, Write},
 };
 
-/// Where a client lists what its tokens may be for, as in the proto.
+/// Field of the audiences that a client's tokens may be for, as in the proto.
 const AUDIENCES: &str = "client.audiences";
-/// Where it lists what it introspects for.
+/// Field of the audiences that it introspects for.
 const SERVES: &str = "client.serves";
 
 /// Records that a tenant's administrators claim, at most; the operator assigns more.
@@ -95,7 +95,7 @@ impl Authority {
         Err(Error::Stale("audience"))
     }
 
-    /// Refuses claims beyond what one tenant may have of its own accord: names that are nobody's are few to the others.
+    /// Refuses claims beyond what one tenant may have of its own accord, so that none takes all names before the others.
     async fn must_have_room(&self, admin: &Administrator, tenant: &TenantId, claims: usize) -> Result<()> {
         if claims == 0 || admin.tenant().is_operator() {
             return Ok(());

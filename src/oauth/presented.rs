@@ -52,7 +52,7 @@ pub(super) enum Refusal {
     Busy {
         /// The answer.
         error: Error,
-        /// Whether one is.
+        /// True if it was compared with one that is remembered.
         compared: bool,
     },
     /// The secret was right, and its client ended meanwhile.
@@ -65,7 +65,7 @@ impl Refusal {
         matches!(self, Self::Wrong(_) | Self::Ended)
     }
 
-    /// Returns true if the secret was compared in vain, whoever paid.
+    /// Returns true if the secret was compared in vain, also without a budget.
     const fn is_guess(&self) -> bool {
         matches!(self, Self::Wrong(_) | Self::Busy { compared: true, .. })
     }
@@ -120,7 +120,7 @@ impl Authority {
         if recalled.is_some() {
             return self.judged(recalled, guess);
         }
-        // Who guesses at a secret that is in use is told by what is remembered: that is a comparison, though the caller may have
+        // A guess at a secret that is in use is answered by what is remembered: that is a comparison, though the caller may have
         // meant the client's other secret.
         let compared = self.passwords.remembers(claim.name, &imported);
         if !guess.may_hash() {

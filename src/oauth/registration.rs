@@ -371,7 +371,7 @@ impl Authority {
         Ok(client)
     }
 
-    /// `tenant` is that of who asks for it.
+    /// `tenant` is the administrator's.
     async fn make_secret(
         &self,
         tenant: &TenantId,

@@ -62,7 +62,7 @@ impl Authority {
         if self.standing.was_outdated(&family.epochs, &family.tenant, &family.client, &family.subject) {
             return Ok(());
         }
-        // One that was ended before is remembered already, whoever did so.
+        // One that was ended before is remembered already.
         let is_new = family.ended_at.is_none();
         if is_new && !self.limits.remembers_revocation(&family.client, call.now, self.remember()) {
             return self.end_client_instead(call, who, &family.tenant, family.client).await;

@@ -169,7 +169,7 @@ fn terms(config: &Config, issuer: &str) -> Result<Terms, StartError> {
 }
 
 /// The keys there are, or the first ones. Where another process made them in between, those. A store that has other records has
-/// had keys, and whoever deleted them must not choose what tokens are signed with: nothing is served without them. New ones would
+/// had keys, and a deletion must not choose new keys to sign tokens with: nothing is served without the old ones. New ones would
 /// be of no use either: the generated secrets of all clients, administrators included, are checked under the lost root.
 async fn keyset(store: &dyn Store, sealer: &Sealer, terms: &Terms, clock: &dyn Clock) -> Result<Keyset, StartError> {
     let failed = |error: StoreError| StartError::failed("store")(error.into());
@@ -180,7 +180,7 @@ async fn keyset(store: &dyn Store, sealer: &Sealer, terms: &Terms, clock: &dyn C
         let (first, event) = keys::first(sealer, terms, clock.now());
         store.replace_keyset(&first, event).await.map_err(failed)?;
     }
-    // Where there was a record already, another process that starts too made the keys before it.
+    // If there was a record already, another process that starts too made the keys before it.
     store.keyset().await.map_err(failed)?.ok_or_else(|| StartError::Configuration(KEYS_ARE_GONE.to_owned()))
 }
 

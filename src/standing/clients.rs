@@ -68,7 +68,7 @@ impl Clients {
         Ok((client, true))
     }
 
-    /// What is remembered: a client, or that there is none of this id.
+    /// The remembered client, or that there is none of this id.
     fn find(&self, id: &ClientId) -> Option<Option<Arc<Client>>> {
         if let Some(client) = self.known.pin().get(id) {
             return Some(Some(client.clone()));

@@ -161,7 +161,7 @@ impl Standing {
         self.is_revoked(&Revoked::Token(jti))
     }
 
-    /// Whether one of these epochs was raised since. `false` may come from old knowledge, `true` is never wrong.
+    /// Returns true if one of these epochs was raised since. `false` may come from old knowledge, `true` is never wrong.
     pub fn was_outdated(&self, epochs: &Epochs, tenant: &TenantId, client: &ClientId, subject: &Subject) -> bool {
         !epochs.reach(self.known_epochs(tenant, client, subject))
     }

@@ -10,7 +10,7 @@ use crate::model::{Audience, AudienceRecord, Event, TenantId};
 pub enum FoundAudience {
     /// One that this service wrote.
     Owned(AudienceRecord),
-    /// A record under this audience that cannot be read or that this service did not write: nobody may list the audience.
+    /// A record under this audience that cannot be read or that this service did not write: no client may list the audience.
     NotAuthentic(Audience),
 }
 

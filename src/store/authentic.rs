@@ -1,6 +1,8 @@
-//! A store whose records of clients and audiences are this service's own: each carries a code under a key from the master key, made with every write
-//! and checked with every read. A record that does not check is no client: it reads as absent, a listing names it and goes on, its
-//! id stays taken, and an alarm says so. One of an audience is found and named as not authentic, so that nobody gets the audience. An older record that was put back whole carries a code that was right and is not noticed.
+//! A store whose records of clients and audiences are this service's own: each carries a code under a key from the master key, made
+//! with every write and checked with every read. A client's record that does not check is no client: it reads as absent, a listing
+//! names it and goes on, its id stays taken, and an alarm says so. An audience's record that does not check is found as not
+//! authentic, so that no tenant gets the audience. An older record that was put back whole carries a code that was right and is not
+//! noticed.
 //!
 //! Rules and servers take this type: no other can be had from a store that was opened.
 
@@ -175,7 +177,7 @@ impl ProofStore for Authentic {
     async fn spend(&self, proof: Proof, write: ProvenWrite) -> Result<Spent> {
         let proof = proof.checked_with(&self.key);
         if let ProvenWrite::MoveAudience { from: None, record, .. } = &write {
-            // What was put right meanwhile is not written over.
+            // A record that was put right meanwhile is not written over.
             if !matches!(self.audience(&record.audience).await?, Some(FoundAudience::NotAuthentic(_))) {
                 return Ok(Spent::Stale);
             }

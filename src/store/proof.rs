@@ -24,7 +24,7 @@ pub struct Proof {
     tenant: TenantId,
     scopes: Scopes,
     basis: Basis,
-    /// What the client's record is checked with when it is read again.
+    /// Key that the client's record is checked under when it is read again.
     key: Option<RecordKey>,
 }
 

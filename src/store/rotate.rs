@@ -70,8 +70,8 @@ pub struct Rotate {
     pub lawful: bool,
     /// How long after a rotation the spent token still yields the same successor.
     pub grace: Duration,
-    /// How long an ended family must be remembered: until its last access token has expired. None means that there is no room to
-    /// remember it: then no family is ended.
+    /// Time for which an ended family must be remembered: until its last access token has expired. `None` means that there is no
+    /// room to remember it: then no family is ended.
     pub remember: Option<Duration>,
 }
 

@@ -87,8 +87,7 @@ pub enum Item {
         sequence: u64,
         /// Its hash, 64 hexadecimal digits.
         hash: String,
-        /// Whether its node had stopped without closing it: then its newest records may be missing, and stay unsure when it is
-        /// imported.
+        /// True if its node had stopped without closing it: then its newest records may be missing, also when it is imported.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         open: bool,
         /// Shows that an exporter with the store's key found the chain whole, 64 hexadecimal digits. `None` where it had no key.

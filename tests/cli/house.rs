@@ -86,7 +86,7 @@ impl Ran {
 
 impl House {
     pub(crate) fn new() -> Self {
-        // What a busy machine needs; the timeout has tests of its own.
+        // Enough for a busy machine; the timeout has tests of its own.
         let house = Self { home: tempfile::tempdir().unwrap(), store_timeout: 20_000 };
         fs::DirBuilder::new().mode(0o700).create(house.data()).unwrap();
         house

@@ -12,7 +12,7 @@ use crate::{
     process::{Home, PATIENCE, endpoint},
 };
 
-/// Who has no answer by then is taken not to be admitted, where that is expected.
+/// A caller without an answer by then counts as not admitted, where that is expected.
 const SOON: Duration = Duration::from_secs(5);
 
 /// S9: where descriptors are few the server keeps enough for the store, refuses further connections, a tenth of them to one
@@ -36,7 +36,7 @@ async fn with_few_descriptors_open_connections_are_served() {
         timeout(patience, try_from(caller, from)).await.ok()?
     };
     let mut guests = Vec::new();
-    // Who is not served is refused: that takes no patience.
+    // A caller that is not served is refused: that needs no patience.
     while let Some(guest) = timeout(PATIENCE, try_from(&caller, 1)).await.expect("is neither served nor refused") {
         guests.push(guest);
         assert!(guests.len() < 64, "there is no limit to one address");

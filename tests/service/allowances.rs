@@ -131,7 +131,7 @@ async fn a_slower_plan_is_the_operators_to_take_back() {
     let renamed = Client { display_name: "renamed".to_owned(), ..slowed.clone() };
     assert!(update(&world, &token, renamed, &["display_name"]).await.is_ok());
     assert!(world.change(Client { rate_plan: "standard".to_owned(), ..slowed }, &["rate_plan"]).await.is_ok(), "the operator");
-    // What is above may be given up in steps, and not taken back.
+    // A plan above may be given up in steps, and not taken back.
     let fast = Client { tenant: "acme".to_owned(), rate_plan: "bulk".to_owned(), ..named("fast") };
     world.register(fast.clone()).await;
     for plan in ["standard", "slow"] {

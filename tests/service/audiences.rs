@@ -449,7 +449,7 @@ async fn a_record_that_the_service_did_not_write_gives_an_audience_to_nobody() {
     let listed =
         world.audiences().list_audiences(bearer(ListAudiencesRequest::default(), &operator)).await.unwrap().into_inner();
     assert_eq!((listed.audiences.len(), listed.not_authentic), (0, texts(&[PAY, "urn:bare", "urn:put"])));
-    // What lists it already goes on.
+    // A client that lists it already goes on.
     let kept = Client { display_name: "kept".to_owned(), ..aimed("before", &[PAY]) };
     world.change_as(&globex, kept, &["display_name", "audiences"]).await.unwrap();
 

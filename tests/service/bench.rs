@@ -86,7 +86,7 @@ impl Bench {
         bench
     }
 
-    /// What a new process makes of the same store: nothing is remembered, and every budget is full.
+    /// A new process on the same store: nothing is remembered, and every budget is full.
     pub async fn restarted(self) -> Self {
         let authority = authority(&self.store, &self.clock, &self.limits).await;
         let bench = Self { authority, ..self };
@@ -157,7 +157,7 @@ impl Bench {
     pub async fn records(&self, action: Action) -> Vec<Event> {
         self.clock.advance(Duration::from_secs(60));
         self.authority.record_refusals(self.clock.now(), false).await.unwrap();
-        // What was recorded a moment later is there after a record that waits.
+        // Records that come a moment later are there after one that waits.
         self.store.append(Stamp::internal(self.clock.now()).done(Action::ServerStarted, "")).await.unwrap();
         let filter = Filter { action: Some(action.as_str().to_owned()), ..Filter::default() };
         let records = self.store.events(&filter, None, 10_000).await.unwrap();

@@ -271,8 +271,8 @@ async fn without_a_trail_nothing_is_changed() {
     let token = world.admin_token().await;
     let before = (world.get("orders").await, world.list_keys().await);
     for kind in [Kind::Unavailable, Kind::Full, Kind::Corrupt] {
-        // Whose refusal is the first of its kind. An equal one is only counted, once the server has recorded the first: which it
-        // does by itself as soon as the store takes records again.
+        // A client of its own, so that its refusal is the first of its kind. An equal one is only counted, once the server has
+        // recorded the first: which it does by itself as soon as the store takes records again.
         let stranger = world.register(Client { client_id: format!("stranger-{kind:?}"), ..refreshing() }).await;
         faulty.always(Some(Act::FailBefore(kind)));
         for rpc in Rpc::ALL.into_iter().filter(|rpc| rpc.action().is_some()) {
@@ -298,10 +298,10 @@ async fn without_a_trail_nothing_is_changed() {
 }
 
 impl World {
-    /// Whether tokens stand, as the administrator is told while every call of the store meets `act`; none does afterwards.
+    /// Judgements of tokens that the administrator is answered while every call of the store meets `act`; none does afterwards.
     ///
-    /// Where nodes share a store they forget every client once a minute, and when they may have missed a change: then the
-    /// administrator itself has to be read from the store, and is asked again.
+    /// Nodes that share a store forget every client once a minute, and when they may have missed a change: then the administrator
+    /// itself has to be read from the store, and asks again.
     pub async fn judged_from_memory<const N: usize>(&self, faulty: &FaultyStore, act: Act, tokens: [&str; N]) -> [bool; N] {
         loop {
             faulty.always(None);

@@ -179,7 +179,7 @@ async fn a_node_that_is_behind_is_not_ready() {
     let message = HealthCheckRequest { service: String::new() };
     let mut told = HealthClient::new(pair.far.channel.clone()).watch(message).await.unwrap().into_inner();
     let mut next = async || timeout(PATIENCE, told.next()).await.unwrap().unwrap().unwrap().status();
-    // Where the store works: one that is slow for a moment, on a busy machine, makes it a matter of asking again.
+    // Only where the store works: one that is slow for a moment, on a busy machine, is asked again.
     let is_ready = async |address| crate::keys::eventually("readiness", async || get(address, "/readyz").await.0 == 200).await;
     assert_eq!(next().await, ServingStatus::Serving);
     is_ready(address).await;

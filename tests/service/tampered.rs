@@ -73,7 +73,7 @@ async fn a_revoked_key_does_not_come_back_on_a_running_node() {
     assert!(!world.is_active(&token).await);
 }
 
-/// What a server says that starts again on what a world kept, and refuses to.
+/// The error of a server that refuses to start again on the store of a world.
 async fn refused_start(world: &World) -> String {
     let mut config = Config {
         listen: "127.0.0.1:0".parse().unwrap(),

@@ -29,7 +29,7 @@ async fn a_held_directory_names_its_holder() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).unwrap();
     let path = dir.path().to_owned();
-    // Who waited for the lock would wait as long as this store is open.
+    // An opener that waited for the lock would wait as long as this store is open.
     let second = timeout(Duration::from_secs(60), tokio::task::spawn_blocking(move || open(&path))).await;
     let second = second.expect("it waits for the holder").unwrap();
     assert!(matches!(second, Err(OpenError::Held { pid }) if pid == std::process::id()));

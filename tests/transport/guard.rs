@@ -75,7 +75,7 @@ async fn a_stream_outlives_the_deadline() {
     raw.send(&frames::frame(HEADERS, END_HEADERS, 1, &block(call(WATCH)))).await;
     raw.send(&frames::frame(frames::DATA, END_STREAM, 1, &[0; 5])).await;
     raw.expect(|frame| frame.kind == HEADERS && frame.stream == 1).await;
-    // When the deadline of a call has passed that began after it, its own has.
+    // Once the deadline of a call that began after it has passed, its own has.
     assert_eq!(token(server.address, "wait").await.code(), Some(Code::DeadlineExceeded));
     raw.send(&frames::frame(frames::PING, 0, 0, &[7; 8])).await;
     let ends = |frame: &frames::Frame| frame.stream == 1 && (frame.kind != frames::DATA || frame.flags & END_STREAM != 0);

@@ -47,7 +47,7 @@ pub struct Answering<F> {
     request_id: Arc<str>,
     /// `None` until the call is admitted.
     share: Option<Share>,
-    /// What the handler holds of the request, decoded: given back with the handler, and not when the body has been read.
+    /// Share of the request, which the handler holds decoded: given back with the handler, and not when the body has been read.
     request: Option<Arc<Share>>,
     status: fn(Refusal) -> Status,
 }

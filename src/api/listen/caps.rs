@@ -20,7 +20,7 @@ const PEERS_PER_NETWORK: usize = 4;
 /// Part of all connections that is kept free by asking others to leave: there they may say goodbye while new ones come.
 const SPARE: usize = 20;
 /// Time without a call after which a connection makes room for one of its own network, or of another that has as many or one
-/// less. Clients that come back at once when they are told to go would otherwise push each other out without end.
+/// less. Clients that come back at once when they are asked to go would otherwise push each other out without end.
 const QUIET: Duration = Duration::from_secs(60);
 
 /// Counts open connections.
@@ -138,7 +138,7 @@ impl Caps {
             return Err(Full::Network);
         }
         let spare = (self.most / SPARE).max(1);
-        // No more are asked than are to be spare: who is refused and asks again does not empty the port.
+        // No more are asked than are to be spare: a client that is refused and tries again does not empty the port.
         if open.total >= self.most - spare && open.leaving < spare {
             open.make_room(of_network);
         }
@@ -161,7 +161,7 @@ impl Open {
         let of_fullest = self.networks.iter().filter(|(_, seats)| seats.len() == most);
         let seats = of_fullest.flat_map(|(network, seats)| seats.iter().enumerate().map(move |seat| (*network, seat)));
         let Some((network, (index, seat))) = seats.min_by_key(|(_, (_, seat))| seat.used.load(Relaxed)) else { return };
-        // One connection more is no difference: who is asked to leave and comes back has one less than before.
+        // One connection more is no difference: a client that is asked to leave and comes back has one less than before.
         if most <= own + 1 && seat.idle() < QUIET {
             return;
         }
@@ -268,8 +268,8 @@ mod tests {
         assert_eq!(held.iter().map(left).collect::<Vec<_>>(), (0..38).map(|n| n == 7).collect::<Vec<_>>());
     }
 
-    /// L09 (AUDIT TL4): a full port makes room too, for who comes next; and asks no more than are to be spare, however often
-    /// somebody knocks.
+    /// L09 (AUDIT TL4): a full port makes room for the next client too, and asks no more than are to be spare, however often one
+    /// tries.
     #[tokio::test(start_paused = true)]
     async fn a_full_port_makes_room_for_the_next() {
         let caps = Caps::new(40, 40);
@@ -290,7 +290,8 @@ mod tests {
         assert_eq!((open.leaving, open.total), (0, 2));
     }
 
-    /// L09 (AUDIT TL4): who was asked to leave and comes back pushes out nobody who is in use, nor do clients of one connection each.
+    /// L09 (AUDIT TL4): a client that was asked to leave and comes back pushes out none that is in use, nor do clients of one
+    /// connection each.
     #[tokio::test(start_paused = true)]
     async fn who_comes_back_pushes_nobody_out() {
         for (networks, asked_first) in [(38_u8, 0), (19, 1), (2, 1)] {
@@ -303,7 +304,7 @@ mod tests {
             all.extend(asked.into_iter().map(|network| enter(network).ok().unwrap()));
             assert!(!held.iter().any(|(_, place)| left(place)), "{networks} networks: the next is pushed out");
 
-            // Until somebody is quiet.
+            // Until one is quiet.
             tokio::time::advance(QUIET).await;
             caps.tick();
             all.push(enter(0).ok().unwrap());

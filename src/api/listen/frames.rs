@@ -209,8 +209,8 @@ impl<S> Counted<S> {
 
 impl<S: AsyncWrite + Unpin> Counted<S> {
     /// Ends the connection from below. hyper can say GOAWAY only if it may finish the calls, so it is said here: where a frame of
-    /// hyper's is half written, or the client takes nothing any more, there is nobody who would understand it. What the client
-    /// has sent and nobody read may make the system reset the connection, and the GOAWAY be lost.
+    /// hyper's is half written, or the client takes nothing any more, it would not be understood. Bytes that the client has sent and
+    /// that were not read may make the system reset the connection, and the GOAWAY be lost.
     fn cut(&mut self, cx: &mut Context<'_>, reason: &'static str) -> io::Error {
         if self.meter.sent.is_between_frames() {
             let goaway = self.meter.goaway(reason);

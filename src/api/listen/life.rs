@@ -116,7 +116,7 @@ impl Life {
         self.is_unread.load(Relaxed)
     }
 
-    /// What HTTP/2 keeps for the connection.
+    /// Memory that HTTP/2 keeps for the connection.
     pub(super) fn room(&self) -> Arc<Room> {
         Arc::clone(&self.room)
     }

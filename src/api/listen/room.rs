@@ -23,7 +23,7 @@ thread_local! {
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     bytes: AtomicUsize,
-    /// Those of connections that were told to go, as they were then.
+    /// Those of connections that were sent a GOAWAY, as they were then.
     leaving: AtomicUsize,
 }
 
@@ -77,12 +77,12 @@ impl Room {
     }
 
     /// Returns true if the connection keeps something while its peer or its worker has used up half of what there is, without
-    /// those that were told to go: no more go than need to.
+    /// those of connections that were sent a GOAWAY: no more go than need to.
     pub(super) fn is_wanted(&self) -> bool {
         self.is_kept() && (self.peer.staying() > MOST_PER_PEER / 2 || self.worker.staying() > MOST / 2)
     }
 
-    /// Says that the connection was told to go, once.
+    /// Notes, once, that the connection is sent a GOAWAY.
     pub(super) fn leave(&self) {
         let own = self.own.load(Relaxed);
         self.leaving.store(own, Relaxed);

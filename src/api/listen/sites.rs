@@ -11,7 +11,7 @@ thread_local! {
     static SITES: RefCell<HashMap<Site, Shared>> = RefCell::default();
 }
 
-/// What the connections of one peer share.
+/// State that the connections of one peer share.
 #[derive(Default)]
 struct Shared {
     connections: usize,

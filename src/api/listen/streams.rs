@@ -1,5 +1,5 @@
-//! What HTTP/2 keeps for the streams of one connection, as far as its frames show: a place for each stream, from its HEADERS until it
-//! is over on both sides, and one for each DATA frame until the handler takes it.
+//! Estimate, from its frames, of the memory that HTTP/2 keeps for the streams of one connection: a place for each stream, from its
+//! HEADERS until it is over on both sides, and one for each DATA frame until the handler takes it.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -33,7 +33,7 @@ pub(super) struct Streams {
     last: u32,
     /// Short DATA frames of those that are open.
     frames: usize,
-    /// When we reset streams: the last [`RESETS`], those that are older than [`KEPT_RESET`] until the next frame.
+    /// Times of the last [`RESETS`] streams that the server reset; those older than [`KEPT_RESET`] go at the next frame.
     resets: VecDeque<Instant>,
     /// The most at once so far, and no less than is free.
     most_streams: usize,
@@ -95,7 +95,7 @@ impl Streams {
     pub(super) fn send(&mut self, head: Head) {
         match head.kind {
             HEADERS | DATA => self.follow(head, |open, frames| {
-                // Where messages go both ways, an answer shows that one was taken.
+                // Of a stream in both directions, an answer shows that the handler took a message.
                 if head.kind == DATA && open.frames > 0 {
                     open.frames -= 1;
                     *frames -= 1;

@@ -1,4 +1,4 @@
-//! Whether every record of a client or an audience was written by the service: by their codes, under the master key.
+//! Check that every record of a client or an audience was written by the service: by their codes, under the master key.
 
 use std::collections::BTreeMap;
 
@@ -40,7 +40,8 @@ pub(super) async fn clients(config: &Config) -> Option<Finding> {
         }
         Ok(Looked { forged, .. }) => {
             let text = format!("not written by the service, and refused: {}", forged.join(", "));
-            let advice = "somebody without the master key writes to this store: remove records of clients, assign audiences anew, and look at who can";
+            let advice = "somebody without the master key writes to this store: remove records of clients, assign audiences anew, \
+                          and look at who can";
             Finding::problem(SUBJECT, text, advice)
         }
         Err(problem) => {

@@ -97,7 +97,7 @@ impl Restoring {
                 self.newest = self.newest.max(event.at);
                 begun.into_iter().chain([item]).collect()
             }
-            // What may be missing from this node's own chain is missing before the record of the import, which closes it.
+            // Records that may be missing from this node's own chain are missing before that of the import, which closes it.
             Item::ChainEnd { chain, sequence, hash, .. } if chain == self.node => {
                 let previous = unhex(&hash).ok_or("the hash of a chain's end is no 64 hexadecimal digits")?;
                 let sequence = sequence.checked_add(1).ok_or("the sequence of a chain's end is none")?;

@@ -185,7 +185,7 @@ fn columns(row: &Row<'_>) -> rusqlite::Result<Columns> {
     row.try_into()
 }
 
-/// What a row is that lies under `audience`.
+/// The record in the row of `audience`, if it is one.
 fn found(audience: Audience, row: Columns) -> Result<FoundAudience, Fault> {
     match decode(row) {
         Ok(record) if record.audience == audience => Ok(FoundAudience::Owned(record)),

@@ -47,7 +47,7 @@ impl AudienceStore for Mongo {
 impl Shared {
     pub(super) async fn claim_audience(&self, record: &AudienceRecord, event: Event) -> Result<Creation, Fault> {
         let (deed, owner) = (self.deed([event])?, owner(&record.audience));
-        // What a released one left behind is taken over; any other stands in the way by its `_id`.
+        // The document of a released audience is taken over; any other stands in the way by its `_id`.
         let filter = doc! { "_id": record.audience.as_str(), "released": true };
         let update = doc! { "$set": encoded(record)?, "$push": { "outbox": deed.push(&owner) } };
         let audiences = self.link.collection(AUDIENCES);
@@ -176,7 +176,7 @@ pub(super) fn decoded(document: &Document) -> Result<AudienceRecord, Fault> {
     Ok(record)
 }
 
-/// What a document is that lies under `audience`.
+/// The record in the document of `audience`, if it is one.
 fn found(audience: Audience, document: &Document) -> FoundAudience {
     match decoded(document) {
         Ok(record) => FoundAudience::Owned(record),

@@ -223,7 +223,7 @@ fn own_seal(document: &Document) -> Result<Head, Fault> {
     })
 }
 
-/// What is read of a record. The time besides, which the event may not show: a name in it that is no UTF-8 hides what follows.
+/// Fields that are read of a record. The time besides, since in the event a name that is no UTF-8 hides all that follows.
 fn of_records() -> Document {
     doc! { "node": 1, "event": 1, "hash": 1, "seal": 1, "entry": 1, TIME: "$event.at" }
 }

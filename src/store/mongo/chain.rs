@@ -41,7 +41,7 @@ const QUEUE: usize = 4_096;
 const BATCH: usize = 512;
 /// Of a record that was made when its caller had, or may have, been told that the outcome is not known.
 pub(super) const LATE: &str = "late";
-/// Where a listing reads the time of a record beside the event.
+/// Field in which a listing reads the time of a record, beside the event.
 pub(super) const TIME: &str = "time";
 /// The time of a record whose own cannot be read: such records come last.
 pub(super) const TIMELESS: i64 = i64::MIN;

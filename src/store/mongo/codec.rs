@@ -37,8 +37,9 @@ pub(super) fn encode<T: Serialize>(what: &'static str, value: &T) -> Result<Bson
     serialize_to_bson(value).map_err(|error| Fault::row(what, error))
 }
 
-/// A document whatever somebody put into it: text that is no UTF-8 has U+FFFD in it, a field that cannot be read is left out, and
-/// an element of a list that cannot be read is null. Left out is an `_id` that is not UTF-8: nothing could be found by what would be shown for it.
+/// Reads a document whatever was put into it: text that is no UTF-8 has U+FFFD in it, a field that cannot be read is left out, and
+/// an element of a list that cannot be read is null. An `_id` that is not UTF-8 is left out too: no document could be found by the
+/// text that would stand for it.
 pub(super) fn lenient(raw: &RawDocument) -> Document {
     let mut document = lossy(raw).unwrap_or_else(|| {
         let fields = raw.iter_elements().map_while(Result::ok);

@@ -36,7 +36,7 @@ impl KeyStore for Mongo {
 }
 
 impl Shared {
-    /// A keyset that was read; of one that nobody can read the last genuine one stays in use, which is said once.
+    /// A keyset that was read; `None` for one that cannot be read, which is logged once: the last genuine one stays in use.
     pub(super) fn readable(&self, keyset: Result<Keyset, Fault>) -> Option<Keyset> {
         let is_known = self.keyset_unread.swap(keyset.is_err(), SeqCst);
         keyset

@@ -112,7 +112,7 @@ struct Shared {
     margin: Duration,
     /// Whether the trail of the other nodes is being followed.
     tailing: AtomicBool,
-    /// Whether the log knows that the keyset cannot be read.
+    /// True once the log says that the keyset cannot be read.
     keyset_unread: AtomicBool,
 }
 

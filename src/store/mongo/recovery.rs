@@ -2,9 +2,9 @@
 //! outbox, and whoever finds them there appends them to its own chain. Which ones those are is told by waiting, not by a clock: an
 //! event that was there at one look and still is at the next was not on its way. The record says in its event which node left it.
 //!
-//! An entry that is in some chain already is taken out, and not recorded again, whoever put it back.
+//! An entry that is in some chain already is taken out, and not recorded again.
 //!
-//! An entry without the MAC of a node, or that cannot be read, was put there by somebody else: it is taken out and reported, and
+//! An entry without the MAC of a node, or that cannot be read, was not put there by a node: it is taken out and reported, and
 //! never recorded. What cannot be taken out is reported once by each process, and the look goes on past it.
 //!
 //! A node that comes back after a long stall may append an event that was recovered in the meantime: it is then in two chains,
@@ -216,7 +216,7 @@ async fn page(mut cursor: Cursor<RawDocumentBuf>) -> Result<(Cursor<RawDocumentB
     Ok((cursor, page))
 }
 
-/// What is in the outbox of a document.
+/// Reads the outbox of a document.
 fn read(shared: &Shared, collection: &'static str, raw: &RawDocument) -> Found {
     let field = |name: &str| {
         let mut fields = raw.iter_elements().map_while(Result::ok);
@@ -288,9 +288,9 @@ async fn recorded(shared: &Shared, way: &Way, event: &Event) -> Result<Option<Re
 
 /// A record of an entry.
 struct Recorded {
-    /// Whether it is in the chain of the node that is to record it.
+    /// True if it is in the chain of the node that is to record it.
     by_its_node: bool,
-    /// Whether it came when its caller had been told that the outcome is not known.
+    /// True if it came when its caller had been answered that the outcome is not known.
     is_late: bool,
 }
 

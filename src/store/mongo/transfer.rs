@@ -37,7 +37,7 @@ use crate::{
 pub struct Export {
     link: Arc<Link>,
     key: Option<ChainKey>,
-    /// When it was opened, by MongoDB's clock.
+    /// Time at which it was opened, by MongoDB's clock.
     time: Timestamp,
     /// One moment for every page; none where the server shows no such thing.
     view: Arc<Mutex<Option<ClientSession>>>,

@@ -1,4 +1,4 @@
-//! What a trail keeps through odd documents, replayed entries, and moves to another store.
+//! The audit trail with odd documents and replayed entries, and through moves to another store.
 
 mod mongodb {
     use jeton::{

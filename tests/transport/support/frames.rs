@@ -29,7 +29,7 @@ pub(crate) const PING: u8 = 6;
 pub(crate) const GOAWAY: u8 = 7;
 pub(crate) const CONTINUATION: u8 = 9;
 
-/// What a PING carries that comes after a flood.
+/// Payload of the PING that comes after a flood.
 const LAST: &[u8; 8] = b"the last";
 
 /// A setting.
@@ -253,7 +253,7 @@ async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> Option<Frame> {
     Some(Frame { kind: head[3], flags: head[4], stream, payload })
 }
 
-/// Whether the other side has closed, or closes within a minute.
+/// Returns true if the other side has closed, or closes within a minute.
 pub(crate) async fn closes(reader: &mut (impl AsyncRead + Unpin)) -> bool {
     let mut rest = Vec::new();
     tokio::time::timeout(Duration::from_secs(60), reader.read_to_end(&mut rest)).await.is_ok()
