@@ -1,18 +1,20 @@
 //! The tenants that audiences belong to.
 
 use async_trait::async_trait;
-use rusqlite::{Connection, OptionalExtension, Row};
+use rusqlite::Connection;
 
 use super::{
     Embedded,
     batch::{Batch, Entry, Urgency, to_sql},
     fault::{Fault, ascending, row},
-    sums,
+    tenanted::{Columns, Table},
 };
 use crate::{
     model::{Audience, AudienceRecord, Event, TenantId},
     store::{AudienceStore, Creation, FoundAudience, Result, Write},
 };
+
+const AUDIENCES: Table = Table { name: "audiences", record: "audience" };
 
 #[async_trait]
 impl AudienceStore for Embedded {
@@ -54,10 +56,6 @@ impl Stored {
     }
 }
 
-fn sum(id: &str, tenant: &str, revision: i64, body: &str) -> [u8; 16] {
-    sums::row("audiences", &[id.as_bytes(), tenant.as_bytes(), &revision.to_be_bytes(), body.as_bytes()])
-}
-
 impl Batch<'_> {
     pub(super) fn claim_audience(&mut self, stored: &Stored, entry: &Entry) -> Result<Creation, Fault> {
         if !self.insert_audience(stored)? {
@@ -72,7 +70,7 @@ impl Batch<'_> {
         let (id, tenant, revision) = (record.audience.as_str(), record.tenant.as_str(), to_sql(record.revision));
         let written = self.execute(
             "INSERT OR IGNORE INTO audiences (id, tenant, revision, body, sum) VALUES (?1, ?2, ?3, ?4, ?5)",
-            (id, tenant, revision, body, sum(id, tenant, revision, body)),
+            (id, tenant, revision, body, AUDIENCES.sum(id, tenant, revision, body)),
         )?;
         Ok(written == 1)
     }
@@ -108,7 +106,7 @@ impl Batch<'_> {
         let (id, tenant, revision) = (record.audience.as_str(), record.tenant.as_str(), to_sql(record.revision));
         self.execute(
             "INSERT OR REPLACE INTO audiences (id, tenant, revision, body, sum) VALUES (?1, ?2, ?3, ?4, ?5)",
-            (id, tenant, revision, body, sum(id, tenant, revision, body)),
+            (id, tenant, revision, body, AUDIENCES.sum(id, tenant, revision, body)),
         )?;
         Ok(())
     }
@@ -132,8 +130,7 @@ impl Batch<'_> {
 }
 
 fn find(connection: &Connection, audience: &Audience) -> Result<Option<FoundAudience>, Fault> {
-    let mut statement = connection.prepare_cached("SELECT id, tenant, revision, body, sum FROM audiences WHERE id = ?1")?;
-    statement.query_row((audience.as_str(),), columns).optional()?.map(|row| found(audience.clone(), row)).transpose()
+    AUDIENCES.find(connection, audience.as_str())?.map(|row| found(audience.clone(), row)).transpose()
 }
 
 fn listing(
@@ -144,7 +141,7 @@ fn listing(
 ) -> Result<Vec<FoundAudience>, Fault> {
     let (mut listed, mut last) = (Vec::new(), after.map_or_else(String::new, ToString::to_string));
     while listed.len() < limit {
-        let rows = rows(connection, tenant, &last, limit.saturating_sub(listed.len()))?;
+        let rows = AUDIENCES.rows(connection, tenant, &last, limit.saturating_sub(listed.len()))?;
         let Some((id, ..)) = rows.last() else { break };
         last.clone_from(id);
         for row in rows {
@@ -159,44 +156,17 @@ fn listing(
 
 /// Records in the order of their audiences, for an export.
 pub(super) fn page(connection: &Connection, after: Option<&Audience>, limit: usize) -> Result<Vec<AudienceRecord>, Fault> {
-    let rows = rows(connection, None, after.map_or("", Audience::as_str), limit)?;
-    let records = rows.into_iter().map(decode).collect::<Result<Vec<_>, Fault>>()?;
+    let rows = AUDIENCES.rows(connection, None, after.map_or("", Audience::as_str), limit)?;
+    let records = rows.into_iter().map(|row| AUDIENCES.decode(row)).collect::<Result<Vec<AudienceRecord>, Fault>>()?;
     ascending(after, records.iter().map(|record| &record.audience))?;
     Ok(records)
 }
 
-fn rows(connection: &Connection, tenant: Option<&TenantId>, after: &str, limit: usize) -> Result<Vec<Columns>, Fault> {
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let rows = if let Some(tenant) = tenant {
-        let sql = "SELECT id, tenant, revision, body, sum FROM audiences WHERE tenant = ?1 AND id > ?2 ORDER BY id LIMIT ?3";
-        let mut statement = connection.prepare_cached(sql)?;
-        statement.query_map((tenant.as_str(), after, limit), columns)?.collect::<rusqlite::Result<_>>()?
-    } else {
-        let sql = "SELECT id, tenant, revision, body, sum FROM audiences WHERE id > ?1 ORDER BY id LIMIT ?2";
-        let mut statement = connection.prepare_cached(sql)?;
-        statement.query_map((after, limit), columns)?.collect::<rusqlite::Result<_>>()?
-    };
-    Ok(rows)
-}
-
-type Columns = (String, String, i64, String, Vec<u8>);
-
-fn columns(row: &Row<'_>) -> rusqlite::Result<Columns> {
-    row.try_into()
-}
-
 /// The record in the row of `audience`, if it is one.
 fn found(audience: Audience, row: Columns) -> Result<FoundAudience, Fault> {
-    match decode(row) {
+    match AUDIENCES.decode::<AudienceRecord>(row) {
         Ok(record) if record.audience == audience => Ok(FoundAudience::Owned(record)),
         Ok(_) | Err(Fault::Row(_)) => Ok(FoundAudience::NotAuthentic(audience)),
         Err(fault) => Err(fault),
     }
-}
-
-fn decode((id, tenant, revision, body, kept): Columns) -> Result<AudienceRecord, Fault> {
-    if sum(&id, &tenant, revision, &body) != kept.as_slice() {
-        return Err(Fault::Row(format!("audience {id}: the row does not match its sum")));
-    }
-    serde_json::from_str(&body).map_err(row("audience"))
 }

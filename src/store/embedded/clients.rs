@@ -1,18 +1,21 @@
 //! Clients, and the uses of their secrets beside them: a use is noted far more often than a client is written.
 
 use async_trait::async_trait;
-use rusqlite::{Connection, OptionalExtension, Row};
+use rusqlite::{Connection, OptionalExtension};
 
 use super::{
     Embedded,
     batch::{Batch, Entry, Urgency, from_sql, to_sql},
     fault::{Fault, ascending, row},
     sums,
+    tenanted::Table,
 };
 use crate::{
     model::{Client, ClientId, EpochOf, Event, TenantId, Timestamp},
     store::{Change, ClientStore, Creation, Listed, Result, SecretUse, Write},
 };
+
+const CLIENTS: Table = Table { name: "clients", record: "client" };
 
 #[async_trait]
 impl ClientStore for Embedded {
@@ -75,10 +78,6 @@ impl Stored {
     }
 }
 
-fn sum(id: &str, tenant: &str, revision: i64, body: &str) -> [u8; 16] {
-    sums::row("clients", &[id.as_bytes(), tenant.as_bytes(), &revision.to_be_bytes(), body.as_bytes()])
-}
-
 impl Batch<'_> {
     pub(super) fn create_client(&mut self, stored: &Stored, of_any: bool, entry: &Entry) -> Result<Creation, Fault> {
         let Client { id, tenant, .. } = &stored.client;
@@ -99,7 +98,7 @@ impl Batch<'_> {
         let (id, tenant, revision) = (client.id.as_str(), client.tenant.as_str(), to_sql(client.revision));
         let written = self.execute(
             "INSERT OR IGNORE INTO clients (id, tenant, revision, body, sum) VALUES (?1, ?2, ?3, ?4, ?5)",
-            (id, tenant, revision, body, sum(id, tenant, revision, body)),
+            (id, tenant, revision, body, CLIENTS.sum(id, tenant, revision, body)),
         )?;
         Ok(written == 1)
     }
@@ -121,7 +120,7 @@ impl Batch<'_> {
         let (id, tenant, revision) = (client.id.as_str(), client.tenant.as_str(), to_sql(client.revision));
         self.execute(
             "UPDATE clients SET tenant = ?2, revision = ?3, body = ?4, sum = ?5 WHERE id = ?1",
-            (id, tenant, revision, body, sum(id, tenant, revision, body)),
+            (id, tenant, revision, body, CLIENTS.sum(id, tenant, revision, body)),
         )?;
         for secret in self.noted_secrets(id)? {
             if !client.secrets.iter().any(|kept| kept.id.as_str() == secret) {
@@ -178,8 +177,7 @@ impl Batch<'_> {
 
 /// A client without the uses of its secrets.
 pub(super) fn find(connection: &Connection, id: &ClientId) -> Result<Option<Client>, Fault> {
-    let mut statement = connection.prepare_cached("SELECT id, tenant, revision, body, sum FROM clients WHERE id = ?1")?;
-    statement.query_row((id.as_str(),), columns).optional()?.map(decode).transpose()
+    CLIENTS.find(connection, id.as_str())?.map(|row| CLIENTS.decode(row)).transpose()
 }
 
 fn listing(
@@ -190,13 +188,13 @@ fn listing(
 ) -> Result<Vec<Listed>, Fault> {
     let (mut listed, mut last) = (Vec::new(), after.map_or_else(String::new, ToString::to_string));
     while listed.len() < limit {
-        let rows = rows(connection, tenant, &last, limit.saturating_sub(listed.len()))?;
+        let rows = CLIENTS.rows(connection, tenant, &last, limit.saturating_sub(listed.len()))?;
         let Some((id, ..)) = rows.last() else { break };
         last.clone_from(id);
         for row in rows {
             // A row whose key no client could have is not even named.
             let Ok(id) = row.0.parse::<ClientId>() else { continue };
-            listed.push(match decode(row).and_then(|client| with_uses(connection, client)) {
+            listed.push(match CLIENTS.decode(row).and_then(|client| with_uses(connection, client)) {
                 Ok(client) if client.id == id && tenant.is_none_or(|tenant| client.tenant == *tenant) => {
                     Listed::Client(Box::new(client))
                 }
@@ -209,21 +207,6 @@ fn listing(
     Ok(listed)
 }
 
-/// Two statements, so that each has the index it needs.
-fn rows(connection: &Connection, tenant: Option<&TenantId>, after: &str, limit: usize) -> Result<Vec<Columns>, Fault> {
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let rows = if let Some(tenant) = tenant {
-        let sql = "SELECT id, tenant, revision, body, sum FROM clients WHERE tenant = ?1 AND id > ?2 ORDER BY id LIMIT ?3";
-        let mut statement = connection.prepare_cached(sql)?;
-        statement.query_map((tenant.as_str(), after, limit), columns)?.collect::<rusqlite::Result<_>>()?
-    } else {
-        let sql = "SELECT id, tenant, revision, body, sum FROM clients WHERE id > ?1 ORDER BY id LIMIT ?2";
-        let mut statement = connection.prepare_cached(sql)?;
-        statement.query_map((after, limit), columns)?.collect::<rusqlite::Result<_>>()?
-    };
-    Ok(rows)
-}
-
 /// Clients in the order of their ids.
 pub(super) fn page(connection: &Connection, after: Option<&ClientId>, limit: usize) -> Result<Vec<Client>, Fault> {
     bare(connection, after, limit)?.into_iter().map(|client| with_uses(connection, client)).collect()
@@ -231,23 +214,10 @@ pub(super) fn page(connection: &Connection, after: Option<&ClientId>, limit: usi
 
 /// Clients in the order of their ids, without the uses of their secrets.
 pub(super) fn bare(connection: &Connection, after: Option<&ClientId>, limit: usize) -> Result<Vec<Client>, Fault> {
-    let rows = rows(connection, None, after.map_or("", ClientId::as_str), limit)?;
-    let clients = rows.into_iter().map(decode).collect::<Result<Vec<_>, Fault>>()?;
+    let rows = CLIENTS.rows(connection, None, after.map_or("", ClientId::as_str), limit)?;
+    let clients = rows.into_iter().map(|row| CLIENTS.decode(row)).collect::<Result<Vec<Client>, Fault>>()?;
     ascending(after, clients.iter().map(|client| &client.id))?;
     Ok(clients)
-}
-
-type Columns = (String, String, i64, String, Vec<u8>);
-
-fn columns(row: &Row<'_>) -> rusqlite::Result<Columns> {
-    row.try_into()
-}
-
-fn decode((id, tenant, revision, body, kept): Columns) -> Result<Client, Fault> {
-    if sum(&id, &tenant, revision, &body) != kept.as_slice() {
-        return Err(Fault::Row("client: the row does not match its sum".into()));
-    }
-    serde_json::from_str(&body).map_err(row("client"))
 }
 
 fn with_uses(connection: &Connection, mut client: Client) -> Result<Client, Fault> {

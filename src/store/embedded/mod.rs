@@ -32,6 +32,7 @@ mod reserve;
 mod revocations;
 mod schema;
 mod sums;
+mod tenanted;
 mod transfer;
 mod writer;
 
