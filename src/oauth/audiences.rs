@@ -19,11 +19,9 @@
 //! For an assignment the clients of the tenant that gets the audience do not count. A record that is not authentic is replaced by a
 //! marked one of that tenant; the mark is taken back after a second look.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use tracing::Instrument as _;
-
-use super::{Administrator, Authority};
+use super::{Administrator, Authority, uncut};
 use crate::{
     error::{Error, Result},
     model::{Action, Audience, AudienceRecord, Call, Client, Mac, TenantId, text},
@@ -222,11 +220,6 @@ impl Authority {
             }
         }
     }
-}
-
-/// Runs a change of several steps to its end, whatever becomes of its caller: a deadline or a hang-up drops the answer alone.
-pub(super) async fn uncut<T: Send + 'static>(change: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
-    tokio::spawn(change.in_current_span()).await.unwrap_or_else(|failed| Err(Error::Internal(Box::new(failed))))
 }
 
 /// Refuses other spellings of an http or https audience than the normal one, which would be another audience.

@@ -7,6 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::{
     Authority,
     presented::{Claim, Judgement, Refusal},
+    uncut,
 };
 use crate::{
     error::{Error, Result},
@@ -141,16 +142,12 @@ impl Authority {
     /// on its way to the store stays there when the caller hangs up, and so does its place.
     async fn read_unproven(&self, place: ReadPlace, id: &ClientId) -> Result<Option<Client>, StoreError> {
         let (store, id) = (Arc::clone(&self.store), id.clone());
-        let read = tokio::spawn(async move {
+        uncut(async move {
             let found = store.client(&id).await;
             drop(place);
             found
-        });
-        read.await.unwrap_or_else(|error| match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime is going down.
-            Err(error) => Err(StoreError::Unavailable(error.into())),
         })
+        .await
     }
 
     /// Admits a proven client if its record, read once more, still has what was proven: the proof may have waited for argon2id, and

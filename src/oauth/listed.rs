@@ -21,7 +21,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{
     Administrator, Authority,
-    audiences::{TRIES, first_record, must_be_normal, not_authentic, uncut},
+    audiences::{TRIES, first_record, must_be_normal, not_authentic},
+    uncut,
 };
 use crate::{
     error::{Error, Result},

@@ -18,7 +18,7 @@ pub mod trail;
 mod uses;
 pub mod witness;
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 pub use self::{
     bearer::Administrator,
@@ -26,6 +26,7 @@ pub use self::{
     issue::Issued,
 };
 use tokio::sync::Semaphore;
+use tracing::Instrument as _;
 use zeroize::Zeroizing;
 
 use crate::{
@@ -158,5 +159,15 @@ impl Authority {
     /// How long an ended family or client must be remembered: the longest access token, and the slack.
     fn remember(&self) -> Duration {
         self.terms.token.access_lifetime_max() + SLACK
+    }
+}
+
+/// Runs work to its end, whatever becomes of its caller: a deadline or a hang-up drops the answer alone.
+async fn uncut<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    match tokio::spawn(work.in_current_span()).await.map_err(tokio::task::JoinError::try_into_panic) {
+        Ok(done) => done,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // The runtime is going down, and the caller with it.
+        Err(Err(_)) => std::future::pending().await,
     }
 }
