@@ -68,7 +68,9 @@ impl World {
 
     /// Waits for what a call that was cut off leaves to be done.
     pub async fn gone(&self, id: &str) {
-        let gone = async { while self.try_get(id).await.is_ok() {} };
+        // Any other refusal says nothing.
+        let is_gone = async || self.try_get(id).await.is_err_and(|refused| reason(&refused) == "NOT_FOUND");
+        let gone = async { while !is_gone().await {} };
         tokio::time::timeout(Duration::from_secs(60), gone).await.expect("the client is taken back");
     }
 

@@ -1,7 +1,10 @@
 //! AUDIT AZ10: what happens between a registration and a release or an assignment of one audience, whatever comes first.
 
-use jeton::proto::admin::{Client, CreateClientRequest};
-use tokio::{join, time::Duration};
+use jeton::proto::admin::{Client, CreateClientRequest, DeleteClientRequest};
+use tokio::{
+    join,
+    time::{Duration, Instant, timeout},
+};
 use tonic::Code;
 
 use crate::{
@@ -81,12 +84,18 @@ async fn what_another_tenant_has_by_then_is_taken_back_from_the_client() {
 #[tokio::test]
 async fn a_registration_that_is_cut_off_is_confirmed_all_the_same() {
     let (Lab { world, store, .. }, globex, _) = scene().await;
+    let began = Instant::now();
+    world.create_as(&globex, aimed("usual", &[PAY])).await.unwrap();
+    let usual = began.elapsed();
+    let delete = DeleteClientRequest { client_id: "usual".to_owned(), etag: String::new() };
+    world.clients().delete_client(bearer(delete, &globex)).await.unwrap();
     for cut in 0..3 {
         let written = store.hold("spend", Side::Before);
         let request = CreateClientRequest { client: Some(aimed("new", &[PAY])), secret: None };
         let mut request = bearer(request, &globex);
         if cut == 0 {
-            request.set_timeout(Duration::from_secs(3));
+            // Longer than the machine takes to come to the write.
+            request.set_timeout(Duration::from_secs(3) + usual * 10);
         }
         let meanwhile = async {
             written.arrived().await;
@@ -177,7 +186,8 @@ async fn a_registration_behind_the_last_look_is_taken_back() {
                 marked.release();
                 looked.arrived().await;
                 written.release();
-                while world.trail_of("client.deleted").await.len() <= usize::from(moved) {}
+                let deleted = async { while world.trail_of("client.deleted").await.len() <= usize::from(moved) {} };
+                timeout(Duration::from_secs(60), deleted).await.expect("the client is taken back");
                 looked.release();
             };
             let take = async { if moved { world.assign(PAY, "acme").await.map(drop) } else { world.release(PAY).await } };

@@ -17,6 +17,7 @@ use jeton::{
     },
     store::{AuditStore, Change, Follower, Rotate},
 };
+use mongodb::bson::{Document, RawDocumentBuf};
 
 /// A Monday in 2026, with odd milliseconds.
 pub(crate) const NOW: Timestamp = Timestamp::from_millis(1_790_000_000_123);
@@ -176,4 +177,13 @@ impl Follower for Ear {
     fn lost(&self) {
         self.lost.store(true, SeqCst);
     }
+}
+
+/// A document in which each of these marks is no UTF-8.
+pub(crate) fn broken(document: &Document, mark: &[u8]) -> RawDocumentBuf {
+    let mut bytes = RawDocumentBuf::try_from(document).unwrap().into_bytes();
+    let at: Vec<_> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(mark)).collect();
+    assert!(!at.is_empty());
+    at.into_iter().for_each(|at| bytes[at] = 0xff);
+    RawDocumentBuf::from_bytes(bytes).unwrap()
 }

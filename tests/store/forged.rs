@@ -18,7 +18,7 @@ mod mongodb {
     use crate::{
         bench::Bench,
         database::{self, Database as Own},
-        fixtures::{Ear, NOW, client, event, id, keyset},
+        fixtures::{Ear, NOW, broken, client, event, id, keyset},
         suite::audiences::record,
     };
 
@@ -102,14 +102,6 @@ mod mongodb {
             epochs.contains(&(EpochOf::Client(id("z")), 1))
                 && epochs.iter().any(|(of, _)| *of == EpochOf::Client(id("odd-epoch")))
         );
-    }
-
-    /// What reads in a shell as text and is no UTF-8.
-    fn broken(document: &Document, mark: &[u8]) -> RawDocumentBuf {
-        let mut bytes = RawDocumentBuf::try_from(document).unwrap().into_bytes();
-        let at = bytes.windows(mark.len()).position(|window| window == mark).unwrap();
-        bytes[at] = 0xff;
-        RawDocumentBuf::from_bytes(bytes).unwrap()
     }
 
     /// V01, K03: a keyset that nobody can read, or that is gone, breaks the feed off for no node: what comes behind it is heard, and
