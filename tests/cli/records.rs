@@ -51,3 +51,18 @@ fn a_forged_client_is_named_by_doctor_and_by_import() {
     assert_eq!(doctor(&restored), expected);
     restored.serve().stop();
 }
+
+/// AUDIT AZ10: `doctor` notes which clients list another tenant's audience, as the operator may share it.
+#[test]
+fn a_shared_audience_is_noted_by_doctor() {
+    let house = House::new();
+    let server = house.serve();
+    house.jeton(&["audience", "assign", "urn:pay", "--tenant", "globex"]).ok();
+    house.jeton(&["client", "create", "own", "--tenant", "globex", "--serves", "urn:pay"]).ok();
+    house.jeton(&["client", "create", "guest", "--tenant", "acme", "--audience", "urn:pay"]).ok();
+    server.stop();
+    let report = house.jeton(&["doctor", "--dev", "--listen", "127.0.0.1:0", "--json"]).json();
+    let findings = report["findings"].as_array().unwrap();
+    let found = findings.iter().find(|finding| finding["subject"] == "client records").unwrap();
+    assert_eq!((&found["verdict"], &found["text"]), (&"note".into(), &"guest lists urn:pay".into()));
+}

@@ -29,15 +29,8 @@ mod mongodb {
         trail::mongodb::{Pair, all, append, node, raw, sign, unsigned, verdict},
     };
 
-    const MARK: &[u8] = b"mark";
-
-    /// A document whose marks are no UTF-8 any more.
     fn broken(document: Document) -> RawDocumentBuf {
-        let mut bytes = RawDocumentBuf::try_from(&document).unwrap().into_bytes();
-        let at: Vec<_> = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(MARK)).collect();
-        assert!(!at.is_empty());
-        at.into_iter().for_each(|at| bytes[at] = 0xff);
-        RawDocumentBuf::from_bytes(bytes).unwrap()
+        crate::fixtures::broken(&document, b"mark")
     }
 
     /// Inserts documents whose `_id` the driver would not send.
@@ -199,6 +192,8 @@ mod mongodb {
         document.insert("outbox", vec![Bson::from(before_all), named.into(), left.into(), "mark".into(), text.into()]);
         let whole: Collection<RawDocumentBuf> = database.collection("clients");
         whole.replace_one(doc! { "_id": "a" }, broken(document)).await.unwrap();
+        // More entries than are worth a record each.
+        store_of_many(&clients).await;
         // Their entries come first in the index.
         let lost = (0..1_100).map(|n| broken(doc! { "_id": format!("mark-{n}"), "outbox": [{ "id": n }] }));
         insert_by_hand(&database, "clients", lost.collect()).await;
@@ -210,12 +205,15 @@ mod mongodb {
             assert_eq!(of_it.len(), 1, "life {life}");
             assert_eq!(of_it[0].event.recovered_from.as_deref(), Some("dead"));
             let targets = records.iter().filter(|record| record.event.action == Action::EntryRefused);
+            let targets = targets.filter(|record| record.event.target != "clients/many");
             let (of_a, of_lost): (Vec<_>, Vec<_>) = targets.partition(|record| record.event.target == "clients/a");
             assert_eq!(
                 (of_a.len(), of_lost.len()),
                 (4, 100 * life),
                 "life {life}: each of its entries, and a part of the others"
             );
+            let of_many = records.iter().filter(|record| record.event.target == "clients/many");
+            assert_eq!(of_many.count(), 16, "life {life}: taken out together");
             assert!(of_lost.iter().all(|record| record.event.target.starts_with("clients/\u{fffd}ark-")));
             let is_empty =
                 async || clients.count_documents(doc! { "_id": "a", "outbox.0": { "$exists": true } }).await.unwrap() == 0;
@@ -227,6 +225,12 @@ mod mongodb {
             timeout(PATIENCE, emptied).await.unwrap();
             store.close().await.unwrap();
         }
+    }
+
+    /// A document with a hundred forged entries.
+    async fn store_of_many(clients: &Collection<Document>) {
+        let entries: Vec<_> = (0..100).map(|n| doc! { "id": n }).collect();
+        clients.insert_one(doc! { "_id": "many", "deleted": true, "outbox": entries }).await.unwrap();
     }
 
     async fn exported(own: &Own) -> Vec<Item> {
