@@ -43,14 +43,15 @@ impl Trail {
         }
     }
 
-    /// Records that an authenticated call is refused with `error`, and hands the error on; fails closed where it cannot be
-    /// recorded. Equal refusals of a minute are counted.
+    /// Records that an authenticated call is refused with `error`, and hands the error on; fails
+    /// closed where it cannot be recorded. Equal refusals of a minute are counted.
     pub async fn refusal(&self, event: Event, error: Error) -> Error {
         self.counted(None, event).await.err().unwrap_or(error)
     }
 
-    /// Records a refusal like [`Self::soon`] if it is the first of its kind in a minute, and counts the others for the record of
-    /// that minute. `site` is that of a caller who is not authenticated.
+    /// Records a refusal like [`Self::soon`] if it is the first of its kind in a minute, and counts
+    /// the others for the record of that minute. `site` is that of a caller who is not
+    /// authenticated.
     pub async fn counted(&self, site: Option<Site>, event: Event) -> Result<()> {
         match self.refusals.count(site, event) {
             Some(first) => self.kept(site, first).await,
@@ -58,7 +59,8 @@ impl Trail {
         }
     }
 
-    /// [`Self::soon`] for a refusal or an alarm. One that the store does not take is counted, and recorded later all the same.
+    /// [`Self::soon`] for a refusal or an alarm. One that the store does not take is counted, and
+    /// recorded later all the same.
     pub async fn kept(&self, site: Option<Site>, event: Event) -> Result<()> {
         let recorded = self.soon(event.clone()).await;
         if recorded.is_err() {
@@ -67,13 +69,14 @@ impl Trail {
         recorded
     }
 
-    /// Records the counts of refusals whose minute is over, or at the end of the process all of them. What the store does not take
-    /// stays for the next time.
+    /// Records the counts of refusals whose minute is over, or at the end of the process all of
+    /// them. What the store does not take stays for the next time.
     pub async fn record_counts(&self, now: Timestamp, all: bool) -> Result<()> {
         let due = self.refusals.due(now, all);
         let last = due.len().saturating_sub(1);
         for (at, due) in due.iter().enumerate() {
-            // One wait for all: records are kept in their order, so that the last one carries the others.
+            // One wait for all: records are kept in their order, so that the last one carries the
+            // others.
             if at == last {
                 self.record(due.event.clone()).await?
             } else {

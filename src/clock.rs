@@ -20,12 +20,14 @@ pub const JUMP: Duration = Duration::from_secs(60);
 pub trait Clock: Send + Sync {
     /// The time now; never less than it was before.
     fn now(&self) -> Timestamp;
-    /// The largest step of the wall clock beyond [`JUMP`] since this was last asked, in milliseconds: positive for forward.
+    /// The largest step of the wall clock beyond [`JUMP`] since this was last asked, in
+    /// milliseconds: positive for forward.
     fn jump(&self) -> Option<i64>;
 }
 
-/// The system's time, which never goes back: when the wall clock is stepped back, it goes on from where it was with the
-/// monotonic clock until the wall clock has caught up, so that nothing that expired can stand again.
+/// The system's time, which never goes back: when the wall clock is stepped back, it goes on from
+/// where it was with the monotonic clock until the wall clock has caught up, so that nothing that
+/// expired can stand again.
 pub struct SystemClock {
     state: Mutex<State>,
 }
@@ -39,7 +41,8 @@ struct State {
 }
 
 impl SystemClock {
-    /// Starts no earlier than `newest`, the newest time that was ever acted on (the store knows it).
+    /// Starts no earlier than `newest`, the newest time that was ever acted on (the store knows
+    /// it).
     pub fn starting_at(newest: Timestamp) -> Self {
         let (wall, at) = read();
         Self { state: Mutex::new(State { now: wall.max(newest), at, wall, jump: None }) }
@@ -82,9 +85,10 @@ fn read() -> (Timestamp, Instant) {
     (Timestamp::EPOCH + wall, Instant::now())
 }
 
-/// By how much the clock that the nodes of one store have in common is ahead of this node's. What is measured from one node to
-/// another goes by that clock: the grace of a refresh, the windows of budgets. Nothing that a token says does: a store whose
-/// clock is wrong makes no token too old or too young.
+/// By how much the clock that the nodes of one store have in common is ahead of this node's. What
+/// is measured from one node to another goes by that clock: the grace of a refresh, the windows of
+/// budgets. Nothing that a token says does: a store whose clock is wrong makes no token too old or
+/// too young.
 #[derive(Debug, Default)]
 pub struct Skew(AtomicI64);
 
@@ -152,7 +156,12 @@ mod tests {
 
     fn state(now: i64) -> State {
         let (_, at) = read();
-        State { now: Timestamp::from_millis(now), at, wall: Timestamp::from_millis(now), jump: None }
+        State {
+            now: Timestamp::from_millis(now),
+            at,
+            wall: Timestamp::from_millis(now),
+            jump: None,
+        }
     }
 
     /// C1: stepped back an hour, the time goes on from where it was.
@@ -163,7 +172,10 @@ mod tests {
         state.advance(Timestamp::from_millis(10_005_000 - 3_600_000), later);
         assert_eq!(state.now.millis(), 10_005_000);
         assert_eq!(state.jump, Some(-3_600_000));
-        state.advance(Timestamp::from_millis(10_006_000 - 3_600_000), later + Duration::from_secs(1));
+        state.advance(
+            Timestamp::from_millis(10_006_000 - 3_600_000),
+            later + Duration::from_secs(1),
+        );
         assert_eq!(state.now.millis(), 10_006_000, "and it does not stand still either");
     }
 
@@ -180,13 +192,18 @@ mod tests {
     /// C1: of several steps between two questions the largest is kept, whichever came last.
     #[test]
     fn the_largest_of_several_steps_is_kept() {
-        for (steps, largest) in
-            [([3_600_000, -61_000], 3_600_000), ([61_000, -7_200_000], -7_200_000), ([-70_000, 65_000], -70_000)]
-        {
+        for (steps, largest) in [
+            ([3_600_000, -61_000], 3_600_000),
+            ([61_000, -7_200_000], -7_200_000),
+            ([-70_000, 65_000], -70_000),
+        ] {
             let mut state = state(10_000_000);
             for step in steps {
                 let (wall, at) = (state.wall, state.at);
-                state.advance(Timestamp::from_millis(wall.millis() + step + 10), at + Duration::from_millis(10));
+                state.advance(
+                    Timestamp::from_millis(wall.millis() + step + 10),
+                    at + Duration::from_millis(10),
+                );
             }
             assert_eq!(state.jump, Some(largest), "{steps:?}");
         }

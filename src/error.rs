@@ -1,5 +1,6 @@
-//! What can go wrong, in the words of the OAuth registries where they have one. The public sentence helps the honest caller
-//! and tells a thief nothing; sources go to the log. `api::status` is the only place that turns this into a status.
+//! What can go wrong, in the words of the OAuth registries where they have one. The public sentence
+//! helps the honest caller and tells a thief nothing; sources go to the log. `api::status` is the
+//! only place that turns this into a status.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -19,7 +20,8 @@ pub enum Error {
     /// Client authentication failed, whatever the reason (RFC 6749 section 5.2).
     #[error("client authentication failed")]
     InvalidClient,
-    /// The refresh token is invalid, expired, spent, revoked or another client's (RFC 6749 section 5.2).
+    /// The refresh token is invalid, expired, spent, revoked or another client's (RFC 6749 section
+    /// 5.2).
     #[error("the refresh token is not valid")]
     InvalidGrant,
     /// A scope is malformed, unknown or more than the client or family has (RFC 6749 section 5.2).
@@ -94,7 +96,8 @@ impl Error {
         move |invalid| Self::field(field, invalid.0)
     }
 
-    /// The registered error code, or ours, in lower case: the `reason` of audit records and, in upper case, of `ErrorInfo`.
+    /// The registered error code, or ours, in lower case: the `reason` of audit records and, in
+    /// upper case, of `ErrorInfo`.
     pub const fn code(&self) -> &'static str {
         match self {
             Self::InvalidRequest { .. } => "invalid_request",

@@ -6,9 +6,10 @@
 //! main -> cli -> server -> api -> oauth -> {limit, audit, standing} -> {store, crypto} -> model
 //! ```
 //!
-//! `config`, `clock`, `error` and `telemetry` are open to all rooms above `model`. A request takes three hops: the door (`api`)
-//! parses it, a rule (`oauth`) decides, a record (`store`) is written. `tonic`, `prost` and `axum` stay in `api`, `server` and
-//! `cli`; `rusqlite` in `store::embedded`, `mongodb` in `store::mongo`; the system clock in `clock`.
+//! `config`, `clock`, `error` and `telemetry` are open to all rooms above `model`. A request takes
+//! three hops: the door (`api`) parses it, a rule (`oauth`) decides, a record (`store`) is written.
+//! `tonic`, `prost` and `axum` stay in `api`, `server` and `cli`; `rusqlite` in `store::embedded`,
+//! `mongodb` in `store::mongo`; the system clock in `clock`.
 
 pub mod api;
 pub mod audit;

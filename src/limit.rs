@@ -50,7 +50,11 @@ impl Limits {
             alarm: Alarm::new(cap),
             places: Places::default(),
             revocations: Revocations::new(config.revocations_per_client, cap),
-            plans: config.plans.iter().map(|(name, rate)| (name.clone(), (*rate, Budgets::new(*rate, cap, &ticks)))).collect(),
+            plans: config
+                .plans
+                .iter()
+                .map(|(name, rate)| (name.clone(), (*rate, Budgets::new(*rate, cap, &ticks))))
+                .collect(),
             shared: Windows::default(),
         }
     }
@@ -60,19 +64,28 @@ impl Limits {
         peer.site().map_or(Ok(()), |site| self.peers.draw(&site, now)).map_err(throttled)
     }
 
-    /// A call of an authenticated client under its plan; a plan that is no longer configured counts as "standard".
+    /// A call of an authenticated client under its plan; a plan that is no longer configured counts
+    /// as "standard".
     pub fn client(&self, client: &ClientId, plan: &PlanName, now: Timestamp) -> Result<(), Error> {
         self.client_many(client, plan, 1, now)
     }
 
-    /// A call that does the work of many; one that is more than the plan's burst counts as the whole burst.
-    pub fn client_many(&self, client: &ClientId, plan: &PlanName, work: u32, now: Timestamp) -> Result<(), Error> {
+    /// A call that does the work of many; one that is more than the plan's burst counts as the
+    /// whole burst.
+    pub fn client_many(
+        &self,
+        client: &ClientId,
+        plan: &PlanName,
+        work: u32,
+        now: Timestamp,
+    ) -> Result<(), Error> {
         let Some((rate, budgets)) = self.plan(plan) else { return Ok(()) };
         budgets.draw_many(client, work, now).map_err(throttled)?;
         self.shared.count(client, *rate, work, now).map_err(throttled)
     }
 
-    /// The rate of a plan; one that is no longer configured counts as "standard". `None` where not even that is.
+    /// The rate of a plan; one that is no longer configured counts as "standard". `None` where not
+    /// even that is.
     pub fn rate_of(&self, plan: &PlanName) -> Option<Rate> {
         self.plan(plan).map(|(rate, _)| *rate)
     }
@@ -86,12 +99,14 @@ impl Limits {
         self.plans.contains_key(plan.as_str())
     }
 
-    /// Waits until a caller that has proven nothing may read from the store; so many of one network may at once.
+    /// Waits until a caller that has proven nothing may read from the store; so many of one network
+    /// may at once.
     pub async fn read_place(&self, peer: Peer) -> ReadPlace {
         self.places.take(peer).await
     }
 
-    /// Draws for comparing one presented secret, before it is compared; `target` is `None` where there is no such client.
+    /// Draws for comparing one presented secret, before it is compared; `target` is `None` where
+    /// there is no such client.
     pub fn guess(&self, peer: Peer, target: Option<Target>, now: Timestamp) -> Guess {
         self.guesses.draw(peer, target, now)
     }
@@ -111,14 +126,21 @@ impl Limits {
         self.guesses.failed_lately(peer, now)
     }
 
-    /// Counts a wrong secret of an existing client, from wherever; true once an hour, when they are too many.
+    /// Counts a wrong secret of an existing client, from wherever; true once an hour, when they are
+    /// too many.
     pub fn is_under_attack(&self, client: &ClientId, now: Timestamp) -> bool {
         self.alarm.failed(client, now)
     }
 
-    /// Counts a revocation of something of a client's that is remembered for at most `length`; false where so many are remembered
-    /// that all of the client's tokens are to be ended instead, which takes no room.
-    pub fn remembers_revocation(&self, client: &ClientId, now: Timestamp, length: Duration) -> bool {
+    /// Counts a revocation of something of a client's that is remembered for at most `length`;
+    /// false where so many are remembered that all of the client's tokens are to be ended instead,
+    /// which takes no room.
+    pub fn remembers_revocation(
+        &self,
+        client: &ClientId,
+        now: Timestamp,
+        length: Duration,
+    ) -> bool {
         self.revocations.admit(client, now, length)
     }
 
@@ -138,9 +160,10 @@ impl Limits {
         }
     }
 
-    /// Tells the store's counters of the calls since the last time, and learns what other nodes let through: once a second, so
-    /// that each node lets through at most a second's calls and a burst more than the window has. `agreed` is the moment `now` by
-    /// the clock that all nodes have in common.
+    /// Tells the store's counters of the calls since the last time, and learns what other nodes let
+    /// through: once a second, so that each node lets through at most a second's calls and a burst
+    /// more than the window has. `agreed` is the moment `now` by the clock that all nodes have in
+    /// common.
     pub async fn share(
         &self,
         store: &(impl CounterStore + ?Sized),
@@ -183,8 +206,14 @@ mod tests {
         clock.advance(Duration::from_secs(2));
         let drawn = (0..5).filter(|_| limits.peer(peer("10.0.0.1"), clock.now()).is_ok()).count();
         assert_eq!(drawn, 2);
-        let Err(Error::Throttled { retry_after }) = limits.peer(peer("10.0.0.1"), clock.now()) else { panic!("granted") };
-        assert!(retry_after <= Duration::from_secs(1) && retry_after > Duration::ZERO, "{retry_after:?}");
+        let Err(Error::Throttled { retry_after }) = limits.peer(peer("10.0.0.1"), clock.now())
+        else {
+            panic!("granted")
+        };
+        assert!(
+            retry_after <= Duration::from_secs(1) && retry_after > Duration::ZERO,
+            "{retry_after:?}"
+        );
     }
 
     /// L11: addresses of one /64 share a budget.
@@ -207,7 +236,11 @@ mod tests {
         }
         assert!(limits.peer(peer("10.0.0.2"), clock.now()).is_ok());
         for n in 0..1_000_u32 {
-            assert!(limits.peer(Peer::Ip(IpAddr::from((n + 0x0b00_0000).to_be_bytes())), clock.now()).is_err());
+            assert!(
+                limits
+                    .peer(Peer::Ip(IpAddr::from((n + 0x0b00_0000).to_be_bytes())), clock.now())
+                    .is_err()
+            );
         }
         assert_eq!(limits.peers.len(), 2);
         limits.sweep(clock.now());

@@ -28,8 +28,8 @@ pub use crate::api::listen::{connections_within, highest_limit as open_files};
 pub struct Options {
     /// Checked configuration.
     pub config: Config,
-    /// Whether this is a developer's machine: a missing master key is made beside the data, a first client is created, and
-    /// reflection is on.
+    /// Whether this is a developer's machine: a missing master key is made beside the data, a first
+    /// client is created, and reflection is on.
     pub dev: bool,
     /// Whether a first client is created where there is none.
     pub bootstrap: bool,
@@ -94,7 +94,8 @@ fn with_sources(error: &dyn std::error::Error) -> String {
     sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }
 
-/// Serves until `shutdown` resolves and the calls in flight have ended. `started` is called once the port answers.
+/// Serves until `shutdown` resolves and the calls in flight have ended. `started` is called once
+/// the port answers.
 pub async fn run(
     options: Options,
     started: impl FnOnce(&Started) + Send,
@@ -109,14 +110,21 @@ pub async fn run(
             config.listen
         )));
     }
-    let listener = listen::bind(config.listen)
-        .map_err(|error| StartError::Failed(format!("cannot listen on {}: {error}", config.listen)))?;
-    let address = listener.local_addr().map_err(|error| StartError::Failed(format!("cannot listen: {error}")))?;
+    let listener = listen::bind(config.listen).map_err(|error| {
+        StartError::Failed(format!("cannot listen on {}: {error}", config.listen))
+    })?;
+    let address = listener
+        .local_addr()
+        .map_err(|error| StartError::Failed(format!("cannot listen: {error}")))?;
     let issuer = issuer(config, address, tls_on);
     let opened = open::open(&options, &issuer).await?;
     let tls = TlsReloader::open(&config.tls, opened.clock.clone())
         .map_err(|error| StartError::Configuration(format!("tls: {error}")))?;
-    let bootstrap = if options.dev || options.bootstrap { bootstrap::first_client(&opened).await? } else { None };
+    let bootstrap = if options.dev || options.bootstrap {
+        bootstrap::first_client(&opened).await?
+    } else {
+        None
+    };
 
     let (stop, stopping) = watch::channel(false);
     let app = App::build(&options, &opened, &stopping).await?;
@@ -126,11 +134,19 @@ pub async fn run(
     let listening = listen::Options::new(&config.limits, tls).within(open_files);
     let serving = tokio::spawn(listen::serve(listener, app.guarded, listening, stopped(stopping)));
     if config.audit.issue == config::Issue::Batched {
-        tracing::warn!("audit.issue is batched: a crash may lose the records of tokens issued in the last 50 ms");
+        tracing::warn!(
+            "audit.issue is batched: a crash may lose the records of tokens issued in the last 50 ms"
+        );
     }
     tracing::info!(%address, issuer, tls = tls_on, "serving");
     opened.record_start(address).await?;
-    started(&Started { address, issuer, data_dir: opened.data_dir.clone(), bootstrap, tls: tls_on });
+    started(&Started {
+        address,
+        issuer,
+        data_dir: opened.data_dir.clone(),
+        bootstrap,
+        tls: tls_on,
+    });
 
     shutdown.await;
     tracing::info!("draining");
@@ -140,14 +156,20 @@ pub async fn run(
     // Balancers hear of it before connections are told to go away.
     app.health.set_service_status("", ServingStatus::NotServing).await;
     let _ = stop.send(true);
-    let summary = serving.await.map_err(|error| StartError::Failed(format!("listener: {error}")))?;
+    let summary =
+        serving.await.map_err(|error| StartError::Failed(format!("listener: {error}")))?;
     let summary = summary.map_err(|error| StartError::Failed(format!("listener: {error}")))?;
     background.finish().await;
     if let Some(metrics) = metrics {
         let _ = metrics.await;
     }
     opened.close().await;
-    tracing::info!(accepted = summary.accepted, refused = summary.refused, aborted = summary.aborted, "stopped");
+    tracing::info!(
+        accepted = summary.accepted,
+        refused = summary.refused,
+        aborted = summary.aborted,
+        "stopped"
+    );
     Ok(())
 }
 

@@ -1,7 +1,9 @@
-//! What is written to stderr: one line per event, as text or as JSON. Stdout belongs to the commands.
+//! What is written to stderr: one line per event, as text or as JSON. Stdout belongs to the
+//! commands.
 //!
-//! Whatever a caller sent arrives escaped (O02): no line break, no terminal sequence, no text that turns round. A line has an
-//! upper length. A panic is an event like others, told by its place alone: its message may quote what must not be written.
+//! Whatever a caller sent arrives escaped (O02): no line break, no terminal sequence, no text that
+//! turns round. A line has an upper length. A panic is an event like others, told by its place
+//! alone: its message may quote what must not be written.
 
 use std::{
     env,
@@ -10,7 +12,9 @@ use std::{
 };
 
 use tracing::{Level, Metadata};
-use tracing_subscriber::{EnvFilter, fmt::MakeWriter, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, fmt::MakeWriter, layer::SubscriberExt, util::SubscriberInitExt,
+};
 
 use crate::{
     config::{Log, LogFormat},
@@ -29,9 +33,14 @@ const LONGEST_TEXT: usize = 1024;
 /// What is wrong with it, without the text.
 pub fn filter(level: &str) -> Result<EnvFilter, &'static str> {
     const PROBLEM: &str = "must be error, warn, info, debug, trace or off, or directives such as info,jeton::store=debug";
-    let word_is_level = |word: &str| matches!(word.trim(), "error" | "warn" | "info" | "debug" | "trace" | "off");
-    // A bare word that is no level would be taken for the name of a module, and silence everything else.
-    if level.split(',').any(|directive| !directive.contains(['=', '[']) && !word_is_level(directive)) {
+    let word_is_level =
+        |word: &str| matches!(word.trim(), "error" | "warn" | "info" | "debug" | "trace" | "off");
+    // A bare word that is no level would be taken for the name of a module, and silence everything
+    // else.
+    if level
+        .split(',')
+        .any(|directive| !directive.contains(['=', '[']) && !word_is_level(directive))
+    {
         return Err(PROBLEM);
     }
     EnvFilter::try_new(level).map_err(|_| PROBLEM)
@@ -63,11 +72,14 @@ pub fn init(log: &Log) -> Result<(), &'static str> {
 /// Whether stderr takes colours: a terminal that is not `dumb`, and no `NO_COLOR`.
 fn colours() -> bool {
     let set = |name: &str| env::var_os(name).is_some_and(|value| !value.is_empty());
-    io::stderr().is_terminal() && !set("NO_COLOR") && env::var_os("TERM").is_none_or(|term| term != "dumb")
+    io::stderr().is_terminal()
+        && !set("NO_COLOR")
+        && env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// Writes events with everything escaped that could pass for something else. The formatter is never asked for colours: it lets
-/// terminal sequences through in fields recorded with `%` (tracing-subscriber 0.3.23), and they could not be told from its own.
+/// Writes events with everything escaped that could pass for something else. The formatter is never
+/// asked for colours: it lets terminal sequences through in fields recorded with `%`
+/// (tracing-subscriber 0.3.23), and they could not be told from its own.
 #[derive(Clone, Copy)]
 struct Escaping<M> {
     inner: M,
@@ -105,7 +117,11 @@ impl<W: Write> Write for EscapingWriter<W> {
         }
         if let Some(level) = self.level {
             // The first such word is the level: only the time stands before it.
-            line = line.replacen(level.as_str(), &format!("\u{1b}[{}m{level}\u{1b}[0m", colour(level)), 1);
+            line = line.replacen(
+                level.as_str(),
+                &format!("\u{1b}[{}m{level}\u{1b}[0m", colour(level)),
+                1,
+            );
         }
         line.push('\n');
         self.inner.write_all(line.as_bytes())?;
@@ -128,8 +144,8 @@ const fn colour(level: Level) -> u8 {
     }
 }
 
-/// A text with every control character, and those that turn text round or do not show, as `\uXXXX`: in JSON that is the same
-/// character escaped, elsewhere it is what a reader can see.
+/// A text with every control character, and those that turn text round or do not show, as `\uXXXX`:
+/// in JSON that is the same character escaped, elsewhere it is what a reader can see.
 pub fn escape(text: &str) -> String {
     let mut line = String::with_capacity(text.len() + 1);
     for c in text.chars() {
@@ -151,7 +167,10 @@ fn shorten(text: &str, most: usize) -> String {
 /// Keeps the line an object: its long texts are cut, not the line.
 fn shorten_json(line: &str) -> String {
     let Ok(serde_json::Value::Object(mut event)) = serde_json::from_str(line) else {
-        return format!("{{\"level\":\"ERROR\",\"message\":\"a line of {} bytes was dropped\"}}", line.len());
+        return format!(
+            "{{\"level\":\"ERROR\",\"message\":\"a line of {} bytes was dropped\"}}",
+            line.len()
+        );
     };
     for value in event.values_mut() {
         let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
@@ -187,7 +206,8 @@ mod tests {
         let inner = kept.clone();
         let writer = Escaping { inner: move || inner.clone(), colours, json };
         if json {
-            let layer = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(writer);
+            let layer =
+                tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(writer);
             tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), event);
         } else {
             let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(writer);
@@ -202,19 +222,26 @@ mod tests {
         line.trim_end_matches('\n').chars().any(|c| c.is_control() || is_hidden(c))
     }
 
-    /// O02: line breaks, terminal sequences and U+2028 arrive escaped, quoted or not, and an event is one line.
+    /// O02: line breaks, terminal sequences and U+2028 arrive escaped, quoted or not, and an event
+    /// is one line.
     #[test]
     fn control_characters_are_escaped_in_text() {
-        let line = logged(false, false, || tracing::info!(client_id = NASTY, peer = %NASTY, "said {NASTY}"));
+        let line = logged(
+            false,
+            false,
+            || tracing::info!(client_id = NASTY, peer = %NASTY, "said {NASTY}"),
+        );
         assert_eq!(line.matches('\n').count(), 1, "{line:?}");
         assert!(!forged(&line), "{line:?}");
         assert!(line.contains("\\u2028"), "{line:?}");
     }
 
-    /// O02, CVE-2025-58160: where the log itself is coloured, only its own sequences reach the terminal.
+    /// O02, CVE-2025-58160: where the log itself is coloured, only its own sequences reach the
+    /// terminal.
     #[test]
     fn control_characters_are_escaped_in_coloured_text() {
-        let line = logged(false, true, || tracing::info!(peer = %"\x1b[31mred", "\x1b]0;title\x07"));
+        let line =
+            logged(false, true, || tracing::info!(peer = %"\x1b[31mred", "\x1b]0;title\x07"));
         assert!(line.contains("\x1b[32mINFO\x1b[0m"), "{line:?}");
         assert_eq!(line.matches('\x1b').count(), 2, "{line:?}");
         assert!(!line.contains('\x07'), "{line:?}");
@@ -237,7 +264,8 @@ mod tests {
         let long = "x\u{2028}".repeat(256 * 1024);
         let text = logged(false, false, || tracing::info!(agent = %long, "called"));
         assert!(text.len() < LONGEST_LINE + 64 && text.ends_with("bytes)\n"), "{}", text.len());
-        let json = logged(true, false, || tracing::info!(agent = %long, client_id = "kept", "called"));
+        let json =
+            logged(true, false, || tracing::info!(agent = %long, client_id = "kept", "called"));
         assert!(json.len() < LONGEST_LINE, "{}", json.len());
         let event: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(event["client_id"], "kept");

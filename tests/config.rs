@@ -1,4 +1,5 @@
-//! Configuration, from outside: the file in `deploy/` is the default, and every refusal names its key and its source.
+//! Configuration, from outside: the file in `deploy/` is the default, and every refusal names its
+//! key and its source.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, in its helpers too")]
 
@@ -11,7 +12,8 @@ use figment::{
 use jeton::config::{Config, ConfigError, DEFAULTS, Flag, Sources, check};
 
 fn sources(environment: &[(&str, &str)]) -> Sources {
-    let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let environment =
+        environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     Sources { environment, ..Sources::default() }
 }
 
@@ -42,11 +44,16 @@ fn the_file_in_deploy_holds_exactly_the_structs_keys_and_every_one_is_commented(
     let (config, _) = Config::load(&Sources::default()).unwrap();
     let (mut of_file, mut of_struct) = (BTreeSet::new(), BTreeSet::new());
     keys("", &Toml::from_str::<Dict>(DEFAULTS).unwrap(), &mut of_file);
-    let Value::Dict(_, dict) = Value::serialize(&config).unwrap() else { panic!("a struct is a table") };
+    let Value::Dict(_, dict) = Value::serialize(&config).unwrap() else {
+        panic!("a struct is a table")
+    };
     keys("", &dict, &mut of_struct);
     assert_eq!(of_file, of_struct);
     assert_eq!(of_file.len(), config.settings().len());
-    assert_eq!(DEFAULTS, fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/config.toml")).unwrap());
+    assert_eq!(
+        DEFAULTS,
+        fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/config.toml")).unwrap()
+    );
 }
 
 #[test]
@@ -75,7 +82,10 @@ fn flags_go_before_the_environment_and_that_before_the_file_and_each_says_where_
     assert_eq!(config.node, "file");
     assert_eq!(origins.of("node"), Some(format!("file {}", file.display()).as_str()));
     assert_eq!(config.token.access_lifetime_seconds, 2);
-    assert_eq!(origins.of("token.access_lifetime_seconds"), Some("environment JETON_TOKEN__ACCESS_LIFETIME_SECONDS"));
+    assert_eq!(
+        origins.of("token.access_lifetime_seconds"),
+        Some("environment JETON_TOKEN__ACCESS_LIFETIME_SECONDS")
+    );
     assert_eq!(config.listen.port(), 3);
     assert_eq!(origins.of("listen"), Some("flag --listen"));
     assert_eq!((config.limits.plans["gold"].per_second, config.limits.plans["gold"].burst), (1, 3));
@@ -89,7 +99,10 @@ fn the_users_own_file_is_read_where_it_exists() {
     fs::write(dir.path().join("jeton/config.toml"), "node = \"mine\"\n").unwrap();
     let home = dir.path().to_str().unwrap();
     assert_eq!(Config::load(&sources(&[("XDG_CONFIG_HOME", home)])).unwrap().0.node, "mine");
-    assert_eq!(Config::load(&sources(&[("XDG_CONFIG_HOME", "relative")])).unwrap().0.node, "node-1");
+    assert_eq!(
+        Config::load(&sources(&[("XDG_CONFIG_HOME", "relative")])).unwrap().0.node,
+        "node-1"
+    );
 }
 
 #[test]
@@ -107,15 +120,23 @@ fn an_unknown_setting_is_named_with_its_source() {
     assert_eq!(error.origin.as_deref(), Some("environment JETON_LISTN"));
     assert!(error.problem.contains("listen"), "{error}");
     let nested = refused(&[("JETON_TOKEN__LIFETIME", "5")]);
-    assert_eq!((nested.key.as_str(), nested.origin.as_deref()), ("token.lifetime", Some("environment JETON_TOKEN__LIFETIME")));
+    assert_eq!(
+        (nested.key.as_str(), nested.origin.as_deref()),
+        ("token.lifetime", Some("environment JETON_TOKEN__LIFETIME"))
+    );
     let plan = refused(&[("JETON_LIMITS__PLANS__GOLD__RATE", "5")]);
     assert!(plan.to_string().contains("JETON_LIMITS__PLANS__GOLD__RATE"), "{plan}");
 
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("c.toml");
-    for (text, key) in [("speed = 1\n", "speed"), ("[keys]\nsize = 1\n", "keys.size"), ("[door]\nopen = true\n", "door")] {
+    for (text, key) in [
+        ("speed = 1\n", "speed"),
+        ("[keys]\nsize = 1\n", "keys.size"),
+        ("[door]\nopen = true\n", "door"),
+    ] {
         fs::write(&file, text).unwrap();
-        let error = Config::load(&Sources { file: Some(file.clone()), ..Sources::default() }).unwrap_err();
+        let error =
+            Config::load(&Sources { file: Some(file.clone()), ..Sources::default() }).unwrap_err();
         assert_eq!(error.key, key, "{error}");
         assert_eq!(error.origin, Some(format!("file {}", file.display())), "{error}");
     }
@@ -123,7 +144,10 @@ fn an_unknown_setting_is_named_with_its_source() {
 
 #[test]
 fn the_clients_variables_are_no_settings() {
-    assert!(Config::load(&sources(&[("JETON_CLI_CLIENT_SECRET", "x"), ("JETON_CLI_ADDRESS", "y")])).is_ok());
+    assert!(
+        Config::load(&sources(&[("JETON_CLI_CLIENT_SECRET", "x"), ("JETON_CLI_ADDRESS", "y")]))
+            .is_ok()
+    );
 }
 
 #[test]
@@ -141,7 +165,10 @@ fn a_value_of_the_wrong_kind_is_refused_without_repeating_it() {
         let error = refused(&[(name, value)]);
         assert_eq!(error.key, key, "{error}");
         assert_eq!(error.origin, Some(format!("environment {name}")), "{error}");
-        assert!(!error.to_string().contains("hunter2") && !error.to_string().contains('\n'), "{error}");
+        assert!(
+            !error.to_string().contains("hunter2") && !error.to_string().contains('\n'),
+            "{error}"
+        );
     }
 }
 
@@ -155,8 +182,12 @@ fn a_file_that_is_no_toml_is_refused_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("c.toml");
     fs::write(&file, "listen = hunter2\n").unwrap();
-    let error = Config::load(&Sources { file: Some(file), ..Sources::default() }).unwrap_err().to_string();
-    assert!(error.contains("line 1") && !error.contains('\n') && !error.contains("hunter2"), "{error}");
+    let error =
+        Config::load(&Sources { file: Some(file), ..Sources::default() }).unwrap_err().to_string();
+    assert!(
+        error.contains("line 1") && !error.contains('\n') && !error.contains("hunter2"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -165,9 +196,15 @@ fn the_data_directory_follows_the_environment() {
         let (config, origins) = Config::load(&sources(environment)).unwrap();
         (config.data_dir.to_str().unwrap().to_owned(), origins.of("data_dir").unwrap().to_owned())
     };
-    assert_eq!(at(&[("HOME", "/h"), ("XDG_STATE_HOME", "/s")]), ("/s/jeton".into(), "environment XDG_STATE_HOME".into()));
+    assert_eq!(
+        at(&[("HOME", "/h"), ("XDG_STATE_HOME", "/s")]),
+        ("/s/jeton".into(), "environment XDG_STATE_HOME".into())
+    );
     assert_eq!(at(&[("HOME", "/h")]), ("/h/.local/state/jeton".into(), "environment HOME".into()));
-    assert_eq!(at(&[("HOME", "/h"), ("JETON_DATA_DIR", "/d")]), ("/d".into(), "environment JETON_DATA_DIR".into()));
+    assert_eq!(
+        at(&[("HOME", "/h"), ("JETON_DATA_DIR", "/d")]),
+        ("/d".into(), "environment JETON_DATA_DIR".into())
+    );
     let (config, origins) = Config::load(&Sources::default()).unwrap();
     assert_eq!(origins.blame(check(&config, false).unwrap_err()).key, "data_dir");
 }
@@ -177,7 +214,8 @@ fn a_systemd_credential_is_the_master_key_unless_a_file_is_named() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("master_key"), "x").unwrap();
     let credentials = dir.path().to_str().unwrap();
-    let (config, origins) = Config::load(&sources(&[("CREDENTIALS_DIRECTORY", credentials)])).unwrap();
+    let (config, origins) =
+        Config::load(&sources(&[("CREDENTIALS_DIRECTORY", credentials)])).unwrap();
     assert_eq!(config.master_key_file, dir.path().join("master_key"));
     assert_eq!(origins.of("master_key_file"), Some("systemd credential master_key"));
     let named = [("CREDENTIALS_DIRECTORY", credentials), ("JETON_MASTER_KEY_FILE", "/k")];
@@ -187,8 +225,15 @@ fn a_systemd_credential_is_the_master_key_unless_a_file_is_named() {
 /// T03: an address that others can reach needs TLS, or the word that it is meant.
 #[test]
 fn a_public_address_without_tls_is_refused() {
-    let listen = |address: &'static str| move |config: &mut Config| config.listen = address.parse().unwrap();
-    for public in ["0.0.0.0:50051", "192.168.1.4:50051", "[::]:50051", "[2001:db8::1]:1", "[::ffff:10.0.0.1]:1"] {
+    let listen =
+        |address: &'static str| move |config: &mut Config| config.listen = address.parse().unwrap();
+    for public in [
+        "0.0.0.0:50051",
+        "192.168.1.4:50051",
+        "[::]:50051",
+        "[2001:db8::1]:1",
+        "[::ffff:10.0.0.1]:1",
+    ] {
         assert_eq!(checked(listen(public)).unwrap_err().key, "listen", "{public}");
     }
     for local in ["127.0.0.1:0", "127.8.8.8:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
@@ -211,16 +256,29 @@ fn a_public_address_without_tls_is_refused() {
 #[test]
 fn public_metrics_are_refused() {
     for bad in ["0.0.0.0:9464", "10.0.0.1:1", "9464", "localhost:1", "127.0.0.1:50051"] {
-        assert_eq!(checked(|config| config.metrics_listen = bad.to_owned()).unwrap_err().key, "metrics_listen", "{bad}");
+        assert_eq!(
+            checked(|config| config.metrics_listen = bad.to_owned()).unwrap_err().key,
+            "metrics_listen",
+            "{bad}"
+        );
     }
     checked(|config| config.metrics_listen.clear()).unwrap();
 }
 
 #[test]
 fn half_a_tls_setting_is_refused_by_the_missing_half() {
-    assert_eq!(checked(|config| config.tls.cert_file = "/c".into()).unwrap_err().key, "tls.key_file");
-    assert_eq!(checked(|config| config.tls.key_file = "/k".into()).unwrap_err().key, "tls.cert_file");
-    assert_eq!(checked(|config| config.tls.client_ca_file = "/a".into()).unwrap_err().key, "tls.cert_file");
+    assert_eq!(
+        checked(|config| config.tls.cert_file = "/c".into()).unwrap_err().key,
+        "tls.key_file"
+    );
+    assert_eq!(
+        checked(|config| config.tls.key_file = "/k".into()).unwrap_err().key,
+        "tls.cert_file"
+    );
+    assert_eq!(
+        checked(|config| config.tls.client_ca_file = "/a".into()).unwrap_err().key,
+        "tls.cert_file"
+    );
 }
 
 #[test]

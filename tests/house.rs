@@ -1,5 +1,5 @@
-//! The house rules that no compiler holds: who may import whom, which crate lives where, and that README's table of errors is
-//! the code's.
+//! The house rules that no compiler holds: who may import whom, which crate lives where, and that
+//! README's table of errors is the code's.
 
 #![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
 
@@ -23,10 +23,34 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("standing", &["crypto", "model", "store"]),
     ("limit", &["config", "error", "model", "store"]),
     ("audit", &["config", "error", "model", "store"]),
-    ("oauth", &["audit", "clock", "config", "crypto", "error", "limit", "model", "standing", "store"]),
+    (
+        "oauth",
+        &["audit", "clock", "config", "crypto", "error", "limit", "model", "standing", "store"],
+    ),
     ("api", &["clock", "config", "crypto", "error", "model", "oauth", "proto"]),
-    ("server", &["api", "clock", "config", "crypto", "limit", "model", "oauth", "proto", "standing", "store"]),
-    ("cli", &["clock", "config", "crypto", "error", "model", "oauth", "proto", "server", "standing", "store", "telemetry"]),
+    (
+        "server",
+        &[
+            "api", "clock", "config", "crypto", "limit", "model", "oauth", "proto", "standing",
+            "store",
+        ],
+    ),
+    (
+        "cli",
+        &[
+            "clock",
+            "config",
+            "crypto",
+            "error",
+            "model",
+            "oauth",
+            "proto",
+            "server",
+            "standing",
+            "store",
+            "telemetry",
+        ],
+    ),
     ("main", &[]),
     ("lib", &[]),
 ];
@@ -61,9 +85,14 @@ fn sources() -> Vec<(String, String)> {
     files
         .map(|path| {
             let text = fs::read_to_string(path).unwrap();
-            // One line that is there for tests only, in the middle of a file, must not hide what comes behind it.
+            // One line that is there for tests only, in the middle of a file, must not hide what
+            // comes behind it.
             let code = text.split("#[cfg(test)]\nmod ").next().unwrap();
-            let code: String = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+            let code: String = code
+                .lines()
+                .filter(|line| !line.trim_start().starts_with("//"))
+                .collect::<Vec<_>>()
+                .join("\n");
             (name(path), code)
         })
         .collect()
@@ -79,7 +108,9 @@ fn imports(code: &str) -> BTreeSet<String> {
     for (at, _) in code.match_indices("crate::") {
         let rest = &code[at + "crate::".len()..];
         let Some(group) = rest.strip_prefix('{') else {
-            rooms.insert(rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap().to_owned());
+            rooms.insert(
+                rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap().to_owned(),
+            );
             continue;
         };
         let (mut depth, mut item) = (0, String::new());
@@ -102,9 +133,10 @@ fn imports(code: &str) -> BTreeSet<String> {
     rooms
 }
 
-/// Verbs of the store that change what administration changes, and the only rules that may call them without a proof: the first
-/// client, the steps that time takes, a client that ends its own tokens, the new hash of a secret that was just proven, and what
-/// undoes a registration or a release that was proven.
+/// Verbs of the store that change what administration changes, and the only rules that may call
+/// them without a proof: the first client, the steps that time takes, a client that ends its own
+/// tokens, the new hash of a secret that was just proven, and what undoes a registration or a
+/// release that was proven.
 const UNPROVEN: &[(&str, &[&str])] = &[
     ("create_client", &["registration.rs"]),
     ("replace_client", &["presented.rs"]),
@@ -119,7 +151,8 @@ const UNPROVEN: &[(&str, &[&str])] = &[
     ("end_family", &["client_credentials.rs", "revocation.rs"]),
 ];
 
-/// What an administrator changes goes through `ProofStore::spend`: its verbs are called directly in few places, once in each.
+/// What an administrator changes goes through `ProofStore::spend`: its verbs are called directly in
+/// few places, once in each.
 #[test]
 fn what_needs_a_proof_is_written_with_one() {
     for (path, code) in sources().into_iter().filter(|(path, _)| room(path) == "oauth") {
@@ -137,7 +170,10 @@ fn imports_go_one_way() {
     let mut wrong = Vec::new();
     for (path, code) in sources() {
         let from = room(&path);
-        let (_, allowed) = ROOMS.iter().find(|(room, _)| *room == from).unwrap_or_else(|| panic!("{path} is in no room"));
+        let (_, allowed) = ROOMS
+            .iter()
+            .find(|(room, _)| *room == from)
+            .unwrap_or_else(|| panic!("{path} is in no room"));
         for to in imports(&code) {
             if rooms.contains(to.as_str()) && to != from && !allowed.contains(&to.as_str()) {
                 wrong.push(format!("{path} imports {to}"));
@@ -152,8 +188,15 @@ fn crates_stay_in_their_rooms() {
     let mut wrong = Vec::new();
     for (path, code) in sources() {
         for (name, places) in CRATES {
-            let named = [format!("use {name}::"), format!(" {name}::"), format!("({name}::"), format!("<{name}::")];
-            if named.iter().any(|form| code.contains(form.as_str())) && !places.iter().any(|place| path.starts_with(place)) {
+            let named = [
+                format!("use {name}::"),
+                format!(" {name}::"),
+                format!("({name}::"),
+                format!("<{name}::"),
+            ];
+            if named.iter().any(|form| code.contains(form.as_str()))
+                && !places.iter().any(|place| path.starts_with(place))
+            {
                 wrong.push(format!("{path} names {name}"));
             }
         }
@@ -163,14 +206,18 @@ fn crates_stay_in_their_rooms() {
 
 #[test]
 fn no_file_needs_scrolling_to_understand() {
-    let long = sources().into_iter().map(|(path, code)| (code.lines().count(), path)).filter(|(lines, _)| *lines > 500);
+    let long = sources()
+        .into_iter()
+        .map(|(path, code)| (code.lines().count(), path))
+        .filter(|(lines, _)| *lines > 500);
     assert_eq!(long.collect::<Vec<_>>(), []);
 }
 
 /// Every error as a row of README's table: reason, code.
 #[test]
 fn the_readme_lists_every_error_as_it_is_answered() {
-    let store = |make: fn(Box<dyn std::error::Error + Send + Sync>) -> StoreError| make("away".into());
+    let store =
+        |make: fn(Box<dyn std::error::Error + Send + Sync>) -> StoreError| make("away".into());
     let every = [
         Error::field("field", "wrong"),
         Error::InvalidClient,
@@ -193,10 +240,13 @@ fn the_readme_lists_every_error_as_it_is_answered() {
         Error::DeadlineExceeded,
         Error::Internal("defect".into()),
     ];
-    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let readme =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
     let missing: Vec<_> = every
         .iter()
-        .map(|error| format!("| `{}` | {} |", error.code().to_ascii_uppercase(), grpc_name(code(error))))
+        .map(|error| {
+            format!("| `{}` | {} |", error.code().to_ascii_uppercase(), grpc_name(code(error)))
+        })
         .filter(|row| !readme.contains(row.as_str()))
         .collect();
     assert!(missing.is_empty(), "README's table lacks {missing:#?}");

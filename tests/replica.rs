@@ -2,7 +2,12 @@
 //!
 //!   bash .ci/with-mongodb --mongod-only cargo test --test replica -- --include-ignored --nocapture
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "tests fail by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "tests fail by panicking"
+)]
 
 #[path = "support/replica.rs"]
 mod replica;
@@ -35,7 +40,9 @@ fn write(client: &Client) -> JoinHandle<mongodb::error::Result<()>> {
 }
 
 /// Whether that write is answered within a second, and how.
-async fn answered(write: &mut JoinHandle<mongodb::error::Result<()>>) -> Option<mongodb::error::Result<()>> {
+async fn answered(
+    write: &mut JoinHandle<mongodb::error::Result<()>>,
+) -> Option<mongodb::error::Result<()>> {
     tokio::time::timeout(Duration::from_secs(1), write).await.ok().map(Result::unwrap)
 }
 
@@ -46,7 +53,8 @@ fn others(index: usize) -> [usize; 2] {
 /// Whether this member thinks well of that one.
 async fn healthy(set: &ReplicaSet, index: usize, of: usize) -> bool {
     let status = set.command(index, doc! { "replSetGetStatus": 1 }).await.unwrap();
-    status.get_array("members").unwrap()[of].as_document().unwrap().get_f64("health").unwrap() == 1.0
+    status.get_array("members").unwrap()[of].as_document().unwrap().get_f64("health").unwrap()
+        == 1.0
 }
 
 #[test]
@@ -90,14 +98,24 @@ async fn mongodb_set_elects_another_when_its_primary_is_killed_and_takes_that_ba
     assert_ne!(set.pid(old), gone);
     set.settled().await;
     write(&client).await.unwrap().unwrap();
-    let found = set.client().await.database("test").collection::<Document>("test").count_documents(doc! {}).await.unwrap();
+    let found = set
+        .client()
+        .await
+        .database("test")
+        .collection::<Document>("test")
+        .count_documents(doc! {})
+        .await
+        .unwrap();
     assert_eq!(found, 2);
     assert_eq!(set.log(old).matches("\"Build Info\"").count(), 2);
 
     let pids: Vec<u32> = (0..3).map(|index| set.pid(index)).collect();
     set.pause(0);
     drop(set);
-    assert!(pids.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()), "also of a paused one nothing is left");
+    assert!(
+        pids.iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()),
+        "also of a paused one nothing is left"
+    );
 }
 
 #[tokio::test]
@@ -148,7 +166,10 @@ async fn mongodb_primary_cut_from_the_others_is_replaced_and_comes_back() {
     // It learns that it has no majority.
     until("the old one knows", async || !healthy(&set, old, new).await).await;
     let client = jeton(&set.uri()).await;
-    assert!(client.database("admin").run_command(doc! { "ping": 1 }).await.is_ok(), "clients reach it");
+    assert!(
+        client.database("admin").run_command(doc! { "ping": 1 }).await.is_ok(),
+        "clients reach it"
+    );
     set.heal();
     set.settled().await;
     until("the old one is with them again", async || healthy(&set, old, new).await).await;
@@ -180,9 +201,16 @@ async fn mongodb_ways_are_cut_in_one_direction() {
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn mongodb_primary_steps_down_and_members_stop_cleanly() {
     // A second instead of 15 for its clients to hear of it.
-    let arguments = ["--setParameter", "shutdownTimeoutMillisForSignaledShutdown=1000"].map(str::to_owned).to_vec();
+    let arguments = ["--setParameter", "shutdownTimeoutMillisForSignaledShutdown=1000"]
+        .map(str::to_owned)
+        .to_vec();
     let dir = tempfile::tempdir().unwrap();
-    let set = ReplicaSet::start(Options { arguments, dir: Some(dir.path().to_owned()), ..Options::default() }).await;
+    let set = ReplicaSet::start(Options {
+        arguments,
+        dir: Some(dir.path().to_owned()),
+        ..Options::default()
+    })
+    .await;
     for _ in 0..4 {
         let (old, since) = (set.primary().await, Instant::now());
         let new = set.step_down().await;
@@ -199,7 +227,9 @@ async fn mongodb_primary_steps_down_and_members_stop_cleanly() {
 
     // And of one that ends for reasons of its own it is known.
     let old = set.primary().await;
-    assert!(Command::new("kill").args(["-ABRT", &set.pid(old).to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill").args(["-ABRT", &set.pid(old).to_string()]).status().unwrap().success()
+    );
     set.ends(old).await;
     set.next_primary(old).await;
     assert!(dir.path().join(format!("member-{old}/WiredTiger")).exists());
@@ -210,10 +240,14 @@ async fn mongodb_primary_steps_down_and_members_stop_cleanly() {
 async fn mongodb_commands_fail_as_told_for_jeton_only() {
     let set = ReplicaSet::start(Options::default()).await;
     let client = jeton(&set.uri()).await;
-    let point = doc! { "mode": "alwaysOn", "data": { "failCommands": ["insert"], "errorCode": 91 } };
+    let point =
+        doc! { "mode": "alwaysOn", "data": { "failCommands": ["insert"], "errorCode": 91 } };
     set.fail_command(set.primary().await, point).await;
     let error = write(&client).await.unwrap().unwrap_err();
-    assert!(matches!(*error.kind, ErrorKind::Command(ref command) if command.code == 91), "{error}");
+    assert!(
+        matches!(*error.kind, ErrorKind::Command(ref command) if command.code == 91),
+        "{error}"
+    );
     write(&set.client().await).await.unwrap().unwrap();
     set.clear_failpoints().await;
     until("it is known again", async || write(&client).await.unwrap().is_ok()).await;
@@ -280,7 +314,8 @@ async fn mongodb_users_and_certificates_are_asked_for() {
     until("it is known again", async || write(&client).await.unwrap().is_ok()).await;
 }
 
-/// The time without a primary, on which README's settings rest, is shorter with the recommended settings, on a slow machine too. One round each, with `JETON_LONG=1` three.
+/// The time without a primary, on which README's settings rest, is shorter with the recommended
+/// settings, on a slow machine too. One round each, with `JETON_LONG=1` three.
 #[tokio::test]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn mongodb_another_primary_is_there_in_time() {
@@ -304,11 +339,16 @@ async fn mongodb_another_primary_is_there_in_time() {
             let paused = since.elapsed();
             set.resume(old);
             set.settled().await;
-            println!("{name} settings: another primary {killed:.1?} after kill -9, {paused:.1?} after SIGSTOP");
+            println!(
+                "{name} settings: another primary {killed:.1?} after kill -9, {paused:.1?} after SIGSTOP"
+            );
             let longest = &mut longest[usize::from(defaults)];
             *longest = killed.max(paused).max(*longest);
         }
     }
     let [recommended, default] = longest;
-    assert!(recommended < default, "with recommended settings {recommended:?}, with defaults {default:?}");
+    assert!(
+        recommended < default,
+        "with recommended settings {recommended:?}, with defaults {default:?}"
+    );
 }

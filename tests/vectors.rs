@@ -1,5 +1,6 @@
-//! Verification vectors that nobody here wrote: Wycheproof's for JSON Web Signature and JSON Web Key. They are data to test
-//! with and not part of this repository: `JETON_VECTORS` names the folder that holds them.
+//! Verification vectors that nobody here wrote: Wycheproof's for JSON Web Signature and JSON Web
+//! Key. They are data to test with and not part of this repository: `JETON_VECTORS` names the
+//! folder that holds them.
 
 #![expect(clippy::expect_used, reason = "a test stops where its vectors cannot be read")]
 
@@ -11,13 +12,16 @@ use jeton::crypto::{
 };
 use serde_json::Value;
 
-/// What no sane verifier can agree with: 367 and 370 are byte for byte the valid 357; 372 and 373 call tokens with a `?`
-/// inside valid; 346 and 350 pair a PS256 key with a PS384 token; 347 and 351 need ES512 with a key labelled "ES521".
+/// What no sane verifier can agree with: 367 and 370 are byte for byte the valid 357; 372 and 373
+/// call tokens with a `?` inside valid; 346 and 350 pair a PS256 key with a PS384 token; 347 and
+/// 351 need ES512 with a key labelled "ES521".
 const NOT_AGREED: [u64; 8] = [346, 347, 350, 351, 367, 370, 372, 373];
 
 fn vectors(file: &str) -> Value {
-    let folder = std::env::var_os("JETON_VECTORS").expect("JETON_VECTORS names the folder with the vectors");
-    let text = fs::read_to_string(PathBuf::from(folder).join(file)).expect("the file with the vectors");
+    let folder =
+        std::env::var_os("JETON_VECTORS").expect("JETON_VECTORS names the folder with the vectors");
+    let text =
+        fs::read_to_string(PathBuf::from(folder).join(file)).expect("the file with the vectors");
     serde_json::from_str(&text).expect("vectors in JSON")
 }
 
@@ -32,7 +36,8 @@ fn cases(vectors: &Value) -> Vec<(&Value, &Value)> {
 }
 
 fn accepts(key: &Value, token: &str) -> bool {
-    let key = serde_json::from_value(key.clone()).ok().and_then(|key| Verifier::from_jwk(&key).ok());
+    let key =
+        serde_json::from_value(key.clone()).ok().and_then(|key| Verifier::from_jwk(&key).ok());
     key.is_some_and(|key| Jws::parse(token).is_ok_and(|jws| key.verify(&jws).is_some()))
 }
 
@@ -64,7 +69,8 @@ fn wycheproof_signatures_are_judged_as_they_should_be() {
     assert_eq!((differ.as_slice(), count), (NOT_AGREED.as_slice(), 401));
 }
 
-/// K04, K05: mixed sets, ids given twice, weak and broken keys are all refused; the sound ones are not.
+/// K04, K05: mixed sets, ids given twice, weak and broken keys are all refused; the sound ones are
+/// not.
 #[test]
 #[ignore = "needs JETON_VECTORS"]
 fn wycheproof_keys_are_judged_as_they_should_be() {

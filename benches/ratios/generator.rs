@@ -1,5 +1,5 @@
-//! A load of calls that differ from each other, which h2load cannot make. One thread, frames made by hand: it takes no more of
-//! the cores than h2load does, and both servers get it alike.
+//! A load of calls that differ from each other, which h2load cannot make. One thread, frames made
+//! by hand: it takes no more of the cores than h2load does, and both servers get it alike.
 
 use std::{
     cell::RefCell,
@@ -40,11 +40,20 @@ pub(crate) struct Shape {
 }
 
 /// Puts the load on a server until `talk` has nothing more to say or the time is up.
-pub(crate) fn run(address: SocketAddr, shape: Shape, time: Duration, talk: &mut (impl Talk + 'static)) -> Run {
+pub(crate) fn run(
+    address: SocketAddr,
+    shape: Shape,
+    time: Duration,
+    talk: &mut (impl Talk + 'static),
+) -> Run {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let method = talk.method();
-    let load =
-        Load { talk: RefCell::new(talk), micros: RefCell::default(), end: Instant::now() + time, failed: RefCell::default() };
+    let load = Load {
+        talk: RefCell::new(talk),
+        micros: RefCell::default(),
+        end: Instant::now() + time,
+        failed: RefCell::default(),
+    };
     let began = Instant::now();
     runtime.block_on(async {
         let drives = (0..shape.connections).map(|_| load.drive(address, method, shape.streams));
@@ -84,7 +93,10 @@ impl<T: Talk> Load<'_, T> {
             if wire.open.is_empty() {
                 return;
             }
-            assert!(stream.read_buf(&mut input).await.unwrap() > 0, "the server closed a connection");
+            assert!(
+                stream.read_buf(&mut input).await.unwrap() > 0,
+                "the server closed a connection"
+            );
             let mut rest = input.as_slice();
             while let Some((frame, after)) = Frame::split(rest) {
                 rest = after;
@@ -101,7 +113,9 @@ impl<T: Talk> Load<'_, T> {
         // An error is all trailers; every answer has at least the prefix of its message.
         match call.answer.split_at_checked(5) {
             Some((_, message)) => {
-                self.micros.borrow_mut().push(u32::try_from(call.sent.elapsed().as_micros()).unwrap());
+                self.micros
+                    .borrow_mut()
+                    .push(u32::try_from(call.sent.elapsed().as_micros()).unwrap());
                 self.talk.borrow_mut().answered(message);
             }
             None => *self.failed.borrow_mut() += 1,
@@ -140,14 +154,19 @@ impl Wire {
     fn new(address: SocketAddr, method: &str) -> Self {
         let mut headers = vec![0x83, 0x86];
         let path = format!("/jeton.token.v1.TokenService/{method}");
-        let named: [(&[u8], &str); 4] =
-            [(&[0x44], &path), (&[0x41], &address.to_string()), (&[0x5f], "application/grpc"), (b"\x40\x02te", "trailers")];
+        let named: [(&[u8], &str); 4] = [
+            (&[0x44], &path),
+            (&[0x41], &address.to_string()),
+            (&[0x5f], "application/grpc"),
+            (b"\x40\x02te", "trailers"),
+        ];
         for (name, value) in named {
             headers.extend_from_slice(name);
             headers.push(u8::try_from(value.len()).unwrap());
             headers.extend_from_slice(value.as_bytes());
         }
-        let mut wire = Self { open: HashMap::new(), output: OPENING.to_vec(), next: 1, read: 0, headers };
+        let mut wire =
+            Self { open: HashMap::new(), output: OPENING.to_vec(), next: 1, read: 0, headers };
         wire.frame(WINDOW_UPDATE, 0, 0, &WINDOW.to_be_bytes());
         wire
     }
@@ -162,9 +181,15 @@ impl Wire {
     fn call(&mut self, message: &[u8]) {
         let stream = self.next;
         self.next += 2;
-        let headers = if stream == 1 { std::mem::take(&mut self.headers) } else { vec![0x83, 0x86, 0xc1, 0xc0, 0xbf, 0xbe] };
+        let headers = if stream == 1 {
+            std::mem::take(&mut self.headers)
+        } else {
+            vec![0x83, 0x86, 0xc1, 0xc0, 0xbf, 0xbe]
+        };
         self.frame(HEADERS, END_HEADERS, stream, &headers);
-        let prefixed = [&[0], u32::try_from(message.len()).unwrap().to_be_bytes().as_slice(), message].concat();
+        let prefixed =
+            [&[0], u32::try_from(message.len()).unwrap().to_be_bytes().as_slice(), message]
+                .concat();
         self.frame(DATA, END_STREAM, stream, &prefixed);
         self.open.insert(stream, Call { sent: Instant::now(), answer: Vec::new() });
     }
@@ -182,7 +207,9 @@ impl Wire {
             }
             SETTINGS if frame.flags & ACK == 0 => self.frame(SETTINGS, ACK, 0, &[]),
             PING if frame.flags & ACK == 0 => self.frame(PING, ACK, 0, frame.payload),
-            RST_STREAM | GOAWAY => panic!("the server refused a stream: frame {} {:?}", frame.kind, frame.payload),
+            RST_STREAM | GOAWAY => {
+                panic!("the server refused a stream: frame {} {:?}", frame.kind, frame.payload)
+            }
             _ => {}
         }
         let ended = matches!(frame.kind, DATA | HEADERS) && frame.flags & END_STREAM != 0;

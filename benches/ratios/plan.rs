@@ -87,21 +87,32 @@ impl<'o> Bench<'o> {
 
     fn measure(self) {
         let Scene { token_body, introspect_body, .. } = &self.scene;
-        let introspect = Call { method: "Introspect", body: introspect_body, answer: self.scene.introspect_answer };
+        let introspect = Call {
+            method: "Introspect",
+            body: introspect_body,
+            answer: self.scene.introspect_answer,
+        };
         let token = Call { method: "Token", body: token_body, answer: self.scene.token_answer };
         if self.options.wants("introspect") || self.options.wants("p99") {
-            let pairs =
-                self.alternate(|server| server.under(|at| h2load::saturate(at, BUSY, self.options.seconds, &introspect)));
+            let pairs = self.alternate(|server| {
+                server.under(|at| h2load::saturate(at, BUSY, self.options.seconds, &introspect))
+            });
             pairs.print("Introspect", Some(0.75));
             if self.options.wants("p99") {
-                let rate = Spread::of(pairs.0.iter().map(|(_, jeton)| jeton.per_second)).median / 2.0;
-                let pace =
-                    |server: &Server| server.under(|at| h2load::paced(at, BUSY, self.options.seconds, rate, &introspect));
+                let rate =
+                    Spread::of(pairs.0.iter().map(|(_, jeton)| jeton.per_second)).median / 2.0;
+                let pace = |server: &Server| {
+                    server.under(|at| {
+                        h2load::paced(at, BUSY, self.options.seconds, rate, &introspect)
+                    })
+                };
                 self.alternate(pace).print("Introspect, half load", None);
             }
         }
         if self.options.wants("token") {
-            let pairs = self.alternate(|server| server.under(|at| h2load::saturate(at, BUSY, self.options.seconds, &token)));
+            let pairs = self.alternate(|server| {
+                server.under(|at| h2load::saturate(at, BUSY, self.options.seconds, &token))
+            });
             pairs.print("Token", Some(0.14));
             self.alternate(|server| self.issue_families(server)).print("Token with a family", None);
         }
@@ -110,9 +121,15 @@ impl<'o> Bench<'o> {
         }
         if self.options.wants("revoke") {
             self.revoke("Revoke, access", &self.scene.plain, |issued| issued.access_token.clone());
-            self.revoke("Revoke, refresh", &self.scene.refreshing, |issued| issued.refresh_token.clone());
+            self.revoke("Revoke, refresh", &self.scene.refreshing, |issued| {
+                issued.refresh_token.clone()
+            });
         }
-        println!("resident at the end   jeton {:.0} MiB, echo {:.0} MiB", self.jeton.resident(), self.echo.resident());
+        println!(
+            "resident at the end   jeton {:.0} MiB, echo {:.0} MiB",
+            self.jeton.resident(),
+            self.echo.resident()
+        );
         self.jeton.stop();
     }
 
@@ -125,24 +142,32 @@ impl<'o> Bench<'o> {
     }
 
     fn issue_families(&self, server: &Server) -> Run {
-        let mut talk = Issuing { caller: self.scene.refreshing.clone(), left: usize::MAX, issued: Vec::new() };
+        let mut talk =
+            Issuing { caller: self.scene.refreshing.clone(), left: usize::MAX, issued: Vec::new() };
         server.under(|at| generator::run(at, BUSY, self.time(), &mut talk))
     }
 
-    /// Both are driven by our own generator, for each call brings another token. The echo is given as many.
+    /// Both are driven by our own generator, for each call brings another token. The echo is given
+    /// as many.
     fn refresh(&self) {
         let caller = self.scene.refreshing.clone();
         let tokens = self.issue(&caller, FAMILIES, |issued| issued.refresh_token.clone());
         let mut to_echo = Refreshing { caller: caller.clone(), tokens: tokens.clone().into() };
         let mut to_jeton = Refreshing { caller, tokens: tokens.into() };
         let pairs = self.alternate(|server| {
-            let talk = if server.address == self.jeton.address { &mut to_jeton } else { &mut to_echo };
+            let talk =
+                if server.address == self.jeton.address { &mut to_jeton } else { &mut to_echo };
             server.under(|at| generator::run(at, BUSY, self.time(), talk))
         });
         pairs.print("Refresh", Some(0.07));
     }
 
-    fn revoke(&self, name: &str, caller: &Caller, which: impl Fn(&jeton::proto::token::TokenResponse) -> String) {
+    fn revoke(
+        &self,
+        name: &str,
+        caller: &Caller,
+        which: impl Fn(&jeton::proto::token::TokenResponse) -> String,
+    ) {
         let pairs = self.alternate(|server| {
             let tokens = self.issue(caller, REVOKED, &which);
             let mut talk = Revoking { caller: caller.clone(), tokens };
@@ -160,7 +185,8 @@ impl<'o> Bench<'o> {
         count: usize,
         which: impl Fn(&jeton::proto::token::TokenResponse) -> String,
     ) -> Vec<String> {
-        let mut talk = Issuing { caller: caller.clone(), left: count, issued: Vec::with_capacity(count) };
+        let mut talk =
+            Issuing { caller: caller.clone(), left: count, issued: Vec::with_capacity(count) };
         generator::run(self.jeton.address, BUSY, FOREVER, &mut talk);
         assert_eq!(talk.issued.len(), count, "every token was issued");
         talk.issued.iter().map(which).collect()

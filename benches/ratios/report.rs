@@ -6,7 +6,8 @@ pub(crate) struct Run {
     pub(crate) calls: u64,
     pub(crate) per_second: f64,
     pub(crate) failed: u64,
-    /// Processor time of the server, in microseconds a call: what other work on the machine disturbs least.
+    /// Processor time of the server, in microseconds a call: what other work on the machine
+    /// disturbs least.
     pub(crate) processor: f64,
     /// How long each call took, where it was asked.
     pub(crate) micros: Vec<u32>,
@@ -38,7 +39,11 @@ impl Spread {
         values.sort_unstable_by(f64::total_cmp);
         let (least, most) = (values[0], values[values.len() - 1]);
         let middle = values.len() / 2;
-        let median = if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 };
+        let median = if values.len() % 2 == 1 {
+            values[middle]
+        } else {
+            (values[middle - 1] + values[middle]) / 2.0
+        };
         Self { median, least, most }
     }
 
@@ -79,7 +84,8 @@ impl Pairs {
                 of(|(echo, jeton)| jeton.processor / echo.processor).show(2),
             );
         }
-        let failed = self.0.iter().fold((0, 0), |(a, b), (echo, jeton)| (a + echo.failed, b + jeton.failed));
+        let failed =
+            self.0.iter().fold((0, 0), |(a, b), (echo, jeton)| (a + echo.failed, b + jeton.failed));
         if failed != (0, 0) {
             println!("{:<22} FAILED CALLS: {} of the echo, {} of jeton", "", failed.0, failed.1);
         }

@@ -1,4 +1,5 @@
-//! A large store: how soon it is ready, and how much memory it takes, also under many idle connections.
+//! A large store: how soon it is ready, and how much memory it takes, also under many idle
+//! connections.
 
 use std::{io::Write, net::TcpStream, path::Path, sync::Arc, time::Duration};
 
@@ -6,7 +7,8 @@ use futures_util::{StreamExt, stream};
 use jeton::{
     crypto::{chain::ChainKey, master, seal::Sealer},
     model::{
-        Action, Client, Epochs, Family, FamilyId, Jti, Revocation, Revoked, Scopes, Stamp, Subject, Timestamp, family::Answers,
+        Action, Client, Epochs, Family, FamilyId, Jti, Revocation, Revoked, Scopes, Stamp, Subject,
+        Timestamp, family::Answers,
     },
     store::{ClientStore, Creation, FamilyStore, RevocationStore, Store, embedded::Embedded},
 };
@@ -27,12 +29,19 @@ const IDLE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 /// Measures and prints.
 pub(crate) fn run(program: &Path, dir: &Path) {
     let first = Server::jeton(program, dir, None);
-    println!("empty store           ready in {:.2} s, {:.0} MiB resident", first.ready.as_secs_f64(), first.resident());
+    println!(
+        "empty store           ready in {:.2} s, {:.0} MiB resident",
+        first.ready.as_secs_f64(),
+        first.resident()
+    );
     let client = bootstrap(&first).id;
     first.stop();
     let began = std::time::Instant::now();
     tokio::runtime::Runtime::new().unwrap().block_on(fill(dir, &client));
-    println!("filled                {FAMILIES} families, {REVOCATIONS} revocations in {:.0} s", began.elapsed().as_secs_f64());
+    println!(
+        "filled                {FAMILIES} families, {REVOCATIONS} revocations in {:.0} s",
+        began.elapsed().as_secs_f64()
+    );
     for _ in 0..STARTS {
         let server = Server::jeton(program, dir, None);
         let resident = server.resident();
@@ -46,7 +55,9 @@ pub(crate) fn run(program: &Path, dir: &Path) {
     idle("jeton", &server);
     server.stop();
     // What of it is the price of an HTTP/2 connection in tonic.
-    ["Token", "Refresh", "Introspect"].iter().for_each(|name| std::fs::write(dir.join(name), []).unwrap());
+    ["Token", "Refresh", "Introspect"]
+        .iter()
+        .for_each(|name| std::fs::write(dir.join(name), []).unwrap());
     idle("echo", &Server::echo(dir));
 }
 
@@ -54,7 +65,8 @@ fn idle(name: &str, server: &Server) {
     let before = server.resident();
     let open: Vec<TcpStream> = (0..CONNECTIONS)
         .map(|_| {
-            let mut stream = TcpStream::connect(server.address).expect("room for 10,000 open files: see ulimit -n");
+            let mut stream = TcpStream::connect(server.address)
+                .expect("room for 10,000 open files: see ulimit -n");
             stream.write_all(IDLE).unwrap();
             stream
         })
@@ -80,7 +92,8 @@ async fn fill(dir: &Path, client: &str) {
     let families = stream::iter(0..FAMILIES).map(|_| {
         let (store, stamp, family) = (store.clone(), stamp.clone(), family(&client, now));
         async move {
-            let event = stamp.done(Action::TokenIssued, Jti::new().to_string()).in_family(family.id);
+            let event =
+                stamp.done(Action::TokenIssued, Jti::new().to_string()).in_family(family.id);
             assert_eq!(store.open_family(&family, event).await.unwrap(), Creation::Created);
         }
     });
@@ -88,8 +101,14 @@ async fn fill(dir: &Path, client: &str) {
     let revocations = stream::iter(0..REVOCATIONS).map(|_| {
         let (store, stamp, jti) = (store.clone(), stamp.clone(), Jti::new());
         async move {
-            let revocation = Revocation { revoked: Revoked::Token(jti), until: now + Duration::from_secs(100_000) };
-            store.revoke(&revocation, stamp.done(Action::TokenRevoked, jti.to_string())).await.unwrap();
+            let revocation = Revocation {
+                revoked: Revoked::Token(jti),
+                until: now + Duration::from_secs(100_000),
+            };
+            store
+                .revoke(&revocation, stamp.done(Action::TokenRevoked, jti.to_string()))
+                .await
+                .unwrap();
         }
     });
     revocations.buffer_unordered(4_096).collect::<()>().await;

@@ -1,4 +1,5 @@
-//! What a load needs to be there: clients, a token seen before, the bodies of requests and the answers for the echo.
+//! What a load needs to be there: clients, a token seen before, the bodies of requests and the
+//! answers for the echo.
 
 use std::{
     fs,
@@ -8,7 +9,8 @@ use std::{
 use jeton::proto::{
     admin::{Client, CreateClientRequest, GrantType, client_service_client::ClientServiceClient},
     token::{
-        IntrospectRequest, RefreshRequest, RevokeRequest, TokenRequest, TokenResponse, token_service_client::TokenServiceClient,
+        IntrospectRequest, RefreshRequest, RevokeRequest, TokenRequest, TokenResponse,
+        token_service_client::TokenServiceClient,
     },
 };
 use prost::Message;
@@ -40,20 +42,27 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// Registers the clients, makes each kind of call once and sees that it succeeds, and leaves the files in `dir`.
+    /// Registers the clients, makes each kind of call once and sees that it succeeds, and leaves
+    /// the files in `dir`.
     pub(crate) fn set(jeton: &Server, dir: &Path) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(Self::prepare(jeton, dir))
     }
 
     async fn prepare(jeton: &Server, dir: &Path) -> Self {
-        let channel = Channel::from_shared(format!("http://{}", jeton.address)).unwrap().connect().await.unwrap();
+        let channel = Channel::from_shared(format!("http://{}", jeton.address))
+            .unwrap()
+            .connect()
+            .await
+            .unwrap();
         let mut tokens = TokenServiceClient::new(channel.clone());
         let admin = bootstrap(jeton);
-        let asked = TokenRequest { scopes: vec!["jeton:admin".to_owned()], ..token_request(&admin) };
+        let asked =
+            TokenRequest { scopes: vec!["jeton:admin".to_owned()], ..token_request(&admin) };
         let administrator = tokens.token(asked).await.unwrap().into_inner().access_token;
 
-        let (machine, refresh) = (GrantType::ClientCredentials.into(), GrantType::RefreshToken.into());
+        let (machine, refresh) =
+            (GrantType::ClientCredentials.into(), GrantType::RefreshToken.into());
         let client = Client {
             scopes: vec!["orders:read".to_owned(), "orders:write".to_owned()],
             audiences: vec![AUDIENCE.to_owned()],
@@ -81,11 +90,17 @@ impl Scene {
         let judged = tokens.introspect(asked.clone()).await.unwrap().into_inner();
         assert!(judged.active.unwrap() && !judged.scopes.is_empty(), "{judged:?}");
         let family = tokens.token(token_request(&refreshing)).await.unwrap().into_inner();
-        let refreshed = tokens.refresh(refresh_request(&refreshing, &family)).await.unwrap().into_inner();
+        let refreshed =
+            tokens.refresh(refresh_request(&refreshing, &family)).await.unwrap().into_inner();
         assert_ne!(refreshed.refresh_token, family.refresh_token);
         let Caller { id, secret } = refreshing.clone();
         let token = refreshed.access_token.clone();
-        let revoke = RevokeRequest { client_id: id, client_secret: secret, token, ..RevokeRequest::default() };
+        let revoke = RevokeRequest {
+            client_id: id,
+            client_secret: secret,
+            token,
+            ..RevokeRequest::default()
+        };
         tokens.revoke(revoke).await.unwrap();
 
         fs::write(dir.join("Token"), issued.encode_to_vec()).unwrap();
@@ -118,8 +133,14 @@ pub(crate) fn bootstrap(jeton: &Server) -> Caller {
 
 async fn register(channel: &Channel, administrator: &str, client: Client) -> Caller {
     let mut request = Request::new(CreateClientRequest { client: Some(client), secret: None });
-    request.metadata_mut().insert("authorization", format!("Bearer {administrator}").parse().unwrap());
-    let created = ClientServiceClient::new(channel.clone()).create_client(request).await.unwrap().into_inner();
+    request
+        .metadata_mut()
+        .insert("authorization", format!("Bearer {administrator}").parse().unwrap());
+    let created = ClientServiceClient::new(channel.clone())
+        .create_client(request)
+        .await
+        .unwrap()
+        .into_inner();
     Caller { id: created.client.unwrap().client_id, secret: created.client_secret }
 }
 

@@ -28,18 +28,29 @@ impl Server {
         Self::start(command, |line| line.trim().parse().unwrap())
     }
 
-    /// With limits out of the way, and its log beside the data; over a new database of the MongoDB at `store`, where that is
-    /// given: what an earlier run left was sealed by another master key.
+    /// With limits out of the way, and its log beside the data; over a new database of the MongoDB
+    /// at `store`, where that is given: what an earlier run left was sealed by another master key.
     pub(crate) fn jeton(program: &Path, dir: &Path, store: Option<&str>) -> Self {
         fs::create_dir_all(dir).unwrap();
         let mut command = Command::new(program);
         let log = fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
-        command.args(["serve", "--dev", "--json", "--listen", "127.0.0.1:0", "--data-dir"]).arg(data(dir)).env_clear();
-        command.env("HOME", dir).env("JETON_METRICS_LISTEN", "127.0.0.1:0").env("JETON_ISSUER", "https://jeton.test");
+        command
+            .args(["serve", "--dev", "--json", "--listen", "127.0.0.1:0", "--data-dir"])
+            .arg(data(dir))
+            .env_clear();
+        command
+            .env("HOME", dir)
+            .env("JETON_METRICS_LISTEN", "127.0.0.1:0")
+            .env("JETON_ISSUER", "https://jeton.test");
         if let Some(store) = store {
-            let (hosts, options) = store.split_once("/?").expect("an address without a database: mongodb://HOSTS/?OPTIONS");
+            let (hosts, options) = store
+                .split_once("/?")
+                .expect("an address without a database: mongodb://HOSTS/?OPTIONS");
             let store = format!("{hosts}/jeton_bench_{}?{options}", std::process::id());
-            command.env("JETON_STORE__URI", store).env("JETON_NODE", "bench").env("JETON_STORE__CALL_TIMEOUT_MS", "10000");
+            command
+                .env("JETON_STORE__URI", store)
+                .env("JETON_NODE", "bench")
+                .env("JETON_STORE__CALL_TIMEOUT_MS", "10000");
         }
         for rate in ["PER_PEER", "PLANS__STANDARD", "PLANS__BULK"] {
             for bound in ["PER_SECOND", "BURST"] {
@@ -80,7 +91,8 @@ impl Server {
     /// Processor time taken so far, in microseconds, by all its threads.
     fn processor(&self) -> f64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
-        // The name, in brackets, may hold anything; user and system time are the 12th and 13th after it, in hundredths.
+        // The name, in brackets, may hold anything; user and system time are the 12th and 13th
+        // after it, in hundredths.
         let ticks = stat.rsplit(')').next().unwrap().split_whitespace().skip(11).take(2);
         ticks.map(|ticks| ticks.parse::<f64>().unwrap() * 10_000.0).sum()
     }
@@ -91,8 +103,12 @@ impl Server {
 
     /// Asks it to stop, and waits until it has.
     pub(crate) fn stop(mut self) {
-        let asked = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
-        assert!(asked.success() && self.child.wait().unwrap().success(), "a server did not stop well");
+        let asked =
+            Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        assert!(
+            asked.success() && self.child.wait().unwrap().success(),
+            "a server did not stop well"
+        );
     }
 }
 

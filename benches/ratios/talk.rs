@@ -1,8 +1,11 @@
-//! What a generator says, where each request differs from the last, and what it keeps of the answers.
+//! What a generator says, where each request differs from the last, and what it keeps of the
+//! answers.
 
 use std::collections::VecDeque;
 
-use jeton::proto::token::{RefreshRequest, RefreshResponse, RevokeRequest, TokenRequest, TokenResponse};
+use jeton::proto::token::{
+    RefreshRequest, RefreshResponse, RevokeRequest, TokenRequest, TokenResponse,
+};
 use prost::Message;
 
 use crate::scene::Caller;
@@ -32,7 +35,10 @@ impl Talk for Issuing {
     fn next(&mut self) -> Option<Vec<u8>> {
         self.left = self.left.checked_sub(1)?;
         let Caller { id, secret } = self.caller.clone();
-        Some(TokenRequest { client_id: id, client_secret: secret, ..TokenRequest::default() }.encode_to_vec())
+        Some(
+            TokenRequest { client_id: id, client_secret: secret, ..TokenRequest::default() }
+                .encode_to_vec(),
+        )
     }
 
     fn answered(&mut self, message: &[u8]) {
@@ -40,7 +46,8 @@ impl Talk for Issuing {
     }
 }
 
-/// Presents each refresh token once, the oldest first, and puts its successor at the end of the line.
+/// Presents each refresh token once, the oldest first, and puts its successor at the end of the
+/// line.
 pub(crate) struct Refreshing {
     pub(crate) caller: Caller,
     pub(crate) tokens: VecDeque<String>,
@@ -54,7 +61,12 @@ impl Talk for Refreshing {
     fn next(&mut self) -> Option<Vec<u8>> {
         let refresh_token = self.tokens.pop_front()?;
         let Caller { id, secret } = self.caller.clone();
-        let request = RefreshRequest { client_id: id, client_secret: secret, refresh_token, scopes: Vec::new() };
+        let request = RefreshRequest {
+            client_id: id,
+            client_secret: secret,
+            refresh_token,
+            scopes: Vec::new(),
+        };
         Some(request.encode_to_vec())
     }
 
@@ -77,7 +89,12 @@ impl Talk for Revoking {
     fn next(&mut self) -> Option<Vec<u8>> {
         let token = self.tokens.pop()?;
         let Caller { id, secret } = self.caller.clone();
-        let request = RevokeRequest { client_id: id, client_secret: secret, token, token_type_hint: String::new() };
+        let request = RevokeRequest {
+            client_id: id,
+            client_secret: secret,
+            token,
+            token_type_hint: String::new(),
+        };
         Some(request.encode_to_vec())
     }
 

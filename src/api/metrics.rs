@@ -29,11 +29,14 @@ pub struct Exposition {
 }
 
 impl Exposition {
-    /// Takes over what the `metrics` macros record from here on, for the whole process; asked again, it shows the same.
+    /// Takes over what the `metrics` macros record from here on, for the whole process; asked
+    /// again, it shows the same.
     ///
     /// # Errors
     /// When something else has done so already.
-    pub fn install(methods: &'static Methods) -> Result<Self, SetRecorderError<PrometheusRecorder>> {
+    pub fn install(
+        methods: &'static Methods,
+    ) -> Result<Self, SetRecorderError<PrometheusRecorder>> {
         static INSTALLED: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
         let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(recorded) = &*installed {
@@ -57,7 +60,11 @@ impl Exposition {
 ///
 /// # Errors
 /// As [`listen::serve`].
-pub async fn serve(listener: TcpListener, shown: Exposition, shutdown: impl Future<Output = ()>) -> io::Result<Summary> {
+pub async fn serve(
+    listener: TcpListener,
+    shown: Exposition,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<Summary> {
     let options = Options {
         connections: 64,
         connections_per_peer: 64,
@@ -88,5 +95,8 @@ fn router(shown: Exposition) -> Router {
     let page = |State(shown): State<Exposition>| async move {
         ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], shown.render())
     };
-    Router::new().route("/metrics", get(page)).route("/healthz", get(async || "alive\n")).with_state(shown)
+    Router::new()
+        .route("/metrics", get(page))
+        .route("/healthz", get(async || "alive\n"))
+        .with_state(shown)
 }

@@ -1,6 +1,6 @@
-//! THE DOOR: where bytes become calls and answers become bytes. A request is accepted (`listen`), given its circumstances and
-//! its deadline (`guard`), and handed to a handler (`grpc`, `http`) that parses it and asks a rule; `status` alone turns an
-//! error into a status.
+//! THE DOOR: where bytes become calls and answers become bytes. A request is accepted (`listen`),
+//! given its circumstances and its deadline (`guard`), and handed to a handler (`grpc`, `http`)
+//! that parses it and asks a rule; `status` alone turns an error into a status.
 
 pub mod grpc;
 pub mod guard;

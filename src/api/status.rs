@@ -1,5 +1,5 @@
-//! The only place where an error becomes a status: gRPC code, `ErrorInfo` with the OAuth code as its reason, `RetryInfo` where
-//! waiting helps, `BadRequest` where a field is wrong.
+//! The only place where an error becomes a status: gRPC code, `ErrorInfo` with the OAuth code as
+//! its reason, `RetryInfo` where waiting helps, `BadRequest` where a field is wrong.
 
 use std::{
     collections::HashMap,
@@ -43,7 +43,8 @@ pub const fn code(error: &Error) -> Code {
     }
 }
 
-/// One kind of failure that all calls share while it lasts: one a second is said, with the number of the others.
+/// One kind of failure that all calls share while it lasts: one a second is said, with the number
+/// of the others.
 struct Common {
     /// The second in which one was said last, and one more; 0 for never.
     said: AtomicU64,
@@ -80,12 +81,17 @@ fn log(error: &Error) {
         matches!(error, Error::Internal(_)).then_some(0)
     };
     if let Some(others) = others {
-        tracing::error!(error = error as &dyn std::error::Error, source = source(error), others, "call failed");
+        tracing::error!(
+            error = error as &dyn std::error::Error,
+            source = source(error),
+            others,
+            "call failed"
+        );
     }
 }
 
-/// The status a caller is answered. Sources go to the log, never to the wire (O06). That a node is behind is logged when it
-/// begins and ends, not by every call.
+/// The status a caller is answered. Sources go to the log, never to the wire (O06). That a node is
+/// behind is logged when it begins and ends, not by every call.
 pub fn status(error: &Error) -> Status {
     let code = code(error);
     log(error);
@@ -99,8 +105,12 @@ pub fn status(error: &Error) -> Status {
         Error::Throttled { retry_after } => {
             details.set_retry_info(Some(*retry_after));
         }
-        // Past the deadline too: whatever the store had to do may be done by now, and asking again is safe.
-        Error::Unavailable(_) | Error::Behind(_) | Error::Exhausted(_) | Error::DeadlineExceeded => {
+        // Past the deadline too: whatever the store had to do may be done by now, and asking again
+        // is safe.
+        Error::Unavailable(_)
+        | Error::Behind(_)
+        | Error::Exhausted(_)
+        | Error::DeadlineExceeded => {
             details.set_retry_info(Some(STORE_RETRY));
         }
         Error::InvalidClient

@@ -1,5 +1,6 @@
-//! Equal refusals and alarms, counted: the first of a kind is recorded at once, the others of the same minute in one record that
-//! says how many they were. So a caller that is refused again and again fills neither the trail nor a budget behind which it is silent.
+//! Equal refusals and alarms, counted: the first of a kind is recorded at once, the others of the
+//! same minute in one record that says how many they were. So a caller that is refused again and
+//! again fills neither the trail nor a budget behind which it is silent.
 
 use std::{
     borrow::Cow,
@@ -63,8 +64,8 @@ struct Count {
     since: Timestamp,
     /// Not recorded yet, with the last of them.
     more: Option<(Event, u64)>,
-    /// Whether the store did not take one of these: until it has, each is to be recorded at once again, so that none is answered
-    /// as if it were on record.
+    /// Whether the store did not take one of these: until it has, each is to be recorded at once
+    /// again, so that none is answered as if it were on record.
     refused: bool,
 }
 
@@ -122,20 +123,40 @@ impl Refusals {
         add(&mut count.more, event);
     }
 
-    /// Records that are due at `now`, or all of them, and forgets kinds of which there was no more. What is written is reported by
-    /// [`Self::written`]; until then it stays.
+    /// Records that are due at `now`, or all of them, and forgets kinds of which there was no more.
+    /// What is written is reported by [`Self::written`]; until then it stays.
     pub(super) fn due(&self, now: Timestamp, all: bool) -> Vec<Due> {
         let mut counted = self.counted();
         counted.by_kind.retain(|_, count| count.more.is_some() || now.since(count.since) < WINDOW);
         let is_over = |count: &Count| all || count.refused || now.since(count.since) >= WINDOW;
-        let tracked = counted.by_kind.iter().filter(|(_, count)| is_over(count)).filter_map(|(kind, count)| {
-            let (last, more) = count.more.as_ref()?;
-            Some(Due { event: summary(last, now, &format!("{more} more")), kind: Some(kind.clone()), count: *more })
-        });
-        let untracked = counted.untracked.as_ref().filter(|count| is_over(count)).and_then(|count| count.more.as_ref());
+        let tracked = counted.by_kind.iter().filter(|(_, count)| is_over(count)).filter_map(
+            |(kind, count)| {
+                let (last, more) = count.more.as_ref()?;
+                Some(Due {
+                    event: summary(last, now, &format!("{more} more")),
+                    kind: Some(kind.clone()),
+                    count: *more,
+                })
+            },
+        );
+        let untracked = counted
+            .untracked
+            .as_ref()
+            .filter(|count| is_over(count))
+            .and_then(|count| count.more.as_ref());
         let untracked = untracked.map(|(last, count)| {
-            let last = Event { target: String::new(), client: None, family: None, tenant: None, ..last.clone() };
-            Due { event: summary(&last, now, &format!("{count} of many kinds")), kind: None, count: *count }
+            let last = Event {
+                target: String::new(),
+                client: None,
+                family: None,
+                tenant: None,
+                ..last.clone()
+            };
+            Due {
+                event: summary(&last, now, &format!("{count} of many kinds")),
+                kind: None,
+                count: *count,
+            }
         });
         tracked.chain(untracked).collect()
     }
@@ -167,11 +188,15 @@ fn add(more: &mut Option<(Event, u64)>, event: Event) {
 }
 
 fn take(more: &mut Option<(Event, u64)>, written: u64) {
-    *more = more.take().filter(|(_, count)| *count > written).map(|(event, count)| (event, count - written));
+    *more = more
+        .take()
+        .filter(|(_, count)| *count > written)
+        .map(|(event, count)| (event, count - written));
 }
 
 fn summary(last: &Event, now: Timestamp, count: &str) -> Event {
-    let reason = if last.reason.is_empty() { count.to_owned() } else { format!("{}, {count}", last.reason) };
+    let reason =
+        if last.reason.is_empty() { count.to_owned() } else { format!("{}, {count}", last.reason) };
     Event { at: now, reason: Cow::Owned(reason), ..last.clone() }
 }
 
@@ -190,7 +215,8 @@ mod tests {
     fn flush(refusals: &Refusals, now: Timestamp) -> Vec<(String, String)> {
         let due = refusals.due(now, false);
         due.iter().for_each(|due| refusals.written(due, now));
-        let mut records: Vec<_> = due.into_iter().map(|due| (due.event.target, due.event.reason.into_owned())).collect();
+        let mut records: Vec<_> =
+            due.into_iter().map(|due| (due.event.target, due.event.reason.into_owned())).collect();
         records.sort();
         records
     }
@@ -203,7 +229,9 @@ mod tests {
     #[test]
     fn equal_refusals_of_a_minute_are_one_record() {
         let refusals = Refusals::new(10);
-        let recorded = |now: Timestamp, count: u32| (0..count).filter(|_| refusals.count(None, at(now, "a")).is_some()).count();
+        let recorded = |now: Timestamp, count: u32| {
+            (0..count).filter(|_| refusals.count(None, at(now, "a")).is_some()).count()
+        };
         assert_eq!(recorded(NOW, 5_000), 1);
         assert_eq!(flush(&refusals, NOW + WINDOW / 2), []);
         assert_eq!(recorded(NOW + WINDOW / 2, 1), 0);
@@ -223,17 +251,22 @@ mod tests {
     #[test]
     fn kinds_are_counted_apart() {
         let refusals = Refusals::new(10);
-        let [here, there] = ["10.0.0.1", "10.0.0.2"].map(|ip| Some(ip.parse::<std::net::IpAddr>().unwrap().into()));
+        let [here, there] =
+            ["10.0.0.1", "10.0.0.2"].map(|ip| Some(ip.parse::<std::net::IpAddr>().unwrap().into()));
         for _ in 0..3 {
             refusals.count(here, at(NOW, "a"));
             refusals.count(here, at(NOW, "b"));
             refusals.count(there, at(NOW, "a"));
         }
         let more = "slow_down, 2 more";
-        assert_eq!(flush(&refusals, NOW + WINDOW), [record("a", more), record("a", more), record("b", more)]);
+        assert_eq!(
+            flush(&refusals, NOW + WINDOW),
+            [record("a", more), record("a", more), record("b", more)]
+        );
     }
 
-    /// What could not be written stays, with what came meanwhile; nor is a refusal lost that could not be recorded at once.
+    /// What could not be written stays, with what came meanwhile; nor is a refusal lost that could
+    /// not be recorded at once.
     #[test]
     fn a_store_that_fails_loses_no_count() {
         let refusals = Refusals::new(10);
@@ -263,6 +296,9 @@ mod tests {
         assert_eq!(flush(&refusals, NOW), []);
         assert_eq!(flush(&refusals, NOW + WINDOW), [record("", "slow_down, 99 of many kinds")]);
         assert_eq!(flush(&refusals, NOW + WINDOW), []);
-        assert!(refusals.count(None, at(NOW + WINDOW, "client-200")).is_some(), "there is room again");
+        assert!(
+            refusals.count(None, at(NOW + WINDOW, "client-200")).is_some(),
+            "there is room again"
+        );
     }
 }

@@ -36,7 +36,8 @@ enum Verb {
         #[arg(long, default_value_t = usize::MAX, hide_default_value = true)]
         limit: usize,
     },
-    /// Give an audience to a tenant, also from another one, unless a client of any other tenant lists it; for the operator
+    /// Give an audience to a tenant, also from another one, unless a client of any other tenant
+    /// lists it; for the operator
     Assign {
         /// The audience, an absolute URI
         audience: String,
@@ -52,16 +53,26 @@ enum Verb {
 }
 
 impl Command {
-    pub(super) async fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
-        let admin = Remote::open(&self.remote, environment).await?.admin("jeton:admin:clients").await?;
+    pub(super) async fn run(
+        &self,
+        output: Output,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<(), Failure> {
+        let admin =
+            Remote::open(&self.remote, environment).await?.admin("jeton:admin:clients").await?;
         let mut audiences = AudienceServiceClient::new(admin.channel());
         match &self.verb {
-            Verb::List { tenant, limit } => list(output, &admin, tenant.clone().unwrap_or_default(), *limit).await,
+            Verb::List { tenant, limit } => {
+                list(output, &admin, tenant.clone().unwrap_or_default(), *limit).await
+            }
             Verb::Assign { audience, tenant } => {
-                let request = AssignAudienceRequest { audience: audience.clone(), tenant: tenant.clone() };
+                let request =
+                    AssignAudienceRequest { audience: audience.clone(), tenant: tenant.clone() };
                 let answer = audiences.assign_audience(admin.request(request)).await?.into_inner();
                 let assigned = answer.audience;
-                let assigned = assigned.ok_or_else(|| Failure::Other("the server answered without the audience".to_owned()))?;
+                let assigned = assigned.ok_or_else(|| {
+                    Failure::Other("the server answered without the audience".to_owned())
+                })?;
                 if output.json {
                     return output.document(&json!({ "audience": render::audience(&assigned) }));
                 }
@@ -86,8 +97,13 @@ async fn list(output: Output, admin: &Admin, tenant: String, limit: usize) -> Re
     let mut service = AudienceServiceClient::new(admin.channel());
     let (mut audiences, mut forged, mut page_token) = (Vec::new(), Vec::new(), String::new());
     loop {
-        let page_size = i32::try_from(limit.saturating_sub(audiences.len()).min(1000)).unwrap_or(1000);
-        let request = admin.request(ListAudiencesRequest { tenant: tenant.clone(), page_size: page_size.max(1), page_token });
+        let page_size =
+            i32::try_from(limit.saturating_sub(audiences.len()).min(1000)).unwrap_or(1000);
+        let request = admin.request(ListAudiencesRequest {
+            tenant: tenant.clone(),
+            page_size: page_size.max(1),
+            page_token,
+        });
         let answer = service.list_audiences(request).await?.into_inner();
         audiences.extend(answer.audiences);
         forged.extend(answer.not_authentic);
@@ -102,11 +118,21 @@ async fn list(output: Output, admin: &Admin, tenant: String, limit: usize) -> Re
         return output.document(&json!({ "audiences": audiences, "not_authentic": forged }));
     }
     for audience in &forged {
-        output.talk(&format!("the record of {audience} was not written by the service and is refused: assign it anew"));
+        output.talk(&format!(
+            "the record of {audience} was not written by the service and is refused: assign it anew"
+        ));
     }
     let row = |audience: &Audience| {
         let created = render::time(audience.create_time.as_ref());
-        vec![audience.audience.clone(), audience.tenant.clone(), audience.claimed_by.clone(), created]
+        vec![
+            audience.audience.clone(),
+            audience.tenant.clone(),
+            audience.claimed_by.clone(),
+            created,
+        ]
     };
-    output.table(&["audience", "tenant", "claimed by", "created"], &audiences.iter().map(row).collect::<Vec<_>>())
+    output.table(
+        &["audience", "tenant", "claimed by", "created"],
+        &audiences.iter().map(row).collect::<Vec<_>>(),
+    )
 }

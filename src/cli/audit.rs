@@ -13,8 +13,8 @@ use super::{
     values::{self, Moment},
 };
 use crate::proto::admin::{
-    ChainState, ChainVerdict, Event, EventFilter, KnownHead, ListEventsRequest, TailEventsRequest, VerifyChainRequest,
-    audit_service_client::AuditServiceClient,
+    ChainState, ChainVerdict, Event, EventFilter, KnownHead, ListEventsRequest, TailEventsRequest,
+    VerifyChainRequest, audit_service_client::AuditServiceClient,
 };
 
 /// `jeton audit`
@@ -41,13 +41,15 @@ enum Verb {
         #[command(flatten)]
         filter: Filter,
     },
-    /// Read every chain from its beginning and find what was removed, altered, reordered or cut off; exit with 1 when something
-    /// was. "end not sure": the node does not run and did not close its chain, so its newest records may be missing; exit with 0
+    /// Read every chain from its beginning and find what was removed, altered, reordered or cut
+    /// off; exit with 1 when something was. "end not sure": the node does not run and did not close
+    /// its chain, so its newest records may be missing; exit with 0
     Verify {
         /// Only this chain
         #[arg(long, value_name = "NAME")]
         chain: Option<String>,
-        /// A head noted earlier, to find a cut of the end or of a whole chain: CHAIN:SEQUENCE:HASH; may be repeated
+        /// A head noted earlier, to find a cut of the end or of a whole chain: CHAIN:SEQUENCE:HASH;
+        /// may be repeated
         #[arg(long, value_name = "HEAD", value_parser = head)]
         known: Vec<KnownHead>,
     },
@@ -81,7 +83,9 @@ struct Filter {
 
 impl Filter {
     fn message(&self) -> EventFilter {
-        let time = |moment: Option<Moment>| moment.map(|moment| render::proto_time(moment.before(values::now())));
+        let time = |moment: Option<Moment>| {
+            moment.map(|moment| render::proto_time(moment.before(values::now())))
+        };
         EventFilter {
             tenant: self.tenant.clone().unwrap_or_default(),
             client_id: self.client.clone().unwrap_or_default(),
@@ -99,15 +103,25 @@ fn head(text: &str) -> Result<KnownHead, String> {
     let problem = || "a head is CHAIN:SEQUENCE:HASH, as `jeton audit verify` prints it".to_owned();
     let mut parts = text.rsplitn(3, ':');
     let (hash, sequence, chain) = (parts.next(), parts.next(), parts.next());
-    let hash = hash.filter(|hash| !hash.is_empty() && hash.bytes().all(|b| b.is_ascii_hexdigit())).ok_or_else(problem)?;
-    let sequence = sequence.and_then(|text| text.parse().ok()).filter(|sequence| *sequence > 0).ok_or_else(problem)?;
+    let hash = hash
+        .filter(|hash| !hash.is_empty() && hash.bytes().all(|b| b.is_ascii_hexdigit()))
+        .ok_or_else(problem)?;
+    let sequence = sequence
+        .and_then(|text| text.parse().ok())
+        .filter(|sequence| *sequence > 0)
+        .ok_or_else(problem)?;
     let chain = chain.filter(|chain| !chain.is_empty()).ok_or_else(problem)?;
     Ok(KnownHead { chain: chain.to_owned(), sequence, hash: hash.to_owned() })
 }
 
 impl Command {
-    pub(super) async fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
-        let admin = Remote::open(&self.remote, environment).await?.admin("jeton:admin:audit").await?;
+    pub(super) async fn run(
+        &self,
+        output: Output,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<(), Failure> {
+        let admin =
+            Remote::open(&self.remote, environment).await?.admin("jeton:admin:audit").await?;
         match &self.verb {
             Verb::List { filter, limit } => list(output, &admin, filter.message(), *limit).await,
             Verb::Tail { filter } => tail(output, &admin, filter.message()).await,
@@ -119,12 +133,22 @@ impl Command {
     }
 }
 
-async fn list(output: Output, admin: &Admin, filter: EventFilter, limit: usize) -> Result<(), Failure> {
+async fn list(
+    output: Output,
+    admin: &Admin,
+    filter: EventFilter,
+    limit: usize,
+) -> Result<(), Failure> {
     let mut service = AuditServiceClient::new(admin.channel());
     let (mut events, mut page_token) = (Vec::new(), String::new());
     loop {
-        let page_size = i32::try_from(limit.saturating_sub(events.len()).min(1000)).unwrap_or(1000).max(1);
-        let request = admin.request(ListEventsRequest { filter: Some(filter.clone()), page_size, page_token });
+        let page_size =
+            i32::try_from(limit.saturating_sub(events.len()).min(1000)).unwrap_or(1000).max(1);
+        let request = admin.request(ListEventsRequest {
+            filter: Some(filter.clone()),
+            page_size,
+            page_token,
+        });
         let answer = service.list_events(request).await?.into_inner();
         events.extend(answer.events);
         page_token = answer.next_page_token;
@@ -134,22 +158,38 @@ async fn list(output: Output, admin: &Admin, filter: EventFilter, limit: usize) 
     }
     events.truncate(limit);
     if output.json {
-        return output.document(&json!({ "events": events.iter().map(render::event).collect::<Vec<_>>() }));
+        return output
+            .document(&json!({ "events": events.iter().map(render::event).collect::<Vec<_>>() }));
     }
     let row = |event: &Event| {
         let time = render::time(event.time.as_ref());
-        let Event { chain, sequence, action, outcome, tenant, client_id, target, peer, .. } = event.clone();
+        let Event { chain, sequence, action, outcome, tenant, client_id, target, peer, .. } =
+            event.clone();
         let reason = reason(event);
-        vec![chain, sequence.to_string(), time, action, outcome, tenant, client_id, target, reason, peer]
+        vec![
+            chain,
+            sequence.to_string(),
+            time,
+            action,
+            outcome,
+            tenant,
+            client_id,
+            target,
+            reason,
+            peer,
+        ]
     };
-    let header = ["chain", "seq", "time", "action", "outcome", "tenant", "client", "target", "reason", "peer"];
+    let header = [
+        "chain", "seq", "time", "action", "outcome", "tenant", "client", "target", "reason", "peer",
+    ];
     output.table(&header, &events.iter().map(row).collect::<Vec<_>>())
 }
 
 /// Ends when the server does, or with Ctrl-C.
 async fn tail(output: Output, admin: &Admin, filter: EventFilter) -> Result<(), Failure> {
     let request = admin.stream(TailEventsRequest { filter: Some(filter) });
-    let mut events = AuditServiceClient::new(admin.channel()).tail_events(request).await?.into_inner();
+    let mut events =
+        AuditServiceClient::new(admin.channel()).tail_events(request).await?.into_inner();
     while let Some(answer) = events.message().await? {
         let Some(event) = answer.event else { continue };
         if output.json {
@@ -158,7 +198,10 @@ async fn tail(output: Output, admin: &Admin, filter: EventFilter) -> Result<(), 
         }
         let Event { action, outcome, client_id, target, .. } = &event;
         let reason = reason(&event);
-        let line = format!("{}  {outcome:7}  {action}  {client_id}  {target}  {reason}", render::time(event.time.as_ref()));
+        let line = format!(
+            "{}  {outcome:7}  {action}  {client_id}  {target}  {reason}",
+            render::time(event.time.as_ref())
+        );
         output.line(&crate::telemetry::escape(line.trim_end()))?;
     }
     Ok(())
@@ -166,10 +209,14 @@ async fn tail(output: Output, admin: &Admin, filter: EventFilter) -> Result<(), 
 
 /// A line for each chain, with the head to be noted first, and the sum.
 async fn verify(output: Output, admin: &Admin, request: VerifyChainRequest) -> Result<(), Failure> {
-    let answer = AuditServiceClient::new(admin.channel()).verify_chain(admin.request(request)).await?.into_inner();
+    let answer = AuditServiceClient::new(admin.channel())
+        .verify_chain(admin.request(request))
+        .await?
+        .into_inner();
     let (intact, state) = (answer.intact.unwrap_or(false), answer.state());
     if output.json {
-        let (chains, state): (Vec<_>, _) = (answer.chains.iter().map(render::verdict).collect(), render::state(state));
+        let (chains, state): (Vec<_>, _) =
+            (answer.chains.iter().map(render::verdict).collect(), render::state(state));
         output.document(&json!({ "intact": intact, "state": state, "checked": answer.checked, "chains": chains }))?;
     } else {
         for chain in &answer.chains {
@@ -177,7 +224,10 @@ async fn verify(output: Output, admin: &Admin, request: VerifyChainRequest) -> R
         }
         let word = render::state(state);
         let (chains, records) = (answer.chains.len(), answer.checked);
-        output.line(&format!("{word}: {chains} chain{}, {records} records", if chains == 1 { "" } else { "s" }))?;
+        output.line(&format!(
+            "{word}: {chains} chain{}, {records} records",
+            if chains == 1 { "" } else { "s" }
+        ))?;
     }
     match state {
         ChainState::Intact | ChainState::EndNotSure => Ok(()),
@@ -187,22 +237,41 @@ async fn verify(output: Output, admin: &Admin, request: VerifyChainRequest) -> R
 
 /// The reason of an event, and that it was recorded later than it happened, if so.
 fn reason(event: &Event) -> String {
-    let recovered =
-        if event.recovered_from.is_empty() { String::new() } else { format!("recovered from {}", event.recovered_from) };
-    [event.reason.as_str(), &recovered].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ")
+    let recovered = if event.recovered_from.is_empty() {
+        String::new()
+    } else {
+        format!("recovered from {}", event.recovered_from)
+    };
+    [event.reason.as_str(), &recovered]
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 fn verdict(chain: &ChainVerdict) -> String {
-    let ChainVerdict { chain: name, checked, first_bad_sequence, problem, head_sequence, head_hash, .. } = chain;
+    let ChainVerdict {
+        chain: name,
+        checked,
+        first_bad_sequence,
+        problem,
+        head_sequence,
+        head_hash,
+        ..
+    } = chain;
     let head = format!("{name}:{head_sequence}:{head_hash}");
     match chain.state() {
         ChainState::Intact => format!("{head}  intact, {checked} records"),
         ChainState::EndNotSure => {
             let witnessed = chain.witnessed_sequence;
-            format!("{head}  end not sure, {checked} records; its node stopped without closing it; witnessed up to {witnessed}")
+            format!(
+                "{head}  end not sure, {checked} records; its node stopped without closing it; witnessed up to {witnessed}"
+            )
         }
         ChainState::Broken | ChainState::Unspecified => {
-            format!("{head}  broken at record {first_bad_sequence}: {problem}; {checked} records before it")
+            format!(
+                "{head}  broken at record {first_bad_sequence}: {problem}; {checked} records before it"
+            )
         }
     }
 }
@@ -213,17 +282,34 @@ mod tests {
 
     #[test]
     fn a_head_is_read_as_it_is_printed() {
-        let read = |text| head(text).map(|KnownHead { chain, sequence, hash }| (chain, sequence, hash));
+        let read =
+            |text| head(text).map(|KnownHead { chain, sequence, hash }| (chain, sequence, hash));
         assert_eq!(read("node-1:12:00ffAA"), Ok(("node-1".to_owned(), 12, "00ffAA".to_owned())));
         assert_eq!(read("a:1:b:12:00"), Ok(("a:1:b".to_owned(), 12, "00".to_owned())));
-        let verdict =
-            ChainVerdict { chain: "a:7".to_owned(), head_sequence: 3, head_hash: "ab".to_owned(), ..Default::default() };
+        let verdict = ChainVerdict {
+            chain: "a:7".to_owned(),
+            head_sequence: 3,
+            head_hash: "ab".to_owned(),
+            ..Default::default()
+        };
         let line = super::verdict(&verdict);
-        assert_eq!(read(line.split_whitespace().next().unwrap()), Ok(("a:7".to_owned(), 3, "ab".to_owned())));
-        let not_sure = ChainVerdict { state: ChainState::EndNotSure.into(), checked: 3, witnessed_sequence: 2, ..verdict };
+        assert_eq!(
+            read(line.split_whitespace().next().unwrap()),
+            Ok(("a:7".to_owned(), 3, "ab".to_owned()))
+        );
+        let not_sure = ChainVerdict {
+            state: ChainState::EndNotSure.into(),
+            checked: 3,
+            witnessed_sequence: 2,
+            ..verdict
+        };
         let line = super::verdict(&not_sure);
-        assert_eq!(line, "a:7:3:ab  end not sure, 3 records; its node stopped without closing it; witnessed up to 2");
-        for bad in ["12:00", ":12:00", "n:x:00", "n:0:00", "n:-1:00", "n:12:", "n:12:zz", "", "::"] {
+        assert_eq!(
+            line,
+            "a:7:3:ab  end not sure, 3 records; its node stopped without closing it; witnessed up to 2"
+        );
+        for bad in ["12:00", ":12:00", "n:x:00", "n:0:00", "n:-1:00", "n:12:", "n:12:zz", "", "::"]
+        {
             assert!(head(bad).is_err(), "{bad}");
         }
     }

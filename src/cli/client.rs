@@ -15,9 +15,9 @@ use super::{
     render, values,
 };
 use crate::proto::admin::{
-    AddSecretRequest, Client, CreateClientRequest, DeleteClientRequest, DisableClientRequest, EnableClientRequest,
-    GetClientRequest, GrantType, RetireSecretRequest, UpdateClientRequest, add_secret_request,
-    client_service_client::ClientServiceClient, create_client_request,
+    AddSecretRequest, Client, CreateClientRequest, DeleteClientRequest, DisableClientRequest,
+    EnableClientRequest, GetClientRequest, GrantType, RetireSecretRequest, UpdateClientRequest,
+    add_secret_request, client_service_client::ClientServiceClient, create_client_request,
 };
 
 /// `jeton client`
@@ -222,7 +222,10 @@ impl Update {
         let mut client = self.properties.client(self.client_id.clone());
         client.etag = self.etag.clone().unwrap_or_default();
         let paths = paths.into_iter().map(str::to_owned).collect();
-        Ok(UpdateClientRequest { client: Some(client), update_mask: Some(prost_types::FieldMask { paths }) })
+        Ok(UpdateClientRequest {
+            client: Some(client),
+            update_mask: Some(prost_types::FieldMask { paths }),
+        })
     }
 }
 
@@ -237,15 +240,24 @@ struct Versioned {
 
 impl Versioned {
     fn disable(&self) -> DisableClientRequest {
-        DisableClientRequest { client_id: self.client_id.clone(), etag: self.etag.clone().unwrap_or_default() }
+        DisableClientRequest {
+            client_id: self.client_id.clone(),
+            etag: self.etag.clone().unwrap_or_default(),
+        }
     }
 
     fn enable(&self) -> EnableClientRequest {
-        EnableClientRequest { client_id: self.client_id.clone(), etag: self.etag.clone().unwrap_or_default() }
+        EnableClientRequest {
+            client_id: self.client_id.clone(),
+            etag: self.etag.clone().unwrap_or_default(),
+        }
     }
 
     fn delete(&self) -> DeleteClientRequest {
-        DeleteClientRequest { client_id: self.client_id.clone(), etag: self.etag.clone().unwrap_or_default() }
+        DeleteClientRequest {
+            client_id: self.client_id.clone(),
+            etag: self.etag.clone().unwrap_or_default(),
+        }
     }
 }
 
@@ -294,33 +306,62 @@ struct RetireSecret {
 }
 
 impl Command {
-    pub(super) async fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
+    pub(super) async fn run(
+        &self,
+        output: Output,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<(), Failure> {
         // What is wrong with the arguments is said before anybody is called.
-        let update = if let Verb::Update(update) = &self.verb { Some(update.request()?) } else { None };
-        let admin = Remote::open(&self.remote, environment).await?.admin("jeton:admin:clients").await?;
+        let update =
+            if let Verb::Update(update) = &self.verb { Some(update.request()?) } else { None };
+        let admin =
+            Remote::open(&self.remote, environment).await?.admin("jeton:admin:clients").await?;
         let mut clients = ClientServiceClient::new(admin.channel());
         let client = match &self.verb {
             Verb::Create(create) => {
-                let answer = clients.create_client(admin.request(create.request()?)).await?.into_inner();
+                let answer =
+                    clients.create_client(admin.request(create.request()?)).await?.into_inner();
                 return show(output, answer.client, Some(("", &answer.client_secret)));
             }
             Verb::AddSecret(add) => {
                 let answer = clients.add_secret(admin.request(add.request()?)).await?.into_inner();
-                return show(output, answer.client, Some((&answer.secret_id, &answer.client_secret)));
+                return show(
+                    output,
+                    answer.client,
+                    Some((&answer.secret_id, &answer.client_secret)),
+                );
             }
-            Verb::List { tenant, limit } => return list(output, &admin, tenant.clone().unwrap_or_default(), *limit).await,
+            Verb::List { tenant, limit } => {
+                return list(output, &admin, tenant.clone().unwrap_or_default(), *limit).await;
+            }
             Verb::Delete(which) => {
                 clients.delete_client(admin.request(which.delete())).await?;
-                return if output.json { output.document(&json!({})) } else { output.line("deleted") };
+                return if output.json {
+                    output.document(&json!({}))
+                } else {
+                    output.line("deleted")
+                };
             }
             Verb::Get { client_id } => {
                 let request = admin.request(GetClientRequest { client_id: client_id.clone() });
                 clients.get_client(request).await?.into_inner().client
             }
-            Verb::Update(_) => clients.update_client(admin.request(update.unwrap_or_default())).await?.into_inner().client,
-            Verb::Disable(which) => clients.disable_client(admin.request(which.disable())).await?.into_inner().client,
-            Verb::Enable(which) => clients.enable_client(admin.request(which.enable())).await?.into_inner().client,
-            Verb::RetireSecret(retire) => clients.retire_secret(admin.request(retire.request())).await?.into_inner().client,
+            Verb::Update(_) => {
+                clients
+                    .update_client(admin.request(update.unwrap_or_default()))
+                    .await?
+                    .into_inner()
+                    .client
+            }
+            Verb::Disable(which) => {
+                clients.disable_client(admin.request(which.disable())).await?.into_inner().client
+            }
+            Verb::Enable(which) => {
+                clients.enable_client(admin.request(which.enable())).await?.into_inner().client
+            }
+            Verb::RetireSecret(retire) => {
+                clients.retire_secret(admin.request(retire.request())).await?.into_inner().client
+            }
         };
         show(output, client, None)
     }
@@ -379,7 +420,10 @@ impl ImportedSecret {
         if let Some(file) = &self.secret_file {
             return values::secret_file(file).map(|text| Some(Imported::Plain(text)));
         }
-        self.argon2id_file.as_deref().map(|file| values::secret_file(file).map(Imported::Hash)).transpose()
+        self.argon2id_file
+            .as_deref()
+            .map(|file| values::secret_file(file).map(Imported::Hash))
+            .transpose()
     }
 }
 
@@ -393,9 +437,14 @@ mod tests {
 
     #[test]
     fn the_mask_names_what_was_named() {
-        let properties =
-            Properties { scopes: vec!["a".to_owned()], rate_plan: Some("bulk".to_owned()), ..Properties::default() };
-        let request = update(properties, vec![Clearable::Roles, Clearable::AccessLifetime]).request().unwrap();
+        let properties = Properties {
+            scopes: vec!["a".to_owned()],
+            rate_plan: Some("bulk".to_owned()),
+            ..Properties::default()
+        };
+        let request = update(properties, vec![Clearable::Roles, Clearable::AccessLifetime])
+            .request()
+            .unwrap();
         let paths = request.update_mask.unwrap().paths;
         assert_eq!(paths, ["scopes", "rate_plan", "roles", "access_token_lifetime"]);
         let client = request.client.unwrap();
@@ -416,7 +465,8 @@ mod tests {
         let file = dir.path().join("hash");
         std::fs::write(&file, "$argon2id$v=19$...\n").unwrap();
         let secret = ImportedSecret { secret_file: None, argon2id_file: Some(file) };
-        let create = Create { client_id: None, tenant: None, properties: Properties::default(), secret };
+        let create =
+            Create { client_id: None, tenant: None, properties: Properties::default(), secret };
         let expected = create_client_request::Secret::Argon2idHash("$argon2id$v=19$...".to_owned());
         assert_eq!(create.request().unwrap().secret, Some(expected));
     }

@@ -24,7 +24,11 @@ enum Verb {
 }
 
 impl Command {
-    pub(super) fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
+    pub(super) fn run(
+        &self,
+        output: Output,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<(), Failure> {
         let settings = match &self.verb {
             Verb::Show(settings) => settings,
             Verb::Default => return output.line(DEFAULTS.trim_end()),
@@ -39,8 +43,12 @@ impl Command {
             };
             output.document(&Value::Object(rows.into_iter().map(entry).collect::<Map<_, _>>()))?;
         } else {
-            let row = |(key, value): &(String, String)| vec![key.clone(), value.clone(), origin(key)];
-            output.table(&["setting", "value", "origin"], &rows.iter().map(row).collect::<Vec<_>>())?;
+            let row =
+                |(key, value): &(String, String)| vec![key.clone(), value.clone(), origin(key)];
+            output.table(
+                &["setting", "value", "origin"],
+                &rows.iter().map(row).collect::<Vec<_>>(),
+            )?;
         }
         // Shown first, judged then: whoever looks wants to see what is wrong.
         check(&config, false).map_err(|error| origins.blame(error).into())

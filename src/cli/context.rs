@@ -1,5 +1,6 @@
-//! Contexts: named servers with the credentials to use there, in `$XDG_CONFIG_HOME/jeton/contexts.toml`, which only its owner
-//! can read. `serve --dev` leaves one behind, so that the commands need no flags on the same machine.
+//! Contexts: named servers with the credentials to use there, in
+//! `$XDG_CONFIG_HOME/jeton/contexts.toml`, which only its owner can read. `serve --dev` leaves one
+//! behind, so that the commands need no flags on the same machine.
 
 use std::{
     collections::BTreeMap,
@@ -29,7 +30,12 @@ pub struct Context {
     /// The client to be.
     pub client_id: String,
     /// Its secret; absent where the server was first started by somebody else.
-    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "expose", deserialize_with = "conceal")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "expose",
+        deserialize_with = "conceal"
+    )]
     pub client_secret: Option<SecretString>,
     /// PEM file with the authority the server's certificate comes from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -67,11 +73,15 @@ impl Contexts {
         self.contexts.get_key_value(name).map(|(name, context)| (name.as_str(), context))
     }
 
-    /// Keeps what a development server has said about itself, and makes it current. A server that was known by its directory
-    /// keeps its name, and its secret when it is not told again; contexts whose directory is gone are dropped.
+    /// Keeps what a development server has said about itself, and makes it current. A server that
+    /// was known by its directory keeps its name, and its secret when it is not told again;
+    /// contexts whose directory is gone are dropped.
     pub fn remember(&mut self, mut context: Context) -> &str {
         self.contexts.retain(|_, old| old.data_dir.as_ref().is_none_or(|dir| dir.exists()));
-        let known = self.contexts.iter().find(|(_, old)| old.data_dir.is_some() && old.data_dir == context.data_dir);
+        let known = self
+            .contexts
+            .iter()
+            .find(|(_, old)| old.data_dir.is_some() && old.data_dir == context.data_dir);
         let name = match known {
             Some((name, old)) => {
                 if context.client_secret.is_none() && old.client_id == context.client_id {
@@ -96,16 +106,18 @@ impl Contexts {
 
 /// Where the contexts of the user with this environment are kept; `None` without a home.
 pub fn path(environment: &BTreeMap<String, String>) -> Option<PathBuf> {
-    let directory = |name: &str| environment.get(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let config = directory("XDG_CONFIG_HOME").or_else(|| Some(directory("HOME")?.join(".config")))?;
+    let directory =
+        |name: &str| environment.get(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let config =
+        directory("XDG_CONFIG_HOME").or_else(|| Some(directory("HOME")?.join(".config")))?;
     Some(config.join("jeton/contexts.toml"))
 }
 
 /// Reads the contexts; none where there is no file.
 ///
 /// # Errors
-/// The file is there and cannot be read or understood, belongs to another user, or is writable for others, who would choose the
-/// server that a secret is sent to. The message does not quote it.
+/// The file is there and cannot be read or understood, belongs to another user, or is writable for
+/// others, who would choose the server that a secret is sent to. The message does not quote it.
 pub fn load(path: &Path) -> io::Result<Contexts> {
     let mut file = match File::open(path) {
         Ok(file) => file,
@@ -120,24 +132,32 @@ pub fn load(path: &Path) -> io::Result<Contexts> {
     }
     let mut text = String::new();
     file.read_to_string(&mut text)?;
-    let contexts: Contexts =
-        toml::from_str(&text).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.message().to_owned()))?;
-    if mode & 0o044 != 0 && contexts.contexts.values().any(|context| context.client_secret.is_some()) {
+    let contexts: Contexts = toml::from_str(&text)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.message().to_owned()))?;
+    if mode & 0o044 != 0
+        && contexts.contexts.values().any(|context| context.client_secret.is_some())
+    {
         let shown = path.display();
-        output::warn(&format!("warning: others can read the secrets in {shown} (mode {mode:04o}): chmod 0600 {shown}"));
+        output::warn(&format!(
+            "warning: others can read the secrets in {shown} (mode {mode:04o}): chmod 0600 {shown}"
+        ));
     }
     Ok(contexts)
 }
 
-/// Reason to refuse a file of this owner and mode to the user `own`, if others can change it. Root's may be read by all.
+/// Reason to refuse a file of this owner and mode to the user `own`, if others can change it.
+/// Root's may be read by all.
 fn exposure(owner: u32, mode: u32, own: u32) -> Option<String> {
     if owner != own && owner != 0 {
-        return Some(format!("it belongs to user {owner}, this process is user {own}: run it as that user, or chown it"));
+        return Some(format!(
+            "it belongs to user {owner}, this process is user {own}: run it as that user, or chown it"
+        ));
     }
     (mode & 0o022 != 0).then(|| format!("others can write to it (mode {mode:04o}): chmod 0600"))
 }
 
-/// Writes the contexts to a new file and puts it in the old one's place: whoever reads finds one or the other, whole.
+/// Writes the contexts to a new file and puts it in the old one's place: whoever reads finds one or
+/// the other, whole.
 ///
 /// # Errors
 /// When the directory or the file cannot be written.
@@ -148,10 +168,12 @@ pub fn save(path: &Path, contexts: &Contexts) -> io::Result<()> {
     let new = directory.join(format!("contexts.toml.{}", process::id()));
     // Left over from a process of the same number that was killed here.
     let _ = fs::remove_file(&new);
-    let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).and_then(|mut file| {
-        file.write_all(text.as_bytes())?;
-        file.sync_all()
-    });
+    let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).and_then(
+        |mut file| {
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        },
+    );
     written.and_then(|()| fs::rename(&new, path)).inspect_err(|_| {
         let _ = fs::remove_file(&new);
     })
@@ -181,8 +203,13 @@ enum Verb {
 }
 
 impl Command {
-    pub(super) fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
-        let path = path(environment).ok_or_else(|| Failure::setting("", "neither XDG_CONFIG_HOME nor HOME is set"))?;
+    pub(super) fn run(
+        &self,
+        output: Output,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<(), Failure> {
+        let path = path(environment)
+            .ok_or_else(|| Failure::setting("", "neither XDG_CONFIG_HOME nor HOME is set"))?;
         let mut contexts = load(&path).map_err(Failure::reading(&path))?;
         match &self.verb {
             Verb::List => list(output, &contexts),
@@ -198,7 +225,10 @@ impl Command {
     }
 }
 
-fn found<'a>(contexts: &'a Contexts, name: Option<&str>) -> Result<(&'a str, &'a Context), Failure> {
+fn found<'a>(
+    contexts: &'a Contexts,
+    name: Option<&str>,
+) -> Result<(&'a str, &'a Context), Failure> {
     contexts.find(name).ok_or_else(|| match name {
         Some(name) => Failure::setting("context", format!("there is none called {name}")),
         None => Failure::setting("context", "there is none yet: `jeton serve --dev` makes one"),
@@ -207,13 +237,23 @@ fn found<'a>(contexts: &'a Contexts, name: Option<&str>) -> Result<(&'a str, &'a
 
 fn list(output: Output, contexts: &Contexts) -> Result<(), Failure> {
     if output.json {
-        let all = contexts.contexts.iter().map(|(name, context)| describe(name, context, name == &contexts.current));
+        let all = contexts
+            .contexts
+            .iter()
+            .map(|(name, context)| describe(name, context, name == &contexts.current));
         return output.document(&json!({ "contexts": all.collect::<Vec<_>>() }));
     }
     let rows = contexts.contexts.iter().map(|(name, context)| {
         let star = if name == &contexts.current { "*" } else { "" };
-        let data_dir = context.data_dir.as_ref().map(|dir| dir.display().to_string()).unwrap_or_default();
-        vec![star.to_owned(), name.clone(), context.address.clone(), context.client_id.clone(), data_dir]
+        let data_dir =
+            context.data_dir.as_ref().map(|dir| dir.display().to_string()).unwrap_or_default();
+        vec![
+            star.to_owned(),
+            name.clone(),
+            context.address.clone(),
+            context.client_id.clone(),
+            data_dir,
+        ]
     });
     output.table(&["", "name", "address", "client", "data directory"], &rows.collect::<Vec<_>>())
 }
@@ -223,12 +263,17 @@ fn show(output: Output, contexts: &Contexts, name: Option<&str>) -> Result<(), F
     if output.json {
         return output.document(&describe(name, context, name == contexts.current));
     }
-    let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+    let path = |path: &Option<PathBuf>| {
+        path.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
+    };
     output.record(&[
         ("name", name.to_owned()),
         ("address", context.address.clone()),
         ("client id", context.client_id.clone()),
-        ("client secret", if context.client_secret.is_some() { "kept" } else { "not known" }.to_owned()),
+        (
+            "client secret",
+            if context.client_secret.is_some() { "kept" } else { "not known" }.to_owned(),
+        ),
         ("ca file", path(&context.ca_file)),
         ("data directory", path(&context.data_dir)),
     ])
@@ -258,7 +303,10 @@ mod tests {
     }
 
     fn secret(contexts: &Contexts, name: &str) -> Option<String> {
-        contexts.contexts[name].client_secret.as_ref().map(|secret| secret.expose_secret().to_owned())
+        contexts.contexts[name]
+            .client_secret
+            .as_ref()
+            .map(|secret| secret.expose_secret().to_owned())
     }
 
     #[test]
@@ -275,7 +323,11 @@ mod tests {
         assert_eq!(secret(&read, "dev").as_deref(), Some("jcs_quote\"and\\slash"));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
+        assert_eq!(
+            fs::read_dir(path.parent().unwrap()).unwrap().count(),
+            1,
+            "nothing is left beside it"
+        );
     }
 
     /// AZ16: a file that others can write to is not followed; it is not read before that is known.
@@ -286,7 +338,14 @@ mod tests {
         let mut contexts = Contexts::default();
         contexts.remember(context(dir.path(), Some("jcs_x")));
         save(&path, &contexts).unwrap();
-        for (mode, expected) in [(0o666, false), (0o620, false), (0o602, false), (0o644, true), (0o600, true), (0o400, true)] {
+        for (mode, expected) in [
+            (0o666, false),
+            (0o620, false),
+            (0o602, false),
+            (0o644, true),
+            (0o600, true),
+            (0o400, true),
+        ] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             let loaded = load(&path);
             assert_eq!(loaded.is_ok(), expected, "{mode:o}");
@@ -294,18 +353,24 @@ mod tests {
         }
     }
 
-    /// AZ16, DECISIONS 15: nor is one that belongs to another user, root for one, who runs `jeton` in another user's home.
+    /// AZ16, DECISIONS 15: nor is one that belongs to another user, root for one, who runs `jeton`
+    /// in another user's home.
     #[test]
     fn a_file_of_another_user_is_refused() {
         let refused = |owner, mode, own| exposure(owner, mode, own);
         for (owner, own) in [(1_000, 1_001), (1_000, 0)] {
             for mode in [0o600, 0o644, 0o666] {
-                assert!(refused(owner, mode, own).is_some_and(|problem| problem.contains(&format!("user {owner}"))));
+                assert!(
+                    refused(owner, mode, own)
+                        .is_some_and(|problem| problem.contains(&format!("user {owner}")))
+                );
             }
         }
         for (owner, own) in [(1_000, 1_000), (0, 1_000), (0, 0)] {
             assert_eq!(refused(owner, 0o644, own), None);
-            assert!(refused(owner, 0o622, own).is_some_and(|problem| problem.contains("chmod 0600")));
+            assert!(
+                refused(owner, 0o622, own).is_some_and(|problem| problem.contains("chmod 0600"))
+            );
         }
     }
 
@@ -329,7 +394,11 @@ mod tests {
         let path = dir.path().join("contexts.toml");
         fs::write(&path, "[contexts.dev]\nclient_secret = canary\n").unwrap();
         assert!(!load(&path).unwrap_err().to_string().contains("canary"));
-        fs::write(&path, "[contexts.dev]\naddress = 1\nclient_id = \"x\"\nclient_secret = \"canary\"\n").unwrap();
+        fs::write(
+            &path,
+            "[contexts.dev]\naddress = 1\nclient_id = \"x\"\nclient_secret = \"canary\"\n",
+        )
+        .unwrap();
         assert!(!load(&path).unwrap_err().to_string().contains("canary"));
     }
 

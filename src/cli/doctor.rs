@@ -1,5 +1,5 @@
-//! `doctor`: looks at a deployment from where it runs, and says what to do. Changes nothing, but for one document that it writes to
-//! a shared store and takes away again.
+//! `doctor`: looks at a deployment from where it runs, and says what to do. Changes nothing, but
+//! for one document that it writes to a shared store and takes away again.
 
 mod files;
 mod network;
@@ -81,11 +81,16 @@ impl Finding {
 }
 
 impl Command {
-    pub(super) async fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
+    pub(super) async fn run(
+        &self,
+        output: Output,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<(), Failure> {
         let findings = match Config::load(&self.settings.sources(environment)) {
             Ok((config, _)) if self.service_only => network::service(&config).await,
             Ok((config, origins)) => {
-                let judged = check(&config, self.dev).map_err(|error| origins.blame(error).to_string());
+                let judged =
+                    check(&config, self.dev).map_err(|error| origins.blame(error).to_string());
                 self.examine(&config, judged).await
             }
             Err(error) => vec![unusable(error.to_string())],
@@ -123,12 +128,20 @@ impl Command {
 }
 
 fn unusable(problem: String) -> Finding {
-    Finding::problem("configuration", problem, "change the setting; `jeton config show` says where each comes from")
+    Finding::problem(
+        "configuration",
+        problem,
+        "change the setting; `jeton config show` says where each comes from",
+    )
 }
 
 fn clock(now: Timestamp) -> Finding {
     if now < WRITTEN_AFTER {
-        return Finding::problem("clock", format!("reads {now}"), "set the clock and keep it set, by NTP: tokens end by it");
+        return Finding::problem(
+            "clock",
+            format!("reads {now}"),
+            "set the clock and keep it set, by NTP: tokens end by it",
+        );
     }
     Finding::ok("clock", format!("reads {now}"))
 }
@@ -139,10 +152,19 @@ fn open_files(limit: Option<u64>, connections: usize) -> Finding {
     let Some(limit) = limit else { return Finding::ok(SUBJECT, "have no limit here") };
     let possible = server::connections_within(limit);
     if possible >= connections {
-        return Finding::ok(SUBJECT, format!("{limit} are allowed here, enough for {connections} connections"));
+        return Finding::ok(
+            SUBJECT,
+            format!("{limit} are allowed here, enough for {connections} connections"),
+        );
     }
-    let text = format!("{limit} are allowed here, enough for {possible} of {connections} connections; `serve` takes no more");
-    Finding::note(SUBJECT, text, "raise the limit (LimitNOFILE, ulimit -n) where the service runs, or lower limits.connections")
+    let text = format!(
+        "{limit} are allowed here, enough for {possible} of {connections} connections; `serve` takes no more"
+    );
+    Finding::note(
+        SUBJECT,
+        text,
+        "raise the limit (LimitNOFILE, ulimit -n) where the service runs, or lower limits.connections",
+    )
 }
 
 fn print(output: Output, findings: &[Finding]) -> Result<(), Failure> {
@@ -152,13 +174,24 @@ fn print(output: Output, findings: &[Finding]) -> Result<(), Failure> {
                 "subject": finding.subject, "verdict": finding.verdict.as_str(), "text": finding.text, "advice": finding.advice,
             })
         };
-        return output.document(&json!({ "findings": findings.iter().map(finding).collect::<Vec<_>>() }));
+        return output
+            .document(&json!({ "findings": findings.iter().map(finding).collect::<Vec<_>>() }));
     }
     let row = |finding: &Finding| {
-        let advice = if finding.advice.is_empty() { String::new() } else { format!("-> {}", finding.advice) };
-        vec![finding.verdict.as_str().to_owned(), finding.subject.to_owned(), finding.text.clone(), advice]
+        let advice = if finding.advice.is_empty() {
+            String::new()
+        } else {
+            format!("-> {}", finding.advice)
+        };
+        vec![
+            finding.verdict.as_str().to_owned(),
+            finding.subject.to_owned(),
+            finding.text.clone(),
+            advice,
+        ]
     };
-    output.table(&["", "what", "found", "what to do"], &findings.iter().map(row).collect::<Vec<_>>())
+    output
+        .table(&["", "what", "found", "what to do"], &findings.iter().map(row).collect::<Vec<_>>())
 }
 
 #[cfg(test)]

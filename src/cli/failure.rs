@@ -45,7 +45,8 @@ pub(super) enum Failure {
 #[derive(Debug)]
 pub(super) struct Refusal {
     code: Code,
-    /// `ErrorInfo.reason` in lower case: the OAuth error code where there is one. Empty when the status did not come from jeton.
+    /// `ErrorInfo.reason` in lower case: the OAuth error code where there is one. Empty when the
+    /// status did not come from jeton.
     pub(super) reason: String,
     message: String,
     fields: Vec<(String, String)>,
@@ -113,7 +114,12 @@ impl Failure {
         if let Self::Remote(refusal) = self {
             code = format!("{:?}", refusal.code).into();
             reason = refusal.reason.clone().into();
-            fields = refusal.fields.iter().cloned().map(|(field, problem)| (field, Value::from(problem))).collect();
+            fields = refusal
+                .fields
+                .iter()
+                .cloned()
+                .map(|(field, problem)| (field, Value::from(problem)))
+                .collect();
         }
         json!({ "error": {
             "exit_code": self.exit_code(), "code": code, "reason": reason, "message": self.to_string(), "fields": fields,
@@ -180,21 +186,30 @@ impl From<Status> for Failure {
             None => status,
         };
         let details = status.get_error_details();
-        let reason = details.error_info().map(|info| info.reason.to_ascii_lowercase()).unwrap_or_default();
+        let reason =
+            details.error_info().map(|info| info.reason.to_ascii_lowercase()).unwrap_or_default();
         let fields = details.bad_request().map(|bad| {
-            bad.field_violations.iter().map(|violation| (violation.field.clone(), violation.description.clone())).collect()
+            bad.field_violations
+                .iter()
+                .map(|violation| (violation.field.clone(), violation.description.clone()))
+                .collect()
         });
         Self::Remote(Box::new(Refusal {
             code: status.code(),
             reason,
-            message: if status.message().is_empty() { status.code().to_string() } else { status.message().to_owned() },
+            message: if status.message().is_empty() {
+                status.code().to_string()
+            } else {
+                status.message().to_owned()
+            },
             fields: fields.unwrap_or_default(),
             retry_after: details.retry_info().and_then(|info| info.retry_delay),
         }))
     }
 }
 
-/// What a chain of errors began with: the transport's own message says only that there was a transport error.
+/// What a chain of errors began with: the transport's own message says only that there was a
+/// transport error.
 pub(super) fn deepest(error: &dyn std::error::Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
@@ -218,14 +233,26 @@ mod tests {
     use super::*;
 
     fn status(code: Code, reason: &str, message: &str) -> Status {
-        Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, "jeton", HashMap::new()))
+        Status::with_error_details(
+            code,
+            message,
+            ErrorDetails::with_error_info(reason, "jeton", HashMap::new()),
+        )
     }
 
     #[test]
     fn a_refusal_prints_its_reason_and_sentence() {
-        let failure = Failure::from(status(Code::Unauthenticated, "INVALID_CLIENT", "client authentication failed"));
+        let failure = Failure::from(status(
+            Code::Unauthenticated,
+            "INVALID_CLIENT",
+            "client authentication failed",
+        ));
         assert_eq!(failure.to_string(), "invalid_client: client authentication failed");
-        assert!(failure.text().starts_with("error: invalid_client: client authentication failed\nhint: "));
+        assert!(
+            failure
+                .text()
+                .starts_with("error: invalid_client: client authentication failed\nhint: ")
+        );
         assert_eq!(failure.json()["error"]["reason"], "invalid_client");
         assert_eq!(failure.json()["error"]["exit_code"], 3);
     }
@@ -234,8 +261,16 @@ mod tests {
     fn fields_that_are_wrong_are_listed() {
         let mut details = ErrorDetails::with_error_info("INVALID_REQUEST", "jeton", HashMap::new());
         details.add_bad_request_violation("tenant", "must be 1 to 64 of [a-z0-9-]");
-        let failure = Failure::from(Status::with_error_details(Code::InvalidArgument, "tenant is wrong", details));
-        assert!(failure.text().ends_with("\n  tenant: must be 1 to 64 of [a-z0-9-]"), "{}", failure.text());
+        let failure = Failure::from(Status::with_error_details(
+            Code::InvalidArgument,
+            "tenant is wrong",
+            details,
+        ));
+        assert!(
+            failure.text().ends_with("\n  tenant: must be 1 to 64 of [a-z0-9-]"),
+            "{}",
+            failure.text()
+        );
         assert_eq!(failure.json()["error"]["fields"]["tenant"], "must be 1 to 64 of [a-z0-9-]");
     }
 

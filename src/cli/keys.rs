@@ -12,7 +12,8 @@ use super::{
     render,
 };
 use crate::proto::admin::{
-    ListKeysRequest, RevokeKeyRequest, RotateKeysRequest, SigningKey, key_service_client::KeyServiceClient,
+    ListKeysRequest, RevokeKeyRequest, RotateKeysRequest, SigningKey,
+    key_service_client::KeyServiceClient,
 };
 
 /// `jeton keys`
@@ -40,12 +41,21 @@ enum Verb {
 }
 
 impl Command {
-    pub(super) async fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
-        let admin = Remote::open(&self.remote, environment).await?.admin("jeton:admin:keys").await?;
+    pub(super) async fn run(
+        &self,
+        output: Output,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<(), Failure> {
+        let admin =
+            Remote::open(&self.remote, environment).await?.admin("jeton:admin:keys").await?;
         let mut service = KeyServiceClient::new(admin.channel());
         let keys = match &self.verb {
-            Verb::List => service.list_keys(admin.request(ListKeysRequest {})).await?.into_inner().keys,
-            Verb::Rotate => service.rotate_keys(admin.request(RotateKeysRequest {})).await?.into_inner().keys,
+            Verb::List => {
+                service.list_keys(admin.request(ListKeysRequest {})).await?.into_inner().keys
+            }
+            Verb::Rotate => {
+                service.rotate_keys(admin.request(RotateKeysRequest {})).await?.into_inner().keys
+            }
             Verb::Revoke { kid } => {
                 let request = admin.request(RevokeKeyRequest { kid: kid.clone() });
                 service.revoke_key(request).await?.into_inner().keys
@@ -57,13 +67,18 @@ impl Command {
 
 fn print(output: Output, keys: &[SigningKey]) -> Result<(), Failure> {
     if output.json {
-        return output.document(&json!({ "keys": keys.iter().map(render::key).collect::<Vec<_>>() }));
+        return output
+            .document(&json!({ "keys": keys.iter().map(render::key).collect::<Vec<_>>() }));
     }
     let row = |key: &SigningKey| {
         let times = [&key.create_time, &key.activate_time, &key.remove_time];
-        let mut row = vec![key.kid.clone(), key.alg.clone(), render::key_state(key.state).to_owned()];
+        let mut row =
+            vec![key.kid.clone(), key.alg.clone(), render::key_state(key.state).to_owned()];
         row.extend(times.map(|time| render::time(time.as_ref())));
         row
     };
-    output.table(&["kid", "alg", "state", "created", "signs from", "removed"], &keys.iter().map(row).collect::<Vec<_>>())
+    output.table(
+        &["kid", "alg", "state", "created", "signs from", "removed"],
+        &keys.iter().map(row).collect::<Vec<_>>(),
+    )
 }

@@ -1,8 +1,11 @@
-//! Memory of this process: keys and secrets are in it, so no core dump takes it along, and no process of the same user reads it.
+//! Memory of this process: keys and secrets are in it, so no core dump takes it along, and no
+//! process of the same user reads it.
 
 use std::io;
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
+};
 
 /// Switches core dumps off, and with them debuggers of the same user.
 pub(super) fn keep_private() -> io::Result<()> {

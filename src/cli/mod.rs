@@ -1,5 +1,6 @@
-//! The command line: one file per command group. Data goes to stdout, talk to stderr; `--json` is for programs; the exit codes
-//! are those of `failure`. Everything but serving, checking and moving data goes over the same RPCs as any other client.
+//! The command line: one file per command group. Data goes to stdout, talk to stderr; `--json` is
+//! for programs; the exit codes are those of `failure`. Everything but serving, checking and moving
+//! data goes over the same RPCs as any other client.
 
 mod audience;
 mod audit;
@@ -29,8 +30,8 @@ use crate::config::Sources;
 
 /// A token service for machines: Token, Refresh, Revoke and Introspect over gRPC
 ///
-/// `jeton serve --dev` starts one with everything it needs and leaves a context behind, so that the other commands need no flags
-/// on the same machine.
+/// `jeton serve --dev` starts one with everything it needs and leaves a context behind, so that the
+/// other commands need no flags on the same machine.
 #[derive(Parser, Debug)]
 #[command(name = "jeton", version, after_help = failure::EXIT_CODES, disable_help_subcommand = true)]
 struct Cli {
@@ -85,7 +86,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are asked for and go to stdout; the rest is wrong usage and goes to stderr.
+            // Help and version are asked for and go to stdout; the rest is wrong usage and goes to
+            // stderr.
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
@@ -103,7 +105,11 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn execute(command: &Command, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
+fn execute(
+    command: &Command,
+    output: Output,
+    environment: &BTreeMap<String, String>,
+) -> Result<(), Failure> {
     match command {
         Command::Serve(command) => command.run(output, environment),
         Command::Token(command) => block_on(command.run(output, environment)),
@@ -123,7 +129,8 @@ fn execute(command: &Command, output: Output, environment: &BTreeMap<String, Str
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "jeton", &mut script);
-            io::Write::write_all(&mut io::stdout(), &script).map_err(Failure::io("cannot write to stdout"))
+            io::Write::write_all(&mut io::stdout(), &script)
+                .map_err(Failure::io("cannot write to stdout"))
         }
     }
 }
@@ -196,14 +203,19 @@ mod tests {
         }
     }
 
-    /// Options that every command takes are propagated by their ids: a command's own argument of the same id would fill both.
+    /// Options that every command takes are propagated by their ids: a command's own argument of
+    /// the same id would fill both.
     #[test]
     fn what_a_command_is_about_is_not_who_calls() {
         fn check(command: &clap::Command, inherited: &[String]) {
-            let own: Vec<String> = command.get_arguments().map(|arg| arg.get_id().to_string()).collect();
+            let own: Vec<String> =
+                command.get_arguments().map(|arg| arg.get_id().to_string()).collect();
             let clash = own.iter().find(|id| inherited.contains(id));
             assert_eq!(clash, None, "in {}", command.get_name());
-            let global = command.get_arguments().filter(|arg| arg.is_global_set()).map(|arg| arg.get_id().to_string());
+            let global = command
+                .get_arguments()
+                .filter(|arg| arg.is_global_set())
+                .map(|arg| arg.get_id().to_string());
             let inherited: Vec<String> = inherited.iter().cloned().chain(global).collect();
             command.get_subcommands().for_each(|sub| check(sub, &inherited));
         }
@@ -224,19 +236,29 @@ mod tests {
         }
         assert_eq!(parse("jeton --help").unwrap_err().kind(), ErrorKind::DisplayHelp);
         assert_eq!(parse("jeton --version").unwrap_err().kind(), ErrorKind::DisplayVersion);
-        assert!(parse("jeton --help").unwrap_err().to_string().contains("64  the configuration cannot be used"));
+        assert!(
+            parse("jeton --help")
+                .unwrap_err()
+                .to_string()
+                .contains("64  the configuration cannot be used")
+        );
     }
 
     /// O01: no flag takes a secret, so none stands in a process list.
     #[test]
     fn no_flag_takes_a_secret_itself() {
         fn flags(command: &clap::Command, into: &mut Vec<String>) {
-            into.extend(command.get_arguments().filter_map(|arg| arg.get_long()).map(str::to_owned));
+            into.extend(
+                command.get_arguments().filter_map(|arg| arg.get_long()).map(str::to_owned),
+            );
             command.get_subcommands().for_each(|sub| flags(sub, into));
         }
         let mut all = Vec::new();
         flags(&Cli::command(), &mut all);
         assert!(all.iter().any(|flag| flag == "client-secret-file"));
-        assert!(all.iter().filter(|flag| flag.contains("secret")).all(|flag| flag.ends_with("-file")), "{all:?}");
+        assert!(
+            all.iter().filter(|flag| flag.contains("secret")).all(|flag| flag.ends_with("-file")),
+            "{all:?}"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Data goes to stdout, as a table for people or as JSON for programs; talk goes to stderr. No colours, so nothing to turn off.
+//! Data goes to stdout, as a table for people or as JSON for programs; talk goes to stderr. No
+//! colours, so nothing to turn off.
 
 use std::io::{self, Write};
 
@@ -25,10 +26,13 @@ impl Output {
     #[expect(clippy::unused_self, reason = "reads as the other verbs do")]
     pub(super) fn line(self, line: &str) -> Result<(), Failure> {
         let mut stdout = io::stdout().lock();
-        writeln!(stdout, "{line}").and_then(|()| stdout.flush()).map_err(Failure::io("cannot write to stdout"))
+        writeln!(stdout, "{line}")
+            .and_then(|()| stdout.flush())
+            .map_err(Failure::io("cannot write to stdout"))
     }
 
-    /// Rows under a header. What comes from the server is escaped: it may be another administrator's text.
+    /// Rows under a header. What comes from the server is escaped: it may be another
+    /// administrator's text.
     pub(super) fn table(self, header: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
@@ -46,7 +50,8 @@ impl Output {
     pub(super) fn record(self, properties: &[(&str, String)]) -> Result<(), Failure> {
         let shown = properties.iter().filter(|(_, value)| !value.is_empty());
         let width = shown.clone().map(|(name, _)| name.len()).max().unwrap_or(0);
-        let lines: Vec<String> = shown.map(|(name, value)| format!("{name:width$}  {}", escape(value))).collect();
+        let lines: Vec<String> =
+            shown.map(|(name, value)| format!("{name:width$}  {}", escape(value))).collect();
         self.line(&lines.join("\n"))
     }
 

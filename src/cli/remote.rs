@@ -20,21 +20,40 @@ use crate::proto::token::{TokenRequest, token_service_client::TokenServiceClient
 /// Where `serve` listens unless told otherwise.
 const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
 
-/// Which server, and who to be there. The ids are apart from those of the commands' own arguments: to clap, a `client_id` to look
-/// at and a `client_id` to be would be one.
+/// Which server, and who to be there. The ids are apart from those of the commands' own arguments:
+/// to clap, a `client_id` to look at and a `client_id` to be would be one.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Server")]
 pub(super) struct Options {
     /// HOST:PORT or URL of the server; the context's without
-    #[arg(id = "caller_address", long = "address", global = true, env = "JETON_CLI_ADDRESS", value_name = "ADDRESS")]
+    #[arg(
+        id = "caller_address",
+        long = "address",
+        global = true,
+        env = "JETON_CLI_ADDRESS",
+        value_name = "ADDRESS"
+    )]
     address: Option<String>,
     /// Use this context; the current one without
-    #[arg(id = "caller_context", long = "context", global = true, env = "JETON_CLI_CONTEXT", value_name = "NAME")]
+    #[arg(
+        id = "caller_context",
+        long = "context",
+        global = true,
+        env = "JETON_CLI_CONTEXT",
+        value_name = "NAME"
+    )]
     context: Option<String>,
     /// The client to be; the context's without
-    #[arg(id = "caller_client_id", long = "client-id", global = true, env = "JETON_CLI_CLIENT_ID", value_name = "ID")]
+    #[arg(
+        id = "caller_client_id",
+        long = "client-id",
+        global = true,
+        env = "JETON_CLI_CLIENT_ID",
+        value_name = "ID"
+    )]
     client_id: Option<String>,
-    /// File with the client's secret, - for stdin; JETON_CLI_CLIENT_SECRET may hold the secret itself
+    /// File with the client's secret, - for stdin; JETON_CLI_CLIENT_SECRET may hold the secret
+    /// itself
     #[arg(
         id = "caller_client_secret_file",
         long = "client-secret-file",
@@ -47,10 +66,22 @@ pub(super) struct Options {
     #[arg(id = "caller_ca", long = "ca", global = true, env = "JETON_CLI_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
     /// PEM file with a client certificate
-    #[arg(id = "caller_cert", long = "cert", global = true, env = "JETON_CLI_CERT", value_name = "FILE")]
+    #[arg(
+        id = "caller_cert",
+        long = "cert",
+        global = true,
+        env = "JETON_CLI_CERT",
+        value_name = "FILE"
+    )]
     cert: Option<PathBuf>,
     /// PEM file with the client certificate's key
-    #[arg(id = "caller_key", long = "key", global = true, env = "JETON_CLI_KEY", value_name = "FILE")]
+    #[arg(
+        id = "caller_key",
+        long = "key",
+        global = true,
+        env = "JETON_CLI_KEY",
+        value_name = "FILE"
+    )]
     key: Option<PathBuf>,
     /// Send credentials and tokens in clear to another machine, over http://
     #[arg(id = "caller_insecure", long = "insecure", global = true)]
@@ -84,13 +115,22 @@ struct Settings {
 }
 
 impl Settings {
-    /// A context's secret goes to the context's own address only: naming another server takes naming other credentials too.
-    fn resolve(options: &Options, contexts: &Contexts, secret: Option<SecretString>) -> Result<Self, Failure> {
+    /// A context's secret goes to the context's own address only: naming another server takes
+    /// naming other credentials too.
+    fn resolve(
+        options: &Options,
+        contexts: &Contexts,
+        secret: Option<SecretString>,
+    ) -> Result<Self, Failure> {
         let context = contexts.find(options.context.as_deref()).map(|(_, context)| context);
         if let (Some(name), None) = (&options.context, context) {
-            return Err(Failure::setting("context", format!("there is none called {name}; see `jeton context list`")));
+            return Err(Failure::setting(
+                "context",
+                format!("there is none called {name}; see `jeton context list`"),
+            ));
         }
-        let address = options.address.as_deref().or_else(|| context.map(|context| context.address.as_str()));
+        let address =
+            options.address.as_deref().or_else(|| context.map(|context| context.address.as_str()));
         let url = with_scheme(address.unwrap_or(DEFAULT_ADDRESS));
         let context = context.filter(|context| with_scheme(&context.address) == url);
         Ok(Self {
@@ -107,9 +147,12 @@ fn credentials(
     secret: Option<SecretString>,
 ) -> Result<Credentials, &'static str> {
     let own = |client_id: &str| context.filter(|context| context.client_id == client_id);
-    let client_id = options.client_id.as_deref().or_else(|| context.map(|context| context.client_id.as_str()));
-    let client_id = client_id.ok_or("no client: use --client-id and --client-secret-file, or a context")?;
-    let client_secret = secret.or_else(|| own(client_id).and_then(|context| context.client_secret.clone()));
+    let client_id =
+        options.client_id.as_deref().or_else(|| context.map(|context| context.client_id.as_str()));
+    let client_id =
+        client_id.ok_or("no client: use --client-id and --client-secret-file, or a context")?;
+    let client_secret =
+        secret.or_else(|| own(client_id).and_then(|context| context.client_secret.clone()));
     let client_secret = client_secret.ok_or(
         "no client secret: use --client-secret-file or JETON_CLI_CLIENT_SECRET (a context's goes to its own address only)",
     )?;
@@ -132,7 +175,8 @@ fn is_here(authority: &str) -> bool {
 }
 
 fn is_loopback(host: &str) -> bool {
-    host == "localhost" || host.trim_matches(['[', ']']).parse().is_ok_and(|address: IpAddr| address.is_loopback())
+    host == "localhost"
+        || host.trim_matches(['[', ']']).parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 /// A connection to a server.
@@ -145,17 +189,24 @@ pub(super) struct Remote {
 
 impl Remote {
     /// Connects.
-    pub(super) async fn open(options: &Options, environment: &BTreeMap<String, String>) -> Result<Self, Failure> {
+    pub(super) async fn open(
+        options: &Options,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<Self, Failure> {
         let contexts = match context::path(environment) {
             Some(path) => context::load(&path).map_err(Failure::reading(&path))?,
             None => Contexts::default(),
         };
-        let secret = match (&options.client_secret_file, environment.get("JETON_CLI_CLIENT_SECRET")) {
+        let secret = match (&options.client_secret_file, environment.get("JETON_CLI_CLIENT_SECRET"))
+        {
             (Some(file), _) => Some(values::secret_file(file)?),
             (None, secret) => secret.cloned(),
         };
         let settings = Settings::resolve(options, &contexts, secret.map(SecretString::from))?;
-        let channel = endpoint(options, &settings)?.connect().await.map_err(|error| unreachable(&settings.url, &error))?;
+        let channel = endpoint(options, &settings)?
+            .connect()
+            .await
+            .map_err(|error| unreachable(&settings.url, &error))?;
         Ok(Self { channel, credentials: settings.credentials, timeout: options.timeout })
     }
 
@@ -171,15 +222,16 @@ impl Remote {
         request
     }
 
-    /// Gets a token to administer with: `jeton:admin`, or just `scope`, one or more with a space between them, for a client that
-    /// may not have the whole.
+    /// Gets a token to administer with: `jeton:admin`, or just `scope`, one or more with a space
+    /// between them, for a client that may not have the whole.
     pub(super) async fn admin(self, scope: &str) -> Result<Admin, Failure> {
         let mut answer = self.bearer("jeton:admin").await;
         if matches!(&answer, Err(Failure::Remote(refusal)) if refusal.reason == "invalid_scope") {
             answer = self.bearer(scope).await;
         }
-        let mut bearer: MetadataValue<Ascii> =
-            answer?.parse().map_err(|_| Failure::Other("the server answered with something that is no token".to_owned()))?;
+        let mut bearer: MetadataValue<Ascii> = answer?.parse().map_err(|_| {
+            Failure::Other("the server answered with something that is no token".to_owned())
+        })?;
         bearer.set_sensitive(true);
         Ok(Admin { remote: self, bearer })
     }
@@ -192,7 +244,8 @@ impl Remote {
             scopes: scope.split(' ').map(str::to_owned).collect(),
             ..TokenRequest::default()
         };
-        let answer = TokenServiceClient::new(self.channel.clone()).token(self.request(request)).await?;
+        let answer =
+            TokenServiceClient::new(self.channel.clone()).token(self.request(request)).await?;
         Ok(format!("Bearer {}", answer.into_inner().access_token))
     }
 }
@@ -224,11 +277,16 @@ impl Admin {
 }
 
 fn endpoint(options: &Options, settings: &Settings) -> Result<Endpoint, Failure> {
-    let invalid = || Failure::setting("address", "must be HOST:PORT, or a URL with http:// or https://");
-    let endpoint = Endpoint::from_shared(settings.url.clone()).map_err(|_| invalid())?.connect_timeout(options.timeout);
+    let invalid =
+        || Failure::setting("address", "must be HOST:PORT, or a URL with http:// or https://");
+    let endpoint = Endpoint::from_shared(settings.url.clone())
+        .map_err(|_| invalid())?
+        .connect_timeout(options.timeout);
     // As the transport reads it: whatever is not https to it, it sends in clear.
     match endpoint.uri().scheme_str() {
-        Some("http") if endpoint.uri().host().is_some_and(is_loopback) || options.insecure => return Ok(endpoint),
+        Some("http") if endpoint.uri().host().is_some_and(is_loopback) || options.insecure => {
+            return Ok(endpoint);
+        }
         Some("http") => {
             let problem = "http:// sends credentials and tokens to another machine in clear: use https:// and --ca FILE, or \
                            --insecure to do so all the same";
@@ -237,13 +295,18 @@ fn endpoint(options: &Options, settings: &Settings) -> Result<Endpoint, Failure>
         Some("https") => {}
         Some(_) | None => return Err(invalid()),
     }
-    let ca = settings.ca.as_ref().ok_or_else(|| Failure::setting("ca", "an https address needs --ca FILE"))?;
+    let ca = settings
+        .ca
+        .as_ref()
+        .ok_or_else(|| Failure::setting("ca", "an https address needs --ca FILE"))?;
     let read = |path: &PathBuf| fs::read(path).map_err(Failure::reading(path));
     let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca)?));
     match (&options.cert, &options.key) {
         (Some(cert), Some(key)) => tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?)),
         (None, None) => {}
-        (Some(_), None) | (None, Some(_)) => return Err(Failure::Usage("--cert and --key go together".to_owned())),
+        (Some(_), None) | (None, Some(_)) => {
+            return Err(Failure::Usage("--cert and --key go together".to_owned()));
+        }
     }
     endpoint.tls_config(tls).map_err(|error| Failure::setting("ca", deepest(&error)))
 }
@@ -277,18 +340,23 @@ mod tests {
         let settings = resolve(&Options::default(), None).unwrap();
         assert_eq!(settings.url, "http://127.0.0.1:7");
         let credentials = settings.credentials.unwrap();
-        assert_eq!((credentials.client_id.as_str(), credentials.secret().as_str()), ("bootstrap", "canary"));
+        assert_eq!(
+            (credentials.client_id.as_str(), credentials.secret().as_str()),
+            ("bootstrap", "canary")
+        );
         assert!(!format!("{credentials:?}").contains("canary"));
     }
 
     #[test]
     fn a_contexts_secret_goes_to_no_other_address_and_no_other_client() {
-        let elsewhere = Options { address: Some("evil.example:7".to_owned()), ..Options::default() };
+        let elsewhere =
+            Options { address: Some("evil.example:7".to_owned()), ..Options::default() };
         assert!(resolve(&elsewhere, None).unwrap().credentials.is_err());
         let other = Options { client_id: Some("other".to_owned()), ..Options::default() };
         assert!(resolve(&other, None).unwrap().credentials.is_err());
         assert_eq!(resolve(&other, Some("own")).unwrap().credentials.unwrap().secret(), "own");
-        let same = Options { address: Some("http://127.0.0.1:7/".to_owned()), ..Options::default() };
+        let same =
+            Options { address: Some("http://127.0.0.1:7/".to_owned()), ..Options::default() };
         assert!(resolve(&same, None).unwrap().credentials.is_ok());
     }
 
@@ -305,7 +373,8 @@ mod tests {
     #[test]
     fn another_machine_is_not_spoken_to_in_clear() {
         let open = |address: &str, insecure: bool| {
-            let options = Options { address: Some(address.to_owned()), insecure, ..Options::default() };
+            let options =
+                Options { address: Some(address.to_owned()), insecure, ..Options::default() };
             endpoint(&options, &resolve(&options, Some("own")).unwrap()).map(drop)
         };
         for address in [
@@ -319,7 +388,13 @@ mod tests {
             assert_eq!(open(address, false).unwrap_err().exit_code(), 64, "{address}");
         }
         assert!(open("http://10.0.0.1:1", true).is_ok());
-        for address in ["http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1", "localhost:1", "HTTP://localhost:1"] {
+        for address in [
+            "http://127.0.0.1:1",
+            "http://localhost:1",
+            "http://[::1]:1",
+            "localhost:1",
+            "HTTP://localhost:1",
+        ] {
             assert!(open(address, false).is_ok(), "{address}");
         }
     }

@@ -1,11 +1,15 @@
-//! Messages as JSON and as text. JSON names are those of the proto; times are RFC 3339 in UTC, durations whole seconds.
+//! Messages as JSON and as text. JSON names are those of the proto; times are RFC 3339 in UTC,
+//! durations whole seconds.
 
 use prost_types::{Duration, Timestamp as ProtoTime};
 use serde_json::{Value, json};
 
 use crate::{
     model::Timestamp,
-    proto::admin::{Audience, ChainState, ChainVerdict, Client, Event, GrantType, KeyState, Secret, SecretKind, SigningKey},
+    proto::admin::{
+        Audience, ChainState, ChainVerdict, Client, Event, GrantType, KeyState, Secret, SecretKind,
+        SigningKey,
+    },
 };
 
 /// RFC 3339, or empty when unset.
@@ -14,7 +18,9 @@ pub(super) fn time(time: Option<&ProtoTime>) -> String {
 }
 
 fn moment(time: &ProtoTime) -> Timestamp {
-    Timestamp::from_millis(time.seconds.saturating_mul(1000).saturating_add(i64::from(time.nanos / 1_000_000)))
+    Timestamp::from_millis(
+        time.seconds.saturating_mul(1000).saturating_add(i64::from(time.nanos / 1_000_000)),
+    )
 }
 
 /// A point in time for a message.
@@ -189,7 +195,11 @@ mod tests {
 
     #[test]
     fn a_client_is_printed_with_every_field_of_the_proto() {
-        let printed = client(&Client { client_id: "a".to_owned(), grant_types: vec![1, 2], ..Client::default() });
+        let printed = client(&Client {
+            client_id: "a".to_owned(),
+            grant_types: vec![1, 2],
+            ..Client::default()
+        });
         assert_eq!(printed.as_object().unwrap().len(), 18);
         assert_eq!(printed["grant_types"], json!(["client_credentials", "refresh_token"]));
         assert_eq!(printed["access_token_lifetime_seconds"], Value::Null);

@@ -11,7 +11,8 @@ use super::{
     remote::{Options, Remote},
 };
 use crate::proto::admin::{
-    RevokeAllRequest, revocation_service_client::RevocationServiceClient, revoke_all_request::Target as Revoked,
+    RevokeAllRequest, revocation_service_client::RevocationServiceClient,
+    revoke_all_request::Target as Revoked,
 };
 
 /// `jeton revoke-all`
@@ -57,16 +58,31 @@ impl Target {
         let subject = self.subject.clone().map(Revoked::Subject);
         let family = self.family.clone().map(Revoked::Family);
         let kid = self.kid.clone().map(Revoked::Kid);
-        client.or(tenant).or(subject).or(family).or(kid).or_else(|| self.jti.clone().map(Revoked::Jti))
+        client
+            .or(tenant)
+            .or(subject)
+            .or(family)
+            .or(kid)
+            .or_else(|| self.jti.clone().map(Revoked::Jti))
     }
 }
 
 impl Command {
-    pub(super) async fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
-        let offices =
-            if self.target.kid.is_some() { "jeton:admin:revocations jeton:admin:keys" } else { "jeton:admin:revocations" };
+    pub(super) async fn run(
+        &self,
+        output: Output,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<(), Failure> {
+        let offices = if self.target.kid.is_some() {
+            "jeton:admin:revocations jeton:admin:keys"
+        } else {
+            "jeton:admin:revocations"
+        };
         let admin = Remote::open(&self.remote, environment).await?.admin(offices).await?;
-        let request = admin.request(RevokeAllRequest { target: self.target.revoked(), reason: self.reason.clone() });
+        let request = admin.request(RevokeAllRequest {
+            target: self.target.revoked(),
+            reason: self.reason.clone(),
+        });
         RevocationServiceClient::new(admin.channel()).revoke_all(request).await?;
         if output.json { output.document(&json!({})) } else { output.line("revoked") }
     }

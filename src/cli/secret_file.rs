@@ -20,7 +20,11 @@ impl SecretFile {
     /// Makes the file. Before the secret is: one that cannot be written down would be lost.
     pub(super) fn make(path: &Path) -> Result<Self, Failure> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-        Ok(Self { path: path.to_owned(), file: file.map_err(Failure::writing(path))?, is_written: false })
+        Ok(Self {
+            path: path.to_owned(),
+            file: file.map_err(Failure::writing(path))?,
+            is_written: false,
+        })
     }
 
     /// Writes the secret down, durably.

@@ -29,17 +29,21 @@ use crate::{
 /// `jeton serve`
 #[derive(Args, Debug)]
 pub(super) struct Command {
-    /// For development: makes a master key, turns reflection on and leaves a context behind for the other commands
+    /// For development: makes a master key, turns reflection on and leaves a context behind for the
+    /// other commands
     #[arg(long)]
     dev: bool,
-    /// Where there is no client yet, make the first one, which may administer, and print its secret once; --dev does so anyway
+    /// Where there is no client yet, make the first one, which may administer, and print its secret
+    /// once; --dev does so anyway
     #[arg(long)]
     bootstrap: bool,
-    /// Write that secret to this new file, mode 0600, instead of stdout, which a supervisor may keep in a log
+    /// Write that secret to this new file, mode 0600, instead of stdout, which a supervisor may
+    /// keep in a log
     #[arg(long, value_name = "FILE", requires = "bootstrap")]
     bootstrap_secret_file: Option<PathBuf>,
-    /// Serve a data directory that was copied or restored, which is refused otherwise: tokens that were revoked since the copy
-    /// was made are valid again. It is recorded in the audit trail. Give it for one start only
+    /// Serve a data directory that was copied or restored, which is refused otherwise: tokens that
+    /// were revoked since the copy was made are valid again. It is recorded in the audit trail.
+    /// Give it for one start only
     #[arg(long)]
     accept_rollback: bool,
     #[command(flatten)]
@@ -82,7 +86,9 @@ impl Settings {
             );
         }
         let mut flags = Vec::new();
-        let mut flag = |name, key, value: Option<String>| flags.extend(value.map(|value| Flag { name, key, value }));
+        let mut flag = |name, key, value: Option<String>| {
+            flags.extend(value.map(|value| Flag { name, key, value }))
+        };
         flag("--listen", "listen", self.listen.clone());
         flag("--data-dir", "data_dir", self.data_dir.clone());
         flag("--store", "store.uri", self.store.clone());
@@ -100,7 +106,11 @@ fn holds_a_password(address: &str) -> bool {
 }
 
 impl Command {
-    pub(super) fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
+    pub(super) fn run(
+        &self,
+        output: Output,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<(), Failure> {
         let mut sources = self.settings.sources(environment);
         if self.dev {
             sources.flags.push(Flag { name: "--dev", key: "reflection", value: "true".to_owned() });
@@ -140,11 +150,15 @@ impl Command {
 
 fn start_failed(error: &server::StartError) -> Failure {
     let said = error.to_string();
-    if error.exit_code() == i32::from(ConfigError::EXIT_CODE) { Failure::setting("", said) } else { Failure::Other(said) }
+    if error.exit_code() == i32::from(ConfigError::EXIT_CODE) {
+        Failure::setting("", said)
+    } else {
+        Failure::Other(said)
+    }
 }
 
-/// Completes at the first SIGTERM or SIGINT; the second one ends the process at once. SIGHUP does not end it: TLS files are read
-/// again by themselves.
+/// Completes at the first SIGTERM or SIGINT; the second one ends the process at once. SIGHUP does
+/// not end it: TLS files are read again by themselves.
 fn shutdown() -> std::io::Result<impl Future<Output = ()> + Send> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -188,7 +202,8 @@ enum Shown<'a> {
 impl<'a> Shown<'a> {
     /// Writes a new secret down where there is a file for it.
     fn of(started: &'a Started, file: Option<(SecretFile, &'a Path)>) -> Self {
-        let secret = started.bootstrap.as_ref().and_then(|bootstrap| bootstrap.client_secret.as_ref());
+        let secret =
+            started.bootstrap.as_ref().and_then(|bootstrap| bootstrap.client_secret.as_ref());
         match (secret.map(ExposeSecret::expose_secret), file) {
             (None, _) => Self::Nowhere,
             (Some(secret), None) => Self::Here(secret),
@@ -208,7 +223,8 @@ impl<'a> Shown<'a> {
     }
 }
 
-/// Says, once, that the port serves. In development, with the certificate there may be, it leaves a context behind.
+/// Says, once, that the port serves. In development, with the certificate there may be, it leaves a
+/// context behind.
 fn announce(
     started: &Started,
     secret: &Shown<'_>,
@@ -248,9 +264,13 @@ fn first_line(started: &Started, secret: &Shown<'_>) -> serde_json::Value {
     })
 }
 
-/// Keeps the context for the other commands; the service does not depend on it. A developer's certificate is often its own
-/// authority, so it is taken for one.
-fn remember(started: &Started, certificate: &Path, environment: &BTreeMap<String, String>) -> Option<String> {
+/// Keeps the context for the other commands; the service does not depend on it. A developer's
+/// certificate is often its own authority, so it is taken for one.
+fn remember(
+    started: &Started,
+    certificate: &Path,
+    environment: &BTreeMap<String, String>,
+) -> Option<String> {
     let bootstrap = started.bootstrap.as_ref()?;
     let path = context::path(environment)?;
     let scheme = if started.tls { "https://" } else { "" };
@@ -259,16 +279,23 @@ fn remember(started: &Started, certificate: &Path, environment: &BTreeMap<String
         client_id: bootstrap.client_id.to_string(),
         client_secret: bootstrap.client_secret.clone(),
         ca_file: certificate.canonicalize().ok().filter(|_| started.tls),
-        data_dir: Some(started.data_dir.canonicalize().unwrap_or_else(|_| started.data_dir.clone())),
+        data_dir: Some(
+            started.data_dir.canonicalize().unwrap_or_else(|_| started.data_dir.clone()),
+        ),
     };
     let saved = context::load(&path).and_then(|mut contexts| {
         let name = contexts.remember(context).to_owned();
         context::save(&path, &contexts).map(|()| name)
     });
-    saved.inspect_err(|error| tracing::warn!(path = %path.display(), %error, "cannot leave a context behind")).ok()
+    saved
+        .inspect_err(
+            |error| tracing::warn!(path = %path.display(), %error, "cannot leave a context behind"),
+        )
+        .ok()
 }
 
-/// The command as it can be pasted: `jeton` where the shell would find this very binary, else its path.
+/// The command as it can be pasted: `jeton` where the shell would find this very binary, else its
+/// path.
 fn program(environment: &BTreeMap<String, String>) -> String {
     let Ok(this) = env::current_exe() else { return "jeton".to_owned() };
     let path = environment.get("PATH").map(String::as_str).unwrap_or_default();
@@ -287,13 +314,22 @@ fn program(environment: &BTreeMap<String, String>) -> String {
 fn welcome(started: &Started, secret: &Shown<'_>, context: Option<&str>, program: &str) -> String {
     let address = started.address;
     let data_dir = shown(&started.data_dir);
-    let mut text = format!("jeton serves on {address}\n\n  data directory  {data_dir}\n  issuer          {}\n", started.issuer);
+    let mut text = format!(
+        "jeton serves on {address}\n\n  data directory  {data_dir}\n  issuer          {}\n",
+        started.issuer
+    );
     let Some(bootstrap) = &started.bootstrap else { return text };
     let id = &bootstrap.client_id;
-    let kept = if context.is_some() { "shown at the first start; kept in the context" } else { "shown at the first start" };
+    let kept = if context.is_some() {
+        "shown at the first start; kept in the context"
+    } else {
+        "shown at the first start"
+    };
     text.push_str(&format!("  client id       {id}\n"));
     match secret {
-        Shown::Here(secret) => text.push_str(&format!("  client secret   {secret}   (not shown again)\n")),
+        Shown::Here(secret) => {
+            text.push_str(&format!("  client secret   {secret}   (not shown again)\n"))
+        }
         Shown::In(file) => text.push_str(&format!("  client secret   in {}\n", shown(file))),
         Shown::Nowhere => text.push_str(&format!("  client secret   {kept}\n")),
     }
@@ -303,7 +339,10 @@ fn welcome(started: &Started, secret: &Shown<'_>, context: Option<&str>, program
         text.push_str(&format!("  {program} token --raw | {program} introspect -\n"));
     }
     let plain = if started.tls { "-cacert CA.pem" } else { "-plaintext" };
-    let credentials = format!("\"client_id\":\"{id}\",\"client_secret\":\"{}\"", secret.here().unwrap_or("SECRET"));
+    let credentials = format!(
+        "\"client_id\":\"{id}\",\"client_secret\":\"{}\"",
+        secret.here().unwrap_or("SECRET")
+    );
     let service = "jeton.token.v1.TokenService";
     text.push_str(&format!(
         "\nThe same with grpcurl:\n\n  grpcurl {plain} -d '{{{credentials}}}' {address} {service}/Token\n  \
@@ -326,14 +365,21 @@ mod tests {
             address: "127.0.0.1:50051".parse().unwrap(),
             issuer: "http://127.0.0.1:50051".to_owned(),
             data_dir: dir.to_owned(),
-            bootstrap: Some(Bootstrap { client_id: "boot".parse().unwrap(), client_secret: secret.map(Into::into) }),
+            bootstrap: Some(Bootstrap {
+                client_id: "boot".parse().unwrap(),
+                client_secret: secret.map(Into::into),
+            }),
             tls: false,
         }
     }
 
     #[test]
     fn flags_become_settings_with_their_names() {
-        let settings = Settings { listen: Some("127.0.0.1:0".to_owned()), insecure: true, ..Settings::default() };
+        let settings = Settings {
+            listen: Some("127.0.0.1:0".to_owned()),
+            insecure: true,
+            ..Settings::default()
+        };
         let (config, origins) = Config::load(&settings.sources(&BTreeMap::new())).unwrap();
         assert_eq!((config.listen.port(), config.insecure), (0, true));
         assert_eq!(origins.of("insecure"), Some("flag --insecure"));
@@ -370,7 +416,12 @@ mod tests {
     fn people_get_lines_to_paste() {
         let first = started(Path::new("/d"), Some("jcs_x"));
         let text = welcome(&first, &Shown::of(&first, None), Some("dev"), "./target/release/jeton");
-        assert!(text.contains("\n  ./target/release/jeton token --raw | ./target/release/jeton introspect -\n"), "{text}");
+        assert!(
+            text.contains(
+                "\n  ./target/release/jeton token --raw | ./target/release/jeton introspect -\n"
+            ),
+            "{text}"
+        );
         let line = "grpcurl -plaintext -d '{\"client_id\":\"boot\",\"client_secret\":\"jcs_x\"}' 127.0.0.1:50051 jeton.token.v1.TokenService/Token";
         assert!(text.contains(line), "{text}");
         assert!(text.contains("(not shown again)"));
@@ -383,9 +434,16 @@ mod tests {
     #[test]
     fn the_context_left_behind_is_found_by_the_other_commands() {
         let home = tempfile::tempdir().unwrap();
-        let environment = BTreeMap::from([("HOME".to_owned(), home.path().to_str().unwrap().to_owned())]);
-        assert_eq!(remember(&started(home.path(), Some("jcs_x")), Path::new(""), &environment).as_deref(), Some("dev"));
-        assert_eq!(remember(&started(home.path(), None), Path::new(""), &environment).as_deref(), Some("dev"));
+        let environment =
+            BTreeMap::from([("HOME".to_owned(), home.path().to_str().unwrap().to_owned())]);
+        assert_eq!(
+            remember(&started(home.path(), Some("jcs_x")), Path::new(""), &environment).as_deref(),
+            Some("dev")
+        );
+        assert_eq!(
+            remember(&started(home.path(), None), Path::new(""), &environment).as_deref(),
+            Some("dev")
+        );
         let contexts = context::load(&context::path(&environment).unwrap()).unwrap();
         let (_, context) = contexts.find(None).unwrap();
         assert_eq!(context.client_secret.as_ref().unwrap().expose_secret(), "jcs_x");

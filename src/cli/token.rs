@@ -13,8 +13,8 @@ use super::{
     values::{self, TokenArgument},
 };
 use crate::proto::token::{
-    BatchIntrospectRequest, IntrospectRequest, IntrospectResponse, RefreshRequest, RefreshResponse, RevokeRequest,
-    TokenRequest, TokenResponse, token_service_client::TokenServiceClient,
+    BatchIntrospectRequest, IntrospectRequest, IntrospectResponse, RefreshRequest, RefreshResponse,
+    RevokeRequest, TokenRequest, TokenResponse, token_service_client::TokenServiceClient,
 };
 
 /// The most tokens in one BatchIntrospect.
@@ -37,7 +37,11 @@ pub(super) struct Token {
 }
 
 impl Token {
-    pub(super) async fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
+    pub(super) async fn run(
+        &self,
+        output: Output,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<(), Failure> {
         let remote = Remote::open(&self.remote, environment).await?;
         let credentials = remote.credentials()?;
         let request = remote.request(TokenRequest {
@@ -47,7 +51,8 @@ impl Token {
             scopes: self.scopes.clone(),
             resources: self.resources.clone(),
         });
-        let answer = TokenServiceClient::new(remote.channel.clone()).token(request).await?.into_inner();
+        let answer =
+            TokenServiceClient::new(remote.channel.clone()).token(request).await?.into_inner();
         Issued::from(answer).print(output, self.raw)
     }
 }
@@ -68,7 +73,11 @@ pub(super) struct Refresh {
 }
 
 impl Refresh {
-    pub(super) async fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
+    pub(super) async fn run(
+        &self,
+        output: Output,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<(), Failure> {
         let token = self.token.read(output)?;
         let remote = Remote::open(&self.remote, environment).await?;
         let credentials = remote.credentials()?;
@@ -78,7 +87,8 @@ impl Refresh {
             refresh_token: token,
             scopes: self.scopes.clone(),
         });
-        let answer = TokenServiceClient::new(remote.channel.clone()).refresh(request).await?.into_inner();
+        let answer =
+            TokenServiceClient::new(remote.channel.clone()).refresh(request).await?.into_inner();
         let issued = Issued::from(answer);
         if self.raw { output.line(&issued.refresh_token) } else { issued.print(output, false) }
     }
@@ -123,7 +133,8 @@ impl From<TokenResponse> for Issued {
 
 impl From<RefreshResponse> for Issued {
     fn from(answer: RefreshResponse) -> Self {
-        let RefreshResponse { access_token, token_type, expires_in, refresh_token, scopes } = answer;
+        let RefreshResponse { access_token, token_type, expires_in, refresh_token, scopes } =
+            answer;
         Self { access_token, token_type, expires_in, refresh_token, scopes }
     }
 }
@@ -131,8 +142,8 @@ impl From<RefreshResponse> for Issued {
 /// `jeton introspect`
 #[derive(Args, Debug)]
 pub(super) struct Introspect {
-    /// The token, best as - to read it from stdin: arguments are seen by every user of this machine. Several are judged in one
-    /// call
+    /// The token, best as - to read it from stdin: arguments are seen by every user of this
+    /// machine. Several are judged in one call
     #[arg(value_name = "TOKEN", required_unless_present = "file")]
     tokens: Vec<String>,
     /// Read tokens from this file, one a line
@@ -149,7 +160,11 @@ pub(super) struct Introspect {
 }
 
 impl Introspect {
-    pub(super) async fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
+    pub(super) async fn run(
+        &self,
+        output: Output,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<(), Failure> {
         let tokens = self.read(output)?;
         let remote = Remote::open(&self.remote, environment).await?;
         let judged = match tokens.as_slice() {
@@ -173,7 +188,11 @@ impl Introspect {
                 return Ok(tokens.to_vec());
             }
         };
-        let tokens: Vec<String> = values::text_file(from)?.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect();
+        let tokens: Vec<String> = values::text_file(from)?
+            .lines()
+            .filter(|line| !line.is_empty())
+            .map(str::to_owned)
+            .collect();
         if tokens.is_empty() {
             return Err(Failure::Usage(format!("there is no token in {}", from.display())));
         }
@@ -186,7 +205,11 @@ impl Introspect {
             client_id: credentials.client_id.clone(),
             client_secret: credentials.secret(),
             token,
-            token_type_hint: if self.refresh_token { "refresh_token".to_owned() } else { String::new() },
+            token_type_hint: if self.refresh_token {
+                "refresh_token".to_owned()
+            } else {
+                String::new()
+            },
         });
         Ok(TokenServiceClient::new(remote.channel.clone()).introspect(request).await?.into_inner())
     }
@@ -201,7 +224,10 @@ async fn many(remote: &Remote, tokens: &[String]) -> Result<Vec<IntrospectRespon
             client_secret: credentials.secret(),
             tokens: batch.to_vec(),
         });
-        let answer = TokenServiceClient::new(remote.channel.clone()).batch_introspect(request).await?.into_inner();
+        let answer = TokenServiceClient::new(remote.channel.clone())
+            .batch_introspect(request)
+            .await?
+            .into_inner();
         judged.extend(answer.results);
     }
     Ok(judged)
@@ -211,13 +237,24 @@ fn print(output: Output, judged: &[IntrospectResponse]) -> Result<(), Failure> {
     match judged {
         [only] if output.json => output.document(&judgement(only)),
         [only] => describe(output, only),
-        many if output.json => output.document(&json!({ "results": many.iter().map(judgement).collect::<Vec<_>>() })),
+        many if output.json => {
+            output.document(&json!({ "results": many.iter().map(judgement).collect::<Vec<_>>() }))
+        }
         many => {
             let row = |answer: &IntrospectResponse| {
                 let active = answer.active.unwrap_or(false).to_string();
-                vec![active, answer.client_id.clone(), answer.scopes.join(" "), render::seconds(answer.exp), answer.jti.clone()]
+                vec![
+                    active,
+                    answer.client_id.clone(),
+                    answer.scopes.join(" "),
+                    render::seconds(answer.exp),
+                    answer.jti.clone(),
+                ]
             };
-            output.table(&["active", "client", "scopes", "expires", "jti"], &many.iter().map(row).collect::<Vec<_>>())
+            output.table(
+                &["active", "client", "scopes", "expires", "jti"],
+                &many.iter().map(row).collect::<Vec<_>>(),
+            )
         }
     }
 }
@@ -262,7 +299,11 @@ pub(super) struct Revoke {
 }
 
 impl Revoke {
-    pub(super) async fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
+    pub(super) async fn run(
+        &self,
+        output: Output,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<(), Failure> {
         let token = self.token.read(output)?;
         let remote = Remote::open(&self.remote, environment).await?;
         let credentials = remote.credentials()?;
@@ -273,7 +314,8 @@ impl Revoke {
             token_type_hint: String::new(),
         });
         TokenServiceClient::new(remote.channel.clone()).revoke(request).await?;
-        // RFC 7009: the answer is the same for a token that was not ours to end, so no more can be said.
+        // RFC 7009: the answer is the same for a token that was not ours to end, so no more can be
+        // said.
         if output.json {
             output.document(&json!({}))
         } else {

@@ -1,7 +1,8 @@
-//! `export` and `import`: everything a store keeps, a line of JSON a record. An export reads a data directory or a
-//! database while servers go on writing to it, or while none runs; an import fills an empty one that no server has open. Signing keys and secrets are
-//! in an export as they are at rest: sealed, or as digests; without the master key it opens nothing. An export ends in a MAC under
-//! the master key, and an import checks everything before it writes anything.
+//! `export` and `import`: everything a store keeps, a line of JSON a record. An export reads a data
+//! directory or a database while servers go on writing to it, or while none runs; an import fills
+//! an empty one that no server has open. Signing keys and secrets are in an export as they are at
+//! rest: sealed, or as digests; without the master key it opens nothing. An export ends in a MAC
+//! under the master key, and an import checks everything before it writes anything.
 
 pub(super) mod ends;
 mod file;
@@ -47,8 +48,8 @@ const BATCH: usize = 500;
 pub(super) struct Export {
     /// Write to this file, which must not be there yet; to stdout without
     file: Option<PathBuf>,
-    /// Export without the master key. Nothing then shows that the file was not altered, and an import takes it only with
-    /// --accept-unsigned
+    /// Export without the master key. Nothing then shows that the file was not altered, and an
+    /// import takes it only with --accept-unsigned
     #[arg(long)]
     unsigned: bool,
     #[command(flatten)]
@@ -60,12 +61,12 @@ pub(super) struct Export {
 pub(super) struct Import {
     /// Read this file, - for stdin
     file: PathBuf,
-    /// Let every token of the export stand again, also those that were revoked since it was made. Without, all tokens end: the
-    /// signing keys are replaced and every refresh family is ended
+    /// Let every token of the export stand again, also those that were revoked since it was made.
+    /// Without, all tokens end: the signing keys are replaced and every refresh family is ended
     #[arg(long)]
     accept_rollback: bool,
-    /// Take an export that was made with --unsigned: whoever could write to the file may have added families, removed
-    /// revocations and rewritten the trail
+    /// Take an export that was made with --unsigned: whoever could write to the file may have added
+    /// families, removed revocations and rewritten the trail
     #[arg(long)]
     accept_unsigned: bool,
     #[command(flatten)]
@@ -73,12 +74,17 @@ pub(super) struct Import {
 }
 
 impl Export {
-    pub(super) async fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
+    pub(super) async fn run(
+        &self,
+        output: Output,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<(), Failure> {
         let (config, _) = Config::load(&self.settings.sources(environment))?;
         let sealer = match self.unsigned {
             true => None,
             false => {
-                let why = "an export ends in a MAC under the master key; --unsigned makes one without";
+                let why =
+                    "an export ends in a MAC under the master key; --unsigned makes one without";
                 Some(sealer(&config, why)?)
             }
         };
@@ -88,7 +94,8 @@ impl Export {
         let progress = progress(output, None);
         let Some(file) = &self.file else {
             let to = BufWriter::new(io::stdout().lock());
-            let (records, _) = dump(store, keys.as_ref(), to, Path::new("stdout"), &progress).await?;
+            let (records, _) =
+                dump(store, keys.as_ref(), to, Path::new("stdout"), &progress).await?;
             progress.finish_and_clear();
             output.talk(&format!("exported {records} records"));
             return Ok(());
@@ -100,7 +107,9 @@ impl Export {
         let draft = file.with_added_extension(format!("{}.part", process::id()));
         let made = write(store, keys.as_ref(), &draft, &progress).await;
         progress.finish_and_clear();
-        let records = made.and_then(|records| fs::hard_link(&draft, file).map(|()| records).map_err(Failure::writing(file)));
+        let records = made.and_then(|records| {
+            fs::hard_link(&draft, file).map(|()| records).map_err(Failure::writing(file))
+        });
         let _ = fs::remove_file(&draft);
         report(output, "exported", file, records?, &[])
     }
@@ -112,15 +121,25 @@ struct Keys {
     chain: ChainKey,
 }
 
-async fn write(store: &dyn Dump, keys: Option<&Keys>, draft: &Path, progress: &ProgressBar) -> Result<u64, Failure> {
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(draft).map_err(Failure::writing(draft))?;
+async fn write(
+    store: &dyn Dump,
+    keys: Option<&Keys>,
+    draft: &Path,
+    progress: &ProgressBar,
+) -> Result<u64, Failure> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(draft)
+        .map_err(Failure::writing(draft))?;
     let (records, writer) = dump(store, keys, BufWriter::new(file), draft, progress).await?;
     writer.get_ref().sync_all().map_err(Failure::writing(draft))?;
     Ok(records)
 }
 
-/// Writes every record, a line each, and the trailer; how many records, and what was written to. A store whose export no import
-/// would take is not exported.
+/// Writes every record, a line each, and the trailer; how many records, and what was written to. A
+/// store whose export no import would take is not exported.
 async fn dump<W: Write>(
     store: &dyn Dump,
     keys: Option<&Keys>,
@@ -129,12 +148,19 @@ async fn dump<W: Write>(
     progress: &ProgressBar,
 ) -> Result<(u64, W), Failure> {
     let mut lines = Lines::new(to, keys.map(|keys| &keys.sealer));
-    let mut verification = keys.map_or_else(Verification::without_key, |keys| Verification::new(&keys.sealer, &keys.chain));
+    let mut verification = keys.map_or_else(Verification::without_key, |keys| {
+        Verification::new(&keys.sealer, &keys.chain)
+    });
     let (mut last, mut records) = (None, 0);
     loop {
-        let items = store.dump(last.as_ref(), BATCH).await.map_err(|error| failed("cannot read the store", &error))?;
+        let items = store
+            .dump(last.as_ref(), BATCH)
+            .await
+            .map_err(|error| failed("cannot read the store", &error))?;
         for item in &items {
-            verification.take(item).map_err(|problem| Failure::Other(format!("cannot export the store: {problem}")))?;
+            verification
+                .take(item)
+                .map_err(|problem| Failure::Other(format!("cannot export the store: {problem}")))?;
             lines.item(item).map_err(Failure::writing(name))?;
         }
         records += items.len() as u64;
@@ -150,10 +176,15 @@ async fn dump<W: Write>(
 }
 
 impl Import {
-    pub(super) async fn run(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
+    pub(super) async fn run(
+        &self,
+        output: Output,
+        environment: &BTreeMap<String, String>,
+    ) -> Result<(), Failure> {
         let (config, origins) = Config::load(&self.settings.sources(environment))?;
         check(&config, true).map_err(|error| origins.blame(error))?;
-        let sealer = Arc::new(sealer(&config, "an import needs the key that the export was made under")?);
+        let sealer =
+            Arc::new(sealer(&config, "an import needs the key that the export was made under")?);
         let chain = chain_key(&sealer);
         let mut source = Source::open(&self.file)?;
         // Before the store is opened: what does not check leaves no trace.
@@ -168,9 +199,18 @@ impl Import {
         let target = Target::open(&config, chain.clone()).await?;
         let end_all = !self.accept_rollback;
         let (policy, algorithm) = (policy(&config), config.keys.algorithm);
-        let restoring = Restoring::new(policy, algorithm, &config.node, sealer.clone(), chain, checked, end_all);
+        let restoring = Restoring::new(
+            policy,
+            algorithm,
+            &config.node,
+            sealer.clone(),
+            chain,
+            checked,
+            end_all,
+        );
         let mut begun = false;
-        let loaded = load(&mut source, &sealer, checked, target.load(), restoring, output, &mut begun).await;
+        let loaded =
+            load(&mut source, &sealer, checked, target.load(), restoring, output, &mut begun).await;
         target.close().await?;
         // What was refused before anything was written may be a store that others serve from.
         let remains = |_: &Failure| {
@@ -179,7 +219,9 @@ impl Import {
             }
         };
         let (records, standing_again) = loaded.inspect_err(remains)?;
-        let mut advice = vec!["client secrets that were retired, and clients that were disabled, since the export stand again"];
+        let mut advice = vec![
+            "client secrets that were retired, and clients that were disabled, since the export stand again",
+        ];
         if self.accept_rollback {
             advice.push("tokens that were revoked since the export stand again");
         } else if standing_again {
@@ -188,17 +230,20 @@ impl Import {
         if !checked.signed {
             advice.push("nothing shows that the export was not altered");
         }
-        // They come along as they are: the service refuses them there too, and a backup with one is a backup all the same.
-        let forged =
-            forged.iter().map(|record| format!("the record of {record} was not written by this service and is refused"));
+        // They come along as they are: the service refuses them there too, and a backup with one is
+        // a backup all the same.
+        let forged = forged.iter().map(|record| {
+            format!("the record of {record} was not written by this service and is refused")
+        });
         let forged: Vec<String> = forged.collect();
         advice.extend(forged.iter().map(String::as_str));
         report(output, "imported", &self.file, records, &advice)
     }
 }
 
-/// Loads every record of an export that was checked; how many there were, and whether there were keys to replace. The store does
-/// not open before the last record, which is taken in only if the file is still the one that was checked.
+/// Loads every record of an export that was checked; how many there were, and whether there were
+/// keys to replace. The store does not open before the last record, which is taken in only if the
+/// file is still the one that was checked.
 async fn load(
     source: &mut Source,
     sealer: &Sealer,
@@ -212,8 +257,10 @@ async fn load(
     let mut pass = source.pass(sealer)?;
     let (mut batch, mut records) = (Vec::with_capacity(BATCH), 0_u64);
     while let Some(item) = pass.read()? {
-        // Judged before what waits is taken in: the last record opens the store, and nothing may follow it.
-        let items = restoring.restore(item, values::now()).map_err(|problem| pass.refuse(&problem))?;
+        // Judged before what waits is taken in: the last record opens the store, and nothing may
+        // follow it.
+        let items =
+            restoring.restore(item, values::now()).map_err(|problem| pass.refuse(&problem))?;
         // The first by itself: a store that is not empty refuses it.
         if batch.len() >= BATCH || !(*begun || batch.is_empty()) {
             take_in(store, std::mem::take(&mut batch), pass.number).await?;
@@ -235,7 +282,9 @@ async fn load(
 /// Holds the configured master key, which `why` it needs.
 fn sealer(config: &Config, why: &str) -> Result<Sealer, Failure> {
     let key = master::load_or_make(&config.master_key_path(), false);
-    Ok(Sealer::new(key.map_err(|error| Failure::setting("master_key_file", format!("{error}: {why}")))?))
+    Ok(Sealer::new(
+        key.map_err(|error| Failure::setting("master_key_file", format!("{error}: {why}")))?,
+    ))
 }
 
 fn chain_key(sealer: &Sealer) -> ChainKey {
@@ -246,7 +295,10 @@ async fn take_in(store: &dyn Load, items: Vec<Item>, line: u64) -> Result<(), Fa
     if items.is_empty() {
         return Ok(());
     }
-    store.load(items).await.map_err(|error| failed(&format!("refused at or before line {line}"), &error))
+    store
+        .load(items)
+        .await
+        .map_err(|error| failed(&format!("refused at or before line {line}"), &error))
 }
 
 fn policy(config: &Config) -> KeyPolicy {
@@ -258,11 +310,18 @@ fn policy(config: &Config) -> KeyPolicy {
 }
 
 fn failed(what: &str, error: &StoreError) -> Failure {
-    let source = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
+    let source =
+        std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
     Failure::Other(format!("{what}: {error}{source}"))
 }
 
-fn report(output: Output, verb: &str, file: &Path, records: u64, advice: &[&str]) -> Result<(), Failure> {
+fn report(
+    output: Output,
+    verb: &str,
+    file: &Path,
+    records: u64,
+    advice: &[&str],
+) -> Result<(), Failure> {
     if output.json {
         return output.document(&json!({ "records": records, "file": file, "notes": advice }));
     }
@@ -271,7 +330,8 @@ fn report(output: Output, verb: &str, file: &Path, records: u64, advice: &[&str]
     Ok(())
 }
 
-/// On stderr, where that is a terminal and people look; of bytes where their number is known, else of records.
+/// On stderr, where that is a terminal and people look; of bytes where their number is known, else
+/// of records.
 fn progress(output: Output, bytes: Option<u64>) -> ProgressBar {
     if output.json || !io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -282,6 +342,8 @@ fn progress(output: Output, bytes: Option<u64>) -> ProgressBar {
     };
     bar.set_draw_target(ProgressDrawTarget::stderr());
     // The templates are constants; one that does not parse would only look plainer.
-    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_style(
+        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
+    );
     bar
 }

@@ -32,7 +32,9 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         Some("d") => 24 * 60 * 60,
         _ => return Err("a duration is a number with s, m, h or d, such as 15m".to_owned()),
     };
-    let number: u64 = digits.parse().map_err(|_| "a duration is a number with s, m, h or d, such as 15m".to_owned())?;
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "a duration is a number with s, m, h or d, such as 15m".to_owned())?;
     number.checked_mul(unit).map(Duration::from_secs).ok_or_else(|| "that is too long".to_owned())
 }
 
@@ -55,12 +57,13 @@ impl Moment {
 /// RFC 3339, or a duration meaning so long ago.
 pub(super) fn moment(text: &str) -> Result<Moment, String> {
     if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
-        let millis = i64::try_from(time.unix_timestamp_nanos() / 1_000_000).map_err(|_| "that is too far".to_owned())?;
+        let millis = i64::try_from(time.unix_timestamp_nanos() / 1_000_000)
+            .map_err(|_| "that is too far".to_owned())?;
         return Ok(Moment::At(Timestamp::from_millis(millis)));
     }
-    duration(text)
-        .map(Moment::Ago)
-        .map_err(|_| "a time is RFC 3339, such as 2026-01-31T08:00:00Z, or how long ago, such as 15m".to_owned())
+    duration(text).map(Moment::Ago).map_err(|_| {
+        "a time is RFC 3339, such as 2026-01-31T08:00:00Z, or how long ago, such as 15m".to_owned()
+    })
 }
 
 /// The time on this machine.
@@ -133,7 +136,9 @@ mod tests {
 
     #[test]
     fn durations_have_one_unit() {
-        for (text, seconds) in [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("30d", 2_592_000), ("0", 0)] {
+        for (text, seconds) in
+            [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), ("30d", 2_592_000), ("0", 0)]
+        {
             assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
         }
         for bad in ["", "m", "1h30m", "-5", "1.5h", "5w", "5mm", "99999999999999999999d"] {
@@ -154,12 +159,16 @@ mod tests {
     fn a_secret_is_read_without_the_line_break_at_its_end() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("s");
-        for (written, read) in [("abc\n", "abc"), ("abc\r\n", "abc"), (" abc ", " abc "), ("abc\n\n", "abc\n")] {
+        for (written, read) in
+            [("abc\n", "abc"), ("abc\r\n", "abc"), (" abc ", " abc "), ("abc\n\n", "abc\n")]
+        {
             fs::write(&file, written).unwrap();
             assert_eq!(secret_file(&file).unwrap(), read);
         }
         fs::write(&file, vec![b'x'; LONGEST as usize + 1]).unwrap();
         assert!(secret_file(&file).is_err());
-        assert!(secret_file(&dir.path().join("none")).unwrap_err().to_string().contains("cannot read"));
+        assert!(
+            secret_file(&dir.path().join("none")).unwrap_err().to_string().contains("cannot read")
+        );
     }
 }

@@ -11,8 +11,9 @@ use crate::{
 /// No lifetime is longer: 366 days.
 const LONGEST: u64 = 366 * 24 * 60 * 60;
 
-/// Refuses what must not run: an open door (T03), half a TLS setting, an issuer nobody can trust, a bound of zero. Everything
-/// is refused the same with `dev`, except that a listener on all addresses needs no `issuer`.
+/// Refuses what must not run: an open door (T03), half a TLS setting, an issuer nobody can trust, a
+/// bound of zero. Everything is refused the same with `dev`, except that a listener on all
+/// addresses needs no `issuer`.
 ///
 /// # Errors
 /// The first setting that is wrong, by its key.
@@ -23,12 +24,16 @@ pub fn check(config: &Config, dev: bool) -> Result<(), ConfigError> {
     node(&config.node)?;
     store(&config.store)?;
     if config.data_dir.as_os_str().is_empty() {
-        return Err(ConfigError::new("data_dir", "must be set, since neither XDG_STATE_HOME nor HOME is an absolute path"));
+        return Err(ConfigError::new(
+            "data_dir",
+            "must be set, since neither XDG_STATE_HOME nor HOME is an absolute path",
+        ));
     }
     lifetimes(config)?;
     keys(config)?;
     limits(config)?;
-    telemetry::filter(&config.log.level).map_err(|problem| ConfigError::new("log.level", problem))?;
+    telemetry::filter(&config.log.level)
+        .map_err(|problem| ConfigError::new("log.level", problem))?;
     Ok(())
 }
 
@@ -46,14 +51,18 @@ fn addresses(config: &Config) -> Result<(), ConfigError> {
     if config.metrics_listen.is_empty() {
         return Ok(());
     }
-    let metrics: SocketAddr = config
-        .metrics_listen
-        .parse()
-        .map_err(|_| ConfigError::new("metrics_listen", "must be empty or an address and port, such as 127.0.0.1:9464"))?;
+    let metrics: SocketAddr = config.metrics_listen.parse().map_err(|_| {
+        ConfigError::new(
+            "metrics_listen",
+            "must be empty or an address and port, such as 127.0.0.1:9464",
+        )
+    })?;
     if !loopback(metrics.ip()) && !config.insecure {
         return Err(ConfigError::new(
             "metrics_listen",
-            format!("{metrics} can be reached from elsewhere: use a loopback address, or set insecure = true"),
+            format!(
+                "{metrics} can be reached from elsewhere: use a loopback address, or set insecure = true"
+            ),
         ));
     }
     if metrics == config.listen && metrics.port() != 0 {
@@ -71,14 +80,21 @@ fn tls(tls: &Tls) -> Result<(), ConfigError> {
     let (cert, key) = (!tls.cert_file.as_os_str().is_empty(), !tls.key_file.as_os_str().is_empty());
     let client_ca = !tls.client_ca_file.as_os_str().is_empty();
     match (cert, key) {
-        (true, false) => Err(ConfigError::new("tls.key_file", "must be set, since tls.cert_file is")),
-        (false, true) => Err(ConfigError::new("tls.cert_file", "must be set, since tls.key_file is")),
-        (false, false) if client_ca => Err(ConfigError::new("tls.cert_file", "must be set, since tls.client_ca_file is")),
+        (true, false) => {
+            Err(ConfigError::new("tls.key_file", "must be set, since tls.cert_file is"))
+        }
+        (false, true) => {
+            Err(ConfigError::new("tls.cert_file", "must be set, since tls.key_file is"))
+        }
+        (false, false) if client_ca => {
+            Err(ConfigError::new("tls.cert_file", "must be set, since tls.client_ca_file is"))
+        }
         (true, true) | (false, false) => Ok(()),
     }
 }
 
-/// RFC 8414 section 2: a URL with `https`, without query or fragment. It is also the audience of tokens for this service.
+/// RFC 8414 section 2: a URL with `https`, without query or fragment. It is also the audience of
+/// tokens for this service.
 fn issuer(config: &Config, dev: bool) -> Result<(), ConfigError> {
     let refused = |problem: &str| Err(ConfigError::new("issuer", problem));
     let issuer = &config.issuer;
@@ -97,7 +113,9 @@ fn issuer(config: &Config, dev: bool) -> Result<(), ConfigError> {
     match url.scheme_str() {
         Some("https") if !host.is_empty() => Ok(()),
         Some("http") if here || (config.insecure && !host.is_empty()) => Ok(()),
-        Some("http") => refused("must begin with https://, unless its host is loopback or insecure = true"),
+        Some("http") => {
+            refused("must begin with https://, unless its host is loopback or insecure = true")
+        }
         _ => refused("must be an https:// URL"),
     }
 }
@@ -107,7 +125,10 @@ fn store(store: &Store) -> Result<(), ConfigError> {
     if !address.is_empty() && !store.uri_file.as_os_str().is_empty() {
         return Err(ConfigError::new("store.uri_file", "must be empty, since store.uri is set"));
     }
-    if !address.is_empty() && !address.starts_with("mongodb://") && !address.starts_with("mongodb+srv://") {
+    if !address.is_empty()
+        && !address.starts_with("mongodb://")
+        && !address.starts_with("mongodb+srv://")
+    {
         return Err(ConfigError::new(
             "store.uri",
             "must be a MongoDB address, such as mongodb://host:27017/jeton?replicaSet=rs0",
@@ -128,13 +149,24 @@ fn node(node: &str) -> Result<(), ConfigError> {
 fn lifetimes(config: &Config) -> Result<(), ConfigError> {
     let token = &config.token;
     within("token.access_lifetime_max_seconds", token.access_lifetime_max_seconds, 1, LONGEST)?;
-    within("token.access_lifetime_seconds", token.access_lifetime_seconds, 1, token.access_lifetime_max_seconds)?;
+    within(
+        "token.access_lifetime_seconds",
+        token.access_lifetime_seconds,
+        1,
+        token.access_lifetime_max_seconds,
+    )?;
     within("token.refresh_lifetime_seconds", token.refresh_lifetime_seconds, 1, LONGEST)?;
-    within("token.refresh_idle_seconds", token.refresh_idle_seconds, 1, token.refresh_lifetime_seconds)?;
+    within(
+        "token.refresh_idle_seconds",
+        token.refresh_idle_seconds,
+        1,
+        token.refresh_lifetime_seconds,
+    )?;
     within("token.refresh_grace_seconds", token.refresh_grace_seconds, 0, 60)
 }
 
-/// A key that is replaced before it was published long enough would sign tokens that nobody can verify yet (K02).
+/// A key that is replaced before it was published long enough would sign tokens that nobody can
+/// verify yet (K02).
 fn keys(config: &Config) -> Result<(), ConfigError> {
     let keys = &config.keys;
     within("keys.publish_ahead_seconds", keys.publish_ahead_seconds, 0, LONGEST)?;

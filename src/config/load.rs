@@ -22,9 +22,9 @@ const CLIENT_PREFIX: &str = "CLI_";
 pub struct Sources {
     /// The file asked for; it must be there.
     pub file: Option<PathBuf>,
-    /// Environment variables. `JETON_LISTEN` sets `listen`, `JETON_TOKEN__ACCESS_LIFETIME_SECONDS` a key of the table `token`;
-    /// `JETON_CLI_*` is the client's. `XDG_CONFIG_HOME`, `XDG_STATE_HOME`, `HOME`, `HOSTNAME` and
-    /// `CREDENTIALS_DIRECTORY` are looked at too.
+    /// Environment variables. `JETON_LISTEN` sets `listen`, `JETON_TOKEN__ACCESS_LIFETIME_SECONDS`
+    /// a key of the table `token`; `JETON_CLI_*` is the client's. `XDG_CONFIG_HOME`,
+    /// `XDG_STATE_HOME`, `HOME`, `HOSTNAME` and `CREDENTIALS_DIRECTORY` are looked at too.
     pub environment: BTreeMap<String, String>,
     /// What the command line says.
     pub flags: Vec<Flag>,
@@ -45,7 +45,9 @@ impl Sources {
     /// The process's own environment; no file, no flags.
     pub fn from_process() -> Self {
         let mut environment = std::env::vars_os()
-            .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+            .map(|(name, value)| {
+                (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
+            })
             .collect::<BTreeMap<_, _>>();
         if let Ok(host) = fs::read_to_string("/proc/sys/kernel/hostname") {
             // Shells know it and do not hand it on.
@@ -59,12 +61,15 @@ impl Sources {
         self.environment.get(variable).map(PathBuf::from).filter(|path| path.is_absolute())
     }
 
-    /// The file to read: the one asked for, else `jeton/config.toml` of the configuration directory where it exists.
+    /// The file to read: the one asked for, else `jeton/config.toml` of the configuration directory
+    /// where it exists.
     fn file_to_read(&self) -> Option<PathBuf> {
         if self.file.is_some() {
             return self.file.clone();
         }
-        let home = self.directory("XDG_CONFIG_HOME").or_else(|| Some(self.directory("HOME")?.join(".config")))?;
+        let home = self
+            .directory("XDG_CONFIG_HOME")
+            .or_else(|| Some(self.directory("HOME")?.join(".config")))?;
         Some(home.join("jeton/config.toml")).filter(|path| path.exists())
     }
 }
@@ -74,7 +79,8 @@ impl Sources {
 pub struct Origins(BTreeMap<String, String>);
 
 impl Origins {
-    /// Such as `default`, `file /etc/jeton/config.toml`, `environment JETON_LISTEN` or `flag --listen`.
+    /// Such as `default`, `file /etc/jeton/config.toml`, `environment JETON_LISTEN` or
+    /// `flag --listen`.
     pub fn of(&self, key: &str) -> Option<&str> {
         self.0.get(key).map(String::as_str)
     }
@@ -136,29 +142,41 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Puts the sources together. An unknown setting or a value of the wrong kind is refused; whether the values make sense
-    /// together is for [`super::check`].
+    /// Puts the sources together. An unknown setting or a value of the wrong kind is refused;
+    /// whether the values make sense together is for [`super::check`].
     pub fn load(sources: &Sources) -> Result<(Self, Origins), ConfigError> {
         let defaults = parse(DEFAULTS, "default")?;
         let mut figment = Figment::from(Layer::new("default", defaults.clone()));
         if let Some(path) = sources.file_to_read() {
             let origin = format!("file {}", path.display());
-            let text = fs::read_to_string(&path)
-                .map_err(|error| ConfigError::new("", format!("cannot be read: {error}")).at(origin.clone()))?;
+            let text = fs::read_to_string(&path).map_err(|error| {
+                ConfigError::new("", format!("cannot be read: {error}")).at(origin.clone())
+            })?;
             figment = figment.merge(Layer::new(&origin, parse(&text, &origin)?));
         }
         for (name, text) in &sources.environment {
             if let Some(key) = key_of_variable(name) {
-                figment = figment.merge(Layer::of_text(&format!("environment {name}"), &key, text, &defaults)?);
+                figment = figment.merge(Layer::of_text(
+                    &format!("environment {name}"),
+                    &key,
+                    text,
+                    &defaults,
+                )?);
             }
         }
         for flag in &sources.flags {
-            figment = figment.merge(Layer::of_text(&format!("flag {}", flag.name), flag.key, &flag.value, &defaults)?);
+            figment = figment.merge(Layer::of_text(
+                &format!("flag {}", flag.name),
+                flag.key,
+                &flag.value,
+                &defaults,
+            )?);
         }
         let mut config: Self = figment.extract().map_err(explain)?;
         let mut origins = Origins::default();
         for (key, _) in config.settings() {
-            let origin = figment.find_metadata(&key).map_or("default", |metadata| &metadata.name).to_owned();
+            let origin =
+                figment.find_metadata(&key).map_or("default", |metadata| &metadata.name).to_owned();
             origins.0.insert(key, origin);
         }
         config.fill(sources, &mut origins);
@@ -174,7 +192,8 @@ impl Config {
     /// Every setting by its key with dots, as text, in the order of the keys.
     pub fn settings(&self) -> Vec<(String, String)> {
         let mut rows = Vec::new();
-        // Everything in the struct is a plain value or a map of them, which figment always can keep.
+        // Everything in the struct is a plain value or a map of them, which figment always can
+        // keep.
         if let Ok(value) = Value::serialize(self) {
             flatten("", &value, &mut rows);
         }
@@ -184,8 +203,10 @@ impl Config {
     /// Puts in what depends on where the process runs.
     fn fill(&mut self, sources: &Sources, origins: &mut Origins) {
         if self.data_dir.as_os_str().is_empty() {
-            let state = sources.directory("XDG_STATE_HOME").map(|dir| ("environment XDG_STATE_HOME", dir));
-            let home = || Some(("environment HOME", sources.directory("HOME")?.join(".local/state")));
+            let state =
+                sources.directory("XDG_STATE_HOME").map(|dir| ("environment XDG_STATE_HOME", dir));
+            let home =
+                || Some(("environment HOME", sources.directory("HOME")?.join(".local/state")));
             if let Some((origin, dir)) = state.or_else(home) {
                 self.data_dir = dir.join("jeton");
                 origins.0.insert("data_dir".to_owned(), origin.to_owned());
@@ -198,10 +219,15 @@ impl Config {
             host.clone_into(&mut self.node);
             origins.0.insert("node".to_owned(), "environment HOSTNAME".to_owned());
         }
-        let credential = sources.directory("CREDENTIALS_DIRECTORY").map(|dir| dir.join("master_key"));
-        if let Some(file) = credential.filter(|file| self.master_key_file.as_os_str().is_empty() && file.exists()) {
+        let credential =
+            sources.directory("CREDENTIALS_DIRECTORY").map(|dir| dir.join("master_key"));
+        if let Some(file) =
+            credential.filter(|file| self.master_key_file.as_os_str().is_empty() && file.exists())
+        {
             self.master_key_file = file;
-            origins.0.insert("master_key_file".to_owned(), "systemd credential master_key".to_owned());
+            origins
+                .0
+                .insert("master_key_file".to_owned(), "systemd credential master_key".to_owned());
         }
     }
 }
@@ -223,16 +249,20 @@ impl Layer {
         Self { origin: origin.to_owned(), dict }
     }
 
-    /// One value given as text. It is read as what the default of that key is, so that `JETON_NODE=5` is a name and
-    /// `JETON_INSECURE=maybe` is refused.
+    /// One value given as text. It is read as what the default of that key is, so that
+    /// `JETON_NODE=5` is a name and `JETON_INSECURE=maybe` is refused.
     fn of_text(origin: &str, key: &str, text: &str, defaults: &Dict) -> Result<Self, ConfigError> {
         let refused = |problem: &str| ConfigError::new(key, problem).at(origin);
         if key.split('.').any(str::is_empty) {
             return Err(refused("is no setting"));
         }
         let value = match Value::from(defaults.clone()).find_ref(key) {
-            Some(Value::Bool(..)) => Value::from(text.parse::<bool>().map_err(|_| refused("must be true or false"))?),
-            Some(Value::Num(..)) => number(text).ok_or_else(|| refused("must be a whole number"))?,
+            Some(Value::Bool(..)) => {
+                Value::from(text.parse::<bool>().map_err(|_| refused("must be true or false"))?)
+            }
+            Some(Value::Num(..)) => {
+                number(text).ok_or_else(|| refused("must be a whole number"))?
+            }
             Some(Value::Dict(..)) => return Err(refused("is a table: set one of its keys")),
             // A rate of a plan that the defaults do not have.
             None => number(text).unwrap_or_else(|| Value::from(text)),
@@ -256,8 +286,8 @@ impl Provider for Layer {
     }
 }
 
-/// Reads a file's text. The parser's message shows the offending line; only its first and last line are kept, so that the
-/// refusal is one line.
+/// Reads a file's text. The parser's message shows the offending line; only its first and last line
+/// are kept, so that the refusal is one line.
 fn parse(text: &str, origin: &str) -> Result<Dict, ConfigError> {
     Toml::from_str::<Dict>(text).map_err(|error| {
         let message = error.to_string();
@@ -331,7 +361,9 @@ fn flatten(prefix: &str, value: &Value, rows: &mut Vec<(String, String)>) {
         Value::String(_, text) => text.clone(),
         Value::Char(_, c) => c.to_string(),
         Value::Bool(_, bool) => bool.to_string(),
-        Value::Num(_, number) => number.to_u128().map_or_else(String::new, |number| number.to_string()),
+        Value::Num(_, number) => {
+            number.to_u128().map_or_else(String::new, |number| number.to_string())
+        }
         Value::Empty(..) | Value::Array(..) => String::new(),
     };
     rows.push((prefix.to_owned(), text));
@@ -344,7 +376,10 @@ mod tests {
     #[test]
     fn a_variable_names_its_key_and_the_clients_are_left_alone() {
         assert_eq!(key_of_variable("JETON_LISTEN").as_deref(), Some("listen"));
-        assert_eq!(key_of_variable("JETON_TOKEN__ACCESS_LIFETIME_SECONDS").as_deref(), Some("token.access_lifetime_seconds"));
+        assert_eq!(
+            key_of_variable("JETON_TOKEN__ACCESS_LIFETIME_SECONDS").as_deref(),
+            Some("token.access_lifetime_seconds")
+        );
         assert_eq!(key_of_variable("JETON_CLI_CLIENT_SECRET"), None);
         assert_eq!(key_of_variable("PATH"), None);
     }

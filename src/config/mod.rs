@@ -1,6 +1,10 @@
-//! Configuration: what can be set, with units in the names. Read from defaults < file < environment < flags.
+//! Configuration: what can be set, with units in the names. Read from defaults < file < environment
+//! < flags.
 
-use std::{collections::BTreeMap, io::Read, net::SocketAddr, os::unix::fs::MetadataExt, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap, io::Read, net::SocketAddr, os::unix::fs::MetadataExt, path::PathBuf,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +16,8 @@ mod load;
 pub use check::check;
 pub use load::{ConfigError, DEFAULTS, Flag, Origins, Sources};
 
-/// Everything that can be set. `deploy/config.toml` is the commented default and holds exactly these keys.
+/// Everything that can be set. `deploy/config.toml` is the commented default and holds exactly
+/// these keys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -20,13 +25,16 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Address of the metrics listener; loopback unless `insecure`. Empty means none.
     pub metrics_listen: String,
-    /// The `iss` of every token and the URL of the metadata; empty means `http(s)://` and the address listened on.
+    /// The `iss` of every token and the URL of the metadata; empty means `http(s)://` and the
+    /// address listened on.
     pub issuer: String,
     /// Name of this node in the audit trail.
     pub node: String,
-    /// Directory of the embedded store; empty means `$XDG_STATE_HOME/jeton`, or `~/.local/state/jeton`.
+    /// Directory of the embedded store; empty means `$XDG_STATE_HOME/jeton`, or
+    /// `~/.local/state/jeton`.
     pub data_dir: PathBuf,
-    /// File with the master key (32 bytes, base64 or hex); empty means `master.key` beside the data, made in development only.
+    /// File with the master key (32 bytes, base64 or hex); empty means `master.key` beside the
+    /// data, made in development only.
     pub master_key_file: PathBuf,
     /// Whether a public address without TLS, or public metrics, is accepted.
     pub insecure: bool,
@@ -79,11 +87,14 @@ impl Store {
         let refused = |problem| ConfigError::new("store.uri_file", problem);
         let unread = |error| refused(format!("cannot read {}: {error}", self.uri_file.display()));
         let mut file = std::fs::File::open(&self.uri_file).map_err(unread)?;
-        // Others would choose the store, and with it everybody's clients and tokens. Asked of the file that is read.
+        // Others would choose the store, and with it everybody's clients and tokens. Asked of the
+        // file that is read.
         let mode = file.metadata().map_err(unread)?.mode() & 0o777;
         if mode & 0o022 != 0 {
             let shown = self.uri_file.display();
-            return Err(refused(format!("others can write to {shown} (mode {mode:04o}): chmod 0600 {shown}")));
+            return Err(refused(format!(
+                "others can write to {shown} (mode {mode:04o}): chmod 0600 {shown}"
+            )));
         }
         let mut text = String::new();
         file.read_to_string(&mut text).map_err(unread)?;
@@ -163,7 +174,8 @@ pub struct Tls {
     pub cert_file: PathBuf,
     /// PEM file with the private key.
     pub key_file: PathBuf,
-    /// PEM file with the authorities that client certificates must come from; empty means clients need none.
+    /// PEM file with the authorities that client certificates must come from; empty means clients
+    /// need none.
     pub client_ca_file: PathBuf,
 }
 
@@ -179,7 +191,8 @@ pub struct Token {
     pub refresh_lifetime_seconds: u64,
     /// How long a family lives unused unless its client has another.
     pub refresh_idle_seconds: u64,
-    /// How long a spent refresh token still yields the same successor; 0 means not at all, at most 60.
+    /// How long a spent refresh token still yields the same successor; 0 means not at all, at most
+    /// 60.
     pub refresh_grace_seconds: u64,
 }
 
@@ -223,14 +236,17 @@ pub struct Limits {
     pub per_peer: Rate,
     /// Wrong secrets from one peer address, and as many more from it at each existing client.
     pub failed_authentication: Rate,
-    /// Peers and clients remembered by the limiters; new ones past it are refused until others are forgotten.
+    /// Peers and clients remembered by the limiters; new ones past it are refused until others are
+    /// forgotten.
     pub tracked_keys: usize,
-    /// Revocations of single tokens and families of one client, also of families ended by reuse, that a process makes and all
-    /// remember; past it each further one, until these have expired, ends all tokens of the client.
+    /// Revocations of single tokens and families of one client, also of families ended by reuse,
+    /// that a process makes and all remember; past it each further one, until these have expired,
+    /// ends all tokens of the client.
     pub revocations_per_client: u32,
     /// Imported secrets compared by argon2id at once; one at a time for each peer address.
     pub argon2_parallel: usize,
-    /// Imported secrets waiting to be compared; more are refused, and more than a quarter from one peer address.
+    /// Imported secrets waiting to be compared; more are refused, and more than a quarter from one
+    /// peer address.
     pub argon2_queue: usize,
     /// Rate plans that clients may be put on; "standard" must be among them.
     pub plans: BTreeMap<String, Rate>,
@@ -268,7 +284,8 @@ pub enum Issue {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Log {
-    /// `error`, `warn`, `info`, `debug` or `trace`, or directives such as `info,jeton::store=debug`.
+    /// `error`, `warn`, `info`, `debug` or `trace`, or directives such as
+    /// `info,jeton::store=debug`.
     pub level: String,
     /// `text` or `json`.
     pub format: LogFormat,

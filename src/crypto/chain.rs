@@ -1,5 +1,5 @@
-//! The audit trail's hash chain: each record's hash covers the one before, and the end is sealed under a key, so that a record
-//! removed, altered, moved or cut off is found, and where.
+//! The audit trail's hash chain: each record's hash covers the one before, and the end is sealed
+//! under a key, so that a record removed, altered, moved or cut off is found, and where.
 
 mod key;
 
@@ -14,8 +14,8 @@ pub const START: [u8; 32] = [0; 32];
 /// The label keeps a hash made for this purpose from being taken for another.
 const LINK: &[u8] = b"jeton audit link v1";
 
-/// The hash of a record: SHA-256 over the previous one, the sequence, the node and the event as it is stored, each with its
-/// length, so that no two records read as the same bytes.
+/// The hash of a record: SHA-256 over the previous one, the sequence, the node and the event as it
+/// is stored, each with its length, so that no two records read as the same bytes.
 pub fn link(previous: &[u8; 32], sequence: u64, node: &str, event: &[u8]) -> [u8; 32] {
     let mut context = digest::Context::new(&digest::SHA256);
     context.update(LINK);
@@ -96,7 +96,13 @@ impl Walk {
     }
 
     /// The next record, with the event's bytes as they are stored.
-    pub fn step(&mut self, sequence: u64, node: &str, event: &[u8], hash: &[u8; 32]) -> Result<(), Flaw> {
+    pub fn step(
+        &mut self,
+        sequence: u64,
+        node: &str,
+        event: &[u8],
+        hash: &[u8; 32],
+    ) -> Result<(), Flaw> {
         let expected = self.sequence.saturating_add(1);
         if sequence != expected {
             let flaw = if sequence > expected {
@@ -115,22 +121,29 @@ impl Walk {
 
     /// The next record, from its parts: an event has one serialisation.
     pub fn record(&mut self, record: &Record) -> Result<(), Flaw> {
-        let event =
-            serde_json::to_vec(&record.event).map_err(|_| Flaw { sequence: record.sequence, problem: Problem::Altered })?;
+        let event = serde_json::to_vec(&record.event)
+            .map_err(|_| Flaw { sequence: record.sequence, problem: Problem::Altered })?;
         self.step(record.sequence, &record.node, &event, &record.hash)
     }
 
-    /// Holds the end of the walk against the sealed head. Where records are appended meanwhile, read the head first and walk
-    /// no further than it. The seal of a last record that no head covers yet counts as the end.
+    /// Holds the end of the walk against the sealed head. Where records are appended meanwhile,
+    /// read the head first and walk no further than it. The seal of a last record that no head
+    /// covers yet counts as the end.
     pub fn finish(&self, key: &ChainKey, head: Option<&Head>) -> Result<(), Flaw> {
         let flaw = |sequence, problem| Err(Flaw { sequence, problem });
         match head {
             None if self.sequence == 0 => Ok(()),
             None => flaw(1, Problem::Unsealed),
-            Some(head) if !key.check(head) && head.claim.is_head() => flaw(head.sequence, Problem::Forged),
+            Some(head) if !key.check(head) && head.claim.is_head() => {
+                flaw(head.sequence, Problem::Forged)
+            }
             Some(head) if !key.check(head) => flaw(head.sequence, Problem::Unsealed),
-            Some(head) if head.sequence > self.sequence => flaw(self.sequence.saturating_add(1), Problem::CutOff),
-            Some(head) if head.sequence < self.sequence => flaw(head.sequence.saturating_add(1), Problem::Unsealed),
+            Some(head) if head.sequence > self.sequence => {
+                flaw(self.sequence.saturating_add(1), Problem::CutOff)
+            }
+            Some(head) if head.sequence < self.sequence => {
+                flaw(head.sequence.saturating_add(1), Problem::Unsealed)
+            }
             Some(head) if head.hash != self.hash => flaw(head.sequence, Problem::Altered),
             Some(_) => Ok(()),
         }
@@ -183,7 +196,8 @@ mod tests {
         assert_eq!(Walk::from_start().finish(&key(), None), Ok(()));
     }
 
-    /// O04: every place, every way: removed, altered, moved, doubled, cut off; the first bad record is named.
+    /// O04: every place, every way: removed, altered, moved, doubled, cut off; the first bad record
+    /// is named.
     #[test]
     fn the_first_bad_record_is_named() {
         let whole = records(9);
@@ -227,16 +241,28 @@ mod tests {
         let sealed = head(&whole);
         let other = records(8);
         let shorter = head(&other);
-        assert_eq!(verify(&whole, &shorter).unwrap_err(), Flaw { sequence: 9, problem: Problem::Unsealed });
+        assert_eq!(
+            verify(&whole, &shorter).unwrap_err(),
+            Flaw { sequence: 9, problem: Problem::Unsealed }
+        );
         let mut forged = sealed.clone();
         forged.sequence = 8;
         forged.hash = other[7].hash;
-        assert_eq!(verify(&other, &forged).unwrap_err(), Flaw { sequence: 8, problem: Problem::Forged });
+        assert_eq!(
+            verify(&other, &forged).unwrap_err(),
+            Flaw { sequence: 8, problem: Problem::Forged }
+        );
         let foreign = ChainKey::new([8; 32]).seal(&sealed.node, 9, sealed.hash, Claim::Closed);
-        assert_eq!(verify(&whole, &foreign).unwrap_err(), Flaw { sequence: 9, problem: Problem::Forged });
+        assert_eq!(
+            verify(&whole, &foreign).unwrap_err(),
+            Flaw { sequence: 9, problem: Problem::Forged }
+        );
         let mut walk = Walk::from_start();
         whole.iter().try_for_each(|record| walk.record(record)).unwrap();
-        assert_eq!(walk.finish(&key(), None).unwrap_err(), Flaw { sequence: 1, problem: Problem::Unsealed });
+        assert_eq!(
+            walk.finish(&key(), None).unwrap_err(),
+            Flaw { sequence: 1, problem: Problem::Unsealed }
+        );
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! What shows that an export is what was exported: a MAC over its lines, under a key of its own from the master key, and the
-//! SHA-256 of the file.
+//! What shows that an export is what was exported: a MAC over its lines, under a key of its own
+//! from the master key, and the SHA-256 of the file.
 
 use aws_lc_rs::{digest, hmac};
 use subtle::ConstantTimeEq;
@@ -82,7 +82,9 @@ mod tests {
     fn lines_have_one_mac_and_only_under_their_master_key() {
         let tag = mac(7, &["one\n", "two\n"]).finish();
         assert!(mac(7, &["one\ntwo\n"]).check(&tag));
-        for other in [&["one\n"][..], &["two\n", "one\n"], &["one\n", "two"], &["one\n", "two\n", "\n"], &[]] {
+        for other in
+            [&["one\n"][..], &["two\n", "one\n"], &["one\n", "two"], &["one\n", "two\n", "\n"], &[]]
+        {
             assert!(!mac(7, other).check(&tag), "{other:?}");
         }
         assert!(!mac(8, &["one\n", "two\n"]).check(&tag));

@@ -1,14 +1,18 @@
-//! Which JSON Web Keys (RFC 7517) are taken in, and for which one algorithm each (RFC 8725 section 3.1).
+//! Which JSON Web Keys (RFC 7517) are taken in, and for which one algorithm each (RFC 8725 section
+//! 3.1).
 
 use std::collections::HashSet;
 
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ED25519, ParsedPublicKey, VerificationAlgorithm};
+use aws_lc_rs::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ED25519, ParsedPublicKey,
+    VerificationAlgorithm,
+};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{
     Algorithm,
     jwk::{
-        AlgorithmParameters, EllipticCurve, EllipticCurveKeyParameters, Jwk, KeyAlgorithm, KeyOperations,
-        OctetKeyPairParameters, OctetKeyParameters, PublicKeyUse, RSAKeyParameters,
+        AlgorithmParameters, EllipticCurve, EllipticCurveKeyParameters, Jwk, KeyAlgorithm,
+        KeyOperations, OctetKeyPairParameters, OctetKeyParameters, PublicKeyUse, RSAKeyParameters,
     },
 };
 use serde::Deserialize;
@@ -31,8 +35,8 @@ pub struct Refused(pub &'static str);
 ///
 /// # Errors
 ///
-/// When a private member of an asymmetric key is among it, two keys share a `kid`, symmetric and asymmetric keys are mixed,
-/// there are more than 100, or one of them is refused by [`admit`].
+/// When a private member of an asymmetric key is among it, two keys share a `kid`, symmetric and
+/// asymmetric keys are mixed, there are more than 100, or one of them is refused by [`admit`].
 pub fn parse_set(json: &str) -> Result<Vec<Jwk>, Refused> {
     let private: Set<Private> = serde_json::from_str(json).map_err(|_| Refused("not a JWK set"))?;
     let set: Set<Jwk> = serde_json::from_str(json).map_err(|_| Refused("not a JWK set"))?;
@@ -46,7 +50,11 @@ pub fn parse_set(json: &str) -> Result<Vec<Jwk>, Refused> {
     if !set.keys.iter().filter_map(|key| key.common.key_id.as_deref()).all(|kid| kids.insert(kid)) {
         return Err(Refused("two keys have the same kid"));
     }
-    let symmetric = set.keys.iter().filter(|key| matches!(key.algorithm, AlgorithmParameters::OctetKey(_))).count();
+    let symmetric = set
+        .keys
+        .iter()
+        .filter(|key| matches!(key.algorithm, AlgorithmParameters::OctetKey(_)))
+        .count();
     if symmetric != 0 && symmetric != set.keys.len() {
         return Err(Refused("symmetric and asymmetric keys are mixed"));
     }
@@ -74,20 +82,30 @@ struct Private {
 
 impl Private {
     fn is_there(&self) -> bool {
-        [self.d, self.p, self.q, self.dp, self.dq, self.qi, self.oth].iter().any(|Present(there)| *there)
+        [self.d, self.p, self.q, self.dp, self.dq, self.qi, self.oth]
+            .iter()
+            .any(|Present(there)| *there)
     }
 }
 
-/// The one algorithm that `jwk` verifies signatures with. An RSA or symmetric key must name it; a curve says it by itself.
+/// The one algorithm that `jwk` verifies signatures with. An RSA or symmetric key must name it; a
+/// curve says it by itself.
 ///
 /// # Errors
 ///
-/// When the key is not for signatures, is too weak, is not on its curve, or names an algorithm that does not fit it.
+/// When the key is not for signatures, is too weak, is not on its curve, or names an algorithm that
+/// does not fit it.
 pub fn admit(jwk: &Jwk) -> Result<Algorithm, Refused> {
-    if jwk.common.public_key_use.as_ref().is_some_and(|purpose| *purpose != PublicKeyUse::Signature) {
+    if jwk.common.public_key_use.as_ref().is_some_and(|purpose| *purpose != PublicKeyUse::Signature)
+    {
         return Err(Refused("its use is not sig"));
     }
-    if jwk.common.key_operations.as_ref().is_some_and(|operations| !operations.contains(&KeyOperations::Verify)) {
+    if jwk
+        .common
+        .key_operations
+        .as_ref()
+        .is_some_and(|operations| !operations.contains(&KeyOperations::Verify))
+    {
         return Err(Refused("verify is not among its key_ops"));
     }
     let named = jwk.common.key_algorithm.map(named).transpose()?;
@@ -115,14 +133,18 @@ fn decode(value: &str) -> Result<Vec<u8>, Refused> {
 }
 
 fn on_curve(parser: &'static dyn VerificationAlgorithm, point: &[u8]) -> Result<(), Refused> {
-    ParsedPublicKey::new(parser, point).map(drop).map_err(|_| Refused("it is not a point of its curve"))
+    ParsedPublicKey::new(parser, point)
+        .map(drop)
+        .map_err(|_| Refused("it is not a point of its curve"))
 }
 
 fn check_point(point: &EllipticCurveKeyParameters) -> Result<&'static [Algorithm], Refused> {
     let (parser, size, algs): (&'static dyn VerificationAlgorithm, _, _) = match point.curve {
         EllipticCurve::P256 => (&ECDSA_P256_SHA256_FIXED, 32, &[Algorithm::ES256]),
         EllipticCurve::P384 => (&ECDSA_P384_SHA384_FIXED, 48, &[Algorithm::ES384]),
-        EllipticCurve::P521 | EllipticCurve::Ed25519 | _ => return Err(Refused("its curve is not supported")),
+        EllipticCurve::P521 | EllipticCurve::Ed25519 | _ => {
+            return Err(Refused("its curve is not supported"));
+        }
     };
     let [x, y] = [decode(&point.x)?, decode(&point.y)?];
     if x.len() != size || y.len() != size {
@@ -168,19 +190,28 @@ fn check_rsa(key: &RSAKeyParameters) -> Result<&'static [Algorithm], Refused> {
     if modulus.last().is_none_or(|last| last % 2 == 0) || is_roca(&modulus) {
         return Err(Refused("its modulus is known to be weak"));
     }
-    Ok(&[Algorithm::RS256, Algorithm::RS384, Algorithm::RS512, Algorithm::PS256, Algorithm::PS384, Algorithm::PS512])
+    Ok(&[
+        Algorithm::RS256,
+        Algorithm::RS384,
+        Algorithm::RS512,
+        Algorithm::PS256,
+        Algorithm::PS384,
+        Algorithm::PS512,
+    ])
 }
 
-/// Whether a modulus carries the mark of CVE-2017-15361: modulo every small prime it is a power of 65537. For a sound modulus
-/// the odds of that are below 2^-25.
+/// Whether a modulus carries the mark of CVE-2017-15361: modulo every small prime it is a power of
+/// 65537. For a sound modulus the odds of that are below 2^-25.
 fn is_roca(modulus: &[u8]) -> bool {
     const PRIMES: [u32; 38] = [
-        3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113,
-        127, 131, 137, 139, 149, 151, 157, 163, 167,
+        3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89,
+        97, 101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167,
     ];
     PRIMES.iter().all(|prime| {
         let rest = modulus.iter().fold(0, |rest, byte| (rest << 8 | u32::from(*byte)) % prime);
-        let mut powers = std::iter::successors(Some(1), |power| Some(power * (65_537 % prime) % prime)).take(*prime as usize);
+        let mut powers =
+            std::iter::successors(Some(1), |power| Some(power * (65_537 % prime) % prime))
+                .take(*prime as usize);
         powers.any(|power| power == rest)
     })
 }

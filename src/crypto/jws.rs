@@ -1,5 +1,6 @@
-//! Compact JWS (RFC 7515) under a policy that is stricter than the RFC where it leaves a choice to the sender. The signature
-//! itself is `jsonwebtoken`'s business; what it does not look at (`crit`, keys in the header, spelling, size, `typ`) is ours.
+//! Compact JWS (RFC 7515) under a policy that is stricter than the RFC where it leaves a choice to
+//! the sender. The signature itself is `jsonwebtoken`'s business; what it does not look at (`crit`,
+//! keys in the header, spelling, size, `typ`) is ours.
 
 use std::str::FromStr;
 
@@ -20,7 +21,8 @@ const MAX_DEPTH: usize = 16;
 #[error("not an acceptable compact JWS: {0}")]
 pub struct Malformed(&'static str);
 
-/// The three parts of a compact JWS (RFC 7515 section 7.1), decoded. Nothing about them is true yet.
+/// The three parts of a compact JWS (RFC 7515 section 7.1), decoded. Nothing about them is true
+/// yet.
 pub struct Parts<'t> {
     /// Bytes of the header.
     pub header: Vec<u8>,
@@ -29,13 +31,14 @@ pub struct Parts<'t> {
     signature: &'t str,
 }
 
-/// Takes a token apart: at most [`MAX_TOKEN`] bytes, exactly three parts, each in the one canonical base64url spelling: no
-/// padding, no white space, no bits that are not used (RFC 7515 section 2, RFC 4648 section 3.5).
+/// Takes a token apart: at most [`MAX_TOKEN`] bytes, exactly three parts, each in the one canonical
+/// base64url spelling: no padding, no white space, no bits that are not used (RFC 7515 section 2,
+/// RFC 4648 section 3.5).
 ///
 /// # Errors
 ///
-/// For everything else, JSON serialisations and JWE among it; before any cryptography, and where it is too long before any
-/// decoding.
+/// For everything else, JSON serialisations and JWE among it; before any cryptography, and where it
+/// is too long before any decoding.
 pub fn split(token: &str) -> Result<Parts<'_>, Malformed> {
     if token.len() > MAX_TOKEN {
         return Err(Malformed("too long"));
@@ -48,7 +51,8 @@ pub fn split(token: &str) -> Result<Parts<'_>, Malformed> {
         return Err(Malformed("no signature"));
     }
     // A fourth part would be in the middle one: no dot is of the alphabet.
-    let decode = |part| URL_SAFE_NO_PAD.decode(part).map_err(|_| Malformed("not canonical base64url"));
+    let decode =
+        |part| URL_SAFE_NO_PAD.decode(part).map_err(|_| Malformed("not canonical base64url"));
     decode(signature)?;
     Ok(Parts { header: decode(header)?, payload: decode(payload)?, signed, signature })
 }
@@ -60,8 +64,9 @@ pub struct Jws<'t> {
 }
 
 impl<'t> Jws<'t> {
-    /// Takes a token apart and reads its header: a JSON object with an `alg`, nothing named twice, and nothing that would
-    /// let the sender choose the key or the rules (`crit`, `b64`, `jwk`, `jku`, `x5u`, `x5c`, or what belongs to JWE).
+    /// Takes a token apart and reads its header: a JSON object with an `alg`, nothing named twice,
+    /// and nothing that would let the sender choose the key or the rules (`crit`, `b64`, `jwk`,
+    /// `jku`, `x5u`, `x5c`, or what belongs to JWE).
     ///
     /// # Errors
     ///
@@ -86,7 +91,8 @@ impl<'t> Jws<'t> {
     }
 }
 
-/// Typed, so that a member named twice or of the wrong type does not parse. Other members are ignored: they mean nothing.
+/// Typed, so that a member named twice or of the wrong type does not parse. Other members are
+/// ignored: they mean nothing.
 #[derive(Deserialize)]
 struct Header {
     alg: String,
@@ -148,8 +154,8 @@ impl<'de> Deserialize<'de> for Present {
     }
 }
 
-/// Reads one JSON object, in UTF-8 throughout, no deeper than [`MAX_DEPTH`] and with nothing after it. A struct would read
-/// from an array as well: that is no object.
+/// Reads one JSON object, in UTF-8 throughout, no deeper than [`MAX_DEPTH`] and with nothing after
+/// it. A struct would read from an array as well: that is no object.
 pub(super) fn object<T: for<'de> Deserialize<'de>>(json: &[u8]) -> Option<T> {
     let json = std::str::from_utf8(json).ok()?;
     if !json.trim_ascii_start().starts_with('{') || is_deep(json) {
@@ -193,15 +199,17 @@ impl Verifier {
         Ok(Self { key, alg, kid: jwk.common.key_id.clone() })
     }
 
-    /// The payload of `jws` if its header names this key's algorithm, and this key's id where the key has one, and the
-    /// signature is this key's.
+    /// The payload of `jws` if its header names this key's algorithm, and this key's id where the
+    /// key has one, and the signature is this key's.
     pub fn verify<'j>(&self, jws: &'j Jws<'_>) -> Option<&'j [u8]> {
         let same_alg = Algorithm::from_str(&jws.header.alg).is_ok_and(|alg| alg == self.alg);
         if !same_alg || self.kid.as_deref().is_some_and(|kid| jws.kid() != Some(kid)) {
             return None;
         }
         let Parts { signed, signature, payload, .. } = &jws.parts;
-        let verified = jsonwebtoken::crypto::verify(signature, signed.as_bytes(), &self.key, self.alg).unwrap_or(false);
+        let verified =
+            jsonwebtoken::crypto::verify(signature, signed.as_bytes(), &self.key, self.alg)
+                .unwrap_or(false);
         verified.then_some(payload)
     }
 }

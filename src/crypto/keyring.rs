@@ -1,4 +1,5 @@
-//! The keys in use, parsed once: signs access tokens and judges them. Only here do claims become [`VerifiedClaims`].
+//! The keys in use, parsed once: signs access tokens and judges them. Only here do claims become
+//! [`VerifiedClaims`].
 
 use std::{collections::HashMap, time::Duration};
 
@@ -19,7 +20,8 @@ use crate::model::{Claims, KeyState, Keyset, Kid, SigningKey, Timestamp, weight}
 pub struct Judging {
     /// No token lives longer than this: the longest lifetime this service gives.
     pub max_lifetime: Duration,
-    /// How far `iat` and `nbf` may lie ahead, for the clocks of the other nodes. `exp` has no leeway.
+    /// How far `iat` and `nbf` may lie ahead, for the clocks of the other nodes. `exp` has no
+    /// leeway.
     pub skew: Duration,
 }
 
@@ -58,7 +60,8 @@ pub enum SignError {
     Signature,
 }
 
-/// What a token says, after its signature and its bounds were found good. Private fields: only [`Keyring::verify`] makes one.
+/// What a token says, after its signature and its bounds were found good. Private fields: only
+/// [`Keyring::verify`] makes one.
 #[derive(Debug)]
 pub struct VerifiedClaims {
     claims: Claims,
@@ -76,7 +79,8 @@ impl VerifiedClaims {
         weight::shared(size_of::<Self>()) + self.claims.weight() + weight::text(self.kid.as_str())
     }
 
-    /// The key that signed it: [`Keyring::stands`] is to be asked again whenever the claims are used again.
+    /// The key that signed it: [`Keyring::stands`] is to be asked again whenever the claims are
+    /// used again.
     pub const fn kid(&self) -> &Kid {
         &self.kid
     }
@@ -89,7 +93,8 @@ pub struct Keyring {
     judging: Judging,
     root: Root,
     signer: Signer,
-    /// Every key whose tokens may stand. There is no other place a key id is ever looked up in (J06).
+    /// Every key whose tokens may stand. There is no other place a key id is ever looked up in
+    /// (J06).
     keys: HashMap<Kid, Known>,
     jwks: serde_json::Value,
 }
@@ -114,9 +119,14 @@ impl Keyring {
     ///
     /// # Errors
     ///
-    /// When the keyset does not [check](Keyset::check), or a key or the root does not open under this master key or is
-    /// unacceptable.
-    pub fn open(keyset: &Keyset, sealer: &Sealer, issuer: &str, judging: Judging) -> Result<Self, KeyringError> {
+    /// When the keyset does not [check](Keyset::check), or a key or the root does not open under
+    /// this master key or is unacceptable.
+    pub fn open(
+        keyset: &Keyset,
+        sealer: &Sealer,
+        issuer: &str,
+        judging: Judging,
+    ) -> Result<Self, KeyringError> {
         let root = Root::open(keyset, sealer)?;
         keyset.check(sealer)?;
         let mut signer = None;
@@ -125,7 +135,11 @@ impl Keyring {
         for key in keyset.keys.iter().filter(|key| !matches!(key.state, KeyState::Revoked { .. })) {
             let pair = Pair::open(key, sealer)?;
             let (jwk, verifier) = published(key, &pair)?;
-            let until = if let KeyState::Retiring { remove_at } = key.state { Some(remove_at) } else { None };
+            let until = if let KeyState::Retiring { remove_at } = key.state {
+                Some(remove_at)
+            } else {
+                None
+            };
             keys.insert(key.kid.clone(), Known { verifier, until });
             public.push(jwk);
             if matches!(key.state, KeyState::Active { .. }) {
@@ -134,7 +148,15 @@ impl Keyring {
         }
         let signer = signer.ok_or(KeysetError::Active(0))?;
         let jwks = serde_json::json!(JwkSet { keys: public });
-        Ok(Self { revision: keyset.revision, issuer: issuer.to_owned(), judging, root, signer, keys, jwks })
+        Ok(Self {
+            revision: keyset.revision,
+            issuer: issuer.to_owned(),
+            judging,
+            root,
+            signer,
+            keys,
+            jwks,
+        })
     }
 
     /// Signs an access token (RFC 9068) with the active key.
@@ -144,7 +166,8 @@ impl Keyring {
     /// When the token would be too long to be verified again.
     pub fn sign(&self, claims: &Claims) -> Result<String, SignError> {
         let payload = serde_json::to_vec(claims).map_err(SignError::Claims)?;
-        let mut token = String::with_capacity(self.signer.header.len() + payload.len() * 4 / 3 + 600);
+        let mut token =
+            String::with_capacity(self.signer.header.len() + payload.len() * 4 / 3 + 600);
         token.push_str(&self.signer.header);
         URL_SAFE_NO_PAD.encode_string(&payload, &mut token);
         let signature = self.signer.pair.sign(token.as_bytes()).ok_or(SignError::Signature)?;
@@ -153,8 +176,8 @@ impl Keyring {
         if token.len() > MAX_TOKEN { Err(SignError::TooLong) } else { Ok(token) }
     }
 
-    /// The claims of `token`, if it is an access token of this issuer, signed by a key that stands, and within its time at
-    /// `now`. Does no I/O. Why a token was refused is nobody's business.
+    /// The claims of `token`, if it is an access token of this issuer, signed by a key that stands,
+    /// and within its time at `now`. Does no I/O. Why a token was refused is nobody's business.
     pub fn verify(&self, token: &str, now: Timestamp) -> Option<VerifiedClaims> {
         let (claims, kid, known) = self.read(token)?;
         if known.until.is_some_and(|until| now >= until) {
@@ -163,8 +186,9 @@ impl Keyring {
         self.judging.in_time(&claims, now).then_some(VerifiedClaims { claims, kid })
     }
 
-    /// The claims of `token`, if it is an access token of this issuer, signed by a key that is not revoked or removed, whatever the
-    /// time: a clock that is wrong must not keep a token from being revoked.
+    /// The claims of `token`, if it is an access token of this issuer, signed by a key that is not
+    /// revoked or removed, whatever the time: a clock that is wrong must not keep a token from
+    /// being revoked.
     pub fn recognise(&self, token: &str) -> Option<Claims> {
         self.read(token).map(|(claims, ..)| claims)
     }
@@ -178,7 +202,9 @@ impl Keyring {
         let kid: Kid = jws.kid()?.parse().ok()?;
         let known = self.keys.get(&kid)?;
         let claims: Claims = jws::object(known.verifier.verify(&jws)?)?;
-        let good = claims.iss == self.issuer && !claims.aud.is_empty() && self.judging.is_no_longer(&claims);
+        let good = claims.iss == self.issuer
+            && !claims.aud.is_empty()
+            && self.judging.is_no_longer(&claims);
         good.then_some((claims, kid, known))
     }
 
@@ -217,7 +243,8 @@ impl Keyring {
 impl Judging {
     /// RFC 7519 section 4.1.4 to 4.1.6. A token expires at `exp` itself.
     fn in_time(&self, claims: &Claims, now: Timestamp) -> bool {
-        let [issued, begins, expires] = [claims.iat, claims.nbf, claims.exp].map(Timestamp::from_seconds);
+        let [issued, begins, expires] =
+            [claims.iat, claims.nbf, claims.exp].map(Timestamp::from_seconds);
         let ahead = now + self.skew;
         now < expires && issued <= ahead && begins <= ahead
     }
@@ -237,7 +264,8 @@ impl Signer {
     }
 }
 
-/// The public part of a key, held to the same policy as everybody else's. Its id must be its own thumbprint.
+/// The public part of a key, held to the same policy as everybody else's. Its id must be its own
+/// thumbprint.
 fn published(key: &SigningKey, pair: &Pair) -> Result<(Jwk, Verifier), KeyError> {
     let unacceptable = || KeyError::Unacceptable(key.kid.clone(), key.alg.as_str());
     let jwk = pair.jwk().ok_or_else(unacceptable)?;
@@ -251,7 +279,10 @@ fn published(key: &SigningKey, pair: &Pair) -> Result<(Jwk, Verifier), KeyError>
 /// Shows which keys, not the keys.
 impl std::fmt::Debug for Keyring {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Keyring").field("active", &self.signer.kid).field("keys", &self.keys.keys()).finish_non_exhaustive()
+        f.debug_struct("Keyring")
+            .field("active", &self.signer.kid)
+            .field("keys", &self.keys.keys())
+            .finish_non_exhaustive()
     }
 }
 

@@ -5,8 +5,8 @@ use aws_lc_rs::{
     rand::SystemRandom,
     rsa::KeySize,
     signature::{
-        ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256, RsaKeyPair,
-        RsaPublicKeyComponents,
+        ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256,
+        RsaKeyPair, RsaPublicKeyComponents,
     },
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -36,13 +36,16 @@ pub enum KeyError {
     Unacceptable(Kid, &'static str),
 }
 
-/// A new key pair: its id, which is its thumbprint (RFC 7638), and its private part in PKCS#8. An RSA key has 3,072 bits and
-/// takes up to a second: not on a thread that serves.
+/// A new key pair: its id, which is its thumbprint (RFC 7638), and its private part in PKCS#8. An
+/// RSA key has 3,072 bits and takes up to a second: not on a thread that serves.
 ///
 /// # Panics
 ///
 /// If the system has no randomness or no memory left.
-#[expect(clippy::expect_used, reason = "nothing but a system out of randomness or memory stops it, and no key is no way on")]
+#[expect(
+    clippy::expect_used,
+    reason = "nothing but a system out of randomness or memory stops it, and no key is no way on"
+)]
 pub fn make_key(alg: Algorithm) -> (Kid, Zeroizing<Vec<u8>>) {
     let made = Pair::generate(alg).and_then(|(pair, pkcs8)| Some((pair.kid()?, pkcs8)));
     made.expect("a fresh key pair")
@@ -52,7 +55,13 @@ pub fn make_key(alg: Algorithm) -> (Kid, Zeroizing<Vec<u8>>) {
 pub fn make(alg: Algorithm, sealer: &Sealer, now: Timestamp) -> SigningKey {
     let (kid, pkcs8) = make_key(alg);
     let sealed = URL_SAFE_NO_PAD.encode(sealer.seal(PURPOSE, kid.as_str(), &pkcs8));
-    SigningKey { kid, alg, state: KeyState::Prepared { activate_at: None }, created_at: now, sealed }
+    SigningKey {
+        kid,
+        alg,
+        state: KeyState::Prepared { activate_at: None },
+        created_at: now,
+        sealed,
+    }
 }
 
 /// A private key, parsed once.
@@ -68,25 +77,34 @@ impl Pair {
         let sealed = || KeyError::Sealed(key.kid.clone());
         let bytes = URL_SAFE_NO_PAD.decode(&key.sealed).map_err(|_| sealed())?;
         let pkcs8 = sealer.open(PURPOSE, key.kid.as_str(), &bytes).map_err(|_| sealed())?;
-        Self::parse(key.alg, &pkcs8).ok_or_else(|| KeyError::Unacceptable(key.kid.clone(), key.alg.as_str()))
+        Self::parse(key.alg, &pkcs8)
+            .ok_or_else(|| KeyError::Unacceptable(key.kid.clone(), key.alg.as_str()))
     }
 
     fn parse(alg: Algorithm, pkcs8: &[u8]) -> Option<Self> {
         match alg {
             Algorithm::EdDsa => Ed25519KeyPair::from_pkcs8(pkcs8).ok().map(Self::Ed),
-            Algorithm::Es256 => EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8).ok().map(Self::Es),
-            Algorithm::Rs256 => {
-                RsaKeyPair::from_pkcs8(pkcs8).ok().filter(|pair| pair.public_modulus_len() >= RSA_BYTES).map(Self::Rs)
+            Algorithm::Es256 => {
+                EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8).ok().map(Self::Es)
             }
+            Algorithm::Rs256 => RsaKeyPair::from_pkcs8(pkcs8)
+                .ok()
+                .filter(|pair| pair.public_modulus_len() >= RSA_BYTES)
+                .map(Self::Rs),
         }
     }
 
     fn generate(alg: Algorithm) -> Option<(Self, Zeroizing<Vec<u8>>)> {
         let pkcs8 = match alg {
-            Algorithm::EdDsa => Ed25519KeyPair::generate().ok()?.to_pkcs8v1().ok()?.as_ref().to_vec(),
-            Algorithm::Es256 => {
-                EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).ok()?.to_pkcs8v1().ok()?.as_ref().to_vec()
+            Algorithm::EdDsa => {
+                Ed25519KeyPair::generate().ok()?.to_pkcs8v1().ok()?.as_ref().to_vec()
             }
+            Algorithm::Es256 => EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING)
+                .ok()?
+                .to_pkcs8v1()
+                .ok()?
+                .as_ref()
+                .to_vec(),
             Algorithm::Rs256 => {
                 let pair = RsaKeyPair::generate(KeySize::Rsa3072).ok()?;
                 let der: Pkcs8V1Der<'_> = pair.as_der().ok()?;
@@ -106,27 +124,44 @@ impl Pair {
         }
     }
 
-    /// The signature over `message`, as a JWS carries it (RFC 7518 section 3, RFC 8037 section 3.1).
+    /// The signature over `message`, as a JWS carries it (RFC 7518 section 3, RFC 8037 section
+    /// 3.1).
     pub(super) fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
         let random = SystemRandom::new();
         match self {
-            Self::Ed(pair) => pair.try_sign(message).ok().map(|signature| signature.as_ref().to_vec()),
-            Self::Es(pair) => pair.sign(&random, message).ok().map(|signature| signature.as_ref().to_vec()),
+            Self::Ed(pair) => {
+                pair.try_sign(message).ok().map(|signature| signature.as_ref().to_vec())
+            }
+            Self::Es(pair) => {
+                pair.sign(&random, message).ok().map(|signature| signature.as_ref().to_vec())
+            }
             Self::Rs(pair) => {
                 let mut signature = vec![0; pair.public_modulus_len()];
-                pair.sign(&RSA_PKCS1_SHA256, &random, message, &mut signature).ok().map(|()| signature)
+                pair.sign(&RSA_PKCS1_SHA256, &random, message, &mut signature)
+                    .ok()
+                    .map(|()| signature)
             }
         }
     }
 
-    /// The public key, for everybody; nothing private can come into it, for it is made from public parts only.
+    /// The public key, for everybody; nothing private can come into it, for it is made from public
+    /// parts only.
     pub(super) fn jwk(&self) -> Option<Jwk> {
         let (key, alg) = match self {
-            Self::Ed(pair) => (DecodingKey::from_ed_der(pair.public_key().as_ref()), jsonwebtoken::Algorithm::EdDSA),
-            Self::Es(pair) => (DecodingKey::from_ec_der(pair.public_key().as_ref()), jsonwebtoken::Algorithm::ES256),
+            Self::Ed(pair) => (
+                DecodingKey::from_ed_der(pair.public_key().as_ref()),
+                jsonwebtoken::Algorithm::EdDSA,
+            ),
+            Self::Es(pair) => (
+                DecodingKey::from_ec_der(pair.public_key().as_ref()),
+                jsonwebtoken::Algorithm::ES256,
+            ),
             Self::Rs(pair) => {
                 let public = RsaPublicKeyComponents::<Vec<u8>>::from(pair.public_key());
-                (DecodingKey::from_rsa_raw_components(&public.n, &public.e), jsonwebtoken::Algorithm::RS256)
+                (
+                    DecodingKey::from_rsa_raw_components(&public.n, &public.e),
+                    jsonwebtoken::Algorithm::RS256,
+                )
             }
         };
         let mut jwk = Jwk::from_decoding_key(&key, Some(alg)).ok()?;

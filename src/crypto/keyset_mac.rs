@@ -1,6 +1,6 @@
-//! The keyset's MAC: HMAC-SHA-256 under a key of its own from the master key, over everything the keyset says. State, times and
-//! revision of a signing key are plain text in the store; without a MAC, write access to the store would be enough to take a
-//! revocation back.
+//! The keyset's MAC: HMAC-SHA-256 under a key of its own from the master key, over everything the
+//! keyset says. State, times and revision of a signing key are plain text in the store; without a
+//! MAC, write access to the store would be enough to take a revocation back.
 
 use std::collections::HashSet;
 
@@ -46,8 +46,9 @@ impl Keyset {
         Self { mac: URL_SAFE_NO_PAD.encode(tag), ..self }
     }
 
-    /// Checks that a holder of the master key wrote this keyset, that no kid occurs twice in it, and that one key is active.
-    /// Every keyset that was read from a store or a file is checked before it is used or changed.
+    /// Checks that a holder of the master key wrote this keyset, that no kid occurs twice in it,
+    /// and that one key is active. Every keyset that was read from a store or a file is checked
+    /// before it is used or changed.
     ///
     /// # Errors
     ///
@@ -57,7 +58,8 @@ impl Keyset {
         if let Some(twice) = self.keys.iter().find(|key| !kids.insert(&key.kid)) {
             return Err(KeysetError::Twice(twice.kid.clone()));
         }
-        let active = self.keys.iter().filter(|key| matches!(key.state, KeyState::Active { .. })).count();
+        let active =
+            self.keys.iter().filter(|key| matches!(key.state, KeyState::Active { .. })).count();
         if active != 1 {
             return Err(KeysetError::Active(active));
         }
@@ -67,7 +69,8 @@ impl Keyset {
 
     #[expect(clippy::expect_used, reason = "numbers, strings and lists of them are always JSON")]
     fn covered(&self) -> Vec<u8> {
-        let covered = Covered { revision: self.revision, keys: &self.keys, sealed_root: &self.sealed_root };
+        let covered =
+            Covered { revision: self.revision, keys: &self.keys, sealed_root: &self.sealed_root };
         let mut bytes = PREFIX.to_vec();
         serde_json::to_writer(&mut bytes, &covered).expect("a keyset as JSON");
         bytes
@@ -100,13 +103,14 @@ mod tests {
 
     #[test]
     fn a_keyset_that_was_written_and_read_checks_under_its_master_key_only() {
-        let read: Keyset = serde_json::from_str(&serde_json::to_string(&keyset()).unwrap()).unwrap();
+        let read: Keyset =
+            serde_json::from_str(&serde_json::to_string(&keyset()).unwrap()).unwrap();
         assert_eq!(read.check(&sealer()), Ok(()));
         assert_eq!(read.check(&Sealer::new([8; 32])), Err(KeysetError::Mac));
     }
 
-    /// K03, O04: every field is under the MAC: revision, root, and of each key its state, times, algorithm, id, private part
-    /// and place.
+    /// K03, O04: every field is under the MAC: revision, root, and of each key its state, times,
+    /// algorithm, id, private part and place.
     #[test]
     fn nothing_of_a_keyset_can_be_altered() {
         let later = NOW + Duration::from_secs(86_400);
@@ -131,7 +135,8 @@ mod tests {
         }
     }
 
-    /// K07: a kid twice, revoked ones included, and zero or two active keys are refused, also under a right MAC.
+    /// K07: a kid twice, revoked ones included, and zero or two active keys are refused, also under
+    /// a right MAC.
     #[test]
     fn kids_are_unique_and_one_key_is_active() {
         let good = keyset();

@@ -1,5 +1,5 @@
-//! Turns at a bounded pool, shared fairly among keys: of callers that have proven nothing the network, of administrators the tenant.
-//! No key fills it against others.
+//! Turns at a bounded pool, shared fairly among keys: of callers that have proven nothing the
+//! network, of administrators the tenant. No key fills it against others.
 //!
 //! | rule | why |
 //! |--|--|
@@ -59,7 +59,13 @@ pub(super) struct Permit<K: Hash + Eq + Clone> {
 impl<K: Hash + Eq + Clone> Lanes<K> {
     /// Lets up to `parallel` run at once, at least one, and up to `queue` wait.
     pub(super) fn new(parallel: usize, queue: usize) -> Self {
-        let state = State { parallel: parallel.max(1), queue, running: 0, by_key: HashMap::new(), turns: VecDeque::new() };
+        let state = State {
+            parallel: parallel.max(1),
+            queue,
+            running: 0,
+            by_key: HashMap::new(),
+            turns: VecDeque::new(),
+        };
         Self(Arc::new(Mutex::new(state)))
     }
 
@@ -117,7 +123,8 @@ impl<K: Hash + Eq + Clone> Drop for Permit<K> {
 impl<K: Hash + Eq + Clone> State<K> {
     fn queue(&mut self, key: &K, class: Class) -> Result<oneshot::Receiver<()>, Busy> {
         if !self.has_room(key, class) {
-            // Callers that hung up while they waited leave their places only here and at their turn.
+            // Callers that hung up while they waited leave their places only here and at their
+            // turn.
             self.forget_gone();
             if !self.has_room(key, class) {
                 return Err(Busy);
@@ -218,7 +225,10 @@ mod tests {
     }
 
     /// Enters and looks once: a permit, a refusal, or a place in the queue.
-    fn enter(lanes: &Lanes<Site>, (site, class): Origin) -> (Option<Result<Permit<Site>, Busy>>, Waiting<'_>) {
+    fn enter(
+        lanes: &Lanes<Site>,
+        (site, class): Origin,
+    ) -> (Option<Result<Permit<Site>, Busy>>, Waiting<'_>) {
         let mut waiting: Waiting<'_> = Box::pin(lanes.enter(site, class));
         let now = waiting.as_mut().now_or_never();
         (now, waiting)
@@ -242,7 +252,8 @@ mod tests {
         waiting.as_mut().now_or_never().map(|permit| permit.expect("a permit"))
     }
 
-    /// AZ1, TL2, L14: sixty callers of one address hold one core and a quarter of the queue; another address runs at once.
+    /// AZ1, TL2, L14: sixty callers of one address hold one core and a quarter of the queue;
+    /// another address runs at once.
     #[test]
     fn one_site_leaves_room_for_the_others() {
         let lanes = Lanes::new(2, 32);
@@ -278,7 +289,8 @@ mod tests {
     fn sites_that_failed_lately_come_after_the_others() {
         let lanes = Lanes::new(1, 8);
         let core = runs(&lanes, failed("10.0.0.1"));
-        let mut guessing: Vec<_> = (2..6).map(|n| waits(&lanes, failed(&format!("10.0.0.{n}")))).collect();
+        let mut guessing: Vec<_> =
+            (2..6).map(|n| waits(&lanes, failed(&format!("10.0.0.{n}")))).collect();
         assert!(is_refused(&lanes, failed("10.0.0.7")), "they have half of the queue");
         let mut right = waits(&lanes, from("10.0.1.1"));
         drop(core);
@@ -303,7 +315,8 @@ mod tests {
     fn many_sites_fill_the_queue_and_no_more() {
         let lanes = Lanes::new(1, 4);
         let _core = runs(&lanes, from("10.0.0.1"));
-        let _waiting: Vec<_> = (2..6).map(|n| waits(&lanes, from(&format!("10.0.0.{n}")))).collect();
+        let _waiting: Vec<_> =
+            (2..6).map(|n| waits(&lanes, from(&format!("10.0.0.{n}")))).collect();
         assert!(is_refused(&lanes, from("10.0.0.6")));
         let none = Lanes::new(1, 0);
         let core = runs(&none, from("10.0.0.1"));
@@ -312,7 +325,8 @@ mod tests {
         let _core = runs(&none, from("10.0.0.2"));
     }
 
-    /// L14: callers that hang up leave neither a place nor a turn behind, also one that was just given its turn.
+    /// L14: callers that hang up leave neither a place nor a turn behind, also one that was just
+    /// given its turn.
     #[test]
     fn callers_that_hang_up_leave_nothing_behind() {
         let lanes = Lanes::new(1, 4);

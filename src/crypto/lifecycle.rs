@@ -1,26 +1,31 @@
-//! The life of signing keys: prepared (published, not used) -> active (signs) -> retiring (verifies) -> removed.
+//! The life of signing keys: prepared (published, not used) -> active (signs) -> retiring
+//! (verifies) -> removed.
 //!
-//! Every step is a pure function from one keyset to the next, to be written over it by one conditional write: whenever a crash
-//! comes, the stored keyset is whole, with exactly one active key. Times never run backwards here: a step taken at an earlier
-//! time than the keyset already knows of is taken at the time it knows of (K08). Each result carries its MAC; a keyset that came
-//! from a store is to be checked first ([`Keyset::check`]), or a step would authenticate what somebody else wrote.
+//! Every step is a pure function from one keyset to the next, to be written over it by one
+//! conditional write: whenever a crash comes, the stored keyset is whole, with exactly one active
+//! key. Times never run backwards here: a step taken at an earlier time than the keyset already
+//! knows of is taken at the time it knows of (K08). Each result carries its MAC; a keyset that came
+//! from a store is to be checked first ([`Keyset::check`]), or a step would authenticate what
+//! somebody else wrote.
 
 use super::{root::Root, seal::Sealer};
 use crate::model::{KeyState, Keyset, Kid, SigningKey, Timestamp, keyset::KeyPolicy};
 
 impl Keyset {
-    /// The keyset of a new service. Its first key signs at once, for nobody can hold an older set; the second is published
-    /// from the beginning, so that there is always one to go to.
+    /// The keyset of a new service. Its first key signs at once, for nobody can hold an older set;
+    /// the second is published from the beginning, so that there is always one to go to.
     pub fn first(now: Timestamp, sealer: &Sealer, mut make: impl FnMut() -> SigningKey) -> Self {
         let active = SigningKey { state: KeyState::Active { since: now }, ..make() };
         let keys = vec![active, make()];
-        Self { revision: 1, keys, sealed_root: Root::make(sealer), mac: String::new() }.with_mac(sealer)
+        Self { revision: 1, keys, sealed_root: Root::make(sealer), mac: String::new() }
+            .with_mac(sealer)
     }
 
-    /// What is due at `now`: removes keys whose last token has expired, replaces an active key that is older than
-    /// `policy.rotate_every` or a rotation asked for, and sees to it that a prepared key is there. `None` when nothing is due.
-    /// A key signs only once it has been published for `policy.publish_ahead` (K02). `make` is called at most once; it makes a
-    /// prepared key created at `now`.
+    /// What is due at `now`: removes keys whose last token has expired, replaces an active key that
+    /// is older than `policy.rotate_every` or a rotation asked for, and sees to it that a prepared
+    /// key is there. `None` when nothing is due. A key signs only once it has been published for
+    /// `policy.publish_ahead` (K02). `make` is called at most once; it makes a prepared key created
+    /// at `now`.
     pub fn advance(
         &self,
         now: Timestamp,
@@ -42,9 +47,16 @@ impl Keyset {
         (next.keys != self.keys).then(|| next.with_mac(sealer))
     }
 
-    /// Replaces the active key by the prepared one: now if that has been published for `policy.publish_ahead`, otherwise as
-    /// soon as it has, by [`Keyset::advance`]. Asked for again before that, nothing changes but the revision.
-    pub fn rotate(&self, now: Timestamp, policy: &KeyPolicy, sealer: &Sealer, mut make: impl FnMut() -> SigningKey) -> Self {
+    /// Replaces the active key by the prepared one: now if that has been published for
+    /// `policy.publish_ahead`, otherwise as soon as it has, by [`Keyset::advance`]. Asked for again
+    /// before that, nothing changes but the revision.
+    pub fn rotate(
+        &self,
+        now: Timestamp,
+        policy: &KeyPolicy,
+        sealer: &Sealer,
+        mut make: impl FnMut() -> SigningKey,
+    ) -> Self {
         let now = now.max(self.newest());
         let mut next = self.next();
         next.replenish(now, &mut make);
@@ -54,8 +66,9 @@ impl Keyset {
         next.with_mac(sealer)
     }
 
-    /// Ends a key and every token it signed (K03), and destroys its private part. An active one is replaced at once by the
-    /// prepared one, however short that has been published. `None` when there is no such key, or it is revoked already.
+    /// Ends a key and every token it signed (K03), and destroys its private part. An active one is
+    /// replaced at once by the prepared one, however short that has been published. `None` when
+    /// there is no such key, or it is revoked already.
     pub fn revoke(
         &self,
         kid: &Kid,
@@ -92,7 +105,9 @@ impl Keyset {
     fn newest(&self) -> Timestamp {
         let times = self.keys.iter().flat_map(|key| match key.state {
             KeyState::Active { since } => [key.created_at, since],
-            KeyState::Prepared { .. } | KeyState::Retiring { .. } | KeyState::Revoked { .. } => [key.created_at; 2],
+            KeyState::Prepared { .. } | KeyState::Retiring { .. } | KeyState::Revoked { .. } => {
+                [key.created_at; 2]
+            }
         });
         times.max().unwrap_or_default()
     }
@@ -104,7 +119,10 @@ impl Keyset {
     fn is_due(&self, now: Timestamp, policy: &KeyPolicy) -> bool {
         let due = |since| now.since(since) >= policy.rotate_every;
         !policy.rotate_every.is_zero()
-            && self.keys.iter().any(|key| matches!(key.state, KeyState::Active { since } if due(since)))
+            && self
+                .keys
+                .iter()
+                .any(|key| matches!(key.state, KeyState::Active { since } if due(since)))
     }
 
     fn prepared(&mut self) -> Option<&mut SigningKey> {
@@ -122,15 +140,16 @@ impl Keyset {
     fn activate_scheduled(&mut self, now: Timestamp, policy: &KeyPolicy) {
         let published = |key: &SigningKey| now >= key.created_at + policy.publish_ahead;
         let due = |at: Option<Timestamp>| at.is_some_and(|at| now >= at);
-        if self
-            .prepared()
-            .is_some_and(|key| matches!(key.state, KeyState::Prepared { activate_at } if due(activate_at)) && published(key))
-        {
+        if self.prepared().is_some_and(|key| {
+            matches!(key.state, KeyState::Prepared { activate_at } if due(activate_at))
+                && published(key)
+        }) {
             self.activate(now, policy);
         }
     }
 
-    /// The prepared key becomes the active one, and the active one, if it still is, retires: one step, never zero, never two.
+    /// The prepared key becomes the active one, and the active one, if it still is, retires: one
+    /// step, never zero, never two.
     fn activate(&mut self, now: Timestamp, policy: &KeyPolicy) {
         let Some(kid) = self.prepared().map(|key| key.kid.clone()) else { return };
         for key in &mut self.keys {

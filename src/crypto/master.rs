@@ -55,11 +55,14 @@ pub enum MasterKeyError {
     #[error("the master key must be 32 bytes in base64 or hexadecimal")]
     Malformed,
     /// 32 bytes that nobody drew at random.
-    #[error("the master key can be guessed: take 32 random bytes, for instance by `openssl rand -base64 32`")]
+    #[error(
+        "the master key can be guessed: take 32 random bytes, for instance by `openssl rand -base64 32`"
+    )]
     Weak,
 }
 
-/// Reads a master key from text: base64 or base64url, padded or not, or hexadecimal; white space around it is ignored.
+/// Reads a master key from text: base64 or base64url, padded or not, or hexadecimal; white space
+/// around it is ignored.
 ///
 /// # Errors
 ///
@@ -80,7 +83,8 @@ pub fn parse(text: &str) -> Result<Zeroizing<[u8; 32]>, MasterKeyError> {
 fn from_base64(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     let mut bytes = Zeroizing::new(vec![0; text.len()]);
     let engines = [URL_SAFE_NO_PAD, URL_SAFE, STANDARD_NO_PAD, STANDARD];
-    let length = engines.iter().find_map(|engine| engine.decode_slice(text, bytes.as_mut_slice()).ok())?;
+    let length =
+        engines.iter().find_map(|engine| engine.decode_slice(text, bytes.as_mut_slice()).ok())?;
     bytes.truncate(length);
     Some(bytes)
 }
@@ -96,7 +100,8 @@ fn from_hex(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     Some(bytes)
 }
 
-/// What 32 random bytes are with odds of less than 2^-40: few different bytes, equal steps, or all printable (a passphrase).
+/// What 32 random bytes are with odds of less than 2^-40: few different bytes, equal steps, or all
+/// printable (a passphrase).
 fn is_weak(key: &[u8; 32]) -> bool {
     let different = key.iter().collect::<std::collections::HashSet<_>>().len();
     let steps = key.iter().zip(key.iter().skip(1)).map(|(a, b)| b.wrapping_sub(*a));
@@ -104,8 +109,9 @@ fn is_weak(key: &[u8; 32]) -> bool {
     different < 16 || equal_steps || key.iter().all(|b| b.is_ascii_graphic() || *b == b' ')
 }
 
-/// Reads the master key from a file that only its owner, the user of this process or root, can get at. Where there is none
-/// and `may_make`, makes one: complete on disk under its name, or not there at all.
+/// Reads the master key from a file that only its owner, the user of this process or root, can get
+/// at. Where there is none and `may_make`, makes one: complete on disk under its name, or not there
+/// at all.
 ///
 /// # Errors
 ///
@@ -116,7 +122,9 @@ pub fn load_or_make(path: &Path, may_make: bool) -> Result<Zeroizing<[u8; 32]>, 
             match make(path) {
                 // Another process was quicker: its key counts.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                made => made.map_err(|source| MasterKeyError::Io { path: path.to_owned(), source })?,
+                made => {
+                    made.map_err(|source| MasterKeyError::Io { path: path.to_owned(), source })?
+                }
             }
             load(path)
         }
@@ -127,7 +135,11 @@ pub fn load_or_make(path: &Path, may_make: bool) -> Result<Zeroizing<[u8; 32]>, 
 fn load(path: &Path) -> Result<Zeroizing<[u8; 32]>, MasterKeyError> {
     let io = |source| MasterKeyError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(|source| {
-        if source.kind() == io::ErrorKind::NotFound { MasterKeyError::Missing(path.to_owned()) } else { io(source) }
+        if source.kind() == io::ErrorKind::NotFound {
+            MasterKeyError::Missing(path.to_owned())
+        } else {
+            io(source)
+        }
     })?;
     // Asked of the open file, so that what is judged is what is read.
     let metadata = file.metadata().map_err(io)?;
@@ -135,7 +147,8 @@ fn load(path: &Path) -> Result<Zeroizing<[u8; 32]>, MasterKeyError> {
     if !metadata.is_file() {
         return Err(MasterKeyError::NotAFile(path.to_owned()));
     }
-    // A systemd credential is root's, with an access list that lets this user alone read it: its mode then looks like 0440.
+    // A systemd credential is root's, with an access list that lets this user alone read it: its
+    // mode then looks like 0440.
     let credential = owner == 0 && mode == 0o440;
     if mode & 0o077 != 0 && !credential {
         return Err(MasterKeyError::Exposed { path: path.to_owned(), mode });
@@ -144,13 +157,18 @@ fn load(path: &Path) -> Result<Zeroizing<[u8; 32]>, MasterKeyError> {
         return Err(MasterKeyError::Foreign { path: path.to_owned(), owner });
     }
     let mut text = Zeroizing::new(String::with_capacity(MAX_FILE as usize + 1));
-    file.take(MAX_FILE)
-        .read_to_string(&mut text)
-        .map_err(|source| if source.kind() == io::ErrorKind::InvalidData { MasterKeyError::Malformed } else { io(source) })?;
+    file.take(MAX_FILE).read_to_string(&mut text).map_err(|source| {
+        if source.kind() == io::ErrorKind::InvalidData {
+            MasterKeyError::Malformed
+        } else {
+            io(source)
+        }
+    })?;
     parse(&text)
 }
 
-/// Written under another name and linked: a crash leaves no half key under `path`, and no key of another is replaced.
+/// Written under another name and linked: a crash leaves no half key under `path`, and no key of
+/// another is replaced.
 fn make(path: &Path) -> io::Result<()> {
     let key = Zeroizing::new(random::bytes::<32>());
     let mut text = Zeroizing::new(STANDARD.encode(*key));
@@ -159,10 +177,16 @@ fn make(path: &Path) -> io::Result<()> {
     name.push(format!(".{}.new", URL_SAFE_NO_PAD.encode(random::bytes::<6>())));
     let draft = path.with_file_name(name);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-    let linked = file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).and_then(|()| fs::hard_link(&draft, path));
+    let linked = file
+        .write_all(text.as_bytes())
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::hard_link(&draft, path));
     fs::remove_file(&draft)?;
     linked?;
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
+    let directory = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or_else(|| Path::new("."));
     File::open(directory)?.sync_all()
 }
 
@@ -188,7 +212,14 @@ mod tests {
         let hex: String = key.iter().map(|b| format!("{b:02x}")).collect();
         let unpadded = KEY.trim_end_matches('=');
         let url = URL_SAFE_NO_PAD.encode(*key);
-        for text in [unpadded, &url, &URL_SAFE.encode(*key), &hex, &hex.to_uppercase(), &format!(" {KEY}\n")] {
+        for text in [
+            unpadded,
+            &url,
+            &URL_SAFE.encode(*key),
+            &hex,
+            &hex.to_uppercase(),
+            &format!(" {KEY}\n"),
+        ] {
             assert_eq!(parse(text).unwrap(), key, "{text}");
         }
     }
@@ -228,7 +259,8 @@ mod tests {
         for weak in [[0; 32], [0xff; 32], [b'a'; 32], counted, phrase, repeated] {
             assert!(matches!(parse(&STANDARD.encode(weak)), Err(MasterKeyError::Weak)), "{weak:?}");
         }
-        let [short, long] = [STANDARD.encode(random::bytes::<31>()), STANDARD.encode(random::bytes::<33>())];
+        let [short, long] =
+            [STANDARD.encode(random::bytes::<31>()), STANDARD.encode(random::bytes::<33>())];
         for wrong in [short.as_str(), long.as_str(), &"g".repeat(64), &format!("{KEY}{KEY}")] {
             assert!(matches!(parse(wrong), Err(MasterKeyError::Malformed)), "{wrong}");
         }
@@ -240,7 +272,10 @@ mod tests {
         for mode in [0o644, 0o640, 0o660, 0o604, 0o622, 0o610] {
             let (_directory, path) = file(mode, KEY);
             let refused = load_or_make(&path, true).unwrap_err();
-            assert!(matches!(refused, MasterKeyError::Exposed { mode: said, .. } if said == mode), "{refused}");
+            assert!(
+                matches!(refused, MasterKeyError::Exposed { mode: said, .. } if said == mode),
+                "{refused}"
+            );
         }
         for mode in [0o600, 0o400] {
             let (_directory, path) = file(mode, KEY);
@@ -271,7 +306,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("master.key");
         let keys: std::collections::HashSet<[u8; 32]> = std::thread::scope(|scope| {
-            let starts: Vec<_> = (0..8).map(|_| scope.spawn(|| *load_or_make(&path, true).unwrap())).collect();
+            let starts: Vec<_> =
+                (0..8).map(|_| scope.spawn(|| *load_or_make(&path, true).unwrap())).collect();
             starts.into_iter().map(|start| start.join().unwrap()).collect()
         });
         assert_eq!(keys.len(), 1);

@@ -1,5 +1,5 @@
-//! Secrets that people chose or brought along: argon2id (RFC 9106), behind a bounded pool, for each hash costs a core 20 ms
-//! and 19 MiB.
+//! Secrets that people chose or brought along: argon2id (RFC 9106), behind a bounded pool, for each
+//! hash costs a core 20 ms and 19 MiB.
 
 mod argon;
 
@@ -26,7 +26,8 @@ const REMEMBERED: usize = 10_000;
 /// A caller as the pool sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct Origin {
-    /// Its network, for an IPv6 customer has 65,536 of the /64 that budgets go by; `None` for this process itself.
+    /// Its network, for an IPv6 customer has 65,536 of the /64 that budgets go by; `None` for this
+    /// process itself.
     pub network: Option<Site>,
     /// True if a secret from there was wrong lately.
     pub failed_lately: bool,
@@ -53,8 +54,9 @@ pub struct Match {
 /// The bounded pool.
 pub struct Passwords {
     lanes: Lanes<Option<Site>>,
-    /// Administration has a core of its own, and a queue: no caller that is not authenticated delays it. Tenants are its second class:
-    /// they share half of the queue and no tenant has more than half of that; the operator comes first, and has room.
+    /// Administration has a core of its own, and a queue: no caller that is not authenticated
+    /// delays it. Tenants are its second class: they share half of the queue and no tenant has more
+    /// than half of that; the operator comes first, and has room.
     administration: Lanes<TenantId>,
     remembered: Remembered,
     /// A hash of nothing anybody knows, to compare with where there is nothing.
@@ -64,7 +66,8 @@ pub struct Passwords {
 }
 
 impl Passwords {
-    /// Compares up to `parallel` secrets at once, at least one; up to `queue` more wait, and the next are refused at once.
+    /// Compares up to `parallel` secrets at once, at least one; up to `queue` more wait, and the
+    /// next are refused at once.
     ///
     /// # Panics
     ///
@@ -85,7 +88,8 @@ impl Passwords {
     ///
     /// # Errors
     ///
-    /// Too many administrators of that tenant, or of all tenants, are waiting, or there is no memory for it.
+    /// Too many administrators of that tenant, or of all tenants, are waiting, or there is no
+    /// memory for it.
     pub async fn hash(&self, tenant: &TenantId, secret: SecretString) -> Result<String, Busy> {
         let class = if tenant.is_operator() { Class::First } else { Class::Second };
         let core = self.administration.enter(tenant.clone(), class).await?;
@@ -97,13 +101,19 @@ impl Passwords {
         hashed.await?.ok_or(Busy)
     }
 
-    /// The secret among `kept` that was verified before in this process with this very text. Costs the same, and next to nothing,
-    /// however many there are (A02).
-    pub fn recall(&self, client: &str, kept: &[Kept], presented: &SecretString) -> Option<SecretId> {
+    /// The secret among `kept` that was verified before in this process with this very text. Costs
+    /// the same, and next to nothing, however many there are (A02).
+    pub fn recall(
+        &self,
+        client: &str,
+        kept: &[Kept],
+        presented: &SecretString,
+    ) -> Option<SecretId> {
         let slots = (0..MAX_LIVE_SECRETS).map(|slot| kept.get(slot));
         let known: Vec<Option<SecretId>> = slots
             .map(|slot| {
-                let (id, phc) = slot.map_or(("", &*self.decoy), |kept| (kept.id.as_str(), kept.phc.as_str()));
+                let (id, phc) =
+                    slot.map_or(("", &*self.decoy), |kept| (kept.id.as_str(), kept.phc.as_str()));
                 let digest = self.remembered.digest(client, id, phc, presented.expose_secret());
                 slot.filter(|_| self.remembered.knows(&digest)).map(|kept| kept.id.clone())
             })
@@ -111,12 +121,13 @@ impl Passwords {
         known.into_iter().flatten().next()
     }
 
-    /// Returns true if one of `kept` was verified before in this process: then [`Self::recall`] has compared with it. Costs the same
-    /// however many there are (A02).
+    /// Returns true if one of `kept` was verified before in this process: then [`Self::recall`] has
+    /// compared with it. Costs the same however many there are (A02).
     pub fn remembers(&self, client: &str, kept: &[Kept]) -> bool {
         let slots = (0..MAX_LIVE_SECRETS).map(|slot| kept.get(slot));
         let known = slots.filter(|slot| {
-            let (id, phc) = slot.map_or(("", &*self.decoy), |kept| (kept.id.as_str(), kept.phc.as_str()));
+            let (id, phc) =
+                slot.map_or(("", &*self.decoy), |kept| (kept.id.as_str(), kept.phc.as_str()));
             self.remembered.knows_one_of(client, id, phc) && slot.is_some()
         });
         known.count() > 0
@@ -124,12 +135,17 @@ impl Passwords {
 
     /// Remembers that a secret of a client was verified, against another hash of it too.
     pub fn remember(&self, client: &str, kept: &Kept, presented: &SecretString) {
-        self.remembered.learn(self.remembered.digest(client, kept.id.as_str(), &kept.phc, presented.expose_secret()));
+        self.remembered.learn(self.remembered.digest(
+            client,
+            kept.id.as_str(),
+            &kept.phc,
+            presented.expose_secret(),
+        ));
     }
 
-    /// Compares a presented secret with those kept of a client, by argon2id. A refusal costs as much as [`MAX_LIVE_SECRETS`] of our
-    /// own hashes, also where there are fewer, cheaper or none to compare with (A02). A success is remembered: it is paid for
-    /// once a process.
+    /// Compares a presented secret with those kept of a client, by argon2id. A refusal costs as
+    /// much as [`MAX_LIVE_SECRETS`] of our own hashes, also where there are fewer, cheaper or none
+    /// to compare with (A02). A success is remembered: it is paid for once a process.
     ///
     /// # Errors
     ///
@@ -147,7 +163,8 @@ impl Passwords {
         if let Some(id) = self.recall(client, &kept, presented) {
             return Ok(Some(Match { id, rehashed: None }));
         }
-        let (decoy, work, secret) = (Arc::clone(&self.decoy), Arc::clone(&self.work), presented.clone());
+        let (decoy, work, secret) =
+            (Arc::clone(&self.decoy), Arc::clone(&self.work), presented.clone());
         let compared = run(permit, move || {
             let secret = secret.expose_secret().as_bytes();
             let spend = |blocks| work.fetch_add(blocks, Relaxed);
@@ -165,7 +182,11 @@ impl Passwords {
                     spend(argon::OWN_BLOCKS);
                     return Some((kept.clone(), argon::hash(secret)));
                 }
-                spend(argon::burn(argon::OWN_BLOCKS.saturating_sub(verified.blocks), &decoy, secret));
+                spend(argon::burn(
+                    argon::OWN_BLOCKS.saturating_sub(verified.blocks),
+                    &decoy,
+                    secret,
+                ));
             }
             None
         });
@@ -174,14 +195,19 @@ impl Passwords {
         Ok(Some(Match { id: kept.id, rehashed }))
     }
 
-    /// Blocks of 1 KiB that argon2id has filled so far, in all passes: the measure of work that no machine changes.
+    /// Blocks of 1 KiB that argon2id has filled so far, in all passes: the measure of work that no
+    /// machine changes.
     pub fn work(&self) -> u64 {
         self.work.load(Relaxed)
     }
 }
 
-/// The permit goes into the work itself: a caller who hangs up frees its core only when that is free again.
-async fn run<P: Send + 'static, T: Send + 'static>(permit: P, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Busy> {
+/// The permit goes into the work itself: a caller who hangs up frees its core only when that is
+/// free again.
+async fn run<P: Send + 'static, T: Send + 'static>(
+    permit: P,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Busy> {
     let task = task::spawn_blocking(move || {
         let done = work();
         drop(permit);

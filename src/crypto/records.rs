@@ -1,5 +1,6 @@
-//! Codes over stored records that decide who may do what: whoever writes to the database without the master key can remove such
-//! a record or put an older one back, and can neither make nor alter one.
+//! Codes over stored records that decide who may do what: whoever writes to the database without
+//! the master key can remove such a record or put an older one back, and can neither make nor alter
+//! one.
 
 use std::fmt;
 
@@ -62,8 +63,8 @@ impl fmt::Debug for RecordKey {
     }
 }
 
-/// Everything but the code itself and the uses of secrets, which are counted beside the record. Taken apart by name, so that a
-/// field that is added later cannot be forgotten here.
+/// Everything but the code itself and the uses of secrets, which are counted beside the record.
+/// Taken apart by name, so that a field that is added later cannot be forgotten here.
 fn client_bytes(client: &Client) -> Vec<u8> {
     let Client {
         id,
@@ -100,7 +101,9 @@ fn client_bytes(client: &Client) -> Vec<u8> {
         framed.number(i128::from(*flag));
     }
     for lifetime in [access_ttl, refresh_ttl, refresh_idle] {
-        framed.optional(lifetime.map(|lifetime| i128::try_from(lifetime.as_nanos()).unwrap_or(i128::MAX)));
+        framed.optional(
+            lifetime.map(|lifetime| i128::try_from(lifetime.as_nanos()).unwrap_or(i128::MAX)),
+        );
     }
     framed.number(i128::from(*revision));
     framed.number(i128::from(created_at.millis()));
@@ -122,7 +125,8 @@ fn client_bytes(client: &Client) -> Vec<u8> {
 
 /// Everything but the code itself.
 fn audience_bytes(record: &AudienceRecord) -> Vec<u8> {
-    let AudienceRecord { audience, tenant, claimed_by, created_at, releasing, revision, mac: _ } = record;
+    let AudienceRecord { audience, tenant, claimed_by, created_at, releasing, revision, mac: _ } =
+        record;
     let mut framed = Framed::of(AUDIENCE);
     for text in [audience.as_str(), tenant.as_str(), claimed_by.as_str()] {
         framed.text(text);
@@ -133,7 +137,8 @@ fn audience_bytes(record: &AudienceRecord) -> Vec<u8> {
     framed.0
 }
 
-/// Bytes with one reading: each text behind its length, each list behind its count, numbers of one width.
+/// Bytes with one reading: each text behind its length, each list behind its count, numbers of one
+/// width.
 struct Framed(Vec<u8>);
 
 impl Framed {

@@ -1,5 +1,6 @@
-//! Refresh tokens: derived, never stored. A token is the family and generation it belongs to and a MAC over both, with the
-//! family's salt, under a server key; so the same successor can be given twice, and a copy of the store yields no token.
+//! Refresh tokens: derived, never stored. A token is the family and generation it belongs to and a
+//! MAC over both, with the family's salt, under a server key; so the same successor can be given
+//! twice, and a copy of the store yields no token.
 
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -37,7 +38,8 @@ impl RefreshKey {
 
     /// Whether `presented` was minted here for a family with this salt; in constant time.
     pub fn verify(&self, presented: &Presented, salt: &[u8; 32]) -> bool {
-        hmac::verify(&self.0, &signed(presented.family, presented.generation, salt), &presented.mac).is_ok()
+        hmac::verify(&self.0, &signed(presented.family, presented.generation, salt), &presented.mac)
+            .is_ok()
     }
 }
 
@@ -65,7 +67,8 @@ pub struct Presented {
 }
 
 impl Presented {
-    /// Takes a token apart: this prefix, this length, canonical base64url and this version, or nothing.
+    /// Takes a token apart: this prefix, this length, canonical base64url and this version, or
+    /// nothing.
     pub fn parse(text: &str) -> Option<Self> {
         let encoded = text.strip_prefix(PREFIX).filter(|encoded| encoded.len() == TEXT)?;
         let bytes = URL_SAFE_NO_PAD.decode(encoded).ok()?;
@@ -84,7 +87,10 @@ impl Presented {
 /// Without the part that proves it.
 impl std::fmt::Debug for Presented {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Presented").field("family", &self.family).field("generation", &self.generation).finish_non_exhaustive()
+        f.debug_struct("Presented")
+            .field("family", &self.family)
+            .field("generation", &self.generation)
+            .finish_non_exhaustive()
     }
 }
 
@@ -100,7 +106,12 @@ mod tests {
 
     fn key() -> RefreshKey {
         let sealer = Sealer::new([3; 32]);
-        let keyset = Keyset { revision: 1, keys: Vec::new(), sealed_root: Root::make(&sealer), mac: String::new() };
+        let keyset = Keyset {
+            revision: 1,
+            keys: Vec::new(),
+            sealed_root: Root::make(&sealer),
+            mac: String::new(),
+        };
         RefreshKey::new(&Root::open(&keyset, &sealer).unwrap())
     }
 
@@ -148,7 +159,10 @@ mod tests {
             assert!(!stands(&key, &format!("{extra}{token}")), "{extra:?} before");
         }
         for end in ["=", "==", " ", "\n", "\0", ".", "*"] {
-            assert!(!stands(&key, &format!("{}{end}", &token[..token.len() - end.len()])), "{end:?} in place of its end");
+            assert!(
+                !stands(&key, &format!("{}{end}", &token[..token.len() - end.len()])),
+                "{end:?} in place of its end"
+            );
         }
     }
 
@@ -162,7 +176,10 @@ mod tests {
         for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert!(!stands(&key, &format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(flipped))), "bit {bit}");
+            assert!(
+                !stands(&key, &format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(flipped))),
+                "bit {bit}"
+            );
         }
         for bit in 0..token.len() * 8 {
             let mut flipped = token.as_bytes().to_vec();
@@ -182,8 +199,13 @@ mod tests {
         let token = token.expose_secret();
         assert!(!stands(&key, &token.to_uppercase()));
         assert!(!stands(&key, &token.to_lowercase()));
-        for (at, letter) in token.char_indices().filter(|(_, letter)| letter.is_ascii_alphabetic()) {
-            let other = if letter.is_ascii_lowercase() { letter.to_ascii_uppercase() } else { letter.to_ascii_lowercase() };
+        for (at, letter) in token.char_indices().filter(|(_, letter)| letter.is_ascii_alphabetic())
+        {
+            let other = if letter.is_ascii_lowercase() {
+                letter.to_ascii_uppercase()
+            } else {
+                letter.to_ascii_lowercase()
+            };
             assert!(!stands(&key, &format!("{}{other}{}", &token[..at], &token[at + 1..])), "{at}");
         }
         for prefix in ["", "jcs_", "JRT_", "jrt", "jrt-", "jrt_jrt_", " jrt_"] {
@@ -198,7 +220,10 @@ mod tests {
         let token = key.mint(FamilyId::new(), u32::MAX, &SALT);
         let (rest, last) = token.expose_secret().split_at(PREFIX.len() + 70);
         let alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_+/=";
-        let spellings = alphabet.chars().filter(|other| stands(&key, &format!("{rest}{other}"))).collect::<String>();
+        let spellings = alphabet
+            .chars()
+            .filter(|other| stands(&key, &format!("{rest}{other}")))
+            .collect::<String>();
         assert_eq!(spellings, last);
     }
 

@@ -9,8 +9,9 @@ use aws_lc_rs::hmac;
 
 use super::random;
 
-/// A bounded set of keyed digests of what was verified. The key is of this process and the secrets are not in it, so the
-/// memory of the process gives no more away than the hashes at rest do. Failures are never remembered.
+/// A bounded set of keyed digests of what was verified. The key is of this process and the secrets
+/// are not in it, so the memory of the process gives no more away than the hashes at rest do.
+/// Failures are never remembered.
 pub struct Remembered {
     key: hmac::Key,
     capacity: usize,
@@ -25,8 +26,8 @@ struct Known {
     oldest_first: VecDeque<Digest>,
 }
 
-/// Stands for one presented secret of one client against one hash. Another hash is another digest: a secret that was replaced
-/// is forgotten by itself.
+/// Stands for one presented secret of one client against one hash. Another hash is another digest:
+/// a secret that was replaced is forgotten by itself.
 #[derive(Clone, Copy)]
 pub struct Digest {
     whole: [u8; 32],
@@ -43,7 +44,10 @@ impl Remembered {
 
     /// What stands for this combination in this process.
     pub fn digest(&self, client: &str, id: &str, phc: &str, presented: &str) -> Digest {
-        Digest { whole: self.mac(&[client, id, phc, presented]), hash: self.mac(&[client, id, phc]) }
+        Digest {
+            whole: self.mac(&[client, id, phc, presented]),
+            hash: self.mac(&[client, id, phc]),
+        }
     }
 
     fn mac(&self, parts: &[&str]) -> [u8; 32] {
@@ -115,7 +119,9 @@ mod tests {
         let remembered = Remembered::new(1);
         remembered.learn(digest(&remembered, ["a", "b", "phc", "secret"]));
         assert!(remembered.knows_one_of("a", "b", "phc"));
-        assert!(!remembered.knows_one_of("a", "b", "phd") && !remembered.knows_one_of("b", "a", "phc"));
+        assert!(
+            !remembered.knows_one_of("a", "b", "phd") && !remembered.knows_one_of("b", "a", "phc")
+        );
         remembered.learn(digest(&remembered, ["a", "b", "phd", "secret"]));
         assert!(
             remembered.knows_one_of("a", "b", "phd") && !remembered.knows_one_of("a", "b", "phc"),
@@ -127,7 +133,9 @@ mod tests {
     #[test]
     fn it_holds_no_more_than_its_capacity() {
         let remembered = Remembered::new(100);
-        let digests: Vec<_> = (0..1_000).map(|n| digest(&remembered, ["a", "b", &format!("phc-{n}"), "secret"])).collect();
+        let digests: Vec<_> = (0..1_000)
+            .map(|n| digest(&remembered, ["a", "b", &format!("phc-{n}"), "secret"]))
+            .collect();
         for one in &digests {
             remembered.learn(*one);
             remembered.learn(*one);

@@ -1,5 +1,5 @@
-//! The root of the server's symmetric keys. Each use has a key of its own, derived under its own label, so that what is made
-//! with one says nothing about another.
+//! The root of the server's symmetric keys. Each use has a key of its own, derived under its own
+//! label, so that what is made with one says nothing about another.
 
 use aws_lc_rs::hkdf;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -42,7 +42,8 @@ impl Root {
     }
 }
 
-/// HKDF-SHA-256 of `secret` under a domain and a label; neither may hold a NUL, which separates them.
+/// HKDF-SHA-256 of `secret` under a domain and a label; neither may hold a NUL, which separates
+/// them.
 #[expect(clippy::expect_used, reason = "32 bytes are within the 8,160 that HKDF-SHA-256 yields")]
 pub(super) fn derive(secret: &[u8; 32], domain: &str, label: &str) -> Zeroizing<[u8; 32]> {
     let mut key = Zeroizing::new([0; 32]);
@@ -67,7 +68,8 @@ mod tests {
     fn each_label_has_a_key_of_its_own_that_stays_the_same() {
         let sealer = Sealer::new([7; 32]);
         let keyset = keyset(Root::make(&sealer));
-        let [once, again] = [Root::open(&keyset, &sealer).unwrap(), Root::open(&keyset, &sealer).unwrap()];
+        let [once, again] =
+            [Root::open(&keyset, &sealer).unwrap(), Root::open(&keyset, &sealer).unwrap()];
         assert_eq!(once.derive("refresh token"), again.derive("refresh token"));
         assert_ne!(once.derive("refresh token"), once.derive("client secret"));
         assert_ne!(once.derive("refresh token"), once.0);

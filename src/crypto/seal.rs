@@ -1,16 +1,20 @@
-//! Sealing at rest: AES-256-GCM under the master key. What is sealed for one purpose and id opens for no other.
+//! Sealing at rest: AES-256-GCM under the master key. What is sealed for one purpose and id opens
+//! for no other.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use zeroize::Zeroizing;
 
 use super::root;
 
-pub use super::master::{MasterKeyError, load_or_make as load_or_make_master, parse as parse_master};
+pub use super::master::{
+    MasterKeyError, load_or_make as load_or_make_master, parse as parse_master,
+};
 
 /// The one form of sealed bytes so far: this byte, the nonce, the ciphertext, the tag.
 const VERSION: u8 = 1;
 
-/// Sealed bytes that do not open: another master key, another purpose or id, or altered. Which of them cannot be told.
+/// Sealed bytes that do not open: another master key, another purpose or id, or altered. Which of
+/// them cannot be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("sealed data does not open: it was altered, moved, or sealed under another master key")]
 pub struct SealError;
@@ -31,13 +35,17 @@ impl Sealer {
         Self { master, key }
     }
 
-    /// Seals `plain` for `purpose` and `id`, under a fresh random nonce. At 2^32 seals under one master key the odds of a
-    /// repeated nonce reach 2^-32 (NIST SP 800-38D section 8.3): keys are sealed, never rows.
+    /// Seals `plain` for `purpose` and `id`, under a fresh random nonce. At 2^32 seals under one
+    /// master key the odds of a repeated nonce reach 2^-32 (NIST SP 800-38D section 8.3): keys are
+    /// sealed, never rows.
     #[expect(clippy::expect_used, reason = "only more than 64 GiB at once would not seal")]
     pub fn seal(&self, purpose: &str, id: &str, plain: &[u8]) -> Vec<u8> {
         let mut sealed = Vec::with_capacity(plain.len() + AES_256_GCM.tag_len());
         sealed.extend_from_slice(plain);
-        let nonce = self.key.seal_in_place_append_tag(aad(purpose, id), &mut sealed).expect("less than 64 GiB");
+        let nonce = self
+            .key
+            .seal_in_place_append_tag(aad(purpose, id), &mut sealed)
+            .expect("less than 64 GiB");
         [&[VERSION], nonce.as_ref().as_slice(), &sealed].concat()
     }
 
@@ -46,7 +54,12 @@ impl Sealer {
     /// # Errors
     ///
     /// For everything else.
-    pub fn open(&self, purpose: &str, id: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
+    pub fn open(
+        &self,
+        purpose: &str,
+        id: &str,
+        sealed: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, SealError> {
         let (version, rest) = sealed.split_first().ok_or(SealError)?;
         let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>().ok_or(SealError)?;
         if *version != VERSION {
@@ -54,12 +67,17 @@ impl Sealer {
         }
         let nonce = Nonce::assume_unique_for_key(*nonce);
         let mut plain = Zeroizing::new(sealed.to_vec());
-        let length = self.key.open_in_place(nonce, aad(purpose, id), &mut plain).map_err(|_| SealError)?.len();
+        let length = self
+            .key
+            .open_in_place(nonce, aad(purpose, id), &mut plain)
+            .map_err(|_| SealError)?
+            .len();
         plain.truncate(length);
         Ok(plain)
     }
 
-    /// A key for one use that is not sealing (RFC 5869). In use: "audit head", "client record", "export", "keyset".
+    /// A key for one use that is not sealing (RFC 5869). In use: "audit head", "client record",
+    /// "export", "keyset".
     pub fn derive(&self, label: &str) -> Zeroizing<[u8; 32]> {
         root::derive(&self.master, "derived", label)
     }

@@ -1,5 +1,5 @@
-//! Client secrets made by this service: 256 random bits, kept only as an HMAC under a server key. A secret that nobody chose
-//! needs no slow hash.
+//! Client secrets made by this service: 256 random bits, kept only as an HMAC under a server key. A
+//! secret that nobody chose needs no slow hash.
 
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -32,17 +32,21 @@ impl ClientSecrets {
         }
     }
 
-    /// A new secret: its id, its value `jcs_<id>_<random>` to be shown once, and what is kept of it.
+    /// A new secret: its id, its value `jcs_<id>_<random>` to be shown once, and what is kept of
+    /// it.
     pub fn generate(&self) -> (SecretId, SecretString, Digest) {
         let id = new_id();
-        let value = SecretString::from(format!("{PREFIX}{id}_{}", URL_SAFE_NO_PAD.encode(random::bytes::<32>())));
+        let value = SecretString::from(format!(
+            "{PREFIX}{id}_{}",
+            URL_SAFE_NO_PAD.encode(random::bytes::<32>())
+        ));
         let mac = hmac::sign(&self.key, value.expose_secret().as_bytes());
         let digest = Digest::Keyed { hmac: URL_SAFE_NO_PAD.encode(mac) };
         (id, value, digest)
     }
 
-    /// Whether `presented` is the secret kept as `secret`; in constant time. Never for a chosen or imported one: see
-    /// [`super::passwords`].
+    /// Whether `presented` is the secret kept as `secret`; in constant time. Never for a chosen or
+    /// imported one: see [`super::passwords`].
     pub fn matches(&self, presented: &str, secret: &Secret) -> bool {
         match &secret.digest {
             Digest::Keyed { hmac } => self.verify(presented, hmac),
@@ -63,12 +67,14 @@ impl ClientSecrets {
         #[cfg(test)]
         tests::MACS.with(|macs| macs.set(macs.get() + 1));
         let mut mac = [0; 32];
-        let read = URL_SAFE_NO_PAD.decode_slice(kept, &mut mac).is_ok_and(|length| length == mac.len());
+        let read =
+            URL_SAFE_NO_PAD.decode_slice(kept, &mut mac).is_ok_and(|length| length == mac.len());
         hmac::verify(&self.key, presented.as_bytes(), &mac).is_ok() && read
     }
 }
 
-/// Whether a presented secret claims to be made here: it is then compared as such, and with nothing else, whatever its client.
+/// Whether a presented secret claims to be made here: it is then compared as such, and with nothing
+/// else, whatever its client.
 pub fn is_generated(presented: &str) -> bool {
     presented.starts_with(PREFIX)
 }
@@ -110,12 +116,24 @@ mod tests {
 
     fn secrets() -> ClientSecrets {
         let sealer = Sealer::new([3; 32]);
-        let keyset = Keyset { revision: 1, keys: Vec::new(), sealed_root: Root::make(&sealer), mac: String::new() };
+        let keyset = Keyset {
+            revision: 1,
+            keys: Vec::new(),
+            sealed_root: Root::make(&sealer),
+            mac: String::new(),
+        };
         ClientSecrets::new(&Root::open(&keyset, &sealer).unwrap())
     }
 
     fn kept(id: SecretId, digest: Digest) -> Secret {
-        Secret { id, digest, created_at: Timestamp::EPOCH, expires_at: None, last_used_at: None, use_count: 0 }
+        Secret {
+            id,
+            digest,
+            created_at: Timestamp::EPOCH,
+            expires_at: None,
+            last_used_at: None,
+            use_count: 0,
+        }
     }
 
     #[test]
@@ -134,7 +152,8 @@ mod tests {
         let secrets = secrets();
         let made: Vec<_> = (0..200).map(|_| secrets.generate()).collect();
         let ids: std::collections::HashSet<_> = made.iter().map(|(id, ..)| id.as_str()).collect();
-        let values: std::collections::HashSet<_> = made.iter().map(|(_, value, _)| value.expose_secret()).collect();
+        let values: std::collections::HashSet<_> =
+            made.iter().map(|(_, value, _)| value.expose_secret()).collect();
         assert_eq!((ids.len(), values.len()), (200, 200));
     }
 
@@ -157,7 +176,9 @@ mod tests {
                 assert!(!secrets.matches(text, &kept), "bit {bit}");
             }
         }
-        for wrong in [format!("{value} "), format!("{value}="), value.to_uppercase(), format!(" {value}")] {
+        for wrong in
+            [format!("{value} "), format!("{value}="), value.to_uppercase(), format!(" {value}")]
+        {
             assert!(!secrets.matches(&wrong, &kept), "{wrong}");
         }
     }
@@ -169,7 +190,8 @@ mod tests {
         for length in [73, 128, 1_024] {
             let [one, other] = ["1", "2"].map(|end| format!("jcs_{}{end}", "x".repeat(length - 5)));
             let mac = hmac::sign(&secrets.key, one.as_bytes());
-            let kept = kept("a".parse().unwrap(), Digest::Keyed { hmac: URL_SAFE_NO_PAD.encode(mac) });
+            let kept =
+                kept("a".parse().unwrap(), Digest::Keyed { hmac: URL_SAFE_NO_PAD.encode(mac) });
             assert!(secrets.matches(&one, &kept));
             assert!(!secrets.matches(&other, &kept), "{length}");
         }
@@ -184,7 +206,10 @@ mod tests {
         let phc = "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
         assert!(!here.matches(value, &kept(id.clone(), Digest::Argon2id { phc: phc.to_owned() })));
         for hmac in ["", "AAAA", "*", &"A".repeat(43), &"A".repeat(44)] {
-            assert!(!here.matches(value, &kept(id.clone(), Digest::Keyed { hmac: hmac.to_owned() })), "{hmac}");
+            assert!(
+                !here.matches(value, &kept(id.clone(), Digest::Keyed { hmac: hmac.to_owned() })),
+                "{hmac}"
+            );
         }
     }
 
@@ -205,16 +230,26 @@ mod tests {
     fn only_the_exact_shape_has_an_id() {
         let (_, value, _) = secrets().generate();
         let value = value.expose_secret();
-        for wrong in
-            ["", "jcs_", "jcs_abc", &value[..59], &format!("{value}A"), &value.replacen("jcs_", "jrt_", 1), "jcs_ééééééé"]
-        {
+        for wrong in [
+            "",
+            "jcs_",
+            "jcs_abc",
+            &value[..59],
+            &format!("{value}A"),
+            &value.replacen("jcs_", "jrt_", 1),
+            "jcs_ééééééé",
+        ] {
             assert_eq!(secret_id_of(wrong), None, "{wrong}");
         }
-        assert_eq!(secret_id_of(&format!("jcs_abcdefghij_k_{}", "A".repeat(43))), None, "no underscore in an id");
+        assert_eq!(
+            secret_id_of(&format!("jcs_abcdefghij_k_{}", "A".repeat(43))),
+            None,
+            "no underscore in an id"
+        );
     }
 
-    /// A02: an unknown client, a wrong secret, a client without a secret of this kind and one whose secret cannot be read cost the
-    /// same: one MAC over what was presented.
+    /// A02: an unknown client, a wrong secret, a client without a secret of this kind and one whose
+    /// secret cannot be read cost the same: one MAC over what was presented.
     #[test]
     fn an_unknown_client_costs_as_much_as_a_wrong_secret() {
         let secrets = secrets();
@@ -226,7 +261,11 @@ mod tests {
         let classes: [&dyn Fn(); 4] = [
             &|| secrets.burn(presented),
             &|| assert!(!secrets.matches(presented, &kept_as(digest.clone()))),
-            &|| assert!(!secrets.matches(presented, &kept_as(Digest::Argon2id { phc: String::new() }))),
+            &|| {
+                assert!(
+                    !secrets.matches(presented, &kept_as(Digest::Argon2id { phc: String::new() }))
+                )
+            },
             &|| assert!(!secrets.matches(presented, &kept_as(damaged.clone()))),
         ];
         for (class, work) in classes.iter().enumerate() {

@@ -8,8 +8,8 @@ use std::{
 
 use crate::model::{ClientId, Timestamp};
 
-/// Failures of one client within [`PERIOD`] that raise the alarm. A client with a stale secret that asks again every few seconds
-/// stays below.
+/// Failures of one client within [`PERIOD`] that raise the alarm. A client with a stale secret that
+/// asks again every few seconds stays below.
 const THRESHOLD: u32 = 1_000;
 const PERIOD: Duration = Duration::from_secs(3_600);
 
@@ -60,14 +60,18 @@ mod tests {
     #[test]
     fn too_many_failures_raise_the_alarm_once_a_period() {
         let alarm = Alarm::new(10);
-        let (orders, billing): (ClientId, ClientId) = ("orders".parse().unwrap(), "billing".parse().unwrap());
-        let raised = |client: &ClientId, now: Timestamp, count: u32| (0..count).filter(|_| alarm.failed(client, now)).count();
+        let (orders, billing): (ClientId, ClientId) =
+            ("orders".parse().unwrap(), "billing".parse().unwrap());
+        let raised = |client: &ClientId, now: Timestamp, count: u32| {
+            (0..count).filter(|_| alarm.failed(client, now)).count()
+        };
         assert_eq!(raised(&orders, NOW, THRESHOLD - 1), 0);
         assert_eq!(raised(&billing, NOW, THRESHOLD - 1), 0);
         assert_eq!(raised(&orders, NOW, 5 * THRESHOLD), 1);
         assert_eq!(raised(&orders, NOW + PERIOD, THRESHOLD - 1), 0);
         assert_eq!(raised(&orders, NOW + PERIOD, 1), 1);
-        let trickle = (0..10 * THRESHOLD).filter(|n| alarm.failed(&billing, NOW + PERIOD + Duration::from_secs(4) * *n));
+        let trickle = (0..10 * THRESHOLD)
+            .filter(|n| alarm.failed(&billing, NOW + PERIOD + Duration::from_secs(4) * *n));
         assert_eq!(trickle.count(), 0);
     }
 

@@ -1,5 +1,5 @@
-//! One budget per key: a `governor` limiter each, in a table of bounded size. Past the bound new keys are refused and old ones
-//! keep their state (L16).
+//! One budget per key: a `governor` limiter each, in a table of bounded size. Past the bound new
+//! keys are refused and old ones keep their state (L16).
 
 use std::{
     hash::Hash,
@@ -29,7 +29,8 @@ pub(super) struct Ticks(Arc<AtomicU64>);
 impl Ticks {
     fn reach(&self, now: Timestamp) {
         let nanos = u64::try_from(now.millis()).unwrap_or(0).saturating_mul(1_000_000);
-        // Read first: most calls come within the same millisecond, and then no core takes the line from the others.
+        // Read first: most calls come within the same millisecond, and then no core takes the line
+        // from the others.
         if self.0.load(Relaxed) < nanos {
             self.0.fetch_max(nanos, Relaxed);
         }
@@ -44,7 +45,8 @@ impl governor::clock::Clock for Ticks {
     }
 }
 
-/// State of one limiter: when it is full again, in nanoseconds from its start. `governor`'s own cannot be given back to.
+/// State of one limiter: when it is full again, in nanoseconds from its start. `governor`'s own
+/// cannot be given back to.
 #[derive(Clone, Default)]
 struct Spent(Arc<AtomicU64>);
 
@@ -118,7 +120,8 @@ impl<K: Hash + Eq + Clone> Budgets<K> {
             return Err(self.refill);
         };
         budget.used.store(now.millis(), Relaxed);
-        let work = NonZeroU32::new(work.min(self.quota.burst_size().get())).unwrap_or(NonZeroU32::MIN);
+        let work =
+            NonZeroU32::new(work.min(self.quota.burst_size().get())).unwrap_or(NonZeroU32::MIN);
         let wait: Duration = match budget.limiter.check_n(work) {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(until)) => until.earliest_possible().duration_since(self.ticks.now()).into(),
@@ -158,7 +161,9 @@ impl<K: Hash + Eq + Clone> Budgets<K> {
 
     /// Forgets budgets that are full again.
     pub(super) fn sweep(&self, now: Timestamp) {
-        self.by_key.pin().retain(|_, budget| now.since(Timestamp::from_millis(budget.used.load(Relaxed))) < self.refill);
+        self.by_key.pin().retain(|_, budget| {
+            now.since(Timestamp::from_millis(budget.used.load(Relaxed))) < self.refill
+        });
     }
 
     #[cfg(test)]
@@ -204,7 +209,8 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..5_000 {
-                        let drawn = (0..3).filter(|_| budgets.draw(&"a", at(1_000)).is_ok()).count();
+                        let drawn =
+                            (0..3).filter(|_| budgets.draw(&"a", at(1_000)).is_ok()).count();
                         let now = held.fetch_add(drawn as u64, Relaxed) + drawn as u64;
                         most.fetch_max(now, Relaxed);
                         held.fetch_sub(drawn as u64, Relaxed);

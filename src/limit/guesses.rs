@@ -1,5 +1,5 @@
-//! Budgets of presented secrets. One is drawn before a secret is compared and given back if it was right, so that what is wrong
-//! is paid for and callers at the same moment cannot pass together.
+//! Budgets of presented secrets. One is drawn before a secret is compared and given back if it was
+//! right, so that what is wrong is paid for and callers at the same moment cannot pass together.
 //!
 //! | budget of the site | budget of the site at this secret | a secret is | a wrong one is answered |
 //! |--|--|--|--|
@@ -7,8 +7,9 @@
 //! | empty | drawn | compared where that is cheap: one made here, or with what is remembered | SLOW_DOWN |
 //! | empty | empty, or there is no such client | not compared | SLOW_DOWN |
 //!
-//! The answer follows from the site alone, so that it does not tell which names exist (A02). The second budget is why noise at
-//! other names neither hides guesses at a client nor locks out its neighbours.
+//! The answer follows from the site alone, so that it does not tell which names exist (A02). The
+//! second budget is why noise at other names neither hides guesses at a client nor locks out its
+//! neighbours.
 
 use std::{
     sync::atomic::{AtomicI64, Ordering::Relaxed},
@@ -24,7 +25,8 @@ use crate::{
     model::{ClientId, Peer, SecretId, Site, Timestamp},
 };
 
-/// A secret that a caller claims to have: that of an existing client, by its id where the secret names one that is valid.
+/// A secret that a caller claims to have: that of an existing client, by its id where the secret
+/// names one that is valid.
 pub type Target = (ClientId, Option<SecretId>);
 
 /// What pays for comparing one presented secret.
@@ -69,15 +71,16 @@ pub(super) struct Guesses {
     failures: Failures,
 }
 
-/// Time of the last wrong secret from each network, in milliseconds. By network, since a caller that guesses has 65,536 of the /64
-/// that budgets go by.
+/// Time of the last wrong secret from each network, in milliseconds. By network, since a caller
+/// that guesses has 65,536 of the /64 that budgets go by.
 struct Failures {
     by_network: HashMap<Site, AtomicI64>,
     cap: usize,
 }
 
 impl Failures {
-    /// Past the bound networks go unmarked: they wait for their turn as those do that never failed, under the same budgets.
+    /// Past the bound networks go unmarked: they wait for their turn as those do that never failed,
+    /// under the same budgets.
     fn note(&self, network: Site, now: Timestamp) {
         let table = self.by_network.pin();
         if table.len() >= self.cap && !table.contains_key(&network) {
@@ -88,28 +91,42 @@ impl Failures {
     }
 
     fn is_within(&self, period: Duration, network: Site, now: Timestamp) -> bool {
-        let last = self.by_network.pin().get(&network).map(|last| Timestamp::from_millis(last.load(Relaxed)));
+        let last = self
+            .by_network
+            .pin()
+            .get(&network)
+            .map(|last| Timestamp::from_millis(last.load(Relaxed)));
         last.is_some_and(|last| now.since(last) < period)
     }
 
     fn sweep(&self, period: Duration, now: Timestamp) {
-        self.by_network.pin().retain(|_, last| now.since(Timestamp::from_millis(last.load(Relaxed))) < period);
+        self.by_network
+            .pin()
+            .retain(|_, last| now.since(Timestamp::from_millis(last.load(Relaxed))) < period);
     }
 }
 
 impl Guesses {
     pub(super) fn new(rate: Rate, cap: usize, ticks: &Ticks) -> Self {
         let failures = Failures { by_network: HashMap::new(), cap };
-        Self { sites: Budgets::new(rate, cap, ticks), targets: Budgets::new(rate, cap, ticks), failures }
+        Self {
+            sites: Budgets::new(rate, cap, ticks),
+            targets: Budgets::new(rate, cap, ticks),
+            failures,
+        }
     }
 
-    /// Draws for one secret; `target` is `None` where there is no such client. A full table pays for nothing.
+    /// Draws for one secret; `target` is `None` where there is no such client. A full table pays
+    /// for nothing.
     pub(super) fn draw(&self, peer: Peer, target: Option<Target>, now: Timestamp) -> Guess {
-        let Some(site) = peer.site() else { return Guess { payer: Payer::Local, retry_after: None } };
+        let Some(site) = peer.site() else {
+            return Guess { payer: Payer::Local, retry_after: None };
+        };
         let Err(retry_after) = self.sites.draw(&site, now) else {
             return Guess { payer: Payer::Site(site), retry_after: None };
         };
-        let paid = target.map(|target| (site, target)).filter(|key| self.targets.draw(key, now).is_ok());
+        let paid =
+            target.map(|target| (site, target)).filter(|key| self.targets.draw(key, now).is_ok());
         let payer = paid.map_or(Payer::None, |(site, target)| Payer::Target(site, target));
         Guess { payer, retry_after: Some(retry_after) }
     }
@@ -130,9 +147,11 @@ impl Guesses {
         }
     }
 
-    /// Returns true if a secret from the peer's network was wrong within the time in which a budget refills.
+    /// Returns true if a secret from the peer's network was wrong within the time in which a budget
+    /// refills.
     pub(super) fn failed_lately(&self, peer: Peer, now: Timestamp) -> bool {
-        peer.network().is_some_and(|network| self.failures.is_within(self.sites.refill(), network, now))
+        peer.network()
+            .is_some_and(|network| self.failures.is_within(self.sites.refill(), network, now))
     }
 
     pub(super) fn sweep(&self, now: Timestamp) {
@@ -161,9 +180,17 @@ mod tests {
     }
 
     /// How many of `count` secrets are compared by argon2id, and how many at all.
-    fn judged(guesses: &Guesses, peer: Peer, target: impl Fn() -> Option<Target>, count: usize) -> (usize, usize) {
+    fn judged(
+        guesses: &Guesses,
+        peer: Peer,
+        target: impl Fn() -> Option<Target>,
+        count: usize,
+    ) -> (usize, usize) {
         let drawn: Vec<Guess> = (0..count).map(|_| guesses.draw(peer, target(), NOW)).collect();
-        (drawn.iter().filter(|one| one.may_hash()).count(), drawn.iter().filter(|one| one.may_compare()).count())
+        (
+            drawn.iter().filter(|one| one.may_hash()).count(),
+            drawn.iter().filter(|one| one.may_compare()).count(),
+        )
     }
 
     /// AZ1, TL2: a new name for each guess is no new budget.
@@ -172,17 +199,26 @@ mod tests {
         let guesses = guesses(1_000);
         assert_eq!(judged(&guesses, peer(1), || None, 60), (3, 3));
         assert_eq!(judged(&guesses, peer(2), || None, 60), (3, 3), "another site has its own");
-        assert_eq!((guesses.sites.len(), guesses.targets.len()), (2, 0), "and they take no place of a client");
+        assert_eq!(
+            (guesses.sites.len(), guesses.targets.len()),
+            (2, 0),
+            "and they take no place of a client"
+        );
     }
 
-    /// AZ7: noise at other names leaves guesses at a client a budget, and past that nothing is compared.
+    /// AZ7: noise at other names leaves guesses at a client a budget, and past that nothing is
+    /// compared.
     #[test]
     fn a_client_has_a_budget_of_its_own_at_each_site() {
         let guesses = guesses(1_000);
         let _ = judged(&guesses, peer(1), || None, 60);
         assert_eq!(judged(&guesses, peer(1), || at("orders", None), 60), (0, 3));
         assert_eq!(judged(&guesses, peer(1), || at("billing", None), 60), (0, 3), "another client");
-        assert_eq!(judged(&guesses, peer(1), || at("orders", Some("s1")), 60), (0, 3), "a secret that is valid");
+        assert_eq!(
+            judged(&guesses, peer(1), || at("orders", Some("s1")), 60),
+            (0, 3),
+            "a secret that is valid"
+        );
         assert_eq!(judged(&guesses, peer(2), || at("orders", None), 60), (3, 6), "another site");
     }
 
@@ -192,7 +228,8 @@ mod tests {
         let answers = |target: &dyn Fn() -> Option<Target>| {
             let guesses = guesses(1_000);
             let times = (0..200).map(|n| NOW + Duration::from_millis(n * 70));
-            let answers: Vec<_> = times.map(|now| guesses.draw(peer(1), target(), now).retry_after).collect();
+            let answers: Vec<_> =
+                times.map(|now| guesses.draw(peer(1), target(), now).retry_after).collect();
             answers
         };
         assert_eq!(answers(&|| None), answers(&|| at("orders", None)));
@@ -224,8 +261,16 @@ mod tests {
         assert_eq!(judged(&guesses, peer(3), || None, 100), (0, 0), "no room for another site");
         assert_eq!(judged(&guesses, peer(1), || at("a", None), 9), (0, 3));
         assert_eq!(judged(&guesses, peer(1), || at("b", None), 9), (0, 3));
-        assert_eq!(judged(&guesses, peer(1), || at("victim", None), 100), (0, 0), "nor for another client");
-        assert_eq!(judged(&guesses, peer(2), || None, 9), (1, 1), "who is known keeps what is left");
+        assert_eq!(
+            judged(&guesses, peer(1), || at("victim", None), 100),
+            (0, 0),
+            "nor for another client"
+        );
+        assert_eq!(
+            judged(&guesses, peer(2), || None, 9),
+            (1, 1),
+            "who is known keeps what is left"
+        );
         guesses.sweep(NOW + Duration::from_secs(60));
         assert_eq!(judged(&guesses, peer(3), || at("victim", None), 100), (3, 6));
     }

@@ -1,5 +1,5 @@
-//! Places for reads of the store that callers cause before they have proven anything: so many at once for each network, so that
-//! none takes all of the store's.
+//! Places for reads of the store that callers cause before they have proven anything: so many at
+//! once for each network, so that none takes all of the store's.
 
 use std::{
     collections::HashMap,
@@ -10,14 +10,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::model::{Peer, Site};
 
-/// Reads at once for the callers of one network; the others wait for their turn, in order. Enough for tens of thousands of calls a
-/// second that miss what is remembered, and few of the 2,048 that a node has on their way to MongoDB.
+/// Reads at once for the callers of one network; the others wait for their turn, in order. Enough
+/// for tens of thousands of calls a second that miss what is remembered, and few of the 2,048 that
+/// a node has on their way to MongoDB.
 pub(super) const PER_NETWORK: usize = 32;
 
 /// Of each network how many hold or wait, and their places.
 type Table = HashMap<Site, (usize, Arc<Semaphore>)>;
 
-/// Places by network. An entry goes with the last one that holds or waits, so there are no more of them than calls in flight.
+/// Places by network. An entry goes with the last one that holds or waits, so there are no more of
+/// them than calls in flight.
 #[derive(Default)]
 pub(super) struct Places(Arc<Mutex<Table>>);
 
@@ -38,10 +40,13 @@ struct Entry {
 impl Places {
     /// Waits for a place; this process itself needs none.
     pub(super) async fn take(&self, peer: Peer) -> ReadPlace {
-        let Some(network) = peer.network() else { return ReadPlace { _permit: None, _entry: None } };
+        let Some(network) = peer.network() else {
+            return ReadPlace { _permit: None, _entry: None };
+        };
         let places = {
             let mut table = lock(&self.0);
-            let (callers, places) = table.entry(network).or_insert_with(|| (0, Arc::new(Semaphore::new(PER_NETWORK))));
+            let (callers, places) =
+                table.entry(network).or_insert_with(|| (0, Arc::new(Semaphore::new(PER_NETWORK))));
             *callers += 1;
             Arc::clone(places)
         };
@@ -83,12 +88,14 @@ mod tests {
         Peer::Ip(address.parse().unwrap())
     }
 
-    /// TL2, AZ1: one /48 holds its places and no more, others have theirs, and nothing is left of those that are gone.
+    /// TL2, AZ1: one /48 holds its places and no more, others have theirs, and nothing is left of
+    /// those that are gone.
     #[test]
     fn a_network_holds_no_more_than_its_places() {
         let places = Places::default();
         let take = |address: &str| places.take(at(address)).now_or_never();
-        let mut held: Vec<_> = (0..PER_NETWORK).map(|n| take(&format!("2001:db8:1:{n}::1")).unwrap()).collect();
+        let mut held: Vec<_> =
+            (0..PER_NETWORK).map(|n| take(&format!("2001:db8:1:{n}::1")).unwrap()).collect();
         assert!(take("2001:db8:1:ffff::1").is_none(), "it waits");
         let other = take("2001:db8:2::1").expect("another network");
         assert!(places.take(Peer::Local).now_or_never().is_some() && places.len() == 2);
@@ -98,7 +105,8 @@ mod tests {
         assert_eq!(places.len(), 0);
     }
 
-    /// L14: a caller that hangs up while it waits leaves neither a place nor an entry behind, and the next one gets its turn.
+    /// L14: a caller that hangs up while it waits leaves neither a place nor an entry behind, and
+    /// the next one gets its turn.
     #[tokio::test]
     async fn callers_that_hang_up_leave_nothing_behind() {
         let places = Places::default();

@@ -1,5 +1,5 @@
-//! Bound on the revocations of each client that are remembered. Each takes memory of every node, and a row, until the token or
-//! family that it ended would have expired.
+//! Bound on the revocations of each client that are remembered. Each takes memory of every node,
+//! and a row, until the token or family that it ended would have expired.
 
 use std::{
     collections::HashMap,
@@ -9,11 +9,13 @@ use std::{
 
 use crate::model::{ClientId, Timestamp};
 
-/// Counts in two windows, each as long as a revocation is remembered: of those made in the last window's length none is left out.
+/// Counts in two windows, each as long as a revocation is remembered: of those made in the last
+/// window's length none is left out.
 ///
-/// A full table takes a client that is not counted in place of one with the fewest, and goes on from that one's count (Space-Saving,
-/// Metwally et al. 2005). So no client has more than its share, and one is thought to have more than it has only by what each of all
-/// clients that are counted has at least.
+/// A full table takes a client that is not counted in place of one with the fewest, and goes on
+/// from that one's count (Space-Saving, Metwally et al. 2005). So no client has more than its
+/// share, and one is thought to have more than it has only by what each of all clients that are
+/// counted has at least.
 pub(super) struct Revocations {
     by_client: Mutex<HashMap<ClientId, Count>>,
     /// Of one client.
@@ -35,7 +37,8 @@ impl Count {
     }
 
     fn advance(&mut self, now: Timestamp) {
-        let windows = now.since(self.since).as_secs().checked_div(self.length.as_secs()).unwrap_or(u64::MAX);
+        let windows =
+            now.since(self.since).as_secs().checked_div(self.length.as_secs()).unwrap_or(u64::MAX);
         if windows > 0 {
             self.before = if windows == 1 { self.now } else { 0 };
             (self.since, self.now) = (now, 0);
@@ -48,19 +51,27 @@ impl Revocations {
         Self { by_client: Mutex::default(), max, cap }
     }
 
-    /// Counts a revocation that is remembered for at most `length`; false, and not counted, where the client has its fill.
+    /// Counts a revocation that is remembered for at most `length`; false, and not counted, where
+    /// the client has its fill.
     pub(super) fn admit(&self, client: &ClientId, now: Timestamp, length: Duration) -> bool {
         let mut by_client = self.by_client.lock().unwrap_or_else(PoisonError::into_inner);
         if !by_client.contains_key(client) && by_client.len() >= self.cap {
             metrics::counter!("jeton_limiter_full_total").increment(1);
-            let Some(least) = least(&by_client).filter(|(_, count)| *count < self.max).map(|(id, _)| id.clone()) else {
+            let Some(least) =
+                least(&by_client).filter(|(_, count)| *count < self.max).map(|(id, _)| id.clone())
+            else {
                 return false;
             };
             if let Some(count) = by_client.remove(&least) {
                 by_client.insert(client.clone(), count);
             }
         }
-        let count = by_client.entry(client.clone()).or_insert(Count { since: now, length, now: 0, before: 0 });
+        let count = by_client.entry(client.clone()).or_insert(Count {
+            since: now,
+            length,
+            now: 0,
+            before: 0,
+        });
         count.advance(now);
         let is_free = count.total() < self.max;
         count.now += u32::from(is_free);
@@ -113,8 +124,8 @@ mod tests {
         name.parse().unwrap()
     }
 
-    /// AUDIT TL14: however a client times its revocations, no more than its share are remembered at any moment, and what has
-    /// expired makes room again.
+    /// AUDIT TL14: however a client times its revocations, no more than its share are remembered at
+    /// any moment, and what has expired makes room again.
     #[test]
     fn no_client_has_more_than_its_share_at_any_moment() {
         let revocations = Revocations::new(100, 10);
@@ -135,7 +146,8 @@ mod tests {
     #[test]
     fn what_is_given_back_can_be_taken_again() {
         let revocations = Revocations::new(3, 10);
-        let admit = |seconds| revocations.admit(&id("a"), NOW + Duration::from_secs(seconds), LENGTH);
+        let admit =
+            |seconds| revocations.admit(&id("a"), NOW + Duration::from_secs(seconds), LENGTH);
         for _ in 0..10 {
             assert!(admit(0));
             revocations.give_back(&id("a"));
@@ -147,11 +159,14 @@ mod tests {
         revocations.give_back(&id("b"));
     }
 
-    /// A full table of others costs a stranger nothing, and no client gets more than its share by it.
+    /// A full table of others costs a stranger nothing, and no client gets more than its share by
+    /// it.
     #[test]
     fn a_full_table_ends_no_stranger_and_forgets_no_client_that_has_many() {
         let revocations = Revocations::new(100, 5);
-        let count = |name: &str, times: usize| (0..times).filter(|_| revocations.admit(&id(name), NOW, LENGTH)).count();
+        let count = |name: &str, times: usize| {
+            (0..times).filter(|_| revocations.admit(&id(name), NOW, LENGTH)).count()
+        };
         assert_eq!(count("many", 500), 100);
         for n in 0..300 {
             assert_eq!(count(&format!("client-{n}"), 1), 1, "{n}");
@@ -161,7 +176,10 @@ mod tests {
         let more = (0..300).map(|n| count(&format!("client-{n}"), 100)).sum::<usize>();
         assert!(more <= 100, "{more}");
         revocations.sweep(NOW + LENGTH);
-        assert!(!revocations.admit(&id("many"), NOW + LENGTH, LENGTH), "what may still be remembered counts");
+        assert!(
+            !revocations.admit(&id("many"), NOW + LENGTH, LENGTH),
+            "what may still be remembered counts"
+        );
         revocations.sweep(NOW + LENGTH * 2);
         assert!(revocations.admit(&id("many"), NOW + LENGTH * 2, LENGTH));
     }

@@ -1,5 +1,6 @@
-//! Clients' calls counted across nodes and restarts: in the store's counters, by windows, flushed in batches. The budgets in
-//! memory come first; this bounds what many of them let through together.
+//! Clients' calls counted across nodes and restarts: in the store's counters, by windows, flushed
+//! in batches. The budgets in memory come first; this bounds what many of them let through
+//! together.
 
 use std::{
     sync::{
@@ -32,7 +33,8 @@ pub(super) struct Windows {
 struct Window {
     /// Calls not yet told to the store.
     fresh: AtomicU64,
-    /// Calls that were told to it in the window before it failed: to be told again in that window, and in no other.
+    /// Calls that were told to it in the window before it failed: to be told again in that window,
+    /// and in no other.
     owed: AtomicU64,
     /// What the client's plan lets through in a window.
     budget: AtomicU64,
@@ -42,22 +44,31 @@ struct Window {
 
 impl Windows {
     /// Counts a call's work; the error says how long the window still lasts, where it is used up.
-    pub(super) fn count(&self, client: &ClientId, rate: Rate, work: u32, now: Timestamp) -> Result<(), Duration> {
+    pub(super) fn count(
+        &self,
+        client: &ClientId,
+        rate: Rate,
+        work: u32,
+        now: Timestamp,
+    ) -> Result<(), Duration> {
         let windows = self.by_client.pin();
         let window = windows.get_or_insert_with(client.clone(), Arc::default);
         let until = Timestamp::from_millis(window.over_until.load(Relaxed));
         if now < until {
             return Err(until.since(now));
         }
-        let budget = u64::from(rate.per_second).saturating_mul(WINDOW.as_secs()).saturating_add(rate.burst.into());
+        let budget = u64::from(rate.per_second)
+            .saturating_mul(WINDOW.as_secs())
+            .saturating_add(rate.burst.into());
         window.budget.store(budget, Relaxed);
         window.fresh.fetch_add(work.into(), Relaxed);
         Ok(())
     }
 
-    /// Tells the store of the calls since the last time and learns of everybody else's; what it cannot take is kept for as long
-    /// as the window lasts. `agreed` is the moment `now` by the clock that all nodes have in common, which windows go by. Clients
-    /// that did not call since the last time are forgotten.
+    /// Tells the store of the calls since the last time and learns of everybody else's; what it
+    /// cannot take is kept for as long as the window lasts. `agreed` is the moment `now` by the
+    /// clock that all nodes have in common, which windows go by. Clients that did not call since
+    /// the last time are forgotten.
     pub(super) async fn flush(
         &self,
         store: &(impl CounterStore + ?Sized),
@@ -88,8 +99,8 @@ impl Windows {
         Ok(())
     }
 
-    /// In the `same` window as the last time what the store failed to take then is due again; else it may have been counted in
-    /// its own window, which is over.
+    /// In the `same` window as the last time what the store failed to take then is due again; else
+    /// it may have been counted in its own window, which is over.
     fn take(&self, now: Timestamp, same: bool) -> (Vec<(String, u64)>, Vec<Arc<Window>>) {
         let windows = self.by_client.pin();
         let mut taken = (Vec::new(), Vec::new());
@@ -128,7 +139,11 @@ mod tests {
 
     #[async_trait::async_trait]
     impl CounterStore for Counters {
-        async fn count(&self, hits: &[(String, u64)], until: Timestamp) -> Result<Vec<u64>, StoreError> {
+        async fn count(
+            &self,
+            hits: &[(String, u64)],
+            until: Timestamp,
+        ) -> Result<Vec<u64>, StoreError> {
             let mut counters = self.0.lock().unwrap();
             let add = |(key, count): &(String, u64)| {
                 let total = counters.entry((key.clone(), until)).or_default();
@@ -139,7 +154,8 @@ mod tests {
         }
     }
 
-    /// L12: two nodes that share counters stop a client together, and let it in again with the next window.
+    /// L12: two nodes that share counters stop a client together, and let it in again with the next
+    /// window.
     #[tokio::test]
     async fn what_two_nodes_let_through_is_bounded_together() {
         let (counters, nodes) = (Counters::default(), [Windows::default(), Windows::default()]);
@@ -182,20 +198,33 @@ mod tests {
 
     #[async_trait::async_trait]
     impl CounterStore for Failing<'_> {
-        async fn count(&self, hits: &[(String, u64)], until: Timestamp) -> Result<Vec<u64>, StoreError> {
+        async fn count(
+            &self,
+            hits: &[(String, u64)],
+            until: Timestamp,
+        ) -> Result<Vec<u64>, StoreError> {
             self.0.lock().unwrap().extend(hits.iter().map(|(_, by)| (*by, until)));
-            if self.1 { Err(StoreError::Unavailable("a planned fault".into())) } else { Ok(vec![0; hits.len()]) }
+            if self.1 {
+                Err(StoreError::Unavailable("a planned fault".into()))
+            } else {
+                Ok(vec![0; hits.len()])
+            }
         }
     }
 
-    /// M7, C2: what a store failed to take is told again in its own window and in no other, and windows go by the common clock.
+    /// M7, C2: what a store failed to take is told again in its own window and in no other, and
+    /// windows go by the common clock.
     #[tokio::test]
     async fn what_was_not_taken_is_owed_for_as_long_as_its_window_lasts() {
         let (told, windows) = (Mutex::default(), Windows::default());
         let rate = Rate { per_second: 1, burst: 1 };
         // This node is a minute ahead.
         let (now, agreed) = (Timestamp::from_seconds(1_060), Timestamp::from_seconds(1_000));
-        let call = |seconds| windows.count(&"a".parse().unwrap(), rate, 1, now + Duration::from_secs(seconds)).unwrap();
+        let call = |seconds| {
+            windows
+                .count(&"a".parse().unwrap(), rate, 1, now + Duration::from_secs(seconds))
+                .unwrap()
+        };
         let flush = async |seconds, fails| {
             let by = Duration::from_secs(seconds);
             windows.flush(&Failing(&told, fails), now + by, agreed + by).await.is_err()

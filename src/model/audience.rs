@@ -10,8 +10,8 @@ use super::{
     time::Timestamp,
 };
 
-/// An absolute URI without fragment, 3 to 256 visible ASCII characters. Compared byte by byte: no case folding, no default
-/// port, no trailing slash removed.
+/// An absolute URI without fragment, 3 to 256 visible ASCII characters. Compared byte by byte: no
+/// case folding, no default port, no trailing slash removed.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Audience(Arc<str>);
@@ -22,8 +22,9 @@ impl Audience {
         &self.0
     }
 
-    /// The normal form of an http or https URI: two slashes, scheme and host in lower case, no user information, no default port, no
-    /// dot behind the host. `None`: it is written so, or has another scheme. A trailing slash is significant.
+    /// The normal form of an http or https URI: two slashes, scheme and host in lower case, no user
+    /// information, no default port, no dot behind the host. `None`: it is written so, or has
+    /// another scheme. A trailing slash is significant.
     pub fn normal_form(&self) -> Option<String> {
         let (scheme, rest) = self.0.split_once(':')?;
         let scheme = scheme.to_ascii_lowercase();
@@ -35,8 +36,10 @@ impl Audience {
         // Parsers of URLs read any number of slashes as two.
         let rest = rest.trim_start_matches(['/', '\\']);
         let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
-        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host).to_ascii_lowercase();
-        let host = host.strip_suffix(default_port).or_else(|| host.strip_suffix(':')).unwrap_or(&host);
+        let host =
+            authority.rsplit_once('@').map_or(authority, |(_, host)| host).to_ascii_lowercase();
+        let host =
+            host.strip_suffix(default_port).or_else(|| host.strip_suffix(':')).unwrap_or(&host);
         let host = host.trim_end_matches('.');
         let normal = format!("{scheme}://{host}{path}");
         (normal != *self.0).then_some(normal)
@@ -47,11 +50,14 @@ impl FromStr for Audience {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        const MESSAGE: Invalid = Invalid("a resource must be an absolute URI without fragment, at most 256 characters");
+        const MESSAGE: Invalid =
+            Invalid("a resource must be an absolute URI without fragment, at most 256 characters");
         let (scheme, rest) = text.split_once(':').ok_or(MESSAGE)?;
         let scheme_valid = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
             && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'));
-        let rest_valid = !rest.is_empty() && rest != "//" && rest.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
+        let rest_valid = !rest.is_empty()
+            && rest != "//"
+            && rest.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
         if text.len() > 256 || !scheme_valid || !rest_valid {
             return Err(MESSAGE);
         }
@@ -79,7 +85,8 @@ impl fmt::Debug for Audience {
     }
 }
 
-/// Record of the tenant that an audience belongs to. Without one an audience belongs to no tenant, and the first to list it gets it.
+/// Record of the tenant that an audience belongs to. Without one an audience belongs to no tenant,
+/// and the first to list it gets it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AudienceRecord {
     /// The audience.
@@ -90,7 +97,8 @@ pub struct AudienceRecord {
     pub claimed_by: ClientId,
     /// Time of the claim or assignment.
     pub created_at: Timestamp,
-    /// True while it is released or assigned to another tenant: the tenant has it still, and lists it on no further client.
+    /// True while it is released or assigned to another tenant: the tenant has it still, and lists
+    /// it on no further client.
     pub releasing: bool,
     /// Counts the writes, from 1.
     pub revision: u64,
@@ -134,11 +142,24 @@ mod tests {
 
     #[test]
     fn only_absolute_uris_without_fragment_are_audiences() {
-        for good in ["https://orders", "https://a.example/x?y=1", "urn:svc:orders", "spiffe://td/ns/a"] {
+        for good in
+            ["https://orders", "https://a.example/x?y=1", "urn:svc:orders", "spiffe://td/ns/a"]
+        {
             assert_eq!(good.parse::<Audience>().unwrap().as_str(), good);
         }
         let long = format!("https://{}", "a".repeat(256));
-        for bad in ["", "orders", "/x", "https:", "https://", "https://a#b", "https://a b", ":x", "1a:x", long.as_str()] {
+        for bad in [
+            "",
+            "orders",
+            "/x",
+            "https:",
+            "https://",
+            "https://a#b",
+            "https://a b",
+            ":x",
+            "1a:x",
+            long.as_str(),
+        ] {
             assert!(bad.parse::<Audience>().is_err(), "{bad:?}");
         }
     }

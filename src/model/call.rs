@@ -51,7 +51,17 @@ impl Call {
     }
 
     /// A stamp for the audit trail on behalf of a client.
-    pub fn stamp_of(&self, tenant: &TenantId, client: &ClientId, secret: Option<&SecretId>) -> Stamp {
-        Stamp { tenant: Some(tenant.clone()), client: Some(client.clone()), secret: secret.cloned(), ..self.stamp() }
+    pub fn stamp_of(
+        &self,
+        tenant: &TenantId,
+        client: &ClientId,
+        secret: Option<&SecretId>,
+    ) -> Stamp {
+        Stamp {
+            tenant: Some(tenant.clone()),
+            client: Some(client.clone()),
+            secret: secret.cloned(),
+            ..self.stamp()
+        }
     }
 }

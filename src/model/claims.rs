@@ -8,7 +8,8 @@ use super::{
     weight,
 };
 
-/// The claims of an access token. A typed struct, so that a claim named twice or of the wrong type does not parse.
+/// The claims of an access token. A typed struct, so that a claim named twice or of the wrong type
+/// does not parse.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claims {
     /// The issuer's URL, exactly as configured.
@@ -44,7 +45,8 @@ pub struct Claims {
 impl Claims {
     /// Bytes that the claims take besides themselves.
     pub fn weight(&self) -> usize {
-        let ids = [self.sub.as_str(), self.client_id.as_str(), self.tenant.as_str()].map(weight::text);
+        let ids =
+            [self.sub.as_str(), self.client_id.as_str(), self.tenant.as_str()].map(weight::text);
         let texts = [self.iss.capacity(), self.scope.capacity()].map(weight::shared);
         ids.into_iter().chain(texts).sum::<usize>()
             + weight::texts::<Audience>(self.aud.capacity(), self.aud.iter().map(Audience::as_str))
@@ -52,8 +54,8 @@ impl Claims {
     }
 }
 
-/// The epochs of tenant, client and subject that were known when a token was minted. It stands only while none of them has
-/// been raised since.
+/// The epochs of tenant, client and subject that were known when a token was minted. It stands only
+/// while none of them has been raised since.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "[u64; 3]", into = "[u64; 3]")]
 pub struct Epochs {
@@ -68,7 +70,9 @@ pub struct Epochs {
 impl Epochs {
     /// Whether something minted under `self` still stands when `current` is known.
     pub fn reach(self, current: Self) -> bool {
-        self.tenant >= current.tenant && self.client >= current.client && self.subject >= current.subject
+        self.tenant >= current.tenant
+            && self.client >= current.client
+            && self.subject >= current.subject
     }
 }
 

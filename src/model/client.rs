@@ -63,14 +63,27 @@ pub struct Client {
 impl Client {
     /// What it gets when it asks for nothing.
     pub fn scopes_by_default(&self) -> Scopes {
-        if self.default_scopes.is_empty() { self.scopes.without_reserved() } else { self.default_scopes.clone() }
+        if self.default_scopes.is_empty() {
+            self.scopes.without_reserved()
+        } else {
+            self.default_scopes.clone()
+        }
     }
 
     /// Bytes of memory that it takes.
     pub fn weight(&self) -> usize {
-        let scopes = |scopes: &Scopes| weight::texts::<Scope>(scopes.iter().count(), scopes.iter().map(Scope::as_str));
-        let audiences = |list: &Vec<Audience>| weight::texts::<Audience>(list.capacity(), list.iter().map(Audience::as_str));
-        let ids = [self.id.as_str(), self.tenant.as_str(), self.rate_plan.as_str(), self.display_name.as_str()];
+        let scopes = |scopes: &Scopes| {
+            weight::texts::<Scope>(scopes.iter().count(), scopes.iter().map(Scope::as_str))
+        };
+        let audiences = |list: &Vec<Audience>| {
+            weight::texts::<Audience>(list.capacity(), list.iter().map(Audience::as_str))
+        };
+        let ids = [
+            self.id.as_str(),
+            self.tenant.as_str(),
+            self.rate_plan.as_str(),
+            self.display_name.as_str(),
+        ];
         let secrets = self.secrets.iter().map(|secret| {
             let (Digest::Keyed { hmac: kept } | Digest::Argon2id { phc: kept }) = &secret.digest;
             weight::text(secret.id.as_str()) + weight::text(kept)
@@ -86,7 +99,8 @@ impl Client {
             + secrets.sum::<usize>()
     }
 
-    /// Returns true if `next` may not have what tokens of this one carry, or may not use a grant that this one may.
+    /// Returns true if `next` may not have what tokens of this one carry, or may not use a grant
+    /// that this one may.
     pub fn loses_by(&self, next: &Self) -> bool {
         next.scopes.lacks(&self.scopes).is_some()
             || self.audiences.iter().any(|audience| !next.audiences.contains(audience))

@@ -29,7 +29,14 @@ pub struct Stamp {
 impl Stamp {
     /// What this process does by itself.
     pub fn internal(at: Timestamp) -> Self {
-        Self { at, peer: "local".into(), request_id: "".into(), tenant: None, client: None, secret: None }
+        Self {
+            at,
+            peer: "local".into(),
+            request_id: "".into(),
+            tenant: None,
+            client: None,
+            secret: None,
+        }
     }
 
     /// An event that went through.
@@ -38,7 +45,12 @@ impl Stamp {
     }
 
     /// An event that was refused; `reason` is the OAuth error code in lower case.
-    pub fn refused(&self, action: Action, target: impl Into<String>, reason: &'static str) -> Event {
+    pub fn refused(
+        &self,
+        action: Action,
+        target: impl Into<String>,
+        reason: &'static str,
+    ) -> Event {
         Event { reason: reason.into(), ..self.event(action, Outcome::Refused, target.into()) }
     }
 
@@ -90,8 +102,8 @@ pub struct Event {
     /// The secret the caller authenticated with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<SecretId>,
-    /// The node that made the change, where it left the record of it behind and it was appended later; then the time may lie
-    /// before that of the records before this one.
+    /// The node that made the change, where it left the record of it behind and it was appended
+    /// later; then the time may lie before that of the records before this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovered_from: Option<Arc<str>>,
 }
@@ -131,7 +143,8 @@ impl Outcome {
 /// Declares the closed list of actions with their names on the wire and in the store.
 macro_rules! actions {
     ($($(#[doc = $doc:literal])* $name:ident = $text:literal,)*) => {
-        /// What can happen. The names are part of the contract: filters and alerts are written against them.
+        /// What can happen. The names are part of the contract: filters and alerts are written
+        /// against them.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
         pub enum Action {
             $($(#[doc = $doc])* #[serde(rename = $text)] $name,)*
@@ -164,10 +177,12 @@ actions! {
     TokenIssued = "token.issued",
     /// A refresh token was exchanged for its successor; the target is the new access token's jti.
     TokenRefreshed = "token.refreshed",
-    /// The same successor was given again inside the grace window; a reason names the rotation's peer if that is another site.
+    /// The same successor was given again inside the grace window; a reason names the rotation's
+    /// peer if that is another site.
     RefreshRepeated = "refresh_token.repeated",
-    /// A spent refresh token was presented, or two callers went on with one family: it was ended, or all of its client's
-    /// tokens were (`limits.revocations_per_client`). The reason tells which of the two came.
+    /// A spent refresh token was presented, or two callers went on with one family: it was ended,
+    /// or all of its client's tokens were (`limits.revocations_per_client`). The reason tells which
+    /// of the two came.
     RefreshReused = "refresh_token.reused",
     /// A refresh was refused; the family stays as it was.
     RefreshRefused = "refresh_token.refused",
@@ -175,10 +190,11 @@ actions! {
     TokenRevoked = "token.revoked",
     /// A caller tried to revoke another client's token.
     RevokeRefused = "token.revoke_refused",
-    /// A caller failed to authenticate; the target is the client it claimed to be, where there is such a client. With the reason
-    /// `slow_down` its secret was not compared.
+    /// A caller failed to authenticate; the target is the client it claimed to be, where there is
+    /// such a client. With the reason `slow_down` its secret was not compared.
     AuthenticationFailed = "client.authentication_failed",
-    /// Wrong secrets of this client were compared 1,000 times within an hour, from whatever addresses; the target is the client.
+    /// Wrong secrets of this client were compared 1,000 times within an hour, from whatever
+    /// addresses; the target is the client.
     ClientUnderAttack = "client.under_attack",
     /// An authenticated caller asked for what it may not have.
     AccessRefused = "access.refused",
@@ -196,20 +212,25 @@ actions! {
     SecretAdded = "secret.added",
     /// A secret was retired; the target is `client/secret`.
     SecretRetired = "secret.retired",
-    /// A stored client record was found that this service did not write, and is refused; the target is its id.
+    /// A stored client record was found that this service did not write, and is refused; the target
+    /// is its id.
     ClientNotAuthentic = "client.not_authentic",
-    /// An audience came to a tenant: by the first client that lists it, or with the reason `assigned` from the operator. The target is
-    /// the audience.
+    /// An audience came to a tenant: by the first client that lists it, or with the reason
+    /// `assigned` from the operator. The target is the audience.
     AudienceClaimed = "audience.claimed",
     /// The operator, or its tenant, began to take an audience from its tenant.
     AudienceReleasing = "audience.releasing",
-    /// A release was given up, since a client lists the audience, or with the reason `assigned` by an assignment to its tenant.
+    /// A release was given up, since a client lists the audience, or with the reason `assigned` by
+    /// an assignment to its tenant.
     AudienceKept = "audience.kept",
-    /// An audience does not belong to the tenant any more: to none, or with the reason `assigned` to another.
+    /// An audience does not belong to the tenant any more: to none, or with the reason `assigned`
+    /// to another.
     AudienceReleased = "audience.released",
-    /// A stored audience record was found that this service did not write, and is refused; the target is the audience.
+    /// A stored audience record was found that this service did not write, and is refused; the
+    /// target is the audience.
     AudienceNotAuthentic = "audience.not_authentic",
-    /// An imported secret was hashed anew at our own cost, at its first use; the target is `client/secret`.
+    /// An imported secret was hashed anew at our own cost, at its first use; the target is
+    /// `client/secret`.
     SecretRehashed = "secret.rehashed",
     /// Everything of a client was ended.
     ClientRevoked = "revocation.client",
@@ -276,7 +297,8 @@ impl Record {
     }
 }
 
-/// Where a record stands among those of all chains: newest first means descending places. No two records have the same.
+/// Where a record stands among those of all chains: newest first means descending places. No two
+/// records have the same.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     /// When it happened.
@@ -312,10 +334,9 @@ impl Filter {
         let action = event.action.as_str();
         self.tenant.as_ref().is_none_or(|tenant| event.tenant.as_ref() == Some(tenant))
             && self.client.as_ref().is_none_or(|client| event.client.as_ref() == Some(client))
-            && self
-                .action
-                .as_ref()
-                .is_none_or(|want| action == want || (want.ends_with('.') && action.starts_with(want.as_str())))
+            && self.action.as_ref().is_none_or(|want| {
+                action == want || (want.ends_with('.') && action.starts_with(want.as_str()))
+            })
             && self.outcome.is_none_or(|outcome| event.outcome == outcome)
             && self.target.as_ref().is_none_or(|target| event.target == *target)
             && self.from.is_none_or(|from| event.at >= from)
@@ -330,18 +351,27 @@ mod tests {
     /// O03: the documentation lists every action with what it says here, and no other.
     #[test]
     fn every_action_is_documented() {
-        let table: String =
-            Action::ALL.iter().map(|action| format!("| `{}` | {} |\n", action.as_str(), action.meaning().trim())).collect();
+        let table: String = Action::ALL
+            .iter()
+            .map(|action| format!("| `{}` | {} |\n", action.as_str(), action.meaning().trim()))
+            .collect();
         let document = include_str!("../../docs/audit.md");
-        let listed: String = document.lines().filter(|line| line.starts_with("| `")).map(|line| format!("{line}\n")).collect();
+        let listed: String = document
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .map(|line| format!("{line}\n"))
+            .collect();
         assert_eq!(listed, table, "docs/audit.md must hold:\n{table}");
     }
 
     #[test]
     fn an_event_is_written_with_its_time_first() {
         for millis in [0, -7, 1_790_000_000_123, i64::MAX] {
-            let event = Stamp::internal(Timestamp::from_millis(millis)).done(Action::TokenIssued, "");
-            assert!(serde_json::to_string(&event).unwrap().starts_with(&format!("{{\"at\":{millis},")));
+            let event =
+                Stamp::internal(Timestamp::from_millis(millis)).done(Action::TokenIssued, "");
+            assert!(
+                serde_json::to_string(&event).unwrap().starts_with(&format!("{{\"at\":{millis},"))
+            );
         }
     }
 }

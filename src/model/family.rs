@@ -53,8 +53,8 @@ pub const REPETITIONS: u32 = 3;
 /// Generations running that may not all be given out more than once.
 pub const RUNNING: u32 = 3;
 
-/// The calls that were given a family's current refresh token. Kept in the family's record, since the next verdict depends on
-/// them.
+/// The calls that were given a family's current refresh token. Kept in the family's record, since
+/// the next verdict depends on them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answers {
     /// How many: 1, and one for each repetition.
@@ -73,7 +73,8 @@ impl Answers {
         Self { given: 1, running: 0, rotated_by: peer.clone(), repeated_by: "".into() }
     }
 
-    /// Of the next generation, given to a caller at `peer`, when `answered` calls were answered with this one.
+    /// Of the next generation, given to a caller at `peer`, when `answered` calls were answered
+    /// with this one.
     pub fn rotated(&self, answered: u32, peer: &Arc<str>) -> Self {
         let running = if answered > 1 { self.running.saturating_add(1) } else { 0 };
         Self { running, ..Self::first(peer) }
@@ -84,21 +85,24 @@ impl Answers {
         Self { given: self.given.saturating_add(1), repeated_by: peer.clone(), ..self.clone() }
     }
 
-    /// Whether, with so many calls answered, this is the last of [`RUNNING`] generations that were each answered more than once.
+    /// Whether, with so many calls answered, this is the last of [`RUNNING`] generations that were
+    /// each answered more than once.
     pub const fn is_shared(&self, answered: u32) -> bool {
         answered > 1 && self.running.saturating_add(1) >= RUNNING
     }
 
     /// Whether a caller at `peer` is at another site than the one that rotated.
     pub fn is_from_elsewhere(&self, peer: &str) -> bool {
-        let site = |address: &str| address.parse::<IpAddr>().map(Site::from).map_err(|_| address.to_owned());
+        let site = |address: &str| {
+            address.parse::<IpAddr>().map(Site::from).map_err(|_| address.to_owned())
+        };
         site(peer) != site(&self.rotated_by)
     }
 }
 
 impl Family {
-    /// When it ends unless it is refreshed before. No access token of it lives longer, so that what can no longer be revoked by
-    /// its family does not stand either.
+    /// When it ends unless it is refreshed before. No access token of it lives longer, so that what
+    /// can no longer be revoked by its family does not stand either.
     pub fn ends_at(&self) -> Timestamp {
         self.expires_at.min(self.rotated_at + self.idle)
     }

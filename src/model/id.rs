@@ -5,7 +5,8 @@ use std::{fmt, str::FromStr, sync::Arc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// A text that is not what its type demands; the message is a public sentence without the text itself.
+/// A text that is not what its type demands; the message is a public sentence without the text
+/// itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Invalid(pub &'static str);
@@ -91,8 +92,9 @@ text!(
     "a rate plan must be 1 to 32 of [a-z0-9_-]"
 );
 text!(
-    /// The `sub` of a token, 1 to 200 visible ASCII characters. Prefixed by what it names (`client:`), so that no client can
-    /// be taken for a person of the same name, nor the other way round.
+    /// The `sub` of a token, 1 to 200 visible ASCII characters. Prefixed by what it names
+    /// (`client:`), so that no client can be taken for a person of the same name, nor the other way
+    /// round.
     Subject, 200, |b| b.is_ascii_graphic(), "a subject must be 1 to 200 visible ASCII characters"
 );
 
@@ -179,15 +181,27 @@ uuid_id!(
 mod tests {
     use super::*;
 
-    /// N02, N01: ids are plain bytes of a small alphabet; homoglyphs, zero-width, operators and NUL are not among them.
+    /// N02, N01: ids are plain bytes of a small alphabet; homoglyphs, zero-width, operators and NUL
+    /// are not among them.
     #[test]
     fn client_ids_admit_only_the_unreserved_characters() {
         for good in ["a", "A.b_c~d-9", &"x".repeat(128)] {
             assert_eq!(good.parse::<ClientId>().unwrap().as_str(), good);
         }
         let long = "x".repeat(129);
-        for bad in ["", long.as_str(), "а", "a\u{200b}", "a b", "a\0b", "{\"$gt\":\"\"}", "$where", "ａ", "a/b", "a\u{202e}b"]
-        {
+        for bad in [
+            "",
+            long.as_str(),
+            "а",
+            "a\u{200b}",
+            "a b",
+            "a\0b",
+            "{\"$gt\":\"\"}",
+            "$where",
+            "ａ",
+            "a/b",
+            "a\u{202e}b",
+        ] {
             assert!(bad.parse::<ClientId>().is_err(), "{bad:?}");
         }
     }

@@ -1,5 +1,5 @@
-//! The keys of the service as ONE record, so that every step of a rotation is one conditional write: there is never a moment,
-//! nor a crash, with no active key or with two.
+//! The keys of the service as ONE record, so that every step of a rotation is one conditional
+//! write: there is never a moment, nor a crash, with no active key or with two.
 
 use std::time::Duration;
 
@@ -70,7 +70,8 @@ pub struct SigningKey {
     pub state: KeyState,
     /// When it was made.
     pub created_at: Timestamp,
-    /// PKCS#8 private key under the master key, base64url. Empty: the key is revoked, and its private part destroyed.
+    /// PKCS#8 private key under the master key, base64url. Empty: the key is revoked, and its
+    /// private part destroyed.
     pub sealed: String,
 }
 
@@ -92,8 +93,8 @@ pub struct Keyset {
     pub revision: u64,
     /// Signing keys, oldest first; exactly one is active.
     pub keys: Vec<SigningKey>,
-    /// 32 random bytes under the master key, base64url: the root of the server's symmetric keys (refresh tokens, client
-    /// secrets, page tokens), each derived from it under its own label.
+    /// 32 random bytes under the master key, base64url: the root of the server's symmetric keys
+    /// (refresh tokens, client secrets, page tokens), each derived from it under its own label.
     pub sealed_root: String,
     /// HMAC over everything else, under a key from the master key, base64url.
     #[serde(default)]
@@ -103,7 +104,10 @@ pub struct Keyset {
 /// Hides the sealed root.
 impl std::fmt::Debug for Keyset {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Keyset").field("revision", &self.revision).field("keys", &self.keys).finish_non_exhaustive()
+        f.debug_struct("Keyset")
+            .field("revision", &self.revision)
+            .field("keys", &self.keys)
+            .finish_non_exhaustive()
     }
 }
 
@@ -114,6 +118,7 @@ pub struct KeyPolicy {
     pub rotate_every: Duration,
     /// How long a key is published before it signs: at least what caches of the JWKS keep.
     pub publish_ahead: Duration,
-    /// How long a key verifies after it last signed: the longest access token lifetime and the clock skew.
+    /// How long a key verifies after it last signed: the longest access token lifetime and the
+    /// clock skew.
     pub verify_after: Duration,
 }

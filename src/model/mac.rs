@@ -3,7 +3,8 @@
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 
-/// HMAC-SHA-256 over a record, in base64url where it is written. The default is nobody's: a record that was not sealed yet.
+/// HMAC-SHA-256 over a record, in base64url where it is written. The default is nobody's: a record
+/// that was not sealed yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub struct Mac(pub [u8; 32]);

@@ -17,7 +17,8 @@ pub enum Revoked {
     Family(FamilyId),
 }
 
-/// Who an epoch belongs to. Raising it ends every token minted under a lower value: one write, however many tokens.
+/// Who an epoch belongs to. Raising it ends every token minted under a lower value: one write,
+/// however many tokens.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(tag = "kind", content = "id", rename_all = "snake_case")]
 pub enum EpochOf {

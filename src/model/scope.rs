@@ -9,7 +9,8 @@ use super::id::Invalid;
 /// The most scopes in one set.
 pub const MAX_SCOPES: usize = 100;
 
-/// One scope: 1 to 128 bytes of `%x21 / %x23-5B / %x5D-7E`, and not `*`, which some peers read as "everything".
+/// One scope: 1 to 128 bytes of `%x21 / %x23-5B / %x5D-7E`, and not `*`, which some peers read as
+/// "everything".
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Scope(Arc<str>);
@@ -20,7 +21,8 @@ impl Scope {
         &self.0
     }
 
-    /// Scopes that grant something in this service itself; never granted unless asked for or listed as a default.
+    /// Scopes that grant something in this service itself; never granted unless asked for or listed
+    /// as a default.
     pub fn is_reserved(&self) -> bool {
         self.0.starts_with("jeton:")
     }
@@ -32,7 +34,9 @@ impl FromStr for Scope {
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let valid = |b: u8| matches!(b, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
         if text.is_empty() || text.len() > 128 || text == "*" || !text.bytes().all(valid) {
-            return Err(Invalid("a scope must be 1 to 128 characters by RFC 6749 section 3.3, and not \"*\""));
+            return Err(Invalid(
+                "a scope must be 1 to 128 characters by RFC 6749 section 3.3, and not \"*\"",
+            ));
         }
         Ok(Self(text.into()))
     }
@@ -66,7 +70,8 @@ pub struct Scopes(Arc<[Scope]>);
 impl Scopes {
     /// Parses what a caller sent: every entry valid, none twice.
     pub fn parse<S: AsRef<str>>(texts: &[S]) -> Result<Self, Invalid> {
-        let scopes = texts.iter().map(|text| text.as_ref().parse()).collect::<Result<Vec<Scope>, _>>()?;
+        let scopes =
+            texts.iter().map(|text| text.as_ref().parse()).collect::<Result<Vec<Scope>, _>>()?;
         Self::try_from(scopes)
     }
 
@@ -108,7 +113,10 @@ impl TryFrom<Vec<Scope>> for Scopes {
         if scopes.len() > MAX_SCOPES {
             return Err(Invalid("at most 100 scopes"));
         }
-        let repeated = scopes.iter().enumerate().any(|(at, scope)| scopes.iter().take(at).any(|earlier| earlier == scope));
+        let repeated = scopes
+            .iter()
+            .enumerate()
+            .any(|(at, scope)| scopes.iter().take(at).any(|earlier| earlier == scope));
         if repeated {
             return Err(Invalid("a scope is named twice"));
         }
@@ -121,9 +129,14 @@ impl TryFrom<Vec<Scope>> for Scopes {
 pub struct Granted(Scopes);
 
 impl Granted {
-    /// What `asked` comes to for a client that may have `allowed` and gets `default` when it asks for nothing. The error is the
-    /// first scope that it may not have: nothing is silently widened or cut (RFC 6749 section 3.3).
-    pub fn asked<'a>(asked: &'a Scopes, allowed: &Scopes, default: impl FnOnce() -> Scopes) -> Result<Self, &'a Scope> {
+    /// What `asked` comes to for a client that may have `allowed` and gets `default` when it asks
+    /// for nothing. The error is the first scope that it may not have: nothing is silently widened
+    /// or cut (RFC 6749 section 3.3).
+    pub fn asked<'a>(
+        asked: &'a Scopes,
+        allowed: &Scopes,
+        default: impl FnOnce() -> Scopes,
+    ) -> Result<Self, &'a Scope> {
         if asked.is_empty() {
             return Ok(Self(default()));
         }
@@ -133,9 +146,12 @@ impl Granted {
         }
     }
 
-    /// What a family that was opened with `opened` carries on for a client that may still have `allowed`.
+    /// What a family that was opened with `opened` carries on for a client that may still have
+    /// `allowed`.
     pub fn still(opened: &Scopes, allowed: &Scopes) -> Self {
-        Self(Scopes(opened.iter().filter(|scope| allowed.contains(scope.as_str())).cloned().collect()))
+        Self(Scopes(
+            opened.iter().filter(|scope| allowed.contains(scope.as_str())).cloned().collect(),
+        ))
     }
 
     /// The scopes.
@@ -177,7 +193,8 @@ mod tests {
     #[test]
     fn odd_scopes_are_refused() {
         let long = "s".repeat(10 * 1024);
-        for bad in ["", "*", " scope", "scope ", "a b", "a\"b", "a\\b", "a\tb", "é", long.as_str()] {
+        for bad in ["", "*", " scope", "scope ", "a b", "a\"b", "a\\b", "a\tb", "é", long.as_str()]
+        {
             assert!(bad.parse::<Scope>().is_err(), "{bad:?}");
         }
         assert!(Scopes::parse(&["a", "a"]).is_err());
@@ -194,7 +211,8 @@ mod tests {
     #[test]
     fn asking_for_nothing_gives_the_default_and_asking_too_much_gives_nothing() {
         let allowed = Scopes::parse(&["a", "b", "jeton:admin"]).unwrap();
-        let granted = Granted::asked(&Scopes::default(), &allowed, || allowed.without_reserved()).unwrap();
+        let granted =
+            Granted::asked(&Scopes::default(), &allowed, || allowed.without_reserved()).unwrap();
         assert_eq!(granted.scopes().to_string(), "a b");
         let wide = Scopes::parse(&["a", "c"]).unwrap();
         assert_eq!(Granted::asked(&wide, &allowed, Scopes::default).unwrap_err().as_str(), "c");

@@ -4,13 +4,14 @@ use std::net::IpAddr;
 
 use super::call::Peer;
 
-/// A peer as budgets and caps see it: an IPv4 address, or the /64 of an IPv6 address, since a whole /64 is one site's to choose from.
+/// A peer as budgets and caps see it: an IPv4 address, or the /64 of an IPv6 address, since a whole
+/// /64 is one site's to choose from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Site(u128);
 
 impl Site {
-    /// The network of a site, for a second and wider count: an IPv4 address, or the /48 of an IPv6 address, which is as much as one
-    /// customer is given.
+    /// The network of a site, for a second and wider count: an IPv4 address, or the /48 of an IPv6
+    /// address, which is as much as one customer is given.
     pub fn network(address: IpAddr) -> Self {
         Self::masked(address, 48)
     }
@@ -51,7 +52,8 @@ impl Peer {
 mod tests {
     use super::*;
 
-    /// L11: addresses of one /64 are one site, those of one /48 one network; a mapped IPv4 address is that IPv4 address.
+    /// L11: addresses of one /64 are one site, those of one /48 one network; a mapped IPv4 address
+    /// is that IPv4 address.
     #[test]
     fn addresses_that_one_host_can_choose_from_are_one_site() {
         let site = |text: &str| Site::from(text.parse::<IpAddr>().unwrap());

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// Milliseconds since 1970-01-01T00:00:00Z, leap seconds ignored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct Timestamp(i64);
 
@@ -75,7 +77,10 @@ mod tests {
 
     #[test]
     fn prints_rfc_3339_in_utc() {
-        assert_eq!(Timestamp::from_millis(1_763_769_600_123).to_string(), "2025-11-22T00:00:00.123Z");
+        assert_eq!(
+            Timestamp::from_millis(1_763_769_600_123).to_string(),
+            "2025-11-22T00:00:00.123Z"
+        );
     }
 
     #[test]
@@ -86,7 +91,10 @@ mod tests {
 
     #[test]
     fn arithmetic_saturates() {
-        assert_eq!(Timestamp::from_millis(i64::MAX) + Duration::MAX, Timestamp::from_millis(i64::MAX));
+        assert_eq!(
+            Timestamp::from_millis(i64::MAX) + Duration::MAX,
+            Timestamp::from_millis(i64::MAX)
+        );
         assert_eq!(Timestamp::EPOCH.since(Timestamp::from_millis(5)), Duration::ZERO);
     }
 }

@@ -1,4 +1,5 @@
-//! Bytes of memory that a value takes, about: for tables whose entries are as large as a caller makes them.
+//! Bytes of memory that a value takes, about: for tables whose entries are as large as a caller
+//! makes them.
 
 /// What an allocation costs besides its content: the counters of a shared one, and rounding.
 const ALLOCATION: usize = 32;

@@ -1,6 +1,7 @@
-//! Settings of a client that are the operator's to give, for they are its means against tenants that take too much: a faster rate
-//! plan, and lifetimes above the configured ones. An administrator of a tenant may lower them, and write a client that has them
-//! without touching them.
+//! Settings of a client that are the operator's to give, for they are its means against tenants
+//! that take too much: a faster rate plan, and lifetimes above the configured ones. An
+//! administrator of a tenant may lower them, and write a client that has them without touching
+//! them.
 
 use std::time::Duration;
 
@@ -12,9 +13,15 @@ use crate::{
 };
 
 impl Authority {
-    /// Checks that an administrator may turn the settings of `before` into those of `after`. A plan is lower than another one if
-    /// neither its rate nor its burst is above: a client that the operator put on a slow plan is not moved back to "standard".
-    pub(super) fn may_allow(&self, admin: &Administrator, before: &Client, after: &Client) -> Result<()> {
+    /// Checks that an administrator may turn the settings of `before` into those of `after`. A plan
+    /// is lower than another one if neither its rate nor its burst is above: a client that the
+    /// operator put on a slow plan is not moved back to "standard".
+    pub(super) fn may_allow(
+        &self,
+        admin: &Administrator,
+        before: &Client,
+        after: &Client,
+    ) -> Result<()> {
         if admin.tenant().is_operator() {
             return Ok(());
         }
@@ -27,7 +34,8 @@ impl Authority {
         }
         let configured = &self.terms.token;
         let widens = |after: Option<Duration>, before: Option<Duration>, configured: Duration| {
-            after != before && after.is_some_and(|after| after > before.unwrap_or(configured).max(configured))
+            after != before
+                && after.is_some_and(|after| after > before.unwrap_or(configured).max(configured))
         };
         if widens(after.access_ttl, before.access_ttl, configured.access_lifetime())
             || widens(after.refresh_ttl, before.refresh_ttl, configured.refresh_lifetime())

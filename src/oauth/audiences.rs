@@ -1,8 +1,9 @@
-//! Administration of the tenants that audiences belong to: lists, assignment and release. How a client comes to list an audience
-//! is in `listed`.
+//! Administration of the tenants that audiences belong to: lists, assignment and release. How a
+//! client comes to list an audience is in `listed`.
 //!
-//! A release, and an assignment of what another tenant has, has four steps, each one write or one look, so that it never takes an
-//! audience that a client lists. Whatever becomes of the caller, a release that has begun to mark and an assignment run to their end.
+//! A release, and an assignment of what another tenant has, has four steps, each one write or one
+//! look, so that it never takes an audience that a client lists. Whatever becomes of the caller, a
+//! release that has begun to mark and an assignment run to their end.
 //!
 //! | step | record | what can come in between |
 //! |--|--|--|
@@ -11,13 +12,15 @@
 //! | look again: a client that was written by now refuses the change, and the mark is taken back | marked | a client is written behind the look |
 //! | remove the record, or put that of the next tenant in its place, if it is still the marked one | gone, or the next tenant's | another release or assignment: nothing is changed |
 //!
-//! A client that is written behind the second look finds the mark, no record, or another tenant's when its registration reads the
-//! record again: it is unlisted, or claims the audience anew where there is no record. So a tenant cannot keep an audience by
-//! registering clients. A node that dies in between leaves a marked record: the tenant has the audience still and lists it on no
-//! further client, until the next release goes on, or an assignment to the same tenant takes the mark back.
+//! A client that is written behind the second look finds the mark, no record, or another tenant's
+//! when its registration reads the record again: it is unlisted, or claims the audience anew where
+//! there is no record. So a tenant cannot keep an audience by registering clients. A node that dies
+//! in between leaves a marked record: the tenant has the audience still and lists it on no further
+//! client, until the next release goes on, or an assignment to the same tenant takes the mark back.
 //!
-//! For an assignment the clients of the tenant that gets the audience do not count. A record that is not authentic is replaced by a
-//! marked one of that tenant; the mark is taken back after a second look.
+//! For an assignment the clients of the tenant that gets the audience do not count. A record that
+//! is not authentic is replaced by a marked one of that tenant; the mark is taken back after a
+//! second look.
 
 use std::{sync::Arc, time::Duration};
 
@@ -50,8 +53,9 @@ impl Authority {
         Ok(self.store.audiences(tenant.as_ref(), after, limit).await?)
     }
 
-    /// Gives an audience to a tenant, which need have no client yet, also from another tenant, or in the place of a record that is
-    /// not authentic. Refused while a client of any other tenant lists it. Again for the same tenant is the same.
+    /// Gives an audience to a tenant, which need have no client yet, also from another tenant, or
+    /// in the place of a record that is not authentic. Refused while a client of any other tenant
+    /// lists it. Again for the same tenant is the same.
     pub async fn assign_audience(
         self: &Arc<Self>,
         call: &Call,
@@ -76,17 +80,32 @@ impl Authority {
     ) -> Result<AudienceRecord> {
         for _ in 0..TRIES {
             let found = match self.store.audience(audience).await? {
-                Some(FoundAudience::Owned(record)) if record.tenant == *tenant && !record.releasing => return Ok(record),
+                Some(FoundAudience::Owned(record))
+                    if record.tenant == *tenant && !record.releasing =>
+                {
+                    return Ok(record);
+                }
                 found => found,
             };
             self.must_be_unlisted(audience, Some(tenant), admin).await?;
             let assigned = first_record(call, admin, audience, tenant);
-            let event = |action| admin.stamp_in(call, tenant).done(action, audience.as_str()).because("assigned".to_owned());
+            let event = |action| {
+                admin
+                    .stamp_in(call, tenant)
+                    .done(action, audience.as_str())
+                    .because("assigned".to_owned())
+            };
             let (record, write) = match found {
                 None => {
                     must_be_normal("audience", audience)?;
                     let record = Box::new(assigned.clone());
-                    (Some(assigned), ProvenWrite::ClaimAudience { record, event: event(Action::AudienceClaimed) })
+                    (
+                        Some(assigned),
+                        ProvenWrite::ClaimAudience {
+                            record,
+                            event: event(Action::AudienceClaimed),
+                        },
+                    )
                 }
                 // Marked, so that no client comes to list it before the next look at them.
                 Some(FoundAudience::NotAuthentic(_)) => {
@@ -97,13 +116,21 @@ impl Authority {
                 Some(FoundAudience::Owned(record)) if record.tenant == *tenant => {
                     let kept = unmarked(record);
                     let record = Box::new(kept.clone());
-                    (Some(kept), ProvenWrite::ReplaceAudience { record, event: event(Action::AudienceKept) })
+                    (
+                        Some(kept),
+                        ProvenWrite::ReplaceAudience { record, event: event(Action::AudienceKept) },
+                    )
                 }
                 Some(FoundAudience::Owned(record)) => {
                     let from = self.mark(call, admin, record, Some(tenant)).await?;
                     let moved = AudienceRecord { revision: from.revision + 1, ..assigned };
-                    let released = admin.stamp_in(call, &from.tenant).done(Action::AudienceReleased, audience.as_str());
-                    let events = vec![released.because("assigned".to_owned()), event(Action::AudienceClaimed)];
+                    let released = admin
+                        .stamp_in(call, &from.tenant)
+                        .done(Action::AudienceReleased, audience.as_str());
+                    let events = vec![
+                        released.because("assigned".to_owned()),
+                        event(Action::AudienceClaimed),
+                    ];
                     let (from, record) = (Some(Box::new(from)), Box::new(moved.clone()));
                     (Some(moved), ProvenWrite::MoveAudience { from, record, events })
                 }
@@ -116,19 +143,32 @@ impl Authority {
         Err(Error::Stale("audience"))
     }
 
-    /// Takes an audience from its tenant, unless a client lists it: the operator's to do, and that tenant's. Of tenants, one release
-    /// at a time; [`Error::Throttled`] to the others, since each reads all clients.
-    pub async fn release_audience(self: &Arc<Self>, call: &Call, admin: &Administrator, audience: &Audience) -> Result<()> {
+    /// Takes an audience from its tenant, unless a client lists it: the operator's to do, and that
+    /// tenant's. Of tenants, one release at a time; [`Error::Throttled`] to the others, since each
+    /// reads all clients.
+    pub async fn release_audience(
+        self: &Arc<Self>,
+        call: &Call,
+        admin: &Administrator,
+        audience: &Audience,
+    ) -> Result<()> {
         self.must_not_be_own(audience)?;
         let record = match self.store.audience(audience).await? {
             Some(FoundAudience::Owned(record)) if admin.governs(&record.tenant) => record,
-            Some(FoundAudience::NotAuthentic(_)) => return admin.must_govern_all().and(Err(not_authentic(audience))),
+            Some(FoundAudience::NotAuthentic(_)) => {
+                return admin.must_govern_all().and(Err(not_authentic(audience)));
+            }
             Some(FoundAudience::Owned(_)) | None => return Err(Error::NotFound("audience")),
         };
         let turn = if admin.tenant().is_operator() {
             None
         } else {
-            Some(self.releases.clone().try_acquire_owned().map_err(|_| Error::Throttled { retry_after: WAIT })?)
+            Some(
+                self.releases
+                    .clone()
+                    .try_acquire_owned()
+                    .map_err(|_| Error::Throttled { retry_after: WAIT })?,
+            )
         };
         // Nothing was changed yet, so this look ends with its caller.
         if let Err(refused) = self.must_be_unlisted(audience, None, admin).await {
@@ -146,18 +186,28 @@ impl Authority {
         .await
     }
 
-    async fn release(&self, call: &Call, admin: &Administrator, record: AudienceRecord) -> Result<()> {
+    async fn release(
+        &self,
+        call: &Call,
+        admin: &Administrator,
+        record: AudienceRecord,
+    ) -> Result<()> {
         let marked = self.mark(call, admin, record, None).await?;
-        let event = admin.stamp_in(call, &marked.tenant).done(Action::AudienceReleased, marked.audience.as_str());
+        let event = admin
+            .stamp_in(call, &marked.tenant)
+            .done(Action::AudienceReleased, marked.audience.as_str());
         let proof = self.prove(admin).await?;
-        match self.spend(proof, ProvenWrite::ReleaseAudience { record: Box::new(marked), event }).await? {
+        match self
+            .spend(proof, ProvenWrite::ReleaseAudience { record: Box::new(marked), event })
+            .await?
+        {
             Spent::Done => Ok(()),
             Spent::Taken | Spent::Stale | Spent::Unproven => Err(Error::Stale("audience")),
         }
     }
 
-    /// Marks a record, also one that was marked before, and looks at the clients again. Where one lists the audience the mark is
-    /// taken back.
+    /// Marks a record, also one that was marked before, and looks at the clients again. Where one
+    /// lists the audience the mark is taken back.
     async fn mark(
         &self,
         call: &Call,
@@ -166,7 +216,9 @@ impl Authority {
         next: Option<&TenantId>,
     ) -> Result<AudienceRecord> {
         let marked = AudienceRecord { releasing: true, revision: record.revision + 1, ..record };
-        let event = admin.stamp_in(call, &marked.tenant).done(Action::AudienceReleasing, marked.audience.as_str());
+        let event = admin
+            .stamp_in(call, &marked.tenant)
+            .done(Action::AudienceReleasing, marked.audience.as_str());
         let write = ProvenWrite::ReplaceAudience { record: Box::new(marked.clone()), event };
         let proof = self.prove(admin).await?;
         if self.spend(proof, write).await? != Spent::Done {
@@ -180,10 +232,17 @@ impl Authority {
         Ok(marked)
     }
 
-    /// Takes the mark of a release back, unless the record was changed meanwhile. It needs no proof: it undoes a release.
-    async fn keep_audience(&self, call: &Call, admin: &Administrator, marked: AudienceRecord) -> Result<()> {
+    /// Takes the mark of a release back, unless the record was changed meanwhile. It needs no
+    /// proof: it undoes a release.
+    async fn keep_audience(
+        &self,
+        call: &Call,
+        admin: &Administrator,
+        marked: AudienceRecord,
+    ) -> Result<()> {
         let kept = unmarked(marked);
-        let event = admin.stamp_in(call, &kept.tenant).done(Action::AudienceKept, kept.audience.as_str());
+        let event =
+            admin.stamp_in(call, &kept.tenant).done(Action::AudienceKept, kept.audience.as_str());
         self.store.replace_audience(&kept, event).await?;
         Ok(())
     }
@@ -198,9 +257,17 @@ impl Authority {
         Ok(())
     }
 
-    /// Refuses a change while a client lists the audience, disabled ones too, but for those of the tenant that gets it.
-    async fn must_be_unlisted(&self, audience: &Audience, next: Option<&TenantId>, admin: &Administrator) -> Result<()> {
-        let lists = |client: &Client| client.audiences.contains(audience) || client.serves.contains(audience);
+    /// Refuses a change while a client lists the audience, disabled ones too, but for those of the
+    /// tenant that gets it.
+    async fn must_be_unlisted(
+        &self,
+        audience: &Audience,
+        next: Option<&TenantId>,
+        admin: &Administrator,
+    ) -> Result<()> {
+        let lists = |client: &Client| {
+            client.audiences.contains(audience) || client.serves.contains(audience)
+        };
         let mut after = None;
         loop {
             let page = self.store.clients(None, after.as_ref(), PAGE).await?;
@@ -209,9 +276,15 @@ impl Authority {
                     && lists(client)
                     && next != Some(&client.tenant)
                 {
-                    let named = if admin.governs(&client.tenant) { client.id.as_str() } else { "of another tenant" };
+                    let named = if admin.governs(&client.tenant) {
+                        client.id.as_str()
+                    } else {
+                        "of another tenant"
+                    };
                     let advice = "take it from its audiences and serves first";
-                    return Err(Error::precondition(format!("the client {named} lists {audience}: {advice}")));
+                    return Err(Error::precondition(format!(
+                        "the client {named} lists {audience}: {advice}"
+                    )));
                 }
             }
             match page.last() {
@@ -222,11 +295,14 @@ impl Authority {
     }
 }
 
-/// Refuses other spellings of an http or https audience than the normal one, which would be another audience.
+/// Refuses other spellings of an http or https audience than the normal one, which would be another
+/// audience.
 pub(super) fn must_be_normal(field: &'static str, audience: &Audience) -> Result<()> {
     match audience.normal_form() {
         None => Ok(()),
-        Some(normal) => Err(Error::field(field, format!("{audience} is not in normal form: write {normal}"))),
+        Some(normal) => {
+            Err(Error::field(field, format!("{audience} is not in normal form: write {normal}")))
+        }
     }
 }
 
@@ -235,7 +311,12 @@ fn unmarked(marked: AudienceRecord) -> AudienceRecord {
 }
 
 /// The record that a claim or an assignment keeps.
-pub(super) fn first_record(call: &Call, admin: &Administrator, audience: &Audience, tenant: &TenantId) -> AudienceRecord {
+pub(super) fn first_record(
+    call: &Call,
+    admin: &Administrator,
+    audience: &Audience,
+    tenant: &TenantId,
+) -> AudienceRecord {
     AudienceRecord {
         audience: audience.clone(),
         tenant: tenant.clone(),
@@ -248,5 +329,7 @@ pub(super) fn first_record(call: &Call, admin: &Administrator, audience: &Audien
 }
 
 pub(super) fn not_authentic(audience: &Audience) -> Error {
-    Error::precondition(format!("the record of {audience} was not written by this service: the operator assigns it anew"))
+    Error::precondition(format!(
+        "the record of {audience} was not written by this service: the operator assigns it anew"
+    ))
 }

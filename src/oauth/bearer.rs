@@ -40,8 +40,8 @@ impl Office {
     }
 }
 
-/// A caller that may administer. Made here and nowhere else. It reads and lists by this; what it changes needs a [`Proof`] each
-/// time (`Authority::prove`), taken when everything slow is done.
+/// A caller that may administer. Made here and nowhere else. It reads and lists by this; what it
+/// changes needs a [`Proof`] each time (`Authority::prove`), taken when everything slow is done.
 #[derive(Clone, Debug)]
 pub struct Administrator {
     client: Arc<Client>,
@@ -78,11 +78,14 @@ impl Administrator {
         }
     }
 
-    /// Whether the administrator may hand out, or touch a client that has, these scopes: what grants something in this service
-    /// is given only by who holds it, so that no office leads to another.
+    /// Whether the administrator may hand out, or touch a client that has, these scopes: what
+    /// grants something in this service is given only by who holds it, so that no office leads to
+    /// another.
     pub fn may_give(&self, scopes: &Scopes) -> Result<()> {
         let holds = |scope: &str| carries(&self.client, &self.verified, scope);
-        if holds(ADMIN) || scopes.iter().filter(|scope| scope.is_reserved()).all(|scope| holds(scope.as_str())) {
+        if holds(ADMIN)
+            || scopes.iter().filter(|scope| scope.is_reserved()).all(|scope| holds(scope.as_str()))
+        {
             return Ok(());
         }
         Err(Error::InsufficientScope(ADMIN))
@@ -110,9 +113,14 @@ impl Administrator {
 }
 
 impl Authority {
-    /// The client behind an access token for this service, and its claims. Draws on the client's budget. A token that is not
-    /// valid is always told so, for its owner must ask for a new one: it costs too little to draw on a budget of failures.
-    pub(super) async fn bearer(&self, call: &Call, token: &SecretString) -> Result<(Arc<Client>, Arc<VerifiedClaims>)> {
+    /// The client behind an access token for this service, and its claims. Draws on the client's
+    /// budget. A token that is not valid is always told so, for its owner must ask for a new one:
+    /// it costs too little to draw on a budget of failures.
+    pub(super) async fn bearer(
+        &self,
+        call: &Call,
+        token: &SecretString,
+    ) -> Result<(Arc<Client>, Arc<VerifiedClaims>)> {
         let Some(verified) = self.standing.judge(token.expose_secret(), call.now)? else {
             return Err(Error::InvalidToken);
         };
@@ -120,14 +128,24 @@ impl Authority {
         if !claims.aud.contains(&self.terms.own_audience) {
             return Err(Error::InvalidToken);
         }
-        let client = self.standing.client(self.store(), &claims.client_id).await?.filter(|client| !client.disabled);
+        let client = self
+            .standing
+            .client(self.store(), &claims.client_id)
+            .await?
+            .filter(|client| !client.disabled);
         let Some(client) = client else { return Err(Error::InvalidToken) };
         self.limits.client(&client.id, &client.rate_plan, call.now)?;
         Ok((client, verified))
     }
 
-    /// Admits an administrator to an office: by the scope of its token, and only while its client still has that scope.
-    pub async fn administrator(&self, call: &Call, credentials: Credentials, office: Office) -> Result<Administrator> {
+    /// Admits an administrator to an office: by the scope of its token, and only while its client
+    /// still has that scope.
+    pub async fn administrator(
+        &self,
+        call: &Call,
+        credentials: Credentials,
+        office: Office,
+    ) -> Result<Administrator> {
         let Credentials::Bearer(token) = credentials else { return Err(Error::InvalidToken) };
         let (client, verified) = self.bearer(call, &token).await?;
         let admin = Administrator { client, verified, office };
@@ -135,37 +153,53 @@ impl Authority {
     }
 
     /// Demands that an administrator holds an office, be it a second one.
-    pub(super) async fn must_hold(&self, call: &Call, admin: &Administrator, office: Office) -> Result<()> {
+    pub(super) async fn must_hold(
+        &self,
+        call: &Call,
+        admin: &Administrator,
+        office: Office,
+    ) -> Result<()> {
         let Administrator { client, verified, .. } = admin;
         if carries(client, verified, ADMIN) || carries(client, verified, office.scope()) {
             return Ok(());
         }
-        let refused = admin.stamp(call).refused(Action::AccessRefused, office.scope(), "insufficient_scope");
+        let refused =
+            admin.stamp(call).refused(Action::AccessRefused, office.scope(), "insufficient_scope");
         Err(self.trail.refusal(refused, Error::InsufficientScope(office.scope())).await)
     }
 
-    /// Demands that an administrator still is one now: for calls that go on for longer than a moment.
+    /// Demands that an administrator still is one now: for calls that go on for longer than a
+    /// moment.
     pub async fn still_administers(&self, admin: &Administrator) -> Result<()> {
         let Administrator { client, verified, office } = admin;
         if !self.standing.stands(verified, self.clock.now())? {
             return Err(Error::InvalidToken);
         }
-        let client = self.standing.client(self.store(), &client.id).await?.filter(|client| !client.disabled);
-        let still = |client: &Client| carries(client, verified, ADMIN) || carries(client, verified, office.scope());
+        let client =
+            self.standing.client(self.store(), &client.id).await?.filter(|client| !client.disabled);
+        let still = |client: &Client| {
+            carries(client, verified, ADMIN) || carries(client, verified, office.scope())
+        };
         client.filter(|client| still(client)).map(drop).ok_or(Error::InvalidToken)
     }
 
-    /// Proof for one change by an administrator: that it still is one now, and what the store compares once more in the write.
-    /// It rests on every scope of this service that the call was judged by.
+    /// Proof for one change by an administrator: that it still is one now, and what the store
+    /// compares once more in the write. It rests on every scope of this service that the call was
+    /// judged by.
     pub(super) async fn prove(&self, admin: &Administrator) -> Result<Proof> {
         self.still_administers(admin).await?;
         let Administrator { client, verified, .. } = admin;
-        let held = client.scopes.iter().filter(|scope| scope.is_reserved() && carries(client, verified, scope.as_str()));
-        let held = Scopes::try_from(held.cloned().collect::<Vec<Scope>>()).map_err(Error::invalid("scopes"))?;
+        let held = client
+            .scopes
+            .iter()
+            .filter(|scope| scope.is_reserved() && carries(client, verified, scope.as_str()));
+        let held = Scopes::try_from(held.cloned().collect::<Vec<Scope>>())
+            .map_err(Error::invalid("scopes"))?;
         Ok(Proof::by_token(verified.claims(), verified.kid(), held))
     }
 
-    /// Makes a change by its proof. A proof that fell in the meantime is answered as the credential that it rested on would be.
+    /// Makes a change by its proof. A proof that fell in the meantime is answered as the credential
+    /// that it rested on would be.
     pub(super) async fn spend(&self, proof: Proof, write: ProvenWrite) -> Result<Spent> {
         let refusal = if proof.is_by_token() { Error::InvalidToken } else { Error::InvalidClient };
         match self.store.spend(proof, write).await? {

@@ -1,4 +1,5 @@
-//! Client authentication (RFC 6749 section 2.3). Whatever is wrong, the answer is the same and the work is the same.
+//! Client authentication (RFC 6749 section 2.3). Whatever is wrong, the answer is the same and the
+//! work is the same.
 
 use std::{fmt, sync::Arc};
 
@@ -49,7 +50,8 @@ impl fmt::Debug for Credentials {
     }
 }
 
-/// A client that proved itself in this call. Made here and nowhere else: a rule that takes one cannot be reached without.
+/// A client that proved itself in this call. Made here and nowhere else: a rule that takes one
+/// cannot be reached without.
 #[derive(Debug)]
 pub struct AuthenticatedClient {
     client: Arc<Client>,
@@ -73,8 +75,8 @@ impl AuthenticatedClient {
         self.client
     }
 
-    /// The epochs that a token issued in this call is minted under. An error where they were not known when the client was
-    /// admitted: proving who one is, and ending a token, needs none.
+    /// The epochs that a token issued in this call is minted under. An error where they were not
+    /// known when the client was admitted: proving who one is, and ending a token, needs none.
     pub fn epochs(&self) -> Result<Epochs> {
         Ok(self.epochs?)
     }
@@ -84,7 +86,8 @@ impl AuthenticatedClient {
         call.stamp_of(&self.client.tenant, &self.client.id, Some(&self.secret))
     }
 
-    /// A stamp for what concerns `tenant`. Another tenant learns the caller's id and nothing else of it.
+    /// A stamp for what concerns `tenant`. Another tenant learns the caller's id and nothing else
+    /// of it.
     pub fn stamp_in(&self, call: &Call, tenant: &TenantId) -> Stamp {
         let own = self.client.tenant == *tenant;
         call.stamp_of(tenant, &self.client.id, own.then_some(&self.secret))
@@ -92,9 +95,13 @@ impl AuthenticatedClient {
 }
 
 impl Authority {
-    /// Authenticates a client by its secret and draws on its budget. Unknown client, wrong, retired or expired secret and
-    /// disabled client are all [`Error::InvalidClient`] (A01).
-    pub async fn authenticate(&self, call: &Call, credentials: Credentials) -> Result<AuthenticatedClient> {
+    /// Authenticates a client by its secret and draws on its budget. Unknown client, wrong, retired
+    /// or expired secret and disabled client are all [`Error::InvalidClient`] (A01).
+    pub async fn authenticate(
+        &self,
+        call: &Call,
+        credentials: Credentials,
+    ) -> Result<AuthenticatedClient> {
         let (client_id, secret) = match credentials {
             Credentials::Secret { client_id, secret } => (client_id, secret),
             Credentials::None | Credentials::Bearer(_) => {
@@ -127,10 +134,12 @@ impl Authority {
             }
             Judgement::Refused(refusal) => refusal,
         };
-        // Recorded before anything that takes time: a caller that hangs up must not have a guess judged and leave no record.
+        // Recorded before anything that takes time: a caller that hangs up must not have a guess
+        // judged and leave no record.
         let refused = self.refuse(call, client.as_deref(), refusal).await;
-        // Every refusal pays for one read, so that a client known from memory is no faster than a name never heard. It is
-        // the same name whoever is claimed, for a record that is there takes longer to read than one that is not.
+        // Every refusal pays for one read, so that a client known from memory is no faster than a
+        // name never heard. It is the same name whoever is claimed, for a record that is there
+        // takes longer to read than one that is not.
         if id.is_some() && !read {
             let nobody = NOBODY.parse().map_err(Error::invalid("client_id"))?;
             self.read_unproven(self.limits.read_place(call.peer).await, &nobody).await?;
@@ -138,9 +147,14 @@ impl Authority {
         Err(refused)
     }
 
-    /// Reads a client's record for a caller that has proven nothing yet, in a place of its network's. In a task of its own: what is
-    /// on its way to the store stays there when the caller hangs up, and so does its place.
-    async fn read_unproven(&self, place: ReadPlace, id: &ClientId) -> Result<Option<Client>, StoreError> {
+    /// Reads a client's record for a caller that has proven nothing yet, in a place of its
+    /// network's. In a task of its own: what is on its way to the store stays there when the caller
+    /// hangs up, and so does its place.
+    async fn read_unproven(
+        &self,
+        place: ReadPlace,
+        id: &ClientId,
+    ) -> Result<Option<Client>, StoreError> {
         let (store, id) = (Arc::clone(&self.store), id.clone());
         uncut(async move {
             let found = store.client(&id).await;
@@ -150,35 +164,59 @@ impl Authority {
         .await
     }
 
-    /// Admits a proven client if its record, read once more, still has what was proven: the proof may have waited for argon2id, and
-    /// what was retired or taken away meanwhile has no effect left. Everything that follows goes by this record.
+    /// Admits a proven client if its record, read once more, still has what was proven: the proof
+    /// may have waited for argon2id, and what was retired or taken away meanwhile has no effect
+    /// left. Everything that follows goes by this record.
     ///
-    /// Disabling writes the record and raises the epoch in one commit, which is heard as the record, then the epoch. So the epochs
-    /// are read first and the record second: who sees the raised epoch sees the disabled record too, and who is admitted by the old
-    /// record gets a token that is ended.
-    async fn admit(&self, call: &Call, proven: &Client, secret: SecretId) -> Result<Option<AuthenticatedClient>> {
-        let epochs = self.standing.epochs(&proven.tenant, &proven.id, &Subject::of_client(&proven.id));
+    /// Disabling writes the record and raises the epoch in one commit, which is heard as the
+    /// record, then the epoch. So the epochs are read first and the record second: who sees the
+    /// raised epoch sees the disabled record too, and who is admitted by the old record gets a
+    /// token that is ended.
+    async fn admit(
+        &self,
+        call: &Call,
+        proven: &Client,
+        secret: SecretId,
+    ) -> Result<Option<AuthenticatedClient>> {
+        let epochs =
+            self.standing.epochs(&proven.tenant, &proven.id, &Subject::of_client(&proven.id));
         let Some(client) = self.unchanged(call, proven, &secret).await? else { return Ok(None) };
         self.limits.client(&client.id, &client.rate_plan, call.now)?;
         self.uses.note(&client.id, &secret, call.now);
         Ok(Some(AuthenticatedClient { client, secret, epochs }))
     }
 
-    /// A client's record as it is now, if the secret that was proven against an earlier reading is in it and works.
-    async fn unchanged(&self, call: &Call, proven: &Client, secret: &SecretId) -> Result<Option<Arc<Client>>> {
+    /// A client's record as it is now, if the secret that was proven against an earlier reading is
+    /// in it and works.
+    async fn unchanged(
+        &self,
+        call: &Call,
+        proven: &Client,
+        secret: &SecretId,
+    ) -> Result<Option<Arc<Client>>> {
         // The time that has passed in this call counts: an overlap may have ended in it.
         let now = self.clock.now().max(call.now);
-        // A secret is the same by its id and its time, for another digest of it is written at the first use of an import.
-        let made = |client: &Client| client.live_secrets(now).find(|own| own.id == *secret).map(|own| own.created_at);
+        // A secret is the same by its id and its time, for another digest of it is written at the
+        // first use of an import.
+        let made = |client: &Client| {
+            client.live_secrets(now).find(|own| own.id == *secret).map(|own| own.created_at)
+        };
         let client = self.standing.client(self.store(), &proven.id).await?;
         Ok(client.filter(|client| {
-            !client.disabled && client.tenant == proven.tenant && made(client).is_some() && made(client) == made(proven)
+            !client.disabled
+                && client.tenant == proven.tenant
+                && made(client).is_some()
+                && made(client) == made(proven)
         }))
     }
 
-    /// Demands that what was proven in this call still holds: next to handing out what was issued, after the write that recorded
-    /// it. A token that no caller receives has no effect.
-    pub(super) async fn still_authenticated(&self, call: &Call, who: &AuthenticatedClient) -> Result<()> {
+    /// Demands that what was proven in this call still holds: next to handing out what was issued,
+    /// after the write that recorded it. A token that no caller receives has no effect.
+    pub(super) async fn still_authenticated(
+        &self,
+        call: &Call,
+        who: &AuthenticatedClient,
+    ) -> Result<()> {
         match self.unchanged(call, &who.client, &who.secret).await? {
             Some(_) => Ok(()),
             None => Err(self.refuse(call, Some(&who.client), Refusal::Ended).await),

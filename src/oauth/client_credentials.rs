@@ -4,7 +4,10 @@ use super::{Authority, Credentials, Issued, issue::Mint};
 use crate::{
     crypto::random,
     error::{Error, Result},
-    model::{Action, Audience, Call, Client, Epochs, Family, FamilyId, Granted, Jti, Scopes, Stamp, Subject, family::Answers},
+    model::{
+        Action, Audience, Call, Client, Epochs, Family, FamilyId, Granted, Jti, Scopes, Stamp,
+        Subject, family::Answers,
+    },
     store::Creation,
 };
 
@@ -20,9 +23,14 @@ pub struct Request {
 }
 
 impl Authority {
-    /// Issues an access token, and a refresh family where the client is registered for it; either is durable with its record
-    /// before it is given out.
-    pub async fn token(&self, call: &Call, credentials: Credentials, request: Request) -> Result<Issued> {
+    /// Issues an access token, and a refresh family where the client is registered for it; either
+    /// is durable with its record before it is given out.
+    pub async fn token(
+        &self,
+        call: &Call,
+        credentials: Credentials,
+        request: Request,
+    ) -> Result<Issued> {
         let authenticated = self.authenticate(call, credentials).await?;
         let client = authenticated.client();
         let stamp = authenticated.stamp(call);
@@ -31,20 +39,38 @@ impl Authority {
         let (granted, audience) = match self.grant(client, &request) {
             Ok(granted) => granted,
             Err(error) => {
-                return Err(self.trail.refusal(stamp.refused(Action::AccessRefused, "token", error.code()), error).await);
+                return Err(self
+                    .trail
+                    .refusal(stamp.refused(Action::AccessRefused, "token", error.code()), error)
+                    .await);
             }
         };
         let jti = Jti::new();
-        let mint = Mint { now: call.now, client, subject, granted: &granted, audience, epochs, jti, family: None };
+        let mint = Mint {
+            now: call.now,
+            client,
+            subject,
+            granted: &granted,
+            audience,
+            epochs,
+            jti,
+            family: None,
+        };
         let issued = stamp.done(Action::TokenIssued, jti.to_string());
         if !client.grants.refresh_token {
             let (access_token, expires_in) = self.mint(mint)?;
             self.trail.issued(issued).await?;
             self.still_authenticated(call, &authenticated).await?;
-            return Ok(Issued { access_token, expires_in, refresh_token: None, scopes: granted.scopes().clone() });
+            return Ok(Issued {
+                access_token,
+                expires_in,
+                refresh_token: None,
+                scopes: granted.scopes().clone(),
+            });
         }
         let family = self.draw_family(call, client, &granted, &mint.audience, epochs);
-        let (access_token, expires_in) = self.mint(Mint { family: Some((family.id, family.ends_at())), ..mint })?;
+        let (access_token, expires_in) =
+            self.mint(Mint { family: Some((family.id, family.ends_at())), ..mint })?;
         let refresh_token = self.refresh_key.mint(family.id, 0, &family.salt);
         self.open(&family, &stamp, jti).await?;
         if let Err(error) = self.still_authenticated(call, &authenticated).await {
@@ -53,7 +79,12 @@ impl Authority {
             self.store.end_family(family.id, call.now, call.now + self.remember(), event).await?;
             return Err(error);
         }
-        Ok(Issued { access_token, expires_in, refresh_token: Some(refresh_token), scopes: granted.scopes().clone() })
+        Ok(Issued {
+            access_token,
+            expires_in,
+            refresh_token: Some(refresh_token),
+            scopes: granted.scopes().clone(),
+        })
     }
 
     /// What the client may have of what it asks for.
@@ -63,13 +94,17 @@ impl Authority {
             "" | "client_credentials" => return Err(Error::UnauthorizedClient),
             _ => return Err(Error::UnsupportedGrantType),
         }
-        let asked = Scopes::parse(&request.scopes).map_err(|invalid| Error::InvalidScope(invalid.0.into()))?;
+        let asked = Scopes::parse(&request.scopes)
+            .map_err(|invalid| Error::InvalidScope(invalid.0.into()))?;
         let granted = Granted::asked(&asked, &client.scopes, || client.scopes_by_default())
-            .map_err(|scope| Error::InvalidScope(format!("the client may not have scope {scope}").into()))?;
+            .map_err(|scope| {
+                Error::InvalidScope(format!("the client may not have scope {scope}").into())
+            })?;
         Ok((granted, self.audience(client, &request.resources)?))
     }
 
-    /// Who the token will be for (RFC 8707 section 2): exactly what was asked for, else the first audience, else this service.
+    /// Who the token will be for (RFC 8707 section 2): exactly what was asked for, else the first
+    /// audience, else this service.
     fn audience(&self, client: &Client, resources: &[String]) -> Result<Vec<Audience>> {
         let own = &self.terms.own_audience;
         if resources.is_empty() {
@@ -80,10 +115,13 @@ impl Authority {
         }
         let mut audience = Vec::with_capacity(resources.len());
         for resource in resources {
-            let resource: Audience =
-                resource.parse().map_err(|invalid: crate::model::Invalid| Error::InvalidTarget(invalid.0.into()))?;
+            let resource: Audience = resource
+                .parse()
+                .map_err(|invalid: crate::model::Invalid| Error::InvalidTarget(invalid.0.into()))?;
             if resource != *own && !client.audiences.contains(&resource) {
-                return Err(Error::InvalidTarget("the client may not ask for this resource".into()));
+                return Err(Error::InvalidTarget(
+                    "the client may not ask for this resource".into(),
+                ));
             }
             if audience.contains(&resource) {
                 return Err(Error::InvalidTarget("a resource is named twice".into()));
@@ -93,7 +131,14 @@ impl Authority {
         Ok(audience)
     }
 
-    fn draw_family(&self, call: &Call, client: &Client, granted: &Granted, audience: &[Audience], epochs: Epochs) -> Family {
+    fn draw_family(
+        &self,
+        call: &Call,
+        client: &Client,
+        granted: &Granted,
+        audience: &[Audience],
+        epochs: Epochs,
+    ) -> Family {
         let terms = &self.terms.token;
         let lifetime = client.refresh_ttl.unwrap_or_else(|| terms.refresh_lifetime());
         let idle = client.refresh_idle.unwrap_or_else(|| terms.refresh_idle());

@@ -1,4 +1,5 @@
-//! Records in the store that this service did not write: each is logged and on record once a minute for as long as it is read.
+//! Records in the store that this service did not write: each is logged and on record once a minute
+//! for as long as it is read.
 
 use std::{
     collections::BTreeMap,
@@ -37,8 +38,9 @@ impl Reported {
 }
 
 impl Authority {
-    /// Logs and records which records did not check since the last time. The store has refused them already. A report that
-    /// it does not take is recorded later; the others are tried all the same.
+    /// Logs and records which records did not check since the last time. The store has refused them
+    /// already. A report that it does not take is recorded later; the others are tried all the
+    /// same.
     ///
     /// # Errors
     ///
@@ -68,8 +70,10 @@ mod tests {
 
     #[test]
     fn a_record_is_reported_once_a_minute() {
-        let (reported, at) = (Reported::default(), |seconds: i64| Timestamp::from_seconds(1_000 + seconds));
-        let due = |id: &str, seconds| reported.is_due(&Forged::Client(id.parse().unwrap()), at(seconds));
+        let (reported, at) =
+            (Reported::default(), |seconds: i64| Timestamp::from_seconds(1_000 + seconds));
+        let due =
+            |id: &str, seconds| reported.is_due(&Forged::Client(id.parse().unwrap()), at(seconds));
         assert!(due("a", 0) && due("b", 30));
         assert!(!due("a", 59) && !due("b", 89));
         assert!(due("a", 90) && due("b", 90));

@@ -38,17 +38,22 @@ impl Standing<'_> {
 
     /// The audiences the viewer answers for; all of them for one who may see any token.
     pub fn audience(&self) -> impl Iterator<Item = &Audience> {
-        self.claims().aud.iter().filter(|audience| self.viewer.any || self.viewer.client.serves.contains(audience))
+        self.claims()
+            .aud
+            .iter()
+            .filter(|audience| self.viewer.any || self.viewer.client.serves.contains(audience))
     }
 }
 
 impl Viewer {
-    /// Whether the viewer may know of a token: it is for an audience the viewer answers for, in its tenant.
+    /// Whether the viewer may know of a token: it is for an audience the viewer answers for, in its
+    /// tenant.
     fn sees(&self, tenant: &TenantId, audience: &[Audience]) -> bool {
         if self.any {
             return self.client.tenant == *tenant || self.client.tenant.is_operator();
         }
-        self.client.tenant == *tenant && audience.iter().any(|audience| self.client.serves.contains(audience))
+        self.client.tenant == *tenant
+            && audience.iter().any(|audience| self.client.serves.contains(audience))
     }
 }
 
@@ -58,12 +63,16 @@ impl Authority {
         let (client, may, any) = match credentials {
             Credentials::Bearer(token) => {
                 let (client, claims) = self.bearer(call, &token).await?;
-                let (may, any) = (carries(&client, &claims, INTROSPECT), carries(&client, &claims, INTROSPECT_ANY));
+                let (may, any) = (
+                    carries(&client, &claims, INTROSPECT),
+                    carries(&client, &claims, INTROSPECT_ANY),
+                );
                 (client, may, any)
             }
             Credentials::None | Credentials::Secret { .. } => {
                 let client = self.authenticate(call, credentials).await?.into_client();
-                let (may, any) = (client.scopes.contains(INTROSPECT), client.scopes.contains(INTROSPECT_ANY));
+                let (may, any) =
+                    (client.scopes.contains(INTROSPECT), client.scopes.contains(INTROSPECT_ANY));
                 (client, may, any)
             }
         };
@@ -78,7 +87,8 @@ impl Authority {
         Ok(Viewer { client, any })
     }
 
-    /// Draws on the viewer's budget for a batch: each token is the work of a call, the first was paid for by authenticating.
+    /// Draws on the viewer's budget for a batch: each token is the work of a call, the first was
+    /// paid for by authenticating.
     pub fn charge_batch(&self, call: &Call, viewer: &Viewer, tokens: usize) -> Result<()> {
         let further = u32::try_from(tokens.saturating_sub(1)).unwrap_or(u32::MAX);
         if further == 0 {
@@ -87,8 +97,8 @@ impl Authority {
         self.limits.client_many(&viewer.client.id, &viewer.client.rate_plan, further, call.now)
     }
 
-    /// Judges an access token from memory and shows it to `show`; `None` for everything that does not stand or is not the
-    /// viewer's to see, with no way to tell these apart (I04).
+    /// Judges an access token from memory and shows it to `show`; `None` for everything that does
+    /// not stand or is not the viewer's to see, with no way to tell these apart (I04).
     ///
     /// # Errors
     /// [`Error::Behind`], whatever the token.
@@ -101,20 +111,31 @@ impl Authority {
     ) -> Result<Option<T>> {
         let Some(verified) = self.standing.judge(token, call.now)? else { return Ok(None) };
         let claims = verified.claims();
-        Ok(viewer.sees(&claims.tenant, &claims.aud).then(|| show(&Standing { verified: &verified, viewer })))
+        Ok(viewer
+            .sees(&claims.tenant, &claims.aud)
+            .then(|| show(&Standing { verified: &verified, viewer })))
     }
 
-    /// Judges a refresh token for a viewer of any token. Its own client is told nothing: whether a token was spent without
-    /// spending it is what a thief wants to know. Reads the store; asked for by the hint alone, so that a resource server can never
-    /// take a refresh token for an access token (J20).
-    pub async fn introspect_refresh(&self, call: &Call, viewer: &Viewer, token: &SecretString) -> Result<Option<Family>> {
-        // Before anything about the token: while there is no judgement, every text gets the same answer (I04).
+    /// Judges a refresh token for a viewer of any token. Its own client is told nothing: whether a
+    /// token was spent without spending it is what a thief wants to know. Reads the store; asked
+    /// for by the hint alone, so that a resource server can never take a refresh token for an
+    /// access token (J20).
+    pub async fn introspect_refresh(
+        &self,
+        call: &Call,
+        viewer: &Viewer,
+        token: &SecretString,
+    ) -> Result<Option<Family>> {
+        // Before anything about the token: while there is no judgement, every text gets the same
+        // answer (I04).
         self.standing.fresh()?;
         if !viewer.any {
             return Ok(None);
         }
         let Some(presented) = Presented::parse(token.expose_secret()) else { return Ok(None) };
-        let Some(family) = self.store.family(presented.family, call.now).await? else { return Ok(None) };
+        let Some(family) = self.store.family(presented.family, call.now).await? else {
+            return Ok(None);
+        };
         let current = self.standing.epochs(&family.tenant, &family.client, &family.subject)?;
         let stands = self.refresh_key.verify(&presented, &family.salt)
             && family.stands(call.now)

@@ -38,14 +38,23 @@ pub(super) struct Mint<'a> {
 
 impl Authority {
     /// How long an access token of this client stands, cut at the end of its family.
-    pub(super) fn access_lifetime(&self, client: &Client, now: Timestamp, family_ends: Option<Timestamp>) -> Duration {
+    pub(super) fn access_lifetime(
+        &self,
+        client: &Client,
+        now: Timestamp,
+        family_ends: Option<Timestamp>,
+    ) -> Duration {
         let terms = &self.terms.token;
-        let own = client.access_ttl.unwrap_or_else(|| terms.access_lifetime()).min(terms.access_lifetime_max());
+        let own = client
+            .access_ttl
+            .unwrap_or_else(|| terms.access_lifetime())
+            .min(terms.access_lifetime_max());
         family_ends.map_or(own, |end| own.min(end.since(now)))
     }
 
-    /// Signs an access token; how long it stands, in whole seconds, comes with it. A node that is behind signs nothing: its key
-    /// may have been revoked, or its epochs raised, and then the token would be dead when it is given out.
+    /// Signs an access token; how long it stands, in whole seconds, comes with it. A node that is
+    /// behind signs nothing: its key may have been revoked, or its epochs raised, and then the
+    /// token would be dead when it is given out.
     pub(super) fn mint(&self, mint: Mint<'_>) -> Result<(SecretString, Duration)> {
         self.standing.fresh()?;
         let lifetime = self.access_lifetime(mint.client, mint.now, mint.family.map(|(_, end)| end));
@@ -67,7 +76,9 @@ impl Authority {
             ep: mint.epochs,
         };
         let token = self.standing.keyring().sign(&claims).map_err(|error| match error {
-            SignError::TooLong => Error::InvalidScope("the scopes and roles do not fit into a token: ask for fewer".into()),
+            SignError::TooLong => Error::InvalidScope(
+                "the scopes and roles do not fit into a token: ask for fewer".into(),
+            ),
             SignError::Claims(_) | SignError::Signature => Error::Internal(Box::new(error)),
         })?;
         Ok((token.into(), Duration::from_secs(seconds.unsigned_abs())))

@@ -1,4 +1,5 @@
-//! The life of the signing keys, as administration and time move it on. Each step is one conditional write of one record.
+//! The life of the signing keys, as administration and time move it on. Each step is one
+//! conditional write of one record.
 
 use std::sync::Arc;
 
@@ -29,39 +30,54 @@ impl Authority {
         self.keyset().await
     }
 
-    /// Makes the prepared key the signing one, as soon as caches can have heard of it, and prepares another.
+    /// Makes the prepared key the signing one, as soon as caches can have heard of it, and prepares
+    /// another.
     pub async fn rotate_keys(&self, call: &Call, admin: &Administrator) -> Result<Keyset> {
         admin.must_govern_all()?;
         let event = || admin.stamp(call).done(Action::KeysRotated, "");
-        let rotate = |keyset: &Keyset, maker: &Maker| keyset.rotate(maker.now, &maker.policy, &maker.sealer, || maker.key());
-        self.step(call.now, Some(admin), event, move |keyset, maker| Some(rotate(keyset, maker))).await?;
+        let rotate = |keyset: &Keyset, maker: &Maker| {
+            keyset.rotate(maker.now, &maker.policy, &maker.sealer, || maker.key())
+        };
+        self.step(call.now, Some(admin), event, move |keyset, maker| Some(rotate(keyset, maker)))
+            .await?;
         self.keyset().await
     }
 
     /// Ends a key and every token it signed; an active one is replaced in the same write (K03).
-    pub async fn revoke_key(&self, call: &Call, admin: &Administrator, kid: &Kid, reason: String) -> Result<Keyset> {
+    pub async fn revoke_key(
+        &self,
+        call: &Call,
+        admin: &Administrator,
+        kid: &Kid,
+        reason: String,
+    ) -> Result<Keyset> {
         admin.must_govern_all()?;
-        let event = || admin.stamp(call).done(Action::KeyRevoked, kid.as_str()).because(reason.clone());
+        let event =
+            || admin.stamp(call).done(Action::KeyRevoked, kid.as_str()).because(reason.clone());
         let kid = kid.clone();
-        let revoke =
-            move |keyset: &Keyset, maker: &Maker| keyset.revoke(&kid, maker.now, &maker.policy, &maker.sealer, || maker.key());
+        let revoke = move |keyset: &Keyset, maker: &Maker| {
+            keyset.revoke(&kid, maker.now, &maker.policy, &maker.sealer, || maker.key())
+        };
         match self.step(call.now, Some(admin), event, revoke).await? {
             true => self.keyset().await,
             false => Err(Error::NotFound("key")),
         }
     }
 
-    /// Takes the steps that time asks for: automatic rotation, removal of what has been retired for long enough.
+    /// Takes the steps that time asks for: automatic rotation, removal of what has been retired for
+    /// long enough.
     pub async fn advance_keys(&self) -> Result<()> {
         let now = self.clock.now();
         let event = || Stamp::internal(now).done(Action::KeysRotated, "");
-        let advance = |keyset: &Keyset, maker: &Maker| keyset.advance(maker.now, &maker.policy, &maker.sealer, || maker.key());
+        let advance = |keyset: &Keyset, maker: &Maker| {
+            keyset.advance(maker.now, &maker.policy, &maker.sealer, || maker.key())
+        };
         self.step(now, None, event, advance).await.map(drop)
     }
 
-    /// Writes what `next` makes of the keys, if anything; whether it did. Making an RSA key takes a core a second, so it is
-    /// done where no call waits for it, and before an administrator is asked for the proof of the write; no administrator is
-    /// where time moves the keys on.
+    /// Writes what `next` makes of the keys, if anything; whether it did. Making an RSA key takes a
+    /// core a second, so it is done where no call waits for it, and before an administrator is
+    /// asked for the proof of the write; no administrator is where time moves the keys on.
     async fn step(
         &self,
         now: Timestamp,
@@ -71,10 +87,17 @@ impl Authority {
     ) -> Result<bool> {
         for _ in 0..TRIES {
             let keyset = self.keyset().await?;
-            let maker = Maker { now, policy: self.terms.keys, algorithm: self.terms.algorithm, sealer: self.sealer.clone() };
+            let maker = Maker {
+                now,
+                policy: self.terms.keys,
+                algorithm: self.terms.algorithm,
+                sealer: self.sealer.clone(),
+            };
             let next = next.clone();
             let made = tokio::task::spawn_blocking(move || next(&keyset, &maker)).await;
-            let Some(next) = made.map_err(|error| Error::Internal(error.into()))? else { return Ok(false) };
+            let Some(next) = made.map_err(|error| Error::Internal(error.into()))? else {
+                return Ok(false);
+            };
             let revision = next.revision;
             let is_written = match admin {
                 None => self.store.replace_keyset(&next, event()).await? == Write::Done,
@@ -91,9 +114,14 @@ impl Authority {
         Err(Error::Stale("keyset"))
     }
 
-    /// The keyset in the store, once it is known to be genuine: a step writes it back under a new MAC.
+    /// The keyset in the store, once it is known to be genuine: a step writes it back under a new
+    /// MAC.
     async fn keyset(&self) -> Result<Keyset> {
-        let keyset = self.store.keyset().await?.ok_or_else(|| Error::Internal("the keyset is gone".into()))?;
+        let keyset = self
+            .store
+            .keyset()
+            .await?
+            .ok_or_else(|| Error::Internal("the keyset is gone".into()))?;
         self.standing.admit(&keyset).map_err(|refused| Error::Internal(refused.into()))?;
         Ok(keyset)
     }

@@ -1,9 +1,11 @@
-//! Audiences that clients list (AUDIT AZ10): in `audiences`, which their tokens may be for, and in `serves`, which they introspect for.
-//! An audience belongs to the tenant whose client lists it first, or that the operator assigned it to. An administrator of a tenant
-//! lists its own alone; one of the operator's tenant shares any with any client. What a client lists already is not judged again, so
-//! that a tenant keeps what the operator gave it.
+//! Audiences that clients list (AUDIT AZ10): in `audiences`, which their tokens may be for, and in
+//! `serves`, which they introspect for. An audience belongs to the tenant whose client lists it
+//! first, or that the operator assigned it to. An administrator of a tenant lists its own alone;
+//! one of the operator's tenant shares any with any client. What a client lists already is not
+//! judged again, so that a tenant keeps what the operator gave it.
 //!
-//! A client and the record of an audience are two documents, and there is no transaction over both. So a registration has three steps:
+//! A client and the record of an audience are two documents, and there is no transaction over both.
+//! So a registration has three steps:
 //!
 //! | step | if a release or assignment of the same audience comes in between (see `audiences`) |
 //! |--|--|
@@ -11,9 +13,11 @@
 //! | 2. write the client | behind its last look: it is found in 3 |
 //! | 3. read the records again | marked, or another tenant's: the client is taken back, and the answer is a refusal. Gone: claimed again |
 //!
-//! Steps 2 and 3 are one task, which no deadline and no hang-up of the caller cuts. Where the outcome of 2 is unknown 3 is made all the
-//! same, and an audience whose record cannot be read in 3 is taken back. What is claimed in 1 stays the tenant's if 2 fails. A node that dies
-//! between 2 and 3 leaves a client that lists what was released in that moment; an assignment of the audience is refused while it does.
+//! Steps 2 and 3 are one task, which no deadline and no hang-up of the caller cuts. Where the
+//! outcome of 2 is unknown 3 is made all the same, and an audience whose record cannot be read in 3
+//! is taken back. What is claimed in 1 stays the tenant's if 2 fails. A node that dies between 2
+//! and 3 leaves a client that lists what was released in that moment; an assignment of the audience
+//! is refused while it does.
 
 use std::{sync::Arc, time::Duration};
 
@@ -38,7 +42,8 @@ const SERVES: &str = "client.serves";
 /// Records that a tenant's administrators claim, at most; the operator assigns more.
 const MAX_CLAIMED: usize = 1_000;
 /// Waits of step 3 for a store that is away.
-const PAUSES: [Duration; 3] = [Duration::from_millis(50), Duration::from_millis(250), Duration::from_secs(1)];
+const PAUSES: [Duration; 3] =
+    [Duration::from_millis(50), Duration::from_millis(250), Duration::from_secs(1)];
 
 /// An audience that a client comes to list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +54,8 @@ pub(super) struct NewlyListed {
 }
 
 impl Authority {
-    /// Step 1: judges what `after` lists and `before` does not, all of it before the first is claimed.
+    /// Step 1: judges what `after` lists and `before` does not, all of it before the first is
+    /// claimed.
     pub(super) async fn claim_listed(
         &self,
         call: &Call,
@@ -82,29 +88,50 @@ impl Authority {
         Ok(listed)
     }
 
-    /// Claims an audience for the client's tenant; one that another call claims in the same moment is judged again.
-    async fn claim(&self, call: &Call, admin: &Administrator, client: &Client, new: &NewlyListed) -> Result<()> {
+    /// Claims an audience for the client's tenant; one that another call claims in the same moment
+    /// is judged again.
+    async fn claim(
+        &self,
+        call: &Call,
+        admin: &Administrator,
+        client: &Client,
+        new: &NewlyListed,
+    ) -> Result<()> {
         for _ in 0..TRIES {
             let record = first_record(call, admin, &new.audience, &client.tenant);
-            let event = admin.stamp_in(call, &client.tenant).done(Action::AudienceClaimed, new.audience.as_str());
+            let event = admin
+                .stamp_in(call, &client.tenant)
+                .done(Action::AudienceClaimed, new.audience.as_str());
             let proof = self.prove(admin).await?;
-            let claimed = self.spend(proof, ProvenWrite::ClaimAudience { record: Box::new(record), event }).await?;
-            if claimed == Spent::Done || admits(admin, new, self.store.audience(&new.audience).await?.as_ref())? {
+            let claimed = self
+                .spend(proof, ProvenWrite::ClaimAudience { record: Box::new(record), event })
+                .await?;
+            if claimed == Spent::Done
+                || admits(admin, new, self.store.audience(&new.audience).await?.as_ref())?
+            {
                 return Ok(());
             }
         }
         Err(Error::Stale("audience"))
     }
 
-    /// Refuses claims beyond what one tenant may have of its own accord, so that none takes all names before the others.
-    async fn must_have_room(&self, admin: &Administrator, tenant: &TenantId, claims: usize) -> Result<()> {
+    /// Refuses claims beyond what one tenant may have of its own accord, so that none takes all
+    /// names before the others.
+    async fn must_have_room(
+        &self,
+        admin: &Administrator,
+        tenant: &TenantId,
+        claims: usize,
+    ) -> Result<()> {
         if claims == 0 || admin.tenant().is_operator() {
             return Ok(());
         }
         let owned = self.store.audiences(Some(tenant), None, MAX_CLAIMED + 1).await?.len();
         if owned.saturating_add(claims) > MAX_CLAIMED {
             let advice = "release some, or have the operator assign them";
-            return Err(Error::precondition(format!("the tenant has {owned} of at most {MAX_CLAIMED} audiences: {advice}")));
+            return Err(Error::precondition(format!(
+                "the tenant has {owned} of at most {MAX_CLAIMED} audiences: {advice}"
+            )));
         }
         Ok(())
     }
@@ -122,11 +149,15 @@ impl Authority {
             return self.spend(proof, write).await;
         }
         let is_new = matches!(write, ProvenWrite::CreateClient { .. });
-        let (authority, call, admin, client) = (self.clone(), call.clone(), admin.clone(), client.clone());
+        let (authority, call, admin, client) =
+            (self.clone(), call.clone(), admin.clone(), client.clone());
         uncut(async move {
             let spent = authority.spend(proof, write).await;
             // By these it is sure that nothing was written.
-            if matches!(spent, Ok(Spent::Taken | Spent::Stale | Spent::Unproven) | Err(Error::InvalidToken)) {
+            if matches!(
+                spent,
+                Ok(Spent::Taken | Spent::Stale | Spent::Unproven) | Err(Error::InvalidToken)
+            ) {
                 return spent;
             }
             let confirmed = authority.confirm_listed(&call, &admin, &client, listed, is_new).await;
@@ -135,8 +166,8 @@ impl Authority {
         .await
     }
 
-    /// Step 3, once the client is written. What the client may not keep is taken from it, with the tokens that it got by then; a
-    /// client that `is_new` goes altogether.
+    /// Step 3, once the client is written. What the client may not keep is taken from it, with the
+    /// tokens that it got by then; a client that `is_new` goes altogether.
     async fn confirm_listed(
         &self,
         call: &Call,
@@ -156,7 +187,9 @@ impl Authority {
         while !lost.is_empty() {
             match (self.unlist(call, admin, client, &lost, is_new).await, pauses.next()) {
                 (Ok(()), _) => break,
-                (Err(Error::Unavailable(_) | Error::Stale(_)), Some(pause)) => sleep_until(Instant::now() + pause).await,
+                (Err(Error::Unavailable(_) | Error::Stale(_)), Some(pause)) => {
+                    sleep_until(Instant::now() + pause).await
+                }
                 (Err(error), _) => {
                     tracing::error!(client = %client.id, %error, "a client may list an audience that is not its tenant's");
                     return Err(error);
@@ -167,7 +200,13 @@ impl Authority {
     }
 
     /// Fails if a client may not go on listing an audience.
-    async fn confirm(&self, call: &Call, admin: &Administrator, client: &Client, new: &NewlyListed) -> Result<()> {
+    async fn confirm(
+        &self,
+        call: &Call,
+        admin: &Administrator,
+        client: &Client,
+        new: &NewlyListed,
+    ) -> Result<()> {
         if new.audience == self.terms.own_audience {
             return Ok(());
         }
@@ -182,13 +221,16 @@ impl Authority {
                 Err(error) => Err(error.into()),
             };
             match (confirmed, pauses.next()) {
-                (Err(Error::Unavailable(_)), Some(pause)) => sleep_until(Instant::now() + pause).await,
+                (Err(Error::Unavailable(_)), Some(pause)) => {
+                    sleep_until(Instant::now() + pause).await
+                }
                 (confirmed, _) => return confirmed,
             }
         }
     }
 
-    /// Undoes step 2. Without a proof: the change that is undone was proven, and must not stand because its caller fell.
+    /// Undoes step 2. Without a proof: the change that is undone was proven, and must not stand
+    /// because its caller fell.
     async fn unlist(
         &self,
         call: &Call,
@@ -201,10 +243,18 @@ impl Authority {
         let id = &written.id;
         for _ in 0..TRIES {
             // It may be that it was never written, or is another by now.
-            let is_written = |client: &Client| client.created_at == written.created_at && client.tenant == written.tenant;
-            let Some(client) = self.store.client(id).await?.filter(is_written) else { return Ok(()) };
+            let is_written = |client: &Client| {
+                client.created_at == written.created_at && client.tenant == written.tenant
+            };
+            let Some(client) = self.store.client(id).await?.filter(is_written) else {
+                return Ok(());
+            };
             let lists = |NewlyListed { field, audience }: &NewlyListed| {
-                if *field == SERVES { client.serves.contains(audience) } else { client.audiences.contains(audience) }
+                if *field == SERVES {
+                    client.serves.contains(audience)
+                } else {
+                    client.audiences.contains(audience)
+                }
             };
             if !is_new && !lost.iter().any(lists) {
                 return Ok(());
@@ -214,14 +264,18 @@ impl Authority {
                 let list = if *field == SERVES { &mut next.serves } else { &mut next.audiences };
                 list.retain(|own| own != audience);
             }
-            let event = stamp.done(Action::ClientUpdated, id.as_str()).because("audience lost".to_owned());
-            let ended = stamp.done(Action::ClientRevoked, id.as_str()).because("narrowed".to_owned());
+            let event =
+                stamp.done(Action::ClientUpdated, id.as_str()).because("audience lost".to_owned());
+            let ended =
+                stamp.done(Action::ClientRevoked, id.as_str()).because("narrowed".to_owned());
             if self.store.end_client(&next, event, ended).await? == Write::Stale {
                 continue;
             }
             if is_new {
                 // One that another administrator has changed by now is that one's to keep.
-                let event = stamp.done(Action::ClientDeleted, id.as_str()).because("audience lost".to_owned());
+                let event = stamp
+                    .done(Action::ClientDeleted, id.as_str())
+                    .because("audience lost".to_owned());
                 self.store.delete_client(&next, event).await?;
             }
             return Ok(());
@@ -230,7 +284,8 @@ impl Authority {
     }
 }
 
-/// Returns true if an administrator may list an audience with this record, and false if it belongs to no tenant yet.
+/// Returns true if an administrator may list an audience with this record, and false if it belongs
+/// to no tenant yet.
 fn admits(admin: &Administrator, new: &NewlyListed, found: Option<&FoundAudience>) -> Result<bool> {
     match found {
         None => Ok(false),
@@ -239,14 +294,17 @@ fn admits(admin: &Administrator, new: &NewlyListed, found: Option<&FoundAudience
         Some(FoundAudience::Owned(record)) if record.releasing => {
             let NewlyListed { field, audience } = new;
             let advice = "the operator assigns it to its tenant again, or releases it";
-            Err(Error::precondition(format!("{field}: {audience} is being released; if that does not end, {advice}")))
+            Err(Error::precondition(format!(
+                "{field}: {audience} is being released; if that does not end, {advice}"
+            )))
         }
         Some(FoundAudience::Owned(_)) => Ok(true),
     }
 }
 
 fn newly_listed(before: &Client, after: &Client) -> Vec<NewlyListed> {
-    let fields = [(AUDIENCES, &before.audiences, &after.audiences), (SERVES, &before.serves, &after.serves)];
+    let fields =
+        [(AUDIENCES, &before.audiences, &after.audiences), (SERVES, &before.serves, &after.serves)];
     let new = fields.into_iter().flat_map(|(field, before, after)| {
         let new = after.iter().filter(|audience| !before.contains(audience));
         new.map(move |audience| NewlyListed { field, audience: audience.clone() })
@@ -256,5 +314,7 @@ fn newly_listed(before: &Client, after: &Client) -> Vec<NewlyListed> {
 
 /// Says nothing of the tenant that has it.
 fn foreign(NewlyListed { field, audience }: &NewlyListed) -> Error {
-    Error::precondition(format!("{field}: {audience} belongs to another tenant; the operator may list it"))
+    Error::precondition(format!(
+        "{field}: {audience} belongs to another tenant; the operator may list it"
+    ))
 }

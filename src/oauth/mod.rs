@@ -33,7 +33,9 @@ use crate::{
     audit::Trail,
     clock::{Clock, Skew},
     config,
-    crypto::{passwords::Passwords, refresh_token::RefreshKey, seal::Sealer, secrets::ClientSecrets},
+    crypto::{
+        passwords::Passwords, refresh_token::RefreshKey, seal::Sealer, secrets::ClientSecrets,
+    },
     limit::Limits,
     model::{
         Audience,
@@ -68,7 +70,8 @@ pub struct Authority {
 pub struct Terms {
     /// The `iss` of every token.
     pub issuer: Arc<str>,
-    /// The issuer as an audience: who a token is for when its client names nobody, and what administration demands.
+    /// The issuer as an audience: who a token is for when its client names nobody, and what
+    /// administration demands.
     pub own_audience: Audience,
     /// Lifetimes.
     pub token: config::Token,
@@ -156,15 +159,18 @@ impl Authority {
         &self.page_key
     }
 
-    /// How long an ended family or client must be remembered: the longest access token, and the slack.
+    /// How long an ended family or client must be remembered: the longest access token, and the
+    /// slack.
     fn remember(&self) -> Duration {
         self.terms.token.access_lifetime_max() + SLACK
     }
 }
 
-/// Runs work to its end, whatever becomes of its caller: a deadline or a hang-up drops the answer alone.
+/// Runs work to its end, whatever becomes of its caller: a deadline or a hang-up drops the answer
+/// alone.
 async fn uncut<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
-    match tokio::spawn(work.in_current_span()).await.map_err(tokio::task::JoinError::try_into_panic) {
+    match tokio::spawn(work.in_current_span()).await.map_err(tokio::task::JoinError::try_into_panic)
+    {
         Ok(done) => done,
         Err(Ok(panic)) => std::panic::resume_unwind(panic),
         // The runtime is going down, and the caller with it.

@@ -1,4 +1,5 @@
-//! Secrets as they are presented: paid for, compared, refused. Whatever is wrong, the answer is the same and the work is the same.
+//! Secrets as they are presented: paid for, compared, refused. Whatever is wrong, the answer is the
+//! same and the work is the same.
 
 use secrecy::{ExposeSecret, SecretString};
 
@@ -23,9 +24,13 @@ pub(super) struct Claim<'a> {
 }
 
 impl Claim<'_> {
-    /// Secrets to compare with. A disabled client has none, so that its path is that of a client that does not exist (A02).
+    /// Secrets to compare with. A disabled client has none, so that its path is that of a client
+    /// that does not exist (A02).
     fn live(&self, now: Timestamp) -> impl Iterator<Item = &Secret> {
-        self.client.into_iter().filter(|client| !client.disabled).flat_map(move |client| client.live_secrets(now))
+        self.client
+            .into_iter()
+            .filter(|client| !client.disabled)
+            .flat_map(move |client| client.live_secrets(now))
     }
 }
 
@@ -43,12 +48,13 @@ pub(super) enum Judgement {
 pub(super) enum Refusal {
     /// None was presented: paid for like a secret, and no guess.
     NoSecret(Guess),
-    /// The secret was compared, or there was nothing to compare it with. It may have been compared only with those of the client that
-    /// are remembered, if one is.
+    /// The secret was compared, or there was nothing to compare it with. It may have been compared
+    /// only with those of the client that are remembered, if one is.
     Wrong(Guess),
     /// The budgets of such callers are empty: the secret was not compared.
     Unpaid(Guess),
-    /// The argon2id pool is full: the secret was compared with those of the client that are remembered, if one is.
+    /// The argon2id pool is full: the secret was compared with those of the client that are
+    /// remembered, if one is.
     Busy {
         /// The answer.
         error: Error,
@@ -80,23 +86,33 @@ impl Refusal {
 }
 
 impl Authority {
-    /// Judges a claim. Drawn before anything is compared, and given back if the secret is right or was not compared: a secret that
-    /// is wrong is paid for, and one that is not paid for is not judged.
+    /// Judges a claim. Drawn before anything is compared, and given back if the secret is right or
+    /// was not compared: a secret that is wrong is paid for, and one that is not paid for is not
+    /// judged.
     pub(super) async fn judge_claim(&self, call: &Call, claim: &Claim<'_>) -> Judgement {
         let generated = secrets::is_generated(claim.secret.expose_secret());
-        // Guesses at a secret that is valid are counted apart, so that an instance with a retired one costs its neighbours nothing.
-        let named = if generated { secrets::secret_id_of(claim.secret.expose_secret()) } else { None };
+        // Guesses at a secret that is valid are counted apart, so that an instance with a retired
+        // one costs its neighbours nothing.
+        let named =
+            if generated { secrets::secret_id_of(claim.secret.expose_secret()) } else { None };
         let valid = named.filter(|named| claim.live(call.now).any(|secret| secret.id == *named));
         let target = claim.client.map(|client| (client.id.clone(), valid));
         let guess = self.limits.guess(call.peer, target, call.now);
-        if generated { self.prove_generated(call, claim, guess) } else { self.prove_imported(call, claim, guess).await }
+        if generated {
+            self.prove_generated(call, claim, guess)
+        } else {
+            self.prove_imported(call, claim, guess).await
+        }
     }
 
     /// A secret this service made: one HMAC, also where there is nothing to compare with (A02).
     fn prove_generated(&self, call: &Call, claim: &Claim<'_>, guess: Guess) -> Judgement {
         let presented = claim.secret.expose_secret();
         let id = secrets::secret_id_of(presented);
-        let kept = claim.live(call.now).filter(|_| guess.may_compare()).find(|secret| id.as_ref() == Some(&secret.id));
+        let kept = claim
+            .live(call.now)
+            .filter(|_| guess.may_compare())
+            .find(|secret| id.as_ref() == Some(&secret.id));
         let right = match kept {
             Some(secret) => self.secrets.matches(presented, secret).then(|| secret.id.clone()),
             None => {
@@ -107,8 +123,9 @@ impl Authority {
         self.judged(right, guess)
     }
 
-    /// A secret that was imported: as many argon2id as a client may have secrets, also where there is nothing to compare with; none
-    /// where the caller's site has no budget for them, whatever the name.
+    /// A secret that was imported: as many argon2id as a client may have secrets, also where there
+    /// is nothing to compare with; none where the caller's site has no budget for them, whatever
+    /// the name.
     async fn prove_imported(&self, call: &Call, claim: &Claim<'_>, guess: Guess) -> Judgement {
         let live = claim.live(call.now).filter(|_| guess.may_compare());
         let imported = live.filter_map(|secret| match &secret.digest {
@@ -120,22 +137,32 @@ impl Authority {
         if recalled.is_some() {
             return self.judged(recalled, guess);
         }
-        // A guess at a secret that is in use is answered by what is remembered: that is a comparison, though the caller may have
-        // meant the client's other secret.
+        // A guess at a secret that is in use is answered by what is remembered: that is a
+        // comparison, though the caller may have meant the client's other secret.
         let compared = self.passwords.remembers(claim.name, &imported);
         if !guess.may_hash() {
-            return Judgement::Refused(if compared { Refusal::Wrong(guess) } else { Refusal::Unpaid(guess) });
+            return Judgement::Refused(if compared {
+                Refusal::Wrong(guess)
+            } else {
+                Refusal::Unpaid(guess)
+            });
         }
-        let origin = Origin { network: call.peer.network(), failed_lately: self.limits.failed_lately(call.peer, call.now) };
+        let origin = Origin {
+            network: call.peer.network(),
+            failed_lately: self.limits.failed_lately(call.peer, call.now),
+        };
         let found = match self.passwords.find(origin, claim.name, imported, claim.secret).await {
             Ok(found) => found,
             Err(busy) => {
-                // Also where it was compared: what is left of the budget must not tell which names exist (A02).
+                // Also where it was compared: what is left of the budget must not tell which names
+                // exist (A02).
                 self.limits.give_back(guess);
                 return Judgement::Refused(Refusal::Busy { error: busy.into(), compared });
             }
         };
-        let Some(Match { id, rehashed }) = found else { return Judgement::Refused(Refusal::Wrong(guess)) };
+        let Some(Match { id, rehashed }) = found else {
+            return Judgement::Refused(Refusal::Wrong(guess));
+        };
         self.limits.give_back(guess);
         let rehashed = rehashed.map(|phc| Kept { id: id.clone(), phc });
         Judgement::Right { secret: id, rehashed }
@@ -152,10 +179,16 @@ impl Authority {
         }
     }
 
-    /// Records a refusal and says what is answered. A secret of an existing client that was judged has a record of its own, which is
-    /// not waited for, so that it costs the same whoever asks. All others are counted: those of a client, and those of names that
-    /// are no client's, are one record for each peer and minute.
-    pub(super) async fn refuse(&self, call: &Call, client: Option<&Client>, refusal: Refusal) -> Error {
+    /// Records a refusal and says what is answered. A secret of an existing client that was judged
+    /// has a record of its own, which is not waited for, so that it costs the same whoever asks.
+    /// All others are counted: those of a client, and those of names that are no client's, are one
+    /// record for each peer and minute.
+    pub(super) async fn refuse(
+        &self,
+        call: &Call,
+        client: Option<&Client>,
+        refusal: Refusal,
+    ) -> Error {
         metrics::counter!("jeton_authentication_failed_total").increment(1);
         let (site, judged, guessed) = (call.peer.site(), refusal.is_judged(), refusal.is_guess());
         if matches!(refusal, Refusal::Wrong(_)) {
@@ -164,14 +197,20 @@ impl Authority {
         let error = refusal.answer();
         // People mix up id and secret: what is no client's name is not written down (O01).
         let target = client.map(|client| client.id.as_str()).unwrap_or_default();
-        let reason = if judged || guessed || client.is_none() { "invalid_client" } else { "slow_down" };
-        // A tenant sees the attacks on its clients. Nobody has authenticated, so there is no calling client.
+        let reason =
+            if judged || guessed || client.is_none() { "invalid_client" } else { "slow_down" };
+        // A tenant sees the attacks on its clients. Nobody has authenticated, so there is no
+        // calling client.
         let stamp = Stamp { tenant: client.map(|client| client.tenant.clone()), ..call.stamp() };
         let event = stamp.refused(Action::AuthenticationFailed, target, reason);
         let recorded = match client {
             Some(client) => {
                 let raised = if guessed { self.raise_alarm(call, client).await } else { Ok(()) };
-                let recorded = if judged { self.trail.kept(site, event).await } else { self.trail.counted(site, event).await };
+                let recorded = if judged {
+                    self.trail.kept(site, event).await
+                } else {
+                    self.trail.counted(site, event).await
+                };
                 raised.and(recorded)
             }
             None => self.trail.counted(site, event).await,
@@ -179,8 +218,9 @@ impl Authority {
         recorded.err().unwrap_or(error)
     }
 
-    /// Guesses from many addresses stay below the budget of each: they are counted for their client too. What was not compared tells
-    /// nothing of the secret, and may be the right one. An alarm that the store does not take is recorded later.
+    /// Guesses from many addresses stay below the budget of each: they are counted for their client
+    /// too. What was not compared tells nothing of the secret, and may be the right one. An alarm
+    /// that the store does not take is recorded later.
     async fn raise_alarm(&self, call: &Call, client: &Client) -> Result<()> {
         if !self.limits.is_under_attack(&client.id, call.now) {
             return Ok(());
@@ -190,18 +230,27 @@ impl Authority {
         self.trail.kept(None, stamp.done(Action::ClientUnderAttack, client.id.as_str())).await
     }
 
-    /// Writes the hash of an imported secret at our own cost. A node that cannot write, or that another one overtakes, leaves it as
-    /// it is: the next first use does it.
-    pub(super) async fn rehash(&self, call: &Call, who: &AuthenticatedClient, kept: Kept, secret: &SecretString) {
+    /// Writes the hash of an imported secret at our own cost. A node that cannot write, or that
+    /// another one overtakes, leaves it as it is: the next first use does it.
+    pub(super) async fn rehash(
+        &self,
+        call: &Call,
+        who: &AuthenticatedClient,
+        kept: Kept,
+        secret: &SecretString,
+    ) {
         let mut client = who.client().clone();
         let Some(own) = client.secrets.iter_mut().find(|own| own.id == kept.id) else { return };
         own.digest = Digest::Argon2id { phc: kept.phc.clone() };
         client.revision += 1;
         client.updated_at = call.now;
-        let event = who.stamp(call).done(Action::SecretRehashed, format!("{}/{}", client.id, kept.id));
+        let event =
+            who.stamp(call).done(Action::SecretRehashed, format!("{}/{}", client.id, kept.id));
         match self.store.replace_client(&client, event).await {
             Ok(_) => self.passwords.remember(client.id.as_str(), &kept, secret),
-            Err(error) => tracing::warn!(client = %client.id, %error, "an imported secret keeps its own hash for now"),
+            Err(error) => {
+                tracing::warn!(client = %client.id, %error, "an imported secret keeps its own hash for now")
+            }
         }
     }
 

@@ -21,20 +21,31 @@ pub struct Request {
 }
 
 impl Authority {
-    /// Exchanges a refresh token for its successor and a new access token. Everything that can be refused is refused before
-    /// the token is spent; the spending is one conditional write.
-    pub async fn refresh(&self, call: &Call, credentials: Credentials, request: Request) -> Result<Issued> {
+    /// Exchanges a refresh token for its successor and a new access token. Everything that can be
+    /// refused is refused before the token is spent; the spending is one conditional write.
+    pub async fn refresh(
+        &self,
+        call: &Call,
+        credentials: Credentials,
+        request: Request,
+    ) -> Result<Issued> {
         let authenticated = self.authenticate(call, credentials).await?;
         let client = authenticated.client();
         if !client.grants.refresh_token {
-            let refused = authenticated.stamp(call).refused(Action::AccessRefused, "refresh", "unauthorized_client");
+            let refused = authenticated.stamp(call).refused(
+                Action::AccessRefused,
+                "refresh",
+                "unauthorized_client",
+            );
             return Err(self.trail.refusal(refused, Error::UnauthorizedClient).await);
         }
-        let (presented, family) = self.recognise(call, &authenticated, request.refresh_token.expose_secret()).await?;
+        let (presented, family) =
+            self.recognise(call, &authenticated, request.refresh_token.expose_secret()).await?;
         let granted = narrow(&family, client, &request.scopes)?;
         let jti = Jti::new();
         // A rotation moves the family's end, a repetition does not.
-        let rotated_at = if presented.generation == family.generation { call.now } else { family.rotated_at };
+        let rotated_at =
+            if presented.generation == family.generation { call.now } else { family.rotated_at };
         let lawful = self.looks_lawful(call, &presented, &family);
         let family = Family { rotated_at, ..family };
         let (access_token, expires_in) = self.mint_of(call, client, &family, &granted, jti)?;
@@ -52,26 +63,38 @@ impl Authority {
         let rotation = self.rotate(rotate.clone(), &family, &stamp, jti).await?;
         if let Some(verdict) = rotation.unrecorded() {
             if verdict.ends() {
-                self.end_client_instead(call, &authenticated, &family.tenant, client.id.clone()).await?;
+                self.end_client_instead(call, &authenticated, &family.tenant, client.id.clone())
+                    .await?;
             }
             let refused = rotate.event(verdict, &stamp, "", Some(&family));
             return Err(self.trail.refusal(refused, Error::InvalidGrant).await);
         }
         let family = told_of(rotation, call, &family)?;
-        // The successor is derived anew for a caller that presents the spent token in time with a secret that works.
+        // The successor is derived anew for a caller that presents the spent token in time with a
+        // secret that works.
         self.still_authenticated(call, &authenticated).await?;
         let refresh_token = Some(self.refresh_key.mint(family.id, family.generation, &family.salt));
         Ok(Issued { access_token, expires_in, refresh_token, scopes: granted.scopes().clone() })
     }
 
-    /// Presents the token to the store. A family that is to be ended takes one of its client's places among the revocations that are
-    /// remembered. Where that can be foreseen from the family as it was `found`, the place is taken before, so that one write judges
-    /// and ends, also for a caller that hangs up; else once the store says so. Without a place the outcome is [`Rotation::Unended`].
-    async fn rotate(&self, mut rotate: Rotate, found: &Family, stamp: &Stamp, jti: Jti) -> Result<Rotation> {
+    /// Presents the token to the store. A family that is to be ended takes one of its client's
+    /// places among the revocations that are remembered. Where that can be foreseen from the family
+    /// as it was `found`, the place is taken before, so that one write judges and ends, also for a
+    /// caller that hangs up; else once the store says so. Without a place the outcome is
+    /// [`Rotation::Unended`].
+    async fn rotate(
+        &self,
+        mut rotate: Rotate,
+        found: &Family,
+        stamp: &Stamp,
+        jti: Jti,
+    ) -> Result<Rotation> {
         let foreseen = rotate.judge(found, Last { at: found.rotated_at, unanswered: 0 });
         let mut takes_place = !rotate.lawful || foreseen.ends();
         loop {
-            if takes_place && self.limits.remembers_revocation(&rotate.client, rotate.now, self.remember()) {
+            if takes_place
+                && self.limits.remembers_revocation(&rotate.client, rotate.now, self.remember())
+            {
                 rotate.remember = Some(self.remember());
             }
             let rotation = self.store.rotate(&rotate, stamp, &jti.to_string()).await;
@@ -87,32 +110,47 @@ impl Authority {
         }
     }
 
-    /// The family of a token that is whole, of this client, and minted under epochs that still stand.
-    async fn recognise(&self, call: &Call, who: &AuthenticatedClient, token: &str) -> Result<(Presented, Family)> {
-        // What is not even shaped like a token, or does not verify, is nobody's: nothing to record, the budget bounds it (R13).
+    /// The family of a token that is whole, of this client, and minted under epochs that still
+    /// stand.
+    async fn recognise(
+        &self,
+        call: &Call,
+        who: &AuthenticatedClient,
+        token: &str,
+    ) -> Result<(Presented, Family)> {
+        // What is not even shaped like a token, or does not verify, is nobody's: nothing to record,
+        // the budget bounds it (R13).
         let presented = Presented::parse(token).ok_or(Error::InvalidGrant)?;
-        let family = self.store.family(presented.family, call.now).await?.ok_or(Error::InvalidGrant)?;
+        let family =
+            self.store.family(presented.family, call.now).await?.ok_or(Error::InvalidGrant)?;
         if !self.refresh_key.verify(&presented, &family.salt) {
             return Err(Error::InvalidGrant);
         }
         let current = self.standing.epochs(&family.tenant, &family.client, &family.subject)?;
-        // A revocation is final: one that this node knows is not undone by a store that no longer shows it.
+        // A revocation is final: one that this node knows is not undone by a store that no longer
+        // shows it.
         let undone = family.ended_at.is_none() && self.standing.family_was_ended(family.id);
         let client = who.client();
-        let audience_stands =
-            family.audience.iter().all(|audience| *audience == self.terms.own_audience || client.audiences.contains(audience));
-        if undone || family.client != client.id || !family.epochs.reach(current) || !audience_stands {
+        let audience_stands = family.audience.iter().all(|audience| {
+            *audience == self.terms.own_audience || client.audiences.contains(audience)
+        });
+        if undone || family.client != client.id || !family.epochs.reach(current) || !audience_stands
+        {
             let stamp = who.stamp_in(call, &family.tenant);
-            let refused = stamp.refused(Action::RefreshRefused, "", "invalid_grant").in_family(family.id);
+            let refused =
+                stamp.refused(Action::RefreshRefused, "", "invalid_grant").in_family(family.id);
             return Err(self.trail.refusal(refused, Error::InvalidGrant).await);
         }
         Ok((presented, family))
     }
 
-    /// Whether a token that arrives now is the current one, or was spent so lately that it may be repeated, wherever the clock is
-    /// that says so.
+    /// Whether a token that arrives now is the current one, or was spent so lately that it may be
+    /// repeated, wherever the clock is that says so.
     fn looks_lawful(&self, call: &Call, presented: &Presented, family: &Family) -> bool {
-        let lately = || family.rotated_at + self.terms.token.refresh_grace() >= self.standing.keyring().earliest(call.now);
+        let lately = || {
+            family.rotated_at + self.terms.token.refresh_grace()
+                >= self.standing.keyring().earliest(call.now)
+        };
         match family.generation.checked_sub(presented.generation) {
             Some(0) => true,
             Some(1) => lately(),
@@ -120,7 +158,8 @@ impl Authority {
         }
     }
 
-    /// The access token that comes along: minted before the refresh token is spent, so that what cannot be minted costs nothing.
+    /// The access token that comes along: minted before the refresh token is spent, so that what
+    /// cannot be minted costs nothing.
     fn mint_of(
         &self,
         call: &Call,
@@ -135,7 +174,8 @@ impl Authority {
             subject: family.subject.clone(),
             granted,
             audience: family.audience.clone(),
-            // Those of the opening: what was raised since, also while this call runs, ends this token too.
+            // Those of the opening: what was raised since, also while this call runs, ends this
+            // token too.
             epochs: family.epochs,
             jti,
             family: Some((family.id, family.ends_at())),
@@ -167,11 +207,12 @@ fn told_of(rotation: Rotation, call: &Call, found: &Family) -> Result<Family> {
     Err(Error::InvalidGrant)
 }
 
-/// "The requested scope MUST NOT include any scope not originally granted" (RFC 6749 section 6), nor one the client has lost
-/// since.
+/// "The requested scope MUST NOT include any scope not originally granted" (RFC 6749 section 6),
+/// nor one the client has lost since.
 fn narrow(family: &Family, client: &Client, asked: &[String]) -> Result<Granted> {
     let asked = Scopes::parse(asked).map_err(|invalid| Error::InvalidScope(invalid.0.into()))?;
     let still = Granted::still(&family.scopes, &client.scopes);
-    Granted::asked(&asked, still.scopes(), || still.scopes().clone())
-        .map_err(|scope| Error::InvalidScope(format!("the refresh token does not carry scope {scope}").into()))
+    Granted::asked(&asked, still.scopes(), || still.scopes().clone()).map_err(|scope| {
+        Error::InvalidScope(format!("the refresh token does not carry scope {scope}").into())
+    })
 }

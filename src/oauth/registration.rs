@@ -1,17 +1,20 @@
-//! Registering clients (the data of RFC 7591 section 2, through administration RPCs) and keeping their secrets.
+//! Registering clients (the data of RFC 7591 section 2, through administration RPCs) and keeping
+//! their secrets.
 
 use std::{sync::Arc, time::Duration};
 
 use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
-use super::{Administrator, Authority, bearer::ADMIN, client_auth::MAX_SECRET, introspection::INTROSPECT_ANY};
+use super::{
+    Administrator, Authority, bearer::ADMIN, client_auth::MAX_SECRET, introspection::INTROSPECT_ANY,
+};
 use crate::{
     crypto::{passwords, random, secrets::PREFIX},
     error::{Error, Result},
     model::{
-        Action, Audience, Call, Client, ClientId, Digest, Grants, Mac, PlanName, Role, Scope, Scopes, Secret, SecretId,
-        TenantId, Timestamp, client::MAX_LIVE_SECRETS, text,
+        Action, Audience, Call, Client, ClientId, Digest, Grants, Mac, PlanName, Role, Scope,
+        Scopes, Secret, SecretId, TenantId, Timestamp, client::MAX_LIVE_SECRETS, text,
     },
     store::{Creation, ProvenWrite, Spent, StoreError},
 };
@@ -27,7 +30,8 @@ const BOOTSTRAP: &str = "bootstrap";
 /// How often a write without etag is tried again when others write in between.
 const TRIES: usize = 8;
 
-/// The fields of a client that its administrator sets; `None` leaves a field as it is, or at its default.
+/// The fields of a client that its administrator sets; `None` leaves a field as it is, or at its
+/// default.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// For people, at most 200 characters.
@@ -89,7 +93,11 @@ impl Authority {
         admin.must_govern(&tenant)?;
         let id = match id {
             Some(id) => id,
-            None => Uuid::now_v7().as_simple().to_string().parse().map_err(Error::invalid("client.client_id"))?,
+            None => Uuid::now_v7()
+                .as_simple()
+                .to_string()
+                .parse()
+                .map_err(Error::invalid("client.client_id"))?,
         };
         let blank = blank(id, tenant, call.now);
         let mut client = self.settle(blank.clone(), settings)?;
@@ -106,7 +114,8 @@ impl Authority {
             Err(error) => return Err(error.into()),
         }
         let listed = self.claim_listed(call, admin, &blank, &client).await?;
-        let event = admin.stamp_in(call, &client.tenant).done(Action::ClientCreated, client.id.as_str());
+        let event =
+            admin.stamp_in(call, &client.tenant).done(Action::ClientCreated, client.id.as_str());
         let of_any = admin.tenant().is_operator();
         let proof = self.prove(admin).await?;
         let write = ProvenWrite::CreateClient { client: Box::new(client.clone()), of_any, event };
@@ -117,13 +126,15 @@ impl Authority {
         }
     }
 
-    /// The first client of an empty store: it may administer and introspect any token. On a store that has clients, the id
-    /// of that client if it is still there, and no secret: that is not known afterwards.
+    /// The first client of an empty store: it may administer and introspect any token. On a store
+    /// that has clients, the id of that client if it is still there, and no secret: that is not
+    /// known afterwards.
     pub async fn bootstrap(&self, call: &Call) -> Result<Option<(ClientId, Option<SecretString>)>> {
         let id: ClientId = BOOTSTRAP.parse().map_err(Error::invalid("client_id"))?;
         match self.store.client(&id).await {
             Ok(None) => {}
-            // One that cannot be read has the name too, and must not keep the service from starting.
+            // One that cannot be read has the name too, and must not keep the service from
+            // starting.
             Ok(Some(_)) | Err(StoreError::Corrupt(_)) => return Ok(Some((id, None))),
             Err(error) => return Err(error.into()),
         }
@@ -131,7 +142,8 @@ impl Authority {
             return Ok(None);
         }
         let scopes = Scopes::parse(&[ADMIN, INTROSPECT_ANY]).map_err(Error::invalid("scopes"))?;
-        let (secret, value) = self.make_secret(&TenantId::operator(), NewSecret::Generated, None, call.now).await?;
+        let (secret, value) =
+            self.make_secret(&TenantId::operator(), NewSecret::Generated, None, call.now).await?;
         let client = Client {
             display_name: "first administrator".to_owned(),
             default_scopes: scopes.clone(),
@@ -141,7 +153,11 @@ impl Authority {
             ..blank(id.clone(), TenantId::operator(), call.now)
         };
         let stamp = call.stamp_of(&client.tenant, &client.id, None);
-        match self.store.create_client(&client, stamp.done(Action::ClientCreated, id.as_str())).await? {
+        match self
+            .store
+            .create_client(&client, stamp.done(Action::ClientCreated, id.as_str()))
+            .await?
+        {
             Creation::Created => Ok(Some((id, value))),
             Creation::Taken => Ok(Some((id, None))),
         }
@@ -165,8 +181,8 @@ impl Authority {
         Ok(self.store.clients(tenant.as_ref(), after, limit).await?)
     }
 
-    /// Changes a client's settings, validated exactly as on creation (N05). Where something is taken away, all that was issued to
-    /// the client ends in the same write.
+    /// Changes a client's settings, validated exactly as on creation (N05). Where something is
+    /// taken away, all that was issued to the client ends in the same write.
     pub async fn update_client(
         self: &Arc<Self>,
         call: &Call,
@@ -179,7 +195,8 @@ impl Authority {
         self.rewrite(call, admin, id, etag, Action::ClientUpdated, id.as_str(), None, settle).await
     }
 
-    /// Refuses a client from now on and ends what it holds, in one write: a call that is cut off leaves both or neither.
+    /// Refuses a client from now on and ends what it holds, in one write: a call that is cut off
+    /// leaves both or neither.
     pub async fn disable_client(
         self: &Arc<Self>,
         call: &Call,
@@ -188,7 +205,17 @@ impl Authority {
         etag: Option<u64>,
     ) -> Result<Client> {
         let disable = |client: Client| Ok(Client { disabled: true, ..client });
-        self.rewrite(call, admin, id, etag, Action::ClientDisabled, id.as_str(), Some("disabled"), disable).await
+        self.rewrite(
+            call,
+            admin,
+            id,
+            etag,
+            Action::ClientDisabled,
+            id.as_str(),
+            Some("disabled"),
+            disable,
+        )
+        .await
     }
 
     /// Admits a disabled client again.
@@ -203,7 +230,8 @@ impl Authority {
         self.rewrite(call, admin, id, etag, Action::ClientEnabled, id.as_str(), None, enable).await
     }
 
-    /// Removes a client and raises its epoch in one write: that is what ends its families also for a later client of its name.
+    /// Removes a client and raises its epoch in one write: that is what ends its families also for
+    /// a later client of its name.
     pub async fn delete_client(
         self: &Arc<Self>,
         call: &Call,
@@ -212,7 +240,18 @@ impl Authority {
         etag: Option<u64>,
     ) -> Result<()> {
         let remove = |client: Client| Ok(client);
-        self.rewrite(call, admin, id, etag, Action::ClientDeleted, id.as_str(), Some("deleted"), remove).await.map(drop)
+        self.rewrite(
+            call,
+            admin,
+            id,
+            etag,
+            Action::ClientDeleted,
+            id.as_str(),
+            Some("deleted"),
+            remove,
+        )
+        .await
+        .map(drop)
     }
 
     /// Gives a client a further secret, unless two live already.
@@ -230,7 +269,8 @@ impl Authority {
         }
         // Asked before the price of argon2id is paid.
         self.administered(admin, id).await.and_then(|client| admin.may_give(&client.scopes))?;
-        let (secret, value) = self.make_secret(admin.tenant(), source, expires_at, call.now).await?;
+        let (secret, value) =
+            self.make_secret(admin.tenant(), source, expires_at, call.now).await?;
         let secret_id = secret.id.clone();
         let target = format!("{id}/{secret_id}");
         let client = self
@@ -246,8 +286,8 @@ impl Authority {
         Ok(Added { client, secret: secret_id, value })
     }
 
-    /// Ends a secret, after an overlap or at once; it never lives longer than it would have. For one that leaked, everything that
-    /// was issued to the client so far ends in the same write.
+    /// Ends a secret, after an overlap or at once; it never lives longer than it would have. For
+    /// one that leaked, everything that was issued to the client so far ends in the same write.
     #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
     pub async fn retire_secret(
         self: &Arc<Self>,
@@ -260,24 +300,41 @@ impl Authority {
         revoke_issued: bool,
     ) -> Result<Client> {
         if revoke_issued && !overlap.is_zero() {
-            return Err(Error::field("revoke_issued", "goes with no overlap: the secret would go on to get tokens"));
+            return Err(Error::field(
+                "revoke_issued",
+                "goes with no overlap: the secret would go on to get tokens",
+            ));
         }
         if overlap > MAX_OVERLAP {
             return Err(Error::field("overlap", "at most 90 days"));
         }
         let end = call.now + overlap;
         let ends = revoke_issued.then_some("secret retired");
-        self.rewrite(call, admin, id, etag, Action::SecretRetired, &format!("{id}/{secret}"), ends, |mut client| {
-            let found = client.secrets.iter_mut().find(|own| own.id == *secret).ok_or(Error::NotFound("secret"))?;
-            found.expires_at = Some(found.expires_at.map_or(end, |already| already.min(end)));
-            client.secrets.retain(|secret| secret.lives(call.now));
-            Ok(client)
-        })
+        self.rewrite(
+            call,
+            admin,
+            id,
+            etag,
+            Action::SecretRetired,
+            &format!("{id}/{secret}"),
+            ends,
+            |mut client| {
+                let found = client
+                    .secrets
+                    .iter_mut()
+                    .find(|own| own.id == *secret)
+                    .ok_or(Error::NotFound("secret"))?;
+                found.expires_at = Some(found.expires_at.map_or(end, |already| already.min(end)));
+                client.secrets.retain(|secret| secret.lives(call.now));
+                Ok(client)
+            },
+        )
         .await
     }
 
-    /// Reads, changes and conditionally writes a client; again where another write came in between and no etag was given. What the
-    /// client holds ends with it where `ends` says why, or something is taken away. Each try is proven anew.
+    /// Reads, changes and conditionally writes a client; again where another write came in between
+    /// and no etag was given. What the client holds ends with it where `ends` says why, or
+    /// something is taken away. Each try is proven anew.
     #[expect(clippy::too_many_arguments, reason = "one place for every write of a client")]
     async fn rewrite(
         self: &Arc<Self>,
@@ -295,27 +352,35 @@ impl Authority {
             if etag.is_some_and(|etag| etag != client.revision) {
                 return Err(Error::Stale("client"));
             }
-            // Both as it was and as it shall be: a lesser office neither gives nor touches what it does not hold.
+            // Both as it was and as it shall be: a lesser office neither gives nor touches what it
+            // does not hold.
             admin.may_give(&client.scopes)?;
             let before = client.clone();
-            let client = Client { revision: before.revision + 1, updated_at: call.now, ..change(client)? };
+            let client =
+                Client { revision: before.revision + 1, updated_at: call.now, ..change(client)? };
             let ends = ends.or_else(|| before.loses_by(&client).then_some("narrowed"));
             admin.may_give(&client.scopes)?;
             self.may_allow(admin, &before, &client)?;
             let listed = self.claim_listed(call, admin, &before, &client).await?;
             let stamp = admin.stamp_in(call, &client.tenant);
             let event = stamp.done(action, target);
-            let ended = |why: &str| stamp.done(Action::ClientRevoked, id.as_str()).because(why.to_owned());
+            let ended =
+                |why: &str| stamp.done(Action::ClientRevoked, id.as_str()).because(why.to_owned());
             let kept = Box::new(client.clone());
             let write = if action == Action::ClientDeleted {
-                ProvenWrite::DeleteClient { client: Box::new(before), ended: ended("deleted"), event }
+                ProvenWrite::DeleteClient {
+                    client: Box::new(before),
+                    ended: ended("deleted"),
+                    event,
+                }
             } else if let Some(why) = ends {
                 ProvenWrite::EndClient { client: kept, event, ended: ended(why) }
             } else {
                 ProvenWrite::ReplaceClient { client: kept, event }
             };
             let proof = self.prove(admin).await?;
-            if self.write_listed(call, admin, (proof, write), &client, listed).await? == Spent::Done {
+            if self.write_listed(call, admin, (proof, write), &client, listed).await? == Spent::Done
+            {
                 return Ok(client);
             }
         }
@@ -343,7 +408,10 @@ impl Authority {
         }
         check_texts(&client)?;
         if let Some(scope) = client.scopes.lacks(&client.default_scopes) {
-            return Err(Error::field("client.default_scopes", format!("{scope} is not among the client's scopes")));
+            return Err(Error::field(
+                "client.default_scopes",
+                format!("{scope} is not among the client's scopes"),
+            ));
         }
         for (field, len) in [
             ("client.roles", client.roles.len()),
@@ -356,11 +424,15 @@ impl Authority {
         }
         let max = self.terms.token.access_lifetime_max_seconds;
         if client.access_ttl.is_some_and(|ttl| !(60..=max).contains(&ttl.as_secs())) {
-            return Err(Error::field("client.access_token_lifetime", format!("must be 60 s to {max} s")));
+            return Err(Error::field(
+                "client.access_token_lifetime",
+                format!("must be 60 s to {max} s"),
+            ));
         }
-        for (field, lifetime) in
-            [("client.refresh_token_lifetime", client.refresh_ttl), ("client.refresh_token_idle_lifetime", client.refresh_idle)]
-        {
+        for (field, lifetime) in [
+            ("client.refresh_token_lifetime", client.refresh_ttl),
+            ("client.refresh_token_idle_lifetime", client.refresh_idle),
+        ] {
             if lifetime.is_some_and(|lifetime| !LIFETIMES.contains(&lifetime.as_secs())) {
                 return Err(Error::field(field, "must be 60 s to 366 days"));
             }
@@ -390,13 +462,24 @@ impl Authority {
             }
             NewSecret::Plain(plain) => {
                 let length = plain.expose_secret().len();
-                if !(16..=MAX_SECRET).contains(&length) || plain.expose_secret().starts_with(PREFIX) {
-                    return Err(Error::field("plain_secret", "must be 16 to 1024 bytes and not begin with \"jcs_\""));
+                if !(16..=MAX_SECRET).contains(&length) || plain.expose_secret().starts_with(PREFIX)
+                {
+                    return Err(Error::field(
+                        "plain_secret",
+                        "must be 16 to 1024 bytes and not begin with \"jcs_\"",
+                    ));
                 }
-                (random_secret_id()?, Digest::Argon2id { phc: self.passwords.hash(tenant, plain).await? }, None)
+                (
+                    random_secret_id()?,
+                    Digest::Argon2id { phc: self.passwords.hash(tenant, plain).await? },
+                    None,
+                )
             }
         };
-        Ok((Secret { id, digest, created_at: now, expires_at, last_used_at: None, use_count: 0 }, value))
+        Ok((
+            Secret { id, digest, created_at: now, expires_at, last_used_at: None, use_count: 0 },
+            value,
+        ))
     }
 }
 

@@ -7,7 +7,8 @@ use crate::{
     crypto::refresh_token::Presented,
     error::{Error, Result},
     model::{
-        Action, Call, Client, ClientId, EpochOf, FamilyId, Jti, Kid, Revocation, Revoked, Scopes, Subject, TenantId, Timestamp,
+        Action, Call, Client, ClientId, EpochOf, FamilyId, Jti, Kid, Revocation, Revoked, Scopes,
+        Subject, TenantId, Timestamp,
     },
     standing::SLACK,
     store::{Proof, ProvenWrite},
@@ -31,9 +32,15 @@ pub enum Target {
 }
 
 impl Authority {
-    /// Ends a token of the caller's; a refresh token takes its family along, an access token goes alone. A token that is
-    /// unknown or expired is fine as it is, and so, to the caller's eyes, is another client's (RFC 7009 section 2.2).
-    pub async fn revoke(&self, call: &Call, credentials: Credentials, token: &SecretString) -> Result<()> {
+    /// Ends a token of the caller's; a refresh token takes its family along, an access token goes
+    /// alone. A token that is unknown or expired is fine as it is, and so, to the caller's eyes, is
+    /// another client's (RFC 7009 section 2.2).
+    pub async fn revoke(
+        &self,
+        call: &Call,
+        credentials: Credentials,
+        token: &SecretString,
+    ) -> Result<()> {
         let authenticated = self.authenticate(call, credentials).await?;
         match Presented::parse(token.expose_secret()) {
             Some(presented) => self.revoke_refresh_token(call, &authenticated, &presented).await,
@@ -41,9 +48,17 @@ impl Authority {
         }
     }
 
-    async fn revoke_refresh_token(&self, call: &Call, who: &AuthenticatedClient, presented: &Presented) -> Result<()> {
-        // What has expired here may still be valid on a node whose clock is behind: ending too much is not possible.
-        let Some(family) = self.store.family(presented.family, call.now - SLACK).await? else { return Ok(()) };
+    async fn revoke_refresh_token(
+        &self,
+        call: &Call,
+        who: &AuthenticatedClient,
+        presented: &Presented,
+    ) -> Result<()> {
+        // What has expired here may still be valid on a node whose clock is behind: ending too much
+        // is not possible.
+        let Some(family) = self.store.family(presented.family, call.now - SLACK).await? else {
+            return Ok(());
+        };
         if !self.refresh_key.verify(presented, &family.salt) {
             return Ok(());
         }
@@ -51,15 +66,26 @@ impl Authority {
         if !may_end(who.client(), &family.tenant, &family.client) {
             return self
                 .trail
-                .counted(None, stamp.refused(Action::RevokeRefused, "", "other_client").in_family(family.id))
+                .counted(
+                    None,
+                    stamp.refused(Action::RevokeRefused, "", "other_client").in_family(family.id),
+                )
                 .await;
         }
-        // That it was ended is not enough: who did so may not have come to record it, nor this node to hear of it (V04).
-        let is_past = |ended: Timestamp| self.standing.family_was_ended(family.id) || ended + self.remember() <= call.now;
+        // That it was ended is not enough: who did so may not have come to record it, nor this node
+        // to hear of it (V04).
+        let is_past = |ended: Timestamp| {
+            self.standing.family_was_ended(family.id) || ended + self.remember() <= call.now
+        };
         if family.ended_at.is_some_and(is_past) {
             return Ok(());
         }
-        if self.standing.was_outdated(&family.epochs, &family.tenant, &family.client, &family.subject) {
+        if self.standing.was_outdated(
+            &family.epochs,
+            &family.tenant,
+            &family.client,
+            &family.subject,
+        ) {
             return Ok(());
         }
         // One that was ended before is remembered already.
@@ -83,12 +109,19 @@ impl Authority {
         })
     }
 
-    async fn revoke_access_token(&self, call: &Call, who: &AuthenticatedClient, token: &str) -> Result<()> {
-        // A node that is behind may not know the key: then it must not say that there is nothing to end (V05). What it does know
-        // it ends: the write is the store's, and ending too much is not possible.
+    async fn revoke_access_token(
+        &self,
+        call: &Call,
+        who: &AuthenticatedClient,
+        token: &str,
+    ) -> Result<()> {
+        // A node that is behind may not know the key: then it must not say that there is nothing to
+        // end (V05). What it does know it ends: the write is the store's, and ending too much is
+        // not possible.
         let fresh = self.standing.fresh();
         let Some(claims) = self.standing.keyring().recognise(token) else { return Ok(fresh?) };
-        // Which clock is right is not known here: only what has expired by all of them is left alone.
+        // Which clock is right is not known here: only what has expired by all of them is left
+        // alone.
         let until = Timestamp::from_seconds(claims.exp) + SLACK;
         if until <= call.now {
             return Ok(());
@@ -97,11 +130,15 @@ impl Authority {
         if !may_end(who.client(), &claims.tenant, &claims.client_id) {
             return self
                 .trail
-                .counted(None, stamp.refused(Action::RevokeRefused, claims.jti.to_string(), "other_client"))
+                .counted(
+                    None,
+                    stamp.refused(Action::RevokeRefused, claims.jti.to_string(), "other_client"),
+                )
                 .await;
         }
         // Both are final, however old what is known here may be.
-        let is_outdated = self.standing.was_outdated(&claims.ep, &claims.tenant, &claims.client_id, &claims.sub);
+        let is_outdated =
+            self.standing.was_outdated(&claims.ep, &claims.tenant, &claims.client_id, &claims.sub);
         if is_outdated || self.standing.token_was_revoked(claims.jti) {
             return Ok(());
         }
@@ -113,12 +150,15 @@ impl Authority {
         let revoked = if who.client().id == claims.client_id {
             self.store.revoke(&revocation, event).await.map_err(Error::from)
         } else {
-            self.spend(as_administrator(who, call.now)?, ProvenWrite::Revoke { revocation, event }).await.map(drop)
+            self.spend(as_administrator(who, call.now)?, ProvenWrite::Revoke { revocation, event })
+                .await
+                .map(drop)
         };
         revoked.inspect_err(|_| self.limits.forgets_revocation(&claims.client_id))
     }
 
-    /// Ends everything of a client of which too much was ended one by one: that is remembered without taking room.
+    /// Ends everything of a client of which too much was ended one by one: that is remembered
+    /// without taking room.
     pub(super) async fn end_client_instead(
         &self,
         call: &Call,
@@ -134,21 +174,35 @@ impl Authority {
         if is_own {
             return Ok(self.store.raise_epoch(&of, event).await.map(drop)?);
         }
-        self.spend(as_administrator(who, call.now)?, ProvenWrite::RaiseEpoch { of, event }).await.map(drop)
+        self.spend(as_administrator(who, call.now)?, ProvenWrite::RaiseEpoch { of, event })
+            .await
+            .map(drop)
     }
 
-    /// Ends everything of somebody with one write. Whether there is anything to end is not asked: what is unknown here may have
-    /// been issued elsewhere.
-    pub async fn revoke_all(&self, call: &Call, admin: &Administrator, target: Target, reason: String) -> Result<()> {
+    /// Ends everything of somebody with one write. Whether there is anything to end is not asked:
+    /// what is unknown here may have been issued elsewhere.
+    pub async fn revoke_all(
+        &self,
+        call: &Call,
+        admin: &Administrator,
+        target: Target,
+        reason: String,
+    ) -> Result<()> {
         let write = match target {
             Target::Client(id) => {
                 let client = self.administered(admin, &id).await?;
-                let event = admin.stamp_in(call, &client.tenant).done(Action::ClientRevoked, id.as_str()).because(reason);
+                let event = admin
+                    .stamp_in(call, &client.tenant)
+                    .done(Action::ClientRevoked, id.as_str())
+                    .because(reason);
                 ProvenWrite::RaiseEpoch { of: EpochOf::Client(id), event }
             }
             Target::Tenant(tenant) => {
                 admin.must_govern(&tenant)?;
-                let event = admin.stamp_in(call, &tenant).done(Action::TenantRevoked, tenant.as_str()).because(reason);
+                let event = admin
+                    .stamp_in(call, &tenant)
+                    .done(Action::TenantRevoked, tenant.as_str())
+                    .because(reason);
                 ProvenWrite::RaiseEpoch { of: EpochOf::Tenant(tenant), event }
             }
             Target::Subject(subject) => {
@@ -159,20 +213,34 @@ impl Authority {
                     None => None,
                 };
                 let tenant = client.map_or_else(|| admin.tenant().clone(), |client| client.tenant);
-                let event = admin.stamp_in(call, &tenant).done(Action::SubjectRevoked, subject.as_str()).because(reason);
+                let event = admin
+                    .stamp_in(call, &tenant)
+                    .done(Action::SubjectRevoked, subject.as_str())
+                    .because(reason);
                 ProvenWrite::RaiseEpoch { of: EpochOf::Subject(subject), event }
             }
             Target::Family(id) => {
-                let family = self.store.family(id, call.now - SLACK).await?.filter(|family| admin.governs(&family.tenant));
+                let family = self
+                    .store
+                    .family(id, call.now - SLACK)
+                    .await?
+                    .filter(|family| admin.governs(&family.tenant));
                 let family = family.ok_or(Error::NotFound("family"))?;
                 let stamp = admin.stamp_in(call, &family.tenant);
                 let event = stamp.done(Action::FamilyRevoked, "").in_family(id).because(reason);
-                ProvenWrite::EndFamily { id, now: call.now, until: call.now + self.remember(), event }
+                ProvenWrite::EndFamily {
+                    id,
+                    now: call.now,
+                    until: call.now + self.remember(),
+                    event,
+                }
             }
             Target::Token(jti) => {
                 admin.must_govern_all()?;
-                let event = admin.stamp(call).done(Action::JtiRevoked, jti.to_string()).because(reason);
-                let revocation = Revocation { revoked: Revoked::Token(jti), until: call.now + self.remember() };
+                let event =
+                    admin.stamp(call).done(Action::JtiRevoked, jti.to_string()).because(reason);
+                let revocation =
+                    Revocation { revoked: Revoked::Token(jti), until: call.now + self.remember() };
                 ProvenWrite::Revoke { revocation, event }
             }
             Target::Key(kid) => {
@@ -194,5 +262,6 @@ fn as_administrator(who: &AuthenticatedClient, now: Timestamp) -> Result<Proof> 
 /// A client may end its own tokens, an administrator every token it governs.
 fn may_end(caller: &Client, tenant: &TenantId, owner: &ClientId) -> bool {
     caller.id == *owner
-        || (caller.scopes.contains(super::bearer::ADMIN) && (caller.tenant == *tenant || caller.tenant.is_operator()))
+        || (caller.scopes.contains(super::bearer::ADMIN)
+            && (caller.tenant == *tenant || caller.tenant.is_operator()))
 }

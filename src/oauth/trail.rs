@@ -25,7 +25,8 @@ pub struct Verdict {
     pub checked: u64,
     /// The first record that is wrong or missing, and how.
     pub flaw: Option<(u64, String)>,
-    /// Whether the last record is known to be the last one that was written: its node runs, or has closed the chain.
+    /// Whether the last record is known to be the last one that was written: its node runs, or has
+    /// closed the chain.
     pub is_end_sure: bool,
     /// The newest record of it that another chain holds a witness of; 0 where none does.
     pub witnessed: u64,
@@ -46,8 +47,13 @@ impl Authority {
         Ok(self.store.events(&Filter { tenant, ..filter }, before, limit).await?)
     }
 
-    /// Records as they are committed, and the filter that says which of them the administrator may see.
-    pub fn tail(&self, admin: &Administrator, filter: Filter) -> Result<(broadcast::Receiver<Option<Arc<Record>>>, Filter)> {
+    /// Records as they are committed, and the filter that says which of them the administrator may
+    /// see.
+    pub fn tail(
+        &self,
+        admin: &Administrator,
+        filter: Filter,
+    ) -> Result<(broadcast::Receiver<Option<Arc<Record>>>, Filter)> {
         let tenant = admin.confined_to(filter.tenant.clone())?;
         Ok((self.store.tail(), Filter { tenant, ..filter }))
     }
@@ -68,9 +74,10 @@ impl Authority {
     }
 }
 
-/// Walks every chain of a store, or `only` one, each up to the head that was sealed when its walk began, and holds it against the
-/// heads that are `known` and those that other chains hold witnesses of. Verdicts come in the order of the chains' names; a chain
-/// of which there is such a head and that is not there is a flaw of it.
+/// Walks every chain of a store, or `only` one, each up to the head that was sealed when its walk
+/// began, and holds it against the heads that are `known` and those that other chains hold
+/// witnesses of. Verdicts come in the order of the chains' names; a chain of which there is such a
+/// head and that is not there is a flaw of it.
 pub async fn verify<S: AuditStore + ?Sized>(
     store: &S,
     key: &ChainKey,
@@ -85,13 +92,19 @@ pub async fn verify<S: AuditStore + ?Sized>(
         pins.all.push((known.sequence, known.hash, DIFFERS_FROM_A_WITNESS));
     }
     for known in known {
-        pins.entry(known.chain.clone()).or_default().all.push((known.sequence, known.hash, DIFFERS_FROM_KNOWN));
+        pins.entry(known.chain.clone()).or_default().all.push((
+            known.sequence,
+            known.hash,
+            DIFFERS_FROM_KNOWN,
+        ));
     }
     for name in store.chains().await? {
         pins.entry(name).or_default();
     }
     let mut verdicts = Vec::new();
-    for (name, mut pins) in pins.into_iter().filter(|(name, _)| only.is_none_or(|only| only == &**name)) {
+    for (name, mut pins) in
+        pins.into_iter().filter(|(name, _)| only.is_none_or(|only| only == &**name))
+    {
         pins.all.sort_unstable();
         pins.all.dedup();
         verdicts.push(verify_one(store, key, name, &pins).await?);
@@ -111,7 +124,12 @@ struct Pins {
     witnessed: u64,
 }
 
-async fn verify_one<S: AuditStore + ?Sized>(store: &S, key: &ChainKey, chain: Arc<str>, pins: &Pins) -> Result<Verdict> {
+async fn verify_one<S: AuditStore + ?Sized>(
+    store: &S,
+    key: &ChainKey,
+    chain: Arc<str>,
+    pins: &Pins,
+) -> Result<Verdict> {
     // Before the head: a node that stops meanwhile leaves a closed one.
     let writer = store.writer(&chain).await?;
     let head = store.head(&chain).await?;
@@ -119,7 +137,8 @@ async fn verify_one<S: AuditStore + ?Sized>(store: &S, key: &ChainKey, chain: Ar
         chain,
         checked: 0,
         flaw: None,
-        is_end_sure: writer != Writer::Nobody || head.as_ref().is_none_or(|head| head.claim == Claim::Closed),
+        is_end_sure: writer != Writer::Nobody
+            || head.as_ref().is_none_or(|head| head.claim == Claim::Closed),
         witnessed: pins.witnessed,
         head: head.as_ref().map_or((0, START), |head| (head.sequence, head.hash)),
     };
@@ -138,7 +157,9 @@ async fn verify_one<S: AuditStore + ?Sized>(store: &S, key: &ChainKey, chain: Ar
                 verdict.flaw = Some((walk.sequence() + 1, UNREADABLE.to_owned()));
                 return Ok(verdict);
             }
-            Err(error @ (StoreError::Unavailable(_) | StoreError::Full(_))) => return Err(error.into()),
+            Err(error @ (StoreError::Unavailable(_) | StoreError::Full(_))) => {
+                return Err(error.into());
+            }
         };
         for record in records.iter().take_while(|record| record.sequence <= end) {
             if let Err(flaw) = step(&mut walk, &verdict.chain, record, &mut pins) {
@@ -193,7 +214,11 @@ fn step(
 /// What is missing behind a walk without a flaw, by the heads that it did not come to.
 fn ending(walk: &Walk, pins: &[(u64, [u8; 32], &'static str)]) -> Option<(u64, String)> {
     let (_, _, differs) = pins.last()?;
-    let by = if *differs == DIFFERS_FROM_KNOWN { "noted elsewhere" } else { "that another chain holds a witness of" };
+    let by = if *differs == DIFFERS_FROM_KNOWN {
+        "noted elsewhere"
+    } else {
+        "that another chain holds a witness of"
+    };
     Some(match walk.sequence() {
         0 => (1, "the whole chain is missing".to_owned()),
         last => (last.saturating_add(1), format!("cut off before the sequence {by}")),

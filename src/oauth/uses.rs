@@ -34,15 +34,21 @@ impl Uses {
         count.last.fetch_max(now.millis(), Relaxed);
     }
 
-    /// The counts since the last time. Secrets that were not used since are forgotten: a use in the very moment in which its
-    /// entry goes may be lost, and no table grows with every secret that ever was.
+    /// The counts since the last time. Secrets that were not used since are forgotten: a use in the
+    /// very moment in which its entry goes may be lost, and no table grows with every secret that
+    /// ever was.
     fn take(&self) -> Vec<SecretUse> {
         let counts = self.by_secret.pin();
         counts.retain(|_, count| count.uses.load(Relaxed) > 0);
         let taken = counts.iter().filter_map(|((client, secret), count)| {
             let uses = count.uses.swap(0, Relaxed);
             let at = Timestamp::from_millis(count.last.load(Relaxed));
-            (uses > 0).then(|| SecretUse { client: client.clone(), secret: secret.clone(), at, count: uses })
+            (uses > 0).then(|| SecretUse {
+                client: client.clone(),
+                secret: secret.clone(),
+                at,
+                count: uses,
+            })
         });
         taken.collect()
     }
@@ -51,7 +57,8 @@ impl Uses {
     fn give_back(&self, uses: &[SecretUse]) {
         let counts = self.by_secret.pin();
         for lost in uses {
-            let count = counts.get_or_insert_with((lost.client.clone(), lost.secret.clone()), Arc::default);
+            let count =
+                counts.get_or_insert_with((lost.client.clone(), lost.secret.clone()), Arc::default);
             count.uses.fetch_add(lost.count, Relaxed);
             count.last.fetch_max(lost.at.millis(), Relaxed);
         }
@@ -59,7 +66,8 @@ impl Uses {
 }
 
 impl Authority {
-    /// Notes the uses of secrets since the last time; what the store cannot take now is kept for the next.
+    /// Notes the uses of secrets since the last time; what the store cannot take now is kept for
+    /// the next.
     pub async fn note_uses(&self) -> Result<()> {
         let uses = self.uses.take();
         if uses.is_empty() {
@@ -79,7 +87,8 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
 
-    /// TL6, TL14: the table holds what was used lately, not every secret that ever was; nothing that was counted is lost by it.
+    /// TL6, TL14: the table holds what was used lately, not every secret that ever was; nothing
+    /// that was counted is lost by it.
     #[test]
     fn secrets_that_are_not_used_are_forgotten() {
         let uses = Uses::default();

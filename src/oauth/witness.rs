@@ -1,5 +1,5 @@
-//! Witnesses: each node notes in its own chain how far the chains of the others have come. A chain that is cut later, or gone, is
-//! missed by all of them.
+//! Witnesses: each node notes in its own chain how far the chains of the others have come. A chain
+//! that is cut later, or gone, is missed by all of them.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -48,7 +48,8 @@ impl Known {
     }
 }
 
-/// The heads that the nodes of a store have witnessed, in any chain. Records that were not sealed by a node do not count.
+/// The heads that the nodes of a store have witnessed, in any chain. Records that were not sealed
+/// by a node do not count.
 ///
 /// # Errors
 ///
@@ -59,7 +60,11 @@ pub async fn witnessed<S: AuditStore + ?Sized>(store: &S) -> Result<Vec<Known>> 
         let records = store.witnesses(after.as_ref(), STRIDE).await?;
         let Some(last) = records.last() else { return Ok(all) };
         after = Some(last.place());
-        all.extend(records.iter().flat_map(|record| record.event.target.split(' ').filter_map(Known::parse)));
+        all.extend(
+            records
+                .iter()
+                .flat_map(|record| record.event.target.split(' ').filter_map(Known::parse)),
+        );
     }
 }
 
@@ -77,16 +82,22 @@ struct Seen {
 }
 
 impl Witness {
-    /// One look at the heads of all other chains; how many were noted. The first look of a process only reads which of them were
-    /// noted before, so that a chain that has ended is not noted again by every process that comes.
+    /// One look at the heads of all other chains; how many were noted. The first look of a process
+    /// only reads which of them were noted before, so that a chain that has ended is not noted
+    /// again by every process that comes.
     ///
-    /// Only a chain that came further by other records than witnesses is noted, so that idle nodes do not go on noting each
-    /// other's notes; and the end of a chain that nobody writes any more.
+    /// Only a chain that came further by other records than witnesses is noted, so that idle nodes
+    /// do not go on noting each other's notes; and the end of a chain that nobody writes any more.
     ///
     /// # Errors
     ///
     /// Where the store fails; what was not noted is noted at the next look.
-    pub async fn look<S: AuditStore + ?Sized>(&self, store: &S, key: &ChainKey, now: Timestamp) -> Result<usize> {
+    pub async fn look<S: AuditStore + ?Sized>(
+        &self,
+        store: &S,
+        key: &ChainKey,
+        now: Timestamp,
+    ) -> Result<usize> {
         let (mut held, chains) = (self.0.lock().await, store.chains().await?);
         if chains.len() < 2 {
             // Its own.
@@ -100,10 +111,13 @@ impl Witness {
         for chain in chains {
             let before = seen.get(&chain).copied().unwrap_or_default();
             // Names of nodes have no blanks; a list of others could not be read back.
-            let known = store.head(&chain).await?.filter(|head| key.check(head) && !chain.contains(' '));
+            let known =
+                store.head(&chain).await?.filter(|head| key.check(head) && !chain.contains(' '));
             // A record's seal covers its node, not the chain it was copied into.
             let known = known.filter(|head| head.claim.is_head() || *head.node == *chain);
-            let Some(head) = known.filter(|head| head.sequence > before.witnessed) else { continue };
+            let Some(head) = known.filter(|head| head.sequence > before.witnessed) else {
+                continue;
+            };
             if is_due(store, &chain, &head, before).await? {
                 due.push(Known { chain, sequence: head.sequence, hash: head.hash });
             } else {
@@ -112,7 +126,9 @@ impl Witness {
         }
         for some in due.chunks(HEADS) {
             let target: Vec<String> = some.iter().map(Known::text).collect();
-            store.append(Stamp::internal(now).done(Action::HeadsWitnessed, target.join(" "))).await?;
+            store
+                .append(Stamp::internal(now).done(Action::HeadsWitnessed, target.join(" ")))
+                .await?;
             for known in some {
                 let looked = (known.sequence, known.hash);
                 seen.insert(known.chain.clone(), Seen { witnessed: known.sequence, looked });
@@ -134,7 +150,12 @@ async fn first<S: AuditStore + ?Sized>(store: &S) -> Result<HashMap<Arc<str>, Se
 }
 
 /// Returns true if a chain that came to `head` is to be noted.
-async fn is_due<S: AuditStore + ?Sized>(store: &S, chain: &str, head: &Head, seen: Seen) -> Result<bool> {
+async fn is_due<S: AuditStore + ?Sized>(
+    store: &S,
+    chain: &str,
+    head: &Head,
+    seen: Seen,
+) -> Result<bool> {
     let writer = store.writer(chain).await?;
     match writer {
         Writer::This => return Ok(false),
@@ -152,7 +173,8 @@ async fn is_due<S: AuditStore + ?Sized>(store: &S, chain: &str, head: &Head, see
         let records = store.chain(chain, walk.sequence(), STRIDE).await?;
         let is_witness = |record: &Record| record.event.action == Action::HeadsWitnessed;
         for record in records.iter().take_while(|record| record.sequence <= head.sequence) {
-            // What does not follow from the last look is for the verification to judge, by this note too.
+            // What does not follow from the last look is for the verification to judge, by this
+            // note too.
             if walk.record(record).is_err() || !is_witness(record) {
                 return Ok(true);
             }
@@ -173,11 +195,22 @@ mod tests {
     #[test]
     fn a_head_reads_back_as_it_was_noted() {
         for chain in ["node-1", "a:7:b", ":", "é"] {
-            let known = Known { chain: chain.into(), sequence: u64::MAX, hash: std::array::from_fn(|at| at as u8) };
+            let known = Known {
+                chain: chain.into(),
+                sequence: u64::MAX,
+                hash: std::array::from_fn(|at| at as u8),
+            };
             assert_eq!(Known::parse(&known.text()), Some(known));
         }
         let hash = "00".repeat(32);
-        for bad in ["", "a:1", "a:1:00", &format!("a:x:{hash}"), &format!("1:{hash}"), &format!("a:1:+{}", &hash[1..63])] {
+        for bad in [
+            "",
+            "a:1",
+            "a:1:00",
+            &format!("a:x:{hash}"),
+            &format!("1:{hash}"),
+            &format!("a:1:+{}", &hash[1..63]),
+        ] {
             assert_eq!(Known::parse(bad), None, "{bad}");
         }
     }

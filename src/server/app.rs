@@ -1,4 +1,5 @@
-//! The services of the port, stacked: guard around everything, then gRPC by method and HTTP by page.
+//! The services of the port, stacked: guard around everything, then gRPC by method and HTTP by
+//! page.
 
 use std::{sync::Arc, time::Duration};
 
@@ -35,7 +36,9 @@ impl App {
         stopping: &watch::Receiver<bool>,
     ) -> Result<Self, StartError> {
         quiet_panics();
-        let failed = |what| move |error: Box<dyn std::error::Error + Send + Sync>| StartError::failed(what)(error);
+        let failed = |what| {
+            move |error: Box<dyn std::error::Error + Send + Sync>| StartError::failed(what)(error)
+        };
         let health_descriptors = tonic_health::pb::FILE_DESCRIPTOR_SET;
         let methods = Methods::leaked(&[
             proto::DESCRIPTORS,
@@ -60,7 +63,8 @@ impl App {
                     .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
             };
             let v1 = build().build_v1().map_err(|error| failed("reflection")(error.into()))?;
-            let v1alpha = build().build_v1alpha().map_err(|error| failed("reflection")(error.into()))?;
+            let v1alpha =
+                build().build_v1alpha().map_err(|error| failed("reflection")(error.into()))?;
             standard
                 .add_service(v1.max_decoding_message_size(MAX_MESSAGE))
                 .add_service(v1alpha.max_decoding_message_size(MAX_MESSAGE));
@@ -69,12 +73,13 @@ impl App {
         let grpc = door.routes().merge(standard.routes().into_axum_router().reset_fallback());
         let router = http::app(grpc, published(&options.config, opened, services));
         let longest = Duration::from_secs(options.config.limits.deadline_seconds);
-        let guarded = Guard::new(router, opened.clock.clone(), longest, methods, refusal, admit(opened));
+        let guarded =
+            Guard::new(router, opened.clock.clone(), longest, methods, refusal, admit(opened));
         Ok(Self { guarded, health, methods })
     }
 
-    /// Serves the numbers on their own listener, unless there shall be none. On a developer's machine a taken port is no
-    /// reason not to start.
+    /// Serves the numbers on their own listener, unless there shall be none. On a developer's
+    /// machine a taken port is no reason not to start.
     pub(super) async fn serve_metrics(
         &self,
         options: &Options,
@@ -84,11 +89,15 @@ impl App {
         if configured.is_empty() {
             return Ok(None);
         }
-        let address = configured
-            .parse()
-            .map_err(|_| StartError::Configuration("metrics_listen: must be an address with a port, or empty".to_owned()))?;
+        let address = configured.parse().map_err(|_| {
+            StartError::Configuration(
+                "metrics_listen: must be an address with a port, or empty".to_owned(),
+            )
+        })?;
         if !listen::permitted(address, false, options.config.insecure) {
-            return Err(StartError::Configuration(format!("metrics_listen: {address} is public, and needs insecure = true")));
+            return Err(StartError::Configuration(format!(
+                "metrics_listen: {address} is public, and needs insecure = true"
+            )));
         }
         let listener = match listen::bind(address) {
             Ok(listener) => listener,
@@ -96,9 +105,12 @@ impl App {
                 tracing::warn!(%address, %error, "no metrics: their address cannot be listened on");
                 return Ok(None);
             }
-            Err(error) => return Err(StartError::Failed(format!("cannot listen on {address}: {error}"))),
+            Err(error) => {
+                return Err(StartError::Failed(format!("cannot listen on {address}: {error}")));
+            }
         };
-        // A second server of one process, as in tests, shares the first one's recorder and shows nothing of its own.
+        // A second server of one process, as in tests, shares the first one's recorder and shows
+        // nothing of its own.
         let Ok(exposition) = Exposition::install(self.methods) else { return Ok(None) };
         Ok(Some(tokio::spawn(async move {
             if let Err(error) = metrics::serve(listener, exposition, stopped).await {

@@ -6,6 +6,10 @@ use crate::model::{Call, Peer};
 /// Creates the first client unless there is any; on a store that has it already, only names it.
 pub(super) async fn first_client(opened: &Opened) -> Result<Option<Bootstrap>, StartError> {
     let call = Call { now: opened.clock.now(), peer: Peer::Local, request_id: "bootstrap".into() };
-    let created = opened.authority.bootstrap(&call).await.map_err(|error| StartError::failed("bootstrap")(error.into()))?;
+    let created = opened
+        .authority
+        .bootstrap(&call)
+        .await
+        .map_err(|error| StartError::failed("bootstrap")(error.into()))?;
     Ok(created.map(|(client_id, client_secret)| Bootstrap { client_id, client_secret }))
 }

@@ -1,4 +1,5 @@
-//! What happens by itself: counts are noted, what has expired is forgotten, keys age, certificates are read again.
+//! What happens by itself: counts are noted, what has expired is forgotten, keys age, certificates
+//! are read again.
 
 use std::{sync::Arc, time::Duration};
 
@@ -38,7 +39,11 @@ impl Background {
 }
 
 /// Starts the background tasks; they end when `stopping` turns true.
-pub(super) fn start(opened: &Opened, tls: Option<Arc<TlsReloader>>, stopping: &watch::Receiver<bool>) -> Background {
+pub(super) fn start(
+    opened: &Opened,
+    tls: Option<Arc<TlsReloader>>,
+    stopping: &watch::Receiver<bool>,
+) -> Background {
     let (seconds, minutes) = (Duration::from_secs(1), Duration::from_secs(60));
     let house = House {
         authority: opened.authority.clone(),
@@ -53,7 +58,8 @@ pub(super) fn start(opened: &Opened, tls: Option<Arc<TlsReloader>>, stopping: &w
         every(seconds * 10, "note uses of secrets", |house| {
             Box::pin(async move {
                 house.authority.limits().sweep(house.clock.now());
-                metrics::counter!("jeton_argon2_blocks_total").absolute(house.authority.passwords().work());
+                metrics::counter!("jeton_argon2_blocks_total")
+                    .absolute(house.authority.passwords().work());
                 house.authority.note_uses().await.map_err(Into::into)
             })
         }),
@@ -66,7 +72,8 @@ pub(super) fn start(opened: &Opened, tls: Option<Arc<TlsReloader>>, stopping: &w
         }),
         every(minutes, "witness the heads of other audit chains", |house| {
             Box::pin(async move {
-                let noted = house.witness.look(house.store.as_ref(), &house.chain, house.clock.now());
+                let noted =
+                    house.witness.look(house.store.as_ref(), &house.chain, house.clock.now());
                 noted.await.map(drop).map_err(Into::into)
             })
         }),
@@ -76,22 +83,32 @@ pub(super) fn start(opened: &Opened, tls: Option<Arc<TlsReloader>>, stopping: &w
         every(seconds, "share rate limit counters", |house| {
             Box::pin(async move {
                 let now = house.clock.now();
-                Ok(house.authority.limits().share(house.store.as_ref(), now, house.skew.agreed(now)).await?)
+                Ok(house
+                    .authority
+                    .limits()
+                    .share(house.store.as_ref(), now, house.skew.agreed(now))
+                    .await?)
             })
         }),
         every(seconds, "report forged records", |house| {
             Box::pin(async move { house.authority.report_forgeries().await.map_err(Into::into) })
         }),
         every(seconds, "record counted refusals", |house| {
-            Box::pin(async move { house.authority.record_refusals(house.clock.now(), false).await.map_err(Into::into) })
+            Box::pin(async move {
+                house.authority.record_refusals(house.clock.now(), false).await.map_err(Into::into)
+            })
         }),
         every(seconds, "record a clock jump", |house| {
-            Box::pin(async move { Ok(watch_clock(house.store.as_ref(), house.clock.as_ref()).await?) })
+            Box::pin(
+                async move { Ok(watch_clock(house.store.as_ref(), house.clock.as_ref()).await?) },
+            )
         }),
     ];
     if opened.measured {
         tasks.push(every(seconds * 5, "ask for the common time", |house| {
-            Box::pin(async move { Ok(measure(house.store.as_ref(), house.clock.as_ref(), &house.skew).await?) })
+            Box::pin(async move {
+                Ok(measure(house.store.as_ref(), house.clock.as_ref(), &house.skew).await?)
+            })
         }));
     }
     if let Some(tls) = tls {
@@ -119,8 +136,15 @@ struct House {
 
 type Task = fn(House) -> BoxFuture<'static, Result<(), Box<dyn std::error::Error + Send + Sync>>>;
 
-/// One that fails is said to when it begins to, and when it goes again: a store may be away for long.
-fn every(period: Duration, stopping: watch::Receiver<bool>, house: House, what: &'static str, task: Task) -> JoinHandle<()> {
+/// One that fails is said to when it begins to, and when it goes again: a store may be away for
+/// long.
+fn every(
+    period: Duration,
+    stopping: watch::Receiver<bool>,
+    house: House,
+    what: &'static str,
+    task: Task,
+) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut ticks = interval(period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -131,7 +155,9 @@ fn every(period: Duration, stopping: watch::Receiver<bool>, house: House, what: 
                 () = stopped(stopping.clone()) => return,
             };
             match &outcome {
-                Err(error) if !fails => tracing::error!(error = error.as_ref(), what, "background task fails"),
+                Err(error) if !fails => {
+                    tracing::error!(error = error.as_ref(), what, "background task fails")
+                }
                 Ok(()) if fails => tracing::info!(what, "background task goes again"),
                 Ok(()) | Err(_) => {}
             }

@@ -6,18 +6,24 @@ use super::{Options, StartError, stores};
 use crate::{
     clock::{Clock, Skew, SystemClock},
     config::Config,
-    crypto::{chain::ChainKey, keyring::Judging, master, passwords::Passwords, records::RecordKey, seal::Sealer},
+    crypto::{
+        chain::ChainKey, keyring::Judging, master, passwords::Passwords, records::RecordKey,
+        seal::Sealer,
+    },
     limit::Limits,
     model::{Action, Audience, Invalid, Keyset, Stamp, event::Filter, keyset::KeyPolicy},
     oauth::{Authority, Parts, Terms, keys},
     standing::{Opening, SLACK, Standing},
-    store::{Change, Follower, KeyStore, RevocationStore, Store, StoreError, authentic::Authentic, embedded::Accept},
+    store::{
+        Change, Follower, KeyStore, RevocationStore, Store, StoreError, authentic::Authentic,
+        embedded::Accept,
+    },
 };
 
 /// How far the clocks of machines that made our tokens may be ahead.
 const SKEW: std::time::Duration = std::time::Duration::from_secs(5);
-/// The same among nodes that share a store: what one of them signed must not be nothing to another, nor be passed over by a
-/// revocation there, because its clock is behind.
+/// The same among nodes that share a store: what one of them signed must not be nothing to another,
+/// nor be passed over by a revocation there, because its clock is behind.
 const SHARED_SKEW: std::time::Duration = std::time::Duration::from_secs(90);
 
 /// An authority over its opened store.
@@ -34,11 +40,18 @@ pub(super) struct Opened {
 
 impl Opened {
     /// Records that the service is there: also the moment after which its clock never reads less.
-    pub(super) async fn record_start(&self, address: std::net::SocketAddr) -> Result<(), StartError> {
-        let event = Stamp::internal(self.clock.now()).done(Action::ServerStarted, address.to_string());
+    pub(super) async fn record_start(
+        &self,
+        address: std::net::SocketAddr,
+    ) -> Result<(), StartError> {
+        let event =
+            Stamp::internal(self.clock.now()).done(Action::ServerStarted, address.to_string());
         match self.store.append(event).await {
-            // Tokens can be judged and ended all the same: what must not follow from a full disk is that nobody does.
-            Err(error @ StoreError::Full(_)) => tracing::error!(%error, "the start is not in the audit trail"),
+            // Tokens can be judged and ended all the same: what must not follow from a full disk is
+            // that nobody does.
+            Err(error @ StoreError::Full(_)) => {
+                tracing::error!(%error, "the start is not in the audit trail")
+            }
             outcome => outcome.map_err(|error| StartError::failed("store")(error.into()))?,
         }
         Ok(())
@@ -69,7 +82,8 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
         None => stores::open(config, chain.clone(), accept).await?,
     };
     let store = Arc::new(Authentic::new(store, RecordKey::new(sealer.derive("client record"))));
-    let clock = options.clock.clone().unwrap_or_else(|| Arc::new(SystemClock::starting_at(store.newest())));
+    let clock =
+        options.clock.clone().unwrap_or_else(|| Arc::new(SystemClock::starting_at(store.newest())));
     if options.accept_rollback {
         accept_rollback(store.as_ref(), clock.as_ref(), rollback).await?;
     }
@@ -78,7 +92,9 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
     if measured {
         // The first look makes connections and may be too slow to say anything.
         for _ in 0..3 {
-            measure(store.as_ref(), clock.as_ref(), &skew).await.map_err(|error| StartError::failed("store")(error.into()))?;
+            measure(store.as_ref(), clock.as_ref(), &skew)
+                .await
+                .map_err(|error| StartError::failed("store")(error.into()))?;
         }
     }
 
@@ -87,16 +103,28 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
     let tolerance = if config.store.is_shared() { SHARED_SKEW } else { SKEW };
     let judging = Judging { max_lifetime: terms.token.access_lifetime_max(), skew: tolerance };
     let opening = Opening { sealer: sealer.clone(), issuer: terms.issuer.clone(), judging };
-    let standing = Standing::new(&keyset, opening, config.store.max_staleness()).map_err(|error| {
-        let place = if config.store.is_shared() { "the shared store".to_owned() } else { data_dir.display().to_string() };
-        StartError::Configuration(format!("cannot open the keys in {place}: {error}; is this their master key?"))
-    })?;
+    let standing =
+        Standing::new(&keyset, opening, config.store.max_staleness()).map_err(|error| {
+            let place = if config.store.is_shared() {
+                "the shared store".to_owned()
+            } else {
+                data_dir.display().to_string()
+            };
+            StartError::Configuration(format!(
+                "cannot open the keys in {place}: {error}; is this their master key?"
+            ))
+        })?;
     let standing = Arc::new(standing);
-    let snapshot =
-        store.follow(clock.now(), standing.clone()).await.map_err(|error| StartError::failed("store")(error.into()))?;
+    let snapshot = store
+        .follow(clock.now(), standing.clone())
+        .await
+        .map_err(|error| StartError::failed("store")(error.into()))?;
     standing.load(snapshot);
-    // Another node may have written the keys after they were read and before their changes were followed.
-    if let Some(keyset) = store.keyset().await.map_err(|error| StartError::failed("store")(error.into()))? {
+    // Another node may have written the keys after they were read and before their changes were
+    // followed.
+    if let Some(keyset) =
+        store.keyset().await.map_err(|error| StartError::failed("store")(error.into()))?
+    {
         standing.apply(&Change::Keyset(Arc::new(keyset)));
     }
 
@@ -115,45 +143,69 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
     Ok(Opened { authority, store, chain: Arc::new(chain), clock, skew, measured, data_dir })
 }
 
-/// Records that a rollback was accepted, before anything else is: without the record nothing is served.
-async fn accept_rollback(store: &dyn Store, clock: &dyn Clock, rollback: Option<String>) -> Result<(), StartError> {
+/// Records that a rollback was accepted, before anything else is: without the record nothing is
+/// served.
+async fn accept_rollback(
+    store: &dyn Store,
+    clock: &dyn Clock,
+    rollback: Option<String>,
+) -> Result<(), StartError> {
     let Some(rollback) = rollback else {
         tracing::warn!("--accept-rollback is not needed: start without it");
         return Ok(());
     };
-    tracing::warn!(rollback, "a rollback is accepted: what was revoked since this copy was made is valid again");
+    tracing::warn!(
+        rollback,
+        "a rollback is accepted: what was revoked since this copy was made is valid again"
+    );
     let event = Stamp::internal(clock.now()).done(Action::RollbackAccepted, rollback);
     store.append(event).await.map_err(|error| StartError::failed("store")(error.into()))
 }
 
 /// C2: looks how far this node's clock is from the one that all nodes of the store have in common.
-pub(super) async fn measure(store: &dyn Store, clock: &dyn Clock, skew: &Skew) -> Result<(), StoreError> {
+pub(super) async fn measure(
+    store: &dyn Store,
+    clock: &dyn Clock,
+    skew: &Skew,
+) -> Result<(), StoreError> {
     let before = clock.now();
     let Some(common) = store.time().await? else { return Ok(()) };
     skew.measured(before, common, clock.now());
     let apart = skew.millis();
     if apart.unsigned_abs() > SHARED_SKEW.as_millis() as u64 {
-        tracing::error!(apart_ms = apart, "this machine's clock is not MongoDB's: other nodes may refuse what this one signs");
+        tracing::error!(
+            apart_ms = apart,
+            "this machine's clock is not MongoDB's: other nodes may refuse what this one signs"
+        );
     }
     Ok(())
 }
 
 fn master_key(config: &Config, dev: bool) -> Result<zeroize::Zeroizing<[u8; 32]>, StartError> {
     let beside = config.data_dir.join("master.key");
-    let path = if config.master_key_file.as_os_str().is_empty() { &beside } else { &config.master_key_file };
+    let path = if config.master_key_file.as_os_str().is_empty() {
+        &beside
+    } else {
+        &config.master_key_file
+    };
     if dev && path == &beside {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&config.data_dir)
-            .map_err(|error| StartError::Configuration(format!("cannot make {}: {error}", config.data_dir.display())))?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.data_dir).map_err(
+            |error| {
+                StartError::Configuration(format!(
+                    "cannot make {}: {error}",
+                    config.data_dir.display()
+                ))
+            },
+        )?;
     }
-    master::load_or_make(path, dev && path == &beside).map_err(|error| StartError::Configuration(error.to_string()))
+    master::load_or_make(path, dev && path == &beside)
+        .map_err(|error| StartError::Configuration(error.to_string()))
 }
 
 fn terms(config: &Config, issuer: &str) -> Result<Terms, StartError> {
-    let own_audience: Audience =
-        issuer.parse().map_err(|invalid: Invalid| StartError::Configuration(format!("issuer: {invalid}")))?;
+    let own_audience: Audience = issuer
+        .parse()
+        .map_err(|invalid: Invalid| StartError::Configuration(format!("issuer: {invalid}")))?;
     let seconds = std::time::Duration::from_secs;
     Ok(Terms {
         issuer: issuer.into(),
@@ -168,10 +220,16 @@ fn terms(config: &Config, issuer: &str) -> Result<Terms, StartError> {
     })
 }
 
-/// The keys there are, or the first ones. Where another process made them in between, those. A store that has other records has
-/// had keys, and a deletion must not choose new keys to sign tokens with: nothing is served without the old ones. New ones would
-/// be of no use either: the generated secrets of all clients, administrators included, are checked under the lost root.
-async fn keyset(store: &dyn Store, sealer: &Sealer, terms: &Terms, clock: &dyn Clock) -> Result<Keyset, StartError> {
+/// The keys there are, or the first ones. Where another process made them in between, those. A
+/// store that has other records has had keys, and a deletion must not choose new keys to sign
+/// tokens with: nothing is served without the old ones. New ones would be of no use either: the
+/// generated secrets of all clients, administrators included, are checked under the lost root.
+async fn keyset(
+    store: &dyn Store,
+    sealer: &Sealer,
+    terms: &Terms,
+    clock: &dyn Clock,
+) -> Result<Keyset, StartError> {
     let failed = |error: StoreError| StartError::failed("store")(error.into());
     if let Some(keyset) = store.keyset().await.map_err(failed)? {
         return Ok(keyset);
@@ -181,12 +239,17 @@ async fn keyset(store: &dyn Store, sealer: &Sealer, terms: &Terms, clock: &dyn C
         store.replace_keyset(&first, event).await.map_err(failed)?;
     }
     // If there was a record already, another process that starts too made the keys before it.
-    store.keyset().await.map_err(failed)?.ok_or_else(|| StartError::Configuration(KEYS_ARE_GONE.to_owned()))
+    store
+        .keyset()
+        .await
+        .map_err(failed)?
+        .ok_or_else(|| StartError::Configuration(KEYS_ARE_GONE.to_owned()))
 }
 
 const KEYS_ARE_GONE: &str = "the store has records and no signing keys: they were deleted, or lost. Restore a copy of the store that \
                              has them, or `jeton import` an export into an empty one";
 
 async fn has_records(store: &dyn Store) -> Result<bool, StoreError> {
-    Ok(!store.events(&Filter::default(), None, 1).await?.is_empty() || !store.clients(None, None, 1).await?.is_empty())
+    Ok(!store.events(&Filter::default(), None, 1).await?.is_empty()
+        || !store.clients(None, None, 1).await?.is_empty())
 }

@@ -1,5 +1,6 @@
-//! Whether calls can be answered now. Finding out costs the store a durable write, and anybody may ask: however many do, the
-//! store is asked once a second. A node that is behind the others is not ready, whatever its store says.
+//! Whether calls can be answered now. Finding out costs the store a durable write, and anybody may
+//! ask: however many do, the store is asked once a second. A node that is behind the others is not
+//! ready, whatever its store says.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,7 +25,8 @@ const LOOK: Duration = Duration::from_millis(250);
 /// An answer that anybody may ask for.
 pub(super) type Ready = Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
 
-/// `probe`, asked by one at a time and at most once in [`GOOD_FOR`]; everybody else gets what it said.
+/// `probe`, asked by one at a time and at most once in [`GOOD_FOR`]; everybody else gets what it
+/// said.
 pub(super) fn shared(probe: Ready) -> Ready {
     let last = Arc::new(Mutex::new(None::<(Instant, bool)>));
     Arc::new(move || {
@@ -36,7 +38,8 @@ pub(super) fn shared(probe: Ready) -> Ready {
             {
                 return ready;
             }
-            // On its own, so that who asks and leaves at once leaves an answer behind, and does not have the next one ask again.
+            // On its own, so that who asks and leaves at once leaves an answer behind, and does not
+            // have the next one ask again.
             let asking = tokio::spawn(async move {
                 let ready = timeout(PATIENCE, probe()).await.unwrap_or(false);
                 *last = Some((Instant::now(), ready));
@@ -49,11 +52,15 @@ pub(super) fn shared(probe: Ready) -> Ready {
 
 /// No while this node is behind; else what `store` says. That is asked of memory, and so each time.
 pub(super) fn unless_behind(standing: Arc<Standing>, store: Ready) -> Ready {
-    Arc::new(move || if standing.fresh().is_ok() { store() } else { Box::pin(std::future::ready(false)) })
+    Arc::new(
+        move || {
+            if standing.fresh().is_ok() { store() } else { Box::pin(std::future::ready(false)) }
+        },
+    )
 }
 
-/// Tells those who balance by gRPC health, the metrics and the log when this node falls behind and when it has caught up. Goes
-/// on until it is aborted.
+/// Tells those who balance by gRPC health, the metrics and the log when this node falls behind and
+/// when it has caught up. Goes on until it is aborted.
 pub(super) fn announce(standing: Arc<Standing>, health: HealthReporter) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut looks = interval(LOOK);

@@ -27,14 +27,19 @@ impl From<Arc<dyn Store>> for Found {
 }
 
 /// The store of a configuration, measured.
-pub(super) async fn open(config: &Config, chain: ChainKey, accept: Accept) -> Result<Found, StartError> {
+pub(super) async fn open(
+    config: &Config,
+    chain: ChainKey,
+    accept: Accept,
+) -> Result<Found, StartError> {
     if !config.store.is_shared() {
         let embedded = Embedded::open_accepting(&config.data_dir, &config.node, chain, accept);
         let embedded = embedded.map_err(|error| refused_embedded(&error))?;
         let rollback = embedded.accepted_rollback().map(str::to_owned);
         return Ok(Found { store: Arc::new(Metered::new(embedded)), rollback });
     }
-    let address = config.store.address().map_err(|error| StartError::Configuration(error.to_string()))?;
+    let address =
+        config.store.address().map_err(|error| StartError::Configuration(error.to_string()))?;
     let mongo = Mongo::open(&address, &config.node, chain, config.store.call_timeout()).await;
     let mongo = mongo.map_err(|error| refused(&error))?;
     Ok(Found { store: Arc::new(Metered::new(mongo)), rollback: None })
@@ -47,5 +52,9 @@ fn refused_embedded(error: &embedded::OpenError) -> StartError {
 /// A database that is down now may be there later: a supervisor should try again.
 fn refused(error: &mongo::OpenError) -> StartError {
     let said = super::with_sources(error);
-    if error.may_pass() { StartError::Failed(format!("store: {said}")) } else { StartError::Configuration(said) }
+    if error.may_pass() {
+        StartError::Failed(format!("store: {said}"))
+    } else {
+        StartError::Configuration(said)
+    }
 }

@@ -20,7 +20,8 @@ const NEVER: i64 = i64::MIN;
 
 /// Up to which moment everything is known. Read by every judgement, so it takes no lock.
 pub(super) struct Age {
-    /// What moments are counted from. By the monotonic clock: a step of the wall clock makes nothing younger or older.
+    /// What moments are counted from. By the monotonic clock: a step of the wall clock makes
+    /// nothing younger or older.
     base: Instant,
     /// In milliseconds since `base`, rounded down: nothing is taken for younger than it is.
     known: AtomicI64,
@@ -43,7 +44,11 @@ impl Age {
     /// `None` where nobody says.
     pub(super) fn age(&self) -> Option<Duration> {
         let known = self.known.load(Acquire);
-        (known != NEVER).then(|| Duration::from_millis(self.millis(Instant::now()).saturating_sub(known).max(0).unsigned_abs()))
+        (known != NEVER).then(|| {
+            Duration::from_millis(
+                self.millis(Instant::now()).saturating_sub(known).max(0).unsigned_abs(),
+            )
+        })
     }
 
     /// Whether it may be judged by.
@@ -65,7 +70,9 @@ impl Age {
 
     /// Keys of this revision are in use: what could not be opened before it no longer matters.
     pub(super) fn keys_stand_at(&self, revision: u64) {
-        let _ = self.unread.fetch_update(Release, Acquire, |unread| (unread != 0 && unread <= revision).then_some(0));
+        let _ = self.unread.fetch_update(Release, Acquire, |unread| {
+            (unread != 0 && unread <= revision).then_some(0)
+        });
     }
 
     fn millis(&self, at: Instant) -> i64 {
@@ -73,7 +80,9 @@ impl Age {
         match at.checked_duration_since(self.base) {
             Some(after) => millis(after),
             // Rounded down here too, and never to what stands for "nobody said".
-            None => (-millis(self.base.saturating_duration_since(at))).saturating_sub(1).max(NEVER + 1),
+            None => {
+                (-millis(self.base.saturating_duration_since(at))).saturating_sub(1).max(NEVER + 1)
+            }
         }
     }
 }

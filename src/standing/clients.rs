@@ -12,15 +12,17 @@ use crate::{
     store::StoreError,
 };
 
-/// Clients, and separately names that are no clients', remembered at most; past it the map starts afresh. Names are short: so
-/// many take some 25 MB.
+/// Clients, and separately names that are no clients', remembered at most; past it the map starts
+/// afresh. Names are short: so many take some 25 MB.
 const CAP: usize = 100_000;
 
-/// Bytes of the clients remembered at most; past it their map starts afresh. A record is as large as its administrator makes it.
+/// Bytes of the clients remembered at most; past it their map starts afresh. A record is as large
+/// as its administrator makes it.
 const BUDGET: usize = 64 << 20;
 
-/// Clients read before. Names that do not exist are remembered too, so that the time of an answer does not tell one from the
-/// other (A02), and apart, so that invented names cannot push real ones out.
+/// Clients read before. Names that do not exist are remembered too, so that the time of an answer
+/// does not tell one from the other (A02), and apart, so that invented names cannot push real ones
+/// out.
 #[derive(Default)]
 pub(super) struct Clients {
     known: HashMap<ClientId, Arc<Client>>,
@@ -38,8 +40,12 @@ struct Books {
 }
 
 impl Clients {
-    /// A client that is remembered, or what `read` finds once its caller has its `place`; and whether it was read.
-    pub(super) async fn look_up<P: Send, R: Future<Output = Result<Option<Client>, StoreError>> + Send>(
+    /// A client that is remembered, or what `read` finds once its caller has its `place`; and
+    /// whether it was read.
+    pub(super) async fn look_up<
+        P: Send,
+        R: Future<Output = Result<Option<Client>, StoreError>> + Send,
+    >(
         &self,
         id: &ClientId,
         place: impl Future<Output = P> + Send,
@@ -48,7 +54,8 @@ impl Clients {
         if let Some(found) = self.find(id) {
             return Ok((found, false));
         }
-        // May take long. Those that had their places before may have read this client, and a write in that time overtakes nothing.
+        // May take long. Those that had their places before may have read this client, and a write
+        // in that time overtakes nothing.
         let place = place.await;
         if let Some(found) = self.find(id) {
             return Ok((found, false));
@@ -56,8 +63,8 @@ impl Clients {
         let before = self.books().writes;
         let client = read(place).await?.map(Arc::new);
         let mut books = self.books();
-        // A write that was counted while we read may have made this stale: then it is not shown to anybody else. One that is
-        // counted from here on comes after the insertion and removes it.
+        // A write that was counted while we read may have made this stale: then it is not shown to
+        // anybody else. One that is counted from here on comes after the insertion and removes it.
         if books.writes == before {
             match &client {
                 Some(client) => self.remember(&mut books, id, client.clone()),
@@ -159,11 +166,13 @@ mod tests {
         }
     }
 
-    /// What was read before a write, or before changes were missed, and arrives after it is not remembered, whether it is a
-    /// client or the lack of one.
+    /// What was read before a write, or before changes were missed, and arrives after it is not
+    /// remembered, whether it is a client or the lack of one.
     #[tokio::test]
     async fn what_a_write_overtook_is_not_remembered() {
-        for (found, missed) in [(Some(client(1)), false), (None, false), (Some(client(1)), true), (None, true)] {
+        for (found, missed) in
+            [(Some(client(1)), false), (None, false), (Some(client(1)), true), (None, true)]
+        {
             let (clients, id) = (Clients::default(), "a".parse().unwrap());
             let overtaken = async {
                 if missed {
@@ -174,23 +183,34 @@ mod tests {
                 Ok(found)
             };
             clients.look_up_now(&id, overtaken).await.unwrap();
-            let now = clients.look_up_now(&id, async { Ok(Some(client(2))) }).await.unwrap().0.unwrap();
+            let now =
+                clients.look_up_now(&id, async { Ok(Some(client(2))) }).await.unwrap().0.unwrap();
             assert_eq!(now.revision, 2);
-            let kept = clients.look_up_now(&id, async { panic!("it is remembered") }).await.unwrap().0.unwrap();
+            let kept = clients
+                .look_up_now(&id, async { panic!("it is remembered") })
+                .await
+                .unwrap()
+                .0
+                .unwrap();
             assert_eq!(kept.revision, 2);
         }
     }
 
-    /// TL2: what is written while a caller waits for its place does not make what it reads afterwards be thrown away, and a client that
-    /// another caller has read in that time is not read again.
+    /// TL2: what is written while a caller waits for its place does not make what it reads
+    /// afterwards be thrown away, and a client that another caller has read in that time is not
+    /// read again.
     #[tokio::test]
     async fn the_wait_for_a_place_is_no_part_of_the_read() {
         let (clients, id, other) = (Clients::default(), "a".parse().unwrap(), "b".parse().unwrap());
         for missed in [false, true] {
-            let place = async { if missed { clients.forget_all() } else { clients.forget(&other) } };
+            let place =
+                async { if missed { clients.forget_all() } else { clients.forget(&other) } };
             clients.forget(&id);
-            assert!(clients.look_up(&id, place, |()| async { Ok(Some(client(1))) }).await.unwrap().1);
-            let kept = clients.look_up_now(&id, async { panic!("it is remembered") }).await.unwrap();
+            assert!(
+                clients.look_up(&id, place, |()| async { Ok(Some(client(1))) }).await.unwrap().1
+            );
+            let kept =
+                clients.look_up_now(&id, async { panic!("it is remembered") }).await.unwrap();
             assert_eq!((kept.0.unwrap().revision, kept.1), (1, false));
         }
         for found in [Some(client(2)), None] {
@@ -198,21 +218,31 @@ mod tests {
             let place = async {
                 clients.look_up_now(&id, async { Ok(found.clone()) }).await.unwrap();
             };
-            let read = clients.look_up(&id, place, |()| async { panic!("another caller has read it") }).await.unwrap();
-            assert_eq!((read.0.map(|client| client.revision), read.1), (found.as_ref().map(|client| client.revision), false));
+            let read = clients
+                .look_up(&id, place, |()| async { panic!("another caller has read it") })
+                .await
+                .unwrap();
+            assert_eq!(
+                (read.0.map(|client| client.revision), read.1),
+                (found.as_ref().map(|client| client.revision), false)
+            );
         }
     }
 
-    /// Once changes may have been missed nothing that was remembered is shown again, neither a client nor the lack of one.
+    /// Once changes may have been missed nothing that was remembered is shown again, neither a
+    /// client nor the lack of one.
     #[tokio::test]
     async fn what_was_remembered_goes_when_changes_were_missed() {
-        let (clients, real, none) = (Clients::default(), "a".parse().unwrap(), "b".parse().unwrap());
+        let (clients, real, none) =
+            (Clients::default(), "a".parse().unwrap(), "b".parse().unwrap());
         clients.look_up_now(&real, async { Ok(Some(client(1))) }).await.unwrap();
         clients.look_up_now(&none, async { Ok(None) }).await.unwrap();
         clients.forget_all();
         let found = clients.look_up_now(&real, async { Ok(Some(client(2))) }).await.unwrap();
         assert_eq!((found.0.unwrap().revision, found.1), (2, true));
-        assert!(clients.look_up_now(&none, async { Ok(Some(client(1))) }).await.unwrap().0.is_some());
+        assert!(
+            clients.look_up_now(&none, async { Ok(Some(client(1))) }).await.unwrap().0.is_some()
+        );
     }
 
     /// TL6: records as large as they may be take no more than their bytes, however many there are.
@@ -220,13 +250,22 @@ mod tests {
     async fn large_clients_are_bounded_by_their_bytes() {
         let name = |n: usize| format!("{n:04}{}", "x".repeat(120)).parse::<ClientId>().unwrap();
         let clients = Clients::default();
-        let held = |clients: &Clients| clients.known.pin().values().map(|client| client.weight()).sum::<usize>();
-        let roles = |n: usize| (0..50).map(|role| format!("{n}-{role}-{}", "r".repeat(100)).parse().unwrap()).collect();
+        let held = |clients: &Clients| {
+            clients.known.pin().values().map(|client| client.weight()).sum::<usize>()
+        };
+        let roles = |n: usize| {
+            (0..50).map(|role| format!("{n}-{role}-{}", "r".repeat(100)).parse().unwrap()).collect()
+        };
         let large = |n: usize| Client {
             id: name(n),
-            scopes: Scopes::parse(&(0..100).map(|s| format!("{n}-{s}-{}", "s".repeat(90))).collect::<Vec<_>>()).unwrap(),
+            scopes: Scopes::parse(
+                &(0..100).map(|s| format!("{n}-{s}-{}", "s".repeat(90))).collect::<Vec<_>>(),
+            )
+            .unwrap(),
             roles: roles(n),
-            serves: (0..50).map(|s| format!("https://{n}-{s}.{}", "a".repeat(200)).parse().unwrap()).collect(),
+            serves: (0..50)
+                .map(|s| format!("https://{n}-{s}.{}", "a".repeat(200)).parse().unwrap())
+                .collect(),
             ..client(1)
         };
         assert!(large(1).weight() > 25_000, "{}", large(1).weight());
@@ -234,7 +273,11 @@ mod tests {
             clients.look_up_now(&name(n), async { Ok(Some(large(n))) }).await.unwrap();
             if n % 100 == 99 {
                 let counted = clients.books().weight;
-                assert!(counted == held(&clients) && counted <= BUDGET, "{n}: {counted}, {}", held(&clients));
+                assert!(
+                    counted == held(&clients) && counted <= BUDGET,
+                    "{n}: {counted}, {}",
+                    held(&clients)
+                );
             }
         }
         assert!(clients.known.pin().len() > 100);
@@ -246,10 +289,12 @@ mod tests {
         assert_eq!((clients.books().weight, held(&clients)), (0, 0));
     }
 
-    /// R10: once a write has been heard of, nobody finds what stood before it, not even for a moment.
+    /// R10: once a write has been heard of, nobody finds what stood before it, not even for a
+    /// moment.
     #[test]
     fn readers_never_find_what_stood_before_a_write() {
-        let (clients, id, stored) = (Clients::default(), "a".parse::<ClientId>().unwrap(), AtomicU64::new(0));
+        let (clients, id, stored) =
+            (Clients::default(), "a".parse::<ClientId>().unwrap(), AtomicU64::new(0));
         let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
         let last = 50_000;
         std::thread::scope(|scope| {

@@ -1,8 +1,9 @@
-//! The keys in use. A keyset comes from the store, where somebody without the master key may have written it, or put an older
-//! one back: such a keyset is refused, and the last genuine one stays in use.
+//! The keys in use. A keyset comes from the store, where somebody without the master key may have
+//! written it, or put an older one back: such a keyset is refused, and the last genuine one stays
+//! in use.
 //!
-//! What the store holds when a process starts is all that it knows: an older keyset with its own right MAC, put back while no
-//! process runs, is not noticed here.
+//! What the store holds when a process starts is all that it knows: an older keyset with its own
+//! right MAC, put back while no process runs, is not noticed here.
 
 use std::sync::Arc;
 
@@ -28,7 +29,9 @@ pub enum Refused {
     #[error(transparent)]
     Foreign(KeyringError),
     /// It is older than the one in use.
-    #[error("the keyset in the store has revision {stored}, and revision {known} is in use: an older one was put back")]
+    #[error(
+        "the keyset in the store has revision {stored}, and revision {known} is in use: an older one was put back"
+    )]
     Older {
         /// Revision in the store.
         stored: u64,
@@ -70,7 +73,8 @@ impl Keys {
         self.current.load()
     }
 
-    /// Takes the keys of a later revision into use; an earlier one, or the same again, comes late and changes nothing.
+    /// Takes the keys of a later revision into use; an earlier one, or the same again, comes late
+    /// and changes nothing.
     pub(super) fn take(&self, keyset: &Keyset) -> Taken {
         if self.load().revision() >= keyset.revision {
             return Taken::InUse;
@@ -81,7 +85,9 @@ impl Keys {
         match self.opening.keyring(keyset).map(Arc::new) {
             Ok(keyring) => {
                 self.remember(keyset);
-                let newer = |known: &Arc<Keyring>| if known.revision() < keyring.revision() { &keyring } else { known }.clone();
+                let newer = |known: &Arc<Keyring>| {
+                    if known.revision() < keyring.revision() { &keyring } else { known }.clone()
+                };
                 self.current.rcu(newer);
                 Taken::InUse
             }
@@ -90,7 +96,8 @@ impl Keys {
         }
     }
 
-    /// Checks that a keyset is genuine, not older than the one in use, and takes no revocation back.
+    /// Checks that a keyset is genuine, not older than the one in use, and takes no revocation
+    /// back.
     pub(super) fn admit(&self, keyset: &Keyset) -> Result<(), Refused> {
         keyset.check(&self.opening.sealer)?;
         let known = self.load().revision();

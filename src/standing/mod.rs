@@ -1,14 +1,16 @@
-//! WHAT STILL STANDS: everything a judgement depends on, in memory, fed by the store. Introspect reads only this: no I/O, and no
-//! lock on the way.
+//! WHAT STILL STANDS: everything a judgement depends on, in memory, fed by the store. Introspect
+//! reads only this: no I/O, and no lock on the way.
 //!
-//! Where nodes share a store, what the others did is heard of later, may be heard of twice, and not always in order: a change
-//! that is late or repeated changes nothing. And it may not be heard of at all. So this knows its own age, and past
-//! `max_staleness` there is no judgement, neither that a token stands nor that it does not: [`Behind`]. Who judges cannot get
-//! round it: [`Standing::judge`], [`Standing::stands`] and [`Standing::epochs`] all answer it. Clients are then read from the
-//! store each time, which goes on as long as the store answers.
+//! Where nodes share a store, what the others did is heard of later, may be heard of twice, and not
+//! always in order: a change that is late or repeated changes nothing. And it may not be heard of
+//! at all. So this knows its own age, and past `max_staleness` there is no judgement, neither that
+//! a token stands nor that it does not: [`Behind`]. Who judges cannot get round it:
+//! [`Standing::judge`], [`Standing::stands`] and [`Standing::epochs`] all answer it. Clients are
+//! then read from the store each time, which goes on as long as the store answers.
 //!
-//! Two things need no age. A revocation that is known stays true ([`Standing::token_was_revoked`]). And the public keys are shown
-//! as they are: whoever verifies by them keeps them for their `max-age` anyway, and without an answer for longer.
+//! Two things need no age. A revocation that is known stays true ([`Standing::token_was_revoked`]).
+//! And the public keys are shown as they are: whoever verifies by them keeps them for their
+//! `max-age` anyway, and without an answer for longer.
 
 mod age;
 mod clients;
@@ -36,13 +38,14 @@ use crate::{
         seal::Sealer,
     },
     model::{
-        Claims, Client, ClientId, EpochOf, Epochs, FamilyId, Jti, Keyset, Revocation, Revoked, Subject, TenantId, Timestamp,
+        Claims, Client, ClientId, EpochOf, Epochs, FamilyId, Jti, Keyset, Revocation, Revoked,
+        Subject, TenantId, Timestamp,
     },
     store::{Change, Follower, Snapshot, Store, StoreError},
 };
 
-/// How far other machines' clocks, and this one's steps, may be off: what was revoked is remembered this much longer than any
-/// token it covers (V07).
+/// How far other machines' clocks, and this one's steps, may be off: what was revoked is remembered
+/// this much longer than any token it covers (V07).
 pub const SLACK: Duration = Duration::from_secs(3_600);
 
 /// The index of what still stands.
@@ -74,9 +77,14 @@ impl Opening {
 }
 
 impl Standing {
-    /// An index that knows the keys and nothing else yet. Once the store has said how far it is known
-    /// ([`Follower::knows_up_to`]), nothing is judged while that is longer than `max_staleness` ago.
-    pub fn new(keyset: &Keyset, opening: Opening, max_staleness: Duration) -> Result<Self, KeyringError> {
+    /// An index that knows the keys and nothing else yet. Once the store has said how far it is
+    /// known ([`Follower::knows_up_to`]), nothing is judged while that is longer than
+    /// `max_staleness` ago.
+    pub fn new(
+        keyset: &Keyset,
+        opening: Opening,
+        max_staleness: Duration,
+    ) -> Result<Self, KeyringError> {
         let keys = Keys::new(keyset, opening)?;
         Ok(Self {
             revoked: HashMap::new(),
@@ -100,20 +108,27 @@ impl Standing {
         }
     }
 
-    /// How long ago everything was known that any node had committed; `None` for a store that never says, and is never behind.
+    /// How long ago everything was known that any node had committed; `None` for a store that never
+    /// says, and is never behind.
     pub fn age(&self) -> Option<Duration> {
         self.age.age()
     }
 
-    /// Whether what is known may be judged by. Ask before looking: what is looked at afterwards is at least as new.
+    /// Whether what is known may be judged by. Ask before looking: what is looked at afterwards is
+    /// at least as new.
     pub fn fresh(&self) -> Result<(), Behind> {
         self.age.fresh()
     }
 
-    /// The claims of an access token that stands at `now`; `None` for every other text, whatever is wrong with it. A token seen
-    /// before is not verified again, but everything that can change is checked on every hit. While this is [`Behind`] there is
-    /// no answer to any text: one that looks wrong may be signed by a key that is not known yet.
-    pub fn judge(&self, token: &str, now: Timestamp) -> Result<Option<Arc<VerifiedClaims>>, Behind> {
+    /// The claims of an access token that stands at `now`; `None` for every other text, whatever is
+    /// wrong with it. A token seen before is not verified again, but everything that can change is
+    /// checked on every hit. While this is [`Behind`] there is no answer to any text: one that
+    /// looks wrong may be signed by a key that is not known yet.
+    pub fn judge(
+        &self,
+        token: &str,
+        now: Timestamp,
+    ) -> Result<Option<Arc<VerifiedClaims>>, Behind> {
         self.fresh()?;
         let digest = Seen::digest(token);
         let claims = match self.seen.recall(&digest) {
@@ -151,24 +166,38 @@ impl Standing {
         self.revoked.pin().contains_key(revoked)
     }
 
-    /// Whether this family was ended, which a read of the store that other nodes share may not show yet.
+    /// Whether this family was ended, which a read of the store that other nodes share may not show
+    /// yet.
     pub fn family_was_ended(&self, family: FamilyId) -> bool {
         self.is_revoked(&Revoked::Family(family))
     }
 
-    /// Whether this token was ended by itself. `false` may come from old knowledge, `true` is never wrong.
+    /// Whether this token was ended by itself. `false` may come from old knowledge, `true` is never
+    /// wrong.
     pub fn token_was_revoked(&self, jti: Jti) -> bool {
         self.is_revoked(&Revoked::Token(jti))
     }
 
-    /// Returns true if one of these epochs was raised since. `false` may come from old knowledge, `true` is never wrong.
-    pub fn was_outdated(&self, epochs: &Epochs, tenant: &TenantId, client: &ClientId, subject: &Subject) -> bool {
+    /// Returns true if one of these epochs was raised since. `false` may come from old knowledge,
+    /// `true` is never wrong.
+    pub fn was_outdated(
+        &self,
+        epochs: &Epochs,
+        tenant: &TenantId,
+        client: &ClientId,
+        subject: &Subject,
+    ) -> bool {
         !epochs.reach(self.known_epochs(tenant, client, subject))
     }
 
-    /// The epochs a token minted now must carry. Read them before anything else about the client: what is raised in between
-    /// then ends the token.
-    pub fn epochs(&self, tenant: &TenantId, client: &ClientId, subject: &Subject) -> Result<Epochs, Behind> {
+    /// The epochs a token minted now must carry. Read them before anything else about the client:
+    /// what is raised in between then ends the token.
+    pub fn epochs(
+        &self,
+        tenant: &TenantId,
+        client: &ClientId,
+        subject: &Subject,
+    ) -> Result<Epochs, Behind> {
         self.fresh()?;
         Ok(self.known_epochs(tenant, client, subject))
     }
@@ -187,11 +216,16 @@ impl Standing {
     }
 
     /// A client, from memory or from the store; while this is [`Behind`] from the store alone.
-    pub async fn client(&self, store: &dyn Store, id: &ClientId) -> Result<Option<Arc<Client>>, StoreError> {
+    pub async fn client(
+        &self,
+        store: &dyn Store,
+        id: &ClientId,
+    ) -> Result<Option<Arc<Client>>, StoreError> {
         Ok(self.look_up(id, std::future::ready(()), |()| store.client(id)).await?.0)
     }
 
-    /// The same by a `read` of the store that is begun only where it is needed, once its caller has its `place`; and whether it was.
+    /// The same by a `read` of the store that is begun only where it is needed, once its caller has
+    /// its `place`; and whether it was.
     pub async fn look_up<P: Send, R: Future<Output = Result<Option<Client>, StoreError>> + Send>(
         &self,
         id: &ClientId,
@@ -205,8 +239,9 @@ impl Standing {
         }
     }
 
-    /// Forgets revocations of what has expired; how many went. Forgets seen tokens that no longer stand too. Where nodes share a store, every remembered client too: one that
-    /// was read while the store changed its leader may be older than the change that was heard of before.
+    /// Forgets revocations of what has expired; how many went. Forgets seen tokens that no longer
+    /// stand too. Where nodes share a store, every remembered client too: one that was read while
+    /// the store changed its leader may be older than the change that was heard of before.
     pub fn sweep(&self, now: Timestamp) -> usize {
         if self.age().is_some() {
             self.clients.forget_all();
@@ -218,8 +253,8 @@ impl Standing {
         before.saturating_sub(revoked.len())
     }
 
-    /// Checks that the store's keyset may be built on: it is genuine, not older than the one in use, and takes no revocation
-    /// of a key back.
+    /// Checks that the store's keyset may be built on: it is genuine, not older than the one in
+    /// use, and takes no revocation of a key back.
     ///
     /// # Errors
     ///
@@ -235,8 +270,8 @@ impl Standing {
                 count_refused();
                 tracing::error!(%error, revision = keyset.revision, "refused the store's keyset: the last genuine one stays in use");
             }
-            // A key that this very change revoked would go on being valid here: nothing is judged until there are keys that can
-            // be opened.
+            // A key that this very change revoked would go on being valid here: nothing is judged
+            // until there are keys that can be opened.
             Taken::Unread(error) => {
                 tracing::error!(%error, revision = keyset.revision, "cannot open the new keyset");
                 self.age.unread(keyset.revision);
@@ -258,14 +293,18 @@ impl Follower for Standing {
                 // The later time, however often and in whichever order they are told.
                 self.revoked.pin().update_or_insert(*revoked, |known| (*known).max(*until), *until);
             }
-            Change::Epoch(EpochOf::Tenant(tenant), value) => Self::raise(&self.tenants, tenant, *value),
+            Change::Epoch(EpochOf::Tenant(tenant), value) => {
+                Self::raise(&self.tenants, tenant, *value)
+            }
             Change::Epoch(EpochOf::Client(client), value) => {
-                // Who finds the raised epoch must not find the record from before it (see `Authority::admit`), also where the
-                // record's own change is told after this one.
+                // Who finds the raised epoch must not find the record from before it (see
+                // `Authority::admit`), also where the record's own change is told after this one.
                 self.clients.forget(client);
                 Self::raise(&self.of_clients, client, *value);
             }
-            Change::Epoch(EpochOf::Subject(subject), value) => Self::raise(&self.subjects, subject, *value),
+            Change::Epoch(EpochOf::Subject(subject), value) => {
+                Self::raise(&self.subjects, subject, *value)
+            }
             Change::Client(id) => self.clients.forget(id),
             Change::Missed => self.clients.forget_all(),
             Change::Keyset(keyset) => self.rekey(keyset),

@@ -16,8 +16,8 @@ const SLOTS: usize = 1 << 16;
 /// Bytes that all claims may take together.
 const BUDGET: usize = 64 << 20;
 
-/// A table of fixed size: a token goes to one slot and replaces what was there. Bounded in slots and in bytes whatever callers
-/// send, since only what verified is kept, and read without a lock.
+/// A table of fixed size: a token goes to one slot and replaces what was there. Bounded in slots
+/// and in bytes whatever callers send, since only what verified is kept, and read without a lock.
 pub(super) struct Seen {
     slots: Box<[ArcSwapOption<Entry>]>,
     /// Bytes of what is held; counted before it is held, so never too low.
@@ -72,7 +72,9 @@ impl Seen {
 
     /// Forgets what no longer stands; how many went.
     pub(super) fn sweep(&self, stands: impl Fn(&VerifiedClaims) -> bool) -> usize {
-        let fallen = |slot: &&ArcSwapOption<Entry>| slot.load().as_ref().is_some_and(|entry| !stands(&entry.claims));
+        let fallen = |slot: &&ArcSwapOption<Entry>| {
+            slot.load().as_ref().is_some_and(|entry| !stands(&entry.claims))
+        };
         // What came into the slot in between goes too: it is only verified once more.
         self.slots.iter().filter(fallen).map(|slot| self.empty(slot)).count()
     }
@@ -101,7 +103,11 @@ impl Seen {
 
     /// Bytes as they are counted, and as they are.
     pub(super) fn weights(&self) -> (usize, usize) {
-        let held = self.slots.iter().filter_map(|slot| slot.load().as_ref().map(|entry| entry.weight)).sum();
+        let held = self
+            .slots
+            .iter()
+            .filter_map(|slot| slot.load().as_ref().map(|entry| entry.weight))
+            .sum();
         (self.weight.load(Relaxed), held)
     }
 }

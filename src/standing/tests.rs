@@ -31,13 +31,18 @@ fn revoked(keyset: &Keyset, sealer: &Sealer) -> Keyset {
             key.state = KeyState::Revoked { remove_at: NOW + Duration::from_secs(86_400) };
         }
     }
-    keys.push(SigningKey { state: KeyState::Active { since: NOW }, ..make(Algorithm::EdDsa, sealer, NOW) });
+    keys.push(SigningKey {
+        state: KeyState::Active { since: NOW },
+        ..make(Algorithm::EdDsa, sealer, NOW)
+    });
     Keyset { revision: keyset.revision + 1, keys, ..keyset.clone() }.with_mac(sealer)
 }
 
 fn over(keyset: &Keyset, sealer: &Arc<Sealer>) -> Standing {
-    let judging = Judging { max_lifetime: Duration::from_secs(3_600), skew: Duration::from_secs(5) };
-    Standing::new(keyset, Opening { sealer: sealer.clone(), issuer: ISSUER.into(), judging }, MAX).unwrap()
+    let judging =
+        Judging { max_lifetime: Duration::from_secs(3_600), skew: Duration::from_secs(5) };
+    Standing::new(keyset, Opening { sealer: sealer.clone(), issuer: ISSUER.into(), judging }, MAX)
+        .unwrap()
 }
 
 fn standing() -> Standing {
@@ -73,7 +78,8 @@ fn epochs(standing: &Standing) -> Result<Epochs, Behind> {
     standing.epochs(&TenantId::operator(), &id, &Subject::of_client(&id))
 }
 
-/// A store that tells every change in the commit is never behind, however long it has nothing to tell.
+/// A store that tells every change in the commit is never behind, however long it has nothing to
+/// tell.
 #[tokio::test(start_paused = true)]
 async fn a_store_that_never_says_is_never_behind() {
     let standing = standing();
@@ -83,7 +89,8 @@ async fn a_store_that_never_says_is_never_behind() {
     assert!(standing.judge(&token, NOW).unwrap().is_some() && epochs(&standing).is_ok());
 }
 
-/// V04: past the bound there is no judgement, of no text; within it, and as soon as the others have been heard again, there is.
+/// V04: past the bound there is no judgement, of no text; within it, and as soon as the others have
+/// been heard again, there is.
 #[tokio::test(start_paused = true)]
 async fn nothing_is_judged_by_what_is_too_old() {
     let standing = standing();
@@ -99,7 +106,10 @@ async fn nothing_is_judged_by_what_is_too_old() {
     for text in texts {
         assert_eq!(standing.judge(text, NOW).map(drop), Err(Behind), "{text}");
     }
-    assert_eq!((standing.stands(&verified, NOW), epochs(&standing).map(drop)), (Err(Behind), Err(Behind)));
+    assert_eq!(
+        (standing.stands(&verified, NOW), epochs(&standing).map(drop)),
+        (Err(Behind), Err(Behind))
+    );
     // What was said of an earlier moment makes nothing younger.
     standing.knows_up_to(begun);
     assert_eq!((standing.age(), standing.fresh()), (Some(MAX + MILLI), Err(Behind)));
@@ -107,11 +117,14 @@ async fn nothing_is_judged_by_what_is_too_old() {
     assert_eq!((standing.age(), standing.fresh()), (Some(Duration::ZERO), Ok(())));
     standing.knows_up_to(begun);
     assert_eq!(standing.age(), Some(Duration::ZERO), "nor older");
-    assert!(standing.judge(&token, NOW).unwrap().is_some() && standing.stands(&verified, NOW).unwrap());
+    assert!(
+        standing.judge(&token, NOW).unwrap().is_some() && standing.stands(&verified, NOW).unwrap()
+    );
     assert!(standing.judge("nonsense", NOW).unwrap().is_none());
 }
 
-/// A first word of a moment before this was made counts for what it says, and never as "nobody said".
+/// A first word of a moment before this was made counts for what it says, and never as "nobody
+/// said".
 #[tokio::test(start_paused = true)]
 async fn what_was_known_before_the_start_is_as_old_as_it_is() {
     let before = Instant::now();
@@ -123,7 +136,8 @@ async fn what_was_known_before_the_start_is_as_old_as_it_is() {
     assert!((MAX + MILLI * 2..=MAX + MILLI * 3).contains(&age), "{age:?}");
 }
 
-/// V07: of two times the later one is kept, whichever is told last, so that a change told again never shortens a memory.
+/// V07: of two times the later one is kept, whichever is told last, so that a change told again
+/// never shortens a memory.
 #[test]
 fn a_revocation_is_kept_until_the_later_time() {
     let later = NOW + Duration::from_secs(60);
@@ -140,8 +154,8 @@ fn a_revocation_is_kept_until_the_later_time() {
     }
 }
 
-/// V04, V06: the same changes, told by several at once and in any order, many times, come to the same; what was revoked never
-/// stands again in between.
+/// V04, V06: the same changes, told by several at once and in any order, many times, come to the
+/// same; what was revoked never stands again in between.
 #[test]
 fn changes_told_twice_and_out_of_order_come_to_the_same() {
     let sealer = sealer(5);
@@ -155,7 +169,8 @@ fn changes_told_twice_and_out_of_order_come_to_the_same() {
     let revoked = Revoked::Family(family);
     let until = |n: u64| NOW + Duration::from_secs(n);
     let of = EpochOf::Tenant(TenantId::operator());
-    let mut changes: Vec<_> = keysets.iter().cloned().map(|keyset| Change::Keyset(Arc::new(keyset))).collect();
+    let mut changes: Vec<_> =
+        keysets.iter().cloned().map(|keyset| Change::Keyset(Arc::new(keyset))).collect();
     changes.extend((1..=40).map(|n| Change::Revoked(Revocation { revoked, until: until(n) })));
     changes.extend((1..=40).map(|n| Change::Epoch(of.clone(), n)));
     let newest = keysets.last().unwrap().revision;
@@ -166,7 +181,8 @@ fn changes_told_twice_and_out_of_order_come_to_the_same() {
             scope.spawn(move || {
                 for round in 0..50 {
                     for at in 0..changes.len() {
-                        // 7 and 5 share no factor with the 86 changes: each teller visits all of them in an order of its own.
+                        // 7 and 5 share no factor with the 86 changes: each teller visits all of
+                        // them in an order of its own.
                         let step = if teller.is_multiple_of(2) { 7 } else { 5 };
                         standing.apply(&changes[(at * step + teller * 11 + round) % changes.len()]);
                     }
@@ -215,8 +231,8 @@ fn keys_never_go_back() {
     assert!(standing.judge(&token, NOW).unwrap().is_none());
 }
 
-/// K03, V04: a keyset that cannot be opened may have revoked what this node would let stand: nothing is judged until there is
-/// one that can, and none before it counts.
+/// K03, V04: a keyset that cannot be opened may have revoked what this node would let stand:
+/// nothing is judged until there is one that can, and none before it counts.
 #[tokio::test(start_paused = true)]
 async fn keys_that_cannot_be_read_end_all_judgement() {
     let ours = sealer(5);
@@ -238,7 +254,9 @@ async fn keys_that_cannot_be_read_end_all_judgement() {
             standing.knows_up_to(Instant::now());
             assert_eq!(standing.fresh(), Err(Behind), "hearing the others is not enough");
         }
-        standing.apply(&Change::Keyset(Arc::new(Keyset { revision: 4, ..second.clone() }.with_mac(&ours))));
+        standing.apply(&Change::Keyset(Arc::new(
+            Keyset { revision: 4, ..second.clone() }.with_mac(&ours),
+        )));
         assert_eq!(standing.fresh(), Ok(()));
         assert!(standing.judge(&token, NOW).unwrap().is_none(), "the second one revoked its key");
         // Told again, late: it no longer matters.
@@ -247,8 +265,8 @@ async fn keys_that_cannot_be_read_end_all_judgement() {
     }
 }
 
-/// K03: a keyset that no holder of the master key wrote is never taken into use, whatever it says, and neither stops the node
-/// nor hides a later genuine one.
+/// K03: a keyset that no holder of the master key wrote is never taken into use, whatever it says,
+/// and neither stops the node nor hides a later genuine one.
 #[tokio::test(start_paused = true)]
 async fn a_forged_keyset_is_refused_and_the_last_genuine_one_stays() {
     let ours = sealer(5);
@@ -258,7 +276,8 @@ async fn a_forged_keyset_is_refused_and_the_last_genuine_one_stays() {
     let token = signed(&standing, &claims(None));
     standing.apply(&Change::Keyset(Arc::new(second.clone())));
     let mut altered = Keyset { revision: 3, ..second.clone() };
-    altered.keys[0] = SigningKey { state: KeyState::Retiring { remove_at: NOW + MAX }, ..first.keys[0].clone() };
+    altered.keys[0] =
+        SigningKey { state: KeyState::Retiring { remove_at: NOW + MAX }, ..first.keys[0].clone() };
     let mut twice = Keyset { revision: 3, ..second.clone() };
     twice.keys.insert(0, second.keys[2].clone());
     let foreign = Keyset { revision: u64::MAX, ..keyset(&sealer(6)) }.with_mac(&sealer(6));
@@ -275,8 +294,8 @@ async fn a_forged_keyset_is_refused_and_the_last_genuine_one_stays() {
     assert_eq!(standing.keyring().revision(), 3);
 }
 
-/// K03: a revoked key is never taken back, whatever the revision, also where an older genuine keyset was put back into the store
-/// and other nodes went on from it.
+/// K03: a revoked key is never taken back, whatever the revision, also where an older genuine
+/// keyset was put back into the store and other nodes went on from it.
 #[test]
 fn a_revoked_key_is_never_taken_back() {
     let ours = sealer(5);
@@ -289,7 +308,9 @@ fn a_revoked_key_is_never_taken_back() {
         assert!(matches!(standing.admit(&first), Err(Refused::Older { stored: 1, known: 2 })));
         for revision in [3, 4, 400] {
             let back = Keyset { revision, ..first.clone() }.with_mac(&ours);
-            assert!(matches!(standing.admit(&back), Err(Refused::Unrevoked(unrevoked)) if unrevoked == kid));
+            assert!(
+                matches!(standing.admit(&back), Err(Refused::Unrevoked(unrevoked)) if unrevoked == kid)
+            );
             standing.apply(&Change::Keyset(Arc::new(back)));
             assert!(!standing.keyring().stands(&kid));
             assert_eq!(standing.keyring().revision(), 2);
@@ -303,26 +324,31 @@ fn a_revoked_key_is_never_taken_back() {
 fn a_keyset_that_does_not_check_starts_nothing() {
     let ours = sealer(5);
     let altered = Keyset { revision: 2, ..keyset(&ours) };
-    let judging = Judging { max_lifetime: Duration::from_secs(3_600), skew: Duration::from_secs(5) };
+    let judging =
+        Judging { max_lifetime: Duration::from_secs(3_600), skew: Duration::from_secs(5) };
     let opening = Opening { sealer: ours, issuer: ISSUER.into(), judging };
     assert!(matches!(Standing::new(&altered, opening, MAX), Err(KeyringError::Keyset(_))));
 }
 
-/// Whoever finds a raised epoch finds the client afresh, also where the client's own change is told last: a disabled client gets
-/// no token under the new epoch.
+/// Whoever finds a raised epoch finds the client afresh, also where the client's own change is told
+/// last: a disabled client gets no token under the new epoch.
 #[tokio::test]
 async fn a_raised_epoch_takes_the_remembered_client_along() {
     let standing = standing();
     let id: ClientId = "a".parse().unwrap();
     standing.clients.look_up_now(&id, async { Ok(None) }).await.unwrap();
-    assert!(!standing.clients.look_up_now(&id, async { Ok(None) }).await.unwrap().1, "it is remembered");
+    assert!(
+        !standing.clients.look_up_now(&id, async { Ok(None) }).await.unwrap().1,
+        "it is remembered"
+    );
     standing.apply(&Change::Epoch(EpochOf::Client(id.clone()), 1));
     assert!(standing.clients.look_up_now(&id, async { Ok(None) }).await.unwrap().1);
     standing.apply(&Change::Missed);
     assert!(standing.clients.look_up_now(&id, async { Ok(None) }).await.unwrap().1);
 }
 
-/// A client is not remembered for ever where another node may write it; where none may, there is no reason to read it again.
+/// A client is not remembered for ever where another node may write it; where none may, there is no
+/// reason to read it again.
 #[tokio::test(start_paused = true)]
 async fn clients_of_a_shared_store_are_read_again_after_a_while() {
     let standing = standing();
@@ -337,7 +363,8 @@ async fn clients_of_a_shared_store_are_read_again_after_a_while() {
     }
 }
 
-/// What a kid stands for is in the keys that are known, and a token of one that is not is nobody's while they are young.
+/// What a kid stands for is in the keys that are known, and a token of one that is not is nobody's
+/// while they are young.
 #[tokio::test(start_paused = true)]
 async fn a_key_that_is_not_known_yet_is_no_reason_to_say_no() {
     let sealer = sealer(5);
@@ -358,13 +385,14 @@ async fn a_key_that_is_not_known_yet_is_no_reason_to_say_no() {
 
 /// Claims as large as a client may have them.
 fn large() -> Claims {
-    let scopes: Vec<String> = (0..100).map(|scope| format!("scope-{scope:03}-{}", "s".repeat(34))).collect();
+    let scopes: Vec<String> =
+        (0..100).map(|scope| format!("scope-{scope:03}-{}", "s".repeat(34))).collect();
     let roles = (0..50).map(|role| format!("role-{role}").parse().unwrap()).collect();
     Claims { scope: scopes.join(" "), roles, ..claims(None) }
 }
 
-/// TL6: what a caller makes large takes the room of several: ten thousand of the largest tokens stay within the same bytes as
-/// any others, and each is still judged right.
+/// TL6: what a caller makes large takes the room of several: ten thousand of the largest tokens
+/// stay within the same bytes as any others, and each is still judged right.
 #[test]
 fn seen_tokens_are_bounded_by_their_bytes() {
     let standing = standing();
@@ -383,7 +411,8 @@ fn seen_tokens_are_bounded_by_their_bytes() {
     assert!(counted > budget - 20_000, "the room is used: {counted}");
 }
 
-/// TL6: the sweep forgets what has expired, what was revoked and what no key stands for, and nothing else.
+/// TL6: the sweep forgets what has expired, what was revoked and what no key stands for, and
+/// nothing else.
 #[test]
 fn the_sweep_forgets_seen_tokens_that_no_longer_stand() {
     let sealer = sealer(5);
@@ -409,7 +438,10 @@ fn the_sweep_forgets_seen_tokens_that_no_longer_stand() {
 
     let ended = claims(None);
     see(&standing, &ended);
-    standing.apply(&Change::Revoked(Revocation { revoked: Revoked::Token(ended.jti), until: NOW + Duration::from_secs(900) }));
+    standing.apply(&Change::Revoked(Revocation {
+        revoked: Revoked::Token(ended.jti),
+        until: NOW + Duration::from_secs(900),
+    }));
     standing.sweep(NOW);
     assert_eq!(weight(&standing), one, "one was revoked");
 

@@ -1,8 +1,9 @@
-//! A store whose records of clients and audiences are this service's own: each carries a code under a key from the master key, made
-//! with every write and checked with every read. A client's record that does not check is no client: it reads as absent, a listing
-//! names it and goes on, its id stays taken, and an alarm says so. An audience's record that does not check is found as not
-//! authentic, so that no tenant gets the audience. An older record that was put back whole carries a code that was right and is not
-//! noticed.
+//! A store whose records of clients and audiences are this service's own: each carries a code under
+//! a key from the master key, made with every write and checked with every read. A client's record
+//! that does not check is no client: it reads as absent, a listing names it and goes on, its id
+//! stays taken, and an alarm says so. An audience's record that does not check is found as not
+//! authentic, so that no tenant gets the audience. An older record that was put back whole carries
+//! a code that was right and is not noticed.
 //!
 //! Rules and servers take this type: no other can be had from a store that was opened.
 
@@ -17,8 +18,8 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
-    AudienceStore, ClientStore, Creation, FoundAudience, Listed, Proof, ProofStore, ProvenWrite, Result, SecretUse, Spent,
-    Store, StoreError, Write,
+    AudienceStore, ClientStore, Creation, FoundAudience, Listed, Proof, ProofStore, ProvenWrite,
+    Result, SecretUse, Spent, Store, StoreError, Write,
 };
 use crate::{
     crypto::records::RecordKey,
@@ -77,8 +78,11 @@ impl Authentic {
     /// The record of an audience, if this service wrote it.
     fn checked_audience(&self, found: FoundAudience) -> FoundAudience {
         let audience = match found {
-            FoundAudience::Owned(record) if self.key.is_authentic_audience(&record) => return FoundAudience::Owned(record),
-            FoundAudience::Owned(AudienceRecord { audience, .. }) | FoundAudience::NotAuthentic(audience) => audience,
+            FoundAudience::Owned(record) if self.key.is_authentic_audience(&record) => {
+                return FoundAudience::Owned(record);
+            }
+            FoundAudience::Owned(AudienceRecord { audience, .. })
+            | FoundAudience::NotAuthentic(audience) => audience,
         };
         self.alarm(Forged::Audience(audience.clone()));
         FoundAudience::NotAuthentic(audience)
@@ -109,11 +113,17 @@ impl ClientStore for Authentic {
         Ok(found.and_then(|client| self.checked(id, client)))
     }
 
-    async fn clients(&self, tenant: Option<&TenantId>, after: Option<&ClientId>, limit: usize) -> Result<Vec<Listed>> {
+    async fn clients(
+        &self,
+        tenant: Option<&TenantId>,
+        after: Option<&ClientId>,
+        limit: usize,
+    ) -> Result<Vec<Listed>> {
         let check = |listed| match listed {
             Listed::Client(client) => {
                 let id = client.id.clone();
-                self.checked(&id, *client).map_or(Listed::NotAuthentic(id), |client| Listed::Client(Box::new(client)))
+                self.checked(&id, *client)
+                    .map_or(Listed::NotAuthentic(id), |client| Listed::Client(Box::new(client)))
             }
             Listed::NotAuthentic(id) => {
                 self.alarm(Forged::Client(id.clone()));
@@ -154,7 +164,12 @@ impl AudienceStore for Authentic {
         Ok(self.inner.audience(audience).await?.map(|found| self.checked_audience(found)))
     }
 
-    async fn audiences(&self, tenant: Option<&TenantId>, after: Option<&Audience>, limit: usize) -> Result<Vec<FoundAudience>> {
+    async fn audiences(
+        &self,
+        tenant: Option<&TenantId>,
+        after: Option<&Audience>,
+        limit: usize,
+    ) -> Result<Vec<FoundAudience>> {
         let listed = self.inner.audiences(tenant, after, limit).await?;
         Ok(listed.into_iter().map(|found| self.checked_audience(found)).collect())
     }
@@ -178,7 +193,10 @@ impl ProofStore for Authentic {
         let proof = proof.checked_with(&self.key);
         if let ProvenWrite::MoveAudience { from: None, record, .. } = &write {
             // A record that was put right meanwhile is not written over.
-            if !matches!(self.audience(&record.audience).await?, Some(FoundAudience::NotAuthentic(_))) {
+            if !matches!(
+                self.audience(&record.audience).await?,
+                Some(FoundAudience::NotAuthentic(_))
+            ) {
                 return Ok(Spent::Stale);
             }
         }

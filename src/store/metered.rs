@@ -6,15 +6,15 @@ use async_trait::async_trait;
 use tokio::{sync::broadcast, time::Instant};
 
 use super::{
-    AudienceStore, AuditStore, ClientStore, CounterStore, Creation, FamilyStore, Follower, FoundAudience, KeyStore, Listed,
-    Proof, ProofStore, ProvenWrite, Result, RevocationStore, Rotate, Rotation, SecretUse, Snapshot, Spent, Store, StoreError,
-    Write, Writer,
+    AudienceStore, AuditStore, ClientStore, CounterStore, Creation, FamilyStore, Follower,
+    FoundAudience, KeyStore, Listed, Proof, ProofStore, ProvenWrite, Result, RevocationStore,
+    Rotate, Rotation, SecretUse, Snapshot, Spent, Store, StoreError, Write, Writer,
 };
 use crate::{
     crypto::chain::Head,
     model::{
-        Audience, AudienceRecord, Client, ClientId, EpochOf, Event, Family, FamilyId, Keyset, Place, Record, Stamp, TenantId,
-        Timestamp, event::Filter, revocation::Revocation,
+        Audience, AudienceRecord, Client, ClientId, EpochOf, Event, Family, FamilyId, Keyset,
+        Place, Record, Stamp, TenantId, Timestamp, event::Filter, revocation::Revocation,
     },
 };
 
@@ -43,7 +43,8 @@ async fn measure<T>(verb: &'static str, call: impl Future<Output = Result<T>> + 
         Err(StoreError::Full(_)) => "full",
         Err(StoreError::Corrupt(_)) => "corrupt",
     };
-    metrics::histogram!("store_call_seconds", "verb" => verb, "outcome" => outcome).record(start.elapsed());
+    metrics::histogram!("store_call_seconds", "verb" => verb, "outcome" => outcome)
+        .record(start.elapsed());
     result
 }
 
@@ -53,7 +54,12 @@ impl<S: Store> ClientStore for Metered<S> {
         measure("client", self.0.client(id)).await
     }
 
-    async fn clients(&self, tenant: Option<&TenantId>, after: Option<&ClientId>, limit: usize) -> Result<Vec<Listed>> {
+    async fn clients(
+        &self,
+        tenant: Option<&TenantId>,
+        after: Option<&ClientId>,
+        limit: usize,
+    ) -> Result<Vec<Listed>> {
         measure("clients", self.0.clients(tenant, after, limit)).await
     }
 
@@ -88,7 +94,12 @@ impl<S: Store> AudienceStore for Metered<S> {
         measure("audience", self.0.audience(audience)).await
     }
 
-    async fn audiences(&self, tenant: Option<&TenantId>, after: Option<&Audience>, limit: usize) -> Result<Vec<FoundAudience>> {
+    async fn audiences(
+        &self,
+        tenant: Option<&TenantId>,
+        after: Option<&Audience>,
+        limit: usize,
+    ) -> Result<Vec<FoundAudience>> {
         measure("audiences", self.0.audiences(tenant, after, limit)).await
     }
 
@@ -119,7 +130,13 @@ impl<S: Store> FamilyStore for Metered<S> {
         measure("rotate", self.0.rotate(rotate, stamp, jti)).await
     }
 
-    async fn end_family(&self, id: FamilyId, now: Timestamp, until: Timestamp, event: Event) -> Result<()> {
+    async fn end_family(
+        &self,
+        id: FamilyId,
+        now: Timestamp,
+        until: Timestamp,
+        event: Event,
+    ) -> Result<()> {
         measure("end_family", self.0.end_family(id, now, until, event)).await
     }
 }
@@ -153,7 +170,12 @@ impl<S: Store> AuditStore for Metered<S> {
         measure("append_soon", self.0.append_soon(event)).await
     }
 
-    async fn events(&self, filter: &Filter, before: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
+    async fn events(
+        &self,
+        filter: &Filter,
+        before: Option<&Place>,
+        limit: usize,
+    ) -> Result<Vec<Record>> {
         measure("events", self.0.events(filter, before, limit)).await
     }
 

@@ -1,8 +1,10 @@
-//! Proofs: the ground on which a caller may change something, handed to the store together with the one change it is for.
+//! Proofs: the ground on which a caller may change something, handed to the store together with the
+//! one change it is for.
 //!
-//! A rule proves its caller, does what takes long (argon2id, RSA, a wait for a place), and only then changes the store. What the
-//! proof rested on may be gone by then: the client disabled, its secret retired, its token revoked. So the store compares it
-//! with what is kept at the moment of the write, and [`Spent::Unproven`] says that nothing was changed.
+//! A rule proves its caller, does what takes long (argon2id, RSA, a wait for a place), and only
+//! then changes the store. What the proof rested on may be gone by then: the client disabled, its
+//! secret retired, its token revoked. So the store compares it with what is kept at the moment of
+//! the write, and [`Spent::Unproven`] says that nothing was changed.
 
 use async_trait::async_trait;
 
@@ -10,13 +12,13 @@ use super::Result;
 use crate::{
     crypto::records::RecordKey,
     model::{
-        AudienceRecord, Claims, Client, ClientId, EpochOf, Epochs, Event, FamilyId, Jti, Keyset, Kid, Revocation, Revoked,
-        Scopes, SecretId, Subject, TenantId, Timestamp,
+        AudienceRecord, Claims, Client, ClientId, EpochOf, Epochs, Event, FamilyId, Jti, Keyset,
+        Kid, Revocation, Revoked, Scopes, SecretId, Subject, TenantId, Timestamp,
     },
 };
 
-/// Proof that a caller may make one change. It is neither copied nor cloned: [`ProofStore::spend`] takes it by value, so a
-/// second change needs a second proof.
+/// Proof that a caller may make one change. It is neither copied nor cloned: [`ProofStore::spend`]
+/// takes it by value, so a second change needs a second proof.
 #[derive(Debug)]
 #[must_use = "a proof is for the change that follows it"]
 pub struct Proof {
@@ -57,10 +59,17 @@ impl Proof {
             subject: claims.sub.clone(),
             epochs: claims.ep,
         };
-        Self { client: claims.client_id.clone(), tenant: claims.tenant.clone(), scopes, basis: Basis::Token(basis), key: None }
+        Self {
+            client: claims.client_id.clone(),
+            tenant: claims.tenant.clone(),
+            scopes,
+            basis: Basis::Token(basis),
+            key: None,
+        }
     }
 
-    /// Rests on a secret of `client` that works at `now`, and on the client's still having `scopes`.
+    /// Rests on a secret of `client` that works at `now`, and on the client's still having
+    /// `scopes`.
     pub fn by_secret(client: &Client, secret: SecretId, now: Timestamp, scopes: Scopes) -> Self {
         let basis = Basis::Secret(secret, now);
         Self { client: client.id.clone(), tenant: client.tenant.clone(), scopes, basis, key: None }
@@ -90,15 +99,18 @@ impl Proof {
         &self.tenant
     }
 
-    /// Returns true if the client's record, as it is kept now, still carries the proof. One that does not check carries none, like
-    /// one that is read for any other end.
+    /// Returns true if the client's record, as it is kept now, still carries the proof. One that
+    /// does not check carries none, like one that is read for any other end.
     pub(super) fn holds_for(&self, client: Option<&Client>) -> bool {
         client.is_some_and(|client| {
             let secret_works = match &self.basis {
                 Basis::Token(_) => true,
                 Basis::Secret(id, now) => client.live_secrets(*now).any(|own| own.id == *id),
             };
-            let is_authentic = self.key.as_ref().is_none_or(|key| client.id == self.client && key.is_authentic(client));
+            let is_authentic = self
+                .key
+                .as_ref()
+                .is_none_or(|key| client.id == self.client && key.is_authentic(client));
             is_authentic
                 && !client.disabled
                 && client.tenant == self.tenant
@@ -118,12 +130,16 @@ impl TokenBasis {
     pub(super) fn holds_under(&self, keyset: Option<&Keyset>) -> bool {
         use crate::model::KeyState;
         keyset.is_some_and(|keyset| {
-            keyset.keys.iter().any(|key| key.kid == self.kid && !matches!(key.state, KeyState::Revoked { .. }))
+            keyset
+                .keys
+                .iter()
+                .any(|key| key.kid == self.kid && !matches!(key.state, KeyState::Revoked { .. }))
         })
     }
 }
 
-/// A change that is made only if its caller's proof still holds. Each is the verb of its name, made conditional.
+/// A change that is made only if its caller's proof still holds. Each is the verb of its name, made
+/// conditional.
 #[derive(Clone, Debug)]
 pub enum ProvenWrite {
     /// [`super::ClientStore::create_client`], or [`super::ClientStore::create_client_of_any`].
@@ -227,8 +243,9 @@ pub enum ProvenWrite {
 impl ProvenWrite {
     /// The same change with another form of the client that it writes, if it writes one.
     pub(super) fn map_client(mut self, change: impl FnOnce(Client) -> Client) -> Self {
-        if let Self::CreateClient { client, .. } | Self::ReplaceClient { client, .. } | Self::EndClient { client, .. } =
-            &mut self
+        if let Self::CreateClient { client, .. }
+        | Self::ReplaceClient { client, .. }
+        | Self::EndClient { client, .. } = &mut self
         {
             **client = change((**client).clone());
         }
@@ -236,9 +253,13 @@ impl ProvenWrite {
     }
 
     /// The same change with another form of the audience's record that it writes, if it writes one.
-    pub(super) fn map_audience(mut self, change: impl FnOnce(AudienceRecord) -> AudienceRecord) -> Self {
-        if let Self::ClaimAudience { record, .. } | Self::ReplaceAudience { record, .. } | Self::MoveAudience { record, .. } =
-            &mut self
+    pub(super) fn map_audience(
+        mut self,
+        change: impl FnOnce(AudienceRecord) -> AudienceRecord,
+    ) -> Self {
+        if let Self::ClaimAudience { record, .. }
+        | Self::ReplaceAudience { record, .. }
+        | Self::MoveAudience { record, .. } = &mut self
         {
             **record = change((**record).clone());
         }
@@ -298,9 +319,10 @@ impl From<super::Creation> for Spent {
 /// Changes on behalf of a caller that administers.
 #[async_trait]
 pub trait ProofStore: Send + Sync {
-    /// Makes the change if the proof still holds. A store of one process compares it inside the change's own transaction: what
-    /// was acknowledged before leaves a later change undone. A store that nodes share has no transaction over two documents: it
-    /// reads what the proof rests on by majority immediately before the write, so a change whose write is already on its way
-    /// (one round trip, at most one store deadline) when the proof falls is still made.
+    /// Makes the change if the proof still holds. A store of one process compares it inside the
+    /// change's own transaction: what was acknowledged before leaves a later change undone. A store
+    /// that nodes share has no transaction over two documents: it reads what the proof rests on by
+    /// majority immediately before the write, so a change whose write is already on its way (one
+    /// round trip, at most one store deadline) when the proof falls is still made.
     async fn spend(&self, proof: Proof, write: ProvenWrite) -> Result<Spent>;
 }

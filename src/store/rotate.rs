@@ -10,8 +10,9 @@
 //! | its predecessor, later | no call is known to have been answered | [`Verdict::Repeat`]; grace and counts begin anew |
 //! | any other | | [`Verdict::Reuse`] |
 //!
-//! Two parties that go on with one family both need each generation, so each is answered twice: the count of generations running
-//! finds them, however often either asks. A generation that was answered once is held by one party, whoever asked.
+//! Two parties that go on with one family both need each generation, so each is answered twice: the
+//! count of generations running finds them, however often either asks. A generation that was
+//! answered once is held by one party, whoever asked.
 
 use std::time::Duration;
 
@@ -32,9 +33,11 @@ pub enum Rotation {
     Refused,
     /// It was spent before: the family has been ended, and everything that came of it.
     Reused,
-    /// Two callers go on with the family: it has been ended, and everything that came of it. The family as it was.
+    /// Two callers go on with the family: it has been ended, and everything that came of it. The
+    /// family as it was.
     Shared(Family),
-    /// It would have ended the family, by this verdict, and [`Rotate::remember`] is `None`: nothing was changed.
+    /// It would have ended the family, by this verdict, and [`Rotate::remember`] is `None`: nothing
+    /// was changed.
     Unended(Verdict),
     /// There is no such family, not of this client, or it has ended.
     Unknown,
@@ -63,15 +66,16 @@ pub struct Rotate {
     pub client: ClientId,
     /// When.
     pub now: Timestamp,
-    /// The same moment by the clock that all nodes of the store have in common: what the grace is measured in (C2).
+    /// The same moment by the clock that all nodes of the store have in common: what the grace is
+    /// measured in (C2).
     pub agreed: Timestamp,
-    /// Whether, as far as was known when it arrived, it could be rotated or repeated. Then it is not reuse that it comes through
-    /// late, when the caller is gone and has gone on elsewhere.
+    /// Whether, as far as was known when it arrived, it could be rotated or repeated. Then it is
+    /// not reuse that it comes through late, when the caller is gone and has gone on elsewhere.
     pub lawful: bool,
     /// How long after a rotation the spent token still yields the same successor.
     pub grace: Duration,
-    /// Time for which an ended family must be remembered: until its last access token has expired. `None` means that there is no
-    /// room to remember it: then no family is ended.
+    /// Time for which an ended family must be remembered: until its last access token has expired.
+    /// `None` means that there is no room to remember it: then no family is ended.
     pub remember: Option<Duration>,
 }
 
@@ -80,7 +84,8 @@ pub struct Rotate {
 pub struct Last {
     /// When it was, as [`Rotate::agreed`].
     pub at: Timestamp,
-    /// How many of the calls that [`Answers::given`] counts are not known to have been answered: the store failed in between.
+    /// How many of the calls that [`Answers::given`] counts are not known to have been answered:
+    /// the store failed in between.
     pub unanswered: u32,
 }
 
@@ -92,11 +97,12 @@ impl Last {
 }
 
 impl Rotate {
-    /// The verdict. Order is the generation; the time only bounds the grace, in both directions: of two calls that arrive together
-    /// the later one may be judged first, and a clock that stepped back far closes the window. No grace is none, also within the
-    /// millisecond of the rotation. A rotation that no caller was answered may be asked for again however long the store was
-    /// away: its successor is in no hands yet. A generation that was never given out comes from a newer copy of this store: the
-    /// older one must not go on.
+    /// The verdict. Order is the generation; the time only bounds the grace, in both directions: of
+    /// two calls that arrive together the later one may be judged first, and a clock that stepped
+    /// back far closes the window. No grace is none, also within the millisecond of the rotation. A
+    /// rotation that no caller was answered may be asked for again however long the store was away:
+    /// its successor is in no hands yet. A generation that was never given out comes from a newer
+    /// copy of this store: the older one must not go on.
     pub fn judge(&self, family: &Family, last: Last) -> Verdict {
         if family.client != self.client || !family.stands(self.now) {
             return Verdict::Unknown;
@@ -125,15 +131,24 @@ impl Rotate {
         !self.grace.is_zero() && apart <= self.grace
     }
 
-    /// The audit event of a verdict on this family, as it was found; `jti` is the access token minted along.
-    pub fn event(&self, verdict: Verdict, stamp: &Stamp, jti: &str, family: Option<&Family>) -> Event {
+    /// The audit event of a verdict on this family, as it was found; `jti` is the access token
+    /// minted along.
+    pub fn event(
+        &self,
+        verdict: Verdict,
+        stamp: &Stamp,
+        jti: &str,
+        family: Option<&Family>,
+    ) -> Event {
         let answers = family.map(|family| &family.answers);
         match verdict {
             Verdict::Rotate => stamp.done(Action::TokenRefreshed, jti),
             Verdict::Repeat => {
                 let event = stamp.done(Action::RefreshRepeated, jti);
                 match answers.filter(|answers| answers.is_from_elsewhere(&stamp.peer)) {
-                    Some(answers) => event.because(format!("another site: rotated from {}", answers.rotated_by)),
+                    Some(answers) => {
+                        event.because(format!("another site: rotated from {}", answers.rotated_by))
+                    }
                     None => event,
                 }
             }
@@ -154,8 +169,11 @@ impl Rotate {
     /// The two peers that go on with one family, in words for the trail.
     fn shared_by(&self, family: &Family, stamp: &Stamp) -> String {
         let Answers { rotated_by, repeated_by, .. } = &family.answers;
-        let repeated_by = if self.presented == family.generation { repeated_by } else { &stamp.peer };
-        format!("shared: repeated in {RUNNING} generations running; rotated from {rotated_by}, repeated from {repeated_by}")
+        let repeated_by =
+            if self.presented == family.generation { repeated_by } else { &stamp.peer };
+        format!(
+            "shared: repeated in {RUNNING} generations running; rotated from {rotated_by}, repeated from {repeated_by}"
+        )
     }
 }
 
@@ -209,7 +227,8 @@ mod tests {
         }
     }
 
-    /// Presented so many generations behind, so many seconds after the rotation, with 10 s of grace.
+    /// Presented so many generations behind, so many seconds after the rotation, with 10 s of
+    /// grace.
     fn verdict(family: &Family, behind: u32, after: i64, unanswered: u32) -> Verdict {
         let rotate = Rotate {
             family: family.id,

@@ -1,5 +1,6 @@
-//! Moving everything a store keeps into another, of whatever kind: typed records in one fixed order, a line of JSON each. The
-//! same state always makes the same lines, so a second export of an imported store equals the first.
+//! Moving everything a store keeps into another, of whatever kind: typed records in one fixed
+//! order, a line of JSON each. The same state always makes the same lines, so a second export of an
+//! imported store equals the first.
 //!
 //! Counters stay behind: they are worth nothing once their window has ended.
 
@@ -15,14 +16,16 @@ use super::Result;
 use crate::{
     crypto::chain::{ChainKey, Head, Walk},
     model::{
-        AudienceRecord, Client, ClientId, EpochOf, Event, Family, Keyset, SecretId, TenantId, Timestamp, revocation::Revocation,
+        AudienceRecord, Client, ClientId, EpochOf, Event, Family, Keyset, SecretId, TenantId,
+        Timestamp, revocation::Revocation,
     },
 };
 
 /// The version of the records below. A store takes in no other.
 pub const VERSION: u32 = 2;
 
-/// One record. The order of the variants is the order of an export; within one it is that of their keys.
+/// One record. The order of the variants is the order of an export; within one it is that of their
+/// keys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Item {
@@ -87,10 +90,12 @@ pub enum Item {
         sequence: u64,
         /// Its hash, 64 hexadecimal digits.
         hash: String,
-        /// True if its node had stopped without closing it: then its newest records may be missing, also when it is imported.
+        /// True if its node had stopped without closing it: then its newest records may be missing,
+        /// also when it is imported.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         open: bool,
-        /// Shows that an exporter with the store's key found the chain whole, 64 hexadecimal digits. `None` where it had no key.
+        /// Shows that an exporter with the store's key found the chain whole, 64 hexadecimal
+        /// digits. `None` where it had no key.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         seal: Option<String>,
     },
@@ -111,10 +116,12 @@ pub trait Dump: Send + Sync {
 /// What can be imported into, while it is empty.
 #[async_trait]
 pub trait Load: Send + Sync {
-    /// Takes in the next items of an export, from its first on; durable when it answers. A record that stands twice or
-    /// does not fit its audit chain, a chain that does not begin with a record of the node it is named after or has the wrong seal, and a store that
-    /// is not empty to begin with, are refused as corrupt. The store does not open again before an [`Item::End`] has been taken
-    /// in. A chain that has the name of this store's node is the one that the node goes on with.
+    /// Takes in the next items of an export, from its first on; durable when it answers. A record
+    /// that stands twice or does not fit its audit chain, a chain that does not begin with a record
+    /// of the node it is named after or has the wrong seal, and a store that is not empty to begin
+    /// with, are refused as corrupt. The store does not open again before an [`Item::End`] has been
+    /// taken in. A chain that has the name of this store's node is the one that the node goes on
+    /// with.
     async fn load(&self, items: Vec<Item>) -> Result<()>;
 }
 
@@ -132,7 +139,8 @@ pub(super) struct Ending<'a> {
     pub(super) seal: Option<&'a str>,
 }
 
-/// How far an import has come with the audit chains. They come whole, one after the other, in the order of their names.
+/// How far an import has come with the audit chains. They come whole, one after the other, in the
+/// order of their names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Chains {
     /// The chain that is being taken in and its last record so far.
@@ -156,13 +164,17 @@ impl Chains {
         let refused = |problem: &dyn std::fmt::Display| format!("audit chain {chain}: {problem}");
         let hash = unhex(hash).ok_or_else(|| format!("audit record {sequence}: bad hash"))?;
         let mut walk = match &self.open {
-            Some((open, _, _)) if open != chain => return Err(refused(&"it begins within another one")),
+            Some((open, _, _)) if open != chain => {
+                return Err(refused(&"it begins within another one"));
+            }
             Some((_, sequence, hash)) => Walk::after(*sequence, *hash),
             None if self.last.as_ref().is_some_and(|last| last >= chain) => {
                 return Err(refused(&"chains must stand once and in the order of their names"));
             }
             None if chain.is_empty() => return Err(refused(&"it has no name")),
-            None if sequence == 1 && *node != **chain => return Err(refused(&"a node of another name began it")),
+            None if sequence == 1 && *node != **chain => {
+                return Err(refused(&"a node of another name began it"));
+            }
             None => Walk::from_start(),
         };
         walk.step(sequence, node, event, &hash).map_err(|flaw| refused(&flaw))?;
@@ -170,13 +182,20 @@ impl Chains {
         Ok(hash)
     }
 
-    /// Closes the chain that is being taken in, if this is its end, and its seal, where it has one, is of `key`; the last hash.
-    pub(super) fn close(&mut self, ending: &Ending<'_>, key: Option<&ChainKey>) -> Result<[u8; 32], String> {
+    /// Closes the chain that is being taken in, if this is its end, and its seal, where it has one,
+    /// is of `key`; the last hash.
+    pub(super) fn close(
+        &mut self,
+        ending: &Ending<'_>,
+        key: Option<&ChainKey>,
+    ) -> Result<[u8; 32], String> {
         let Ending { chain, sequence, hash, open: left_open, seal } = *ending;
         match self.open.take().zip(unhex(hash)) {
             Some((open, hash)) if open == (chain.clone(), sequence, hash) => {
                 let right = |key: &ChainKey, seal| {
-                    unhex(seal).is_some_and(|seal| key.check_exported(chain, sequence, &hash, left_open, &seal))
+                    unhex(seal).is_some_and(|seal| {
+                        key.check_exported(chain, sequence, &hash, left_open, &seal)
+                    })
                 };
                 if key.zip(seal).is_some_and(|(key, seal)| !right(key, seal)) {
                     return Err(format!("audit chain {chain}: the seal of its end is wrong"));
@@ -185,7 +204,9 @@ impl Chains {
                 self.last = Some(chain.clone());
                 Ok(hash)
             }
-            Some(_) | None => Err(format!("audit chain {chain}: the end does not follow from the last record")),
+            Some(_) | None => {
+                Err(format!("audit chain {chain}: the end does not follow from the last record"))
+            }
         }
     }
 
@@ -196,9 +217,14 @@ impl Chains {
     }
 }
 
-/// The end of a chain for an export, if its last record is where the store's key sealed it; `open` where its node stopped without
-/// closing it.
-pub(super) fn end(chain: &Arc<str>, head: &Head, open: bool, key: Option<&ChainKey>) -> Result<Item, String> {
+/// The end of a chain for an export, if its last record is where the store's key sealed it; `open`
+/// where its node stopped without closing it.
+pub(super) fn end(
+    chain: &Arc<str>,
+    head: &Head,
+    open: bool,
+    key: Option<&ChainKey>,
+) -> Result<Item, String> {
     if key.is_some_and(|key| !key.check(head)) {
         return Err(format!("audit chain {chain}: the seal of its end is wrong"));
     }
@@ -223,6 +249,8 @@ pub fn unhex(text: &str) -> Option<[u8; 32]> {
     if !lower || text.len() != 64 {
         return None;
     }
-    let byte = |at: usize| text.get(at..at.checked_add(2)?).and_then(|pair| u8::from_str_radix(pair, 16).ok());
+    let byte = |at: usize| {
+        text.get(at..at.checked_add(2)?).and_then(|pair| u8::from_str_radix(pair, 16).ok())
+    };
     (0..64).step_by(2).map(byte).collect::<Option<Vec<u8>>>()?.try_into().ok()
 }

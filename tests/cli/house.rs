@@ -1,4 +1,5 @@
-//! A home directory of its own with a server in it, and the binary run as a user would. Nothing of the real home is seen.
+//! A home directory of its own with a server in it, and the binary run as a user would. Nothing of
+//! the real home is seen.
 
 use std::{
     fs,
@@ -25,7 +26,8 @@ pub(crate) struct House {
 }
 
 /// Commands that call a server.
-const REMOTE: [&str; 8] = ["token", "introspect", "revoke", "refresh", "client", "keys", "audit", "revoke-all"];
+const REMOTE: [&str; 8] =
+    ["token", "introspect", "revoke", "refresh", "client", "keys", "audit", "revoke-all"];
 
 /// A server that serves.
 pub(crate) struct Server {
@@ -118,9 +120,14 @@ impl House {
         command.args(arguments).env_clear().current_dir(self.home.path());
         command.env("HOME", self.home.path()).env("JETON_DATA_DIR", self.data());
         command.env("JETON_ISSUER", ISSUER).env("JETON_METRICS_LISTEN", "");
-        // No test here is about real time: a busy machine is given all of it that can be configured.
-        command.env("JETON_LIMITS__DEADLINE_SECONDS", "300").env("JETON_LIMITS__DRAIN_SECONDS", "60");
-        command.env("JETON_LIMITS__HANDSHAKE_SECONDS", "60").env("JETON_STORE__MAX_STALENESS_SECONDS", "60");
+        // No test here is about real time: a busy machine is given all of it that can be
+        // configured.
+        command
+            .env("JETON_LIMITS__DEADLINE_SECONDS", "300")
+            .env("JETON_LIMITS__DRAIN_SECONDS", "60");
+        command
+            .env("JETON_LIMITS__HANDSHAKE_SECONDS", "60")
+            .env("JETON_STORE__MAX_STALENESS_SECONDS", "60");
         command.env("JETON_STORE__CALL_TIMEOUT_MS", self.store_timeout.to_string());
         if arguments.first().is_some_and(|command| REMOTE.contains(command)) {
             command.args(["--timeout", "5m"]);
@@ -128,8 +135,9 @@ impl House {
         command
     }
 
-    /// Runs a command again and again until its outcome is as it should be: what looks at something with a timeout of its own may
-    /// come too early on a busy machine. The last outcome, if none is.
+    /// Runs a command again and again until its outcome is as it should be: what looks at something
+    /// with a timeout of its own may come too early on a busy machine. The last outcome, if none
+    /// is.
     pub(crate) fn until(&self, arguments: &[&str], is_so: impl Fn(&Ran) -> bool) -> Ran {
         let mut ran = self.jeton(arguments);
         for _ in 0..60 {
@@ -154,10 +162,18 @@ impl House {
     /// Starts a command that goes on, and reads along.
     pub(crate) fn follow(&self, arguments: &[&str]) -> Following {
         let log = fs::File::create(self.path("followed")).unwrap();
-        let mut child = self.command(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let mut child = self
+            .command(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let (tell, lines) = mpsc::channel();
-        thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| tell.send(line)));
+        thread::spawn(move || {
+            stdout.lines().map_while(Result::ok).try_for_each(|line| tell.send(line))
+        });
         Following { child, lines }
     }
 
@@ -168,7 +184,13 @@ impl House {
     /// Starts a server and waits until it serves.
     pub(crate) fn serve_with(&self, arguments: &[&str]) -> Server {
         let log = fs::File::create(self.path("log")).unwrap();
-        let mut child = self.command(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let mut child = self
+            .command(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
@@ -185,12 +207,21 @@ impl House {
 }
 
 pub(crate) fn run(command: &mut Command, stdin: &str) -> Ran {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     // A command that reads nothing may have ended by now.
     let _ = child.stdin.take().unwrap().write_all(stdin.as_bytes());
     let output = child.wait_with_output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
-    Ran { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
+    Ran {
+        code: output.status.code().unwrap_or(-1),
+        out: text(output.stdout),
+        err: text(output.stderr),
+    }
 }
 
 impl Server {
@@ -233,7 +264,8 @@ impl Drop for Server {
 pub(crate) fn is_in_a_file(dir: &Path, needle: &str) -> bool {
     fs::read_dir(dir).unwrap().any(|entry| {
         let path = entry.unwrap().path();
-        let holds = |bytes: Vec<u8>| bytes.windows(needle.len()).any(|window| window == needle.as_bytes());
+        let holds =
+            |bytes: Vec<u8>| bytes.windows(needle.len()).any(|window| window == needle.as_bytes());
         if path.is_dir() { is_in_a_file(&path, needle) } else { holds(fs::read(path).unwrap()) }
     })
 }

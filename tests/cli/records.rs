@@ -1,4 +1,5 @@
-//! A client record that somebody wrote into the data directory without the master key: what the operator is told.
+//! A client record that somebody wrote into the data directory without the master key: what the
+//! operator is told.
 
 use jeton::{
     config::Config,
@@ -25,7 +26,8 @@ async fn intrude(house: &House) {
     store.close().await.unwrap();
 }
 
-/// `doctor` names it, a backup with it is a backup all the same, and the import says whom it will refuse.
+/// `doctor` names it, a backup with it is a backup all the same, and the import says whom it will
+/// refuse.
 #[test]
 fn a_forged_client_is_named_by_doctor_and_by_import() {
     let house = House::new();
@@ -36,9 +38,13 @@ fn a_forged_client_is_named_by_doctor_and_by_import() {
         let found = findings.iter().find(|finding| finding["subject"] == "client records").unwrap();
         (found["verdict"].as_str().unwrap().to_owned(), found["text"].as_str().unwrap().to_owned())
     };
-    assert_eq!(doctor(&house), ("ok".to_owned(), "1 clients and 0 audiences, all written by the service".to_owned()));
+    assert_eq!(
+        doctor(&house),
+        ("ok".to_owned(), "1 clients and 0 audiences, all written by the service".to_owned())
+    );
     tokio::runtime::Runtime::new().unwrap().block_on(intrude(&house));
-    let expected = ("problem".to_owned(), "not written by the service, and refused: backdoor".to_owned());
+    let expected =
+        ("problem".to_owned(), "not written by the service, and refused: backdoor".to_owned());
     assert_eq!(doctor(&house), expected);
 
     let backup = house.path("backup.ndjson");
@@ -46,13 +52,19 @@ fn a_forged_client_is_named_by_doctor_and_by_import() {
     let restored = House::new();
     std::fs::copy(house.data().join("master.key"), restored.data().join("master.key")).unwrap();
     let import = restored.jeton(&["import", backup.to_str().unwrap()]).ok();
-    assert!(import.err.contains("the record of client backdoor was not written by this service and is refused"), "{import:?}");
+    assert!(
+        import.err.contains(
+            "the record of client backdoor was not written by this service and is refused"
+        ),
+        "{import:?}"
+    );
     assert!(!import.err.contains("client bootstrap"), "{import:?}");
     assert_eq!(doctor(&restored), expected);
     restored.serve().stop();
 }
 
-/// AUDIT AZ10: `doctor` notes which clients list another tenant's audience, as the operator may share it.
+/// AUDIT AZ10: `doctor` notes which clients list another tenant's audience, as the operator may
+/// share it.
 #[test]
 fn a_shared_audience_is_noted_by_doctor() {
     let house = House::new();
@@ -64,5 +76,8 @@ fn a_shared_audience_is_noted_by_doctor() {
     let report = house.jeton(&["doctor", "--dev", "--listen", "127.0.0.1:0", "--json"]).json();
     let findings = report["findings"].as_array().unwrap();
     let found = findings.iter().find(|finding| finding["subject"] == "client records").unwrap();
-    assert_eq!((&found["verdict"], &found["text"]), (&"note".into(), &"guest lists urn:pay".into()));
+    assert_eq!(
+        (&found["verdict"], &found["text"]),
+        (&"note".into(), &"guest lists urn:pay".into())
+    );
 }

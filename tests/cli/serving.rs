@@ -19,14 +19,20 @@ fn a_program_reads_one_line_and_nothing_else_ever_comes() {
     assert_eq!((status.code(), rest.as_str()), (Some(0), ""));
 }
 
-/// O01: the first secret is on stdout once and in the user's own context; not in the log, not in the data directory.
+/// O01: the first secret is on stdout once and in the user's own context; not in the log, not in
+/// the data directory.
 #[test]
 fn the_first_secret_is_nowhere_else() {
     let house = House::new();
     let server = house.serve();
     let secret = server.said["client_secret"].as_str().unwrap().to_owned();
     let token = house.jeton(&["token", "--raw"]).ok();
-    house.jeton(&["introspect", "-", "--client-secret-file", house.file("wrong", "jcs_wrong").to_str().unwrap()]);
+    house.jeton(&[
+        "introspect",
+        "-",
+        "--client-secret-file",
+        house.file("wrong", "jcs_wrong").to_str().unwrap(),
+    ]);
     server.stop();
     // 32 bytes of base64url, which may hold an underscore itself.
     let value = &secret[secret.len() - 43..];
@@ -62,7 +68,11 @@ fn people_get_what_they_can_paste() {
     }
     let line = lines.iter().find(|line| line.ends_with(" introspect -")).unwrap();
     let mut shell = process::Command::new("sh");
-    shell.args(["-c", line.trim()]).env_clear().env("HOME", house.path("")).current_dir(house.path(""));
+    shell
+        .args(["-c", line.trim()])
+        .env_clear()
+        .env("HOME", house.path(""))
+        .current_dir(house.path(""));
     let judged = run(&mut shell, "").ok();
     assert!(judged.out.starts_with("active      true\n"), "{judged:?}");
 }
@@ -80,15 +90,20 @@ fn two_servers_do_not_share_a_directory() {
     house.serve().stop();
 }
 
-/// FT2, E9: an old copy of the data directory does not bring a revoked token back; where that is accepted it does, and the trail
-/// says so.
+/// FT2, E9: an old copy of the data directory does not bring a revoked token back; where that is
+/// accepted it does, and the trail says so.
 #[test]
 fn an_old_copy_of_the_data_directory_is_refused() {
     let house = House::new();
     let server = house.serve();
     let token = house.jeton(&["token", "--raw"]).ok();
     let copied = |from: &str, to: &str| {
-        let status = process::Command::new("cp").arg("-r").arg(house.path(from)).arg(house.path(to)).status().unwrap();
+        let status = process::Command::new("cp")
+            .arg("-r")
+            .arg(house.path(from))
+            .arg(house.path(to))
+            .status()
+            .unwrap();
         assert!(status.success());
     };
     copied("data", "copy");
@@ -107,7 +122,10 @@ fn an_old_copy_of_the_data_directory_is_refused() {
     }
     let server = house.serve_with(&[&serve[..], &["--accept-rollback"]].concat());
     house.jeton(&["introspect", "--check", token.line()]).ok();
-    let listed = house.jeton(&["audit", "list", "--action", "store.rollback_accepted", "--json"]).ok().json();
+    let listed = house
+        .jeton(&["audit", "list", "--action", "store.rollback_accepted", "--json"])
+        .ok()
+        .json();
     let events = listed["events"].as_array().unwrap();
     assert_eq!(events.len(), 1, "{listed}");
     assert!(events[0]["target"].as_str().unwrap().contains("is a copy"), "{listed}");
@@ -124,21 +142,30 @@ fn an_old_copy_of_the_data_directory_is_refused() {
     server.stop();
 }
 
-/// AZ16 a, TL8: outside of development a data directory that others can write to is not served from, and nothing is made in it.
+/// AZ16 a, TL8: outside of development a data directory that others can write to is not served
+/// from, and nothing is made in it.
 #[test]
 fn an_open_data_directory_is_refused() {
     let house = House::new();
     let key = house.file("key", "Q2Qf8mKTpTqBnSg2OWGLhX0l9H3aiYvHkxS6zVq3r+8=\n");
-    let config = house.file("c.toml", &format!("master_key_file = {key:?}\nlisten = \"127.0.0.1:0\"\n"));
+    let config =
+        house.file("c.toml", &format!("master_key_file = {key:?}\nlisten = \"127.0.0.1:0\"\n"));
     let serve = ["serve", "--json", "--config", config.to_str().unwrap()];
-    let chmod = |mode: u32| fs::set_permissions(house.data(), fs::Permissions::from_mode(mode)).unwrap();
+    let chmod =
+        |mode: u32| fs::set_permissions(house.data(), fs::Permissions::from_mode(mode)).unwrap();
     chmod(0o777);
     let refused = house.jeton(&serve);
     assert_eq!((refused.code, refused.out.as_str()), (64, ""), "{refused:?}");
-    assert!(refused.err.contains("can be written to by others (mode 0777): chmod 0700"), "{refused:?}");
+    assert!(
+        refused.err.contains("can be written to by others (mode 0777): chmod 0700"),
+        "{refused:?}"
+    );
     assert_eq!(fs::read_dir(house.data()).unwrap().count(), 0);
     house.serve_with(&[&serve[..], &["--dev"]].concat()).stop();
-    assert!(house.log().contains("others can read or write here"), "a developer's machine is warned");
+    assert!(
+        house.log().contains("others can read or write here"),
+        "a developer's machine is warned"
+    );
     chmod(0o755);
     house.serve_with(&serve).stop();
     assert!(house.log().contains("others can read or write here"), "{}", house.log());
@@ -149,8 +176,11 @@ fn an_open_data_directory_is_refused() {
 async fn a_second_signal_ends_it_at_once() {
     let house = House::new();
     let server = house.serve();
-    let channel =
-        tonic::transport::Endpoint::from_shared(format!("http://{}", server.address())).unwrap().connect().await.unwrap();
+    let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", server.address()))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
     // A call whose message never comes is in flight until its deadline.
     let call = tokio::spawn(async move {
         let mut grpc = tonic::client::Grpc::new(channel);
@@ -201,14 +231,18 @@ fn half_a_configuration_does_not_start() {
     }
     let mut command = house.command(&["serve", "--dev", "--listen", "127.0.0.1:0"]);
     let refused = run(command.env("JETON_TOKEN__ACCESS_LIFETIME", "5"), "");
-    assert!(refused.code == 64 && refused.err.contains("environment JETON_TOKEN__ACCESS_LIFETIME"), "{refused:?}");
+    assert!(
+        refused.code == 64 && refused.err.contains("environment JETON_TOKEN__ACCESS_LIFETIME"),
+        "{refused:?}"
+    );
 }
 
 #[test]
 fn outside_development_the_first_client_is_made_when_asked_for() {
     let house = House::new();
     let key = house.file("key", "Q2Qf8mKTpTqBnSg2OWGLhX0l9H3aiYvHkxS6zVq3r+8=\n");
-    let environment = house.file("c.toml", &format!("master_key_file = {key:?}\nlisten = \"127.0.0.1:0\"\n"));
+    let environment =
+        house.file("c.toml", &format!("master_key_file = {key:?}\nlisten = \"127.0.0.1:0\"\n"));
     let config = environment.to_str().unwrap();
     let server = house.serve_with(&["serve", "--json", "--config", config]);
     assert!(server.said["client_id"].is_null());
@@ -219,14 +253,23 @@ fn outside_development_the_first_client_is_made_when_asked_for() {
     assert!(!house.path(".config/jeton/contexts.toml").exists(), "a context is for development");
 }
 
-/// AZ16: under a supervisor stdout is the log: the first secret can go to a file instead, and to that file alone.
+/// AZ16: under a supervisor stdout is the log: the first secret can go to a file instead, and to
+/// that file alone.
 #[test]
 fn the_first_secret_can_go_to_a_file() {
     let house = House::new();
     let key = house.file("key", "Q2Qf8mKTpTqBnSg2OWGLhX0l9H3aiYvHkxS6zVq3r+8=\n");
-    let config = house.file("c.toml", &format!("master_key_file = {key:?}\nlisten = \"127.0.0.1:0\"\n"));
+    let config =
+        house.file("c.toml", &format!("master_key_file = {key:?}\nlisten = \"127.0.0.1:0\"\n"));
     let path = house.path("first");
-    let serve = ["serve", "--json", "--config", config.to_str().unwrap(), "--bootstrap", "--bootstrap-secret-file"];
+    let serve = [
+        "serve",
+        "--json",
+        "--config",
+        config.to_str().unwrap(),
+        "--bootstrap",
+        "--bootstrap-secret-file",
+    ];
     let serve = [&serve[..], &[path.to_str().unwrap()]].concat();
     let server = house.serve_with(&serve);
     assert!(server.said["client_secret"].is_null(), "{}", server.said);
@@ -234,11 +277,22 @@ fn the_first_secret_can_go_to_a_file() {
     assert!(secret.starts_with("jcs_"));
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(!house.log().contains(secret.trim()));
-    let flags = ["token", "--address", server.address(), "--client-id", "bootstrap", "--client-secret-file"];
+    let flags = [
+        "token",
+        "--address",
+        server.address(),
+        "--client-id",
+        "bootstrap",
+        "--client-secret-file",
+    ];
     house.jeton(&[&flags[..], &[path.to_str().unwrap()]].concat()).ok();
     let limits = fs::read_to_string(format!("/proc/{}/limits", server.pid())).unwrap();
-    let core: Vec<&str> =
-        limits.lines().find(|line| line.starts_with("Max core file size")).unwrap().split_whitespace().collect();
+    let core: Vec<&str> = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"))
+        .unwrap()
+        .split_whitespace()
+        .collect();
     assert_eq!(core[4..6], ["0", "0"], "TL14: the server leaves no core behind");
     server.stop();
     // What is there is not written over, and where there is nothing to write no file is left.
@@ -253,9 +307,15 @@ fn the_first_secret_can_go_to_a_file() {
 fn the_configuration_is_shown_with_its_origins() {
     let house = House::new();
     let shown = house.jeton(&["config", "show", "--listen", "127.0.0.1:7", "--json"]).ok().json();
-    assert_eq!(shown["listen"], serde_json::json!({ "value": "127.0.0.1:7", "origin": "flag --listen" }));
+    assert_eq!(
+        shown["listen"],
+        serde_json::json!({ "value": "127.0.0.1:7", "origin": "flag --listen" })
+    );
     assert_eq!(shown["issuer"]["origin"], "environment JETON_ISSUER");
     assert_eq!(shown["node"]["origin"], "default");
     let refused = house.jeton(&["config", "show", "--listen", "0.0.0.0:7"]);
-    assert!(refused.code == 64 && refused.out.contains("0.0.0.0:7"), "shown, and then judged: {refused:?}");
+    assert!(
+        refused.code == 64 && refused.out.contains("0.0.0.0:7"),
+        "shown, and then judged: {refused:?}"
+    );
 }

@@ -1,4 +1,5 @@
-//! A shared store that cannot be used: what `serve` says, what `doctor` says, and that neither repeats a password.
+//! A shared store that cannot be used: what `serve` says, what `doctor` says, and that neither
+//! repeats a password.
 
 use serde_json::Value;
 
@@ -8,12 +9,35 @@ const PASSWORD: &str = "canary-in-the-address";
 
 /// What `serve` and `doctor` say of a store, in this order.
 fn said(house: &House, address: &str) -> (Ran, Value) {
-    let serve = house.jeton(&["serve", "--dev", "--listen", "127.0.0.1:0", "--node", "n", "--store", address]);
-    let doctor = house.jeton(&["doctor", "--dev", "--listen", "127.0.0.1:0", "--node", "n", "--store", address, "--json"]);
+    let serve = house.jeton(&[
+        "serve",
+        "--dev",
+        "--listen",
+        "127.0.0.1:0",
+        "--node",
+        "n",
+        "--store",
+        address,
+    ]);
+    let doctor = house.jeton(&[
+        "doctor",
+        "--dev",
+        "--listen",
+        "127.0.0.1:0",
+        "--node",
+        "n",
+        "--store",
+        address,
+        "--json",
+    ]);
     for text in [&serve.err, &serve.out, &doctor.err, &doctor.out] {
         assert!(!text.contains(PASSWORD), "{text}");
     }
-    assert_eq!(serve.err.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{serve:?}");
+    assert_eq!(
+        serve.err.lines().filter(|line| line.starts_with("error: ")).count(),
+        1,
+        "{serve:?}"
+    );
     assert_eq!(doctor.code, 1, "{doctor:?}");
     let report = doctor.json();
     (serve, report)
@@ -22,7 +46,10 @@ fn said(house: &House, address: &str) -> (Ran, Value) {
 /// The first finding about a subject.
 fn finding<'a>(report: &'a Value, subject: &str) -> &'a Value {
     let findings = report["findings"].as_array().unwrap();
-    findings.iter().find(|finding| finding["subject"] == subject).unwrap_or_else(|| panic!("{subject}: {report}"))
+    findings
+        .iter()
+        .find(|finding| finding["subject"] == subject)
+        .unwrap_or_else(|| panic!("{subject}: {report}"))
 }
 
 fn text<'a>(report: &'a Value, subject: &str) -> &'a str {
@@ -36,8 +63,14 @@ fn an_address_that_cannot_be_used_is_explained_without_its_password() {
     for (address, problem) in [
         (format!("mongodb://me:{PASSWORD}@"), "is not a MongoDB address"),
         (format!("mongodb://me:@{PASSWORD}@host/"), "is not a MongoDB address"),
-        (format!("mongodb://me:{PASSWORD}@127.0.0.1:1/?authMechanism=FOO"), "an option behind its ?"),
-        (format!("mongodb://me:{PASSWORD}@127.0.0.1:1/?tls=true&tlsCAFile=/nowhere"), "TLS options"),
+        (
+            format!("mongodb://me:{PASSWORD}@127.0.0.1:1/?authMechanism=FOO"),
+            "an option behind its ?",
+        ),
+        (
+            format!("mongodb://me:{PASSWORD}@127.0.0.1:1/?tls=true&tlsCAFile=/nowhere"),
+            "TLS options",
+        ),
     ] {
         let (serve, report) = said(&house, &address);
         assert_eq!(serve.code, 64, "{serve:?}");
@@ -52,7 +85,8 @@ fn an_address_that_cannot_be_used_is_explained_without_its_password() {
 fn a_password_in_the_arguments_is_warned_of() {
     let house = House::new();
     const WARNING: &str = "can see the password in --store";
-    let (serve, _) = said(&house, &format!("mongodb://me:{PASSWORD}@127.0.0.1:1/?tls=true&tlsCAFile=/nowhere"));
+    let (serve, _) =
+        said(&house, &format!("mongodb://me:{PASSWORD}@127.0.0.1:1/?tls=true&tlsCAFile=/nowhere"));
     assert!(serve.err.contains(WARNING) && serve.err.contains("--store-file"), "{serve:?}");
     let (serve, _) = said(&house, "mongodb://127.0.0.1:1/?tls=true&tlsCAFile=/nowhere");
     assert!(!serve.err.contains(WARNING), "{serve:?}");
@@ -64,7 +98,8 @@ fn a_file_with_the_address_is_its_owners_alone() {
     let house = House::new();
     let file = house.file("address", &format!("mongodb://me:{PASSWORD}@127.0.0.1:1/\n"));
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
-    let flags = ["--dev", "--listen", "127.0.0.1:0", "--store-file", file.to_str().unwrap(), "--json"];
+    let flags =
+        ["--dev", "--listen", "127.0.0.1:0", "--store-file", file.to_str().unwrap(), "--json"];
     let doctor = house.jeton(&[&["doctor"], &flags[..]].concat());
     assert!(!doctor.out.contains(PASSWORD));
     let report = doctor.json();
@@ -88,7 +123,8 @@ fn nobody_who_listens_may_pass() {
     assert!(text(&report, "store").contains(expected), "{report}");
 }
 
-/// A server of the wire's version 6, MongoDB 3.6: there is none to fetch, so one that says so and no more.
+/// A server of the wire's version 6, MongoDB 3.6: there is none to fetch, so one that says so and
+/// no more.
 #[test]
 fn a_server_that_is_too_old_is_refused() {
     use std::{
@@ -105,7 +141,10 @@ fn a_server_that_is_too_old_is_refused() {
         loop {
             let mut header = [0; 16];
             stream.read_exact(&mut header)?;
-            std::io::copy(&mut (&stream).take(u64::try_from(number(&header[..4]) - 16).unwrap()), &mut std::io::sink())?;
+            std::io::copy(
+                &mut (&stream).take(u64::try_from(number(&header[..4]) - 16).unwrap()),
+                &mut std::io::sink(),
+            )?;
             // OP_QUERY is answered with OP_REPLY, OP_MSG with OP_MSG.
             let legacy = number(&header[12..]) == 2004;
             let mut body = if legacy { vec![0; 20] } else { vec![0; 5] };
@@ -129,7 +168,10 @@ fn a_server_that_is_too_old_is_refused() {
     });
     let (serve, report) = said(&House::new(), &address);
     assert_eq!(serve.code, 64, "{serve:?}");
-    assert!(serve.err.contains("MongoDB is too old: wire version 6, this version needs 9"), "{serve:?}");
+    assert!(
+        serve.err.contains("MongoDB is too old: wire version 6, this version needs 9"),
+        "{serve:?}"
+    );
     assert!(text(&report, "store").contains("wire version 6"), "{report}");
 }
 
@@ -154,7 +196,8 @@ mod mongodb {
 
     /// A database of the test's own, and its address.
     async fn own() -> (Database, String) {
-        let set = std::env::var("JETON_MONGODB").expect("JETON_MONGODB is a replica set: see .ci/with-mongodb");
+        let set = std::env::var("JETON_MONGODB")
+            .expect("JETON_MONGODB is a replica set: see .ci/with-mongodb");
         let name = format!("doctor-{}", Uuid::new());
         let address = set.replacen("/?", &format!("/{name}?"), 1);
         (mongodb::Client::with_uri_str(&set).await.unwrap().database(&name), address)
@@ -166,18 +209,43 @@ mod mongodb {
     async fn the_doctor_knows_a_healthy_store_and_what_ails_another() {
         let (house, (database, address)) = (House::new(), own().await);
         let until = |port: &str, node: &str, is_so: &dyn Fn(&Ran) -> bool| {
-            house.until(&["doctor", "--dev", "--listen", port, "--node", node, "--store", &address, "--json"], is_so)
+            house.until(
+                &[
+                    "doctor", "--dev", "--listen", port, "--node", node, "--store", &address,
+                    "--json",
+                ],
+                is_so,
+            )
         };
         let doctor = |port: &str, node: &str| until(port, node, &|_| true);
         let before = doctor("127.0.0.1:0", "n").ok().json();
         assert!(text(&before, "schema").contains("nobody has served"), "{before}");
         assert!(database.list_collection_names().await.unwrap().iter().all(|name| name == "meta"));
-        assert_eq!(database.collection::<mongodb::bson::Document>("meta").count_documents(doc! {}).await.unwrap(), 0);
+        assert_eq!(
+            database
+                .collection::<mongodb::bson::Document>("meta")
+                .count_documents(doc! {})
+                .await
+                .unwrap(),
+            0
+        );
 
-        let arguments = ["serve", "--dev", "--json", "--listen", "127.0.0.1:0", "--node", "n", "--store", &address];
+        let arguments = [
+            "serve",
+            "--dev",
+            "--json",
+            "--listen",
+            "127.0.0.1:0",
+            "--node",
+            "n",
+            "--store",
+            &address,
+        ];
         let server = house.serve_with(&arguments);
         // A heartbeat that a busy machine delays is missed, and found at the next look.
-        let runs = |of: &'static str| move |ran: &Ran| ran.is_ok() && text(&ran.json(), "node").starts_with(of);
+        let runs = |of: &'static str| {
+            move |ran: &Ran| ran.is_ok() && text(&ran.json(), "node").starts_with(of)
+        };
         let well = until(server.address(), "n", &runs("n runs")).ok().json();
         for subject in ["store", "clocks", "schema", "signing keys", "node", "service"] {
             assert_eq!(finding(&well, subject)["verdict"], "ok", "{subject}: {well}");
@@ -185,11 +253,18 @@ mod mongodb {
         // How long a disk takes is not the doctor's fault.
         assert!(text(&well, "majority write").starts_with("takes "), "{well}");
         assert!(text(&well, "node").starts_with("n runs"), "{well}");
-        let is_seen = |ran: &Ran| ran.json()["findings"].as_array().unwrap().iter().any(|it| it["subject"] == "other nodes");
+        let is_seen = |ran: &Ran| {
+            ran.json()["findings"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|it| it["subject"] == "other nodes")
+        };
         let other = until("127.0.0.1:0", "other", &is_seen).ok().json();
         assert_eq!(text(&other, "other nodes"), "n");
         const TAKEN: &str = "a process runs under the name n";
-        let taken = until("127.0.0.1:0", "n", &|ran| text(&ran.json(), "node").starts_with(TAKEN)).json();
+        let taken =
+            until("127.0.0.1:0", "n", &|ran| text(&ran.json(), "node").starts_with(TAKEN)).json();
         assert!(text(&taken, "node").starts_with(TAKEN), "{taken}");
 
         // Another process takes the name, again and again, as two under a supervisor do.
@@ -203,20 +278,33 @@ mod mongodb {
         });
         const DISPUTED: &str = "take the name n from each other";
         let is_disputed = |ran: &Ran| text(&ran.json(), "node").contains(DISPUTED);
-        let disputed = tokio::task::block_in_place(|| until("127.0.0.1:0", "n", &is_disputed)).json();
+        let disputed =
+            tokio::task::block_in_place(|| until("127.0.0.1:0", "n", &is_disputed)).json();
         taker.abort();
         assert!(text(&disputed, "node").contains(DISPUTED), "{disputed}");
         drop(server);
 
-        database.collection::<mongodb::bson::Document>("tokens").drop_index("ended_until").await.unwrap();
+        database
+            .collection::<mongodb::bson::Document>("tokens")
+            .drop_index("ended_until")
+            .await
+            .unwrap();
         let clients = database.collection::<mongodb::bson::Document>("clients");
         let unique = mongodb::options::IndexOptions::builder().unique(true).build();
-        let model = mongodb::IndexModel::builder().keys(doc! { "tenant": 1 }).options(unique).build();
+        let model =
+            mongodb::IndexModel::builder().keys(doc! { "tenant": 1 }).options(unique).build();
         clients.create_index(model).await.unwrap();
         let ill = doctor("127.0.0.1:0", "n").json();
-        let texts: Vec<&str> =
-            ill["findings"].as_array().unwrap().iter().map(|found| found["text"].as_str().unwrap()).collect();
-        assert!(texts.iter().any(|text| text.starts_with("tokens.ended_until is missing")), "{ill}");
+        let texts: Vec<&str> = ill["findings"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|found| found["text"].as_str().unwrap())
+            .collect();
+        assert!(
+            texts.iter().any(|text| text.starts_with("tokens.ended_until is missing")),
+            "{ill}"
+        );
         assert!(texts.iter().any(|text| text.starts_with("clients.tenant_1 is unique")), "{ill}");
 
         let key = house.file("key", "Q2Qf8mKTpTqBnSg2OWGLhX0l9H3aiYvHkxS6zVq3r+8=\n");
@@ -227,7 +315,11 @@ mod mongodb {
         assert_eq!(finding(&foreign, "signing keys")["verdict"], "problem");
 
         let schema = doc! { "$set": { "version": 99 } };
-        database.collection::<mongodb::bson::Document>("meta").update_one(doc! { "_id": "schema" }, schema).await.unwrap();
+        database
+            .collection::<mongodb::bson::Document>("meta")
+            .update_one(doc! { "_id": "schema" }, schema)
+            .await
+            .unwrap();
         let (serve, newer) = said(&house, &address);
         assert_eq!(serve.code, 64, "{serve:?}");
         assert!(text(&newer, "schema").starts_with("has version 99"), "{newer}");
@@ -235,22 +327,33 @@ mod mongodb {
         let other_set = address.replace("replicaSet=jeton", "replicaSet=other");
         let (serve, report) = said(&House::without_patience(), &other_set);
         assert_eq!(serve.code, 64, "{serve:?}");
-        assert!(text(&report, "store").ends_with("is of the replica set jeton, not of the replica set other"), "{report}");
+        assert!(
+            text(&report, "store")
+                .ends_with("is of the replica set jeton, not of the replica set other"),
+            "{report}"
+        );
         database.drop().await.unwrap();
     }
 
-    /// M13, and a user that may not: wrong credentials, none, and rights that are missing are told apart, and so is a set that
-    /// lost its majority.
+    /// M13, and a user that may not: wrong credentials, none, and rights that are missing are told
+    /// apart, and so is a set that lost its majority.
     #[tokio::test(flavor = "multi_thread")]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn credentials_and_rights_are_told_apart() {
-        let set = ReplicaSet::start(Options { auth: true, defaults: true, ..Options::default() }).await;
+        let set =
+            ReplicaSet::start(Options { auth: true, defaults: true, ..Options::default() }).await;
         let house = House::new();
         let user = doc! { "createUser": "powerless", "pwd": PASSWORD, "roles": [] };
         set.command(set.primary().await, user).await.unwrap();
         for (address, problem) in [
-            (set.uri_as("db", replica::USER, PASSWORD), "MongoDB refuses the credentials: SCRAM failure"),
-            (set.uri_of("db").replace(&format!("{}:{}@", replica::USER, replica::PASSWORD), ""), "store.uri names no user"),
+            (
+                set.uri_as("db", replica::USER, PASSWORD),
+                "MongoDB refuses the credentials: SCRAM failure",
+            ),
+            (
+                set.uri_of("db").replace(&format!("{}:{}@", replica::USER, replica::PASSWORD), ""),
+                "store.uri names no user",
+            ),
             (set.uri_as("db", "powerless", PASSWORD), "needs the role readWrite"),
         ] {
             let (serve, report) = said(&house, &address);
@@ -258,9 +361,13 @@ mod mongodb {
             assert!(serve.err.contains(problem), "{problem}: {serve:?}");
             assert!(text(&report, "store").contains(problem), "{report}");
         }
-        let arguments = ["doctor", "--dev", "--listen", "127.0.0.1:0", "--store", &set.uri_of("db"), "--json"];
+        let arguments =
+            ["doctor", "--dev", "--listen", "127.0.0.1:0", "--store", &set.uri_of("db"), "--json"];
         let report = house.until(&arguments, Ran::is_ok).ok().json();
-        assert!(text(&report, "replica set").contains("cannot be read: code 13 Unauthorized"), "{report}");
+        assert!(
+            text(&report, "replica set").contains("cannot be read: code 13 Unauthorized"),
+            "{report}"
+        );
 
         let primary = set.primary().await;
         (0..3).filter(|index| *index != primary).for_each(|index| set.kill(index));
@@ -285,9 +392,11 @@ mod mongodb {
     impl Alone {
         /// Returns when it listens.
         async fn start(arguments: &[&str]) -> Self {
-            let mongod = std::env::var_os("MONGOD").expect("MONGOD names the binary: see .ci/with-mongodb");
+            let mongod =
+                std::env::var_os("MONGOD").expect("MONGOD names the binary: see .ci/with-mongodb");
             let dir = tempfile::tempdir().unwrap();
-            let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+            let port =
+                TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
             // It ends with this thread, should that be killed.
             let child = Command::new("setpriv")
                 .args(["--pdeathsig", "KILL", "--"])
@@ -300,7 +409,10 @@ mod mongodb {
                 .stdout(Stdio::null())
                 .spawn();
             let alone = Self { child: child.expect("setpriv and mongod run"), port, _dir: dir };
-            replica::until("a server that listens", async || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()).await;
+            replica::until("a server that listens", async || {
+                TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
+            })
+            .await;
             alone
         }
     }
@@ -313,7 +425,8 @@ mod mongodb {
         }
     }
 
-    /// A set that nobody has initiated may still be: it is said what is missing, and a supervisor tries again.
+    /// A set that nobody has initiated may still be: it is said what is missing, and a supervisor
+    /// tries again.
     #[tokio::test(flavor = "multi_thread")]
     #[ignore = "needs mongod: see .ci/with-mongodb"]
     async fn a_set_that_waits_to_be_initiated_is_told_from_none() {
@@ -331,7 +444,17 @@ mod mongodb {
     async fn a_server_alone_is_served_with_a_warning() {
         let (house, alone) = (House::new(), Alone::start(&[]).await);
         let address = format!("mongodb://127.0.0.1:{}/db", alone.port);
-        let arguments = ["serve", "--dev", "--json", "--listen", "127.0.0.1:0", "--node", "n", "--store", &address];
+        let arguments = [
+            "serve",
+            "--dev",
+            "--json",
+            "--listen",
+            "127.0.0.1:0",
+            "--node",
+            "n",
+            "--store",
+            &address,
+        ];
         let server = house.serve_with(&arguments);
         assert!(house.log().contains("MongoDB runs without a replica set"), "{}", house.log());
         let token = house.jeton(&["token", "--raw"]).ok();
@@ -339,12 +462,25 @@ mod mongodb {
         house.jeton(&["revoke", token.line()]).ok();
         assert_eq!(house.jeton(&["introspect", "--check", token.line()]).code, 1);
 
-        let arguments = ["doctor", "--dev", "--listen", server.address(), "--node", "n", "--store", &address, "--json"];
+        let arguments = [
+            "doctor",
+            "--dev",
+            "--listen",
+            server.address(),
+            "--node",
+            "n",
+            "--store",
+            &address,
+            "--json",
+        ];
         let report = house.jeton(&arguments).ok().json();
         let found = finding(&report, "store");
         assert_eq!(found["verdict"], "note");
         assert!(text(&report, "store").ends_with(" a server alone"), "{report}");
-        assert!(found["advice"].as_str().unwrap().starts_with("make it a replica set of three"), "{report}");
+        assert!(
+            found["advice"].as_str().unwrap().starts_with("make it a replica set of three"),
+            "{report}"
+        );
         server.stop();
     }
 }

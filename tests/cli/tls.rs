@@ -14,7 +14,8 @@ fn certificates(house: &House) -> [PathBuf; 3] {
     let key = KeyPair::generate().unwrap();
     let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
     let cert = CertificateParams::new(names).unwrap().signed_by(&key, &authority).unwrap();
-    [("ca", authority.pem()), ("cert", cert.pem()), ("key", key.serialize_pem())].map(|(name, pem)| house.file(name, &pem))
+    [("ca", authority.pem()), ("cert", cert.pem()), ("key", key.serialize_pem())]
+        .map(|(name, pem)| house.file(name, &pem))
 }
 
 fn text(path: &Path) -> &str {
@@ -25,19 +26,36 @@ fn text(path: &Path) -> &str {
 fn commands_speak_tls_to_the_authority_they_are_given() {
     let house = House::new();
     let [ca, cert, key] = certificates(&house);
-    let config = house.file("c.toml", &format!("[tls]\ncert_file = {cert:?}\nkey_file = {key:?}\n"));
-    let server = house.serve_with(&["serve", "--dev", "--json", "--listen", "127.0.0.1:0", "--config", text(&config)]);
+    let config =
+        house.file("c.toml", &format!("[tls]\ncert_file = {cert:?}\nkey_file = {key:?}\n"));
+    let server = house.serve_with(&[
+        "serve",
+        "--dev",
+        "--json",
+        "--listen",
+        "127.0.0.1:0",
+        "--config",
+        text(&config),
+    ]);
     let url = format!("https://{}", server.address());
     house.jeton(&["token", "--ca", text(&ca)]).ok();
     let unknown = house.jeton(&["token"]);
-    assert!(unknown.code == 4 && unknown.err.contains("certificate"), "the certificate is not its own authority: {unknown:?}");
+    assert!(
+        unknown.code == 4 && unknown.err.contains("certificate"),
+        "the certificate is not its own authority: {unknown:?}"
+    );
     let other = House::new();
     let [untrusted, ..] = certificates(&other);
     let refused = house.jeton(&["token", "--ca", text(&untrusted)]);
     assert!(refused.code == 4 && refused.err.contains("certificate"), "{refused:?}");
     let without = other.jeton(&["token", "--address", &url]);
     assert!(without.code == 64 && without.err.contains("--ca"), "{without:?}");
-    let doctor = house.until(&["doctor", "--dev", "--config", text(&config), "--listen", server.address()], Ran::is_ok).ok();
+    let doctor = house
+        .until(
+            &["doctor", "--dev", "--config", text(&config), "--listen", server.address()],
+            Ran::is_ok,
+        )
+        .ok();
     assert!(doctor.out.contains("fits its key"), "{doctor:?}");
     server.stop();
 }
@@ -46,10 +64,20 @@ fn commands_speak_tls_to_the_authority_they_are_given() {
 fn a_developers_own_certificate_needs_no_flags() {
     let house = House::new();
     let key = KeyPair::generate().unwrap();
-    let cert = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let cert =
+        CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
     let (cert, key) = (house.file("cert", &cert.pem()), house.file("key", &key.serialize_pem()));
-    let config = house.file("c.toml", &format!("[tls]\ncert_file = {cert:?}\nkey_file = {key:?}\n"));
-    let server = house.serve_with(&["serve", "--dev", "--json", "--listen", "127.0.0.1:0", "--config", text(&config)]);
+    let config =
+        house.file("c.toml", &format!("[tls]\ncert_file = {cert:?}\nkey_file = {key:?}\n"));
+    let server = house.serve_with(&[
+        "serve",
+        "--dev",
+        "--json",
+        "--listen",
+        "127.0.0.1:0",
+        "--config",
+        text(&config),
+    ]);
     house.jeton(&["token"]).ok();
     server.stop();
 }
@@ -60,7 +88,15 @@ fn a_server_that_wants_a_certificate_gets_one() {
     let [ca, cert, key] = certificates(&house);
     let tls = format!("[tls]\ncert_file = {cert:?}\nkey_file = {key:?}\nclient_ca_file = {ca:?}\n");
     let config = house.file("c.toml", &tls);
-    let server = house.serve_with(&["serve", "--dev", "--json", "--listen", "127.0.0.1:0", "--config", text(&config)]);
+    let server = house.serve_with(&[
+        "serve",
+        "--dev",
+        "--json",
+        "--listen",
+        "127.0.0.1:0",
+        "--config",
+        text(&config),
+    ]);
     let bare = house.jeton(&["token", "--ca", text(&ca)]);
     assert!(bare.code == 4 && bare.err.contains("the connection broke"), "{bare:?}");
     assert_eq!(house.jeton(&["token", "--ca", text(&ca), "--cert", text(&cert)]).code, 2);

@@ -27,8 +27,9 @@ fn credentials(house: &House, secret: &str) -> [String; 4] {
     ["--client-id".into(), "bootstrap".into(), "--client-secret-file".into(), text(&file).into()]
 }
 
-/// E9: a backup is taken while the server runs. Restored, no token of before stands, whether it was revoked since or not, issued
-/// before or after; clients and their secrets come over, and the trail goes on unbroken and says so.
+/// E9: a backup is taken while the server runs. Restored, no token of before stands, whether it was
+/// revoked since or not, issued before or after; clients and their secrets come over, and the trail
+/// goes on unbroken and says so.
 #[test]
 fn an_old_backup_brings_no_token_back() {
     no_token_comes_back(&[], &[]);
@@ -37,7 +38,9 @@ fn an_old_backup_brings_no_token_back() {
 /// `from` and `to` are the flags that name a store; none is the one in the data directory.
 fn no_token_comes_back(from: &[&str], to: &[&str]) {
     let serve: &[&str] = &["serve", "--dev", "--json", "--listen", "127.0.0.1:0"];
-    let with = |house: &House, arguments: &[&str], store: &[&str]| -> Ran { house.jeton(&[arguments, store].concat()).ok() };
+    let with = |house: &House, arguments: &[&str], store: &[&str]| -> Ran {
+        house.jeton(&[arguments, store].concat()).ok()
+    };
     let house = House::new();
     let server = house.serve_with(&[serve, from].concat());
     let secret = server.said["client_secret"].as_str().unwrap().to_owned();
@@ -105,7 +108,10 @@ fn an_export_without_a_server_is_the_same_on_stdout_and_private_in_a_file() {
     let first: Value = serde_json::from_str(written.lines().next().unwrap()).unwrap();
     assert_eq!(first["type"], "export");
     let last: Value = serde_json::from_str(written.lines().last().unwrap()).unwrap();
-    assert_eq!((last["type"].as_str(), last["mac"].as_str().map(str::len)), (Some("mac"), Some(64)));
+    assert_eq!(
+        (last["type"].as_str(), last["mac"].as_str().map(str::len)),
+        (Some("mac"), Some(64))
+    );
     assert_eq!(house.jeton(&["export", text(&file)]).code, 1, "a backup is never written over");
 }
 
@@ -116,13 +122,20 @@ fn an_import_wants_an_empty_store_its_key_and_a_whole_export() {
     let export = house.jeton(&["export"]).ok().out;
     let file = house.file("backup.ndjson", &export);
     let full = house.jeton(&["import", text(&file)]);
-    assert!(full.code == 1 && full.err.contains("not empty") && !full.err.contains(CLEAN_UP), "{full:?}");
+    assert!(
+        full.code == 1 && full.err.contains("not empty") && !full.err.contains(CLEAN_UP),
+        "{full:?}"
+    );
     house.serve().stop();
 
     let keyless = House::new().jeton(&["import", text(&file)]);
     assert!(keyless.code == 64 && keyless.err.contains("master_key_file"), "{keyless:?}");
     let other = House::new();
-    fs::rename(other.file("key", "Q2Qf8mKTpTqBnSg2OWGLhX0l9H3aiYvHkxS6zVq3r+8=\n"), other.data().join("master.key")).unwrap();
+    fs::rename(
+        other.file("key", "Q2Qf8mKTpTqBnSg2OWGLhX0l9H3aiYvHkxS6zVq3r+8=\n"),
+        other.data().join("master.key"),
+    )
+    .unwrap();
     let wrong = other.jeton(&["import", text(&file)]);
     assert!(wrong.code == 1 && wrong.err.contains("another master key"), "{wrong:?}");
 
@@ -130,7 +143,12 @@ fn an_import_wants_an_empty_store_its_key_and_a_whole_export() {
     let cut = lines[..lines.len() - 1].join("\n");
     let garbled = export.replacen("\"type\":\"record\"", "\"type\":\"recrod\"", 1);
     let altered = export.replacen("server.started", "keys.rotated", 1);
-    for (damaged, said) in [(cut, "cut off"), (garbled, "is no record"), (altered, "altered"), (String::new(), "cut off")] {
+    for (damaged, said) in [
+        (cut, "cut off"),
+        (garbled, "is no record"),
+        (altered, "altered"),
+        (String::new(), "cut off"),
+    ] {
         let target = fresh(&house);
         let refused = target.jeton_reading(&["import", "-"], &damaged);
         assert!(refused.code == 1 && refused.err.contains(said), "{said}: {refused:?}");
@@ -174,7 +192,8 @@ impl Forgery {
         let (at, _) = self.first("record");
         self.0.remove(at + 1);
         let (mut previous, mut sequence) = (START, 0);
-        let hex = |hash: &[u8; 32]| hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let hex =
+            |hash: &[u8; 32]| hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         for line in &mut self.0 {
             if line["type"] == "record" {
                 sequence += 1;
@@ -232,7 +251,8 @@ fn exported() -> (House, String, String, String) {
     (house, export, secret, token.line().to_owned())
 }
 
-/// AZ4, AZ5: a file that was altered is refused before anything is written, whatever was altered, from a file and from stdin.
+/// AZ4, AZ5: a file that was altered is refused before anything is written, whatever was altered,
+/// from a file and from stdin.
 #[test]
 fn an_altered_export_is_refused_and_leaves_nothing_behind() {
     let (house, export, ..) = exported();
@@ -245,20 +265,30 @@ fn an_altered_export_is_refused_and_leaves_nothing_behind() {
         ("two keys", Forgery::of(&export).name_kid_twice().text()),
         (
             "keyset's MAC is wrong",
-            export.replacen("\"state\":\"prepared\"", "\"state\":\"retiring\",\"remove_at\":4000000000000", 1),
+            export.replacen(
+                "\"state\":\"prepared\"",
+                "\"state\":\"retiring\",\"remove_at\":4000000000000",
+                1,
+            ),
         ),
         ("unsigned", Forgery::of(&export).unsigned().text()),
         ("unsigned", Forgery::of(&export).add_client().unsigned().text()),
         ("cut off", whole(&lines[..lines.len() - 1])),
         ("something after the end", format!("{export}{}\n", lines[1])),
         ("something after the end", format!("{export}{}\n", lines[lines.len() - 1])),
-        ("MAC of the export is wrong", export.replacen("\"type\":\"client\"", "\"type\": \"client\"", 1)),
+        (
+            "MAC of the export is wrong",
+            export.replacen("\"type\":\"client\"", "\"type\": \"client\"", 1),
+        ),
     ];
     for (said, altered) in cases {
         assert_ne!(altered, export, "{said}");
         let target = fresh(&house);
         let file = target.file("backup.ndjson", &altered);
-        for refused in [target.jeton(&["import", text(&file)]), target.jeton_reading(&["import", "-"], &altered)] {
+        for refused in [
+            target.jeton(&["import", text(&file)]),
+            target.jeton_reading(&["import", "-"], &altered),
+        ] {
             assert!(refused.code == 1 && refused.err.contains(said), "{said}: {refused:?}");
             assert!(is_untouched(&target), "{said}");
         }
@@ -269,19 +299,26 @@ fn an_altered_export_is_refused_and_leaves_nothing_behind() {
     fresh(&house).jeton_reading(&["import", "-"], &export).ok();
 }
 
-/// AZ4, AZ5: --accept-unsigned takes what no MAC vouches for, and the trail says so; the keyset and the chains still must check.
+/// AZ4, AZ5: --accept-unsigned takes what no MAC vouches for, and the trail says so; the keyset and
+/// the chains still must check.
 #[test]
 fn an_unsigned_export_is_taken_only_when_asked_for() {
     let (house, export, secret, revoked) = exported();
     let unsigned = house.jeton(&["export", "--unsigned"]).ok().out;
-    assert!(unsigned.ends_with("{\"type\":\"unsigned\"}\n") && !unsigned.contains("\"seal\""), "no key was used");
+    assert!(
+        unsigned.ends_with("{\"type\":\"unsigned\"}\n") && !unsigned.contains("\"seal\""),
+        "no key was used"
+    );
     let keyless = House::new();
     let refused = keyless.jeton(&["export"]);
     assert!(refused.code == 64 && refused.err.contains("--unsigned"), "{refused:?}");
 
     let forged = Forgery::of(&export);
     for (said, altered) in [
-        ("the seal of its end is wrong", Forgery(forged.0.clone()).leave_record_out().unsigned().text()),
+        (
+            "the seal of its end is wrong",
+            Forgery(forged.0.clone()).leave_record_out().unsigned().text(),
+        ),
         ("two keys", Forgery(forged.0.clone()).name_kid_twice().unsigned().text()),
         ("MAC of the export is wrong", Forgery(forged.0.clone()).add_client().text()),
         ("removed", Forgery::of(&unsigned).remove("record").text()),
@@ -296,7 +333,10 @@ fn an_unsigned_export_is_taken_only_when_asked_for() {
     let target = fresh(&house);
     let file = target.file("backup.ndjson", &unsigned);
     let refused = target.jeton(&["import", text(&file)]);
-    assert!(refused.code == 1 && refused.err.contains("--accept-unsigned") && is_untouched(&target), "{refused:?}");
+    assert!(
+        refused.code == 1 && refused.err.contains("--accept-unsigned") && is_untouched(&target),
+        "{refused:?}"
+    );
     target.jeton(&["import", "--accept-unsigned", text(&file)]).ok();
     let server = target.serve();
     let own = credentials(&target, &secret);
@@ -321,11 +361,12 @@ fn heads(export: &str) -> Vec<String> {
     let values = export.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     let ends = values.filter(|value| value["type"] == "chain_end");
     let text = |value: &Value| value.as_str().unwrap().to_owned();
-    ends.map(|end| format!("{}:{}:{}", text(&end["chain"]), end["sequence"], text(&end["hash"]))).collect()
+    ends.map(|end| format!("{}:{}:{}", text(&end["chain"]), end["sequence"], text(&end["hash"])))
+        .collect()
 }
 
-/// E9, O04: on a machine of another name the old chain stays as it was beside that machine's own, which tells of the import first.
-/// Back on one of the old name that chain goes on.
+/// E9, O04: on a machine of another name the old chain stays as it was beside that machine's own,
+/// which tells of the import first. Back on one of the old name that chain goes on.
 #[test]
 fn a_trail_stays_whole_on_machines_of_other_names() {
     let house = House::new();
@@ -338,7 +379,15 @@ fn a_trail_stays_whole_on_machines_of_other_names() {
     let moved = fresh(&house);
     let named = moved.file("jeton.toml", "node = \"node-0\"\n");
     moved.jeton_reading(&["import", "-", "--config", text(&named)], &export).ok();
-    let server = moved.serve_with(&["serve", "--dev", "--json", "--listen", "127.0.0.1:0", "--config", text(&named)]);
+    let server = moved.serve_with(&[
+        "serve",
+        "--dev",
+        "--json",
+        "--listen",
+        "127.0.0.1:0",
+        "--config",
+        text(&named),
+    ]);
     let own = credentials(&moved, &secret);
     let own: Vec<&str> = own.iter().map(String::as_str).collect();
     let run = |arguments: &[&str]| moved.jeton(&[arguments, &own[..]].concat());
@@ -347,7 +396,10 @@ fn a_trail_stays_whole_on_machines_of_other_names() {
     assert!(lines[0].starts_with("node-0:") && lines[1].starts_with(&first[0]), "{verified:?}");
     assert!(lines[2].starts_with("intact: 2 chains, "), "{verified:?}");
     let listed = run(&["audit", "list", "--action", "store.imported", "--json"]).ok().json();
-    assert_eq!((&listed["events"][0]["chain"], &listed["events"][0]["sequence"]), (&"node-0".into(), &1.into()));
+    assert_eq!(
+        (&listed["events"][0]["chain"], &listed["events"][0]["sequence"]),
+        (&"node-0".into(), &1.into())
+    );
     server.stop();
 
     let both = moved.jeton(&["export"]).ok().out;
@@ -360,7 +412,10 @@ fn a_trail_stays_whole_on_machines_of_other_names() {
     let server = back.serve();
     let own = credentials(&back, &secret);
     let own: Vec<&str> = own.iter().map(String::as_str).collect();
-    back.jeton(&[&["audit", "verify", "--known", &held[0], "--known", &first[0]], &own[..]].concat()).ok();
+    back.jeton(
+        &[&["audit", "verify", "--known", &held[0], "--known", &first[0]], &own[..]].concat(),
+    )
+    .ok();
     server.stop();
 }
 
@@ -372,7 +427,10 @@ mod mongodb {
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     fn an_old_backup_brings_no_token_back() {
         let (old, new) = (Database::own(), Database::own());
-        no_token_comes_back(&["--store", old.uri(), "--node", "n"], &["--store", new.uri(), "--node", "n"]);
+        no_token_comes_back(
+            &["--store", old.uri(), "--node", "n"],
+            &["--store", new.uri(), "--node", "n"],
+        );
         let (old, new) = (Database::own(), Database::own());
         no_token_comes_back(&[], &["--store", new.uri(), "--node", "n"]);
         no_token_comes_back(&["--store", old.uri(), "--node", "n"], &[]);

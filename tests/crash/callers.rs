@@ -2,13 +2,14 @@
 
 use jeton::proto::{
     admin::{
-        ChainVerdict, Client, CreateClientRequest, Event, GrantType, KnownHead, ListEventsRequest, ListKeysRequest,
-        RotateKeysRequest, SigningKey, VerifyChainRequest, audit_service_client::AuditServiceClient,
-        client_service_client::ClientServiceClient, key_service_client::KeyServiceClient,
+        ChainVerdict, Client, CreateClientRequest, Event, GrantType, KnownHead, ListEventsRequest,
+        ListKeysRequest, RotateKeysRequest, SigningKey, VerifyChainRequest,
+        audit_service_client::AuditServiceClient, client_service_client::ClientServiceClient,
+        key_service_client::KeyServiceClient,
     },
     token::{
-        BatchIntrospectRequest, IntrospectRequest, RefreshRequest, RefreshResponse, RevokeRequest, TokenRequest, TokenResponse,
-        token_service_client::TokenServiceClient,
+        BatchIntrospectRequest, IntrospectRequest, RefreshRequest, RefreshResponse, RevokeRequest,
+        TokenRequest, TokenResponse, token_service_client::TokenServiceClient,
     },
 };
 use serde_json::Value;
@@ -26,7 +27,11 @@ pub(crate) struct Caller {
 
 impl Caller {
     pub(crate) fn new(id: &str, secret: &str, channel: Channel) -> Self {
-        Self { id: id.to_owned(), secret: secret.to_owned(), service: TokenServiceClient::new(channel) }
+        Self {
+            id: id.to_owned(),
+            secret: secret.to_owned(),
+            service: TokenServiceClient::new(channel),
+        }
     }
 
     /// The same client on another connection.
@@ -43,20 +48,38 @@ impl Caller {
 
     pub(crate) async fn refresh(&mut self, refresh_token: &str) -> Answer<RefreshResponse> {
         let (client_id, client_secret) = (self.id.clone(), self.secret.clone());
-        let request = RefreshRequest { client_id, client_secret, refresh_token: refresh_token.to_owned(), scopes: Vec::new() };
+        let request = RefreshRequest {
+            client_id,
+            client_secret,
+            refresh_token: refresh_token.to_owned(),
+            scopes: Vec::new(),
+        };
         self.service.refresh(request).await.map(Response::into_inner)
     }
 
     pub(crate) async fn revoke(&mut self, token: &str) -> Answer<()> {
         let (client_id, client_secret) = (self.id.clone(), self.secret.clone());
-        let request = RevokeRequest { client_id, client_secret, token: token.to_owned(), token_type_hint: String::new() };
+        let request = RevokeRequest {
+            client_id,
+            client_secret,
+            token: token.to_owned(),
+            token_type_hint: String::new(),
+        };
         self.service.revoke(request).await.map(drop)
     }
 
     pub(crate) async fn introspect(&mut self, token: &str) -> Answer<bool> {
         let (client_id, client_secret) = (self.id.clone(), self.secret.clone());
-        let request = IntrospectRequest { client_id, client_secret, token: token.to_owned(), token_type_hint: String::new() };
-        self.service.introspect(request).await.map(|answer| answer.into_inner().active.expect("active is always there"))
+        let request = IntrospectRequest {
+            client_id,
+            client_secret,
+            token: token.to_owned(),
+            token_type_hint: String::new(),
+        };
+        self.service
+            .introspect(request)
+            .await
+            .map(|answer| answer.into_inner().active.expect("active is always there"))
     }
 
     /// Which of the tokens stand, in their order.
@@ -64,9 +87,13 @@ impl Caller {
         let mut verdicts = Vec::new();
         for tokens in tokens.chunks(500) {
             let (client_id, client_secret) = (self.id.clone(), self.secret.clone());
-            let request = BatchIntrospectRequest { client_id, client_secret, tokens: tokens.to_vec() };
-            let results = self.service.batch_introspect(request).await.unwrap().into_inner().results;
-            verdicts.extend(results.iter().map(|result| result.active.expect("active is always there")));
+            let request =
+                BatchIntrospectRequest { client_id, client_secret, tokens: tokens.to_vec() };
+            let results =
+                self.service.batch_introspect(request).await.unwrap().into_inner().results;
+            verdicts.extend(
+                results.iter().map(|result| result.active.expect("active is always there")),
+            );
         }
         verdicts
     }
@@ -102,9 +129,16 @@ impl Admin {
     /// Registers a client that may refresh: its id and secret.
     pub(crate) async fn register(&self) -> Answer<(String, String)> {
         let grants = vec![GrantType::ClientCredentials.into(), GrantType::RefreshToken.into()];
-        let client = Client { scopes: vec!["orders:read".to_owned()], grant_types: grants, ..Client::default() };
+        let client = Client {
+            scopes: vec!["orders:read".to_owned()],
+            grant_types: grants,
+            ..Client::default()
+        };
         let request = self.request(CreateClientRequest { client: Some(client), secret: None });
-        let created = ClientServiceClient::new(self.channel.clone()).create_client(request).await?.into_inner();
+        let created = ClientServiceClient::new(self.channel.clone())
+            .create_client(request)
+            .await?
+            .into_inner();
         Ok((created.client.unwrap().client_id, created.client_secret))
     }
 
@@ -121,8 +155,10 @@ impl Admin {
         loop {
             let request = ListEventsRequest { page_size: 1_000, page_token, filter: None };
             let page = service.list_events(self.request(request)).await.unwrap().into_inner();
-            // Pages go by time, so records that were made at once may stand in another order than their sequence.
-            let last = page.events.iter().all(|event| event.sequence <= sequence) || page.next_page_token.is_empty();
+            // Pages go by time, so records that were made at once may stand in another order than
+            // their sequence.
+            let last = page.events.iter().all(|event| event.sequence <= sequence)
+                || page.next_page_token.is_empty();
             events.extend(page.events.into_iter().filter(|event| event.sequence > sequence));
             if last {
                 return events;
@@ -131,14 +167,18 @@ impl Admin {
         }
     }
 
-    /// Walks the server's chain, which is the only one, and holds it to a head that was noted before.
+    /// Walks the server's chain, which is the only one, and holds it to a head that was noted
+    /// before.
     pub(crate) async fn verify(&self, known: Option<&ChainVerdict>) -> ChainVerdict {
         let head = |known: &ChainVerdict| KnownHead {
             chain: known.chain.clone(),
             sequence: known.head_sequence,
             hash: known.head_hash.clone(),
         };
-        let request = VerifyChainRequest { chain: String::new(), known: known.map(head).into_iter().collect() };
+        let request = VerifyChainRequest {
+            chain: String::new(),
+            known: known.map(head).into_iter().collect(),
+        };
         let mut service = AuditServiceClient::new(self.channel.clone());
         let verdict = service.verify_chain(self.request(request)).await.unwrap().into_inner();
         assert_eq!((verdict.intact, verdict.chains.len()), (Some(true), 1), "{verdict:?}");
@@ -147,12 +187,20 @@ impl Admin {
 
     pub(crate) async fn keys(&self) -> Vec<SigningKey> {
         let request = self.request(ListKeysRequest {});
-        KeyServiceClient::new(self.channel.clone()).list_keys(request).await.unwrap().into_inner().keys
+        KeyServiceClient::new(self.channel.clone())
+            .list_keys(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .keys
     }
 
     pub(crate) async fn rotate(&self) -> Answer<Vec<SigningKey>> {
         let request = self.request(RotateKeysRequest {});
-        KeyServiceClient::new(self.channel.clone()).rotate_keys(request).await.map(|answer| answer.into_inner().keys)
+        KeyServiceClient::new(self.channel.clone())
+            .rotate_keys(request)
+            .await
+            .map(|answer| answer.into_inner().keys)
     }
 }
 

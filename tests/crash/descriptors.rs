@@ -15,8 +15,9 @@ use crate::{
 /// A caller without an answer by then counts as not admitted, where that is expected.
 const SOON: Duration = Duration::from_secs(5);
 
-/// S9: where descriptors are few the server keeps enough for the store, refuses further connections, a tenth of them to one
-/// address, and goes on serving those that are open, durable writes included; once some have closed it admits others again.
+/// S9: where descriptors are few the server keeps enough for the store, refuses further
+/// connections, a tenth of them to one address, and goes on serving those that are open, durable
+/// writes included; once some have closed it admits others again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn with_few_descriptors_open_connections_are_served() {
     let home = Home::patient().by_way_of(&["bash", "-c", r#"ulimit -n 64; exec "$0" "$@""#]);
@@ -26,7 +27,8 @@ async fn with_few_descriptors_open_connections_are_served() {
     let token = admin.caller.token(&[]).await.unwrap().access_token;
 
     let try_from = async |caller: &Caller, from: u8| -> Option<Caller> {
-        let from = endpoint(server.address).local_address(Some(IpAddr::V4(Ipv4Addr::new(127, 0, 1, from))));
+        let from = endpoint(server.address)
+            .local_address(Some(IpAddr::V4(Ipv4Addr::new(127, 0, 1, from))));
         let mut caller = caller.over(from.connect().await.ok()?);
         // Whoever is in the backlog of the kernel only believes to be connected.
         caller.token(&[]).await.ok()?;
@@ -37,14 +39,21 @@ async fn with_few_descriptors_open_connections_are_served() {
     };
     let mut guests = Vec::new();
     // A caller that is not served is refused: that needs no patience.
-    while let Some(guest) = timeout(PATIENCE, try_from(&caller, 1)).await.expect("is neither served nor refused") {
+    while let Some(guest) =
+        timeout(PATIENCE, try_from(&caller, 1)).await.expect("is neither served nor refused")
+    {
         guests.push(guest);
         assert!(guests.len() < 64, "there is no limit to one address");
     }
     assert_eq!(guests.len(), 3, "of one address, a tenth of 32, were admitted");
-    // A few less than there is room for: a port that is nearly full has idle connections make room for others.
+    // A few less than there is room for: a port that is nearly full has idle connections make room
+    // for others.
     for from in 2..22 {
-        guests.push(arrive(&caller, from, PATIENCE).await.expect("there is room for one of another address"));
+        guests.push(
+            arrive(&caller, from, PATIENCE)
+                .await
+                .expect("there is room for one of another address"),
+        );
     }
     assert!(home.log().contains("leaves room for fewer connections"), "{}", home.log());
     for guest in &mut guests {

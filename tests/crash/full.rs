@@ -27,7 +27,8 @@ struct Disk {
 impl Disk {
     /// 8 MiB at the data directory of `home`; `None` where this machine lets us mount nothing.
     fn over(home: &Home) -> Option<Self> {
-        let root = fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
+        let root = fs::metadata("/proc/self")
+            .is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
         let script = r#"mount -t tmpfs -o size=8m,mode=700 tmpfs "$0" && echo ready && exec cat"#;
         let mut command = Command::new("unshare");
         command.arg(if root { "-m" } else { "-rm" }).args(["sh", "-c", script]).arg(home.data());
@@ -35,7 +36,8 @@ impl Disk {
         let mut line = String::new();
         BufReader::new(holder.stdout.as_mut()?).read_line(&mut line).ok()?;
         let pid = holder.id().to_string();
-        let mut namespace = vec!["nsenter".to_owned(), "-m".to_owned(), "-t".to_owned(), pid.clone()];
+        let mut namespace =
+            vec!["nsenter".to_owned(), "-m".to_owned(), "-t".to_owned(), pid.clone()];
         if !root {
             namespace.extend(["-U".to_owned(), "--preserve-credentials".to_owned()]);
         }
@@ -47,7 +49,8 @@ impl Disk {
 
     /// Fills it up but for so many bytes.
     fn fill(&self, leave: u64) {
-        let mut ballast = File::options().create(true).append(true).open(self.path.join("ballast")).unwrap();
+        let mut ballast =
+            File::options().create(true).append(true).open(self.path.join("ballast")).unwrap();
         for size in [65_536, 4_096] {
             while ballast.write_all(&vec![0xff; size]).is_ok() {}
         }
@@ -96,8 +99,9 @@ async fn refuses_to_register(admin: &Admin) -> Status {
     panic!("the disk is never full")
 }
 
-/// E4: on a full disk issuing is refused with a status that says so, judging goes on, and ending tokens still works, in the room
-/// kept for that. Once there is room again issuing works without a restart. Nothing of it is lost to kill -9.
+/// E4: on a full disk issuing is refused with a status that says so, judging goes on, and ending
+/// tokens still works, in the room kept for that. Once there is room again issuing works without a
+/// restart. Nothing of it is lost to kill -9.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_does_not_keep_stolen_tokens_alive() {
     let mut chance = Chance::new();
@@ -130,8 +134,14 @@ async fn a_full_disk_does_not_keep_stolen_tokens_alive() {
         assert!(admin.caller.active(&kept).await.iter().all(|&active| active), "round {round}");
         assert!(caller.introspect(&early.access_token).await.unwrap_or(true), "round {round}");
         // It still ends tokens, one and a family, and refreshes or says why not.
-        caller.revoke(&early.access_token).await.unwrap_or_else(|status| panic!("round {round}: {status:?} {}", home.log()));
-        caller.revoke(&family.refresh_token).await.unwrap_or_else(|status| panic!("round {round}: {status:?} {}", home.log()));
+        caller
+            .revoke(&early.access_token)
+            .await
+            .unwrap_or_else(|status| panic!("round {round}: {status:?} {}", home.log()));
+        caller
+            .revoke(&family.refresh_token)
+            .await
+            .unwrap_or_else(|status| panic!("round {round}: {status:?} {}", home.log()));
         ended.extend([early.access_token, family.access_token]);
         assert!(!admin.caller.active(&ended).await.contains(&true), "round {round}");
         // Nor does ending tokens open the door again for others.
@@ -143,7 +153,10 @@ async fn a_full_disk_does_not_keep_stolen_tokens_alive() {
             server = home.start();
             let channel = server.connect().await;
             (admin, caller) = (admin.over(channel.clone()), caller.over(channel));
-            assert!(!admin.caller.active(&ended).await.contains(&true), "round {round}: a revocation was lost");
+            assert!(
+                !admin.caller.active(&ended).await.contains(&true),
+                "round {round}: a revocation was lost"
+            );
         }
         disk.free(1 << 20);
         recovers(&mut caller).await;
@@ -171,5 +184,7 @@ async fn recovers(caller: &mut Caller) {
             pause(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, attempts).await.expect("there is room again and nothing is issued");
+    tokio::time::timeout(PATIENCE, attempts)
+        .await
+        .expect("there is room again and nothing is issued");
 }

@@ -10,8 +10,8 @@ use crate::{
     seed::{Chance, long},
 };
 
-/// K07: whenever the server is killed while keys are rotated, there is exactly one key that signs when it is back, none of those
-/// it had told of is missing, and tokens of the keys before stand.
+/// K07: whenever the server is killed while keys are rotated, there is exactly one key that signs
+/// when it is back, none of those it had told of is missing, and tokens of the keys before stand.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn there_is_exactly_one_signing_key_after_every_kill() {
     let mut chance = Chance::new();
@@ -35,7 +35,12 @@ async fn there_is_exactly_one_signing_key_after_every_kill() {
             told
         });
         // Sometimes in the middle of a rotation, sometimes between its phases.
-        pause(Duration::from_millis(if round % 2 == 0 { chance.within(0..10) } else { chance.within(0..1_500) })).await;
+        pause(Duration::from_millis(if round % 2 == 0 {
+            chance.within(0..10)
+        } else {
+            chance.within(0..1_500)
+        }))
+        .await;
         server.kill();
         let told = rotating.await.unwrap();
 
@@ -45,9 +50,15 @@ async fn there_is_exactly_one_signing_key_after_every_kill() {
         let keys = admin.keys().await;
         let active: Vec<_> = keys.iter().filter(|key| key.state() == KeyState::Active).collect();
         assert_eq!(active.len(), 1, "round {round}: {keys:?}");
-        assert!(keys.iter().filter(|key| key.state() == KeyState::Prepared).count() <= 1, "round {round}: {keys:?}");
+        assert!(
+            keys.iter().filter(|key| key.state() == KeyState::Prepared).count() <= 1,
+            "round {round}: {keys:?}"
+        );
         let here: HashSet<String> = keys.iter().map(|key| key.kid.clone()).collect();
-        assert!(known.union(&told).all(|kid| here.contains(kid)), "round {round}: {known:?} and {told:?} were told, {keys:?}");
+        assert!(
+            known.union(&told).all(|kid| here.contains(kid)),
+            "round {round}: {known:?} and {told:?} were told, {keys:?}"
+        );
         tokens.push(caller.token(&[]).await.unwrap().access_token);
         assert!(admin.caller.active(&tokens).await.iter().all(|&active| active), "round {round}");
         signers.extend(active.iter().map(|key| key.kid.clone()));

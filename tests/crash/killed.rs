@@ -17,9 +17,10 @@ use crate::{
 
 const WRITERS: usize = 8;
 
-/// E1, S2: whatever was acknowledged to eight writers is there after each kill -9, tokens that were revoked stay revoked, the
-/// audit trail verifies and goes on from what was known of it, and the server is ready again at once. A call whose outcome was
-/// not heard comes out right when it is made again.
+/// E1, S2: whatever was acknowledged to eight writers is there after each kill -9, tokens that were
+/// revoked stay revoked, the audit trail verifies and goes on from what was known of it, and the
+/// server is ready again at once. A call whose outcome was not heard comes out right when it is
+/// made again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_acknowledged_is_lost_to_kill_9() {
     let mut chance = Chance::new();
@@ -38,7 +39,12 @@ async fn nothing_acknowledged_is_lost_to_kill_9() {
     let mut round = 0;
     // More of them where the machine is slow, for the test to mean anything.
     while round < rounds || all.live.len() <= rounds || all.ended.len() <= rounds {
-        assert!(round < 20 * rounds, "too little was written: {} tokens stand, {} ended", all.live.len(), all.ended.len());
+        assert!(
+            round < 20 * rounds,
+            "too little was written: {} tokens stand, {} ended",
+            all.live.len(),
+            all.ended.len()
+        );
         round += 1;
         let killed = Arc::new(AtomicBool::new(false));
         let mut at_work = Vec::new();

@@ -11,7 +11,9 @@ use std::{
 
 use tokio::{task::JoinSet, time::Instant};
 use tonic::{Code, Status};
-use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 use crate::{
     callers::{Admin, Caller},
@@ -29,14 +31,18 @@ struct Seen {
     retried: AtomicUsize,
 }
 
-/// Calls without end and tries again what failed, as a sound client does; nothing may fail for longer than this.
+/// Calls without end and tries again what failed, as a sound client does; nothing may fail for
+/// longer than this.
 async fn calls(mut caller: Caller, address: SocketAddr, seen: Arc<Seen>) {
     caller = caller.over(endpoint(address).connect_lazy());
     while !seen.enough.load(Ordering::SeqCst) {
         let since = Instant::now();
         let before = !seen.stopping.load(Ordering::SeqCst);
         while let Err(status) = caller.token(&[]).await {
-            assert!(!before || seen.stopping.load(Ordering::SeqCst), "refused before it was told to stop: {status:?}");
+            assert!(
+                !before || seen.stopping.load(Ordering::SeqCst),
+                "refused before it was told to stop: {status:?}"
+            );
             assert!(is_lawful(&status), "{status:?}");
             assert!(since.elapsed() < PATIENCE, "not answered in time: {status:?}");
             seen.retried.fetch_add(1, Ordering::SeqCst);
@@ -48,13 +54,16 @@ async fn calls(mut caller: Caller, address: SocketAddr, seen: Arc<Seen>) {
 
 /// That the call was not made, or that nobody knows.
 fn is_lawful(status: &Status) -> bool {
-    // What tonic's client makes of a call that crossed the server's GOAWAY and is left out by it (RFC 9113 section 6.8).
-    let left_out = status.code() == Code::Internal && status.message() == "h2 protocol error: http2 error";
+    // What tonic's client makes of a call that crossed the server's GOAWAY and is left out by it
+    // (RFC 9113 section 6.8).
+    let left_out =
+        status.code() == Code::Internal && status.message() == "h2 protocol error: http2 error";
     left_out || matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled)
 }
 
-/// S1: told to stop under load, the server tells its balancers, answers what it has begun and ends, after a time that is printed;
-/// callers that try again see nothing of it once another serves at the same address.
+/// S1: told to stop under load, the server tells its balancers, answers what it has begun and ends,
+/// after a time that is printed; callers that try again see nothing of it once another serves at
+/// the same address.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn stopping_under_load_fails_nobody_who_tries_again() {
     let home = Home::patient();
@@ -67,7 +76,8 @@ async fn stopping_under_load_fails_nobody_who_tries_again() {
         callers.spawn(calls(admin.registered().await, address, seen.clone()));
     }
     let mut health = HealthClient::new(server.connect().await);
-    let mut watched = health.watch(HealthCheckRequest { service: String::new() }).await.unwrap().into_inner();
+    let mut watched =
+        health.watch(HealthCheckRequest { service: String::new() }).await.unwrap().into_inner();
     assert_eq!(watched.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
     for stop in 1..=2 {
         seen.answered.store(0, Ordering::SeqCst);
@@ -79,7 +89,10 @@ async fn stopping_under_load_fails_nobody_who_tries_again() {
         let since = Instant::now();
         server.terminate();
         if stop == 1 {
-            assert_eq!(watched.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+            assert_eq!(
+                watched.message().await.unwrap().unwrap().status(),
+                ServingStatus::NotServing
+            );
         }
         assert_eq!(server.ended(PATIENCE).await.code(), Some(0), "{}", home.log());
         println!("stop {stop}: ended after {:?}", since.elapsed());
@@ -99,7 +112,8 @@ async fn stopping_under_load_fails_nobody_who_tries_again() {
     admin.verify(None).await;
 }
 
-/// S1: a call that was in flight when the server was told to stop is answered, also to a client that never tries again.
+/// S1: a call that was in flight when the server was told to stop is answered, also to a client
+/// that never tries again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_in_flight_is_answered_before_the_end() {
     let home = Home::patient();
@@ -113,7 +127,8 @@ async fn a_call_in_flight_is_answered_before_the_end() {
             loop {
                 match caller.token(&[]).await {
                     Ok(_) => told += 1,
-                    // The connection is closed, and no other can be had: this call never reached the server.
+                    // The connection is closed, and no other can be had: this call never reached
+                    // the server.
                     Err(status) => return (told, status),
                 }
             }
@@ -131,6 +146,7 @@ async fn a_call_in_flight_is_answered_before_the_end() {
     let server = home.start();
     let admin = admin.over(server.connect().await);
     // Every issue was answered: none was carried out and then dropped on the floor.
-    let issued = admin.events_after(0).await.iter().filter(|event| event.action == "token.issued").count();
+    let issued =
+        admin.events_after(0).await.iter().filter(|event| event.action == "token.issued").count();
     assert_eq!(issued, answered + 1, "one is the administrator's own");
 }

@@ -57,8 +57,9 @@ impl Drop for Tracer {
     }
 }
 
-/// E5: a commit whose sync failed is not acknowledged, and the store does not sync again and call it done: it refuses every write
-/// from then on, goes on judging, and says that it is not ready. A restart has everything that was acknowledged.
+/// E5: a commit whose sync failed is not acknowledged, and the store does not sync again and call
+/// it done: it refuses every write from then on, goes on judging, and says that it is not ready. A
+/// restart has everything that was acknowledged.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs strace, and leave to trace"]
 async fn a_failed_sync_is_never_acknowledged() {
@@ -92,7 +93,8 @@ async fn fails_once(which: u64, chance: &mut Chance) {
     let mut callers = Vec::new();
     for task in at_work {
         let done = tokio::time::timeout(PATIENCE, task).await;
-        let (writer, noted) = done.unwrap_or_else(|_| panic!("never failed: {}", Tracer::said(&home))).unwrap();
+        let (writer, noted) =
+            done.unwrap_or_else(|_| panic!("never failed: {}", Tracer::said(&home))).unwrap();
         callers.push(writer.caller);
         acknowledged.merge(noted);
     }
@@ -102,7 +104,12 @@ async fn fails_once(which: u64, chance: &mut Chance) {
     // It never recovers by itself, whatever is asked and however long it is asked.
     for _ in 0..10 {
         for caller in &mut callers {
-            assert_eq!(caller.token(&[]).await.unwrap_err().code(), Code::Unavailable, "{}", home.log());
+            assert_eq!(
+                caller.token(&[]).await.unwrap_err().code(),
+                Code::Unavailable,
+                "{}",
+                home.log()
+            );
         }
         pause(Duration::from_millis(100)).await;
     }
@@ -121,14 +128,17 @@ async fn fails_once(which: u64, chance: &mut Chance) {
 /// The status line of `/readyz`.
 async fn readiness(server: &Server) -> String {
     let mut stream = TcpStream::connect(server.address).await.unwrap();
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: jeton\r\nconnection: close\r\n\r\n").await.unwrap();
+    stream
+        .write_all(b"GET /readyz HTTP/1.1\r\nhost: jeton\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     answer.lines().next().unwrap().to_owned()
 }
 
-/// E6: while a sync takes longer than any call may, tokens are judged as ever, and who waits for a write is told that its time is
-/// up; then writes go on without a restart.
+/// E6: while a sync takes longer than any call may, tokens are judged as ever, and who waits for a
+/// write is told that its time is up; then writes go on without a restart.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs strace, and leave to trace"]
 async fn a_stalled_sync_stalls_no_judgement() {
@@ -138,7 +148,8 @@ async fn a_stalled_sync_stalls_no_judgement() {
     let mut admin = Admin::new(server.secret.as_deref().unwrap(), server.connect().await).await;
     let mut caller = admin.registered().await;
     let token = caller.token(&[]).await.unwrap().access_token;
-    let tracer = Tracer::inject(&home, &server, &format!("delay_enter={}:when=1", STALL.as_micros())).await;
+    let tracer =
+        Tracer::inject(&home, &server, &format!("delay_enter={}:when=1", STALL.as_micros())).await;
     let since = Instant::now();
     let stalled = tokio::spawn(async move { (caller.token(&[]).await, caller) });
     let mut judged = Vec::new();
@@ -163,7 +174,8 @@ async fn a_stalled_sync_stalls_no_judgement() {
     admin.verify(None).await;
 }
 
-/// E6: with slow syncs many callers share one, so that they are served more often than the disk syncs.
+/// E6: with slow syncs many callers share one, so that they are served more often than the disk
+/// syncs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs strace, and leave to trace"]
 async fn callers_share_slow_syncs() {

@@ -36,28 +36,46 @@ impl Ledger {
         self.records.extend(other.records);
     }
 
-    /// Whether anything of it has been lost; `since` is the sequence after which its records must be.
+    /// Whether anything of it has been lost; `since` is the sequence after which its records must
+    /// be.
     pub(crate) async fn check(&self, admin: &mut Admin, since: i64) {
         let events = admin.events_after(since).await;
-        let found: HashSet<(&str, &str)> = events.iter().map(|event| (event.action.as_str(), event.target.as_str())).collect();
-        let lost: Vec<_> =
-            self.records.iter().filter(|(action, target)| !found.contains(&(*action, target.as_str()))).collect();
+        let found: HashSet<(&str, &str)> =
+            events.iter().map(|event| (event.action.as_str(), event.target.as_str())).collect();
+        let lost: Vec<_> = self
+            .records
+            .iter()
+            .filter(|(action, target)| !found.contains(&(*action, target.as_str())))
+            .collect();
         assert!(lost.is_empty(), "acknowledged and not in the trail: {lost:?}");
         self.check_tokens(admin).await;
         for (id, secret) in &self.clients {
             let mut client = admin.caller.clone();
             client.id.clone_from(id);
             client.secret.clone_from(secret);
-            client.token(&[]).await.unwrap_or_else(|status| panic!("the client {id} was acknowledged: {status}"));
+            client
+                .token(&[])
+                .await
+                .unwrap_or_else(|status| panic!("the client {id} was acknowledged: {status}"));
         }
     }
 
     /// Whether every token is what was acknowledged of it.
     pub(crate) async fn check_tokens(&self, admin: &mut Admin) {
         let live = admin.caller.active(&self.live).await;
-        assert!(live.iter().all(|&active| active), "{} of {} issued tokens are lost", count(&live, false), live.len());
+        assert!(
+            live.iter().all(|&active| active),
+            "{} of {} issued tokens are lost",
+            count(&live, false),
+            live.len()
+        );
         let ended = admin.caller.active(&self.ended).await;
-        assert!(!ended.contains(&true), "{} of {} revoked tokens stand again", count(&ended, true), ended.len());
+        assert!(
+            !ended.contains(&true),
+            "{} of {} revoked tokens stand again",
+            count(&ended, true),
+            ended.len()
+        );
     }
 }
 
@@ -65,7 +83,8 @@ fn count(verdicts: &[bool], which: bool) -> usize {
     verdicts.iter().filter(|&&active| active == which).count()
 }
 
-/// One who writes. What it does not know the outcome of, it does again after the restart, and it must come out right.
+/// One who writes. What it does not know the outcome of, it does again after the restart, and it
+/// must come out right.
 pub(crate) struct Writer {
     pub(crate) caller: Caller,
     admin: Admin,
@@ -84,11 +103,24 @@ impl Writer {
         let mut caller = admin.registered().await;
         let refresh_token = caller.token(&[]).await.unwrap().refresh_token;
         let noted = Ledger::default();
-        Self { caller, admin: admin.clone(), chance, refresh_token, heard: true, unsure: Vec::new(), noted }
+        Self {
+            caller,
+            admin: admin.clone(),
+            chance,
+            refresh_token,
+            heard: true,
+            unsure: Vec::new(),
+            noted,
+        }
     }
 
-    /// Works on this connection until a call fails, which it may once `killed`; answers what was acknowledged.
-    pub(crate) async fn work(mut self, channel: Channel, killed: Arc<AtomicBool>) -> (Self, Ledger) {
+    /// Works on this connection until a call fails, which it may once `killed`; answers what was
+    /// acknowledged.
+    pub(crate) async fn work(
+        mut self,
+        channel: Channel,
+        killed: Arc<AtomicBool>,
+    ) -> (Self, Ledger) {
         self.caller = self.caller.over(channel.clone());
         self.admin = self.admin.over(channel);
         loop {
@@ -135,7 +167,8 @@ impl Writer {
         let token = self.refresh_token.clone();
         let refreshed = self.caller.refresh(&token).await?;
         self.refresh_token = refreshed.refresh_token;
-        // The first of a connection may repeat one whose answer was lost: that is recorded as what it is.
+        // The first of a connection may repeat one whose answer was lost: that is recorded as what
+        // it is.
         if std::mem::replace(&mut self.heard, true) {
             self.note("token.refreshed", refreshed.access_token);
         } else {
@@ -144,9 +177,10 @@ impl Writer {
         Ok(())
     }
 
-    /// Asks for an answer that was lost, and goes on by one, while nobody kills the server. An answer may be lost four times, and in
-    /// two generations running: one who loses more is taken for two (AUDIT TL7). A slow server that is killed every time is asked
-    /// no more than once in between.
+    /// Asks for an answer that was lost, and goes on by one, while nobody kills the server. An
+    /// answer may be lost four times, and in two generations running: one who loses more is taken
+    /// for two (AUDIT TL7). A slow server that is killed every time is asked no more than once in
+    /// between.
     pub(crate) async fn settle(&mut self, channel: Channel) {
         if !self.heard {
             self.caller = self.caller.over(channel);

@@ -1,8 +1,11 @@
-//! One node on its own store: what a fleet promises, one node promises, and the recorder and the judge are tried on it.
+//! One node on its own store: what a fleet promises, one node promises, and the recorder and the
+//! judge are tried on it.
 
 use std::time::Duration;
 
-use crate::{fleet::Plan, history::History, process::pause, scene::Scene, seed::long, traffic::Load, verdict};
+use crate::{
+    fleet::Plan, history::History, process::pause, scene::Scene, seed::long, traffic::Load, verdict,
+};
 
 /// S2, I1 to I10: a node that is killed and started again under load keeps every promise.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -14,7 +17,12 @@ async fn a_node_that_is_killed_keeps_every_promise() {
         let begin = scene.fleet.recorder.now();
         node.kill();
         node.restart();
-        scene.fleet.recorder.fault("kill -9 of a node", Some(&node.name), begin, Duration::from_secs(2));
+        scene.fleet.recorder.fault(
+            "kill -9 of a node",
+            Some(&node.name),
+            begin,
+            Duration::from_secs(2),
+        );
     }
     pause(Duration::from_secs(3)).await;
     let told = scene.close(&[]).await;
@@ -25,7 +33,8 @@ async fn a_node_that_is_killed_keeps_every_promise() {
 #[test]
 #[ignore = "needs a history: JETON_HISTORY=<file>"]
 fn a_history_that_was_kept_is_judged_again() {
-    let history = History::read(std::env::var("JETON_HISTORY").expect("JETON_HISTORY names a file").as_ref());
+    let history =
+        History::read(std::env::var("JETON_HISTORY").expect("JETON_HISTORY names a file").as_ref());
     let found = verdict::judge(&history);
     for violation in &found {
         println!("{violation}");

@@ -12,7 +12,8 @@ pub(crate) struct Figures {
     pub(crate) calls: usize,
     /// Those that failed: neither done nor refused for a reason.
     pub(crate) failed: usize,
-    /// Of each round, how long some kind of change did not succeed, in microseconds; the worst round is the last.
+    /// Of each round, how long some kind of change did not succeed, in microseconds; the worst
+    /// round is the last.
     pub(crate) gaps: Vec<u64>,
     /// How long any call took.
     pub(crate) median: u64,
@@ -87,8 +88,12 @@ fn is_full(outcome: &Outcome) -> bool {
 
 /// Between the answers of two successful calls, anywhere in the time of the fault and its recovery.
 fn longest_gap(history: &History, fault: &Fault, verb: Verb) -> u64 {
-    let mut done: Vec<u64> =
-        history.calls.iter().filter(|call| call.verb == verb && call.outcome.is_ok()).map(|call| call.end).collect();
+    let mut done: Vec<u64> = history
+        .calls
+        .iter()
+        .filter(|call| call.verb == verb && call.outcome.is_ok())
+        .map(|call| call.end)
+        .collect();
     done.sort_unstable();
     let overlaps = |pair: &&[u64]| pair[0] <= fault.end + fault.recovery && pair[1] >= fault.begin;
     done.windows(2).filter(overlaps).map(|pair| pair[1] - pair[0]).max().unwrap_or(0)

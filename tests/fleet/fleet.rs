@@ -14,7 +14,10 @@ use jeton::{
     clock::{Clock, SystemClock},
     model::Timestamp,
     proto::{
-        admin::{ChainState, Event, ListEventsRequest, VerifyChainRequest, audit_service_client::AuditServiceClient},
+        admin::{
+            ChainState, Event, ListEventsRequest, VerifyChainRequest,
+            audit_service_client::AuditServiceClient,
+        },
         token::{TokenRequest, token_service_client::TokenServiceClient},
     },
 };
@@ -62,7 +65,8 @@ pub(crate) struct Fleet {
     _shared: TempDir,
 }
 
-/// How long a spent refresh token may be repeated, in seconds: what a node does that is not told otherwise.
+/// How long a spent refresh token may be repeated, in seconds: what a node does that is not told
+/// otherwise.
 const GRACE: u64 = 10;
 /// What the time is called in which a node was stopped and started again.
 const RESTARTED: &str = "a node is restarted";
@@ -74,7 +78,10 @@ impl Plan {
 
     pub(crate) fn with(self, prepare: impl Fn(usize, Home) -> Home + 'static) -> Self {
         let before = self.prepare;
-        Self { prepare: Box::new(move |number, home| prepare(number, before(number, home))), ..self }
+        Self {
+            prepare: Box::new(move |number, home| prepare(number, before(number, home))),
+            ..self
+        }
     }
 
     pub(crate) fn on(self, terms: impl Fn(&mut Run) + 'static) -> Self {
@@ -136,7 +143,9 @@ impl Fleet {
                 .setting("JETON_LIMITS__PER_PEER__PER_SECOND", "1000000")
                 .setting("JETON_LIMITS__PER_PEER__BURST", "1000000");
             let node = Node::start(name, (plan.prepare)(number, home));
-            secret = secret.or_else(|| node.server.lock().unwrap().as_ref().and_then(|server| server.secret.clone()));
+            secret = secret.or_else(|| {
+                node.server.lock().unwrap().as_ref().and_then(|server| server.secret.clone())
+            });
             nodes.push(Arc::new(node));
         }
         let secret = secret.expect("the first node makes the first client");
@@ -190,17 +199,23 @@ impl Fleet {
         for node in &self.nodes {
             let message = VerifyChainRequest::default();
             let mut service = AuditServiceClient::new(node.channel.clone());
-            let verdict = service.verify_chain(self.administer(message)).await.unwrap().into_inner();
-            let is_broken = |state: ChainState| !matches!(state, ChainState::Intact | ChainState::EndNotSure);
+            let verdict =
+                service.verify_chain(self.administer(message)).await.unwrap().into_inner();
+            let is_broken =
+                |state: ChainState| !matches!(state, ChainState::Intact | ChainState::EndNotSure);
             let broken = verdict.chains.iter().filter(|chain| is_broken(chain.state()));
-            let problems = broken.map(|chain| format!("{} {}: {}", chain.chain, chain.first_bad_sequence, chain.problem));
+            let problems = broken.map(|chain| {
+                format!("{} {}: {}", chain.chain, chain.first_bad_sequence, chain.problem)
+            });
             let problem = problems.collect::<Vec<_>>().join(", ");
-            let chain = Chain { by: node.name.clone(), intact: !is_broken(verdict.state()), problem };
+            let chain =
+                Chain { by: node.name.clone(), intact: !is_broken(verdict.state()), problem };
             self.recorder.write(&Line::Chain(chain));
         }
     }
 
-    /// Stops every node and starts it again: with its chain go the records of changes whose answers were given up on.
+    /// Stops every node and starts it again: with its chain go the records of changes whose answers
+    /// were given up on.
     pub(crate) async fn restart(&self) {
         for node in &self.nodes {
             node.renew(&self.first).await;
@@ -221,7 +236,9 @@ impl Fleet {
 
     fn administer<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        request.metadata_mut().insert("authorization", format!("Bearer {}", self.bearer).parse().unwrap());
+        request
+            .metadata_mut()
+            .insert("authorization", format!("Bearer {}", self.bearer).parse().unwrap());
         request
     }
 }
@@ -237,7 +254,10 @@ impl Node {
         let server = block_in_place(|| home.start());
         let address = server.address;
         let server = Mutex::new(Some(server));
-        let channel = endpoint(address).connect_timeout(Duration::from_secs(2)).timeout(PATIENCE).connect_lazy();
+        let channel = endpoint(address)
+            .connect_timeout(Duration::from_secs(2))
+            .timeout(PATIENCE)
+            .connect_lazy();
         Self { name, home, address, server, channel }
     }
 
@@ -270,7 +290,8 @@ impl Node {
         }
     }
 
-    /// An access token of the first client's, by which it administers, as soon as there is one; not written down.
+    /// An access token of the first client's, by which it administers, as soon as there is one; not
+    /// written down.
     async fn bearer(&self, first: &Caller) -> String {
         let patience = timeout(Duration::from_secs(20), async {
             loop {
@@ -305,15 +326,22 @@ impl Node {
     }
 }
 
-/// Samples what the nodes use, and whether the machine is ours, as often as this, until it is dropped.
+/// Samples what the nodes use, and whether the machine is ours, as often as this, until it is
+/// dropped.
 pub(crate) async fn watch(fleet: Arc<Fleet>, every: Duration) {
     let mut weather = Weather::default();
     loop {
         let begin = fleet.recorder.now();
         fleet.sample();
         if weather.is_bad() {
-            // What was begun before may have waited, too, and what waits now has yet to come to its end.
-            fleet.recorder.fault(BUSY, None, begin.saturating_sub(3 * SECOND), Duration::from_secs(3));
+            // What was begun before may have waited, too, and what waits now has yet to come to its
+            // end.
+            fleet.recorder.fault(
+                BUSY,
+                None,
+                begin.saturating_sub(3 * SECOND),
+                Duration::from_secs(3),
+            );
         }
         pause(every).await;
     }

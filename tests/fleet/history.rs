@@ -1,5 +1,6 @@
-//! What happened in a run: one line of JSON for each call, fault, audit record and sample. Times are microseconds of the client's
-//! monotonic clock since the run began. There is never a secret in it: tokens are named by their ids and a hash.
+//! What happened in a run: one line of JSON for each call, fault, audit record and sample. Times
+//! are microseconds of the client's monotonic clock since the run began. There is never a secret in
+//! it: tokens are named by their ids and a hash.
 
 use std::{
     fs::File,
@@ -28,7 +29,8 @@ pub(crate) enum Line {
 pub(crate) struct Run {
     pub(crate) scenario: String,
     pub(crate) seed: u64,
-    /// The wall clock when the monotonic one was 0, in microseconds: windows of rate limits are aligned to it.
+    /// The wall clock when the monotonic one was 0, in microseconds: windows of rate limits are
+    /// aligned to it.
     pub(crate) wall: u64,
     /// No call takes longer.
     pub(crate) longest: u64,
@@ -143,7 +145,8 @@ pub(crate) enum Outcome {
         code: String,
         reason: String,
     },
-    /// Nobody can say from the answer whether anything was changed. `TRANSPORT` where the server did not answer.
+    /// Nobody can say from the answer whether anything was changed. `TRANSPORT` where the server
+    /// did not answer.
     Unknown {
         code: String,
         why: String,
@@ -245,14 +248,17 @@ pub(crate) struct History {
 
 impl History {
     pub(crate) fn new(run: Run) -> Self {
-        let (calls, faults, records, chains, samples) = (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (calls, faults, records, chains, samples) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
         Self { run, calls, faults, records, chains, samples }
     }
 
     pub(crate) fn read(path: &Path) -> Self {
         let lines = BufReader::new(File::open(path).unwrap()).lines();
         let mut lines = lines.map(|line| serde_json::from_str::<Line>(&line.unwrap()).unwrap());
-        let Some(Line::Run(run)) = lines.next() else { panic!("{} does not begin with its run", path.display()) };
+        let Some(Line::Run(run)) = lines.next() else {
+            panic!("{} does not begin with its run", path.display())
+        };
         let mut history = Self::new(run);
         for line in lines {
             history.add(line);
@@ -272,7 +278,8 @@ impl History {
         }
     }
 
-    /// Whether something that this node stands on is broken at any moment of these, or may not have recovered.
+    /// Whether something that this node stands on is broken at any moment of these, or may not have
+    /// recovered.
     pub(crate) fn disturbed(&self, node: &str, from: u64, to: u64) -> bool {
         let concerns = |fault: &&Fault| fault.node.as_deref().is_none_or(|name| name == node);
         self.faults.iter().filter(concerns).any(|fault| fault.covers(from, to))

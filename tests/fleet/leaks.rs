@@ -20,8 +20,13 @@ pub(crate) fn judge(secrets: &[String], places: &[PathBuf]) -> Vec<Violation> {
         while from < bytes.len() {
             let to = bytes.len().min(from + PIECE + longest);
             let piece = String::from_utf8_lossy(&bytes[from..to]);
-            for (number, _) in secrets.iter().enumerate().filter(|(_, secret)| piece.contains(secret.as_str())) {
-                found.push(Violation::new("I8", format!("the secret number {number} is in {}", path.display())));
+            for (number, _) in
+                secrets.iter().enumerate().filter(|(_, secret)| piece.contains(secret.as_str()))
+            {
+                found.push(Violation::new(
+                    "I8",
+                    format!("the secret number {number} is in {}", path.display()),
+                ));
             }
             from += PIECE;
         }

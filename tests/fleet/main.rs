@@ -1,6 +1,8 @@
-//! A fleet: several servers on one store, callers that do everything at once, a recorder that writes down every call, and a judge
-//! that reads what was written and finds every promise that was broken. Each run bounds its own time; `JETON_LONG=1` runs the long
-//! forms, `JETON_SEED` runs a case again. Histories are kept under `target/tmp/fleet`, and `JETON_HISTORY=<file>` judges one again.
+//! A fleet: several servers on one store, callers that do everything at once, a recorder that
+//! writes down every call, and a judge that reads what was written and finds every promise that was
+//! broken. Each run bounds its own time; `JETON_LONG=1` runs the long forms, `JETON_SEED` runs a
+//! case again. Histories are kept under `target/tmp/fleet`, and `JETON_HISTORY=<file>` judges one
+//! again.
 
 #![expect(
     clippy::unwrap_used,

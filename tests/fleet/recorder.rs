@@ -73,7 +73,8 @@ pub(crate) struct Recorder {
     secrets: Mutex<Vec<String>>,
 }
 
-/// How long a caller waits at most: much longer than any call may take, so that one that hangs is seen.
+/// How long a caller waits at most: much longer than any call may take, so that one that hangs is
+/// seen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How many tokens are looked for in files.
@@ -89,7 +90,14 @@ impl Recorder {
         scribe.write(&Line::Run(run));
         eprintln!("history: {}", path.display());
         let (requests, secrets) = (AtomicU64::new(0), Mutex::default());
-        Arc::new(Self { began: Instant::now(), scribe: Mutex::new(scribe), path, requests, seed, secrets })
+        Arc::new(Self {
+            began: Instant::now(),
+            scribe: Mutex::new(scribe),
+            path,
+            requests,
+            seed,
+            secrets,
+        })
     }
 
     /// Microseconds since the run began.
@@ -110,8 +118,10 @@ impl Recorder {
     /// Whatever must not be found anywhere: of the many tokens, some.
     pub(crate) fn secrets(&self) -> Vec<String> {
         let secrets = self.secrets.lock().unwrap();
-        let (tokens, others): (Vec<_>, Vec<_>) =
-            secrets.iter().cloned().partition(|secret| secret.starts_with("eyJ") || secret.starts_with("jrt_"));
+        let (tokens, others): (Vec<_>, Vec<_>) = secrets
+            .iter()
+            .cloned()
+            .partition(|secret| secret.starts_with("eyJ") || secret.starts_with("jrt_"));
         let some = tokens.len().div_ceil(TOKENS).max(1);
         others.into_iter().chain(tokens.into_iter().step_by(some)).collect()
     }
@@ -129,13 +139,20 @@ impl Recorder {
 
     /// Token.
     pub(crate) async fn token(&self, node: &Node, caller: &Caller) -> Answer<Grant> {
-        let message =
-            TokenRequest { client_id: caller.id.clone(), client_secret: caller.secret.clone(), ..TokenRequest::default() };
+        let message = TokenRequest {
+            client_id: caller.id.clone(),
+            client_secret: caller.secret.clone(),
+            ..TokenRequest::default()
+        };
         let entry = self.begin(node, Verb::Token, &caller.id, None);
-        let answer = TokenServiceClient::new(node.channel.clone()).token(entry.request(message)).await;
+        let answer =
+            TokenServiceClient::new(node.channel.clone()).token(entry.request(message)).await;
         let answer = answer.map(|answer| {
             let answer = answer.into_inner();
-            (Grant { access: answer.access_token, refresh: answer.refresh_token }, answer.expires_in)
+            (
+                Grant { access: answer.access_token, refresh: answer.refresh_token },
+                answer.expires_in,
+            )
         });
         self.granted(entry, answer)
     }
@@ -149,10 +166,14 @@ impl Recorder {
             scopes: Vec::new(),
         };
         let entry = self.begin(node, Verb::Refresh, &caller.id, Some(named(token)));
-        let answer = TokenServiceClient::new(node.channel.clone()).refresh(entry.request(message)).await;
+        let answer =
+            TokenServiceClient::new(node.channel.clone()).refresh(entry.request(message)).await;
         let answer = answer.map(|answer| {
             let answer = answer.into_inner();
-            (Grant { access: answer.access_token, refresh: answer.refresh_token }, answer.expires_in)
+            (
+                Grant { access: answer.access_token, refresh: answer.refresh_token },
+                answer.expires_in,
+            )
         });
         self.granted(entry, answer)
     }
@@ -175,18 +196,35 @@ impl Recorder {
     /// Revoke.
     pub(crate) async fn revoke(&self, node: &Node, caller: &Caller, token: &str) -> Answer<()> {
         let (client_id, client_secret) = (caller.id.clone(), caller.secret.clone());
-        let message = RevokeRequest { client_id, client_secret, token: token.to_owned(), token_type_hint: String::new() };
+        let message = RevokeRequest {
+            client_id,
+            client_secret,
+            token: token.to_owned(),
+            token_type_hint: String::new(),
+        };
         let entry = self.begin(node, Verb::Revoke, &caller.id, Some(named(token)));
-        let answer = TokenServiceClient::new(node.channel.clone()).revoke(entry.request(message)).await;
+        let answer =
+            TokenServiceClient::new(node.channel.clone()).revoke(entry.request(message)).await;
         self.end(entry, answer).map(drop)
     }
 
     /// Introspect.
-    pub(crate) async fn introspect(&self, node: &Node, judge: &Caller, token: &str) -> Answer<bool> {
+    pub(crate) async fn introspect(
+        &self,
+        node: &Node,
+        judge: &Caller,
+        token: &str,
+    ) -> Answer<bool> {
         let (client_id, client_secret) = (judge.id.clone(), judge.secret.clone());
-        let message = IntrospectRequest { client_id, client_secret, token: token.to_owned(), token_type_hint: String::new() };
+        let message = IntrospectRequest {
+            client_id,
+            client_secret,
+            token: token.to_owned(),
+            token_type_hint: String::new(),
+        };
         let mut entry = self.begin(node, Verb::Introspect, &judge.id, Some(named(token)));
-        let answer = TokenServiceClient::new(node.channel.clone()).introspect(entry.request(message)).await;
+        let answer =
+            TokenServiceClient::new(node.channel.clone()).introspect(entry.request(message)).await;
         let answer = answer.map(|answer| {
             let active = answer.into_inner().active.expect("active is always there");
             entry.call.active = Some(active);
@@ -196,11 +234,18 @@ impl Recorder {
     }
 
     /// BatchIntrospect, written down as so many judgements of the same moment.
-    pub(crate) async fn introspect_all(&self, node: &Node, judge: &Caller, tokens: &[String]) -> Answer<Vec<bool>> {
+    pub(crate) async fn introspect_all(
+        &self,
+        node: &Node,
+        judge: &Caller,
+        tokens: &[String],
+    ) -> Answer<Vec<bool>> {
         let (client_id, client_secret) = (judge.id.clone(), judge.secret.clone());
         let message = BatchIntrospectRequest { client_id, client_secret, tokens: tokens.to_vec() };
         let entry = self.begin(node, Verb::Introspect, &judge.id, None);
-        let answer = TokenServiceClient::new(node.channel.clone()).batch_introspect(entry.request(message)).await;
+        let answer = TokenServiceClient::new(node.channel.clone())
+            .batch_introspect(entry.request(message))
+            .await;
         let results = match answer {
             Ok(answer) => answer.into_inner().results,
             Err(status) => return self.end(entry, Err(status)),
@@ -210,7 +255,8 @@ impl Recorder {
         let mut verdicts = Vec::new();
         for (token, result) in tokens.iter().zip(results) {
             let active = result.active.expect("active is always there");
-            let call = Call { token: Some(named(token)), active: Some(active), end, ..entry.call.clone() };
+            let call =
+                Call { token: Some(named(token)), active: Some(active), end, ..entry.call.clone() };
             self.write(&Line::Call(call));
             verdicts.push(active);
         }
@@ -227,8 +273,16 @@ impl Recorder {
         self.end(entry, answer).map(drop)
     }
 
-    /// CreateClient with this id on this rate plan, which may refresh; the secret is made by the server, or this one.
-    pub(crate) async fn create(&self, node: &Node, bearer: &str, id: &str, plan: &str, secret: Option<&str>) -> Answer<Caller> {
+    /// CreateClient with this id on this rate plan, which may refresh; the secret is made by the
+    /// server, or this one.
+    pub(crate) async fn create(
+        &self,
+        node: &Node,
+        bearer: &str,
+        id: &str,
+        plan: &str,
+        secret: Option<&str>,
+    ) -> Answer<Caller> {
         let grants = vec![GrantType::ClientCredentials.into(), GrantType::RefreshToken.into()];
         let client = Client {
             client_id: id.to_owned(),
@@ -239,7 +293,8 @@ impl Recorder {
         };
         let chosen = secret.map(|secret| Secret::PlainSecret(secret.to_owned()));
         let entry = self.begin(node, Verb::CreateClient, id, None);
-        let request = entry.administer(bearer, CreateClientRequest { client: Some(client), secret: chosen });
+        let request =
+            entry.administer(bearer, CreateClientRequest { client: Some(client), secret: chosen });
         let answer = ClientServiceClient::new(node.channel.clone()).create_client(request).await;
         let created = self.end(entry, answer)?;
         let secret = secret.map_or(created.client_secret, str::to_owned);
@@ -260,7 +315,20 @@ impl Recorder {
         let request = format!("{:x}-{}", self.seed, self.requests.fetch_add(1, Relaxed));
         let (client, node, outcome) = (client.to_owned(), node.name.clone(), Outcome::Ok);
         let start = self.now();
-        Entry { call: Call { start, end: start, node, verb, request, client, token, outcome, issued: None, active: None } }
+        Entry {
+            call: Call {
+                start,
+                end: start,
+                node,
+                verb,
+                request,
+                client,
+                token,
+                outcome,
+                issued: None,
+                active: None,
+            },
+        }
     }
 
     fn end<T>(&self, mut entry: Entry, answer: Result<Response<T>, Status>) -> Answer<T> {
@@ -297,14 +365,20 @@ impl Entry {
 /// What can be said of a failed call.
 fn outcome(status: &Status) -> Outcome {
     let reason = status.get_details_error_info().map(|info| info.reason);
-    // The server says why in every error of its own. What is without comes from the transport on this side.
+    // The server says why in every error of its own. What is without comes from the transport on
+    // this side.
     let Some(reason) = reason else {
         let why = format!("{:?}: {}", status.code(), status.message());
         return Outcome::Unknown { code: "TRANSPORT".to_owned(), why, retry: false };
     };
     let unknown = matches!(
         status.code(),
-        Code::Unavailable | Code::DeadlineExceeded | Code::Internal | Code::Unknown | Code::Cancelled | Code::DataLoss
+        Code::Unavailable
+            | Code::DeadlineExceeded
+            | Code::Internal
+            | Code::Unknown
+            | Code::Cancelled
+            | Code::DataLoss
     );
     let code = grpc_name(status.code());
     if unknown || reason == "STORE_FULL" {
@@ -330,9 +404,11 @@ fn grpc_name(code: Code) -> String {
 /// A token by its ids.
 pub(crate) fn named(token: &str) -> Named {
     match Presented::parse(token) {
-        Some(presented) => {
-            Named::Refresh { family: presented.family.to_string(), generation: presented.generation, print: print(token) }
-        }
+        Some(presented) => Named::Refresh {
+            family: presented.family.to_string(),
+            generation: presented.generation,
+            print: print(token),
+        },
         None => Named::Access { jti: claims(token).jti.to_string() },
     }
 }

@@ -41,8 +41,9 @@ impl Scene {
         pause(Duration::from_millis(self.chance.within(least..most))).await;
     }
 
-    /// Ends the traffic, starts the nodes again, reads the trail, judges everything that was written down and looks for secrets in
-    /// the nodes' logs and data and in these places. Panics at any violation; prints and answers the figures of each fault.
+    /// Ends the traffic, starts the nodes again, reads the trail, judges everything that was
+    /// written down and looks for secrets in the nodes' logs and data and in these places. Panics
+    /// at any violation; prints and answers the figures of each fault.
     pub(crate) async fn close(mut self, places: &[PathBuf]) -> Told {
         self.traffic.stop().await;
         self.watch.abort();
@@ -56,14 +57,26 @@ impl Scene {
         self.fleet.export_trail().await;
         let history = History::read(self.fleet.recorder.finished());
         let mut places = places.to_vec();
-        places.extend(self.fleet.nodes.iter().flat_map(|node| [node.home.data(), node.home.path().join("log")]));
+        places.extend(
+            self.fleet
+                .nodes
+                .iter()
+                .flat_map(|node| [node.home.data(), node.home.path().join("log")]),
+        );
         let mut found = verdict::judge(&history);
         found.extend(leaks::judge(&self.fleet.recorder.secrets(), &places));
         let calls = history.calls.len();
-        println!("{}: {calls} calls, {} records, JETON_SEED={}", history.run.scenario, history.records.len(), history.run.seed);
+        println!(
+            "{}: {calls} calls, {} records, JETON_SEED={}",
+            history.run.scenario,
+            history.records.len(),
+            history.run.seed
+        );
         let busy = history.faults.iter().filter(|fault| fault.name == BUSY).count();
         if busy > 0 {
-            println!("others used this machine at {busy} looks: what failed around them is not held against the nodes");
+            println!(
+                "others used this machine at {busy} looks: what failed around them is not held against the nodes"
+            );
         }
         assert!(calls > 100, "too little was done for the run to mean anything");
         for violation in found.iter().take(20) {
@@ -89,22 +102,33 @@ pub(crate) struct Told {
 impl Told {
     /// The figures of one kind of fault.
     pub(crate) fn of(&self, name: &str) -> &Figures {
-        self.figures.iter().find(|figures| figures.name == name).unwrap_or_else(|| panic!("there was no {name}"))
+        self.figures
+            .iter()
+            .find(|figures| figures.name == name)
+            .unwrap_or_else(|| panic!("there was no {name}"))
     }
 
-    /// Holds the longest time without a success of any kind of change, over all faults whose names begin so, to this bound, which
-    /// is the same for every build. Where others took the processors that says nothing, and is said so.
+    /// Holds the longest time without a success of any kind of change, over all faults whose names
+    /// begin so, to this bound, which is the same for every build. Where others took the processors
+    /// that says nothing, and is said so.
     pub(crate) fn goes_on_within(&self, bound: Duration, names: &str) {
-        let gap = self.figures.iter().filter(|figures| figures.name.starts_with(names)).map(Figures::gap).max();
+        let gap = self
+            .figures
+            .iter()
+            .filter(|figures| figures.name.starts_with(names))
+            .map(Figures::gap)
+            .max();
         let gap = Duration::from_micros(gap.unwrap_or_else(|| panic!("there was no {names}")));
-        println!("{names}: some kind of change did not succeed for {gap:?}, of {bound:?} that it may take");
+        println!(
+            "{names}: some kind of change did not succeed for {gap:?}, of {bound:?} that it may take"
+        );
         if self.is_judged_by_the_clock() {
             assert!(gap <= bound, "{names}: nothing went on for {gap:?}, more than {bound:?}");
         }
     }
 
-    /// Holds callers whose call failed while this was broken to one retry. As with all that depends on how long something takes,
-    /// not where others took the processors.
+    /// Holds callers whose call failed while this was broken to one retry. As with all that depends
+    /// on how long something takes, not where others took the processors.
     pub(crate) fn goes_on_with_one_retry(&self, name: &str) {
         let twice = self.failed_twice(name);
         if self.is_judged_by_the_clock() {
@@ -112,20 +136,29 @@ impl Told {
         }
     }
 
-    /// Changes that failed while this was broken, each with its only retry, which failed too: the next call of the same client,
-    /// verb and token that began after its answer, on whichever node. Prints how many there are.
+    /// Changes that failed while this was broken, each with its only retry, which failed too: the
+    /// next call of the same client, verb and token that began after its answer, on whichever node.
+    /// Prints how many there are.
     pub(crate) fn failed_twice(&self, name: &str) -> Vec<(&Call, &Call)> {
-        let faults: Vec<_> = self.history.faults.iter().filter(|fault| fault.name == name).collect();
+        let faults: Vec<_> =
+            self.history.faults.iter().filter(|fault| fault.name == name).collect();
         assert!(!faults.is_empty(), "there was no {name}");
         let calls = &self.history.calls;
-        let is_change = |call: &Call| matches!(call.verb, Verb::Token | Verb::Refresh | Verb::Revoke);
+        let is_change =
+            |call: &Call| matches!(call.verb, Verb::Token | Verb::Refresh | Verb::Revoke);
         let during = |call: &Call| faults.iter().any(|fault| fault.covers(call.start, call.end));
-        let failed = calls.iter().filter(|call| is_change(call) && call.outcome.is_unknown() && during(call));
+        let failed = calls
+            .iter()
+            .filter(|call| is_change(call) && call.outcome.is_unknown() && during(call));
         let mut twice = Vec::new();
         for call in failed {
-            let same = |next: &Call| next.client == call.client && next.verb == call.verb && next.token == call.token;
+            let same = |next: &Call| {
+                next.client == call.client && next.verb == call.verb && next.token == call.token
+            };
             let retry = calls.iter().find(|next| next.start > call.end && same(next));
-            twice.extend(retry.filter(|retry| retry.outcome.is_unknown()).map(|retry| (call, retry)));
+            twice.extend(
+                retry.filter(|retry| retry.outcome.is_unknown()).map(|retry| (call, retry)),
+            );
         }
         println!("{name}: {} changes failed, and their only retry too", twice.len());
         twice
@@ -149,23 +182,33 @@ impl Told {
 
     /// Calls that began when this was broken already, and were done before it was not any more.
     pub(crate) fn done_during(&self, name: &str) -> Vec<&Call> {
-        let faults: Vec<_> = self.history.faults.iter().filter(|fault| fault.name == name).collect();
+        let faults: Vec<_> =
+            self.history.faults.iter().filter(|fault| fault.name == name).collect();
         assert!(!faults.is_empty(), "there was no {name}");
-        let during = |call: &&Call| faults.iter().any(|fault| fault.begin < call.start && call.end < fault.end);
+        let during = |call: &&Call| {
+            faults.iter().any(|fault| fault.begin < call.start && call.end < fault.end)
+        };
         self.history.calls.iter().filter(|call| call.outcome.is_ok()).filter(during).collect()
     }
 
-    /// Whether a call that was acknowledged took a write. To end what a node knows to have been ended takes none: a Revoke is
-    /// excused where somebody had tried before to end the same token or family, whatever came of it, and nowhere else.
+    /// Whether a call that was acknowledged took a write. To end what a node knows to have been
+    /// ended takes none: a Revoke is excused where somebody had tried before to end the same token
+    /// or family, whatever came of it, and nowhere else.
     pub(crate) fn took_a_write(&self, call: &Call) -> bool {
         match call.verb {
             Verb::Introspect => false,
             Verb::Revoke => {
-                let earlier = self.history.calls.iter().take_while(|other| other.start < call.start);
-                let mut tried = earlier.filter(|other| matches!(other.verb, Verb::Revoke | Verb::RevokeAll));
+                let earlier =
+                    self.history.calls.iter().take_while(|other| other.start < call.start);
+                let mut tried =
+                    earlier.filter(|other| matches!(other.verb, Verb::Revoke | Verb::RevokeAll));
                 !tried.any(|other| other.ends() == call.ends())
             }
-            Verb::Token | Verb::Refresh | Verb::RevokeAll | Verb::CreateClient | Verb::DisableClient => true,
+            Verb::Token
+            | Verb::Refresh
+            | Verb::RevokeAll
+            | Verb::CreateClient
+            | Verb::DisableClient => true,
         }
     }
 }

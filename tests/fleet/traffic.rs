@@ -1,4 +1,5 @@
-//! Callers that do everything at once, as honest ones do: who does not know the outcome of a call makes it again.
+//! Callers that do everything at once, as honest ones do: who does not know the outcome of a call
+//! makes it again.
 
 use std::{
     sync::{
@@ -59,7 +60,12 @@ impl Traffic {
     /// Registers the clients and sets them to work.
     pub(crate) async fn start(fleet: &Arc<Fleet>, chance: &mut Chance, load: Load) -> Self {
         let (fleet, held) = (fleet.clone(), Mutex::default());
-        let shared = Arc::new(Shared { fleet, stop: AtomicBool::new(false), held, names: AtomicU64::new(0) });
+        let shared = Arc::new(Shared {
+            fleet,
+            stop: AtomicBool::new(false),
+            held,
+            names: AtomicU64::new(0),
+        });
         let mut tasks = JoinSet::new();
         for _ in 0..load.chains {
             let mut worker = shared.worker(chance).await;
@@ -117,7 +123,9 @@ impl Shared {
         let caller = loop {
             // Where nobody knows whether it was made, nobody knows its secret either.
             let id = format!("client-{}", self.names.fetch_add(1, Relaxed));
-            if let Ok(caller) = fleet.recorder.create(fleet.node(0), &fleet.bearer, &id, "standard", None).await {
+            if let Ok(caller) =
+                fleet.recorder.create(fleet.node(0), &fleet.bearer, &id, "standard", None).await
+            {
                 break caller;
             }
         };
@@ -140,7 +148,8 @@ struct Worker {
     shared: Arc<Shared>,
     chance: Chance,
     caller: Caller,
-    /// Whether the newest refresh token may have been given more than once. In three generations running that is theft.
+    /// Whether the newest refresh token may have been given more than once. In three generations
+    /// running that is theft.
     repeated: bool,
 }
 
@@ -169,10 +178,13 @@ impl Worker {
             Change::Token => Some(recorder.token(node, caller).await?),
             Change::Refresh(token) => Some(recorder.refresh(node, caller, token).await?),
             Change::Revoke(token) => recorder.revoke(node, caller, token).await.map(|()| None)?,
-            Change::RevokeAll => recorder.revoke_all(node, bearer, &caller.id).await.map(|()| None)?,
-            Change::Create => {
-                recorder.create(node, bearer, &caller.id, "standard", Some(&caller.secret)).await.map(|_| None)?
+            Change::RevokeAll => {
+                recorder.revoke_all(node, bearer, &caller.id).await.map(|()| None)?
             }
+            Change::Create => recorder
+                .create(node, bearer, &caller.id, "standard", Some(&caller.secret))
+                .await
+                .map(|_| None)?,
             Change::Disable => recorder.disable(node, bearer, &caller.id).await.map(|()| None)?,
         };
         if let Some(grant) = &grant {
@@ -181,7 +193,8 @@ impl Worker {
         Ok(grant)
     }
 
-    /// Makes it again, on any node, until its outcome is known; the error is the reason of a refusal.
+    /// Makes it again, on any node, until its outcome is known; the error is the reason of a
+    /// refusal.
     async fn insist(&mut self, change: Change) -> Result<Option<Grant>, String> {
         loop {
             let node = self.node();
@@ -277,7 +290,8 @@ impl Worker {
     /// R05: Refresh on one node and Revoke on another, at once.
     async fn race_the_end(&mut self, token: &str) -> Option<Grant> {
         let (one, other) = (self.node(), self.node());
-        let (refresh, revoke) = (Change::Refresh(token.to_owned()), Change::Revoke(token.to_owned()));
+        let (refresh, revoke) =
+            (Change::Refresh(token.to_owned()), Change::Revoke(token.to_owned()));
         let (refreshed, _) = tokio::join!(self.ask(&one, &refresh), self.ask(&other, &revoke));
         self.revoke(token).await;
         if let Ok(Some(grant)) = refreshed {
@@ -314,7 +328,8 @@ impl Worker {
             loop {
                 let node = self.node();
                 if self.ask(&node, &Change::Revoke(token.clone())).await.is_ok() {
-                    let _ = self.fleet().recorder.introspect(&node, &self.fleet().first, &token).await;
+                    let _ =
+                        self.fleet().recorder.introspect(&node, &self.fleet().first, &token).await;
                     break;
                 }
                 self.rest(50, 250).await;
@@ -347,8 +362,14 @@ impl Worker {
             let id = format!("made-{}", self.shared.names.fetch_add(1, Relaxed));
             let secret = format!("a secret of {id}, {:x}", self.chance.next());
             let caller = Caller { id, secret };
-            let mut made = Self { shared: self.shared.clone(), chance: self.chance.split(), caller, repeated: false };
-            // Where the first attempt was done and not heard of, the next one is told that it exists.
+            let mut made = Self {
+                shared: self.shared.clone(),
+                chance: self.chance.split(),
+                caller,
+                repeated: false,
+            };
+            // Where the first attempt was done and not heard of, the next one is told that it
+            // exists.
             let _ = made.insist(Change::Create).await;
             let token = made.get().await;
             let _ = made.insist(Change::Disable).await;

@@ -1,5 +1,6 @@
-//! Whether the machine was ours: where others take the processors, calls come late and nobody here is to blame. Such times are
-//! written down like faults, and what is judged by the clock is not held against the nodes then. Nothing else is excused.
+//! Whether the machine was ours: where others take the processors, calls come late and nobody here
+//! is to blame. Such times are written down like faults, and what is judged by the clock is not
+//! held against the nodes then. Nothing else is excused.
 
 use std::fs;
 
@@ -45,7 +46,9 @@ impl Ticks {
 fn ours() -> u64 {
     let mut processes: Vec<(u32, u32, u64)> = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
         // It may be gone by now.
         let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
         let Some((_, rest)) = stat.rsplit_once(')') else { continue };

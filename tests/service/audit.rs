@@ -8,8 +8,8 @@ use jeton::{
     crypto::{chain::ChainKey, master, seal::Sealer},
     oauth::trail::verify,
     proto::admin::{
-        ChainVerdict, Client, Event, EventFilter, KnownHead, ListEventsRequest, ListEventsResponse, TailEventsRequest,
-        VerifyChainRequest, VerifyChainResponse,
+        ChainVerdict, Client, Event, EventFilter, KnownHead, ListEventsRequest, ListEventsResponse,
+        TailEventsRequest, VerifyChainRequest, VerifyChainResponse,
     },
     store::{Store, embedded::Embedded},
 };
@@ -35,8 +35,17 @@ pub async fn take(stream: Tail, count: usize) -> Vec<Event> {
     tokio::time::timeout(PATIENCE, events).await.expect("the events come")
 }
 
-async fn page(world: &World, filter: &EventFilter, size: i32, token: &str) -> Result<ListEventsResponse, Status> {
-    let message = ListEventsRequest { filter: Some(filter.clone()), page_size: size, page_token: token.to_owned() };
+async fn page(
+    world: &World,
+    filter: &EventFilter,
+    size: i32,
+    token: &str,
+) -> Result<ListEventsResponse, Status> {
+    let message = ListEventsRequest {
+        filter: Some(filter.clone()),
+        page_size: size,
+        page_token: token.to_owned(),
+    };
     world.audit().list_events(world.as_admin(message).await).await.map(tonic::Response::into_inner)
 }
 
@@ -45,17 +54,29 @@ async fn bustle(world: &World) {
     for tenant in ["shop", "bank"] {
         let mark = world.mark(&format!("orders-{tenant}"), tenant).await;
         world.advance(10);
-        world.token(&Caller { secret: "jcs_wrong".to_owned(), ..mark.client.clone() }, &[]).await.unwrap_err();
+        world
+            .token(&Caller { secret: "jcs_wrong".to_owned(), ..mark.client.clone() }, &[])
+            .await
+            .unwrap_err();
         world.token(&mark.client, &["not:mine"]).await.unwrap_err();
         let refreshed = world.refresh(&mark.client, &mark.refresh_token).await.unwrap();
         world.advance(60);
         world.refresh(&mark.client, &mark.refresh_token).await.unwrap_err();
         world.refresh(&mark.client, &refreshed.refresh_token).await.unwrap_err();
         let token = world.admin_token().await;
-        for rpc in [Rpc::UpdateClient, Rpc::AddSecret, Rpc::RetireSecret, Rpc::RevokeToken, Rpc::DisableClient] {
+        for rpc in [
+            Rpc::UpdateClient,
+            Rpc::AddSecret,
+            Rpc::RetireSecret,
+            Rpc::RevokeToken,
+            Rpc::DisableClient,
+        ] {
             world.ask(rpc, &token, &mark).await.unwrap();
         }
-        world.ask(Rpc::ListKeys, &world.staff(tenant, &["orders:read"]).await.1, &mark).await.unwrap_err();
+        world
+            .ask(Rpc::ListKeys, &world.staff(tenant, &["orders:read"]).await.1, &mark)
+            .await
+            .unwrap_err();
     }
     // What was answered before its record was on disk is there after a write that waits.
     world.staff("shop", &["orders:read"]).await;
@@ -63,7 +84,9 @@ async fn bustle(world: &World) {
 
 fn admits(filter: &EventFilter, event: &Event) -> bool {
     let same = |want: &str, is: &str| want.is_empty() || want == is;
-    let at = |time: &Option<prost_types::Timestamp>| time.map(|time| (time.seconds, time.nanos)).unwrap();
+    let at = |time: &Option<prost_types::Timestamp>| {
+        time.map(|time| (time.seconds, time.nanos)).unwrap()
+    };
     let action = if filter.action.ends_with('.') {
         event.action.starts_with(&filter.action)
     } else {
@@ -83,16 +106,29 @@ fn filters(all: &[Event]) -> Vec<EventFilter> {
     let at = |seconds: i64| Some(prost_types::Timestamp { seconds, nanos: 0 });
     let none = EventFilter::default;
     let mut filters = vec![none()];
-    filters.extend(["shop", "bank", "default", "nobody"].map(|tenant| EventFilter { tenant: tenant.to_owned(), ..none() }));
-    filters.extend(["bootstrap", "orders-shop", "orders"].map(|id| EventFilter { client_id: id.to_owned(), ..none() }));
-    filters.extend(["ok", "refused"].map(|outcome| EventFilter { outcome: outcome.to_owned(), ..none() }));
+    filters.extend(
+        ["shop", "bank", "default", "nobody"]
+            .map(|tenant| EventFilter { tenant: tenant.to_owned(), ..none() }),
+    );
+    filters.extend(
+        ["bootstrap", "orders-shop", "orders"]
+            .map(|id| EventFilter { client_id: id.to_owned(), ..none() }),
+    );
+    filters.extend(
+        ["ok", "refused"].map(|outcome| EventFilter { outcome: outcome.to_owned(), ..none() }),
+    );
     let actions: BTreeSet<&str> = all.iter().map(|event| event.action.as_str()).collect();
-    filters.extend(actions.iter().map(|action| EventFilter { action: (*action).to_owned(), ..none() }));
+    filters.extend(
+        actions.iter().map(|action| EventFilter { action: (*action).to_owned(), ..none() }),
+    );
     filters.extend(
         ["token.", "client.", "c", "client", ".", "token.issue"]
             .map(|action| EventFilter { action: action.to_owned(), ..none() }),
     );
-    filters.extend(["orders-shop", "", "\"", "%"].map(|target| EventFilter { target: target.to_owned(), ..none() }));
+    filters.extend(
+        ["orders-shop", "", "\"", "%"]
+            .map(|target| EventFilter { target: target.to_owned(), ..none() }),
+    );
     filters.push(EventFilter { target: all[3].target.clone(), ..none() });
     filters.push(EventFilter { start_time: at(START + 10), ..none() });
     filters.push(EventFilter { end_time: at(START + 10), ..none() });
@@ -115,7 +151,10 @@ async fn events_are_listed_newest_first_by_every_filter_in_pages() {
     bustle(&world).await;
     let all = world.trail(EventFilter::default()).await;
     let head = all[0].sequence;
-    assert_eq!(all.iter().map(|event| event.sequence).collect::<Vec<_>>(), (1..=head).rev().collect::<Vec<_>>());
+    assert_eq!(
+        all.iter().map(|event| event.sequence).collect::<Vec<_>>(),
+        (1..=head).rev().collect::<Vec<_>>()
+    );
     for filter in filters(&all) {
         // What is asked here is itself not in the list: it came later.
         let expected: Vec<&Event> = all.iter().filter(|event| admits(&filter, event)).collect();
@@ -146,7 +185,11 @@ async fn page_tokens_and_filters_of_events_are_checked() {
     let given = page(&world, &filter, 1, "").await.unwrap().next_page_token;
     assert_eq!(page(&world, &filter, 1, &given).await.unwrap().events.len(), 1);
     for bad in ["1", "AAAA", &given[1..], &format!("{given}A"), "0 or 1=1"] {
-        assert_eq!(blamed(&page(&world, &filter, 1, bad).await.unwrap_err()), "page_token", "{bad}");
+        assert_eq!(
+            blamed(&page(&world, &filter, 1, bad).await.unwrap_err()),
+            "page_token",
+            "{bad}"
+        );
     }
     let others = [
         EventFilter::default(),
@@ -154,7 +197,11 @@ async fn page_tokens_and_filters_of_events_are_checked() {
         EventFilter { outcome: "ok".to_owned(), ..filter.clone() },
     ];
     for other in others {
-        assert_eq!(blamed(&page(&world, &other, 1, &given).await.unwrap_err()), "page_token", "{other:?}");
+        assert_eq!(
+            blamed(&page(&world, &other, 1, &given).await.unwrap_err()),
+            "page_token",
+            "{other:?}"
+        );
     }
     let at = |seconds, nanos| Some(prost_types::Timestamp { seconds, nanos });
     let none = EventFilter::default;
@@ -170,13 +217,17 @@ async fn page_tokens_and_filters_of_events_are_checked() {
     ];
     for (field, filter) in unfit {
         assert_eq!(blamed(&page(&world, &filter, 1, "").await.unwrap_err()), field);
-        let tailed = world.audit().tail_events(world.as_admin(TailEventsRequest { filter: Some(filter) }).await).await;
+        let tailed = world
+            .audit()
+            .tail_events(world.as_admin(TailEventsRequest { filter: Some(filter) }).await)
+            .await;
         assert_eq!(blamed(&tailed.unwrap_err()), field);
     }
     assert_eq!(blamed(&page(&world, &none(), -1, "").await.unwrap_err()), "page_size");
 }
 
-/// The stream carries exactly the new records that its filter admits, in order, and ends with the server.
+/// The stream carries exactly the new records that its filter admits, in order, and ends with the
+/// server.
 #[tokio::test]
 async fn the_tail_carries_what_is_new_until_the_server_stops() {
     let mut world = World::start().await;
@@ -192,7 +243,8 @@ async fn the_tail_carries_what_is_new_until_the_server_stops() {
     let mut streams = Vec::new();
     for filter in &filters {
         let message = TailEventsRequest { filter: Some(filter.clone()) };
-        streams.push(world.audit().tail_events(bearer(message, &token)).await.unwrap().into_inner());
+        streams
+            .push(world.audit().tail_events(bearer(message, &token)).await.unwrap().into_inner());
     }
     let mark = world.mark("later", "store").await;
     for rpc in [Rpc::UpdateClient, Rpc::DisableClient, Rpc::EnableClient, Rpc::DeleteClient] {
@@ -201,7 +253,8 @@ async fn the_tail_carries_what_is_new_until_the_server_stops() {
     world.token(&mark.client, &[]).await.unwrap_err();
     world.staff("shop", &["orders:read"]).await;
     let message = ListEventsRequest { page_size: 1_000, ..ListEventsRequest::default() };
-    let mut new = world.audit().list_events(bearer(message, &token)).await.unwrap().into_inner().events;
+    let mut new =
+        world.audit().list_events(bearer(message, &token)).await.unwrap().into_inner().events;
     new.retain(|event| event.sequence > head + 1);
     new.reverse();
     world.end().await;
@@ -215,7 +268,8 @@ async fn the_tail_carries_what_is_new_until_the_server_stops() {
     }
 }
 
-/// O03: whoever changes something leaves a record of it under the call's own id, made before the answer.
+/// O03: whoever changes something leaves a record of it under the call's own id, made before the
+/// answer.
 #[tokio::test]
 async fn every_change_that_is_answered_is_on_record() {
     let world = World::start().await;
@@ -229,13 +283,19 @@ async fn every_change_that_is_answered_is_on_record() {
         let id = format!("o03-{rpc:?}");
         let head = world.trail(EventFilter::default()).await[0].sequence;
         let dress = |request: &mut tonic::Request<()>| {
-            request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+            request
+                .metadata_mut()
+                .insert("authorization", format!("Bearer {token}").parse().unwrap());
             request.metadata_mut().insert("x-request-id", id.parse().unwrap()).map(drop)
         };
         world.knock(rpc, &mark, dress).await.unwrap();
         token = world.admin_token().await;
-        let events: Vec<Event> =
-            world.trail(EventFilter::default()).await.into_iter().filter(|event| event.request_id == id).collect();
+        let events: Vec<Event> = world
+            .trail(EventFilter::default())
+            .await
+            .into_iter()
+            .filter(|event| event.request_id == id)
+            .collect();
         let Some(action) = rpc.action() else {
             assert!(events.is_empty(), "{rpc:?} {events:?}");
             continue;
@@ -243,7 +303,12 @@ async fn every_change_that_is_answered_is_on_record() {
         let found: Vec<&Event> = events.iter().filter(|event| event.action == action).collect();
         assert_eq!(found.len(), 1, "{rpc:?} {events:?}");
         let event = found[0];
-        assert!(event.sequence > head && event.outcome == "ok" && event.client_id == "bootstrap" && event.peer == "127.0.0.1");
+        assert!(
+            event.sequence > head
+                && event.outcome == "ok"
+                && event.client_id == "bootstrap"
+                && event.peer == "127.0.0.1"
+        );
         let target = match rpc {
             Rpc::CreateClient => continue,
             Rpc::RetireSecret => format!("{}/{}", mark.client.id, mark.secret_id),
@@ -258,9 +323,11 @@ async fn every_change_that_is_answered_is_on_record() {
             Rpc::RevokeToken => mark.jti.clone(),
             Rpc::AssignAudience => format!("{}:new", mark.audience),
             Rpc::ReleaseAudience => mark.audience.clone(),
-            Rpc::UpdateClient | Rpc::DisableClient | Rpc::EnableClient | Rpc::DeleteClient | Rpc::RevokeClient => {
-                mark.client.id.clone()
-            }
+            Rpc::UpdateClient
+            | Rpc::DisableClient
+            | Rpc::EnableClient
+            | Rpc::DeleteClient
+            | Rpc::RevokeClient => mark.client.id.clone(),
             Rpc::GetClient
             | Rpc::ListClients
             | Rpc::ListAudiences
@@ -298,7 +365,10 @@ async fn every_token_and_every_refusal_is_on_record() {
     world.refresh(&mark.client, &spent).await.unwrap_err();
     world.introspect_as(&mark.client, &mark.access_token).await.unwrap_err();
     world.token(&mark.client, &["not:mine"]).await.unwrap_err();
-    world.token(&Caller { secret: "jcs_wrong".to_owned(), ..mark.client.clone() }, &[]).await.unwrap_err();
+    world
+        .token(&Caller { secret: "jcs_wrong".to_owned(), ..mark.client.clone() }, &[])
+        .await
+        .unwrap_err();
     world.token(&Caller { id: "nobody".to_owned(), ..mark.client.clone() }, &[]).await.unwrap_err();
     world.register(Client::default()).await;
     for (action, outcome, reasons) in [
@@ -314,12 +384,17 @@ async fn every_token_and_every_refusal_is_on_record() {
         let events = world.trail_of(action).await;
         let found: Vec<&str> = events.iter().map(|event| event.reason.as_str()).collect();
         assert_eq!(found, reasons, "{action}");
-        assert!(events.iter().all(|event| event.outcome == outcome && !event.request_id.is_empty()), "{events:?}");
+        assert!(
+            events.iter().all(|event| event.outcome == outcome && !event.request_id.is_empty()),
+            "{events:?}"
+        );
     }
     let failed = world.trail_of("client.authentication_failed").await;
-    // There is no calling client: the claim is the target where it names a client, whose tenant sees it (AUDIT AZ12).
+    // There is no calling client: the claim is the target where it names a client, whose tenant
+    // sees it (AUDIT AZ12).
     assert!(failed.iter().all(|event| event.client_id.is_empty()));
-    let seen: Vec<_> = failed.iter().map(|event| (event.target.as_str(), event.tenant.as_str())).collect();
+    let seen: Vec<_> =
+        failed.iter().map(|event| (event.target.as_str(), event.tenant.as_str())).collect();
     assert_eq!(seen, [("", ""), ("orders", mark.tenant.as_str())]);
 }
 
@@ -333,7 +408,8 @@ async fn records_carry_the_time_of_the_call_and_a_sequence_without_gaps() {
     let time = event.time.unwrap();
     assert_eq!((time.seconds, time.nanos), (START + 1, 234_000_000));
     let all = world.trail(EventFilter::default()).await;
-    let times: Vec<_> = all.iter().map(|event| event.time.map(|time| (time.seconds, time.nanos))).collect();
+    let times: Vec<_> =
+        all.iter().map(|event| event.time.map(|time| (time.seconds, time.nanos))).collect();
     assert!(times.is_sorted_by(|newer, older| newer >= older));
     assert!(all.iter().all(|event| event.hash.len() == 64 && event.node == all[0].node));
 }
@@ -343,28 +419,51 @@ async fn an_untouched_chain_is_intact_and_holds_against_a_head_noted_elsewhere()
     let world = World::start().await;
     bustle(&world).await;
     let first = only(world.verify_chain().await);
-    assert_eq!((first.intact, first.first_bad_sequence, first.problem.as_str()), (Some(true), 0, ""));
+    assert_eq!(
+        (first.intact, first.first_bad_sequence, first.problem.as_str()),
+        (Some(true), 0, "")
+    );
     assert_eq!(first.checked, first.head_sequence);
     assert_eq!(first.chain, world.trail(EventFilter::default()).await[0].chain);
     let world = world.restart().await;
     let verify = async |sequence: i64, hash: &str| {
         let known = vec![KnownHead { chain: first.chain.clone(), sequence, hash: hash.to_owned() }];
         let message = VerifyChainRequest { chain: String::new(), known };
-        world.audit().verify_chain(world.as_admin(message).await).await.map(|answer| only(answer.into_inner()))
+        world
+            .audit()
+            .verify_chain(world.as_admin(message).await)
+            .await
+            .map(|answer| only(answer.into_inner()))
     };
     let held = verify(first.head_sequence, &first.head_hash).await.unwrap();
     assert!(held.intact == Some(true) && held.head_sequence > first.head_sequence);
     let differs = verify(first.head_sequence - 1, &first.head_hash).await.unwrap();
-    assert_eq!((differs.intact, differs.first_bad_sequence), (Some(false), first.head_sequence - 1));
+    assert_eq!(
+        (differs.intact, differs.first_bad_sequence),
+        (Some(false), first.head_sequence - 1)
+    );
     let cut = verify(held.head_sequence + 1_000, &first.head_hash).await.unwrap();
     assert_eq!(cut.intact, Some(false));
     assert!(cut.first_bad_sequence > held.head_sequence, "{cut:?}");
-    for (sequence, hash) in [(1, ""), (0, first.head_hash.as_str()), (-1, &first.head_hash), (1, "abc"), (1, &"é".repeat(32))]
-    {
-        assert_eq!(reason(&verify(sequence, hash).await.unwrap_err()), "INVALID_REQUEST", "{sequence} {hash}");
+    for (sequence, hash) in [
+        (1, ""),
+        (0, first.head_hash.as_str()),
+        (-1, &first.head_hash),
+        (1, "abc"),
+        (1, &"é".repeat(32)),
+    ] {
+        assert_eq!(
+            reason(&verify(sequence, hash).await.unwrap_err()),
+            "INVALID_REQUEST",
+            "{sequence} {hash}"
+        );
     }
     let (_, tenant) = world.staff("shop", &["jeton:admin"]).await;
-    let refused = world.audit().verify_chain(bearer(VerifyChainRequest::default(), &tenant)).await.unwrap_err();
+    let refused = world
+        .audit()
+        .verify_chain(bearer(VerifyChainRequest::default(), &tenant))
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
 }
 
@@ -375,21 +474,34 @@ fn only(verdict: VerifyChainResponse) -> ChainVerdict {
     chain
 }
 
-/// O04: a chain that is not there is missed if a head of it was noted, and only then; one chain can be asked for alone.
+/// O04: a chain that is not there is missed if a head of it was noted, and only then; one chain can
+/// be asked for alone.
 #[tokio::test]
 async fn a_chain_that_is_gone_is_missed_by_whoever_noted_its_head() {
     let world = World::start().await;
     let own = only(world.verify_chain().await).chain;
     let verify = async |chain: &str, known: &[(&str, i64)]| {
         let hash = "ab".repeat(32);
-        let head =
-            |(chain, sequence): &(&str, i64)| KnownHead { chain: (*chain).to_owned(), sequence: *sequence, hash: hash.clone() };
-        let message = VerifyChainRequest { chain: chain.to_owned(), known: known.iter().map(head).collect() };
-        world.audit().verify_chain(world.as_admin(message).await).await.map(tonic::Response::into_inner)
+        let head = |(chain, sequence): &(&str, i64)| KnownHead {
+            chain: (*chain).to_owned(),
+            sequence: *sequence,
+            hash: hash.clone(),
+        };
+        let message =
+            VerifyChainRequest { chain: chain.to_owned(), known: known.iter().map(head).collect() };
+        world
+            .audit()
+            .verify_chain(world.as_admin(message).await)
+            .await
+            .map(tonic::Response::into_inner)
     };
     let missing = verify("", &[("zz-gone", 3), ("gone", 7)]).await.unwrap();
     assert_eq!(missing.intact, Some(false));
-    let told: Vec<_> = missing.chains.iter().map(|it| (it.chain.as_str(), it.intact.unwrap(), it.first_bad_sequence)).collect();
+    let told: Vec<_> = missing
+        .chains
+        .iter()
+        .map(|it| (it.chain.as_str(), it.intact.unwrap(), it.first_bad_sequence))
+        .collect();
     assert_eq!(told, [("gone", false, 1), (own.as_str(), true, 0), ("zz-gone", false, 1)]);
     assert_eq!(missing.chains[0].problem, "the whole chain is missing");
     assert_eq!(missing.checked, missing.chains[1].checked);
@@ -410,24 +522,28 @@ async fn tampered(tamper: impl FnOnce(&Connection, i64)) -> World {
     bustle(&world).await;
     world.end().await;
     let connection = Connection::open(world.data_dir().join("jeton.db")).unwrap();
-    let head = connection.query_row("SELECT max(sequence) FROM audit", [], |row| row.get(0)).unwrap();
+    let head =
+        connection.query_row("SELECT max(sequence) FROM audit", [], |row| row.get(0)).unwrap();
     tamper(&connection, head);
     connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
     world
 }
 
-/// What the store itself says of a directory: where the chain is broken, or why it does not even open.
+/// What the store itself says of a directory: where the chain is broken, or why it does not even
+/// open.
 async fn judged(data_dir: &Path) -> Result<Option<(u64, String)>, String> {
     let master = master::load_or_make(&data_dir.join("master.key"), false).unwrap();
     let key = ChainKey::new(Sealer::new(*master).derive("audit head"));
-    let store = Embedded::open(data_dir, &Config::default().node, key.clone()).map_err(|error| error.to_string())?;
+    let store = Embedded::open(data_dir, &Config::default().node, key.clone())
+        .map_err(|error| error.to_string())?;
     let verdicts = verify(&store, &key, None, &[]).await.unwrap();
     store.close().await.unwrap();
     Ok(verdicts.into_iter().find_map(|verdict| verdict.flaw))
 }
 
-/// O04: one record deleted, altered or moved, far from the end: the server starts, and verification names the first bad one.
-/// Nearer to the end, which opening reads, it does not even start and names it then: that counts.
+/// O04: one record deleted, altered or moved, far from the end: the server starts, and verification
+/// names the first bad one. Nearer to the end, which opening reads, it does not even start and
+/// names it then: that counts.
 #[tokio::test]
 async fn a_record_tampered_with_in_the_middle_is_named() {
     if has_no_files() {
@@ -449,7 +565,8 @@ async fn a_record_tampered_with_in_the_middle_is_named() {
     ];
     for (sql, bad) in cases {
         let world = tampered(|connection, _| connection.execute_batch(sql).unwrap()).await;
-        let refused = judged(&world.data_dir()).await.expect_err("a short chain is read to its beginning");
+        let refused =
+            judged(&world.data_dir()).await.expect_err("a short chain is read to its beginning");
         assert!(refused.contains(&format!("audit record {bad}:")), "{sql}: {refused}");
     }
 
@@ -458,7 +575,10 @@ async fn a_record_tampered_with_in_the_middle_is_named() {
     // Past what opening reads.
     for _ in 0..11 {
         let load = (0..100).map(|_| world.token(&world.admin, &[]));
-        futures_util::future::join_all(load).await.into_iter().for_each(|issued| drop(issued.unwrap()));
+        futures_util::future::join_all(load)
+            .await
+            .into_iter()
+            .for_each(|issued| drop(issued.unwrap()));
     }
     world.end().await;
     let tamper = |dir: &Path, sql: &str| {
@@ -482,12 +602,16 @@ async fn a_record_tampered_with_in_the_middle_is_named() {
     tamper(&world.data_dir(), sql);
     let world = world.restart().await;
     let verdict = only(world.verify_chain().await);
-    assert_eq!((verdict.intact, verdict.first_bad_sequence, verdict.checked), (Some(false), bad, bad - 1), "{verdict:?}");
+    assert_eq!(
+        (verdict.intact, verdict.first_bad_sequence, verdict.checked),
+        (Some(false), bad, bad - 1),
+        "{verdict:?}"
+    );
     assert!(!verdict.problem.is_empty());
 }
 
-/// O04: the end of the chain cut off, its last record altered, its head forged. Opening compares the end with what was last
-/// acknowledged, so the server does not even start: that counts.
+/// O04: the end of the chain cut off, its last record altered, its head forged. Opening compares
+/// the end with what was last acknowledged, so the server does not even start: that counts.
 #[tokio::test]
 async fn an_end_that_was_tampered_with_is_refused_or_named() {
     if has_no_files() {
@@ -509,7 +633,9 @@ async fn an_end_that_was_tampered_with_is_refused_or_named() {
             let sql = "UPDATE audit SET event = replace(event, '\"ok\"', '\"refused\"') WHERE sequence = ?1";
             assert_eq!(connection.execute(sql, [head]).unwrap(), 1);
         }),
-        ("everything is gone", |connection, _| connection.execute_batch("DELETE FROM audit").unwrap()),
+        ("everything is gone", |connection, _| {
+            connection.execute_batch("DELETE FROM audit").unwrap()
+        }),
     ];
     for (what, tamper) in cases {
         let world = tampered(tamper).await;

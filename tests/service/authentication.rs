@@ -4,10 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jeton::proto::{
     admin::{
-        AddSecretRequest, AddSecretResponse, Client, CreateClientRequest, DisableClientRequest, GetClientRequest, GrantType,
-        RetireSecretRequest, add_secret_request, create_client_request,
+        AddSecretRequest, AddSecretResponse, Client, CreateClientRequest, DisableClientRequest,
+        GetClientRequest, GrantType, RetireSecretRequest, add_secret_request,
+        create_client_request,
     },
-    token::{BatchIntrospectRequest, IntrospectRequest, RefreshRequest, RevokeRequest, TokenRequest, TokenResponse},
+    token::{
+        BatchIntrospectRequest, IntrospectRequest, RefreshRequest, RevokeRequest, TokenRequest,
+        TokenResponse,
+    },
 };
 use tonic::{Code, Request, Status, metadata::MetadataValue};
 
@@ -28,21 +32,36 @@ impl World {
     }
 
     pub async fn disable(&self, caller: &Caller) {
-        let message = DisableClientRequest { client_id: caller.id.clone(), ..DisableClientRequest::default() };
+        let message = DisableClientRequest {
+            client_id: caller.id.clone(),
+            ..DisableClientRequest::default()
+        };
         self.clients().disable_client(self.as_admin(message).await).await.unwrap();
     }
 
-    async fn add_secret(&self, caller: &Caller, plain: Option<&str>, lives: Option<i64>) -> AddSecretResponse {
-        let expire_time = lives.map(|lives| prost_types::Timestamp { seconds: self.now() + lives, nanos: 0 });
+    async fn add_secret(
+        &self,
+        caller: &Caller,
+        plain: Option<&str>,
+        lives: Option<i64>,
+    ) -> AddSecretResponse {
+        let expire_time =
+            lives.map(|lives| prost_types::Timestamp { seconds: self.now() + lives, nanos: 0 });
         let secret = plain.map(|plain| add_secret_request::Secret::PlainSecret(plain.to_owned()));
-        let message = AddSecretRequest { client_id: caller.id.clone(), secret, expire_time, ..AddSecretRequest::default() };
+        let message = AddSecretRequest {
+            client_id: caller.id.clone(),
+            secret,
+            expire_time,
+            ..AddSecretRequest::default()
+        };
         self.clients().add_secret(self.as_admin(message).await).await.unwrap().into_inner()
     }
 
     async fn retire(&self, caller: &Caller, secret_id: &str, overlap: i64) {
         let overlap = Some(prost_types::Duration { seconds: overlap, nanos: 0 });
         let (client_id, secret_id) = (caller.id.clone(), secret_id.to_owned());
-        let message = RetireSecretRequest { client_id, secret_id, overlap, ..RetireSecretRequest::default() };
+        let message =
+            RetireSecretRequest { client_id, secret_id, overlap, ..RetireSecretRequest::default() };
         self.clients().retire_secret(self.as_admin(message).await).await.unwrap();
     }
 
@@ -57,12 +76,20 @@ impl World {
     async fn refusals(&self, caller: &Caller) -> Vec<Status> {
         let mut refusals = Vec::new();
         for in_metadata in [false, true] {
-            let (id, secret) = if in_metadata { Default::default() } else { (caller.id.clone(), caller.secret.clone()) };
+            let (id, secret) = if in_metadata {
+                Default::default()
+            } else {
+                (caller.id.clone(), caller.secret.clone())
+            };
             fn dressed<T>(message: T, caller: &Caller, in_metadata: bool) -> Request<T> {
                 if in_metadata { basic(message, caller) } else { Request::new(message) }
             }
             let mut tokens = self.tokens();
-            let message = TokenRequest { client_id: id.clone(), client_secret: secret.clone(), ..TokenRequest::default() };
+            let message = TokenRequest {
+                client_id: id.clone(),
+                client_secret: secret.clone(),
+                ..TokenRequest::default()
+            };
             refusals.extend(tokens.token(dressed(message, caller, in_metadata)).await.err());
             let message = RefreshRequest {
                 client_id: id.clone(),
@@ -85,8 +112,13 @@ impl World {
                 ..IntrospectRequest::default()
             };
             refusals.extend(tokens.introspect(dressed(message, caller, in_metadata)).await.err());
-            let message = BatchIntrospectRequest { client_id: id, client_secret: secret, tokens: vec!["x".to_owned()] };
-            refusals.extend(tokens.batch_introspect(dressed(message, caller, in_metadata)).await.err());
+            let message = BatchIntrospectRequest {
+                client_id: id,
+                client_secret: secret,
+                tokens: vec!["x".to_owned()],
+            };
+            refusals
+                .extend(tokens.batch_introspect(dressed(message, caller, in_metadata)).await.err());
         }
         assert_eq!(refusals.len(), 10, "all are refused");
         refusals
@@ -96,15 +128,19 @@ impl World {
         match self.token(caller, &[]).await {
             Ok(_) => true,
             Err(status) => {
-                assert_eq!((status.code(), reason(&status).as_str()), (Code::Unauthenticated, "INVALID_CLIENT"));
+                assert_eq!(
+                    (status.code(), reason(&status).as_str()),
+                    (Code::Unauthenticated, "INVALID_CLIENT")
+                );
                 false
             }
         }
     }
 }
 
-/// A01: unknown client, wrong secret, secret of another client or kind, disabled client, expired or retired secret, no
-/// credential, another kind of credential: byte for byte one answer, in every RPC.
+/// A01: unknown client, wrong secret, secret of another client or kind, disabled client, expired or
+/// retired secret, no credential, another kind of credential: byte for byte one answer, in every
+/// RPC.
 #[tokio::test]
 async fn whatever_is_wrong_with_a_credential_the_answer_is_the_same() {
     let world = World::open_handed().await;
@@ -122,7 +158,10 @@ async fn whatever_is_wrong_with_a_credential_the_answer_is_the_same() {
     world.disable(&disabled).await;
     world.disable(&disabled_chosen).await;
     world.retire(&retired, &world.secret_id(&retired).await, 0).await;
-    let message = jeton::proto::admin::DeleteClientRequest { client_id: deleted.id.clone(), ..Default::default() };
+    let message = jeton::proto::admin::DeleteClientRequest {
+        client_id: deleted.id.clone(),
+        ..Default::default()
+    };
     world.clients().delete_client(world.as_admin(message).await).await.unwrap();
     world.advance(60);
 
@@ -162,11 +201,16 @@ async fn whatever_is_wrong_with_a_credential_the_answer_is_the_same() {
     let none = world.tokens().token(TokenRequest::default()).await.unwrap_err();
     answers.entry(shape(&none)).or_default().push("none");
     let pass = world.pass().await;
-    let other_kind = world.tokens().token(bearer(TokenRequest::default(), &pass)).await.unwrap_err();
+    let other_kind =
+        world.tokens().token(bearer(TokenRequest::default(), &pass)).await.unwrap_err();
     answers.entry(shape(&other_kind)).or_default().push("another kind");
     assert_eq!(answers.len(), 1, "{answers:#?}");
     assert_eq!((none.code(), reason(&none).as_str()), (Code::Unauthenticated, "INVALID_CLIENT"));
-    assert!(world.is_admitted(&good).await && world.is_admitted(&chosen).await && world.is_admitted(&expired).await);
+    assert!(
+        world.is_admitted(&good).await
+            && world.is_admitted(&chosen).await
+            && world.is_admitted(&expired).await
+    );
 }
 
 async fn disabled_id(world: &World) -> String {
@@ -181,10 +225,15 @@ async fn two_credentials_at_once_are_refused() {
     let world = World::open_handed().await;
     let caller = world.register(refreshing()).await;
     let pass = world.pass().await;
-    let inside =
-        || TokenRequest { client_id: caller.id.clone(), client_secret: caller.secret.clone(), ..TokenRequest::default() };
+    let inside = || TokenRequest {
+        client_id: caller.id.clone(),
+        client_secret: caller.secret.clone(),
+        ..TokenRequest::default()
+    };
     let mut twice = basic(TokenRequest::default(), &caller);
-    twice.metadata_mut().append("authorization", MetadataValue::try_from(format!("Bearer {pass}")).unwrap());
+    twice
+        .metadata_mut()
+        .append("authorization", MetadataValue::try_from(format!("Bearer {pass}")).unwrap());
     let mut same_twice = basic(TokenRequest::default(), &caller);
     let first = same_twice.metadata().get("authorization").unwrap().clone();
     same_twice.metadata_mut().append("authorization", first);
@@ -192,7 +241,10 @@ async fn two_credentials_at_once_are_refused() {
         basic(inside(), &caller),
         bearer(inside(), &pass),
         basic(TokenRequest { client_id: caller.id.clone(), ..TokenRequest::default() }, &caller),
-        basic(TokenRequest { client_secret: caller.secret.clone(), ..TokenRequest::default() }, &caller),
+        basic(
+            TokenRequest { client_secret: caller.secret.clone(), ..TokenRequest::default() },
+            &caller,
+        ),
         twice,
         same_twice,
         with_authorization(TokenRequest::default(), "Digest abc"),
@@ -202,7 +254,11 @@ async fn two_credentials_at_once_are_refused() {
     for request in requests {
         let what = format!("{:?}", request.metadata());
         let refused = world.tokens().token(request).await.unwrap_err();
-        assert_eq!((refused.code(), reason(&refused).as_str()), (Code::InvalidArgument, "INVALID_REQUEST"), "{what}");
+        assert_eq!(
+            (refused.code(), reason(&refused).as_str()),
+            (Code::InvalidArgument, "INVALID_REQUEST"),
+            "{what}"
+        );
     }
     let both = IntrospectRequest {
         client_id: world.admin.id.clone(),
@@ -210,11 +266,15 @@ async fn two_credentials_at_once_are_refused() {
         token: pass.clone(),
         ..IntrospectRequest::default()
     };
-    assert_eq!(reason(&world.tokens().introspect(bearer(both, &pass)).await.unwrap_err()), "INVALID_REQUEST");
+    assert_eq!(
+        reason(&world.tokens().introspect(bearer(both, &pass)).await.unwrap_err()),
+        "INVALID_REQUEST"
+    );
     world.tokens().token(basic(TokenRequest::default(), &caller)).await.unwrap();
 }
 
-/// A04: the whole secret counts, up to 1,024 bytes; a longer one is refused before anything is computed from it.
+/// A04: the whole secret counts, up to 1,024 bytes; a longer one is refused before anything is
+/// computed from it.
 #[tokio::test]
 async fn a_secret_counts_to_its_last_byte() {
     let world = World::open_handed().await;
@@ -222,8 +282,15 @@ async fn a_secret_counts_to_its_last_byte() {
         let secret = format!("{}1", "s".repeat(length - 1));
         let caller = world.register_with(refreshing(), &secret).await;
         assert!(world.is_admitted(&caller).await, "{length}");
-        for other in [format!("{}2", "s".repeat(length - 1)), "s".repeat(length - 1), secret[..72].to_owned()] {
-            assert!(!world.is_admitted(&Caller { id: caller.id.clone(), secret: other }).await, "{length}");
+        for other in [
+            format!("{}2", "s".repeat(length - 1)),
+            "s".repeat(length - 1),
+            secret[..72].to_owned(),
+        ] {
+            assert!(
+                !world.is_admitted(&Caller { id: caller.id.clone(), secret: other }).await,
+                "{length}"
+            );
         }
     }
     let long = world.register_with(refreshing(), CHOSEN).await;
@@ -231,8 +298,8 @@ async fn a_secret_counts_to_its_last_byte() {
     assert_eq!(reason(&world.token(&long, &[]).await.unwrap_err()), "INVALID_REQUEST");
 }
 
-/// A04: a peer that has used up its failures is told so before its secret is tried; a secret beyond the bound is refused even
-/// before that is asked.
+/// A04: a peer that has used up its failures is told so before its secret is tried; a secret beyond
+/// the bound is refused even before that is asked.
 #[tokio::test]
 async fn a_secret_beyond_the_bound_is_refused_before_the_hash() {
     let world = World::with(|config| {
@@ -246,10 +313,14 @@ async fn a_secret_beyond_the_bound_is_refused_before_the_hash() {
         answers.push(reason(&world.token(&wrong(CHOSEN.to_owned()), &[]).await.unwrap_err()));
     }
     assert_eq!(answers, ["INVALID_CLIENT", "SLOW_DOWN", "SLOW_DOWN"]);
-    assert_eq!(reason(&world.token(&wrong("s".repeat(1_025)), &[]).await.unwrap_err()), "INVALID_REQUEST");
+    assert_eq!(
+        reason(&world.token(&wrong("s".repeat(1_025)), &[]).await.unwrap_err()),
+        "INVALID_REQUEST"
+    );
 }
 
-/// A05: through a rotation both secrets work, then only the new one; each use names its secret in the trail, and is counted.
+/// A05: through a rotation both secrets work, then only the new one; each use names its secret in
+/// the trail, and is counted.
 #[tokio::test]
 async fn secrets_overlap_while_they_are_rotated() {
     let world = World::open_handed().await;
@@ -258,18 +329,29 @@ async fn secrets_overlap_while_they_are_rotated() {
     let added = world.add_secret(&old, None, None).await;
     let new = Caller { secret: added.client_secret.clone(), ..old.clone() };
     world.retire(&old, &old_id, 3_600).await;
-    assert!(world.is_admitted(&old).await && world.is_admitted(&new).await, "both, from the start of the overlap");
+    assert!(
+        world.is_admitted(&old).await && world.is_admitted(&new).await,
+        "both, from the start of the overlap"
+    );
     world.advance(3_599);
     assert!(world.is_admitted(&old).await && world.is_admitted(&new).await, "to its last second");
     world.advance(1);
-    assert!(!world.is_admitted(&old).await && world.is_admitted(&new).await, "then the new one only");
+    assert!(
+        !world.is_admitted(&old).await && world.is_admitted(&new).await,
+        "then the new one only"
+    );
 
     let issued = world.events_of("token.issued").await;
-    let used = |id: &str| issued.iter().filter(|event| event.client_id == old.id && event.secret_id == id).count();
+    let used = |id: &str| {
+        issued.iter().filter(|event| event.client_id == old.id && event.secret_id == id).count()
+    };
     assert_eq!((used(&old_id), used(&added.secret_id)), (2, 3));
     assert!(issued.iter().all(|event| event.client_id != old.id || !event.secret_id.is_empty()));
     let failed = world.events_of("client.authentication_failed").await;
-    assert_eq!(failed.iter().map(|event| event.target.as_str()).collect::<Vec<_>>(), [old.id.as_str()]);
+    assert_eq!(
+        failed.iter().map(|event| event.target.as_str()).collect::<Vec<_>>(),
+        [old.id.as_str()]
+    );
 
     // The counts are kept with the client: they are written at the latest when the server stops.
     let world = world.restart().await;
@@ -280,7 +362,8 @@ async fn secrets_overlap_while_they_are_rotated() {
     assert_eq!(counts, BTreeSet::from([(old_id.as_str(), 2), (added.secret_id.as_str(), 3)]));
 }
 
-/// A05: a retired secret never lives longer than it would have, whatever overlap is asked for; at once means at once.
+/// A05: a retired secret never lives longer than it would have, whatever overlap is asked for; at
+/// once means at once.
 #[tokio::test]
 async fn retiring_a_secret_never_prolongs_it() {
     let world = World::open_handed().await;
@@ -298,7 +381,8 @@ async fn retiring_a_secret_never_prolongs_it() {
     assert!(!world.is_admitted(&caller).await);
 }
 
-/// O01: people mix up id and secret; what was sent in the id's place is not written down if it is a secret or a token of ours.
+/// O01: people mix up id and secret; what was sent in the id's place is not written down if it is a
+/// secret or a token of ours.
 #[tokio::test]
 async fn a_secret_in_the_place_of_the_id_is_not_recorded() {
     let world = World::open_handed().await;
@@ -328,27 +412,45 @@ async fn a_grant_must_be_served_and_the_clients() {
     let caller = world.register(refreshing()).await;
     ask(&caller, "").await.unwrap();
     ask(&caller, "client_credentials").await.unwrap();
-    for other in
-        ["password", "implicit", "authorization_code", "refresh_token", "Client_Credentials", "client_credentials ", "*"]
-    {
+    for other in [
+        "password",
+        "implicit",
+        "authorization_code",
+        "refresh_token",
+        "Client_Credentials",
+        "client_credentials ",
+        "*",
+    ] {
         let refused = ask(&caller, other).await.unwrap_err();
-        assert_eq!((refused.code(), reason(&refused).as_str()), (Code::InvalidArgument, "UNSUPPORTED_GRANT_TYPE"), "{other}");
+        assert_eq!(
+            (refused.code(), reason(&refused).as_str()),
+            (Code::InvalidArgument, "UNSUPPORTED_GRANT_TYPE"),
+            "{other}"
+        );
     }
-    let only_refreshing = Client { grant_types: vec![GrantType::RefreshToken.into()], ..refreshing() };
+    let only_refreshing =
+        Client { grant_types: vec![GrantType::RefreshToken.into()], ..refreshing() };
     let without = world.register(only_refreshing).await;
     for grant in ["", "client_credentials"] {
         let refused = ask(&without, grant).await.unwrap_err();
-        assert_eq!((refused.code(), reason(&refused).as_str()), (Code::PermissionDenied, "UNAUTHORIZED_CLIENT"));
+        assert_eq!(
+            (refused.code(), reason(&refused).as_str()),
+            (Code::PermissionDenied, "UNAUTHORIZED_CLIENT")
+        );
     }
     let plain = world.register(Client { grant_types: Vec::new(), ..refreshing() }).await;
     // R11: no refresh token unless the client is registered for it.
     assert_eq!(ask(&plain, "").await.unwrap().refresh_token, "");
     let token = ask(&caller, "").await.unwrap().refresh_token;
     let refused = world.refresh(&plain, &token).await.unwrap_err();
-    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::PermissionDenied, "UNAUTHORIZED_CLIENT"));
+    assert_eq!(
+        (refused.code(), reason(&refused).as_str()),
+        (Code::PermissionDenied, "UNAUTHORIZED_CLIENT")
+    );
 }
 
-/// A14: no scope means the default ones, which the answer names; any other that is not the client's is refused, never cut.
+/// A14: no scope means the default ones, which the answer names; any other that is not the client's
+/// is refused, never cut.
 #[tokio::test]
 async fn scopes_are_given_as_asked_or_not_at_all() {
     let world = World::open_handed().await;
@@ -356,9 +458,17 @@ async fn scopes_are_given_as_asked_or_not_at_all() {
     assert_eq!(world.token(&caller, &[]).await.unwrap().scopes, ["orders:read", "orders:write"]);
     assert_eq!(world.token(&caller, &["orders:write"]).await.unwrap().scopes, ["orders:write"]);
     let narrow = Client { default_scopes: vec!["orders:read".to_owned()], ..refreshing() };
-    assert_eq!(world.token(&world.register(narrow).await, &[]).await.unwrap().scopes, ["orders:read"]);
-    let reserved = Client { scopes: vec!["a".to_owned(), "jeton:introspect".to_owned()], ..refreshing() };
-    assert_eq!(world.token(&world.register(reserved).await, &[]).await.unwrap().scopes, ["a"], "not without being asked for");
+    assert_eq!(
+        world.token(&world.register(narrow).await, &[]).await.unwrap().scopes,
+        ["orders:read"]
+    );
+    let reserved =
+        Client { scopes: vec!["a".to_owned(), "jeton:introspect".to_owned()], ..refreshing() };
+    assert_eq!(
+        world.token(&world.register(reserved).await, &[]).await.unwrap().scopes,
+        ["a"],
+        "not without being asked for"
+    );
 
     let long = "s".repeat(10 * 1_024);
     let refused: [&[&str]; 14] = [
@@ -379,10 +489,18 @@ async fn scopes_are_given_as_asked_or_not_at_all() {
     ];
     for scopes in refused {
         let refusal = world.token(&caller, scopes).await.unwrap_err();
-        assert_eq!((refusal.code(), reason(&refusal).as_str()), (Code::InvalidArgument, "INVALID_SCOPE"), "{scopes:?}");
+        assert_eq!(
+            (refusal.code(), reason(&refusal).as_str()),
+            (Code::InvalidArgument, "INVALID_SCOPE"),
+            "{scopes:?}"
+        );
     }
     let many = vec!["orders:read"; 101];
     assert_eq!(reason(&world.token(&caller, &many).await.unwrap_err()), "INVALID_REQUEST");
     let token = world.token(&caller, &["orders:read"]).await.unwrap().access_token;
-    assert_eq!(world.introspect(&token).await.scopes, ["orders:read"], "and the token says the same");
+    assert_eq!(
+        world.introspect(&token).await.scopes,
+        ["orders:read"],
+        "and the token says the same"
+    );
 }

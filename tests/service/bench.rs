@@ -1,4 +1,5 @@
-//! Rules over a store, without a port, so that nothing else works on the store: what a call costs and what it leaves can be counted.
+//! Rules over a store, without a port, so that nothing else works on the store: what a call costs
+//! and what it leaves can be counted.
 
 use std::{
     sync::{Arc, atomic::Ordering::SeqCst},
@@ -9,7 +10,9 @@ use argon2::{Algorithm, Argon2, Params, PasswordHasher, Version};
 use jeton::{
     clock::{Clock, ManualClock, Skew},
     config::{Config, Issue, Limits as Configured, Rate},
-    crypto::{chain::ChainKey, keyring::Judging, passwords::Passwords, records::RecordKey, seal::Sealer},
+    crypto::{
+        chain::ChainKey, keyring::Judging, passwords::Passwords, records::RecordKey, seal::Sealer,
+    },
     error::Error,
     limit::Limits,
     model::{Action, Call, Event, Peer, Stamp, Timestamp, event::Filter, keyset::KeyPolicy},
@@ -32,7 +35,8 @@ use crate::{
     home::{Home, MAX_STALENESS, on_mongodb},
 };
 
-/// Blocks of a hash of our own, and of every refusal that is hashed for: a client may have two secrets.
+/// Blocks of a hash of our own, and of every refusal that is hashed for: a client may have two
+/// secrets.
 pub const HASH: u64 = 19_456 * 2;
 pub const REFUSAL: u64 = 2 * HASH;
 pub const RIGHT: &str = "correct horse battery staple";
@@ -67,7 +71,8 @@ pub fn caller(id: &str, secret: &str) -> Caller {
 
 /// A hash made elsewhere, cheaper than ours.
 pub fn cheap(secret: &str) -> String {
-    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(7_168, 5, 1, None).unwrap());
+    let argon2 =
+        Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(7_168, 5, 1, None).unwrap());
     argon2.hash_password_with_salt(secret.as_bytes(), b"some salt of it").unwrap().to_string()
 }
 
@@ -80,7 +85,8 @@ impl Bench {
         let mut limits = Config::default().limits;
         change(&mut limits);
         let authority = authority(&store, &clock, &limits).await;
-        let mut bench = Self { home, store, clock, limits, authority, bootstrap: Caller::default() };
+        let mut bench =
+            Self { home, store, clock, limits, authority, bootstrap: Caller::default() };
         let first = bench.authority.bootstrap(&bench.call(Peer::Local)).await.unwrap().unwrap();
         bench.bootstrap = caller(first.0.as_str(), first.1.unwrap().expose_secret());
         bench
@@ -94,10 +100,12 @@ impl Bench {
         bench
     }
 
-    /// Waits until all that was written by now was heard: what is heard late makes a client be read again, which costs a read.
+    /// Waits until all that was written by now was heard: what is heard late makes a client be read
+    /// again, which costs a read.
     pub async fn caught_up(&self) {
         let (begun, mut ticks) = (Instant::now(), tokio::time::interval(Duration::from_millis(20)));
-        let is_behind = || self.authority.standing().age().is_none_or(|age| Instant::now() - age < begun);
+        let is_behind =
+            || self.authority.standing().age().is_none_or(|age| Instant::now() - age < begun);
         while on_mongodb() && is_behind() {
             ticks.tick().await;
         }
@@ -111,7 +119,12 @@ impl Bench {
         self.asking(peer, caller, Request::default()).await
     }
 
-    pub async fn asking(&self, peer: Peer, caller: &Caller, request: Request) -> Result<Issued, Error> {
+    pub async fn asking(
+        &self,
+        peer: Peer,
+        caller: &Caller,
+        request: Request,
+    ) -> Result<Issued, Error> {
         let secret = caller.secret.clone().into();
         let credentials = Credentials::Secret { client_id: caller.id.clone(), secret };
         self.authority.token(&self.call(peer), credentials, request).await
@@ -126,13 +139,20 @@ impl Bench {
         let request = Request { scopes: vec!["jeton:admin".to_owned()], ..Request::default() };
         let issued = self.asking(Peer::Local, &self.bootstrap, request).await.unwrap();
         let credentials = Credentials::Bearer(issued.access_token);
-        self.authority.administrator(&self.call(Peer::Local), credentials, Office::Clients).await.unwrap()
+        self.authority
+            .administrator(&self.call(Peer::Local), credentials, Office::Clients)
+            .await
+            .unwrap()
     }
 
     pub async fn register(&self, id: &str, secret: NewSecret) -> Caller {
         let admin = self.administrator().await;
         let (call, name) = (self.call(Peer::Local), Some(id.parse().unwrap()));
-        let added = self.authority.create_client(&call, &admin, name, None, Settings::default(), secret).await.unwrap();
+        let added = self
+            .authority
+            .create_client(&call, &admin, name, None, Settings::default(), secret)
+            .await
+            .unwrap();
         let value = added.value.map(|value| value.expose_secret().to_owned());
         caller(id, value.as_deref().unwrap_or(RIGHT))
     }
@@ -158,7 +178,10 @@ impl Bench {
         self.clock.advance(Duration::from_secs(60));
         self.authority.record_refusals(self.clock.now(), false).await.unwrap();
         // Records that come a moment later are there after one that waits.
-        self.store.append(Stamp::internal(self.clock.now()).done(Action::ServerStarted, "")).await.unwrap();
+        self.store
+            .append(Stamp::internal(self.clock.now()).done(Action::ServerStarted, ""))
+            .await
+            .unwrap();
         let filter = Filter { action: Some(action.as_str().to_owned()), ..Filter::default() };
         let records = self.store.events(&filter, None, 10_000).await.unwrap();
         records.into_iter().rev().map(|record| record.event).collect()
@@ -171,7 +194,11 @@ impl Bench {
     }
 }
 
-async fn authority(store: &Arc<FaultyStore>, clock: &Arc<ManualClock>, limits: &Configured) -> Arc<Authority> {
+async fn authority(
+    store: &Arc<FaultyStore>,
+    clock: &Arc<ManualClock>,
+    limits: &Configured,
+) -> Arc<Authority> {
     let (config, now, sealer) = (Config::default(), clock.now(), Arc::new(Sealer::new([7; 32])));
     let seconds = Duration::from_secs;
     let policy = KeyPolicy {
@@ -186,7 +213,8 @@ async fn authority(store: &Arc<FaultyStore>, clock: &Arc<ManualClock>, limits: &
         keys: policy,
         algorithm: config.keys.algorithm,
     };
-    let records = Arc::new(Authentic::new(store.clone(), RecordKey::new(sealer.derive("client record"))));
+    let records =
+        Arc::new(Authentic::new(store.clone(), RecordKey::new(sealer.derive("client record"))));
     if store.keyset().await.unwrap().is_none() {
         let (first, event) = keys::first(&sealer, &terms, now);
         store.replace_keyset(&first, event).await.unwrap();

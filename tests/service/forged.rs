@@ -1,4 +1,5 @@
-//! Tokens that are not ours, or not any more, sent to the real server: each is answered by the same two bytes.
+//! Tokens that are not ours, or not any more, sent to the real server: each is answered by the same
+//! two bytes.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +15,8 @@ use crate::{
 };
 
 impl Lab {
-    /// Every one of these is answered with the same bytes and metadata, and they say `active=false` alone (I04).
+    /// Every one of these is answered with the same bytes and metadata, and they say `active=false`
+    /// alone (I04).
     async fn refuses_all(&self, tokens: impl IntoIterator<Item = (String, String)>) {
         let world = &self.world;
         let mut answers = BTreeSet::new();
@@ -36,7 +38,8 @@ fn named(tokens: impl IntoIterator<Item = (Value, String)>) -> Vec<(String, Stri
     tokens.into_iter().map(|(what, token)| (what.to_string(), token)).collect()
 }
 
-/// J08: `exp` in the past, now, absent, of another type, beyond every lifetime; `iat` ahead of the clocks.
+/// J08: `exp` in the past, now, absent, of another type, beyond every lifetime; `iat` ahead of the
+/// clocks.
 #[tokio::test]
 async fn a_token_is_held_to_its_times() {
     let lab = Lab::start().await;
@@ -62,7 +65,10 @@ async fn a_token_is_held_to_its_times() {
     let mut tokens = named(times.map(|time| (time.clone(), lab.claiming(&time))));
     // Numbers that no JSON library writes.
     for exp in ["1e400", "-1e400", "99999999999999999999", "0x7fffffff", "NaN", "Infinity"] {
-        let text = lab.claims().to_string().replace(&format!("\"exp\":{}", now + 900), &format!("\"exp\":{exp}"));
+        let text = lab
+            .claims()
+            .to_string()
+            .replace(&format!("\"exp\":{}", now + 900), &format!("\"exp\":{exp}"));
         assert!(text.contains(exp));
         tokens.push((exp.to_owned(), lab.forge(lab.header().to_string(), text)));
     }
@@ -79,7 +85,8 @@ async fn a_token_is_not_valid_before_its_time() {
     let early = lab.claiming(&json!({"nbf": now + tolerance() + 1}));
     let mut tokens = vec![("ahead".to_owned(), early.clone())];
     for nbf in ["\"1800000000\"", "null", "[1800000000]", "true", "1e400"] {
-        let text = lab.claims().to_string().replace(&format!("\"nbf\":{now}"), &format!("\"nbf\":{nbf}"));
+        let text =
+            lab.claims().to_string().replace(&format!("\"nbf\":{now}"), &format!("\"nbf\":{nbf}"));
         assert!(text.contains(nbf));
         tokens.push((nbf.to_owned(), lab.forge(lab.header().to_string(), text)));
     }
@@ -121,7 +128,8 @@ async fn an_audience_counts_only_letter_by_letter() {
     }
     // What has no audience at all is nobody's, also not the administrator's.
     lab.refuses_all(named(
-        [json!([]), json!(null), json!([X, 5])].map(|aud| (aud.clone(), lab.claiming(&json!({"aud": aud})))),
+        [json!([]), json!(null), json!([X, 5])]
+            .map(|aud| (aud.clone(), lab.claiming(&json!({"aud": aud})))),
     ))
     .await;
 }
@@ -140,11 +148,13 @@ async fn only_our_issuer_counts() {
         json!(""),
         json!(5),
     ];
-    lab.refuses_all(named(others.map(|iss| (iss.clone(), lab.claiming(&json!({"iss": iss})))))).await;
+    lab.refuses_all(named(others.map(|iss| (iss.clone(), lab.claiming(&json!({"iss": iss}))))))
+        .await;
 }
 
-/// J01, J02, J04, J05, J06, J07: headers that choose the rules, each rightly signed where a signature is to be had; and nobody
-/// is asked for the keys they name. I04: all answers are the same bytes.
+/// J01, J02, J04, J05, J06, J07: headers that choose the rules, each rightly signed where a
+/// signature is to be had; and nobody is asked for the keys they name. I04: all answers are the
+/// same bytes.
 #[tokio::test]
 async fn headers_choose_nothing() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -153,18 +163,38 @@ async fn headers_choose_nothing() {
     let lab = Lab::start().await;
     lab.accepts(&lab.headed(&json!({"typ": "application/at+jwt"}))).await;
     let mut headers = Vec::new();
-    for none in ["none", "NONE", "noNE", "nOnE", "", "HS256", "HS512", "RS256", "ES256", "eddsa", "Ed25519"] {
+    for none in
+        ["none", "NONE", "noNE", "nOnE", "", "HS256", "HS512", "RS256", "ES256", "eddsa", "Ed25519"]
+    {
         headers.push(json!({"alg": none}));
     }
     for typ in ["JWT", "rt+jwt", "dpop+jwt", "id_token", "", "AT+JWT "] {
         headers.push(json!({"typ": typ}));
     }
     headers.extend([json!({"typ": null}), json!({"alg": null}), json!({"kid": null})]);
-    headers.extend([json!({"jwk": {"kty": "OKP", "crv": "Ed25519", "x": "AAAA"}}), json!({"jku": url}), json!({"x5u": url})]);
-    headers.extend([json!({"x5c": ["AAAA"]}), json!({"zip": "DEF"}), json!({"p2c": 2_147_483_647_i64})]);
-    headers.extend([json!({"crit": ["exp2"], "exp2": 1}), json!({"crit": []}), json!({"crit": ["b64"], "b64": false})]);
-    for kid in [json!("../../dev/null"), json!("' or 1=1--"), json!("{\"$ne\":\"\"}"), json!("a\0b"), json!("$(id)"), json!("")]
-    {
+    headers.extend([
+        json!({"jwk": {"kty": "OKP", "crv": "Ed25519", "x": "AAAA"}}),
+        json!({"jku": url}),
+        json!({"x5u": url}),
+    ]);
+    headers.extend([
+        json!({"x5c": ["AAAA"]}),
+        json!({"zip": "DEF"}),
+        json!({"p2c": 2_147_483_647_i64}),
+    ]);
+    headers.extend([
+        json!({"crit": ["exp2"], "exp2": 1}),
+        json!({"crit": []}),
+        json!({"crit": ["b64"], "b64": false}),
+    ]);
+    for kid in [
+        json!("../../dev/null"),
+        json!("' or 1=1--"),
+        json!("{\"$ne\":\"\"}"),
+        json!("a\0b"),
+        json!("$(id)"),
+        json!(""),
+    ] {
         headers.push(json!({"kid": kid}));
     }
     headers.extend([
@@ -175,7 +205,8 @@ async fn headers_choose_nothing() {
     ]);
     let mut tokens = named(headers.into_iter().map(|header| (header.clone(), lab.headed(&header))));
 
-    // J01: the signature taken away. J02: an HMAC keyed with the public key as everybody can fetch it.
+    // J01: the signature taken away. J02: an HMAC keyed with the public key as everybody can fetch
+    // it.
     let public = lab.public_key();
     for (what, alg) in [("none", "none"), ("our own", "EdDSA")] {
         let token = lab.headed(&json!({"alg": alg}));
@@ -183,32 +214,51 @@ async fn headers_choose_nothing() {
         tokens.push((format!("{what}, nothing behind the dot"), format!("{signed}.")));
         tokens.push((format!("{what}, no dot"), signed.to_owned()));
     }
-    for key in
-        [public.clone(), URL_SAFE_NO_PAD.encode(&public).into_bytes(), spki(&public), pem(&public).into_bytes(), Vec::new()]
-    {
+    for key in [
+        public.clone(),
+        URL_SAFE_NO_PAD.encode(&public).into_bytes(),
+        spki(&public),
+        pem(&public).into_bytes(),
+        Vec::new(),
+    ] {
         for alg in ["HS256", "EdDSA"] {
             let token = lab.headed(&json!({"alg": alg}));
             let (signed, _) = token.rsplit_once('.').unwrap();
             let mac = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &key), signed.as_bytes());
-            tokens.push((format!("hmac as {alg}"), format!("{signed}.{}", URL_SAFE_NO_PAD.encode(mac))));
+            tokens.push((
+                format!("hmac as {alg}"),
+                format!("{signed}.{}", URL_SAFE_NO_PAD.encode(mac)),
+            ));
         }
     }
     // J04: an attacker's key under our header.
-    let theirs = Ed25519KeyPair::from_pkcs8(Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap().as_ref()).unwrap();
+    let theirs = Ed25519KeyPair::from_pkcs8(
+        Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap().as_ref(),
+    )
+    .unwrap();
     let good = lab.claiming(&json!({}));
     let (signed, _) = good.rsplit_once('.').unwrap();
-    tokens.push(("their key".to_owned(), format!("{signed}.{}", URL_SAFE_NO_PAD.encode(theirs.sign(signed.as_bytes())))));
+    tokens.push((
+        "their key".to_owned(),
+        format!("{signed}.{}", URL_SAFE_NO_PAD.encode(theirs.sign(signed.as_bytes()))),
+    ));
 
     let before = lab.store.asked();
     let asked = tokens.len() as u64;
     lab.refuses_all(tokens).await;
-    // J06: nothing was looked up, but for who asks where a node on MongoDB has forgotten its clients, as it does once a minute.
+    // J06: nothing was looked up, but for who asks where a node on MongoDB has forgotten its
+    // clients, as it does once a minute.
     let looked_up = lab.store.asked() - before;
     assert!(looked_up < asked / 4, "{looked_up} store calls for {asked} tokens");
-    assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "somebody fetched a key");
+    assert_eq!(
+        listener.accept().unwrap_err().kind(),
+        std::io::ErrorKind::WouldBlock,
+        "somebody fetched a key"
+    );
 }
 
-/// J12, J13, J14, J15, J16: texts that are no compact JWS of ours, and payloads that are no one object.
+/// J12, J13, J14, J15, J16: texts that are no compact JWS of ours, and payloads that are no one
+/// object.
 #[tokio::test]
 async fn other_spellings_are_no_tokens() {
     let lab = Lab::start().await;
@@ -217,54 +267,91 @@ async fn other_spellings_are_no_tokens() {
     let parts: Vec<_> = good.split('.').collect();
     let [head, body, signature] = parts[..] else { panic!("three parts") };
     let json = format!(r#"{{"protected":"{head}","payload":"{body}","signature":"{signature}"}}"#);
-    let mut texts = vec![json, format!(".{good}"), format!("{good}."), format!("{head}.{body}"), format!("{good}.{signature}")];
+    let mut texts = vec![
+        json,
+        format!(".{good}"),
+        format!("{good}."),
+        format!("{head}.{body}"),
+        format!("{good}.{signature}"),
+    ];
     texts.push(format!("{good}.{body}.{signature}"));
     for extra in [" ", "\n", "=", "==", "\0", "%", "+", "/", "\u{200b}", "A"] {
-        texts.extend([format!("{extra}{good}"), format!("{good}{extra}"), format!("{head}{extra}.{body}.{signature}")]);
+        texts.extend([
+            format!("{extra}{good}"),
+            format!("{good}{extra}"),
+            format!("{head}{extra}.{body}.{signature}"),
+        ]);
         texts.push(format!("{head}.{body}{extra}.{signature}"));
     }
     let last = good.chars().last().unwrap();
     let twin = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_".chars();
-    texts.extend(twin.filter(|letter| *letter != last).map(|letter| format!("{}{letter}", &good[..good.len() - 1])));
+    texts.extend(
+        twin.filter(|letter| *letter != last)
+            .map(|letter| format!("{}{letter}", &good[..good.len() - 1])),
+    );
     for length in [8_193, 16 * 1_024, 60 * 1_024] {
-        texts.extend(["a".repeat(length), ".".repeat(length), format!("{good}{}", "A".repeat(length - good.len()))]);
+        texts.extend([
+            "a".repeat(length),
+            ".".repeat(length),
+            format!("{good}{}", "A".repeat(length - good.len())),
+        ]);
         texts.push(lab.headed(&json!({"x": "x".repeat(length)}))[..length].to_owned());
     }
-    let jwe = URL_SAFE_NO_PAD.encode(r#"{"alg":"PBES2-HS256+A128KW","enc":"A128GCM","p2c":2147483647,"p2s":"AA","zip":"DEF"}"#);
-    texts.extend([format!("{jwe}.AAAA.AAAA.AAAA.AAAA"), format!("{jwe}.AAAA.AAAA"), "..".to_owned(), "....".to_owned()]);
+    let jwe = URL_SAFE_NO_PAD.encode(
+        r#"{"alg":"PBES2-HS256+A128KW","enc":"A128GCM","p2c":2147483647,"p2s":"AA","zip":"DEF"}"#,
+    );
+    texts.extend([
+        format!("{jwe}.AAAA.AAAA.AAAA.AAAA"),
+        format!("{jwe}.AAAA.AAAA"),
+        "..".to_owned(),
+        "....".to_owned(),
+    ]);
     texts.extend(["x".to_owned(), "null".to_owned(), "\u{feff}".to_owned(), "é".repeat(100)]);
 
     let text = lab.claims().to_string();
-    let mut payloads: Vec<Vec<u8>> = ["", "null", "5", "[]", "{}", "\"x\"", "{"].map(|text| text.as_bytes().to_vec()).into();
+    let mut payloads: Vec<Vec<u8>> =
+        ["", "null", "5", "[]", "{}", "\"x\"", "{"].map(|text| text.as_bytes().to_vec()).into();
     payloads.push(text.encode_utf16().flat_map(u16::to_le_bytes).collect());
     payloads.push([b"\xef\xbb\xbf", text.as_bytes()].concat());
     payloads.push([text.as_bytes(), b"{}"].concat());
-    payloads.push(text.replacen('{', &format!("{{\"x\":{}{},", "[".repeat(200), "]".repeat(200)), 1).into_bytes());
+    payloads.push(
+        text.replacen('{', &format!("{{\"x\":{}{},", "[".repeat(200), "]".repeat(200)), 1)
+            .into_bytes(),
+    );
     let mut invalid = text.replacen('{', "{\"x\":\"?\",", 1).into_bytes();
     let mark = invalid.iter().position(|byte| *byte == b'?').unwrap();
     invalid[mark] = 0xff;
     payloads.push(invalid);
     for claim in ["exp", "scope", "aud", "iss"] {
-        payloads.push(text.replacen('{', &format!("{{\"{claim}\":{},", lab.claims()[claim]), 1).into_bytes());
+        payloads.push(
+            text.replacen('{', &format!("{{\"{claim}\":{},", lab.claims()[claim]), 1).into_bytes(),
+        );
     }
     texts.extend(payloads.iter().map(|payload| lab.forge(lab.header().to_string(), payload)));
     for member in ["\"alg\":\"EdDSA\"", "\"kid\":null", "\"typ\":\"at+jwt\""] {
-        texts.push(lab.forge(lab.header().to_string().replacen('{', &format!("{{{member},"), 1), &text));
+        texts.push(
+            lab.forge(lab.header().to_string().replacen('{', &format!("{{{member},"), 1), &text),
+        );
     }
     lab.refuses_all(texts.into_iter().map(|text| (text.chars().take(40).collect(), text))).await;
 }
 
-/// J15: a token of a megabyte does not even reach the service: the message is refused by its length.
+/// J15: a token of a megabyte does not even reach the service: the message is refused by its
+/// length.
 #[tokio::test]
 async fn a_token_beyond_the_message_limit_is_refused_by_its_length() {
     let world = World::start().await;
     for length in [64 * 1_024, 1 << 20, 4 << 20] {
         let refused = world.introspect_as(&world.admin, &"a".repeat(length)).await.unwrap_err();
-        assert_eq!((refused.code(), reason(&refused).as_str()), (tonic::Code::ResourceExhausted, "MESSAGE_TOO_LARGE"));
+        assert_eq!(
+            (refused.code(), reason(&refused).as_str()),
+            (tonic::Code::ResourceExhausted, "MESSAGE_TOO_LARGE")
+        );
     }
 }
 
-/// J18: an issued token with one bit flipped, at every third bit; the keyring's own test does every one.
+/// J18: an issued token with one bit flipped, at every third bit; the keyring's own test does every
+/// one.
 #[tokio::test]
 async fn no_flipped_bit_stands() {
     let lab = Lab::start().await;
@@ -280,14 +367,15 @@ async fn no_flipped_bit_stands() {
     lab.accepts(&token).await;
 }
 
-/// J19: a refresh token cut at every length, extended, in another case, under another prefix: refused by Refresh in one and the
-/// same way, and the family lives on.
+/// J19: a refresh token cut at every length, extended, in another case, under another prefix:
+/// refused by Refresh in one and the same way, and the family lives on.
 #[tokio::test]
 async fn a_refresh_token_counts_only_whole() {
     let world = World::open_handed().await;
     let caller = world.register(refreshing()).await;
     let token = world.token(&caller, &[]).await.unwrap().refresh_token;
-    let mut others: Vec<String> = (1..token.len()).map(|length| token[..length].to_owned()).collect();
+    let mut others: Vec<String> =
+        (1..token.len()).map(|length| token[..length].to_owned()).collect();
     others.extend((1..token.len()).map(|from| token[from..].to_owned()));
     others.extend(["A", "=", " ", "\n", "\0", &token].map(|extra| format!("{token}{extra}")));
     others.extend(["A", " ", "jrt_"].map(|extra| format!("{extra}{token}")));
@@ -318,7 +406,11 @@ async fn kinds_of_tokens_are_not_confused() {
         let answer = bytes(&world.introspected(&world.admin, refresh, hint).await);
         assert_eq!(answer.0, INACTIVE, "a refresh token is no access token, {hint}");
     }
-    assert_eq!(bytes(&world.introspected(&world.admin, access, "refresh_token").await).0, INACTIVE, "nor the other way round");
+    assert_eq!(
+        bytes(&world.introspected(&world.admin, access, "refresh_token").await).0,
+        INACTIVE,
+        "nor the other way round"
+    );
     for other in [access.as_str(), &caller.secret] {
         assert_eq!(reason(&world.refresh(&caller, other).await.unwrap_err()), "INVALID_GRANT");
     }
@@ -329,16 +421,31 @@ async fn kinds_of_tokens_are_not_confused() {
         assert_eq!(reason(&world.keys().list_keys(request).await.unwrap_err()), "INVALID_TOKEN");
     }
 
-    let neighbours =
-        |scope: &str| jeton::proto::admin::Client { tenant: "b".to_owned(), scopes: vec![scope.to_owned()], ..serving(&[X]) };
+    let neighbours = |scope: &str| jeton::proto::admin::Client {
+        tenant: "b".to_owned(),
+        scopes: vec![scope.to_owned()],
+        ..serving(&[X])
+    };
     for scope in ["jeton:introspect", "jeton:introspect:any"] {
         let neighbour = world.register(neighbours(scope)).await;
         assert_eq!(bytes(&world.introspected(&neighbour, access, "").await).0, INACTIVE, "{scope}");
-        assert_eq!(bytes(&world.introspected(&neighbour, refresh, "refresh_token").await).0, INACTIVE, "{scope}");
+        assert_eq!(
+            bytes(&world.introspected(&neighbour, refresh, "refresh_token").await).0,
+            INACTIVE,
+            "{scope}"
+        );
     }
     let own = world.register(serving(&[X])).await;
-    assert_ne!(bytes(&world.introspected(&own, access, "").await).0, INACTIVE, "its own tenant's sees it");
-    assert_eq!(bytes(&world.introspected(&own, refresh, "refresh_token").await).0, INACTIVE, "but no refresh token of another");
+    assert_ne!(
+        bytes(&world.introspected(&own, access, "").await).0,
+        INACTIVE,
+        "its own tenant's sees it"
+    );
+    assert_eq!(
+        bytes(&world.introspected(&own, refresh, "refresh_token").await).0,
+        INACTIVE,
+        "but no refresh token of another"
+    );
 }
 
 /// J20: a client assertion (RFC 7523), rightly signed, is no access token.
@@ -347,17 +454,21 @@ async fn a_client_assertion_is_no_access_token() {
     let lab = Lab::start().await;
     let now = lab.world.now();
     let assertion = json!({"iss": "orders", "sub": "orders", "aud": crate::harness::ISSUER, "exp": now + 60, "jti": "1"});
-    let tokens = [json!({}), json!({"typ": "JWT"}), json!({"typ": null})]
-        .map(|header| lab.forge(crate::lab::changed(lab.header(), &header).to_string(), assertion.to_string()));
+    let tokens = [json!({}), json!({"typ": "JWT"}), json!({"typ": null})].map(|header| {
+        lab.forge(crate::lab::changed(lab.header(), &header).to_string(), assertion.to_string())
+    });
     lab.refuses_all(tokens.map(|token| ("an assertion".to_owned(), token))).await;
 }
 
-/// J21: a client's subject is in a namespace of its own: ending everything of a person of that name does not touch the client.
+/// J21: a client's subject is in a namespace of its own: ending everything of a person of that name
+/// does not touch the client.
 #[tokio::test]
 async fn a_person_is_not_a_client_of_the_same_name() {
     use jeton::proto::admin::revoke_all_request::Target;
     let world = World::start().await;
-    let caller = world.register(jeton::proto::admin::Client { client_id: "alice".to_owned(), ..refreshing() }).await;
+    let caller = world
+        .register(jeton::proto::admin::Client { client_id: "alice".to_owned(), ..refreshing() })
+        .await;
     let token = world.token(&caller, &[]).await.unwrap().access_token;
     let judged = world.introspect(&token).await;
     assert_eq!((judged.sub.as_str(), judged.client_id.as_str()), ("client:alice", "alice"));
@@ -378,7 +489,9 @@ async fn an_access_token_is_one_by_rfc_9068() {
     let world = World::start().await;
     let caller: Caller = world.register(refreshing()).await;
     let token = world.token(&caller, &["orders:read"]).await.unwrap().access_token;
-    let decoded = |part: &str| serde_json::from_slice::<Value>(&URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap();
+    let decoded = |part: &str| {
+        serde_json::from_slice::<Value>(&URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap()
+    };
     let parts: Vec<_> = token.split('.').collect();
     let (header, claims) = (decoded(parts[0]), decoded(parts[1]));
     assert_eq!((&header["typ"], &header["alg"]), (&json!("at+jwt"), &json!("EdDSA")));
@@ -409,5 +522,8 @@ fn spki(public: &[u8]) -> Vec<u8> {
 
 fn pem(public: &[u8]) -> String {
     use base64::engine::general_purpose::STANDARD;
-    format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(spki(public)))
+    format!(
+        "-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n",
+        STANDARD.encode(spki(public))
+    )
 }

@@ -10,11 +10,12 @@ use jeton::{
         admin::{
             Client, CreateClientRequest, audience_service_client::AudienceServiceClient,
             audit_service_client::AuditServiceClient, client_service_client::ClientServiceClient,
-            key_service_client::KeyServiceClient, revocation_service_client::RevocationServiceClient,
+            key_service_client::KeyServiceClient,
+            revocation_service_client::RevocationServiceClient,
         },
         token::{
-            IntrospectRequest, IntrospectResponse, RefreshRequest, RefreshResponse, RevokeRequest, TokenRequest, TokenResponse,
-            token_service_client::TokenServiceClient,
+            IntrospectRequest, IntrospectResponse, RefreshRequest, RefreshResponse, RevokeRequest,
+            TokenRequest, TokenResponse, token_service_client::TokenServiceClient,
         },
     },
     server::{self, Options},
@@ -61,13 +62,20 @@ impl World {
         Self::beginning(Home::new(), change, None).await
     }
 
-    /// The first of several servers over one database, with a configuration that `change` has changed.
+    /// The first of several servers over one database, with a configuration that `change` has
+    /// changed.
     pub async fn first(change: impl FnOnce(&mut Config)) -> Self {
         Self::beginning(Home::shared(), change, None).await
     }
 
-    /// One more server over this one's database, under its master key and by its clock; `store` if one is open already.
-    pub async fn join(&self, node: &str, change: impl FnOnce(&mut Config), store: Option<Arc<dyn Store>>) -> Self {
+    /// One more server over this one's database, under its master key and by its clock; `store` if
+    /// one is open already.
+    pub async fn join(
+        &self,
+        node: &str,
+        change: impl FnOnce(&mut Config),
+        store: Option<Arc<dyn Store>>,
+    ) -> Self {
         let change = |config: &mut Config| {
             node.clone_into(&mut config.node);
             change(config);
@@ -76,11 +84,19 @@ impl World {
     }
 
     /// Over a store of `home` that is open already.
-    pub async fn over(home: Arc<Home>, change: impl FnOnce(&mut Config), store: Arc<dyn Store>) -> Self {
+    pub async fn over(
+        home: Arc<Home>,
+        change: impl FnOnce(&mut Config),
+        store: Arc<dyn Store>,
+    ) -> Self {
         Self::beginning(home, change, Some(store)).await
     }
 
-    async fn beginning(home: Arc<Home>, change: impl FnOnce(&mut Config), store: Option<Arc<dyn Store>>) -> Self {
+    async fn beginning(
+        home: Arc<Home>,
+        change: impl FnOnce(&mut Config),
+        store: Option<Arc<dyn Store>>,
+    ) -> Self {
         let clock = Arc::new(ManualClock::at(Timestamp::from_seconds(START)));
         Self::launch(home, clock, Caller::default(), change, store).await
     }
@@ -100,13 +116,23 @@ impl World {
         };
         home.furnish(&mut config);
         change(&mut config);
-        let options = Options { config, dev: true, bootstrap: true, accept_rollback: false, store, clock: Some(clock.clone()) };
+        let options = Options {
+            config,
+            dev: true,
+            bootstrap: true,
+            accept_rollback: false,
+            store,
+            clock: Some(clock.clone()),
+        };
         let (stop, stopped) = oneshot::channel();
         let (send, started) = oneshot::channel();
         let task = tokio::spawn(async move {
             let report = move |started: &server::Started| {
                 let bootstrap = started.bootstrap.as_ref().expect("a first client");
-                let secret = bootstrap.client_secret.as_ref().map(|secret| secret.expose_secret().to_owned());
+                let secret = bootstrap
+                    .client_secret
+                    .as_ref()
+                    .map(|secret| secret.expose_secret().to_owned());
                 let _ = send.send((started.address, bootstrap.client_id.to_string(), secret));
             };
             let until = async move {
@@ -118,7 +144,8 @@ impl World {
         // The server has silenced panics; here they say what failed.
         std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
         let admin = Caller { id, secret: secret.unwrap_or(known.secret) };
-        let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+        let channel =
+            Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         Self { clock, address, admin, channel, home, stop: Some(stop), task }
     }
 
@@ -183,7 +210,8 @@ impl World {
 
     /// Registers a client; an empty id lets the server choose.
     pub async fn register(&self, client: Client) -> Caller {
-        let request = self.as_admin(CreateClientRequest { client: Some(client), secret: None }).await;
+        let request =
+            self.as_admin(CreateClientRequest { client: Some(client), secret: None }).await;
         let created = self.clients().create_client(request).await.unwrap().into_inner();
         Caller { id: created.client.unwrap().client_id, secret: created.client_secret }
     }
@@ -197,21 +225,39 @@ impl World {
     pub async fn token(&self, caller: &Caller, scopes: &[&str]) -> Result<TokenResponse, Status> {
         let scopes = scopes.iter().map(|scope| (*scope).to_owned()).collect();
         let Caller { id, secret } = caller.clone();
-        let request = TokenRequest { client_id: id, client_secret: secret, scopes, ..TokenRequest::default() };
+        let request = TokenRequest {
+            client_id: id,
+            client_secret: secret,
+            scopes,
+            ..TokenRequest::default()
+        };
         self.tokens().token(request).await.map(tonic::Response::into_inner)
     }
 
-    pub async fn refresh(&self, caller: &Caller, refresh_token: &str) -> Result<RefreshResponse, Status> {
+    pub async fn refresh(
+        &self,
+        caller: &Caller,
+        refresh_token: &str,
+    ) -> Result<RefreshResponse, Status> {
         let Caller { id, secret } = caller.clone();
         let refresh_token = refresh_token.to_owned();
-        let request = RefreshRequest { client_id: id, client_secret: secret, refresh_token, scopes: Vec::new() };
+        let request = RefreshRequest {
+            client_id: id,
+            client_secret: secret,
+            refresh_token,
+            scopes: Vec::new(),
+        };
         self.tokens().refresh(request).await.map(tonic::Response::into_inner)
     }
 
     pub async fn revoke(&self, caller: &Caller, token: &str) -> Result<(), Status> {
         let Caller { id, secret } = caller.clone();
-        let request =
-            RevokeRequest { client_id: id, client_secret: secret, token: token.to_owned(), ..RevokeRequest::default() };
+        let request = RevokeRequest {
+            client_id: id,
+            client_secret: secret,
+            token: token.to_owned(),
+            ..RevokeRequest::default()
+        };
         self.tokens().revoke(request).await.map(drop)
     }
 
@@ -220,10 +266,18 @@ impl World {
         self.introspect_as(&self.admin, token).await.unwrap()
     }
 
-    pub async fn introspect_as(&self, caller: &Caller, token: &str) -> Result<IntrospectResponse, Status> {
+    pub async fn introspect_as(
+        &self,
+        caller: &Caller,
+        token: &str,
+    ) -> Result<IntrospectResponse, Status> {
         let Caller { id, secret } = caller.clone();
-        let request =
-            IntrospectRequest { client_id: id, client_secret: secret, token: token.to_owned(), ..IntrospectRequest::default() };
+        let request = IntrospectRequest {
+            client_id: id,
+            client_secret: secret,
+            token: token.to_owned(),
+            ..IntrospectRequest::default()
+        };
         self.tokens().introspect(request).await.map(tonic::Response::into_inner)
     }
 
@@ -274,13 +328,22 @@ pub fn is_on_disk(dir: &Path, needle: &str) -> bool {
 impl World {
     /// A server that runs elsewhere, by its own clock.
     pub async fn at(address: SocketAddr, admin: Caller) -> Self {
-        let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+        let channel =
+            Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         let clock = Arc::new(ManualClock::at(Timestamp::from_seconds(START)));
-        Self { clock, address, admin, channel, home: Home::new(), stop: None, task: tokio::spawn(async {}) }
+        Self {
+            clock,
+            address,
+            admin,
+            channel,
+            home: Home::new(),
+            stop: None,
+            task: tokio::spawn(async {}),
+        }
     }
 
-    /// Another server on what is kept at this moment: what one finds that comes after a kill. On MongoDB it takes the node's name
-    /// away from the first, which then can write no more.
+    /// Another server on what is kept at this moment: what one finds that comes after a kill. On
+    /// MongoDB it takes the node's name away from the first, which then can write no more.
     pub async fn killed(mut self) -> Self {
         let left = if on_mongodb() { self.home.clone() } else { self.home.copy() };
         let next = Self::launch(left, self.clock.clone(), self.admin.clone(), |_| {}, None).await;

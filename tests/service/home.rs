@@ -1,5 +1,5 @@
-//! Where a test's server keeps everything: in a directory of its own, and where `JETON_TEST_STORE` is `mongodb`, in a database of
-//! its own on the server that `JETON_MONGODB` names.
+//! Where a test's server keeps everything: in a directory of its own, and where `JETON_TEST_STORE`
+//! is `mongodb`, in a database of its own on the server that `JETON_MONGODB` names.
 
 use std::{
     env,
@@ -38,17 +38,21 @@ pub struct Home {
 pub fn on_mongodb() -> bool {
     match env::var("JETON_TEST_STORE") {
         Ok(store) if store == "mongodb" => true,
-        Ok(store) if !store.is_empty() && store != "embedded" => panic!("JETON_TEST_STORE: embedded or mongodb, not {store}"),
+        Ok(store) if !store.is_empty() && store != "embedded" => {
+            panic!("JETON_TEST_STORE: embedded or mongodb, not {store}")
+        }
         Ok(_) | Err(_) => false,
     }
 }
 
-/// How far other machines' clocks may be ahead, in seconds: nodes that share a store are given more.
+/// How far other machines' clocks may be ahead, in seconds: nodes that share a store are given
+/// more.
 pub fn tolerance() -> i64 {
     if on_mongodb() { 90 } else { 5 }
 }
 
-/// Says that a test is about the embedded store's files, and whether it must end at once for want of them.
+/// Says that a test is about the embedded store's files, and whether it must end at once for want
+/// of them.
 pub fn has_no_files() -> bool {
     if on_mongodb() {
         eprintln!("about the embedded store's files: not run on MongoDB");
@@ -82,8 +86,9 @@ impl Home {
         self.database.as_ref().map(Database::uri)
     }
 
-    /// Has a server keep everything here. Real time is no test's subject here, so that a busy machine is given all of it that there
-    /// is: deadlines, a feed that lags and a stop that drains have tests of their own.
+    /// Has a server keep everything here. Real time is no test's subject here, so that a busy
+    /// machine is given all of it that there is: deadlines, a feed that lags and a stop that drains
+    /// have tests of their own.
     pub fn furnish(&self, config: &mut Config) {
         config.data_dir = self.data_dir();
         config.limits.deadline_seconds = DEADLINE;
@@ -96,7 +101,8 @@ impl Home {
         }
     }
 
-    /// The same for a server that is a process of its own, as variables of its environment; without the data directory.
+    /// The same for a server that is a process of its own, as variables of its environment; without
+    /// the data directory.
     pub fn variables(&self) -> Vec<(&'static str, String)> {
         vec![
             ("JETON_LIMITS__DEADLINE_SECONDS", DEADLINE.to_string()),
@@ -139,9 +145,17 @@ impl Home {
         let client = mongodb::Client::with_uri_str(uri).await.unwrap();
         let database = client.default_database().unwrap();
         for name in database.list_collection_names().await.unwrap() {
-            let mut documents = database.collection::<RawDocumentBuf>(&name).find(mongodb::bson::doc! {}).await.unwrap();
+            let mut documents = database
+                .collection::<RawDocumentBuf>(&name)
+                .find(mongodb::bson::doc! {})
+                .await
+                .unwrap();
             while let Some(document) = documents.try_next().await.unwrap() {
-                if document.as_bytes().windows(needle.len()).any(|window| window == needle.as_bytes()) {
+                if document
+                    .as_bytes()
+                    .windows(needle.len())
+                    .any(|window| window == needle.as_bytes())
+                {
                     return true;
                 }
             }

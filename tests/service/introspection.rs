@@ -22,16 +22,27 @@ const X: &str = "https://x.test";
 const Y: &str = "https://y.test";
 
 impl World {
-    async fn batch(&self, caller: &Caller, tokens: &[&str]) -> Result<BatchIntrospectResponse, Status> {
+    async fn batch(
+        &self,
+        caller: &Caller,
+        tokens: &[&str],
+    ) -> Result<BatchIntrospectResponse, Status> {
         let tokens = tokens.iter().map(|token| (*token).to_owned()).collect();
         let message = BatchIntrospectRequest { tokens, ..BatchIntrospectRequest::default() };
-        self.tokens().batch_introspect(basic(message, caller)).await.map(tonic::Response::into_inner)
+        self.tokens()
+            .batch_introspect(basic(message, caller))
+            .await
+            .map(tonic::Response::into_inner)
     }
 
     async fn sees(&self, caller: &Caller, token: &str) -> bool {
         let alone = bytes(&self.introspected(caller, token, "").await);
         let batch = self.batch(caller, &[token]).await.unwrap();
-        assert_eq!(batch.results.first().unwrap().encode_to_vec(), alone.0, "a batch says what is said one by one");
+        assert_eq!(
+            batch.results.first().unwrap().encode_to_vec(),
+            alone.0,
+            "a batch says what is said one by one"
+        );
         alone.0 != INACTIVE
     }
 }
@@ -49,17 +60,27 @@ async fn without_credentials_there_is_no_answer() {
             world.introspect_as(&wrong, token).await.unwrap_err(),
             world.batch(&wrong, &[token]).await.unwrap_err(),
         ] {
-            assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unauthenticated, "INVALID_CLIENT"));
+            assert_eq!(
+                (refused.code(), reason(&refused).as_str()),
+                (Code::Unauthenticated, "INVALID_CLIENT")
+            );
         }
         for odd in ["x", "a.b.c", &viewer.secret] {
-            let message = IntrospectRequest { token: token.to_owned(), ..IntrospectRequest::default() };
+            let message =
+                IntrospectRequest { token: token.to_owned(), ..IntrospectRequest::default() };
             let refused = world.tokens().introspect(bearer(message, odd)).await.unwrap_err();
-            assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unauthenticated, "INVALID_TOKEN"));
+            assert_eq!(
+                (refused.code(), reason(&refused).as_str()),
+                (Code::Unauthenticated, "INVALID_TOKEN")
+            );
         }
     }
     assert!(world.sees(&viewer, &token).await);
     let refused = world.introspect_as(&viewer, "").await.unwrap_err();
-    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::InvalidArgument, "INVALID_REQUEST"));
+    assert_eq!(
+        (refused.code(), reason(&refused).as_str()),
+        (Code::InvalidArgument, "INVALID_REQUEST")
+    );
 }
 
 /// I02: who may not introspect is told that, whatever the token; and it costs its budget.
@@ -80,9 +101,21 @@ async fn introspection_needs_its_permission_and_costs_budget() {
         }
     }
     let (allowed, throttled) = reasons.split_at(9);
-    assert!(allowed.iter().all(|said| *said == (Code::PermissionDenied, "INSUFFICIENT_SCOPE".to_owned())), "{reasons:?}");
-    assert!(throttled.iter().all(|said| *said == (Code::ResourceExhausted, "SLOW_DOWN".to_owned())), "{reasons:?}");
-    assert_eq!(world.events_of("access.refused").await.len(), 1, "equal refusals of a minute are counted");
+    assert!(
+        allowed
+            .iter()
+            .all(|said| *said == (Code::PermissionDenied, "INSUFFICIENT_SCOPE".to_owned())),
+        "{reasons:?}"
+    );
+    assert!(
+        throttled.iter().all(|said| *said == (Code::ResourceExhausted, "SLOW_DOWN".to_owned())),
+        "{reasons:?}"
+    );
+    assert_eq!(
+        world.events_of("access.refused").await.len(),
+        1,
+        "equal refusals of a minute are counted"
+    );
     // Neither does an access token lend a permission that its client has lost: it ends with it.
     let viewer = world.register(serving(&[X])).await;
     let pass = world.token(&viewer, &["jeton:introspect"]).await.unwrap().access_token;
@@ -90,37 +123,59 @@ async fn introspection_needs_its_permission_and_costs_budget() {
         let message = IntrospectRequest { token: own.clone(), ..IntrospectRequest::default() };
         world.tokens().introspect(bearer(message, pass)).await
     };
-    assert_eq!(bytes(&ask(&pass).await.unwrap()).0, INACTIVE, "it may ask, and is told nothing of others' tokens");
-    let lesser = Client { client_id: viewer.id.clone(), scopes: vec!["a".to_owned()], ..Client::default() };
+    assert_eq!(
+        bytes(&ask(&pass).await.unwrap()).0,
+        INACTIVE,
+        "it may ask, and is told nothing of others' tokens"
+    );
+    let lesser =
+        Client { client_id: viewer.id.clone(), scopes: vec!["a".to_owned()], ..Client::default() };
     world.change(lesser, &["scopes"]).await.unwrap();
     assert_eq!(reason(&ask(&pass).await.unwrap_err()), "INVALID_TOKEN");
-    let message = DisableClientRequest { client_id: viewer.id.clone(), ..DisableClientRequest::default() };
+    let message =
+        DisableClientRequest { client_id: viewer.id.clone(), ..DisableClientRequest::default() };
     world.clients().disable_client(world.as_admin(message).await).await.unwrap();
     assert_eq!(reason(&ask(&pass).await.unwrap_err()), "INVALID_TOKEN");
 }
 
-/// I03: a token for another audience is as if it were none; of several audiences each viewer is told its own.
+/// I03: a token for another audience is as if it were none; of several audiences each viewer is
+/// told its own.
 #[tokio::test]
 async fn a_viewer_sees_only_what_is_meant_for_it() {
     let world = World::start().await;
-    let (at_x, at_y, nowhere) =
-        (world.register(serving(&[X])).await, world.register(serving(&[Y])).await, world.register(serving(&[])).await);
+    let (at_x, at_y, nowhere) = (
+        world.register(serving(&[X])).await,
+        world.register(serving(&[Y])).await,
+        world.register(serving(&[])).await,
+    );
     let caller = world.register(aimed_at(&[X, Y])).await;
     let for_x = world.token(&caller, &[]).await.unwrap().access_token;
     let resources = vec![X.to_owned(), Y.to_owned()];
     let message = jeton::proto::token::TokenRequest { resources, ..Default::default() };
-    let for_both = world.tokens().token(basic(message, &caller)).await.unwrap().into_inner().access_token;
-    assert!(world.sees(&at_x, &for_x).await && !world.sees(&at_y, &for_x).await && !world.sees(&nowhere, &for_x).await);
+    let for_both =
+        world.tokens().token(basic(message, &caller)).await.unwrap().into_inner().access_token;
+    assert!(
+        world.sees(&at_x, &for_x).await
+            && !world.sees(&at_y, &for_x).await
+            && !world.sees(&nowhere, &for_x).await
+    );
     for (viewer, own) in [(&at_x, X), (&at_y, Y)] {
-        assert_eq!(world.introspect_as(viewer, &for_both).await.unwrap().aud, [own], "not who else it is for");
+        assert_eq!(
+            world.introspect_as(viewer, &for_both).await.unwrap().aud,
+            [own],
+            "not who else it is for"
+        );
     }
     assert_eq!(world.introspect(&for_both).await.aud, [X, Y]);
     assert!(!world.sees(&nowhere, &for_both).await);
-    assert!(world.introspect_as(&caller, &for_x).await.is_err(), "the token's own client is no viewer");
+    assert!(
+        world.introspect_as(&caller, &for_x).await.is_err(),
+        "the token's own client is no viewer"
+    );
 }
 
-/// I04: expired, revoked, malformed, foreign, from the future, of a deleted client: one answer, byte for byte, and the same in
-/// a batch.
+/// I04: expired, revoked, malformed, foreign, from the future, of a deleted client: one answer,
+/// byte for byte, and the same in a batch.
 #[tokio::test]
 async fn all_that_does_not_stand_is_answered_the_same() {
     let lab = Lab::start().await;
@@ -133,12 +188,14 @@ async fn all_that_does_not_stand_is_answered_the_same() {
     let expired = issue(&caller).await.access_token;
     assert!(world.sees(&viewer, &expired).await);
     world.advance(900);
-    let (revoked, ended, standing) = (issue(&caller).await, issue(&caller).await, issue(&caller).await);
+    let (revoked, ended, standing) =
+        (issue(&caller).await, issue(&caller).await, issue(&caller).await);
     let (foreign, deleted) = (issue(&other).await, issue(&gone).await);
     assert!(world.sees(&viewer, &deleted.access_token).await);
     world.revoke(&caller, &revoked.access_token).await.unwrap();
     world.revoke(&caller, &ended.refresh_token).await.unwrap();
-    let message = jeton::proto::admin::DeleteClientRequest { client_id: gone.id, ..Default::default() };
+    let message =
+        jeton::proto::admin::DeleteClientRequest { client_id: gone.id, ..Default::default() };
     world.clients().delete_client(world.as_admin(message).await).await.unwrap();
     let aimed = serde_json::json!([X]);
     let now = world.now();
@@ -192,7 +249,10 @@ async fn a_token_is_never_sent_back() {
         assert!(!format!("{answer:?}").contains(token.as_str()), "{answer:?}");
         let refusals = [
             world.introspect_as(&caller, token).await.unwrap_err(),
-            world.introspect_as(&Caller { id: token.clone(), secret: token.clone() }, token).await.unwrap_err(),
+            world
+                .introspect_as(&Caller { id: token.clone(), secret: token.clone() }, token)
+                .await
+                .unwrap_err(),
             world.refresh(&world.admin, token).await.unwrap_err(),
             world.tokens().token(bearer(Default::default(), token)).await.unwrap_err(),
         ];
@@ -203,7 +263,8 @@ async fn a_token_is_never_sent_back() {
     }
 }
 
-/// I06: a caller that tries tokens uses up its budget, one by one or in batches, and is told when to come back.
+/// I06: a caller that tries tokens uses up its budget, one by one or in batches, and is told when
+/// to come back.
 #[tokio::test]
 async fn trying_tokens_is_limited() {
     let world = World::with(|config| {
@@ -216,7 +277,10 @@ async fn trying_tokens_is_limited() {
         match world.introspect_as(&viewer, &format!("eyJhbGciOiJFZERTQSJ9.e30.{turn:086}")).await {
             Ok(_) => judged += 1,
             Err(refused) => {
-                assert_eq!((refused.code(), reason(&refused).as_str()), (Code::ResourceExhausted, "SLOW_DOWN"));
+                assert_eq!(
+                    (refused.code(), reason(&refused).as_str()),
+                    (Code::ResourceExhausted, "SLOW_DOWN")
+                );
                 assert!(refused.get_details_retry_info().unwrap().retry_delay.is_some());
                 throttled += 1;
             }
@@ -232,7 +296,8 @@ async fn trying_tokens_is_limited() {
     assert_eq!(reason(&world.batch(&viewer, &["x"; 60]).await.unwrap_err()), "SLOW_DOWN");
 }
 
-/// I07: a token that was judged before is judged again for everyone who asks, and by what stands now.
+/// I07: a token that was judged before is judged again for everyone who asks, and by what stands
+/// now.
 #[tokio::test]
 async fn what_is_remembered_of_a_token_is_no_answer() {
     let world = World::start().await;
@@ -244,14 +309,24 @@ async fn what_is_remembered_of_a_token_is_no_answer() {
         assert!(world.sees(&viewer, &token).await && !world.sees(&other, &token).await);
         assert!(world.sees(&world.admin, &token).await);
     }
-    assert_eq!(world.introspect_as(&viewer, &token).await.unwrap().scopes, ["orders:read"], "its own scopes, each time");
-    let changed = |viewer: &Caller, serves: &str| Client { client_id: viewer.id.clone(), ..serving(&[serves]) };
+    assert_eq!(
+        world.introspect_as(&viewer, &token).await.unwrap().scopes,
+        ["orders:read"],
+        "its own scopes, each time"
+    );
+    let changed = |viewer: &Caller, serves: &str| Client {
+        client_id: viewer.id.clone(),
+        ..serving(&[serves])
+    };
     world.change(changed(&viewer, Y), &["serves"]).await.unwrap();
     world.change(changed(&other, X), &["serves"]).await.unwrap();
     assert!(!world.sees(&viewer, &token).await && world.sees(&other, &token).await, "at once");
     let blind = Client { scopes: vec!["a".to_owned()], ..changed(&other, X) };
     world.change(blind, &["scopes"]).await.unwrap();
-    assert_eq!(world.introspect_as(&other, &token).await.unwrap_err().code(), Code::PermissionDenied);
+    assert_eq!(
+        world.introspect_as(&other, &token).await.unwrap_err().code(),
+        Code::PermissionDenied
+    );
     world.revoke(&caller, &token).await.unwrap();
     assert!(!world.sees(&world.admin, &token).await);
 }
@@ -277,16 +352,30 @@ async fn what_is_remembered_of_a_token_expires_with_it() {
 async fn a_batch_is_bounded_and_answers_item_by_item() {
     let world = World::with(unlimited).await;
     let viewer = world.register(serving(&[X])).await;
-    let [for_x, for_y] = [world.register(aimed_at(&[X])).await, world.register(aimed_at(&[Y])).await];
+    let [for_x, for_y] =
+        [world.register(aimed_at(&[X])).await, world.register(aimed_at(&[Y])).await];
     let issue = async |caller: &Caller| world.token(caller, &[]).await.unwrap().access_token;
     let (seen, foreign, revoked) = (issue(&for_x).await, issue(&for_y).await, issue(&for_x).await);
     world.revoke(&for_x, &revoked).await.unwrap();
     for size in [0, 1_001] {
         let refused = world.batch(&viewer, &vec!["x"; size]).await.unwrap_err();
-        assert_eq!((refused.code(), reason(&refused).as_str()), (Code::InvalidArgument, "INVALID_REQUEST"), "{size}");
+        assert_eq!(
+            (refused.code(), reason(&refused).as_str()),
+            (Code::InvalidArgument, "INVALID_REQUEST"),
+            "{size}"
+        );
     }
     let long = "a".repeat(3_000);
-    let mut tokens = vec![seen.as_str(), foreign.as_str(), revoked.as_str(), "", "x", long.as_str(), seen.as_str(), "\0"];
+    let mut tokens = vec![
+        seen.as_str(),
+        foreign.as_str(),
+        revoked.as_str(),
+        "",
+        "x",
+        long.as_str(),
+        seen.as_str(),
+        "\0",
+    ];
     tokens.extend(vec![seen.as_str(); 992]);
     let results = world.batch(&viewer, &tokens).await.unwrap().results;
     assert_eq!(results.len(), 1_000);
@@ -294,7 +383,14 @@ async fn a_batch_is_bounded_and_answers_item_by_item() {
         assert_eq!(result.encode_to_vec() != INACTIVE, *token == seen, "{token}");
     }
     let all_long = |length| vec![&long[..length]; 1_000];
-    assert_eq!(world.batch(&viewer, &all_long(2_000)).await.unwrap().results.len(), 1_000, "longer than any of ours");
+    assert_eq!(
+        world.batch(&viewer, &all_long(2_000)).await.unwrap().results.len(),
+        1_000,
+        "longer than any of ours"
+    );
     let refused = world.batch(&viewer, &all_long(3_000)).await.unwrap_err();
-    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"));
+    assert_eq!(
+        (refused.code(), reason(&refused).as_str()),
+        (Code::ResourceExhausted, "MESSAGE_TOO_LARGE")
+    );
 }

@@ -1,4 +1,5 @@
-//! Presented secrets, with the work they cost counted: blocks that argon2id fills, reads of clients.
+//! Presented secrets, with the work they cost counted: blocks that argon2id fills, reads of
+//! clients.
 
 use std::{
     sync::{
@@ -21,8 +22,9 @@ use crate::{
     faulty::{Act, Kind, Side},
 };
 
-/// A02, AZ8: whatever is wrong, a refusal costs as many hashes and reads; a disabled client is as one without secrets before
-/// anything is compared, so its right secret costs what a wrong one does, also if it was verified before.
+/// A02, AZ8: whatever is wrong, a refusal costs as many hashes and reads; a disabled client is as
+/// one without secrets before anything is compared, so its right secret costs what a wrong one
+/// does, also if it was verified before.
 #[tokio::test]
 async fn every_refusal_costs_the_same_work() {
     let bench = Bench::with(plenty).await;
@@ -54,7 +56,11 @@ async fn every_refusal_costs_the_same_work() {
         for round in 0..2 {
             let (answer, work, reads) = bench.cost(bench.answer(from(1), caller)).await;
             let expected = if *class == "malformed id" { 0 } else { 1 };
-            assert_eq!((answer, work, reads), ("invalid_client", REFUSAL, expected), "{class}, round {round}");
+            assert_eq!(
+                (answer, work, reads),
+                ("invalid_client", REFUSAL, expected),
+                "{class}, round {round}"
+            );
         }
     }
     let keyed = [
@@ -65,12 +71,17 @@ async fn every_refusal_costs_the_same_work() {
         ("disabled, wrong", caller(&fresh.id, "jcs_wrong")),
     ];
     for (class, caller) in &keyed {
-        assert_eq!(bench.cost(bench.answer(from(1), caller)).await, ("invalid_client", 0, 1), "{class}");
+        assert_eq!(
+            bench.cost(bench.answer(from(1), caller)).await,
+            ("invalid_client", 0, 1),
+            "{class}"
+        );
     }
 }
 
-/// AZ1, TL2, U06: sixty calls at once from one address, each under a new name, directly after a start: as many are hashed as its
-/// budget has, and no more; the others are refused alike for every name, real ones included. Other addresses notice nothing.
+/// AZ1, TL2, U06: sixty calls at once from one address, each under a new name, directly after a
+/// start: as many are hashed as its budget has, and no more; the others are refused alike for every
+/// name, real ones included. Other addresses notice nothing.
 #[tokio::test]
 async fn an_address_has_no_more_hashed_than_its_budget() {
     let bench = Bench::with(few).await;
@@ -91,11 +102,16 @@ async fn an_address_has_no_more_hashed_than_its_budget() {
     }
     assert_eq!(bench.cost(bench.answer(from(8), &victim)).await.0, "ok");
     bench.clock.advance(Duration::from_secs(2));
-    assert_eq!(bench.cost(bench.answer(from(9), &caller("ghost-1", WRONG))).await.1, REFUSAL, "and it refills");
+    assert_eq!(
+        bench.cost(bench.answer(from(9), &caller("ghost-1", WRONG))).await.1,
+        REFUSAL,
+        "and it refills"
+    );
 }
 
-/// AZ1, TL2, L14, L15: an address that never stops, and has budget without end, holds one core and its share of the queue:
-/// clients whose secrets nobody has verified in this process log in for the first time, and administration goes on.
+/// AZ1, TL2, L14, L15: an address that never stops, and has budget without end, holds one core and
+/// its share of the queue: clients whose secrets nobody has verified in this process log in for the
+/// first time, and administration goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_flood_of_invented_names_locks_nobody_out() {
     let bench = Bench::with(|limits| {
@@ -115,7 +131,8 @@ async fn a_flood_of_invented_names_locks_nobody_out() {
             tokio::spawn(async move {
                 let mut asked = 0;
                 while !over.load(SeqCst) {
-                    let answer = bench.answer(from(9), &caller(&format!("ghost-{n}-{asked}"), WRONG)).await;
+                    let answer =
+                        bench.answer(from(9), &caller(&format!("ghost-{n}-{asked}"), WRONG)).await;
                     assert!(["invalid_client", "slow_down"].contains(&answer), "{answer}");
                     asked += 1;
                     tokio::task::yield_now().await;
@@ -132,14 +149,17 @@ async fn a_flood_of_invented_names_locks_nobody_out() {
     assert!(join_all(flood).await.into_iter().map(Result::unwrap).sum::<usize>() > 60);
 }
 
-/// AZ7: noise at other names leaves guesses at a client a budget of their own, and each that is judged is a record; past that
-/// nothing is judged, and one record a minute says how many there were. Neighbours behind the same address get in.
+/// AZ7: noise at other names leaves guesses at a client a budget of their own, and each that is
+/// judged is a record; past that nothing is judged, and one record a minute says how many there
+/// were. Neighbours behind the same address get in.
 #[tokio::test]
 async fn guesses_are_recorded_or_not_judged() {
     let bench = Bench::with(few).await;
     let imported = bench.chosen("imported").await;
-    let (made, neighbour) =
-        (bench.register("made", NewSecret::Generated).await, bench.register("neighbour", NewSecret::Generated).await);
+    let (made, neighbour) = (
+        bench.register("made", NewSecret::Generated).await,
+        bench.register("neighbour", NewSecret::Generated).await,
+    );
     assert_eq!(bench.answer(from(1), &imported).await, "ok");
     for n in 0..60 {
         bench.answer(from(9), &caller(&format!("junk-{n}"), "jcs_junk")).await;
@@ -147,14 +167,16 @@ async fn guesses_are_recorded_or_not_judged() {
     for target in ["imported", "made"] {
         let secret = if target == "made" { "jcs_wrong" } else { WRONG };
         for _ in 0..15 {
-            let (answer, work, _) = bench.cost(bench.answer(from(9), &caller(target, secret))).await;
+            let (answer, work, _) =
+                bench.cost(bench.answer(from(9), &caller(target, secret))).await;
             assert_eq!((answer, work), ("slow_down", 0));
         }
     }
     // Past its budget not even the right one is judged, for that would tell.
     assert_eq!(bench.answer(from(9), &imported).await, "slow_down");
     assert_eq!(bench.answer(from(1), &imported).await, "ok", "from elsewhere it is");
-    // A secret with another id is another target: one instance with a retired secret does not lock out the others.
+    // A secret with another id is another target: one instance with a retired secret does not lock
+    // out the others.
     assert_eq!(bench.answer(from(9), &made).await, "ok");
     assert_eq!(bench.answer(from(9), &neighbour).await, "ok");
     let refusals = bench.refusals().await;
@@ -165,11 +187,15 @@ async fn guesses_are_recorded_or_not_judged() {
     // Nothing is hashed for it, and what was right lately is compared: that is a guess too.
     assert_eq!(of("imported"), [&judged[..], &["slow_down", "slow_down, 12 more"]].concat());
     assert_eq!(of("made"), [&judged[..], &["slow_down", "slow_down, 11 more"]].concat());
-    assert_eq!(of(""), ["invalid_client", "invalid_client, 59 more"], "DECISIONS 9: invented names are one record");
+    assert_eq!(
+        of(""),
+        ["invalid_client", "invalid_client, 59 more"],
+        "DECISIONS 9: invented names are one record"
+    );
 }
 
-/// AZ7: where the pool is full a secret is still compared with what was right lately, and is on record as that; nothing is drawn for
-/// it, as for a name that is no client's.
+/// AZ7: where the pool is full a secret is still compared with what was right lately, and is on
+/// record as that; nothing is drawn for it, as for a name that is no client's.
 #[tokio::test]
 async fn a_guess_that_finds_the_pool_full_is_on_record() {
     let bench = Bench::with(|limits| {
@@ -186,22 +212,35 @@ async fn a_guess_that_finds_the_pool_full_is_on_record() {
         let (held, answer) = tokio::join!(bench.answer(peer, &holder), bench.answer(peer, &next));
         assert_eq!((held, answer), ("invalid_client", "slow_down"), "{n}");
     }
-    assert_eq!(bench.answer(from(2), &caller("ghost", WRONG)).await, "slow_down", "three were drawn");
+    assert_eq!(
+        bench.answer(from(2), &caller("ghost", WRONG)).await,
+        "slow_down",
+        "three were drawn"
+    );
     let refusals = bench.refusals().await;
     let of = |target: &str| -> Vec<&str> {
         refusals.iter().filter(|(of, _)| of == target).map(|(_, reason)| reason.as_str()).collect()
     };
-    assert_eq!((of("used"), of("unused")), (vec!["invalid_client"], vec!["invalid_client", "slow_down"]));
+    assert_eq!(
+        (of("used"), of("unused")),
+        (vec!["invalid_client"], vec!["invalid_client", "slow_down"])
+    );
 }
 
-/// U06: a call without a secret is refused and counted, and its network is not one that guesses; one with a wrong secret is.
+/// U06: a call without a secret is refused and counted, and its network is not one that guesses;
+/// one with a wrong secret is.
 #[tokio::test]
 async fn a_call_without_a_secret_is_no_guess() {
     let bench = Bench::with(few).await;
     let limits = bench.authority.limits();
     for n in 0..5 {
         for (at, credentials) in [(2, Credentials::None), (3, Credentials::Bearer("x".into()))] {
-            let refused = bench.authority.token(&bench.call(from(at)), credentials, Request::default()).await.err().unwrap();
+            let refused = bench
+                .authority
+                .token(&bench.call(from(at)), credentials, Request::default())
+                .await
+                .err()
+                .unwrap();
             assert_eq!(refused.code(), if n < 3 { "invalid_client" } else { "slow_down" });
             assert!(!limits.failed_lately(from(at), bench.clock.now()));
         }
@@ -212,15 +251,18 @@ async fn a_call_without_a_secret_is_no_guess() {
     assert_eq!(reasons.iter().filter(|reason| *reason == "invalid_client, 4 more").count(), 2);
 }
 
-/// DECISIONS 14, AZ8: an imported hash that is cheaper than ours is hashed anew at its first use, with a record; a store that
-/// fails there leaves it for the next first use and stops no login.
+/// DECISIONS 14, AZ8: an imported hash that is cheaper than ours is hashed anew at its first use,
+/// with a record; a store that fails there leaves it for the next first use and stops no login.
 #[tokio::test]
 async fn an_imported_hash_costs_what_ours_do_after_its_first_use() {
     let bench = Bench::with(plenty).await;
     let imported = bench.register("imported", NewSecret::Argon2id(cheap(RIGHT))).await;
     let kept = async |bench: &Bench| {
-        let client = bench.store.client(&"imported".parse::<ClientId>().unwrap()).await.unwrap().unwrap();
-        let Digest::Argon2id { phc } = client.secrets[0].digest.clone() else { panic!("an imported one") };
+        let client =
+            bench.store.client(&"imported".parse::<ClientId>().unwrap()).await.unwrap().unwrap();
+        let Digest::Argon2id { phc } = client.secrets[0].digest.clone() else {
+            panic!("an imported one")
+        };
         (client.revision, phc)
     };
     // What the first login reads is read before.
@@ -233,7 +275,10 @@ async fn an_imported_hash_costs_what_ours_do_after_its_first_use() {
     let bench = bench.restarted().await;
     assert_eq!(bench.answer(from(1), &imported).await, "ok");
     let (revision, phc) = kept(&bench).await;
-    assert!(revision == 2 && phc.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{revision} {phc}");
+    assert!(
+        revision == 2 && phc.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"),
+        "{revision} {phc}"
+    );
     assert_eq!(bench.cost(bench.answer(from(1), &imported)).await.1, 0, "and it is remembered");
     let records = bench.records(Action::SecretRehashed).await;
     assert_eq!(records.len(), 1);
@@ -245,18 +290,24 @@ async fn an_imported_hash_costs_what_ours_do_after_its_first_use() {
     drop(bench.home);
 }
 
-/// TL2, L14: of one address so many reads of the store are on their way at once, under whatever names; another address reads at
-/// once. A caller that hangs up leaves its place to the next only when its read is over.
+/// TL2, L14: of one address so many reads of the store are on their way at once, under whatever
+/// names; another address reads at once. A caller that hangs up leaves its place to the next only
+/// when its read is over.
 #[tokio::test]
 async fn an_address_has_so_many_reads_on_their_way() {
     const PLACES: usize = 32;
     let bench = Arc::new(Bench::with(plenty).await);
     let made = bench.register("made", NewSecret::Generated).await;
     let reads = || bench.store.reads.load(SeqCst);
-    let (before, held) = (reads(), (0..PLACES).map(|_| bench.store.hold("client", Side::Before)).collect::<Vec<_>>());
+    let (before, held) = (
+        reads(),
+        (0..PLACES).map(|_| bench.store.hold("client", Side::Before)).collect::<Vec<_>>(),
+    );
     let ask = |n: usize| {
         let bench = Arc::clone(&bench);
-        tokio::spawn(async move { bench.answer(from(9), &caller(&format!("ghost-{n}"), "jcs_x")).await })
+        tokio::spawn(
+            async move { bench.answer(from(9), &caller(&format!("ghost-{n}"), "jcs_x")).await },
+        )
     };
     let mut flood: Vec<_> = (0..PLACES * 3).map(ask).collect();
     for hold in &held {

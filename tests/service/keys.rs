@@ -38,13 +38,15 @@ fn in_state(keys: &[SigningKey], state: KeyState) -> Vec<&SigningKey> {
 
 async fn published(world: &World) -> HashSet<String> {
     let keys = jwks(world.address).await;
-    let kids: Vec<String> = keys.iter().map(|key| key["kid"].as_str().unwrap().to_owned()).collect();
+    let kids: Vec<String> =
+        keys.iter().map(|key| key["kid"].as_str().unwrap().to_owned()).collect();
     let set: HashSet<String> = kids.iter().cloned().collect();
     assert_eq!(set.len(), kids.len(), "kids are unique");
     set
 }
 
-/// Waits until housekeeping has come by, which it does every few seconds of real time; a busy machine is given minutes.
+/// Waits until housekeeping has come by, which it does every few seconds of real time; a busy
+/// machine is given minutes.
 pub async fn eventually(what: &str, done: impl AsyncFn() -> bool) {
     let mut ticks = tokio::time::interval(Duration::from_millis(100));
     for _ in 0..3_000 {
@@ -61,14 +63,22 @@ async fn the_first_keys_are_one_that_signs_and_one_prepared() {
     let world = world().await;
     let keys = world.list_keys().await;
     assert_eq!(keys.len(), 2);
-    assert_eq!((keys[0].state(), keys[1].state()), (KeyState::Prepared, KeyState::Active), "newest first");
-    assert!(keys.iter().all(|key| key.alg == "EdDSA" && key.create_time.unwrap().seconds == world.now()));
+    assert_eq!(
+        (keys[0].state(), keys[1].state()),
+        (KeyState::Prepared, KeyState::Active),
+        "newest first"
+    );
+    assert!(
+        keys.iter()
+            .all(|key| key.alg == "EdDSA" && key.create_time.unwrap().seconds == world.now())
+    );
     assert!(keys[0].activate_time.is_none() && keys[1].remove_time.is_none());
     assert_eq!(published(&world).await, keys.iter().map(|key| key.kid.clone()).collect());
     assert_eq!(kid_of(&world.admin_token().await), keys[1].kid);
 }
 
-/// K02: a cache that fetched the set and keeps it as long as it may always has the key of what is issued meanwhile.
+/// K02: a cache that fetched the set and keeps it as long as it may always has the key of what is
+/// issued meanwhile.
 #[tokio::test]
 async fn a_key_does_not_sign_before_caches_have_heard_of_it() {
     let world = world().await;
@@ -87,7 +97,9 @@ async fn a_key_does_not_sign_before_caches_have_heard_of_it() {
                 world.rotate_keys().await;
             }
             let kid = kid_of(&world.token(&caller, &[]).await.unwrap().access_token);
-            for (at, cached) in caches.iter().filter(|(at, _)| world.now() - at < i64::try_from(AHEAD).unwrap()) {
+            for (at, cached) in
+                caches.iter().filter(|(at, _)| world.now() - at < i64::try_from(AHEAD).unwrap())
+            {
                 assert!(cached.contains(&kid), "fetched {} s ago", world.now() - at);
             }
             signed_by.insert(kid);
@@ -105,16 +117,25 @@ async fn a_rotation_before_its_time_is_scheduled() {
     world.advance(10);
     let scheduled = world.rotate_keys().await;
     assert_eq!((&scheduled[1].kid, scheduled[1].state()), (&before[1].kid, KeyState::Active));
-    assert_eq!(scheduled[0].activate_time.unwrap().seconds, world.now() - 10 + i64::try_from(AHEAD).unwrap());
+    assert_eq!(
+        scheduled[0].activate_time.unwrap().seconds,
+        world.now() - 10 + i64::try_from(AHEAD).unwrap()
+    );
     world.advance(AHEAD - 11);
     assert_eq!(kid_of(&world.admin_token().await), before[1].kid);
     world.advance(1);
-    eventually("the scheduled rotation", async || kid_of(&world.admin_token().await) == before[0].kid).await;
+    eventually("the scheduled rotation", async || {
+        kid_of(&world.admin_token().await) == before[0].kid
+    })
+    .await;
     let after = world.list_keys().await;
     assert_eq!(after.len(), 3);
     let retiring = in_state(&after, KeyState::Retiring);
     // The longest access token and an hour for clocks that went wrong.
-    assert_eq!((&retiring[0].kid, retiring[0].remove_time.unwrap().seconds), (&before[1].kid, world.now() + 3_600 + 3_600));
+    assert_eq!(
+        (&retiring[0].kid, retiring[0].remove_time.unwrap().seconds),
+        (&before[1].kid, world.now() + 3_600 + 3_600)
+    );
 }
 
 /// K01: while keys are rotated, everything that is issued verifies, from first to last.
@@ -125,7 +146,8 @@ async fn nothing_fails_to_verify_while_keys_rotate() {
     let stop = Arc::new(AtomicBool::new(false));
     let judged = Arc::new(AtomicU64::new(0));
     let load = (0..4).map(|_| {
-        let (world, caller, stop, judged) = (world.clone(), caller.clone(), stop.clone(), judged.clone());
+        let (world, caller, stop, judged) =
+            (world.clone(), caller.clone(), stop.clone(), judged.clone());
         tokio::spawn(async move {
             let mut kids = HashSet::new();
             while !stop.load(SeqCst) {
@@ -161,7 +183,9 @@ async fn nothing_fails_to_verify_while_keys_rotate() {
 #[tokio::test]
 async fn a_replaced_key_leaves_when_its_last_token_has_expired() {
     let world = world().await;
-    let caller = world.register(Client { access_token_lifetime: crate::office::seconds(3_600), ..refreshing() }).await;
+    let caller = world
+        .register(Client { access_token_lifetime: crate::office::seconds(3_600), ..refreshing() })
+        .await;
     let last = world.token(&caller, &[]).await.unwrap().access_token;
     let old = kid_of(&last);
     world.advance(AHEAD);
@@ -193,7 +217,10 @@ async fn keys_rotate_by_themselves() {
     world.advance(1);
     eventually("the rotation", async || kid_of(&world.admin_token().await) != first).await;
     let events = world.trail_of("keys.rotated").await;
-    assert!(events.iter().any(|event| event.client_id.is_empty() && event.peer == "local"), "{events:?}");
+    assert!(
+        events.iter().any(|event| event.client_id.is_empty() && event.peer == "local"),
+        "{events:?}"
+    );
 }
 
 /// K03: revoking a key ends every token it signed at once; the next one signs; the record is there.
@@ -206,15 +233,23 @@ async fn a_revoked_key_takes_its_tokens_along() {
     let kid = kid_of(&issued.access_token);
     let keys = world.revoke_key(&kid, &token).await.unwrap();
     assert_eq!(in_state(&keys, KeyState::Revoked)[0].kid, kid);
-    assert_eq!((in_state(&keys, KeyState::Active).len(), in_state(&keys, KeyState::Prepared).len()), (1, 1));
+    assert_eq!(
+        (in_state(&keys, KeyState::Active).len(), in_state(&keys, KeyState::Prepared).len()),
+        (1, 1)
+    );
     assert!(!world.is_active(&issued.access_token).await);
     assert!(!world.is_active(&token).await);
     assert!(!published(&world).await.contains(&kid));
     // Refresh tokens are not signed by it and go on.
     let refreshed = world.refresh(&caller, &issued.refresh_token).await.unwrap();
-    assert!(world.is_active(&refreshed.access_token).await && kid_of(&refreshed.access_token) != kid);
+    assert!(
+        world.is_active(&refreshed.access_token).await && kid_of(&refreshed.access_token) != kid
+    );
     let event = &world.trail_of("keys.revoked").await[0];
-    assert_eq!((event.target.as_str(), event.client_id.as_str(), event.outcome.as_str()), (kid.as_str(), "bootstrap", "ok"));
+    assert_eq!(
+        (event.target.as_str(), event.client_id.as_str(), event.outcome.as_str()),
+        (kid.as_str(), "bootstrap", "ok")
+    );
 
     let again = world.revoke_key(&kid, &world.admin_token().await).await.unwrap_err();
     assert_eq!((again.code(), reason(&again).as_str()), (Code::NotFound, "NOT_FOUND"));
@@ -231,12 +266,17 @@ async fn keys_that_are_not_there_cannot_be_revoked() {
     assert_eq!(reason(&world.revoke_key("nothing", &token).await.unwrap_err()), "NOT_FOUND");
     for bad in ["", "../../dev/null", "' or 1=1--", "{\"$ne\":\"\"}", "a\0b", &"x".repeat(65)] {
         let refused = world.revoke_key(bad, &token).await.unwrap_err();
-        assert_eq!((reason(&refused).as_str(), blamed(&refused).as_str()), ("INVALID_REQUEST", "kid"), "{bad:?}");
+        assert_eq!(
+            (reason(&refused).as_str(), blamed(&refused).as_str()),
+            ("INVALID_REQUEST", "kid"),
+            "{bad:?}"
+        );
     }
     assert_eq!(world.list_keys().await, before);
     // A prepared key that is revoked is replaced, and the active one signs on.
     let message = RevokeKeyRequest { kid: before[0].kid.clone() };
-    let after = world.keys().revoke_key(world.as_admin(message).await).await.unwrap().into_inner().keys;
+    let after =
+        world.keys().revoke_key(world.as_admin(message).await).await.unwrap().into_inner().keys;
     assert_eq!(in_state(&after, KeyState::Active)[0].kid, before[1].kid);
     assert_ne!(in_state(&after, KeyState::Prepared)[0].kid, before[0].kid);
     assert!(world.is_active(&token).await);

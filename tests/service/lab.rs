@@ -1,4 +1,5 @@
-//! A server whose store and keys are in the test's hands: to sign what the server never would, and to fail its store.
+//! A server whose store and keys are in the test's hands: to sign what the server never would, and
+//! to fail its store.
 
 use std::sync::Arc;
 
@@ -60,16 +61,20 @@ impl Lab {
         };
         let world = World::over(home, configure, store.clone()).await;
         let keyset = store.keyset().await.unwrap().unwrap();
-        let active = keyset.keys.iter().find(|key| matches!(key.state, KeyState::Active { .. })).unwrap();
+        let active =
+            keyset.keys.iter().find(|key| matches!(key.state, KeyState::Active { .. })).unwrap();
         let kid = active.kid.as_str().to_owned();
-        let pkcs8 = sealer.open("signing key", &kid, &URL_SAFE_NO_PAD.decode(&active.sealed).unwrap()).unwrap();
+        let pkcs8 = sealer
+            .open("signing key", &kid, &URL_SAFE_NO_PAD.decode(&active.sealed).unwrap())
+            .unwrap();
         let pair = Ed25519KeyPair::from_pkcs8(&pkcs8).unwrap();
         Self { world, store, kid, pair }
     }
 
     /// Signs whatever is given with the very key of the server.
     pub fn forge(&self, header: impl AsRef<[u8]>, payload: impl AsRef<[u8]>) -> String {
-        let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(payload));
+        let signed =
+            format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(payload));
         format!("{signed}.{}", URL_SAFE_NO_PAD.encode(self.pair.sign(signed.as_bytes())))
     }
 
@@ -91,7 +96,8 @@ impl Lab {
         })
     }
 
-    /// A token with the right header and these claims instead of the usual ones; `null` leaves one out.
+    /// A token with the right header and these claims instead of the usual ones; `null` leaves one
+    /// out.
     pub fn claiming(&self, changes: &Value) -> String {
         self.forge(self.header().to_string(), changed(self.claims(), changes).to_string())
     }

@@ -1,5 +1,5 @@
-//! What must not be found in logs, files and numbers, and what must not break a line of the log: with the server as a process
-//! of its own, everything it says kept.
+//! What must not be found in logs, files and numbers, and what must not break a line of the log:
+//! with the server as a process of its own, everything it says kept.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -15,7 +15,9 @@ use jeton::{
     oauth::Credentials,
     proto::{
         admin::{Client, CreateClientRequest, create_client_request::Secret},
-        token::{BatchIntrospectRequest, IntrospectRequest, RefreshRequest, RevokeRequest, TokenRequest},
+        token::{
+            BatchIntrospectRequest, IntrospectRequest, RefreshRequest, RevokeRequest, TokenRequest,
+        },
     },
 };
 use tokio::{
@@ -67,10 +69,18 @@ impl Process {
         });
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let first: serde_json::Value = serde_json::from_str(&line).expect("the first line of the program");
+        let first: serde_json::Value =
+            serde_json::from_str(&line).expect("the first line of the program");
         let text = |member: &str| first[member].as_str().unwrap().to_owned();
         let admin = Caller { id: text("client_id"), secret: text("client_secret") };
-        Self { child, log: Some(log), home, address: text("address").parse().unwrap(), metrics, admin }
+        Self {
+            child,
+            log: Some(log),
+            home,
+            address: text("address").parse().unwrap(),
+            metrics,
+            admin,
+        }
     }
 
     /// What the kernel shows of the process to others.
@@ -113,17 +123,32 @@ impl Canaries {
     }
 }
 
-/// Every token RPC with these credentials and this token, in each way of presenting them, whatever comes of it.
+/// Every token RPC with these credentials and this token, in each way of presenting them, whatever
+/// comes of it.
 async fn present(world: &World, caller: &Caller, token: &str) {
     let Caller { id, secret } = caller.clone();
     let basic = format!("Basic {}", STANDARD.encode(format!("{id}:{secret}")));
-    let ask = TokenRequest { client_id: id.clone(), client_secret: secret.clone(), ..TokenRequest::default() };
+    let ask = TokenRequest {
+        client_id: id.clone(),
+        client_secret: secret.clone(),
+        ..TokenRequest::default()
+    };
     let _ = world.tokens().token(ask.clone()).await;
-    let _ = world.tokens().token(TokenRequest { grant_type: "password".to_owned(), ..ask.clone() }).await;
-    let _ = world.tokens().token(TokenRequest { scopes: vec![secret.clone()], ..ask.clone() }).await;
-    let _ = world.tokens().token(TokenRequest { resources: vec![secret.clone(), token.to_owned()], ..ask.clone() }).await;
+    let _ = world
+        .tokens()
+        .token(TokenRequest { grant_type: "password".to_owned(), ..ask.clone() })
+        .await;
+    let _ =
+        world.tokens().token(TokenRequest { scopes: vec![secret.clone()], ..ask.clone() }).await;
+    let _ = world
+        .tokens()
+        .token(TokenRequest { resources: vec![secret.clone(), token.to_owned()], ..ask.clone() })
+        .await;
     // In the wrong place: a secret for an id, an id for a secret.
-    let _ = world.tokens().token(TokenRequest { client_id: secret.clone(), client_secret: id.clone(), ..ask.clone() }).await;
+    let _ = world
+        .tokens()
+        .token(TokenRequest { client_id: secret.clone(), client_secret: id.clone(), ..ask.clone() })
+        .await;
     let _ = world.tokens().token(with_authorization(ask, &basic)).await;
     let _ = world.tokens().token(with_authorization(TokenRequest::default(), &basic)).await;
     let judge = IntrospectRequest {
@@ -133,10 +158,22 @@ async fn present(world: &World, caller: &Caller, token: &str) {
         ..IntrospectRequest::default()
     };
     for hint in ["", "refresh_token", secret.as_str()] {
-        let _ = world.tokens().introspect(IntrospectRequest { token_type_hint: hint.to_owned(), ..judge.clone() }).await;
+        let _ = world
+            .tokens()
+            .introspect(IntrospectRequest { token_type_hint: hint.to_owned(), ..judge.clone() })
+            .await;
     }
-    let _ = world.tokens().introspect(bearer(IntrospectRequest { token: token.to_owned(), ..Default::default() }, token)).await;
-    let _ = world.tokens().introspect(with_authorization(IntrospectRequest::default(), &format!("Digest {secret}"))).await;
+    let _ = world
+        .tokens()
+        .introspect(bearer(
+            IntrospectRequest { token: token.to_owned(), ..Default::default() },
+            token,
+        ))
+        .await;
+    let _ = world
+        .tokens()
+        .introspect(with_authorization(IntrospectRequest::default(), &format!("Digest {secret}")))
+        .await;
     let batch = BatchIntrospectRequest {
         client_id: id.clone(),
         client_secret: secret.clone(),
@@ -152,12 +189,18 @@ async fn present(world: &World, caller: &Caller, token: &str) {
     for refresh_token in [token.to_owned(), format!("{token}x"), secret.clone()] {
         let _ = world.tokens().refresh(RefreshRequest { refresh_token, ..refresh.clone() }).await;
     }
-    let revoke = RevokeRequest { client_id: id, client_secret: secret, token: format!("{token}x"), ..Default::default() };
+    let revoke = RevokeRequest {
+        client_id: id,
+        client_secret: secret,
+        token: format!("{token}x"),
+        ..Default::default()
+    };
     let _ = world.tokens().revoke(revoke).await;
 }
 
-/// O01: secrets and tokens sent through every RPC, rightly and wrongly, with everything logged that can be: they are in no line of
-/// the log, no file of the data directory, no number, no argument and no variable of the process.
+/// O01: secrets and tokens sent through every RPC, rightly and wrongly, with everything logged that
+/// can be: they are in no line of the log, no file of the data directory, no number, no argument
+/// and no variable of the process.
 #[tokio::test]
 async fn secrets_are_found_nowhere() {
     let mut process = Process::start();
@@ -173,7 +216,8 @@ async fn secrets_are_found_nowhere() {
     };
     world.clients().create_client(world.as_admin(message).await).await.unwrap();
     let imported = Caller { id: "imported".to_owned(), secret: plain };
-    let wrong = Caller { id: "canary".to_owned(), secret: "canary-wrong-77b1e05aa9c84d21".to_owned() };
+    let wrong =
+        Caller { id: "canary".to_owned(), secret: "canary-wrong-77b1e05aa9c84d21".to_owned() };
     let issued = world.token(&caller, &[]).await.unwrap();
     let refreshed = world.refresh(&caller, &issued.refresh_token).await.unwrap();
     let admin_token = world.admin_token().await;
@@ -181,7 +225,12 @@ async fn secrets_are_found_nowhere() {
         canaries.add(&caller.secret);
         canaries.add(&STANDARD.encode(format!("{}:{}", caller.id, caller.secret)));
     }
-    let tokens = [&issued.access_token, &issued.refresh_token, &refreshed.access_token, &refreshed.refresh_token];
+    let tokens = [
+        &issued.access_token,
+        &issued.refresh_token,
+        &refreshed.access_token,
+        &refreshed.refresh_token,
+    ];
     for token in tokens.into_iter().chain([&admin_token]) {
         canaries.add(token);
     }
@@ -209,7 +258,8 @@ async fn secrets_are_found_nowhere() {
         let _ = world.ask(rpc, &admin_token, &strange).await;
     }
     // Over HTTP/1.1, where nothing takes it.
-    get(process.address, &format!("/.well-known/jwks.json?access_token={}", issued.access_token)).await;
+    get(process.address, &format!("/.well-known/jwks.json?access_token={}", issued.access_token))
+        .await;
 
     let (_, _, metrics) = get(process.metrics, "/metrics").await;
     let metrics = String::from_utf8(metrics).unwrap();
@@ -217,7 +267,11 @@ async fn secrets_are_found_nowhere() {
     assert_eq!(canaries.found_in(&metrics), None);
     assert_eq!(canaries.found_in(&process.seen_from_outside()), None);
     let log = process.stop();
-    assert!(log.lines().count() > 500 && log.contains("TRACE"), "the log is there: {} lines", log.lines().count());
+    assert!(
+        log.lines().count() > 500 && log.contains("TRACE"),
+        "the log is there: {} lines",
+        log.lines().count()
+    );
     let hit = log.lines().find_map(|line| canaries.found_in(line).map(|canary| (canary, line)));
     assert_eq!(hit, None);
     for canary in &canaries.0 {
@@ -235,8 +289,10 @@ fn debug_output_shows_no_secret() {
         Credentials::None,
     ];
     assert!(!format!("{credentials:?} {credentials:#?}").contains(secret));
-    let digests =
-        [jeton::model::Digest::Keyed { hmac: secret.to_owned() }, jeton::model::Digest::Argon2id { phc: secret.to_owned() }];
+    let digests = [
+        jeton::model::Digest::Keyed { hmac: secret.to_owned() },
+        jeton::model::Digest::Argon2id { phc: secret.to_owned() },
+    ];
     assert!(!format!("{digests:?}").contains(secret));
     let key = jeton::model::SigningKey {
         kid: "k".parse().unwrap(),
@@ -245,18 +301,25 @@ fn debug_output_shows_no_secret() {
         created_at: Timestamp::from_seconds(0),
         sealed: secret.to_owned(),
     };
-    let keyset = jeton::model::Keyset { revision: 1, keys: vec![key], sealed_root: secret.to_owned(), mac: String::new() };
+    let keyset = jeton::model::Keyset {
+        revision: 1,
+        keys: vec![key],
+        sealed_root: secret.to_owned(),
+        mac: String::new(),
+    };
     assert!(!format!("{keyset:?}").contains(secret));
     let call = Call { now: Timestamp::from_seconds(0), peer: Peer::Local, request_id: "r".into() };
     assert!(format!("{call:?}").contains("Local"));
 }
 
-/// O02: whatever is in an id, a header or a path, an event is one line of JSON of bounded length without control characters.
+/// O02: whatever is in an id, a header or a path, an event is one line of JSON of bounded length
+/// without control characters.
 #[tokio::test]
 async fn nothing_that_is_sent_breaks_a_line_of_the_log() {
     let mut process = Process::start();
     let world = World::at(process.address, process.admin.clone()).await;
-    let nasty = "a\r\n{\"level\":\"ERROR\",\"message\":\"forged\"}\u{1b}[31m\u{2028}\u{202e}\u{9b}\0\u{7f}";
+    let nasty =
+        "a\r\n{\"level\":\"ERROR\",\"message\":\"forged\"}\u{1b}[31m\u{2028}\u{202e}\u{9b}\0\u{7f}";
     let long = format!("{nasty}{}", "x\u{2028}".repeat(15_000));
     let mebibyte = "y\n".repeat(512 * 1024);
     for id in [nasty, &long, &mebibyte] {
@@ -265,7 +328,13 @@ async fn nothing_that_is_sent_breaks_a_line_of_the_log() {
         let _ = world.introspect_as(&caller, id).await;
         let _ = world.revoke(&caller, id).await;
         let _ = world.refresh(&caller, id).await;
-        let _ = world.create(Client { client_id: id.to_owned(), display_name: id.to_owned(), ..Client::default() }).await;
+        let _ = world
+            .create(Client {
+                client_id: id.to_owned(),
+                display_name: id.to_owned(),
+                ..Client::default()
+            })
+            .await;
         let _ = world.try_get(id).await;
     }
     // What a header of HTTP/2 may hold: no line break, but everything beyond ASCII.
@@ -288,8 +357,17 @@ async fn nothing_that_is_sent_breaks_a_line_of_the_log() {
             .into_bytes()
         })
         .collect();
-    raws.push(format!("GET /healthz HTTP/1.1\r\nhost: x\r\nuser-agent: {}\r\n\r\n", "u".repeat(1 << 20)).into_bytes());
-    raws.push(format!("GET /{} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", "%0d%0a%1b".repeat(1_000)).into_bytes());
+    raws.push(
+        format!("GET /healthz HTTP/1.1\r\nhost: x\r\nuser-agent: {}\r\n\r\n", "u".repeat(1 << 20))
+            .into_bytes(),
+    );
+    raws.push(
+        format!(
+            "GET /{} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+            "%0d%0a%1b".repeat(1_000)
+        )
+        .into_bytes(),
+    );
     for raw in raws {
         let mut stream = TcpStream::connect(process.address).await.unwrap();
         let _ = stream.write_all(&raw).await;
@@ -298,12 +376,12 @@ async fn nothing_that_is_sent_breaks_a_line_of_the_log() {
     }
     let log = process.stop();
     assert!(log.lines().count() > 100);
-    let deceives =
-        |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
+    let deceives = |c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}');
     for line in log.split('\n').filter(|line| !line.is_empty()) {
         assert!(!line.chars().any(|c| c.is_control() || deceives(c)), "{line:?}");
         assert!(line.len() <= 20 * 1024, "{} bytes", line.len());
-        let event: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        let event: serde_json::Value =
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
         assert!(event["level"].is_string() && event["timestamp"].is_string(), "{line}");
         assert_ne!(event["message"], "forged");
     }

@@ -24,12 +24,20 @@ async fn from(source: Ipv4Addr, to: SocketAddr) -> TokenServiceClient<Channel> {
         socket.bind(SocketAddr::from((source, 0)))?;
         socket.connect(to).await.map(TokioIo::new)
     });
-    let channel = Channel::from_shared(format!("http://{to}")).unwrap().connect_with_connector(connector).await.unwrap();
+    let channel = Channel::from_shared(format!("http://{to}"))
+        .unwrap()
+        .connect_with_connector(connector)
+        .await
+        .unwrap();
     TokenServiceClient::new(channel)
 }
 
 fn asking(caller: &Caller) -> TokenRequest {
-    TokenRequest { client_id: caller.id.clone(), client_secret: caller.secret.clone(), ..TokenRequest::default() }
+    TokenRequest {
+        client_id: caller.id.clone(),
+        client_secret: caller.secret.clone(),
+        ..TokenRequest::default()
+    }
 }
 
 /// A refusal by a budget says when to come back, and that is at most `seconds` away.
@@ -37,16 +45,21 @@ fn is_throttled(status: &Status, seconds: u64) -> bool {
     if status.code() != Code::ResourceExhausted || reason(status) != "SLOW_DOWN" {
         return false;
     }
-    let delay = status.get_details_retry_info().and_then(|retry| retry.retry_delay).expect("when to come back");
+    let delay = status
+        .get_details_retry_info()
+        .and_then(|retry| retry.retry_delay)
+        .expect("when to come back");
     assert!(!delay.is_zero() && delay.as_secs() <= seconds, "{delay:?}");
     true
 }
 
-/// L11: a peer is the address of its connection, whatever its headers say; another address has a budget of its own.
+/// L11: a peer is the address of its connection, whatever its headers say; another address has a
+/// budget of its own.
 #[tokio::test]
 async fn forwarded_headers_do_not_make_another_peer() {
     const BURST: u32 = 40;
-    let world = World::with(|config| config.limits.per_peer = Rate { per_second: 1, burst: BURST }).await;
+    let world =
+        World::with(|config| config.limits.per_peer = Rate { per_second: 1, burst: BURST }).await;
     let caller = world.register(Client::default()).await;
     // Registering took two calls: the administrator's token and itself.
     let mut granted = 2;
@@ -54,14 +67,20 @@ async fn forwarded_headers_do_not_make_another_peer() {
         let mut request = Request::new(asking(&caller));
         let forged = format!("203.0.113.{n}");
         let metadata = request.metadata_mut();
-        for name in
-            ["x-forwarded-for", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip", "x-envoy-external-address"]
-        {
+        for name in [
+            "x-forwarded-for",
+            "x-real-ip",
+            "x-client-ip",
+            "true-client-ip",
+            "cf-connecting-ip",
+            "x-envoy-external-address",
+        ] {
             metadata.insert(name, forged.parse().unwrap());
         }
         metadata.append("x-forwarded-for", format!("{forged}, 10.0.0.{n}").parse().unwrap());
         metadata.insert("forwarded", format!("for={forged};proto=https").parse().unwrap());
-        metadata.insert("x-forwarded-client-cert", format!("By=x;URI=spiffe://{n}").parse().unwrap());
+        metadata
+            .insert("x-forwarded-client-cert", format!("By=x;URI=spiffe://{n}").parse().unwrap());
         match world.tokens().token(request).await {
             Ok(_) => granted += 1,
             Err(status) => assert!(is_throttled(&status, 1), "{status:?}"),
@@ -88,8 +107,11 @@ async fn clients_draw_on_the_budget_of_their_plan() {
     })
     .await;
     let of = |plan: &str| Client { rate_plan: plan.to_owned(), ..Client::default() };
-    let (small, noisy, large) =
-        (world.register(of("small")).await, world.register(of("small")).await, world.register(of("large")).await);
+    let (small, noisy, large) = (
+        world.register(of("small")).await,
+        world.register(of("small")).await,
+        world.register(of("large")).await,
+    );
     let granted = async |caller: &Caller, asked: usize| {
         let mut granted = 0;
         for _ in 0..asked {
@@ -106,7 +128,8 @@ async fn clients_draw_on_the_budget_of_their_plan() {
     world.advance(1);
     assert_eq!(granted(&small, 10).await, 1);
     assert_eq!(granted(&large, 30).await, 10);
-    // A wrong secret draws nothing from the one it claims to be: who guesses cannot lock out whom he names.
+    // A wrong secret draws nothing from the one it claims to be: who guesses cannot lock out whom
+    // he names.
     world.advance(10);
     for _ in 0..20 {
         let wrong = Caller { secret: "jcs_wrong".to_owned(), ..small.clone() };
@@ -114,11 +137,15 @@ async fn clients_draw_on_the_budget_of_their_plan() {
     }
     assert_eq!(granted(&small, 10).await, 5);
     // A client that is moved to another plan is under that one from then on.
-    world.change(Client { client_id: small.id.clone(), ..of("large") }, &["rate_plan"]).await.unwrap();
+    world
+        .change(Client { client_id: small.id.clone(), ..of("large") }, &["rate_plan"])
+        .await
+        .unwrap();
     assert_eq!(granted(&small, 30).await, 20);
 }
 
-/// A bearer token draws on its client's budget too: administration and introspection are no way round it.
+/// A bearer token draws on its client's budget too: administration and introspection are no way
+/// round it.
 #[tokio::test]
 async fn calls_with_a_token_draw_on_its_clients_budget() {
     let world = World::with(|config| {
@@ -126,7 +153,8 @@ async fn calls_with_a_token_draw_on_its_clients_budget() {
     })
     .await;
     let scopes = vec!["jeton:introspect:any".to_owned()];
-    let caller = world.register(Client { rate_plan: "small".to_owned(), scopes, ..Client::default() }).await;
+    let caller =
+        world.register(Client { rate_plan: "small".to_owned(), scopes, ..Client::default() }).await;
     let token = world.token(&caller, &["jeton:introspect:any"]).await.unwrap().access_token;
     let mut granted = 0;
     for _ in 0..20 {
@@ -139,11 +167,15 @@ async fn calls_with_a_token_draw_on_its_clients_budget() {
     assert_eq!(granted, 4);
 }
 
-/// L15, AZ7: an address that fails too often is told to slow down; each guess that was judged is on record, and the others are
-/// one record. The right secret gets in, from there too where it costs nothing to check.
+/// L15, AZ7: an address that fails too often is told to slow down; each guess that was judged is on
+/// record, and the others are one record. The right secret gets in, from there too where it costs
+/// nothing to check.
 #[tokio::test]
 async fn failures_have_a_budget_of_their_own_and_lock_nobody_out() {
-    let world = World::with(|config| config.limits.failed_authentication = Rate { per_second: 1, burst: 5 }).await;
+    let world = World::with(|config| {
+        config.limits.failed_authentication = Rate { per_second: 1, burst: 5 }
+    })
+    .await;
     let victim = world.register(Client::default()).await;
     let mut thief = from(Ipv4Addr::new(127, 0, 0, 2), world.address).await;
     let wrong = Caller { secret: "jcs_wrong".to_owned(), ..victim.clone() };
@@ -156,45 +188,68 @@ async fn failures_have_a_budget_of_their_own_and_lock_nobody_out() {
         }
     }
     assert_eq!(answered, 5);
-    // Five by the budget of the address, five by its budget at this client, and the first of the others.
+    // Five by the budget of the address, five by its budget at this client, and the first of the
+    // others.
     world.register(Client::default()).await;
     let failed = world.trail_of("client.authentication_failed").await;
-    let of = |reason: &str| failed.iter().filter(|event| event.target == victim.id && event.reason == reason).count();
+    let of = |reason: &str| {
+        failed.iter().filter(|event| event.target == victim.id && event.reason == reason).count()
+    };
     assert_eq!((of("invalid_client"), of("slow_down"), failed.len()), (10, 1, 11));
     assert!(world.token(&victim, &[]).await.is_ok());
     assert!(thief.token(asking(&victim)).await.is_ok(), "the right secret from the same address");
-    assert_eq!(reason(&world.token(&wrong, &[]).await.unwrap_err()), "INVALID_CLIENT", "another address has its own budget");
+    assert_eq!(
+        reason(&world.token(&wrong, &[]).await.unwrap_err()),
+        "INVALID_CLIENT",
+        "another address has its own budget"
+    );
     // At the end of the process no count is lost.
     let world = world.restart().await;
     let failed = world.trail_of("client.authentication_failed").await;
     assert_eq!(failed.iter().filter(|event| event.reason == "slow_down, 19 more").count(), 1);
 }
 
-/// AZ13: whatever its neighbours do, the owner of a token that has expired is told so, and can ask for another.
+/// AZ13: whatever its neighbours do, the owner of a token that has expired is told so, and can ask
+/// for another.
 #[tokio::test]
 async fn a_token_that_is_not_valid_is_always_told_so() {
-    let world = World::with(|config| config.limits.failed_authentication = Rate { per_second: 1, burst: 5 }).await;
+    let world = World::with(|config| {
+        config.limits.failed_authentication = Rate { per_second: 1, burst: 5 }
+    })
+    .await;
     let made = world.register(Client::default()).await;
     for n in 0..90 {
         let wrong = Caller { id: format!("nobody-{n}"), secret: "jcs_wrong".to_owned() };
         world.token(&wrong, &[]).await.unwrap_err();
         let message = IntrospectRequest { token: "x".to_owned(), ..IntrospectRequest::default() };
-        let refused = world.tokens().introspect(crate::harness::bearer(message, "not.a.token")).await.unwrap_err();
-        assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unauthenticated, "INVALID_TOKEN"), "{n}");
+        let refused = world
+            .tokens()
+            .introspect(crate::harness::bearer(message, "not.a.token"))
+            .await
+            .unwrap_err();
+        assert_eq!(
+            (refused.code(), reason(&refused).as_str()),
+            (Code::Unauthenticated, "INVALID_TOKEN"),
+            "{n}"
+        );
     }
     assert!(world.token(&made, &[]).await.is_ok());
 }
 
 async fn import(world: &World, id: &str, secret: &str) -> Caller {
     let client = Client { client_id: id.to_owned(), ..Client::default() };
-    let message = CreateClientRequest { client: Some(client), secret: Some(Secret::PlainSecret(secret.to_owned())) };
+    let message = CreateClientRequest {
+        client: Some(client),
+        secret: Some(Secret::PlainSecret(secret.to_owned())),
+    };
     world.clients().create_client(world.as_admin(message).await).await.unwrap();
     Caller { id: id.to_owned(), secret: secret.to_owned() }
 }
 
-/// L14, AZ1, TL2: wrong passwords are hashed by a bounded pool and refused past their address's share of its queue. Generated
-/// secrets do not wait for it, and chosen ones of another address get in, for the first time too: nothing is remembered after the
-/// restart. Half of the names are invented, a new one each time.
+/// L14, AZ1, TL2: wrong passwords are hashed by a bounded pool and refused past their address's
+/// share of its queue. Generated secrets do not wait for it, and chosen ones of another address get
+/// in, for the first time too: nothing is remembered after the restart. Half of the names are
+/// invented, a new one each time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_flood_of_passwords_fills_the_pool_and_stops_nobody_else() {
     let configure = |config: &mut Config| {
@@ -210,8 +265,10 @@ async fn a_flood_of_passwords_fills_the_pool_and_stops_nobody_else() {
     let flood = async || {
         let thief = from(Ipv4Addr::new(127, 0, 0, 2), world.address).await;
         let flood = (0..60).map(|n: usize| {
-            let id = if n.is_multiple_of(2) { "imported".to_owned() } else { format!("nobody-{n}") };
-            let (mut thief, wrong) = (thief.clone(), Caller { id, secret: format!("a wrong secret {n}") });
+            let id =
+                if n.is_multiple_of(2) { "imported".to_owned() } else { format!("nobody-{n}") };
+            let (mut thief, wrong) =
+                (thief.clone(), Caller { id, secret: format!("a wrong secret {n}") });
             tokio::spawn(async move { thief.token(asking(&wrong)).await.unwrap_err() })
         });
         flood.collect::<Vec<_>>()
@@ -227,7 +284,8 @@ async fn a_flood_of_passwords_fills_the_pool_and_stops_nobody_else() {
     let denied = refused.iter().filter(|status| reason(status) == "INVALID_CLIENT").count();
     assert_eq!(throttled + denied, 60);
     assert!(throttled > 0 && denied > 0, "{throttled} throttled, {denied} denied");
-    // Once verified, it is remembered: the flood does not touch it any more. Nor does it touch administration.
+    // Once verified, it is remembered: the flood does not touch it any more. Nor does it touch
+    // administration.
     let second = flood().await;
     for _ in 0..10 {
         assert!(world.token(&imported, &[]).await.is_ok());
@@ -237,11 +295,13 @@ async fn a_flood_of_passwords_fills_the_pool_and_stops_nobody_else() {
     join_all(second).await;
 }
 
-/// L14, AZ1, TL2: an address that used up its failures does not get another password hashed, right or wrong, under whatever name,
-/// directly after a restart too.
+/// L14, AZ1, TL2: an address that used up its failures does not get another password hashed, right
+/// or wrong, under whatever name, directly after a restart too.
 #[tokio::test]
 async fn who_failed_too_often_is_not_hashed_for() {
-    let configure = |config: &mut Config| config.limits.failed_authentication = Rate { per_second: 1, burst: 2 };
+    let configure = |config: &mut Config| {
+        config.limits.failed_authentication = Rate { per_second: 1, burst: 2 }
+    };
     let world = World::with(configure).await;
     let imported = import(&world, "imported", "a secret that somebody chose").await;
     let wrong = |id: &str| Caller { id: id.to_owned(), secret: "a wrong secret to try".to_owned() };
@@ -249,12 +309,21 @@ async fn who_failed_too_often_is_not_hashed_for() {
     for names in [["imported"; 4], ["ghost-1", "ghost-2", "ghost-3", "imported"]] {
         let mut thief = from(Ipv4Addr::new(127, 0, 0, 2), world.address).await;
         for name in &names[..2] {
-            assert_eq!(reason(&thief.token(asking(&wrong(name))).await.unwrap_err()), "INVALID_CLIENT");
+            assert_eq!(
+                reason(&thief.token(asking(&wrong(name))).await.unwrap_err()),
+                "INVALID_CLIENT"
+            );
         }
         for name in &names[2..] {
-            assert!(is_throttled(&thief.token(asking(&wrong(name))).await.unwrap_err(), 1), "{name}");
+            assert!(
+                is_throttled(&thief.token(asking(&wrong(name))).await.unwrap_err(), 1),
+                "{name}"
+            );
         }
-        assert!(is_throttled(&thief.token(asking(&imported)).await.unwrap_err(), 1), "not even the right one");
+        assert!(
+            is_throttled(&thief.token(asking(&imported)).await.unwrap_err(), 1),
+            "not even the right one"
+        );
         world.advance(3);
     }
     let mut thief = from(Ipv4Addr::new(127, 0, 0, 2), world.address).await;
@@ -265,10 +334,14 @@ async fn who_failed_too_often_is_not_hashed_for() {
     // And is remembered from then on, so that it gets in from anywhere.
     assert!(thief.token(asking(&imported)).await.is_ok());
     world.advance(3);
-    assert_eq!(reason(&thief.token(asking(&wrong("imported"))).await.unwrap_err()), "INVALID_CLIENT");
+    assert_eq!(
+        reason(&thief.token(asking(&wrong("imported"))).await.unwrap_err()),
+        "INVALID_CLIENT"
+    );
 }
 
-/// L16: past the bound new peers and clients are refused; those that are tracked keep what they have drawn.
+/// L16: past the bound new peers and clients are refused; those that are tracked keep what they
+/// have drawn.
 #[tokio::test]
 async fn limiters_are_bounded_and_forget_nobody_who_is_hot() {
     let world = World::with(|config| {
@@ -288,7 +361,10 @@ async fn limiters_are_bounded_and_forget_nobody_who_is_hot() {
         }
     }
     for caller in &callers[3..] {
-        assert!(is_throttled(&world.token(caller, &[]).await.unwrap_err(), 10), "no room for another");
+        assert!(
+            is_throttled(&world.token(caller, &[]).await.unwrap_err(), 10),
+            "no room for another"
+        );
     }
     assert!(world.token(&callers[0], &[]).await.is_err(), "and none was made by forgetting");
     // Peers: this machine's first address is tracked already.
@@ -296,7 +372,10 @@ async fn limiters_are_bounded_and_forget_nobody_who_is_hot() {
     for last in 2..=5 {
         let mut other = from(Ipv4Addr::new(127, 0, 0, last), world.address).await;
         let ask = IntrospectRequest { token: "x".to_owned(), ..IntrospectRequest::default() };
-        others.push((IpAddr::from([127, 0, 0, last]), reason(&other.introspect(ask).await.unwrap_err())));
+        others.push((
+            IpAddr::from([127, 0, 0, last]),
+            reason(&other.introspect(ask).await.unwrap_err()),
+        ));
     }
     let tracked = others.iter().filter(|(_, reason)| reason != "SLOW_DOWN").count();
     assert_eq!(tracked, 2, "{others:?}");

@@ -1,4 +1,5 @@
-//! The service from outside: the real server on a port, real clients, a clock that is moved by hand.
+//! The service from outside: the real server on a port, real clients, a clock that is moved by
+//! hand.
 
 #![expect(unreachable_pub, reason = "a test binary has no outside")]
 #![expect(

@@ -1,5 +1,6 @@
-//! Two servers over one database: what one does, the other holds to. Both go by one clock that is moved by hand; what travels
-//! between them does so in real time, which is waited for with a bound and printed.
+//! Two servers over one database: what one does, the other holds to. Both go by one clock that is
+//! moved by hand; what travels between them does so in real time, which is waited for with a bound
+//! and printed.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -7,7 +8,9 @@ use jeton::{
     config::{Config, Rate},
     crypto::{chain::ChainKey, master, seal::Sealer},
     model::PlanName,
-    proto::admin::{AddSecretRequest, Client, Event, EventFilter, ListEventsRequest, RetireSecretRequest},
+    proto::admin::{
+        AddSecretRequest, Client, Event, EventFilter, ListEventsRequest, RetireSecretRequest,
+    },
     store::Store,
 };
 use tokio::time::Instant;
@@ -21,8 +24,9 @@ use crate::{
     scenes::unlimited,
 };
 
-/// The longest that is waited for what one node did to be known on the other. README promises 1 s for all but one in a hundred;
-/// a debug build on a busy machine is given minutes, and what it took is printed.
+/// The longest that is waited for what one node did to be known on the other. README promises 1 s
+/// for all but one in a hundred; a debug build on a busy machine is given minutes, and what it took
+/// is printed.
 const BOUND: Duration = Duration::from_secs(120);
 /// How long nodes count a client's calls together, in seconds.
 const WINDOW: i64 = 10;
@@ -40,7 +44,12 @@ async fn soon(what: &str, done: impl AsyncFn() -> bool) -> Duration {
 
 fn print(what: &str, mut took: Vec<Duration>) {
     took.sort();
-    println!("{what}: median {:?}, worst {:?} of {}", took[took.len() / 2], took[took.len() - 1], took.len());
+    println!(
+        "{what}: median {:?}, worst {:?} of {}",
+        took[took.len() / 2],
+        took[took.len() - 1],
+        took.len()
+    );
 }
 
 async fn pair() -> (World, World) {
@@ -64,14 +73,20 @@ impl World {
         let client = ::mongodb::Client::with_uri_str(self.home.uri().unwrap()).await.unwrap();
         let counters = client.default_database().unwrap().collection::<Document>("rate_limits");
         let until = (self.now() / WINDOW + 1) * WINDOW * 1_000;
-        let counter = counters.find_one(doc! { "_id": format!("{until}/client/{}", caller.id) }).await.unwrap();
-        counter.map_or(0, |counter| counter.get_document("by").unwrap().values().map(|count| count.as_i64().unwrap()).sum())
+        let counter = counters
+            .find_one(doc! { "_id": format!("{until}/client/{}", caller.id) })
+            .await
+            .unwrap();
+        counter.map_or(0, |counter| {
+            counter.get_document("by").unwrap().values().map(|count| count.as_i64().unwrap()).sum()
+        })
     }
 
     /// One page of the trail.
     async fn page_of(&self, pass: &str, size: i32, page_token: &str) -> (Vec<Event>, String) {
         let page_token = page_token.to_owned();
-        let message = ListEventsRequest { filter: Some(EventFilter::default()), page_size: size, page_token };
+        let message =
+            ListEventsRequest { filter: Some(EventFilter::default()), page_size: size, page_token };
         let page = self.audit().list_events(bearer(message, pass)).await.unwrap().into_inner();
         (page.events, page.next_page_token)
     }
@@ -80,7 +95,8 @@ impl World {
 mod mongodb {
     use super::*;
 
-    /// V04: what one node was told to revoke, access tokens and families, is refused on it at once and on the other soon.
+    /// V04: what one node was told to revoke, access tokens and families, is refused on it at once
+    /// and on the other soon.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn what_one_revokes_the_other_refuses() {
@@ -90,16 +106,22 @@ mod mongodb {
         for round in 0..20 {
             let (here, there) = if round % 2 == 0 { (&one, &two) } else { (&two, &one) };
             let issued = here.token(&caller, &[]).await.unwrap();
-            assert!(there.is_active(&issued.access_token).await, "issued here, and good there at once");
+            assert!(
+                there.is_active(&issued.access_token).await,
+                "issued here, and good there at once"
+            );
             let token = if round % 4 < 2 { &issued.access_token } else { &issued.refresh_token };
             here.revoke(&caller, token).await.unwrap();
             assert!(!here.is_active(&issued.access_token).await);
-            took.push(soon("a revocation", async || !there.is_active(&issued.access_token).await).await);
+            took.push(
+                soon("a revocation", async || !there.is_active(&issued.access_token).await).await,
+            );
         }
         print("revoked on one node, refused on the other", took);
     }
 
-    /// R01, R04: a spent token that comes back at another node ends the family on both, with one record.
+    /// R01, R04: a spent token that comes back at another node ends the family on both, with one
+    /// record.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn reuse_at_another_node_ends_the_family_on_both() {
@@ -115,7 +137,10 @@ mod mongodb {
             soon("the end of a family", async || !one.is_active(token).await).await;
         }
         for world in [&one, &two] {
-            assert!(is_refused(&world.refresh(&caller, &second.refresh_token).await, "INVALID_GRANT"));
+            assert!(is_refused(
+                &world.refresh(&caller, &second.refresh_token).await,
+                "INVALID_GRANT"
+            ));
             assert_eq!(world.events_of("refresh_token.reused").await.len(), 1);
         }
         // A node that comes later knows it too.
@@ -134,7 +159,8 @@ mod mongodb {
         for _ in 0..20 {
             let racers = (0..8).map(|n| [&one, &two][n % 2].refresh(&caller, &token));
             let answers = futures_util::future::join_all(racers).await;
-            let given: Vec<String> = answers.into_iter().flatten().map(|answer| answer.refresh_token).collect();
+            let given: Vec<String> =
+                answers.into_iter().flatten().map(|answer| answer.refresh_token).collect();
             assert_eq!(given.len(), 4, "three repetitions, on both nodes together");
             let successors: BTreeSet<String> = given.into_iter().collect();
             assert_eq!(successors.len(), 1, "{successors:?}");
@@ -145,7 +171,8 @@ mod mongodb {
         assert_eq!(two.events_of("token.refreshed").await.len(), 40, "each was spent once");
     }
 
-    /// R05, C3: a refresh on one node against a revocation on the other: whichever comes first, nothing of the family is left.
+    /// R05, C3: a refresh on one node against a revocation on the other: whichever comes first,
+    /// nothing of the family is left.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn a_revocation_wins_over_a_refresh_elsewhere() {
@@ -154,8 +181,10 @@ mod mongodb {
         let (mut took, mut refreshed_first) = (Vec::new(), 0);
         for _ in 0..30 {
             let issued = one.token(&caller, &[]).await.unwrap();
-            let (revoked, refreshed) =
-                tokio::join!(one.revoke(&caller, &issued.refresh_token), two.refresh(&caller, &issued.refresh_token));
+            let (revoked, refreshed) = tokio::join!(
+                one.revoke(&caller, &issued.refresh_token),
+                two.refresh(&caller, &issued.refresh_token)
+            );
             revoked.unwrap();
             let Ok(next) = refreshed else {
                 assert!(is_refused(&refreshed, "INVALID_GRANT"), "{refreshed:?}");
@@ -163,9 +192,14 @@ mod mongodb {
             };
             refreshed_first += 1;
             assert!(!one.is_active(&next.access_token).await, "acknowledged here");
-            took.push(soon("a revocation", async || !two.is_active(&next.access_token).await).await);
+            took.push(
+                soon("a revocation", async || !two.is_active(&next.access_token).await).await,
+            );
             for world in [&one, &two] {
-                assert!(is_refused(&world.refresh(&caller, &next.refresh_token).await, "INVALID_GRANT"));
+                assert!(is_refused(
+                    &world.refresh(&caller, &next.refresh_token).await,
+                    "INVALID_GRANT"
+                ));
             }
         }
         println!("{refreshed_first} of 30 refreshes came before the revocation");
@@ -174,33 +208,53 @@ mod mongodb {
         }
     }
 
-    /// R10, A05: a client that is disabled on one node, or a secret that is retired there, is refused on the other.
+    /// R10, A05: a client that is disabled on one node, or a secret that is retired there, is
+    /// refused on the other.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn a_client_ended_on_one_node_is_refused_on_the_other() {
         let (one, two) = pair().await;
         let caller = one.register(Client { client_id: "orders".to_owned(), ..refreshing() }).await;
         let issued = two.token(&caller, &[]).await.unwrap();
-        let message = AddSecretRequest { client_id: caller.id.clone(), ..AddSecretRequest::default() };
-        let added = one.clients().add_secret(one.as_admin(message).await).await.unwrap().into_inner();
+        let message =
+            AddSecretRequest { client_id: caller.id.clone(), ..AddSecretRequest::default() };
+        let added =
+            one.clients().add_secret(one.as_admin(message).await).await.unwrap().into_inner();
         let next = Caller { secret: added.client_secret, ..caller.clone() };
         soon("a second secret", async || two.token(&next, &[]).await.is_ok()).await;
-        let old = one.get(&caller.id).await.secrets.into_iter().find(|secret| secret.secret_id != added.secret_id).unwrap();
-        let message = RetireSecretRequest { client_id: caller.id.clone(), secret_id: old.secret_id, ..Default::default() };
+        let old = one
+            .get(&caller.id)
+            .await
+            .secrets
+            .into_iter()
+            .find(|secret| secret.secret_id != added.secret_id)
+            .unwrap();
+        let message = RetireSecretRequest {
+            client_id: caller.id.clone(),
+            secret_id: old.secret_id,
+            ..Default::default()
+        };
         one.clients().retire_secret(one.as_admin(message).await).await.unwrap();
         assert!(is_refused(&one.token(&caller, &[]).await, "INVALID_CLIENT"));
-        let retired = soon("a retired secret", async || is_refused(&two.token(&caller, &[]).await, "INVALID_CLIENT")).await;
+        let retired = soon("a retired secret", async || {
+            is_refused(&two.token(&caller, &[]).await, "INVALID_CLIENT")
+        })
+        .await;
         assert!(two.token(&next, &[]).await.is_ok(), "the other one stands");
 
         one.disable(&next).await;
         assert!(is_refused(&one.token(&next, &[]).await, "INVALID_CLIENT"));
-        let disabled = soon("a disabled client", async || is_refused(&two.token(&next, &[]).await, "INVALID_CLIENT")).await;
+        let disabled = soon("a disabled client", async || {
+            is_refused(&two.token(&next, &[]).await, "INVALID_CLIENT")
+        })
+        .await;
         two.refresh(&next, &issued.refresh_token).await.unwrap_err();
         soon("the end of its tokens", async || !two.is_active(&issued.access_token).await).await;
         println!("retired after {retired:?}, disabled after {disabled:?}");
     }
 
-    /// K01, K03: keys that are rotated on one node sign and verify on the other; one that is revoked verifies on neither.
+    /// K01, K03: keys that are rotated on one node sign and verify on the other; one that is
+    /// revoked verifies on neither.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn keys_of_one_node_are_the_other_s() {
@@ -210,7 +264,11 @@ mod mongodb {
         })
         .await;
         let kids = async |world: &World| -> BTreeSet<String> {
-            crate::published::jwks(world.address).await.iter().map(|key| key["kid"].as_str().unwrap().to_owned()).collect()
+            crate::published::jwks(world.address)
+                .await
+                .iter()
+                .map(|key| key["kid"].as_str().unwrap().to_owned())
+                .collect()
         };
         assert_eq!(kids(&one).await, kids(&two).await);
         let before = two.token(&two.admin, &[]).await.unwrap().access_token;
@@ -219,9 +277,14 @@ mod mongodb {
         let after = one.token(&one.admin, &[]).await.unwrap().access_token;
         assert_ne!(kid_of(&before), kid_of(&after), "it was rotated");
         assert!(two.is_active(&after).await, "and was known before it signed");
-        let signs = async || kid_of(&two.token(&two.admin, &[]).await.unwrap().access_token) == kid_of(&after);
+        let signs = async || {
+            kid_of(&two.token(&two.admin, &[]).await.unwrap().access_token) == kid_of(&after)
+        };
         let took = soon("a rotation", signs).await;
-        assert!(one.is_active(&before).await && two.is_active(&before).await, "what the old one signed stands");
+        assert!(
+            one.is_active(&before).await && two.is_active(&before).await,
+            "what the old one signed stands"
+        );
         assert_eq!(kids(&one).await, kids(&two).await);
 
         // By a key that is not the one that is ended.
@@ -231,11 +294,14 @@ mod mongodb {
         let ended = soon("a revoked key", async || !two.is_active(&before).await).await;
         assert!(two.is_active(&after).await);
         soon("the published keys", async || !kids(&two).await.contains(&kid_of(&before))).await;
-        println!("signed by the new key after {took:?}, refused by the old one's end after {ended:?}");
+        println!(
+            "signed by the new key after {took:?}, refused by the old one's end after {ended:?}"
+        );
     }
 
-    /// L12: a client that calls both nodes with all it has, for three windows: both together let through what one would, and
-    /// not more beyond it than each may before it hears of the other: a second's calls and a burst.
+    /// L12: a client that calls both nodes with all it has, for three windows: both together let
+    /// through what one would, and not more beyond it than each may before it hears of the other: a
+    /// second's calls and a burst.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn what_two_nodes_let_through_is_bounded() {
@@ -260,8 +326,8 @@ mod mongodb {
                 }
                 refused_by_both += usize::from(within == 0);
                 granted += within;
-                // Until both have told the store, which they do once a second, and have had the answer: before they have, they
-                // tell it of nothing else.
+                // Until both have told the store, which they do once a second, and have had the
+                // answer: before they have, they tell it of nothing else.
                 soon("a flush", async || one.counted(&caller).await == granted).await;
                 for world in [&one, &two] {
                     world.token(&witness, &[]).await.unwrap();
@@ -275,17 +341,20 @@ mod mongodb {
         }
     }
 
-    /// O04: a record of another node that this one cannot understand, a newer version's perhaps, is not passed over without a word:
-    /// who follows the trail is told that there is a gap, and that is the end of the call.
+    /// O04: a record of another node that this one cannot understand, a newer version's perhaps, is
+    /// not passed over without a word: who follows the trail is told that there is a gap, and that
+    /// is the end of the call.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn who_follows_the_trail_is_told_of_a_gap() {
         let one = World::first(unlimited).await;
         let uri = one.home.uri().unwrap();
-        let database = ::mongodb::Client::with_uri_str(uri).await.unwrap().default_database().unwrap();
+        let database =
+            ::mongodb::Client::with_uri_str(uri).await.unwrap().default_database().unwrap();
         let request = one.as_admin(jeton::proto::admin::TailEventsRequest::default()).await;
         let mut events = one.audit().tail_events(request).await.unwrap().into_inner();
-        // The servers have forgotten the place in the stream over the others' records (ChangeStreamHistoryLost), and in no other.
+        // The servers have forgotten the place in the stream over the others' records
+        // (ChangeStreamHistoryLost), and in no other.
         let namespace = format!("{}.audit_logs", database.name());
         let data = ::mongodb::bson::doc! { "failCommands": ["getMore"], "errorCode": 286, "namespace": namespace };
         fail_command(uri, ::mongodb::bson::doc! { "mode": "alwaysOn", "data": data }).await;
@@ -299,7 +368,10 @@ mod mongodb {
         let told = told.await;
         fail_command(uri, ::mongodb::bson::doc! { "mode": "off" }).await;
         let status = told.expect("a gap");
-        assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "FAILED_PRECONDITION"));
+        assert_eq!(
+            (status.code(), reason(&status).as_str()),
+            (Code::FailedPrecondition, "FAILED_PRECONDITION")
+        );
         assert!(status.message().contains("may have been missed"), "{status:?}");
         assert!(events.message().await.unwrap().is_none(), "and nothing behind it");
     }
@@ -309,14 +381,17 @@ mod mongodb {
         let mut command = ::mongodb::bson::doc! { "configureFailPoint": "failCommand" };
         command.extend(point);
         for host in ::mongodb::options::ClientOptions::parse(uri).await.unwrap().hosts {
-            let member = ::mongodb::options::ClientOptions::builder().hosts(vec![host]).direct_connection(true).build();
+            let member = ::mongodb::options::ClientOptions::builder()
+                .hosts(vec![host])
+                .direct_connection(true)
+                .build();
             let admin = ::mongodb::Client::with_options(member).unwrap().database("admin");
             admin.run_command(command.clone()).await.unwrap();
         }
     }
 
-    /// A node that hears nothing more does not judge by what it knew: UNAVAILABLE once that is too old, in neither direction
-    /// anything else; the other goes on.
+    /// A node that hears nothing more does not judge by what it knew: UNAVAILABLE once that is too
+    /// old, in neither direction anything else; the other goes on.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn a_node_that_hears_nothing_does_not_judge() {
@@ -324,7 +399,8 @@ mod mongodb {
         let one = World::first(unlimited).await;
         let master = master::load_or_make(&one.data_dir().join("master.key"), false).unwrap();
         let chain = ChainKey::new(Sealer::new(*master).derive("audit head"));
-        let store: Arc<dyn Store> = Arc::new(crate::database::node(one.home.uri().unwrap(), "node-2", chain).await);
+        let store: Arc<dyn Store> =
+            Arc::new(crate::database::node(one.home.uri().unwrap(), "node-2", chain).await);
         let change = |config: &mut Config| {
             unlimited(config);
             config.store.max_staleness_seconds = STALE;
@@ -334,10 +410,15 @@ mod mongodb {
         let issued = one.token(&caller, &[]).await.unwrap();
         let pass = one.token(&one.admin, &["jeton:introspect:any"]).await.unwrap().access_token;
         let ask = async |token: &str| {
-            let message = jeton::proto::token::IntrospectRequest { token: token.to_owned(), ..Default::default() };
+            let message = jeton::proto::token::IntrospectRequest {
+                token: token.to_owned(),
+                ..Default::default()
+            };
             two.tokens().introspect(bearer(message, &pass)).await.map(tonic::Response::into_inner)
         };
-        let judged = async || ask(&issued.access_token).await.is_ok_and(|answer| answer.active == Some(true));
+        let judged = async || {
+            ask(&issued.access_token).await.is_ok_and(|answer| answer.active == Some(true))
+        };
         soon("a judgement", judged).await;
 
         store.close().await.unwrap();
@@ -351,18 +432,32 @@ mod mongodb {
             assert!(!judged || asked <= stale, "judged {:?} after the last word", asked - since);
             !judged
         });
-        println!("UNAVAILABLE {:?} after the last word was heard, with at most {STALE} s", took.await);
+        println!(
+            "UNAVAILABLE {:?} after the last word was heard, with at most {STALE} s",
+            took.await
+        );
         for token in [issued.access_token.as_str(), "nonsense", &issued.refresh_token] {
             let status = ask(token).await.unwrap_err();
-            assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "NODE_BEHIND"), "{status:?}");
+            assert_eq!(
+                (status.code(), reason(&status).as_str()),
+                (Code::Unavailable, "NODE_BEHIND"),
+                "{status:?}"
+            );
             assert!(status.get_details_retry_info().is_some());
         }
         assert_eq!(two.token(&caller, &[]).await.unwrap_err().code(), Code::Unavailable);
-        assert_eq!(two.revoke(&caller, &issued.refresh_token).await.unwrap_err().code(), Code::Unavailable);
-        assert!(!one.is_active(&issued.access_token).await && one.refresh(&caller, &issued.refresh_token).await.is_ok());
+        assert_eq!(
+            two.revoke(&caller, &issued.refresh_token).await.unwrap_err().code(),
+            Code::Unavailable
+        );
+        assert!(
+            !one.is_active(&issued.access_token).await
+                && one.refresh(&caller, &issued.refresh_token).await.is_ok()
+        );
     }
 
-    /// O04, I6: each node has its chain; both verify on either node, ListEvents shows both, and pages stand while both write on.
+    /// O04, I6: each node has its chain; both verify on either node, ListEvents shows both, and
+    /// pages stand while both write on.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn the_trail_of_both_is_one() {
@@ -372,13 +467,23 @@ mod mongodb {
         for _ in 0..15 {
             one.advance(1);
             let (here, there) = tokio::join!(one.token(&caller, &[]), two.token(&caller, &[]));
-            assert_eq!(decoded(&here.unwrap().access_token).1["iat"], decoded(&there.unwrap().access_token).1["iat"]);
+            assert_eq!(
+                decoded(&here.unwrap().access_token).1["iat"],
+                decoded(&there.unwrap().access_token).1["iat"]
+            );
         }
         let (whole, rest) = one.page_of(&of_one, 1_000, "").await;
         assert!(rest.is_empty() && whole.len() > 30);
         assert_eq!(two.page_of(&of_two, 1_000, "").await.0, whole, "the same on both");
         for name in ["node-1", "node-2"] {
-            assert!(whole.iter().filter(|event| event.chain == name && event.action == "token.issued").count() >= 15, "{name}");
+            assert!(
+                whole
+                    .iter()
+                    .filter(|event| event.chain == name && event.action == "token.issued")
+                    .count()
+                    >= 15,
+                "{name}"
+            );
         }
         let (mut pages, mut token, mut turn) = (Vec::new(), String::new(), 0);
         loop {
@@ -397,10 +502,17 @@ mod mongodb {
         assert!(turn >= 4 && pages == whole, "{turn} pages");
         for world in [&one, &two] {
             // The other's end is sure while its heartbeat is young, which a busy machine may delay.
-            soon("two whole chains", async || world.verify_chain().await.intact == Some(true)).await;
+            soon("two whole chains", async || world.verify_chain().await.intact == Some(true))
+                .await;
             let verdict = world.verify_chain().await;
-            assert_eq!(verdict.chains.iter().map(|chain| chain.chain.as_str()).collect::<Vec<_>>(), ["node-1", "node-2"]);
-            assert!(verdict.chains.iter().all(|chain| chain.problem.is_empty() && chain.checked > 15), "{verdict:?}");
+            assert_eq!(
+                verdict.chains.iter().map(|chain| chain.chain.as_str()).collect::<Vec<_>>(),
+                ["node-1", "node-2"]
+            );
+            assert!(
+                verdict.chains.iter().all(|chain| chain.problem.is_empty() && chain.checked > 15),
+                "{verdict:?}"
+            );
         }
     }
 }

@@ -1,12 +1,14 @@
-//! What the tests of administration share: every RPC of it as a value, so that a test can walk them all.
+//! What the tests of administration share: every RPC of it as a value, so that a test can walk them
+//! all.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jeton::proto::admin::{
-    AddSecretRequest, AssignAudienceRequest, Audience, Client, CreateClientRequest, CreateClientResponse, DeleteClientRequest,
-    DisableClientRequest, EnableClientRequest, Event, EventFilter, GetClientRequest, ListAudiencesRequest, ListClientsRequest,
-    ListEventsRequest, ListKeysRequest, ReleaseAudienceRequest, RetireSecretRequest, RevokeAllRequest, RevokeKeyRequest,
-    RotateKeysRequest, SigningKey, TailEventsRequest, UpdateClientRequest, VerifyChainRequest, VerifyChainResponse,
-    revoke_all_request::Target,
+    AddSecretRequest, AssignAudienceRequest, Audience, Client, CreateClientRequest,
+    CreateClientResponse, DeleteClientRequest, DisableClientRequest, EnableClientRequest, Event,
+    EventFilter, GetClientRequest, ListAudiencesRequest, ListClientsRequest, ListEventsRequest,
+    ListKeysRequest, ReleaseAudienceRequest, RetireSecretRequest, RevokeAllRequest,
+    RevokeKeyRequest, RotateKeysRequest, SigningKey, TailEventsRequest, UpdateClientRequest,
+    VerifyChainRequest, VerifyChainResponse, revoke_all_request::Target,
 };
 use serde_json::Value;
 use tonic::{Request, Status};
@@ -148,7 +150,11 @@ pub struct Mark {
 impl World {
     /// A client of `tenant` that holds an access and a refresh token.
     pub async fn mark(&self, id: &str, tenant: &str) -> Mark {
-        let client = Client { client_id: id.to_owned(), tenant: tenant.to_owned(), ..crate::harness::refreshing() };
+        let client = Client {
+            client_id: id.to_owned(),
+            tenant: tenant.to_owned(),
+            ..crate::harness::refreshing()
+        };
         let client = self.register(client).await;
         let issued = self.token(&client, &[]).await.unwrap();
         let (header, claims) = decoded(&issued.access_token);
@@ -171,7 +177,8 @@ impl World {
     /// A client with these scopes and nothing else, and an access token that carries them.
     pub async fn staff(&self, tenant: &str, scopes: &[&str]) -> (Caller, String) {
         let scopes_owned = scopes.iter().map(|scope| (*scope).to_owned()).collect();
-        let client = Client { tenant: tenant.to_owned(), scopes: scopes_owned, ..Client::default() };
+        let client =
+            Client { tenant: tenant.to_owned(), scopes: scopes_owned, ..Client::default() };
         let caller = self.register(client).await;
         let token = self.token(&caller, scopes).await.unwrap().access_token;
         (caller, token)
@@ -185,7 +192,10 @@ impl World {
     /// Calls `rpc` with an access token; the answer as text.
     pub async fn ask(&self, rpc: Rpc, token: &str, mark: &Mark) -> Result<String, Status> {
         self.knock(rpc, mark, |request| {
-            request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap()).map(drop)
+            request
+                .metadata_mut()
+                .insert("authorization", format!("Bearer {token}").parse().unwrap())
+                .map(drop)
         })
         .await
     }
@@ -213,31 +223,63 @@ impl World {
         match rpc {
             Rpc::CreateClient => {
                 let client = Client { tenant: mark.tenant.clone(), ..Client::default() };
-                call!(self.clients(), create_client, CreateClientRequest { client: Some(client), secret: None })
+                call!(
+                    self.clients(),
+                    create_client,
+                    CreateClientRequest { client: Some(client), secret: None }
+                )
             }
             Rpc::GetClient => call!(self.clients(), get_client, GetClientRequest { client_id }),
             Rpc::ListClients => {
                 let tenant = mark.tenant.clone();
-                call!(self.clients(), list_clients, ListClientsRequest { tenant, ..ListClientsRequest::default() })
+                call!(
+                    self.clients(),
+                    list_clients,
+                    ListClientsRequest { tenant, ..ListClientsRequest::default() }
+                )
             }
             Rpc::UpdateClient => {
-                let client = Client { client_id, display_name: "changed".to_owned(), ..Client::default() };
-                let update_mask = Some(prost_types::FieldMask { paths: vec!["display_name".to_owned()] });
-                call!(self.clients(), update_client, UpdateClientRequest { client: Some(client), update_mask })
+                let client =
+                    Client { client_id, display_name: "changed".to_owned(), ..Client::default() };
+                let update_mask =
+                    Some(prost_types::FieldMask { paths: vec!["display_name".to_owned()] });
+                call!(
+                    self.clients(),
+                    update_client,
+                    UpdateClientRequest { client: Some(client), update_mask }
+                )
             }
-            Rpc::DisableClient => call!(self.clients(), disable_client, DisableClientRequest { client_id, etag }),
-            Rpc::EnableClient => call!(self.clients(), enable_client, EnableClientRequest { client_id, etag }),
-            Rpc::DeleteClient => call!(self.clients(), delete_client, DeleteClientRequest { client_id, etag }),
+            Rpc::DisableClient => {
+                call!(self.clients(), disable_client, DisableClientRequest { client_id, etag })
+            }
+            Rpc::EnableClient => {
+                call!(self.clients(), enable_client, EnableClientRequest { client_id, etag })
+            }
+            Rpc::DeleteClient => {
+                call!(self.clients(), delete_client, DeleteClientRequest { client_id, etag })
+            }
             Rpc::AddSecret => {
-                call!(self.clients(), add_secret, AddSecretRequest { client_id, ..AddSecretRequest::default() })
+                call!(
+                    self.clients(),
+                    add_secret,
+                    AddSecretRequest { client_id, ..AddSecretRequest::default() }
+                )
             }
             Rpc::RetireSecret => {
                 let secret_id = mark.secret_id.clone();
-                call!(self.clients(), retire_secret, RetireSecretRequest { client_id, secret_id, etag, ..Default::default() })
+                call!(
+                    self.clients(),
+                    retire_secret,
+                    RetireSecretRequest { client_id, secret_id, etag, ..Default::default() }
+                )
             }
             Rpc::ListAudiences => {
                 let tenant = mark.tenant.clone();
-                call!(self.audiences(), list_audiences, ListAudiencesRequest { tenant, ..Default::default() })
+                call!(
+                    self.audiences(),
+                    list_audiences,
+                    ListAudiencesRequest { tenant, ..Default::default() }
+                )
             }
             Rpc::AssignAudience => {
                 let audience = format!("{}:new", mark.audience);
@@ -250,21 +292,43 @@ impl World {
             }
             Rpc::ListKeys => call!(self.keys(), list_keys, ListKeysRequest {}),
             Rpc::RotateKeys => call!(self.keys(), rotate_keys, RotateKeysRequest {}),
-            Rpc::RevokeKey => call!(self.keys(), revoke_key, RevokeKeyRequest { kid: mark.kid.clone() }),
-            Rpc::RevokeClient => call!(self.revocations(), revoke_all, target(Target::ClientId(client_id))),
-            Rpc::RevokeTenant => call!(self.revocations(), revoke_all, target(Target::Tenant(mark.tenant.clone()))),
-            Rpc::RevokeSubject => {
-                call!(self.revocations(), revoke_all, target(Target::Subject(format!("client:{client_id}"))))
+            Rpc::RevokeKey => {
+                call!(self.keys(), revoke_key, RevokeKeyRequest { kid: mark.kid.clone() })
             }
-            Rpc::RevokeFamily => call!(self.revocations(), revoke_all, target(Target::Family(mark.family.clone()))),
-            Rpc::RevokeSigner => call!(self.revocations(), revoke_all, target(Target::Kid(mark.kid.clone()))),
-            Rpc::RevokeToken => call!(self.revocations(), revoke_all, target(Target::Jti(mark.jti.clone()))),
+            Rpc::RevokeClient => {
+                call!(self.revocations(), revoke_all, target(Target::ClientId(client_id)))
+            }
+            Rpc::RevokeTenant => {
+                call!(self.revocations(), revoke_all, target(Target::Tenant(mark.tenant.clone())))
+            }
+            Rpc::RevokeSubject => {
+                call!(
+                    self.revocations(),
+                    revoke_all,
+                    target(Target::Subject(format!("client:{client_id}")))
+                )
+            }
+            Rpc::RevokeFamily => {
+                call!(self.revocations(), revoke_all, target(Target::Family(mark.family.clone())))
+            }
+            Rpc::RevokeSigner => {
+                call!(self.revocations(), revoke_all, target(Target::Kid(mark.kid.clone())))
+            }
+            Rpc::RevokeToken => {
+                call!(self.revocations(), revoke_all, target(Target::Jti(mark.jti.clone())))
+            }
             Rpc::ListEvents => {
-                let filter = Some(EventFilter { tenant: mark.tenant.clone(), ..EventFilter::default() });
-                call!(self.audit(), list_events, ListEventsRequest { filter, ..ListEventsRequest::default() })
+                let filter =
+                    Some(EventFilter { tenant: mark.tenant.clone(), ..EventFilter::default() });
+                call!(
+                    self.audit(),
+                    list_events,
+                    ListEventsRequest { filter, ..ListEventsRequest::default() }
+                )
             }
             Rpc::TailEvents => {
-                let filter = Some(EventFilter { tenant: mark.tenant.clone(), ..EventFilter::default() });
+                let filter =
+                    Some(EventFilter { tenant: mark.tenant.clone(), ..EventFilter::default() });
                 call!(self.audit(), tail_events, TailEventsRequest { filter })
             }
             Rpc::VerifyChain => call!(self.audit(), verify_chain, VerifyChainRequest::default()),
@@ -273,13 +337,15 @@ impl World {
 
     /// Registers a client as the first administrator.
     pub async fn create(&self, client: Client) -> Result<CreateClientResponse, Status> {
-        let request = self.as_admin(CreateClientRequest { client: Some(client), secret: None }).await;
+        let request =
+            self.as_admin(CreateClientRequest { client: Some(client), secret: None }).await;
         self.clients().create_client(request).await.map(tonic::Response::into_inner)
     }
 
     /// Gives an audience to a tenant as the first administrator.
     pub async fn assign(&self, audience: &str, tenant: &str) -> Result<Audience, Status> {
-        let message = AssignAudienceRequest { audience: audience.to_owned(), tenant: tenant.to_owned() };
+        let message =
+            AssignAudienceRequest { audience: audience.to_owned(), tenant: tenant.to_owned() };
         let assigned = self.audiences().assign_audience(self.as_admin(message).await).await?;
         Ok(assigned.into_inner().audience.unwrap())
     }
@@ -292,7 +358,8 @@ impl World {
 
     /// Audiences with their tenants, as an administrator sees them.
     pub async fn owners(&self, token: &str) -> Vec<(String, String)> {
-        let request = bearer(ListAudiencesRequest { page_size: 1_000, ..Default::default() }, token);
+        let request =
+            bearer(ListAudiencesRequest { page_size: 1_000, ..Default::default() }, token);
         let listed = self.audiences().list_audiences(request).await.unwrap().into_inner();
         listed.audiences.into_iter().map(|audience| (audience.audience, audience.tenant)).collect()
     }
@@ -300,7 +367,10 @@ impl World {
     /// Changes the fields in `mask`.
     pub async fn change(&self, client: Client, mask: &[&str]) -> Result<Client, Status> {
         let paths = mask.iter().map(|path| (*path).to_owned()).collect();
-        let message = UpdateClientRequest { client: Some(client), update_mask: Some(prost_types::FieldMask { paths }) };
+        let message = UpdateClientRequest {
+            client: Some(client),
+            update_mask: Some(prost_types::FieldMask { paths }),
+        };
         let updated = self.clients().update_client(self.as_admin(message).await).await?;
         Ok(updated.into_inner().client.unwrap())
     }
@@ -316,7 +386,8 @@ impl World {
 
     /// Every event that a filter admits, newest first.
     pub async fn trail(&self, filter: EventFilter) -> Vec<Event> {
-        let request = ListEventsRequest { filter: Some(filter), page_size: 1_000, page_token: String::new() };
+        let request =
+            ListEventsRequest { filter: Some(filter), page_size: 1_000, page_token: String::new() };
         self.audit().list_events(self.as_admin(request).await).await.unwrap().into_inner().events
     }
 
@@ -326,11 +397,20 @@ impl World {
     }
 
     pub async fn list_keys(&self) -> Vec<SigningKey> {
-        self.keys().list_keys(self.as_admin(ListKeysRequest {}).await).await.unwrap().into_inner().keys
+        self.keys()
+            .list_keys(self.as_admin(ListKeysRequest {}).await)
+            .await
+            .unwrap()
+            .into_inner()
+            .keys
     }
 
     pub async fn verify_chain(&self) -> VerifyChainResponse {
-        self.audit().verify_chain(self.as_admin(VerifyChainRequest::default()).await).await.unwrap().into_inner()
+        self.audit()
+            .verify_chain(self.as_admin(VerifyChainRequest::default()).await)
+            .await
+            .unwrap()
+            .into_inner()
     }
 
     /// Ends what `target` names, as the first administrator.
@@ -346,7 +426,12 @@ impl World {
     }
 
     pub async fn rotate_keys(&self) -> Vec<SigningKey> {
-        self.keys().rotate_keys(self.as_admin(RotateKeysRequest {}).await).await.unwrap().into_inner().keys
+        self.keys()
+            .rotate_keys(self.as_admin(RotateKeysRequest {}).await)
+            .await
+            .unwrap()
+            .into_inner()
+            .keys
     }
 }
 
@@ -366,7 +451,10 @@ pub fn kid_of(token: &str) -> String {
 
 /// The field that a refusal blames.
 pub fn blamed(status: &Status) -> String {
-    let violations = status.get_details_bad_request().map(|details| details.field_violations).unwrap_or_default();
+    let violations = status
+        .get_details_bad_request()
+        .map(|details| details.field_violations)
+        .unwrap_or_default();
     violations.into_iter().next().map(|violation| violation.field).unwrap_or_default()
 }
 

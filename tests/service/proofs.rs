@@ -1,8 +1,9 @@
-//! What a caller proved is asked again next to what it does: no call that is still under way has an effect once that which its
-//! proof rested on has fallen and the fall was acknowledged.
+//! What a caller proved is asked again next to what it does: no call that is still under way has an
+//! effect once that which its proof rested on has fallen and the fall was acknowledged.
 
 use jeton::proto::admin::{
-    Client, CreateClientRequest, DeleteClientRequest, RetireSecretRequest, create_client_request, revoke_all_request::Target,
+    Client, CreateClientRequest, DeleteClientRequest, RetireSecretRequest, create_client_request,
+    revoke_all_request::Target,
 };
 use tokio::join;
 use tonic::Status;
@@ -49,12 +50,20 @@ impl World {
                 self.clients().delete_client(self.as_admin(message).await).await.map(drop).unwrap();
             }
             Fall::ScopeTaken => {
-                let client = Client { client_id, scopes: vec!["jeton:admin:clients".to_owned()], ..Client::default() };
+                let client = Client {
+                    client_id,
+                    scopes: vec!["jeton:admin:clients".to_owned()],
+                    ..Client::default()
+                };
                 self.change(client, &["scopes"]).await.map(drop).unwrap();
             }
             Fall::ClientRevoked => self.end_all(Target::ClientId(client_id)).await.unwrap(),
-            Fall::TenantRevoked => self.end_all(Target::Tenant("default".to_owned())).await.unwrap(),
-            Fall::SubjectRevoked => self.end_all(Target::Subject(format!("client:{client_id}"))).await.unwrap(),
+            Fall::TenantRevoked => {
+                self.end_all(Target::Tenant("default".to_owned())).await.unwrap()
+            }
+            Fall::SubjectRevoked => {
+                self.end_all(Target::Subject(format!("client:{client_id}"))).await.unwrap()
+            }
             Fall::TokenRevoked => {
                 let jti = decoded(token).1["jti"].as_str().unwrap().to_owned();
                 self.end_all(Target::Jti(jti)).await.unwrap();
@@ -69,19 +78,29 @@ impl World {
     async fn retire_first(&self, caller: &Caller, overlap: Option<i64>) {
         let secret_id = self.get(&caller.id).await.secrets[0].secret_id.clone();
         let overlap = overlap.and_then(seconds);
-        let message = RetireSecretRequest { client_id: caller.id.clone(), secret_id, overlap, ..Default::default() };
+        let message = RetireSecretRequest {
+            client_id: caller.id.clone(),
+            secret_id,
+            overlap,
+            ..Default::default()
+        };
         self.clients().retire_secret(self.as_admin(message).await).await.unwrap();
     }
 
     /// Makes this node read the client from the store at its next call.
     async fn forgotten(&self, id: &str) {
-        let client = Client { client_id: id.to_owned(), display_name: "again".to_owned(), ..Client::default() };
+        let client = Client {
+            client_id: id.to_owned(),
+            display_name: "again".to_owned(),
+            ..Client::default()
+        };
         self.change(client, &["display_name"]).await.unwrap();
     }
 }
 
-/// S03, V01 (AUDIT TL3): every change that an administrator can make, held right before its write, while the administrator falls
-/// in every way there is: the call is refused, and nothing of it is in the trail.
+/// S03, V01 (AUDIT TL3): every change that an administrator can make, held right before its write,
+/// while the administrator falls in every way there is: the call is refused, and nothing of it is
+/// in the trail.
 #[tokio::test]
 async fn a_fallen_administrators_call_changes_nothing() {
     let Lab { world, store, .. } = Lab::start().await;
@@ -104,17 +123,22 @@ async fn a_fallen_administrators_call_changes_nothing() {
     }
 }
 
-/// S03 (AUDIT TL3): the back door itself: the client that a disabled administrator was registering, with a chosen secret that
-/// takes argon2id, is not there.
+/// S03 (AUDIT TL3): the back door itself: the client that a disabled administrator was registering,
+/// with a chosen secret that takes argon2id, is not there.
 #[tokio::test]
 async fn a_disabled_administrator_leaves_no_back_door() {
     let Lab { world, store, .. } = Lab::start().await;
     let (admin, token) = world.staff("default", &["jeton:admin"]).await;
     let held = store.hold("spend", Side::Before);
     let back = Caller { id: "back".to_owned(), secret: "correct horse battery".to_owned() };
-    let client = Client { client_id: back.id.clone(), scopes: vec!["jeton:admin".to_owned()], ..Client::default() };
+    let client = Client {
+        client_id: back.id.clone(),
+        scopes: vec!["jeton:admin".to_owned()],
+        ..Client::default()
+    };
     let secret = Some(create_client_request::Secret::PlainSecret(back.secret.clone()));
-    let request = crate::harness::bearer(CreateClientRequest { client: Some(client), secret }, &token);
+    let request =
+        crate::harness::bearer(CreateClientRequest { client: Some(client), secret }, &token);
     let meanwhile = async {
         held.arrived().await;
         world.disable(&admin).await;
@@ -153,7 +177,13 @@ enum Deed {
     RevokeAnothers,
 }
 
-async fn act(world: &World, deed: Deed, who: &Caller, mark: &Mark, other: &Mark) -> Result<(), Status> {
+async fn act(
+    world: &World,
+    deed: Deed,
+    who: &Caller,
+    mark: &Mark,
+    other: &Mark,
+) -> Result<(), Status> {
     match deed {
         Deed::Token => world.token(who, &[]).await.map(drop),
         Deed::Refresh => world.refresh(who, &mark.refresh_token).await.map(drop),
@@ -162,8 +192,9 @@ async fn act(world: &World, deed: Deed, who: &Caller, mark: &Mark, other: &Mark)
     }
 }
 
-/// A05 (AUDIT TL5): a secret that is retired, or whose overlap ends, between the reading of its client and the admission gives
-/// nothing: no token, no family, no answer, no end of another's token.
+/// A05 (AUDIT TL5): a secret that is retired, or whose overlap ends, between the reading of its
+/// client and the admission gives nothing: no token, no family, no answer, no end of another's
+/// token.
 #[tokio::test]
 async fn a_secret_that_is_retired_while_it_is_proven_gives_nothing() {
     let Lab { world, store, .. } = Lab::start().await;
@@ -172,8 +203,10 @@ async fn a_secret_that_is_retired_while_it_is_proven_gives_nothing() {
         for overlap in [None, Some(10)] {
             let name = format!("client-{n}-{}", overlap.is_some());
             let other = world.mark(&format!("other-{name}"), "default").await;
-            let scopes = ["orders:read", "jeton:admin", "jeton:introspect:any"].map(str::to_owned).to_vec();
-            let caller = world.register(Client { client_id: name.clone(), scopes, ..refreshing() }).await;
+            let scopes =
+                ["orders:read", "jeton:admin", "jeton:introspect:any"].map(str::to_owned).to_vec();
+            let caller =
+                world.register(Client { client_id: name.clone(), scopes, ..refreshing() }).await;
             let issued = world.token(&caller, &[]).await.unwrap();
             let mark = Mark { refresh_token: issued.refresh_token, ..Mark::default() };
             world.forgotten(&name).await;
@@ -191,13 +224,15 @@ async fn a_secret_that_is_retired_while_it_is_proven_gives_nothing() {
     }
 }
 
-/// A05, S03 (AUDIT TL5): a client that loses its secret, or is disabled, after it was admitted and before what it asked for is
-/// recorded is not given it; a family that was opened by then is ended.
+/// A05, S03 (AUDIT TL5): a client that loses its secret, or is disabled, after it was admitted and
+/// before what it asked for is recorded is not given it; a family that was opened by then is ended.
 #[tokio::test]
 async fn what_is_issued_in_flight_is_not_given_out() {
     let Lab { world, store, .. } = Lab::start().await;
     for (n, is_disabled) in [true, false].into_iter().enumerate() {
-        for (verb, side) in [("open_family", Side::Before), ("open_family", Side::After), ("rotate", Side::Before)] {
+        for (verb, side) in
+            [("open_family", Side::Before), ("open_family", Side::After), ("rotate", Side::Before)]
+        {
             let name = format!("client-{n}-{verb}-{side:?}");
             let caller = world.register(Client { client_id: name.clone(), ..refreshing() }).await;
             let issued = world.token(&caller, &[]).await.unwrap();
@@ -217,12 +252,17 @@ async fn what_is_issued_in_flight_is_not_given_out() {
             assert_eq!(reason(&answer.unwrap_err()), "INVALID_CLIENT", "{name} {is_disabled}");
             let of_client = |event: &jeton::proto::admin::Event| event.client_id == name;
             let issued = world.trail_of("token.issued").await.into_iter().find(of_client).unwrap();
-            let ended = world.trail_of("token.revoked").await.into_iter().find(|event| event.family == issued.family);
+            let ended = world
+                .trail_of("token.revoked")
+                .await
+                .into_iter()
+                .find(|event| event.family == issued.family);
             assert_eq!(ended.is_some(), verb == "open_family", "{name} {is_disabled}");
         }
     }
     // An access token by itself.
-    let caller = world.register(Client { client_id: "plain".to_owned(), ..Client::default() }).await;
+    let caller =
+        world.register(Client { client_id: "plain".to_owned(), ..Client::default() }).await;
     let held = store.hold("append", Side::Before);
     let meanwhile = async {
         held.arrived().await;
@@ -233,15 +273,17 @@ async fn what_is_issued_in_flight_is_not_given_out() {
     assert_eq!(reason(&answer.unwrap_err()), "INVALID_CLIENT");
 }
 
-/// S03 (AUDIT TL3): a client that ends another's token by its office, and loses the office before the write, ends nothing; one
-/// that ends its own token needs no office.
+/// S03 (AUDIT TL3): a client that ends another's token by its office, and loses the office before
+/// the write, ends nothing; one that ends its own token needs no office.
 #[tokio::test]
 async fn an_office_that_was_lost_ends_no_other_clients_token() {
     let Lab { world, store, .. } = Lab::start().await;
     let mark = world.mark("mark", "default").await;
     for (n, token) in [&mark.access_token, &mark.refresh_token].into_iter().enumerate() {
         let scopes = vec!["jeton:admin".to_owned()];
-        let caller = world.register(Client { client_id: format!("officer-{n}"), scopes, ..Client::default() }).await;
+        let caller = world
+            .register(Client { client_id: format!("officer-{n}"), scopes, ..Client::default() })
+            .await;
         world.token(&caller, &[]).await.unwrap();
         let held = store.hold("spend", Side::Before);
         let meanwhile = async {

@@ -10,7 +10,9 @@ use tokio::{
 };
 use tokio_stream::StreamExt;
 use tonic::{Code, Request};
-use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 use tonic_types::StatusExt;
 
 use crate::{
@@ -52,17 +54,34 @@ async fn the_metadata_says_what_is_served() {
     let metadata: Value = serde_json::from_slice(&body).unwrap();
     assert_eq!(metadata["issuer"], ISSUER);
     assert_eq!(metadata["jwks_uri"], format!("{ISSUER}/.well-known/jwks.json"));
-    assert_eq!(metadata["grant_types_supported"], serde_json::json!(["client_credentials", "refresh_token"]));
-    let absent = ["token_endpoint", "authorization_endpoint", "introspection_endpoint", "registration_endpoint"];
+    assert_eq!(
+        metadata["grant_types_supported"],
+        serde_json::json!(["client_credentials", "refresh_token"])
+    );
+    let absent = [
+        "token_endpoint",
+        "authorization_endpoint",
+        "introspection_endpoint",
+        "registration_endpoint",
+    ];
     assert!(absent.iter().all(|member| metadata.get(member).is_none()), "{metadata}");
     // Every service it names is one that reflection lists, and no service is kept quiet.
-    let named: Vec<&str> =
-        metadata["jeton_grpc_services"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    let named: Vec<&str> = metadata["jeton_grpc_services"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|name| name.as_str().unwrap())
+        .collect();
     let listed = reflected(&world).await;
     for name in &named {
         assert!(listed.iter().any(|service| service == name), "{name}");
     }
-    assert!(listed.iter().filter(|service| service.starts_with("jeton.")).all(|service| named.contains(&service.as_str())));
+    assert!(
+        listed
+            .iter()
+            .filter(|service| service.starts_with("jeton."))
+            .all(|service| named.contains(&service.as_str()))
+    );
     // And the keys it points to verify what is issued.
     let kid = crate::office::kid_of(&world.admin_token().await);
     assert!(jwks(world.address).await.iter().any(|key| key["kid"] == kid.as_str()));
@@ -80,15 +99,20 @@ async fn keys_may_be_kept_as_long_as_is_safe() {
 #[tokio::test]
 async fn readiness_follows_the_store() {
     let (world, faulty) = kept_store().await.served().await;
-    let probes = async || (get(world.address, "/healthz").await.0, get(world.address, "/readyz").await.0);
+    let probes =
+        async || (get(world.address, "/healthz").await.0, get(world.address, "/readyz").await.0);
     // An answer is shared for a moment of real time.
-    let becomes =
-        async |readiness: u16| crate::keys::eventually("readiness", async || probes().await == (200, readiness)).await;
+    let becomes = async |readiness: u16| {
+        crate::keys::eventually("readiness", async || probes().await == (200, readiness)).await
+    };
     becomes(200).await;
     faulty.always(Some(Act::FailBefore(Kind::Full)));
     becomes(503).await;
     let (_, head, body) = get(world.address, "/readyz").await;
-    assert!(head.contains("cache-control: no-store") && !String::from_utf8(body).unwrap().contains("fault"));
+    assert!(
+        head.contains("cache-control: no-store")
+            && !String::from_utf8(body).unwrap().contains("fault")
+    );
     faulty.always(None);
     becomes(200).await;
 }
@@ -98,7 +122,10 @@ async fn health_is_told_over_grpc() {
     let world = World::start().await;
     let check = async |service: &str| {
         let message = HealthCheckRequest { service: service.to_owned() };
-        HealthClient::new(world.channel.clone()).check(message).await.map(|answer| answer.into_inner().status())
+        HealthClient::new(world.channel.clone())
+            .check(message)
+            .await
+            .map(|answer| answer.into_inner().status())
     };
     assert_eq!(check("").await.unwrap(), ServingStatus::Serving);
     assert_eq!(check("no.such.Service").await.unwrap_err().code(), Code::NotFound);
@@ -109,7 +136,8 @@ async fn health_is_told_over_grpc() {
 async fn who_watches_health_hears_of_the_end() {
     let mut world = World::start().await;
     let message = HealthCheckRequest { service: String::new() };
-    let mut stream = HealthClient::new(world.channel.clone()).watch(message).await.unwrap().into_inner();
+    let mut stream =
+        HealthClient::new(world.channel.clone()).watch(message).await.unwrap().into_inner();
     assert_eq!(stream.next().await.unwrap().unwrap().status(), ServingStatus::Serving);
     world.end().await;
     let next = stream.next().await;
@@ -119,13 +147,16 @@ async fn who_watches_health_hears_of_the_end() {
 /// The services that version 1 of reflection lists.
 async fn reflected(world: &World) -> Vec<String> {
     use tonic_reflection::pb::v1::{
-        ServerReflectionRequest, server_reflection_client::ServerReflectionClient, server_reflection_request::MessageRequest,
-        server_reflection_response::MessageResponse,
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
     };
-    let ask =
-        ServerReflectionRequest { host: String::new(), message_request: Some(MessageRequest::ListServices(String::new())) };
+    let ask = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
     let mut client = ServerReflectionClient::new(world.channel.clone());
-    let mut answers = client.server_reflection_info(tokio_stream::once(ask)).await.unwrap().into_inner();
+    let mut answers =
+        client.server_reflection_info(tokio_stream::once(ask)).await.unwrap().into_inner();
     let answer = answers.next().await.unwrap().unwrap().message_response.unwrap();
     let MessageResponse::ListServicesResponse(list) = answer else { panic!("{answer:?}") };
     list.service.into_iter().map(|service| service.name).collect()
@@ -143,20 +174,22 @@ const SERVICES: [&str; 6] = [
 #[tokio::test]
 async fn both_versions_of_reflection_list_every_service() {
     use tonic_reflection::pb::v1alpha::{
-        ServerReflectionRequest, server_reflection_client::ServerReflectionClient, server_reflection_request::MessageRequest,
-        server_reflection_response::MessageResponse,
+        ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+        server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
     };
     let world = World::start().await;
     let v1 = reflected(&world).await;
     assert!(SERVICES.iter().all(|name| v1.iter().any(|listed| listed == name)), "{v1:?}");
 
-    let ask = |message| ServerReflectionRequest { host: String::new(), message_request: Some(message) };
+    let ask =
+        |message| ServerReflectionRequest { host: String::new(), message_request: Some(message) };
     let asks = [
         ask(MessageRequest::ListServices(String::new())),
         ask(MessageRequest::FileContainingSymbol("jeton.token.v1.TokenService.Refresh".to_owned())),
     ];
     let mut client = ServerReflectionClient::new(world.channel.clone());
-    let mut answers = client.server_reflection_info(tokio_stream::iter(asks)).await.unwrap().into_inner();
+    let mut answers =
+        client.server_reflection_info(tokio_stream::iter(asks)).await.unwrap().into_inner();
     let answer = answers.next().await.unwrap().unwrap().message_response.unwrap();
     let MessageResponse::ListServicesResponse(list) = answer else { panic!("{answer:?}") };
     assert!(SERVICES.iter().all(|name| list.service.iter().any(|service| service.name == *name)));
@@ -165,7 +198,8 @@ async fn both_versions_of_reflection_list_every_service() {
     assert!(!file.file_descriptor_proto.is_empty());
 }
 
-/// An error is made of a code, the OAuth word for it, the field to blame, and when to ask again; each as its standard type.
+/// An error is made of a code, the OAuth word for it, the field to blame, and when to ask again;
+/// each as its standard type.
 #[tokio::test]
 async fn errors_carry_standard_details() {
     let (world, faulty) = kept_store().await.served().await;
@@ -178,7 +212,8 @@ async fn errors_carry_standard_details() {
     assert_eq!(info.metadata["oauth_error"], "invalid_scope");
     assert!(invalid.get_details_retry_info().is_none());
 
-    let field = world.ask(Rpc::GetClient, &token, &crate::office::Mark::default()).await.unwrap_err();
+    let field =
+        world.ask(Rpc::GetClient, &token, &crate::office::Mark::default()).await.unwrap_err();
     assert_eq!((field.code(), reason(&field).as_str()), (Code::InvalidArgument, "INVALID_REQUEST"));
     assert_eq!(field.get_details_bad_request().unwrap().field_violations[0].field, "client_id");
 
@@ -205,13 +240,17 @@ async fn a_request_id_is_answered_and_recorded() {
     let token = world.admin_token().await;
     let mark = world.mark("orders", "shop").await;
     let ask = async |id: Option<&str>| {
-        let message = jeton::proto::admin::AddSecretRequest { client_id: mark.client.id.clone(), ..Default::default() };
+        let message = jeton::proto::admin::AddSecretRequest {
+            client_id: mark.client.id.clone(),
+            ..Default::default()
+        };
         let mut request: Request<_> = bearer(message, &token);
         if let Some(id) = id {
             request.metadata_mut().insert("x-request-id", id.parse().unwrap());
         }
         let answer = world.clients().add_secret(request).await;
-        let metadata = answer.map_or_else(|status| status.metadata().clone(), |answer| answer.metadata().clone());
+        let metadata = answer
+            .map_or_else(|status| status.metadata().clone(), |answer| answer.metadata().clone());
         metadata.get("x-request-id").unwrap().to_str().unwrap().to_owned()
     };
     assert_eq!(ask(Some("a.B-9_c")).await, "a.B-9_c");
@@ -226,7 +265,9 @@ async fn a_request_id_is_answered_and_recorded() {
 async fn a_store_that_is_given_is_the_one_that_is_used() {
     let (world, store) = kept_store().await.served().await;
     let mark = world.mark("orders", "shop").await;
-    let kept = jeton::store::ClientStore::client(store.as_ref(), &mark.client.id.parse().unwrap()).await.unwrap();
+    let kept = jeton::store::ClientStore::client(store.as_ref(), &mark.client.id.parse().unwrap())
+        .await
+        .unwrap();
     assert_eq!(kept.unwrap().tenant.as_str(), "shop");
     assert!(store.ready().await.is_ok());
 }

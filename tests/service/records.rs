@@ -1,5 +1,6 @@
-//! Records in the database that the service did not write (AUDIT, the client record MAC): what somebody with write access to the
-//! store and without the master key comes to. The lab's store is such an access: it lies below the one that seals and checks.
+//! Records in the database that the service did not write (AUDIT, the client record MAC): what
+//! somebody with write access to the store and without the master key comes to. The lab's store is
+//! such an access: it lies below the one that seals and checks.
 
 use jeton::{
     crypto::passwords::Passwords,
@@ -8,7 +9,8 @@ use jeton::{
         event::{Filter, Outcome},
     },
     proto::admin::{
-        Client, CreateClientRequest, DeleteClientRequest, GetClientRequest, ListClientsRequest, ListClientsResponse,
+        Client, CreateClientRequest, DeleteClientRequest, GetClientRequest, ListClientsRequest,
+        ListClientsResponse,
     },
     store::{AuditStore, ClientStore, Creation, Write},
 };
@@ -41,7 +43,11 @@ async fn stored(lab: &Lab, name: &str) -> Stored {
 /// Writes a record past the service, over the one that is there.
 async fn replace(lab: &Lab, client: Stored) {
     let client = Stored { revision: client.revision + 1, ..client };
-    let written = lab.store.replace_client(&client, stamp().done(Action::ClientUpdated, client.id.as_str())).await.unwrap();
+    let written = lab
+        .store
+        .replace_client(&client, stamp().done(Action::ClientUpdated, client.id.as_str()))
+        .await
+        .unwrap();
     assert_eq!(written, Write::Done);
 }
 
@@ -56,10 +62,16 @@ async fn refusal(world: &World, caller: &Caller) -> (tonic::Code, String, String
 }
 
 async fn list(world: &World) -> ListClientsResponse {
-    world.clients().list_clients(world.as_admin(ListClientsRequest::default()).await).await.unwrap().into_inner()
+    world
+        .clients()
+        .list_clients(world.as_admin(ListClientsRequest::default()).await)
+        .await
+        .unwrap()
+        .into_inner()
 }
 
-/// The audit's backdoor: an administrator with a hash of a known secret, put into the database of a running service.
+/// The audit's backdoor: an administrator with a hash of a known secret, put into the database of a
+/// running service.
 #[tokio::test]
 async fn a_client_put_into_the_database_is_unknown() {
     let lab = Lab::start().await;
@@ -70,27 +82,39 @@ async fn a_client_put_into_the_database_is_unknown() {
     assert_eq!(expected.1, "INVALID_CLIENT");
 
     // A copy of the real administrator's record, code and all, with another name and secret.
-    let mut forged = Stored { id: id("backdoor"), revision: 1, ..stored(&lab, &world.admin.id).await };
+    let mut forged =
+        Stored { id: id("backdoor"), revision: 1, ..stored(&lab, &world.admin.id).await };
     forged.scopes = Scopes::parse(&["jeton:admin"]).unwrap();
     forged.secrets[0].digest = Digest::Argon2id { phc: hash().await };
     insert(&lab, &forged).await;
     let backdoor = Caller { id: "backdoor".to_owned(), secret: KNOWN.to_owned() };
     assert_eq!(refusal(world, &backdoor).await, expected);
-    assert_eq!(refusal(world, &Caller { secret: world.admin.secret.clone(), ..backdoor.clone() }).await, expected);
+    assert_eq!(
+        refusal(world, &Caller { secret: world.admin.secret.clone(), ..backdoor.clone() }).await,
+        expected
+    );
 
     // It is no client of anybody's, and its name is taken.
     let message = world.as_admin(GetClientRequest { client_id: "backdoor".to_owned() }).await;
     assert_eq!(reason(&world.clients().get_client(message).await.unwrap_err()), "NOT_FOUND");
-    let message = world.as_admin(DeleteClientRequest { client_id: "backdoor".to_owned(), ..Default::default() }).await;
+    let message = world
+        .as_admin(DeleteClientRequest { client_id: "backdoor".to_owned(), ..Default::default() })
+        .await;
     assert_eq!(reason(&world.clients().delete_client(message).await.unwrap_err()), "NOT_FOUND");
     let own = Client { client_id: "backdoor".to_owned(), ..refreshing() };
     let message = world.as_admin(CreateClientRequest { client: Some(own), secret: None }).await;
-    assert_eq!(reason(&world.clients().create_client(message).await.unwrap_err()), "ALREADY_EXISTS");
+    assert_eq!(
+        reason(&world.clients().create_client(message).await.unwrap_err()),
+        "ALREADY_EXISTS"
+    );
 
     // One forged record stops nobody else.
     let listed = list(world).await;
     let ids: Vec<_> = listed.clients.iter().map(|client| client.client_id.as_str()).collect();
-    assert_eq!((ids, listed.not_authentic), (vec!["bootstrap", "honest"], vec!["backdoor".to_owned()]));
+    assert_eq!(
+        (ids, listed.not_authentic),
+        (vec!["bootstrap", "honest"], vec!["backdoor".to_owned()])
+    );
     assert!(world.token(&honest, &[]).await.is_ok());
     let lab = lab.back_in_time().await;
     assert_eq!(refusal(&lab.world, &backdoor).await, expected, "nor after a start");
@@ -107,7 +131,10 @@ async fn a_listing_goes_on_behind_forged_records() {
     }
     let (mut clients, mut forged, mut page_token) = (Vec::new(), Vec::new(), String::new());
     loop {
-        let message = lab.world.as_admin(ListClientsRequest { page_size: 2, page_token, ..Default::default() }).await;
+        let message = lab
+            .world
+            .as_admin(ListClientsRequest { page_size: 2, page_token, ..Default::default() })
+            .await;
         let page = lab.world.clients().list_clients(message).await.unwrap().into_inner();
         clients.extend(page.clients.into_iter().map(|client| client.client_id));
         forged.extend(page.not_authentic);
@@ -116,11 +143,15 @@ async fn a_listing_goes_on_behind_forged_records() {
             break;
         }
     }
-    assert_eq!((clients, forged), (vec!["bootstrap".to_owned()], vec!["a1".to_owned(), "a2".to_owned(), "a3".to_owned()]));
+    assert_eq!(
+        (clients, forged),
+        (vec!["bootstrap".to_owned()], vec!["a1".to_owned(), "a2".to_owned(), "a3".to_owned()])
+    );
 }
 
-/// Records that were real: with each other's secrets, with more scopes, with a disabling undone. Nothing that they held works
-/// until what was written is there again. (An old record put back whole is not noticed: it was real once.)
+/// Records that were real: with each other's secrets, with more scopes, with a disabling undone.
+/// Nothing that they held works until what was written is there again. (An old record put back
+/// whole is not noticed: it was real once.)
 #[tokio::test]
 async fn a_record_that_was_altered_is_refused_and_its_own_again_accepted() {
     let lab = Lab::start().await;
@@ -142,12 +173,14 @@ async fn a_record_that_was_altered_is_refused_and_its_own_again_accepted() {
     assert_eq!(refusal(world, &b).await.1, "INVALID_CLIENT");
     assert_eq!(list(world).await.not_authentic, ["a", "b"]);
 
-    // Put back whole, as far as the store's own counting of writes lets it be: the code covers the revision, so not even that.
+    // Put back whole, as far as the store's own counting of writes lets it be: the code covers the
+    // revision, so not even that.
     replace(&lab, Stored { revision: 2, ..of_b }).await;
     assert_eq!(refusal(world, &b).await.1, "INVALID_CLIENT");
 }
 
-/// The record that a change's proof rests on is checked once more where the change is made, as it is wherever it is read.
+/// The record that a change's proof rests on is checked once more where the change is made, as it
+/// is wherever it is read.
 #[tokio::test]
 async fn a_change_does_not_rest_on_a_record_that_was_altered() {
     let lab = Lab::start().await;
@@ -171,7 +204,8 @@ async fn a_forged_record_is_on_record() {
     let admin = stored(&lab, &lab.world.admin.id).await;
     insert(&lab, &Stored { id: id("backdoor"), ..admin }).await;
     let recorded = async || {
-        let filter = Filter { action: Some("client.not_authentic".to_owned()), ..Filter::default() };
+        let filter =
+            Filter { action: Some("client.not_authentic".to_owned()), ..Filter::default() };
         lab.store.events(&filter, None, 100).await.unwrap()
     };
     let reads_until = async |expected: usize| {
@@ -184,7 +218,10 @@ async fn a_forged_record_is_on_record() {
     };
     reads_until(1).await;
     let event = recorded().await[0].event.clone();
-    assert_eq!((event.target.as_str(), event.outcome, event.client), ("backdoor", Outcome::Refused, None));
+    assert_eq!(
+        (event.target.as_str(), event.outcome, event.client),
+        ("backdoor", Outcome::Refused, None)
+    );
     list(&lab.world).await;
     lab.world.advance(61);
     reads_until(2).await;

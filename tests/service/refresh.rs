@@ -4,7 +4,10 @@ use std::collections::HashSet;
 
 use futures_util::future::join_all;
 use jeton::proto::{
-    admin::{Client, CreateClientRequest, DeleteClientRequest, EnableClientRequest, GrantType, revoke_all_request::Target},
+    admin::{
+        Client, CreateClientRequest, DeleteClientRequest, EnableClientRequest, GrantType,
+        revoke_all_request::Target,
+    },
     token::IntrospectResponse,
 };
 use tonic::{Code, Status};
@@ -23,7 +26,11 @@ fn assert_invalid_grant(status: &Status) {
 
 fn lasting(absolute: i64, idle: i64) -> Client {
     let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
-    Client { refresh_token_lifetime: seconds(absolute), refresh_token_idle_lifetime: seconds(idle), ..refreshing() }
+    Client {
+        refresh_token_lifetime: seconds(absolute),
+        refresh_token_idle_lifetime: seconds(idle),
+        ..refreshing()
+    }
 }
 
 impl World {
@@ -51,28 +58,49 @@ async fn a_replayed_token_ends_its_family() {
     let second = world.refresh(&caller, &first.refresh_token).await.unwrap();
     let other_family = world.token(&caller, &[]).await.unwrap();
     world.advance(11);
-    assert!(world.is_active(&first.access_token).await && world.is_active(&second.access_token).await);
+    assert!(
+        world.is_active(&first.access_token).await && world.is_active(&second.access_token).await
+    );
     for _ in 0..3 {
         world.is_refused(&caller, &first.refresh_token).await;
     }
     world.is_refused(&caller, &second.refresh_token).await;
-    assert!(!world.is_active(&first.access_token).await && !world.is_active(&second.access_token).await);
-    assert_eq!(world.introspected(&world.admin, &second.refresh_token, "refresh_token").await.into_inner().active, Some(false));
+    assert!(
+        !world.is_active(&first.access_token).await && !world.is_active(&second.access_token).await
+    );
+    assert_eq!(
+        world
+            .introspected(&world.admin, &second.refresh_token, "refresh_token")
+            .await
+            .into_inner()
+            .active,
+        Some(false)
+    );
 
     let reused = world.events_of("refresh_token.reused").await;
     assert_eq!(reused.len(), 1, "{reused:?}");
-    assert_eq!((reused[0].client_id.as_str(), reused[0].reason.as_str()), (caller.id.as_str(), "invalid_grant"));
-    assert!(!reused[0].family.is_empty() && !reused[0].secret_id.is_empty() && !reused[0].request_id.is_empty());
+    assert_eq!(
+        (reused[0].client_id.as_str(), reused[0].reason.as_str()),
+        (caller.id.as_str(), "invalid_grant")
+    );
+    assert!(
+        !reused[0].family.is_empty()
+            && !reused[0].secret_id.is_empty()
+            && !reused[0].request_id.is_empty()
+    );
 
-    assert!(world.is_active(&other_family.access_token).await, "another family of the same client lives on");
+    assert!(
+        world.is_active(&other_family.access_token).await,
+        "another family of the same client lives on"
+    );
     world.refresh(&caller, &other_family.refresh_token).await.unwrap();
     let world = world.restart().await;
     world.is_refused(&caller, &second.refresh_token).await;
     assert!(!world.is_active(&second.access_token).await, "also after a restart");
 }
 
-/// R02, AUDIT TL7: a hundred callers with one token at once: one successor, the same for four of them, and none for the others;
-/// the family goes on.
+/// R02, AUDIT TL7: a hundred callers with one token at once: one successor, the same for four of
+/// them, and none for the others; the family goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_callers_get_one_successor() {
     let world = World::open_handed().await;
@@ -82,15 +110,16 @@ async fn a_hundred_callers_get_one_successor() {
     let (given, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
     refused.iter().for_each(|answer| assert_invalid_grant(answer.as_ref().unwrap_err()));
     assert_eq!(given.len(), 4);
-    let successors: HashSet<String> = given.into_iter().map(|answer| answer.unwrap().refresh_token).collect();
+    let successors: HashSet<String> =
+        given.into_iter().map(|answer| answer.unwrap().refresh_token).collect();
     assert_eq!(successors.len(), 1);
     assert_eq!(world.events_of("token.refreshed").await.len(), 1);
     assert_eq!(world.events_of("refresh_token.repeated").await.len(), 3);
     world.refresh(&caller, successors.iter().next().unwrap()).await.unwrap();
 }
 
-/// AUDIT TL7: one spent token, again and again for as long as its grace lasts: four access tokens come of it, and then none. When the
-/// grace is over its family ends.
+/// AUDIT TL7: one spent token, again and again for as long as its grace lasts: four access tokens
+/// come of it, and then none. When the grace is over its family ends.
 #[tokio::test]
 async fn a_spent_token_yields_four_access_tokens_and_no_more() {
     let world = World::open_handed().await;
@@ -115,8 +144,8 @@ async fn a_spent_token_yields_four_access_tokens_and_no_more() {
     }
 }
 
-/// AUDIT TL7: a thief that has one refresh token, and asks after each rotation of the victim, is found in the third: the family ends,
-/// and the trail says why and names the peers of both.
+/// AUDIT TL7: a thief that has one refresh token, and asks after each rotation of the victim, is
+/// found in the third: the family ends, and the trail says why and names the peers of both.
 #[tokio::test]
 async fn a_thief_that_follows_every_rotation_is_found() {
     let world = World::start().await;
@@ -143,30 +172,45 @@ async fn a_thief_that_follows_every_rotation_is_found() {
     world.is_refused(&caller, &last.refresh_token).await;
     let reused = world.events_of("refresh_token.reused").await;
     let both = "rotated from 127.0.0.1, repeated from 127.0.0.1";
-    assert!(reused.len() == 1 && reused[0].reason.starts_with("shared: ") && reused[0].reason.ends_with(both), "{reused:?}");
+    assert!(
+        reused.len() == 1
+            && reused[0].reason.starts_with("shared: ")
+            && reused[0].reason.ends_with(both),
+        "{reused:?}"
+    );
 }
 
-/// AUDIT TL7: whether a refresh token is current is told to viewers of any token alone, not to the client that holds it: a thief could
-/// else ask, without a trace, when to follow.
+/// AUDIT TL7: whether a refresh token is current is told to viewers of any token alone, not to the
+/// client that holds it: a thief could else ask, without a trace, when to follow.
 #[tokio::test]
 async fn a_refresh_token_is_introspected_by_viewers_of_any_token_alone() {
     let world = World::start().await;
-    let caller = world.register(Client { scopes: vec!["jeton:introspect".to_owned()], ..refreshing() }).await;
+    let caller = world
+        .register(Client { scopes: vec!["jeton:introspect".to_owned()], ..refreshing() })
+        .await;
     let token = world.token(&caller, &[]).await.unwrap().refresh_token;
-    let any = world.register(Client { scopes: vec!["jeton:introspect:any".to_owned()], ..refreshing() }).await;
+    let any = world
+        .register(Client { scopes: vec!["jeton:introspect:any".to_owned()], ..refreshing() })
+        .await;
     let active = async |viewer: &Caller, token: &str| {
         let answer = world.introspected(viewer, token, "refresh_token").await.into_inner();
-        assert!(answer.active == Some(true) || answer == IntrospectResponse { active: Some(false), ..Default::default() });
+        assert!(
+            answer.active == Some(true)
+                || answer == IntrospectResponse { active: Some(false), ..Default::default() }
+        );
         answer.active.unwrap()
     };
     assert!(!active(&caller, &token).await);
     assert!(active(&any, &token).await && active(&world.admin, &token).await);
     let spent = token;
     let token = world.refresh(&caller, &spent).await.unwrap().refresh_token;
-    assert!(!active(&caller, &token).await && !active(&any, &spent).await && active(&any, &token).await);
+    assert!(
+        !active(&caller, &token).await && !active(&any, &spent).await && active(&any, &token).await
+    );
 }
 
-/// R02: without a grace, one is given the successor and the next one ends the family: no live token is left.
+/// R02: without a grace, one is given the successor and the next one ends the family: no live token
+/// is left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_grace_the_second_caller_ends_the_family() {
     let world = World::without_grace().await;
@@ -174,7 +218,8 @@ async fn without_grace_the_second_caller_ends_the_family() {
     let token = world.token(&caller, &[]).await.unwrap().refresh_token;
     let answers = join_all((0..100).map(|_| world.refresh(&caller, &token))).await;
     let (given, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
-    // The first one's record is another write on MongoDB: the family may have ended by then, and with it what it was to get.
+    // The first one's record is another write on MongoDB: the family may have ended by then, and
+    // with it what it was to get.
     assert!(given.len() == 1 || (given.is_empty() && on_mongodb()), "{}", given.len());
     refused.iter().for_each(|answer| assert_invalid_grant(answer.as_ref().unwrap_err()));
     for given in given.into_iter().flatten() {
@@ -184,17 +229,24 @@ async fn without_grace_the_second_caller_ends_the_family() {
     assert_eq!(world.events_of("refresh_token.reused").await.len(), 1);
 }
 
-/// R03: fifty rotations while the clock stands still; each earlier token is told from the one that is valid.
+/// R03: fifty rotations while the clock stands still; each earlier token is told from the one that
+/// is valid.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_rotations_within_one_second_are_told_apart() {
     const TIMES: usize = 50;
     // Inside the grace the last one but one yields what it yielded before.
-    for (world, repeats) in [(World::open_handed().await, &[TIMES - 1][..]), (World::without_grace().await, &[])] {
+    for (world, repeats) in
+        [(World::open_handed().await, &[TIMES - 1][..]), (World::without_grace().await, &[])]
+    {
         let caller = world.register(refreshing()).await;
         let families = join_all((0..TIMES).map(|_| world.rotated(&caller, TIMES))).await;
-        let replays = families.iter().enumerate().map(|(replayed, tokens)| world.refresh(&caller, &tokens[replayed]));
+        let replays = families
+            .iter()
+            .enumerate()
+            .map(|(replayed, tokens)| world.refresh(&caller, &tokens[replayed]));
         let answers = join_all(replays).await;
-        let repeated: Vec<usize> = (0..TIMES).filter(|replayed| answers[*replayed].is_ok()).collect();
+        let repeated: Vec<usize> =
+            (0..TIMES).filter(|replayed| answers[*replayed].is_ok()).collect();
         for (replayed, answer) in answers.iter().enumerate() {
             match answer {
                 Ok(again) => assert_eq!(again.refresh_token, families[replayed][TIMES]),
@@ -227,7 +279,8 @@ async fn a_token_spent_before_a_kill_is_spent_after_it() {
     assert_eq!(world.events_of("refresh_token.reused").await.len(), 2);
 }
 
-/// R05: Refresh racing Revoke: once Revoke is acknowledged, nothing of the family is active, in whatever order they came.
+/// R05: Refresh racing Revoke: once Revoke is acknowledged, nothing of the family is active, in
+/// whatever order they came.
 async fn race(rounds: usize) {
     let world = World::open_handed().await;
     let caller = world.register(refreshing()).await;
@@ -249,11 +302,17 @@ async fn race(rounds: usize) {
                 world.revoke(&caller, &first.refresh_token).await.unwrap();
             };
             let (refreshed, ()) = tokio::join!(refresh, revoke);
-            assert!(!world.is_active(&first.access_token).await, "an access token outlived its family");
+            assert!(
+                !world.is_active(&first.access_token).await,
+                "an access token outlived its family"
+            );
             world.is_refused(&caller, &first.refresh_token).await;
             match refreshed {
                 Ok(next) => {
-                    assert!(!world.is_active(&next.access_token).await, "a token minted after the revocation is active");
+                    assert!(
+                        !world.is_active(&next.access_token).await,
+                        "a token minted after the revocation is active"
+                    );
                     world.is_refused(&caller, &next.refresh_token).await;
                     true
                 }
@@ -267,7 +326,10 @@ async fn race(rounds: usize) {
         refreshed_first += outcomes.iter().filter(|first| **first).count();
     }
     println!("R05: refresh came first in {refreshed_first} of {rounds} rounds");
-    assert!((1..rounds).contains(&refreshed_first), "both orders must have been seen: {refreshed_first}");
+    assert!(
+        (1..rounds).contains(&refreshed_first),
+        "both orders must have been seen: {refreshed_first}"
+    );
 }
 
 /// R05 in brief.
@@ -283,7 +345,8 @@ async fn a_refresh_never_outruns_a_revocation_in_ten_thousand_rounds() {
     race(10_000).await;
 }
 
-/// R06: a token in another client's or tenant's hands is refused like any text, is recorded, and its family lives on.
+/// R06: a token in another client's or tenant's hands is refused like any text, is recorded, and
+/// its family lives on.
 #[tokio::test]
 async fn another_clients_token_is_refused_and_its_family_lives() {
     let world = World::start().await;
@@ -297,15 +360,20 @@ async fn another_clients_token_is_refused_and_its_family_lives() {
         assert_invalid_grant(&refused);
         assert_eq!(shape(&refused), shape(&garbage), "a thief learns nothing");
     }
-    let recorded: HashSet<String> =
-        world.events_of("refresh_token.refused").await.into_iter().map(|event| event.client_id).collect();
+    let recorded: HashSet<String> = world
+        .events_of("refresh_token.refused")
+        .await
+        .into_iter()
+        .map(|event| event.client_id)
+        .collect();
     assert_eq!(recorded, HashSet::from([thief.id, neighbour.id, world.admin.id.clone()]));
     assert!(world.is_active(&first.access_token).await);
     world.refresh(&owner, &first.refresh_token).await.unwrap();
     assert!(world.events_of("refresh_token.reused").await.is_empty());
 }
 
-/// R07: a lost answer is given again, byte for byte, for as long as the grace lasts and nobody has used it.
+/// R07: a lost answer is given again, byte for byte, for as long as the grace lasts and nobody has
+/// used it.
 #[tokio::test]
 async fn a_lost_answer_is_given_again() {
     let world = World::start().await;
@@ -323,7 +391,8 @@ async fn a_lost_answer_is_given_again() {
     assert_eq!(world.events_of("refresh_token.reused").await.len(), 1, "used means reused");
 }
 
-/// R07: the same where it is the store whose answer is lost, so that the rotation stands and nobody was told.
+/// R07: the same where it is the store whose answer is lost, so that the rotation stands and nobody
+/// was told.
 #[tokio::test]
 async fn a_rotation_nobody_heard_of_is_not_lost() {
     let lab = Lab::start().await;
@@ -332,9 +401,15 @@ async fn a_rotation_nobody_heard_of_is_not_lost() {
         let first = lab.world.token(&caller, &[]).await.unwrap().refresh_token;
         lab.store.plan_verb("rotate", Act::FailAfter(Kind::Unavailable));
         let unheard = lab.world.refresh(&caller, &first).await.unwrap_err();
-        assert_eq!((unheard.code(), reason(&unheard).as_str()), (Code::Unavailable, "TEMPORARILY_UNAVAILABLE"));
+        assert_eq!(
+            (unheard.code(), reason(&unheard).as_str()),
+            (Code::Unavailable, "TEMPORARILY_UNAVAILABLE")
+        );
         let again = lab.world.refresh(&caller, &first).await.unwrap();
-        assert_eq!(lab.world.refresh(&caller, &first).await.unwrap().refresh_token, again.refresh_token);
+        assert_eq!(
+            lab.world.refresh(&caller, &first).await.unwrap().refresh_token,
+            again.refresh_token
+        );
         assert!(lab.world.is_active(&again.access_token).await);
         lab.world.refresh(&caller, &again.refresh_token).await.unwrap();
     }
@@ -345,11 +420,17 @@ async fn a_rotation_nobody_heard_of_is_not_lost() {
 #[tokio::test]
 async fn scopes_narrow_for_one_token_and_never_widen() {
     let world = World::start().await;
-    let caller = world.register(Client { scopes: ["a", "b", "c"].map(str::to_owned).into(), ..refreshing() }).await;
+    let caller = world
+        .register(Client { scopes: ["a", "b", "c"].map(str::to_owned).into(), ..refreshing() })
+        .await;
     let first = world.token(&caller, &["a", "b"]).await.unwrap().refresh_token;
     for wider in [&["a", "b", "c"][..], &["c"], &["jeton:admin"], &["a", "a"], &["*"]] {
         let refused = world.refresh_to(&caller, &first, wider).await.unwrap_err();
-        assert_eq!((refused.code(), reason(&refused).as_str()), (Code::InvalidArgument, "INVALID_SCOPE"), "{wider:?}");
+        assert_eq!(
+            (refused.code(), reason(&refused).as_str()),
+            (Code::InvalidArgument, "INVALID_SCOPE"),
+            "{wider:?}"
+        );
     }
     let narrow = world.refresh_to(&caller, &first, &["b"]).await.unwrap();
     assert_eq!(narrow.scopes, ["b"]);
@@ -365,20 +446,31 @@ async fn scopes_narrow_for_one_token_and_never_widen() {
 async fn an_unused_family_ends_at_the_second() {
     let world = World::start().await;
     let caller = world.register(lasting(3_600, 600)).await;
-    let [one, two] = [world.rotated(&caller, 0).await.remove(0), world.rotated(&caller, 0).await.remove(0)];
+    let [one, two] =
+        [world.rotated(&caller, 0).await.remove(0), world.rotated(&caller, 0).await.remove(0)];
     world.advance(599);
     let next = world.refresh(&caller, &one).await.unwrap().refresh_token;
     world.advance(1);
     world.is_refused(&caller, &two).await;
     world.advance(598);
-    assert!(world.introspected(&world.admin, &next, "refresh_token").await.into_inner().active.unwrap());
+    assert!(
+        world.introspected(&world.admin, &next, "refresh_token").await.into_inner().active.unwrap()
+    );
     world.advance(1);
-    assert!(!world.introspected(&world.admin, &next, "refresh_token").await.into_inner().active.unwrap());
+    assert!(
+        !world
+            .introspected(&world.admin, &next, "refresh_token")
+            .await
+            .into_inner()
+            .active
+            .unwrap()
+    );
     world.is_refused(&caller, &next).await;
     assert!(world.events_of("refresh_token.reused").await.is_empty(), "old is not stolen");
 }
 
-/// R09: however often it is refreshed, a family is over at its absolute end, and so is every access token of it.
+/// R09: however often it is refreshed, a family is over at its absolute end, and so is every access
+/// token of it.
 #[tokio::test]
 async fn a_family_never_outlives_its_absolute_end() {
     let world = World::start().await;
@@ -406,29 +498,36 @@ async fn a_client_that_comes_back_comes_back_with_nothing() {
     world.disable(&caller).await;
     assert!(!world.is_active(&held.access_token).await);
     let refused = world.refresh(&caller, &held.refresh_token).await.unwrap_err();
-    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unauthenticated, "INVALID_CLIENT"));
-    let message = EnableClientRequest { client_id: caller.id.clone(), ..EnableClientRequest::default() };
+    assert_eq!(
+        (refused.code(), reason(&refused).as_str()),
+        (Code::Unauthenticated, "INVALID_CLIENT")
+    );
+    let message =
+        EnableClientRequest { client_id: caller.id.clone(), ..EnableClientRequest::default() };
     world.clients().enable_client(world.as_admin(message).await).await.unwrap();
     world.is_refused(&caller, &held.refresh_token).await;
     assert!(!world.is_active(&held.access_token).await);
 
     let held = world.token(&caller, &[]).await.unwrap();
     assert!(world.is_active(&held.access_token).await);
-    let message = DeleteClientRequest { client_id: caller.id.clone(), ..DeleteClientRequest::default() };
+    let message =
+        DeleteClientRequest { client_id: caller.id.clone(), ..DeleteClientRequest::default() };
     world.clients().delete_client(world.as_admin(message).await).await.unwrap();
     assert!(!world.is_active(&held.access_token).await);
     let message = CreateClientRequest {
         client: Some(Client { client_id: "svc".to_owned(), ..refreshing() }),
         ..CreateClientRequest::default()
     };
-    let created = world.clients().create_client(world.as_admin(message).await).await.unwrap().into_inner();
+    let created =
+        world.clients().create_client(world.as_admin(message).await).await.unwrap().into_inner();
     let reborn = Caller { id: caller.id.clone(), secret: created.client_secret };
     world.is_refused(&reborn, &held.refresh_token).await;
     assert!(!world.is_active(&held.access_token).await);
     world.rotated(&reborn, 2).await;
 }
 
-/// R10: what the client may do is asked again at every refresh: scopes, audiences and the grant itself.
+/// R10: what the client may do is asked again at every refresh: scopes, audiences and the grant
+/// itself.
 #[tokio::test]
 async fn what_a_client_has_lost_it_cannot_refresh() {
     let world = World::start().await;
@@ -436,7 +535,11 @@ async fn what_a_client_has_lost_it_cannot_refresh() {
     let caller = world.register(whole()).await;
     let losses = [
         ("scopes", Client { scopes: vec!["orders:read".to_owned()], ..whole() }, "INVALID_GRANT"),
-        ("grant_types", Client { grant_types: vec![GrantType::ClientCredentials.into()], ..whole() }, "UNAUTHORIZED_CLIENT"),
+        (
+            "grant_types",
+            Client { grant_types: vec![GrantType::ClientCredentials.into()], ..whole() },
+            "UNAUTHORIZED_CLIENT",
+        ),
         ("audiences", aimed_at(&["https://y.test"]), "INVALID_GRANT"),
     ];
     for (field, lesser, refusal) in losses {
@@ -450,20 +553,29 @@ async fn what_a_client_has_lost_it_cannot_refresh() {
     }
 }
 
-/// R10, V06: ending everything of a client, tenant or subject ends its families, one by one of these levels.
+/// R10, V06: ending everything of a client, tenant or subject ends its families, one by one of
+/// these levels.
 #[tokio::test]
 async fn everything_of_somebody_is_not_refreshed_any_more() {
     let world = World::start().await;
     let caller = world.register(Client { tenant: "b".to_owned(), ..refreshing() }).await;
-    let targets =
-        [Target::ClientId(caller.id.clone()), Target::Tenant("b".to_owned()), Target::Subject(format!("client:{}", caller.id))];
+    let targets = [
+        Target::ClientId(caller.id.clone()),
+        Target::Tenant("b".to_owned()),
+        Target::Subject(format!("client:{}", caller.id)),
+    ];
     for target in targets {
         let tokens = world.rotated(&caller, 1).await;
         world.end_all(target.clone()).await.unwrap();
         world.is_refused(&caller, &tokens[1]).await;
         world.is_refused(&caller, &tokens[0]).await;
         assert!(
-            !world.introspected(&world.admin, &tokens[1], "refresh_token").await.into_inner().active.unwrap(),
+            !world
+                .introspected(&world.admin, &tokens[1], "refresh_token")
+                .await
+                .into_inner()
+                .active
+                .unwrap(),
             "{target:?}"
         );
     }
@@ -472,8 +584,8 @@ async fn everything_of_somebody_is_not_refreshed_any_more() {
     world.rotated(&caller, 2).await;
 }
 
-/// R12: nothing that was given out is on disk, in any of its parts, in the database, its log or anywhere else. Of a MongoDB,
-/// whose files are compressed, every document of every collection.
+/// R12: nothing that was given out is on disk, in any of its parts, in the database, its log or
+/// anywhere else. Of a MongoDB, whose files are compressed, every document of every collection.
 #[tokio::test]
 async fn no_token_or_secret_is_on_disk() {
     let mut world = World::open_handed().await;
@@ -500,14 +612,19 @@ async fn no_token_or_secret_is_on_disk() {
         }
         assert!(world.home.holds(&caller.id).await, "this does find what is there");
         for value in &given {
-            // The parts that prove it: the end of a secret or signature, and of the bytes they spell.
+            // The parts that prove it: the end of a secret or signature, and of the bytes they
+            // spell.
             let proof = &value[value.len() - 40..];
-            assert!(!world.home.holds(value).await && !world.home.holds(proof).await, "{value} is on disk, running: {running}");
+            assert!(
+                !world.home.holds(value).await && !world.home.holds(proof).await,
+                "{value} is on disk, running: {running}"
+            );
         }
     }
 }
 
-/// R13: tokens that are made up, also with the id of a family that exists: nothing is ended, nothing is recorded.
+/// R13: tokens that are made up, also with the id of a family that exists: nothing is ended,
+/// nothing is recorded.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn made_up_tokens_end_nothing() {
     use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -532,7 +649,10 @@ async fn made_up_tokens_end_nothing() {
         let answers = join_all(tokens.iter().map(|token| world.refresh(&caller, token))).await;
         answers.iter().for_each(|answer| assert_invalid_grant(answer.as_ref().unwrap_err()));
     }
-    assert!(world.events_of("").await.len() - before <= 2, "five thousand attempts leave no record each");
+    assert!(
+        world.events_of("").await.len() - before <= 2,
+        "five thousand attempts leave no record each"
+    );
     assert!(world.is_active(&held.access_token).await);
     world.refresh(&caller, &held.refresh_token).await.unwrap();
 }
@@ -541,14 +661,21 @@ async fn made_up_tokens_end_nothing() {
 #[tokio::test]
 async fn made_up_tokens_use_up_the_budget() {
     let world = World::with(|config| {
-        config.limits.plans.insert("tiny".to_owned(), jeton::config::Rate { per_second: 1, burst: 20 });
+        config
+            .limits
+            .plans
+            .insert("tiny".to_owned(), jeton::config::Rate { per_second: 1, burst: 20 });
     })
     .await;
     let caller = world.register(Client { rate_plan: "tiny".to_owned(), ..refreshing() }).await;
     let mut refusals = Vec::new();
     for turn in 0..25 {
-        refusals.push(reason(&world.refresh(&caller, &format!("jrt_{turn:071}")).await.unwrap_err()));
+        refusals
+            .push(reason(&world.refresh(&caller, &format!("jrt_{turn:071}")).await.unwrap_err()));
     }
     let throttled = refusals.iter().skip(20).all(|reason| reason == "SLOW_DOWN");
-    assert!(refusals.iter().take(20).all(|reason| reason == "INVALID_GRANT") && throttled, "{refusals:?}");
+    assert!(
+        refusals.iter().take(20).all(|reason| reason == "INVALID_GRANT") && throttled,
+        "{refusals:?}"
+    );
 }

@@ -1,4 +1,5 @@
-//! AUDIT AZ10: what happens between a registration and a release or an assignment of one audience, whatever comes first.
+//! AUDIT AZ10: what happens between a registration and a release or an assignment of one audience,
+//! whatever comes first.
 
 use jeton::proto::admin::{Client, CreateClientRequest, DeleteClientRequest};
 use tokio::{
@@ -14,7 +15,8 @@ use crate::{
     lab::Lab,
 };
 
-/// AUDIT AZ10, a release between steps 1 and 2 of a registration: the audience is claimed again in step 3.
+/// AUDIT AZ10, a release between steps 1 and 2 of a registration: the audience is claimed again in
+/// step 3.
 #[tokio::test]
 async fn what_is_released_before_the_client_is_written_is_claimed_again() {
     let (Lab { world, store, .. }, globex, acme) = scene().await;
@@ -36,13 +38,20 @@ async fn what_is_released_before_the_client_is_written_is_claimed_again() {
         let (answer, ()) = join!(register, meanwhile);
         answer.unwrap();
         assert_eq!(world.owners(&globex).await, [owner(PAY, "globex")]);
-        assert_foreign(&world.create_as(&acme, aimed(&format!("a{n}"), &[PAY])).await.unwrap_err(), "client.audiences", PAY);
-        world.change_as(&globex, aimed(if is_new { "new" } else { "old" }, &[]), &["audiences"]).await.unwrap();
+        assert_foreign(
+            &world.create_as(&acme, aimed(&format!("a{n}"), &[PAY])).await.unwrap_err(),
+            "client.audiences",
+            PAY,
+        );
+        world
+            .change_as(&globex, aimed(if is_new { "new" } else { "old" }, &[]), &["audiences"])
+            .await
+            .unwrap();
     }
 }
 
-/// AUDIT AZ10, a release and another tenant's claim between steps 1 and 2: the answer is a refusal, a new client is gone, a changed one
-/// is without the audience, and what it was issued has ended.
+/// AUDIT AZ10, a release and another tenant's claim between steps 1 and 2: the answer is a refusal,
+/// a new client is gone, a changed one is without the audience, and what it was issued has ended.
 #[tokio::test]
 async fn what_another_tenant_has_by_then_is_taken_back_from_the_client() {
     let (Lab { world, store, .. }, globex, acme) = scene().await;
@@ -75,12 +84,14 @@ async fn what_another_tenant_has_by_then_is_taken_back_from_the_client() {
     let old_now = world.get("old").await;
     assert_eq!((old_now.audiences, old_now.serves), (texts(&["urn:own"]), Vec::new()));
     assert!(!world.is_active(&token).await);
-    assert!(world.token_for(&old, "urn:own").await.is_ok() && world.token_for(&old, PAY).await.is_err());
+    assert!(
+        world.token_for(&old, "urn:own").await.is_ok() && world.token_for(&old, PAY).await.is_err()
+    );
     assert_eq!(world.verify_chain().await.intact, Some(true));
 }
 
-/// AUDIT AZ10: neither a deadline, nor an outcome that is unknown, nor a store that is away for a moment leaves a client that lists what
-/// another tenant got between steps 1 and 2.
+/// AUDIT AZ10: neither a deadline, nor an outcome that is unknown, nor a store that is away for a
+/// moment leaves a client that lists what another tenant got between steps 1 and 2.
 #[tokio::test]
 async fn a_registration_that_is_cut_off_is_confirmed_all_the_same() {
     let (Lab { world, store, .. }, globex, _) = scene().await;
@@ -124,18 +135,29 @@ async fn a_registration_that_is_cut_off_is_confirmed_all_the_same() {
         let (answer, confirmed) = join!(clients.create_client(request), meanwhile);
         let refused = answer.unwrap_err();
         if let Some(confirmed) = confirmed {
-            assert!(matches!(refused.code(), Code::DeadlineExceeded | Code::Cancelled), "{refused:?}");
-            assert!(world.try_get("new").await.is_ok(), "it is written, and nobody waits for the rest");
+            assert!(
+                matches!(refused.code(), Code::DeadlineExceeded | Code::Cancelled),
+                "{refused:?}"
+            );
+            assert!(
+                world.try_get("new").await.is_ok(),
+                "it is written, and nobody waits for the rest"
+            );
             confirmed.release();
         } else {
-            assert_eq!(refused.code(), if cut == 1 { Code::Unavailable } else { Code::FailedPrecondition }, "{refused:?}");
+            assert_eq!(
+                refused.code(),
+                if cut == 1 { Code::Unavailable } else { Code::FailedPrecondition },
+                "{refused:?}"
+            );
         }
         world.gone("new").await;
         world.assign(PAY, "globex").await.unwrap();
     }
 }
 
-/// AUDIT AZ10, a client that is written between the mark of a release and its second look: the release takes the mark back.
+/// AUDIT AZ10, a client that is written between the mark of a release and its second look: the
+/// release takes the mark back.
 #[tokio::test]
 async fn a_release_that_finds_a_client_is_given_up() {
     let (Lab { world, store, .. }, globex, acme) = scene().await;
@@ -146,7 +168,11 @@ async fn a_release_that_finds_a_client_is_given_up() {
         let during = async {
             marked.arrived().await;
             // Nobody else gets what is being released, and no further client lists it.
-            assert_foreign(&world.create_as(&acme, aimed("a", &[PAY])).await.unwrap_err(), "client.audiences", PAY);
+            assert_foreign(
+                &world.create_as(&acme, aimed("a", &[PAY])).await.unwrap_err(),
+                "client.audiences",
+                PAY,
+            );
             let refused = world.create_as(&globex, aimed("late", &[PAY])).await.unwrap_err();
             assert_eq!(refused.code(), Code::FailedPrecondition);
             assert!(refused.message().contains("is being released"), "{refused:?}");
@@ -166,12 +192,13 @@ async fn a_release_that_finds_a_client_is_given_up() {
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.message().contains("client g lists"), "{refused:?}");
     assert_eq!(world.owners(&globex).await, [owner(PAY, "globex")]);
-    let fate = ["claimed", "releasing", "kept"].map(|what| owner(&format!("audience.{what}"), "globex"));
+    let fate =
+        ["claimed", "releasing", "kept"].map(|what| owner(&format!("audience.{what}"), "globex"));
     assert_eq!(world.fate_of(PAY, &globex).await, fate);
 }
 
-/// AUDIT AZ10, a client that is written behind the second look of a release or an assignment: it is taken back, so that a tenant cannot
-/// keep an audience by registering clients.
+/// AUDIT AZ10, a client that is written behind the second look of a release or an assignment: it is
+/// taken back, so that a tenant cannot keep an audience by registering clients.
 #[tokio::test]
 async fn a_registration_behind_the_last_look_is_taken_back() {
     let (Lab { world, store, .. }, globex, _) = scene().await;
@@ -186,11 +213,19 @@ async fn a_registration_behind_the_last_look_is_taken_back() {
                 marked.release();
                 looked.arrived().await;
                 written.release();
-                let deleted = async { while world.trail_of("client.deleted").await.len() <= usize::from(moved) {} };
+                let deleted = async {
+                    while world.trail_of("client.deleted").await.len() <= usize::from(moved) {}
+                };
                 timeout(Duration::from_secs(60), deleted).await.expect("the client is taken back");
                 looked.release();
             };
-            let take = async { if moved { world.assign(PAY, "acme").await.map(drop) } else { world.release(PAY).await } };
+            let take = async {
+                if moved {
+                    world.assign(PAY, "acme").await.map(drop)
+                } else {
+                    world.release(PAY).await
+                }
+            };
             join!(take, during).0
         };
         let (created, taken) = join!(world.create_as(&globex, aimed("g", &[PAY])), meanwhile);
@@ -203,8 +238,9 @@ async fn a_registration_behind_the_last_look_is_taken_back() {
     }
 }
 
-/// AUDIT AZ10, a node that dies between the mark and the removal: the audience is the tenant's still, no further client lists it, and
-/// the next release goes on, or an assignment to the tenant ends it.
+/// AUDIT AZ10, a node that dies between the mark and the removal: the audience is the tenant's
+/// still, no further client lists it, and the next release goes on, or an assignment to the tenant
+/// ends it.
 #[tokio::test]
 async fn a_release_that_was_cut_off_leaves_the_audience_with_its_tenant() {
     let (Lab { world, store, .. }, globex, acme) = scene().await;
@@ -219,7 +255,11 @@ async fn a_release_that_was_cut_off_leaves_the_audience_with_its_tenant() {
         assert_eq!(released.unwrap_err().code(), Code::Unavailable);
         store.always(None);
         assert_eq!(world.owners(&globex).await, [owner(PAY, "globex")]);
-        assert_foreign(&world.create_as(&acme, aimed("a", &[PAY])).await.unwrap_err(), "client.audiences", PAY);
+        assert_foreign(
+            &world.create_as(&acme, aimed("a", &[PAY])).await.unwrap_err(),
+            "client.audiences",
+            PAY,
+        );
         let refused = world.create_as(&globex, aimed("late", &[PAY])).await.unwrap_err();
         assert!(refused.message().contains("is being released"), "{refused:?}");
         if goes_on {
@@ -233,7 +273,8 @@ async fn a_release_that_was_cut_off_leaves_the_audience_with_its_tenant() {
     }
 }
 
-/// AUDIT AZ10: each release reads all clients, so those of tenants take turns; the operator's waits for none.
+/// AUDIT AZ10: each release reads all clients, so those of tenants take turns; the operator's waits
+/// for none.
 #[tokio::test]
 async fn releases_by_tenants_take_turns() {
     let (Lab { world, store, .. }, globex, acme) = scene().await;

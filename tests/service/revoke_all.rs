@@ -43,7 +43,8 @@ async fn each_target_ends_what_it_names_and_no_more() {
         "family" => Target::Family(mark.family.clone()),
         _ => Target::Jti(mark.jti.clone()),
     };
-    // What becomes of the token named, of another of the same client, of another client's in the tenant.
+    // What becomes of the token named, of another of the same client, of another client's in the
+    // tenant.
     let (gone, stays) = ((false, false), (true, true));
     let cases = [
         ("client", gone, gone, stays),
@@ -65,13 +66,18 @@ async fn each_target_ends_what_it_names_and_no_more() {
             ended.push((mark.clone(), expected));
         }
         if !own.1 {
-            assert_eq!(reason(&world.refresh(&mark.client, &mark.refresh_token).await.unwrap_err()), "INVALID_GRANT", "{name}");
+            assert_eq!(
+                reason(&world.refresh(&mark.client, &mark.refresh_token).await.unwrap_err()),
+                "INVALID_GRANT",
+                "{name}"
+            );
         }
         // Again is the same, and what is issued afterwards stands.
         world.end_all(target(name, &mark)).await.unwrap();
         let fresh = sibling(&world, &mark).await;
         assert_eq!(stands(&world, &fresh).await, stays, "{name}");
-        let events = world.trail_of(if name == "jti" { "revocation.token" } else { "revocation." }).await;
+        let events =
+            world.trail_of(if name == "jti" { "revocation.token" } else { "revocation." }).await;
         assert!(events[0].reason == "because" && events[0].client_id == "bootstrap");
     }
     let world = world.restart().await;
@@ -98,7 +104,10 @@ async fn the_grace_window_does_not_outlive_a_revocation() {
     let world = World::start().await;
     let mark = world.mark("orders", "shop").await;
     let refreshed = world.refresh(&mark.client, &mark.refresh_token).await.unwrap();
-    assert_eq!(world.refresh(&mark.client, &mark.refresh_token).await.unwrap().refresh_token, refreshed.refresh_token);
+    assert_eq!(
+        world.refresh(&mark.client, &mark.refresh_token).await.unwrap().refresh_token,
+        refreshed.refresh_token
+    );
     world.end_all(Target::ClientId(mark.client.id.clone())).await.unwrap();
     for token in [&mark.refresh_token, &refreshed.refresh_token] {
         assert_eq!(reason(&world.refresh(&mark.client, token).await.unwrap_err()), "INVALID_GRANT");
@@ -111,14 +120,25 @@ async fn what_is_not_there_or_not_named_is_refused() {
     let world = World::start().await;
     let mark = world.mark("orders", "shop").await;
     let unknown = "00000000-0000-7000-8000-000000000000".to_owned();
-    for target in [Target::ClientId("nobody".to_owned()), Target::Family(unknown.clone()), Target::Kid("nothing".to_owned())] {
+    for target in [
+        Target::ClientId("nobody".to_owned()),
+        Target::Family(unknown.clone()),
+        Target::Kid("nothing".to_owned()),
+    ] {
         let refused = world.end_all(target.clone()).await.unwrap_err();
-        assert_eq!((refused.code(), reason(&refused).as_str()), (Code::NotFound, "NOT_FOUND"), "{target:?}");
+        assert_eq!(
+            (refused.code(), reason(&refused).as_str()),
+            (Code::NotFound, "NOT_FOUND"),
+            "{target:?}"
+        );
     }
-    // These may have been issued by another node, or not yet: what is unknown here is ended all the same.
-    for target in
-        [Target::Tenant("nowhere".to_owned()), Target::Subject("user:nobody".to_owned()), Target::Jti(unknown.clone())]
-    {
+    // These may have been issued by another node, or not yet: what is unknown here is ended all the
+    // same.
+    for target in [
+        Target::Tenant("nowhere".to_owned()),
+        Target::Subject("user:nobody".to_owned()),
+        Target::Jti(unknown.clone()),
+    ] {
         world.end_all(target).await.unwrap();
     }
     let bad = |target: fn(String) -> Target| move |text: &str| target(text.to_owned());
@@ -137,11 +157,17 @@ async fn what_is_not_there_or_not_named_is_refused() {
     for (field, texts, target) in malformed {
         for text in texts {
             let refused = world.end_all(target(text)).await.unwrap_err();
-            assert_eq!((reason(&refused).as_str(), blamed(&refused).as_str()), ("INVALID_REQUEST", field), "{text:?}");
+            assert_eq!(
+                (reason(&refused).as_str(), blamed(&refused).as_str()),
+                ("INVALID_REQUEST", field),
+                "{text:?}"
+            );
         }
     }
     let message = |target, reason: String| RevokeAllRequest { target, reason };
-    let ask = async |message| world.revocations().revoke_all(world.as_admin(message).await).await.unwrap_err();
+    let ask = async |message| {
+        world.revocations().revoke_all(world.as_admin(message).await).await.unwrap_err()
+    };
     assert_eq!(blamed(&ask(message(None, String::new())).await), "target");
     let target = || Some(Target::ClientId(mark.client.id.clone()));
     for reason in ["x".repeat(201), "a\nb".to_owned(), "\u{1b}[0m".to_owned()] {

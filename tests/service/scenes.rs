@@ -6,7 +6,9 @@ use jeton::{
     config::{Config, Rate},
     proto::{
         admin::{Client, Event, EventFilter, ListEventsRequest},
-        token::{IntrospectRequest, IntrospectResponse, RefreshRequest, RefreshResponse, RevokeRequest},
+        token::{
+            IntrospectRequest, IntrospectResponse, RefreshRequest, RefreshResponse, RevokeRequest,
+        },
     },
 };
 use prost::Message;
@@ -37,15 +39,23 @@ pub fn serving(audiences: &[&str]) -> Client {
 
 /// A client with two scopes whose tokens are for these audiences.
 pub fn aimed_at(audiences: &[&str]) -> Client {
-    Client { audiences: audiences.iter().map(|audience| (*audience).to_owned()).collect(), ..refreshing() }
+    Client {
+        audiences: audiences.iter().map(|audience| (*audience).to_owned()).collect(),
+        ..refreshing()
+    }
 }
 
-/// Everything of an answer that must not tell one cause from another: code, message, details, and all metadata but the
-/// request's own id and the time of day.
+/// Everything of an answer that must not tell one cause from another: code, message, details, and
+/// all metadata but the request's own id and the time of day.
 pub type Shape = (i32, String, Vec<u8>, BTreeMap<String, Vec<u8>>);
 
 pub fn shape(status: &Status) -> Shape {
-    (status.code().into(), status.message().to_owned(), status.details().to_vec(), metadata(status.metadata()))
+    (
+        status.code().into(),
+        status.message().to_owned(),
+        status.details().to_vec(),
+        metadata(status.metadata()),
+    )
 }
 
 fn metadata(map: &MetadataMap) -> BTreeMap<String, Vec<u8>> {
@@ -87,23 +97,47 @@ impl World {
         }
     }
 
-    pub async fn introspected(&self, caller: &Caller, token: &str, hint: &str) -> Response<IntrospectResponse> {
+    pub async fn introspected(
+        &self,
+        caller: &Caller,
+        token: &str,
+        hint: &str,
+    ) -> Response<IntrospectResponse> {
         let Caller { id, secret } = caller.clone();
         let (token, token_type_hint) = (token.to_owned(), hint.to_owned());
-        let request = IntrospectRequest { client_id: id, client_secret: secret, token, token_type_hint };
+        let request =
+            IntrospectRequest { client_id: id, client_secret: secret, token, token_type_hint };
         self.tokens().introspect(request).await.unwrap()
     }
 
-    pub async fn revoke_with_hint(&self, caller: &Caller, token: &str, hint: &str) -> Result<(), Status> {
+    pub async fn revoke_with_hint(
+        &self,
+        caller: &Caller,
+        token: &str,
+        hint: &str,
+    ) -> Result<(), Status> {
         let Caller { id, secret } = caller.clone();
         let (token, token_type_hint) = (token.to_owned(), hint.to_owned());
-        self.tokens().revoke(RevokeRequest { client_id: id, client_secret: secret, token, token_type_hint }).await.map(drop)
+        self.tokens()
+            .revoke(RevokeRequest { client_id: id, client_secret: secret, token, token_type_hint })
+            .await
+            .map(drop)
     }
 
-    pub async fn refresh_to(&self, caller: &Caller, token: &str, scopes: &[&str]) -> Result<RefreshResponse, Status> {
+    pub async fn refresh_to(
+        &self,
+        caller: &Caller,
+        token: &str,
+        scopes: &[&str],
+    ) -> Result<RefreshResponse, Status> {
         let Caller { id, secret } = caller.clone();
         let scopes = scopes.iter().map(|scope| (*scope).to_owned()).collect();
-        let request = RefreshRequest { client_id: id, client_secret: secret, refresh_token: token.to_owned(), scopes };
+        let request = RefreshRequest {
+            client_id: id,
+            client_secret: secret,
+            refresh_token: token.to_owned(),
+            scopes,
+        };
         self.tokens().refresh(request).await.map(Response::into_inner)
     }
 
@@ -112,7 +146,8 @@ impl World {
         self.token(&self.admin, &["jeton:admin"]).await.unwrap().access_token
     }
 
-    /// The records of an action, newest first. Asking takes a token, whose durable record comes after every earlier one.
+    /// The records of an action, newest first. Asking takes a token, whose durable record comes
+    /// after every earlier one.
     pub async fn events_of(&self, action: &str) -> Vec<Event> {
         let pass = self.pass().await;
         let mut events = Vec::new();

@@ -1,10 +1,12 @@
-//! Two nodes on one store, one of which no longer hears what the other does: it says so, and neither yes nor no.
+//! Two nodes on one store, one of which no longer hears what the other does: it says so, and
+//! neither yes nor no.
 
 use std::{sync::Arc, time::Duration};
 
 use jeton::proto::{
     admin::{
-        AddSecretRequest, Client, DisableClientRequest, RetireSecretRequest, TailEventsRequest, add_secret_request::Secret,
+        AddSecretRequest, Client, DisableClientRequest, RetireSecretRequest, TailEventsRequest,
+        add_secret_request::Secret,
     },
     token::BatchIntrospectRequest,
 };
@@ -14,7 +16,9 @@ use tokio::{
 };
 use tokio_stream::StreamExt;
 use tonic::{Code, Status};
-use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 use tonic_types::StatusExt;
 
 use crate::{
@@ -96,16 +100,26 @@ impl Drop for Pair {
 /// That there is no judgement now, and when there may be one.
 fn assert_behind<T: std::fmt::Debug>(what: &str, answer: Result<T, Status>) {
     let refused = answer.unwrap_err();
-    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unavailable, "NODE_BEHIND"), "{what}");
+    assert_eq!(
+        (refused.code(), reason(&refused).as_str()),
+        (Code::Unavailable, "NODE_BEHIND"),
+        "{what}"
+    );
     let retry = refused.get_details_retry_info().and_then(|retry| retry.retry_delay);
     assert_eq!(retry, Some(Duration::from_secs(1)), "{what}");
 }
 
-async fn introspect(world: &World, caller: &Caller, token: &str, hint: &str) -> Result<Option<bool>, Status> {
+async fn introspect(
+    world: &World,
+    caller: &Caller,
+    token: &str,
+    hint: &str,
+) -> Result<Option<bool>, Status> {
     use jeton::proto::token::IntrospectRequest;
     let Caller { id, secret } = caller.clone();
     let (token, token_type_hint) = (token.to_owned(), hint.to_owned());
-    let request = IntrospectRequest { client_id: id, client_secret: secret, token, token_type_hint };
+    let request =
+        IntrospectRequest { client_id: id, client_secret: secret, token, token_type_hint };
     Ok(world.tokens().introspect(request).await?.into_inner().active)
 }
 
@@ -114,9 +128,10 @@ async fn health(world: &World) -> ServingStatus {
     HealthClient::new(world.channel.clone()).check(message).await.unwrap().into_inner().status()
 }
 
-/// V04, I01, I04: a node that has not heard the others for too long answers no question about any token, not even about a text
-/// that is none, and issues nothing; who is not who it says is told that all the same. When it hears again, it answers again,
-/// and what was revoked meanwhile is not active for a moment.
+/// V04, I01, I04: a node that has not heard the others for too long answers no question about any
+/// token, not even about a text that is none, and issues nothing; who is not who it says is told
+/// that all the same. When it hears again, it answers again, and what was revoked meanwhile is not
+/// active for a moment.
 #[tokio::test]
 async fn a_node_that_hears_nothing_says_neither_yes_nor_no() {
     let mut pair = Pair::start().await;
@@ -129,9 +144,18 @@ async fn a_node_that_hears_nothing_says_neither_yes_nor_no() {
     near.revoke(&ended.client, &ended.refresh_token).await.unwrap();
     assert!(!near.is_active(&ended.access_token).await);
 
-    for token in [&stands.access_token, &ended.access_token, &stands.refresh_token, &ended.refresh_token, "nonsense"] {
+    for token in [
+        &stands.access_token,
+        &ended.access_token,
+        &stands.refresh_token,
+        &ended.refresh_token,
+        "nonsense",
+    ] {
         for hint in ["", "refresh_token"] {
-            assert_behind(&format!("{token} {hint}"), introspect(far, &far.admin, token, hint).await);
+            assert_behind(
+                &format!("{token} {hint}"),
+                introspect(far, &far.admin, token, hint).await,
+            );
         }
     }
     let Caller { id: client_id, secret: client_secret } = far.admin.clone();
@@ -139,11 +163,21 @@ async fn a_node_that_hears_nothing_says_neither_yes_nor_no() {
         tokens: tokens.iter().map(|token| (*token).to_owned()).collect(),
         ..BatchIntrospectRequest::default()
     };
-    let asked = BatchIntrospectRequest { client_id, client_secret, ..batch(&["nonsense", &ended.access_token]) };
+    let asked = BatchIntrospectRequest {
+        client_id,
+        client_secret,
+        ..batch(&["nonsense", &ended.access_token])
+    };
     assert_behind("batch", far.tokens().batch_introspect(asked).await);
-    assert_behind("batch by token", far.tokens().batch_introspect(bearer(batch(&["x"]), &viewer)).await);
+    assert_behind(
+        "batch by token",
+        far.tokens().batch_introspect(bearer(batch(&["x"]), &viewer)).await,
+    );
     assert_behind("token", far.token(&stands.client, &[]).await);
-    assert_behind("token without a family", far.token(&far.admin, &["jeton:introspect:any"]).await.map(drop));
+    assert_behind(
+        "token without a family",
+        far.token(&far.admin, &["jeton:introspect:any"]).await.map(drop),
+    );
     assert_behind("refresh", far.refresh(&stands.client, &stands.refresh_token).await);
     assert_behind("refresh of what ended", far.refresh(&ended.client, &ended.refresh_token).await);
     for rpc in Rpc::ALL {
@@ -151,7 +185,10 @@ async fn a_node_that_hears_nothing_says_neither_yes_nor_no() {
     }
     let wrong = Caller { secret: "jcs_000000000000_wrong".to_owned(), ..stands.client.clone() };
     assert_eq!(reason(&far.token(&wrong, &[]).await.unwrap_err()), "INVALID_CLIENT");
-    assert_eq!(reason(&introspect(far, &wrong, &stands.access_token, "").await.unwrap_err()), "INVALID_CLIENT");
+    assert_eq!(
+        reason(&introspect(far, &wrong, &stands.access_token, "").await.unwrap_err()),
+        "INVALID_CLIENT"
+    );
     // The other node goes on, and no token was spent here.
     assert!(near.is_active(&stands.access_token).await);
     let next = near.refresh(&stands.client, &stands.refresh_token).await.unwrap();
@@ -165,22 +202,33 @@ async fn a_node_that_hears_nothing_says_neither_yes_nor_no() {
     }
     assert_eq!(introspect(far, &far.admin, "nonsense", "").await.unwrap(), Some(false));
     assert!(far.is_active(&stands.access_token).await && far.is_active(&next.access_token).await);
-    assert_eq!(introspect(far, &far.admin, &next.refresh_token, "refresh_token").await.unwrap(), Some(true));
+    assert_eq!(
+        introspect(far, &far.admin, &next.refresh_token, "refresh_token").await.unwrap(),
+        Some(true)
+    );
     far.refresh(&stands.client, &next.refresh_token).await.unwrap();
-    assert_eq!(reason(&far.refresh(&ended.client, &ended.refresh_token).await.unwrap_err()), "INVALID_GRANT");
+    assert_eq!(
+        reason(&far.refresh(&ended.client, &ended.refresh_token).await.unwrap_err()),
+        "INVALID_GRANT"
+    );
     far.ask(Rpc::ListKeys, &pass, &stands).await.unwrap();
 }
 
-/// A node that is behind is alive and not ready, over HTTP and over gRPC, until it has caught up. Its keys can be fetched.
+/// A node that is behind is alive and not ready, over HTTP and over gRPC, until it has caught up.
+/// Its keys can be fetched.
 #[tokio::test]
 async fn a_node_that_is_behind_is_not_ready() {
     let mut pair = Pair::start().await;
     let address = pair.far.address;
     let message = HealthCheckRequest { service: String::new() };
-    let mut told = HealthClient::new(pair.far.channel.clone()).watch(message).await.unwrap().into_inner();
-    let mut next = async || timeout(PATIENCE, told.next()).await.unwrap().unwrap().unwrap().status();
+    let mut told =
+        HealthClient::new(pair.far.channel.clone()).watch(message).await.unwrap().into_inner();
+    let mut next =
+        async || timeout(PATIENCE, told.next()).await.unwrap().unwrap().unwrap().status();
     // Only where the store works: one that is slow for a moment, on a busy machine, is asked again.
-    let is_ready = async |address| crate::keys::eventually("readiness", async || get(address, "/readyz").await.0 == 200).await;
+    let is_ready = async |address| {
+        crate::keys::eventually("readiness", async || get(address, "/readyz").await.0 == 200).await
+    };
     assert_eq!(next().await, ServingStatus::Serving);
     is_ready(address).await;
     let keys = jwks(address).await;
@@ -196,7 +244,8 @@ async fn a_node_that_is_behind_is_not_ready() {
     assert_eq!(next().await, ServingStatus::Serving);
 }
 
-/// V05: a node that is behind ends what it is asked to end, for every node; what it cannot recognise it does not say it ended.
+/// V05: a node that is behind ends what it is asked to end, for every node; what it cannot
+/// recognise it does not say it ended.
 #[tokio::test]
 async fn a_node_that_is_behind_still_revokes() {
     let mut pair = Pair::start().await;
@@ -208,7 +257,10 @@ async fn a_node_that_is_behind_still_revokes() {
     assert!(!near.is_active(&single).await && near.is_active(&mark.access_token).await);
     far.revoke(&mark.client, &mark.refresh_token).await.unwrap();
     assert!(!near.is_active(&mark.access_token).await);
-    assert_eq!(reason(&near.refresh(&mark.client, &mark.refresh_token).await.unwrap_err()), "INVALID_GRANT");
+    assert_eq!(
+        reason(&near.refresh(&mark.client, &mark.refresh_token).await.unwrap_err()),
+        "INVALID_GRANT"
+    );
     // Until a key signs that the far node has never heard of.
     let known = jwks(far.address).await;
     let unknown = loop {
@@ -226,14 +278,18 @@ async fn a_node_that_is_behind_still_revokes() {
     assert!(!pair.near.is_active(&unknown).await && !pair.far.is_active(&unknown).await);
 }
 
-/// A01, A05: while a node is behind it goes by the client's record in the store, also where it remembers another one and has
-/// verified the secret before; nothing is remembered of that, and where the store fails, so does the call.
+/// A01, A05: while a node is behind it goes by the client's record in the store, also where it
+/// remembers another one and has verified the secret before; nothing is remembered of that, and
+/// where the store fails, so does the call.
 #[tokio::test]
 async fn a_node_that_is_behind_reads_clients_from_the_store() {
     let mut pair = Pair::start().await;
     let (near, far) = (&pair.near, &pair.far);
     let (disabled, spare) = (near.register(refreshing()).await, near.register(refreshing()).await);
-    let chosen = Caller { secret: "a secret of somebody's choice".to_owned(), ..near.register(Client::default()).await };
+    let chosen = Caller {
+        secret: "a secret of somebody's choice".to_owned(),
+        ..near.register(Client::default()).await
+    };
     let added = near
         .clients()
         .add_secret(
@@ -253,7 +309,10 @@ async fn a_node_that_is_behind_reads_clients_from_the_store() {
     }
     pair.cut();
     let (client_id, etag) = (disabled.id.clone(), String::new());
-    near.clients().disable_client(near.as_admin(DisableClientRequest { client_id, etag }).await).await.unwrap();
+    near.clients()
+        .disable_client(near.as_admin(DisableClientRequest { client_id, etag }).await)
+        .await
+        .unwrap();
     let (client_id, secret_id) = (chosen.id.clone(), added.secret_id);
     let retire = RetireSecretRequest { client_id, secret_id, ..RetireSecretRequest::default() };
     near.clients().retire_secret(near.as_admin(retire).await).await.unwrap();
@@ -275,7 +334,8 @@ async fn a_node_that_is_behind_reads_clients_from_the_store() {
     assert!(pair.far.token(&spare, &[]).await.is_ok());
 }
 
-/// What a node remembered of clients is worth nothing once changes may have been missed, and is read again.
+/// What a node remembered of clients is worth nothing once changes may have been missed, and is
+/// read again.
 #[tokio::test]
 async fn after_a_gap_clients_are_read_again() {
     let mut pair = Pair::start().await;
@@ -286,14 +346,18 @@ async fn after_a_gap_clients_are_read_again() {
     }
     pair.cut();
     let (client_id, etag) = (disabled.id.clone(), String::new());
-    near.clients().disable_client(near.as_admin(DisableClientRequest { client_id, etag }).await).await.unwrap();
+    near.clients()
+        .disable_client(near.as_admin(DisableClientRequest { client_id, etag }).await)
+        .await
+        .unwrap();
     pair.feed.lose_changes();
     pair.hear();
     assert_eq!(reason(&pair.far.token(&disabled, &[]).await.unwrap_err()), "INVALID_CLIENT");
     assert!(pair.far.token(&spare, &[]).await.is_ok());
 }
 
-/// Who reads the audit trail as it grows is told why the stream ends: the reader may have lost the office meanwhile.
+/// Who reads the audit trail as it grows is told why the stream ends: the reader may have lost the
+/// office meanwhile.
 #[tokio::test]
 async fn a_stream_ends_when_its_node_is_behind() {
     let pair = Pair::start().await;

@@ -1,4 +1,5 @@
-//! A store that somebody without the master key writes to while nodes run (AZ9): what a node knows to be revoked stays revoked.
+//! A store that somebody without the master key writes to while nodes run (AZ9): what a node knows
+//! to be revoked stays revoked.
 
 use jeton::{
     config::Config,
@@ -40,8 +41,9 @@ async fn published(world: &World) -> Vec<String> {
     jwks(world.address).await.iter().map(|key| key["kid"].as_str().unwrap().to_owned()).collect()
 }
 
-/// K03: a revocation of a key is final. Its private part is gone from the store at once; a keyset that was altered, has the kid
-/// twice, or is the genuine one of before is neither served by a running node nor built on.
+/// K03: a revocation of a key is final. Its private part is gone from the store at once; a keyset
+/// that was altered, has the kid twice, or is the genuine one of before is neither served by a
+/// running node nor built on.
 #[tokio::test]
 async fn a_revoked_key_does_not_come_back_on_a_running_node() {
     let (world, faulty) = kept_store().await.served().await;
@@ -52,7 +54,10 @@ async fn a_revoked_key_does_not_come_back_on_a_running_node() {
     world.revoke_key(&kid, &world.admin_token().await).await.unwrap();
     let genuine = stored(&faulty).await;
     let revoked = genuine.keys.iter().find(|key| key.kid.as_str() == kid).unwrap();
-    assert!(matches!(revoked.state, KeyState::Revoked { .. }) && revoked.sealed.is_empty(), "{revoked:?}");
+    assert!(
+        matches!(revoked.state, KeyState::Revoked { .. }) && revoked.sealed.is_empty(),
+        "{revoked:?}"
+    );
 
     let mut twice = unrevoked(&genuine);
     twice.keys.extend(before.keys.iter().filter(|key| key.kid.as_str() == kid).cloned());
@@ -64,8 +69,13 @@ async fn a_revoked_key_does_not_come_back_on_a_running_node() {
         assert_eq!(published(&world).await, kept, "the last genuine keys are served");
         let fresh = world.admin_token().await;
         assert!(world.is_active(&fresh).await, "and the node goes on");
-        let refused = world.keys().rotate_keys(bearer(RotateKeysRequest {}, &fresh)).await.unwrap_err();
-        assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Internal, "SERVER_ERROR"), "{forged:?}");
+        let refused =
+            world.keys().rotate_keys(bearer(RotateKeysRequest {}, &fresh)).await.unwrap_err();
+        assert_eq!(
+            (refused.code(), reason(&refused).as_str()),
+            (Code::Internal, "SERVER_ERROR"),
+            "{forged:?}"
+        );
         assert_eq!(stored(&faulty).await, genuine, "it was not built on");
     }
     faulty.show_keyset(None);
@@ -83,14 +93,17 @@ async fn refused_start(world: &World) -> String {
     };
     world.home.furnish(&mut config);
     let clock = Some(world.clock.clone() as _);
-    let options = Options { config, dev: true, bootstrap: true, accept_rollback: false, store: None, clock };
-    let refused = jeton::server::run(options, |_| panic!("it serves"), std::future::pending()).await.unwrap_err();
+    let options =
+        Options { config, dev: true, bootstrap: true, accept_rollback: false, store: None, clock };
+    let refused = jeton::server::run(options, |_| panic!("it serves"), std::future::pending())
+        .await
+        .unwrap_err();
     assert_eq!(refused.exit_code(), 64, "{refused}");
     refused.to_string()
 }
 
-/// K03: signing keys that somebody deleted are not replaced by others: nothing is served until they are back, and no record says
-/// that keys were made.
+/// K03: signing keys that somebody deleted are not replaced by others: nothing is served until they
+/// are back, and no record says that keys were made.
 #[tokio::test]
 async fn deleted_keys_are_not_replaced() {
     if has_no_files() {
@@ -100,9 +113,14 @@ async fn deleted_keys_are_not_replaced() {
     let token = world.admin_token().await;
     world.end().await;
     let database = rusqlite::Connection::open(world.data_dir().join("jeton.db")).unwrap();
-    database.execute_batch("CREATE TEMP TABLE before AS SELECT * FROM keyset; DELETE FROM keyset").unwrap();
+    database
+        .execute_batch("CREATE TEMP TABLE before AS SELECT * FROM keyset; DELETE FROM keyset")
+        .unwrap();
     let said = refused_start(&world).await;
-    assert!(said.starts_with("the store has records and no signing keys") && !said.contains('\n'), "{said}");
+    assert!(
+        said.starts_with("the store has records and no signing keys") && !said.contains('\n'),
+        "{said}"
+    );
     database.execute_batch("INSERT INTO keyset SELECT * FROM before").unwrap();
     drop(database);
     let world = world.restart().await;
@@ -110,7 +128,8 @@ async fn deleted_keys_are_not_replaced() {
     assert_eq!(world.trail_of("keys.created").await.len(), 1);
 }
 
-/// V02, R05: a family that was ended is refused by the node that knows it, also where somebody took the end back in the store.
+/// V02, R05: a family that was ended is refused by the node that knows it, also where somebody took
+/// the end back in the store.
 #[tokio::test]
 async fn an_ended_family_is_not_refreshed_whatever_the_store_says() {
     if has_no_files() {
@@ -144,7 +163,8 @@ mod mongodb {
         client.default_database().unwrap().collection(name)
     }
 
-    /// Has a token revoked on one node and waits until the other knows: then it knows what was written before, too.
+    /// Has a token revoked on one node and waits until the other knows: then it knows what was
+    /// written before, too.
     async fn knows_all(knowing: &World, other: &World) {
         let token = other.admin_token().await;
         other.revoke(&other.admin, &token).await.unwrap();
@@ -183,7 +203,8 @@ mod mongodb {
             assert!(!published(node).await.contains(&kid));
             let fresh = node.admin_token().await;
             assert!(node.is_active(&fresh).await, "the last genuine keys go on");
-            let refused = node.keys().rotate_keys(bearer(RotateKeysRequest {}, &fresh)).await.unwrap_err();
+            let refused =
+                node.keys().rotate_keys(bearer(RotateKeysRequest {}, &fresh)).await.unwrap_err();
             assert_eq!(refused.code(), Code::Internal);
         }
         keys.replace_one(doc! { "_id": "keyset" }, genuine).await.unwrap();
@@ -191,8 +212,8 @@ mod mongodb {
         assert!(!published(&world).await.contains(&kid));
     }
 
-    /// K03: the same over MongoDB; and a keyset that nobody can read is none to the running nodes: the last genuine one stays in use,
-    /// and they go on hearing of everything else.
+    /// K03: the same over MongoDB; and a keyset that nobody can read is none to the running nodes:
+    /// the last genuine one stays in use, and they go on hearing of everything else.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn deleted_or_unreadable_keys_are_not_replaced() {
@@ -201,7 +222,10 @@ mod mongodb {
         let token = world.admin_token().await;
         let keys = collection(&world, "signing_keys").await;
         let genuine = keys.find_one(doc! { "_id": "keyset" }).await.unwrap().unwrap();
-        for garbage in [doc! { "keyset": "none", "revision": 99_i64 }, doc! { "revision": 100_i64, "keyset": { "keys": 5 } }] {
+        for garbage in [
+            doc! { "keyset": "none", "revision": 99_i64 },
+            doc! { "revision": 100_i64, "keyset": { "keys": 5 } },
+        ] {
             keys.update_one(doc! { "_id": "keyset" }, doc! { "$set": garbage }).await.unwrap();
             knows_all(&other, &world).await;
             knows_all(&world, &other).await;
@@ -213,7 +237,10 @@ mod mongodb {
         world.end().await;
         other.end().await;
         let said = refused_start(&world).await;
-        assert!(said.starts_with("the store has records and no signing keys") && !said.contains('\n'), "{said}");
+        assert!(
+            said.starts_with("the store has records and no signing keys") && !said.contains('\n'),
+            "{said}"
+        );
         assert_eq!(keys.count_documents(doc! {}).await.unwrap(), 0);
         keys.insert_one(genuine).await.unwrap();
         let world = world.restart().await;
@@ -229,7 +256,8 @@ mod mongodb {
         let issued = world.token(&caller, &[]).await.unwrap();
         world.revoke(&caller, &issued.refresh_token).await.unwrap();
         let tokens = collection(&world, "tokens").await;
-        let back = doc! { "$set": { "ended": false, "ended_at": null }, "$unset": { "ended_until": 1 } };
+        let back =
+            doc! { "$set": { "ended": false, "ended_at": null }, "$unset": { "ended_until": 1 } };
         let written = tokens.update_one(doc! { "ended": true }, back).await.unwrap();
         assert_eq!(written.modified_count, 1);
         let refused = world.refresh(&caller, &issued.refresh_token).await.unwrap_err();

@@ -1,7 +1,9 @@
 //! Tenants do not see, change or learn of each other.
 
 use jeton::proto::{
-    admin::{Client, EventFilter, ListClientsRequest, ListEventsRequest, revoke_all_request::Target},
+    admin::{
+        Client, EventFilter, ListClientsRequest, ListEventsRequest, revoke_all_request::Target,
+    },
     token::{BatchIntrospectRequest, IntrospectRequest, RefreshRequest, RevokeRequest},
 };
 use tonic::Code;
@@ -43,8 +45,18 @@ async fn settle(world: &World, name: &'static str) -> Tenant {
 
 /// What must not change: the records of a tenant's clients, and whether their tokens stand.
 async fn state(world: &World, tenant: &Tenant) -> (Vec<Client>, Vec<bool>) {
-    let message = ListClientsRequest { tenant: tenant.name.to_owned(), page_size: 1_000, ..Default::default() };
-    let mut clients = world.clients().list_clients(world.as_admin(message).await).await.unwrap().into_inner().clients;
+    let message = ListClientsRequest {
+        tenant: tenant.name.to_owned(),
+        page_size: 1_000,
+        ..Default::default()
+    };
+    let mut clients = world
+        .clients()
+        .list_clients(world.as_admin(message).await)
+        .await
+        .unwrap()
+        .into_inner()
+        .clients;
     for secret in clients.iter_mut().flat_map(|client| &mut client.secrets) {
         // Noted from time to time, whoever asks.
         (secret.use_count, secret.last_used_time) = (0, None);
@@ -68,11 +80,16 @@ fn tells_of(text: &str, tenant: &Tenant) -> bool {
     text.contains(tenant.name) || text.contains(&tenant.admin_caller.id)
 }
 
-/// Z01: for every pair of tenants and every administration RPC, aimed at each thing of the other: nothing told, nothing changed.
+/// Z01: for every pair of tenants and every administration RPC, aimed at each thing of the other:
+/// nothing told, nothing changed.
 #[tokio::test]
 async fn no_administrator_reaches_into_another_tenant() {
     let world = World::start().await;
-    let tenants = [settle(&world, "tenant-a").await, settle(&world, "tenant-b").await, settle(&world, "tenant-c").await];
+    let tenants = [
+        settle(&world, "tenant-a").await,
+        settle(&world, "tenant-b").await,
+        settle(&world, "tenant-c").await,
+    ];
     for (of, other) in (0..3).flat_map(|a| (0..3).map(move |b| (a, b))).filter(|(a, b)| a != b) {
         let (of, other) = (&tenants[of], &tenants[other]);
         let before = state(&world, other).await;
@@ -82,8 +99,12 @@ async fn no_administrator_reaches_into_another_tenant() {
                 let refused = world.ask(rpc, &of.admin, mark).await.unwrap_err();
                 let expected = match rpc {
                     // The operator's alone.
-                    Rpc::ListKeys | Rpc::RotateKeys | Rpc::RevokeKey | Rpc::RevokeSigner => Code::PermissionDenied,
-                    Rpc::RevokeSubject | Rpc::RevokeToken | Rpc::VerifyChain => Code::PermissionDenied,
+                    Rpc::ListKeys | Rpc::RotateKeys | Rpc::RevokeKey | Rpc::RevokeSigner => {
+                        Code::PermissionDenied
+                    }
+                    Rpc::RevokeSubject | Rpc::RevokeToken | Rpc::VerifyChain => {
+                        Code::PermissionDenied
+                    }
                     Rpc::AssignAudience => Code::PermissionDenied,
                     // What belongs to others does not exist.
                     Rpc::CreateClient
@@ -122,7 +143,12 @@ async fn what_is_anothers_looks_like_what_is_not_there() {
     for rpc in Rpc::ALL {
         if matches!(
             rpc,
-            Rpc::CreateClient | Rpc::ListClients | Rpc::ListAudiences | Rpc::RevokeTenant | Rpc::ListEvents | Rpc::TailEvents
+            Rpc::CreateClient
+                | Rpc::ListClients
+                | Rpc::ListAudiences
+                | Rpc::RevokeTenant
+                | Rpc::ListEvents
+                | Rpc::TailEvents
         ) {
             continue;
         }
@@ -141,10 +167,19 @@ async fn what_is_anothers_looks_like_what_is_not_there() {
 async fn lists_are_confined_to_the_askers_tenant() {
     let world = World::start().await;
     let (a, b) = (settle(&world, "tenant-a").await, settle(&world, "tenant-b").await);
-    let stream = world.audit().tail_events(bearer(Default::default(), &a.admin)).await.unwrap().into_inner();
+    let stream =
+        world.audit().tail_events(bearer(Default::default(), &a.admin)).await.unwrap().into_inner();
 
-    let clients = world.clients().list_clients(bearer(ListClientsRequest::default(), &a.admin)).await.unwrap().into_inner();
-    assert!(clients.clients.len() >= 4 && clients.clients.iter().all(|client| client.tenant == "tenant-a"));
+    let clients = world
+        .clients()
+        .list_clients(bearer(ListClientsRequest::default(), &a.admin))
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(
+        clients.clients.len() >= 4
+            && clients.clients.iter().all(|client| client.tenant == "tenant-a")
+    );
     // Each action and each client of the other tenant asked for by name.
     let filters = [
         EventFilter::default(),
@@ -153,21 +188,27 @@ async fn lists_are_confined_to_the_askers_tenant() {
         EventFilter { action: "token.".to_owned(), ..EventFilter::default() },
     ];
     for filter in filters {
-        let message = ListEventsRequest { filter: Some(filter), page_size: 1_000, ..Default::default() };
-        let events = world.audit().list_events(bearer(message, &a.admin)).await.unwrap().into_inner().events;
+        let message =
+            ListEventsRequest { filter: Some(filter), page_size: 1_000, ..Default::default() };
+        let events =
+            world.audit().list_events(bearer(message, &a.admin)).await.unwrap().into_inner().events;
         assert!(events.iter().all(|event| event.tenant == "tenant-a"), "{events:?}");
         assert!(!tells_of(&format!("{events:?}"), &b));
     }
 
     // The stream: things happen in both tenants, and to nobody in particular.
     world.token(&b.plain.client, &[]).await.unwrap();
-    world.token(&Caller { secret: "jcs_no".to_owned(), ..b.plain.client.clone() }, &[]).await.unwrap_err();
+    world
+        .token(&Caller { secret: "jcs_no".to_owned(), ..b.plain.client.clone() }, &[])
+        .await
+        .unwrap_err();
     world.token(&a.plain.client, &[]).await.unwrap();
     let seen = crate::audit::take(stream, 1).await;
     assert_eq!(seen[0].client_id, a.plain.client.id);
 }
 
-/// Z01: a viewer of any token sees any token of its tenant; a client ends, refreshes and judges its own.
+/// Z01: a viewer of any token sees any token of its tenant; a client ends, refreshes and judges its
+/// own.
 #[tokio::test]
 async fn tokens_of_another_tenant_do_not_stand_and_are_not_touched() {
     let world = World::start().await;
@@ -175,15 +216,25 @@ async fn tokens_of_another_tenant_do_not_stand_and_are_not_touched() {
     for (of, other) in [(&tenants[0], &tenants[1]), (&tenants[1], &tenants[0])] {
         let before = state(&world, other).await;
         let mark = &other.marks[0];
-        let nothing = jeton::proto::token::IntrospectResponse { active: Some(false), ..Default::default() };
-        for (token, hint) in [(&mark.access_token, ""), (&mark.refresh_token, "refresh_token"), (&mark.refresh_token, "")] {
+        let nothing =
+            jeton::proto::token::IntrospectResponse { active: Some(false), ..Default::default() };
+        for (token, hint) in [
+            (&mark.access_token, ""),
+            (&mark.refresh_token, "refresh_token"),
+            (&mark.refresh_token, ""),
+        ] {
             let message = |caller: Caller| IntrospectRequest {
                 client_id: caller.id,
                 client_secret: caller.secret,
                 token: token.clone(),
                 token_type_hint: hint.to_owned(),
             };
-            let by_secret = world.tokens().introspect(message(of.introspector.clone())).await.unwrap().into_inner();
+            let by_secret = world
+                .tokens()
+                .introspect(message(of.introspector.clone()))
+                .await
+                .unwrap()
+                .into_inner();
             assert_eq!(by_secret, nothing);
             let by_token = bearer(message(Caller::default()), &of.introspector_token);
             assert_eq!(world.tokens().introspect(by_token).await.unwrap().into_inner(), nothing);
@@ -191,7 +242,11 @@ async fn tokens_of_another_tenant_do_not_stand_and_are_not_touched() {
         let message = BatchIntrospectRequest {
             client_id: of.introspector.id.clone(),
             client_secret: of.introspector.secret.clone(),
-            tokens: vec![mark.access_token.clone(), of.plain.access_token.clone(), mark.refresh_token.clone()],
+            tokens: vec![
+                mark.access_token.clone(),
+                of.plain.access_token.clone(),
+                mark.refresh_token.clone(),
+            ],
         };
         let judged = world.tokens().batch_introspect(message).await.unwrap().into_inner().results;
         assert_eq!((&judged[0], judged[1].active, &judged[2]), (&nothing, Some(true), &nothing));
@@ -231,14 +286,23 @@ async fn a_tenant_is_ended_without_the_others() {
     world.ask(Rpc::RevokeTenant, &tenants[0].admin, &tenants[0].marks[0]).await.unwrap();
     assert!(state(&world, &tenants[0]).await.1.iter().all(|stands| !stands));
     assert!(state(&world, &tenants[1]).await.1.iter().all(|stands| *stands));
-    assert_eq!(reason(&world.ask(Rpc::GetClient, &tenants[0].admin, &tenants[0].marks[0]).await.unwrap_err()), "INVALID_TOKEN");
-    assert!(world.end_all(Target::Tenant("tenant-b".to_owned())).await.is_ok(), "the operator may end any");
+    assert_eq!(
+        reason(
+            &world.ask(Rpc::GetClient, &tenants[0].admin, &tenants[0].marks[0]).await.unwrap_err()
+        ),
+        "INVALID_TOKEN"
+    );
+    assert!(
+        world.end_all(Target::Tenant("tenant-b".to_owned())).await.is_ok(),
+        "the operator may end any"
+    );
     assert!(state(&world, &tenants[1]).await.1.iter().all(|stands| !stands));
     let again = world.token(&tenants[0].plain.client, &[]).await.unwrap();
     assert!(world.is_active(&again.access_token).await, "what is issued afterwards stands");
 }
 
-/// The operator's administrators act in every tenant; a tenant's own act in theirs as the operator's do.
+/// The operator's administrators act in every tenant; a tenant's own act in theirs as the
+/// operator's do.
 #[tokio::test]
 async fn administrators_reach_what_they_govern() {
     let world = World::start().await;
@@ -284,10 +348,21 @@ async fn a_client_stays_in_its_tenant() {
         client: Some(Client { client_id: "mine".to_owned(), ..refreshing() }),
         secret: None,
     };
-    let created = world.clients().create_client(bearer(message, &a.admin)).await.unwrap().into_inner().client.unwrap();
+    let created = world
+        .clients()
+        .create_client(bearer(message, &a.admin))
+        .await
+        .unwrap()
+        .into_inner()
+        .client
+        .unwrap();
     assert_eq!(created.tenant, "tenant-a", "no tenant means the caller's");
-    let moved = Client { client_id: "mine".to_owned(), tenant: "tenant-b".to_owned(), ..refreshing() };
-    assert_eq!(reason(&world.change(moved.clone(), &["tenant"]).await.unwrap_err()), "INVALID_REQUEST");
+    let moved =
+        Client { client_id: "mine".to_owned(), tenant: "tenant-b".to_owned(), ..refreshing() };
+    assert_eq!(
+        reason(&world.change(moved.clone(), &["tenant"]).await.unwrap_err()),
+        "INVALID_REQUEST"
+    );
     let grants = ["display_name", "scopes"];
     assert_eq!(world.change(moved, &grants).await.unwrap().tenant, "tenant-a");
     // An id of another tenant's cannot be taken over.
@@ -298,17 +373,23 @@ async fn a_client_stays_in_its_tenant() {
     assert!(world.token(&b.plain.client, &[]).await.is_ok());
 }
 
-/// AZ10: the id of a client that was deleted stays its tenant's. Another tenant is told what it is told of a living one; the
-/// tenant itself may use the id again, and the operator may give it to anybody.
+/// AZ10: the id of a client that was deleted stays its tenant's. Another tenant is told what it is
+/// told of a living one; the tenant itself may use the id again, and the operator may give it to
+/// anybody.
 #[tokio::test]
 async fn a_deleted_id_stays_its_tenants() {
     async fn create(world: &World, token: &str, tenant: &str) -> Result<(), tonic::Status> {
-        let client = Client { client_id: "billing".to_owned(), tenant: tenant.to_owned(), ..refreshing() };
-        let message = jeton::proto::admin::CreateClientRequest { client: Some(client), secret: None };
+        let client =
+            Client { client_id: "billing".to_owned(), tenant: tenant.to_owned(), ..refreshing() };
+        let message =
+            jeton::proto::admin::CreateClientRequest { client: Some(client), secret: None };
         world.clients().create_client(bearer(message, token)).await.map(drop)
     }
     async fn delete(world: &World, token: &str) {
-        let message = jeton::proto::admin::DeleteClientRequest { client_id: "billing".to_owned(), ..Default::default() };
+        let message = jeton::proto::admin::DeleteClientRequest {
+            client_id: "billing".to_owned(),
+            ..Default::default()
+        };
         world.clients().delete_client(bearer(message, token)).await.unwrap();
     }
     let world = World::start().await;
@@ -317,28 +398,42 @@ async fn a_deleted_id_stays_its_tenants() {
     let of_a_living_one = create(&world, &b.admin, "").await.unwrap_err();
     delete(&world, &world.admin_token().await).await;
     let refused = create(&world, &b.admin, "").await.unwrap_err();
-    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::AlreadyExists, "ALREADY_EXISTS"));
+    assert_eq!(
+        (refused.code(), reason(&refused).as_str()),
+        (Code::AlreadyExists, "ALREADY_EXISTS")
+    );
     assert_eq!(refused.message(), of_a_living_one.message());
 
     let world = world.restart().await;
-    assert_eq!(create(&world, &b.admin, "").await.unwrap_err().code(), Code::AlreadyExists, "also after a start");
+    assert_eq!(
+        create(&world, &b.admin, "").await.unwrap_err().code(),
+        Code::AlreadyExists,
+        "also after a start"
+    );
     create(&world, &a.admin, "").await.unwrap();
     delete(&world, &a.admin).await;
     create(&world, &world.admin_token().await, "tenant-b").await.unwrap();
     delete(&world, &b.admin).await;
-    assert_eq!(create(&world, &a.admin, "").await.unwrap_err().code(), Code::AlreadyExists, "now it is the other's");
+    assert_eq!(
+        create(&world, &a.admin, "").await.unwrap_err().code(),
+        Code::AlreadyExists,
+        "now it is the other's"
+    );
     create(&world, &b.admin, "").await.unwrap();
 }
 
-/// Z01 (AUDIT AZ12): a tenant sees what is done to its clients and tokens, whoever does it, and of a caller of another tenant only
-/// its id.
+/// Z01 (AUDIT AZ12): a tenant sees what is done to its clients and tokens, whoever does it, and of
+/// a caller of another tenant only its id.
 #[tokio::test]
 async fn a_tenant_sees_what_is_done_to_its_own() {
     let world = World::open_handed().await;
     let (of, other) = (settle(&world, "acme").await, settle(&world, "globex").await);
     let thief = &of.plain.client;
     let mark = &other.plain;
-    world.token(&Caller { secret: "jcs_000000000000_wrong".to_owned(), ..mark.client.clone() }, &[]).await.unwrap_err();
+    world
+        .token(&Caller { secret: "jcs_000000000000_wrong".to_owned(), ..mark.client.clone() }, &[])
+        .await
+        .unwrap_err();
     world.refresh(thief, &mark.refresh_token).await.unwrap_err();
     world.revoke(thief, &mark.access_token).await.unwrap();
     world.revoke(thief, &mark.refresh_token).await.unwrap();
@@ -349,11 +444,16 @@ async fn a_tenant_sees_what_is_done_to_its_own() {
     world.token(&world.admin, &[]).await.unwrap();
 
     let message = ListEventsRequest { page_size: 1_000, ..ListEventsRequest::default() };
-    let seen = world.audit().list_events(bearer(message, &other.admin)).await.unwrap().into_inner().events;
+    let seen =
+        world.audit().list_events(bearer(message, &other.admin)).await.unwrap().into_inner().events;
     let count = |action: &str, by: &str| {
-        let fits = |event: &&jeton::proto::admin::Event| event.action == action && event.client_id == by;
+        let fits =
+            |event: &&jeton::proto::admin::Event| event.action == action && event.client_id == by;
         let events: Vec<_> = seen.iter().filter(fits).collect();
-        assert!(events.iter().all(|event| event.tenant == "globex" && event.secret_id.is_empty()), "{events:?}");
+        assert!(
+            events.iter().all(|event| event.tenant == "globex" && event.secret_id.is_empty()),
+            "{events:?}"
+        );
         events.len()
     };
     assert_eq!(count("client.authentication_failed", ""), 1);

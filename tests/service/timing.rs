@@ -1,4 +1,5 @@
-//! A02: how long a refusal takes tells nothing. Thousands of samples over gRPC, taken in turns: run by hand, on a quiet machine:
+//! A02: how long a refusal takes tells nothing. Thousands of samples over gRPC, taken in turns: run
+//! by hand, on a quiet machine:
 //! `cargo test --release --test service timing -- --ignored --nocapture --test-threads 1`.
 
 use std::time::{Duration, Instant};
@@ -13,9 +14,11 @@ use crate::{
 
 const CHOSEN: &str = "correct horse battery staple";
 
-/// The area under the ROC curve: how often a sample of `b` is longer than one of `a`. Where nothing can be told, 0.5.
+/// The area under the ROC curve: how often a sample of `b` is longer than one of `a`. Where nothing
+/// can be told, 0.5.
 fn area(a: &[Duration], b: &[Duration]) -> f64 {
-    let mut all: Vec<(Duration, bool)> = a.iter().map(|x| (*x, false)).chain(b.iter().map(|x| (*x, true))).collect();
+    let mut all: Vec<(Duration, bool)> =
+        a.iter().map(|x| (*x, false)).chain(b.iter().map(|x| (*x, true))).collect();
     all.sort_unstable();
     let (mut below, mut wins) = (0.0, 0.0);
     for ties in all.chunk_by(|one, other| one.0 == other.0) {
@@ -36,7 +39,8 @@ fn the_area_is_that_under_the_curve() {
     assert!((area(&times(0..100), &times(50..150)) - 0.875).abs() < 0.01);
 }
 
-/// Takes `rounds` samples of every class, in another order each round, and compares each class with the first.
+/// Takes `rounds` samples of every class, in another order each round, and compares each class with
+/// the first.
 #[expect(clippy::disallowed_methods, reason = "what is tested is how long it takes")]
 async fn indistinguishable(rounds: usize, classes: &[&str], mut ask: impl AsyncFnMut(usize)) {
     let mut samples = vec![Vec::with_capacity(rounds); classes.len()];
@@ -82,7 +86,8 @@ async fn refused(world: &World, caller: &Caller) {
 
 async fn add_chosen(world: &World, caller: &Caller, plain: &str) {
     let secret = Some(add_secret_request::Secret::PlainSecret(plain.to_owned()));
-    let message = AddSecretRequest { client_id: caller.id.clone(), secret, ..AddSecretRequest::default() };
+    let message =
+        AddSecretRequest { client_id: caller.id.clone(), secret, ..AddSecretRequest::default() };
     world.clients().add_secret(world.as_admin(message).await).await.unwrap();
 }
 
@@ -95,7 +100,8 @@ async fn refusals_of_made_secrets_take_as_long() {
     let chosen = world.register_with(refreshing(), CHOSEN).await;
     let disabled = world.register(refreshing()).await;
     world.disable(&disabled).await;
-    let flipped = format!("{}{}", &good.secret[..59], if good.secret.ends_with('A') { 'B' } else { 'A' });
+    let flipped =
+        format!("{}{}", &good.secret[..59], if good.secret.ends_with('A') { 'B' } else { 'A' });
     let classes = [
         ("unknown client", with("nobody", &other.secret)),
         ("wrong secret with the right id", with(&good.id, &flipped)),

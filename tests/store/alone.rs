@@ -1,4 +1,5 @@
-//! A MongoDB server alone, of no replica set: there is nothing to hear over, so each node looks again and again.
+//! A MongoDB server alone, of no replica set: there is nothing to hear over, so each node looks
+//! again and again.
 
 mod mongodb {
     use std::{env, path::Path, sync::atomic::Ordering::SeqCst, time::Duration};
@@ -6,7 +7,9 @@ mod mongodb {
     use jeton::{
         model::{Action, Jti, Revoked, revocation::Revocation},
         oauth::trail::verify,
-        store::{AuditStore, Change, ClientStore, CounterStore, RevocationStore, Store, mongo::Mongo},
+        store::{
+            AuditStore, Change, ClientStore, CounterStore, RevocationStore, Store, mongo::Mongo,
+        },
     };
     use tempfile::TempDir;
     use tokio::time::timeout;
@@ -28,15 +31,19 @@ mod mongodb {
     impl Alone {
         /// Returns when it listens.
         async fn start() -> Self {
-            let mongod = env::var_os("MONGOD").unwrap_or_else(|| panic!("MONGOD must name the binary: see .ci/with-mongodb"));
+            let mongod = env::var_os("MONGOD")
+                .unwrap_or_else(|| panic!("MONGOD must name the binary: see .ci/with-mongodb"));
             let dir = tempfile::Builder::new().prefix("jeton-alone-").tempdir().unwrap();
-            let mut arguments = "--bind_ip 127.0.0.1 --nounixsocket --wiredTigerCacheSizeGB 0.25 --quiet".to_owned();
+            let mut arguments =
+                "--bind_ip 127.0.0.1 --nounixsocket --wiredTigerCacheSizeGB 0.25 --quiet"
+                    .to_owned();
             // The times of the fixtures are past.
             for parameter in ["ttlMonitorEnabled=false", "diagnosticDataCollectionEnabled=false"] {
                 arguments += &format!(" --setParameter {parameter}");
             }
             let arguments = arguments.split(' ').map(str::to_owned).collect();
-            let mut member = Member::new(dir.path().join("data"), dir.path().join("log"), arguments);
+            let mut member =
+                Member::new(dir.path().join("data"), dir.path().join("log"), arguments);
             member.spawn(Path::new(&mongod));
             until("a server that listens", async || member.listens()).await;
             Self { member, _dir: dir }
@@ -48,8 +55,8 @@ mod mongodb {
         }
     }
 
-    /// V04: nodes open over it, every verb answers, what one node ends the other hears of in some seconds, and a node that comes
-    /// back goes on with its chain.
+    /// V04: nodes open over it, every verb answers, what one node ends the other hears of in some
+    /// seconds, and a node that comes back goes on with its chain.
     #[tokio::test]
     #[ignore = "needs mongod: see .ci/with-mongodb"]
     async fn nodes_share_a_server_without_a_replica_set() {
@@ -58,7 +65,8 @@ mod mongodb {
         other.follow(NOW, ear.clone()).await.unwrap();
         let revocation = Revocation { revoked: Revoked::Token(Jti::new()), until: at(1_000) };
         one.revoke(&revocation, event(Action::TokenRevoked)).await.unwrap();
-        let heard = until("the revocation", async || ear.heard().contains(&Change::Revoked(revocation)));
+        let heard =
+            until("the revocation", async || ear.heard().contains(&Change::Revoked(revocation)));
         timeout(Duration::from_secs(60), heard).await.unwrap();
 
         scenes::fill(&one, 2).await;
@@ -74,6 +82,9 @@ mod mongodb {
         let verdicts = verify(&other, &Bench::key(), None, &[]).await.unwrap();
         let names: Vec<&str> = verdicts.iter().map(|verdict| &*verdict.chain).collect();
         assert_eq!(names, ["one", "other"]);
-        assert!(verdicts.iter().all(|verdict| verdict.flaw.is_none() && verdict.checked > 0), "{verdicts:?}");
+        assert!(
+            verdicts.iter().all(|verdict| verdict.flaw.is_none() && verdict.checked > 0),
+            "{verdicts:?}"
+        );
     }
 }

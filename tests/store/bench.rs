@@ -75,8 +75,8 @@ impl Bench {
         Self { current, open: Box::new(open), kept: Kept::Directory(dir) }
     }
 
-    /// Waits until it is known of every call so far that its caller was answered: between two refreshes of a client that takes
-    /// longer than this.
+    /// Waits until it is known of every call so far that its caller was answered: between two
+    /// refreshes of a client that takes longer than this.
     pub(crate) async fn settled(&self) {
         if let Kept::Database(own) = &self.kept {
             database::answered(own.uri()).await;

@@ -1,5 +1,5 @@
-//! Audit chains of other nodes in the embedded store: they come with an import, are shown, verified and exported again, and
-//! nobody changes them unnoticed.
+//! Audit chains of other nodes in the embedded store: they come with an import, are shown, verified
+//! and exported again, and nobody changes them unnoticed.
 
 use std::{path::Path, sync::Arc};
 
@@ -28,14 +28,20 @@ fn hex(hash: &[u8; 32]) -> String {
     hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A chain of records at these times, all by the node it is named after but for the last, which another goes on with.
+/// A chain of records at these times, all by the node it is named after but for the last, which
+/// another goes on with.
 pub(crate) fn chain(name: &str, times: &[i64]) -> Vec<Record> {
     let (chain, mut hash): (Arc<str>, _) = (name.into(), START);
     let mut records = Vec::new();
     for (n, millis) in times.iter().enumerate() {
         let sequence = n as u64 + 1;
-        let node: Arc<str> = if n > 0 && n + 1 == times.len() { "renamed".into() } else { chain.clone() };
-        let event = Event { at: at(*millis), target: format!("{name}/{sequence}"), ..event(Action::TokenIssued) };
+        let node: Arc<str> =
+            if n > 0 && n + 1 == times.len() { "renamed".into() } else { chain.clone() };
+        let event = Event {
+            at: at(*millis),
+            target: format!("{name}/{sequence}"),
+            ..event(Action::TokenIssued)
+        };
         hash = link(&hash, sequence, &node, &serde_json::to_vec(&event).unwrap());
         records.push(Record { chain: chain.clone(), sequence, node, event, hash });
     }
@@ -44,7 +50,8 @@ pub(crate) fn chain(name: &str, times: &[i64]) -> Vec<Record> {
 
 /// An export of these chains and nothing else.
 fn items(chains: &[Vec<Record>]) -> Vec<Item> {
-    let (first, last) = (Item::Export { version: VERSION }, Item::End { chains: chains.len() as u64 });
+    let (first, last) =
+        (Item::Export { version: VERSION }, Item::End { chains: chains.len() as u64 });
     [vec![first], closed(chains), vec![last]].concat()
 }
 
@@ -56,7 +63,8 @@ pub(crate) fn closed(chains: &[Vec<Record>]) -> Vec<Item> {
             items.push(Item::Record { chain, sequence, node, event, hash: hex(&hash) });
         }
         let last = records.last().unwrap();
-        let seal = Some(hex(&Bench::key().seal_exported(&last.chain, last.sequence, &last.hash, false)));
+        let seal =
+            Some(hex(&Bench::key().seal_exported(&last.chain, last.sequence, &last.hash, false)));
         let (chain, sequence, hash) = (last.chain.clone(), last.sequence, hex(&last.hash));
         items.push(Item::ChainEnd { chain, sequence, hash, open: false, seal });
     }
@@ -80,11 +88,15 @@ async fn is_intact(store: &Embedded) -> Vec<(String, u64)> {
     let verdicts = verify(store, &Bench::key(), None, &[]).await.unwrap();
     assert!(verdicts.iter().all(|verdict| verdict.flaw.is_none()), "{verdicts:?}");
     assert!(store.check().await.unwrap().sound());
-    verdicts.into_iter().map(|verdict| (verdict.chain.as_ref().to_owned(), verdict.checked)).collect()
+    verdicts
+        .into_iter()
+        .map(|verdict| (verdict.chain.as_ref().to_owned(), verdict.checked))
+        .collect()
 }
 
-/// E9, O04: what comes in with several chains goes out again byte for byte, and each chain verifies under this store's key; the
-/// one of this node's name is gone on with, the others stay as they are.
+/// E9, O04: what comes in with several chains goes out again byte for byte, and each chain verifies
+/// under this store's key; the one of this node's name is gone on with, the others stay as they
+/// are.
 #[tokio::test]
 async fn several_chains_come_in_and_go_out_byte_for_byte() {
     let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -98,7 +110,10 @@ async fn several_chains_come_in_and_go_out_byte_for_byte() {
     store.close().await.unwrap();
     let store = open(one.path());
     assert_eq!(store.newest(), at(9));
-    assert_eq!(lines(&dump(&Embedded::read_only(one.path(), Some(Bench::key())).unwrap(), 2).await), lines(&given));
+    assert_eq!(
+        lines(&dump(&Embedded::read_only(one.path(), Some(Bench::key())).unwrap(), 2).await),
+        lines(&given)
+    );
     let lengths = [("Node".to_owned(), 4), ("node".to_owned(), 3), ("node-2".to_owned(), 5)];
     assert_eq!(is_intact(&store).await, lengths);
     for records in &chains {
@@ -106,7 +121,10 @@ async fn several_chains_come_in_and_go_out_byte_for_byte() {
         assert_eq!(store.chain(name, 0, 99).await.unwrap(), *records);
         assert_eq!(store.chain(name, 1, 2).await.unwrap(), records[1..3]);
         let head = store.head(name).await.unwrap().unwrap();
-        assert_eq!((head.sequence, head.hash), (records.len() as u64, records.last().unwrap().hash));
+        assert_eq!(
+            (head.sequence, head.hash),
+            (records.len() as u64, records.last().unwrap().hash)
+        );
     }
 
     let second = import(two.path(), parse(&lines(&given))).await;
@@ -138,7 +156,8 @@ async fn events_of_all_chains_are_one_list() {
     for limit in 1..=13 {
         assert_eq!(pages(Filter::default(), limit).await, all, "{limit}");
         let between = Filter { from: Some(at(2)), to: Some(at(9)), ..Filter::default() };
-        let expected: Vec<_> = all.iter().filter(|record| between.admits(&record.event)).cloned().collect();
+        let expected: Vec<_> =
+            all.iter().filter(|record| between.admits(&record.event)).cloned().collect();
         assert_eq!(expected.len(), 7);
         assert_eq!(pages(between, limit).await, expected, "{limit}");
     }
@@ -161,7 +180,8 @@ async fn tampered_chains_are_refused() {
     let whole = items(&three());
     // One for the export, four records and an end, three and an end, five and an end.
     let (first, second) = (1..6, 6..10);
-    let without = |range: std::ops::Range<usize>| [&whole[..range.start], &whole[range.end..]].concat();
+    let without =
+        |range: std::ops::Range<usize>| [&whole[..range.start], &whole[range.end..]].concat();
     for (problem, items) in [
         ("an audit chain is missing", without(first.clone())),
         ("an audit chain is missing", without(second.clone())),
@@ -173,7 +193,10 @@ async fn tampered_chains_are_refused() {
         ("in the order", [&whole[..1], &whole[second], &whole[first], &whole[10..]].concat()),
         ("another name", items(&[renamed(chain("a", &[1, 2]), "b")])),
         ("no name", items(&[chain("", &[1])])),
-        ("an audit chain is missing", [&whole[..whole.len() - 1], &[Item::End { chains: 2 }]].concat()),
+        (
+            "an audit chain is missing",
+            [&whole[..whole.len() - 1], &[Item::End { chains: 2 }]].concat(),
+        ),
         ("has no end", [&whole[..whole.len() - 2], &[Item::End { chains: 2 }]].concat()),
     ] {
         let refused = refused(items).await;
@@ -181,19 +204,26 @@ async fn tampered_chains_are_refused() {
     }
 }
 
-/// O04, AZ4: a chain whose end has another key's seal, another chain's, or that of an earlier end is not taken in.
+/// O04, AZ4: a chain whose end has another key's seal, another chain's, or that of an earlier end
+/// is not taken in.
 #[tokio::test]
 async fn an_end_with_a_wrong_seal_is_refused() {
     let (whole, shorter) = (chain("other", &[1, 2, 3]), chain("other", &[1, 2]));
     let last = whole.last().unwrap();
-    let foreign = jeton::crypto::chain::ChainKey::new([1; 32]).seal_exported("other", 3, &last.hash, false);
+    let foreign =
+        jeton::crypto::chain::ChainKey::new([1; 32]).seal_exported("other", 3, &last.hash, false);
     let earlier = Bench::key().seal_exported("other", 2, &shorter.last().unwrap().hash, false);
     let left_open = Bench::key().seal_exported("other", 3, &last.hash, true);
     let of_another = Bench::key().seal_exported("node", 3, &last.hash, false);
-    for seal in [foreign, earlier, left_open, of_another].map(|seal| hex(&seal)).into_iter().chain([String::new(), "00".into()])
+    for seal in [foreign, earlier, left_open, of_another]
+        .map(|seal| hex(&seal))
+        .into_iter()
+        .chain([String::new(), "00".into()])
     {
         let mut items = items(std::slice::from_ref(&whole));
-        let Some(Item::ChainEnd { seal: old, .. }) = items.iter_mut().find(|item| matches!(item, Item::ChainEnd { .. })) else {
+        let Some(Item::ChainEnd { seal: old, .. }) =
+            items.iter_mut().find(|item| matches!(item, Item::ChainEnd { .. }))
+        else {
             panic!()
         };
         assert_ne!(old.replace(seal.clone()), Some(seal));
@@ -205,29 +235,54 @@ fn renamed(records: Vec<Record>, name: &str) -> Vec<Record> {
     records.into_iter().map(|record| Record { chain: name.into(), ..record }).collect()
 }
 
-/// E3, O04: imported chains changed behind the store's back. What no row can show by itself, one that is gone, is missed on
-/// opening; all else is found by the check, and named by the verification.
+/// E3, O04: imported chains changed behind the store's back. What no row can show by itself, one
+/// that is gone, is missed on opening; all else is found by the check, and named by the
+/// verification.
 #[tokio::test]
 async fn a_changed_foreign_chain_is_found() {
     let flaw = |chain: &str, sequence, problem| Some((chain.into(), Flaw { sequence, problem }));
     for (sql, expected) in [
         ("DELETE FROM other_heads WHERE chain = 'Node'", None),
-        ("DELETE FROM other_heads WHERE chain = 'Node'; DELETE FROM other_records WHERE chain = 'Node'", None),
+        (
+            "DELETE FROM other_heads WHERE chain = 'Node'; DELETE FROM other_records WHERE chain = 'Node'",
+            None,
+        ),
         ("UPDATE other_heads SET sequence = sequence - 1", None),
         ("UPDATE other_heads SET chain = 'Mode' WHERE chain = 'Node'", None),
-        ("DELETE FROM other_records WHERE chain = 'node-2' AND sequence = 5", flaw("node-2", 5, Problem::CutOff)),
+        (
+            "DELETE FROM other_records WHERE chain = 'node-2' AND sequence = 5",
+            flaw("node-2", 5, Problem::CutOff),
+        ),
         ("DELETE FROM other_records WHERE chain = 'node-2'", flaw("node-2", 1, Problem::CutOff)),
-        ("DELETE FROM other_records WHERE chain = 'Node' AND sequence = 1", flaw("Node", 1, Problem::Removed)),
-        ("UPDATE other_records SET event = replace(event, 'Node/2', 'Node/3')", flaw("Node", 2, Problem::Altered)),
-        ("UPDATE other_records SET node = 'x' WHERE chain = 'Node' AND sequence = 3", flaw("Node", 3, Problem::Altered)),
-        ("UPDATE other_records SET chain = 'nodf' WHERE chain = 'node-2'", flaw("node-2", 1, Problem::CutOff)),
+        (
+            "DELETE FROM other_records WHERE chain = 'Node' AND sequence = 1",
+            flaw("Node", 1, Problem::Removed),
+        ),
+        (
+            "UPDATE other_records SET event = replace(event, 'Node/2', 'Node/3')",
+            flaw("Node", 2, Problem::Altered),
+        ),
+        (
+            "UPDATE other_records SET node = 'x' WHERE chain = 'Node' AND sequence = 3",
+            flaw("Node", 3, Problem::Altered),
+        ),
+        (
+            "UPDATE other_records SET chain = 'nodf' WHERE chain = 'node-2'",
+            flaw("node-2", 1, Problem::CutOff),
+        ),
     ] {
         let dir = tempfile::tempdir().unwrap();
         import(dir.path(), items(&three())).await.close().await.unwrap();
-        rusqlite::Connection::open(dir.path().join("jeton.db")).unwrap().execute_batch(sql).unwrap();
+        rusqlite::Connection::open(dir.path().join("jeton.db"))
+            .unwrap()
+            .execute_batch(sql)
+            .unwrap();
         let opened = Embedded::open(dir.path(), "node", Bench::key());
         let Some((chain, flaw)) = expected else {
-            assert!(matches!(opened, Err(OpenError::Corrupt(text)) if text.contains("lost")), "{sql}");
+            assert!(
+                matches!(opened, Err(OpenError::Corrupt(text)) if text.contains("lost")),
+                "{sql}"
+            );
             continue;
         };
         let store = opened.unwrap();
@@ -245,7 +300,9 @@ async fn foreign_chains_are_sealed_under_this_stores_key() {
     let dir = tempfile::tempdir().unwrap();
     import(dir.path(), items(&[chain("other", &[1])])).await.close().await.unwrap();
     let foreign = Embedded::open(dir.path(), "node", jeton::crypto::chain::ChainKey::new([1; 32]));
-    assert!(matches!(foreign, Err(OpenError::Corrupt(text)) if text.contains("another master key")));
+    assert!(
+        matches!(foreign, Err(OpenError::Corrupt(text)) if text.contains("another master key"))
+    );
 }
 
 /// A chain is one node's: none begins another of a name that is taken.

@@ -1,4 +1,5 @@
-//! FT2, E9: an old copy of a data directory brings nothing back that was revoked since, unless that is accepted.
+//! FT2, E9: an old copy of a data directory brings nothing back that was revoked since, unless that
+//! is accepted.
 
 use std::{
     fs::{self, OpenOptions},
@@ -22,7 +23,13 @@ fn open(dir: &Path) -> Result<Embedded, OpenError> {
 }
 
 fn accepting(dir: &Path) -> Embedded {
-    Embedded::open_accepting(dir, "node", Bench::key(), Accept { rollback: true, ..Accept::default() }).unwrap()
+    Embedded::open_accepting(
+        dir,
+        "node",
+        Bench::key(),
+        Accept { rollback: true, ..Accept::default() },
+    )
+    .unwrap()
 }
 
 /// Opens a directory that must be refused for this reason.
@@ -68,7 +75,8 @@ async fn a_copy_is_refused() {
     open(dir.path()).unwrap().close().await.unwrap();
 }
 
-/// FT2: put back over the files that are there, which then are the same files with an older content.
+/// FT2: put back over the files that are there, which then are the same files with an older
+/// content.
 #[tokio::test]
 async fn a_copy_that_is_written_over_the_files_is_refused() {
     let dir = closed().await;
@@ -98,7 +106,8 @@ async fn a_directory_that_is_moved_opens() {
     go_on(dir.path()).await;
 }
 
-/// FT2: what is accepted is accepted once its record is on disk, and then for good; before that the next start refuses again.
+/// FT2: what is accepted is accepted once its record is on disk, and then for good; before that the
+/// next start refuses again.
 #[tokio::test]
 async fn an_accepted_copy_is_the_directory_from_its_first_record_on() {
     let dir = closed().await;
@@ -149,7 +158,8 @@ async fn no_crash_looks_like_a_copy() {
     fs::remove_file(dir.path().join("anchor")).unwrap();
     go_on(dir.path()).await;
 
-    // In the middle of the replacement, at a start or a close: the old note and half of the new one.
+    // In the middle of the replacement, at a start or a close: the old note and half of the new
+    // one.
     fs::write(dir.path().join("anchor.new"), "half").unwrap();
     go_on(dir.path()).await;
     assert!(!dir.path().join("anchor.new").exists());
@@ -162,13 +172,19 @@ async fn no_crash_looks_like_a_copy() {
     }
     assert_ne!(fs::read(dir.path().join("anchor")).unwrap(), note);
     let killed = scenes::copied(dir.path());
-    OpenOptions::new().write(true).open(killed.path().join("anchor")).unwrap().write_all_at(&note, 0).unwrap();
+    OpenOptions::new()
+        .write(true)
+        .open(killed.path().join("anchor"))
+        .unwrap()
+        .write_all_at(&note, 0)
+        .unwrap();
     Embedded::adopt(killed.path(), Bench::key()).unwrap();
     go_on(killed.path()).await;
     store.close().await.unwrap();
 }
 
-/// E1: a process that is killed again and again in the middle of starts and closes leaves what the next start opens.
+/// E1: a process that is killed again and again in the middle of starts and closes leaves what the
+/// next start opens.
 #[tokio::test]
 async fn a_store_that_was_never_closed_opens() {
     let mut dir = closed().await;

@@ -1,5 +1,6 @@
-//! E3: what happens to files. A damaged store either opens with all that was acknowledged or refuses; what SQLite cannot see, a
-//! bit flipped inside a page that opening does not read, is an error where the row is read or is found by the whole check.
+//! E3: what happens to files. A damaged store either opens with all that was acknowledged or
+//! refuses; what SQLite cannot see, a bit flipped inside a page that opening does not read, is an
+//! error where the row is read or is found by the whole check.
 
 use std::{
     fs::{self, OpenOptions},
@@ -11,8 +12,8 @@ use jeton::{
     crypto::chain::{Flaw, Problem},
     model::{Action, event::Filter},
     store::{
-        AudienceStore, AuditStore, ClientStore, FamilyStore, FoundAudience, KeyStore, Listed, RevocationStore, Store,
-        StoreError,
+        AudienceStore, AuditStore, ClientStore, FamilyStore, FoundAudience, KeyStore, Listed,
+        RevocationStore, Store, StoreError,
         embedded::{Embedded, OpenError},
         transfer::{Dump, Item, Load},
     },
@@ -56,7 +57,8 @@ async fn all(store: &Embedded) -> Result<Vec<Item>, StoreError> {
     }
 }
 
-/// Revocations and epochs are what brings a revoked token back if they are lost: those must never be among what is only found.
+/// Revocations and epochs are what brings a revoked token back if they are lost: those must never
+/// be among what is only found.
 fn standing(items: &[Item]) -> Vec<&Item> {
     items.iter().filter(|item| matches!(item, Item::Revocation(_) | Item::Epoch { .. })).collect()
 }
@@ -104,7 +106,12 @@ async fn imported(rounds: usize) -> (TempDir, Vec<Item>) {
     let mut items = all(&source).await.unwrap();
     let times: Vec<i64> = (0..100).collect();
     let end = items.len() - 1;
-    items.splice(end.., closed_chains(&[chain("p", &times), chain("q", &times)]).into_iter().chain([Item::End { chains: 3 }]));
+    items.splice(
+        end..,
+        closed_chains(&[chain("p", &times), chain("q", &times)])
+            .into_iter()
+            .chain([Item::End { chains: 3 }]),
+    );
     let store = open(to.path()).unwrap();
     store.load(items.clone()).await.unwrap();
     store.close().await.unwrap();
@@ -125,7 +132,11 @@ async fn a_cut_file_is_whole_or_refused() {
         for boundary in 1..=64 {
             let copy = scenes::killed(dir.path());
             cut(&copy.path().join(name), (length - 1) / 4_096 * 4_096 - (boundary - 1) * 4_096);
-            assert_eq!(fate(copy.path(), &expected).await, Fate::Refused, "{name} at boundary {boundary}");
+            assert_eq!(
+                fate(copy.path(), &expected).await,
+                Fate::Refused,
+                "{name} at boundary {boundary}"
+            );
         }
         assert_eq!(fate(dir.path(), &expected).await, Fate::Whole);
     }
@@ -211,7 +222,9 @@ async fn a_lost_or_older_file_is_refused() {
     let copy = scenes::killed(older.path());
     fs::copy(dir.path().join("anchor"), copy.path().join("anchor")).unwrap();
     match open(copy.path()) {
-        Err(OpenError::Rollback(text)) => assert!(text.contains("acknowledged and is not there"), "{text}"),
+        Err(OpenError::Rollback(text)) => {
+            assert!(text.contains("acknowledged and is not there"), "{text}")
+        }
         other => panic!("{:?}", other.err()),
     }
 }
@@ -245,7 +258,8 @@ async fn what_was_acknowledged_is_in_the_files() {
         for (n, task) in writing.into_iter().enumerate() {
             task.await.unwrap();
             if n == 20 {
-                acknowledged = acknowledged.max(store.head("node").await.unwrap().unwrap().sequence);
+                acknowledged =
+                    acknowledged.max(store.head("node").await.unwrap().unwrap().sequence);
                 let copy = scenes::killed(dir.path());
                 let reopened = open(copy.path()).unwrap();
                 assert!(reopened.head("node").await.unwrap().unwrap().sequence >= acknowledged);
@@ -281,7 +295,10 @@ async fn a_lost_revocation_or_epoch_is_refused() {
 /// A changed row is an error for whoever reads it, never a wrong answer, and the others are served.
 #[tokio::test]
 async fn a_changed_row_is_an_error_for_its_reader_only() {
-    let dir = tampered("UPDATE clients SET body = replace(body, 'write', 'admin') WHERE id = 'client-00001'").await;
+    let dir = tampered(
+        "UPDATE clients SET body = replace(body, 'write', 'admin') WHERE id = 'client-00001'",
+    )
+    .await;
     let store = open(dir.path()).unwrap();
     assert!(matches!(store.client(&id("client-00001")).await, Err(StoreError::Corrupt(_))));
     assert!(store.client(&id("client-00000")).await.unwrap().is_some());
@@ -303,13 +320,21 @@ async fn a_changed_row_is_an_error_for_its_reader_only() {
     assert_eq!(outcomes, [true, false, true]);
 }
 
-/// O04: in the last thousand records at the start, before that by the whole check; the record is named.
+/// O04: in the last thousand records at the start, before that by the whole check; the record is
+/// named.
 #[tokio::test]
 async fn a_changed_audit_record_is_named() {
-    let dir = tampered("UPDATE audit SET event = replace(event, ':\"target\"', ':\"Target\"') WHERE sequence = 5").await;
-    assert!(matches!(open(dir.path()), Err(OpenError::Corrupt(text)) if text == "audit record 5: altered"));
+    let dir = tampered(
+        "UPDATE audit SET event = replace(event, ':\"target\"', ':\"Target\"') WHERE sequence = 5",
+    )
+    .await;
+    assert!(
+        matches!(open(dir.path()), Err(OpenError::Corrupt(text)) if text == "audit record 5: altered")
+    );
     let dir = tampered("DELETE FROM audit WHERE sequence = 7").await;
-    assert!(matches!(open(dir.path()), Err(OpenError::Corrupt(text)) if text == "audit record 7: removed"));
+    assert!(
+        matches!(open(dir.path()), Err(OpenError::Corrupt(text)) if text == "audit record 7: removed")
+    );
 
     let (dir, _) = closed(200).await;
     let connection = rusqlite::Connection::open(dir.path().join("jeton.db")).unwrap();
@@ -317,9 +342,15 @@ async fn a_changed_audit_record_is_named() {
     drop(connection);
     let store = open(dir.path()).unwrap();
     let checked = store.check().await.unwrap();
-    assert_eq!(checked.flaw, Some(("node".into(), Flaw { sequence: 5, problem: Problem::Altered })));
+    assert_eq!(
+        checked.flaw,
+        Some(("node".into(), Flaw { sequence: 5, problem: Problem::Altered }))
+    );
     assert_eq!(checked.damage, [""; 0]);
-    let shown = store.events(&Filter { target: Some("Target".into()), ..Filter::default() }, None, 9).await.unwrap();
+    let shown = store
+        .events(&Filter { target: Some("Target".into()), ..Filter::default() }, None, 9)
+        .await
+        .unwrap();
     assert_eq!(shown.iter().map(|record| record.sequence).collect::<Vec<_>>(), [5]);
 }
 
@@ -330,8 +361,11 @@ async fn a_trail_under_another_seal_is_refused() {
     fs::remove_file(dir.path().join("anchor")).unwrap();
     let foreign = Embedded::open(dir.path(), "node", jeton::crypto::chain::ChainKey::new([1; 32]));
     assert!(matches!(foreign, Err(OpenError::Corrupt(text)) if text.contains("seal")));
-    let dir = tampered("DELETE FROM audit WHERE sequence = (SELECT max(sequence) FROM audit)").await;
-    assert!(matches!(open(dir.path()), Err(OpenError::Rollback(text)) if text.contains("is not there")));
+    let dir =
+        tampered("DELETE FROM audit WHERE sequence = (SELECT max(sequence) FROM audit)").await;
+    assert!(
+        matches!(open(dir.path()), Err(OpenError::Rollback(text)) if text.contains("is not there"))
+    );
     let dir = tampered("UPDATE head SET sequence = sequence - 1").await;
     assert!(matches!(open(dir.path()), Err(OpenError::Corrupt(_))));
 }
@@ -349,17 +383,25 @@ async fn the_whole_check_passes_what_is_whole() {
     store.close().await.unwrap();
 }
 
-/// A row that cannot be read, or that lies under another's key, is named and does not keep the others from being listed.
+/// A row that cannot be read, or that lies under another's key, is named and does not keep the
+/// others from being listed.
 #[tokio::test]
 async fn a_listing_goes_on_beside_a_row_that_cannot_be_read() {
-    let dir = tampered("UPDATE clients SET body = replace(body, 'write', 'admin') WHERE id = 'client-00001'").await;
+    let dir = tampered(
+        "UPDATE clients SET body = replace(body, 'write', 'admin') WHERE id = 'client-00001'",
+    )
+    .await;
     let connection = rusqlite::Connection::open(dir.path().join("jeton.db")).unwrap();
     let strange = "INSERT INTO clients VALUES ('no id', 'default', 1, '{}', x'00'), ('a', 'default', 1, '{}', x'00')";
     assert_eq!(connection.execute(strange, []).unwrap(), 2);
     drop(connection);
     let store = open(dir.path()).unwrap();
     let listed = store.clients(None, None, 100).await.unwrap();
-    let odd: Vec<_> = listed.iter().filter(|entry| matches!(entry, Listed::NotAuthentic(_))).map(Listed::id).collect();
+    let odd: Vec<_> = listed
+        .iter()
+        .filter(|entry| matches!(entry, Listed::NotAuthentic(_)))
+        .map(Listed::id)
+        .collect();
     assert_eq!(odd, [&id("a"), &id("client-00001")]);
     let sound = listed.iter().filter(|entry| matches!(entry, Listed::Client(_))).count();
     assert!(sound > 0 && listed.len() == sound + 2);
@@ -371,7 +413,8 @@ async fn a_listing_goes_on_beside_a_row_that_cannot_be_read() {
     assert_eq!(paged, listed);
 }
 
-/// AUDIT AZ10: an audience whose row was altered, or lies under another audience, is named and nobody's; the others are listed.
+/// AUDIT AZ10: an audience whose row was altered, or lies under another audience, is named and
+/// nobody's; the others are listed.
 #[tokio::test]
 async fn an_audience_whose_row_was_altered_is_nobodys() {
     let dir = tampered("UPDATE audiences SET body = replace(body, 'acme', 'evil') WHERE id = 'https://client-00001'").await;
@@ -387,8 +430,14 @@ async fn an_audience_whose_row_was_altered_is_nobodys() {
     assert!(listed.len() > 2);
     for audience in ["https://client-00001", "urn:a"] {
         let audience = audience.parse().unwrap();
-        assert_eq!(store.audience(&audience).await.unwrap(), Some(FoundAudience::NotAuthentic(audience)));
+        assert_eq!(
+            store.audience(&audience).await.unwrap(),
+            Some(FoundAudience::NotAuthentic(audience))
+        );
     }
     let damage = store.check().await.unwrap().damage;
-    assert!(damage.iter().any(|problem| problem.starts_with("audience https://client-00001")), "{damage:?}");
+    assert!(
+        damage.iter().any(|problem| problem.starts_with("audience https://client-00001")),
+        "{damage:?}"
+    );
 }

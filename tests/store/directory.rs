@@ -23,14 +23,16 @@ fn open(dir: &Path) -> Result<Embedded, OpenError> {
     Embedded::open(dir, "node", Bench::key())
 }
 
-/// E7: refused, with the holder's id, and not held up until the holder goes; a reader is not refused.
+/// E7: refused, with the holder's id, and not held up until the holder goes; a reader is not
+/// refused.
 #[tokio::test]
 async fn a_held_directory_names_its_holder() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).unwrap();
     let path = dir.path().to_owned();
     // An opener that waited for the lock would wait as long as this store is open.
-    let second = timeout(Duration::from_secs(60), tokio::task::spawn_blocking(move || open(&path))).await;
+    let second =
+        timeout(Duration::from_secs(60), tokio::task::spawn_blocking(move || open(&path))).await;
     let second = second.expect("it waits for the holder").unwrap();
     assert!(matches!(second, Err(OpenError::Held { pid }) if pid == std::process::id()));
     drop(Embedded::read_only(dir.path(), None).unwrap());
@@ -42,7 +44,12 @@ async fn a_held_directory_names_its_holder() {
 /// Holds a directory in a process of its own, until it is killed.
 fn hold(dir: &Path) -> Child {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "directory::a_process_that_holds_a_directory", "--ignored", "--nocapture"])
+        .args([
+            "--exact",
+            "directory::a_process_that_holds_a_directory",
+            "--ignored",
+            "--nocapture",
+        ])
         .env(DIR, dir)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -63,11 +70,16 @@ async fn a_directory_whose_holder_was_killed_opens() {
     child.kill().unwrap();
     child.wait().unwrap();
     let store = open(dir.path()).unwrap();
-    assert_eq!(store.chain("node", 0, 99).await.unwrap().len(), 10, "what it had acknowledged is there");
+    assert_eq!(
+        store.chain("node", 0, 99).await.unwrap().len(),
+        10,
+        "what it had acknowledged is there"
+    );
     assert!(store.check().await.unwrap().sound());
 }
 
-/// E7, TL8: the file that names the holder is not the lock: removed by hand, it lets no second process in.
+/// E7, TL8: the file that names the holder is not the lock: removed by hand, it lets no second
+/// process in.
 #[tokio::test]
 async fn a_lock_file_that_is_removed_by_hand_lets_nobody_in() {
     let dir = tempfile::tempdir().unwrap();
@@ -89,27 +101,40 @@ async fn a_lock_file_that_is_removed_by_hand_lets_nobody_in() {
 }
 
 /// Every name under which a file is opened in a data directory.
-const NAMES: [&str; 8] =
-    ["lock", "anchor", "anchor.new", "reserve", "jeton.db", "jeton.db-wal", "jeton.db-shm", "jeton.db-journal"];
+const NAMES: [&str; 8] = [
+    "lock",
+    "anchor",
+    "anchor.new",
+    "reserve",
+    "jeton.db",
+    "jeton.db-wal",
+    "jeton.db-shm",
+    "jeton.db-journal",
+];
 
 const MINE: &str = "precious contents";
 
-/// Opens a directory with something odd under one of our names: refused, and nothing is made or changed.
+/// Opens a directory with something odd under one of our names: refused, and nothing is made or
+/// changed.
 fn refused(dir: &Path, name: &str) {
-    let names = || fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
+    let names =
+        || fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect::<Vec<_>>();
     let before = names();
     // A developer's machine is no exception.
     for open_directory in [false, true] {
         let accept = Accept { open_directory, ..Accept::default() };
         match Embedded::open_accepting(dir, "node", Bench::key(), accept) {
-            Err(OpenError::Exposed { path, .. }) => assert!(path.ends_with(name), "{name}: {path:?}"),
+            Err(OpenError::Exposed { path, .. }) => {
+                assert!(path.ends_with(name), "{name}: {path:?}")
+            }
             other => panic!("{name}: {:?}", other.err()),
         }
     }
     assert_eq!(names(), before, "{name}: nothing is made beside it");
 }
 
-/// TL8: a link in the place of any file is refused before anything is made, truncated or grown, wherever it leads.
+/// TL8: a link in the place of any file is refused before anything is made, truncated or grown,
+/// wherever it leads.
 #[tokio::test]
 async fn a_link_in_the_place_of_a_file_is_refused() {
     for name in NAMES {
@@ -156,7 +181,8 @@ async fn a_database_behind_a_link_is_not_read() {
     store.close().await.unwrap();
 }
 
-/// TL8, AZ16 a: a directory, or a file of ours in it, that others can write to is refused; on a developer's machine it is not.
+/// TL8, AZ16 a: a directory, or a file of ours in it, that others can write to is refused; on a
+/// developer's machine it is not.
 #[tokio::test]
 async fn what_others_can_write_to_is_refused() {
     let is_refused = |dir: &Path| match open(dir) {
@@ -168,13 +194,30 @@ async fn what_others_can_write_to_is_refused() {
         Ok(_) => false,
     };
     let dir = tempfile::tempdir().unwrap();
-    let chmod = |path: &Path, mode: u32| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-    for (mode, expected) in [(0o777, true), (0o1777, true), (0o702, true), (0o770, false), (0o755, false), (0o700, false)] {
+    let chmod = |path: &Path, mode: u32| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap()
+    };
+    for (mode, expected) in [
+        (0o777, true),
+        (0o1777, true),
+        (0o702, true),
+        (0o770, false),
+        (0o755, false),
+        (0o700, false),
+    ] {
         chmod(dir.path(), mode);
         assert_eq!(is_refused(dir.path()), expected, "{mode:o}");
-        assert_eq!(dir.path().join("jeton.db").exists(), !expected, "{mode:o}: nothing is made before");
+        assert_eq!(
+            dir.path().join("jeton.db").exists(),
+            !expected,
+            "{mode:o}: nothing is made before"
+        );
         let developers = Accept { open_directory: true, ..Accept::default() };
-        Embedded::open_accepting(dir.path(), "node", Bench::key(), developers).unwrap().close().await.unwrap();
+        Embedded::open_accepting(dir.path(), "node", Bench::key(), developers)
+            .unwrap()
+            .close()
+            .await
+            .unwrap();
         for name in fs::read_dir(dir.path()).unwrap() {
             fs::remove_file(name.unwrap().path()).unwrap();
         }
@@ -202,7 +245,9 @@ async fn what_another_user_or_group_can_write_to_is_refused() {
         let own = fs::metadata(&path).unwrap().uid();
         chown(&path, Some(OTHER), None).unwrap();
         match open(dir.path()) {
-            Err(OpenError::Exposed { problem, .. }) => assert!(problem.contains("belongs to user 54321"), "{problem}"),
+            Err(OpenError::Exposed { problem, .. }) => {
+                assert!(problem.contains("belongs to user 54321"), "{problem}")
+            }
             other => panic!("{:?}", other.err()),
         }
         chown(&path, Some(own), None).unwrap();
@@ -251,7 +296,10 @@ async fn a_newer_format_is_refused_and_left_as_it_is() {
     rusqlite::Connection::open(&file).unwrap().pragma_update(None, "user_version", 3).unwrap();
     let before = fs::read(&file).unwrap();
     assert!(matches!(open(dir.path()), Err(OpenError::Newer { found: 3, known: 2 })));
-    assert!(matches!(Embedded::read_only(dir.path(), None), Err(OpenError::Newer { found: 3, known: 2 })));
+    assert!(matches!(
+        Embedded::read_only(dir.path(), None),
+        Err(OpenError::Newer { found: 3, known: 2 })
+    ));
     assert_eq!(fs::read(&file).unwrap(), before);
 }
 

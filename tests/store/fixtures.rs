@@ -10,8 +10,8 @@ use std::{
 
 use jeton::{
     model::{
-        Action, Client, ClientId, Digest, Epochs, Event, Family, FamilyId, Grants, Keyset, Mac, PlanName, Record, Scopes,
-        Secret, Stamp, Subject, Timestamp,
+        Action, Client, ClientId, Digest, Epochs, Event, Family, FamilyId, Grants, Keyset, Mac,
+        PlanName, Record, Scopes, Secret, Stamp, Subject, Timestamp,
         family::Answers,
         keyset::{Algorithm, KeyState, SigningKey},
     },
@@ -102,7 +102,8 @@ pub(crate) fn family(client: &str) -> Family {
     }
 }
 
-/// The family's token of this generation, presented by its client a while after [`NOW`], with 10 s of grace.
+/// The family's token of this generation, presented by its client a while after [`NOW`], with 10 s
+/// of grace.
 pub(crate) fn present(family: &Family, presented: u32, after_millis: i64) -> Rotate {
     Rotate {
         family: family.id,
@@ -139,7 +140,8 @@ pub(crate) async fn whole_chain(store: &(impl AuditStore + ?Sized)) -> Vec<Recor
     let name = chain_of(store).await;
     let mut records: Vec<Record> = Vec::new();
     loop {
-        let page = store.chain(&name, records.last().map_or(0, |last| last.sequence), 99).await.unwrap();
+        let page =
+            store.chain(&name, records.last().map_or(0, |last| last.sequence), 99).await.unwrap();
         if page.is_empty() {
             return records;
         }

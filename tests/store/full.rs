@@ -5,7 +5,10 @@ use std::path::Path;
 use jeton::{
     crypto::chain::Walk,
     model::{Action, Client, Event},
-    store::{AuditStore, ClientStore, CounterStore, RevocationStore, Store, StoreError, embedded::Embedded},
+    store::{
+        AuditStore, ClientStore, CounterStore, RevocationStore, Store, StoreError,
+        embedded::Embedded,
+    },
 };
 
 use crate::{
@@ -35,7 +38,8 @@ async fn fill_up(store: &Embedded) -> usize {
     unreachable!()
 }
 
-/// Refused and nothing half done; reading goes on; with room again, so does writing, without a restart.
+/// Refused and nothing half done; reading goes on; with room again, so does writing, without a
+/// restart.
 #[tokio::test]
 async fn a_full_disk_refuses_writes_until_there_is_room() {
     let dir = tempfile::tempdir().unwrap();
@@ -51,7 +55,9 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
         tail.recv().await.unwrap();
     }
 
-    let refused = store.create_client(&Client { display_name: "x".repeat(8_000), ..client("b") }, large(0)).await;
+    let refused = store
+        .create_client(&Client { display_name: "x".repeat(8_000), ..client("b") }, large(0))
+        .await;
     assert!(matches!(refused, Err(StoreError::Full(_))));
     assert_eq!(store.client(&id("b")).await.unwrap(), None);
     assert_eq!(ear.heard(), [], "what did not happen is not heard");
@@ -100,7 +106,8 @@ async fn nobody_in_a_failed_batch_is_told_it_was_done() {
     verify(&store).await;
 }
 
-/// E4: no answer may rest on a record that will not be written; and nothing but such records brings writing back.
+/// E4: no answer may rest on a record that will not be written; and nothing but such records brings
+/// writing back.
 #[tokio::test]
 async fn a_full_disk_promises_no_record_ahead() {
     let dir = tempfile::tempdir().unwrap();
@@ -124,6 +131,12 @@ async fn a_full_disk_promises_no_record_ahead() {
 
 async fn verify(store: &Embedded) {
     let mut walk = Walk::from_start();
-    store.chain("node", 0, 100_000).await.unwrap().iter().try_for_each(|record| walk.record(record)).unwrap();
+    store
+        .chain("node", 0, 100_000)
+        .await
+        .unwrap()
+        .iter()
+        .try_for_each(|record| walk.record(record))
+        .unwrap();
     walk.finish(&Bench::key(), store.head("node").await.unwrap().as_ref()).unwrap();
 }

@@ -1,8 +1,15 @@
-//! What every store must do, whatever it is made of: one suite, a lane for each backend and each wrapper.
+//! What every store must do, whatever it is made of: one suite, a lane for each backend and each
+//! wrapper.
 //!
-//! A new backend is one more `lane!`. A case that is missing from the list in `suite/mod.rs` does not compile.
+//! A new backend is one more `lane!`. A case that is missing from the list in `suite/mod.rs` does
+//! not compile.
 
-#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test stops at the first surprise")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test stops at the first surprise"
+)]
 
 mod alone;
 mod bench;
@@ -19,7 +26,11 @@ mod fixtures;
 mod forged;
 mod full;
 #[path = "../support/replica/member.rs"]
-#[expect(dead_code, clippy::expect_used, reason = "shared with replica sets of other tests, which use the rest")]
+#[expect(
+    dead_code,
+    clippy::expect_used,
+    reason = "shared with replica sets of other tests, which use the rest"
+)]
 mod member;
 mod model;
 mod moves;

@@ -7,8 +7,8 @@ use std::{
 
 use jeton::{
     model::{
-        Action, Client, ClientId, EpochOf, Family, FamilyId, Jti, Revoked, Stamp, TenantId, Timestamp, family::Answers,
-        revocation::Revocation,
+        Action, Client, ClientId, EpochOf, Family, FamilyId, Jti, Revoked, Stamp, TenantId,
+        Timestamp, family::Answers, revocation::Revocation,
     },
     store::{Creation, Last, Listed, Rotate, Rotation, SecretUse, Store, Verdict, Write},
 };
@@ -147,7 +147,8 @@ impl Model {
     }
 
     fn create(&mut self, client: &Client) -> Creation {
-        let of_another = self.deleted.get(&client.id).is_some_and(|tenant| *tenant != client.tenant);
+        let of_another =
+            self.deleted.get(&client.id).is_some_and(|tenant| *tenant != client.tenant);
         if of_another || self.clients.contains_key(&client.id) {
             return Creation::Taken;
         }
@@ -158,11 +159,9 @@ impl Model {
     }
 
     fn replace(&mut self, client: &Client) -> Write {
-        let Some(stored) = self
-            .clients
-            .get_mut(&client.id)
-            .filter(|stored| stored.revision + 1 == client.revision && stored.tenant == client.tenant)
-        else {
+        let Some(stored) = self.clients.get_mut(&client.id).filter(|stored| {
+            stored.revision + 1 == client.revision && stored.tenant == client.tenant
+        }) else {
             return Write::Stale;
         };
         let mut next = client.clone();
@@ -186,11 +185,9 @@ impl Model {
     }
 
     fn delete(&mut self, client: &Client) -> Write {
-        if self
-            .clients
-            .get(&client.id)
-            .is_none_or(|stored| stored.revision != client.revision || stored.tenant != client.tenant)
-        {
+        if self.clients.get(&client.id).is_none_or(|stored| {
+            stored.revision != client.revision || stored.tenant != client.tenant
+        }) {
             return Write::Stale;
         }
         let gone = self.clients.remove(&client.id).unwrap();
@@ -201,7 +198,9 @@ impl Model {
 
     fn note(&mut self, used: &SecretUse) {
         let secrets = self.clients.get_mut(&used.client).map(|client| &mut client.secrets);
-        if let Some(secret) = secrets.and_then(|all| all.iter_mut().find(|secret| secret.id == used.secret)) {
+        if let Some(secret) =
+            secrets.and_then(|all| all.iter_mut().find(|secret| secret.id == used.secret))
+        {
             secret.use_count += used.count;
             secret.last_used_at = secret.last_used_at.max(Some(used.at));
         }
@@ -216,7 +215,8 @@ impl Model {
                 family.generation += 1;
                 family.rotated_at = rotate.now;
                 let running = if family.answers.given > 1 { family.answers.running + 1 } else { 0 };
-                family.answers = Answers { given: 1, running, rotated_by: peer.into(), repeated_by: "".into() };
+                family.answers =
+                    Answers { given: 1, running, rotated_by: peer.into(), repeated_by: "".into() };
                 Rotation::Rotated(family.clone())
             }
             Verdict::Repeat => {
@@ -240,7 +240,8 @@ impl Model {
     fn sweep(&mut self, now: Timestamp) -> usize {
         let before = self.revocations.len() + self.families.len() + self.counters.len();
         self.revocations.retain(|_, until| now < *until);
-        self.families.retain(|_, family| now < family.expires_at && now < family.rotated_at + family.idle);
+        self.families
+            .retain(|_, family| now < family.expires_at && now < family.rotated_at + family.idle);
         self.counters.retain(|(until, _), _| now < *until);
         self.swept = self.swept.max(now);
         before - self.revocations.len() - self.families.len() - self.counters.len()
@@ -261,22 +262,29 @@ async fn step(bench: &Bench, model: &mut Model, now: &mut Timestamp, verb: &Verb
             assert_eq!(created, model.create(&client));
         }
         Verb::Replace { client, ahead, secrets } => {
-            let revision = model.clients.get(&id(CLIENTS[client])).map_or(0, |stored| stored.revision) + ahead;
+            let revision =
+                model.clients.get(&id(CLIENTS[client])).map_or(0, |stored| stored.revision) + ahead;
             let mut next = Client { revision, ..client_of("one", CLIENTS[client]) };
             next.secrets.truncate(secrets);
             let written = store.replace_client(&next, event(Action::ClientUpdated)).await.unwrap();
             assert_eq!(written, model.replace(&next));
         }
         Verb::Finish { client, ahead } => {
-            let revision = model.clients.get(&id(CLIENTS[client])).map_or(0, |stored| stored.revision) + ahead;
+            let revision =
+                model.clients.get(&id(CLIENTS[client])).map_or(0, |stored| stored.revision) + ahead;
             let next = Client { revision, disabled: true, ..client_of("one", CLIENTS[client]) };
             let events = (event(Action::ClientDisabled), event(Action::ClientRevoked));
-            assert_eq!(store.end_client(&next, events.0, events.1).await.unwrap(), model.finish(&next));
+            assert_eq!(
+                store.end_client(&next, events.0, events.1).await.unwrap(),
+                model.finish(&next)
+            );
         }
         Verb::Delete { client, behind } => {
             let id = id(CLIENTS[client]);
-            let revision = model.clients.get(&id).map_or(0, |stored| stored.revision).saturating_sub(behind);
-            let tenant = model.clients.get(&id).map_or("one", |stored| stored.tenant.as_str()).to_owned();
+            let revision =
+                model.clients.get(&id).map_or(0, |stored| stored.revision).saturating_sub(behind);
+            let tenant =
+                model.clients.get(&id).map_or("one", |stored| stored.tenant.as_str()).to_owned();
             let gone = Client { revision, ..client_of(&tenant, id.as_str()) };
             let deleted = store.delete_client(&gone, event(Action::ClientDeleted)).await.unwrap();
             assert_eq!(deleted, model.delete(&gone));
@@ -291,10 +299,18 @@ async fn step(bench: &Bench, model: &mut Model, now: &mut Timestamp, verb: &Verb
             let tenant = tenant.map(|one| if one { "one" } else { "two" }.parse().unwrap());
             let after = after.map(|client| id(CLIENTS[client]));
             let page = store.clients(tenant.as_ref(), after.as_ref(), limit).await.unwrap();
-            let own = |client: &&Client| tenant.as_ref().is_none_or(|tenant| client.tenant == *tenant);
+            let own =
+                |client: &&Client| tenant.as_ref().is_none_or(|tenant| client.tenant == *tenant);
             let later = |client: &&Client| after.as_ref().is_none_or(|after| client.id > *after);
-            let expected: Vec<_> = model.clients.values().filter(own).filter(later).take(limit).cloned().collect();
-            assert_eq!(page, expected.into_iter().map(|client| Listed::Client(Box::new(client))).collect::<Vec<_>>());
+            let expected: Vec<_> =
+                model.clients.values().filter(own).filter(later).take(limit).cloned().collect();
+            assert_eq!(
+                page,
+                expected
+                    .into_iter()
+                    .map(|client| Listed::Client(Box::new(client)))
+                    .collect::<Vec<_>>()
+            );
         }
         Verb::Sweep => assert_eq!(store.sweep(*now, 1_000).await.unwrap(), model.sweep(*now)),
         Verb::Pass { millis } => *now = Timestamp::from_millis(now.millis() + millis),
@@ -316,8 +332,17 @@ async fn step_tokens(store: &dyn Store, model: &mut Model, now: Timestamp, verb:
         Verb::Open { client, slot, idle, lifetime } => {
             let expires_at = Timestamp::from_millis(now.millis() + lifetime);
             let idle = Duration::from_millis(idle);
-            let opened = Family { opened_at: now, rotated_at: now, expires_at, idle, ..family(CLIENTS[client]) };
-            assert_eq!(store.open_family(&opened, event(Action::TokenIssued)).await.unwrap(), Creation::Created);
+            let opened = Family {
+                opened_at: now,
+                rotated_at: now,
+                expires_at,
+                idle,
+                ..family(CLIENTS[client])
+            };
+            assert_eq!(
+                store.open_family(&opened, event(Action::TokenIssued)).await.unwrap(),
+                Creation::Created
+            );
             model.slots[slot] = Some(opened.id);
             model.families.insert(opened.id, opened);
             model.records += 1;
@@ -325,17 +350,40 @@ async fn step_tokens(store: &dyn Store, model: &mut Model, now: Timestamp, verb:
         Verb::Rotate { client, slot, behind, grace } => {
             let family = model.slots[slot].unwrap_or_default();
             let generation = model.families.get(&family).map_or(0, |family| family.generation);
-            let presented = if behind == u32::MAX { generation + 1 } else { generation.saturating_sub(behind) };
+            let presented =
+                if behind == u32::MAX { generation + 1 } else { generation.saturating_sub(behind) };
             let (grace, remember) = (Duration::from_millis(grace), Some(Duration::from_millis(50)));
-            let rotate =
-                Rotate { family, presented, client: id(CLIENTS[client]), now, agreed: now, lawful: true, grace, remember };
-            assert_eq!(store.rotate(&rotate, &stamp(), "jti").await.unwrap(), model.rotate(&rotate, &stamp().peer));
+            let rotate = Rotate {
+                family,
+                presented,
+                client: id(CLIENTS[client]),
+                now,
+                agreed: now,
+                lawful: true,
+                grace,
+                remember,
+            };
+            assert_eq!(
+                store.rotate(&rotate, &stamp(), "jti").await.unwrap(),
+                model.rotate(&rotate, &stamp().peer)
+            );
         }
         Verb::Again { slot, behind, site } => {
-            let Some(family) = model.slots[slot].and_then(|id| model.families.get(&id)).cloned() else { return };
-            let rotate = Rotate { now, agreed: now, ..present(&family, family.generation.saturating_sub(behind), 0) };
-            let stamp = Stamp { peer: ["192.0.2.1", "2001:db8::1", "local"][site].into(), ..stamp() };
-            assert_eq!(store.rotate(&rotate, &stamp, "jti").await.unwrap(), model.rotate(&rotate, &stamp.peer));
+            let Some(family) = model.slots[slot].and_then(|id| model.families.get(&id)).cloned()
+            else {
+                return;
+            };
+            let rotate = Rotate {
+                now,
+                agreed: now,
+                ..present(&family, family.generation.saturating_sub(behind), 0)
+            };
+            let stamp =
+                Stamp { peer: ["192.0.2.1", "2001:db8::1", "local"][site].into(), ..stamp() };
+            assert_eq!(
+                store.rotate(&rotate, &stamp, "jti").await.unwrap(),
+                model.rotate(&rotate, &stamp.peer)
+            );
         }
         Verb::End { slot, remember } => {
             let family = model.slots[slot].unwrap_or_default();
@@ -350,7 +398,10 @@ async fn step_tokens(store: &dyn Store, model: &mut Model, now: Timestamp, verb:
         Verb::Revoke { slot, remember } => {
             let revoked = Revoked::Token(*model.tokens[slot].get_or_insert_with(Jti::new));
             let until = now + Duration::from_millis(remember);
-            store.revoke(&Revocation { revoked, until }, event(Action::TokenRevoked)).await.unwrap();
+            store
+                .revoke(&Revocation { revoked, until }, event(Action::TokenRevoked))
+                .await
+                .unwrap();
             model.end(revoked, until);
             model.records += 1;
         }
@@ -390,13 +441,26 @@ async fn compare(store: &dyn Store, model: &Model, now: Timestamp) {
         assert_eq!(store.client(&id(name)).await.unwrap().as_ref(), model.clients.get(&id(name)));
     }
     for family in model.slots.iter().flatten() {
-        let stands = |family: &&Family| now < family.expires_at && now < family.rotated_at + family.idle;
-        assert_eq!(store.family(*family, now).await.unwrap().as_ref(), model.families.get(family).filter(stands));
+        let stands =
+            |family: &&Family| now < family.expires_at && now < family.rotated_at + family.idle;
+        assert_eq!(
+            store.family(*family, now).await.unwrap().as_ref(),
+            model.families.get(family).filter(stands)
+        );
     }
     let snapshot = store.follow(now, Ear::new()).await.unwrap();
-    let revocations: BTreeSet<_> = snapshot.revocations.iter().map(|it| (it.revoked, it.until)).collect();
+    let revocations: BTreeSet<_> =
+        snapshot.revocations.iter().map(|it| (it.revoked, it.until)).collect();
     let stands = |(_, until): &(&Revoked, &Timestamp)| now < **until;
-    assert_eq!(revocations, model.revocations.iter().filter(stands).map(|(revoked, until)| (*revoked, *until)).collect());
+    assert_eq!(
+        revocations,
+        model
+            .revocations
+            .iter()
+            .filter(stands)
+            .map(|(revoked, until)| (*revoked, *until))
+            .collect()
+    );
     assert_eq!(snapshot.epochs.into_iter().collect::<BTreeMap<_, _>>(), model.epochs);
     let records = whole_chain(store).await;
     assert_eq!(records.len() as u64, model.records, "one record a change");

@@ -45,8 +45,8 @@ mod mongodb {
         (dir, store)
     }
 
-    /// E9: from a directory to MongoDB and back, the same bytes at every stop, in pages of any size; and the node goes on with
-    /// the chain that has its name.
+    /// E9: from a directory to MongoDB and back, the same bytes at every stop, in pages of any
+    /// size; and the node goes on with the chain that has its name.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn from_a_directory_to_mongodb_and_back() {
@@ -63,16 +63,26 @@ mod mongodb {
 
         let store = node(uri.uri(), "node").await;
         assert_eq!(store.newest(), source.newest());
-        assert_eq!(store.client(&id("client-00001")).await.unwrap(), source.client(&id("client-00001")).await.unwrap());
+        assert_eq!(
+            store.client(&id("client-00001")).await.unwrap(),
+            source.client(&id("client-00001")).await.unwrap()
+        );
         let before = source.head("node").await.unwrap().unwrap().sequence;
         store.append(event(Action::StoreImported)).await.unwrap();
         let mut walk = Walk::from_start();
-        store.chain("node", 0, 10_000).await.unwrap().iter().try_for_each(|record| walk.record(record)).unwrap();
+        store
+            .chain("node", 0, 10_000)
+            .await
+            .unwrap()
+            .iter()
+            .try_for_each(|record| walk.record(record))
+            .unwrap();
         walk.finish(&Bench::key(), store.head("node").await.unwrap().as_ref()).unwrap();
         assert_eq!(walk.sequence(), before + 1);
     }
 
-    /// E9: several nodes' chains, families that were ended, reused and outlived by their end, epochs of a deleted client.
+    /// E9: several nodes' chains, families that were ended, reused and outlived by their end,
+    /// epochs of a deleted client.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn from_mongodb_with_several_nodes_to_a_directory_and_back() {
@@ -91,10 +101,21 @@ mod mongodb {
         two.rotate(&present(&reused, 0, 20_000), &stamp(), "jti").await.unwrap();
         one.sweep(at(2_000), 100).await.unwrap();
         two.create_client(&client("gone"), event(Action::ClientCreated)).await.unwrap();
-        two.note_uses(&[SecretUse { client: id("gone"), secret: "s1".parse().unwrap(), at: at(1), count: 1 }]).await.unwrap();
+        two.note_uses(&[SecretUse {
+            client: id("gone"),
+            secret: "s1".parse().unwrap(),
+            at: at(1),
+            count: 1,
+        }])
+        .await
+        .unwrap();
         let gone = jeton::model::Client { revision: 2, ..client("gone") };
-        two.end_client(&gone, event(Action::ClientDisabled), event(Action::ClientRevoked)).await.unwrap();
-        two.delete_client(&of_revision(2, client("gone")), event(Action::ClientDeleted)).await.unwrap();
+        two.end_client(&gone, event(Action::ClientDisabled), event(Action::ClientRevoked))
+            .await
+            .unwrap();
+        two.delete_client(&of_revision(2, client("gone")), event(Action::ClientDeleted))
+            .await
+            .unwrap();
         one.close().await.unwrap();
         two.close().await.unwrap();
 
@@ -111,7 +132,13 @@ mod mongodb {
         for store in [&moved as &dyn Store, &embedded] {
             let standing = store.follow(at(2_000), Ear::new()).await.unwrap();
             for id in [ended.id, reused.id, short.id] {
-                assert!(standing.revocations.iter().any(|revocation| revocation.revoked == Revoked::Family(id)), "{id}");
+                assert!(
+                    standing
+                        .revocations
+                        .iter()
+                        .any(|revocation| revocation.revoked == Revoked::Family(id)),
+                    "{id}"
+                );
             }
             assert!(standing.epochs.contains(&(EpochOf::Client(id("gone")), 1)));
             let verdicts = verify(store, &Bench::key(), None, &[]).await.unwrap();
@@ -125,14 +152,18 @@ mod mongodb {
         let import = Mongo::import(uri.uri(), Bench::key(), DEADLINE).await.unwrap();
         let outcome = import.load(items).await;
         let opened = Mongo::open(uri.uri(), "node", Bench::key(), DEADLINE).await;
-        assert!(matches!(opened, Err(OpenError::Corrupt(_))), "nothing opens the half of an import");
+        assert!(
+            matches!(opened, Err(OpenError::Corrupt(_))),
+            "nothing opens the half of an import"
+        );
         match outcome {
             Err(StoreError::Corrupt(source)) => source.to_string(),
             other => panic!("{other:?}"),
         }
     }
 
-    /// O04, E9: an export that was tampered with, cut off, or stands in the way of something is not taken in.
+    /// O04, E9: an export that was tampered with, cut off, or stands in the way of something is not
+    /// taken in.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn a_tampered_export_is_refused() {
@@ -161,7 +192,13 @@ mod mongodb {
         store.revoke(&revocation, event(Action::TokenRevoked)).await.unwrap();
         let import = Mongo::import(uri.uri(), Bench::key(), DEADLINE).await.unwrap();
         let full = import.load(whole).await;
-        assert!(matches!(full, Err(StoreError::Corrupt(problem)) if problem.to_string() == "import: the store is not empty"));
-        assert_eq!(store.follow(NOW, Ear::new()).await.unwrap().revocations, [revocation], "nothing was touched");
+        assert!(
+            matches!(full, Err(StoreError::Corrupt(problem)) if problem.to_string() == "import: the store is not empty")
+        );
+        assert_eq!(
+            store.follow(NOW, Ear::new()).await.unwrap().revocations,
+            [revocation],
+            "nothing was touched"
+        );
     }
 }

@@ -18,7 +18,8 @@ pub(crate) async fn fill(store: &dyn Store, rounds: usize) {
     for n in from..from + rounds {
         let name = format!("client-{n:05}");
         store.create_client(&client(&name), event(Action::ClientCreated)).await.unwrap();
-        let used = SecretUse { client: id(&name), secret: "s1".parse().unwrap(), at: at(5), count: 2 };
+        let used =
+            SecretUse { client: id(&name), secret: "s1".parse().unwrap(), at: at(5), count: 2 };
         store.note_uses(&[used]).await.unwrap();
         let changed = Client { revision: 2, ..client(&name) };
         store.replace_client(&changed, event(Action::ClientUpdated)).await.unwrap();
@@ -28,8 +29,17 @@ pub(crate) async fn fill(store: &dyn Store, rounds: usize) {
         let revocation = Revocation { revoked: Revoked::Token(Jti::new()), until: at(1_000_000) };
         store.revoke(&revocation, event(Action::TokenRevoked)).await.unwrap();
         store.raise_epoch(&EpochOf::Client(id(&name)), event(Action::ClientRevoked)).await.unwrap();
-        store.append(Event { at: at(i64::try_from(n).unwrap()), ..event(Action::TokenIssued) }).await.unwrap();
-        store.claim_audience(&record(&format!("https://{name}"), "acme"), event(Action::AudienceClaimed)).await.unwrap();
+        store
+            .append(Event { at: at(i64::try_from(n).unwrap()), ..event(Action::TokenIssued) })
+            .await
+            .unwrap();
+        store
+            .claim_audience(
+                &record(&format!("https://{name}"), "acme"),
+                event(Action::AudienceClaimed),
+            )
+            .await
+            .unwrap();
     }
     let revision = store.keyset().await.unwrap().map_or(0, |keyset| keyset.revision);
     store.replace_keyset(&keyset(revision + 1), event(Action::KeysRotated)).await.unwrap();
@@ -43,7 +53,8 @@ pub(crate) async fn delete_some(store: &dyn Store) {
     }
 }
 
-/// The files of a data directory as they lie there: what a process that is killed at this moment leaves behind.
+/// The files of a data directory as they lie there: what a process that is killed at this moment
+/// leaves behind.
 pub(crate) fn killed(dir: &Path) -> TempDir {
     let copy = copied(dir);
     Embedded::adopt(copy.path(), Bench::key()).unwrap();

@@ -1,4 +1,5 @@
-//! What only a store that nodes share can show: nodes beside each other, a node that died half way, another's schema.
+//! What only a store that nodes share can show: nodes beside each other, a node that died half way,
+//! another's schema.
 
 mod mongodb {
     use std::{
@@ -13,7 +14,8 @@ mod mongodb {
         model::{Action, Client, EpochOf, Event, Family, Jti, Revoked, revocation::Revocation},
         oauth::trail::verify,
         store::{
-            AuditStore, Change, ClientStore, FamilyStore, Follower, KeyStore, RevocationStore, Rotation, Store, StoreError,
+            AuditStore, Change, ClientStore, FamilyStore, Follower, KeyStore, RevocationStore,
+            Rotation, Store, StoreError,
             mongo::{DEADLINE, Mongo, OpenError},
         },
     };
@@ -59,7 +61,8 @@ mod mongodb {
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn what_one_node_ends_the_others_hear_of() {
         let uri = Own::own();
-        let (one, other, ear) = (node(uri.uri(), "one").await, node(uri.uri(), "other").await, Ear::new());
+        let (one, other, ear) =
+            (node(uri.uri(), "one").await, node(uri.uri(), "other").await, Ear::new());
         other.follow(NOW, ear.clone()).await.unwrap();
         let revocation = Revocation { revoked: Revoked::Token(Jti::new()), until: at(1_000) };
         one.revoke(&revocation, event(Action::TokenRevoked)).await.unwrap();
@@ -70,7 +73,10 @@ mod mongodb {
         one.end_family(ended.id, NOW, at(2_000), event(Action::FamilyRevoked)).await.unwrap();
         one.rotate(&present(&reused, 0, 1), &stamp(), "jti").await.unwrap();
         database::answered(uri.uri()).await;
-        assert_eq!(other.rotate(&present(&reused, 0, 20_000), &stamp(), "jti").await.unwrap(), Rotation::Reused);
+        assert_eq!(
+            other.rotate(&present(&reused, 0, 20_000), &stamp(), "jti").await.unwrap(),
+            Rotation::Reused
+        );
         for of in [EpochOf::Tenant("t".parse().unwrap()), EpochOf::Client(id("c"))] {
             one.raise_epoch(&of, event(Action::ClientRevoked)).await.unwrap();
         }
@@ -79,28 +85,37 @@ mod mongodb {
         let expected = [
             Change::Revoked(revocation),
             Change::Revoked(Revocation { revoked: Revoked::Family(ended.id), until: at(2_000) }),
-            Change::Revoked(Revocation { revoked: Revoked::Family(reused.id), until: at(20_000 + 900_000) }),
+            Change::Revoked(Revocation {
+                revoked: Revoked::Family(reused.id),
+                until: at(20_000 + 900_000),
+            }),
             Change::Epoch(EpochOf::Tenant("t".parse().unwrap()), 1),
             Change::Epoch(EpochOf::Client(id("c")), 1),
             Change::Client(id("c")),
             Change::Keyset(keyset(1).into()),
         ];
-        eventually("all of it", async || expected.iter().all(|change| ear.heard().contains(change))).await;
-        let order: Vec<_> = ear.heard().into_iter().filter(|change| expected.contains(change)).collect();
+        eventually("all of it", async || {
+            expected.iter().all(|change| ear.heard().contains(change))
+        })
+        .await;
+        let order: Vec<_> =
+            ear.heard().into_iter().filter(|change| expected.contains(change)).collect();
         assert_eq!(order[0], expected[0], "in the order of the commits");
     }
 
-    /// R02: a hundred who present one token at once, on two nodes, are one rotation, and cost the database little more than one.
-    /// After the end of their family they cost as little.
+    /// R02: a hundred who present one token at once, on two nodes, are one rotation, and cost the
+    /// database little more than one. After the end of their family they cost as little.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn a_hundred_with_one_token_cost_what_a_few_do() {
         let uri = Own::own();
-        let (one, other, family) = (node(uri.uri(), "one").await, node(uri.uri(), "other").await, family("a"));
+        let (one, other, family) =
+            (node(uri.uri(), "one").await, node(uri.uri(), "other").await, family("a"));
         one.open_family(&family, event(Action::TokenIssued)).await.unwrap();
         let tokens: Collection<Document> = looked_into(uri.uri()).await.collection("tokens");
         let operations = async || {
-            let mut told = tokens.aggregate([doc! { "$collStats": { "latencyStats": {} } }]).await.unwrap();
+            let mut told =
+                tokens.aggregate([doc! { "$collStats": { "latencyStats": {} } }]).await.unwrap();
             assert!(told.advance().await.unwrap());
             let told = told.deserialize_current().unwrap();
             let told = told.get_document("latencyStats").unwrap();
@@ -108,16 +123,19 @@ mod mongodb {
             of("reads") + of("writes") + of("commands")
         };
         let hands = async |generation: u32| {
-            let (presented, stamp, before) = (present(&family, generation, 1), stamp(), operations().await);
+            let (presented, stamp, before) =
+                (present(&family, generation, 1), stamp(), operations().await);
             let hands = (0..100).map(|hand| {
-                let (node, presented, stamp, id) = (if hand % 2 == 0 { &one } else { &other }, &presented, &stamp, family.id);
+                let (node, presented, stamp, id) =
+                    (if hand % 2 == 0 { &one } else { &other }, &presented, &stamp, family.id);
                 async move {
                     node.family(id, NOW).await.unwrap().unwrap();
                     node.rotate(presented, stamp, "jti").await.unwrap()
                 }
             });
             let rotations = join_all(hands).await;
-            // On each node: two reads, two rotations or looks, what empties the outbox; more where a look takes long.
+            // On each node: two reads, two rotations or looks, what empties the outbox; more where
+            // a look takes long.
             let cost = operations().await - before;
             assert!(cost < 100, "{cost} operations");
             rotations
@@ -126,14 +144,19 @@ mod mongodb {
         let rotated = |rotation: &&Rotation| matches!(rotation, Rotation::Rotated(_));
         assert_eq!(rotations.iter().filter(rotated).count(), 1);
         let repeated = |rotation: &&Rotation| matches!(rotation, Rotation::Repeated(family) if family.generation == 1);
-        assert_eq!(rotations.iter().filter(repeated).count(), 3, "AUDIT TL7: on both nodes together");
+        assert_eq!(
+            rotations.iter().filter(repeated).count(),
+            3,
+            "AUDIT TL7: on both nodes together"
+        );
         assert_eq!(rotations.iter().filter(|rotation| **rotation == Rotation::Refused).count(), 96);
         one.end_family(family.id, at(1), at(900_000), event(Action::FamilyRevoked)).await.unwrap();
         assert!(hands(1).await.iter().all(|rotation| *rotation == Rotation::Unknown));
     }
 
-    /// A change and its record are two documents: a node that dies in between leaves the event in the outbox, and the next life
-    /// of that node records it; the end of a chain that was not noted is found again.
+    /// A change and its record are two documents: a node that dies in between leaves the event in
+    /// the outbox, and the next life of that node records it; the end of a chain that was not noted
+    /// is found again.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn what_a_node_left_behind_is_recorded_when_it_comes_back() {
@@ -147,8 +170,10 @@ mod mongodb {
         let record = Client { revision: 2, display_name: "changed".into(), ..client("a") };
         let event_of_it = mongodb::bson::serialize_to_bson(&event(Action::ClientUpdated)).unwrap();
         let entry = uuid::Uuid::now_v7();
-        let entry =
-            mongodb::bson::Binary { subtype: mongodb::bson::spec::BinarySubtype::Uuid, bytes: entry.as_bytes().to_vec() };
+        let entry = mongodb::bson::Binary {
+            subtype: mongodb::bson::spec::BinarySubtype::Uuid,
+            bytes: entry.as_bytes().to_vec(),
+        };
         let mut left = doc! { "id": entry, "node": "node", "after": 1_i64, "event": event_of_it };
         sign(&mut left, &Bench::key(), "clients", "a");
         let change = doc! {
@@ -185,11 +210,15 @@ mod mongodb {
         for name in ["clients", "audiences", "tokens", "revocations", "epochs", "signing_keys"] {
             let collection: Collection<Document> = database.collection(name);
             let waiting = doc! { "outbox.id": { "$exists": true } };
-            eventually(name, async || collection.count_documents(waiting.clone()).await.unwrap() == 0).await;
+            eventually(name, async || {
+                collection.count_documents(waiting.clone()).await.unwrap() == 0
+            })
+            .await;
         }
     }
 
-    /// Two processes under one name: the later one has it, the earlier one stops, and the chain has one line of descent.
+    /// Two processes under one name: the later one has it, the earlier one stops, and the chain has
+    /// one line of descent.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn a_name_is_one_process() {
@@ -203,15 +232,28 @@ mod mongodb {
         eventually("it stops", async || earlier.client(&id("a")).await.is_err()).await;
         later.append(event(Action::ServerStarted)).await.unwrap();
         let mut walk = Walk::from_start();
-        later.chain("node", 0, 9).await.unwrap().iter().try_for_each(|record| walk.record(record)).unwrap();
+        later
+            .chain("node", 0, 9)
+            .await
+            .unwrap()
+            .iter()
+            .try_for_each(|record| walk.record(record))
+            .unwrap();
         assert_eq!(walk.sequence(), 3);
     }
 
     async fn names(database: &Database, collection: &str) -> BTreeSet<String> {
-        database.collection::<Document>(collection).list_index_names().await.unwrap().into_iter().collect()
+        database
+            .collection::<Document>(collection)
+            .list_index_names()
+            .await
+            .unwrap()
+            .into_iter()
+            .collect()
     }
 
-    /// M12: an index that is missing or not what it should be is made anew, also a unique one that would refuse families.
+    /// M12: an index that is missing or not what it should be is made anew, also a unique one that
+    /// would refuse families.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn indexes_are_mended() {
@@ -222,8 +264,14 @@ mod mongodb {
         let before = names(&database, "tokens").await;
         tokens.drop_index("ended_until").await.unwrap();
         tokens.drop_index("ends_at").await.unwrap();
-        let unique = mongodb::options::IndexOptions::builder().name("mine".to_owned()).unique(true).build();
-        tokens.create_index(IndexModel::builder().keys(doc! { "ended_until": 1 }).options(unique).build()).await.unwrap();
+        let unique =
+            mongodb::options::IndexOptions::builder().name("mine".to_owned()).unique(true).build();
+        tokens
+            .create_index(
+                IndexModel::builder().keys(doc! { "ended_until": 1 }).options(unique).build(),
+            )
+            .await
+            .unwrap();
         let store = node(uri.uri(), "node").await;
         assert_eq!(names(&database, "tokens").await, before);
         for _ in 0..2 {
@@ -239,12 +287,19 @@ mod mongodb {
         node(uri.uri(), "node").await.close().await.unwrap();
         let database = looked_into(uri.uri()).await;
         let meta: Collection<Document> = database.collection("meta");
-        meta.update_one(doc! { "_id": "schema" }, doc! { "$set": { "version": 9_i64 } }).await.unwrap();
+        meta.update_one(doc! { "_id": "schema" }, doc! { "$set": { "version": 9_i64 } })
+            .await
+            .unwrap();
         let refused = Mongo::open(uri.uri(), "node", Bench::key(), DEADLINE).await;
-        assert!(matches!(&refused, Err(OpenError::Newer { found: 9, known: 2 })), "{:?}", refused.err());
+        assert!(
+            matches!(&refused, Err(OpenError::Newer { found: 9, known: 2 })),
+            "{:?}",
+            refused.err()
+        );
     }
 
-    /// O04: the end of a chain that was noted and is gone is missed at the next start, by name and place.
+    /// O04: the end of a chain that was noted and is gone is missed at the next start, by name and
+    /// place.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn a_chain_that_lost_its_end_is_refused() {
@@ -258,21 +313,33 @@ mod mongodb {
         let logs: Collection<Document> = database.collection("audit_logs");
         logs.delete_one(doc! { "_id": { "chain": "node", "sequence": 5_i64 } }).await.unwrap();
         let refused = Mongo::open(uri.uri(), "node", Bench::key(), DEADLINE).await.err().unwrap();
-        assert_eq!(refused.to_string(), "the database is damaged: the audit chain node ends at 4 and was at 5");
+        assert_eq!(
+            refused.to_string(),
+            "the database is damaged: the audit chain node ends at 4 and was at 5"
+        );
         // Behind the noted head nothing counts that does not bear our seal.
         let forged = doc! { "$set": { "hash": Bson::Null } };
-        logs.update_one(doc! { "_id": { "chain": "node", "sequence": 4_i64 } }, forged).await.unwrap();
-        assert!(matches!(Mongo::open(uri.uri(), "node", Bench::key(), DEADLINE).await, Err(OpenError::Corrupt(_))));
+        logs.update_one(doc! { "_id": { "chain": "node", "sequence": 4_i64 } }, forged)
+            .await
+            .unwrap();
+        assert!(matches!(
+            Mongo::open(uri.uri(), "node", Bench::key(), DEADLINE).await,
+            Err(OpenError::Corrupt(_))
+        ));
     }
 
-    /// O04: a record that is altered, taken out or exchanged with another is named by its number; put back, nothing is.
+    /// O04: a record that is altered, taken out or exchanged with another is named by its number;
+    /// put back, nothing is.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn a_changed_audit_record_is_named() {
         let uri = Own::own();
         let store = node(uri.uri(), "node").await;
         for n in 1..=7 {
-            store.append(Event { target: n.to_string(), ..event(Action::TokenIssued) }).await.unwrap();
+            store
+                .append(Event { target: n.to_string(), ..event(Action::TokenIssued) })
+                .await
+                .unwrap();
         }
         let logs: Collection<Document> = looked_into(uri.uri()).await.collection("audit_logs");
         let at = |sequence: i64| doc! { "_id": { "chain": "node", "sequence": sequence } };
@@ -285,7 +352,9 @@ mod mongodb {
             logs.replace_one(at(sequence), content).upsert(true).await.unwrap();
         };
         let flaw = async || {
-            let [verdict] = <[_; 1]>::try_from(verify(&store, &Bench::key(), None, &[]).await.unwrap()).unwrap();
+            let [verdict] =
+                <[_; 1]>::try_from(verify(&store, &Bench::key(), None, &[]).await.unwrap())
+                    .unwrap();
             verdict.flaw
         };
         let (fourth, sixth) = (content(4).await, content(6).await);
@@ -313,7 +382,8 @@ mod mongodb {
         (uri, store, ear)
     }
 
-    /// A dropped collection is noticed while nodes run, and everything is read afresh: nobody judges by what is not there.
+    /// A dropped collection is noticed while nodes run, and everything is read afresh: nobody
+    /// judges by what is not there.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn a_dropped_collection_is_noticed() {
@@ -327,7 +397,8 @@ mod mongodb {
         assert!(ear.heard().contains(&Change::Revoked(revocation)));
     }
 
-    /// So is another one that takes its place: what an administrator brings back from a backup under our name.
+    /// So is another one that takes its place: what an administrator brings back from a backup
+    /// under our name.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn a_collection_that_takes_the_place_of_ours_is_noticed() {
@@ -335,7 +406,10 @@ mod mongodb {
         let revocation = Revocation { revoked: Revoked::Token(Jti::new()), until: at(1_000) };
         store.revoke(&revocation, event(Action::TokenRevoked)).await.unwrap();
         let database = looked_into(uri.uri()).await;
-        let backup = vec![doc! { "$set": { "_id": format!("token:{}", Jti::new()) } }, doc! { "$out": "backup" }];
+        let backup = vec![
+            doc! { "$set": { "_id": format!("token:{}", Jti::new()) } },
+            doc! { "$out": "backup" },
+        ];
         database.collection::<Document>("revocations").aggregate(backup).await.unwrap();
         let from = format!("{}.backup", database.name());
         let to = format!("{}.revocations", database.name());
@@ -380,13 +454,16 @@ mod mongodb {
         command.extend(point);
         for host in ClientOptions::parse(uri).await?.hosts {
             let member = ClientOptions::builder().hosts(vec![host]).direct_connection(true).build();
-            mongodb::Client::with_options(member)?.database("admin").run_command(command.clone()).await?;
+            mongodb::Client::with_options(member)?
+                .database("admin")
+                .run_command(command.clone())
+                .await?;
         }
         Ok(())
     }
 
-    /// V04: a server that has forgotten the place in the change stream (ChangeStreamHistoryLost) hides nothing: everything is read
-    /// afresh, and the node knows again how much it knows.
+    /// V04: a server that has forgotten the place in the change stream (ChangeStreamHistoryLost)
+    /// hides nothing: everything is read afresh, and the node knows again how much it knows.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn what_was_ended_while_the_history_was_lost_is_heard_of() {
@@ -394,7 +471,8 @@ mod mongodb {
         const NAME: &str = "jeton-lost-history";
         let own = Own::own();
         let uri = format!("{}&appName={NAME}", own.uri());
-        let (one, other, hearer) = (node(&uri, "one").await, node(&uri, "other").await, Arc::new(Hearer::default()));
+        let (one, other, hearer) =
+            (node(&uri, "one").await, node(&uri, "other").await, Arc::new(Hearer::default()));
         other.follow(NOW, hearer.clone()).await.unwrap();
         let revocation = Revocation { revoked: Revoked::Token(Jti::new()), until: at(1_000) };
 
@@ -416,7 +494,10 @@ mod mongodb {
         lifted.unwrap();
 
         let since = Instant::now();
-        eventually("the revocation", async || hearer.ear.heard().contains(&Change::Revoked(revocation))).await;
+        eventually("the revocation", async || {
+            hearer.ear.heard().contains(&Change::Revoked(revocation))
+        })
+        .await;
         eventually("knowledge", async || hearer.knows_of(since)).await;
     }
 
@@ -428,7 +509,8 @@ mod mongodb {
         let (one, other) = (node(uri.uri(), "one").await, node(uri.uri(), "other").await);
         let mut tail = one.tail();
         let mut heard = BTreeSet::new();
-        // The stream is opened by listening: what is recorded from the first one that came on is told without a gap.
+        // The stream is opened by listening: what is recorded from the first one that came on is
+        // told without a gap.
         let mut first = 0;
         for n in 0_u64.. {
             other.append(event(Action::TokenIssued)).await.unwrap();
@@ -444,7 +526,8 @@ mod mongodb {
             one.append(event(Action::TokenRevoked)).await.unwrap();
         }
         while heard.len() < 40 {
-            let record = timeout(Duration::from_secs(60), tail.recv()).await.unwrap().unwrap().unwrap();
+            let record =
+                timeout(Duration::from_secs(60), tail.recv()).await.unwrap().unwrap().unwrap();
             if &*record.chain == "one" || record.sequence <= last {
                 assert!(heard.insert((record.chain.clone(), record.sequence)), "{record:?} twice");
             }

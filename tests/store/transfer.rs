@@ -1,4 +1,5 @@
-//! Export and import: everything arrives, nothing is invented, and it comes out again byte for byte.
+//! Export and import: everything arrives, nothing is invented, and it comes out again byte for
+//! byte.
 
 use std::path::Path;
 
@@ -51,7 +52,10 @@ async fn an_imported_store_exports_the_same_bytes() {
     scenes::delete_some(&source).await;
     let exported = lines(&dump(&source, 1_000).await);
     assert!(exported.contains(r#"{"type":"deleted_client","client":"gone-too","tenant":"other"}"#));
-    assert!(exported.contains(r#"{"type":"audience","audience":"https://client-00000","tenant":"acme","#));
+    assert!(
+        exported
+            .contains(r#"{"type":"audience","audience":"https://client-00000","tenant":"acme","#)
+    );
     assert_eq!(lines(&dump(&source, 1).await), exported);
     assert_eq!(
         lines(&dump(&Embedded::read_only(from.path(), Some(Bench::key())).unwrap(), 7).await),
@@ -72,7 +76,13 @@ async fn an_imported_store_exports_the_same_bytes() {
     let head = source.head("node").await.unwrap().unwrap();
     target.append(crate::fixtures::event(Action::StoreImported)).await.unwrap();
     let mut walk = Walk::from_start();
-    target.chain("node", 0, 10_000).await.unwrap().iter().try_for_each(|record| walk.record(record)).unwrap();
+    target
+        .chain("node", 0, 10_000)
+        .await
+        .unwrap()
+        .iter()
+        .try_for_each(|record| walk.record(record))
+        .unwrap();
     walk.finish(&Bench::key(), target.head("node").await.unwrap().as_ref()).unwrap();
     assert_eq!(walk.sequence(), head.sequence + 1);
     assert!(target.check().await.unwrap().sound());
@@ -94,7 +104,19 @@ async fn every_line_names_its_type() {
     }
     assert_eq!(
         types,
-        ["export", "client", "secret_use", "audience", "family", "revocation", "epoch", "keyset", "record", "chain_end", "end"],
+        [
+            "export",
+            "client",
+            "secret_use",
+            "audience",
+            "family",
+            "revocation",
+            "epoch",
+            "keyset",
+            "record",
+            "chain_end",
+            "end"
+        ],
         "in one order, for any store"
     );
 }
@@ -169,7 +191,8 @@ async fn a_tampered_export_is_refused() {
     assert!(refused(vec![Item::Export { version: 3 }]).await.contains("version 3"));
 }
 
-/// O04, AZ4: an exporter with the key seals no chain whose end was altered in the store; one without the key says nothing of it.
+/// O04, AZ4: an exporter with the key seals no chain whose end was altered in the store; one
+/// without the key says nothing of it.
 #[tokio::test]
 async fn a_chain_that_was_altered_in_the_store_is_not_exported() {
     let dir = tempfile::tempdir().unwrap();
@@ -179,11 +202,16 @@ async fn a_chain_that_was_altered_in_the_store_is_not_exported() {
     let database = rusqlite::Connection::open(dir.path().join("jeton.db")).unwrap();
     database.execute_batch("UPDATE head SET hash = zeroblob(32)").unwrap();
     let keyless = dump(&Embedded::read_only(dir.path(), None).unwrap(), 1_000).await;
-    assert!(keyless.iter().any(|item| matches!(item, Item::ChainEnd { seal: None, .. })), "{keyless:?}");
+    assert!(
+        keyless.iter().any(|item| matches!(item, Item::ChainEnd { seal: None, .. })),
+        "{keyless:?}"
+    );
     let end = keyless.iter().rposition(|item| matches!(item, Item::Record { .. })).unwrap();
     let view = Embedded::read_only(dir.path(), Some(Bench::key())).unwrap();
     let refused = view.dump(Some(&keyless[end]), 10).await.unwrap_err();
-    assert!(matches!(refused, StoreError::Corrupt(source) if source.to_string().contains("the seal of its end is wrong")));
+    assert!(
+        matches!(refused, StoreError::Corrupt(source) if source.to_string().contains("the seal of its end is wrong"))
+    );
 }
 
 #[tokio::test]

@@ -59,7 +59,9 @@ async fn what_is_planned_for_all_calls_stops_when_it_is_taken_back() {
 async fn a_delayed_call_is_late_on_either_side() {
     let bench = Bench::embedded();
     let store = Arc::new(faulty(&bench));
-    for act in [Act::DelayBefore(Duration::from_millis(30)), Act::DelayAfter(Duration::from_millis(30))] {
+    for act in
+        [Act::DelayBefore(Duration::from_millis(30)), Act::DelayAfter(Duration::from_millis(30))]
+    {
         store.plan(1, act);
         let start = Instant::now();
         store.append(event(Action::TokenIssued)).await.unwrap();
@@ -105,7 +107,9 @@ async fn changes_that_are_held_back_come_late_or_never() {
     let (ear, watch) = (Ear::new(), Arc::new(Watch::default()));
     store.follow(NOW, ear.clone()).await.unwrap();
     store.follow(NOW, watch.clone()).await.unwrap();
-    let write = async |name| store.create_client(&client(name), event(Action::ClientCreated)).await.map(drop).unwrap();
+    let write = async |name| {
+        store.create_client(&client(name), event(Action::ClientCreated)).await.map(drop).unwrap()
+    };
     store.hold_changes();
     write("a").await;
     write("b").await;
@@ -124,7 +128,8 @@ async fn changes_that_are_held_back_come_late_or_never() {
     assert_eq!(*watch.0.lock().unwrap(), Some(now));
 }
 
-/// Through two of them: what the one below says is said to those who follow from before it was taken in hand, and to no others.
+/// Through two of them: what the one below says is said to those who follow from before it was
+/// taken in hand, and to no others.
 #[tokio::test]
 async fn how_far_all_is_told_is_said_by_hand() {
     let bench = Bench::embedded();
@@ -155,7 +160,11 @@ fn a_metered_store_tells_verbs_and_outcomes() {
         });
     });
     let text = handle.render();
-    for line in [r#"verb="ready",outcome="ok""#, r#"verb="ready",outcome="unavailable""#, r#"verb="close",outcome="ok""#] {
+    for line in [
+        r#"verb="ready",outcome="ok""#,
+        r#"verb="ready",outcome="unavailable""#,
+        r#"verb="close",outcome="ok""#,
+    ] {
         assert!(text.contains(line), "{line} in\n{text}");
     }
 }

@@ -8,7 +8,8 @@ use jeton::{
 };
 use mongodb::bson::{Document, doc};
 
-/// How long a call to it may take: a debug build on a busy machine is given time; the deadline has tests of its own.
+/// How long a call to it may take: a debug build on a busy machine is given time; the deadline has
+/// tests of its own.
 pub(crate) const PATIENCE: Duration = DEADLINE.saturating_mul(10);
 
 /// The address of a database of one's own.
@@ -16,8 +17,8 @@ pub(crate) struct Database(String);
 
 impl Database {
     pub(crate) fn own() -> Self {
-        let server =
-            env::var("JETON_MONGODB").unwrap_or_else(|_| panic!("JETON_MONGODB must name a MongoDB: see .ci/with-mongodb"));
+        let server = env::var("JETON_MONGODB")
+            .unwrap_or_else(|_| panic!("JETON_MONGODB must name a MongoDB: see .ci/with-mongodb"));
         let name = format!("jeton_{}", uuid::Uuid::new_v4().simple());
         Self(match server.split_once("/?") {
             Some((hosts, options)) => format!("{hosts}/{name}?{options}"),
@@ -35,12 +36,17 @@ pub(crate) async fn node(uri: &str, node: &str, key: ChainKey) -> Mongo {
     Mongo::open(uri, node, key, PATIENCE).await.unwrap()
 }
 
-/// Waits until every node at this MongoDB knows that whoever rotated a family was answered. It takes a moment: much less than any
-/// grace, unless time is given.
+/// Waits until every node at this MongoDB knows that whoever rotated a family was answered. It
+/// takes a moment: much less than any grace, unless time is given.
 pub(crate) async fn answered(uri: &str) {
     let client = mongodb::Client::with_uri_str(uri).await.unwrap();
     let tokens = client.default_database().unwrap().collection::<Document>("tokens");
-    while tokens.find_one(doc! { "last.unanswered.0": { "$exists": true } }).await.unwrap().is_some() {
+    while tokens
+        .find_one(doc! { "last.unanswered.0": { "$exists": true } })
+        .await
+        .unwrap()
+        .is_some()
+    {
         tokio::task::yield_now().await;
     }
 }
@@ -49,7 +55,8 @@ impl Drop for Database {
     fn drop(&mut self) {
         let uri = self.0.clone();
         let dropping = thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let client = mongodb::Client::with_uri_str(uri).await.unwrap();
                 client.default_database().unwrap().drop().await.unwrap();

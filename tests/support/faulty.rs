@@ -1,5 +1,5 @@
-//! A store that fails, loses or delays chosen calls of another, and can keep its changes to itself: for tests of what stands on a
-//! store.
+//! A store that fails, loses or delays chosen calls of another, and can keep its changes to itself:
+//! for tests of what stands on a store.
 
 use std::{
     collections::BTreeMap,
@@ -15,13 +15,14 @@ use async_trait::async_trait;
 use jeton::{
     crypto::chain::Head,
     model::{
-        Audience, AudienceRecord, Client, ClientId, EpochOf, Event, Family, FamilyId, Keyset, Place, Record, Stamp, TenantId,
-        Timestamp, event::Filter, revocation::Revocation,
+        Audience, AudienceRecord, Client, ClientId, EpochOf, Event, Family, FamilyId, Keyset,
+        Place, Record, Stamp, TenantId, Timestamp, event::Filter, revocation::Revocation,
     },
     store::{
-        AudienceStore, AuditStore, Change, ClientStore, CounterStore, Creation, FamilyStore, Follower, FoundAudience, KeyStore,
-        Listed, Proof, ProofStore, ProvenWrite, Result, RevocationStore, Rotate, Rotation, SecretUse, Snapshot, Spent, Store,
-        StoreError, Write, Writer,
+        AudienceStore, AuditStore, Change, ClientStore, CounterStore, Creation, FamilyStore,
+        Follower, FoundAudience, KeyStore, Listed, Proof, ProofStore, ProvenWrite, Result,
+        RevocationStore, Rotate, Rotation, SecretUse, Snapshot, Spent, Store, StoreError, Write,
+        Writer,
     },
 };
 use tokio::{
@@ -62,7 +63,8 @@ impl Kind {
 }
 
 /// Verbs that a server calls for no caller, as time passes.
-const BY_ITSELF: [&str; 9] = ["note_uses", "sweep", "count", "keyset", "chains", "head", "writer", "witnesses", "time"];
+const BY_ITSELF: [&str; 9] =
+    ["note_uses", "sweep", "count", "keyset", "chains", "head", "writer", "witnesses", "time"];
 
 /// Counts the calls, from 1, and does to them what was planned. Idle until something is.
 pub(crate) struct FaultyStore {
@@ -170,7 +172,11 @@ impl FaultyStore {
     }
 
     /// A call of a verb that tests name.
-    async fn pass_held<T>(&self, verb: &'static str, call: impl Future<Output = Result<T>> + Send) -> Result<T> {
+    async fn pass_held<T>(
+        &self,
+        verb: &'static str,
+        call: impl Future<Output = Result<T>> + Send,
+    ) -> Result<T> {
         let held = {
             let mut holds = self.holds.lock().unwrap();
             holds.iter().position(|(held, ..)| *held == verb).map(|at| holds.remove(at))
@@ -199,8 +205,8 @@ impl FaultyStore {
         self.asked.load(Ordering::SeqCst)
     }
 
-    /// Plans for the `nth` call from now on, the next being the first; returns its number. A server makes calls for no caller too,
-    /// whenever it is time: one of these may be that call.
+    /// Plans for the `nth` call from now on, the next being the first; returns its number. A server
+    /// makes calls for no caller too, whenever it is time: one of these may be that call.
     pub(crate) fn plan(&self, nth: u64, act: Act) -> u64 {
         // Counted under the lock: a call that comes meanwhile finds its plan.
         let mut plan = self.plan.lock().unwrap();
@@ -242,14 +248,14 @@ impl FaultyStore {
         });
     }
 
-    /// Those who follow from here on hear from [`Self::say`] alone how far everything has been told, whatever the inner store
-    /// says.
+    /// Those who follow from here on hear from [`Self::say`] alone how far everything has been
+    /// told, whatever the inner store says.
     pub(crate) fn say_by_hand(&self) {
         self.by_hand.store(true, Ordering::SeqCst);
     }
 
-    /// Shows this keyset in the place of the stored one, to followers too, as if somebody had written it; `None`: the stored one
-    /// again.
+    /// Shows this keyset in the place of the stored one, to followers too, as if somebody had
+    /// written it; `None`: the stored one again.
     pub(crate) fn show_keyset(&self, keyset: Option<Keyset>) {
         if let Some(keyset) = &keyset {
             let change = Change::Keyset(Arc::new(keyset.clone()));
@@ -271,14 +277,22 @@ impl FaultyStore {
         self.carry_out("", call).await
     }
 
-    async fn carry_out<T>(&self, verb: &'static str, call: impl Future<Output = Result<T>> + Send) -> Result<T> {
+    async fn carry_out<T>(
+        &self,
+        verb: &'static str,
+        call: impl Future<Output = Result<T>> + Send,
+    ) -> Result<T> {
         let number = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
         if !BY_ITSELF.contains(&verb) {
             self.asked.fetch_add(1, Ordering::SeqCst);
         }
         let act = {
             let mut plan = self.plan.lock().unwrap();
-            let of_verb = plan.of.iter().position(|(planned, _)| *planned == verb).map(|at| plan.of.remove(at).1);
+            let of_verb = plan
+                .of
+                .iter()
+                .position(|(planned, _)| *planned == verb)
+                .map(|at| plan.of.remove(at).1);
             of_verb.or_else(|| plan.at.remove(&number)).or(plan.always)
         };
         match act {
@@ -313,7 +327,12 @@ impl ClientStore for FaultyStore {
         self.pass_held("client", self.inner.client(id)).await
     }
 
-    async fn clients(&self, tenant: Option<&TenantId>, after: Option<&ClientId>, limit: usize) -> Result<Vec<Listed>> {
+    async fn clients(
+        &self,
+        tenant: Option<&TenantId>,
+        after: Option<&ClientId>,
+        limit: usize,
+    ) -> Result<Vec<Listed>> {
         self.pass_held("clients", self.inner.clients(tenant, after, limit)).await
     }
 
@@ -348,7 +367,12 @@ impl AudienceStore for FaultyStore {
         self.pass_held("audience", self.inner.audience(audience)).await
     }
 
-    async fn audiences(&self, tenant: Option<&TenantId>, after: Option<&Audience>, limit: usize) -> Result<Vec<FoundAudience>> {
+    async fn audiences(
+        &self,
+        tenant: Option<&TenantId>,
+        after: Option<&Audience>,
+        limit: usize,
+    ) -> Result<Vec<FoundAudience>> {
         self.pass(self.inner.audiences(tenant, after, limit)).await
     }
 
@@ -379,7 +403,13 @@ impl FamilyStore for FaultyStore {
         self.pass_held("rotate", self.inner.rotate(rotate, stamp, jti)).await
     }
 
-    async fn end_family(&self, id: FamilyId, now: Timestamp, until: Timestamp, event: Event) -> Result<()> {
+    async fn end_family(
+        &self,
+        id: FamilyId,
+        now: Timestamp,
+        until: Timestamp,
+        event: Event,
+    ) -> Result<()> {
         self.pass_held("end_family", self.inner.end_family(id, now, until, event)).await
     }
 }
@@ -416,7 +446,12 @@ impl AuditStore for FaultyStore {
         self.pass_held("append_soon", self.inner.append_soon(event)).await
     }
 
-    async fn events(&self, filter: &Filter, before: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
+    async fn events(
+        &self,
+        filter: &Filter,
+        before: Option<&Place>,
+        limit: usize,
+    ) -> Result<Vec<Record>> {
         self.pass(self.inner.events(filter, before, limit)).await
     }
 

@@ -55,7 +55,9 @@ impl Home {
 
     /// With deadlines that a busy machine keeps, for what is about something else.
     pub(crate) fn patient() -> Self {
-        Self::new().setting("JETON_LIMITS__DEADLINE_SECONDS", "300").setting("JETON_LIMITS__DRAIN_SECONDS", "60")
+        Self::new()
+            .setting("JETON_LIMITS__DEADLINE_SECONDS", "300")
+            .setting("JETON_LIMITS__DRAIN_SECONDS", "60")
     }
 
     pub(crate) fn setting(mut self, name: &'static str, value: &str) -> Self {
@@ -99,21 +101,43 @@ impl Home {
 
     /// Starts and waits until it serves, or has ended.
     pub(crate) fn attempt(&self, address: SocketAddr) -> Result<Server, Refused> {
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("log")).unwrap();
-        let words: Vec<&str> =
-            self.before.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_jeton"), "serve", "--dev", "--json"]).collect();
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("log"))
+            .unwrap();
+        let words: Vec<&str> = self
+            .before
+            .iter()
+            .map(String::as_str)
+            .chain([env!("CARGO_BIN_EXE_jeton"), "serve", "--dev", "--json"])
+            .collect();
         let (program, arguments) = words.split_first().unwrap();
         let mut command = Command::new(program);
-        command.args(arguments).args(["--listen", &address.to_string()]).arg("--data-dir").arg(self.data());
+        command
+            .args(arguments)
+            .args(["--listen", &address.to_string()])
+            .arg("--data-dir")
+            .arg(self.data());
         command.args(&self.arguments);
-        // Those of the tests themselves, such as `JETON_SEED`, are no settings: the binary refuses what it does not know.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"JETON_")) {
+        // Those of the tests themselves, such as `JETON_SEED`, are no settings: the binary refuses
+        // what it does not know.
+        for (name, _) in
+            std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"JETON_"))
+        {
             command.env_remove(name);
         }
-        command.env("XDG_CONFIG_HOME", self.path()).env("XDG_STATE_HOME", self.path()).current_dir(self.path());
-        command.env("JETON_ISSUER", ISSUER).env("JETON_METRICS_LISTEN", "").envs(self.environment.iter().cloned());
+        command
+            .env("XDG_CONFIG_HOME", self.path())
+            .env("XDG_STATE_HOME", self.path())
+            .current_dir(self.path());
+        command
+            .env("JETON_ISSUER", ISSUER)
+            .env("JETON_METRICS_LISTEN", "")
+            .envs(self.environment.iter().cloned());
         let since = Instant::now();
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
@@ -141,7 +165,13 @@ impl Server {
 
     /// Sends SIGTERM.
     pub(crate) fn terminate(&self) {
-        assert!(Command::new("kill").args(["-s", "TERM", &self.pid().to_string()]).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args(["-s", "TERM", &self.pid().to_string()])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 
     /// Waits for its end, but not longer than this.
@@ -182,9 +212,11 @@ pub(crate) async fn pause(time: Duration) {
     tokio::time::sleep_until(Instant::now() + time).await;
 }
 
-/// The longest a start may take after whatever came before it. The promise is one second, and optimised code is held to it;
-/// unoptimised code on a machine that others use as well is given minutes, and what it took is printed.
-pub(crate) const READY: Duration = if cfg!(debug_assertions) { PATIENCE } else { Duration::from_secs(1) };
+/// The longest a start may take after whatever came before it. The promise is one second, and
+/// optimised code is held to it; unoptimised code on a machine that others use as well is given
+/// minutes, and what it took is printed.
+pub(crate) const READY: Duration =
+    if cfg!(debug_assertions) { PATIENCE } else { Duration::from_secs(1) };
 
 /// Only a test that fails waits for this long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);

@@ -1,9 +1,9 @@
-//! A replica set of real mongods for tests: members are killed, frozen and slowed down; the ways between them, and from clients
-//! to them, are cut apart.
+//! A replica set of real mongods for tests: members are killed, frozen and slowed down; the ways
+//! between them, and from clients to them, are cut apart.
 //!
-//! Each member stands behind a proxy of its own, and the configuration names the proxies: members and clients know no other
-//! address. The binary comes from `MONGOD` (see `.ci/with-mongodb`); everything ends with the set. The proxies have a runtime of
-//! their own, so a test may block its.
+//! Each member stands behind a proxy of its own, and the configuration names the proxies: members
+//! and clients know no other address. The binary comes from `MONGOD` (see `.ci/with-mongodb`);
+//! everything ends with the set. The proxies have a runtime of their own, so a test may block its.
 //!
 //! ```ignore
 //! #[path = "../support/replica.rs"]
@@ -29,7 +29,10 @@ use futures_util::future::join_all;
 use mongodb::{
     Client,
     bson::{Bson, Document, doc},
-    options::{Acknowledgment, AuthMechanism, ClientOptions, Credential, ServerAddress, Tls, TlsOptions, WriteConcern},
+    options::{
+        Acknowledgment, AuthMechanism, ClientOptions, Credential, ServerAddress, Tls, TlsOptions,
+        WriteConcern,
+    },
 };
 use tempfile::TempDir;
 use tokio::{runtime::Runtime, time::Instant};
@@ -50,7 +53,8 @@ pub(crate) const USER: &str = "jeton";
 pub(crate) const PASSWORD: &str = "canary-of-the-database";
 /// How long a member may take to answer the harness.
 const ANSWER: Duration = Duration::from_secs(5);
-/// The same for what a set is begun with, when nothing keeps a member from answering but a busy machine.
+/// The same for what a set is begun with, when nothing keeps a member from answering but a busy
+/// machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Sets run one at a time, or their figures would be of each other.
@@ -63,7 +67,8 @@ pub(crate) struct Options {
     pub(crate) auth: bool,
     /// Certificates for 127.0.0.1, of an authority made for the set.
     pub(crate) tls: bool,
-    /// mongod's own election settings (10 s, a heartbeat every 2 s and within 10 s) instead of those we recommend (2 s, 0.5 s, 2 s).
+    /// mongod's own election settings (10 s, a heartbeat every 2 s and within 10 s) instead of
+    /// those we recommend (2 s, 0.5 s, 2 s).
     pub(crate) defaults: bool,
     /// Where the data lies: `member-0` and so on, which are made where they are missing.
     pub(crate) dir: Option<PathBuf>,
@@ -73,7 +78,14 @@ pub(crate) struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { members: 3, auth: false, tls: false, defaults: false, dir: None, arguments: Vec::new() }
+        Self {
+            members: 3,
+            auth: false,
+            tls: false,
+            defaults: false,
+            dir: None,
+            arguments: Vec::new(),
+        }
     }
 }
 
@@ -93,18 +105,28 @@ pub(crate) struct ReplicaSet {
 }
 
 impl ReplicaSet {
-    /// Returns when there is a primary, and the others are its secondaries. Sets run one at a time: a test has at most one.
+    /// Returns when there is a primary, and the others are its secondaries. Sets run one at a time:
+    /// a test has at most one.
     pub(crate) async fn start(options: Options) -> Self {
         let alone = ONE.lock().await;
         let since = Instant::now();
-        let mongod = env::var_os("MONGOD").expect("MONGOD names the binary: see .ci/with-mongodb").into();
+        let mongod =
+            env::var_os("MONGOD").expect("MONGOD names the binary: see .ci/with-mongodb").into();
         let dir = tempfile::Builder::new().prefix("jeton-replica-").tempdir().unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
         let network = Network::new(options.members);
         let secrets = Secrets::new(dir.path());
         let (mut members, mut doors) = (Vec::new(), Vec::new());
         for index in 0..options.members {
-            let home = options.dir.as_deref().unwrap_or_else(|| dir.path()).join(format!("member-{index}"));
+            let home = options
+                .dir
+                .as_deref()
+                .unwrap_or_else(|| dir.path())
+                .join(format!("member-{index}"));
             let log = dir.path().join(format!("member-{index}.log"));
             secrets.certify(index, DAY);
             let member = Member::new(home, log, arguments(&options, &secrets, index));
@@ -127,24 +149,36 @@ impl ReplicaSet {
         join_all((0..set.members.len()).map(|index| set.spawn(index))).await;
         set.initiate().await;
         set.settled().await;
-        println!("a replica set of {} after {:.1} s", set.members.len(), since.elapsed().as_secs_f64());
+        println!(
+            "a replica set of {} after {:.1} s",
+            set.members.len(),
+            since.elapsed().as_secs_f64()
+        );
         set
     }
 
     async fn initiate(&self) {
         let members = self.doors.iter().enumerate();
-        let members: Vec<Bson> =
-            members.map(|(index, door)| doc! { "_id": index as i32, "host": format!("127.0.0.1:{door}") }.into()).collect();
+        let members: Vec<Bson> = members
+            .map(|(index, door)| {
+                doc! { "_id": index as i32, "host": format!("127.0.0.1:{door}") }.into()
+            })
+            .collect();
         let mut configuration = doc! { "_id": NAME, "version": 1, "members": members };
         if !self.options.defaults {
             let settings = doc! { "electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500, "heartbeatTimeoutSecs": 2 };
             configuration.insert("settings", settings);
         }
         self.command_within(PATIENCE, 0, doc! { "replSetInitiate": configuration }).await.unwrap();
-        // Left alone, they wait for an election timeout. Refused until enough of them have the configuration.
-        until("a first primary", async || self.command(0, doc! { "replSetStepUp": 1 }).await.is_ok()).await;
+        // Left alone, they wait for an election timeout. Refused until enough of them have the
+        // configuration.
+        until("a first primary", async || {
+            self.command(0, doc! { "replSetStepUp": 1 }).await.is_ok()
+        })
+        .await;
         if self.options.auth {
-            let user = doc! { "createUser": USER, "pwd": PASSWORD, "roles": ["readWriteAnyDatabase"] };
+            let user =
+                doc! { "createUser": USER, "pwd": PASSWORD, "roles": ["readWriteAnyDatabase"] };
             self.command_within(PATIENCE, self.primary().await, user).await.unwrap();
         }
     }
@@ -152,9 +186,11 @@ impl ReplicaSet {
     /// Waits until there is one primary and every other member that answers is its secondary.
     pub(crate) async fn settled(&self) {
         until("a primary and its secondaries", async || {
-            let hellos: Vec<Document> = self.hellos().await.into_iter().map(|(_, hello)| hello).collect();
+            let hellos: Vec<Document> =
+                self.hellos().await.into_iter().map(|(_, hello)| hello).collect();
             let count = |state| hellos.iter().filter(|hello| is(hello, state)).count();
-            let answering = self.members.iter().filter(|member| member.lock().unwrap().answers()).count();
+            let answering =
+                self.members.iter().filter(|member| member.lock().unwrap().answers()).count();
             count(PRIMARY) == 1 && count(SECONDARY) == answering - 1
         })
         .await;
@@ -172,7 +208,8 @@ impl ReplicaSet {
 
     /// The same with other credentials.
     pub(crate) fn uri_as(&self, database: &str, user: &str, password: &str) -> String {
-        let hosts: Vec<String> = self.doors.iter().map(|door| format!("127.0.0.1:{door}")).collect();
+        let hosts: Vec<String> =
+            self.doors.iter().map(|door| format!("127.0.0.1:{door}")).collect();
         let user = if self.options.auth { format!("{user}:{password}@") } else { String::new() };
         let mut uri = format!("mongodb://{user}{}/{database}?replicaSet={NAME}", hosts.join(","));
         if self.options.auth {
@@ -199,7 +236,9 @@ impl ReplicaSet {
         until("a primary", async || {
             let hellos = self.hellos().await.into_iter().filter(|(_, hello)| is(hello, PRIMARY));
             // The term is in it.
-            primary = hellos.max_by_key(|(_, hello)| hello.get_object_id("electionId").unwrap()).map(|(index, _)| index);
+            primary = hellos
+                .max_by_key(|(_, hello)| hello.get_object_id("electionId").unwrap())
+                .map(|(index, _)| index);
             primary.is_some() && primary != old
         })
         .await;
@@ -222,11 +261,14 @@ impl ReplicaSet {
         until("an end", async || self.member(index).ended()).await;
     }
 
-    /// Starts a member that ended, with the data it had; returns when it is a primary or a secondary.
+    /// Starts a member that ended, with the data it had; returns when it is a primary or a
+    /// secondary.
     pub(crate) async fn restart(&self, index: usize) {
         self.spawn(index).await;
         until("a member again", async || {
-            self.hello(index).await.is_some_and(|hello| is(&hello, PRIMARY) || is(&hello, SECONDARY))
+            self.hello(index)
+                .await
+                .is_some_and(|hello| is(&hello, PRIMARY) || is(&hello, SECONDARY))
         })
         .await;
     }
@@ -246,7 +288,8 @@ impl ReplicaSet {
         let old = self.primary().await;
         // Refused while those that could follow have stepped down themselves a moment ago.
         let order = doc! { "replSetStepDown": 2, "secondaryCatchUpPeriodSecs": 1 };
-        until("somebody to hand over to", async || self.command(old, order.clone()).await.is_ok()).await;
+        until("somebody to hand over to", async || self.command(old, order.clone()).await.is_ok())
+            .await;
         self.next_primary(old).await
     }
 
@@ -270,14 +313,16 @@ impl ReplicaSet {
         self.network.connections(way)
     }
 
-    /// Every sync of this member takes so much longer, until it is told zero. Returns once it is so. Takes `strace`.
+    /// Every sync of this member takes so much longer, until it is told zero. Returns once it is
+    /// so. Takes `strace`.
     pub(crate) async fn delay_sync(&self, index: usize, delay: Duration) {
         self.member(index).delay_sync(delay);
         until("a tracer", async || delay.is_zero() || self.member(index).delayed()).await;
     }
 
-    /// Commands fail on this member as `failCommand` does it, `{ mode: …, data: { failCommands: […], … } }`: those of the
-    /// application `jeton`, unless `data` has another `appName`.
+    /// Commands fail on this member as `failCommand` does it,
+    /// `{ mode: …, data: { failCommands: […], … } }`: those of the application `jeton`, unless
+    /// `data` has another `appName`.
     pub(crate) async fn fail_command(&self, index: usize, point: Document) {
         let mut command = doc! { "configureFailPoint": "failCommand" };
         command.extend(point);
@@ -292,12 +337,15 @@ impl ReplicaSet {
     pub(crate) async fn clear_failpoints(&self) {
         for index in 0..self.members.len() {
             if self.member(index).answers() {
-                self.command(index, doc! { "configureFailPoint": "failCommand", "mode": "off" }).await.unwrap();
+                self.command(index, doc! { "configureFailPoint": "failCommand", "mode": "off" })
+                    .await
+                    .unwrap();
             }
         }
     }
 
-    /// Gives the member a certificate that soon expires, waits until it has, and ends its clients' connections.
+    /// Gives the member a certificate that soon expires, waits until it has, and ends its clients'
+    /// connections.
     pub(crate) async fn expire_certificate(&self, index: usize) {
         // Not one that has expired: a member that is given such a one ends.
         let validity = Duration::from_secs(2);
@@ -327,22 +375,36 @@ impl ReplicaSet {
         self.member(index).log()
     }
 
-    /// A client of the present primary, past its proxy, that may do everything and waits for the majority: for looking at the data.
+    /// A client of the present primary, past its proxy, that may do everything and waits for the
+    /// majority: for looking at the data.
     pub(crate) async fn client(&self) -> Client {
         let primary = self.primary().await;
         Client::with_options(self.options_of(primary)).unwrap()
     }
 
     /// What this member answers to a command on `admin`, past its proxy; the failure in words.
-    pub(crate) async fn command(&self, index: usize, command: Document) -> Result<Document, String> {
+    pub(crate) async fn command(
+        &self,
+        index: usize,
+        command: Document,
+    ) -> Result<Document, String> {
         self.command_within(ANSWER, index, command).await
     }
 
-    async fn command_within(&self, time: Duration, index: usize, command: Document) -> Result<Document, String> {
+    async fn command_within(
+        &self,
+        time: Duration,
+        index: usize,
+        command: Document,
+    ) -> Result<Document, String> {
         // A task of its own: the driver does not want its futures dropped.
         let client = self.client_of(index);
-        let asked = self.runtime().spawn(async move { client.database("admin").run_command(command).await });
-        let answer = tokio::time::timeout(time, asked).await.map_err(|_| format!("no answer in {time:?}"))?;
+        let asked = self
+            .runtime()
+            .spawn(async move { client.database("admin").run_command(command).await });
+        let answer = tokio::time::timeout(time, asked)
+            .await
+            .map_err(|_| format!("no answer in {time:?}"))?;
         answer.unwrap().map_err(|error| error.to_string())
     }
 
@@ -353,7 +415,8 @@ impl ReplicaSet {
     /// Of those that answer.
     async fn hellos(&self) -> Vec<(usize, Document)> {
         let answering = (0..self.members.len()).filter(|&index| self.member(index).answers());
-        let hellos = join_all(answering.map(async |index| Some((index, self.hello(index).await?)))).await;
+        let hellos =
+            join_all(answering.map(async |index| Some((index, self.hello(index).await?)))).await;
         hellos.into_iter().flatten().collect()
     }
 
@@ -361,7 +424,10 @@ impl ReplicaSet {
         for last in [false, false, true] {
             let (member, mongod) = (self.members[index].clone(), self.mongod.clone());
             // On a thread that lives as long as the set.
-            self.runtime().spawn(async move { member.lock().unwrap().spawn(&mongod) }).await.unwrap();
+            self.runtime()
+                .spawn(async move { member.lock().unwrap().spawn(&mongod) })
+                .await
+                .unwrap();
             self.network.introduce(index, self.pid(index));
             let mut ended = false;
             until("a member that listens", async || {
@@ -380,7 +446,9 @@ impl ReplicaSet {
     /// The harness's client of this member, with tasks in its runtime.
     fn client_of(&self, index: usize) -> Client {
         let options = self.options_of(index);
-        let ServerAddress::Tcp { port: Some(port), .. } = options.hosts[0] else { unreachable!("made so") };
+        let ServerAddress::Tcp { port: Some(port), .. } = options.hosts[0] else {
+            unreachable!("made so")
+        };
         let _inside = self.runtime().enter();
         let mut clients = self.clients.lock().unwrap();
         match &clients[index] {
@@ -396,8 +464,10 @@ impl ReplicaSet {
     fn options_of(&self, index: usize) -> ClientOptions {
         let port = Some(self.member(index).port.load(Ordering::SeqCst));
         // A member itself, as the key file shows: there before any user is.
-        let system = Credential::builder().username("__system".to_owned()).password(secrets::KEY.to_owned());
-        let system = system.source("local".to_owned()).mechanism(AuthMechanism::ScramSha256).build();
+        let system =
+            Credential::builder().username("__system".to_owned()).password(secrets::KEY.to_owned());
+        let system =
+            system.source("local".to_owned()).mechanism(AuthMechanism::ScramSha256).build();
         // Also when the certificate has expired: the harness is not what is tested.
         let tls = TlsOptions::builder().allow_invalid_certificates(true).build();
         ClientOptions::builder()
@@ -406,7 +476,9 @@ impl ReplicaSet {
             .app_name(APP_NAME.to_owned())
             .server_selection_timeout(Duration::from_secs(2))
             .connect_timeout(Duration::from_secs(2))
-            .write_concern(WriteConcern::builder().w(Acknowledgment::Majority).journal(true).build())
+            .write_concern(
+                WriteConcern::builder().w(Acknowledgment::Majority).journal(true).build(),
+            )
             .credential(self.options.auth.then_some(system))
             .tls(self.options.tls.then_some(Tls::Enabled(tls)))
             .build()
@@ -446,19 +518,28 @@ fn is(hello: &Document, state: &str) -> bool {
 }
 
 fn arguments(options: &Options, secrets: &Secrets, index: usize) -> Vec<String> {
-    let mut arguments = format!("--replSet {NAME} --bind_ip 127.0.0.1 --nounixsocket --wiredTigerCacheSizeGB 0.25 --quiet");
-    for parameter in ["enableTestCommands=1", "ttlMonitorEnabled=false", "diagnosticDataCollectionEnabled=false"] {
+    let mut arguments = format!(
+        "--replSet {NAME} --bind_ip 127.0.0.1 --nounixsocket --wiredTigerCacheSizeGB 0.25 --quiet"
+    );
+    for parameter in
+        ["enableTestCommands=1", "ttlMonitorEnabled=false", "diagnosticDataCollectionEnabled=false"]
+    {
         arguments += &format!(" --setParameter {parameter}");
     }
     let mut arguments: Vec<String> = arguments.split(' ').map(str::to_owned).collect();
-    let mut file = |name: &str, path: PathBuf| arguments.extend([name.to_owned(), path.to_str().unwrap().to_owned()]);
+    let mut file = |name: &str, path: PathBuf| {
+        arguments.extend([name.to_owned(), path.to_str().unwrap().to_owned()])
+    };
     if options.auth {
         file("--keyFile", secrets.key_file());
     }
     if options.tls {
         file("--tlsCAFile", secrets.authority_file());
         file("--tlsCertificateKeyFile", secrets.member_file(index));
-        arguments.extend(["--tlsMode", "requireTLS", "--tlsAllowConnectionsWithoutCertificates"].map(str::to_owned));
+        arguments.extend(
+            ["--tlsMode", "requireTLS", "--tlsAllowConnectionsWithoutCertificates"]
+                .map(str::to_owned),
+        );
     }
     arguments.extend(options.arguments.iter().cloned());
     arguments

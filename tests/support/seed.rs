@@ -9,7 +9,9 @@ pub(crate) struct Chance(u64);
 impl Chance {
     /// From `JETON_SEED`, else anew; the seed is printed, so that a failure can be run again.
     pub(crate) fn new() -> Self {
-        let given = std::env::var("JETON_SEED").ok().map(|seed| seed.parse().expect("JETON_SEED is a number"));
+        let given = std::env::var("JETON_SEED")
+            .ok()
+            .map(|seed| seed.parse().expect("JETON_SEED is a number"));
         let seed = given.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0);
         eprintln!("JETON_SEED={seed}");
         Self(seed)

@@ -17,7 +17,8 @@ const IS_CHILD: &str = "JETON_TRANSPORT_CHILD";
 const FITS: &str = "JETON_TRANSPORT_FITS";
 const READY: &str = "listening on ";
 
-/// Serves until its input ends. It is started by the other tests, and does nothing when run among them.
+/// Serves until its input ends. It is started by the other tests, and does nothing when run among
+/// them.
 #[tokio::test]
 #[ignore = "started by other tests as a process of its own"]
 async fn serves_until_its_input_ends() {
@@ -67,7 +68,9 @@ impl Child {
             .unwrap();
         let output = BufReader::new(process.stdout.take().unwrap());
         let mut lines = output.lines().map(Result::unwrap);
-        let address = lines.find_map(|line| line.strip_prefix(READY)?.parse().ok()).expect("the child said where it listens");
+        let address = lines
+            .find_map(|line| line.strip_prefix(READY)?.parse().ok())
+            .expect("the child said where it listens");
         // Its output stays open, so that it can go on printing.
         std::thread::spawn(move || lines.for_each(drop));
         Self { address, process }

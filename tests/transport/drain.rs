@@ -7,7 +7,9 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::support::{
     Server, WATCH,
-    frames::{ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, Raw, block, call, closes, frame},
+    frames::{
+        ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, Raw, block, call, closes, frame,
+    },
     http::token,
     options, until,
 };
@@ -18,7 +20,8 @@ const LONG: Duration = Duration::from_secs(60);
 #[tokio::test]
 async fn calls_in_flight_finish_and_new_ones_are_refused() {
     let patience = Duration::from_secs(3);
-    let mut server = Server::with(Options { handshake: patience, drain: LONG, ..options() }, LONG).await;
+    let mut server =
+        Server::with(Options { handshake: patience, drain: LONG, ..options() }, LONG).await;
     let mut idle = Raw::open(server.address).await;
     let mut http1 = TcpStream::connect(server.address).await.unwrap();
     http1.write_all(b"GET /healthz HTTP/1.1\r\nhost: port\r\n").await.unwrap();
@@ -45,7 +48,8 @@ async fn calls_in_flight_finish_and_new_ones_are_refused() {
 /// S1: whoever holds on is let go of at the drain deadline.
 #[tokio::test]
 async fn calls_that_do_not_finish_are_cut() {
-    let server = Server::with(Options { drain: Duration::from_millis(300), ..options() }, LONG).await;
+    let server =
+        Server::with(Options { drain: Duration::from_millis(300), ..options() }, LONG).await;
     let puppet = server.puppet.clone();
     let call = tokio::spawn(token(server.address, "wait"));
     until(async || puppet.waiting() == 1).await;
@@ -76,7 +80,8 @@ async fn a_server_without_calls_stops_at_once() {
     let server = Server::with(Options { drain: 10 * LONG, ..options() }, LONG).await;
     let mut idle = Raw::open(server.address).await;
     let stopping = tokio::spawn(server.stop());
-    // The server asks whether the client has seen the GOAWAY, so that no call it sent meanwhile is lost.
+    // The server asks whether the client has seen the GOAWAY, so that no call it sent meanwhile is
+    // lost.
     let ping = idle.expect(|frame| frame.kind == PING).await;
     idle.send(&frame(PING, ACK, 0, &ping.payload)).await;
     assert!(closes(&mut idle.reader).await);

@@ -9,8 +9,8 @@ use crate::{
     support::{
         TOKEN,
         frames::{
-            CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, HEADERS, PING, PRIORITY, REFUSED_STREAM,
-            RST_STREAM, Raw, SETTINGS, block, call, closes, frame,
+            CONTINUATION, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, HEADERS, PING,
+            PRIORITY, REFUSED_STREAM, RST_STREAM, Raw, SETTINGS, block, call, closes, frame,
         },
         http::token,
         until,
@@ -23,8 +23,12 @@ const GROWTH: u64 = 16 << 20;
 const BATCH: u32 = 100;
 
 /// `count` parts, numbered from 0, written a batch at a time.
-fn parts(count: u32, part: impl Fn(u32) -> Vec<u8> + Send + 'static) -> impl Iterator<Item = Vec<u8>> + Send + 'static {
-    (0..count / BATCH).map(move |batch| (batch * BATCH..(batch + 1) * BATCH).flat_map(&part).collect())
+fn parts(
+    count: u32,
+    part: impl Fn(u32) -> Vec<u8> + Send + 'static,
+) -> impl Iterator<Item = Vec<u8>> + Send + 'static {
+    (0..count / BATCH)
+        .map(move |batch| (batch * BATCH..(batch + 1) * BATCH).flat_map(&part).collect())
 }
 
 fn stream(number: u32) -> u32 {
@@ -65,8 +69,13 @@ async fn streams_opened_and_reset_at_once_end_the_connection() {
 #[tokio::test]
 async fn streams_opened_and_left_are_refused() {
     let block = block(call(TOKEN));
-    let frames = survives(parts(50_000, move |number| frame(HEADERS, END_HEADERS, stream(number), &block))).await;
-    assert!(is_calmed(&frames) || frames.iter().any(|frame| frame.reset() == Some(REFUSED_STREAM)), "{frames:?}");
+    let frames =
+        survives(parts(50_000, move |number| frame(HEADERS, END_HEADERS, stream(number), &block)))
+            .await;
+    assert!(
+        is_calmed(&frames) || frames.iter().any(|frame| frame.reset() == Some(REFUSED_STREAM)),
+        "{frames:?}"
+    );
 }
 
 /// L02: the limit is told, and is the one that was set.
@@ -86,12 +95,16 @@ async fn the_limit_on_streams_is_announced() {
 #[tokio::test]
 async fn malformed_streams_end_the_connection() {
     let block = block([call(TOKEN), vec![("connection", "close")]].concat());
-    let frames = survives(parts(50_000, move |number| frame(HEADERS, END_HEADERS | END_STREAM, stream(number), &block))).await;
+    let frames = survives(parts(50_000, move |number| {
+        frame(HEADERS, END_HEADERS | END_STREAM, stream(number), &block)
+    }))
+    .await;
     assert!(frames.iter().any(|frame| frame.goaway().is_some()), "{} frames", frames.len());
 }
 
-/// L03: frames that ask for work and carry none are bounded: the connection is cut long before the flood is over. WINDOW_UPDATEs,
-/// which may come ten times as fast as PINGs, are held by a test of `listen::frames`, for which no machine is too slow.
+/// L03: frames that ask for work and carry none are bounded: the connection is cut long before the
+/// flood is over. WINDOW_UPDATEs, which may come ten times as fast as PINGs, are held by a test of
+/// `listen::frames`, for which no machine is too slow.
 #[tokio::test]
 async fn control_frames_without_calls_end_the_connection() {
     let setting = [0, 4, 0, 1, 0, 0];
@@ -112,7 +125,8 @@ async fn control_frames_without_calls_end_the_connection() {
         let Raw { mut reader, mut writer } = raw;
         let flood = frame(kind, 0, stream, payload).repeat(200_000);
         let flooding = tokio::spawn(async move {
-            // Most of it fits the buffers in between, so that what comes of it is seen at the other end alone.
+            // Most of it fits the buffers in between, so that what comes of it is seen at the other
+            // end alone.
             let _ = writer.write_all(&flood).await;
             writer
         });
@@ -130,7 +144,10 @@ async fn a_flood_does_not_stop_others() {
     let address = child.address;
     let flooding = tokio::spawn(async move {
         for _ in 0..10 {
-            Raw::open(address).await.flood(iter::repeat_n(frame(PING, 0, 0, &[7; 8]).repeat(1_000), 30)).await;
+            Raw::open(address)
+                .await
+                .flood(iter::repeat_n(frame(PING, 0, 0, &[7; 8]).repeat(1_000), 30))
+                .await;
         }
     });
     for _ in 0..20 {
@@ -152,7 +169,10 @@ async fn empty_data_without_end_ends_the_connection() {
 async fn continuation_without_end_ends_the_connection() {
     let open = frame(HEADERS, 0, 1, &block(call(TOKEN)));
     let header = block([("x-x", "x")]);
-    let frames = survives(iter::once(open).chain(parts(50_000, move |_| frame(CONTINUATION, 0, 1, &header)))).await;
+    let frames = survives(
+        iter::once(open).chain(parts(50_000, move |_| frame(CONTINUATION, 0, 1, &header))),
+    )
+    .await;
     assert!(is_calmed(&frames), "{frames:?}");
 }
 

@@ -37,11 +37,17 @@ async fn a_call_knows_its_circumstances() {
 async fn the_callers_request_id_is_kept_if_it_is_plain() {
     let server = Server::start().await;
     for (given, kept) in [("a.B-9_c", true), ("a b", false), ("{\"x\":1}", false)] {
-        let answer = ask(server.address, grpc(TOKEN).header("x-request-id", given).body(play("")).unwrap()).await;
+        let answer =
+            ask(server.address, grpc(TOKEN).header("x-request-id", given).body(play("")).unwrap())
+                .await;
         assert_eq!(answer.header("x-request-id") == given, kept, "{given}");
         assert_eq!(answer.token().access_token, answer.header("x-request-id"));
     }
-    let refused = ask(server.address, grpc("/no.Such/Method").header("x-request-id", "kept").body(play("")).unwrap()).await;
+    let refused = ask(
+        server.address,
+        grpc("/no.Such/Method").header("x-request-id", "kept").body(play("")).unwrap(),
+    )
+    .await;
     assert_eq!(refused.header("x-request-id"), "kept", "refusals too");
 }
 
@@ -58,7 +64,8 @@ async fn a_call_over_its_deadline_is_answered_and_its_handler_dropped() {
 async fn the_callers_deadline_can_only_be_shorter() {
     let server = Server::start().await;
     let with = async |timeout: &str, part: &str| {
-        ask(server.address, grpc(TOKEN).header("grpc-timeout", timeout).body(play(part)).unwrap()).await
+        ask(server.address, grpc(TOKEN).header("grpc-timeout", timeout).body(play(part)).unwrap())
+            .await
     };
     assert_eq!(with("50m", "wait").await.code(), Some(Code::DeadlineExceeded));
     assert!(with("20S", "").await.token().expires_in <= 20_000);
@@ -78,7 +85,9 @@ async fn a_stream_outlives_the_deadline() {
     // Once the deadline of a call that began after it has passed, its own has.
     assert_eq!(token(server.address, "wait").await.code(), Some(Code::DeadlineExceeded));
     raw.send(&frames::frame(frames::PING, 0, 0, &[7; 8])).await;
-    let ends = |frame: &frames::Frame| frame.stream == 1 && (frame.kind != frames::DATA || frame.flags & END_STREAM != 0);
+    let ends = |frame: &frames::Frame| {
+        frame.stream == 1 && (frame.kind != frames::DATA || frame.flags & END_STREAM != 0)
+    };
     let next = raw.expect(|frame| frame.kind == frames::PING || ends(frame)).await;
     assert_eq!(next.kind, frames::PING, "the stream was cut");
 }
@@ -106,12 +115,17 @@ impl<'a> MakeWriter<'a> for Tee {
     }
 }
 
-/// C5, O07, O01: a panic is INTERNAL to its caller, nothing to anybody else, and its words are written nowhere.
+/// C5, O07, O01: a panic is INTERNAL to its caller, nothing to anybody else, and its words are
+/// written nowhere.
 #[tokio::test]
 async fn a_panic_stays_with_its_request_and_is_not_repeated() {
     let log = *LOG.get_or_init(|| {
         let log = Box::leak(Box::new(Mutex::new(Vec::new())));
-        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_ansi(false).with_writer(Tee(log)).init();
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_ansi(false)
+            .with_writer(Tee(log))
+            .init();
         log
     });
     let before = std::panic::take_hook();
@@ -135,8 +149,10 @@ async fn every_call_is_counted_once_under_its_code() {
     let server = Server::start().await;
     token(server.address, "").await;
     token(server.address, "denied").await;
-    ask(server.address, grpc(TOKEN).header("grpc-timeout", "50m").body(play("wait")).unwrap()).await;
-    ask(server.address, grpc("/jeton.token.v1.TokenService/NoSuch").body(message(&[])).unwrap()).await;
+    ask(server.address, grpc(TOKEN).header("grpc-timeout", "50m").body(play("wait")).unwrap())
+        .await;
+    ask(server.address, grpc("/jeton.token.v1.TokenService/NoSuch").body(message(&[])).unwrap())
+        .await;
     let method = server.methods.find(TOKEN).unwrap();
     for code in [Code::Ok, Code::PermissionDenied, Code::DeadlineExceeded] {
         assert_eq!(method.count(code), 1, "{code:?}");
@@ -160,13 +176,24 @@ async fn a_call_its_caller_gave_up_is_dropped_and_counted() {
 #[tokio::test]
 async fn a_peer_without_a_budget_is_refused_whatever_it_asks() {
     let server = Server::start().await;
-    let pages = ["/readyz", "/healthz", "/.well-known/jwks.json", "/.well-known/oauth-authorization-server", "/none"];
-    let methods = [TOKEN, "/grpc.health.v1.Health/Check", WATCH, "/grpc.reflection.v1.ServerReflection/Info"];
+    let pages = [
+        "/readyz",
+        "/healthz",
+        "/.well-known/jwks.json",
+        "/.well-known/oauth-authorization-server",
+        "/none",
+    ];
+    let methods =
+        [TOKEN, "/grpc.health.v1.Health/Check", WATCH, "/grpc.reflection.v1.ServerReflection/Info"];
     server.puppet.throttle(1_500);
     for version in [Version::HTTP_11, Version::HTTP_2] {
         for page in pages {
             let answer = ask(server.address, get(page, version)).await;
-            assert_eq!((answer.status.as_u16(), answer.header("retry-after")), (429, "2"), "{page}");
+            assert_eq!(
+                (answer.status.as_u16(), answer.header("retry-after")),
+                (429, "2"),
+                "{page}"
+            );
             assert!(answer.headers.contains_key("x-request-id"), "{page}");
         }
     }
@@ -175,7 +202,8 @@ async fn a_peer_without_a_budget_is_refused_whatever_it_asks() {
         assert_eq!(answer.code(), Some(Code::ResourceExhausted), "{method}");
     }
     // What would be refused anyhow is not looked at first.
-    let with_query = ask(server.address, grpc(&format!("{TOKEN}?x=1")).body(play("")).unwrap()).await;
+    let with_query =
+        ask(server.address, grpc(&format!("{TOKEN}?x=1")).body(play("")).unwrap()).await;
     assert_eq!(with_query.code(), Some(Code::ResourceExhausted));
     let mut json = grpc(TOKEN).body(play("")).unwrap();
     json.headers_mut().insert("content-type", "application/json".parse().unwrap());

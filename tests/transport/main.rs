@@ -1,4 +1,5 @@
-//! The port under attack: what strangers send, and what must come back. Over real sockets, mostly with hand-made frames.
+//! The port under attack: what strangers send, and what must come back. Over real sockets, mostly
+//! with hand-made frames.
 
 #![expect(
     clippy::unwrap_used,

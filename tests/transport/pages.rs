@@ -19,16 +19,21 @@ use crate::support::{
 
 const BOTH: [Version; 2] = [Version::HTTP_11, Version::HTTP_2];
 
-/// T02: without TLS the port speaks HTTP/1.1 and HTTP/2 by prior knowledge, on the same socket as gRPC.
+/// T02: without TLS the port speaks HTTP/1.1 and HTTP/2 by prior knowledge, on the same socket as
+/// gRPC.
 #[tokio::test]
 async fn keys_and_metadata_are_served_in_both_versions() {
     let server = Server::start().await;
     for version in BOTH {
         let keys = ask(server.address, get("/.well-known/jwks.json", version)).await;
-        assert_eq!((keys.status.as_u16(), keys.header("cache-control")), (200, "public, max-age=300"));
+        assert_eq!(
+            (keys.status.as_u16(), keys.header("cache-control")),
+            (200, "public, max-age=300")
+        );
         assert_eq!(serde_json::from_slice::<Value>(&keys.body).unwrap()["keys"][0]["kid"], "one");
 
-        let metadata = ask(server.address, get("/.well-known/oauth-authorization-server", version)).await;
+        let metadata =
+            ask(server.address, get("/.well-known/oauth-authorization-server", version)).await;
         let metadata: Value = serde_json::from_slice(&metadata.body).unwrap();
         assert_eq!(metadata["issuer"], "https://issuer.example");
         assert_eq!(metadata["jwks_uri"], "https://issuer.example/.well-known/jwks.json");
@@ -70,7 +75,11 @@ async fn what_is_no_page_is_not_found_and_no_page_is_written_to() {
     for version in BOTH {
         for path in ["/", "/healthz/", "/.well-known/jwks", "/metrics", "/%2e%2e/healthz"] {
             let answer = ask(server.address, get(path, version)).await;
-            assert_eq!((answer.status.as_u16(), answer.header("content-type")), (404, "application/json"), "{path}");
+            assert_eq!(
+                (answer.status.as_u16(), answer.header("content-type")),
+                (404, "application/json"),
+                "{path}"
+            );
         }
         let mut post = get("/healthz", version);
         *post.method_mut() = Method::POST;
@@ -114,7 +123,11 @@ fn a_public_address_needs_tls() {
         ("0.0.0.0:1", true, false, true),
         ("0.0.0.0:1", false, true, true),
     ] {
-        assert_eq!(permitted(address.parse().unwrap(), tls, insecure), fine, "{address} {tls} {insecure}");
+        assert_eq!(
+            permitted(address.parse().unwrap(), tls, insecure),
+            fine,
+            "{address} {tls} {insecure}"
+        );
     }
 }
 

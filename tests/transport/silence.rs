@@ -22,15 +22,28 @@ use crate::{
 
 /// A server that waits no longer for a connection to speak than the tests can.
 async fn impatient() -> Server {
-    Server::with(Options { handshake: Duration::from_secs(2), ..options() }, Duration::from_secs(60)).await
+    Server::with(
+        Options { handshake: Duration::from_secs(2), ..options() },
+        Duration::from_secs(60),
+    )
+    .await
 }
 
-/// L09: a connection that has not said what it is within the deadline is closed; others are served meanwhile.
+/// L09: a connection that has not said what it is within the deadline is closed; others are served
+/// meanwhile.
 #[tokio::test]
 async fn connections_that_do_not_speak_are_closed() {
     let server = impatient().await;
     let mut silent = Vec::new();
-    for said in [&b""[..], b"P", &PREFACE[..12], &PREFACE[..23], b"G", b"GET / HTTP/1.1\r\nhost:", b"\0\0\0\0"] {
+    for said in [
+        &b""[..],
+        b"P",
+        &PREFACE[..12],
+        &PREFACE[..23],
+        b"G",
+        b"GET / HTTP/1.1\r\nhost:",
+        b"\0\0\0\0",
+    ] {
         for _ in 0..60 {
             let mut stream = TcpStream::connect(server.address).await.unwrap();
             stream.write_all(said).await.unwrap();
@@ -64,7 +77,8 @@ async fn an_idle_http_2_connection_stays() {
 
 #[tokio::test]
 async fn connections_beyond_the_cap_are_closed_and_room_is_reused() {
-    let server = Server::with(Options { connections: 3, ..options() }, Duration::from_secs(60)).await;
+    let server =
+        Server::with(Options { connections: 3, ..options() }, Duration::from_secs(60)).await;
     let mut held = Vec::new();
     for _ in 0..3 {
         held.push(Raw::open(server.address).await);
@@ -80,7 +94,9 @@ async fn connections_beyond_the_cap_are_closed_and_room_is_reused() {
 /// L11: the cap of a peer is by its address and leaves others alone.
 #[tokio::test]
 async fn a_peer_at_its_cap_does_not_keep_others_out() {
-    let server = Server::with(Options { connections_per_peer: 2, ..options() }, Duration::from_secs(60)).await;
+    let server =
+        Server::with(Options { connections_per_peer: 2, ..options() }, Duration::from_secs(60))
+            .await;
     let _held = (Raw::open(server.address).await, Raw::open(server.address).await);
     let mut over = TcpStream::connect(server.address).await.unwrap();
     assert!(closes(&mut over).await);
@@ -90,7 +106,8 @@ async fn a_peer_at_its_cap_does_not_keep_others_out() {
     assert_eq!(ask_over(other, get("/healthz", Version::HTTP_11)).await.unwrap().status, 200);
 }
 
-/// L10, S9: without descriptors the server waits instead of spinning, keeps who is there, and goes on once there are some again.
+/// L10, S9: without descriptors the server waits instead of spinning, keeps who is there, and goes
+/// on once there are some again.
 #[tokio::test]
 async fn running_out_of_descriptors_is_survived() {
     let child = Child::start(Some(64));
@@ -105,14 +122,17 @@ async fn running_out_of_descriptors_is_survived() {
     assert!(!serves(child.address).await);
     let (used, elapsed) = (child.ticks() - before, began.elapsed().as_millis() / 10);
     // A share of the time that went by, however much that is: who spins uses what he gets.
-    assert!(u128::from(used) * 5 < elapsed, "used {used} ticks of {elapsed} while it could not accept");
+    assert!(
+        u128::from(used) * 5 < elapsed,
+        "used {used} ticks of {elapsed} while it could not accept"
+    );
     assert_eq!(kept.taken(&[]).await, None);
     drop(held);
     until(async || serves(child.address).await).await;
 }
 
-/// L10: a server that knows its descriptors raises their limit, takes no more connections than they allow, and gives one peer a
-/// tenth, so that it does not run out.
+/// L10: a server that knows its descriptors raises their limit, takes no more connections than they
+/// allow, and gives one peer a tenth, so that it does not run out.
 #[tokio::test]
 async fn connections_keep_within_the_descriptors() {
     let child = Child::within(100, 400);

@@ -8,7 +8,10 @@ use jeton::{
     clock::ManualClock,
     config,
 };
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    date_time_ymd,
+};
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
@@ -67,7 +70,11 @@ impl Files {
 
     fn config(&self) -> config::Tls {
         let path = |name: &str| self.dir.path().join(name);
-        config::Tls { cert_file: path("cert.pem"), key_file: path("key.pem"), ..config::Tls::default() }
+        config::Tls {
+            cert_file: path("cert.pem"),
+            key_file: path("key.pem"),
+            ..config::Tls::default()
+        }
     }
 
     fn open(&self) -> Arc<TlsReloader> {
@@ -92,20 +99,29 @@ async fn connect(
 ) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     roots.add(ca.der().clone()).unwrap();
-    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots);
+    let builder = ClientConfig::builder_with_provider(Arc::new(
+        rustls::crypto::aws_lc_rs::default_provider(),
+    ))
+    .with_safe_default_protocol_versions()
+    .unwrap()
+    .with_root_certificates(roots);
     let mut config = match own {
         None => builder.with_no_client_auth(),
         Some((cert, key)) => {
             let cert = CertificateDer::from_pem_slice(cert.as_bytes()).unwrap();
-            builder.with_client_auth_cert(vec![cert], PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
+            builder
+                .with_client_auth_cert(
+                    vec![cert],
+                    PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
+                )
+                .unwrap()
         }
     };
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
     let stream = TcpStream::connect(server.address).await.unwrap();
-    TlsConnector::from(Arc::new(config)).connect(ServerName::try_from("port.example").unwrap(), stream).await
+    TlsConnector::from(Arc::new(config))
+        .connect(ServerName::try_from("port.example").unwrap(), stream)
+        .await
 }
 
 async fn call(stream: TlsStream<TcpStream>) -> Result<Answer, hyper::Error> {
@@ -168,7 +184,9 @@ async fn half_a_handshake_is_closed() {
     let ca = authority();
     let tls = Some(Files::new(&server_pair(&ca)).open());
     let patience = Duration::from_secs(4);
-    let server = Server::with(Options { tls, handshake: patience, ..options() }, Duration::from_secs(60)).await;
+    let server =
+        Server::with(Options { tls, handshake: patience, ..options() }, Duration::from_secs(60))
+            .await;
     let mut half = Vec::new();
     for said in [&b""[..], &[22], &[22, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3]] {
         for _ in 0..100 {
@@ -256,14 +274,16 @@ fn half_a_configuration_is_an_error() {
     assert!(matches!(open(&whole), Err(TlsError::Expired(_))));
 }
 
-/// With a client CA set, who has no certificate of it does not get in, and who has is known to the handlers.
+/// With a client CA set, who has no certificate of it does not get in, and who has is known to the
+/// handlers.
 #[tokio::test]
 async fn client_certificates_are_required_where_asked_for() {
     let (ca, clients, strangers) = (authority(), authority(), authority());
     let files = Files::new(&server_pair(&ca));
     let client_ca_file = files.dir.path().join("clients.pem");
     fs::write(&client_ca_file, clients.pem()).unwrap();
-    let server = serve(open(&config::Tls { client_ca_file, ..files.config() }).unwrap().unwrap()).await;
+    let server =
+        serve(open(&config::Tls { client_ca_file, ..files.config() }).unwrap().unwrap()).await;
 
     let known = pair(&clients, ExtendedKeyUsagePurpose::ClientAuth, 2100);
     let answer = call(connect(&server, &ca, &["h2"], Some(&known)).await.unwrap()).await.unwrap();

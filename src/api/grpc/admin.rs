@@ -11,7 +11,12 @@ use crate::{
 
 impl Door {
     /// Who calls, admitted to an office.
-    pub(super) async fn admin<T>(&self, call: &Call, request: &Request<T>, office: Office) -> Result<Administrator> {
+    pub(super) async fn admin<T>(
+        &self,
+        call: &Call,
+        request: &Request<T>,
+        office: Office,
+    ) -> Result<Administrator> {
         self.authority.administrator(call, bearer(request.metadata())?, office).await
     }
 }

@@ -11,14 +11,18 @@ use crate::{
     model::{Audience, AudienceRecord, TenantId},
     oauth::{audiences::FoundAudience, bearer::Office},
     proto::admin::{
-        self as proto, AssignAudienceRequest, AssignAudienceResponse, ListAudiencesRequest, ListAudiencesResponse,
-        ReleaseAudienceRequest, ReleaseAudienceResponse, audience_service_server::AudienceService,
+        self as proto, AssignAudienceRequest, AssignAudienceResponse, ListAudiencesRequest,
+        ListAudiencesResponse, ReleaseAudienceRequest, ReleaseAudienceResponse,
+        audience_service_server::AudienceService,
     },
 };
 
 #[tonic::async_trait]
 impl AudienceService for Door {
-    async fn list_audiences(&self, request: Request<ListAudiencesRequest>) -> Result<Response<ListAudiencesResponse>, Status> {
+    async fn list_audiences(
+        &self,
+        request: Request<ListAudiencesRequest>,
+    ) -> Result<Response<ListAudiencesResponse>, Status> {
         let call = Self::call(&request)?;
         answer(
             async {
@@ -28,20 +32,30 @@ impl AudienceService for Door {
                 // Bound to the asker's tenant too: a token is no way into another's listing.
                 let question = format!("audiences/{}/{tenant}", admin.tenant());
                 let after = pages::open(self.authority.page_key(), &question, &page_token)?;
-                let after = after.as_deref().map(str::parse).transpose().map_err(Error::invalid("page_token"))?;
+                let after = after
+                    .as_deref()
+                    .map(str::parse)
+                    .transpose()
+                    .map_err(Error::invalid("page_token"))?;
                 let tenant = optional("tenant", &tenant)?;
-                let mut listed = self.authority.audiences(&admin, tenant, after.as_ref(), size + 1).await?;
+                let mut listed =
+                    self.authority.audiences(&admin, tenant, after.as_ref(), size + 1).await?;
                 let more = listed.len() > size;
                 listed.truncate(size);
                 let next_page_token = match listed.last() {
-                    Some(last) if more => pages::seal(self.authority.page_key(), &question, last.audience().as_str()),
+                    Some(last) if more => {
+                        pages::seal(self.authority.page_key(), &question, last.audience().as_str())
+                    }
                     _ => String::new(),
                 };
-                let mut answer = ListAudiencesResponse { next_page_token, ..ListAudiencesResponse::default() };
+                let mut answer =
+                    ListAudiencesResponse { next_page_token, ..ListAudiencesResponse::default() };
                 for found in listed {
                     match found {
                         FoundAudience::Owned(record) => answer.audiences.push(record.into()),
-                        FoundAudience::NotAuthentic(audience) => answer.not_authentic.push(audience.as_str().to_owned()),
+                        FoundAudience::NotAuthentic(audience) => {
+                            answer.not_authentic.push(audience.as_str().to_owned())
+                        }
                     }
                 }
                 Ok(answer)
@@ -61,7 +75,8 @@ impl AudienceService for Door {
                 let AssignAudienceRequest { audience, tenant } = request.into_inner();
                 let audience = required::<Audience>("audience", &audience)?;
                 let tenant = required::<TenantId>("tenant", &tenant)?;
-                let record = self.authority.assign_audience(&call, &admin, &audience, &tenant).await?;
+                let record =
+                    self.authority.assign_audience(&call, &admin, &audience, &tenant).await?;
                 Ok(AssignAudienceResponse { audience: Some(record.into()) })
             }
             .await,
@@ -77,7 +92,10 @@ impl AudienceService for Door {
             async {
                 let admin = self.admin(&call, &request, Office::Clients).await?;
                 let audience = required("audience", &request.get_ref().audience)?;
-                self.authority.release_audience(&call, &admin, &audience).await.map(|()| ReleaseAudienceResponse {})
+                self.authority
+                    .release_audience(&call, &admin, &audience)
+                    .await
+                    .map(|()| ReleaseAudienceResponse {})
             }
             .await,
         )

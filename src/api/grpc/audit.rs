@@ -23,8 +23,9 @@ use crate::{
         trail::{Known, Verdict},
     },
     proto::admin::{
-        ChainState, ChainVerdict, Event, EventFilter, KnownHead, ListEventsRequest, ListEventsResponse, TailEventsRequest,
-        TailEventsResponse, VerifyChainRequest, VerifyChainResponse, audit_service_server::AuditService,
+        ChainState, ChainVerdict, Event, EventFilter, KnownHead, ListEventsRequest,
+        ListEventsResponse, TailEventsRequest, TailEventsResponse, VerifyChainRequest,
+        VerifyChainResponse, audit_service_server::AuditService,
     },
 };
 
@@ -38,7 +39,10 @@ const MOST_KNOWN: usize = 256;
 impl AuditService for Door {
     type TailEventsStream = Pin<Box<dyn Stream<Item = Result<TailEventsResponse, Status>> + Send>>;
 
-    async fn list_events(&self, request: Request<ListEventsRequest>) -> Result<Response<ListEventsResponse>, Status> {
+    async fn list_events(
+        &self,
+        request: Request<ListEventsRequest>,
+    ) -> Result<Response<ListEventsResponse>, Status> {
         let call = Self::call(&request)?;
         answer(
             async {
@@ -50,20 +54,29 @@ impl AuditService for Door {
                 let before = pages::open(self.authority.page_key(), &question, &page_token)?;
                 let unfit = || Error::field("page_token", "is not ours");
                 let before = before.map(|cursor| place(&cursor).ok_or_else(unfit)).transpose()?;
-                let mut records = self.authority.events(&admin, filter, before.as_ref(), size + 1).await?;
+                let mut records =
+                    self.authority.events(&admin, filter, before.as_ref(), size + 1).await?;
                 let more = records.len() > size;
                 records.truncate(size);
                 let next_page_token = match records.last() {
-                    Some(last) if more => pages::seal(self.authority.page_key(), &question, &cursor(&last.place())),
+                    Some(last) if more => {
+                        pages::seal(self.authority.page_key(), &question, &cursor(&last.place()))
+                    }
                     _ => String::new(),
                 };
-                Ok(ListEventsResponse { events: records.iter().map(shown).collect(), next_page_token })
+                Ok(ListEventsResponse {
+                    events: records.iter().map(shown).collect(),
+                    next_page_token,
+                })
             }
             .await,
         )
     }
 
-    async fn tail_events(&self, request: Request<TailEventsRequest>) -> Result<Response<Self::TailEventsStream>, Status> {
+    async fn tail_events(
+        &self,
+        request: Request<TailEventsRequest>,
+    ) -> Result<Response<Self::TailEventsStream>, Status> {
         let call = Self::call(&request)?;
         answer(
             async {
@@ -76,7 +89,10 @@ impl AuditService for Door {
         )
     }
 
-    async fn verify_chain(&self, request: Request<VerifyChainRequest>) -> Result<Response<VerifyChainResponse>, Status> {
+    async fn verify_chain(
+        &self,
+        request: Request<VerifyChainRequest>,
+    ) -> Result<Response<VerifyChainResponse>, Status> {
         let call = Self::call(&request)?;
         answer(
             async {
@@ -84,7 +100,8 @@ impl AuditService for Door {
                 let VerifyChainRequest { chain, known } = request.into_inner();
                 let only = (!chain.is_empty()).then_some(chain.as_str());
                 let known = heads(known, only)?;
-                let verdicts = self.authority.verify_trail(&admin, &self.chain, only, &known).await?;
+                let verdicts =
+                    self.authority.verify_trail(&admin, &self.chain, only, &known).await?;
                 if only.is_some() && verdicts.is_empty() {
                     return Err(Error::NotFound("chain"));
                 }
@@ -102,8 +119,8 @@ impl AuditService for Door {
 }
 
 impl Door {
-    /// Forwards records until the caller leaves, falls too far behind, may have missed some, is no longer an administrator, or the
-    /// server drains.
+    /// Forwards records until the caller leaves, falls too far behind, may have missed some, is no
+    /// longer an administrator, or the server drains.
     fn stream(
         &self,
         admin: Administrator,
@@ -128,16 +145,18 @@ impl Door {
                 }
                 let Some(record) = record else { continue };
                 let message = match record {
-                    Ok(Some(record)) if filter.admits(&record.event) => Ok(TailEventsResponse { event: Some(shown(&record)) }),
+                    Ok(Some(record)) if filter.admits(&record.event) => {
+                        Ok(TailEventsResponse { event: Some(shown(&record)) })
+                    }
                     Ok(Some(_)) => continue,
                     Err(RecvError::Closed) => return,
                     // Said, not skipped: a gap in a trail must not go unnoticed.
                     Ok(None) => Err(status(&Error::precondition(
                         "records of other nodes may have been missed: list the events from the last one seen",
                     ))),
-                    Err(RecvError::Lagged(_)) => {
-                        Err(status(&Error::precondition("the reader fell behind: list the events from the last one seen")))
-                    }
+                    Err(RecvError::Lagged(_)) => Err(status(&Error::precondition(
+                        "the reader fell behind: list the events from the last one seen",
+                    ))),
                 };
                 let last = message.is_err();
                 if sender.send(message).await.is_err() || last {
@@ -167,7 +186,9 @@ fn place(cursor: &str) -> Option<Place> {
 }
 
 fn parsed(filter: EventFilter) -> Result<Filter> {
-    let text = |field, text: String| if text.len() > 256 { Err(Error::field(field, "at most 256 bytes")) } else { Ok(text) };
+    let text = |field, text: String| {
+        if text.len() > 256 { Err(Error::field(field, "at most 256 bytes")) } else { Ok(text) }
+    };
     let action = text("filter.action", filter.action)?;
     let target = text("filter.target", filter.target)?;
     Ok(Filter {
@@ -238,12 +259,20 @@ fn shown(record: &Record) -> Event {
         action: event.action.as_str().to_owned(),
         outcome: event.outcome.as_str().to_owned(),
         tenant: event.tenant.as_ref().map(|tenant| tenant.as_str().to_owned()).unwrap_or_default(),
-        client_id: event.client.as_ref().map(|client| client.as_str().to_owned()).unwrap_or_default(),
+        client_id: event
+            .client
+            .as_ref()
+            .map(|client| client.as_str().to_owned())
+            .unwrap_or_default(),
         target: event.target.clone(),
         peer: event.peer.as_ref().to_owned(),
         request_id: event.request_id.as_ref().to_owned(),
         reason: event.reason.clone().into_owned(),
-        secret_id: event.secret.as_ref().map(|secret| secret.as_str().to_owned()).unwrap_or_default(),
+        secret_id: event
+            .secret
+            .as_ref()
+            .map(|secret| secret.as_str().to_owned())
+            .unwrap_or_default(),
         hash: hex(&record.hash),
         family: event.family.map(|family| family.to_string()).unwrap_or_default(),
         recovered_from: event.recovered_from.as_deref().unwrap_or_default().to_owned(),

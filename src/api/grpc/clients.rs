@@ -14,11 +14,12 @@ use crate::{
         registration::{Listed, NewSecret, Settings},
     },
     proto::admin::{
-        self as proto, AddSecretRequest, AddSecretResponse, CreateClientRequest, CreateClientResponse, DeleteClientRequest,
-        DeleteClientResponse, DisableClientRequest, DisableClientResponse, EnableClientRequest, EnableClientResponse,
-        GetClientRequest, GetClientResponse, GrantType, ListClientsRequest, ListClientsResponse, RetireSecretRequest,
-        RetireSecretResponse, SecretKind, UpdateClientRequest, UpdateClientResponse, add_secret_request,
-        client_service_server::ClientService, create_client_request,
+        self as proto, AddSecretRequest, AddSecretResponse, CreateClientRequest,
+        CreateClientResponse, DeleteClientRequest, DeleteClientResponse, DisableClientRequest,
+        DisableClientResponse, EnableClientRequest, EnableClientResponse, GetClientRequest,
+        GetClientResponse, GrantType, ListClientsRequest, ListClientsResponse, RetireSecretRequest,
+        RetireSecretResponse, SecretKind, UpdateClientRequest, UpdateClientResponse,
+        add_secret_request, client_service_server::ClientService, create_client_request,
     },
 };
 use secrecy::ExposeSecret;
@@ -40,7 +41,10 @@ const FIELDS: [&str; 11] = [
 
 #[tonic::async_trait]
 impl ClientService for Door {
-    async fn create_client(&self, request: Request<CreateClientRequest>) -> Result<Response<CreateClientResponse>, Status> {
+    async fn create_client(
+        &self,
+        request: Request<CreateClientRequest>,
+    ) -> Result<Response<CreateClientResponse>, Status> {
         let call = Self::call(&request)?;
         answer(
             async {
@@ -51,19 +55,30 @@ impl ClientService for Door {
                 let tenant = optional::<TenantId>("client.tenant", &client.tenant)?;
                 let secret = match secret {
                     None => NewSecret::Generated,
-                    Some(create_client_request::Secret::Argon2idHash(phc)) => NewSecret::Argon2id(phc),
-                    Some(create_client_request::Secret::PlainSecret(plain)) => NewSecret::Plain(plain.into()),
+                    Some(create_client_request::Secret::Argon2idHash(phc)) => {
+                        NewSecret::Argon2id(phc)
+                    }
+                    Some(create_client_request::Secret::PlainSecret(plain)) => {
+                        NewSecret::Plain(plain.into())
+                    }
                 };
                 let settings = settings(&client, |field| !is_default(&client, field))?;
-                let added = self.authority.create_client(&call, &admin, id, tenant, settings, secret).await?;
-                let client_secret = added.value.map(|value| value.expose_secret().to_owned()).unwrap_or_default();
+                let added = self
+                    .authority
+                    .create_client(&call, &admin, id, tenant, settings, secret)
+                    .await?;
+                let client_secret =
+                    added.value.map(|value| value.expose_secret().to_owned()).unwrap_or_default();
                 Ok(CreateClientResponse { client: Some(added.client.into()), client_secret })
             }
             .await,
         )
     }
 
-    async fn get_client(&self, request: Request<GetClientRequest>) -> Result<Response<GetClientResponse>, Status> {
+    async fn get_client(
+        &self,
+        request: Request<GetClientRequest>,
+    ) -> Result<Response<GetClientResponse>, Status> {
         let call = Self::call(&request)?;
         answer(
             async {
@@ -76,7 +91,10 @@ impl ClientService for Door {
         )
     }
 
-    async fn list_clients(&self, request: Request<ListClientsRequest>) -> Result<Response<ListClientsResponse>, Status> {
+    async fn list_clients(
+        &self,
+        request: Request<ListClientsRequest>,
+    ) -> Result<Response<ListClientsResponse>, Status> {
         let call = Self::call(&request)?;
         answer(
             async {
@@ -86,20 +104,30 @@ impl ClientService for Door {
                 // Bound to the asker's tenant too: a token is no way into another's listing.
                 let question = format!("clients/{}/{tenant}", admin.tenant());
                 let after = pages::open(self.authority.page_key(), &question, &page_token)?;
-                let after = after.as_deref().map(str::parse).transpose().map_err(Error::invalid("page_token"))?;
+                let after = after
+                    .as_deref()
+                    .map(str::parse)
+                    .transpose()
+                    .map_err(Error::invalid("page_token"))?;
                 let tenant = optional("tenant", &tenant)?;
-                let mut listed = self.authority.clients(&admin, tenant, after.as_ref(), size + 1).await?;
+                let mut listed =
+                    self.authority.clients(&admin, tenant, after.as_ref(), size + 1).await?;
                 let more = listed.len() > size;
                 listed.truncate(size);
                 let next_page_token = match listed.last() {
-                    Some(last) if more => pages::seal(self.authority.page_key(), &question, last.id().as_str()),
+                    Some(last) if more => {
+                        pages::seal(self.authority.page_key(), &question, last.id().as_str())
+                    }
                     _ => String::new(),
                 };
-                let mut answer = ListClientsResponse { next_page_token, ..ListClientsResponse::default() };
+                let mut answer =
+                    ListClientsResponse { next_page_token, ..ListClientsResponse::default() };
                 for entry in listed {
                     match entry {
                         Listed::Client(client) => answer.clients.push((*client).into()),
-                        Listed::NotAuthentic(id) => answer.not_authentic.push(id.as_str().to_owned()),
+                        Listed::NotAuthentic(id) => {
+                            answer.not_authentic.push(id.as_str().to_owned())
+                        }
                     }
                 }
                 Ok(answer)
@@ -108,7 +136,10 @@ impl ClientService for Door {
         )
     }
 
-    async fn update_client(&self, request: Request<UpdateClientRequest>) -> Result<Response<UpdateClientResponse>, Status> {
+    async fn update_client(
+        &self,
+        request: Request<UpdateClientRequest>,
+    ) -> Result<Response<UpdateClientResponse>, Status> {
         let call = Self::call(&request)?;
         answer(
             async {
@@ -118,15 +149,23 @@ impl ClientService for Door {
                 let id = required("client.client_id", &client.client_id)?;
                 let mask = update_mask.map(|mask| mask.paths).unwrap_or_default();
                 check_mask(&mask)?;
-                let settings = settings(&client, |field| mask.iter().any(|path| path == field || path == "*"))?;
-                let client = self.authority.update_client(&call, &admin, &id, etag(&client.etag)?, settings).await?;
+                let settings = settings(&client, |field| {
+                    mask.iter().any(|path| path == field || path == "*")
+                })?;
+                let client = self
+                    .authority
+                    .update_client(&call, &admin, &id, etag(&client.etag)?, settings)
+                    .await?;
                 Ok(UpdateClientResponse { client: Some(client.into()) })
             }
             .await,
         )
     }
 
-    async fn disable_client(&self, request: Request<DisableClientRequest>) -> Result<Response<DisableClientResponse>, Status> {
+    async fn disable_client(
+        &self,
+        request: Request<DisableClientRequest>,
+    ) -> Result<Response<DisableClientResponse>, Status> {
         let call = Self::call(&request)?;
         answer(
             async {
@@ -140,7 +179,10 @@ impl ClientService for Door {
         )
     }
 
-    async fn enable_client(&self, request: Request<EnableClientRequest>) -> Result<Response<EnableClientResponse>, Status> {
+    async fn enable_client(
+        &self,
+        request: Request<EnableClientRequest>,
+    ) -> Result<Response<EnableClientResponse>, Status> {
         let call = Self::call(&request)?;
         answer(
             async {
@@ -154,44 +196,65 @@ impl ClientService for Door {
         )
     }
 
-    async fn delete_client(&self, request: Request<DeleteClientRequest>) -> Result<Response<DeleteClientResponse>, Status> {
+    async fn delete_client(
+        &self,
+        request: Request<DeleteClientRequest>,
+    ) -> Result<Response<DeleteClientResponse>, Status> {
         let call = Self::call(&request)?;
         answer(
             async {
                 let admin = self.admin(&call, &request, Office::Clients).await?;
                 let DeleteClientRequest { client_id, etag: tag } = request.into_inner();
                 let id = required("client_id", &client_id)?;
-                self.authority.delete_client(&call, &admin, &id, etag(&tag)?).await.map(|()| DeleteClientResponse {})
+                self.authority
+                    .delete_client(&call, &admin, &id, etag(&tag)?)
+                    .await
+                    .map(|()| DeleteClientResponse {})
             }
             .await,
         )
     }
 
-    async fn add_secret(&self, request: Request<AddSecretRequest>) -> Result<Response<AddSecretResponse>, Status> {
+    async fn add_secret(
+        &self,
+        request: Request<AddSecretRequest>,
+    ) -> Result<Response<AddSecretResponse>, Status> {
         let call = Self::call(&request)?;
         answer(
             async {
                 let admin = self.admin(&call, &request, Office::Clients).await?;
-                let AddSecretRequest { client_id, secret, expire_time, etag: tag } = request.into_inner();
+                let AddSecretRequest { client_id, secret, expire_time, etag: tag } =
+                    request.into_inner();
                 let id = required("client_id", &client_id)?;
                 let source = match secret {
                     None => NewSecret::Generated,
                     Some(add_secret_request::Secret::Argon2idHash(phc)) => NewSecret::Argon2id(phc),
-                    Some(add_secret_request::Secret::PlainSecret(plain)) => NewSecret::Plain(plain.into()),
+                    Some(add_secret_request::Secret::PlainSecret(plain)) => {
+                        NewSecret::Plain(plain.into())
+                    }
                 };
                 let expires_at = time("expire_time", expire_time)?;
-                let added = self.authority.add_secret(&call, &admin, &id, etag(&tag)?, source, expires_at).await?;
+                let added = self
+                    .authority
+                    .add_secret(&call, &admin, &id, etag(&tag)?, source, expires_at)
+                    .await?;
                 Ok(AddSecretResponse {
                     client: Some(added.client.into()),
                     secret_id: added.secret.as_str().to_owned(),
-                    client_secret: added.value.map(|value| value.expose_secret().to_owned()).unwrap_or_default(),
+                    client_secret: added
+                        .value
+                        .map(|value| value.expose_secret().to_owned())
+                        .unwrap_or_default(),
                 })
             }
             .await,
         )
     }
 
-    async fn retire_secret(&self, request: Request<RetireSecretRequest>) -> Result<Response<RetireSecretResponse>, Status> {
+    async fn retire_secret(
+        &self,
+        request: Request<RetireSecretRequest>,
+    ) -> Result<Response<RetireSecretResponse>, Status> {
         let call = Self::call(&request)?;
         answer(
             async {
@@ -229,7 +292,8 @@ fn is_default(client: &proto::Client, field: &str) -> bool {
 
 /// The settings that `named` fields hold.
 fn settings(client: &proto::Client, named: impl Fn(&str) -> bool) -> Result<Settings> {
-    let scopes = |field: &'static str, texts: &[String]| Scopes::parse(texts).map_err(Error::invalid(field));
+    let scopes =
+        |field: &'static str, texts: &[String]| Scopes::parse(texts).map_err(Error::invalid(field));
     /// Evaluates `value` where `field` is named.
     fn given<T>(named: bool, value: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
         if named { value().map(Some) } else { Ok(None) }
@@ -237,7 +301,9 @@ fn settings(client: &proto::Client, named: impl Fn(&str) -> bool) -> Result<Sett
     Ok(Settings {
         display_name: given(named("display_name"), || Ok(client.display_name.clone()))?,
         scopes: given(named("scopes"), || scopes("client.scopes", &client.scopes))?,
-        default_scopes: given(named("default_scopes"), || scopes("client.default_scopes", &client.default_scopes))?,
+        default_scopes: given(named("default_scopes"), || {
+            scopes("client.default_scopes", &client.default_scopes)
+        })?,
         roles: given(named("roles"), || each("client.roles", &client.roles))?,
         audiences: given(named("audiences"), || each("client.audiences", &client.audiences))?,
         serves: given(named("serves"), || each("client.serves", &client.serves))?,
@@ -265,7 +331,9 @@ fn grants(types: &[i32]) -> Result<Grants> {
         match GrantType::try_from(*value) {
             Ok(GrantType::ClientCredentials) => grants.client_credentials = true,
             Ok(GrantType::RefreshToken) => grants.refresh_token = true,
-            Ok(GrantType::Unspecified) | Err(_) => return Err(Error::field("client.grant_types", "unknown grant type")),
+            Ok(GrantType::Unspecified) | Err(_) => {
+                return Err(Error::field("client.grant_types", "unknown grant type"));
+            }
         }
     }
     Ok(grants)
@@ -287,7 +355,11 @@ impl From<Client> for proto::Client {
             scopes: client.scopes.to_strings(),
             default_scopes: client.default_scopes.to_strings(),
             roles: client.roles.iter().map(|role| role.as_str().to_owned()).collect(),
-            audiences: client.audiences.iter().map(|audience| audience.as_str().to_owned()).collect(),
+            audiences: client
+                .audiences
+                .iter()
+                .map(|audience| audience.as_str().to_owned())
+                .collect(),
             serves: client.serves.iter().map(|audience| audience.as_str().to_owned()).collect(),
             grant_types,
             access_token_lifetime: client.access_ttl.map(seconds),

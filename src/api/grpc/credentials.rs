@@ -1,4 +1,5 @@
-//! How a caller proves who it is: `authorization` in the metadata or id and secret in the message, one of them only (A03).
+//! How a caller proves who it is: `authorization` in the metadata or id and secret in the message,
+//! one of them only (A03).
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use secrecy::SecretString;
@@ -10,16 +11,24 @@ use crate::{
 };
 
 /// The one credential of a request. A message without id and secret carries none.
-pub(super) fn presented(metadata: &MetadataMap, client_id: String, client_secret: String) -> Result<Credentials> {
+pub(super) fn presented(
+    metadata: &MetadataMap,
+    client_id: String,
+    client_secret: String,
+) -> Result<Credentials> {
     let secret = SecretString::from(client_secret);
-    let in_message = !client_id.is_empty() || !secrecy::ExposeSecret::expose_secret(&secret).is_empty();
+    let in_message =
+        !client_id.is_empty() || !secrecy::ExposeSecret::expose_secret(&secret).is_empty();
     let mut headers = metadata.get_all("authorization").iter();
     match (headers.next(), headers.next(), in_message) {
         (None, _, false) => Ok(Credentials::None),
         (None, _, true) => Ok(Credentials::Secret { client_id, secret }),
         (Some(header), None, false) => from_header(header.as_bytes()),
         (Some(_), Some(_), _) => Err(Error::field("authorization", "given more than once")),
-        (Some(_), None, true) => Err(Error::field("authorization", "credentials both in the metadata and in the message")),
+        (Some(_), None, true) => Err(Error::field(
+            "authorization",
+            "credentials both in the metadata and in the message",
+        )),
     }
 }
 
@@ -31,7 +40,8 @@ pub(super) fn bearer(metadata: &MetadataMap) -> Result<Credentials> {
 fn from_header(header: &[u8]) -> Result<Credentials> {
     const MALFORMED: &str = "must be \"Basic\" with base64, or \"Bearer\" with a token";
     let text = std::str::from_utf8(header).map_err(|_| Error::field("authorization", MALFORMED))?;
-    let (scheme, value) = text.split_once(' ').ok_or_else(|| Error::field("authorization", MALFORMED))?;
+    let (scheme, value) =
+        text.split_once(' ').ok_or_else(|| Error::field("authorization", MALFORMED))?;
     if scheme.eq_ignore_ascii_case("bearer") {
         // A text that is no token is judged like a token that does not stand.
         return Ok(Credentials::Bearer(value.to_owned().into()));
@@ -41,7 +51,8 @@ fn from_header(header: &[u8]) -> Result<Credentials> {
     }
     let decoded = STANDARD.decode(value).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     let decoded = decoded.ok_or_else(|| Error::field("authorization", MALFORMED))?;
-    let (id, secret) = decoded.split_once(':').ok_or_else(|| Error::field("authorization", MALFORMED))?;
+    let (id, secret) =
+        decoded.split_once(':').ok_or_else(|| Error::field("authorization", MALFORMED))?;
     Ok(Credentials::Secret { client_id: form_decode(id)?, secret: form_decode(secret)?.into() })
 }
 
@@ -58,7 +69,8 @@ fn form_decode(text: &str) -> Result<String> {
             b'+' => b' ',
             b'%' => {
                 let digit = |byte: Option<u8>| {
-                    byte.and_then(|byte| char::from(byte).to_digit(16)).and_then(|digit| u8::try_from(digit).ok())
+                    byte.and_then(|byte| char::from(byte).to_digit(16))
+                        .and_then(|digit| u8::try_from(digit).ok())
                 };
                 match (digit(bytes.next()), digit(bytes.next())) {
                     (Some(high), Some(low)) => high << 4 | low,
@@ -87,7 +99,9 @@ mod tests {
 
     fn secret(metadata: &MetadataMap) -> (String, String) {
         match presented(metadata, String::new(), String::new()).unwrap() {
-            Credentials::Secret { client_id, secret } => (client_id, secret.expose_secret().to_owned()),
+            Credentials::Secret { client_id, secret } => {
+                (client_id, secret.expose_secret().to_owned())
+            }
             other @ (Credentials::None | Credentials::Bearer(_)) => panic!("{other:?}"),
         }
     }
@@ -113,7 +127,15 @@ mod tests {
     fn malformed_headers_are_refused() {
         let bad_percent = format!("Basic {}", STANDARD.encode("a:%zz"));
         let no_colon = format!("Basic {}", STANDARD.encode("ab"));
-        for bad in ["Basic", "Basic !!!", "Digest x", "Bearer", "", bad_percent.as_str(), no_colon.as_str()] {
+        for bad in [
+            "Basic",
+            "Basic !!!",
+            "Digest x",
+            "Bearer",
+            "",
+            bad_percent.as_str(),
+            no_colon.as_str(),
+        ] {
             assert!(presented(&with(&[bad]), String::new(), String::new()).is_err(), "{bad}");
         }
     }

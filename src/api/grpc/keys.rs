@@ -10,14 +10,17 @@ use crate::{
     model::{KeyState, Kid, SigningKey},
     oauth::bearer::Office,
     proto::admin::{
-        self as proto, ListKeysRequest, ListKeysResponse, RevokeKeyRequest, RevokeKeyResponse, RotateKeysRequest,
-        RotateKeysResponse, key_service_server::KeyService,
+        self as proto, ListKeysRequest, ListKeysResponse, RevokeKeyRequest, RevokeKeyResponse,
+        RotateKeysRequest, RotateKeysResponse, key_service_server::KeyService,
     },
 };
 
 #[tonic::async_trait]
 impl KeyService for Door {
-    async fn list_keys(&self, request: Request<ListKeysRequest>) -> Result<Response<ListKeysResponse>, Status> {
+    async fn list_keys(
+        &self,
+        request: Request<ListKeysRequest>,
+    ) -> Result<Response<ListKeysResponse>, Status> {
         let call = Self::call(&request)?;
         answer(
             async {
@@ -29,7 +32,10 @@ impl KeyService for Door {
         )
     }
 
-    async fn rotate_keys(&self, request: Request<RotateKeysRequest>) -> Result<Response<RotateKeysResponse>, Status> {
+    async fn rotate_keys(
+        &self,
+        request: Request<RotateKeysRequest>,
+    ) -> Result<Response<RotateKeysResponse>, Status> {
         let call = Self::call(&request)?;
         answer(
             async {
@@ -41,7 +47,10 @@ impl KeyService for Door {
         )
     }
 
-    async fn revoke_key(&self, request: Request<RevokeKeyRequest>) -> Result<Response<RevokeKeyResponse>, Status> {
+    async fn revoke_key(
+        &self,
+        request: Request<RevokeKeyRequest>,
+    ) -> Result<Response<RevokeKeyResponse>, Status> {
         let call = Self::call(&request)?;
         answer(
             async {

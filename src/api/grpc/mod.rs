@@ -24,8 +24,9 @@ use crate::{
     oauth::Authority,
     proto::{
         admin::{
-            audience_service_server::AudienceServiceServer, audit_service_server::AuditServiceServer,
-            client_service_server::ClientServiceServer, key_service_server::KeyServiceServer,
+            audience_service_server::AudienceServiceServer,
+            audit_service_server::AuditServiceServer, client_service_server::ClientServiceServer,
+            key_service_server::KeyServiceServer,
             revocation_service_server::RevocationServiceServer,
         },
         token::token_service_server::TokenServiceServer,
@@ -51,7 +52,11 @@ pub struct Door {
 
 impl Door {
     /// A door to `authority`; `stopping` turns true when streams must end.
-    pub fn new(authority: Arc<Authority>, chain: Arc<ChainKey>, stopping: tokio::sync::watch::Receiver<bool>) -> Self {
+    pub fn new(
+        authority: Arc<Authority>,
+        chain: Arc<ChainKey>,
+        stopping: tokio::sync::watch::Receiver<bool>,
+    ) -> Self {
         Self { authority, chain, stopping }
     }
 
@@ -59,13 +64,24 @@ impl Door {
     pub fn routes(&self) -> Router {
         let mut routes = Routes::builder();
         routes
-            .add_service(TokenServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE))
-            .add_service(ClientServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE))
-            .add_service(AudienceServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE))
+            .add_service(
+                TokenServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE),
+            )
+            .add_service(
+                ClientServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE),
+            )
+            .add_service(
+                AudienceServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE),
+            )
             .add_service(KeyServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE))
-            .add_service(RevocationServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE))
-            .add_service(AuditServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE));
-        let batch = TokenServiceServer::new(self.clone()).max_decoding_message_size(MAX_BATCH_MESSAGE);
+            .add_service(
+                RevocationServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE),
+            )
+            .add_service(
+                AuditServiceServer::new(self.clone()).max_decoding_message_size(MAX_MESSAGE),
+            );
+        let batch =
+            TokenServiceServer::new(self.clone()).max_decoding_message_size(MAX_BATCH_MESSAGE);
         routes.routes().into_axum_router().route_service(BATCH_INTROSPECT, batch)
     }
 

@@ -1,4 +1,5 @@
-//! Page tokens (AIP-158): opaque, signed with a key of their own, and bound to the question they continue (N03).
+//! Page tokens (AIP-158): opaque, signed with a key of their own, and bound to the question they
+//! continue (N03).
 
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -26,7 +27,8 @@ pub(super) fn seal(key: &[u8; 32], question: &str, cursor: &str) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// The cursor in a token; `None` for the first page. A token of another question, or not ours, is refused.
+/// The cursor in a token; `None` for the first page. A token of another question, or not ours, is
+/// refused.
 pub(super) fn open(key: &[u8; 32], question: &str, token: &str) -> Result<Option<String>> {
     if token.is_empty() {
         return Ok(None);

@@ -8,7 +8,10 @@ use crate::{
 };
 
 /// An empty text is absent; any other must parse.
-pub(super) fn optional<T: FromStr<Err = Invalid>>(field: &'static str, text: &str) -> Result<Option<T>> {
+pub(super) fn optional<T: FromStr<Err = Invalid>>(
+    field: &'static str,
+    text: &str,
+) -> Result<Option<T>> {
     if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(Error::invalid(field)) }
 }
 
@@ -18,12 +21,18 @@ pub(super) fn required<T: FromStr<Err = Invalid>>(field: &'static str, text: &st
 }
 
 /// Every text must parse.
-pub(super) fn each<T: FromStr<Err = Invalid>>(field: &'static str, texts: &[String]) -> Result<Vec<T>> {
+pub(super) fn each<T: FromStr<Err = Invalid>>(
+    field: &'static str,
+    texts: &[String],
+) -> Result<Vec<T>> {
     texts.iter().map(|text| text.parse().map_err(Error::invalid(field))).collect()
 }
 
 /// A duration in whole seconds, not negative.
-pub(super) fn duration(field: &'static str, value: Option<prost_types::Duration>) -> Result<Option<Duration>> {
+pub(super) fn duration(
+    field: &'static str,
+    value: Option<prost_types::Duration>,
+) -> Result<Option<Duration>> {
     value
         .map(|value| match u64::try_from(value.seconds) {
             Ok(seconds) if value.nanos == 0 => Ok(Duration::from_secs(seconds)),
@@ -33,11 +42,16 @@ pub(super) fn duration(field: &'static str, value: Option<prost_types::Duration>
 }
 
 /// A point in time from 1970 to 9999.
-pub(super) fn time(field: &'static str, value: Option<prost_types::Timestamp>) -> Result<Option<Timestamp>> {
+pub(super) fn time(
+    field: &'static str,
+    value: Option<prost_types::Timestamp>,
+) -> Result<Option<Timestamp>> {
     const YEAR_10000: i64 = 253_402_300_800;
     value
         .map(|value| {
-            if !(0..YEAR_10000).contains(&value.seconds) || !(0..1_000_000_000).contains(&value.nanos) {
+            if !(0..YEAR_10000).contains(&value.seconds)
+                || !(0..1_000_000_000).contains(&value.nanos)
+            {
                 return Err(Error::field(field, "must lie between the years 1970 and 9999"));
             }
             Ok(Timestamp::from_millis(value.seconds * 1_000 + i64::from(value.nanos) / 1_000_000))
@@ -63,5 +77,8 @@ pub(super) fn timestamp(at: Timestamp) -> prost_types::Timestamp {
 
 /// To the wire.
 pub(super) fn seconds(duration: Duration) -> prost_types::Duration {
-    prost_types::Duration { seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX), nanos: 0 }
+    prost_types::Duration {
+        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        nanos: 0,
+    }
 }

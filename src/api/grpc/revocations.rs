@@ -8,13 +8,17 @@ use crate::{
     model::text,
     oauth::{bearer::Office, revocation::Target},
     proto::admin::{
-        RevokeAllRequest, RevokeAllResponse, revocation_service_server::RevocationService, revoke_all_request::Target as Named,
+        RevokeAllRequest, RevokeAllResponse, revocation_service_server::RevocationService,
+        revoke_all_request::Target as Named,
     },
 };
 
 #[tonic::async_trait]
 impl RevocationService for Door {
-    async fn revoke_all(&self, request: Request<RevokeAllRequest>) -> Result<Response<RevokeAllResponse>, Status> {
+    async fn revoke_all(
+        &self,
+        request: Request<RevokeAllRequest>,
+    ) -> Result<Response<RevokeAllResponse>, Status> {
         let call = Self::call(&request)?;
         answer(
             async {
@@ -24,8 +28,12 @@ impl RevocationService for Door {
                     return Err(Error::field("reason", "at most 200 characters"));
                 }
                 text::check(&reason).map_err(Error::invalid("reason"))?;
-                let target = named(target.ok_or_else(|| Error::field("target", "must name what to end"))?)?;
-                self.authority.revoke_all(&call, &admin, target, reason).await.map(|()| RevokeAllResponse {})
+                let target =
+                    named(target.ok_or_else(|| Error::field("target", "must name what to end"))?)?;
+                self.authority
+                    .revoke_all(&call, &admin, target, reason)
+                    .await
+                    .map(|()| RevokeAllResponse {})
             }
             .await,
         )

@@ -8,20 +8,25 @@ use crate::{
     model::{Call, Family},
     oauth::{Issued, client_credentials, introspection, refresh},
     proto::token::{
-        BatchIntrospectRequest, BatchIntrospectResponse, IntrospectRequest, IntrospectResponse, RefreshRequest,
-        RefreshResponse, RevokeRequest, RevokeResponse, TokenRequest, TokenResponse, token_service_server::TokenService,
+        BatchIntrospectRequest, BatchIntrospectResponse, IntrospectRequest, IntrospectResponse,
+        RefreshRequest, RefreshResponse, RevokeRequest, RevokeResponse, TokenRequest,
+        TokenResponse, token_service_server::TokenService,
     },
 };
 use secrecy::{ExposeSecret, SecretString};
 
-/// How many tokens of a batch are judged before other calls get their turn: unseen ones take a core 50 us each.
+/// How many tokens of a batch are judged before other calls get their turn: unseen ones take a core
+/// 50 us each.
 const BETWEEN_YIELDS: usize = 32;
 /// The longest list in a request: more is refused before it is looked at.
 const MAX_LIST: usize = 100;
 
 #[tonic::async_trait]
 impl TokenService for Door {
-    async fn token(&self, request: Request<TokenRequest>) -> Result<Response<TokenResponse>, Status> {
+    async fn token(
+        &self,
+        request: Request<TokenRequest>,
+    ) -> Result<Response<TokenResponse>, Status> {
         let call = Self::call(&request)?;
         let (metadata, _, message) = request.into_parts();
         let TokenRequest { grant_type, client_id, client_secret, scopes, resources } = message;
@@ -37,7 +42,10 @@ impl TokenService for Door {
         )
     }
 
-    async fn refresh(&self, request: Request<RefreshRequest>) -> Result<Response<RefreshResponse>, Status> {
+    async fn refresh(
+        &self,
+        request: Request<RefreshRequest>,
+    ) -> Result<Response<RefreshResponse>, Status> {
         let call = Self::call(&request)?;
         let (metadata, _, message) = request.into_parts();
         let RefreshRequest { client_id, client_secret, refresh_token, scopes } = message;
@@ -45,17 +53,24 @@ impl TokenService for Door {
             async {
                 let credentials = presented(&metadata, client_id, client_secret)?;
                 bounded("scopes", &scopes)?;
-                let asked = refresh::Request { refresh_token: present("refresh_token", refresh_token)?, scopes };
+                let asked = refresh::Request {
+                    refresh_token: present("refresh_token", refresh_token)?,
+                    scopes,
+                };
                 self.authority.refresh(&call, credentials, asked).await.map(RefreshResponse::from)
             }
             .await,
         )
     }
 
-    async fn revoke(&self, request: Request<RevokeRequest>) -> Result<Response<RevokeResponse>, Status> {
+    async fn revoke(
+        &self,
+        request: Request<RevokeRequest>,
+    ) -> Result<Response<RevokeResponse>, Status> {
         let call = Self::call(&request)?;
         let (metadata, _, message) = request.into_parts();
-        // The hint is not needed: the two kinds of token cannot be confused (RFC 7009 section 2.1 lets it be ignored).
+        // The hint is not needed: the two kinds of token cannot be confused (RFC 7009 section 2.1
+        // lets it be ignored).
         let RevokeRequest { client_id, client_secret, token, token_type_hint: _ } = message;
         answer(
             async {
@@ -67,7 +82,10 @@ impl TokenService for Door {
         )
     }
 
-    async fn introspect(&self, request: Request<IntrospectRequest>) -> Result<Response<IntrospectResponse>, Status> {
+    async fn introspect(
+        &self,
+        request: Request<IntrospectRequest>,
+    ) -> Result<Response<IntrospectResponse>, Status> {
         let call = Self::call(&request)?;
         let (metadata, _, message) = request.into_parts();
         let IntrospectRequest { client_id, client_secret, token, token_type_hint } = message;
@@ -78,7 +96,9 @@ impl TokenService for Door {
                 let viewer = self.authority.viewer(&call, credentials).await?;
                 if token_type_hint == "refresh_token" {
                     let family = self.authority.introspect_refresh(&call, &viewer, &token).await?;
-                    return Ok(family.map_or_else(inactive, |family| of_family(&family, &self.authority.terms().issuer)));
+                    return Ok(family.map_or_else(inactive, |family| {
+                        of_family(&family, &self.authority.terms().issuer)
+                    }));
                 }
                 self.judge(&call, &viewer, token.expose_secret())
             }
@@ -117,7 +137,12 @@ impl TokenService for Door {
 }
 
 impl Door {
-    fn judge(&self, call: &Call, viewer: &introspection::Viewer, token: &str) -> Result<IntrospectResponse, Error> {
+    fn judge(
+        &self,
+        call: &Call,
+        viewer: &introspection::Viewer,
+        token: &str,
+    ) -> Result<IntrospectResponse, Error> {
         Ok(self.authority.introspect(call, viewer, token, of_claims)?.unwrap_or_else(inactive))
     }
 }
@@ -131,7 +156,12 @@ fn of_claims(standing: &introspection::Standing<'_>) -> IntrospectResponse {
     let claims = standing.claims();
     IntrospectResponse {
         active: Some(true),
-        scopes: claims.scope.split(' ').filter(|scope| !scope.is_empty()).map(str::to_owned).collect(),
+        scopes: claims
+            .scope
+            .split(' ')
+            .filter(|scope| !scope.is_empty())
+            .map(str::to_owned)
+            .collect(),
         client_id: claims.client_id.as_str().to_owned(),
         sub: claims.sub.as_str().to_owned(),
         aud: standing.audience().map(|audience| audience.as_str().to_owned()).collect(),
@@ -170,7 +200,10 @@ impl From<Issued> for TokenResponse {
             access_token: issued.access_token.expose_secret().to_owned(),
             token_type: "Bearer".to_owned(),
             expires_in: i64::try_from(issued.expires_in.as_secs()).unwrap_or(i64::MAX),
-            refresh_token: issued.refresh_token.map(|token| token.expose_secret().to_owned()).unwrap_or_default(),
+            refresh_token: issued
+                .refresh_token
+                .map(|token| token.expose_secret().to_owned())
+                .unwrap_or_default(),
             scopes: issued.scopes.to_strings(),
         }
     }
@@ -178,7 +211,8 @@ impl From<Issued> for TokenResponse {
 
 impl From<Issued> for RefreshResponse {
     fn from(issued: Issued) -> Self {
-        let TokenResponse { access_token, token_type, expires_in, refresh_token, scopes } = issued.into();
+        let TokenResponse { access_token, token_type, expires_in, refresh_token, scopes } =
+            issued.into();
         Self { access_token, token_type, expires_in, refresh_token, scopes }
     }
 }

@@ -1,6 +1,7 @@
-//! Bytes that the calls of a peer hold: requests that are not yet whole, and answers that are not yet sent. A stranger can begin a
-//! call on each of very many streams and never finish its message, or never read the answer. All calls of a worker together may
-//! hold a fixed number of bytes, and those of one peer a part of it, so that there is room for the others.
+//! Bytes that the calls of a peer hold: requests that are not yet whole, and answers that are not
+//! yet sent. A stranger can begin a call on each of very many streams and never finish its message,
+//! or never read the answer. All calls of a worker together may hold a fixed number of bytes, and
+//! those of one peer a part of it, so that there is room for the others.
 
 use std::sync::{
     Arc,
@@ -11,15 +12,18 @@ use std::sync::{
 const MOST: usize = 128 * 1024 * 1024;
 /// Bytes of it that the calls of one peer may hold.
 const MOST_PER_PEER: usize = MOST / 8;
-/// Bytes that a request counts for, beside its answer and before its first one, until the answer is made.
+/// Bytes that a request counts for, beside its answer and before its first one, until the answer is
+/// made.
 const REQUEST: usize = 4 * 1024;
-/// Bytes that an answer counts for from the start of its call: headers, task, stream, and a small message.
+/// Bytes that an answer counts for from the start of its call: headers, task, stream, and a small
+/// message.
 const ANSWER: usize = 12 * 1024;
 /// Bytes of a message that are part of [`ANSWER`].
 pub(super) const INCLUDED: usize = 4 * 1024;
 /// Bytes that a stream without an end counts for, beside its messages.
 const STREAM: usize = 8 * 1024;
-/// Streams without an end that one peer may have open at one worker: half of what its bytes allow, so that it can still call.
+/// Streams without an end that one peer may have open at one worker: half of what its bytes allow,
+/// so that it can still call.
 const STREAMS_PER_PEER: usize = MOST_PER_PEER / STREAM / 2;
 
 thread_local! {
@@ -58,8 +62,9 @@ impl Account {
         Self { worker, peer, even, odd, generation, streams }
     }
 
-    /// Begins a new generation. Returns true if anything of the last but one has not been sent: called at even intervals, it
-    /// finds what is older than two of them, and nothing that is younger than one.
+    /// Begins a new generation. Returns true if anything of the last but one has not been sent:
+    /// called at even intervals, it finds what is older than two of them, and nothing that is
+    /// younger than one.
     pub fn has_overdue(&self) -> bool {
         let next = self.generation.load(Relaxed) + 1;
         if self.timed(next).load(Relaxed) > 0 {
@@ -83,7 +88,8 @@ impl Account {
         if generation.is_multiple_of(2) { &self.even } else { &self.odd }
     }
 
-    /// Shares of a call that begins, for its answer and for its request; `None` if the peer or the worker holds too much.
+    /// Shares of a call that begins, for its answer and for its request; `None` if the peer or the
+    /// worker holds too much.
     pub(super) fn begin(self: &Arc<Self>, is_stream: bool) -> Option<(Share, Share)> {
         let (kind, bytes) = if is_stream { (Kind::Stream, STREAM) } else { (self.now(), ANSWER) };
         let answer = Share::new(self, kind);
@@ -202,7 +208,8 @@ mod tests {
     #[test]
     fn bytes_are_bounded_and_given_back() {
         let worker = Arc::<AtomicUsize>::default();
-        let peers: Vec<_> = (0..9).map(|_| Arc::new(Account::new(Arc::clone(&worker), Arc::default()))).collect();
+        let peers: Vec<_> =
+            (0..9).map(|_| Arc::new(Account::new(Arc::clone(&worker), Arc::default()))).collect();
         let most = MOST / (ANSWER + REQUEST);
         let mut shares = Vec::new();
         for (peer, account) in peers.iter().take(8).enumerate() {
@@ -214,7 +221,10 @@ mod tests {
         shares.truncate(1);
         assert!(peers[8].begin(false).is_some());
         drop(shares);
-        assert!(peers.iter().all(|account| account.bytes() == 0 && !account.is_busy()), "what was refused is not counted");
+        assert!(
+            peers.iter().all(|account| account.bytes() == 0 && !account.is_busy()),
+            "what was refused is not counted"
+        );
         assert_eq!(worker.load(Relaxed), 0);
     }
 
@@ -231,14 +241,18 @@ mod tests {
         assert_eq!((account.bytes(), account.is_busy()), (0, false));
     }
 
-    /// L08: streams without an end are bounded apart, over all connections of a peer, and leave room for calls.
+    /// L08: streams without an end are bounded apart, over all connections of a peer, and leave
+    /// room for calls.
     #[test]
     fn streams_leave_room_for_calls() {
         let peer = Arc::<PeerAccount>::default();
         let connect = || Arc::new(Account::new(Arc::default(), Arc::clone(&peer)));
         let (one, other) = (connect(), connect());
-        let open = |number: usize| if number.is_multiple_of(2) { one.begin(true) } else { other.begin(true) };
-        let streams: Vec<_> = (0..2 * STREAMS_PER_PEER).map_while(|number| Some(open(number)?.0)).collect();
+        let open = |number: usize| {
+            if number.is_multiple_of(2) { one.begin(true) } else { other.begin(true) }
+        };
+        let streams: Vec<_> =
+            (0..2 * STREAMS_PER_PEER).map_while(|number| Some(open(number)?.0)).collect();
         assert_eq!(streams.len(), STREAMS_PER_PEER);
         assert!(one.begin(false).is_some(), "a call has room");
         assert!(one.has_streams() && !one.is_busy());

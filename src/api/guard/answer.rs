@@ -26,8 +26,9 @@ use super::{
 
 /// Under which the request id is answered.
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Statuses that tonic gives by itself to what it cannot read, and what is answered instead: its words are not for callers, and
-/// INTERNAL is for our own defects. By code and by how the message begins, percent-encoded.
+/// Statuses that tonic gives by itself to what it cannot read, and what is answered instead: its
+/// words are not for callers, and INTERNAL is for our own defects. By code and by how the message
+/// begins, percent-encoded.
 const OF_TONIC: [(Code, &[u8], Refusal); 5] = [
     (Code::OutOfRange, b"Error,%20decoded%20message%20length%20too%20large", Refusal::TooLarge),
     (Code::Internal, b"failed%20to%20decode%20Protobuf%20message", Refusal::Malformed),
@@ -47,7 +48,8 @@ pub struct Answering<F> {
     request_id: Arc<str>,
     /// `None` until the call is admitted.
     share: Option<Share>,
-    /// Share of the request, which the handler holds decoded: given back with the handler, and not when the body has been read.
+    /// Share of the request, which the handler holds decoded: given back with the handler, and not
+    /// when the body has been read.
     request: Option<Arc<Share>>,
     status: fn(Refusal) -> Status,
 }
@@ -68,7 +70,16 @@ impl<F> Answering<F> {
         status: fn(Refusal) -> Status,
     ) -> Self {
         let count = method.map(|method| Count::new(method, arrived));
-        Self { stage: Stage::Over, count, deadline, alarm: None, request_id, share: None, request: None, status }
+        Self {
+            stage: Stage::Over,
+            count,
+            deadline,
+            alarm: None,
+            request_id,
+            share: None,
+            request: None,
+            status,
+        }
     }
 
     /// Counts the answer from here on, until it is sent, and the request until the answer is made.
@@ -105,10 +116,12 @@ impl<F> Answering<F> {
         if self.count.is_some() { (self.status)(refusal).into_http() } else { bare(refusal) }
     }
 
-    /// Adds what every answer has, and sees to it that it is counted: its call when it ends, its bytes until they are sent.
+    /// Adds what every answer has, and sees to it that it is counted: its call when it ends, its
+    /// bytes until they are sent.
     fn complete(&mut self, mut response: Response) -> http::Response<Counted> {
         let answer = self.share.take().map(|share| {
-            let (account, included) = (Arc::clone(share.account()), if share.is_stream() { 0 } else { INCLUDED });
+            let (account, included) =
+                (Arc::clone(share.account()), if share.is_stream() { 0 } else { INCLUDED });
             let answer = Answer::new(Arc::clone(&self.request_id), share);
             (answer.request_id(), Pieces::new(answer, account, included))
         });
@@ -125,8 +138,12 @@ impl<F> Answering<F> {
         if let (Some(_), Some(code)) = (&self.count, response.headers().get(Status::GRPC_STATUS)) {
             // A status in the headers is all there is to the answer.
             let mut code = Code::from_bytes(code.as_bytes());
-            let message = response.headers().get(Status::GRPC_MESSAGE).map_or(&b""[..], HeaderValue::as_bytes);
-            let of_tonic = OF_TONIC.iter().find(|(its, words, _)| code == *its && message.starts_with(words));
+            let message = response
+                .headers()
+                .get(Status::GRPC_MESSAGE)
+                .map_or(&b""[..], HeaderValue::as_bytes);
+            let of_tonic =
+                OF_TONIC.iter().find(|(its, words, _)| code == *its && message.starts_with(words));
             if let Some((.., refusal)) = of_tonic {
                 let status = (self.status)(*refusal);
                 code = status.code();
@@ -151,16 +168,18 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         let response = match &mut this.stage {
-            Stage::Running(future) => match catch_unwind(AssertUnwindSafe(|| Pin::new(future).poll(cx))) {
-                Ok(Poll::Ready(Ok(response))) => response,
-                Ok(Poll::Pending) => {
-                    if !this.is_late(cx) {
-                        return Poll::Pending;
+            Stage::Running(future) => {
+                match catch_unwind(AssertUnwindSafe(|| Pin::new(future).poll(cx))) {
+                    Ok(Poll::Ready(Ok(response))) => response,
+                    Ok(Poll::Pending) => {
+                        if !this.is_late(cx) {
+                            return Poll::Pending;
+                        }
+                        this.refused(Refusal::DeadlineExceeded)
                     }
-                    this.refused(Refusal::DeadlineExceeded)
+                    Err(_) => this.refused(Refusal::Panicked),
                 }
-                Err(_) => this.refused(Refusal::Panicked),
-            },
+            }
             Stage::Refused(refusal) => {
                 let refusal = *refusal;
                 this.refused(refusal)
@@ -169,7 +188,8 @@ where
             // Polled after it was ready, which no caller may do.
             Stage::Over => return Poll::Pending,
         };
-        // The handler is dropped here and now: after the deadline nobody waits for what it would still do.
+        // The handler is dropped here and now: after the deadline nobody waits for what it would
+        // still do.
         this.stage = Stage::Over;
         this.request = None;
         Poll::Ready(Ok(this.complete(response)))
@@ -180,7 +200,8 @@ where
 fn bare(refusal: Refusal) -> Response {
     let mut response = empty(refusal.http());
     if let Refusal::Throttled { retry_after } = refusal {
-        // In whole seconds (RFC 9110 section 10.2.3), and never so early that it would be refused again.
+        // In whole seconds (RFC 9110 section 10.2.3), and never so early that it would be refused
+        // again.
         let seconds = retry_after.as_millis().div_ceil(1_000) as u64;
         response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     }
@@ -193,7 +214,8 @@ fn empty(status: StatusCode) -> Response {
     response
 }
 
-/// Has panics say where they happened and not what they were told, which may be a secret. For the whole process, once.
+/// Has panics say where they happened and not what they were told, which may be a secret. For the
+/// whole process, once.
 pub fn quiet_panics() {
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map(ToString::to_string);

@@ -1,4 +1,5 @@
-//! The body of an answer, followed to its end for the sake of its status and of the bytes that it holds.
+//! The body of an answer, followed to its end for the sake of its status and of the bytes that it
+//! holds.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -45,7 +46,8 @@ impl Drop for Count {
     }
 }
 
-/// A body that counts its call when it ends, and its bytes until they are sent. A panic in it ends the stream with INTERNAL.
+/// A body that counts its call when it ends, and its bytes until they are sent. A panic in it ends
+/// the stream with INTERNAL.
 pub struct Counted {
     body: Body,
     count: Option<Count>,
@@ -55,7 +57,12 @@ pub struct Counted {
 }
 
 impl Counted {
-    pub(super) const fn new(body: Body, count: Option<Count>, pieces: Option<Pieces>, status: fn(Refusal) -> Status) -> Self {
+    pub(super) const fn new(
+        body: Body,
+        count: Option<Count>,
+        pieces: Option<Pieces>,
+        status: fn(Refusal) -> Status,
+    ) -> Self {
         Self { body, count, pieces, status }
     }
 
@@ -78,7 +85,9 @@ impl Counted {
     }
 
     fn data(&mut self, bytes: Bytes) -> Option<Result<Frame<Chunk>, axum::Error>> {
-        let Some(pieces) = &mut self.pieces else { return Some(Ok(Frame::data(Chunk::new(bytes, None, None)))) };
+        let Some(pieces) = &mut self.pieces else {
+            return Some(Ok(Frame::data(Chunk::new(bytes, None, None))));
+        };
         if !pieces.take(bytes) {
             return self.break_off(Refusal::Overloaded);
         }
@@ -91,7 +100,10 @@ impl http_body::Body for Counted {
     type Data = Chunk;
     type Error = axum::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Chunk>, axum::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Chunk>, axum::Error>>> {
         let this = &mut *self;
         if let Some(piece) = this.pieces.as_mut().and_then(Pieces::cut) {
             return Poll::Ready(Some(Ok(Frame::data(piece))));
@@ -116,7 +128,9 @@ impl http_body::Body for Counted {
         Poll::Ready(match frame.into_data() {
             Ok(bytes) => this.data(bytes),
             Err(frame) => frame.into_trailers().ok().map(|trailers| {
-                let code = trailers.get(Status::GRPC_STATUS).map_or(Code::Unknown, |code| Code::from_bytes(code.as_bytes()));
+                let code = trailers
+                    .get(Status::GRPC_STATUS)
+                    .map_or(Code::Unknown, |code| Code::from_bytes(code.as_bytes()));
                 this.end(code);
                 Ok(Frame::trailers(trailers))
             }),
@@ -181,18 +195,23 @@ mod tests {
             Poll::Ready(Some(Ok::<_, std::io::Error>(Bytes::from_static(b"chunk"))))
         });
         let account = Arc::default();
-        let collected = counted(&account, method, Body::from_stream(stream)).collect().await.unwrap();
+        let collected =
+            counted(&account, method, Body::from_stream(stream)).collect().await.unwrap();
         assert_eq!(collected.trailers().unwrap()["grpc-status"], "13");
         assert_eq!(collected.to_bytes(), "chunkchunk");
         assert_eq!(method.count(Code::Internal), 1);
     }
 
-    /// L05: the bytes of an answer count until its last piece is dropped, whatever became of its body; pieces are short, for a
-    /// piece is sent for one byte of window.
+    /// L05: the bytes of an answer count until its last piece is dropped, whatever became of its
+    /// body; pieces are short, for a piece is sent for one byte of window.
     #[tokio::test]
     async fn an_answer_counts_until_its_last_piece_is_gone() {
         let account = Arc::default();
-        let mut body = counted(&account, method("/jeton.token.v1.TokenService/BatchIntrospect"), Body::from(vec![7; 100_000]));
+        let mut body = counted(
+            &account,
+            method("/jeton.token.v1.TokenService/BatchIntrospect"),
+            Body::from(vec![7; 100_000]),
+        );
         let begun = account.bytes();
         let mut pieces = Vec::new();
         while let Some(frame) = body.frame().await {
@@ -214,8 +233,13 @@ mod tests {
     #[tokio::test]
     async fn a_stream_counts_for_what_was_not_read() {
         let account = Arc::default();
-        let stream = futures_util::stream::iter([b"one", b"two"]).map(|bytes| Ok::<_, std::io::Error>(bytes.to_vec()));
-        let mut body = counted(&account, method("/jeton.admin.v1.AuditService/TailEvents"), Body::from_stream(stream));
+        let stream = futures_util::stream::iter([b"one", b"two"])
+            .map(|bytes| Ok::<_, std::io::Error>(bytes.to_vec()));
+        let mut body = counted(
+            &account,
+            method("/jeton.admin.v1.AuditService/TailEvents"),
+            Body::from_stream(stream),
+        );
         let begun = account.bytes();
         for _ in 0..2 {
             let piece = body.frame().await.unwrap().unwrap();
@@ -234,7 +258,8 @@ mod tests {
         let account = Arc::<Account>::default();
         let _unread: Vec<_> = (0..15).map_while(|_| account.hold(1 << 20)).collect();
         let method = method("/jeton.token.v1.TokenService/BatchIntrospect");
-        let collected = counted(&account, method, Body::from(vec![7; 1 << 20])).collect().await.unwrap();
+        let collected =
+            counted(&account, method, Body::from(vec![7; 1 << 20])).collect().await.unwrap();
         assert_eq!(collected.trailers().unwrap()["grpc-status"], "8");
         assert_eq!((collected.to_bytes().len(), method.count(Code::ResourceExhausted)), (0, 1));
     }

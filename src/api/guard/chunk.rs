@@ -6,8 +6,9 @@ use bytes::{Buf, Bytes};
 
 use super::account::{Account, Share};
 
-/// A piece of an answer's body. HTTP keeps it until its last byte is written to the connection, and with it the shares: neither
-/// the end of the body nor that of the handler says that a client has made room for what it asked for.
+/// A piece of an answer's body. HTTP keeps it until its last byte is written to the connection, and
+/// with it the shares: neither the end of the body nor that of the handler says that a client has
+/// made room for what it asked for.
 pub struct Chunk {
     bytes: Bytes,
     _answer: Option<Answer>,
@@ -15,7 +16,11 @@ pub struct Chunk {
 }
 
 impl Chunk {
-    pub(super) const fn new(bytes: Bytes, answer: Option<Answer>, part: Option<Arc<Share>>) -> Self {
+    pub(super) const fn new(
+        bytes: Bytes,
+        answer: Option<Answer>,
+        part: Option<Arc<Share>>,
+    ) -> Self {
         Self { bytes, _answer: answer, _part: part }
     }
 }
@@ -42,8 +47,9 @@ impl Buf for Chunk {
     }
 }
 
-/// The share of one answer, kept by its headers and by every piece of its body: the value of its x-request-id owns it. So it
-/// lives until headers and body have gone out, and costs no allocation beside the header's own.
+/// The share of one answer, kept by its headers and by every piece of its body: the value of its
+/// x-request-id owns it. So it lives until headers and body have gone out, and costs no allocation
+/// beside the header's own.
 #[derive(Clone)]
 pub(super) struct Answer(Bytes);
 
@@ -80,7 +86,8 @@ pub(super) struct Pieces {
     rest: Bytes,
 }
 
-/// The longest piece: HTTP takes a whole one out of the body as soon as there is a byte of window for it.
+/// The longest piece: HTTP takes a whole one out of the body as soon as there is a byte of window
+/// for it.
 const LONGEST: usize = 16 * 1024;
 
 impl Pieces {
@@ -116,7 +123,8 @@ impl Pieces {
             return None;
         }
         let piece = self.rest.split_to(self.rest.len().min(LONGEST));
-        // The last piece alone keeps the share then: what has been sent must not count while a stream waits for its next message.
+        // The last piece alone keeps the share then: what has been sent must not count while a
+        // stream waits for its next message.
         let part = if self.rest.is_empty() { self.part.take() } else { self.part.clone() };
         Some(Chunk::new(piece, Some(self.answer.clone()), part))
     }

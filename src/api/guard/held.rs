@@ -12,7 +12,8 @@ use tonic::Status;
 
 use super::{Refusal, account::Share};
 
-/// The body of a request. What was read of it goes on counting when it is dropped, until the answer is made: the handler has it.
+/// The body of a request. What was read of it goes on counting when it is dropped, until the answer
+/// is made: the handler has it.
 pub struct Held<B> {
     body: B,
     share: Arc<Share>,
@@ -32,10 +33,14 @@ where
     type Data = Bytes;
     type Error = Box<dyn std::error::Error + Send + Sync>;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = &mut *self;
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
-        let read = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
+        let read =
+            frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
         if read > 0 && !this.share.grow(read) {
             // tonic answers with the status it finds among an error's causes.
             return Poll::Ready(Some(Err((this.status)(Refusal::Overloaded).into())));

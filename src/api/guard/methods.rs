@@ -1,5 +1,5 @@
-//! The methods that are served, as the descriptors name them, and how often each was called. Labels come from here only, so a
-//! stranger cannot make series.
+//! The methods that are served, as the descriptors name them, and how often each was called. Labels
+//! come from here only, so a stranger cannot make series.
 
 use std::{
     collections::HashMap,
@@ -49,7 +49,8 @@ const CODES: [&str; 17] = [
     "Unauthenticated",
 ];
 
-/// A method and its counts. Plain atomics: a histogram of the `metrics` crate keeps every sample until it is scraped.
+/// A method and its counts. Plain atomics: a histogram of the `metrics` crate keeps every sample
+/// until it is scraped.
 pub struct Method {
     path: Box<str>,
     service: Box<str>,
@@ -87,7 +88,9 @@ impl Method {
     pub(super) fn handled(&self, code: Code, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let bucket = BOUNDS.iter().position(|(bound, _)| micros <= *bound).unwrap_or(BOUNDS.len());
-        if let (Some(code), Some(bucket)) = (self.codes.get(code as usize), self.buckets.get(bucket)) {
+        if let (Some(code), Some(bucket)) =
+            (self.codes.get(code as usize), self.buckets.get(bucket))
+        {
             code.fetch_add(1, Relaxed);
             bucket.fetch_add(1, Relaxed);
             self.micros.fetch_add(micros, Relaxed);
@@ -108,8 +111,8 @@ pub struct Methods {
 }
 
 impl Methods {
-    /// From encoded descriptor sets, such as [`crate::proto::DESCRIPTORS`]. They live as long as the process, as its counts do,
-    /// so that a call need not share ownership of them.
+    /// From encoded descriptor sets, such as [`crate::proto::DESCRIPTORS`]. They live as long as
+    /// the process, as its counts do, so that a call need not share ownership of them.
     ///
     /// # Errors
     /// A set that is none.
@@ -119,10 +122,9 @@ impl Methods {
             for file in FileDescriptorSet::decode(*set)?.file {
                 for service in &file.service {
                     let service_name = format!("{}.{}", file.package(), service.name());
-                    let methods = service
-                        .method
-                        .iter()
-                        .map(|method| Method::new(&service_name, method.name(), method.server_streaming()));
+                    let methods = service.method.iter().map(|method| {
+                        Method::new(&service_name, method.name(), method.server_streaming())
+                    });
                     by_path.extend(methods.map(|method| (method.path.clone(), method)));
                 }
             }
@@ -135,8 +137,8 @@ impl Methods {
         self.by_path.get(path)
     }
 
-    /// In the text format of Prometheus: `grpc_server_handled_total` and `grpc_server_handling_seconds`, of methods that were
-    /// called.
+    /// In the text format of Prometheus: `grpc_server_handled_total` and
+    /// `grpc_server_handling_seconds`, of methods that were called.
     pub fn render(&self) -> String {
         let mut methods: Vec<_> = self.by_path.values().chain([&self.unknown]).collect();
         methods.sort_unstable_by_key(|method| &method.path);
@@ -146,7 +148,12 @@ impl Methods {
                 let count = count.load(Relaxed);
                 if count > 0 {
                     let labels = method.labels();
-                    line(&mut text, format_args!("grpc_server_handled_total{{{labels},grpc_code=\"{code}\"}} {count}"));
+                    line(
+                        &mut text,
+                        format_args!(
+                            "grpc_server_handled_total{{{labels},grpc_code=\"{code}\"}} {count}"
+                        ),
+                    );
                 }
             }
         }
@@ -174,7 +181,12 @@ impl Method {
         let mut so_far = 0;
         for (bound, count) in bounds.zip(counts) {
             so_far += count;
-            line(text, format_args!("grpc_server_handling_seconds_bucket{{{labels},le=\"{bound}\"}} {so_far}"));
+            line(
+                text,
+                format_args!(
+                    "grpc_server_handling_seconds_bucket{{{labels},le=\"{bound}\"}} {so_far}"
+                ),
+            );
         }
         let seconds = Duration::from_micros(self.micros.load(Relaxed)).as_secs_f64();
         line(text, format_args!("grpc_server_handling_seconds_sum{{{labels}}} {seconds}"));
@@ -193,11 +205,18 @@ mod tests {
 
     #[test]
     fn methods_come_from_the_contract_and_nowhere_else() {
-        let methods = Methods::leaked(&[crate::proto::DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET]).unwrap();
+        let methods =
+            Methods::leaked(&[crate::proto::DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET])
+                .unwrap();
         assert!(methods.find("/jeton.token.v1.TokenService/Introspect").is_some());
         assert!(!methods.find("/grpc.health.v1.Health/Check").unwrap().is_stream());
         assert!(methods.find("/grpc.health.v1.Health/Watch").unwrap().is_stream());
-        for other in ["jeton.token.v1.TokenService/Introspect", "/jeton.token.v1.TokenService/introspect", "/", ""] {
+        for other in [
+            "jeton.token.v1.TokenService/Introspect",
+            "/jeton.token.v1.TokenService/introspect",
+            "/",
+            "",
+        ] {
             assert!(methods.find(other).is_none(), "{other}");
         }
     }

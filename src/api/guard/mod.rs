@@ -1,5 +1,6 @@
-//! What holds for every request, around all handlers, in one layer so that it costs one future: a request id, the time it
-//! arrived, its peer's budget, a deadline, a panic kept to its request, counts. Handlers find [`Call`] and [`Deadline`] in the extensions.
+//! What holds for every request, around all handlers, in one layer so that it costs one future: a
+//! request id, the time it arrived, its peer's budget, a deadline, a panic kept to its request,
+//! counts. Handlers find [`Call`] and [`Deadline`] in the extensions.
 
 use std::{
     convert::Infallible,
@@ -40,7 +41,8 @@ pub use methods::{Method, Methods};
 /// The peer of a request that came by no listener.
 const NOBODY: Peer = Peer::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
 
-/// Where a request comes from: what its connection knows of it, an extension that the listener gives to every request.
+/// Where a request comes from: what its connection knows of it, an extension that the listener
+/// gives to every request.
 #[derive(Clone, Debug)]
 pub struct Origin {
     /// Who connected.
@@ -108,7 +110,11 @@ impl Refusal {
 
     /// Of a call that was not admitted.
     const fn of(error: &Error) -> Self {
-        let retry_after = if let Error::Throttled { retry_after } = error { *retry_after } else { Duration::from_secs(1) };
+        let retry_after = if let Error::Throttled { retry_after } = error {
+            *retry_after
+        } else {
+            Duration::from_secs(1)
+        };
         Self::Throttled { retry_after }
     }
 
@@ -144,8 +150,9 @@ struct Rules {
 }
 
 impl<S> Guard<S> {
-    /// `longest` is the deadline of a call that brings none, and the longest one may bring; `status` gives refusals their
-    /// details; `admit` is asked once for each request, before it is looked at.
+    /// `longest` is the deadline of a call that brings none, and the longest one may bring;
+    /// `status` gives refusals their details; `admit` is asked once for each request, before it is
+    /// looked at.
     pub fn new(
         inner: S,
         clock: Arc<dyn Clock>,
@@ -174,12 +181,19 @@ where
         let rules = &*self.rules;
         let arrived = Instant::now();
         let request_id = request_id::of(request.headers());
-        let deadline = arrived + timeout(request.headers()).map_or(rules.longest, |asked| asked.min(rules.longest));
-        let Origin { peer, account } = request.extensions_mut().remove().unwrap_or_else(Origin::unknown);
+        let deadline = arrived
+            + timeout(request.headers()).map_or(rules.longest, |asked| asked.min(rules.longest));
+        let Origin { peer, account } =
+            request.extensions_mut().remove().unwrap_or_else(Origin::unknown);
         let asked = Asked::what(&request, rules.methods);
         tracing::debug!(%request_id, %peer, method = %request.method(), path = request.uri().path(), "request");
-        let mut answering =
-            Answering::new(asked.counted(rules.methods), arrived, deadline, Arc::clone(&request_id), rules.status);
+        let mut answering = Answering::new(
+            asked.counted(rules.methods),
+            arrived,
+            deadline,
+            Arc::clone(&request_id),
+            rules.status,
+        );
         // Before all else: a refusal too is work that a peer asks for.
         let call = Call { now: rules.clock.now(), peer, request_id };
         if let Err(error) = (rules.admit)(&call) {
@@ -216,7 +230,8 @@ enum Asked {
     Method(&'static Method),
     /// Something else.
     Http,
-    /// A gRPC call to a path with a query. Routers ignore the query, so it would be served, under a name nobody wrote down.
+    /// A gRPC call to a path with a query. Routers ignore the query, so it would be served, under a
+    /// name nobody wrote down.
     WithQuery,
     /// A method, asked for by what is not gRPC.
     Wrong(StatusCode),
@@ -224,7 +239,10 @@ enum Asked {
 
 impl Asked {
     fn what<B>(request: &Request<B>, methods: &'static Methods) -> Self {
-        let grpc = request.headers().get(header::CONTENT_TYPE).is_some_and(|value| is_grpc(value.as_bytes()));
+        let grpc = request
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|value| is_grpc(value.as_bytes()));
         let method = methods.find(request.uri().path());
         if method.is_none() && !grpc {
             return Self::Http;
@@ -259,9 +277,12 @@ impl Asked {
     }
 }
 
-/// `application/grpc`, also with a message format (`+proto`) or parameters, but not `application/grpc-web`.
+/// `application/grpc`, also with a message format (`+proto`) or parameters, but not
+/// `application/grpc-web`.
 pub fn is_grpc(content_type: &[u8]) -> bool {
-    content_type.strip_prefix(b"application/grpc").is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    content_type
+        .strip_prefix(b"application/grpc")
+        .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
 /// The `grpc-timeout` of the caller: at most eight digits and a unit. A malformed one is none.
@@ -288,7 +309,12 @@ mod tests {
 
     #[test]
     fn grpc_timeouts_are_read_as_the_protocol_writes_them() {
-        let read = |text: &str| timeout(&HeaderMap::from_iter([("grpc-timeout".parse().unwrap(), text.parse().unwrap())]));
+        let read = |text: &str| {
+            timeout(&HeaderMap::from_iter([(
+                "grpc-timeout".parse().unwrap(),
+                text.parse().unwrap(),
+            )]))
+        };
         assert_eq!(read("1H"), Some(Duration::from_secs(3_600)));
         assert_eq!(read("99999999m"), Some(Duration::from_millis(99_999_999)));
         assert_eq!(read("0n"), Some(Duration::ZERO));
@@ -300,12 +326,18 @@ mod tests {
     /// T05: what looks like gRPC and is not.
     #[test]
     fn only_grpc_is_grpc() {
-        for good in ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8"] {
+        for good in ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8"]
+        {
             assert!(is_grpc(good.as_bytes()), "{good}");
         }
-        for bad in
-            ["", "application/json", "application/grpc-web", "application/grpcx", "application/grp", "text/application/grpc"]
-        {
+        for bad in [
+            "",
+            "application/json",
+            "application/grpc-web",
+            "application/grpcx",
+            "application/grp",
+            "text/application/grpc",
+        ] {
             assert!(!is_grpc(bad.as_bytes()), "{bad}");
         }
     }

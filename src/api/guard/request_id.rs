@@ -22,15 +22,17 @@ pub(super) fn of(headers: &HeaderMap) -> Arc<str> {
 
 /// The header that answers it.
 pub(super) fn header(text: Bytes) -> HeaderValue {
-    let mut header = HeaderValue::from_maybe_shared(text).unwrap_or_else(|_| HeaderValue::from_static("none"));
-    // Not worth a place in the table of header compression, where it would only push out what comes again, and which would
-    // keep the share that it may own.
+    let mut header =
+        HeaderValue::from_maybe_shared(text).unwrap_or_else(|_| HeaderValue::from_static("none"));
+    // Not worth a place in the table of header compression, where it would only push out what comes
+    // again, and which would keep the share that it may own.
     header.set_sensitive(true);
     header
 }
 
 fn is_fit(value: &[u8]) -> bool {
-    (1..=64).contains(&value.len()) && value.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
+    (1..=64).contains(&value.len())
+        && value.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
 }
 
 fn fresh() -> Arc<str> {
@@ -52,7 +54,9 @@ fn draw() -> Uuid {
             return Uuid::new_v4();
         }
         random.extend(drawn.as_chunks().0);
-        random.pop().map_or_else(Uuid::new_v4, |bytes| Builder::from_random_bytes(bytes).into_uuid())
+        random
+            .pop()
+            .map_or_else(Uuid::new_v4, |bytes| Builder::from_random_bytes(bytes).into_uuid())
     })
 }
 

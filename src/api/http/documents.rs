@@ -13,9 +13,10 @@ use super::{JWKS, Published, json_response};
 
 /// The authorization server's metadata (RFC 8414 section 2), of what is truly served.
 ///
-/// Tokens are given out over gRPC, and `token_endpoint` means a URL that takes a form over HTTP (RFC 6749 section 3.2), so there
-/// is none to name; section 2 asks for it of servers that have one to offer. `jeton_grpc_services` says instead where to ask, as
-/// section 2 allows ("additional authorization server metadata parameters"). `response_types_supported` is required and empty:
+/// Tokens are given out over gRPC, and `token_endpoint` means a URL that takes a form over HTTP
+/// (RFC 6749 section 3.2), so there is none to name; section 2 asks for it of servers that have one
+/// to offer. `jeton_grpc_services` says instead where to ask, as section 2 allows ("additional
+/// authorization server metadata parameters"). `response_types_supported` is required and empty:
 /// there is no authorization endpoint.
 pub(super) fn metadata(published: &Published) -> Value {
     let issuer = published.issuer.trim_end_matches('/');
@@ -29,14 +30,19 @@ pub(super) fn metadata(published: &Published) -> Value {
     })
 }
 
-/// A document with an entity tag, or only the news that the asker's copy still holds (RFC 9110 section 13.1.2).
+/// A document with an entity tag, or only the news that the asker's copy still holds (RFC 9110
+/// section 13.1.2).
 pub(super) fn document(value: &Value, cache: &str, headers: &HeaderMap) -> Response {
     let body = Bytes::from(value.to_string());
     let digest = digest::digest(&digest::SHA256, &body);
-    let tag = format!("\"{}\"", URL_SAFE_NO_PAD.encode(digest.as_ref().get(..12).unwrap_or_default()));
-    let cache = HeaderValue::from_str(cache).unwrap_or_else(|_| HeaderValue::from_static("no-store"));
-    let held = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
-    let mut held = held.flat_map(|tags| tags.split(',')).map(|tag| tag.trim().trim_start_matches("W/"));
+    let tag =
+        format!("\"{}\"", URL_SAFE_NO_PAD.encode(digest.as_ref().get(..12).unwrap_or_default()));
+    let cache =
+        HeaderValue::from_str(cache).unwrap_or_else(|_| HeaderValue::from_static("no-store"));
+    let held =
+        headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    let mut held =
+        held.flat_map(|tags| tags.split(',')).map(|tag| tag.trim().trim_start_matches("W/"));
     let mut response = if held.any(|held| held == tag || held == "*") {
         (StatusCode::NOT_MODIFIED, [(header::CACHE_CONTROL, cache)]).into_response()
     } else {

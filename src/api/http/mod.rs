@@ -80,7 +80,8 @@ async fn readyz(State(published): State<Arc<Published>>) -> Response {
     if (published.ready)().await {
         never_cached(&json!({ "status": "ready" }))
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, never_cached(&json!({ "status": "not ready" }))).into_response()
+        (StatusCode::SERVICE_UNAVAILABLE, never_cached(&json!({ "status": "not ready" })))
+            .into_response()
     }
 }
 

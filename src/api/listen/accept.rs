@@ -18,7 +18,12 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 const TICK: Duration = Duration::from_millis(100);
 
 /// Accepts until `shutdown`; the listener is closed when this returns.
-pub(super) async fn run(listener: TcpListener, caps: &Caps, crew: &mut Crew, shutdown: impl Future<Output = ()>) -> Summary {
+pub(super) async fn run(
+    listener: TcpListener,
+    caps: &Caps,
+    crew: &mut Crew,
+    shutdown: impl Future<Output = ()>,
+) -> Summary {
     let mut shutdown = pin!(shutdown);
     let mut summary = Summary::default();
     let mut pause = FIRST_PAUSE;
@@ -41,14 +46,18 @@ pub(super) async fn run(listener: TcpListener, caps: &Caps, crew: &mut Crew, shu
                     Ok(()) => summary.accepted += 1,
                     Err(reason) => {
                         summary.refused += 1;
-                        metrics::counter!("connections_refused_total", "reason" => reason).increment(1);
+                        metrics::counter!("connections_refused_total", "reason" => reason)
+                            .increment(1);
                         tracing::debug!(peer = %address.ip(), reason, "connection refused");
                     }
                 }
             }
-            Err(error) if is_of_one_connection(&error) => tracing::debug!(%error, "connection lost before it was accepted"),
+            Err(error) if is_of_one_connection(&error) => {
+                tracing::debug!(%error, "connection lost before it was accepted")
+            }
             Err(error) => {
-                // No descriptors left, or no memory: the backlog stays readable, so without a pause this loop would spin.
+                // No descriptors left, or no memory: the backlog stays readable, so without a pause
+                // this loop would spin.
                 tracing::warn!(%error, pause_ms = pause.as_millis() as u64, "cannot accept connections");
                 metrics::counter!("accept_errors_total").increment(1);
                 if tokio::time::timeout(pause, &mut shutdown).await.is_ok() {
@@ -60,9 +69,15 @@ pub(super) async fn run(listener: TcpListener, caps: &Caps, crew: &mut Crew, shu
     }
 }
 
-fn admit(stream: TcpStream, address: std::net::IpAddr, caps: &Caps, crew: &mut Crew) -> Result<(), &'static str> {
+fn admit(
+    stream: TcpStream,
+    address: std::net::IpAddr,
+    caps: &Caps,
+    crew: &mut Crew,
+) -> Result<(), &'static str> {
     let place = caps.enter(address).map_err(super::caps::Full::as_str)?;
-    // The worker registers the socket with its own runtime. Without TCP_NODELAY a reply waits for a delayed ACK.
+    // The worker registers the socket with its own runtime. Without TCP_NODELAY a reply waits for a
+    // delayed ACK.
     let stream = stream.set_nodelay(true).and_then(|()| stream.into_std()).map_err(|_| "socket")?;
     crew.hand(stream, address, place)
 }

@@ -1,5 +1,6 @@
-//! Bounds on connections: in all, of one peer, of one network. A port that is nearly full, or full, makes room: the connection that
-//! has been idle longest, of the network that has most, is asked to leave.
+//! Bounds on connections: in all, of one peer, of one network. A port that is nearly full, or full,
+//! makes room: the connection that has been idle longest, of the network that has most, is asked to
+//! leave.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -17,10 +18,12 @@ use crate::model::Site;
 
 /// Connections of one IPv6 network, as a multiple of those of one peer.
 const PEERS_PER_NETWORK: usize = 4;
-/// Part of all connections that is kept free by asking others to leave: there they may say goodbye while new ones come.
+/// Part of all connections that is kept free by asking others to leave: there they may say goodbye
+/// while new ones come.
 const SPARE: usize = 20;
-/// Time without a call after which a connection makes room for one of its own network, or of another that has as many or one
-/// less. Clients that come back at once when they are asked to go would otherwise push each other out without end.
+/// Time without a call after which a connection makes room for one of its own network, or of
+/// another that has as many or one less. Clients that come back at once when they are asked to go
+/// would otherwise push each other out without end.
 const QUIET: Duration = Duration::from_secs(60);
 
 /// Counts open connections.
@@ -44,7 +47,8 @@ impl CoarseClock {
     }
 
     fn tick(&self) {
-        self.millis.fetch_max(u64::try_from(self.zero.elapsed().as_millis()).unwrap_or(u64::MAX), Relaxed);
+        self.millis
+            .fetch_max(u64::try_from(self.zero.elapsed().as_millis()).unwrap_or(u64::MAX), Relaxed);
     }
 }
 
@@ -124,8 +128,8 @@ impl Caps {
         self.clock.tick();
     }
 
-    /// A place for a connection from `address`, or which cap leaves none. The maps hold only peers with an open connection, so
-    /// they never outgrow `most`.
+    /// A place for a connection from `address`, or which cap leaves none. The maps hold only peers
+    /// with an open connection, so they never outgrow `most`.
     pub(super) fn enter(&self, address: IpAddr) -> Result<Place, Full> {
         let (site, network) = (Site::from(address), Site::network(address));
         let mut open = lock(&self.open);
@@ -138,15 +142,19 @@ impl Caps {
             return Err(Full::Network);
         }
         let spare = (self.most / SPARE).max(1);
-        // No more are asked than are to be spare: a client that is refused and tries again does not empty the port.
+        // No more are asked than are to be spare: a client that is refused and tries again does not
+        // empty the port.
         if open.total >= self.most - spare && open.leaving < spare {
             open.make_room(of_network);
         }
         if open.total >= self.most {
             return Err(Full::Total);
         }
-        let seat =
-            Arc::new(Seat { clock: Arc::clone(&self.clock), used: AtomicU64::new(self.clock.now()), leave: Notify::new() });
+        let seat = Arc::new(Seat {
+            clock: Arc::clone(&self.clock),
+            used: AtomicU64::new(self.clock.now()),
+            leave: Notify::new(),
+        });
         open.sites.insert(site, of_site + 1);
         open.networks.entry(network).or_default().push(Arc::clone(&seat));
         open.total += 1;
@@ -155,13 +163,21 @@ impl Caps {
 }
 
 impl Open {
-    /// Asks the idlest connection of the fullest network to leave for one of a network that has `own`.
+    /// Asks the idlest connection of the fullest network to leave for one of a network that has
+    /// `own`.
     fn make_room(&mut self, own: usize) {
         let most = self.networks.values().map(Vec::len).max().unwrap_or(0);
         let of_fullest = self.networks.iter().filter(|(_, seats)| seats.len() == most);
-        let seats = of_fullest.flat_map(|(network, seats)| seats.iter().enumerate().map(move |seat| (*network, seat)));
-        let Some((network, (index, seat))) = seats.min_by_key(|(_, (_, seat))| seat.used.load(Relaxed)) else { return };
-        // One connection more is no difference: a client that is asked to leave and comes back has one less than before.
+        let seats = of_fullest.flat_map(|(network, seats)| {
+            seats.iter().enumerate().map(move |seat| (*network, seat))
+        });
+        let Some((network, (index, seat))) =
+            seats.min_by_key(|(_, (_, seat))| seat.used.load(Relaxed))
+        else {
+            return;
+        };
+        // One connection more is no difference: a client that is asked to leave and comes back has
+        // one less than before.
         if most <= own + 1 && seat.idle() < QUIET {
             return;
         }
@@ -194,8 +210,10 @@ impl Drop for Place {
             }
         }
         let seats = open.networks.get_mut(&self.network);
-        let index = seats.and_then(|seats| seats.iter().position(|seat| Arc::ptr_eq(seat, &self.seat)));
-        let (Some(index), Entry::Occupied(mut seats)) = (index, open.networks.entry(self.network)) else {
+        let index =
+            seats.and_then(|seats| seats.iter().position(|seat| Arc::ptr_eq(seat, &self.seat)));
+        let (Some(index), Entry::Occupied(mut seats)) = (index, open.networks.entry(self.network))
+        else {
             open.leaving -= 1;
             return;
         };
@@ -230,20 +248,31 @@ mod tests {
         assert_eq!(caps.enter(address("192.0.2.3")).err(), Some(Full::Total));
         drop(place);
         assert!(caps.enter(one).is_ok());
-        assert_eq!(lock(&caps.open).sites.len(), 1, "and nothing is remembered of a peer without connections");
+        assert_eq!(
+            lock(&caps.open).sites.len(),
+            1,
+            "and nothing is remembered of a peer without connections"
+        );
         assert_eq!(lock(&caps.open).networks.len(), 1);
     }
 
-    /// L11: an IPv6 host cannot multiply itself within its /64, nor an IPv4 one by the mapped form; nor a customer within its /48.
+    /// L11: an IPv6 host cannot multiply itself within its /64, nor an IPv4 one by the mapped form;
+    /// nor a customer within its /48.
     #[test]
     fn one_host_is_one_peer_by_any_of_its_addresses() {
         let caps = Caps::new(100, 1);
-        for (first, second) in [("2001:db8:0:1::1", "2001:db8:0:1:ffff::9"), ("192.0.2.1", "::ffff:192.0.2.1")] {
+        for (first, second) in
+            [("2001:db8:0:1::1", "2001:db8:0:1:ffff::9"), ("192.0.2.1", "::ffff:192.0.2.1")]
+        {
             let _place = caps.enter(address(first)).ok().unwrap();
             assert_eq!(caps.enter(address(second)).err(), Some(Full::Peer));
         }
-        let places: Vec<_> = (1..9).map(|n| caps.enter(address(&format!("2001:db8:0:{n}::1")))).collect();
-        assert_eq!(places.iter().filter_map(|place| place.as_ref().err()).collect::<Vec<_>>(), [&Full::Network; 4]);
+        let places: Vec<_> =
+            (1..9).map(|n| caps.enter(address(&format!("2001:db8:0:{n}::1")))).collect();
+        assert_eq!(
+            places.iter().filter_map(|place| place.as_ref().err()).collect::<Vec<_>>(),
+            [&Full::Network; 4]
+        );
         assert!(caps.enter(address("2001:db8:1:1::1")).is_ok());
     }
 
@@ -251,7 +280,8 @@ mod tests {
         place.seat().asked_to_leave().now_or_never().is_some()
     }
 
-    /// L09 (AUDIT TL4): of a port that is nearly full, the connection that has been idle longest of the fullest network makes room.
+    /// L09 (AUDIT TL4): of a port that is nearly full, the connection that has been idle longest of
+    /// the fullest network makes room.
     #[tokio::test(start_paused = true)]
     async fn the_idlest_connection_of_the_fullest_network_makes_room() {
         let caps = Caps::new(40, 40);
@@ -265,19 +295,29 @@ mod tests {
         }
         assert_eq!(held[7].seat().idle(), Duration::from_secs(1));
         let _new = caps.enter(other).ok().unwrap();
-        assert_eq!(held.iter().map(left).collect::<Vec<_>>(), (0..38).map(|n| n == 7).collect::<Vec<_>>());
+        assert_eq!(
+            held.iter().map(left).collect::<Vec<_>>(),
+            (0..38).map(|n| n == 7).collect::<Vec<_>>()
+        );
     }
 
-    /// L09 (AUDIT TL4): a full port makes room for the next client too, and asks no more than are to be spare, however often one
-    /// tries.
+    /// L09 (AUDIT TL4): a full port makes room for the next client too, and asks no more than are
+    /// to be spare, however often one tries.
     #[tokio::test(start_paused = true)]
     async fn a_full_port_makes_room_for_the_next() {
         let caps = Caps::new(40, 40);
         let (full, other) = (address("192.0.2.1"), address("192.0.2.2"));
         let mut held: Vec<_> = (0..40).map(|_| caps.enter(full).ok().unwrap()).collect();
-        assert!(!held.iter().any(left), "nobody is pushed out by his own network while all are busy");
+        assert!(
+            !held.iter().any(left),
+            "nobody is pushed out by his own network while all are busy"
+        );
         for _ in 0..9 {
-            assert_eq!(caps.enter(other).err(), Some(Full::Total), "who was asked to leave counts until it has left");
+            assert_eq!(
+                caps.enter(other).err(),
+                Some(Full::Total),
+                "who was asked to leave counts until it has left"
+            );
         }
         let asked: Vec<_> = held.iter().map(left).collect();
         assert_eq!(asked.iter().filter(|left| **left).count(), 2, "a twentieth");
@@ -290,19 +330,25 @@ mod tests {
         assert_eq!((open.leaving, open.total), (0, 2));
     }
 
-    /// L09 (AUDIT TL4): a client that was asked to leave and comes back pushes out none that is in use, nor do clients of one
-    /// connection each.
+    /// L09 (AUDIT TL4): a client that was asked to leave and comes back pushes out none that is in
+    /// use, nor do clients of one connection each.
     #[tokio::test(start_paused = true)]
     async fn who_comes_back_pushes_nobody_out() {
         for (networks, asked_first) in [(38_u8, 0), (19, 1), (2, 1)] {
             let caps = Caps::new(40, 40);
             let enter = |network: u8| caps.enter(IpAddr::from([192, 0, 2, network]));
-            let mut held: Vec<_> = (0..38).map(|number| (number % networks, enter(number % networks).ok().unwrap())).collect();
+            let mut held: Vec<_> = (0..38)
+                .map(|number| (number % networks, enter(number % networks).ok().unwrap()))
+                .collect();
             let mut all = vec![enter(100).ok().unwrap()];
-            let asked: Vec<_> = held.extract_if(.., |(_, place)| left(place)).map(|(network, _)| network).collect();
+            let asked: Vec<_> =
+                held.extract_if(.., |(_, place)| left(place)).map(|(network, _)| network).collect();
             assert_eq!(asked.len(), asked_first, "{networks} networks");
             all.extend(asked.into_iter().map(|network| enter(network).ok().unwrap()));
-            assert!(!held.iter().any(|(_, place)| left(place)), "{networks} networks: the next is pushed out");
+            assert!(
+                !held.iter().any(|(_, place)| left(place)),
+                "{networks} networks: the next is pushed out"
+            );
 
             // Until one is quiet.
             tokio::time::advance(QUIET).await;
@@ -313,7 +359,8 @@ mod tests {
         }
     }
 
-    /// L09 (AUDIT TL4): between networks that have equally many, and within one, a connection makes room once it has been quiet.
+    /// L09 (AUDIT TL4): between networks that have equally many, and within one, a connection makes
+    /// room once it has been quiet.
     #[tokio::test(start_paused = true)]
     async fn equal_networks_make_room_by_what_is_quiet() {
         let caps = Caps::new(40, 40);
@@ -327,6 +374,9 @@ mod tests {
             place.seat().touch();
         }
         let _new = enter(0).ok().unwrap();
-        assert_eq!(held.iter().map(left).collect::<Vec<_>>(), (0..38).map(|n| n == 5).collect::<Vec<_>>());
+        assert_eq!(
+            held.iter().map(left).collect::<Vec<_>>(),
+            (0..38).map(|n| n == 5).collect::<Vec<_>>()
+        );
     }
 }

@@ -44,7 +44,8 @@ use crate::{
     model::Peer,
 };
 
-/// How long an HTTP/2 connection may be silent before it is asked whether it is still there, and how long it has to say so.
+/// How long an HTTP/2 connection may be silent before it is asked whether it is still there, and
+/// how long it has to say so.
 const PING_AFTER: Duration = Duration::from_secs(20);
 const PING_ANSWER: Duration = Duration::from_secs(10);
 /// How long an HTTP/1.1 connection is kept.
@@ -53,23 +54,35 @@ const HTTP1_AGE: Duration = Duration::from_secs(120);
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Header list of a request, as HPACK counts it.
 const HEADER_LIST: u32 = 16 * 1024;
-/// Flow control: a call is a few hundred bytes, a large batch takes some round trips more. The second is what a connection can
-/// make us hold that no handler has asked for.
+/// Flow control: a call is a few hundred bytes, a large batch takes some round trips more. The
+/// second is what a connection can make us hold that no handler has asked for.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 512 * 1024;
 /// Bytes of replies held for a stream whose client does not read.
 const SEND_BUFFER: usize = 64 * 1024;
-/// Resets: those of streams not yet looked at (rapid reset), and our own for malformed ones. tonic and hyper differ on both; a
-/// test holds them.
+/// Resets: those of streams not yet looked at (rapid reset), and our own for malformed ones. tonic
+/// and hyper differ on both; a test holds them.
 const PENDING_RESETS: usize = 20;
 const LOCAL_RESETS: usize = 256;
 
 /// Serves it. Whatever goes wrong is the peer's own business and worth a debug line.
-pub(super) async fn run<A: App>(accepted: Accepted, app: A, options: Arc<Options>, stopping: watch::Receiver<bool>) {
+pub(super) async fn run<A: App>(
+    accepted: Accepted,
+    app: A,
+    options: Arc<Options>,
+    stopping: watch::Receiver<bool>,
+) {
     let Accepted { stream, address, place, load: _load, number } = accepted;
     let member = Member::enter(address);
-    let origin = Origin { peer: Peer::Ip(address), account: Account::of_this_worker(member.account()) };
-    let life = Arc::new(Life::new(Arc::clone(&origin.account), place.seat(), member.room(), &options, number));
+    let origin =
+        Origin { peer: Peer::Ip(address), account: Account::of_this_worker(member.account()) };
+    let life = Arc::new(Life::new(
+        Arc::clone(&origin.account),
+        place.seat(),
+        member.room(),
+        &options,
+        number,
+    ));
     let served = match TcpStream::from_std(stream) {
         Ok(stream) => open(stream, Answerer::new(app, origin, life), &options, stopping).await,
         Err(error) => Err(error.into()),
@@ -81,9 +94,14 @@ pub(super) async fn run<A: App>(accepted: Accepted, app: A, options: Arc<Options
 
 type Served = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
-/// With TLS or without. Each stage of a connection is a future in a box of its own: inside each other they would have an idle
-/// connection take the room of all stages it could have come through.
-async fn open<A: App>(stream: TcpStream, answerer: Answerer<A>, options: &Options, stopping: watch::Receiver<bool>) -> Served {
+/// With TLS or without. Each stage of a connection is a future in a box of its own: inside each
+/// other they would have an idle connection take the room of all stages it could have come through.
+async fn open<A: App>(
+    stream: TcpStream,
+    answerer: Answerer<A>,
+    options: &Options,
+    stopping: watch::Receiver<bool>,
+) -> Served {
     match &options.tls {
         Some(tls) => Box::pin(secure(stream, tls, answerer, options, stopping)).await,
         None => Box::pin(speak(stream, None, answerer, options, stopping)).await,
@@ -98,14 +116,18 @@ async fn secure<A: App>(
     options: &Options,
     stopping: watch::Receiver<bool>,
 ) -> Served {
-    let stream = opening(options.handshake, &stopping, TlsAcceptor::from(tls.current()).accept(stream)).await?;
+    let stream =
+        opening(options.handshake, &stopping, TlsAcceptor::from(tls.current()).accept(stream))
+            .await?;
     let (_, session) = stream.get_ref();
     let agreed = match session.alpn_protocol() {
         Some(TlsReloader::HTTP2) => Some(Speech::Http2),
         Some(_) => Some(Speech::Http1),
         None => None,
     };
-    let certificates = session.peer_certificates().map(|chain| chain.iter().map(|one| one.clone().into_owned()).collect());
+    let certificates = session
+        .peer_certificates()
+        .map(|chain| chain.iter().map(|one| one.clone().into_owned()).collect());
     answerer.certificates = certificates.map(PeerCertificates);
     Box::pin(speak(stream, agreed, answerer, options, stopping)).await
 }
@@ -132,7 +154,8 @@ where
     }
 }
 
-/// What comes before the first request: it has a deadline, and is not worth waiting for once the server stops.
+/// What comes before the first request: it has a deadline, and is not worth waiting for once the
+/// server stops.
 async fn opening<T>(
     within: Duration,
     stopping: &watch::Receiver<bool>,
@@ -175,7 +198,10 @@ where
         .initial_connection_window_size(CONNECTION_WINDOW)
         .adaptive_window(false)
         .max_send_buf_size(SEND_BUFFER)
-        .serve_connection(TokioIo::new(Counted::new(stream, PREFACE.len(), Arc::clone(&life))), answerer);
+        .serve_connection(
+            TokioIo::new(Counted::new(stream, PREFACE.len(), Arc::clone(&life))),
+            answerer,
+        );
     let mut connection = pin!(connection);
     let end = tokio::select! {
         biased;
@@ -184,22 +210,26 @@ where
         end = life.end(options.age) => Some(end),
     };
     if end == Some(End::Unread) {
-        // Its next read says GOAWAY and fails. If it is not ready to read, the client does not even take what it was sent.
+        // Its next read says GOAWAY and fails. If it is not ready to read, the client does not even
+        // take what it was sent.
         let _ = connection.as_mut().now_or_never();
         return Err("an answer was not read in time".into());
     }
     connection.as_mut().graceful_shutdown();
     if let Some(End::Leave(reason)) = end {
         tracing::debug!(reason, "connection told to go away");
-        let over = async { while timeout(LAST_WORDS, connection.as_mut()).await.is_err() && life.is_busy() {} };
+        let over = async {
+            while timeout(LAST_WORDS, connection.as_mut()).await.is_err() && life.is_busy() {}
+        };
         tokio::select! {
             // Answers may be read to their end, for as long as any answer may.
             _ = timeout(life.unread(), over) => return Ok(()),
             () = stop(&mut stopping) => {}
         }
     }
-    // It ends by itself once the client has confirmed the GOAWAY and all calls are over. Neither a client that is gone nor a
-    // stream that never ends is waited for: only calls without an answer are.
+    // It ends by itself once the client has confirmed the GOAWAY and all calls are over. Neither a
+    // client that is gone nor a stream that never ends is waited for: only calls without an answer
+    // are.
     while let Err(_still_open) = timeout(LAST_WORDS, connection.as_mut()).await {
         if unanswered.load(Relaxed) == 0 {
             break;
@@ -249,7 +279,8 @@ where
 
 /// Answers the requests of one connection: adds who the peer is.
 struct Answerer<A> {
-    // The app is called by `&mut` and the connection calls by `&`; a clone a request would have all workers meet on its counts.
+    // The app is called by `&mut` and the connection calls by `&`; a clone a request would have all
+    // workers meet on its counts.
     app: RefCell<A>,
     origin: Origin,
     certificates: Option<PeerCertificates>,
@@ -259,7 +290,13 @@ struct Answerer<A> {
 
 impl<A> Answerer<A> {
     fn new(app: A, origin: Origin, life: Arc<Life>) -> Self {
-        Self { app: RefCell::new(app), origin, certificates: None, life, unanswered: Arc::default() }
+        Self {
+            app: RefCell::new(app),
+            origin,
+            certificates: None,
+            life,
+            unanswered: Arc::default(),
+        }
     }
 }
 
@@ -275,7 +312,10 @@ impl<A: App> Service<Request<Incoming>> for Answerer<A> {
         }
         self.life.touch();
         self.unanswered.fetch_add(1, Relaxed);
-        Unanswered { answering: self.app.borrow_mut().call(request), count: Arc::clone(&self.unanswered) }
+        Unanswered {
+            answering: self.app.borrow_mut().call(request),
+            count: Arc::clone(&self.unanswered),
+        }
     }
 }
 

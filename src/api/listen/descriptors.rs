@@ -4,7 +4,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::Options;
 
-/// Descriptors kept for everything else: the store and its connections, TLS files, metrics, the runtimes; at most half of all.
+/// Descriptors kept for everything else: the store and its connections, TLS files, metrics, the
+/// runtimes; at most half of all.
 const RESERVE: u64 = 256;
 /// Part of the connections left that one peer may have.
 const PEER: usize = 10;
@@ -52,10 +53,15 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    /// L10: what is configured holds where there are descriptors for it, and is cut where there are not.
+    /// L10: what is configured holds where there are descriptors for it, and is cut where there are
+    /// not.
     #[test]
     fn connections_are_cut_to_the_descriptors_that_there_are() {
-        let limits = crate::config::Limits { connections: 20_000, connections_per_peer: 2_000, ..Config::default().limits };
+        let limits = crate::config::Limits {
+            connections: 20_000,
+            connections_per_peer: 2_000,
+            ..Config::default().limits
+        };
         let cut = |limit| {
             let options = Options::new(&limits, None).within(limit);
             (options.connections, options.connections_per_peer)

@@ -1,6 +1,7 @@
-//! The frames of HTTP/2, followed beneath it. They are bounded where they ask for work and carry none: SETTINGS, PING, PRIORITY,
-//! unknown ones, and more WINDOW_UPDATE or RST_STREAM than calls bring. h2 cuts floods of streams that are opened and reset, of
-//! CONTINUATION and of empty DATA by itself, but answers these for ever. Streams are bounded by what h2 keeps for them.
+//! The frames of HTTP/2, followed beneath it. They are bounded where they ask for work and carry
+//! none: SETTINGS, PING, PRIORITY, unknown ones, and more WINDOW_UPDATE or RST_STREAM than calls
+//! bring. h2 cuts floods of streams that are opened and reset, of CONTINUATION and of empty DATA by
+//! itself, but answers these for ever. Streams are bounded by what h2 keeps for them.
 
 use std::{
     io,
@@ -24,11 +25,13 @@ const PING_COST: i64 = 10;
 const OTHER: i64 = 100;
 /// What a connection may send at once: ten thousand PINGs.
 const BURST: i64 = 10_000 * PING_COST;
-/// What it may go on sending each second: clients that measure the path send a PING a round trip for as long as data flows.
+/// What it may go on sending each second: clients that measure the path send a PING a round trip
+/// for as long as data flows.
 const PER_SECOND: f64 = 5_000.0 * PING_COST as f64;
 /// What comes free with each frame of a call.
 const PER_CALL_FRAME: i64 = 4 * PING_COST;
-/// WINDOW_UPDATEs that come free with each DATA frame of ours: one for its stream and one for the connection.
+/// WINDOW_UPDATEs that come free with each DATA frame of ours: one for its stream and one for the
+/// connection.
 const UPDATES_PER_DATA: u64 = 2;
 
 const HEAD: usize = 9;
@@ -62,14 +65,17 @@ struct Heads {
 }
 
 impl Heads {
-    /// Calls `each` with the head of every frame that begins in these further bytes, until one is too many.
+    /// Calls `each` with the head of every frame that begins in these further bytes, until one is
+    /// too many.
     fn follow(&mut self, mut bytes: &[u8], mut each: impl FnMut(Head) -> bool) -> bool {
         while !bytes.is_empty() {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
             bytes = bytes.get(skipped..).unwrap_or_default();
             let taken = (HEAD - self.have).min(bytes.len());
-            if let (Some(head), Some(from)) = (self.head.get_mut(self.have..self.have + taken), bytes.get(..taken)) {
+            if let (Some(head), Some(from)) =
+                (self.head.get_mut(self.have..self.have + taken), bytes.get(..taken))
+            {
                 head.copy_from_slice(from);
             }
             self.have += taken;
@@ -114,10 +120,17 @@ struct Budget {
 impl Meter {
     fn new(now: Instant, room: Arc<Room>) -> Self {
         let budget = Budget { left: BURST, at: now, updates: 0, resets: 0 };
-        Self { received: Heads::default(), sent: Heads::default(), budget, streams: Streams::new(room), last: 0 }
+        Self {
+            received: Heads::default(),
+            sent: Heads::default(),
+            budget,
+            streams: Streams::new(room),
+            last: 0,
+        }
     }
 
-    /// Takes further bytes from the client; says what there is too much of, if the connection is not within its bounds.
+    /// Takes further bytes from the client; says what there is too much of, if the connection is
+    /// not within its bounds.
     fn receive(&mut self, bytes: &[u8]) -> Option<&'static str> {
         let (budget, streams) = (&mut self.budget, &mut self.streams);
         let mut excess = None;
@@ -208,9 +221,10 @@ impl<S> Counted<S> {
 }
 
 impl<S: AsyncWrite + Unpin> Counted<S> {
-    /// Ends the connection from below. hyper can say GOAWAY only if it may finish the calls, so it is said here: where a frame of
-    /// hyper's is half written, or the client takes nothing any more, it would not be understood. Bytes that the client has sent and
-    /// that were not read may make the system reset the connection, and the GOAWAY be lost.
+    /// Ends the connection from below. hyper can say GOAWAY only if it may finish the calls, so it
+    /// is said here: where a frame of hyper's is half written, or the client takes nothing any
+    /// more, it would not be understood. Bytes that the client has sent and that were not read may
+    /// make the system reset the connection, and the GOAWAY be lost.
     fn cut(&mut self, cx: &mut Context<'_>, reason: &'static str) -> io::Error {
         if self.meter.sent.is_between_frames() {
             let goaway = self.meter.goaway(reason);
@@ -222,7 +236,11 @@ impl<S: AsyncWrite + Unpin> Counted<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Counted<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.life.is_unread() {
             return Poll::Ready(Err(this.cut(cx, "unread")));
@@ -243,7 +261,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Counted<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.stream).poll_write(cx, bytes))?;
         self.meter.send(bytes.get(..written).unwrap_or_default());
         Poll::Ready(Ok(written))
@@ -301,11 +323,14 @@ mod tests {
         assert_eq!(meter().receive(&flood), Some("control_frames"));
 
         let mut meter = meter();
-        let calls = [frame(HEADERS, 40), frame(DATA, 100), frame(PING, 8), frame(PING, 8)].concat().repeat(100_000);
+        let calls = [frame(HEADERS, 40), frame(DATA, 100), frame(PING, 8), frame(PING, 8)]
+            .concat()
+            .repeat(100_000);
         assert_eq!(meter.receive(&calls), None);
     }
 
-    /// L03: updates of the window are free for data that was sent, and resets for streams that were opened; others are counted.
+    /// L03: updates of the window are free for data that was sent, and resets for streams that were
+    /// opened; others are counted.
     #[test]
     fn updates_without_data_and_resets_without_streams_are_too_many() {
         let (update, reset) = (frame(WINDOW_UPDATE, 4), frame(RST_STREAM, 4));
@@ -314,7 +339,11 @@ mod tests {
         for _ in 0..1_000 {
             meter.send(&frame(DATA, 300));
             meter.budget.left = 0;
-            assert_eq!(meter.receive(&update.repeat(2)), None, "one for the stream and one for the connection");
+            assert_eq!(
+                meter.receive(&update.repeat(2)),
+                None,
+                "one for the stream and one for the connection"
+            );
         }
         assert_eq!(meter.budget.left, 0);
         meter.budget.left = 10;
@@ -333,17 +362,23 @@ mod tests {
         }
     }
 
-    /// L02, L03: a GOAWAY names the last stream that may have been processed, and none of the read that is cut.
+    /// L02, L03: a GOAWAY names the last stream that may have been processed, and none of the read
+    /// that is cut.
     #[test]
     fn a_goaway_names_no_stream_that_was_not_passed_on() {
         let headers = |from: u32| {
-            let head = |number| [&[0, 0, 1, HEADERS, 0][..], &u32::to_be_bytes(number * 2 + 1), &[0]].concat();
+            let head = |number| {
+                [&[0, 0, 1, HEADERS, 0][..], &u32::to_be_bytes(number * 2 + 1), &[0]].concat()
+            };
             (from..from + 16).flat_map(head).collect::<Vec<_>>()
         };
-        let named = |meter: &Meter| u32::from_be_bytes(meter.goaway("")[HEAD..HEAD + 4].try_into().unwrap());
-        for (excess, what) in
-            [(headers(16), "streams"), ([headers(16), frame(PING, 8).repeat(20_000)].concat(), "control_frames")]
-        {
+        let named = |meter: &Meter| {
+            u32::from_be_bytes(meter.goaway("")[HEAD..HEAD + 4].try_into().unwrap())
+        };
+        for (excess, what) in [
+            (headers(16), "streams"),
+            ([headers(16), frame(PING, 8).repeat(20_000)].concat(), "control_frames"),
+        ] {
             let room = Arc::<Room>::default();
             let mut meter = Meter::new(Instant::now(), Arc::clone(&room));
             assert_eq!((named(&meter), meter.receive(&headers(0)), named(&meter)), (0, None, 31));

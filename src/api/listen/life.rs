@@ -17,7 +17,8 @@ use crate::api::guard::Account;
 const LOOK: Duration = Duration::from_millis(100);
 /// Time between two looks at a connection that keeps room others may want.
 const LOOK_FOR_ROOM: Duration = Duration::from_secs(1);
-/// Ages are spread over their last tenth, so that what was opened together does not reconnect together.
+/// Ages are spread over their last tenth, so that what was opened together does not reconnect
+/// together.
 const SPREAD: u32 = 10;
 
 /// Reason to end a connection.
@@ -25,7 +26,8 @@ const SPREAD: u32 = 10;
 pub(super) enum End {
     /// An answer was not read in time: there is nothing to wait for.
     Unread,
-    /// The connection is told to go away, and its calls may finish: it is old, or idle, or makes room for another.
+    /// The connection is told to go away, and its calls may finish: it is old, or idle, or makes
+    /// room for another.
     Leave(&'static str),
 }
 
@@ -43,9 +45,23 @@ pub(super) struct Life {
 
 impl Life {
     /// Of a connection that begins; `number` is any that differs from those of its neighbours.
-    pub(super) fn new(account: Arc<Account>, seat: Arc<Seat>, room: Room, options: &Options, number: u32) -> Self {
+    pub(super) fn new(
+        account: Arc<Account>,
+        seat: Arc<Seat>,
+        room: Room,
+        options: &Options,
+        number: u32,
+    ) -> Self {
         let (unread, idle) = (options.unread, options.idle);
-        Self { account, seat, room: room.into(), unread, idle, early: number % 16, is_unread: AtomicBool::new(false) }
+        Self {
+            account,
+            seat,
+            room: room.into(),
+            unread,
+            idle,
+            early: number % 16,
+            is_unread: AtomicBool::new(false),
+        }
     }
 
     /// Says that a call begins.
@@ -84,7 +100,8 @@ impl Life {
             if !self.is_open() && self.seat.idle() >= self.idle {
                 return Self::leave("idle");
             }
-            // Calls in progress finish, and the next open a connection that keeps less. Beyond the bound it would be cut.
+            // Calls in progress finish, and the next open a connection that keeps less. Beyond the
+            // bound it would be cut.
             if self.room.is_wanted() {
                 self.room.leave();
                 return Self::leave("memory");

@@ -1,8 +1,12 @@
-//! Our own accept loop. A loop that only accepts hands each connection to one of a few worker threads, each with a runtime of
-//! its own, so that a call never crosses threads. Everything a stranger can hold without authenticating is bounded here:
-//! connections in all and per peer, the time to say something, streams, headers, resets.
+//! Our own accept loop. A loop that only accepts hands each connection to one of a few worker
+//! threads, each with a runtime of its own, so that a call never crosses threads. Everything a
+//! stranger can hold without authenticating is bounded here: connections in all and per peer, the
+//! time to say something, streams, headers, resets.
 
-use std::{convert::Infallible, future::Future, io, net::SocketAddr, num::NonZero, sync::Arc, thread, time::Duration};
+use std::{
+    convert::Infallible, future::Future, io, net::SocketAddr, num::NonZero, sync::Arc, thread,
+    time::Duration,
+};
 
 use bytes::Buf;
 use http::{Request, Response};
@@ -32,7 +36,8 @@ pub use tls::{TlsError, TlsReloader};
 
 use caps::Caps;
 
-/// The certificates that the peer proved to hold in a TLS handshake, leaf first; an extension of every request under mTLS.
+/// The certificates that the peer proved to hold in a TLS handshake, leaf first; an extension of
+/// every request under mTLS.
 #[derive(Clone, Debug)]
 pub struct PeerCertificates(pub Arc<[CertificateDer<'static>]>);
 
@@ -45,10 +50,11 @@ pub struct Options {
     pub connections_per_peer: usize,
     /// Streams at once on one connection; further ones are refused.
     pub streams_per_connection: u32,
-    /// Time for the TLS handshake, and again for the HTTP/2 preface or the head of an HTTP/1.1 request.
+    /// Time for the TLS handshake, and again for the HTTP/2 preface or the head of an HTTP/1.1
+    /// request.
     pub handshake: Duration,
-    /// Time from the start of a call until its answer has been read, and for every message of a stream; one and the same again
-    /// may pass before a connection is cut for it.
+    /// Time from the start of a call until its answer has been read, and for every message of a
+    /// stream; one and the same again may pass before a connection is cut for it.
     pub unread: Duration,
     /// Time without a call after which an HTTP/2 connection is told to go away.
     pub idle: Duration,
@@ -92,27 +98,42 @@ pub struct Summary {
     pub aborted: u64,
 }
 
-/// What answers requests: an `axum::Router`, or the [`Guard`](super::guard::Guard) around one. It is cloned once for each
-/// connection, and is always ready.
+/// What answers requests: an `axum::Router`, or the [`Guard`](super::guard::Guard) around one. It
+/// is cloned once for each connection, and is always ready.
 pub trait App:
-    Service<Request<Incoming>, Response = Response<Self::Answer>, Error = Infallible, Future = Self::Answering>
-    + Clone
+    Service<
+        Request<Incoming>,
+        Response = Response<Self::Answer>,
+        Error = Infallible,
+        Future = Self::Answering,
+    > + Clone
     + Send
     + 'static
 {
     /// The body of its responses.
-    type Answer: Body<Data: Buf + Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static;
+    type Answer: Body<Data: Buf + Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
+        + Send
+        + 'static;
     /// Its future.
-    type Answering: Future<Output = Result<Response<Self::Answer>, Infallible>> + Send + Unpin + 'static;
+    type Answering: Future<Output = Result<Response<Self::Answer>, Infallible>>
+        + Send
+        + Unpin
+        + 'static;
 }
 
 impl<S, B> App for S
 where
-    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send + Unpin + 'static>
-        + Clone
+    S: Service<
+            Request<Incoming>,
+            Response = Response<B>,
+            Error = Infallible,
+            Future: Send + Unpin + 'static,
+        > + Clone
         + Send
         + 'static,
-    B: Body<Data: Buf + Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
+    B: Body<Data: Buf + Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
+        + Send
+        + 'static,
 {
     type Answer = B;
     type Answering = S::Future;
@@ -137,8 +158,10 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves `app` on `listener` until `shutdown` is ready, then stops accepting, tells every connection to go away, lets calls
-/// in flight finish for at most `options.drain`, and cuts the rest; streams that only go on are ended after a few seconds. No error of a connection or of accepting ends it.
+/// Serves `app` on `listener` until `shutdown` is ready, then stops accepting, tells every
+/// connection to go away, lets calls in flight finish for at most `options.drain`, and cuts the
+/// rest; streams that only go on are ended after a few seconds. No error of a connection or of
+/// accepting ends it.
 ///
 /// # Errors
 /// Only when a worker cannot be started.

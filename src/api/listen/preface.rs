@@ -1,4 +1,5 @@
-//! Which HTTP a connection speaks: read off its first bytes, which are then read again by whoever speaks it.
+//! Which HTTP a connection speaks: read off its first bytes, which are then read again by whoever
+//! speaks it.
 
 use std::{
     io,
@@ -27,7 +28,9 @@ pub(super) struct Replay<S> {
 }
 
 /// Reads until the preface is complete or cannot become one any more. At most 24 bytes are taken.
-pub(super) async fn listen_to<S: AsyncRead + Unpin>(mut stream: S) -> io::Result<(Speech, Replay<S>)> {
+pub(super) async fn listen_to<S: AsyncRead + Unpin>(
+    mut stream: S,
+) -> io::Result<(Speech, Replay<S>)> {
     let mut ahead = [0; PREFACE.len()];
     let mut to = 0;
     let speech = loop {
@@ -47,7 +50,11 @@ pub(super) async fn listen_to<S: AsyncRead + Unpin>(mut stream: S) -> io::Result
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Replay<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let said = this.ahead.get(this.from..this.to).unwrap_or_default();
         if said.is_empty() {
@@ -61,7 +68,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Replay<S> {
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Replay<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 

@@ -1,6 +1,7 @@
-//! Memory that HTTP/2 keeps for streams. Its tables grow to the most that a connection ever had at once and never shrink: a client
-//! that opens many streams, once, on each of very many connections would leave behind more than all its calls may hold. So what
-//! the connections of one peer to one worker keep is bounded, and those of all peers together.
+//! Memory that HTTP/2 keeps for streams. Its tables grow to the most that a connection ever had at
+//! once and never shrink: a client that opens many streams, once, on each of very many connections
+//! would leave behind more than all its calls may hold. So what the connections of one peer to one
+//! worker keep is bounded, and those of all peers together.
 
 use std::sync::{
     Arc,
@@ -76,10 +77,12 @@ impl Room {
         self.own.load(Relaxed) > 0
     }
 
-    /// Returns true if the connection keeps something while its peer or its worker has used up half of what there is, without
-    /// those of connections that were sent a GOAWAY: no more go than need to.
+    /// Returns true if the connection keeps something while its peer or its worker has used up half
+    /// of what there is, without those of connections that were sent a GOAWAY: no more go than need
+    /// to.
     pub(super) fn is_wanted(&self) -> bool {
-        self.is_kept() && (self.peer.staying() > MOST_PER_PEER / 2 || self.worker.staying() > MOST / 2)
+        self.is_kept()
+            && (self.peer.staying() > MOST_PER_PEER / 2 || self.worker.staying() > MOST / 2)
     }
 
     /// Notes, once, that the connection is sent a GOAWAY.
@@ -105,8 +108,8 @@ impl Drop for Room {
 mod tests {
     use super::*;
 
-    /// L02 (AUDIT TL1): what the connections of a peer keep is bounded together, and so is what those of all peers do; all of it is
-    /// given back.
+    /// L02 (AUDIT TL1): what the connections of a peer keep is bounded together, and so is what
+    /// those of all peers do; all of it is given back.
     #[test]
     fn what_connections_keep_is_bounded_and_given_back() {
         let worker = Arc::<Kept>::default();
@@ -131,7 +134,8 @@ mod tests {
         assert!(!room(8).is_wanted(), "it keeps nothing that it could give back");
         assert!(!room(8).grow(1), "the worker has no more");
         drop((one, rest));
-        let is_empty = |sum: &Arc<Kept>| (sum.bytes.load(Relaxed), sum.leaving.load(Relaxed)) == (0, 0);
+        let is_empty =
+            |sum: &Arc<Kept>| (sum.bytes.load(Relaxed), sum.leaving.load(Relaxed)) == (0, 0);
         assert!(peers.iter().chain([&worker]).all(is_empty));
     }
 }

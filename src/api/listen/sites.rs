@@ -6,8 +6,8 @@ use super::room::{Kept, Room};
 use crate::{api::guard::PeerAccount, model::Site};
 
 thread_local! {
-    /// The peers with a connection to this worker. Of each worker its own, as its calls are: no worker waits for
-    /// another's cache line.
+    /// The peers with a connection to this worker. Of each worker its own, as its calls are: no
+    /// worker waits for another's cache line.
     static SITES: RefCell<HashMap<Site, Shared>> = RefCell::default();
 }
 
@@ -30,7 +30,8 @@ pub(super) struct Member {
 impl Member {
     /// On the worker's thread, once for each connection.
     pub(super) fn enter(address: IpAddr) -> Self {
-        // An IPv6 customer has 65,536 of the /64 that budgets go by: together they hold no more than one.
+        // An IPv6 customer has 65,536 of the /64 that budgets go by: together they hold no more
+        // than one.
         let site = Site::network(address);
         SITES.with_borrow_mut(|sites| {
             let shared = sites.entry(site).or_default();
@@ -70,7 +71,8 @@ mod tests {
     #[test]
     fn connections_of_one_peer_share_an_account_and_the_last_forgets_it() {
         let enter = |address: &str| Member::enter(address.parse().unwrap());
-        let (one, two, other) = (enter("2001:db8::1"), enter("2001:db8:0:1::2"), enter("2001:db8:1::1"));
+        let (one, two, other) =
+            (enter("2001:db8::1"), enter("2001:db8:0:1::2"), enter("2001:db8:1::1"));
         assert!(Arc::ptr_eq(&one.account, &two.account));
         assert!(!Arc::ptr_eq(&one.account, &other.account));
         drop((one, other));

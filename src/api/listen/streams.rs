@@ -1,5 +1,6 @@
-//! Estimate, from its frames, of the memory that HTTP/2 keeps for the streams of one connection: a place for each stream, from its
-//! HEADERS until it is over on both sides, and one for each DATA frame until the handler takes it.
+//! Estimate, from its frames, of the memory that HTTP/2 keeps for the streams of one connection: a
+//! place for each stream, from its HEADERS until it is over on both sides, and one for each DATA
+//! frame until the handler takes it.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -10,14 +11,16 @@ use super::{
     room::Room,
 };
 
-/// Bytes that h2 keeps for a stream, with the frames of its answer: measured, 1.2 to 2 KB, the less the more there are.
+/// Bytes that h2 keeps for a stream, with the frames of its answer: measured, 1.2 to 2 KB, the less
+/// the more there are.
 const STREAM: usize = 1_792;
 /// Bytes that h2 keeps for a DATA frame: measured.
 const FRAME: usize = 272;
 /// Streams at once, and short DATA frames, that every connection may have had.
 const FREE_STREAMS: usize = 16;
 const FREE_FRAMES: usize = 64;
-/// A DATA frame that is longer takes so much of the window of the connection that there cannot be many at once.
+/// A DATA frame that is longer takes so much of the window of the connection that there cannot be
+/// many at once.
 const SHORT: usize = 2 * 1024;
 /// Streams that h2 keeps for a while after it has reset them: a second, and until it looks.
 const RESETS: usize = 50;
@@ -33,7 +36,8 @@ pub(super) struct Streams {
     last: u32,
     /// Short DATA frames of those that are open.
     frames: usize,
-    /// Times of the last [`RESETS`] streams that the server reset; those older than [`KEPT_RESET`] go at the next frame.
+    /// Times of the last [`RESETS`] streams that the server reset; those older than [`KEPT_RESET`]
+    /// go at the next frame.
     resets: VecDeque<Instant>,
     /// The most at once so far, and no less than is free.
     most_streams: usize,
@@ -51,7 +55,15 @@ struct Open {
 impl Streams {
     pub(super) const fn new(room: Arc<Room>) -> Self {
         let (most_streams, most_frames) = (FREE_STREAMS, FREE_FRAMES);
-        Self { open: Vec::new(), last: 0, frames: 0, resets: VecDeque::new(), most_streams, most_frames, room }
+        Self {
+            open: Vec::new(),
+            last: 0,
+            frames: 0,
+            resets: VecDeque::new(),
+            most_streams,
+            most_frames,
+            room,
+        }
     }
 
     /// The last stream that the client opened.
@@ -85,7 +97,8 @@ impl Streams {
         if streams <= self.most_streams && self.frames <= self.most_frames {
             return true;
         }
-        let more = streams.saturating_sub(self.most_streams) * STREAM + self.frames.saturating_sub(self.most_frames) * FRAME;
+        let more = streams.saturating_sub(self.most_streams) * STREAM
+            + self.frames.saturating_sub(self.most_frames) * FRAME;
         self.most_streams = self.most_streams.max(streams);
         self.most_frames = self.most_frames.max(self.frames);
         self.room.grow(more)
@@ -117,13 +130,19 @@ impl Streams {
     fn resets(&mut self) -> usize {
         if !self.resets.is_empty() {
             let now = Instant::now();
-            while self.resets.pop_front_if(|at| now.saturating_duration_since(*at) > KEPT_RESET).is_some() {}
+            while self
+                .resets
+                .pop_front_if(|at| now.saturating_duration_since(*at) > KEPT_RESET)
+                .is_some()
+            {}
         }
         self.resets.len()
     }
 
     fn follow(&mut self, head: Head, step: impl FnOnce(&mut Open, &mut usize)) {
-        let Ok(index) = self.open.binary_search_by_key(&head.stream, |open| open.stream) else { return };
+        let Ok(index) = self.open.binary_search_by_key(&head.stream, |open| open.stream) else {
+            return;
+        };
         let Some(open) = self.open.get_mut(index) else { return };
         step(open, &mut self.frames);
         if open.is_asked && open.is_answered {
@@ -154,16 +173,27 @@ mod tests {
         (streams.open.len(), streams.most_streams, streams.most_frames)
     }
 
-    /// L02 (AUDIT TL1): calls one after the other take no room, whoever ends them and in whatever order both sides do.
+    /// L02 (AUDIT TL1): calls one after the other take no room, whoever ends them and in whatever
+    /// order both sides do.
     #[test]
     fn streams_that_are_over_are_not_kept() {
         let mut streams = streams();
         let ends: [&[(bool, u8, u8)]; 5] = [
-            &[(true, DATA, END_STREAM), (false, HEADERS, 0), (false, DATA, 0), (false, HEADERS, END_STREAM)],
+            &[
+                (true, DATA, END_STREAM),
+                (false, HEADERS, 0),
+                (false, DATA, 0),
+                (false, HEADERS, END_STREAM),
+            ],
             &[(false, HEADERS, END_STREAM), (true, DATA, END_STREAM)],
             &[(false, HEADERS, 0), (true, HEADERS, END_STREAM), (false, DATA, END_STREAM)],
             &[(true, DATA, 0), (true, RST_STREAM, 0)],
-            &[(true, DATA, END_STREAM), (false, HEADERS, END_STREAM), (true, RST_STREAM, 0), (true, RST_STREAM, 0)],
+            &[
+                (true, DATA, END_STREAM),
+                (false, HEADERS, END_STREAM),
+                (true, RST_STREAM, 0),
+                (true, RST_STREAM, 0),
+            ],
         ];
         for number in 0..1_000 {
             let stream = number * 2 + 1;
@@ -178,7 +208,8 @@ mod tests {
         assert!(!streams.room.is_kept());
     }
 
-    /// L02 (AUDIT TL1): the most streams at once count for as long as the connection lives, and no others do.
+    /// L02 (AUDIT TL1): the most streams at once count for as long as the connection lives, and no
+    /// others do.
     #[test]
     fn the_most_streams_at_once_are_kept() {
         let mut streams = streams();
@@ -208,7 +239,8 @@ mod tests {
         assert_eq!(kept(&streams), (0, RESETS + 1, FREE_FRAMES));
     }
 
-    /// L02 (AUDIT TL1): and no longer: a client whose calls are answered early, one after the other, takes no room.
+    /// L02 (AUDIT TL1): and no longer: a client whose calls are answered early, one after the
+    /// other, takes no room.
     #[tokio::test(start_paused = true)]
     async fn streams_that_were_reset_long_ago_do_not_count() {
         let mut streams = streams();
@@ -217,13 +249,16 @@ mod tests {
             streams.send(head(RST_STREAM, 0, number * 2 + 1));
             tokio::time::advance(KEPT_RESET / 10).await;
         }
-        assert_eq!((kept(&streams), streams.room.is_kept()), ((0, FREE_STREAMS, FREE_FRAMES), false));
+        assert_eq!(
+            (kept(&streams), streams.room.is_kept()),
+            ((0, FREE_STREAMS, FREE_FRAMES), false)
+        );
         tokio::time::advance(KEPT_RESET).await;
         assert_eq!(streams.resets(), 0);
     }
 
-    /// L02 (AUDIT TL1): one stream that brings its message in very many frames is kept like very many streams; frames that fill a
-    /// window, and messages that are answered one by one, are not.
+    /// L02 (AUDIT TL1): one stream that brings its message in very many frames is kept like very
+    /// many streams; frames that fill a window, and messages that are answered one by one, are not.
     #[test]
     fn short_frames_of_a_message_are_kept() {
         let mut streams = streams();

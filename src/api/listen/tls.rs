@@ -32,7 +32,8 @@ pub enum TlsError {
     /// A file cannot be read.
     #[error("cannot read {}", .0.display())]
     Read(PathBuf, #[source] io::Error),
-    /// A file holds no whole PEM section of the kind that belongs in it. What it does hold is not told.
+    /// A file holds no whole PEM section of the kind that belongs in it. What it does hold is not
+    /// told.
     #[error("{} holds no valid {what}", file.display())]
     Pem {
         /// The file.
@@ -48,8 +49,8 @@ pub enum TlsError {
     Unusable(#[from] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// The TLS configuration of the port, made anew when its files change. Handshakes begin with the current one; open connections
-/// keep theirs.
+/// The TLS configuration of the port, made anew when its files change. Handshakes begin with the
+/// current one; open connections keep theirs.
 pub struct TlsReloader {
     files: config::Tls,
     clock: Arc<dyn Clock>,
@@ -80,7 +81,8 @@ impl TlsReloader {
     /// Reads the files; nothing if none is set.
     ///
     /// # Errors
-    /// Any half set, unreadable, broken or expired pair: the port is not opened without what was asked for.
+    /// Any half set, unreadable, broken or expired pair: the port is not opened without what was
+    /// asked for.
     pub fn open(files: &config::Tls, clock: Arc<dyn Clock>) -> Result<Option<Arc<Self>>, TlsError> {
         let set = |path: &Path| !path.as_os_str().is_empty();
         match (set(&files.cert_file), set(&files.key_file), set(&files.client_ca_file)) {
@@ -88,7 +90,9 @@ impl TlsReloader {
             (true, true, _) => {}
             (true, false, _) => return Err(TlsError::Half("tls.cert_file", "tls.key_file")),
             (false, true, _) => return Err(TlsError::Half("tls.key_file", "tls.cert_file")),
-            (false, false, true) => return Err(TlsError::Half("tls.client_ca_file", "tls.cert_file")),
+            (false, false, true) => {
+                return Err(TlsError::Half("tls.client_ca_file", "tls.cert_file"));
+            }
         }
         let read = Files::read(files)?;
         let current = read.parse(files, &*clock)?;
@@ -105,10 +109,12 @@ impl TlsReloader {
         self.current.load_full()
     }
 
-    /// Looks at the files now: whether there was something new in them. Reads files, so not for a runtime's thread.
+    /// Looks at the files now: whether there was something new in them. Reads files, so not for a
+    /// runtime's thread.
     ///
     /// # Errors
-    /// What is new cannot be used; the old goes on being used. The same broken contents are reported once.
+    /// What is new cannot be used; the old goes on being used. The same broken contents are
+    /// reported once.
     pub fn reload(&self) -> Result<bool, TlsError> {
         let read = Files::read(&self.files)?;
         let fingerprint = read.fingerprint();
@@ -165,7 +171,8 @@ impl fmt::Debug for TlsReloader {
 
 impl Files {
     fn read(files: &config::Tls) -> Result<Self, TlsError> {
-        let read = |path: &Path| fs::read(path).map_err(|error| TlsError::Read(path.to_owned(), error));
+        let read =
+            |path: &Path| fs::read(path).map_err(|error| TlsError::Read(path.to_owned(), error));
         let client_ca = !files.client_ca_file.as_os_str().is_empty();
         Ok(Self {
             cert: read(&files.cert_file)?,
@@ -189,7 +196,8 @@ impl Files {
         let provider = Arc::new(default_provider());
         let chain = certificates(&self.cert, &files.cert_file)?;
         if let Some(leaf) = chain.first() {
-            in_its_time(leaf, &provider, clock).map_err(|()| TlsError::Expired(files.cert_file.clone()))?;
+            in_its_time(leaf, &provider, clock)
+                .map_err(|()| TlsError::Expired(files.cert_file.clone()))?;
         }
         let key = PrivateKeyDer::from_pem_slice(&self.key)
             .map_err(|_| TlsError::Pem { file: files.key_file.clone(), what: "private key" })?;
@@ -203,7 +211,8 @@ impl Files {
                 for root in certificates(client_ca, &files.client_ca_file)? {
                     roots.add(root).map_err(unusable)?;
                 }
-                let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider).build();
+                let verifier =
+                    WebPkiClientVerifier::builder_with_provider(roots.into(), provider).build();
                 builder.with_client_cert_verifier(verifier.map_err(unusable)?)
             }
         };
@@ -220,17 +229,32 @@ fn unusable(error: impl std::error::Error + Send + Sync + 'static) -> TlsError {
 
 fn certificates(pem: &[u8], file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let broken = || TlsError::Pem { file: file.to_owned(), what: "certificate" };
-    let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(|_| broken())?;
+    let chain =
+        CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(|_| broken())?;
     if chain.is_empty() { Err(broken()) } else { Ok(chain) }
 }
 
-/// Whether the certificate is within its time. webpki judges that before it looks for an issuer, which it cannot find here.
-fn in_its_time(leaf: &CertificateDer<'_>, provider: &CryptoProvider, clock: &dyn Clock) -> Result<(), ()> {
+/// Whether the certificate is within its time. webpki judges that before it looks for an issuer,
+/// which it cannot find here.
+fn in_its_time(
+    leaf: &CertificateDer<'_>,
+    provider: &CryptoProvider,
+    clock: &dyn Clock,
+) -> Result<(), ()> {
     use CertificateError as E;
-    let now = UnixTime::since_unix_epoch(Duration::from_millis(u64::try_from(clock.now().millis()).unwrap_or(0)));
+    let now = UnixTime::since_unix_epoch(Duration::from_millis(
+        u64::try_from(clock.now().millis()).unwrap_or(0),
+    ));
     let algorithms = provider.signature_verification_algorithms.all;
-    let judged = ParsedCertificate::try_from(leaf)
-        .and_then(|leaf| verify_server_cert_signed_by_trust_anchor(&leaf, &RootCertStore::empty(), &[], now, algorithms));
+    let judged = ParsedCertificate::try_from(leaf).and_then(|leaf| {
+        verify_server_cert_signed_by_trust_anchor(
+            &leaf,
+            &RootCertStore::empty(),
+            &[],
+            now,
+            algorithms,
+        )
+    });
     match judged {
         Err(rustls::Error::InvalidCertificate(
             E::Expired | E::ExpiredContext { .. } | E::NotValidYet | E::NotValidYetContext { .. },

@@ -1,4 +1,5 @@
-//! The threads that serve connections, one runtime each: a call's tasks, timers and sockets stay on one core.
+//! The threads that serve connections, one runtime each: a call's tasks, timers and sockets stay on
+//! one core.
 
 use std::{
     io,
@@ -75,11 +76,26 @@ impl Crew {
     }
 
     /// Gives a connection to the worker with the fewest, in turn where they are equal.
-    pub(super) fn hand(&mut self, stream: TcpStream, address: IpAddr, place: Place) -> Result<(), &'static str> {
+    pub(super) fn hand(
+        &mut self,
+        stream: TcpStream,
+        address: IpAddr,
+        place: Place,
+    ) -> Result<(), &'static str> {
         self.next = self.next.wrapping_add(1);
         let (later, sooner) = self.workers.split_at(self.next % self.workers.len().max(1));
-        let idlest = sooner.iter().chain(later).min_by_key(|worker| worker.load.load(Relaxed)).ok_or("no worker")?;
-        let accepted = Accepted { stream, address, place, load: Load::on(&idlest.load), number: self.next as u32 };
+        let idlest = sooner
+            .iter()
+            .chain(later)
+            .min_by_key(|worker| worker.load.load(Relaxed))
+            .ok_or("no worker")?;
+        let accepted = Accepted {
+            stream,
+            address,
+            place,
+            load: Load::on(&idlest.load),
+            number: self.next as u32,
+        };
         idlest.inbox.try_send(accepted).map_err(|_| "worker")
     }
 
@@ -99,7 +115,10 @@ impl Worker {
     fn start<A: App>(number: usize, app: A, options: Options) -> io::Result<Self> {
         let (inbox, accepted) = mpsc::channel(WAITING);
         let (done, finished) = oneshot::channel();
-        let runtime = runtime::Builder::new_current_thread().enable_all().max_blocking_threads(BLOCKING).build()?;
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(BLOCKING)
+            .build()?;
         thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
             let cut = runtime.block_on(work(accepted, app, options));
             runtime.shutdown_timeout(LAST_ORDERS);

@@ -4,16 +4,28 @@ use serde_json::{Value, json};
 
 use crate::{
     cli::{failure::Failure, output::Output, remote::Admin, render},
-    proto::admin::{Client, ListClientsRequest, Secret, client_service_client::ClientServiceClient},
+    proto::admin::{
+        Client, ListClientsRequest, Secret, client_service_client::ClientServiceClient,
+    },
 };
 
 /// Every client the caller may see, page by page, up to `limit`.
-pub(super) async fn list(output: Output, admin: &Admin, tenant: String, limit: usize) -> Result<(), Failure> {
+pub(super) async fn list(
+    output: Output,
+    admin: &Admin,
+    tenant: String,
+    limit: usize,
+) -> Result<(), Failure> {
     let mut service = ClientServiceClient::new(admin.channel());
     let (mut clients, mut forged, mut page_token) = (Vec::new(), Vec::new(), String::new());
     loop {
-        let page_size = i32::try_from(limit.saturating_sub(clients.len()).min(1000)).unwrap_or(1000);
-        let request = admin.request(ListClientsRequest { tenant: tenant.clone(), page_size: page_size.max(1), page_token });
+        let page_size =
+            i32::try_from(limit.saturating_sub(clients.len()).min(1000)).unwrap_or(1000);
+        let request = admin.request(ListClientsRequest {
+            tenant: tenant.clone(),
+            page_size: page_size.max(1),
+            page_token,
+        });
         let answer = service.list_clients(request).await?.into_inner();
         clients.extend(answer.clients);
         forged.extend(answer.not_authentic);
@@ -34,18 +46,36 @@ pub(super) async fn list(output: Output, admin: &Admin, tenant: String, limit: u
         let state = if client.disabled { "disabled" } else { "" };
         let scopes = client.scopes.join(" ");
         let plan = client.rate_plan.clone();
-        vec![client.client_id.clone(), client.tenant.clone(), client.display_name.clone(), scopes, plan, state.to_owned()]
+        vec![
+            client.client_id.clone(),
+            client.tenant.clone(),
+            client.display_name.clone(),
+            scopes,
+            plan,
+            state.to_owned(),
+        ]
     };
-    output.table(&["client", "tenant", "name", "scopes", "plan", "state"], &clients.iter().map(row).collect::<Vec<_>>())
+    output.table(
+        &["client", "tenant", "name", "scopes", "plan", "state"],
+        &clients.iter().map(row).collect::<Vec<_>>(),
+    )
 }
 
 /// A client, and a secret's id and value where one was made.
-pub(super) fn show(output: Output, client: Option<Client>, made: Option<(&str, &str)>) -> Result<(), Failure> {
-    let client = client.ok_or_else(|| Failure::Other("the server answered without the client".to_owned()))?;
+pub(super) fn show(
+    output: Output,
+    client: Option<Client>,
+    made: Option<(&str, &str)>,
+) -> Result<(), Failure> {
+    let client = client
+        .ok_or_else(|| Failure::Other("the server answered without the client".to_owned()))?;
     if output.json {
         let mut document = json!({ "client": render::client(&client) });
         if let (Some(object), Some((id, secret))) = (document.as_object_mut(), made) {
-            object.insert("client_secret".to_owned(), if secret.is_empty() { Value::Null } else { secret.into() });
+            object.insert(
+                "client_secret".to_owned(),
+                if secret.is_empty() { Value::Null } else { secret.into() },
+            );
             if !id.is_empty() {
                 object.insert("secret_id".to_owned(), id.into());
             }
@@ -66,7 +96,12 @@ fn properties(client: &Client) -> Vec<(&'static str, String)> {
         None => String::new(),
     };
     let secret = |secret: &Secret| {
-        let mut text = format!("{} ({}, used {} times", secret.secret_id, render::secret_kind(secret.kind), secret.use_count);
+        let mut text = format!(
+            "{} ({}, used {} times",
+            secret.secret_id,
+            render::secret_kind(secret.kind),
+            secret.use_count
+        );
         for (what, time) in [("last", &secret.last_used_time), ("until", &secret.expire_time)] {
             if time.is_some() {
                 text.push_str(&format!(", {what} {}", render::time(time.as_ref())));
@@ -84,7 +119,15 @@ fn properties(client: &Client) -> Vec<(&'static str, String)> {
         ("roles", client.roles.join(" ")),
         ("audiences", client.audiences.join(" ")),
         ("serves", client.serves.join(" ")),
-        ("grant_types", client.grant_types.iter().map(|value| render::grant(*value)).collect::<Vec<_>>().join(" ")),
+        (
+            "grant_types",
+            client
+                .grant_types
+                .iter()
+                .map(|value| render::grant(*value))
+                .collect::<Vec<_>>()
+                .join(" "),
+        ),
         ("access_lifetime", lifetime(&client.access_token_lifetime)),
         ("refresh_lifetime", lifetime(&client.refresh_token_lifetime)),
         ("refresh_idle", lifetime(&client.refresh_token_idle_lifetime)),

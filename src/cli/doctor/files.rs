@@ -29,16 +29,36 @@ pub(super) fn data_directory(directory: &Path) -> Vec<Finding> {
     let shown = directory.display();
     let metadata = match fs::metadata(directory) {
         Ok(metadata) if metadata.is_dir() => metadata,
-        Ok(_) => return vec![Finding::problem(SUBJECT, format!("{shown} is no directory"), "set data_dir to a directory")],
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return vec![Finding::note(SUBJECT, format!("{shown} is not there yet"), "`jeton serve` makes it")];
+        Ok(_) => {
+            return vec![Finding::problem(
+                SUBJECT,
+                format!("{shown} is no directory"),
+                "set data_dir to a directory",
+            )];
         }
-        Err(error) => return vec![Finding::problem(SUBJECT, format!("{shown}: {error}"), "let this user read it")],
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return vec![Finding::note(
+                SUBJECT,
+                format!("{shown} is not there yet"),
+                "`jeton serve` makes it",
+            )];
+        }
+        Err(error) => {
+            return vec![Finding::problem(
+                SUBJECT,
+                format!("{shown}: {error}"),
+                "let this user read it",
+            )];
+        }
     };
     let mut findings = Vec::new();
     if metadata.mode() & 0o077 != 0 {
         let mode = metadata.mode() & 0o777;
-        findings.push(Finding::problem(SUBJECT, format!("{shown} has mode {mode:04o}"), format!("chmod 0700 {shown}")));
+        findings.push(Finding::problem(
+            SUBJECT,
+            format!("{shown} has mode {mode:04o}"),
+            format!("chmod 0700 {shown}"),
+        ));
     }
     if rustix::process::geteuid().as_raw() != metadata.uid() {
         let text = format!("{shown} belongs to uid {}", metadata.uid());
@@ -68,8 +88,14 @@ pub(super) fn master_key(config: &Config, dev: bool) -> Finding {
         Err(error @ MasterKeyError::Exposed { .. }) => {
             Finding::problem(SUBJECT, error.to_string(), format!("chmod 0600 {shown}"))
         }
-        Err(error @ MasterKeyError::Missing(_)) => Finding::problem(SUBJECT, error.to_string(), make),
-        Err(error) => Finding::problem(SUBJECT, error.to_string(), "put the key there that the data was made under"),
+        Err(error @ MasterKeyError::Missing(_)) => {
+            Finding::problem(SUBJECT, error.to_string(), make)
+        }
+        Err(error) => Finding::problem(
+            SUBJECT,
+            error.to_string(),
+            "put the key there that the data was made under",
+        ),
     }
 }
 
@@ -81,12 +107,16 @@ pub(super) fn certificate(tls: &Tls, now: Timestamp) -> Option<Finding> {
     }
     let advice = "give a certificate chain and its key, PEM, that belong together";
     Some(match expiry(&tls.cert_file, &tls.key_file, now) {
-        Ok(Life::Ended) => {
-            Finding::problem(SUBJECT, format!("{} has ended, or not begun", tls.cert_file.display()), "renew it")
-        }
-        Ok(Life::EndsSoon) => {
-            Finding::note(SUBJECT, "ends within 14 days", "renew it: the new one is taken up without a restart")
-        }
+        Ok(Life::Ended) => Finding::problem(
+            SUBJECT,
+            format!("{} has ended, or not begun", tls.cert_file.display()),
+            "renew it",
+        ),
+        Ok(Life::EndsSoon) => Finding::note(
+            SUBJECT,
+            "ends within 14 days",
+            "renew it: the new one is taken up without a restart",
+        ),
         Ok(Life::Long) => Finding::ok(SUBJECT, "fits its key and lasts more than 14 days"),
         Err(problem) => Finding::problem(SUBJECT, problem, advice),
     })
@@ -103,7 +133,8 @@ fn expiry(cert_file: &PathBuf, key_file: &PathBuf, now: Timestamp) -> Result<Lif
     let chain = CertificateDer::pem_file_iter(cert_file)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| format!("{}: {error}", cert_file.display()))?;
-    let key = PrivateKeyDer::from_pem_file(key_file).map_err(|error| format!("{}: {error}", key_file.display()))?;
+    let key = PrivateKeyDer::from_pem_file(key_file)
+        .map_err(|error| format!("{}: {error}", key_file.display()))?;
     let provider = aws_lc_rs::default_provider();
     CertifiedKey::from_der(chain.clone(), key, &provider).map_err(|error| error.to_string())?;
     let leaf = chain.first().ok_or("there is no certificate in the file")?;
@@ -114,14 +145,19 @@ fn expiry(cert_file: &PathBuf, key_file: &PathBuf, now: Timestamp) -> Result<Lif
     })
 }
 
-/// Whether the certificate is within its dates. It is taken as its own authority: the verifier looks at the dates before
-/// everything that then may not fit.
+/// Whether the certificate is within its dates. It is taken as its own authority: the verifier
+/// looks at the dates before everything that then may not fit.
 fn in_force(leaf: &CertificateDer<'static>, provider: &CryptoProvider, at: Timestamp) -> bool {
     let mut roots = RootCertStore::empty();
     let Ok(()) = roots.add(leaf.clone()) else { return true };
     let provider = Arc::new(provider.clone());
-    let Ok(verifier) = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build() else { return true };
-    let at = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(at.seconds()).unwrap_or(0)));
+    let Ok(verifier) =
+        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build()
+    else {
+        return true;
+    };
+    let at =
+        UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(at.seconds()).unwrap_or(0)));
     let Ok(name) = ServerName::try_from("jeton.invalid") else { return true };
     let verdict = verifier.verify_server_cert(leaf, &[], &name, &[], at);
     !matches!(
@@ -196,6 +232,9 @@ mod tests {
         assert_eq!(at(1_924_300_000), Life::EndsSoon, "24 December 2030");
         assert_eq!(at(1_930_000_000), Life::Ended, "2031");
         fs::write(&key, rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
-        assert!(expiry(&cert, &key, Timestamp::from_seconds(1_910_000_000)).is_err(), "another key");
+        assert!(
+            expiry(&cert, &key, Timestamp::from_seconds(1_910_000_000)).is_err(),
+            "another key"
+        );
     }
 }

@@ -7,7 +7,9 @@ use std::{
 
 use tokio::{net::TcpStream, time::timeout};
 use tonic::transport::Endpoint;
-use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 use super::Finding;
 use crate::config::Config;
@@ -19,7 +21,11 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub(super) async fn service(config: &Config) -> Vec<Finding> {
     const SUBJECT: &str = "service";
     if config.listen.port() == 0 {
-        return vec![Finding::note(SUBJECT, "listens on a free port", "set listen to a port to have it looked at")];
+        return vec![Finding::note(
+            SUBJECT,
+            "listens on a free port",
+            "set listen to a port to have it looked at",
+        )];
     }
     let address = reachable(config.listen);
     if !matches!(timeout(PATIENCE, TcpStream::connect(address)).await, Ok(Ok(_))) {
@@ -27,24 +33,35 @@ pub(super) async fn service(config: &Config) -> Vec<Finding> {
         return vec![Finding::problem(SUBJECT, format!("does not answer on {address}"), advice)];
     }
     if !config.tls.cert_file.as_os_str().is_empty() {
-        return vec![Finding::ok(SUBJECT, format!("takes connections on {address} (its health was not asked: TLS)"))];
+        return vec![Finding::ok(
+            SUBJECT,
+            format!("takes connections on {address} (its health was not asked: TLS)"),
+        )];
     }
     vec![match timeout(PATIENCE, health(address)).await {
         Ok(Ok(ServingStatus::Serving)) => Finding::ok(SUBJECT, format!("is healthy on {address}")),
         Ok(Ok(status)) => {
             let text = format!("says {} on {address}", status.as_str_name());
-            Finding::problem(SUBJECT, text, "its log says why: it may be draining, or its store may not be writable")
+            Finding::problem(
+                SUBJECT,
+                text,
+                "its log says why: it may be draining, or its store may not be writable",
+            )
         }
         Ok(Err(_)) | Err(_) => {
-            let text = format!("something else than jeton, or a jeton in trouble, answers on {address}");
+            let text =
+                format!("something else than jeton, or a jeton in trouble, answers on {address}");
             Finding::problem(SUBJECT, text, "find out what listens there: `ss -ltnp`")
         }
     }]
 }
 
-async fn health(address: SocketAddr) -> Result<ServingStatus, Box<dyn std::error::Error + Send + Sync>> {
+async fn health(
+    address: SocketAddr,
+) -> Result<ServingStatus, Box<dyn std::error::Error + Send + Sync>> {
     let channel = Endpoint::from_shared(format!("http://{address}"))?.connect().await?;
-    let answer = HealthClient::new(channel).check(HealthCheckRequest { service: String::new() }).await?;
+    let answer =
+        HealthClient::new(channel).check(HealthCheckRequest { service: String::new() }).await?;
     Ok(answer.into_inner().status())
 }
 

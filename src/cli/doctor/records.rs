@@ -1,4 +1,5 @@
-//! Check that every record of a client or an audience was written by the service: by their codes, under the master key.
+//! Check that every record of a client or an audience was written by the service: by their codes,
+//! under the master key.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +18,8 @@ const SHOWN: usize = 20;
 /// Records read together.
 const PAGE: usize = 500;
 
-/// Reads every such record of the store; nothing where there is no master key or no store, which is said elsewhere.
+/// Reads every such record of the store; nothing where there is no master key or no store, which is
+/// said elsewhere.
 pub(super) async fn clients(config: &Config) -> Option<Finding> {
     let master = master::load_or_make(&config.master_key_path(), false).ok()?;
     let key = RecordKey::new(Sealer::new(master).derive("client record"));
@@ -29,24 +31,31 @@ pub(super) async fn clients(config: &Config) -> Option<Finding> {
     }
     Some(match looked {
         Ok(Looked { forged, listed, .. }) if forged.is_empty() && !listed.is_empty() => {
-            let text = listed.iter().map(|((audience, _), client)| format!("{client} lists {audience}"));
-            let (more, text) = (listed.len().saturating_sub(SHOWN), text.take(SHOWN).collect::<Vec<_>>().join(", "));
+            let text =
+                listed.iter().map(|((audience, _), client)| format!("{client} lists {audience}"));
+            let (more, text) = (
+                listed.len().saturating_sub(SHOWN),
+                text.take(SHOWN).collect::<Vec<_>>().join(", "),
+            );
             let text = if more > 0 { format!("{text} and {more} more") } else { text };
             let advice = "these audiences belong to another tenant or to none: as the operator shares them, or since an import";
             Finding::note(SUBJECT, text, advice)
         }
-        Ok(Looked { clients, audiences, forged, .. }) if forged.is_empty() => {
-            Finding::ok(SUBJECT, format!("{clients} clients and {audiences} audiences, all written by the service"))
-        }
+        Ok(Looked { clients, audiences, forged, .. }) if forged.is_empty() => Finding::ok(
+            SUBJECT,
+            format!("{clients} clients and {audiences} audiences, all written by the service"),
+        ),
         Ok(Looked { forged, .. }) => {
             let text = format!("not written by the service, and refused: {}", forged.join(", "));
             let advice = "somebody without the master key writes to this store: remove records of clients, assign audiences anew, \
                           and look at who can";
             Finding::problem(SUBJECT, text, advice)
         }
-        Err(problem) => {
-            Finding::problem(SUBJECT, problem, "restore a backup, or remove the record of a client and assign an audience anew")
-        }
+        Err(problem) => Finding::problem(
+            SUBJECT,
+            problem,
+            "restore a backup, or remove the record of a client and assign an audience anew",
+        ),
     })
 }
 
@@ -56,7 +65,8 @@ struct Looked {
     clients: usize,
     audiences: usize,
     forged: Vec<String>,
-    /// Audiences that a tenant's clients list and that are not the tenant's, with one of these clients.
+    /// Audiences that a tenant's clients list and that are not the tenant's, with one of these
+    /// clients.
     listed: BTreeMap<(Audience, TenantId), ClientId>,
 }
 
@@ -64,7 +74,8 @@ struct Looked {
 async fn look(store: &dyn Dump, key: &RecordKey) -> Result<Looked, String> {
     let (mut looked, mut last) = (Looked::default(), None);
     loop {
-        let page = store.dump(last.as_ref(), PAGE).await.map_err(|error| ends::with_source(&error))?;
+        let page =
+            store.dump(last.as_ref(), PAGE).await.map_err(|error| ends::with_source(&error))?;
         for item in &page {
             match item {
                 Item::Client(client) => {

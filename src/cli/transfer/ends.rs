@@ -13,9 +13,14 @@ use crate::{
 };
 
 /// What is exported from.
-pub(in crate::cli) async fn source(config: &Config, key: Option<ChainKey>) -> Result<Box<dyn Dump>, Failure> {
+pub(in crate::cli) async fn source(
+    config: &Config,
+    key: Option<ChainKey>,
+) -> Result<Box<dyn Dump>, Failure> {
     if !config.store.is_shared() {
-        return Ok(Box::new(Embedded::read_only(&config.data_dir, key).map_err(|error| refused_embedded(&error))?));
+        return Ok(Box::new(
+            Embedded::read_only(&config.data_dir, key).map_err(|error| refused_embedded(&error))?,
+        ));
     }
     let export = Mongo::export(&config.store.address()?, key, config.store.call_timeout()).await;
     Ok(Box::new(export.map_err(|error| refused(&error))?))
@@ -30,10 +35,12 @@ pub(super) enum Target {
 impl Target {
     pub(super) async fn open(config: &Config, chain: ChainKey) -> Result<Self, Failure> {
         if !config.store.is_shared() {
-            let embedded = Embedded::open(&config.data_dir, &config.node, chain).map_err(|error| refused_embedded(&error))?;
+            let embedded = Embedded::open(&config.data_dir, &config.node, chain)
+                .map_err(|error| refused_embedded(&error))?;
             return Ok(Self::Embedded(Box::new(embedded)));
         }
-        let import = Mongo::import(&config.store.address()?, chain, config.store.call_timeout()).await;
+        let import =
+            Mongo::import(&config.store.address()?, chain, config.store.call_timeout()).await;
         Ok(Self::Mongo(Box::new(import.map_err(|error| refused(&error))?)))
     }
 
@@ -46,7 +53,10 @@ impl Target {
 
     pub(super) async fn close(&self) -> Result<(), Failure> {
         match self {
-            Self::Embedded(embedded) => embedded.close().await.map_err(|error| super::failed("cannot close the store", &error)),
+            Self::Embedded(embedded) => embedded
+                .close()
+                .await
+                .map_err(|error| super::failed("cannot close the store", &error)),
             // What it has taken in is there already.
             Self::Mongo(_) => Ok(()),
         }
@@ -57,9 +67,14 @@ impl Target {
         match self {
             Self::Embedded(_) => {
                 let dir = config.data_dir.display();
-                format!("nothing can use what was written to {dir} so far: empty the directory and try again")
+                format!(
+                    "nothing can use what was written to {dir} so far: empty the directory and try again"
+                )
             }
-            Self::Mongo(_) => "no node opens what was written to the database so far: drop it and try again".to_owned(),
+            Self::Mongo(_) => {
+                "no node opens what was written to the database so far: drop it and try again"
+                    .to_owned()
+            }
         }
     }
 }
@@ -69,7 +84,11 @@ fn refused_embedded(error: &embedded::OpenError) -> Failure {
 }
 
 fn refused(error: &mongo::OpenError) -> Failure {
-    if error.may_pass() { Failure::Other(with_source(error)) } else { Failure::setting("", with_source(error)) }
+    if error.may_pass() {
+        Failure::Other(with_source(error))
+    } else {
+        Failure::setting("", with_source(error))
+    }
 }
 
 pub(in crate::cli) fn with_source(error: &dyn std::error::Error) -> String {

@@ -1,5 +1,5 @@
-//! The file of an export: a line for each record, and last the trailer, which shows that nobody without the master key altered
-//! the lines before it, or says that it does not.
+//! The file of an export: a line for each record, and last the trailer, which shows that nobody
+//! without the master key altered the lines before it, or says that it does not.
 
 use std::{
     env,
@@ -62,7 +62,8 @@ impl<W: Write> Lines<W> {
 
     /// Writes the trailer; what was written to.
     pub(super) fn finish(mut self) -> io::Result<W> {
-        let trailer = self.mac.map_or(Trailer::Unsigned, |mac| Trailer::Mac { mac: hex(&mac.finish()) });
+        let trailer =
+            self.mac.map_or(Trailer::Unsigned, |mac| Trailer::Mac { mac: hex(&mac.finish()) });
         self.to.write_all(&line(&trailer)?)?;
         self.to.flush()?;
         Ok(self.to)
@@ -106,7 +107,13 @@ impl Source {
         let path = env::temp_dir().join(format!("jeton-import-{}", uuid::Uuid::new_v4()));
         let failed = || Failure::io(format!("cannot copy the export to {}", path.display()));
         let mut options = OpenOptions::new();
-        let mut file = options.read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(failed())?;
+        let mut file = options
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed())?;
         fs::remove_file(&path).map_err(failed())?;
         io::copy(from, &mut file).map_err(failed())?;
         Ok(Self { file })
@@ -116,9 +123,14 @@ impl Source {
         self.file.metadata().ok().map(|metadata| metadata.len())
     }
 
-    /// Reads all of it and checks everything that can be checked: the MAC of the file, the keyset's, and every audit chain with
-    /// its seal. With it the clients whose records no holder of the master key wrote.
-    pub(super) fn check(&mut self, sealer: &Sealer, chain: &ChainKey) -> Result<(Checked, Vec<Forged>), Failure> {
+    /// Reads all of it and checks everything that can be checked: the MAC of the file, the
+    /// keyset's, and every audit chain with its seal. With it the clients whose records no holder
+    /// of the master key wrote.
+    pub(super) fn check(
+        &mut self,
+        sealer: &Sealer,
+        chain: &ChainKey,
+    ) -> Result<(Checked, Vec<Forged>), Failure> {
         let mut verification = Verification::new(sealer, chain);
         let mut pass = self.pass(sealer)?;
         while let Some(item) = pass.read()? {
@@ -132,9 +144,18 @@ impl Source {
 
     /// Reads it from its beginning.
     pub(super) fn pass(&mut self, sealer: &Sealer) -> Result<Pass<'_>, Failure> {
-        self.file.seek(SeekFrom::Start(0)).map_err(Failure::io("cannot read the export from its beginning"))?;
+        self.file
+            .seek(SeekFrom::Start(0))
+            .map_err(Failure::io("cannot read the export from its beginning"))?;
         let (mac, hash) = (ExportMac::new(sealer), FileHash::new());
-        Ok(Pass { reader: BufReader::new(&self.file), mac, hash, trailer: None, number: 0, bytes: 0 })
+        Ok(Pass {
+            reader: BufReader::new(&self.file),
+            mac,
+            hash,
+            trailer: None,
+            number: 0,
+            bytes: 0,
+        })
     }
 }
 
@@ -163,14 +184,17 @@ impl Pass<'_> {
                 Ok(Some(item))
             }
             Err(error) => {
-                let Ok(trailer) = serde_json::from_slice(&line) else { return Err(self.not_a_record(&error)) };
+                let Ok(trailer) = serde_json::from_slice(&line) else {
+                    return Err(self.not_a_record(&error));
+                };
                 self.trailer = Some(trailer);
                 self.read()
             }
         }
     }
 
-    /// The hash of the whole file and whether a MAC ends it; refused where that is wrong or there is no end.
+    /// The hash of the whole file and whether a MAC ends it; refused where that is wrong or there
+    /// is no end.
     pub(super) fn finish(self) -> Result<([u8; 32], bool), Failure> {
         let sha256 = self.hash.finish();
         match self.trailer {
@@ -196,7 +220,9 @@ impl Pass<'_> {
             return Ok(None);
         }
         if line.last() != Some(&b'\n') && line.len() as u64 == LONGEST_LINE {
-            return Err(Failure::Other(format!("line {number} is longer than {LONGEST_LINE} bytes")));
+            return Err(Failure::Other(format!(
+                "line {number} is longer than {LONGEST_LINE} bytes"
+            )));
         }
         self.hash.update(&line);
         self.number = number;
@@ -207,7 +233,11 @@ impl Pass<'_> {
     /// The place and kind of what is wrong, not the text of it.
     fn not_a_record(&self, error: &serde_json::Error) -> Failure {
         let number = self.number;
-        Failure::Other(format!("line {number} is no record of an export: {:?} at column {}", error.classify(), error.column()))
+        Failure::Other(format!(
+            "line {number} is no record of an export: {:?} at column {}",
+            error.classify(),
+            error.column()
+        ))
     }
 }
 

@@ -1,9 +1,11 @@
-//! What keeps an old export from bringing anything back to life (E9). An export knows nothing of what happened after it was made:
-//! which tokens were issued, revoked or spent since. So unless that is accepted, no token of before stands after an import:
-//! every signing key is revoked and replaced, which ends every access token, also those issued after the export was made; and
-//! every refresh family is ended. All of it is part of the import itself: a store does not open before its last record, and so
-//! there is no moment in which an old token could stand. The import is audited in the same breath: as the last record of the chain
-//! that has this node's name or, where the export has none, as the first of a new one, in its place among the others.
+//! What keeps an old export from bringing anything back to life (E9). An export knows nothing of
+//! what happened after it was made: which tokens were issued, revoked or spent since. So unless
+//! that is accepted, no token of before stands after an import: every signing key is revoked and
+//! replaced, which ends every access token, also those issued after the export was made; and every
+//! refresh family is ended. All of it is part of the import itself: a store does not open before
+//! its last record, and so there is no moment in which an old token could stand. The import is
+//! audited in the same breath: as the last record of the chain that has this node's name or, where
+//! the export has none, as the first of a new one, in its place among the others.
 
 use std::sync::Arc;
 
@@ -48,7 +50,8 @@ enum Audited {
 }
 
 impl Restoring {
-    /// Of an export that was checked. `end_all` ends every token there is; else the records come through as they are.
+    /// Of an export that was checked. `end_all` ends every token there is; else the records come
+    /// through as they are.
     pub(super) fn new(
         policy: KeyPolicy,
         algorithm: Algorithm,
@@ -97,10 +100,13 @@ impl Restoring {
                 self.newest = self.newest.max(event.at);
                 begun.into_iter().chain([item]).collect()
             }
-            // Records that may be missing from this node's own chain are missing before that of the import, which closes it.
+            // Records that may be missing from this node's own chain are missing before that of the
+            // import, which closes it.
             Item::ChainEnd { chain, sequence, hash, .. } if chain == self.node => {
-                let previous = unhex(&hash).ok_or("the hash of a chain's end is no 64 hexadecimal digits")?;
-                let sequence = sequence.checked_add(1).ok_or("the sequence of a chain's end is none")?;
+                let previous =
+                    unhex(&hash).ok_or("the hash of a chain's end is no 64 hexadecimal digits")?;
+                let sequence =
+                    sequence.checked_add(1).ok_or("the sequence of a chain's end is none")?;
                 self.audited = Audited::Continued;
                 self.record(sequence, &previous, now)?.into()
             }
@@ -122,7 +128,8 @@ impl Restoring {
         })
     }
 
-    /// The keyset with none of its keys standing. A key that was only prepared may have signed since, so it goes too.
+    /// The keyset with none of its keys standing. A key that was only prepared may have signed
+    /// since, so it goes too.
     fn keyset(&mut self, keyset: Keyset, now: Timestamp) -> Result<Keyset, String> {
         // Again: a step authenticates what it makes.
         keyset.check(&self.sealer).map_err(|error| error.to_string())?;
@@ -135,7 +142,11 @@ impl Restoring {
             next = next.revoke(&key.kid, now, &self.policy, &self.sealer, make).unwrap_or(next);
         }
         let was = |kid: &Kid| keyset.keys.iter().any(|key| key.kid == *kid);
-        if let Some(key) = next.keys.iter().find(|key| was(&key.kid) && !matches!(key.state, KeyState::Revoked { .. })) {
+        if let Some(key) = next
+            .keys
+            .iter()
+            .find(|key| was(&key.kid) && !matches!(key.state, KeyState::Revoked { .. }))
+        {
             return Err(format!("key {} of the export would stay valid", key.kid));
         }
         self.replaced_keys = true;
@@ -152,9 +163,18 @@ impl Restoring {
     }
 
     /// The record that, and how, all this was imported, as the last of this node's chain.
-    fn record(&self, sequence: u64, previous: &[u8; 32], now: Timestamp) -> Result<[Item; 2], String> {
+    fn record(
+        &self,
+        sequence: u64,
+        previous: &[u8; 32],
+        now: Timestamp,
+    ) -> Result<[Item; 2], String> {
         let how = if self.end_all { "all tokens ended" } else { "rollback accepted" };
-        let how = if self.checked.signed { how.to_owned() } else { format!("{how}, unsigned export accepted") };
+        let how = if self.checked.signed {
+            how.to_owned()
+        } else {
+            format!("{how}, unsigned export accepted")
+        };
         let at = now.max(self.newest);
         let Checked { counts, sha256, .. } = self.checked;
         let file = hex(&sha256);
@@ -168,7 +188,13 @@ impl Restoring {
         let seal = Some(hex(&self.chain.seal_exported(&self.node, sequence, &hash, false)));
         let hash = hex(&hash);
         let (chain, node) = (self.node.clone(), self.node.clone());
-        let end = Item::ChainEnd { chain: chain.clone(), sequence, hash: hash.clone(), open: false, seal };
+        let end = Item::ChainEnd {
+            chain: chain.clone(),
+            sequence,
+            hash: hash.clone(),
+            open: false,
+            seal,
+        };
         Ok([Item::Record { chain, sequence, node, event, hash }, end])
     }
 }
@@ -185,7 +211,11 @@ mod tests {
     fn restoring(end_all: bool) -> Restoring {
         let hour = Duration::from_secs(3600);
         let policy = KeyPolicy { rotate_every: hour * 24, publish_ahead: hour, verify_after: hour };
-        let checked = Checked { counts: Counts { clients: 3, families: 2, records: 1 }, sha256: [0xab; 32], signed: true };
+        let checked = Checked {
+            counts: Counts { clients: 3, families: 2, records: 1 },
+            sha256: [0xab; 32],
+            signed: true,
+        };
         let (sealer, chain) = (Arc::new(Sealer::new([7; 32])), ChainKey::new([9; 32]));
         Restoring::new(policy, Algorithm::EdDsa, "node-1", sealer, chain, checked, end_all)
     }
@@ -201,11 +231,16 @@ mod tests {
         item
     }
 
-    /// E9: no key that ever was in the export, or could have come to sign after it, signs or verifies again.
+    /// E9: no key that ever was in the export, or could have come to sign after it, signs or
+    /// verifies again.
     #[test]
     fn every_key_of_the_export_is_revoked_and_new_ones_take_over() {
         let old = keyset();
-        let Item::Keyset(new) = only(restoring(true).restore(Item::Keyset(old.clone()), NOW).unwrap()) else { panic!() };
+        let Item::Keyset(new) =
+            only(restoring(true).restore(Item::Keyset(old.clone()), NOW).unwrap())
+        else {
+            panic!()
+        };
         let was = |kid: &Kid| old.keys.iter().any(|key| &key.kid == kid);
         for key in &new.keys {
             assert_eq!(matches!(key.state, KeyState::Revoked { .. }), was(&key.kid), "{key:?}");
@@ -235,17 +270,25 @@ mod tests {
             let (chain, mut previous): (Arc<str>, _) = ((*name).into(), chain::START);
             for sequence in 1..=*length {
                 let event = Stamp::internal(NOW).done(Action::TokenIssued, "");
-                previous = chain::link(&previous, sequence, name, &serde_json::to_vec(&event).unwrap());
+                previous =
+                    chain::link(&previous, sequence, name, &serde_json::to_vec(&event).unwrap());
                 let (chain, node, hash) = (chain.clone(), chain.clone(), hex(&previous));
                 items.push(Item::Record { chain, sequence, node, event, hash });
             }
-            items.push(Item::ChainEnd { chain, sequence: *length, hash: hex(&previous), open: false, seal: None });
+            items.push(Item::ChainEnd {
+                chain,
+                sequence: *length,
+                hash: hex(&previous),
+                open: false,
+                seal: None,
+            });
         }
         items.push(Item::End { chains: chains.len() as u64 });
         items
     }
 
-    /// What comes of the chains: name, length and whether its last record is of the import; each is walked over.
+    /// What comes of the chains: name, length and whether its last record is of the import; each is
+    /// walked over.
     fn restored(chains: &[(&str, u64)]) -> Vec<(String, u64, bool)> {
         let mut restoring = restoring(true);
         let (mut told, mut walk, mut imported) = (Vec::new(), Walk::from_start(), false);
@@ -255,7 +298,8 @@ mod tests {
                     assert_eq!(chain, node);
                     let body = serde_json::to_string(&event).unwrap();
                     walk.step(sequence, &node, body.as_bytes(), &unhex(&hash).unwrap()).unwrap();
-                    imported = (event.action, event.reason.as_ref()) == (Action::StoreImported, "all tokens ended");
+                    imported = (event.action, event.reason.as_ref())
+                        == (Action::StoreImported, "all tokens ended");
                 } else if let Item::ChainEnd { chain, sequence, hash, seal, .. } = item {
                     assert_eq!(seal.is_some(), imported, "the import's own end has its seal");
                     let end = Walk::after(sequence, unhex(&hash).unwrap());
@@ -268,11 +312,15 @@ mod tests {
             }
         }
         assert!(restoring.whole);
-        assert!(restoring.restore(Item::Export { version: 2 }, NOW).is_err(), "nothing comes after the end");
+        assert!(
+            restoring.restore(Item::Export { version: 2 }, NOW).is_err(),
+            "nothing comes after the end"
+        );
         told
     }
 
-    /// E9, O04: the import is on record once, in the chain of this node, and every chain stays one and in its place.
+    /// E9, O04: the import is on record once, in the chain of this node, and every chain stays one
+    /// and in its place.
     #[test]
     fn the_import_is_audited_in_the_chain_of_this_node() {
         for chains in [
@@ -284,7 +332,8 @@ mod tests {
             &[("a", 2), ("node-1", 1), ("x", 1)],
             &[("node-0", 1), ("node-10", 1), ("node-2", 2)],
         ] {
-            let mut expected: Vec<_> = chains.iter().map(|(name, length)| ((*name).to_owned(), *length, false)).collect();
+            let mut expected: Vec<_> =
+                chains.iter().map(|(name, length)| ((*name).to_owned(), *length, false)).collect();
             match expected.iter_mut().find(|(name, ..)| name == "node-1") {
                 Some(own) => *own = (own.0.clone(), own.1 + 1, true),
                 None => expected.push(("node-1".to_owned(), 1, true)),
@@ -294,7 +343,8 @@ mod tests {
         }
     }
 
-    /// AZ4: the trail says which file was imported, how much there was in it, and that nothing showed it to be genuine.
+    /// AZ4: the trail says which file was imported, how much there was in it, and that nothing
+    /// showed it to be genuine.
     #[test]
     fn the_record_of_the_import_names_the_file() {
         for (signed, end_all, reason) in [
@@ -307,7 +357,8 @@ mod tests {
             restoring.checked.signed = signed;
             let restored = restoring.restore(Item::End { chains: 0 }, NOW).unwrap();
             let Item::Record { event, .. } = &restored[0] else { panic!("{restored:?}") };
-            let what = format!("3 clients, 2 refresh families, 1 records, sha256 {}", "ab".repeat(32));
+            let what =
+                format!("3 clients, 2 refresh families, 1 records, sha256 {}", "ab".repeat(32));
             assert_eq!((event.target.as_str(), &*event.reason), (what.as_str(), reason));
         }
     }
@@ -320,7 +371,9 @@ mod tests {
         restoring.restore(record, NOW).unwrap();
         let earlier = NOW - Duration::from_secs(60);
         let restored = restoring.restore(end, earlier).unwrap();
-        assert!(matches!(&restored[0], Item::Record { event, .. } if event.at == NOW && event.reason == "rollback accepted"));
+        assert!(
+            matches!(&restored[0], Item::Record { event, .. } if event.at == NOW && event.reason == "rollback accepted")
+        );
         assert_eq!(restoring.restore(last.clone(), earlier).unwrap(), [last]);
     }
 }

@@ -1,5 +1,6 @@
-//! The keys of the audit trail, and the seals made with them. Each purpose has a key of its own, so that no seal passes for one
-//! of another purpose: a record's seal is no head's, and neither is an outbox entry's.
+//! The keys of the audit trail, and the seals made with them. Each purpose has a key of its own, so
+//! that no seal passes for one of another purpose: a record's seal is no head's, and neither is an
+//! outbox entry's.
 
 use std::{fmt, sync::Arc};
 
@@ -29,7 +30,8 @@ impl ChainKey {
         Self { heads, records, outbox, notes: derive("note"), exports: derive("export") }
     }
 
-    /// Seals a place of a chain: HMAC-SHA-256 over all fields of the head, under the key of its claim.
+    /// Seals a place of a chain: HMAC-SHA-256 over all fields of the head, under the key of its
+    /// claim.
     pub fn seal(&self, node: &Arc<str>, sequence: u64, hash: [u8; 32], claim: Claim) -> Head {
         let key = match claim {
             Claim::Record { .. } => &self.records,
@@ -45,14 +47,27 @@ impl ChainKey {
         bool::from(expected.seal.ct_eq(&head.seal))
     }
 
-    /// The seal of a chain's end in an export, and of whether it was left open. It is no head's: an old export is no help to cut
-    /// the chain in a store.
-    pub fn seal_exported(&self, chain: &str, sequence: u64, hash: &[u8; 32], open: bool) -> [u8; 32] {
+    /// The seal of a chain's end in an export, and of whether it was left open. It is no head's: an
+    /// old export is no help to cut the chain in a store.
+    pub fn seal_exported(
+        &self,
+        chain: &str,
+        sequence: u64,
+        hash: &[u8; 32],
+        open: bool,
+    ) -> [u8; 32] {
         mac(&self.exports, &[chain.as_bytes(), &sequence.to_be_bytes(), hash, &[u8::from(open)]])
     }
 
     /// Returns true if `seal` is that of this end of a chain in an export.
-    pub fn check_exported(&self, chain: &str, sequence: u64, hash: &[u8; 32], open: bool, seal: &[u8; 32]) -> bool {
+    pub fn check_exported(
+        &self,
+        chain: &str,
+        sequence: u64,
+        hash: &[u8; 32],
+        open: bool,
+        seal: &[u8; 32],
+    ) -> bool {
         bool::from(self.seal_exported(chain, sequence, hash, open).ct_eq(seal))
     }
 
@@ -83,7 +98,8 @@ impl fmt::Debug for ChainKey {
     }
 }
 
-/// HMAC-SHA-256 over parts, each with its length, so that no two lists of parts read as the same bytes.
+/// HMAC-SHA-256 over parts, each with its length, so that no two lists of parts read as the same
+/// bytes.
 fn mac(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
     let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, key));
     for part in parts {
@@ -95,8 +111,9 @@ fn mac(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
     tag
 }
 
-/// A place of a chain, sealed. A head says that the chain comes to there: without the key nobody can make one for a shorter chain.
-/// It proves nothing against a head of the same chain that was valid earlier.
+/// A place of a chain, sealed. A head says that the chain comes to there: without the key nobody
+/// can make one for a shorter chain. It proves nothing against a head of the same chain that was
+/// valid earlier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
     /// The node that sealed it.
@@ -121,11 +138,12 @@ pub enum Claim {
     },
     /// The chain came to here, and its node was running.
     Open {
-        /// The time by the clock that all nodes of the store have in common; the epoch where there is only one node, and of a chain
-        /// that was left open and then imported.
+        /// The time by the clock that all nodes of the store have in common; the epoch where there
+        /// is only one node, and of a chain that was left open and then imported.
         at: Timestamp,
     },
-    /// The chain ends here: its node has stopped in good order, or the chain was imported from where it had, or still ran.
+    /// The chain ends here: its node has stopped in good order, or the chain was imported from
+    /// where it had, or still ran.
     Closed,
 }
 
@@ -158,7 +176,8 @@ mod tests {
         assert_eq!(format!("{:?}", key()), "ChainKey");
     }
 
-    /// AZ3: what the database holds for each record is not what it needs for a head, and an open head is no closed one.
+    /// AZ3: what the database holds for each record is not what it needs for a head, and an open
+    /// head is no closed one.
     #[test]
     fn a_seal_of_one_kind_passes_for_no_other() {
         let at = Timestamp::from_millis(1_790_000_000_123);
@@ -174,7 +193,10 @@ mod tests {
             assert!(key().check(&head), "{claim:?}");
             assert!(!ChainKey::new([8; 32]).check(&head), "{claim:?}");
             for other in claims.into_iter().filter(|other| *other != claim) {
-                assert!(!key().check(&Head { claim: other, ..head.clone() }), "{claim:?} {other:?}");
+                assert!(
+                    !key().check(&Head { claim: other, ..head.clone() }),
+                    "{claim:?} {other:?}"
+                );
             }
             assert!(!key().check(&Head { node: "Node".into(), ..head.clone() }));
             assert!(!key().check(&Head { sequence: 8, ..head.clone() }));
@@ -192,9 +214,14 @@ mod tests {
         assert!(!key().check_exported("node", 6, &[3; 32], true, &seal));
         assert!(!key().check_exported("node", 7, &[4; 32], true, &seal));
         assert!(!key().check_exported("node", 7, &[3; 32], false, &seal));
-        for claim in [Claim::Closed, Claim::Open { at: Timestamp::EPOCH }, Claim::Record { entry: [0; 16] }] {
+        for claim in
+            [Claim::Closed, Claim::Open { at: Timestamp::EPOCH }, Claim::Record { entry: [0; 16] }]
+        {
             let node = "node".into();
-            assert!(!key().check(&Head { node, sequence: 7, hash: [3; 32], claim, seal }), "{claim:?}");
+            assert!(
+                !key().check(&Head { node, sequence: 7, hash: [3; 32], claim, seal }),
+                "{claim:?}"
+            );
         }
     }
 
@@ -211,6 +238,9 @@ mod tests {
         assert!(!ChainKey::new([8; 32]).check_entry(&[b"ab", b"c"], &tag));
         let sequence = 7_u64.to_be_bytes();
         let parts: [&[u8]; 4] = [b"closed", b"node", &sequence, &[3; 32]];
-        assert_ne!(key().seal(&"node".into(), 7, [3; 32], Claim::Closed).seal, key().mac_entry(&parts));
+        assert_ne!(
+            key().seal(&"node".into(), 7, [3; 32], Claim::Closed).seal,
+            key().mac_entry(&parts)
+        );
     }
 }

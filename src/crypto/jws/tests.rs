@@ -15,7 +15,8 @@ const A2_KEY: &str = r#"{"kty":"RSA","alg":"RS256","n":"ofgWCuLjybRlzo0tZWJjNiuS
 /// RFC 7515 appendix A.3.
 const A3_KEY: &str = r#"{"kty":"EC","crv":"P-256","x":"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU","y":"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0"}"#;
 /// RFC 8037 appendix A.2.
-const ED_KEY: &str = r#"{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
+const ED_KEY: &str =
+    r#"{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
 /// RFC 8037 appendix A.4.
 const ED_JWS: &str = "eyJhbGciOiJFZERTQSJ9.RXhhbXBsZSBvZiBFZDI1NTE5IHNpZ25pbmc.hgyY0il_MGCjP0JzlnLWG1PPOt7-09PGcvMg3AIbQR6dWbhijcNR4ki4iylGjg5BhVsPt9g7sVvpAr_MuM0KAg";
 
@@ -29,7 +30,9 @@ fn verify(key: &str, token: &str) -> Option<Vec<u8>> {
 
 #[test]
 fn the_examples_of_rfc_7515_and_8037_verify() {
-    let a1 = format!("eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9.{PAYLOAD}.dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk");
+    let a1 = format!(
+        "eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9.{PAYLOAD}.dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"
+    );
     let a2 = format!(
         "eyJhbGciOiJSUzI1NiJ9.{PAYLOAD}.cC4hiUPoj9Eetdgtv3hF80EGrhuB__dzERat0XF9g2VtQgr9PJbu3XOiZj5RZmh7AAuHIm4Bh-0Qc_lF5YKt_O8W2Fp5\
          jujGbds9uJdbF9CUAr7t1dnZcAcQjbKBYNX4BAynRFdiuB--f_nZLgrnbyTyWzO75vRK5h6xBArLIARNPvkSjtQBMHlb1L07Qe7K0GarZRmB_eSN9383LcOLn6_\
@@ -60,7 +63,10 @@ fn the_example_of_rfc_8037_signs() {
     let pair = Pair::Ed(aws_lc_rs::signature::Ed25519KeyPair::from_seed_unchecked(&seed).unwrap());
     let (signed, signature) = ED_JWS.rsplit_once('.').unwrap();
     assert_eq!(URL_SAFE_NO_PAD.encode(pair.sign(signed.as_bytes()).unwrap()), signature);
-    assert_eq!(pair.jwk().unwrap().common.key_id.as_deref(), Some("kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"));
+    assert_eq!(
+        pair.jwk().unwrap().common.key_id.as_deref(),
+        Some("kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k")
+    );
 }
 
 #[test]
@@ -77,8 +83,9 @@ fn unfit_keys_are_refused() {
     let ec = |from: &str, to: &str| A3_KEY.replace(from, to);
     let ed = |from: &str, to: &str| ED_KEY.replace(from, to);
     let rsa = |from: &str, to: &str| A2_KEY.replace(from, to);
-    let oct =
-        |alg: &str, bytes: usize| format!(r#"{{"kty":"oct","alg":"{alg}","k":"{}"}}"#, URL_SAFE_NO_PAD.encode(vec![7; bytes]));
+    let oct = |alg: &str, bytes: usize| {
+        format!(r#"{{"kty":"oct","alg":"{alg}","k":"{}"}}"#, URL_SAFE_NO_PAD.encode(vec![7; bytes]))
+    };
     let modulus = |bytes: usize, last: u8| {
         let n: Vec<u8> = (0..bytes).map(|at| if at + 1 == bytes { last } else { 0xc1 }).collect();
         format!(r#"{{"kty":"RSA","alg":"RS256","e":"AQAB","n":"{}"}}"#, URL_SAFE_NO_PAD.encode(n))
@@ -127,23 +134,31 @@ fn unfit_keys_are_refused() {
     for json in refused {
         assert!(Verifier::from_jwk(&jwk(&json)).is_err(), "{json}");
     }
-    for json in [A1_KEY, A2_KEY, A3_KEY, ED_KEY, &oct("HS256", 32), &oct("HS512", 64), &modulus(256, 1)] {
+    for json in
+        [A1_KEY, A2_KEY, A3_KEY, ED_KEY, &oct("HS256", 32), &oct("HS512", 64), &modulus(256, 1)]
+    {
         assert!(Verifier::from_jwk(&jwk(json)).is_ok(), "{json}");
     }
 }
 
-/// K04: sets that hold a private key, an id twice, or keys that both sides know among keys that everybody knows.
+/// K04: sets that hold a private key, an id twice, or keys that both sides know among keys that
+/// everybody knows.
 #[test]
 fn unfit_sets_are_refused() {
     let set = |keys: &[&str]| format!(r#"{{"keys":[{}]}}"#, keys.join(","));
     let with = |key: &str, member: &str| key.replacen('{', &format!("{{{member},"), 1);
     let named = |key: &str, kid: &str| with(key, &format!(r#""kid":"{kid}""#));
-    assert_eq!(jwk::parse_set(&set(&[&named(A2_KEY, "a"), &named(A3_KEY, "b"), ED_KEY])).unwrap().len(), 3);
+    assert_eq!(
+        jwk::parse_set(&set(&[&named(A2_KEY, "a"), &named(A3_KEY, "b"), ED_KEY])).unwrap().len(),
+        3
+    );
     assert_eq!(jwk::parse_set(&set(&[])).unwrap().len(), 0);
-    let private = ["d", "p", "q", "dp", "dq", "qi"].map(|name| with(A2_KEY, &format!(r#""{name}":"AQAB""#)));
+    let private =
+        ["d", "p", "q", "dp", "dq", "qi"].map(|name| with(A2_KEY, &format!(r#""{name}":"AQAB""#)));
     let mut refused: Vec<_> = private.iter().map(|key| set(&[key])).collect();
     // A member that is null is there (TL14).
-    let nulls = ["d", "p", "q", "dp", "dq", "qi", "oth"].map(|name| with(ED_KEY, &format!(r#""{name}":null"#)));
+    let nulls = ["d", "p", "q", "dp", "dq", "qi", "oth"]
+        .map(|name| with(ED_KEY, &format!(r#""{name}":null"#)));
     refused.extend(nulls.iter().map(|key| set(&[key])));
     refused.extend([
         set(&[&with(ED_KEY, r#""d":"nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A""#)]),
@@ -174,7 +189,13 @@ fn braces_in_strings_are_not_depth() {
 /// O01: what is wrong with a token is said without the token.
 #[test]
 fn errors_do_not_repeat_the_token() {
-    for token in ["canary", "canary.canary", "canary.canary.c", "canary.canary.canary=", "eyJjYW5hcnk.AAAA.AAAA"] {
+    for token in [
+        "canary",
+        "canary.canary",
+        "canary.canary.c",
+        "canary.canary.canary=",
+        "eyJjYW5hcnk.AAAA.AAAA",
+    ] {
         let Err(refused) = Jws::parse(token) else { panic!("{token}") };
         assert!(!format!("{refused} {refused:?}").contains("canary"));
     }

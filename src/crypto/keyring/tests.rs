@@ -13,7 +13,8 @@ mod forged;
 
 const ISSUER: &str = "https://jeton.example";
 const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
-const JUDGING: Judging = Judging { max_lifetime: Duration::from_secs(3_600), skew: Duration::from_secs(5) };
+const JUDGING: Judging =
+    Judging { max_lifetime: Duration::from_secs(3_600), skew: Duration::from_secs(5) };
 
 /// A keyring with one active key, and that key itself.
 struct Bench {
@@ -26,10 +27,16 @@ struct Bench {
 impl Bench {
     fn new(alg: Algorithm) -> Self {
         let sealer = Sealer::new([5; 32]);
-        let key = SigningKey { state: KeyState::Active { since: NOW }, ..keys::make(alg, &sealer, NOW) };
+        let key =
+            SigningKey { state: KeyState::Active { since: NOW }, ..keys::make(alg, &sealer, NOW) };
         let pair = Pair::open(&key, &sealer).unwrap();
-        let keyset =
-            Keyset { revision: 1, keys: vec![key], sealed_root: Root::make(&sealer), mac: String::new() }.with_mac(&sealer);
+        let keyset = Keyset {
+            revision: 1,
+            keys: vec![key],
+            sealed_root: Root::make(&sealer),
+            mac: String::new(),
+        }
+        .with_mac(&sealer);
         let keyring = open(&keyset, &sealer).unwrap();
         Self { keyset, sealer, keyring, pair }
     }
@@ -42,7 +49,8 @@ impl Bench {
 
     fn all() -> [(&'static str, &'static Self); 3] {
         static OTHERS: OnceLock<[Bench; 2]> = OnceLock::new();
-        let [ed, es] = OTHERS.get_or_init(|| [Self::new(Algorithm::EdDsa), Self::new(Algorithm::Es256)]);
+        let [ed, es] =
+            OTHERS.get_or_init(|| [Self::new(Algorithm::EdDsa), Self::new(Algorithm::Es256)]);
         [("EdDSA", ed), ("ES256", es), ("RS256", Self::rsa())]
     }
 
@@ -96,7 +104,8 @@ fn payload() -> Vec<u8> {
     serde_json::to_vec(&good_claims()).unwrap()
 }
 
-/// J22, J07: what is signed carries every claim of RFC 9068 section 2.2, under exactly this header, and reads back.
+/// J22, J07: what is signed carries every claim of RFC 9068 section 2.2, under exactly this header,
+/// and reads back.
 #[test]
 fn what_is_signed_is_an_access_token_and_reads_back() {
     for (name, bench) in Bench::all() {
@@ -105,10 +114,13 @@ fn what_is_signed_is_an_access_token_and_reads_back() {
         let verified = bench.keyring.verify(&token, NOW).unwrap();
         assert_eq!(verified.claims(), &claims, "{name}");
         assert_eq!(verified.kid(), bench.keyring.active_kid());
-        let parts: Vec<_> = token.split('.').map(|part| URL_SAFE_NO_PAD.decode(part).unwrap()).collect();
+        let parts: Vec<_> =
+            token.split('.').map(|part| URL_SAFE_NO_PAD.decode(part).unwrap()).collect();
         assert_eq!(parts[0], bench.header().into_bytes());
         let written: serde_json::Value = serde_json::from_slice(&parts[1]).unwrap();
-        for claim in ["iss", "exp", "aud", "sub", "client_id", "iat", "jti", "scope", "nbf", "tenant"] {
+        for claim in
+            ["iss", "exp", "aud", "sub", "client_id", "iat", "jti", "scope", "nbf", "tenant"]
+        {
             assert!(written.get(claim).is_some(), "{claim}");
         }
     }
@@ -142,7 +154,10 @@ fn tokens_of_a_revoked_key_do_not_verify() {
     let token = keyring.sign(&good_claims()).unwrap();
     let kid = keyring.active_kid().clone();
     keyset.keys[0].state = KeyState::Revoked { remove_at: NOW + Duration::from_secs(3_600) };
-    keyset.keys.push(SigningKey { state: KeyState::Active { since: NOW }, ..keys::make(Algorithm::Es256, &sealer, NOW) });
+    keyset.keys.push(SigningKey {
+        state: KeyState::Active { since: NOW },
+        ..keys::make(Algorithm::Es256, &sealer, NOW)
+    });
     let keyring = open(&keyset.with_mac(&sealer), &sealer).unwrap();
     assert!(keyring.verify(&token, NOW).is_none());
     assert!(!keyring.stands(&kid));
@@ -151,35 +166,43 @@ fn tokens_of_a_revoked_key_do_not_verify() {
     assert!(!keyring.jwks().to_string().contains(kid.as_str()), "nor is it published");
 }
 
-/// K01: a retiring key verifies until the last of its tokens has expired, and not a moment longer, swept or not.
+/// K01: a retiring key verifies until the last of its tokens has expired, and not a moment longer,
+/// swept or not.
 #[test]
 fn a_retiring_key_verifies_until_it_is_due_to_go() {
     let Bench { mut keyset, sealer, keyring, .. } = Bench::new(Algorithm::EdDsa);
     let token = keyring.sign(&good_claims()).unwrap();
     let remove_at = NOW + Duration::from_secs(60);
     keyset.keys[0].state = KeyState::Retiring { remove_at };
-    keyset.keys.push(SigningKey { state: KeyState::Active { since: NOW }, ..keys::make(Algorithm::EdDsa, &sealer, NOW) });
+    keyset.keys.push(SigningKey {
+        state: KeyState::Active { since: NOW },
+        ..keys::make(Algorithm::EdDsa, &sealer, NOW)
+    });
     let keyring = open(&keyset.with_mac(&sealer), &sealer).unwrap();
     assert!(keyring.verify(&token, remove_at - Duration::from_millis(1)).is_some());
     assert!(keyring.verify(&token, remove_at).is_none());
     assert_eq!(keyring.jwks()["keys"].as_array().unwrap().len(), 2, "both are published");
 }
 
-/// K04: the published set holds public members only, unique kids, one alg and use each, and passes our own import.
+/// K04: the published set holds public members only, unique kids, one alg and use each, and passes
+/// our own import.
 #[test]
 fn the_published_set_is_public() {
     let sealer = Sealer::new([5; 32]);
     let made = [Algorithm::EdDsa, Algorithm::Es256].map(|alg| keys::make(alg, &sealer, NOW));
     let mut keys = vec![Bench::rsa().keyset.keys[0].clone()];
     keys.extend(made);
-    let keyset = Keyset { revision: 1, keys, sealed_root: Root::make(&sealer), mac: String::new() }.with_mac(&sealer);
+    let keyset = Keyset { revision: 1, keys, sealed_root: Root::make(&sealer), mac: String::new() }
+        .with_mac(&sealer);
     let jwks = open(&keyset, &sealer).unwrap().jwks().clone();
     let expected = [
         ("RSA", vec!["alg", "e", "kid", "kty", "n", "use"]),
         ("OKP", vec!["alg", "crv", "kid", "kty", "use", "x"]),
         ("EC", vec!["alg", "crv", "kid", "kty", "use", "x", "y"]),
     ];
-    for ((kty, members), (key, own)) in expected.iter().zip(jwks["keys"].as_array().unwrap().iter().zip(&keyset.keys)) {
+    for ((kty, members), (key, own)) in
+        expected.iter().zip(jwks["keys"].as_array().unwrap().iter().zip(&keyset.keys))
+    {
         assert_eq!(key["kty"], *kty);
         let mut named: Vec<_> = key.as_object().unwrap().keys().collect();
         named.sort_unstable();
@@ -194,13 +217,18 @@ fn the_published_set_is_public() {
 #[test]
 fn a_short_rsa_key_is_refused() {
     use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
-    let pair = aws_lc_rs::signature::RsaKeyPair::generate(aws_lc_rs::rsa::KeySize::Rsa2048).unwrap();
+    let pair =
+        aws_lc_rs::signature::RsaKeyPair::generate(aws_lc_rs::rsa::KeySize::Rsa2048).unwrap();
     let pkcs8: Pkcs8V1Der<'_> = pair.as_der().unwrap();
     let Bench { mut keyset, sealer, .. } = Bench::new(Algorithm::EdDsa);
     let key = &mut keyset.keys[0];
     key.alg = Algorithm::Rs256;
-    key.sealed = URL_SAFE_NO_PAD.encode(sealer.seal("signing key", key.kid.as_str(), pkcs8.as_ref()));
-    assert!(matches!(open(&keyset.with_mac(&sealer), &sealer), Err(KeyringError::Key(KeyError::Unacceptable(_, "RS256")))));
+    key.sealed =
+        URL_SAFE_NO_PAD.encode(sealer.seal("signing key", key.kid.as_str(), pkcs8.as_ref()));
+    assert!(matches!(
+        open(&keyset.with_mac(&sealer), &sealer),
+        Err(KeyringError::Key(KeyError::Unacceptable(_, "RS256")))
+    ));
 }
 
 /// K06: another master key, an altered or a swapped private part: the service does not start.
@@ -212,18 +240,28 @@ fn a_key_that_is_not_its_own_does_not_open() {
     let mut swapped = keyset.clone();
     swapped.keys[0].sealed = other.sealed;
     assert!(matches!(open(&swapped, &sealer), Err(KeyringError::Keyset(KeysetError::Mac))));
-    assert!(matches!(open(&swapped.with_mac(&sealer), &sealer), Err(KeyringError::Key(KeyError::Sealed(_)))));
+    assert!(matches!(
+        open(&swapped.with_mac(&sealer), &sealer),
+        Err(KeyringError::Key(KeyError::Sealed(_)))
+    ));
     let mut renamed = keyset.clone();
     let (_, pkcs8) = keys::make_key(Algorithm::EdDsa);
     let kid = renamed.keys[0].kid.clone();
-    renamed.keys[0].sealed = URL_SAFE_NO_PAD.encode(sealer.seal("signing key", kid.as_str(), &pkcs8));
+    renamed.keys[0].sealed =
+        URL_SAFE_NO_PAD.encode(sealer.seal("signing key", kid.as_str(), &pkcs8));
     assert!(
-        matches!(open(&renamed.with_mac(&sealer), &sealer), Err(KeyringError::Key(KeyError::Sealed(_)))),
+        matches!(
+            open(&renamed.with_mac(&sealer), &sealer),
+            Err(KeyringError::Key(KeyError::Sealed(_)))
+        ),
         "its id is its thumbprint"
     );
     let mut wrong_alg = keyset;
     wrong_alg.keys[0].alg = Algorithm::Es256;
-    assert!(matches!(open(&wrong_alg.with_mac(&sealer), &sealer), Err(KeyringError::Key(KeyError::Unacceptable(..)))));
+    assert!(matches!(
+        open(&wrong_alg.with_mac(&sealer), &sealer),
+        Err(KeyringError::Key(KeyError::Unacceptable(..)))
+    ));
 }
 
 /// K07: zero or two active keys, or one key twice, is no keyset to go on with.
@@ -231,13 +269,25 @@ fn a_key_that_is_not_its_own_does_not_open() {
 fn exactly_one_key_is_active() {
     let Bench { mut keyset, sealer, .. } = Bench::new(Algorithm::EdDsa);
     keyset.keys.push(keyset.keys[0].clone());
-    assert!(matches!(open(&keyset.clone().with_mac(&sealer), &sealer), Err(KeyringError::Keyset(KeysetError::Twice(_)))));
-    keyset.keys[1] = SigningKey { state: KeyState::Active { since: NOW }, ..keys::make(Algorithm::Es256, &sealer, NOW) };
-    assert!(matches!(open(&keyset.clone().with_mac(&sealer), &sealer), Err(KeyringError::Keyset(KeysetError::Active(2)))));
+    assert!(matches!(
+        open(&keyset.clone().with_mac(&sealer), &sealer),
+        Err(KeyringError::Keyset(KeysetError::Twice(_)))
+    ));
+    keyset.keys[1] = SigningKey {
+        state: KeyState::Active { since: NOW },
+        ..keys::make(Algorithm::Es256, &sealer, NOW)
+    };
+    assert!(matches!(
+        open(&keyset.clone().with_mac(&sealer), &sealer),
+        Err(KeyringError::Keyset(KeysetError::Active(2)))
+    ));
     for key in &mut keyset.keys {
         key.state = KeyState::Prepared { activate_at: None };
     }
-    assert!(matches!(open(&keyset.with_mac(&sealer), &sealer), Err(KeyringError::Keyset(KeysetError::Active(0)))));
+    assert!(matches!(
+        open(&keyset.with_mac(&sealer), &sealer),
+        Err(KeyringError::Keyset(KeysetError::Active(0)))
+    ));
 }
 
 /// O01, K06: neither the keyset at rest nor anything that can be printed holds a private key.

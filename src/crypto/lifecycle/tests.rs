@@ -76,7 +76,8 @@ impl Life {
         }
     }
 
-    /// Takes a step at `at`, as the store would write and read it, and holds it against every promise.
+    /// Takes a step at `at`, as the store would write and read it, and holds it against every
+    /// promise.
     fn take(&mut self, step: &Step, at: Timestamp) {
         let before = self.keyset.clone();
         let Some(next) = self.next(step, at) else { return };
@@ -93,8 +94,14 @@ impl Life {
         let emergency = matches!(step, Step::Revoke(_) | Step::RevokeActive);
         let (was, is) = (before.active().unwrap(), next.active().unwrap());
         if was.kid != is.kid && !emergency {
-            assert!(guarded >= is.created_at + POLICY.publish_ahead, "used before it was published long enough");
-            assert!(before.keys.iter().any(|key| key.kid == is.kid), "used before it was published at all");
+            assert!(
+                guarded >= is.created_at + POLICY.publish_ahead,
+                "used before it was published long enough"
+            );
+            assert!(
+                before.keys.iter().any(|key| key.kid == is.kid),
+                "used before it was published at all"
+            );
         }
         self.keyset = next;
     }
@@ -103,15 +110,20 @@ impl Life {
         self.keyset.active().unwrap().kid.clone()
     }
 
-    /// Signs a token of the longest life, and holds every key of a living token against what the keyring would do with it.
+    /// Signs a token of the longest life, and holds every key of a living token against what the
+    /// keyring would do with it.
     fn sign_and_check(&mut self) {
         self.expiries.insert(self.active(), self.now + TTL);
         for (kid, expires) in self.expiries.iter().filter(|(_, expires)| self.now < **expires) {
             let state = self.keyset.keys.iter().find(|key| key.kid == *kid).map(|key| key.state);
             match state {
                 Some(KeyState::Active { .. } | KeyState::Revoked { .. }) => {}
-                Some(KeyState::Retiring { remove_at }) => assert!(remove_at >= *expires, "verifies too short"),
-                Some(KeyState::Prepared { .. }) | None => panic!("{kid} is gone before its last token"),
+                Some(KeyState::Retiring { remove_at }) => {
+                    assert!(remove_at >= *expires, "verifies too short")
+                }
+                Some(KeyState::Prepared { .. }) | None => {
+                    panic!("{kid} is gone before its last token")
+                }
             }
         }
     }
@@ -132,8 +144,13 @@ fn check_successor(old: &SigningKey, new: Option<&SigningKey>, now: Timestamp) {
     let lawful = match (old.state, new.map(|key| key.state)) {
         (Prepared { .. }, Some(Prepared { .. } | Active { .. } | Revoked { .. })) => true,
         (Active { since }, Some(Active { since: still })) => since == still,
-        (Active { .. }, Some(Retiring { remove_at } | Revoked { remove_at })) => remove_at == now + POLICY.verify_after,
-        (Retiring { remove_at }, Some(Retiring { remove_at: still } | Revoked { remove_at: still })) => remove_at == still,
+        (Active { .. }, Some(Retiring { remove_at } | Revoked { remove_at })) => {
+            remove_at == now + POLICY.verify_after
+        }
+        (
+            Retiring { remove_at },
+            Some(Retiring { remove_at: still } | Revoked { remove_at: still }),
+        ) => remove_at == still,
         (Revoked { remove_at }, Some(Revoked { remove_at: still })) => remove_at == still,
         (Retiring { remove_at } | Revoked { remove_at }, None) => remove_at <= now,
         _ => false,
@@ -141,7 +158,11 @@ fn check_successor(old: &SigningKey, new: Option<&SigningKey>, now: Timestamp) {
     assert!(lawful, "{old:?} became {new:?} at {now}");
     if let Some(new) = new {
         let destroyed = matches!(new.state, Revoked { .. });
-        assert_eq!(new.sealed.is_empty(), destroyed, "a revoked key has no private part, every other has: {new:?}");
+        assert_eq!(
+            new.sealed.is_empty(),
+            destroyed,
+            "a revoked key has no private part, every other has: {new:?}"
+        );
     }
 }
 
@@ -152,15 +173,17 @@ fn steps() -> impl Strategy<Value = Vec<(Step, u64, bool)>> {
         1 => (0..6_usize).prop_map(Step::Revoke),
         1 => Just(Step::RevokeActive),
     ];
-    let seconds = prop_oneof![3 => 0..30_u64, 3 => 0..1_200_u64, 2 => 3_000..8_000_u64, 1 => 0..200_000_u64];
+    let seconds =
+        prop_oneof![3 => 0..30_u64, 3 => 0..1_200_u64, 2 => 3_000..8_000_u64, 1 => 0..200_000_u64];
     proptest::collection::vec((step, seconds, prop::bool::weighted(0.8)), 1..60)
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
-    /// K01, K02, K03, K07: any steps at any times, forward jumps of hours among them, some never written because the process
-    /// was killed in between: one active key always, none used too early, none gone before its last token.
+    /// K01, K02, K03, K07: any steps at any times, forward jumps of hours among them, some never
+    /// written because the process was killed in between: one active key always, none used too
+    /// early, none gone before its last token.
     #[test]
     fn no_life_leaves_the_service_without_its_key(steps in steps()) {
         let mut life = Life::new();
@@ -176,7 +199,8 @@ proptest! {
         }
     }
 
-    /// K08: the same while the clock jumps back and forth by up to an hour: nothing is removed, used or replaced early.
+    /// K08: the same while the clock jumps back and forth by up to an hour: nothing is removed,
+    /// used or replaced early.
     #[test]
     fn a_clock_that_jumps_breaks_no_promise(steps in steps(), jumps in proptest::collection::vec(-3_600_i64..3_600, 60)) {
         let mut life = Life::new();
@@ -205,14 +229,19 @@ fn an_automatic_rotation_takes_its_steps_in_order() {
     assert!(life.next(&Step::Advance, due - Duration::from_millis(1)).is_none(), "nothing is due");
     life.take(&Step::Advance, due);
     assert_eq!(life.active(), second);
-    assert!(matches!(life.keyset.keys[0].state, KeyState::Retiring { remove_at } if remove_at == due + POLICY.verify_after));
+    assert!(
+        matches!(life.keyset.keys[0].state, KeyState::Retiring { remove_at } if remove_at == due + POLICY.verify_after)
+    );
     assert_eq!(life.keyset.keys.len(), 3, "the next one is published");
-    assert!(life.next(&Step::Advance, due + POLICY.verify_after - Duration::from_millis(1)).is_none());
+    assert!(
+        life.next(&Step::Advance, due + POLICY.verify_after - Duration::from_millis(1)).is_none()
+    );
     life.take(&Step::Advance, due + POLICY.verify_after);
     assert!(life.keyset.keys.iter().all(|key| key.kid != first));
 }
 
-/// K02: asked for before the prepared key has been published long enough, a rotation waits for that.
+/// K02: asked for before the prepared key has been published long enough, a rotation waits for
+/// that.
 #[test]
 fn a_manual_rotation_waits_until_the_key_was_published() {
     let mut life = Life::new();
@@ -220,10 +249,15 @@ fn a_manual_rotation_waits_until_the_key_was_published() {
     life.take(&Step::Rotate, START + Duration::from_secs(1));
     assert_eq!(life.active(), first);
     let at = START + POLICY.publish_ahead;
-    assert!(matches!(life.keyset.keys[1].state, KeyState::Prepared { activate_at: Some(when) } if when == at));
+    assert!(
+        matches!(life.keyset.keys[1].state, KeyState::Prepared { activate_at: Some(when) } if when == at)
+    );
     assert!(life.next(&Step::Advance, at - Duration::from_millis(1)).is_none());
     life.take(&Step::Rotate, START + Duration::from_secs(2));
-    assert!(matches!(life.keyset.keys[1].state, KeyState::Prepared { activate_at: Some(when) } if when == at), "asked twice");
+    assert!(
+        matches!(life.keyset.keys[1].state, KeyState::Prepared { activate_at: Some(when) } if when == at),
+        "asked twice"
+    );
     life.take(&Step::Advance, at);
     assert_eq!(life.active(), second);
     assert_eq!(life.keyset.keys.len(), 3);
@@ -236,8 +270,14 @@ fn a_rotation_waits_for_the_longer_of_two_policies() {
     let first = life.active();
     life.take(&Step::Rotate, START);
     let longer = KeyPolicy { publish_ahead: HOUR, ..POLICY };
-    assert_eq!(life.keyset.advance(START + POLICY.publish_ahead, &longer, &sealer(), || panic!("nothing is made")), None);
-    let next = life.keyset.advance(START + HOUR, &longer, &sealer(), || key(9, START + HOUR)).unwrap();
+    assert_eq!(
+        life.keyset.advance(START + POLICY.publish_ahead, &longer, &sealer(), || panic!(
+            "nothing is made"
+        )),
+        None
+    );
+    let next =
+        life.keyset.advance(START + HOUR, &longer, &sealer(), || key(9, START + HOUR)).unwrap();
     assert_ne!(next.active().unwrap().kid, first);
 }
 
@@ -256,9 +296,13 @@ fn a_revoked_active_key_is_replaced_at_once() {
     let (first, second) = (life.active(), life.keyset.keys[1].kid.clone());
     life.take(&Step::RevokeActive, START);
     assert_eq!(life.active(), second);
-    assert!(matches!(life.keyset.keys[0].state, KeyState::Revoked { remove_at } if remove_at == START + POLICY.verify_after));
+    assert!(
+        matches!(life.keyset.keys[0].state, KeyState::Revoked { remove_at } if remove_at == START + POLICY.verify_after)
+    );
     let again = life.keyset.revoke(&first, START, &POLICY, &sealer(), || panic!("nothing is made"));
-    let unknown = life.keyset.revoke(&"nobody".parse().unwrap(), START, &POLICY, &sealer(), || panic!("nothing is made"));
+    let unknown = life.keyset.revoke(&"nobody".parse().unwrap(), START, &POLICY, &sealer(), || {
+        panic!("nothing is made")
+    });
     assert_eq!((again, unknown), (None, None));
 }
 
@@ -278,10 +322,15 @@ fn a_revoked_prepared_key_is_replaced_by_a_fresh_one() {
 fn without_an_interval_nothing_rotates_by_itself() {
     let policy = KeyPolicy { rotate_every: Duration::ZERO, ..POLICY };
     let life = Life::new();
-    assert_eq!(life.keyset.advance(START + HOUR * 100_000, &policy, &sealer(), || panic!("nothing is made")), None);
+    assert_eq!(
+        life.keyset
+            .advance(START + HOUR * 100_000, &policy, &sealer(), || panic!("nothing is made")),
+        None
+    );
 }
 
-/// C1, K08: after a jump forward the rotation that is due is not skipped, after one back nothing moves.
+/// C1, K08: after a jump forward the rotation that is due is not skipped, after one back nothing
+/// moves.
 #[test]
 fn a_jump_forward_rotates_and_a_jump_back_does_not() {
     let mut life = Life::new();

@@ -1,4 +1,5 @@
-//! argon2id itself: our parameters, those that may be brought along, and work to make up for cheaper ones.
+//! argon2id itself: our parameters, those that may be brought along, and work to make up for
+//! cheaper ones.
 
 use argon2::{
     Algorithm, Argon2, Params, PasswordHasher, PasswordVerifier, Version,
@@ -30,10 +31,14 @@ pub(super) fn hash(secret: &[u8]) -> Option<String> {
     argon2.hash_password_with_salt(secret, &random::bytes::<16>()).ok().map(|phc| phc.to_string())
 }
 
-/// The parameters come from the hash, and a hash from a damaged or foreign row may ask for gigabytes: bounded here once more.
+/// The parameters come from the hash, and a hash from a damaged or foreign row may ask for
+/// gigabytes: bounded here once more.
 pub(super) fn verify(phc: &str, secret: &[u8]) -> Verified {
     match checked(phc) {
-        Ok((phc, cost)) => Verified { fits: Argon2::default().verify_password(secret, &phc).is_ok(), blocks: cost.blocks() },
+        Ok((phc, cost)) => Verified {
+            fits: Argon2::default().verify_password(secret, &phc).is_ok(),
+            blocks: cost.blocks(),
+        },
         Err(_) => Verified { fits: false, blocks: 0 },
     }
 }
@@ -55,9 +60,10 @@ pub(super) fn is_own_cost(phc: &str) -> bool {
     checked(phc).is_ok_and(|(_, cost)| cost == Cost { m: MEMORY, t: PASSES, p: LANES })
 }
 
-/// Whether a hash may be brought along: argon2id, version 19, from OWASP's weakest choice (m=7168,t=5, or more memory and fewer
-/// passes) to the cost of our own (m * t at most 19456 * 2), at most 4 lanes; salt of at least 8 bytes, hash of 16 to 64. A
-/// dearer one would tell by its time that there is such a client (A02), and hold a core for longer than any other.
+/// Whether a hash may be brought along: argon2id, version 19, from OWASP's weakest choice
+/// (m=7168,t=5, or more memory and fewer passes) to the cost of our own (m * t at most 19456 * 2),
+/// at most 4 lanes; salt of at least 8 bytes, hash of 16 to 64. A dearer one would tell by its time
+/// that there is such a client (A02), and hold a core for longer than any other.
 ///
 /// # Errors
 ///
@@ -86,8 +92,11 @@ fn checked(text: &str) -> Result<(PasswordHash, Cost), Invalid> {
     if phc.algorithm != argon2::ARGON2ID_IDENT || phc.version != Some(19) {
         return Err(Invalid("the hash must be argon2id, version 19"));
     }
-    let named =
-        |name| phc.params.get_decimal(name).ok_or(Invalid("the hash must have the parameters m, t and p, and no others"));
+    let named = |name| {
+        phc.params
+            .get_decimal(name)
+            .ok_or(Invalid("the hash must have the parameters m, t and p, and no others"))
+    };
     let [m, t, p] = [named("m")?, named("t")?, named("p")?];
     if phc.params.iter().count() != 3 {
         return Err(Invalid("the hash must have the parameters m, t and p, and no others"));
@@ -97,7 +106,9 @@ fn checked(text: &str) -> Result<(PasswordHash, Cost), Invalid> {
         return Err(Invalid("the hash is too cheap to make: at least m=7168,t=5 or more memory"));
     }
     if blocks > OWN_BLOCKS || p == 0 || p > 4 {
-        return Err(Invalid("the hash is too dear to check: m * t must be at most 38912 (m=19456,t=2), and p 1 to 4"));
+        return Err(Invalid(
+            "the hash is too dear to check: m * t must be at most 38912 (m=19456,t=2), and p 1 to 4",
+        ));
     }
     if phc.salt.as_ref().is_none_or(|salt: &Salt| salt.len() < 8) {
         return Err(Invalid("the hash must have a salt of at least 8 bytes"));

@@ -22,11 +22,16 @@ fn kept(id: &str, phc: String) -> Kept {
 
 /// A hash of a secret with other parameters than ours.
 fn hashed(secret: &str, m: u32, t: u32, p: u32) -> String {
-    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(m, t, p, None).unwrap());
+    let argon2 =
+        Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(m, t, p, None).unwrap());
     argon2.hash_password_with_salt(secret.as_bytes(), b"some salt of it").unwrap().to_string()
 }
 
-async fn find(passwords: &Passwords, kept: &[Kept], presented: &str) -> Result<Option<Match>, Busy> {
+async fn find(
+    passwords: &Passwords,
+    kept: &[Kept],
+    presented: &str,
+) -> Result<Option<Match>, Busy> {
     passwords.find(HERE, "orders", kept.to_vec(), &secret(presented)).await
 }
 
@@ -40,8 +45,15 @@ async fn a_secret_verifies_against_its_own_hash_only() {
     let phc = passwords.hash(&TenantId::operator(), secret("correct horse")).await.unwrap();
     assert!(phc.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"));
     assert_eq!(check_import(&phc), Ok(()));
-    assert_ne!(passwords.hash(&TenantId::operator(), secret("correct horse")).await.unwrap(), phc, "each has its own salt");
-    let kept = [kept("s1", passwords.hash(&TenantId::operator(), secret("another")).await.unwrap()), kept("s2", phc)];
+    assert_ne!(
+        passwords.hash(&TenantId::operator(), secret("correct horse")).await.unwrap(),
+        phc,
+        "each has its own salt"
+    );
+    let kept = [
+        kept("s1", passwords.hash(&TenantId::operator(), secret("another")).await.unwrap()),
+        kept("s2", phc),
+    ];
     let found = find(&passwords, &kept, "correct horse").await.unwrap().unwrap();
     assert_eq!((found.id.as_str(), found.rehashed), ("s2", None));
     assert_eq!(id(find(&passwords, &kept, "another").await).as_deref(), Some("s1"));
@@ -63,8 +75,8 @@ async fn secrets_that_differ_late_are_different() {
     }
 }
 
-/// A02, AZ8: a refusal fills as many blocks whether there is nothing to compare with, one hash, two, cheap ones that were
-/// brought along, or one that cannot be read.
+/// A02, AZ8: a refusal fills as many blocks whether there is nothing to compare with, one hash,
+/// two, cheap ones that were brought along, or one that cannot be read.
 #[tokio::test]
 async fn every_refusal_costs_the_same() {
     let passwords = Passwords::new(1, 1);
@@ -80,26 +92,34 @@ async fn every_refusal_costs_the_same() {
         vec![phc(65_536, 10, 1), phc(u32::MAX, 1, 1)],
     ];
     for class in classes {
-        let kept: Vec<Kept> = class.iter().enumerate().map(|(n, phc)| kept(&format!("s{n}"), phc.clone())).collect();
+        let kept: Vec<Kept> =
+            class.iter().enumerate().map(|(n, phc)| kept(&format!("s{n}"), phc.clone())).collect();
         let before = passwords.work();
         assert_eq!(find(&passwords, &kept, "wrong").await, Ok(None), "{class:?}");
         assert_eq!(passwords.work() - before, REFUSAL, "{class:?}");
     }
 }
 
-/// DECISIONS 14: at its first use a hash that was brought along is made anew at our own cost, and costs nothing afterwards.
+/// DECISIONS 14: at its first use a hash that was brought along is made anew at our own cost, and
+/// costs nothing afterwards.
 #[tokio::test]
 async fn a_cheaper_hash_is_made_anew_at_its_first_use() {
     let passwords = Passwords::new(1, 1);
     let brought = kept("s1", hashed("chosen elsewhere", 7_168, 5, 1));
     assert_eq!(check_import(&brought.phc), Ok(()));
-    let found = find(&passwords, std::slice::from_ref(&brought), "chosen elsewhere").await.unwrap().unwrap();
+    let found = find(&passwords, std::slice::from_ref(&brought), "chosen elsewhere")
+        .await
+        .unwrap()
+        .unwrap();
     let anew = Kept { phc: found.rehashed.expect("a hash of our own"), ..brought.clone() };
     assert!(anew.phc.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"));
     passwords.remember("orders", &anew, &secret("chosen elsewhere"));
     let before = passwords.work();
     for kept in [&brought, &anew] {
-        assert_eq!(passwords.recall("orders", std::slice::from_ref(kept), &secret("chosen elsewhere")), Some(kept.id.clone()));
+        assert_eq!(
+            passwords.recall("orders", std::slice::from_ref(kept), &secret("chosen elsewhere")),
+            Some(kept.id.clone())
+        );
     }
     assert_eq!(passwords.work(), before);
     // And it is a hash of the same secret.
@@ -113,7 +133,8 @@ async fn a_verified_secret_is_paid_for_once_and_a_wrong_one_every_time() {
     let passwords = Passwords::new(1, 0);
     let kept = [kept("s1", passwords.hash(&TenantId::operator(), secret("chosen")).await.unwrap())];
     let mut work = passwords.work();
-    let mut paid = |passwords: &Passwords| passwords.work() - std::mem::replace(&mut work, passwords.work());
+    let mut paid =
+        |passwords: &Passwords| passwords.work() - std::mem::replace(&mut work, passwords.work());
     assert_eq!(find(&passwords, &kept, "wrong").await, Ok(None));
     assert_eq!(paid(&passwords), REFUSAL);
     assert_eq!(passwords.recall("orders", &kept, &secret("chosen")), None);
@@ -121,7 +142,10 @@ async fn a_verified_secret_is_paid_for_once_and_a_wrong_one_every_time() {
     assert!(find(&passwords, &kept, "chosen").await.unwrap().is_some());
     assert_eq!(paid(&passwords), OWN_BLOCKS, "it is the first one looked at");
     assert!(find(&passwords, &kept, "chosen").await.unwrap().is_some());
-    assert!(passwords.recall("orders", &kept, &secret("chosen")).is_some() && passwords.remembers("orders", &kept));
+    assert!(
+        passwords.recall("orders", &kept, &secret("chosen")).is_some()
+            && passwords.remembers("orders", &kept)
+    );
     assert_eq!(paid(&passwords), 0);
     assert_eq!(find(&passwords, &kept, "wrong").await, Ok(None));
     assert_eq!(paid(&passwords), REFUSAL, "failures are not remembered");
@@ -138,7 +162,8 @@ async fn a_verified_secret_is_paid_for_once_and_a_wrong_one_every_time() {
     assert_eq!(passwords.recall("orders", &[other], &secret("chosen")), None);
 }
 
-/// A caller that waits for a core while another verifies the same secret does not pay once more: this hash fits nothing.
+/// A caller that waits for a core while another verifies the same secret does not pay once more:
+/// this hash fits nothing.
 #[tokio::test]
 async fn a_secret_that_was_verified_meanwhile_is_not_paid_for_again() {
     let passwords = Passwords::new(1, 4);
@@ -181,12 +206,13 @@ async fn administration_has_a_core_of_its_own() {
     assert_eq!(find(&passwords, &[], "x").await, Err(Busy));
     assert!(passwords.hash(&TenantId::operator(), secret("chosen")).await.is_ok());
     drop(core);
-    let _administration = passwords.administration.enter(TenantId::operator(), Class::First).await.unwrap();
+    let _administration =
+        passwords.administration.enter(TenantId::operator(), Class::First).await.unwrap();
     assert_eq!(find(&passwords, &[], "x").await, Ok(None));
 }
 
-/// AZ1: administrators of one tenant wait with half of what all tenants have and are refused past it; another tenant's wait, and all of
-/// them do not fill what is the operator's.
+/// AZ1: administrators of one tenant wait with half of what all tenants have and are refused past
+/// it; another tenant's wait, and all of them do not fill what is the operator's.
 #[tokio::test]
 async fn one_tenants_administrators_leave_room_for_the_others() {
     let passwords = Passwords::new(1, 3);
@@ -194,7 +220,10 @@ async fn one_tenants_administrators_leave_room_for_the_others() {
     let core = passwords.administration.enter(tenant("acme"), Class::Second).await.unwrap();
     let hash = |name: &'static str| {
         let passwords = &passwords;
-        let mut hash = Box::pin(async move { passwords.hash(&tenant(name), secret("chosen")).await.map(|_| name) });
+        let mut hash =
+            Box::pin(
+                async move { passwords.hash(&tenant(name), secret("chosen")).await.map(|_| name) },
+            );
         (hash.as_mut().now_or_never(), hash)
     };
     let mut waiting = Vec::new();
@@ -239,7 +268,13 @@ async fn a_caller_who_hangs_up_keeps_its_place_until_the_work_is_done() {
 
 #[test]
 fn good_hashes_may_be_brought_along() {
-    for good in [phc(19_456, 2, 1), phc(38_912, 1, 1), phc(7_168, 5, 1), phc(12_288, 3, 1), phc(9_216, 4, 4)] {
+    for good in [
+        phc(19_456, 2, 1),
+        phc(38_912, 1, 1),
+        phc(7_168, 5, 1),
+        phc(12_288, 3, 1),
+        phc(9_216, 4, 4),
+    ] {
         assert_eq!(check_import(&good), Ok(()), "{good}");
     }
 }

@@ -45,7 +45,8 @@ fn client() -> Client {
 /// A named change of a client.
 type Change = (&'static str, fn(&mut Client));
 
-/// Every field by itself, and what would read the same without lengths: a text that moves from one field or entry to the next.
+/// Every field by itself, and what would read the same without lengths: a text that moves from one
+/// field or entry to the next.
 const CHANGES: &[Change] = &[
     ("id", |client| client.id = "b".parse().unwrap()),
     ("tenant", |client| client.tenant = "acme".parse().unwrap()),
@@ -66,7 +67,9 @@ const CHANGES: &[Change] = &[
     }),
     ("serves", |client| client.serves.clear()),
     ("grants", |client| client.grants.refresh_token = true),
-    ("grants swapped", |client| client.grants = Grants { client_credentials: false, refresh_token: true }),
+    ("grants swapped", |client| {
+        client.grants = Grants { client_credentials: false, refresh_token: true }
+    }),
     ("access_ttl", |client| client.access_ttl = Some(Duration::ZERO)),
     ("refresh_ttl", |client| client.refresh_ttl = Some(Duration::from_secs(61))),
     ("a lifetime moved", |client| client.refresh_idle = client.refresh_ttl.take()),
@@ -77,8 +80,12 @@ const CHANGES: &[Change] = &[
     ("updated_at", |client| client.updated_at = Timestamp::from_millis(1)),
     ("a secret less", |client| drop(client.secrets.pop())),
     ("a secret's id", |client| client.secrets[0].id = "s3".parse().unwrap()),
-    ("a secret's digest", |client| client.secrets[0].digest = Digest::Keyed { hmac: "hmad".into() }),
-    ("a digest's kind", |client| client.secrets[0].digest = Digest::Argon2id { phc: "hmac".into() }),
+    ("a secret's digest", |client| {
+        client.secrets[0].digest = Digest::Keyed { hmac: "hmad".into() }
+    }),
+    ("a digest's kind", |client| {
+        client.secrets[0].digest = Digest::Argon2id { phc: "hmac".into() }
+    }),
     ("a secret's expiry", |client| client.secrets[0].expires_at = Some(Timestamp::EPOCH)),
     ("secrets swapped", |client| client.secrets.swap(0, 1)),
     ("the code", |client| client.mac.0[31] ^= 1),
@@ -104,11 +111,13 @@ fn no_field_can_be_changed_without_the_key() {
 #[test]
 fn uses_of_secrets_are_not_sealed() {
     let mut used = client();
-    (used.secrets[0].use_count, used.secrets[0].last_used_at) = (9, Some(Timestamp::from_millis(5)));
+    (used.secrets[0].use_count, used.secrets[0].last_used_at) =
+        (9, Some(Timestamp::from_millis(5)));
     assert!(key().is_authentic(&used));
 }
 
-/// A record is written as JSON and as BSON: what is no code there is a record without one, not one that cannot be read.
+/// A record is written as JSON and as BSON: what is no code there is a record without one, not one
+/// that cannot be read.
 #[test]
 fn a_code_reads_back_and_a_wrong_one_is_none() {
     let written = serde_json::to_value(client()).unwrap();

@@ -1,4 +1,5 @@
-//! The verbs that need no code: their records are sealed otherwise, or decide nothing about who may do what.
+//! The verbs that need no code: their records are sealed otherwise, or decide nothing about who may
+//! do what.
 
 use std::sync::Arc;
 
@@ -8,10 +9,13 @@ use tokio::sync::broadcast;
 use super::Authentic;
 use crate::{
     crypto::chain::Head,
-    model::{EpochOf, Event, Family, FamilyId, Keyset, Place, Record, Stamp, Timestamp, event::Filter, revocation::Revocation},
+    model::{
+        EpochOf, Event, Family, FamilyId, Keyset, Place, Record, Stamp, Timestamp, event::Filter,
+        revocation::Revocation,
+    },
     store::{
-        AuditStore, CounterStore, Creation, FamilyStore, Follower, KeyStore, Result, RevocationStore, Rotate, Rotation,
-        Snapshot, Store, Write, Writer,
+        AuditStore, CounterStore, Creation, FamilyStore, Follower, KeyStore, Result,
+        RevocationStore, Rotate, Rotation, Snapshot, Store, Write, Writer,
     },
 };
 
@@ -29,7 +33,13 @@ impl FamilyStore for Authentic {
         self.inner.rotate(rotate, stamp, jti).await
     }
 
-    async fn end_family(&self, id: FamilyId, now: Timestamp, until: Timestamp, event: Event) -> Result<()> {
+    async fn end_family(
+        &self,
+        id: FamilyId,
+        now: Timestamp,
+        until: Timestamp,
+        event: Event,
+    ) -> Result<()> {
         self.inner.end_family(id, now, until, event).await
     }
 }
@@ -63,7 +73,12 @@ impl AuditStore for Authentic {
         self.inner.append_soon(event).await
     }
 
-    async fn events(&self, filter: &Filter, before: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
+    async fn events(
+        &self,
+        filter: &Filter,
+        before: Option<&Place>,
+        limit: usize,
+    ) -> Result<Vec<Record>> {
         self.inner.events(filter, before, limit).await
     }
 

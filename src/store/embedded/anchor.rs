@@ -1,8 +1,10 @@
-//! A note beside the database: the last audit record that was acknowledged, and which files they are, the database's and its own.
+//! A note beside the database: the last audit record that was acknowledged, and which files they
+//! are, the database's and its own.
 //!
-//! It shows three things at a start. The end of the WAL is damaged: SQLite then goes on from an older state and takes it for the
-//! newest. The database is another file: a copy, which does not know what was revoked since. The note itself is another file than
-//! it says: a copy was written over the files that were there.
+//! It shows three things at a start. The end of the WAL is damaged: SQLite then goes on from an
+//! older state and takes it for the newest. The database is another file: a copy, which does not
+//! know what was revoked since. The note itself is another file than it says: a copy was written
+//! over the files that were there.
 //!
 //! | when | what happens to the note |
 //! |--|--|
@@ -11,8 +13,8 @@
 //! | after each commit, before its answers | written in place: it never claims more than is on disk |
 //! | close | replaced by a new file, synced |
 //!
-//! Between the syncs a power cut may leave an older note, never a newer one, nor half of one: it lies within one sector. So one
-//! that is missing or cannot be read is not the work of a crash.
+//! Between the syncs a power cut may leave an older note, never a newer one, nor half of one: it
+//! lies within one sector. So one that is missing or cannot be read is not the work of a crash.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -56,19 +58,31 @@ pub(super) struct Note {
 }
 
 impl Anchor {
-    /// The note of a directory, and what it says of this database; nothing if it is missing or cannot be read.
-    pub(super) fn find(directory: &Directory, database: Identity, key: ChainKey) -> Result<(Self, Option<Note>), OpenError> {
+    /// The note of a directory, and what it says of this database; nothing if it is missing or
+    /// cannot be read.
+    pub(super) fn find(
+        directory: &Directory,
+        database: Identity,
+        key: ChainKey,
+    ) -> Result<(Self, Option<Note>), OpenError> {
         let path = directory.path().join("anchor");
         let anchor = Self { path, key, database, file: None };
-        let found = look(&anchor.path)?.filter(|metadata| usize::try_from(metadata.len()) == Ok(LENGTH));
+        let found =
+            look(&anchor.path)?.filter(|metadata| usize::try_from(metadata.len()) == Ok(LENGTH));
         let Some(metadata) = found else { return Ok((anchor, None)) };
         let text = fs::read(&anchor.path).map_err(OpenError::io(&anchor.path))?;
         let note = anchor.parse(&text, Identity::of(&metadata));
         Ok((anchor, note))
     }
 
-    /// Replaces the note by a new file. Where there is no room for one, `found` stays and is written to in place.
-    pub(super) fn begin(&mut self, directory: &Directory, at: (u64, [u8; 32]), found: bool) -> Result<(), OpenError> {
+    /// Replaces the note by a new file. Where there is no room for one, `found` stays and is
+    /// written to in place.
+    pub(super) fn begin(
+        &mut self,
+        directory: &Directory,
+        at: (u64, [u8; 32]),
+        found: bool,
+    ) -> Result<(), OpenError> {
         match self.renew(directory, at) {
             Err(error) if error.kind() == io::ErrorKind::StorageFull && found => {
                 tracing::warn!(%error, "cannot make the file anchor anew");
@@ -97,7 +111,8 @@ impl Anchor {
         }
     }
 
-    /// Makes the last note durable, in a file of its own: a copy that was made meanwhile is then none of this file.
+    /// Makes the last note durable, in a file of its own: a copy that was made meanwhile is then
+    /// none of this file.
     pub(super) fn end(&mut self, directory: &Directory, at: (u64, [u8; 32])) {
         if let Err(error) = self.renew(directory, at) {
             tracing::warn!(%error, "cannot make the file anchor anew");
@@ -111,7 +126,8 @@ impl Anchor {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
         }
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&draft)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&draft)?;
         let own = Identity::of(&file.metadata()?);
         file.write_all_at(self.text(at, own).as_bytes(), 0)?;
         file.sync_all()?;
@@ -121,7 +137,8 @@ impl Anchor {
     }
 
     fn text(&self, (sequence, hash): (u64, [u8; 32]), own: Identity) -> String {
-        let said = format!("{sequence:020} {} {} {}", hex(&hash), self.database.to_text(), own.to_text());
+        let said =
+            format!("{sequence:020} {} {} {}", hex(&hash), self.database.to_text(), own.to_text());
         format!("{} {said}\n", hex(&self.key.mac_note(said.as_bytes())))
     }
 
@@ -134,11 +151,17 @@ impl Anchor {
         let mut parts = said.split(' ');
         let (sequence, hash) = (parts.next()?.parse().ok()?, unhex(parts.next()?)?);
         let is_of_database = parts.next()? == self.database.to_text();
-        Some(Note { sequence, hash, is_of_database, is_in_place: parts.next()? == lies_in.to_text() })
+        Some(Note {
+            sequence,
+            hash,
+            is_of_database,
+            is_in_place: parts.next()? == lies_in.to_text(),
+        })
     }
 }
 
-/// Has the note of a copied directory name the files that lie there, as if it were the directory of a process that was killed.
+/// Has the note of a copied directory name the files that lie there, as if it were the directory of
+/// a process that was killed.
 pub(super) fn adopt(dir: &Path, key: ChainKey) -> Result<(), OpenError> {
     let directory = Directory::take(dir, false)?;
     let Some(database) = look(&super::schema::file(directory.path()))? else { return Ok(()) };

@@ -23,9 +23,15 @@ impl AudienceStore for Embedded {
         self.read(move |connection| find(connection, &audience)).await
     }
 
-    async fn audiences(&self, tenant: Option<&TenantId>, after: Option<&Audience>, limit: usize) -> Result<Vec<FoundAudience>> {
+    async fn audiences(
+        &self,
+        tenant: Option<&TenantId>,
+        after: Option<&Audience>,
+        limit: usize,
+    ) -> Result<Vec<FoundAudience>> {
         let (tenant, after) = (tenant.cloned(), after.cloned());
-        self.scan(move |connection| listing(connection, tenant.as_ref(), after.as_ref(), limit)).await
+        self.scan(move |connection| listing(connection, tenant.as_ref(), after.as_ref(), limit))
+            .await
     }
 
     async fn claim_audience(&self, record: &AudienceRecord, event: Event) -> Result<Creation> {
@@ -52,12 +58,19 @@ pub(super) struct Stored {
 
 impl Stored {
     pub(super) fn new(record: &AudienceRecord) -> Result<Self, Fault> {
-        Ok(Self { record: record.clone(), body: serde_json::to_string(record).map_err(row("audience"))? })
+        Ok(Self {
+            record: record.clone(),
+            body: serde_json::to_string(record).map_err(row("audience"))?,
+        })
     }
 }
 
 impl Batch<'_> {
-    pub(super) fn claim_audience(&mut self, stored: &Stored, entry: &Entry) -> Result<Creation, Fault> {
+    pub(super) fn claim_audience(
+        &mut self,
+        stored: &Stored,
+        entry: &Entry,
+    ) -> Result<Creation, Fault> {
         if !self.insert_audience(stored)? {
             return Ok(Creation::Taken);
         }
@@ -67,7 +80,8 @@ impl Batch<'_> {
 
     /// Returns true if the audience had no record.
     pub(super) fn insert_audience(&self, Stored { record, body }: &Stored) -> Result<bool, Fault> {
-        let (id, tenant, revision) = (record.audience.as_str(), record.tenant.as_str(), to_sql(record.revision));
+        let (id, tenant, revision) =
+            (record.audience.as_str(), record.tenant.as_str(), to_sql(record.revision));
         let written = self.execute(
             "INSERT OR IGNORE INTO audiences (id, tenant, revision, body, sum) VALUES (?1, ?2, ?3, ?4, ?5)",
             (id, tenant, revision, body, AUDIENCES.sum(id, tenant, revision, body)),
@@ -75,7 +89,11 @@ impl Batch<'_> {
         Ok(written == 1)
     }
 
-    pub(super) fn replace_audience(&mut self, stored: &Stored, entry: &Entry) -> Result<Write, Fault> {
+    pub(super) fn replace_audience(
+        &mut self,
+        stored: &Stored,
+        entry: &Entry,
+    ) -> Result<Write, Fault> {
         let Some(before) = stored.record.revision.checked_sub(1) else { return Ok(Write::Stale) };
         if !self.keeps_audience(&stored.record, before)? {
             return Ok(Write::Stale);
@@ -103,7 +121,8 @@ impl Batch<'_> {
     }
 
     fn put_audience(&self, Stored { record, body }: &Stored) -> Result<(), Fault> {
-        let (id, tenant, revision) = (record.audience.as_str(), record.tenant.as_str(), to_sql(record.revision));
+        let (id, tenant, revision) =
+            (record.audience.as_str(), record.tenant.as_str(), to_sql(record.revision));
         self.execute(
             "INSERT OR REPLACE INTO audiences (id, tenant, revision, body, sum) VALUES (?1, ?2, ?3, ?4, ?5)",
             (id, tenant, revision, body, AUDIENCES.sum(id, tenant, revision, body)),
@@ -111,7 +130,11 @@ impl Batch<'_> {
         Ok(())
     }
 
-    pub(super) fn release_audience(&mut self, record: &AudienceRecord, entry: &Entry) -> Result<Write, Fault> {
+    pub(super) fn release_audience(
+        &mut self,
+        record: &AudienceRecord,
+        entry: &Entry,
+    ) -> Result<Write, Fault> {
         if !self.keeps_audience(record, record.revision)? {
             return Ok(Write::Stale);
         }
@@ -120,17 +143,25 @@ impl Batch<'_> {
         Ok(Write::Done)
     }
 
-    /// Returns true if the stored record is this one, at this revision. Revisions start at 1 again once an audience was released.
+    /// Returns true if the stored record is this one, at this revision. Revisions start at 1 again
+    /// once an audience was released.
     fn keeps_audience(&self, record: &AudienceRecord, revision: u64) -> Result<bool, Fault> {
         let is_kept = |kept: &AudienceRecord| {
-            kept.revision == revision && kept.tenant == record.tenant && kept.created_at == record.created_at
+            kept.revision == revision
+                && kept.tenant == record.tenant
+                && kept.created_at == record.created_at
         };
-        Ok(matches!(find(self.connection, &record.audience)?, Some(FoundAudience::Owned(kept)) if is_kept(&kept)))
+        Ok(
+            matches!(find(self.connection, &record.audience)?, Some(FoundAudience::Owned(kept)) if is_kept(&kept)),
+        )
     }
 }
 
 fn find(connection: &Connection, audience: &Audience) -> Result<Option<FoundAudience>, Fault> {
-    AUDIENCES.find(connection, audience.as_str())?.map(|row| found(audience.clone(), row)).transpose()
+    AUDIENCES
+        .find(connection, audience.as_str())?
+        .map(|row| found(audience.clone(), row))
+        .transpose()
 }
 
 fn listing(
@@ -155,9 +186,16 @@ fn listing(
 }
 
 /// Records in the order of their audiences, for an export.
-pub(super) fn page(connection: &Connection, after: Option<&Audience>, limit: usize) -> Result<Vec<AudienceRecord>, Fault> {
+pub(super) fn page(
+    connection: &Connection,
+    after: Option<&Audience>,
+    limit: usize,
+) -> Result<Vec<AudienceRecord>, Fault> {
     let rows = AUDIENCES.rows(connection, None, after.map_or("", Audience::as_str), limit)?;
-    let records = rows.into_iter().map(|row| AUDIENCES.decode(row)).collect::<Result<Vec<AudienceRecord>, Fault>>()?;
+    let records = rows
+        .into_iter()
+        .map(|row| AUDIENCES.decode(row))
+        .collect::<Result<Vec<AudienceRecord>, Fault>>()?;
     ascending(after, records.iter().map(|record| &record.audience))?;
     Ok(records)
 }

@@ -1,5 +1,6 @@
-//! The audit trail: rows by sequence, chained by hash, the end sealed in the row `head`. What this store writes is one chain, with
-//! the name of the node that wrote its first record; chains of others are in `others`.
+//! The audit trail: rows by sequence, chained by hash, the end sealed in the row `head`. What this
+//! store writes is one chain, with the name of the node that wrote its first record; chains of
+//! others are in `others`.
 
 use std::sync::Arc;
 
@@ -34,15 +35,27 @@ impl AuditStore for Embedded {
             return Err(Fault::Failed.into());
         }
         if self.shared.full() {
-            // Nothing is promised ahead: whoever relies on the record hears whether there is room for it.
+            // Nothing is promised ahead: whoever relies on the record hears whether there is room
+            // for it.
             return self.append(event).await;
         }
         let entry = Entry::new(event)?;
         let (reply, _) = oneshot::channel();
-        self.writer.send(Box::new(Work::new(Urgency::Lazy, move |batch: &mut Batch<'_>| batch.append(&entry), reply))).await
+        self.writer
+            .send(Box::new(Work::new(
+                Urgency::Lazy,
+                move |batch: &mut Batch<'_>| batch.append(&entry),
+                reply,
+            )))
+            .await
     }
 
-    async fn events(&self, filter: &Filter, before: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
+    async fn events(
+        &self,
+        filter: &Filter,
+        before: Option<&Place>,
+        limit: usize,
+    ) -> Result<Vec<Record>> {
         self.newest(filter, before, limit).await
     }
 
@@ -92,35 +105,51 @@ pub(super) struct Raw {
 }
 
 impl Raw {
-    /// A row. What is not of the form that it was written in is empty here: neither hash nor event are then right.
+    /// A row. What is not of the form that it was written in is empty here: neither hash nor event
+    /// are then right.
     pub(super) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         let sequence = from_sql(row.get(0)?);
-        let text = |column| Ok::<_, rusqlite::Error>(row.get_ref(column)?.as_str().unwrap_or_default().to_owned());
-        Ok(Self { sequence, node: text(1)?.into(), hash: row.get(2).unwrap_or_default(), body: text(3)? })
+        let text = |column| {
+            Ok::<_, rusqlite::Error>(row.get_ref(column)?.as_str().unwrap_or_default().to_owned())
+        };
+        Ok(Self {
+            sequence,
+            node: text(1)?.into(),
+            hash: row.get(2).unwrap_or_default(),
+            body: text(3)?,
+        })
     }
 
     /// The record as readers are shown it.
     pub(super) fn shown(self, chain: &Arc<str>) -> Record {
         // As the tables read the time: see `schema`.
-        let at =
-            self.body.get(6..).map_or("", |rest| rest.split(|c: char| !c.is_ascii_digit() && c != '-').next().unwrap_or(""));
+        let at = self.body.get(6..).map_or("", |rest| {
+            rest.split(|c: char| !c.is_ascii_digit() && c != '-').next().unwrap_or("")
+        });
         let at = Timestamp::from_millis(at.parse().unwrap_or_default());
         let place = Place { at, chain: chain.clone(), sequence: self.sequence };
         self.record(chain).unwrap_or_else(|_| Record::unreadable(place))
     }
 
     pub(super) fn record(self, chain: &Arc<str>) -> Result<Record, Fault> {
-        let event: Event = serde_json::from_str(&self.body)
-            .map_err(|_| Fault::Row(format!("audit record {}: the event cannot be read", self.sequence)))?;
-        Ok(Record { chain: chain.clone(), sequence: self.sequence, node: self.node, event, hash: self.hash })
+        let event: Event = serde_json::from_str(&self.body).map_err(|_| {
+            Fault::Row(format!("audit record {}: the event cannot be read", self.sequence))
+        })?;
+        Ok(Record {
+            chain: chain.clone(),
+            sequence: self.sequence,
+            node: self.node,
+            event,
+            hash: self.hash,
+        })
     }
 }
 
 /// The name of the store's own chain: who wrote its first record. None before that.
 pub(super) fn name(connection: &Connection) -> Result<Option<Arc<str>>, Fault> {
-    // Where records are missing the chain still has an end, and is missed under the name of who sealed that.
-    let sql =
-        "SELECT coalesce((SELECT node FROM audit ORDER BY sequence LIMIT 1), node) FROM head WHERE id = 1 AND sequence > 0";
+    // Where records are missing the chain still has an end, and is missed under the name of who
+    // sealed that.
+    let sql = "SELECT coalesce((SELECT node FROM audit ORDER BY sequence LIMIT 1), node) FROM head WHERE id = 1 AND sequence > 0";
     Ok(connection.prepare_cached(sql)?.query_row([], |row| row.get(0)).optional()?)
 }
 
@@ -134,11 +163,20 @@ pub(super) fn names(connection: &Connection) -> Result<Vec<Arc<str>>, Fault> {
 
 /// The sealed end of a chain.
 pub(super) fn head_of(connection: &Connection, chain: &str) -> Result<Option<Head>, Fault> {
-    if name(connection)?.as_deref() == Some(chain) { head(connection) } else { others::head(connection, chain) }
+    if name(connection)?.as_deref() == Some(chain) {
+        head(connection)
+    } else {
+        others::head(connection, chain)
+    }
 }
 
 /// Records of a chain in order, each of which can be read.
-pub(super) fn page(connection: &Connection, chain: &Arc<str>, after: u64, limit: usize) -> Result<Vec<Record>, Fault> {
+pub(super) fn page(
+    connection: &Connection,
+    chain: &Arc<str>,
+    after: u64,
+    limit: usize,
+) -> Result<Vec<Record>, Fault> {
     let mut records = Vec::new();
     show_chain(connection, chain, after, limit, |raw| {
         records.push(raw.record(chain)?);
@@ -163,14 +201,24 @@ fn show_chain<E: From<Fault>>(
 }
 
 /// Records of heads that were witnessed, in the order of chains and sequences.
-fn witnesses(connection: &Connection, after: Option<&Place>, limit: usize) -> Result<Vec<Record>, Fault> {
+fn witnesses(
+    connection: &Connection,
+    after: Option<&Place>,
+    limit: usize,
+) -> Result<Vec<Record>, Fault> {
     let mut found = Vec::new();
-    for chain in names(connection)?.iter().filter(|chain| after.is_none_or(|after| **chain >= after.chain)) {
-        let mut from = after.filter(|after| after.chain == *chain).map_or(0, |after| after.sequence);
+    for chain in
+        names(connection)?.iter().filter(|chain| after.is_none_or(|after| **chain >= after.chain))
+    {
+        let mut from =
+            after.filter(|after| after.chain == *chain).map_or(0, |after| after.sequence);
         let (own, text) = (name(connection)?.as_ref() == Some(chain), witness_text());
         while found.len() < limit {
-            let next =
-                if own { next_own(connection, from, &text)? } else { others::next_with(connection, chain, from, &text)? };
+            let next = if own {
+                next_own(connection, from, &text)?
+            } else {
+                others::next_with(connection, chain, from, &text)?
+            };
             let Some(raw) = next else { break };
             from = raw.sequence;
             let record = raw.shown(chain);
@@ -187,7 +235,8 @@ fn witness_text() -> String {
 
 /// The next record of the own chain whose event holds a text.
 fn next_own(connection: &Connection, after: u64, text: &str) -> Result<Option<Raw>, Fault> {
-    let sql = "SELECT sequence, node, hash, event FROM audit WHERE sequence > ?1 AND instr(event, ?2) > 0
+    let sql =
+        "SELECT sequence, node, hash, event FROM audit WHERE sequence > ?1 AND instr(event, ?2) > 0
                ORDER BY sequence LIMIT 1";
     Ok(connection.prepare_cached(sql)?.query_row((to_sql(after), text), Raw::read).optional()?)
 }
@@ -200,7 +249,13 @@ pub(super) fn walk<E: From<Fault>>(
     show: impl FnMut(Raw) -> Result<(), E>,
 ) -> Result<(), E> {
     let sql = "SELECT sequence, node, hash, event FROM audit WHERE sequence > ?1 ORDER BY sequence LIMIT ?2";
-    show_rows(connection, sql, (to_sql(after), i64::try_from(limit).unwrap_or(i64::MAX)), after, show)
+    show_rows(
+        connection,
+        sql,
+        (to_sql(after), i64::try_from(limit).unwrap_or(i64::MAX)),
+        after,
+        show,
+    )
 }
 
 /// Shows what a query finds behind `after`; rows that are not in their order are damage.
@@ -226,12 +281,19 @@ pub(super) fn show_rows<E: From<Fault>>(
 
 /// The sealed end of the own chain; none before the first record.
 pub(super) fn head(connection: &Connection) -> Result<Option<Head>, Fault> {
-    let mut statement =
-        connection.prepare_cached("SELECT node, sequence, hash, seal FROM head WHERE id = 1 AND sequence > 0")?;
+    let mut statement = connection.prepare_cached(
+        "SELECT node, sequence, hash, seal FROM head WHERE id = 1 AND sequence > 0",
+    )?;
     let head = statement
         .query_row([], |row| {
             let sequence = from_sql(row.get(1)?);
-            Ok(Head { node: row.get(0)?, sequence, hash: row.get(2)?, claim: OWN, seal: row.get(3)? })
+            Ok(Head {
+                node: row.get(0)?,
+                sequence,
+                hash: row.get(2)?,
+                claim: OWN,
+                seal: row.get(3)?,
+            })
         })
         .optional()?;
     Ok(head)

@@ -1,4 +1,5 @@
-//! One transaction in the making: verbs write into it one after the other, and what followers are to hear waits until it stands.
+//! One transaction in the making: verbs write into it one after the other, and what followers are
+//! to hear waits until it stands.
 
 use std::sync::Arc;
 
@@ -73,7 +74,11 @@ pub(super) struct Batch<'a> {
 }
 
 impl Batch<'_> {
-    pub(super) fn execute(&self, sql: &'static str, parameters: impl Params) -> Result<usize, Fault> {
+    pub(super) fn execute(
+        &self,
+        sql: &'static str,
+        parameters: impl Params,
+    ) -> Result<usize, Fault> {
         Ok(self.connection.prepare_cached(sql)?.execute(parameters)?)
     }
 
@@ -93,12 +98,19 @@ impl Batch<'_> {
     /// Appends to the audit trail.
     pub(super) fn append(&mut self, entry: &Entry) -> Result<(), Fault> {
         let sequence = self.effects.state.sequence.saturating_add(1);
-        let hash = chain::link(&self.effects.state.hash, sequence, self.node, entry.body.as_bytes());
+        let hash =
+            chain::link(&self.effects.state.hash, sequence, self.node, entry.body.as_bytes());
         self.keep(sequence, &self.node.clone(), hash, entry)
     }
 
     /// Puts a record behind the last one.
-    pub(super) fn keep(&mut self, sequence: u64, node: &Arc<str>, hash: [u8; 32], entry: &Entry) -> Result<(), Fault> {
+    pub(super) fn keep(
+        &mut self,
+        sequence: u64,
+        node: &Arc<str>,
+        hash: [u8; 32],
+        entry: &Entry,
+    ) -> Result<(), Fault> {
         self.execute(
             "INSERT INTO audit (sequence, node, hash, event) VALUES (?1, ?2, ?3, ?4)",
             (to_sql(sequence), node.as_ref(), hash, &entry.body),
@@ -112,7 +124,13 @@ impl Batch<'_> {
         state.newest = state.newest.max(entry.event.at);
         if self.listening {
             let (chain, node) = (self.chain.clone(), node.clone());
-            self.effects.records.push(Arc::new(Record { chain, sequence, node, event: entry.event.clone(), hash }));
+            self.effects.records.push(Arc::new(Record {
+                chain,
+                sequence,
+                node,
+                event: entry.event.clone(),
+                hash,
+            }));
         }
         Ok(())
     }
@@ -144,7 +162,8 @@ pub(super) enum Urgency {
 }
 
 impl Urgency {
-    /// Of a change that is told as this: some changes of a client or of the keys end tokens, most do not.
+    /// Of a change that is told as this: some changes of a client or of the keys end tokens, most
+    /// do not.
     pub(super) const fn of(action: Action) -> Self {
         if matches!(action, Action::KeyRevoked | Action::ClientDisabled | Action::SecretRetired) {
             Self::Vital
@@ -157,7 +176,8 @@ impl Urgency {
 /// A verb on its way through the writer.
 pub(super) trait Job: Send {
     fn urgency(&self) -> Urgency;
-    /// Writes into the batch; again into another one if the first did not come to stand. An error undoes the whole batch.
+    /// Writes into the batch; again into another one if the first did not come to stand. An error
+    /// undoes the whole batch.
     fn run(&mut self, batch: &mut Batch<'_>) -> Result<(), Fault>;
     /// Answers, once the batch stands or has failed.
     fn settle(self: Box<Self>, fate: Result<(), Fault>);
@@ -188,7 +208,8 @@ where
 
     fn run(&mut self, batch: &mut Batch<'_>) -> Result<(), Fault> {
         let done = (self.work)(batch);
-        // A fault without a kind was found before the verb wrote anything, so it is this caller's alone.
+        // A fault without a kind was found before the verb wrote anything, so it is this caller's
+        // alone.
         let spoiled = done.as_ref().err().filter(|fault| fault.kind().is_some()).cloned();
         self.done = Some(done);
         spoiled.map_or(Ok(()), Err)

@@ -1,5 +1,6 @@
-//! Whether what is on disk is what was acknowledged. SQLite's own checks see a page that is torn or missing; these see an end that
-//! was lost, a revocation that is not there, and a value that changed.
+//! Whether what is on disk is what was acknowledged. SQLite's own checks see a page that is torn or
+//! missing; these see an end that was lost, a revocation that is not there, and a value that
+//! changed.
 
 use std::sync::Arc;
 
@@ -31,7 +32,8 @@ const TAIL: u64 = 1_000;
 pub struct Checked {
     /// Audit records walked over.
     pub records: u64,
-    /// What is wrong with the database's structure, its rows and what was acknowledged; empty when nothing is.
+    /// What is wrong with the database's structure, its rows and what was acknowledged; empty when
+    /// nothing is.
     pub damage: Vec<String>,
     /// The first place where an audit chain is broken, and which.
     pub flaw: Option<(Arc<str>, Flaw)>,
@@ -44,8 +46,9 @@ impl Checked {
     }
 }
 
-/// Reads what the writer must know, and refuses what does not carry on from what was acknowledged. Where a rollback is accepted,
-/// a copy or an older state is not refused; the text says why it had to be accepted.
+/// Reads what the writer must know, and refuses what does not carry on from what was acknowledged.
+/// Where a rollback is accepted, a copy or an older state is not refused; the text says why it had
+/// to be accepted.
 pub(super) fn opening(
     connection: &Connection,
     note: Option<&Note>,
@@ -55,11 +58,15 @@ pub(super) fn opening(
 ) -> Result<(State, Option<String>), OpenError> {
     let state = state(connection, node)?;
     if state.import.is_some() {
-        return Err(OpenError::Corrupt("an import was begun and not ended; begin again with an empty directory".into()));
+        return Err(OpenError::Corrupt(
+            "an import was begun and not ended; begin again with an empty directory".into(),
+        ));
     }
     let head = audit::head(connection)?;
     if head.as_ref().is_some_and(|head| !key.check(head)) {
-        return Err(OpenError::Corrupt("the audit trail was sealed with another master key, or its seal is damaged".into()));
+        return Err(OpenError::Corrupt(
+            "the audit trail was sealed with another master key, or its seal is damaged".into(),
+        ));
     }
     let rollback = rollback(connection, &state, note)?;
     if let Some(problem) = rollback.as_ref().filter(|_| !accept_rollback) {
@@ -72,10 +79,14 @@ pub(super) fn opening(
         return Err(OpenError::Corrupt(LOST.into()));
     }
     if others::heads(connection)?.iter().any(|(_, head)| !key.check(head)) {
-        return Err(OpenError::Corrupt("an imported audit chain was sealed with another master key".into()));
+        return Err(OpenError::Corrupt(
+            "an imported audit chain was sealed with another master key".into(),
+        ));
     }
     if state.sequence == 0 && others::head(connection, node)?.is_some() {
-        let taken = format!("an audit chain of another node is called {node}: give this node a name of its own");
+        let taken = format!(
+            "an audit chain of another node is called {node}: give this node a name of its own"
+        );
         return Err(OpenError::Corrupt(taken));
     }
     Ok((state, rollback))
@@ -89,10 +100,15 @@ fn tally(connection: &Connection) -> Result<Tally, Fault> {
 }
 
 /// Why this may be an older state than was acknowledged; `None` where it is the newest.
-fn rollback(connection: &Connection, state: &State, note: Option<&Note>) -> Result<Option<String>, OpenError> {
+fn rollback(
+    connection: &Connection,
+    state: &State,
+    note: Option<&Note>,
+) -> Result<Option<String>, OpenError> {
     let Some(note) = note else {
         // Before the first record there is nothing that could be brought back.
-        let missing = "the file anchor is missing or cannot be read, so the database may be an older one";
+        let missing =
+            "the file anchor is missing or cannot be read, so the database may be an older one";
         return Ok((state.sequence > 0).then(|| missing.to_owned()));
     };
     if hash_of(connection, note.sequence)? != Some(note.hash) {
@@ -104,8 +120,12 @@ fn rollback(connection: &Connection, state: &State, note: Option<&Note>) -> Resu
     }
     let problem = match (note.is_of_database, note.is_in_place) {
         (true, true) => None,
-        (false, _) => Some("the database is a copy: it is another file than the one that was written to last"),
-        (true, false) => Some("the file anchor is a copy: a copy of the directory was written over the one that was used last"),
+        (false, _) => {
+            Some("the database is a copy: it is another file than the one that was written to last")
+        }
+        (true, false) => Some(
+            "the file anchor is a copy: a copy of the directory was written over the one that was used last",
+        ),
     };
     Ok(problem.filter(|_| state.sequence > 0).map(str::to_owned))
 }
@@ -134,7 +154,8 @@ pub(super) fn state(connection: &Connection, node: &str) -> Result<State, OpenEr
         import: None,
     };
     let Some((state, tally, kept)) = row.optional()? else { return Ok(fresh()) };
-    let tally = Tally::from_bytes(&tally).ok_or_else(|| OpenError::Corrupt("the head's tally cannot be read".into()))?;
+    let tally = Tally::from_bytes(&tally)
+        .ok_or_else(|| OpenError::Corrupt("the head's tally cannot be read".into()))?;
     let state = State { tally, ..state };
     if state.sum() != kept.as_slice() {
         return Err(OpenError::Corrupt("the head does not match its sum".into()));
@@ -231,7 +252,8 @@ fn whole_chain(connection: &Connection, chain: &str, key: &ChainKey) -> Result<u
 /// SQLite's view of its pages and indexes.
 fn structure(connection: &Connection) -> Result<Vec<String>, Fault> {
     let mut statement = connection.prepare("PRAGMA integrity_check(20)")?;
-    let lines: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+    let lines: Vec<String> =
+        statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     Ok(lines.into_iter().filter(|line| line != "ok").collect())
 }
 
@@ -278,8 +300,9 @@ fn rows(connection: &Connection) -> Result<Vec<String>, Fault> {
 }
 
 impl Embedded {
-    /// Checks everything: SQLite's structure, each row against its sum, the revocations against their tally and the whole audit
-    /// chain against its seal. Takes as long as reading the database does; writes go on meanwhile.
+    /// Checks everything: SQLite's structure, each row against its sum, the revocations against
+    /// their tally and the whole audit chain against its seal. Takes as long as reading the
+    /// database does; writes go on meanwhile.
     pub async fn check(&self) -> Result<Checked> {
         let key = Arc::new(self.key.clone());
         self.scan(move |connection| {

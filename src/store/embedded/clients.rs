@@ -1,4 +1,5 @@
-//! Clients, and the uses of their secrets beside them: a use is noted far more often than a client is written.
+//! Clients, and the uses of their secrets beside them: a use is noted far more often than a client
+//! is written.
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension};
@@ -21,12 +22,21 @@ const CLIENTS: Table = Table { name: "clients", record: "client" };
 impl ClientStore for Embedded {
     async fn client(&self, id: &ClientId) -> Result<Option<Client>> {
         let id = id.clone();
-        self.read(move |connection| find(connection, &id)?.map(|client| with_uses(connection, client)).transpose()).await
+        self.read(move |connection| {
+            find(connection, &id)?.map(|client| with_uses(connection, client)).transpose()
+        })
+        .await
     }
 
-    async fn clients(&self, tenant: Option<&TenantId>, after: Option<&ClientId>, limit: usize) -> Result<Vec<Listed>> {
+    async fn clients(
+        &self,
+        tenant: Option<&TenantId>,
+        after: Option<&ClientId>,
+        limit: usize,
+    ) -> Result<Vec<Listed>> {
         let (tenant, after) = (tenant.cloned(), after.cloned());
-        self.scan(move |connection| listing(connection, tenant.as_ref(), after.as_ref(), limit)).await
+        self.scan(move |connection| listing(connection, tenant.as_ref(), after.as_ref(), limit))
+            .await
     }
 
     async fn create_client(&self, client: &Client, event: Event) -> Result<Creation> {
@@ -41,7 +51,10 @@ impl ClientStore for Embedded {
 
     async fn replace_client(&self, client: &Client, event: Event) -> Result<Write> {
         let (client, entry) = (Stored::new(client)?, Entry::new(event)?);
-        self.write(Urgency::of(entry.event.action), move |batch| batch.replace_client(&client, &entry)).await
+        self.write(Urgency::of(entry.event.action), move |batch| {
+            batch.replace_client(&client, &entry)
+        })
+        .await
     }
 
     async fn end_client(&self, client: &Client, event: Event, ended: Event) -> Result<Write> {
@@ -56,7 +69,10 @@ impl ClientStore for Embedded {
 
     async fn note_uses(&self, uses: &[SecretUse]) -> Result<()> {
         let uses = uses.to_vec();
-        self.write(Urgency::Normal, move |batch| uses.iter().try_for_each(|used| batch.note_use(used))).await
+        self.write(Urgency::Normal, move |batch| {
+            uses.iter().try_for_each(|used| batch.note_use(used))
+        })
+        .await
     }
 }
 
@@ -79,7 +95,12 @@ impl Stored {
 }
 
 impl Batch<'_> {
-    pub(super) fn create_client(&mut self, stored: &Stored, of_any: bool, entry: &Entry) -> Result<Creation, Fault> {
+    pub(super) fn create_client(
+        &mut self,
+        stored: &Stored,
+        of_any: bool,
+        entry: &Entry,
+    ) -> Result<Creation, Fault> {
         let Client { id, tenant, .. } = &stored.client;
         if !of_any && self.deleted_of(id)?.is_some_and(|owner| owner != *tenant) {
             return Ok(Creation::Taken);
@@ -95,7 +116,8 @@ impl Batch<'_> {
 
     /// Whether the id was free.
     pub(super) fn insert_client(&self, Stored { client, body }: &Stored) -> Result<bool, Fault> {
-        let (id, tenant, revision) = (client.id.as_str(), client.tenant.as_str(), to_sql(client.revision));
+        let (id, tenant, revision) =
+            (client.id.as_str(), client.tenant.as_str(), to_sql(client.revision));
         let written = self.execute(
             "INSERT OR IGNORE INTO clients (id, tenant, revision, body, sum) VALUES (?1, ?2, ?3, ?4, ?5)",
             (id, tenant, revision, body, CLIENTS.sum(id, tenant, revision, body)),
@@ -104,7 +126,12 @@ impl Batch<'_> {
     }
 
     /// Writes a client and raises its epoch.
-    pub(super) fn end_client(&mut self, stored: &Stored, entry: &Entry, ended: &Entry) -> Result<Write, Fault> {
+    pub(super) fn end_client(
+        &mut self,
+        stored: &Stored,
+        entry: &Entry,
+        ended: &Entry,
+    ) -> Result<Write, Fault> {
         let written = self.replace_client(stored, entry)?;
         if written == Write::Done {
             self.raise_epoch(&EpochOf::Client(stored.client.id.clone()), ended)?;
@@ -112,19 +139,27 @@ impl Batch<'_> {
         Ok(written)
     }
 
-    pub(super) fn replace_client(&mut self, Stored { client, body }: &Stored, entry: &Entry) -> Result<Write, Fault> {
+    pub(super) fn replace_client(
+        &mut self,
+        Stored { client, body }: &Stored,
+        entry: &Entry,
+    ) -> Result<Write, Fault> {
         let Some(before) = client.revision.checked_sub(1) else { return Ok(Write::Stale) };
         if !self.keeps(client, before)? {
             return Ok(Write::Stale);
         }
-        let (id, tenant, revision) = (client.id.as_str(), client.tenant.as_str(), to_sql(client.revision));
+        let (id, tenant, revision) =
+            (client.id.as_str(), client.tenant.as_str(), to_sql(client.revision));
         self.execute(
             "UPDATE clients SET tenant = ?2, revision = ?3, body = ?4, sum = ?5 WHERE id = ?1",
             (id, tenant, revision, body, CLIENTS.sum(id, tenant, revision, body)),
         )?;
         for secret in self.noted_secrets(id)? {
             if !client.secrets.iter().any(|kept| kept.id.as_str() == secret) {
-                self.execute("DELETE FROM secret_uses WHERE client = ?1 AND secret = ?2", (id, secret))?;
+                self.execute(
+                    "DELETE FROM secret_uses WHERE client = ?1 AND secret = ?2",
+                    (id, secret),
+                )?;
             }
         }
         self.append(entry)?;
@@ -145,26 +180,34 @@ impl Batch<'_> {
         Ok(Write::Done)
     }
 
-    /// Returns true if the stored client is this one, at this revision. Revisions start at 1 again once a client was deleted, so its
-    /// tenant and the time of its creation count too: a late change of a deleted client must not reach the next one of its id.
+    /// Returns true if the stored client is this one, at this revision. Revisions start at 1 again
+    /// once a client was deleted, so its tenant and the time of its creation count too: a late
+    /// change of a deleted client must not reach the next one of its id.
     fn keeps(&self, client: &Client, revision: u64) -> Result<bool, Fault> {
-        let is_kept =
-            |kept: Client| kept.revision == revision && kept.tenant == client.tenant && kept.created_at == client.created_at;
+        let is_kept = |kept: Client| {
+            kept.revision == revision
+                && kept.tenant == client.tenant
+                && kept.created_at == client.created_at
+        };
         Ok(find(self.connection, &client.id)?.is_some_and(is_kept))
     }
 
     fn noted_secrets(&self, client: &str) -> Result<Vec<String>, Fault> {
-        let mut statement = self.connection.prepare_cached("SELECT secret FROM secret_uses WHERE client = ?1")?;
-        let secrets = statement.query_map((client,), |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+        let mut statement =
+            self.connection.prepare_cached("SELECT secret FROM secret_uses WHERE client = ?1")?;
+        let secrets =
+            statement.query_map((client,), |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
         Ok(secrets)
     }
 
     pub(super) fn note_use(&self, used: &SecretUse) -> Result<(), Fault> {
         let known = find(self.connection, &used.client)?;
-        if known.is_some_and(|client| client.secrets.iter().any(|secret| secret.id == used.secret)) {
+        if known.is_some_and(|client| client.secrets.iter().any(|secret| secret.id == used.secret))
+        {
             let before = uses(self.connection, used.client.as_str(), used.secret.as_str())?;
-            let (at, count) =
-                before.map_or((used.at, used.count), |(at, count)| (at.max(used.at), count.saturating_add(used.count)));
+            let (at, count) = before.map_or((used.at, used.count), |(at, count)| {
+                (at.max(used.at), count.saturating_add(used.count))
+            });
             let sum = sum_of_use(used.client.as_str(), used.secret.as_str(), at, count);
             self.execute(
                 "INSERT OR REPLACE INTO secret_uses (client, secret, last_used_at, uses, sum) VALUES (?1, ?2, ?3, ?4, ?5)",
@@ -194,13 +237,18 @@ fn listing(
         for row in rows {
             // A row whose key no client could have is not even named.
             let Ok(id) = row.0.parse::<ClientId>() else { continue };
-            listed.push(match CLIENTS.decode(row).and_then(|client| with_uses(connection, client)) {
-                Ok(client) if client.id == id && tenant.is_none_or(|tenant| client.tenant == *tenant) => {
-                    Listed::Client(Box::new(client))
-                }
-                Ok(_) | Err(Fault::Row(_)) => Listed::NotAuthentic(id),
-                Err(fault) => return Err(fault),
-            });
+            listed.push(
+                match CLIENTS.decode(row).and_then(|client| with_uses(connection, client)) {
+                    Ok(client)
+                        if client.id == id
+                            && tenant.is_none_or(|tenant| client.tenant == *tenant) =>
+                    {
+                        Listed::Client(Box::new(client))
+                    }
+                    Ok(_) | Err(Fault::Row(_)) => Listed::NotAuthentic(id),
+                    Err(fault) => return Err(fault),
+                },
+            );
         }
     }
     ascending(after, listed.iter().map(Listed::id))?;
@@ -208,14 +256,26 @@ fn listing(
 }
 
 /// Clients in the order of their ids.
-pub(super) fn page(connection: &Connection, after: Option<&ClientId>, limit: usize) -> Result<Vec<Client>, Fault> {
-    bare(connection, after, limit)?.into_iter().map(|client| with_uses(connection, client)).collect()
+pub(super) fn page(
+    connection: &Connection,
+    after: Option<&ClientId>,
+    limit: usize,
+) -> Result<Vec<Client>, Fault> {
+    bare(connection, after, limit)?
+        .into_iter()
+        .map(|client| with_uses(connection, client))
+        .collect()
 }
 
 /// Clients in the order of their ids, without the uses of their secrets.
-pub(super) fn bare(connection: &Connection, after: Option<&ClientId>, limit: usize) -> Result<Vec<Client>, Fault> {
+pub(super) fn bare(
+    connection: &Connection,
+    after: Option<&ClientId>,
+    limit: usize,
+) -> Result<Vec<Client>, Fault> {
     let rows = CLIENTS.rows(connection, None, after.map_or("", ClientId::as_str), limit)?;
-    let clients = rows.into_iter().map(|row| CLIENTS.decode(row)).collect::<Result<Vec<Client>, Fault>>()?;
+    let clients =
+        rows.into_iter().map(|row| CLIENTS.decode(row)).collect::<Result<Vec<Client>, Fault>>()?;
     ascending(after, clients.iter().map(|client| &client.id))?;
     Ok(clients)
 }
@@ -230,9 +290,14 @@ fn with_uses(connection: &Connection, mut client: Client) -> Result<Client, Faul
     Ok(client)
 }
 
-fn uses(connection: &Connection, client: &str, secret: &str) -> Result<Option<(Timestamp, u64)>, Fault> {
-    let mut statement =
-        connection.prepare_cached("SELECT last_used_at, uses, sum FROM secret_uses WHERE client = ?1 AND secret = ?2")?;
+fn uses(
+    connection: &Connection,
+    client: &str,
+    secret: &str,
+) -> Result<Option<(Timestamp, u64)>, Fault> {
+    let mut statement = connection.prepare_cached(
+        "SELECT last_used_at, uses, sum FROM secret_uses WHERE client = ?1 AND secret = ?2",
+    )?;
     let row = statement.query_row((client, secret), |row| row.try_into()).optional()?;
     row.map(|row| decode_use(client, secret, row)).transpose()
 }

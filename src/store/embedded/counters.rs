@@ -38,7 +38,11 @@ impl Counters {
         let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
         for row in rows {
             let (until, id, value) = row?;
-            windows.values.entry(Timestamp::from_millis(until)).or_default().insert(id, from_sql(value));
+            windows
+                .values
+                .entry(Timestamp::from_millis(until))
+                .or_default()
+                .insert(id, from_sql(value));
         }
         Ok(Self(Mutex::new(windows)))
     }
@@ -62,19 +66,23 @@ impl Counters {
         !self.lock().unwritten.is_empty()
     }
 
-    /// Writes what has not been; gives it back for [`Self::again`] should the batch not come to stand.
+    /// Writes what has not been; gives it back for [`Self::again`] should the batch not come to
+    /// stand.
     pub(super) fn write(&self, connection: &Connection) -> Result<Vec<(Timestamp, String)>, Fault> {
         let mut windows = self.lock();
         let mut changed = mem::take(&mut windows.unwritten);
         changed.sort_unstable();
         changed.dedup();
-        let values: Vec<Option<u64>> =
-            changed.iter().map(|(until, id)| windows.values.get(until).and_then(|window| window.get(id)).copied()).collect();
+        let values: Vec<Option<u64>> = changed
+            .iter()
+            .map(|(until, id)| windows.values.get(until).and_then(|window| window.get(id)).copied())
+            .collect();
         // Callers count on while the rows are written.
         drop(windows);
         let write = || {
-            let mut statement =
-                connection.prepare_cached("INSERT OR REPLACE INTO counters (until, id, value) VALUES (?1, ?2, ?3)")?;
+            let mut statement = connection.prepare_cached(
+                "INSERT OR REPLACE INTO counters (until, id, value) VALUES (?1, ?2, ?3)",
+            )?;
             for ((until, id), value) in changed.iter().zip(&values) {
                 if let Some(value) = value {
                     statement.execute((until.millis(), id, to_sql(*value)))?;
@@ -97,7 +105,8 @@ impl Counters {
 
     fn forget(&self, now: Timestamp) -> usize {
         let mut windows = self.lock();
-        let still = windows.values.split_off(&Timestamp::from_millis(now.millis().saturating_add(1)));
+        let still =
+            windows.values.split_off(&Timestamp::from_millis(now.millis().saturating_add(1)));
         let gone = mem::replace(&mut windows.values, still);
         gone.values().map(HashMap::len).sum()
     }
@@ -118,7 +127,11 @@ impl CounterStore for Embedded {
         if first {
             // Wakes the writer, which otherwise would sleep until the next verb.
             let (reply, _) = oneshot::channel();
-            self.writer.nudge(Box::new(Work::new(Urgency::Lazy, |_: &mut Batch<'_>| Ok(()), reply)))?;
+            self.writer.nudge(Box::new(Work::new(
+                Urgency::Lazy,
+                |_: &mut Batch<'_>| Ok(()),
+                reply,
+            )))?;
         }
         Ok(values)
     }
@@ -129,7 +142,10 @@ impl Embedded {
     pub(super) async fn sweep_counters(&self, now: Timestamp) -> Result<usize> {
         let gone = self.shared.counters.forget(now);
         let until = now.millis();
-        self.write(Urgency::Normal, move |batch| batch.execute("DELETE FROM counters WHERE until <= ?1", (until,))).await?;
+        self.write(Urgency::Normal, move |batch| {
+            batch.execute("DELETE FROM counters WHERE until <= ?1", (until,))
+        })
+        .await?;
         Ok(gone)
     }
 }

@@ -19,7 +19,9 @@ fn sum(id: &str, tenant: &str) -> [u8; 16] {
 impl Batch<'_> {
     /// The tenant of the client that had this id last, if it was deleted.
     pub(super) fn deleted_of(&self, id: &ClientId) -> Result<Option<TenantId>, Fault> {
-        let mut statement = self.connection.prepare_cached("SELECT id, tenant, sum FROM deleted_clients WHERE id = ?1")?;
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT id, tenant, sum FROM deleted_clients WHERE id = ?1")?;
         let row = statement.query_row((id.as_str(),), |row| row.try_into()).optional()?;
         Ok(row.map(decode).transpose()?.map(|(_, tenant)| tenant))
     }
@@ -45,10 +47,15 @@ fn decode((id, tenant, kept): (String, String, Vec<u8>)) -> Result<(ClientId, Te
 }
 
 /// The next items of an export.
-pub(super) fn page(connection: &Connection, after: Option<&ClientId>, limit: i64) -> Result<Vec<Item>, Fault> {
+pub(super) fn page(
+    connection: &Connection,
+    after: Option<&ClientId>,
+    limit: i64,
+) -> Result<Vec<Item>, Fault> {
     let sql = "SELECT id, tenant, sum FROM deleted_clients WHERE id > ?1 ORDER BY id LIMIT ?2";
     let mut statement = connection.prepare_cached(sql)?;
-    let rows = statement.query_map((after.map_or("", ClientId::as_str), limit), |row| row.try_into())?;
+    let rows =
+        statement.query_map((after.map_or("", ClientId::as_str), limit), |row| row.try_into())?;
     let kept = rows.map(|row| decode(row?)).collect::<Result<Vec<_>, Fault>>()?;
     ascending(after, kept.iter().map(|(id, _)| id))?;
     Ok(kept.into_iter().map(|(client, tenant)| Item::DeletedClient { client, tenant }).collect())

@@ -15,11 +15,20 @@ use super::{
 };
 
 /// Every file that this process, or SQLite in it, opens in a data directory.
-const FILES: [&str; 8] =
-    ["jeton.db", "jeton.db-wal", "jeton.db-shm", "jeton.db-journal", "lock", "anchor", "anchor.new", "reserve"];
+const FILES: [&str; 8] = [
+    "jeton.db",
+    "jeton.db-wal",
+    "jeton.db-shm",
+    "jeton.db-journal",
+    "lock",
+    "anchor",
+    "anchor.new",
+    "reserve",
+];
 
-/// Holds a data directory until it is dropped, or its process ends in whatever way: the lock is the kernel's, on the directory
-/// itself, so that no file that is removed by hand lets a second process in. The file `lock` only names the holder.
+/// Holds a data directory until it is dropped, or its process ends in whatever way: the lock is the
+/// kernel's, on the directory itself, so that no file that is removed by hand lets a second process
+/// in. The file `lock` only names the holder.
 #[derive(Debug)]
 pub(super) struct Directory {
     path: PathBuf,
@@ -27,16 +36,24 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    /// Takes the directory, makes it if it is not there; names the holder if there is one. Before anything in it is made or
-    /// changed, the directory and every file of ours in it are checked; with `tolerated`, others may be able to write there.
+    /// Takes the directory, makes it if it is not there; names the holder if there is one. Before
+    /// anything in it is made or changed, the directory and every file of ours in it are checked;
+    /// with `tolerated`, others may be able to write there.
     pub(super) fn take(dir: &Path, tolerated: bool) -> Result<Self, OpenError> {
         if !dir.exists() {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(OpenError::io(dir))?;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(dir)
+                .map_err(OpenError::io(dir))?;
         }
-        // The directory itself may be reached by a link. SQLite refuses links in the path, so it gets the resolved one.
+        // The directory itself may be reached by a link. SQLite refuses links in the path, so it
+        // gets the resolved one.
         let path = dir.canonicalize().map_err(OpenError::io(dir))?;
         let mut options = OpenOptions::new();
-        options.read(true).custom_flags((OFlags::DIRECTORY | OFlags::NOFOLLOW).bits().cast_signed());
+        options
+            .read(true)
+            .custom_flags((OFlags::DIRECTORY | OFlags::NOFOLLOW).bits().cast_signed());
         let held = options.open(&path).map_err(OpenError::io(&path))?;
         let metadata = held.metadata().map_err(OpenError::io(&path))?;
         is_owned(&path, &metadata)?;
@@ -54,7 +71,9 @@ impl Directory {
         }
         let note = path.join("lock");
         let mut file = private(&note)?;
-        file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(OpenError::io(note))?;
+        file.set_len(0)
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .map_err(OpenError::io(note))?;
         Ok(Self { path, held })
     }
 
@@ -74,6 +93,7 @@ fn holder(dir: &Path) -> u32 {
     let mut options = OpenOptions::new();
     options.read(true).custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed());
     let mut text = String::new();
-    let read = options.open(dir.join("lock")).and_then(|file| file.take(32).read_to_string(&mut text));
+    let read =
+        options.open(dir.join("lock")).and_then(|file| file.take(32).read_to_string(&mut text));
     read.ok().and_then(|_| text.trim().parse().ok()).unwrap_or(0)
 }

@@ -1,4 +1,5 @@
-//! Refresh families. What changes with a rotation is in columns, the rest is a body that is written once.
+//! Refresh families. What changes with a rotation is in columns, the rest is a body that is written
+//! once.
 
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ use super::{
 };
 use crate::{
     model::{
-        Audience, ClientId, Epochs, Event, Family, FamilyId, Scopes, Stamp, Subject, TenantId, Timestamp, family::Answers,
+        Audience, ClientId, Epochs, Event, Family, FamilyId, Scopes, Stamp, Subject, TenantId,
+        Timestamp, family::Answers,
     },
     store::{Creation, FamilyStore, Last, Result, Rotate, Rotation, Verdict, ended},
 };
@@ -46,7 +48,13 @@ impl FamilyStore for Embedded {
         self.write(Urgency::Vital, move |batch| batch.rotate(&rotate, &stamp, &jti)).await
     }
 
-    async fn end_family(&self, id: FamilyId, now: Timestamp, until: Timestamp, event: Event) -> Result<()> {
+    async fn end_family(
+        &self,
+        id: FamilyId,
+        now: Timestamp,
+        until: Timestamp,
+        event: Event,
+    ) -> Result<()> {
         self.shared.brings(now);
         let entry = Entry::new(event)?;
         self.write(Urgency::Vital, move |batch| batch.end_family(id, now, until, &entry)).await
@@ -54,13 +62,13 @@ impl FamilyStore for Embedded {
 }
 
 impl Batch<'_> {
-    /// Judged from the row inside the transaction that changes it: of two that present the same token, the second sees what the
-    /// first has done.
+    /// Judged from the row inside the transaction that changes it: of two that present the same
+    /// token, the second sees what the first has done.
     fn rotate(&mut self, rotate: &Rotate, stamp: &Stamp, jti: &str) -> Result<Rotation, Fault> {
         let found = find(self.connection, rotate.family)?;
-        let verdict = found
-            .as_ref()
-            .map_or(Verdict::Unknown, |row| rotate.judge(&row.family, Last { at: row.family.rotated_at, unanswered: 0 }));
+        let verdict = found.as_ref().map_or(Verdict::Unknown, |row| {
+            rotate.judge(&row.family, Last { at: row.family.rotated_at, unanswered: 0 })
+        });
         if self.scarce && !verdict.ends() {
             return Err(Fault::Full);
         }
@@ -68,12 +76,14 @@ impl Batch<'_> {
         let rotation = match (verdict, found) {
             (Verdict::Rotate, Some(mut row)) => {
                 row.family.generation = row.family.generation.saturating_add(1);
-                row.family.answers = row.family.answers.rotated(row.family.answers.given, &stamp.peer);
+                row.family.answers =
+                    row.family.answers.rotated(row.family.answers.given, &stamp.peer);
                 let stepped_back = rotate.now < row.family.rotated_at;
                 row.family.rotated_at = rotate.now;
                 self.update_family(&row)?;
                 if stepped_back {
-                    // It dies earlier than its place in the index says. Usually it is later, and the sweep sees to that.
+                    // It dies earlier than its place in the index says. Usually it is later, and
+                    // the sweep sees to that.
                     let sql = "UPDATE families SET sweep_at = min(sweep_at, ?2) WHERE id = ?1";
                     self.execute(sql, (row.family.id.0.as_bytes(), dies_at(&row.family).millis()))?;
                 }
@@ -99,7 +109,13 @@ impl Batch<'_> {
         Ok(rotation)
     }
 
-    pub(super) fn end_family(&mut self, id: FamilyId, now: Timestamp, until: Timestamp, entry: &Entry) -> Result<(), Fault> {
+    pub(super) fn end_family(
+        &mut self,
+        id: FamilyId,
+        now: Timestamp,
+        until: Timestamp,
+        entry: &Entry,
+    ) -> Result<(), Fault> {
         if let Some(mut row) = find(self.connection, id)?
             && row.family.ended_at.is_none()
         {
@@ -112,7 +128,19 @@ impl Batch<'_> {
 
     /// Whether the id was free.
     pub(super) fn insert_family(&self, columns: &Columns) -> Result<bool, Fault> {
-        let Columns { id, client, salt, generation, rotated_at, answers, ended_at, expires_at, sweep_at, body, sum } = columns;
+        let Columns {
+            id,
+            client,
+            salt,
+            generation,
+            rotated_at,
+            answers,
+            ended_at,
+            expires_at,
+            sweep_at,
+            body,
+            sum,
+        } = columns;
         let written = self.execute(
             "INSERT OR IGNORE INTO families
              (id, client, salt, generation, rotated_at, answers, ended_at, expires_at, sweep_at, body, sum)
@@ -123,7 +151,8 @@ impl Batch<'_> {
     }
 
     fn update_family(&self, Stored { family, body }: &Stored) -> Result<(), Fault> {
-        let (answers, ended_at) = (written(&family.answers)?, family.ended_at.map(Timestamp::millis));
+        let (answers, ended_at) =
+            (written(&family.answers)?, family.ended_at.map(Timestamp::millis));
         let sum = sum(family, &answers, body);
         self.execute(
             "UPDATE families SET generation = ?2, rotated_at = ?3, answers = ?4, ended_at = ?5, sum = ?6 WHERE id = ?1",
@@ -132,13 +161,15 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Forgets up to `limit` families that can never stand again. Those that were refreshed since their place in the index was
-    /// set are put where they belong now.
+    /// Forgets up to `limit` families that can never stand again. Those that were refreshed since
+    /// their place in the index was set are put where they belong now.
     pub(super) fn sweep_families(&self, now: Timestamp, limit: i64) -> Result<usize, Fault> {
-        let mut statement =
-            self.connection.prepare_cached("SELECT id FROM families WHERE sweep_at <= ?1 ORDER BY sweep_at LIMIT ?2")?;
-        let due: Vec<[u8; 16]> =
-            statement.query_map((now.millis(), limit), |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
+        let mut statement = self.connection.prepare_cached(
+            "SELECT id FROM families WHERE sweep_at <= ?1 ORDER BY sweep_at LIMIT ?2",
+        )?;
+        let due: Vec<[u8; 16]> = statement
+            .query_map((now.millis(), limit), |row| row.get(0))?
+            .collect::<rusqlite::Result<_>>()?;
         let mut gone = 0_usize;
         for id in due {
             match find(self.connection, FamilyId(uuid::Uuid::from_bytes(id))) {
@@ -149,7 +180,10 @@ impl Batch<'_> {
                 // What cannot be read is kept: it is evidence, and refuses whoever presents it.
                 Err(Fault::Row(problem)) => {
                     tracing::error!(problem, "a refresh family is damaged and stays");
-                    self.execute("UPDATE families SET sweep_at = ?2 WHERE id = ?1", (id, i64::MAX))?;
+                    self.execute(
+                        "UPDATE families SET sweep_at = ?2 WHERE id = ?1",
+                        (id, i64::MAX),
+                    )?;
                 }
                 Err(fault) => return Err(fault),
                 Ok(_) => {
@@ -196,7 +230,8 @@ pub(super) struct Columns {
 
 impl Columns {
     pub(super) fn of(family: &Family) -> Result<Self, Fault> {
-        let Family { tenant, subject, scopes, audience, epochs, opened_at, idle, .. } = family.clone();
+        let Family { tenant, subject, scopes, audience, epochs, opened_at, idle, .. } =
+            family.clone();
         let body = Body { tenant, subject, scopes, audience, epochs, opened_at, idle };
         let body = serde_json::to_string(&body).map_err(row("refresh family"))?;
         let answers = written(&family.answers)?;
@@ -252,14 +287,21 @@ fn find(connection: &Connection, id: FamilyId) -> Result<Option<Stored>, Fault> 
 }
 
 /// Up to `limit` families in the order of their ids.
-pub(super) fn page(connection: &Connection, after: Option<FamilyId>, limit: i64) -> Result<Vec<Family>, Fault> {
+pub(super) fn page(
+    connection: &Connection,
+    after: Option<FamilyId>,
+    limit: i64,
+) -> Result<Vec<Family>, Fault> {
     let key = after.map_or_else(Vec::new, |id| id.0.as_bytes().to_vec());
     let mut statement = connection.prepare_cached(
         "SELECT id, client, salt, generation, rotated_at, answers, ended_at, expires_at, body, sum
          FROM families WHERE id > ?1 ORDER BY id LIMIT ?2",
     )?;
     let rows: Vec<_> = statement.query_map((key, limit), read)?.collect::<rusqlite::Result<_>>()?;
-    let families = rows.into_iter().map(|row| decode(row).map(|stored| stored.family)).collect::<Result<Vec<_>, Fault>>()?;
+    let families = rows
+        .into_iter()
+        .map(|row| decode(row).map(|stored| stored.family))
+        .collect::<Result<Vec<_>, Fault>>()?;
     ascending(after, families.iter().map(|family| family.id))?;
     Ok(families)
 }
@@ -270,10 +312,13 @@ fn read(row: &Row<'_>) -> rusqlite::Result<Raw> {
     row.try_into()
 }
 
-fn decode((id, client, salt, generation, rotated_at, answers, ended_at, expires_at, body, kept): Raw) -> Result<Stored, Fault> {
+fn decode(
+    (id, client, salt, generation, rotated_at, answers, ended_at, expires_at, body, kept): Raw,
+) -> Result<Stored, Fault> {
     let Body { tenant, subject, scopes, audience, epochs, opened_at, idle } =
         serde_json::from_str(&body).map_err(row("refresh family"))?;
-    let client = client.parse().map_err(|invalid| Fault::Row(format!("refresh family: {invalid}")))?;
+    let client =
+        client.parse().map_err(|invalid| Fault::Row(format!("refresh family: {invalid}")))?;
     let family = Family {
         id: FamilyId(uuid::Uuid::from_bytes(id)),
         tenant,

@@ -76,7 +76,9 @@ impl From<Fault> for OpenError {
     fn from(fault: Fault) -> Self {
         match fault {
             Fault::Row(problem) => Self::Corrupt(problem),
-            Fault::Sqlite(error) if fault_kind(&error) == Kind::Corrupt => Self::Corrupt(error.to_string()),
+            Fault::Sqlite(error) if fault_kind(&error) == Kind::Corrupt => {
+                Self::Corrupt(error.to_string())
+            }
             Fault::Sqlite(error) => Self::Database(Box::new(error)),
             Fault::Full | Fault::Failed => Self::Database(fault.to_string().into()),
         }
@@ -94,7 +96,8 @@ impl From<Flaw> for OpenError {
 pub(super) enum Fault {
     /// The database failed: nothing of the batch stands.
     Sqlite(Arc<rusqlite::Error>),
-    /// A stored record cannot be understood; found before anything was written, so the rest of the batch goes on.
+    /// A stored record cannot be understood; found before anything was written, so the rest of the
+    /// batch goes on.
     Row(String),
     /// There is no room for this one; found before anything was written.
     Full,
@@ -122,7 +125,8 @@ pub(super) enum Kind {
     Broken,
     /// The file is damaged where this batch looked.
     Corrupt,
-    /// Anything else, such as a lock held by a foreign tool: the batch is undone, the store goes on.
+    /// Anything else, such as a lock held by a foreign tool: the batch is undone, the store goes
+    /// on.
     Other,
 }
 
@@ -138,9 +142,13 @@ impl Fault {
 }
 
 fn fault_kind(error: &rusqlite::Error) -> Kind {
-    // Growing the shared index of the WAL reports a full disk as an I/O error; nothing has been written then.
-    let shared_index = error.sqlite_error().is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE);
-    // Our statements fit our tables: a value of another type, or a table that is not there, is damage.
+    // Growing the shared index of the WAL reports a full disk as an I/O error; nothing has been
+    // written then.
+    let shared_index = error
+        .sqlite_error()
+        .is_some_and(|error| error.extended_code == rusqlite::ffi::SQLITE_IOERR_SHMSIZE);
+    // Our statements fit our tables: a value of another type, or a table that is not there, is
+    // damage.
     if matches!(
         error,
         rusqlite::Error::InvalidColumnType(..)
@@ -181,9 +189,12 @@ impl From<Fault> for StoreError {
     }
 }
 
-/// Holds a page of rows against the key it was asked to come after. In a damaged tree a page may not be what was asked for, and
-/// whoever goes on from its last key would go round for ever.
-pub(super) fn ascending<K: PartialOrd>(after: Option<K>, keys: impl IntoIterator<Item = K>) -> Result<(), Fault> {
+/// Holds a page of rows against the key it was asked to come after. In a damaged tree a page may
+/// not be what was asked for, and whoever goes on from its last key would go round for ever.
+pub(super) fn ascending<K: PartialOrd>(
+    after: Option<K>,
+    keys: impl IntoIterator<Item = K>,
+) -> Result<(), Fault> {
     let mut last = after;
     for key in keys {
         if last.is_some_and(|last| last >= key) {
@@ -197,5 +208,7 @@ pub(super) fn ascending<K: PartialOrd>(after: Option<K>, keys: impl IntoIterator
 /// For a record that cannot be understood.
 pub(super) fn row(what: &'static str) -> impl FnOnce(serde_json::Error) -> Fault {
     // The parser's message may quote the record; its kind and place do not.
-    move |error| Fault::Row(format!("{what}: {:?} error at column {}", error.classify(), error.column()))
+    move |error| {
+        Fault::Row(format!("{what}: {:?} error at column {}", error.classify(), error.column()))
+    }
 }

@@ -1,5 +1,5 @@
-//! Files of the data directory. Each is opened so that no other file can stand in for it: a link that lies there would have this
-//! process truncate, grow or overwrite what it points to.
+//! Files of the data directory. Each is opened so that no other file can stand in for it: a link
+//! that lies there would have this process truncate, grow or overwrite what it points to.
 
 use std::{
     fs::{self, File, Metadata, OpenOptions},
@@ -15,18 +15,23 @@ use super::fault::OpenError;
 
 /// A file as its file system knows it: the same after a rename, another after a copy.
 ///
-/// The device is not part of it: its number may change with a restart of the machine (LVM, btrfs, overlays).
+/// The device is not part of it: its number may change with a restart of the machine (LVM, btrfs,
+/// overlays).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
     inode: u64,
-    /// Nanoseconds of its birth since 1970; 0 where the file system does not keep it. Numbers of inodes are used again.
+    /// Nanoseconds of its birth since 1970; 0 where the file system does not keep it. Numbers of
+    /// inodes are used again.
     born: u128,
 }
 
 impl Identity {
     /// Identity of an open or listed file.
     pub(super) fn of(metadata: &Metadata) -> Self {
-        let born = metadata.created().ok().and_then(|born| born.duration_since(SystemTime::UNIX_EPOCH).ok());
+        let born = metadata
+            .created()
+            .ok()
+            .and_then(|born| born.duration_since(SystemTime::UNIX_EPOCH).ok());
         Self { inode: metadata.ino(), born: born.map_or(0, |since| since.as_nanos()) }
     }
 
@@ -56,8 +61,14 @@ pub(super) fn look(path: &Path) -> Result<Option<Metadata>, OpenError> {
     }
 }
 
-/// Refuses a file or directory that others can write to, warns of one that they can read. `tolerated` warns of both.
-pub(super) fn is_closed(path: &Path, metadata: &Metadata, wanted: u32, tolerated: bool) -> Result<(), OpenError> {
+/// Refuses a file or directory that others can write to, warns of one that they can read.
+/// `tolerated` warns of both.
+pub(super) fn is_closed(
+    path: &Path,
+    metadata: &Metadata,
+    wanted: u32,
+    tolerated: bool,
+) -> Result<(), OpenError> {
     let mode = metadata.mode() & 0o777;
     let by_group = mode & 0o020 != 0 && !is_in_group(metadata.gid());
     if (mode & 0o002 != 0 || by_group) && !tolerated {
@@ -71,26 +82,34 @@ pub(super) fn is_closed(path: &Path, metadata: &Metadata, wanted: u32, tolerated
     Ok(())
 }
 
-/// Refuses what belongs to another user than this process's or root: its owner can change it at any time.
+/// Refuses what belongs to another user than this process's or root: its owner can change it at any
+/// time.
 pub(super) fn is_owned(path: &Path, metadata: &Metadata) -> Result<(), OpenError> {
     let (owner, own) = (metadata.uid(), process::geteuid().as_raw());
     if owner == own || owner == 0 {
         return Ok(());
     }
-    let problem = format!("belongs to user {owner}, this process is user {own}: run it as that user, or chown");
+    let problem = format!(
+        "belongs to user {owner}, this process is user {own}: run it as that user, or chown"
+    );
     Err(OpenError::Exposed { path: path.to_owned(), problem })
 }
 
 fn is_plain(path: &Path, metadata: &Metadata) -> Result<(), OpenError> {
     let refuse = |problem: String| Err(OpenError::Exposed { path: path.to_owned(), problem });
     if metadata.is_symlink() {
-        return refuse("is a symbolic link: put the file itself there, or remove the link".to_owned());
+        return refuse(
+            "is a symbolic link: put the file itself there, or remove the link".to_owned(),
+        );
     }
     if !metadata.is_file() {
         return refuse("is not a regular file: remove it".to_owned());
     }
     if metadata.nlink() > 1 {
-        return refuse(format!("has {} hard links: remove the others, or copy the file", metadata.nlink()));
+        return refuse(format!(
+            "has {} hard links: remove the others, or copy the file",
+            metadata.nlink()
+        ));
     }
     is_owned(path, metadata)
 }
@@ -103,7 +122,10 @@ fn is_in_group(group: u32) -> bool {
 /// A link reports itself as a loop, where links are not followed.
 fn not_opened(path: &Path, source: io::Error) -> OpenError {
     if source.raw_os_error() == Some(Errno::LOOP.raw_os_error()) {
-        return OpenError::Exposed { path: path.to_owned(), problem: "is a symbolic link: remove it".to_owned() };
+        return OpenError::Exposed {
+            path: path.to_owned(),
+            problem: "is a symbolic link: remove it".to_owned(),
+        };
     }
     OpenError::Io { path: path.to_owned(), source }
 }

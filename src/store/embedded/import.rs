@@ -26,7 +26,8 @@ impl Load for Embedded {
 }
 
 impl Batch<'_> {
-    /// All or nothing: the items are looked at before the first is written, so a refused batch leaves no half of itself.
+    /// All or nothing: the items are looked at before the first is written, so a refused batch
+    /// leaves no half of itself.
     fn load(&mut self, items: &[Item]) -> Result<(), Fault> {
         let (prepared, import) = self.prepare(items)?;
         for item in prepared {
@@ -64,7 +65,9 @@ impl Batch<'_> {
         for item in items {
             let next = match (item, &mut import) {
                 (Item::Export { version }, _) if *version != VERSION => {
-                    return Err(Fault::Row(format!("export: version {version} is not known, {VERSION} is")));
+                    return Err(Fault::Row(format!(
+                        "export: version {version} is not known, {VERSION} is"
+                    )));
                 }
                 (Item::Export { .. }, Some(_)) => return Err(not_empty()),
                 (Item::Export { .. }, None) if !self.is_empty()? => return Err(not_empty()),
@@ -72,10 +75,16 @@ impl Batch<'_> {
                     *none = Some(Chains::default());
                     Prepared::Nothing
                 }
-                (_, None) => return Err(Fault::Row("import: the first record must be of type export".into())),
+                (_, None) => {
+                    return Err(Fault::Row(
+                        "import: the first record must be of type export".into(),
+                    ));
+                }
                 (Item::Record { chain, sequence, node, event, hash }, Some(import)) => {
                     let entry = Entry::new(event.clone())?;
-                    let hash = import.step(chain, *sequence, node, entry.body.as_bytes(), hash).map_err(Fault::Row)?;
+                    let hash = import
+                        .step(chain, *sequence, node, entry.body.as_bytes(), hash)
+                        .map_err(Fault::Row)?;
                     Prepared::Record {
                         chain: chain.clone(),
                         sequence: *sequence,
@@ -85,25 +94,47 @@ impl Batch<'_> {
                     }
                 }
                 (Item::ChainEnd { chain, sequence, hash, open, seal }, Some(import)) => {
-                    let ending = Ending { chain, sequence: *sequence, hash, open: *open, seal: seal.as_deref() };
+                    let ending = Ending {
+                        chain,
+                        sequence: *sequence,
+                        hash,
+                        open: *open,
+                        seal: seal.as_deref(),
+                    };
                     let hash = import.close(&ending, Some(self.key)).map_err(Fault::Row)?;
-                    Prepared::ChainEnd { chain: chain.clone(), sequence: *sequence, hash, open: *open }
+                    Prepared::ChainEnd {
+                        chain: chain.clone(),
+                        sequence: *sequence,
+                        hash,
+                        open: *open,
+                    }
                 }
                 (Item::End { chains }, Some(done)) => {
-                    done.finish(*chains).map_err(|problem| Fault::Row(format!("import: {problem}")))?;
+                    done.finish(*chains)
+                        .map_err(|problem| Fault::Row(format!("import: {problem}")))?;
                     import = None;
                     Prepared::Nothing
                 }
-                (Item::Client(client), Some(_)) => Prepared::Client(Box::new(clients::Stored::new(client)?)),
-                (Item::SecretUse { client, secret, last_used_at, use_count }, Some(_)) => Prepared::Use(SecretUse {
-                    client: client.clone(),
-                    secret: secret.clone(),
-                    at: *last_used_at,
-                    count: *use_count,
-                }),
-                (Item::DeletedClient { client, tenant }, Some(_)) => Prepared::Deleted(client.clone(), tenant.clone()),
-                (Item::Audience(record), Some(_)) => Prepared::Audience(Box::new(audiences::Stored::new(record)?)),
-                (Item::Family(family), Some(_)) => Prepared::Family(Box::new(families::Columns::of(family)?)),
+                (Item::Client(client), Some(_)) => {
+                    Prepared::Client(Box::new(clients::Stored::new(client)?))
+                }
+                (Item::SecretUse { client, secret, last_used_at, use_count }, Some(_)) => {
+                    Prepared::Use(SecretUse {
+                        client: client.clone(),
+                        secret: secret.clone(),
+                        at: *last_used_at,
+                        count: *use_count,
+                    })
+                }
+                (Item::DeletedClient { client, tenant }, Some(_)) => {
+                    Prepared::Deleted(client.clone(), tenant.clone())
+                }
+                (Item::Audience(record), Some(_)) => {
+                    Prepared::Audience(Box::new(audiences::Stored::new(record)?))
+                }
+                (Item::Family(family), Some(_)) => {
+                    Prepared::Family(Box::new(families::Columns::of(family)?))
+                }
                 (Item::Revocation(revocation), Some(_)) => Prepared::Revocation(*revocation),
                 (Item::Epoch { of, value }, Some(_)) => Prepared::Epoch(of.clone(), *value),
                 (Item::Keyset(keyset), Some(_)) => Prepared::Keyset(Arc::new(keyset.clone())),
@@ -122,7 +153,8 @@ impl Batch<'_> {
     }
 }
 
-/// An item that has been looked at and can only fail with the disk, or for standing twice in the export.
+/// An item that has been looked at and can only fail with the disk, or for standing twice in the
+/// export.
 enum Prepared {
     /// It is only counted.
     Nothing,
@@ -153,7 +185,8 @@ fn not_empty() -> Fault {
     Fault::Row("import: the store is not empty".into())
 }
 
-/// A record that stands twice. Others of the batch may be written by then, so it is an error that undoes all of it.
+/// A record that stands twice. Others of the batch may be written by then, so it is an error that
+/// undoes all of it.
 fn taken(free: bool) -> Result<(), Fault> {
     let twice = || {
         let corrupt = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);

@@ -24,12 +24,19 @@ impl KeyStore for Embedded {
 
     async fn replace_keyset(&self, keyset: &Keyset, event: Event) -> Result<Write> {
         let (keyset, entry) = (Arc::new(keyset.clone()), Entry::new(event)?);
-        self.write(Urgency::of(entry.event.action), move |batch| batch.replace_keyset(&keyset, &entry)).await
+        self.write(Urgency::of(entry.event.action), move |batch| {
+            batch.replace_keyset(&keyset, &entry)
+        })
+        .await
     }
 }
 
 impl Batch<'_> {
-    pub(super) fn replace_keyset(&mut self, keyset: &Arc<Keyset>, entry: &Entry) -> Result<Write, Fault> {
+    pub(super) fn replace_keyset(
+        &mut self,
+        keyset: &Arc<Keyset>,
+        entry: &Entry,
+    ) -> Result<Write, Fault> {
         if !self.put_keyset(keyset, keyset.revision.checked_sub(1))? {
             return Ok(Write::Stale);
         }
@@ -38,7 +45,11 @@ impl Batch<'_> {
     }
 
     /// Whether the stored revision, 0 for none, was the expected one.
-    pub(super) fn put_keyset(&mut self, keyset: &Arc<Keyset>, expected: Option<u64>) -> Result<bool, Fault> {
+    pub(super) fn put_keyset(
+        &mut self,
+        keyset: &Arc<Keyset>,
+        expected: Option<u64>,
+    ) -> Result<bool, Fault> {
         let stored = self.row("SELECT revision FROM keyset WHERE id = 1", [], |row| row.get(0))?;
         if expected.map(to_sql) != Some(stored.unwrap_or(0)) {
             return Ok(false);
@@ -59,9 +70,12 @@ fn sum(revision: i64, body: &str) -> [u8; 16] {
 
 /// The keyset, once there is one.
 pub(super) fn find(connection: &Connection) -> Result<Option<Keyset>, Fault> {
-    let mut statement = connection.prepare_cached("SELECT revision, body, sum FROM keyset WHERE id = 1")?;
+    let mut statement =
+        connection.prepare_cached("SELECT revision, body, sum FROM keyset WHERE id = 1")?;
     let found = statement.query_row([], |row| row.try_into()).optional()?;
-    let Some((revision, body, kept)): Option<(i64, String, Vec<u8>)> = found else { return Ok(None) };
+    let Some((revision, body, kept)): Option<(i64, String, Vec<u8>)> = found else {
+        return Ok(None);
+    };
     if sum(revision, &body) != kept.as_slice() {
         return Err(Fault::Row("keyset: the row does not match its sum".into()));
     }

@@ -1,6 +1,7 @@
 //! The store that needs nothing installed: SQLite in the data directory.
 //!
-//! One thread writes, a few read, and callers reach them by bounded queues. The files of a data directory:
+//! One thread writes, a few read, and callers reach them by bounded queues. The files of a data
+//! directory:
 //!
 //! | file | what |
 //! |--|--|
@@ -75,7 +76,8 @@ const WRITES: usize = 4_096;
 /// Reads on their way to the readers.
 const READS: usize = 1_024;
 
-/// The embedded store. Dropping it without [`Store::close`] also finishes what is waiting, and blocks while it does.
+/// The embedded store. Dropping it without [`Store::close`] also finishes what is waiting, and
+/// blocks while it does.
 pub struct Embedded {
     writer: Queue<Box<dyn Job>>,
     readers: Queue<Read>,
@@ -92,7 +94,8 @@ pub struct Embedded {
 /// What an operator takes upon itself when a data directory is opened.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Accept {
-    /// The database may be a copy, or older than what was acknowledged: what was revoked since is valid again.
+    /// The database may be a copy, or older than what was acknowledged: what was revoked since is
+    /// valid again.
     pub rollback: bool,
     /// Others may be able to write to the directory: a developer's machine.
     pub open_directory: bool,
@@ -141,24 +144,31 @@ impl Shared {
 }
 
 impl Embedded {
-    /// Opens a data directory, makes it if it is not there, and starts the threads. `node` is this node's name in the audit
-    /// trail, `chain` the key that seals it.
+    /// Opens a data directory, makes it if it is not there, and starts the threads. `node` is this
+    /// node's name in the audit trail, `chain` the key that seals it.
     ///
-    /// What is found must carry on from what was last acknowledged: a database that lost its end, its revocations or the end of
-    /// its audit trail is refused, and so is a copy. Everything older is [`Self::check`]ed on demand.
+    /// What is found must carry on from what was last acknowledged: a database that lost its end,
+    /// its revocations or the end of its audit trail is refused, and so is a copy. Everything older
+    /// is [`Self::check`]ed on demand.
     pub fn open(dir: &Path, node: &str, chain: ChainKey) -> Result<Self, OpenError> {
         Self::open_accepting(dir, node, chain, Accept::default())
     }
 
     /// Opens a data directory as [`Self::open`] does, and lets pass what is accepted.
-    pub fn open_accepting(dir: &Path, node: &str, chain: ChainKey, accept: Accept) -> Result<Self, OpenError> {
+    pub fn open_accepting(
+        dir: &Path,
+        node: &str,
+        chain: ChainKey,
+        accept: Accept,
+    ) -> Result<Self, OpenError> {
         let directory = Directory::take(dir, accept.open_directory)?;
         let dir = directory.path();
         let (connection, database) = schema::writer(dir)?;
         let (mut anchor, note) = Anchor::find(&directory, database, chain.clone())?;
-        let (state, rollback) = check::opening(&connection, note.as_ref(), node, &chain, accept.rollback)?;
-        // Whatever an earlier process left in the WAL is synced before anything is built upon it: it may have met an error
-        // of the disk that this process cannot see.
+        let (state, rollback) =
+            check::opening(&connection, note.as_ref(), node, &chain, accept.rollback)?;
+        // Whatever an earlier process left in the WAL is synced before anything is built upon it:
+        // it may have met an error of the disk that this process cannot see.
         writer::checkpoint(&connection)?;
         if rollback.is_none() {
             anchor.begin(&directory, (state.sequence, state.hash), note.is_some())?;
@@ -175,8 +185,12 @@ impl Embedded {
         let name = audit::name(&connection)?.unwrap_or_else(|| node.into());
         let (readers, reads) = Queue::new(READS);
         let reading = readers::start(dir, reads)?;
-        // Behind all that damage can make fail: a runtime must not be dropped by a caller that runs in one.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(OpenError::io(dir))?;
+        // Behind all that damage can make fail: a runtime must not be dropped by a caller that runs
+        // in one.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .map_err(OpenError::io(dir))?;
         let (queue, writes) = Queue::new(WRITES);
         let (fate, ended) = watch::channel(Fate::Runs);
         let tail = broadcast::Sender::new(audit::LAG);
@@ -199,7 +213,8 @@ impl Embedded {
             directory,
         };
         let thread = std::thread::Builder::new().name("store-writer".into());
-        let thread = thread.spawn(move || writer.serve(&runtime, writes)).map_err(OpenError::io(path))?;
+        let thread =
+            thread.spawn(move || writer.serve(&runtime, writes)).map_err(OpenError::io(path))?;
         Ok(Self {
             writer: queue,
             readers,
@@ -213,13 +228,15 @@ impl Embedded {
         })
     }
 
-    /// Why the rollback that was accepted had to be; `None` where there was nothing to accept. The caller records it, with the
-    /// first commit: until then the next start refuses the directory again.
+    /// Why the rollback that was accepted had to be; `None` where there was nothing to accept. The
+    /// caller records it, with the first commit: until then the next start refuses the directory
+    /// again.
     pub fn accepted_rollback(&self) -> Option<&str> {
         self.rollback.as_deref()
     }
 
-    /// Takes a copied directory for the one it was copied from: stands in for a process that was killed, in tests.
+    /// Takes a copied directory for the one it was copied from: stands in for a process that was
+    /// killed, in tests.
     #[doc(hidden)]
     pub fn adopt(dir: &Path, chain: ChainKey) -> Result<(), OpenError> {
         anchor::adopt(dir, chain)
@@ -240,7 +257,11 @@ impl Embedded {
     #[doc(hidden)]
     pub async fn bound_pages(&self, pages: u32) -> Result<()> {
         self.write(Urgency::Normal, move |batch| {
-            Ok(batch.connection.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))?)
+            Ok(batch.connection.query_row(
+                &format!("PRAGMA max_page_count = {pages}"),
+                [],
+                |_| Ok(()),
+            )?)
         })
         .await
     }
@@ -250,7 +271,8 @@ impl Embedded {
 impl Store for Embedded {
     async fn ready(&self) -> Result<()> {
         // A write that changes nothing still goes to the disk and back.
-        self.write(Urgency::Normal, |batch| batch.execute("UPDATE head SET id = id", []).map(drop)).await
+        self.write(Urgency::Normal, |batch| batch.execute("UPDATE head SET id = id", []).map(drop))
+            .await
     }
 
     async fn close(&self) -> Result<()> {
@@ -260,7 +282,9 @@ impl Store for Embedded {
         let ended = fate.wait_for(|fate| matches!(fate, Fate::Ended(_))).await;
         match ended.as_deref() {
             Ok(Fate::Ended(result)) => result.clone().map_err(Into::into),
-            Ok(Fate::Runs) | Err(_) => Err(StoreError::Unavailable("the writer ended without a word".into())),
+            Ok(Fate::Runs) | Err(_) => {
+                Err(StoreError::Unavailable("the writer ended without a word".into()))
+            }
         }
     }
 

@@ -15,8 +15,8 @@ use crate::{
     store::Result,
 };
 
-/// How many rows are looked at in one turn: some milliseconds, after which others have theirs and a caller that has gone away is
-/// noticed.
+/// How many rows are looked at in one turn: some milliseconds, after which others have theirs and a
+/// caller that has gone away is noticed.
 const TURN: usize = 10_000;
 
 const OWN: &str = "SELECT sequence, node, hash, event, at FROM audit
@@ -26,14 +26,21 @@ const OTHERS: &str = "SELECT sequence, node, hash, event, at, chain FROM other_r
     WHERE at BETWEEN ?1 AND ?2 AND (at, chain, sequence) < (?3, ?4, ?5) ORDER BY at DESC, chain DESC, sequence DESC LIMIT ?6";
 
 impl Embedded {
-    pub(super) async fn newest(&self, filter: &Filter, before: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
+    pub(super) async fn newest(
+        &self,
+        filter: &Filter,
+        before: Option<&Place>,
+        limit: usize,
+    ) -> Result<Vec<Record>> {
         let newest = Place { at: Timestamp::from_millis(i64::MAX), chain: "".into(), sequence: 0 };
         let (mut found, mut next) = (Vec::new(), Some(before.cloned().unwrap_or(newest)));
         while let Some(before) = next
             && found.len() < limit
         {
             let (filter, wanted) = (filter.clone(), limit.saturating_sub(found.len()));
-            let turn = self.scan(move |connection| page(connection, &filter, &before, wanted, TURN)).await?;
+            let turn = self
+                .scan(move |connection| page(connection, &filter, &before, wanted, TURN))
+                .await?;
             found.extend(turn.0);
             next = turn.1;
         }
@@ -41,7 +48,8 @@ impl Embedded {
     }
 }
 
-/// Up to `limit` records out of up to `turn` rows; where the rows before those begin, if there may be some.
+/// Up to `limit` records out of up to `turn` rows; where the rows before those begin, if there may
+/// be some.
 fn page(
     connection: &Connection,
     filter: &Filter,
@@ -55,9 +63,11 @@ fn page(
     let from = filter.from.map_or(i64::MIN, Timestamp::millis);
     let to = filter.to.map_or(at, |to| at.min(to.millis().saturating_sub(1)));
     let rows = i64::try_from(turn).unwrap_or(i64::MAX);
-    let (mut own, mut others) = (connection.prepare_cached(OWN)?, connection.prepare_cached(OTHERS)?);
+    let (mut own, mut others) =
+        (connection.prepare_cached(OWN)?, connection.prepare_cached(OTHERS)?);
     let mut own = own.query((from, to, at, own_before(&name, before), rows))?;
-    let mut others = others.query((from, to, at, before.chain.as_ref(), to_sql(before.sequence), rows))?;
+    let mut others =
+        others.query((from, to, at, before.chain.as_ref(), to_sql(before.sequence), rows))?;
     own.advance()?;
     others.advance()?;
 
@@ -67,11 +77,15 @@ fn page(
         let mine = own.get().map(|row| place(row, name.clone())).transpose()?;
         let theirs = others.get().map(|row| place(row, row.get(5)?)).transpose()?;
         let rows = if mine > theirs { &mut own } else { &mut others };
-        let Some(next) = mine.max(theirs).filter(|_| found.len() < limit) else { return Ok((found, None)) };
+        let Some(next) = mine.max(theirs).filter(|_| found.len() < limit) else {
+            return Ok((found, None));
+        };
         if let Some(row) = rows.get() {
             let text = row.get_ref(3)?.as_str().unwrap_or_default();
             if hints.iter().all(|hint| text.contains(hint)) {
-                let record = Raw::read(row)?.record(&next.chain).unwrap_or_else(|_| Record::unreadable(next.clone()));
+                let record = Raw::read(row)?
+                    .record(&next.chain)
+                    .unwrap_or_else(|_| Record::unreadable(next.clone()));
                 found.extend(filter.admits(&record.event).then_some(record));
             }
         }
@@ -95,7 +109,8 @@ fn place(row: &Row<'_>, chain: Arc<str>) -> rusqlite::Result<Place> {
     Ok(Place { at: Timestamp::from_millis(row.get(4)?), chain, sequence: from_sql(row.get(0)?) })
 }
 
-/// Texts that stand in every event the filter admits: most others are passed over without being parsed.
+/// Texts that stand in every event the filter admits: most others are passed over without being
+/// parsed.
 fn hints(filter: &Filter) -> Vec<String> {
     let quoted = |text: &str| format!("\"{text}\"");
     let tenant = filter.tenant.as_ref().map(|tenant| quoted(tenant.as_str()));
@@ -135,7 +150,10 @@ mod tests {
                 && found.len() < limit
             {
                 let (filter, wanted) = (filter.clone(), limit - found.len());
-                let part = store.scan(move |connection| page(connection, &filter, &before, wanted, turn)).await.unwrap();
+                let part = store
+                    .scan(move |connection| page(connection, &filter, &before, wanted, turn))
+                    .await
+                    .unwrap();
                 found.extend(part.0.iter().map(|record| record.sequence));
                 (next, turns) = (part.1, turns + 1);
             }
@@ -168,11 +186,15 @@ mod tests {
         let plan = |sql: &'static str, parameters: usize| {
             store.read(move |connection| {
                 let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}"))?;
-                let rows = statement.query_map(rusqlite::params_from_iter(vec![1; parameters]), |row| row.get(3))?;
+                let rows = statement
+                    .query_map(rusqlite::params_from_iter(vec![1; parameters]), |row| row.get(3))?;
                 Ok(rows.collect::<rusqlite::Result<Vec<String>>>()?)
             })
         };
-        assert_eq!(plan(OWN, 5).await.unwrap(), ["SEARCH audit USING INDEX audit_by_time (at>? AND at<?)"]);
+        assert_eq!(
+            plan(OWN, 5).await.unwrap(),
+            ["SEARCH audit USING INDEX audit_by_time (at>? AND at<?)"]
+        );
         let others = ["SEARCH other_records USING INDEX other_records_by_time (at>? AND at<?)"];
         assert_eq!(plan(OTHERS, 6).await.unwrap(), others);
     }

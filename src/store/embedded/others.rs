@@ -1,5 +1,6 @@
-//! Audit chains of other nodes. They came with an import and do not grow; each end is sealed under this store's key in a row of
-//! its own, and all those rows are in the tally, so that none can go unnoticed.
+//! Audit chains of other nodes. They came with an import and do not grow; each end is sealed under
+//! this store's key in a row of its own, and all those rows are in the tally, so that none can go
+//! unnoticed.
 
 use std::sync::Arc;
 
@@ -16,8 +17,8 @@ use crate::{
     model::Timestamp,
 };
 
-/// Names of all that have records or an end, in the order of their bytes. One chain may have very many records: each name is
-/// looked up behind the one before.
+/// Names of all that have records or an end, in the order of their bytes. One chain may have very
+/// many records: each name is looked up behind the one before.
 pub(super) fn names(connection: &Connection) -> Result<Vec<Arc<str>>, Fault> {
     let sql = "WITH RECURSIVE names(chain) AS (
                    SELECT min(chain) FROM other_records
@@ -37,17 +38,27 @@ pub(super) fn walk<E: From<Fault>>(
     limit: usize,
     show: impl FnMut(Raw) -> Result<(), E>,
 ) -> Result<(), E> {
-    let sql = "SELECT sequence, node, hash, event FROM other_records WHERE chain = ?1 AND sequence > ?2
+    let sql =
+        "SELECT sequence, node, hash, event FROM other_records WHERE chain = ?1 AND sequence > ?2
                ORDER BY sequence LIMIT ?3";
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     show_rows(connection, sql, (chain, to_sql(after), limit), after, show)
 }
 
 /// The next record of a chain whose event holds a text.
-pub(super) fn next_with(connection: &Connection, chain: &str, after: u64, text: &str) -> Result<Option<Raw>, Fault> {
-    let sql = "SELECT sequence, node, hash, event FROM other_records WHERE chain = ?1 AND sequence > ?2
+pub(super) fn next_with(
+    connection: &Connection,
+    chain: &str,
+    after: u64,
+    text: &str,
+) -> Result<Option<Raw>, Fault> {
+    let sql =
+        "SELECT sequence, node, hash, event FROM other_records WHERE chain = ?1 AND sequence > ?2
                AND instr(event, ?3) > 0 ORDER BY sequence LIMIT 1";
-    Ok(connection.prepare_cached(sql)?.query_row((chain, to_sql(after), text), Raw::read).optional()?)
+    Ok(connection
+        .prepare_cached(sql)?
+        .query_row((chain, to_sql(after), text), Raw::read)
+        .optional()?)
 }
 
 /// Of a chain whose node had stopped without closing it when it was exported.
@@ -69,8 +80,9 @@ pub(super) fn head(connection: &Connection, chain: &str) -> Result<Option<Head>,
 
 /// Every sealed end, with its chain.
 pub(super) fn heads(connection: &Connection) -> Result<Vec<(Arc<str>, Head)>, Fault> {
-    let mut statement =
-        connection.prepare_cached("SELECT chain, node, sequence, hash, seal, open FROM other_heads ORDER BY chain")?;
+    let mut statement = connection.prepare_cached(
+        "SELECT chain, node, sequence, hash, seal, open FROM other_heads ORDER BY chain",
+    )?;
     Ok(statement.query_map([], read_head)?.collect::<rusqlite::Result<_>>()?)
 }
 
@@ -82,7 +94,10 @@ pub(super) fn add_to(tally: &mut Tally, connection: &Connection) -> Result<(), F
 
 fn add(tally: &mut Tally, chain: &str, head: &Head) {
     let sequence = head.sequence.to_be_bytes();
-    tally.add("other_heads", &[chain.as_bytes(), head.node.as_bytes(), &sequence, &head.hash, &head.seal]);
+    tally.add(
+        "other_heads",
+        &[chain.as_bytes(), head.node.as_bytes(), &sequence, &head.hash, &head.seal],
+    );
 }
 
 impl Batch<'_> {
@@ -105,8 +120,15 @@ impl Batch<'_> {
     }
 
     /// Seals the end of another node's chain; one that was left open stays so.
-    pub(super) fn seal_other(&mut self, chain: &str, sequence: u64, hash: [u8; 32], open: bool) -> Result<(), Fault> {
-        let head = self.key.seal(self.node, sequence, hash, if open { OPEN } else { Claim::Closed });
+    pub(super) fn seal_other(
+        &mut self,
+        chain: &str,
+        sequence: u64,
+        hash: [u8; 32],
+        open: bool,
+    ) -> Result<(), Fault> {
+        let head =
+            self.key.seal(self.node, sequence, hash, if open { OPEN } else { Claim::Closed });
         self.execute(
             "INSERT INTO other_heads (chain, node, sequence, hash, seal, open) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             (chain, head.node.as_ref(), to_sql(sequence), head.hash, head.seal, open),

@@ -27,13 +27,18 @@ impl ProofStore for Embedded {
             self.shared.brings(*now);
         }
         let (urgency, prepared) = (urgency(&write), Prepared::new(write)?);
-        self.write(urgency, move |batch| if batch.proves(&proof)? { batch.make(&prepared) } else { Ok(Spent::Unproven) }).await
+        self.write(urgency, move |batch| {
+            if batch.proves(&proof)? { batch.make(&prepared) } else { Ok(Spent::Unproven) }
+        })
+        .await
     }
 }
 
 fn urgency(write: &ProvenWrite) -> Urgency {
     match write {
-        ProvenWrite::ReplaceClient { event, .. } | ProvenWrite::ReplaceKeyset { event, .. } => Urgency::of(event.action),
+        ProvenWrite::ReplaceClient { event, .. } | ProvenWrite::ReplaceKeyset { event, .. } => {
+            Urgency::of(event.action)
+        }
         ProvenWrite::CreateClient { .. }
         | ProvenWrite::ClaimAudience { .. }
         | ProvenWrite::ReplaceAudience { .. }
@@ -69,14 +74,18 @@ impl Prepared {
             ProvenWrite::CreateClient { client, of_any, event } => {
                 Self::Create(Stored::new(&client)?, of_any, Entry::new(event)?)
             }
-            ProvenWrite::ReplaceClient { client, event } => Self::Replace(Stored::new(&client)?, Entry::new(event)?),
+            ProvenWrite::ReplaceClient { client, event } => {
+                Self::Replace(Stored::new(&client)?, Entry::new(event)?)
+            }
             ProvenWrite::EndClient { client, event, ended } => {
                 Self::End(Stored::new(&client)?, Entry::new(event)?, Entry::new(ended)?)
             }
             ProvenWrite::DeleteClient { client, ended, event } => {
                 Self::Delete { client, ended: Entry::new(ended)?, entry: Entry::new(event)? }
             }
-            ProvenWrite::ClaimAudience { record, event } => Self::ClaimAudience(Audience::new(&record)?, Entry::new(event)?),
+            ProvenWrite::ClaimAudience { record, event } => {
+                Self::ClaimAudience(Audience::new(&record)?, Entry::new(event)?)
+            }
             ProvenWrite::ReplaceAudience { record, event } => {
                 Self::ReplaceAudience(Audience::new(&record)?, Entry::new(event)?)
             }
@@ -84,11 +93,19 @@ impl Prepared {
                 let entries = events.into_iter().map(Entry::new).collect::<Result<_, _>>()?;
                 Self::MoveAudience(from, Audience::new(&record)?, entries)
             }
-            ProvenWrite::ReleaseAudience { record, event } => Self::ReleaseAudience(*record, Entry::new(event)?),
+            ProvenWrite::ReleaseAudience { record, event } => {
+                Self::ReleaseAudience(*record, Entry::new(event)?)
+            }
             ProvenWrite::RaiseEpoch { of, event } => Self::Raise(of, Entry::new(event)?),
-            ProvenWrite::Revoke { revocation, event } => Self::Revoke(revocation, Entry::new(event)?),
-            ProvenWrite::EndFamily { id, now, until, event } => Self::EndFamily { id, now, until, entry: Entry::new(event)? },
-            ProvenWrite::ReplaceKeyset { keyset, event } => Self::Keyset(Arc::new(keyset), Entry::new(event)?),
+            ProvenWrite::Revoke { revocation, event } => {
+                Self::Revoke(revocation, Entry::new(event)?)
+            }
+            ProvenWrite::EndFamily { id, now, until, event } => {
+                Self::EndFamily { id, now, until, entry: Entry::new(event)? }
+            }
+            ProvenWrite::ReplaceKeyset { keyset, event } => {
+                Self::Keyset(Arc::new(keyset), Entry::new(event)?)
+            }
         })
     }
 }
@@ -115,7 +132,9 @@ impl Batch<'_> {
 
     fn make(&mut self, write: &Prepared) -> Result<Spent, Fault> {
         Ok(match write {
-            Prepared::Create(client, of_any, entry) => self.create_client(client, *of_any, entry)?.into(),
+            Prepared::Create(client, of_any, entry) => {
+                self.create_client(client, *of_any, entry)?.into()
+            }
             Prepared::Replace(client, entry) => self.replace_client(client, entry)?.into(),
             Prepared::End(client, entry, ended) => self.end_client(client, entry, ended)?.into(),
             Prepared::Delete { client, ended, entry } => {
@@ -126,9 +145,15 @@ impl Batch<'_> {
                 deleted.into()
             }
             Prepared::ClaimAudience(record, entry) => self.claim_audience(record, entry)?.into(),
-            Prepared::ReplaceAudience(record, entry) => self.replace_audience(record, entry)?.into(),
-            Prepared::MoveAudience(from, record, entries) => self.move_audience(from.as_deref(), record, entries)?.into(),
-            Prepared::ReleaseAudience(record, entry) => self.release_audience(record, entry)?.into(),
+            Prepared::ReplaceAudience(record, entry) => {
+                self.replace_audience(record, entry)?.into()
+            }
+            Prepared::MoveAudience(from, record, entries) => {
+                self.move_audience(from.as_deref(), record, entries)?.into()
+            }
+            Prepared::ReleaseAudience(record, entry) => {
+                self.release_audience(record, entry)?.into()
+            }
             Prepared::Raise(of, entry) => {
                 self.raise_epoch(of, entry)?;
                 Spent::Done

@@ -1,4 +1,5 @@
-//! Threads that read, each with its own connection: a reader sees every commit that was answered and never waits for the writer.
+//! Threads that read, each with its own connection: a reader sees every commit that was answered
+//! and never waits for the writer.
 
 use std::{
     path::Path,
@@ -24,13 +25,19 @@ pub(super) type Read = Box<dyn FnOnce(&Connection) + Send>;
 const THREADS: usize = 2;
 
 /// Starts the threads; they end when the queue is closed and empty.
-pub(super) fn start(dir: &Path, queue: mpsc::Receiver<Read>) -> Result<Vec<JoinHandle<()>>, OpenError> {
+pub(super) fn start(
+    dir: &Path,
+    queue: mpsc::Receiver<Read>,
+) -> Result<Vec<JoinHandle<()>>, OpenError> {
     let queue = Arc::new(Mutex::new(queue));
     let connections = (0..THREADS).map(|_| schema::reader(dir)).collect::<Result<Vec<_>, _>>()?;
     let start = |connection: Connection| {
         let queue = queue.clone();
         let read = move || serve(&connection, &queue);
-        std::thread::Builder::new().name("store-reader".into()).spawn(read).map_err(OpenError::io(dir))
+        std::thread::Builder::new()
+            .name("store-reader".into())
+            .spawn(read)
+            .map_err(OpenError::io(dir))
     };
     connections.into_iter().map(start).collect()
 }
@@ -66,8 +73,9 @@ impl Embedded {
         answer.await.map_err(|_| closed())?
     }
 
-    /// Reads through many rows: one at a time, so that short reads always have a thread. The turn goes with the work: a caller
-    /// that goes away does not let the next one in while its own rows are still being read.
+    /// Reads through many rows: one at a time, so that short reads always have a thread. The turn
+    /// goes with the work: a caller that goes away does not let the next one in while its own rows
+    /// are still being read.
     pub(super) async fn scan<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
@@ -117,12 +125,16 @@ mod tests {
             };
             // The first begins; the others must not while it reads on.
             let bound = Duration::from_millis(if held.is_empty() { 10_000 } else { 100 });
-            let begun = tokio::task::spawn_blocking(move || begun.recv_timeout(bound).is_ok()).await.unwrap();
+            let begun = tokio::task::spawn_blocking(move || begun.recv_timeout(bound).is_ok())
+                .await
+                .unwrap();
             assert_eq!(begun, held.is_empty());
             scan.abort();
             held.push(go_on);
         }
-        let short = tokio::time::timeout(Duration::from_secs(10), store.client(&"a".parse().unwrap())).await;
+        let short =
+            tokio::time::timeout(Duration::from_secs(10), store.client(&"a".parse().unwrap()))
+                .await;
         assert_eq!(short.unwrap().unwrap(), None);
         drop(held);
         store.scan(|_| Ok(())).await.unwrap();

@@ -39,12 +39,15 @@ impl Reserve {
 
     /// Gives the room up; false if there was none.
     pub(super) fn release(&mut self) -> bool {
-        tracing::warn!(bytes = self.size, "the disk is full, revocations use the room kept for them");
+        tracing::warn!(
+            bytes = self.size,
+            "the disk is full, revocations use the room kept for them"
+        );
         std::mem::take(&mut self.size) > 0 && fs::remove_file(&self.path).is_ok()
     }
 
-    /// Takes what is missing, now and then, if it leaves as much again to others: when an operator has made room, it is first of
-    /// all for writing.
+    /// Takes what is missing, now and then, if it leaves as much again to others: when an operator
+    /// has made room, it is first of all for writing.
     pub(super) fn restore(&mut self) {
         if self.size < SIZE && self.tried_at.is_none_or(|at| at.elapsed() >= RETRY) {
             let before = self.size;
@@ -73,7 +76,8 @@ impl Reserve {
     }
 
     fn shrink(&self, size: u64) -> u64 {
-        let cut = private(&self.path).and_then(|file| file.set_len(size).map_err(OpenError::io(&self.path)));
+        let cut = private(&self.path)
+            .and_then(|file| file.set_len(size).map_err(OpenError::io(&self.path)));
         if cut.is_ok() { size } else { self.size }
     }
 }

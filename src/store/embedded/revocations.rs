@@ -1,4 +1,5 @@
-//! What was ended: single tokens and families, and epochs. Read back whole when a follower joins, from memory after that.
+//! What was ended: single tokens and families, and epochs. Read back whole when a follower joins,
+//! from memory after that.
 
 use std::sync::Arc;
 
@@ -32,7 +33,8 @@ impl RevocationStore for Embedded {
         self.shared.brings(now);
         // Read by the writer itself: no commit can fall between the snapshot and the first change.
         self.write(Urgency::Normal, move |batch| {
-            let (mut revocations, epochs) = (read_revocations(batch.connection)?, read_epochs(batch.connection)?);
+            let (mut revocations, epochs) =
+                (read_revocations(batch.connection)?, read_epochs(batch.connection)?);
             revocations.retain(|revocation| now < revocation.until);
             batch.effects.followers.push(follower.clone());
             Ok(Snapshot { revocations, epochs })
@@ -44,11 +46,13 @@ impl RevocationStore for Embedded {
         self.shared.brings(now);
         let bound = i64::try_from(limit).unwrap_or(i64::MAX);
         let swept = self.write(Urgency::Normal, move |batch| {
-            // Kept in the same commit: a clock that starts earlier would take for good what was forgotten because it had expired.
+            // Kept in the same commit: a clock that starts earlier would take for good what was
+            // forgotten because it had expired.
             let newest = &mut batch.effects.state.newest;
             *newest = now.max(*newest);
             let revocations = batch.sweep_revocations(now, bound)?;
-            let families = batch.sweep_families(now, bound.saturating_sub(to_sql(revocations as u64)))?;
+            let families =
+                batch.sweep_families(now, bound.saturating_sub(to_sql(revocations as u64)))?;
             Ok(revocations.saturating_add(families))
         });
         Ok(swept.await?.saturating_add(self.sweep_counters(now).await?))
@@ -63,7 +67,11 @@ impl Batch<'_> {
 
     /// Returns true if a token or family was ended and that is still remembered.
     pub(super) fn is_ended(&self, revoked: Revoked) -> Result<bool, Fault> {
-        let found = self.row("SELECT 1 FROM revocations WHERE kind = ?1 AND id = ?2", key_of(revoked), |_| Ok(()))?;
+        let found = self.row(
+            "SELECT 1 FROM revocations WHERE kind = ?1 AND id = ?2",
+            key_of(revoked),
+            |_| Ok(()),
+        )?;
         Ok(found.is_some())
     }
 
@@ -91,7 +99,10 @@ impl Batch<'_> {
 
     pub(super) fn epoch(&self, of: &EpochOf) -> Result<u64, Fault> {
         let (kind, id) = epoch_key(of);
-        let value = self.row("SELECT value FROM epochs WHERE kind = ?1 AND id = ?2", (kind, id), |row| row.get(0))?;
+        let value =
+            self.row("SELECT value FROM epochs WHERE kind = ?1 AND id = ?2", (kind, id), |row| {
+                row.get(0)
+            })?;
         Ok(value.map_or(0, from_sql))
     }
 
@@ -106,7 +117,10 @@ impl Batch<'_> {
     pub(super) fn set_epoch(&mut self, of: &EpochOf, value: u64) -> Result<(), Fault> {
         let (kind, id) = epoch_key(of);
         let before = self.epoch(of)?;
-        self.execute("INSERT OR REPLACE INTO epochs (kind, id, value) VALUES (?1, ?2, ?3)", (kind, id, to_sql(value)))?;
+        self.execute(
+            "INSERT OR REPLACE INTO epochs (kind, id, value) VALUES (?1, ?2, ?3)",
+            (kind, id, to_sql(value)),
+        )?;
         let tally = &mut self.effects.state.tally;
         if before > 0 {
             tally.remove("epochs", &[&[kind], id.as_bytes(), &before.to_be_bytes()]);
@@ -117,10 +131,12 @@ impl Batch<'_> {
     }
 
     fn sweep_revocations(&mut self, now: Timestamp, limit: i64) -> Result<usize, Fault> {
-        let sql = "SELECT kind, id, until FROM revocations WHERE until <= ?1 ORDER BY until LIMIT ?2";
+        let sql =
+            "SELECT kind, id, until FROM revocations WHERE until <= ?1 ORDER BY until LIMIT ?2";
         let mut statement = self.connection.prepare_cached(sql)?;
-        let due: Vec<Raw> =
-            statement.query_map((now.millis(), limit), |row| row.try_into())?.collect::<rusqlite::Result<_>>()?;
+        let due: Vec<Raw> = statement
+            .query_map((now.millis(), limit), |row| row.try_into())?
+            .collect::<rusqlite::Result<_>>()?;
         for raw in &due {
             let revocation = revocation(*raw)?;
             let (kind, id) = key_of(revocation.revoked);
@@ -133,13 +149,18 @@ impl Batch<'_> {
 
 /// Every revocation that is kept, in the order of their keys.
 pub(super) fn read_revocations(connection: &Connection) -> Result<Vec<Revocation>, Fault> {
-    let mut statement = connection.prepare_cached("SELECT kind, id, until FROM revocations ORDER BY kind, id")?;
+    let mut statement =
+        connection.prepare_cached("SELECT kind, id, until FROM revocations ORDER BY kind, id")?;
     let rows = statement.query_map([], |row| row.try_into())?;
     rows.map(|raw| revocation(raw?)).collect()
 }
 
 /// Up to `limit` revocations in the order of their keys.
-pub(super) fn page(connection: &Connection, after: Option<Revoked>, limit: i64) -> Result<Vec<Revocation>, Fault> {
+pub(super) fn page(
+    connection: &Connection,
+    after: Option<Revoked>,
+    limit: i64,
+) -> Result<Vec<Revocation>, Fault> {
     let (kind, id) = after.map_or((0, [0; 16]), key_of);
     let sql = "SELECT kind, id, until FROM revocations WHERE (kind, id) > (?1, ?2) ORDER BY kind, id LIMIT ?3";
     let mut statement = connection.prepare_cached(sql)?;
@@ -151,8 +172,10 @@ pub(super) fn page(connection: &Connection, after: Option<Revoked>, limit: i64) 
 
 /// Every epoch above 0, in the order of their keys.
 pub(super) fn read_epochs(connection: &Connection) -> Result<Vec<(EpochOf, u64)>, Fault> {
-    let mut statement = connection.prepare_cached("SELECT kind, id, value FROM epochs ORDER BY kind, id")?;
-    let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, String>(1)?, row.get(2)?)))?;
+    let mut statement =
+        connection.prepare_cached("SELECT kind, id, value FROM epochs ORDER BY kind, id")?;
+    let rows =
+        statement.query_map([], |row| Ok((row.get(0)?, row.get::<_, String>(1)?, row.get(2)?)))?;
     rows.map(|row| {
         let (kind, id, value): (u8, _, _) = row?;
         let of = match kind {

@@ -18,11 +18,12 @@ const APPLICATION: i64 = 0x6a65_746e;
 /// What makes each format out of the one before it, the first out of nothing.
 const STEPS: [&str; 2] = [TABLES, CHAINS];
 
-/// Format 1. One table a type of record, so that none can be read as another. Ids are keys, hashes of secrets never are. Ids that arrive
-/// in the order of time keep inserts at the end of their tree. `sum` covers a row against the silent decay of its page.
+/// Format 1. One table a type of record, so that none can be read as another. Ids are keys, hashes
+/// of secrets never are. Ids that arrive in the order of time keep inserts at the end of their
+/// tree. `sum` covers a row against the silent decay of its page.
 ///
-/// `families.sweep_at` is the earliest time its family could be forgotten, as of when the row was last looked at by the sweep:
-/// a rotation moves the true time on and leaves the index alone.
+/// `families.sweep_at` is the earliest time its family could be forgotten, as of when the row was
+/// last looked at by the sweep: a rotation moves the true time on and leaves the index alone.
 const TABLES: &str = "
     CREATE TABLE head (
         id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -66,8 +67,9 @@ const TABLES: &str = "
     ) STRICT;
 ";
 
-/// Format 2: there are chains of other nodes, and the records of all are listed in the order of their times. A time is read out of
-/// the event, whose text begins with it (`{"at":1790000000123,`), so that the two cannot differ; what begins otherwise is no event,
+/// Format 2: there are chains of other nodes, and the records of all are listed in the order of
+/// their times. A time is read out of the event, whose text begins with it
+/// (`{"at":1790000000123,`), so that the two cannot differ; what begins otherwise is no event,
 /// comes last, and is found there. Of what was there nothing is written anew.
 const CHAINS: &str = "
     ALTER TABLE audit ADD COLUMN at INTEGER GENERATED ALWAYS AS
@@ -97,13 +99,17 @@ pub(super) fn file(dir: &Path) -> PathBuf {
     dir.join("jeton.db")
 }
 
-/// A connection that writes, and to which file; brings the tables to this version's format. No part of `dir` may be a link.
+/// A connection that writes, and to which file; brings the tables to this version's format. No part
+/// of `dir` may be a link.
 pub(super) fn writer(dir: &Path) -> Result<(Connection, Identity), OpenError> {
     let path = file(dir);
-    // Made here so that it, and the files SQLite puts beside it with the same mode, are its owner's alone. Closed before SQLite
-    // opens it: closing any descriptor of a file later would drop SQLite's locks on it.
+    // Made here so that it, and the files SQLite puts beside it with the same mode, are its owner's
+    // alone. Closed before SQLite opens it: closing any descriptor of a file later would drop
+    // SQLite's locks on it.
     let made = private(&path)?.metadata().map_err(OpenError::io(&path))?;
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(&path, flags)?;
     // Before anything is written: a file that is not ours or newer is left as it is.
     let format = format(&connection)?;
@@ -112,7 +118,8 @@ pub(super) fn writer(dir: &Path) -> Result<(Connection, Identity), OpenError> {
          PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -16384;",
     )?;
     settle(&connection)?;
-    let steps: String = STEPS.into_iter().skip(usize::try_from(format).unwrap_or(STEPS.len())).collect();
+    let steps: String =
+        STEPS.into_iter().skip(usize::try_from(format).unwrap_or(STEPS.len())).collect();
     if !steps.is_empty() {
         // Whoever stops in the middle leaves the old format as it was.
         connection.execute_batch(&format!(
@@ -124,7 +131,9 @@ pub(super) fn writer(dir: &Path) -> Result<(Connection, Identity), OpenError> {
 
 /// A connection that only reads, of a database that is there. No part of `dir` may be a link.
 pub(super) fn reader(dir: &Path) -> Result<Connection, OpenError> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX
+        | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(file(dir), flags)?;
     settle(&connection)?;
     match format(&connection)? {
@@ -137,7 +146,9 @@ pub(super) fn reader(dir: &Path) -> Result<Connection, OpenError> {
 }
 
 fn settle(connection: &Connection) -> Result<(), OpenError> {
-    connection.execute_batch("PRAGMA busy_timeout = 5000; PRAGMA temp_store = MEMORY; PRAGMA cell_size_check = ON;")?;
+    connection.execute_batch(
+        "PRAGMA busy_timeout = 5000; PRAGMA temp_store = MEMORY; PRAGMA cell_size_check = ON;",
+    )?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
     connection.set_prepared_statement_cache_capacity(64);
@@ -185,7 +196,11 @@ mod tests {
         let tables = |connection: &Connection| -> Vec<(String, String)> {
             let sql = "SELECT name, sql FROM sqlite_schema WHERE sql NOT NULL ORDER BY name";
             let mut statement = connection.prepare(sql).unwrap();
-            statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().map(Result::unwrap).collect()
+            statement
+                .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))
+                .unwrap()
+                .map(Result::unwrap)
+                .collect()
         };
         let first = Connection::open_in_memory().unwrap();
         first.execute_batch(TABLES).unwrap();
@@ -223,10 +238,14 @@ mod tests {
     impl<D: Dump> All for D {}
 
     fn found(dir: &Path) -> i64 {
-        Connection::open(file(dir)).unwrap().query_row("PRAGMA user_version", [], |row| row.get(0)).unwrap()
+        Connection::open(file(dir))
+            .unwrap()
+            .query_row("PRAGMA user_version", [], |row| row.get(0))
+            .unwrap()
     }
 
-    /// E10: an older format is brought forward on opening with everything in it, and can be exported before that.
+    /// E10: an older format is brought forward on opening with everything in it, and can be
+    /// exported before that.
     #[tokio::test]
     async fn format_1_is_brought_forward() {
         let (dir, expected) = old(300).await;
@@ -237,26 +256,34 @@ mod tests {
         assert_eq!(found(dir.path()), FORMAT);
         assert_eq!(store.dump_all().await, expected);
         assert!(store.check().await.unwrap().sound());
-        let listed = store.events(&crate::model::event::Filter::default(), None, 1_000).await.unwrap();
+        let listed =
+            store.events(&crate::model::event::Filter::default(), None, 1_000).await.unwrap();
         assert_eq!(listed.len(), 300);
         assert!(listed.is_sorted_by(|newer, older| newer.place() > older.place()));
-        store.append(Stamp::internal(Timestamp::from_millis(99)).done(Action::TokenIssued, "")).await.unwrap();
+        store
+            .append(Stamp::internal(Timestamp::from_millis(99)).done(Action::TokenIssued, ""))
+            .await
+            .unwrap();
         store.close().await.unwrap();
         assert!(open(dir.path()).check().await.unwrap().sound());
     }
 
-    /// E10: wherever a migration is killed, the old format or the new one is there with everything in it; what of the WAL had
-    /// reached the disk decides.
+    /// E10: wherever a migration is killed, the old format or the new one is there with everything
+    /// in it; what of the WAL had reached the disk decides.
     #[tokio::test]
     async fn a_migration_that_is_killed_leaves_the_old_or_the_new_format() {
         let (dir, expected) = old(3_000).await;
         // Nobody checkpoints while it is open, so the WAL holds the whole migration.
         let migrated = writer(&dir.path().canonicalize().unwrap()).unwrap();
-        let (database, wal) = (fs::read(file(dir.path())).unwrap(), fs::read(dir.path().join("jeton.db-wal")).unwrap());
+        let (database, wal) = (
+            fs::read(file(dir.path())).unwrap(),
+            fs::read(dir.path().join("jeton.db-wal")).unwrap(),
+        );
         drop(migrated);
         let (mut formats, frame) = (Vec::new(), 4_096 + 24);
         assert!(wal.len() > 10 * frame, "{}", wal.len());
-        let ends = (0..=wal.len() / frame).flat_map(|frames| [32 + frames * frame, 32 + frames * frame + 2_000]);
+        let ends = (0..=wal.len() / frame)
+            .flat_map(|frames| [32 + frames * frame, 32 + frames * frame + 2_000]);
         for end in ends.filter(|end| *end <= wal.len()).chain([0, wal.len()]) {
             let killed = || {
                 let copy = tempfile::tempdir().unwrap();
@@ -272,8 +299,12 @@ mod tests {
             assert_eq!(store.dump_all().await, expected, "{end}");
             assert!(store.check().await.unwrap().sound(), "{end}");
         }
-        let new: Vec<usize> = formats.iter().filter(|(_, format)| *format == FORMAT).map(|(end, _)| *end).collect();
+        let new: Vec<usize> =
+            formats.iter().filter(|(_, format)| *format == FORMAT).map(|(end, _)| *end).collect();
         assert!(formats.iter().all(|(_, format)| [1, FORMAT].contains(format)));
-        assert!(!new.is_empty() && new.iter().all(|end| *end + frame > wal.len()), "only what is whole counts: {new:?}");
+        assert!(
+            !new.is_empty() && new.iter().all(|end| *end + frame > wal.len()),
+            "only what is whole counts: {new:?}"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Sums over rows. SQLite notices a torn page by its structure, not a bit that flipped inside a value: these do.
+//! Sums over rows. SQLite notices a torn page by its structure, not a bit that flipped inside a
+//! value: these do.
 
 use aws_lc_rs::digest;
 
@@ -21,7 +22,8 @@ fn hash(table: &str, columns: &[&[u8]]) -> digest::Digest {
     digest::digest(&digest::SHA256, &bytes)
 }
 
-/// A sum over a set of rows, kept up row by row: shows a row that is missing, which no sum inside the row can.
+/// A sum over a set of rows, kept up row by row: shows a row that is missing, which no sum inside
+/// the row can.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Tally([u64; 4]);
 
@@ -41,14 +43,19 @@ impl Tally {
     }
 
     pub(super) fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let lanes: Vec<u64> =
-            bytes.chunks_exact(8).map(|lane| Some(u64::from_be_bytes(lane.try_into().ok()?))).collect::<Option<_>>()?;
+        let lanes: Vec<u64> = bytes
+            .chunks_exact(8)
+            .map(|lane| Some(u64::from_be_bytes(lane.try_into().ok()?)))
+            .collect::<Option<_>>()?;
         (bytes.len() == 32).then_some(Self(lanes.try_into().ok()?))
     }
 
     fn step(&mut self, table: &str, columns: &[&[u8]], by: fn(u64, u64) -> u64) {
         let hash = hash(table, columns);
-        let lanes = hash.as_ref().chunks_exact(8).filter_map(|lane| lane.try_into().ok().map(u64::from_be_bytes));
+        let lanes = hash
+            .as_ref()
+            .chunks_exact(8)
+            .filter_map(|lane| lane.try_into().ok().map(u64::from_be_bytes));
         self.0.iter_mut().zip(lanes).for_each(|(total, lane)| *total = by(*total, lane));
     }
 }

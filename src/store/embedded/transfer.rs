@@ -19,15 +19,17 @@ use crate::{
     },
 };
 
-/// A data directory as it was at one moment, to be read while a server goes on writing to it, or while none runs.
+/// A data directory as it was at one moment, to be read while a server goes on writing to it, or
+/// while none runs.
 pub struct ReadOnly {
     connection: Arc<Mutex<Connection>>,
     key: Option<ChainKey>,
 }
 
 impl Embedded {
-    /// Opens a data directory for reading; what is committed later is not seen. As long as it is open the server's WAL grows. With
-    /// the key of the audit chains an export is refused where one does not end as it was sealed, and seals their ends itself.
+    /// Opens a data directory for reading; what is committed later is not seen. As long as it is
+    /// open the server's WAL grows. With the key of the audit chains an export is refused where one
+    /// does not end as it was sealed, and seals their ends itself.
     pub fn read_only(dir: &Path, key: Option<ChainKey>) -> Result<ReadOnly, OpenError> {
         let dir = dir.canonicalize().map_err(OpenError::io(dir))?;
         let connection = schema::reader(&dir)?;
@@ -49,8 +51,14 @@ impl ReadOnly {
 impl Dump for ReadOnly {
     async fn dump(&self, after: Option<&Item>, limit: usize) -> Result<Vec<Item>> {
         let (connection, key, after) = (self.connection.clone(), self.key.clone(), after.cloned());
-        let read =
-            move || page(&connection.lock().unwrap_or_else(PoisonError::into_inner), key.as_ref(), after.as_ref(), limit);
+        let read = move || {
+            page(
+                &connection.lock().unwrap_or_else(PoisonError::into_inner),
+                key.as_ref(),
+                after.as_ref(),
+                limit,
+            )
+        };
         let items = tokio::task::spawn_blocking(read).await;
         Ok(items.map_err(|_| super::closed())??)
     }
@@ -66,7 +74,12 @@ impl Dump for Embedded {
 }
 
 /// The next page: of one type of record each time, and of the next type when there are no more.
-fn page(connection: &Connection, key: Option<&ChainKey>, after: Option<&Item>, limit: usize) -> Result<Vec<Item>, Fault> {
+fn page(
+    connection: &Connection,
+    key: Option<&ChainKey>,
+    after: Option<&Item>,
+    limit: usize,
+) -> Result<Vec<Item>, Fault> {
     let limit = limit.max(1);
     let mut items = Vec::new();
     let mut position = Position::of(after);
@@ -103,7 +116,9 @@ impl Position {
             None => Self::Export,
             Some(Item::Export { .. }) => Self::Clients(None),
             Some(Item::Client(client)) => Self::Clients(Some(client.id.clone())),
-            Some(Item::SecretUse { client, secret, .. }) => Self::SecretUses(Some((client.clone(), secret.clone()))),
+            Some(Item::SecretUse { client, secret, .. }) => {
+                Self::SecretUses(Some((client.clone(), secret.clone())))
+            }
             Some(Item::DeletedClient { client, .. }) => Self::Deleted(Some(client.clone())),
             Some(Item::Audience(record)) => Self::Audiences(Some(record.audience.clone())),
             Some(Item::Family(family)) => Self::Families(Some(family.id)),
@@ -132,7 +147,12 @@ impl Position {
         })
     }
 
-    fn page(&self, connection: &Connection, key: Option<&ChainKey>, limit: usize) -> Result<Vec<Item>, Fault> {
+    fn page(
+        &self,
+        connection: &Connection,
+        key: Option<&ChainKey>,
+        limit: usize,
+    ) -> Result<Vec<Item>, Fault> {
         let rows = i64::try_from(limit).unwrap_or(i64::MAX);
         Ok(match self {
             Self::Export => vec![Item::Export { version: VERSION }],
@@ -146,7 +166,9 @@ impl Position {
                 let records = audiences::page(connection, after.as_ref(), limit)?;
                 records.into_iter().map(Item::Audience).collect()
             }
-            Self::Families(after) => families::page(connection, *after, rows)?.into_iter().map(Item::Family).collect(),
+            Self::Families(after) => {
+                families::page(connection, *after, rows)?.into_iter().map(Item::Family).collect()
+            }
             Self::Revocations(after) => {
                 let revocations = revocations::page(connection, *after, rows)?;
                 revocations.into_iter().map(Item::Revocation).collect()
@@ -159,8 +181,13 @@ impl Position {
             }
             Self::Keyset => keys::find(connection)?.into_iter().map(Item::Keyset).collect(),
             Self::Chain(after) => {
-                let next = audit::names(connection)?.into_iter().find(|name| after.as_ref().is_none_or(|after| name > after));
-                next.map_or_else(|| Ok(Vec::new()), |chain| records(connection, key, &chain, 0, limit))?
+                let next = audit::names(connection)?
+                    .into_iter()
+                    .find(|name| after.as_ref().is_none_or(|after| name > after));
+                next.map_or_else(
+                    || Ok(Vec::new()),
+                    |chain| records(connection, key, &chain, 0, limit),
+                )?
             }
             Self::Records(chain, after) => records(connection, key, chain, *after, limit)?,
             Self::End => {
@@ -171,21 +198,31 @@ impl Position {
     }
 }
 
-fn secret_uses(connection: &Connection, after: Option<&(ClientId, SecretId)>, limit: i64) -> Result<Vec<Item>, Fault> {
-    let (client, secret) = after.map_or(("", ""), |(client, secret)| (client.as_str(), secret.as_str()));
+fn secret_uses(
+    connection: &Connection,
+    after: Option<&(ClientId, SecretId)>,
+    limit: i64,
+) -> Result<Vec<Item>, Fault> {
+    let (client, secret) =
+        after.map_or(("", ""), |(client, secret)| (client.as_str(), secret.as_str()));
     let mut last = after.cloned();
     let mut statement = connection.prepare_cached(
         "SELECT client, secret, last_used_at, uses, sum FROM secret_uses WHERE (client, secret) > (?1, ?2)
          ORDER BY client, secret LIMIT ?3",
     )?;
     let rows = statement.query_map((client, secret, limit), |row| {
-        Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, (row.get(2)?, row.get(3)?, row.get(4)?)))
+        Ok((
+            row.get::<_, String>(0)?,
+            row.get::<_, String>(1)?,
+            (row.get(2)?, row.get(3)?, row.get(4)?),
+        ))
     })?;
     let invalid = |invalid| Fault::Row(format!("secret use: {invalid}"));
     rows.map(|row| {
         let (client, secret, uses) = row?;
         let (last_used_at, use_count) = clients::decode_use(&client, &secret, uses)?;
-        let (client, secret): (ClientId, SecretId) = (client.parse().map_err(invalid)?, secret.parse().map_err(invalid)?);
+        let (client, secret): (ClientId, SecretId) =
+            (client.parse().map_err(invalid)?, secret.parse().map_err(invalid)?);
         let key = (client.clone(), secret.clone());
         ascending(last.replace(key.clone()), [key])?;
         Ok(Item::SecretUse { client, secret, last_used_at, use_count })
@@ -204,9 +241,12 @@ fn records(
     let records = audit::page(connection, chain, after, limit)?;
     if records.is_empty() {
         let head = audit::head_of(connection, chain)?;
-        let head = head.ok_or_else(|| Fault::Row(format!("audit chain {chain}: the sealed end is not there")))?;
+        let head = head.ok_or_else(|| {
+            Fault::Row(format!("audit chain {chain}: the sealed end is not there"))
+        })?;
         // The own chain's end is the store's.
-        let open = head.claim != Claim::Closed && audit::name(connection)?.as_deref() != Some(chain);
+        let open =
+            head.claim != Claim::Closed && audit::name(connection)?.as_deref() != Some(chain);
         return Ok(vec![end(chain, &head, open, key).map_err(Fault::Row)?]);
     }
     let item = |record: Record| {

@@ -1,5 +1,5 @@
-//! The one thread that writes. It takes whatever is waiting into one transaction, so that many verbs share one sync of the disk,
-//! and answers when the commit has returned, never before.
+//! The one thread that writes. It takes whatever is waiting into one transaction, so that many
+//! verbs share one sync of the disk, and answers when the commit has returned, never before.
 
 use std::{mem, sync::Arc, thread::JoinHandle, time::Duration};
 
@@ -62,8 +62,13 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Serves until the queue is closed and empty. The runtime is this thread's own and only keeps its timeouts.
-    pub(super) fn serve(mut self, runtime: &tokio::runtime::Runtime, mut queue: mpsc::Receiver<Box<dyn Job>>) {
+    /// Serves until the queue is closed and empty. The runtime is this thread's own and only keeps
+    /// its timeouts.
+    pub(super) fn serve(
+        mut self,
+        runtime: &tokio::runtime::Runtime,
+        mut queue: mpsc::Receiver<Box<dyn Job>>,
+    ) {
         let mut waiting = Vec::with_capacity(BATCH);
         while runtime.block_on(self.gather(&mut queue, &mut waiting)) {
             if !waiting.is_empty() || self.flush_is_due() {
@@ -74,7 +79,11 @@ impl Writer {
     }
 
     /// Waits for something to do; false when nothing will come any more.
-    async fn gather(&self, queue: &mut mpsc::Receiver<Box<dyn Job>>, waiting: &mut Vec<Box<dyn Job>>) -> bool {
+    async fn gather(
+        &self,
+        queue: &mut mpsc::Receiver<Box<dyn Job>>,
+        waiting: &mut Vec<Box<dyn Job>>,
+    ) -> bool {
         let first = if self.shared.counters.unwritten() {
             let due = FLUSH.saturating_sub(self.flushed_at.elapsed());
             timeout(due, queue.recv_many(waiting, BATCH)).await
@@ -85,7 +94,10 @@ impl Writer {
             return false;
         }
         let since = Instant::now();
-        while !waiting.is_empty() && waiting.len() < BATCH && waiting.iter().all(|job| job.urgency() == Urgency::Lazy) {
+        while !waiting.is_empty()
+            && waiting.len() < BATCH
+            && waiting.iter().all(|job| job.urgency() == Urgency::Lazy)
+        {
             let left = GATHER.saturating_sub(since.elapsed());
             let room = BATCH.saturating_sub(waiting.len());
             // The time is up, or the queue is closed: what is here is written first.
@@ -118,7 +130,8 @@ impl Writer {
                 self.fail(&fault);
                 settle(jobs, &Err(fault));
             }
-            // One verb may have met a damaged page or a foreign lock: the others need not suffer for it.
+            // One verb may have met a damaged page or a foreign lock: the others need not suffer
+            // for it.
             Some(Kind::Corrupt | Kind::Other) | None if jobs.len() > 1 => {
                 jobs.into_iter().for_each(|job| self.commit(vec![job]));
             }
@@ -129,17 +142,21 @@ impl Writer {
         }
     }
 
-    /// The disk is full: what ends tokens is tried once more in the room kept for it, the rest is refused.
+    /// The disk is full: what ends tokens is tried once more in the room kept for it, the rest is
+    /// refused.
     fn economise(&mut self, jobs: Vec<Box<dyn Job>>, fault: &Fault) {
         self.shared.is_full(true);
-        let (mut vital, others): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.urgency() == Urgency::Vital);
+        let (mut vital, others): (Vec<_>, Vec<_>) =
+            jobs.into_iter().partition(|job| job.urgency() == Urgency::Vital);
         settle(others, &Err(fault.clone()));
         if vital.is_empty() {
             return;
         }
-        // A first time without it: most refreshes see that they are not meant, and nothing is left that needs room.
+        // A first time without it: most refreshes see that they are not meant, and nothing is left
+        // that needs room.
         let mut fate = self.attempt(&mut vital, true);
-        if matches!(&fate, Err(fault) if fault.kind() == Some(Kind::Full)) && self.reserve.release() {
+        if matches!(&fate, Err(fault) if fault.kind() == Some(Kind::Full)) && self.reserve.release()
+        {
             fate = self.attempt(&mut vital, true);
             // At once, before others use it up.
             self.reserve.top_up();
@@ -155,7 +172,11 @@ impl Writer {
     /// One transaction. Answers are not given here, all else that follows from a commit is done.
     fn attempt(&mut self, jobs: &mut [Box<dyn Job>], scarce: bool) -> Result<(), Fault> {
         self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-        let counters = if self.flush_is_due() { self.shared.counters.write(&self.connection) } else { Ok(Vec::new()) };
+        let counters = if self.flush_is_due() {
+            self.shared.counters.write(&self.connection)
+        } else {
+            Ok(Vec::new())
+        };
         let flushed = counters.as_ref().is_ok_and(|counters| !counters.is_empty());
         let outcome = counters.and_then(|counters| {
             let filled = self.fill(jobs, scarce);
@@ -171,7 +192,8 @@ impl Writer {
                 Ok(())
             }
             Err(fault) => {
-                // SQLite may have undone it already; if it cannot be undone, nothing can be relied on.
+                // SQLite may have undone it already; if it cannot be undone, nothing can be relied
+                // on.
                 if !self.connection.is_autocommit()
                     && let Err(error) = self.connection.execute_batch("ROLLBACK")
                 {
@@ -185,11 +207,13 @@ impl Writer {
     fn fill(&self, jobs: &mut [Box<dyn Job>], scarce: bool) -> Result<Effects, Fault> {
         let mut state = self.state.clone();
         if self.closing {
-            // What was judged at this time, though nothing was written, must not be judged at an earlier one after a restart.
+            // What was judged at this time, though nothing was written, must not be judged at an
+            // earlier one after a restart.
             let brought = self.shared.brought.load(std::sync::atomic::Ordering::SeqCst);
             state.newest = state.newest.max(Timestamp::from_millis(brought));
         }
-        let effects = Effects { state, changes: Vec::new(), records: Vec::new(), followers: Vec::new() };
+        let effects =
+            Effects { state, changes: Vec::new(), records: Vec::new(), followers: Vec::new() };
         let listening = self.tail.receiver_count() > 0;
         let mut batch = Batch {
             connection: &self.connection,
@@ -215,7 +239,8 @@ impl Writer {
         }
         self.state = effects.state;
         self.shared.saw(self.state.newest);
-        // Who joined in this batch hears all of it: its snapshot may hold part of that already, and hearing twice is harmless.
+        // Who joined in this batch hears all of it: its snapshot may hold part of that already, and
+        // hearing twice is harmless.
         self.followers.extend(effects.followers);
         for change in &effects.changes {
             self.followers.iter().for_each(|follower| follower.apply(change));
@@ -226,8 +251,9 @@ impl Writer {
         }
     }
 
-    /// After a failed write the kernel may show as written what never reached the disk, and a further sync would succeed without
-    /// it. So nothing is tried again: whoever starts anew reads what is really there.
+    /// After a failed write the kernel may show as written what never reached the disk, and a
+    /// further sync would succeed without it. So nothing is tried again: whoever starts anew reads
+    /// what is really there.
     fn fail(&self, fault: &Fault) {
         tracing::error!(%fault, "the disk failed under a write, the store stops");
         self.shared.fail();
@@ -235,8 +261,11 @@ impl Writer {
 
     fn end(mut self) {
         self.closing = true;
-        let mut result = if self.shared.failed() { Err(Fault::Failed) } else { self.attempt(&mut [], false) };
-        if matches!(&result, Err(fault) if fault.kind() == Some(Kind::Full)) && self.reserve.release() {
+        let mut result =
+            if self.shared.failed() { Err(Fault::Failed) } else { self.attempt(&mut [], false) };
+        if matches!(&result, Err(fault) if fault.kind() == Some(Kind::Full))
+            && self.reserve.release()
+        {
             result = self.attempt(&mut [], true);
         }
         for reader in self.readers {
@@ -247,7 +276,8 @@ impl Writer {
             result = checkpoint(&self.connection);
         }
         let closed = self.connection.close().map_err(|(_, error)| Fault::from(error));
-        // What is not known to be on disk, and a rollback that was accepted and is on no record, is not noted.
+        // What is not known to be on disk, and a rollback that was accepted and is on no record, is
+        // not noted.
         if result.is_ok() && self.anchor.is_begun() {
             self.anchor.end(&self.directory, (self.state.sequence, self.state.hash));
         }
@@ -260,9 +290,13 @@ fn settle(jobs: Vec<Box<dyn Job>>, fate: &Result<(), Fault>) {
     jobs.into_iter().for_each(|job| job.settle(fate.clone()));
 }
 
-/// Syncs the WAL, moves everything from it into the database and syncs that. Where the disk is full the WAL keeps it.
+/// Syncs the WAL, moves everything from it into the database and syncs that. Where the disk is full
+/// the WAL keeps it.
 pub(super) fn checkpoint(connection: &Connection) -> Result<(), Fault> {
-    match connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).map_err(Fault::from) {
+    match connection
+        .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+        .map_err(Fault::from)
+    {
         Err(fault) if fault.kind() == Some(Kind::Full) => {
             tracing::warn!("the disk is full, the WAL cannot be moved into the database");
             Ok(())
@@ -353,7 +387,10 @@ mod tests {
             assert!(matches!(store.append_soon(event()).await, Err(StoreError::Unavailable(_))));
             assert!(matches!(store.ready().await, Err(StoreError::Unavailable(_))));
             assert!(matches!(store.clients(None, None, 1).await, Err(StoreError::Unavailable(_))));
-            assert!(matches!(store.count(&[], Timestamp::EPOCH).await, Err(StoreError::Unavailable(_))));
+            assert!(matches!(
+                store.count(&[], Timestamp::EPOCH).await,
+                Err(StoreError::Unavailable(_))
+            ));
             assert!(matches!(store.close().await, Err(StoreError::Unavailable(_))));
             let store = open(dir.path());
             assert_eq!(store.chain("node", 0, 9).await.unwrap().len(), 1);
@@ -380,7 +417,9 @@ mod tests {
             .collect();
         for (n, task) in tasks.into_iter().enumerate() {
             match (n % 3, task.await.unwrap()) {
-                (0, Err(StoreError::Corrupt(_))) | (1, Err(StoreError::Unavailable(_))) | (2, Ok(())) => {}
+                (0, Err(StoreError::Corrupt(_)))
+                | (1, Err(StoreError::Unavailable(_)))
+                | (2, Ok(())) => {}
                 (_, other) => panic!("{n}: {other:?}"),
             }
         }
@@ -389,7 +428,12 @@ mod tests {
     }
 
     /// A disk that has room only once the reserve is gone.
-    async fn on_a_full_disk(store: &Embedded, dir: &Path, urgency: Urgency, seen: &Arc<Mutex<Vec<bool>>>) -> bool {
+    async fn on_a_full_disk(
+        store: &Embedded,
+        dir: &Path,
+        urgency: Urgency,
+        seen: &Arc<Mutex<Vec<bool>>>,
+    ) -> bool {
         let (reserve, seen) = (dir.join("reserve"), seen.clone());
         let write = move |batch: &mut Batch<'_>| {
             seen.lock().unwrap().push(batch.scarce);

@@ -1,5 +1,5 @@
-//! The tenants that audiences belong to: a document each, by the audience. Of one that was released its outbox is left, so that the
-//! record of the release is not lost with it.
+//! The tenants that audiences belong to: a document each, by the audience. Of one that was released
+//! its outbox is left, so that the record of the release is not lost with it.
 
 use async_trait::async_trait;
 use mongodb::bson::{Document, doc};
@@ -20,11 +20,19 @@ use crate::{
 #[async_trait]
 impl AudienceStore for Mongo {
     async fn audience(&self, audience: &Audience) -> Result<Option<FoundAudience>> {
-        let document = self.shared.latest(AUDIENCES, doc! { "_id": audience.as_str(), "released": { "$ne": true } }).await?;
+        let document = self
+            .shared
+            .latest(AUDIENCES, doc! { "_id": audience.as_str(), "released": { "$ne": true } })
+            .await?;
         Ok(document.map(|document| found(audience.clone(), &document)))
     }
 
-    async fn audiences(&self, tenant: Option<&TenantId>, after: Option<&Audience>, limit: usize) -> Result<Vec<FoundAudience>> {
+    async fn audiences(
+        &self,
+        tenant: Option<&TenantId>,
+        after: Option<&Audience>,
+        limit: usize,
+    ) -> Result<Vec<FoundAudience>> {
         Ok(self.shared.audiences(tenant, after, limit).await?)
     }
 
@@ -45,13 +53,22 @@ impl AudienceStore for Mongo {
 }
 
 impl Shared {
-    pub(super) async fn claim_audience(&self, record: &AudienceRecord, event: Event) -> Result<Creation, Fault> {
+    pub(super) async fn claim_audience(
+        &self,
+        record: &AudienceRecord,
+        event: Event,
+    ) -> Result<Creation, Fault> {
         let (deed, owner) = (self.deed([event])?, owner(&record.audience));
-        // The document of a released audience is taken over; any other stands in the way by its `_id`.
+        // The document of a released audience is taken over; any other stands in the way by its
+        // `_id`.
         let filter = doc! { "_id": record.audience.as_str(), "released": true };
         let update = doc! { "$set": encoded(record)?, "$push": { "outbox": deed.push(&owner) } };
         let audiences = self.link.collection(AUDIENCES);
-        match self.link.call(async move { Ok(audiences.update_one(filter, update).upsert(true).await?) }).await {
+        match self
+            .link
+            .call(async move { Ok(audiences.update_one(filter, update).upsert(true).await?) })
+            .await
+        {
             Err(fault) if fault.is_duplicate() => {
                 self.confirm(owner).await?;
                 return Ok(Creation::Taken);
@@ -62,14 +79,22 @@ impl Shared {
         Ok(Creation::Created)
     }
 
-    pub(super) async fn replace_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write, Fault> {
+    pub(super) async fn replace_audience(
+        &self,
+        record: &AudienceRecord,
+        event: Event,
+    ) -> Result<Write, Fault> {
         let Some(before) = before(record.revision) else { return Ok(Write::Stale) };
         let deed = self.deed([event])?;
         let update = doc! { "$set": encoded(record)?, "$push": { "outbox": deed.push(&owner(&record.audience)) } };
         self.change_audience(record, before, update, deed).await
     }
 
-    pub(super) async fn release_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write, Fault> {
+    pub(super) async fn release_audience(
+        &self,
+        record: &AudienceRecord,
+        event: Event,
+    ) -> Result<Write, Fault> {
         let deed = self.deed([event])?;
         let update = doc! {
             "$set": { "released": true },
@@ -93,7 +118,9 @@ impl Shared {
         }
         let filter = doc! { "_id": record.audience.as_str() };
         let audiences = self.link.collection(AUDIENCES);
-        self.link.call(async move { Ok(audiences.update_one(filter, update).upsert(true).await?) }).await?;
+        self.link
+            .call(async move { Ok(audiences.update_one(filter, update).upsert(true).await?) })
+            .await?;
         self.record(deed, owner).await?;
         Ok(Write::Done)
     }
@@ -115,7 +142,13 @@ impl Shared {
             "record.created_at": encode("audience", &record.created_at)?,
         };
         let audiences = self.link.collection(AUDIENCES);
-        if self.link.call(async move { Ok(audiences.update_one(filter, update).await?) }).await?.matched_count == 0 {
+        if self
+            .link
+            .call(async move { Ok(audiences.update_one(filter, update).await?) })
+            .await?
+            .matched_count
+            == 0
+        {
             return Ok(Write::Stale);
         }
         self.record(deed, owner(&record.audience)).await?;
@@ -129,18 +162,23 @@ impl Shared {
         after: Option<&Audience>,
         limit: usize,
     ) -> Result<Vec<FoundAudience>, Fault> {
-        let (mut listed, mut last) = (Vec::new(), after.map_or_else(String::new, ToString::to_string));
+        let (mut listed, mut last) =
+            (Vec::new(), after.map_or_else(String::new, ToString::to_string));
         loop {
             let mut filter = doc! { "released": { "$ne": true }, "_id": { "$gt": &last } };
             if let Some(tenant) = tenant {
                 filter.insert("tenant", tenant.as_str());
             }
             let missing = limit.saturating_sub(listed.len());
-            let page = self.pages(AUDIENCES, filter, doc! { "_id": 1 }, doc! { "outbox": 0 }, missing).await?;
+            let page = self
+                .pages(AUDIENCES, filter, doc! { "_id": 1 }, doc! { "outbox": 0 }, missing)
+                .await?;
             let Some(end) = page.last() else { return Ok(listed) };
             Fields::of("audience", end).text("_id")?.clone_into(&mut last);
             for document in &page {
-                let Ok(audience) = Fields::of("audience", document).parse::<Audience>("_id") else { continue };
+                let Ok(audience) = Fields::of("audience", document).parse::<Audience>("_id") else {
+                    continue;
+                };
                 listed.push(found(audience, document).listed_for(tenant));
             }
             if page.len() < missing || listed.len() >= limit {
@@ -164,7 +202,8 @@ pub(super) fn encoded(record: &AudienceRecord) -> Result<Document, Fault> {
     })
 }
 
-/// One that is neither released nor not is no record of this service: nothing that it writes would find it.
+/// One that is neither released nor not is no record of this service: nothing that it writes would
+/// find it.
 pub(super) fn decoded(document: &Document) -> Result<AudienceRecord, Fault> {
     if document.get_bool("released").ok() != Some(false) {
         return Err(Fault::row("audience", "released is not what it should be"));

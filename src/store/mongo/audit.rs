@@ -26,7 +26,8 @@ use crate::{
     store::{AuditStore, Result, Store, Writer},
 };
 
-/// How old the time under the last heartbeat's seal may be of a node that runs. A heartbeat comes twice a second.
+/// How old the time under the last heartbeat's seal may be of a node that runs. A heartbeat comes
+/// twice a second.
 const SILENCE: Duration = Duration::from_secs(30);
 
 #[async_trait]
@@ -40,12 +41,19 @@ impl AuditStore for Mongo {
         Ok(self.shared.chain.append_soon(Entry::new(event)?).await?)
     }
 
-    async fn events(&self, filter: &Filter, before: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
+    async fn events(
+        &self,
+        filter: &Filter,
+        before: Option<&Place>,
+        limit: usize,
+    ) -> Result<Vec<Record>> {
         let mut found: Vec<Record> = Vec::new();
         if before.is_none_or(|before| before.at.millis() != TIMELESS) {
             // A list of times would be found by each of them.
-            let number = doc! { "$expr": { "$in": [{ "$type": "$event.at" }, ["long", "int", "double"]] } };
-            let mut query = vec![placed(), query(filter), doc! { "event.at": { "$gte": i64::MIN } }, number];
+            let number =
+                doc! { "$expr": { "$in": [{ "$type": "$event.at" }, ["long", "int", "double"]] } };
+            let mut query =
+                vec![placed(), query(filter), doc! { "event.at": { "$gte": i64::MIN } }, number];
             query.extend(before.map(behind));
             let newest_first = doc! { "event.at": -1, "_id": -1 };
             found = self.shown(query, newest_first, limit).await?;
@@ -54,7 +62,10 @@ impl AuditStore for Mongo {
         if room > 0 && filter.from.is_none() && filter.to.is_none() {
             let mut query = vec![placed(), query(filter), timeless()];
             let before = before.filter(|before| before.at.millis() == TIMELESS);
-            query.extend(before.map(|before| doc! { "_id": { "$lt": place(&before.chain, before.sequence) } }));
+            query
+                .extend(before.map(
+                    |before| doc! { "_id": { "$lt": place(&before.chain, before.sequence) } },
+                ));
             found.extend(self.shown(query, doc! { "_id": -1 }, room).await?);
         }
         Ok(found)
@@ -62,11 +73,13 @@ impl AuditStore for Mongo {
 
     async fn chains(&self) -> Result<Vec<Arc<str>>> {
         let nodes = self.shared.link.collection(NODES);
-        let read = async move { Ok(nodes.find(doc! {}).await?.try_collect::<Vec<Document>>().await?) };
+        let read =
+            async move { Ok(nodes.find(doc! {}).await?.try_collect::<Vec<Document>>().await?) };
         let mut names = BTreeSet::new();
         for node in self.shared.link.call(read).await? {
             // Others can write to the database too: what is no node's document is no chain either.
-            if let (Ok(name), Ok(Some(_))) = (Fields::of("node", &node).text("_id"), head_of(&node)) {
+            if let (Ok(name), Ok(Some(_))) = (Fields::of("node", &node).text("_id"), head_of(&node))
+            {
                 names.insert(name.into());
             }
         }
@@ -95,8 +108,8 @@ impl AuditStore for Mongo {
 
     async fn head(&self, chain: &str) -> Result<Option<Head>> {
         let noted = self.noted(chain).await?;
-        // The noted head follows the chain at some distance. Behind it each record's own seal counts; what is noted and not
-        // there was cut off.
+        // The noted head follows the chain at some distance. Behind it each record's own seal
+        // counts; what is noted and not there was cut off.
         let last = newest(&self.shared.link, chain).await?.as_ref().map(own_seal).transpose()?;
         Ok(match (noted, last) {
             (Some(noted), Some(last)) if last.sequence <= noted.sequence => Some(noted),
@@ -108,21 +121,29 @@ impl AuditStore for Mongo {
         if self.shared.node.name.as_ref() == chain {
             return Ok(Writer::This);
         }
-        // Also one of a chain that has not begun: it is noted some time before its first record is under it.
+        // Also one of a chain that has not begun: it is noted some time before its first record is
+        // under it.
         let head = self.node_of(chain).await?.and_then(|node| sealed_in(&node).ok().flatten());
         let head = head.filter(|head| self.shared.node.key.check(head));
-        let Some(head) = head.filter(|head| head.claim != Claim::Closed) else { return Ok(Writer::Nobody) };
+        let Some(head) = head.filter(|head| head.claim != Claim::Closed) else {
+            return Ok(Writer::Nobody);
+        };
         let now = self.time().await?.unwrap_or(Timestamp::EPOCH);
         Ok(if is_sure(&head, now) { Writer::Another } else { Writer::Nobody })
     }
 
     async fn witnesses(&self, after: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
-        let (mut after, mut room) =
-            (after.map_or_else(|| doc! { "chain": "" }, |after| place(&after.chain, after.sequence)), limit);
+        let (mut after, mut room) = (
+            after.map_or_else(|| doc! { "chain": "" }, |after| place(&after.chain, after.sequence)),
+            limit,
+        );
         loop {
             let query = doc! { "$and": [placed(), doc! { "event.action": WITNESSES, "_id": { "$gt": after.clone() } }] };
-            let found = self.shared.pages(AUDIT_LOGS, query, doc! { "_id": 1 }, of_records(), room).await?;
-            let is_sealed = |found: &&Document| sealed(found).is_ok_and(|head| self.shared.node.key.check(&head));
+            let found =
+                self.shared.pages(AUDIT_LOGS, query, doc! { "_id": 1 }, of_records(), room).await?;
+            let is_sealed = |found: &&Document| {
+                sealed(found).is_ok_and(|head| self.shared.node.key.check(&head))
+            };
             let ours = found.iter().filter(is_sealed).filter_map(|found| decoded(found).ok());
             let ours: Vec<Record> = ours.take(limit).collect();
             if room == 0 || found.len() < room || !ours.is_empty() {
@@ -144,7 +165,8 @@ impl AuditStore for Mongo {
 }
 
 impl Mongo {
-    /// The head of a chain that was noted last. One that cannot be read counts as none: the end of the chain is then not sure.
+    /// The head of a chain that was noted last. One that cannot be read counts as none: the end of
+    /// the chain is then not sure.
     async fn noted(&self, chain: &str) -> Result<Option<Head>, Fault> {
         Ok(self.node_of(chain).await?.and_then(|node| head_of(&node).ok().flatten()))
     }
@@ -155,11 +177,20 @@ impl Mongo {
     }
 
     /// Up to `limit` records. Documents that have no place, whatever the query says, end no page.
-    async fn shown(&self, query: Vec<Document>, sort: Document, limit: usize) -> Result<Vec<Record>, Fault> {
+    async fn shown(
+        &self,
+        query: Vec<Document>,
+        sort: Document,
+        limit: usize,
+    ) -> Result<Vec<Record>, Fault> {
         let (mut records, mut seen) = (Vec::new(), 0_usize);
         loop {
-            let (query, room) = (doc! { "$and": query.clone() }, limit.saturating_sub(records.len()));
-            let page = self.shared.pages(AUDIT_LOGS, query, sort.clone(), of_records(), seen.saturating_add(room)).await?;
+            let (query, room) =
+                (doc! { "$and": query.clone() }, limit.saturating_sub(records.len()));
+            let page = self
+                .shared
+                .pages(AUDIT_LOGS, query, sort.clone(), of_records(), seen.saturating_add(room))
+                .await?;
             records.extend(page.iter().skip(seen).filter_map(shown));
             if page.len() < seen.saturating_add(room) || records.len() >= limit {
                 return Ok(records);
@@ -168,14 +199,16 @@ impl Mongo {
         }
     }
 
-    /// The name of the next chain of which there are records. One may have very many: each name is looked up behind the one
-    /// before.
+    /// The name of the next chain of which there are records. One may have very many: each name is
+    /// looked up behind the one before.
     async fn next_name(&self, after: Document) -> Result<Option<Vec<u8>>, Fault> {
         // Up to the `_id`s that begin otherwise.
         let mut filter = doc! { "_id": { "$gt": after, "$lt": { "chain": {} } } };
         filter.extend(placed());
         let logs = self.shared.link.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>();
-        let read = async move { Ok(logs.find_one(filter).sort(doc! { "_id": 1 }).projection(doc! { "_id": 1 }).await?) };
+        let read = async move {
+            Ok(logs.find_one(filter).sort(doc! { "_id": 1 }).projection(doc! { "_id": 1 }).await?)
+        };
         let found = self.shared.link.call(read).await?;
         Ok(found.as_ref().and_then(|found| found.get_document("_id").ok()).and_then(name_in))
     }
@@ -195,7 +228,8 @@ fn above(name: &[u8]) -> Option<String> {
     let (valid, rest) = name.split_at_checked(valid)?;
     let (mut text, mut rest) = (String::from_utf8_lossy(valid).into_owned(), rest.to_vec());
     loop {
-        let next = ('\0'..=char::MAX).find(|next| next.encode_utf8(&mut [0; 4]).as_bytes() > rest.as_slice());
+        let next = ('\0'..=char::MAX)
+            .find(|next| next.encode_utf8(&mut [0; 4]).as_bytes() > rest.as_slice());
         if let Some(next) = next {
             text.push(next);
             return Some(text);
@@ -223,7 +257,8 @@ fn own_seal(document: &Document) -> Result<Head, Fault> {
     })
 }
 
-/// Fields that are read of a record. The time besides, since in the event a name that is no UTF-8 hides all that follows.
+/// Fields that are read of a record. The time besides, since in the event a name that is no UTF-8
+/// hides all that follows.
 fn of_records() -> Document {
     doc! { "node": 1, "event": 1, "hash": 1, "seal": 1, "entry": 1, TIME: "$event.at" }
 }

@@ -1,6 +1,7 @@
-//! This node's audit chain. One task appends: it takes whatever waits, gives each record its place and its hash, and writes them
-//! with one command. A write of unknown outcome is asked about and written again, the same records at the same places, until they
-//! are there: what was promised to a caller is never given up while the process lives.
+//! This node's audit chain. One task appends: it takes whatever waits, gives each record its place
+//! and its hash, and writes them with one command. A write of unknown outcome is asked about and
+//! written again, the same records at the same places, until they are there: what was promised to a
+//! caller is never given up while the process lives.
 
 use std::{
     collections::HashSet,
@@ -39,7 +40,8 @@ use crate::{
 const QUEUE: usize = 4_096;
 /// Jobs in one command.
 const BATCH: usize = 512;
-/// Of a record that was made when its caller had, or may have, been told that the outcome is not known.
+/// Of a record that was made when its caller had, or may have, been told that the outcome is not
+/// known.
 pub(super) const LATE: &str = "late";
 /// Field in which a listing reads the time of a record, beside the event.
 pub(super) const TIME: &str = "time";
@@ -77,7 +79,8 @@ pub(super) struct End {
 impl End {
     pub(super) const START: Self = Self { sequence: 0, hash: START, newest: Timestamp::EPOCH };
 
-    /// The newest time with an event more. One that was recovered from another node has that node's time, and does not count.
+    /// The newest time with an event more. One that was recovered from another node has that node's
+    /// time, and does not count.
     fn newest_with(&self, node: &str, event: &Event) -> Timestamp {
         let is_own = event.recovered_from.as_deref().is_none_or(|from| from == node);
         if is_own { self.newest.max(event.at) } else { self.newest }
@@ -102,7 +105,8 @@ struct State {
     struggles: AtomicBool,
     /// Since when a write is under way.
     writing: Mutex<Option<Instant>>,
-    /// The entries in the queue and under way, whether or not anybody still waits for them: they will be in the chain.
+    /// The entries in the queue and under way, whether or not anybody still waits for them: they
+    /// will be in the chain.
     held: Mutex<HashSet<Uuid>>,
 }
 
@@ -125,7 +129,13 @@ impl State {
 
 impl Chain {
     /// Starts the task, behind the record `end`.
-    pub(super) fn start(link: Arc<Link>, node: Arc<Node>, key: ChainKey, end: End, settle: Settle) -> Self {
+    pub(super) fn start(
+        link: Arc<Link>,
+        node: Arc<Node>,
+        key: ChainKey,
+        end: End,
+        settle: Settle,
+    ) -> Self {
         let (queue, jobs) = mpsc::channel(QUEUE);
         let tail = broadcast::Sender::new(LAG);
         let weak = tail.downgrade();
@@ -146,13 +156,18 @@ impl Chain {
         self.state.sequence.load(SeqCst)
     }
 
-    /// Whether what came after this record, and is in the chain, was put there before this process began.
+    /// Whether what came after this record, and is in the chain, was put there before this process
+    /// began.
     pub(super) fn is_of_an_earlier_process(&self, after: u64) -> bool {
         after < self.begin
     }
 
     /// Durable when it answers.
-    pub(super) async fn append(&self, entries: Vec<Entry>, owner: Option<Owner>) -> Result<(), Fault> {
+    pub(super) async fn append(
+        &self,
+        entries: Vec<Entry>,
+        owner: Option<Owner>,
+    ) -> Result<(), Fault> {
         let queue = self.queue.load_full().ok_or(Fault::Closed)?;
         let since = Instant::now();
         let place = timeout(self.deadline, queue.reserve()).await;
@@ -163,10 +178,14 @@ impl Chain {
         }
         place.send(Job { entries, owner, reply: Some(reply) });
         let left = self.deadline.saturating_sub(since.elapsed());
-        timeout(left, answer).await.map_err(|_| Fault::Late(self.deadline))?.map_err(|_| Fault::Closed)?
+        timeout(left, answer)
+            .await
+            .map_err(|_| Fault::Late(self.deadline))?
+            .map_err(|_| Fault::Closed)?
     }
 
-    /// Answers before it is durable; while MongoDB does not take records at once, as [`Self::append`].
+    /// Answers before it is durable; while MongoDB does not take records at once, as
+    /// [`Self::append`].
     pub(super) async fn append_soon(&self, entry: Entry) -> Result<(), Fault> {
         let slow = self.state.writing().is_some_and(|since| since.elapsed() > SOON);
         if slow || self.state.struggles.load(SeqCst) {
@@ -191,7 +210,8 @@ impl Chain {
         self.tail.upgrade()
     }
 
-    /// Takes nothing more and waits for what is on its way, but not for ever; whether nothing is on its way any more.
+    /// Takes nothing more and waits for what is on its way, but not for ever; whether nothing is on
+    /// its way any more.
     pub(super) async fn close(&self) -> bool {
         self.queue.store(None);
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -201,7 +221,9 @@ impl Chain {
         if !ended {
             // It holds no driver future: those run in tasks of their own.
             abort.abort();
-            tracing::error!("MongoDB does not answer: audit records that nobody was promised are lost");
+            tracing::error!(
+                "MongoDB does not answer: audit records that nobody was promised are lost"
+            );
         }
         ended
     }
@@ -279,15 +301,18 @@ impl Writer {
         Ok(())
     }
 
-    /// Goes on from what an earlier process of this node wrote, which was on its way when this one began; which entries that
-    /// recorded. `None` if a later process has the name.
+    /// Goes on from what an earlier process of this node wrote, which was on its way when this one
+    /// began; which entries that recorded. `None` if a later process has the name.
     async fn catch_up(&mut self) -> Result<Option<HashSet<Uuid>>, Fault> {
         if !self.node.is_ours(&self.link).await? {
             return Ok(None);
         }
         let written = records(&self.link, &self.node.name, self.end.sequence, STRIDE).await?;
-        let ours = written.iter().filter(|record| sealed(record).is_ok_and(|head| self.key.check(&head)));
-        let there = ours.filter_map(|record| Fields::of("audit record", record).uuid("entry").ok()).collect();
+        let ours =
+            written.iter().filter(|record| sealed(record).is_ok_and(|head| self.key.check(&head)));
+        let there = ours
+            .filter_map(|record| Fields::of("audit record", record).uuid("entry").ok())
+            .collect();
         self.end = last(&self.link, &self.key, &self.node.name, self.end.clone()).await?;
         Ok(Some(there))
     }
@@ -308,12 +333,20 @@ impl Writer {
     fn make(&self, jobs: &[Job], there: &HashSet<Uuid>) -> Result<(Vec<Made>, End), Fault> {
         let mut end = self.end.clone();
         let mut made = Vec::new();
-        for entry in jobs.iter().flat_map(|job| &job.entries).filter(|entry| !there.contains(&entry.id)) {
+        for entry in
+            jobs.iter().flat_map(|job| &job.entries).filter(|entry| !there.contains(&entry.id))
+        {
             let sequence = end.sequence.saturating_add(1);
             let hash = link(&end.hash, sequence, &self.node.name, &entry.body);
             let name = self.node.name.clone();
             end = End { sequence, hash, newest: end.newest_with(&name, &entry.event) };
-            let record = Record { chain: name.clone(), sequence, node: name, event: entry.event.clone(), hash };
+            let record = Record {
+                chain: name.clone(),
+                sequence,
+                node: name,
+                event: entry.event.clone(),
+                hash,
+            };
             let document = encoded(&record, entry.id, &self.key)?;
             made.push(Made { record: Arc::new(record), document, caller: entry.caller.clone() });
         }
@@ -328,18 +361,24 @@ impl Writer {
         }
         let logs = self.link.collection(AUDIT_LOGS);
         let late = doc! { "_id": { "$in": ids } };
-        self.link.call(async move { Ok(logs.update_many(late, doc! { "$set": { LATE: true } }).await?) }).await.map(drop)
+        self.link
+            .call(async move { Ok(logs.update_many(late, doc! { "$set": { LATE: true } }).await?) })
+            .await
+            .map(drop)
     }
 
     /// Whether all of them stand; false if others stand in their places.
     async fn insert(&self, made: &[Made], again: bool) -> Result<bool, Fault> {
-        // An attempt may have been kept at any time since: after a failed one, nobody knows whether the caller still waited.
+        // An attempt may have been kept at any time since: after a failed one, nobody knows whether
+        // the caller still waited.
         let is_late = |made: &Made| made.caller.is_some() && (again || made.is_late());
         let late: Vec<bool> = made.iter().map(is_late).collect();
-        let mut missing: Vec<Document> = made.iter().zip(&late).map(|(made, late)| made.kept(*late)).collect();
+        let mut missing: Vec<Document> =
+            made.iter().zip(&late).map(|(made, late)| made.kept(*late)).collect();
         if again {
             let first = made.first().map_or(0, |made| made.record.sequence);
-            let there = records(&self.link, &self.node.name, first.saturating_sub(1), made.len()).await?;
+            let there =
+                records(&self.link, &self.node.name, first.saturating_sub(1), made.len()).await?;
             for (found, made) in there.iter().zip(made) {
                 if Fields::of("audit record", found).hash("hash")? != made.record.hash {
                     return Ok(false);
@@ -354,7 +393,13 @@ impl Writer {
         let logs = self.link.collection(AUDIT_LOGS);
         self.link.call(async move { Ok(logs.insert_many(missing).await?) }).await?;
         // It was under way when the caller gave up.
-        self.note_late(made.iter().zip(&late).filter(|(made, late)| !**late && made.is_late()).map(|(made, _)| made)).await?;
+        self.note_late(
+            made.iter()
+                .zip(&late)
+                .filter(|(made, late)| !**late && made.is_late())
+                .map(|(made, _)| made),
+        )
+        .await?;
         Ok(true)
     }
 }
@@ -375,7 +420,8 @@ impl Made {
     }
 }
 
-/// A record's document. The seal shows that it was written by a node that has the key, and from which outbox entry, if any.
+/// A record's document. The seal shows that it was written by a node that has the key, and from
+/// which outbox entry, if any.
 pub(super) fn encoded(record: &Record, entry: Uuid, key: &ChainKey) -> Result<Document, Fault> {
     let claim = Claim::Record { entry: entry.into_bytes() };
     let seal = key.seal(&record.node, record.sequence, record.hash, claim);
@@ -396,7 +442,10 @@ pub(super) fn place(chain: &str, sequence: u64) -> Document {
 
 pub(super) fn decoded(document: &Document) -> Result<Record, Fault> {
     let fields = Fields::of("audit record", document);
-    let id = fields.get("_id")?.as_document().ok_or_else(|| Fault::row("audit record", "its _id is not ours"))?;
+    let id = fields
+        .get("_id")?
+        .as_document()
+        .ok_or_else(|| Fault::row("audit record", "its _id is not ours"))?;
     let id = Fields::of("audit record", id);
     Ok(Record {
         chain: id.text("chain")?.into(),
@@ -407,8 +456,8 @@ pub(super) fn decoded(document: &Document) -> Result<Record, Fault> {
     })
 }
 
-/// The record as readers are shown it: one that cannot be read has its place and nothing else. `None` for a document that is no
-/// record: it has no place in any chain.
+/// The record as readers are shown it: one that cannot be read has its place and nothing else.
+/// `None` for a document that is no record: it has no place in any chain.
 pub(super) fn shown(document: &Document) -> Option<Record> {
     let id = document.get_document("_id").ok()?;
     let is_place = id.keys().eq(["chain", "sequence"]) && id.get_i64("sequence").is_ok();
@@ -419,12 +468,18 @@ pub(super) fn shown(document: &Document) -> Option<Record> {
     let at = document.get_document("event").ok().and_then(|event| event.get("at"));
     let at = at.or_else(|| document.get(TIME)).and_then(millis);
     let at = Timestamp::from_millis(at.unwrap_or(TIMELESS));
-    Some(Record::unreadable(Place { at, chain: id.text("chain").ok()?.into(), sequence: id.count("sequence").ok()? }))
+    Some(Record::unreadable(Place {
+        at,
+        chain: id.text("chain").ok()?.into(),
+        sequence: id.count("sequence").ok()?,
+    }))
 }
 
-/// A number as a time, also where it is of another type than ours; never a later one, so that what comes next is not the same.
+/// A number as a time, also where it is of another type than ours; never a later one, so that what
+/// comes next is not the same.
 fn millis(value: &Bson) -> Option<i64> {
-    let number = value.as_f64().filter(|number| !number.is_nan()).map(|number| number.floor() as i64);
+    let number =
+        value.as_f64().filter(|number| !number.is_nan()).map(|number| number.floor() as i64);
     value.as_i64().or_else(|| value.as_i32().map(i64::from)).or(number)
 }
 
@@ -436,8 +491,14 @@ pub(super) fn sealed(document: &Document) -> Result<Head, Fault> {
     Ok(Head { node, sequence, hash, claim, seal: fields.hash("seal")? })
 }
 
-/// Up to `limit` records of a chain in order, those after `after`, whatever is in them: see [`lenient`].
-pub(super) async fn records(link: &Link, chain: &str, after: u64, limit: usize) -> Result<Vec<Document>, Fault> {
+/// Up to `limit` records of a chain in order, those after `after`, whatever is in them: see
+/// [`lenient`].
+pub(super) async fn records(
+    link: &Link,
+    chain: &str,
+    after: u64,
+    limit: usize,
+) -> Result<Vec<Document>, Fault> {
     let logs = link.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>();
     if limit == 0 && !link.is_closed() {
         return Ok(Vec::new());
@@ -462,7 +523,8 @@ pub(super) fn beyond(chain: &str) -> Document {
     doc! { "chain": chain, "sequence": Bson::MaxKey }
 }
 
-/// Documents that have a place in a chain. No node makes another, and nobody is shown one: what has no place has no order.
+/// Documents that have a place in a chain. No node makes another, and nobody is shown one: what has
+/// no place has no order.
 pub(super) fn placed() -> Document {
     doc! {
         "_id.chain": { "$type": "string" },
@@ -473,13 +535,21 @@ pub(super) fn placed() -> Document {
 
 /// The last record of a chain, if there is one.
 pub(super) async fn newest(link: &Link, chain: &str) -> Result<Option<Document>, Fault> {
-    let (logs, filter) = (link.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>(), behind(chain, 0));
-    let newest = link.call(async move { Ok(logs.find_one(filter).sort(doc! { "_id": -1 }).await?) }).await?;
+    let (logs, filter) =
+        (link.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>(), behind(chain, 0));
+    let newest =
+        link.call(async move { Ok(logs.find_one(filter).sort(doc! { "_id": -1 }).await?) }).await?;
     Ok(newest.map(|raw| lenient(&raw)))
 }
 
-/// Where a chain ends that was at `end` before: every record behind that must link to the one before it and carry our seal.
-pub(super) async fn last(link: &Link, key: &ChainKey, chain: &str, mut end: End) -> Result<End, Fault> {
+/// Where a chain ends that was at `end` before: every record behind that must link to the one
+/// before it and carry our seal.
+pub(super) async fn last(
+    link: &Link,
+    key: &ChainKey,
+    chain: &str,
+    mut end: End,
+) -> Result<End, Fault> {
     let mut walk = Walk::after(end.sequence, end.hash);
     loop {
         let found = records(link, chain, walk.sequence(), STRIDE).await?;
@@ -487,7 +557,10 @@ pub(super) async fn last(link: &Link, key: &ChainKey, chain: &str, mut end: End)
             let record = decoded(document)?;
             walk.record(&record).map_err(|flaw| Fault::row("audit chain", flaw))?;
             if !key.check(&sealed(document)?) {
-                return Err(Fault::row("audit chain", format!("record {}: the seal is wrong", record.sequence)));
+                return Err(Fault::row(
+                    "audit chain",
+                    format!("record {}: the seal is wrong", record.sequence),
+                ));
             }
             let newest = end.newest_with(chain, &record.event);
             end = End { sequence: record.sequence, hash: record.hash, newest };

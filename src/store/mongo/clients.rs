@@ -1,5 +1,6 @@
-//! Registered machines. The client as it was written is one part of the document, what its secrets' uses add up to another, so
-//! that counting never disturbs a change. A deleted client leaves its epoch and its tenant behind.
+//! Registered machines. The client as it was written is one part of the document, what its secrets'
+//! uses add up to another, so that counting never disturbs a change. A deleted client leaves its
+//! epoch and its tenant behind.
 
 use std::collections::HashMap;
 
@@ -29,11 +30,17 @@ pub(super) const EPOCH: &str = "epoch";
 #[async_trait]
 impl ClientStore for Mongo {
     async fn client(&self, id: &ClientId) -> Result<Option<Client>> {
-        let found = self.shared.latest(CLIENTS, doc! { "_id": id.as_str(), "deleted": false }).await?;
+        let found =
+            self.shared.latest(CLIENTS, doc! { "_id": id.as_str(), "deleted": false }).await?;
         Ok(found.as_ref().map(decoded).transpose()?)
     }
 
-    async fn clients(&self, tenant: Option<&TenantId>, after: Option<&ClientId>, limit: usize) -> Result<Vec<Listed>> {
+    async fn clients(
+        &self,
+        tenant: Option<&TenantId>,
+        after: Option<&ClientId>,
+        limit: usize,
+    ) -> Result<Vec<Listed>> {
         Ok(self.shared.listing(tenant, after, limit).await?)
     }
 
@@ -49,12 +56,17 @@ impl ClientStore for Mongo {
 
     async fn replace_client(&self, client: &Client, event: Event) -> Result<Write> {
         let (shared, client) = (self.shared.clone(), client.clone());
-        whole(&self.shared, async move { shared.write_client(&client, vec![event], false).await }).await
+        whole(&self.shared, async move { shared.write_client(&client, vec![event], false).await })
+            .await
     }
 
     async fn end_client(&self, client: &Client, event: Event, ended: Event) -> Result<Write> {
         let (shared, client) = (self.shared.clone(), client.clone());
-        whole(&self.shared, async move { shared.write_client(&client, vec![event, ended], true).await }).await
+        whole(
+            &self.shared,
+            async move { shared.write_client(&client, vec![event, ended], true).await },
+        )
+        .await
     }
 
     async fn delete_client(&self, client: &Client, event: Event) -> Result<Write> {
@@ -77,10 +89,14 @@ impl ClientStore for Mongo {
                     return Ok(());
                 }
                 // The first use. Of two at once one finds the other's and counts upon it.
-                let first =
-                    doc! { "_id": &id, "deleted": false, "client.secrets.id": &secret, "uses.secret": { "$ne": &secret } };
+                let first = doc! { "_id": &id, "deleted": false, "client.secrets.id": &secret, "uses.secret": { "$ne": &secret } };
                 let uses = doc! { "secret": &secret, "count": count(by), "last_used_at": date(at) };
-                if clients.update_one(first, doc! { "$push": { "uses": uses } }).await?.matched_count == 0 {
+                if clients
+                    .update_one(first, doc! { "$push": { "uses": uses } })
+                    .await?
+                    .matched_count
+                    == 0
+                {
                     clients.update_one(known, counted).await?;
                 }
                 Ok(())
@@ -92,18 +108,29 @@ impl ClientStore for Mongo {
 }
 
 impl Shared {
-    pub(super) async fn create_client(&self, client: &Client, of_any: bool, event: Event) -> Result<Creation, Fault> {
+    pub(super) async fn create_client(
+        &self,
+        client: &Client,
+        of_any: bool,
+        event: Event,
+    ) -> Result<Creation, Fault> {
         let deed = self.deed([event])?;
-        // What a client of this name left behind is taken over; a living one, and another tenant's, stand in the way by their `_id`.
+        // What a client of this name left behind is taken over; a living one, and another tenant's,
+        // stand in the way by their `_id`.
         let mut filter = doc! { "_id": client.id.as_str(), "deleted": true };
         if !of_any {
-            filter.insert("tenant", doc! { "$in": [Bson::Null, Bson::from(client.tenant.as_str())] });
+            filter
+                .insert("tenant", doc! { "$in": [Bson::Null, Bson::from(client.tenant.as_str())] });
         }
         let mut set = encoded(client, &deed)?;
         set.insert("deleted", false);
         let update = doc! { "$set": set, "$push": { "outbox": deed.push(&owner(&client.id)) } };
         let clients = self.link.collection(CLIENTS);
-        match self.link.call(async move { Ok(clients.update_one(filter, update).upsert(true).await?) }).await {
+        match self
+            .link
+            .call(async move { Ok(clients.update_one(filter, update).upsert(true).await?) })
+            .await
+        {
             Err(fault) if fault.is_duplicate() => {
                 self.confirm(owner(&client.id)).await?;
                 return Ok(Creation::Taken);
@@ -115,7 +142,12 @@ impl Shared {
     }
 
     /// Removes a client; where there is a record `ended` of it, its epoch is raised too.
-    pub(super) async fn delete_client(&self, client: &Client, event: Event, ended: Option<Event>) -> Result<Write, Fault> {
+    pub(super) async fn delete_client(
+        &self,
+        client: &Client,
+        event: Event,
+        ended: Option<Event>,
+    ) -> Result<Write, Fault> {
         let id = &client.id;
         let ends = ended.is_some();
         let deed = self.deed(std::iter::once(event).chain(ended))?;
@@ -128,7 +160,12 @@ impl Shared {
         self.change_client(id, filter, update, ends, deed).await
     }
 
-    pub(super) async fn write_client(&self, client: &Client, events: Vec<Event>, ends: bool) -> Result<Write, Fault> {
+    pub(super) async fn write_client(
+        &self,
+        client: &Client,
+        events: Vec<Event>,
+        ends: bool,
+    ) -> Result<Write, Fault> {
         let Some(before) = before(client.revision) else { return Ok(Write::Stale) };
         let deed = self.deed(events)?;
         let filter = kept(client, before)?;
@@ -141,7 +178,8 @@ impl Shared {
         self.change_client(&client.id, filter, update, ends, deed).await
     }
 
-    /// Changes a client that is as `filter` says, and where that `ends` what it holds raises its epoch in the same write.
+    /// Changes a client that is as `filter` says, and where that `ends` what it holds raises its
+    /// epoch in the same write.
     async fn change_client(
         &self,
         id: &ClientId,
@@ -155,7 +193,8 @@ impl Shared {
         }
         let clients = self.link.collection(CLIENTS);
         let write = async move {
-            let after = clients.find_one_and_update(filter, update).return_document(ReturnDocument::After);
+            let after =
+                clients.find_one_and_update(filter, update).return_document(ReturnDocument::After);
             Ok(after.projection(doc! { EPOCH: 1 }).await?)
         };
         let Some(found) = self.link.call(write).await? else { return Ok(Write::Stale) };
@@ -165,21 +204,34 @@ impl Shared {
     }
 
     /// Entries of a listing; a document whose `_id` no client could have is not even named.
-    async fn listing(&self, tenant: Option<&TenantId>, after: Option<&ClientId>, limit: usize) -> Result<Vec<Listed>, Fault> {
-        let (mut listed, mut last) = (Vec::new(), after.map_or_else(String::new, ToString::to_string));
+    async fn listing(
+        &self,
+        tenant: Option<&TenantId>,
+        after: Option<&ClientId>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, Fault> {
+        let (mut listed, mut last) =
+            (Vec::new(), after.map_or_else(String::new, ToString::to_string));
         loop {
             let mut filter = doc! { "deleted": false, "_id": { "$gt": &last } };
             if let Some(tenant) = tenant {
                 filter.insert("tenant", tenant.as_str());
             }
             let missing = limit.saturating_sub(listed.len());
-            let found = self.pages(CLIENTS, filter, doc! { "_id": 1 }, doc! { "outbox": 0 }, missing).await?;
+            let found = self
+                .pages(CLIENTS, filter, doc! { "_id": 1 }, doc! { "outbox": 0 }, missing)
+                .await?;
             let Some(end) = found.last() else { return Ok(listed) };
             Fields::of("client", end).text("_id")?.clone_into(&mut last);
             for document in &found {
-                let Ok(id) = Fields::of("client", document).parse::<ClientId>("_id") else { continue };
+                let Ok(id) = Fields::of("client", document).parse::<ClientId>("_id") else {
+                    continue;
+                };
                 listed.push(match decoded(document) {
-                    Ok(client) if client.id == id && tenant.is_none_or(|tenant| client.tenant == *tenant) => {
+                    Ok(client)
+                        if client.id == id
+                            && tenant.is_none_or(|tenant| client.tenant == *tenant) =>
+                    {
                         Listed::Client(Box::new(client))
                     }
                     Ok(_) | Err(_) => Listed::NotAuthentic(id),
@@ -191,18 +243,27 @@ impl Shared {
         }
     }
 
-    /// The one document that a filter names, as no later read can show it older. At majority, a primary that has just become one
-    /// may for a moment show what was kept before a change that was heard of already; linearizable, it cannot.
-    pub(super) async fn latest(&self, collection: &'static str, filter: Document) -> Result<Option<Document>, Fault> {
+    /// The one document that a filter names, as no later read can show it older. At majority, a
+    /// primary that has just become one may for a moment show what was kept before a change that
+    /// was heard of already; linearizable, it cannot.
+    pub(super) async fn latest(
+        &self,
+        collection: &'static str,
+        filter: Document,
+    ) -> Result<Option<Document>, Fault> {
         let documents = self.link.collection(collection);
-        let concern = if self.alone { ReadConcern::majority() } else { ReadConcern::linearizable() };
-        self.link.call(async move { Ok(documents.find_one(filter).read_concern(concern).await?) }).await
+        let concern =
+            if self.alone { ReadConcern::majority() } else { ReadConcern::linearizable() };
+        self.link
+            .call(async move { Ok(documents.find_one(filter).read_concern(concern).await?) })
+            .await
     }
 
     async fn told(&self, deed: Deed, id: ClientId, epoch: Option<u64>) -> Result<(), Fault> {
         let owner = owner(&id);
         let epoch = epoch.map(|value| Change::Epoch(EpochOf::Client(id.clone()), value));
-        self.record_heard(deed, owner, std::iter::once(Change::Client(id)).chain(epoch).collect()).await
+        self.record_heard(deed, owner, std::iter::once(Change::Client(id)).chain(epoch).collect())
+            .await
     }
 
     /// These fields of up to `limit` documents in an order, whatever is in them: see [`lenient`].
@@ -231,8 +292,9 @@ fn owner(id: &ClientId) -> Owner {
     Owner { collection: CLIENTS, id: id.as_str().into() }
 }
 
-/// Filter for the stored client of this revision. Revisions start at 1 again once a client was deleted, so its tenant and the time
-/// of its creation count too: a late change of a deleted client must not reach the next one of its id.
+/// Filter for the stored client of this revision. Revisions start at 1 again once a client was
+/// deleted, so its tenant and the time of its creation count too: a late change of a deleted client
+/// must not reach the next one of its id.
 fn kept(client: &Client, revision: u64) -> Result<Document, Fault> {
     Ok(doc! {
         "_id": client.id.as_str(),
@@ -266,7 +328,8 @@ pub(super) fn bare(client: &Client) -> Result<Bson, Fault> {
 pub(super) fn decoded(document: &Document) -> Result<Client, Fault> {
     let mut client = undecorated(document)?;
     let uses = uses(document)?;
-    let mut by_secret: HashMap<&SecretId, &SecretUse> = uses.iter().map(|used| (&used.secret, used)).collect();
+    let mut by_secret: HashMap<&SecretId, &SecretUse> =
+        uses.iter().map(|used| (&used.secret, used)).collect();
     for secret in &mut client.secrets {
         if let Some(used) = by_secret.remove(&secret.id) {
             (secret.last_used_at, secret.use_count) = (Some(used.at), used.count);
@@ -275,8 +338,9 @@ pub(super) fn decoded(document: &Document) -> Result<Client, Fault> {
     Ok(client)
 }
 
-/// A client's epoch, as a document or a change of one has it; `None` where no client could have the `_id`. One that is no number
-/// is the highest there is: it ends what it concerns, and keeps nothing else from being known.
+/// A client's epoch, as a document or a change of one has it; `None` where no client could have the
+/// `_id`. One that is no number is the highest there is: it ends what it concerns, and keeps
+/// nothing else from being known.
 pub(super) fn epoch(id: &Bson, fields: &Fields<'_>) -> Option<(EpochOf, u64)> {
     let id = id.as_str()?.parse().ok()?;
     Some((EpochOf::Client(id), fields.count(EPOCH).unwrap_or(i64::MAX.unsigned_abs())))
@@ -297,7 +361,9 @@ pub(super) fn uses(document: &Document) -> Result<Vec<SecretUse>, Fault> {
     let client: ClientId = Fields::of("client", document).parse("_id")?;
     let Some(Bson::Array(uses)) = document.get("uses") else { return Ok(Vec::new()) };
     let read = |used: &Bson| {
-        let fields = used.as_document().ok_or_else(|| Fault::row("client", "uses are not what they should be"))?;
+        let fields = used
+            .as_document()
+            .ok_or_else(|| Fault::row("client", "uses are not what they should be"))?;
         let fields = Fields::of("client", fields);
         Ok(SecretUse {
             client: client.clone(),

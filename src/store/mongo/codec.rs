@@ -1,8 +1,9 @@
-//! Between the model and BSON. Times are BSON dates, ids BSON UUIDs, so that an operator's shell shows them as what they are.
+//! Between the model and BSON. Times are BSON dates, ids BSON UUIDs, so that an operator's shell
+//! shows them as what they are.
 
 use mongodb::bson::{
-    Binary, Bson, DateTime, Document, RawArray, RawBson, RawDocument, Utf8Lossy, deserialize_from_bson, serialize_to_bson,
-    spec::BinarySubtype,
+    Binary, Bson, DateTime, Document, RawArray, RawBson, RawDocument, Utf8Lossy,
+    deserialize_from_bson, serialize_to_bson, spec::BinarySubtype,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
@@ -37,9 +38,9 @@ pub(super) fn encode<T: Serialize>(what: &'static str, value: &T) -> Result<Bson
     serialize_to_bson(value).map_err(|error| Fault::row(what, error))
 }
 
-/// Reads a document whatever was put into it: text that is no UTF-8 has U+FFFD in it, a field that cannot be read is left out, and
-/// an element of a list that cannot be read is null. An `_id` that is not UTF-8 is left out too: no document could be found by the
-/// text that would stand for it.
+/// Reads a document whatever was put into it: text that is no UTF-8 has U+FFFD in it, a field that
+/// cannot be read is left out, and an element of a list that cannot be read is null. An `_id` that
+/// is not UTF-8 is left out too: no document could be found by the text that would stand for it.
 pub(super) fn lenient(raw: &RawDocument) -> Document {
     let mut document = lossy(raw).unwrap_or_else(|| {
         let fields = raw.iter_elements().map_while(Result::ok);
@@ -48,7 +49,10 @@ pub(super) fn lenient(raw: &RawDocument) -> Document {
             let value = if let RawBson::Document(inner) = &value {
                 lossy(inner)?.into()
             } else if let RawBson::Array(list) = &value {
-                elements(list).map(|element| element.unwrap_or(Bson::Null)).collect::<Vec<_>>().into()
+                elements(list)
+                    .map(|element| element.unwrap_or(Bson::Null))
+                    .collect::<Vec<_>>()
+                    .into()
             } else {
                 value.try_into().ok()?
             };
@@ -67,7 +71,11 @@ pub(super) fn lenient(raw: &RawDocument) -> Document {
 pub(super) fn elements(list: &RawArray) -> impl Iterator<Item = Option<Bson>> {
     list.iter_elements().map_while(Result::ok).map(|element| {
         let value = element.value_utf8_lossy().ok()?;
-        if let RawBson::Document(inner) = &value { lossy(inner).map(Bson::Document) } else { value.try_into().ok() }
+        if let RawBson::Document(inner) = &value {
+            lossy(inner).map(Bson::Document)
+        } else {
+            value.try_into().ok()
+        }
     })
 }
 
@@ -111,7 +119,10 @@ impl<'a> Fields<'a> {
 
     pub(super) fn count(&self, key: &str) -> Result<u64, Fault> {
         let value = self.get(key)?;
-        let number = value.as_i64().or_else(|| value.as_i32().map(i64::from)).ok_or_else(|| self.wrong(key))?;
+        let number = value
+            .as_i64()
+            .or_else(|| value.as_i32().map(i64::from))
+            .ok_or_else(|| self.wrong(key))?;
         u64::try_from(number).map_err(|_| self.wrong(key))
     }
 
@@ -125,12 +136,14 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn hash(&self, key: &str) -> Result<[u8; 32], Fault> {
-        let binary = if let Bson::Binary(binary) = self.get(key)? { Some(&binary.bytes) } else { None };
+        let binary =
+            if let Bson::Binary(binary) = self.get(key)? { Some(&binary.bytes) } else { None };
         binary.and_then(|bytes| bytes.as_slice().try_into().ok()).ok_or_else(|| self.wrong(key))
     }
 
     pub(super) fn part<T: DeserializeOwned>(&self, key: &str) -> Result<T, Fault> {
-        deserialize_from_bson(self.get(key)?.clone()).map_err(|error| Fault::row(self.what, format!("{key}: {error}")))
+        deserialize_from_bson(self.get(key)?.clone())
+            .map_err(|error| Fault::row(self.what, format!("{key}: {error}")))
     }
 
     pub(super) fn parse<T: std::str::FromStr>(&self, key: &str) -> Result<T, Fault> {

@@ -1,5 +1,5 @@
-//! Rate-limit counters: one document for a key and a window, with what each process counted in it. All of a flush goes in one
-//! command, whatever the number of keys, and comes back in another.
+//! Rate-limit counters: one document for a key and a window, with what each process counted in it.
+//! All of a flush goes in one command, whatever the number of keys, and comes back in another.
 
 use std::{
     collections::HashMap,
@@ -30,11 +30,12 @@ const STRIDE: usize = 1_000;
 /// The most that a process counts, so that no sum passes what MongoDB can count.
 const MOST: u64 = 1 << 53;
 
-/// Windows that end further than this from the one that is counted in, before or after, are forgotten.
+/// Windows that end further than this from the one that is counted in, before or after, are
+/// forgotten.
 const NEAR: Duration = Duration::from_secs(60);
 
-/// What this process has counted, by window and key. It is told as a whole and never as what was added: told twice, or after an
-/// answer that was lost, it changes nothing (M7).
+/// What this process has counted, by window and key. It is told as a whole and never as what was
+/// added: told twice, or after an answer that was lost, it changes nothing (M7).
 #[derive(Default)]
 pub(super) struct Counted(Mutex<HashMap<Timestamp, HashMap<String, u64>>>);
 
@@ -115,10 +116,16 @@ struct Flush {
 }
 
 impl Flush {
-    async fn carry_out(&self, due: HashMap<String, u64>, hits: &[(String, u64)]) -> Result<Vec<u64>, Fault> {
+    async fn carry_out(
+        &self,
+        due: HashMap<String, u64>,
+        hits: &[(String, u64)],
+    ) -> Result<Vec<u64>, Fault> {
         let counters = self.database.collection::<Document>(RATE_LIMITS);
-        let mut due: Vec<(String, u64)> = due.into_iter().map(|(id, count)| (key(&id, self.until), count)).collect();
-        // Two nodes that make the same counter at once: one of them is told that it is there, and adds to it.
+        let mut due: Vec<(String, u64)> =
+            due.into_iter().map(|(id, count)| (key(&id, self.until), count)).collect();
+        // Two nodes that make the same counter at once: one of them is told that it is there, and
+        // adds to it.
         for _ in 0..2 {
             due = self.tell(due).await?;
         }
@@ -126,7 +133,8 @@ impl Flush {
             return Err(Fault::Crowded);
         }
         let keys: Vec<String> = hits.iter().map(|(id, _)| key(id, self.until)).collect();
-        let found: Vec<Document> = counters.find(doc! { "_id": { "$in": &keys } }).await?.try_collect().await?;
+        let found: Vec<Document> =
+            counters.find(doc! { "_id": { "$in": &keys } }).await?.try_collect().await?;
         let mut values = HashMap::new();
         for document in &found {
             values.insert(Fields::of("counter", document).text("_id")?, total(document)?);
@@ -146,7 +154,8 @@ impl Flush {
         Ok(standing)
     }
 
-    /// Tells; gives back what has yet to be told because another made the document at the same moment.
+    /// Tells; gives back what has yet to be told because another made the document at the same
+    /// moment.
     async fn tell(&self, due: Vec<(String, u64)>) -> Result<Vec<(String, u64)>, Fault> {
         if due.is_empty() {
             return Ok(due);
@@ -161,8 +170,8 @@ impl Flush {
             })
             .collect();
         let wait = i64::try_from(self.deadline.as_millis()).unwrap_or(i64::MAX);
-        // The driver has no command for many different updates that servers before 8.0 know, and adds no write concern to one
-        // that it is handed.
+        // The driver has no command for many different updates that servers before 8.0 know, and
+        // adds no write concern to one that it is handed.
         let command = doc! {
             "update": RATE_LIMITS,
             "updates": updates,
@@ -175,10 +184,14 @@ impl Flush {
         }
         let mut again = Vec::new();
         for error in answer.get_array("writeErrors").into_iter().flatten() {
-            let error = error.as_document().ok_or_else(|| Fault::row("counters", "an answer that is none"))?;
+            let error = error
+                .as_document()
+                .ok_or_else(|| Fault::row("counters", "an answer that is none"))?;
             let at = error.get_i32("index").ok().and_then(|index| usize::try_from(index).ok());
             match at.and_then(|at| due.get(at)) {
-                Some(told) if error.get_i32("code").is_ok_and(|code| code == 11_000) => again.push(told.clone()),
+                Some(told) if error.get_i32("code").is_ok_and(|code| code == 11_000) => {
+                    again.push(told.clone())
+                }
                 _ => return Err(Fault::refused(error)),
             }
         }

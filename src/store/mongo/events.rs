@@ -28,11 +28,14 @@ pub(super) enum Heard {
     Gone,
 }
 
-/// Everything that judgements depend on, and this node's heartbeat; not the rotations, of which there are many.
+/// Everything that judgements depend on, and this node's heartbeat; not the rotations, of which
+/// there are many.
 pub(super) fn pipeline(node: &str) -> Vec<Document> {
     let of = |collection: &str, field: &str| {
-        let (updated, full) = (format!("updateDescription.updatedFields.{field}"), format!("fullDocument.{field}"));
-        let either = vec![doc! { updated: { "$exists": true } }, doc! { full: { "$exists": true } }];
+        let (updated, full) =
+            (format!("updateDescription.updatedFields.{field}"), format!("fullDocument.{field}"));
+        let either =
+            vec![doc! { updated: { "$exists": true } }, doc! { full: { "$exists": true } }];
         doc! { "ns.coll": collection, "$or": either }
     };
     let all = vec![
@@ -46,7 +49,17 @@ pub(super) fn pipeline(node: &str) -> Vec<Document> {
         doc! { "ns.coll": NODES, "documentKey._id": node, "updateDescription.updatedFields.beat": { "$exists": true } },
         doc! { "operationType": { "$in": ["drop", "rename", "dropDatabase", "invalidate"] } },
     ];
-    let of_updates = ["until", "ended_until", "value", "deleted", "revision", clients::EPOCH, "keyset", "beat", "op"];
+    let of_updates = [
+        "until",
+        "ended_until",
+        "value",
+        "deleted",
+        "revision",
+        clients::EPOCH,
+        "keyset",
+        "beat",
+        "op",
+    ];
     let mut wanted = doc! { "operationType": 1, "ns": 1, "to": 1, "documentKey": 1 };
     for field in of_updates {
         wanted.insert(format!("updateDescription.updatedFields.{field}"), 1);
@@ -58,12 +71,16 @@ pub(super) fn pipeline(node: &str) -> Vec<Document> {
 pub(super) fn heard(event: &Document) -> Result<Heard, Fault> {
     let fields = Fields::of("change", event);
     let ours = [REVOCATIONS, TOKENS, EPOCHS, CLIENTS, SIGNING_KEYS, NODES];
-    let named = |field: &str| fields.find(field).and_then(Bson::as_document).and_then(|named| named.get_str("coll").ok());
+    let named = |field: &str| {
+        fields.find(field).and_then(Bson::as_document).and_then(|named| named.get_str("coll").ok())
+    };
     let collection = named("ns");
     if matches!(fields.text("operationType")?, "drop" | "rename" | "dropDatabase" | "invalidate") {
-        // What is renamed to one of ours takes its place, and nothing else is said of what that was, nor of what is in it now.
-        let concerns_us =
-            collection.is_none_or(|from| [Some(from), named("to")].iter().flatten().any(|name| ours.contains(name)));
+        // What is renamed to one of ours takes its place, and nothing else is said of what that
+        // was, nor of what is in it now.
+        let concerns_us = collection.is_none_or(|from| {
+            [Some(from), named("to")].iter().flatten().any(|name| ours.contains(name))
+        });
         return Ok(if concerns_us { Heard::Gone } else { Heard::Changes(None, Vec::new()) });
     }
     let collection = collection.ok_or_else(|| Fault::row("change", "it is of no collection"))?;
@@ -91,7 +108,10 @@ fn changes(collection: &str, key: &Bson, now: &Fields<'_>) -> Result<Vec<Change>
     let wrong = || Fault::row("change", "its _id is not ours");
     let text = || key.as_str().ok_or_else(wrong);
     Ok(match collection {
-        REVOCATIONS => vec![Change::Revoked(Revocation { revoked: revoked_of(text()?)?, until: now.time("until")? })],
+        REVOCATIONS => vec![Change::Revoked(Revocation {
+            revoked: revoked_of(text()?)?,
+            until: now.time("until")?,
+        })],
         TOKENS => {
             let revoked = Revoked::Family(FamilyId(as_uuid(key).ok_or_else(wrong)?));
             vec![Change::Revoked(Revocation { revoked, until: now.time("ended_until")? })]
@@ -106,7 +126,8 @@ fn changes(collection: &str, key: &Bson, now: &Fields<'_>) -> Result<Vec<Change>
                 changes.extend(id.map(Change::Client));
             }
             if now.find(clients::EPOCH).is_some() {
-                changes.extend(clients::epoch(key, now).map(|(of, value)| Change::Epoch(of, value)));
+                changes
+                    .extend(clients::epoch(key, now).map(|(of, value)| Change::Epoch(of, value)));
             }
             changes
         }

@@ -1,5 +1,6 @@
-//! Refresh families: one document each, in the collection `tokens`. A family that was ended says so itself, with the time until
-//! which that must be remembered: the end of a family and its revocation are one write.
+//! Refresh families: one document each, in the collection `tokens`. A family that was ended says so
+//! itself, with the time until which that must be remembered: the end of a family and its
+//! revocation are one write.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,7 +24,10 @@ use super::{
     whole,
 };
 use crate::{
-    model::{Audience, Epochs, Event, Family, FamilyId, Scopes, Stamp, Subject, TenantId, Timestamp, revocation::Revocation},
+    model::{
+        Audience, Epochs, Event, Family, FamilyId, Scopes, Stamp, Subject, TenantId, Timestamp,
+        revocation::Revocation,
+    },
     store::{Change, Creation, FamilyStore, Result, Rotate, Rotation, ended},
 };
 
@@ -42,19 +46,25 @@ impl FamilyStore for Mongo {
     async fn family(&self, id: FamilyId, now: Timestamp) -> Result<Option<Family>> {
         self.shared.brings(now);
         let deadline = self.shared.link.deadline();
-        let found = timeout(deadline, self.shared.find(id)).await.map_err(|_| Fault::Late(deadline))??;
+        let found =
+            timeout(deadline, self.shared.find(id)).await.map_err(|_| Fault::Late(deadline))??;
         let family = found.as_deref().map(decoded).transpose()?;
         Ok(family.filter(|family| now < family.ends_at()))
     }
 
     async fn rotate(&self, rotate: &Rotate, stamp: &Stamp, jti: &str) -> Result<Rotation> {
         self.shared.brings(rotate.now);
-        let (shared, rotate, stamp, jti) = (self.shared.clone(), rotate.clone(), stamp.clone(), jti.to_owned());
+        let (shared, rotate, stamp, jti) =
+            (self.shared.clone(), rotate.clone(), stamp.clone(), jti.to_owned());
         let family = rotate.family;
         // Goes with this future, when it has its answer, is late, or the caller has hung up.
         let caller = Arc::new(());
         let waits = Arc::downgrade(&caller);
-        let verb = async move { shared.rotate(&Presented { rotate: &rotate, stamp: &stamp, jti: &jti, caller: &waits }).await };
+        let verb = async move {
+            shared
+                .rotate(&Presented { rotate: &rotate, stamp: &stamp, jti: &jti, caller: &waits })
+                .await
+        };
         let (rotation, entry) = whole(&self.shared, verb).await?;
         drop(caller);
         if let Some(entry) = entry {
@@ -63,7 +73,13 @@ impl FamilyStore for Mongo {
         Ok(rotation)
     }
 
-    async fn end_family(&self, id: FamilyId, now: Timestamp, until: Timestamp, event: Event) -> Result<()> {
+    async fn end_family(
+        &self,
+        id: FamilyId,
+        now: Timestamp,
+        until: Timestamp,
+        event: Event,
+    ) -> Result<()> {
         self.shared.brings(now);
         let shared = self.shared.clone();
         whole(&self.shared, async move { shared.end_family(id, now, until, event).await }).await
@@ -74,7 +90,10 @@ impl Shared {
     async fn open_family(&self, family: &Family, event: Event) -> Result<Creation, Fault> {
         let deed = self.deed([event])?;
         let mut document = encoded(family)?;
-        document.extend([("op".to_owned(), deed.operation()), ("outbox".to_owned(), deed.outbox(&owner(family.id)))]);
+        document.extend([
+            ("op".to_owned(), deed.operation()),
+            ("outbox".to_owned(), deed.outbox(&owner(family.id))),
+        ]);
         let tokens = self.link.collection(TOKENS);
         match self.link.call(async move { Ok(tokens.insert_one(document).await?) }).await {
             Err(fault) if fault.is_duplicate() => {
@@ -87,7 +106,13 @@ impl Shared {
         Ok(Creation::Created)
     }
 
-    pub(super) async fn end_family(&self, id: FamilyId, now: Timestamp, until: Timestamp, event: Event) -> Result<(), Fault> {
+    pub(super) async fn end_family(
+        &self,
+        id: FamilyId,
+        now: Timestamp,
+        until: Timestamp,
+        event: Event,
+    ) -> Result<(), Fault> {
         let deed = self.deed([event])?;
         let update = end(id, &deed, Some(now), until);
         self.end(id, update, ended(id, until), deed).await
@@ -100,11 +125,13 @@ impl Shared {
             Turn::Look(look) => look,
         };
         let tokens = self.link.collection(TOKENS);
-        let read = self.link.call(async move { Ok(tokens.find_one(doc! { "_id": uuid(id.0) }).await?) });
+        let read =
+            self.link.call(async move { Ok(tokens.find_one(doc! { "_id": uuid(id.0) }).await?) });
         look.find(async {
             match read.await? {
-                // What is not there is not to be revoked. A primary that was cut off, or has just become one, may not show yet
-                // what was acknowledged; a write that changes nothing tells.
+                // What is not there is not to be revoked. A primary that was cut off, or has just
+                // become one, may not show yet what was acknowledged; a write that changes nothing
+                // tells.
                 None if !self.alone => self.as_kept(id).await,
                 found => Ok(found),
             }
@@ -112,16 +139,23 @@ impl Shared {
         .await
     }
 
-    /// The family, by a write that changes nothing: what it finds is what the majority will have kept when it answers.
+    /// The family, by a write that changes nothing: what it finds is what the majority will have
+    /// kept when it answers.
     pub(super) async fn as_kept(&self, id: FamilyId) -> Result<Option<Document>, Fault> {
-        self.change_family(doc! { "_id": uuid(id.0) }, vec![doc! { "$set": { "_id": "$_id" } }]).await
+        self.change_family(doc! { "_id": uuid(id.0) }, vec![doc! { "$set": { "_id": "$_id" } }])
+            .await
     }
 
     /// The family as it is after the update.
-    pub(super) async fn change_family(&self, filter: Document, update: Vec<Document>) -> Result<Option<Document>, Fault> {
+    pub(super) async fn change_family(
+        &self,
+        filter: Document,
+        update: Vec<Document>,
+    ) -> Result<Option<Document>, Fault> {
         let tokens = self.link.collection(TOKENS);
         let change = async move {
-            let after = tokens.find_one_and_update(filter, update).return_document(ReturnDocument::After);
+            let after =
+                tokens.find_one_and_update(filter, update).return_document(ReturnDocument::After);
             Ok(after.projection(doc! { "outbox": 0 }).await?)
         };
         self.link.call(change).await
@@ -138,7 +172,8 @@ impl Shared {
         let Some(found) = self.change_family(doc! { "_id": uuid(id.0) }, update).await? else {
             return self.remember(revocation, deed).await;
         };
-        let revocation = Revocation { until: ended_until(&found)?.unwrap_or(revocation.until), ..revocation };
+        let revocation =
+            Revocation { until: ended_until(&found)?.unwrap_or(revocation.until), ..revocation };
         self.record_heard(deed, owner(id), vec![Change::Revoked(revocation)]).await
     }
 }
@@ -148,7 +183,12 @@ pub(super) fn owner(id: FamilyId) -> Owner {
 }
 
 /// Ends a family, or remembers longer that it was ended.
-pub(super) fn end(id: FamilyId, deed: &Deed, ended_at: Option<Timestamp>, until: Timestamp) -> Vec<Document> {
+pub(super) fn end(
+    id: FamilyId,
+    deed: &Deed,
+    ended_at: Option<Timestamp>,
+    until: Timestamp,
+) -> Vec<Document> {
     let mut set = doc! {
         "ended": true,
         "ended_until": { "$max": ["$ended_until", date(until)] },
@@ -176,7 +216,10 @@ struct Body {
 /// Without operation and outbox.
 pub(super) fn encoded(family: &Family) -> Result<Document, Fault> {
     let Family { tenant, subject, scopes, audience, epochs, opened_at, idle, .. } = family.clone();
-    let body = encode("refresh family", &Body { tenant, subject, scopes, audience, epochs, opened_at, idle })?;
+    let body = encode(
+        "refresh family",
+        &Body { tenant, subject, scopes, audience, epochs, opened_at, idle },
+    )?;
     let idle = i64::try_from(family.idle.min(LONGEST_IDLE).as_millis()).unwrap_or(i64::MAX);
     Ok(doc! {
         "_id": uuid(family.id.0),
@@ -196,8 +239,10 @@ pub(super) fn encoded(family: &Family) -> Result<Document, Fault> {
 
 pub(super) fn decoded(document: &Document) -> Result<Family, Fault> {
     let fields = Fields::of("refresh family", document);
-    let Body { tenant, subject, scopes, audience, epochs, opened_at, idle } = fields.part("family")?;
-    let generation = u32::try_from(fields.count("generation")?).map_err(|error| Fault::row("refresh family", error))?;
+    let Body { tenant, subject, scopes, audience, epochs, opened_at, idle } =
+        fields.part("family")?;
+    let generation = u32::try_from(fields.count("generation")?)
+        .map_err(|error| Fault::row("refresh family", error))?;
     Ok(Family {
         id: FamilyId(fields.uuid("_id")?),
         tenant,
@@ -218,17 +263,31 @@ pub(super) fn decoded(document: &Document) -> Result<Family, Fault> {
 }
 
 impl Shared {
-    /// Forgets up to `limit` families that can never stand again. Of one that was ended and must be remembered, the revocation
-    /// stays: it is written before the family goes, so that a crash in between leaves both.
-    pub(super) async fn sweep_families(&self, now: Timestamp, limit: usize) -> Result<usize, Fault> {
-        let gone =
-            revocations::delete_some(self, TOKENS, revocations::over("ends_at", now, doc! { "ended": false }), limit).await?;
+    /// Forgets up to `limit` families that can never stand again. Of one that was ended and must be
+    /// remembered, the revocation stays: it is written before the family goes, so that a crash in
+    /// between leaves both.
+    pub(super) async fn sweep_families(
+        &self,
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<usize, Fault> {
+        let gone = revocations::delete_some(
+            self,
+            TOKENS,
+            revocations::over("ends_at", now, doc! { "ended": false }),
+            limit,
+        )
+        .await?;
         let room = limit.saturating_sub(gone);
         if room == 0 {
             return Ok(gone);
         }
         // Those whose event is still on its way stay for the next time.
-        let dead = revocations::over("ends_at", now, doc! { "ended": true, "outbox.id": { "$exists": false } });
+        let dead = revocations::over(
+            "ends_at",
+            now,
+            doc! { "ended": true, "outbox.id": { "$exists": false } },
+        );
         let room = room.min(ONE_BY_ONE);
         let found = revocations::some(self, TOKENS, dead, room).await?;
         for document in &found {
@@ -236,7 +295,8 @@ impl Shared {
             if let Some(until) = ended_until(document)?.filter(|until| now < *until) {
                 self.keep(ended(id, until)).await?;
             }
-            // A revocation in the same breath would have made the time longer: then it goes another time.
+            // A revocation in the same breath would have made the time longer: then it goes another
+            // time.
             let filter = doc! {
                 "_id": uuid(id.0),
                 "ended_until": document.get("ended_until").cloned(),

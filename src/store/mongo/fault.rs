@@ -16,7 +16,8 @@ const UNAUTHORIZED: i32 = 13;
 /// Why a database could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The address cannot be understood. Says what is wrong with it, never the address: it may hold a password.
+    /// The address cannot be understood. Says what is wrong with it, never the address: it may hold
+    /// a password.
     #[error("store.uri: {0}")]
     Uri(String),
     /// The address names other servers than those that are there.
@@ -29,7 +30,9 @@ pub enum OpenError {
     #[error("MongoDB refuses the credentials: {0}")]
     Credentials(String),
     /// The database knows the user, and does not let it do what must be done.
-    #[error("the user of store.uri may not do what is needed: it needs the role readWrite on the database")]
+    #[error(
+        "the user of store.uri may not do what is needed: it needs the role readWrite on the database"
+    )]
     Forbidden,
     /// The database is too old.
     #[error("MongoDB is too old: wire version {found}, this version needs {needed} (MongoDB 4.4)")]
@@ -74,9 +77,12 @@ impl From<Fault> for OpenError {
             Fault::Driver(error) if matches!(*error.kind, ErrorKind::DnsResolve { .. }) => {
                 Self::Away("the host of store.uri cannot be resolved".to_owned())
             }
-            Fault::Driver(_) | Fault::Late(_) | Fault::Crowded | Fault::Closed | Fault::Displaced | Fault::Refused(_) => {
-                Self::Unreachable(Box::new(fault))
-            }
+            Fault::Driver(_)
+            | Fault::Late(_)
+            | Fault::Crowded
+            | Fault::Closed
+            | Fault::Displaced
+            | Fault::Refused(_) => Self::Unreachable(Box::new(fault)),
         }
     }
 }
@@ -124,7 +130,8 @@ impl Fault {
         Self::Row { what, problem: problem.to_string() }
     }
 
-    /// A write error or write concern error in an answer: its code and name, not its text, which repeats what was written.
+    /// A write error or write concern error in an answer: its code and name, not its text, which
+    /// repeats what was written.
     pub(super) fn refused(answer: &mongodb::bson::Document) -> Self {
         let name = answer.get_str("codeName").unwrap_or_default();
         Self::Refused(format!("code {} {name}", answer.get_i32("code").unwrap_or_default()))
@@ -161,21 +168,29 @@ impl From<Fault> for StoreError {
         match &fault {
             Fault::Row { .. } => Self::Corrupt(Box::new(fault)),
             // A member whose disk is full too: another one may have room.
-            Fault::Driver(_) | Fault::Late(_) | Fault::Crowded | Fault::Closed | Fault::Displaced | Fault::Refused(_) => {
-                Self::Unavailable(Box::new(fault))
-            }
+            Fault::Driver(_)
+            | Fault::Late(_)
+            | Fault::Crowded
+            | Fault::Closed
+            | Fault::Displaced
+            | Fault::Refused(_) => Self::Unavailable(Box::new(fault)),
         }
     }
 }
 
 /// Whether the server refused who we say we are.
 fn is_authentication(error: &Error) -> bool {
-    matches!(*error.kind, ErrorKind::Authentication { .. }) || has_code(error, &[AUTHENTICATION_FAILED])
+    matches!(*error.kind, ErrorKind::Authentication { .. })
+        || has_code(error, &[AUTHENTICATION_FAILED])
 }
 
-/// What the driver says, without what it repeats of the server's answer: that may repeat what was asked.
+/// What the driver says, without what it repeats of the server's answer: that may repeat what was
+/// asked.
 pub(super) fn said(error: &Error) -> String {
-    #[expect(clippy::wildcard_enum_match_arm, reason = "the driver's list is open, and other kinds carry no code")]
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the driver's list is open, and other kinds carry no code"
+    )]
     match &*error.kind {
         ErrorKind::Command(command) => format!("code {} {}", command.code, command.code_name),
         ErrorKind::Write(WriteFailure::WriteError(write)) => {
@@ -190,12 +205,17 @@ pub(super) fn said(error: &Error) -> String {
 
 /// Whether the server answered with one of these codes.
 pub(super) fn has_code(error: &Error, codes: &[i32]) -> bool {
-    #[expect(clippy::wildcard_enum_match_arm, reason = "the driver's list is open, and other kinds carry no code")]
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the driver's list is open, and other kinds carry no code"
+    )]
     match &*error.kind {
         ErrorKind::Command(command) => codes.contains(&command.code),
         ErrorKind::Write(WriteFailure::WriteError(write)) => codes.contains(&write.code),
         ErrorKind::Write(WriteFailure::WriteConcernError(concern)) => codes.contains(&concern.code),
-        ErrorKind::InsertMany(many) => many.write_errors.iter().flatten().any(|write| codes.contains(&write.code)),
+        ErrorKind::InsertMany(many) => {
+            many.write_errors.iter().flatten().any(|write| codes.contains(&write.code))
+        }
         _ => false,
     }
 }

@@ -1,9 +1,11 @@
-//! What every node hears: a change stream over the database, from which the followers of this node are told of each change in the
-//! order of the commits, its own ones included. Where the stream breaks off it is taken up again behind the last thing heard;
-//! where the server has forgotten that place, or the feed was told nothing for too long, everything is read afresh.
+//! What every node hears: a change stream over the database, from which the followers of this node
+//! are told of each change in the order of the commits, its own ones included. Where the stream
+//! breaks off it is taken up again behind the last thing heard; where the server has forgotten that
+//! place, or the feed was told nothing for too long, everything is read afresh.
 //!
-//! How much is known is measured, not assumed: a heartbeat written by this node comes back over the stream behind everything
-//! that was committed before it. A primary that was cut off from the others cannot pretend to be one.
+//! How much is known is measured, not assumed: a heartbeat written by this node comes back over the
+//! stream behind everything that was committed before it. A primary that was cut off from the
+//! others cannot pretend to be one.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -33,7 +35,8 @@ use crate::store::{Change, Follower};
 
 /// How long a verb waits for its own change to come back before it tells the followers itself.
 const COMES_BACK: Duration = Duration::from_secs(1);
-/// After how long a silence the stream is given up: the server answers twice a second, also when there is nothing to tell.
+/// After how long a silence the stream is given up: the server answers twice a second, also when
+/// there is nothing to tell.
 const SILENCE: Duration = Duration::from_millis(2_500);
 /// Between two attempts at opening the stream.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -141,7 +144,8 @@ enum Message {
     Failed(Fault),
 }
 
-/// Reads from a stream, in a task that nothing cuts off: it ends when nobody listens any more, or with the stream.
+/// Reads from a stream, in a task that nothing cuts off: it ends when nobody listens any more, or
+/// with the stream.
 fn read(shared: &Shared, from: Option<Place>) -> (JoinHandle<()>, mpsc::Receiver<Message>) {
     let (sender, receiver) = mpsc::channel(AHEAD);
     let (link, pipeline) = (shared.link.clone(), events::pipeline(&shared.node.name));
@@ -154,7 +158,12 @@ fn read(shared: &Shared, from: Option<Place>) -> (JoinHandle<()>, mpsc::Receiver
     (reader, receiver)
 }
 
-async fn tell(link: &Link, from: Option<Place>, pipeline: Vec<Document>, to: &mpsc::Sender<Message>) -> Result<(), Fault> {
+async fn tell(
+    link: &Link,
+    from: Option<Place>,
+    pipeline: Vec<Document>,
+    to: &mpsc::Sender<Message>,
+) -> Result<(), Fault> {
     let mut stream = Stream::open(link, None, from, pipeline).await?;
     let mut listens = to.send(Message::Opened).await.is_ok();
     while listens && let Some(batch) = stream.next().await? {
@@ -177,7 +186,8 @@ enum Broken {
 #[derive(Default)]
 struct Position {
     place: Option<Place>,
-    /// Whether there is a gap before the next stream: then everything is read afresh once that is open.
+    /// Whether there is a gap before the next stream: then everything is read afresh once that is
+    /// open.
     lost: bool,
     /// How many streams in a row said nothing.
     silent: u32,
@@ -194,22 +204,31 @@ impl Position {
     }
 
     fn breaks_off(&mut self, broken: &Result<Broken, Fault>) {
-        self.silent = if matches!(broken, Ok(Broken::Silent)) { self.silent.saturating_add(1) } else { 0 };
-        self.refused = if broken.as_ref().is_err_and(Fault::is_said) { self.refused.saturating_add(1) } else { 0 };
+        self.silent =
+            if matches!(broken, Ok(Broken::Silent)) { self.silent.saturating_add(1) } else { 0 };
+        self.refused = if broken.as_ref().is_err_and(Fault::is_said) {
+            self.refused.saturating_add(1)
+        } else {
+            0
+        };
         match broken {
             Ok(Broken::Lost) => self.lose(),
-            // The way from there to here may be longer than anybody waits for: then everything is read afresh instead.
+            // The way from there to here may be longer than anybody waits for: then everything is
+            // read afresh instead.
             Ok(Broken::Silent) if self.silent > 1 => self.lose(),
             Err(fault) if fault.is_history_lost() => self.lose(),
             // Nor is a place of any use that the server goes on refusing for another reason.
             Err(_) if self.refused > REFUSALS => self.lose(),
             // Without a place the next stream begins at its own moment.
-            Ok(Broken::Off | Broken::Silent) | Err(_) => self.lost = self.lost || self.place.is_none(),
+            Ok(Broken::Off | Broken::Silent) | Err(_) => {
+                self.lost = self.lost || self.place.is_none()
+            }
         }
     }
 }
 
-/// Keeps the followers told for as long as the store is open. Answers `opened` when the first stream is.
+/// Keeps the followers told for as long as the store is open. Answers `opened` when the first
+/// stream is.
 pub(super) async fn run(shared: Arc<Shared>, opened: oneshot::Sender<Result<(), Fault>>) {
     let (mut opened, mut position) = (Some(opened), Position::default());
     let mut readers: Vec<JoinHandle<()>> = Vec::new();
@@ -233,7 +252,8 @@ pub(super) async fn run(shared: Arc<Shared>, opened: oneshot::Sender<Result<(), 
                 tracing::warn!(%fault, rebuilds = position.lost, "the change stream broke off");
             }
         }
-        // Who refuses again and again is not asked many times a second, each time after everything was read.
+        // Who refuses again and again is not asked many times a second, each time after everything
+        // was read.
         pause(PAUSE.saturating_mul(position.refused.clamp(1, REFUSALS))).await;
     }
 }
@@ -321,7 +341,8 @@ impl Shared {
     }
 }
 
-/// Tells the followers everything as it stands. The stream is open already, so nothing falls in between.
+/// Tells the followers everything as it stands. The stream is open already, so nothing falls in
+/// between.
 async fn rebuild(shared: &Arc<Shared>) -> Result<(), Fault> {
     let known = shared.known().await?;
     tracing::info!(revocations = known.standing.revocations.len(), "read afresh what was ended");
@@ -341,10 +362,13 @@ pub(super) async fn poll(shared: Arc<Shared>) {
                 shared.feed.tell(&known.changes());
                 shared.feed.knows_up_to(at);
             }
-            Err(fault) if !shared.link.is_closed() => tracing::warn!(%fault, "cannot read what was ended"),
+            Err(fault) if !shared.link.is_closed() => {
+                tracing::warn!(%fault, "cannot read what was ended")
+            }
             Err(_) => {}
         }
-        // A long answer must not become all that the server does, nor the pause what makes this node be behind.
+        // A long answer must not become all that the server does, nor the pause what makes this
+        // node be behind.
         time = at.elapsed().saturating_mul(3).clamp(least, most);
     }
 }

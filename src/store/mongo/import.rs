@@ -18,7 +18,10 @@ use super::{
     pending::Entry,
     probe,
     revocations::{key_of, place_of},
-    schema::{self, AUDIENCES, AUDIT_LOGS, CLIENTS, META, NODES, REVOCATIONS, SIGNING_KEYS, TOKENS, WITH_OUTBOX},
+    schema::{
+        self, AUDIENCES, AUDIT_LOGS, CLIENTS, META, NODES, REVOCATIONS, SIGNING_KEYS, TOKENS,
+        WITH_OUTBOX,
+    },
 };
 use crate::{
     crypto::chain::{ChainKey, Claim},
@@ -37,7 +40,8 @@ pub struct Import {
 }
 
 impl Mongo {
-    /// Opens a database for an import; `key` seals the audit chains. Nothing else may use it meanwhile.
+    /// Opens a database for an import; `key` seals the audit chains. Nothing else may use it
+    /// meanwhile.
     pub async fn import(uri: &str, key: ChainKey, deadline: Duration) -> Result<Import, OpenError> {
         match Self::fill(uri, key, deadline).await {
             Err(error) => Err(probe::why(uri, error).await),
@@ -61,7 +65,9 @@ impl Mongo {
 impl Load for Import {
     async fn load(&self, items: Vec<Item>) -> Result<()> {
         let mut progress = self.progress.lock().await;
-        for run in items.chunk_by(|one, other| std::mem::discriminant(one) == std::mem::discriminant(other)) {
+        for run in items
+            .chunk_by(|one, other| std::mem::discriminant(one) == std::mem::discriminant(other))
+        {
             self.take_in(run, &mut progress).await?;
         }
         Ok(())
@@ -76,7 +82,10 @@ impl Import {
         for item in run {
             let chains = match (item, progress.as_mut()) {
                 (Item::Export { version }, _) if *version != VERSION => {
-                    return Err(Fault::row("import", format!("version {version} is not known, {VERSION} is")));
+                    return Err(Fault::row(
+                        "import",
+                        format!("version {version} is not known, {VERSION} is"),
+                    ));
                 }
                 (Item::Export { .. }, Some(_)) => return Err(not_empty()),
                 (Item::Export { .. }, None) => {
@@ -84,7 +93,9 @@ impl Import {
                     *progress = Some(Chains::default());
                     continue;
                 }
-                (_, None) => return Err(Fault::row("import", "the first record must be of type export")),
+                (_, None) => {
+                    return Err(Fault::row("import", "the first record must be of type export"));
+                }
                 (_, Some(chains)) => chains,
             };
             match item {
@@ -100,14 +111,16 @@ impl Import {
                     });
                 }
                 Item::SecretUse { client, secret, last_used_at, use_count } => {
-                    let used =
-                        doc! { "secret": secret.as_str(), "count": count(*use_count), "last_used_at": date(*last_used_at) };
-                    let once = doc! { "_id": client.as_str(), "uses.secret": { "$ne": secret.as_str() } };
+                    let used = doc! { "secret": secret.as_str(), "count": count(*use_count), "last_used_at": date(*last_used_at) };
+                    let once =
+                        doc! { "_id": client.as_str(), "uses.secret": { "$ne": secret.as_str() } };
                     self.update(CLIENTS, once, doc! { "$push": { "uses": used } }, false).await?;
                 }
                 Item::DeletedClient { client, tenant } => {
                     collection = CLIENTS;
-                    documents.push(doc! { "_id": client.as_str(), "deleted": true, "tenant": tenant.as_str() });
+                    documents.push(
+                        doc! { "_id": client.as_str(), "deleted": true, "tenant": tenant.as_str() },
+                    );
                 }
                 Item::Audience(record) => {
                     collection = AUDIENCES;
@@ -131,15 +144,27 @@ impl Import {
                     let hash = chains
                         .step(name, *sequence, node, &entry.body, hash)
                         .map_err(|problem| Fault::row("import", problem))?;
-                    let record =
-                        Record { chain: name.clone(), sequence: *sequence, node: node.clone(), event: event.clone(), hash };
+                    let record = Record {
+                        chain: name.clone(),
+                        sequence: *sequence,
+                        node: node.clone(),
+                        event: event.clone(),
+                        hash,
+                    };
                     documents.push(chain::encoded(&record, Uuid::nil(), &self.key)?);
                 }
                 Item::ChainEnd { chain: name, sequence, hash, open, seal } => {
-                    let ending = Ending { chain: name, sequence: *sequence, hash, open: *open, seal: seal.as_deref() };
+                    let ending = Ending {
+                        chain: name,
+                        sequence: *sequence,
+                        hash,
+                        open: *open,
+                        seal: seal.as_deref(),
+                    };
                     let closed = chains.close(&ending, Some(&self.key));
                     let hash = closed.map_err(|problem| Fault::row("import", problem))?;
-                    let claim = if *open { Claim::Open { at: Timestamp::EPOCH } } else { Claim::Closed };
+                    let claim =
+                        if *open { Claim::Open { at: Timestamp::EPOCH } } else { Claim::Closed };
                     let newest = self.newest(name).await?;
                     let mut head = doc! { "_id": name.as_ref(), "newest": date(newest) };
                     head.extend(node::head(&self.key.seal(name, *sequence, hash, claim)));
@@ -163,7 +188,11 @@ impl Import {
             return Err(not_empty());
         }
         let meta = self.link.collection(META);
-        match self.link.call(async move { Ok(meta.insert_one(doc! { "_id": "import" }).await?) }).await {
+        match self
+            .link
+            .call(async move { Ok(meta.insert_one(doc! { "_id": "import" }).await?) })
+            .await
+        {
             Err(fault) if fault.is_duplicate() => return Err(not_empty()),
             outcome => drop(outcome?),
         }
@@ -181,7 +210,12 @@ impl Import {
     async fn is_empty(&self) -> Result<bool, Fault> {
         for name in WITH_OUTBOX.into_iter().chain([AUDIT_LOGS, NODES]) {
             let collection = self.link.collection(name);
-            if self.link.call(async move { Ok(collection.find_one(doc! {}).await?) }).await?.is_some() {
+            if self
+                .link
+                .call(async move { Ok(collection.find_one(doc! {}).await?) })
+                .await?
+                .is_some()
+            {
                 return Ok(false);
             }
         }
@@ -190,21 +224,36 @@ impl Import {
 
     async fn unmark(&self) -> Result<(), Fault> {
         let meta = self.link.collection(META);
-        self.link.call(async move { Ok(meta.delete_one(doc! { "_id": "import" }).await?) }).await.map(drop)
+        self.link
+            .call(async move { Ok(meta.delete_one(doc! { "_id": "import" }).await?) })
+            .await
+            .map(drop)
     }
 
-    async fn insert(&self, collection: &'static str, documents: Vec<Document>) -> Result<(), Fault> {
+    async fn insert(
+        &self,
+        collection: &'static str,
+        documents: Vec<Document>,
+    ) -> Result<(), Fault> {
         if documents.is_empty() {
             return Ok(());
         }
         let into = self.link.collection(collection);
         match self.link.call(async move { Ok(into.insert_many(documents).await?) }).await {
-            Err(fault) if fault.is_duplicate() => Err(Fault::row("import", "a record stands twice")),
+            Err(fault) if fault.is_duplicate() => {
+                Err(Fault::row("import", "a record stands twice"))
+            }
             outcome => outcome.map(drop),
         }
     }
 
-    async fn update(&self, collection: &'static str, filter: Document, update: Document, upsert: bool) -> Result<bool, Fault> {
+    async fn update(
+        &self,
+        collection: &'static str,
+        filter: Document,
+        update: Document,
+        upsert: bool,
+    ) -> Result<bool, Fault> {
         let into = self.link.collection(collection);
         let update = async move { Ok(into.update_one(filter, update).upsert(upsert).await?) };
         Ok(self.link.call(update).await?.matched_count > 0)
@@ -214,7 +263,8 @@ impl Import {
     async fn revocation(&self, revocation: &Revocation) -> Result<(), Fault> {
         let until = date(revocation.until);
         if let Revoked::Family(id) = revocation.revoked {
-            let ended = doc! { "$max": { "ended_until": until.clone() }, "$set": { "ended": true } };
+            let ended =
+                doc! { "$max": { "ended_until": until.clone() }, "$set": { "ended": true } };
             if self.update(TOKENS, doc! { "_id": super::codec::uuid(id.0) }, ended, false).await? {
                 return Ok(());
             }
@@ -237,7 +287,11 @@ impl Import {
         let (logs, filter) = (self.link.collection(AUDIT_LOGS), chain::behind(name, 0));
         let newest = async move { Ok(logs.find_one(filter).sort(doc! { "event.at": -1 }).await?) };
         let found = self.link.call(newest).await?;
-        Ok(found.as_ref().map(chain::decoded).transpose()?.map_or(Timestamp::EPOCH, |record| record.event.at))
+        Ok(found
+            .as_ref()
+            .map(chain::decoded)
+            .transpose()?
+            .map_or(Timestamp::EPOCH, |record| record.event.at))
     }
 }
 

@@ -1,5 +1,6 @@
-//! A look at a database before or beside those who serve from it. Changes nothing that anybody reads: one document is written to
-//! see how long the majority takes, and taken away again, unless the database fails meanwhile.
+//! A look at a database before or beside those who serve from it. Changes nothing that anybody
+//! reads: one document is written to see how long the majority takes, and taken away again, unless
+//! the database fails meanwhile.
 
 use std::{collections::BTreeMap, future::Future, time::Duration};
 
@@ -44,7 +45,8 @@ pub struct Inspection {
     pub importing: bool,
     /// Indexes that are not as they should be.
     pub defects: Vec<Defect>,
-    /// How far the server's clock is ahead of this machine's, in milliseconds, and how uncertain that is.
+    /// How far the server's clock is ahead of this machine's, in milliseconds, and how uncertain
+    /// that is.
     pub ahead_ms: (i64, u64),
     /// The node of the name that was asked for, if it ever was there.
     pub node: Option<NodeSeen>,
@@ -52,7 +54,8 @@ pub struct Inspection {
     pub others: Vec<String>,
     /// The signing keys, once there are any.
     pub keyset: Option<Keyset>,
-    /// How long a write takes that the majority keeps, the median of nine; the error says why it fails.
+    /// How long a write takes that the majority keeps, the median of nine; the error says why it
+    /// fails.
     pub write: Result<Duration, OpenError>,
 }
 
@@ -118,14 +121,19 @@ async fn look(
     let (asked, before) = (Instant::now(), now());
     let hello = hello(&link).await?;
     let took = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let there = hello.get_datetime("localTime").map_or_else(|_| before.millis(), |time| time.timestamp_millis());
-    let ahead_ms = there.saturating_sub(before.millis()).saturating_sub(i64::try_from(took / 2).unwrap_or(i64::MAX));
+    let there = hello
+        .get_datetime("localTime")
+        .map_or_else(|_| before.millis(), |time| time.timestamp_millis());
+    let ahead_ms = there
+        .saturating_sub(before.millis())
+        .saturating_sub(i64::try_from(took / 2).unwrap_or(i64::MAX));
     let found = hello.get_i32("maxWireVersion").unwrap_or_default();
     if found < WIRE_VERSION {
         return Err(OpenError::TooOld { found, needed: WIRE_VERSION });
     }
     let sharded = hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
-    let settings = if hello.get_str("setName").is_ok() { Some(settings(&link).await) } else { None };
+    let settings =
+        if hello.get_str("setName").is_ok() { Some(settings(&link).await) } else { None };
     let schema = schema::version(&link).await?;
     let (before, began) = (nodes(&link).await?, Instant::now());
     let write = round_trip(&link).await;
@@ -144,7 +152,11 @@ async fn look(
         defects: if schema.is_some() { schema::defects(&link).await? } else { Vec::new() },
         ahead_ms: (ahead_ms, took / 2),
         node: seen(name),
-        others: after.keys().filter(|node| *node != name && seen(node).is_some_and(|seen| seen.alive)).cloned().collect(),
+        others: after
+            .keys()
+            .filter(|node| *node != name && seen(node).is_some_and(|seen| seen.alive))
+            .cloned()
+            .collect(),
         keyset: keyset(&link).await?,
         write,
     })
@@ -166,7 +178,9 @@ async fn run<T: Send + 'static>(
 /// What the replica set is configured to do. A user that may only read and write may not ask.
 async fn settings(link: &Link) -> Result<Settings, String> {
     let admin = link.client().database("admin");
-    let answer = link.call(async move { Ok(admin.run_command(doc! { "replSetGetConfig": 1 }).await?) }).await;
+    let answer = link
+        .call(async move { Ok(admin.run_command(doc! { "replSetGetConfig": 1 }).await?) })
+        .await;
     let answer = match answer {
         Ok(answer) => answer,
         Err(Fault::Driver(error)) => return Err(said(&error)),
@@ -180,16 +194,24 @@ fn read_settings(answer: &Document) -> Option<Settings> {
     let set = config.get_document("settings").ok()?;
     let number = |of: &Document, field: &str| {
         let value = of.get(field)?;
-        value.as_i64().or_else(|| value.as_i32().map(i64::from)).or_else(|| value.as_f64().map(|value| value.round() as i64))
+        value
+            .as_i64()
+            .or_else(|| value.as_i32().map(i64::from))
+            .or_else(|| value.as_f64().map(|value| value.round() as i64))
     };
     let millis = |field| Some(Duration::from_millis(u64::try_from(number(set, field)?).ok()?));
-    let members = config.get_array("members").ok()?.iter().filter_map(|member| member.as_document());
-    let voters: Vec<&Document> = members.filter(|member| number(member, "votes") != Some(0)).collect();
-    let arbiters = voters.iter().filter(|member| member.get_bool("arbiterOnly").unwrap_or(false)).count();
+    let members =
+        config.get_array("members").ok()?.iter().filter_map(|member| member.as_document());
+    let voters: Vec<&Document> =
+        members.filter(|member| number(member, "votes") != Some(0)).collect();
+    let arbiters =
+        voters.iter().filter(|member| member.get_bool("arbiterOnly").unwrap_or(false)).count();
     Some(Settings {
         election_timeout: millis("electionTimeoutMillis")?,
         heartbeat_interval: millis("heartbeatIntervalMillis")?,
-        heartbeat_timeout: Duration::from_secs(u64::try_from(number(set, "heartbeatTimeoutSecs")?).ok()?),
+        heartbeat_timeout: Duration::from_secs(
+            u64::try_from(number(set, "heartbeatTimeoutSecs")?).ok()?,
+        ),
         majority_journals: config.get_bool("writeConcernMajorityJournalDefault").unwrap_or(true),
         keeping: voters.len().saturating_sub(arbiters),
         arbiters,
@@ -200,15 +222,21 @@ fn read_settings(answer: &Document) -> Option<Settings> {
 async fn nodes(link: &Link) -> Result<BTreeMap<String, Document>, Fault> {
     let nodes = link.collection(NODES);
     let wanted = doc! { "session": 1, "beat": 1, "seen_at": 1 };
-    let read = async move { Ok(nodes.find(doc! {}).projection(wanted).await?.try_collect::<Vec<Document>>().await?) };
+    let read = async move {
+        Ok(nodes.find(doc! {}).projection(wanted).await?.try_collect::<Vec<Document>>().await?)
+    };
     let found = link.call(read).await?;
-    found.into_iter().map(|node| Ok((Fields::of("node", &node).text("_id")?.to_owned(), node))).collect()
+    found
+        .into_iter()
+        .map(|node| Ok((Fields::of("node", &node).text("_id")?.to_owned(), node)))
+        .collect()
 }
 
 /// What two looks at a node's document say, the second one at the time `at` of the server.
 fn seen(before: Option<&Document>, after: &Document, at: i64) -> NodeSeen {
     let session = |document: &Document| document.get("session").and_then(as_uuid);
-    let heartbeat_ms = after.get_datetime("seen_at").ok().map(|seen| at.saturating_sub(seen.timestamp_millis()));
+    let heartbeat_ms =
+        after.get_datetime("seen_at").ok().map(|seen| at.saturating_sub(seen.timestamp_millis()));
     NodeSeen {
         heartbeat_ms,
         alive: before.is_none_or(|before| before.get("beat") != after.get("beat")),
@@ -218,7 +246,8 @@ fn seen(before: Option<&Document>, after: &Document, at: i64) -> NodeSeen {
 
 async fn keyset(link: &Link) -> Result<Option<Keyset>, Fault> {
     let found = link.collection(SIGNING_KEYS);
-    let found = run(link, async move { found.find_one(doc! { "_id": keys::KEYSET }).await }).await?;
+    let found =
+        run(link, async move { found.find_one(doc! { "_id": keys::KEYSET }).await }).await?;
     found.as_ref().map(keys::decoded).transpose()
 }
 
@@ -228,7 +257,11 @@ async fn round_trip(link: &Link) -> Result<Duration, OpenError> {
     for _ in 0..WRITES {
         let (meta, began) = (link.collection(META), Instant::now());
         let update = doc! { "$inc": { "looks": 1_i64 } };
-        run(link, async move { meta.update_one(doc! { "_id": "doctor" }, update).upsert(true).await }).await?;
+        run(
+            link,
+            async move { meta.update_one(doc! { "_id": "doctor" }, update).upsert(true).await },
+        )
+        .await?;
         took.push(began.elapsed());
     }
     let meta = link.collection(META);
@@ -261,7 +294,8 @@ mod tests {
 
     #[test]
     fn members_that_vote_and_hold_nothing_are_told_apart() {
-        let member = |votes: i32, arbiter: bool| Bson::from(doc! { "votes": votes, "arbiterOnly": arbiter });
+        let member =
+            |votes: i32, arbiter: bool| Bson::from(doc! { "votes": votes, "arbiterOnly": arbiter });
         let answer = doc! { "config": {
             "members": [member(1, false), member(1, false), member(1, true), member(0, false)],
             "writeConcernMajorityJournalDefault": false,

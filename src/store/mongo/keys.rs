@@ -25,7 +25,11 @@ pub(super) const KEYSET: &str = "keyset";
 impl KeyStore for Mongo {
     async fn keyset(&self) -> Result<Option<Keyset>> {
         let keys = self.shared.link.collection(SIGNING_KEYS);
-        let found = self.shared.link.call(async move { Ok(keys.find_one(doc! { "_id": KEYSET }).await?) }).await?;
+        let found = self
+            .shared
+            .link
+            .call(async move { Ok(keys.find_one(doc! { "_id": KEYSET }).await?) })
+            .await?;
         Ok(found.as_ref().map(decoded).transpose()?)
     }
 
@@ -36,7 +40,8 @@ impl KeyStore for Mongo {
 }
 
 impl Shared {
-    /// A keyset that was read; `None` for one that cannot be read, which is logged once: the last genuine one stays in use.
+    /// A keyset that was read; `None` for one that cannot be read, which is logged once: the last
+    /// genuine one stays in use.
     pub(super) fn readable(&self, keyset: Result<Keyset, Fault>) -> Option<Keyset> {
         let is_known = self.keyset_unread.swap(keyset.is_err(), SeqCst);
         keyset
@@ -48,16 +53,25 @@ impl Shared {
             .ok()
     }
 
-    pub(super) async fn replace_keyset(&self, keyset: &Keyset, event: Event) -> Result<Write, Fault> {
+    pub(super) async fn replace_keyset(
+        &self,
+        keyset: &Keyset,
+        event: Event,
+    ) -> Result<Write, Fault> {
         let Some(before) = before(keyset.revision) else { return Ok(Write::Stale) };
         let deed = self.deed([event])?;
-        // There is none of revision 0: the first one is inserted, unless there is one, which then has its `_id`.
+        // There is none of revision 0: the first one is inserted, unless there is one, which then
+        // has its `_id`.
         let filter = doc! { "_id": KEYSET, "revision": count(before) };
         let set = doc! { "revision": count(keyset.revision), "keyset": encode("keyset", keyset)?, "op": deed.operation() };
         let owner = Owner { collection: SIGNING_KEYS, id: KEYSET.into() };
         let update = doc! { "$set": set, "$push": { "outbox": deed.push(&owner) } };
         let (keys, first) = (self.link.collection(SIGNING_KEYS), before == 0);
-        match self.link.call(async move { Ok(keys.update_one(filter, update).upsert(first).await?) }).await {
+        match self
+            .link
+            .call(async move { Ok(keys.update_one(filter, update).upsert(first).await?) })
+            .await
+        {
             Err(fault) if fault.is_duplicate() => {
                 self.confirm(owner).await?;
                 return Ok(Write::Stale);

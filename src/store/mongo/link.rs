@@ -1,5 +1,6 @@
-//! The way to the database. The driver's futures must not be dropped in flight, and callers come and go: so every operation runs
-//! in a task of its own, and only the waiting for it ends at the deadline.
+//! The way to the database. The driver's futures must not be dropped in flight, and callers come
+//! and go: so every operation runs in a task of its own, and only the waiting for it ends at the
+//! deadline.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -19,7 +20,8 @@ use super::fault::{Fault, OpenError};
 const ROOM: usize = 2_048;
 /// What the database is called where the address names none.
 const DATABASE: &str = "jeton";
-/// Connections to each server, and how many of them are opened at once, where the address does not say.
+/// Connections to each server, and how many of them are opened at once, where the address does not
+/// say.
 const POOL: u32 = 100;
 const CONNECTING: u32 = 8;
 /// How often each server is looked at, and how long a connection may take to be made.
@@ -61,17 +63,27 @@ impl Link {
         // An operation that finds no server ends by itself before its caller gives up.
         options.server_selection_timeout.get_or_insert_with(|| deadline.mul_f32(0.75));
         // An address must not weaken what an answer means.
-        (options.write_concern, options.read_concern, options.selection_criteria) = (None, None, None);
-        let client = Client::with_options(options).map_err(|error| OpenError::Uri(problem(&error)))?;
+        (options.write_concern, options.read_concern, options.selection_criteria) =
+            (None, None, None);
+        let client =
+            Client::with_options(options).map_err(|error| OpenError::Uri(problem(&error)))?;
         let durable = WriteConcern::builder().w(mongodb::options::Acknowledgment::Majority);
         let durable = durable.journal(true).w_timeout(deadline).build();
         let promises = DatabaseOptions::builder()
             .write_concern(durable)
             .read_concern(ReadConcern::majority())
-            .selection_criteria(SelectionCriteria::ReadPreference(mongodb::options::ReadPreference::Primary))
+            .selection_criteria(SelectionCriteria::ReadPreference(
+                mongodb::options::ReadPreference::Primary,
+            ))
             .build();
         let database = client.database_with_options(&name, promises);
-        Ok(Self { client, database, deadline, room: Arc::new(Semaphore::new(ROOM)), state: watch::Sender::new(State::Open) })
+        Ok(Self {
+            client,
+            database,
+            deadline,
+            room: Arc::new(Semaphore::new(ROOM)),
+            state: watch::Sender::new(State::Open),
+        })
     }
 
     pub(super) const fn client(&self) -> &Client {
@@ -169,7 +181,9 @@ pub(super) async fn options(uri: &str) -> Result<ClientOptions, OpenError> {
     if let Some(address) = bare.filter(|_| !is_of_files(&error))
         && ClientOptions::parse(address).await.is_ok()
     {
-        return Err(OpenError::Uri("an option behind its ? is not known, or has a value that cannot be".to_owned()));
+        return Err(OpenError::Uri(
+            "an option behind its ? is not known, or has a value that cannot be".to_owned(),
+        ));
     }
     Err(OpenError::Uri(problem(&error)))
 }

@@ -1,7 +1,8 @@
 //! The store that many nodes share: a MongoDB replica set, or a sharded cluster.
 //!
-//! Each verb is one conditional write of one document, kept by the majority and on its disks before it is answered. What one
-//! node ends, all hear of over a change stream. Its audit records follow in the node's own chain: see `pending`.
+//! Each verb is one conditional write of one document, kept by the majority and on its disks before
+//! it is answered. What one node ends, all hear of over a change stream. Its audit records follow
+//! in the node's own chain: see `pending`.
 //!
 //! | collection | what |
 //! |--|--|
@@ -84,8 +85,9 @@ pub const DEADLINE: Duration = Duration::from_secs(2);
 const WIRE_VERSION: i32 = 9;
 /// MongoDB 5.0.
 const WIRE_VERSION_OF_SNAPSHOTS: i32 = 13;
-/// Shards put their changes in order by clocks that learn of each other only by messages: those of this node come by twice a
-/// second, so a heartbeat may stand before changes that are up to this much older.
+/// Shards put their changes in order by clocks that learn of each other only by messages: those of
+/// this node come by twice a second, so a heartbeat may stand before changes that are up to this
+/// much older.
 const SHARDED: Duration = Duration::from_secs(2);
 /// For what no caller waits for.
 const LONG: Duration = Duration::from_secs(60);
@@ -117,24 +119,36 @@ struct Shared {
 }
 
 impl Mongo {
-    /// Opens the database that `uri` names (`jeton` where it names none), makes or mends collections and indexes, and begins to
-    /// hear what other nodes do. `node` is this node's name, of which there must be only one at a time; `key` seals its audit
-    /// chain; `deadline` bounds every call.
+    /// Opens the database that `uri` names (`jeton` where it names none), makes or mends
+    /// collections and indexes, and begins to hear what other nodes do. `node` is this node's name,
+    /// of which there must be only one at a time; `key` seals its audit chain; `deadline` bounds
+    /// every call.
     ///
-    /// A server alone, without a replica set, is served too, and said so: its answers are worth what its one disk is, and other
-    /// nodes' changes are looked for once a second.
+    /// A server alone, without a replica set, is served too, and said so: its answers are worth
+    /// what its one disk is, and other nodes' changes are looked for once a second.
     ///
     /// # Errors
     ///
-    /// What is wrong with the address, the servers it names, their answers or what is kept there; never the address itself.
-    pub async fn open(uri: &str, node: &str, key: ChainKey, deadline: Duration) -> Result<Self, OpenError> {
+    /// What is wrong with the address, the servers it names, their answers or what is kept there;
+    /// never the address itself.
+    pub async fn open(
+        uri: &str,
+        node: &str,
+        key: ChainKey,
+        deadline: Duration,
+    ) -> Result<Self, OpenError> {
         match Self::enter(uri, node, key, deadline).await {
             Err(error) => Err(probe::why(uri, error).await),
             opened => opened,
         }
     }
 
-    async fn enter(uri: &str, node: &str, key: ChainKey, deadline: Duration) -> Result<Self, OpenError> {
+    async fn enter(
+        uri: &str,
+        node: &str,
+        key: ChainKey,
+        deadline: Duration,
+    ) -> Result<Self, OpenError> {
         let link = Arc::new(Link::new(uri, deadline).await?);
         let Server { alone, sharded, time, .. } = greet(&link).await?;
         schema::prepare(&link).await?;
@@ -142,7 +156,8 @@ impl Mongo {
         if node::noted(&link, node).await?.is_some_and(|head| !key.check(&head)) {
             return Err(OpenError::MasterKey(format!("the head of the audit chain {node}")));
         }
-        // Nor may a new name: what the other nodes left in outboxes would look forged under another key, and be thrown away.
+        // Nor may a new name: what the other nodes left in outboxes would look forged under another
+        // key, and be thrown away.
         if !node::is_their_key(&link, &key).await? {
             return Err(OpenError::MasterKey("every audit chain of this database".to_owned()));
         }
@@ -174,7 +189,8 @@ impl Mongo {
         store.shared.node.beat(&store.shared.link, false).await?;
         store.listen().await?;
         let mut recovery = Recovery::default();
-        // Before any change of this life: what is there now and bears this node's name is of an earlier one.
+        // Before any change of this life: what is there now and bears this node's name is of an
+        // earlier one.
         recovery.look(&store.shared, true).await?;
         store.keep_house(recovery);
         Ok(store)
@@ -211,7 +227,9 @@ impl Mongo {
                         tracing::error!(node = %shared.node.name, "another process runs under this node's name, this one stops");
                         shared.link.displaced();
                     }
-                    Err(fault) if !shared.link.is_closed() => tracing::debug!(%fault, "no heartbeat"),
+                    Err(fault) if !shared.link.is_closed() => {
+                        tracing::debug!(%fault, "no heartbeat")
+                    }
                     Ok(()) | Err(_) => {}
                 }
                 pause(BEAT).await;
@@ -232,8 +250,14 @@ impl Mongo {
     }
 }
 
-/// Where this node's chain ends: not before the head that was noted, and from there on record by record.
-async fn resume(link: &Link, node: &Node, key: &ChainKey, before: Option<&Document>) -> Result<End, OpenError> {
+/// Where this node's chain ends: not before the head that was noted, and from there on record by
+/// record.
+async fn resume(
+    link: &Link,
+    node: &Node,
+    key: &ChainKey,
+    before: Option<&Document>,
+) -> Result<End, OpenError> {
     let name = &node.name;
     let noted = before.map(node::head_of).transpose()?.flatten();
     let start = match &noted {
@@ -244,9 +268,16 @@ async fn resume(link: &Link, node: &Node, key: &ChainKey, before: Option<&Docume
         None => End::START,
     };
     let noted = start.sequence;
-    let last = chain::newest(link, name).await?.as_ref().map(chain::decoded).transpose()?.map_or(0, |record| record.sequence);
+    let last = chain::newest(link, name)
+        .await?
+        .as_ref()
+        .map(chain::decoded)
+        .transpose()?
+        .map_or(0, |record| record.sequence);
     if last < noted {
-        return Err(OpenError::Corrupt(format!("the audit chain {name} ends at {last} and was at {noted}")));
+        return Err(OpenError::Corrupt(format!(
+            "the audit chain {name} ends at {last} and was at {noted}"
+        )));
     }
     let end = chain::last(link, key, name, start).await?;
     if end.sequence > 0 {
@@ -281,11 +312,18 @@ async fn greet(link: &Link) -> Result<Server, OpenError> {
     let sharded = hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
     let alone = !sharded && hello.get_str("setName").is_err();
     let time = Fields::of("hello", &hello).time("localTime")?;
-    Ok(Server { alone, sharded, time, shows_snapshots: !alone && found >= WIRE_VERSION_OF_SNAPSHOTS })
+    Ok(Server {
+        alone,
+        sharded,
+        time,
+        shows_snapshots: !alone && found >= WIRE_VERSION_OF_SNAPSHOTS,
+    })
 }
 
 fn importing() -> OpenError {
-    OpenError::Corrupt("an import has begun and not ended: drop the database and import again".to_owned())
+    OpenError::Corrupt(
+        "an import has begun and not ended: drop the database and import again".to_owned(),
+    )
 }
 
 impl Shared {
@@ -302,19 +340,28 @@ impl Shared {
     }
 
     /// Records a change that was made, and sees to it that this node's followers have heard of it.
-    async fn record_heard(&self, deed: Deed, owner: Owner, changes: Vec<Change>) -> Result<(), Fault> {
+    async fn record_heard(
+        &self,
+        deed: Deed,
+        owner: Owner,
+        changes: Vec<Change>,
+    ) -> Result<(), Fault> {
         let heard = self.feed.heard(deed.operation, &changes);
-        // Both, whatever becomes of either: a change that could not be recorded in time is a change all the same.
+        // Both, whatever becomes of either: a change that could not be recorded in time is a change
+        // all the same.
         let (recorded, ()) = tokio::join!(self.chain.append(deed.entries, Some(owner)), heard);
         recorded
     }
 
-    /// That a document is there is true only once the majority has it: a key that is taken may be taken by a write that is lost
-    /// with its primary. A write that changes nothing waits for that.
+    /// That a document is there is true only once the majority has it: a key that is taken may be
+    /// taken by a write that is lost with its primary. A write that changes nothing waits for that.
     async fn confirm(&self, owner: Owner) -> Result<(), Fault> {
         let documents = self.link.collection(owner.collection);
         let nothing = vec![doc! { "$set": { "_id": "$_id" } }];
-        self.link.call(async move { Ok(documents.update_one(doc! { "_id": owner.id }, nothing).await?) }).await.map(drop)
+        self.link
+            .call(async move { Ok(documents.update_one(doc! { "_id": owner.id }, nothing).await?) })
+            .await
+            .map(drop)
     }
 
     /// Records what comes with no change.
@@ -334,9 +381,13 @@ impl Shared {
     }
 }
 
-/// Carries a verb out to its end, whatever becomes of the caller: a change is not left without its record because somebody hung
-/// up. The caller waits for the verb as a whole no longer than for any single call.
-async fn whole<T: Send + 'static>(shared: &Shared, verb: impl Future<Output = Result<T, Fault>> + Send + 'static) -> Result<T> {
+/// Carries a verb out to its end, whatever becomes of the caller: a change is not left without its
+/// record because somebody hung up. The caller waits for the verb as a whole no longer than for any
+/// single call.
+async fn whole<T: Send + 'static>(
+    shared: &Shared,
+    verb: impl Future<Output = Result<T, Fault>> + Send + 'static,
+) -> Result<T> {
     let deadline = shared.link.deadline();
     let verb = timeout(deadline, tokio::spawn(verb)).await.map_err(|_| Fault::Late(deadline))?;
     Ok(verb.map_err(|_| Fault::Closed)??)
@@ -367,7 +418,11 @@ impl Store for Mongo {
 
     async fn time(&self) -> Result<Option<Timestamp>> {
         let database = self.shared.link.database().clone();
-        let hello = self.shared.link.call(async move { Ok(database.run_command(doc! { "hello": 1 }).await?) }).await?;
+        let hello = self
+            .shared
+            .link
+            .call(async move { Ok(database.run_command(doc! { "hello": 1 }).await?) })
+            .await?;
         Ok(Fields::of("hello", &hello).find_time("localTime")?)
     }
 }

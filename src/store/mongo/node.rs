@@ -1,5 +1,6 @@
-//! This node among others: its document in `nodes`. It names the process that writes the node's audit chain, holds the chain's
-//! sealed head, and carries the heartbeat by which the node measures how old its knowledge is.
+//! This node among others: its document in `nodes`. It names the process that writes the node's
+//! audit chain, holds the chain's sealed head, and carries the heartbeat by which the node measures
+//! how old its knowledge is.
 
 use std::{
     sync::{
@@ -67,7 +68,8 @@ struct Beat {
 }
 
 impl Node {
-    /// Takes a node's name for this process, at the time `common` of MongoDB's clock; one that had it before notices and stops.
+    /// Takes a node's name for this process, at the time `common` of MongoDB's clock; one that had
+    /// it before notices and stops.
     pub(super) async fn register(
         link: &Link,
         name: &str,
@@ -83,7 +85,9 @@ impl Node {
         };
         let before = link.call(register).await?;
         let newest = match &before {
-            Some(before) => Fields::of("node", before).find_time("newest")?.unwrap_or(Timestamp::EPOCH),
+            Some(before) => {
+                Fields::of("node", before).find_time("newest")?.unwrap_or(Timestamp::EPOCH)
+            }
             None => Timestamp::EPOCH,
         };
         let node = Self {
@@ -96,7 +100,10 @@ impl Node {
             common: AtomicI64::new(common.millis()),
             ended: AtomicBool::new(false),
             // Not from 1: an earlier process of this name counted from elsewhere.
-            beats: Mutex::new(Beats { last: i64::try_from(session.as_u128() >> 68).unwrap_or_default(), sent: Vec::new() }),
+            beats: Mutex::new(Beats {
+                last: i64::try_from(session.as_u128() >> 68).unwrap_or_default(),
+                sent: Vec::new(),
+            }),
         };
         Ok((node, before))
     }
@@ -123,7 +130,8 @@ impl Node {
         self.ended.store(true, SeqCst);
     }
 
-    /// Writes the heartbeat and the chain's head; [`Fault::Displaced`] if the name is another process's.
+    /// Writes the heartbeat and the chain's head; [`Fault::Displaced`] if the name is another
+    /// process's.
     pub(super) async fn beat(&self, link: &Link, closing: bool) -> Result<(), Fault> {
         let beat = {
             let mut beats = self.beats();
@@ -135,7 +143,11 @@ impl Node {
             beat
         };
         let end = self.end.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let newest = if closing { self.brought.load(SeqCst).max(self.newest.load(SeqCst)) } else { self.newest.load(SeqCst) };
+        let newest = if closing {
+            self.brought.load(SeqCst).max(self.newest.load(SeqCst))
+        } else {
+            self.newest.load(SeqCst)
+        };
         let mut set = doc! { "beat": beat };
         let at = Timestamp::from_millis(self.common.load(SeqCst));
         let claim = if self.ended.load(SeqCst) { Claim::Closed } else { Claim::Open { at } };
@@ -146,7 +158,8 @@ impl Node {
         let newest = doc! { "newest": date(Timestamp::from_millis(newest)) };
         let update = doc! { "$set": set, "$max": newest, "$currentDate": { "seen_at": true } };
         let write = async move {
-            let written = nodes.find_one_and_update(filter, update).projection(doc! { "seen_at": 1 });
+            let written =
+                nodes.find_one_and_update(filter, update).projection(doc! { "seen_at": 1 });
             Ok(written.return_document(ReturnDocument::After).await?)
         };
         match link.call(write).await? {
@@ -163,7 +176,8 @@ impl Node {
         Ok(())
     }
 
-    /// A heartbeat came back over the feed: everything before it has come too. The moment before it was sent.
+    /// A heartbeat came back over the feed: everything before it has come too. The moment before it
+    /// was sent.
     pub(super) fn heard(&self, beat: i64) -> Option<Instant> {
         let mut beats = self.beats();
         let sent = beats.sent.iter().find(|sent| sent.number == beat).map(|sent| sent.sent);
@@ -171,8 +185,8 @@ impl Node {
         sent
     }
 
-    /// Whether a heartbeat that the majority has had for so long was not heard: then the stream comes from a server that is
-    /// behind, or has been left behind.
+    /// Whether a heartbeat that the majority has had for so long was not heard: then the stream
+    /// comes from a server that is behind, or has been left behind.
     pub(super) fn is_unheard(&self, so_long: Duration) -> bool {
         self.beats().sent.iter().filter_map(|sent| sent.kept).any(|kept| kept.elapsed() > so_long)
     }
@@ -193,13 +207,14 @@ pub(super) async fn noted(link: &Link, name: &str) -> Result<Option<Head>, Fault
     Ok(found.as_ref().map(head_of).transpose()?.flatten())
 }
 
-/// Returns true if any chain of the database was sealed with `key`, or none was sealed yet. One head is enough: one that was put
-/// there keeps nobody out.
+/// Returns true if any chain of the database was sealed with `key`, or none was sealed yet. One
+/// head is enough: one that was put there keeps nobody out.
 pub(super) async fn is_their_key(link: &Link, key: &ChainKey) -> Result<bool, Fault> {
     let nodes = link.collection(NODES);
     let read = async move { Ok(nodes.find(doc! {}).await?.try_collect::<Vec<Document>>().await?) };
     let documents = link.call(read).await?;
-    let heads: Vec<Head> = documents.iter().filter_map(|document| sealed_in(document).ok().flatten()).collect();
+    let heads: Vec<Head> =
+        documents.iter().filter_map(|document| sealed_in(document).ok().flatten()).collect();
     Ok(heads.is_empty() || heads.iter().any(|head| key.check(head)))
 }
 

@@ -1,9 +1,11 @@
-//! Audit events on their way. A change and its record are two documents. So the event first travels inside the changed document, in
-//! its `outbox`: one write, both or neither. Then it is appended to this node's chain, the verb answers, and some time later it is
-//! taken out of the outbox. What a node leaves behind when it dies in between, another appends: see `recovery`.
+//! Audit events on their way. A change and its record are two documents. So the event first travels
+//! inside the changed document, in its `outbox`: one write, both or neither. Then it is appended to
+//! this node's chain, the verb answers, and some time later it is taken out of the outbox. What a
+//! node leaves behind when it dies in between, another appends: see `recovery`.
 //!
-//! An entry carries a MAC under a key of the nodes, over the document that it lies in and everything that recovery goes by: that it
-//! lies in an outbox proves nothing, since others can write to the database too.
+//! An entry carries a MAC under a key of the nodes, over the document that it lies in and
+//! everything that recovery goes by: that it lies in an outbox proves nothing, since others can
+//! write to the database too.
 
 use std::sync::{Arc, Weak};
 
@@ -51,9 +53,16 @@ pub(super) struct Deed {
 
 impl Deed {
     /// By `node`, whose chain had come to `after`: its records of these events can only come later.
-    pub(super) fn new(node: &Arc<Node>, after: u64, events: impl IntoIterator<Item = Event>) -> Result<Self, Fault> {
+    pub(super) fn new(
+        node: &Arc<Node>,
+        after: u64,
+        events: impl IntoIterator<Item = Event>,
+    ) -> Result<Self, Fault> {
         let entries = events.into_iter().map(Entry::new).collect::<Result<Vec<_>, _>>()?;
-        let events = entries.iter().map(|entry| encode("audit event", &entry.event)).collect::<Result<_, _>>()?;
+        let events = entries
+            .iter()
+            .map(|entry| encode("audit event", &entry.event))
+            .collect::<Result<_, _>>()?;
         Ok(Self { operation: Uuid::now_v7(), entries, events, node: node.clone(), after })
     }
 
@@ -72,7 +81,12 @@ impl Deed {
     /// The entries for the outbox of `owner`, where they are new.
     pub(super) fn outbox(&self, owner: &Owner) -> Bson {
         let put = |(entry, event): (&Entry, &Bson)| {
-            let way = Way { id: entry.id, node: self.node.name.as_ref().into(), after: self.after, claim: None };
+            let way = Way {
+                id: entry.id,
+                node: self.node.name.as_ref().into(),
+                after: self.after,
+                claim: None,
+            };
             let mut document = way.fields(&self.node.key, owner, &entry.body);
             document.insert("event", event.clone());
             Bson::Document(document)
@@ -85,9 +99,12 @@ impl Deed {
         Bson::Document(doc! { "$each": self.outbox(owner) })
     }
 
-    /// The outbox with the entries behind what is in it, as an expression. What came from callers is not read as one.
+    /// The outbox with the entries behind what is in it, as an expression. What came from callers
+    /// is not read as one.
     pub(super) fn concatenated(&self, owner: &Owner) -> Bson {
-        Bson::Document(doc! { "$concatArrays": [{ "$ifNull": ["$outbox", []] }, { "$literal": self.outbox(owner) }] })
+        Bson::Document(
+            doc! { "$concatArrays": [{ "$ifNull": ["$outbox", []] }, { "$literal": self.outbox(owner) }] },
+        )
     }
 }
 
@@ -128,10 +145,17 @@ impl Way {
     pub(super) fn read(entry: &Document) -> Result<Self, Fault> {
         let fields = Fields::of("outbox", entry);
         let claim = match fields.find("claim") {
-            Some(_) => Some(Claim { id: fields.uuid("claim")?, from: fields.text("from")?.to_owned() }),
+            Some(_) => {
+                Some(Claim { id: fields.uuid("claim")?, from: fields.text("from")?.to_owned() })
+            }
             None => None,
         };
-        Ok(Self { id: fields.uuid("id")?, node: fields.text("node")?.to_owned(), after: fields.count("after")?, claim })
+        Ok(Self {
+            id: fields.uuid("id")?,
+            node: fields.text("node")?.to_owned(),
+            after: fields.count("after")?,
+            claim,
+        })
     }
 
     /// The node that made the change.
@@ -141,7 +165,8 @@ impl Way {
 
     /// The fields of an entry, but for its event.
     pub(super) fn fields(&self, key: &ChainKey, owner: &Owner, body: &[u8]) -> Document {
-        let mut fields = doc! { "id": uuid(self.id), "node": &self.node, "after": count(self.after) };
+        let mut fields =
+            doc! { "id": uuid(self.id), "node": &self.node, "after": count(self.after) };
         if let Some(claim) = &self.claim {
             fields.extend(doc! { "claim": uuid(claim.id), "from": &claim.from });
         }
@@ -151,7 +176,13 @@ impl Way {
     }
 
     /// Returns true if an entry that lies with `owner` bears the MAC of this way and event.
-    pub(super) fn is_ours(&self, key: &ChainKey, owner: &Owner, body: &[u8], entry: &Document) -> bool {
+    pub(super) fn is_ours(
+        &self,
+        key: &ChainKey,
+        owner: &Owner,
+        body: &[u8],
+        entry: &Document,
+    ) -> bool {
         let tag = Fields::of("outbox", entry).hash("mac");
         tag.is_ok_and(|tag| self.with_parts(owner, body, |parts| key.check_entry(parts, &tag)))
     }
@@ -159,9 +190,19 @@ impl Way {
     fn with_parts<T>(&self, owner: &Owner, body: &[u8], take: impl FnOnce(&[&[u8]]) -> T) -> T {
         let (owner_id, after) = (owner.id_bytes(), self.after.to_be_bytes());
         let claim = self.claim.as_ref();
-        let (claimed, from) = claim.map_or((&[][..], ""), |claim| (claim.id.as_bytes().as_slice(), claim.from.as_str()));
+        let (claimed, from) = claim
+            .map_or((&[][..], ""), |claim| (claim.id.as_bytes().as_slice(), claim.from.as_str()));
         let collection = owner.collection.as_bytes();
-        take(&[self.id.as_bytes(), self.node.as_bytes(), &after, claimed, from.as_bytes(), collection, &owner_id, body])
+        take(&[
+            self.id.as_bytes(),
+            self.node.as_bytes(),
+            &after,
+            claimed,
+            from.as_bytes(),
+            collection,
+            &owner_id,
+            body,
+        ])
     }
 }
 
@@ -170,20 +211,26 @@ mod tests {
     use super::*;
     use crate::model::{Action, Stamp, Timestamp};
 
-    /// AZ2: the MAC covers each field that recovery goes by, the event, and the document that the entry lies in.
+    /// AZ2: the MAC covers each field that recovery goes by, the event, and the document that the
+    /// entry lies in.
     #[test]
     fn an_entry_is_bound_to_its_fields_and_its_document() {
         let (key, body) = (ChainKey::new([7; 32]), b"event".as_slice());
         let owner = Owner { collection: "clients", id: "svc".into() };
         let way = Way { id: Uuid::now_v7(), node: "a".to_owned(), after: 7, claim: None };
-        let claimed = Way { claim: Some(Claim { id: Uuid::now_v7(), from: "b".to_owned() }), ..way.clone() };
+        let claimed =
+            Way { claim: Some(Claim { id: Uuid::now_v7(), from: "b".to_owned() }), ..way.clone() };
         for way in [&way, &claimed] {
             let entry = way.fields(&key, &owner, body);
             assert_eq!(Way::read(&entry).unwrap(), *way);
             assert!(way.is_ours(&key, &owner, body, &entry));
             assert!(!way.is_ours(&ChainKey::new([8; 32]), &owner, body, &entry));
             assert!(!way.is_ours(&key, &owner, b"Event", &entry));
-            let elsewhere = [("tokens", Bson::from("svc")), ("clients", "svd".into()), ("clients", Bson::Int32(1))];
+            let elsewhere = [
+                ("tokens", Bson::from("svc")),
+                ("clients", "svd".into()),
+                ("clients", Bson::Int32(1)),
+            ];
             for (collection, id) in elsewhere {
                 assert!(!way.is_ours(&key, &Owner { collection, id }, body, &entry));
             }
@@ -196,8 +243,10 @@ mod tests {
                 Way { after: 6, ..way.clone() },
                 Way { claim: other_claim, ..way.clone() },
             ];
-            let others =
-                changed.into_iter().chain(no_claim).chain(other_from.map(|claim| Way { claim: Some(claim), ..way.clone() }));
+            let others = changed
+                .into_iter()
+                .chain(no_claim)
+                .chain(other_from.map(|claim| Way { claim: Some(claim), ..way.clone() }));
             for other in others {
                 assert!(!other.is_ours(&key, &owner, body, &entry), "{other:?}");
             }
@@ -214,8 +263,9 @@ mod tests {
         stamp.tenant = Some("shop".parse().unwrap());
         stamp.client = Some("orders".parse().unwrap());
         stamp.secret = Some("s1".parse().unwrap());
-        let event =
-            stamp.refused(Action::RefreshReused, "é\u{202e}\0", "invalid_grant").in_family(crate::model::FamilyId::new());
+        let event = stamp
+            .refused(Action::RefreshReused, "é\u{202e}\0", "invalid_grant")
+            .in_family(crate::model::FamilyId::new());
         for event in [event.clone(), Event { recovered_from: Some("node-2".into()), ..event }] {
             let entry = Entry::new(event).unwrap();
             let encoded = doc! { "event": encode("audit event", &entry.event).unwrap() };

@@ -1,5 +1,5 @@
-//! The servers of an address, asked one by one and without credentials: who is there, and what they are. The driver says of a
-//! database that it cannot reach only that it could not; here is why.
+//! The servers of an address, asked one by one and without credentials: who is there, and what they
+//! are. The driver says of a database that it cannot reach only that it could not; here is why.
 
 use std::{collections::BTreeMap, future::Future, time::Duration};
 
@@ -37,7 +37,8 @@ pub enum State {
     Unresolved,
     /// Nobody takes connections there.
     Silent,
-    /// Somebody takes connections and does not answer as MongoDB: with TLS where there is none, or without.
+    /// Somebody takes connections and does not answer as MongoDB: with TLS where there is none, or
+    /// without.
     Strange(String),
     /// It speaks this wire version, which is too old.
     TooOld(i32),
@@ -76,8 +77,12 @@ impl std::fmt::Display for Member {
         let state = match &self.state {
             State::Unresolved => "cannot be resolved",
             State::Silent => "nobody listens",
-            State::Strange(problem) => return write!(f, "{} does not answer as MongoDB ({problem})", self.address),
-            State::TooOld(found) => return write!(f, "{} speaks wire version {found}", self.address),
+            State::Strange(problem) => {
+                return write!(f, "{} does not answer as MongoDB ({problem})", self.address);
+            }
+            State::TooOld(found) => {
+                return write!(f, "{} speaks wire version {found}", self.address);
+            }
             State::Alone => "a server alone",
             State::Uninitiated => "not initiated",
             State::Router => "a router",
@@ -90,21 +95,27 @@ impl std::fmt::Display for Member {
     }
 }
 
-/// Asks those that the address names, and then those that these name. In the order of the address, then of their names.
+/// Asks those that the address names, and then those that these name. In the order of the address,
+/// then of their names.
 pub(super) async fn members(options: &ClientOptions) -> Vec<Member> {
     let answers = join_all(options.hosts.iter().map(|host| ask(options, host.clone()))).await;
     let mut members = Vec::new();
     let mut named = BTreeMap::new();
     for (host, (state, hello)) in options.hosts.iter().zip(answers) {
         for field in ["hosts", "passives", "arbiters"] {
-            let names = hello.get_array(field).into_iter().flatten().filter_map(|name| name.as_str());
-            named.extend(names.filter_map(|name| Some((name.to_owned(), ServerAddress::parse(name).ok()?))));
+            let names =
+                hello.get_array(field).into_iter().flatten().filter_map(|name| name.as_str());
+            named.extend(
+                names.filter_map(|name| Some((name.to_owned(), ServerAddress::parse(name).ok()?))),
+            );
         }
         members.push(Member { address: host.to_string(), state });
     }
     named.retain(|name, _| members.iter().all(|member| member.address != *name));
     let answers = join_all(named.values().map(|host| ask(options, host.clone()))).await;
-    members.extend(named.into_keys().zip(answers).map(|(address, (state, _))| Member { address, state }));
+    members.extend(
+        named.into_keys().zip(answers).map(|(address, (state, _))| Member { address, state }),
+    );
     members
 }
 
@@ -117,7 +128,8 @@ async fn ask(options: &ClientOptions, host: ServerAddress) -> (State, Document) 
             Ok(Ok(_)) => {}
             Ok(Err(_)) | Err(_) => return (State::Unresolved, nothing()),
         }
-        if !matches!(timeout(PATIENCE, TcpStream::connect((host.as_str(), port))).await, Ok(Ok(_))) {
+        if !matches!(timeout(PATIENCE, TcpStream::connect((host.as_str(), port))).await, Ok(Ok(_)))
+        {
             return (State::Silent, nothing());
         }
     }
@@ -130,7 +142,8 @@ async fn ask(options: &ClientOptions, host: ServerAddress) -> (State, Document) 
         Some(Ok(hello)) => (state(&hello), hello),
         Some(Err(error)) => {
             let text = error.to_string();
-            let found = text.split_once(REPORTS).and_then(|(_, rest)| rest.split(',').next()?.parse().ok());
+            let found =
+                text.split_once(REPORTS).and_then(|(_, rest)| rest.split(',').next()?.parse().ok());
             (found.map_or_else(|| State::Strange(strange(&text)), State::TooOld), nothing())
         }
         None => (State::Strange("no answer".to_owned()), nothing()),
@@ -184,12 +197,17 @@ fn strange(text: &str) -> String {
     cause.split(", labels").next().unwrap_or_default().trim_start_matches("I/O error: ").to_owned()
 }
 
-/// Why a database with these servers cannot be opened by an address that names this replica set; `None` if nothing is found to
-/// be wrong with them.
+/// Why a database with these servers cannot be opened by an address that names this replica set;
+/// `None` if nothing is found to be wrong with them.
 fn explain(members: &[Member], set: Option<&str>) -> Option<OpenError> {
     hopeless(members, set).or_else(|| {
         let missing = members.iter().any(|member| !member.answers());
-        let part = || OpenError::Away(format!("there is a primary, but not all of its set: {}", shown(members)));
+        let part = || {
+            OpenError::Away(format!(
+                "there is a primary, but not all of its set: {}",
+                shown(members)
+            ))
+        };
         missing.then(part)
     })
 }
@@ -198,18 +216,32 @@ fn explain(members: &[Member], set: Option<&str>) -> Option<OpenError> {
 pub(super) fn hopeless(members: &[Member], set: Option<&str>) -> Option<OpenError> {
     // One that is elsewhere for a while, for its upkeep, condemns no set that is there.
     let is_right = |found: &str| set.is_none_or(|set| set == found);
-    let stands = members.iter().any(|member| matches!(&member.state, State::Of(found, _) if is_right(found)));
+    let stands = members
+        .iter()
+        .any(|member| matches!(&member.state, State::Of(found, _) if is_right(found)));
     for Member { address, state } in members {
-        let misfit =
-            |set: &str, what: &str| Some(OpenError::Misfit(format!("{address} is {what}, not of the replica set {set}")));
+        let misfit = |set: &str, what: &str| {
+            Some(OpenError::Misfit(format!("{address} is {what}, not of the replica set {set}")))
+        };
         match (state, set) {
-            (State::TooOld(found), _) => return Some(OpenError::TooOld { found: *found, needed: WIRE_VERSION }),
+            (State::TooOld(found), _) => {
+                return Some(OpenError::TooOld { found: *found, needed: WIRE_VERSION });
+            }
             (State::Alone | State::Of(..) | State::Uninitiated, _) if stands => {}
             (State::Alone, Some(set)) => return misfit(set, "a server alone"),
-            (State::Of(found, _), Some(set)) if set != found => return misfit(set, &format!("of the replica set {found}")),
-            (State::Uninitiated, _) => return Some(OpenError::Away(format!("{address} waits for rs.initiate()"))),
+            (State::Of(found, _), Some(set)) if set != found => {
+                return misfit(set, &format!("of the replica set {found}"));
+            }
+            (State::Uninitiated, _) => {
+                return Some(OpenError::Away(format!("{address} waits for rs.initiate()")));
+            }
             (
-                State::Alone | State::Of(..) | State::Router | State::Unresolved | State::Silent | State::Strange(_),
+                State::Alone
+                | State::Of(..)
+                | State::Router
+                | State::Unresolved
+                | State::Silent
+                | State::Strange(_),
                 Some(_) | None,
             ) => {}
         }
@@ -256,7 +288,9 @@ mod tests {
     /// What must be mended is told from what may pass, and the worst comes first.
     #[test]
     fn servers_that_cannot_be_used_are_explained() {
-        let said = |members: &[Member], set| explain(members, set).map(|error| (error.may_pass(), error.to_string()));
+        let said = |members: &[Member], set| {
+            explain(members, set).map(|error| (error.may_pass(), error.to_string()))
+        };
         let gone = [member("a:1", State::Silent), member("b:1", State::Unresolved)];
         assert_eq!(
             said(&gone, Some("rs")),
@@ -265,20 +299,34 @@ mod tests {
         let wrong = [member("a:1", of("other", Role::Primary)), member("b:1", State::Silent)];
         assert_eq!(
             said(&wrong, Some("rs")),
-            Some((false, "store.uri: a:1 is of the replica set other, not of the replica set rs".into()))
+            Some((
+                false,
+                "store.uri: a:1 is of the replica set other, not of the replica set rs".into()
+            ))
         );
         assert_eq!(said(&[member("a:1", State::Alone)], None), None);
         let alone = said(&[member("a:1", State::Alone)], Some("rs"));
-        assert_eq!(alone, Some((false, "store.uri: a:1 is a server alone, not of the replica set rs".into())));
+        assert_eq!(
+            alone,
+            Some((false, "store.uri: a:1 is a server alone, not of the replica set rs".into()))
+        );
         let old = [member("a:1", of("rs", Role::Secondary)), member("b:1", State::TooOld(6))];
         assert!(!said(&old, Some("rs")).unwrap().0);
-        let headless = [member("a:1", of("rs", Role::Secondary)), member("b:1", State::Silent), member("c:1", State::Silent)];
+        let headless = [
+            member("a:1", of("rs", Role::Secondary)),
+            member("b:1", State::Silent),
+            member("c:1", State::Silent),
+        ];
         let (passes, text) = said(&headless, Some("rs")).unwrap();
         assert!(passes && text.contains("no primary: a:1 secondary, b:1 nobody listens"), "{text}");
         let hidden = [member("a:1", of("rs", Role::Primary)), member("inner:1", State::Unresolved)];
         assert!(said(&hidden, Some("rs")).unwrap().1.contains("inner:1 cannot be resolved"));
         assert_eq!(said(&[member("a:1", of("rs", Role::Primary))], Some("rs")), None);
-        let kept_up = [member("a:1", of("rs", Role::Primary)), member("b:1", State::Alone), member("c:1", State::Uninitiated)];
+        let kept_up = [
+            member("a:1", of("rs", Role::Primary)),
+            member("b:1", State::Alone),
+            member("c:1", State::Uninitiated),
+        ];
         assert_eq!(said(&kept_up, Some("rs")), None);
     }
 
@@ -292,7 +340,10 @@ mod tests {
         assert_eq!(modern(doc! { "isWritablePrimary": true }), State::Alone);
         assert_eq!(modern(doc! { "isreplicaset": true }), State::Uninitiated);
         assert_eq!(modern(doc! { "msg": "isdbgrid", "isWritablePrimary": true }), State::Router);
-        assert_eq!(modern(doc! { "setName": "rs", "isWritablePrimary": true }), of("rs", Role::Primary));
+        assert_eq!(
+            modern(doc! { "setName": "rs", "isWritablePrimary": true }),
+            of("rs", Role::Primary)
+        );
         assert_eq!(modern(doc! { "setName": "rs", "secondary": true }), of("rs", Role::Secondary));
         assert_eq!(modern(doc! { "setName": "rs", "arbiterOnly": true }), of("rs", Role::Arbiter));
         assert_eq!(modern(doc! { "setName": "rs" }), of("rs", Role::Other));

@@ -1,5 +1,6 @@
-//! Changes that need a proof. Proof and change lie in different documents, so this is two steps: everything the proof rests on is
-//! read, then the change is written. Nothing else happens in between.
+//! Changes that need a proof. Proof and change lie in different documents, so this is two steps:
+//! everything the proof rests on is read, then the change is written. Nothing else happens in
+//! between.
 
 use async_trait::async_trait;
 use mongodb::bson::{Document, doc};
@@ -27,7 +28,13 @@ impl ProofStore for Mongo {
             self.shared.brings(*now);
         }
         let shared = self.shared.clone();
-        let verb = async move { if shared.proves(&proof).await? { shared.make(write).await } else { Ok(Spent::Unproven) } };
+        let verb = async move {
+            if shared.proves(&proof).await? {
+                shared.make(write).await
+            } else {
+                Ok(Spent::Unproven)
+            }
+        };
         whole(&self.shared, verb).await
     }
 }
@@ -35,8 +42,11 @@ impl ProofStore for Mongo {
 impl Shared {
     /// Returns true if a proof holds by what the majority keeps now. The reads go out together.
     async fn proves(&self, proof: &Proof) -> Result<bool, Fault> {
-        let client = self.latest(CLIENTS, doc! { "_id": proof.client().as_str(), "deleted": false });
-        let Basis::Token(token) = proof.basis() else { return carried(proof, client.await?.as_ref()) };
+        let client =
+            self.latest(CLIENTS, doc! { "_id": proof.client().as_str(), "deleted": false });
+        let Basis::Token(token) = proof.basis() else {
+            return carried(proof, client.await?.as_ref());
+        };
         let (client, tenant, subject, ended, keyset) = tokio::try_join!(
             client,
             self.epoch(EpochOf::Tenant(proof.tenant().clone())),
@@ -47,7 +57,8 @@ impl Shared {
         if ended || !carried(proof, client.as_ref())? {
             return Ok(false);
         }
-        let current = Epochs { tenant, client: epoch_in(client.as_ref(), clients::EPOCH)?, subject };
+        let current =
+            Epochs { tenant, client: epoch_in(client.as_ref(), clients::EPOCH)?, subject };
         let keyset = keyset.as_ref().map(keys::decoded).transpose()?;
         Ok(token.epochs.reach(current) && token.holds_under(keyset.as_ref()))
     }
@@ -60,7 +71,8 @@ impl Shared {
 
     async fn is_ended(&self, token: &TokenBasis) -> Result<bool, Fault> {
         for ender in token.enders() {
-            if self.latest(REVOCATIONS, doc! { "_id": revocations::key_of(ender) }).await?.is_some() {
+            if self.latest(REVOCATIONS, doc! { "_id": revocations::key_of(ender) }).await?.is_some()
+            {
                 return Ok(true);
             }
             // A family that is there says itself that it was ended.
@@ -75,21 +87,39 @@ impl Shared {
 
     async fn make(&self, write: ProvenWrite) -> Result<Spent, Fault> {
         Ok(match write {
-            ProvenWrite::CreateClient { client, of_any, event } => self.create_client(&client, of_any, event).await?.into(),
-            ProvenWrite::ReplaceClient { client, event } => self.write_client(&client, vec![event], false).await?.into(),
+            ProvenWrite::CreateClient { client, of_any, event } => {
+                self.create_client(&client, of_any, event).await?.into()
+            }
+            ProvenWrite::ReplaceClient { client, event } => {
+                self.write_client(&client, vec![event], false).await?.into()
+            }
             ProvenWrite::EndClient { client, event, ended } => {
                 self.write_client(&client, vec![event, ended], true).await?.into()
             }
-            ProvenWrite::DeleteClient { client, ended, event } => self.delete_client(&client, event, Some(ended)).await?.into(),
-            ProvenWrite::ClaimAudience { record, event } => self.claim_audience(&record, event).await?.into(),
-            ProvenWrite::ReplaceAudience { record, event } => self.replace_audience(&record, event).await?.into(),
+            ProvenWrite::DeleteClient { client, ended, event } => {
+                self.delete_client(&client, event, Some(ended)).await?.into()
+            }
+            ProvenWrite::ClaimAudience { record, event } => {
+                self.claim_audience(&record, event).await?.into()
+            }
+            ProvenWrite::ReplaceAudience { record, event } => {
+                self.replace_audience(&record, event).await?.into()
+            }
             ProvenWrite::MoveAudience { from, record, events } => {
                 self.move_audience(from.as_deref(), &record, events).await?.into()
             }
-            ProvenWrite::ReleaseAudience { record, event } => self.release_audience(&record, event).await?.into(),
-            ProvenWrite::ReplaceKeyset { keyset, event } => self.replace_keyset(&keyset, event).await?.into(),
-            ProvenWrite::RaiseEpoch { of, event } => self.raise_epoch(&of, event).await.map(|_| Spent::Done)?,
-            ProvenWrite::Revoke { revocation, event } => self.revoke(revocation, event).await.map(|()| Spent::Done)?,
+            ProvenWrite::ReleaseAudience { record, event } => {
+                self.release_audience(&record, event).await?.into()
+            }
+            ProvenWrite::ReplaceKeyset { keyset, event } => {
+                self.replace_keyset(&keyset, event).await?.into()
+            }
+            ProvenWrite::RaiseEpoch { of, event } => {
+                self.raise_epoch(&of, event).await.map(|_| Spent::Done)?
+            }
+            ProvenWrite::Revoke { revocation, event } => {
+                self.revoke(revocation, event).await.map(|()| Spent::Done)?
+            }
             ProvenWrite::EndFamily { id, now, until, event } => {
                 self.end_family(id, now, until, event).await.map(|()| Spent::Done)?
             }

@@ -1,14 +1,16 @@
-//! Audit events whose node died, or lost its way, between a change and its record: they are still in the changed document's
-//! outbox, and whoever finds them there appends them to its own chain. Which ones those are is told by waiting, not by a clock: an
-//! event that was there at one look and still is at the next was not on its way. The record says in its event which node left it.
+//! Audit events whose node died, or lost its way, between a change and its record: they are still
+//! in the changed document's outbox, and whoever finds them there appends them to its own chain.
+//! Which ones those are is told by waiting, not by a clock: an event that was there at one look and
+//! still is at the next was not on its way. The record says in its event which node left it.
 //!
 //! An entry that is in some chain already is taken out, and not recorded again.
 //!
-//! An entry without the MAC of a node, or that cannot be read, was not put there by a node: it is taken out and reported, and
-//! never recorded. What cannot be taken out is reported once by each process, and the look goes on past it.
+//! An entry without the MAC of a node, or that cannot be read, was not put there by a node: it is
+//! taken out and reported, and never recorded. What cannot be taken out is reported once by each
+//! process, and the look goes on past it.
 //!
-//! A node that comes back after a long stall may append an event that was recovered in the meantime: it is then in two chains,
-//! never in none.
+//! A node that comes back after a long stall may append an event that was recovered in the
+//! meantime: it is then in two chains, never in none.
 
 use std::{collections::HashSet, sync::atomic::Ordering::SeqCst, time::Duration};
 
@@ -37,7 +39,8 @@ const TURN: usize = 1_000;
 const RECORDS: usize = 16;
 /// Documents with forged entries that one look mends, and as many that it only reports.
 const FORGED: usize = 100;
-/// Documents that were reported and cannot be mended. Others without an `_id` that can be read are then not reported.
+/// Documents that were reported and cannot be mended. Others without an `_id` that can be read are
+/// then not reported.
 const REPORTED: usize = 10_000;
 /// Characters of a document's `_id` in a report.
 const NAME: usize = 128;
@@ -80,7 +83,8 @@ pub(super) struct Recovery {
 }
 
 impl Recovery {
-    /// One look. At `once`, what this node itself left behind in an earlier life does not wait for a second look.
+    /// One look. At `once`, what this node itself left behind in an earlier life does not wait for
+    /// a second look.
     pub(super) async fn look(&mut self, shared: &Shared, once: bool) -> Result<(), Fault> {
         let mut found = HashSet::new();
         for collection in WITH_OUTBOX {
@@ -98,7 +102,8 @@ impl Recovery {
                 if !(own || self.seen.contains(&(id, claim))) || shared.chain.holds(id) {
                     continue;
                 }
-                // One that cannot be recorded does not stand in the way of the others, and is tried again at the next look.
+                // One that cannot be recorded does not stand in the way of the others, and is tried
+                // again at the next look.
                 if let Err(fault) = recover(shared, left).await {
                     tracing::error!(%fault, collection, "an audit event that was left behind cannot be recorded yet");
                 }
@@ -108,7 +113,8 @@ impl Recovery {
         Ok(())
     }
 
-    /// Takes out what no node put there, and reports it. Of several nodes that find it, the one that takes it out does.
+    /// Takes out what no node put there, and reports it. Of several nodes that find it, the one
+    /// that takes it out does.
     async fn refuse(&mut self, shared: &Shared, forged: Forged) -> Result<(), Fault> {
         let Forged { owner, name, entries, .. } = &forged;
         let is_taken_out = match forged.take_out(shared).await? {
@@ -124,18 +130,28 @@ impl Recovery {
             is_taken_out,
             "an outbox entry that no node of this service wrote was refused: find out who else can write to the database"
         );
-        let now = Timestamp::from_millis(shared.node.brought.load(SeqCst).max(shared.node.newest.load(SeqCst)));
-        // Noted before it is recorded, so that a trail that fails does not make each look begin anew.
+        let now = Timestamp::from_millis(
+            shared.node.brought.load(SeqCst).max(shared.node.newest.load(SeqCst)),
+        );
+        // Noted before it is recorded, so that a trail that fails does not make each look begin
+        // anew.
         if !is_taken_out {
             self.reported.insert((owner.collection, name.clone()));
         }
         for _ in 0..(*entries).min(RECORDS) {
-            shared.append(Stamp::internal(now).refused(Action::EntryRefused, target.as_str(), "forged")).await?;
+            shared
+                .append(Stamp::internal(now).refused(
+                    Action::EntryRefused,
+                    target.as_str(),
+                    "forged",
+                ))
+                .await?;
         }
         Ok(())
     }
 
-    /// Reads on until so many documents have an entry of a node's: those without do not keep them from being found.
+    /// Reads on until so many documents have an entry of a node's: those without do not keep them
+    /// from being found.
     async fn find(&self, shared: &Shared, collection: &'static str) -> Result<Found, Fault> {
         let owners = shared.link.collection(collection).clone_with_type::<RawDocumentBuf>();
         let look = async move {
@@ -151,7 +167,8 @@ impl Recovery {
                 with_left += usize::from(!left.is_empty());
                 all.left.extend(left);
                 if let Some(forged) = forged.into_iter().find(|forged| self.is_news(forged))
-                    && all.forged.iter().filter(|other| other.is_lost == forged.is_lost).count() < FORGED
+                    && all.forged.iter().filter(|other| other.is_lost == forged.is_lost).count()
+                        < FORGED
                 {
                     all.forged.push(forged);
                 }
@@ -180,13 +197,17 @@ enum Outcome {
 }
 
 impl Forged {
-    /// Leaves the entries of nodes. What cannot be read can be named neither by its content nor by its identifier, so an outbox that
-    /// has changed since it was read stays as it is until the next look: an event may have come in.
+    /// Leaves the entries of nodes. What cannot be read can be named neither by its content nor by
+    /// its identifier, so an outbox that has changed since it was read stays as it is until the
+    /// next look: an event may have come in.
     async fn take_out(&self, shared: &Shared) -> Result<Outcome, Fault> {
         if self.is_lost {
             return Ok(Outcome::NotFound);
         }
-        let (ours, key) = (doc! { "$literal": self.ours.clone() }, doc! { "id": "$$this.id", "mac": "$$this.mac" });
+        let (ours, key) = (
+            doc! { "$literal": self.ours.clone() },
+            doc! { "id": "$$this.id", "mac": "$$this.mac" },
+        );
         // As a field of a document, the list has a head, a name and an end.
         let size = count(self.size as u64 + 8);
         let is_as_it_was = doc! { "$and": [
@@ -195,9 +216,13 @@ impl Forged {
         ] };
         let others = doc! { "$filter": { "input": "$outbox", "cond": { "$in": [key, ours] } } };
         let kept = doc! { "$cond": [is_as_it_was, others, "$outbox"] };
-        let update = vec![doc! { "$set": { "outbox": { "$cond": [{ "$isArray": "$outbox" }, kept, "$$REMOVE"] } } }];
-        let (owners, filter) = (shared.link.collection(self.owner.collection), doc! { "_id": self.owner.id.clone() });
-        let written = shared.link.call(async move { Ok(owners.update_one(filter, update).await?) }).await?;
+        let update = vec![
+            doc! { "$set": { "outbox": { "$cond": [{ "$isArray": "$outbox" }, kept, "$$REMOVE"] } } },
+        ];
+        let (owners, filter) =
+            (shared.link.collection(self.owner.collection), doc! { "_id": self.owner.id.clone() });
+        let written =
+            shared.link.call(async move { Ok(owners.update_one(filter, update).await?) }).await?;
         Ok(match (written.matched_count, written.modified_count) {
             (0, _) => Outcome::NotFound,
             (_, 0) => Outcome::Changed,
@@ -206,7 +231,9 @@ impl Forged {
     }
 }
 
-async fn page(mut cursor: Cursor<RawDocumentBuf>) -> Result<(Cursor<RawDocumentBuf>, Vec<RawDocumentBuf>), Fault> {
+async fn page(
+    mut cursor: Cursor<RawDocumentBuf>,
+) -> Result<(Cursor<RawDocumentBuf>, Vec<RawDocumentBuf>), Fault> {
     let mut page = Vec::new();
     while page.len() < TURN
         && let Some(raw) = cursor.try_next().await?
@@ -236,7 +263,11 @@ fn read(shared: &Shared, collection: &'static str, raw: &RawDocument) -> Found {
     if let Some(Ok(RawBsonRef::Array(list))) = field("outbox").map(|outbox| outbox.value()) {
         (entries, size) = (0, list.as_bytes().len());
         for entry in elements(list) {
-            match entry.as_ref().and_then(Bson::as_document).and_then(|entry| made_by_a_node(shared, &owner, entry)) {
+            match entry
+                .as_ref()
+                .and_then(Bson::as_document)
+                .and_then(|entry| made_by_a_node(shared, &owner, entry))
+            {
                 Some((left, key)) => {
                     found.left.push(left);
                     ours.push(key);
@@ -267,21 +298,30 @@ fn named(id: &Bson) -> String {
     text.chars().take(NAME).collect()
 }
 
-/// The record of an entry, sealed by a node, whichever chain it is in: an entry that was taken out after another node had recorded
-/// it may be put back with its MAC, by who kept a copy. It is found by its time, which is the same in each, and preferred in the
-/// chain of the node that is to record it. A record that came with an import names no entry: there the event tells.
+/// The record of an entry, sealed by a node, whichever chain it is in: an entry that was taken out
+/// after another node had recorded it may be put back with its MAC, by who kept a copy. It is found
+/// by its time, which is the same in each, and preferred in the chain of the node that is to record
+/// it. A record that came with an import names no entry: there the event tells.
 async fn recorded(shared: &Shared, way: &Way, event: &Event) -> Result<Option<Recorded>, Fault> {
     let none = Uuid::nil();
-    let filter = doc! { "event.at": event.at.millis(), "entry": { "$in": [uuid(way.id), uuid(none)] } };
+    let filter =
+        doc! { "event.at": event.at.millis(), "entry": { "$in": [uuid(way.id), uuid(none)] } };
     let logs = shared.link.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>();
-    let read = async move { Ok(logs.find(filter).await?.map_ok(|raw| lenient(&raw)).try_collect::<Vec<_>>().await?) };
+    let read = async move {
+        Ok(logs.find(filter).await?.map_ok(|raw| lenient(&raw)).try_collect::<Vec<_>>().await?)
+    };
     let found = shared.link.within(super::LONG, read).await?;
-    let ours = found.iter().filter(|found| sealed(found).is_ok_and(|head| shared.node.key.check(&head)));
+    let ours =
+        found.iter().filter(|found| sealed(found).is_ok_and(|head| shared.node.key.check(&head)));
     let of_it = ours.filter_map(|found| {
-        let (record, entry) = (decoded(found).ok()?, Fields::of("audit record", found).uuid("entry").ok()?);
+        let (record, entry) =
+            (decoded(found).ok()?, Fields::of("audit record", found).uuid("entry").ok()?);
         let is_it = entry == way.id || Event { recovered_from: None, ..record.event } == *event;
         let is_late = found.get_bool(LATE).unwrap_or(false);
-        is_it.then_some(Recorded { is_late, by_its_node: entry == way.id && *record.chain == *way.node })
+        is_it.then_some(Recorded {
+            is_late,
+            by_its_node: entry == way.id && *record.chain == *way.node,
+        })
     });
     Ok(of_it.max_by_key(|recorded| recorded.by_its_node))
 }
@@ -303,7 +343,8 @@ async fn recover(shared: &Shared, left: Left) -> Result<(), Fault> {
         let (name, after) = (shared.node.name.as_ref().to_owned(), shared.chain.sequence());
         let mine = Way { id: way.id, node: name, after, claim: Some(claim) };
         let fields = mine.fields(&shared.node.key, &owner, &entry.body);
-        let mine: Document = fields.into_iter().map(|(field, value)| (format!("outbox.$.{field}"), value)).collect();
+        let mine: Document =
+            fields.into_iter().map(|(field, value)| (format!("outbox.$.{field}"), value)).collect();
         let theirs = doc! {
             "id": uuid(way.id),
             "node": &way.node,
@@ -312,19 +353,27 @@ async fn recover(shared: &Shared, left: Left) -> Result<(), Fault> {
         };
         let filter = doc! { "_id": owner.id.clone(), "outbox": { "$elemMatch": theirs } };
         let owners = shared.link.collection(owner.collection);
-        let claimed = shared.link.call(async move { Ok(owners.update_one(filter, doc! { "$set": mine }).await?) }).await?;
+        let claimed = shared
+            .link
+            .call(async move { Ok(owners.update_one(filter, doc! { "$set": mine }).await?) })
+            .await?;
         if claimed.matched_count == 0 {
             return Ok(());
         }
         let from = way.from();
-        tracing::warn!(from, action = entry.event.action.as_str(), "an audit event was left behind and is recorded now");
+        tracing::warn!(
+            from,
+            action = entry.event.action.as_str(),
+            "an audit event was left behind and is recorded now"
+        );
         let event = Event { recovered_from: Some(from.into()), ..entry.event };
         return shared.chain.append(vec![Entry::with_id(way.id, event)?], Some(owner)).await;
     };
-    // By its own process, which in all likelihood answered its caller too, if that still waited. Not so who claimed it; and what
-    // this process did itself it knows.
+    // By its own process, which in all likelihood answered its caller too, if that still waited.
+    // Not so who claimed it; and what this process did itself it knows.
     let was_awaited = recorded.by_its_node && !recorded.is_late;
-    let is_anothers = way.node != shared.node.name.as_ref() || shared.chain.is_of_an_earlier_process(way.after);
+    let is_anothers =
+        way.node != shared.node.name.as_ref() || shared.chain.is_of_an_earlier_process(way.after);
     if way.claim.is_none() && ((was_awaited && is_anothers) || shared.settle.was_answered(way.id)) {
         shared.settle.answered(owner.clone(), way.id);
     }

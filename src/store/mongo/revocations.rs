@@ -1,4 +1,5 @@
-//! What was ended: single tokens and families that are gone in `revocations`, families that are there in `tokens`, and epochs.
+//! What was ended: single tokens and families that are gone in `revocations`, families that are
+//! there in `tokens`, and epochs.
 
 use std::sync::Arc;
 
@@ -45,7 +46,8 @@ impl RevocationStore for Mongo {
 
     async fn follow(&self, now: Timestamp, follower: Arc<dyn Follower>) -> Result<Snapshot> {
         self.shared.brings(now);
-        // First among the hearers, then the state as it is behind a write of our own: what is committed in between is heard.
+        // First among the hearers, then the state as it is behind a write of our own: what is
+        // committed in between is heard.
         self.shared.feed.join(follower.clone());
         let at = Instant::now();
         let Known { standing: mut snapshot, keyset } = self.shared.known().await?;
@@ -83,7 +85,8 @@ impl Shared {
         let outbox = deed.push(&owner);
         let mut update = doc! { "$inc": { field: 1_i64 }, "$set": { "op": deed.operation() }, "$push": { "outbox": outbox } };
         if collection == CLIENTS {
-            // A client that is not there has an epoch all the same: whoever takes its name begins behind it.
+            // A client that is not there has an epoch all the same: whoever takes its name begins
+            // behind it.
             update.insert("$setOnInsert", doc! { "deleted": true });
         }
         let found = self.upsert(collection, doc! { "_id": id }, update).await?;
@@ -115,7 +118,8 @@ impl Shared {
             "$push": { "outbox": deed.push(&owner) },
         };
         let found = self.upsert(REVOCATIONS, doc! { "_id": owner.id.clone() }, update).await?;
-        let revocation = Revocation { until: Fields::of("revocation", &found).time("until")?, ..revocation };
+        let revocation =
+            Revocation { until: Fields::of("revocation", &found).time("until")?, ..revocation };
         self.record_heard(deed, owner, vec![Change::Revoked(revocation)]).await
     }
 
@@ -126,17 +130,29 @@ impl Shared {
     }
 
     /// The document as it is after the update, made if it was not there.
-    async fn upsert(&self, collection: &'static str, filter: Document, update: Document) -> Result<Document, Fault> {
+    async fn upsert(
+        &self,
+        collection: &'static str,
+        filter: Document,
+        update: Document,
+    ) -> Result<Document, Fault> {
         for _ in 0..ATTEMPTS {
-            let (owner, filter, update) = (self.link.collection(collection), filter.clone(), update.clone());
+            let (owner, filter, update) =
+                (self.link.collection(collection), filter.clone(), update.clone());
             let write = async move {
-                let after = owner.find_one_and_update(filter, update).upsert(true).return_document(ReturnDocument::After);
+                let after = owner
+                    .find_one_and_update(filter, update)
+                    .upsert(true)
+                    .return_document(ReturnDocument::After);
                 Ok(after.projection(doc! { "outbox": 0 }).await?)
             };
             match self.link.call(write).await {
                 // Two made it at once: the second time it is there.
                 Err(fault) if fault.is_duplicate() => {}
-                outcome => return outcome?.ok_or_else(|| Fault::row(collection, "an upsert gave nothing back")),
+                outcome => {
+                    return outcome?
+                        .ok_or_else(|| Fault::row(collection, "an upsert gave nothing back"));
+                }
             }
         }
         Err(Fault::Crowded)
@@ -152,13 +168,14 @@ impl Shared {
         let tokens = self.link.collection(TOKENS);
         let filter = doc! { "$and": [{ "_id": { "$in": ids } }, over] };
         let update = doc! { "$unset": { "ended_until": 1 }, "$set": { "ended": false } };
-        let updated = self.link.call(async move { Ok(tokens.update_many(filter, update).await?) }).await?;
+        let updated =
+            self.link.call(async move { Ok(tokens.update_many(filter, update).await?) }).await?;
         Ok(usize::try_from(updated.matched_count).unwrap_or(usize::MAX))
     }
 }
 
-/// What is over by this node's clock and by MongoDB's: one clock that was set wrong must not decide for everybody what is
-/// forgotten.
+/// What is over by this node's clock and by MongoDB's: one clock that was set wrong must not decide
+/// for everybody what is forgotten.
 pub(super) fn over(field: &str, now: Timestamp, and: Document) -> Document {
     let mut filter = and;
     filter.insert(field, doc! { "$lte": date(now) });
@@ -178,7 +195,15 @@ pub(super) async fn some(
     }
     let from = shared.link.collection(collection);
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let read = async move { Ok(from.find(filter).limit(limit).projection(doc! { "outbox": 0 }).await?.try_collect().await?) };
+    let read = async move {
+        Ok(from
+            .find(filter)
+            .limit(limit)
+            .projection(doc! { "outbox": 0 })
+            .await?
+            .try_collect()
+            .await?)
+    };
     shared.link.call(read).await
 }
 
@@ -209,7 +234,8 @@ pub(super) fn ended_until(document: &Document) -> Result<Option<Timestamp>, Faul
     Fields::of("refresh family", document).find_time("ended_until")
 }
 
-/// The `_id` of a revocation: with its kind, so that a token and a family of one id are two things (N04).
+/// The `_id` of a revocation: with its kind, so that a token and a family of one id are two things
+/// (N04).
 pub(super) fn key_of(revoked: Revoked) -> String {
     match revoked {
         Revoked::Token(Jti(id)) => format!("token:{id}"),
@@ -255,5 +281,8 @@ pub(super) fn revocation_of(document: &Document) -> Result<Revocation, Fault> {
 /// What a family that is still there and was ended stands for.
 pub(super) fn revocation_of_family(document: &Document) -> Result<Revocation, Fault> {
     let fields = Fields::of("refresh family", document);
-    Ok(Revocation { revoked: Revoked::Family(FamilyId(fields.uuid("_id")?)), until: fields.time("ended_until")? })
+    Ok(Revocation {
+        revoked: Revoked::Family(FamilyId(fields.uuid("_id")?)),
+        until: fields.time("ended_until")?,
+    })
 }

@@ -1,7 +1,9 @@
-//! The rotation of a refresh token (RFC 9700 section 4.14.2): one conditional write, and what to say where it finds nothing.
+//! The rotation of a refresh token (RFC 9700 section 4.14.2): one conditional write, and what to
+//! say where it finds nothing.
 //!
-//! A call that gives out a token leaves a mark in `last.unanswered`, its outbox entry's id, which goes when its caller was answered
-//! (`settle`). Marks that stay are of calls that no caller got an answer to.
+//! A call that gives out a token leaves a mark in `last.unanswered`, its outbox entry's id, which
+//! goes when its caller was answered (`settle`). Marks that stay are of calls that no caller got an
+//! answer to.
 
 use std::{
     sync::{Arc, Weak},
@@ -65,8 +67,12 @@ impl Presented<'_> {
 }
 
 impl Shared {
-    /// With the outbox entry of a call that gives out a token, which is marked as not answered until it is.
-    pub(super) async fn rotate(&self, call: &Presented<'_>) -> Result<(Rotation, Option<Uuid>), Fault> {
+    /// With the outbox entry of a call that gives out a token, which is marked as not answered
+    /// until it is.
+    pub(super) async fn rotate(
+        &self,
+        call: &Presented<'_>,
+    ) -> Result<(Rotation, Option<Uuid>), Fault> {
         let mut attempts = 0;
         while attempts < ATTEMPTS {
             let found = match self.take_turn(call).await? {
@@ -74,7 +80,11 @@ impl Shared {
                     let entry = deed.entries.first().map(|entry| entry.id);
                     let family = decoded(&found)?;
                     self.record(deed, owner(call.rotate.family)).await?;
-                    let given = if verdict == Verdict::Rotate { Rotation::Rotated } else { Rotation::Repeated };
+                    let given = if verdict == Verdict::Rotate {
+                        Rotation::Rotated
+                    } else {
+                        Rotation::Repeated
+                    };
                     return Ok((given(family), entry));
                 }
                 Turned::Found(found) => found,
@@ -83,7 +93,8 @@ impl Shared {
             match (verdict, family) {
                 // Others changed the family in between.
                 (Verdict::Rotate | Verdict::Repeat, _) => attempts += 1,
-                // Its callers may yet be answered, or may have failed with the store: that shows when the marks go, or stay.
+                // Its callers may yet be answered, or may have failed with the store: that shows
+                // when the marks go, or stay.
                 (Verdict::Refuse, Some(family)) if last.answered(&family.answers) == 0 => {
                     if call.is_given_up() {
                         return Err(Fault::Late(self.link.deadline()));
@@ -104,9 +115,15 @@ impl Shared {
     }
 
     /// Ends the family; `None` if others changed it in between.
-    async fn end_presented(&self, call: &Presented<'_>, verdict: Verdict, family: Family) -> Result<Option<Rotation>, Fault> {
+    async fn end_presented(
+        &self,
+        call: &Presented<'_>,
+        verdict: Verdict,
+        family: Family,
+    ) -> Result<Option<Rotation>, Fault> {
         let rotate = call.rotate;
-        // The late echo of a call that was given up, and made again elsewhere since: nobody's reuse.
+        // The late echo of a call that was given up, and made again elsewhere since: nobody's
+        // reuse.
         if rotate.lawful && call.is_given_up() {
             return Err(Fault::Late(self.link.deadline()));
         }
@@ -121,18 +138,28 @@ impl Shared {
             "ended_at": null,
         };
         let Some(found) = self.change_family(filter, update).await? else { return Ok(None) };
-        let revocation = Revocation { revoked: Revoked::Family(rotate.family), until: ended_until(&found)?.unwrap_or(until) };
+        let revocation = Revocation {
+            revoked: Revoked::Family(rotate.family),
+            until: ended_until(&found)?.unwrap_or(until),
+        };
         self.record_heard(deed, owner(rotate.family), vec![Change::Revoked(revocation)]).await?;
-        Ok(Some(if verdict == Verdict::Shared { Rotation::Shared(family) } else { Rotation::Reused }))
+        Ok(Some(if verdict == Verdict::Shared {
+            Rotation::Shared(family)
+        } else {
+            Rotation::Reused
+        }))
     }
 
-    /// Spends the token, if it is the current one, or gives its successor again; of those who come at the same time on this node,
-    /// one tries at a time. What nothing is given for, all are told by one look.
+    /// Spends the token, if it is the current one, or gives its successor again; of those who come
+    /// at the same time on this node, one tries at a time. What nothing is given for, all are told
+    /// by one look.
     async fn take_turn(&self, call: &Presented<'_>) -> Result<Turned, Fault> {
         let (rotate, deadline) = (call.rotate, self.link.deadline());
         let gives = |judged: &Judged| matches!(judged.verdict, Verdict::Rotate | Verdict::Repeat);
         // Whoever may be given a token has to try.
-        let serves = |found: Option<&Document>| !self.judge(rotate, found).is_ok_and(|judged| gives(&judged));
+        let serves = |found: Option<&Document>| {
+            !self.judge(rotate, found).is_ok_and(|judged| gives(&judged))
+        };
         let turn = timeout(deadline, self.rotators.turn(rotate.family, serves)).await;
         let look = match turn.map_err(|_| Fault::Late(deadline))? {
             Turn::Found(found) => return Ok(Turned::Found(found)),
@@ -141,10 +168,13 @@ impl Shared {
         if rotate.lawful && call.is_given_up() {
             return Err(Fault::Late(deadline));
         }
-        // The write itself judges: by what was seen last, or else as if the token were the current one, which is the usual case.
+        // The write itself judges: by what was seen last, or else as if the token were the current
+        // one, which is the usual case.
         let seen = look.seen();
-        let is_gone =
-            seen.as_ref().and_then(|seen| seen.get_i64("generation").ok()).is_some_and(|g| g > i64::from(rotate.presented));
+        let is_gone = seen
+            .as_ref()
+            .and_then(|seen| seen.get_i64("generation").ok())
+            .is_some_and(|g| g > i64::from(rotate.presented));
         let guess = seen.and_then(|seen| self.judge(rotate, Some(&seen)).ok()).filter(gives);
         let before = look.before();
         let given = match guess {
@@ -168,8 +198,12 @@ impl Shared {
         Ok(Turned::Found(found))
     }
 
-    /// Goes one generation on, if the filter finds what [`Rotate::judge`] calls [`Verdict::Rotate`].
-    async fn spend(&self, call: &Presented<'_>) -> Result<Option<(Verdict, Arc<Document>, Deed)>, Fault> {
+    /// Goes one generation on, if the filter finds what [`Rotate::judge`] calls
+    /// [`Verdict::Rotate`].
+    async fn spend(
+        &self,
+        call: &Presented<'_>,
+    ) -> Result<Option<(Verdict, Arc<Document>, Deed)>, Fault> {
         let Presented { rotate, stamp, jti, caller } = call;
         let deed = self.deed([rotate.event(Verdict::Rotate, stamp, jti, None)])?.awaited_by(caller);
         let found = self.change_family(current(rotate), rotated(rotate, stamp, &deed)).await?;
@@ -177,10 +211,16 @@ impl Shared {
     }
 
     /// Gives the successor again, if no other call was given it since this was judged.
-    async fn repeat(&self, call: &Presented<'_>, judged: &Judged) -> Result<Option<(Verdict, Arc<Document>, Deed)>, Fault> {
+    async fn repeat(
+        &self,
+        call: &Presented<'_>,
+        judged: &Judged,
+    ) -> Result<Option<(Verdict, Arc<Document>, Deed)>, Fault> {
         let Presented { rotate, stamp, jti, caller } = call;
         let Some(family) = &judged.family else { return Ok(None) };
-        let deed = self.deed([rotate.event(Verdict::Repeat, stamp, jti, Some(family))])?.awaited_by(caller);
+        let deed = self
+            .deed([rotate.event(Verdict::Repeat, stamp, jti, Some(family))])?
+            .awaited_by(caller);
         let is_late = !rotate.is_in_grace(judged.last);
         let mut filter = doc! {
             "_id": uuid(rotate.family.0),
@@ -192,7 +232,11 @@ impl Shared {
             // None of them was answered meanwhile either.
             filter.insert("last.unanswered", doc! { "$size": i64::from(family.answers.given) });
         }
-        let kept = if judged.has_marks && !is_late { "$last.unanswered".into() } else { Bson::Array(Vec::new()) };
+        let kept = if judged.has_marks && !is_late {
+            "$last.unanswered".into()
+        } else {
+            Bson::Array(Vec::new())
+        };
         let given = if is_late { 1 } else { family.answers.given.saturating_add(1) };
         let update = vec![doc! { "$set": {
             "answers.given": i64::from(given),
@@ -221,18 +265,27 @@ impl Shared {
         Ok(Judged { verdict: rotate.judge(&family, last), family: Some(family), last, has_marks })
     }
 
-    /// The rotation that the current generation came of. There is none of a family that came with an import: then its own time has
-    /// to do.
+    /// The rotation that the current generation came of. There is none of a family that came with
+    /// an import: then its own time has to do.
     fn last(&self, document: &Document, family: &Family) -> Result<(Last, bool), Fault> {
         let own = Last { at: family.rotated_at, unanswered: 0 };
-        let Some(last) = document.get("last").and_then(Bson::as_document) else { return Ok((own, false)) };
+        let Some(last) = document.get("last").and_then(Bson::as_document) else {
+            return Ok((own, false));
+        };
         let fields = Fields::of("refresh family", last);
         if fields.count("generation")? != u64::from(family.generation) {
             return Ok((own, false));
         }
         let marks = fields.uuids("unanswered")?;
-        let unanswered = marks.into_iter().filter(|entry| !self.settle.was_answered(*entry)).count();
-        Ok((Last { at: fields.time("at")?, unanswered: u32::try_from(unanswered).unwrap_or(u32::MAX) }, true))
+        let unanswered =
+            marks.into_iter().filter(|entry| !self.settle.was_answered(*entry)).count();
+        Ok((
+            Last {
+                at: fields.time("at")?,
+                unanswered: u32::try_from(unanswered).unwrap_or(u32::MAX),
+            },
+            true,
+        ))
     }
 }
 
@@ -241,8 +294,8 @@ fn marks(deed: &Deed) -> Bson {
     deed.entries.first().map(|entry| uuid(entry.id)).into_iter().collect::<Vec<_>>().into()
 }
 
-/// Whether the current generation was answered more than once, as an expression. An answer that this node gave and did not come to
-/// take the mark of is not among them.
+/// Whether the current generation was answered more than once, as an expression. An answer that
+/// this node gave and did not come to take the mark of is not among them.
 fn is_repeated() -> Document {
     let marks = doc! { "$cond": [
         { "$eq": ["$last.generation", "$generation"] },
@@ -279,7 +332,8 @@ fn rotated(rotate: &Rotate, stamp: &Stamp, deed: &Deed) -> Vec<Document> {
         "last": {
             "generation": next,
             "at": date(rotate.agreed),
-            // The entry goes out of the outbox, whoever records it; this stays until the caller was answered.
+            // The entry goes out of the outbox, whoever records it; this stays until the caller was
+            // answered.
             "unanswered": marks(deed),
         },
         "ends_at": { "$min": ["$expires_at", { "$add": [now, "$idle_ms"] }] },

@@ -1,6 +1,6 @@
-//! Collections and their indexes. `_id` carries every uniqueness, so that each collection can be sharded by hashed `_id`; all other
-//! indexes are for speed, and the ones that let MongoDB delete by age are housekeeping: whether something stands is judged in
-//! the verbs.
+//! Collections and their indexes. `_id` carries every uniqueness, so that each collection can be
+//! sharded by hashed `_id`; all other indexes are for speed, and the ones that let MongoDB delete
+//! by age are housekeeping: whether something stands is judged in the verbs.
 
 use std::time::Duration;
 
@@ -39,7 +39,8 @@ pub(super) const NODES: &str = "nodes";
 pub(super) const META: &str = "meta";
 
 /// Those whose documents carry audit events until these are in a chain.
-pub(super) const WITH_OUTBOX: [&str; 6] = [CLIENTS, AUDIENCES, TOKENS, REVOCATIONS, EPOCHS, SIGNING_KEYS];
+pub(super) const WITH_OUTBOX: [&str; 6] =
+    [CLIENTS, AUDIENCES, TOKENS, REVOCATIONS, EPOCHS, SIGNING_KEYS];
 
 /// The action of witness records, which are found by an index of their own.
 pub(super) const WITNESSES: &str = Action::HeadsWitnessed.as_str();
@@ -88,9 +89,11 @@ pub(super) async fn known(link: &Link) -> Result<i64, OpenError> {
     Ok(version)
 }
 
-/// From an older version, step by step. Each may be cut off and begun again, and made by two nodes at once.
+/// From an older version, step by step. Each may be cut off and begun again, and made by two nodes
+/// at once.
 async fn bring_up(link: &Link, version: i64) -> Result<(), Fault> {
-    // 1 to 2: counters hold what each process counted, instead of a sum. Windows are over after some seconds.
+    // 1 to 2: counters hold what each process counted, instead of a sum. Windows are over after
+    // some seconds.
     if version == 1 {
         tracing::info!("bringing the database from schema 1 to 2");
         let counters = link.collection(RATE_LIMITS);
@@ -102,7 +105,8 @@ async fn bring_up(link: &Link, version: i64) -> Result<(), Fault> {
 /// The version that is written there; `None` before the first node was there.
 pub(super) async fn version(link: &Link) -> Result<Option<i64>, Fault> {
     let meta = link.collection(META);
-    let found = link.call(async move { Ok(meta.find_one(doc! { "_id": "schema" }).await?) }).await?;
+    let found =
+        link.call(async move { Ok(meta.find_one(doc! { "_id": "schema" }).await?) }).await?;
     let version = found.map(|found| Fields::of("schema", &found).count("version")).transpose()?;
     Ok(version.map(|version| i64::try_from(version).unwrap_or(i64::MAX)))
 }
@@ -122,15 +126,24 @@ pub(super) async fn defects(link: &Link) -> Result<Vec<Defect>, Fault> {
     let mut defects = Vec::new();
     for (collection, indexes) in indexes() {
         let indexed = link.collection(collection);
-        let read = async move { Ok(indexed.list_indexes().await?.try_collect::<Vec<IndexModel>>().await?) };
+        let read = async move {
+            Ok(indexed.list_indexes().await?.try_collect::<Vec<IndexModel>>().await?)
+        };
         let existing = match link.call(read).await {
             Err(Fault::Driver(error)) if has_code(&error, &[NAMESPACE_NOT_FOUND]) => Vec::new(),
             existing => existing?,
         };
-        let unique = existing.iter().filter(|model| model.options.as_ref().and_then(|options| options.unique) == Some(true));
-        defects.extend(unique.map(|model| Defect::Unique(format!("{collection}.{}", name_of(model).unwrap_or_default()))));
-        let missing = indexes.iter().filter(|index| !existing.iter().any(|model| index.is_named(model) && index.is(model)));
-        defects.extend(missing.map(|index| Defect::Missing(format!("{collection}.{}", index.name))));
+        let unique = existing.iter().filter(|model| {
+            model.options.as_ref().and_then(|options| options.unique) == Some(true)
+        });
+        defects.extend(unique.map(|model| {
+            Defect::Unique(format!("{collection}.{}", name_of(model).unwrap_or_default()))
+        }));
+        let missing = indexes
+            .iter()
+            .filter(|index| !existing.iter().any(|model| index.is_named(model) && index.is(model)));
+        defects
+            .extend(missing.map(|index| Defect::Missing(format!("{collection}.{}", index.name))));
     }
     Ok(defects)
 }
@@ -142,7 +155,8 @@ fn name_of(model: &IndexModel) -> Option<&str> {
 /// An import that has begun and not ended leaves nothing to serve.
 pub(super) async fn is_importing(link: &Link) -> Result<bool, Fault> {
     let meta = link.collection(META);
-    let found = link.call(async move { Ok(meta.find_one(doc! { "_id": "import" }).await?) }).await?;
+    let found =
+        link.call(async move { Ok(meta.find_one(doc! { "_id": "import" }).await?) }).await?;
     Ok(found.is_some())
 }
 
@@ -172,7 +186,8 @@ impl Index {
         let options = other.options.as_ref();
         same(&self.keys, &other.keys)
             && options.and_then(|options| options.expire_after) == self.expires.then_some(MARGIN)
-            && options.and_then(|options| options.partial_filter_expression.as_ref()) == self.partial.as_ref()
+            && options.and_then(|options| options.partial_filter_expression.as_ref())
+                == self.partial.as_ref()
             && options.and_then(|options| options.unique) != Some(true)
     }
 }
@@ -195,17 +210,34 @@ fn indexes() -> Vec<(&'static str, Vec<Index>)> {
     let plain = |name, keys| Index { name, keys, partial: None, expires: false };
     let expiring = |name, keys| Index { name, keys, partial: None, expires: true };
     let partial = |name, keys, filter| Index { name, keys, partial: Some(filter), expires: false };
-    let outbox = || partial("outbox", doc! { "outbox.id": 1 }, doc! { "outbox.id": { "$exists": true } });
+    let outbox =
+        || partial("outbox", doc! { "outbox.id": 1 }, doc! { "outbox.id": { "$exists": true } });
     vec![
-        (CLIENTS, vec![outbox(), plain("tenant", doc! { "tenant": 1, "_id": 1 }), plain("epoch", doc! { "epoch": 1 })]),
+        (
+            CLIENTS,
+            vec![
+                outbox(),
+                plain("tenant", doc! { "tenant": 1, "_id": 1 }),
+                plain("epoch", doc! { "epoch": 1 }),
+            ],
+        ),
         (AUDIENCES, vec![outbox(), plain("tenant", doc! { "tenant": 1, "_id": 1 })]),
         (
             TOKENS,
             vec![
                 outbox(),
-                Index { name: "ends_at", keys: doc! { "ends_at": 1 }, partial: Some(doc! { "ended": false }), expires: true },
+                Index {
+                    name: "ends_at",
+                    keys: doc! { "ends_at": 1 },
+                    partial: Some(doc! { "ended": false }),
+                    expires: true,
+                },
                 partial("ended_ends_at", doc! { "ends_at": 1, "_id": 1 }, doc! { "ended": true }),
-                partial("ended_until", doc! { "ended_until": 1 }, doc! { "ended_until": { "$exists": true } }),
+                partial(
+                    "ended_until",
+                    doc! { "ended_until": 1 },
+                    doc! { "ended_until": { "$exists": true } },
+                ),
             ],
         ),
         (REVOCATIONS, vec![outbox(), expiring("until", doc! { "until": 1 })]),
@@ -216,7 +248,11 @@ fn indexes() -> Vec<(&'static str, Vec<Index>)> {
             AUDIT_LOGS,
             vec![
                 plain("time", doc! { "event.at": 1, "_id": 1 }),
-                partial("witnesses", doc! { "event.action": 1, "_id": 1 }, doc! { "event.action": WITNESSES }),
+                partial(
+                    "witnesses",
+                    doc! { "event.action": 1, "_id": 1 },
+                    doc! { "event.action": WITNESSES },
+                ),
             ],
         ),
         (NODES, vec![]),
@@ -227,7 +263,8 @@ async fn list(link: &Link, collection: &'static str) -> Result<Vec<IndexModel>, 
     use futures_util::TryStreamExt as _;
     let (database, indexed) = (link.database().clone(), link.collection(collection));
     link.within(PATIENCE, async move {
-        // Made here rather than by the first write, which would find a deadline of two seconds short.
+        // Made here rather than by the first write, which would find a deadline of two seconds
+        // short.
         match database.create_collection(collection).await.map_err(Fault::from) {
             Err(Fault::Driver(error)) if exists_already(&error) => {}
             outcome => outcome?,
@@ -245,19 +282,32 @@ fn has_gone(error: &mongodb::error::Error) -> bool {
     matches!(&*error.kind, mongodb::error::ErrorKind::Command(command) if command.code == 27)
 }
 
-async fn ensure(link: &Link, name: &'static str, existing: &[IndexModel], index: Index) -> Result<(), Fault> {
+async fn ensure(
+    link: &Link,
+    name: &'static str,
+    existing: &[IndexModel],
+    index: Index,
+) -> Result<(), Fault> {
     let named = |model: &&IndexModel| index.is_named(model);
-    // One of the same keys under another name stands in the way too; the one on `_id` is never touched.
-    let alike = |model: &&IndexModel| same(&model.keys, &index.keys) && !same(&model.keys, &doc! { "_id": 1 });
+    // One of the same keys under another name stands in the way too; the one on `_id` is never
+    // touched.
+    let alike = |model: &&IndexModel| {
+        same(&model.keys, &index.keys) && !same(&model.keys, &doc! { "_id": 1 })
+    };
     let in_the_way: Vec<_> = existing.iter().filter(|model| named(model) || alike(model)).collect();
     if in_the_way.iter().any(|model| named(model) && index.is(model)) {
         return Ok(());
     }
-    let stale: Vec<String> = in_the_way.iter().filter_map(|model| name_of(model).map(str::to_owned)).collect();
+    let stale: Vec<String> =
+        in_the_way.iter().filter_map(|model| name_of(model).map(str::to_owned)).collect();
     let (collection, model) = (link.collection(name), index.model());
     link.within(PATIENCE, async move {
         for stale in stale {
-            tracing::warn!(collection = name, index = stale, "an index is not what it should be and is made anew");
+            tracing::warn!(
+                collection = name,
+                index = stale,
+                "an index is not what it should be and is made anew"
+            );
             match collection.drop_index(stale).await.map_err(Fault::from) {
                 // Another node mends it too.
                 Err(Fault::Driver(error)) if has_gone(&error) => {}

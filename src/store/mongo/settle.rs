@@ -48,11 +48,13 @@ impl Settle {
 
     /// These events of the owner's outbox are in a chain.
     pub(super) fn push(&self, owner: Owner, entries: Vec<Uuid>) {
-        // A full queue: they stay in the outbox until they are found there and seen to be in a chain.
+        // A full queue: they stay in the outbox until they are found there and seen to be in a
+        // chain.
         let _ = self.queue.try_send(Message::Recorded(owner, entries));
     }
 
-    /// Whoever made this event happen was told so, and need not ask again: its document's mark goes with it.
+    /// Whoever made this event happen was told so, and need not ask again: its document's mark goes
+    /// with it.
     pub(super) fn answered(&self, owner: Owner, entry: Uuid) {
         let mut answered = lock(&self.answered);
         if answered.len() < QUEUE {
@@ -82,7 +84,11 @@ fn lock(answered: &Mutex<HashSet<Uuid>>) -> MutexGuard<'_, HashSet<Uuid>> {
     answered.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn serve(link: Arc<Link>, mut receiver: mpsc::Receiver<Message>, told: Arc<Mutex<HashSet<Uuid>>>) {
+async fn serve(
+    link: Arc<Link>,
+    mut receiver: mpsc::Receiver<Message>,
+    told: Arc<Mutex<HashSet<Uuid>>>,
+) {
     let (mut messages, mut next) = (Vec::with_capacity(BATCH), Round::default());
     while !next.is_empty() || receiver.recv_many(&mut messages, BATCH).await > 0 {
         gather(&mut receiver, &mut messages);
@@ -99,11 +105,13 @@ async fn serve(link: Arc<Link>, mut receiver: mpsc::Receiver<Message>, told: Arc
                 Message::Flush(reply) => waiting.push(reply),
             }
         }
-        // That its caller was answered is heard a moment later than that it was recorded. Both are done in one write where that
-        // can be: the recovery finds a mark only by its entry.
+        // That its caller was answered is heard a moment later than that it was recorded. Both are
+        // done in one write where that can be: the recovery finds a mark only by its entry.
         let answered: HashSet<_> = round.answered.iter().map(|(_, entry)| *entry).collect();
         let is_early = |(owner, entries): &(Owner, Vec<Uuid>)| {
-            waiting.is_empty() && owner.collection == TOKENS && !entries.iter().any(|entry| answered.contains(entry))
+            waiting.is_empty()
+                && owner.collection == TOKENS
+                && !entries.iter().any(|entry| answered.contains(entry))
         };
         let (early, ripe): (Vec<_>, Vec<_>) = fresh.into_iter().partition(is_early);
         round.recorded.extend(ripe);
@@ -148,7 +156,8 @@ impl Round {
         }
         let mut failed = HashSet::new();
         for (collection, due) in marked {
-            let recorded = filled.get(collection).map(|due| due.entries.clone()).unwrap_or_default();
+            let recorded =
+                filled.get(collection).map(|due| due.entries.clone()).unwrap_or_default();
             if !due.unmark(link, collection, recorded).await {
                 failed.insert(collection);
             }
@@ -174,10 +183,13 @@ impl Round {
         self
     }
 
-    /// Leaves to the recovery what is marked, and not to be unmarked by this round though its caller was answered.
+    /// Leaves to the recovery what is marked, and not to be unmarked by this round though its
+    /// caller was answered.
     fn leave_marked(&mut self, told: &HashSet<Uuid>) {
         let answered: HashSet<_> = self.answered.iter().map(|(_, entry)| *entry).collect();
-        self.recorded.retain(|(_, entries)| !entries.iter().any(|entry| told.contains(entry) && !answered.contains(entry)));
+        self.recorded.retain(|(_, entries)| {
+            !entries.iter().any(|entry| told.contains(entry) && !answered.contains(entry))
+        });
     }
 }
 
@@ -194,9 +206,11 @@ impl Due {
         self.entries.extend(entries.iter().copied().map(uuid));
     }
 
-    /// Takes away the marks of these entries, and in the same write the recorded ones out of the outboxes; whether it did.
+    /// Takes away the marks of these entries, and in the same write the recorded ones out of the
+    /// outboxes; whether it did.
     async fn unmark(self, link: &Link, collection: &'static str, recorded: Vec<Bson>) -> bool {
-        let marked = doc! { "_id": { "$in": self.ids }, "last.unanswered": { "$in": &self.entries } };
+        let marked =
+            doc! { "_id": { "$in": self.ids }, "last.unanswered": { "$in": &self.entries } };
         let update = doc! { "$pull": { "last.unanswered": { "$in": self.entries }, "outbox": { "id": { "$in": recorded } } } };
         write(link, collection, marked, update).await
     }
@@ -204,7 +218,13 @@ impl Due {
     /// Takes the entries out of the outboxes; whether it did.
     async fn take_out(self, link: &Link, collection: &'static str) -> bool {
         let filled = doc! { "_id": { "$in": self.ids }, "outbox.id": { "$in": &self.entries } };
-        write(link, collection, filled, doc! { "$pull": { "outbox": { "id": { "$in": self.entries } } } }).await
+        write(
+            link,
+            collection,
+            filled,
+            doc! { "$pull": { "outbox": { "id": { "$in": self.entries } } } },
+        )
+        .await
     }
 }
 

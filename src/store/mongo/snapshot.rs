@@ -1,5 +1,5 @@
-//! Everything that judgements depend on, read at one go behind a write of this node's own: what was committed before that write, by
-//! any node, is in it.
+//! Everything that judgements depend on, read at one go behind a write of this node's own: what was
+//! committed before that write, by any node, is in it.
 
 use std::sync::Arc;
 
@@ -40,7 +40,8 @@ impl Known {
 impl Shared {
     pub(super) async fn known(&self) -> Result<Known, Fault> {
         let (link, node) = (self.link.clone(), self.node.name.clone());
-        let rooms = [REVOCATIONS, TOKENS, EPOCHS, CLIENTS, SIGNING_KEYS, NODES].map(|name| link.collection(name));
+        let rooms = [REVOCATIONS, TOKENS, EPOCHS, CLIENTS, SIGNING_KEYS, NODES]
+            .map(|name| link.collection(name));
         let client = link.client().clone();
         let read = async move {
             let [revocations, tokens, epochs, clients, keys, nodes] = rooms;
@@ -48,7 +49,8 @@ impl Shared {
             let looks = doc! { "$inc": { "looks": 1_i64 } };
             nodes.update_one(doc! { "_id": node.as_ref() }, looks).session(&mut session).await?;
             let mut standing = Snapshot::default();
-            // First those that are there: the sweep moves ends from here to the revocations, never back.
+            // First those that are there: the sweep moves ends from here to the revocations, never
+            // back.
             let ended = doc! { "ended_until": { "$exists": true } };
             each(&tokens, ended, doc! { "ended_until": 1 }, &mut session, |found| {
                 standing.revocations.push(revocation_of_family(found)?);
@@ -66,18 +68,27 @@ impl Shared {
                 Ok(())
             })
             .await?;
-            each(&clients, doc! { clients::EPOCH: { "$gt": 0 } }, doc! { clients::EPOCH: 1 }, &mut session, |found| {
-                let fields = Fields::of("client", found);
-                standing.epochs.extend(clients::epoch(fields.get("_id")?, &fields));
-                Ok(())
-            })
+            each(
+                &clients,
+                doc! { clients::EPOCH: { "$gt": 0 } },
+                doc! { clients::EPOCH: 1 },
+                &mut session,
+                |found| {
+                    let fields = Fields::of("client", found);
+                    standing.epochs.extend(clients::epoch(fields.get("_id")?, &fields));
+                    Ok(())
+                },
+            )
             .await?;
             let keys = keys.clone_with_type::<RawDocumentBuf>();
             let keyset = keys.find_one(doc! { "_id": keys::KEYSET }).session(&mut session).await?;
             Ok((standing, keyset.map(|raw| lenient(&raw))))
         };
         let (standing, keyset) = self.link.within(LONG, read).await?;
-        Ok(Known { standing, keyset: keyset.and_then(|keyset| self.readable(keys::decoded(&keyset))) })
+        Ok(Known {
+            standing,
+            keyset: keyset.and_then(|keyset| self.readable(keys::decoded(&keyset))),
+        })
     }
 }
 

@@ -1,6 +1,7 @@
-//! A change stream, batch by batch. Not the driver's own: where the way breaks off, that one takes itself up again, and if its
-//! first attempt fails too, the second has forgotten where it was and goes on from now (driver 3.9.1). What came in between is
-//! lost, and nobody is told. Here a stream is one cursor and ends with it; whoever reads takes up another one where it was.
+//! A change stream, batch by batch. Not the driver's own: where the way breaks off, that one takes
+//! itself up again, and if its first attempt fails too, the second has forgotten where it was and
+//! goes on from now (driver 3.9.1). What came in between is lost, and nobody is told. Here a stream
+//! is one cursor and ends with it; whoever reads takes up another one where it was.
 
 use std::time::Duration;
 
@@ -30,7 +31,8 @@ pub(super) struct Batch {
     pub(super) events: Vec<Document>,
     /// Behind them.
     pub(super) place: Place,
-    /// Whether the server goes on from there. The first batch is there at once, and mostly empty: that says little.
+    /// Whether the server goes on from there. The first batch is there at once, and mostly empty:
+    /// that says little.
     pub(super) goes_on: bool,
 }
 
@@ -39,8 +41,9 @@ pub(super) struct Batch {
 pub(super) struct Place(Document);
 
 impl Stream {
-    /// Of a collection or of the whole database, from a place on, else from now on; what the pipeline lets through. Must not be
-    /// dropped before it is done, as no operation of the driver must.
+    /// Of a collection or of the whole database, from a place on, else from now on; what the
+    /// pipeline lets through. Must not be dropped before it is done, as no operation of the driver
+    /// must.
     pub(super) async fn open(
         link: &Link,
         collection: Option<&str>,
@@ -50,17 +53,21 @@ impl Stream {
         let from = after.map_or_else(Document::new, |Place(token)| doc! { "resumeAfter": token });
         let stages = std::iter::once(doc! { "$changeStream": from }).chain(pipeline);
         let cursor = match collection {
-            Some(name) => link.collection(name).aggregate(stages).max_await_time(AWAIT).batch().await?,
+            Some(name) => {
+                link.collection(name).aggregate(stages).max_await_time(AWAIT).batch().await?
+            }
             None => link.database().aggregate(stages).max_await_time(AWAIT).batch().await?,
         };
         Ok(Self { cursor, is_first: true })
     }
 
-    /// What came next; `None` where the server has ended the stream. As for [`Self::open`], not to be dropped in flight.
+    /// What came next; `None` where the server has ended the stream. As for [`Self::open`], not to
+    /// be dropped in flight.
     pub(super) async fn next(&mut self) -> Result<Option<Batch>, Fault> {
         let Some(batch) = self.cursor.next().await.transpose()? else { return Ok(None) };
         let wrong = |problem: &dyn std::fmt::Display| Fault::row("change stream", problem);
-        let cursor = batch.as_raw_document().get_document("cursor").map_err(|error| wrong(&error))?;
+        let cursor =
+            batch.as_raw_document().get_document("cursor").map_err(|error| wrong(&error))?;
         let place = cursor.get_document("postBatchResumeToken").map_err(|error| wrong(&error))?;
         let place = Place(place.try_into().map_err(|error| wrong(&error))?);
         let events = batch.doc_slices()?.into_iter().map(|event| {

@@ -1,4 +1,5 @@
-//! Records of the other nodes, for who follows the trail: a change stream of its own, open only while somebody listens.
+//! Records of the other nodes, for who follows the trail: a change stream of its own, open only
+//! while somebody listens.
 
 use std::{
     sync::{Arc, atomic::Ordering::SeqCst},
@@ -62,15 +63,24 @@ fn wanted(shared: &Shared) -> Option<Listeners> {
     listeners.filter(|_| !shared.link.is_closed())
 }
 
-async fn follow(shared: &Shared, listeners: &Listeners, place: &mut Option<Place>, refused: &mut u32) -> Result<(), Fault> {
+async fn follow(
+    shared: &Shared,
+    listeners: &Listeners,
+    place: &mut Option<Place>,
+    refused: &mut u32,
+) -> Result<(), Fault> {
     let others = doc! { "operationType": "insert", "documentKey._id.chain": { "$ne": shared.node.name.as_ref() } };
-    let mut stream = Stream::open(&shared.link, Some(AUDIT_LOGS), place.clone(), [doc! { "$match": others }]).await?;
+    let mut stream =
+        Stream::open(&shared.link, Some(AUDIT_LOGS), place.clone(), [doc! { "$match": others }])
+            .await?;
     // Nothing cuts this task off: it ends between two answers of the server.
     while listeners.receiver_count() > 0 && !shared.link.is_closed() {
         let Some(batch) = stream.next().await? else { break };
         for event in &batch.events {
-            // A document that is no record is none here either. Of one that cannot be read there is its `_id`.
-            let document = event.get_document("fullDocument").or_else(|_| event.get_document("documentKey"));
+            // A document that is no record is none here either. Of one that cannot be read there is
+            // its `_id`.
+            let document =
+                event.get_document("fullDocument").or_else(|_| event.get_document("documentKey"));
             if let Some(record) = document.ok().and_then(shown) {
                 tell(listeners, Some(Arc::new(record)));
             }

@@ -1,4 +1,5 @@
-//! Export from a MongoDB database, of one moment where the servers can show one: a snapshot, while nodes go on writing.
+//! Export from a MongoDB database, of one moment where the servers can show one: a snapshot, while
+//! nodes go on writing.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -22,11 +23,16 @@ use super::{
     node::head_of,
     probe,
     revocations::{epoch_of, key_of, revocation_of, revocation_of_family},
-    schema::{self, AUDIENCES, AUDIT_LOGS, CLIENTS, EPOCHS, NODES, REVOCATIONS, SIGNING_KEYS, TOKENS},
+    schema::{
+        self, AUDIENCES, AUDIT_LOGS, CLIENTS, EPOCHS, NODES, REVOCATIONS, SIGNING_KEYS, TOKENS,
+    },
 };
 use crate::{
     crypto::chain::{ChainKey, Head},
-    model::{Audience, ClientId, EpochOf, FamilyId, Record, Revoked, SecretId, Timestamp, revocation::Revocation},
+    model::{
+        Audience, ClientId, EpochOf, FamilyId, Record, Revoked, SecretId, Timestamp,
+        revocation::Revocation,
+    },
     store::{
         Result,
         transfer::{Dump, Item, VERSION, end, hex},
@@ -44,20 +50,29 @@ pub struct Export {
 }
 
 impl Mongo {
-    /// Opens a database for an export, while nodes go on or while none runs. Nothing is written to it. With the key of the audit
-    /// chains an export is refused where one does not end as it was sealed, and seals their ends itself.
+    /// Opens a database for an export, while nodes go on or while none runs. Nothing is written to
+    /// it. With the key of the audit chains an export is refused where one does not end as it was
+    /// sealed, and seals their ends itself.
     ///
     /// # Errors
     ///
     /// As [`Mongo::open`].
-    pub async fn export(uri: &str, key: Option<ChainKey>, deadline: Duration) -> Result<Export, OpenError> {
+    pub async fn export(
+        uri: &str,
+        key: Option<ChainKey>,
+        deadline: Duration,
+    ) -> Result<Export, OpenError> {
         match Self::look_at(uri, key, deadline).await {
             Err(error) => Err(probe::why(uri, error).await),
             opened => opened,
         }
     }
 
-    async fn look_at(uri: &str, key: Option<ChainKey>, deadline: Duration) -> Result<Export, OpenError> {
+    async fn look_at(
+        uri: &str,
+        key: Option<ChainKey>,
+        deadline: Duration,
+    ) -> Result<Export, OpenError> {
         // A page is more than what a caller waits for.
         let link = Arc::new(Link::new(uri, deadline.max(LONG)).await?);
         let Server { shows_snapshots, time, .. } = greet(&link).await?;
@@ -69,7 +84,9 @@ impl Mongo {
         let session = async move { Ok(client.start_session().snapshot(true).await?) };
         let view = if shows_snapshots { Some(link.call(session).await?) } else { None };
         if view.is_none() {
-            tracing::warn!("this MongoDB shows no snapshots: what is written during an export may be in it by half");
+            tracing::warn!(
+                "this MongoDB shows no snapshots: what is written during an export may be in it by half"
+            );
         }
         Ok(Export { link, key, time, view: Arc::new(Mutex::new(view)) })
     }
@@ -116,14 +133,22 @@ impl Position {
             None => Self::Export,
             Some(Item::Export { .. }) => Self::Clients(None),
             Some(Item::Client(client)) => Self::Clients(Some(client.id.clone())),
-            Some(Item::SecretUse { client, secret, .. }) => Self::SecretUses(Some((client.clone(), secret.clone()))),
+            Some(Item::SecretUse { client, secret, .. }) => {
+                Self::SecretUses(Some((client.clone(), secret.clone())))
+            }
             Some(Item::DeletedClient { client, .. }) => Self::Deleted(Some(client.clone())),
             Some(Item::Audience(record)) => Self::Audiences(Some(record.audience.clone())),
             Some(Item::Family(family)) => Self::Families(Some(family.id)),
             Some(Item::Revocation(revocation)) => Self::Revocations(Some(revocation.revoked)),
-            Some(Item::Epoch { of: of @ EpochOf::Tenant(_), .. }) => Self::Tenants(Some(of.clone())),
-            Some(Item::Epoch { of: of @ EpochOf::Client(_), .. }) => Self::OfClients(Some(of.clone())),
-            Some(Item::Epoch { of: of @ EpochOf::Subject(_), .. }) => Self::Subjects(Some(of.clone())),
+            Some(Item::Epoch { of: of @ EpochOf::Tenant(_), .. }) => {
+                Self::Tenants(Some(of.clone()))
+            }
+            Some(Item::Epoch { of: of @ EpochOf::Client(_), .. }) => {
+                Self::OfClients(Some(of.clone()))
+            }
+            Some(Item::Epoch { of: of @ EpochOf::Subject(_), .. }) => {
+                Self::Subjects(Some(of.clone()))
+            }
             Some(Item::Keyset(_)) => Self::Chain(None),
             Some(Item::Record { chain, sequence, .. }) => Self::Records(chain.clone(), *sequence),
             Some(Item::ChainEnd { chain, .. }) => Self::Chain(Some(chain.clone())),
@@ -162,11 +187,19 @@ impl Export {
             Position::Export => vec![Item::Export { version: VERSION }],
             Position::Clients(after) => {
                 let after = after.as_ref().map_or("", ClientId::as_str);
-                let found = self.find(CLIENTS, doc! { "deleted": false, "_id": { "$gt": after } }, limit).await?;
-                // A copy under another `_id` would have the export go on from where it was, for ever.
+                let found = self
+                    .find(CLIENTS, doc! { "deleted": false, "_id": { "$gt": after } }, limit)
+                    .await?;
+                // A copy under another `_id` would have the export go on from where it was, for
+                // ever.
                 let read = |found: &Document| match clients::undecorated(found)? {
-                    client if found.get_str("_id").is_ok_and(|id| id == client.id.as_str()) => Ok(Item::Client(client)),
-                    client => Err(named(found, &format!("the record is that of the client {}", client.id))),
+                    client if found.get_str("_id").is_ok_and(|id| id == client.id.as_str()) => {
+                        Ok(Item::Client(client))
+                    }
+                    client => Err(named(
+                        found,
+                        &format!("the record is that of the client {}", client.id),
+                    )),
                 };
                 found.iter().map(read).collect::<Result<_, Fault>>()?
             }
@@ -176,20 +209,39 @@ impl Export {
                 let filter = doc! { "deleted": true, "tenant": { "$exists": true }, "_id": { "$gt": after } };
                 let read = |found: &Document| {
                     let fields = Fields::of("client", found);
-                    Ok(Item::DeletedClient { client: fields.parse("_id")?, tenant: fields.parse("tenant")? })
+                    Ok(Item::DeletedClient {
+                        client: fields.parse("_id")?,
+                        tenant: fields.parse("tenant")?,
+                    })
                 };
-                self.find(CLIENTS, filter, limit).await?.iter().map(read).collect::<Result<_, Fault>>()?
+                self.find(CLIENTS, filter, limit)
+                    .await?
+                    .iter()
+                    .map(read)
+                    .collect::<Result<_, Fault>>()?
             }
             Position::Audiences(after) => {
                 let after = after.as_ref().map_or("", Audience::as_str);
-                let found = self.find(AUDIENCES, doc! { "released": { "$ne": true }, "_id": { "$gt": after } }, limit).await?;
-                let read = |found: &Document| audiences::decoded(found).map(Item::Audience).map_err(|why| named(found, &why));
+                let found = self
+                    .find(
+                        AUDIENCES,
+                        doc! { "released": { "$ne": true }, "_id": { "$gt": after } },
+                        limit,
+                    )
+                    .await?;
+                let read = |found: &Document| {
+                    audiences::decoded(found).map(Item::Audience).map_err(|why| named(found, &why))
+                };
                 found.iter().map(read).collect::<Result<_, _>>()?
             }
             Position::Families(after) => {
-                let filter = after.map_or_else(Document::new, |after| doc! { "_id": { "$gt": uuid(after.0) } });
+                let filter = after
+                    .map_or_else(Document::new, |after| doc! { "_id": { "$gt": uuid(after.0) } });
                 let found = self.find(TOKENS, filter, limit).await?;
-                found.iter().map(|found| families::decoded(found).map(Item::Family)).collect::<Result<_, _>>()?
+                found
+                    .iter()
+                    .map(|found| families::decoded(found).map(Item::Family))
+                    .collect::<Result<_, _>>()?
             }
             Position::Revocations(after) => self.revocations(*after, limit).await?,
             Position::Tenants(after) => self.epochs("tenant", after.as_ref(), limit).await?,
@@ -198,17 +250,31 @@ impl Export {
                 let filter = doc! { clients::EPOCH: { "$gt": 0 }, "_id": { "$gt": after } };
                 let read = |found: &Document| {
                     let fields = Fields::of("client", found);
-                    Ok(Item::Epoch { of: EpochOf::Client(fields.parse("_id")?), value: fields.count(clients::EPOCH)? })
+                    Ok(Item::Epoch {
+                        of: EpochOf::Client(fields.parse("_id")?),
+                        value: fields.count(clients::EPOCH)?,
+                    })
                 };
-                self.find(CLIENTS, filter, limit).await?.iter().map(read).collect::<Result<_, Fault>>()?
+                self.find(CLIENTS, filter, limit)
+                    .await?
+                    .iter()
+                    .map(read)
+                    .collect::<Result<_, Fault>>()?
             }
             Position::Subjects(after) => self.epochs("subject", after.as_ref(), limit).await?,
             Position::Keyset => {
                 let found = self.find(SIGNING_KEYS, doc! { "_id": keys::KEYSET }, 1).await?;
-                found.iter().map(|found| keys::decoded(found).map(Item::Keyset)).collect::<Result<_, _>>()?
+                found
+                    .iter()
+                    .map(|found| keys::decoded(found).map(Item::Keyset))
+                    .collect::<Result<_, _>>()?
             }
             Position::Chain(after) => {
-                let next = self.names().await?.into_iter().find(|name| after.as_ref().is_none_or(|after| name > after));
+                let next = self
+                    .names()
+                    .await?
+                    .into_iter()
+                    .find(|name| after.as_ref().is_none_or(|after| name > after));
                 match next {
                     Some(next) => self.records(&next, 0, limit).await?,
                     None => Vec::new(),
@@ -223,16 +289,30 @@ impl Export {
     }
 
     /// Up to `limit` documents in the order of their ids.
-    async fn find(&self, collection: &'static str, filter: Document, limit: usize) -> Result<Vec<Document>, Fault> {
+    async fn find(
+        &self,
+        collection: &'static str,
+        filter: Document,
+        limit: usize,
+    ) -> Result<Vec<Document>, Fault> {
         // A snapshot has a read concern of its own.
-        let documents = self.link.client().database(self.link.database().name()).collection::<Document>(collection);
+        let documents = self
+            .link
+            .client()
+            .database(self.link.database().name())
+            .collection::<Document>(collection);
         let (view, plain) = (self.view.clone(), self.link.collection(collection));
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let options = FindOptions::builder().sort(doc! { "_id": 1 }).limit(limit).projection(doc! { "outbox": 0 }).build();
+        let options = FindOptions::builder()
+            .sort(doc! { "_id": 1 })
+            .limit(limit)
+            .projection(doc! { "outbox": 0 })
+            .build();
         let read = async move {
             let (mut found, mut view) = (Vec::new(), view.lock().await);
             if let Some(session) = view.as_mut() {
-                let mut cursor = documents.find(filter).with_options(options).session(&mut *session).await?;
+                let mut cursor =
+                    documents.find(filter).with_options(options).session(&mut *session).await?;
                 while let Some(document) = cursor.next(session).await {
                     found.push(document?);
                 }
@@ -247,9 +327,14 @@ impl Export {
         self.link.call(read).await
     }
 
-    async fn secret_uses(&self, after: Option<&(ClientId, SecretId)>, limit: usize) -> Result<Vec<Item>, Fault> {
+    async fn secret_uses(
+        &self,
+        after: Option<&(ClientId, SecretId)>,
+        limit: usize,
+    ) -> Result<Vec<Item>, Fault> {
         let from = after.map_or("", |(client, _)| client.as_str());
-        let used = doc! { "deleted": false, "uses.0": { "$exists": true }, "_id": { "$gte": from } };
+        let used =
+            doc! { "deleted": false, "uses.0": { "$exists": true }, "_id": { "$gte": from } };
         let mut items = Vec::new();
         // One more than there may be behind this one, which may have none left.
         for found in self.find(CLIENTS, used, limit.saturating_add(1)).await? {
@@ -257,7 +342,8 @@ impl Export {
             uses.sort_unstable_by(|one, other| one.secret.as_str().cmp(other.secret.as_str()));
             uses.retain(|used| {
                 after.is_none_or(|(client, secret)| {
-                    (used.client.as_str(), used.secret.as_str()) > (client.as_str(), secret.as_str())
+                    (used.client.as_str(), used.secret.as_str())
+                        > (client.as_str(), secret.as_str())
                 })
             });
             items.extend(uses.into_iter().map(|used| Item::SecretUse {
@@ -271,33 +357,54 @@ impl Export {
         Ok(items)
     }
 
-    /// Single tokens first, then families: those that are there and those that are gone, in one order.
+    /// Single tokens first, then families: those that are there and those that are gone, in one
+    /// order.
     async fn revocations(&self, after: Option<Revoked>, limit: usize) -> Result<Vec<Item>, Fault> {
         if !matches!(after, Some(Revoked::Family(_))) {
             let from = after.map_or_else(|| "token:".to_owned(), key_of);
-            let found = self.find(REVOCATIONS, doc! { "_id": { "$gt": from, "$lt": "token;" } }, limit).await?;
+            let found = self
+                .find(REVOCATIONS, doc! { "_id": { "$gt": from, "$lt": "token;" } }, limit)
+                .await?;
             if !found.is_empty() {
-                return found.iter().map(|found| revocation_of(found).map(Item::Revocation)).collect();
+                return found
+                    .iter()
+                    .map(|found| revocation_of(found).map(Item::Revocation))
+                    .collect();
             }
         }
         let after = if let Some(Revoked::Family(id)) = after { Some(id) } else { None };
         let from = after.map_or_else(|| "family:".to_owned(), |id| key_of(Revoked::Family(id)));
         let mut there = doc! { "ended_until": { "$exists": true } };
-        there.extend(after.map(|after| ("_id".to_owned(), Bson::Document(doc! { "$gt": uuid(after.0) }))));
-        // First those that are there: the sweep moves ends from here to the revocations, never back.
+        there.extend(
+            after.map(|after| ("_id".to_owned(), Bson::Document(doc! { "$gt": uuid(after.0) }))),
+        );
+        // First those that are there: the sweep moves ends from here to the revocations, never
+        // back.
         let there = self.find(TOKENS, there, limit).await?;
-        let gone = self.find(REVOCATIONS, doc! { "_id": { "$gt": from, "$lt": "family;" } }, limit).await?;
+        let gone = self
+            .find(REVOCATIONS, doc! { "_id": { "$gt": from, "$lt": "family;" } }, limit)
+            .await?;
         let gone = gone.iter().map(revocation_of);
-        let mut all = gone.chain(there.iter().map(revocation_of_family)).collect::<Result<Vec<Revocation>, _>>()?;
+        let mut all = gone
+            .chain(there.iter().map(revocation_of_family))
+            .collect::<Result<Vec<Revocation>, _>>()?;
         // The later time of two that say the same comes first, and stays.
-        all.sort_unstable_by(|one, other| one.revoked.cmp(&other.revoked).then(other.until.cmp(&one.until)));
+        all.sort_unstable_by(|one, other| {
+            one.revoked.cmp(&other.revoked).then(other.until.cmp(&one.until))
+        });
         all.dedup_by_key(|revocation| revocation.revoked);
         all.truncate(limit);
         Ok(all.into_iter().map(Item::Revocation).collect())
     }
 
-    async fn epochs(&self, kind: &str, after: Option<&EpochOf>, limit: usize) -> Result<Vec<Item>, Fault> {
-        let from = after.map_or_else(|| format!("{kind}:"), |of| super::revocations::place_of(of).1);
+    async fn epochs(
+        &self,
+        kind: &str,
+        after: Option<&EpochOf>,
+        limit: usize,
+    ) -> Result<Vec<Item>, Fault> {
+        let from =
+            after.map_or_else(|| format!("{kind}:"), |of| super::revocations::place_of(of).1);
         let filter = doc! { "_id": { "$gt": from, "$lt": format!("{kind};") } };
         let read = |found: &Document| {
             let fields = Fields::of("epoch", found);
@@ -310,7 +417,8 @@ impl Export {
     async fn names(&self) -> Result<Vec<Arc<str>>, Fault> {
         let mut names = BTreeSet::new();
         for node in self.find(NODES, doc! {}, usize::MAX).await? {
-            if let (Ok(name), Ok(Some(_))) = (Fields::of("node", &node).text("_id"), head_of(&node)) {
+            if let (Ok(name), Ok(Some(_))) = (Fields::of("node", &node).text("_id"), head_of(&node))
+            {
                 names.insert(Arc::from(name));
             }
         }
@@ -320,7 +428,9 @@ impl Export {
             let mut filter = doc! { "_id": { "$gt": after, "$lt": { "chain": {} } } };
             filter.extend(chain::placed());
             let found = self.find(AUDIT_LOGS, filter, 1).await?;
-            let Some(id) = found.first().and_then(|record| record.get_document("_id").ok()) else { break };
+            let Some(id) = found.first().and_then(|record| record.get_document("_id").ok()) else {
+                break;
+            };
             let Ok(name) = id.get_str("chain") else { break };
             after = chain::beyond(name);
             names.insert(Arc::from(name));
@@ -329,7 +439,12 @@ impl Export {
     }
 
     /// The next records of a chain; its end, where there are no more.
-    async fn records(&self, chain: &Arc<str>, after: u64, limit: usize) -> Result<Vec<Item>, Fault> {
+    async fn records(
+        &self,
+        chain: &Arc<str>,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<Item>, Fault> {
         let mut found = self.find(AUDIT_LOGS, chain::behind(chain, after), limit).await?;
         if found.is_empty() {
             let noted = self.find(NODES, doc! { "_id": chain.as_ref() }, 1).await?;
@@ -349,17 +464,20 @@ impl Export {
         found.iter().map(item).collect()
     }
 
-    /// The end of a chain at its last record. The head that its node noted must be on the way to it, and the last record behind
-    /// that head must have its own seal.
+    /// The end of a chain at its last record. The head that its node noted must be on the way to
+    /// it, and the last record behind that head must have its own seal.
     async fn end(&self, chain: &Arc<str>, last: u64, noted: Option<Head>) -> Result<Item, Fault> {
-        let wrong = |problem: String| Fault::row("export", format!("audit chain {chain}: {problem}"));
+        let wrong =
+            |problem: String| Fault::row("export", format!("audit chain {chain}: {problem}"));
         let read = self.find(AUDIT_LOGS, doc! { "_id": chain::place(chain, last) }, 1).await?;
         let read = read.first().ok_or_else(|| wrong("its records are not there".to_owned()))?;
         let sealed = chain::sealed(read)?;
         let key = self.key.as_ref();
         let forged = |head: &Head| key.is_some_and(|key| !key.check(head));
         match noted {
-            Some(head) if head.sequence > last => Err(wrong(format!("it ends at {last} and was at {}", head.sequence))),
+            Some(head) if head.sequence > last => {
+                Err(wrong(format!("it ends at {last} and was at {}", head.sequence)))
+            }
             Some(head) if forged(&head) => Err(wrong("the seal of its head is wrong".to_owned())),
             noted => {
                 let open = !noted.is_some_and(|head| is_sure(&head, self.time));

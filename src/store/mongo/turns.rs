@@ -1,5 +1,6 @@
-//! Many callers with one refresh token. On this node one of them looks at the family, and what it finds serves all who asked before
-//! it began: a hundred cost the database what a few do. Between nodes the database decides.
+//! Many callers with one refresh token. On this node one of them looks at the family, and what it
+//! finds serves all who asked before it began: a hundred cost the database what a few do. Between
+//! nodes the database decides.
 
 use std::{
     collections::HashMap,
@@ -34,7 +35,8 @@ struct State {
     /// How many have asked or looked, and how many of those who asked are still here.
     asked: u64,
     here: usize,
-    /// How many began to look, and the last of them, while it looks: those it has passed are waited for no more.
+    /// How many began to look, and the last of them, while it looks: those it has passed are waited
+    /// for no more.
     began: u64,
     looking: Option<u64>,
     seen: Seen,
@@ -50,16 +52,21 @@ struct Seen {
 
 /// What a caller has to do.
 pub(super) enum Turn<'a> {
-    /// Nothing: somebody looked who had begun after this caller asked. `None`: there is no such family.
+    /// Nothing: somebody looked who had begun after this caller asked. `None`: there is no such
+    /// family.
     Found(Option<Arc<Document>>),
     /// Look itself.
     Look(Look<'a>),
 }
 
 impl Turns {
-    /// Waits until somebody has found what `serves` this caller, or it has to look itself: it is the only one, or whoever looks
-    /// takes too long.
-    pub(super) async fn turn(&self, family: FamilyId, serves: impl Fn(Option<&Document>) -> bool) -> Turn<'_> {
+    /// Waits until somebody has found what `serves` this caller, or it has to look itself: it is
+    /// the only one, or whoever looks takes too long.
+    pub(super) async fn turn(
+        &self,
+        family: FamilyId,
+        serves: impl Fn(Option<&Document>) -> bool,
+    ) -> Turn<'_> {
         let place = self.ask(family);
         let mut news = place.line.subscribe();
         let (mut judged, mut began, mut is_late) = (0, 0, false);
@@ -156,7 +163,8 @@ impl Look<'_> {
         Ok(found)
     }
 
-    /// A number between those who have asked so far and those who will; to be taken before looking, for [`found`](Self::found).
+    /// A number between those who have asked so far and those who will; to be taken before looking,
+    /// for [`found`](Self::found).
     pub(super) fn before(&self) -> u64 {
         let mut number = 0;
         self.place.line.send_if_modified(|state| {

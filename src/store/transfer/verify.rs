@@ -1,5 +1,5 @@
-//! Verification of an export, record by record, before any of it is written: what an import makes its own is checked first, since
-//! afterwards it is sealed under this store's key.
+//! Verification of an export, record by record, before any of it is written: what an import makes
+//! its own is checked first, since afterwards it is sealed under this store's key.
 
 use super::{Chains, Ending, Item, VERSION};
 use crate::{
@@ -37,7 +37,8 @@ pub struct Counts {
 }
 
 impl<'a> Verification<'a> {
-    /// Under the master key and the key of the audit chains: the keyset's MAC and the seal of each chain are checked.
+    /// Under the master key and the key of the audit chains: the keyset's MAC and the seal of each
+    /// chain are checked.
     pub fn new(sealer: &'a Sealer, chain: &'a ChainKey) -> Self {
         let records = RecordKey::new(sealer.derive("client record"));
         Self { keys: Some(Keys { sealer, chain, records }), ..Self::without_key() }
@@ -81,12 +82,19 @@ impl<'a> Verification<'a> {
                 }
             }
             Item::Audience(record) => {
-                if self.keys.as_ref().is_some_and(|keys| !keys.records.is_authentic_audience(record)) {
+                if self
+                    .keys
+                    .as_ref()
+                    .is_some_and(|keys| !keys.records.is_authentic_audience(record))
+                {
                     self.forged.push(Forged::Audience(record.audience.clone()));
                 }
             }
             Item::Family(_) => self.counts.families += 1,
-            Item::SecretUse { .. } | Item::DeletedClient { .. } | Item::Revocation(_) | Item::Epoch { .. } => {}
+            Item::SecretUse { .. }
+            | Item::DeletedClient { .. }
+            | Item::Revocation(_)
+            | Item::Epoch { .. } => {}
             Item::Keyset(_) if self.has_keyset => return Err("there is a second keyset".to_owned()),
             Item::Keyset(keyset) => {
                 self.has_keyset = true;
@@ -103,7 +111,8 @@ impl<'a> Verification<'a> {
                 self.counts.records += 1;
             }
             Item::ChainEnd { chain, sequence, hash, open, seal } => {
-                let ending = Ending { chain, sequence: *sequence, hash, open: *open, seal: seal.as_deref() };
+                let ending =
+                    Ending { chain, sequence: *sequence, hash, open: *open, seal: seal.as_deref() };
                 self.chains.close(&ending, self.keys.as_ref().map(|keys| keys.chain))?;
             }
             Item::End { chains } => {
@@ -114,8 +123,8 @@ impl<'a> Verification<'a> {
         Ok(())
     }
 
-    /// The numbers of everything, and the records that no holder of the master key wrote; `None` where the last record
-    /// was not among it.
+    /// The numbers of everything, and the records that no holder of the master key wrote; `None`
+    /// where the last record was not among it.
     pub fn finish(self) -> Option<(Counts, Vec<Forged>)> {
         self.whole.then_some((self.counts, self.forged))
     }

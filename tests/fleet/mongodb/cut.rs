@@ -1,4 +1,5 @@
-//! The network is cut: between nodes and members, between members, in one direction, again and again.
+//! The network is cut: between nodes and members, between members, in one direction, again and
+//! again.
 
 use std::{fs, path::Path, time::Duration};
 
@@ -31,8 +32,9 @@ impl Stage {
 const NODES: &str = "M4: nodes cannot reach the primary";
 const MEMBERS: &str = "M4: members cannot reach the primary";
 
-/// M4: the primary is cut off from nodes alone, from members alone, in one direction, and every other second. No token has two
-/// successors, what was acknowledged on one side holds on the other, and changes go on within 12 s of a cut of 6 s.
+/// M4: the primary is cut off from nodes alone, from members alone, in one direction, and every
+/// other second. No token has two successors, what was acknowledged on one side holds on the other,
+/// and changes go on within 12 s of a cut of 6 s.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_primary_that_is_cut_off() {
@@ -55,8 +57,8 @@ async fn a_primary_that_is_cut_off() {
     };
     stage.fault("M4: flapping every second", s(4), flapping).await;
     let told = stage.close().await;
-    // The others may pass unnoticed: where one direction is cut another primary may be there before a deadline is over, and a second
-    // of silence ends before any is.
+    // The others may pass unnoticed: where one direction is cut another primary may be there before
+    // a deadline is over, and a second of silence ends before any is.
     for name in [NODES, MEMBERS] {
         assert!(told.of(name).failed > 0, "{name}: nobody noticed");
     }
@@ -71,14 +73,16 @@ async fn a_primary_that_is_cut_off() {
     }
 }
 
-/// M8: a primary that is alone with one node, while the others elect another and serve the other node. The lonely one
-/// acknowledges nothing and its node judges nothing it cannot know; what the others end stays ended everywhere.
+/// M8: a primary that is alone with one node, while the others elect another and serve the other
+/// node. The lonely one acknowledges nothing and its node judges nothing it cannot know; what the
+/// others end stays ended everywhere.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_primary_that_does_not_know_it_is_none() {
     const NAME: &str = "M8: a stale primary and a node alone with it";
-    // Members that are cut off from their primary by silence copy from it until a heartbeat has timed out, and some seconds more:
-    // only then has the new one a majority, 7 s after the cut, and the node with it some seconds later.
+    // Members that are cut off from their primary by silence copy from it until a heartbeat has
+    // timed out, and some seconds more: only then has the new one a majority, 7 s after the cut,
+    // and the node with it some seconds later.
     let time = s(if long() { 60 } else { 30 });
     let mut stage = Stage::open("m8-stale").await;
     stage.work(500, 1_500).await;
@@ -95,7 +99,11 @@ async fn a_primary_that_does_not_know_it_is_none() {
         let writes = stage.set.client().await.database("harness").collection::<Document>("probe");
         let written = tokio::spawn(async move { writes.insert_one(doc! {}).await });
         let left = time.saturating_sub(cut.elapsed());
-        println!("M8: a write of MongoDB's own: {:?} after {:?}", timeout(left, written).await, cut.elapsed());
+        println!(
+            "M8: a write of MongoDB's own: {:?} after {:?}",
+            timeout(left, written).await,
+            cut.elapsed()
+        );
         pause(time.saturating_sub(cut.elapsed())).await;
         stage.set.heal();
         stage.set.settled().await;
@@ -103,9 +111,14 @@ async fn a_primary_that_does_not_know_it_is_none() {
     stage.fault(NAME, s(5), alone).await;
     let told = stage.close().await;
     let fault = told.history.faults.iter().find(|fault| fault.name == NAME).unwrap();
-    let on = |node: &str| told.done_during(NAME).into_iter().filter(move |call| call.node == node).collect::<Vec<_>>();
-    let changes = |node: &str| on(node).into_iter().filter(|call| call.verb != Verb::Introspect).collect::<Vec<_>>();
-    // From when on nothing of before the cut is on its way any more, to when the ways were healed at the earliest.
+    let on = |node: &str| {
+        told.done_during(NAME).into_iter().filter(move |call| call.node == node).collect::<Vec<_>>()
+    };
+    let changes = |node: &str| {
+        on(node).into_iter().filter(|call| call.verb != Verb::Introspect).collect::<Vec<_>>()
+    };
+    // From when on nothing of before the cut is on its way any more, to when the ways were healed
+    // at the earliest.
     let (since, until) = (fault.begin + 1_000_000, fault.begin + time.as_micros() as u64);
     let mut lonely = changes("node-1");
     lonely.retain(|call| told.took_a_write(call) && call.start > since && call.end < until);
@@ -113,19 +126,21 @@ async fn a_primary_that_does_not_know_it_is_none() {
     assert!(changes("node-2").len() > 20, "the other node goes on");
     let blind: Vec<_> = on("node-1")
         .into_iter()
-        .filter(|call| call.verb == Verb::Introspect && call.start > since + 5_000_000 && call.end < until)
+        .filter(|call| {
+            call.verb == Verb::Introspect && call.start > since + 5_000_000 && call.end < until
+        })
         .collect();
     assert!(blind.is_empty(), "judged without knowing: {blind:?}");
     let unknown = |code: &str| matches!(code, "UNAVAILABLE" | "DEADLINE_EXCEEDED");
-    let failed = told
-        .history
-        .calls
-        .iter()
-        .filter(|call| matches!(&call.outcome, Outcome::Unknown { code, .. } if unknown(code)) && call.node == "node-1");
+    let failed = told.history.calls.iter().filter(|call| {
+        matches!(&call.outcome, Outcome::Unknown { code, .. } if unknown(code))
+            && call.node == "node-1"
+    });
     assert!(failed.count() > 5, "nobody noticed");
 }
 
-/// M8: nothing in the store asks for less than the majority and its disks, whatever the address says.
+/// M8: nothing in the store asks for less than the majority and its disks, whatever the address
+/// says.
 #[test]
 fn no_source_of_the_store_asks_for_less_than_a_majority() {
     let mut paths = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/mongo")];
@@ -156,7 +171,9 @@ fn no_source_of_the_store_asks_for_less_than_a_majority() {
         for word in weak {
             assert!(!text.contains(word), "{} has {word}", path.display());
         }
-        for (at, _) in text.match_indices("riteConcern\":").chain(text.match_indices("WriteConcern::builder")) {
+        for (at, _) in
+            text.match_indices("riteConcern\":").chain(text.match_indices("WriteConcern::builder"))
+        {
             let rest: String = text[at..].chars().take(120).collect();
             assert!(rest.contains("ajority"), "{}: {rest}", path.display());
             concerns += 1;

@@ -11,9 +11,10 @@ use crate::{
     traffic::Load,
 };
 
-/// M13: the password is changed while the nodes run, and their connections end; then the certificate of every member expires.
-/// Calls fail with UNAVAILABLE until the doors are open again, and everything goes on by itself; the password is in no log, and the
-/// logs grow by errors only as calls fail.
+/// M13: the password is changed while the nodes run, and their connections end; then the
+/// certificate of every member expires. Calls fail with UNAVAILABLE until the doors are open again,
+/// and everything goes on by itself; the password is in no log, and the logs grow by errors only as
+/// calls fail.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn doors_that_close() {
@@ -39,15 +40,29 @@ async fn doors_that_close() {
         }
     };
     stage.fault("M13: certificates have expired", s(8), expired).await;
-    let logs: Vec<(String, String)> = stage.scene.fleet.nodes.iter().map(|node| (node.name.clone(), node.home.log())).collect();
+    let logs: Vec<(String, String)> =
+        stage.scene.fleet.nodes.iter().map(|node| (node.name.clone(), node.home.log())).collect();
     let told = stage.close().await;
-    assert!(told.figures.iter().all(|figures| figures.failed > 0), "nobody noticed: {:?}", told.figures);
+    assert!(
+        told.figures.iter().all(|figures| figures.failed > 0),
+        "nobody noticed: {:?}",
+        told.figures
+    );
     for (node, log) in logs {
         assert!(!log.contains(PASSWORD), "the password is in the log");
         let errors = log.lines().filter(|line| line.contains("ERROR")).count();
-        let failed = told.history.calls.iter().filter(|call| call.node == node && call.outcome.is_unknown()).count();
-        println!("M13: {node}: {errors} lines of errors, {} in all, {failed} calls failed", log.lines().count());
-        // What goes on in the background fails too; that the stream of changes broke off is said once an outage.
+        let failed = told
+            .history
+            .calls
+            .iter()
+            .filter(|call| call.node == node && call.outcome.is_unknown())
+            .count();
+        println!(
+            "M13: {node}: {errors} lines of errors, {} in all, {failed} calls failed",
+            log.lines().count()
+        );
+        // What goes on in the background fails too; that the stream of changes broke off is said
+        // once an outage.
         assert!(log.matches("the change stream broke off").count() <= 10, "{log}");
         assert!(errors <= failed + 50, "{node}: {errors} lines of errors over {failed} calls");
     }

@@ -5,9 +5,10 @@ use std::time::Duration;
 use super::{Stage, s};
 use crate::{history::Verb, process::pause, seed::long};
 
-/// M2: the primary is stopped with SIGSTOP: its connections stay and say nothing. Calls end by their deadline, changes go on with
-/// another primary within 10 s, of which MongoDB itself takes 6 to 7, or 14 where the first vote is lost; the one that wakes up
-/// again has acknowledged nothing meanwhile.
+/// M2: the primary is stopped with SIGSTOP: its connections stay and say nothing. Calls end by
+/// their deadline, changes go on with another primary within 10 s, of which MongoDB itself takes 6
+/// to 7, or 14 where the first vote is lost; the one that wakes up again has acknowledged nothing
+/// meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_primary_that_freezes() {
@@ -28,8 +29,8 @@ async fn a_primary_that_freezes() {
     told.goes_on_within(s(14), "M2");
 }
 
-/// M2: asleep for less than an election takes, and awake again with all that was sent to it meanwhile: what comes late is done
-/// once or not at all.
+/// M2: asleep for less than an election takes, and awake again with all that was sent to it
+/// meanwhile: what comes late is done once or not at all.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_primary_that_nods_off() {
@@ -48,7 +49,8 @@ async fn a_primary_that_nods_off() {
     stage.close().await;
 }
 
-/// M5: two of three members are killed. Nothing is acknowledged, and everything is again within 15 s of a majority.
+/// M5: two of three members are killed. Nothing is acknowledged, and everything is again within 15
+/// s of a majority.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_majority_that_is_gone() {
@@ -75,14 +77,16 @@ async fn a_majority_that_is_gone() {
     assert!(told.figures[0].failed > 0, "nobody noticed");
 }
 
-/// M9: every sync of the primary takes 200 ms longer, then every sync of a secondary. Calls end by their deadline, the fast pair
-/// goes on, and memory stays within its bound.
+/// M9: every sync of the primary takes 200 ms longer, then every sync of a secondary. Calls end by
+/// their deadline, the fast pair goes on, and memory stays within its bound.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_disk_that_is_slow() {
     let mut stage = Stage::open("m9-slow").await;
     let long = if long() { 60 } else { 10 };
-    for (name, of) in [("M9: primary's syncs take 200 ms", 0), ("M9: a secondary's syncs take 200 ms", 1)] {
+    for (name, of) in
+        [("M9: primary's syncs take 200 ms", 0), ("M9: a secondary's syncs take 200 ms", 1)]
+    {
         let slow = async |stage: &mut Stage| {
             let member = (stage.set.primary().await + of) % 3;
             stage.set.delay_sync(member, Duration::from_millis(200)).await;
@@ -93,7 +97,11 @@ async fn a_disk_that_is_slow() {
     }
     let told = stage.close().await;
     for figures in &told.figures {
-        let done = told.done_during(&figures.name).iter().filter(|call| call.verb != Verb::Introspect).count();
+        let done = told
+            .done_during(&figures.name)
+            .iter()
+            .filter(|call| call.verb != Verb::Introspect)
+            .count();
         assert!(done > 20, "{done} changes in {long} s: {figures}");
     }
 }

@@ -35,7 +35,8 @@ impl Disk {
     }
 
     fn fill(&self) {
-        let mut ballast = File::options().create(true).append(true).open(self.path.join("ballast")).unwrap();
+        let mut ballast =
+            File::options().create(true).append(true).open(self.path.join("ballast")).unwrap();
         for size in [1 << 20, 4_096] {
             while ballast.write_all(&vec![0xff; size]).is_ok() {}
         }
@@ -53,8 +54,8 @@ impl Drop for Disk {
     }
 }
 
-/// M11: the primary's disk is full: mongod ends itself, and that is as M1, but for the time it takes to: changes go on within 8 s.
-/// With room again it starts and has lost nothing.
+/// M11: the primary's disk is full: mongod ends itself, and that is as M1, but for the time it
+/// takes to: changes go on within 8 s. With room again it starts and has lost nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_disk_that_is_full() {

@@ -3,8 +3,9 @@
 use super::{Stage, s};
 use crate::{fleet::Plan, replica::Options, seed::long, traffic::Load};
 
-/// M1: kill -9 of the primary. Nothing acknowledged is lost; with our election settings changes go on within 5 s, or 7 where the
-/// first vote is lost; every call ends by its deadline and fails only with UNAVAILABLE.
+/// M1: kill -9 of the primary. Nothing acknowledged is lost; with our election settings changes go
+/// on within 5 s, or 7 where the first vote is lost; every call ends by its deadline and fails only
+/// with UNAVAILABLE.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_primary_that_is_killed() {
@@ -48,8 +49,9 @@ async fn kill(stage: &mut Stage, name: &str) {
 const STEP_DOWN: &str = "M3: stepDown";
 const IN_TURN: &str = "M3: rolling restart";
 
-/// M3: the primary hands over, again and again; then every member is stopped and started in turn. Where the primary
-/// hands over, changes go on within 4 s, and whoever asks once more is not failed twice.
+/// M3: the primary hands over, again and again; then every member is stopped and started in turn.
+/// Where the primary hands over, changes go on within 4 s, and whoever asks once more is not failed
+/// twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_primary_that_hands_over() {

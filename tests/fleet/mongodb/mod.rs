@@ -1,6 +1,7 @@
 //! Two nodes on a real replica set, while it is broken in every way of FAULTS section 4.2.
 //!
-//!   bash .ci/with-mongodb --mongod-only cargo test --test fleet -- --include-ignored --nocapture mongodb
+//!   bash .ci/with-mongodb --mongod-only cargo test --test fleet -- --include-ignored --nocapture
+//!   mongodb
 
 mod cut;
 mod doors;
@@ -46,13 +47,17 @@ impl Stage {
         let address = dir.path().join("address");
         fs::write(&address, set.uri_of("jeton")).unwrap();
         let address = address.to_str().unwrap().to_owned();
-        // The driver's pool, once it has grown, stays as it is for 20 s; there is no waiting for that in a short run.
-        let plan = plan.on(|run| run.descriptors = if long() { 10 } else { 110 }).with(move |_, home| on(home, &address));
+        // The driver's pool, once it has grown, stays as it is for 20 s; there is no waiting for
+        // that in a short run.
+        let plan = plan
+            .on(|run| run.descriptors = if long() { 10 } else { 110 })
+            .with(move |_, home| on(home, &address));
         let scene = Scene::open(plan, load).await;
         Self { set, scene, dir }
     }
 
-    /// Breaks something for as long as `broken` takes, which heals it, and gives it so long to recover.
+    /// Breaks something for as long as `broken` takes, which heals it, and gives it so long to
+    /// recover.
     async fn fault(&mut self, name: &str, recovery: Duration, broken: impl AsyncFnOnce(&mut Self)) {
         let begin = self.scene.fleet.recorder.now();
         broken(self).await;
@@ -65,10 +70,12 @@ impl Stage {
         self.scene.work(least, most).await;
     }
 
-    /// Ends it all and judges it, with the members' logs and data among the places where no secret may be.
+    /// Ends it all and judges it, with the members' logs and data among the places where no secret
+    /// may be.
     async fn close(self) -> Told {
         for index in 0..3 {
-            fs::write(self.dir.path().join(format!("member-{index}.log")), self.set.log(index)).unwrap();
+            fs::write(self.dir.path().join(format!("member-{index}.log")), self.set.log(index))
+                .unwrap();
         }
         let places = [0, 1, 2].map(|index| self.dir.path().join(format!("member-{index}.log")));
         let places: Vec<_> = places.into_iter().chain([self.dir.path().join("data")]).collect();

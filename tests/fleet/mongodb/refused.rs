@@ -11,8 +11,9 @@ use crate::{
     seed::long,
 };
 
-/// Which verbs cannot be acknowledged while a command is not. The record of a change is inserted too, and holds up none of them:
-/// whoever writes it asks, by a read at the majority, whether it stands, and what the majority shows it has.
+/// Which verbs cannot be acknowledged while a command is not. The record of a change is inserted
+/// too, and holds up none of them: whoever writes it asks, by a read at the majority, whether it
+/// stands, and what the majority shows it has.
 const COMMANDS: [(&str, &[Verb]); 3] = [
     // Opens a family.
     ("insert", &[Verb::Token]),
@@ -33,8 +34,8 @@ impl Stage {
         self.fault(name, s(3), fail).await;
     }
 
-    /// While this is `alwaysOn` no member copies anything from others; `off`, they go on. All of them, since whoever is the primary
-    /// now may be none when it ends.
+    /// While this is `alwaysOn` no member copies anything from others; `off`, they go on. All of
+    /// them, since whoever is the primary now may be none when it ends.
     async fn stop_copying(&self, mode: &str) {
         for member in 0..3 {
             let point = doc! { "configureFailPoint": "stopReplProducer", "mode": mode };
@@ -43,9 +44,9 @@ impl Stage {
     }
 }
 
-/// M6: the write is made, and the majority does not confirm it: with 64, the wait for it was too long, with 91, the server is
-/// ending. No verb answers OK whose change could not be confirmed; what was done is done with its record, and a retry comes out
-/// right.
+/// M6: the write is made, and the majority does not confirm it: with 64, the wait for it was too
+/// long, with 91, the server is ending. No verb answers OK whose change could not be confirmed;
+/// what was done is done with its record, and a retry comes out right.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_write_that_the_majority_does_not_confirm() {
@@ -64,9 +65,12 @@ async fn a_write_that_the_majority_does_not_confirm() {
             let name = format!("M6: {command} is not confirmed ({code})");
             let done = told.done_during(&name);
             let mut fault = told.history.faults.iter().filter(|fault| fault.name == name);
-            // From when on the failpoint is set for certain, to when it is at the earliest taken away.
-            let (since, until) =
-                fault.next().map(|fault| (fault.begin + 1_000_000, fault.begin + seconds * 1_000_000)).unwrap();
+            // From when on the failpoint is set for certain, to when it is at the earliest taken
+            // away.
+            let (since, until) = fault
+                .next()
+                .map(|fault| (fault.begin + 1_000_000, fault.begin + seconds * 1_000_000))
+                .unwrap();
             let wrong: Vec<_> = done
                 .into_iter()
                 .filter(|call| verbs.contains(&call.verb) && call.start > since && call.end < until)
@@ -78,8 +82,9 @@ async fn a_write_that_the_majority_does_not_confirm() {
     }
 }
 
-/// M6: the write is made, and the majority really does not get it: the other members are there, and copy nothing. No change is
-/// acknowledged, whatever its verb; then the others catch up, and everything goes on.
+/// M6: the write is made, and the majority really does not get it: the other members are there, and
+/// copy nothing. No change is acknowledged, whatever its verb; then the others catch up, and
+/// everything goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_majority_that_does_not_copy() {
@@ -104,7 +109,8 @@ async fn a_majority_that_does_not_copy() {
     assert!(told.of(NAME).failed > 0, "nobody noticed");
 }
 
-/// M6, M7: the server refuses before it does anything: not primary any more, or by closing the connection.
+/// M6, M7: the server refuses before it does anything: not primary any more, or by closing the
+/// connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_server_that_hangs_up() {
@@ -112,18 +118,28 @@ async fn a_server_that_hangs_up() {
     let seconds = if long() { 20 } else { 3 };
     let commands = ["insert", "findAndModify", "update", "find"];
     let points = [
-        ("M7: connections are closed", doc! { "failCommands": commands.as_slice(), "closeConnection": true }),
-        ("M6: NotWritablePrimary", doc! { "failCommands": commands.as_slice(), "errorCode": 10_107 }),
+        (
+            "M7: connections are closed",
+            doc! { "failCommands": commands.as_slice(), "closeConnection": true },
+        ),
+        (
+            "M6: NotWritablePrimary",
+            doc! { "failCommands": commands.as_slice(), "errorCode": 10_107 },
+        ),
     ];
     for (name, point) in points {
         stage.fails(name, seconds, point).await;
     }
     let told = stage.close().await;
-    assert!(told.figures.iter().all(|figures| figures.failed > 0), "nobody noticed: {:?}", told.figures);
+    assert!(
+        told.figures.iter().all(|figures| figures.failed > 0),
+        "nobody noticed: {:?}",
+        told.figures
+    );
 }
 
-/// M7: the write is made and its answer is lost: replies are held, then connections end. Whoever asks again, driver or caller,
-/// does not do it twice: one successor, one record.
+/// M7: the write is made and its answer is lost: replies are held, then connections end. Whoever
+/// asks again, driver or caller, does not do it twice: one successor, one record.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn an_answer_that_is_lost() {
@@ -146,14 +162,19 @@ async fn an_answer_that_is_lost() {
     assert!(failed + repeated > 0, "no answer was lost");
 }
 
-/// How many refreshes were answered with a successor that had been made for a call that never got it. Two who refresh at once are
-/// answered alike without anything being lost: those do not count.
+/// How many refreshes were answered with a successor that had been made for a call that never got
+/// it. Two who refresh at once are answered alike without anything being lost: those do not count.
 fn repeated(told: &Told) -> usize {
-    let refreshes: Vec<_> = told.history.calls.iter().filter(|call| call.verb == Verb::Refresh).collect();
-    let records = told.history.records.iter().filter(|record| record.action == "refresh_token.repeated");
-    let answered = records.filter_map(|record| refreshes.iter().find(|call| call.request == record.request));
+    let refreshes: Vec<_> =
+        told.history.calls.iter().filter(|call| call.verb == Verb::Refresh).collect();
+    let records =
+        told.history.records.iter().filter(|record| record.action == "refresh_token.repeated");
+    let answered =
+        records.filter_map(|record| refreshes.iter().find(|call| call.request == record.request));
     let unheard = answered.filter(|call| {
-        let mut others = refreshes.iter().filter(|other| other.token == call.token && other.request != call.request);
+        let mut others = refreshes
+            .iter()
+            .filter(|other| other.token == call.token && other.request != call.request);
         call.outcome.is_ok() && !others.any(|other| other.outcome.is_ok())
     });
     unheard.count()

@@ -17,8 +17,9 @@ use crate::{
 
 const LITTLE: Load = Load { chains: 1, wide: 1, revokers: 1, judges: 1, administrators: 0 };
 
-/// M12: an index that is missing or wrong is mended by the next node that starts, without harm to those that run; a database of
-/// no version, or of an older one, is brought up; one of a newer version is refused with a line that says so.
+/// M12: an index that is missing or wrong is mended by the next node that starts, without harm to
+/// those that run; a database of no version, or of an older one, is brought up; one of a newer
+/// version is refused with a line that says so.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_database_that_is_not_as_it_should_be() {
@@ -42,7 +43,11 @@ async fn a_database_that_is_not_as_it_should_be() {
     let written = meta.find_one(schema.clone()).await.unwrap().unwrap();
     meta.delete_one(schema.clone()).await.unwrap();
     stage.scene.fleet.restart_under_traffic().await;
-    assert_eq!(meta.find_one(schema.clone()).await.unwrap().as_ref(), Some(&written), "no version was written");
+    assert_eq!(
+        meta.find_one(schema.clone()).await.unwrap().as_ref(),
+        Some(&written),
+        "no version was written"
+    );
 
     // Counters of the first version were sums, which later ones cannot add to.
     let counters = database.collection::<Document>("rate_limits");
@@ -50,12 +55,24 @@ async fn a_database_that_is_not_as_it_should_be() {
     counters.insert_one(doc! { "_id": "0/client/old", "value": 5, "until": until }).await.unwrap();
     meta.update_one(schema.clone(), doc! { "$set": { "version": 1_i64 } }).await.unwrap();
     stage.scene.fleet.restart_under_traffic().await;
-    assert_eq!(meta.find_one(schema.clone()).await.unwrap().as_ref(), Some(&written), "it was not brought up");
-    assert_eq!(counters.find_one(doc! { "_id": "0/client/old" }).await.unwrap(), None, "old counters are left");
+    assert_eq!(
+        meta.find_one(schema.clone()).await.unwrap().as_ref(),
+        Some(&written),
+        "it was not brought up"
+    );
+    assert_eq!(
+        counters.find_one(doc! { "_id": "0/client/old" }).await.unwrap(),
+        None,
+        "old counters are left"
+    );
 
     meta.update_one(schema.clone(), doc! { "$set": { "version": 1_000_000_i64 } }).await.unwrap();
-    let home = on(Home::new().setting("JETON_NODE", "late"), stage.dir.path().join("address").to_str().unwrap());
-    let refused: Result<Server, Refused> = tokio::task::block_in_place(|| home.attempt("127.0.0.1:0".parse().unwrap()));
+    let home = on(
+        Home::new().setting("JETON_NODE", "late"),
+        stage.dir.path().join("address").to_str().unwrap(),
+    );
+    let refused: Result<Server, Refused> =
+        tokio::task::block_in_place(|| home.attempt("127.0.0.1:0".parse().unwrap()));
     let refused = refused.err().expect("it starts on a schema that it does not know");
     assert_eq!(refused.status.code(), Some(64), "{refused:?}");
     assert!(refused.log.contains("schema 1000000"), "it does not say why: {}", refused.log);
@@ -64,10 +81,20 @@ async fn a_database_that_is_not_as_it_should_be() {
     stage.close().await;
 }
 
-/// Every index but that of the `_id`s, by collection and name: keys and options, as MongoDB tells them.
+/// Every index but that of the `_id`s, by collection and name: keys and options, as MongoDB tells
+/// them.
 async fn indexes(database: &Database) -> BTreeMap<(String, String), Document> {
     let mut found = BTreeMap::new();
-    for collection in ["audit_logs", "clients", "epochs", "nodes", "rate_limits", "revocations", "signing_keys", "tokens"] {
+    for collection in [
+        "audit_logs",
+        "clients",
+        "epochs",
+        "nodes",
+        "rate_limits",
+        "revocations",
+        "signing_keys",
+        "tokens",
+    ] {
         let listed = database.run_command(doc! { "listIndexes": collection }).await.unwrap();
         let listed = listed.get_document("cursor").unwrap().get_array("firstBatch").unwrap();
         for index in listed.iter().filter_map(Bson::as_document) {

@@ -3,16 +3,22 @@
 use std::{fs, path::PathBuf};
 
 use super::{Stage, s};
-use crate::{fleet::Plan, history::SECOND, process::pause, replica::Options, seed::long, traffic::Load};
+use crate::{
+    fleet::Plan, history::SECOND, process::pause, replica::Options, seed::long, traffic::Load,
+};
 
 /// Where Debian puts it.
 fn faketime() -> PathBuf {
-    let mut places = fs::read_dir("/usr/lib").unwrap().flatten().map(|entry| entry.path().join("faketime/libfaketime.so.1"));
+    let mut places = fs::read_dir("/usr/lib")
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.path().join("faketime/libfaketime.so.1"));
     places.find(|place| place.exists()).expect("needs Debian's libfaketime: see .ci/run")
 }
 
-/// C2: one node is 30 s ahead and the other 30 s behind. What one issues the other takes, what one ends the other refuses, a
-/// retry on the other node gets the same successor: nothing differs but the edge of a token's life.
+/// C2: one node is 30 s ahead and the other 30 s behind. What one issues the other takes, what one
+/// ends the other refuses, a retry on the other node gets the same successor: nothing differs but
+/// the edge of a token's life.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn nodes_whose_clocks_are_a_minute_apart() {

@@ -13,8 +13,8 @@ use crate::{
     traffic::Load,
 };
 
-/// C6: faults of every kind in an order that the seed decides, with pauses to recover in between, for 40 s, or for half an hour:
-/// every promise is kept, and memory does not creep.
+/// C6: faults of every kind in an order that the seed decides, with pauses to recover in between,
+/// for 40 s, or for half an hour: every promise is kept, and memory does not creep.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_long_time_in_which_everything_breaks() {

@@ -26,9 +26,9 @@ impl Stage {
     }
 }
 
-/// C3, R02, AUDIT TL7: one refresh token, a hundred times at once on two nodes: four get the same successor, the others none; then
-/// it goes on, as long as one alone is given the next.
-/// R04: a node that was killed with everything it remembered still refuses what was spent.
+/// C3, R02, AUDIT TL7: one refresh token, a hundred times at once on two nodes: four get the same
+/// successor, the others none; then it goes on, as long as one alone is given the next. R04: a node
+/// that was killed with everything it remembered still refuses what was spent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn one_token_in_many_hands() {
@@ -38,9 +38,11 @@ async fn one_token_in_many_hands() {
     let caller = stage.client("racer", "standard").await;
     let mut grant = recorder.token(fleet.node(0), &caller).await.unwrap();
     for round in 0..if long() { 50 } else { 5 } {
-        let hands = (0..100).map(|hand| recorder.refresh(fleet.node(hand % 2), &caller, &grant.refresh));
+        let hands =
+            (0..100).map(|hand| recorder.refresh(fleet.node(hand % 2), &caller, &grant.refresh));
         let answers = join_all(hands).await;
-        let mut successors: Vec<_> = answers.iter().flatten().map(|grant| named(&grant.refresh)).collect();
+        let mut successors: Vec<_> =
+            answers.iter().flatten().map(|grant| named(&grant.refresh)).collect();
         successors.dedup();
         assert_eq!(successors.len(), 1, "round {round}");
         let given = answers.iter().flatten().count();
@@ -66,11 +68,15 @@ async fn one_token_in_many_hands() {
         };
     }
     assert_eq!(refused.as_deref(), Some("INVALID_GRANT"));
-    assert!(recorder.refresh(fleet.node(1), &caller, &grant.refresh).await.is_err(), "its family has ended");
+    assert!(
+        recorder.refresh(fleet.node(1), &caller, &grant.refresh).await.is_err(),
+        "its family has ended"
+    );
     stage.close().await;
 }
 
-/// C3, R05: Refresh on one node races Revoke on the other: after the revocation is acknowledged nothing of the family stands.
+/// C3, R05: Refresh on one node races Revoke on the other: after the revocation is acknowledged
+/// nothing of the family stands.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_refresh_that_races_the_end_of_its_family() {
@@ -83,13 +89,21 @@ async fn a_refresh_that_races_the_end_of_its_family() {
     for round in 0..rounds {
         let grant = recorder.token(fleet.node(round % 2), &caller).await.unwrap();
         let (one, other) = (fleet.node(round % 2), fleet.node((round + 1) % 2));
-        let (next, ended) =
-            tokio::join!(recorder.refresh(one, &caller, &grant.refresh), recorder.revoke(other, &caller, &grant.refresh));
+        let (next, ended) = tokio::join!(
+            recorder.refresh(one, &caller, &grant.refresh),
+            recorder.revoke(other, &caller, &grant.refresh)
+        );
         ended.unwrap();
-        assert!(!recorder.introspect(other, &fleet.first, &grant.access).await.unwrap(), "round {round}");
+        assert!(
+            !recorder.introspect(other, &fleet.first, &grant.access).await.unwrap(),
+            "round {round}"
+        );
         if let Ok(next) = next {
             refreshed += 1;
-            assert!(!recorder.introspect(other, &fleet.first, &next.access).await.unwrap(), "round {round}");
+            assert!(
+                !recorder.introspect(other, &fleet.first, &next.access).await.unwrap(),
+                "round {round}"
+            );
             assert!(recorder.refresh(one, &caller, &next.refresh).await.is_err(), "round {round}");
         }
     }
@@ -98,8 +112,8 @@ async fn a_refresh_that_races_the_end_of_its_family() {
     stage.close().await;
 }
 
-/// C3, A08: nothing that can be done once is done twice: fifty who make the same client on two nodes at once make one. (There are
-/// no assertions yet, whose ids the rule is written for.)
+/// C3, A08: nothing that can be done once is done twice: fifty who make the same client on two
+/// nodes at once make one. (There are no assertions yet, whose ids the rule is written for.)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_client_that_many_make() {
@@ -107,7 +121,9 @@ async fn a_client_that_many_make() {
     let fleet = stage.scene.fleet.clone();
     for round in 0..if long() { 50 } else { 4 } {
         let id = format!("taken-{round}");
-        let make = |hand: usize| fleet.recorder.create(fleet.node(hand % 2), &fleet.bearer, &id, "standard", None);
+        let make = |hand: usize| {
+            fleet.recorder.create(fleet.node(hand % 2), &fleet.bearer, &id, "standard", None)
+        };
         let made = join_all((0..50).map(make)).await;
         assert_eq!(made.iter().flatten().count(), 1, "round {round}");
         let caller = made.into_iter().flatten().next().unwrap();
@@ -118,8 +134,8 @@ async fn a_client_that_many_make() {
     stage.close().await;
 }
 
-/// C3, L12: four times the limit on two nodes for three windows: no window lets through more than the budget and what each node
-/// may let through before it hears of the other.
+/// C3, L12: four times the limit on two nodes for three windows: no window lets through more than
+/// the budget and what each node may let through before it hears of the other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_budget_that_two_nodes_share() {
@@ -128,7 +144,8 @@ async fn a_budget_that_two_nodes_share() {
     const NODES: u64 = 2;
     let plan = Plan::new("c3-budget", 2)
         .with(|_, home| {
-            home.setting("JETON_LIMITS__PLANS__SMALL__PER_SECOND", "20").setting("JETON_LIMITS__PLANS__SMALL__BURST", "20")
+            home.setting("JETON_LIMITS__PLANS__SMALL__PER_SECOND", "20")
+                .setting("JETON_LIMITS__PLANS__SMALL__BURST", "20")
         })
         .on(|run| {
             let calls = RATE * 10 + BURST + NODES * (RATE + BURST);
@@ -151,18 +168,27 @@ async fn a_budget_that_two_nodes_share() {
             break;
         }
         let (fleet, caller) = (fleet.clone(), caller.clone());
-        asked.spawn(async move { fleet.recorder.token(fleet.node(number % 2), &caller).await.is_ok() });
+        asked.spawn(
+            async move { fleet.recorder.token(fleet.node(number % 2), &caller).await.is_ok() },
+        );
     }
     let granted = asked.join_all().await.into_iter().filter(|&granted| granted).count();
-    println!("L12: {granted} calls in {} s, of {RATE} a second and a burst of {BURST}", if long() { 65 } else { 32 });
+    println!(
+        "L12: {granted} calls in {} s, of {RATE} a second and a burst of {BURST}",
+        if long() { 65 } else { 32 }
+    );
     let told = stage.close().await;
-    let refused = told.history.calls.iter().filter(|call| call.client == "small" && call.outcome.reason() == Some("SLOW_DOWN"));
+    let refused = told
+        .history
+        .calls
+        .iter()
+        .filter(|call| call.client == "small" && call.outcome.reason() == Some("SLOW_DOWN"));
     assert!(refused.count() > granted, "four times as many were asked for");
     assert!(granted as u64 > RATE * 20, "the budget itself is granted");
 }
 
-/// V04: what is revoked on one node is refused on all. Each of two hundred revocations is looked for on the other node without a
-/// pause from its acknowledgement on.
+/// V04: what is revoked on one node is refused on all. Each of two hundred revocations is looked
+/// for on the other node without a pause from its acknowledgement on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn revoked_on_one_node_is_refused_on_all() {
@@ -174,14 +200,23 @@ async fn revoked_on_one_node_is_refused_on_all() {
     for round in 0..if long() { 2_000 } else { 200 } {
         let (one, other) = (fleet.node(round % 2), fleet.node((round + 1) % 2));
         let grant = recorder.token(one, &caller).await.unwrap();
-        assert!(recorder.introspect(other, &fleet.first, &grant.access).await.unwrap(), "round {round}");
+        assert!(
+            recorder.introspect(other, &fleet.first, &grant.access).await.unwrap(),
+            "round {round}"
+        );
         // A token alone, then a family with all its tokens.
         let ended = if round % 4 < 2 { &grant.access } else { &grant.refresh };
         recorder.revoke(one, &caller, ended).await.unwrap();
         let acknowledged = Instant::now();
-        assert!(!recorder.introspect(one, &fleet.first, &grant.access).await.unwrap(), "round {round}: at once where it was");
+        assert!(
+            !recorder.introspect(one, &fleet.first, &grant.access).await.unwrap(),
+            "round {round}: at once where it was"
+        );
         while recorder.introspect(other, &fleet.first, &grant.access).await.unwrap() {
-            assert!(acknowledged.elapsed() < s(10), "round {round}: the other node has not heard of it after 10 s");
+            assert!(
+                acknowledged.elapsed() < s(10),
+                "round {round}: the other node has not heard of it after 10 s"
+            );
         }
         heard.push(acknowledged.elapsed());
     }
@@ -196,6 +231,10 @@ async fn revoked_on_one_node_is_refused_on_all() {
     );
     assert!(at(99) <= s(1), "{:?}", at(99));
     let told = stage.close().await;
-    let failed = told.history.calls.iter().filter(|call| call.verb == Verb::Revoke && call.outcome != Outcome::Ok);
+    let failed = told
+        .history
+        .calls
+        .iter()
+        .filter(|call| call.verb == Verb::Revoke && call.outcome != Outcome::Ok);
     assert_eq!(failed.count(), 0);
 }

@@ -34,7 +34,8 @@ fn a_leak_is_found() {
     assert_eq!(sampled(&[(0, 50_000, 20), (1_000, 99_000, 200), (2_000, 90_000, 28)]), NOTHING);
     assert_eq!(sampled(&[(0, 50_000, 20), (1_000, 100_001, 20), (2_000, 90_000, 20)]), ["I9"]);
     assert_eq!(sampled(&[(0, 50_000, 20), (1_000, 50_000, 31)]), ["I9"]);
-    let creeping = |by: u64| (0..60).map(|n| (n * 10_000, 40_000 + n * by / 6, 20)).collect::<Vec<_>>();
+    let creeping =
+        |by: u64| (0..60).map(|n| (n * 10_000, 40_000 + n * by / 6, 20)).collect::<Vec<_>>();
     assert_eq!(sampled(&creeping(1_000)), NOTHING);
     assert_eq!(sampled(&creeping(1_100)), ["I9"]);
 }
@@ -68,10 +69,18 @@ fn a_failure_that_was_not_promised_is_found() {
         assert_eq!(failed(2_400, "node-1", None, unknown(code)), NOTHING, "it recovers");
         assert_eq!(failed(2_600, "node-1", None, unknown(code)), ["I10"], "it has recovered");
         assert_eq!(failed(900, "node-1", None, unknown(code)), ["I10"], "nothing was broken yet");
-        assert_eq!(failed(1_500, "node-1", Some("node-2"), unknown(code)), ["I10"], "the other one was");
+        assert_eq!(
+            failed(1_500, "node-1", Some("node-2"), unknown(code)),
+            ["I10"],
+            "the other one was"
+        );
     }
     assert_eq!(failed(1_500, "node-1", Some("node-1"), unknown("TRANSPORT")), NOTHING);
-    assert_eq!(failed(1_500, "node-1", None, unknown("TRANSPORT")), ["I10"], "no fault of the store's stops a node");
+    assert_eq!(
+        failed(1_500, "node-1", None, unknown("TRANSPORT")),
+        ["I10"],
+        "no fault of the store's stops a node"
+    );
     for code in ["INTERNAL", "UNKNOWN", "CANCELLED", "DATA_LOSS"] {
         assert_eq!(failed(1_500, "node-1", None, unknown(code)), ["I10"]);
     }
@@ -80,7 +89,8 @@ fn a_failure_that_was_not_promised_is_found() {
     }
 }
 
-/// I10: a caller who is not told when to ask again, whatever is broken; who hears nothing from the server is told nothing.
+/// I10: a caller who is not told when to ask again, whatever is broken; who hears nothing from the
+/// server is told nothing.
 #[test]
 fn a_failure_that_does_not_say_when_to_ask_again_is_found() {
     let failed = |code: &str, retry| {

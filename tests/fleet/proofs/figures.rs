@@ -8,7 +8,8 @@ use crate::{
     leaks,
 };
 
-/// A call each 100 ms, none answered from 1,000 to 3,100 ms: that is one round of three, and in the others nobody noticed.
+/// A call each 100 ms, none answered from 1,000 to 3,100 ms: that is one round of three, and in the
+/// others nobody noticed.
 #[test]
 fn a_gap_is_measured_from_success_to_success() {
     let mut run = Script::new();
@@ -30,11 +31,15 @@ fn a_gap_is_measured_from_success_to_success() {
     assert_eq!(figures.gaps, [100_000, 100_000, 2_200_000], "from 900 to 3,100 at worst");
     assert_eq!(figures.gap(), 2_200_000);
     assert_eq!((figures.median, figures.worst), (10_000, 12_000));
-    assert_eq!(figures.to_string(), "| broken | 3 | 30, 21 | 0.100 s / 2.200 s | 0.010 s / 0.012 s |");
+    assert_eq!(
+        figures.to_string(),
+        "| broken | 3 | 30, 21 | 0.100 s / 2.200 s | 0.010 s / 0.012 s |"
+    );
     assert_eq!(figures.to_string().matches('|').count(), HEAD.matches('|').count());
 }
 
-/// I8: in a log and in a file deep down; each only once, and the complaint does not repeat the secret.
+/// I8: in a log and in a file deep down; each only once, and the complaint does not repeat the
+/// secret.
 #[test]
 fn a_secret_in_a_file_is_found() {
     let dir = tempfile::tempdir().unwrap();
@@ -44,9 +49,13 @@ fn a_secret_in_a_file_is_found() {
     fs::create_dir_all(places[1].join("deep")).unwrap();
     fs::write(places[1].join("deep/file"), b"\xff\xfe nothing \x00 here").unwrap();
     assert_eq!(leaks::judge(&secrets, &places), []);
-    fs::write(places[1].join("deep/file"), b"\xff\xfe it is jcs_canary_of_a_secret\x00here").unwrap();
+    fs::write(places[1].join("deep/file"), b"\xff\xfe it is jcs_canary_of_a_secret\x00here")
+        .unwrap();
     fs::write(&places[0], "error: jcs_canary_of_a_secret is wrong").unwrap();
     let found = leaks::judge(&secrets, &places);
     assert_eq!(found.len(), 2, "{found:?}");
-    assert!(found.iter().all(|leak| leak.invariant == "I8" && !leak.to_string().contains("canary")), "{found:?}");
+    assert!(
+        found.iter().all(|leak| leak.invariant == "I8" && !leak.to_string().contains("canary")),
+        "{found:?}"
+    );
 }

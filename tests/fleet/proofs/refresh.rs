@@ -61,7 +61,8 @@ fn a_lost_family_is_found() {
     assert_eq!(run.verdict(), ["I1"]);
 }
 
-/// I7: so is a retry after an unknown outcome, and so is the family that a late echo of an answered attempt ended.
+/// I7: so is a retry after an unknown outcome, and so is the family that a late echo of an answered
+/// attempt ended.
 #[test]
 fn a_retry_that_does_not_converge_is_found() {
     let lost = || {
@@ -78,7 +79,11 @@ fn a_retry_that_does_not_converge_is_found() {
     for ms in [300, 20_000] {
         let mut run = lost();
         run.refresh_fails(ms, "node-2", "f", 0, refused("INVALID_GRANT"));
-        assert_eq!(run.verdict(), ["I7"], "nobody was given the successor, however long ago that is");
+        assert_eq!(
+            run.verdict(),
+            ["I7"],
+            "nobody was given the successor, however long ago that is"
+        );
     }
     let mut run = lost();
     run.refresh(300, "node-2", "f", 0, "b");
@@ -87,7 +92,8 @@ fn a_retry_that_does_not_converge_is_found() {
     assert_eq!(run.verdict(), ["I7"]);
 }
 
-/// A spent token that comes after its successor was used, or when the grace is over, may end its family.
+/// A spent token that comes after its successor was used, or when the grace is over, may end its
+/// family.
 #[test]
 fn reuse_is_no_loss() {
     let mut run = Script::new();
@@ -107,7 +113,8 @@ fn reuse_is_no_loss() {
     assert_eq!(run.verdict(), NOTHING);
 }
 
-/// AUDIT TL7: three repetitions are given the successor; a further one may be refused and ends nothing, one of the first may not.
+/// AUDIT TL7: three repetitions are given the successor; a further one may be refused and ends
+/// nothing, one of the first may not.
 #[test]
 fn a_repetition_too_many_is_no_loss() {
     let given = |times: u64| {
@@ -133,7 +140,8 @@ fn a_repetition_too_many_is_no_loss() {
     assert_eq!(run.verdict(), ["I7"]);
 }
 
-/// AUDIT TL7: a family that was repeated in three generations running may have been ended; in two it may not.
+/// AUDIT TL7: a family that was repeated in three generations running may have been ended; in two
+/// it may not.
 #[test]
 fn a_shared_family_is_no_loss() {
     let shared = |repeated: &[u32]| {

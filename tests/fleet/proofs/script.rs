@@ -3,7 +3,10 @@
 use std::collections::HashSet;
 
 use crate::{
-    history::{Call, Chain, Fault, History, Issued, Limit, Named, Outcome, Record, Run, SECOND, Sample, Verb},
+    history::{
+        Call, Chain, Fault, History, Issued, Limit, Named, Outcome, Record, Run, SECOND, Sample,
+        Verb,
+    },
     verdict,
 };
 
@@ -24,7 +27,11 @@ pub(super) fn access(jti: &str) -> Named {
 }
 
 pub(super) fn refresh(family: &str, generation: u32) -> Named {
-    Named::Refresh { family: family.to_owned(), generation, print: format!("print-{family}-{generation}") }
+    Named::Refresh {
+        family: family.to_owned(),
+        generation,
+        print: format!("print-{family}-{generation}"),
+    }
 }
 
 /// As a server answers it that says when to ask again.
@@ -58,7 +65,10 @@ impl Script {
     /// The invariants that the judge finds broken, each once.
     pub(super) fn verdict(mut self) -> Vec<&'static str> {
         self.history.calls.sort_by_key(|call| call.start);
-        let mut broken: Vec<_> = verdict::judge(&self.history).into_iter().map(|violation| violation.invariant).collect();
+        let mut broken: Vec<_> = verdict::judge(&self.history)
+            .into_iter()
+            .map(|violation| violation.invariant)
+            .collect();
         broken.sort_unstable();
         broken.dedup();
         broken
@@ -112,22 +122,49 @@ impl Script {
 
     /// Token, with the first token of a family.
     pub(super) fn open(&mut self, ms: u64, node: &str, family: &str, jti: &str) {
-        let issued = Issued { jti: jti.to_owned(), until: at(ms + 60_000), refresh: Some(refresh(family, 0)) };
+        let issued = Issued {
+            jti: jti.to_owned(),
+            until: at(ms + 60_000),
+            refresh: Some(refresh(family, 0)),
+        };
         self.call(ms, node, Verb::Token, "client").issued = Some(issued);
         self.record_if(true, "token.issued", jti, family);
     }
 
     /// Refresh with this generation.
-    pub(super) fn refresh(&mut self, ms: u64, node: &str, family: &str, generation: u32, jti: &str) {
-        let issued = Issued { jti: jti.to_owned(), until: at(ms + 60_000), refresh: Some(refresh(family, generation + 1)) };
+    pub(super) fn refresh(
+        &mut self,
+        ms: u64,
+        node: &str,
+        family: &str,
+        generation: u32,
+        jti: &str,
+    ) {
+        let issued = Issued {
+            jti: jti.to_owned(),
+            until: at(ms + 60_000),
+            refresh: Some(refresh(family, generation + 1)),
+        };
         let call = self.call(ms, node, Verb::Refresh, "client");
         (call.token, call.issued) = (Some(refresh(family, generation)), Some(issued));
         let first = self.rotated.insert((family.to_owned(), generation));
-        self.record_if(true, if first { "token.refreshed" } else { "refresh_token.repeated" }, jti, family);
+        self.record_if(
+            true,
+            if first { "token.refreshed" } else { "refresh_token.repeated" },
+            jti,
+            family,
+        );
     }
 
     /// Refresh that gets nothing.
-    pub(super) fn refresh_fails(&mut self, ms: u64, node: &str, family: &str, generation: u32, outcome: Outcome) {
+    pub(super) fn refresh_fails(
+        &mut self,
+        ms: u64,
+        node: &str,
+        family: &str,
+        generation: u32,
+        outcome: Outcome,
+    ) {
         let call = self.call(ms, node, Verb::Refresh, "client");
         (call.token, call.outcome) = (Some(refresh(family, generation)), outcome);
     }
@@ -137,7 +174,9 @@ impl Script {
         let done = outcome.is_ok();
         let (target, family) = match &token {
             Named::Access { jti } => (jti.clone(), String::new()),
-            Named::Refresh { family, .. } | Named::Family { family } => (String::new(), family.clone()),
+            Named::Refresh { family, .. } | Named::Family { family } => {
+                (String::new(), family.clone())
+            }
         };
         let call = self.call(ms, node, Verb::Revoke, "client");
         (call.token, call.outcome) = (Some(token), outcome);
@@ -152,7 +191,14 @@ impl Script {
     }
 
     /// CreateClient or DisableClient.
-    pub(super) fn administer(&mut self, ms: u64, node: &str, verb: Verb, client: &str, outcome: Outcome) {
+    pub(super) fn administer(
+        &mut self,
+        ms: u64,
+        node: &str,
+        verb: Verb,
+        client: &str,
+        outcome: Outcome,
+    ) {
         let done = outcome.is_ok();
         self.call(ms, node, verb, client).outcome = outcome;
         let action = if verb == Verb::CreateClient { "client.created" } else { "client.disabled" };
@@ -177,7 +223,12 @@ impl Script {
     }
 
     pub(super) fn sample(&mut self, ms: u64, resident: u64, descriptors: u64) {
-        self.history.samples.push(Sample { at: at(ms), node: "node-1".to_owned(), resident, descriptors });
+        self.history.samples.push(Sample {
+            at: at(ms),
+            node: "node-1".to_owned(),
+            resident,
+            descriptors,
+        });
     }
 
     pub(super) fn chain(&mut self, intact: bool) {

@@ -34,7 +34,8 @@ fn a_lost_token_is_found() {
     assert_eq!(run.verdict(), ["I1"]);
 }
 
-/// I1: what came before the answer, after the end of its life, or of a token that may have been ended, is no loss.
+/// I1: what came before the answer, after the end of its life, or of a token that may have been
+/// ended, is no loss.
 #[test]
 fn a_token_may_be_dead_for_a_reason() {
     let mut run = Script::new();
@@ -94,7 +95,8 @@ fn a_token_that_comes_back_is_found() {
     assert_eq!(run.verdict(), ["I2"]);
 }
 
-/// I2, V06: the end of a client covers what was issued before it, with the families opened before it, and nothing after.
+/// I2, V06: the end of a client covers what was issued before it, with the families opened before
+/// it, and nothing after.
 #[test]
 fn what_outlives_its_client_is_found() {
     let mut run = Script::new();
@@ -131,8 +133,8 @@ fn a_disabled_client_that_gets_tokens_is_found() {
     assert_eq!(run.verdict(), ["I2"]);
 }
 
-/// I2, R05: after the end of a family is acknowledged none of its tokens stands, whenever they were given out, and it gives
-/// nothing out.
+/// I2, R05: after the end of a family is acknowledged none of its tokens stands, whenever they were
+/// given out, and it gives nothing out.
 #[test]
 fn what_outlives_its_family_is_found() {
     let ended = || {

@@ -29,7 +29,8 @@ fn a_change_without_a_record_is_found() {
     }
 }
 
-/// I6: a chain that does not verify, a record that is missing in between, one too many, and one of what was refused.
+/// I6: a chain that does not verify, a record that is missing in between, one too many, and one of
+/// what was refused.
 #[test]
 fn a_trail_that_is_not_whole_is_found() {
     let mut run = Script::new();
@@ -52,7 +53,8 @@ fn a_trail_that_is_not_whole_is_found() {
     assert_eq!(run.verdict(), ["I6"]);
 }
 
-/// I6: a token that was recorded and not handed out, since its client was disabled while the call was on its way, is no loss.
+/// I6: a token that was recorded and not handed out, since its client was disabled while the call
+/// was on its way, is no loss.
 #[test]
 fn a_token_that_is_taken_back_is_no_loss() {
     let verdict = |disabled: u64, node: &str| {
@@ -68,7 +70,8 @@ fn a_token_that_is_taken_back_is_no_loss() {
     assert_eq!(verdict(0, "node-2"), ["I6"]);
 }
 
-/// I7, M6: the end of a token that nobody was told of is recorded and does not hold, or holds and is not recorded.
+/// I7, M6: the end of a token that nobody was told of is recorded and does not hold, or holds and
+/// is not recorded.
 #[test]
 fn half_an_ending_is_found() {
     let ended = |recorded, active| {

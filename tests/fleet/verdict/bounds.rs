@@ -14,26 +14,36 @@ pub(super) fn judge(known: &Known<'_>, found: &mut Vec<Violation>) {
     }
 }
 
-/// I5: no window of the wall clock lets more through than the budget and its documented overshoot. Calls across the edge of a
-/// window may have been counted in either.
+/// I5: no window of the wall clock lets more through than the budget and its documented overshoot.
+/// Calls across the edge of a window may have been counted in either.
 fn budgets(known: &Known<'_>, found: &mut Vec<Violation>) {
     let run = &known.history.run;
     for limit in &run.limits {
         let mut windows: HashMap<u64, u64> = HashMap::new();
-        for call in known.history.calls.iter().filter(|call| call.client == limit.client && call.outcome.is_ok()) {
-            let (first, last) = ((run.wall + call.start) / limit.window, (run.wall + call.end) / limit.window);
+        for call in known
+            .history
+            .calls
+            .iter()
+            .filter(|call| call.client == limit.client && call.outcome.is_ok())
+        {
+            let (first, last) =
+                ((run.wall + call.start) / limit.window, (run.wall + call.end) / limit.window);
             if first == last {
                 *windows.entry(first).or_default() += 1;
             }
         }
         for (window, calls) in windows.into_iter().filter(|(_, calls)| *calls > limit.calls) {
-            let what = format!("{} got {calls} calls through in the window {window}, not {}", limit.client, limit.calls);
+            let what = format!(
+                "{} got {calls} calls through in the window {window}, not {}",
+                limit.client, limit.calls
+            );
             found.push(Violation::new("I5", what).by(limit));
         }
     }
 }
 
-/// I9: memory stays under its bound and does not creep, and descriptors come back to where they were.
+/// I9: memory stays under its bound and does not creep, and descriptors come back to where they
+/// were.
 fn resources(known: &Known<'_>, found: &mut Vec<Violation>) {
     let mut nodes: HashMap<&str, Vec<&Sample>> = HashMap::new();
     for sample in &known.history.samples {
@@ -48,12 +58,18 @@ fn resources(known: &Known<'_>, found: &mut Vec<Violation>) {
         if let (Some(first), Some(last)) = (samples.first(), samples.last())
             && last.descriptors > first.descriptors + run.descriptors
         {
-            let what = format!("{node} began with {} descriptors and ends with {}", first.descriptors, last.descriptors);
+            let what = format!(
+                "{node} began with {} descriptors and ends with {}",
+                first.descriptors, last.descriptors
+            );
             found.push(Violation::new("I9", what).by(*first).by(*last));
         }
         let growth = run.growth.zip(slope(&samples[samples.len() / 2..]));
         if let Some((most, growth)) = growth.filter(|(most, growth)| *growth > *most as f64) {
-            found.push(Violation::new("I9", format!("{node} grows by {growth:.0} KiB a minute, more than {most}")));
+            found.push(Violation::new(
+                "I9",
+                format!("{node} grows by {growth:.0} KiB a minute, more than {most}"),
+            ));
         }
     }
 }
@@ -68,22 +84,30 @@ fn slope(samples: &[&Sample]) -> Option<f64> {
     let minutes = |sample: &Sample| (sample.at - first.at) as f64 / (60 * SECOND) as f64;
     let x = samples.iter().map(|sample| minutes(sample)).sum::<f64>() / count;
     let y = samples.iter().map(|sample| sample.resident as f64).sum::<f64>() / count;
-    let rise = samples.iter().map(|sample| (minutes(sample) - x) * (sample.resident as f64 - y)).sum::<f64>();
+    let rise = samples
+        .iter()
+        .map(|sample| (minutes(sample) - x) * (sample.resident as f64 - y))
+        .sum::<f64>();
     let run = samples.iter().map(|sample| (minutes(sample) - x).powi(2)).sum::<f64>();
     Some(rise / run)
 }
 
-/// I10: no call takes longer than its deadline, whatever froze; but where others took the processors, nobody knows what it
-/// waited for.
+/// I10: no call takes longer than its deadline, whatever froze; but where others took the
+/// processors, nobody knows what it waited for.
 fn in_time(known: &Known<'_>, call: &Call, found: &mut Vec<Violation>) {
     let took = call.end - call.start;
-    let weather = known.history.faults.iter().any(|fault| fault.is_weather() && fault.covers(call.start, call.end));
+    let weather = known
+        .history
+        .faults
+        .iter()
+        .any(|fault| fault.is_weather() && fault.covers(call.start, call.end));
     if took > known.history.run.longest && !weather {
         found.push(Violation::new("I10", format!("a call took {} ms", took / 1_000)).by(call));
     }
 }
 
-/// I10: calls fail only while something is broken and in the ways that are promised, and are refused only for a reason.
+/// I10: calls fail only while something is broken and in the ways that are promised, and are
+/// refused only for a reason.
 fn expected(known: &Known<'_>, call: &Call, found: &mut Vec<Violation>) {
     let history = known.history;
     let complaint = match &call.outcome {
@@ -93,7 +117,9 @@ fn expected(known: &Known<'_>, call: &Call, found: &mut Vec<Violation>) {
                 if !history.disturbed(&call.node, call.start, call.end) {
                     Some("it failed, and nothing was broken".to_owned())
                 } else {
-                    (!retry).then(|| "it failed, and the caller was not told when to ask again".to_owned())
+                    (!retry).then(|| {
+                        "it failed, and the caller was not told when to ask again".to_owned()
+                    })
                 }
             }
             "TRANSPORT" => {
@@ -102,7 +128,8 @@ fn expected(known: &Known<'_>, call: &Call, found: &mut Vec<Violation>) {
                         && fault.begin <= call.end
                         && call.start <= fault.end + fault.recovery
                 };
-                (!history.faults.iter().any(down)).then(|| "the node did not answer, and was not stopped".to_owned())
+                (!history.faults.iter().any(down))
+                    .then(|| "the node did not answer, and was not stopped".to_owned())
             }
             code => Some(format!("nothing may fail with {code}")),
         },
@@ -111,10 +138,14 @@ fn expected(known: &Known<'_>, call: &Call, found: &mut Vec<Violation>) {
             (Verb::Refresh, "INVALID_GRANT") => None,
             (_, "SLOW_DOWN") => {
                 let limited = history.run.limits.iter().any(|limit| limit.client == call.client);
-                (!limited).then(|| "it was refused by a budget that is not meant to run out".to_owned())
+                (!limited)
+                    .then(|| "it was refused by a budget that is not meant to run out".to_owned())
             }
-            (_, "INVALID_CLIENT") => (!may_be_refused(known, call)).then(|| "the client was refused for no reason".to_owned()),
-            (Verb::CreateClient, "ALREADY_EXISTS") => (!has_another(known, call)).then(|| "nobody else made it".to_owned()),
+            (_, "INVALID_CLIENT") => (!may_be_refused(known, call))
+                .then(|| "the client was refused for no reason".to_owned()),
+            (Verb::CreateClient, "ALREADY_EXISTS") => {
+                (!has_another(known, call)).then(|| "nobody else made it".to_owned())
+            }
             _ => Some(format!("nothing here is to be refused with {code} {reason}")),
         },
     };
@@ -127,10 +158,15 @@ fn expected(known: &Known<'_>, call: &Call, found: &mut Vec<Violation>) {
 fn may_be_refused(known: &Known<'_>, call: &Call) -> bool {
     let disabled = known.endings.client(&call.client).iter();
     let mut disabled = disabled.filter(|ending| ending.call.verb == Verb::DisableClient);
-    let made = known.history.calls.iter().filter(|made| made.verb == Verb::CreateClient && made.client == call.client);
+    let made = known
+        .history
+        .calls
+        .iter()
+        .filter(|made| made.verb == Verb::CreateClient && made.client == call.client);
     let mut made = made.peekable();
-    let is_new =
-        made.peek().is_some() && !made.any(|made| made.outcome.is_ok() && made.end + known.history.run.delta < call.start);
+    let is_new = made.peek().is_some()
+        && !made
+            .any(|made| made.outcome.is_ok() && made.end + known.history.run.delta < call.start);
     disabled.any(|ending| ending.from < call.end) || is_new
 }
 

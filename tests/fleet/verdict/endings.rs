@@ -49,7 +49,10 @@ pub(super) struct Endings<'a> {
 }
 
 impl<'a> Endings<'a> {
-    pub(super) fn new(history: &'a History, presented: &HashMap<&'a str, Vec<Presented<'a>>>) -> Self {
+    pub(super) fn new(
+        history: &'a History,
+        presented: &HashMap<&'a str, Vec<Presented<'a>>>,
+    ) -> Self {
         let mut endings = Self::default();
         for call in history.calls.iter().filter(|call| may_have_happened(&call.outcome)) {
             let ending = Ending::of(call);
@@ -57,7 +60,10 @@ impl<'a> Endings<'a> {
                 (Verb::Revoke | Verb::RevokeAll, Some(Named::Access { jti })) => {
                     endings.tokens.entry(jti).or_default().push(ending);
                 }
-                (Verb::Revoke | Verb::RevokeAll, Some(Named::Refresh { family, .. } | Named::Family { family })) => {
+                (
+                    Verb::Revoke | Verb::RevokeAll,
+                    Some(Named::Refresh { family, .. } | Named::Family { family }),
+                ) => {
                     endings.families.entry(family).or_default().push(ending);
                 }
                 (Verb::RevokeAll | Verb::DisableClient, None) => {
@@ -72,10 +78,17 @@ impl<'a> Endings<'a> {
                 if is_reuse(history.run.grace, calls, at) || is_shared(calls, at) {
                     found.push(Ending { sure: None, ..Ending::of(one.call) });
                 }
-                // Every token in a history is genuine and its client's own: it is refused because it does not stand any more.
-                // The node was told so by the store, and need not have heard of it by the way that judgements do.
-                if one.call.outcome.reason() == Some("INVALID_GRANT") && !is_one_too_many(calls, at) {
-                    found.push(Ending { sure: Some(one.call.end), at_once: None, cause: false, ..Ending::of(one.call) });
+                // Every token in a history is genuine and its client's own: it is refused because
+                // it does not stand any more. The node was told so by the store, and need not have
+                // heard of it by the way that judgements do.
+                if one.call.outcome.reason() == Some("INVALID_GRANT") && !is_one_too_many(calls, at)
+                {
+                    found.push(Ending {
+                        sure: Some(one.call.end),
+                        at_once: None,
+                        cause: false,
+                        ..Ending::of(one.call)
+                    });
                 }
             }
         }
@@ -85,29 +98,49 @@ impl<'a> Endings<'a> {
     /// What may have ended a token before `before`.
     pub(super) fn may_end(&self, token: &Minted<'a>, before: u64, stale: u64) -> bool {
         let jti = token.issued.jti.as_str();
-        let narrow = of(&self.tokens, jti).iter().chain(token.family.map_or(&[][..], |family| of(&self.families, family)));
+        let narrow = of(&self.tokens, jti)
+            .iter()
+            .chain(token.family.map_or(&[][..], |family| of(&self.families, family)));
         narrow.copied().any(|ending| ending.from < before)
             || self.may_end_client(&token.call.client, token.opened, before, stale)
     }
 
-    /// Whether the family a refresh token is of may have ended before `before`, for a reason of its own.
-    pub(super) fn may_end_family(&self, family: &str, opened: Option<&Call>, client: &str, before: u64, stale: u64) -> bool {
+    /// Whether the family a refresh token is of may have ended before `before`, for a reason of its
+    /// own.
+    pub(super) fn may_end_family(
+        &self,
+        family: &str,
+        opened: Option<&Call>,
+        client: &str,
+        before: u64,
+        stale: u64,
+    ) -> bool {
         of(&self.families, family).iter().any(|ending| ending.cause && ending.from < before)
             || opened.is_none_or(|opened| self.may_end_client(client, opened, before, stale))
     }
 
-    /// A wide ending takes what was given out before it, and what was given out by a node that had not yet heard of it.
+    /// A wide ending takes what was given out before it, and what was given out by a node that had
+    /// not yet heard of it.
     fn may_end_client(&self, client: &str, opened: &Call, before: u64, stale: u64) -> bool {
-        of(&self.clients, client)
-            .iter()
-            .any(|ending| ending.from < before && ending.sure.is_none_or(|sure| opened.start < sure + stale))
+        of(&self.clients, client).iter().any(|ending| {
+            ending.from < before && ending.sure.is_none_or(|sure| opened.start < sure + stale)
+        })
     }
 
     /// What must have ended a token for a judgement that began at `at` on `node`.
-    pub(super) fn must_end(&self, history: &History, token: &Minted<'a>, node: &str, at: u64) -> Option<Ending<'a>> {
+    pub(super) fn must_end(
+        &self,
+        history: &History,
+        token: &Minted<'a>,
+        node: &str,
+        at: u64,
+    ) -> Option<Ending<'a>> {
         let narrow = of(&self.tokens, &token.issued.jti).iter();
-        let narrow = narrow.chain(token.family.map_or(&[][..], |family| of(&self.families, family)));
-        let wide = of(&self.clients, &token.call.client).iter().filter(|ending| token.opened.end < ending.from);
+        let narrow =
+            narrow.chain(token.family.map_or(&[][..], |family| of(&self.families, family)));
+        let wide = of(&self.clients, &token.call.client)
+            .iter()
+            .filter(|ending| token.opened.end < ending.from);
         narrow.chain(wide).find(|ending| ending.binds(history, node, at)).copied()
     }
 
@@ -125,12 +158,14 @@ fn of<'e, 'a>(map: &'e HashMap<&str, Vec<Ending<'a>>>, key: &str) -> &'e [Ending
     map.get(key).map_or(&[], Vec::as_slice)
 }
 
-/// Whether a presented token may rightly have been taken for stolen: its successor was used before its answer, or it came again
-/// when the grace was over. No grace runs out while all that anybody was answered is that the outcome is not known: then the
-/// successor is nobody's yet.
+/// Whether a presented token may rightly have been taken for stolen: its successor was used before
+/// its answer, or it came again when the grace was over. No grace runs out while all that anybody
+/// was answered is that the outcome is not known: then the successor is nobody's yet.
 fn is_reuse(grace: u64, calls: &[Presented<'_>], at: usize) -> bool {
     let one = calls[at];
-    let successor_was_used = |other: &Presented<'_>| other.generation > one.generation && other.call.start < one.call.end;
+    let successor_was_used = |other: &Presented<'_>| {
+        other.generation > one.generation && other.call.start < one.call.end
+    };
     let is_late = |other: &Presented<'_>| {
         other.generation == one.generation
             && other.call.request != one.call.request
@@ -144,11 +179,14 @@ fn is_reuse(grace: u64, calls: &[Presented<'_>], at: usize) -> bool {
 const REPETITIONS: usize = 3;
 const RUNNING: u32 = 3;
 
-/// Whether a presented token may have been refused because its successor was given often enough: that ends nothing.
+/// Whether a presented token may have been refused because its successor was given often enough:
+/// that ends nothing.
 pub(super) fn is_one_too_many(calls: &[Presented<'_>], at: usize) -> bool {
     let one = calls[at];
     let before = calls.iter().filter(|other| {
-        other.generation == one.generation && other.call.request != one.call.request && other.call.start < one.call.end
+        other.generation == one.generation
+            && other.call.request != one.call.request
+            && other.call.start < one.call.end
     });
     let given = before.filter(|other| may_have_happened(&other.call.outcome));
     let (mut count, mut answered) = (0, false);
@@ -159,20 +197,23 @@ pub(super) fn is_one_too_many(calls: &[Presented<'_>], at: usize) -> bool {
     count > REPETITIONS && answered
 }
 
-/// Whether a presented token may have shown that two go on with its family: this generation and those before it may each have
-/// been given more than once.
+/// Whether a presented token may have shown that two go on with its family: this generation and
+/// those before it may each have been given more than once.
 fn is_shared(calls: &[Presented<'_>], at: usize) -> bool {
     let one = calls[at];
     let is_repeated = |generation: u32| {
         let given = |other: &&Presented<'_>| {
             other.generation == generation
                 && other.call.start < one.call.end
-                && (other.call.request == one.call.request || may_have_been_given(&other.call.outcome))
+                && (other.call.request == one.call.request
+                    || may_have_been_given(&other.call.outcome))
         };
         calls.iter().filter(given).count() > 1
     };
     // It shows in a repetition, or when the next token is presented.
-    let last = |last: u32| last.checked_sub(RUNNING - 1).is_some_and(|first| (first..=last).all(is_repeated));
+    let last = |last: u32| {
+        last.checked_sub(RUNNING - 1).is_some_and(|first| (first..=last).all(is_repeated))
+    };
     last(one.generation) || one.generation.checked_sub(1).is_some_and(last)
 }
 

@@ -1,5 +1,6 @@
-//! Whether a history keeps the promises, whatever was broken meanwhile: FAULTS section 4, I1 to I10 (I8 is in `leaks`, since it
-//! looks for what a history never holds). Reads nothing but the history.
+//! Whether a history keeps the promises, whatever was broken meanwhile: FAULTS section 4, I1 to I10
+//! (I8 is in `leaks`, since it looks for what a history never holds). Reads nothing but the
+//! history.
 
 mod bounds;
 mod endings;
@@ -58,7 +59,8 @@ struct Minted<'a> {
     call: &'a Call,
     issued: &'a Issued,
     family: Option<&'a str>,
-    /// The call that opened its family, else its own: wide endings are judged by what that was before.
+    /// The call that opened its family, else its own: wide endings are judged by what that was
+    /// before.
     opened: &'a Call,
 }
 
@@ -84,7 +86,9 @@ struct Presented<'a> {
 impl<'a> Known<'a> {
     fn new(history: &'a History) -> Self {
         let mut openings: HashMap<&str, &Call> = HashMap::new();
-        for call in history.calls.iter().filter(|call| call.verb == Verb::Token && call.outcome.is_ok()) {
+        for call in
+            history.calls.iter().filter(|call| call.verb == Verb::Token && call.outcome.is_ok())
+        {
             if let Some((family, ..)) = call.issued.as_ref().and_then(refresh_token) {
                 openings.insert(family, call);
             }
@@ -99,7 +103,12 @@ impl<'a> Known<'a> {
         let mut presented: HashMap<&str, Vec<Presented<'_>>> = HashMap::new();
         for call in history.calls.iter().filter(|call| call.verb == Verb::Refresh) {
             let Some(Named::Refresh { family, generation, print }) = &call.token else { continue };
-            presented.entry(family).or_default().push(Presented { call, family, generation: *generation, print });
+            presented.entry(family).or_default().push(Presented {
+                call,
+                family,
+                generation: *generation,
+                print,
+            });
         }
         let endings = Endings::new(history, &presented);
         Self { history, minted, presented, endings }
@@ -109,7 +118,8 @@ impl<'a> Known<'a> {
     fn judgements(&self) -> impl Iterator<Item = (&'a Call, &Minted<'a>, bool)> {
         self.history.calls.iter().filter_map(|call| {
             let Some(Named::Access { jti }) = &call.token else { return None };
-            let active = call.active.filter(|_| call.verb == Verb::Introspect && call.outcome.is_ok())?;
+            let active =
+                call.active.filter(|_| call.verb == Verb::Introspect && call.outcome.is_ok())?;
             Some((call, self.minted.get(jti.as_str())?, active))
         })
     }

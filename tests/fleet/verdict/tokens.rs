@@ -18,20 +18,28 @@ fn issued_stand(known: &Known<'_>, found: &mut Vec<Violation>) {
     for (call, token, active) in known.judgements() {
         let in_its_life = call.start > token.call.end && call.end + run.leeway < token.issued.until;
         if !active && in_its_life && !known.endings.may_end(token, call.end, run.stale) {
-            let what = format!("the token {} was given out, nobody ended it, and it does not stand", token.issued.jti);
+            let what = format!(
+                "the token {} was given out, nobody ended it, and it does not stand",
+                token.issued.jti
+            );
             found.push(Violation::new("I1", what).by(token.call).by(call));
         }
     }
 }
 
-/// I2, I4: once an ending is acknowledged and had time to be heard of, nothing that it covers stands, on any node, ever. After a
-/// refresh token was refused for good, nothing of its family does.
+/// I2, I4: once an ending is acknowledged and had time to be heard of, nothing that it covers
+/// stands, on any node, ever. After a refresh token was refused for good, nothing of its family
+/// does.
 fn ended_do_not(known: &Known<'_>, found: &mut Vec<Violation>) {
     for (call, token, active) in known.judgements() {
         let ending = known.endings.must_end(known.history, token, &call.node, call.start);
         if let Some(ending) = ending.filter(|_| active) {
             let late = call.start - ending.sure.unwrap_or(call.start);
-            let what = format!("the token {} stands {} ms after it was ended", token.issued.jti, late / 1_000);
+            let what = format!(
+                "the token {} stands {} ms after it was ended",
+                token.issued.jti,
+                late / 1_000
+            );
             let invariant = if ending.cause { "I2" } else { "I4" };
             found.push(Violation::new(invariant, what).by(token.call).by(ending.call).by(call));
         }
@@ -41,7 +49,9 @@ fn ended_do_not(known: &Known<'_>, found: &mut Vec<Violation>) {
 /// I2: whoever has said that a token does not stand has said it for all.
 fn nothing_comes_back(known: &Known<'_>, found: &mut Vec<Violation>) {
     let mut gone: HashMap<&str, &Call> = HashMap::new();
-    for (call, token, active) in known.judgements().filter(|(call, token, _)| call.start > token.call.end) {
+    for (call, token, active) in
+        known.judgements().filter(|(call, token, _)| call.start > token.call.end)
+    {
         let jti = token.issued.jti.as_str();
         if !active {
             let first = gone.entry(jti).or_insert(call);
@@ -70,11 +80,10 @@ fn refused_clients_get_nothing(known: &Known<'_>, found: &mut Vec<Violation>) {
         if !matches!(call.verb, Verb::Token | Verb::Refresh) || !call.outcome.is_ok() {
             continue;
         }
-        let disabled = known
-            .endings
-            .client(&call.client)
-            .iter()
-            .find(|ending| ending.call.verb == Verb::DisableClient && ending.binds(known.history, &call.node, call.start));
+        let disabled = known.endings.client(&call.client).iter().find(|ending| {
+            ending.call.verb == Verb::DisableClient
+                && ending.binds(known.history, &call.node, call.start)
+        });
         if let Some(disabled) = disabled {
             let what = format!("the client {} was disabled and gets tokens", call.client);
             found.push(Violation::new("I2", what).by(disabled.call).by(call));

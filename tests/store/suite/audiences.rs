@@ -65,7 +65,9 @@ pub(crate) async fn of_fifty_that_claim_one_audience_one_succeeds(bench: &Bench)
     let tasks: Vec<_> = (0..50)
         .map(|n| {
             let (store, record) = (bench.store(), record("urn:a", &format!("tenant-{n}")));
-            tokio::spawn(async move { (claim(&*store, &record).await == Creation::Created).then_some(record) })
+            tokio::spawn(async move {
+                (claim(&*store, &record).await == Creation::Created).then_some(record)
+            })
         })
         .collect();
     let mut claimed = Vec::new();
@@ -79,8 +81,12 @@ pub(crate) async fn of_fifty_that_claim_one_audience_one_succeeds(bench: &Bench)
 pub(crate) async fn a_change_of_a_record_needs_the_one_it_was_made_from(bench: &Bench) {
     let store = bench.store();
     let first = record("urn:a", "acme");
-    let replace = async |record: &AudienceRecord| store.replace_audience(record, event(Action::AudienceReleasing)).await;
-    let release = async |record: &AudienceRecord| store.release_audience(record, event(Action::AudienceReleased)).await;
+    let replace = async |record: &AudienceRecord| {
+        store.replace_audience(record, event(Action::AudienceReleasing)).await
+    };
+    let release = async |record: &AudienceRecord| {
+        store.release_audience(record, event(Action::AudienceReleased)).await
+    };
     let second = AudienceRecord { releasing: true, revision: 2, ..first.clone() };
     assert_eq!(replace(&second).await.unwrap(), Write::Stale, "there is none");
     assert_eq!(release(&first).await.unwrap(), Write::Stale);
@@ -118,8 +124,13 @@ pub(crate) async fn pages_of_audiences_follow_their_bytes(bench: &Bench) {
         claim(&*store, &record(audience, if n % 2 == 0 { "acme" } else { "globex" })).await;
     }
     claim(&*store, &record("urn:gone", "acme")).await;
-    store.release_audience(&record("urn:gone", "acme"), event(Action::AudienceReleased)).await.unwrap();
-    for (tenant, expected) in [(None, all.to_vec()), (Some("acme"), vec![all[0], all[2], all[4]]), (Some("none"), vec![])] {
+    store
+        .release_audience(&record("urn:gone", "acme"), event(Action::AudienceReleased))
+        .await
+        .unwrap();
+    for (tenant, expected) in
+        [(None, all.to_vec()), (Some("acme"), vec![all[0], all[2], all[4]]), (Some("none"), vec![])]
+    {
         let tenant = tenant.map(|tenant| tenant.parse().unwrap());
         for limit in [1, 2, 100] {
             let (mut paged, mut after) = (Vec::new(), None);

@@ -14,7 +14,9 @@ use tokio::{sync::broadcast::error::RecvError, time::timeout};
 
 use crate::{
     bench::Bench,
-    fixtures::{NOW, at, chain_of, client, event, family, id, keyset, of_revision, stamp, whole_chain},
+    fixtures::{
+        NOW, at, chain_of, client, event, family, id, keyset, of_revision, stamp, whole_chain,
+    },
 };
 
 fn numbered(n: u64) -> Event {
@@ -55,7 +57,9 @@ pub(crate) async fn an_event_reads_back_as_it_was_appended(bench: &Bench) {
     full.tenant = Some("t".repeat(64).parse().unwrap());
     full.client = Some(id(&"x".repeat(128)));
     full.secret = Some("s1".parse().unwrap());
-    let full = full.refused(Action::AccessRefused, "target", "insufficient_scope").in_family(FamilyId::new());
+    let full = full
+        .refused(Action::AccessRefused, "target", "insufficient_scope")
+        .in_family(FamilyId::new());
     let bare = jeton::model::Stamp::internal(NOW).done(Action::ServerStarted, "");
     for event in [&full, &bare] {
         store.append(event.clone()).await.unwrap();
@@ -69,9 +73,15 @@ pub(crate) async fn an_event_reads_back_as_it_was_appended(bench: &Bench) {
 /// O02: nothing in a text ends a record or starts another.
 pub(crate) async fn odd_text_is_kept_as_it_is(bench: &Bench) {
     let store = bench.store();
-    let odd = ["", "\r\n", "\u{1b}[31m", "\u{2028}", "\0", "\"}{\"", "\\", "é\u{202e}", "$where", "a.b"];
+    let odd =
+        ["", "\r\n", "\u{1b}[31m", "\u{2028}", "\0", "\"}{\"", "\\", "é\u{202e}", "$where", "a.b"];
     for text in odd {
-        store.append(Event { target: text.into(), ..event(Action::TokenIssued) }.because(text.into())).await.unwrap();
+        store
+            .append(
+                Event { target: text.into(), ..event(Action::TokenIssued) }.because(text.into()),
+            )
+            .await
+            .unwrap();
     }
     let long = "x".repeat(1 << 20);
     store.append(Event { target: long.clone(), ..event(Action::TokenIssued) }).await.unwrap();
@@ -102,8 +112,8 @@ pub(crate) async fn newest_come_first_and_pages_stand(bench: &Bench) {
     assert_eq!(sequences(&store.chain(&name, u64::MAX, 2).await.unwrap()), [0; 0]);
 }
 
-/// O05: newest first goes by time, and by the place in the chain only within a millisecond; every page begins where the one
-/// before it ended, whatever its length.
+/// O05: newest first goes by time, and by the place in the chain only within a millisecond; every
+/// page begins where the one before it ended, whatever its length.
 pub(crate) async fn events_follow_their_times_where_the_chain_does_not(bench: &Bench) {
     let store = bench.store();
     for (n, millis) in [5, 9, 7, 7, -3, 9, 0].into_iter().enumerate() {
@@ -123,16 +133,21 @@ pub(crate) async fn events_follow_their_times_where_the_chain_does_not(bench: &B
     }
     // Places between records, and of chains that are not there.
     let name = chain_of(&*store).await;
-    for (millis, chain, sequence, newest) in
-        [(8, &*name, 1, 4), (7, &*name, 4, 3), (7, "", u64::MAX, 1), (7, "\u{10ffff}", 0, 4), (9, "\u{10ffff}", 0, 6)]
-    {
+    for (millis, chain, sequence, newest) in [
+        (8, &*name, 1, 4),
+        (7, &*name, 4, 3),
+        (7, "", u64::MAX, 1),
+        (7, "\u{10ffff}", 0, 4),
+        (9, "\u{10ffff}", 0, 6),
+    ] {
         let before = Place { at: at(millis), chain: chain.into(), sequence };
         let page = store.events(&Filter::default(), Some(&before), 1).await.unwrap();
         assert_eq!(sequences(&page), [newest], "{before:?}");
     }
 }
 
-/// A chain bears the name of the node that began it and keeps it over a restart; what is asked of others is not there.
+/// A chain bears the name of the node that began it and keeps it over a restart; what is asked of
+/// others is not there.
 pub(crate) async fn a_chain_is_named_and_others_are_not_there(bench: &Bench) {
     let store = bench.store();
     assert_eq!(store.chains().await.unwrap(), []);
@@ -161,7 +176,10 @@ pub(crate) async fn filters_admit_what_they_say(bench: &Bench) {
     };
     store.append(stamp("t", "a", 0).done(Action::TokenIssued, "one")).await.unwrap();
     store.append(stamp("t", "A", 10).done(Action::TokenRevoked, "two")).await.unwrap();
-    store.append(stamp("u", "a", 20).refused(Action::RefreshRefused, "t", "invalid_grant")).await.unwrap();
+    store
+        .append(stamp("u", "a", 20).refused(Action::RefreshRefused, "t", "invalid_grant"))
+        .await
+        .unwrap();
     store.append(event(Action::ServerStarted)).await.unwrap();
     let found = async |filter: Filter| sequences(&store.events(&filter, None, 99).await.unwrap());
     let none = Filter::default;
@@ -206,7 +224,8 @@ pub(crate) async fn concurrent_appends_leave_no_gap(bench: &Bench) {
     }
     assert_eq!(verify(&*bench.store()).await, 500);
     let records = whole_chain(&*bench.store()).await;
-    let targets: BTreeSet<u64> = records.iter().map(|record| record.event.target.parse().unwrap()).collect();
+    let targets: BTreeSet<u64> =
+        records.iter().map(|record| record.event.target.parse().unwrap()).collect();
     assert_eq!(targets, (0..500).collect());
 }
 
@@ -271,7 +290,8 @@ pub(crate) async fn the_newest_time_never_goes_back(bench: &Bench) {
     assert_eq!(bench.reopen().await.newest(), at(9));
 }
 
-/// C1: what was forgotten because it had expired must not stand again under a clock that starts before that.
+/// C1: what was forgotten because it had expired must not stand again under a clock that starts
+/// before that.
 pub(crate) async fn the_newest_time_covers_what_was_swept(bench: &Bench) {
     let store = bench.store();
     append(&*store, 1).await;

@@ -42,7 +42,9 @@ pub(crate) async fn of_fifty_that_write_a_keyset_one_succeeds(bench: &Bench) {
         .map(|n| {
             let store = bench.store();
             let keyset = Keyset { sealed_root: n.to_string(), ..keyset(1) };
-            tokio::spawn(async move { store.replace_keyset(&keyset, event(Action::KeysCreated)).await.unwrap() })
+            tokio::spawn(async move {
+                store.replace_keyset(&keyset, event(Action::KeysCreated)).await.unwrap()
+            })
         })
         .collect();
     let mut done = Vec::new();

@@ -7,7 +7,9 @@ use jeton::{
 
 use crate::{
     bench::Bench,
-    fixtures::{Ear, NOW, at, client, event, family, id, keyset, of_revision, present, stamp, whole_chain},
+    fixtures::{
+        Ear, NOW, at, client, event, family, id, keyset, of_revision, present, stamp, whole_chain,
+    },
 };
 
 pub(crate) async fn a_store_is_ready(bench: &Bench) {
@@ -53,7 +55,11 @@ pub(crate) async fn a_closed_store_answers_unavailable(bench: &Bench) {
     unavailable(store.family(family.id, NOW).await);
     unavailable(store.rotate(&present(&family, 0, 1), &stamp(), "jti").await);
     unavailable(store.end_family(FamilyId::new(), NOW, at(1), event()).await);
-    unavailable(store.revoke(&Revocation { revoked: Revoked::Token(Jti::new()), until: at(1) }, event()).await);
+    unavailable(
+        store
+            .revoke(&Revocation { revoked: Revoked::Token(Jti::new()), until: at(1) }, event())
+            .await,
+    );
     unavailable(store.raise_epoch(&EpochOf::Client(id("a")), event()).await);
     unavailable(store.follow(NOW, Ear::new()).await);
     unavailable(store.sweep(NOW, 1).await);

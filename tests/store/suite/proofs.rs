@@ -1,9 +1,10 @@
-//! Changes that need a proof: made while it holds, and not at all once it has fallen, in each way it can fall.
+//! Changes that need a proof: made while it holds, and not at all once it has fallen, in each way
+//! it can fall.
 
 use jeton::{
     model::{
-        Action, AudienceRecord, Claims, Client, ClientId, EpochOf, Epochs, Family, FamilyId, Jti, Keyset, Kid, Revocation,
-        Revoked, Scopes, Subject, Timestamp, keyset::KeyState,
+        Action, AudienceRecord, Claims, Client, ClientId, EpochOf, Epochs, Family, FamilyId, Jti,
+        Keyset, Kid, Revocation, Revoked, Scopes, Subject, Timestamp, keyset::KeyState,
     },
     store::{FoundAudience, Proof, ProvenWrite, Spent, Store},
 };
@@ -41,7 +42,8 @@ impl Scene {
             store.replace_keyset(&keyset(1), event(Action::KeysCreated)).await.unwrap();
         }
         let keyset = store.keyset().await.unwrap().unwrap();
-        let active = keyset.keys.iter().find(|key| matches!(key.state, KeyState::Active { .. })).unwrap();
+        let active =
+            keyset.keys.iter().find(|key| matches!(key.state, KeyState::Active { .. })).unwrap();
         let admin = Client {
             tenant: format!("tenant-{n}").parse().unwrap(),
             scopes: scopes(&["orders:read", ADMIN]),
@@ -93,34 +95,60 @@ impl Scene {
                 of_any: false,
                 event: event(Action::ClientCreated),
             },
-            ProvenWrite::ReplaceClient { client: next.clone(), event: event(Action::ClientUpdated) },
-            ProvenWrite::EndClient { client: next, event: event(Action::ClientDisabled), ended: event(Action::ClientRevoked) },
+            ProvenWrite::ReplaceClient {
+                client: next.clone(),
+                event: event(Action::ClientUpdated),
+            },
+            ProvenWrite::EndClient {
+                client: next,
+                event: event(Action::ClientDisabled),
+                ended: event(Action::ClientRevoked),
+            },
             ProvenWrite::DeleteClient {
                 client: Box::new(client(self.target.as_str())),
                 ended: event(Action::ClientRevoked),
                 event: event(Action::ClientDeleted),
             },
-            ProvenWrite::RaiseEpoch { of: EpochOf::Client(self.target.clone()), event: event(Action::ClientRevoked) },
+            ProvenWrite::RaiseEpoch {
+                of: EpochOf::Client(self.target.clone()),
+                event: event(Action::ClientRevoked),
+            },
             ProvenWrite::Revoke {
                 revocation: Revocation { revoked: Revoked::Token(Jti::new()), until: UNTIL },
                 event: event(Action::JtiRevoked),
             },
-            ProvenWrite::EndFamily { id: self.family, now: NOW, until: UNTIL, event: event(Action::FamilyRevoked) },
+            ProvenWrite::EndFamily {
+                id: self.family,
+                now: NOW,
+                until: UNTIL,
+                event: event(Action::FamilyRevoked),
+            },
             ProvenWrite::ReplaceKeyset { keyset, event: event(Action::KeysRotated) },
             ProvenWrite::ClaimAudience {
                 record: Box::new(record(&format!("urn:new:{}", self.new), "acme")),
                 event: event(Action::AudienceClaimed),
             },
             ProvenWrite::ReplaceAudience {
-                record: Box::new(AudienceRecord { releasing: true, revision: 2, ..self.audience.clone() }),
+                record: Box::new(AudienceRecord {
+                    releasing: true,
+                    revision: 2,
+                    ..self.audience.clone()
+                }),
                 event: event(Action::AudienceReleasing),
             },
             ProvenWrite::MoveAudience {
                 from: Some(Box::new(self.audience.clone())),
-                record: Box::new(AudienceRecord { tenant: "globex".parse().unwrap(), revision: 2, ..self.audience.clone() }),
+                record: Box::new(AudienceRecord {
+                    tenant: "globex".parse().unwrap(),
+                    revision: 2,
+                    ..self.audience.clone()
+                }),
                 events: vec![event(Action::AudienceReleased), event(Action::AudienceClaimed)],
             },
-            ProvenWrite::ReleaseAudience { record: Box::new(self.audience.clone()), event: event(Action::AudienceReleased) },
+            ProvenWrite::ReleaseAudience {
+                record: Box::new(self.audience.clone()),
+                event: event(Action::AudienceReleased),
+            },
         ];
         writes.into_iter().nth(nth).unwrap()
     }
@@ -184,7 +212,9 @@ impl Fall {
     async fn happen(self, store: &dyn Store, scene: &Scene) {
         let rewritten = match self {
             Self::Disabled => Some(scene.admin_with(|admin| admin.disabled = true)),
-            Self::ScopeTaken => Some(scene.admin_with(|admin| admin.scopes = scopes(&["orders:read"]))),
+            Self::ScopeTaken => {
+                Some(scene.admin_with(|admin| admin.scopes = scopes(&["orders:read"])))
+            }
             Self::SecretRetired => Some(scene.admin_with(|admin| drop(admin.secrets.remove(0)))),
             Self::Deleted
             | Self::ClientEpoch
@@ -202,12 +232,15 @@ impl Fall {
             store.raise_epoch(&of, event(Action::ClientRevoked)).await.unwrap();
         };
         match self {
-            Self::Deleted => drop(store.delete_client(&scene.admin, event(Action::ClientDeleted)).await.unwrap()),
+            Self::Deleted => {
+                drop(store.delete_client(&scene.admin, event(Action::ClientDeleted)).await.unwrap())
+            }
             Self::ClientEpoch => raise(EpochOf::Client(scene.admin.id.clone())).await,
             Self::TenantEpoch => raise(EpochOf::Tenant(scene.admin.tenant.clone())).await,
             Self::SubjectEpoch => raise(EpochOf::Subject(scene.claims.sub.clone())).await,
             Self::Token => {
-                let revocation = Revocation { revoked: Revoked::Token(scene.claims.jti), until: UNTIL };
+                let revocation =
+                    Revocation { revoked: Revoked::Token(scene.claims.jti), until: UNTIL };
                 store.revoke(&revocation, event(Action::JtiRevoked)).await.unwrap();
             }
             Self::Family => {
@@ -215,8 +248,11 @@ impl Fall {
                 store.end_family(family, NOW, UNTIL, event(Action::FamilyRevoked)).await.unwrap();
             }
             Self::Key => {
-                let mut next = Keyset { revision: scene.keyset.revision + 1, ..scene.keyset.clone() };
-                next.keys.iter_mut().for_each(|key| key.state = KeyState::Revoked { remove_at: UNTIL });
+                let mut next =
+                    Keyset { revision: scene.keyset.revision + 1, ..scene.keyset.clone() };
+                next.keys
+                    .iter_mut()
+                    .for_each(|key| key.state = KeyState::Revoked { remove_at: UNTIL });
                 next.keys.extend(keyset(next.revision).keys);
                 store.replace_keyset(&next, event(Action::KeyRevoked)).await.unwrap();
             }
@@ -238,7 +274,8 @@ pub(crate) async fn a_change_is_made_while_its_proof_holds(bench: &Bench) {
     }
 }
 
-/// S03 (AUDIT TL3): every change, in every way its proof can have fallen: refused, and neither changed nor recorded.
+/// S03 (AUDIT TL3): every change, in every way its proof can have fallen: refused, and neither
+/// changed nor recorded.
 pub(crate) async fn a_change_without_its_proof_is_not_made(bench: &Bench) {
     let store = &*bench.store();
     let mut n = 0;
@@ -251,9 +288,15 @@ pub(crate) async fn a_change_without_its_proof_is_not_made(bench: &Bench) {
             let target = store.client(&scene.target).await.unwrap();
             let before = whole_chain(store).await.len();
             let write = || scene.write(nth, &keyset);
-            let fallen = [(scene.by_token(), fall.ends_tokens()), (scene.by_secret(), fall.ends_secrets())];
+            let fallen =
+                [(scene.by_token(), fall.ends_tokens()), (scene.by_secret(), fall.ends_secrets())];
             for (proof, _) in fallen.into_iter().filter(|(_, falls)| *falls) {
-                assert_eq!(store.spend(proof, write()).await.unwrap(), Spent::Unproven, "{fall:?} {:?}", write());
+                assert_eq!(
+                    store.spend(proof, write()).await.unwrap(),
+                    Spent::Unproven,
+                    "{fall:?} {:?}",
+                    write()
+                );
             }
             assert_eq!(whole_chain(store).await.len(), before, "{fall:?}");
             assert_eq!(store.client(&scene.target).await.unwrap(), target);
@@ -279,9 +322,15 @@ pub(crate) async fn a_proven_removal_raises_the_epoch(bench: &Bench) {
     assert_eq!(store.spend(scene.by_token(), delete(7)).await.unwrap(), Spent::Stale);
     assert_eq!(store.spend(scene.by_token(), delete(1)).await.unwrap(), Spent::Done);
     assert_eq!(store.client(&scene.target).await.unwrap(), None);
-    let epoch = store.raise_epoch(&EpochOf::Client(scene.target.clone()), event(Action::ClientRevoked)).await.unwrap();
+    let epoch = store
+        .raise_epoch(&EpochOf::Client(scene.target.clone()), event(Action::ClientRevoked))
+        .await
+        .unwrap();
     assert_eq!(epoch, 2);
-    let taken =
-        ProvenWrite::CreateClient { client: Box::new(scene.admin.clone()), of_any: false, event: event(Action::ClientCreated) };
+    let taken = ProvenWrite::CreateClient {
+        client: Box::new(scene.admin.clone()),
+        of_any: false,
+        event: event(Action::ClientCreated),
+    };
     assert_eq!(store.spend(scene.by_token(), taken).await.unwrap(), Spent::Taken);
 }

@@ -92,7 +92,9 @@ pub(crate) async fn fifty_raises_make_fifty_values(bench: &Bench) {
     let tasks: Vec<_> = (0..50)
         .map(|_| {
             let (store, of) = (bench.store(), of.clone());
-            tokio::spawn(async move { store.raise_epoch(&of, event(Action::ClientRevoked)).await.unwrap() })
+            tokio::spawn(async move {
+                store.raise_epoch(&of, event(Action::ClientRevoked)).await.unwrap()
+            })
         })
         .collect();
     let mut values = BTreeSet::new();
@@ -126,7 +128,8 @@ pub(crate) async fn a_follower_misses_nothing(bench: &Bench) {
     for (snapshot, ear) in followers {
         let heard = ear.heard();
         for revocation in &all {
-            let known = snapshot.revocations.contains(revocation) || heard.contains(&Change::Revoked(*revocation));
+            let known = snapshot.revocations.contains(revocation)
+                || heard.contains(&Change::Revoked(*revocation));
             assert!(known, "{revocation:?}");
         }
     }
@@ -138,13 +141,18 @@ pub(crate) async fn changes_are_heard_in_the_order_of_their_commits(bench: &Benc
     let tasks: Vec<_> = (0..50)
         .map(|_| {
             let (store, of) = (bench.store(), of.clone());
-            tokio::spawn(async move { store.raise_epoch(&of, event(Action::TenantRevoked)).await.unwrap() })
+            tokio::spawn(async move {
+                store.raise_epoch(&of, event(Action::TenantRevoked)).await.unwrap()
+            })
         })
         .collect();
     for task in tasks {
         task.await.unwrap();
     }
-    assert_eq!(ear.heard(), (1..=50).map(|value| Change::Epoch(of.clone(), value)).collect::<Vec<_>>());
+    assert_eq!(
+        ear.heard(),
+        (1..=50).map(|value| Change::Epoch(of.clone(), value)).collect::<Vec<_>>()
+    );
 }
 
 /// V07: what a token may still depend on stays, to the millisecond.

@@ -11,7 +11,8 @@ use crate::{
     fixtures::{NOW, at, event},
 };
 
-/// AZ6: a record that cannot be read is listed and verified as one, at its place, and the rest goes on.
+/// AZ6: a record that cannot be read is listed and verified as one, at its place, and the rest goes
+/// on.
 #[tokio::test]
 async fn an_unreadable_record_is_shown_as_one_and_the_rest_goes_on() {
     for (damage, time) in [
@@ -25,19 +26,24 @@ async fn an_unreadable_record_is_shown_as_one_and_the_rest_goes_on() {
         let dir = tempfile::tempdir().unwrap();
         let store = Embedded::open(dir.path(), "node", Bench::key()).unwrap();
         for n in 1..=5 {
-            store.append(Event { target: n.to_string(), ..event(Action::TokenIssued) }).await.unwrap();
+            store
+                .append(Event { target: n.to_string(), ..event(Action::TokenIssued) })
+                .await
+                .unwrap();
         }
         let raw = rusqlite::Connection::open(dir.path().join("jeton.db")).unwrap();
         raw.execute(&format!("UPDATE audit SET {damage} WHERE sequence = 3"), []).unwrap();
         let listed = store.events(&Filter::default(), None, 9).await.unwrap();
-        let mut shown: Vec<_> = listed.iter().map(|record| (record.sequence, record.is_unreadable())).collect();
+        let mut shown: Vec<_> =
+            listed.iter().map(|record| (record.sequence, record.is_unreadable())).collect();
         shown.sort_unstable();
         assert_eq!(shown, [(1, false), (2, false), (3, true), (4, false), (5, false)], "{damage}");
         if let Some(time) = time {
             assert!(listed.iter().all(|record| record.event.at == time), "{damage}");
         }
         let chain = store.chain("node", 0, 9).await.unwrap();
-        let in_order: Vec<_> = chain.iter().map(|record| (record.sequence, record.is_unreadable())).collect();
+        let in_order: Vec<_> =
+            chain.iter().map(|record| (record.sequence, record.is_unreadable())).collect();
         assert_eq!(in_order, shown, "{damage}");
         let verdicts = verify(&store, &Bench::key(), None, &[]).await.unwrap();
         let flaws: Vec<_> = verdicts.into_iter().map(|verdict| verdict.flaw).collect();
@@ -45,7 +51,8 @@ async fn an_unreadable_record_is_shown_as_one_and_the_rest_goes_on() {
     }
 }
 
-/// AZ3: the one chain of a store that no other node shares is its own, whose end is sure, and it has nobody to witness.
+/// AZ3: the one chain of a store that no other node shares is its own, whose end is sure, and it
+/// has nobody to witness.
 #[tokio::test]
 async fn a_store_of_one_node_is_sure_of_its_end() {
     let dir = tempfile::tempdir().unwrap();
@@ -58,5 +65,8 @@ async fn a_store_of_one_node_is_sure_of_its_end() {
         assert_eq!(witness.look(&store, &Bench::key(), at(1)).await.unwrap(), 0);
     }
     let verdicts = verify(&store, &Bench::key(), None, &[]).await.unwrap();
-    assert_eq!(verdicts.iter().map(|verdict| (verdict.checked, verdict.is_end_sure)).collect::<Vec<_>>(), [(1, true)]);
+    assert_eq!(
+        verdicts.iter().map(|verdict| (verdict.checked, verdict.is_end_sure)).collect::<Vec<_>>(),
+        [(1, true)]
+    );
 }

@@ -53,13 +53,24 @@ pub(super) fn unsigned(node: &str, after: i64, event: &Event) -> Document {
 
 /// Puts the MAC on an entry that a node does, for the outbox of a document.
 pub(crate) fn sign(entry: &mut Document, key: &ChainKey, collection: &str, id: impl Into<Bson>) {
-    let event: Event = mongodb::bson::deserialize_from_bson(entry.get("event").unwrap().clone()).unwrap();
+    let event: Event =
+        mongodb::bson::deserialize_from_bson(entry.get("event").unwrap().clone()).unwrap();
     let owner = mongodb::bson::serialize_to_vec(&doc! { "_id": id.into() }).unwrap();
-    let (id, after) = (bytes(entry.get("id").unwrap()).to_vec(), entry.get_i64("after").unwrap().to_be_bytes());
+    let (id, after) =
+        (bytes(entry.get("id").unwrap()).to_vec(), entry.get_i64("after").unwrap().to_be_bytes());
     let claim = entry.get("claim").map(|claim| bytes(claim).to_vec()).unwrap_or_default();
     let (node, from) = (entry.get_str("node").unwrap(), entry.get_str("from").unwrap_or_default());
     let body = serde_json::to_vec(&event).unwrap();
-    let parts: [&[u8]; 8] = [&id, node.as_bytes(), &after, &claim, from.as_bytes(), collection.as_bytes(), &owner, &body];
+    let parts: [&[u8]; 8] = [
+        &id,
+        node.as_bytes(),
+        &after,
+        &claim,
+        from.as_bytes(),
+        collection.as_bytes(),
+        &owner,
+        &body,
+    ];
     let tag = key.mac_entry(&parts);
     entry.insert("mac", binary(&tag));
 }
@@ -73,7 +84,8 @@ pub(super) async fn all(store: &Mongo) -> Vec<Record> {
 }
 
 pub(super) async fn verdict(store: &Mongo, chain: &str) -> Verdict {
-    let [verdict] = <[_; 1]>::try_from(verify(store, &Bench::key(), Some(chain), &[]).await.unwrap()).unwrap();
+    let [verdict] =
+        <[_; 1]>::try_from(verify(store, &Bench::key(), Some(chain), &[]).await.unwrap()).unwrap();
     verdict
 }
 
@@ -89,15 +101,18 @@ pub(super) async fn append(store: &Mongo, count: u64) {
     }
 }
 
-/// AZ2, O04: what no node put into an outbox is never recorded, whatever the collection and the forgery. It is taken out and
-/// reported once, and stands in the way of nobody's.
+/// AZ2, O04: what no node put into an outbox is never recorded, whatever the collection and the
+/// forgery. It is taken out and reported once, and stands in the way of nobody's.
 #[tokio::test]
 #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
 async fn a_forged_outbox_entry_is_refused_and_reported_once() {
     let own = Own::own();
     let first = node(own.uri(), "node").await;
     scenes::fill(&first, 2).await;
-    first.raise_epoch(&EpochOf::Tenant("t".parse().unwrap()), event(Action::TenantRevoked)).await.unwrap();
+    first
+        .raise_epoch(&EpochOf::Tenant("t".parse().unwrap()), event(Action::TenantRevoked))
+        .await
+        .unwrap();
     first
         .replace_keyset(
             &keyset(first.keyset().await.unwrap().map_or(1, |keyset| keyset.revision + 1)),
@@ -123,7 +138,8 @@ async fn a_forged_outbox_entry_is_refused_and_reported_once() {
         sign(&mut redirected, &Bench::key(), name, id.clone());
         redirected.insert("node", "node");
         let garbage = doc! { "id": 5, "event": "none" };
-        let entries = vec![bare, under_another_key, of_another_document, altered, redirected, garbage];
+        let entries =
+            vec![bare, under_another_key, of_another_document, altered, redirected, garbage];
         forged.extend(entries.iter().map(|_| name));
         let push = doc! { "$push": { "outbox": { "$each": entries } } };
         documents.update_one(doc! { "_id": id }, push).await.unwrap();
@@ -135,9 +151,11 @@ async fn a_forged_outbox_entry_is_refused_and_reported_once() {
     // A node's own, among them.
     let clients: Collection<Document> = database.collection("clients");
     let id = clients.find_one(doc! {}).await.unwrap().unwrap().get("_id").unwrap().clone();
-    let mut left = unsigned("node", 0, &Event { target: "left".into(), ..event(Action::ClientUpdated) });
+    let mut left =
+        unsigned("node", 0, &Event { target: "left".into(), ..event(Action::ClientUpdated) });
     sign(&mut left, &Bench::key(), "clients", id.clone());
-    let mut claimed = unsigned("node", 0, &Event { target: "claimed".into(), ..event(Action::ClientUpdated) });
+    let mut claimed =
+        unsigned("node", 0, &Event { target: "claimed".into(), ..event(Action::ClientUpdated) });
     claimed.extend(doc! { "claim": uuid(Uuid::now_v7()), "from": "gone" });
     sign(&mut claimed, &Bench::key(), "clients", id.clone());
     let push = doc! { "$push": { "outbox": { "$each": [left, claimed] } } };
@@ -146,16 +164,24 @@ async fn a_forged_outbox_entry_is_refused_and_reported_once() {
     for life in 1..=2 {
         let store = node(own.uri(), "node").await;
         let records = all(&store).await;
-        let of = |wanted: Action| records.iter().filter(move |record| record.event.action == wanted);
+        let of =
+            |wanted: Action| records.iter().filter(move |record| record.event.action == wanted);
         assert!(!records.iter().any(|record| record.event.target == "framed"), "{records:?}");
-        let mut refused: Vec<_> =
-            of(Action::EntryRefused).map(|record| record.event.target.split('/').next().unwrap()).collect();
+        let mut refused: Vec<_> = of(Action::EntryRefused)
+            .map(|record| record.event.target.split('/').next().unwrap())
+            .collect();
         refused.sort_unstable();
         forged.sort_unstable();
         assert_eq!(refused, forged, "life {life}");
         let mut recovered: Vec<_> = records
             .iter()
-            .filter_map(|record| record.event.recovered_from.as_deref().map(|from| (record.event.target.as_str(), from)))
+            .filter_map(|record| {
+                record
+                    .event
+                    .recovered_from
+                    .as_deref()
+                    .map(|from| (record.event.target.as_str(), from))
+            })
             .collect();
         recovered.sort_unstable();
         assert_eq!(recovered, [("claimed", "gone"), ("left", "node")], "life {life}");
@@ -164,11 +190,16 @@ async fn a_forged_outbox_entry_is_refused_and_reported_once() {
     }
     for name in ["clients", "tokens", "revocations", "epochs", "signing_keys"] {
         let filled = doc! { "outbox.id": { "$exists": true } };
-        assert_eq!(database.collection::<Document>(name).count_documents(filled).await.unwrap(), 0, "{name}");
+        assert_eq!(
+            database.collection::<Document>(name).count_documents(filled).await.unwrap(),
+            0,
+            "{name}"
+        );
     }
 }
 
-/// AZ2, O03: that a record claims to be that of an entry suppresses no event: the record's seal covers the claim.
+/// AZ2, O03: that a record claims to be that of an entry suppresses no event: the record's seal
+/// covers the claim.
 #[tokio::test]
 #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
 async fn an_entry_is_recorded_whatever_record_claims_to_be_its_own() {
@@ -178,15 +209,24 @@ async fn an_entry_is_recorded_whatever_record_claims_to_be_its_own() {
     append(&store, 3).await;
     store.close().await.unwrap();
     let database = raw(&own).await;
-    let mut left = unsigned("node", 0, &Event { target: "left".into(), ..event(Action::ClientUpdated) });
+    let mut left =
+        unsigned("node", 0, &Event { target: "left".into(), ..event(Action::ClientUpdated) });
     sign(&mut left, &Bench::key(), "clients", "a");
     let claims = doc! { "$set": { "entry": left.get("id").unwrap() } };
-    database.collection::<Document>("audit_logs").update_one(doc! { "_id.sequence": 2_i64 }, claims).await.unwrap();
+    database
+        .collection::<Document>("audit_logs")
+        .update_one(doc! { "_id.sequence": 2_i64 }, claims)
+        .await
+        .unwrap();
     let push = doc! { "$push": { "outbox": left } };
     database.collection::<Document>("clients").update_one(doc! { "_id": "a" }, push).await.unwrap();
     let store = node(own.uri(), "node").await;
     let records = all(&store).await;
-    assert_eq!(records.iter().filter(|record| record.event.target == "left").count(), 1, "{records:?}");
+    assert_eq!(
+        records.iter().filter(|record| record.event.target == "left").count(),
+        1,
+        "{records:?}"
+    );
 }
 
 /// Two nodes; the second has done something, and has stopped unless told otherwise.
@@ -217,7 +257,11 @@ impl Pair {
 
     /// The document of a record of the second node.
     async fn record(&self, sequence: i64) -> Document {
-        let found = self.logs().find_one(doc! { "_id": { "chain": "two", "sequence": sequence } }).await.unwrap();
+        let found = self
+            .logs()
+            .find_one(doc! { "_id": { "chain": "two", "sequence": sequence } })
+            .await
+            .unwrap();
         found.unwrap()
     }
 
@@ -251,8 +295,8 @@ impl Pair {
     }
 }
 
-/// AZ3, O04: the seals that lie in the database make no head for a shorter chain, neither of a stopped node nor of one that starts
-/// again.
+/// AZ3, O04: the seals that lie in the database make no head for a shorter chain, neither of a
+/// stopped node nor of one that starts again.
 #[tokio::test]
 #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
 async fn a_record_seal_makes_no_head() {
@@ -264,17 +308,27 @@ async fn a_record_seal_makes_no_head() {
         let sealed_at = if closed {
             Bson::Null
         } else {
-            pair.nodes().find_one(doc! { "_id": "one" }).await.unwrap().unwrap().get("sealed_at").unwrap().clone()
+            pair.nodes()
+                .find_one(doc! { "_id": "one" })
+                .await
+                .unwrap()
+                .unwrap()
+                .get("sealed_at")
+                .unwrap()
+                .clone()
         };
         let set = doc! { "sequence": 7_i64, "hash": last.get("hash"), "seal": last.get("seal"), "sealed_at": sealed_at };
         pair.nodes().update_one(doc! { "_id": "two" }, doc! { "$set": set }).await.unwrap();
         let flaw = verdict(&pair.one, "two").await.flaw;
         assert_eq!(flaw, Some((7, "the head's seal is wrong".to_owned())), "closed: {closed}");
-        assert!(Mongo::open(pair.own.uri(), "two", Bench::key(), database::PATIENCE).await.is_err());
+        assert!(
+            Mongo::open(pair.own.uri(), "two", Bench::key(), database::PATIENCE).await.is_err()
+        );
     }
 }
 
-/// AZ3: a chain whose node neither runs nor closed it is not told as intact; one that was closed, or whose node runs, is.
+/// AZ3: a chain whose node neither runs nor closed it is not told as intact; one that was closed,
+/// or whose node runs, is.
 #[tokio::test]
 #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
 async fn the_end_of_a_chain_is_sure_only_while_its_node_runs_or_once_it_is_closed() {
@@ -298,14 +352,19 @@ async fn the_end_of_a_chain_is_sure_only_while_its_node_runs_or_once_it_is_close
     // With another time, as if it ran, the seal is no seal.
     let now = doc! { "$currentDate": { "sealed_at": true } };
     pair.nodes().update_one(doc! { "_id": "two" }, now).await.unwrap();
-    assert_eq!(verdict(&pair.one, "two").await.flaw, Some((12, "the head's seal is wrong".to_owned())));
+    assert_eq!(
+        verdict(&pair.one, "two").await.flaw,
+        Some((12, "the head's seal is wrong".to_owned()))
+    );
     // Records behind the head that was noted last have seals of their own.
     pair.bring_back_an_old_head(9).await;
     assert_eq!(sure().await, (false, 12));
     // The head of another chain, of a node that runs, is no head of this one.
     let one = pair.nodes().find_one(doc! { "_id": "one" }).await.unwrap().unwrap();
-    let copied = ["sequence", "hash", "seal", "sealed_at", "sealed_by"].map(|field| (field, one.get(field).unwrap().clone()));
-    let copied: Document = copied.into_iter().map(|(field, value)| (field.to_owned(), value)).collect();
+    let copied = ["sequence", "hash", "seal", "sealed_at", "sealed_by"]
+        .map(|field| (field, one.get(field).unwrap().clone()));
+    let copied: Document =
+        copied.into_iter().map(|(field, value)| (field.to_owned(), value)).collect();
     pair.nodes().update_one(doc! { "_id": "two" }, doc! { "$set": copied }).await.unwrap();
     assert_eq!(sure().await, (false, 12));
     // No head at all.
@@ -314,8 +373,9 @@ async fn the_end_of_a_chain_is_sure_only_while_its_node_runs_or_once_it_is_close
     assert_eq!(sure().await, (false, 12));
 }
 
-/// AZ3, O04: what a chain had come to when another node witnessed it cannot be cut off it, also not with a head that was good once,
-/// nor by a start of its node from there on; nor can the whole chain be taken away.
+/// AZ3, O04: what a chain had come to when another node witnessed it cannot be cut off it, also not
+/// with a head that was good once, nor by a start of its node from there on; nor can the whole
+/// chain be taken away.
 #[tokio::test]
 #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
 async fn a_chain_is_held_against_its_witnesses() {
@@ -326,23 +386,30 @@ async fn a_chain_is_held_against_its_witnesses() {
     pair.bring_back_an_old_head(7).await;
     pair.cut_behind(7).await;
     let cut = verdict(&pair.one, "two").await.flaw;
-    assert_eq!(cut, Some((8, "cut off before the sequence that another chain holds a witness of".to_owned())));
+    assert_eq!(
+        cut,
+        Some((8, "cut off before the sequence that another chain holds a witness of".to_owned()))
+    );
     // The node goes on from there, as it knows no better.
     let two = node(pair.own.uri(), "two").await;
     append(&two, 9).await;
     let regrown = verdict(&pair.one, "two").await.flaw;
-    assert_eq!(regrown, Some((11, "differs from the hash that another chain holds a witness of".to_owned())));
+    assert_eq!(
+        regrown,
+        Some((11, "differs from the hash that another chain holds a witness of".to_owned()))
+    );
     two.close().await.unwrap();
 
     pair.logs().delete_many(doc! { "_id.chain": "two" }).await.unwrap();
     pair.nodes().delete_one(doc! { "_id": "two" }).await.unwrap();
     let gone = verify(&pair.one, &Bench::key(), None, &[]).await.unwrap();
-    let flaws: Vec<_> = gone.iter().map(|verdict| (&*verdict.chain, verdict.flaw.clone())).collect();
+    let flaws: Vec<_> =
+        gone.iter().map(|verdict| (&*verdict.chain, verdict.flaw.clone())).collect();
     assert_eq!(flaws, [("one", None), ("two", Some((1, "the whole chain is missing".to_owned())))]);
 }
 
-/// AZ3: a witness that no node wrote accuses nobody, hides none that one wrote, and keeps no head from being noted; neither is a
-/// head noted that no node sealed.
+/// AZ3: a witness that no node wrote accuses nobody, hides none that one wrote, and keeps no head
+/// from being noted; neither is a head noted that no node sealed.
 #[tokio::test]
 #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
 async fn a_forged_witness_counts_for_nothing() {
@@ -368,7 +435,10 @@ async fn a_forged_witness_counts_for_nothing() {
     assert_eq!(pair.witness().await, 1, "of two, and none of the forger's");
     let flaws = async || {
         let verdicts = verify(&pair.one, &Bench::key(), None, &[]).await.unwrap();
-        verdicts.into_iter().map(|verdict| (verdict.chain.to_string(), verdict.flaw.is_some())).collect::<Vec<_>>()
+        verdicts
+            .into_iter()
+            .map(|verdict| (verdict.chain.to_string(), verdict.flaw.is_some()))
+            .collect::<Vec<_>>()
     };
     let expected = [("!".to_owned(), true), ("one".to_owned(), false), ("two".to_owned(), false)];
     assert_eq!(flaws().await, expected);
@@ -378,8 +448,8 @@ async fn a_forged_witness_counts_for_nothing() {
     assert_eq!(flaws().await, expected);
 }
 
-/// AZ3, DECISIONS 2: heads are noted that moved by other than witnesses, each once a look; idle nodes note nothing, and the end of a
-/// chain is noted once, also by the processes to come.
+/// AZ3, DECISIONS 2: heads are noted that moved by other than witnesses, each once a look; idle
+/// nodes note nothing, and the end of a chain is noted once, also by the processes to come.
 #[tokio::test]
 #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
 async fn idle_nodes_witness_nothing() {
@@ -414,7 +484,11 @@ async fn idle_nodes_witness_nothing() {
     assert_eq!((look_one().await, look_one().await), (1, 0));
     let later = Witness::default();
     for _ in 0..2 {
-        assert_eq!(later.look(&one, &key, NOW).await.unwrap(), 0, "another process notes no end again");
+        assert_eq!(
+            later.look(&one, &key, NOW).await.unwrap(),
+            0,
+            "another process notes no end again"
+        );
     }
     let end = one.head("two").await.unwrap().unwrap().sequence;
     assert_eq!(verdict(&one, "two").await.witnessed, end);
@@ -432,7 +506,11 @@ async fn a_chain_without_a_node_is_verified_as_it_is_listed() {
     let event = framed();
     for (chain, hash, problem) in [
         ("ghost", [0; 32], "altered"),
-        ("linked", link(&START, 1, "linked", &serde_json::to_vec(&event).unwrap()), "beyond the sealed head"),
+        (
+            "linked",
+            link(&START, 1, "linked", &serde_json::to_vec(&event).unwrap()),
+            "beyond the sealed head",
+        ),
     ] {
         let record = doc! {
             "_id": { "chain": chain, "sequence": 1_i64 },
@@ -444,14 +522,17 @@ async fn a_chain_without_a_node_is_verified_as_it_is_listed() {
         logs.insert_one(record).await.unwrap();
         assert_eq!(verdict(&store, chain).await.flaw, Some((1, problem.to_owned())));
     }
-    assert_eq!(store.chains().await.unwrap(), ["ghost".into(), "linked".into(), "node".into()] as [Arc<str>; 3]);
+    assert_eq!(
+        store.chains().await.unwrap(),
+        ["ghost".into(), "linked".into(), "node".into()] as [Arc<str>; 3]
+    );
     assert_eq!(verdict(&store, "node").await.flaw, None);
     let listed = all(&store).await;
     assert_eq!(listed.iter().filter(|record| record.event.target == "framed").count(), 2);
 }
 
-/// AZ6: a record that cannot be read is listed, verified and tailed as one, at its place; all others are as they were, in pages of
-/// any length. What is no record at all is nowhere.
+/// AZ6: a record that cannot be read is listed, verified and tailed as one, at its place; all
+/// others are as they were, in pages of any length. What is no record at all is nowhere.
 #[tokio::test]
 #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
 async fn an_unreadable_record_is_shown_as_one_and_the_rest_goes_on() {
@@ -500,14 +581,26 @@ async fn an_unreadable_record_is_shown_as_one_and_the_rest_goes_on() {
     assert_eq!(timeout(Duration::from_secs(60), told).await.unwrap(), [1, 2, 3, 4, 5, 6]);
 
     // One of the node's own, too.
-    logs.update_one(doc! { "_id": { "chain": "node", "sequence": 3_i64 } }, doc! { "$unset": { "event.at": "" } })
-        .await
-        .unwrap();
+    logs.update_one(
+        doc! { "_id": { "chain": "node", "sequence": 3_i64 } },
+        doc! { "$unset": { "event.at": "" } },
+    )
+    .await
+    .unwrap();
     let listed = all(&store).await;
-    let unreadable: Vec<Record> = listed.iter().filter(|record| record.is_unreadable()).cloned().collect();
-    let expected: Vec<_> = [("ghost", 1), ("ghost", 2), ("node", 3), ("ghost", 6), ("ghost", 5), ("ghost", 4), ("ghost", 3)]
-        .map(|(chain, sequence)| (chain.to_owned(), sequence))
-        .into();
+    let unreadable: Vec<Record> =
+        listed.iter().filter(|record| record.is_unreadable()).cloned().collect();
+    let expected: Vec<_> = [
+        ("ghost", 1),
+        ("ghost", 2),
+        ("node", 3),
+        ("ghost", 6),
+        ("ghost", 5),
+        ("ghost", 4),
+        ("ghost", 3),
+    ]
+    .map(|(chain, sequence)| (chain.to_owned(), sequence))
+    .into();
     assert_eq!(places(&unreadable), expected);
     assert!(before.iter().all(|place| places(&listed).contains(place)));
     let head = store.head("node").await.unwrap().unwrap().sequence;
@@ -529,8 +622,9 @@ async fn an_unreadable_record_is_shown_as_one_and_the_rest_goes_on() {
     assert_eq!(store.chains().await.unwrap(), ["ghost".into(), "node".into()] as [Arc<str>; 2]);
 }
 
-/// AZ2: a node that is started under another master key, with a name that is new, is refused before it takes anything for forged:
-/// what other nodes left in outboxes stays there, and no chain begins.
+/// AZ2: a node that is started under another master key, with a name that is new, is refused before
+/// it takes anything for forged: what other nodes left in outboxes stays there, and no chain
+/// begins.
 #[tokio::test]
 #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
 async fn a_start_under_another_key_changes_nothing() {
@@ -543,9 +637,11 @@ async fn a_start_under_another_key_changes_nothing() {
     let mut left = unsigned("node", 0, &event(Action::ClientUpdated));
     sign(&mut left, &Bench::key(), "clients", "left");
     clients.update_one(doc! { "_id": "left" }, doc! { "$push": { "outbox": left } }).await.unwrap();
-    let names = async || database.collection::<Document>("nodes").distinct("_id", doc! {}).await.unwrap();
+    let names =
+        async || database.collection::<Document>("nodes").distinct("_id", doc! {}).await.unwrap();
     let before = (clients.find_one(doc! { "_id": "left" }).await.unwrap(), names().await);
-    let refused = Mongo::open(own.uri(), "new", ChainKey::new([1; 32]), Duration::from_secs(30)).await;
+    let refused =
+        Mongo::open(own.uri(), "new", ChainKey::new([1; 32]), Duration::from_secs(30)).await;
     assert!(refused.is_err_and(|error| error.to_string().contains("master key")));
     assert_eq!((clients.find_one(doc! { "_id": "left" }).await.unwrap(), names().await), before);
 }

@@ -22,7 +22,8 @@ pub(crate) struct Member {
     dir: PathBuf,
     log: PathBuf,
     arguments: Vec<String>,
-    /// Where it listens itself: a new port at each start. Nobody but its proxy and the harness goes there.
+    /// Where it listens itself: a new port at each start. Nobody but its proxy and the harness goes
+    /// there.
     pub(crate) port: Arc<AtomicU16>,
     child: Option<Child>,
     pub(crate) paused: bool,
@@ -35,11 +36,13 @@ impl Member {
         Self { dir, log, arguments, port, child: None, paused: false, tracer: None }
     }
 
-    /// Starts the process. It ends with the thread that calls this, should that die: Linux looks at threads.
+    /// Starts the process. It ends with the thread that calls this, should that die: Linux looks at
+    /// threads.
     pub(crate) fn spawn(&mut self, mongod: &Path) {
         assert!(self.child.is_none(), "it runs already");
         fs::create_dir_all(&self.dir).unwrap();
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let port =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
         self.port.store(port, Ordering::SeqCst);
         let log = fs::OpenOptions::new().create(true).append(true).open(&self.log).unwrap();
         let child = Command::new("setpriv")
@@ -104,7 +107,11 @@ impl Member {
     pub(crate) fn delay_sync(&mut self, delay: Duration) {
         self.tracer = None;
         if !delay.is_zero() {
-            self.tracer = Some(Tracer::start(self.pid().expect("it runs"), delay, &self.log.with_extension("strace")));
+            self.tracer = Some(Tracer::start(
+                self.pid().expect("it runs"),
+                delay,
+                &self.log.with_extension("strace"),
+            ));
         }
     }
 
@@ -162,7 +169,8 @@ impl Drop for Tracer {
     }
 }
 
-/// Looks again and again until this is so; panics with `what` if it takes longer than anybody waits.
+/// Looks again and again until this is so; panics with `what` if it takes longer than anybody
+/// waits.
 pub(crate) async fn until(what: &str, mut so: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !so().await {

@@ -1,4 +1,5 @@
-//! What stands between a member and everybody who speaks to it: passes bytes on, or holds them while the way is cut.
+//! What stands between a member and everybody who speaks to it: passes bytes on, or holds them
+//! while the way is cut.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -20,8 +21,9 @@ use tokio::{
     task::AbortHandle,
 };
 
-/// A way that is cut. As on a network that loses every packet: connections stay, new ones hang, nothing arrives; what was sent
-/// meanwhile arrives when the way is healed, unless somebody gave up.
+/// A way that is cut. As on a network that loses every packet: connections stay, new ones hang,
+/// nothing arrives; what was sent meanwhile arrives when the way is healed, unless somebody gave
+/// up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
     /// Between this member and everybody who is no member.
@@ -55,7 +57,9 @@ impl Cut {
     pub(crate) fn holds(self, source: Source, target: usize, toward: Toward) -> bool {
         let (to, from) = match (source, self) {
             (Source::Process(_), Self::Clients(member)) => return member == target,
-            (Source::Process(of), Self::Process { pid, member }) => return member == target && of == pid,
+            (Source::Process(of), Self::Process { pid, member }) => {
+                return member == target && of == pid;
+            }
             // A member's way to itself is never cut: it would not find itself in the configuration.
             (Source::Member(from), _) if from == target => return false,
             (Source::Member(from), _) if toward == Toward::Member => (target, from),
@@ -121,11 +125,16 @@ impl Network {
 
     /// How many connections go this way.
     pub(crate) fn connections(&self, cut: Cut) -> usize {
-        self.standing.lock().unwrap().values().filter(|(source, target, _)| cut.touches(*source, *target)).count()
+        self.standing
+            .lock()
+            .unwrap()
+            .values()
+            .filter(|(source, target, _)| cut.touches(*source, *target))
+            .count()
     }
 
-    /// Opens the door of this member; the port it is at stands in `port`. Returns the door's. Call it inside the runtime that is
-    /// to carry the connections.
+    /// Opens the door of this member; the port it is at stands in `port`. Returns the door's. Call
+    /// it inside the runtime that is to carry the connections.
     pub(crate) async fn open(self: &Arc<Self>, member: usize, port: Arc<AtomicU16>) -> u16 {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let door = listener.local_addr().unwrap().port();
@@ -138,7 +147,13 @@ impl Network {
         door
     }
 
-    fn accept(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, target: usize, port: &AtomicU16) {
+    fn accept(
+        self: &Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        target: usize,
+        port: &AtomicU16,
+    ) {
         // Nobody's: it was closed again already.
         let Some(source) = self.source(peer, stream.local_addr().unwrap()) else { return };
         let port = port.load(Ordering::SeqCst);
@@ -153,13 +168,19 @@ impl Network {
         standing.insert(id, (source, target, task.abort_handle()));
     }
 
-    /// Which process has the other end: asked of the kernel, since TLS hides what a first message would say.
+    /// Which process has the other end: asked of the kernel, since TLS hides what a first message
+    /// would say.
     fn source(&self, peer: SocketAddr, local: SocketAddr) -> Option<Source> {
         let inode = inode(peer, local)?;
         let members: Vec<u32> = self.pids.iter().map(|pid| pid.load(Ordering::SeqCst)).collect();
         let seen: Vec<u32> = self.seen.lock().unwrap().iter().copied().collect();
-        let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        let likely = seen.into_iter().chain(members.iter().copied().filter(|pid| *pid != 0)).chain([std::process::id()]);
+        let processes = fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let likely = seen
+            .into_iter()
+            .chain(members.iter().copied().filter(|pid| *pid != 0))
+            .chain([std::process::id()]);
         let pid = likely.chain(processes).find(|&pid| owns(pid, &inode))?;
         if let Some(member) = members.iter().position(|member| *member == pid) {
             return Some(Source::Member(member));
@@ -172,21 +193,26 @@ impl Network {
 /// The connection as /proc/net/tcp has it, seen from the peer; its inode.
 fn inode(peer: SocketAddr, local: SocketAddr) -> Option<String> {
     let hex = |address: SocketAddr| match address {
-        SocketAddr::V4(v4) => format!("{:08X}:{:04X}", u32::from_le_bytes(v4.ip().octets()), v4.port()),
+        SocketAddr::V4(v4) => {
+            format!("{:08X}:{:04X}", u32::from_le_bytes(v4.ip().octets()), v4.port())
+        }
         SocketAddr::V6(_) => unreachable!("the doors are at 127.0.0.1"),
     };
     let (peer, local) = (hex(peer), hex(local));
     let table = fs::read_to_string("/proc/net/tcp").unwrap();
     table.lines().find_map(|line| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        (fields.get(1) == Some(&peer.as_str()) && fields.get(2) == Some(&local.as_str())).then(|| fields[9].to_owned())
+        (fields.get(1) == Some(&peer.as_str()) && fields.get(2) == Some(&local.as_str()))
+            .then(|| fields[9].to_owned())
     })
 }
 
 fn owns(pid: u32, inode: &str) -> bool {
     let Ok(files) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
     let socket = format!("socket:[{inode}]");
-    files.filter_map(|file| fs::read_link(file.ok()?.path()).ok()).any(|target| target.as_os_str() == socket.as_str())
+    files
+        .filter_map(|file| fs::read_link(file.ok()?.path()).ok())
+        .any(|target| target.as_os_str() == socket.as_str())
 }
 
 struct Removed {
@@ -200,23 +226,35 @@ impl Drop for Removed {
     }
 }
 
-async fn carry(stream: TcpStream, port: u16, source: Source, target: usize, mut cuts: watch::Receiver<Vec<Cut>>) {
-    let whole = cuts.wait_for(|cuts| !cuts.iter().any(|cut| cut.touches(source, target))).await.is_ok();
-    let Some(member) = (if whole { TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.ok() } else { None }) else {
+async fn carry(
+    stream: TcpStream,
+    port: u16,
+    source: Source,
+    target: usize,
+    mut cuts: watch::Receiver<Vec<Cut>>,
+) {
+    let whole =
+        cuts.wait_for(|cuts| !cuts.iter().any(|cut| cut.touches(source, target))).await.is_ok();
+    let Some(member) =
+        (if whole { TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.ok() } else { None })
+    else {
         // As near as one comes to a refused connection once it was accepted.
         let _ = stream.set_zero_linger();
         return;
     };
     let _ = (stream.set_nodelay(true), member.set_nodelay(true));
-    let ((from_source, to_source), (from_member, to_member)) = (stream.into_split(), member.into_split());
-    let held = |toward| move |cuts: &Vec<Cut>| cuts.iter().any(|cut| cut.holds(source, target, toward));
+    let ((from_source, to_source), (from_member, to_member)) =
+        (stream.into_split(), member.into_split());
+    let held =
+        |toward| move |cuts: &Vec<Cut>| cuts.iter().any(|cut| cut.holds(source, target, toward));
     tokio::join!(
         pump(from_source, to_member, cuts.clone(), held(Toward::Member)),
         pump(from_member, to_source, cuts, held(Toward::Source)),
     );
 }
 
-/// Passes bytes on until the end, which is passed on too. Nothing passes while it is held: what was read by then waits here.
+/// Passes bytes on until the end, which is passed on too. Nothing passes while it is held: what was
+/// read by then waits here.
 async fn pump(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,

@@ -127,7 +127,11 @@ impl Raw {
 
     /// That lets so many bytes of each answer through.
     pub(crate) async fn with_window(stream: TcpStream, window: u32) -> Self {
-        Self::with_settings(stream, &[&[0, INITIAL_WINDOW_SIZE][..], &window.to_be_bytes()].concat()).await
+        Self::with_settings(
+            stream,
+            &[&[0, INITIAL_WINDOW_SIZE][..], &window.to_be_bytes()].concat(),
+        )
+        .await
     }
 
     async fn with_settings(stream: TcpStream, settings: &[u8]) -> Self {
@@ -157,11 +161,15 @@ impl Raw {
         read_frame(&mut self.reader).await
     }
 
-    /// The first frame that is as asked; panics if the connection ends without one, or a minute passes.
+    /// The first frame that is as asked; panics if the connection ends without one, or a minute
+    /// passes.
     pub(crate) async fn expect(&mut self, mut is: impl FnMut(&Frame) -> bool) -> Frame {
         let found = async {
             loop {
-                let frame = self.next().await.expect("the connection ended without the frame that was expected");
+                let frame = self
+                    .next()
+                    .await
+                    .expect("the connection ended without the frame that was expected");
                 if is(&frame) {
                     return frame;
                 }
@@ -170,8 +178,8 @@ impl Raw {
         tokio::time::timeout(Duration::from_secs(60), found).await.expect("the frame did not come")
     }
 
-    /// Sends `bytes`. Once the server has taken all of it, `None`; if it ends the connection instead, the code of its GOAWAY, or 0
-    /// if there came none.
+    /// Sends `bytes`. Once the server has taken all of it, `None`; if it ends the connection
+    /// instead, the code of its GOAWAY, or 0 if there came none.
     pub(crate) async fn taken(&mut self, bytes: &[u8]) -> Option<u32> {
         let all = [bytes, &frame(PING, 0, 0, b"taken it")].concat();
         let mut code = 0;
@@ -186,11 +194,13 @@ impl Raw {
             }
             Some(code)
         };
-        tokio::time::timeout(Duration::from_secs(60), taking).await.expect("the server neither takes it nor closes")
+        tokio::time::timeout(Duration::from_secs(60), taking)
+            .await
+            .expect("the server neither takes it nor closes")
     }
 
-    /// Stays as it is while the test goes on, for however long: says that it is there whenever it is asked. `gone` counts those that
-    /// were told to go away without an error.
+    /// Stays as it is while the test goes on, for however long: says that it is there whenever it
+    /// is asked. `gone` counts those that were told to go away without an error.
     pub(crate) fn keep(mut self, gone: &Arc<AtomicUsize>) -> Kept {
         let gone = Arc::clone(gone);
         Kept(tokio::spawn(async move {
@@ -206,9 +216,12 @@ impl Raw {
         }))
     }
 
-    /// Sends `bytes` while reading, and reads on until the server has taken all or closes, for at most a minute. What came, but for
-    /// the headers and data of answers.
-    pub(crate) async fn flood(mut self, bytes: impl Iterator<Item = Vec<u8>> + Send + 'static) -> Vec<Frame> {
+    /// Sends `bytes` while reading, and reads on until the server has taken all or closes, for at
+    /// most a minute. What came, but for the headers and data of answers.
+    pub(crate) async fn flood(
+        mut self,
+        bytes: impl Iterator<Item = Vec<u8>> + Send + 'static,
+    ) -> Vec<Frame> {
         let writing = tokio::spawn(async move {
             for part in bytes {
                 if self.writer.write_all(&part).await.is_err() {
@@ -228,7 +241,9 @@ impl Raw {
                 }
             }
         };
-        tokio::time::timeout(Duration::from_secs(60), reading).await.expect("the server neither takes it nor closes");
+        tokio::time::timeout(Duration::from_secs(60), reading)
+            .await
+            .expect("the server neither takes it nor closes");
         writing.abort();
         frames
     }

@@ -29,7 +29,8 @@ pub(crate) struct Answer {
 impl Answer {
     /// The gRPC status, wherever it is.
     pub(crate) fn code(&self) -> Option<Code> {
-        let status = self.headers.get("grpc-status").or_else(|| self.trailers.get("grpc-status"))?;
+        let status =
+            self.headers.get("grpc-status").or_else(|| self.trailers.get("grpc-status"))?;
         Some(Code::from_bytes(status.as_bytes()))
     }
 
@@ -49,13 +50,17 @@ pub(crate) async fn ask(address: SocketAddr, request: Request<Full<Bytes>>) -> A
 }
 
 /// One request over `io`, in the version the request says.
-pub(crate) async fn ask_over<S>(io: S, mut request: Request<Full<Bytes>>) -> Result<Answer, hyper::Error>
+pub(crate) async fn ask_over<S>(
+    io: S,
+    mut request: Request<Full<Bytes>>,
+) -> Result<Answer, hyper::Error>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let io = TokioIo::new(io);
     let response = if request.version() == Version::HTTP_2 {
-        let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await?;
         tokio::spawn(connection);
         sender.send_request(request).await?
     } else {
@@ -72,7 +77,11 @@ where
 }
 
 pub(crate) fn get(path: &str, version: Version) -> Request<Full<Bytes>> {
-    Request::get(format!("http://port{path}")).version(version).header("host", "port").body(Full::default()).unwrap()
+    Request::get(format!("http://port{path}"))
+        .version(version)
+        .header("host", "port")
+        .body(Full::default())
+        .unwrap()
 }
 
 /// A request like a gRPC one, to be bent.

@@ -70,7 +70,9 @@ impl Server {
     }
 
     pub(crate) async fn with(options: Options, deadline: Duration) -> Self {
-        let methods = Methods::leaked(&[jeton::proto::DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET]).unwrap();
+        let methods =
+            Methods::leaked(&[jeton::proto::DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET])
+                .unwrap();
         let puppet = Puppet::default();
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_service_status("", ServingStatus::Serving).await;
@@ -79,7 +81,8 @@ impl Server {
         let clock = Arc::new(ManualClock::at(NOW));
         let chief = puppet.clone();
         let admit: Admit = Arc::new(move |_| chief.admit());
-        let guard = Guard::new(app(routes, published(&puppet)), clock, deadline, methods, refusal, admit);
+        let guard =
+            Guard::new(app(routes, published(&puppet)), clock, deadline, methods, refusal, admit);
         let listener = listen::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -115,7 +118,8 @@ fn published(puppet: &Puppet) -> Published {
     }
 }
 
-/// Waits until `what` holds, for at most a minute: a machine that is busy otherwise may need much of it.
+/// Waits until `what` holds, for at most a minute: a machine that is busy otherwise may need much
+/// of it.
 pub(crate) async fn until(mut what: impl AsyncFnMut() -> bool) {
     let mut tick = tokio::time::interval(Duration::from_millis(10));
     let waited = tokio::time::timeout(Duration::from_secs(60), async {

@@ -63,7 +63,9 @@ impl Puppet {
     pub(crate) fn admit(&self) -> Result<(), Error> {
         match self.0.wait_ms.load(SeqCst) {
             0 => Ok(()),
-            milliseconds => Err(Error::Throttled { retry_after: Duration::from_millis(milliseconds) }),
+            milliseconds => {
+                Err(Error::Throttled { retry_after: Duration::from_millis(milliseconds) })
+            }
         }
     }
 
@@ -87,11 +89,18 @@ impl Puppet {
 
 #[tonic::async_trait]
 impl TokenService for Puppet {
-    /// `access_token` is the request id, `token_type` the peer, `expires_in` the milliseconds left, `scopes` the rest.
-    async fn token(&self, request: Request<TokenRequest>) -> Result<Response<TokenResponse>, Status> {
+    /// `access_token` is the request id, `token_type` the peer, `expires_in` the milliseconds left,
+    /// `scopes` the rest.
+    async fn token(
+        &self,
+        request: Request<TokenRequest>,
+    ) -> Result<Response<TokenResponse>, Status> {
         let call = request.extensions().get::<Call>().unwrap().clone();
         let deadline = *request.extensions().get::<Deadline>().unwrap();
-        let certificates = request.extensions().get::<PeerCertificates>().map_or(0, |certificates| certificates.0.len());
+        let certificates = request
+            .extensions()
+            .get::<PeerCertificates>()
+            .map_or(0, |certificates| certificates.0.len());
         match request.get_ref().client_id.as_str() {
             "panic" => panic!("canary-5f2a: a secret in a panic"),
             "wait" => {
@@ -100,7 +109,10 @@ impl TokenService for Puppet {
                 self.0.release.notified().await;
             }
             "large" => {
-                return Ok(Response::new(TokenResponse { access_token: "x".repeat(LARGE), ..TokenResponse::default() }));
+                return Ok(Response::new(TokenResponse {
+                    access_token: "x".repeat(LARGE),
+                    ..TokenResponse::default()
+                }));
             }
             "out-of-range" => return Err(Status::out_of_range("of its own")),
             "denied" => return Err(Status::permission_denied("no")),
@@ -115,7 +127,10 @@ impl TokenService for Puppet {
         }))
     }
 
-    async fn refresh(&self, _: Request<RefreshRequest>) -> Result<Response<RefreshResponse>, Status> {
+    async fn refresh(
+        &self,
+        _: Request<RefreshRequest>,
+    ) -> Result<Response<RefreshResponse>, Status> {
         Err(Status::unimplemented("not in the play"))
     }
 
@@ -123,11 +138,17 @@ impl TokenService for Puppet {
         Err(Status::unimplemented("not in the play"))
     }
 
-    async fn introspect(&self, _: Request<IntrospectRequest>) -> Result<Response<IntrospectResponse>, Status> {
+    async fn introspect(
+        &self,
+        _: Request<IntrospectRequest>,
+    ) -> Result<Response<IntrospectResponse>, Status> {
         Err(Status::unimplemented("not in the play"))
     }
 
-    async fn batch_introspect(&self, _: Request<BatchIntrospectRequest>) -> Result<Response<BatchIntrospectResponse>, Status> {
+    async fn batch_introspect(
+        &self,
+        _: Request<BatchIntrospectRequest>,
+    ) -> Result<Response<BatchIntrospectResponse>, Status> {
         Err(Status::unimplemented("not in the play"))
     }
 }

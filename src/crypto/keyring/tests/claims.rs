@@ -41,16 +41,43 @@ fn the_claims_are_good_before_they_are_changed() {
 #[test]
 fn a_bad_expiry_is_refused() {
     let now = NOW.seconds();
-    let bad = [json!(now - 1), json!(now), json!(-1), json!(0), json!(i64::MIN), json!(i64::MAX), json!(253_402_300_800_i64)];
-    let typed = [json!("1900000000"), json!(null), json!([now + 900]), json!({}), json!(true), json!((now + 900) as f64 + 0.5)];
+    let bad = [
+        json!(now - 1),
+        json!(now),
+        json!(-1),
+        json!(0),
+        json!(i64::MIN),
+        json!(i64::MAX),
+        json!(253_402_300_800_i64),
+    ];
+    let typed = [
+        json!("1900000000"),
+        json!(null),
+        json!([now + 900]),
+        json!({}),
+        json!(true),
+        json!((now + 900) as f64 + 0.5),
+    ];
     refused("exp", bad.into_iter().chain(typed).map(Some).chain([None]));
     refused("exp", [Some(json!(now + 3_601))]);
     let (_, bench) = Bench::all()[0];
-    for number in ["1e400", "1e18", "1.8000009e9", "0x6B49D200", "NaN", "01800000900", "+1800000900", "9223372036854775808"] {
+    for number in [
+        "1e400",
+        "1e18",
+        "1.8000009e9",
+        "0x6B49D200",
+        "NaN",
+        "01800000900",
+        "+1800000900",
+        "9223372036854775808",
+    ] {
         let text = replaced(&format!("\"exp\":{}", now + 900), &format!("\"exp\":{number}"));
         assert!(!bench.accepts(&bench.forge(bench.header(), text)), "{number}");
     }
-    assert!(bench.accepts(&bench.forge(bench.header(), with("exp", Some(json!(now + 3_600))))), "the longest lifetime itself");
+    assert!(
+        bench.accepts(&bench.forge(bench.header(), with("exp", Some(json!(now + 3_600))))),
+        "the longest lifetime itself"
+    );
 }
 
 /// J08: the moment of expiry belongs to the expired.
@@ -68,13 +95,23 @@ fn a_token_ends_at_its_expiry() {
 #[test]
 fn a_bad_time_of_issue_is_refused() {
     let now = NOW.seconds();
-    refused("iat", [json!(now + 6), json!(now + 900), json!(now + 901), json!(i64::MAX), json!(i64::MIN)].map(Some));
+    refused(
+        "iat",
+        [json!(now + 6), json!(now + 900), json!(now + 901), json!(i64::MAX), json!(i64::MIN)]
+            .map(Some),
+    );
     refused("iat", [Some(json!("1800000000")), Some(json!(null)), Some(json!(1.5)), None]);
     let (_, bench) = Bench::all()[0];
-    assert!(bench.accepts(&bench.forge(bench.header(), with("iat", Some(json!(now + 5))))), "within the skew");
+    assert!(
+        bench.accepts(&bench.forge(bench.header(), with("iat", Some(json!(now + 5))))),
+        "within the skew"
+    );
     for issued in [2, 3, 5] {
         let claims = Claims { iat: now + issued, exp: now + 2, ..good_claims() };
-        assert!(bench.keyring.verify(&bench.keyring.sign(&claims).unwrap(), NOW).is_none(), "not before its end");
+        assert!(
+            bench.keyring.verify(&bench.keyring.sign(&claims).unwrap(), NOW).is_none(),
+            "not before its end"
+        );
     }
 }
 
@@ -82,17 +119,36 @@ fn a_bad_time_of_issue_is_refused() {
 #[test]
 fn a_bad_beginning_is_refused() {
     let now = NOW.seconds();
-    refused("nbf", [json!(now + 6), json!(i64::MAX), json!("0"), json!(null), json!([]), json!(1.5)].map(Some));
+    refused(
+        "nbf",
+        [json!(now + 6), json!(i64::MAX), json!("0"), json!(null), json!([]), json!(1.5)].map(Some),
+    );
     let (_, bench) = Bench::all()[0];
-    assert!(bench.accepts(&bench.forge(bench.header(), with("nbf", Some(json!(now + 5))))), "within the skew");
+    assert!(
+        bench.accepts(&bench.forge(bench.header(), with("nbf", Some(json!(now + 5))))),
+        "within the skew"
+    );
 }
 
-/// J10: no audience, or one that is no list of resource indicators. Which audience fits is for whoever asks.
+/// J10: no audience, or one that is no list of resource indicators. Which audience fits is for
+/// whoever asks.
 #[test]
 fn a_bad_audience_is_refused() {
-    let bad =
-        [json!(null), json!(5), json!([]), json!(["https://me", 5]), json!(["https://me", null]), json!([["https://me"]])];
-    let texts = [json!(""), json!([""]), json!(["me"]), json!(["https://me", ""]), json!({"0": "https://me"})];
+    let bad = [
+        json!(null),
+        json!(5),
+        json!([]),
+        json!(["https://me", 5]),
+        json!(["https://me", null]),
+        json!([["https://me"]]),
+    ];
+    let texts = [
+        json!(""),
+        json!([""]),
+        json!(["me"]),
+        json!(["https://me", ""]),
+        json!({"0": "https://me"}),
+    ];
     refused("aud", bad.into_iter().chain(texts).map(Some).chain([None]));
 }
 
@@ -100,7 +156,12 @@ fn a_bad_audience_is_refused() {
 #[test]
 fn audiences_come_back_as_they_were_signed() {
     let (_, bench) = Bench::all()[0];
-    for other in ["https://orders.example/", "https://ORDERS.example", "https://orders.exampl", "https://orders.example:443"] {
+    for other in [
+        "https://orders.example/",
+        "https://ORDERS.example",
+        "https://orders.exampl",
+        "https://orders.example:443",
+    ] {
         let token = bench.forge(bench.header(), with("aud", Some(json!([other]))));
         let verified = bench.keyring.verify(&token, NOW).unwrap();
         assert_eq!(verified.claims().aud[0].as_str(), other);
@@ -111,20 +172,54 @@ fn audiences_come_back_as_they_were_signed() {
 /// J11, J20: another issuer, even with our own key; nothing but the exact text is ours.
 #[test]
 fn another_issuer_is_refused() {
-    let other = ["https://other.example", "https://jeton.example/", "https://JETON.example", "https://jeton.exampl", "", " "];
+    let other = [
+        "https://other.example",
+        "https://jeton.example/",
+        "https://JETON.example",
+        "https://jeton.exampl",
+        "",
+        " ",
+    ];
     refused("iss", other.map(|iss| Some(json!(iss))));
-    refused("iss", [None, Some(json!([ISSUER])), Some(json!(null)), Some(json!({"iss": ISSUER})), Some(json!(1))]);
+    refused(
+        "iss",
+        [
+            None,
+            Some(json!([ISSUER])),
+            Some(json!(null)),
+            Some(json!({"iss": ISSUER})),
+            Some(json!(1)),
+        ],
+    );
     let (_, bench) = Bench::all()[0];
-    let elsewhere = Keyring::open(&bench.keyset, &bench.sealer, "https://other.example", JUDGING).unwrap();
-    let token = elsewhere.sign(&Claims { iss: "https://other.example".to_owned(), ..good_claims() }).unwrap();
+    let elsewhere =
+        Keyring::open(&bench.keyset, &bench.sealer, "https://other.example", JUDGING).unwrap();
+    let token = elsewhere
+        .sign(&Claims { iss: "https://other.example".to_owned(), ..good_claims() })
+        .unwrap();
     assert!(elsewhere.verify(&token, NOW).is_some() && !bench.accepts(&token));
 }
 
-/// J12: a claim or a header member named twice, the same or not, is not a question of which one wins.
+/// J12: a claim or a header member named twice, the same or not, is not a question of which one
+/// wins.
 #[test]
 fn duplicate_members_are_refused() {
     let (_, bench) = Bench::all()[0];
-    for claim in ["exp", "scope", "aud", "iss", "sub", "client_id", "iat", "nbf", "jti", "tenant", "roles", "fam", "ep"] {
+    for claim in [
+        "exp",
+        "scope",
+        "aud",
+        "iss",
+        "sub",
+        "client_id",
+        "iat",
+        "nbf",
+        "jti",
+        "tenant",
+        "roles",
+        "fam",
+        "ep",
+    ] {
         let value = serde_json::to_value(good_claims()).unwrap()[claim].to_string();
         for second in [&value, "null", "\"x\""] {
             for text in [
@@ -136,10 +231,18 @@ fn duplicate_members_are_refused() {
         }
     }
     let escaped = replaced("{", "{\"\\u0065xp\":1,");
-    assert!(!bench.accepts(&bench.forge(bench.header(), escaped)), "also where one is spelled with an escape");
+    assert!(
+        !bench.accepts(&bench.forge(bench.header(), escaped)),
+        "also where one is spelled with an escape"
+    );
     let kid = bench.kid();
-    for member in ["\"alg\":\"EdDSA\"", "\"alg\":\"none\"", "\"typ\":\"at+jwt\"", &format!("\"kid\":\"{kid}\""), "\"kid\":null"]
-    {
+    for member in [
+        "\"alg\":\"EdDSA\"",
+        "\"alg\":\"none\"",
+        "\"typ\":\"at+jwt\"",
+        &format!("\"kid\":\"{kid}\""),
+        "\"kid\":null",
+    ] {
         let header = bench.header().replacen('{', &format!("{{{member},"), 1);
         assert!(!bench.accepts(&bench.forge(&header, payload())), "{header}");
     }
@@ -154,10 +257,27 @@ fn other_payloads_are_refused() {
     let claims = serde_json::to_value(good_claims()).unwrap();
     let in_order: Vec<_> = text.split(',').collect();
     assert!(in_order[0].starts_with("{\"iss\""), "the array below is in the order of the struct");
-    let order = ["iss", "sub", "aud", "client_id", "scope", "iat", "nbf", "exp", "jti", "tenant", "roles", "fam", "ep"];
+    let order = [
+        "iss",
+        "sub",
+        "aud",
+        "client_id",
+        "scope",
+        "iat",
+        "nbf",
+        "exp",
+        "jti",
+        "tenant",
+        "roles",
+        "fam",
+        "ep",
+    ];
     let array = Value::Array(order.map(|name| claims[name].clone()).to_vec()).to_string();
-    let deep = |depth: usize| replaced("{", &format!("{{\"x\":{}{},", "[".repeat(depth), "]".repeat(depth)));
-    let deep_objects = replaced("{", &format!("{{\"x\":{}0{},", "{\"a\":".repeat(200), "}".repeat(200)));
+    let deep = |depth: usize| {
+        replaced("{", &format!("{{\"x\":{}{},", "[".repeat(depth), "]".repeat(depth)))
+    };
+    let deep_objects =
+        replaced("{", &format!("{{\"x\":{}0{},", "{\"a\":".repeat(200), "}".repeat(200)));
     let invalid = [replaced("{", "{\"x\":\"\u{1}").as_bytes(), b"\xff\xfe"].concat();
     let mut bad_utf8 = replaced("{", "{\"x\":\"?\",").into_bytes();
     let mark = bad_utf8.iter().position(|b| *b == b'?').unwrap();
@@ -182,12 +302,19 @@ fn other_payloads_are_refused() {
         &[text.as_bytes(), b"\0"].concat(),
     ];
     for other in others {
-        assert!(!bench.accepts(&bench.forge(bench.header(), other)), "{}", String::from_utf8_lossy(other));
+        assert!(
+            !bench.accepts(&bench.forge(bench.header(), other)),
+            "{}",
+            String::from_utf8_lossy(other)
+        );
     }
     for depth in [16, 200, 2_000] {
         assert!(!bench.accepts(&bench.forge(bench.header(), deep(depth))), "{depth}");
     }
-    assert!(bench.accepts(&bench.forge(bench.header(), deep(3))), "a claim we do not know means nothing");
+    assert!(
+        bench.accepts(&bench.forge(bench.header(), deep(3))),
+        "a claim we do not know means nothing"
+    );
 }
 
 /// J20: what is no access token of ours is not taken for one.

@@ -5,8 +5,8 @@ use aws_lc_rs::{
     hmac,
     rand::SystemRandom,
     signature::{
-        ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair, RSA_PKCS1_SHA256, RSA_PKCS1_SHA384, RSA_PKCS1_SHA512,
-        RSA_PSS_SHA256, RSA_PSS_SHA384, RSA_PSS_SHA512, RsaEncoding,
+        ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair, RSA_PKCS1_SHA256, RSA_PKCS1_SHA384,
+        RSA_PKCS1_SHA512, RSA_PSS_SHA256, RSA_PSS_SHA384, RSA_PSS_SHA512, RsaEncoding,
     },
 };
 use base64::engine::general_purpose::STANDARD;
@@ -37,7 +37,9 @@ fn alg_none_is_refused() {
         for none in ["none", "NONE", "noNE", "nOnE", "None", "", " ", "null"] {
             let kept = bench.forge(with_alg(bench, none), payload());
             let (signed, _) = kept.rsplit_once('.').unwrap();
-            for token in [format!("{signed}."), signed.to_owned(), format!("{signed}.AA"), kept.clone()] {
+            for token in
+                [format!("{signed}."), signed.to_owned(), format!("{signed}.AA"), kept.clone()]
+            {
                 assert!(!bench.accepts(&token), "{none}: {token}");
             }
         }
@@ -70,14 +72,31 @@ fn raw(pair: &Pair) -> Vec<u8> {
 fn a_public_key_is_no_hmac_key() {
     for (name, bench) in Bench::all() {
         let der = spki(&bench.pair);
-        let lines: Vec<_> =
-            STANDARD.encode(&der).as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line).into_owned()).collect();
-        let pem = format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", lines.join("\n"));
+        let lines: Vec<_> = STANDARD
+            .encode(&der)
+            .as_bytes()
+            .chunks(64)
+            .map(|line| String::from_utf8_lossy(line).into_owned())
+            .collect();
+        let pem =
+            format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", lines.join("\n"));
         let jwk = bench.keyring.jwks()["keys"][0].to_string();
         let point = raw(&bench.pair);
-        let variants = [pem.trim_end().as_bytes(), pem.as_bytes(), &der, jwk.as_bytes(), &point, point.get(1..).unwrap(), b""];
+        let variants = [
+            pem.trim_end().as_bytes(),
+            pem.as_bytes(),
+            &der,
+            jwk.as_bytes(),
+            &point,
+            point.get(1..).unwrap(),
+            b"",
+        ];
         for key in variants {
-            for (alg, hash) in [("HS256", hmac::HMAC_SHA256), ("HS384", hmac::HMAC_SHA384), ("HS512", hmac::HMAC_SHA512)] {
+            for (alg, hash) in [
+                ("HS256", hmac::HMAC_SHA256),
+                ("HS384", hmac::HMAC_SHA384),
+                ("HS512", hmac::HMAC_SHA512),
+            ] {
                 for named in [alg, bench.pair.alg().as_str()] {
                     let signed = signed(with_alg(bench, named), payload());
                     let mac = hmac::sign(&hmac::Key::new(hash, key), signed.as_bytes());
@@ -92,11 +111,16 @@ fn a_public_key_is_no_hmac_key() {
 /// J03: a key has one algorithm; a good signature under another name is refused.
 #[test]
 fn one_key_has_one_algorithm() {
-    let algs =
-        ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA", "Ed25519", "HS256", "eddsa", "es256"];
+    let algs = [
+        "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA", "Ed25519",
+        "HS256", "eddsa", "es256",
+    ];
     for (name, bench) in Bench::all() {
         for alg in algs.iter().filter(|alg| **alg != name) {
-            assert!(!bench.accepts(&bench.forge(with_alg(bench, alg), payload())), "{name} as {alg}");
+            assert!(
+                !bench.accepts(&bench.forge(with_alg(bench, alg), payload())),
+                "{name} as {alg}"
+            );
         }
     }
 }
@@ -119,7 +143,8 @@ fn an_rsa_key_does_not_change_its_padding_or_hash() {
             let signed = signed(with_alg(bench, named), payload());
             let mut signature = vec![0; pair.public_modulus_len()];
             pair.sign(encoding, &SystemRandom::new(), signed.as_bytes(), &mut signature).unwrap();
-            let accepted = bench.accepts(&format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)));
+            let accepted =
+                bench.accepts(&format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature)));
             assert_eq!(accepted, alg == "RS256", "{alg} as {named}");
         }
     }
@@ -153,12 +178,20 @@ fn keys_in_the_header_are_refused_and_nothing_is_fetched() {
             assert!(!bench.accepts(&bench.forge(&header, payload())), "ours: {header}");
         }
     }
-    assert_eq!(listener.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "nobody came");
-    assert!(!bench.accepts(&attacker.forge(bench.header(), payload())), "nor with the header of ours");
+    assert_eq!(
+        listener.accept().unwrap_err().kind(),
+        std::io::ErrorKind::WouldBlock,
+        "nobody came"
+    );
+    assert!(
+        !bench.accepts(&attacker.forge(bench.header(), payload())),
+        "nor with the header of ours"
+    );
     assert!(!bench.accepts(&attacker.keyring.sign(&good_claims()).unwrap()), "nor with their own");
 }
 
-/// J05: what must be understood is not (RFC 7515 section 4.1.11), and an unencoded payload (RFC 7797) is not ours.
+/// J05: what must be understood is not (RFC 7515 section 4.1.11), and an unencoded payload (RFC
+/// 7797) is not ours.
 #[test]
 fn critical_extensions_are_refused() {
     for (_, bench) in Bench::all() {
@@ -177,11 +210,15 @@ fn critical_extensions_are_refused() {
         ] {
             assert!(!bench.accepts(&bench.forge(header_and(bench, member), payload())), "{member}");
         }
-        assert!(bench.accepts(&bench.forge(header_and(bench, "\"x\":1"), payload())), "a member that means nothing");
+        assert!(
+            bench.accepts(&bench.forge(header_and(bench, "\"x\":1"), payload())),
+            "a member that means nothing"
+        );
     }
 }
 
-/// J06: key ids that are something else elsewhere. They are compared with ids in memory; there is nothing here to look up in.
+/// J06: key ids that are something else elsewhere. They are compared with ids in memory; there is
+/// nothing here to look up in.
 #[test]
 fn odd_key_ids_are_refused() {
     let (_, bench) = Bench::all()[0];
@@ -218,26 +255,43 @@ fn odd_key_ids_are_refused() {
 #[test]
 fn other_types_are_refused() {
     let (_, bench) = Bench::all()[0];
-    let others =
-        ["JWT", "jwt", "rt+jwt", "dpop+jwt", "id_token", "at", "at+jwt ", "application/jwt", "text/at+jwt", "", "logout+jwt"];
+    let others = [
+        "JWT",
+        "jwt",
+        "rt+jwt",
+        "dpop+jwt",
+        "id_token",
+        "at",
+        "at+jwt ",
+        "application/jwt",
+        "text/at+jwt",
+        "",
+        "logout+jwt",
+    ];
     for typ in others {
         assert!(!bench.accepts(&bench.forge(header(bench, "at+jwt", typ), payload())), "{typ}");
     }
     for typ in ["null", "5", "[\"at+jwt\"]"] {
         assert!(!bench.accepts(&bench.forge(header(bench, "\"at+jwt\"", typ), payload())), "{typ}");
     }
-    assert!(!bench.accepts(&bench.forge(header(bench, "\"typ\":\"at+jwt\",", ""), payload())), "absent");
+    assert!(
+        !bench.accepts(&bench.forge(header(bench, "\"typ\":\"at+jwt\",", ""), payload())),
+        "absent"
+    );
     assert!(bench.accepts(&bench.forge(header(bench, "at+jwt", "application/at+jwt"), payload())));
 }
 
-/// J12: also header members that are ignored must leave an object behind; an array in the order of the fields is none.
+/// J12: also header members that are ignored must leave an object behind; an array in the order of
+/// the fields is none.
 #[test]
 fn a_header_that_is_no_object_is_refused() {
     let (_, bench) = Bench::all()[0];
     let array = format!("[\"EdDSA\",\"{}\",\"at+jwt\"]", bench.kid());
     let deep = header_and(bench, &format!("\"x\":{}{}", "[".repeat(200), "]".repeat(200)));
     let bom = format!("\u{feff}{}", bench.header());
-    for header in [&array, &deep, &bom, "", "null", "{}", "\"EdDSA\"", &format!("{}{{}}", bench.header())] {
+    for header in
+        [&array, &deep, &bom, "", "null", "{}", "\"EdDSA\"", &format!("{}{{}}", bench.header())]
+    {
         assert!(!bench.accepts(&bench.forge(header, payload())), "{header}");
     }
 }
@@ -249,19 +303,35 @@ fn only_the_canonical_compact_spelling_is_accepted() {
         let token = bench.keyring.sign(&good_claims()).unwrap();
         let parts: Vec<_> = token.split('.').collect();
         let [head, body, signature] = parts[..] else { panic!("three parts") };
-        let json = format!(r#"{{"protected":"{head}","payload":"{body}","signature":"{signature}"}}"#);
-        let general = format!(r#"{{"payload":"{body}","signatures":[{{"protected":"{head}","signature":"{signature}"}}]}}"#);
+        let json =
+            format!(r#"{{"protected":"{head}","payload":"{body}","signature":"{signature}"}}"#);
+        let general = format!(
+            r#"{{"payload":"{body}","signatures":[{{"protected":"{head}","signature":"{signature}"}}]}}"#
+        );
         let mut others = vec![json, general];
-        others.extend([format!(".{token}"), format!("{token}."), format!("{head}.{body}"), format!("{token}.{signature}")]);
+        others.extend([
+            format!(".{token}"),
+            format!("{token}."),
+            format!("{head}.{body}"),
+            format!("{token}.{signature}"),
+        ]);
         others.extend([
             format!("{head}..{body}.{signature}"),
             format!("{head}.{body}..{signature}"),
             format!("{head}{body}.{signature}"),
         ]);
-        for extra in [" ", "\n", "\t", "\r\n", "=", "==", "\0", "%", "+", "/", "?", "\u{200b}", "A", "AAAA"] {
+        for extra in
+            [" ", "\n", "\t", "\r\n", "=", "==", "\0", "%", "+", "/", "?", "\u{200b}", "A", "AAAA"]
+        {
             others.extend([format!("{extra}{token}"), format!("{token}{extra}")]);
-            others.extend([format!("{head}{extra}.{body}.{signature}"), format!("{head}.{body}{extra}.{signature}")]);
-            others.extend([format!("{head}.{extra}{body}.{signature}"), format!("{head}.{body}.{extra}{signature}")]);
+            others.extend([
+                format!("{head}{extra}.{body}.{signature}"),
+                format!("{head}.{body}{extra}.{signature}"),
+            ]);
+            others.extend([
+                format!("{head}.{extra}{body}.{signature}"),
+                format!("{head}.{body}.{extra}{signature}"),
+            ]);
         }
         for other in others {
             assert!(!bench.accepts(&other), "{name}: {other}");
@@ -284,7 +354,8 @@ fn unused_bits_make_no_second_spelling() {
     }
 }
 
-/// J15: too long is refused by its length alone, whatever it holds: nothing of it is looked for or decoded.
+/// J15: too long is refused by its length alone, whatever it holds: nothing of it is looked for or
+/// decoded.
 #[test]
 fn long_tokens_are_refused_before_they_are_read() {
     let (_, bench) = Bench::all()[0];
@@ -303,10 +374,12 @@ fn long_tokens_are_refused_before_they_are_read() {
     }
 }
 
-/// A good token of exactly this length: padded by a member of the header, and by white space where base64 skips a length.
+/// A good token of exactly this length: padded by a member of the header, and by white space where
+/// base64 skips a length.
 fn of_length(bench: &Bench, length: usize) -> String {
     let room = (length - bench.keyring.sign(&good_claims()).unwrap().len()) * 3 / 4;
-    let padded = (room.saturating_sub(20)..room + 4).flat_map(|room| (0..3).map(move |spaces| (room, spaces)));
+    let padded = (room.saturating_sub(20)..room + 4)
+        .flat_map(|room| (0..3).map(move |spaces| (room, spaces)));
     let tokens = padded.map(|(room, spaces)| {
         let header = header_and(bench, &format!("\"x\":\"{}\"", "x".repeat(room)));
         bench.forge(header, [payload().as_slice(), &b"  "[..spaces]].concat())
@@ -318,8 +391,9 @@ fn of_length(bench: &Bench, length: usize) -> String {
 #[test]
 fn encrypted_tokens_are_refused() {
     let (_, bench) = Bench::all()[0];
-    let jwe =
-        URL_SAFE_NO_PAD.encode(r#"{"alg":"PBES2-HS256+A128KW","enc":"A128GCM","p2c":2147483647,"p2s":"AAAA","zip":"DEF"}"#);
+    let jwe = URL_SAFE_NO_PAD.encode(
+        r#"{"alg":"PBES2-HS256+A128KW","enc":"A128GCM","p2c":2147483647,"p2s":"AAAA","zip":"DEF"}"#,
+    );
     assert!(!bench.accepts(&format!("{jwe}.AAAA.AAAA.AAAA.AAAA")));
     assert!(!bench.accepts(&format!("{jwe}..AAAA.AAAA.AAAA")));
     assert!(!bench.accepts(&format!("{jwe}.AAAA.AAAA")));
@@ -332,7 +406,8 @@ fn encrypted_tokens_are_refused() {
 #[test]
 fn odd_ecdsa_signatures_are_refused() {
     const ORDER: &str = "ffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551";
-    let order: Vec<u8> = (0..32).map(|n| u8::from_str_radix(&ORDER[2 * n..2 * n + 2], 16).unwrap()).collect();
+    let order: Vec<u8> =
+        (0..32).map(|n| u8::from_str_radix(&ORDER[2 * n..2 * n + 2], 16).unwrap()).collect();
     let number = |n: u8| [[0; 31].as_slice(), &[n]].concat();
     let less_one = [&order[..31], &[0x50]].concat();
     let more_one = [&order[..31], &[0x52]].concat();
@@ -354,23 +429,29 @@ fn odd_ecdsa_signatures_are_refused() {
         assert!(!bench.accepts(&with(other)), "{other:?}");
     }
     let key = &bench.keyset.keys[0];
-    let pkcs8 = bench.sealer.open("signing key", key.kid.as_str(), &URL_SAFE_NO_PAD.decode(&key.sealed).unwrap()).unwrap();
+    let pkcs8 = bench
+        .sealer
+        .open("signing key", key.kid.as_str(), &URL_SAFE_NO_PAD.decode(&key.sealed).unwrap())
+        .unwrap();
     let der = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &pkcs8).unwrap();
     let der = der.sign(&SystemRandom::new(), signed.as_bytes()).unwrap();
     assert!(!bench.accepts(&with(der.as_ref())), "DER is for X.509");
 }
 
-/// J18: our own token with one bit flipped, at every position: of the bytes of each part, and of the text itself.
+/// J18: our own token with one bit flipped, at every position: of the bytes of each part, and of
+/// the text itself.
 #[test]
 fn every_flipped_bit_is_refused() {
     for (name, bench) in Bench::all() {
         let token = bench.keyring.sign(&good_claims()).unwrap();
-        let parts: Vec<_> = token.split('.').map(|part| URL_SAFE_NO_PAD.decode(part).unwrap()).collect();
+        let parts: Vec<_> =
+            token.split('.').map(|part| URL_SAFE_NO_PAD.decode(part).unwrap()).collect();
         for part in 0..3 {
             for bit in 0..parts[part].len() * 8 {
                 let mut flipped = parts.clone();
                 flipped[part][bit / 8] ^= 1 << (bit % 8);
-                let flipped: Vec<_> = flipped.iter().map(|part| URL_SAFE_NO_PAD.encode(part)).collect();
+                let flipped: Vec<_> =
+                    flipped.iter().map(|part| URL_SAFE_NO_PAD.encode(part)).collect();
                 assert!(!bench.accepts(&flipped.join(".")), "{name}: bit {bit} of part {part}");
             }
         }

@@ -48,7 +48,8 @@ async fn looks_of(callers: usize, time: Duration) -> (usize, Duration) {
     (looks.into_inner(), begin.elapsed())
 }
 
-/// Of many who ask at once the first one's look may be older than the others' asking, the second one's is not.
+/// Of many who ask at once the first one's look may be older than the others' asking, the second
+/// one's is not.
 #[tokio::test(start_paused = true)]
 async fn what_one_finds_serves_all_who_asked_before() {
     let (looks, took) = looks_of(50, PATIENCE / 10).await;
@@ -56,7 +57,8 @@ async fn what_one_finds_serves_all_who_asked_before() {
     assert!(took < PATIENCE / 4, "{took:?}");
 }
 
-/// Looks that take longer than the patience serve as many: a few more look, the last of them before the first has ended.
+/// Looks that take longer than the patience serve as many: a few more look, the last of them before
+/// the first has ended.
 #[tokio::test(start_paused = true)]
 async fn slow_looks_serve_as_many() {
     for times in [1, 2, 4] {
@@ -88,12 +90,14 @@ async fn an_older_look_serves_nobody() {
     assert_eq!(late.seen().as_deref(), Some(&at(1)));
 }
 
-/// One that failed says nothing to the next, one that gives up holds nobody up, and a family that is not there is an answer.
+/// One that failed says nothing to the next, one that gives up holds nobody up, and a family that
+/// is not there is an answer.
 #[tokio::test(start_paused = true)]
 async fn failures_are_nobody_elses() {
     let (turns, family) = (Turns::default(), FamilyId::new());
     let first = look(&turns, family).await;
-    let [mut second, mut third, mut last] = [(); 3].map(|()| Box::pin(turns.turn(family, |_| true)));
+    let [mut second, mut third, mut last] =
+        [(); 3].map(|()| Box::pin(turns.turn(family, |_| true)));
     for one in [&mut second, &mut third, &mut last] {
         assert!(one.now_or_never().is_none());
     }
@@ -142,7 +146,8 @@ async fn what_serves_nobody_does_not_delay_the_next_look() {
 /// Those whom nothing serves look themselves, one of them; what it finds serves the others.
 #[tokio::test(start_paused = true)]
 async fn who_is_not_served_looks_itself() {
-    let (turns, family, serves) = (Turns::default(), FamilyId::new(), |found: Option<&Document>| found != Some(&at(0)));
+    let (turns, family, serves) =
+        (Turns::default(), FamilyId::new(), |found: Option<&Document>| found != Some(&at(0)));
     let first = look(&turns, family).await;
     let mut picky: Vec<_> = (0..50).map(|_| Box::pin(turns.turn(family, serves))).collect();
     assert!(picky.iter_mut().all(|one| one.now_or_never().is_none()));
