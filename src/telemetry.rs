@@ -32,7 +32,8 @@ const LONGEST_TEXT: usize = 1024;
 /// # Errors
 /// What is wrong with it, without the text.
 pub fn filter(level: &str) -> Result<EnvFilter, &'static str> {
-    const PROBLEM: &str = "must be error, warn, info, debug, trace or off, or directives such as info,jeton::store=debug";
+    const PROBLEM: &str = "must be error, warn, info, debug, trace or off, or directives such as \
+                           info,jeton::store=debug";
     let word_is_level =
         |word: &str| matches!(word.trim(), "error" | "warn" | "info" | "debug" | "trace" | "off");
     // A bare word that is no level would be taken for the name of a module, and silence everything

@@ -70,7 +70,12 @@ fn the_defaults_make_sense_and_are_all_called_default() {
 fn flags_go_before_the_environment_and_that_before_the_file_and_each_says_where_it_came_from() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("config.toml");
-    fs::write(&file, "node = \"file\"\nlisten = \"127.0.0.1:1\"\n[token]\naccess_lifetime_seconds = 1\n[limits.plans.gold]\nper_second = 1\nburst = 2\n").unwrap();
+    fs::write(
+        &file,
+        "node = \"file\"\nlisten = \"127.0.0.1:1\"\n[token]\naccess_lifetime_seconds \
+                      = 1\n[limits.plans.gold]\nper_second = 1\nburst = 2\n",
+    )
+    .unwrap();
     let mut sources = sources(&[
         ("JETON_LISTEN", "127.0.0.1:2"),
         ("JETON_TOKEN__ACCESS_LIFETIME_SECONDS", "2"),

@@ -340,7 +340,8 @@ async fn mongodb_another_primary_is_there_in_time() {
             set.resume(old);
             set.settled().await;
             println!(
-                "{name} settings: another primary {killed:.1?} after kill -9, {paused:.1?} after SIGSTOP"
+                "{name} settings: another primary {killed:.1?} after kill -9, {paused:.1?} after \
+                 SIGSTOP"
             );
             let longest = &mut longest[usize::from(defaults)];
             *longest = killed.max(paused).max(*longest);

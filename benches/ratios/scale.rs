@@ -46,7 +46,8 @@ pub(crate) fn run(program: &Path, dir: &Path) {
         let server = Server::jeton(program, dir, None);
         let resident = server.resident();
         println!(
-            "full store            ready in {:.2} s (bound 2), {resident:.0} MiB resident (bound 300)",
+            "full store            ready in {:.2} s (bound 2), {resident:.0} MiB resident (bound \
+             300)",
             server.ready.as_secs_f64()
         );
         server.stop();
@@ -74,7 +75,8 @@ fn idle(name: &str, server: &Server) {
     std::thread::sleep(Duration::from_secs(3));
     let after = server.resident();
     println!(
-        "idle connections      {name}: {} of them, {before:.0} -> {after:.0} MiB resident, {:.0} more (bound 120)",
+        "idle connections      {name}: {} of them, {before:.0} -> {after:.0} MiB resident, {:.0} \
+         more (bound 120)",
         open.len(),
         after - before
     );

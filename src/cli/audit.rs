@@ -265,12 +265,14 @@ fn verdict(chain: &ChainVerdict) -> String {
         ChainState::EndNotSure => {
             let witnessed = chain.witnessed_sequence;
             format!(
-                "{head}  end not sure, {checked} records; its node stopped without closing it; witnessed up to {witnessed}"
+                "{head}  end not sure, {checked} records; its node stopped without closing it; \
+                 witnessed up to {witnessed}"
             )
         }
         ChainState::Broken | ChainState::Unspecified => {
             format!(
-                "{head}  broken at record {first_bad_sequence}: {problem}; {checked} records before it"
+                "{head}  broken at record {first_bad_sequence}: {problem}; {checked} records \
+                 before it"
             )
         }
     }
@@ -306,7 +308,8 @@ mod tests {
         let line = super::verdict(&not_sure);
         assert_eq!(
             line,
-            "a:7:3:ab  end not sure, 3 records; its node stopped without closing it; witnessed up to 2"
+            "a:7:3:ab  end not sure, 3 records; its node stopped without closing it; witnessed up \
+             to 2"
         );
         for bad in ["12:00", ":12:00", "n:x:00", "n:0:00", "n:-1:00", "n:12:", "n:12:zz", "", "::"]
         {

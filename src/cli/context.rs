@@ -150,7 +150,8 @@ pub fn load(path: &Path) -> io::Result<Contexts> {
 fn exposure(owner: u32, mode: u32, own: u32) -> Option<String> {
     if owner != own && owner != 0 {
         return Some(format!(
-            "it belongs to user {owner}, this process is user {own}: run it as that user, or chown it"
+            "it belongs to user {owner}, this process is user {own}: run it as that user, or chown \
+             it"
         ));
     }
     (mode & 0o022 != 0).then(|| format!("others can write to it (mode {mode:04o}): chmod 0600"))

@@ -158,12 +158,14 @@ fn open_files(limit: Option<u64>, connections: usize) -> Finding {
         );
     }
     let text = format!(
-        "{limit} are allowed here, enough for {possible} of {connections} connections; `serve` takes no more"
+        "{limit} are allowed here, enough for {possible} of {connections} connections; `serve` \
+         takes no more"
     );
     Finding::note(
         SUBJECT,
         text,
-        "raise the limit (LimitNOFILE, ulimit -n) where the service runs, or lower limits.connections",
+        "raise the limit (LimitNOFILE, ulimit -n) where the service runs, or lower \
+         limits.connections",
     )
 }
 

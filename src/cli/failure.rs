@@ -165,7 +165,8 @@ impl Refusal {
         }
         let hint = match self.reason.as_str() {
             "invalid_client" => {
-                "check --client-id and --client-secret-file, or `jeton context list`; a secret may have been retired"
+                "check --client-id and --client-secret-file, or `jeton context list`; a secret may \
+                 have been retired"
             }
             "insufficient_scope" => "the client needs jeton:admin or the finer scope named",
             "stale" => "read the client again and use its new etag",

@@ -172,7 +172,8 @@ mod tests {
             "jeton revoke-all --kid -u",
             "jeton keys revoke -u --json",
             "jeton client retire-secret c -u --overlap 1h",
-            "jeton client create --name N --scope a --grant client-credentials --grant refresh-token --access-lifetime 15m",
+            "jeton client create --name N --scope a --grant client-credentials --grant \
+             refresh-token --access-lifetime 15m",
             "jeton client get c",
             "jeton client list --tenant t --limit 10",
             "jeton client update c --clear roles --scope x --etag 3",

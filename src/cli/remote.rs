@@ -154,7 +154,8 @@ fn credentials(
     let client_secret =
         secret.or_else(|| own(client_id).and_then(|context| context.client_secret.clone()));
     let client_secret = client_secret.ok_or(
-        "no client secret: use --client-secret-file or JETON_CLI_CLIENT_SECRET (a context's goes to its own address only)",
+        "no client secret: use --client-secret-file or JETON_CLI_CLIENT_SECRET (a context's goes \
+         to its own address only)",
     )?;
     Ok(Credentials { client_id: client_id.to_owned(), client_secret })
 }
@@ -288,8 +289,8 @@ fn endpoint(options: &Options, settings: &Settings) -> Result<Endpoint, Failure>
             return Ok(endpoint);
         }
         Some("http") => {
-            let problem = "http:// sends credentials and tokens to another machine in clear: use https:// and --ca FILE, or \
-                           --insecure to do so all the same";
+            let problem = "http:// sends credentials and tokens to another machine in clear: use \
+                           https:// and --ca FILE, or --insecure to do so all the same";
             return Err(Failure::setting("address", problem));
         }
         Some("https") => {}

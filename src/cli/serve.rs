@@ -81,8 +81,8 @@ impl Settings {
     pub(super) fn sources(&self, environment: &BTreeMap<String, String>) -> Sources {
         if self.store.as_deref().is_some_and(holds_a_password) {
             output::warn(
-                "warning: other users of this machine can see the password in --store: put the address into a file and use \
-                 --store-file (store.uri_file)",
+                "warning: other users of this machine can see the password in --store: put the \
+                 address into a file and use --store-file (store.uri_file)",
             );
         }
         let mut flags = Vec::new();
@@ -211,7 +211,8 @@ impl<'a> Shown<'a> {
                 Ok(()) => Self::In(path),
                 Err(error) => {
                     let path = path.display();
-                    tracing::error!(%error, %path, "the first client's secret cannot be written and is lost: empty the store, start again");
+                    tracing::error!(%error, %path, "the first client's secret cannot be written \
+                                                    and is lost: empty the store, start again");
                     Self::Nowhere
                 }
             },
@@ -242,7 +243,8 @@ fn announce(
     };
     if dev.is_none() && secret.here().is_some() && !io::stdout().is_terminal() {
         output.talk(
-            "warning: stdout is no terminal and may be kept in a log: --bootstrap-secret-file keeps the secret out of it",
+            "warning: stdout is no terminal and may be kept in a log: --bootstrap-secret-file \
+             keeps the secret out of it",
         );
     }
     if let Err(failure) = printed {
@@ -345,8 +347,9 @@ fn welcome(started: &Started, secret: &Shown<'_>, context: Option<&str>, program
     );
     let service = "jeton.token.v1.TokenService";
     text.push_str(&format!(
-        "\nThe same with grpcurl:\n\n  grpcurl {plain} -d '{{{credentials}}}' {address} {service}/Token\n  \
-         grpcurl {plain} -d '{{{credentials},\"token\":\"TOKEN\"}}' {address} {service}/Introspect\n"
+        "\nThe same with grpcurl:\n\n  grpcurl {plain} -d '{{{credentials}}}' {address} \
+         {service}/Token\n  grpcurl {plain} -d '{{{credentials},\"token\":\"TOKEN\"}}' {address} \
+         {service}/Introspect\n"
     ));
     text
 }
@@ -422,7 +425,8 @@ mod tests {
             ),
             "{text}"
         );
-        let line = "grpcurl -plaintext -d '{\"client_id\":\"boot\",\"client_secret\":\"jcs_x\"}' 127.0.0.1:50051 jeton.token.v1.TokenService/Token";
+        let line = "grpcurl -plaintext -d '{\"client_id\":\"boot\",\"client_secret\":\"jcs_x\"}' \
+                    127.0.0.1:50051 jeton.token.v1.TokenService/Token";
         assert!(text.contains(line), "{text}");
         assert!(text.contains("(not shown again)"));
         let again = started(Path::new("/d"), None);

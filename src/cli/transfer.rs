@@ -191,8 +191,8 @@ impl Import {
         let (checked, forged) = source.check(&sealer, &chain)?;
         if !checked.signed && !self.accept_unsigned {
             return Err(Failure::Other(
-                "the export is unsigned, and may have been altered by anybody: export again with the master key, or take it all \
-                 the same with --accept-unsigned"
+                "the export is unsigned, and may have been altered by anybody: export again with \
+                 the master key, or take it all the same with --accept-unsigned"
                     .to_owned(),
             ));
         }
@@ -220,7 +220,8 @@ impl Import {
         };
         let (records, standing_again) = loaded.inspect_err(remains)?;
         let mut advice = vec![
-            "client secrets that were retired, and clients that were disabled, since the export stand again",
+            "client secrets that were retired, and clients that were disabled, since the export \
+             stand again",
         ];
         if self.accept_rollback {
             advice.push("tokens that were revoked since the export stand again");

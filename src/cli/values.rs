@@ -75,7 +75,10 @@ pub(super) fn now() -> Timestamp {
 pub(super) fn warn_of_token(token: &str, output: Output) {
     // What is shorter than the shortest token opens nothing.
     if token.len() >= SHORTEST {
-        output.talk("warning: other users of this machine can see a token in the arguments: use - and stdin, or --file");
+        output.talk(
+            "warning: other users of this machine can see a token in the arguments: use - \
+                     and stdin, or --file",
+        );
     }
 }
 

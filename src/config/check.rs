@@ -43,7 +43,8 @@ fn addresses(config: &Config) -> Result<(), ConfigError> {
         return Err(ConfigError::new(
             "listen",
             format!(
-                "{} can be reached from elsewhere and there is no TLS: set tls.cert_file and tls.key_file, or insecure = true",
+                "{} can be reached from elsewhere and there is no TLS: set tls.cert_file and \
+                 tls.key_file, or insecure = true",
                 config.listen
             ),
         ));
@@ -61,7 +62,8 @@ fn addresses(config: &Config) -> Result<(), ConfigError> {
         return Err(ConfigError::new(
             "metrics_listen",
             format!(
-                "{metrics} can be reached from elsewhere: use a loopback address, or set insecure = true"
+                "{metrics} can be reached from elsewhere: use a loopback address, or set insecure \
+                 = true"
             ),
         ));
     }

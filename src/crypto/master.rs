@@ -22,7 +22,8 @@ const MAX_FILE: u64 = 1_024;
 #[derive(Debug, thiserror::Error)]
 pub enum MasterKeyError {
     /// There is no such file, and none may be made.
-    #[error("no master key at {}: put 32 random bytes there in base64, mode 0600, for instance by `openssl rand -base64 32`", .0.display())]
+    #[error("no master key at {}: put 32 random bytes there in base64, mode 0600, for instance by \
+             `openssl rand -base64 32`", .0.display())]
     Missing(PathBuf),
     /// The file could not be read or made.
     #[error("master key at {}: {source}", path.display())]
@@ -56,7 +57,8 @@ pub enum MasterKeyError {
     Malformed,
     /// 32 bytes that nobody drew at random.
     #[error(
-        "the master key can be guessed: take 32 random bytes, for instance by `openssl rand -base64 32`"
+        "the master key can be guessed: take 32 random bytes, for instance by `openssl rand \
+         -base64 32`"
     )]
     Weak,
 }

@@ -79,7 +79,8 @@ text!(
 );
 text!(
     /// Id of a signing key: 1 to 64 of `[A-Za-z0-9_-]`.
-    Kid, 64, |b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'), "kid must be 1 to 64 of [A-Za-z0-9_-]"
+    Kid, 64, |b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'), "kid must be 1 to 64 of \
+        [A-Za-z0-9_-]"
 );
 text!(
     /// A role copied into tokens: 1 to 128 of `[A-Za-z0-9._:/-]`.

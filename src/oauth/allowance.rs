@@ -42,7 +42,8 @@ impl Authority {
             || widens(after.refresh_idle, before.refresh_idle, configured.refresh_idle())
         {
             return Err(Error::InsufficientScope(
-                "jeton:admin:clients of the tenant \"default\", to give a client a lifetime above the configured one",
+                "jeton:admin:clients of the tenant \"default\", to give a client a lifetime above \
+                 the configured one",
             ));
         }
         Ok(())

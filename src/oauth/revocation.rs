@@ -166,7 +166,8 @@ impl Authority {
         tenant: &TenantId,
         client: ClientId,
     ) -> Result<()> {
-        tracing::warn!(%client, "more than limits.revocations_per_client were asked for: all tokens of the client are ended");
+        tracing::warn!(%client, "more than limits.revocations_per_client were asked for: all \
+                                 tokens of the client are ended");
         let event = who.stamp_in(call, tenant).done(Action::ClientRevoked, client.as_str());
         let event = event.because("limits.revocations_per_client".to_owned());
         let is_own = who.client().id == client;

@@ -79,7 +79,8 @@ pub(super) fn announce(standing: Arc<Standing>, health: HealthReporter) -> JoinH
                 tracing::info!("caught up with the other nodes");
                 health.set_service_status("", ServingStatus::Serving).await;
             } else {
-                tracing::error!(age = ?standing.age(), "behind the other nodes: nothing is judged or issued");
+                tracing::error!(age = ?standing.age(), "behind the other nodes: nothing is judged \
+                                                        or issued");
                 health.set_service_status("", ServingStatus::NotServing).await;
             }
         }

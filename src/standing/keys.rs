@@ -30,7 +30,8 @@ pub enum Refused {
     Foreign(KeyringError),
     /// It is older than the one in use.
     #[error(
-        "the keyset in the store has revision {stored}, and revision {known} is in use: an older one was put back"
+        "the keyset in the store has revision {stored}, and revision {known} is in use: an older \
+         one was put back"
     )]
     Older {
         /// Revision in the store.

@@ -71,7 +71,8 @@ impl fmt::Display for Figures {
 }
 
 /// What the columns are.
-pub(crate) const HEAD: &str = "| fault | rounds | calls, failed | without a success: median / worst | a call: median / worst |";
+pub(crate) const HEAD: &str = "| fault | rounds | calls, failed | without a success: median / \
+                               worst | a call: median / worst |";
 
 fn seconds(micros: u64) -> String {
     format!("{:.3} s", micros as f64 / 1e6)

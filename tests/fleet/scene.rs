@@ -75,7 +75,8 @@ impl Scene {
         let busy = history.faults.iter().filter(|fault| fault.name == BUSY).count();
         if busy > 0 {
             println!(
-                "others used this machine at {busy} looks: what failed around them is not held against the nodes"
+                "others used this machine at {busy} looks: what failed around them is not held \
+                 against the nodes"
             );
         }
         assert!(calls > 100, "too little was done for the run to mean anything");
@@ -120,7 +121,8 @@ impl Told {
             .max();
         let gap = Duration::from_micros(gap.unwrap_or_else(|| panic!("there was no {names}")));
         println!(
-            "{names}: some kind of change did not succeed for {gap:?}, of {bound:?} that it may take"
+            "{names}: some kind of change did not succeed for {gap:?}, of {bound:?} that it may \
+             take"
         );
         if self.is_judged_by_the_clock() {
             assert!(gap <= bound, "{names}: nothing went on for {gap:?}, more than {bound:?}");

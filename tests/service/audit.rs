@@ -561,7 +561,8 @@ async fn a_record_tampered_with_in_the_middle_is_named() {
              UPDATE audit SET sequence = 6 WHERE sequence = -1",
             5,
         ),
-        ("DELETE FROM audit WHERE sequence = 5; UPDATE audit SET sequence = sequence - 1 WHERE sequence BETWEEN 6 AND 9", 5),
+        ("DELETE FROM audit WHERE sequence = 5; UPDATE audit SET sequence = sequence - 1 WHERE \
+          sequence BETWEEN 6 AND 9", 5),
     ];
     for (sql, bad) in cases {
         let world = tampered(|connection, _| connection.execute_batch(sql).unwrap()).await;
@@ -626,11 +627,13 @@ async fn an_end_that_was_tampered_with_is_refused_or_named() {
         }),
         ("the last ten are gone, and the head says so", |connection, head| {
             connection.execute("DELETE FROM audit WHERE sequence > ?1", [head - 10]).unwrap();
-            let sql = "UPDATE head SET sequence = ?1, hash = (SELECT hash FROM audit WHERE sequence = ?1)";
+            let sql = "UPDATE head SET sequence = ?1, hash = (SELECT hash FROM audit WHERE \
+                       sequence = ?1)";
             connection.execute(sql, [head - 10]).unwrap();
         }),
         ("the last record is altered", |connection, head| {
-            let sql = "UPDATE audit SET event = replace(event, '\"ok\"', '\"refused\"') WHERE sequence = ?1";
+            let sql = "UPDATE audit SET event = replace(event, '\"ok\"', '\"refused\"') WHERE \
+                       sequence = ?1";
             assert_eq!(connection.execute(sql, [head]).unwrap(), 1);
         }),
         ("everything is gone", |connection, _| {

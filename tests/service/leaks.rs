@@ -352,7 +352,8 @@ async fn nothing_that_is_sent_breaks_a_line_of_the_log() {
         .iter()
         .map(|text| {
             format!(
-                "GET /{text} HTTP/1.1\r\nhost: x\r\nuser-agent: {text}\r\nx-request-id: {text}\r\nconnection: close\r\n\r\n"
+                "GET /{text} HTTP/1.1\r\nhost: x\r\nuser-agent: {text}\r\nx-request-id: \
+                 {text}\r\nconnection: close\r\n\r\n"
             )
             .into_bytes()
         })

@@ -244,7 +244,8 @@ async fn a_changed_foreign_chain_is_found() {
     for (sql, expected) in [
         ("DELETE FROM other_heads WHERE chain = 'Node'", None),
         (
-            "DELETE FROM other_heads WHERE chain = 'Node'; DELETE FROM other_records WHERE chain = 'Node'",
+            "DELETE FROM other_heads WHERE chain = 'Node'; DELETE FROM other_records WHERE chain = \
+             'Node'",
             None,
         ),
         ("UPDATE other_heads SET sequence = sequence - 1", None),

@@ -328,17 +328,21 @@ async fn a_changed_audit_record_is_named() {
         "UPDATE audit SET event = replace(event, ':\"target\"', ':\"Target\"') WHERE sequence = 5",
     )
     .await;
-    assert!(
-        matches!(open(dir.path()), Err(OpenError::Corrupt(text)) if text == "audit record 5: altered")
-    );
+    assert!(matches!(open(dir.path()), Err(OpenError::Corrupt(text)) if text == "audit record 5: \
+            altered"));
     let dir = tampered("DELETE FROM audit WHERE sequence = 7").await;
-    assert!(
-        matches!(open(dir.path()), Err(OpenError::Corrupt(text)) if text == "audit record 7: removed")
-    );
+    assert!(matches!(open(dir.path()), Err(OpenError::Corrupt(text)) if text == "audit record 7: \
+            removed"));
 
     let (dir, _) = closed(200).await;
     let connection = rusqlite::Connection::open(dir.path().join("jeton.db")).unwrap();
-    connection.execute("UPDATE audit SET event = replace(event, ':\"target\"', ':\"Target\"') WHERE sequence = 5", []).unwrap();
+    connection
+        .execute(
+            "UPDATE audit SET event = replace(event, ':\"target\"', ':\"Target\"') \
+                        WHERE sequence = 5",
+            [],
+        )
+        .unwrap();
     drop(connection);
     let store = open(dir.path()).unwrap();
     let checked = store.check().await.unwrap();
@@ -392,7 +396,8 @@ async fn a_listing_goes_on_beside_a_row_that_cannot_be_read() {
     )
     .await;
     let connection = rusqlite::Connection::open(dir.path().join("jeton.db")).unwrap();
-    let strange = "INSERT INTO clients VALUES ('no id', 'default', 1, '{}', x'00'), ('a', 'default', 1, '{}', x'00')";
+    let strange = "INSERT INTO clients VALUES ('no id', 'default', 1, '{}', x'00'), ('a', \
+                   'default', 1, '{}', x'00')";
     assert_eq!(connection.execute(strange, []).unwrap(), 2);
     drop(connection);
     let store = open(dir.path()).unwrap();
@@ -417,9 +422,14 @@ async fn a_listing_goes_on_beside_a_row_that_cannot_be_read() {
 /// nobody's; the others are listed.
 #[tokio::test]
 async fn an_audience_whose_row_was_altered_is_nobodys() {
-    let dir = tampered("UPDATE audiences SET body = replace(body, 'acme', 'evil') WHERE id = 'https://client-00001'").await;
+    let dir = tampered(
+        "UPDATE audiences SET body = replace(body, 'acme', 'evil') WHERE id = \
+                        'https://client-00001'",
+    )
+    .await;
     let connection = rusqlite::Connection::open(dir.path().join("jeton.db")).unwrap();
-    let strange = "INSERT INTO audiences VALUES ('no uri', 'acme', 1, '{}', x'00'), ('urn:a', 'acme', 1, '{}', x'00')";
+    let strange = "INSERT INTO audiences VALUES ('no uri', 'acme', 1, '{}', x'00'), ('urn:a', \
+                   'acme', 1, '{}', x'00')";
     assert_eq!(connection.execute(strange, []).unwrap(), 2);
     drop(connection);
     let store = open(dir.path()).unwrap();

@@ -210,7 +210,8 @@ async fn a_chain_that_was_altered_in_the_store_is_not_exported() {
     let view = Embedded::read_only(dir.path(), Some(Bench::key())).unwrap();
     let refused = view.dump(Some(&keyless[end]), 10).await.unwrap_err();
     assert!(
-        matches!(refused, StoreError::Corrupt(source) if source.to_string().contains("the seal of its end is wrong"))
+        matches!(refused, StoreError::Corrupt(source) if source.to_string().contains("the seal of \
+            its end is wrong"))
     );
 }
 

@@ -101,8 +101,7 @@ async fn metrics_are_served_apart() {
     }));
     let page = ask(address, get("/metrics", Version::HTTP_11)).await;
     let text = std::str::from_utf8(&page.body).unwrap();
-    let expected = "grpc_server_handled_total{grpc_service=\"jeton.token.v1.TokenService\",grpc_method=\"Token\",\
-                    grpc_code=\"PermissionDenied\"} 1";
+    let expected = "grpc_server_handled_total{grpc_service=\"jeton.token.v1.TokenService\",grpc_method=\"Token\",grpc_code=\"PermissionDenied\"} 1";
     assert!(text.lines().any(|line| line == expected), "{text}");
     assert_eq!(ask(address, get("/healthz", Version::HTTP_11)).await.status, 200);
     assert_eq!(ask(server.address, get("/metrics", Version::HTTP_11)).await.status, 404);

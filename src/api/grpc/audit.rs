@@ -152,7 +152,8 @@ impl Door {
                     Err(RecvError::Closed) => return,
                     // Said, not skipped: a gap in a trail must not go unnoticed.
                     Ok(None) => Err(status(&Error::precondition(
-                        "records of other nodes may have been missed: list the events from the last one seen",
+                        "records of other nodes may have been missed: list the events from the \
+                         last one seen",
                     ))),
                     Err(RecvError::Lagged(_)) => Err(status(&Error::precondition(
                         "the reader fell behind: list the events from the last one seen",

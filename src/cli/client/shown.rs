@@ -40,7 +40,10 @@ pub(super) async fn list(
         return output.document(&json!({ "clients": clients, "not_authentic": forged }));
     }
     for id in &forged {
-        output.talk(&format!("the record {id} was not written by the service and is refused: remove it from the store"));
+        output.talk(&format!(
+            "the record {id} was not written by the service and is refused: \
+                              remove it from the store"
+        ));
     }
     let row = |client: &Client| {
         let state = if client.disabled { "disabled" } else { "" };

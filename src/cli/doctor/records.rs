@@ -38,7 +38,8 @@ pub(super) async fn clients(config: &Config) -> Option<Finding> {
                 text.take(SHOWN).collect::<Vec<_>>().join(", "),
             );
             let text = if more > 0 { format!("{text} and {more} more") } else { text };
-            let advice = "these audiences belong to another tenant or to none: as the operator shares them, or since an import";
+            let advice = "these audiences belong to another tenant or to none: as the operator \
+                          shares them, or since an import";
             Finding::note(SUBJECT, text, advice)
         }
         Ok(Looked { clients, audiences, forged, .. }) if forged.is_empty() => Finding::ok(
@@ -47,8 +48,8 @@ pub(super) async fn clients(config: &Config) -> Option<Finding> {
         ),
         Ok(Looked { forged, .. }) => {
             let text = format!("not written by the service, and refused: {}", forged.join(", "));
-            let advice = "somebody without the master key writes to this store: remove records of clients, assign audiences anew, \
-                          and look at who can";
+            let advice = "somebody without the master key writes to this store: remove records of \
+                          clients, assign audiences anew, and look at who can";
             Finding::problem(SUBJECT, text, advice)
         }
         Err(problem) => Finding::problem(

@@ -39,8 +39,9 @@ const FOLLOWS: Duration = Duration::from_secs(4);
 /// A majority write that takes longer is slow for calls of two seconds.
 const SLOW: Duration = Duration::from_millis(50);
 
-const ELECTION_ADVICE: &str = "cfg = rs.conf(); cfg.settings.electionTimeoutMillis = 2000; cfg.settings.heartbeatIntervalMillis \
-                               = 500; cfg.settings.heartbeatTimeoutSecs = 2; rs.reconfig(cfg)";
+const ELECTION_ADVICE: &str = "cfg = rs.conf(); cfg.settings.electionTimeoutMillis = 2000; \
+                               cfg.settings.heartbeatIntervalMillis = 500; \
+                               cfg.settings.heartbeatTimeoutSecs = 2; rs.reconfig(cfg)";
 
 /// Looks at the keys in a data directory; nothing where there are none yet.
 pub(super) fn embedded(config: &Config) -> Option<Finding> {
@@ -100,20 +101,23 @@ fn exposed(file: &Path) -> Option<Finding> {
 fn refused(error: &OpenError) -> Finding {
     let advice = match error {
         OpenError::Uri(_) => {
-            "write it as mongodb://user:password@host1,host2,host3/jeton?replicaSet=NAME; a % in a password is %25, an @ is %40"
+            "write it as mongodb://user:password@host1,host2,host3/jeton?replicaSet=NAME; a % in a \
+             password is %25, an @ is %40"
         }
         OpenError::Misfit(_) => {
             "set replicaSet= to the name that rs.conf() shows on a member, or name other hosts"
         }
         OpenError::Away(_) => {
-            "start mongod there, look at names, firewalls and tls=; the names in rs.conf() must be reachable from here too; a \
-             primary needs more than half of the votes, and rs.initiate() once"
+            "start mongod there, look at names, firewalls and tls=; the names in rs.conf() must be \
+             reachable from here too; a primary needs more than half of the votes, and \
+             rs.initiate() once"
         }
         OpenError::Credentials(_) => {
             "check user, password and authSource= (the database that the user was created in)"
         }
         OpenError::Forbidden => {
-            "db.grantRolesToUser(\"jeton\", [{ role: \"readWrite\", db: \"jeton\" }]) with your names"
+            "db.grantRolesToUser(\"jeton\", [{ role: \"readWrite\", db: \"jeton\" }]) with your \
+             names"
         }
         OpenError::TooOld { .. } => "upgrade MongoDB to 4.4 or later",
         OpenError::Newer { .. } => "run a jeton as new as the newest node that was there",
@@ -146,8 +150,9 @@ fn servers(found: &Inspection) -> Vec<Finding> {
         )];
     }
     if found.members.iter().any(|member| member.state == State::Alone) {
-        let advice = "make it a replica set of three: without one, what was acknowledged is lost with its one disk, every stop of it \
-                      stops all nodes, and what other nodes end is seen up to a second later";
+        let advice = "make it a replica set of three: without one, what was acknowledged is lost \
+                      with its one disk, every stop of it stops all nodes, and what other nodes \
+                      end is seen up to a second later";
         return vec![Finding::note(STORE, text, advice)];
     }
     let down = found
@@ -198,15 +203,18 @@ fn set(found: &Inspection, settings: &Result<Settings, String>) -> Vec<Finding> 
     }
     if settings.arbiters > 0 {
         let text = format!("{} of its votes are arbiters', who hold nothing", settings.arbiters);
-        let advice = "make them members with data: with one of those away, majorities can vote and not acknowledge";
+        let advice = "make them members with data: with one of those away, majorities can vote and \
+                      not acknowledge";
         findings.push(Finding::note(SET, text, advice));
     } else if settings.keeping < 3 {
         let text = format!("{} members hold data and vote", settings.keeping);
         findings.push(Finding::note(SET, text, "have three: with fewer, no member may be lost"));
     }
     if !settings.majority_journals {
-        let text = "writeConcernMajorityJournalDefault is false: what was read of the majority may have been in memory only";
-        let advice = "cfg = rs.conf(); cfg.writeConcernMajorityJournalDefault = true; rs.reconfig(cfg); and let every member journal";
+        let text = "writeConcernMajorityJournalDefault is false: what was read of the majority may \
+                    have been in memory only";
+        let advice = "cfg = rs.conf(); cfg.writeConcernMajorityJournalDefault = true; \
+                      rs.reconfig(cfg); and let every member journal";
         findings.push(Finding::problem(SET, text, advice));
     }
     findings
@@ -215,8 +223,9 @@ fn set(found: &Inspection, settings: &Result<Settings, String>) -> Vec<Finding> 
 fn election(settings: &Settings) -> Finding {
     let Settings { election_timeout, heartbeat_interval, heartbeat_timeout, .. } = settings;
     let text = format!(
-        "election timeout {election_timeout:?}, heartbeat every {heartbeat_interval:?} and within {heartbeat_timeout:?}: a primary \
-         that dies is missed for about {:?}, one that freezes for about {:?}",
+        "election timeout {election_timeout:?}, heartbeat every {heartbeat_interval:?} and within \
+         {heartbeat_timeout:?}: a primary that dies is missed for about {:?}, one that freezes for \
+         about {:?}",
         *election_timeout + ELECTS,
         *heartbeat_timeout + FOLLOWS
     );
@@ -239,7 +248,8 @@ fn election(settings: &Settings) -> Finding {
     }
     if heartbeat_timeout > ELECTION.end() {
         let advice = format!(
-            "a member that says nothing should count as gone when another is elected: {ELECTION_ADVICE}"
+            "a member that says nothing should count as gone when another is elected: \
+             {ELECTION_ADVICE}"
         );
         return Finding::note(SET, text, advice);
     }
@@ -250,13 +260,15 @@ fn written(found: &Inspection) -> Finding {
     const SUBJECT: &str = "majority write";
     match &found.write {
         Ok(took) if *took > SLOW => {
-            let advice = "look at the members' disks and at the way between them; Token and Refresh take two such writes";
+            let advice = "look at the members' disks and at the way between them; Token and \
+                          Refresh take two such writes";
             Finding::note(SUBJECT, format!("takes {took:.1?} (median of 9)"), advice)
         }
         Ok(took) => Finding::ok(SUBJECT, format!("takes {took:.1?} (median of 9)")),
         Err(error @ OpenError::Forbidden) => refused(error),
         Err(error) => {
-            let advice = "more than half of the members must be up, hold data and journal; then look at their disks";
+            let advice = "more than half of the members must be up, hold data and journal; then \
+                          look at their disks";
             Finding::problem(SUBJECT, format!("fails: {}", said(error)), advice)
         }
     }
@@ -270,7 +282,8 @@ fn clocks((ahead, uncertain): (i64, u64)) -> Finding {
         ahead.saturating_abs()
     );
     let apart = ahead.saturating_abs().saturating_sub(i64::try_from(uncertain).unwrap_or(i64::MAX));
-    let advice = "keep both set by NTP: tokens end by this machine's clock, and those of all nodes must agree";
+    let advice = "keep both set by NTP: tokens end by this machine's clock, and those of all nodes \
+                  must agree";
     if apart > APART.1 {
         return Finding::problem(SUBJECT, by, advice);
     }
@@ -339,7 +352,8 @@ fn keys(config: &Config, keyset: &Keyset) -> Option<Finding> {
     Some(match Keyring::open(keyset, &Sealer::new(master), &config.issuer, judging) {
         Ok(_) => Finding::ok(SUBJECT, "are genuine and open under this master key"),
         Err(error @ KeyringError::Keyset(_)) => {
-            let advice = "nodes that run go on with the last genuine keyset: find out who writes to the store, then restore a backup";
+            let advice = "nodes that run go on with the last genuine keyset: find out who writes \
+                          to the store, then restore a backup";
             Finding::problem(SUBJECT, error.to_string(), advice)
         }
         Err(error) => Finding::problem(

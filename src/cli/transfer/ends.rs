@@ -68,7 +68,8 @@ impl Target {
             Self::Embedded(_) => {
                 let dir = config.data_dir.display();
                 format!(
-                    "nothing can use what was written to {dir} so far: empty the directory and try again"
+                    "nothing can use what was written to {dir} so far: empty the directory and try \
+                     again"
                 )
             }
             Self::Mongo(_) => {

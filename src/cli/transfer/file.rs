@@ -200,9 +200,13 @@ impl Pass<'_> {
         match self.trailer {
             None => Err(cut_off(self.number)),
             Some(Trailer::Unsigned) => Ok((sha256, false)),
-            Some(Trailer::Mac { mac }) if unhex(&mac).is_some_and(|mac| self.mac.check(&mac)) => Ok((sha256, true)),
+            Some(Trailer::Mac { mac }) if unhex(&mac).is_some_and(|mac| self.mac.check(&mac)) => {
+                Ok((sha256, true))
+            }
             Some(Trailer::Mac { .. }) => Err(Failure::Other(
-                "the MAC of the export is wrong: the file was altered, or exported under another master key".to_owned(),
+                "the MAC of the export is wrong: the file was altered, or exported under another \
+                 master key"
+                    .to_owned(),
             )),
         }
     }

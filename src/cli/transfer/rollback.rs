@@ -371,9 +371,8 @@ mod tests {
         restoring.restore(record, NOW).unwrap();
         let earlier = NOW - Duration::from_secs(60);
         let restored = restoring.restore(end, earlier).unwrap();
-        assert!(
-            matches!(&restored[0], Item::Record { event, .. } if event.at == NOW && event.reason == "rollback accepted")
-        );
+        let Item::Record { event, .. } = &restored[0] else { panic!("no record") };
+        assert_eq!((event.at, &*event.reason), (NOW, "rollback accepted"));
         assert_eq!(restoring.restore(last.clone(), earlier).unwrap(), [last]);
     }
 }

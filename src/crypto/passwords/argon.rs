@@ -107,7 +107,8 @@ fn checked(text: &str) -> Result<(PasswordHash, Cost), Invalid> {
     }
     if blocks > OWN_BLOCKS || p == 0 || p > 4 {
         return Err(Invalid(
-            "the hash is too dear to check: m * t must be at most 38912 (m=19456,t=2), and p 1 to 4",
+            "the hash is too dear to check: m * t must be at most 38912 (m=19456,t=2), and p 1 to \
+             4",
         ));
     }
     if phc.salt.as_ref().is_none_or(|salt: &Salt| salt.len() < 8) {

@@ -149,7 +149,8 @@ impl Raw {
 pub(super) fn name(connection: &Connection) -> Result<Option<Arc<str>>, Fault> {
     // Where records are missing the chain still has an end, and is missed under the name of who
     // sealed that.
-    let sql = "SELECT coalesce((SELECT node FROM audit ORDER BY sequence LIMIT 1), node) FROM head WHERE id = 1 AND sequence > 0";
+    let sql = "SELECT coalesce((SELECT node FROM audit ORDER BY sequence LIMIT 1), node) FROM head \
+               WHERE id = 1 AND sequence > 0";
     Ok(connection.prepare_cached(sql)?.query_row([], |row| row.get(0)).optional()?)
 }
 
@@ -248,7 +249,8 @@ pub(super) fn walk<E: From<Fault>>(
     limit: usize,
     show: impl FnMut(Raw) -> Result<(), E>,
 ) -> Result<(), E> {
-    let sql = "SELECT sequence, node, hash, event FROM audit WHERE sequence > ?1 ORDER BY sequence LIMIT ?2";
+    let sql = "SELECT sequence, node, hash, event FROM audit WHERE sequence > ?1 ORDER BY sequence \
+               LIMIT ?2";
     show_rows(
         connection,
         sql,

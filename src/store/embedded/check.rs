@@ -113,8 +113,8 @@ fn rollback(
     };
     if hash_of(connection, note.sequence)? != Some(note.hash) {
         return Ok(Some(format!(
-            "audit record {} was acknowledged and is not there, the last one is {}: the database lost its end or was replaced by \
-             an older one",
+            "audit record {} was acknowledged and is not there, the last one is {}: the database \
+             lost its end or was replaced by an older one",
             note.sequence, state.sequence
         )));
     }
@@ -124,7 +124,8 @@ fn rollback(
             Some("the database is a copy: it is another file than the one that was written to last")
         }
         (true, false) => Some(
-            "the file anchor is a copy: a copy of the directory was written over the one that was used last",
+            "the file anchor is a copy: a copy of the directory was written over the one that was \
+             used last",
         ),
     };
     Ok(problem.filter(|_| state.sequence > 0).map(str::to_owned))

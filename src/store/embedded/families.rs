@@ -155,8 +155,16 @@ impl Batch<'_> {
             (written(&family.answers)?, family.ended_at.map(Timestamp::millis));
         let sum = sum(family, &answers, body);
         self.execute(
-            "UPDATE families SET generation = ?2, rotated_at = ?3, answers = ?4, ended_at = ?5, sum = ?6 WHERE id = ?1",
-            (family.id.0.as_bytes(), family.generation, family.rotated_at.millis(), answers, ended_at, sum),
+            "UPDATE families SET generation = ?2, rotated_at = ?3, answers = ?4, ended_at = ?5, \
+             sum = ?6 WHERE id = ?1",
+            (
+                family.id.0.as_bytes(),
+                family.generation,
+                family.rotated_at.millis(),
+                answers,
+                ended_at,
+                sum,
+            ),
         )?;
         Ok(())
     }
@@ -281,7 +289,8 @@ struct Stored {
 
 fn find(connection: &Connection, id: FamilyId) -> Result<Option<Stored>, Fault> {
     let mut statement = connection.prepare_cached(
-        "SELECT id, client, salt, generation, rotated_at, answers, ended_at, expires_at, body, sum FROM families WHERE id = ?1",
+        "SELECT id, client, salt, generation, rotated_at, answers, ended_at, expires_at, body, sum \
+         FROM families WHERE id = ?1",
     )?;
     statement.query_row((id.0.as_bytes(),), read).optional()?.map(decode).transpose()
 }

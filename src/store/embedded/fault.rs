@@ -25,9 +25,10 @@ pub enum OpenError {
     },
     /// The database is a copy, or older than what was acknowledged.
     #[error(
-        "the data directory is not as it was left: {0}. What was revoked since then would be valid again. If it is the newest \
-         copy there is, run `jeton serve` once with --accept-rollback; to end all tokens instead, `jeton export` it and `jeton \
-         import` that into an empty directory"
+        "the data directory is not as it was left: {0}. What was revoked since then would be valid \
+         again. If it is the newest copy there is, run `jeton serve` once with --accept-rollback; \
+         to end all tokens instead, `jeton export` it and `jeton import` that into an empty \
+         directory"
     )]
     Rollback(String),
     /// It was written by a newer version of this program, which alone may write to it.

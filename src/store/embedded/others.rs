@@ -111,7 +111,8 @@ impl Batch<'_> {
         entry: &Entry,
     ) -> Result<(), Fault> {
         self.execute(
-            "INSERT INTO other_records (chain, sequence, node, hash, event) VALUES (?1, ?2, ?3, ?4, ?5)",
+            "INSERT INTO other_records (chain, sequence, node, hash, event) VALUES (?1, ?2, ?3, \
+             ?4, ?5)",
             (chain, to_sql(sequence), node, hash, &entry.body),
         )?;
         let newest = &mut self.effects.state.newest;
@@ -130,7 +131,8 @@ impl Batch<'_> {
         let head =
             self.key.seal(self.node, sequence, hash, if open { OPEN } else { Claim::Closed });
         self.execute(
-            "INSERT INTO other_heads (chain, node, sequence, hash, seal, open) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            "INSERT INTO other_heads (chain, node, sequence, hash, seal, open) VALUES (?1, ?2, ?3, \
+             ?4, ?5, ?6)",
             (chain, head.node.as_ref(), to_sql(sequence), head.hash, head.seal, open),
         )?;
         add(&mut self.effects.state.tally, chain, &head);

@@ -162,7 +162,8 @@ pub(super) fn page(
     limit: i64,
 ) -> Result<Vec<Revocation>, Fault> {
     let (kind, id) = after.map_or((0, [0; 16]), key_of);
-    let sql = "SELECT kind, id, until FROM revocations WHERE (kind, id) > (?1, ?2) ORDER BY kind, id LIMIT ?3";
+    let sql = "SELECT kind, id, until FROM revocations WHERE (kind, id) > (?1, ?2) ORDER BY kind, \
+               id LIMIT ?3";
     let mut statement = connection.prepare_cached(sql)?;
     let rows = statement.query_map((kind, id, limit), |row| row.try_into())?;
     let revocations = rows.map(|raw| revocation(raw?)).collect::<Result<Vec<_>, Fault>>()?;

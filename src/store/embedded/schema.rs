@@ -123,7 +123,8 @@ pub(super) fn writer(dir: &Path) -> Result<(Connection, Identity), OpenError> {
     if !steps.is_empty() {
         // Whoever stops in the middle leaves the old format as it was.
         connection.execute_batch(&format!(
-            "BEGIN IMMEDIATE; {steps} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {FORMAT}; COMMIT;"
+            "BEGIN IMMEDIATE; {steps} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = \
+             {FORMAT}; COMMIT;"
         ))?;
     }
     Ok((connection, Identity::of(&made)))

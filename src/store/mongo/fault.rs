@@ -31,7 +31,8 @@ pub enum OpenError {
     Credentials(String),
     /// The database knows the user, and does not let it do what must be done.
     #[error(
-        "the user of store.uri may not do what is needed: it needs the role readWrite on the database"
+        "the user of store.uri may not do what is needed: it needs the role readWrite on the \
+         database"
     )]
     Forbidden,
     /// The database is too old.

@@ -294,7 +294,8 @@ async fn follow(
                 for event in &batch.events {
                     let heard = events::heard(event).inspect_err(|fault| {
                         // Not passed over: what it says may be that a token was ended.
-                        tracing::error!(%fault, "a change cannot be understood, reading everything afresh");
+                        tracing::error!(%fault, "a change cannot be understood, reading everything \
+                                                 afresh");
                     });
                     let Ok(heard) = heard else { return Ok(Broken::Lost) };
                     if !shared.take_in(heard) {

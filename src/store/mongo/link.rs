@@ -203,7 +203,7 @@ fn problem(error: &mongodb::error::Error) -> String {
     if is_of_files(error) {
         return "its TLS options do not fit, or name a file that cannot be read".to_owned();
     }
-    "is not a MongoDB address: mongodb://[user:password@]host[:port],.../[database][?options], with special characters of user \
-     and password percent-encoded"
+    "is not a MongoDB address: mongodb://[user:password@]host[:port],.../[database][?options], \
+     with special characters of user and password percent-encoded"
         .to_owned()
 }

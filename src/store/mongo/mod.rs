@@ -200,8 +200,8 @@ impl Mongo {
     async fn listen(&self) -> Result<(), Fault> {
         if self.shared.alone {
             tracing::warn!(
-                "MongoDB runs without a replica set: no change streams, so what other nodes end is seen up to a second later, and \
-                 what was acknowledged is lost with its one disk"
+                "MongoDB runs without a replica set: no change streams, so what other nodes end is \
+                 seen up to a second later, and what was acknowledged is lost with its one disk"
             );
             tokio::spawn(feed::poll(self.shared.clone()));
             return Ok(());
@@ -224,7 +224,8 @@ impl Mongo {
             while !shared.link.is_closed() {
                 match shared.node.beat(&shared.link, false).await {
                     Err(Fault::Displaced) => {
-                        tracing::error!(node = %shared.node.name, "another process runs under this node's name, this one stops");
+                        tracing::error!(node = %shared.node.name, "another process runs under this \
+                            node's name, this one stops");
                         shared.link.displaced();
                     }
                     Err(fault) if !shared.link.is_closed() => {

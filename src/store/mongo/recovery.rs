@@ -91,7 +91,8 @@ impl Recovery {
             let Found { left, forged } = self.find(shared, collection).await?;
             for forged in forged {
                 if let Err(fault) = self.refuse(shared, forged).await {
-                    tracing::error!(%fault, collection, "a forged outbox entry cannot be taken out yet");
+                    tracing::error!(%fault, collection, "a forged outbox entry cannot be taken out \
+                                                         yet");
                 }
             }
             for left in left {
@@ -105,7 +106,8 @@ impl Recovery {
                 // One that cannot be recorded does not stand in the way of the others, and is tried
                 // again at the next look.
                 if let Err(fault) = recover(shared, left).await {
-                    tracing::error!(%fault, collection, "an audit event that was left behind cannot be recorded yet");
+                    tracing::error!(%fault, collection, "an audit event that was left behind \
+                                                         cannot be recorded yet");
                 }
             }
         }
@@ -128,7 +130,8 @@ impl Recovery {
             target,
             entries,
             is_taken_out,
-            "an outbox entry that no node of this service wrote was refused: find out who else can write to the database"
+            "an outbox entry that no node of this service wrote was refused: find out who else can \
+             write to the database"
         );
         let now = Timestamp::from_millis(
             shared.node.brought.load(SeqCst).max(shared.node.newest.load(SeqCst)),

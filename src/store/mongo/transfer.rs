@@ -85,7 +85,8 @@ impl Mongo {
         let view = if shows_snapshots { Some(link.call(session).await?) } else { None };
         if view.is_none() {
             tracing::warn!(
-                "this MongoDB shows no snapshots: what is written during an export may be in it by half"
+                "this MongoDB shows no snapshots: what is written during an export may be in it by \
+                 half"
             );
         }
         Ok(Export { link, key, time, view: Arc::new(Mutex::new(view)) })

@@ -224,7 +224,8 @@ async fn revoked_on_one_node_is_refused_on_all() {
     let at = |percent: usize| heard[(heard.len() * percent / 100).min(heard.len() - 1)];
     let rounds = heard.len();
     println!(
-        "| V04: revoked on one node, refused on the other | {rounds} | p50 {:?} | p99 {:?} | max {:?} |",
+        "| V04: revoked on one node, refused on the other | {rounds} | p50 {:?} | p99 {:?} | max \
+         {:?} |",
         at(50),
         at(99),
         at(100)

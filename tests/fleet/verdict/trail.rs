@@ -196,7 +196,8 @@ fn once_is_once(known: &Known<'_>, trail: &Trail<'_>, found: &mut Vec<Violation>
         let records = u32::try_from(records).unwrap();
         if records != newest && !(untold && records == newest + 1) {
             let what = format!(
-                "the family {family} came to generation {newest}, with {records} records of a refresh"
+                "the family {family} came to generation {newest}, with {records} records of a \
+                 refresh"
             );
             found.push(Violation::new("I3", what));
         }
@@ -248,7 +249,8 @@ fn unknown_is_all_or_nothing(known: &Known<'_>, trail: &Trail<'_>, found: &mut V
                     && !is_recorded(known, trail, jti) =>
             {
                 let what = format!(
-                    "the token {jti} does not stand, and nothing that could have ended it is recorded"
+                    "the token {jti} does not stand, and nothing that could have ended it is \
+                     recorded"
                 );
                 found.push(Violation::new("I7", what).by(call).by(judgement));
             }
