@@ -139,13 +139,13 @@ fn imports(code: &str) -> BTreeSet<String> {
 /// release that was proven.
 const UNPROVEN: &[(&str, &[&str])] = &[
     ("create_client", &["registration.rs"]),
-    ("replace_client", &["presented.rs"]),
+    ("replace_client", &["listed.rs", "presented.rs"]),
     ("end_client", &["listed.rs"]),
     ("delete_client", &["listed.rs"]),
     ("claim_audience", &[]),
     ("replace_audience", &["audiences.rs"]),
     ("release_audience", &[]),
-    ("raise_epoch", &["revocation.rs"]),
+    ("raise_epoch", &["listed.rs", "revocation.rs"]),
     ("replace_keyset", &["keys.rs"]),
     ("revoke", &["revocation.rs"]),
     ("end_family", &["client_credentials.rs", "revocation.rs"]),

@@ -70,6 +70,12 @@ impl Client {
         }
     }
 
+    /// Returns true if this is a later or earlier form of the same registration, and not another
+    /// client that got its id after it was deleted.
+    pub fn is_registration_of(&self, other: &Self) -> bool {
+        self.id == other.id && self.tenant == other.tenant && self.created_at == other.created_at
+    }
+
     /// Bytes of memory that it takes.
     pub fn weight(&self) -> usize {
         let scopes = |scopes: &Scopes| {

@@ -223,6 +223,12 @@ actions! {
     /// A release was given up, since a client lists the audience, or with the reason `assigned` by
     /// an assignment to its tenant.
     AudienceKept = "audience.kept",
+    /// A client of another tenant came to list the tenant's audience, by the operator. The target
+    /// is the audience, the reason names the client.
+    AudienceShared = "audience.shared",
+    /// A client of another tenant does not list the tenant's audience any more. The target is the
+    /// audience, the reason names the client.
+    AudienceUnshared = "audience.unshared",
     /// An audience does not belong to the tenant any more: to none, or with the reason `assigned`
     /// to another.
     AudienceReleased = "audience.released",

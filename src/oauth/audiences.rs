@@ -24,7 +24,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Administrator, Authority, uncut};
+use super::{Administrator, Authority};
 use crate::{
     error::{Error, Result},
     model::{Action, Audience, AudienceRecord, Call, Client, Mac, TenantId, text},
@@ -68,7 +68,9 @@ impl Authority {
         text::check(audience.as_str()).map_err(Error::invalid("audience"))?;
         let (authority, call, admin) = (self.clone(), call.clone(), admin.clone());
         let (audience, tenant) = (audience.clone(), tenant.clone());
-        uncut(async move { authority.assign(&call, &admin, &audience, &tenant).await }).await
+        self.detached
+            .run(async move { authority.assign(&call, &admin, &audience, &tenant).await })
+            .await
     }
 
     async fn assign(
@@ -179,11 +181,11 @@ impl Authority {
             return Err(refused);
         }
         let (authority, call, admin) = (self.clone(), call.clone(), admin.clone());
-        uncut(async move {
+        let work = async move {
             let _turn = turn;
             authority.release(&call, &admin, record).await
-        })
-        .await
+        };
+        self.detached.run(work).await
     }
 
     async fn release(

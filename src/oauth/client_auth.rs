@@ -8,7 +8,6 @@ use secrecy::{ExposeSecret, SecretString};
 use super::{
     Authority,
     presented::{Claim, Judgement, Refusal},
-    uncut,
 };
 use crate::{
     error::{Error, Result},
@@ -156,12 +155,12 @@ impl Authority {
         id: &ClientId,
     ) -> Result<Option<Client>, StoreError> {
         let (store, id) = (Arc::clone(&self.store), id.clone());
-        uncut(async move {
+        let read = async move {
             let found = store.client(&id).await;
             drop(place);
             found
-        })
-        .await
+        };
+        self.detached.run(read).await
     }
 
     /// Admits a proven client if its record, read once more, still has what was proven: the proof

@@ -14,23 +14,20 @@
 //! | 3. read the records again | marked, or another tenant's: the client is taken back, and the answer is a refusal. Gone: claimed again |
 //!
 //! Steps 2 and 3 are one task, which no deadline and no hang-up of the caller cuts. Where the
-//! outcome of 2 is unknown 3 is made all the same, and an audience whose record cannot be read in 3
-//! is taken back. What is claimed in 1 stays the tenant's if 2 fails. A node that dies between 2
-//! and 3 leaves a client that lists what was released in that moment; an assignment of the audience
-//! is refused while it does.
+//! outcome of 2 is unknown it is made final (see `fence`) and 3 follows all the same. An audience
+//! whose record cannot be read in 3 is taken back. What is claimed in 1 stays the tenant's if 2
+//! fails. A node that dies between 2 and 3 leaves a client that lists what was released in that
+//! moment; an assignment of the audience is refused while it does.
 
 use std::{sync::Arc, time::Duration};
-
-use tokio::time::{Instant, sleep_until};
 
 use super::{
     Administrator, Authority,
     audiences::{TRIES, first_record, must_be_normal, not_authentic},
-    uncut,
 };
 use crate::{
     error::{Error, Result},
-    model::{Action, Audience, Call, Client, TenantId},
+    model::{Action, Audience, Call, Client, EpochOf, TenantId},
     store::{FoundAudience, Proof, ProvenWrite, Spent, Write},
 };
 
@@ -44,6 +41,8 @@ const MAX_CLAIMED: usize = 1_000;
 /// Waits of step 3 for a store that is away.
 const PAUSES: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(250), Duration::from_secs(1)];
+/// Logged where a change is left half made: the server stops, or a record cannot be read.
+const UNCONFIRMED: &str = "a client may list an audience that is not its tenant's";
 
 /// An audience that a client comes to list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,19 +150,68 @@ impl Authority {
         let is_new = matches!(write, ProvenWrite::CreateClient { .. });
         let (authority, call, admin, client) =
             (self.clone(), call.clone(), admin.clone(), client.clone());
-        uncut(async move {
+        let steps = async move {
             let spent = authority.spend(proof, write).await;
-            // By these it is sure that nothing was written.
-            if matches!(
-                spent,
-                Ok(Spent::Taken | Spent::Stale | Spent::Unproven) | Err(Error::InvalidToken)
-            ) {
-                return spent;
+            match spent {
+                // By these it is sure that nothing was written.
+                Ok(Spent::Taken | Spent::Stale | Spent::Unproven)
+                | Err(Error::InvalidToken | Error::Exhausted(_)) => return spent,
+                Ok(Spent::Done) => {}
+                Err(_) => authority.fence(&call, &admin, &client, is_new).await?,
             }
             let confirmed = authority.confirm_listed(&call, &admin, &client, listed, is_new).await;
             spent.and_then(|spent| confirmed.map(|()| spent))
-        })
-        .await
+        };
+        self.detached.run(steps).await
+    }
+
+    /// Makes the outcome of step 2 final where it is not known: on MongoDB a write whose call gave
+    /// up may be made later, behind every look at the audiences. Once the client's revision has
+    /// moved on, or the epoch of one that `is_new` was raised, it finds no document to change.
+    async fn fence(
+        &self,
+        call: &Call,
+        admin: &Administrator,
+        written: &Client,
+        is_new: bool,
+    ) -> Result<()> {
+        let mut pauses = pauses_without_end();
+        loop {
+            let fenced = if is_new {
+                let reason = "outcome unknown".to_owned();
+                let stamp = admin.stamp_in(call, &written.tenant);
+                let event = stamp.done(Action::ClientRevoked, written.id.as_str()).because(reason);
+                let of = EpochOf::Client(written.id.clone());
+                self.store.raise_epoch(&of, event).await.map(drop).map_err(Error::from)
+            } else {
+                self.supersede(call, admin, written).await
+            };
+            match (fenced, pauses.next()) {
+                (Err(Error::Unavailable(_)), Some(pause)) if self.detached.pause(pause).await => {}
+                (Ok(()), _) => return Ok(()),
+                (Err(error), _) => {
+                    tracing::error!(client = %written.id, %error, "{UNCONFIRMED}");
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Writes the stored client again, one revision on, unless `written` or a later change of it
+    /// was made.
+    async fn supersede(&self, call: &Call, admin: &Administrator, written: &Client) -> Result<()> {
+        let found = self.store.client(&written.id).await?;
+        let Some(client) = found
+            .filter(|found| found.is_registration_of(written) && found.revision < written.revision)
+        else {
+            return Ok(());
+        };
+        let next = Client { revision: client.revision + 1, updated_at: call.now, ..client };
+        let stamp = admin.stamp_in(call, &next.tenant);
+        let event = stamp.done(Action::ClientUpdated, next.id.as_str());
+        // A stale write found the revision moved on, which is as good.
+        self.store.replace_client(&next, event.because("outcome unknown".to_owned())).await?;
+        Ok(())
     }
 
     /// Step 3, once the client is written. What the client may not keep is taken from it, with the
@@ -183,15 +231,14 @@ impl Authority {
                 lost.push(new);
             }
         }
-        let mut pauses = PAUSES.into_iter();
+        let mut pauses = pauses_without_end();
         while !lost.is_empty() {
             match (self.unlist(call, admin, client, &lost, is_new).await, pauses.next()) {
                 (Ok(()), _) => break,
-                (Err(Error::Unavailable(_) | Error::Stale(_)), Some(pause)) => {
-                    sleep_until(Instant::now() + pause).await
-                }
+                (Err(Error::Unavailable(_) | Error::Stale(_)), Some(pause))
+                    if self.detached.pause(pause).await => {}
                 (Err(error), _) => {
-                    tracing::error!(client = %client.id, %error, "a client may list an audience that is not its tenant's");
+                    tracing::error!(client = %client.id, %error, "{UNCONFIRMED}");
                     return Err(error);
                 }
             }
@@ -221,9 +268,7 @@ impl Authority {
                 Err(error) => Err(error.into()),
             };
             match (confirmed, pauses.next()) {
-                (Err(Error::Unavailable(_)), Some(pause)) => {
-                    sleep_until(Instant::now() + pause).await
-                }
+                (Err(Error::Unavailable(_)), Some(pause)) if self.detached.pause(pause).await => {}
                 (confirmed, _) => return confirmed,
             }
         }
@@ -243,10 +288,8 @@ impl Authority {
         let id = &written.id;
         for _ in 0..TRIES {
             // It may be that it was never written, or is another by now.
-            let is_written = |client: &Client| {
-                client.created_at == written.created_at && client.tenant == written.tenant
-            };
-            let Some(client) = self.store.client(id).await?.filter(is_written) else {
+            let found = self.store.client(id).await?;
+            let Some(client) = found.filter(|found| found.is_registration_of(written)) else {
                 return Ok(());
             };
             let lists = |NewlyListed { field, audience }: &NewlyListed| {
@@ -259,6 +302,9 @@ impl Authority {
             if !is_new && !lost.iter().any(lists) {
                 return Ok(());
             }
+            // One that another administrator has changed by now is that one's to keep.
+            let is_deleted = is_new && client.revision == written.revision;
+            let before = client.clone();
             let mut next = Client { revision: client.revision + 1, updated_at: call.now, ..client };
             for NewlyListed { field, audience } in lost {
                 let list = if *field == SERVES { &mut next.serves } else { &mut next.audiences };
@@ -268,11 +314,12 @@ impl Authority {
                 stamp.done(Action::ClientUpdated, id.as_str()).because("audience lost".to_owned());
             let ended =
                 stamp.done(Action::ClientRevoked, id.as_str()).because("narrowed".to_owned());
-            if self.store.end_client(&next, event, ended).await? == Write::Stale {
+            let events = self.with_sharing(call, admin, event, &before, &next).await?;
+            if self.store.end_client(&next, events, ended).await? == Write::Stale {
                 continue;
             }
-            if is_new {
-                // One that another administrator has changed by now is that one's to keep.
+            if is_deleted {
+                // What was changed since then stays.
                 let event = stamp
                     .done(Action::ClientDeleted, id.as_str())
                     .because("audience lost".to_owned());
@@ -282,6 +329,11 @@ impl Authority {
         }
         Err(Error::Stale("client"))
     }
+}
+
+/// The same waits, the last of them again and again.
+fn pauses_without_end() -> impl Iterator<Item = Duration> {
+    PAUSES.into_iter().chain(std::iter::repeat(Duration::from_secs(1)))
 }
 
 /// Returns true if an administrator may list an audience with this record, and false if it belongs

@@ -5,6 +5,7 @@ pub mod audiences;
 pub mod bearer;
 pub mod client_auth;
 pub mod client_credentials;
+mod detached;
 mod forgery;
 pub mod introspection;
 mod issue;
@@ -14,11 +15,12 @@ mod presented;
 pub mod refresh;
 pub mod registration;
 pub mod revocation;
+mod sharing;
 pub mod trail;
 mod uses;
 pub mod witness;
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 pub use self::{
     bearer::Administrator,
@@ -26,9 +28,9 @@ pub use self::{
     issue::Issued,
 };
 use tokio::sync::Semaphore;
-use tracing::Instrument as _;
 use zeroize::Zeroizing;
 
+use self::detached::Detached;
 use crate::{
     audit::Trail,
     clock::{Clock, Skew},
@@ -60,6 +62,7 @@ pub struct Authority {
     uses: uses::Uses,
     reported: forgery::Reported,
     releases: Arc<Semaphore>,
+    detached: Detached,
     clock: Arc<dyn Clock>,
     skew: Arc<Skew>,
     terms: Terms,
@@ -117,6 +120,7 @@ impl Authority {
             uses: uses::Uses::default(),
             reported: forgery::Reported::default(),
             releases: Arc::new(Semaphore::new(1)),
+            detached: Detached::default(),
             authentic: store.clone(),
             store,
             standing,
@@ -159,21 +163,14 @@ impl Authority {
         &self.page_key
     }
 
+    /// Waits for changes whose caller has left. Returns false if some is not finished after `limit`.
+    pub async fn finish(&self, limit: Duration) -> bool {
+        self.detached.finish(limit).await
+    }
+
     /// How long an ended family or client must be remembered: the longest access token, and the
     /// slack.
     fn remember(&self) -> Duration {
         self.terms.token.access_lifetime_max() + SLACK
-    }
-}
-
-/// Runs work to its end, whatever becomes of its caller: a deadline or a hang-up drops the answer
-/// alone.
-async fn uncut<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
-    match tokio::spawn(work.in_current_span()).await.map_err(tokio::task::JoinError::try_into_panic)
-    {
-        Ok(done) => done,
-        Err(Ok(panic)) => std::panic::resume_unwind(panic),
-        // The runtime is going down, and the caller with it.
-        Err(Err(_)) => std::future::pending().await,
     }
 }

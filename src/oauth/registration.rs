@@ -114,11 +114,12 @@ impl Authority {
             Err(error) => return Err(error.into()),
         }
         let listed = self.claim_listed(call, admin, &blank, &client).await?;
-        let event =
+        let created =
             admin.stamp_in(call, &client.tenant).done(Action::ClientCreated, client.id.as_str());
+        let events = self.with_sharing(call, admin, created, &blank, &client).await?;
         let of_any = admin.tenant().is_operator();
         let proof = self.prove(admin).await?;
-        let write = ProvenWrite::CreateClient { client: Box::new(client.clone()), of_any, event };
+        let write = ProvenWrite::CreateClient { client: Box::new(client.clone()), of_any, events };
         match self.write_listed(call, admin, (proof, write), &client, listed).await? {
             Spent::Done => Ok(Added { client, secret: secret_id, value }),
             Spent::Taken => Err(Error::AlreadyExists("client")),
@@ -363,20 +364,23 @@ impl Authority {
             self.may_allow(admin, &before, &client)?;
             let listed = self.claim_listed(call, admin, &before, &client).await?;
             let stamp = admin.stamp_in(call, &client.tenant);
-            let event = stamp.done(action, target);
+            let deleted = action == Action::ClientDeleted;
+            let kept = if deleted { unlisted(&client) } else { client.clone() };
+            let own = stamp.done(action, target);
+            let events = self.with_sharing(call, admin, own, &before, &kept).await?;
             let ended =
                 |why: &str| stamp.done(Action::ClientRevoked, id.as_str()).because(why.to_owned());
-            let kept = Box::new(client.clone());
-            let write = if action == Action::ClientDeleted {
+            let kept = Box::new(kept);
+            let write = if deleted {
                 ProvenWrite::DeleteClient {
                     client: Box::new(before),
                     ended: ended("deleted"),
-                    event,
+                    events,
                 }
             } else if let Some(why) = ends {
-                ProvenWrite::EndClient { client: kept, event, ended: ended(why) }
+                ProvenWrite::EndClient { client: kept, events, ended: ended(why) }
             } else {
-                ProvenWrite::ReplaceClient { client: kept, event }
+                ProvenWrite::ReplaceClient { client: kept, events }
             };
             let proof = self.prove(admin).await?;
             if self.write_listed(call, admin, (proof, write), &client, listed).await? == Spent::Done
@@ -521,6 +525,11 @@ fn blank(id: ClientId, tenant: TenantId, now: Timestamp) -> Client {
         updated_at: now,
         mac: Mac::default(),
     }
+}
+
+/// The client without an audience, as it is once it was deleted.
+fn unlisted(client: &Client) -> Client {
+    Client { audiences: Vec::new(), serves: Vec::new(), ..client.clone() }
 }
 
 fn random_secret_id() -> Result<SecretId> {

@@ -20,6 +20,8 @@ use crate::{
     },
 };
 
+/// The most that a stopping server waits for changes whose caller has left.
+const FINISH_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
 /// How far the clocks of machines that made our tokens may be ahead.
 const SKEW: std::time::Duration = std::time::Duration::from_secs(5);
 /// The same among nodes that share a store: what one of them signed must not be nothing to another,
@@ -59,6 +61,9 @@ impl Opened {
 
     /// Notes what is still in memory and closes the store.
     pub(super) async fn close(self) {
+        if !self.authority.finish(FINISH_LIMIT).await {
+            tracing::warn!("changes whose outcome is unknown are left as they are");
+        }
         if let Err(error) = self.authority.note_uses().await {
             tracing::warn!(%error, "uses of secrets since the last note are lost");
         }

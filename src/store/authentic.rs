@@ -145,8 +145,8 @@ impl ClientStore for Authentic {
         self.inner.replace_client(&self.key.seal_client(client.clone()), event).await
     }
 
-    async fn end_client(&self, client: &Client, event: Event, ended: Event) -> Result<Write> {
-        self.inner.end_client(&self.key.seal_client(client.clone()), event, ended).await
+    async fn end_client(&self, client: &Client, events: Vec<Event>, ended: Event) -> Result<Write> {
+        self.inner.end_client(&self.key.seal_client(client.clone()), events, ended).await
     }
 
     async fn delete_client(&self, client: &Client, event: Event) -> Result<Write> {

@@ -75,8 +75,8 @@ impl<S: Store> ClientStore for Metered<S> {
         measure("replace_client", self.0.replace_client(client, event)).await
     }
 
-    async fn end_client(&self, client: &Client, event: Event, ended: Event) -> Result<Write> {
-        measure("end_client", self.0.end_client(client, event, ended)).await
+    async fn end_client(&self, client: &Client, events: Vec<Event>, ended: Event) -> Result<Write> {
+        measure("end_client", self.0.end_client(client, events, ended)).await
     }
 
     async fn delete_client(&self, client: &Client, event: Event) -> Result<Write> {

@@ -166,7 +166,9 @@ pub trait ClientStore: Send + Sync {
         limit: usize,
     ) -> Result<Vec<Listed>>;
     /// Registers a client unless its id is taken; ids that differ in case are different. The id of
-    /// a client that was deleted stays its tenant's, and is taken for others.
+    /// a client that was deleted stays its tenant's, and is taken for others. A create whose outcome
+    /// is not known finds the id taken if it lands after [`RevocationStore::raise_epoch`] has
+    /// raised the client's epoch since.
     async fn create_client(&self, client: &Client, event: Event) -> Result<Creation>;
     /// The same, where the id of a deleted client may be any tenant's: for the operator.
     async fn create_client_of_any(&self, client: &Client, event: Event) -> Result<Creation>;
@@ -174,9 +176,9 @@ pub trait ClientStore: Send + Sync {
     /// before: a client that was deleted meanwhile is not brought back over the next one of its id.
     async fn replace_client(&self, client: &Client, event: Event) -> Result<Write>;
     /// Writes `client` as [`Self::replace_client`] does and raises its epoch in the same commit:
-    /// all that was issued to it ends with it, whatever becomes of the caller. Leaves both records,
-    /// `event` first, and is heard as the client, then the epoch.
-    async fn end_client(&self, client: &Client, event: Event, ended: Event) -> Result<Write>;
+    /// all that was issued to it ends with it, whatever becomes of the caller. Leaves all records,
+    /// `events` first, and followers get the client, then the epoch.
+    async fn end_client(&self, client: &Client, events: Vec<Event>, ended: Event) -> Result<Write>;
     /// Removes the stored client if it has the tenant, the time of creation and the revision of
     /// `client`, with the uses of its secrets, and keeps whose its id was in the same write. Its
     /// families stay until they expire: there may be very many. A client is ended first

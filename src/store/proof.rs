@@ -148,22 +148,22 @@ pub enum ProvenWrite {
         client: Box<Client>,
         /// Whether the id of a deleted client may be any tenant's.
         of_any: bool,
-        /// Its record.
-        event: Event,
+        /// Its records; those in other tenants say that it lists their audiences.
+        events: Vec<Event>,
     },
     /// [`super::ClientStore::replace_client`].
     ReplaceClient {
         /// One revision on.
         client: Box<Client>,
-        /// Its record.
-        event: Event,
+        /// Its records.
+        events: Vec<Event>,
     },
     /// [`super::ClientStore::end_client`].
     EndClient {
         /// One revision on.
         client: Box<Client>,
-        /// Record of the change.
-        event: Event,
+        /// Records of the change.
+        events: Vec<Event>,
         /// Record of the raised epoch.
         ended: Event,
     },
@@ -173,8 +173,8 @@ pub enum ProvenWrite {
         client: Box<Client>,
         /// Record of the raised epoch.
         ended: Event,
-        /// Record of the removal.
-        event: Event,
+        /// Records of the removal.
+        events: Vec<Event>,
     },
     /// [`super::AudienceStore::claim_audience`].
     ClaimAudience {

@@ -341,7 +341,7 @@ async fn an_audience_is_assigned_from_one_tenant_to_another() {
         "client.audiences",
         PAY,
     );
-    let fate = ["audience.claimed", "audience.releasing", "audience.released"]
+    let fate = ["audience.claimed", "audience.shared", "audience.releasing", "audience.released"]
         .map(|action| owner(action, "globex"));
     assert_eq!(world.fate_of(PAY, &globex).await, fate);
     assert_eq!(world.fate_of(PAY, &acme).await, [owner("audience.claimed", "acme")]);

@@ -25,6 +25,7 @@ mod faulty;
 mod fixtures;
 mod forged;
 mod full;
+mod late;
 #[path = "../support/replica/member.rs"]
 #[expect(
     dead_code,

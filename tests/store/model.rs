@@ -275,7 +275,7 @@ async fn step(bench: &Bench, model: &mut Model, now: &mut Timestamp, verb: &Verb
             let next = Client { revision, disabled: true, ..client_of("one", CLIENTS[client]) };
             let events = (event(Action::ClientDisabled), event(Action::ClientRevoked));
             assert_eq!(
-                store.end_client(&next, events.0, events.1).await.unwrap(),
+                store.end_client(&next, vec![events.0], events.1).await.unwrap(),
                 model.finish(&next)
             );
         }

@@ -110,7 +110,7 @@ mod mongodb {
         .await
         .unwrap();
         let gone = jeton::model::Client { revision: 2, ..client("gone") };
-        two.end_client(&gone, event(Action::ClientDisabled), event(Action::ClientRevoked))
+        two.end_client(&gone, vec![event(Action::ClientDisabled)], event(Action::ClientRevoked))
             .await
             .unwrap();
         two.delete_client(&of_revision(2, client("gone")), event(Action::ClientDeleted))

@@ -348,8 +348,8 @@ impl ClientStore for FaultyStore {
         self.pass_held("replace_client", self.inner.replace_client(client, event)).await
     }
 
-    async fn end_client(&self, client: &Client, event: Event, ended: Event) -> Result<Write> {
-        self.pass_held("end_client", self.inner.end_client(client, event, ended)).await
+    async fn end_client(&self, client: &Client, events: Vec<Event>, ended: Event) -> Result<Write> {
+        self.pass_held("end_client", self.inner.end_client(client, events, ended)).await
     }
 
     async fn delete_client(&self, client: &Client, event: Event) -> Result<Write> {

@@ -116,7 +116,7 @@ impl Batch<'_> {
             return Ok(Write::Stale);
         }
         self.put_audience(stored)?;
-        entries.iter().try_for_each(|entry| self.append(entry))?;
+        self.append_all(entries)?;
         Ok(Write::Done)
     }
 

@@ -103,6 +103,10 @@ impl Batch<'_> {
         self.keep(sequence, &self.node.clone(), hash, entry)
     }
 
+    pub(super) fn append_all(&mut self, entries: &[Entry]) -> Result<(), Fault> {
+        entries.iter().try_for_each(|entry| self.append(entry))
+    }
+
     /// Puts a record behind the last one.
     pub(super) fn keep(
         &mut self,
@@ -147,6 +151,11 @@ impl Entry {
     pub(super) fn new(event: Event) -> Result<Self, Fault> {
         let body = serde_json::to_string(&event).map_err(super::fault::row("audit event"))?;
         Ok(Self { event, body })
+    }
+
+    /// The records of one change, in their order.
+    pub(super) fn all(events: Vec<Event>) -> Result<Vec<Self>, Fault> {
+        events.into_iter().map(Self::new).collect()
     }
 }
 

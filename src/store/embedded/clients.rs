@@ -40,30 +40,29 @@ impl ClientStore for Embedded {
     }
 
     async fn create_client(&self, client: &Client, event: Event) -> Result<Creation> {
-        let (client, entry) = (Stored::new(client)?, Entry::new(event)?);
+        let (client, entry) = (Stored::new(client)?, [Entry::new(event)?]);
         self.write(Urgency::Normal, move |batch| batch.create_client(&client, false, &entry)).await
     }
 
     async fn create_client_of_any(&self, client: &Client, event: Event) -> Result<Creation> {
-        let (client, entry) = (Stored::new(client)?, Entry::new(event)?);
+        let (client, entry) = (Stored::new(client)?, [Entry::new(event)?]);
         self.write(Urgency::Normal, move |batch| batch.create_client(&client, true, &entry)).await
     }
 
     async fn replace_client(&self, client: &Client, event: Event) -> Result<Write> {
-        let (client, entry) = (Stored::new(client)?, Entry::new(event)?);
-        self.write(Urgency::of(entry.event.action), move |batch| {
-            batch.replace_client(&client, &entry)
-        })
-        .await
+        let urgency = Urgency::of(event.action);
+        let (client, entry) = (Stored::new(client)?, [Entry::new(event)?]);
+        self.write(urgency, move |batch| batch.replace_client(&client, &entry)).await
     }
 
-    async fn end_client(&self, client: &Client, event: Event, ended: Event) -> Result<Write> {
-        let (client, entry, ended) = (Stored::new(client)?, Entry::new(event)?, Entry::new(ended)?);
-        self.write(Urgency::Vital, move |batch| batch.end_client(&client, &entry, &ended)).await
+    async fn end_client(&self, client: &Client, events: Vec<Event>, ended: Event) -> Result<Write> {
+        let (client, entries, ended) =
+            (Stored::new(client)?, Entry::all(events)?, Entry::new(ended)?);
+        self.write(Urgency::Vital, move |batch| batch.end_client(&client, &entries, &ended)).await
     }
 
     async fn delete_client(&self, client: &Client, event: Event) -> Result<Write> {
-        let (client, entry) = (client.clone(), Entry::new(event)?);
+        let (client, entry) = (client.clone(), [Entry::new(event)?]);
         self.write(Urgency::Normal, move |batch| batch.delete_client(&client, &entry)).await
     }
 
@@ -99,7 +98,7 @@ impl Batch<'_> {
         &mut self,
         stored: &Stored,
         of_any: bool,
-        entry: &Entry,
+        entries: &[Entry],
     ) -> Result<Creation, Fault> {
         let Client { id, tenant, .. } = &stored.client;
         if !of_any && self.deleted_of(id)?.is_some_and(|owner| owner != *tenant) {
@@ -109,7 +108,7 @@ impl Batch<'_> {
             return Ok(Creation::Taken);
         }
         self.forget_deleted(id)?;
-        self.append(entry)?;
+        self.append_all(entries)?;
         self.change(Change::Client(stored.client.id.clone()));
         Ok(Creation::Created)
     }
@@ -129,10 +128,10 @@ impl Batch<'_> {
     pub(super) fn end_client(
         &mut self,
         stored: &Stored,
-        entry: &Entry,
+        entries: &[Entry],
         ended: &Entry,
     ) -> Result<Write, Fault> {
-        let written = self.replace_client(stored, entry)?;
+        let written = self.replace_client(stored, entries)?;
         if written == Write::Done {
             self.raise_epoch(&EpochOf::Client(stored.client.id.clone()), ended)?;
         }
@@ -142,7 +141,7 @@ impl Batch<'_> {
     pub(super) fn replace_client(
         &mut self,
         Stored { client, body }: &Stored,
-        entry: &Entry,
+        entries: &[Entry],
     ) -> Result<Write, Fault> {
         let Some(before) = client.revision.checked_sub(1) else { return Ok(Write::Stale) };
         if !self.keeps(client, before)? {
@@ -162,12 +161,16 @@ impl Batch<'_> {
                 )?;
             }
         }
-        self.append(entry)?;
+        self.append_all(entries)?;
         self.change(Change::Client(client.id.clone()));
         Ok(Write::Done)
     }
 
-    pub(super) fn delete_client(&mut self, client: &Client, entry: &Entry) -> Result<Write, Fault> {
+    pub(super) fn delete_client(
+        &mut self,
+        client: &Client,
+        entries: &[Entry],
+    ) -> Result<Write, Fault> {
         let (id, key) = (&client.id, client.id.as_str());
         if !self.keeps(client, client.revision)? {
             return Ok(Write::Stale);
@@ -175,7 +178,7 @@ impl Batch<'_> {
         self.execute("DELETE FROM clients WHERE id = ?1", (key,))?;
         self.execute("DELETE FROM secret_uses WHERE client = ?1", (key,))?;
         self.keep_deleted(id, &client.tenant)?;
-        self.append(entry)?;
+        self.append_all(entries)?;
         self.change(Change::Client(id.clone()));
         Ok(Write::Done)
     }
@@ -184,11 +187,7 @@ impl Batch<'_> {
     /// once a client was deleted, so its tenant and the time of its creation count too: a late
     /// change of a deleted client must not reach the next one of its id.
     fn keeps(&self, client: &Client, revision: u64) -> Result<bool, Fault> {
-        let is_kept = |kept: Client| {
-            kept.revision == revision
-                && kept.tenant == client.tenant
-                && kept.created_at == client.created_at
-        };
+        let is_kept = |kept: Client| kept.revision == revision && kept.is_registration_of(client);
         Ok(find(self.connection, &client.id)?.is_some_and(is_kept))
     }
 

@@ -36,9 +36,10 @@ impl ProofStore for Embedded {
 
 fn urgency(write: &ProvenWrite) -> Urgency {
     match write {
-        ProvenWrite::ReplaceClient { event, .. } | ProvenWrite::ReplaceKeyset { event, .. } => {
-            Urgency::of(event.action)
+        ProvenWrite::ReplaceClient { events, .. } => {
+            events.first().map_or(Urgency::Normal, |event| Urgency::of(event.action))
         }
+        ProvenWrite::ReplaceKeyset { event, .. } => Urgency::of(event.action),
         ProvenWrite::CreateClient { .. }
         | ProvenWrite::ClaimAudience { .. }
         | ProvenWrite::ReplaceAudience { .. }
@@ -54,10 +55,10 @@ fn urgency(write: &ProvenWrite) -> Urgency {
 
 /// A change with its texts written out by the caller's thread.
 enum Prepared {
-    Create(Stored, bool, Entry),
-    Replace(Stored, Entry),
-    End(Stored, Entry, Entry),
-    Delete { client: Box<Client>, ended: Entry, entry: Entry },
+    Create(Stored, bool, Vec<Entry>),
+    Replace(Stored, Vec<Entry>),
+    End(Stored, Vec<Entry>, Entry),
+    Delete { client: Box<Client>, ended: Entry, entries: Vec<Entry> },
     ClaimAudience(Audience, Entry),
     ReplaceAudience(Audience, Entry),
     MoveAudience(Option<Box<AudienceRecord>>, Audience, Vec<Entry>),
@@ -71,17 +72,17 @@ enum Prepared {
 impl Prepared {
     fn new(write: ProvenWrite) -> Result<Self, Fault> {
         Ok(match write {
-            ProvenWrite::CreateClient { client, of_any, event } => {
-                Self::Create(Stored::new(&client)?, of_any, Entry::new(event)?)
+            ProvenWrite::CreateClient { client, of_any, events } => {
+                Self::Create(Stored::new(&client)?, of_any, Entry::all(events)?)
             }
-            ProvenWrite::ReplaceClient { client, event } => {
-                Self::Replace(Stored::new(&client)?, Entry::new(event)?)
+            ProvenWrite::ReplaceClient { client, events } => {
+                Self::Replace(Stored::new(&client)?, Entry::all(events)?)
             }
-            ProvenWrite::EndClient { client, event, ended } => {
-                Self::End(Stored::new(&client)?, Entry::new(event)?, Entry::new(ended)?)
+            ProvenWrite::EndClient { client, events, ended } => {
+                Self::End(Stored::new(&client)?, Entry::all(events)?, Entry::new(ended)?)
             }
-            ProvenWrite::DeleteClient { client, ended, event } => {
-                Self::Delete { client, ended: Entry::new(ended)?, entry: Entry::new(event)? }
+            ProvenWrite::DeleteClient { client, ended, events } => {
+                Self::Delete { client, ended: Entry::new(ended)?, entries: Entry::all(events)? }
             }
             ProvenWrite::ClaimAudience { record, event } => {
                 Self::ClaimAudience(Audience::new(&record)?, Entry::new(event)?)
@@ -90,8 +91,7 @@ impl Prepared {
                 Self::ReplaceAudience(Audience::new(&record)?, Entry::new(event)?)
             }
             ProvenWrite::MoveAudience { from, record, events } => {
-                let entries = events.into_iter().map(Entry::new).collect::<Result<_, _>>()?;
-                Self::MoveAudience(from, Audience::new(&record)?, entries)
+                Self::MoveAudience(from, Audience::new(&record)?, Entry::all(events)?)
             }
             ProvenWrite::ReleaseAudience { record, event } => {
                 Self::ReleaseAudience(*record, Entry::new(event)?)
@@ -132,13 +132,15 @@ impl Batch<'_> {
 
     fn make(&mut self, write: &Prepared) -> Result<Spent, Fault> {
         Ok(match write {
-            Prepared::Create(client, of_any, entry) => {
-                self.create_client(client, *of_any, entry)?.into()
+            Prepared::Create(client, of_any, entries) => {
+                self.create_client(client, *of_any, entries)?.into()
             }
-            Prepared::Replace(client, entry) => self.replace_client(client, entry)?.into(),
-            Prepared::End(client, entry, ended) => self.end_client(client, entry, ended)?.into(),
-            Prepared::Delete { client, ended, entry } => {
-                let deleted = self.delete_client(client, entry)?;
+            Prepared::Replace(client, entries) => self.replace_client(client, entries)?.into(),
+            Prepared::End(client, entries, ended) => {
+                self.end_client(client, entries, ended)?.into()
+            }
+            Prepared::Delete { client, ended, entries } => {
+                let deleted = self.delete_client(client, entries)?;
                 if deleted == crate::store::Write::Done {
                     self.raise_epoch(&EpochOf::Client(client.id.clone()), ended)?;
                 }

@@ -87,17 +87,18 @@ impl Shared {
 
     async fn make(&self, write: ProvenWrite) -> Result<Spent, Fault> {
         Ok(match write {
-            ProvenWrite::CreateClient { client, of_any, event } => {
-                self.create_client(&client, of_any, event).await?.into()
+            ProvenWrite::CreateClient { client, of_any, events } => {
+                self.create_client(&client, of_any, events).await?.into()
             }
-            ProvenWrite::ReplaceClient { client, event } => {
-                self.write_client(&client, vec![event], false).await?.into()
+            ProvenWrite::ReplaceClient { client, events } => {
+                self.write_client(&client, events, false).await?.into()
             }
-            ProvenWrite::EndClient { client, event, ended } => {
-                self.write_client(&client, vec![event, ended], true).await?.into()
+            ProvenWrite::EndClient { client, events, ended } => {
+                let records = events.into_iter().chain([ended]).collect();
+                self.write_client(&client, records, true).await?.into()
             }
-            ProvenWrite::DeleteClient { client, ended, event } => {
-                self.delete_client(&client, event, Some(ended)).await?.into()
+            ProvenWrite::DeleteClient { client, ended, events } => {
+                self.delete_client(&client, events, Some(ended)).await?.into()
             }
             ProvenWrite::ClaimAudience { record, event } => {
                 self.claim_audience(&record, event).await?.into()

@@ -239,7 +239,7 @@ pub(crate) async fn a_change_reaches_no_later_client_of_the_same_id(bench: &Benc
             Write::Stale
         );
         let ended = store
-            .end_client(&late, event(Action::ClientUpdated), event(Action::ClientRevoked))
+            .end_client(&late, vec![event(Action::ClientUpdated)], event(Action::ClientRevoked))
             .await
             .unwrap();
         assert_eq!(ended, Write::Stale);
@@ -375,7 +375,7 @@ pub(crate) async fn families_of_a_deleted_client_go_with_the_sweep(bench: &Bench
     store.open_family(&own, event(Action::TokenIssued)).await.unwrap();
     let disabled = Client { disabled: true, revision: 2, ..client("a") };
     store
-        .end_client(&disabled, event(Action::ClientDisabled), event(Action::ClientRevoked))
+        .end_client(&disabled, vec![event(Action::ClientDisabled)], event(Action::ClientRevoked))
         .await
         .unwrap();
     assert_eq!(
@@ -491,7 +491,11 @@ pub(crate) async fn ending_a_client_writes_it_and_raises_its_epoch_at_once(bench
     let end = async |revision| {
         let disabled = Client { disabled: true, revision, ..client("a") };
         store
-            .end_client(&disabled, event(Action::ClientDisabled), event(Action::ClientRevoked))
+            .end_client(
+                &disabled,
+                vec![event(Action::ClientDisabled)],
+                event(Action::ClientRevoked),
+            )
             .await
             .unwrap()
     };

@@ -48,7 +48,7 @@ pub(crate) async fn a_closed_store_answers_unavailable(bench: &Bench) {
     unavailable(store.clients(None, None, 1).await);
     unavailable(store.create_client(&client("a"), event()).await);
     unavailable(store.replace_client(&client("a"), event()).await);
-    unavailable(store.end_client(&client("a"), event(), event()).await);
+    unavailable(store.end_client(&client("a"), vec![event()], event()).await);
     unavailable(store.delete_client(&of_revision(1, client("a")), event()).await);
     unavailable(store.note_uses(&[]).await);
     unavailable(store.open_family(&family, event()).await);

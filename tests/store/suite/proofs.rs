@@ -93,21 +93,21 @@ impl Scene {
             ProvenWrite::CreateClient {
                 client: Box::new(client(self.new.as_str())),
                 of_any: false,
-                event: event(Action::ClientCreated),
+                events: vec![event(Action::ClientCreated)],
             },
             ProvenWrite::ReplaceClient {
                 client: next.clone(),
-                event: event(Action::ClientUpdated),
+                events: vec![event(Action::ClientUpdated)],
             },
             ProvenWrite::EndClient {
                 client: next,
-                event: event(Action::ClientDisabled),
+                events: vec![event(Action::ClientDisabled)],
                 ended: event(Action::ClientRevoked),
             },
             ProvenWrite::DeleteClient {
                 client: Box::new(client(self.target.as_str())),
                 ended: event(Action::ClientRevoked),
-                event: event(Action::ClientDeleted),
+                events: vec![event(Action::ClientDeleted)],
             },
             ProvenWrite::RaiseEpoch {
                 of: EpochOf::Client(self.target.clone()),
@@ -233,7 +233,7 @@ impl Fall {
         };
         match self {
             Self::Deleted => {
-                drop(store.delete_client(&scene.admin, event(Action::ClientDeleted)).await.unwrap())
+                store.delete_client(&scene.admin, event(Action::ClientDeleted)).await.unwrap();
             }
             Self::ClientEpoch => raise(EpochOf::Client(scene.admin.id.clone())).await,
             Self::TenantEpoch => raise(EpochOf::Tenant(scene.admin.tenant.clone())).await,
@@ -317,7 +317,7 @@ pub(crate) async fn a_proven_removal_raises_the_epoch(bench: &Bench) {
     let delete = |revision| ProvenWrite::DeleteClient {
         client: Box::new(Client { revision, ..client(scene.target.as_str()) }),
         ended: event(Action::ClientRevoked),
-        event: event(Action::ClientDeleted),
+        events: vec![event(Action::ClientDeleted)],
     };
     assert_eq!(store.spend(scene.by_token(), delete(7)).await.unwrap(), Spent::Stale);
     assert_eq!(store.spend(scene.by_token(), delete(1)).await.unwrap(), Spent::Done);
@@ -330,7 +330,7 @@ pub(crate) async fn a_proven_removal_raises_the_epoch(bench: &Bench) {
     let taken = ProvenWrite::CreateClient {
         client: Box::new(scene.admin.clone()),
         of_any: false,
-        event: event(Action::ClientCreated),
+        events: vec![event(Action::ClientCreated)],
     };
     assert_eq!(store.spend(scene.by_token(), taken).await.unwrap(), Spent::Taken);
 }
