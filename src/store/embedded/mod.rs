@@ -6,36 +6,16 @@
 //! | file | what |
 //! |--|--|
 //! | `jeton.db`, `-wal`, `-shm` | the database |
-//! | `lock` | the id of the process that holds the directory: see `directory` |
-//! | `anchor` | the last acknowledged audit record, and of which file: see `anchor` |
-//! | `reserve` | room for revocations when the disk is full: see `reserve` |
+//! | `lock` | the id of the process that holds the directory: see `files::directory` |
+//! | `anchor` | the last acknowledged audit record, and of which file: see `files::head_file` |
+//! | `reserve` | room for revocations when the disk is full: see `files::disk_reserve` |
 
-mod anchor;
-mod audiences;
+mod admin;
 mod audit;
-mod batch;
-mod check;
-mod clients;
-mod counters;
-mod deleted;
-mod directory;
-mod families;
-mod fault;
+mod engine;
 mod files;
-mod import;
-mod keys;
-mod newest;
-mod others;
-mod proof;
-mod queue;
-mod readers;
-mod reserve;
-mod revocations;
-mod schema;
-mod sums;
-mod tenanted;
-mod transfer;
-mod writer;
+mod integrity;
+mod tables;
 
 use std::{
     path::Path,
@@ -52,18 +32,25 @@ use tokio::{
     time::Instant,
 };
 
+pub use self::{admin::export::ReadOnly, engine::error::OpenError, integrity::check::Checked};
 use self::{
-    anchor::Anchor,
-    batch::{Batch, Job, Urgency, Work},
-    counters::Counters,
-    directory::Directory,
-    fault::Fault,
-    queue::{Queue, closed},
-    readers::Read,
-    reserve::Reserve,
-    writer::{Fate, Writer},
+    audit::own_chain,
+    engine::{
+        batch::{Batch, Job, Urgency, Work},
+        error::Fault,
+        queue::{Queue, closed},
+        readers::{self, Read},
+        schema,
+        writer::{self, Fate, Writer},
+    },
+    files::{
+        directory::Directory,
+        disk_reserve::Reserve,
+        head_file::{self, Anchor},
+    },
+    integrity::check,
+    tables::counters::Counters,
 };
-pub use self::{check::Checked, fault::OpenError, transfer::ReadOnly};
 use crate::{
     crypto::chain::ChainKey,
     model::{Record, Timestamp},
@@ -182,7 +169,7 @@ impl Embedded {
             counters,
         });
         let path = dir.to_owned();
-        let name = audit::name(&connection)?.unwrap_or_else(|| node.into());
+        let name = own_chain::name(&connection)?.unwrap_or_else(|| node.into());
         let (readers, reads) = Queue::new(READS);
         let reading = readers::start(dir, reads)?;
         // Behind all that damage can make fail: a runtime must not be dropped by a caller that runs
@@ -193,7 +180,7 @@ impl Embedded {
             .map_err(OpenError::io(dir))?;
         let (queue, writes) = Queue::new(WRITES);
         let (fate, ended) = watch::channel(Fate::Runs);
-        let tail = broadcast::Sender::new(audit::LAG);
+        let tail = broadcast::Sender::new(own_chain::LAG);
         let weak_tail = tail.downgrade();
         let writer = Writer {
             chain: name,
@@ -239,7 +226,7 @@ impl Embedded {
     /// killed, in tests.
     #[doc(hidden)]
     pub fn adopt(dir: &Path, chain: ChainKey) -> Result<(), OpenError> {
-        anchor::adopt(dir, chain)
+        head_file::adopt(dir, chain)
     }
 
     /// Writes on the writer's thread; answers when the batch it went into is on disk.

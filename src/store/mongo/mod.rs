@@ -2,7 +2,7 @@
 //!
 //! Each verb is one conditional write of one document, kept by the majority and on its disks before
 //! it is answered. What one node ends, all hear of over a change stream. Its audit records follow
-//! in the node's own chain: see `pending`.
+//! in the node's own chain: see `audit::outbox`.
 //!
 //! | collection | what |
 //! |--|--|
@@ -11,34 +11,11 @@
 //! | `rate_limits` | counters by window |
 //! | `meta` | the schema's version |
 
-mod audiences;
+mod admin;
 mod audit;
-mod chain;
-mod clients;
-mod codec;
-mod counters;
-mod events;
-mod families;
-mod fault;
+mod collections;
+mod driver;
 mod feed;
-mod import;
-mod inspect;
-mod keys;
-mod link;
-mod node;
-mod pending;
-mod probe;
-mod proof;
-mod recovery;
-mod revocations;
-mod rotation;
-mod schema;
-mod settle;
-mod snapshot;
-mod stream;
-mod tail;
-mod transfer;
-mod turns;
 
 use std::{
     future::Future,
@@ -54,24 +31,31 @@ use mongodb::bson::{Document, doc};
 use tokio::{sync::oneshot, time::timeout};
 
 use self::{
-    chain::{Chain, End},
-    codec::Fields,
-    counters::Counted,
-    fault::Fault,
+    admin::topology,
+    audit::{
+        chain_writer::{self, Chain, End},
+        node_lease::{self, BEAT, Node},
+        outbox::{Deed, Entry, Owner},
+        outbox_cleaner::Settle,
+        recovery::{LOOK, Recovery},
+    },
+    collections::{coalesce::Turns, counters::Counted},
+    driver::{
+        codec::Fields,
+        connection::{Link, pause},
+        error::Fault,
+        schema,
+    },
     feed::Feed,
-    link::{Link, pause},
-    node::{BEAT, Node},
-    pending::{Deed, Entry, Owner},
-    recovery::{LOOK, Recovery},
-    settle::Settle,
-    turns::Turns,
 };
 pub use self::{
-    fault::OpenError,
-    import::Import,
-    inspect::{Defect, Inspection, NodeSeen, Settings, inspect},
-    probe::{Member, Role, State},
-    transfer::Export,
+    admin::{
+        export::Export,
+        import::Import,
+        inspect::{Defect, Inspection, NodeSeen, Settings, inspect},
+        topology::{Member, Role, State},
+    },
+    driver::error::OpenError,
 };
 use crate::{
     crypto::chain::ChainKey,
@@ -138,7 +122,7 @@ impl Mongo {
         deadline: Duration,
     ) -> Result<Self, OpenError> {
         match Self::enter(uri, node, key, deadline).await {
-            Err(error) => Err(probe::why(uri, error).await),
+            Err(error) => Err(topology::why(uri, error).await),
             opened => opened,
         }
     }
@@ -153,12 +137,12 @@ impl Mongo {
         let Server { alone, sharded, time, .. } = greet(&link).await?;
         schema::prepare(&link).await?;
         // A start under another master key must not take the name from a node that lives.
-        if node::noted(&link, node).await?.is_some_and(|head| !key.check(&head)) {
+        if node_lease::noted(&link, node).await?.is_some_and(|head| !key.check(&head)) {
             return Err(OpenError::MasterKey(format!("the head of the audit chain {node}")));
         }
         // Nor may a new name: what the other nodes left in outboxes would look forged under another
         // key, and be thrown away.
-        if !node::is_their_key(&link, &key).await? {
+        if !node_lease::is_their_key(&link, &key).await? {
             return Err(OpenError::MasterKey("every audit chain of this database".to_owned()));
         }
         let (node, before) = Node::register(&link, node, key.clone(), time).await?;
@@ -260,7 +244,7 @@ async fn resume(
     before: Option<&Document>,
 ) -> Result<End, OpenError> {
     let name = &node.name;
-    let noted = before.map(node::head_of).transpose()?.flatten();
+    let noted = before.map(node_lease::head_of).transpose()?.flatten();
     let start = match &noted {
         Some(head) if !key.check(head) => {
             return Err(OpenError::MasterKey(format!("the head of the audit chain {name}")));
@@ -269,10 +253,10 @@ async fn resume(
         None => End::START,
     };
     let noted = start.sequence;
-    let last = chain::newest(link, name)
+    let last = chain_writer::newest(link, name)
         .await?
         .as_ref()
-        .map(chain::decoded)
+        .map(chain_writer::decoded)
         .transpose()?
         .map_or(0, |record| record.sequence);
     if last < noted {
@@ -280,7 +264,7 @@ async fn resume(
             "the audit chain {name} ends at {last} and was at {noted}"
         )));
     }
-    let end = chain::last(link, key, name, start).await?;
+    let end = chain_writer::last(link, key, name, start).await?;
     if end.sequence > 0 {
         node.came_to(&end);
     }

@@ -1,0 +1,205 @@
+//! The audit records of all chains, newest first: two indexes by time, read side by side.
+
+use std::sync::Arc;
+
+use rusqlite::{Connection, Row, fallible_streaming_iterator::FallibleStreamingIterator};
+
+use super::own_chain::{self, Raw};
+use crate::{
+    model::{Place, Record, Timestamp, event::Filter},
+    store::{
+        Result,
+        embedded::{
+            Embedded,
+            engine::{
+                batch::{from_sql, to_sql},
+                error::Fault,
+            },
+        },
+    },
+};
+
+/// How many rows are looked at in one turn: some milliseconds, after which others have theirs and a
+/// caller that has gone away is noticed.
+const TURN: usize = 10_000;
+
+const OWN: &str = "SELECT sequence, node, hash, event, at FROM audit
+    WHERE at BETWEEN ?1 AND ?2 AND (at, sequence) < (?3, ?4) ORDER BY at DESC, sequence DESC LIMIT ?5";
+
+const OTHERS: &str = "SELECT sequence, node, hash, event, at, chain FROM other_records
+    WHERE at BETWEEN ?1 AND ?2 AND (at, chain, sequence) < (?3, ?4, ?5) ORDER BY at DESC, chain DESC, sequence DESC LIMIT ?6";
+
+impl Embedded {
+    pub(in crate::store::embedded) async fn newest(
+        &self,
+        filter: &Filter,
+        before: Option<&Place>,
+        limit: usize,
+    ) -> Result<Vec<Record>> {
+        let newest = Place { at: Timestamp::from_millis(i64::MAX), chain: "".into(), sequence: 0 };
+        let (mut found, mut next) = (Vec::new(), Some(before.cloned().unwrap_or(newest)));
+        while let Some(before) = next
+            && found.len() < limit
+        {
+            let (filter, wanted) = (filter.clone(), limit.saturating_sub(found.len()));
+            let turn = self
+                .scan(move |connection| page(connection, &filter, &before, wanted, TURN))
+                .await?;
+            found.extend(turn.0);
+            next = turn.1;
+        }
+        Ok(found)
+    }
+}
+
+/// Up to `limit` records out of up to `turn` rows; where the rows before those begin, if there may
+/// be some.
+fn page(
+    connection: &Connection,
+    filter: &Filter,
+    before: &Place,
+    limit: usize,
+    turn: usize,
+) -> Result<(Vec<Record>, Option<Place>), Fault> {
+    let name = own_chain::name(connection)?.unwrap_or_else(|| "".into());
+    let at = before.at.millis();
+    // The bounds are told apart from the order, so that the index is entered where the page begins.
+    let from = filter.from.map_or(i64::MIN, Timestamp::millis);
+    let to = filter.to.map_or(at, |to| at.min(to.millis().saturating_sub(1)));
+    let rows = i64::try_from(turn).unwrap_or(i64::MAX);
+    let (mut own, mut others) =
+        (connection.prepare_cached(OWN)?, connection.prepare_cached(OTHERS)?);
+    let mut own = own.query((from, to, at, own_before(&name, before), rows))?;
+    let mut others =
+        others.query((from, to, at, before.chain.as_ref(), to_sql(before.sequence), rows))?;
+    own.advance()?;
+    others.advance()?;
+
+    let hints = hints(filter);
+    let (mut found, mut last) = (Vec::new(), None);
+    for _ in 0..turn {
+        let mine = own.get().map(|row| place(row, name.clone())).transpose()?;
+        let theirs = others.get().map(|row| place(row, row.get(5)?)).transpose()?;
+        let rows = if mine > theirs { &mut own } else { &mut others };
+        let Some(next) = mine.max(theirs).filter(|_| found.len() < limit) else {
+            return Ok((found, None));
+        };
+        if let Some(row) = rows.get() {
+            let text = row.get_ref(3)?.as_str().unwrap_or_default();
+            if hints.iter().all(|hint| text.contains(hint)) {
+                let record = Raw::read(row)?
+                    .record(&next.chain)
+                    .unwrap_or_else(|_| Record::unreadable(next.clone()));
+                found.extend(filter.admits(&record.event).then_some(record));
+            }
+        }
+        rows.advance()?;
+        last = Some(next);
+    }
+    Ok((found, last))
+}
+
+/// Where the rows of the own chain that stand before a place end, in the place's millisecond.
+fn own_before(own: &str, place: &Place) -> i64 {
+    match own.cmp(&place.chain) {
+        std::cmp::Ordering::Less => i64::MAX,
+        std::cmp::Ordering::Equal => to_sql(place.sequence),
+        std::cmp::Ordering::Greater => 0,
+    }
+}
+
+/// Where a row stands by its index, which knows the time also of an event that cannot be read.
+fn place(row: &Row<'_>, chain: Arc<str>) -> rusqlite::Result<Place> {
+    Ok(Place { at: Timestamp::from_millis(row.get(4)?), chain, sequence: from_sql(row.get(0)?) })
+}
+
+/// Texts that stand in every event the filter admits: most others are passed over without being
+/// parsed.
+fn hints(filter: &Filter) -> Vec<String> {
+    let quoted = |text: &str| format!("\"{text}\"");
+    let tenant = filter.tenant.as_ref().map(|tenant| quoted(tenant.as_str()));
+    let client = filter.client.as_ref().map(|client| quoted(client.as_str()));
+    tenant.into_iter().chain(client).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        crypto::chain::ChainKey,
+        model::{Action, Event, Stamp},
+        store::{AuditStore, Store},
+    };
+
+    fn told(n: u64) -> Event {
+        // One in seven is looked for.
+        let action = if n.is_multiple_of(7) { Action::TokenRevoked } else { Action::TokenIssued };
+        Stamp::internal(Timestamp::EPOCH).done(action, n.to_string())
+    }
+
+    /// Whatever the length of a turn, all turns together find what one long one finds.
+    #[tokio::test]
+    async fn turns_neither_skip_nor_repeat() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Embedded::open(dir.path(), "node", ChainKey::new([1; 32])).unwrap();
+        for n in 1..=50 {
+            store.append_soon(told(n)).await.unwrap();
+        }
+        store.ready().await.unwrap();
+        let filter = Filter { action: Some("token.revoked".into()), ..Filter::default() };
+        for (turn, limit) in [(1, 9), (2, 9), (7, 9), (10, 3), (49, 9), (50, 9), (51, 9), (3, 1)] {
+            let newest = Place { at: Timestamp::from_millis(1), chain: "".into(), sequence: 0 };
+            let (mut found, mut next, mut turns) = (Vec::new(), Some(newest), 0);
+            while let Some(before) = next
+                && found.len() < limit
+            {
+                let (filter, wanted) = (filter.clone(), limit - found.len());
+                let part = store
+                    .scan(move |connection| page(connection, &filter, &before, wanted, turn))
+                    .await
+                    .unwrap();
+                found.extend(part.0.iter().map(|record| record.sequence));
+                (next, turns) = (part.1, turns + 1);
+            }
+            let expected: Vec<_> = [49, 42, 35, 28, 21, 14, 7].into_iter().take(limit).collect();
+            assert_eq!(found, expected, "{turn}");
+            assert!(turns <= 50 / turn + 1, "{turn}: {turns}");
+        }
+    }
+
+    /// More rows than one turn looks at.
+    #[tokio::test]
+    async fn a_rare_record_is_found_beyond_one_turn() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Embedded::open(dir.path(), "node", ChainKey::new([1; 32])).unwrap();
+        store.append(told(7)).await.unwrap();
+        for _ in 0..2 * TURN {
+            store.append_soon(told(1)).await.unwrap();
+        }
+        store.ready().await.unwrap();
+        let filter = Filter { action: Some("token.revoked".into()), ..Filter::default() };
+        let found = store.events(&filter, None, 2).await.unwrap();
+        assert_eq!(found.iter().map(|record| record.sequence).collect::<Vec<_>>(), [1]);
+    }
+
+    /// A page is entered at its beginning and never sorted: the index has the order.
+    #[tokio::test]
+    async fn pages_are_read_from_the_indexes_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Embedded::open(dir.path(), "node", ChainKey::new([1; 32])).unwrap();
+        let plan = |sql: &'static str, parameters: usize| {
+            store.read(move |connection| {
+                let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}"))?;
+                let rows = statement
+                    .query_map(rusqlite::params_from_iter(vec![1; parameters]), |row| row.get(3))?;
+                Ok(rows.collect::<rusqlite::Result<Vec<String>>>()?)
+            })
+        };
+        assert_eq!(
+            plan(OWN, 5).await.unwrap(),
+            ["SEARCH audit USING INDEX audit_by_time (at>? AND at<?)"]
+        );
+        let others = ["SEARCH other_records USING INDEX other_records_by_time (at>? AND at<?)"];
+        assert_eq!(plan(OTHERS, 6).await.unwrap(), others);
+    }
+}

@@ -1,0 +1,178 @@
+//! Changes that need a proof: compared and written in one transaction.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::{
+    audiences::Stored as Audience,
+    clients::{self, Stored},
+    keys,
+};
+use crate::{
+    model::{AudienceRecord, Client, EpochOf, Epochs, FamilyId, Keyset, Revocation, Timestamp},
+    store::{
+        Result,
+        embedded::{
+            Embedded,
+            engine::{
+                batch::{Batch, Entry, Urgency},
+                error::Fault,
+            },
+        },
+        proof::{Basis, Proof, ProofStore, ProvenWrite, Spent},
+    },
+};
+
+#[async_trait]
+impl ProofStore for Embedded {
+    async fn spend(&self, proof: Proof, write: ProvenWrite) -> Result<Spent> {
+        if let ProvenWrite::EndFamily { now, .. } = &write {
+            self.shared.brings(*now);
+        }
+        let (urgency, prepared) = (urgency(&write), Prepared::new(write)?);
+        self.write(urgency, move |batch| {
+            if batch.proves(&proof)? { batch.make(&prepared) } else { Ok(Spent::Unproven) }
+        })
+        .await
+    }
+}
+
+fn urgency(write: &ProvenWrite) -> Urgency {
+    match write {
+        ProvenWrite::ReplaceClient { events, .. } => {
+            events.first().map_or(Urgency::Normal, |event| Urgency::of(event.action))
+        }
+        ProvenWrite::ReplaceKeyset { event, .. } => Urgency::of(event.action),
+        ProvenWrite::CreateClient { .. }
+        | ProvenWrite::ClaimAudience { .. }
+        | ProvenWrite::ReplaceAudience { .. }
+        | ProvenWrite::MoveAudience { .. }
+        | ProvenWrite::ReleaseAudience { .. } => Urgency::Normal,
+        ProvenWrite::EndClient { .. }
+        | ProvenWrite::DeleteClient { .. }
+        | ProvenWrite::RaiseEpoch { .. }
+        | ProvenWrite::Revoke { .. }
+        | ProvenWrite::EndFamily { .. } => Urgency::Vital,
+    }
+}
+
+/// A change with its texts written out by the caller's thread.
+enum Prepared {
+    Create(Stored, bool, Vec<Entry>),
+    Replace(Stored, Vec<Entry>),
+    End(Stored, Vec<Entry>, Entry),
+    Delete { client: Box<Client>, ended: Entry, entries: Vec<Entry> },
+    ClaimAudience(Audience, Entry),
+    ReplaceAudience(Audience, Entry),
+    MoveAudience(Option<Box<AudienceRecord>>, Audience, Vec<Entry>),
+    ReleaseAudience(AudienceRecord, Entry),
+    Raise(EpochOf, Entry),
+    Revoke(Revocation, Entry),
+    EndFamily { id: FamilyId, now: Timestamp, until: Timestamp, entry: Entry },
+    Keyset(Arc<Keyset>, Entry),
+}
+
+impl Prepared {
+    fn new(write: ProvenWrite) -> Result<Self, Fault> {
+        Ok(match write {
+            ProvenWrite::CreateClient { client, of_any, events } => {
+                Self::Create(Stored::new(&client)?, of_any, Entry::all(events)?)
+            }
+            ProvenWrite::ReplaceClient { client, events } => {
+                Self::Replace(Stored::new(&client)?, Entry::all(events)?)
+            }
+            ProvenWrite::EndClient { client, events, ended } => {
+                Self::End(Stored::new(&client)?, Entry::all(events)?, Entry::new(ended)?)
+            }
+            ProvenWrite::DeleteClient { client, ended, events } => {
+                Self::Delete { client, ended: Entry::new(ended)?, entries: Entry::all(events)? }
+            }
+            ProvenWrite::ClaimAudience { record, event } => {
+                Self::ClaimAudience(Audience::new(&record)?, Entry::new(event)?)
+            }
+            ProvenWrite::ReplaceAudience { record, event } => {
+                Self::ReplaceAudience(Audience::new(&record)?, Entry::new(event)?)
+            }
+            ProvenWrite::MoveAudience { from, record, events } => {
+                Self::MoveAudience(from, Audience::new(&record)?, Entry::all(events)?)
+            }
+            ProvenWrite::ReleaseAudience { record, event } => {
+                Self::ReleaseAudience(*record, Entry::new(event)?)
+            }
+            ProvenWrite::RaiseEpoch { of, event } => Self::Raise(of, Entry::new(event)?),
+            ProvenWrite::Revoke { revocation, event } => {
+                Self::Revoke(revocation, Entry::new(event)?)
+            }
+            ProvenWrite::EndFamily { id, now, until, event } => {
+                Self::EndFamily { id, now, until, entry: Entry::new(event)? }
+            }
+            ProvenWrite::ReplaceKeyset { keyset, event } => {
+                Self::Keyset(Arc::new(keyset), Entry::new(event)?)
+            }
+        })
+    }
+}
+
+impl Batch<'_> {
+    /// Returns true if a proof holds by what this transaction sees.
+    fn proves(&self, proof: &Proof) -> Result<bool, Fault> {
+        if !proof.holds_for(clients::find(self.connection, proof.client())?.as_ref()) {
+            return Ok(false);
+        }
+        let Basis::Token(token) = proof.basis() else { return Ok(true) };
+        let current = Epochs {
+            tenant: self.epoch(&EpochOf::Tenant(proof.tenant().clone()))?,
+            client: self.epoch(&EpochOf::Client(proof.client().clone()))?,
+            subject: self.epoch(&EpochOf::Subject(token.subject.clone()))?,
+        };
+        for ender in token.enders() {
+            if self.is_ended(ender)? {
+                return Ok(false);
+            }
+        }
+        Ok(token.epochs.reach(current) && token.holds_under(keys::find(self.connection)?.as_ref()))
+    }
+
+    fn make(&mut self, write: &Prepared) -> Result<Spent, Fault> {
+        Ok(match write {
+            Prepared::Create(client, of_any, entries) => {
+                self.create_client(client, *of_any, entries)?.into()
+            }
+            Prepared::Replace(client, entries) => self.replace_client(client, entries)?.into(),
+            Prepared::End(client, entries, ended) => {
+                self.end_client(client, entries, ended)?.into()
+            }
+            Prepared::Delete { client, ended, entries } => {
+                let deleted = self.delete_client(client, entries)?;
+                if deleted == crate::store::Write::Done {
+                    self.raise_epoch(&EpochOf::Client(client.id.clone()), ended)?;
+                }
+                deleted.into()
+            }
+            Prepared::ClaimAudience(record, entry) => self.claim_audience(record, entry)?.into(),
+            Prepared::ReplaceAudience(record, entry) => {
+                self.replace_audience(record, entry)?.into()
+            }
+            Prepared::MoveAudience(from, record, entries) => {
+                self.move_audience(from.as_deref(), record, entries)?.into()
+            }
+            Prepared::ReleaseAudience(record, entry) => {
+                self.release_audience(record, entry)?.into()
+            }
+            Prepared::Raise(of, entry) => {
+                self.raise_epoch(of, entry)?;
+                Spent::Done
+            }
+            Prepared::Revoke(revocation, entry) => {
+                self.revoke(revocation, entry)?;
+                Spent::Done
+            }
+            Prepared::EndFamily { id, now, until, entry } => {
+                self.end_family(*id, *now, *until, entry)?;
+                Spent::Done
+            }
+            Prepared::Keyset(keyset, entry) => self.replace_keyset(keyset, entry)?.into(),
+        })
+    }
+}

@@ -1,0 +1,492 @@
+//! Export from a MongoDB database, of one moment where the servers can show one: a snapshot, while
+//! nodes go on writing.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use mongodb::{
+    ClientSession,
+    bson::{Bson, Document, doc},
+    options::FindOptions,
+};
+use tokio::sync::Mutex;
+
+use super::topology;
+use crate::{
+    crypto::chain::{ChainKey, Head},
+    model::{
+        Audience, ClientId, EpochOf, FamilyId, Record, Revoked, SecretId, Timestamp,
+        revocation::Revocation,
+    },
+    store::{
+        Result,
+        mongo::{
+            LONG, Mongo, Server,
+            audit::{chain_writer, node_lease::head_of, query::is_sure},
+            collections::{
+                audiences, clients, families, keys,
+                revocations::{epoch_of, key_of, place_of, revocation_of, revocation_of_family},
+            },
+            driver::{
+                codec::{Fields, uuid},
+                connection::Link,
+                error::{Fault, OpenError},
+                schema::{
+                    self, AUDIENCES, AUDIT_LOGS, CLIENTS, EPOCHS, NODES, REVOCATIONS, SIGNING_KEYS,
+                    TOKENS,
+                },
+            },
+            greet, importing,
+        },
+        transfer::{Dump, Item, VERSION, end, hex},
+    },
+};
+
+/// A database to be read as a whole.
+pub struct Export {
+    link: Arc<Link>,
+    key: Option<ChainKey>,
+    /// Time at which it was opened, by MongoDB's clock.
+    time: Timestamp,
+    /// One moment for every page; none where the server shows no such thing.
+    view: Arc<Mutex<Option<ClientSession>>>,
+}
+
+impl Mongo {
+    /// Opens a database for an export, while nodes go on or while none runs. Nothing is written to
+    /// it. With the key of the audit chains an export is refused where one does not end as it was
+    /// sealed, and seals their ends itself.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mongo::open`].
+    pub async fn export(
+        uri: &str,
+        key: Option<ChainKey>,
+        deadline: Duration,
+    ) -> Result<Export, OpenError> {
+        match Self::look_at(uri, key, deadline).await {
+            Err(error) => Err(topology::why(uri, error).await),
+            opened => opened,
+        }
+    }
+
+    async fn look_at(
+        uri: &str,
+        key: Option<ChainKey>,
+        deadline: Duration,
+    ) -> Result<Export, OpenError> {
+        // A page is more than what a caller waits for.
+        let link = Arc::new(Link::new(uri, deadline.max(LONG)).await?);
+        let Server { shows_snapshots, time, .. } = greet(&link).await?;
+        schema::known(&link).await?;
+        if schema::is_importing(&link).await? {
+            return Err(importing());
+        }
+        let client = link.client().clone();
+        let session = async move { Ok(client.start_session().snapshot(true).await?) };
+        let view = if shows_snapshots { Some(link.call(session).await?) } else { None };
+        if view.is_none() {
+            tracing::warn!(
+                "this MongoDB shows no snapshots: what is written during an export may be in it by \
+                 half"
+            );
+        }
+        Ok(Export { link, key, time, view: Arc::new(Mutex::new(view)) })
+    }
+}
+
+#[async_trait]
+impl Dump for Export {
+    async fn dump(&self, after: Option<&Item>, limit: usize) -> Result<Vec<Item>> {
+        let mut position = Position::of(after);
+        let mut items = Vec::new();
+        while let Some(at) = position
+            && items.is_empty()
+        {
+            items = self.page(&at, limit.max(1)).await?;
+            position = at.next_type();
+        }
+        Ok(items)
+    }
+}
+
+/// Where an export stands: in a type of record, behind a key of it.
+enum Position {
+    Export,
+    Clients(Option<ClientId>),
+    SecretUses(Option<(ClientId, SecretId)>),
+    Deleted(Option<ClientId>),
+    Audiences(Option<Audience>),
+    Families(Option<FamilyId>),
+    Revocations(Option<Revoked>),
+    Tenants(Option<EpochOf>),
+    OfClients(Option<EpochOf>),
+    Subjects(Option<EpochOf>),
+    Keyset,
+    /// Behind a chain: in the next one.
+    Chain(Option<Arc<str>>),
+    Records(Arc<str>, u64),
+    End,
+}
+
+impl Position {
+    /// Behind an item; `None` behind the last.
+    fn of(after: Option<&Item>) -> Option<Self> {
+        Some(match after {
+            None => Self::Export,
+            Some(Item::Export { .. }) => Self::Clients(None),
+            Some(Item::Client(client)) => Self::Clients(Some(client.id.clone())),
+            Some(Item::SecretUse { client, secret, .. }) => {
+                Self::SecretUses(Some((client.clone(), secret.clone())))
+            }
+            Some(Item::DeletedClient { client, .. }) => Self::Deleted(Some(client.clone())),
+            Some(Item::Audience(record)) => Self::Audiences(Some(record.audience.clone())),
+            Some(Item::Family(family)) => Self::Families(Some(family.id)),
+            Some(Item::Revocation(revocation)) => Self::Revocations(Some(revocation.revoked)),
+            Some(Item::Epoch { of: of @ EpochOf::Tenant(_), .. }) => {
+                Self::Tenants(Some(of.clone()))
+            }
+            Some(Item::Epoch { of: of @ EpochOf::Client(_), .. }) => {
+                Self::OfClients(Some(of.clone()))
+            }
+            Some(Item::Epoch { of: of @ EpochOf::Subject(_), .. }) => {
+                Self::Subjects(Some(of.clone()))
+            }
+            Some(Item::Keyset(_)) => Self::Chain(None),
+            Some(Item::Record { chain, sequence, .. }) => Self::Records(chain.clone(), *sequence),
+            Some(Item::ChainEnd { chain, .. }) => Self::Chain(Some(chain.clone())),
+            Some(Item::End { .. }) => return None,
+        })
+    }
+
+    const fn next_type(&self) -> Option<Self> {
+        Some(match self {
+            Self::Export => Self::Clients(None),
+            Self::Clients(_) => Self::SecretUses(None),
+            Self::SecretUses(_) => Self::Deleted(None),
+            Self::Deleted(_) => Self::Audiences(None),
+            Self::Audiences(_) => Self::Families(None),
+            Self::Families(_) => Self::Revocations(None),
+            Self::Revocations(_) => Self::Tenants(None),
+            Self::Tenants(_) => Self::OfClients(None),
+            Self::OfClients(_) => Self::Subjects(None),
+            Self::Subjects(_) => Self::Keyset,
+            Self::Keyset => Self::Chain(None),
+            Self::Chain(_) | Self::Records(..) => Self::End,
+            Self::End => return None,
+        })
+    }
+}
+
+/// A problem with a document, with its `_id`.
+fn named(found: &Document, problem: &dyn std::fmt::Display) -> Fault {
+    let id = found.get("_id").map_or_else(String::new, ToString::to_string);
+    Fault::row("export", format!("{id}: {problem}"))
+}
+
+impl Export {
+    async fn page(&self, at: &Position, limit: usize) -> Result<Vec<Item>, Fault> {
+        Ok(match at {
+            Position::Export => vec![Item::Export { version: VERSION }],
+            Position::Clients(after) => {
+                let after = after.as_ref().map_or("", ClientId::as_str);
+                let found = self
+                    .find(CLIENTS, doc! { "deleted": false, "_id": { "$gt": after } }, limit)
+                    .await?;
+                // A copy under another `_id` would have the export go on from where it was, for
+                // ever.
+                let read = |found: &Document| match clients::undecorated(found)? {
+                    client if found.get_str("_id").is_ok_and(|id| id == client.id.as_str()) => {
+                        Ok(Item::Client(client))
+                    }
+                    client => Err(named(
+                        found,
+                        &format!("the record is that of the client {}", client.id),
+                    )),
+                };
+                found.iter().map(read).collect::<Result<_, Fault>>()?
+            }
+            Position::SecretUses(after) => self.secret_uses(after.as_ref(), limit).await?,
+            Position::Deleted(after) => {
+                let after = after.as_ref().map_or("", ClientId::as_str);
+                let filter = doc! { "deleted": true, "tenant": { "$exists": true }, "_id": { "$gt": after } };
+                let read = |found: &Document| {
+                    let fields = Fields::of("client", found);
+                    Ok(Item::DeletedClient {
+                        client: fields.parse("_id")?,
+                        tenant: fields.parse("tenant")?,
+                    })
+                };
+                self.find(CLIENTS, filter, limit)
+                    .await?
+                    .iter()
+                    .map(read)
+                    .collect::<Result<_, Fault>>()?
+            }
+            Position::Audiences(after) => {
+                let after = after.as_ref().map_or("", Audience::as_str);
+                let found = self
+                    .find(
+                        AUDIENCES,
+                        doc! { "released": { "$ne": true }, "_id": { "$gt": after } },
+                        limit,
+                    )
+                    .await?;
+                let read = |found: &Document| {
+                    audiences::decoded(found).map(Item::Audience).map_err(|why| named(found, &why))
+                };
+                found.iter().map(read).collect::<Result<_, _>>()?
+            }
+            Position::Families(after) => {
+                let filter = after
+                    .map_or_else(Document::new, |after| doc! { "_id": { "$gt": uuid(after.0) } });
+                let found = self.find(TOKENS, filter, limit).await?;
+                found
+                    .iter()
+                    .map(|found| families::decoded(found).map(Item::Family))
+                    .collect::<Result<_, _>>()?
+            }
+            Position::Revocations(after) => self.revocations(*after, limit).await?,
+            Position::Tenants(after) => self.epochs("tenant", after.as_ref(), limit).await?,
+            Position::OfClients(after) => {
+                let after = if let Some(EpochOf::Client(id)) = after { id.as_str() } else { "" };
+                let filter = doc! { clients::EPOCH: { "$gt": 0 }, "_id": { "$gt": after } };
+                let read = |found: &Document| {
+                    let fields = Fields::of("client", found);
+                    Ok(Item::Epoch {
+                        of: EpochOf::Client(fields.parse("_id")?),
+                        value: fields.count(clients::EPOCH)?,
+                    })
+                };
+                self.find(CLIENTS, filter, limit)
+                    .await?
+                    .iter()
+                    .map(read)
+                    .collect::<Result<_, Fault>>()?
+            }
+            Position::Subjects(after) => self.epochs("subject", after.as_ref(), limit).await?,
+            Position::Keyset => {
+                let found = self.find(SIGNING_KEYS, doc! { "_id": keys::KEYSET }, 1).await?;
+                found
+                    .iter()
+                    .map(|found| keys::decoded(found).map(Item::Keyset))
+                    .collect::<Result<_, _>>()?
+            }
+            Position::Chain(after) => {
+                let next = self
+                    .names()
+                    .await?
+                    .into_iter()
+                    .find(|name| after.as_ref().is_none_or(|after| name > after));
+                match next {
+                    Some(next) => self.records(&next, 0, limit).await?,
+                    None => Vec::new(),
+                }
+            }
+            Position::Records(chain, after) => self.records(chain, *after, limit).await?,
+            Position::End => {
+                let chains = self.names().await?.len();
+                vec![Item::End { chains: u64::try_from(chains).unwrap_or(u64::MAX) }]
+            }
+        })
+    }
+
+    /// Up to `limit` documents in the order of their ids.
+    async fn find(
+        &self,
+        collection: &'static str,
+        filter: Document,
+        limit: usize,
+    ) -> Result<Vec<Document>, Fault> {
+        // A snapshot has a read concern of its own.
+        let documents = self
+            .link
+            .client()
+            .database(self.link.database().name())
+            .collection::<Document>(collection);
+        let (view, plain) = (self.view.clone(), self.link.collection(collection));
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let options = FindOptions::builder()
+            .sort(doc! { "_id": 1 })
+            .limit(limit)
+            .projection(doc! { "outbox": 0 })
+            .build();
+        let read = async move {
+            let (mut found, mut view) = (Vec::new(), view.lock().await);
+            if let Some(session) = view.as_mut() {
+                let mut cursor =
+                    documents.find(filter).with_options(options).session(&mut *session).await?;
+                while let Some(document) = cursor.next(session).await {
+                    found.push(document?);
+                }
+                return Ok(found);
+            }
+            let mut cursor = plain.find(filter).with_options(options).await?;
+            while cursor.advance().await? {
+                found.push(cursor.deserialize_current()?);
+            }
+            Ok(found)
+        };
+        self.link.call(read).await
+    }
+
+    async fn secret_uses(
+        &self,
+        after: Option<&(ClientId, SecretId)>,
+        limit: usize,
+    ) -> Result<Vec<Item>, Fault> {
+        let from = after.map_or("", |(client, _)| client.as_str());
+        let used =
+            doc! { "deleted": false, "uses.0": { "$exists": true }, "_id": { "$gte": from } };
+        let mut items = Vec::new();
+        // One more than there may be behind this one, which may have none left.
+        for found in self.find(CLIENTS, used, limit.saturating_add(1)).await? {
+            let mut uses = clients::uses(&found)?;
+            uses.sort_unstable_by(|one, other| one.secret.as_str().cmp(other.secret.as_str()));
+            uses.retain(|used| {
+                after.is_none_or(|(client, secret)| {
+                    (used.client.as_str(), used.secret.as_str())
+                        > (client.as_str(), secret.as_str())
+                })
+            });
+            items.extend(uses.into_iter().map(|used| Item::SecretUse {
+                client: used.client,
+                secret: used.secret,
+                last_used_at: used.at,
+                use_count: used.count,
+            }));
+        }
+        items.truncate(limit);
+        Ok(items)
+    }
+
+    /// Single tokens first, then families: those that are there and those that are gone, in one
+    /// order.
+    async fn revocations(&self, after: Option<Revoked>, limit: usize) -> Result<Vec<Item>, Fault> {
+        if !matches!(after, Some(Revoked::Family(_))) {
+            let from = after.map_or_else(|| "token:".to_owned(), key_of);
+            let found = self
+                .find(REVOCATIONS, doc! { "_id": { "$gt": from, "$lt": "token;" } }, limit)
+                .await?;
+            if !found.is_empty() {
+                return found
+                    .iter()
+                    .map(|found| revocation_of(found).map(Item::Revocation))
+                    .collect();
+            }
+        }
+        let after = if let Some(Revoked::Family(id)) = after { Some(id) } else { None };
+        let from = after.map_or_else(|| "family:".to_owned(), |id| key_of(Revoked::Family(id)));
+        let mut there = doc! { "ended_until": { "$exists": true } };
+        there.extend(
+            after.map(|after| ("_id".to_owned(), Bson::Document(doc! { "$gt": uuid(after.0) }))),
+        );
+        // First those that are there: the sweep moves ends from here to the revocations, never
+        // back.
+        let there = self.find(TOKENS, there, limit).await?;
+        let gone = self
+            .find(REVOCATIONS, doc! { "_id": { "$gt": from, "$lt": "family;" } }, limit)
+            .await?;
+        let gone = gone.iter().map(revocation_of);
+        let mut all = gone
+            .chain(there.iter().map(revocation_of_family))
+            .collect::<Result<Vec<Revocation>, _>>()?;
+        // The later time of two that say the same comes first, and stays.
+        all.sort_unstable_by(|one, other| {
+            one.revoked.cmp(&other.revoked).then(other.until.cmp(&one.until))
+        });
+        all.dedup_by_key(|revocation| revocation.revoked);
+        all.truncate(limit);
+        Ok(all.into_iter().map(Item::Revocation).collect())
+    }
+
+    async fn epochs(
+        &self,
+        kind: &str,
+        after: Option<&EpochOf>,
+        limit: usize,
+    ) -> Result<Vec<Item>, Fault> {
+        let from = after.map_or_else(|| format!("{kind}:"), |of| place_of(of).1);
+        let filter = doc! { "_id": { "$gt": from, "$lt": format!("{kind};") } };
+        let read = |found: &Document| {
+            let fields = Fields::of("epoch", found);
+            Ok(Item::Epoch { of: epoch_of(fields.text("_id")?)?, value: fields.count("value")? })
+        };
+        self.find(EPOCHS, filter, limit).await?.iter().map(read).collect()
+    }
+
+    /// The chains that have records, in the order of their names.
+    async fn names(&self) -> Result<Vec<Arc<str>>, Fault> {
+        let mut names = BTreeSet::new();
+        for node in self.find(NODES, doc! {}, usize::MAX).await? {
+            if let (Ok(name), Ok(Some(_))) = (Fields::of("node", &node).text("_id"), head_of(&node))
+            {
+                names.insert(Arc::from(name));
+            }
+        }
+        // Also those whose node's document is gone: along the index, one look a chain.
+        let mut after = doc! { "chain": "" };
+        loop {
+            let mut filter = doc! { "_id": { "$gt": after, "$lt": { "chain": {} } } };
+            filter.extend(chain_writer::placed());
+            let found = self.find(AUDIT_LOGS, filter, 1).await?;
+            let Some(id) = found.first().and_then(|record| record.get_document("_id").ok()) else {
+                break;
+            };
+            let Ok(name) = id.get_str("chain") else { break };
+            after = chain_writer::beyond(name);
+            names.insert(Arc::from(name));
+        }
+        Ok(names.into_iter().collect())
+    }
+
+    /// The next records of a chain; its end, where there are no more.
+    async fn records(
+        &self,
+        chain: &Arc<str>,
+        after: u64,
+        limit: usize,
+    ) -> Result<Vec<Item>, Fault> {
+        let mut found = self.find(AUDIT_LOGS, chain_writer::behind(chain, after), limit).await?;
+        if found.is_empty() {
+            let noted = self.find(NODES, doc! { "_id": chain.as_ref() }, 1).await?;
+            let noted = noted.first().map(head_of).transpose()?.flatten();
+            if noted.as_ref().is_some_and(|head| head.sequence > after) {
+                // Without a snapshot its node may have gone on just now.
+                found = self.find(AUDIT_LOGS, chain_writer::behind(chain, after), limit).await?;
+            }
+            if found.is_empty() {
+                return Ok(vec![self.end(chain, after, noted).await?]);
+            }
+        }
+        let item = |found: &Document| {
+            let Record { chain, sequence, node, event, hash } = chain_writer::decoded(found)?;
+            Ok(Item::Record { chain, sequence, node, event, hash: hex(&hash) })
+        };
+        found.iter().map(item).collect()
+    }
+
+    /// The end of a chain at its last record. The head that its node noted must be on the way to
+    /// it, and the last record behind that head must have its own seal.
+    async fn end(&self, chain: &Arc<str>, last: u64, noted: Option<Head>) -> Result<Item, Fault> {
+        let wrong =
+            |problem: String| Fault::row("export", format!("audit chain {chain}: {problem}"));
+        let read =
+            self.find(AUDIT_LOGS, doc! { "_id": chain_writer::place(chain, last) }, 1).await?;
+        let read = read.first().ok_or_else(|| wrong("its records are not there".to_owned()))?;
+        let sealed = chain_writer::sealed(read)?;
+        let key = self.key.as_ref();
+        let forged = |head: &Head| key.is_some_and(|key| !key.check(head));
+        match noted {
+            Some(head) if head.sequence > last => {
+                Err(wrong(format!("it ends at {last} and was at {}", head.sequence)))
+            }
+            Some(head) if forged(&head) => Err(wrong("the seal of its head is wrong".to_owned())),
+            noted => {
+                let open = !noted.is_some_and(|head| is_sure(&head, self.time));
+                end(chain, &sealed, open, key).map_err(|problem| Fault::row("export", problem))
+            }
+        }
+    }
+}

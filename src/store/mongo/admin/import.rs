@@ -1,0 +1,303 @@
+//! Import into an empty MongoDB database that no node uses.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use mongodb::bson::{Document, doc};
+use tokio::sync::Mutex;
+use uuid::Uuid;
+
+use super::topology;
+use crate::{
+    crypto::chain::{ChainKey, Claim},
+    model::{EpochOf, Record, Revoked, Timestamp, revocation::Revocation},
+    store::{
+        Result,
+        mongo::{
+            LONG, Mongo,
+            audit::{chain_writer, node_lease, outbox::Entry},
+            collections::{
+                audiences, clients, families, keys,
+                revocations::{key_of, place_of},
+            },
+            driver::{
+                codec::{count, date, encode, uuid},
+                connection::Link,
+                error::{Fault, OpenError},
+                schema::{
+                    self, AUDIENCES, AUDIT_LOGS, CLIENTS, META, NODES, REVOCATIONS, SIGNING_KEYS,
+                    TOKENS, WITH_OUTBOX,
+                },
+            },
+            greet, importing,
+        },
+        transfer::{Chains, Ending, Item, Load, VERSION},
+    },
+};
+
+/// An empty database to be filled.
+pub struct Import {
+    link: Arc<Link>,
+    key: ChainKey,
+    progress: Mutex<Option<Chains>>,
+}
+
+impl Mongo {
+    /// Opens a database for an import; `key` seals the audit chains. Nothing else may use it
+    /// meanwhile.
+    pub async fn import(uri: &str, key: ChainKey, deadline: Duration) -> Result<Import, OpenError> {
+        match Self::fill(uri, key, deadline).await {
+            Err(error) => Err(topology::why(uri, error).await),
+            opened => opened,
+        }
+    }
+
+    async fn fill(uri: &str, key: ChainKey, deadline: Duration) -> Result<Import, OpenError> {
+        // A batch is more than what a caller waits for.
+        let link = Arc::new(Link::new(uri, deadline.max(LONG)).await?);
+        greet(&link).await?;
+        schema::prepare(&link).await?;
+        if schema::is_importing(&link).await? {
+            return Err(importing());
+        }
+        Ok(Import { link, key, progress: Mutex::default() })
+    }
+}
+
+#[async_trait]
+impl Load for Import {
+    async fn load(&self, items: Vec<Item>) -> Result<()> {
+        let mut progress = self.progress.lock().await;
+        for run in items
+            .chunk_by(|one, other| std::mem::discriminant(one) == std::mem::discriminant(other))
+        {
+            self.take_in(run, &mut progress).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Import {
+    /// Items of one kind.
+    async fn take_in(&self, run: &[Item], progress: &mut Option<Chains>) -> Result<(), Fault> {
+        let mut documents = Vec::with_capacity(run.len());
+        let mut collection = AUDIT_LOGS;
+        for item in run {
+            let chains = match (item, progress.as_mut()) {
+                (Item::Export { version }, _) if *version != VERSION => {
+                    return Err(Fault::row(
+                        "import",
+                        format!("version {version} is not known, {VERSION} is"),
+                    ));
+                }
+                (Item::Export { .. }, Some(_)) => return Err(not_empty()),
+                (Item::Export { .. }, None) => {
+                    self.begin().await?;
+                    *progress = Some(Chains::default());
+                    continue;
+                }
+                (_, None) => {
+                    return Err(Fault::row("import", "the first record must be of type export"));
+                }
+                (_, Some(chains)) => chains,
+            };
+            match item {
+                Item::Export { .. } => {}
+                Item::Client(client) => {
+                    collection = CLIENTS;
+                    documents.push(doc! {
+                        "_id": client.id.as_str(),
+                        "deleted": false,
+                        "tenant": client.tenant.as_str(),
+                        "revision": count(client.revision),
+                        "client": clients::bare(client)?,
+                    });
+                }
+                Item::SecretUse { client, secret, last_used_at, use_count } => {
+                    let used = doc! { "secret": secret.as_str(), "count": count(*use_count), "last_used_at": date(*last_used_at) };
+                    let once =
+                        doc! { "_id": client.as_str(), "uses.secret": { "$ne": secret.as_str() } };
+                    self.update(CLIENTS, once, doc! { "$push": { "uses": used } }, false).await?;
+                }
+                Item::DeletedClient { client, tenant } => {
+                    collection = CLIENTS;
+                    documents.push(
+                        doc! { "_id": client.as_str(), "deleted": true, "tenant": tenant.as_str() },
+                    );
+                }
+                Item::Audience(record) => {
+                    collection = AUDIENCES;
+                    let mut document = doc! { "_id": record.audience.as_str() };
+                    document.extend(audiences::encoded(record)?);
+                    documents.push(document);
+                }
+                Item::Family(family) => {
+                    collection = TOKENS;
+                    documents.push(families::encoded(family)?);
+                }
+                Item::Revocation(revocation) => self.revocation(revocation).await?,
+                Item::Epoch { of, value } => self.epoch(of, *value).await?,
+                Item::Keyset(keyset) => {
+                    collection = SIGNING_KEYS;
+                    let keyset_itself = encode("keyset", keyset)?;
+                    documents.push(doc! { "_id": keys::KEYSET, "revision": count(keyset.revision), "keyset": keyset_itself });
+                }
+                Item::Record { chain: name, sequence, node, event, hash } => {
+                    let entry = Entry::new(event.clone())?;
+                    let hash = chains
+                        .step(name, *sequence, node, &entry.body, hash)
+                        .map_err(|problem| Fault::row("import", problem))?;
+                    let record = Record {
+                        chain: name.clone(),
+                        sequence: *sequence,
+                        node: node.clone(),
+                        event: event.clone(),
+                        hash,
+                    };
+                    documents.push(chain_writer::encoded(&record, Uuid::nil(), &self.key)?);
+                }
+                Item::ChainEnd { chain: name, sequence, hash, open, seal } => {
+                    let ending = Ending {
+                        chain: name,
+                        sequence: *sequence,
+                        hash,
+                        open: *open,
+                        seal: seal.as_deref(),
+                    };
+                    let closed = chains.close(&ending, Some(&self.key));
+                    let hash = closed.map_err(|problem| Fault::row("import", problem))?;
+                    let claim =
+                        if *open { Claim::Open { at: Timestamp::EPOCH } } else { Claim::Closed };
+                    let newest = self.newest(name).await?;
+                    let mut head = doc! { "_id": name.as_ref(), "newest": date(newest) };
+                    head.extend(node_lease::head(&self.key.seal(name, *sequence, hash, claim)));
+                    collection = NODES;
+                    documents.push(head);
+                }
+                Item::End { chains: all } => {
+                    chains.finish(*all).map_err(|problem| Fault::row("import", problem))?;
+                    *progress = None;
+                    self.unmark().await?;
+                }
+            }
+        }
+        self.insert(collection, documents).await
+    }
+
+    /// Marks the database as half full: nothing opens it before the end.
+    async fn begin(&self) -> Result<(), Fault> {
+        // Before the mark as well: nodes that serve from here must not find it, not for a moment.
+        if !self.is_empty().await? {
+            return Err(not_empty());
+        }
+        let meta = self.link.collection(META);
+        match self
+            .link
+            .call(async move { Ok(meta.insert_one(doc! { "_id": "import" }).await?) })
+            .await
+        {
+            Err(fault) if fault.is_duplicate() => return Err(not_empty()),
+            outcome => drop(outcome?),
+        }
+        // Behind it: a node that opens looks for the mark once it has registered.
+        let problem = match self.is_empty().await {
+            Ok(true) => return Ok(()),
+            Ok(false) => not_empty(),
+            Err(fault) => fault,
+        };
+        // If that fails too, the problem is the same.
+        let _ = self.unmark().await;
+        Err(problem)
+    }
+
+    async fn is_empty(&self) -> Result<bool, Fault> {
+        for name in WITH_OUTBOX.into_iter().chain([AUDIT_LOGS, NODES]) {
+            let collection = self.link.collection(name);
+            if self
+                .link
+                .call(async move { Ok(collection.find_one(doc! {}).await?) })
+                .await?
+                .is_some()
+            {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn unmark(&self) -> Result<(), Fault> {
+        let meta = self.link.collection(META);
+        self.link
+            .call(async move { Ok(meta.delete_one(doc! { "_id": "import" }).await?) })
+            .await
+            .map(drop)
+    }
+
+    async fn insert(
+        &self,
+        collection: &'static str,
+        documents: Vec<Document>,
+    ) -> Result<(), Fault> {
+        if documents.is_empty() {
+            return Ok(());
+        }
+        let into = self.link.collection(collection);
+        match self.link.call(async move { Ok(into.insert_many(documents).await?) }).await {
+            Err(fault) if fault.is_duplicate() => {
+                Err(Fault::row("import", "a record stands twice"))
+            }
+            outcome => outcome.map(drop),
+        }
+    }
+
+    async fn update(
+        &self,
+        collection: &'static str,
+        filter: Document,
+        update: Document,
+        upsert: bool,
+    ) -> Result<bool, Fault> {
+        let into = self.link.collection(collection);
+        let update = async move { Ok(into.update_one(filter, update).upsert(upsert).await?) };
+        Ok(self.link.call(update).await?.matched_count > 0)
+    }
+
+    /// With the family where it is there, else for itself.
+    async fn revocation(&self, revocation: &Revocation) -> Result<(), Fault> {
+        let until = date(revocation.until);
+        if let Revoked::Family(id) = revocation.revoked {
+            let ended =
+                doc! { "$max": { "ended_until": until.clone() }, "$set": { "ended": true } };
+            if self.update(TOKENS, doc! { "_id": uuid(id.0) }, ended, false).await? {
+                return Ok(());
+            }
+        }
+        let filter = doc! { "_id": key_of(revocation.revoked) };
+        self.update(REVOCATIONS, filter, doc! { "$max": { "until": until } }, true).await.map(drop)
+    }
+
+    async fn epoch(&self, of: &EpochOf, value: u64) -> Result<(), Fault> {
+        let (collection, id, field) = place_of(of);
+        let mut update = doc! { "$max": { field: count(value) } };
+        if collection == CLIENTS {
+            update.insert("$setOnInsert", doc! { "deleted": true });
+        }
+        self.update(collection, doc! { "_id": id }, update, true).await.map(drop)
+    }
+
+    /// The newest time of a chain that was taken in.
+    async fn newest(&self, name: &str) -> Result<Timestamp, Fault> {
+        let (logs, filter) = (self.link.collection(AUDIT_LOGS), chain_writer::behind(name, 0));
+        let newest = async move { Ok(logs.find_one(filter).sort(doc! { "event.at": -1 }).await?) };
+        let found = self.link.call(newest).await?;
+        Ok(found
+            .as_ref()
+            .map(chain_writer::decoded)
+            .transpose()?
+            .map_or(Timestamp::EPOCH, |record| record.event.at))
+    }
+}
+
+fn not_empty() -> Fault {
+    Fault::row("import", "the store is not empty")
+}

@@ -1,0 +1,6 @@
+//! Operator tools: export, import, and the inspection of a deployment.
+
+pub(super) mod export;
+pub(super) mod import;
+pub(super) mod inspect;
+pub(super) mod topology;

@@ -1,0 +1,574 @@
+//! This node's audit chain. One task appends: it takes whatever waits, gives each record its place
+//! and its hash, and writes them with one command. A write of unknown outcome is asked about and
+//! written again, the same records at the same places, until they are there: what was promised to a
+//! caller is never given up while the process lives.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwapOption;
+use futures_util::TryStreamExt as _;
+use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
+use tokio::{
+    sync::{broadcast, mpsc, oneshot},
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+use uuid::Uuid;
+
+use super::{
+    node_lease::Node,
+    outbox::{Entry, Owner},
+    outbox_cleaner::Settle,
+};
+use crate::{
+    crypto::chain::{ChainKey, Claim, Head, START, Walk, link},
+    model::{Event, Place, Record, Timestamp},
+    store::mongo::driver::{
+        codec::{Fields, bytes, encode, lenient, uuid},
+        connection::{Link, pause},
+        error::Fault,
+        schema::AUDIT_LOGS,
+    },
+};
+
+/// Events on their way; more wait in their callers.
+const QUEUE: usize = 4_096;
+/// Jobs in one command.
+const BATCH: usize = 512;
+/// Of a record that was made when its caller had, or may have, been told that the outcome is not
+/// known.
+pub(super) const LATE: &str = "late";
+/// Field in which a listing reads the time of a record, beside the event.
+pub(super) const TIME: &str = "time";
+/// The time of a record whose own cannot be read: such records come last.
+pub(super) const TIMELESS: i64 = i64::MIN;
+/// Records read at once.
+const STRIDE: usize = 1_000;
+/// How far a listener may lag behind.
+const LAG: usize = 1_024;
+/// Between two attempts at a write that does not succeed.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long closing waits for what is on its way.
+const LAST: Duration = Duration::from_secs(5);
+
+/// How long a write may be under way before who need not wait waits all the same.
+const SOON: Duration = Duration::from_millis(50);
+
+/// Events to be appended together.
+struct Job {
+    entries: Vec<Entry>,
+    /// Whose outbox they are in.
+    owner: Option<Owner>,
+    reply: Option<oneshot::Sender<Result<(), Fault>>>,
+}
+
+/// The last record of a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct End {
+    pub(crate) sequence: u64,
+    pub(crate) hash: [u8; 32],
+    /// The newest time of any record that this node's own clock gave.
+    pub(crate) newest: Timestamp,
+}
+
+impl End {
+    pub(crate) const START: Self = Self { sequence: 0, hash: START, newest: Timestamp::EPOCH };
+
+    /// The newest time with an event more. One that was recovered from another node has that node's
+    /// time, and does not count.
+    fn newest_with(&self, node: &str, event: &Event) -> Timestamp {
+        let is_own = event.recovered_from.as_deref().is_none_or(|from| from == node);
+        if is_own { self.newest.max(event.at) } else { self.newest }
+    }
+}
+
+/// The way to the task that appends.
+pub(crate) struct Chain {
+    queue: ArcSwapOption<mpsc::Sender<Job>>,
+    tail: broadcast::WeakSender<Option<Arc<Record>>>,
+    state: Arc<State>,
+    task: Mutex<Option<JoinHandle<()>>>,
+    deadline: Duration,
+    /// Where it was when this process began.
+    begin: u64,
+}
+
+/// What the task and its callers both see.
+struct State {
+    sequence: AtomicU64,
+    /// Whether the last write did not succeed at once.
+    struggles: AtomicBool,
+    /// Since when a write is under way.
+    writing: Mutex<Option<Instant>>,
+    /// The entries in the queue and under way, whether or not anybody still waits for them: they
+    /// will be in the chain.
+    held: Mutex<HashSet<Uuid>>,
+}
+
+impl State {
+    fn writing(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn let_go(&self, entries: &[Entry]) {
+        let mut held = self.held();
+        for entry in entries {
+            held.remove(&entry.id);
+        }
+    }
+}
+
+impl Chain {
+    /// Starts the task, behind the record `end`.
+    pub(crate) fn start(
+        link: Arc<Link>,
+        node: Arc<Node>,
+        key: ChainKey,
+        end: End,
+        settle: Settle,
+    ) -> Self {
+        let (queue, jobs) = mpsc::channel(QUEUE);
+        let tail = broadcast::Sender::new(LAG);
+        let weak = tail.downgrade();
+        let state = Arc::new(State {
+            sequence: AtomicU64::new(end.sequence),
+            struggles: AtomicBool::new(false),
+            writing: Mutex::default(),
+            held: Mutex::default(),
+        });
+        let (deadline, begin) = (link.deadline(), end.sequence);
+        let writer = Writer { link, node, key, end, settle, tail, state: state.clone() };
+        let task = Mutex::new(Some(tokio::spawn(writer.serve(jobs))));
+        Self { queue: ArcSwapOption::from_pointee(queue), tail: weak, state, task, deadline, begin }
+    }
+
+    /// The last record that is kept.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.state.sequence.load(SeqCst)
+    }
+
+    /// Whether what came after this record, and is in the chain, was put there before this process
+    /// began.
+    pub(super) fn is_of_an_earlier_process(&self, after: u64) -> bool {
+        after < self.begin
+    }
+
+    /// Durable when it answers.
+    pub(crate) async fn append(
+        &self,
+        entries: Vec<Entry>,
+        owner: Option<Owner>,
+    ) -> Result<(), Fault> {
+        let queue = self.queue.load_full().ok_or(Fault::Closed)?;
+        let since = Instant::now();
+        let place = timeout(self.deadline, queue.reserve()).await;
+        let place = place.map_err(|_| Fault::Late(self.deadline))?.map_err(|_| Fault::Closed)?;
+        let (reply, answer) = oneshot::channel();
+        if owner.is_some() {
+            self.state.held().extend(entries.iter().map(|entry| entry.id));
+        }
+        place.send(Job { entries, owner, reply: Some(reply) });
+        let left = self.deadline.saturating_sub(since.elapsed());
+        timeout(left, answer)
+            .await
+            .map_err(|_| Fault::Late(self.deadline))?
+            .map_err(|_| Fault::Closed)?
+    }
+
+    /// Answers before it is durable; while MongoDB does not take records at once, as
+    /// [`Self::append`].
+    pub(super) async fn append_soon(&self, entry: Entry) -> Result<(), Fault> {
+        let slow = self.state.writing().is_some_and(|since| since.elapsed() > SOON);
+        if slow || self.state.struggles.load(SeqCst) {
+            return self.append(vec![entry], None).await;
+        }
+        let queue = self.queue.load_full().ok_or(Fault::Closed)?;
+        let sent = queue.send(Job { entries: vec![entry], owner: None, reply: None });
+        timeout(self.deadline, sent).await.map_err(|_| Fault::Crowded)?.map_err(|_| Fault::Closed)
+    }
+
+    /// Whether this outbox entry is on its way into the chain.
+    pub(crate) fn holds(&self, entry: Uuid) -> bool {
+        self.state.held().contains(&entry)
+    }
+
+    pub(crate) fn tail(&self) -> broadcast::Receiver<Option<Arc<Record>>> {
+        self.tail.upgrade().map_or_else(|| broadcast::channel(1).1, |tail| tail.subscribe())
+    }
+
+    /// Where records are told; none once the store is closed.
+    pub(super) fn listeners(&self) -> Option<broadcast::Sender<Option<Arc<Record>>>> {
+        self.tail.upgrade()
+    }
+
+    /// Takes nothing more and waits for what is on its way, but not for ever; whether nothing is on
+    /// its way any more.
+    pub(crate) async fn close(&self) -> bool {
+        self.queue.store(None);
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(task) = task else { return false };
+        let abort = task.abort_handle();
+        let ended = timeout(LAST, task).await.is_ok_and(|ended| ended.is_ok());
+        if !ended {
+            // It holds no driver future: those run in tasks of their own.
+            abort.abort();
+            tracing::error!(
+                "MongoDB does not answer: audit records that nobody was promised are lost"
+            );
+        }
+        ended
+    }
+}
+
+struct Writer {
+    link: Arc<Link>,
+    node: Arc<Node>,
+    key: ChainKey,
+    end: End,
+    settle: Settle,
+    tail: broadcast::Sender<Option<Arc<Record>>>,
+    state: Arc<State>,
+}
+
+/// A record, and how it is kept.
+#[derive(Clone)]
+struct Made {
+    record: Arc<Record>,
+    document: Document,
+    /// Gone when no caller waits any more: see [`Entry::caller`].
+    caller: Option<Weak<()>>,
+}
+
+impl Writer {
+    async fn serve(mut self, mut queue: mpsc::Receiver<Job>) {
+        let mut jobs = Vec::with_capacity(BATCH);
+        while queue.recv_many(&mut jobs, BATCH).await > 0 {
+            *self.state.writing() = Some(Instant::now());
+            let written = self.write(&jobs).await;
+            *self.state.writing() = None;
+            for job in jobs.drain(..) {
+                self.state.let_go(&job.entries);
+                if let Some(reply) = job.reply {
+                    // Who does not wait any more does not mind.
+                    let _ = reply.send(written.clone());
+                }
+                if let (Ok(()), Some(owner)) = (&written, job.owner) {
+                    self.settle.push(owner, job.entries.iter().map(|entry| entry.id).collect());
+                }
+            }
+        }
+    }
+
+    async fn write(&mut self, jobs: &[Job]) -> Result<(), Fault> {
+        let (mut made, mut end) = self.make(jobs, &HashSet::new())?;
+        let mut again = false;
+        loop {
+            match self.insert(&made, again).await {
+                Ok(true) => break,
+                // Somebody else's records stand where ours should.
+                Ok(false) => match self.catch_up().await {
+                    // What both this process and that one were to record, that one has.
+                    Ok(Some(there)) => (made, end) = self.make(jobs, &there)?,
+                    Ok(None) => {
+                        self.link.displaced();
+                        return Err(Fault::Displaced);
+                    }
+                    Err(fault) => self.struggle(fault).await?,
+                },
+                Err(fault) => self.struggle(fault).await?,
+            }
+            again = true;
+        }
+        if self.state.struggles.swap(false, SeqCst) {
+            tracing::info!("audit records are written again");
+        }
+        self.state.sequence.store(end.sequence, SeqCst);
+        self.node.came_to(&end);
+        self.end = end;
+        for made in made {
+            // Nobody may be listening.
+            let _ = self.tail.send(Some(made.record));
+        }
+        Ok(())
+    }
+
+    /// Goes on from what an earlier process of this node wrote, which was on its way when this one
+    /// began; which entries that recorded. `None` if a later process has the name.
+    async fn catch_up(&mut self) -> Result<Option<HashSet<Uuid>>, Fault> {
+        if !self.node.is_ours(&self.link).await? {
+            return Ok(None);
+        }
+        let written = records(&self.link, &self.node.name, self.end.sequence, STRIDE).await?;
+        let ours =
+            written.iter().filter(|record| sealed(record).is_ok_and(|head| self.key.check(&head)));
+        let there = ours
+            .filter_map(|record| Fields::of("audit record", record).uuid("entry").ok())
+            .collect();
+        self.end = last(&self.link, &self.key, &self.node.name, self.end.clone()).await?;
+        Ok(Some(there))
+    }
+
+    /// Waits before the next attempt; the fault, if there shall be none.
+    async fn struggle(&self, fault: Fault) -> Result<(), Fault> {
+        if self.link.is_closed() {
+            return Err(fault);
+        }
+        if !self.state.struggles.swap(true, SeqCst) {
+            tracing::warn!(%fault, "audit records cannot be written, trying on");
+        }
+        pause(PAUSE).await;
+        Ok(())
+    }
+
+    /// The records, but for those that are there, and the end of the chain with them.
+    fn make(&self, jobs: &[Job], there: &HashSet<Uuid>) -> Result<(Vec<Made>, End), Fault> {
+        let mut end = self.end.clone();
+        let mut made = Vec::new();
+        for entry in
+            jobs.iter().flat_map(|job| &job.entries).filter(|entry| !there.contains(&entry.id))
+        {
+            let sequence = end.sequence.saturating_add(1);
+            let hash = link(&end.hash, sequence, &self.node.name, &entry.body);
+            let name = self.node.name.clone();
+            end = End { sequence, hash, newest: end.newest_with(&name, &entry.event) };
+            let record = Record {
+                chain: name.clone(),
+                sequence,
+                node: name,
+                event: entry.event.clone(),
+                hash,
+            };
+            let document = encoded(&record, entry.id, &self.key)?;
+            made.push(Made { record: Arc::new(record), document, caller: entry.caller.clone() });
+        }
+        Ok((made, end))
+    }
+
+    /// Notes of records that are kept that their callers were not answered in time.
+    async fn note_late(&self, late: impl Iterator<Item = &Made>) -> Result<(), Fault> {
+        let ids: Vec<Bson> = late.filter_map(|made| made.document.get("_id").cloned()).collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let logs = self.link.collection(AUDIT_LOGS);
+        let late = doc! { "_id": { "$in": ids } };
+        self.link
+            .call(async move { Ok(logs.update_many(late, doc! { "$set": { LATE: true } }).await?) })
+            .await
+            .map(drop)
+    }
+
+    /// Whether all of them stand; false if others stand in their places.
+    async fn insert(&self, made: &[Made], again: bool) -> Result<bool, Fault> {
+        // An attempt may have been kept at any time since: after a failed one, nobody knows whether
+        // the caller still waited.
+        let is_late = |made: &Made| made.caller.is_some() && (again || made.is_late());
+        let late: Vec<bool> = made.iter().map(is_late).collect();
+        let mut missing: Vec<Document> =
+            made.iter().zip(&late).map(|(made, late)| made.kept(*late)).collect();
+        if again {
+            let first = made.first().map_or(0, |made| made.record.sequence);
+            let there =
+                records(&self.link, &self.node.name, first.saturating_sub(1), made.len()).await?;
+            for (found, made) in there.iter().zip(made) {
+                if Fields::of("audit record", found).hash("hash")? != made.record.hash {
+                    return Ok(false);
+                }
+            }
+            self.note_late(made.iter().take(there.len()).filter(|made| is_late(made))).await?;
+            missing.drain(..there.len().min(missing.len()));
+        }
+        if missing.is_empty() {
+            return Ok(true);
+        }
+        let logs = self.link.collection(AUDIT_LOGS);
+        self.link.call(async move { Ok(logs.insert_many(missing).await?) }).await?;
+        // It was under way when the caller gave up.
+        self.note_late(
+            made.iter()
+                .zip(&late)
+                .filter(|(made, late)| !**late && made.is_late())
+                .map(|(made, _)| made),
+        )
+        .await?;
+        Ok(true)
+    }
+}
+
+impl Made {
+    /// Whether its caller has been told that the outcome is not known.
+    fn is_late(&self) -> bool {
+        self.caller.as_ref().is_some_and(|caller| caller.strong_count() == 0)
+    }
+
+    /// The document, as it is to be kept if it is written now.
+    fn kept(&self, late: bool) -> Document {
+        let mut document = self.document.clone();
+        if late {
+            document.insert(LATE, true);
+        }
+        document
+    }
+}
+
+/// A record's document. The seal shows that it was written by a node that has the key, and from
+/// which outbox entry, if any.
+pub(crate) fn encoded(record: &Record, entry: Uuid, key: &ChainKey) -> Result<Document, Fault> {
+    let claim = Claim::Record { entry: entry.into_bytes() };
+    let seal = key.seal(&record.node, record.sequence, record.hash, claim);
+    Ok(doc! {
+        "_id": place(&record.chain, record.sequence),
+        "node": record.node.as_ref(),
+        "event": encode("audit record", &record.event)?,
+        "hash": bytes(&record.hash),
+        "seal": bytes(&seal.seal),
+        "entry": uuid(entry),
+    })
+}
+
+/// The `_id` of a record.
+pub(crate) fn place(chain: &str, sequence: u64) -> Document {
+    doc! { "chain": chain, "sequence": i64::try_from(sequence).unwrap_or(i64::MAX) }
+}
+
+pub(crate) fn decoded(document: &Document) -> Result<Record, Fault> {
+    let fields = Fields::of("audit record", document);
+    let id = fields
+        .get("_id")?
+        .as_document()
+        .ok_or_else(|| Fault::row("audit record", "its _id is not ours"))?;
+    let id = Fields::of("audit record", id);
+    Ok(Record {
+        chain: id.text("chain")?.into(),
+        sequence: id.count("sequence")?,
+        node: fields.text("node")?.into(),
+        event: fields.part("event")?,
+        hash: fields.hash("hash")?,
+    })
+}
+
+/// The record as readers are shown it: one that cannot be read has its place and nothing else.
+/// `None` for a document that is no record: it has no place in any chain.
+pub(crate) fn shown(document: &Document) -> Option<Record> {
+    let id = document.get_document("_id").ok()?;
+    let is_place = id.keys().eq(["chain", "sequence"]) && id.get_i64("sequence").is_ok();
+    let id = is_place.then(|| Fields::of("audit record", id))?;
+    if let Ok(record) = decoded(document) {
+        return Some(record);
+    }
+    let at = document.get_document("event").ok().and_then(|event| event.get("at"));
+    let at = at.or_else(|| document.get(TIME)).and_then(millis);
+    let at = Timestamp::from_millis(at.unwrap_or(TIMELESS));
+    Some(Record::unreadable(Place {
+        at,
+        chain: id.text("chain").ok()?.into(),
+        sequence: id.count("sequence").ok()?,
+    }))
+}
+
+/// A number as a time, also where it is of another type than ours; never a later one, so that what
+/// comes next is not the same.
+fn millis(value: &Bson) -> Option<i64> {
+    let number =
+        value.as_f64().filter(|number| !number.is_nan()).map(|number| number.floor() as i64);
+    value.as_i64().or_else(|| value.as_i32().map(i64::from)).or(number)
+}
+
+/// The record's own seal.
+pub(crate) fn sealed(document: &Document) -> Result<Head, Fault> {
+    let Record { sequence, node, hash, .. } = decoded(document)?;
+    let fields = Fields::of("audit record", document);
+    let claim = Claim::Record { entry: fields.uuid("entry")?.into_bytes() };
+    Ok(Head { node, sequence, hash, claim, seal: fields.hash("seal")? })
+}
+
+/// Up to `limit` records of a chain in order, those after `after`, whatever is in them: see
+/// [`lenient`].
+pub(crate) async fn records(
+    link: &Link,
+    chain: &str,
+    after: u64,
+    limit: usize,
+) -> Result<Vec<Document>, Fault> {
+    let logs = link.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>();
+    if limit == 0 && !link.is_closed() {
+        return Ok(Vec::new());
+    }
+    let (filter, limit) = (behind(chain, after), i64::try_from(limit).unwrap_or(i64::MAX));
+    let read = async move {
+        let found = logs.find(filter).sort(doc! { "_id": 1 }).limit(limit).await?;
+        Ok(found.map_ok(|raw| lenient(&raw)).try_collect().await?)
+    };
+    link.within(link.deadline().saturating_mul(5), read).await
+}
+
+/// The records of a chain behind one.
+pub(crate) fn behind(chain: &str, after: u64) -> Document {
+    let mut filter = doc! { "_id": { "$gt": place(chain, after), "$lt": beyond(chain) } };
+    filter.extend(placed());
+    filter
+}
+
+/// Behind every record of a chain, and before the next chain's.
+pub(crate) fn beyond(chain: &str) -> Document {
+    doc! { "chain": chain, "sequence": Bson::MaxKey }
+}
+
+/// Documents that have a place in a chain. No node makes another, and nobody is shown one: what has
+/// no place has no order.
+pub(crate) fn placed() -> Document {
+    doc! {
+        "_id.chain": { "$type": "string" },
+        "_id.sequence": { "$type": "long", "$gte": 0_i64 },
+        "$expr": { "$eq": ["$_id", { "chain": "$_id.chain", "sequence": "$_id.sequence" }] },
+    }
+}
+
+/// The last record of a chain, if there is one.
+pub(crate) async fn newest(link: &Link, chain: &str) -> Result<Option<Document>, Fault> {
+    let (logs, filter) =
+        (link.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>(), behind(chain, 0));
+    let newest =
+        link.call(async move { Ok(logs.find_one(filter).sort(doc! { "_id": -1 }).await?) }).await?;
+    Ok(newest.map(|raw| lenient(&raw)))
+}
+
+/// Where a chain ends that was at `end` before: every record behind that must link to the one
+/// before it and carry our seal.
+pub(crate) async fn last(
+    link: &Link,
+    key: &ChainKey,
+    chain: &str,
+    mut end: End,
+) -> Result<End, Fault> {
+    let mut walk = Walk::after(end.sequence, end.hash);
+    loop {
+        let found = records(link, chain, walk.sequence(), STRIDE).await?;
+        for document in &found {
+            let record = decoded(document)?;
+            walk.record(&record).map_err(|flaw| Fault::row("audit chain", flaw))?;
+            if !key.check(&sealed(document)?) {
+                return Err(Fault::row(
+                    "audit chain",
+                    format!("record {}: the seal is wrong", record.sequence),
+                ));
+            }
+            let newest = end.newest_with(chain, &record.event);
+            end = End { sequence: record.sequence, hash: record.hash, newest };
+        }
+        if found.is_empty() {
+            return Ok(end);
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! This node among others: its document in `nodes`. It names the process that writes the node's
+//! audit chain, holds the chain's sealed head, and carries the heartbeat by which the node measures
+//! how old its knowledge is.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicI64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use std::sync::Arc;
+
+use futures_util::TryStreamExt as _;
+use mongodb::{
+    bson::{Bson, Document, doc},
+    options::ReturnDocument,
+};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::chain_writer::End;
+use crate::{
+    crypto::chain::{ChainKey, Claim, Head},
+    model::Timestamp,
+    store::mongo::driver::{
+        codec::{Fields, bytes, count, date, uuid},
+        connection::Link,
+        error::Fault,
+        schema::NODES,
+    },
+};
+
+/// Between two heartbeats.
+pub(crate) const BEAT: Duration = Duration::from_millis(500);
+/// Heartbeats that may be on their way.
+const BEATS: usize = 256;
+
+/// This node, and the process that is it.
+pub(crate) struct Node {
+    pub(crate) name: Arc<str>,
+    session: Uuid,
+    pub(crate) key: ChainKey,
+    end: Mutex<End>,
+    /// The newest time that any verb acted on, and the newest that is kept.
+    pub(crate) brought: AtomicI64,
+    pub(crate) newest: AtomicI64,
+    /// MongoDB's clock at the last heartbeat: the time under the seal of the next one.
+    common: AtomicI64,
+    /// Whether the chain takes no more records: every head from now on is closed.
+    ended: AtomicBool,
+    beats: Mutex<Beats>,
+}
+
+/// Heartbeats sent and not yet heard.
+#[derive(Default)]
+struct Beats {
+    last: i64,
+    sent: Vec<Beat>,
+}
+
+struct Beat {
+    number: i64,
+    /// The moment before it was sent, and the one when the majority had it.
+    sent: Instant,
+    kept: Option<Instant>,
+}
+
+impl Node {
+    /// Takes a node's name for this process, at the time `common` of MongoDB's clock; one that had
+    /// it before notices and stops.
+    pub(crate) async fn register(
+        link: &Link,
+        name: &str,
+        key: ChainKey,
+        common: Timestamp,
+    ) -> Result<(Self, Option<Document>), Fault> {
+        let session = Uuid::new_v4();
+        let (nodes, id) = (link.collection(NODES), name.to_owned());
+        let register = async move {
+            let set = doc! { "$set": { "session": uuid(session), "beat": 0_i64 } };
+            let before = nodes.find_one_and_update(doc! { "_id": id }, set).upsert(true);
+            Ok(before.return_document(ReturnDocument::Before).await?)
+        };
+        let before = link.call(register).await?;
+        let newest = match &before {
+            Some(before) => {
+                Fields::of("node", before).find_time("newest")?.unwrap_or(Timestamp::EPOCH)
+            }
+            None => Timestamp::EPOCH,
+        };
+        let node = Self {
+            name: name.into(),
+            session,
+            key,
+            end: Mutex::new(End::START),
+            brought: AtomicI64::new(newest.millis()),
+            newest: AtomicI64::new(newest.millis()),
+            common: AtomicI64::new(common.millis()),
+            ended: AtomicBool::new(false),
+            // Not from 1: an earlier process of this name counted from elsewhere.
+            beats: Mutex::new(Beats {
+                last: i64::try_from(session.as_u128() >> 68).unwrap_or_default(),
+                sent: Vec::new(),
+            }),
+        };
+        Ok((node, before))
+    }
+
+    /// The process.
+    pub(crate) const fn session(&self) -> Uuid {
+        self.session
+    }
+
+    /// Whether the name is still this process's.
+    pub(super) async fn is_ours(&self, link: &Link) -> Result<bool, Fault> {
+        let (nodes, filter) = (link.collection(NODES), self.filter());
+        Ok(link.call(async move { Ok(nodes.find_one(filter).await?) }).await?.is_some())
+    }
+
+    /// The chain ends here now. The head in `nodes` follows with the next heartbeat.
+    pub(crate) fn came_to(&self, end: &End) {
+        self.newest.fetch_max(end.newest.millis(), SeqCst);
+        *self.end.lock().unwrap_or_else(PoisonError::into_inner) = end.clone();
+    }
+
+    /// The chain takes no more records.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, SeqCst);
+    }
+
+    /// Writes the heartbeat and the chain's head; [`Fault::Displaced`] if the name is another
+    /// process's.
+    pub(crate) async fn beat(&self, link: &Link, closing: bool) -> Result<(), Fault> {
+        let beat = {
+            let mut beats = self.beats();
+            beats.last = beats.last.saturating_add(1);
+            let beat = beats.last;
+            beats.sent.push(Beat { number: beat, sent: Instant::now(), kept: None });
+            let surplus = beats.sent.len().saturating_sub(BEATS);
+            beats.sent.drain(..surplus);
+            beat
+        };
+        let end = self.end.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let newest = if closing {
+            self.brought.load(SeqCst).max(self.newest.load(SeqCst))
+        } else {
+            self.newest.load(SeqCst)
+        };
+        let mut set = doc! { "beat": beat };
+        let at = Timestamp::from_millis(self.common.load(SeqCst));
+        let claim = if self.ended.load(SeqCst) { Claim::Closed } else { Claim::Open { at } };
+        set.extend(head(&self.key.seal(&self.name, end.sequence, end.hash, claim)));
+        let (nodes, mut filter) = (link.collection(NODES), self.filter());
+        // One that comes late must not bring back an earlier head.
+        filter.insert("beat", doc! { "$lt": beat });
+        let newest = doc! { "newest": date(Timestamp::from_millis(newest)) };
+        let update = doc! { "$set": set, "$max": newest, "$currentDate": { "seen_at": true } };
+        let write = async move {
+            let written =
+                nodes.find_one_and_update(filter, update).projection(doc! { "seen_at": 1 });
+            Ok(written.return_document(ReturnDocument::After).await?)
+        };
+        match link.call(write).await? {
+            Some(written) => {
+                let at = Fields::of("node", &written).time("seen_at")?;
+                self.common.fetch_max(at.millis(), SeqCst);
+            }
+            None if !self.is_ours(link).await? => return Err(Fault::Displaced),
+            None => {}
+        }
+        if let Some(beat) = self.beats().sent.iter_mut().find(|sent| sent.number == beat) {
+            beat.kept = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// A heartbeat came back over the feed: everything before it has come too. The moment before it
+    /// was sent.
+    pub(crate) fn heard(&self, beat: i64) -> Option<Instant> {
+        let mut beats = self.beats();
+        let sent = beats.sent.iter().find(|sent| sent.number == beat).map(|sent| sent.sent);
+        beats.sent.retain(|sent| sent.number > beat);
+        sent
+    }
+
+    /// Whether a heartbeat that the majority has had for so long was not heard: then the stream
+    /// comes from a server that is behind, or has been left behind.
+    pub(crate) fn is_unheard(&self, so_long: Duration) -> bool {
+        self.beats().sent.iter().filter_map(|sent| sent.kept).any(|kept| kept.elapsed() > so_long)
+    }
+
+    fn beats(&self) -> std::sync::MutexGuard<'_, Beats> {
+        self.beats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn filter(&self) -> Document {
+        doc! { "_id": self.name.as_ref(), "session": uuid(self.session) }
+    }
+}
+
+/// The noted head of a chain.
+pub(crate) async fn noted(link: &Link, name: &str) -> Result<Option<Head>, Fault> {
+    let (nodes, id) = (link.collection(NODES), name.to_owned());
+    let found = link.call(async move { Ok(nodes.find_one(doc! { "_id": id }).await?) }).await?;
+    Ok(found.as_ref().map(head_of).transpose()?.flatten())
+}
+
+/// Returns true if any chain of the database was sealed with `key`, or none was sealed yet. One
+/// head is enough: one that was put there keeps nobody out.
+pub(crate) async fn is_their_key(link: &Link, key: &ChainKey) -> Result<bool, Fault> {
+    let nodes = link.collection(NODES);
+    let read = async move { Ok(nodes.find(doc! {}).await?.try_collect::<Vec<Document>>().await?) };
+    let documents = link.call(read).await?;
+    let heads: Vec<Head> =
+        documents.iter().filter_map(|document| sealed_in(document).ok().flatten()).collect();
+    Ok(heads.is_empty() || heads.iter().any(|head| key.check(head)))
+}
+
+/// The fields of a sealed head.
+pub(crate) fn head(head: &Head) -> Document {
+    let sealed_at = if let Claim::Open { at } = head.claim { date(at) } else { Bson::Null };
+    doc! {
+        "sealed_by": head.node.as_ref(),
+        "sequence": count(head.sequence),
+        "hash": bytes(&head.hash),
+        "seal": bytes(&head.seal),
+        // Of a chain that its node may go on with; null is a closed one.
+        "sealed_at": sealed_at,
+    }
+}
+
+/// The sealed head of a chain; `None` before its first record.
+pub(crate) fn head_of(document: &Document) -> Result<Option<Head>, Fault> {
+    Ok(sealed_in(document)?.filter(|head| head.sequence > 0))
+}
+
+/// The sealed head of a chain, also before its first record; `None` before the first heartbeat.
+pub(super) fn sealed_in(document: &Document) -> Result<Option<Head>, Fault> {
+    let fields = Fields::of("head", document);
+    if fields.find("sequence").is_none() {
+        return Ok(None);
+    }
+    // Another chain's head is sealed as well: it says nothing about this one.
+    if fields.text("sealed_by")? != fields.text("_id")? {
+        return Err(Fault::row("head", "it is another chain's"));
+    }
+    let claim = match fields.find_time("sealed_at")? {
+        Some(at) => Claim::Open { at },
+        None => Claim::Closed,
+    };
+    Ok(Some(Head {
+        node: fields.text("sealed_by")?.into(),
+        sequence: fields.count("sequence")?,
+        hash: fields.hash("hash")?,
+        claim,
+        seal: fields.hash("seal")?,
+    }))
+}

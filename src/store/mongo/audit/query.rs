@@ -1,0 +1,337 @@
+//! The audit trail as it is read: all chains together, newest first, or one of them in order.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use futures_util::TryStreamExt as _;
+use mongodb::bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
+use tokio::sync::broadcast;
+
+use super::{
+    chain_writer::{
+        TIME, TIMELESS, beyond, decoded, newest, place, placed, records, sealed, shown,
+    },
+    node_lease::{head_of, sealed_in},
+    outbox::Entry,
+    remote_tail,
+};
+use crate::{
+    crypto::chain::{Claim, Head},
+    model::{
+        Event, Record, Timestamp,
+        event::{Filter, Place},
+    },
+    store::{
+        AuditStore, Result, Store, Writer,
+        mongo::{
+            Mongo,
+            driver::{
+                codec::Fields,
+                error::Fault,
+                schema::{AUDIT_LOGS, NODES, WITNESSES},
+            },
+        },
+    },
+};
+
+/// How old the time under the last heartbeat's seal may be of a node that runs. A heartbeat comes
+/// twice a second.
+const SILENCE: Duration = Duration::from_secs(30);
+
+#[async_trait]
+impl AuditStore for Mongo {
+    async fn append(&self, event: Event) -> Result<()> {
+        Ok(self.shared.append(event).await?)
+    }
+
+    async fn append_soon(&self, event: Event) -> Result<()> {
+        self.shared.brings(event.at);
+        Ok(self.shared.chain.append_soon(Entry::new(event)?).await?)
+    }
+
+    async fn events(
+        &self,
+        filter: &Filter,
+        before: Option<&Place>,
+        limit: usize,
+    ) -> Result<Vec<Record>> {
+        let mut found: Vec<Record> = Vec::new();
+        if before.is_none_or(|before| before.at.millis() != TIMELESS) {
+            // A list of times would be found by each of them.
+            let number =
+                doc! { "$expr": { "$in": [{ "$type": "$event.at" }, ["long", "int", "double"]] } };
+            let mut query =
+                vec![placed(), query(filter), doc! { "event.at": { "$gte": i64::MIN } }, number];
+            query.extend(before.map(behind));
+            let newest_first = doc! { "event.at": -1, "_id": -1 };
+            found = self.shown(query, newest_first, limit).await?;
+        }
+        let room = limit.saturating_sub(found.len());
+        if room > 0 && filter.from.is_none() && filter.to.is_none() {
+            let mut query = vec![placed(), query(filter), timeless()];
+            let before = before.filter(|before| before.at.millis() == TIMELESS);
+            query
+                .extend(before.map(
+                    |before| doc! { "_id": { "$lt": place(&before.chain, before.sequence) } },
+                ));
+            found.extend(self.shown(query, doc! { "_id": -1 }, room).await?);
+        }
+        Ok(found)
+    }
+
+    async fn chains(&self) -> Result<Vec<Arc<str>>> {
+        let nodes = self.shared.link.collection(NODES);
+        let read =
+            async move { Ok(nodes.find(doc! {}).await?.try_collect::<Vec<Document>>().await?) };
+        let mut names = BTreeSet::new();
+        for node in self.shared.link.call(read).await? {
+            // Others can write to the database too: what is no node's document is no chain either.
+            if let (Ok(name), Ok(Some(_))) = (Fields::of("node", &node).text("_id"), head_of(&node))
+            {
+                names.insert(name.into());
+            }
+        }
+        let mut after = doc! { "chain": "" };
+        while let Some(name) = self.next_name(after).await? {
+            after = match String::from_utf8(name) {
+                Ok(name) => {
+                    let behind = beyond(&name);
+                    names.insert(name.into());
+                    behind
+                }
+                // No chain has such a name: its records have no place.
+                Err(error) => match above(error.as_bytes()) {
+                    Some(next) => doc! { "chain": next },
+                    None => break,
+                },
+            };
+        }
+        Ok(names.into_iter().collect())
+    }
+
+    async fn chain(&self, name: &str, after: u64, limit: usize) -> Result<Vec<Record>> {
+        let found = records(&self.shared.link, name, after, limit).await?;
+        Ok(found.iter().filter_map(shown).collect())
+    }
+
+    async fn head(&self, chain: &str) -> Result<Option<Head>> {
+        let noted = self.noted(chain).await?;
+        // The noted head follows the chain at some distance. Behind it each record's own seal
+        // counts; what is noted and not there was cut off.
+        let last = newest(&self.shared.link, chain).await?.as_ref().map(own_seal).transpose()?;
+        Ok(match (noted, last) {
+            (Some(noted), Some(last)) if last.sequence <= noted.sequence => Some(noted),
+            (noted, last) => last.or(noted),
+        })
+    }
+
+    async fn writer(&self, chain: &str) -> Result<Writer> {
+        if self.shared.node.name.as_ref() == chain {
+            return Ok(Writer::This);
+        }
+        // Also one of a chain that has not begun: it is noted some time before its first record is
+        // under it.
+        let head = self.node_of(chain).await?.and_then(|node| sealed_in(&node).ok().flatten());
+        let head = head.filter(|head| self.shared.node.key.check(head));
+        let Some(head) = head.filter(|head| head.claim != Claim::Closed) else {
+            return Ok(Writer::Nobody);
+        };
+        let now = self.time().await?.unwrap_or(Timestamp::EPOCH);
+        Ok(if is_sure(&head, now) { Writer::Another } else { Writer::Nobody })
+    }
+
+    async fn witnesses(&self, after: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
+        let (mut after, mut room) = (
+            after.map_or_else(|| doc! { "chain": "" }, |after| place(&after.chain, after.sequence)),
+            limit,
+        );
+        loop {
+            let query = doc! { "$and": [placed(), doc! { "event.action": WITNESSES, "_id": { "$gt": after.clone() } }] };
+            let found =
+                self.shared.pages(AUDIT_LOGS, query, doc! { "_id": 1 }, of_records(), room).await?;
+            let is_sealed = |found: &&Document| {
+                sealed(found).is_ok_and(|head| self.shared.node.key.check(&head))
+            };
+            let ours = found.iter().filter(is_sealed).filter_map(|found| decoded(found).ok());
+            let ours: Vec<Record> = ours.take(limit).collect();
+            if room == 0 || found.len() < room || !ours.is_empty() {
+                return Ok(ours);
+            }
+            // A page of nothing but forged ones hides none of those behind it.
+            match found.iter().rev().find_map(|found| found.get_document("_id").ok()) {
+                Some(last) => (after, room) = (last.clone(), limit),
+                None => room = room.saturating_mul(2),
+            }
+        }
+    }
+
+    fn tail(&self) -> broadcast::Receiver<Option<Arc<Record>>> {
+        let records = self.shared.chain.tail();
+        remote_tail::listen(&self.shared);
+        records
+    }
+}
+
+impl Mongo {
+    /// The head of a chain that was noted last. One that cannot be read counts as none: the end of
+    /// the chain is then not sure.
+    async fn noted(&self, chain: &str) -> Result<Option<Head>, Fault> {
+        Ok(self.node_of(chain).await?.and_then(|node| head_of(&node).ok().flatten()))
+    }
+
+    async fn node_of(&self, chain: &str) -> Result<Option<Document>, Fault> {
+        let (nodes, id) = (self.shared.link.collection(NODES), chain.to_owned());
+        self.shared.link.call(async move { Ok(nodes.find_one(doc! { "_id": id }).await?) }).await
+    }
+
+    /// Up to `limit` records. Documents that have no place, whatever the query says, end no page.
+    async fn shown(
+        &self,
+        query: Vec<Document>,
+        sort: Document,
+        limit: usize,
+    ) -> Result<Vec<Record>, Fault> {
+        let (mut records, mut seen) = (Vec::new(), 0_usize);
+        loop {
+            let (query, room) =
+                (doc! { "$and": query.clone() }, limit.saturating_sub(records.len()));
+            let page = self
+                .shared
+                .pages(AUDIT_LOGS, query, sort.clone(), of_records(), seen.saturating_add(room))
+                .await?;
+            records.extend(page.iter().skip(seen).filter_map(shown));
+            if page.len() < seen.saturating_add(room) || records.len() >= limit {
+                return Ok(records);
+            }
+            seen = page.len();
+        }
+    }
+
+    /// The name of the next chain of which there are records. One may have very many: each name is
+    /// looked up behind the one before.
+    async fn next_name(&self, after: Document) -> Result<Option<Vec<u8>>, Fault> {
+        // Up to the `_id`s that begin otherwise.
+        let mut filter = doc! { "_id": { "$gt": after, "$lt": { "chain": {} } } };
+        filter.extend(placed());
+        let logs = self.shared.link.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>();
+        let read = async move {
+            Ok(logs.find_one(filter).sort(doc! { "_id": 1 }).projection(doc! { "_id": 1 }).await?)
+        };
+        let found = self.shared.link.call(read).await?;
+        Ok(found.as_ref().and_then(|found| found.get_document("_id").ok()).and_then(name_in))
+    }
+}
+
+/// The bytes of the name in a place: a string, UTF-8 or not, of that length and a NUL.
+fn name_in(place: &RawDocument) -> Option<Vec<u8>> {
+    const FIELD: &[u8] = b"\x02chain\0";
+    let (length, text) = place.as_bytes().get(4..)?.strip_prefix(FIELD)?.split_first_chunk()?;
+    let length = usize::try_from(i32::from_le_bytes(*length)).ok()?.checked_sub(1)?;
+    text.get(..length).map(<[u8]>::to_vec)
+}
+
+/// The first text, by its bytes, behind a name that is no UTF-8.
+fn above(name: &[u8]) -> Option<String> {
+    let valid = std::str::from_utf8(name).map_or_else(|error| error.valid_up_to(), str::len);
+    let (valid, rest) = name.split_at_checked(valid)?;
+    let (mut text, mut rest) = (String::from_utf8_lossy(valid).into_owned(), rest.to_vec());
+    loop {
+        let next = ('\0'..=char::MAX)
+            .find(|next| next.encode_utf8(&mut [0; 4]).as_bytes() > rest.as_slice());
+        if let Some(next) = next {
+            text.push(next);
+            return Some(text);
+        }
+        // Behind everything that begins like this.
+        rest = text.pop()?.to_string().into_bytes();
+        rest.push(0xff);
+    }
+}
+
+/// Returns true if a head is the end of its chain: that was closed, or its node runs.
+pub(crate) fn is_sure(head: &Head, now: Timestamp) -> bool {
+    match head.claim {
+        Claim::Closed => true,
+        Claim::Open { at } => now.since(at).max(at.since(now)) < SILENCE,
+        Claim::Record { .. } => false,
+    }
+}
+
+/// The seal of a record; a wrong one of a record that cannot be read.
+fn own_seal(document: &Document) -> Result<Head, Fault> {
+    sealed(document).or_else(|fault| {
+        let Record { node, sequence, hash, .. } = shown(document).ok_or(fault)?;
+        Ok(Head { node, sequence, hash, claim: Claim::Record { entry: [0; 16] }, seal: [0; 32] })
+    })
+}
+
+/// Fields that are read of a record. The time besides, since in the event a name that is no UTF-8
+/// hides all that follows.
+fn of_records() -> Document {
+    doc! { "node": 1, "event": 1, "hash": 1, "seal": 1, "entry": 1, TIME: "$event.at" }
+}
+
+/// Records whose time cannot be read.
+fn timeless() -> Document {
+    let others = [
+        "string",
+        "object",
+        "array",
+        "binData",
+        "objectId",
+        "bool",
+        "date",
+        "regex",
+        "javascript",
+        "timestamp",
+        "minKey",
+        "maxKey",
+        "decimal",
+        "symbol",
+        "dbPointer",
+        "javascriptWithScope",
+        "undefined",
+    ];
+    let missing = doc! { "event.at": { "$exists": false } };
+    doc! { "$or": [missing, { "event.at": null }, { "event.at": f64::NAN }, { "event.at": { "$type": others.as_slice() } }] }
+}
+
+/// What stands behind a place in the common order, newest first.
+fn behind(before: &Place) -> Document {
+    let at = before.at.millis();
+    let same = doc! { "event.at": at, "_id": { "$lt": place(&before.chain, before.sequence) } };
+    doc! { "$or": [{ "event.at": { "$lt": at } }, same] }
+}
+
+/// [`Filter::admits`] as a query.
+fn query(filter: &Filter) -> Document {
+    let mut query = Document::new();
+    if let Some(tenant) = &filter.tenant {
+        query.insert("event.tenant", tenant.as_str());
+    }
+    if let Some(client) = &filter.client {
+        query.insert("event.client", client.as_str());
+    }
+    match &filter.action {
+        // All that begin so: from the dot up to the character behind it.
+        Some(action) if action.ends_with('.') => {
+            let end = format!("{}/", action.trim_end_matches('.'));
+            query.insert("event.action", doc! { "$gte": action, "$lt": end });
+        }
+        Some(action) => drop(query.insert("event.action", action)),
+        None => {}
+    }
+    if let Some(outcome) = filter.outcome {
+        query.insert("event.outcome", outcome.as_str());
+    }
+    if let Some(target) = &filter.target {
+        query.insert("event.target", target);
+    }
+    let mut at = Document::new();
+    at.extend(filter.from.map(|from| ("$gte".to_owned(), Bson::Int64(from.millis()))));
+    at.extend(filter.to.map(|to| ("$lt".to_owned(), Bson::Int64(to.millis()))));
+    if !at.is_empty() {
+        query.insert("event.at", at);
+    }
+    query
+}

@@ -1,0 +1,391 @@
+//! Audit events whose node died, or lost its way, between a change and its record: they are still
+//! in the changed document's outbox, and whoever finds them there appends them to its own chain.
+//! Which ones those are is told by waiting, not by a clock: an event that was there at one look and
+//! still is at the next was not on its way. The record says in its event which node left it.
+//!
+//! An entry that is in some chain already is taken out, and not recorded again.
+//!
+//! An entry without the MAC of a node, or that cannot be read, was not put there by a node: it is
+//! taken out and reported, and never recorded. What cannot be taken out is reported once by each
+//! process, and the look goes on past it.
+//!
+//! A node that comes back after a long stall may append an event that was recovered in the
+//! meantime: it is then in two chains, never in none.
+
+use std::{collections::HashSet, sync::atomic::Ordering::SeqCst, time::Duration};
+
+use futures_util::TryStreamExt as _;
+use mongodb::{
+    Cursor,
+    bson::{Bson, Document, RawBson, RawBsonRef, RawDocument, RawDocumentBuf, doc},
+};
+use uuid::Uuid;
+
+use super::{
+    chain_writer::{LATE, decoded, sealed},
+    outbox::{Claim, Entry, Owner, Way},
+};
+use crate::{
+    model::{Action, Event, Stamp, Timestamp},
+    store::mongo::{
+        Shared,
+        driver::{
+            codec::{Fields, as_uuid, count, elements, lenient, uuid},
+            error::Fault,
+            schema::{AUDIT_LOGS, WITH_OUTBOX, outbox_hint},
+        },
+    },
+};
+
+/// Between two looks: longer than any caller waits for a record.
+pub(crate) const LOOK: Duration = Duration::from_secs(30);
+/// Documents read at once, and those with events that were left behind that one look takes.
+const TURN: usize = 1_000;
+/// Records of one document's forged entries: one document may hold a million.
+const RECORDS: usize = 16;
+/// Documents with forged entries that one look mends, and as many that it only reports.
+const FORGED: usize = 100;
+/// Documents that were reported and cannot be mended. Others without an `_id` that can be read are
+/// then not reported.
+const REPORTED: usize = 10_000;
+/// Characters of a document's `_id` in a report.
+const NAME: usize = 128;
+
+/// An event in an outbox.
+struct Left {
+    owner: Owner,
+    way: Way,
+    entry: Entry,
+}
+
+/// The content of outboxes.
+#[derive(Default)]
+struct Found {
+    left: Vec<Left>,
+    forged: Vec<Forged>,
+}
+
+/// A document whose outbox has entries that no node made, or is no list.
+struct Forged {
+    owner: Owner,
+    /// Its `_id` in a few words.
+    name: String,
+    /// Its `_id` cannot be read, so that no write finds it.
+    is_lost: bool,
+    entries: usize,
+    /// Bytes of the outbox.
+    size: usize,
+    /// Identifier and MAC of each entry that a node made.
+    ours: Vec<Document>,
+}
+
+/// What was seen at the last look.
+#[derive(Default)]
+pub(crate) struct Recovery {
+    /// Each with who found it before.
+    seen: HashSet<(Uuid, Option<Uuid>)>,
+    /// Documents that could not be mended.
+    reported: HashSet<(&'static str, String)>,
+}
+
+impl Recovery {
+    /// One look. At `once`, what this node itself left behind in an earlier life does not wait for
+    /// a second look.
+    pub(crate) async fn look(&mut self, shared: &Shared, once: bool) -> Result<(), Fault> {
+        let mut found = HashSet::new();
+        for collection in WITH_OUTBOX {
+            let Found { left, forged } = self.find(shared, collection).await?;
+            for forged in forged {
+                if let Err(fault) = self.refuse(shared, forged).await {
+                    tracing::error!(%fault, collection, "a forged outbox entry cannot be taken out \
+                                                         yet");
+                }
+            }
+            for left in left {
+                let (id, claim) = (left.way.id, left.way.claim.as_ref().map(|claim| claim.id));
+                found.insert((id, claim));
+                let own = once && left.way.node == shared.node.name.as_ref();
+                // What waits in this node's own chain will be there: it is not put there twice.
+                if !(own || self.seen.contains(&(id, claim))) || shared.chain.holds(id) {
+                    continue;
+                }
+                // One that cannot be recorded does not stand in the way of the others, and is tried
+                // again at the next look.
+                if let Err(fault) = recover(shared, left).await {
+                    tracing::error!(%fault, collection, "an audit event that was left behind \
+                                                         cannot be recorded yet");
+                }
+            }
+        }
+        self.seen = found;
+        Ok(())
+    }
+
+    /// Takes out what no node put there, and reports it. Of several nodes that find it, the one
+    /// that takes it out does.
+    async fn refuse(&mut self, shared: &Shared, forged: Forged) -> Result<(), Fault> {
+        let Forged { owner, name, entries, .. } = &forged;
+        let is_taken_out = match forged.take_out(shared).await? {
+            Outcome::TakenOut => true,
+            Outcome::NotFound => false,
+            Outcome::Changed => return Ok(()),
+        };
+        let target = format!("{}/{name}", owner.collection);
+        metrics::counter!("jeton_outbox_entries_refused_total").increment(*entries as u64);
+        tracing::error!(
+            target,
+            entries,
+            is_taken_out,
+            "an outbox entry that no node of this service wrote was refused: find out who else can \
+             write to the database"
+        );
+        let now = Timestamp::from_millis(
+            shared.node.brought.load(SeqCst).max(shared.node.newest.load(SeqCst)),
+        );
+        // Noted before it is recorded, so that a trail that fails does not make each look begin
+        // anew.
+        if !is_taken_out {
+            self.reported.insert((owner.collection, name.clone()));
+        }
+        for _ in 0..(*entries).min(RECORDS) {
+            shared
+                .append(Stamp::internal(now).refused(
+                    Action::EntryRefused,
+                    target.as_str(),
+                    "forged",
+                ))
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Reads on until so many documents have an entry of a node's: those without do not keep them
+    /// from being found.
+    async fn find(&self, shared: &Shared, collection: &'static str) -> Result<Found, Fault> {
+        let owners = shared.link.collection(collection).clone_with_type::<RawDocumentBuf>();
+        let look = async move {
+            let found = owners.find(doc! { "outbox.id": { "$exists": true } }).hint(outbox_hint());
+            Ok(found.projection(doc! { "outbox": 1 }).batch_size(TURN as u32).await?)
+        };
+        let mut cursor = shared.link.call(look).await?;
+        let (mut all, mut with_left) = (Found::default(), 0);
+        while with_left < TURN {
+            let (rest, page) = shared.link.call(page(cursor)).await?;
+            for raw in &page {
+                let Found { left, forged } = read(shared, collection, raw);
+                with_left += usize::from(!left.is_empty());
+                all.left.extend(left);
+                if let Some(forged) = forged.into_iter().find(|forged| self.is_news(forged))
+                    && all.forged.iter().filter(|other| other.is_lost == forged.is_lost).count()
+                        < FORGED
+                {
+                    all.forged.push(forged);
+                }
+            }
+            if page.len() < TURN {
+                break;
+            }
+            cursor = rest;
+        }
+        Ok(all)
+    }
+
+    fn is_news(&self, forged: &Forged) -> bool {
+        let is_too_many = forged.is_lost && self.reported.len() >= REPORTED;
+        !is_too_many && !self.reported.contains(&(forged.owner.collection, forged.name.clone()))
+    }
+}
+
+/// Outcome of taking out what no node put into an outbox.
+enum Outcome {
+    TakenOut,
+    /// Another write came before: another node did it, or the next look will.
+    Changed,
+    /// The document cannot be found by its `_id`.
+    NotFound,
+}
+
+impl Forged {
+    /// Leaves the entries of nodes. What cannot be read can be named neither by its content nor by
+    /// its identifier, so an outbox that has changed since it was read stays as it is until the
+    /// next look: an event may have come in.
+    async fn take_out(&self, shared: &Shared) -> Result<Outcome, Fault> {
+        if self.is_lost {
+            return Ok(Outcome::NotFound);
+        }
+        let (ours, key) = (
+            doc! { "$literal": self.ours.clone() },
+            doc! { "id": "$$this.id", "mac": "$$this.mac" },
+        );
+        // As a field of a document, the list has a head, a name and an end.
+        let size = count(self.size as u64 + 8);
+        let is_as_it_was = doc! { "$and": [
+            { "$eq": [{ "$bsonSize": { "o": "$outbox" } }, size] },
+            { "$setIsSubset": [ours.clone(), { "$map": { "input": "$outbox", "in": key.clone() } }] },
+        ] };
+        let others = doc! { "$filter": { "input": "$outbox", "cond": { "$in": [key, ours] } } };
+        let kept = doc! { "$cond": [is_as_it_was, others, "$outbox"] };
+        let update = vec![
+            doc! { "$set": { "outbox": { "$cond": [{ "$isArray": "$outbox" }, kept, "$$REMOVE"] } } },
+        ];
+        let (owners, filter) =
+            (shared.link.collection(self.owner.collection), doc! { "_id": self.owner.id.clone() });
+        let written =
+            shared.link.call(async move { Ok(owners.update_one(filter, update).await?) }).await?;
+        Ok(match (written.matched_count, written.modified_count) {
+            (0, _) => Outcome::NotFound,
+            (_, 0) => Outcome::Changed,
+            _ => Outcome::TakenOut,
+        })
+    }
+}
+
+async fn page(
+    mut cursor: Cursor<RawDocumentBuf>,
+) -> Result<(Cursor<RawDocumentBuf>, Vec<RawDocumentBuf>), Fault> {
+    let mut page = Vec::new();
+    while page.len() < TURN
+        && let Some(raw) = cursor.try_next().await?
+    {
+        page.push(raw);
+    }
+    Ok((cursor, page))
+}
+
+/// Reads the outbox of a document.
+fn read(shared: &Shared, collection: &'static str, raw: &RawDocument) -> Found {
+    let field = |name: &str| {
+        let mut fields = raw.iter_elements().map_while(Result::ok);
+        fields.find(|field| field.key().as_str() == name)
+    };
+    let id = lenient(raw).remove("_id");
+    let lossy = field("_id").and_then(|id| id.value_utf8_lossy().ok());
+    let name = match (&id, &lossy) {
+        (Some(id), _) => named(id),
+        (None, Some(RawBson::String(lossy))) => named(&lossy.as_str().into()),
+        (None, lossy) => named(&format!("{lossy:?}").into()),
+    };
+    let is_lost = id.is_none();
+    let owner = Owner { collection, id: id.unwrap_or_default() };
+    let mut found = Found::default();
+    let (mut entries, mut size, mut ours) = (1, 0, Vec::new());
+    if let Some(Ok(RawBsonRef::Array(list))) = field("outbox").map(|outbox| outbox.value()) {
+        (entries, size) = (0, list.as_bytes().len());
+        for entry in elements(list) {
+            match entry
+                .as_ref()
+                .and_then(Bson::as_document)
+                .and_then(|entry| made_by_a_node(shared, &owner, entry))
+            {
+                Some((left, key)) => {
+                    found.left.push(left);
+                    ours.push(key);
+                }
+                None => entries += 1,
+            }
+        }
+    }
+    if entries > 0 {
+        found.forged.push(Forged { owner, name, is_lost, entries, size, ours });
+    }
+    found
+}
+
+/// An entry that a node put there, with its identifier and MAC; `None` for any other.
+fn made_by_a_node(shared: &Shared, owner: &Owner, entry: &Document) -> Option<(Left, Document)> {
+    let way = Way::read(entry).ok()?;
+    let event = Entry::with_id(way.id, Fields::of("outbox", entry).part("event").ok()?).ok()?;
+    let is_ours = way.is_ours(&shared.node.key, owner, &event.body, entry);
+    let key = doc! { "id": uuid(way.id), "mac": entry.get("mac").cloned().unwrap_or_default() };
+    is_ours.then(|| (Left { owner: owner.clone(), way, entry: event }, key))
+}
+
+/// An `_id` in a few words, whatever was put there.
+fn named(id: &Bson) -> String {
+    let text = id.as_str().map(str::to_owned).or_else(|| as_uuid(id).map(|id| id.to_string()));
+    let text = text.unwrap_or_else(|| id.to_string());
+    text.chars().take(NAME).collect()
+}
+
+/// The record of an entry, sealed by a node, whichever chain it is in: an entry that was taken out
+/// after another node had recorded it may be put back with its MAC, by who kept a copy. It is found
+/// by its time, which is the same in each, and preferred in the chain of the node that is to record
+/// it. A record that came with an import names no entry: there the event tells.
+async fn recorded(shared: &Shared, way: &Way, event: &Event) -> Result<Option<Recorded>, Fault> {
+    let none = Uuid::nil();
+    let filter =
+        doc! { "event.at": event.at.millis(), "entry": { "$in": [uuid(way.id), uuid(none)] } };
+    let logs = shared.link.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>();
+    let read = async move {
+        Ok(logs.find(filter).await?.map_ok(|raw| lenient(&raw)).try_collect::<Vec<_>>().await?)
+    };
+    let found = shared.link.within(crate::store::mongo::LONG, read).await?;
+    let ours =
+        found.iter().filter(|found| sealed(found).is_ok_and(|head| shared.node.key.check(&head)));
+    let of_it = ours.filter_map(|found| {
+        let (record, entry) =
+            (decoded(found).ok()?, Fields::of("audit record", found).uuid("entry").ok()?);
+        let is_it = entry == way.id || Event { recovered_from: None, ..record.event } == *event;
+        let is_late = found.get_bool(LATE).unwrap_or(false);
+        is_it.then_some(Recorded {
+            is_late,
+            by_its_node: entry == way.id && *record.chain == *way.node,
+        })
+    });
+    Ok(of_it.max_by_key(|recorded| recorded.by_its_node))
+}
+
+/// A record of an entry.
+struct Recorded {
+    /// True if it is in the chain of the node that is to record it.
+    by_its_node: bool,
+    /// True if it came when its caller had been answered that the outcome is not known.
+    is_late: bool,
+}
+
+async fn recover(shared: &Shared, left: Left) -> Result<(), Fault> {
+    let Left { owner, way, entry } = left;
+    // Its node may have appended it and not come to take it out.
+    let Some(recorded) = recorded(shared, &way, &entry.event).await? else {
+        // Of two nodes that find it, the one whose claim is the next appends it.
+        let claim = Claim { id: Uuid::now_v7(), from: way.from().to_owned() };
+        let (name, after) = (shared.node.name.as_ref().to_owned(), shared.chain.sequence());
+        let mine = Way { id: way.id, node: name, after, claim: Some(claim) };
+        let fields = mine.fields(&shared.node.key, &owner, &entry.body);
+        let mine: Document =
+            fields.into_iter().map(|(field, value)| (format!("outbox.$.{field}"), value)).collect();
+        let theirs = doc! {
+            "id": uuid(way.id),
+            "node": &way.node,
+            "after": count(way.after),
+            "claim": way.claim.as_ref().map(|claim| uuid(claim.id)),
+        };
+        let filter = doc! { "_id": owner.id.clone(), "outbox": { "$elemMatch": theirs } };
+        let owners = shared.link.collection(owner.collection);
+        let claimed = shared
+            .link
+            .call(async move { Ok(owners.update_one(filter, doc! { "$set": mine }).await?) })
+            .await?;
+        if claimed.matched_count == 0 {
+            return Ok(());
+        }
+        let from = way.from();
+        tracing::warn!(
+            from,
+            action = entry.event.action.as_str(),
+            "an audit event was left behind and is recorded now"
+        );
+        let event = Event { recovered_from: Some(from.into()), ..entry.event };
+        return shared.chain.append(vec![Entry::with_id(way.id, event)?], Some(owner)).await;
+    };
+    // By its own process, which in all likelihood answered its caller too, if that still waited.
+    // Not so who claimed it; and what this process did itself it knows.
+    let was_awaited = recorded.by_its_node && !recorded.is_late;
+    let is_anothers =
+        way.node != shared.node.name.as_ref() || shared.chain.is_of_an_earlier_process(way.after);
+    if way.claim.is_none() && ((was_awaited && is_anothers) || shared.settle.was_answered(way.id)) {
+        shared.settle.answered(owner.clone(), way.id);
+    }
+    shared.settle.push(owner, vec![way.id]);
+    Ok(())
+}

@@ -1,0 +1,228 @@
+//! The tenants that audiences belong to: a document each, by the audience. Of one that was released
+//! its outbox is left, so that the record of the release is not lost with it.
+
+use async_trait::async_trait;
+use mongodb::bson::{Document, doc};
+
+use crate::{
+    model::{Audience, AudienceRecord, Event, TenantId},
+    store::{
+        AudienceStore, Creation, FoundAudience, Result, Write,
+        mongo::{
+            Mongo, Shared,
+            audit::outbox::{Deed, Owner},
+            driver::{
+                codec::{Fields, before, count, encode},
+                error::Fault,
+                schema::AUDIENCES,
+            },
+            whole,
+        },
+    },
+};
+
+#[async_trait]
+impl AudienceStore for Mongo {
+    async fn audience(&self, audience: &Audience) -> Result<Option<FoundAudience>> {
+        let document = self
+            .shared
+            .latest(AUDIENCES, doc! { "_id": audience.as_str(), "released": { "$ne": true } })
+            .await?;
+        Ok(document.map(|document| found(audience.clone(), &document)))
+    }
+
+    async fn audiences(
+        &self,
+        tenant: Option<&TenantId>,
+        after: Option<&Audience>,
+        limit: usize,
+    ) -> Result<Vec<FoundAudience>> {
+        Ok(self.shared.audiences(tenant, after, limit).await?)
+    }
+
+    async fn claim_audience(&self, record: &AudienceRecord, event: Event) -> Result<Creation> {
+        let (shared, record) = (self.shared.clone(), record.clone());
+        whole(&self.shared, async move { shared.claim_audience(&record, event).await }).await
+    }
+
+    async fn replace_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write> {
+        let (shared, record) = (self.shared.clone(), record.clone());
+        whole(&self.shared, async move { shared.replace_audience(&record, event).await }).await
+    }
+
+    async fn release_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write> {
+        let (shared, record) = (self.shared.clone(), record.clone());
+        whole(&self.shared, async move { shared.release_audience(&record, event).await }).await
+    }
+}
+
+impl Shared {
+    pub(super) async fn claim_audience(
+        &self,
+        record: &AudienceRecord,
+        event: Event,
+    ) -> Result<Creation, Fault> {
+        let (deed, owner) = (self.deed([event])?, owner(&record.audience));
+        // The document of a released audience is taken over; any other stands in the way by its
+        // `_id`.
+        let filter = doc! { "_id": record.audience.as_str(), "released": true };
+        let update = doc! { "$set": encoded(record)?, "$push": { "outbox": deed.push(&owner) } };
+        let audiences = self.link.collection(AUDIENCES);
+        match self
+            .link
+            .call(async move { Ok(audiences.update_one(filter, update).upsert(true).await?) })
+            .await
+        {
+            Err(fault) if fault.is_duplicate() => {
+                self.confirm(owner).await?;
+                return Ok(Creation::Taken);
+            }
+            outcome => drop(outcome?),
+        }
+        self.record(deed, owner).await?;
+        Ok(Creation::Created)
+    }
+
+    pub(super) async fn replace_audience(
+        &self,
+        record: &AudienceRecord,
+        event: Event,
+    ) -> Result<Write, Fault> {
+        let Some(before) = before(record.revision) else { return Ok(Write::Stale) };
+        let deed = self.deed([event])?;
+        let update = doc! { "$set": encoded(record)?, "$push": { "outbox": deed.push(&owner(&record.audience)) } };
+        self.change_audience(record, before, update, deed).await
+    }
+
+    pub(super) async fn release_audience(
+        &self,
+        record: &AudienceRecord,
+        event: Event,
+    ) -> Result<Write, Fault> {
+        let deed = self.deed([event])?;
+        let update = doc! {
+            "$set": { "released": true },
+            "$unset": { "tenant": 1, "revision": 1, "record": 1 },
+            "$push": { "outbox": deed.push(&owner(&record.audience)) },
+        };
+        self.change_audience(record, record.revision, update, deed).await
+    }
+
+    /// Puts a record in the place of `from`, or where there is none of whatever is there.
+    pub(super) async fn move_audience(
+        &self,
+        from: Option<&AudienceRecord>,
+        record: &AudienceRecord,
+        events: Vec<Event>,
+    ) -> Result<Write, Fault> {
+        let (deed, owner) = (self.deed(events)?, owner(&record.audience));
+        let update = doc! { "$set": encoded(record)?, "$push": { "outbox": deed.push(&owner) } };
+        if let Some(from) = from {
+            return self.change_audience(from, from.revision, update, deed).await;
+        }
+        let filter = doc! { "_id": record.audience.as_str() };
+        let audiences = self.link.collection(AUDIENCES);
+        self.link
+            .call(async move { Ok(audiences.update_one(filter, update).upsert(true).await?) })
+            .await?;
+        self.record(deed, owner).await?;
+        Ok(Write::Done)
+    }
+
+    /// Changes the record of this tenant and revision.
+    async fn change_audience(
+        &self,
+        record: &AudienceRecord,
+        revision: u64,
+        update: Document,
+        deed: Deed,
+    ) -> Result<Write, Fault> {
+        let filter = doc! {
+            "_id": record.audience.as_str(),
+            "released": false,
+            "tenant": record.tenant.as_str(),
+            "revision": count(revision),
+            // Revisions start at 1 again once an audience was released.
+            "record.created_at": encode("audience", &record.created_at)?,
+        };
+        let audiences = self.link.collection(AUDIENCES);
+        if self
+            .link
+            .call(async move { Ok(audiences.update_one(filter, update).await?) })
+            .await?
+            .matched_count
+            == 0
+        {
+            return Ok(Write::Stale);
+        }
+        self.record(deed, owner(&record.audience)).await?;
+        Ok(Write::Done)
+    }
+
+    /// Records in order; a document whose `_id` no audience could have is not even named.
+    async fn audiences(
+        &self,
+        tenant: Option<&TenantId>,
+        after: Option<&Audience>,
+        limit: usize,
+    ) -> Result<Vec<FoundAudience>, Fault> {
+        let (mut listed, mut last) =
+            (Vec::new(), after.map_or_else(String::new, ToString::to_string));
+        loop {
+            let mut filter = doc! { "released": { "$ne": true }, "_id": { "$gt": &last } };
+            if let Some(tenant) = tenant {
+                filter.insert("tenant", tenant.as_str());
+            }
+            let missing = limit.saturating_sub(listed.len());
+            let page = self
+                .pages(AUDIENCES, filter, doc! { "_id": 1 }, doc! { "outbox": 0 }, missing)
+                .await?;
+            let Some(end) = page.last() else { return Ok(listed) };
+            Fields::of("audience", end).text("_id")?.clone_into(&mut last);
+            for document in &page {
+                let Ok(audience) = Fields::of("audience", document).parse::<Audience>("_id") else {
+                    continue;
+                };
+                listed.push(found(audience, document).listed_for(tenant));
+            }
+            if page.len() < missing || listed.len() >= limit {
+                return Ok(listed);
+            }
+        }
+    }
+}
+
+fn owner(audience: &Audience) -> Owner {
+    Owner { collection: AUDIENCES, id: audience.as_str().into() }
+}
+
+/// The fields of a record, but for its `_id`.
+pub(crate) fn encoded(record: &AudienceRecord) -> Result<Document, Fault> {
+    Ok(doc! {
+        "released": false,
+        "tenant": record.tenant.as_str(),
+        "revision": count(record.revision),
+        "record": encode("audience", record)?,
+    })
+}
+
+/// One that is neither released nor not is no record of this service: nothing that it writes would
+/// find it.
+pub(crate) fn decoded(document: &Document) -> Result<AudienceRecord, Fault> {
+    if document.get_bool("released").ok() != Some(false) {
+        return Err(Fault::row("audience", "released is not what it should be"));
+    }
+    let record: AudienceRecord = Fields::of("audience", document).part("record")?;
+    if document.get_str("_id").ok() != Some(record.audience.as_str()) {
+        return Err(Fault::row("audience", "the record is of another audience"));
+    }
+    Ok(record)
+}
+
+/// The record in the document of `audience`, if it is one.
+fn found(audience: Audience, document: &Document) -> FoundAudience {
+    match decoded(document) {
+        Ok(record) => FoundAudience::Owned(record),
+        Err(_) => FoundAudience::NotAuthentic(audience),
+    }
+}

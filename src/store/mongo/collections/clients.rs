@@ -1,0 +1,397 @@
+//! Registered machines. The client as it was written is one part of the document, what its secrets'
+//! uses add up to another, so that counting never disturbs a change. A deleted client leaves its
+//! epoch and its tenant behind.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use futures_util::TryStreamExt as _;
+use mongodb::{
+    bson::{Bson, Document, RawDocumentBuf, doc},
+    options::{ReadConcern, ReturnDocument},
+};
+
+use crate::{
+    model::{Client, ClientId, EpochOf, Event, SecretId, TenantId},
+    store::{
+        Change, ClientStore, Creation, Listed, Result, SecretUse, Write,
+        mongo::{
+            Mongo, Shared,
+            audit::outbox::{Deed, Owner},
+            driver::{
+                codec::{Fields, before, count, date, encode, lenient},
+                error::Fault,
+                schema::CLIENTS,
+            },
+            whole,
+        },
+    },
+};
+
+/// How often a client is created again whose id was free and changed before the write.
+const ATTEMPTS: usize = 8;
+/// The field with a client's epoch.
+pub(crate) const EPOCH: &str = "epoch";
+
+#[async_trait]
+impl ClientStore for Mongo {
+    async fn client(&self, id: &ClientId) -> Result<Option<Client>> {
+        let found =
+            self.shared.latest(CLIENTS, doc! { "_id": id.as_str(), "deleted": false }).await?;
+        Ok(found.as_ref().map(decoded).transpose()?)
+    }
+
+    async fn clients(
+        &self,
+        tenant: Option<&TenantId>,
+        after: Option<&ClientId>,
+        limit: usize,
+    ) -> Result<Vec<Listed>> {
+        Ok(self.shared.listing(tenant, after, limit).await?)
+    }
+
+    async fn create_client(&self, client: &Client, event: Event) -> Result<Creation> {
+        let (shared, client) = (self.shared.clone(), client.clone());
+        whole(&self.shared, async move { shared.create_client(&client, false, vec![event]).await })
+            .await
+    }
+
+    async fn create_client_of_any(&self, client: &Client, event: Event) -> Result<Creation> {
+        let (shared, client) = (self.shared.clone(), client.clone());
+        whole(&self.shared, async move { shared.create_client(&client, true, vec![event]).await })
+            .await
+    }
+
+    async fn replace_client(&self, client: &Client, event: Event) -> Result<Write> {
+        let (shared, client) = (self.shared.clone(), client.clone());
+        whole(&self.shared, async move { shared.write_client(&client, vec![event], false).await })
+            .await
+    }
+
+    async fn end_client(&self, client: &Client, events: Vec<Event>, ended: Event) -> Result<Write> {
+        let (shared, client) = (self.shared.clone(), client.clone());
+        let records = events.into_iter().chain([ended]).collect();
+        whole(&self.shared, async move { shared.write_client(&client, records, true).await }).await
+    }
+
+    async fn delete_client(&self, client: &Client, event: Event) -> Result<Write> {
+        let (shared, client) = (self.shared.clone(), client.clone());
+        whole(&self.shared, async move { shared.delete_client(&client, vec![event], None).await })
+            .await
+    }
+
+    async fn note_uses(&self, uses: &[SecretUse]) -> Result<()> {
+        if uses.is_empty() && self.shared.link.is_closed() {
+            return Err(Fault::Closed.into());
+        }
+        for used in uses {
+            let SecretUse { client, secret, at, count: by } = used.clone();
+            let clients = self.shared.link.collection(CLIENTS);
+            let (id, secret) = (client.as_str().to_owned(), secret.as_str().to_owned());
+            let note = async move {
+                let counted = doc! { "$inc": { "uses.$.count": count(by) }, "$max": { "uses.$.last_used_at": date(at) } };
+                let known = doc! { "_id": &id, "deleted": false, "uses.secret": &secret };
+                if clients.update_one(known.clone(), counted.clone()).await?.matched_count > 0 {
+                    return Ok(());
+                }
+                // The first use. Of two at once one finds the other's and counts upon it.
+                let first = doc! { "_id": &id, "deleted": false, "client.secrets.id": &secret, "uses.secret": { "$ne": &secret } };
+                let uses = doc! { "secret": &secret, "count": count(by), "last_used_at": date(at) };
+                if clients
+                    .update_one(first, doc! { "$push": { "uses": uses } })
+                    .await?
+                    .matched_count
+                    == 0
+                {
+                    clients.update_one(known, counted).await?;
+                }
+                Ok(())
+            };
+            self.shared.link.call(note).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// A deleted client of this id is taken over with its epoch. A late create, whose call gave up,
+    /// finds the id taken once the epoch was raised since it began.
+    pub(super) async fn create_client(
+        &self,
+        client: &Client,
+        of_any: bool,
+        events: Vec<Event>,
+    ) -> Result<Creation, Fault> {
+        let deed = self.deed(events)?;
+        let mut set = encoded(client, &deed)?;
+        set.insert("deleted", false);
+        let update = doc! { "$set": set, "$push": { "outbox": deed.push(&owner(&client.id)) } };
+        for _ in 0..ATTEMPTS {
+            let Some(filter) = self.free_id(client, of_any).await? else { break };
+            let (clients, update) = (self.link.collection(CLIENTS), update.clone());
+            let write = async move { Ok(clients.update_one(filter, update).upsert(true).await?) };
+            match self.link.call(write).await {
+                // Taken, or left behind by a client, or its epoch was raised, since it was read.
+                Err(fault) if fault.is_duplicate() => {}
+                outcome => {
+                    drop(outcome?);
+                    self.told(deed, client.id.clone(), None).await?;
+                    return Ok(Creation::Created);
+                }
+            }
+        }
+        self.confirm(owner(&client.id)).await?;
+        Ok(Creation::Taken)
+    }
+
+    /// The filter under which an id may be taken that is free now; `None`: it is not. A client that
+    /// is there, and another tenant's deleted one, stand in the way of an upsert by their `_id`.
+    async fn free_id(&self, client: &Client, of_any: bool) -> Result<Option<Document>, Fault> {
+        let id = client.id.as_str();
+        let mut filter = doc! { "_id": id, "deleted": true };
+        if !of_any {
+            filter
+                .insert("tenant", doc! { "$in": [Bson::Null, Bson::from(client.tenant.as_str())] });
+        }
+        let left = self.latest(CLIENTS, doc! { "_id": id }).await?;
+        if left.as_ref().is_some_and(|left| left.get("deleted") != Some(&Bson::Boolean(true))) {
+            return Ok(None);
+        }
+        let epoch = left.and_then(|mut left| left.remove(EPOCH));
+        filter.insert(EPOCH, epoch.unwrap_or_else(|| doc! { "$exists": false }.into()));
+        Ok(Some(filter))
+    }
+
+    /// Removes a client; where there is a record `ended` of it, its epoch is raised too.
+    pub(super) async fn delete_client(
+        &self,
+        client: &Client,
+        events: Vec<Event>,
+        ended: Option<Event>,
+    ) -> Result<Write, Fault> {
+        let id = &client.id;
+        let ends = ended.is_some();
+        let deed = self.deed(events.into_iter().chain(ended))?;
+        let filter = kept(client, client.revision)?;
+        let update = doc! {
+            "$set": { "deleted": true, "op": deed.operation() },
+            "$unset": { "client": 1, "uses": 1, "revision": 1 },
+            "$push": { "outbox": deed.push(&owner(id)) },
+        };
+        self.change_client(id, filter, update, ends, deed).await
+    }
+
+    pub(super) async fn write_client(
+        &self,
+        client: &Client,
+        events: Vec<Event>,
+        ends: bool,
+    ) -> Result<Write, Fault> {
+        let Some(before) = before(client.revision) else { return Ok(Write::Stale) };
+        let deed = self.deed(events)?;
+        let filter = kept(client, before)?;
+        let secrets: Vec<&str> = client.secrets.iter().map(|secret| secret.id.as_str()).collect();
+        let update = doc! {
+            "$set": encoded(client, &deed)?,
+            "$pull": { "uses": { "secret": { "$nin": secrets } } },
+            "$push": { "outbox": deed.push(&owner(&client.id)) },
+        };
+        self.change_client(&client.id, filter, update, ends, deed).await
+    }
+
+    /// Changes a client that is as `filter` says, and where that `ends` what it holds raises its
+    /// epoch in the same write.
+    async fn change_client(
+        &self,
+        id: &ClientId,
+        filter: Document,
+        mut update: Document,
+        ends: bool,
+        deed: Deed,
+    ) -> Result<Write, Fault> {
+        if ends {
+            update.insert("$inc", doc! { EPOCH: 1_i64 });
+        }
+        let clients = self.link.collection(CLIENTS);
+        let write = async move {
+            let after =
+                clients.find_one_and_update(filter, update).return_document(ReturnDocument::After);
+            Ok(after.projection(doc! { EPOCH: 1 }).await?)
+        };
+        let Some(found) = self.link.call(write).await? else { return Ok(Write::Stale) };
+        let epoch = if ends { Some(Fields::of("client", &found).count(EPOCH)?) } else { None };
+        self.told(deed, id.clone(), epoch).await?;
+        Ok(Write::Done)
+    }
+
+    /// Entries of a listing; a document whose `_id` no client could have is not even named.
+    async fn listing(
+        &self,
+        tenant: Option<&TenantId>,
+        after: Option<&ClientId>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, Fault> {
+        let (mut listed, mut last) =
+            (Vec::new(), after.map_or_else(String::new, ToString::to_string));
+        loop {
+            let mut filter = doc! { "deleted": false, "_id": { "$gt": &last } };
+            if let Some(tenant) = tenant {
+                filter.insert("tenant", tenant.as_str());
+            }
+            let missing = limit.saturating_sub(listed.len());
+            let found = self
+                .pages(CLIENTS, filter, doc! { "_id": 1 }, doc! { "outbox": 0 }, missing)
+                .await?;
+            let Some(end) = found.last() else { return Ok(listed) };
+            Fields::of("client", end).text("_id")?.clone_into(&mut last);
+            for document in &found {
+                let Ok(id) = Fields::of("client", document).parse::<ClientId>("_id") else {
+                    continue;
+                };
+                listed.push(match decoded(document) {
+                    Ok(client)
+                        if client.id == id
+                            && tenant.is_none_or(|tenant| client.tenant == *tenant) =>
+                    {
+                        Listed::Client(Box::new(client))
+                    }
+                    Ok(_) | Err(_) => Listed::NotAuthentic(id),
+                });
+            }
+            if found.len() < missing || listed.len() >= limit {
+                return Ok(listed);
+            }
+        }
+    }
+
+    /// The one document that a filter names, as no later read can show it older. At majority, a
+    /// primary that has just become one may for a moment show what was kept before a change that
+    /// was heard of already; linearizable, it cannot.
+    pub(super) async fn latest(
+        &self,
+        collection: &'static str,
+        filter: Document,
+    ) -> Result<Option<Document>, Fault> {
+        let documents = self.link.collection(collection);
+        let concern =
+            if self.alone { ReadConcern::majority() } else { ReadConcern::linearizable() };
+        self.link
+            .call(async move { Ok(documents.find_one(filter).read_concern(concern).await?) })
+            .await
+    }
+
+    async fn told(&self, deed: Deed, id: ClientId, epoch: Option<u64>) -> Result<(), Fault> {
+        let owner = owner(&id);
+        let epoch = epoch.map(|value| Change::Epoch(EpochOf::Client(id.clone()), value));
+        self.record_heard(deed, owner, std::iter::once(Change::Client(id)).chain(epoch).collect())
+            .await
+    }
+
+    /// These fields of up to `limit` documents in an order, whatever is in them: see [`lenient`].
+    pub(crate) async fn pages(
+        &self,
+        collection: &'static str,
+        filter: Document,
+        sort: Document,
+        fields: Document,
+        limit: usize,
+    ) -> Result<Vec<Document>, Fault> {
+        if limit == 0 && !self.link.is_closed() {
+            return Ok(Vec::new());
+        }
+        let from = self.link.collection(collection).clone_with_type::<RawDocumentBuf>();
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let read = async move {
+            let found = from.find(filter).sort(sort).limit(limit).projection(fields).await?;
+            Ok(found.map_ok(|raw| lenient(&raw)).try_collect().await?)
+        };
+        self.link.call(read).await
+    }
+}
+
+fn owner(id: &ClientId) -> Owner {
+    Owner { collection: CLIENTS, id: id.as_str().into() }
+}
+
+/// Filter for the stored client of this revision. Revisions start at 1 again once a client was
+/// deleted, so its tenant and the time of its creation count too: a late change of a deleted client
+/// must not reach the next one of its id.
+fn kept(client: &Client, revision: u64) -> Result<Document, Fault> {
+    Ok(doc! {
+        "_id": client.id.as_str(),
+        "deleted": false,
+        "tenant": client.tenant.as_str(),
+        "revision": count(revision),
+        "client.created_at": encode("client", &client.created_at)?,
+    })
+}
+
+/// What a change sets.
+fn encoded(client: &Client, deed: &Deed) -> Result<Document, Fault> {
+    Ok(doc! {
+        "tenant": client.tenant.as_str(),
+        "revision": count(client.revision),
+        "client": bare(client)?,
+        "op": deed.operation(),
+    })
+}
+
+/// Without the uses of its secrets, which are counted beside it.
+pub(crate) fn bare(client: &Client) -> Result<Bson, Fault> {
+    let mut client = client.clone();
+    for secret in &mut client.secrets {
+        (secret.last_used_at, secret.use_count) = (None, 0);
+    }
+    encode("client", &client)
+}
+
+/// With the uses of its secrets.
+pub(crate) fn decoded(document: &Document) -> Result<Client, Fault> {
+    let mut client = undecorated(document)?;
+    let uses = uses(document)?;
+    let mut by_secret: HashMap<&SecretId, &SecretUse> =
+        uses.iter().map(|used| (&used.secret, used)).collect();
+    for secret in &mut client.secrets {
+        if let Some(used) = by_secret.remove(&secret.id) {
+            (secret.last_used_at, secret.use_count) = (Some(used.at), used.count);
+        }
+    }
+    Ok(client)
+}
+
+/// A client's epoch, as a document or a change of one has it; `None` where no client could have the
+/// `_id`. One that is no number is the highest there is: it ends what it concerns, and keeps
+/// nothing else from being known.
+pub(crate) fn epoch(id: &Bson, fields: &Fields<'_>) -> Option<(EpochOf, u64)> {
+    let id = id.as_str()?.parse().ok()?;
+    Some((EpochOf::Client(id), fields.count(EPOCH).unwrap_or(i64::MAX.unsigned_abs())))
+}
+
+/// Without the uses of its secrets.
+pub(crate) fn undecorated(document: &Document) -> Result<Client, Fault> {
+    let fields = Fields::of("client", document);
+    fields.part("client").map_err(|fault| {
+        // The id is not secret, and says which of thousands it is.
+        let id = document.get("_id").map_or_else(String::new, ToString::to_string);
+        Fault::row("client", format!("{id}: {fault}"))
+    })
+}
+
+/// The uses of a client's secrets.
+pub(crate) fn uses(document: &Document) -> Result<Vec<SecretUse>, Fault> {
+    let client: ClientId = Fields::of("client", document).parse("_id")?;
+    let Some(Bson::Array(uses)) = document.get("uses") else { return Ok(Vec::new()) };
+    let read = |used: &Bson| {
+        let fields = used
+            .as_document()
+            .ok_or_else(|| Fault::row("client", "uses are not what they should be"))?;
+        let fields = Fields::of("client", fields);
+        Ok(SecretUse {
+            client: client.clone(),
+            secret: fields.parse("secret")?,
+            at: fields.time("last_used_at")?,
+            count: fields.count("count")?,
+        })
+    };
+    uses.iter().map(read).collect()
+}

@@ -1,0 +1,211 @@
+//! Rate-limit counters: one document for a key and a window, with what each process counted in it.
+//! All of a flush goes in one command, whatever the number of keys, and comes back in another.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures_util::TryStreamExt as _;
+use mongodb::{
+    Database,
+    bson::{Document, doc},
+};
+
+use crate::{
+    model::Timestamp,
+    store::{
+        CounterStore, Result,
+        mongo::{
+            Mongo,
+            driver::{
+                codec::{Fields, count, date},
+                error::Fault,
+                schema::RATE_LIMITS,
+            },
+        },
+    },
+};
+
+/// Updates in one command.
+const STRIDE: usize = 1_000;
+/// The most that a process counts, so that no sum passes what MongoDB can count.
+const MOST: u64 = 1 << 53;
+
+/// Windows that end further than this from the one that is counted in, before or after, are
+/// forgotten.
+const NEAR: Duration = Duration::from_secs(60);
+
+/// What this process has counted, by window and key. It is told as a whole and never as what was
+/// added: told twice, or after an answer that was lost, it changes nothing (M7).
+#[derive(Default)]
+pub(crate) struct Counted(Mutex<HashMap<Timestamp, HashMap<String, u64>>>);
+
+impl Counted {
+    /// Adds; where each key stands then.
+    fn add(&self, hits: &[(String, u64)], until: Timestamp) -> HashMap<String, u64> {
+        let mut windows = self.lock();
+        let window = windows.entry(until).or_default();
+        let mut standing = HashMap::new();
+        for (id, by) in hits {
+            let count = window.entry(id.clone()).or_default();
+            *count = count.saturating_add(*by).min(MOST);
+            standing.insert(id.clone(), *count);
+        }
+        windows.retain(|other, _| other.since(until).max(until.since(*other)) <= NEAR);
+        standing
+    }
+
+    /// What was not taken, as far as anybody knows, will be counted again by whoever counted it.
+    fn take_back(&self, hits: &[(String, u64)], until: Timestamp) {
+        if let Some(window) = self.lock().get_mut(&until) {
+            for (id, by) in hits {
+                if let Some(count) = window.get_mut(id) {
+                    *count = count.saturating_sub(*by);
+                }
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Timestamp, HashMap<String, u64>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl CounterStore for Mongo {
+    async fn count(&self, hits: &[(String, u64)], until: Timestamp) -> Result<Vec<u64>> {
+        if self.shared.link.is_closed() {
+            return Err(Fault::Closed.into());
+        }
+        let mut standing = Vec::with_capacity(hits.len());
+        let counted = &self.shared.counted;
+        for (at, stride) in hits.chunks(STRIDE).enumerate() {
+            let due = counted.add(stride, until);
+            let flush = Flush {
+                database: self.shared.link.database().clone(),
+                deadline: self.shared.link.deadline(),
+                field: format!("by.{}", self.shared.node.session().simple()),
+                until,
+            };
+            let stride = stride.to_vec();
+            match self.shared.link.call(async move { flush.carry_out(due, &stride).await }).await {
+                Ok(told) => standing.extend(told),
+                Err(fault) => {
+                    // All of it comes again, also what was told before this.
+                    let told = hits.get(..(at + 1) * STRIDE).unwrap_or(hits);
+                    counted.take_back(told, until);
+                    return Err(fault.into());
+                }
+            }
+        }
+        Ok(standing)
+    }
+}
+
+/// Window first: a sweep of old ones and a shell's view of new ones are ranges then.
+fn key(id: &str, until: Timestamp) -> String {
+    format!("{}/{id}", until.millis())
+}
+
+/// One command's worth.
+struct Flush {
+    database: Database,
+    deadline: Duration,
+    /// Where this process keeps its own counts.
+    field: String,
+    until: Timestamp,
+}
+
+impl Flush {
+    async fn carry_out(
+        &self,
+        due: HashMap<String, u64>,
+        hits: &[(String, u64)],
+    ) -> Result<Vec<u64>, Fault> {
+        let counters = self.database.collection::<Document>(RATE_LIMITS);
+        let mut due: Vec<(String, u64)> =
+            due.into_iter().map(|(id, count)| (key(&id, self.until), count)).collect();
+        // Two nodes that make the same counter at once: one of them is told that it is there, and
+        // adds to it.
+        for _ in 0..2 {
+            due = self.tell(due).await?;
+        }
+        if !due.is_empty() {
+            return Err(Fault::Crowded);
+        }
+        let keys: Vec<String> = hits.iter().map(|(id, _)| key(id, self.until)).collect();
+        let found: Vec<Document> =
+            counters.find(doc! { "_id": { "$in": &keys } }).await?.try_collect().await?;
+        let mut values = HashMap::new();
+        for document in &found {
+            values.insert(Fields::of("counter", document).text("_id")?, total(document)?);
+        }
+        // One key twice: each hit says where the counter stood after it.
+        let mut after: HashMap<&str, u64> = HashMap::new();
+        let mut standing: Vec<u64> = Vec::with_capacity(hits.len());
+        for (key, (_, by)) in keys.iter().zip(hits).rev() {
+            let later = after.entry(key).or_default();
+            let value = values.get(key.as_str()).copied();
+            // Swept in between, or not shown yet by a primary that has just become one.
+            let value = value.ok_or(Fault::Crowded)?;
+            standing.push(value.saturating_sub(*later));
+            *later = later.saturating_add(*by);
+        }
+        standing.reverse();
+        Ok(standing)
+    }
+
+    /// Tells; gives back what has yet to be told because another made the document at the same
+    /// moment.
+    async fn tell(&self, due: Vec<(String, u64)>) -> Result<Vec<(String, u64)>, Fault> {
+        if due.is_empty() {
+            return Ok(due);
+        }
+        let updates: Vec<Document> = due
+            .iter()
+            .map(|(key, standing)| {
+                let mut told = Document::new();
+                told.insert(&self.field, count(*standing));
+                let update = doc! { "$max": told, "$set": { "until": date(self.until) } };
+                doc! { "q": { "_id": key }, "u": update, "upsert": true }
+            })
+            .collect();
+        let wait = i64::try_from(self.deadline.as_millis()).unwrap_or(i64::MAX);
+        // The driver has no command for many different updates that servers before 8.0 know, and
+        // adds no write concern to one that it is handed.
+        let command = doc! {
+            "update": RATE_LIMITS,
+            "updates": updates,
+            "ordered": false,
+            "writeConcern": { "w": "majority", "j": true, "wtimeout": wait },
+        };
+        let answer = self.database.run_command(command).await?;
+        if let Ok(concern) = answer.get_document("writeConcernError") {
+            return Err(Fault::refused(concern));
+        }
+        let mut again = Vec::new();
+        for error in answer.get_array("writeErrors").into_iter().flatten() {
+            let error = error
+                .as_document()
+                .ok_or_else(|| Fault::row("counters", "an answer that is none"))?;
+            let at = error.get_i32("index").ok().and_then(|index| usize::try_from(index).ok());
+            match at.and_then(|at| due.get(at)) {
+                Some(told) if error.get_i32("code").is_ok_and(|code| code == 11_000) => {
+                    again.push(told.clone())
+                }
+                _ => return Err(Fault::refused(error)),
+            }
+        }
+        Ok(again)
+    }
+}
+
+/// What all processes counted.
+fn total(counter: &Document) -> Result<u64, Fault> {
+    let Ok(by) = counter.get_document("by") else { return Ok(0) };
+    let fields = Fields::of("counter", by);
+    by.keys().try_fold(0_u64, |sum, process| Ok(sum.saturating_add(fields.count(process)?)))
+}

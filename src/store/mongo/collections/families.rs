@@ -1,0 +1,316 @@
+//! Refresh families: one document each, in the collection `tokens`. A family that was ended says so
+//! itself, with the time until which that must be remembered: the end of a family and its
+//! revocation are one write.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use mongodb::{
+    bson::{Document, doc},
+    options::ReturnDocument,
+};
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+
+use super::{
+    coalesce::Turn,
+    revocations::{self, ended_until},
+    rotation::Presented,
+};
+use crate::{
+    model::{
+        Audience, Epochs, Event, Family, FamilyId, Scopes, Stamp, Subject, TenantId, Timestamp,
+        revocation::Revocation,
+    },
+    store::{
+        Change, Creation, FamilyStore, Result, Rotate, Rotation, ended,
+        mongo::{
+            Mongo, Shared,
+            audit::outbox::{Deed, Owner},
+            driver::{
+                codec::{Fields, bytes, date, encode, uuid},
+                error::Fault,
+                schema::TOKENS,
+            },
+            whole,
+        },
+    },
+};
+
+/// Families that were ended are moved one by one, so many in one round.
+const ONE_BY_ONE: usize = 200;
+/// Longer than anything lives; keeps sums of dates within what MongoDB can add.
+const LONGEST_IDLE: Duration = Duration::from_secs(100 * 366 * 86_400);
+
+#[async_trait]
+impl FamilyStore for Mongo {
+    async fn open_family(&self, family: &Family, event: Event) -> Result<Creation> {
+        let (shared, family) = (self.shared.clone(), family.clone());
+        whole(&self.shared, async move { shared.open_family(&family, event).await }).await
+    }
+
+    async fn family(&self, id: FamilyId, now: Timestamp) -> Result<Option<Family>> {
+        self.shared.brings(now);
+        let deadline = self.shared.link.deadline();
+        let found =
+            timeout(deadline, self.shared.find(id)).await.map_err(|_| Fault::Late(deadline))??;
+        let family = found.as_deref().map(decoded).transpose()?;
+        Ok(family.filter(|family| now < family.ends_at()))
+    }
+
+    async fn rotate(&self, rotate: &Rotate, stamp: &Stamp, jti: &str) -> Result<Rotation> {
+        self.shared.brings(rotate.now);
+        let (shared, rotate, stamp, jti) =
+            (self.shared.clone(), rotate.clone(), stamp.clone(), jti.to_owned());
+        let family = rotate.family;
+        // Goes with this future, when it has its answer, is late, or the caller has hung up.
+        let caller = Arc::new(());
+        let waits = Arc::downgrade(&caller);
+        let verb = async move {
+            shared
+                .rotate(&Presented { rotate: &rotate, stamp: &stamp, jti: &jti, caller: &waits })
+                .await
+        };
+        let (rotation, entry) = whole(&self.shared, verb).await?;
+        drop(caller);
+        if let Some(entry) = entry {
+            self.shared.settle.answered(owner(family), entry);
+        }
+        Ok(rotation)
+    }
+
+    async fn end_family(
+        &self,
+        id: FamilyId,
+        now: Timestamp,
+        until: Timestamp,
+        event: Event,
+    ) -> Result<()> {
+        self.shared.brings(now);
+        let shared = self.shared.clone();
+        whole(&self.shared, async move { shared.end_family(id, now, until, event).await }).await
+    }
+}
+
+impl Shared {
+    async fn open_family(&self, family: &Family, event: Event) -> Result<Creation, Fault> {
+        let deed = self.deed([event])?;
+        let mut document = encoded(family)?;
+        document.extend([
+            ("op".to_owned(), deed.operation()),
+            ("outbox".to_owned(), deed.outbox(&owner(family.id))),
+        ]);
+        let tokens = self.link.collection(TOKENS);
+        match self.link.call(async move { Ok(tokens.insert_one(document).await?) }).await {
+            Err(fault) if fault.is_duplicate() => {
+                self.confirm(owner(family.id)).await?;
+                return Ok(Creation::Taken);
+            }
+            outcome => drop(outcome?),
+        }
+        self.record(deed, owner(family.id)).await?;
+        Ok(Creation::Created)
+    }
+
+    pub(super) async fn end_family(
+        &self,
+        id: FamilyId,
+        now: Timestamp,
+        until: Timestamp,
+        event: Event,
+    ) -> Result<(), Fault> {
+        let deed = self.deed([event])?;
+        let update = end(id, &deed, Some(now), until);
+        self.end(id, update, ended(id, until), deed).await
+    }
+
+    /// The family, read once for all who ask at the same time.
+    async fn find(&self, id: FamilyId) -> Result<Option<Arc<Document>>, Fault> {
+        let look = match self.readers.turn(id, |_| true).await {
+            Turn::Found(found) => return Ok(found),
+            Turn::Look(look) => look,
+        };
+        let tokens = self.link.collection(TOKENS);
+        let read =
+            self.link.call(async move { Ok(tokens.find_one(doc! { "_id": uuid(id.0) }).await?) });
+        look.find(async {
+            match read.await? {
+                // What is not there is not to be revoked. A primary that was cut off, or has just
+                // become one, may not show yet what was acknowledged; a write that changes nothing
+                // tells.
+                None if !self.alone => self.as_kept(id).await,
+                found => Ok(found),
+            }
+        })
+        .await
+    }
+
+    /// The family, by a write that changes nothing: what it finds is what the majority will have
+    /// kept when it answers.
+    pub(super) async fn as_kept(&self, id: FamilyId) -> Result<Option<Document>, Fault> {
+        self.change_family(doc! { "_id": uuid(id.0) }, vec![doc! { "$set": { "_id": "$_id" } }])
+            .await
+    }
+
+    /// The family as it is after the update.
+    pub(super) async fn change_family(
+        &self,
+        filter: Document,
+        update: Vec<Document>,
+    ) -> Result<Option<Document>, Fault> {
+        let tokens = self.link.collection(TOKENS);
+        let change = async move {
+            let after =
+                tokens.find_one_and_update(filter, update).return_document(ReturnDocument::After);
+            Ok(after.projection(doc! { "outbox": 0 }).await?)
+        };
+        self.link.call(change).await
+    }
+
+    /// Ends a family where it lies, or remembers an end of one that is gone.
+    pub(crate) async fn end(
+        &self,
+        id: FamilyId,
+        update: Vec<Document>,
+        revocation: Revocation,
+        deed: Deed,
+    ) -> Result<(), Fault> {
+        let Some(found) = self.change_family(doc! { "_id": uuid(id.0) }, update).await? else {
+            return self.remember(revocation, deed).await;
+        };
+        let revocation =
+            Revocation { until: ended_until(&found)?.unwrap_or(revocation.until), ..revocation };
+        self.record_heard(deed, owner(id), vec![Change::Revoked(revocation)]).await
+    }
+}
+
+pub(crate) fn owner(id: FamilyId) -> Owner {
+    Owner { collection: TOKENS, id: uuid(id.0) }
+}
+
+/// Ends a family, or remembers longer that it was ended.
+pub(crate) fn end(
+    id: FamilyId,
+    deed: &Deed,
+    ended_at: Option<Timestamp>,
+    until: Timestamp,
+) -> Vec<Document> {
+    let mut set = doc! {
+        "ended": true,
+        "ended_until": { "$max": ["$ended_until", date(until)] },
+        "op": deed.operation(),
+        "outbox": deed.concatenated(&owner(id)),
+    };
+    if let Some(at) = ended_at {
+        set.insert("ended_at", doc! { "$ifNull": ["$ended_at", date(at)] });
+    }
+    vec![doc! { "$set": set }]
+}
+
+/// What never changes.
+#[derive(Serialize, Deserialize)]
+struct Body {
+    tenant: TenantId,
+    subject: Subject,
+    scopes: Scopes,
+    audience: Vec<Audience>,
+    epochs: Epochs,
+    opened_at: Timestamp,
+    idle: Duration,
+}
+
+/// Without operation and outbox.
+pub(crate) fn encoded(family: &Family) -> Result<Document, Fault> {
+    let Family { tenant, subject, scopes, audience, epochs, opened_at, idle, .. } = family.clone();
+    let body = encode(
+        "refresh family",
+        &Body { tenant, subject, scopes, audience, epochs, opened_at, idle },
+    )?;
+    let idle = i64::try_from(family.idle.min(LONGEST_IDLE).as_millis()).unwrap_or(i64::MAX);
+    Ok(doc! {
+        "_id": uuid(family.id.0),
+        "client": family.client.as_str(),
+        "salt": bytes(&family.salt),
+        "generation": i64::from(family.generation),
+        "rotated_at": date(family.rotated_at),
+        "answers": encode("refresh family", &family.answers)?,
+        "ended_at": family.ended_at.map(date),
+        "expires_at": date(family.expires_at),
+        "idle_ms": idle,
+        "ends_at": date(family.ends_at()),
+        "ended": false,
+        "family": body,
+    })
+}
+
+pub(crate) fn decoded(document: &Document) -> Result<Family, Fault> {
+    let fields = Fields::of("refresh family", document);
+    let Body { tenant, subject, scopes, audience, epochs, opened_at, idle } =
+        fields.part("family")?;
+    let generation = u32::try_from(fields.count("generation")?)
+        .map_err(|error| Fault::row("refresh family", error))?;
+    Ok(Family {
+        id: FamilyId(fields.uuid("_id")?),
+        tenant,
+        client: fields.parse("client")?,
+        subject,
+        scopes,
+        audience,
+        salt: fields.hash("salt")?,
+        epochs,
+        opened_at,
+        expires_at: fields.time("expires_at")?,
+        idle,
+        generation,
+        rotated_at: fields.time("rotated_at")?,
+        answers: fields.part("answers")?,
+        ended_at: fields.find_time("ended_at")?,
+    })
+}
+
+impl Shared {
+    /// Forgets up to `limit` families that can never stand again. Of one that was ended and must be
+    /// remembered, the revocation stays: it is written before the family goes, so that a crash in
+    /// between leaves both.
+    pub(super) async fn sweep_families(
+        &self,
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<usize, Fault> {
+        let gone = revocations::delete_some(
+            self,
+            TOKENS,
+            revocations::over("ends_at", now, doc! { "ended": false }),
+            limit,
+        )
+        .await?;
+        let room = limit.saturating_sub(gone);
+        if room == 0 {
+            return Ok(gone);
+        }
+        // Those whose event is still on its way stay for the next time.
+        let dead = revocations::over(
+            "ends_at",
+            now,
+            doc! { "ended": true, "outbox.id": { "$exists": false } },
+        );
+        let room = room.min(ONE_BY_ONE);
+        let found = revocations::some(self, TOKENS, dead, room).await?;
+        for document in &found {
+            let id = FamilyId(Fields::of("refresh family", document).uuid("_id")?);
+            if let Some(until) = ended_until(document)?.filter(|until| now < *until) {
+                self.keep(ended(id, until)).await?;
+            }
+            // A revocation in the same breath would have made the time longer: then it goes another
+            // time.
+            let filter = doc! {
+                "_id": uuid(id.0),
+                "ended_until": document.get("ended_until").cloned(),
+                "outbox.id": { "$exists": false },
+            };
+            let tokens = self.link.collection(TOKENS);
+            self.link.call(async move { Ok(tokens.delete_one(filter).await?) }).await?;
+        }
+        Ok(gone.saturating_add(found.len()))
+    }
+}

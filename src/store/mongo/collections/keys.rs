@@ -1,0 +1,103 @@
+//! The keyset: one document.
+
+use std::sync::{Arc, atomic::Ordering::SeqCst};
+
+use async_trait::async_trait;
+use mongodb::bson::{Document, doc};
+
+use crate::{
+    model::{Event, Keyset},
+    store::{
+        Change, KeyStore, Result, Write,
+        mongo::{
+            Mongo, Shared,
+            audit::outbox::Owner,
+            driver::{
+                codec::{Fields, before, count, encode},
+                error::Fault,
+                schema::SIGNING_KEYS,
+            },
+            whole,
+        },
+    },
+};
+
+/// Its `_id`.
+pub(crate) const KEYSET: &str = "keyset";
+
+#[async_trait]
+impl KeyStore for Mongo {
+    async fn keyset(&self) -> Result<Option<Keyset>> {
+        let keys = self.shared.link.collection(SIGNING_KEYS);
+        let found = self
+            .shared
+            .link
+            .call(async move { Ok(keys.find_one(doc! { "_id": KEYSET }).await?) })
+            .await?;
+        Ok(found.as_ref().map(decoded).transpose()?)
+    }
+
+    async fn replace_keyset(&self, keyset: &Keyset, event: Event) -> Result<Write> {
+        let (shared, keyset) = (self.shared.clone(), keyset.clone());
+        whole(&self.shared, async move { shared.replace_keyset(&keyset, event).await }).await
+    }
+}
+
+impl Shared {
+    /// A keyset that was read; `None` for one that cannot be read, which is logged once: the last
+    /// genuine one stays in use.
+    pub(crate) fn readable(&self, keyset: Result<Keyset, Fault>) -> Option<Keyset> {
+        let is_known = self.keyset_unread.swap(keyset.is_err(), SeqCst);
+        keyset
+            .inspect_err(|fault| {
+                if !is_known {
+                    refused(fault)
+                }
+            })
+            .ok()
+    }
+
+    pub(super) async fn replace_keyset(
+        &self,
+        keyset: &Keyset,
+        event: Event,
+    ) -> Result<Write, Fault> {
+        let Some(before) = before(keyset.revision) else { return Ok(Write::Stale) };
+        let deed = self.deed([event])?;
+        // There is none of revision 0: the first one is inserted, unless there is one, which then
+        // has its `_id`.
+        let filter = doc! { "_id": KEYSET, "revision": count(before) };
+        let set = doc! { "revision": count(keyset.revision), "keyset": encode("keyset", keyset)?, "op": deed.operation() };
+        let owner = Owner { collection: SIGNING_KEYS, id: KEYSET.into() };
+        let update = doc! { "$set": set, "$push": { "outbox": deed.push(&owner) } };
+        let (keys, first) = (self.link.collection(SIGNING_KEYS), before == 0);
+        match self
+            .link
+            .call(async move { Ok(keys.update_one(filter, update).upsert(first).await?) })
+            .await
+        {
+            Err(fault) if fault.is_duplicate() => {
+                self.confirm(owner).await?;
+                return Ok(Write::Stale);
+            }
+            outcome => {
+                let written = outcome?;
+                if written.matched_count == 0 && written.upserted_id.is_none() {
+                    return Ok(Write::Stale);
+                }
+            }
+        }
+        self.record_heard(deed, owner, vec![Change::Keyset(Arc::new(keyset.clone()))]).await?;
+        Ok(Write::Done)
+    }
+}
+
+/// Counts and says that what is in the keyset's place is none.
+pub(crate) fn refused(fault: &Fault) {
+    metrics::counter!("jeton_keyset_refused_total").increment(1);
+    tracing::error!(%fault, "refused the store's keyset: the last genuine one stays in use");
+}
+
+pub(crate) fn decoded(document: &Document) -> Result<Keyset, Fault> {
+    Fields::of("keyset", document).part("keyset")
+}

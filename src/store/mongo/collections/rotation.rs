@@ -1,0 +1,349 @@
+//! The rotation of a refresh token (RFC 9700 section 4.14.2): one conditional write, and what to
+//! say where it finds nothing.
+//!
+//! A call that gives out a token leaves a mark in `last.unanswered`, its outbox entry's id, which
+//! goes when its caller was answered (`outbox_cleaner`). Marks that stay are of calls that no caller
+//! got an answer to.
+
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use mongodb::bson::{Bson, Document, doc};
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use super::{
+    coalesce::Turn,
+    families::{decoded, end, owner},
+    revocations::ended_until,
+};
+use crate::{
+    model::{Family, Revoked, Stamp, family::RUNNING, revocation::Revocation},
+    store::{
+        Change, Last, Rotate, Rotation, Verdict,
+        mongo::{
+            Shared,
+            audit::outbox::Deed,
+            driver::{
+                codec::{Fields, date, uuid},
+                connection::pause,
+                error::Fault,
+            },
+        },
+    },
+};
+
+/// How often a rotation that others overtook is judged anew.
+const ATTEMPTS: usize = 16;
+/// Between two looks at a family whose last calls may or may not have been answered.
+const UNSETTLED: Duration = Duration::from_millis(100);
+
+/// Outcome of a caller's turn at a family.
+enum Turned {
+    /// Its token was spent, or given again: the family as it is now, and the record that is due.
+    Given(Verdict, Arc<Document>, Deed),
+    /// Neither: the family as it was found after this call began.
+    Found(Option<Arc<Document>>),
+}
+
+/// A verdict, and what it was made from.
+struct Judged {
+    verdict: Verdict,
+    family: Option<Family>,
+    last: Last,
+    /// Whether the document's marks are of the current generation.
+    has_marks: bool,
+}
+
+/// A call of Refresh on its way.
+pub(super) struct Presented<'a> {
+    pub(super) rotate: &'a Rotate,
+    pub(crate) stamp: &'a Stamp,
+    pub(super) jti: &'a str,
+    /// Gone when the caller has its answer, or waits no more.
+    pub(crate) caller: &'a Weak<()>,
+}
+
+impl Presented<'_> {
+    fn is_given_up(&self) -> bool {
+        self.caller.strong_count() == 0
+    }
+}
+
+impl Shared {
+    /// With the outbox entry of a call that gives out a token, which is marked as not answered
+    /// until it is.
+    pub(super) async fn rotate(
+        &self,
+        call: &Presented<'_>,
+    ) -> Result<(Rotation, Option<Uuid>), Fault> {
+        let mut attempts = 0;
+        while attempts < ATTEMPTS {
+            let found = match self.take_turn(call).await? {
+                Turned::Given(verdict, found, deed) => {
+                    let entry = deed.entries.first().map(|entry| entry.id);
+                    let family = decoded(&found)?;
+                    self.record(deed, owner(call.rotate.family)).await?;
+                    let given = if verdict == Verdict::Rotate {
+                        Rotation::Rotated
+                    } else {
+                        Rotation::Repeated
+                    };
+                    return Ok((given(family), entry));
+                }
+                Turned::Found(found) => found,
+            };
+            let Judged { verdict, family, last, .. } = self.judge(call.rotate, found.as_deref())?;
+            match (verdict, family) {
+                // Others changed the family in between.
+                (Verdict::Rotate | Verdict::Repeat, _) => attempts += 1,
+                // Its callers may yet be answered, or may have failed with the store: that shows
+                // when the marks go, or stay.
+                (Verdict::Refuse, Some(family)) if last.answered(&family.answers) == 0 => {
+                    if call.is_given_up() {
+                        return Err(Fault::Late(self.link.deadline()));
+                    }
+                    pause(UNSETTLED).await;
+                }
+                (verdict, Some(family)) if verdict.ends() => {
+                    if let Some(rotation) = self.end_presented(call, verdict, family).await? {
+                        return Ok((rotation, None));
+                    }
+                    attempts += 1;
+                }
+                (Verdict::Refuse, _) => return Ok((Rotation::Refused, None)),
+                _ => return Ok((Rotation::Unknown, None)),
+            }
+        }
+        Err(Fault::Crowded)
+    }
+
+    /// Ends the family; `None` if others changed it in between.
+    async fn end_presented(
+        &self,
+        call: &Presented<'_>,
+        verdict: Verdict,
+        family: Family,
+    ) -> Result<Option<Rotation>, Fault> {
+        let rotate = call.rotate;
+        // The late echo of a call that was given up, and made again elsewhere since: nobody's
+        // reuse.
+        if rotate.lawful && call.is_given_up() {
+            return Err(Fault::Late(self.link.deadline()));
+        }
+        let Some(remember) = rotate.remember else { return Ok(Some(Rotation::Unended(verdict))) };
+        let deed = self.deed([rotate.event(verdict, call.stamp, call.jti, Some(&family))])?;
+        let until = rotate.now + remember;
+        let update = end(rotate.family, &deed, Some(rotate.now), until);
+        let filter = doc! {
+            "_id": uuid(rotate.family.0),
+            "generation": i64::from(family.generation),
+            "rotated_at": date(family.rotated_at),
+            "ended_at": null,
+        };
+        let Some(found) = self.change_family(filter, update).await? else { return Ok(None) };
+        let revocation = Revocation {
+            revoked: Revoked::Family(rotate.family),
+            until: ended_until(&found)?.unwrap_or(until),
+        };
+        self.record_heard(deed, owner(rotate.family), vec![Change::Revoked(revocation)]).await?;
+        Ok(Some(if verdict == Verdict::Shared {
+            Rotation::Shared(family)
+        } else {
+            Rotation::Reused
+        }))
+    }
+
+    /// Spends the token, if it is the current one, or gives its successor again; of those who come
+    /// at the same time on this node, one tries at a time. What nothing is given for, all are told
+    /// by one look.
+    async fn take_turn(&self, call: &Presented<'_>) -> Result<Turned, Fault> {
+        let (rotate, deadline) = (call.rotate, self.link.deadline());
+        let gives = |judged: &Judged| matches!(judged.verdict, Verdict::Rotate | Verdict::Repeat);
+        // Whoever may be given a token has to try.
+        let serves = |found: Option<&Document>| {
+            !self.judge(rotate, found).is_ok_and(|judged| gives(&judged))
+        };
+        let turn = timeout(deadline, self.rotators.turn(rotate.family, serves)).await;
+        let look = match turn.map_err(|_| Fault::Late(deadline))? {
+            Turn::Found(found) => return Ok(Turned::Found(found)),
+            Turn::Look(look) => look,
+        };
+        if rotate.lawful && call.is_given_up() {
+            return Err(Fault::Late(deadline));
+        }
+        // The write itself judges: by what was seen last, or else as if the token were the current
+        // one, which is the usual case.
+        let seen = look.seen();
+        let is_gone = seen
+            .as_ref()
+            .and_then(|seen| seen.get_i64("generation").ok())
+            .is_some_and(|g| g > i64::from(rotate.presented));
+        let guess = seen.and_then(|seen| self.judge(rotate, Some(&seen)).ok()).filter(gives);
+        let before = look.before();
+        let given = match guess {
+            Some(judged) if judged.verdict == Verdict::Repeat => self.repeat(call, &judged).await?,
+            _ if rotate.presented < u32::MAX && !is_gone => self.spend(call).await?,
+            _ => None,
+        };
+        if let Some((verdict, found, deed)) = given {
+            look.found(before, Some(found.clone()));
+            return Ok(Turned::Given(verdict, found, deed));
+        }
+        let found = look.find(self.as_kept(rotate.family)).await?;
+        let judged = self.judge(rotate, found.as_deref())?;
+        if judged.verdict == Verdict::Repeat {
+            let before = look.before();
+            if let Some((verdict, found, deed)) = self.repeat(call, &judged).await? {
+                look.found(before, Some(found.clone()));
+                return Ok(Turned::Given(verdict, found, deed));
+            }
+        }
+        Ok(Turned::Found(found))
+    }
+
+    /// Goes one generation on, if the filter finds what [`Rotate::judge`] calls
+    /// [`Verdict::Rotate`].
+    async fn spend(
+        &self,
+        call: &Presented<'_>,
+    ) -> Result<Option<(Verdict, Arc<Document>, Deed)>, Fault> {
+        let Presented { rotate, stamp, jti, caller } = call;
+        let deed = self.deed([rotate.event(Verdict::Rotate, stamp, jti, None)])?.awaited_by(caller);
+        let found = self.change_family(current(rotate), rotated(rotate, stamp, &deed)).await?;
+        Ok(found.map(|found| (Verdict::Rotate, Arc::new(found), deed)))
+    }
+
+    /// Gives the successor again, if no other call was given it since this was judged.
+    async fn repeat(
+        &self,
+        call: &Presented<'_>,
+        judged: &Judged,
+    ) -> Result<Option<(Verdict, Arc<Document>, Deed)>, Fault> {
+        let Presented { rotate, stamp, jti, caller } = call;
+        let Some(family) = &judged.family else { return Ok(None) };
+        let deed = self
+            .deed([rotate.event(Verdict::Repeat, stamp, jti, Some(family))])?
+            .awaited_by(caller);
+        let is_late = !rotate.is_in_grace(judged.last);
+        let mut filter = doc! {
+            "_id": uuid(rotate.family.0),
+            "generation": i64::from(family.generation),
+            "answers.given": i64::from(family.answers.given),
+            "ended_at": null,
+        };
+        if is_late {
+            // None of them was answered meanwhile either.
+            filter.insert("last.unanswered", doc! { "$size": i64::from(family.answers.given) });
+        }
+        let kept = if judged.has_marks && !is_late {
+            "$last.unanswered".into()
+        } else {
+            Bson::Array(Vec::new())
+        };
+        let given = if is_late { 1 } else { family.answers.given.saturating_add(1) };
+        let update = vec![doc! { "$set": {
+            "answers.given": i64::from(given),
+            "answers.repeated_by": { "$literal": stamp.peer.as_ref() },
+            "last": {
+                "generation": i64::from(family.generation),
+                // The grace begins with the rotation; anew, where no caller was answered in it.
+                "at": date(if is_late { rotate.agreed } else { judged.last.at }),
+                "unanswered": { "$concatArrays": [kept, marks(&deed)] },
+            },
+            "op": deed.operation(),
+            "outbox": deed.concatenated(&owner(rotate.family)),
+        } }];
+        let found = self.change_family(filter, update).await?;
+        Ok(found.map(|found| (Verdict::Repeat, Arc::new(found), deed)))
+    }
+
+    /// The verdict on what was found.
+    fn judge(&self, rotate: &Rotate, found: Option<&Document>) -> Result<Judged, Fault> {
+        let Some(found) = found else {
+            let last = Last { at: rotate.agreed, unanswered: 0 };
+            return Ok(Judged { verdict: Verdict::Unknown, family: None, last, has_marks: false });
+        };
+        let family = decoded(found)?;
+        let (last, has_marks) = self.last(found, &family)?;
+        Ok(Judged { verdict: rotate.judge(&family, last), family: Some(family), last, has_marks })
+    }
+
+    /// The rotation that the current generation came of. There is none of a family that came with
+    /// an import: then its own time has to do.
+    fn last(&self, document: &Document, family: &Family) -> Result<(Last, bool), Fault> {
+        let own = Last { at: family.rotated_at, unanswered: 0 };
+        let Some(last) = document.get("last").and_then(Bson::as_document) else {
+            return Ok((own, false));
+        };
+        let fields = Fields::of("refresh family", last);
+        if fields.count("generation")? != u64::from(family.generation) {
+            return Ok((own, false));
+        }
+        let marks = fields.uuids("unanswered")?;
+        let unanswered =
+            marks.into_iter().filter(|entry| !self.settle.was_answered(*entry)).count();
+        Ok((
+            Last {
+                at: fields.time("at")?,
+                unanswered: u32::try_from(unanswered).unwrap_or(u32::MAX),
+            },
+            true,
+        ))
+    }
+}
+
+/// The mark of a call that is on its way.
+fn marks(deed: &Deed) -> Bson {
+    deed.entries.first().map(|entry| uuid(entry.id)).into_iter().collect::<Vec<_>>().into()
+}
+
+/// Whether the current generation was answered more than once, as an expression. An answer that
+/// this node gave and did not come to take the mark of is not among them.
+fn is_repeated() -> Document {
+    let marks = doc! { "$cond": [
+        { "$eq": ["$last.generation", "$generation"] },
+        { "$size": { "$ifNull": ["$last.unanswered", []] } },
+        0,
+    ] };
+    doc! { "$gt": [{ "$subtract": ["$answers.given", marks] }, 1] }
+}
+
+/// A family whose current token is the one presented, and which is not shared.
+fn current(rotate: &Rotate) -> Document {
+    let ran = doc! { "$gte": ["$answers.running", i64::from(RUNNING) - 1] };
+    doc! {
+        "_id": uuid(rotate.family.0),
+        "client": rotate.client.as_str(),
+        "generation": i64::from(rotate.presented),
+        "ended_at": null,
+        "ends_at": { "$gt": date(rotate.now) },
+        "$expr": { "$not": [{ "$and": [ran, is_repeated()] }] },
+    }
+}
+
+fn rotated(rotate: &Rotate, stamp: &Stamp, deed: &Deed) -> Vec<Document> {
+    let (now, next) = (date(rotate.now), i64::from(rotate.presented.saturating_add(1)));
+    vec![doc! { "$set": {
+        "generation": next,
+        "rotated_at": now.clone(),
+        "answers": {
+            "given": 1_i64,
+            "running": { "$cond": [is_repeated(), { "$add": ["$answers.running", 1_i64] }, 0_i64] },
+            "rotated_by": { "$literal": stamp.peer.as_ref() },
+            "repeated_by": "",
+        },
+        "last": {
+            "generation": next,
+            "at": date(rotate.agreed),
+            // The entry goes out of the outbox, whoever records it; this stays until the caller was
+            // answered.
+            "unanswered": marks(deed),
+        },
+        "ends_at": { "$min": ["$expires_at", { "$add": [now, "$idle_ms"] }] },
+        "op": deed.operation(),
+        "outbox": deed.concatenated(&owner(rotate.family)),
+    } }]
+}

@@ -1,0 +1,81 @@
+//! A change stream, batch by batch. Not the driver's own: where the way breaks off, that one takes
+//! itself up again, and if its first attempt fails too, the second has forgotten where it was and
+//! goes on from now (driver 3.9.1). What came in between is lost, and nobody is told. Here a stream
+//! is one cursor and ends with it; whoever reads takes up another one where it was.
+
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use mongodb::{
+    bson::{Document, doc},
+    raw_batch_cursor::RawBatchCursor,
+};
+
+use super::{codec::lenient, connection::Link, error::Fault};
+
+/// How long the server waits for something to tell.
+const AWAIT: Duration = Duration::from_millis(500);
+
+/// How often in a row the server may refuse a place before that is given up.
+pub(crate) const REFUSALS: u32 = 10;
+
+/// A stream that is open.
+pub(crate) struct Stream {
+    cursor: RawBatchCursor,
+    is_first: bool,
+}
+
+/// What came.
+pub(crate) struct Batch {
+    /// None, if nothing came for a while.
+    pub(crate) events: Vec<Document>,
+    /// Behind them.
+    pub(crate) place: Place,
+    /// Whether the server goes on from there. The first batch is there at once, and mostly empty:
+    /// that says little.
+    pub(crate) goes_on: bool,
+}
+
+/// Where a stream can be taken up: a resume token.
+#[derive(Clone)]
+pub(crate) struct Place(Document);
+
+impl Stream {
+    /// Of a collection or of the whole database, from a place on, else from now on; what the
+    /// pipeline lets through. Must not be dropped before it is done, as no operation of the driver
+    /// must.
+    pub(crate) async fn open(
+        link: &Link,
+        collection: Option<&str>,
+        after: Option<Place>,
+        pipeline: impl IntoIterator<Item = Document>,
+    ) -> Result<Self, Fault> {
+        let from = after.map_or_else(Document::new, |Place(token)| doc! { "resumeAfter": token });
+        let stages = std::iter::once(doc! { "$changeStream": from }).chain(pipeline);
+        let cursor = match collection {
+            Some(name) => {
+                link.collection(name).aggregate(stages).max_await_time(AWAIT).batch().await?
+            }
+            None => link.database().aggregate(stages).max_await_time(AWAIT).batch().await?,
+        };
+        Ok(Self { cursor, is_first: true })
+    }
+
+    /// What came next; `None` where the server has ended the stream. As for [`Self::open`], not to
+    /// be dropped in flight.
+    pub(crate) async fn next(&mut self) -> Result<Option<Batch>, Fault> {
+        let Some(batch) = self.cursor.next().await.transpose()? else { return Ok(None) };
+        let wrong = |problem: &dyn std::fmt::Display| Fault::row("change stream", problem);
+        let cursor =
+            batch.as_raw_document().get_document("cursor").map_err(|error| wrong(&error))?;
+        let place = cursor.get_document("postBatchResumeToken").map_err(|error| wrong(&error))?;
+        let place = Place(place.try_into().map_err(|error| wrong(&error))?);
+        let events = batch.doc_slices()?.into_iter().map(|event| {
+            let event = event.map_err(|error| wrong(&error))?;
+            event.as_document().map(lenient).ok_or_else(|| wrong(&"an event is no document"))
+        });
+        let events: Vec<_> = events.collect::<Result<_, Fault>>()?;
+        let goes_on = !std::mem::take(&mut self.is_first) || !events.is_empty();
+        Ok(Some(Batch { events, place, goes_on }))
+    }
+}

@@ -1,0 +1,209 @@
+//! The way to the database. The driver's futures must not be dropped in flight, and callers come
+//! and go: so every operation runs in a task of its own, and only the waiting for it ends at the
+//! deadline.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use mongodb::{
+    Client, Collection, Database,
+    bson::Document,
+    options::{ClientOptions, DatabaseOptions, ReadConcern, SelectionCriteria, WriteConcern},
+};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
+
+use super::error::{Fault, OpenError};
+
+/// Operations on their way at once, those whose callers have given up included; more are refused.
+const ROOM: usize = 2_048;
+/// What the database is called where the address names none.
+const DATABASE: &str = "jeton";
+/// Connections to each server, and how many of them are opened at once, where the address does not
+/// say.
+const POOL: u32 = 100;
+const CONNECTING: u32 = 8;
+/// How often each server is looked at, and how long a connection may take to be made.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+const CONNECT: Duration = Duration::from_secs(2);
+/// How long a connection that nobody needs is kept.
+const IDLE: Duration = Duration::from_secs(20);
+
+/// A database, reached over the driver's pool.
+pub(crate) struct Link {
+    client: Client,
+    database: Database,
+    deadline: Duration,
+    room: Arc<Semaphore>,
+    state: watch::Sender<State>,
+}
+
+/// Whether the way is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Open,
+    Closed,
+    /// Another process took this node's name.
+    Displaced,
+}
+
+impl Link {
+    /// Reads the address. Nothing is sent yet.
+    pub(crate) async fn new(uri: &str, deadline: Duration) -> Result<Self, OpenError> {
+        let mut options = options(uri).await?;
+        let name = options.default_database.clone().unwrap_or_else(|| DATABASE.to_owned());
+        options.app_name.get_or_insert_with(|| "jeton".to_owned());
+        options.max_pool_size.get_or_insert(POOL);
+        options.max_connecting.get_or_insert(CONNECTING);
+        options.connect_timeout.get_or_insert(CONNECT);
+        options.heartbeat_freq.get_or_insert(HEARTBEAT);
+        // What a stall has opened goes again.
+        options.max_idle_time.get_or_insert(IDLE);
+        // An operation that finds no server ends by itself before its caller gives up.
+        options.server_selection_timeout.get_or_insert_with(|| deadline.mul_f32(0.75));
+        // An address must not weaken what an answer means.
+        (options.write_concern, options.read_concern, options.selection_criteria) =
+            (None, None, None);
+        let client =
+            Client::with_options(options).map_err(|error| OpenError::Uri(problem(&error)))?;
+        let durable = WriteConcern::builder().w(mongodb::options::Acknowledgment::Majority);
+        let durable = durable.journal(true).w_timeout(deadline).build();
+        let promises = DatabaseOptions::builder()
+            .write_concern(durable)
+            .read_concern(ReadConcern::majority())
+            .selection_criteria(SelectionCriteria::ReadPreference(
+                mongodb::options::ReadPreference::Primary,
+            ))
+            .build();
+        let database = client.database_with_options(&name, promises);
+        Ok(Self {
+            client,
+            database,
+            deadline,
+            room: Arc::new(Semaphore::new(ROOM)),
+            state: watch::Sender::new(State::Open),
+        })
+    }
+
+    pub(crate) const fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(crate) const fn database(&self) -> &Database {
+        &self.database
+    }
+
+    pub(crate) const fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    /// A collection: written by majority and journal, read at majority, from the primary.
+    pub(crate) fn collection(&self, name: &str) -> Collection<Document> {
+        self.database.collection(name)
+    }
+
+    /// Carries out an operation; whatever becomes of the caller, it is not cut off.
+    pub(crate) async fn call<T: Send + 'static>(
+        &self,
+        operation: impl Future<Output = Result<T, Fault>> + Send + 'static,
+    ) -> Result<T, Fault> {
+        self.within(self.deadline, operation).await
+    }
+
+    /// The same, with a deadline of its own.
+    pub(crate) async fn within<T: Send + 'static>(
+        &self,
+        deadline: Duration,
+        operation: impl Future<Output = Result<T, Fault>> + Send + 'static,
+    ) -> Result<T, Fault> {
+        match *self.state.borrow() {
+            State::Open => {}
+            State::Closed => return Err(Fault::Closed),
+            State::Displaced => return Err(Fault::Displaced),
+        }
+        let place = self.room.clone().try_acquire_owned().map_err(|_| Fault::Crowded)?;
+        let task = tokio::spawn(async move {
+            let outcome = operation.await;
+            drop(place);
+            outcome
+        });
+        match timeout(deadline, task).await {
+            Ok(Ok(outcome)) => outcome,
+            // The task panicked, or the runtime is ending.
+            Ok(Err(_)) => Err(Fault::Closed),
+            Err(_) => Err(Fault::Late(deadline)),
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        *self.state.borrow() != State::Open
+    }
+
+    /// Refuses whatever comes from now on: another process took over.
+    pub(crate) fn displaced(&self) {
+        self.end(State::Displaced);
+    }
+
+    /// Refuses whatever comes from now on.
+    pub(crate) fn close(&self) {
+        self.end(State::Closed);
+    }
+
+    fn end(&self, state: State) {
+        self.state.send_if_modified(|now| {
+            let open = *now == State::Open;
+            if open {
+                *now = state;
+            }
+            open
+        });
+    }
+
+    /// Waits until the way is closed; whether because another process took over.
+    pub(crate) async fn ended(&self) -> bool {
+        let mut state = self.state.subscribe();
+        let ended = state.wait_for(|state| *state != State::Open).await;
+        ended.is_ok_and(|state| *state == State::Displaced)
+    }
+}
+
+/// What an address says.
+pub(crate) async fn options(uri: &str) -> Result<ClientOptions, OpenError> {
+    let error = match ClientOptions::parse(uri).await {
+        Ok(options) => return Ok(options),
+        Err(error) => error,
+    };
+    if matches!(*error.kind, mongodb::error::ErrorKind::DnsResolve { .. }) {
+        return Err(error.into());
+    }
+    let bare = uri.split_once('?').map(|(address, _)| address);
+    if let Some(address) = bare.filter(|_| !is_of_files(&error))
+        && ClientOptions::parse(address).await.is_ok()
+    {
+        return Err(OpenError::Uri(
+            "an option behind its ? is not known, or has a value that cannot be".to_owned(),
+        ));
+    }
+    Err(OpenError::Uri(problem(&error)))
+}
+
+fn is_of_files(error: &mongodb::error::Error) -> bool {
+    matches!(*error.kind, mongodb::error::ErrorKind::InvalidTlsConfig { .. })
+}
+
+/// Between two attempts, or two looks.
+#[expect(clippy::disallowed_methods, reason = "what is waited for is another machine")]
+pub(crate) async fn pause(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
+/// What is wrong with an address, without its text: the driver repeats parts of it.
+fn problem(error: &mongodb::error::Error) -> String {
+    if is_of_files(error) {
+        return "its TLS options do not fit, or name a file that cannot be read".to_owned();
+    }
+    "is not a MongoDB address: mongodb://[user:password@]host[:port],.../[database][?options], \
+     with special characters of user and password percent-encoded"
+        .to_owned()
+}

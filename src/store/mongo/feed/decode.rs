@@ -1,0 +1,145 @@
+//! What the change stream is asked for, and what its events mean.
+
+use std::sync::Arc;
+
+use mongodb::bson::{Bson, Document, doc};
+use uuid::Uuid;
+
+use crate::{
+    model::{FamilyId, Revoked, revocation::Revocation},
+    store::{
+        Change,
+        mongo::{
+            collections::{
+                clients, keys,
+                revocations::{epoch_of, revoked_of},
+            },
+            driver::{
+                codec::{Fields, as_uuid},
+                error::Fault,
+                schema::{CLIENTS, EPOCHS, NODES, REVOCATIONS, SIGNING_KEYS, TOKENS},
+            },
+        },
+    },
+};
+
+/// An event of the stream.
+pub(super) enum Heard {
+    /// Changes, and the operation that made them where it left its name.
+    Changes(Option<Uuid>, Vec<Change>),
+    /// A heartbeat of this node.
+    Beat(i64),
+    /// A collection is not what it was.
+    Gone,
+}
+
+/// Everything that judgements depend on, and this node's heartbeat; not the rotations, of which
+/// there are many.
+pub(crate) fn pipeline(node: &str) -> Vec<Document> {
+    let of = |collection: &str, field: &str| {
+        let (updated, full) =
+            (format!("updateDescription.updatedFields.{field}"), format!("fullDocument.{field}"));
+        let either =
+            vec![doc! { updated: { "$exists": true } }, doc! { full: { "$exists": true } }];
+        doc! { "ns.coll": collection, "$or": either }
+    };
+    let all = vec![
+        of(REVOCATIONS, "until"),
+        of(TOKENS, "ended_until"),
+        of(EPOCHS, "value"),
+        of(CLIENTS, "deleted"),
+        of(CLIENTS, "revision"),
+        of(CLIENTS, clients::EPOCH),
+        of(SIGNING_KEYS, "revision"),
+        doc! { "ns.coll": NODES, "documentKey._id": node, "updateDescription.updatedFields.beat": { "$exists": true } },
+        doc! { "operationType": { "$in": ["drop", "rename", "dropDatabase", "invalidate"] } },
+    ];
+    let of_updates = [
+        "until",
+        "ended_until",
+        "value",
+        "deleted",
+        "revision",
+        clients::EPOCH,
+        "keyset",
+        "beat",
+        "op",
+    ];
+    let mut wanted = doc! { "operationType": 1, "ns": 1, "to": 1, "documentKey": 1 };
+    for field in of_updates {
+        wanted.insert(format!("updateDescription.updatedFields.{field}"), 1);
+        wanted.insert(format!("fullDocument.{field}"), 1);
+    }
+    vec![doc! { "$match": { "$or": all } }, doc! { "$project": wanted }]
+}
+
+pub(crate) fn heard(event: &Document) -> Result<Heard, Fault> {
+    let fields = Fields::of("change", event);
+    let ours = [REVOCATIONS, TOKENS, EPOCHS, CLIENTS, SIGNING_KEYS, NODES];
+    let named = |field: &str| {
+        fields.find(field).and_then(Bson::as_document).and_then(|named| named.get_str("coll").ok())
+    };
+    let collection = named("ns");
+    if matches!(fields.text("operationType")?, "drop" | "rename" | "dropDatabase" | "invalidate") {
+        // What is renamed to one of ours takes its place, and nothing else is said of what that
+        // was, nor of what is in it now.
+        let concerns_us = collection.is_none_or(|from| {
+            [Some(from), named("to")].iter().flatten().any(|name| ours.contains(name))
+        });
+        return Ok(if concerns_us { Heard::Gone } else { Heard::Changes(None, Vec::new()) });
+    }
+    let collection = collection.ok_or_else(|| Fault::row("change", "it is of no collection"))?;
+    let key = fields.get("documentKey")?.as_document().and_then(|key| key.get("_id"));
+    let key = key.ok_or_else(|| Fault::row("change", "it is of no document"))?;
+    let update = fields.find("updateDescription").and_then(Bson::as_document);
+    let update = update.and_then(|update| update.get_document("updatedFields").ok());
+    let changed = update.or_else(|| fields.find("fullDocument").and_then(Bson::as_document));
+    let nothing = Document::new();
+    let changed = match changed {
+        Some(changed) => changed,
+        // It cannot even be read: no keyset.
+        None if collection == SIGNING_KEYS => &nothing,
+        None => return Err(Fault::row("change", "it says nothing")),
+    };
+    let now = Fields::of("change", changed);
+    if collection == NODES {
+        return Ok(Heard::Beat(changed.get_i64("beat").unwrap_or_default()));
+    }
+    let operation = now.find("op").and_then(as_uuid);
+    Ok(Heard::Changes(operation, changes(collection, key, &now)?))
+}
+
+fn changes(collection: &str, key: &Bson, now: &Fields<'_>) -> Result<Vec<Change>, Fault> {
+    let wrong = || Fault::row("change", "its _id is not ours");
+    let text = || key.as_str().ok_or_else(wrong);
+    Ok(match collection {
+        REVOCATIONS => vec![Change::Revoked(Revocation {
+            revoked: revoked_of(text()?)?,
+            until: now.time("until")?,
+        })],
+        TOKENS => {
+            let revoked = Revoked::Family(FamilyId(as_uuid(key).ok_or_else(wrong)?));
+            vec![Change::Revoked(Revocation { revoked, until: now.time("ended_until")? })]
+        }
+        EPOCHS => vec![Change::Epoch(epoch_of(text()?)?, now.count("value")?)],
+        CLIENTS => {
+            let mut changes = Vec::new();
+            // Of an `_id` that no client could have, nothing is remembered that could change.
+            let id = key.as_str().and_then(|id| id.parse().ok());
+            // An epoch alone changes nothing that is remembered of a client.
+            if now.find("revision").is_some() || now.find("deleted").is_some() {
+                changes.extend(id.map(Change::Client));
+            }
+            if now.find(clients::EPOCH).is_some() {
+                changes
+                    .extend(clients::epoch(key, now).map(|(of, value)| Change::Epoch(of, value)));
+            }
+            changes
+        }
+        SIGNING_KEYS => {
+            let keyset = now.part(keys::KEYSET).inspect_err(keys::refused).ok();
+            keyset.map(|keyset| Change::Keyset(Arc::new(keyset))).into_iter().collect()
+        }
+        _ => Vec::new(),
+    })
+}
