@@ -9,7 +9,7 @@
     reason = "tests fail by panicking"
 )]
 
-#[path = "support/replica.rs"]
+#[path = "support/replica/mod.rs"]
 mod replica;
 
 use std::{env, path::Path, process::Command, time::Duration};

@@ -11,7 +11,7 @@
 mod administration;
 mod house;
 mod records;
-#[path = "../support/replica.rs"]
+#[path = "../support/replica/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "shared with other tests, which use the rest")]
 mod replica;
 mod serving;

@@ -23,7 +23,7 @@ mod mongodb;
 mod process;
 mod proofs;
 mod recorder;
-#[path = "../support/replica.rs"]
+#[path = "../support/replica/mod.rs"]
 #[expect(dead_code, unused_imports, reason = "shared with the tests of the harness itself")]
 mod replica;
 mod scene;

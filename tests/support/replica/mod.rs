@@ -6,16 +6,13 @@
 //! everything ends with the set. The proxies have a runtime of their own, so a test may block its.
 //!
 //! ```ignore
-//! #[path = "../support/replica.rs"]
+//! #[path = "../support/replica/mod.rs"]
 //! #[expect(dead_code, reason = "shared with other tests, which use the rest")]
 //! mod replica;
 //! ```
 
-#[path = "replica/member.rs"]
 mod member;
-#[path = "replica/proxy.rs"]
 mod proxy;
-#[path = "replica/secrets.rs"]
 mod secrets;
 
 use std::{
