@@ -3,14 +3,16 @@
 //! The rooms, and who may enter which (`tests/house.rs` holds this table against the code):
 //!
 //! ```text
-//! main -> cli -> server -> api -> oauth -> {limit, audit, standing} -> {store, crypto} -> model
+//! main -> cli -> server -> api -> services -> admin -> oauth -> {limit, audit, standing}
+//!      -> {store, crypto} -> model
 //! ```
 //!
 //! `config`, `clock`, `error` and `telemetry` are open to all rooms above `model`. A request takes
-//! three hops: the door (`api`) parses it, a rule (`oauth`) decides, a record (`store`) is written.
-//! `tonic`, `prost` and `axum` stay in `api`, `server` and `cli`; `rusqlite` in `store::embedded`,
-//! `mongodb` in `store::mongo`; the system clock in `clock`.
+//! three hops: the door (`api`) parses it, a rule (`oauth`, `admin`) decides, a record (`store`) is
+//! written. `tonic`, `prost` and `axum` stay in `api`, `server` and `cli`; `rusqlite` in
+//! `store::embedded`, `mongodb` in `store::mongo`; the system clock in `clock`.
 
+pub mod admin;
 pub mod api;
 pub mod audit;
 pub mod cli;
@@ -22,6 +24,7 @@ pub mod limit;
 pub mod model;
 pub mod oauth;
 pub mod server;
+pub mod services;
 pub mod standing;
 pub mod store;
 pub mod telemetry;

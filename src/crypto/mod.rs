@@ -10,6 +10,7 @@ pub mod keyset_mac;
 pub mod lanes;
 pub mod lifecycle;
 pub mod master;
+pub mod page_tokens;
 pub mod passwords;
 pub mod random;
 pub mod records;

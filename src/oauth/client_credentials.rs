@@ -1,6 +1,6 @@
 //! The client credentials grant (RFC 6749 section 4.4).
 
-use super::{Authority, Credentials, Issued, issue::Mint};
+use super::{AuthenticatedClient, Issued, TokenIssuer, mint::Mint, token_endpoint::Request};
 use crate::{
     crypto::random,
     error::{Error, Result},
@@ -11,39 +11,22 @@ use crate::{
     store::Creation,
 };
 
-/// What a caller asks for.
-#[derive(Debug, Default)]
-pub struct Request {
-    /// Empty or `client_credentials`.
-    pub grant_type: String,
-    /// None means the client's default.
-    pub scopes: Vec<String>,
-    /// None means the client's first audience.
-    pub resources: Vec<String>,
-}
-
-impl Authority {
+impl TokenIssuer {
     /// Issues an access token, and a refresh family where the client is registered for it; either
     /// is durable with its record before it is given out.
-    pub async fn token(
+    pub(super) async fn client_credentials(
         &self,
         call: &Call,
-        credentials: Credentials,
-        request: Request,
+        authenticated: &AuthenticatedClient,
+        request: &Request,
     ) -> Result<Issued> {
-        let authenticated = self.authenticate(call, credentials).await?;
         let client = authenticated.client();
         let stamp = authenticated.stamp(call);
         let subject = Subject::of_client(&client.id);
         let epochs = authenticated.epochs()?;
-        let (granted, audience) = match self.grant(client, &request) {
+        let (granted, audience) = match self.grant(client, request) {
             Ok(granted) => granted,
-            Err(error) => {
-                return Err(self
-                    .trail
-                    .refusal(stamp.refused(Action::AccessRefused, "token", error.code()), error)
-                    .await);
-            }
+            Err(error) => return Err(self.refuse_grant(call, authenticated, error).await),
         };
         let jti = Jti::new();
         let mint = Mint {
@@ -58,9 +41,9 @@ impl Authority {
         };
         let issued = stamp.done(Action::TokenIssued, jti.to_string());
         if !client.grants.refresh_token {
-            let (access_token, expires_in) = self.mint(mint)?;
+            let (access_token, expires_in) = self.minter.mint(mint)?;
             self.trail.issued(issued).await?;
-            self.still_authenticated(call, &authenticated).await?;
+            self.clients.still_authenticated(call, authenticated).await?;
             return Ok(Issued {
                 access_token,
                 expires_in,
@@ -68,15 +51,17 @@ impl Authority {
                 scopes: granted.scopes().clone(),
             });
         }
-        let family = self.draw_family(call, client, &granted, &mint.audience, epochs);
+        let family = self.new_family(call, client, &granted, &mint.audience, epochs);
         let (access_token, expires_in) =
-            self.mint(Mint { family: Some((family.id, family.ends_at())), ..mint })?;
+            self.minter.mint(Mint { family: Some((family.id, family.ends_at())), ..mint })?;
         let refresh_token = self.refresh_key.mint(family.id, 0, &family.salt);
         self.open(&family, &stamp, jti).await?;
-        if let Err(error) = self.still_authenticated(call, &authenticated).await {
+        if let Err(error) = self.clients.still_authenticated(call, authenticated).await {
             // Its tokens never left. It is ended all the same, so that nothing depends on that.
             let event = stamp.done(Action::TokenRevoked, "").in_family(family.id);
-            self.store.end_family(family.id, call.now, call.now + self.remember(), event).await?;
+            self.store
+                .end_family(family.id, call.now, call.now + self.terms.revocation_memory(), event)
+                .await?;
             return Err(error);
         }
         Ok(Issued {
@@ -89,10 +74,8 @@ impl Authority {
 
     /// What the client may have of what it asks for.
     fn grant(&self, client: &Client, request: &Request) -> Result<(Granted, Vec<Audience>)> {
-        match request.grant_type.as_str() {
-            "" | "client_credentials" if client.grants.client_credentials => {}
-            "" | "client_credentials" => return Err(Error::UnauthorizedClient),
-            _ => return Err(Error::UnsupportedGrantType),
+        if !client.grants.client_credentials {
+            return Err(Error::UnauthorizedClient);
         }
         let asked = Scopes::parse(&request.scopes)
             .map_err(|invalid| Error::InvalidScope(invalid.0.into()))?;
@@ -131,7 +114,7 @@ impl Authority {
         Ok(audience)
     }
 
-    fn draw_family(
+    fn new_family(
         &self,
         call: &Call,
         client: &Client,

@@ -9,14 +9,14 @@ use tracing::Instrument as _;
 
 /// Counts the work that outlives its callers, so that a server which stops waits for it.
 #[derive(Debug, Default)]
-pub(super) struct Detached {
+pub struct Detached {
     running: TaskTracker,
     stopping: CancellationToken,
 }
 
 impl Detached {
     /// Runs work to its end. A deadline or a hang-up of the caller drops the answer alone.
-    pub(super) async fn run<T: Send + 'static>(
+    pub async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> T {
@@ -30,13 +30,13 @@ impl Detached {
     }
 
     /// Waits for this long; false as soon as the server stops, when nothing is worth repeating.
-    pub(super) async fn pause(&self, pause: Duration) -> bool {
+    pub async fn pause(&self, pause: Duration) -> bool {
         timeout(pause, self.stopping.cancelled()).await.is_err()
     }
 
     /// Ends pauses and waits for the work in progress. Returns false if some is still running after
     /// `limit`.
-    pub(super) async fn finish(&self, limit: Duration) -> bool {
+    pub async fn finish(&self, limit: Duration) -> bool {
         self.stopping.cancel();
         self.running.close();
         timeout(limit, self.running.wait()).await.is_ok()

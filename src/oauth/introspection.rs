@@ -4,11 +4,17 @@ use std::sync::Arc;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{Authority, Credentials, bearer::carries};
+use super::{ClientAuthenticator, Credentials, client_auth::carries};
 use crate::{
-    crypto::{keyring::VerifiedClaims, refresh_token::Presented},
+    audit::Trail,
+    crypto::{
+        keyring::VerifiedClaims,
+        refresh_token::{Presented, RefreshKey},
+    },
     error::{Error, Result},
+    limit::Limits,
     model::{Action, Audience, Call, Client, Family, TenantId},
+    store::Store,
 };
 
 /// Lets a caller judge tokens for the audiences it serves.
@@ -19,34 +25,34 @@ pub const INTROSPECT_ANY: &str = "jeton:introspect:any";
 pub const MAX_BATCH: usize = 1_000;
 
 /// A caller that may introspect, and what it may see.
-pub struct Viewer {
+pub struct IntrospectionCaller {
     client: Arc<Client>,
     any: bool,
 }
 
-/// A token that stands, as one viewer may see it. The one builder of every positive answer (I03).
-pub struct Standing<'a> {
+/// A token that stands, as one caller may see it. The one builder of every positive answer (I03).
+pub struct VisibleToken<'a> {
     verified: &'a VerifiedClaims,
-    viewer: &'a Viewer,
+    caller: &'a IntrospectionCaller,
 }
 
-impl Standing<'_> {
+impl VisibleToken<'_> {
     /// The claims.
     pub const fn claims(&self) -> &crate::model::Claims {
         self.verified.claims()
     }
 
-    /// The audiences the viewer answers for; all of them for one who may see any token.
+    /// The audiences the caller answers for; all of them for one who may see any token.
     pub fn audience(&self) -> impl Iterator<Item = &Audience> {
         self.claims()
             .aud
             .iter()
-            .filter(|audience| self.viewer.any || self.viewer.client.serves.contains(audience))
+            .filter(|audience| self.caller.any || self.caller.client.serves.contains(audience))
     }
 }
 
-impl Viewer {
-    /// Whether the viewer may know of a token: it is for an audience the viewer answers for, in its
+impl IntrospectionCaller {
+    /// Whether the caller may know of a token: it is for an audience the caller answers for, in its
     /// tenant.
     fn sees(&self, tenant: &TenantId, audience: &[Audience]) -> bool {
         if self.any {
@@ -57,12 +63,26 @@ impl Viewer {
     }
 }
 
-impl Authority {
+/// Judges tokens for those who may ask (RFC 7662).
+pub struct Introspector {
+    pub(crate) clients: Arc<ClientAuthenticator>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) standing: Arc<crate::standing::Standing>,
+    pub(crate) trail: Arc<Trail>,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) refresh_key: Arc<RefreshKey>,
+}
+
+impl Introspector {
     /// Who asks: a client by its secret, or by an access token of its own for this service.
-    pub async fn viewer(&self, call: &Call, credentials: Credentials) -> Result<Viewer> {
+    pub async fn admit(
+        &self,
+        call: &Call,
+        credentials: Credentials,
+    ) -> Result<IntrospectionCaller> {
         let (client, may, any) = match credentials {
             Credentials::Bearer(token) => {
-                let (client, claims) = self.bearer(call, &token).await?;
+                let (client, claims) = self.clients.bearer(call, &token).await?;
                 let (may, any) = (
                     carries(&client, &claims, INTROSPECT),
                     carries(&client, &claims, INTROSPECT_ANY),
@@ -70,7 +90,7 @@ impl Authority {
                 (client, may, any)
             }
             Credentials::None | Credentials::Secret { .. } => {
-                let client = self.authenticate(call, credentials).await?.into_client();
+                let client = self.clients.authenticate(call, credentials).await?.into_client();
                 let (may, any) =
                     (client.scopes.contains(INTROSPECT), client.scopes.contains(INTROSPECT_ANY));
                 (client, may, any)
@@ -84,52 +104,57 @@ impl Authority {
             );
             return Err(self.trail.refusal(refused, Error::InsufficientScope(INTROSPECT)).await);
         }
-        Ok(Viewer { client, any })
+        Ok(IntrospectionCaller { client, any })
     }
 
-    /// Draws on the viewer's budget for a batch: each token is the work of a call, the first was
+    /// Draws on the caller's budget for a batch: each token is the work of a call, the first was
     /// paid for by authenticating.
-    pub fn charge_batch(&self, call: &Call, viewer: &Viewer, tokens: usize) -> Result<()> {
+    pub fn charge_batch(
+        &self,
+        call: &Call,
+        caller: &IntrospectionCaller,
+        tokens: usize,
+    ) -> Result<()> {
         let further = u32::try_from(tokens.saturating_sub(1)).unwrap_or(u32::MAX);
         if further == 0 {
             return Ok(());
         }
-        self.limits.client_many(&viewer.client.id, &viewer.client.rate_plan, further, call.now)
+        self.limits.client_many(&caller.client.id, &caller.client.rate_plan, further, call.now)
     }
 
     /// Judges an access token from memory and shows it to `show`; `None` for everything that does
-    /// not stand or is not the viewer's to see, with no way to tell these apart (I04).
+    /// not stand or is not the caller's to see, with no way to tell these apart (I04).
     ///
     /// # Errors
     /// [`Error::Behind`], whatever the token.
     pub fn introspect<T>(
         &self,
         call: &Call,
-        viewer: &Viewer,
+        caller: &IntrospectionCaller,
         token: &str,
-        show: impl FnOnce(&Standing<'_>) -> T,
+        show: impl FnOnce(&VisibleToken<'_>) -> T,
     ) -> Result<Option<T>> {
         let Some(verified) = self.standing.judge(token, call.now)? else { return Ok(None) };
         let claims = verified.claims();
-        Ok(viewer
+        Ok(caller
             .sees(&claims.tenant, &claims.aud)
-            .then(|| show(&Standing { verified: &verified, viewer })))
+            .then(|| show(&VisibleToken { verified: &verified, caller })))
     }
 
-    /// Judges a refresh token for a viewer of any token. Its own client is told nothing: whether a
+    /// Judges a refresh token for a caller of any token. Its own client is told nothing: whether a
     /// token was spent without spending it is what a thief wants to know. Reads the store; asked
     /// for by the hint alone, so that a resource server can never take a refresh token for an
     /// access token (J20).
     pub async fn introspect_refresh(
         &self,
         call: &Call,
-        viewer: &Viewer,
+        caller: &IntrospectionCaller,
         token: &SecretString,
     ) -> Result<Option<Family>> {
         // Before anything about the token: while there is no judgement, every text gets the same
         // answer (I04).
         self.standing.fresh()?;
-        if !viewer.any {
+        if !caller.any {
             return Ok(None);
         }
         let Some(presented) = Presented::parse(token.expose_secret()) else { return Ok(None) };
@@ -142,6 +167,6 @@ impl Authority {
             && !self.standing.family_was_ended(family.id)
             && family.epochs.reach(current)
             && family.generation == presented.generation;
-        Ok((stands && viewer.sees(&family.tenant, &[])).then_some(family))
+        Ok((stands && caller.sees(&family.tenant, &[])).then_some(family))
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{AuthenticatedClient, Authority, Credentials, Issued, issue::Mint};
+use super::{AuthenticatedClient, Credentials, Issued, TokenIssuer, mint::Mint};
 use crate::{
     crypto::refresh_token::Presented,
     error::{Error, Result},
@@ -12,15 +12,15 @@ use crate::{
     store::{Last, Rotate, Rotation},
 };
 
-/// What a caller asks for.
+/// Refresh request of a client.
 pub struct Request {
     /// As it was issued.
     pub refresh_token: SecretString,
-    /// None means all of the family's.
+    /// Empty: all scopes of the family.
     pub scopes: Vec<String>,
 }
 
-impl Authority {
+impl TokenIssuer {
     /// Exchanges a refresh token for its successor and a new access token. Everything that can be
     /// refused is refused before the token is spent; the spending is one conditional write.
     pub async fn refresh(
@@ -29,7 +29,7 @@ impl Authority {
         credentials: Credentials,
         request: Request,
     ) -> Result<Issued> {
-        let authenticated = self.authenticate(call, credentials).await?;
+        let authenticated = self.clients.authenticate(call, credentials).await?;
         let client = authenticated.client();
         if !client.grants.refresh_token {
             let refused = authenticated.stamp(call).refused(
@@ -63,7 +63,8 @@ impl Authority {
         let rotation = self.rotate(rotate.clone(), &family, &stamp, jti).await?;
         if let Some(verdict) = rotation.unrecorded() {
             if verdict.ends() {
-                self.end_client_instead(call, &authenticated, &family.tenant, client.id.clone())
+                self.revoker
+                    .end_client_instead(call, &authenticated, &family.tenant, client.id.clone())
                     .await?;
             }
             let refused = rotate.event(verdict, &stamp, "", Some(&family));
@@ -72,7 +73,7 @@ impl Authority {
         let family = told_of(rotation, call, &family)?;
         // The successor is derived anew for a caller that presents the spent token in time with a
         // secret that works.
-        self.still_authenticated(call, &authenticated).await?;
+        self.clients.still_authenticated(call, &authenticated).await?;
         let refresh_token = Some(self.refresh_key.mint(family.id, family.generation, &family.salt));
         Ok(Issued { access_token, expires_in, refresh_token, scopes: granted.scopes().clone() })
     }
@@ -93,9 +94,13 @@ impl Authority {
         let mut takes_place = !rotate.lawful || foreseen.ends();
         loop {
             if takes_place
-                && self.limits.remembers_revocation(&rotate.client, rotate.now, self.remember())
+                && self.limits.remembers_revocation(
+                    &rotate.client,
+                    rotate.now,
+                    self.terms.revocation_memory(),
+                )
             {
-                rotate.remember = Some(self.remember());
+                rotate.remember = Some(self.terms.revocation_memory());
             }
             let rotation = self.store.rotate(&rotate, stamp, &jti.to_string()).await;
             let has_ended = matches!(rotation, Ok(Rotation::Reused | Rotation::Shared(_)));
@@ -168,7 +173,7 @@ impl Authority {
         granted: &Granted,
         jti: Jti,
     ) -> Result<(SecretString, Duration)> {
-        self.mint(Mint {
+        self.minter.mint(Mint {
             now: call.now,
             client,
             subject: family.subject.clone(),

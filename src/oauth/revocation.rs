@@ -1,37 +1,34 @@
-//! Revocation: one token by its client (RFC 7009), or everything of somebody by an administrator.
+//! Revocation of a token by its client (RFC 7009).
+
+use std::sync::Arc;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{Administrator, AuthenticatedClient, Authority, Credentials, bearer::Office};
+use super::{ADMIN, AuthenticatedClient, ClientAuthenticator, Credentials, Terms};
 use crate::{
-    crypto::refresh_token::Presented,
+    audit::Trail,
+    crypto::refresh_token::{Presented, RefreshKey},
     error::{Error, Result},
+    limit::Limits,
     model::{
-        Action, Call, Client, ClientId, EpochOf, FamilyId, Jti, Kid, Revocation, Revoked, Scopes,
-        Subject, TenantId, Timestamp,
+        Action, Call, Client, ClientId, EpochOf, Revocation, Revoked, Scopes, TenantId, Timestamp,
     },
-    standing::SLACK,
-    store::{Proof, ProvenWrite},
+    standing::{SLACK, Standing},
+    store::{Proof, ProofStore, ProvenWrite, Spent, Store},
 };
 
-/// What an administrator ends.
-#[derive(Clone, Debug)]
-pub enum Target {
-    /// Everything issued to a client so far.
-    Client(ClientId),
-    /// Everything issued in a tenant so far.
-    Tenant(TenantId),
-    /// Everything issued for a subject so far.
-    Subject(Subject),
-    /// A family and its access tokens.
-    Family(FamilyId),
-    /// Everything a key signed.
-    Key(Kid),
-    /// One access token.
-    Token(Jti),
+/// Ends tokens for their clients (RFC 7009).
+pub struct Revoker {
+    pub(crate) clients: Arc<ClientAuthenticator>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) standing: Arc<Standing>,
+    pub(crate) trail: Arc<Trail>,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) refresh_key: Arc<RefreshKey>,
+    pub(crate) terms: Arc<Terms>,
 }
 
-impl Authority {
+impl Revoker {
     /// Ends a token of the caller's; a refresh token takes its family along, an access token goes
     /// alone. A token that is unknown or expired is fine as it is, and so, to the caller's eyes, is
     /// another client's (RFC 7009 section 2.2).
@@ -41,7 +38,7 @@ impl Authority {
         credentials: Credentials,
         token: &SecretString,
     ) -> Result<()> {
-        let authenticated = self.authenticate(call, credentials).await?;
+        let authenticated = self.clients.authenticate(call, credentials).await?;
         match Presented::parse(token.expose_secret()) {
             Some(presented) => self.revoke_refresh_token(call, &authenticated, &presented).await,
             None => self.revoke_access_token(call, &authenticated, token.expose_secret()).await,
@@ -75,7 +72,8 @@ impl Authority {
         // That it was ended is not enough: who did so may not have come to record it, nor this node
         // to hear of it (V04).
         let is_past = |ended: Timestamp| {
-            self.standing.family_was_ended(family.id) || ended + self.remember() <= call.now
+            self.standing.family_was_ended(family.id)
+                || ended + self.terms.revocation_memory() <= call.now
         };
         if family.ended_at.is_some_and(is_past) {
             return Ok(());
@@ -90,16 +88,22 @@ impl Authority {
         }
         // One that was ended before is remembered already.
         let is_new = family.ended_at.is_none();
-        if is_new && !self.limits.remembers_revocation(&family.client, call.now, self.remember()) {
+        if is_new
+            && !self.limits.remembers_revocation(
+                &family.client,
+                call.now,
+                self.terms.revocation_memory(),
+            )
+        {
             return self.end_client_instead(call, who, &family.tenant, family.client).await;
         }
         let event = stamp.done(Action::TokenRevoked, "").in_family(family.id);
-        let until = call.now + self.remember();
+        let until = call.now + self.terms.revocation_memory();
         let ended = if who.client().id == family.client {
             self.store.end_family(family.id, call.now, until, event).await.map_err(Error::from)
         } else {
             let write = ProvenWrite::EndFamily { id: family.id, now: call.now, until, event };
-            self.spend(as_administrator(who, call.now)?, write).await.map(drop)
+            spend(self.store.as_ref(), as_administrator(who, call.now)?, write).await.map(drop)
         };
         // Not where the caller hangs up: then it may yet be written.
         ended.inspect_err(|_| {
@@ -142,7 +146,11 @@ impl Authority {
         if is_outdated || self.standing.token_was_revoked(claims.jti) {
             return Ok(());
         }
-        if !self.limits.remembers_revocation(&claims.client_id, call.now, self.remember()) {
+        if !self.limits.remembers_revocation(
+            &claims.client_id,
+            call.now,
+            self.terms.revocation_memory(),
+        ) {
             return self.end_client_instead(call, who, &claims.tenant, claims.client_id).await;
         }
         let event = stamp.done(Action::TokenRevoked, claims.jti.to_string());
@@ -150,9 +158,13 @@ impl Authority {
         let revoked = if who.client().id == claims.client_id {
             self.store.revoke(&revocation, event).await.map_err(Error::from)
         } else {
-            self.spend(as_administrator(who, call.now)?, ProvenWrite::Revoke { revocation, event })
-                .await
-                .map(drop)
+            spend(
+                self.store.as_ref(),
+                as_administrator(who, call.now)?,
+                ProvenWrite::Revoke { revocation, event },
+            )
+            .await
+            .map(drop)
         };
         revoked.inspect_err(|_| self.limits.forgets_revocation(&claims.client_id))
     }
@@ -175,94 +187,39 @@ impl Authority {
         if is_own {
             return Ok(self.store.raise_epoch(&of, event).await.map(drop)?);
         }
-        self.spend(as_administrator(who, call.now)?, ProvenWrite::RaiseEpoch { of, event })
-            .await
-            .map(drop)
-    }
-
-    /// Ends everything of somebody with one write. Whether there is anything to end is not asked:
-    /// what is unknown here may have been issued elsewhere.
-    pub async fn revoke_all(
-        &self,
-        call: &Call,
-        admin: &Administrator,
-        target: Target,
-        reason: String,
-    ) -> Result<()> {
-        let write = match target {
-            Target::Client(id) => {
-                let client = self.administered(admin, &id).await?;
-                let event = admin
-                    .stamp_in(call, &client.tenant)
-                    .done(Action::ClientRevoked, id.as_str())
-                    .because(reason);
-                ProvenWrite::RaiseEpoch { of: EpochOf::Client(id), event }
-            }
-            Target::Tenant(tenant) => {
-                admin.must_govern(&tenant)?;
-                let event = admin
-                    .stamp_in(call, &tenant)
-                    .done(Action::TenantRevoked, tenant.as_str())
-                    .because(reason);
-                ProvenWrite::RaiseEpoch { of: EpochOf::Tenant(tenant), event }
-            }
-            Target::Subject(subject) => {
-                admin.must_govern_all()?;
-                // A client's own subject is its tenant's to see.
-                let client = match subject.client() {
-                    Some(id) => self.store.client(&id).await?,
-                    None => None,
-                };
-                let tenant = client.map_or_else(|| admin.tenant().clone(), |client| client.tenant);
-                let event = admin
-                    .stamp_in(call, &tenant)
-                    .done(Action::SubjectRevoked, subject.as_str())
-                    .because(reason);
-                ProvenWrite::RaiseEpoch { of: EpochOf::Subject(subject), event }
-            }
-            Target::Family(id) => {
-                let family = self
-                    .store
-                    .family(id, call.now - SLACK)
-                    .await?
-                    .filter(|family| admin.governs(&family.tenant));
-                let family = family.ok_or(Error::NotFound("family"))?;
-                let stamp = admin.stamp_in(call, &family.tenant);
-                let event = stamp.done(Action::FamilyRevoked, "").in_family(id).because(reason);
-                ProvenWrite::EndFamily {
-                    id,
-                    now: call.now,
-                    until: call.now + self.remember(),
-                    event,
-                }
-            }
-            Target::Token(jti) => {
-                admin.must_govern_all()?;
-                let event =
-                    admin.stamp(call).done(Action::JtiRevoked, jti.to_string()).because(reason);
-                let revocation =
-                    Revocation { revoked: Revoked::Token(jti), until: call.now + self.remember() };
-                ProvenWrite::Revoke { revocation, event }
-            }
-            Target::Key(kid) => {
-                // No office leads to another: keys are the matter of their own.
-                self.must_hold(call, admin, Office::Keys).await?;
-                return self.revoke_key(call, admin, &kid, reason).await.map(drop);
-            }
-        };
-        self.spend(self.prove(admin).await?, write).await.map(drop)
+        spend(
+            self.store.as_ref(),
+            as_administrator(who, call.now)?,
+            ProvenWrite::RaiseEpoch { of, event },
+        )
+        .await
+        .map(drop)
     }
 }
 
 /// Proof of a client that ends what is another's: it must still hold what lets it.
 fn as_administrator(who: &AuthenticatedClient, now: Timestamp) -> Result<Proof> {
-    let scopes = Scopes::parse(&[super::bearer::ADMIN]).map_err(Error::invalid("scopes"))?;
+    let scopes = Scopes::parse(&[ADMIN]).map_err(Error::invalid("scopes"))?;
     Ok(Proof::by_secret(who.client(), who.secret().clone(), now, scopes))
 }
 
 /// A client may end its own tokens, an administrator every token it governs.
 fn may_end(caller: &Client, tenant: &TenantId, owner: &ClientId) -> bool {
     caller.id == *owner
-        || (caller.scopes.contains(super::bearer::ADMIN)
+        || (caller.scopes.contains(ADMIN)
             && (caller.tenant == *tenant || caller.tenant.is_operator()))
+}
+
+/// Makes a change by its proof. A proof that does not hold any more is answered as the credential
+/// that it rested on would be.
+pub async fn spend<S: ProofStore + ?Sized>(
+    store: &S,
+    proof: Proof,
+    write: ProvenWrite,
+) -> Result<Spent> {
+    let refusal = if proof.is_by_token() { Error::InvalidToken } else { Error::InvalidClient };
+    match store.spend(proof, write).await? {
+        Spent::Unproven => Err(refusal),
+        spent @ (Spent::Done | Spent::Taken | Spent::Stale) => Ok(spent),
+    }
 }

@@ -50,7 +50,7 @@ impl App {
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_service_status("", ServingStatus::Serving).await;
 
-        let door = Door::new(opened.authority.clone(), opened.chain.clone(), stopping.clone());
+        let door = Door::new(opened.services.clone(), stopping.clone());
         let mut services = grpc_services();
         let mut standard = tonic::service::Routes::builder();
         standard.add_service(health_service.max_decoding_message_size(MAX_MESSAGE));
@@ -122,19 +122,19 @@ impl App {
 
 /// Every request draws on the budget of its peer, whatever it asks for.
 fn admit(opened: &Opened) -> Admit {
-    let authority = opened.authority.clone();
-    Arc::new(move |call| authority.limits().peer(call.peer, call.now))
+    let services = opened.services.clone();
+    Arc::new(move |call| services.limits.peer(call.peer, call.now))
 }
 
 fn published(config: &Config, opened: &Opened, services: Vec<String>) -> Published {
-    let standing = opened.authority.standing().clone();
+    let standing = opened.services.standing.clone();
     let store = opened.store.clone();
     let writes = ready::shared(Arc::new(move || {
         let store = store.clone();
         Box::pin(async move { store.ready().await.is_ok() })
     }));
     Published {
-        issuer: opened.authority.terms().issuer.clone(),
+        issuer: opened.services.terms.issuer.clone(),
         ready: ready::unless_behind(standing.clone(), writes),
         // Also while this node is behind: see `standing`.
         jwks: Arc::new(move || standing.keyring().jwks().clone()),

@@ -7,7 +7,9 @@ use crate::model::{Call, Peer};
 pub(super) async fn first_client(opened: &Opened) -> Result<Option<Bootstrap>, StartError> {
     let call = Call { now: opened.clock.now(), peer: Peer::Local, request_id: "bootstrap".into() };
     let created = opened
-        .authority
+        .services
+        .admin
+        .clients
         .bootstrap(&call)
         .await
         .map_err(|error| StartError::failed("bootstrap")(error.into()))?;

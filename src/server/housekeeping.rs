@@ -15,11 +15,12 @@ use super::{
     stopped,
 };
 use crate::{
+    admin::witness::Witness,
     api::listen::TlsReloader,
     clock::{Clock, Skew},
     crypto::chain::ChainKey,
     model::{Action, Stamp, Timestamp},
-    oauth::{Authority, witness::Witness},
+    services::Services,
     store::Store,
 };
 
@@ -46,7 +47,7 @@ pub(super) fn start(
 ) -> Background {
     let (seconds, minutes) = (Duration::from_secs(1), Duration::from_secs(60));
     let house = House {
-        authority: opened.authority.clone(),
+        services: opened.services.clone(),
         store: opened.store.clone(),
         clock: opened.clock.clone(),
         skew: opened.skew.clone(),
@@ -57,16 +58,16 @@ pub(super) fn start(
     let mut tasks = vec![
         every(seconds * 10, "note uses of secrets", |house| {
             Box::pin(async move {
-                house.authority.limits().sweep(house.clock.now());
+                house.services.limits.sweep(house.clock.now());
                 metrics::counter!("jeton_argon2_blocks_total")
-                    .absolute(house.authority.passwords().work());
-                house.authority.note_uses().await.map_err(Into::into)
+                    .absolute(house.services.passwords.work());
+                house.services.clients.note_uses().await.map_err(Into::into)
             })
         }),
         every(minutes, "sweep", |house| {
             Box::pin(async move {
-                house.authority.standing().sweep(house.clock.now());
-                let earliest = house.authority.standing().keyring().earliest(house.clock.now());
+                house.services.standing.sweep(house.clock.now());
+                let earliest = house.services.standing.keyring().earliest(house.clock.now());
                 Ok(sweep(house.store.as_ref(), earliest).await?)
             })
         }),
@@ -78,24 +79,31 @@ pub(super) fn start(
             })
         }),
         every(seconds * 5, "advance keys", |house| {
-            Box::pin(async move { house.authority.advance_keys().await.map_err(Into::into) })
+            Box::pin(async move { house.services.admin.keys.advance().await.map_err(Into::into) })
         }),
         every(seconds, "share rate limit counters", |house| {
             Box::pin(async move {
                 let now = house.clock.now();
                 Ok(house
-                    .authority
-                    .limits()
+                    .services
+                    .limits
                     .share(house.store.as_ref(), now, house.skew.agreed(now))
                     .await?)
             })
         }),
         every(seconds, "report forged records", |house| {
-            Box::pin(async move { house.authority.report_forgeries().await.map_err(Into::into) })
+            Box::pin(async move {
+                house.services.admin.forged_records.report().await.map_err(Into::into)
+            })
         }),
         every(seconds, "record counted refusals", |house| {
             Box::pin(async move {
-                house.authority.record_refusals(house.clock.now(), false).await.map_err(Into::into)
+                house
+                    .services
+                    .clients
+                    .record_refusals(house.clock.now(), false)
+                    .await
+                    .map_err(Into::into)
             })
         }),
         every(seconds, "record a clock jump", |house| {
@@ -126,7 +134,7 @@ pub(super) fn start(
 /// What the tasks work on.
 #[derive(Clone)]
 struct House {
-    authority: Arc<Authority>,
+    services: Arc<Services>,
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     skew: Arc<Skew>,

@@ -1,9 +1,10 @@
-//! From a directory to an authority: master key, store, keys, what stands.
+//! From a directory to an services: master key, store, keys, what stands.
 
 use std::{os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc};
 
 use super::{Options, StartError, stores};
 use crate::{
+    admin::keys,
     clock::{Clock, Skew, SystemClock},
     config::Config,
     crypto::{
@@ -12,7 +13,8 @@ use crate::{
     },
     limit::Limits,
     model::{Action, Audience, Invalid, Keyset, Stamp, event::Filter, keyset::KeyPolicy},
-    oauth::{Authority, Parts, Terms, keys},
+    oauth::Terms,
+    services::{Parts, Services},
     standing::{Opening, SLACK, Standing},
     store::{
         Change, Follower, KeyStore, RevocationStore, Store, StoreError, authentic::Authentic,
@@ -28,9 +30,9 @@ const SKEW: std::time::Duration = std::time::Duration::from_secs(5);
 /// nor be passed over by a revocation there, because its clock is behind.
 const SHARED_SKEW: std::time::Duration = std::time::Duration::from_secs(90);
 
-/// An authority over its opened store.
+/// An services over its opened store.
 pub(super) struct Opened {
-    pub(super) authority: Arc<Authority>,
+    pub(super) services: Arc<Services>,
     pub(super) store: Arc<dyn Store>,
     pub(super) chain: Arc<ChainKey>,
     pub(super) clock: Arc<dyn Clock>,
@@ -61,13 +63,13 @@ impl Opened {
 
     /// Notes what is still in memory and closes the store.
     pub(super) async fn close(self) {
-        if !self.authority.finish(FINISH_LIMIT).await {
+        if !self.services.detached.finish(FINISH_LIMIT).await {
             tracing::warn!("changes whose outcome is unknown are left as they are");
         }
-        if let Err(error) = self.authority.note_uses().await {
+        if let Err(error) = self.services.clients.note_uses().await {
             tracing::warn!(%error, "uses of secrets since the last note are lost");
         }
-        if let Err(error) = self.authority.record_refusals(self.clock.now(), true).await {
+        if let Err(error) = self.services.clients.record_refusals(self.clock.now(), true).await {
             tracing::warn!(%error, "the counts of the last minute's refusals are lost");
         }
         if let Err(error) = self.store.close().await {
@@ -80,11 +82,11 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
     let config = &options.config;
     let data_dir = config.data_dir.clone();
     let sealer = Arc::new(Sealer::new(master_key(config, options.dev)?));
-    let chain = ChainKey::new(sealer.derive("audit head"));
+    let chain = Arc::new(ChainKey::new(sealer.derive("audit head")));
     let accept = Accept { rollback: options.accept_rollback, open_directory: options.dev };
     let stores::Found { store, rollback } = match &options.store {
         Some(store) => store.clone().into(),
-        None => stores::open(config, chain.clone(), accept).await?,
+        None => stores::open(config, (*chain).clone(), accept).await?,
     };
     let store = Arc::new(Authentic::new(store, RecordKey::new(sealer.derive("client record"))));
     let clock =
@@ -137,15 +139,19 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
         store: store.clone(),
         standing,
         limits: Arc::new(Limits::new(&config.limits)),
-        passwords: Passwords::new(config.limits.argon2_parallel, config.limits.argon2_queue),
+        passwords: Arc::new(Passwords::new(
+            config.limits.argon2_parallel,
+            config.limits.argon2_queue,
+        )),
         sealer,
+        chain: chain.clone(),
         issue: config.audit.issue,
         clock: clock.clone(),
         skew: skew.clone(),
         terms,
     };
-    let authority = Arc::new(Authority::new(parts));
-    Ok(Opened { authority, store, chain: Arc::new(chain), clock, skew, measured, data_dir })
+    let services = Arc::new(Services::new(parts));
+    Ok(Opened { services, store, chain, clock, skew, measured, data_dir })
 }
 
 /// Records that a rollback was accepted, before anything else is: without the record nothing is

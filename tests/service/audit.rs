@@ -4,9 +4,9 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use futures_util::StreamExt;
 use jeton::{
+    admin::audit::verify,
     config::Config,
     crypto::{chain::ChainKey, master, seal::Sealer},
-    oauth::trail::verify,
     proto::admin::{
         ChainVerdict, Client, Event, EventFilter, KnownHead, ListEventsRequest, ListEventsResponse,
         TailEventsRequest, VerifyChainRequest, VerifyChainResponse,

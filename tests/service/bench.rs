@@ -8,6 +8,7 @@ use std::{
 
 use argon2::{Algorithm, Argon2, Params, PasswordHasher, Version};
 use jeton::{
+    admin::{AdminScope, Administrator, NewSecret, Settings, keys},
     clock::{Clock, ManualClock, Skew},
     config::{Config, Issue, Limits as Configured, Rate},
     crypto::{
@@ -16,13 +17,8 @@ use jeton::{
     error::Error,
     limit::Limits,
     model::{Action, Call, Event, Peer, Stamp, Timestamp, event::Filter, keyset::KeyPolicy},
-    oauth::{
-        Administrator, Authority, Credentials, Issued, Parts, Terms,
-        bearer::Office,
-        client_credentials::Request,
-        keys,
-        registration::{NewSecret, Settings},
-    },
+    oauth::{Credentials, Issued, Terms, token_endpoint::Request},
+    services::{Parts, Services},
     standing::{Opening, Standing},
     store::{AuditStore, Change, KeyStore, RevocationStore, authentic::Authentic},
 };
@@ -42,13 +38,13 @@ pub const REFUSAL: u64 = 2 * HASH;
 pub const RIGHT: &str = "correct horse battery staple";
 pub const WRONG: &str = "incorrect horse battery staple";
 
-/// An authority over a store of its own.
+/// An services over a store of its own.
 pub struct Bench {
     pub home: Arc<Home>,
     pub store: Arc<FaultyStore>,
     pub clock: Arc<ManualClock>,
     limits: Configured,
-    pub authority: Arc<Authority>,
+    pub services: Arc<Services>,
     bootstrap: Caller,
 }
 
@@ -84,18 +80,24 @@ impl Bench {
         let clock = Arc::new(ManualClock::at(Timestamp::from_seconds(START)));
         let mut limits = Config::default().limits;
         change(&mut limits);
-        let authority = authority(&store, &clock, &limits).await;
-        let mut bench =
-            Self { home, store, clock, limits, authority, bootstrap: Caller::default() };
-        let first = bench.authority.bootstrap(&bench.call(Peer::Local)).await.unwrap().unwrap();
+        let services = services(&store, &clock, &limits).await;
+        let mut bench = Self { home, store, clock, limits, services, bootstrap: Caller::default() };
+        let first = bench
+            .services
+            .admin
+            .clients
+            .bootstrap(&bench.call(Peer::Local))
+            .await
+            .unwrap()
+            .unwrap();
         bench.bootstrap = caller(first.0.as_str(), first.1.unwrap().expose_secret());
         bench
     }
 
     /// A new process on the same store: nothing is remembered, and every budget is full.
     pub async fn restarted(self) -> Self {
-        let authority = authority(&self.store, &self.clock, &self.limits).await;
-        let bench = Self { authority, ..self };
+        let services = services(&self.store, &self.clock, &self.limits).await;
+        let bench = Self { services, ..self };
         bench.caught_up().await;
         bench
     }
@@ -105,7 +107,7 @@ impl Bench {
     pub async fn caught_up(&self) {
         let (begun, mut ticks) = (Instant::now(), tokio::time::interval(Duration::from_millis(20)));
         let is_behind =
-            || self.authority.standing().age().is_none_or(|age| Instant::now() - age < begun);
+            || self.services.standing.age().is_none_or(|age| Instant::now() - age < begun);
         while on_mongodb() && is_behind() {
             ticks.tick().await;
         }
@@ -127,7 +129,7 @@ impl Bench {
     ) -> Result<Issued, Error> {
         let secret = caller.secret.clone().into();
         let credentials = Credentials::Secret { client_id: caller.id.clone(), secret };
-        self.authority.token(&self.call(peer), credentials, request).await
+        self.services.tokens.token(&self.call(peer), credentials, request).await
     }
 
     /// The code of a refusal, or "ok".
@@ -139,8 +141,10 @@ impl Bench {
         let request = Request { scopes: vec!["jeton:admin".to_owned()], ..Request::default() };
         let issued = self.asking(Peer::Local, &self.bootstrap, request).await.unwrap();
         let credentials = Credentials::Bearer(issued.access_token);
-        self.authority
-            .administrator(&self.call(Peer::Local), credentials, Office::Clients)
+        self.services
+            .admin
+            .gate
+            .admit(&self.call(Peer::Local), credentials, AdminScope::Clients)
             .await
             .unwrap()
     }
@@ -149,8 +153,10 @@ impl Bench {
         let admin = self.administrator().await;
         let (call, name) = (self.call(Peer::Local), Some(id.parse().unwrap()));
         let added = self
-            .authority
-            .create_client(&call, &admin, name, None, Settings::default(), secret)
+            .services
+            .admin
+            .clients
+            .create(&call, &admin, name, None, Settings::default(), secret)
             .await
             .unwrap();
         let value = added.value.map(|value| value.expose_secret().to_owned());
@@ -163,20 +169,25 @@ impl Bench {
 
     pub async fn disable(&self, caller: &Caller) {
         let (admin, id) = (self.administrator().await, caller.id.parse().unwrap());
-        self.authority.disable_client(&self.call(Peer::Local), &admin, &id, None).await.unwrap();
+        self.services
+            .admin
+            .clients
+            .disable(&self.call(Peer::Local), &admin, &id, None)
+            .await
+            .unwrap();
     }
 
     /// Blocks and reads of clients that a call costs.
     pub async fn cost<T>(&self, call: impl Future<Output = T>) -> (T, u64, u64) {
-        let (work, reads) = (self.authority.passwords().work(), self.store.reads.load(SeqCst));
+        let (work, reads) = (self.services.passwords.work(), self.store.reads.load(SeqCst));
         let answer = call.await;
-        (answer, self.authority.passwords().work() - work, self.store.reads.load(SeqCst) - reads)
+        (answer, self.services.passwords.work() - work, self.store.reads.load(SeqCst) - reads)
     }
 
     /// The records of an action, oldest first, once the minute of the refusals is over.
     pub async fn records(&self, action: Action) -> Vec<Event> {
         self.clock.advance(Duration::from_secs(60));
-        self.authority.record_refusals(self.clock.now(), false).await.unwrap();
+        self.services.clients.record_refusals(self.clock.now(), false).await.unwrap();
         // Records that come a moment later are there after one that waits.
         self.store
             .append(Stamp::internal(self.clock.now()).done(Action::ServerStarted, ""))
@@ -194,11 +205,11 @@ impl Bench {
     }
 }
 
-async fn authority(
+async fn services(
     store: &Arc<FaultyStore>,
     clock: &Arc<ManualClock>,
     limits: &Configured,
-) -> Arc<Authority> {
+) -> Arc<Services> {
     let (config, now, sealer) = (Config::default(), clock.now(), Arc::new(Sealer::new([7; 32])));
     let seconds = Duration::from_secs;
     let policy = KeyPolicy {
@@ -226,11 +237,12 @@ async fn authority(
     let snapshot = store.follow(now, standing.clone()).await.unwrap();
     standing.load(snapshot);
     jeton::store::Follower::apply(&*standing, &Change::Keyset(Arc::new(keyset)));
-    Arc::new(Authority::new(Parts {
+    Arc::new(Services::new(Parts {
         store: records.clone(),
         standing,
         limits: Arc::new(Limits::new(limits)),
-        passwords: Passwords::new(limits.argon2_parallel, limits.argon2_queue),
+        passwords: Arc::new(Passwords::new(limits.argon2_parallel, limits.argon2_queue)),
+        chain: Arc::new(ChainKey::new(sealer.derive("audit head"))),
         sealer,
         issue: Issue::Durable,
         clock: clock.clone(),

@@ -11,9 +11,10 @@ use std::{
 
 use futures_util::future::join_all;
 use jeton::{
+    admin::NewSecret,
     clock::Clock,
     model::{Action, ClientId, Digest},
-    oauth::{Credentials, client_credentials::Request, registration::NewSecret},
+    oauth::{Credentials, token_endpoint::Request},
     store::ClientStore,
 };
 
@@ -232,11 +233,12 @@ async fn a_guess_that_finds_the_pool_full_is_on_record() {
 #[tokio::test]
 async fn a_call_without_a_secret_is_no_guess() {
     let bench = Bench::with(few).await;
-    let limits = bench.authority.limits();
+    let limits = &bench.services.limits;
     for n in 0..5 {
         for (at, credentials) in [(2, Credentials::None), (3, Credentials::Bearer("x".into()))] {
             let refused = bench
-                .authority
+                .services
+                .tokens
                 .token(&bench.call(from(at)), credentials, Request::default())
                 .await
                 .err()

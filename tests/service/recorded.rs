@@ -2,9 +2,10 @@
 
 use futures_util::{StreamExt, stream};
 use jeton::{
+    admin::NewSecret,
     clock::Clock,
     model::{Action, Peer, Stamp},
-    oauth::{client_credentials::Request, registration::NewSecret},
+    oauth::token_endpoint::Request,
     store::ClientStore,
 };
 
@@ -45,7 +46,7 @@ async fn a_guess_is_recorded_later_if_the_store_fails() {
     assert_eq!(bench.answer(from(1), &wrong).await, "temporarily_unavailable");
     assert_eq!(bench.answer(from(1), &wrong).await, "invalid_client");
     bench.store.plan_verb("append", Act::FailBefore(Kind::Unavailable));
-    assert!(bench.authority.record_refusals(bench.clock.now(), false).await.is_err());
+    assert!(bench.services.clients.record_refusals(bench.clock.now(), false).await.is_err());
     assert_eq!(
         bench.refusals().await,
         [
@@ -186,9 +187,9 @@ async fn reports_of_forged_records_are_recorded_later_if_the_store_fails() {
         assert_eq!(bench.answer(from(1), &caller(name, "jcs_x")).await, "invalid_client");
     }
     bench.store.always(Some(Act::FailBefore(Kind::Unavailable)));
-    assert!(bench.authority.report_forgeries().await.is_err());
+    assert!(bench.services.admin.forged_records.report().await.is_err());
     bench.store.always(None);
-    assert!(bench.authority.report_forgeries().await.is_ok());
+    assert!(bench.services.admin.forged_records.report().await.is_ok());
     let mut reported: Vec<String> = bench
         .records(Action::ClientNotAuthentic)
         .await

@@ -5,8 +5,8 @@ mod mongodb {
     use std::{env, path::Path, sync::atomic::Ordering::SeqCst, time::Duration};
 
     use jeton::{
+        admin::audit::verify,
         model::{Action, Jti, Revoked, revocation::Revocation},
-        oauth::trail::verify,
         store::{
             AuditStore, Change, ClientStore, CounterStore, RevocationStore, Store, mongo::Mongo,
         },

@@ -4,9 +4,9 @@
 use std::{path::Path, sync::Arc};
 
 use jeton::{
+    admin::audit::verify,
     crypto::chain::{Flaw, Problem, START, link},
     model::{Action, Event, Place, Record, event::Filter},
-    oauth::trail::verify,
     store::{
         AuditStore, Store, StoreError,
         embedded::{Embedded, OpenError},

@@ -2,9 +2,9 @@
 
 mod mongodb {
     use jeton::{
+        admin::audit::verify,
         crypto::chain::Walk,
         model::{Action, EpochOf, Family, Jti, Revoked, revocation::Revocation},
-        oauth::trail::verify,
         store::{
             AuditStore, ClientStore, FamilyStore, RevocationStore, SecretUse, Store, StoreError,
             embedded::Embedded,

@@ -10,9 +10,9 @@ mod mongodb {
 
     use futures_util::future::join_all;
     use jeton::{
+        admin::audit::verify,
         crypto::chain::Walk,
         model::{Action, Client, EpochOf, Event, Family, Jti, Revoked, revocation::Revocation},
-        oauth::trail::verify,
         store::{
             AuditStore, Change, ClientStore, FamilyStore, Follower, KeyStore, RevocationStore,
             Rotation, Store, StoreError,

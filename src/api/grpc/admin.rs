@@ -4,9 +4,9 @@ use tonic::Request;
 
 use super::{Door, credentials::bearer};
 use crate::{
+    admin::{AdminScope, Administrator},
     error::Result,
     model::Call,
-    oauth::{Administrator, bearer::Office},
 };
 
 impl Door {
@@ -15,8 +15,8 @@ impl Door {
         &self,
         call: &Call,
         request: &Request<T>,
-        office: Office,
+        office: AdminScope,
     ) -> Result<Administrator> {
-        self.authority.administrator(call, bearer(request.metadata())?, office).await
+        self.services.admin.gate.admit(call, bearer(request.metadata())?, office).await
     }
 }

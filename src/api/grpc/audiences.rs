@@ -7,9 +7,9 @@ use super::{
     parse::{optional, required, timestamp},
 };
 use crate::{
+    admin::{AdminScope, audiences::FoundAudience},
     error::{Error, Result},
     model::{Audience, AudienceRecord, TenantId},
-    oauth::{audiences::FoundAudience, bearer::Office},
     proto::admin::{
         self as proto, AssignAudienceRequest, AssignAudienceResponse, ListAudiencesRequest,
         ListAudiencesResponse, ReleaseAudienceRequest, ReleaseAudienceResponse,
@@ -26,25 +26,29 @@ impl AudienceService for Door {
         let call = Self::call(&request)?;
         answer(
             async {
-                let admin = self.admin(&call, &request, Office::Clients).await?;
+                let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let ListAudiencesRequest { tenant, page_size, page_token } = request.into_inner();
                 let size = pages::size(page_size)?;
                 // Bound to the asker's tenant too: a token is no way into another's listing.
                 let question = format!("audiences/{}/{tenant}", admin.tenant());
-                let after = pages::open(self.authority.page_key(), &question, &page_token)?;
+                let after = pages::open(&self.services.admin.pages, &question, &page_token)?;
                 let after = after
                     .as_deref()
                     .map(str::parse)
                     .transpose()
                     .map_err(Error::invalid("page_token"))?;
                 let tenant = optional("tenant", &tenant)?;
-                let mut listed =
-                    self.authority.audiences(&admin, tenant, after.as_ref(), size + 1).await?;
+                let mut listed = self
+                    .services
+                    .admin
+                    .audiences
+                    .list(&admin, tenant, after.as_ref(), size + 1)
+                    .await?;
                 let more = listed.len() > size;
                 listed.truncate(size);
                 let next_page_token = match listed.last() {
                     Some(last) if more => {
-                        pages::seal(self.authority.page_key(), &question, last.audience().as_str())
+                        self.services.admin.pages.seal(&question, last.audience().as_str())
                     }
                     _ => String::new(),
                 };
@@ -71,12 +75,12 @@ impl AudienceService for Door {
         let call = Self::call(&request)?;
         answer(
             async {
-                let admin = self.admin(&call, &request, Office::Clients).await?;
+                let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let AssignAudienceRequest { audience, tenant } = request.into_inner();
                 let audience = required::<Audience>("audience", &audience)?;
                 let tenant = required::<TenantId>("tenant", &tenant)?;
                 let record =
-                    self.authority.assign_audience(&call, &admin, &audience, &tenant).await?;
+                    self.services.admin.audiences.assign(&call, &admin, &audience, &tenant).await?;
                 Ok(AssignAudienceResponse { audience: Some(record.into()) })
             }
             .await,
@@ -90,10 +94,12 @@ impl AudienceService for Door {
         let call = Self::call(&request)?;
         answer(
             async {
-                let admin = self.admin(&call, &request, Office::Clients).await?;
+                let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let audience = required("audience", &request.get_ref().audience)?;
-                self.authority
-                    .release_audience(&call, &admin, &audience)
+                self.services
+                    .admin
+                    .audiences
+                    .release(&call, &admin, &audience)
                     .await
                     .map(|()| ReleaseAudienceResponse {})
             }

@@ -11,16 +11,15 @@ use super::{
     parse::{optional, time, timestamp},
 };
 use crate::{
+    admin::{
+        AdminScope, Administrator,
+        audit::{Known, Verdict},
+    },
     api::status::status,
     error::{Error, Result},
     model::{
         Place, Record, Timestamp,
         event::{Filter, Outcome},
-    },
-    oauth::{
-        Administrator,
-        bearer::Office,
-        trail::{Known, Verdict},
     },
     proto::admin::{
         ChainState, ChainVerdict, Event, EventFilter, KnownHead, ListEventsRequest,
@@ -46,21 +45,25 @@ impl AuditService for Door {
         let call = Self::call(&request)?;
         answer(
             async {
-                let admin = self.admin(&call, &request, Office::Audit).await?;
+                let admin = self.admin(&call, &request, AdminScope::Audit).await?;
                 let ListEventsRequest { filter, page_size, page_token } = request.into_inner();
                 let size = pages::size(page_size)?;
                 let filter = parsed(filter.unwrap_or_default())?;
                 let question = format!("events/{}/{filter:?}", admin.tenant());
-                let before = pages::open(self.authority.page_key(), &question, &page_token)?;
+                let before = pages::open(&self.services.admin.pages, &question, &page_token)?;
                 let unfit = || Error::field("page_token", "is not ours");
                 let before = before.map(|cursor| place(&cursor).ok_or_else(unfit)).transpose()?;
-                let mut records =
-                    self.authority.events(&admin, filter, before.as_ref(), size + 1).await?;
+                let mut records = self
+                    .services
+                    .admin
+                    .audit
+                    .events(&admin, filter, before.as_ref(), size + 1)
+                    .await?;
                 let more = records.len() > size;
                 records.truncate(size);
                 let next_page_token = match records.last() {
                     Some(last) if more => {
-                        pages::seal(self.authority.page_key(), &question, &cursor(&last.place()))
+                        self.services.admin.pages.seal(&question, &cursor(&last.place()))
                     }
                     _ => String::new(),
                 };
@@ -80,9 +83,9 @@ impl AuditService for Door {
         let call = Self::call(&request)?;
         answer(
             async {
-                let admin = self.admin(&call, &request, Office::Audit).await?;
+                let admin = self.admin(&call, &request, AdminScope::Audit).await?;
                 let filter = parsed(request.into_inner().filter.unwrap_or_default())?;
-                let (records, filter) = self.authority.tail(&admin, filter)?;
+                let (records, filter) = self.services.admin.audit.tail(&admin, filter)?;
                 Ok(self.stream(admin, records, filter))
             }
             .await,
@@ -96,12 +99,11 @@ impl AuditService for Door {
         let call = Self::call(&request)?;
         answer(
             async {
-                let admin = self.admin(&call, &request, Office::Audit).await?;
+                let admin = self.admin(&call, &request, AdminScope::Audit).await?;
                 let VerifyChainRequest { chain, known } = request.into_inner();
                 let only = (!chain.is_empty()).then_some(chain.as_str());
                 let known = heads(known, only)?;
-                let verdicts =
-                    self.authority.verify_trail(&admin, &self.chain, only, &known).await?;
+                let verdicts = self.services.admin.audit.verify(&admin, only, &known).await?;
                 if only.is_some() && verdicts.is_empty() {
                     return Err(Error::NotFound("chain"));
                 }
@@ -129,7 +131,7 @@ impl Door {
     ) -> <Self as AuditService>::TailEventsStream {
         let (sender, receiver) = tokio::sync::mpsc::channel(64);
         let mut stopping = self.stopping.clone();
-        let authority = self.authority.clone();
+        let services = self.services.clone();
         let mut look = tokio::time::interval(LOOK_AGAIN);
         tokio::spawn(async move {
             loop {
@@ -139,7 +141,7 @@ impl Door {
                     () = sender.closed() => return,
                     () = stopped(&mut stopping) => return,
                 };
-                if let Err(error) = authority.still_administers(&admin).await {
+                if let Err(error) = services.admin.gate.still_administers(&admin).await {
                     let _ = sender.send(Err(status(&error))).await;
                     return;
                 }

@@ -7,12 +7,9 @@ use super::{
     parse::{duration, each, etag, optional, required, seconds, time, timestamp},
 };
 use crate::{
+    admin::{AdminScope, NewSecret, Settings, clients::Listed},
     error::{Error, Result},
     model::{Client, ClientId, Digest, Grants, PlanName, Scopes, Secret, SecretId, TenantId},
-    oauth::{
-        bearer::Office,
-        registration::{Listed, NewSecret, Settings},
-    },
     proto::admin::{
         self as proto, AddSecretRequest, AddSecretResponse, CreateClientRequest,
         CreateClientResponse, DeleteClientRequest, DeleteClientResponse, DisableClientRequest,
@@ -48,7 +45,7 @@ impl ClientService for Door {
         let call = Self::call(&request)?;
         answer(
             async {
-                let admin = self.admin(&call, &request, Office::Clients).await?;
+                let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let CreateClientRequest { client, secret } = request.into_inner();
                 let client = client.ok_or_else(|| Error::field("client", "must be given"))?;
                 let id = optional::<ClientId>("client.client_id", &client.client_id)?;
@@ -64,8 +61,10 @@ impl ClientService for Door {
                 };
                 let settings = settings(&client, |field| !is_default(&client, field))?;
                 let added = self
-                    .authority
-                    .create_client(&call, &admin, id, tenant, settings, secret)
+                    .services
+                    .admin
+                    .clients
+                    .create(&call, &admin, id, tenant, settings, secret)
                     .await?;
                 let client_secret =
                     added.value.map(|value| value.expose_secret().to_owned()).unwrap_or_default();
@@ -82,9 +81,9 @@ impl ClientService for Door {
         let call = Self::call(&request)?;
         answer(
             async {
-                let admin = self.admin(&call, &request, Office::Clients).await?;
+                let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let id = required("client_id", &request.get_ref().client_id)?;
-                let client = self.authority.administered(&admin, &id).await?;
+                let client = self.services.admin.clients.get(&admin, &id).await?;
                 Ok(GetClientResponse { client: Some(client.into()) })
             }
             .await,
@@ -98,25 +97,29 @@ impl ClientService for Door {
         let call = Self::call(&request)?;
         answer(
             async {
-                let admin = self.admin(&call, &request, Office::Clients).await?;
+                let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let ListClientsRequest { tenant, page_size, page_token } = request.into_inner();
                 let size = pages::size(page_size)?;
                 // Bound to the asker's tenant too: a token is no way into another's listing.
                 let question = format!("clients/{}/{tenant}", admin.tenant());
-                let after = pages::open(self.authority.page_key(), &question, &page_token)?;
+                let after = pages::open(&self.services.admin.pages, &question, &page_token)?;
                 let after = after
                     .as_deref()
                     .map(str::parse)
                     .transpose()
                     .map_err(Error::invalid("page_token"))?;
                 let tenant = optional("tenant", &tenant)?;
-                let mut listed =
-                    self.authority.clients(&admin, tenant, after.as_ref(), size + 1).await?;
+                let mut listed = self
+                    .services
+                    .admin
+                    .clients
+                    .list(&admin, tenant, after.as_ref(), size + 1)
+                    .await?;
                 let more = listed.len() > size;
                 listed.truncate(size);
                 let next_page_token = match listed.last() {
                     Some(last) if more => {
-                        pages::seal(self.authority.page_key(), &question, last.id().as_str())
+                        self.services.admin.pages.seal(&question, last.id().as_str())
                     }
                     _ => String::new(),
                 };
@@ -143,7 +146,7 @@ impl ClientService for Door {
         let call = Self::call(&request)?;
         answer(
             async {
-                let admin = self.admin(&call, &request, Office::Clients).await?;
+                let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let UpdateClientRequest { client, update_mask } = request.into_inner();
                 let client = client.ok_or_else(|| Error::field("client", "must be given"))?;
                 let id = required("client.client_id", &client.client_id)?;
@@ -153,8 +156,10 @@ impl ClientService for Door {
                     mask.iter().any(|path| path == field || path == "*")
                 })?;
                 let client = self
-                    .authority
-                    .update_client(&call, &admin, &id, etag(&client.etag)?, settings)
+                    .services
+                    .admin
+                    .clients
+                    .update(&call, &admin, &id, etag(&client.etag)?, settings)
                     .await?;
                 Ok(UpdateClientResponse { client: Some(client.into()) })
             }
@@ -169,10 +174,11 @@ impl ClientService for Door {
         let call = Self::call(&request)?;
         answer(
             async {
-                let admin = self.admin(&call, &request, Office::Clients).await?;
+                let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let DisableClientRequest { client_id, etag: tag } = request.into_inner();
                 let id = required("client_id", &client_id)?;
-                let client = self.authority.disable_client(&call, &admin, &id, etag(&tag)?).await?;
+                let client =
+                    self.services.admin.clients.disable(&call, &admin, &id, etag(&tag)?).await?;
                 Ok(DisableClientResponse { client: Some(client.into()) })
             }
             .await,
@@ -186,10 +192,11 @@ impl ClientService for Door {
         let call = Self::call(&request)?;
         answer(
             async {
-                let admin = self.admin(&call, &request, Office::Clients).await?;
+                let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let EnableClientRequest { client_id, etag: tag } = request.into_inner();
                 let id = required("client_id", &client_id)?;
-                let client = self.authority.enable_client(&call, &admin, &id, etag(&tag)?).await?;
+                let client =
+                    self.services.admin.clients.enable(&call, &admin, &id, etag(&tag)?).await?;
                 Ok(EnableClientResponse { client: Some(client.into()) })
             }
             .await,
@@ -203,11 +210,13 @@ impl ClientService for Door {
         let call = Self::call(&request)?;
         answer(
             async {
-                let admin = self.admin(&call, &request, Office::Clients).await?;
+                let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let DeleteClientRequest { client_id, etag: tag } = request.into_inner();
                 let id = required("client_id", &client_id)?;
-                self.authority
-                    .delete_client(&call, &admin, &id, etag(&tag)?)
+                self.services
+                    .admin
+                    .clients
+                    .delete(&call, &admin, &id, etag(&tag)?)
                     .await
                     .map(|()| DeleteClientResponse {})
             }
@@ -222,7 +231,7 @@ impl ClientService for Door {
         let call = Self::call(&request)?;
         answer(
             async {
-                let admin = self.admin(&call, &request, Office::Clients).await?;
+                let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let AddSecretRequest { client_id, secret, expire_time, etag: tag } =
                     request.into_inner();
                 let id = required("client_id", &client_id)?;
@@ -235,7 +244,9 @@ impl ClientService for Door {
                 };
                 let expires_at = time("expire_time", expire_time)?;
                 let added = self
-                    .authority
+                    .services
+                    .admin
+                    .clients
                     .add_secret(&call, &admin, &id, etag(&tag)?, source, expires_at)
                     .await?;
                 Ok(AddSecretResponse {
@@ -258,13 +269,13 @@ impl ClientService for Door {
         let call = Self::call(&request)?;
         answer(
             async {
-                let admin = self.admin(&call, &request, Office::Clients).await?;
+                let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let RetireSecretRequest { client_id, secret_id, overlap, etag: tag, revoke_issued } = request.into_inner();
                 let id = required("client_id", &client_id)?;
                 let secret = required::<SecretId>("secret_id", &secret_id)?;
                 let overlap = duration("overlap", overlap)?.unwrap_or_default();
                 let etag = etag(&tag)?;
-                let client = self.authority.retire_secret(&call, &admin, &id, etag, &secret, overlap, revoke_issued).await?;
+                let client = self.services.admin.clients.retire_secret(&call, &admin, &id, etag, &secret, overlap, revoke_issued).await?;
                 Ok(RetireSecretResponse { client: Some(client.into()) })
             }
             .await,

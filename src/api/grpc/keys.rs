@@ -7,8 +7,8 @@ use super::{
     parse::{required, timestamp},
 };
 use crate::{
+    admin::AdminScope,
     model::{KeyState, Kid, SigningKey},
-    oauth::bearer::Office,
     proto::admin::{
         self as proto, ListKeysRequest, ListKeysResponse, RevokeKeyRequest, RevokeKeyResponse,
         RotateKeysRequest, RotateKeysResponse, key_service_server::KeyService,
@@ -24,8 +24,8 @@ impl KeyService for Door {
         let call = Self::call(&request)?;
         answer(
             async {
-                let admin = self.admin(&call, &request, Office::Keys).await?;
-                let keyset = self.authority.keys(&admin).await?;
+                let admin = self.admin(&call, &request, AdminScope::Keys).await?;
+                let keyset = self.services.admin.keys.list(&admin).await?;
                 Ok(ListKeysResponse { keys: newest_first(keyset.keys) })
             }
             .await,
@@ -39,8 +39,8 @@ impl KeyService for Door {
         let call = Self::call(&request)?;
         answer(
             async {
-                let admin = self.admin(&call, &request, Office::Keys).await?;
-                let keyset = self.authority.rotate_keys(&call, &admin).await?;
+                let admin = self.admin(&call, &request, AdminScope::Keys).await?;
+                let keyset = self.services.admin.keys.rotate(&call, &admin).await?;
                 Ok(RotateKeysResponse { keys: newest_first(keyset.keys) })
             }
             .await,
@@ -54,9 +54,10 @@ impl KeyService for Door {
         let call = Self::call(&request)?;
         answer(
             async {
-                let admin = self.admin(&call, &request, Office::Keys).await?;
+                let admin = self.admin(&call, &request, AdminScope::Keys).await?;
                 let kid: Kid = required("kid", &request.get_ref().kid)?;
-                let keyset = self.authority.revoke_key(&call, &admin, &kid, String::new()).await?;
+                let keyset =
+                    self.services.admin.keys.revoke(&call, &admin, &kid, String::new()).await?;
                 Ok(RevokeKeyResponse { keys: newest_first(keyset.keys) })
             }
             .await,

@@ -18,10 +18,8 @@ use tonic::{Request, Status, service::Routes};
 
 use crate::{
     api::status::status,
-    crypto::chain::ChainKey,
     error::{Error, Result},
     model::Call,
-    oauth::Authority,
     proto::{
         admin::{
             audience_service_server::AudienceServiceServer,
@@ -31,6 +29,7 @@ use crate::{
         },
         token::token_service_server::TokenServiceServer,
     },
+    services::Services,
 };
 
 /// The longest message, in bytes.
@@ -44,20 +43,15 @@ const BATCH_INTROSPECT: &str = "/jeton.token.v1.TokenService/BatchIntrospect";
 /// What every service of ours is made of.
 #[derive(Clone)]
 pub struct Door {
-    authority: Arc<Authority>,
-    chain: Arc<ChainKey>,
+    services: Arc<Services>,
     /// Ends streams when the server drains.
     stopping: tokio::sync::watch::Receiver<bool>,
 }
 
 impl Door {
-    /// A door to `authority`; `stopping` turns true when streams must end.
-    pub fn new(
-        authority: Arc<Authority>,
-        chain: Arc<ChainKey>,
-        stopping: tokio::sync::watch::Receiver<bool>,
-    ) -> Self {
-        Self { authority, chain, stopping }
+    /// A door to `services`; `stopping` turns true when streams must end.
+    pub fn new(services: Arc<Services>, stopping: tokio::sync::watch::Receiver<bool>) -> Self {
+        Self { services, stopping }
     }
 
     /// Our services as routes.

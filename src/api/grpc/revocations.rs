@@ -4,9 +4,9 @@ use tonic::{Request, Response, Status};
 
 use super::{Door, answer, parse::required};
 use crate::{
+    admin::{AdminScope, Target},
     error::{Error, Result},
     model::text,
-    oauth::{bearer::Office, revocation::Target},
     proto::admin::{
         RevokeAllRequest, RevokeAllResponse, revocation_service_server::RevocationService,
         revoke_all_request::Target as Named,
@@ -22,7 +22,7 @@ impl RevocationService for Door {
         let call = Self::call(&request)?;
         answer(
             async {
-                let admin = self.admin(&call, &request, Office::Revocations).await?;
+                let admin = self.admin(&call, &request, AdminScope::Revocations).await?;
                 let RevokeAllRequest { target, reason } = request.into_inner();
                 if reason.chars().count() > 200 {
                     return Err(Error::field("reason", "at most 200 characters"));
@@ -30,8 +30,10 @@ impl RevocationService for Door {
                 text::check(&reason).map_err(Error::invalid("reason"))?;
                 let target =
                     named(target.ok_or_else(|| Error::field("target", "must name what to end"))?)?;
-                self.authority
-                    .revoke_all(&call, &admin, target, reason)
+                self.services
+                    .admin
+                    .revocations
+                    .revoke(&call, &admin, target, reason)
                     .await
                     .map(|()| RevokeAllResponse {})
             }

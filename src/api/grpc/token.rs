@@ -6,7 +6,7 @@ use super::{Door, answer, credentials::presented};
 use crate::{
     error::Error,
     model::{Call, Family},
-    oauth::{Issued, client_credentials, introspection, refresh},
+    oauth::{Issued, introspection, refresh, token_endpoint},
     proto::token::{
         BatchIntrospectRequest, BatchIntrospectResponse, IntrospectRequest, IntrospectResponse,
         RefreshRequest, RefreshResponse, RevokeRequest, RevokeResponse, TokenRequest,
@@ -35,8 +35,8 @@ impl TokenService for Door {
                 let credentials = presented(&metadata, client_id, client_secret)?;
                 bounded("scopes", &scopes)?;
                 bounded("resources", &resources)?;
-                let asked = client_credentials::Request { grant_type, scopes, resources };
-                self.authority.token(&call, credentials, asked).await.map(TokenResponse::from)
+                let asked = token_endpoint::Request { grant_type, scopes, resources };
+                self.services.tokens.token(&call, credentials, asked).await.map(TokenResponse::from)
             }
             .await,
         )
@@ -57,7 +57,11 @@ impl TokenService for Door {
                     refresh_token: present("refresh_token", refresh_token)?,
                     scopes,
                 };
-                self.authority.refresh(&call, credentials, asked).await.map(RefreshResponse::from)
+                self.services
+                    .tokens
+                    .refresh(&call, credentials, asked)
+                    .await
+                    .map(RefreshResponse::from)
             }
             .await,
         )
@@ -76,7 +80,11 @@ impl TokenService for Door {
             async {
                 let credentials = presented(&metadata, client_id, client_secret)?;
                 let token = present("token", token)?;
-                self.authority.revoke(&call, credentials, &token).await.map(|()| RevokeResponse {})
+                self.services
+                    .revoker
+                    .revoke(&call, credentials, &token)
+                    .await
+                    .map(|()| RevokeResponse {})
             }
             .await,
         )
@@ -93,11 +101,15 @@ impl TokenService for Door {
             async {
                 let credentials = presented(&metadata, client_id, client_secret)?;
                 let token = present("token", token)?;
-                let viewer = self.authority.viewer(&call, credentials).await?;
+                let viewer = self.services.introspector.admit(&call, credentials).await?;
                 if token_type_hint == "refresh_token" {
-                    let family = self.authority.introspect_refresh(&call, &viewer, &token).await?;
+                    let family = self
+                        .services
+                        .introspector
+                        .introspect_refresh(&call, &viewer, &token)
+                        .await?;
                     return Ok(family.map_or_else(inactive, |family| {
-                        of_family(&family, &self.authority.terms().issuer)
+                        of_family(&family, &self.services.terms.issuer)
                     }));
                 }
                 self.judge(&call, &viewer, token.expose_secret())
@@ -119,8 +131,8 @@ impl TokenService for Door {
                 if tokens.is_empty() || tokens.len() > introspection::MAX_BATCH {
                     return Err(Error::field("tokens", "must be 1 to 1000"));
                 }
-                let viewer = self.authority.viewer(&call, credentials).await?;
-                self.authority.charge_batch(&call, &viewer, tokens.len())?;
+                let viewer = self.services.introspector.admit(&call, credentials).await?;
+                self.services.introspector.charge_batch(&call, &viewer, tokens.len())?;
                 let mut results = Vec::with_capacity(tokens.len());
                 for some in tokens.chunks(BETWEEN_YIELDS) {
                     for token in some {
@@ -140,10 +152,14 @@ impl Door {
     fn judge(
         &self,
         call: &Call,
-        viewer: &introspection::Viewer,
+        viewer: &introspection::IntrospectionCaller,
         token: &str,
     ) -> Result<IntrospectResponse, Error> {
-        Ok(self.authority.introspect(call, viewer, token, of_claims)?.unwrap_or_else(inactive))
+        Ok(self
+            .services
+            .introspector
+            .introspect(call, viewer, token, of_claims)?
+            .unwrap_or_else(inactive))
     }
 }
 
@@ -152,7 +168,7 @@ fn inactive() -> IntrospectResponse {
     IntrospectResponse { active: Some(false), ..IntrospectResponse::default() }
 }
 
-fn of_claims(standing: &introspection::Standing<'_>) -> IntrospectResponse {
+fn of_claims(standing: &introspection::VisibleToken<'_>) -> IntrospectResponse {
     let claims = standing.claims();
     IntrospectResponse {
         active: Some(true),

@@ -2,8 +2,8 @@
 
 mod mongodb {
     use jeton::{
+        admin::{audit::verify, witness::Witness},
         model::{Action, Event, Record, event::Filter},
-        oauth::{trail::verify, witness::Witness},
         store::{
             AuditStore, ClientStore, Store, Writer,
             embedded::Embedded,
@@ -366,7 +366,7 @@ mod mongodb {
         let embedded = Embedded::open(dir.path(), "node", Bench::key()).unwrap();
         embedded.load(items.clone()).await.unwrap();
         assert_eq!(drain(&embedded).await, items);
-        let sure = |verdicts: Vec<jeton::oauth::trail::Verdict>| -> Vec<(String, bool)> {
+        let sure = |verdicts: Vec<jeton::admin::audit::Verdict>| -> Vec<(String, bool)> {
             assert!(verdicts.iter().all(|verdict| verdict.flaw.is_none()), "{verdicts:?}");
             verdicts
                 .into_iter()

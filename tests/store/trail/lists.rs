@@ -1,8 +1,8 @@
 //! In the embedded store, by its raw rows.
 
 use jeton::{
+    admin::{audit::verify, witness::Witness},
     model::{Action, Event, event::Filter},
-    oauth::{trail::verify, witness::Witness},
     store::{AuditStore, Writer, embedded::Embedded},
 };
 

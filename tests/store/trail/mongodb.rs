@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use jeton::{
-    crypto::chain::{ChainKey, Claim, START, link},
-    model::{Action, EpochOf, Event, Record, event::Filter},
-    oauth::{
-        trail::{Verdict, verify},
+    admin::{
+        audit::{Verdict, verify},
         witness::Witness,
     },
+    crypto::chain::{ChainKey, Claim, START, link},
+    model::{Action, EpochOf, Event, Record, event::Filter},
     store::{AuditStore, ClientStore, KeyStore, RevocationStore, Store, Writer, mongo::Mongo},
 };
 use mongodb::{

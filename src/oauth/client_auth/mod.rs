@@ -1,20 +1,26 @@
 //! Client authentication (RFC 6749 section 2.3). Whatever is wrong, the answer is the same and the
 //! work is the same.
 
+mod bearer;
+mod presented;
+mod secret_uses;
+
 use std::{fmt, sync::Arc};
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{
-    Authority,
-    presented::{Claim, Judgement, Refusal},
-};
+use self::presented::{Claim, Judgement, Refusal};
+pub use self::{bearer::carries, secret_uses::SecretUses};
+use super::Detached;
 use crate::{
+    audit::Trail,
+    clock::Clock,
+    crypto::{passwords::Passwords, secrets::ClientSecrets},
     error::{Error, Result},
-    limit::ReadPlace,
-    model::{Call, Client, ClientId, Epochs, SecretId, Stamp, Subject, TenantId},
-    standing::Behind,
-    store::StoreError,
+    limit::{Limits, ReadPlace},
+    model::{Audience, Call, Client, ClientId, Epochs, SecretId, Stamp, Subject, TenantId},
+    standing::{Behind, Standing},
+    store::{Store, StoreError},
 };
 
 /// The longest secret that is looked at, in bytes (A04).
@@ -65,7 +71,7 @@ impl AuthenticatedClient {
     }
 
     /// The secret that was proven.
-    pub(super) const fn secret(&self) -> &SecretId {
+    pub const fn secret(&self) -> &SecretId {
         &self.secret
     }
 
@@ -93,7 +99,22 @@ impl AuthenticatedClient {
     }
 }
 
-impl Authority {
+/// Authenticates clients by their secrets and their own access tokens, and draws on their budgets.
+pub struct ClientAuthenticator {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) standing: Arc<Standing>,
+    pub(crate) trail: Arc<Trail>,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) secrets: Arc<ClientSecrets>,
+    pub(crate) passwords: Arc<Passwords>,
+    pub(crate) uses: SecretUses,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) detached: Arc<Detached>,
+    /// This service as an audience: that of the access tokens that clients authenticate with.
+    pub(crate) own_audience: Audience,
+}
+
+impl ClientAuthenticator {
     /// Authenticates a client by its secret and draws on its budget. Unknown client, wrong, retired
     /// or expired secret and disabled client are all [`Error::InvalidClient`] (A01).
     pub async fn authenticate(
@@ -200,7 +221,7 @@ impl Authority {
         let made = |client: &Client| {
             client.live_secrets(now).find(|own| own.id == *secret).map(|own| own.created_at)
         };
-        let client = self.standing.client(self.store(), &proven.id).await?;
+        let client = self.standing.client(self.store.as_ref(), &proven.id).await?;
         Ok(client.filter(|client| {
             !client.disabled
                 && client.tenant == proven.tenant
@@ -211,11 +232,7 @@ impl Authority {
 
     /// Demands that what was proven in this call still holds: next to handing out what was issued,
     /// after the write that recorded it. A token that no caller receives has no effect.
-    pub(super) async fn still_authenticated(
-        &self,
-        call: &Call,
-        who: &AuthenticatedClient,
-    ) -> Result<()> {
+    pub async fn still_authenticated(&self, call: &Call, who: &AuthenticatedClient) -> Result<()> {
         match self.unchanged(call, &who.client, &who.secret).await? {
             Some(_) => Ok(()),
             None => Err(self.refuse(call, Some(&who.client), Refusal::Ended).await),

@@ -2,22 +2,20 @@
 
 use std::sync::Arc;
 
-use secrecy::{ExposeSecret, SecretString};
-
-use super::{Authority, Credentials};
 use crate::{
+    audit::Trail,
+    clock::Clock,
     crypto::keyring::VerifiedClaims,
     error::{Error, Result},
     model::{Action, Call, Client, ClientId, Scope, Scopes, Stamp, TenantId},
-    store::{Proof, ProvenWrite, Spent},
+    oauth::{ADMIN, ClientAuthenticator, Credentials, client_auth::carries, revocation::spend},
+    standing::Standing,
+    store::{Proof, ProvenWrite, Spent, Store},
 };
-
-/// Lets a caller administer everything it governs.
-pub const ADMIN: &str = "jeton:admin";
 
 /// A part of administration that can be given by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Office {
+pub enum AdminScope {
     /// `jeton:admin:clients`
     Clients,
     /// `jeton:admin:keys`
@@ -28,9 +26,9 @@ pub enum Office {
     Audit,
 }
 
-impl Office {
+impl AdminScope {
     /// The scope that gives it.
-    pub const fn scope(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Clients => "jeton:admin:clients",
             Self::Keys => "jeton:admin:keys",
@@ -41,36 +39,36 @@ impl Office {
 }
 
 /// A caller that may administer. Made here and nowhere else. It reads and lists by this; what it
-/// changes needs a [`Proof`] each time (`Authority::prove`), taken when everything slow is done.
+/// changes needs a [`Proof`] each time ([`AdminAuthenticator::prove`]), taken when everything slow is done.
 #[derive(Clone, Debug)]
 pub struct Administrator {
     client: Arc<Client>,
     verified: Arc<VerifiedClaims>,
-    office: Office,
+    scope: AdminScope,
 }
 
 impl Administrator {
     /// Whether what belongs to `tenant` is this administrator's to see and change.
-    pub fn governs(&self, tenant: &TenantId) -> bool {
+    pub fn can_access_tenant(&self, tenant: &TenantId) -> bool {
         self.client.tenant.is_operator() || self.client.tenant == *tenant
     }
 
     /// The tenant a listing is confined to; the error hides what is not the caller's to see.
-    pub fn confined_to(&self, asked: Option<TenantId>) -> Result<Option<TenantId>> {
+    pub fn tenant_filter(&self, asked: Option<TenantId>) -> Result<Option<TenantId>> {
         match asked {
-            Some(tenant) => self.must_govern(&tenant).map(|()| Some(tenant)),
+            Some(tenant) => self.must_access_tenant(&tenant).map(|()| Some(tenant)),
             None if self.client.tenant.is_operator() => Ok(None),
             None => Ok(Some(self.client.tenant.clone())),
         }
     }
 
     /// What belongs to other tenants does not exist for an administrator of one.
-    pub fn must_govern(&self, tenant: &TenantId) -> Result<()> {
-        if self.governs(tenant) { Ok(()) } else { Err(Error::NotFound("tenant")) }
+    pub fn must_access_tenant(&self, tenant: &TenantId) -> Result<()> {
+        if self.can_access_tenant(tenant) { Ok(()) } else { Err(Error::NotFound("tenant")) }
     }
 
     /// What concerns every tenant is the operator's.
-    pub fn must_govern_all(&self) -> Result<()> {
+    pub fn must_be_operator(&self) -> Result<()> {
         if self.client.tenant.is_operator() {
             Ok(())
         } else {
@@ -79,9 +77,9 @@ impl Administrator {
     }
 
     /// Whether the administrator may hand out, or touch a client that has, these scopes: what
-    /// grants something in this service is given only by who holds it, so that no office leads to
+    /// grants something in this service is given only by who holds it, so that no scope leads to
     /// another.
-    pub fn may_give(&self, scopes: &Scopes) -> Result<()> {
+    pub fn may_grant(&self, scopes: &Scopes) -> Result<()> {
         let holds = |scope: &str| carries(&self.client, &self.verified, scope);
         if holds(ADMIN)
             || scopes.iter().filter(|scope| scope.is_reserved()).all(|scope| holds(scope.as_str()))
@@ -112,73 +110,60 @@ impl Administrator {
     }
 }
 
-impl Authority {
-    /// The client behind an access token for this service, and its claims. Draws on the client's
-    /// budget. A token that is not valid is always told so, for its owner must ask for a new one:
-    /// it costs too little to draw on a budget of failures.
-    pub(super) async fn bearer(
-        &self,
-        call: &Call,
-        token: &SecretString,
-    ) -> Result<(Arc<Client>, Arc<VerifiedClaims>)> {
-        let Some(verified) = self.standing.judge(token.expose_secret(), call.now)? else {
-            return Err(Error::InvalidToken);
-        };
-        let claims = verified.claims();
-        if !claims.aud.contains(&self.terms.own_audience) {
-            return Err(Error::InvalidToken);
-        }
-        let client = self
-            .standing
-            .client(self.store(), &claims.client_id)
-            .await?
-            .filter(|client| !client.disabled);
-        let Some(client) = client else { return Err(Error::InvalidToken) };
-        self.limits.client(&client.id, &client.rate_plan, call.now)?;
-        Ok((client, verified))
-    }
+/// Admits administrators by their access tokens, and lets them change what they may.
+pub struct AdminAuthenticator {
+    pub(crate) clients: Arc<ClientAuthenticator>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) standing: Arc<Standing>,
+    pub(crate) trail: Arc<Trail>,
+    pub(crate) clock: Arc<dyn Clock>,
+}
 
-    /// Admits an administrator to an office: by the scope of its token, and only while its client
+impl AdminAuthenticator {
+    /// Admits an administrator to an scope: by the scope of its token, and only while its client
     /// still has that scope.
-    pub async fn administrator(
+    pub async fn admit(
         &self,
         call: &Call,
         credentials: Credentials,
-        office: Office,
+        scope: AdminScope,
     ) -> Result<Administrator> {
         let Credentials::Bearer(token) = credentials else { return Err(Error::InvalidToken) };
-        let (client, verified) = self.bearer(call, &token).await?;
-        let admin = Administrator { client, verified, office };
-        self.must_hold(call, &admin, office).await.map(|()| admin)
+        let (client, verified) = self.clients.bearer(call, &token).await?;
+        let admin = Administrator { client, verified, scope };
+        self.must_hold(call, &admin, scope).await.map(|()| admin)
     }
 
-    /// Demands that an administrator holds an office, be it a second one.
+    /// Demands that an administrator holds a scope, be it a second one.
     pub(super) async fn must_hold(
         &self,
         call: &Call,
         admin: &Administrator,
-        office: Office,
+        scope: AdminScope,
     ) -> Result<()> {
         let Administrator { client, verified, .. } = admin;
-        if carries(client, verified, ADMIN) || carries(client, verified, office.scope()) {
+        if carries(client, verified, ADMIN) || carries(client, verified, scope.name()) {
             return Ok(());
         }
         let refused =
-            admin.stamp(call).refused(Action::AccessRefused, office.scope(), "insufficient_scope");
-        Err(self.trail.refusal(refused, Error::InsufficientScope(office.scope())).await)
+            admin.stamp(call).refused(Action::AccessRefused, scope.name(), "insufficient_scope");
+        Err(self.trail.refusal(refused, Error::InsufficientScope(scope.name())).await)
     }
 
     /// Demands that an administrator still is one now: for calls that go on for longer than a
     /// moment.
     pub async fn still_administers(&self, admin: &Administrator) -> Result<()> {
-        let Administrator { client, verified, office } = admin;
+        let Administrator { client, verified, scope } = admin;
         if !self.standing.stands(verified, self.clock.now())? {
             return Err(Error::InvalidToken);
         }
-        let client =
-            self.standing.client(self.store(), &client.id).await?.filter(|client| !client.disabled);
+        let client = self
+            .standing
+            .client(self.store.as_ref(), &client.id)
+            .await?
+            .filter(|client| !client.disabled);
         let still = |client: &Client| {
-            carries(client, verified, ADMIN) || carries(client, verified, office.scope())
+            carries(client, verified, ADMIN) || carries(client, verified, scope.name())
         };
         client.filter(|client| still(client)).map(drop).ok_or(Error::InvalidToken)
     }
@@ -198,18 +183,14 @@ impl Authority {
         Ok(Proof::by_token(verified.claims(), verified.kid(), held))
     }
 
+    /// Makes a change that nothing slow stands before: proves and spends at once.
+    pub(super) async fn write(&self, admin: &Administrator, write: ProvenWrite) -> Result<Spent> {
+        self.spend(self.prove(admin).await?, write).await
+    }
+
     /// Makes a change by its proof. A proof that fell in the meantime is answered as the credential
     /// that it rested on would be.
     pub(super) async fn spend(&self, proof: Proof, write: ProvenWrite) -> Result<Spent> {
-        let refusal = if proof.is_by_token() { Error::InvalidToken } else { Error::InvalidClient };
-        match self.store.spend(proof, write).await? {
-            Spent::Unproven => Err(refusal),
-            spent @ (Spent::Done | Spent::Taken | Spent::Stale) => Ok(spent),
-        }
+        spend(self.store.as_ref(), proof, write).await
     }
-}
-
-/// Whether a token carries a scope that its client still has.
-pub(super) fn carries(client: &Client, verified: &VerifiedClaims, scope: &str) -> bool {
-    verified.claims().scope.split(' ').any(|own| own == scope) && client.scopes.contains(scope)
 }

@@ -3,15 +3,16 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use super::Authority;
 use crate::{
+    audit::Trail,
+    clock::Clock,
     error::Result,
     model::{Action, Stamp, Timestamp},
-    store::authentic::Forged,
+    store::authentic::{Authentic, Forged},
 };
 
 /// Between two reports of one record.
@@ -19,9 +20,17 @@ const PAUSE: Duration = Duration::from_secs(60);
 /// The most records that are reported within a pause.
 const MOST: usize = 1_000;
 
+/// Reports records that this service did not write.
+pub struct ForgedRecords {
+    pub(crate) store: Arc<Authentic>,
+    pub(crate) trail: Arc<Trail>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) reported: Reported,
+}
+
 /// When each record was reported last.
 #[derive(Default)]
-pub(super) struct Reported(Mutex<BTreeMap<Forged, Timestamp>>);
+pub struct Reported(Mutex<BTreeMap<Forged, Timestamp>>);
 
 impl Reported {
     /// Whether a record is to be reported now.
@@ -37,7 +46,7 @@ impl Reported {
     }
 }
 
-impl Authority {
+impl ForgedRecords {
     /// Logs and records which records did not check since the last time. The store has refused them
     /// already. A report that it does not take is recorded later; the others are tried all the
     /// same.
@@ -45,9 +54,9 @@ impl Authority {
     /// # Errors
     ///
     /// The first report that the store did not take.
-    pub async fn report_forgeries(&self) -> Result<()> {
+    pub async fn report(&self) -> Result<()> {
         let mut outcome = Ok(());
-        for (forged, times) in self.authentic.take_alarms() {
+        for (forged, times) in self.store.take_alarms() {
             let now = self.clock.now();
             if !self.reported.is_due(&forged, now) {
                 continue;

@@ -3,17 +3,17 @@
 
 use std::collections::BTreeSet;
 
-use super::{Administrator, Authority};
+use super::{Administrator, AudienceLists};
 use crate::{
     error::Result,
     model::{Action, Audience, Call, Client, Event, TenantId},
     store::FoundAudience,
 };
 
-impl Authority {
+impl AudienceLists {
     /// All records of a client's change: its own, and those in the trails of other tenants whose
     /// audiences the client lists from now on, or lists no more.
-    pub(super) async fn with_sharing(
+    pub(super) async fn events(
         &self,
         call: &Call,
         admin: &Administrator,
@@ -40,7 +40,7 @@ impl Authority {
         audience: &Audience,
         tenant: &TenantId,
     ) -> Result<Option<TenantId>> {
-        if *audience == self.terms.own_audience {
+        if *audience == self.own_audience {
             return Ok(None);
         }
         Ok(match self.store.audience(audience).await? {

@@ -1,14 +1,15 @@
 //! The only minter of tokens.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use secrecy::SecretString;
 
-use super::Authority;
+use super::Terms;
 use crate::{
     crypto::keyring::SignError,
     error::{Error, Result},
     model::{Audience, Claims, Client, Epochs, FamilyId, Granted, Jti, Scopes, Subject, Timestamp},
+    standing::Standing,
 };
 
 /// What a caller is given (RFC 6749 section 5.1).
@@ -36,7 +37,13 @@ pub(super) struct Mint<'a> {
     pub(super) family: Option<(FamilyId, Timestamp)>,
 }
 
-impl Authority {
+/// Mints access tokens (RFC 9068).
+pub struct Minter {
+    pub(crate) standing: Arc<Standing>,
+    pub(crate) terms: Arc<Terms>,
+}
+
+impl Minter {
     /// How long an access token of this client stands, cut at the end of its family.
     pub(super) fn access_lifetime(
         &self,

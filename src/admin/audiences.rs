@@ -24,11 +24,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Administrator, Authority};
+use tokio::sync::Semaphore;
+
+use super::{AdminAuthenticator, Administrator};
 use crate::{
     error::{Error, Result},
     model::{Action, Audience, AudienceRecord, Call, Client, Mac, TenantId, text},
-    store::{Listed, ProvenWrite, Spent},
+    oauth::Detached,
+    store::{Listed, ProvenWrite, Spent, Store},
 };
 
 pub use crate::store::FoundAudience;
@@ -40,40 +43,51 @@ pub(super) const TRIES: usize = 8;
 /// Time after which a tenant may ask again while another's release reads the clients.
 const WAIT: Duration = Duration::from_secs(1);
 
-impl Authority {
+/// Administration of audiences.
+pub struct Audiences {
+    pub(crate) gate: Arc<AdminAuthenticator>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) detached: Arc<Detached>,
+    /// One place: a release reads all clients.
+    pub(crate) releases: Arc<Semaphore>,
+    /// This service as an audience.
+    pub(crate) own_audience: Audience,
+}
+
+impl Audiences {
     /// A page of records in the order of the audiences, and of those that are not authentic.
-    pub async fn audiences(
+    pub async fn list(
         &self,
         admin: &Administrator,
         tenant: Option<TenantId>,
         after: Option<&Audience>,
         limit: usize,
     ) -> Result<Vec<FoundAudience>> {
-        let tenant = admin.confined_to(tenant)?;
+        let tenant = admin.tenant_filter(tenant)?;
         Ok(self.store.audiences(tenant.as_ref(), after, limit).await?)
     }
 
     /// Gives an audience to a tenant, which need have no client yet, also from another tenant, or
     /// in the place of a record that is not authentic. Refused while a client of any other tenant
     /// lists it. Again for the same tenant is the same.
-    pub async fn assign_audience(
+    pub async fn assign(
         self: &Arc<Self>,
         call: &Call,
         admin: &Administrator,
         audience: &Audience,
         tenant: &TenantId,
     ) -> Result<AudienceRecord> {
-        admin.must_govern_all()?;
+        admin.must_be_operator()?;
         self.must_not_be_own(audience)?;
         text::check(audience.as_str()).map_err(Error::invalid("audience"))?;
-        let (authority, call, admin) = (self.clone(), call.clone(), admin.clone());
+        let (audiences, call, admin) = (self.clone(), call.clone(), admin.clone());
         let (audience, tenant) = (audience.clone(), tenant.clone());
         self.detached
-            .run(async move { authority.assign(&call, &admin, &audience, &tenant).await })
+            .run(async move { audiences.assign_now(&call, &admin, &audience, &tenant).await })
             .await
     }
 
-    async fn assign(
+    async fn assign_now(
         &self,
         call: &Call,
         admin: &Administrator,
@@ -137,8 +151,8 @@ impl Authority {
                     (Some(moved), ProvenWrite::MoveAudience { from, record, events })
                 }
             };
-            let proof = self.prove(admin).await?;
-            if let (Spent::Done, Some(record)) = (self.spend(proof, write).await?, record) {
+            let proof = self.gate.prove(admin).await?;
+            if let (Spent::Done, Some(record)) = (self.gate.spend(proof, write).await?, record) {
                 return Ok(record);
             }
         }
@@ -148,7 +162,7 @@ impl Authority {
     /// Takes an audience from its tenant, unless a client lists it: the operator's to do, and that
     /// tenant's. Of tenants, one release at a time; [`Error::Throttled`] to the others, since each
     /// reads all clients.
-    pub async fn release_audience(
+    pub async fn release(
         self: &Arc<Self>,
         call: &Call,
         admin: &Administrator,
@@ -156,9 +170,9 @@ impl Authority {
     ) -> Result<()> {
         self.must_not_be_own(audience)?;
         let record = match self.store.audience(audience).await? {
-            Some(FoundAudience::Owned(record)) if admin.governs(&record.tenant) => record,
+            Some(FoundAudience::Owned(record)) if admin.can_access_tenant(&record.tenant) => record,
             Some(FoundAudience::NotAuthentic(_)) => {
-                return admin.must_govern_all().and(Err(not_authentic(audience)));
+                return admin.must_be_operator().and(Err(not_authentic(audience)));
             }
             Some(FoundAudience::Owned(_)) | None => return Err(Error::NotFound("audience")),
         };
@@ -180,15 +194,15 @@ impl Authority {
             }
             return Err(refused);
         }
-        let (authority, call, admin) = (self.clone(), call.clone(), admin.clone());
+        let (audiences, call, admin) = (self.clone(), call.clone(), admin.clone());
         let work = async move {
             let _turn = turn;
-            authority.release(&call, &admin, record).await
+            audiences.release_now(&call, &admin, record).await
         };
         self.detached.run(work).await
     }
 
-    async fn release(
+    async fn release_now(
         &self,
         call: &Call,
         admin: &Administrator,
@@ -198,8 +212,9 @@ impl Authority {
         let event = admin
             .stamp_in(call, &marked.tenant)
             .done(Action::AudienceReleased, marked.audience.as_str());
-        let proof = self.prove(admin).await?;
+        let proof = self.gate.prove(admin).await?;
         match self
+            .gate
             .spend(proof, ProvenWrite::ReleaseAudience { record: Box::new(marked), event })
             .await?
         {
@@ -222,8 +237,8 @@ impl Authority {
             .stamp_in(call, &marked.tenant)
             .done(Action::AudienceReleasing, marked.audience.as_str());
         let write = ProvenWrite::ReplaceAudience { record: Box::new(marked.clone()), event };
-        let proof = self.prove(admin).await?;
-        if self.spend(proof, write).await? != Spent::Done {
+        let proof = self.gate.prove(admin).await?;
+        if self.gate.spend(proof, write).await? != Spent::Done {
             return Err(Error::Stale("audience"));
         }
         if let Err(refused) = self.must_be_unlisted(&marked.audience, next, admin).await {
@@ -251,7 +266,7 @@ impl Authority {
 
     /// The audience of this service is the operator's, without a record and for ever.
     fn must_not_be_own(&self, audience: &Audience) -> Result<()> {
-        if *audience == self.terms.own_audience {
+        if *audience == self.own_audience {
             return Err(Error::precondition(format!(
                 "{audience} is this service, and belongs to the tenant \"default\" for ever"
             )));
@@ -278,7 +293,7 @@ impl Authority {
                     && lists(client)
                     && next != Some(&client.tenant)
                 {
-                    let named = if admin.governs(&client.tenant) {
+                    let named = if admin.can_access_tenant(&client.tenant) {
                         client.id.as_str()
                     } else {
                         "of another tenant"

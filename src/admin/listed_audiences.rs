@@ -22,13 +22,14 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    Administrator, Authority,
+    AdminAuthenticator, Administrator,
     audiences::{TRIES, first_record, must_be_normal, not_authentic},
 };
 use crate::{
     error::{Error, Result},
     model::{Action, Audience, Call, Client, EpochOf, TenantId},
-    store::{FoundAudience, Proof, ProvenWrite, Spent, Write},
+    oauth::Detached,
+    store::{FoundAudience, Proof, ProvenWrite, Spent, Store, Write},
 };
 
 /// Field of the audiences that a client's tokens may be for, as in the proto.
@@ -52,10 +53,19 @@ pub(super) struct NewlyListed {
     audience: Audience,
 }
 
-impl Authority {
+/// Changes of the audiences that clients list.
+pub struct AudienceLists {
+    pub(crate) gate: Arc<AdminAuthenticator>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) detached: Arc<Detached>,
+    /// This service as an audience.
+    pub(crate) own_audience: Audience,
+}
+
+impl AudienceLists {
     /// Step 1: judges what `after` lists and `before` does not, all of it before the first is
     /// claimed.
-    pub(super) async fn claim_listed(
+    pub(super) async fn claim(
         &self,
         call: &Call,
         admin: &Administrator,
@@ -65,7 +75,7 @@ impl Authority {
         let listed = newly_listed(before, after);
         let mut unclaimed: Vec<&NewlyListed> = Vec::new();
         for new in &listed {
-            if new.audience == self.terms.own_audience {
+            if new.audience == self.own_audience {
                 // Every client may ask for this service without listing it.
                 if !admin.tenant().is_operator() {
                     return Err(foreign(new));
@@ -82,14 +92,14 @@ impl Authority {
         }
         self.must_have_room(admin, &after.tenant, unclaimed.len()).await?;
         for new in unclaimed {
-            self.claim(call, admin, after, new).await?;
+            self.claim_one(call, admin, after, new).await?;
         }
         Ok(listed)
     }
 
     /// Claims an audience for the client's tenant; one that another call claims in the same moment
     /// is judged again.
-    async fn claim(
+    async fn claim_one(
         &self,
         call: &Call,
         admin: &Administrator,
@@ -101,8 +111,9 @@ impl Authority {
             let event = admin
                 .stamp_in(call, &client.tenant)
                 .done(Action::AudienceClaimed, new.audience.as_str());
-            let proof = self.prove(admin).await?;
+            let proof = self.gate.prove(admin).await?;
             let claimed = self
+                .gate
                 .spend(proof, ProvenWrite::ClaimAudience { record: Box::new(record), event })
                 .await?;
             if claimed == Spent::Done
@@ -136,7 +147,7 @@ impl Authority {
     }
 
     /// Steps 2 and 3. The outcome is that of the client's write, or why it was taken back.
-    pub(super) async fn write_listed(
+    pub(super) async fn write(
         self: &Arc<Self>,
         call: &Call,
         admin: &Administrator,
@@ -145,21 +156,21 @@ impl Authority {
         listed: Vec<NewlyListed>,
     ) -> Result<Spent> {
         if listed.is_empty() {
-            return self.spend(proof, write).await;
+            return self.gate.spend(proof, write).await;
         }
         let is_new = matches!(write, ProvenWrite::CreateClient { .. });
-        let (authority, call, admin, client) =
+        let (lists, call, admin, client) =
             (self.clone(), call.clone(), admin.clone(), client.clone());
         let steps = async move {
-            let spent = authority.spend(proof, write).await;
+            let spent = lists.gate.spend(proof, write).await;
             match spent {
                 // By these it is sure that nothing was written.
                 Ok(Spent::Taken | Spent::Stale | Spent::Unproven)
                 | Err(Error::InvalidToken | Error::Exhausted(_)) => return spent,
                 Ok(Spent::Done) => {}
-                Err(_) => authority.fence(&call, &admin, &client, is_new).await?,
+                Err(_) => lists.fence(&call, &admin, &client, is_new).await?,
             }
-            let confirmed = authority.confirm_listed(&call, &admin, &client, listed, is_new).await;
+            let confirmed = lists.confirm_listed(&call, &admin, &client, listed, is_new).await;
             spent.and_then(|spent| confirmed.map(|()| spent))
         };
         self.detached.run(steps).await
@@ -254,7 +265,7 @@ impl Authority {
         client: &Client,
         new: &NewlyListed,
     ) -> Result<()> {
-        if new.audience == self.terms.own_audience {
+        if new.audience == self.own_audience {
             return Ok(());
         }
         let mut pauses = PAUSES.into_iter();
@@ -262,7 +273,7 @@ impl Authority {
             let confirmed = match self.store.audience(&new.audience).await {
                 Ok(found) => match admits(admin, new, found.as_ref()) {
                     // It was released in between.
-                    Ok(false) => self.claim(call, admin, client, new).await,
+                    Ok(false) => self.claim_one(call, admin, client, new).await,
                     judged => judged.map(drop),
                 },
                 Err(error) => Err(error.into()),
@@ -314,7 +325,7 @@ impl Authority {
                 stamp.done(Action::ClientUpdated, id.as_str()).because("audience lost".to_owned());
             let ended =
                 stamp.done(Action::ClientRevoked, id.as_str()).because("narrowed".to_owned());
-            let events = self.with_sharing(call, admin, event, &before, &next).await?;
+            let events = self.events(call, admin, event, &before, &next).await?;
             if self.store.end_client(&next, events, ended).await? == Write::Stale {
                 continue;
             }
@@ -342,7 +353,9 @@ fn admits(admin: &Administrator, new: &NewlyListed, found: Option<&FoundAudience
     match found {
         None => Ok(false),
         Some(FoundAudience::NotAuthentic(audience)) => Err(not_authentic(audience)),
-        Some(FoundAudience::Owned(record)) if !admin.governs(&record.tenant) => Err(foreign(new)),
+        Some(FoundAudience::Owned(record)) if !admin.can_access_tenant(&record.tenant) => {
+            Err(foreign(new))
+        }
         Some(FoundAudience::Owned(record)) if record.releasing => {
             let NewlyListed { field, audience } = new;
             let advice = "the operator assigns it to its tenant again, or releases it";

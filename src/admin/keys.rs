@@ -3,15 +3,18 @@
 
 use std::sync::Arc;
 
-use super::{Administrator, Authority, Terms};
+use super::{AdminAuthenticator, Administrator};
 use crate::{
+    clock::Clock,
     crypto::{keys::make, seal::Sealer},
     error::{Error, Result},
     model::{
         Action, Call, Event, Keyset, Kid, SigningKey, Stamp, Timestamp,
         keyset::{Algorithm, KeyPolicy},
     },
-    store::{ProvenWrite, Spent, Write},
+    oauth::Terms,
+    standing::Standing,
+    store::{ProvenWrite, Spent, Store, Write},
 };
 
 /// How often a step is tried again when another node took one in between.
@@ -23,17 +26,27 @@ pub fn first(sealer: &Sealer, terms: &Terms, now: Timestamp) -> (Keyset, Event) 
     (keyset, Stamp::internal(now).done(Action::KeysCreated, ""))
 }
 
-impl Authority {
+/// Administration of the signing keys.
+pub struct Keys {
+    pub(crate) gate: Arc<AdminAuthenticator>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) standing: Arc<Standing>,
+    pub(crate) sealer: Arc<Sealer>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) terms: Arc<Terms>,
+}
+
+impl Keys {
     /// The keys, oldest first.
-    pub async fn keys(&self, admin: &Administrator) -> Result<Keyset> {
-        admin.must_govern_all()?;
+    pub async fn list(&self, admin: &Administrator) -> Result<Keyset> {
+        admin.must_be_operator()?;
         self.keyset().await
     }
 
     /// Makes the prepared key the signing one, as soon as caches can have heard of it, and prepares
     /// another.
-    pub async fn rotate_keys(&self, call: &Call, admin: &Administrator) -> Result<Keyset> {
-        admin.must_govern_all()?;
+    pub async fn rotate(&self, call: &Call, admin: &Administrator) -> Result<Keyset> {
+        admin.must_be_operator()?;
         let event = || admin.stamp(call).done(Action::KeysRotated, "");
         let rotate = |keyset: &Keyset, maker: &Maker| {
             keyset.rotate(maker.now, &maker.policy, &maker.sealer, || maker.key())
@@ -44,14 +57,14 @@ impl Authority {
     }
 
     /// Ends a key and every token it signed; an active one is replaced in the same write (K03).
-    pub async fn revoke_key(
+    pub async fn revoke(
         &self,
         call: &Call,
         admin: &Administrator,
         kid: &Kid,
         reason: String,
     ) -> Result<Keyset> {
-        admin.must_govern_all()?;
+        admin.must_be_operator()?;
         let event =
             || admin.stamp(call).done(Action::KeyRevoked, kid.as_str()).because(reason.clone());
         let kid = kid.clone();
@@ -66,7 +79,7 @@ impl Authority {
 
     /// Takes the steps that time asks for: automatic rotation, removal of what has been retired for
     /// long enough.
-    pub async fn advance_keys(&self) -> Result<()> {
+    pub async fn advance(&self) -> Result<()> {
         let now = self.clock.now();
         let event = || Stamp::internal(now).done(Action::KeysRotated, "");
         let advance = |keyset: &Keyset, maker: &Maker| {
@@ -103,7 +116,7 @@ impl Authority {
                 None => self.store.replace_keyset(&next, event()).await? == Write::Done,
                 Some(admin) => {
                     let write = ProvenWrite::ReplaceKeyset { keyset: next, event: event() };
-                    self.spend(self.prove(admin).await?, write).await? == Spent::Done
+                    self.gate.write(admin, write).await? == Spent::Done
                 }
             };
             if is_written {

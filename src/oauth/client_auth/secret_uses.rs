@@ -7,16 +7,16 @@ use std::sync::{
 
 use papaya::HashMap;
 
-use super::Authority;
+use super::ClientAuthenticator;
 use crate::{
     error::Result,
     model::{ClientId, SecretId, Timestamp},
     store::SecretUse,
 };
 
-/// Counts since the last note; one entry per secret that was used since then.
+/// Uses of secrets since they were last recorded; one entry per secret that was used since then.
 #[derive(Default)]
-pub(super) struct Uses {
+pub struct SecretUses {
     by_secret: HashMap<(ClientId, SecretId), Arc<Count>>,
 }
 
@@ -26,7 +26,7 @@ struct Count {
     last: AtomicI64,
 }
 
-impl Uses {
+impl SecretUses {
     pub(super) fn note(&self, client: &ClientId, secret: &SecretId, now: Timestamp) {
         let counts = self.by_secret.pin();
         let count = counts.get_or_insert_with((client.clone(), secret.clone()), Arc::default);
@@ -65,7 +65,7 @@ impl Uses {
     }
 }
 
-impl Authority {
+impl ClientAuthenticator {
     /// Notes the uses of secrets since the last time; what the store cannot take now is kept for
     /// the next.
     pub async fn note_uses(&self) -> Result<()> {
@@ -91,7 +91,7 @@ mod tests {
     /// that was counted is lost by it.
     #[test]
     fn secrets_that_are_not_used_are_forgotten() {
-        let uses = Uses::default();
+        let uses = SecretUses::default();
         let client: ClientId = "a".parse().unwrap();
         let secret = |n: usize| format!("s{n}").parse::<SecretId>().unwrap();
         for n in 0..1_000 {

@@ -3,7 +3,7 @@
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{AuthenticatedClient, Authority};
+use super::{AuthenticatedClient, ClientAuthenticator};
 use crate::{
     crypto::{
         passwords::{Kept, Match, Origin},
@@ -85,7 +85,7 @@ impl Refusal {
     }
 }
 
-impl Authority {
+impl ClientAuthenticator {
     /// Judges a claim. Drawn before anything is compared, and given back if the secret is right or
     /// was not compared: a secret that is wrong is paid for, and one that is not paid for is not
     /// judged.

@@ -1,0 +1,28 @@
+//! RULES for administrators: clients, audiences, keys, revocations and the audit trail. Each service
+//! holds what it needs and nothing else.
+
+mod administrator;
+pub mod audiences;
+pub mod audit;
+pub mod client_secrets;
+pub mod client_settings;
+pub mod clients;
+mod forged_records;
+pub mod keys;
+mod listed_audiences;
+pub mod revocations;
+mod sharing;
+pub mod witness;
+
+pub use self::{
+    administrator::{AdminAuthenticator, AdminScope, Administrator},
+    audiences::Audiences,
+    audit::AuditReader,
+    client_secrets::{NewSecret, SecretMaker},
+    client_settings::{SettingRules, Settings},
+    clients::Clients,
+    forged_records::{ForgedRecords, Reported},
+    keys::Keys,
+    listed_audiences::AudienceLists,
+    revocations::{Revocations, Target},
+};

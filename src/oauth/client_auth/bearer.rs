@@ -1,0 +1,44 @@
+//! Callers that present an access token of their own (RFC 6750).
+
+use std::sync::Arc;
+
+use secrecy::{ExposeSecret, SecretString};
+
+use super::ClientAuthenticator;
+use crate::{
+    crypto::keyring::VerifiedClaims,
+    error::{Error, Result},
+    model::{Call, Client},
+};
+
+impl ClientAuthenticator {
+    /// The client behind an access token for this service, and its claims. Draws on the client's
+    /// budget. A token that is not valid is always told so, for its owner must ask for a new one:
+    /// it costs too little to draw on a budget of failures.
+    pub async fn bearer(
+        &self,
+        call: &Call,
+        token: &SecretString,
+    ) -> Result<(Arc<Client>, Arc<VerifiedClaims>)> {
+        let Some(verified) = self.standing.judge(token.expose_secret(), call.now)? else {
+            return Err(Error::InvalidToken);
+        };
+        let claims = verified.claims();
+        if !claims.aud.contains(&self.own_audience) {
+            return Err(Error::InvalidToken);
+        }
+        let client = self
+            .standing
+            .client(self.store.as_ref(), &claims.client_id)
+            .await?
+            .filter(|client| !client.disabled);
+        let Some(client) = client else { return Err(Error::InvalidToken) };
+        self.limits.client(&client.id, &client.rate_plan, call.now)?;
+        Ok((client, verified))
+    }
+}
+
+/// Returns true if a token carries a scope that its client still has.
+pub fn carries(client: &Client, verified: &VerifiedClaims, scope: &str) -> bool {
+    verified.claims().scope.split(' ').any(|own| own == scope) && client.scopes.contains(scope)
+}

@@ -1,0 +1,227 @@
+//! Composition of the rules: each service, and what it holds. The doors and the server take them
+//! from here.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+
+use crate::{
+    admin::{
+        AdminAuthenticator, AudienceLists, Audiences, AuditReader, Clients, ForgedRecords, Keys,
+        Reported, Revocations, SecretMaker, SettingRules,
+    },
+    audit::Trail,
+    clock::{Clock, Skew},
+    config,
+    crypto::{
+        chain::ChainKey, page_tokens::PageTokens, passwords::Passwords, refresh_token::RefreshKey,
+        seal::Sealer, secrets::ClientSecrets,
+    },
+    limit::Limits,
+    oauth::{
+        ClientAuthenticator, Detached, Introspector, Minter, Revoker, Terms, TokenIssuer,
+        client_auth::SecretUses,
+    },
+    standing::Standing,
+    store::{Store, authentic::Authentic},
+};
+
+/// Everything that the services are made of.
+pub struct Parts {
+    /// The store, with its records checked.
+    pub store: Arc<Authentic>,
+    /// Token state that follows that store.
+    pub standing: Arc<Standing>,
+    /// Budgets.
+    pub limits: Arc<Limits>,
+    /// The argon2id pool.
+    pub passwords: Arc<Passwords>,
+    /// The master key, for new signing keys.
+    pub sealer: Arc<Sealer>,
+    /// Key of the heads of audit chains.
+    pub chain: Arc<ChainKey>,
+    /// When an issued token's record is durable.
+    pub issue: config::Issue,
+    /// Time for background work; calls bring their own.
+    pub clock: Arc<dyn Clock>,
+    /// Offset of the clock that the store's nodes have in common.
+    pub skew: Arc<Skew>,
+    /// Terms that tokens are issued under.
+    pub terms: Terms,
+}
+
+/// The services of one server.
+pub struct Services {
+    /// Authenticates clients.
+    pub clients: Arc<ClientAuthenticator>,
+    /// Issues and refreshes tokens.
+    pub tokens: TokenIssuer,
+    /// Judges tokens for other services.
+    pub introspector: Introspector,
+    /// Ends tokens for their clients.
+    pub revoker: Arc<Revoker>,
+    /// Administration.
+    pub admin: AdminServices,
+    /// Token state.
+    pub standing: Arc<Standing>,
+    /// Budgets.
+    pub limits: Arc<Limits>,
+    /// The argon2id pool.
+    pub passwords: Arc<Passwords>,
+    /// Terms that tokens are issued under.
+    pub terms: Arc<Terms>,
+    /// Work that outlives its callers.
+    pub detached: Arc<Detached>,
+}
+
+/// The services for administrators.
+pub struct AdminServices {
+    /// Admits administrators.
+    pub gate: Arc<AdminAuthenticator>,
+    /// Clients and their secrets.
+    pub clients: Clients,
+    /// Audiences and their tenants.
+    pub audiences: Arc<Audiences>,
+    /// Signing keys.
+    pub keys: Arc<Keys>,
+    /// Revocation of everything that a target was issued.
+    pub revocations: Revocations,
+    /// The audit trail.
+    pub audit: AuditReader,
+    /// Reports of records that this service did not write.
+    pub forged_records: ForgedRecords,
+    /// Tokens that continue a listing.
+    pub pages: PageTokens,
+}
+
+impl Services {
+    /// Puts the parts together; symmetric keys come from the keyring's root.
+    pub fn new(parts: Parts) -> Self {
+        let Parts {
+            store: authentic,
+            standing,
+            limits,
+            passwords,
+            sealer,
+            chain,
+            issue,
+            clock,
+            ..
+        } = parts;
+        let (skew, terms) = (parts.skew, Arc::new(parts.terms));
+        let store: Arc<dyn Store> = authentic.clone();
+        let keyring = standing.keyring();
+        let root = keyring.root();
+        let secrets = Arc::new(ClientSecrets::new(root));
+        let refresh_key = Arc::new(RefreshKey::new(root));
+        let trail = Arc::new(Trail::new(store.clone(), issue));
+        let detached = Arc::<Detached>::default();
+
+        let clients = Arc::new(ClientAuthenticator {
+            store: store.clone(),
+            standing: standing.clone(),
+            trail: trail.clone(),
+            limits: limits.clone(),
+            secrets: secrets.clone(),
+            passwords: passwords.clone(),
+            uses: SecretUses::default(),
+            clock: clock.clone(),
+            detached: detached.clone(),
+            own_audience: terms.own_audience.clone(),
+        });
+        let revoker = Arc::new(Revoker {
+            clients: clients.clone(),
+            store: store.clone(),
+            standing: standing.clone(),
+            trail: trail.clone(),
+            limits: limits.clone(),
+            refresh_key: refresh_key.clone(),
+            terms: terms.clone(),
+        });
+        let tokens = TokenIssuer {
+            clients: clients.clone(),
+            minter: Minter { standing: standing.clone(), terms: terms.clone() },
+            revoker: revoker.clone(),
+            store: store.clone(),
+            standing: standing.clone(),
+            trail: trail.clone(),
+            limits: limits.clone(),
+            refresh_key: refresh_key.clone(),
+            skew,
+            terms: terms.clone(),
+        };
+        let introspector = Introspector {
+            clients: clients.clone(),
+            store: store.clone(),
+            standing: standing.clone(),
+            trail: trail.clone(),
+            limits: limits.clone(),
+            refresh_key,
+        };
+
+        let gate = Arc::new(AdminAuthenticator {
+            clients: clients.clone(),
+            store: store.clone(),
+            standing: standing.clone(),
+            trail: trail.clone(),
+            clock: clock.clone(),
+        });
+        let keys = Arc::new(Keys {
+            gate: gate.clone(),
+            store: store.clone(),
+            standing: standing.clone(),
+            sealer,
+            clock: clock.clone(),
+            terms: terms.clone(),
+        });
+        let admin = AdminServices {
+            clients: Clients {
+                gate: gate.clone(),
+                store: store.clone(),
+                settings: SettingRules { limits: limits.clone(), terms: terms.clone() },
+                secrets: SecretMaker { secrets, passwords: passwords.clone() },
+                audiences: Arc::new(AudienceLists {
+                    gate: gate.clone(),
+                    store: store.clone(),
+                    detached: detached.clone(),
+                    own_audience: terms.own_audience.clone(),
+                }),
+            },
+            audiences: Arc::new(Audiences {
+                gate: gate.clone(),
+                store: store.clone(),
+                detached: detached.clone(),
+                releases: Arc::new(Semaphore::new(1)),
+                own_audience: terms.own_audience.clone(),
+            }),
+            keys: keys.clone(),
+            revocations: Revocations {
+                gate: gate.clone(),
+                store: store.clone(),
+                keys,
+                terms: terms.clone(),
+            },
+            audit: AuditReader { gate: gate.clone(), store, chain },
+            forged_records: ForgedRecords {
+                store: authentic.clone(),
+                trail,
+                clock: clock.clone(),
+                reported: Reported::default(),
+            },
+            pages: PageTokens::new(root),
+            gate,
+        };
+        Self {
+            clients,
+            tokens,
+            introspector,
+            revoker,
+            admin,
+            standing,
+            limits,
+            passwords,
+            terms,
+            detached,
+        }
+    }
+}
