@@ -12,12 +12,10 @@ use std::{
 };
 
 use tracing::{Level, Metadata};
-use tracing_subscriber::{
-    EnvFilter, fmt::MakeWriter, layer::SubscriberExt, util::SubscriberInitExt,
-};
+use tracing_subscriber::{fmt::MakeWriter, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
-    config::{Log, LogFormat},
+    config::{self, Log, LogFormat},
     model::text::is_hidden,
 };
 
@@ -27,32 +25,12 @@ const LONGEST_LINE: usize = 16 * 1024;
 /// Bytes of one text within a JSON line that is too long.
 const LONGEST_TEXT: usize = 1024;
 
-/// Reads `log.level`.
-///
-/// # Errors
-/// What is wrong with it, without the text.
-pub fn filter(level: &str) -> Result<EnvFilter, &'static str> {
-    const PROBLEM: &str = "must be error, warn, info, debug, trace or off, or directives such as \
-                           info,jeton::store=debug";
-    let word_is_level =
-        |word: &str| matches!(word.trim(), "error" | "warn" | "info" | "debug" | "trace" | "off");
-    // A bare word that is no level would be taken for the name of a module, and silence everything
-    // else.
-    if level
-        .split(',')
-        .any(|directive| !directive.contains(['=', '[']) && !word_is_level(directive))
-    {
-        return Err(PROBLEM);
-    }
-    EnvFilter::try_new(level).map_err(|_| PROBLEM)
-}
-
 /// Starts the log on stderr, for the whole process. A second start changes nothing.
 ///
 /// # Errors
 /// What is wrong with `log.level`.
 pub fn init(log: &Log) -> Result<(), &'static str> {
-    let filter = filter(&log.level)?;
+    let filter = config::log_filter(&log.level)?;
     let json = log.format == LogFormat::Json;
     let stderr = Escaping { inner: io::stderr, colours: !json && colours(), json };
     // Fails only where a log was started before, as by tests of one process.
@@ -271,15 +249,5 @@ mod tests {
         let event: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(event["client_id"], "kept");
         assert_eq!(event["message"], "called");
-    }
-
-    #[test]
-    fn a_word_that_is_no_level_is_refused() {
-        for good in ["info", "off", "info,jeton::store=debug", "jeton=trace"] {
-            assert!(filter(good).is_ok(), "{good}");
-        }
-        for bad in ["", "loud", "info,", "info,jeton", "jeton=loud"] {
-            assert!(filter(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -2,11 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Config, ConfigError, Rate, Store, Tls};
-use crate::{
-    model::{Audience, PlanName},
-    telemetry,
-};
+use super::{Config, ConfigError, Rate, Store, Tls, log_filter};
+use crate::model::{Audience, PlanName};
 
 /// No lifetime is longer: 366 days.
 const LONGEST: u64 = 366 * 24 * 60 * 60;
@@ -32,8 +29,7 @@ pub fn check(config: &Config, dev: bool) -> Result<(), ConfigError> {
     lifetimes(config)?;
     keys(config)?;
     limits(config)?;
-    telemetry::filter(&config.log.level)
-        .map_err(|problem| ConfigError::new("log.level", problem))?;
+    log_filter(&config.log.level).map_err(|problem| ConfigError::new("log.level", problem))?;
     Ok(())
 }
 

@@ -12,9 +12,11 @@ use crate::model::keyset::Algorithm;
 
 mod check;
 mod load;
+mod log;
 
 pub use check::check;
 pub use load::{ConfigError, DEFAULTS, Flag, Origins, Sources};
+pub use log::log_filter;
 
 /// Everything that can be set. `deploy/config.toml` is the commented default and holds exactly
 /// these keys.

@@ -17,7 +17,7 @@ use jsonwebtoken::{
 };
 use serde::Deserialize;
 
-use super::jws::Present;
+use super::present::Present;
 
 /// Smallest RSA modulus taken in, in bits (RFC 7518 section 3.3).
 const MIN_RSA_BITS: usize = 2_048;

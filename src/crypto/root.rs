@@ -1,11 +1,11 @@
 //! The root of the server's symmetric keys. Each use has a key of its own, derived under its own
 //! label, so that what is made with one says nothing about another.
 
-use aws_lc_rs::hkdf;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use zeroize::Zeroizing;
 
 use super::{
+    kdf::derive,
     random,
     seal::{SealError, Sealer},
 };
@@ -42,20 +42,6 @@ impl Root {
     }
 }
 
-/// HKDF-SHA-256 of `secret` under a domain and a label; neither may hold a NUL, which separates
-/// them.
-#[expect(clippy::expect_used, reason = "32 bytes are within the 8,160 that HKDF-SHA-256 yields")]
-pub(super) fn derive(secret: &[u8; 32], domain: &str, label: &str) -> Zeroizing<[u8; 32]> {
-    let mut key = Zeroizing::new([0; 32]);
-    let info = [b"jeton\0".as_slice(), domain.as_bytes(), b"\0", label.as_bytes()];
-    hkdf::Salt::new(hkdf::HKDF_SHA256, b"jeton")
-        .extract(secret)
-        .expand(&info, hkdf::HKDF_SHA256)
-        .and_then(|okm| okm.fill(key.as_mut_slice()))
-        .expect("32 bytes of HKDF-SHA-256");
-    key
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,10 +67,5 @@ mod tests {
         let sealer = Sealer::new([7; 32]);
         let keyset = keyset(Root::make(&sealer));
         assert!(Root::open(&keyset, &Sealer::new([8; 32])).is_err());
-    }
-
-    #[test]
-    fn domains_and_labels_do_not_run_into_each_other() {
-        assert_ne!(derive(&[1; 32], "a", "bc"), derive(&[1; 32], "ab", "c"));
     }
 }

@@ -4,11 +4,7 @@
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use zeroize::Zeroizing;
 
-use super::root;
-
-pub use super::master::{
-    MasterKeyError, load_or_make as load_or_make_master, parse as parse_master,
-};
+use super::kdf::derive;
 
 /// The one form of sealed bytes so far: this byte, the nonce, the ciphertext, the tag.
 const VERSION: u8 = 1;
@@ -26,11 +22,11 @@ pub struct Sealer {
 }
 
 impl Sealer {
-    /// Takes the master key: 32 random bytes, see [`load_or_make_master`].
+    /// Takes the master key: 32 random bytes, see [`super::master::load_or_make`].
     #[expect(clippy::expect_used, reason = "32 bytes are an AES-256 key")]
     pub fn new(master: impl Into<Zeroizing<[u8; 32]>>) -> Self {
         let master = master.into();
-        let key = root::derive(&master, "master", "seal");
+        let key = derive(&master, "master", "seal");
         let key = RandomizedNonceKey::new(&AES_256_GCM, &*key).expect("an AES-256 key");
         Self { master, key }
     }
@@ -79,7 +75,7 @@ impl Sealer {
     /// A key for one use that is not sealing (RFC 5869). In use: "audit head", "client record",
     /// "export", "keyset".
     pub fn derive(&self, label: &str) -> Zeroizing<[u8; 32]> {
-        root::derive(&self.master, "derived", label)
+        derive(&self.master, "derived", label)
     }
 }
 
@@ -147,6 +143,6 @@ mod tests {
         let sealer = Sealer::new([1; 32]);
         assert_eq!(sealer.derive("audit head"), sealer.derive("audit head"));
         assert_ne!(sealer.derive("audit head"), sealer.derive("other"));
-        assert_ne!(sealer.derive("seal"), root::derive(&sealer.master, "master", "seal"));
+        assert_ne!(sealer.derive("seal"), derive(&sealer.master, "master", "seal"));
     }
 }

@@ -3,10 +3,7 @@
 
 use jeton::{
     config::Config,
-    crypto::{
-        chain::ChainKey,
-        seal::{Sealer, load_or_make_master},
-    },
+    crypto::{chain::ChainKey, master, seal::Sealer},
     model::{Action, Client, Stamp},
     store::{ClientStore, Creation, Store, embedded::Embedded},
 };
@@ -16,7 +13,7 @@ use crate::house::House;
 /// Puts a copy of the first client under another name into the store of a stopped server.
 async fn intrude(house: &House) {
     // The trail's key opens the directory; the codes of client records are under another.
-    let master = load_or_make_master(&house.data().join("master.key"), false).unwrap();
+    let master = master::load_or_make(&house.data().join("master.key"), false).unwrap();
     let chain = ChainKey::new(Sealer::new(*master).derive("audit head"));
     let store = Embedded::open(&house.data(), &Config::default().node, chain).unwrap();
     let real = store.client(&"bootstrap".parse().unwrap()).await.unwrap().unwrap();

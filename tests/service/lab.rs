@@ -7,10 +7,7 @@ use aws_lc_rs::signature::Ed25519KeyPair;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jeton::{
     config::Config,
-    crypto::{
-        chain::ChainKey,
-        seal::{Sealer, load_or_make_master},
-    },
+    crypto::{chain::ChainKey, master, seal::Sealer},
     model::KeyState,
     store::KeyStore,
 };
@@ -51,7 +48,7 @@ impl Lab {
 
     async fn on(home: Arc<Home>, change: impl FnOnce(&mut Config)) -> Self {
         let master_key_file = home.master_key_file();
-        let sealer = Sealer::new(*load_or_make_master(&master_key_file, true).unwrap());
+        let sealer = Sealer::new(*master::load_or_make(&master_key_file, true).unwrap());
         let store = home.open_store(ChainKey::new(sealer.derive("audit head"))).await;
         let store = Arc::new(FaultyStore::new(store));
         let configure = |config: &mut Config| {

@@ -32,12 +32,12 @@ use tokio_rustls::TlsAcceptor;
 
 use super::{
     App, Options, PeerCertificates,
+    accepted::Accepted,
     frames::Counted,
     life::{End, Life},
     preface::{PREFACE, Replay, Speech, listen_to},
     sites::Member,
     tls::TlsReloader,
-    workers::Accepted,
 };
 use crate::{
     api::guard::{Account, Origin},

@@ -15,7 +15,12 @@ use tokio::{
     time::Instant,
 };
 
-use super::{life::Life, room::Room, streams::Streams};
+use super::{
+    frame::{DATA, HEADERS, Head, RST_STREAM},
+    life::Life,
+    room::Room,
+    streams::Streams,
+};
 
 /// Cost of a WINDOW_UPDATE beyond those that our data brings; the other costs are multiples of it.
 const UPDATE: i64 = 1;
@@ -35,9 +40,6 @@ const PER_CALL_FRAME: i64 = 4 * PING_COST;
 const UPDATES_PER_DATA: u64 = 2;
 
 const HEAD: usize = 9;
-pub(super) const DATA: u8 = 0;
-pub(super) const HEADERS: u8 = 1;
-pub(super) const RST_STREAM: u8 = 3;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
@@ -45,16 +47,6 @@ const CONTINUATION: u8 = 9;
 
 /// Code of a GOAWAY to a client that asks for too much (RFC 9113 section 7).
 const ENHANCE_YOUR_CALM: u32 = 11;
-
-/// Head of a frame.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Head {
-    pub(super) kind: u8,
-    pub(super) flags: u8,
-    pub(super) stream: u32,
-    /// Of what follows it.
-    pub(super) length: usize,
-}
 
 /// Finds the frames of one direction.
 #[derive(Default)]

@@ -19,9 +19,11 @@ use tower::Service;
 use crate::config::Limits;
 
 mod accept;
+mod accepted;
 mod caps;
 mod connection;
 mod descriptors;
+mod frame;
 mod frames;
 mod life;
 mod preface;

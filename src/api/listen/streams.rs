@@ -7,7 +7,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    frames::{DATA, HEADERS, Head, RST_STREAM},
+    frame::{DATA, HEADERS, Head, RST_STREAM},
     room::Room,
 };
 

@@ -18,7 +18,12 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{App, Options, caps::Place, connection};
+use super::{
+    App, Options,
+    accepted::{Accepted, Load},
+    caps::Place,
+    connection,
+};
 
 /// Connections a worker may be behind with; more are refused, it is not keeping up.
 const WAITING: usize = 1_024;
@@ -37,34 +42,6 @@ struct Worker {
     inbox: mpsc::Sender<Accepted>,
     load: Arc<AtomicUsize>,
     finished: oneshot::Receiver<u64>,
-}
-
-/// A connection on its way to a worker, and the places it holds.
-pub(super) struct Accepted {
-    pub(super) stream: TcpStream,
-    pub(super) address: IpAddr,
-    pub(super) place: Place,
-    pub(super) load: Load,
-    /// Tells it from its neighbours.
-    pub(super) number: u32,
-}
-
-/// One connection in a worker's load.
-pub(super) struct Load(Arc<AtomicUsize>);
-
-impl Load {
-    fn on(load: &Arc<AtomicUsize>) -> Self {
-        load.fetch_add(1, Relaxed);
-        metrics::gauge!("connections_open").increment(1);
-        Self(Arc::clone(load))
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-        metrics::gauge!("connections_open").decrement(1);
-    }
 }
 
 impl Crew {

@@ -9,7 +9,7 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use super::length;
-use crate::{crypto::root, model::Timestamp};
+use crate::{crypto::kdf, model::Timestamp};
 
 /// The audit trail's keys. Their content is never printed, and wiped when it goes.
 #[derive(Clone)]
@@ -25,7 +25,7 @@ impl ChainKey {
     /// From 32 secret bytes.
     pub fn new(bytes: impl Into<Zeroizing<[u8; 32]>>) -> Self {
         let bytes = bytes.into();
-        let derive = |label| root::derive(&bytes, "audit", label);
+        let derive = |label| kdf::derive(&bytes, "audit", label);
         let (heads, records, outbox) = (derive("head"), derive("record"), derive("outbox"));
         Self { heads, records, outbox, notes: derive("note"), exports: derive("export") }
     }

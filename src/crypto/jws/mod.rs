@@ -6,9 +6,12 @@ use std::str::FromStr;
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, DecodingKey, jwk::Jwk};
-use serde::{Deserialize, Deserializer, de::IgnoredAny};
+use serde::Deserialize;
 
-use super::jwk::{self, Refused};
+use super::{
+    jwk::{self, Refused},
+    present::Present,
+};
 
 /// The longest token looked at, in bytes: nothing of a longer one is decoded.
 pub const MAX_TOKEN: usize = 8_192;
@@ -141,16 +144,6 @@ impl Header {
             self.epk,
         ];
         members.iter().any(|Present(there)| *there)
-    }
-}
-
-/// Whether a member is there at all, `null` included.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Present(pub(super) bool);
-
-impl<'de> Deserialize<'de> for Present {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        IgnoredAny::deserialize(deserializer).map(|_| Self(true))
     }
 }
 

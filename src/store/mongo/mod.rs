@@ -33,10 +33,11 @@ use tokio::{sync::oneshot, time::timeout};
 use self::{
     admin::topology,
     audit::{
-        chain_writer::{self, Chain, End},
+        chain_writer::Chain,
         node_lease::{self, BEAT, Node},
         outbox::{Deed, Entry, Owner},
         outbox_cleaner::Settle,
+        records::{self, End},
         recovery::{LOOK, Recovery},
     },
     collections::{coalesce::Turns, counters::Counted},
@@ -253,10 +254,10 @@ async fn resume(
         None => End::START,
     };
     let noted = start.sequence;
-    let last = chain_writer::newest(link, name)
+    let last = records::newest(link, name)
         .await?
         .as_ref()
-        .map(chain_writer::decoded)
+        .map(records::decoded)
         .transpose()?
         .map_or(0, |record| record.sequence);
     if last < noted {
@@ -264,7 +265,7 @@ async fn resume(
             "the audit chain {name} ends at {last} and was at {noted}"
         )));
     }
-    let end = chain_writer::last(link, key, name, start).await?;
+    let end = records::last(link, key, name, start).await?;
     if end.sequence > 0 {
         node.came_to(&end);
     }

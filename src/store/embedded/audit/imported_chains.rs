@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::own_chain::{Raw, show_rows};
+use super::rows::{Raw, show_rows};
+
 use crate::{
     crypto::chain::{Claim, Head},
     model::Timestamp,

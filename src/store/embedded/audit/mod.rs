@@ -3,3 +3,4 @@
 pub(super) mod imported_chains;
 pub(super) mod own_chain;
 pub(super) mod query;
+pub(super) mod rows;

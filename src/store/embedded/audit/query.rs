@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, Row, fallible_streaming_iterator::FallibleStreamingIterator};
 
-use super::own_chain::{self, Raw};
+use super::{own_chain, rows::Raw};
 use crate::{
     model::{Place, Record, Timestamp, event::Filter},
     store::{

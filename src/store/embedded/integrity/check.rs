@@ -14,10 +14,7 @@ use crate::{
         Result,
         embedded::{
             Embedded,
-            audit::{
-                imported_chains,
-                own_chain::{self, Raw},
-            },
+            audit::{imported_chains, own_chain, rows::Raw},
             engine::{
                 batch::{State, from_sql},
                 error::{Fault, OpenError},

@@ -22,10 +22,12 @@ use crate::{
         Result,
         mongo::{
             LONG, Mongo, Server,
-            audit::{chain_writer, node_lease::head_of, query::is_sure},
+            audit::{node_lease::head_of, query::is_sure, records},
             collections::{
-                audiences, clients, families, keys,
-                revocations::{epoch_of, key_of, place_of, revocation_of, revocation_of_family},
+                audiences, clients,
+                family_document::{self, revocation_of_family},
+                keys,
+                revocation_document::{epoch_of, key_of, place_of, revocation_of},
             },
             driver::{
                 codec::{Fields, uuid},
@@ -244,7 +246,7 @@ impl Export {
                 let found = self.find(TOKENS, filter, limit).await?;
                 found
                     .iter()
-                    .map(|found| families::decoded(found).map(Item::Family))
+                    .map(|found| family_document::decoded(found).map(Item::Family))
                     .collect::<Result<_, _>>()?
             }
             Position::Revocations(after) => self.revocations(*after, limit).await?,
@@ -429,13 +431,13 @@ impl Export {
         let mut after = doc! { "chain": "" };
         loop {
             let mut filter = doc! { "_id": { "$gt": after, "$lt": { "chain": {} } } };
-            filter.extend(chain_writer::placed());
+            filter.extend(records::placed());
             let found = self.find(AUDIT_LOGS, filter, 1).await?;
             let Some(id) = found.first().and_then(|record| record.get_document("_id").ok()) else {
                 break;
             };
             let Ok(name) = id.get_str("chain") else { break };
-            after = chain_writer::beyond(name);
+            after = records::beyond(name);
             names.insert(Arc::from(name));
         }
         Ok(names.into_iter().collect())
@@ -448,20 +450,20 @@ impl Export {
         after: u64,
         limit: usize,
     ) -> Result<Vec<Item>, Fault> {
-        let mut found = self.find(AUDIT_LOGS, chain_writer::behind(chain, after), limit).await?;
+        let mut found = self.find(AUDIT_LOGS, records::behind(chain, after), limit).await?;
         if found.is_empty() {
             let noted = self.find(NODES, doc! { "_id": chain.as_ref() }, 1).await?;
             let noted = noted.first().map(head_of).transpose()?.flatten();
             if noted.as_ref().is_some_and(|head| head.sequence > after) {
                 // Without a snapshot its node may have gone on just now.
-                found = self.find(AUDIT_LOGS, chain_writer::behind(chain, after), limit).await?;
+                found = self.find(AUDIT_LOGS, records::behind(chain, after), limit).await?;
             }
             if found.is_empty() {
                 return Ok(vec![self.end(chain, after, noted).await?]);
             }
         }
         let item = |found: &Document| {
-            let Record { chain, sequence, node, event, hash } = chain_writer::decoded(found)?;
+            let Record { chain, sequence, node, event, hash } = records::decoded(found)?;
             Ok(Item::Record { chain, sequence, node, event, hash: hex(&hash) })
         };
         found.iter().map(item).collect()
@@ -472,10 +474,9 @@ impl Export {
     async fn end(&self, chain: &Arc<str>, last: u64, noted: Option<Head>) -> Result<Item, Fault> {
         let wrong =
             |problem: String| Fault::row("export", format!("audit chain {chain}: {problem}"));
-        let read =
-            self.find(AUDIT_LOGS, doc! { "_id": chain_writer::place(chain, last) }, 1).await?;
+        let read = self.find(AUDIT_LOGS, doc! { "_id": records::place(chain, last) }, 1).await?;
         let read = read.first().ok_or_else(|| wrong("its records are not there".to_owned()))?;
-        let sealed = chain_writer::sealed(read)?;
+        let sealed = records::sealed(read)?;
         let key = self.key.as_ref();
         let forged = |head: &Head| key.is_some_and(|key| !key.check(head));
         match noted {

@@ -15,10 +15,10 @@ use crate::{
         Result,
         mongo::{
             LONG, Mongo,
-            audit::{chain_writer, node_lease, outbox::Entry},
+            audit::{node_lease, outbox::Entry, records},
             collections::{
-                audiences, clients, families, keys,
-                revocations::{key_of, place_of},
+                audiences, clients, family_document, keys,
+                revocation_document::{key_of, place_of},
             },
             driver::{
                 codec::{count, date, encode, uuid},
@@ -133,7 +133,7 @@ impl Import {
                 }
                 Item::Family(family) => {
                     collection = TOKENS;
-                    documents.push(families::encoded(family)?);
+                    documents.push(family_document::encoded(family)?);
                 }
                 Item::Revocation(revocation) => self.revocation(revocation).await?,
                 Item::Epoch { of, value } => self.epoch(of, *value).await?,
@@ -154,7 +154,7 @@ impl Import {
                         event: event.clone(),
                         hash,
                     };
-                    documents.push(chain_writer::encoded(&record, Uuid::nil(), &self.key)?);
+                    documents.push(records::encoded(&record, Uuid::nil(), &self.key)?);
                 }
                 Item::ChainEnd { chain: name, sequence, hash, open, seal } => {
                     let ending = Ending {
@@ -287,12 +287,12 @@ impl Import {
 
     /// The newest time of a chain that was taken in.
     async fn newest(&self, name: &str) -> Result<Timestamp, Fault> {
-        let (logs, filter) = (self.link.collection(AUDIT_LOGS), chain_writer::behind(name, 0));
+        let (logs, filter) = (self.link.collection(AUDIT_LOGS), records::behind(name, 0));
         let newest = async move { Ok(logs.find_one(filter).sort(doc! { "event.at": -1 }).await?) };
         let found = self.link.call(newest).await?;
         Ok(found
             .as_ref()
-            .map(chain_writer::decoded)
+            .map(records::decoded)
             .transpose()?
             .map_or(Timestamp::EPOCH, |record| record.event.at))
     }

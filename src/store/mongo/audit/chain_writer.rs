@@ -13,8 +13,7 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
-use futures_util::TryStreamExt as _;
-use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
+use mongodb::bson::{Bson, Document, doc};
 use tokio::{
     sync::{broadcast, mpsc, oneshot},
     task::JoinHandle,
@@ -26,12 +25,13 @@ use super::{
     node_lease::Node,
     outbox::{Entry, Owner},
     outbox_cleaner::Settle,
+    records::{End, LATE, STRIDE, encoded, last, records, sealed},
 };
 use crate::{
-    crypto::chain::{ChainKey, Claim, Head, START, Walk, link},
-    model::{Event, Place, Record, Timestamp},
+    crypto::chain::{ChainKey, link},
+    model::Record,
     store::mongo::driver::{
-        codec::{Fields, bytes, encode, lenient, uuid},
+        codec::Fields,
         connection::{Link, pause},
         error::Fault,
         schema::AUDIT_LOGS,
@@ -42,15 +42,6 @@ use crate::{
 const QUEUE: usize = 4_096;
 /// Jobs in one command.
 const BATCH: usize = 512;
-/// Of a record that was made when its caller had, or may have, been told that the outcome is not
-/// known.
-pub(super) const LATE: &str = "late";
-/// Field in which a listing reads the time of a record, beside the event.
-pub(super) const TIME: &str = "time";
-/// The time of a record whose own cannot be read: such records come last.
-pub(super) const TIMELESS: i64 = i64::MIN;
-/// Records read at once.
-const STRIDE: usize = 1_000;
 /// How far a listener may lag behind.
 const LAG: usize = 1_024;
 /// Between two attempts at a write that does not succeed.
@@ -67,26 +58,6 @@ struct Job {
     /// Whose outbox they are in.
     owner: Option<Owner>,
     reply: Option<oneshot::Sender<Result<(), Fault>>>,
-}
-
-/// The last record of a chain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct End {
-    pub(crate) sequence: u64,
-    pub(crate) hash: [u8; 32],
-    /// The newest time of any record that this node's own clock gave.
-    pub(crate) newest: Timestamp,
-}
-
-impl End {
-    pub(crate) const START: Self = Self { sequence: 0, hash: START, newest: Timestamp::EPOCH };
-
-    /// The newest time with an event more. One that was recovered from another node has that node's
-    /// time, and does not count.
-    fn newest_with(&self, node: &str, event: &Event) -> Timestamp {
-        let is_own = event.recovered_from.as_deref().is_none_or(|from| from == node);
-        if is_own { self.newest.max(event.at) } else { self.newest }
-    }
 }
 
 /// The way to the task that appends.
@@ -419,156 +390,5 @@ impl Made {
             document.insert(LATE, true);
         }
         document
-    }
-}
-
-/// A record's document. The seal shows that it was written by a node that has the key, and from
-/// which outbox entry, if any.
-pub(crate) fn encoded(record: &Record, entry: Uuid, key: &ChainKey) -> Result<Document, Fault> {
-    let claim = Claim::Record { entry: entry.into_bytes() };
-    let seal = key.seal(&record.node, record.sequence, record.hash, claim);
-    Ok(doc! {
-        "_id": place(&record.chain, record.sequence),
-        "node": record.node.as_ref(),
-        "event": encode("audit record", &record.event)?,
-        "hash": bytes(&record.hash),
-        "seal": bytes(&seal.seal),
-        "entry": uuid(entry),
-    })
-}
-
-/// The `_id` of a record.
-pub(crate) fn place(chain: &str, sequence: u64) -> Document {
-    doc! { "chain": chain, "sequence": i64::try_from(sequence).unwrap_or(i64::MAX) }
-}
-
-pub(crate) fn decoded(document: &Document) -> Result<Record, Fault> {
-    let fields = Fields::of("audit record", document);
-    let id = fields
-        .get("_id")?
-        .as_document()
-        .ok_or_else(|| Fault::row("audit record", "its _id is not ours"))?;
-    let id = Fields::of("audit record", id);
-    Ok(Record {
-        chain: id.text("chain")?.into(),
-        sequence: id.count("sequence")?,
-        node: fields.text("node")?.into(),
-        event: fields.part("event")?,
-        hash: fields.hash("hash")?,
-    })
-}
-
-/// The record as readers are shown it: one that cannot be read has its place and nothing else.
-/// `None` for a document that is no record: it has no place in any chain.
-pub(crate) fn shown(document: &Document) -> Option<Record> {
-    let id = document.get_document("_id").ok()?;
-    let is_place = id.keys().eq(["chain", "sequence"]) && id.get_i64("sequence").is_ok();
-    let id = is_place.then(|| Fields::of("audit record", id))?;
-    if let Ok(record) = decoded(document) {
-        return Some(record);
-    }
-    let at = document.get_document("event").ok().and_then(|event| event.get("at"));
-    let at = at.or_else(|| document.get(TIME)).and_then(millis);
-    let at = Timestamp::from_millis(at.unwrap_or(TIMELESS));
-    Some(Record::unreadable(Place {
-        at,
-        chain: id.text("chain").ok()?.into(),
-        sequence: id.count("sequence").ok()?,
-    }))
-}
-
-/// A number as a time, also where it is of another type than ours; never a later one, so that what
-/// comes next is not the same.
-fn millis(value: &Bson) -> Option<i64> {
-    let number =
-        value.as_f64().filter(|number| !number.is_nan()).map(|number| number.floor() as i64);
-    value.as_i64().or_else(|| value.as_i32().map(i64::from)).or(number)
-}
-
-/// The record's own seal.
-pub(crate) fn sealed(document: &Document) -> Result<Head, Fault> {
-    let Record { sequence, node, hash, .. } = decoded(document)?;
-    let fields = Fields::of("audit record", document);
-    let claim = Claim::Record { entry: fields.uuid("entry")?.into_bytes() };
-    Ok(Head { node, sequence, hash, claim, seal: fields.hash("seal")? })
-}
-
-/// Up to `limit` records of a chain in order, those after `after`, whatever is in them: see
-/// [`lenient`].
-pub(crate) async fn records(
-    link: &Link,
-    chain: &str,
-    after: u64,
-    limit: usize,
-) -> Result<Vec<Document>, Fault> {
-    let logs = link.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>();
-    if limit == 0 && !link.is_closed() {
-        return Ok(Vec::new());
-    }
-    let (filter, limit) = (behind(chain, after), i64::try_from(limit).unwrap_or(i64::MAX));
-    let read = async move {
-        let found = logs.find(filter).sort(doc! { "_id": 1 }).limit(limit).await?;
-        Ok(found.map_ok(|raw| lenient(&raw)).try_collect().await?)
-    };
-    link.within(link.deadline().saturating_mul(5), read).await
-}
-
-/// The records of a chain behind one.
-pub(crate) fn behind(chain: &str, after: u64) -> Document {
-    let mut filter = doc! { "_id": { "$gt": place(chain, after), "$lt": beyond(chain) } };
-    filter.extend(placed());
-    filter
-}
-
-/// Behind every record of a chain, and before the next chain's.
-pub(crate) fn beyond(chain: &str) -> Document {
-    doc! { "chain": chain, "sequence": Bson::MaxKey }
-}
-
-/// Documents that have a place in a chain. No node makes another, and nobody is shown one: what has
-/// no place has no order.
-pub(crate) fn placed() -> Document {
-    doc! {
-        "_id.chain": { "$type": "string" },
-        "_id.sequence": { "$type": "long", "$gte": 0_i64 },
-        "$expr": { "$eq": ["$_id", { "chain": "$_id.chain", "sequence": "$_id.sequence" }] },
-    }
-}
-
-/// The last record of a chain, if there is one.
-pub(crate) async fn newest(link: &Link, chain: &str) -> Result<Option<Document>, Fault> {
-    let (logs, filter) =
-        (link.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>(), behind(chain, 0));
-    let newest =
-        link.call(async move { Ok(logs.find_one(filter).sort(doc! { "_id": -1 }).await?) }).await?;
-    Ok(newest.map(|raw| lenient(&raw)))
-}
-
-/// Where a chain ends that was at `end` before: every record behind that must link to the one
-/// before it and carry our seal.
-pub(crate) async fn last(
-    link: &Link,
-    key: &ChainKey,
-    chain: &str,
-    mut end: End,
-) -> Result<End, Fault> {
-    let mut walk = Walk::after(end.sequence, end.hash);
-    loop {
-        let found = records(link, chain, walk.sequence(), STRIDE).await?;
-        for document in &found {
-            let record = decoded(document)?;
-            walk.record(&record).map_err(|flaw| Fault::row("audit chain", flaw))?;
-            if !key.check(&sealed(document)?) {
-                return Err(Fault::row(
-                    "audit chain",
-                    format!("record {}: the seal is wrong", record.sequence),
-                ));
-            }
-            let newest = end.newest_with(chain, &record.event);
-            end = End { sequence: record.sequence, hash: record.hash, newest };
-        }
-        if found.is_empty() {
-            return Ok(end);
-        }
     }
 }

@@ -5,5 +5,6 @@ pub(super) mod node_lease;
 pub(super) mod outbox;
 pub(super) mod outbox_cleaner;
 pub(super) mod query;
+pub(super) mod records;
 pub(super) mod recovery;
 pub(super) mod remote_tail;

@@ -20,7 +20,7 @@ use mongodb::{
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::chain_writer::End;
+use super::records::End;
 use crate::{
     crypto::chain::{ChainKey, Claim, Head},
     model::Timestamp,

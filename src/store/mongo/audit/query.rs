@@ -8,11 +8,9 @@ use mongodb::bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
 use tokio::sync::broadcast;
 
 use super::{
-    chain_writer::{
-        TIME, TIMELESS, beyond, decoded, newest, place, placed, records, sealed, shown,
-    },
     node_lease::{head_of, sealed_in},
     outbox::Entry,
+    records::{TIME, TIMELESS, beyond, decoded, newest, place, placed, records, sealed, shown},
     remote_tail,
 };
 use crate::{
@@ -28,6 +26,7 @@ use crate::{
             driver::{
                 codec::Fields,
                 error::Fault,
+                query::pages,
                 schema::{AUDIT_LOGS, NODES, WITNESSES},
             },
         },
@@ -148,7 +147,8 @@ impl AuditStore for Mongo {
         loop {
             let query = doc! { "$and": [placed(), doc! { "event.action": WITNESSES, "_id": { "$gt": after.clone() } }] };
             let found =
-                self.shared.pages(AUDIT_LOGS, query, doc! { "_id": 1 }, of_records(), room).await?;
+                pages(&self.shared.link, AUDIT_LOGS, query, doc! { "_id": 1 }, of_records(), room)
+                    .await?;
             let is_sealed = |found: &&Document| {
                 sealed(found).is_ok_and(|head| self.shared.node.key.check(&head))
             };
@@ -195,10 +195,15 @@ impl Mongo {
         loop {
             let (query, room) =
                 (doc! { "$and": query.clone() }, limit.saturating_sub(records.len()));
-            let page = self
-                .shared
-                .pages(AUDIT_LOGS, query, sort.clone(), of_records(), seen.saturating_add(room))
-                .await?;
+            let page = pages(
+                &self.shared.link,
+                AUDIT_LOGS,
+                query,
+                sort.clone(),
+                of_records(),
+                seen.saturating_add(room),
+            )
+            .await?;
             records.extend(page.iter().skip(seen).filter_map(shown));
             if page.len() < seen.saturating_add(room) || records.len() >= limit {
                 return Ok(records);

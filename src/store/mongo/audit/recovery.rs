@@ -22,8 +22,8 @@ use mongodb::{
 use uuid::Uuid;
 
 use super::{
-    chain_writer::{LATE, decoded, sealed},
     outbox::{Claim, Entry, Owner, Way},
+    records::{LATE, decoded, sealed},
 };
 use crate::{
     model::{Action, Event, Stamp, Timestamp},

@@ -9,7 +9,7 @@ use std::{
 use mongodb::bson::doc;
 use tokio::sync::broadcast;
 
-use super::chain_writer::shown;
+use super::records::shown;
 use crate::{
     model::Record,
     store::mongo::{

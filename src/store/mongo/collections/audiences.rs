@@ -14,6 +14,7 @@ use crate::{
             driver::{
                 codec::{Fields, before, count, encode},
                 error::Fault,
+                query::pages,
                 schema::AUDIENCES,
             },
             whole,
@@ -174,9 +175,15 @@ impl Shared {
                 filter.insert("tenant", tenant.as_str());
             }
             let missing = limit.saturating_sub(listed.len());
-            let page = self
-                .pages(AUDIENCES, filter, doc! { "_id": 1 }, doc! { "outbox": 0 }, missing)
-                .await?;
+            let page = pages(
+                &self.link,
+                AUDIENCES,
+                filter,
+                doc! { "_id": 1 },
+                doc! { "outbox": 0 },
+                missing,
+            )
+            .await?;
             let Some(end) = page.last() else { return Ok(listed) };
             Fields::of("audience", end).text("_id")?.clone_into(&mut last);
             for document in &page {

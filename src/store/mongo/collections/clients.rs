@@ -5,9 +5,8 @@
 use std::collections::HashMap;
 
 use async_trait::async_trait;
-use futures_util::TryStreamExt as _;
 use mongodb::{
-    bson::{Bson, Document, RawDocumentBuf, doc},
+    bson::{Bson, Document, doc},
     options::{ReadConcern, ReturnDocument},
 };
 
@@ -19,8 +18,9 @@ use crate::{
             Mongo, Shared,
             audit::outbox::{Deed, Owner},
             driver::{
-                codec::{Fields, before, count, date, encode, lenient},
+                codec::{Fields, before, count, date, encode},
                 error::Fault,
+                query::pages,
                 schema::CLIENTS,
             },
             whole,
@@ -239,9 +239,15 @@ impl Shared {
                 filter.insert("tenant", tenant.as_str());
             }
             let missing = limit.saturating_sub(listed.len());
-            let found = self
-                .pages(CLIENTS, filter, doc! { "_id": 1 }, doc! { "outbox": 0 }, missing)
-                .await?;
+            let found = pages(
+                &self.link,
+                CLIENTS,
+                filter,
+                doc! { "_id": 1 },
+                doc! { "outbox": 0 },
+                missing,
+            )
+            .await?;
             let Some(end) = found.last() else { return Ok(listed) };
             Fields::of("client", end).text("_id")?.clone_into(&mut last);
             for document in &found {
@@ -285,27 +291,6 @@ impl Shared {
         let epoch = epoch.map(|value| Change::Epoch(EpochOf::Client(id.clone()), value));
         self.record_heard(deed, owner, std::iter::once(Change::Client(id)).chain(epoch).collect())
             .await
-    }
-
-    /// These fields of up to `limit` documents in an order, whatever is in them: see [`lenient`].
-    pub(crate) async fn pages(
-        &self,
-        collection: &'static str,
-        filter: Document,
-        sort: Document,
-        fields: Document,
-        limit: usize,
-    ) -> Result<Vec<Document>, Fault> {
-        if limit == 0 && !self.link.is_closed() {
-            return Ok(Vec::new());
-        }
-        let from = self.link.collection(collection).clone_with_type::<RawDocumentBuf>();
-        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let read = async move {
-            let found = from.find(filter).sort(sort).limit(limit).projection(fields).await?;
-            Ok(found.map_ok(|raw| lenient(&raw)).try_collect().await?)
-        };
-        self.link.call(read).await
     }
 }
 

@@ -2,34 +2,31 @@
 //! itself, with the time until which that must be remembered: the end of a family and its
 //! revocation are one write.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use mongodb::{
     bson::{Document, doc},
     options::ReturnDocument,
 };
-use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use super::{
     coalesce::Turn,
-    revocations::{self, ended_until},
+    family_document::{decoded, encoded, end, ended_until, owner},
     rotation::Presented,
 };
 use crate::{
-    model::{
-        Audience, Epochs, Event, Family, FamilyId, Scopes, Stamp, Subject, TenantId, Timestamp,
-        revocation::Revocation,
-    },
+    model::{Event, Family, FamilyId, Stamp, Timestamp, revocation::Revocation},
     store::{
         Change, Creation, FamilyStore, Result, Rotate, Rotation, ended,
         mongo::{
             Mongo, Shared,
-            audit::outbox::{Deed, Owner},
+            audit::outbox::Deed,
             driver::{
-                codec::{Fields, bytes, date, encode, uuid},
+                codec::{Fields, uuid},
                 error::Fault,
+                query::{delete_some, over, some},
                 schema::TOKENS,
             },
             whole,
@@ -39,8 +36,6 @@ use crate::{
 
 /// Families that were ended are moved one by one, so many in one round.
 const ONE_BY_ONE: usize = 200;
-/// Longer than anything lives; keeps sums of dates within what MongoDB can add.
-const LONGEST_IDLE: Duration = Duration::from_secs(100 * 366 * 86_400);
 
 #[async_trait]
 impl FamilyStore for Mongo {
@@ -184,90 +179,6 @@ impl Shared {
     }
 }
 
-pub(crate) fn owner(id: FamilyId) -> Owner {
-    Owner { collection: TOKENS, id: uuid(id.0) }
-}
-
-/// Ends a family, or remembers longer that it was ended.
-pub(crate) fn end(
-    id: FamilyId,
-    deed: &Deed,
-    ended_at: Option<Timestamp>,
-    until: Timestamp,
-) -> Vec<Document> {
-    let mut set = doc! {
-        "ended": true,
-        "ended_until": { "$max": ["$ended_until", date(until)] },
-        "op": deed.operation(),
-        "outbox": deed.concatenated(&owner(id)),
-    };
-    if let Some(at) = ended_at {
-        set.insert("ended_at", doc! { "$ifNull": ["$ended_at", date(at)] });
-    }
-    vec![doc! { "$set": set }]
-}
-
-/// What never changes.
-#[derive(Serialize, Deserialize)]
-struct Body {
-    tenant: TenantId,
-    subject: Subject,
-    scopes: Scopes,
-    audience: Vec<Audience>,
-    epochs: Epochs,
-    opened_at: Timestamp,
-    idle: Duration,
-}
-
-/// Without operation and outbox.
-pub(crate) fn encoded(family: &Family) -> Result<Document, Fault> {
-    let Family { tenant, subject, scopes, audience, epochs, opened_at, idle, .. } = family.clone();
-    let body = encode(
-        "refresh family",
-        &Body { tenant, subject, scopes, audience, epochs, opened_at, idle },
-    )?;
-    let idle = i64::try_from(family.idle.min(LONGEST_IDLE).as_millis()).unwrap_or(i64::MAX);
-    Ok(doc! {
-        "_id": uuid(family.id.0),
-        "client": family.client.as_str(),
-        "salt": bytes(&family.salt),
-        "generation": i64::from(family.generation),
-        "rotated_at": date(family.rotated_at),
-        "answers": encode("refresh family", &family.answers)?,
-        "ended_at": family.ended_at.map(date),
-        "expires_at": date(family.expires_at),
-        "idle_ms": idle,
-        "ends_at": date(family.ends_at()),
-        "ended": false,
-        "family": body,
-    })
-}
-
-pub(crate) fn decoded(document: &Document) -> Result<Family, Fault> {
-    let fields = Fields::of("refresh family", document);
-    let Body { tenant, subject, scopes, audience, epochs, opened_at, idle } =
-        fields.part("family")?;
-    let generation = u32::try_from(fields.count("generation")?)
-        .map_err(|error| Fault::row("refresh family", error))?;
-    Ok(Family {
-        id: FamilyId(fields.uuid("_id")?),
-        tenant,
-        client: fields.parse("client")?,
-        subject,
-        scopes,
-        audience,
-        salt: fields.hash("salt")?,
-        epochs,
-        opened_at,
-        expires_at: fields.time("expires_at")?,
-        idle,
-        generation,
-        rotated_at: fields.time("rotated_at")?,
-        answers: fields.part("answers")?,
-        ended_at: fields.find_time("ended_at")?,
-    })
-}
-
 impl Shared {
     /// Forgets up to `limit` families that can never stand again. Of one that was ended and must be
     /// remembered, the revocation stays: it is written before the family goes, so that a crash in
@@ -277,25 +188,17 @@ impl Shared {
         now: Timestamp,
         limit: usize,
     ) -> Result<usize, Fault> {
-        let gone = revocations::delete_some(
-            self,
-            TOKENS,
-            revocations::over("ends_at", now, doc! { "ended": false }),
-            limit,
-        )
-        .await?;
+        let gone =
+            delete_some(&self.link, TOKENS, over("ends_at", now, doc! { "ended": false }), limit)
+                .await?;
         let room = limit.saturating_sub(gone);
         if room == 0 {
             return Ok(gone);
         }
         // Those whose event is still on its way stay for the next time.
-        let dead = revocations::over(
-            "ends_at",
-            now,
-            doc! { "ended": true, "outbox.id": { "$exists": false } },
-        );
+        let dead = over("ends_at", now, doc! { "ended": true, "outbox.id": { "$exists": false } });
         let room = room.min(ONE_BY_ONE);
-        let found = revocations::some(self, TOKENS, dead, room).await?;
+        let found = some(&self.link, TOKENS, dead, room).await?;
         for document in &found {
             let id = FamilyId(Fields::of("refresh family", document).uuid("_id")?);
             if let Some(until) = ended_until(document)?.filter(|until| now < *until) {

@@ -5,7 +5,7 @@
 use async_trait::async_trait;
 use mongodb::bson::{Document, doc};
 
-use super::{clients, keys, revocations};
+use super::{clients, keys, revocation_document};
 use crate::{
     model::{EpochOf, Epochs, FamilyId, Revoked},
     store::{
@@ -67,13 +67,16 @@ impl Shared {
 
     /// An epoch that has a document of its own.
     async fn epoch(&self, of: EpochOf) -> Result<u64, Fault> {
-        let (_, id, field) = revocations::place_of(&of);
+        let (_, id, field) = revocation_document::place_of(&of);
         epoch_in(self.latest(EPOCHS, doc! { "_id": id }).await?.as_ref(), field)
     }
 
     async fn is_ended(&self, token: &TokenBasis) -> Result<bool, Fault> {
         for ender in token.enders() {
-            if self.latest(REVOCATIONS, doc! { "_id": revocations::key_of(ender) }).await?.is_some()
+            if self
+                .latest(REVOCATIONS, doc! { "_id": revocation_document::key_of(ender) })
+                .await?
+                .is_some()
             {
                 return Ok(true);
             }

@@ -4,17 +4,18 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures_util::TryStreamExt as _;
 use mongodb::{
-    bson::{Bson, Document, doc},
+    bson::{Document, doc},
     options::ReturnDocument,
 };
 use tokio::time::Instant;
-use uuid::Uuid;
 
-use super::{clients, families};
+use super::{
+    family_document::end,
+    revocation_document::{key_of, place_of},
+};
 use crate::{
-    model::{EpochOf, Event, FamilyId, Jti, Revoked, Timestamp, revocation::Revocation},
+    model::{EpochOf, Event, Revoked, Timestamp, revocation::Revocation},
     store::{
         Change, Follower, Result, RevocationStore, Snapshot,
         mongo::{
@@ -23,7 +24,8 @@ use crate::{
             driver::{
                 codec::{Fields, date},
                 error::Fault,
-                schema::{CLIENTS, EPOCHS, RATE_LIMITS, REVOCATIONS, TOKENS},
+                query::{delete_some, ids, over, some},
+                schema::{CLIENTS, RATE_LIMITS, REVOCATIONS, TOKENS},
             },
             feed::snapshot::Known,
             whole,
@@ -76,7 +78,7 @@ impl Shared {
         match revocation.revoked {
             Revoked::Token(_) => self.remember(revocation, deed).await,
             Revoked::Family(id) => {
-                let update = families::end(id, &deed, None, revocation.until);
+                let update = end(id, &deed, None, revocation.until);
                 self.end(id, update, revocation, deed).await
             }
         }
@@ -102,7 +104,8 @@ impl Shared {
     async fn sweep(&self, now: Timestamp, limit: usize) -> Result<usize, Fault> {
         self.settle.flush().await;
         self.saw(now);
-        let mut gone = delete_some(self, REVOCATIONS, over("until", now, doc! {}), limit).await?;
+        let mut gone =
+            delete_some(&self.link, REVOCATIONS, over("until", now, doc! {}), limit).await?;
         gone = gone.saturating_add(self.forget_ends(now, limit.saturating_sub(gone)).await?);
         gone = gone.saturating_add(self.sweep_families(now, limit.saturating_sub(gone)).await?);
         let counters = self.link.collection(RATE_LIMITS);
@@ -165,7 +168,7 @@ impl Shared {
     /// Forgets that families were ended, where no token of theirs can stand any more.
     async fn forget_ends(&self, now: Timestamp, limit: usize) -> Result<usize, Fault> {
         let over = over("ended_until", now, doc! {});
-        let ids = ids(&some(self, TOKENS, over.clone(), limit).await?);
+        let ids = ids(&some(&self.link, TOKENS, over.clone(), limit).await?);
         if ids.is_empty() {
             return Ok(0);
         }
@@ -176,117 +179,4 @@ impl Shared {
             self.link.call(async move { Ok(tokens.update_many(filter, update).await?) }).await?;
         Ok(usize::try_from(updated.matched_count).unwrap_or(usize::MAX))
     }
-}
-
-/// What is over by this node's clock and by MongoDB's: one clock that was set wrong must not decide
-/// for everybody what is forgotten.
-pub(crate) fn over(field: &str, now: Timestamp, and: Document) -> Document {
-    let mut filter = and;
-    filter.insert(field, doc! { "$lte": date(now) });
-    filter.insert("$expr", doc! { "$lte": [format!("${field}"), "$$NOW"] });
-    filter
-}
-
-/// Up to `limit` documents without their outboxes.
-pub(crate) async fn some(
-    shared: &Shared,
-    collection: &'static str,
-    filter: Document,
-    limit: usize,
-) -> Result<Vec<Document>, Fault> {
-    if limit == 0 {
-        return Ok(Vec::new());
-    }
-    let from = shared.link.collection(collection);
-    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    let read = async move {
-        Ok(from
-            .find(filter)
-            .limit(limit)
-            .projection(doc! { "outbox": 0 })
-            .await?
-            .try_collect()
-            .await?)
-    };
-    shared.link.call(read).await
-}
-
-/// Deletes up to `limit` documents; one whose event is still on its way stays for the next time.
-pub(super) async fn delete_some(
-    shared: &Shared,
-    collection: &'static str,
-    filter: Document,
-    limit: usize,
-) -> Result<usize, Fault> {
-    let filter = doc! { "$and": [filter, { "outbox.id": { "$exists": false } }] };
-    let ids = ids(&some(shared, collection, filter.clone(), limit).await?);
-    if ids.is_empty() {
-        return Ok(0);
-    }
-    let from = shared.link.collection(collection);
-    let filter = doc! { "$and": [{ "_id": { "$in": ids } }, filter] };
-    let deleted = shared.link.call(async move { Ok(from.delete_many(filter).await?) }).await?;
-    Ok(usize::try_from(deleted.deleted_count).unwrap_or(usize::MAX))
-}
-
-fn ids(documents: &[Document]) -> Vec<Bson> {
-    documents.iter().filter_map(|document| document.get("_id").cloned()).collect()
-}
-
-/// Until when the end of a family must be remembered; `None` if it was not ended.
-pub(crate) fn ended_until(document: &Document) -> Result<Option<Timestamp>, Fault> {
-    Fields::of("refresh family", document).find_time("ended_until")
-}
-
-/// The `_id` of a revocation: with its kind, so that a token and a family of one id are two things
-/// (N04).
-pub(crate) fn key_of(revoked: Revoked) -> String {
-    match revoked {
-        Revoked::Token(Jti(id)) => format!("token:{id}"),
-        Revoked::Family(FamilyId(id)) => format!("family:{id}"),
-    }
-}
-
-pub(crate) fn revoked_of(key: &str) -> Result<Revoked, Fault> {
-    let wrong = || Fault::row("revocation", "its _id is not ours");
-    let (kind, id) = key.split_once(':').ok_or_else(wrong)?;
-    let id = Uuid::parse_str(id).map_err(|_| wrong())?;
-    match kind {
-        "token" => Ok(Revoked::Token(Jti(id))),
-        "family" => Ok(Revoked::Family(FamilyId(id))),
-        _ => Err(wrong()),
-    }
-}
-
-/// Where an epoch is kept: collection, `_id` and field.
-pub(crate) fn place_of(of: &EpochOf) -> (&'static str, String, &'static str) {
-    match of {
-        EpochOf::Tenant(tenant) => (EPOCHS, format!("tenant:{tenant}"), "value"),
-        EpochOf::Client(client) => (CLIENTS, client.as_str().to_owned(), clients::EPOCH),
-        EpochOf::Subject(subject) => (EPOCHS, format!("subject:{subject}"), "value"),
-    }
-}
-
-/// Whose epoch a document of `epochs` is.
-pub(crate) fn epoch_of(key: &str) -> Result<EpochOf, Fault> {
-    let wrong = || Fault::row("epoch", "its _id is not ours");
-    match key.split_once(':').ok_or_else(wrong)? {
-        ("tenant", id) => id.parse().map(EpochOf::Tenant).map_err(|_| wrong()),
-        ("subject", id) => id.parse().map(EpochOf::Subject).map_err(|_| wrong()),
-        _ => Err(wrong()),
-    }
-}
-
-pub(crate) fn revocation_of(document: &Document) -> Result<Revocation, Fault> {
-    let fields = Fields::of("revocation", document);
-    Ok(Revocation { revoked: revoked_of(fields.text("_id")?)?, until: fields.time("until")? })
-}
-
-/// What a family that is still there and was ended stands for.
-pub(crate) fn revocation_of_family(document: &Document) -> Result<Revocation, Fault> {
-    let fields = Fields::of("refresh family", document);
-    Ok(Revocation {
-        revoked: Revoked::Family(FamilyId(fields.uuid("_id")?)),
-        until: fields.time("ended_until")?,
-    })
 }

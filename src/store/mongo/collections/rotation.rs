@@ -16,8 +16,7 @@ use uuid::Uuid;
 
 use super::{
     coalesce::Turn,
-    families::{decoded, end, owner},
-    revocations::ended_until,
+    family_document::{decoded, end, ended_until, owner},
 };
 use crate::{
     model::{Family, Revoked, Stamp, family::RUNNING, revocation::Revocation},

@@ -5,4 +5,5 @@ pub(super) mod change_stream;
 pub(super) mod codec;
 pub(super) mod connection;
 pub(super) mod error;
+pub(super) mod query;
 pub(super) mod schema;

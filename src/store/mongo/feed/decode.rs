@@ -12,7 +12,7 @@ use crate::{
         mongo::{
             collections::{
                 clients, keys,
-                revocations::{epoch_of, revoked_of},
+                revocation_document::{epoch_of, revoked_of},
             },
             driver::{
                 codec::{Fields, as_uuid},

@@ -15,8 +15,10 @@ use crate::{
         mongo::{
             LONG, Shared,
             collections::{
-                clients, keys,
-                revocations::{epoch_of, revocation_of, revocation_of_family},
+                clients,
+                family_document::revocation_of_family,
+                keys,
+                revocation_document::{epoch_of, revocation_of},
             },
             driver::{
                 codec::{Fields, lenient},

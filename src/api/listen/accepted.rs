@@ -1,0 +1,40 @@
+//! A connection between the thread that accepts it and the one that serves it.
+
+use std::{
+    net::{IpAddr, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use super::caps::Place;
+
+/// A connection on its way to a worker, and the places it holds.
+pub(super) struct Accepted {
+    pub(super) stream: TcpStream,
+    pub(super) address: IpAddr,
+    pub(super) place: Place,
+    pub(super) load: Load,
+    /// Tells it from its neighbours.
+    pub(super) number: u32,
+}
+
+/// One connection in a worker's load.
+pub(super) struct Load(Arc<AtomicUsize>);
+
+impl Load {
+    /// Counts one more.
+    pub(super) fn on(load: &Arc<AtomicUsize>) -> Self {
+        load.fetch_add(1, Relaxed);
+        metrics::gauge!("connections_open").increment(1);
+        Self(Arc::clone(load))
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+        metrics::gauge!("connections_open").decrement(1);
+    }
+}

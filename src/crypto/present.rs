@@ -1,0 +1,13 @@
+//! Members of JSON that must not be there.
+
+use serde::{Deserialize, Deserializer, de::IgnoredAny};
+
+/// Whether a member is there at all, `null` included.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Present(pub(super) bool);
+
+impl<'de> Deserialize<'de> for Present {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        IgnoredAny::deserialize(deserializer).map(|_| Self(true))
+    }
+}

@@ -1,0 +1,122 @@
+//! Documents of `tokens`: one for each refresh family.
+
+use std::time::Duration;
+
+use mongodb::bson::{Document, doc};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    model::{
+        Audience, Epochs, Family, FamilyId, Revoked, Scopes, Subject, TenantId, Timestamp,
+        revocation::Revocation,
+    },
+    store::mongo::{
+        audit::outbox::{Deed, Owner},
+        driver::{
+            codec::{Fields, bytes, date, encode, uuid},
+            error::Fault,
+            schema::TOKENS,
+        },
+    },
+};
+
+/// Longer than anything lives; keeps sums of dates within what MongoDB can add.
+const LONGEST_IDLE: Duration = Duration::from_secs(100 * 366 * 86_400);
+
+pub(crate) fn owner(id: FamilyId) -> Owner {
+    Owner { collection: TOKENS, id: uuid(id.0) }
+}
+
+/// Ends a family, or remembers longer that it was ended.
+pub(crate) fn end(
+    id: FamilyId,
+    deed: &Deed,
+    ended_at: Option<Timestamp>,
+    until: Timestamp,
+) -> Vec<Document> {
+    let mut set = doc! {
+        "ended": true,
+        "ended_until": { "$max": ["$ended_until", date(until)] },
+        "op": deed.operation(),
+        "outbox": deed.concatenated(&owner(id)),
+    };
+    if let Some(at) = ended_at {
+        set.insert("ended_at", doc! { "$ifNull": ["$ended_at", date(at)] });
+    }
+    vec![doc! { "$set": set }]
+}
+
+/// Until when the end of a family must be remembered; `None` if it was not ended.
+pub(crate) fn ended_until(document: &Document) -> Result<Option<Timestamp>, Fault> {
+    Fields::of("refresh family", document).find_time("ended_until")
+}
+
+/// What a family that is still there and was ended stands for.
+pub(crate) fn revocation_of_family(document: &Document) -> Result<Revocation, Fault> {
+    let fields = Fields::of("refresh family", document);
+    Ok(Revocation {
+        revoked: Revoked::Family(FamilyId(fields.uuid("_id")?)),
+        until: fields.time("ended_until")?,
+    })
+}
+
+/// What never changes.
+#[derive(Serialize, Deserialize)]
+struct Body {
+    tenant: TenantId,
+    subject: Subject,
+    scopes: Scopes,
+    audience: Vec<Audience>,
+    epochs: Epochs,
+    opened_at: Timestamp,
+    idle: Duration,
+}
+
+/// Without operation and outbox.
+pub(crate) fn encoded(family: &Family) -> Result<Document, Fault> {
+    let Family { tenant, subject, scopes, audience, epochs, opened_at, idle, .. } = family.clone();
+    let body = encode(
+        "refresh family",
+        &Body { tenant, subject, scopes, audience, epochs, opened_at, idle },
+    )?;
+    let idle = i64::try_from(family.idle.min(LONGEST_IDLE).as_millis()).unwrap_or(i64::MAX);
+    Ok(doc! {
+        "_id": uuid(family.id.0),
+        "client": family.client.as_str(),
+        "salt": bytes(&family.salt),
+        "generation": i64::from(family.generation),
+        "rotated_at": date(family.rotated_at),
+        "answers": encode("refresh family", &family.answers)?,
+        "ended_at": family.ended_at.map(date),
+        "expires_at": date(family.expires_at),
+        "idle_ms": idle,
+        "ends_at": date(family.ends_at()),
+        "ended": false,
+        "family": body,
+    })
+}
+
+pub(crate) fn decoded(document: &Document) -> Result<Family, Fault> {
+    let fields = Fields::of("refresh family", document);
+    let Body { tenant, subject, scopes, audience, epochs, opened_at, idle } =
+        fields.part("family")?;
+    let generation = u32::try_from(fields.count("generation")?)
+        .map_err(|error| Fault::row("refresh family", error))?;
+    Ok(Family {
+        id: FamilyId(fields.uuid("_id")?),
+        tenant,
+        client: fields.parse("client")?,
+        subject,
+        scopes,
+        audience,
+        salt: fields.hash("salt")?,
+        epochs,
+        opened_at,
+        expires_at: fields.time("expires_at")?,
+        idle,
+        generation,
+        rotated_at: fields.time("rotated_at")?,
+        answers: fields.part("answers")?,
+        ended_at: fields.find_time("ended_at")?,
+    })
+}

@@ -1,0 +1,58 @@
+//! Documents of `revocations` and `epochs`.
+
+use mongodb::bson::Document;
+use uuid::Uuid;
+
+use super::clients;
+use crate::{
+    model::{EpochOf, FamilyId, Jti, Revoked, revocation::Revocation},
+    store::mongo::driver::{
+        codec::Fields,
+        error::Fault,
+        schema::{CLIENTS, EPOCHS},
+    },
+};
+
+/// The `_id` of a revocation: with its kind, so that a token and a family of one id are two things
+/// (N04).
+pub(crate) fn key_of(revoked: Revoked) -> String {
+    match revoked {
+        Revoked::Token(Jti(id)) => format!("token:{id}"),
+        Revoked::Family(FamilyId(id)) => format!("family:{id}"),
+    }
+}
+
+pub(crate) fn revoked_of(key: &str) -> Result<Revoked, Fault> {
+    let wrong = || Fault::row("revocation", "its _id is not ours");
+    let (kind, id) = key.split_once(':').ok_or_else(wrong)?;
+    let id = Uuid::parse_str(id).map_err(|_| wrong())?;
+    match kind {
+        "token" => Ok(Revoked::Token(Jti(id))),
+        "family" => Ok(Revoked::Family(FamilyId(id))),
+        _ => Err(wrong()),
+    }
+}
+
+/// Where an epoch is kept: collection, `_id` and field.
+pub(crate) fn place_of(of: &EpochOf) -> (&'static str, String, &'static str) {
+    match of {
+        EpochOf::Tenant(tenant) => (EPOCHS, format!("tenant:{tenant}"), "value"),
+        EpochOf::Client(client) => (CLIENTS, client.as_str().to_owned(), clients::EPOCH),
+        EpochOf::Subject(subject) => (EPOCHS, format!("subject:{subject}"), "value"),
+    }
+}
+
+/// Whose epoch a document of `epochs` is.
+pub(crate) fn epoch_of(key: &str) -> Result<EpochOf, Fault> {
+    let wrong = || Fault::row("epoch", "its _id is not ours");
+    match key.split_once(':').ok_or_else(wrong)? {
+        ("tenant", id) => id.parse().map(EpochOf::Tenant).map_err(|_| wrong()),
+        ("subject", id) => id.parse().map(EpochOf::Subject).map_err(|_| wrong()),
+        _ => Err(wrong()),
+    }
+}
+
+pub(crate) fn revocation_of(document: &Document) -> Result<Revocation, Fault> {
+    let fields = Fields::of("revocation", document);
+    Ok(Revocation { revoked: revoked_of(fields.text("_id")?)?, until: fields.time("until")? })
+}

@@ -1,0 +1,88 @@
+//! Queries that several collections need.
+
+use futures_util::TryStreamExt as _;
+use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
+
+use super::{
+    codec::{date, lenient},
+    connection::Link,
+    error::Fault,
+};
+use crate::model::Timestamp;
+
+/// What is over by this node's clock and by MongoDB's: one clock that was set wrong must not decide
+/// for everybody what is forgotten.
+pub(crate) fn over(field: &str, now: Timestamp, and: Document) -> Document {
+    let mut filter = and;
+    filter.insert(field, doc! { "$lte": date(now) });
+    filter.insert("$expr", doc! { "$lte": [format!("${field}"), "$$NOW"] });
+    filter
+}
+
+/// Up to `limit` documents without their outboxes.
+pub(crate) async fn some(
+    link: &Link,
+    collection: &'static str,
+    filter: Document,
+    limit: usize,
+) -> Result<Vec<Document>, Fault> {
+    if limit == 0 {
+        return Ok(Vec::new());
+    }
+    let from = link.collection(collection);
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let read = async move {
+        Ok(from
+            .find(filter)
+            .limit(limit)
+            .projection(doc! { "outbox": 0 })
+            .await?
+            .try_collect()
+            .await?)
+    };
+    link.call(read).await
+}
+
+/// Deletes up to `limit` documents; one whose event is still on its way stays for the next time.
+pub(crate) async fn delete_some(
+    link: &Link,
+    collection: &'static str,
+    filter: Document,
+    limit: usize,
+) -> Result<usize, Fault> {
+    let filter = doc! { "$and": [filter, { "outbox.id": { "$exists": false } }] };
+    let ids = ids(&some(link, collection, filter.clone(), limit).await?);
+    if ids.is_empty() {
+        return Ok(0);
+    }
+    let from = link.collection(collection);
+    let filter = doc! { "$and": [{ "_id": { "$in": ids } }, filter] };
+    let deleted = link.call(async move { Ok(from.delete_many(filter).await?) }).await?;
+    Ok(usize::try_from(deleted.deleted_count).unwrap_or(usize::MAX))
+}
+
+/// These fields of up to `limit` documents in an order, whatever is in them: see [`lenient`].
+pub(crate) async fn pages(
+    link: &Link,
+    collection: &'static str,
+    filter: Document,
+    sort: Document,
+    fields: Document,
+    limit: usize,
+) -> Result<Vec<Document>, Fault> {
+    if limit == 0 && !link.is_closed() {
+        return Ok(Vec::new());
+    }
+    let from = link.collection(collection).clone_with_type::<RawDocumentBuf>();
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let read = async move {
+        let found = from.find(filter).sort(sort).limit(limit).projection(fields).await?;
+        Ok(found.map_ok(|raw| lenient(&raw)).try_collect().await?)
+    };
+    link.call(read).await
+}
+
+/// The `_id` of each document.
+pub(crate) fn ids(documents: &[Document]) -> Vec<Bson> {
+    documents.iter().filter_map(|document| document.get("_id").cloned()).collect()
+}
