@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 use crate::{
     admin::{
         AdminAuthenticator, AudienceLists, Audiences, AuditReader, Clients, ForgedRecords, Keys,
-        Reported, Revocations, SecretMaker, SettingRules,
+        Reported, Revocations, SecretMaker, SettingRules, places,
     },
     audit::Trail,
     clock::{Clock, Skew},
@@ -185,6 +185,7 @@ impl Services {
                     store: store.clone(),
                     detached: detached.clone(),
                     own_audience: terms.own_audience.clone(),
+                    places: places(),
                 }),
             },
             audiences: Arc::new(Audiences {

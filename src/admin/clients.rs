@@ -10,6 +10,7 @@ use super::{
     AdminAuthenticator, Administrator, AudienceLists,
     client_secrets::{NewSecret, SecretMaker},
     client_settings::{SettingRules, Settings},
+    listed_audiences::unlisted,
 };
 use crate::{
     error::{Error, Result},
@@ -85,13 +86,8 @@ impl Clients {
             Err(error) => return Err(error.into()),
         }
         let listed = self.audiences.claim(call, admin, &blank, &client).await?;
-        let created =
-            admin.stamp_in(call, &client.tenant).done(Action::ClientCreated, client.id.as_str());
-        let events = self.audiences.events(call, admin, created, &blank, &client).await?;
         let of_any = admin.tenant().is_operator();
-        let proof = self.gate.prove(admin).await?;
-        let write = ProvenWrite::CreateClient { client: Box::new(client.clone()), of_any, events };
-        match self.audiences.write(call, admin, (proof, write), &client, listed).await? {
+        match self.audiences.create(call, admin, &client, of_any, listed).await? {
             Spent::Done => Ok(Added { client, secret: secret_id, value }),
             Spent::Taken => Err(Error::AlreadyExists("client")),
             Spent::Stale | Spent::Unproven => Err(Error::Stale("client")),
@@ -337,7 +333,7 @@ impl Clients {
             let deleted = action == Action::ClientDeleted;
             let kept = if deleted { unlisted(&client) } else { client.clone() };
             let own = stamp.done(action, target);
-            let events = self.audiences.events(call, admin, own, &before, &kept).await?;
+            let events = self.audiences.events(call, admin, own, (&before, &kept), &listed).await;
             let ended =
                 |why: &str| stamp.done(Action::ClientRevoked, id.as_str()).because(why.to_owned());
             let kept = Box::new(kept);
@@ -399,9 +395,4 @@ fn blank(id: ClientId, tenant: TenantId, now: Timestamp) -> Client {
         updated_at: now,
         mac: Mac::default(),
     }
-}
-
-/// The client without an audience, as it is once it was deleted.
-fn unlisted(client: &Client) -> Client {
-    Client { audiences: Vec::new(), serves: Vec::new(), ..client.clone() }
 }

@@ -5,29 +5,35 @@
 //! judged again, so that a tenant keeps what the operator gave it.
 //!
 //! A client and the record of an audience are two documents, and there is no transaction over both.
-//! So a registration has three steps:
+//! So a change of what a client lists has three steps:
 //!
 //! | step | if a release or assignment of the same audience comes in between (see `audiences`) |
 //! |--|--|
-//! | 1. read the records, claim those that are not there; a marked one refuses the registration | before 2: its look sees no client that lists the audience, and it may finish |
+//! | 1. read the records, claim those that are not there; a marked one refuses the change | before 2: its look sees no client that lists the audience, and it may finish |
 //! | 2. write the client | behind its last look: it is found in 3 |
-//! | 3. read the records again | marked, or another tenant's: the client is taken back, and the answer is a refusal. Gone: claimed again |
+//! | 3. read the records again | marked, or of another tenant than in 1: the client is taken back, and the answer is a refusal. Gone: claimed again |
 //!
-//! Steps 2 and 3 are one task, which no deadline and no hang-up of the caller cuts. Where the
-//! outcome of 2 is unknown it is made final (see `fence`) and 3 follows all the same. An audience
+//! A new client is registered without audiences first, and then changed. So every write that lists
+//! an audience is compared with the client's revision: where the outcome of 2 is unknown the
+//! revision is moved on before 3, and a write that a shared store makes later finds another one.
+//!
+//! Steps 2 and 3 are one task, which no deadline and no hang-up of the caller cuts. An audience
 //! whose record cannot be read in 3 is taken back. What is claimed in 1 stays the tenant's if 2
 //! fails. A node that dies between 2 and 3 leaves a client that lists what was released in that
 //! moment; an assignment of the audience is refused while it does.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use tokio::sync::{Mutex, Semaphore};
 
 use super::{
     AdminAuthenticator, Administrator,
     audiences::{TRIES, first_record, must_be_normal, not_authentic},
+    sharing::{with_shared, with_unshared},
 };
 use crate::{
     error::{Error, Result},
-    model::{Action, Audience, Call, Client, EpochOf, TenantId},
+    model::{Action, Audience, Call, Client, Stamp, TenantId},
     oauth::Detached,
     store::{FoundAudience, Proof, ProvenWrite, Spent, Store, Write},
 };
@@ -39,9 +45,15 @@ const SERVES: &str = "client.serves";
 
 /// Records that a tenant's administrators claim, at most; the operator assigns more.
 const MAX_CLAIMED: usize = 1_000;
-/// Waits of step 3 for a store that is away.
+/// Changes of what clients list that are under way at once; further ones wait.
+const MAX_CHANGES: usize = 64;
+/// Waits for a record in step 3.
 const PAUSES: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(250), Duration::from_secs(1)];
+/// Further waits, in seconds, where a change must be made final or taken back: five minutes.
+const LONG_PAUSES: [u64; 13] = [2, 4, 8, 16, 30, 30, 30, 30, 30, 30, 30, 30, 30];
+/// Reason in the records of what is taken back.
+const LOST: &str = "audience lost";
 /// Logged where a change is left half made: the server stops, or a record cannot be read.
 const UNCONFIRMED: &str = "a client may list an audience that is not its tenant's";
 
@@ -50,7 +62,43 @@ const UNCONFIRMED: &str = "a client may list an audience that is not its tenant'
 pub(super) struct NewlyListed {
     /// [`AUDIENCES`] or [`SERVES`].
     field: &'static str,
-    audience: Audience,
+    pub(super) audience: Audience,
+    /// The tenant that it belongs to, if that is not the client's: the operator shares it.
+    pub(super) owner: Option<TenantId>,
+}
+
+/// A client whose audiences are changed.
+struct Change {
+    call: Call,
+    admin: Administrator,
+    /// As it is written.
+    client: Client,
+    listed: Vec<NewlyListed>,
+    /// True where the registration of the client is the same call.
+    is_new: bool,
+}
+
+impl Change {
+    /// A stamp in the client's tenant.
+    fn stamp(&self) -> Stamp {
+        self.admin.stamp_in(&self.call, &self.client.tenant)
+    }
+}
+
+/// An attempt to take audiences back whose outcome may be unknown.
+struct Attempt {
+    written: Client,
+    /// True if the client goes altogether.
+    deletes: bool,
+}
+
+impl Attempt {
+    /// Returns true if the attempt wrote the client that is found.
+    fn wrote(&self, found: &Client) -> bool {
+        let Self { written, .. } = self;
+        (found.revision, found.updated_at) == (written.revision, written.updated_at)
+            && (&found.audiences, &found.serves) == (&written.audiences, &written.serves)
+    }
 }
 
 /// Changes of the audiences that clients list.
@@ -60,6 +108,12 @@ pub struct AudienceLists {
     pub(crate) detached: Arc<Detached>,
     /// This service as an audience.
     pub(crate) own_audience: Audience,
+    pub(crate) places: Arc<Semaphore>,
+}
+
+/// Places for [`AudienceLists::places`].
+pub fn places() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(MAX_CHANGES))
 }
 
 impl AudienceLists {
@@ -72,9 +126,9 @@ impl AudienceLists {
         before: &Client,
         after: &Client,
     ) -> Result<Vec<NewlyListed>> {
-        let listed = newly_listed(before, after);
+        let mut listed = newly_listed(before, after);
         let mut unclaimed: Vec<&NewlyListed> = Vec::new();
-        for new in &listed {
+        for new in &mut listed {
             if new.audience == self.own_audience {
                 // Every client may ask for this service without listing it.
                 if !admin.tenant().is_operator() {
@@ -82,7 +136,9 @@ impl AudienceLists {
                 }
                 continue;
             }
-            if admits(admin, new, self.store.audience(&new.audience).await?.as_ref())? {
+            let found = self.store.audience(&new.audience).await?;
+            if admits(admin, new, found.as_ref())? {
+                new.owner = other_owner(found.as_ref(), &after.tenant);
                 continue;
             }
             must_be_normal(new.field, &new.audience)?;
@@ -146,7 +202,57 @@ impl AudienceLists {
         Ok(())
     }
 
-    /// Steps 2 and 3. The outcome is that of the client's write, or why it was taken back.
+    /// Registers a client, with what it lists. The outcome is that of the write, or why the client
+    /// was taken back.
+    pub(super) async fn create(
+        self: &Arc<Self>,
+        call: &Call,
+        admin: &Administrator,
+        client: &Client,
+        of_any: bool,
+        listed: Vec<NewlyListed>,
+    ) -> Result<Spent> {
+        let created =
+            admin.stamp_in(call, &client.tenant).done(Action::ClientCreated, client.id.as_str());
+        let bare = if listed.is_empty() {
+            client.clone()
+        } else {
+            // The revision before the first that callers see.
+            Client { revision: 0, ..unlisted(client) }
+        };
+        let create = ProvenWrite::CreateClient { client: Box::new(bare), of_any, event: created };
+        if listed.is_empty() {
+            return self.gate.write(admin, create).await;
+        }
+        let lists = self.clone();
+        let change = self.change(call, admin, client, listed, true);
+        self.run(Box::pin(async move {
+            match lists.gate.write(&change.admin, create).await {
+                Ok(Spent::Done) => {}
+                refused => return refused,
+            }
+            let updated = change.stamp().done(Action::ClientUpdated, change.client.id.as_str());
+            let client = Box::new(change.client.clone());
+            let write = lists.gate.prove(&change.admin).await.map(|proof| {
+                let Change { call, admin, listed, .. } = &change;
+                let records = (&unlisted(&client), &*client);
+                let events = with_shared(call, admin, updated, records, listed);
+                (proof, ProvenWrite::ReplaceClient { client, events })
+            });
+            let outcome = match write {
+                Ok((proof, write)) => lists.write_and_confirm(&change, proof, write).await,
+                Err(fell) => Err(fell),
+            };
+            if !matches!(outcome, Ok(Spent::Done)) {
+                lists.take_back(&change, &change.listed).await?;
+            }
+            outcome
+        }))
+        .await
+    }
+
+    /// Steps 2 and 3 for a client that is there. The outcome is that of its write, or why it was
+    /// taken back.
     pub(super) async fn write(
         self: &Arc<Self>,
         call: &Call,
@@ -158,113 +264,98 @@ impl AudienceLists {
         if listed.is_empty() {
             return self.gate.spend(proof, write).await;
         }
-        let is_new = matches!(write, ProvenWrite::CreateClient { .. });
-        let (lists, call, admin, client) =
-            (self.clone(), call.clone(), admin.clone(), client.clone());
-        let steps = async move {
-            let spent = lists.gate.spend(proof, write).await;
-            match spent {
-                // By these it is sure that nothing was written.
-                Ok(Spent::Taken | Spent::Stale | Spent::Unproven)
-                | Err(Error::InvalidToken | Error::Exhausted(_)) => return spent,
-                Ok(Spent::Done) => {}
-                Err(_) => lists.fence(&call, &admin, &client, is_new).await?,
-            }
-            let confirmed = lists.confirm_listed(&call, &admin, &client, listed, is_new).await;
-            spent.and_then(|spent| confirmed.map(|()| spent))
-        };
-        self.detached.run(steps).await
+        let (lists, change) = (self.clone(), self.change(call, admin, client, listed, false));
+        self.run(Box::pin(async move { lists.write_and_confirm(&change, proof, write).await }))
+            .await
     }
 
-    /// Makes the outcome of step 2 final where it is not known: on MongoDB a write whose call gave
-    /// up may be made later, behind every look at the audiences. Once the client's revision has
-    /// moved on, or the epoch of one that `is_new` was raised, it finds no document to change.
-    async fn fence(
-        &self,
-        call: &Call,
-        admin: &Administrator,
-        written: &Client,
-        is_new: bool,
-    ) -> Result<()> {
-        let mut pauses = pauses_without_end();
-        loop {
-            let fenced = if is_new {
-                let reason = "outcome unknown".to_owned();
-                let stamp = admin.stamp_in(call, &written.tenant);
-                let event = stamp.done(Action::ClientRevoked, written.id.as_str()).because(reason);
-                let of = EpochOf::Client(written.id.clone());
-                self.store.raise_epoch(&of, event).await.map(drop).map_err(Error::from)
-            } else {
-                self.supersede(call, admin, written).await
-            };
-            match (fenced, pauses.next()) {
-                (Err(Error::Unavailable(_)), Some(pause)) if self.detached.pause(pause).await => {}
-                (Ok(()), _) => return Ok(()),
-                (Err(error), _) => {
-                    tracing::error!(client = %written.id, %error, "{UNCONFIRMED}");
-                    return Err(error);
-                }
-            }
-        }
-    }
-
-    /// Writes the stored client again, one revision on, unless `written` or a later change of it
-    /// was made.
-    async fn supersede(&self, call: &Call, admin: &Administrator, written: &Client) -> Result<()> {
-        let found = self.store.client(&written.id).await?;
-        let Some(client) = found
-            .filter(|found| found.is_registration_of(written) && found.revision < written.revision)
-        else {
-            return Ok(());
-        };
-        let next = Client { revision: client.revision + 1, updated_at: call.now, ..client };
-        let stamp = admin.stamp_in(call, &next.tenant);
-        let event = stamp.done(Action::ClientUpdated, next.id.as_str());
-        // A stale write found the revision moved on, which is as good.
-        self.store.replace_client(&next, event.because("outcome unknown".to_owned())).await?;
-        Ok(())
-    }
-
-    /// Step 3, once the client is written. What the client may not keep is taken from it, with the
-    /// tokens that it got by then; a client that `is_new` goes altogether.
-    async fn confirm_listed(
+    fn change(
         &self,
         call: &Call,
         admin: &Administrator,
         client: &Client,
         listed: Vec<NewlyListed>,
         is_new: bool,
-    ) -> Result<()> {
+    ) -> Change {
+        Change { call: call.clone(), admin: admin.clone(), client: client.clone(), listed, is_new }
+    }
+
+    /// Runs the steps of a change to their end, in one of the places.
+    async fn run<T: Send + 'static>(
+        &self,
+        steps: Pin<Box<dyn Future<Output = Result<T>> + Send>>,
+    ) -> Result<T> {
+        let place = self.places.clone().acquire_owned().await;
+        let place = place.map_err(|closed| Error::Internal(closed.into()))?;
+        let placed = async move {
+            let outcome = steps.await;
+            drop(place);
+            outcome
+        };
+        self.detached.run(placed).await
+    }
+
+    async fn write_and_confirm(
+        &self,
+        change: &Change,
+        proof: Proof,
+        write: ProvenWrite,
+    ) -> Result<Spent> {
+        let spent = self.gate.spend(proof, write).await;
+        match spent {
+            // By these it is sure that nothing was written.
+            Ok(Spent::Taken | Spent::Stale | Spent::Unproven)
+            | Err(Error::InvalidToken | Error::Exhausted(_)) => return spent,
+            Ok(Spent::Done) => {}
+            Err(_) => self.fence(change).await,
+        }
+        let confirmed = self.confirm_listed(change).await;
+        spent.and_then(|spent| confirmed.map(|()| spent))
+    }
+
+    /// Makes the outcome of step 2 final where it is not known.
+    async fn fence(&self, change: &Change) {
+        let superseded = self.until_done(|| self.supersede(change)).await;
+        if let Err(error) = superseded {
+            tracing::error!(client = %change.client.id, %error, "{UNCONFIRMED}");
+        }
+    }
+
+    /// Writes the stored client again, one revision on, unless the change or a later one was made.
+    async fn supersede(&self, change: &Change) -> Result<()> {
+        let written = &change.client;
+        let found = self.store.client(&written.id).await?;
+        let Some(client) = found
+            .filter(|found| found.is_registration_of(written) && found.revision < written.revision)
+        else {
+            return Ok(());
+        };
+        let next = Client { revision: client.revision + 1, updated_at: change.call.now, ..client };
+        let event = change.stamp().done(Action::ClientUpdated, next.id.as_str());
+        // A stale write found the revision moved on, which is as good.
+        self.store.replace_client(&next, event.because("outcome unknown".to_owned())).await?;
+        Ok(())
+    }
+
+    /// Step 3, once the client is written. What the client may not keep is taken from it, with the
+    /// tokens that it got by then.
+    async fn confirm_listed(&self, change: &Change) -> Result<()> {
         let (mut lost, mut refused) = (Vec::new(), Ok(()));
-        for new in listed {
-            if let Err(why) = self.confirm(call, admin, client, &new).await {
+        for new in &change.listed {
+            if let Err(why) = self.confirm(change, new).await {
                 refused = refused.and(Err(why));
-                lost.push(new);
+                lost.push(new.clone());
             }
         }
-        let mut pauses = pauses_without_end();
-        while !lost.is_empty() {
-            match (self.unlist(call, admin, client, &lost, is_new).await, pauses.next()) {
-                (Ok(()), _) => break,
-                (Err(Error::Unavailable(_) | Error::Stale(_)), Some(pause))
-                    if self.detached.pause(pause).await => {}
-                (Err(error), _) => {
-                    tracing::error!(client = %client.id, %error, "{UNCONFIRMED}");
-                    return Err(error);
-                }
-            }
+        if !lost.is_empty() {
+            self.take_back(change, &lost).await?;
         }
         refused
     }
 
     /// Fails if a client may not go on listing an audience.
-    async fn confirm(
-        &self,
-        call: &Call,
-        admin: &Administrator,
-        client: &Client,
-        new: &NewlyListed,
-    ) -> Result<()> {
+    async fn confirm(&self, change: &Change, new: &NewlyListed) -> Result<()> {
+        let Change { call, admin, client, .. } = change;
         if new.audience == self.own_audience {
             return Ok(());
         }
@@ -274,77 +365,102 @@ impl AudienceLists {
                 Ok(found) => match admits(admin, new, found.as_ref()) {
                     // It was released in between.
                     Ok(false) => self.claim_one(call, admin, client, new).await,
+                    // Its owner has a record of the sharing, and the next one has none.
+                    Ok(true) if other_owner(found.as_ref(), &client.tenant) != new.owner => {
+                        Err(foreign(new))
+                    }
                     judged => judged.map(drop),
                 },
                 Err(error) => Err(error.into()),
             };
             match (confirmed, pauses.next()) {
-                (Err(Error::Unavailable(_)), Some(pause)) if self.detached.pause(pause).await => {}
+                (Err(Error::Unavailable(_)), Some(pause)) => {
+                    self.detached.pause(pause).await;
+                }
                 (confirmed, _) => return confirmed,
             }
         }
+    }
+
+    /// Takes audiences back, until that is sure. A client that is new, and that no other
+    /// administrator has changed, goes altogether.
+    async fn take_back(&self, change: &Change, lost: &[NewlyListed]) -> Result<()> {
+        let attempt = Mutex::new(None);
+        let taken = self.until_done(|| self.unlist(change, lost, &attempt)).await;
+        taken.inspect_err(|error| {
+            tracing::error!(client = %change.client.id, %error, "{UNCONFIRMED}");
+        })
     }
 
     /// Undoes step 2. Without a proof: the change that is undone was proven, and must not stand
     /// because its caller fell.
     async fn unlist(
         &self,
-        call: &Call,
-        admin: &Administrator,
-        written: &Client,
+        change: &Change,
         lost: &[NewlyListed],
-        is_new: bool,
+        attempt: &Mutex<Option<Attempt>>,
     ) -> Result<()> {
-        let stamp = admin.stamp_in(call, &written.tenant);
+        let (stamp, written) = (change.stamp(), &change.client);
         let id = &written.id;
+        let mut attempt = attempt.lock().await;
         for _ in 0..TRIES {
             // It may be that it was never written, or is another by now.
             let found = self.store.client(id).await?;
             let Some(client) = found.filter(|found| found.is_registration_of(written)) else {
                 return Ok(());
             };
-            let lists = |NewlyListed { field, audience }: &NewlyListed| {
-                if *field == SERVES {
-                    client.serves.contains(audience)
-                } else {
-                    client.audiences.contains(audience)
-                }
+            let deletes = match attempt.as_ref().filter(|attempt| attempt.wrote(&client)) {
+                Some(ours) => ours.deletes,
+                // One that another administrator has changed by now is that one's to keep.
+                None => change.is_new && client.revision <= written.revision,
             };
-            if !is_new && !lost.iter().any(lists) {
+            let next = without(&client, lost);
+            if next.audiences == client.audiences && next.serves == client.serves {
+                if deletes {
+                    self.delete(change, &client).await?;
+                }
                 return Ok(());
             }
-            // One that another administrator has changed by now is that one's to keep.
-            let is_deleted = is_new && client.revision == written.revision;
-            let before = client.clone();
-            let mut next = Client { revision: client.revision + 1, updated_at: call.now, ..client };
-            for NewlyListed { field, audience } in lost {
-                let list = if *field == SERVES { &mut next.serves } else { &mut next.audiences };
-                list.retain(|own| own != audience);
-            }
-            let event =
-                stamp.done(Action::ClientUpdated, id.as_str()).because("audience lost".to_owned());
+            let next =
+                Client { revision: client.revision + 1, updated_at: change.call.now, ..next };
+            let event = stamp.done(Action::ClientUpdated, id.as_str()).because(LOST.to_owned());
             let ended =
                 stamp.done(Action::ClientRevoked, id.as_str()).because("narrowed".to_owned());
-            let events = self.events(call, admin, event, &before, &next).await?;
-            if self.store.end_client(&next, events, ended).await? == Write::Stale {
-                continue;
+            let records = (&client, &next);
+            let events = with_unshared(&change.call, &change.admin, event, records, &change.listed);
+            *attempt = Some(Attempt { written: next.clone(), deletes });
+            if self.store.end_client(&next, events, ended).await? == Write::Done {
+                if deletes {
+                    self.delete(change, &next).await?;
+                }
+                return Ok(());
             }
-            if is_deleted {
-                // What was changed since then stays.
-                let event = stamp
-                    .done(Action::ClientDeleted, id.as_str())
-                    .because("audience lost".to_owned());
-                self.store.delete_client(&next, event).await?;
-            }
-            return Ok(());
         }
         Err(Error::Stale("client"))
     }
-}
 
-/// The same waits, the last of them again and again.
-fn pauses_without_end() -> impl Iterator<Item = Duration> {
-    PAUSES.into_iter().chain(std::iter::repeat(Duration::from_secs(1)))
+    /// What was changed since then stays.
+    async fn delete(&self, change: &Change, client: &Client) -> Result<()> {
+        let event = change.stamp().done(Action::ClientDeleted, client.id.as_str());
+        self.store.delete_client(client, event.because(LOST.to_owned())).await?;
+        Ok(())
+    }
+
+    /// Repeats a step while the store is away, for some minutes. A server that stops lets it try
+    /// once more.
+    async fn until_done<F: Future<Output = Result<()>>>(&self, step: impl Fn() -> F) -> Result<()> {
+        let long = LONG_PAUSES.into_iter().map(Duration::from_secs);
+        for pause in PAUSES.into_iter().chain(long) {
+            match step().await {
+                Err(Error::Unavailable(_) | Error::Stale(_)) => {}
+                outcome => return outcome,
+            }
+            if !self.detached.pause(pause).await {
+                break;
+            }
+        }
+        step().await
+    }
 }
 
 /// Returns true if an administrator may list an audience with this record, and false if it belongs
@@ -357,7 +473,7 @@ fn admits(admin: &Administrator, new: &NewlyListed, found: Option<&FoundAudience
             Err(foreign(new))
         }
         Some(FoundAudience::Owned(record)) if record.releasing => {
-            let NewlyListed { field, audience } = new;
+            let NewlyListed { field, audience, .. } = new;
             let advice = "the operator assigns it to its tenant again, or releases it";
             Err(Error::precondition(format!(
                 "{field}: {audience} is being released; if that does not end, {advice}"
@@ -372,13 +488,38 @@ fn newly_listed(before: &Client, after: &Client) -> Vec<NewlyListed> {
         [(AUDIENCES, &before.audiences, &after.audiences), (SERVES, &before.serves, &after.serves)];
     let new = fields.into_iter().flat_map(|(field, before, after)| {
         let new = after.iter().filter(|audience| !before.contains(audience));
-        new.map(move |audience| NewlyListed { field, audience: audience.clone() })
+        new.map(move |audience| NewlyListed { field, audience: audience.clone(), owner: None })
     });
     new.collect()
 }
 
+/// The tenant that an audience belongs to, if that is not `tenant`.
+pub(super) fn other_owner(found: Option<&FoundAudience>, tenant: &TenantId) -> Option<TenantId> {
+    match found {
+        Some(FoundAudience::Owned(record)) if record.tenant != *tenant => {
+            Some(record.tenant.clone())
+        }
+        Some(FoundAudience::Owned(_) | FoundAudience::NotAuthentic(_)) | None => None,
+    }
+}
+
+/// The client without what it newly lists.
+fn without(client: &Client, lost: &[NewlyListed]) -> Client {
+    let mut next = client.clone();
+    for NewlyListed { field, audience, .. } in lost {
+        let list = if *field == SERVES { &mut next.serves } else { &mut next.audiences };
+        list.retain(|own| own != audience);
+    }
+    next
+}
+
+/// The client without an audience.
+pub(super) fn unlisted(client: &Client) -> Client {
+    Client { audiences: Vec::new(), serves: Vec::new(), ..client.clone() }
+}
+
 /// Says nothing of the tenant that has it.
-fn foreign(NewlyListed { field, audience }: &NewlyListed) -> Error {
+fn foreign(NewlyListed { field, audience, .. }: &NewlyListed) -> Error {
     Error::precondition(format!(
         "{field}: {audience} belongs to another tenant; the operator may list it"
     ))

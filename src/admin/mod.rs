@@ -23,6 +23,6 @@ pub use self::{
     clients::Clients,
     forged_records::{ForgedRecords, Reported},
     keys::Keys,
-    listed_audiences::AudienceLists,
+    listed_audiences::{AudienceLists, places},
     revocations::{Revocations, Target},
 };

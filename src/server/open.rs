@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// The most that a stopping server waits for changes whose caller has left.
-const FINISH_LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
+const FINISH_LIMIT: std::time::Duration = std::time::Duration::from_secs(3);
 /// How far the clocks of machines that made our tokens may be ahead.
 const SKEW: std::time::Duration = std::time::Duration::from_secs(5);
 /// The same among nodes that share a store: what one of them signed must not be nothing to another,

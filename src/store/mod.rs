@@ -126,9 +126,7 @@ pub trait ClientStore: Send + Sync {
         limit: usize,
     ) -> Result<Vec<Listed>>;
     /// Registers a client unless its id is taken; ids that differ in case are different. The id of
-    /// a client that was deleted stays its tenant's, and is taken for others. A create whose outcome
-    /// is not known finds the id taken if it lands after [`RevocationStore::raise_epoch`] has
-    /// raised the client's epoch since.
+    /// a client that was deleted stays its tenant's, and is taken for others.
     async fn create_client(&self, client: &Client, event: Event) -> Result<Creation>;
     /// The same, where the id of a deleted client may be any tenant's: for the operator.
     async fn create_client_of_any(&self, client: &Client, event: Event) -> Result<Creation>;

@@ -148,8 +148,8 @@ pub enum ProvenWrite {
         client: Box<Client>,
         /// Whether the id of a deleted client may be any tenant's.
         of_any: bool,
-        /// Its records; those in other tenants say that it lists their audiences.
-        events: Vec<Event>,
+        /// Its record.
+        event: Event,
     },
     /// [`super::ClientStore::replace_client`].
     ReplaceClient {

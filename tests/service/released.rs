@@ -101,7 +101,7 @@ async fn a_registration_that_is_cut_off_is_confirmed_all_the_same() {
     let delete = DeleteClientRequest { client_id: "usual".to_owned(), etag: String::new() };
     world.clients().delete_client(bearer(delete, &globex)).await.unwrap();
     for cut in 0..3 {
-        let written = store.hold("spend", Side::Before);
+        let registered = store.hold("spend", Side::After);
         let request = CreateClientRequest { client: Some(aimed("new", &[PAY])), secret: None };
         let mut request = bearer(request, &globex);
         if cut == 0 {
@@ -109,6 +109,10 @@ async fn a_registration_that_is_cut_off_is_confirmed_all_the_same() {
             request.set_timeout(Duration::from_secs(3) + usual * 10);
         }
         let meanwhile = async {
+            // A client is registered first, and then gets what it lists.
+            registered.arrived().await;
+            let written = store.hold("spend", Side::Before);
+            registered.release();
             written.arrived().await;
             world.assign(PAY, "acme").await.unwrap();
             match cut {

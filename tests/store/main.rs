@@ -25,7 +25,6 @@ mod faulty;
 mod fixtures;
 mod forged;
 mod full;
-mod late;
 #[path = "../support/replica/member.rs"]
 #[expect(
     dead_code,

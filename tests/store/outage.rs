@@ -1,7 +1,7 @@
 //! What a verb leaves behind whose outcome nobody was told: the server did it, or a part of it, and
 //! the caller heard of a failure.
 
-pub(crate) mod mongodb {
+mod mongodb {
     use std::{pin::pin, time::Duration};
 
     use futures_util::{
@@ -29,20 +29,20 @@ pub(crate) mod mongodb {
     };
 
     /// A node with an application name of its own, whose commands alone fail when they are told to.
-    pub(crate) struct Frail {
-        pub(crate) own: Own,
-        pub(crate) store: Mongo,
-        pub(crate) server: Server,
+    struct Frail {
+        own: Own,
+        store: Mongo,
+        server: Server,
     }
 
     /// Where that is told.
-    pub(crate) struct Server {
-        pub(crate) client: Client,
-        pub(crate) name: String,
+    struct Server {
+        client: Client,
+        name: String,
     }
 
     impl Frail {
-        pub(crate) async fn open() -> Self {
+        async fn open() -> Self {
             Self::with(Duration::from_secs(2)).await
         }
 
@@ -58,7 +58,7 @@ pub(crate) mod mongodb {
     }
 
     impl Server {
-        pub(crate) async fn point(&self, mode: impl Into<mongodb::bson::Bson>, data: Document) {
+        async fn point(&self, mode: impl Into<mongodb::bson::Bson>, data: Document) {
             let mut data = data;
             data.insert("appName", &self.name);
             let point =

@@ -220,6 +220,11 @@ impl FaultyStore {
         self.plan.lock().unwrap().of.push((verb, act));
     }
 
+    /// Takes back the plans for verbs that were not called.
+    pub(crate) fn forget_plans(&self) {
+        self.plan.lock().unwrap().of.clear();
+    }
+
     /// Plans for every call that has no other plan; `None` for nothing.
     pub(crate) fn always(&self, act: Option<Act>) {
         self.plan.lock().unwrap().always = act;

@@ -93,7 +93,7 @@ impl Scene {
             ProvenWrite::CreateClient {
                 client: Box::new(client(self.new.as_str())),
                 of_any: false,
-                events: vec![event(Action::ClientCreated)],
+                event: event(Action::ClientCreated),
             },
             ProvenWrite::ReplaceClient {
                 client: next.clone(),
@@ -330,7 +330,7 @@ pub(crate) async fn a_proven_removal_raises_the_epoch(bench: &Bench) {
     let taken = ProvenWrite::CreateClient {
         client: Box::new(scene.admin.clone()),
         of_any: false,
-        events: vec![event(Action::ClientCreated)],
+        event: event(Action::ClientCreated),
     };
     assert_eq!(store.spend(scene.by_token(), taken).await.unwrap(), Spent::Taken);
 }

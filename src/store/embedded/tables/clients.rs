@@ -44,12 +44,12 @@ impl ClientStore for Embedded {
     }
 
     async fn create_client(&self, client: &Client, event: Event) -> Result<Creation> {
-        let (client, entry) = (Stored::new(client)?, [Entry::new(event)?]);
+        let (client, entry) = (Stored::new(client)?, Entry::new(event)?);
         self.write(Urgency::Normal, move |batch| batch.create_client(&client, false, &entry)).await
     }
 
     async fn create_client_of_any(&self, client: &Client, event: Event) -> Result<Creation> {
-        let (client, entry) = (Stored::new(client)?, [Entry::new(event)?]);
+        let (client, entry) = (Stored::new(client)?, Entry::new(event)?);
         self.write(Urgency::Normal, move |batch| batch.create_client(&client, true, &entry)).await
     }
 
@@ -102,7 +102,7 @@ impl Batch<'_> {
         &mut self,
         stored: &Stored,
         of_any: bool,
-        entries: &[Entry],
+        entry: &Entry,
     ) -> Result<Creation, Fault> {
         let Client { id, tenant, .. } = &stored.client;
         if !of_any && self.deleted_of(id)?.is_some_and(|owner| owner != *tenant) {
@@ -112,7 +112,7 @@ impl Batch<'_> {
             return Ok(Creation::Taken);
         }
         self.forget_deleted(id)?;
-        self.append_all(entries)?;
+        self.append(entry)?;
         self.change(Change::Client(stored.client.id.clone()));
         Ok(Creation::Created)
     }

@@ -59,7 +59,7 @@ fn urgency(write: &ProvenWrite) -> Urgency {
 
 /// A change with its texts written out by the caller's thread.
 enum Prepared {
-    Create(Stored, bool, Vec<Entry>),
+    Create(Stored, bool, Entry),
     Replace(Stored, Vec<Entry>),
     End(Stored, Vec<Entry>, Entry),
     Delete { client: Box<Client>, ended: Entry, entries: Vec<Entry> },
@@ -76,8 +76,8 @@ enum Prepared {
 impl Prepared {
     fn new(write: ProvenWrite) -> Result<Self, Fault> {
         Ok(match write {
-            ProvenWrite::CreateClient { client, of_any, events } => {
-                Self::Create(Stored::new(&client)?, of_any, Entry::all(events)?)
+            ProvenWrite::CreateClient { client, of_any, event } => {
+                Self::Create(Stored::new(&client)?, of_any, Entry::new(event)?)
             }
             ProvenWrite::ReplaceClient { client, events } => {
                 Self::Replace(Stored::new(&client)?, Entry::all(events)?)
@@ -136,8 +136,8 @@ impl Batch<'_> {
 
     fn make(&mut self, write: &Prepared) -> Result<Spent, Fault> {
         Ok(match write {
-            Prepared::Create(client, of_any, entries) => {
-                self.create_client(client, *of_any, entries)?.into()
+            Prepared::Create(client, of_any, entry) => {
+                self.create_client(client, *of_any, entry)?.into()
             }
             Prepared::Replace(client, entries) => self.replace_client(client, entries)?.into(),
             Prepared::End(client, entries, ended) => {

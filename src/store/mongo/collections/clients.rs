@@ -28,8 +28,6 @@ use crate::{
     },
 };
 
-/// How often a client is created again whose id was free and changed before the write.
-const ATTEMPTS: usize = 8;
 /// The field with a client's epoch.
 pub(crate) const EPOCH: &str = "epoch";
 
@@ -52,14 +50,12 @@ impl ClientStore for Mongo {
 
     async fn create_client(&self, client: &Client, event: Event) -> Result<Creation> {
         let (shared, client) = (self.shared.clone(), client.clone());
-        whole(&self.shared, async move { shared.create_client(&client, false, vec![event]).await })
-            .await
+        whole(&self.shared, async move { shared.create_client(&client, false, event).await }).await
     }
 
     async fn create_client_of_any(&self, client: &Client, event: Event) -> Result<Creation> {
         let (shared, client) = (self.shared.clone(), client.clone());
-        whole(&self.shared, async move { shared.create_client(&client, true, vec![event]).await })
-            .await
+        whole(&self.shared, async move { shared.create_client(&client, true, event).await }).await
     }
 
     async fn replace_client(&self, client: &Client, event: Event) -> Result<Write> {
@@ -114,52 +110,34 @@ impl ClientStore for Mongo {
 }
 
 impl Shared {
-    /// A deleted client of this id is taken over with its epoch. A late create, whose call gave up,
-    /// finds the id taken once the epoch was raised since it began.
     pub(super) async fn create_client(
         &self,
         client: &Client,
         of_any: bool,
-        events: Vec<Event>,
+        event: Event,
     ) -> Result<Creation, Fault> {
-        let deed = self.deed(events)?;
-        let mut set = encoded(client, &deed)?;
-        set.insert("deleted", false);
-        let update = doc! { "$set": set, "$push": { "outbox": deed.push(&owner(&client.id)) } };
-        for _ in 0..ATTEMPTS {
-            let Some(filter) = self.free_id(client, of_any).await? else { break };
-            let (clients, update) = (self.link.collection(CLIENTS), update.clone());
-            let write = async move { Ok(clients.update_one(filter, update).upsert(true).await?) };
-            match self.link.call(write).await {
-                // Taken, or left behind by a client, or its epoch was raised, since it was read.
-                Err(fault) if fault.is_duplicate() => {}
-                outcome => {
-                    drop(outcome?);
-                    self.told(deed, client.id.clone(), None).await?;
-                    return Ok(Creation::Created);
-                }
-            }
-        }
-        self.confirm(owner(&client.id)).await?;
-        Ok(Creation::Taken)
-    }
-
-    /// The filter under which an id may be taken that is free now; `None`: it is not. A client that
-    /// is there, and another tenant's deleted one, stand in the way of an upsert by their `_id`.
-    async fn free_id(&self, client: &Client, of_any: bool) -> Result<Option<Document>, Fault> {
-        let id = client.id.as_str();
-        let mut filter = doc! { "_id": id, "deleted": true };
+        let deed = self.deed([event])?;
+        // A deleted client of this id is taken over. A client that is there, and another tenant's
+        // deleted one, stand in the way by their `_id`.
+        let mut filter = doc! { "_id": client.id.as_str(), "deleted": true };
         if !of_any {
             filter
                 .insert("tenant", doc! { "$in": [Bson::Null, Bson::from(client.tenant.as_str())] });
         }
-        let left = self.latest(CLIENTS, doc! { "_id": id }).await?;
-        if left.as_ref().is_some_and(|left| left.get("deleted") != Some(&Bson::Boolean(true))) {
-            return Ok(None);
+        let mut set = encoded(client, &deed)?;
+        set.insert("deleted", false);
+        let update = doc! { "$set": set, "$push": { "outbox": deed.push(&owner(&client.id)) } };
+        let clients = self.link.collection(CLIENTS);
+        let write = async move { Ok(clients.update_one(filter, update).upsert(true).await?) };
+        match self.link.call(write).await {
+            Err(fault) if fault.is_duplicate() => {
+                self.confirm(owner(&client.id)).await?;
+                return Ok(Creation::Taken);
+            }
+            outcome => drop(outcome?),
         }
-        let epoch = left.and_then(|mut left| left.remove(EPOCH));
-        filter.insert(EPOCH, epoch.unwrap_or_else(|| doc! { "$exists": false }.into()));
-        Ok(Some(filter))
+        self.told(deed, client.id.clone(), None).await?;
+        Ok(Creation::Created)
     }
 
     /// Removes a client; where there is a record `ended` of it, its epoch is raised too.

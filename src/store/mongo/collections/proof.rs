@@ -92,8 +92,8 @@ impl Shared {
 
     async fn make(&self, write: ProvenWrite) -> Result<Spent, Fault> {
         Ok(match write {
-            ProvenWrite::CreateClient { client, of_any, events } => {
-                self.create_client(&client, of_any, events).await?.into()
+            ProvenWrite::CreateClient { client, of_any, event } => {
+                self.create_client(&client, of_any, event).await?.into()
             }
             ProvenWrite::ReplaceClient { client, events } => {
                 self.write_client(&client, events, false).await?.into()
