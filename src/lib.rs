@@ -20,6 +20,9 @@ pub mod clock;
 pub mod config;
 pub mod crypto;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod limit;
 pub mod model;
 pub mod oauth;

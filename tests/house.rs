@@ -66,6 +66,8 @@ const ROOMS: &[(&str, &[&str])] = &[
             "telemetry",
         ],
     ),
+    // For tests alone.
+    ("fuzzing", &["api", "cli", "crypto"]),
     ("main", &[]),
     ("lib", &[]),
 ];

@@ -21,6 +21,10 @@ mod token;
 mod transfer;
 mod values;
 
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub use transfer::fuzzing::export as fuzz_export;
+
 use std::{collections::BTreeMap, ffi::OsString, io, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};

@@ -22,6 +22,12 @@ impl PageTokens {
         Self(hmac::Key::new(hmac::HMAC_SHA256, root.derive("page token").as_slice()))
     }
 
+    /// Under a key that is known.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn with_key(key: [u8; 32]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, &key))
+    }
+
     /// A token that continues `question` after `cursor`.
     pub fn seal(&self, question: &str, cursor: &str) -> String {
         let signature = hmac::sign(&self.0, framed(question, cursor).as_bytes());
@@ -54,7 +60,7 @@ mod tests {
     use super::*;
 
     fn tokens(key: u8) -> PageTokens {
-        PageTokens(hmac::Key::new(hmac::HMAC_SHA256, &[key; 32]))
+        PageTokens::with_key([key; 32])
     }
 
     /// N03: a token is opaque, bound to its question, and cannot be made or changed by a caller.

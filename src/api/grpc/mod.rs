@@ -5,6 +5,8 @@ mod audiences;
 mod audit;
 mod clients;
 mod credentials;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod keys;
 mod pages;
 mod parse;

@@ -92,7 +92,7 @@ impl Heads {
 }
 
 /// Follows the frames of one connection.
-struct Meter {
+pub(super) struct Meter {
     received: Heads,
     sent: Heads,
     budget: Budget,
@@ -110,7 +110,7 @@ struct Budget {
 }
 
 impl Meter {
-    fn new(now: Instant, room: Arc<Room>) -> Self {
+    pub(super) fn new(now: Instant, room: Arc<Room>) -> Self {
         let budget = Budget { left: BURST, at: now, updates: 0, resets: 0 };
         Self {
             received: Heads::default(),
@@ -123,7 +123,7 @@ impl Meter {
 
     /// Takes further bytes from the client; says what there is too much of, if the connection is
     /// not within its bounds.
-    fn receive(&mut self, bytes: &[u8]) -> Option<&'static str> {
+    pub(super) fn receive(&mut self, bytes: &[u8]) -> Option<&'static str> {
         let (budget, streams) = (&mut self.budget, &mut self.streams);
         let mut excess = None;
         self.received.follow(bytes, |head| {
@@ -142,7 +142,7 @@ impl Meter {
     }
 
     /// Counts bytes to the client.
-    fn send(&mut self, bytes: &[u8]) {
+    pub(super) fn send(&mut self, bytes: &[u8]) {
         let (updates, streams) = (&mut self.budget.updates, &mut self.streams);
         self.sent.follow(bytes, |head| {
             *updates += if head.kind == DATA { UPDATES_PER_DATA } else { 0 };
@@ -152,7 +152,7 @@ impl Meter {
     }
 
     /// A last frame, that says why there is none after it.
-    fn goaway(&self, reason: &str) -> Vec<u8> {
+    pub(super) fn goaway(&self, reason: &str) -> Vec<u8> {
         let length = (8 + reason.len()) as u32;
         let (last, code) = (self.last.to_be_bytes(), ENHANCE_YOUR_CALM.to_be_bytes());
         let head = (length << 8 | u32::from(GOAWAY)).to_be_bytes();

@@ -25,6 +25,8 @@ mod connection;
 mod descriptors;
 mod frame;
 mod frames;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod life;
 mod preface;
 mod room;

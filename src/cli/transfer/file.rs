@@ -103,7 +103,7 @@ impl Source {
         if regular { Ok(Self { file }) } else { Self::copy(&mut file) }
     }
 
-    fn copy(from: &mut impl Read) -> Result<Self, Failure> {
+    pub(super) fn copy(from: &mut impl Read) -> Result<Self, Failure> {
         let path = env::temp_dir().join(format!("jeton-import-{}", uuid::Uuid::new_v4()));
         let failed = || Failure::io(format!("cannot copy the export to {}", path.display()));
         let mut options = OpenOptions::new();

@@ -6,6 +6,8 @@
 
 pub(super) mod ends;
 mod file;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzzing;
 mod rollback;
 
 use std::{
