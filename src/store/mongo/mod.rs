@@ -43,7 +43,7 @@ use self::{
     collections::{coalesce::Turns, counters::Counted},
     driver::{
         codec::Fields,
-        connection::{Link, pause},
+        connection::{Connection, pause},
         error::Fault,
         schema,
     },
@@ -84,7 +84,7 @@ pub struct Mongo {
 
 /// What the store's verbs and its tasks both see.
 struct Shared {
-    link: Arc<Link>,
+    connection: Arc<Connection>,
     node: Arc<Node>,
     chain: Chain,
     feed: Feed,
@@ -134,29 +134,29 @@ impl Mongo {
         key: ChainKey,
         deadline: Duration,
     ) -> Result<Self, OpenError> {
-        let link = Arc::new(Link::new(uri, deadline).await?);
-        let Server { alone, sharded, time, .. } = greet(&link).await?;
-        schema::prepare(&link).await?;
+        let connection = Arc::new(Connection::new(uri, deadline).await?);
+        let Server { alone, sharded, time, .. } = greet(&connection).await?;
+        schema::prepare(&connection).await?;
         // A start under another master key must not take the name from a node that lives.
-        if node_lease::noted(&link, node).await?.is_some_and(|head| !key.check(&head)) {
+        if node_lease::noted(&connection, node).await?.is_some_and(|head| !key.check(&head)) {
             return Err(OpenError::MasterKey(format!("the head of the audit chain {node}")));
         }
         // Nor may a new name: what the other nodes left in outboxes would look forged under another
         // key, and be thrown away.
-        if !node_lease::is_their_key(&link, &key).await? {
+        if !node_lease::is_their_key(&connection, &key).await? {
             return Err(OpenError::MasterKey("every audit chain of this database".to_owned()));
         }
-        let (node, before) = Node::register(&link, node, key.clone(), time).await?;
+        let (node, before) = Node::register(&connection, node, key.clone(), time).await?;
         // Behind our own mark: an import looks for that once it has made its own.
-        if schema::is_importing(&link).await? {
+        if schema::is_importing(&connection).await? {
             return Err(importing());
         }
-        let end = resume(&link, &node, &key, before.as_ref()).await?;
+        let end = resume(&connection, &node, &key, before.as_ref()).await?;
         let node = Arc::new(node);
-        let settle = Settle::start(link.clone());
-        let chain = Chain::start(link.clone(), node.clone(), key, end, settle.clone());
+        let settle = Settle::start(connection.clone());
+        let chain = Chain::start(connection.clone(), node.clone(), key, end, settle.clone());
         let shared = Arc::new(Shared {
-            link,
+            connection,
             node,
             chain,
             feed: Feed::default(),
@@ -171,7 +171,7 @@ impl Mongo {
         });
         let store = Self { shared };
         // The head of an earlier life may be closed; from here on the chain grows.
-        store.shared.node.beat(&store.shared.link, false).await?;
+        store.shared.node.beat(&store.shared.connection, false).await?;
         store.listen().await?;
         let mut recovery = Recovery::default();
         // Before any change of this life: what is there now and bears this node's name is of an
@@ -200,20 +200,20 @@ impl Mongo {
     fn keep_house(&self, mut recovery: Recovery) {
         let shared = self.shared.clone();
         tokio::spawn(async move {
-            if shared.link.ended().await {
+            if shared.connection.closed().await {
                 shared.feed.lost();
             }
         });
         let shared = self.shared.clone();
         tokio::spawn(async move {
-            while !shared.link.is_closed() {
-                match shared.node.beat(&shared.link, false).await {
+            while !shared.connection.is_closed() {
+                match shared.node.beat(&shared.connection, false).await {
                     Err(Fault::Displaced) => {
                         tracing::error!(node = %shared.node.name, "another process runs under this \
                             node's name, this one stops");
-                        shared.link.displaced();
+                        shared.connection.close_name_taken();
                     }
-                    Err(fault) if !shared.link.is_closed() => {
+                    Err(fault) if !shared.connection.is_closed() => {
                         tracing::debug!(%fault, "no heartbeat")
                     }
                     Ok(()) | Err(_) => {}
@@ -225,7 +225,7 @@ impl Mongo {
         tokio::spawn(async move {
             loop {
                 pause(LOOK).await;
-                if shared.link.is_closed() {
+                if shared.connection.is_closed() {
                     return;
                 }
                 if let Err(fault) = recovery.look(&shared, false).await {
@@ -239,7 +239,7 @@ impl Mongo {
 /// Where this node's chain ends: not before the head that was noted, and from there on record by
 /// record.
 async fn resume(
-    link: &Link,
+    connection: &Connection,
     node: &Node,
     key: &ChainKey,
     before: Option<&Document>,
@@ -254,7 +254,7 @@ async fn resume(
         None => End::START,
     };
     let noted = start.sequence;
-    let last = records::newest(link, name)
+    let last = records::newest(connection, name)
         .await?
         .as_ref()
         .map(records::decoded)
@@ -265,7 +265,7 @@ async fn resume(
             "the audit chain {name} ends at {last} and was at {noted}"
         )));
     }
-    let end = records::last(link, key, name, start).await?;
+    let end = records::last(connection, key, name, start).await?;
     if end.sequence > 0 {
         node.came_to(&end);
     }
@@ -285,9 +285,9 @@ struct Server {
 }
 
 /// Says hello; refuses a server that is too old.
-async fn greet(link: &Link) -> Result<Server, OpenError> {
-    let database = link.database().clone();
-    let hello = link.within(LONG.min(link.deadline().saturating_mul(5)), async move {
+async fn greet(connection: &Connection) -> Result<Server, OpenError> {
+    let database = connection.database().clone();
+    let hello = connection.within(LONG.min(connection.deadline().saturating_mul(5)), async move {
         Ok(database.run_command(doc! { "hello": 1 }).await?)
     });
     let hello = hello.await?;
@@ -342,9 +342,9 @@ impl Shared {
     /// That a document is there is true only once the majority has it: a key that is taken may be
     /// taken by a write that is lost with its primary. A write that changes nothing waits for that.
     async fn confirm(&self, owner: Owner) -> Result<(), Fault> {
-        let documents = self.link.collection(owner.collection);
+        let documents = self.connection.collection(owner.collection);
         let nothing = vec![doc! { "$set": { "_id": "$_id" } }];
-        self.link
+        self.connection
             .call(async move { Ok(documents.update_one(doc! { "_id": owner.id }, nothing).await?) })
             .await
             .map(drop)
@@ -374,7 +374,7 @@ async fn whole<T: Send + 'static>(
     shared: &Shared,
     verb: impl Future<Output = Result<T, Fault>> + Send + 'static,
 ) -> Result<T> {
-    let deadline = shared.link.deadline();
+    let deadline = shared.connection.deadline();
     let verb = timeout(deadline, tokio::spawn(verb)).await.map_err(|_| Fault::Late(deadline))?;
     Ok(verb.map_err(|_| Fault::Closed)??)
 }
@@ -382,19 +382,19 @@ async fn whole<T: Send + 'static>(
 #[async_trait]
 impl Store for Mongo {
     async fn ready(&self) -> Result<()> {
-        Ok(self.shared.node.beat(&self.shared.link, false).await?)
+        Ok(self.shared.node.beat(&self.shared.connection, false).await?)
     }
 
     async fn close(&self) -> Result<()> {
-        if self.shared.link.is_closed() {
+        if self.shared.connection.is_closed() {
             return Ok(());
         }
         if self.shared.chain.close().await {
             self.shared.node.end();
         }
         self.shared.settle.flush().await;
-        let last = self.shared.node.beat(&self.shared.link, true).await;
-        self.shared.link.close();
+        let last = self.shared.node.beat(&self.shared.connection, true).await;
+        self.shared.connection.close();
         Ok(last?)
     }
 
@@ -403,10 +403,10 @@ impl Store for Mongo {
     }
 
     async fn time(&self) -> Result<Option<Timestamp>> {
-        let database = self.shared.link.database().clone();
+        let database = self.shared.connection.database().clone();
         let hello = self
             .shared
-            .link
+            .connection
             .call(async move { Ok(database.run_command(doc! { "hello": 1 }).await?) })
             .await?;
         Ok(Fields::of("hello", &hello).find_time("localTime")?)
@@ -416,6 +416,6 @@ impl Store for Mongo {
 impl Drop for Mongo {
     fn drop(&mut self) {
         // The tasks see it and end.
-        self.shared.link.close();
+        self.shared.connection.close();
     }
 }

@@ -31,7 +31,7 @@ use crate::{
             },
             driver::{
                 codec::{Fields, uuid},
-                connection::Link,
+                connection::Connection,
                 error::{Fault, OpenError},
                 schema::{
                     self, AUDIENCES, AUDIT_LOGS, CLIENTS, EPOCHS, NODES, REVOCATIONS, SIGNING_KEYS,
@@ -46,7 +46,7 @@ use crate::{
 
 /// A database to be read as a whole.
 pub struct Export {
-    link: Arc<Link>,
+    connection: Arc<Connection>,
     key: Option<ChainKey>,
     /// Time at which it was opened, by MongoDB's clock.
     time: Timestamp,
@@ -79,22 +79,22 @@ impl Mongo {
         deadline: Duration,
     ) -> Result<Export, OpenError> {
         // A page is more than what a caller waits for.
-        let link = Arc::new(Link::new(uri, deadline.max(LONG)).await?);
-        let Server { shows_snapshots, time, .. } = greet(&link).await?;
-        schema::known(&link).await?;
-        if schema::is_importing(&link).await? {
+        let connection = Arc::new(Connection::new(uri, deadline.max(LONG)).await?);
+        let Server { shows_snapshots, time, .. } = greet(&connection).await?;
+        schema::known(&connection).await?;
+        if schema::is_importing(&connection).await? {
             return Err(importing());
         }
-        let client = link.client().clone();
+        let client = connection.client().clone();
         let session = async move { Ok(client.start_session().snapshot(true).await?) };
-        let view = if shows_snapshots { Some(link.call(session).await?) } else { None };
+        let view = if shows_snapshots { Some(connection.call(session).await?) } else { None };
         if view.is_none() {
             tracing::warn!(
                 "this MongoDB shows no snapshots: what is written during an export may be in it by \
                  half"
             );
         }
-        Ok(Export { link, key, time, view: Arc::new(Mutex::new(view)) })
+        Ok(Export { connection, key, time, view: Arc::new(Mutex::new(view)) })
     }
 }
 
@@ -303,11 +303,11 @@ impl Export {
     ) -> Result<Vec<Document>, Fault> {
         // A snapshot has a read concern of its own.
         let documents = self
-            .link
+            .connection
             .client()
-            .database(self.link.database().name())
+            .database(self.connection.database().name())
             .collection::<Document>(collection);
-        let (view, plain) = (self.view.clone(), self.link.collection(collection));
+        let (view, plain) = (self.view.clone(), self.connection.collection(collection));
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let options = FindOptions::builder()
             .sort(doc! { "_id": 1 })
@@ -330,7 +330,7 @@ impl Export {
             }
             Ok(found)
         };
-        self.link.call(read).await
+        self.connection.call(read).await
     }
 
     async fn secret_uses(

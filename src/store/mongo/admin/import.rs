@@ -22,7 +22,7 @@ use crate::{
             },
             driver::{
                 codec::{count, date, encode, uuid},
-                connection::Link,
+                connection::Connection,
                 error::{Fault, OpenError},
                 schema::{
                     self, AUDIENCES, AUDIT_LOGS, CLIENTS, META, NODES, REVOCATIONS, SIGNING_KEYS,
@@ -37,7 +37,7 @@ use crate::{
 
 /// An empty database to be filled.
 pub struct Import {
-    link: Arc<Link>,
+    connection: Arc<Connection>,
     key: ChainKey,
     progress: Mutex<Option<Chains>>,
 }
@@ -54,13 +54,13 @@ impl Mongo {
 
     async fn fill(uri: &str, key: ChainKey, deadline: Duration) -> Result<Import, OpenError> {
         // A batch is more than what a caller waits for.
-        let link = Arc::new(Link::new(uri, deadline.max(LONG)).await?);
-        greet(&link).await?;
-        schema::prepare(&link).await?;
-        if schema::is_importing(&link).await? {
+        let connection = Arc::new(Connection::new(uri, deadline.max(LONG)).await?);
+        greet(&connection).await?;
+        schema::prepare(&connection).await?;
+        if schema::is_importing(&connection).await? {
             return Err(importing());
         }
-        Ok(Import { link, key, progress: Mutex::default() })
+        Ok(Import { connection, key, progress: Mutex::default() })
     }
 }
 
@@ -190,9 +190,9 @@ impl Import {
         if !self.is_empty().await? {
             return Err(not_empty());
         }
-        let meta = self.link.collection(META);
+        let meta = self.connection.collection(META);
         match self
-            .link
+            .connection
             .call(async move { Ok(meta.insert_one(doc! { "_id": "import" }).await?) })
             .await
         {
@@ -212,9 +212,9 @@ impl Import {
 
     async fn is_empty(&self) -> Result<bool, Fault> {
         for name in WITH_OUTBOX.into_iter().chain([AUDIT_LOGS, NODES]) {
-            let collection = self.link.collection(name);
+            let collection = self.connection.collection(name);
             if self
-                .link
+                .connection
                 .call(async move { Ok(collection.find_one(doc! {}).await?) })
                 .await?
                 .is_some()
@@ -226,8 +226,8 @@ impl Import {
     }
 
     async fn unmark(&self) -> Result<(), Fault> {
-        let meta = self.link.collection(META);
-        self.link
+        let meta = self.connection.collection(META);
+        self.connection
             .call(async move { Ok(meta.delete_one(doc! { "_id": "import" }).await?) })
             .await
             .map(drop)
@@ -241,8 +241,8 @@ impl Import {
         if documents.is_empty() {
             return Ok(());
         }
-        let into = self.link.collection(collection);
-        match self.link.call(async move { Ok(into.insert_many(documents).await?) }).await {
+        let into = self.connection.collection(collection);
+        match self.connection.call(async move { Ok(into.insert_many(documents).await?) }).await {
             Err(fault) if fault.is_duplicate() => {
                 Err(Fault::row("import", "a record stands twice"))
             }
@@ -257,9 +257,9 @@ impl Import {
         update: Document,
         upsert: bool,
     ) -> Result<bool, Fault> {
-        let into = self.link.collection(collection);
+        let into = self.connection.collection(collection);
         let update = async move { Ok(into.update_one(filter, update).upsert(upsert).await?) };
-        Ok(self.link.call(update).await?.matched_count > 0)
+        Ok(self.connection.call(update).await?.matched_count > 0)
     }
 
     /// With the family where it is there, else for itself.
@@ -287,9 +287,9 @@ impl Import {
 
     /// The newest time of a chain that was taken in.
     async fn newest(&self, name: &str) -> Result<Timestamp, Fault> {
-        let (logs, filter) = (self.link.collection(AUDIT_LOGS), records::behind(name, 0));
+        let (logs, filter) = (self.connection.collection(AUDIT_LOGS), records::behind(name, 0));
         let newest = async move { Ok(logs.find_one(filter).sort(doc! { "event.at": -1 }).await?) };
-        let found = self.link.call(newest).await?;
+        let found = self.connection.call(newest).await?;
         Ok(found
             .as_ref()
             .map(records::decoded)

@@ -16,7 +16,7 @@ use crate::{
         collections::keys,
         driver::{
             codec::{Fields, as_uuid},
-            connection::{self, Link},
+            connection::{self, Connection},
             error::{Fault, OpenError, said},
             schema::{self, META, NODES, SIGNING_KEYS},
         },
@@ -115,15 +115,16 @@ async fn look(
     deadline: Duration,
     now: impl Fn() -> Timestamp + Send + Sync,
 ) -> Result<Inspection, OpenError> {
-    let (link, options) = (Link::new(uri, deadline).await?, connection::options(uri).await?);
+    let (connection, options) =
+        (Connection::new(uri, deadline).await?, connection::parse_options(uri).await?);
     let members = topology::members(&options).await;
     if let Some(error) = topology::hopeless(&members, options.repl_set_name.as_deref()) {
         return Err(error);
     }
     // Twice: the first one makes the connection.
-    hello(&link).await?;
+    hello(&connection).await?;
     let (asked, before) = (Instant::now(), now());
-    let hello = hello(&link).await?;
+    let hello = hello(&connection).await?;
     let took = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
     let there = hello
         .get_datetime("localTime")
@@ -137,23 +138,23 @@ async fn look(
     }
     let sharded = hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
     let settings =
-        if hello.get_str("setName").is_ok() { Some(settings(&link).await) } else { None };
-    let schema = schema::version(&link).await?;
-    let (before, began) = (nodes(&link).await?, Instant::now());
-    let write = round_trip(&link).await;
+        if hello.get_str("setName").is_ok() { Some(settings(&connection).await) } else { None };
+    let schema = schema::version(&connection).await?;
+    let (before, began) = (nodes(&connection).await?, Instant::now());
+    let write = round_trip(&connection).await;
     sleep(LOOK.saturating_sub(began.elapsed())).await;
-    let after = nodes(&link).await?;
+    let after = nodes(&connection).await?;
     let at = there.saturating_add(i64::try_from(asked.elapsed().as_millis()).unwrap_or(i64::MAX));
     let seen = |node: &str| after.get(node).map(|after| seen(before.get(node), after, at));
     Ok(Inspection {
-        database: link.database().name().to_owned(),
+        database: connection.database().name().to_owned(),
         members,
         sharded,
         settings,
         schema,
         schema_known: schema::VERSION,
-        importing: schema::is_importing(&link).await?,
-        defects: if schema.is_some() { schema::defects(&link).await? } else { Vec::new() },
+        importing: schema::is_importing(&connection).await?,
+        defects: if schema.is_some() { schema::defects(&connection).await? } else { Vec::new() },
         ahead_ms: (ahead_ms, took / 2),
         node: seen(name),
         others: after
@@ -161,28 +162,28 @@ async fn look(
             .filter(|node| *node != name && seen(node).is_some_and(|seen| seen.alive))
             .cloned()
             .collect(),
-        keyset: keyset(&link).await?,
+        keyset: keyset(&connection).await?,
         write,
     })
 }
 
-async fn hello(link: &Link) -> Result<Document, Fault> {
-    let database = link.database().clone();
-    run(link, async move { database.run_command(doc! { "hello": 1 }).await }).await
+async fn hello(connection: &Connection) -> Result<Document, Fault> {
+    let database = connection.database().clone();
+    run(connection, async move { database.run_command(doc! { "hello": 1 }).await }).await
 }
 
 /// Carries an operation out.
 async fn run<T: Send + 'static>(
-    link: &Link,
+    connection: &Connection,
     operation: impl Future<Output = mongodb::error::Result<T>> + Send + 'static,
 ) -> Result<T, Fault> {
-    link.call(async move { Ok(operation.await?) }).await
+    connection.call(async move { Ok(operation.await?) }).await
 }
 
 /// What the replica set is configured to do. A user that may only read and write may not ask.
-async fn settings(link: &Link) -> Result<Settings, String> {
-    let admin = link.client().database("admin");
-    let answer = link
+async fn settings(connection: &Connection) -> Result<Settings, String> {
+    let admin = connection.client().database("admin");
+    let answer = connection
         .call(async move { Ok(admin.run_command(doc! { "replSetGetConfig": 1 }).await?) })
         .await;
     let answer = match answer {
@@ -223,13 +224,13 @@ fn read_settings(answer: &Document) -> Option<Settings> {
 }
 
 /// The nodes that ever were there, by their names.
-async fn nodes(link: &Link) -> Result<BTreeMap<String, Document>, Fault> {
-    let nodes = link.collection(NODES);
+async fn nodes(connection: &Connection) -> Result<BTreeMap<String, Document>, Fault> {
+    let nodes = connection.collection(NODES);
     let wanted = doc! { "session": 1, "beat": 1, "seen_at": 1 };
     let read = async move {
         Ok(nodes.find(doc! {}).projection(wanted).await?.try_collect::<Vec<Document>>().await?)
     };
-    let found = link.call(read).await?;
+    let found = connection.call(read).await?;
     found
         .into_iter()
         .map(|node| Ok((Fields::of("node", &node).text("_id")?.to_owned(), node)))
@@ -248,28 +249,27 @@ fn seen(before: Option<&Document>, after: &Document, at: i64) -> NodeSeen {
     }
 }
 
-async fn keyset(link: &Link) -> Result<Option<Keyset>, Fault> {
-    let found = link.collection(SIGNING_KEYS);
+async fn keyset(connection: &Connection) -> Result<Option<Keyset>, Fault> {
+    let found = connection.collection(SIGNING_KEYS);
     let found =
-        run(link, async move { found.find_one(doc! { "_id": keys::KEYSET }).await }).await?;
+        run(connection, async move { found.find_one(doc! { "_id": keys::KEYSET }).await }).await?;
     found.as_ref().map(keys::decoded).transpose()
 }
 
 /// The median of some writes, one after the other.
-async fn round_trip(link: &Link) -> Result<Duration, OpenError> {
+async fn round_trip(connection: &Connection) -> Result<Duration, OpenError> {
     let mut took = Vec::with_capacity(WRITES);
     for _ in 0..WRITES {
-        let (meta, began) = (link.collection(META), Instant::now());
+        let (meta, began) = (connection.collection(META), Instant::now());
         let update = doc! { "$inc": { "looks": 1_i64 } };
-        run(
-            link,
-            async move { meta.update_one(doc! { "_id": "doctor" }, update).upsert(true).await },
-        )
+        run(connection, async move {
+            meta.update_one(doc! { "_id": "doctor" }, update).upsert(true).await
+        })
         .await?;
         took.push(began.elapsed());
     }
-    let meta = link.collection(META);
-    run(link, async move { meta.delete_one(doc! { "_id": "doctor" }).await }).await?;
+    let meta = connection.collection(META);
+    run(connection, async move { meta.delete_one(doc! { "_id": "doctor" }).await }).await?;
     took.sort_unstable();
     Ok(took.get(took.len() / 2).copied().unwrap_or_default())
 }

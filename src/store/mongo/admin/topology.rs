@@ -264,7 +264,7 @@ fn shown(members: &[Member]) -> String {
 
 /// What is known better than that the database could not be opened.
 pub(crate) async fn why(uri: &str, error: OpenError) -> OpenError {
-    let Ok(options) = connection::options(uri).await else {
+    let Ok(options) = connection::parse_options(uri).await else {
         return error;
     };
     // Who does not say who they are is told that they may not.

@@ -32,7 +32,7 @@ use crate::{
     model::Record,
     store::mongo::driver::{
         codec::Fields,
-        connection::{Link, pause},
+        connection::{Connection, pause},
         error::Fault,
         schema::AUDIT_LOGS,
     },
@@ -103,7 +103,7 @@ impl State {
 impl Chain {
     /// Starts the task, behind the record `end`.
     pub(crate) fn start(
-        link: Arc<Link>,
+        connection: Arc<Connection>,
         node: Arc<Node>,
         key: ChainKey,
         end: End,
@@ -118,8 +118,8 @@ impl Chain {
             writing: Mutex::default(),
             held: Mutex::default(),
         });
-        let (deadline, begin) = (link.deadline(), end.sequence);
-        let writer = Writer { link, node, key, end, settle, tail, state: state.clone() };
+        let (deadline, begin) = (connection.deadline(), end.sequence);
+        let writer = Writer { connection, node, key, end, settle, tail, state: state.clone() };
         let task = Mutex::new(Some(tokio::spawn(writer.serve(jobs))));
         Self { queue: ArcSwapOption::from_pointee(queue), tail: weak, state, task, deadline, begin }
     }
@@ -203,7 +203,7 @@ impl Chain {
 }
 
 struct Writer {
-    link: Arc<Link>,
+    connection: Arc<Connection>,
     node: Arc<Node>,
     key: ChainKey,
     end: End,
@@ -252,7 +252,7 @@ impl Writer {
                     // What both this process and that one were to record, that one has.
                     Ok(Some(there)) => (made, end) = self.make(jobs, &there)?,
                     Ok(None) => {
-                        self.link.displaced();
+                        self.connection.close_name_taken();
                         return Err(Fault::Displaced);
                     }
                     Err(fault) => self.struggle(fault).await?,
@@ -277,22 +277,22 @@ impl Writer {
     /// Goes on from what an earlier process of this node wrote, which was on its way when this one
     /// began; which entries that recorded. `None` if a later process has the name.
     async fn catch_up(&mut self) -> Result<Option<HashSet<Uuid>>, Fault> {
-        if !self.node.is_ours(&self.link).await? {
+        if !self.node.is_ours(&self.connection).await? {
             return Ok(None);
         }
-        let written = records(&self.link, &self.node.name, self.end.sequence, STRIDE).await?;
+        let written = records(&self.connection, &self.node.name, self.end.sequence, STRIDE).await?;
         let ours =
             written.iter().filter(|record| sealed(record).is_ok_and(|head| self.key.check(&head)));
         let there = ours
             .filter_map(|record| Fields::of("audit record", record).uuid("entry").ok())
             .collect();
-        self.end = last(&self.link, &self.key, &self.node.name, self.end.clone()).await?;
+        self.end = last(&self.connection, &self.key, &self.node.name, self.end.clone()).await?;
         Ok(Some(there))
     }
 
     /// Waits before the next attempt; the fault, if there shall be none.
     async fn struggle(&self, fault: Fault) -> Result<(), Fault> {
-        if self.link.is_closed() {
+        if self.connection.is_closed() {
             return Err(fault);
         }
         if !self.state.struggles.swap(true, SeqCst) {
@@ -332,9 +332,9 @@ impl Writer {
         if ids.is_empty() {
             return Ok(());
         }
-        let logs = self.link.collection(AUDIT_LOGS);
+        let logs = self.connection.collection(AUDIT_LOGS);
         let late = doc! { "_id": { "$in": ids } };
-        self.link
+        self.connection
             .call(async move { Ok(logs.update_many(late, doc! { "$set": { LATE: true } }).await?) })
             .await
             .map(drop)
@@ -351,7 +351,8 @@ impl Writer {
         if again {
             let first = made.first().map_or(0, |made| made.record.sequence);
             let there =
-                records(&self.link, &self.node.name, first.saturating_sub(1), made.len()).await?;
+                records(&self.connection, &self.node.name, first.saturating_sub(1), made.len())
+                    .await?;
             for (found, made) in there.iter().zip(made) {
                 if Fields::of("audit record", found).hash("hash")? != made.record.hash {
                     return Ok(false);
@@ -363,8 +364,8 @@ impl Writer {
         if missing.is_empty() {
             return Ok(true);
         }
-        let logs = self.link.collection(AUDIT_LOGS);
-        self.link.call(async move { Ok(logs.insert_many(missing).await?) }).await?;
+        let logs = self.connection.collection(AUDIT_LOGS);
+        self.connection.call(async move { Ok(logs.insert_many(missing).await?) }).await?;
         // It was under way when the caller gave up.
         self.note_late(
             made.iter()

@@ -26,7 +26,7 @@ use crate::{
     model::Timestamp,
     store::mongo::driver::{
         codec::{Fields, bytes, count, date, uuid},
-        connection::Link,
+        connection::Connection,
         error::Fault,
         schema::NODES,
     },
@@ -71,19 +71,19 @@ impl Node {
     /// Takes a node's name for this process, at the time `common` of MongoDB's clock; one that had
     /// it before notices and stops.
     pub(crate) async fn register(
-        link: &Link,
+        connection: &Connection,
         name: &str,
         key: ChainKey,
         common: Timestamp,
     ) -> Result<(Self, Option<Document>), Fault> {
         let session = Uuid::new_v4();
-        let (nodes, id) = (link.collection(NODES), name.to_owned());
+        let (nodes, id) = (connection.collection(NODES), name.to_owned());
         let register = async move {
             let set = doc! { "$set": { "session": uuid(session), "beat": 0_i64 } };
             let before = nodes.find_one_and_update(doc! { "_id": id }, set).upsert(true);
             Ok(before.return_document(ReturnDocument::Before).await?)
         };
-        let before = link.call(register).await?;
+        let before = connection.call(register).await?;
         let newest = match &before {
             Some(before) => {
                 Fields::of("node", before).find_time("newest")?.unwrap_or(Timestamp::EPOCH)
@@ -114,9 +114,9 @@ impl Node {
     }
 
     /// Whether the name is still this process's.
-    pub(super) async fn is_ours(&self, link: &Link) -> Result<bool, Fault> {
-        let (nodes, filter) = (link.collection(NODES), self.filter());
-        Ok(link.call(async move { Ok(nodes.find_one(filter).await?) }).await?.is_some())
+    pub(super) async fn is_ours(&self, connection: &Connection) -> Result<bool, Fault> {
+        let (nodes, filter) = (connection.collection(NODES), self.filter());
+        Ok(connection.call(async move { Ok(nodes.find_one(filter).await?) }).await?.is_some())
     }
 
     /// The chain ends here now. The head in `nodes` follows with the next heartbeat.
@@ -132,7 +132,7 @@ impl Node {
 
     /// Writes the heartbeat and the chain's head; [`Fault::Displaced`] if the name is another
     /// process's.
-    pub(crate) async fn beat(&self, link: &Link, closing: bool) -> Result<(), Fault> {
+    pub(crate) async fn beat(&self, connection: &Connection, closing: bool) -> Result<(), Fault> {
         let beat = {
             let mut beats = self.beats();
             beats.last = beats.last.saturating_add(1);
@@ -152,7 +152,7 @@ impl Node {
         let at = Timestamp::from_millis(self.common.load(SeqCst));
         let claim = if self.ended.load(SeqCst) { Claim::Closed } else { Claim::Open { at } };
         set.extend(head(&self.key.seal(&self.name, end.sequence, end.hash, claim)));
-        let (nodes, mut filter) = (link.collection(NODES), self.filter());
+        let (nodes, mut filter) = (connection.collection(NODES), self.filter());
         // One that comes late must not bring back an earlier head.
         filter.insert("beat", doc! { "$lt": beat });
         let newest = doc! { "newest": date(Timestamp::from_millis(newest)) };
@@ -162,12 +162,12 @@ impl Node {
                 nodes.find_one_and_update(filter, update).projection(doc! { "seen_at": 1 });
             Ok(written.return_document(ReturnDocument::After).await?)
         };
-        match link.call(write).await? {
+        match connection.call(write).await? {
             Some(written) => {
                 let at = Fields::of("node", &written).time("seen_at")?;
                 self.common.fetch_max(at.millis(), SeqCst);
             }
-            None if !self.is_ours(link).await? => return Err(Fault::Displaced),
+            None if !self.is_ours(connection).await? => return Err(Fault::Displaced),
             None => {}
         }
         if let Some(beat) = self.beats().sent.iter_mut().find(|sent| sent.number == beat) {
@@ -201,18 +201,19 @@ impl Node {
 }
 
 /// The noted head of a chain.
-pub(crate) async fn noted(link: &Link, name: &str) -> Result<Option<Head>, Fault> {
-    let (nodes, id) = (link.collection(NODES), name.to_owned());
-    let found = link.call(async move { Ok(nodes.find_one(doc! { "_id": id }).await?) }).await?;
+pub(crate) async fn noted(connection: &Connection, name: &str) -> Result<Option<Head>, Fault> {
+    let (nodes, id) = (connection.collection(NODES), name.to_owned());
+    let found =
+        connection.call(async move { Ok(nodes.find_one(doc! { "_id": id }).await?) }).await?;
     Ok(found.as_ref().map(head_of).transpose()?.flatten())
 }
 
 /// Returns true if any chain of the database was sealed with `key`, or none was sealed yet. One
 /// head is enough: one that was put there keeps nobody out.
-pub(crate) async fn is_their_key(link: &Link, key: &ChainKey) -> Result<bool, Fault> {
-    let nodes = link.collection(NODES);
+pub(crate) async fn is_their_key(connection: &Connection, key: &ChainKey) -> Result<bool, Fault> {
+    let nodes = connection.collection(NODES);
     let read = async move { Ok(nodes.find(doc! {}).await?.try_collect::<Vec<Document>>().await?) };
-    let documents = link.call(read).await?;
+    let documents = connection.call(read).await?;
     let heads: Vec<Head> =
         documents.iter().filter_map(|document| sealed_in(document).ok().flatten()).collect();
     Ok(heads.is_empty() || heads.iter().any(|head| key.check(head)))

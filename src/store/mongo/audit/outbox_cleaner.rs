@@ -14,7 +14,7 @@ use super::outbox::Owner;
 
 use crate::store::mongo::driver::{
     codec::uuid,
-    connection::{Link, pause},
+    connection::{Connection, pause},
     schema::TOKENS,
 };
 
@@ -40,10 +40,10 @@ pub(crate) struct Settle {
 
 impl Settle {
     /// Starts the task; it ends when nobody can send any more.
-    pub(crate) fn start(link: Arc<Link>) -> Self {
+    pub(crate) fn start(connection: Arc<Connection>) -> Self {
         let (queue, receiver) = mpsc::channel(QUEUE);
         let answered = Arc::default();
-        tokio::spawn(serve(link, receiver, Arc::clone(&answered)));
+        tokio::spawn(serve(connection, receiver, Arc::clone(&answered)));
         Self { queue, answered }
     }
 
@@ -86,7 +86,7 @@ fn lock(answered: &Mutex<HashSet<Uuid>>) -> MutexGuard<'_, HashSet<Uuid>> {
 }
 
 async fn serve(
-    link: Arc<Link>,
+    connection: Arc<Connection>,
     mut receiver: mpsc::Receiver<Message>,
     told: Arc<Mutex<HashSet<Uuid>>>,
 ) {
@@ -116,7 +116,7 @@ async fn serve(
         };
         let (early, ripe): (Vec<_>, Vec<_>) = fresh.into_iter().partition(is_early);
         round.recorded.extend(ripe);
-        next = round.settle(&link, &told).await;
+        next = round.settle(&connection, &told).await;
         next.recorded.extend(early);
         for reply in waiting {
             let _ = reply.send(());
@@ -146,7 +146,7 @@ impl Round {
     }
 
     /// Does it; what failed is for the next round.
-    async fn settle(mut self, link: &Link, told: &Mutex<HashSet<Uuid>>) -> Self {
+    async fn settle(mut self, connection: &Connection, told: &Mutex<HashSet<Uuid>>) -> Self {
         self.leave_marked(&lock(told));
         let (mut marked, mut filled) = (HashMap::<_, Due>::new(), HashMap::<_, Due>::new());
         for (owner, entry) in &self.answered {
@@ -159,12 +159,12 @@ impl Round {
         for (collection, due) in marked {
             let recorded =
                 filled.get(collection).map(|due| due.entries.clone()).unwrap_or_default();
-            if !due.unmark(link, collection, recorded).await {
+            if !due.unmark(connection, collection, recorded).await {
                 failed.insert(collection);
             }
         }
         for (collection, due) in filled {
-            if !failed.contains(collection) && !due.take_out(link, collection).await {
+            if !failed.contains(collection) && !due.take_out(connection, collection).await {
                 failed.insert(collection);
             }
         }
@@ -178,7 +178,7 @@ impl Round {
         drop(told);
         self.recorded.retain(|(owner, _)| failed.contains(owner.collection));
         // What is too much stays in the outboxes, and is found there by the recovery.
-        let room = if link.is_closed() { 0 } else { BATCH };
+        let room = if connection.is_closed() { 0 } else { BATCH };
         self.answered.truncate(room);
         self.recorded.truncate(room);
         self
@@ -209,18 +209,23 @@ impl Due {
 
     /// Takes away the marks of these entries, and in the same write the recorded ones out of the
     /// outboxes; whether it did.
-    async fn unmark(self, link: &Link, collection: &'static str, recorded: Vec<Bson>) -> bool {
+    async fn unmark(
+        self,
+        connection: &Connection,
+        collection: &'static str,
+        recorded: Vec<Bson>,
+    ) -> bool {
         let marked =
             doc! { "_id": { "$in": self.ids }, "last.unanswered": { "$in": &self.entries } };
         let update = doc! { "$pull": { "last.unanswered": { "$in": self.entries }, "outbox": { "id": { "$in": recorded } } } };
-        write(link, collection, marked, update).await
+        write(connection, collection, marked, update).await
     }
 
     /// Takes the entries out of the outboxes; whether it did.
-    async fn take_out(self, link: &Link, collection: &'static str) -> bool {
+    async fn take_out(self, connection: &Connection, collection: &'static str) -> bool {
         let filled = doc! { "_id": { "$in": self.ids }, "outbox.id": { "$in": &self.entries } };
         write(
-            link,
+            connection,
             collection,
             filled,
             doc! { "$pull": { "outbox": { "id": { "$in": self.entries } } } },
@@ -229,11 +234,17 @@ impl Due {
     }
 }
 
-async fn write(link: &Link, collection: &'static str, filter: Document, update: Document) -> bool {
-    let owners = link.collection(collection);
-    let outcome = link.call(async move { Ok(owners.update_many(filter, update).await?) }).await;
+async fn write(
+    connection: &Connection,
+    collection: &'static str,
+    filter: Document,
+    update: Document,
+) -> bool {
+    let owners = connection.collection(collection);
+    let outcome =
+        connection.call(async move { Ok(owners.update_many(filter, update).await?) }).await;
     if let Err(fault) = &outcome
-        && !link.is_closed()
+        && !connection.is_closed()
     {
         tracing::debug!(%fault, collection, "outboxes could not be emptied");
     }

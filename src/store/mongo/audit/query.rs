@@ -79,11 +79,11 @@ impl AuditStore for Mongo {
     }
 
     async fn chains(&self) -> Result<Vec<Arc<str>>> {
-        let nodes = self.shared.link.collection(NODES);
+        let nodes = self.shared.connection.collection(NODES);
         let read =
             async move { Ok(nodes.find(doc! {}).await?.try_collect::<Vec<Document>>().await?) };
         let mut names = BTreeSet::new();
-        for node in self.shared.link.call(read).await? {
+        for node in self.shared.connection.call(read).await? {
             // Others can write to the database too: what is no node's document is no chain either.
             if let (Ok(name), Ok(Some(_))) = (Fields::of("node", &node).text("_id"), head_of(&node))
             {
@@ -109,7 +109,7 @@ impl AuditStore for Mongo {
     }
 
     async fn chain(&self, name: &str, after: u64, limit: usize) -> Result<Vec<Record>> {
-        let found = records(&self.shared.link, name, after, limit).await?;
+        let found = records(&self.shared.connection, name, after, limit).await?;
         Ok(found.iter().filter_map(shown).collect())
     }
 
@@ -117,7 +117,8 @@ impl AuditStore for Mongo {
         let noted = self.noted(chain).await?;
         // The noted head follows the chain at some distance. Behind it each record's own seal
         // counts; what is noted and not there was cut off.
-        let last = newest(&self.shared.link, chain).await?.as_ref().map(own_seal).transpose()?;
+        let last =
+            newest(&self.shared.connection, chain).await?.as_ref().map(own_seal).transpose()?;
         Ok(match (noted, last) {
             (Some(noted), Some(last)) if last.sequence <= noted.sequence => Some(noted),
             (noted, last) => last.or(noted),
@@ -146,9 +147,15 @@ impl AuditStore for Mongo {
         );
         loop {
             let query = doc! { "$and": [placed(), doc! { "event.action": WITNESSES, "_id": { "$gt": after.clone() } }] };
-            let found =
-                pages(&self.shared.link, AUDIT_LOGS, query, doc! { "_id": 1 }, of_records(), room)
-                    .await?;
+            let found = pages(
+                &self.shared.connection,
+                AUDIT_LOGS,
+                query,
+                doc! { "_id": 1 },
+                of_records(),
+                room,
+            )
+            .await?;
             let is_sealed = |found: &&Document| {
                 sealed(found).is_ok_and(|head| self.shared.node.key.check(&head))
             };
@@ -180,8 +187,11 @@ impl Mongo {
     }
 
     async fn node_of(&self, chain: &str) -> Result<Option<Document>, Fault> {
-        let (nodes, id) = (self.shared.link.collection(NODES), chain.to_owned());
-        self.shared.link.call(async move { Ok(nodes.find_one(doc! { "_id": id }).await?) }).await
+        let (nodes, id) = (self.shared.connection.collection(NODES), chain.to_owned());
+        self.shared
+            .connection
+            .call(async move { Ok(nodes.find_one(doc! { "_id": id }).await?) })
+            .await
     }
 
     /// Up to `limit` records. Documents that have no place, whatever the query says, end no page.
@@ -196,7 +206,7 @@ impl Mongo {
             let (query, room) =
                 (doc! { "$and": query.clone() }, limit.saturating_sub(records.len()));
             let page = pages(
-                &self.shared.link,
+                &self.shared.connection,
                 AUDIT_LOGS,
                 query,
                 sort.clone(),
@@ -218,11 +228,12 @@ impl Mongo {
         // Up to the `_id`s that begin otherwise.
         let mut filter = doc! { "_id": { "$gt": after, "$lt": { "chain": {} } } };
         filter.extend(placed());
-        let logs = self.shared.link.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>();
+        let logs =
+            self.shared.connection.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>();
         let read = async move {
             Ok(logs.find_one(filter).sort(doc! { "_id": 1 }).projection(doc! { "_id": 1 }).await?)
         };
-        let found = self.shared.link.call(read).await?;
+        let found = self.shared.connection.call(read).await?;
         Ok(found.as_ref().and_then(|found| found.get_document("_id").ok()).and_then(name_in))
     }
 }

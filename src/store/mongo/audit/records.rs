@@ -9,7 +9,7 @@ use crate::{
     model::{Event, Place, Record, Timestamp},
     store::mongo::driver::{
         codec::{Fields, bytes, encode, lenient, uuid},
-        connection::Link,
+        connection::Connection,
         error::Fault,
         schema::AUDIT_LOGS,
     },
@@ -122,13 +122,13 @@ pub(crate) fn sealed(document: &Document) -> Result<Head, Fault> {
 /// Up to `limit` records of a chain in order, those after `after`, whatever is in them: see
 /// [`lenient`].
 pub(crate) async fn records(
-    link: &Link,
+    connection: &Connection,
     chain: &str,
     after: u64,
     limit: usize,
 ) -> Result<Vec<Document>, Fault> {
-    let logs = link.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>();
-    if limit == 0 && !link.is_closed() {
+    let logs = connection.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>();
+    if limit == 0 && !connection.is_closed() {
         return Ok(Vec::new());
     }
     let (filter, limit) = (behind(chain, after), i64::try_from(limit).unwrap_or(i64::MAX));
@@ -136,7 +136,7 @@ pub(crate) async fn records(
         let found = logs.find(filter).sort(doc! { "_id": 1 }).limit(limit).await?;
         Ok(found.map_ok(|raw| lenient(&raw)).try_collect().await?)
     };
-    link.within(link.deadline().saturating_mul(5), read).await
+    connection.within(connection.deadline().saturating_mul(5), read).await
 }
 
 /// The records of a chain behind one.
@@ -162,25 +162,29 @@ pub(crate) fn placed() -> Document {
 }
 
 /// The last record of a chain, if there is one.
-pub(crate) async fn newest(link: &Link, chain: &str) -> Result<Option<Document>, Fault> {
+pub(crate) async fn newest(
+    connection: &Connection,
+    chain: &str,
+) -> Result<Option<Document>, Fault> {
     let (logs, filter) =
-        (link.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>(), behind(chain, 0));
-    let newest =
-        link.call(async move { Ok(logs.find_one(filter).sort(doc! { "_id": -1 }).await?) }).await?;
+        (connection.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>(), behind(chain, 0));
+    let newest = connection
+        .call(async move { Ok(logs.find_one(filter).sort(doc! { "_id": -1 }).await?) })
+        .await?;
     Ok(newest.map(|raw| lenient(&raw)))
 }
 
 /// Where a chain ends that was at `end` before: every record behind that must link to the one
 /// before it and carry our seal.
 pub(crate) async fn last(
-    link: &Link,
+    connection: &Connection,
     key: &ChainKey,
     chain: &str,
     mut end: End,
 ) -> Result<End, Fault> {
     let mut walk = Walk::after(end.sequence, end.hash);
     loop {
-        let found = records(link, chain, walk.sequence(), STRIDE).await?;
+        let found = records(connection, chain, walk.sequence(), STRIDE).await?;
         for document in &found {
             let record = decoded(document)?;
             walk.record(&record).map_err(|flaw| Fault::row("audit chain", flaw))?;

@@ -162,15 +162,15 @@ impl Recovery {
     /// Reads on until so many documents have an entry of a node's: those without do not keep them
     /// from being found.
     async fn find(&self, shared: &Shared, collection: &'static str) -> Result<Found, Fault> {
-        let owners = shared.link.collection(collection).clone_with_type::<RawDocumentBuf>();
+        let owners = shared.connection.collection(collection).clone_with_type::<RawDocumentBuf>();
         let look = async move {
             let found = owners.find(doc! { "outbox.id": { "$exists": true } }).hint(outbox_hint());
             Ok(found.projection(doc! { "outbox": 1 }).batch_size(TURN as u32).await?)
         };
-        let mut cursor = shared.link.call(look).await?;
+        let mut cursor = shared.connection.call(look).await?;
         let (mut all, mut with_left) = (Found::default(), 0);
         while with_left < TURN {
-            let (rest, page) = shared.link.call(page(cursor)).await?;
+            let (rest, page) = shared.connection.call(page(cursor)).await?;
             for raw in &page {
                 let Found { left, forged } = read(shared, collection, raw);
                 with_left += usize::from(!left.is_empty());
@@ -228,10 +228,14 @@ impl Forged {
         let update = vec![
             doc! { "$set": { "outbox": { "$cond": [{ "$isArray": "$outbox" }, kept, "$$REMOVE"] } } },
         ];
-        let (owners, filter) =
-            (shared.link.collection(self.owner.collection), doc! { "_id": self.owner.id.clone() });
-        let written =
-            shared.link.call(async move { Ok(owners.update_one(filter, update).await?) }).await?;
+        let (owners, filter) = (
+            shared.connection.collection(self.owner.collection),
+            doc! { "_id": self.owner.id.clone() },
+        );
+        let written = shared
+            .connection
+            .call(async move { Ok(owners.update_one(filter, update).await?) })
+            .await?;
         Ok(match (written.matched_count, written.modified_count) {
             (0, _) => Outcome::NotFound,
             (_, 0) => Outcome::Changed,
@@ -315,11 +319,11 @@ async fn recorded(shared: &Shared, way: &Way, event: &Event) -> Result<Option<Re
     let none = Uuid::nil();
     let filter =
         doc! { "event.at": event.at.millis(), "entry": { "$in": [uuid(way.id), uuid(none)] } };
-    let logs = shared.link.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>();
+    let logs = shared.connection.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>();
     let read = async move {
         Ok(logs.find(filter).await?.map_ok(|raw| lenient(&raw)).try_collect::<Vec<_>>().await?)
     };
-    let found = shared.link.within(crate::store::mongo::LONG, read).await?;
+    let found = shared.connection.within(crate::store::mongo::LONG, read).await?;
     let ours =
         found.iter().filter(|found| sealed(found).is_ok_and(|head| shared.node.key.check(&head)));
     let of_it = ours.filter_map(|found| {
@@ -361,9 +365,9 @@ async fn recover(shared: &Shared, left: Left) -> Result<(), Fault> {
             "claim": way.claim.as_ref().map(|claim| uuid(claim.id)),
         };
         let filter = doc! { "_id": owner.id.clone(), "outbox": { "$elemMatch": theirs } };
-        let owners = shared.link.collection(owner.collection);
+        let owners = shared.connection.collection(owner.collection);
         let claimed = shared
-            .link
+            .connection
             .call(async move { Ok(owners.update_one(filter, doc! { "$set": mine }).await?) })
             .await?;
         if claimed.matched_count == 0 {

@@ -39,7 +39,7 @@ pub(crate) fn listen(shared: &Arc<Shared>) {
         let (mut place, mut refused) = (None, 0_u32);
         while let Some(listeners) = wanted(&shared) {
             if let Err(fault) = follow(&shared, &listeners, &mut place, &mut refused).await
-                && !shared.link.is_closed()
+                && !shared.connection.is_closed()
             {
                 refused = if fault.is_said() { refused.saturating_add(1) } else { 0 };
                 // Without a place the next stream begins at its own moment.
@@ -64,7 +64,7 @@ pub(crate) fn listen(shared: &Arc<Shared>) {
 /// Those who listen, unless nobody does.
 fn wanted(shared: &Shared) -> Option<Listeners> {
     let listeners = shared.chain.listeners().filter(|listeners| listeners.receiver_count() > 0);
-    listeners.filter(|_| !shared.link.is_closed())
+    listeners.filter(|_| !shared.connection.is_closed())
 }
 
 async fn follow(
@@ -74,11 +74,15 @@ async fn follow(
     refused: &mut u32,
 ) -> Result<(), Fault> {
     let others = doc! { "operationType": "insert", "documentKey._id.chain": { "$ne": shared.node.name.as_ref() } };
-    let mut stream =
-        Stream::open(&shared.link, Some(AUDIT_LOGS), place.clone(), [doc! { "$match": others }])
-            .await?;
+    let mut stream = Stream::open(
+        &shared.connection,
+        Some(AUDIT_LOGS),
+        place.clone(),
+        [doc! { "$match": others }],
+    )
+    .await?;
     // Nothing cuts this task off: it ends between two answers of the server.
-    while listeners.receiver_count() > 0 && !shared.link.is_closed() {
+    while listeners.receiver_count() > 0 && !shared.connection.is_closed() {
         let Some(batch) = stream.next().await? else { break };
         for event in &batch.events {
             // A document that is no record is none here either. Of one that cannot be read there is

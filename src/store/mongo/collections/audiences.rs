@@ -68,9 +68,9 @@ impl Shared {
         // `_id`.
         let filter = doc! { "_id": record.audience.as_str(), "released": true };
         let update = doc! { "$set": encoded(record)?, "$push": { "outbox": deed.push(&owner) } };
-        let audiences = self.link.collection(AUDIENCES);
+        let audiences = self.connection.collection(AUDIENCES);
         match self
-            .link
+            .connection
             .call(async move { Ok(audiences.update_one(filter, update).upsert(true).await?) })
             .await
         {
@@ -122,8 +122,8 @@ impl Shared {
             return self.change_audience(from, from.revision, update, deed).await;
         }
         let filter = doc! { "_id": record.audience.as_str() };
-        let audiences = self.link.collection(AUDIENCES);
-        self.link
+        let audiences = self.connection.collection(AUDIENCES);
+        self.connection
             .call(async move { Ok(audiences.update_one(filter, update).upsert(true).await?) })
             .await?;
         self.record(deed, owner).await?;
@@ -146,9 +146,9 @@ impl Shared {
             // Revisions start at 1 again once an audience was released.
             "record.created_at": encode("audience", &record.created_at)?,
         };
-        let audiences = self.link.collection(AUDIENCES);
+        let audiences = self.connection.collection(AUDIENCES);
         if self
-            .link
+            .connection
             .call(async move { Ok(audiences.update_one(filter, update).await?) })
             .await?
             .matched_count
@@ -176,7 +176,7 @@ impl Shared {
             }
             let missing = limit.saturating_sub(listed.len());
             let page = pages(
-                &self.link,
+                &self.connection,
                 AUDIENCES,
                 filter,
                 doc! { "_id": 1 },

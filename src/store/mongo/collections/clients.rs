@@ -77,12 +77,12 @@ impl ClientStore for Mongo {
     }
 
     async fn note_uses(&self, uses: &[SecretUse]) -> Result<()> {
-        if uses.is_empty() && self.shared.link.is_closed() {
+        if uses.is_empty() && self.shared.connection.is_closed() {
             return Err(Fault::Closed.into());
         }
         for used in uses {
             let SecretUse { client, secret, at, count: by } = used.clone();
-            let clients = self.shared.link.collection(CLIENTS);
+            let clients = self.shared.connection.collection(CLIENTS);
             let (id, secret) = (client.as_str().to_owned(), secret.as_str().to_owned());
             let note = async move {
                 let counted = doc! { "$inc": { "uses.$.count": count(by) }, "$max": { "uses.$.last_used_at": date(at) } };
@@ -103,7 +103,7 @@ impl ClientStore for Mongo {
                 }
                 Ok(())
             };
-            self.shared.link.call(note).await?;
+            self.shared.connection.call(note).await?;
         }
         Ok(())
     }
@@ -127,9 +127,9 @@ impl Shared {
         let mut set = encoded(client, &deed)?;
         set.insert("deleted", false);
         let update = doc! { "$set": set, "$push": { "outbox": deed.push(&owner(&client.id)) } };
-        let clients = self.link.collection(CLIENTS);
+        let clients = self.connection.collection(CLIENTS);
         let write = async move { Ok(clients.update_one(filter, update).upsert(true).await?) };
-        match self.link.call(write).await {
+        match self.connection.call(write).await {
             Err(fault) if fault.is_duplicate() => {
                 self.confirm(owner(&client.id)).await?;
                 return Ok(Creation::Taken);
@@ -190,13 +190,13 @@ impl Shared {
         if ends {
             update.insert("$inc", doc! { EPOCH: 1_i64 });
         }
-        let clients = self.link.collection(CLIENTS);
+        let clients = self.connection.collection(CLIENTS);
         let write = async move {
             let after =
                 clients.find_one_and_update(filter, update).return_document(ReturnDocument::After);
             Ok(after.projection(doc! { EPOCH: 1 }).await?)
         };
-        let Some(found) = self.link.call(write).await? else { return Ok(Write::Stale) };
+        let Some(found) = self.connection.call(write).await? else { return Ok(Write::Stale) };
         let epoch = if ends { Some(Fields::of("client", &found).count(EPOCH)?) } else { None };
         self.told(deed, id.clone(), epoch).await?;
         Ok(Write::Done)
@@ -218,7 +218,7 @@ impl Shared {
             }
             let missing = limit.saturating_sub(listed.len());
             let found = pages(
-                &self.link,
+                &self.connection,
                 CLIENTS,
                 filter,
                 doc! { "_id": 1 },
@@ -256,10 +256,10 @@ impl Shared {
         collection: &'static str,
         filter: Document,
     ) -> Result<Option<Document>, Fault> {
-        let documents = self.link.collection(collection);
+        let documents = self.connection.collection(collection);
         let concern =
             if self.alone { ReadConcern::majority() } else { ReadConcern::linearizable() };
-        self.link
+        self.connection
             .call(async move { Ok(documents.find_one(filter).read_concern(concern).await?) })
             .await
     }

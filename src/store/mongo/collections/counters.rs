@@ -77,7 +77,7 @@ impl Counted {
 #[async_trait]
 impl CounterStore for Mongo {
     async fn count(&self, hits: &[(String, u64)], until: Timestamp) -> Result<Vec<u64>> {
-        if self.shared.link.is_closed() {
+        if self.shared.connection.is_closed() {
             return Err(Fault::Closed.into());
         }
         let mut standing = Vec::with_capacity(hits.len());
@@ -85,13 +85,18 @@ impl CounterStore for Mongo {
         for (at, stride) in hits.chunks(STRIDE).enumerate() {
             let due = counted.add(stride, until);
             let flush = Flush {
-                database: self.shared.link.database().clone(),
-                deadline: self.shared.link.deadline(),
+                database: self.shared.connection.database().clone(),
+                deadline: self.shared.connection.deadline(),
                 field: format!("by.{}", self.shared.node.session().simple()),
                 until,
             };
             let stride = stride.to_vec();
-            match self.shared.link.call(async move { flush.carry_out(due, &stride).await }).await {
+            match self
+                .shared
+                .connection
+                .call(async move { flush.carry_out(due, &stride).await })
+                .await
+            {
                 Ok(told) => standing.extend(told),
                 Err(fault) => {
                     // All of it comes again, also what was told before this.

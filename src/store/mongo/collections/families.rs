@@ -46,7 +46,7 @@ impl FamilyStore for Mongo {
 
     async fn family(&self, id: FamilyId, now: Timestamp) -> Result<Option<Family>> {
         self.shared.brings(now);
-        let deadline = self.shared.link.deadline();
+        let deadline = self.shared.connection.deadline();
         let found =
             timeout(deadline, self.shared.find(id)).await.map_err(|_| Fault::Late(deadline))??;
         let family = found.as_deref().map(decoded).transpose()?;
@@ -95,8 +95,8 @@ impl Shared {
             ("op".to_owned(), deed.operation()),
             ("outbox".to_owned(), deed.outbox(&owner(family.id))),
         ]);
-        let tokens = self.link.collection(TOKENS);
-        match self.link.call(async move { Ok(tokens.insert_one(document).await?) }).await {
+        let tokens = self.connection.collection(TOKENS);
+        match self.connection.call(async move { Ok(tokens.insert_one(document).await?) }).await {
             Err(fault) if fault.is_duplicate() => {
                 self.confirm(owner(family.id)).await?;
                 return Ok(Creation::Taken);
@@ -125,9 +125,10 @@ impl Shared {
             Turn::Found(found) => return Ok(found),
             Turn::Look(look) => look,
         };
-        let tokens = self.link.collection(TOKENS);
-        let read =
-            self.link.call(async move { Ok(tokens.find_one(doc! { "_id": uuid(id.0) }).await?) });
+        let tokens = self.connection.collection(TOKENS);
+        let read = self
+            .connection
+            .call(async move { Ok(tokens.find_one(doc! { "_id": uuid(id.0) }).await?) });
         look.find(async {
             match read.await? {
                 // What is not there is not to be revoked. A primary that was cut off, or has just
@@ -153,13 +154,13 @@ impl Shared {
         filter: Document,
         update: Vec<Document>,
     ) -> Result<Option<Document>, Fault> {
-        let tokens = self.link.collection(TOKENS);
+        let tokens = self.connection.collection(TOKENS);
         let change = async move {
             let after =
                 tokens.find_one_and_update(filter, update).return_document(ReturnDocument::After);
             Ok(after.projection(doc! { "outbox": 0 }).await?)
         };
-        self.link.call(change).await
+        self.connection.call(change).await
     }
 
     /// Ends a family where it lies, or remembers an end of one that is gone.
@@ -188,9 +189,13 @@ impl Shared {
         now: Timestamp,
         limit: usize,
     ) -> Result<usize, Fault> {
-        let gone =
-            delete_some(&self.link, TOKENS, over("ends_at", now, doc! { "ended": false }), limit)
-                .await?;
+        let gone = delete_some(
+            &self.connection,
+            TOKENS,
+            over("ends_at", now, doc! { "ended": false }),
+            limit,
+        )
+        .await?;
         let room = limit.saturating_sub(gone);
         if room == 0 {
             return Ok(gone);
@@ -198,7 +203,7 @@ impl Shared {
         // Those whose event is still on its way stay for the next time.
         let dead = over("ends_at", now, doc! { "ended": true, "outbox.id": { "$exists": false } });
         let room = room.min(ONE_BY_ONE);
-        let found = some(&self.link, TOKENS, dead, room).await?;
+        let found = some(&self.connection, TOKENS, dead, room).await?;
         for document in &found {
             let id = FamilyId(Fields::of("refresh family", document).uuid("_id")?);
             if let Some(until) = ended_until(document)?.filter(|until| now < *until) {
@@ -211,8 +216,8 @@ impl Shared {
                 "ended_until": document.get("ended_until").cloned(),
                 "outbox.id": { "$exists": false },
             };
-            let tokens = self.link.collection(TOKENS);
-            self.link.call(async move { Ok(tokens.delete_one(filter).await?) }).await?;
+            let tokens = self.connection.collection(TOKENS);
+            self.connection.call(async move { Ok(tokens.delete_one(filter).await?) }).await?;
         }
         Ok(gone.saturating_add(found.len()))
     }

@@ -28,10 +28,10 @@ pub(crate) const KEYSET: &str = "keyset";
 #[async_trait]
 impl KeyStore for Mongo {
     async fn keyset(&self) -> Result<Option<Keyset>> {
-        let keys = self.shared.link.collection(SIGNING_KEYS);
+        let keys = self.shared.connection.collection(SIGNING_KEYS);
         let found = self
             .shared
-            .link
+            .connection
             .call(async move { Ok(keys.find_one(doc! { "_id": KEYSET }).await?) })
             .await?;
         Ok(found.as_ref().map(decoded).transpose()?)
@@ -70,9 +70,9 @@ impl Shared {
         let set = doc! { "revision": count(keyset.revision), "keyset": encode("keyset", keyset)?, "op": deed.operation() };
         let owner = Owner { collection: SIGNING_KEYS, id: KEYSET.into() };
         let update = doc! { "$set": set, "$push": { "outbox": deed.push(&owner) } };
-        let (keys, first) = (self.link.collection(SIGNING_KEYS), before == 0);
+        let (keys, first) = (self.connection.collection(SIGNING_KEYS), before == 0);
         match self
-            .link
+            .connection
             .call(async move { Ok(keys.update_one(filter, update).upsert(first).await?) })
             .await
         {

@@ -105,14 +105,15 @@ impl Shared {
         self.settle.flush().await;
         self.saw(now);
         let mut gone =
-            delete_some(&self.link, REVOCATIONS, over("until", now, doc! {}), limit).await?;
+            delete_some(&self.connection, REVOCATIONS, over("until", now, doc! {}), limit).await?;
         gone = gone.saturating_add(self.forget_ends(now, limit.saturating_sub(gone)).await?);
         gone = gone.saturating_add(self.sweep_families(now, limit.saturating_sub(gone)).await?);
-        let counters = self.link.collection(RATE_LIMITS);
+        let counters = self.connection.collection(RATE_LIMITS);
         // A node whose clock is ahead must not take the windows that others still count in.
         let mut past = over("until", now, doc! {});
         past.insert("$expr", doc! { "$lte": ["$until", { "$subtract": ["$$NOW", SKEW_MS] }] });
-        let swept = self.link.call(async move { Ok(counters.delete_many(past).await?) }).await?;
+        let swept =
+            self.connection.call(async move { Ok(counters.delete_many(past).await?) }).await?;
         Ok(gone.saturating_add(usize::try_from(swept.deleted_count).unwrap_or(usize::MAX)))
     }
 
@@ -145,7 +146,7 @@ impl Shared {
     ) -> Result<Document, Fault> {
         for _ in 0..ATTEMPTS {
             let (owner, filter, update) =
-                (self.link.collection(collection), filter.clone(), update.clone());
+                (self.connection.collection(collection), filter.clone(), update.clone());
             let write = async move {
                 let after = owner
                     .find_one_and_update(filter, update)
@@ -153,7 +154,7 @@ impl Shared {
                     .return_document(ReturnDocument::After);
                 Ok(after.projection(doc! { "outbox": 0 }).await?)
             };
-            match self.link.call(write).await {
+            match self.connection.call(write).await {
                 // Two made it at once: the second time it is there.
                 Err(fault) if fault.is_duplicate() => {}
                 outcome => {
@@ -168,15 +169,17 @@ impl Shared {
     /// Forgets that families were ended, where no token of theirs can stand any more.
     async fn forget_ends(&self, now: Timestamp, limit: usize) -> Result<usize, Fault> {
         let over = over("ended_until", now, doc! {});
-        let ids = ids(&some(&self.link, TOKENS, over.clone(), limit).await?);
+        let ids = ids(&some(&self.connection, TOKENS, over.clone(), limit).await?);
         if ids.is_empty() {
             return Ok(0);
         }
-        let tokens = self.link.collection(TOKENS);
+        let tokens = self.connection.collection(TOKENS);
         let filter = doc! { "$and": [{ "_id": { "$in": ids } }, over] };
         let update = doc! { "$unset": { "ended_until": 1 }, "$set": { "ended": false } };
-        let updated =
-            self.link.call(async move { Ok(tokens.update_many(filter, update).await?) }).await?;
+        let updated = self
+            .connection
+            .call(async move { Ok(tokens.update_many(filter, update).await?) })
+            .await?;
         Ok(usize::try_from(updated.matched_count).unwrap_or(usize::MAX))
     }
 }

@@ -102,7 +102,7 @@ impl Shared {
                 // when the marks go, or stay.
                 (Verdict::Refuse, Some(family)) if last.answered(&family.answers) == 0 => {
                     if call.is_given_up() {
-                        return Err(Fault::Late(self.link.deadline()));
+                        return Err(Fault::Late(self.connection.deadline()));
                     }
                     pause(UNSETTLED).await;
                 }
@@ -130,7 +130,7 @@ impl Shared {
         // The late echo of a call that was given up, and made again elsewhere since: nobody's
         // reuse.
         if rotate.lawful && call.is_given_up() {
-            return Err(Fault::Late(self.link.deadline()));
+            return Err(Fault::Late(self.connection.deadline()));
         }
         let Some(remember) = rotate.remember else { return Ok(Some(Rotation::Unended(verdict))) };
         let deed = self.deed([rotate.event(verdict, call.stamp, call.jti, Some(&family))])?;
@@ -159,7 +159,7 @@ impl Shared {
     /// at the same time on this node, one tries at a time. What nothing is given for, all are told
     /// by one look.
     async fn take_turn(&self, call: &Presented<'_>) -> Result<Turned, Fault> {
-        let (rotate, deadline) = (call.rotate, self.link.deadline());
+        let (rotate, deadline) = (call.rotate, self.connection.deadline());
         let gives = |judged: &Judged| matches!(judged.verdict, Verdict::Rotate | Verdict::Repeat);
         // Whoever may be given a token has to try.
         let serves = |found: Option<&Document>| {

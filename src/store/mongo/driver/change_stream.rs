@@ -11,7 +11,7 @@ use mongodb::{
     raw_batch_cursor::RawBatchCursor,
 };
 
-use super::{codec::lenient, connection::Link, error::Fault};
+use super::{codec::lenient, connection::Connection, error::Fault};
 
 /// How long the server waits for something to tell.
 const AWAIT: Duration = Duration::from_millis(500);
@@ -45,7 +45,7 @@ impl Stream {
     /// pipeline lets through. Must not be dropped before it is done, as no operation of the driver
     /// must.
     pub(crate) async fn open(
-        link: &Link,
+        connection: &Connection,
         collection: Option<&str>,
         after: Option<Place>,
         pipeline: impl IntoIterator<Item = Document>,
@@ -54,9 +54,9 @@ impl Stream {
         let stages = std::iter::once(doc! { "$changeStream": from }).chain(pipeline);
         let cursor = match collection {
             Some(name) => {
-                link.collection(name).aggregate(stages).max_await_time(AWAIT).batch().await?
+                connection.collection(name).aggregate(stages).max_await_time(AWAIT).batch().await?
             }
-            None => link.database().aggregate(stages).max_await_time(AWAIT).batch().await?,
+            None => connection.database().aggregate(stages).max_await_time(AWAIT).batch().await?,
         };
         Ok(Self { cursor, is_first: true })
     }

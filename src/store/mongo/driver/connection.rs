@@ -17,25 +17,25 @@ use tokio::{
 use super::error::{Fault, OpenError};
 
 /// Operations on their way at once, those whose callers have given up included; more are refused.
-const ROOM: usize = 2_048;
+const IN_FLIGHT_MAX: usize = 2_048;
 /// What the database is called where the address names none.
 const DATABASE: &str = "jeton";
 /// Connections to each server, and how many of them are opened at once, where the address does not
 /// say.
-const POOL: u32 = 100;
-const CONNECTING: u32 = 8;
+const POOL_MAX: u32 = 100;
+const CONNECTING_MAX: u32 = 8;
 /// How often each server is looked at, and how long a connection may take to be made.
-const HEARTBEAT: Duration = Duration::from_secs(1);
-const CONNECT: Duration = Duration::from_secs(2);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a connection that nobody needs is kept.
-const IDLE: Duration = Duration::from_secs(20);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A database, reached over the driver's pool.
-pub(crate) struct Link {
+pub(crate) struct Connection {
     client: Client,
     database: Database,
     deadline: Duration,
-    room: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     state: watch::Sender<State>,
 }
 
@@ -45,43 +45,43 @@ enum State {
     Open,
     Closed,
     /// Another process took this node's name.
-    Displaced,
+    NameTaken,
 }
 
-impl Link {
+impl Connection {
     /// Reads the address. Nothing is sent yet.
     pub(crate) async fn new(uri: &str, deadline: Duration) -> Result<Self, OpenError> {
-        let mut options = options(uri).await?;
+        let mut options = parse_options(uri).await?;
         let name = options.default_database.clone().unwrap_or_else(|| DATABASE.to_owned());
         options.app_name.get_or_insert_with(|| "jeton".to_owned());
-        options.max_pool_size.get_or_insert(POOL);
-        options.max_connecting.get_or_insert(CONNECTING);
-        options.connect_timeout.get_or_insert(CONNECT);
-        options.heartbeat_freq.get_or_insert(HEARTBEAT);
+        options.max_pool_size.get_or_insert(POOL_MAX);
+        options.max_connecting.get_or_insert(CONNECTING_MAX);
+        options.connect_timeout.get_or_insert(CONNECT_TIMEOUT);
+        options.heartbeat_freq.get_or_insert(HEARTBEAT_INTERVAL);
         // What a stall has opened goes again.
-        options.max_idle_time.get_or_insert(IDLE);
+        options.max_idle_time.get_or_insert(IDLE_TIMEOUT);
         // An operation that finds no server ends by itself before its caller gives up.
         options.server_selection_timeout.get_or_insert_with(|| deadline.mul_f32(0.75));
         // An address must not weaken what an answer means.
         (options.write_concern, options.read_concern, options.selection_criteria) =
             (None, None, None);
-        let client =
-            Client::with_options(options).map_err(|error| OpenError::Uri(problem(&error)))?;
+        let client = Client::with_options(options)
+            .map_err(|error| OpenError::Uri(describe_address_error(&error)))?;
         let durable = WriteConcern::builder().w(mongodb::options::Acknowledgment::Majority);
         let durable = durable.journal(true).w_timeout(deadline).build();
-        let promises = DatabaseOptions::builder()
+        let durable_options = DatabaseOptions::builder()
             .write_concern(durable)
             .read_concern(ReadConcern::majority())
             .selection_criteria(SelectionCriteria::ReadPreference(
                 mongodb::options::ReadPreference::Primary,
             ))
             .build();
-        let database = client.database_with_options(&name, promises);
+        let database = client.database_with_options(&name, durable_options);
         Ok(Self {
             client,
             database,
             deadline,
-            room: Arc::new(Semaphore::new(ROOM)),
+            permits: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
             state: watch::Sender::new(State::Open),
         })
     }
@@ -120,12 +120,12 @@ impl Link {
         match *self.state.borrow() {
             State::Open => {}
             State::Closed => return Err(Fault::Closed),
-            State::Displaced => return Err(Fault::Displaced),
+            State::NameTaken => return Err(Fault::Displaced),
         }
-        let place = self.room.clone().try_acquire_owned().map_err(|_| Fault::Crowded)?;
+        let permit = self.permits.clone().try_acquire_owned().map_err(|_| Fault::Crowded)?;
         let task = tokio::spawn(async move {
             let outcome = operation.await;
-            drop(place);
+            drop(permit);
             outcome
         });
         match timeout(deadline, task).await {
@@ -141,16 +141,16 @@ impl Link {
     }
 
     /// Refuses whatever comes from now on: another process took over.
-    pub(crate) fn displaced(&self) {
-        self.end(State::Displaced);
+    pub(crate) fn close_name_taken(&self) {
+        self.close_as(State::NameTaken);
     }
 
     /// Refuses whatever comes from now on.
     pub(crate) fn close(&self) {
-        self.end(State::Closed);
+        self.close_as(State::Closed);
     }
 
-    fn end(&self, state: State) {
+    fn close_as(&self, state: State) {
         self.state.send_if_modified(|now| {
             let open = *now == State::Open;
             if open {
@@ -161,15 +161,15 @@ impl Link {
     }
 
     /// Waits until the way is closed; whether because another process took over.
-    pub(crate) async fn ended(&self) -> bool {
+    pub(crate) async fn closed(&self) -> bool {
         let mut state = self.state.subscribe();
-        let ended = state.wait_for(|state| *state != State::Open).await;
-        ended.is_ok_and(|state| *state == State::Displaced)
+        let closed = state.wait_for(|state| *state != State::Open).await;
+        closed.is_ok_and(|state| *state == State::NameTaken)
     }
 }
 
 /// What an address says.
-pub(crate) async fn options(uri: &str) -> Result<ClientOptions, OpenError> {
+pub(crate) async fn parse_options(uri: &str) -> Result<ClientOptions, OpenError> {
     let error = match ClientOptions::parse(uri).await {
         Ok(options) => return Ok(options),
         Err(error) => error,
@@ -178,17 +178,17 @@ pub(crate) async fn options(uri: &str) -> Result<ClientOptions, OpenError> {
         return Err(error.into());
     }
     let bare = uri.split_once('?').map(|(address, _)| address);
-    if let Some(address) = bare.filter(|_| !is_of_files(&error))
+    if let Some(address) = bare.filter(|_| !is_tls_file_error(&error))
         && ClientOptions::parse(address).await.is_ok()
     {
         return Err(OpenError::Uri(
             "an option behind its ? is not known, or has a value that cannot be".to_owned(),
         ));
     }
-    Err(OpenError::Uri(problem(&error)))
+    Err(OpenError::Uri(describe_address_error(&error)))
 }
 
-fn is_of_files(error: &mongodb::error::Error) -> bool {
+fn is_tls_file_error(error: &mongodb::error::Error) -> bool {
     matches!(*error.kind, mongodb::error::ErrorKind::InvalidTlsConfig { .. })
 }
 
@@ -199,8 +199,8 @@ pub(crate) async fn pause(time: Duration) {
 }
 
 /// What is wrong with an address, without its text: the driver repeats parts of it.
-fn problem(error: &mongodb::error::Error) -> String {
-    if is_of_files(error) {
+fn describe_address_error(error: &mongodb::error::Error) -> String {
+    if is_tls_file_error(error) {
         return "its TLS options do not fit, or name a file that cannot be read".to_owned();
     }
     "is not a MongoDB address: mongodb://[user:password@]host[:port],.../[database][?options], \

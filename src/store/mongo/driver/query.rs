@@ -5,7 +5,7 @@ use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
 
 use super::{
     codec::{date, lenient},
-    connection::Link,
+    connection::Connection,
     error::Fault,
 };
 use crate::model::Timestamp;
@@ -21,7 +21,7 @@ pub(crate) fn over(field: &str, now: Timestamp, and: Document) -> Document {
 
 /// Up to `limit` documents without their outboxes.
 pub(crate) async fn some(
-    link: &Link,
+    connection: &Connection,
     collection: &'static str,
     filter: Document,
     limit: usize,
@@ -29,7 +29,7 @@ pub(crate) async fn some(
     if limit == 0 {
         return Ok(Vec::new());
     }
-    let from = link.collection(collection);
+    let from = connection.collection(collection);
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let read = async move {
         Ok(from
@@ -40,46 +40,46 @@ pub(crate) async fn some(
             .try_collect()
             .await?)
     };
-    link.call(read).await
+    connection.call(read).await
 }
 
 /// Deletes up to `limit` documents; one whose event is still on its way stays for the next time.
 pub(crate) async fn delete_some(
-    link: &Link,
+    connection: &Connection,
     collection: &'static str,
     filter: Document,
     limit: usize,
 ) -> Result<usize, Fault> {
     let filter = doc! { "$and": [filter, { "outbox.id": { "$exists": false } }] };
-    let ids = ids(&some(link, collection, filter.clone(), limit).await?);
+    let ids = ids(&some(connection, collection, filter.clone(), limit).await?);
     if ids.is_empty() {
         return Ok(0);
     }
-    let from = link.collection(collection);
+    let from = connection.collection(collection);
     let filter = doc! { "$and": [{ "_id": { "$in": ids } }, filter] };
-    let deleted = link.call(async move { Ok(from.delete_many(filter).await?) }).await?;
+    let deleted = connection.call(async move { Ok(from.delete_many(filter).await?) }).await?;
     Ok(usize::try_from(deleted.deleted_count).unwrap_or(usize::MAX))
 }
 
 /// These fields of up to `limit` documents in an order, whatever is in them: see [`lenient`].
 pub(crate) async fn pages(
-    link: &Link,
+    connection: &Connection,
     collection: &'static str,
     filter: Document,
     sort: Document,
     fields: Document,
     limit: usize,
 ) -> Result<Vec<Document>, Fault> {
-    if limit == 0 && !link.is_closed() {
+    if limit == 0 && !connection.is_closed() {
         return Ok(Vec::new());
     }
-    let from = link.collection(collection).clone_with_type::<RawDocumentBuf>();
+    let from = connection.collection(collection).clone_with_type::<RawDocumentBuf>();
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let read = async move {
         let found = from.find(filter).sort(sort).limit(limit).projection(fields).await?;
         Ok(found.map_ok(|raw| lenient(&raw)).try_collect().await?)
     };
-    link.call(read).await
+    connection.call(read).await
 }
 
 /// The `_id` of each document.

@@ -12,7 +12,7 @@ use mongodb::{
 
 use super::{
     codec::Fields,
-    connection::Link,
+    connection::Connection,
     error::{Fault, OpenError, has_code},
 };
 use crate::model::Action;
@@ -55,23 +55,23 @@ const MARGIN: Duration = Duration::from_secs(86_400);
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Makes what is missing, mends what differs, and refuses what a newer version wrote.
-pub(crate) async fn prepare(link: &Link) -> Result<(), OpenError> {
-    let version = known(link).await?;
+pub(crate) async fn prepare(connection: &Connection) -> Result<(), OpenError> {
+    let version = known(connection).await?;
     for (collection, indexes) in indexes() {
-        let existing = list(link, collection).await?;
+        let existing = list(connection, collection).await?;
         for index in indexes {
-            ensure(link, collection, &existing, index).await?;
+            ensure(connection, collection, &existing, index).await?;
         }
     }
     if version < VERSION {
-        bring_up(link, version).await?;
+        bring_up(connection, version).await?;
         // After the indexes, so that whoever finds the version finds them too.
-        let meta = link.collection(META);
+        let meta = connection.collection(META);
         let write = async move {
             let set = doc! { "$max": { "version": VERSION } };
             Ok(meta.update_one(doc! { "_id": "schema" }, set).upsert(true).await?)
         };
-        match link.call(write).await {
+        match connection.call(write).await {
             // Another node wrote it at the same moment.
             Err(fault) if fault.is_duplicate() => {}
             outcome => drop(outcome?),
@@ -81,8 +81,8 @@ pub(crate) async fn prepare(link: &Link) -> Result<(), OpenError> {
 }
 
 /// Refuses what a newer version wrote; the version, 0 before the first node was there.
-pub(crate) async fn known(link: &Link) -> Result<i64, OpenError> {
-    let version = version(link).await?.unwrap_or(0);
+pub(crate) async fn known(connection: &Connection) -> Result<i64, OpenError> {
+    let version = version(connection).await?.unwrap_or(0);
     if version > VERSION {
         return Err(OpenError::Newer { found: version, known: VERSION });
     }
@@ -91,22 +91,24 @@ pub(crate) async fn known(link: &Link) -> Result<i64, OpenError> {
 
 /// From an older version, step by step. Each may be cut off and begun again, and made by two nodes
 /// at once.
-async fn bring_up(link: &Link, version: i64) -> Result<(), Fault> {
+async fn bring_up(connection: &Connection, version: i64) -> Result<(), Fault> {
     // 1 to 2: counters hold what each process counted, instead of a sum. Windows are over after
     // some seconds.
     if version == 1 {
         tracing::info!("bringing the database from schema 1 to 2");
-        let counters = link.collection(RATE_LIMITS);
-        link.within(PATIENCE, async move { Ok(counters.delete_many(doc! {}).await?) }).await?;
+        let counters = connection.collection(RATE_LIMITS);
+        connection
+            .within(PATIENCE, async move { Ok(counters.delete_many(doc! {}).await?) })
+            .await?;
     }
     Ok(())
 }
 
 /// The version that is written there; `None` before the first node was there.
-pub(crate) async fn version(link: &Link) -> Result<Option<i64>, Fault> {
-    let meta = link.collection(META);
+pub(crate) async fn version(connection: &Connection) -> Result<Option<i64>, Fault> {
+    let meta = connection.collection(META);
     let found =
-        link.call(async move { Ok(meta.find_one(doc! { "_id": "schema" }).await?) }).await?;
+        connection.call(async move { Ok(meta.find_one(doc! { "_id": "schema" }).await?) }).await?;
     let version = found.map(|found| Fields::of("schema", &found).count("version")).transpose()?;
     Ok(version.map(|version| i64::try_from(version).unwrap_or(i64::MAX)))
 }
@@ -121,15 +123,15 @@ pub enum Defect {
 }
 
 /// What is wrong with the indexes. Makes nothing.
-pub(crate) async fn defects(link: &Link) -> Result<Vec<Defect>, Fault> {
+pub(crate) async fn defects(connection: &Connection) -> Result<Vec<Defect>, Fault> {
     use futures_util::TryStreamExt as _;
     let mut defects = Vec::new();
     for (collection, indexes) in indexes() {
-        let indexed = link.collection(collection);
+        let indexed = connection.collection(collection);
         let read = async move {
             Ok(indexed.list_indexes().await?.try_collect::<Vec<IndexModel>>().await?)
         };
-        let existing = match link.call(read).await {
+        let existing = match connection.call(read).await {
             Err(Fault::Driver(error)) if has_code(&error, &[NAMESPACE_NOT_FOUND]) => Vec::new(),
             existing => existing?,
         };
@@ -153,10 +155,10 @@ fn name_of(model: &IndexModel) -> Option<&str> {
 }
 
 /// An import that has begun and not ended leaves nothing to serve.
-pub(crate) async fn is_importing(link: &Link) -> Result<bool, Fault> {
-    let meta = link.collection(META);
+pub(crate) async fn is_importing(connection: &Connection) -> Result<bool, Fault> {
+    let meta = connection.collection(META);
     let found =
-        link.call(async move { Ok(meta.find_one(doc! { "_id": "import" }).await?) }).await?;
+        connection.call(async move { Ok(meta.find_one(doc! { "_id": "import" }).await?) }).await?;
     Ok(found.is_some())
 }
 
@@ -259,19 +261,20 @@ fn indexes() -> Vec<(&'static str, Vec<Index>)> {
     ]
 }
 
-async fn list(link: &Link, collection: &'static str) -> Result<Vec<IndexModel>, Fault> {
+async fn list(connection: &Connection, collection: &'static str) -> Result<Vec<IndexModel>, Fault> {
     use futures_util::TryStreamExt as _;
-    let (database, indexed) = (link.database().clone(), link.collection(collection));
-    link.within(PATIENCE, async move {
-        // Made here rather than by the first write, which would find a deadline of two seconds
-        // short.
-        match database.create_collection(collection).await.map_err(Fault::from) {
-            Err(Fault::Driver(error)) if exists_already(&error) => {}
-            outcome => outcome?,
-        }
-        Ok(indexed.list_indexes().await?.try_collect().await?)
-    })
-    .await
+    let (database, indexed) = (connection.database().clone(), connection.collection(collection));
+    connection
+        .within(PATIENCE, async move {
+            // Made here rather than by the first write, which would find a deadline of two seconds
+            // short.
+            match database.create_collection(collection).await.map_err(Fault::from) {
+                Err(Fault::Driver(error)) if exists_already(&error) => {}
+                outcome => outcome?,
+            }
+            Ok(indexed.list_indexes().await?.try_collect().await?)
+        })
+        .await
 }
 
 fn exists_already(error: &mongodb::error::Error) -> bool {
@@ -283,7 +286,7 @@ fn has_gone(error: &mongodb::error::Error) -> bool {
 }
 
 async fn ensure(
-    link: &Link,
+    connection: &Connection,
     name: &'static str,
     existing: &[IndexModel],
     index: Index,
@@ -300,24 +303,25 @@ async fn ensure(
     }
     let stale: Vec<String> =
         in_the_way.iter().filter_map(|model| name_of(model).map(str::to_owned)).collect();
-    let (collection, model) = (link.collection(name), index.model());
-    link.within(PATIENCE, async move {
-        for stale in stale {
-            tracing::warn!(
-                collection = name,
-                index = stale,
-                "an index is not what it should be and is made anew"
-            );
-            match collection.drop_index(stale).await.map_err(Fault::from) {
-                // Another node mends it too.
-                Err(Fault::Driver(error)) if has_gone(&error) => {}
-                outcome => outcome?,
+    let (collection, model) = (connection.collection(name), index.model());
+    connection
+        .within(PATIENCE, async move {
+            for stale in stale {
+                tracing::warn!(
+                    collection = name,
+                    index = stale,
+                    "an index is not what it should be and is made anew"
+                );
+                match collection.drop_index(stale).await.map_err(Fault::from) {
+                    // Another node mends it too.
+                    Err(Fault::Driver(error)) if has_gone(&error) => {}
+                    outcome => outcome?,
+                }
             }
-        }
-        collection.create_index(model).await?;
-        Ok(())
-    })
-    .await
+            collection.create_index(model).await?;
+            Ok(())
+        })
+        .await
 }
 
 /// By which index the outboxes are found.

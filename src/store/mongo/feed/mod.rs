@@ -33,7 +33,7 @@ use crate::store::{
     Change, Follower,
     mongo::driver::{
         change_stream::{Batch, Place, REFUSALS, Stream},
-        connection::{Link, pause},
+        connection::{Connection, pause},
         error::Fault,
     },
 };
@@ -153,9 +153,9 @@ enum Message {
 /// with the stream.
 fn read(shared: &Shared, from: Option<Place>) -> (JoinHandle<()>, mpsc::Receiver<Message>) {
     let (sender, receiver) = mpsc::channel(AHEAD);
-    let (link, pipeline) = (shared.link.clone(), decode::pipeline(&shared.node.name));
+    let (connection, pipeline) = (shared.connection.clone(), decode::pipeline(&shared.node.name));
     let reader = tokio::spawn(async move {
-        if let Err(fault) = tell(&link, from, pipeline, &sender).await {
+        if let Err(fault) = tell(&connection, from, pipeline, &sender).await {
             // Perhaps nobody listens any more.
             let _ = sender.send(Message::Failed(fault)).await;
         }
@@ -164,12 +164,12 @@ fn read(shared: &Shared, from: Option<Place>) -> (JoinHandle<()>, mpsc::Receiver
 }
 
 async fn tell(
-    link: &Link,
+    connection: &Connection,
     from: Option<Place>,
     pipeline: Vec<Document>,
     to: &mpsc::Sender<Message>,
 ) -> Result<(), Fault> {
-    let mut stream = Stream::open(link, None, from, pipeline).await?;
+    let mut stream = Stream::open(connection, None, from, pipeline).await?;
     let mut listens = to.send(Message::Opened).await.is_ok();
     while listens && let Some(batch) = stream.next().await? {
         listens = to.send(Message::Heard(batch)).await.is_ok();
@@ -237,7 +237,7 @@ impl Position {
 pub(super) async fn run(shared: Arc<Shared>, opened: oneshot::Sender<Result<(), Fault>>) {
     let (mut opened, mut position) = (Some(opened), Position::default());
     let mut readers: Vec<JoinHandle<()>> = Vec::new();
-    while !shared.link.is_closed() {
+    while !shared.connection.is_closed() {
         readers.retain(|reader| !reader.is_finished());
         if readers.len() >= READERS {
             pause(PAUSE).await;
@@ -253,7 +253,7 @@ pub(super) async fn run(shared: Arc<Shared>, opened: oneshot::Sender<Result<(), 
                 let _ = opened.send(Err(fault));
                 return;
             }
-            if !shared.link.is_closed() && !std::mem::replace(&mut position.logged, true) {
+            if !shared.connection.is_closed() && !std::mem::replace(&mut position.logged, true) {
                 tracing::warn!(%fault, rebuilds = position.lost, "the change stream broke off");
             }
         }
@@ -277,7 +277,7 @@ async fn follow(
             // A frozen server keeps the connection and says nothing.
             Ok(None) | Err(_) => return Ok(if heard_any { Broken::Off } else { Broken::Silent }),
         };
-        if shared.link.is_closed() {
+        if shared.connection.is_closed() {
             return Ok(Broken::Off);
         }
         match message {
@@ -360,7 +360,7 @@ async fn rebuild(shared: &Arc<Shared>) -> Result<(), Fault> {
 pub(super) async fn poll(shared: Arc<Shared>) {
     let (least, most) = (Duration::from_secs(1), Duration::from_secs(2));
     let mut time = least;
-    while !shared.link.is_closed() {
+    while !shared.connection.is_closed() {
         pause(time).await;
         let at = Instant::now();
         match shared.known().await {
@@ -368,7 +368,7 @@ pub(super) async fn poll(shared: Arc<Shared>) {
                 shared.feed.tell(&known.changes());
                 shared.feed.knows_up_to(at);
             }
-            Err(fault) if !shared.link.is_closed() => {
+            Err(fault) if !shared.connection.is_closed() => {
                 tracing::warn!(%fault, "cannot read what was ended")
             }
             Err(_) => {}

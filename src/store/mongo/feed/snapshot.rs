@@ -47,10 +47,10 @@ impl Known {
 
 impl Shared {
     pub(crate) async fn known(&self) -> Result<Known, Fault> {
-        let (link, node) = (self.link.clone(), self.node.name.clone());
+        let (connection, node) = (self.connection.clone(), self.node.name.clone());
         let rooms = [REVOCATIONS, TOKENS, EPOCHS, CLIENTS, SIGNING_KEYS, NODES]
-            .map(|name| link.collection(name));
-        let client = link.client().clone();
+            .map(|name| connection.collection(name));
+        let client = connection.client().clone();
         let read = async move {
             let [revocations, tokens, epochs, clients, keys, nodes] = rooms;
             let mut session = client.start_session().causal_consistency(true).await?;
@@ -92,7 +92,7 @@ impl Shared {
             let keyset = keys.find_one(doc! { "_id": keys::KEYSET }).session(&mut session).await?;
             Ok((standing, keyset.map(|raw| lenient(&raw))))
         };
-        let (standing, keyset) = self.link.within(LONG, read).await?;
+        let (standing, keyset) = self.connection.within(LONG, read).await?;
         Ok(Known {
             standing,
             keyset: keyset.and_then(|keyset| self.readable(keys::decoded(&keyset))),
