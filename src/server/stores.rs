@@ -52,7 +52,7 @@ fn refused_embedded(error: &embedded::OpenError) -> StartError {
 /// A database that is down now may be there later: a supervisor should try again.
 fn refused(error: &mongo::OpenError) -> StartError {
     let said = super::with_sources(error);
-    if error.may_pass() {
+    if error.is_transient() {
         StartError::Failed(format!("store: {said}"))
     } else {
         StartError::Configuration(said)

@@ -104,10 +104,10 @@ fn refused(error: &OpenError) -> Finding {
             "write it as mongodb://user:password@host1,host2,host3/jeton?replicaSet=NAME; a % in a \
              password is %25, an @ is %40"
         }
-        OpenError::Misfit(_) => {
+        OpenError::WrongReplicaSet(_) => {
             "set replicaSet= to the name that rs.conf() shows on a member, or name other hosts"
         }
-        OpenError::Away(_) => {
+        OpenError::Unreachable(_) => {
             "start mongod there, look at names, firewalls and tls=; the names in rs.conf() must be \
              reachable from here too; a primary needs more than half of the votes, and \
              rs.initiate() once"
@@ -125,13 +125,13 @@ fn refused(error: &OpenError) -> Finding {
         OpenError::Corrupt(_) => {
             "stop the nodes and restore a backup; `jeton audit verify` says what is missing"
         }
-        OpenError::Unreachable(_) => "look at the log of mongod, and at store.call_timeout_ms",
+        OpenError::Failed(_) => "look at the log of mongod, and at store.call_timeout_ms",
     };
     Finding::problem(STORE, said(error), advice)
 }
 
 fn said(error: &OpenError) -> String {
-    if let OpenError::Unreachable(cause) = error {
+    if let OpenError::Failed(cause) = error {
         format!("{error}: {}", deepest(cause.as_ref()))
     } else {
         error.to_string()

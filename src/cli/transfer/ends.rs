@@ -85,7 +85,7 @@ fn refused_embedded(error: &embedded::OpenError) -> Failure {
 }
 
 fn refused(error: &mongo::OpenError) -> Failure {
-    if error.may_pass() {
+    if error.is_transient() {
         Failure::Other(with_source(error))
     } else {
         Failure::setting("", with_source(error))

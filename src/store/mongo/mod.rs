@@ -44,7 +44,7 @@ use self::{
     driver::{
         codec::Fields,
         connection::{Connection, pause},
-        error::Fault,
+        error::MongoError,
         schema,
     },
     feed::Feed,
@@ -182,7 +182,7 @@ impl Mongo {
     }
 
     /// Starts to hear changes.
-    async fn listen(&self) -> Result<(), Fault> {
+    async fn listen(&self) -> Result<(), MongoError> {
         if self.shared.alone {
             tracing::warn!(
                 "MongoDB runs without a replica set: no change streams, so what other nodes end is \
@@ -193,7 +193,10 @@ impl Mongo {
         }
         let (opened, answer) = oneshot::channel();
         tokio::spawn(feed::run(self.shared.clone(), opened));
-        timeout(LONG, answer).await.map_err(|_| Fault::Late(LONG))?.map_err(|_| Fault::Closed)?
+        timeout(LONG, answer)
+            .await
+            .map_err(|_| MongoError::Timeout(LONG))?
+            .map_err(|_| MongoError::Closed)?
     }
 
     /// Heartbeats, and events that were left behind.
@@ -208,7 +211,7 @@ impl Mongo {
         tokio::spawn(async move {
             while !shared.connection.is_closed() {
                 match shared.node.beat(&shared.connection, false).await {
-                    Err(Fault::Displaced) => {
+                    Err(MongoError::NodeNameTaken) => {
                         tracing::error!(node = %shared.node.name, "another process runs under this \
                             node's name, this one stops");
                         shared.connection.close_name_taken();
@@ -314,14 +317,14 @@ fn importing() -> OpenError {
 
 impl Shared {
     /// A change in the making, with its events.
-    fn deed(&self, events: impl IntoIterator<Item = Event>) -> Result<Deed, Fault> {
+    fn deed(&self, events: impl IntoIterator<Item = Event>) -> Result<Deed, MongoError> {
         let deed = Deed::new(&self.node, self.chain.sequence(), events)?;
         deed.entries.iter().for_each(|entry| self.brings(entry.event.at));
         Ok(deed)
     }
 
     /// Records a change that was made.
-    async fn record(&self, deed: Deed, owner: Owner) -> Result<(), Fault> {
+    async fn record(&self, deed: Deed, owner: Owner) -> Result<(), MongoError> {
         self.chain.append(deed.entries, Some(owner)).await
     }
 
@@ -331,7 +334,7 @@ impl Shared {
         deed: Deed,
         owner: Owner,
         changes: Vec<Change>,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), MongoError> {
         let heard = self.feed.heard(deed.operation, &changes);
         // Both, whatever becomes of either: a change that could not be recorded in time is a change
         // all the same.
@@ -341,7 +344,7 @@ impl Shared {
 
     /// That a document is there is true only once the majority has it: a key that is taken may be
     /// taken by a write that is lost with its primary. A write that changes nothing waits for that.
-    async fn confirm(&self, owner: Owner) -> Result<(), Fault> {
+    async fn confirm(&self, owner: Owner) -> Result<(), MongoError> {
         let documents = self.connection.collection(owner.collection);
         let nothing = vec![doc! { "$set": { "_id": "$_id" } }];
         self.connection
@@ -351,7 +354,7 @@ impl Shared {
     }
 
     /// Records what comes with no change.
-    async fn append(&self, event: Event) -> Result<(), Fault> {
+    async fn append(&self, event: Event) -> Result<(), MongoError> {
         self.brings(event.at);
         self.chain.append(vec![Entry::new(event)?], None).await
     }
@@ -372,11 +375,12 @@ impl Shared {
 /// single call.
 async fn whole<T: Send + 'static>(
     shared: &Shared,
-    verb: impl Future<Output = Result<T, Fault>> + Send + 'static,
+    verb: impl Future<Output = Result<T, MongoError>> + Send + 'static,
 ) -> Result<T> {
     let deadline = shared.connection.deadline();
-    let verb = timeout(deadline, tokio::spawn(verb)).await.map_err(|_| Fault::Late(deadline))?;
-    Ok(verb.map_err(|_| Fault::Closed)??)
+    let verb =
+        timeout(deadline, tokio::spawn(verb)).await.map_err(|_| MongoError::Timeout(deadline))?;
+    Ok(verb.map_err(|_| MongoError::Closed)??)
 }
 
 #[async_trait]

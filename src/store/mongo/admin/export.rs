@@ -32,7 +32,7 @@ use crate::{
             driver::{
                 codec::{Fields, uuid},
                 connection::Connection,
-                error::{Fault, OpenError},
+                error::{MongoError, OpenError},
                 schema::{
                     self, AUDIENCES, AUDIT_LOGS, CLIENTS, EPOCHS, NODES, REVOCATIONS, SIGNING_KEYS,
                     TOKENS,
@@ -182,13 +182,13 @@ impl Position {
 }
 
 /// A problem with a document, with its `_id`.
-fn named(found: &Document, problem: &dyn std::fmt::Display) -> Fault {
+fn named(found: &Document, problem: &dyn std::fmt::Display) -> MongoError {
     let id = found.get("_id").map_or_else(String::new, ToString::to_string);
-    Fault::row("export", format!("{id}: {problem}"))
+    MongoError::malformed("export", format!("{id}: {problem}"))
 }
 
 impl Export {
-    async fn page(&self, at: &Position, limit: usize) -> Result<Vec<Item>, Fault> {
+    async fn page(&self, at: &Position, limit: usize) -> Result<Vec<Item>, MongoError> {
         Ok(match at {
             Position::Export => vec![Item::Export { version: VERSION }],
             Position::Clients(after) => {
@@ -207,7 +207,7 @@ impl Export {
                         &format!("the record is that of the client {}", client.id),
                     )),
                 };
-                found.iter().map(read).collect::<Result<_, Fault>>()?
+                found.iter().map(read).collect::<Result<_, MongoError>>()?
             }
             Position::SecretUses(after) => self.secret_uses(after.as_ref(), limit).await?,
             Position::Deleted(after) => {
@@ -224,7 +224,7 @@ impl Export {
                     .await?
                     .iter()
                     .map(read)
-                    .collect::<Result<_, Fault>>()?
+                    .collect::<Result<_, MongoError>>()?
             }
             Position::Audiences(after) => {
                 let after = after.as_ref().map_or("", Audience::as_str);
@@ -265,7 +265,7 @@ impl Export {
                     .await?
                     .iter()
                     .map(read)
-                    .collect::<Result<_, Fault>>()?
+                    .collect::<Result<_, MongoError>>()?
             }
             Position::Subjects(after) => self.epochs("subject", after.as_ref(), limit).await?,
             Position::Keyset => {
@@ -300,7 +300,7 @@ impl Export {
         collection: &'static str,
         filter: Document,
         limit: usize,
-    ) -> Result<Vec<Document>, Fault> {
+    ) -> Result<Vec<Document>, MongoError> {
         // A snapshot has a read concern of its own.
         let documents = self
             .connection
@@ -337,7 +337,7 @@ impl Export {
         &self,
         after: Option<&(ClientId, SecretId)>,
         limit: usize,
-    ) -> Result<Vec<Item>, Fault> {
+    ) -> Result<Vec<Item>, MongoError> {
         let from = after.map_or("", |(client, _)| client.as_str());
         let used =
             doc! { "deleted": false, "uses.0": { "$exists": true }, "_id": { "$gte": from } };
@@ -365,7 +365,11 @@ impl Export {
 
     /// Single tokens first, then families: those that are there and those that are gone, in one
     /// order.
-    async fn revocations(&self, after: Option<Revoked>, limit: usize) -> Result<Vec<Item>, Fault> {
+    async fn revocations(
+        &self,
+        after: Option<Revoked>,
+        limit: usize,
+    ) -> Result<Vec<Item>, MongoError> {
         if !matches!(after, Some(Revoked::Family(_))) {
             let from = after.map_or_else(|| "token:".to_owned(), key_of);
             let found = self
@@ -408,7 +412,7 @@ impl Export {
         kind: &str,
         after: Option<&EpochOf>,
         limit: usize,
-    ) -> Result<Vec<Item>, Fault> {
+    ) -> Result<Vec<Item>, MongoError> {
         let from = after.map_or_else(|| format!("{kind}:"), |of| place_of(of).1);
         let filter = doc! { "_id": { "$gt": from, "$lt": format!("{kind};") } };
         let read = |found: &Document| {
@@ -419,7 +423,7 @@ impl Export {
     }
 
     /// The chains that have records, in the order of their names.
-    async fn names(&self) -> Result<Vec<Arc<str>>, Fault> {
+    async fn names(&self) -> Result<Vec<Arc<str>>, MongoError> {
         let mut names = BTreeSet::new();
         for node in self.find(NODES, doc! {}, usize::MAX).await? {
             if let (Ok(name), Ok(Some(_))) = (Fields::of("node", &node).text("_id"), head_of(&node))
@@ -449,7 +453,7 @@ impl Export {
         chain: &Arc<str>,
         after: u64,
         limit: usize,
-    ) -> Result<Vec<Item>, Fault> {
+    ) -> Result<Vec<Item>, MongoError> {
         let mut found = self.find(AUDIT_LOGS, records::behind(chain, after), limit).await?;
         if found.is_empty() {
             let noted = self.find(NODES, doc! { "_id": chain.as_ref() }, 1).await?;
@@ -471,9 +475,15 @@ impl Export {
 
     /// The end of a chain at its last record. The head that its node noted must be on the way to
     /// it, and the last record behind that head must have its own seal.
-    async fn end(&self, chain: &Arc<str>, last: u64, noted: Option<Head>) -> Result<Item, Fault> {
-        let wrong =
-            |problem: String| Fault::row("export", format!("audit chain {chain}: {problem}"));
+    async fn end(
+        &self,
+        chain: &Arc<str>,
+        last: u64,
+        noted: Option<Head>,
+    ) -> Result<Item, MongoError> {
+        let wrong = |problem: String| {
+            MongoError::malformed("export", format!("audit chain {chain}: {problem}"))
+        };
         let read = self.find(AUDIT_LOGS, doc! { "_id": records::place(chain, last) }, 1).await?;
         let read = read.first().ok_or_else(|| wrong("its records are not there".to_owned()))?;
         let sealed = records::sealed(read)?;
@@ -486,7 +496,8 @@ impl Export {
             Some(head) if forged(&head) => Err(wrong("the seal of its head is wrong".to_owned())),
             noted => {
                 let open = !noted.is_some_and(|head| is_sure(&head, self.time));
-                end(chain, &sealed, open, key).map_err(|problem| Fault::row("export", problem))
+                end(chain, &sealed, open, key)
+                    .map_err(|problem| MongoError::malformed("export", problem))
             }
         }
     }

@@ -23,7 +23,7 @@ use crate::{
             driver::{
                 codec::{count, date, encode, uuid},
                 connection::Connection,
-                error::{Fault, OpenError},
+                error::{MongoError, OpenError},
                 schema::{
                     self, AUDIENCES, AUDIT_LOGS, CLIENTS, META, NODES, REVOCATIONS, SIGNING_KEYS,
                     TOKENS, WITH_OUTBOX,
@@ -79,13 +79,13 @@ impl Load for Import {
 
 impl Import {
     /// Items of one kind.
-    async fn take_in(&self, run: &[Item], progress: &mut Option<Chains>) -> Result<(), Fault> {
+    async fn take_in(&self, run: &[Item], progress: &mut Option<Chains>) -> Result<(), MongoError> {
         let mut documents = Vec::with_capacity(run.len());
         let mut collection = AUDIT_LOGS;
         for item in run {
             let chains = match (item, progress.as_mut()) {
                 (Item::Export { version }, _) if *version != VERSION => {
-                    return Err(Fault::row(
+                    return Err(MongoError::malformed(
                         "import",
                         format!("version {version} is not known, {VERSION} is"),
                     ));
@@ -97,7 +97,10 @@ impl Import {
                     continue;
                 }
                 (_, None) => {
-                    return Err(Fault::row("import", "the first record must be of type export"));
+                    return Err(MongoError::malformed(
+                        "import",
+                        "the first record must be of type export",
+                    ));
                 }
                 (_, Some(chains)) => chains,
             };
@@ -146,7 +149,7 @@ impl Import {
                     let entry = Entry::new(event.clone())?;
                     let hash = chains
                         .step(name, *sequence, node, &entry.body, hash)
-                        .map_err(|problem| Fault::row("import", problem))?;
+                        .map_err(|problem| MongoError::malformed("import", problem))?;
                     let record = Record {
                         chain: name.clone(),
                         sequence: *sequence,
@@ -165,7 +168,8 @@ impl Import {
                         seal: seal.as_deref(),
                     };
                     let closed = chains.close(&ending, Some(&self.key));
-                    let hash = closed.map_err(|problem| Fault::row("import", problem))?;
+                    let hash =
+                        closed.map_err(|problem| MongoError::malformed("import", problem))?;
                     let claim =
                         if *open { Claim::Open { at: Timestamp::EPOCH } } else { Claim::Closed };
                     let newest = self.newest(name).await?;
@@ -175,7 +179,9 @@ impl Import {
                     documents.push(head);
                 }
                 Item::End { chains: all } => {
-                    chains.finish(*all).map_err(|problem| Fault::row("import", problem))?;
+                    chains
+                        .finish(*all)
+                        .map_err(|problem| MongoError::malformed("import", problem))?;
                     *progress = None;
                     self.unmark().await?;
                 }
@@ -185,7 +191,7 @@ impl Import {
     }
 
     /// Marks the database as half full: nothing opens it before the end.
-    async fn begin(&self) -> Result<(), Fault> {
+    async fn begin(&self) -> Result<(), MongoError> {
         // Before the mark as well: nodes that serve from here must not find it, not for a moment.
         if !self.is_empty().await? {
             return Err(not_empty());
@@ -210,7 +216,7 @@ impl Import {
         Err(problem)
     }
 
-    async fn is_empty(&self) -> Result<bool, Fault> {
+    async fn is_empty(&self) -> Result<bool, MongoError> {
         for name in WITH_OUTBOX.into_iter().chain([AUDIT_LOGS, NODES]) {
             let collection = self.connection.collection(name);
             if self
@@ -225,7 +231,7 @@ impl Import {
         Ok(true)
     }
 
-    async fn unmark(&self) -> Result<(), Fault> {
+    async fn unmark(&self) -> Result<(), MongoError> {
         let meta = self.connection.collection(META);
         self.connection
             .call(async move { Ok(meta.delete_one(doc! { "_id": "import" }).await?) })
@@ -237,14 +243,14 @@ impl Import {
         &self,
         collection: &'static str,
         documents: Vec<Document>,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), MongoError> {
         if documents.is_empty() {
             return Ok(());
         }
         let into = self.connection.collection(collection);
         match self.connection.call(async move { Ok(into.insert_many(documents).await?) }).await {
             Err(fault) if fault.is_duplicate() => {
-                Err(Fault::row("import", "a record stands twice"))
+                Err(MongoError::malformed("import", "a record stands twice"))
             }
             outcome => outcome.map(drop),
         }
@@ -256,14 +262,14 @@ impl Import {
         filter: Document,
         update: Document,
         upsert: bool,
-    ) -> Result<bool, Fault> {
+    ) -> Result<bool, MongoError> {
         let into = self.connection.collection(collection);
         let update = async move { Ok(into.update_one(filter, update).upsert(upsert).await?) };
         Ok(self.connection.call(update).await?.matched_count > 0)
     }
 
     /// With the family where it is there, else for itself.
-    async fn revocation(&self, revocation: &Revocation) -> Result<(), Fault> {
+    async fn revocation(&self, revocation: &Revocation) -> Result<(), MongoError> {
         let until = date(revocation.until);
         if let Revoked::Family(id) = revocation.revoked {
             let ended =
@@ -276,7 +282,7 @@ impl Import {
         self.update(REVOCATIONS, filter, doc! { "$max": { "until": until } }, true).await.map(drop)
     }
 
-    async fn epoch(&self, of: &EpochOf, value: u64) -> Result<(), Fault> {
+    async fn epoch(&self, of: &EpochOf, value: u64) -> Result<(), MongoError> {
         let (collection, id, field) = place_of(of);
         let mut update = doc! { "$max": { field: count(value) } };
         if collection == CLIENTS {
@@ -286,7 +292,7 @@ impl Import {
     }
 
     /// The newest time of a chain that was taken in.
-    async fn newest(&self, name: &str) -> Result<Timestamp, Fault> {
+    async fn newest(&self, name: &str) -> Result<Timestamp, MongoError> {
         let (logs, filter) = (self.connection.collection(AUDIT_LOGS), records::behind(name, 0));
         let newest = async move { Ok(logs.find_one(filter).sort(doc! { "event.at": -1 }).await?) };
         let found = self.connection.call(newest).await?;
@@ -298,6 +304,6 @@ impl Import {
     }
 }
 
-fn not_empty() -> Fault {
-    Fault::row("import", "the store is not empty")
+fn not_empty() -> MongoError {
+    MongoError::malformed("import", "the store is not empty")
 }

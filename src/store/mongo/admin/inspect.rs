@@ -17,7 +17,7 @@ use crate::{
         driver::{
             codec::{Fields, as_uuid},
             connection::{self, Connection},
-            error::{Fault, OpenError, said},
+            error::{MongoError, OpenError, describe},
             schema::{self, META, NODES, SIGNING_KEYS},
         },
     },
@@ -167,7 +167,7 @@ async fn look(
     })
 }
 
-async fn hello(connection: &Connection) -> Result<Document, Fault> {
+async fn hello(connection: &Connection) -> Result<Document, MongoError> {
     let database = connection.database().clone();
     run(connection, async move { database.run_command(doc! { "hello": 1 }).await }).await
 }
@@ -176,7 +176,7 @@ async fn hello(connection: &Connection) -> Result<Document, Fault> {
 async fn run<T: Send + 'static>(
     connection: &Connection,
     operation: impl Future<Output = mongodb::error::Result<T>> + Send + 'static,
-) -> Result<T, Fault> {
+) -> Result<T, MongoError> {
     connection.call(async move { Ok(operation.await?) }).await
 }
 
@@ -188,7 +188,7 @@ async fn settings(connection: &Connection) -> Result<Settings, String> {
         .await;
     let answer = match answer {
         Ok(answer) => answer,
-        Err(Fault::Driver(error)) => return Err(said(&error)),
+        Err(MongoError::Driver(error)) => return Err(describe(&error)),
         Err(fault) => return Err(fault.to_string()),
     };
     read_settings(&answer).ok_or_else(|| "an answer that is none".to_owned())
@@ -224,7 +224,7 @@ fn read_settings(answer: &Document) -> Option<Settings> {
 }
 
 /// The nodes that ever were there, by their names.
-async fn nodes(connection: &Connection) -> Result<BTreeMap<String, Document>, Fault> {
+async fn nodes(connection: &Connection) -> Result<BTreeMap<String, Document>, MongoError> {
     let nodes = connection.collection(NODES);
     let wanted = doc! { "session": 1, "beat": 1, "seen_at": 1 };
     let read = async move {
@@ -249,7 +249,7 @@ fn seen(before: Option<&Document>, after: &Document, at: i64) -> NodeSeen {
     }
 }
 
-async fn keyset(connection: &Connection) -> Result<Option<Keyset>, Fault> {
+async fn keyset(connection: &Connection) -> Result<Option<Keyset>, MongoError> {
     let found = connection.collection(SIGNING_KEYS);
     let found =
         run(connection, async move { found.find_one(doc! { "_id": keys::KEYSET }).await }).await?;

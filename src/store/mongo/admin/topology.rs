@@ -206,7 +206,7 @@ fn explain(members: &[Member], set: Option<&str>) -> Option<OpenError> {
     hopeless(members, set).or_else(|| {
         let missing = members.iter().any(|member| !member.answers());
         let part = || {
-            OpenError::Away(format!(
+            OpenError::Unreachable(format!(
                 "there is a primary, but not all of its set: {}",
                 shown(members)
             ))
@@ -224,7 +224,9 @@ pub(super) fn hopeless(members: &[Member], set: Option<&str>) -> Option<OpenErro
         .any(|member| matches!(&member.state, State::Of(found, _) if is_right(found)));
     for Member { address, state } in members {
         let misfit = |set: &str, what: &str| {
-            Some(OpenError::Misfit(format!("{address} is {what}, not of the replica set {set}")))
+            Some(OpenError::WrongReplicaSet(format!(
+                "{address} is {what}, not of the replica set {set}"
+            )))
         };
         match (state, set) {
             (State::TooOld(found), _) => {
@@ -236,7 +238,7 @@ pub(super) fn hopeless(members: &[Member], set: Option<&str>) -> Option<OpenErro
                 return misfit(set, &format!("of the replica set {found}"));
             }
             (State::Uninitiated, _) => {
-                return Some(OpenError::Away(format!("{address} waits for rs.initiate()")));
+                return Some(OpenError::Unreachable(format!("{address} waits for rs.initiate()")));
             }
             (
                 State::Alone
@@ -250,12 +252,12 @@ pub(super) fn hopeless(members: &[Member], set: Option<&str>) -> Option<OpenErro
         }
     }
     if !members.iter().any(Member::answers) {
-        return Some(OpenError::Away(shown(members)));
+        return Some(OpenError::Unreachable(shown(members)));
     }
     let is_of_a_set = |member: &Member| matches!(member.state, State::Of(..));
     let is_primary = |member: &Member| matches!(member.state, State::Of(_, Role::Primary));
     let headless = members.iter().any(is_of_a_set) && !members.iter().any(is_primary);
-    headless.then(|| OpenError::Away(format!("there is no primary: {}", shown(members))))
+    headless.then(|| OpenError::Unreachable(format!("there is no primary: {}", shown(members))))
 }
 
 fn shown(members: &[Member]) -> String {
@@ -271,7 +273,7 @@ pub(crate) async fn why(uri: &str, error: OpenError) -> OpenError {
     if matches!(error, OpenError::Forbidden) && options.credential.is_none() {
         return OpenError::Credentials("store.uri names no user".to_owned());
     }
-    if !matches!(error, OpenError::Unreachable(_)) {
+    if !matches!(error, OpenError::Failed(_)) {
         return error;
     }
     let members = members(&options).await;
@@ -294,7 +296,7 @@ mod tests {
     #[test]
     fn servers_that_cannot_be_used_are_explained() {
         let said = |members: &[Member], set| {
-            explain(members, set).map(|error| (error.may_pass(), error.to_string()))
+            explain(members, set).map(|error| (error.is_transient(), error.to_string()))
         };
         let gone = [member("a:1", State::Silent), member("b:1", State::Unresolved)];
         assert_eq!(

@@ -33,7 +33,7 @@ use crate::{
     store::mongo::driver::{
         codec::Fields,
         connection::{Connection, pause},
-        error::Fault,
+        error::MongoError,
         schema::AUDIT_LOGS,
     },
 };
@@ -57,7 +57,7 @@ struct Job {
     entries: Vec<Entry>,
     /// Whose outbox they are in.
     owner: Option<Owner>,
-    reply: Option<oneshot::Sender<Result<(), Fault>>>,
+    reply: Option<oneshot::Sender<Result<(), MongoError>>>,
 }
 
 /// The way to the task that appends.
@@ -140,11 +140,13 @@ impl Chain {
         &self,
         entries: Vec<Entry>,
         owner: Option<Owner>,
-    ) -> Result<(), Fault> {
-        let queue = self.queue.load_full().ok_or(Fault::Closed)?;
+    ) -> Result<(), MongoError> {
+        let queue = self.queue.load_full().ok_or(MongoError::Closed)?;
         let since = Instant::now();
         let place = timeout(self.deadline, queue.reserve()).await;
-        let place = place.map_err(|_| Fault::Late(self.deadline))?.map_err(|_| Fault::Closed)?;
+        let place = place
+            .map_err(|_| MongoError::Timeout(self.deadline))?
+            .map_err(|_| MongoError::Closed)?;
         let (reply, answer) = oneshot::channel();
         if owner.is_some() {
             self.state.held().extend(entries.iter().map(|entry| entry.id));
@@ -153,20 +155,23 @@ impl Chain {
         let left = self.deadline.saturating_sub(since.elapsed());
         timeout(left, answer)
             .await
-            .map_err(|_| Fault::Late(self.deadline))?
-            .map_err(|_| Fault::Closed)?
+            .map_err(|_| MongoError::Timeout(self.deadline))?
+            .map_err(|_| MongoError::Closed)?
     }
 
     /// Answers before it is durable; while MongoDB does not take records at once, as
     /// [`Self::append`].
-    pub(super) async fn append_soon(&self, entry: Entry) -> Result<(), Fault> {
+    pub(super) async fn append_soon(&self, entry: Entry) -> Result<(), MongoError> {
         let slow = self.state.writing().is_some_and(|since| since.elapsed() > SOON);
         if slow || self.state.struggles.load(SeqCst) {
             return self.append(vec![entry], None).await;
         }
-        let queue = self.queue.load_full().ok_or(Fault::Closed)?;
+        let queue = self.queue.load_full().ok_or(MongoError::Closed)?;
         let sent = queue.send(Job { entries: vec![entry], owner: None, reply: None });
-        timeout(self.deadline, sent).await.map_err(|_| Fault::Crowded)?.map_err(|_| Fault::Closed)
+        timeout(self.deadline, sent)
+            .await
+            .map_err(|_| MongoError::TooManyPending)?
+            .map_err(|_| MongoError::Closed)
     }
 
     /// Whether this outbox entry is on its way into the chain.
@@ -241,7 +246,7 @@ impl Writer {
         }
     }
 
-    async fn write(&mut self, jobs: &[Job]) -> Result<(), Fault> {
+    async fn write(&mut self, jobs: &[Job]) -> Result<(), MongoError> {
         let (mut made, mut end) = self.make(jobs, &HashSet::new())?;
         let mut again = false;
         loop {
@@ -253,7 +258,7 @@ impl Writer {
                     Ok(Some(there)) => (made, end) = self.make(jobs, &there)?,
                     Ok(None) => {
                         self.connection.close_name_taken();
-                        return Err(Fault::Displaced);
+                        return Err(MongoError::NodeNameTaken);
                     }
                     Err(fault) => self.struggle(fault).await?,
                 },
@@ -276,7 +281,7 @@ impl Writer {
 
     /// Goes on from what an earlier process of this node wrote, which was on its way when this one
     /// began; which entries that recorded. `None` if a later process has the name.
-    async fn catch_up(&mut self) -> Result<Option<HashSet<Uuid>>, Fault> {
+    async fn catch_up(&mut self) -> Result<Option<HashSet<Uuid>>, MongoError> {
         if !self.node.is_ours(&self.connection).await? {
             return Ok(None);
         }
@@ -291,7 +296,7 @@ impl Writer {
     }
 
     /// Waits before the next attempt; the fault, if there shall be none.
-    async fn struggle(&self, fault: Fault) -> Result<(), Fault> {
+    async fn struggle(&self, fault: MongoError) -> Result<(), MongoError> {
         if self.connection.is_closed() {
             return Err(fault);
         }
@@ -303,7 +308,7 @@ impl Writer {
     }
 
     /// The records, but for those that are there, and the end of the chain with them.
-    fn make(&self, jobs: &[Job], there: &HashSet<Uuid>) -> Result<(Vec<Made>, End), Fault> {
+    fn make(&self, jobs: &[Job], there: &HashSet<Uuid>) -> Result<(Vec<Made>, End), MongoError> {
         let mut end = self.end.clone();
         let mut made = Vec::new();
         for entry in
@@ -327,7 +332,7 @@ impl Writer {
     }
 
     /// Notes of records that are kept that their callers were not answered in time.
-    async fn note_late(&self, late: impl Iterator<Item = &Made>) -> Result<(), Fault> {
+    async fn note_late(&self, late: impl Iterator<Item = &Made>) -> Result<(), MongoError> {
         let ids: Vec<Bson> = late.filter_map(|made| made.document.get("_id").cloned()).collect();
         if ids.is_empty() {
             return Ok(());
@@ -341,7 +346,7 @@ impl Writer {
     }
 
     /// Whether all of them stand; false if others stand in their places.
-    async fn insert(&self, made: &[Made], again: bool) -> Result<bool, Fault> {
+    async fn insert(&self, made: &[Made], again: bool) -> Result<bool, MongoError> {
         // An attempt may have been kept at any time since: after a failed one, nobody knows whether
         // the caller still waited.
         let is_late = |made: &Made| made.caller.is_some() && (again || made.is_late());

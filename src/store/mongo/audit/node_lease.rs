@@ -27,7 +27,7 @@ use crate::{
     store::mongo::driver::{
         codec::{Fields, bytes, count, date, uuid},
         connection::Connection,
-        error::Fault,
+        error::MongoError,
         schema::NODES,
     },
 };
@@ -75,7 +75,7 @@ impl Node {
         name: &str,
         key: ChainKey,
         common: Timestamp,
-    ) -> Result<(Self, Option<Document>), Fault> {
+    ) -> Result<(Self, Option<Document>), MongoError> {
         let session = Uuid::new_v4();
         let (nodes, id) = (connection.collection(NODES), name.to_owned());
         let register = async move {
@@ -114,7 +114,7 @@ impl Node {
     }
 
     /// Whether the name is still this process's.
-    pub(super) async fn is_ours(&self, connection: &Connection) -> Result<bool, Fault> {
+    pub(super) async fn is_ours(&self, connection: &Connection) -> Result<bool, MongoError> {
         let (nodes, filter) = (connection.collection(NODES), self.filter());
         Ok(connection.call(async move { Ok(nodes.find_one(filter).await?) }).await?.is_some())
     }
@@ -130,9 +130,13 @@ impl Node {
         self.ended.store(true, SeqCst);
     }
 
-    /// Writes the heartbeat and the chain's head; [`Fault::Displaced`] if the name is another
+    /// Writes the heartbeat and the chain's head; [`MongoError::NodeNameTaken`] if the name is another
     /// process's.
-    pub(crate) async fn beat(&self, connection: &Connection, closing: bool) -> Result<(), Fault> {
+    pub(crate) async fn beat(
+        &self,
+        connection: &Connection,
+        closing: bool,
+    ) -> Result<(), MongoError> {
         let beat = {
             let mut beats = self.beats();
             beats.last = beats.last.saturating_add(1);
@@ -167,7 +171,7 @@ impl Node {
                 let at = Fields::of("node", &written).time("seen_at")?;
                 self.common.fetch_max(at.millis(), SeqCst);
             }
-            None if !self.is_ours(connection).await? => return Err(Fault::Displaced),
+            None if !self.is_ours(connection).await? => return Err(MongoError::NodeNameTaken),
             None => {}
         }
         if let Some(beat) = self.beats().sent.iter_mut().find(|sent| sent.number == beat) {
@@ -201,7 +205,7 @@ impl Node {
 }
 
 /// The noted head of a chain.
-pub(crate) async fn noted(connection: &Connection, name: &str) -> Result<Option<Head>, Fault> {
+pub(crate) async fn noted(connection: &Connection, name: &str) -> Result<Option<Head>, MongoError> {
     let (nodes, id) = (connection.collection(NODES), name.to_owned());
     let found =
         connection.call(async move { Ok(nodes.find_one(doc! { "_id": id }).await?) }).await?;
@@ -210,7 +214,10 @@ pub(crate) async fn noted(connection: &Connection, name: &str) -> Result<Option<
 
 /// Returns true if any chain of the database was sealed with `key`, or none was sealed yet. One
 /// head is enough: one that was put there keeps nobody out.
-pub(crate) async fn is_their_key(connection: &Connection, key: &ChainKey) -> Result<bool, Fault> {
+pub(crate) async fn is_their_key(
+    connection: &Connection,
+    key: &ChainKey,
+) -> Result<bool, MongoError> {
     let nodes = connection.collection(NODES);
     let read = async move { Ok(nodes.find(doc! {}).await?.try_collect::<Vec<Document>>().await?) };
     let documents = connection.call(read).await?;
@@ -233,19 +240,19 @@ pub(crate) fn head(head: &Head) -> Document {
 }
 
 /// The sealed head of a chain; `None` before its first record.
-pub(crate) fn head_of(document: &Document) -> Result<Option<Head>, Fault> {
+pub(crate) fn head_of(document: &Document) -> Result<Option<Head>, MongoError> {
     Ok(sealed_in(document)?.filter(|head| head.sequence > 0))
 }
 
 /// The sealed head of a chain, also before its first record; `None` before the first heartbeat.
-pub(super) fn sealed_in(document: &Document) -> Result<Option<Head>, Fault> {
+pub(super) fn sealed_in(document: &Document) -> Result<Option<Head>, MongoError> {
     let fields = Fields::of("head", document);
     if fields.find("sequence").is_none() {
         return Ok(None);
     }
     // Another chain's head is sealed as well: it says nothing about this one.
     if fields.text("sealed_by")? != fields.text("_id")? {
-        return Err(Fault::row("head", "it is another chain's"));
+        return Err(MongoError::malformed("head", "it is another chain's"));
     }
     let claim = match fields.find_time("sealed_at")? {
         Some(at) => Claim::Open { at },

@@ -18,7 +18,7 @@ use crate::{
     model::Event,
     store::mongo::driver::{
         codec::{Fields, bytes, count, encode, uuid},
-        error::Fault,
+        error::MongoError,
     },
 };
 
@@ -34,12 +34,13 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    pub(crate) fn new(event: Event) -> Result<Self, Fault> {
+    pub(crate) fn new(event: Event) -> Result<Self, MongoError> {
         Self::with_id(Uuid::now_v7(), event)
     }
 
-    pub(super) fn with_id(id: Uuid, event: Event) -> Result<Self, Fault> {
-        let body = serde_json::to_vec(&event).map_err(|error| Fault::row("audit event", error))?;
+    pub(super) fn with_id(id: Uuid, event: Event) -> Result<Self, MongoError> {
+        let body = serde_json::to_vec(&event)
+            .map_err(|error| MongoError::malformed("audit event", error))?;
         Ok(Self { id, event, body, caller: None })
     }
 }
@@ -60,7 +61,7 @@ impl Deed {
         node: &Arc<Node>,
         after: u64,
         events: impl IntoIterator<Item = Event>,
-    ) -> Result<Self, Fault> {
+    ) -> Result<Self, MongoError> {
         let entries = events.into_iter().map(Entry::new).collect::<Result<Vec<_>, _>>()?;
         let events = entries
             .iter()
@@ -145,7 +146,7 @@ pub(crate) struct Claim {
 }
 
 impl Way {
-    pub(crate) fn read(entry: &Document) -> Result<Self, Fault> {
+    pub(crate) fn read(entry: &Document) -> Result<Self, MongoError> {
         let fields = Fields::of("outbox", entry);
         let claim = match fields.find("claim") {
             Some(_) => {

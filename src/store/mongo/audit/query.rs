@@ -25,7 +25,7 @@ use crate::{
             Mongo,
             driver::{
                 codec::Fields,
-                error::Fault,
+                error::MongoError,
                 query::pages,
                 schema::{AUDIT_LOGS, NODES, WITNESSES},
             },
@@ -182,11 +182,11 @@ impl AuditStore for Mongo {
 impl Mongo {
     /// The head of a chain that was noted last. One that cannot be read counts as none: the end of
     /// the chain is then not sure.
-    async fn noted(&self, chain: &str) -> Result<Option<Head>, Fault> {
+    async fn noted(&self, chain: &str) -> Result<Option<Head>, MongoError> {
         Ok(self.node_of(chain).await?.and_then(|node| head_of(&node).ok().flatten()))
     }
 
-    async fn node_of(&self, chain: &str) -> Result<Option<Document>, Fault> {
+    async fn node_of(&self, chain: &str) -> Result<Option<Document>, MongoError> {
         let (nodes, id) = (self.shared.connection.collection(NODES), chain.to_owned());
         self.shared
             .connection
@@ -200,7 +200,7 @@ impl Mongo {
         query: Vec<Document>,
         sort: Document,
         limit: usize,
-    ) -> Result<Vec<Record>, Fault> {
+    ) -> Result<Vec<Record>, MongoError> {
         let (mut records, mut seen) = (Vec::new(), 0_usize);
         loop {
             let (query, room) =
@@ -224,7 +224,7 @@ impl Mongo {
 
     /// The name of the next chain of which there are records. One may have very many: each name is
     /// looked up behind the one before.
-    async fn next_name(&self, after: Document) -> Result<Option<Vec<u8>>, Fault> {
+    async fn next_name(&self, after: Document) -> Result<Option<Vec<u8>>, MongoError> {
         // Up to the `_id`s that begin otherwise.
         let mut filter = doc! { "_id": { "$gt": after, "$lt": { "chain": {} } } };
         filter.extend(placed());
@@ -274,7 +274,7 @@ pub(crate) fn is_sure(head: &Head, now: Timestamp) -> bool {
 }
 
 /// The seal of a record; a wrong one of a record that cannot be read.
-fn own_seal(document: &Document) -> Result<Head, Fault> {
+fn own_seal(document: &Document) -> Result<Head, MongoError> {
     sealed(document).or_else(|fault| {
         let Record { node, sequence, hash, .. } = shown(document).ok_or(fault)?;
         Ok(Head { node, sequence, hash, claim: Claim::Record { entry: [0; 16] }, seal: [0; 32] })

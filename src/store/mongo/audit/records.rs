@@ -10,7 +10,7 @@ use crate::{
     store::mongo::driver::{
         codec::{Fields, bytes, encode, lenient, uuid},
         connection::Connection,
-        error::Fault,
+        error::MongoError,
         schema::AUDIT_LOGS,
     },
 };
@@ -50,7 +50,11 @@ impl End {
 
 /// A record's document. The seal shows that it was written by a node that has the key, and from
 /// which outbox entry, if any.
-pub(crate) fn encoded(record: &Record, entry: Uuid, key: &ChainKey) -> Result<Document, Fault> {
+pub(crate) fn encoded(
+    record: &Record,
+    entry: Uuid,
+    key: &ChainKey,
+) -> Result<Document, MongoError> {
     let claim = Claim::Record { entry: entry.into_bytes() };
     let seal = key.seal(&record.node, record.sequence, record.hash, claim);
     Ok(doc! {
@@ -68,12 +72,12 @@ pub(crate) fn place(chain: &str, sequence: u64) -> Document {
     doc! { "chain": chain, "sequence": i64::try_from(sequence).unwrap_or(i64::MAX) }
 }
 
-pub(crate) fn decoded(document: &Document) -> Result<Record, Fault> {
+pub(crate) fn decoded(document: &Document) -> Result<Record, MongoError> {
     let fields = Fields::of("audit record", document);
     let id = fields
         .get("_id")?
         .as_document()
-        .ok_or_else(|| Fault::row("audit record", "its _id is not ours"))?;
+        .ok_or_else(|| MongoError::malformed("audit record", "its _id is not ours"))?;
     let id = Fields::of("audit record", id);
     Ok(Record {
         chain: id.text("chain")?.into(),
@@ -112,7 +116,7 @@ fn millis(value: &Bson) -> Option<i64> {
 }
 
 /// The record's own seal.
-pub(crate) fn sealed(document: &Document) -> Result<Head, Fault> {
+pub(crate) fn sealed(document: &Document) -> Result<Head, MongoError> {
     let Record { sequence, node, hash, .. } = decoded(document)?;
     let fields = Fields::of("audit record", document);
     let claim = Claim::Record { entry: fields.uuid("entry")?.into_bytes() };
@@ -126,7 +130,7 @@ pub(crate) async fn records(
     chain: &str,
     after: u64,
     limit: usize,
-) -> Result<Vec<Document>, Fault> {
+) -> Result<Vec<Document>, MongoError> {
     let logs = connection.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>();
     if limit == 0 && !connection.is_closed() {
         return Ok(Vec::new());
@@ -165,7 +169,7 @@ pub(crate) fn placed() -> Document {
 pub(crate) async fn newest(
     connection: &Connection,
     chain: &str,
-) -> Result<Option<Document>, Fault> {
+) -> Result<Option<Document>, MongoError> {
     let (logs, filter) =
         (connection.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>(), behind(chain, 0));
     let newest = connection
@@ -181,15 +185,15 @@ pub(crate) async fn last(
     key: &ChainKey,
     chain: &str,
     mut end: End,
-) -> Result<End, Fault> {
+) -> Result<End, MongoError> {
     let mut walk = Walk::after(end.sequence, end.hash);
     loop {
         let found = records(connection, chain, walk.sequence(), STRIDE).await?;
         for document in &found {
             let record = decoded(document)?;
-            walk.record(&record).map_err(|flaw| Fault::row("audit chain", flaw))?;
+            walk.record(&record).map_err(|flaw| MongoError::malformed("audit chain", flaw))?;
             if !key.check(&sealed(document)?) {
-                return Err(Fault::row(
+                return Err(MongoError::malformed(
                     "audit chain",
                     format!("record {}: the seal is wrong", record.sequence),
                 ));

@@ -31,7 +31,7 @@ use crate::{
         Shared,
         driver::{
             codec::{Fields, as_uuid, count, elements, lenient, uuid},
-            error::Fault,
+            error::MongoError,
             schema::{AUDIT_LOGS, WITH_OUTBOX, outbox_hint},
         },
     },
@@ -91,7 +91,7 @@ pub(crate) struct Recovery {
 impl Recovery {
     /// One look. At `once`, what this node itself left behind in an earlier life does not wait for
     /// a second look.
-    pub(crate) async fn look(&mut self, shared: &Shared, once: bool) -> Result<(), Fault> {
+    pub(crate) async fn look(&mut self, shared: &Shared, once: bool) -> Result<(), MongoError> {
         let mut found = HashSet::new();
         for collection in WITH_OUTBOX {
             let Found { left, forged } = self.find(shared, collection).await?;
@@ -123,7 +123,7 @@ impl Recovery {
 
     /// Takes out what no node put there, and reports it. Of several nodes that find it, the one
     /// that takes it out does.
-    async fn refuse(&mut self, shared: &Shared, forged: Forged) -> Result<(), Fault> {
+    async fn refuse(&mut self, shared: &Shared, forged: Forged) -> Result<(), MongoError> {
         let Forged { owner, name, entries, .. } = &forged;
         let is_taken_out = match forged.take_out(shared).await? {
             Outcome::TakenOut => true,
@@ -161,7 +161,7 @@ impl Recovery {
 
     /// Reads on until so many documents have an entry of a node's: those without do not keep them
     /// from being found.
-    async fn find(&self, shared: &Shared, collection: &'static str) -> Result<Found, Fault> {
+    async fn find(&self, shared: &Shared, collection: &'static str) -> Result<Found, MongoError> {
         let owners = shared.connection.collection(collection).clone_with_type::<RawDocumentBuf>();
         let look = async move {
             let found = owners.find(doc! { "outbox.id": { "$exists": true } }).hint(outbox_hint());
@@ -209,7 +209,7 @@ impl Forged {
     /// Leaves the entries of nodes. What cannot be read can be named neither by its content nor by
     /// its identifier, so an outbox that has changed since it was read stays as it is until the
     /// next look: an event may have come in.
-    async fn take_out(&self, shared: &Shared) -> Result<Outcome, Fault> {
+    async fn take_out(&self, shared: &Shared) -> Result<Outcome, MongoError> {
         if self.is_lost {
             return Ok(Outcome::NotFound);
         }
@@ -246,7 +246,7 @@ impl Forged {
 
 async fn page(
     mut cursor: Cursor<RawDocumentBuf>,
-) -> Result<(Cursor<RawDocumentBuf>, Vec<RawDocumentBuf>), Fault> {
+) -> Result<(Cursor<RawDocumentBuf>, Vec<RawDocumentBuf>), MongoError> {
     let mut page = Vec::new();
     while page.len() < TURN
         && let Some(raw) = cursor.try_next().await?
@@ -315,7 +315,11 @@ fn named(id: &Bson) -> String {
 /// after another node had recorded it may be put back with its MAC, by who kept a copy. It is found
 /// by its time, which is the same in each, and preferred in the chain of the node that is to record
 /// it. A record that came with an import names no entry: there the event tells.
-async fn recorded(shared: &Shared, way: &Way, event: &Event) -> Result<Option<Recorded>, Fault> {
+async fn recorded(
+    shared: &Shared,
+    way: &Way,
+    event: &Event,
+) -> Result<Option<Recorded>, MongoError> {
     let none = Uuid::nil();
     let filter =
         doc! { "event.at": event.at.millis(), "entry": { "$in": [uuid(way.id), uuid(none)] } };
@@ -347,7 +351,7 @@ struct Recorded {
     is_late: bool,
 }
 
-async fn recover(shared: &Shared, left: Left) -> Result<(), Fault> {
+async fn recover(shared: &Shared, left: Left) -> Result<(), MongoError> {
     let Left { owner, way, entry } = left;
     // Its node may have appended it and not come to take it out.
     let Some(recorded) = recorded(shared, &way, &entry.event).await? else {

@@ -17,7 +17,7 @@ use crate::{
         driver::{
             change_stream::{Place, REFUSALS, Stream},
             connection::pause,
-            error::Fault,
+            error::MongoError,
             schema::AUDIT_LOGS,
         },
     },
@@ -41,7 +41,7 @@ pub(crate) fn listen(shared: &Arc<Shared>) {
             if let Err(fault) = follow(&shared, &listeners, &mut place, &mut refused).await
                 && !shared.connection.is_closed()
             {
-                refused = if fault.is_said() { refused.saturating_add(1) } else { 0 };
+                refused = if fault.is_server_reply() { refused.saturating_add(1) } else { 0 };
                 // Without a place the next stream begins at its own moment.
                 place = place.filter(|_| !fault.is_history_lost() && refused <= REFUSALS);
                 let missed = place.is_none();
@@ -72,7 +72,7 @@ async fn follow(
     listeners: &Listeners,
     place: &mut Option<Place>,
     refused: &mut u32,
-) -> Result<(), Fault> {
+) -> Result<(), MongoError> {
     let others = doc! { "operationType": "insert", "documentKey._id.chain": { "$ne": shared.node.name.as_ref() } };
     let mut stream = Stream::open(
         &shared.connection,

@@ -13,7 +13,7 @@ use crate::{
             audit::outbox::{Deed, Owner},
             driver::{
                 codec::{Fields, before, count, encode},
-                error::Fault,
+                error::MongoError,
                 query::pages,
                 schema::AUDIENCES,
             },
@@ -62,7 +62,7 @@ impl Shared {
         &self,
         record: &AudienceRecord,
         event: Event,
-    ) -> Result<Creation, Fault> {
+    ) -> Result<Creation, MongoError> {
         let (deed, owner) = (self.deed([event])?, owner(&record.audience));
         // The document of a released audience is taken over; any other stands in the way by its
         // `_id`.
@@ -88,7 +88,7 @@ impl Shared {
         &self,
         record: &AudienceRecord,
         event: Event,
-    ) -> Result<Write, Fault> {
+    ) -> Result<Write, MongoError> {
         let Some(before) = before(record.revision) else { return Ok(Write::Stale) };
         let deed = self.deed([event])?;
         let update = doc! { "$set": encoded(record)?, "$push": { "outbox": deed.push(&owner(&record.audience)) } };
@@ -99,7 +99,7 @@ impl Shared {
         &self,
         record: &AudienceRecord,
         event: Event,
-    ) -> Result<Write, Fault> {
+    ) -> Result<Write, MongoError> {
         let deed = self.deed([event])?;
         let update = doc! {
             "$set": { "released": true },
@@ -115,7 +115,7 @@ impl Shared {
         from: Option<&AudienceRecord>,
         record: &AudienceRecord,
         events: Vec<Event>,
-    ) -> Result<Write, Fault> {
+    ) -> Result<Write, MongoError> {
         let (deed, owner) = (self.deed(events)?, owner(&record.audience));
         let update = doc! { "$set": encoded(record)?, "$push": { "outbox": deed.push(&owner) } };
         if let Some(from) = from {
@@ -137,7 +137,7 @@ impl Shared {
         revision: u64,
         update: Document,
         deed: Deed,
-    ) -> Result<Write, Fault> {
+    ) -> Result<Write, MongoError> {
         let filter = doc! {
             "_id": record.audience.as_str(),
             "released": false,
@@ -166,7 +166,7 @@ impl Shared {
         tenant: Option<&TenantId>,
         after: Option<&Audience>,
         limit: usize,
-    ) -> Result<Vec<FoundAudience>, Fault> {
+    ) -> Result<Vec<FoundAudience>, MongoError> {
         let (mut listed, mut last) =
             (Vec::new(), after.map_or_else(String::new, ToString::to_string));
         loop {
@@ -204,7 +204,7 @@ fn owner(audience: &Audience) -> Owner {
 }
 
 /// The fields of a record, but for its `_id`.
-pub(crate) fn encoded(record: &AudienceRecord) -> Result<Document, Fault> {
+pub(crate) fn encoded(record: &AudienceRecord) -> Result<Document, MongoError> {
     Ok(doc! {
         "released": false,
         "tenant": record.tenant.as_str(),
@@ -215,13 +215,13 @@ pub(crate) fn encoded(record: &AudienceRecord) -> Result<Document, Fault> {
 
 /// One that is neither released nor not is no record of this service: nothing that it writes would
 /// find it.
-pub(crate) fn decoded(document: &Document) -> Result<AudienceRecord, Fault> {
+pub(crate) fn decoded(document: &Document) -> Result<AudienceRecord, MongoError> {
     if document.get_bool("released").ok() != Some(false) {
-        return Err(Fault::row("audience", "released is not what it should be"));
+        return Err(MongoError::malformed("audience", "released is not what it should be"));
     }
     let record: AudienceRecord = Fields::of("audience", document).part("record")?;
     if document.get_str("_id").ok() != Some(record.audience.as_str()) {
-        return Err(Fault::row("audience", "the record is of another audience"));
+        return Err(MongoError::malformed("audience", "the record is of another audience"));
     }
     Ok(record)
 }

@@ -19,7 +19,7 @@ use crate::{
             audit::outbox::{Deed, Owner},
             driver::{
                 codec::{Fields, before, count, date, encode},
-                error::Fault,
+                error::MongoError,
                 query::pages,
                 schema::CLIENTS,
             },
@@ -78,7 +78,7 @@ impl ClientStore for Mongo {
 
     async fn note_uses(&self, uses: &[SecretUse]) -> Result<()> {
         if uses.is_empty() && self.shared.connection.is_closed() {
-            return Err(Fault::Closed.into());
+            return Err(MongoError::Closed.into());
         }
         for used in uses {
             let SecretUse { client, secret, at, count: by } = used.clone();
@@ -115,7 +115,7 @@ impl Shared {
         client: &Client,
         of_any: bool,
         event: Event,
-    ) -> Result<Creation, Fault> {
+    ) -> Result<Creation, MongoError> {
         let deed = self.deed([event])?;
         // A deleted client of this id is taken over. A client that is there, and another tenant's
         // deleted one, stand in the way by their `_id`.
@@ -146,7 +146,7 @@ impl Shared {
         client: &Client,
         events: Vec<Event>,
         ended: Option<Event>,
-    ) -> Result<Write, Fault> {
+    ) -> Result<Write, MongoError> {
         let id = &client.id;
         let ends = ended.is_some();
         let deed = self.deed(events.into_iter().chain(ended))?;
@@ -164,7 +164,7 @@ impl Shared {
         client: &Client,
         events: Vec<Event>,
         ends: bool,
-    ) -> Result<Write, Fault> {
+    ) -> Result<Write, MongoError> {
         let Some(before) = before(client.revision) else { return Ok(Write::Stale) };
         let deed = self.deed(events)?;
         let filter = kept(client, before)?;
@@ -186,7 +186,7 @@ impl Shared {
         mut update: Document,
         ends: bool,
         deed: Deed,
-    ) -> Result<Write, Fault> {
+    ) -> Result<Write, MongoError> {
         if ends {
             update.insert("$inc", doc! { EPOCH: 1_i64 });
         }
@@ -208,7 +208,7 @@ impl Shared {
         tenant: Option<&TenantId>,
         after: Option<&ClientId>,
         limit: usize,
-    ) -> Result<Vec<Listed>, Fault> {
+    ) -> Result<Vec<Listed>, MongoError> {
         let (mut listed, mut last) =
             (Vec::new(), after.map_or_else(String::new, ToString::to_string));
         loop {
@@ -255,7 +255,7 @@ impl Shared {
         &self,
         collection: &'static str,
         filter: Document,
-    ) -> Result<Option<Document>, Fault> {
+    ) -> Result<Option<Document>, MongoError> {
         let documents = self.connection.collection(collection);
         let concern =
             if self.alone { ReadConcern::majority() } else { ReadConcern::linearizable() };
@@ -264,7 +264,7 @@ impl Shared {
             .await
     }
 
-    async fn told(&self, deed: Deed, id: ClientId, epoch: Option<u64>) -> Result<(), Fault> {
+    async fn told(&self, deed: Deed, id: ClientId, epoch: Option<u64>) -> Result<(), MongoError> {
         let owner = owner(&id);
         let epoch = epoch.map(|value| Change::Epoch(EpochOf::Client(id.clone()), value));
         self.record_heard(deed, owner, std::iter::once(Change::Client(id)).chain(epoch).collect())
@@ -279,7 +279,7 @@ fn owner(id: &ClientId) -> Owner {
 /// Filter for the stored client of this revision. Revisions start at 1 again once a client was
 /// deleted, so its tenant and the time of its creation count too: a late change of a deleted client
 /// must not reach the next one of its id.
-fn kept(client: &Client, revision: u64) -> Result<Document, Fault> {
+fn kept(client: &Client, revision: u64) -> Result<Document, MongoError> {
     Ok(doc! {
         "_id": client.id.as_str(),
         "deleted": false,
@@ -290,7 +290,7 @@ fn kept(client: &Client, revision: u64) -> Result<Document, Fault> {
 }
 
 /// What a change sets.
-fn encoded(client: &Client, deed: &Deed) -> Result<Document, Fault> {
+fn encoded(client: &Client, deed: &Deed) -> Result<Document, MongoError> {
     Ok(doc! {
         "tenant": client.tenant.as_str(),
         "revision": count(client.revision),
@@ -300,7 +300,7 @@ fn encoded(client: &Client, deed: &Deed) -> Result<Document, Fault> {
 }
 
 /// Without the uses of its secrets, which are counted beside it.
-pub(crate) fn bare(client: &Client) -> Result<Bson, Fault> {
+pub(crate) fn bare(client: &Client) -> Result<Bson, MongoError> {
     let mut client = client.clone();
     for secret in &mut client.secrets {
         (secret.last_used_at, secret.use_count) = (None, 0);
@@ -309,7 +309,7 @@ pub(crate) fn bare(client: &Client) -> Result<Bson, Fault> {
 }
 
 /// With the uses of its secrets.
-pub(crate) fn decoded(document: &Document) -> Result<Client, Fault> {
+pub(crate) fn decoded(document: &Document) -> Result<Client, MongoError> {
     let mut client = undecorated(document)?;
     let uses = uses(document)?;
     let mut by_secret: HashMap<&SecretId, &SecretUse> =
@@ -331,23 +331,23 @@ pub(crate) fn epoch(id: &Bson, fields: &Fields<'_>) -> Option<(EpochOf, u64)> {
 }
 
 /// Without the uses of its secrets.
-pub(crate) fn undecorated(document: &Document) -> Result<Client, Fault> {
+pub(crate) fn undecorated(document: &Document) -> Result<Client, MongoError> {
     let fields = Fields::of("client", document);
     fields.part("client").map_err(|fault| {
         // The id is not secret, and says which of thousands it is.
         let id = document.get("_id").map_or_else(String::new, ToString::to_string);
-        Fault::row("client", format!("{id}: {fault}"))
+        MongoError::malformed("client", format!("{id}: {fault}"))
     })
 }
 
 /// The uses of a client's secrets.
-pub(crate) fn uses(document: &Document) -> Result<Vec<SecretUse>, Fault> {
+pub(crate) fn uses(document: &Document) -> Result<Vec<SecretUse>, MongoError> {
     let client: ClientId = Fields::of("client", document).parse("_id")?;
     let Some(Bson::Array(uses)) = document.get("uses") else { return Ok(Vec::new()) };
     let read = |used: &Bson| {
         let fields = used
             .as_document()
-            .ok_or_else(|| Fault::row("client", "uses are not what they should be"))?;
+            .ok_or_else(|| MongoError::malformed("client", "uses are not what they should be"))?;
         let fields = Fields::of("client", fields);
         Ok(SecretUse {
             client: client.clone(),

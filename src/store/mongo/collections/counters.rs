@@ -22,7 +22,7 @@ use crate::{
             Mongo,
             driver::{
                 codec::{Fields, count, date},
-                error::Fault,
+                error::MongoError,
                 schema::RATE_LIMITS,
             },
         },
@@ -78,7 +78,7 @@ impl Counted {
 impl CounterStore for Mongo {
     async fn count(&self, hits: &[(String, u64)], until: Timestamp) -> Result<Vec<u64>> {
         if self.shared.connection.is_closed() {
-            return Err(Fault::Closed.into());
+            return Err(MongoError::Closed.into());
         }
         let mut standing = Vec::with_capacity(hits.len());
         let counted = &self.shared.counted;
@@ -129,7 +129,7 @@ impl Flush {
         &self,
         due: HashMap<String, u64>,
         hits: &[(String, u64)],
-    ) -> Result<Vec<u64>, Fault> {
+    ) -> Result<Vec<u64>, MongoError> {
         let counters = self.database.collection::<Document>(RATE_LIMITS);
         let mut due: Vec<(String, u64)> =
             due.into_iter().map(|(id, count)| (key(&id, self.until), count)).collect();
@@ -139,7 +139,7 @@ impl Flush {
             due = self.tell(due).await?;
         }
         if !due.is_empty() {
-            return Err(Fault::Crowded);
+            return Err(MongoError::TooManyPending);
         }
         let keys: Vec<String> = hits.iter().map(|(id, _)| key(id, self.until)).collect();
         let found: Vec<Document> =
@@ -155,7 +155,7 @@ impl Flush {
             let later = after.entry(key).or_default();
             let value = values.get(key.as_str()).copied();
             // Swept in between, or not shown yet by a primary that has just become one.
-            let value = value.ok_or(Fault::Crowded)?;
+            let value = value.ok_or(MongoError::TooManyPending)?;
             standing.push(value.saturating_sub(*later));
             *later = later.saturating_add(*by);
         }
@@ -165,7 +165,7 @@ impl Flush {
 
     /// Tells; gives back what has yet to be told because another made the document at the same
     /// moment.
-    async fn tell(&self, due: Vec<(String, u64)>) -> Result<Vec<(String, u64)>, Fault> {
+    async fn tell(&self, due: Vec<(String, u64)>) -> Result<Vec<(String, u64)>, MongoError> {
         if due.is_empty() {
             return Ok(due);
         }
@@ -189,19 +189,19 @@ impl Flush {
         };
         let answer = self.database.run_command(command).await?;
         if let Ok(concern) = answer.get_document("writeConcernError") {
-            return Err(Fault::refused(concern));
+            return Err(MongoError::refused(concern));
         }
         let mut again = Vec::new();
         for error in answer.get_array("writeErrors").into_iter().flatten() {
             let error = error
                 .as_document()
-                .ok_or_else(|| Fault::row("counters", "an answer that is none"))?;
+                .ok_or_else(|| MongoError::malformed("counters", "an answer that is none"))?;
             let at = error.get_i32("index").ok().and_then(|index| usize::try_from(index).ok());
             match at.and_then(|at| due.get(at)) {
                 Some(told) if error.get_i32("code").is_ok_and(|code| code == 11_000) => {
                     again.push(told.clone())
                 }
-                _ => return Err(Fault::refused(error)),
+                _ => return Err(MongoError::refused(error)),
             }
         }
         Ok(again)
@@ -209,7 +209,7 @@ impl Flush {
 }
 
 /// What all processes counted.
-fn total(counter: &Document) -> Result<u64, Fault> {
+fn total(counter: &Document) -> Result<u64, MongoError> {
     let Ok(by) = counter.get_document("by") else { return Ok(0) };
     let fields = Fields::of("counter", by);
     by.keys().try_fold(0_u64, |sum, process| Ok(sum.saturating_add(fields.count(process)?)))

@@ -25,7 +25,7 @@ use crate::{
             audit::outbox::Deed,
             driver::{
                 codec::{Fields, uuid},
-                error::Fault,
+                error::MongoError,
                 query::{delete_some, over, some},
                 schema::TOKENS,
             },
@@ -47,8 +47,9 @@ impl FamilyStore for Mongo {
     async fn family(&self, id: FamilyId, now: Timestamp) -> Result<Option<Family>> {
         self.shared.brings(now);
         let deadline = self.shared.connection.deadline();
-        let found =
-            timeout(deadline, self.shared.find(id)).await.map_err(|_| Fault::Late(deadline))??;
+        let found = timeout(deadline, self.shared.find(id))
+            .await
+            .map_err(|_| MongoError::Timeout(deadline))??;
         let family = found.as_deref().map(decoded).transpose()?;
         Ok(family.filter(|family| now < family.ends_at()))
     }
@@ -88,7 +89,7 @@ impl FamilyStore for Mongo {
 }
 
 impl Shared {
-    async fn open_family(&self, family: &Family, event: Event) -> Result<Creation, Fault> {
+    async fn open_family(&self, family: &Family, event: Event) -> Result<Creation, MongoError> {
         let deed = self.deed([event])?;
         let mut document = encoded(family)?;
         document.extend([
@@ -113,14 +114,14 @@ impl Shared {
         now: Timestamp,
         until: Timestamp,
         event: Event,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), MongoError> {
         let deed = self.deed([event])?;
         let update = end(id, &deed, Some(now), until);
         self.end(id, update, ended(id, until), deed).await
     }
 
     /// The family, read once for all who ask at the same time.
-    async fn find(&self, id: FamilyId) -> Result<Option<Arc<Document>>, Fault> {
+    async fn find(&self, id: FamilyId) -> Result<Option<Arc<Document>>, MongoError> {
         let look = match self.readers.turn(id, |_| true).await {
             Turn::Found(found) => return Ok(found),
             Turn::Look(look) => look,
@@ -143,7 +144,7 @@ impl Shared {
 
     /// The family, by a write that changes nothing: what it finds is what the majority will have
     /// kept when it answers.
-    pub(super) async fn as_kept(&self, id: FamilyId) -> Result<Option<Document>, Fault> {
+    pub(super) async fn as_kept(&self, id: FamilyId) -> Result<Option<Document>, MongoError> {
         self.change_family(doc! { "_id": uuid(id.0) }, vec![doc! { "$set": { "_id": "$_id" } }])
             .await
     }
@@ -153,7 +154,7 @@ impl Shared {
         &self,
         filter: Document,
         update: Vec<Document>,
-    ) -> Result<Option<Document>, Fault> {
+    ) -> Result<Option<Document>, MongoError> {
         let tokens = self.connection.collection(TOKENS);
         let change = async move {
             let after =
@@ -170,7 +171,7 @@ impl Shared {
         update: Vec<Document>,
         revocation: Revocation,
         deed: Deed,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), MongoError> {
         let Some(found) = self.change_family(doc! { "_id": uuid(id.0) }, update).await? else {
             return self.remember(revocation, deed).await;
         };
@@ -188,7 +189,7 @@ impl Shared {
         &self,
         now: Timestamp,
         limit: usize,
-    ) -> Result<usize, Fault> {
+    ) -> Result<usize, MongoError> {
         let gone = delete_some(
             &self.connection,
             TOKENS,

@@ -14,7 +14,7 @@ use crate::{
         audit::outbox::{Deed, Owner},
         driver::{
             codec::{Fields, bytes, date, encode, uuid},
-            error::Fault,
+            error::MongoError,
             schema::TOKENS,
         },
     },
@@ -47,12 +47,12 @@ pub(crate) fn end(
 }
 
 /// Until when the end of a family must be remembered; `None` if it was not ended.
-pub(crate) fn ended_until(document: &Document) -> Result<Option<Timestamp>, Fault> {
+pub(crate) fn ended_until(document: &Document) -> Result<Option<Timestamp>, MongoError> {
     Fields::of("refresh family", document).find_time("ended_until")
 }
 
 /// What a family that is still there and was ended stands for.
-pub(crate) fn revocation_of_family(document: &Document) -> Result<Revocation, Fault> {
+pub(crate) fn revocation_of_family(document: &Document) -> Result<Revocation, MongoError> {
     let fields = Fields::of("refresh family", document);
     Ok(Revocation {
         revoked: Revoked::Family(FamilyId(fields.uuid("_id")?)),
@@ -73,7 +73,7 @@ struct Body {
 }
 
 /// Without operation and outbox.
-pub(crate) fn encoded(family: &Family) -> Result<Document, Fault> {
+pub(crate) fn encoded(family: &Family) -> Result<Document, MongoError> {
     let Family { tenant, subject, scopes, audience, epochs, opened_at, idle, .. } = family.clone();
     let body = encode(
         "refresh family",
@@ -96,12 +96,12 @@ pub(crate) fn encoded(family: &Family) -> Result<Document, Fault> {
     })
 }
 
-pub(crate) fn decoded(document: &Document) -> Result<Family, Fault> {
+pub(crate) fn decoded(document: &Document) -> Result<Family, MongoError> {
     let fields = Fields::of("refresh family", document);
     let Body { tenant, subject, scopes, audience, epochs, opened_at, idle } =
         fields.part("family")?;
     let generation = u32::try_from(fields.count("generation")?)
-        .map_err(|error| Fault::row("refresh family", error))?;
+        .map_err(|error| MongoError::malformed("refresh family", error))?;
     Ok(Family {
         id: FamilyId(fields.uuid("_id")?),
         tenant,

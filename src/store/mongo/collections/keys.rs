@@ -14,7 +14,7 @@ use crate::{
             audit::outbox::Owner,
             driver::{
                 codec::{Fields, before, count, encode},
-                error::Fault,
+                error::MongoError,
                 schema::SIGNING_KEYS,
             },
             whole,
@@ -46,7 +46,7 @@ impl KeyStore for Mongo {
 impl Shared {
     /// A keyset that was read; `None` for one that cannot be read, which is logged once: the last
     /// genuine one stays in use.
-    pub(crate) fn readable(&self, keyset: Result<Keyset, Fault>) -> Option<Keyset> {
+    pub(crate) fn readable(&self, keyset: Result<Keyset, MongoError>) -> Option<Keyset> {
         let is_known = self.keyset_unread.swap(keyset.is_err(), SeqCst);
         keyset
             .inspect_err(|fault| {
@@ -61,7 +61,7 @@ impl Shared {
         &self,
         keyset: &Keyset,
         event: Event,
-    ) -> Result<Write, Fault> {
+    ) -> Result<Write, MongoError> {
         let Some(before) = before(keyset.revision) else { return Ok(Write::Stale) };
         let deed = self.deed([event])?;
         // There is none of revision 0: the first one is inserted, unless there is one, which then
@@ -93,11 +93,11 @@ impl Shared {
 }
 
 /// Counts and says that what is in the keyset's place is none.
-pub(crate) fn refused(fault: &Fault) {
+pub(crate) fn refused(fault: &MongoError) {
     metrics::counter!("jeton_keyset_refused_total").increment(1);
     tracing::error!(%fault, "refused the store's keyset: the last genuine one stays in use");
 }
 
-pub(crate) fn decoded(document: &Document) -> Result<Keyset, Fault> {
+pub(crate) fn decoded(document: &Document) -> Result<Keyset, MongoError> {
     Fields::of("keyset", document).part("keyset")
 }

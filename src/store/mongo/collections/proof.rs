@@ -14,7 +14,7 @@ use crate::{
             Mongo, Shared,
             driver::{
                 codec::{Fields, uuid},
-                error::Fault,
+                error::MongoError,
                 schema::{CLIENTS, EPOCHS, REVOCATIONS, SIGNING_KEYS, TOKENS},
             },
             whole,
@@ -43,7 +43,7 @@ impl ProofStore for Mongo {
 
 impl Shared {
     /// Returns true if a proof holds by what the majority keeps now. The reads go out together.
-    async fn proves(&self, proof: &Proof) -> Result<bool, Fault> {
+    async fn proves(&self, proof: &Proof) -> Result<bool, MongoError> {
         let client =
             self.latest(CLIENTS, doc! { "_id": proof.client().as_str(), "deleted": false });
         let Basis::Token(token) = proof.basis() else {
@@ -66,12 +66,12 @@ impl Shared {
     }
 
     /// An epoch that has a document of its own.
-    async fn epoch(&self, of: EpochOf) -> Result<u64, Fault> {
+    async fn epoch(&self, of: EpochOf) -> Result<u64, MongoError> {
         let (_, id, field) = revocation_document::place_of(&of);
         epoch_in(self.latest(EPOCHS, doc! { "_id": id }).await?.as_ref(), field)
     }
 
-    async fn is_ended(&self, token: &TokenBasis) -> Result<bool, Fault> {
+    async fn is_ended(&self, token: &TokenBasis) -> Result<bool, MongoError> {
         for ender in token.enders() {
             if self
                 .latest(REVOCATIONS, doc! { "_id": revocation_document::key_of(ender) })
@@ -90,7 +90,7 @@ impl Shared {
         Ok(false)
     }
 
-    async fn make(&self, write: ProvenWrite) -> Result<Spent, Fault> {
+    async fn make(&self, write: ProvenWrite) -> Result<Spent, MongoError> {
         Ok(match write {
             ProvenWrite::CreateClient { client, of_any, event } => {
                 self.create_client(&client, of_any, event).await?.into()
@@ -133,13 +133,13 @@ impl Shared {
     }
 }
 
-fn carried(proof: &Proof, client: Option<&Document>) -> Result<bool, Fault> {
+fn carried(proof: &Proof, client: Option<&Document>) -> Result<bool, MongoError> {
     let client = client.map(clients::undecorated).transpose()?;
     Ok(proof.holds_for(client.as_ref()))
 }
 
 /// 0 where it was never raised.
-fn epoch_in(document: Option<&Document>, field: &str) -> Result<u64, Fault> {
+fn epoch_in(document: Option<&Document>, field: &str) -> Result<u64, MongoError> {
     match document.filter(|document| document.contains_key(field)) {
         Some(document) => Fields::of("epoch", document).count(field),
         None => Ok(0),

@@ -8,7 +8,7 @@ use crate::{
     model::{EpochOf, FamilyId, Jti, Revoked, revocation::Revocation},
     store::mongo::driver::{
         codec::Fields,
-        error::Fault,
+        error::MongoError,
         schema::{CLIENTS, EPOCHS},
     },
 };
@@ -22,8 +22,8 @@ pub(crate) fn key_of(revoked: Revoked) -> String {
     }
 }
 
-pub(crate) fn revoked_of(key: &str) -> Result<Revoked, Fault> {
-    let wrong = || Fault::row("revocation", "its _id is not ours");
+pub(crate) fn revoked_of(key: &str) -> Result<Revoked, MongoError> {
+    let wrong = || MongoError::malformed("revocation", "its _id is not ours");
     let (kind, id) = key.split_once(':').ok_or_else(wrong)?;
     let id = Uuid::parse_str(id).map_err(|_| wrong())?;
     match kind {
@@ -43,8 +43,8 @@ pub(crate) fn place_of(of: &EpochOf) -> (&'static str, String, &'static str) {
 }
 
 /// Whose epoch a document of `epochs` is.
-pub(crate) fn epoch_of(key: &str) -> Result<EpochOf, Fault> {
-    let wrong = || Fault::row("epoch", "its _id is not ours");
+pub(crate) fn epoch_of(key: &str) -> Result<EpochOf, MongoError> {
+    let wrong = || MongoError::malformed("epoch", "its _id is not ours");
     match key.split_once(':').ok_or_else(wrong)? {
         ("tenant", id) => id.parse().map(EpochOf::Tenant).map_err(|_| wrong()),
         ("subject", id) => id.parse().map(EpochOf::Subject).map_err(|_| wrong()),
@@ -52,7 +52,7 @@ pub(crate) fn epoch_of(key: &str) -> Result<EpochOf, Fault> {
     }
 }
 
-pub(crate) fn revocation_of(document: &Document) -> Result<Revocation, Fault> {
+pub(crate) fn revocation_of(document: &Document) -> Result<Revocation, MongoError> {
     let fields = Fields::of("revocation", document);
     Ok(Revocation { revoked: revoked_of(fields.text("_id")?)?, until: fields.time("until")? })
 }

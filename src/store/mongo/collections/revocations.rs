@@ -23,7 +23,7 @@ use crate::{
             audit::outbox::{Deed, Owner},
             driver::{
                 codec::{Fields, date},
-                error::Fault,
+                error::MongoError,
                 query::{delete_some, ids, over, some},
                 schema::{CLIENTS, RATE_LIMITS, REVOCATIONS, TOKENS},
             },
@@ -73,7 +73,11 @@ impl RevocationStore for Mongo {
 }
 
 impl Shared {
-    pub(super) async fn revoke(&self, revocation: Revocation, event: Event) -> Result<(), Fault> {
+    pub(super) async fn revoke(
+        &self,
+        revocation: Revocation,
+        event: Event,
+    ) -> Result<(), MongoError> {
         let deed = self.deed([event])?;
         match revocation.revoked {
             Revoked::Token(_) => self.remember(revocation, deed).await,
@@ -84,7 +88,7 @@ impl Shared {
         }
     }
 
-    pub(super) async fn raise_epoch(&self, of: &EpochOf, event: Event) -> Result<u64, Fault> {
+    pub(super) async fn raise_epoch(&self, of: &EpochOf, event: Event) -> Result<u64, MongoError> {
         let deed = self.deed([event])?;
         let (collection, id, field) = place_of(of);
         let owner = Owner { collection, id: id.clone().into() };
@@ -101,7 +105,7 @@ impl Shared {
         Ok(value)
     }
 
-    async fn sweep(&self, now: Timestamp, limit: usize) -> Result<usize, Fault> {
+    async fn sweep(&self, now: Timestamp, limit: usize) -> Result<usize, MongoError> {
         self.settle.flush().await;
         self.saw(now);
         let mut gone =
@@ -118,7 +122,11 @@ impl Shared {
     }
 
     /// Keeps a revocation where no family keeps it.
-    pub(super) async fn remember(&self, revocation: Revocation, deed: Deed) -> Result<(), Fault> {
+    pub(super) async fn remember(
+        &self,
+        revocation: Revocation,
+        deed: Deed,
+    ) -> Result<(), MongoError> {
         let owner = Owner { collection: REVOCATIONS, id: key_of(revocation.revoked).into() };
         let update = doc! {
             "$max": { "until": date(revocation.until) },
@@ -132,7 +140,7 @@ impl Shared {
     }
 
     /// The same without a record and without telling: it was told when the family was ended.
-    pub(crate) async fn keep(&self, revocation: Revocation) -> Result<(), Fault> {
+    pub(crate) async fn keep(&self, revocation: Revocation) -> Result<(), MongoError> {
         let update = doc! { "$max": { "until": date(revocation.until) } };
         self.upsert(REVOCATIONS, doc! { "_id": key_of(revocation.revoked) }, update).await.map(drop)
     }
@@ -143,7 +151,7 @@ impl Shared {
         collection: &'static str,
         filter: Document,
         update: Document,
-    ) -> Result<Document, Fault> {
+    ) -> Result<Document, MongoError> {
         for _ in 0..ATTEMPTS {
             let (owner, filter, update) =
                 (self.connection.collection(collection), filter.clone(), update.clone());
@@ -158,16 +166,17 @@ impl Shared {
                 // Two made it at once: the second time it is there.
                 Err(fault) if fault.is_duplicate() => {}
                 outcome => {
-                    return outcome?
-                        .ok_or_else(|| Fault::row(collection, "an upsert gave nothing back"));
+                    return outcome?.ok_or_else(|| {
+                        MongoError::malformed(collection, "an upsert gave nothing back")
+                    });
                 }
             }
         }
-        Err(Fault::Crowded)
+        Err(MongoError::TooManyPending)
     }
 
     /// Forgets that families were ended, where no token of theirs can stand any more.
-    async fn forget_ends(&self, now: Timestamp, limit: usize) -> Result<usize, Fault> {
+    async fn forget_ends(&self, now: Timestamp, limit: usize) -> Result<usize, MongoError> {
         let over = over("ended_until", now, doc! {});
         let ids = ids(&some(&self.connection, TOKENS, over.clone(), limit).await?);
         if ids.is_empty() {

@@ -28,7 +28,7 @@ use crate::{
             driver::{
                 codec::{Fields, date, uuid},
                 connection::pause,
-                error::Fault,
+                error::MongoError,
             },
         },
     },
@@ -77,7 +77,7 @@ impl Shared {
     pub(super) async fn rotate(
         &self,
         call: &Presented<'_>,
-    ) -> Result<(Rotation, Option<Uuid>), Fault> {
+    ) -> Result<(Rotation, Option<Uuid>), MongoError> {
         let mut attempts = 0;
         while attempts < ATTEMPTS {
             let found = match self.take_turn(call).await? {
@@ -102,7 +102,7 @@ impl Shared {
                 // when the marks go, or stay.
                 (Verdict::Refuse, Some(family)) if last.answered(&family.answers) == 0 => {
                     if call.is_given_up() {
-                        return Err(Fault::Late(self.connection.deadline()));
+                        return Err(MongoError::Timeout(self.connection.deadline()));
                     }
                     pause(UNSETTLED).await;
                 }
@@ -116,7 +116,7 @@ impl Shared {
                 _ => return Ok((Rotation::Unknown, None)),
             }
         }
-        Err(Fault::Crowded)
+        Err(MongoError::TooManyPending)
     }
 
     /// Ends the family; `None` if others changed it in between.
@@ -125,12 +125,12 @@ impl Shared {
         call: &Presented<'_>,
         verdict: Verdict,
         family: Family,
-    ) -> Result<Option<Rotation>, Fault> {
+    ) -> Result<Option<Rotation>, MongoError> {
         let rotate = call.rotate;
         // The late echo of a call that was given up, and made again elsewhere since: nobody's
         // reuse.
         if rotate.lawful && call.is_given_up() {
-            return Err(Fault::Late(self.connection.deadline()));
+            return Err(MongoError::Timeout(self.connection.deadline()));
         }
         let Some(remember) = rotate.remember else { return Ok(Some(Rotation::Unended(verdict))) };
         let deed = self.deed([rotate.event(verdict, call.stamp, call.jti, Some(&family))])?;
@@ -158,7 +158,7 @@ impl Shared {
     /// Spends the token, if it is the current one, or gives its successor again; of those who come
     /// at the same time on this node, one tries at a time. What nothing is given for, all are told
     /// by one look.
-    async fn take_turn(&self, call: &Presented<'_>) -> Result<Turned, Fault> {
+    async fn take_turn(&self, call: &Presented<'_>) -> Result<Turned, MongoError> {
         let (rotate, deadline) = (call.rotate, self.connection.deadline());
         let gives = |judged: &Judged| matches!(judged.verdict, Verdict::Rotate | Verdict::Repeat);
         // Whoever may be given a token has to try.
@@ -166,12 +166,12 @@ impl Shared {
             !self.judge(rotate, found).is_ok_and(|judged| gives(&judged))
         };
         let turn = timeout(deadline, self.rotators.turn(rotate.family, serves)).await;
-        let look = match turn.map_err(|_| Fault::Late(deadline))? {
+        let look = match turn.map_err(|_| MongoError::Timeout(deadline))? {
             Turn::Found(found) => return Ok(Turned::Found(found)),
             Turn::Look(look) => look,
         };
         if rotate.lawful && call.is_given_up() {
-            return Err(Fault::Late(deadline));
+            return Err(MongoError::Timeout(deadline));
         }
         // The write itself judges: by what was seen last, or else as if the token were the current
         // one, which is the usual case.
@@ -208,7 +208,7 @@ impl Shared {
     async fn spend(
         &self,
         call: &Presented<'_>,
-    ) -> Result<Option<(Verdict, Arc<Document>, Deed)>, Fault> {
+    ) -> Result<Option<(Verdict, Arc<Document>, Deed)>, MongoError> {
         let Presented { rotate, stamp, jti, caller } = call;
         let deed = self.deed([rotate.event(Verdict::Rotate, stamp, jti, None)])?.awaited_by(caller);
         let found = self.change_family(current(rotate), rotated(rotate, stamp, &deed)).await?;
@@ -220,7 +220,7 @@ impl Shared {
         &self,
         call: &Presented<'_>,
         judged: &Judged,
-    ) -> Result<Option<(Verdict, Arc<Document>, Deed)>, Fault> {
+    ) -> Result<Option<(Verdict, Arc<Document>, Deed)>, MongoError> {
         let Presented { rotate, stamp, jti, caller } = call;
         let Some(family) = &judged.family else { return Ok(None) };
         let deed = self
@@ -260,7 +260,7 @@ impl Shared {
     }
 
     /// The verdict on what was found.
-    fn judge(&self, rotate: &Rotate, found: Option<&Document>) -> Result<Judged, Fault> {
+    fn judge(&self, rotate: &Rotate, found: Option<&Document>) -> Result<Judged, MongoError> {
         let Some(found) = found else {
             let last = Last { at: rotate.agreed, unanswered: 0 };
             return Ok(Judged { verdict: Verdict::Unknown, family: None, last, has_marks: false });
@@ -272,7 +272,7 @@ impl Shared {
 
     /// The rotation that the current generation came of. There is none of a family that came with
     /// an import: then its own time has to do.
-    fn last(&self, document: &Document, family: &Family) -> Result<(Last, bool), Fault> {
+    fn last(&self, document: &Document, family: &Family) -> Result<(Last, bool), MongoError> {
         let own = Last { at: family.rotated_at, unanswered: 0 };
         let Some(last) = document.get("last").and_then(Bson::as_document) else {
             return Ok((own, false));

@@ -11,7 +11,7 @@ use mongodb::{
     raw_batch_cursor::RawBatchCursor,
 };
 
-use super::{codec::lenient, connection::Connection, error::Fault};
+use super::{codec::lenient, connection::Connection, error::MongoError};
 
 /// How long the server waits for something to tell.
 const AWAIT: Duration = Duration::from_millis(500);
@@ -49,7 +49,7 @@ impl Stream {
         collection: Option<&str>,
         after: Option<Place>,
         pipeline: impl IntoIterator<Item = Document>,
-    ) -> Result<Self, Fault> {
+    ) -> Result<Self, MongoError> {
         let from = after.map_or_else(Document::new, |Place(token)| doc! { "resumeAfter": token });
         let stages = std::iter::once(doc! { "$changeStream": from }).chain(pipeline);
         let cursor = match collection {
@@ -63,9 +63,10 @@ impl Stream {
 
     /// What came next; `None` where the server has ended the stream. As for [`Self::open`], not to
     /// be dropped in flight.
-    pub(crate) async fn next(&mut self) -> Result<Option<Batch>, Fault> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Batch>, MongoError> {
         let Some(batch) = self.cursor.next().await.transpose()? else { return Ok(None) };
-        let wrong = |problem: &dyn std::fmt::Display| Fault::row("change stream", problem);
+        let wrong =
+            |problem: &dyn std::fmt::Display| MongoError::malformed("change stream", problem);
         let cursor =
             batch.as_raw_document().get_document("cursor").map_err(|error| wrong(&error))?;
         let place = cursor.get_document("postBatchResumeToken").map_err(|error| wrong(&error))?;
@@ -74,7 +75,7 @@ impl Stream {
             let event = event.map_err(|error| wrong(&error))?;
             event.as_document().map(lenient).ok_or_else(|| wrong(&"an event is no document"))
         });
-        let events: Vec<_> = events.collect::<Result<_, Fault>>()?;
+        let events: Vec<_> = events.collect::<Result<_, MongoError>>()?;
         let goes_on = !std::mem::take(&mut self.is_first) || !events.is_empty();
         Ok(Some(Batch { events, place, goes_on }))
     }

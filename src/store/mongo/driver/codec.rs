@@ -8,7 +8,7 @@ use mongodb::bson::{
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
-use super::error::Fault;
+use super::error::MongoError;
 use crate::model::Timestamp;
 
 pub(crate) fn date(at: Timestamp) -> Bson {
@@ -34,8 +34,8 @@ pub(crate) fn before(revision: u64) -> Option<u64> {
     revision.checked_sub(1)
 }
 
-pub(crate) fn encode<T: Serialize>(what: &'static str, value: &T) -> Result<Bson, Fault> {
-    serialize_to_bson(value).map_err(|error| Fault::row(what, error))
+pub(crate) fn encode<T: Serialize>(what: &'static str, value: &T) -> Result<Bson, MongoError> {
+    serialize_to_bson(value).map_err(|error| MongoError::malformed(what, error))
 }
 
 /// Reads a document whatever was put into it: text that is no UTF-8 has U+FFFD in it, a field that
@@ -94,7 +94,7 @@ impl<'a> Fields<'a> {
         Self { what, document }
     }
 
-    pub(crate) fn get(&self, key: &str) -> Result<&'a Bson, Fault> {
+    pub(crate) fn get(&self, key: &str) -> Result<&'a Bson, MongoError> {
         self.find(key).ok_or_else(|| self.wrong(key))
     }
 
@@ -103,21 +103,21 @@ impl<'a> Fields<'a> {
         self.document.get(key).filter(|value| !matches!(value, Bson::Null))
     }
 
-    pub(crate) fn text(&self, key: &str) -> Result<&'a str, Fault> {
+    pub(crate) fn text(&self, key: &str) -> Result<&'a str, MongoError> {
         self.get(key)?.as_str().ok_or_else(|| self.wrong(key))
     }
 
-    pub(crate) fn time(&self, key: &str) -> Result<Timestamp, Fault> {
+    pub(crate) fn time(&self, key: &str) -> Result<Timestamp, MongoError> {
         self.find_time(key)?.ok_or_else(|| self.wrong(key))
     }
 
-    pub(crate) fn find_time(&self, key: &str) -> Result<Option<Timestamp>, Fault> {
+    pub(crate) fn find_time(&self, key: &str) -> Result<Option<Timestamp>, MongoError> {
         let Some(value) = self.find(key) else { return Ok(None) };
         let date = value.as_datetime().ok_or_else(|| self.wrong(key))?;
         Ok(Some(Timestamp::from_millis(date.timestamp_millis())))
     }
 
-    pub(crate) fn count(&self, key: &str) -> Result<u64, Fault> {
+    pub(crate) fn count(&self, key: &str) -> Result<u64, MongoError> {
         let value = self.get(key)?;
         let number = value
             .as_i64()
@@ -126,32 +126,32 @@ impl<'a> Fields<'a> {
         u64::try_from(number).map_err(|_| self.wrong(key))
     }
 
-    pub(crate) fn uuid(&self, key: &str) -> Result<Uuid, Fault> {
+    pub(crate) fn uuid(&self, key: &str) -> Result<Uuid, MongoError> {
         as_uuid(self.get(key)?).ok_or_else(|| self.wrong(key))
     }
 
-    pub(crate) fn uuids(&self, key: &str) -> Result<Vec<Uuid>, Fault> {
+    pub(crate) fn uuids(&self, key: &str) -> Result<Vec<Uuid>, MongoError> {
         let all = self.get(key)?.as_array().ok_or_else(|| self.wrong(key))?;
         all.iter().map(|id| as_uuid(id).ok_or_else(|| self.wrong(key))).collect()
     }
 
-    pub(crate) fn hash(&self, key: &str) -> Result<[u8; 32], Fault> {
+    pub(crate) fn hash(&self, key: &str) -> Result<[u8; 32], MongoError> {
         let binary =
             if let Bson::Binary(binary) = self.get(key)? { Some(&binary.bytes) } else { None };
         binary.and_then(|bytes| bytes.as_slice().try_into().ok()).ok_or_else(|| self.wrong(key))
     }
 
-    pub(crate) fn part<T: DeserializeOwned>(&self, key: &str) -> Result<T, Fault> {
+    pub(crate) fn part<T: DeserializeOwned>(&self, key: &str) -> Result<T, MongoError> {
         deserialize_from_bson(self.get(key)?.clone())
-            .map_err(|error| Fault::row(self.what, format!("{key}: {error}")))
+            .map_err(|error| MongoError::malformed(self.what, format!("{key}: {error}")))
     }
 
-    pub(crate) fn parse<T: std::str::FromStr>(&self, key: &str) -> Result<T, Fault> {
+    pub(crate) fn parse<T: std::str::FromStr>(&self, key: &str) -> Result<T, MongoError> {
         self.text(key)?.parse().map_err(|_| self.wrong(key))
     }
 
-    fn wrong(&self, key: &str) -> Fault {
-        Fault::row(self.what, format!("{key} is missing or not what it should be"))
+    fn wrong(&self, key: &str) -> MongoError {
+        MongoError::malformed(self.what, format!("{key} is missing or not what it should be"))
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::error::{Fault, OpenError};
+use super::error::{MongoError, OpenError};
 
 /// Operations on their way at once, those whose callers have given up included; more are refused.
 const IN_FLIGHT_MAX: usize = 2_048;
@@ -106,8 +106,8 @@ impl Connection {
     /// Carries out an operation; whatever becomes of the caller, it is not cut off.
     pub(crate) async fn call<T: Send + 'static>(
         &self,
-        operation: impl Future<Output = Result<T, Fault>> + Send + 'static,
-    ) -> Result<T, Fault> {
+        operation: impl Future<Output = Result<T, MongoError>> + Send + 'static,
+    ) -> Result<T, MongoError> {
         self.within(self.deadline, operation).await
     }
 
@@ -115,14 +115,15 @@ impl Connection {
     pub(crate) async fn within<T: Send + 'static>(
         &self,
         deadline: Duration,
-        operation: impl Future<Output = Result<T, Fault>> + Send + 'static,
-    ) -> Result<T, Fault> {
+        operation: impl Future<Output = Result<T, MongoError>> + Send + 'static,
+    ) -> Result<T, MongoError> {
         match *self.state.borrow() {
             State::Open => {}
-            State::Closed => return Err(Fault::Closed),
-            State::NameTaken => return Err(Fault::Displaced),
+            State::Closed => return Err(MongoError::Closed),
+            State::NameTaken => return Err(MongoError::NodeNameTaken),
         }
-        let permit = self.permits.clone().try_acquire_owned().map_err(|_| Fault::Crowded)?;
+        let permit =
+            self.permits.clone().try_acquire_owned().map_err(|_| MongoError::TooManyPending)?;
         let task = tokio::spawn(async move {
             let outcome = operation.await;
             drop(permit);
@@ -131,8 +132,8 @@ impl Connection {
         match timeout(deadline, task).await {
             Ok(Ok(outcome)) => outcome,
             // The task panicked, or the runtime is ending.
-            Ok(Err(_)) => Err(Fault::Closed),
-            Err(_) => Err(Fault::Late(deadline)),
+            Ok(Err(_)) => Err(MongoError::Closed),
+            Err(_) => Err(MongoError::Timeout(deadline)),
         }
     }
 

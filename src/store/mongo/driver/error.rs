@@ -22,10 +22,10 @@ pub enum OpenError {
     Uri(String),
     /// The address names other servers than those that are there.
     #[error("store.uri: {0}")]
-    Misfit(String),
+    WrongReplicaSet(String),
     /// Nobody answers there, or nobody who takes writes.
     #[error("cannot reach MongoDB: {0}")]
-    Away(String),
+    Unreachable(String),
     /// The database refuses the name and password.
     #[error("MongoDB refuses the credentials: {0}")]
     Credentials(String),
@@ -59,65 +59,67 @@ pub enum OpenError {
     Corrupt(String),
     /// It cannot be reached, or does not do what it is asked.
     #[error("cannot open the database")]
-    Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl OpenError {
     /// Whether trying again later may help without anybody mending the configuration.
-    pub const fn may_pass(&self) -> bool {
-        matches!(self, Self::Unreachable(_) | Self::Away(_))
+    pub const fn is_transient(&self) -> bool {
+        matches!(self, Self::Failed(_) | Self::Unreachable(_))
     }
 }
 
-impl From<Fault> for OpenError {
-    fn from(fault: Fault) -> Self {
+impl From<MongoError> for OpenError {
+    fn from(fault: MongoError) -> Self {
         match fault {
-            Fault::Row { .. } => Self::Corrupt(fault.to_string()),
-            Fault::Driver(error) if is_authentication(&error) => Self::Credentials(said(&error)),
-            Fault::Driver(error) if has_code(&error, &[UNAUTHORIZED]) => Self::Forbidden,
-            Fault::Driver(error) if matches!(*error.kind, ErrorKind::DnsResolve { .. }) => {
-                Self::Away("the host of store.uri cannot be resolved".to_owned())
+            MongoError::Malformed { .. } => Self::Corrupt(fault.to_string()),
+            MongoError::Driver(error) if is_authentication_error(&error) => {
+                Self::Credentials(describe(&error))
             }
-            Fault::Driver(_)
-            | Fault::Late(_)
-            | Fault::Crowded
-            | Fault::Closed
-            | Fault::Displaced
-            | Fault::Refused(_) => Self::Unreachable(Box::new(fault)),
+            MongoError::Driver(error) if has_code(&error, &[UNAUTHORIZED]) => Self::Forbidden,
+            MongoError::Driver(error) if matches!(*error.kind, ErrorKind::DnsResolve { .. }) => {
+                Self::Unreachable("the host of store.uri cannot be resolved".to_owned())
+            }
+            MongoError::Driver(_)
+            | MongoError::Timeout(_)
+            | MongoError::TooManyPending
+            | MongoError::Closed
+            | MongoError::NodeNameTaken
+            | MongoError::Refused(_) => Self::Failed(Box::new(fault)),
         }
     }
 }
 
 impl From<Error> for OpenError {
     fn from(error: Error) -> Self {
-        Fault::from(error).into()
+        MongoError::from(error).into()
     }
 }
 
 /// Why a verb could not be carried out.
 #[derive(Clone, Debug, thiserror::Error)]
-pub(crate) enum Fault {
+pub(crate) enum MongoError {
     /// The driver says so. A write may have been carried out all the same.
-    #[error("{}", said(.0))]
+    #[error("{}", describe(.0))]
     Driver(Arc<Error>),
     /// No answer in time; what was asked may still be carried out.
     #[error("no answer from MongoDB within {0:?}")]
-    Late(Duration),
+    Timeout(Duration),
     /// So many calls are waiting for MongoDB that no further one is begun.
     #[error("too many calls are waiting for MongoDB")]
-    Crowded,
+    TooManyPending,
     /// The store was closed.
     #[error("the store is closed")]
     Closed,
     /// Another process took this node's name, and writes its audit chain.
     #[error("another process runs under this node's name")]
-    Displaced,
+    NodeNameTaken,
     /// The server refused a command of which the driver does not judge the answer.
     #[error("MongoDB refused: {0}")]
     Refused(String),
     /// A stored document cannot be understood.
     #[error("{what}: {problem}")]
-    Row {
+    Malformed {
         /// Of which kind.
         what: &'static str,
         /// What is wrong with it.
@@ -125,10 +127,10 @@ pub(crate) enum Fault {
     },
 }
 
-impl Fault {
+impl MongoError {
     /// A document that cannot be understood.
-    pub(crate) fn row(what: &'static str, problem: impl std::fmt::Display) -> Self {
-        Self::Row { what, problem: problem.to_string() }
+    pub(crate) fn malformed(what: &'static str, problem: impl std::fmt::Display) -> Self {
+        Self::Malformed { what, problem: problem.to_string() }
     }
 
     /// A write error or write concern error in an answer: its code and name, not its text, which
@@ -144,11 +146,11 @@ impl Fault {
     }
 
     /// Whether the server said so, or its answer makes no sense: not that there was none.
-    pub(crate) fn is_said(&self) -> bool {
+    pub(crate) fn is_server_reply(&self) -> bool {
         match self {
             Self::Driver(error) => matches!(*error.kind, ErrorKind::Command(_)),
-            Self::Refused(_) | Self::Row { .. } => true,
-            Self::Late(_) | Self::Crowded | Self::Closed | Self::Displaced => false,
+            Self::Refused(_) | Self::Malformed { .. } => true,
+            Self::Timeout(_) | Self::TooManyPending | Self::Closed | Self::NodeNameTaken => false,
         }
     }
 
@@ -158,36 +160,36 @@ impl Fault {
     }
 }
 
-impl From<Error> for Fault {
+impl From<Error> for MongoError {
     fn from(error: Error) -> Self {
         Self::Driver(Arc::new(error))
     }
 }
 
-impl From<Fault> for StoreError {
-    fn from(fault: Fault) -> Self {
+impl From<MongoError> for StoreError {
+    fn from(fault: MongoError) -> Self {
         match &fault {
-            Fault::Row { .. } => Self::Corrupt(Box::new(fault)),
+            MongoError::Malformed { .. } => Self::Corrupt(Box::new(fault)),
             // A member whose disk is full too: another one may have room.
-            Fault::Driver(_)
-            | Fault::Late(_)
-            | Fault::Crowded
-            | Fault::Closed
-            | Fault::Displaced
-            | Fault::Refused(_) => Self::Unavailable(Box::new(fault)),
+            MongoError::Driver(_)
+            | MongoError::Timeout(_)
+            | MongoError::TooManyPending
+            | MongoError::Closed
+            | MongoError::NodeNameTaken
+            | MongoError::Refused(_) => Self::Unavailable(Box::new(fault)),
         }
     }
 }
 
 /// Whether the server refused who we say we are.
-fn is_authentication(error: &Error) -> bool {
+fn is_authentication_error(error: &Error) -> bool {
     matches!(*error.kind, ErrorKind::Authentication { .. })
         || has_code(error, &[AUTHENTICATION_FAILED])
 }
 
 /// What the driver says, without what it repeats of the server's answer: that may repeat what was
 /// asked.
-pub(crate) fn said(error: &Error) -> String {
+pub(crate) fn describe(error: &Error) -> String {
     #[expect(
         clippy::wildcard_enum_match_arm,
         reason = "the driver's list is open, and other kinds carry no code"

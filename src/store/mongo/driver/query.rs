@@ -6,7 +6,7 @@ use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
 use super::{
     codec::{date, lenient},
     connection::Connection,
-    error::Fault,
+    error::MongoError,
 };
 use crate::model::Timestamp;
 
@@ -25,7 +25,7 @@ pub(crate) async fn some(
     collection: &'static str,
     filter: Document,
     limit: usize,
-) -> Result<Vec<Document>, Fault> {
+) -> Result<Vec<Document>, MongoError> {
     if limit == 0 {
         return Ok(Vec::new());
     }
@@ -49,7 +49,7 @@ pub(crate) async fn delete_some(
     collection: &'static str,
     filter: Document,
     limit: usize,
-) -> Result<usize, Fault> {
+) -> Result<usize, MongoError> {
     let filter = doc! { "$and": [filter, { "outbox.id": { "$exists": false } }] };
     let ids = ids(&some(connection, collection, filter.clone(), limit).await?);
     if ids.is_empty() {
@@ -69,7 +69,7 @@ pub(crate) async fn pages(
     sort: Document,
     fields: Document,
     limit: usize,
-) -> Result<Vec<Document>, Fault> {
+) -> Result<Vec<Document>, MongoError> {
     if limit == 0 && !connection.is_closed() {
         return Ok(Vec::new());
     }

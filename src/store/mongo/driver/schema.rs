@@ -13,7 +13,7 @@ use mongodb::{
 use super::{
     codec::Fields,
     connection::Connection,
-    error::{Fault, OpenError, has_code},
+    error::{MongoError, OpenError, has_code},
 };
 use crate::model::Action;
 
@@ -91,7 +91,7 @@ pub(crate) async fn known(connection: &Connection) -> Result<i64, OpenError> {
 
 /// From an older version, step by step. Each may be cut off and begun again, and made by two nodes
 /// at once.
-async fn bring_up(connection: &Connection, version: i64) -> Result<(), Fault> {
+async fn bring_up(connection: &Connection, version: i64) -> Result<(), MongoError> {
     // 1 to 2: counters hold what each process counted, instead of a sum. Windows are over after
     // some seconds.
     if version == 1 {
@@ -105,7 +105,7 @@ async fn bring_up(connection: &Connection, version: i64) -> Result<(), Fault> {
 }
 
 /// The version that is written there; `None` before the first node was there.
-pub(crate) async fn version(connection: &Connection) -> Result<Option<i64>, Fault> {
+pub(crate) async fn version(connection: &Connection) -> Result<Option<i64>, MongoError> {
     let meta = connection.collection(META);
     let found =
         connection.call(async move { Ok(meta.find_one(doc! { "_id": "schema" }).await?) }).await?;
@@ -123,7 +123,7 @@ pub enum Defect {
 }
 
 /// What is wrong with the indexes. Makes nothing.
-pub(crate) async fn defects(connection: &Connection) -> Result<Vec<Defect>, Fault> {
+pub(crate) async fn defects(connection: &Connection) -> Result<Vec<Defect>, MongoError> {
     use futures_util::TryStreamExt as _;
     let mut defects = Vec::new();
     for (collection, indexes) in indexes() {
@@ -132,7 +132,9 @@ pub(crate) async fn defects(connection: &Connection) -> Result<Vec<Defect>, Faul
             Ok(indexed.list_indexes().await?.try_collect::<Vec<IndexModel>>().await?)
         };
         let existing = match connection.call(read).await {
-            Err(Fault::Driver(error)) if has_code(&error, &[NAMESPACE_NOT_FOUND]) => Vec::new(),
+            Err(MongoError::Driver(error)) if has_code(&error, &[NAMESPACE_NOT_FOUND]) => {
+                Vec::new()
+            }
             existing => existing?,
         };
         let unique = existing.iter().filter(|model| {
@@ -155,7 +157,7 @@ fn name_of(model: &IndexModel) -> Option<&str> {
 }
 
 /// An import that has begun and not ended leaves nothing to serve.
-pub(crate) async fn is_importing(connection: &Connection) -> Result<bool, Fault> {
+pub(crate) async fn is_importing(connection: &Connection) -> Result<bool, MongoError> {
     let meta = connection.collection(META);
     let found =
         connection.call(async move { Ok(meta.find_one(doc! { "_id": "import" }).await?) }).await?;
@@ -261,15 +263,18 @@ fn indexes() -> Vec<(&'static str, Vec<Index>)> {
     ]
 }
 
-async fn list(connection: &Connection, collection: &'static str) -> Result<Vec<IndexModel>, Fault> {
+async fn list(
+    connection: &Connection,
+    collection: &'static str,
+) -> Result<Vec<IndexModel>, MongoError> {
     use futures_util::TryStreamExt as _;
     let (database, indexed) = (connection.database().clone(), connection.collection(collection));
     connection
         .within(PATIENCE, async move {
             // Made here rather than by the first write, which would find a deadline of two seconds
             // short.
-            match database.create_collection(collection).await.map_err(Fault::from) {
-                Err(Fault::Driver(error)) if exists_already(&error) => {}
+            match database.create_collection(collection).await.map_err(MongoError::from) {
+                Err(MongoError::Driver(error)) if exists_already(&error) => {}
                 outcome => outcome?,
             }
             Ok(indexed.list_indexes().await?.try_collect().await?)
@@ -290,7 +295,7 @@ async fn ensure(
     name: &'static str,
     existing: &[IndexModel],
     index: Index,
-) -> Result<(), Fault> {
+) -> Result<(), MongoError> {
     let named = |model: &&IndexModel| index.is_named(model);
     // One of the same keys under another name stands in the way too; the one on `_id` is never
     // touched.
@@ -312,9 +317,9 @@ async fn ensure(
                     index = stale,
                     "an index is not what it should be and is made anew"
                 );
-                match collection.drop_index(stale).await.map_err(Fault::from) {
+                match collection.drop_index(stale).await.map_err(MongoError::from) {
                     // Another node mends it too.
-                    Err(Fault::Driver(error)) if has_gone(&error) => {}
+                    Err(MongoError::Driver(error)) if has_gone(&error) => {}
                     outcome => outcome?,
                 }
             }

@@ -16,7 +16,7 @@ use crate::{
             },
             driver::{
                 codec::{Fields, as_uuid},
-                error::Fault,
+                error::MongoError,
                 schema::{CLIENTS, EPOCHS, NODES, REVOCATIONS, SIGNING_KEYS, TOKENS},
             },
         },
@@ -73,7 +73,7 @@ pub(crate) fn pipeline(node: &str) -> Vec<Document> {
     vec![doc! { "$match": { "$or": all } }, doc! { "$project": wanted }]
 }
 
-pub(crate) fn heard(event: &Document) -> Result<Heard, Fault> {
+pub(crate) fn heard(event: &Document) -> Result<Heard, MongoError> {
     let fields = Fields::of("change", event);
     let ours = [REVOCATIONS, TOKENS, EPOCHS, CLIENTS, SIGNING_KEYS, NODES];
     let named = |field: &str| {
@@ -88,9 +88,10 @@ pub(crate) fn heard(event: &Document) -> Result<Heard, Fault> {
         });
         return Ok(if concerns_us { Heard::Gone } else { Heard::Changes(None, Vec::new()) });
     }
-    let collection = collection.ok_or_else(|| Fault::row("change", "it is of no collection"))?;
+    let collection =
+        collection.ok_or_else(|| MongoError::malformed("change", "it is of no collection"))?;
     let key = fields.get("documentKey")?.as_document().and_then(|key| key.get("_id"));
-    let key = key.ok_or_else(|| Fault::row("change", "it is of no document"))?;
+    let key = key.ok_or_else(|| MongoError::malformed("change", "it is of no document"))?;
     let update = fields.find("updateDescription").and_then(Bson::as_document);
     let update = update.and_then(|update| update.get_document("updatedFields").ok());
     let changed = update.or_else(|| fields.find("fullDocument").and_then(Bson::as_document));
@@ -99,7 +100,7 @@ pub(crate) fn heard(event: &Document) -> Result<Heard, Fault> {
         Some(changed) => changed,
         // It cannot even be read: no keyset.
         None if collection == SIGNING_KEYS => &nothing,
-        None => return Err(Fault::row("change", "it says nothing")),
+        None => return Err(MongoError::malformed("change", "it says nothing")),
     };
     let now = Fields::of("change", changed);
     if collection == NODES {
@@ -109,8 +110,8 @@ pub(crate) fn heard(event: &Document) -> Result<Heard, Fault> {
     Ok(Heard::Changes(operation, changes(collection, key, &now)?))
 }
 
-fn changes(collection: &str, key: &Bson, now: &Fields<'_>) -> Result<Vec<Change>, Fault> {
-    let wrong = || Fault::row("change", "its _id is not ours");
+fn changes(collection: &str, key: &Bson, now: &Fields<'_>) -> Result<Vec<Change>, MongoError> {
+    let wrong = || MongoError::malformed("change", "its _id is not ours");
     let text = || key.as_str().ok_or_else(wrong);
     Ok(match collection {
         REVOCATIONS => vec![Change::Revoked(Revocation {

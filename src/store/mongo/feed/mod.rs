@@ -34,7 +34,7 @@ use crate::store::{
     mongo::driver::{
         change_stream::{Batch, Place, REFUSALS, Stream},
         connection::{Connection, pause},
-        error::Fault,
+        error::MongoError,
     },
 };
 
@@ -146,7 +146,7 @@ impl Waiting {
 enum Message {
     Opened,
     Heard(Batch),
-    Failed(Fault),
+    Failed(MongoError),
 }
 
 /// Reads from a stream, in a task that nothing cuts off: it ends when nobody listens any more, or
@@ -168,7 +168,7 @@ async fn tell(
     from: Option<Place>,
     pipeline: Vec<Document>,
     to: &mpsc::Sender<Message>,
-) -> Result<(), Fault> {
+) -> Result<(), MongoError> {
     let mut stream = Stream::open(connection, None, from, pipeline).await?;
     let mut listens = to.send(Message::Opened).await.is_ok();
     while listens && let Some(batch) = stream.next().await? {
@@ -208,10 +208,10 @@ impl Position {
         (self.place, self.lost) = (None, true);
     }
 
-    fn breaks_off(&mut self, broken: &Result<Broken, Fault>) {
+    fn breaks_off(&mut self, broken: &Result<Broken, MongoError>) {
         self.silent =
             if matches!(broken, Ok(Broken::Silent)) { self.silent.saturating_add(1) } else { 0 };
-        self.refused = if broken.as_ref().is_err_and(Fault::is_said) {
+        self.refused = if broken.as_ref().is_err_and(MongoError::is_server_reply) {
             self.refused.saturating_add(1)
         } else {
             0
@@ -234,7 +234,7 @@ impl Position {
 
 /// Keeps the followers told for as long as the store is open. Answers `opened` when the first
 /// stream is.
-pub(super) async fn run(shared: Arc<Shared>, opened: oneshot::Sender<Result<(), Fault>>) {
+pub(super) async fn run(shared: Arc<Shared>, opened: oneshot::Sender<Result<(), MongoError>>) {
     let (mut opened, mut position) = (Some(opened), Position::default());
     let mut readers: Vec<JoinHandle<()>> = Vec::new();
     while !shared.connection.is_closed() {
@@ -268,8 +268,8 @@ async fn follow(
     shared: &Arc<Shared>,
     mut messages: mpsc::Receiver<Message>,
     position: &mut Position,
-    opened: &mut Option<oneshot::Sender<Result<(), Fault>>>,
-) -> Result<Broken, Fault> {
+    opened: &mut Option<oneshot::Sender<Result<(), MongoError>>>,
+) -> Result<Broken, MongoError> {
     let (mut heard_any, mut began) = (false, Instant::now());
     loop {
         let message = match timeout(SILENCE, messages.recv()).await {
@@ -349,7 +349,7 @@ impl Shared {
 
 /// Tells the followers everything as it stands. The stream is open already, so nothing falls in
 /// between.
-async fn rebuild(shared: &Arc<Shared>) -> Result<(), Fault> {
+async fn rebuild(shared: &Arc<Shared>) -> Result<(), MongoError> {
     let known = shared.known().await?;
     tracing::info!(revocations = known.standing.revocations.len(), "read afresh what was ended");
     shared.feed.tell(&known.changes());

@@ -22,7 +22,7 @@ use crate::{
             },
             driver::{
                 codec::{Fields, lenient},
-                error::Fault,
+                error::MongoError,
                 schema::{CLIENTS, EPOCHS, NODES, REVOCATIONS, SIGNING_KEYS, TOKENS},
             },
         },
@@ -46,7 +46,7 @@ impl Known {
 }
 
 impl Shared {
-    pub(crate) async fn known(&self) -> Result<Known, Fault> {
+    pub(crate) async fn known(&self) -> Result<Known, MongoError> {
         let (connection, node) = (self.connection.clone(), self.node.name.clone());
         let rooms = [REVOCATIONS, TOKENS, EPOCHS, CLIENTS, SIGNING_KEYS, NODES]
             .map(|name| connection.collection(name));
@@ -106,8 +106,8 @@ async fn each(
     filter: Document,
     fields: Document,
     session: &mut ClientSession,
-    mut show: impl FnMut(&Document) -> Result<(), Fault> + Send,
-) -> Result<(), Fault> {
+    mut show: impl FnMut(&Document) -> Result<(), MongoError> + Send,
+) -> Result<(), MongoError> {
     let mut cursor = from.find(filter).projection(fields).session(&mut *session).await?;
     while let Some(document) = cursor.next(session).await {
         show(&document?)?;

@@ -15,7 +15,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::{model::FamilyId, store::mongo::driver::error::Fault};
+use crate::{model::FamilyId, store::mongo::driver::error::MongoError};
 
 /// How long whoever looks may take before another one looks as well: its connection may be dead.
 const PATIENCE: Duration = Duration::from_millis(250);
@@ -154,8 +154,8 @@ impl Look<'_> {
     /// Finds this, for itself and all who asked before.
     pub(crate) async fn find(
         &self,
-        look: impl Future<Output = Result<Option<Document>, Fault>>,
-    ) -> Result<Option<Arc<Document>>, Fault> {
+        look: impl Future<Output = Result<Option<Document>, MongoError>>,
+    ) -> Result<Option<Arc<Document>>, MongoError> {
         let before = self.before();
         let found = look.await?.map(Arc::new);
         self.found(before, found.clone());

@@ -101,7 +101,7 @@ async fn failures_are_nobody_elses() {
     for one in [&mut second, &mut third, &mut last] {
         assert!(one.now_or_never().is_none());
     }
-    first.find(ready(Err(Fault::Closed))).await.unwrap_err();
+    first.find(ready(Err(MongoError::Closed))).await.unwrap_err();
     drop(first);
     let Turn::Look(second) = second.await else { panic!("nobody has found anything") };
     drop(second.find(pending()));
