@@ -35,8 +35,8 @@ use self::{
     audit::{
         chain_writer::Chain,
         node_lease::{self, BEAT, Node},
-        outbox::{Deed, Entry, Owner},
-        outbox_cleaner::Settle,
+        outbox::{AuditedChange, Entry, OutboxOwner},
+        outbox_cleaner::OutboxCleaner,
         records::{self, End},
         recovery::{LOOK, Recovery},
     },
@@ -88,7 +88,7 @@ struct Shared {
     node: Arc<Node>,
     chain: Chain,
     feed: Feed,
-    settle: Settle,
+    cleaner: OutboxCleaner,
     counted: Counted,
     /// Who reads a family, and who rotates one.
     readers: Turns,
@@ -153,14 +153,14 @@ impl Mongo {
         }
         let end = resume(&connection, &node, &key, before.as_ref()).await?;
         let node = Arc::new(node);
-        let settle = Settle::start(connection.clone());
-        let chain = Chain::start(connection.clone(), node.clone(), key, end, settle.clone());
+        let cleaner = OutboxCleaner::start(connection.clone());
+        let chain = Chain::start(connection.clone(), node.clone(), key, end, cleaner.clone());
         let shared = Arc::new(Shared {
             connection,
             node,
             chain,
             feed: Feed::default(),
-            settle,
+            cleaner,
             counted: Counted::default(),
             readers: Turns::default(),
             rotators: Turns::default(),
@@ -317,34 +317,37 @@ fn importing() -> OpenError {
 
 impl Shared {
     /// A change in the making, with its events.
-    fn deed(&self, events: impl IntoIterator<Item = Event>) -> Result<Deed, MongoError> {
-        let deed = Deed::new(&self.node, self.chain.sequence(), events)?;
-        deed.entries.iter().for_each(|entry| self.brings(entry.event.at));
-        Ok(deed)
+    fn audited_change(
+        &self,
+        events: impl IntoIterator<Item = Event>,
+    ) -> Result<AuditedChange, MongoError> {
+        let audited = AuditedChange::new(&self.node, self.chain.sequence(), events)?;
+        audited.entries.iter().for_each(|entry| self.brings(entry.event.at));
+        Ok(audited)
     }
 
     /// Records a change that was made.
-    async fn record(&self, deed: Deed, owner: Owner) -> Result<(), MongoError> {
-        self.chain.append(deed.entries, Some(owner)).await
+    async fn record(&self, audited: AuditedChange, owner: OutboxOwner) -> Result<(), MongoError> {
+        self.chain.append(audited.entries, Some(owner)).await
     }
 
     /// Records a change that was made, and sees to it that this node's followers have heard of it.
     async fn record_heard(
         &self,
-        deed: Deed,
-        owner: Owner,
+        audited: AuditedChange,
+        owner: OutboxOwner,
         changes: Vec<Change>,
     ) -> Result<(), MongoError> {
-        let heard = self.feed.heard(deed.operation, &changes);
+        let heard = self.feed.heard(audited.operation, &changes);
         // Both, whatever becomes of either: a change that could not be recorded in time is a change
         // all the same.
-        let (recorded, ()) = tokio::join!(self.chain.append(deed.entries, Some(owner)), heard);
+        let (recorded, ()) = tokio::join!(self.chain.append(audited.entries, Some(owner)), heard);
         recorded
     }
 
     /// That a document is there is true only once the majority has it: a key that is taken may be
     /// taken by a write that is lost with its primary. A write that changes nothing waits for that.
-    async fn confirm(&self, owner: Owner) -> Result<(), MongoError> {
+    async fn confirm(&self, owner: OutboxOwner) -> Result<(), MongoError> {
         let documents = self.connection.collection(owner.collection);
         let nothing = vec![doc! { "$set": { "_id": "$_id" } }];
         self.connection
@@ -396,7 +399,7 @@ impl Store for Mongo {
         if self.shared.chain.close().await {
             self.shared.node.end();
         }
-        self.shared.settle.flush().await;
+        self.shared.cleaner.flush().await;
         let last = self.shared.node.beat(&self.shared.connection, true).await;
         self.shared.connection.close();
         Ok(last?)

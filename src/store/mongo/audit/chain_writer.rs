@@ -23,8 +23,8 @@ use uuid::Uuid;
 
 use super::{
     node_lease::Node,
-    outbox::{Entry, Owner},
-    outbox_cleaner::Settle,
+    outbox::{Entry, OutboxOwner},
+    outbox_cleaner::OutboxCleaner,
     records::{End, LATE, STRIDE, encoded, last, records, sealed},
 };
 use crate::{
@@ -56,7 +56,7 @@ const SOON: Duration = Duration::from_millis(50);
 struct Job {
     entries: Vec<Entry>,
     /// Whose outbox they are in.
-    owner: Option<Owner>,
+    owner: Option<OutboxOwner>,
     reply: Option<oneshot::Sender<Result<(), MongoError>>>,
 }
 
@@ -107,7 +107,7 @@ impl Chain {
         node: Arc<Node>,
         key: ChainKey,
         end: End,
-        settle: Settle,
+        cleaner: OutboxCleaner,
     ) -> Self {
         let (queue, jobs) = mpsc::channel(QUEUE);
         let tail = broadcast::Sender::new(LAG);
@@ -119,7 +119,7 @@ impl Chain {
             held: Mutex::default(),
         });
         let (deadline, begin) = (connection.deadline(), end.sequence);
-        let writer = Writer { connection, node, key, end, settle, tail, state: state.clone() };
+        let writer = Writer { connection, node, key, end, cleaner, tail, state: state.clone() };
         let task = Mutex::new(Some(tokio::spawn(writer.serve(jobs))));
         Self { queue: ArcSwapOption::from_pointee(queue), tail: weak, state, task, deadline, begin }
     }
@@ -139,7 +139,7 @@ impl Chain {
     pub(crate) async fn append(
         &self,
         entries: Vec<Entry>,
-        owner: Option<Owner>,
+        owner: Option<OutboxOwner>,
     ) -> Result<(), MongoError> {
         let queue = self.queue.load_full().ok_or(MongoError::Closed)?;
         let since = Instant::now();
@@ -212,7 +212,7 @@ struct Writer {
     node: Arc<Node>,
     key: ChainKey,
     end: End,
-    settle: Settle,
+    cleaner: OutboxCleaner,
     tail: broadcast::Sender<Option<Arc<Record>>>,
     state: Arc<State>,
 }
@@ -240,7 +240,8 @@ impl Writer {
                     let _ = reply.send(written.clone());
                 }
                 if let (Ok(()), Some(owner)) = (&written, job.owner) {
-                    self.settle.push(owner, job.entries.iter().map(|entry| entry.id).collect());
+                    self.cleaner
+                        .recorded(owner, job.entries.iter().map(|entry| entry.id).collect());
                 }
             }
         }

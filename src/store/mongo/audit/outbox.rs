@@ -47,7 +47,7 @@ impl Entry {
 
 /// A change's events, and the name under which the feed will bring the change back.
 #[derive(Clone)]
-pub(crate) struct Deed {
+pub(crate) struct AuditedChange {
     pub(crate) operation: Uuid,
     pub(crate) entries: Vec<Entry>,
     events: Vec<Bson>,
@@ -55,7 +55,7 @@ pub(crate) struct Deed {
     after: u64,
 }
 
-impl Deed {
+impl AuditedChange {
     /// By `node`, whose chain had come to `after`: its records of these events can only come later.
     pub(crate) fn new(
         node: &Arc<Node>,
@@ -83,43 +83,43 @@ impl Deed {
     }
 
     /// The entries for the outbox of `owner`, where they are new.
-    pub(crate) fn outbox(&self, owner: &Owner) -> Bson {
-        let put = |(entry, event): (&Entry, &Bson)| {
-            let way = Way {
+    pub(crate) fn outbox_entries(&self, owner: &OutboxOwner) -> Bson {
+        let entry_document = |(entry, event): (&Entry, &Bson)| {
+            let header = EntryHeader {
                 id: entry.id,
                 node: self.node.name.as_ref().into(),
                 after: self.after,
                 claim: None,
             };
-            let mut document = way.fields(&self.node.key, owner, &entry.body);
+            let mut document = header.fields(&self.node.key, owner, &entry.body);
             document.insert("event", event.clone());
             Bson::Document(document)
         };
-        Bson::Array(self.entries.iter().zip(&self.events).map(put).collect())
+        Bson::Array(self.entries.iter().zip(&self.events).map(entry_document).collect())
     }
 
     /// For `$push`.
-    pub(crate) fn push(&self, owner: &Owner) -> Bson {
-        Bson::Document(doc! { "$each": self.outbox(owner) })
+    pub(crate) fn push(&self, owner: &OutboxOwner) -> Bson {
+        Bson::Document(doc! { "$each": self.outbox_entries(owner) })
     }
 
     /// The outbox with the entries behind what is in it, as an expression. What came from callers
     /// is not read as one.
-    pub(crate) fn concatenated(&self, owner: &Owner) -> Bson {
+    pub(crate) fn concatenated(&self, owner: &OutboxOwner) -> Bson {
         Bson::Document(
-            doc! { "$concatArrays": [{ "$ifNull": ["$outbox", []] }, { "$literal": self.outbox(owner) }] },
+            doc! { "$concatArrays": [{ "$ifNull": ["$outbox", []] }, { "$literal": self.outbox_entries(owner) }] },
         )
     }
 }
 
 /// A document with an outbox.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Owner {
+pub(crate) struct OutboxOwner {
     pub(crate) collection: &'static str,
     pub(crate) id: Bson,
 }
 
-impl Owner {
+impl OutboxOwner {
     /// Its `_id` with its type, which differs from any other's.
     fn id_bytes(&self) -> Vec<u8> {
         // One value encodes; what does not would have no MAC that is right.
@@ -129,7 +129,7 @@ impl Owner {
 
 /// The way of an event into a chain, as its entry says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Way {
+pub(super) struct EntryHeader {
     pub(crate) id: Uuid,
     /// The node that is to record it, and how far its chain had come.
     pub(crate) node: String,
@@ -145,7 +145,7 @@ pub(crate) struct Claim {
     pub(crate) from: String,
 }
 
-impl Way {
+impl EntryHeader {
     pub(crate) fn read(entry: &Document) -> Result<Self, MongoError> {
         let fields = Fields::of("outbox", entry);
         let claim = match fields.find("claim") {
@@ -163,35 +163,40 @@ impl Way {
     }
 
     /// The node that made the change.
-    pub(crate) fn from(&self) -> &str {
+    pub(crate) fn origin(&self) -> &str {
         self.claim.as_ref().map_or(&self.node, |claim| &claim.from)
     }
 
     /// The fields of an entry, but for its event.
-    pub(crate) fn fields(&self, key: &ChainKey, owner: &Owner, body: &[u8]) -> Document {
+    pub(crate) fn fields(&self, key: &ChainKey, owner: &OutboxOwner, body: &[u8]) -> Document {
         let mut fields =
             doc! { "id": uuid(self.id), "node": &self.node, "after": count(self.after) };
         if let Some(claim) = &self.claim {
             fields.extend(doc! { "claim": uuid(claim.id), "from": &claim.from });
         }
-        let tag = self.with_parts(owner, body, |parts| key.mac_entry(parts));
+        let tag = self.with_mac_parts(owner, body, |parts| key.mac_entry(parts));
         fields.insert("mac", bytes(&tag));
         fields
     }
 
     /// Returns true if an entry that lies with `owner` bears the MAC of this way and event.
-    pub(super) fn is_ours(
+    pub(super) fn is_authentic(
         &self,
         key: &ChainKey,
-        owner: &Owner,
+        owner: &OutboxOwner,
         body: &[u8],
         entry: &Document,
     ) -> bool {
         let tag = Fields::of("outbox", entry).hash("mac");
-        tag.is_ok_and(|tag| self.with_parts(owner, body, |parts| key.check_entry(parts, &tag)))
+        tag.is_ok_and(|tag| self.with_mac_parts(owner, body, |parts| key.check_entry(parts, &tag)))
     }
 
-    fn with_parts<T>(&self, owner: &Owner, body: &[u8], take: impl FnOnce(&[&[u8]]) -> T) -> T {
+    fn with_mac_parts<T>(
+        &self,
+        owner: &OutboxOwner,
+        body: &[u8],
+        take: impl FnOnce(&[&[u8]]) -> T,
+    ) -> T {
         let (owner_id, after) = (owner.id_bytes(), self.after.to_be_bytes());
         let claim = self.claim.as_ref();
         let (claimed, from) = claim
@@ -220,43 +225,47 @@ mod tests {
     #[test]
     fn an_entry_is_bound_to_its_fields_and_its_document() {
         let (key, body) = (ChainKey::new([7; 32]), b"event".as_slice());
-        let owner = Owner { collection: "clients", id: "svc".into() };
-        let way = Way { id: Uuid::now_v7(), node: "a".to_owned(), after: 7, claim: None };
-        let claimed =
-            Way { claim: Some(Claim { id: Uuid::now_v7(), from: "b".to_owned() }), ..way.clone() };
-        for way in [&way, &claimed] {
-            let entry = way.fields(&key, &owner, body);
-            assert_eq!(Way::read(&entry).unwrap(), *way);
-            assert!(way.is_ours(&key, &owner, body, &entry));
-            assert!(!way.is_ours(&ChainKey::new([8; 32]), &owner, body, &entry));
-            assert!(!way.is_ours(&key, &owner, b"Event", &entry));
+        let owner = OutboxOwner { collection: "clients", id: "svc".into() };
+        let header =
+            EntryHeader { id: Uuid::now_v7(), node: "a".to_owned(), after: 7, claim: None };
+        let claimed = EntryHeader {
+            claim: Some(Claim { id: Uuid::now_v7(), from: "b".to_owned() }),
+            ..header.clone()
+        };
+        for header in [&header, &claimed] {
+            let entry = header.fields(&key, &owner, body);
+            assert_eq!(EntryHeader::read(&entry).unwrap(), *header);
+            assert!(header.is_authentic(&key, &owner, body, &entry));
+            assert!(!header.is_authentic(&ChainKey::new([8; 32]), &owner, body, &entry));
+            assert!(!header.is_authentic(&key, &owner, b"Event", &entry));
             let elsewhere = [
                 ("tokens", Bson::from("svc")),
                 ("clients", "svd".into()),
                 ("clients", Bson::Int32(1)),
             ];
             for (collection, id) in elsewhere {
-                assert!(!way.is_ours(&key, &Owner { collection, id }, body, &entry));
+                assert!(!header.is_authentic(&key, &OutboxOwner { collection, id }, body, &entry));
             }
             let other_claim = Some(Claim { id: Uuid::now_v7(), from: "b".to_owned() });
-            let other_from = way.claim.clone().map(|claim| Claim { from: "c".to_owned(), ..claim });
-            let no_claim = way.claim.as_ref().map(|_| Way { claim: None, ..way.clone() });
+            let other_from =
+                header.claim.clone().map(|claim| Claim { from: "c".to_owned(), ..claim });
+            let no_claim =
+                header.claim.as_ref().map(|_| EntryHeader { claim: None, ..header.clone() });
             let changed = [
-                Way { id: Uuid::now_v7(), ..way.clone() },
-                Way { node: "A".to_owned(), ..way.clone() },
-                Way { after: 6, ..way.clone() },
-                Way { claim: other_claim, ..way.clone() },
+                EntryHeader { id: Uuid::now_v7(), ..header.clone() },
+                EntryHeader { node: "A".to_owned(), ..header.clone() },
+                EntryHeader { after: 6, ..header.clone() },
+                EntryHeader { claim: other_claim, ..header.clone() },
             ];
-            let others = changed
-                .into_iter()
-                .chain(no_claim)
-                .chain(other_from.map(|claim| Way { claim: Some(claim), ..way.clone() }));
+            let others = changed.into_iter().chain(no_claim).chain(
+                other_from.map(|claim| EntryHeader { claim: Some(claim), ..header.clone() }),
+            );
             for other in others {
-                assert!(!other.is_ours(&key, &owner, body, &entry), "{other:?}");
+                assert!(!other.is_authentic(&key, &owner, body, &entry), "{other:?}");
             }
             let mut bare = entry.clone();
             bare.remove("mac");
-            assert!(!way.is_ours(&key, &owner, body, &bare));
+            assert!(!header.is_authentic(&key, &owner, body, &bare));
         }
     }
 

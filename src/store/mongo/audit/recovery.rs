@@ -22,7 +22,7 @@ use mongodb::{
 use uuid::Uuid;
 
 use super::{
-    outbox::{Claim, Entry, Owner, Way},
+    outbox::{Claim, Entry, EntryHeader, OutboxOwner},
     records::{LATE, decoded, sealed},
 };
 use crate::{
@@ -53,8 +53,8 @@ const NAME: usize = 128;
 
 /// An event in an outbox.
 struct Left {
-    owner: Owner,
-    way: Way,
+    owner: OutboxOwner,
+    header: EntryHeader,
     entry: Entry,
 }
 
@@ -67,7 +67,7 @@ struct Found {
 
 /// A document whose outbox has entries that no node made, or is no list.
 struct Forged {
-    owner: Owner,
+    owner: OutboxOwner,
     /// Its `_id` in a few words.
     name: String,
     /// Its `_id` cannot be read, so that no write finds it.
@@ -102,9 +102,10 @@ impl Recovery {
                 }
             }
             for left in left {
-                let (id, claim) = (left.way.id, left.way.claim.as_ref().map(|claim| claim.id));
+                let (id, claim) =
+                    (left.header.id, left.header.claim.as_ref().map(|claim| claim.id));
                 found.insert((id, claim));
-                let own = once && left.way.node == shared.node.name.as_ref();
+                let own = once && left.header.node == shared.node.name.as_ref();
                 // What waits in this node's own chain will be there: it is not put there twice.
                 if !(own || self.seen.contains(&(id, claim))) || shared.chain.holds(id) {
                     continue;
@@ -270,7 +271,7 @@ fn read(shared: &Shared, collection: &'static str, raw: &RawDocument) -> Found {
         (None, lossy) => named(&format!("{lossy:?}").into()),
     };
     let is_lost = id.is_none();
-    let owner = Owner { collection, id: id.unwrap_or_default() };
+    let owner = OutboxOwner { collection, id: id.unwrap_or_default() };
     let mut found = Found::default();
     let (mut entries, mut size, mut ours) = (1, 0, Vec::new());
     if let Some(Ok(RawBsonRef::Array(list))) = field("outbox").map(|outbox| outbox.value()) {
@@ -296,12 +297,16 @@ fn read(shared: &Shared, collection: &'static str, raw: &RawDocument) -> Found {
 }
 
 /// An entry that a node put there, with its identifier and MAC; `None` for any other.
-fn made_by_a_node(shared: &Shared, owner: &Owner, entry: &Document) -> Option<(Left, Document)> {
-    let way = Way::read(entry).ok()?;
-    let event = Entry::with_id(way.id, Fields::of("outbox", entry).part("event").ok()?).ok()?;
-    let is_ours = way.is_ours(&shared.node.key, owner, &event.body, entry);
-    let key = doc! { "id": uuid(way.id), "mac": entry.get("mac").cloned().unwrap_or_default() };
-    is_ours.then(|| (Left { owner: owner.clone(), way, entry: event }, key))
+fn made_by_a_node(
+    shared: &Shared,
+    owner: &OutboxOwner,
+    entry: &Document,
+) -> Option<(Left, Document)> {
+    let header = EntryHeader::read(entry).ok()?;
+    let event = Entry::with_id(header.id, Fields::of("outbox", entry).part("event").ok()?).ok()?;
+    let is_authentic = header.is_authentic(&shared.node.key, owner, &event.body, entry);
+    let key = doc! { "id": uuid(header.id), "mac": entry.get("mac").cloned().unwrap_or_default() };
+    is_authentic.then(|| (Left { owner: owner.clone(), header, entry: event }, key))
 }
 
 /// An `_id` in a few words, whatever was put there.
@@ -317,12 +322,12 @@ fn named(id: &Bson) -> String {
 /// it. A record that came with an import names no entry: there the event tells.
 async fn recorded(
     shared: &Shared,
-    way: &Way,
+    header: &EntryHeader,
     event: &Event,
 ) -> Result<Option<Recorded>, MongoError> {
     let none = Uuid::nil();
     let filter =
-        doc! { "event.at": event.at.millis(), "entry": { "$in": [uuid(way.id), uuid(none)] } };
+        doc! { "event.at": event.at.millis(), "entry": { "$in": [uuid(header.id), uuid(none)] } };
     let logs = shared.connection.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>();
     let read = async move {
         Ok(logs.find(filter).await?.map_ok(|raw| lenient(&raw)).try_collect::<Vec<_>>().await?)
@@ -333,11 +338,11 @@ async fn recorded(
     let of_it = ours.filter_map(|found| {
         let (record, entry) =
             (decoded(found).ok()?, Fields::of("audit record", found).uuid("entry").ok()?);
-        let is_it = entry == way.id || Event { recovered_from: None, ..record.event } == *event;
+        let is_it = entry == header.id || Event { recovered_from: None, ..record.event } == *event;
         let is_late = found.get_bool(LATE).unwrap_or(false);
         is_it.then_some(Recorded {
             is_late,
-            by_its_node: entry == way.id && *record.chain == *way.node,
+            by_its_node: entry == header.id && *record.chain == *header.node,
         })
     });
     Ok(of_it.max_by_key(|recorded| recorded.by_its_node))
@@ -352,21 +357,21 @@ struct Recorded {
 }
 
 async fn recover(shared: &Shared, left: Left) -> Result<(), MongoError> {
-    let Left { owner, way, entry } = left;
+    let Left { owner, header, entry } = left;
     // Its node may have appended it and not come to take it out.
-    let Some(recorded) = recorded(shared, &way, &entry.event).await? else {
+    let Some(recorded) = recorded(shared, &header, &entry.event).await? else {
         // Of two nodes that find it, the one whose claim is the next appends it.
-        let claim = Claim { id: Uuid::now_v7(), from: way.from().to_owned() };
+        let claim = Claim { id: Uuid::now_v7(), from: header.origin().to_owned() };
         let (name, after) = (shared.node.name.as_ref().to_owned(), shared.chain.sequence());
-        let mine = Way { id: way.id, node: name, after, claim: Some(claim) };
+        let mine = EntryHeader { id: header.id, node: name, after, claim: Some(claim) };
         let fields = mine.fields(&shared.node.key, &owner, &entry.body);
         let mine: Document =
             fields.into_iter().map(|(field, value)| (format!("outbox.$.{field}"), value)).collect();
         let theirs = doc! {
-            "id": uuid(way.id),
-            "node": &way.node,
-            "after": count(way.after),
-            "claim": way.claim.as_ref().map(|claim| uuid(claim.id)),
+            "id": uuid(header.id),
+            "node": &header.node,
+            "after": count(header.after),
+            "claim": header.claim.as_ref().map(|claim| uuid(claim.id)),
         };
         let filter = doc! { "_id": owner.id.clone(), "outbox": { "$elemMatch": theirs } };
         let owners = shared.connection.collection(owner.collection);
@@ -377,23 +382,25 @@ async fn recover(shared: &Shared, left: Left) -> Result<(), MongoError> {
         if claimed.matched_count == 0 {
             return Ok(());
         }
-        let from = way.from();
+        let from = header.origin();
         tracing::warn!(
             from,
             action = entry.event.action.as_str(),
             "an audit event was left behind and is recorded now"
         );
         let event = Event { recovered_from: Some(from.into()), ..entry.event };
-        return shared.chain.append(vec![Entry::with_id(way.id, event)?], Some(owner)).await;
+        return shared.chain.append(vec![Entry::with_id(header.id, event)?], Some(owner)).await;
     };
     // By its own process, which in all likelihood answered its caller too, if that still waited.
     // Not so who claimed it; and what this process did itself it knows.
     let was_awaited = recorded.by_its_node && !recorded.is_late;
-    let is_anothers =
-        way.node != shared.node.name.as_ref() || shared.chain.is_of_an_earlier_process(way.after);
-    if way.claim.is_none() && ((was_awaited && is_anothers) || shared.settle.was_answered(way.id)) {
-        shared.settle.answered(owner.clone(), way.id);
+    let is_anothers = header.node != shared.node.name.as_ref()
+        || shared.chain.is_of_an_earlier_process(header.after);
+    if header.claim.is_none()
+        && ((was_awaited && is_anothers) || shared.cleaner.was_answered(header.id))
+    {
+        shared.cleaner.answered(owner.clone(), header.id);
     }
-    shared.settle.push(owner, vec![way.id]);
+    shared.cleaner.recorded(owner, vec![header.id]);
     Ok(())
 }

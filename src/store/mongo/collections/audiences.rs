@@ -10,7 +10,7 @@ use crate::{
         AudienceStore, Creation, FoundAudience, Result, Write,
         mongo::{
             Mongo, Shared,
-            audit::outbox::{Deed, Owner},
+            audit::outbox::{AuditedChange, OutboxOwner},
             driver::{
                 codec::{Fields, before, count, encode},
                 error::MongoError,
@@ -63,11 +63,11 @@ impl Shared {
         record: &AudienceRecord,
         event: Event,
     ) -> Result<Creation, MongoError> {
-        let (deed, owner) = (self.deed([event])?, owner(&record.audience));
+        let (audited, owner) = (self.audited_change([event])?, owner(&record.audience));
         // The document of a released audience is taken over; any other stands in the way by its
         // `_id`.
         let filter = doc! { "_id": record.audience.as_str(), "released": true };
-        let update = doc! { "$set": encoded(record)?, "$push": { "outbox": deed.push(&owner) } };
+        let update = doc! { "$set": encoded(record)?, "$push": { "outbox": audited.push(&owner) } };
         let audiences = self.connection.collection(AUDIENCES);
         match self
             .connection
@@ -80,7 +80,7 @@ impl Shared {
             }
             outcome => drop(outcome?),
         }
-        self.record(deed, owner).await?;
+        self.record(audited, owner).await?;
         Ok(Creation::Created)
     }
 
@@ -90,9 +90,9 @@ impl Shared {
         event: Event,
     ) -> Result<Write, MongoError> {
         let Some(before) = before(record.revision) else { return Ok(Write::Stale) };
-        let deed = self.deed([event])?;
-        let update = doc! { "$set": encoded(record)?, "$push": { "outbox": deed.push(&owner(&record.audience)) } };
-        self.change_audience(record, before, update, deed).await
+        let audited = self.audited_change([event])?;
+        let update = doc! { "$set": encoded(record)?, "$push": { "outbox": audited.push(&owner(&record.audience)) } };
+        self.change_audience(record, before, update, audited).await
     }
 
     pub(super) async fn release_audience(
@@ -100,13 +100,13 @@ impl Shared {
         record: &AudienceRecord,
         event: Event,
     ) -> Result<Write, MongoError> {
-        let deed = self.deed([event])?;
+        let audited = self.audited_change([event])?;
         let update = doc! {
             "$set": { "released": true },
             "$unset": { "tenant": 1, "revision": 1, "record": 1 },
-            "$push": { "outbox": deed.push(&owner(&record.audience)) },
+            "$push": { "outbox": audited.push(&owner(&record.audience)) },
         };
-        self.change_audience(record, record.revision, update, deed).await
+        self.change_audience(record, record.revision, update, audited).await
     }
 
     /// Puts a record in the place of `from`, or where there is none of whatever is there.
@@ -116,17 +116,17 @@ impl Shared {
         record: &AudienceRecord,
         events: Vec<Event>,
     ) -> Result<Write, MongoError> {
-        let (deed, owner) = (self.deed(events)?, owner(&record.audience));
-        let update = doc! { "$set": encoded(record)?, "$push": { "outbox": deed.push(&owner) } };
+        let (audited, owner) = (self.audited_change(events)?, owner(&record.audience));
+        let update = doc! { "$set": encoded(record)?, "$push": { "outbox": audited.push(&owner) } };
         if let Some(from) = from {
-            return self.change_audience(from, from.revision, update, deed).await;
+            return self.change_audience(from, from.revision, update, audited).await;
         }
         let filter = doc! { "_id": record.audience.as_str() };
         let audiences = self.connection.collection(AUDIENCES);
         self.connection
             .call(async move { Ok(audiences.update_one(filter, update).upsert(true).await?) })
             .await?;
-        self.record(deed, owner).await?;
+        self.record(audited, owner).await?;
         Ok(Write::Done)
     }
 
@@ -136,7 +136,7 @@ impl Shared {
         record: &AudienceRecord,
         revision: u64,
         update: Document,
-        deed: Deed,
+        audited: AuditedChange,
     ) -> Result<Write, MongoError> {
         let filter = doc! {
             "_id": record.audience.as_str(),
@@ -156,7 +156,7 @@ impl Shared {
         {
             return Ok(Write::Stale);
         }
-        self.record(deed, owner(&record.audience)).await?;
+        self.record(audited, owner(&record.audience)).await?;
         Ok(Write::Done)
     }
 
@@ -199,8 +199,8 @@ impl Shared {
     }
 }
 
-fn owner(audience: &Audience) -> Owner {
-    Owner { collection: AUDIENCES, id: audience.as_str().into() }
+fn owner(audience: &Audience) -> OutboxOwner {
+    OutboxOwner { collection: AUDIENCES, id: audience.as_str().into() }
 }
 
 /// The fields of a record, but for its `_id`.

@@ -16,7 +16,7 @@ use crate::{
         Change, ClientStore, Creation, Listed, Result, SecretUse, Write,
         mongo::{
             Mongo, Shared,
-            audit::outbox::{Deed, Owner},
+            audit::outbox::{AuditedChange, OutboxOwner},
             driver::{
                 codec::{Fields, before, count, date, encode},
                 error::MongoError,
@@ -116,7 +116,7 @@ impl Shared {
         of_any: bool,
         event: Event,
     ) -> Result<Creation, MongoError> {
-        let deed = self.deed([event])?;
+        let audited = self.audited_change([event])?;
         // A deleted client of this id is taken over. A client that is there, and another tenant's
         // deleted one, stand in the way by their `_id`.
         let mut filter = doc! { "_id": client.id.as_str(), "deleted": true };
@@ -124,9 +124,9 @@ impl Shared {
             filter
                 .insert("tenant", doc! { "$in": [Bson::Null, Bson::from(client.tenant.as_str())] });
         }
-        let mut set = encoded(client, &deed)?;
+        let mut set = encoded(client, &audited)?;
         set.insert("deleted", false);
-        let update = doc! { "$set": set, "$push": { "outbox": deed.push(&owner(&client.id)) } };
+        let update = doc! { "$set": set, "$push": { "outbox": audited.push(&owner(&client.id)) } };
         let clients = self.connection.collection(CLIENTS);
         let write = async move { Ok(clients.update_one(filter, update).upsert(true).await?) };
         match self.connection.call(write).await {
@@ -136,7 +136,7 @@ impl Shared {
             }
             outcome => drop(outcome?),
         }
-        self.told(deed, client.id.clone(), None).await?;
+        self.told(audited, client.id.clone(), None).await?;
         Ok(Creation::Created)
     }
 
@@ -149,14 +149,14 @@ impl Shared {
     ) -> Result<Write, MongoError> {
         let id = &client.id;
         let ends = ended.is_some();
-        let deed = self.deed(events.into_iter().chain(ended))?;
+        let audited = self.audited_change(events.into_iter().chain(ended))?;
         let filter = kept(client, client.revision)?;
         let update = doc! {
-            "$set": { "deleted": true, "op": deed.operation() },
+            "$set": { "deleted": true, "op": audited.operation() },
             "$unset": { "client": 1, "uses": 1, "revision": 1 },
-            "$push": { "outbox": deed.push(&owner(id)) },
+            "$push": { "outbox": audited.push(&owner(id)) },
         };
-        self.change_client(id, filter, update, ends, deed).await
+        self.change_client(id, filter, update, ends, audited).await
     }
 
     pub(super) async fn write_client(
@@ -166,15 +166,15 @@ impl Shared {
         ends: bool,
     ) -> Result<Write, MongoError> {
         let Some(before) = before(client.revision) else { return Ok(Write::Stale) };
-        let deed = self.deed(events)?;
+        let audited = self.audited_change(events)?;
         let filter = kept(client, before)?;
         let secrets: Vec<&str> = client.secrets.iter().map(|secret| secret.id.as_str()).collect();
         let update = doc! {
-            "$set": encoded(client, &deed)?,
+            "$set": encoded(client, &audited)?,
             "$pull": { "uses": { "secret": { "$nin": secrets } } },
-            "$push": { "outbox": deed.push(&owner(&client.id)) },
+            "$push": { "outbox": audited.push(&owner(&client.id)) },
         };
-        self.change_client(&client.id, filter, update, ends, deed).await
+        self.change_client(&client.id, filter, update, ends, audited).await
     }
 
     /// Changes a client that is as `filter` says, and where that `ends` what it holds raises its
@@ -185,7 +185,7 @@ impl Shared {
         filter: Document,
         mut update: Document,
         ends: bool,
-        deed: Deed,
+        audited: AuditedChange,
     ) -> Result<Write, MongoError> {
         if ends {
             update.insert("$inc", doc! { EPOCH: 1_i64 });
@@ -198,7 +198,7 @@ impl Shared {
         };
         let Some(found) = self.connection.call(write).await? else { return Ok(Write::Stale) };
         let epoch = if ends { Some(Fields::of("client", &found).count(EPOCH)?) } else { None };
-        self.told(deed, id.clone(), epoch).await?;
+        self.told(audited, id.clone(), epoch).await?;
         Ok(Write::Done)
     }
 
@@ -264,16 +264,25 @@ impl Shared {
             .await
     }
 
-    async fn told(&self, deed: Deed, id: ClientId, epoch: Option<u64>) -> Result<(), MongoError> {
+    async fn told(
+        &self,
+        audited: AuditedChange,
+        id: ClientId,
+        epoch: Option<u64>,
+    ) -> Result<(), MongoError> {
         let owner = owner(&id);
         let epoch = epoch.map(|value| Change::Epoch(EpochOf::Client(id.clone()), value));
-        self.record_heard(deed, owner, std::iter::once(Change::Client(id)).chain(epoch).collect())
-            .await
+        self.record_heard(
+            audited,
+            owner,
+            std::iter::once(Change::Client(id)).chain(epoch).collect(),
+        )
+        .await
     }
 }
 
-fn owner(id: &ClientId) -> Owner {
-    Owner { collection: CLIENTS, id: id.as_str().into() }
+fn owner(id: &ClientId) -> OutboxOwner {
+    OutboxOwner { collection: CLIENTS, id: id.as_str().into() }
 }
 
 /// Filter for the stored client of this revision. Revisions start at 1 again once a client was
@@ -290,12 +299,12 @@ fn kept(client: &Client, revision: u64) -> Result<Document, MongoError> {
 }
 
 /// What a change sets.
-fn encoded(client: &Client, deed: &Deed) -> Result<Document, MongoError> {
+fn encoded(client: &Client, audited: &AuditedChange) -> Result<Document, MongoError> {
     Ok(doc! {
         "tenant": client.tenant.as_str(),
         "revision": count(client.revision),
         "client": bare(client)?,
-        "op": deed.operation(),
+        "op": audited.operation(),
     })
 }
 

@@ -22,7 +22,7 @@ use crate::{
         Change, Creation, FamilyStore, Result, Rotate, Rotation, ended,
         mongo::{
             Mongo, Shared,
-            audit::outbox::Deed,
+            audit::outbox::AuditedChange,
             driver::{
                 codec::{Fields, uuid},
                 error::MongoError,
@@ -70,7 +70,7 @@ impl FamilyStore for Mongo {
         let (rotation, entry) = whole(&self.shared, verb).await?;
         drop(caller);
         if let Some(entry) = entry {
-            self.shared.settle.answered(owner(family), entry);
+            self.shared.cleaner.answered(owner(family), entry);
         }
         Ok(rotation)
     }
@@ -90,11 +90,11 @@ impl FamilyStore for Mongo {
 
 impl Shared {
     async fn open_family(&self, family: &Family, event: Event) -> Result<Creation, MongoError> {
-        let deed = self.deed([event])?;
+        let audited = self.audited_change([event])?;
         let mut document = encoded(family)?;
         document.extend([
-            ("op".to_owned(), deed.operation()),
-            ("outbox".to_owned(), deed.outbox(&owner(family.id))),
+            ("op".to_owned(), audited.operation()),
+            ("outbox".to_owned(), audited.outbox_entries(&owner(family.id))),
         ]);
         let tokens = self.connection.collection(TOKENS);
         match self.connection.call(async move { Ok(tokens.insert_one(document).await?) }).await {
@@ -104,7 +104,7 @@ impl Shared {
             }
             outcome => drop(outcome?),
         }
-        self.record(deed, owner(family.id)).await?;
+        self.record(audited, owner(family.id)).await?;
         Ok(Creation::Created)
     }
 
@@ -115,9 +115,9 @@ impl Shared {
         until: Timestamp,
         event: Event,
     ) -> Result<(), MongoError> {
-        let deed = self.deed([event])?;
-        let update = end(id, &deed, Some(now), until);
-        self.end(id, update, ended(id, until), deed).await
+        let audited = self.audited_change([event])?;
+        let update = end(id, &audited, Some(now), until);
+        self.end(id, update, ended(id, until), audited).await
     }
 
     /// The family, read once for all who ask at the same time.
@@ -170,14 +170,14 @@ impl Shared {
         id: FamilyId,
         update: Vec<Document>,
         revocation: Revocation,
-        deed: Deed,
+        audited: AuditedChange,
     ) -> Result<(), MongoError> {
         let Some(found) = self.change_family(doc! { "_id": uuid(id.0) }, update).await? else {
-            return self.remember(revocation, deed).await;
+            return self.remember(revocation, audited).await;
         };
         let revocation =
             Revocation { until: ended_until(&found)?.unwrap_or(revocation.until), ..revocation };
-        self.record_heard(deed, owner(id), vec![Change::Revoked(revocation)]).await
+        self.record_heard(audited, owner(id), vec![Change::Revoked(revocation)]).await
     }
 }
 

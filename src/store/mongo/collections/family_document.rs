@@ -11,7 +11,7 @@ use crate::{
         revocation::Revocation,
     },
     store::mongo::{
-        audit::outbox::{Deed, Owner},
+        audit::outbox::{AuditedChange, OutboxOwner},
         driver::{
             codec::{Fields, bytes, date, encode, uuid},
             error::MongoError,
@@ -23,22 +23,22 @@ use crate::{
 /// Longer than anything lives; keeps sums of dates within what MongoDB can add.
 const LONGEST_IDLE: Duration = Duration::from_secs(100 * 366 * 86_400);
 
-pub(crate) fn owner(id: FamilyId) -> Owner {
-    Owner { collection: TOKENS, id: uuid(id.0) }
+pub(crate) fn owner(id: FamilyId) -> OutboxOwner {
+    OutboxOwner { collection: TOKENS, id: uuid(id.0) }
 }
 
 /// Ends a family, or remembers longer that it was ended.
 pub(crate) fn end(
     id: FamilyId,
-    deed: &Deed,
+    audited: &AuditedChange,
     ended_at: Option<Timestamp>,
     until: Timestamp,
 ) -> Vec<Document> {
     let mut set = doc! {
         "ended": true,
         "ended_until": { "$max": ["$ended_until", date(until)] },
-        "op": deed.operation(),
-        "outbox": deed.concatenated(&owner(id)),
+        "op": audited.operation(),
+        "outbox": audited.concatenated(&owner(id)),
     };
     if let Some(at) = ended_at {
         set.insert("ended_at", doc! { "$ifNull": ["$ended_at", date(at)] });

@@ -11,7 +11,7 @@ use crate::{
         Change, KeyStore, Result, Write,
         mongo::{
             Mongo, Shared,
-            audit::outbox::Owner,
+            audit::outbox::OutboxOwner,
             driver::{
                 codec::{Fields, before, count, encode},
                 error::MongoError,
@@ -63,13 +63,13 @@ impl Shared {
         event: Event,
     ) -> Result<Write, MongoError> {
         let Some(before) = before(keyset.revision) else { return Ok(Write::Stale) };
-        let deed = self.deed([event])?;
+        let audited = self.audited_change([event])?;
         // There is none of revision 0: the first one is inserted, unless there is one, which then
         // has its `_id`.
         let filter = doc! { "_id": KEYSET, "revision": count(before) };
-        let set = doc! { "revision": count(keyset.revision), "keyset": encode("keyset", keyset)?, "op": deed.operation() };
-        let owner = Owner { collection: SIGNING_KEYS, id: KEYSET.into() };
-        let update = doc! { "$set": set, "$push": { "outbox": deed.push(&owner) } };
+        let set = doc! { "revision": count(keyset.revision), "keyset": encode("keyset", keyset)?, "op": audited.operation() };
+        let owner = OutboxOwner { collection: SIGNING_KEYS, id: KEYSET.into() };
+        let update = doc! { "$set": set, "$push": { "outbox": audited.push(&owner) } };
         let (keys, first) = (self.connection.collection(SIGNING_KEYS), before == 0);
         match self
             .connection
@@ -87,7 +87,7 @@ impl Shared {
                 }
             }
         }
-        self.record_heard(deed, owner, vec![Change::Keyset(Arc::new(keyset.clone()))]).await?;
+        self.record_heard(audited, owner, vec![Change::Keyset(Arc::new(keyset.clone()))]).await?;
         Ok(Write::Done)
     }
 }

@@ -20,7 +20,7 @@ use crate::{
         Change, Follower, Result, RevocationStore, Snapshot,
         mongo::{
             Mongo, Shared,
-            audit::outbox::{Deed, Owner},
+            audit::outbox::{AuditedChange, OutboxOwner},
             driver::{
                 codec::{Fields, date},
                 error::MongoError,
@@ -78,22 +78,22 @@ impl Shared {
         revocation: Revocation,
         event: Event,
     ) -> Result<(), MongoError> {
-        let deed = self.deed([event])?;
+        let audited = self.audited_change([event])?;
         match revocation.revoked {
-            Revoked::Token(_) => self.remember(revocation, deed).await,
+            Revoked::Token(_) => self.remember(revocation, audited).await,
             Revoked::Family(id) => {
-                let update = end(id, &deed, None, revocation.until);
-                self.end(id, update, revocation, deed).await
+                let update = end(id, &audited, None, revocation.until);
+                self.end(id, update, revocation, audited).await
             }
         }
     }
 
     pub(super) async fn raise_epoch(&self, of: &EpochOf, event: Event) -> Result<u64, MongoError> {
-        let deed = self.deed([event])?;
+        let audited = self.audited_change([event])?;
         let (collection, id, field) = place_of(of);
-        let owner = Owner { collection, id: id.clone().into() };
-        let outbox = deed.push(&owner);
-        let mut update = doc! { "$inc": { field: 1_i64 }, "$set": { "op": deed.operation() }, "$push": { "outbox": outbox } };
+        let owner = OutboxOwner { collection, id: id.clone().into() };
+        let outbox = audited.push(&owner);
+        let mut update = doc! { "$inc": { field: 1_i64 }, "$set": { "op": audited.operation() }, "$push": { "outbox": outbox } };
         if collection == CLIENTS {
             // A client that is not there has an epoch all the same: whoever takes its name begins
             // behind it.
@@ -101,12 +101,12 @@ impl Shared {
         }
         let found = self.upsert(collection, doc! { "_id": id }, update).await?;
         let value = Fields::of("epoch", &found).count(field)?;
-        self.record_heard(deed, owner, vec![Change::Epoch(of.clone(), value)]).await?;
+        self.record_heard(audited, owner, vec![Change::Epoch(of.clone(), value)]).await?;
         Ok(value)
     }
 
     async fn sweep(&self, now: Timestamp, limit: usize) -> Result<usize, MongoError> {
-        self.settle.flush().await;
+        self.cleaner.flush().await;
         self.saw(now);
         let mut gone =
             delete_some(&self.connection, REVOCATIONS, over("until", now, doc! {}), limit).await?;
@@ -125,18 +125,18 @@ impl Shared {
     pub(super) async fn remember(
         &self,
         revocation: Revocation,
-        deed: Deed,
+        audited: AuditedChange,
     ) -> Result<(), MongoError> {
-        let owner = Owner { collection: REVOCATIONS, id: key_of(revocation.revoked).into() };
+        let owner = OutboxOwner { collection: REVOCATIONS, id: key_of(revocation.revoked).into() };
         let update = doc! {
             "$max": { "until": date(revocation.until) },
-            "$set": { "op": deed.operation() },
-            "$push": { "outbox": deed.push(&owner) },
+            "$set": { "op": audited.operation() },
+            "$push": { "outbox": audited.push(&owner) },
         };
         let found = self.upsert(REVOCATIONS, doc! { "_id": owner.id.clone() }, update).await?;
         let revocation =
             Revocation { until: Fields::of("revocation", &found).time("until")?, ..revocation };
-        self.record_heard(deed, owner, vec![Change::Revoked(revocation)]).await
+        self.record_heard(audited, owner, vec![Change::Revoked(revocation)]).await
     }
 
     /// The same without a record and without telling: it was told when the family was ended.

@@ -24,7 +24,7 @@ use crate::{
         Change, Last, Rotate, Rotation, Verdict,
         mongo::{
             Shared,
-            audit::outbox::Deed,
+            audit::outbox::AuditedChange,
             driver::{
                 codec::{Fields, date, uuid},
                 connection::pause,
@@ -42,7 +42,7 @@ const UNSETTLED: Duration = Duration::from_millis(100);
 /// Outcome of a caller's turn at a family.
 enum Turned {
     /// Its token was spent, or given again: the family as it is now, and the record that is due.
-    Given(Verdict, Arc<Document>, Deed),
+    Given(Verdict, Arc<Document>, AuditedChange),
     /// Neither: the family as it was found after this call began.
     Found(Option<Arc<Document>>),
 }
@@ -81,10 +81,10 @@ impl Shared {
         let mut attempts = 0;
         while attempts < ATTEMPTS {
             let found = match self.take_turn(call).await? {
-                Turned::Given(verdict, found, deed) => {
-                    let entry = deed.entries.first().map(|entry| entry.id);
+                Turned::Given(verdict, found, audited) => {
+                    let entry = audited.entries.first().map(|entry| entry.id);
                     let family = decoded(&found)?;
-                    self.record(deed, owner(call.rotate.family)).await?;
+                    self.record(audited, owner(call.rotate.family)).await?;
                     let given = if verdict == Verdict::Rotate {
                         Rotation::Rotated
                     } else {
@@ -133,9 +133,10 @@ impl Shared {
             return Err(MongoError::Timeout(self.connection.deadline()));
         }
         let Some(remember) = rotate.remember else { return Ok(Some(Rotation::Unended(verdict))) };
-        let deed = self.deed([rotate.event(verdict, call.stamp, call.jti, Some(&family))])?;
+        let audited =
+            self.audited_change([rotate.event(verdict, call.stamp, call.jti, Some(&family))])?;
         let until = rotate.now + remember;
-        let update = end(rotate.family, &deed, Some(rotate.now), until);
+        let update = end(rotate.family, &audited, Some(rotate.now), until);
         let filter = doc! {
             "_id": uuid(rotate.family.0),
             "generation": i64::from(family.generation),
@@ -147,7 +148,7 @@ impl Shared {
             revoked: Revoked::Family(rotate.family),
             until: ended_until(&found)?.unwrap_or(until),
         };
-        self.record_heard(deed, owner(rotate.family), vec![Change::Revoked(revocation)]).await?;
+        self.record_heard(audited, owner(rotate.family), vec![Change::Revoked(revocation)]).await?;
         Ok(Some(if verdict == Verdict::Shared {
             Rotation::Shared(family)
         } else {
@@ -187,17 +188,17 @@ impl Shared {
             _ if rotate.presented < u32::MAX && !is_gone => self.spend(call).await?,
             _ => None,
         };
-        if let Some((verdict, found, deed)) = given {
+        if let Some((verdict, found, audited)) = given {
             look.found(before, Some(found.clone()));
-            return Ok(Turned::Given(verdict, found, deed));
+            return Ok(Turned::Given(verdict, found, audited));
         }
         let found = look.find(self.as_kept(rotate.family)).await?;
         let judged = self.judge(rotate, found.as_deref())?;
         if judged.verdict == Verdict::Repeat {
             let before = look.before();
-            if let Some((verdict, found, deed)) = self.repeat(call, &judged).await? {
+            if let Some((verdict, found, audited)) = self.repeat(call, &judged).await? {
                 look.found(before, Some(found.clone()));
-                return Ok(Turned::Given(verdict, found, deed));
+                return Ok(Turned::Given(verdict, found, audited));
             }
         }
         Ok(Turned::Found(found))
@@ -208,11 +209,13 @@ impl Shared {
     async fn spend(
         &self,
         call: &Presented<'_>,
-    ) -> Result<Option<(Verdict, Arc<Document>, Deed)>, MongoError> {
+    ) -> Result<Option<(Verdict, Arc<Document>, AuditedChange)>, MongoError> {
         let Presented { rotate, stamp, jti, caller } = call;
-        let deed = self.deed([rotate.event(Verdict::Rotate, stamp, jti, None)])?.awaited_by(caller);
-        let found = self.change_family(current(rotate), rotated(rotate, stamp, &deed)).await?;
-        Ok(found.map(|found| (Verdict::Rotate, Arc::new(found), deed)))
+        let audited = self
+            .audited_change([rotate.event(Verdict::Rotate, stamp, jti, None)])?
+            .awaited_by(caller);
+        let found = self.change_family(current(rotate), rotated(rotate, stamp, &audited)).await?;
+        Ok(found.map(|found| (Verdict::Rotate, Arc::new(found), audited)))
     }
 
     /// Gives the successor again, if no other call was given it since this was judged.
@@ -220,11 +223,11 @@ impl Shared {
         &self,
         call: &Presented<'_>,
         judged: &Judged,
-    ) -> Result<Option<(Verdict, Arc<Document>, Deed)>, MongoError> {
+    ) -> Result<Option<(Verdict, Arc<Document>, AuditedChange)>, MongoError> {
         let Presented { rotate, stamp, jti, caller } = call;
         let Some(family) = &judged.family else { return Ok(None) };
-        let deed = self
-            .deed([rotate.event(Verdict::Repeat, stamp, jti, Some(family))])?
+        let audited = self
+            .audited_change([rotate.event(Verdict::Repeat, stamp, jti, Some(family))])?
             .awaited_by(caller);
         let is_late = !rotate.is_in_grace(judged.last);
         let mut filter = doc! {
@@ -250,13 +253,13 @@ impl Shared {
                 "generation": i64::from(family.generation),
                 // The grace begins with the rotation; anew, where no caller was answered in it.
                 "at": date(if is_late { rotate.agreed } else { judged.last.at }),
-                "unanswered": { "$concatArrays": [kept, marks(&deed)] },
+                "unanswered": { "$concatArrays": [kept, marks(&audited)] },
             },
-            "op": deed.operation(),
-            "outbox": deed.concatenated(&owner(rotate.family)),
+            "op": audited.operation(),
+            "outbox": audited.concatenated(&owner(rotate.family)),
         } }];
         let found = self.change_family(filter, update).await?;
-        Ok(found.map(|found| (Verdict::Repeat, Arc::new(found), deed)))
+        Ok(found.map(|found| (Verdict::Repeat, Arc::new(found), audited)))
     }
 
     /// The verdict on what was found.
@@ -283,7 +286,7 @@ impl Shared {
         }
         let marks = fields.uuids("unanswered")?;
         let unanswered =
-            marks.into_iter().filter(|entry| !self.settle.was_answered(*entry)).count();
+            marks.into_iter().filter(|entry| !self.cleaner.was_answered(*entry)).count();
         Ok((
             Last {
                 at: fields.time("at")?,
@@ -295,8 +298,8 @@ impl Shared {
 }
 
 /// The mark of a call that is on its way.
-fn marks(deed: &Deed) -> Bson {
-    deed.entries.first().map(|entry| uuid(entry.id)).into_iter().collect::<Vec<_>>().into()
+fn marks(audited: &AuditedChange) -> Bson {
+    audited.entries.first().map(|entry| uuid(entry.id)).into_iter().collect::<Vec<_>>().into()
 }
 
 /// Whether the current generation was answered more than once, as an expression. An answer that
@@ -323,7 +326,7 @@ fn current(rotate: &Rotate) -> Document {
     }
 }
 
-fn rotated(rotate: &Rotate, stamp: &Stamp, deed: &Deed) -> Vec<Document> {
+fn rotated(rotate: &Rotate, stamp: &Stamp, audited: &AuditedChange) -> Vec<Document> {
     let (now, next) = (date(rotate.now), i64::from(rotate.presented.saturating_add(1)));
     vec![doc! { "$set": {
         "generation": next,
@@ -339,10 +342,10 @@ fn rotated(rotate: &Rotate, stamp: &Stamp, deed: &Deed) -> Vec<Document> {
             "at": date(rotate.agreed),
             // The entry goes out of the outbox, whoever records it; this stays until the caller was
             // answered.
-            "unanswered": marks(deed),
+            "unanswered": marks(audited),
         },
         "ends_at": { "$min": ["$expires_at", { "$add": [now, "$idle_ms"] }] },
-        "op": deed.operation(),
-        "outbox": deed.concatenated(&owner(rotate.family)),
+        "op": audited.operation(),
+        "outbox": audited.concatenated(&owner(rotate.family)),
     } }]
 }
