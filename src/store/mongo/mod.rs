@@ -38,7 +38,7 @@ use self::{
         outbox::{AuditedChange, Entry, OutboxOwner},
         outbox_cleaner::OutboxCleaner,
         records::{self, End},
-        recovery::{LOOK, Recovery},
+        recovery::{self, Recovery},
     },
     collections::{coalesce::Turns, counters::Counted},
     driver::{
@@ -176,7 +176,7 @@ impl Mongo {
         let mut recovery = Recovery::default();
         // Before any change of this life: what is there now and bears this node's name is of an
         // earlier one.
-        recovery.look(&store.shared, true).await?;
+        recovery.run(&store.shared, true).await?;
         store.keep_house(recovery);
         Ok(store)
     }
@@ -227,11 +227,11 @@ impl Mongo {
         let shared = self.shared.clone();
         tokio::spawn(async move {
             loop {
-                pause(LOOK).await;
+                pause(recovery::INTERVAL).await;
                 if shared.connection.is_closed() {
                     return;
                 }
-                if let Err(fault) = recovery.look(&shared, false).await {
+                if let Err(fault) = recovery.run(&shared, false).await {
                     tracing::warn!(%fault, "cannot look for events left behind");
                 }
             }

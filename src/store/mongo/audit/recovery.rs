@@ -38,21 +38,21 @@ use crate::{
 };
 
 /// Between two looks: longer than any caller waits for a record.
-pub(crate) const LOOK: Duration = Duration::from_secs(30);
+pub(crate) const INTERVAL: Duration = Duration::from_secs(30);
 /// Documents read at once, and those with events that were left behind that one look takes.
-const TURN: usize = 1_000;
+const PAGE_DOCUMENTS: usize = 1_000;
 /// Records of one document's forged entries: one document may hold a million.
-const RECORDS: usize = 16;
+const FORGED_RECORDS_MAX: usize = 16;
 /// Documents with forged entries that one look mends, and as many that it only reports.
-const FORGED: usize = 100;
+const FORGED_DOCUMENTS_MAX: usize = 100;
 /// Documents that were reported and cannot be mended. Others without an `_id` that can be read are
 /// then not reported.
-const REPORTED: usize = 10_000;
+const REPORTED_MAX: usize = 10_000;
 /// Characters of a document's `_id` in a report.
-const NAME: usize = 128;
+const NAME_CHARS_MAX: usize = 128;
 
 /// An event in an outbox.
-struct Left {
+struct OrphanedEntry {
     owner: OutboxOwner,
     header: EntryHeader,
     entry: Entry,
@@ -61,7 +61,7 @@ struct Left {
 /// The content of outboxes.
 #[derive(Default)]
 struct Found {
-    left: Vec<Left>,
+    orphans: Vec<OrphanedEntry>,
     forged: Vec<Forged>,
 }
 
@@ -71,63 +71,67 @@ struct Forged {
     /// Its `_id` in a few words.
     name: String,
     /// Its `_id` cannot be read, so that no write finds it.
-    is_lost: bool,
+    has_unreadable_id: bool,
     entries: usize,
     /// Bytes of the outbox.
     size: usize,
     /// Identifier and MAC of each entry that a node made.
-    ours: Vec<Document>,
+    authentic: Vec<Document>,
 }
 
 /// What was seen at the last look.
 #[derive(Default)]
 pub(crate) struct Recovery {
     /// Each with who found it before.
-    seen: HashSet<(Uuid, Option<Uuid>)>,
+    previous: HashSet<(Uuid, Option<Uuid>)>,
     /// Documents that could not be mended.
     reported: HashSet<(&'static str, String)>,
 }
 
 impl Recovery {
-    /// One look. At `once`, what this node itself left behind in an earlier life does not wait for
+    /// One look. At `is_startup`, what this node itself left behind in an earlier life does not wait for
     /// a second look.
-    pub(crate) async fn look(&mut self, shared: &Shared, once: bool) -> Result<(), MongoError> {
+    pub(crate) async fn run(
+        &mut self,
+        shared: &Shared,
+        is_startup: bool,
+    ) -> Result<(), MongoError> {
         let mut found = HashSet::new();
         for collection in WITH_OUTBOX {
-            let Found { left, forged } = self.find(shared, collection).await?;
+            let Found { orphans, forged } = self.find_orphans(shared, collection).await?;
             for forged in forged {
-                if let Err(fault) = self.refuse(shared, forged).await {
+                if let Err(fault) = self.reject_forged(shared, forged).await {
                     tracing::error!(%fault, collection, "a forged outbox entry cannot be taken out \
                                                          yet");
                 }
             }
-            for left in left {
+            for orphan in orphans {
                 let (id, claim) =
-                    (left.header.id, left.header.claim.as_ref().map(|claim| claim.id));
+                    (orphan.header.id, orphan.header.claim.as_ref().map(|claim| claim.id));
                 found.insert((id, claim));
-                let own = once && left.header.node == shared.node.name.as_ref();
+                let is_own = is_startup && orphan.header.node == shared.node.name.as_ref();
                 // What waits in this node's own chain will be there: it is not put there twice.
-                if !(own || self.seen.contains(&(id, claim))) || shared.chain.holds(id) {
+                if !(is_own || self.previous.contains(&(id, claim))) || shared.chain.holds(id) {
                     continue;
                 }
                 // One that cannot be recorded does not stand in the way of the others, and is tried
                 // again at the next look.
-                if let Err(fault) = recover(shared, left).await {
+                if let Err(fault) = recover(shared, orphan).await {
                     tracing::error!(%fault, collection, "an audit event that was left behind \
                                                          cannot be recorded yet");
                 }
             }
         }
-        self.seen = found;
+        self.previous = found;
         Ok(())
     }
 
     /// Takes out what no node put there, and reports it. Of several nodes that find it, the one
     /// that takes it out does.
-    async fn refuse(&mut self, shared: &Shared, forged: Forged) -> Result<(), MongoError> {
+    async fn reject_forged(&mut self, shared: &Shared, forged: Forged) -> Result<(), MongoError> {
         let Forged { owner, name, entries, .. } = &forged;
-        let is_taken_out = match forged.take_out(shared).await? {
-            Outcome::TakenOut => true,
+        let is_taken_out = match forged.remove(shared).await? {
+            Outcome::Removed => true,
             Outcome::NotFound => false,
             Outcome::Changed => return Ok(()),
         };
@@ -148,7 +152,7 @@ impl Recovery {
         if !is_taken_out {
             self.reported.insert((owner.collection, name.clone()));
         }
-        for _ in 0..(*entries).min(RECORDS) {
+        for _ in 0..(*entries).min(FORGED_RECORDS_MAX) {
             shared
                 .append(Stamp::internal(now).refused(
                     Action::EntryRefused,
@@ -162,28 +166,36 @@ impl Recovery {
 
     /// Reads on until so many documents have an entry of a node's: those without do not keep them
     /// from being found.
-    async fn find(&self, shared: &Shared, collection: &'static str) -> Result<Found, MongoError> {
+    async fn find_orphans(
+        &self,
+        shared: &Shared,
+        collection: &'static str,
+    ) -> Result<Found, MongoError> {
         let owners = shared.connection.collection(collection).clone_with_type::<RawDocumentBuf>();
-        let look = async move {
+        let query = async move {
             let found = owners.find(doc! { "outbox.id": { "$exists": true } }).hint(outbox_hint());
-            Ok(found.projection(doc! { "outbox": 1 }).batch_size(TURN as u32).await?)
+            Ok(found.projection(doc! { "outbox": 1 }).batch_size(PAGE_DOCUMENTS as u32).await?)
         };
-        let mut cursor = shared.connection.call(look).await?;
-        let (mut all, mut with_left) = (Found::default(), 0);
-        while with_left < TURN {
-            let (rest, page) = shared.connection.call(page(cursor)).await?;
+        let mut cursor = shared.connection.call(query).await?;
+        let (mut all, mut with_orphans) = (Found::default(), 0);
+        while with_orphans < PAGE_DOCUMENTS {
+            let (rest, page) = shared.connection.call(read_page(cursor)).await?;
             for raw in &page {
-                let Found { left, forged } = read(shared, collection, raw);
-                with_left += usize::from(!left.is_empty());
-                all.left.extend(left);
-                if let Some(forged) = forged.into_iter().find(|forged| self.is_news(forged))
-                    && all.forged.iter().filter(|other| other.is_lost == forged.is_lost).count()
-                        < FORGED
+                let Found { orphans, forged } = read_outbox(shared, collection, raw);
+                with_orphans += usize::from(!orphans.is_empty());
+                all.orphans.extend(orphans);
+                if let Some(forged) = forged.into_iter().find(|forged| self.is_unreported(forged))
+                    && all
+                        .forged
+                        .iter()
+                        .filter(|other| other.has_unreadable_id == forged.has_unreadable_id)
+                        .count()
+                        < FORGED_DOCUMENTS_MAX
                 {
                     all.forged.push(forged);
                 }
             }
-            if page.len() < TURN {
+            if page.len() < PAGE_DOCUMENTS {
                 break;
             }
             cursor = rest;
@@ -191,15 +203,15 @@ impl Recovery {
         Ok(all)
     }
 
-    fn is_news(&self, forged: &Forged) -> bool {
-        let is_too_many = forged.is_lost && self.reported.len() >= REPORTED;
+    fn is_unreported(&self, forged: &Forged) -> bool {
+        let is_too_many = forged.has_unreadable_id && self.reported.len() >= REPORTED_MAX;
         !is_too_many && !self.reported.contains(&(forged.owner.collection, forged.name.clone()))
     }
 }
 
 /// Outcome of taking out what no node put into an outbox.
 enum Outcome {
-    TakenOut,
+    Removed,
     /// Another write came before: another node did it, or the next look will.
     Changed,
     /// The document cannot be found by its `_id`.
@@ -210,21 +222,22 @@ impl Forged {
     /// Leaves the entries of nodes. What cannot be read can be named neither by its content nor by
     /// its identifier, so an outbox that has changed since it was read stays as it is until the
     /// next look: an event may have come in.
-    async fn take_out(&self, shared: &Shared) -> Result<Outcome, MongoError> {
-        if self.is_lost {
+    async fn remove(&self, shared: &Shared) -> Result<Outcome, MongoError> {
+        if self.has_unreadable_id {
             return Ok(Outcome::NotFound);
         }
-        let (ours, key) = (
-            doc! { "$literal": self.ours.clone() },
+        let (authentic, key) = (
+            doc! { "$literal": self.authentic.clone() },
             doc! { "id": "$$this.id", "mac": "$$this.mac" },
         );
         // As a field of a document, the list has a head, a name and an end.
         let size = count(self.size as u64 + 8);
         let is_as_it_was = doc! { "$and": [
             { "$eq": [{ "$bsonSize": { "o": "$outbox" } }, size] },
-            { "$setIsSubset": [ours.clone(), { "$map": { "input": "$outbox", "in": key.clone() } }] },
+            { "$setIsSubset": [authentic.clone(), { "$map": { "input": "$outbox", "in": key.clone() } }] },
         ] };
-        let others = doc! { "$filter": { "input": "$outbox", "cond": { "$in": [key, ours] } } };
+        let others =
+            doc! { "$filter": { "input": "$outbox", "cond": { "$in": [key, authentic] } } };
         let kept = doc! { "$cond": [is_as_it_was, others, "$outbox"] };
         let update = vec![
             doc! { "$set": { "outbox": { "$cond": [{ "$isArray": "$outbox" }, kept, "$$REMOVE"] } } },
@@ -240,16 +253,16 @@ impl Forged {
         Ok(match (written.matched_count, written.modified_count) {
             (0, _) => Outcome::NotFound,
             (_, 0) => Outcome::Changed,
-            _ => Outcome::TakenOut,
+            _ => Outcome::Removed,
         })
     }
 }
 
-async fn page(
+async fn read_page(
     mut cursor: Cursor<RawDocumentBuf>,
 ) -> Result<(Cursor<RawDocumentBuf>, Vec<RawDocumentBuf>), MongoError> {
     let mut page = Vec::new();
-    while page.len() < TURN
+    while page.len() < PAGE_DOCUMENTS
         && let Some(raw) = cursor.try_next().await?
     {
         page.push(raw);
@@ -258,7 +271,7 @@ async fn page(
 }
 
 /// Reads the outbox of a document.
-fn read(shared: &Shared, collection: &'static str, raw: &RawDocument) -> Found {
+fn read_outbox(shared: &Shared, collection: &'static str, raw: &RawDocument) -> Found {
     let field = |name: &str| {
         let mut fields = raw.iter_elements().map_while(Result::ok);
         fields.find(|field| field.key().as_str() == name)
@@ -266,65 +279,65 @@ fn read(shared: &Shared, collection: &'static str, raw: &RawDocument) -> Found {
     let id = lenient(raw).remove("_id");
     let lossy = field("_id").and_then(|id| id.value_utf8_lossy().ok());
     let name = match (&id, &lossy) {
-        (Some(id), _) => named(id),
-        (None, Some(RawBson::String(lossy))) => named(&lossy.as_str().into()),
-        (None, lossy) => named(&format!("{lossy:?}").into()),
+        (Some(id), _) => short_id(id),
+        (None, Some(RawBson::String(lossy))) => short_id(&lossy.as_str().into()),
+        (None, lossy) => short_id(&format!("{lossy:?}").into()),
     };
-    let is_lost = id.is_none();
+    let has_unreadable_id = id.is_none();
     let owner = OutboxOwner { collection, id: id.unwrap_or_default() };
     let mut found = Found::default();
-    let (mut entries, mut size, mut ours) = (1, 0, Vec::new());
+    let (mut entries, mut size, mut authentic) = (1, 0, Vec::new());
     if let Some(Ok(RawBsonRef::Array(list))) = field("outbox").map(|outbox| outbox.value()) {
         (entries, size) = (0, list.as_bytes().len());
         for entry in elements(list) {
             match entry
                 .as_ref()
                 .and_then(Bson::as_document)
-                .and_then(|entry| made_by_a_node(shared, &owner, entry))
+                .and_then(|entry| authentic_entry(shared, &owner, entry))
             {
-                Some((left, key)) => {
-                    found.left.push(left);
-                    ours.push(key);
+                Some((orphan, key)) => {
+                    found.orphans.push(orphan);
+                    authentic.push(key);
                 }
                 None => entries += 1,
             }
         }
     }
     if entries > 0 {
-        found.forged.push(Forged { owner, name, is_lost, entries, size, ours });
+        found.forged.push(Forged { owner, name, has_unreadable_id, entries, size, authentic });
     }
     found
 }
 
 /// An entry that a node put there, with its identifier and MAC; `None` for any other.
-fn made_by_a_node(
+fn authentic_entry(
     shared: &Shared,
     owner: &OutboxOwner,
     entry: &Document,
-) -> Option<(Left, Document)> {
+) -> Option<(OrphanedEntry, Document)> {
     let header = EntryHeader::read(entry).ok()?;
     let event = Entry::with_id(header.id, Fields::of("outbox", entry).part("event").ok()?).ok()?;
     let is_authentic = header.is_authentic(&shared.node.key, owner, &event.body, entry);
     let key = doc! { "id": uuid(header.id), "mac": entry.get("mac").cloned().unwrap_or_default() };
-    is_authentic.then(|| (Left { owner: owner.clone(), header, entry: event }, key))
+    is_authentic.then(|| (OrphanedEntry { owner: owner.clone(), header, entry: event }, key))
 }
 
 /// An `_id` in a few words, whatever was put there.
-fn named(id: &Bson) -> String {
+fn short_id(id: &Bson) -> String {
     let text = id.as_str().map(str::to_owned).or_else(|| as_uuid(id).map(|id| id.to_string()));
     let text = text.unwrap_or_else(|| id.to_string());
-    text.chars().take(NAME).collect()
+    text.chars().take(NAME_CHARS_MAX).collect()
 }
 
 /// The record of an entry, sealed by a node, whichever chain it is in: an entry that was taken out
 /// after another node had recorded it may be put back with its MAC, by who kept a copy. It is found
 /// by its time, which is the same in each, and preferred in the chain of the node that is to record
 /// it. A record that came with an import names no entry: there the event tells.
-async fn recorded(
+async fn find_record(
     shared: &Shared,
     header: &EntryHeader,
     event: &Event,
-) -> Result<Option<Recorded>, MongoError> {
+) -> Result<Option<ExistingRecord>, MongoError> {
     let none = Uuid::nil();
     let filter =
         doc! { "event.at": event.at.millis(), "entry": { "$in": [uuid(header.id), uuid(none)] } };
@@ -333,52 +346,56 @@ async fn recorded(
         Ok(logs.find(filter).await?.map_ok(|raw| lenient(&raw)).try_collect::<Vec<_>>().await?)
     };
     let found = shared.connection.within(crate::store::mongo::LONG, read).await?;
-    let ours =
+    let authentic =
         found.iter().filter(|found| sealed(found).is_ok_and(|head| shared.node.key.check(&head)));
-    let of_it = ours.filter_map(|found| {
+    let of_entry = authentic.filter_map(|found| {
         let (record, entry) =
             (decoded(found).ok()?, Fields::of("audit record", found).uuid("entry").ok()?);
-        let is_it = entry == header.id || Event { recovered_from: None, ..record.event } == *event;
+        let is_of_entry =
+            entry == header.id || Event { recovered_from: None, ..record.event } == *event;
         let is_late = found.get_bool(LATE).unwrap_or(false);
-        is_it.then_some(Recorded {
+        is_of_entry.then_some(ExistingRecord {
             is_late,
             by_its_node: entry == header.id && *record.chain == *header.node,
         })
     });
-    Ok(of_it.max_by_key(|recorded| recorded.by_its_node))
+    Ok(of_entry.max_by_key(|recorded| recorded.by_its_node))
 }
 
 /// A record of an entry.
-struct Recorded {
+struct ExistingRecord {
     /// True if it is in the chain of the node that is to record it.
     by_its_node: bool,
     /// True if it came when its caller had been answered that the outcome is not known.
     is_late: bool,
 }
 
-async fn recover(shared: &Shared, left: Left) -> Result<(), MongoError> {
-    let Left { owner, header, entry } = left;
+async fn recover(shared: &Shared, orphan: OrphanedEntry) -> Result<(), MongoError> {
+    let OrphanedEntry { owner, header, entry } = orphan;
     // Its node may have appended it and not come to take it out.
-    let Some(recorded) = recorded(shared, &header, &entry.event).await? else {
+    let Some(recorded) = find_record(shared, &header, &entry.event).await? else {
         // Of two nodes that find it, the one whose claim is the next appends it.
         let claim = Claim { id: Uuid::now_v7(), from: header.origin().to_owned() };
         let (name, after) = (shared.node.name.as_ref().to_owned(), shared.chain.sequence());
-        let mine = EntryHeader { id: header.id, node: name, after, claim: Some(claim) };
-        let fields = mine.fields(&shared.node.key, &owner, &entry.body);
-        let mine: Document =
+        let claimed_header = EntryHeader { id: header.id, node: name, after, claim: Some(claim) };
+        let fields = claimed_header.fields(&shared.node.key, &owner, &entry.body);
+        let claimed_header: Document =
             fields.into_iter().map(|(field, value)| (format!("outbox.$.{field}"), value)).collect();
-        let theirs = doc! {
+        let found_header = doc! {
             "id": uuid(header.id),
             "node": &header.node,
             "after": count(header.after),
             "claim": header.claim.as_ref().map(|claim| uuid(claim.id)),
         };
-        let filter = doc! { "_id": owner.id.clone(), "outbox": { "$elemMatch": theirs } };
+        let filter = doc! { "_id": owner.id.clone(), "outbox": { "$elemMatch": found_header } };
         let owners = shared.connection.collection(owner.collection);
-        let claimed = shared
-            .connection
-            .call(async move { Ok(owners.update_one(filter, doc! { "$set": mine }).await?) })
-            .await?;
+        let claimed =
+            shared
+                .connection
+                .call(async move {
+                    Ok(owners.update_one(filter, doc! { "$set": claimed_header }).await?)
+                })
+                .await?;
         if claimed.matched_count == 0 {
             return Ok(());
         }
@@ -394,10 +411,10 @@ async fn recover(shared: &Shared, left: Left) -> Result<(), MongoError> {
     // By its own process, which in all likelihood answered its caller too, if that still waited.
     // Not so who claimed it; and what this process did itself it knows.
     let was_awaited = recorded.by_its_node && !recorded.is_late;
-    let is_anothers = header.node != shared.node.name.as_ref()
+    let from_other_process = header.node != shared.node.name.as_ref()
         || shared.chain.is_of_an_earlier_process(header.after);
     if header.claim.is_none()
-        && ((was_awaited && is_anothers) || shared.cleaner.was_answered(header.id))
+        && ((was_awaited && from_other_process) || shared.cleaner.was_answered(header.id))
     {
         shared.cleaner.answered(owner.clone(), header.id);
     }
