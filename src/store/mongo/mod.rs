@@ -33,11 +33,11 @@ use tokio::{sync::oneshot, time::timeout};
 use self::{
     admin::topology,
     audit::{
-        chain_writer::Chain,
+        chain_writer::ChainHandle,
         node_lease::{self, BEAT, Node},
         outbox::{AuditedChange, Entry, OutboxOwner},
         outbox_cleaner::OutboxCleaner,
-        records::{self, End},
+        records::{self, ChainTip},
         recovery::{self, Recovery},
     },
     collections::{coalesce::Turns, counters::Counted},
@@ -86,7 +86,7 @@ pub struct Mongo {
 struct Shared {
     connection: Arc<Connection>,
     node: Arc<Node>,
-    chain: Chain,
+    chain: ChainHandle,
     feed: Feed,
     cleaner: OutboxCleaner,
     counted: Counted,
@@ -151,10 +151,10 @@ impl Mongo {
         if schema::is_importing(&connection).await? {
             return Err(importing());
         }
-        let end = resume(&connection, &node, &key, before.as_ref()).await?;
+        let tip = resume(&connection, &node, &key, before.as_ref()).await?;
         let node = Arc::new(node);
         let cleaner = OutboxCleaner::start(connection.clone());
-        let chain = Chain::start(connection.clone(), node.clone(), key, end, cleaner.clone());
+        let chain = ChainHandle::start(connection.clone(), node.clone(), key, tip, cleaner.clone());
         let shared = Arc::new(Shared {
             connection,
             node,
@@ -246,18 +246,18 @@ async fn resume(
     node: &Node,
     key: &ChainKey,
     before: Option<&Document>,
-) -> Result<End, OpenError> {
+) -> Result<ChainTip, OpenError> {
     let name = &node.name;
     let noted = before.map(node_lease::head_of).transpose()?.flatten();
     let start = match &noted {
         Some(head) if !key.check(head) => {
             return Err(OpenError::MasterKey(format!("the head of the audit chain {name}")));
         }
-        Some(head) => End { sequence: head.sequence, hash: head.hash, ..End::START },
-        None => End::START,
+        Some(head) => ChainTip { sequence: head.sequence, hash: head.hash, ..ChainTip::GENESIS },
+        None => ChainTip::GENESIS,
     };
     let noted = start.sequence;
-    let last = records::newest(connection, name)
+    let last = records::last_record(connection, name)
         .await?
         .as_ref()
         .map(records::decoded)
@@ -268,11 +268,11 @@ async fn resume(
             "the audit chain {name} ends at {last} and was at {noted}"
         )));
     }
-    let end = records::last(connection, key, name, start).await?;
-    if end.sequence > 0 {
-        node.came_to(&end);
+    let tip = records::verify_tip(connection, key, name, start).await?;
+    if tip.sequence > 0 {
+        node.set_chain_tip(&tip);
     }
-    Ok(end)
+    Ok(tip)
 }
 
 /// What answers at the address.

@@ -435,13 +435,13 @@ impl Export {
         let mut after = doc! { "chain": "" };
         loop {
             let mut filter = doc! { "_id": { "$gt": after, "$lt": { "chain": {} } } };
-            filter.extend(records::placed());
+            filter.extend(records::has_position());
             let found = self.find(AUDIT_LOGS, filter, 1).await?;
             let Some(id) = found.first().and_then(|record| record.get_document("_id").ok()) else {
                 break;
             };
             let Ok(name) = id.get_str("chain") else { break };
-            after = records::beyond(name);
+            after = records::chain_end_id(name);
             names.insert(Arc::from(name));
         }
         Ok(names.into_iter().collect())
@@ -454,13 +454,13 @@ impl Export {
         after: u64,
         limit: usize,
     ) -> Result<Vec<Item>, MongoError> {
-        let mut found = self.find(AUDIT_LOGS, records::behind(chain, after), limit).await?;
+        let mut found = self.find(AUDIT_LOGS, records::records_after(chain, after), limit).await?;
         if found.is_empty() {
             let noted = self.find(NODES, doc! { "_id": chain.as_ref() }, 1).await?;
             let noted = noted.first().map(head_of).transpose()?.flatten();
             if noted.as_ref().is_some_and(|head| head.sequence > after) {
                 // Without a snapshot its node may have gone on just now.
-                found = self.find(AUDIT_LOGS, records::behind(chain, after), limit).await?;
+                found = self.find(AUDIT_LOGS, records::records_after(chain, after), limit).await?;
             }
             if found.is_empty() {
                 return Ok(vec![self.end(chain, after, noted).await?]);
@@ -484,7 +484,8 @@ impl Export {
         let wrong = |problem: String| {
             MongoError::malformed("export", format!("audit chain {chain}: {problem}"))
         };
-        let read = self.find(AUDIT_LOGS, doc! { "_id": records::place(chain, last) }, 1).await?;
+        let read =
+            self.find(AUDIT_LOGS, doc! { "_id": records::record_id(chain, last) }, 1).await?;
         let read = read.first().ok_or_else(|| wrong("its records are not there".to_owned()))?;
         let sealed = records::sealed(read)?;
         let key = self.key.as_ref();

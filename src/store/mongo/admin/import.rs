@@ -293,7 +293,8 @@ impl Import {
 
     /// The newest time of a chain that was taken in.
     async fn newest(&self, name: &str) -> Result<Timestamp, MongoError> {
-        let (logs, filter) = (self.connection.collection(AUDIT_LOGS), records::behind(name, 0));
+        let (logs, filter) =
+            (self.connection.collection(AUDIT_LOGS), records::records_after(name, 0));
         let newest = async move { Ok(logs.find_one(filter).sort(doc! { "event.at": -1 }).await?) };
         let found = self.connection.call(newest).await?;
         Ok(found

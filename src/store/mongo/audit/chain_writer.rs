@@ -25,7 +25,7 @@ use super::{
     node_lease::Node,
     outbox::{Entry, OutboxOwner},
     outbox_cleaner::OutboxCleaner,
-    records::{End, LATE, STRIDE, encoded, last, records, sealed},
+    records::{ChainTip, LATE_FIELD, PAGE_RECORDS, encoded, read_records, sealed, verify_tip},
 };
 use crate::{
     crypto::chain::{ChainKey, link},
@@ -39,18 +39,18 @@ use crate::{
 };
 
 /// Events on their way; more wait in their callers.
-const QUEUE: usize = 4_096;
+const QUEUE_MAX: usize = 4_096;
 /// Jobs in one command.
-const BATCH: usize = 512;
+const BATCH_MAX: usize = 512;
 /// How far a listener may lag behind.
-const LAG: usize = 1_024;
+const SUBSCRIBER_LAG_MAX: usize = 1_024;
 /// Between two attempts at a write that does not succeed.
-const PAUSE: Duration = Duration::from_millis(100);
+const RETRY_DELAY: Duration = Duration::from_millis(100);
 /// How long closing waits for what is on its way.
-const LAST: Duration = Duration::from_secs(5);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a write may be under way before who need not wait waits all the same.
-const SOON: Duration = Duration::from_millis(50);
+const SLOW_WRITE: Duration = Duration::from_millis(50);
 
 /// Events to be appended together.
 struct Job {
@@ -61,67 +61,75 @@ struct Job {
 }
 
 /// The way to the task that appends.
-pub(crate) struct Chain {
+pub(crate) struct ChainHandle {
     queue: ArcSwapOption<mpsc::Sender<Job>>,
     tail: broadcast::WeakSender<Option<Arc<Record>>>,
     state: Arc<State>,
     task: Mutex<Option<JoinHandle<()>>>,
     deadline: Duration,
     /// Where it was when this process began.
-    begin: u64,
+    start_sequence: u64,
 }
 
 /// What the task and its callers both see.
 struct State {
     sequence: AtomicU64,
     /// Whether the last write did not succeed at once.
-    struggles: AtomicBool,
+    is_retrying: AtomicBool,
     /// Since when a write is under way.
-    writing: Mutex<Option<Instant>>,
+    writing_since: Mutex<Option<Instant>>,
     /// The entries in the queue and under way, whether or not anybody still waits for them: they
     /// will be in the chain.
-    held: Mutex<HashSet<Uuid>>,
+    in_flight: Mutex<HashSet<Uuid>>,
 }
 
 impl State {
-    fn writing(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    fn writing_since(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.writing_since.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn held(&self) -> MutexGuard<'_, HashSet<Uuid>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn in_flight(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn let_go(&self, entries: &[Entry]) {
-        let mut held = self.held();
+    fn remove_in_flight(&self, entries: &[Entry]) {
+        let mut in_flight = self.in_flight();
         for entry in entries {
-            held.remove(&entry.id);
+            in_flight.remove(&entry.id);
         }
     }
 }
 
-impl Chain {
-    /// Starts the task, behind the record `end`.
+impl ChainHandle {
+    /// Starts the task, behind the record `tip`.
     pub(crate) fn start(
         connection: Arc<Connection>,
         node: Arc<Node>,
         key: ChainKey,
-        end: End,
+        tip: ChainTip,
         cleaner: OutboxCleaner,
     ) -> Self {
-        let (queue, jobs) = mpsc::channel(QUEUE);
-        let tail = broadcast::Sender::new(LAG);
+        let (queue, jobs) = mpsc::channel(QUEUE_MAX);
+        let tail = broadcast::Sender::new(SUBSCRIBER_LAG_MAX);
         let weak = tail.downgrade();
         let state = Arc::new(State {
-            sequence: AtomicU64::new(end.sequence),
-            struggles: AtomicBool::new(false),
-            writing: Mutex::default(),
-            held: Mutex::default(),
+            sequence: AtomicU64::new(tip.sequence),
+            is_retrying: AtomicBool::new(false),
+            writing_since: Mutex::default(),
+            in_flight: Mutex::default(),
         });
-        let (deadline, begin) = (connection.deadline(), end.sequence);
-        let writer = Writer { connection, node, key, end, cleaner, tail, state: state.clone() };
+        let (deadline, start_sequence) = (connection.deadline(), tip.sequence);
+        let writer =
+            ChainWriter { connection, node, key, tip, cleaner, tail, state: state.clone() };
         let task = Mutex::new(Some(tokio::spawn(writer.serve(jobs))));
-        Self { queue: ArcSwapOption::from_pointee(queue), tail: weak, state, task, deadline, begin }
+        Self {
+            queue: ArcSwapOption::from_pointee(queue),
+            tail: weak,
+            state,
+            task,
+            deadline,
+            start_sequence,
+        }
     }
 
     /// The last record that is kept.
@@ -131,8 +139,8 @@ impl Chain {
 
     /// Whether what came after this record, and is in the chain, was put there before this process
     /// began.
-    pub(super) fn is_of_an_earlier_process(&self, after: u64) -> bool {
-        after < self.begin
+    pub(super) fn is_from_earlier_process(&self, after: u64) -> bool {
+        after < self.start_sequence
     }
 
     /// Durable when it answers.
@@ -149,7 +157,7 @@ impl Chain {
             .map_err(|_| MongoError::Closed)?;
         let (reply, answer) = oneshot::channel();
         if owner.is_some() {
-            self.state.held().extend(entries.iter().map(|entry| entry.id));
+            self.state.in_flight().extend(entries.iter().map(|entry| entry.id));
         }
         place.send(Job { entries, owner, reply: Some(reply) });
         let left = self.deadline.saturating_sub(since.elapsed());
@@ -162,8 +170,8 @@ impl Chain {
     /// Answers before it is durable; while MongoDB does not take records at once, as
     /// [`Self::append`].
     pub(super) async fn append_soon(&self, entry: Entry) -> Result<(), MongoError> {
-        let slow = self.state.writing().is_some_and(|since| since.elapsed() > SOON);
-        if slow || self.state.struggles.load(SeqCst) {
+        let slow = self.state.writing_since().is_some_and(|since| since.elapsed() > SLOW_WRITE);
+        if slow || self.state.is_retrying.load(SeqCst) {
             return self.append(vec![entry], None).await;
         }
         let queue = self.queue.load_full().ok_or(MongoError::Closed)?;
@@ -175,16 +183,16 @@ impl Chain {
     }
 
     /// Whether this outbox entry is on its way into the chain.
-    pub(crate) fn holds(&self, entry: Uuid) -> bool {
-        self.state.held().contains(&entry)
+    pub(crate) fn is_in_flight(&self, entry: Uuid) -> bool {
+        self.state.in_flight().contains(&entry)
     }
 
-    pub(crate) fn tail(&self) -> broadcast::Receiver<Option<Arc<Record>>> {
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Option<Arc<Record>>> {
         self.tail.upgrade().map_or_else(|| broadcast::channel(1).1, |tail| tail.subscribe())
     }
 
     /// Where records are told; none once the store is closed.
-    pub(super) fn listeners(&self) -> Option<broadcast::Sender<Option<Arc<Record>>>> {
+    pub(super) fn subscribers(&self) -> Option<broadcast::Sender<Option<Arc<Record>>>> {
         self.tail.upgrade()
     }
 
@@ -195,7 +203,7 @@ impl Chain {
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(task) = task else { return false };
         let abort = task.abort_handle();
-        let ended = timeout(LAST, task).await.is_ok_and(|ended| ended.is_ok());
+        let ended = timeout(CLOSE_TIMEOUT, task).await.is_ok_and(|ended| ended.is_ok());
         if !ended {
             // It holds no driver future: those run in tasks of their own.
             abort.abort();
@@ -207,11 +215,11 @@ impl Chain {
     }
 }
 
-struct Writer {
+struct ChainWriter {
     connection: Arc<Connection>,
     node: Arc<Node>,
     key: ChainKey,
-    end: End,
+    tip: ChainTip,
     cleaner: OutboxCleaner,
     tail: broadcast::Sender<Option<Arc<Record>>>,
     state: Arc<State>,
@@ -219,22 +227,22 @@ struct Writer {
 
 /// A record, and how it is kept.
 #[derive(Clone)]
-struct Made {
+struct PreparedRecord {
     record: Arc<Record>,
     document: Document,
     /// Gone when no caller waits any more: see [`Entry::caller`].
     caller: Option<Weak<()>>,
 }
 
-impl Writer {
+impl ChainWriter {
     async fn serve(mut self, mut queue: mpsc::Receiver<Job>) {
-        let mut jobs = Vec::with_capacity(BATCH);
-        while queue.recv_many(&mut jobs, BATCH).await > 0 {
-            *self.state.writing() = Some(Instant::now());
+        let mut jobs = Vec::with_capacity(BATCH_MAX);
+        while queue.recv_many(&mut jobs, BATCH_MAX).await > 0 {
+            *self.state.writing_since() = Some(Instant::now());
             let written = self.write(&jobs).await;
-            *self.state.writing() = None;
+            *self.state.writing_since() = None;
             for job in jobs.drain(..) {
-                self.state.let_go(&job.entries);
+                self.state.remove_in_flight(&job.entries);
                 if let Some(reply) = job.reply {
                     // Who does not wait any more does not mind.
                     let _ = reply.send(written.clone());
@@ -248,34 +256,34 @@ impl Writer {
     }
 
     async fn write(&mut self, jobs: &[Job]) -> Result<(), MongoError> {
-        let (mut made, mut end) = self.make(jobs, &HashSet::new())?;
-        let mut again = false;
+        let (mut prepared, mut tip) = self.prepare(jobs, &HashSet::new())?;
+        let mut is_retry = false;
         loop {
-            match self.insert(&made, again).await {
+            match self.insert(&prepared, is_retry).await {
                 Ok(true) => break,
                 // Somebody else's records stand where ours should.
                 Ok(false) => match self.catch_up().await {
                     // What both this process and that one were to record, that one has.
-                    Ok(Some(there)) => (made, end) = self.make(jobs, &there)?,
+                    Ok(Some(there)) => (prepared, tip) = self.prepare(jobs, &there)?,
                     Ok(None) => {
                         self.connection.close_name_taken();
                         return Err(MongoError::NodeNameTaken);
                     }
-                    Err(fault) => self.struggle(fault).await?,
+                    Err(fault) => self.back_off(fault).await?,
                 },
-                Err(fault) => self.struggle(fault).await?,
+                Err(fault) => self.back_off(fault).await?,
             }
-            again = true;
+            is_retry = true;
         }
-        if self.state.struggles.swap(false, SeqCst) {
+        if self.state.is_retrying.swap(false, SeqCst) {
             tracing::info!("audit records are written again");
         }
-        self.state.sequence.store(end.sequence, SeqCst);
-        self.node.came_to(&end);
-        self.end = end;
-        for made in made {
+        self.state.sequence.store(tip.sequence, SeqCst);
+        self.node.set_chain_tip(&tip);
+        self.tip = tip;
+        for prepared in prepared {
             // Nobody may be listening.
-            let _ = self.tail.send(Some(made.record));
+            let _ = self.tail.send(Some(prepared.record));
         }
         Ok(())
     }
@@ -286,39 +294,47 @@ impl Writer {
         if !self.node.is_ours(&self.connection).await? {
             return Ok(None);
         }
-        let written = records(&self.connection, &self.node.name, self.end.sequence, STRIDE).await?;
+        let written =
+            read_records(&self.connection, &self.node.name, self.tip.sequence, PAGE_RECORDS)
+                .await?;
         let ours =
             written.iter().filter(|record| sealed(record).is_ok_and(|head| self.key.check(&head)));
         let there = ours
             .filter_map(|record| Fields::of("audit record", record).uuid("entry").ok())
             .collect();
-        self.end = last(&self.connection, &self.key, &self.node.name, self.end.clone()).await?;
+        self.tip =
+            verify_tip(&self.connection, &self.key, &self.node.name, self.tip.clone()).await?;
         Ok(Some(there))
     }
 
     /// Waits before the next attempt; the fault, if there shall be none.
-    async fn struggle(&self, fault: MongoError) -> Result<(), MongoError> {
+    async fn back_off(&self, fault: MongoError) -> Result<(), MongoError> {
         if self.connection.is_closed() {
             return Err(fault);
         }
-        if !self.state.struggles.swap(true, SeqCst) {
+        if !self.state.is_retrying.swap(true, SeqCst) {
             tracing::warn!(%fault, "audit records cannot be written, trying on");
         }
-        pause(PAUSE).await;
+        pause(RETRY_DELAY).await;
         Ok(())
     }
 
     /// The records, but for those that are there, and the end of the chain with them.
-    fn make(&self, jobs: &[Job], there: &HashSet<Uuid>) -> Result<(Vec<Made>, End), MongoError> {
-        let mut end = self.end.clone();
-        let mut made = Vec::new();
+    fn prepare(
+        &self,
+        jobs: &[Job],
+        there: &HashSet<Uuid>,
+    ) -> Result<(Vec<PreparedRecord>, ChainTip), MongoError> {
+        let mut tip = self.tip.clone();
+        let mut prepared = Vec::new();
         for entry in
             jobs.iter().flat_map(|job| &job.entries).filter(|entry| !there.contains(&entry.id))
         {
-            let sequence = end.sequence.saturating_add(1);
-            let hash = link(&end.hash, sequence, &self.node.name, &entry.body);
+            let sequence = tip.sequence.saturating_add(1);
+            let hash = link(&tip.hash, sequence, &self.node.name, &entry.body);
             let name = self.node.name.clone();
-            end = End { sequence, hash, newest: end.newest_with(&name, &entry.event) };
+            tip =
+                ChainTip { sequence, hash, newest_time: tip.newest_time_with(&name, &entry.event) };
             let record = Record {
                 chain: name.clone(),
                 sequence,
@@ -327,44 +343,68 @@ impl Writer {
                 hash,
             };
             let document = encoded(&record, entry.id, &self.key)?;
-            made.push(Made { record: Arc::new(record), document, caller: entry.caller.clone() });
+            prepared.push(PreparedRecord {
+                record: Arc::new(record),
+                document,
+                caller: entry.caller.clone(),
+            });
         }
-        Ok((made, end))
+        Ok((prepared, tip))
     }
 
     /// Notes of records that are kept that their callers were not answered in time.
-    async fn note_late(&self, late: impl Iterator<Item = &Made>) -> Result<(), MongoError> {
-        let ids: Vec<Bson> = late.filter_map(|made| made.document.get("_id").cloned()).collect();
+    async fn mark_late(
+        &self,
+        late: impl Iterator<Item = &PreparedRecord>,
+    ) -> Result<(), MongoError> {
+        let ids: Vec<Bson> =
+            late.filter_map(|prepared| prepared.document.get("_id").cloned()).collect();
         if ids.is_empty() {
             return Ok(());
         }
         let logs = self.connection.collection(AUDIT_LOGS);
         let late = doc! { "_id": { "$in": ids } };
         self.connection
-            .call(async move { Ok(logs.update_many(late, doc! { "$set": { LATE: true } }).await?) })
+            .call(async move {
+                Ok(logs.update_many(late, doc! { "$set": { LATE_FIELD: true } }).await?)
+            })
             .await
             .map(drop)
     }
 
     /// Whether all of them stand; false if others stand in their places.
-    async fn insert(&self, made: &[Made], again: bool) -> Result<bool, MongoError> {
+    async fn insert(
+        &self,
+        prepared: &[PreparedRecord],
+        is_retry: bool,
+    ) -> Result<bool, MongoError> {
         // An attempt may have been kept at any time since: after a failed one, nobody knows whether
         // the caller still waited.
-        let is_late = |made: &Made| made.caller.is_some() && (again || made.is_late());
-        let late: Vec<bool> = made.iter().map(is_late).collect();
-        let mut missing: Vec<Document> =
-            made.iter().zip(&late).map(|(made, late)| made.kept(*late)).collect();
-        if again {
-            let first = made.first().map_or(0, |made| made.record.sequence);
-            let there =
-                records(&self.connection, &self.node.name, first.saturating_sub(1), made.len())
-                    .await?;
-            for (found, made) in there.iter().zip(made) {
-                if Fields::of("audit record", found).hash("hash")? != made.record.hash {
+        let is_late = |prepared: &PreparedRecord| {
+            prepared.caller.is_some() && (is_retry || prepared.is_late())
+        };
+        let late: Vec<bool> = prepared.iter().map(is_late).collect();
+        let mut missing: Vec<Document> = prepared
+            .iter()
+            .zip(&late)
+            .map(|(prepared, late)| prepared.document_to_insert(*late))
+            .collect();
+        if is_retry {
+            let first = prepared.first().map_or(0, |prepared| prepared.record.sequence);
+            let there = read_records(
+                &self.connection,
+                &self.node.name,
+                first.saturating_sub(1),
+                prepared.len(),
+            )
+            .await?;
+            for (found, prepared) in there.iter().zip(prepared) {
+                if Fields::of("audit record", found).hash("hash")? != prepared.record.hash {
                     return Ok(false);
                 }
             }
-            self.note_late(made.iter().take(there.len()).filter(|made| is_late(made))).await?;
+            self.mark_late(prepared.iter().take(there.len()).filter(|prepared| is_late(prepared)))
+                .await?;
             missing.drain(..there.len().min(missing.len()));
         }
         if missing.is_empty() {
@@ -373,28 +413,29 @@ impl Writer {
         let logs = self.connection.collection(AUDIT_LOGS);
         self.connection.call(async move { Ok(logs.insert_many(missing).await?) }).await?;
         // It was under way when the caller gave up.
-        self.note_late(
-            made.iter()
+        self.mark_late(
+            prepared
+                .iter()
                 .zip(&late)
-                .filter(|(made, late)| !**late && made.is_late())
-                .map(|(made, _)| made),
+                .filter(|(prepared, late)| !**late && prepared.is_late())
+                .map(|(prepared, _)| prepared),
         )
         .await?;
         Ok(true)
     }
 }
 
-impl Made {
+impl PreparedRecord {
     /// Whether its caller has been told that the outcome is not known.
     fn is_late(&self) -> bool {
         self.caller.as_ref().is_some_and(|caller| caller.strong_count() == 0)
     }
 
     /// The document, as it is to be kept if it is written now.
-    fn kept(&self, late: bool) -> Document {
+    fn document_to_insert(&self, late: bool) -> Document {
         let mut document = self.document.clone();
         if late {
-            document.insert(LATE, true);
+            document.insert(LATE_FIELD, true);
         }
         document
     }

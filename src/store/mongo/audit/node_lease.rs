@@ -20,7 +20,7 @@ use mongodb::{
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::records::End;
+use super::records::ChainTip;
 use crate::{
     crypto::chain::{ChainKey, Claim, Head},
     model::Timestamp,
@@ -42,7 +42,7 @@ pub(crate) struct Node {
     pub(crate) name: Arc<str>,
     session: Uuid,
     pub(crate) key: ChainKey,
-    end: Mutex<End>,
+    chain_tip: Mutex<ChainTip>,
     /// The newest time that any verb acted on, and the newest that is kept.
     pub(crate) brought: AtomicI64,
     pub(crate) newest: AtomicI64,
@@ -94,7 +94,7 @@ impl Node {
             name: name.into(),
             session,
             key,
-            end: Mutex::new(End::START),
+            chain_tip: Mutex::new(ChainTip::GENESIS),
             brought: AtomicI64::new(newest.millis()),
             newest: AtomicI64::new(newest.millis()),
             common: AtomicI64::new(common.millis()),
@@ -120,9 +120,9 @@ impl Node {
     }
 
     /// The chain ends here now. The head in `nodes` follows with the next heartbeat.
-    pub(crate) fn came_to(&self, end: &End) {
-        self.newest.fetch_max(end.newest.millis(), SeqCst);
-        *self.end.lock().unwrap_or_else(PoisonError::into_inner) = end.clone();
+    pub(crate) fn came_to(&self, tip: &ChainTip) {
+        self.newest.fetch_max(tip.newest_time.millis(), SeqCst);
+        *self.chain_tip.lock().unwrap_or_else(PoisonError::into_inner) = tip.clone();
     }
 
     /// The chain takes no more records.
@@ -146,7 +146,7 @@ impl Node {
             beats.sent.drain(..surplus);
             beat
         };
-        let end = self.end.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let tip = self.chain_tip.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let newest = if closing {
             self.brought.load(SeqCst).max(self.newest.load(SeqCst))
         } else {
@@ -155,7 +155,7 @@ impl Node {
         let mut set = doc! { "beat": beat };
         let at = Timestamp::from_millis(self.common.load(SeqCst));
         let claim = if self.ended.load(SeqCst) { Claim::Closed } else { Claim::Open { at } };
-        set.extend(head(&self.key.seal(&self.name, end.sequence, end.hash, claim)));
+        set.extend(head(&self.key.seal(&self.name, tip.sequence, tip.hash, claim)));
         let (nodes, mut filter) = (connection.collection(NODES), self.filter());
         // One that comes late must not bring back an earlier head.
         filter.insert("beat", doc! { "$lt": beat });

@@ -10,7 +10,10 @@ use tokio::sync::broadcast;
 use super::{
     node_lease::{head_of, sealed_in},
     outbox::Entry,
-    records::{TIME, TIMELESS, beyond, decoded, newest, place, placed, records, sealed, shown},
+    records::{
+        TIME_FIELD, UNREADABLE_TIME, chain_end_id, decoded, has_position, last_record,
+        read_records, record_id, sealed, shown,
+    },
     remote_tail,
 };
 use crate::{
@@ -55,24 +58,27 @@ impl AuditStore for Mongo {
         limit: usize,
     ) -> Result<Vec<Record>> {
         let mut found: Vec<Record> = Vec::new();
-        if before.is_none_or(|before| before.at.millis() != TIMELESS) {
+        if before.is_none_or(|before| before.at.millis() != UNREADABLE_TIME) {
             // A list of times would be found by each of them.
             let number =
                 doc! { "$expr": { "$in": [{ "$type": "$event.at" }, ["long", "int", "double"]] } };
-            let mut query =
-                vec![placed(), query(filter), doc! { "event.at": { "$gte": i64::MIN } }, number];
-            query.extend(before.map(behind));
+            let mut query = vec![
+                has_position(),
+                query(filter),
+                doc! { "event.at": { "$gte": i64::MIN } },
+                number,
+            ];
+            query.extend(before.map(older_than));
             let newest_first = doc! { "event.at": -1, "_id": -1 };
             found = self.shown(query, newest_first, limit).await?;
         }
         let room = limit.saturating_sub(found.len());
         if room > 0 && filter.from.is_none() && filter.to.is_none() {
-            let mut query = vec![placed(), query(filter), timeless()];
-            let before = before.filter(|before| before.at.millis() == TIMELESS);
-            query
-                .extend(before.map(
-                    |before| doc! { "_id": { "$lt": place(&before.chain, before.sequence) } },
-                ));
+            let mut query = vec![has_position(), query(filter), has_unreadable_time()];
+            let before = before.filter(|before| before.at.millis() == UNREADABLE_TIME);
+            query.extend(before.map(
+                |before| doc! { "_id": { "$lt": record_id(&before.chain, before.sequence) } },
+            ));
             found.extend(self.shown(query, doc! { "_id": -1 }, room).await?);
         }
         Ok(found)
@@ -94,7 +100,7 @@ impl AuditStore for Mongo {
         while let Some(name) = self.next_name(after).await? {
             after = match String::from_utf8(name) {
                 Ok(name) => {
-                    let behind = beyond(&name);
+                    let behind = chain_end_id(&name);
                     names.insert(name.into());
                     behind
                 }
@@ -109,7 +115,7 @@ impl AuditStore for Mongo {
     }
 
     async fn chain(&self, name: &str, after: u64, limit: usize) -> Result<Vec<Record>> {
-        let found = records(&self.shared.connection, name, after, limit).await?;
+        let found = read_records(&self.shared.connection, name, after, limit).await?;
         Ok(found.iter().filter_map(shown).collect())
     }
 
@@ -117,8 +123,11 @@ impl AuditStore for Mongo {
         let noted = self.noted(chain).await?;
         // The noted head follows the chain at some distance. Behind it each record's own seal
         // counts; what is noted and not there was cut off.
-        let last =
-            newest(&self.shared.connection, chain).await?.as_ref().map(own_seal).transpose()?;
+        let last = last_record(&self.shared.connection, chain)
+            .await?
+            .as_ref()
+            .map(own_seal)
+            .transpose()?;
         Ok(match (noted, last) {
             (Some(noted), Some(last)) if last.sequence <= noted.sequence => Some(noted),
             (noted, last) => last.or(noted),
@@ -142,11 +151,14 @@ impl AuditStore for Mongo {
 
     async fn witnesses(&self, after: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
         let (mut after, mut room) = (
-            after.map_or_else(|| doc! { "chain": "" }, |after| place(&after.chain, after.sequence)),
+            after.map_or_else(
+                || doc! { "chain": "" },
+                |after| record_id(&after.chain, after.sequence),
+            ),
             limit,
         );
         loop {
-            let query = doc! { "$and": [placed(), doc! { "event.action": WITNESSES, "_id": { "$gt": after.clone() } }] };
+            let query = doc! { "$and": [has_position(), doc! { "event.action": WITNESSES, "_id": { "$gt": after.clone() } }] };
             let found = pages(
                 &self.shared.connection,
                 AUDIT_LOGS,
@@ -173,7 +185,7 @@ impl AuditStore for Mongo {
     }
 
     fn tail(&self) -> broadcast::Receiver<Option<Arc<Record>>> {
-        let records = self.shared.chain.tail();
+        let records = self.shared.chain.subscribe();
         remote_tail::listen(&self.shared);
         records
     }
@@ -227,7 +239,7 @@ impl Mongo {
     async fn next_name(&self, after: Document) -> Result<Option<Vec<u8>>, MongoError> {
         // Up to the `_id`s that begin otherwise.
         let mut filter = doc! { "_id": { "$gt": after, "$lt": { "chain": {} } } };
-        filter.extend(placed());
+        filter.extend(has_position());
         let logs =
             self.shared.connection.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>();
         let read = async move {
@@ -284,11 +296,11 @@ fn own_seal(document: &Document) -> Result<Head, MongoError> {
 /// Fields that are read of a record. The time besides, since in the event a name that is no UTF-8
 /// hides all that follows.
 fn of_records() -> Document {
-    doc! { "node": 1, "event": 1, "hash": 1, "seal": 1, "entry": 1, TIME: "$event.at" }
+    doc! { "node": 1, "event": 1, "hash": 1, "seal": 1, "entry": 1, TIME_FIELD: "$event.at" }
 }
 
 /// Records whose time cannot be read.
-fn timeless() -> Document {
+fn has_unreadable_time() -> Document {
     let others = [
         "string",
         "object",
@@ -313,9 +325,9 @@ fn timeless() -> Document {
 }
 
 /// What stands behind a place in the common order, newest first.
-fn behind(before: &Place) -> Document {
+fn older_than(before: &Place) -> Document {
     let at = before.at.millis();
-    let same = doc! { "event.at": at, "_id": { "$lt": place(&before.chain, before.sequence) } };
+    let same = doc! { "event.at": at, "_id": { "$lt": record_id(&before.chain, before.sequence) } };
     doc! { "$or": [{ "event.at": { "$lt": at } }, same] }
 }
 

@@ -16,35 +16,36 @@ use crate::{
 };
 
 /// Field in which a listing reads the time of a record, beside the event.
-pub(super) const TIME: &str = "time";
+pub(super) const TIME_FIELD: &str = "time";
 
 /// The time of a record whose own cannot be read: such records come last.
-pub(super) const TIMELESS: i64 = i64::MIN;
+pub(super) const UNREADABLE_TIME: i64 = i64::MIN;
 
 /// Records read at once.
-pub(super) const STRIDE: usize = 1_000;
+pub(super) const PAGE_RECORDS: usize = 1_000;
 
 /// Of a record that was made when its caller had, or may have, been told that the outcome is not
 /// known.
-pub(super) const LATE: &str = "late";
+pub(super) const LATE_FIELD: &str = "late";
 
 /// The last record of a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct End {
+pub(crate) struct ChainTip {
     pub(crate) sequence: u64,
     pub(crate) hash: [u8; 32],
     /// The newest time of any record that this node's own clock gave.
-    pub(crate) newest: Timestamp,
+    pub(crate) newest_time: Timestamp,
 }
 
-impl End {
-    pub(crate) const START: Self = Self { sequence: 0, hash: START, newest: Timestamp::EPOCH };
+impl ChainTip {
+    pub(crate) const GENESIS: Self =
+        Self { sequence: 0, hash: START, newest_time: Timestamp::EPOCH };
 
     /// The newest time with an event more. One that was recovered from another node has that node's
     /// time, and does not count.
-    pub(super) fn newest_with(&self, node: &str, event: &Event) -> Timestamp {
+    pub(super) fn newest_time_with(&self, node: &str, event: &Event) -> Timestamp {
         let is_own = event.recovered_from.as_deref().is_none_or(|from| from == node);
-        if is_own { self.newest.max(event.at) } else { self.newest }
+        if is_own { self.newest_time.max(event.at) } else { self.newest_time }
     }
 }
 
@@ -58,7 +59,7 @@ pub(crate) fn encoded(
     let claim = Claim::Record { entry: entry.into_bytes() };
     let seal = key.seal(&record.node, record.sequence, record.hash, claim);
     Ok(doc! {
-        "_id": place(&record.chain, record.sequence),
+        "_id": record_id(&record.chain, record.sequence),
         "node": record.node.as_ref(),
         "event": encode("audit record", &record.event)?,
         "hash": bytes(&record.hash),
@@ -68,7 +69,7 @@ pub(crate) fn encoded(
 }
 
 /// The `_id` of a record.
-pub(crate) fn place(chain: &str, sequence: u64) -> Document {
+pub(crate) fn record_id(chain: &str, sequence: u64) -> Document {
     doc! { "chain": chain, "sequence": i64::try_from(sequence).unwrap_or(i64::MAX) }
 }
 
@@ -98,8 +99,8 @@ pub(crate) fn shown(document: &Document) -> Option<Record> {
         return Some(record);
     }
     let at = document.get_document("event").ok().and_then(|event| event.get("at"));
-    let at = at.or_else(|| document.get(TIME)).and_then(millis);
-    let at = Timestamp::from_millis(at.unwrap_or(TIMELESS));
+    let at = at.or_else(|| document.get(TIME_FIELD)).and_then(millis);
+    let at = Timestamp::from_millis(at.unwrap_or(UNREADABLE_TIME));
     Some(Record::unreadable(Place {
         at,
         chain: id.text("chain").ok()?.into(),
@@ -125,7 +126,7 @@ pub(crate) fn sealed(document: &Document) -> Result<Head, MongoError> {
 
 /// Up to `limit` records of a chain in order, those after `after`, whatever is in them: see
 /// [`lenient`].
-pub(crate) async fn records(
+pub(crate) async fn read_records(
     connection: &Connection,
     chain: &str,
     after: u64,
@@ -135,7 +136,7 @@ pub(crate) async fn records(
     if limit == 0 && !connection.is_closed() {
         return Ok(Vec::new());
     }
-    let (filter, limit) = (behind(chain, after), i64::try_from(limit).unwrap_or(i64::MAX));
+    let (filter, limit) = (records_after(chain, after), i64::try_from(limit).unwrap_or(i64::MAX));
     let read = async move {
         let found = logs.find(filter).sort(doc! { "_id": 1 }).limit(limit).await?;
         Ok(found.map_ok(|raw| lenient(&raw)).try_collect().await?)
@@ -144,20 +145,20 @@ pub(crate) async fn records(
 }
 
 /// The records of a chain behind one.
-pub(crate) fn behind(chain: &str, after: u64) -> Document {
-    let mut filter = doc! { "_id": { "$gt": place(chain, after), "$lt": beyond(chain) } };
-    filter.extend(placed());
+pub(crate) fn records_after(chain: &str, after: u64) -> Document {
+    let mut filter = doc! { "_id": { "$gt": record_id(chain, after), "$lt": chain_end_id(chain) } };
+    filter.extend(has_position());
     filter
 }
 
 /// Behind every record of a chain, and before the next chain's.
-pub(crate) fn beyond(chain: &str) -> Document {
+pub(crate) fn chain_end_id(chain: &str) -> Document {
     doc! { "chain": chain, "sequence": Bson::MaxKey }
 }
 
 /// Documents that have a place in a chain. No node makes another, and nobody is shown one: what has
 /// no place has no order.
-pub(crate) fn placed() -> Document {
+pub(crate) fn has_position() -> Document {
     doc! {
         "_id.chain": { "$type": "string" },
         "_id.sequence": { "$type": "long", "$gte": 0_i64 },
@@ -166,29 +167,31 @@ pub(crate) fn placed() -> Document {
 }
 
 /// The last record of a chain, if there is one.
-pub(crate) async fn newest(
+pub(crate) async fn last_record(
     connection: &Connection,
     chain: &str,
 ) -> Result<Option<Document>, MongoError> {
-    let (logs, filter) =
-        (connection.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>(), behind(chain, 0));
+    let (logs, filter) = (
+        connection.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>(),
+        records_after(chain, 0),
+    );
     let newest = connection
         .call(async move { Ok(logs.find_one(filter).sort(doc! { "_id": -1 }).await?) })
         .await?;
     Ok(newest.map(|raw| lenient(&raw)))
 }
 
-/// Where a chain ends that was at `end` before: every record behind that must link to the one
+/// Where a chain ends that was at `tip` before: every record behind that must link to the one
 /// before it and carry our seal.
-pub(crate) async fn last(
+pub(crate) async fn verify_tip(
     connection: &Connection,
     key: &ChainKey,
     chain: &str,
-    mut end: End,
-) -> Result<End, MongoError> {
-    let mut walk = Walk::after(end.sequence, end.hash);
+    mut tip: ChainTip,
+) -> Result<ChainTip, MongoError> {
+    let mut walk = Walk::after(tip.sequence, tip.hash);
     loop {
-        let found = records(connection, chain, walk.sequence(), STRIDE).await?;
+        let found = read_records(connection, chain, walk.sequence(), PAGE_RECORDS).await?;
         for document in &found {
             let record = decoded(document)?;
             walk.record(&record).map_err(|flaw| MongoError::malformed("audit chain", flaw))?;
@@ -198,11 +201,11 @@ pub(crate) async fn last(
                     format!("record {}: the seal is wrong", record.sequence),
                 ));
             }
-            let newest = end.newest_with(chain, &record.event);
-            end = End { sequence: record.sequence, hash: record.hash, newest };
+            let newest_time = tip.newest_time_with(chain, &record.event);
+            tip = ChainTip { sequence: record.sequence, hash: record.hash, newest_time };
         }
         if found.is_empty() {
-            return Ok(end);
+            return Ok(tip);
         }
     }
 }

@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use super::{
     outbox::{Claim, Entry, EntryHeader, OutboxOwner},
-    records::{LATE, decoded, sealed},
+    records::{LATE_FIELD, decoded, sealed},
 };
 use crate::{
     model::{Action, Event, Stamp, Timestamp},
@@ -111,7 +111,9 @@ impl Recovery {
                 found.insert((id, claim));
                 let is_own = is_startup && orphan.header.node == shared.node.name.as_ref();
                 // What waits in this node's own chain will be there: it is not put there twice.
-                if !(is_own || self.previous.contains(&(id, claim))) || shared.chain.holds(id) {
+                if !(is_own || self.previous.contains(&(id, claim)))
+                    || shared.chain.is_in_flight(id)
+                {
                     continue;
                 }
                 // One that cannot be recorded does not stand in the way of the others, and is tried
@@ -353,7 +355,7 @@ async fn find_record(
             (decoded(found).ok()?, Fields::of("audit record", found).uuid("entry").ok()?);
         let is_of_entry =
             entry == header.id || Event { recovered_from: None, ..record.event } == *event;
-        let is_late = found.get_bool(LATE).unwrap_or(false);
+        let is_late = found.get_bool(LATE_FIELD).unwrap_or(false);
         is_of_entry.then_some(ExistingRecord {
             is_late,
             by_its_node: entry == header.id && *record.chain == *header.node,
@@ -412,7 +414,7 @@ async fn recover(shared: &Shared, orphan: OrphanedEntry) -> Result<(), MongoErro
     // Not so who claimed it; and what this process did itself it knows.
     let was_awaited = recorded.by_its_node && !recorded.is_late;
     let from_other_process = header.node != shared.node.name.as_ref()
-        || shared.chain.is_of_an_earlier_process(header.after);
+        || shared.chain.is_from_earlier_process(header.after);
     if header.claim.is_none()
         && ((was_awaited && from_other_process) || shared.cleaner.was_answered(header.id))
     {

@@ -63,7 +63,7 @@ pub(crate) fn listen(shared: &Arc<Shared>) {
 
 /// Those who listen, unless nobody does.
 fn wanted(shared: &Shared) -> Option<Listeners> {
-    let listeners = shared.chain.listeners().filter(|listeners| listeners.receiver_count() > 0);
+    let listeners = shared.chain.subscribers().filter(|listeners| listeners.receiver_count() > 0);
     listeners.filter(|_| !shared.connection.is_closed())
 }
 
