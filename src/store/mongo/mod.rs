@@ -34,7 +34,7 @@ use self::{
     admin::topology,
     audit::{
         chain_writer::ChainHandle,
-        node_lease::{self, BEAT, Node},
+        node_lease::{self, HEARTBEAT_INTERVAL, Node},
         outbox::{AuditedChange, Entry, OutboxOwner},
         outbox_cleaner::OutboxCleaner,
         records::{self, ChainTip},
@@ -138,12 +138,12 @@ impl Mongo {
         let Server { alone, sharded, time, .. } = greet(&connection).await?;
         schema::prepare(&connection).await?;
         // A start under another master key must not take the name from a node that lives.
-        if node_lease::noted(&connection, node).await?.is_some_and(|head| !key.check(&head)) {
+        if node_lease::stored_head(&connection, node).await?.is_some_and(|head| !key.check(&head)) {
             return Err(OpenError::MasterKey(format!("the head of the audit chain {node}")));
         }
         // Nor may a new name: what the other nodes left in outboxes would look forged under another
         // key, and be thrown away.
-        if !node_lease::is_their_key(&connection, &key).await? {
+        if !node_lease::is_cluster_key(&connection, &key).await? {
             return Err(OpenError::MasterKey("every audit chain of this database".to_owned()));
         }
         let (node, before) = Node::register(&connection, node, key.clone(), time).await?;
@@ -171,7 +171,7 @@ impl Mongo {
         });
         let store = Self { shared };
         // The head of an earlier life may be closed; from here on the chain grows.
-        store.shared.node.beat(&store.shared.connection, false).await?;
+        store.shared.node.heartbeat(&store.shared.connection, false).await?;
         store.listen().await?;
         let mut recovery = Recovery::default();
         // Before any change of this life: what is there now and bears this node's name is of an
@@ -210,7 +210,7 @@ impl Mongo {
         let shared = self.shared.clone();
         tokio::spawn(async move {
             while !shared.connection.is_closed() {
-                match shared.node.beat(&shared.connection, false).await {
+                match shared.node.heartbeat(&shared.connection, false).await {
                     Err(MongoError::NodeNameTaken) => {
                         tracing::error!(node = %shared.node.name, "another process runs under this \
                             node's name, this one stops");
@@ -221,7 +221,7 @@ impl Mongo {
                     }
                     Ok(()) | Err(_) => {}
                 }
-                pause(BEAT).await;
+                pause(HEARTBEAT_INTERVAL).await;
             }
         });
         let shared = self.shared.clone();
@@ -248,7 +248,7 @@ async fn resume(
     before: Option<&Document>,
 ) -> Result<ChainTip, OpenError> {
     let name = &node.name;
-    let noted = before.map(node_lease::head_of).transpose()?.flatten();
+    let noted = before.map(node_lease::decode_head).transpose()?.flatten();
     let start = match &noted {
         Some(head) if !key.check(head) => {
             return Err(OpenError::MasterKey(format!("the head of the audit chain {name}")));
@@ -322,7 +322,7 @@ impl Shared {
         events: impl IntoIterator<Item = Event>,
     ) -> Result<AuditedChange, MongoError> {
         let audited = AuditedChange::new(&self.node, self.chain.sequence(), events)?;
-        audited.entries.iter().for_each(|entry| self.brings(entry.event.at));
+        audited.entries.iter().for_each(|entry| self.observe_time(entry.event.at));
         Ok(audited)
     }
 
@@ -358,18 +358,18 @@ impl Shared {
 
     /// Records what comes with no change.
     async fn append(&self, event: Event) -> Result<(), MongoError> {
-        self.brings(event.at);
+        self.observe_time(event.at);
         self.chain.append(vec![Entry::new(event)?], None).await
     }
 
     /// A verb acts on this time.
-    fn brings(&self, now: Timestamp) {
-        self.node.brought.fetch_max(now.millis(), SeqCst);
+    fn observe_time(&self, now: Timestamp) {
+        self.node.observed_time.fetch_max(now.millis(), SeqCst);
     }
 
     /// This time is kept.
-    fn saw(&self, now: Timestamp) {
-        self.node.newest.fetch_max(now.millis(), SeqCst);
+    fn persist_time(&self, now: Timestamp) {
+        self.node.persisted_time.fetch_max(now.millis(), SeqCst);
     }
 }
 
@@ -389,7 +389,7 @@ async fn whole<T: Send + 'static>(
 #[async_trait]
 impl Store for Mongo {
     async fn ready(&self) -> Result<()> {
-        Ok(self.shared.node.beat(&self.shared.connection, false).await?)
+        Ok(self.shared.node.heartbeat(&self.shared.connection, false).await?)
     }
 
     async fn close(&self) -> Result<()> {
@@ -397,16 +397,16 @@ impl Store for Mongo {
             return Ok(());
         }
         if self.shared.chain.close().await {
-            self.shared.node.end();
+            self.shared.node.set_chain_closed();
         }
         self.shared.cleaner.flush().await;
-        let last = self.shared.node.beat(&self.shared.connection, true).await;
+        let last = self.shared.node.heartbeat(&self.shared.connection, true).await;
         self.shared.connection.close();
         Ok(last?)
     }
 
     fn newest(&self) -> Timestamp {
-        Timestamp::from_millis(self.shared.node.newest.load(SeqCst))
+        Timestamp::from_millis(self.shared.node.persisted_time.load(SeqCst))
     }
 
     async fn time(&self) -> Result<Option<Timestamp>> {

@@ -22,7 +22,7 @@ use crate::{
         Result,
         mongo::{
             LONG, Mongo, Server,
-            audit::{node_lease::head_of, query::is_sure, records},
+            audit::{node_lease::decode_head, query::is_sure, records},
             collections::{
                 audiences, clients,
                 family_document::{self, revocation_of_family},
@@ -426,7 +426,8 @@ impl Export {
     async fn names(&self) -> Result<Vec<Arc<str>>, MongoError> {
         let mut names = BTreeSet::new();
         for node in self.find(NODES, doc! {}, usize::MAX).await? {
-            if let (Ok(name), Ok(Some(_))) = (Fields::of("node", &node).text("_id"), head_of(&node))
+            if let (Ok(name), Ok(Some(_))) =
+                (Fields::of("node", &node).text("_id"), decode_head(&node))
             {
                 names.insert(Arc::from(name));
             }
@@ -457,7 +458,7 @@ impl Export {
         let mut found = self.find(AUDIT_LOGS, records::records_after(chain, after), limit).await?;
         if found.is_empty() {
             let noted = self.find(NODES, doc! { "_id": chain.as_ref() }, 1).await?;
-            let noted = noted.first().map(head_of).transpose()?.flatten();
+            let noted = noted.first().map(decode_head).transpose()?.flatten();
             if noted.as_ref().is_some_and(|head| head.sequence > after) {
                 // Without a snapshot its node may have gone on just now.
                 found = self.find(AUDIT_LOGS, records::records_after(chain, after), limit).await?;

@@ -174,7 +174,9 @@ impl Import {
                         if *open { Claim::Open { at: Timestamp::EPOCH } } else { Claim::Closed };
                     let newest = self.newest(name).await?;
                     let mut head = doc! { "_id": name.as_ref(), "newest": date(newest) };
-                    head.extend(node_lease::head(&self.key.seal(name, *sequence, hash, claim)));
+                    head.extend(node_lease::encode_head(
+                        &self.key.seal(name, *sequence, hash, claim),
+                    ));
                     collection = NODES;
                     documents.push(head);
                 }

@@ -291,7 +291,7 @@ impl ChainWriter {
     /// Goes on from what an earlier process of this node wrote, which was on its way when this one
     /// began; which entries that recorded. `None` if a later process has the name.
     async fn catch_up(&mut self) -> Result<Option<HashSet<Uuid>>, MongoError> {
-        if !self.node.is_ours(&self.connection).await? {
+        if !self.node.holds_name(&self.connection).await? {
             return Ok(None);
         }
         let written =

@@ -33,9 +33,9 @@ use crate::{
 };
 
 /// Between two heartbeats.
-pub(crate) const BEAT: Duration = Duration::from_millis(500);
+pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
 /// Heartbeats that may be on their way.
-const BEATS: usize = 256;
+const PENDING_HEARTBEATS_MAX: usize = 256;
 
 /// This node, and the process that is it.
 pub(crate) struct Node {
@@ -44,37 +44,37 @@ pub(crate) struct Node {
     pub(crate) key: ChainKey,
     chain_tip: Mutex<ChainTip>,
     /// The newest time that any verb acted on, and the newest that is kept.
-    pub(crate) brought: AtomicI64,
-    pub(crate) newest: AtomicI64,
+    pub(crate) observed_time: AtomicI64,
+    pub(crate) persisted_time: AtomicI64,
     /// MongoDB's clock at the last heartbeat: the time under the seal of the next one.
-    common: AtomicI64,
+    cluster_time: AtomicI64,
     /// Whether the chain takes no more records: every head from now on is closed.
-    ended: AtomicBool,
-    beats: Mutex<Beats>,
+    is_chain_closed: AtomicBool,
+    heartbeats: Mutex<Heartbeats>,
 }
 
 /// Heartbeats sent and not yet heard.
 #[derive(Default)]
-struct Beats {
+struct Heartbeats {
     last: i64,
-    sent: Vec<Beat>,
+    sent: Vec<SentHeartbeat>,
 }
 
-struct Beat {
+struct SentHeartbeat {
     number: i64,
     /// The moment before it was sent, and the one when the majority had it.
-    sent: Instant,
-    kept: Option<Instant>,
+    sent_at: Instant,
+    acknowledged_at: Option<Instant>,
 }
 
 impl Node {
-    /// Takes a node's name for this process, at the time `common` of MongoDB's clock; one that had
+    /// Takes a node's name for this process, at the time `cluster_time` of MongoDB's clock; one that had
     /// it before notices and stops.
     pub(crate) async fn register(
         connection: &Connection,
         name: &str,
         key: ChainKey,
-        common: Timestamp,
+        cluster_time: Timestamp,
     ) -> Result<(Self, Option<Document>), MongoError> {
         let session = Uuid::new_v4();
         let (nodes, id) = (connection.collection(NODES), name.to_owned());
@@ -95,12 +95,12 @@ impl Node {
             session,
             key,
             chain_tip: Mutex::new(ChainTip::GENESIS),
-            brought: AtomicI64::new(newest.millis()),
-            newest: AtomicI64::new(newest.millis()),
-            common: AtomicI64::new(common.millis()),
-            ended: AtomicBool::new(false),
+            observed_time: AtomicI64::new(newest.millis()),
+            persisted_time: AtomicI64::new(newest.millis()),
+            cluster_time: AtomicI64::new(cluster_time.millis()),
+            is_chain_closed: AtomicBool::new(false),
             // Not from 1: an earlier process of this name counted from elsewhere.
-            beats: Mutex::new(Beats {
+            heartbeats: Mutex::new(Heartbeats {
                 last: i64::try_from(session.as_u128() >> 68).unwrap_or_default(),
                 sent: Vec::new(),
             }),
@@ -114,49 +114,54 @@ impl Node {
     }
 
     /// Whether the name is still this process's.
-    pub(super) async fn is_ours(&self, connection: &Connection) -> Result<bool, MongoError> {
-        let (nodes, filter) = (connection.collection(NODES), self.filter());
+    pub(super) async fn holds_name(&self, connection: &Connection) -> Result<bool, MongoError> {
+        let (nodes, filter) = (connection.collection(NODES), self.own_document());
         Ok(connection.call(async move { Ok(nodes.find_one(filter).await?) }).await?.is_some())
     }
 
     /// The chain ends here now. The head in `nodes` follows with the next heartbeat.
-    pub(crate) fn came_to(&self, tip: &ChainTip) {
-        self.newest.fetch_max(tip.newest_time.millis(), SeqCst);
+    pub(crate) fn set_chain_tip(&self, tip: &ChainTip) {
+        self.persisted_time.fetch_max(tip.newest_time.millis(), SeqCst);
         *self.chain_tip.lock().unwrap_or_else(PoisonError::into_inner) = tip.clone();
     }
 
     /// The chain takes no more records.
-    pub(crate) fn end(&self) {
-        self.ended.store(true, SeqCst);
+    pub(crate) fn set_chain_closed(&self) {
+        self.is_chain_closed.store(true, SeqCst);
     }
 
     /// Writes the heartbeat and the chain's head; [`MongoError::NodeNameTaken`] if the name is another
     /// process's.
-    pub(crate) async fn beat(
+    pub(crate) async fn heartbeat(
         &self,
         connection: &Connection,
         closing: bool,
     ) -> Result<(), MongoError> {
         let beat = {
-            let mut beats = self.beats();
-            beats.last = beats.last.saturating_add(1);
-            let beat = beats.last;
-            beats.sent.push(Beat { number: beat, sent: Instant::now(), kept: None });
-            let surplus = beats.sent.len().saturating_sub(BEATS);
-            beats.sent.drain(..surplus);
+            let mut heartbeats = self.heartbeats();
+            heartbeats.last = heartbeats.last.saturating_add(1);
+            let beat = heartbeats.last;
+            heartbeats.sent.push(SentHeartbeat {
+                number: beat,
+                sent_at: Instant::now(),
+                acknowledged_at: None,
+            });
+            let surplus = heartbeats.sent.len().saturating_sub(PENDING_HEARTBEATS_MAX);
+            heartbeats.sent.drain(..surplus);
             beat
         };
         let tip = self.chain_tip.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let newest = if closing {
-            self.brought.load(SeqCst).max(self.newest.load(SeqCst))
+            self.observed_time.load(SeqCst).max(self.persisted_time.load(SeqCst))
         } else {
-            self.newest.load(SeqCst)
+            self.persisted_time.load(SeqCst)
         };
         let mut set = doc! { "beat": beat };
-        let at = Timestamp::from_millis(self.common.load(SeqCst));
-        let claim = if self.ended.load(SeqCst) { Claim::Closed } else { Claim::Open { at } };
-        set.extend(head(&self.key.seal(&self.name, tip.sequence, tip.hash, claim)));
-        let (nodes, mut filter) = (connection.collection(NODES), self.filter());
+        let at = Timestamp::from_millis(self.cluster_time.load(SeqCst));
+        let claim =
+            if self.is_chain_closed.load(SeqCst) { Claim::Closed } else { Claim::Open { at } };
+        set.extend(encode_head(&self.key.seal(&self.name, tip.sequence, tip.hash, claim)));
+        let (nodes, mut filter) = (connection.collection(NODES), self.own_document());
         // One that comes late must not bring back an earlier head.
         filter.insert("beat", doc! { "$lt": beat });
         let newest = doc! { "newest": date(Timestamp::from_millis(newest)) };
@@ -169,65 +174,74 @@ impl Node {
         match connection.call(write).await? {
             Some(written) => {
                 let at = Fields::of("node", &written).time("seen_at")?;
-                self.common.fetch_max(at.millis(), SeqCst);
+                self.cluster_time.fetch_max(at.millis(), SeqCst);
             }
-            None if !self.is_ours(connection).await? => return Err(MongoError::NodeNameTaken),
+            None if !self.holds_name(connection).await? => return Err(MongoError::NodeNameTaken),
             None => {}
         }
-        if let Some(beat) = self.beats().sent.iter_mut().find(|sent| sent.number == beat) {
-            beat.kept = Some(Instant::now());
+        if let Some(beat) = self.heartbeats().sent.iter_mut().find(|sent| sent.number == beat) {
+            beat.acknowledged_at = Some(Instant::now());
         }
         Ok(())
     }
 
     /// A heartbeat came back over the feed: everything before it has come too. The moment before it
     /// was sent.
-    pub(crate) fn heard(&self, beat: i64) -> Option<Instant> {
-        let mut beats = self.beats();
-        let sent = beats.sent.iter().find(|sent| sent.number == beat).map(|sent| sent.sent);
-        beats.sent.retain(|sent| sent.number > beat);
+    pub(crate) fn heartbeat_seen(&self, beat: i64) -> Option<Instant> {
+        let mut heartbeats = self.heartbeats();
+        let sent = heartbeats.sent.iter().find(|sent| sent.number == beat).map(|sent| sent.sent_at);
+        heartbeats.sent.retain(|sent| sent.number > beat);
         sent
     }
 
     /// Whether a heartbeat that the majority has had for so long was not heard: then the stream
     /// comes from a server that is behind, or has been left behind.
-    pub(crate) fn is_unheard(&self, so_long: Duration) -> bool {
-        self.beats().sent.iter().filter_map(|sent| sent.kept).any(|kept| kept.elapsed() > so_long)
+    pub(crate) fn has_unseen_heartbeat(&self, min_age: Duration) -> bool {
+        self.heartbeats()
+            .sent
+            .iter()
+            .filter_map(|sent| sent.acknowledged_at)
+            .any(|acknowledged_at| acknowledged_at.elapsed() > min_age)
     }
 
-    fn beats(&self) -> std::sync::MutexGuard<'_, Beats> {
-        self.beats.lock().unwrap_or_else(PoisonError::into_inner)
+    fn heartbeats(&self) -> std::sync::MutexGuard<'_, Heartbeats> {
+        self.heartbeats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn filter(&self) -> Document {
+    fn own_document(&self) -> Document {
         doc! { "_id": self.name.as_ref(), "session": uuid(self.session) }
     }
 }
 
 /// The noted head of a chain.
-pub(crate) async fn noted(connection: &Connection, name: &str) -> Result<Option<Head>, MongoError> {
+pub(crate) async fn stored_head(
+    connection: &Connection,
+    name: &str,
+) -> Result<Option<Head>, MongoError> {
     let (nodes, id) = (connection.collection(NODES), name.to_owned());
     let found =
         connection.call(async move { Ok(nodes.find_one(doc! { "_id": id }).await?) }).await?;
-    Ok(found.as_ref().map(head_of).transpose()?.flatten())
+    Ok(found.as_ref().map(decode_head).transpose()?.flatten())
 }
 
 /// Returns true if any chain of the database was sealed with `key`, or none was sealed yet. One
 /// head is enough: one that was put there keeps nobody out.
-pub(crate) async fn is_their_key(
+pub(crate) async fn is_cluster_key(
     connection: &Connection,
     key: &ChainKey,
 ) -> Result<bool, MongoError> {
     let nodes = connection.collection(NODES);
     let read = async move { Ok(nodes.find(doc! {}).await?.try_collect::<Vec<Document>>().await?) };
     let documents = connection.call(read).await?;
-    let heads: Vec<Head> =
-        documents.iter().filter_map(|document| sealed_in(document).ok().flatten()).collect();
+    let heads: Vec<Head> = documents
+        .iter()
+        .filter_map(|document| decode_sealed_head(document).ok().flatten())
+        .collect();
     Ok(heads.is_empty() || heads.iter().any(|head| key.check(head)))
 }
 
 /// The fields of a sealed head.
-pub(crate) fn head(head: &Head) -> Document {
+pub(crate) fn encode_head(head: &Head) -> Document {
     let sealed_at = if let Claim::Open { at } = head.claim { date(at) } else { Bson::Null };
     doc! {
         "sealed_by": head.node.as_ref(),
@@ -240,12 +254,12 @@ pub(crate) fn head(head: &Head) -> Document {
 }
 
 /// The sealed head of a chain; `None` before its first record.
-pub(crate) fn head_of(document: &Document) -> Result<Option<Head>, MongoError> {
-    Ok(sealed_in(document)?.filter(|head| head.sequence > 0))
+pub(crate) fn decode_head(document: &Document) -> Result<Option<Head>, MongoError> {
+    Ok(decode_sealed_head(document)?.filter(|head| head.sequence > 0))
 }
 
 /// The sealed head of a chain, also before its first record; `None` before the first heartbeat.
-pub(super) fn sealed_in(document: &Document) -> Result<Option<Head>, MongoError> {
+pub(super) fn decode_sealed_head(document: &Document) -> Result<Option<Head>, MongoError> {
     let fields = Fields::of("head", document);
     if fields.find("sequence").is_none() {
         return Ok(None);

@@ -8,7 +8,7 @@ use mongodb::bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
 use tokio::sync::broadcast;
 
 use super::{
-    node_lease::{head_of, sealed_in},
+    node_lease::{decode_head, decode_sealed_head},
     outbox::Entry,
     records::{
         TIME_FIELD, UNREADABLE_TIME, chain_end_id, decoded, has_position, last_record,
@@ -38,7 +38,7 @@ use crate::{
 
 /// How old the time under the last heartbeat's seal may be of a node that runs. A heartbeat comes
 /// twice a second.
-const SILENCE: Duration = Duration::from_secs(30);
+const HEARTBEAT_AGE_MAX: Duration = Duration::from_secs(30);
 
 #[async_trait]
 impl AuditStore for Mongo {
@@ -47,7 +47,7 @@ impl AuditStore for Mongo {
     }
 
     async fn append_soon(&self, event: Event) -> Result<()> {
-        self.shared.brings(event.at);
+        self.shared.observe_time(event.at);
         Ok(self.shared.chain.append_soon(Entry::new(event)?).await?)
     }
 
@@ -91,7 +91,8 @@ impl AuditStore for Mongo {
         let mut names = BTreeSet::new();
         for node in self.shared.connection.call(read).await? {
             // Others can write to the database too: what is no node's document is no chain either.
-            if let (Ok(name), Ok(Some(_))) = (Fields::of("node", &node).text("_id"), head_of(&node))
+            if let (Ok(name), Ok(Some(_))) =
+                (Fields::of("node", &node).text("_id"), decode_head(&node))
             {
                 names.insert(name.into());
             }
@@ -120,7 +121,7 @@ impl AuditStore for Mongo {
     }
 
     async fn head(&self, chain: &str) -> Result<Option<Head>> {
-        let noted = self.noted(chain).await?;
+        let noted = self.stored_head(chain).await?;
         // The noted head follows the chain at some distance. Behind it each record's own seal
         // counts; what is noted and not there was cut off.
         let last = last_record(&self.shared.connection, chain)
@@ -140,7 +141,8 @@ impl AuditStore for Mongo {
         }
         // Also one of a chain that has not begun: it is noted some time before its first record is
         // under it.
-        let head = self.node_of(chain).await?.and_then(|node| sealed_in(&node).ok().flatten());
+        let head =
+            self.node_of(chain).await?.and_then(|node| decode_sealed_head(&node).ok().flatten());
         let head = head.filter(|head| self.shared.node.key.check(head));
         let Some(head) = head.filter(|head| head.claim != Claim::Closed) else {
             return Ok(Writer::Nobody);
@@ -194,8 +196,8 @@ impl AuditStore for Mongo {
 impl Mongo {
     /// The head of a chain that was noted last. One that cannot be read counts as none: the end of
     /// the chain is then not sure.
-    async fn noted(&self, chain: &str) -> Result<Option<Head>, MongoError> {
-        Ok(self.node_of(chain).await?.and_then(|node| head_of(&node).ok().flatten()))
+    async fn stored_head(&self, chain: &str) -> Result<Option<Head>, MongoError> {
+        Ok(self.node_of(chain).await?.and_then(|node| decode_head(&node).ok().flatten()))
     }
 
     async fn node_of(&self, chain: &str) -> Result<Option<Document>, MongoError> {
@@ -280,7 +282,7 @@ fn above(name: &[u8]) -> Option<String> {
 pub(crate) fn is_sure(head: &Head, now: Timestamp) -> bool {
     match head.claim {
         Claim::Closed => true,
-        Claim::Open { at } => now.since(at).max(at.since(now)) < SILENCE,
+        Claim::Open { at } => now.since(at).max(at.since(now)) < HEARTBEAT_AGE_MAX,
         Claim::Record { .. } => false,
     }
 }

@@ -147,7 +147,7 @@ impl Recovery {
              write to the database"
         );
         let now = Timestamp::from_millis(
-            shared.node.brought.load(SeqCst).max(shared.node.newest.load(SeqCst)),
+            shared.node.observed_time.load(SeqCst).max(shared.node.persisted_time.load(SeqCst)),
         );
         // Noted before it is recorded, so that a trail that fails does not make each look begin
         // anew.

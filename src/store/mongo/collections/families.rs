@@ -45,7 +45,7 @@ impl FamilyStore for Mongo {
     }
 
     async fn family(&self, id: FamilyId, now: Timestamp) -> Result<Option<Family>> {
-        self.shared.brings(now);
+        self.shared.observe_time(now);
         let deadline = self.shared.connection.deadline();
         let found = timeout(deadline, self.shared.find(id))
             .await
@@ -55,7 +55,7 @@ impl FamilyStore for Mongo {
     }
 
     async fn rotate(&self, rotate: &Rotate, stamp: &Stamp, jti: &str) -> Result<Rotation> {
-        self.shared.brings(rotate.now);
+        self.shared.observe_time(rotate.now);
         let (shared, rotate, stamp, jti) =
             (self.shared.clone(), rotate.clone(), stamp.clone(), jti.to_owned());
         let family = rotate.family;
@@ -82,7 +82,7 @@ impl FamilyStore for Mongo {
         until: Timestamp,
         event: Event,
     ) -> Result<()> {
-        self.shared.brings(now);
+        self.shared.observe_time(now);
         let shared = self.shared.clone();
         whole(&self.shared, async move { shared.end_family(id, now, until, event).await }).await
     }

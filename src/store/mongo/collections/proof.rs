@@ -27,7 +27,7 @@ use crate::{
 impl ProofStore for Mongo {
     async fn spend(&self, proof: Proof, write: ProvenWrite) -> Result<Spent> {
         if let ProvenWrite::EndFamily { now, .. } = &write {
-            self.shared.brings(*now);
+            self.shared.observe_time(*now);
         }
         let shared = self.shared.clone();
         let verb = async move {

@@ -51,7 +51,7 @@ impl RevocationStore for Mongo {
     }
 
     async fn follow(&self, now: Timestamp, follower: Arc<dyn Follower>) -> Result<Snapshot> {
-        self.shared.brings(now);
+        self.shared.observe_time(now);
         // First among the hearers, then the state as it is behind a write of our own: what is
         // committed in between is heard.
         self.shared.feed.join(follower.clone());
@@ -66,7 +66,7 @@ impl RevocationStore for Mongo {
     }
 
     async fn sweep(&self, now: Timestamp, limit: usize) -> Result<usize> {
-        self.shared.brings(now);
+        self.shared.observe_time(now);
         let shared = self.shared.clone();
         whole(&self.shared, async move { shared.sweep(now, limit).await }).await
     }
@@ -107,7 +107,7 @@ impl Shared {
 
     async fn sweep(&self, now: Timestamp, limit: usize) -> Result<usize, MongoError> {
         self.cleaner.flush().await;
-        self.saw(now);
+        self.persist_time(now);
         let mut gone =
             delete_some(&self.connection, REVOCATIONS, over("until", now, doc! {}), limit).await?;
         gone = gone.saturating_add(self.forget_ends(now, limit.saturating_sub(gone)).await?);

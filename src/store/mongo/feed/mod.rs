@@ -319,7 +319,10 @@ async fn follow(
             }
         }
         // Only once everything at hand was heard.
-        if messages.is_empty() && began.elapsed() > BEHIND && shared.node.is_unheard(BEHIND / 2) {
+        if messages.is_empty()
+            && began.elapsed() > BEHIND
+            && shared.node.has_unseen_heartbeat(BEHIND / 2)
+        {
             tracing::warn!("the change stream is behind the majority, opening another one");
             return Ok(Broken::Off);
         }
@@ -337,7 +340,7 @@ impl Shared {
                 }
             }
             Heard::Beat(beat) => {
-                if let Some(at) = self.node.heard(beat) {
+                if let Some(at) = self.node.heartbeat_seen(beat) {
                     self.feed.knows_up_to(at.checked_sub(self.margin).unwrap_or(at));
                 }
             }
