@@ -332,16 +332,17 @@ impl Shared {
     }
 
     /// Records a change that was made, and sees to it that this node's followers have heard of it.
-    async fn record_heard(
+    async fn record_and_notify(
         &self,
         audited: AuditedChange,
         owner: OutboxOwner,
         changes: Vec<Change>,
     ) -> Result<(), MongoError> {
-        let heard = self.feed.heard(audited.operation, &changes);
+        let notified = self.feed.await_own_change(audited.operation, &changes);
         // Both, whatever becomes of either: a change that could not be recorded in time is a change
         // all the same.
-        let (recorded, ()) = tokio::join!(self.chain.append(audited.entries, Some(owner)), heard);
+        let (recorded, ()) =
+            tokio::join!(self.chain.append(audited.entries, Some(owner)), notified);
         recorded
     }
 

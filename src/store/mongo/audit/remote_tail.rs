@@ -15,7 +15,7 @@ use crate::{
     store::mongo::{
         Shared,
         driver::{
-            change_stream::{Place, REFUSALS, Stream},
+            change_stream::{REFUSALS_MAX, ResumeToken, Stream},
             connection::pause,
             error::MongoError,
             schema::AUDIT_LOGS,
@@ -24,10 +24,10 @@ use crate::{
 };
 
 /// Who follows the trail; `None` tells them that they may have missed something.
-type Listeners = broadcast::Sender<Option<Arc<Record>>>;
+type Subscribers = broadcast::Sender<Option<Arc<Record>>>;
 
 /// Between two attempts at opening it.
-const PAUSE: Duration = Duration::from_millis(500);
+const REOPEN_DELAY: Duration = Duration::from_millis(500);
 
 /// Sees to it that what other nodes record is told along with what this one does.
 pub(crate) fn listen(shared: &Arc<Shared>) {
@@ -36,53 +36,55 @@ pub(crate) fn listen(shared: &Arc<Shared>) {
     }
     let shared = shared.clone();
     tokio::spawn(async move {
-        let (mut place, mut refused) = (None, 0_u32);
-        while let Some(listeners) = wanted(&shared) {
-            if let Err(fault) = follow(&shared, &listeners, &mut place, &mut refused).await
+        let (mut resume_token, mut refused) = (None, 0_u32);
+        while let Some(subscribers) = active_subscribers(&shared) {
+            if let Err(fault) = follow(&shared, &subscribers, &mut resume_token, &mut refused).await
                 && !shared.connection.is_closed()
             {
                 refused = if fault.is_server_reply() { refused.saturating_add(1) } else { 0 };
                 // Without a place the next stream begins at its own moment.
-                place = place.filter(|_| !fault.is_history_lost() && refused <= REFUSALS);
-                let missed = place.is_none();
+                resume_token =
+                    resume_token.filter(|_| !fault.is_history_lost() && refused <= REFUSALS_MAX);
+                let missed = resume_token.is_none();
                 tracing::warn!(%fault, missed, "the trail of the other nodes broke off");
                 if missed {
-                    tell(&listeners, None);
+                    notify(&subscribers, None);
                 }
             }
-            drop(listeners);
-            pause(PAUSE).await;
+            drop(subscribers);
+            pause(REOPEN_DELAY).await;
         }
         shared.tailing.store(false, SeqCst);
         // Somebody may have come in between, and have left it to this task.
-        if wanted(&shared).is_some() {
+        if active_subscribers(&shared).is_some() {
             listen(&shared);
         }
     });
 }
 
 /// Those who listen, unless nobody does.
-fn wanted(shared: &Shared) -> Option<Listeners> {
-    let listeners = shared.chain.subscribers().filter(|listeners| listeners.receiver_count() > 0);
-    listeners.filter(|_| !shared.connection.is_closed())
+fn active_subscribers(shared: &Shared) -> Option<Subscribers> {
+    let subscribers =
+        shared.chain.subscribers().filter(|subscribers| subscribers.receiver_count() > 0);
+    subscribers.filter(|_| !shared.connection.is_closed())
 }
 
 async fn follow(
     shared: &Shared,
-    listeners: &Listeners,
-    place: &mut Option<Place>,
+    subscribers: &Subscribers,
+    resume_token: &mut Option<ResumeToken>,
     refused: &mut u32,
 ) -> Result<(), MongoError> {
     let others = doc! { "operationType": "insert", "documentKey._id.chain": { "$ne": shared.node.name.as_ref() } };
     let mut stream = Stream::open(
         &shared.connection,
         Some(AUDIT_LOGS),
-        place.clone(),
+        resume_token.clone(),
         [doc! { "$match": others }],
     )
     .await?;
     // Nothing cuts this task off: it ends between two answers of the server.
-    while listeners.receiver_count() > 0 && !shared.connection.is_closed() {
+    while subscribers.receiver_count() > 0 && !shared.connection.is_closed() {
         let Some(batch) = stream.next().await? else { break };
         for event in &batch.events {
             // A document that is no record is none here either. Of one that cannot be read there is
@@ -90,18 +92,18 @@ async fn follow(
             let document =
                 event.get_document("fullDocument").or_else(|_| event.get_document("documentKey"));
             if let Some(record) = document.ok().and_then(shown) {
-                tell(listeners, Some(Arc::new(record)));
+                notify(subscribers, Some(Arc::new(record)));
             }
         }
-        if batch.goes_on {
+        if batch.is_resumable {
             *refused = 0;
         }
-        *place = Some(batch.place);
+        *resume_token = Some(batch.resume_token);
     }
     Ok(())
 }
 
-fn tell(listeners: &Listeners, record: Option<Arc<Record>>) {
+fn notify(subscribers: &Subscribers, record: Option<Arc<Record>>) {
     // The last one may have left just now.
-    let _ = listeners.send(record);
+    let _ = subscribers.send(record);
 }

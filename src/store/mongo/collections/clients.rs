@@ -272,7 +272,7 @@ impl Shared {
     ) -> Result<(), MongoError> {
         let owner = owner(&id);
         let epoch = epoch.map(|value| Change::Epoch(EpochOf::Client(id.clone()), value));
-        self.record_heard(
+        self.record_and_notify(
             audited,
             owner,
             std::iter::once(Change::Client(id)).chain(epoch).collect(),

@@ -177,7 +177,7 @@ impl Shared {
         };
         let revocation =
             Revocation { until: ended_until(&found)?.unwrap_or(revocation.until), ..revocation };
-        self.record_heard(audited, owner(id), vec![Change::Revoked(revocation)]).await
+        self.record_and_notify(audited, owner(id), vec![Change::Revoked(revocation)]).await
     }
 }
 

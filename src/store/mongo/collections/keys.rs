@@ -87,7 +87,8 @@ impl Shared {
                 }
             }
         }
-        self.record_heard(audited, owner, vec![Change::Keyset(Arc::new(keyset.clone()))]).await?;
+        self.record_and_notify(audited, owner, vec![Change::Keyset(Arc::new(keyset.clone()))])
+            .await?;
         Ok(Write::Done)
     }
 }

@@ -27,7 +27,7 @@ use crate::{
                 query::{delete_some, ids, over, some},
                 schema::{CLIENTS, RATE_LIMITS, REVOCATIONS, TOKENS},
             },
-            feed::snapshot::Known,
+            feed::snapshot::FullSnapshot,
             whole,
         },
     },
@@ -54,9 +54,9 @@ impl RevocationStore for Mongo {
         self.shared.observe_time(now);
         // First among the hearers, then the state as it is behind a write of our own: what is
         // committed in between is heard.
-        self.shared.feed.join(follower.clone());
+        self.shared.feed.subscribe(follower.clone());
         let at = Instant::now();
-        let Known { standing: mut snapshot, keyset } = self.shared.known().await?;
+        let FullSnapshot { mut snapshot, keyset } = self.shared.read_snapshot().await?;
         if let Some(keyset) = keyset {
             follower.apply(&Change::Keyset(Arc::new(keyset)));
         }
@@ -101,7 +101,7 @@ impl Shared {
         }
         let found = self.upsert(collection, doc! { "_id": id }, update).await?;
         let value = Fields::of("epoch", &found).count(field)?;
-        self.record_heard(audited, owner, vec![Change::Epoch(of.clone(), value)]).await?;
+        self.record_and_notify(audited, owner, vec![Change::Epoch(of.clone(), value)]).await?;
         Ok(value)
     }
 
@@ -136,7 +136,7 @@ impl Shared {
         let found = self.upsert(REVOCATIONS, doc! { "_id": owner.id.clone() }, update).await?;
         let revocation =
             Revocation { until: Fields::of("revocation", &found).time("until")?, ..revocation };
-        self.record_heard(audited, owner, vec![Change::Revoked(revocation)]).await
+        self.record_and_notify(audited, owner, vec![Change::Revoked(revocation)]).await
     }
 
     /// The same without a record and without telling: it was told when the family was ended.

@@ -148,7 +148,8 @@ impl Shared {
             revoked: Revoked::Family(rotate.family),
             until: ended_until(&found)?.unwrap_or(until),
         };
-        self.record_heard(audited, owner(rotate.family), vec![Change::Revoked(revocation)]).await?;
+        self.record_and_notify(audited, owner(rotate.family), vec![Change::Revoked(revocation)])
+            .await?;
         Ok(Some(if verdict == Verdict::Shared {
             Rotation::Shared(family)
         } else {

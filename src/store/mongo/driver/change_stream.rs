@@ -14,10 +14,10 @@ use mongodb::{
 use super::{codec::lenient, connection::Connection, error::MongoError};
 
 /// How long the server waits for something to tell.
-const AWAIT: Duration = Duration::from_millis(500);
+const AWAIT_TIME: Duration = Duration::from_millis(500);
 
 /// How often in a row the server may refuse a place before that is given up.
-pub(crate) const REFUSALS: u32 = 10;
+pub(crate) const REFUSALS_MAX: u32 = 10;
 
 /// A stream that is open.
 pub(crate) struct Stream {
@@ -30,15 +30,15 @@ pub(crate) struct Batch {
     /// None, if nothing came for a while.
     pub(crate) events: Vec<Document>,
     /// Behind them.
-    pub(crate) place: Place,
+    pub(crate) resume_token: ResumeToken,
     /// Whether the server goes on from there. The first batch is there at once, and mostly empty:
     /// that says little.
-    pub(crate) goes_on: bool,
+    pub(crate) is_resumable: bool,
 }
 
 /// Where a stream can be taken up: a resume token.
 #[derive(Clone)]
-pub(crate) struct Place(Document);
+pub(crate) struct ResumeToken(Document);
 
 impl Stream {
     /// Of a collection or of the whole database, from a place on, else from now on; what the
@@ -47,16 +47,24 @@ impl Stream {
     pub(crate) async fn open(
         connection: &Connection,
         collection: Option<&str>,
-        after: Option<Place>,
+        after: Option<ResumeToken>,
         pipeline: impl IntoIterator<Item = Document>,
     ) -> Result<Self, MongoError> {
-        let from = after.map_or_else(Document::new, |Place(token)| doc! { "resumeAfter": token });
+        let from =
+            after.map_or_else(Document::new, |ResumeToken(token)| doc! { "resumeAfter": token });
         let stages = std::iter::once(doc! { "$changeStream": from }).chain(pipeline);
         let cursor = match collection {
             Some(name) => {
-                connection.collection(name).aggregate(stages).max_await_time(AWAIT).batch().await?
+                connection
+                    .collection(name)
+                    .aggregate(stages)
+                    .max_await_time(AWAIT_TIME)
+                    .batch()
+                    .await?
             }
-            None => connection.database().aggregate(stages).max_await_time(AWAIT).batch().await?,
+            None => {
+                connection.database().aggregate(stages).max_await_time(AWAIT_TIME).batch().await?
+            }
         };
         Ok(Self { cursor, is_first: true })
     }
@@ -69,14 +77,15 @@ impl Stream {
             |problem: &dyn std::fmt::Display| MongoError::malformed("change stream", problem);
         let cursor =
             batch.as_raw_document().get_document("cursor").map_err(|error| wrong(&error))?;
-        let place = cursor.get_document("postBatchResumeToken").map_err(|error| wrong(&error))?;
-        let place = Place(place.try_into().map_err(|error| wrong(&error))?);
+        let resume_token =
+            cursor.get_document("postBatchResumeToken").map_err(|error| wrong(&error))?;
+        let resume_token = ResumeToken(resume_token.try_into().map_err(|error| wrong(&error))?);
         let events = batch.doc_slices()?.into_iter().map(|event| {
             let event = event.map_err(|error| wrong(&error))?;
             event.as_document().map(lenient).ok_or_else(|| wrong(&"an event is no document"))
         });
         let events: Vec<_> = events.collect::<Result<_, MongoError>>()?;
-        let goes_on = !std::mem::take(&mut self.is_first) || !events.is_empty();
-        Ok(Some(Batch { events, place, goes_on }))
+        let is_resumable = !std::mem::take(&mut self.is_first) || !events.is_empty();
+        Ok(Some(Batch { events, resume_token, is_resumable }))
     }
 }

@@ -24,13 +24,13 @@ use crate::{
 };
 
 /// An event of the stream.
-pub(super) enum Heard {
+pub(super) enum StreamEvent {
     /// Changes, and the operation that made them where it left its name.
     Changes(Option<Uuid>, Vec<Change>),
     /// A heartbeat of this node.
-    Beat(i64),
+    Heartbeat(i64),
     /// A collection is not what it was.
-    Gone,
+    CollectionDropped,
 }
 
 /// Everything that judgements depend on, and this node's heartbeat; not the rotations, of which
@@ -73,7 +73,7 @@ pub(crate) fn pipeline(node: &str) -> Vec<Document> {
     vec![doc! { "$match": { "$or": all } }, doc! { "$project": wanted }]
 }
 
-pub(crate) fn heard(event: &Document) -> Result<Heard, MongoError> {
+pub(crate) fn decode(event: &Document) -> Result<StreamEvent, MongoError> {
     let fields = Fields::of("change", event);
     let ours = [REVOCATIONS, TOKENS, EPOCHS, CLIENTS, SIGNING_KEYS, NODES];
     let named = |field: &str| {
@@ -86,7 +86,11 @@ pub(crate) fn heard(event: &Document) -> Result<Heard, MongoError> {
         let concerns_us = collection.is_none_or(|from| {
             [Some(from), named("to")].iter().flatten().any(|name| ours.contains(name))
         });
-        return Ok(if concerns_us { Heard::Gone } else { Heard::Changes(None, Vec::new()) });
+        return Ok(if concerns_us {
+            StreamEvent::CollectionDropped
+        } else {
+            StreamEvent::Changes(None, Vec::new())
+        });
     }
     let collection =
         collection.ok_or_else(|| MongoError::malformed("change", "it is of no collection"))?;
@@ -104,10 +108,10 @@ pub(crate) fn heard(event: &Document) -> Result<Heard, MongoError> {
     };
     let now = Fields::of("change", changed);
     if collection == NODES {
-        return Ok(Heard::Beat(changed.get_i64("beat").unwrap_or_default()));
+        return Ok(StreamEvent::Heartbeat(changed.get_i64("beat").unwrap_or_default()));
     }
     let operation = now.find("op").and_then(as_uuid);
-    Ok(Heard::Changes(operation, changes(collection, key, &now)?))
+    Ok(StreamEvent::Changes(operation, changes(collection, key, &now)?))
 }
 
 fn changes(collection: &str, key: &Bson, now: &Fields<'_>) -> Result<Vec<Change>, MongoError> {

@@ -27,56 +27,56 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use self::decode::Heard;
+use self::decode::StreamEvent;
 use super::Shared;
 use crate::store::{
     Change, Follower,
     mongo::driver::{
-        change_stream::{Batch, Place, REFUSALS, Stream},
+        change_stream::{Batch, REFUSALS_MAX, ResumeToken, Stream},
         connection::{Connection, pause},
         error::MongoError,
     },
 };
 
 /// How long a verb waits for its own change to come back before it tells the followers itself.
-const COMES_BACK: Duration = Duration::from_secs(1);
+const OWN_CHANGE_TIMEOUT: Duration = Duration::from_secs(1);
 /// After how long a silence the stream is given up: the server answers twice a second, also when
 /// there is nothing to tell.
-const SILENCE: Duration = Duration::from_millis(2_500);
+const SILENCE_TIMEOUT: Duration = Duration::from_millis(2_500);
 /// Between two attempts at opening the stream.
-const PAUSE: Duration = Duration::from_millis(200);
+const REOPEN_DELAY: Duration = Duration::from_millis(200);
 /// How long a stream may be behind this node's heartbeats before another one is opened.
-const BEHIND: Duration = Duration::from_secs(5);
+const LAG_MAX: Duration = Duration::from_secs(5);
 /// Readers that were given up and have not ended yet: no more are begun than these.
-const READERS: usize = 3;
+const READERS_MAX: usize = 3;
 /// Batches that are read ahead of what was told.
-const AHEAD: usize = 4;
+const BATCHES_AHEAD_MAX: usize = 4;
 /// How many changes are remembered for verbs that come to wait for them only now.
-const REMEMBERED: usize = 4_096;
+const RECENT_MAX: usize = 4_096;
 
 /// Followers, and verbs that wait for their changes.
 #[derive(Default)]
 pub(super) struct Feed {
     followers: Mutex<Vec<Arc<dyn Follower>>>,
-    waiting: Mutex<Waiting>,
+    own_changes: Mutex<OwnChanges>,
     /// Whether a stream is open.
-    streams: AtomicBool,
+    is_streaming: AtomicBool,
 }
 
 #[derive(Default)]
-struct Waiting {
-    verbs: HashMap<Uuid, oneshot::Sender<()>>,
-    past: VecDeque<Uuid>,
-    known: HashSet<Uuid>,
+struct OwnChanges {
+    waiters: HashMap<Uuid, oneshot::Sender<()>>,
+    recent: VecDeque<Uuid>,
+    recent_set: HashSet<Uuid>,
 }
 
 impl Feed {
-    pub(super) fn join(&self, follower: Arc<dyn Follower>) {
+    pub(super) fn subscribe(&self, follower: Arc<dyn Follower>) {
         self.followers().push(follower);
     }
 
     /// Tells every follower.
-    pub(super) fn tell(&self, changes: &[Change]) {
+    pub(super) fn notify(&self, changes: &[Change]) {
         let followers = self.followers();
         for change in changes {
             followers.iter().for_each(|follower| follower.apply(change));
@@ -94,30 +94,30 @@ impl Feed {
     }
 
     /// Waits until the change of this operation was told; tells it itself where the stream is late.
-    pub(super) async fn heard(&self, operation: Uuid, changes: &[Change]) {
-        if self.streams.load(SeqCst) {
-            let Some(told) = self.waiting().expect(operation) else { return };
-            if matches!(timeout(COMES_BACK, told).await, Ok(Ok(()))) {
+    pub(super) async fn await_own_change(&self, operation: Uuid, changes: &[Change]) {
+        if self.is_streaming.load(SeqCst) {
+            let Some(own_change_notified) = self.own_changes().register(operation) else { return };
+            if matches!(timeout(OWN_CHANGE_TIMEOUT, own_change_notified).await, Ok(Ok(()))) {
                 return;
             }
-            self.waiting().verbs.remove(&operation);
+            self.own_changes().waiters.remove(&operation);
         }
-        self.tell(changes);
+        self.notify(changes);
     }
 
-    fn came(&self, operation: Uuid) {
-        let mut waiting = self.waiting();
-        if let Some(verb) = waiting.verbs.remove(&operation) {
+    fn own_change_seen(&self, operation: Uuid) {
+        let mut own_changes = self.own_changes();
+        if let Some(verb) = own_changes.waiters.remove(&operation) {
             // It may have given up just now.
             let _ = verb.send(());
             return;
         }
-        waiting.known.insert(operation);
-        waiting.past.push_back(operation);
-        if waiting.past.len() > REMEMBERED
-            && let Some(oldest) = waiting.past.pop_front()
+        own_changes.recent_set.insert(operation);
+        own_changes.recent.push_back(operation);
+        if own_changes.recent.len() > RECENT_MAX
+            && let Some(oldest) = own_changes.recent.pop_front()
         {
-            waiting.known.remove(&oldest);
+            own_changes.recent_set.remove(&oldest);
         }
     }
 
@@ -125,19 +125,19 @@ impl Feed {
         self.followers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn own_changes(&self) -> MutexGuard<'_, OwnChanges> {
+        self.own_changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Waiting {
+impl OwnChanges {
     /// `None` if it has come already.
-    fn expect(&mut self, operation: Uuid) -> Option<oneshot::Receiver<()>> {
-        if self.known.contains(&operation) {
+    fn register(&mut self, operation: Uuid) -> Option<oneshot::Receiver<()>> {
+        if self.recent_set.contains(&operation) {
             return None;
         }
         let (sender, receiver) = oneshot::channel();
-        self.verbs.insert(operation, sender);
+        self.waiters.insert(operation, sender);
         Some(receiver)
     }
 }
@@ -145,17 +145,20 @@ impl Waiting {
 /// What the task that reads the stream tells.
 enum Message {
     Opened,
-    Heard(Batch),
+    Batch(Batch),
     Failed(MongoError),
 }
 
 /// Reads from a stream, in a task that nothing cuts off: it ends when nobody listens any more, or
 /// with the stream.
-fn read(shared: &Shared, from: Option<Place>) -> (JoinHandle<()>, mpsc::Receiver<Message>) {
-    let (sender, receiver) = mpsc::channel(AHEAD);
+fn spawn_reader(
+    shared: &Shared,
+    from: Option<ResumeToken>,
+) -> (JoinHandle<()>, mpsc::Receiver<Message>) {
+    let (sender, receiver) = mpsc::channel(BATCHES_AHEAD_MAX);
     let (connection, pipeline) = (shared.connection.clone(), decode::pipeline(&shared.node.name));
     let reader = tokio::spawn(async move {
-        if let Err(fault) = tell(&connection, from, pipeline, &sender).await {
+        if let Err(fault) = forward_batches(&connection, from, pipeline, &sender).await {
             // Perhaps nobody listens any more.
             let _ = sender.send(Message::Failed(fault)).await;
         }
@@ -163,39 +166,39 @@ fn read(shared: &Shared, from: Option<Place>) -> (JoinHandle<()>, mpsc::Receiver
     (reader, receiver)
 }
 
-async fn tell(
+async fn forward_batches(
     connection: &Connection,
-    from: Option<Place>,
+    from: Option<ResumeToken>,
     pipeline: Vec<Document>,
-    to: &mpsc::Sender<Message>,
+    sender: &mpsc::Sender<Message>,
 ) -> Result<(), MongoError> {
     let mut stream = Stream::open(connection, None, from, pipeline).await?;
-    let mut listens = to.send(Message::Opened).await.is_ok();
+    let mut listens = sender.send(Message::Opened).await.is_ok();
     while listens && let Some(batch) = stream.next().await? {
-        listens = to.send(Message::Heard(batch)).await.is_ok();
+        listens = sender.send(Message::Batch(batch)).await.is_ok();
     }
     Ok(())
 }
 
 /// How a stream ended.
-enum Broken {
+enum StreamEnd {
     /// It can be taken up where it was.
-    Off,
+    Resumable,
     /// It said nothing at all.
-    Silent,
+    NoEvents,
     /// What came in between is lost.
-    Lost,
+    PositionLost,
 }
 
 /// How far the stream was heard.
 #[derive(Default)]
 struct Position {
-    place: Option<Place>,
+    resume_token: Option<ResumeToken>,
     /// Whether there is a gap before the next stream: then everything is read afresh once that is
     /// open.
-    lost: bool,
+    has_gap: bool,
     /// How many streams in a row said nothing.
-    silent: u32,
+    empty_streams: u32,
     /// How many times in a row the server refused.
     refused: u32,
     /// Whether the log knows that it broke off: an outage is one line, not one for each attempt.
@@ -204,29 +207,32 @@ struct Position {
 
 impl Position {
     /// Goes on at whatever moment the next stream begins.
-    fn lose(&mut self) {
-        (self.place, self.lost) = (None, true);
+    fn forget_position(&mut self) {
+        (self.resume_token, self.has_gap) = (None, true);
     }
 
-    fn breaks_off(&mut self, broken: &Result<Broken, MongoError>) {
-        self.silent =
-            if matches!(broken, Ok(Broken::Silent)) { self.silent.saturating_add(1) } else { 0 };
-        self.refused = if broken.as_ref().is_err_and(MongoError::is_server_reply) {
+    fn record_end(&mut self, end: &Result<StreamEnd, MongoError>) {
+        self.empty_streams = if matches!(end, Ok(StreamEnd::NoEvents)) {
+            self.empty_streams.saturating_add(1)
+        } else {
+            0
+        };
+        self.refused = if end.as_ref().is_err_and(MongoError::is_server_reply) {
             self.refused.saturating_add(1)
         } else {
             0
         };
-        match broken {
-            Ok(Broken::Lost) => self.lose(),
+        match end {
+            Ok(StreamEnd::PositionLost) => self.forget_position(),
             // The way from there to here may be longer than anybody waits for: then everything is
             // read afresh instead.
-            Ok(Broken::Silent) if self.silent > 1 => self.lose(),
-            Err(fault) if fault.is_history_lost() => self.lose(),
+            Ok(StreamEnd::NoEvents) if self.empty_streams > 1 => self.forget_position(),
+            Err(fault) if fault.is_history_lost() => self.forget_position(),
             // Nor is a place of any use that the server goes on refusing for another reason.
-            Err(_) if self.refused > REFUSALS => self.lose(),
+            Err(_) if self.refused > REFUSALS_MAX => self.forget_position(),
             // Without a place the next stream begins at its own moment.
-            Ok(Broken::Off | Broken::Silent) | Err(_) => {
-                self.lost = self.lost || self.place.is_none()
+            Ok(StreamEnd::Resumable | StreamEnd::NoEvents) | Err(_) => {
+                self.has_gap = self.has_gap || self.resume_token.is_none()
             }
         }
     }
@@ -239,27 +245,27 @@ pub(super) async fn run(shared: Arc<Shared>, opened: oneshot::Sender<Result<(), 
     let mut readers: Vec<JoinHandle<()>> = Vec::new();
     while !shared.connection.is_closed() {
         readers.retain(|reader| !reader.is_finished());
-        if readers.len() >= READERS {
-            pause(PAUSE).await;
+        if readers.len() >= READERS_MAX {
+            pause(REOPEN_DELAY).await;
             continue;
         }
-        let (reader, messages) = read(&shared, position.place.clone());
+        let (reader, messages) = spawn_reader(&shared, position.resume_token.clone());
         readers.push(reader);
-        let broken = follow(&shared, messages, &mut position, &mut opened).await;
-        shared.feed.streams.store(false, SeqCst);
-        position.breaks_off(&broken);
-        if let Err(fault) = broken {
+        let end = follow(&shared, messages, &mut position, &mut opened).await;
+        shared.feed.is_streaming.store(false, SeqCst);
+        position.record_end(&end);
+        if let Err(fault) = end {
             if let Some(opened) = opened.take() {
                 let _ = opened.send(Err(fault));
                 return;
             }
             if !shared.connection.is_closed() && !std::mem::replace(&mut position.logged, true) {
-                tracing::warn!(%fault, rebuilds = position.lost, "the change stream broke off");
+                tracing::warn!(%fault, rebuilds = position.has_gap, "the change stream broke off");
             }
         }
         // Who refuses again and again is not asked many times a second, each time after everything
         // was read.
-        pause(PAUSE.saturating_mul(position.refused.clamp(1, REFUSALS))).await;
+        pause(REOPEN_DELAY.saturating_mul(position.refused.clamp(1, REFUSALS_MAX))).await;
     }
 }
 
@@ -269,48 +275,50 @@ async fn follow(
     mut messages: mpsc::Receiver<Message>,
     position: &mut Position,
     opened: &mut Option<oneshot::Sender<Result<(), MongoError>>>,
-) -> Result<Broken, MongoError> {
-    let (mut heard_any, mut began) = (false, Instant::now());
+) -> Result<StreamEnd, MongoError> {
+    let (mut received_any, mut open_since) = (false, Instant::now());
     loop {
-        let message = match timeout(SILENCE, messages.recv()).await {
+        let message = match timeout(SILENCE_TIMEOUT, messages.recv()).await {
             Ok(Some(message)) => message,
             // A frozen server keeps the connection and says nothing.
-            Ok(None) | Err(_) => return Ok(if heard_any { Broken::Off } else { Broken::Silent }),
+            Ok(None) | Err(_) => {
+                return Ok(if received_any { StreamEnd::Resumable } else { StreamEnd::NoEvents });
+            }
         };
         if shared.connection.is_closed() {
-            return Ok(Broken::Off);
+            return Ok(StreamEnd::Resumable);
         }
         match message {
             Message::Failed(fault) => return Err(fault),
             Message::Opened => {
-                if position.lost {
-                    rebuild(shared).await?;
-                    position.lost = false;
+                if position.has_gap {
+                    reload_snapshot(shared).await?;
+                    position.has_gap = false;
                     // However long that took: what came meanwhile is waiting to be heard.
-                    began = Instant::now();
+                    open_since = Instant::now();
                 }
-                shared.feed.streams.store(true, SeqCst);
+                shared.feed.is_streaming.store(true, SeqCst);
                 if let Some(opened) = opened.take() {
                     // The store may have been given up while it was opening.
                     let _ = opened.send(Ok(()));
                 }
             }
-            Message::Heard(batch) => {
-                for event in &batch.events {
-                    let heard = decode::heard(event).inspect_err(|fault| {
+            Message::Batch(batch) => {
+                for document in &batch.events {
+                    let event = decode::decode(document).inspect_err(|fault| {
                         // Not passed over: what it says may be that a token was ended.
                         tracing::error!(%fault, "a change cannot be understood, reading everything \
                                                  afresh");
                     });
-                    let Ok(heard) = heard else { return Ok(Broken::Lost) };
-                    if !shared.take_in(heard) {
+                    let Ok(event) = event else { return Ok(StreamEnd::PositionLost) };
+                    if !shared.apply_event(event) {
                         tracing::error!("a collection was dropped or renamed");
-                        return Ok(Broken::Lost);
+                        return Ok(StreamEnd::PositionLost);
                     }
                 }
-                position.place = Some(batch.place);
-                if batch.goes_on {
-                    heard_any = true;
+                position.resume_token = Some(batch.resume_token);
+                if batch.is_resumable {
+                    received_any = true;
                     position.refused = 0;
                     if std::mem::take(&mut position.logged) {
                         tracing::info!("the change stream goes on");
@@ -320,31 +328,31 @@ async fn follow(
         }
         // Only once everything at hand was heard.
         if messages.is_empty()
-            && began.elapsed() > BEHIND
-            && shared.node.has_unseen_heartbeat(BEHIND / 2)
+            && open_since.elapsed() > LAG_MAX
+            && shared.node.has_unseen_heartbeat(LAG_MAX / 2)
         {
             tracing::warn!("the change stream is behind the majority, opening another one");
-            return Ok(Broken::Off);
+            return Ok(StreamEnd::Resumable);
         }
     }
 }
 
 impl Shared {
     /// Tells the followers; `false` if there is nothing left to go on from.
-    fn take_in(&self, heard: Heard) -> bool {
-        match heard {
-            Heard::Changes(operation, changes) => {
-                self.feed.tell(&changes);
+    fn apply_event(&self, event: StreamEvent) -> bool {
+        match event {
+            StreamEvent::Changes(operation, changes) => {
+                self.feed.notify(&changes);
                 if let Some(operation) = operation {
-                    self.feed.came(operation);
+                    self.feed.own_change_seen(operation);
                 }
             }
-            Heard::Beat(beat) => {
-                if let Some(at) = self.node.heartbeat_seen(beat) {
+            StreamEvent::Heartbeat(number) => {
+                if let Some(at) = self.node.heartbeat_seen(number) {
                     self.feed.knows_up_to(at.checked_sub(self.margin).unwrap_or(at));
                 }
             }
-            Heard::Gone => return false,
+            StreamEvent::CollectionDropped => return false,
         }
         true
     }
@@ -352,10 +360,10 @@ impl Shared {
 
 /// Tells the followers everything as it stands. The stream is open already, so nothing falls in
 /// between.
-async fn rebuild(shared: &Arc<Shared>) -> Result<(), MongoError> {
-    let known = shared.known().await?;
-    tracing::info!(revocations = known.standing.revocations.len(), "read afresh what was ended");
-    shared.feed.tell(&known.changes());
+async fn reload_snapshot(shared: &Arc<Shared>) -> Result<(), MongoError> {
+    let full = shared.read_snapshot().await?;
+    tracing::info!(revocations = full.snapshot.revocations.len(), "read afresh what was ended");
+    shared.feed.notify(&full.changes());
     Ok(())
 }
 
@@ -366,9 +374,9 @@ pub(super) async fn poll(shared: Arc<Shared>) {
     while !shared.connection.is_closed() {
         pause(time).await;
         let at = Instant::now();
-        match shared.known().await {
-            Ok(known) => {
-                shared.feed.tell(&known.changes());
+        match shared.read_snapshot().await {
+            Ok(full) => {
+                shared.feed.notify(&full.changes());
                 shared.feed.knows_up_to(at);
             }
             Err(fault) if !shared.connection.is_closed() => {

@@ -30,78 +30,78 @@ use crate::{
 };
 
 /// What stands, and the keys.
-pub(crate) struct Known {
-    pub(crate) standing: Snapshot,
+pub(crate) struct FullSnapshot {
+    pub(crate) snapshot: Snapshot,
     pub(crate) keyset: Option<Keyset>,
 }
 
-impl Known {
+impl FullSnapshot {
     /// As changes, for those who may have missed some.
     pub(crate) fn changes(self) -> Vec<Change> {
-        let revoked = self.standing.revocations.into_iter().map(Change::Revoked);
-        let epochs = self.standing.epochs.into_iter().map(|(of, value)| Change::Epoch(of, value));
+        let revoked = self.snapshot.revocations.into_iter().map(Change::Revoked);
+        let epochs = self.snapshot.epochs.into_iter().map(|(of, value)| Change::Epoch(of, value));
         let keyset = self.keyset.map(|keyset| Change::Keyset(Arc::new(keyset)));
         std::iter::once(Change::Missed).chain(revoked).chain(epochs).chain(keyset).collect()
     }
 }
 
 impl Shared {
-    pub(crate) async fn known(&self) -> Result<Known, MongoError> {
+    pub(crate) async fn read_snapshot(&self) -> Result<FullSnapshot, MongoError> {
         let (connection, node) = (self.connection.clone(), self.node.name.clone());
-        let rooms = [REVOCATIONS, TOKENS, EPOCHS, CLIENTS, SIGNING_KEYS, NODES]
+        let collections = [REVOCATIONS, TOKENS, EPOCHS, CLIENTS, SIGNING_KEYS, NODES]
             .map(|name| connection.collection(name));
         let client = connection.client().clone();
         let read = async move {
-            let [revocations, tokens, epochs, clients, keys, nodes] = rooms;
+            let [revocations, tokens, epochs, clients, keys, nodes] = collections;
             let mut session = client.start_session().causal_consistency(true).await?;
             let looks = doc! { "$inc": { "looks": 1_i64 } };
             nodes.update_one(doc! { "_id": node.as_ref() }, looks).session(&mut session).await?;
-            let mut standing = Snapshot::default();
+            let mut snapshot = Snapshot::default();
             // First those that are there: the sweep moves ends from here to the revocations, never
             // back.
             let ended = doc! { "ended_until": { "$exists": true } };
-            each(&tokens, ended, doc! { "ended_until": 1 }, &mut session, |found| {
-                standing.revocations.push(revocation_of_family(found)?);
+            for_each_document(&tokens, ended, doc! { "ended_until": 1 }, &mut session, |found| {
+                snapshot.revocations.push(revocation_of_family(found)?);
                 Ok(())
             })
             .await?;
-            each(&revocations, doc! {}, doc! { "until": 1 }, &mut session, |found| {
-                standing.revocations.push(revocation_of(found)?);
+            for_each_document(&revocations, doc! {}, doc! { "until": 1 }, &mut session, |found| {
+                snapshot.revocations.push(revocation_of(found)?);
                 Ok(())
             })
             .await?;
-            each(&epochs, doc! {}, doc! { "value": 1 }, &mut session, |found| {
+            for_each_document(&epochs, doc! {}, doc! { "value": 1 }, &mut session, |found| {
                 let fields = Fields::of("epoch", found);
-                standing.epochs.push((epoch_of(fields.text("_id")?)?, fields.count("value")?));
+                snapshot.epochs.push((epoch_of(fields.text("_id")?)?, fields.count("value")?));
                 Ok(())
             })
             .await?;
-            each(
+            for_each_document(
                 &clients,
                 doc! { clients::EPOCH: { "$gt": 0 } },
                 doc! { clients::EPOCH: 1 },
                 &mut session,
                 |found| {
                     let fields = Fields::of("client", found);
-                    standing.epochs.extend(clients::epoch(fields.get("_id")?, &fields));
+                    snapshot.epochs.extend(clients::epoch(fields.get("_id")?, &fields));
                     Ok(())
                 },
             )
             .await?;
             let keys = keys.clone_with_type::<RawDocumentBuf>();
             let keyset = keys.find_one(doc! { "_id": keys::KEYSET }).session(&mut session).await?;
-            Ok((standing, keyset.map(|raw| lenient(&raw))))
+            Ok((snapshot, keyset.map(|raw| lenient(&raw))))
         };
-        let (standing, keyset) = self.connection.within(LONG, read).await?;
-        Ok(Known {
-            standing,
+        let (snapshot, keyset) = self.connection.within(LONG, read).await?;
+        Ok(FullSnapshot {
+            snapshot,
             keyset: keyset.and_then(|keyset| self.readable(keys::decoded(&keyset))),
         })
     }
 }
 
 /// Shows each document that fits.
-async fn each(
+async fn for_each_document(
     from: &Collection<Document>,
     filter: Document,
     fields: Document,
