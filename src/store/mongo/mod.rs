@@ -40,7 +40,7 @@ use self::{
         records::{self, ChainTip},
         recovery::{self, Recovery},
     },
-    collections::{coalesce::Turns, counters::Counted},
+    collections::{coalesce::Coalescer, counters::Counted},
     driver::{
         codec::Fields,
         connection::{Connection, pause},
@@ -91,8 +91,8 @@ struct Shared {
     cleaner: OutboxCleaner,
     counted: Counted,
     /// Who reads a family, and who rotates one.
-    readers: Turns,
-    rotators: Turns,
+    family_reads: Coalescer,
+    family_rotations: Coalescer,
     /// Whether the server is one without a replica set.
     alone: bool,
     /// How far the clocks of a sharded cluster may be apart that its stream is put in order by.
@@ -162,8 +162,8 @@ impl Mongo {
             feed: Feed::default(),
             cleaner,
             counted: Counted::default(),
-            readers: Turns::default(),
-            rotators: Turns::default(),
+            family_reads: Coalescer::default(),
+            family_rotations: Coalescer::default(),
             alone,
             margin: if sharded { SHARDED } else { Duration::ZERO },
             tailing: AtomicBool::new(false),

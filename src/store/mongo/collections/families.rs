@@ -12,9 +12,9 @@ use mongodb::{
 use tokio::time::timeout;
 
 use super::{
-    coalesce::Turn,
+    coalesce::Join,
     family_document::{decoded, encoded, end, ended_until, owner},
-    rotation::Presented,
+    rotation::RefreshCall,
 };
 use crate::{
     model::{Event, Family, FamilyId, Stamp, Timestamp, revocation::Revocation},
@@ -64,7 +64,7 @@ impl FamilyStore for Mongo {
         let waits = Arc::downgrade(&caller);
         let verb = async move {
             shared
-                .rotate(&Presented { rotate: &rotate, stamp: &stamp, jti: &jti, caller: &waits })
+                .rotate(&RefreshCall { rotate: &rotate, stamp: &stamp, jti: &jti, caller: &waits })
                 .await
         };
         let (rotation, entry) = whole(&self.shared, verb).await?;
@@ -122,20 +122,20 @@ impl Shared {
 
     /// The family, read once for all who ask at the same time.
     async fn find(&self, id: FamilyId) -> Result<Option<Arc<Document>>, MongoError> {
-        let look = match self.readers.turn(id, |_| true).await {
-            Turn::Found(found) => return Ok(found),
-            Turn::Look(look) => look,
+        let lead = match self.family_reads.join(id, |_| true).await {
+            Join::Shared(found) => return Ok(found),
+            Join::Lead(lead) => lead,
         };
         let tokens = self.connection.collection(TOKENS);
         let read = self
             .connection
             .call(async move { Ok(tokens.find_one(doc! { "_id": uuid(id.0) }).await?) });
-        look.find(async {
+        lead.run(async {
             match read.await? {
                 // What is not there is not to be revoked. A primary that was cut off, or has just
                 // become one, may not show yet what was acknowledged; a write that changes nothing
                 // tells.
-                None if !self.alone => self.as_kept(id).await,
+                None if !self.alone => self.read_durable(id).await,
                 found => Ok(found),
             }
         })
@@ -144,7 +144,7 @@ impl Shared {
 
     /// The family, by a write that changes nothing: what it finds is what the majority will have
     /// kept when it answers.
-    pub(super) async fn as_kept(&self, id: FamilyId) -> Result<Option<Document>, MongoError> {
+    pub(super) async fn read_durable(&self, id: FamilyId) -> Result<Option<Document>, MongoError> {
         self.change_family(doc! { "_id": uuid(id.0) }, vec![doc! { "$set": { "_id": "$_id" } }])
             .await
     }

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{
-    coalesce::Turn,
+    coalesce::Join,
     family_document::{decoded, end, ended_until, owner},
 };
 use crate::{
@@ -35,16 +35,16 @@ use crate::{
 };
 
 /// How often a rotation that others overtook is judged anew.
-const ATTEMPTS: usize = 16;
+const ATTEMPTS_MAX: usize = 16;
 /// Between two looks at a family whose last calls may or may not have been answered.
-const UNSETTLED: Duration = Duration::from_millis(100);
+const ANSWER_POLL: Duration = Duration::from_millis(100);
 
 /// Outcome of a caller's turn at a family.
-enum Turned {
+enum Attempt {
     /// Its token was spent, or given again: the family as it is now, and the record that is due.
-    Given(Verdict, Arc<Document>, AuditedChange),
+    Granted(Verdict, Arc<Document>, AuditedChange),
     /// Neither: the family as it was found after this call began.
-    Found(Option<Arc<Document>>),
+    NotGranted(Option<Arc<Document>>),
 }
 
 /// A verdict, and what it was made from.
@@ -57,7 +57,7 @@ struct Judged {
 }
 
 /// A call of Refresh on its way.
-pub(super) struct Presented<'a> {
+pub(super) struct RefreshCall<'a> {
     pub(super) rotate: &'a Rotate,
     pub(crate) stamp: &'a Stamp,
     pub(super) jti: &'a str,
@@ -65,8 +65,8 @@ pub(super) struct Presented<'a> {
     pub(crate) caller: &'a Weak<()>,
 }
 
-impl Presented<'_> {
-    fn is_given_up(&self) -> bool {
+impl RefreshCall<'_> {
+    fn is_abandoned(&self) -> bool {
         self.caller.strong_count() == 0
     }
 }
@@ -76,12 +76,12 @@ impl Shared {
     /// until it is.
     pub(super) async fn rotate(
         &self,
-        call: &Presented<'_>,
+        call: &RefreshCall<'_>,
     ) -> Result<(Rotation, Option<Uuid>), MongoError> {
-        let mut attempts = 0;
-        while attempts < ATTEMPTS {
-            let found = match self.take_turn(call).await? {
-                Turned::Given(verdict, found, audited) => {
+        let mut tries = 0;
+        while tries < ATTEMPTS_MAX {
+            let found = match self.attempt(call).await? {
+                Attempt::Granted(verdict, found, audited) => {
                     let entry = audited.entries.first().map(|entry| entry.id);
                     let family = decoded(&found)?;
                     self.record(audited, owner(call.rotate.family)).await?;
@@ -92,25 +92,25 @@ impl Shared {
                     };
                     return Ok((given(family), entry));
                 }
-                Turned::Found(found) => found,
+                Attempt::NotGranted(found) => found,
             };
             let Judged { verdict, family, last, .. } = self.judge(call.rotate, found.as_deref())?;
             match (verdict, family) {
                 // Others changed the family in between.
-                (Verdict::Rotate | Verdict::Repeat, _) => attempts += 1,
+                (Verdict::Rotate | Verdict::Repeat, _) => tries += 1,
                 // Its callers may yet be answered, or may have failed with the store: that shows
                 // when the marks go, or stay.
                 (Verdict::Refuse, Some(family)) if last.answered(&family.answers) == 0 => {
-                    if call.is_given_up() {
+                    if call.is_abandoned() {
                         return Err(MongoError::Timeout(self.connection.deadline()));
                     }
-                    pause(UNSETTLED).await;
+                    pause(ANSWER_POLL).await;
                 }
                 (verdict, Some(family)) if verdict.ends() => {
                     if let Some(rotation) = self.end_presented(call, verdict, family).await? {
                         return Ok((rotation, None));
                     }
-                    attempts += 1;
+                    tries += 1;
                 }
                 (Verdict::Refuse, _) => return Ok((Rotation::Refused, None)),
                 _ => return Ok((Rotation::Unknown, None)),
@@ -122,14 +122,14 @@ impl Shared {
     /// Ends the family; `None` if others changed it in between.
     async fn end_presented(
         &self,
-        call: &Presented<'_>,
+        call: &RefreshCall<'_>,
         verdict: Verdict,
         family: Family,
     ) -> Result<Option<Rotation>, MongoError> {
         let rotate = call.rotate;
         // The late echo of a call that was given up, and made again elsewhere since: nobody's
         // reuse.
-        if rotate.lawful && call.is_given_up() {
+        if rotate.lawful && call.is_abandoned() {
             return Err(MongoError::Timeout(self.connection.deadline()));
         }
         let Some(remember) = rotate.remember else { return Ok(Some(Rotation::Unended(verdict))) };
@@ -160,58 +160,58 @@ impl Shared {
     /// Spends the token, if it is the current one, or gives its successor again; of those who come
     /// at the same time on this node, one tries at a time. What nothing is given for, all are told
     /// by one look.
-    async fn take_turn(&self, call: &Presented<'_>) -> Result<Turned, MongoError> {
+    async fn attempt(&self, call: &RefreshCall<'_>) -> Result<Attempt, MongoError> {
         let (rotate, deadline) = (call.rotate, self.connection.deadline());
-        let gives = |judged: &Judged| matches!(judged.verdict, Verdict::Rotate | Verdict::Repeat);
+        let grants = |judged: &Judged| matches!(judged.verdict, Verdict::Rotate | Verdict::Repeat);
         // Whoever may be given a token has to try.
-        let serves = |found: Option<&Document>| {
-            !self.judge(rotate, found).is_ok_and(|judged| gives(&judged))
+        let is_usable = |found: Option<&Document>| {
+            !self.judge(rotate, found).is_ok_and(|judged| grants(&judged))
         };
-        let turn = timeout(deadline, self.rotators.turn(rotate.family, serves)).await;
-        let look = match turn.map_err(|_| MongoError::Timeout(deadline))? {
-            Turn::Found(found) => return Ok(Turned::Found(found)),
-            Turn::Look(look) => look,
+        let turn = timeout(deadline, self.family_rotations.join(rotate.family, is_usable)).await;
+        let lead = match turn.map_err(|_| MongoError::Timeout(deadline))? {
+            Join::Shared(found) => return Ok(Attempt::NotGranted(found)),
+            Join::Lead(lead) => lead,
         };
-        if rotate.lawful && call.is_given_up() {
+        if rotate.lawful && call.is_abandoned() {
             return Err(MongoError::Timeout(deadline));
         }
         // The write itself judges: by what was seen last, or else as if the token were the current
         // one, which is the usual case.
-        let seen = look.seen();
+        let seen = lead.last_result();
         let is_gone = seen
             .as_ref()
             .and_then(|seen| seen.get_i64("generation").ok())
             .is_some_and(|g| g > i64::from(rotate.presented));
-        let guess = seen.and_then(|seen| self.judge(rotate, Some(&seen)).ok()).filter(gives);
-        let before = look.before();
+        let guess = seen.and_then(|seen| self.judge(rotate, Some(&seen)).ok()).filter(grants);
+        let sequence = lead.next_sequence();
         let given = match guess {
             Some(judged) if judged.verdict == Verdict::Repeat => self.repeat(call, &judged).await?,
-            _ if rotate.presented < u32::MAX && !is_gone => self.spend(call).await?,
+            _ if rotate.presented < u32::MAX && !is_gone => self.rotate_current(call).await?,
             _ => None,
         };
         if let Some((verdict, found, audited)) = given {
-            look.found(before, Some(found.clone()));
-            return Ok(Turned::Given(verdict, found, audited));
+            lead.publish(sequence, Some(found.clone()));
+            return Ok(Attempt::Granted(verdict, found, audited));
         }
-        let found = look.find(self.as_kept(rotate.family)).await?;
+        let found = lead.run(self.read_durable(rotate.family)).await?;
         let judged = self.judge(rotate, found.as_deref())?;
         if judged.verdict == Verdict::Repeat {
-            let before = look.before();
+            let sequence = lead.next_sequence();
             if let Some((verdict, found, audited)) = self.repeat(call, &judged).await? {
-                look.found(before, Some(found.clone()));
-                return Ok(Turned::Given(verdict, found, audited));
+                lead.publish(sequence, Some(found.clone()));
+                return Ok(Attempt::Granted(verdict, found, audited));
             }
         }
-        Ok(Turned::Found(found))
+        Ok(Attempt::NotGranted(found))
     }
 
     /// Goes one generation on, if the filter finds what [`Rotate::judge`] calls
     /// [`Verdict::Rotate`].
-    async fn spend(
+    async fn rotate_current(
         &self,
-        call: &Presented<'_>,
+        call: &RefreshCall<'_>,
     ) -> Result<Option<(Verdict, Arc<Document>, AuditedChange)>, MongoError> {
-        let Presented { rotate, stamp, jti, caller } = call;
+        let RefreshCall { rotate, stamp, jti, caller } = call;
         let audited = self
             .audited_change([rotate.event(Verdict::Rotate, stamp, jti, None)])?
             .awaited_by(caller);
@@ -222,10 +222,10 @@ impl Shared {
     /// Gives the successor again, if no other call was given it since this was judged.
     async fn repeat(
         &self,
-        call: &Presented<'_>,
+        call: &RefreshCall<'_>,
         judged: &Judged,
     ) -> Result<Option<(Verdict, Arc<Document>, AuditedChange)>, MongoError> {
-        let Presented { rotate, stamp, jti, caller } = call;
+        let RefreshCall { rotate, stamp, jti, caller } = call;
         let Some(family) = &judged.family else { return Ok(None) };
         let audited = self
             .audited_change([rotate.event(Verdict::Repeat, stamp, jti, Some(family))])?
@@ -254,7 +254,7 @@ impl Shared {
                 "generation": i64::from(family.generation),
                 // The grace begins with the rotation; anew, where no caller was answered in it.
                 "at": date(if is_late { rotate.agreed } else { judged.last.at }),
-                "unanswered": { "$concatArrays": [kept, marks(&audited)] },
+                "unanswered": { "$concatArrays": [kept, answer_mark(&audited)] },
             },
             "op": audited.operation(),
             "outbox": audited.concatenated(&owner(rotate.family)),
@@ -299,7 +299,7 @@ impl Shared {
 }
 
 /// The mark of a call that is on its way.
-fn marks(audited: &AuditedChange) -> Bson {
+fn answer_mark(audited: &AuditedChange) -> Bson {
     audited.entries.first().map(|entry| uuid(entry.id)).into_iter().collect::<Vec<_>>().into()
 }
 
@@ -343,7 +343,7 @@ fn rotated(rotate: &Rotate, stamp: &Stamp, audited: &AuditedChange) -> Vec<Docum
             "at": date(rotate.agreed),
             // The entry goes out of the outbox, whoever records it; this stays until the caller was
             // answered.
-            "unanswered": marks(audited),
+            "unanswered": answer_mark(audited),
         },
         "ends_at": { "$min": ["$expires_at", { "$add": [now, "$idle_ms"] }] },
         "op": audited.operation(),

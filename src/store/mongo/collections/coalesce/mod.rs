@@ -18,182 +18,184 @@ use tokio::{
 use crate::{model::FamilyId, store::mongo::driver::error::MongoError};
 
 /// How long whoever looks may take before another one looks as well: its connection may be dead.
-const PATIENCE: Duration = Duration::from_millis(250);
+const LEAD_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// The families that somebody is busy with.
 #[derive(Default)]
-pub(crate) struct Turns {
-    lines: Mutex<HashMap<FamilyId, Line>>,
+pub(crate) struct Coalescer {
+    flights: Mutex<HashMap<FamilyId, Flight>>,
 }
 
 /// Those who want one family.
-type Line = Arc<watch::Sender<State>>;
+type Flight = Arc<watch::Sender<State>>;
 
 #[derive(Default)]
 struct State {
     /// How many have asked or looked, and how many of those who asked are still here.
-    asked: u64,
-    here: usize,
+    issued: u64,
+    waiting: usize,
     /// How many began to look, and the last of them, while it looks: those it has passed are waited
     /// for no more.
-    began: u64,
-    looking: Option<u64>,
-    seen: Seen,
+    leads: u64,
+    leading: Option<u64>,
+    last: LastResult,
 }
 
 /// What the newest look found.
 #[derive(Clone, Default)]
-struct Seen {
+struct LastResult {
     /// Its number: whoever has a lower one asked before it began.
-    before: u64,
+    sequence: u64,
     family: Option<Arc<Document>>,
 }
 
 /// What a caller has to do.
-pub(super) enum Turn<'a> {
+pub(super) enum Join<'a> {
     /// Nothing: somebody looked who had begun after this caller asked. `None`: there is no such
     /// family.
-    Found(Option<Arc<Document>>),
+    Shared(Option<Arc<Document>>),
     /// Look itself.
-    Look(Look<'a>),
+    Lead(Lead<'a>),
 }
 
-impl Turns {
-    /// Waits until somebody has found what `serves` this caller, or it has to look itself: it is
+impl Coalescer {
+    /// Waits until somebody has found what `is_usable` this caller, or it has to look itself: it is
     /// the only one, or whoever looks takes too long.
-    pub(super) async fn turn(
+    pub(super) async fn join(
         &self,
         family: FamilyId,
-        serves: impl Fn(Option<&Document>) -> bool,
-    ) -> Turn<'_> {
-        let place = self.ask(family);
-        let mut news = place.line.subscribe();
-        let (mut judged, mut began, mut is_late) = (0, 0, false);
-        let mut patience = Instant::now() + PATIENCE;
+        is_usable: impl Fn(Option<&Document>) -> bool,
+    ) -> Join<'_> {
+        let ticket = self.take_ticket(family);
+        let mut updates = ticket.flight.subscribe();
+        let (mut judged_sequence, mut leads, mut is_late) = (0, 0, false);
+        let mut lead_deadline = Instant::now() + LEAD_TIMEOUT;
         loop {
-            news.mark_unchanged();
+            updates.mark_unchanged();
             let mut found = None;
-            let mut look = None;
-            place.line.send_if_modified(|state| {
-                if place.number < state.seen.before && judged < state.seen.before {
-                    judged = state.seen.before;
-                    found = Some(state.seen.family.clone());
+            let mut lead = None;
+            ticket.flight.send_if_modified(|state| {
+                if ticket.number < state.last.sequence && judged_sequence < state.last.sequence {
+                    judged_sequence = state.last.sequence;
+                    found = Some(state.last.family.clone());
                     return false;
                 }
-                if state.looking.is_none() || (is_late && state.began == began) {
-                    state.began += 1;
-                    (state.looking, look) = (Some(state.began), Some(state.began));
+                if state.leading.is_none() || (is_late && state.leads == leads) {
+                    state.leads += 1;
+                    (state.leading, lead) = (Some(state.leads), Some(state.leads));
                 }
-                if state.began != began {
-                    (began, patience) = (state.began, Instant::now() + PATIENCE);
+                if state.leads != leads {
+                    (leads, lead_deadline) = (state.leads, Instant::now() + LEAD_TIMEOUT);
                 }
-                look.is_some()
+                lead.is_some()
             });
-            match (found, look) {
-                (Some(found), _) if serves(found.as_deref()) => return Turn::Found(found),
+            match (found, lead) {
+                (Some(found), _) if is_usable(found.as_deref()) => return Join::Shared(found),
                 (Some(_), _) => {}
-                (None, Some(number)) => return Turn::Look(Look { place, number }),
-                (None, None) => is_late = timeout_at(patience, news.changed()).await.is_err(),
+                (None, Some(number)) => return Join::Lead(Lead { ticket, number }),
+                (None, None) => {
+                    is_late = timeout_at(lead_deadline, updates.changed()).await.is_err()
+                }
             }
         }
     }
 
-    fn ask(&self, family: FamilyId) -> Place<'_> {
-        let mut lines = self.lines();
-        let line = lines.entry(family).or_default().clone();
+    fn take_ticket(&self, family: FamilyId) -> Ticket<'_> {
+        let mut flights = self.flights();
+        let flight = flights.entry(family).or_default().clone();
         let mut number = 0;
-        line.send_if_modified(|state| {
-            number = state.asked;
-            state.asked += 1;
-            state.here += 1;
+        flight.send_if_modified(|state| {
+            number = state.issued;
+            state.issued += 1;
+            state.waiting += 1;
             false
         });
-        Place { turns: self, family, line, number }
+        Ticket { coalescer: self, family, flight, number }
     }
 
-    fn lines(&self) -> MutexGuard<'_, HashMap<FamilyId, Line>> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    fn flights(&self) -> MutexGuard<'_, HashMap<FamilyId, Flight>> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A place in line; left when dropped, and the last one takes the line along.
-struct Place<'a> {
-    turns: &'a Turns,
+struct Ticket<'a> {
+    coalescer: &'a Coalescer,
     family: FamilyId,
-    line: Line,
+    flight: Flight,
     number: u64,
 }
 
-impl Drop for Place<'_> {
+impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        let mut lines = self.turns.lines();
+        let mut flights = self.coalescer.flights();
         let mut is_last = false;
-        self.line.send_if_modified(|state| {
-            state.here -= 1;
-            is_last = state.here == 0;
+        self.flight.send_if_modified(|state| {
+            state.waiting -= 1;
+            is_last = state.waiting == 0;
             false
         });
         if is_last {
-            lines.remove(&self.family);
+            flights.remove(&self.family);
         }
     }
 }
 
 /// Whoever looks at a family. Who is dropped without having found anything leaves it to the next.
-pub(super) struct Look<'a> {
-    place: Place<'a>,
+pub(super) struct Lead<'a> {
+    ticket: Ticket<'a>,
     number: u64,
 }
 
-impl Look<'_> {
+impl Lead<'_> {
     /// The family as it was seen last.
-    pub(crate) fn seen(&self) -> Option<Arc<Document>> {
-        self.place.line.borrow().seen.family.clone()
+    pub(crate) fn last_result(&self) -> Option<Arc<Document>> {
+        self.ticket.flight.borrow().last.family.clone()
     }
 
     /// Finds this, for itself and all who asked before.
-    pub(crate) async fn find(
+    pub(crate) async fn run(
         &self,
-        look: impl Future<Output = Result<Option<Document>, MongoError>>,
+        query: impl Future<Output = Result<Option<Document>, MongoError>>,
     ) -> Result<Option<Arc<Document>>, MongoError> {
-        let before = self.before();
-        let found = look.await?.map(Arc::new);
-        self.found(before, found.clone());
+        let sequence = self.next_sequence();
+        let found = query.await?.map(Arc::new);
+        self.publish(sequence, found.clone());
         Ok(found)
     }
 
     /// A number between those who have asked so far and those who will; to be taken before looking,
     /// for [`found`](Self::found).
-    pub(crate) fn before(&self) -> u64 {
+    pub(crate) fn next_sequence(&self) -> u64 {
         let mut number = 0;
-        self.place.line.send_if_modified(|state| {
-            number = state.asked;
-            state.asked += 1;
+        self.ticket.flight.send_if_modified(|state| {
+            number = state.issued;
+            state.issued += 1;
             false
         });
         number
     }
 
     /// This was found, by a look of that number.
-    pub(crate) fn found(&self, before: u64, family: Option<Arc<Document>>) {
-        self.place.line.send_if_modified(|state| {
-            let is_newer = before > state.seen.before;
+    pub(crate) fn publish(&self, sequence: u64, family: Option<Arc<Document>>) {
+        self.ticket.flight.send_if_modified(|state| {
+            let is_newer = sequence > state.last.sequence;
             if is_newer {
-                state.seen = Seen { before, family };
+                state.last = LastResult { sequence, family };
             }
             is_newer
         });
     }
 }
 
-impl Drop for Look<'_> {
+impl Drop for Lead<'_> {
     fn drop(&mut self) {
-        self.place.line.send_if_modified(|state| {
-            let was_last = state.looking == Some(self.number);
-            if was_last {
-                state.looking = None;
+        self.ticket.flight.send_if_modified(|state| {
+            let was_current = state.leading == Some(self.number);
+            if was_current {
+                state.leading = None;
             }
-            was_last
+            was_current
         });
     }
 }
