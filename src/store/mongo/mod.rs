@@ -40,7 +40,7 @@ use self::{
         records::{self, ChainTip},
         recovery::{self, Recovery},
     },
-    collections::{coalesce::Coalescer, counters::Counted},
+    collections::{coalesce::Coalescer, counters::LocalCounts},
     driver::{
         codec::Fields,
         connection::{Connection, pause},
@@ -69,13 +69,13 @@ pub const DEADLINE: Duration = Duration::from_secs(2);
 /// The oldest server that does all that is asked of it: MongoDB 4.4.
 const WIRE_VERSION: i32 = 9;
 /// MongoDB 5.0.
-const WIRE_VERSION_OF_SNAPSHOTS: i32 = 13;
+const SNAPSHOT_WIRE_VERSION: i32 = 13;
 /// Shards put their changes in order by clocks that learn of each other only by messages: those of
 /// this node come by twice a second, so a heartbeat may stand before changes that are up to this
 /// much older.
-const SHARDED: Duration = Duration::from_secs(2);
+const SHARD_CLOCK_MARGIN: Duration = Duration::from_secs(2);
 /// For what no caller waits for.
-const LONG: Duration = Duration::from_secs(60);
+const BACKGROUND_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A store in a MongoDB database.
 pub struct Mongo {
@@ -89,14 +89,14 @@ struct Shared {
     chain: ChainHandle,
     feed: Feed,
     cleaner: OutboxCleaner,
-    counted: Counted,
+    local_counts: LocalCounts,
     /// Who reads a family, and who rotates one.
     family_reads: Coalescer,
     family_rotations: Coalescer,
     /// Whether the server is one without a replica set.
-    alone: bool,
+    is_standalone: bool,
     /// How far the clocks of a sharded cluster may be apart that its stream is put in order by.
-    margin: Duration,
+    clock_margin: Duration,
     /// Whether the trail of the other nodes is being followed.
     tailing: AtomicBool,
     /// True once the log says that the keyset cannot be read.
@@ -122,20 +122,20 @@ impl Mongo {
         key: ChainKey,
         deadline: Duration,
     ) -> Result<Self, OpenError> {
-        match Self::enter(uri, node, key, deadline).await {
+        match Self::open_registered(uri, node, key, deadline).await {
             Err(error) => Err(topology::why(uri, error).await),
             opened => opened,
         }
     }
 
-    async fn enter(
+    async fn open_registered(
         uri: &str,
         node: &str,
         key: ChainKey,
         deadline: Duration,
     ) -> Result<Self, OpenError> {
         let connection = Arc::new(Connection::new(uri, deadline).await?);
-        let Server { alone, sharded, time, .. } = greet(&connection).await?;
+        let ServerInfo { is_standalone, sharded, time, .. } = handshake(&connection).await?;
         schema::prepare(&connection).await?;
         // A start under another master key must not take the name from a node that lives.
         if node_lease::stored_head(&connection, node).await?.is_some_and(|head| !key.check(&head)) {
@@ -149,9 +149,9 @@ impl Mongo {
         let (node, before) = Node::register(&connection, node, key.clone(), time).await?;
         // Behind our own mark: an import looks for that once it has made its own.
         if schema::is_importing(&connection).await? {
-            return Err(importing());
+            return Err(unfinished_import());
         }
-        let tip = resume(&connection, &node, &key, before.as_ref()).await?;
+        let tip = resume_chain(&connection, &node, &key, before.as_ref()).await?;
         let node = Arc::new(node);
         let cleaner = OutboxCleaner::start(connection.clone());
         let chain = ChainHandle::start(connection.clone(), node.clone(), key, tip, cleaner.clone());
@@ -161,29 +161,29 @@ impl Mongo {
             chain,
             feed: Feed::default(),
             cleaner,
-            counted: Counted::default(),
+            local_counts: LocalCounts::default(),
             family_reads: Coalescer::default(),
             family_rotations: Coalescer::default(),
-            alone,
-            margin: if sharded { SHARDED } else { Duration::ZERO },
+            is_standalone,
+            clock_margin: if sharded { SHARD_CLOCK_MARGIN } else { Duration::ZERO },
             tailing: AtomicBool::new(false),
             keyset_unread: AtomicBool::new(false),
         });
         let store = Self { shared };
         // The head of an earlier life may be closed; from here on the chain grows.
         store.shared.node.heartbeat(&store.shared.connection, false).await?;
-        store.listen().await?;
+        store.start_feed().await?;
         let mut recovery = Recovery::default();
         // Before any change of this life: what is there now and bears this node's name is of an
         // earlier one.
         recovery.run(&store.shared, true).await?;
-        store.keep_house(recovery);
+        store.spawn_background_tasks(recovery);
         Ok(store)
     }
 
     /// Starts to hear changes.
-    async fn listen(&self) -> Result<(), MongoError> {
-        if self.shared.alone {
+    async fn start_feed(&self) -> Result<(), MongoError> {
+        if self.shared.is_standalone {
             tracing::warn!(
                 "MongoDB runs without a replica set: no change streams, so what other nodes end is \
                  seen up to a second later, and what was acknowledged is lost with its one disk"
@@ -193,14 +193,14 @@ impl Mongo {
         }
         let (opened, answer) = oneshot::channel();
         tokio::spawn(feed::run(self.shared.clone(), opened));
-        timeout(LONG, answer)
+        timeout(BACKGROUND_TIMEOUT, answer)
             .await
-            .map_err(|_| MongoError::Timeout(LONG))?
+            .map_err(|_| MongoError::Timeout(BACKGROUND_TIMEOUT))?
             .map_err(|_| MongoError::Closed)?
     }
 
     /// Heartbeats, and events that were left behind.
-    fn keep_house(&self, mut recovery: Recovery) {
+    fn spawn_background_tasks(&self, mut recovery: Recovery) {
         let shared = self.shared.clone();
         tokio::spawn(async move {
             if shared.connection.closed().await {
@@ -241,7 +241,7 @@ impl Mongo {
 
 /// Where this node's chain ends: not before the head that was noted, and from there on record by
 /// record.
-async fn resume(
+async fn resume_chain(
     connection: &Connection,
     node: &Node,
     key: &ChainKey,
@@ -276,9 +276,9 @@ async fn resume(
 }
 
 /// What answers at the address.
-struct Server {
+struct ServerInfo {
     /// One server without a replica set.
-    alone: bool,
+    is_standalone: bool,
     /// The router of a sharded cluster.
     sharded: bool,
     /// Whether it can show one moment for as long as it takes to read everything.
@@ -288,28 +288,29 @@ struct Server {
 }
 
 /// Says hello; refuses a server that is too old.
-async fn greet(connection: &Connection) -> Result<Server, OpenError> {
+async fn handshake(connection: &Connection) -> Result<ServerInfo, OpenError> {
     let database = connection.database().clone();
-    let hello = connection.within(LONG.min(connection.deadline().saturating_mul(5)), async move {
-        Ok(database.run_command(doc! { "hello": 1 }).await?)
-    });
+    let hello = connection
+        .within(BACKGROUND_TIMEOUT.min(connection.deadline().saturating_mul(5)), async move {
+            Ok(database.run_command(doc! { "hello": 1 }).await?)
+        });
     let hello = hello.await?;
     let found = hello.get_i32("maxWireVersion").unwrap_or_default();
     if found < WIRE_VERSION {
         return Err(OpenError::TooOld { found, needed: WIRE_VERSION });
     }
     let sharded = hello.get_str("msg").is_ok_and(|msg| msg == "isdbgrid");
-    let alone = !sharded && hello.get_str("setName").is_err();
+    let is_standalone = !sharded && hello.get_str("setName").is_err();
     let time = Fields::of("hello", &hello).time("localTime")?;
-    Ok(Server {
-        alone,
+    Ok(ServerInfo {
+        is_standalone,
         sharded,
         time,
-        shows_snapshots: !alone && found >= WIRE_VERSION_OF_SNAPSHOTS,
+        shows_snapshots: !is_standalone && found >= SNAPSHOT_WIRE_VERSION,
     })
 }
 
-fn importing() -> OpenError {
+fn unfinished_import() -> OpenError {
     OpenError::Corrupt(
         "an import has begun and not ended: drop the database and import again".to_owned(),
     )
@@ -348,7 +349,7 @@ impl Shared {
 
     /// That a document is there is true only once the majority has it: a key that is taken may be
     /// taken by a write that is lost with its primary. A write that changes nothing waits for that.
-    async fn confirm(&self, owner: OutboxOwner) -> Result<(), MongoError> {
+    async fn confirm_durable(&self, owner: OutboxOwner) -> Result<(), MongoError> {
         let documents = self.connection.collection(owner.collection);
         let nothing = vec![doc! { "$set": { "_id": "$_id" } }];
         self.connection
@@ -377,7 +378,7 @@ impl Shared {
 /// Carries a verb out to its end, whatever becomes of the caller: a change is not left without its
 /// record because somebody hung up. The caller waits for the verb as a whole no longer than for any
 /// single call.
-async fn whole<T: Send + 'static>(
+async fn run_detached<T: Send + 'static>(
     shared: &Shared,
     verb: impl Future<Output = Result<T, MongoError>> + Send + 'static,
 ) -> Result<T> {

@@ -21,13 +21,13 @@ use crate::{
     store::{
         Result,
         mongo::{
-            LONG, Mongo, Server,
+            BACKGROUND_TIMEOUT, Mongo, ServerInfo,
             audit::{node_lease::decode_head, query::is_sure, records},
             collections::{
                 audiences, clients,
                 family_document::{self, revocation_of_family},
                 keys,
-                revocation_document::{epoch_of, key_of, place_of, revocation_of},
+                revocation_document::{document_id, epoch_location, epoch_of, revocation_of},
             },
             driver::{
                 codec::{Fields, uuid},
@@ -38,7 +38,7 @@ use crate::{
                     TOKENS,
                 },
             },
-            greet, importing,
+            handshake, unfinished_import,
         },
         transfer::{Dump, Item, VERSION, end, hex},
     },
@@ -67,23 +67,23 @@ impl Mongo {
         key: Option<ChainKey>,
         deadline: Duration,
     ) -> Result<Export, OpenError> {
-        match Self::look_at(uri, key, deadline).await {
+        match Self::open_export(uri, key, deadline).await {
             Err(error) => Err(topology::why(uri, error).await),
             opened => opened,
         }
     }
 
-    async fn look_at(
+    async fn open_export(
         uri: &str,
         key: Option<ChainKey>,
         deadline: Duration,
     ) -> Result<Export, OpenError> {
         // A page is more than what a caller waits for.
-        let connection = Arc::new(Connection::new(uri, deadline.max(LONG)).await?);
-        let Server { shows_snapshots, time, .. } = greet(&connection).await?;
-        schema::known(&connection).await?;
+        let connection = Arc::new(Connection::new(uri, deadline.max(BACKGROUND_TIMEOUT)).await?);
+        let ServerInfo { shows_snapshots, time, .. } = handshake(&connection).await?;
+        schema::check_version(&connection).await?;
         if schema::is_importing(&connection).await? {
-            return Err(importing());
+            return Err(unfinished_import());
         }
         let client = connection.client().clone();
         let session = async move { Ok(client.start_session().snapshot(true).await?) };
@@ -182,7 +182,7 @@ impl Position {
 }
 
 /// A problem with a document, with its `_id`.
-fn named(found: &Document, problem: &dyn std::fmt::Display) -> MongoError {
+fn describe_document_error(found: &Document, problem: &dyn std::fmt::Display) -> MongoError {
     let id = found.get("_id").map_or_else(String::new, ToString::to_string);
     MongoError::malformed("export", format!("{id}: {problem}"))
 }
@@ -198,11 +198,11 @@ impl Export {
                     .await?;
                 // A copy under another `_id` would have the export go on from where it was, for
                 // ever.
-                let read = |found: &Document| match clients::undecorated(found)? {
+                let read = |found: &Document| match clients::decode_without_use_counts(found)? {
                     client if found.get_str("_id").is_ok_and(|id| id == client.id.as_str()) => {
                         Ok(Item::Client(client))
                     }
-                    client => Err(named(
+                    client => Err(describe_document_error(
                         found,
                         &format!("the record is that of the client {}", client.id),
                     )),
@@ -236,7 +236,9 @@ impl Export {
                     )
                     .await?;
                 let read = |found: &Document| {
-                    audiences::decoded(found).map(Item::Audience).map_err(|why| named(found, &why))
+                    audiences::decoded(found)
+                        .map(Item::Audience)
+                        .map_err(|why| describe_document_error(found, &why))
                 };
                 found.iter().map(read).collect::<Result<_, _>>()?
             }
@@ -371,7 +373,7 @@ impl Export {
         limit: usize,
     ) -> Result<Vec<Item>, MongoError> {
         if !matches!(after, Some(Revoked::Family(_))) {
-            let from = after.map_or_else(|| "token:".to_owned(), key_of);
+            let from = after.map_or_else(|| "token:".to_owned(), document_id);
             let found = self
                 .find(REVOCATIONS, doc! { "_id": { "$gt": from, "$lt": "token;" } }, limit)
                 .await?;
@@ -383,7 +385,8 @@ impl Export {
             }
         }
         let after = if let Some(Revoked::Family(id)) = after { Some(id) } else { None };
-        let from = after.map_or_else(|| "family:".to_owned(), |id| key_of(Revoked::Family(id)));
+        let from =
+            after.map_or_else(|| "family:".to_owned(), |id| document_id(Revoked::Family(id)));
         let mut there = doc! { "ended_until": { "$exists": true } };
         there.extend(
             after.map(|after| ("_id".to_owned(), Bson::Document(doc! { "$gt": uuid(after.0) }))),
@@ -413,7 +416,7 @@ impl Export {
         after: Option<&EpochOf>,
         limit: usize,
     ) -> Result<Vec<Item>, MongoError> {
-        let from = after.map_or_else(|| format!("{kind}:"), |of| place_of(of).1);
+        let from = after.map_or_else(|| format!("{kind}:"), |of| epoch_location(of).1);
         let filter = doc! { "_id": { "$gt": from, "$lt": format!("{kind};") } };
         let read = |found: &Document| {
             let fields = Fields::of("epoch", found);
@@ -457,14 +460,14 @@ impl Export {
     ) -> Result<Vec<Item>, MongoError> {
         let mut found = self.find(AUDIT_LOGS, records::records_after(chain, after), limit).await?;
         if found.is_empty() {
-            let noted = self.find(NODES, doc! { "_id": chain.as_ref() }, 1).await?;
-            let noted = noted.first().map(decode_head).transpose()?.flatten();
-            if noted.as_ref().is_some_and(|head| head.sequence > after) {
+            let stored = self.find(NODES, doc! { "_id": chain.as_ref() }, 1).await?;
+            let stored = stored.first().map(decode_head).transpose()?.flatten();
+            if stored.as_ref().is_some_and(|head| head.sequence > after) {
                 // Without a snapshot its node may have gone on just now.
                 found = self.find(AUDIT_LOGS, records::records_after(chain, after), limit).await?;
             }
             if found.is_empty() {
-                return Ok(vec![self.end(chain, after, noted).await?]);
+                return Ok(vec![self.end(chain, after, stored).await?]);
             }
         }
         let item = |found: &Document| {
@@ -480,7 +483,7 @@ impl Export {
         &self,
         chain: &Arc<str>,
         last: u64,
-        noted: Option<Head>,
+        stored: Option<Head>,
     ) -> Result<Item, MongoError> {
         let wrong = |problem: String| {
             MongoError::malformed("export", format!("audit chain {chain}: {problem}"))
@@ -491,13 +494,13 @@ impl Export {
         let sealed = records::sealed(read)?;
         let key = self.key.as_ref();
         let forged = |head: &Head| key.is_some_and(|key| !key.check(head));
-        match noted {
+        match stored {
             Some(head) if head.sequence > last => {
                 Err(wrong(format!("it ends at {last} and was at {}", head.sequence)))
             }
             Some(head) if forged(&head) => Err(wrong("the seal of its head is wrong".to_owned())),
-            noted => {
-                let open = !noted.is_some_and(|head| is_sure(&head, self.time));
+            stored => {
+                let open = !stored.is_some_and(|head| is_sure(&head, self.time));
                 end(chain, &sealed, open, key)
                     .map_err(|problem| MongoError::malformed("export", problem))
             }

@@ -14,11 +14,11 @@ use crate::{
     store::{
         Result,
         mongo::{
-            LONG, Mongo,
+            BACKGROUND_TIMEOUT, Mongo,
             audit::{node_lease, outbox::Entry, records},
             collections::{
                 audiences, clients, family_document, keys,
-                revocation_document::{key_of, place_of},
+                revocation_document::{document_id, epoch_location},
             },
             driver::{
                 codec::{count, date, encode, uuid},
@@ -29,7 +29,7 @@ use crate::{
                     TOKENS, WITH_OUTBOX,
                 },
             },
-            greet, importing,
+            handshake, unfinished_import,
         },
         transfer::{Chains, Ending, Item, Load, VERSION},
     },
@@ -46,19 +46,23 @@ impl Mongo {
     /// Opens a database for an import; `key` seals the audit chains. Nothing else may use it
     /// meanwhile.
     pub async fn import(uri: &str, key: ChainKey, deadline: Duration) -> Result<Import, OpenError> {
-        match Self::fill(uri, key, deadline).await {
+        match Self::open_import(uri, key, deadline).await {
             Err(error) => Err(topology::why(uri, error).await),
             opened => opened,
         }
     }
 
-    async fn fill(uri: &str, key: ChainKey, deadline: Duration) -> Result<Import, OpenError> {
+    async fn open_import(
+        uri: &str,
+        key: ChainKey,
+        deadline: Duration,
+    ) -> Result<Import, OpenError> {
         // A batch is more than what a caller waits for.
-        let connection = Arc::new(Connection::new(uri, deadline.max(LONG)).await?);
-        greet(&connection).await?;
+        let connection = Arc::new(Connection::new(uri, deadline.max(BACKGROUND_TIMEOUT)).await?);
+        handshake(&connection).await?;
         schema::prepare(&connection).await?;
         if schema::is_importing(&connection).await? {
-            return Err(importing());
+            return Err(unfinished_import());
         }
         Ok(Import { connection, key, progress: Mutex::default() })
     }
@@ -71,7 +75,7 @@ impl Load for Import {
         for run in items
             .chunk_by(|one, other| std::mem::discriminant(one) == std::mem::discriminant(other))
         {
-            self.take_in(run, &mut progress).await?;
+            self.import_run(run, &mut progress).await?;
         }
         Ok(())
     }
@@ -79,7 +83,11 @@ impl Load for Import {
 
 impl Import {
     /// Items of one kind.
-    async fn take_in(&self, run: &[Item], progress: &mut Option<Chains>) -> Result<(), MongoError> {
+    async fn import_run(
+        &self,
+        run: &[Item],
+        progress: &mut Option<Chains>,
+    ) -> Result<(), MongoError> {
         let mut documents = Vec::with_capacity(run.len());
         let mut collection = AUDIT_LOGS;
         for item in run {
@@ -113,7 +121,7 @@ impl Import {
                         "deleted": false,
                         "tenant": client.tenant.as_str(),
                         "revision": count(client.revision),
-                        "client": clients::bare(client)?,
+                        "client": clients::without_use_counts(client)?,
                     });
                 }
                 Item::SecretUse { client, secret, last_used_at, use_count } => {
@@ -185,7 +193,7 @@ impl Import {
                         .finish(*all)
                         .map_err(|problem| MongoError::malformed("import", problem))?;
                     *progress = None;
-                    self.unmark().await?;
+                    self.clear_mark().await?;
                 }
             }
         }
@@ -214,7 +222,7 @@ impl Import {
             Err(fault) => fault,
         };
         // If that fails too, the problem is the same.
-        let _ = self.unmark().await;
+        let _ = self.clear_mark().await;
         Err(problem)
     }
 
@@ -233,7 +241,7 @@ impl Import {
         Ok(true)
     }
 
-    async fn unmark(&self) -> Result<(), MongoError> {
+    async fn clear_mark(&self) -> Result<(), MongoError> {
         let meta = self.connection.collection(META);
         self.connection
             .call(async move { Ok(meta.delete_one(doc! { "_id": "import" }).await?) })
@@ -280,12 +288,12 @@ impl Import {
                 return Ok(());
             }
         }
-        let filter = doc! { "_id": key_of(revocation.revoked) };
+        let filter = doc! { "_id": document_id(revocation.revoked) };
         self.update(REVOCATIONS, filter, doc! { "$max": { "until": until } }, true).await.map(drop)
     }
 
     async fn epoch(&self, of: &EpochOf, value: u64) -> Result<(), MongoError> {
-        let (collection, id, field) = place_of(of);
+        let (collection, id, field) = epoch_location(of);
         let mut update = doc! { "$max": { field: count(value) } };
         if collection == CLIENTS {
             update.insert("$setOnInsert", doc! { "deleted": true });

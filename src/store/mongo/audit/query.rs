@@ -29,7 +29,7 @@ use crate::{
             driver::{
                 codec::Fields,
                 error::MongoError,
-                query::pages,
+                query::find_sorted,
                 schema::{AUDIT_LOGS, NODES, WITNESSES},
             },
         },
@@ -161,7 +161,7 @@ impl AuditStore for Mongo {
         );
         loop {
             let query = doc! { "$and": [has_position(), doc! { "event.action": WITNESSES, "_id": { "$gt": after.clone() } }] };
-            let found = pages(
+            let found = find_sorted(
                 &self.shared.connection,
                 AUDIT_LOGS,
                 query,
@@ -219,7 +219,7 @@ impl Mongo {
         loop {
             let (query, room) =
                 (doc! { "$and": query.clone() }, limit.saturating_sub(records.len()));
-            let page = pages(
+            let page = find_sorted(
                 &self.shared.connection,
                 AUDIT_LOGS,
                 query,

@@ -347,7 +347,7 @@ async fn find_record(
     let read = async move {
         Ok(logs.find(filter).await?.map_ok(|raw| lenient(&raw)).try_collect::<Vec<_>>().await?)
     };
-    let found = shared.connection.within(crate::store::mongo::LONG, read).await?;
+    let found = shared.connection.within(crate::store::mongo::BACKGROUND_TIMEOUT, read).await?;
     let authentic =
         found.iter().filter(|found| sealed(found).is_ok_and(|head| shared.node.key.check(&head)));
     let of_entry = authentic.filter_map(|found| {

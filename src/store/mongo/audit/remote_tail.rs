@@ -31,7 +31,7 @@ const REOPEN_DELAY: Duration = Duration::from_millis(500);
 
 /// Sees to it that what other nodes record is told along with what this one does.
 pub(crate) fn listen(shared: &Arc<Shared>) {
-    if shared.alone || shared.tailing.swap(true, SeqCst) {
+    if shared.is_standalone || shared.tailing.swap(true, SeqCst) {
         return;
     }
     let shared = shared.clone();

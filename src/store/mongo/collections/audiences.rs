@@ -14,10 +14,10 @@ use crate::{
             driver::{
                 codec::{Fields, before, count, encode},
                 error::MongoError,
-                query::pages,
+                query::find_sorted,
                 schema::AUDIENCES,
             },
-            whole,
+            run_detached,
         },
     },
 };
@@ -43,17 +43,19 @@ impl AudienceStore for Mongo {
 
     async fn claim_audience(&self, record: &AudienceRecord, event: Event) -> Result<Creation> {
         let (shared, record) = (self.shared.clone(), record.clone());
-        whole(&self.shared, async move { shared.claim_audience(&record, event).await }).await
+        run_detached(&self.shared, async move { shared.claim_audience(&record, event).await }).await
     }
 
     async fn replace_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write> {
         let (shared, record) = (self.shared.clone(), record.clone());
-        whole(&self.shared, async move { shared.replace_audience(&record, event).await }).await
+        run_detached(&self.shared, async move { shared.replace_audience(&record, event).await })
+            .await
     }
 
     async fn release_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write> {
         let (shared, record) = (self.shared.clone(), record.clone());
-        whole(&self.shared, async move { shared.release_audience(&record, event).await }).await
+        run_detached(&self.shared, async move { shared.release_audience(&record, event).await })
+            .await
     }
 }
 
@@ -75,7 +77,7 @@ impl Shared {
             .await
         {
             Err(fault) if fault.is_duplicate() => {
-                self.confirm(owner).await?;
+                self.confirm_durable(owner).await?;
                 return Ok(Creation::Taken);
             }
             outcome => drop(outcome?),
@@ -175,7 +177,7 @@ impl Shared {
                 filter.insert("tenant", tenant.as_str());
             }
             let missing = limit.saturating_sub(listed.len());
-            let page = pages(
+            let page = find_sorted(
                 &self.connection,
                 AUDIENCES,
                 filter,

@@ -20,10 +20,10 @@ use crate::{
             driver::{
                 codec::{Fields, before, count, date, encode},
                 error::MongoError,
-                query::pages,
+                query::find_sorted,
                 schema::CLIENTS,
             },
-            whole,
+            run_detached,
         },
     },
 };
@@ -50,30 +50,39 @@ impl ClientStore for Mongo {
 
     async fn create_client(&self, client: &Client, event: Event) -> Result<Creation> {
         let (shared, client) = (self.shared.clone(), client.clone());
-        whole(&self.shared, async move { shared.create_client(&client, false, event).await }).await
+        run_detached(&self.shared, async move { shared.create_client(&client, false, event).await })
+            .await
     }
 
     async fn create_client_of_any(&self, client: &Client, event: Event) -> Result<Creation> {
         let (shared, client) = (self.shared.clone(), client.clone());
-        whole(&self.shared, async move { shared.create_client(&client, true, event).await }).await
+        run_detached(&self.shared, async move { shared.create_client(&client, true, event).await })
+            .await
     }
 
     async fn replace_client(&self, client: &Client, event: Event) -> Result<Write> {
         let (shared, client) = (self.shared.clone(), client.clone());
-        whole(&self.shared, async move { shared.write_client(&client, vec![event], false).await })
-            .await
+        run_detached(
+            &self.shared,
+            async move { shared.write_client(&client, vec![event], false).await },
+        )
+        .await
     }
 
     async fn end_client(&self, client: &Client, events: Vec<Event>, ended: Event) -> Result<Write> {
         let (shared, client) = (self.shared.clone(), client.clone());
         let records = events.into_iter().chain([ended]).collect();
-        whole(&self.shared, async move { shared.write_client(&client, records, true).await }).await
+        run_detached(&self.shared, async move { shared.write_client(&client, records, true).await })
+            .await
     }
 
     async fn delete_client(&self, client: &Client, event: Event) -> Result<Write> {
         let (shared, client) = (self.shared.clone(), client.clone());
-        whole(&self.shared, async move { shared.delete_client(&client, vec![event], None).await })
-            .await
+        run_detached(
+            &self.shared,
+            async move { shared.delete_client(&client, vec![event], None).await },
+        )
+        .await
     }
 
     async fn note_uses(&self, uses: &[SecretUse]) -> Result<()> {
@@ -131,12 +140,12 @@ impl Shared {
         let write = async move { Ok(clients.update_one(filter, update).upsert(true).await?) };
         match self.connection.call(write).await {
             Err(fault) if fault.is_duplicate() => {
-                self.confirm(owner(&client.id)).await?;
+                self.confirm_durable(owner(&client.id)).await?;
                 return Ok(Creation::Taken);
             }
             outcome => drop(outcome?),
         }
-        self.told(audited, client.id.clone(), None).await?;
+        self.record_client_change(audited, client.id.clone(), None).await?;
         Ok(Creation::Created)
     }
 
@@ -150,7 +159,7 @@ impl Shared {
         let id = &client.id;
         let ends = ended.is_some();
         let audited = self.audited_change(events.into_iter().chain(ended))?;
-        let filter = kept(client, client.revision)?;
+        let filter = stored_filter(client, client.revision)?;
         let update = doc! {
             "$set": { "deleted": true, "op": audited.operation() },
             "$unset": { "client": 1, "uses": 1, "revision": 1 },
@@ -167,7 +176,7 @@ impl Shared {
     ) -> Result<Write, MongoError> {
         let Some(before) = before(client.revision) else { return Ok(Write::Stale) };
         let audited = self.audited_change(events)?;
-        let filter = kept(client, before)?;
+        let filter = stored_filter(client, before)?;
         let secrets: Vec<&str> = client.secrets.iter().map(|secret| secret.id.as_str()).collect();
         let update = doc! {
             "$set": encoded(client, &audited)?,
@@ -198,7 +207,7 @@ impl Shared {
         };
         let Some(found) = self.connection.call(write).await? else { return Ok(Write::Stale) };
         let epoch = if ends { Some(Fields::of("client", &found).count(EPOCH)?) } else { None };
-        self.told(audited, id.clone(), epoch).await?;
+        self.record_client_change(audited, id.clone(), epoch).await?;
         Ok(Write::Done)
     }
 
@@ -217,7 +226,7 @@ impl Shared {
                 filter.insert("tenant", tenant.as_str());
             }
             let missing = limit.saturating_sub(listed.len());
-            let found = pages(
+            let found = find_sorted(
                 &self.connection,
                 CLIENTS,
                 filter,
@@ -258,13 +267,13 @@ impl Shared {
     ) -> Result<Option<Document>, MongoError> {
         let documents = self.connection.collection(collection);
         let concern =
-            if self.alone { ReadConcern::majority() } else { ReadConcern::linearizable() };
+            if self.is_standalone { ReadConcern::majority() } else { ReadConcern::linearizable() };
         self.connection
             .call(async move { Ok(documents.find_one(filter).read_concern(concern).await?) })
             .await
     }
 
-    async fn told(
+    async fn record_client_change(
         &self,
         audited: AuditedChange,
         id: ClientId,
@@ -288,7 +297,7 @@ fn owner(id: &ClientId) -> OutboxOwner {
 /// Filter for the stored client of this revision. Revisions start at 1 again once a client was
 /// deleted, so its tenant and the time of its creation count too: a late change of a deleted client
 /// must not reach the next one of its id.
-fn kept(client: &Client, revision: u64) -> Result<Document, MongoError> {
+fn stored_filter(client: &Client, revision: u64) -> Result<Document, MongoError> {
     Ok(doc! {
         "_id": client.id.as_str(),
         "deleted": false,
@@ -303,13 +312,13 @@ fn encoded(client: &Client, audited: &AuditedChange) -> Result<Document, MongoEr
     Ok(doc! {
         "tenant": client.tenant.as_str(),
         "revision": count(client.revision),
-        "client": bare(client)?,
+        "client": without_use_counts(client)?,
         "op": audited.operation(),
     })
 }
 
 /// Without the uses of its secrets, which are counted beside it.
-pub(crate) fn bare(client: &Client) -> Result<Bson, MongoError> {
+pub(crate) fn without_use_counts(client: &Client) -> Result<Bson, MongoError> {
     let mut client = client.clone();
     for secret in &mut client.secrets {
         (secret.last_used_at, secret.use_count) = (None, 0);
@@ -319,7 +328,7 @@ pub(crate) fn bare(client: &Client) -> Result<Bson, MongoError> {
 
 /// With the uses of its secrets.
 pub(crate) fn decoded(document: &Document) -> Result<Client, MongoError> {
-    let mut client = undecorated(document)?;
+    let mut client = decode_without_use_counts(document)?;
     let uses = uses(document)?;
     let mut by_secret: HashMap<&SecretId, &SecretUse> =
         uses.iter().map(|used| (&used.secret, used)).collect();
@@ -340,7 +349,7 @@ pub(crate) fn epoch(id: &Bson, fields: &Fields<'_>) -> Option<(EpochOf, u64)> {
 }
 
 /// Without the uses of its secrets.
-pub(crate) fn undecorated(document: &Document) -> Result<Client, MongoError> {
+pub(crate) fn decode_without_use_counts(document: &Document) -> Result<Client, MongoError> {
     let fields = Fields::of("client", document);
     fields.part("client").map_err(|fault| {
         // The id is not secret, and says which of thousands it is.

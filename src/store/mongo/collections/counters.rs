@@ -30,36 +30,37 @@ use crate::{
 };
 
 /// Updates in one command.
-const STRIDE: usize = 1_000;
+const BATCH_MAX: usize = 1_000;
 /// The most that a process counts, so that no sum passes what MongoDB can count.
-const MOST: u64 = 1 << 53;
+const COUNT_MAX: u64 = 1 << 53;
 
 /// Windows that end further than this from the one that is counted in, before or after, are
 /// forgotten.
-const NEAR: Duration = Duration::from_secs(60);
+const WINDOW_DISTANCE_MAX: Duration = Duration::from_secs(60);
 
 /// What this process has counted, by window and key. It is told as a whole and never as what was
 /// added: told twice, or after an answer that was lost, it changes nothing (M7).
 #[derive(Default)]
-pub(crate) struct Counted(Mutex<HashMap<Timestamp, HashMap<String, u64>>>);
+pub(crate) struct LocalCounts(Mutex<HashMap<Timestamp, HashMap<String, u64>>>);
 
-impl Counted {
+impl LocalCounts {
     /// Adds; where each key stands then.
     fn add(&self, hits: &[(String, u64)], until: Timestamp) -> HashMap<String, u64> {
         let mut windows = self.lock();
         let window = windows.entry(until).or_default();
-        let mut standing = HashMap::new();
+        let mut totals = HashMap::new();
         for (id, by) in hits {
             let count = window.entry(id.clone()).or_default();
-            *count = count.saturating_add(*by).min(MOST);
-            standing.insert(id.clone(), *count);
+            *count = count.saturating_add(*by).min(COUNT_MAX);
+            totals.insert(id.clone(), *count);
         }
-        windows.retain(|other, _| other.since(until).max(until.since(*other)) <= NEAR);
-        standing
+        windows
+            .retain(|other, _| other.since(until).max(until.since(*other)) <= WINDOW_DISTANCE_MAX);
+        totals
     }
 
     /// What was not taken, as far as anybody knows, will be counted again by whoever counted it.
-    fn take_back(&self, hits: &[(String, u64)], until: Timestamp) {
+    fn revert(&self, hits: &[(String, u64)], until: Timestamp) {
         if let Some(window) = self.lock().get_mut(&until) {
             for (id, by) in hits {
                 if let Some(count) = window.get_mut(id) {
@@ -80,33 +81,28 @@ impl CounterStore for Mongo {
         if self.shared.connection.is_closed() {
             return Err(MongoError::Closed.into());
         }
-        let mut standing = Vec::with_capacity(hits.len());
-        let counted = &self.shared.counted;
-        for (at, stride) in hits.chunks(STRIDE).enumerate() {
-            let due = counted.add(stride, until);
+        let mut totals = Vec::with_capacity(hits.len());
+        let local_counts = &self.shared.local_counts;
+        for (at, batch) in hits.chunks(BATCH_MAX).enumerate() {
+            let due = local_counts.add(batch, until);
             let flush = Flush {
                 database: self.shared.connection.database().clone(),
                 deadline: self.shared.connection.deadline(),
                 field: format!("by.{}", self.shared.node.session().simple()),
                 until,
             };
-            let stride = stride.to_vec();
-            match self
-                .shared
-                .connection
-                .call(async move { flush.carry_out(due, &stride).await })
-                .await
-            {
-                Ok(told) => standing.extend(told),
+            let batch = batch.to_vec();
+            match self.shared.connection.call(async move { flush.run(due, &batch).await }).await {
+                Ok(written) => totals.extend(written),
                 Err(fault) => {
                     // All of it comes again, also what was told before this.
-                    let told = hits.get(..(at + 1) * STRIDE).unwrap_or(hits);
-                    counted.take_back(told, until);
+                    let written = hits.get(..(at + 1) * BATCH_MAX).unwrap_or(hits);
+                    local_counts.revert(written, until);
                     return Err(fault.into());
                 }
             }
         }
-        Ok(standing)
+        Ok(totals)
     }
 }
 
@@ -125,7 +121,7 @@ struct Flush {
 }
 
 impl Flush {
-    async fn carry_out(
+    async fn run(
         &self,
         due: HashMap<String, u64>,
         hits: &[(String, u64)],
@@ -136,7 +132,7 @@ impl Flush {
         // Two nodes that make the same counter at once: one of them is told that it is there, and
         // adds to it.
         for _ in 0..2 {
-            due = self.tell(due).await?;
+            due = self.write(due).await?;
         }
         if !due.is_empty() {
             return Err(MongoError::TooManyPending);
@@ -150,31 +146,31 @@ impl Flush {
         }
         // One key twice: each hit says where the counter stood after it.
         let mut after: HashMap<&str, u64> = HashMap::new();
-        let mut standing: Vec<u64> = Vec::with_capacity(hits.len());
+        let mut totals: Vec<u64> = Vec::with_capacity(hits.len());
         for (key, (_, by)) in keys.iter().zip(hits).rev() {
             let later = after.entry(key).or_default();
             let value = values.get(key.as_str()).copied();
             // Swept in between, or not shown yet by a primary that has just become one.
             let value = value.ok_or(MongoError::TooManyPending)?;
-            standing.push(value.saturating_sub(*later));
+            totals.push(value.saturating_sub(*later));
             *later = later.saturating_add(*by);
         }
-        standing.reverse();
-        Ok(standing)
+        totals.reverse();
+        Ok(totals)
     }
 
     /// Tells; gives back what has yet to be told because another made the document at the same
     /// moment.
-    async fn tell(&self, due: Vec<(String, u64)>) -> Result<Vec<(String, u64)>, MongoError> {
+    async fn write(&self, due: Vec<(String, u64)>) -> Result<Vec<(String, u64)>, MongoError> {
         if due.is_empty() {
             return Ok(due);
         }
         let updates: Vec<Document> = due
             .iter()
-            .map(|(key, standing)| {
-                let mut told = Document::new();
-                told.insert(&self.field, count(*standing));
-                let update = doc! { "$max": told, "$set": { "until": date(self.until) } };
+            .map(|(key, totals)| {
+                let mut written = Document::new();
+                written.insert(&self.field, count(*totals));
+                let update = doc! { "$max": written, "$set": { "until": date(self.until) } };
                 doc! { "q": { "_id": key }, "u": update, "upsert": true }
             })
             .collect();
@@ -198,8 +194,8 @@ impl Flush {
                 .ok_or_else(|| MongoError::malformed("counters", "an answer that is none"))?;
             let at = error.get_i32("index").ok().and_then(|index| usize::try_from(index).ok());
             match at.and_then(|at| due.get(at)) {
-                Some(told) if error.get_i32("code").is_ok_and(|code| code == 11_000) => {
-                    again.push(told.clone())
+                Some(written) if error.get_i32("code").is_ok_and(|code| code == 11_000) => {
+                    again.push(written.clone())
                 }
                 _ => return Err(MongoError::refused(error)),
             }

@@ -26,22 +26,22 @@ use crate::{
             driver::{
                 codec::{Fields, uuid},
                 error::MongoError,
-                query::{delete_some, over, some},
+                query::{delete_limited, expired_filter, find_limited},
                 schema::TOKENS,
             },
-            whole,
+            run_detached,
         },
     },
 };
 
 /// Families that were ended are moved one by one, so many in one round.
-const ONE_BY_ONE: usize = 200;
+const MOVED_MAX: usize = 200;
 
 #[async_trait]
 impl FamilyStore for Mongo {
     async fn open_family(&self, family: &Family, event: Event) -> Result<Creation> {
         let (shared, family) = (self.shared.clone(), family.clone());
-        whole(&self.shared, async move { shared.open_family(&family, event).await }).await
+        run_detached(&self.shared, async move { shared.open_family(&family, event).await }).await
     }
 
     async fn family(&self, id: FamilyId, now: Timestamp) -> Result<Option<Family>> {
@@ -67,7 +67,7 @@ impl FamilyStore for Mongo {
                 .rotate(&RefreshCall { rotate: &rotate, stamp: &stamp, jti: &jti, caller: &waits })
                 .await
         };
-        let (rotation, entry) = whole(&self.shared, verb).await?;
+        let (rotation, entry) = run_detached(&self.shared, verb).await?;
         drop(caller);
         if let Some(entry) = entry {
             self.shared.cleaner.answered(owner(family), entry);
@@ -84,7 +84,8 @@ impl FamilyStore for Mongo {
     ) -> Result<()> {
         self.shared.observe_time(now);
         let shared = self.shared.clone();
-        whole(&self.shared, async move { shared.end_family(id, now, until, event).await }).await
+        run_detached(&self.shared, async move { shared.end_family(id, now, until, event).await })
+            .await
     }
 }
 
@@ -99,7 +100,7 @@ impl Shared {
         let tokens = self.connection.collection(TOKENS);
         match self.connection.call(async move { Ok(tokens.insert_one(document).await?) }).await {
             Err(fault) if fault.is_duplicate() => {
-                self.confirm(owner(family.id)).await?;
+                self.confirm_durable(owner(family.id)).await?;
                 return Ok(Creation::Taken);
             }
             outcome => drop(outcome?),
@@ -135,7 +136,7 @@ impl Shared {
                 // What is not there is not to be revoked. A primary that was cut off, or has just
                 // become one, may not show yet what was acknowledged; a write that changes nothing
                 // tells.
-                None if !self.alone => self.read_durable(id).await,
+                None if !self.is_standalone => self.read_durable(id).await,
                 found => Ok(found),
             }
         })
@@ -173,7 +174,7 @@ impl Shared {
         audited: AuditedChange,
     ) -> Result<(), MongoError> {
         let Some(found) = self.change_family(doc! { "_id": uuid(id.0) }, update).await? else {
-            return self.remember(revocation, audited).await;
+            return self.insert_revocation(revocation, audited).await;
         };
         let revocation =
             Revocation { until: ended_until(&found)?.unwrap_or(revocation.until), ..revocation };
@@ -190,10 +191,10 @@ impl Shared {
         now: Timestamp,
         limit: usize,
     ) -> Result<usize, MongoError> {
-        let gone = delete_some(
+        let gone = delete_limited(
             &self.connection,
             TOKENS,
-            over("ends_at", now, doc! { "ended": false }),
+            expired_filter("ends_at", now, doc! { "ended": false }),
             limit,
         )
         .await?;
@@ -202,13 +203,17 @@ impl Shared {
             return Ok(gone);
         }
         // Those whose event is still on its way stay for the next time.
-        let dead = over("ends_at", now, doc! { "ended": true, "outbox.id": { "$exists": false } });
-        let room = room.min(ONE_BY_ONE);
-        let found = some(&self.connection, TOKENS, dead, room).await?;
+        let dead = expired_filter(
+            "ends_at",
+            now,
+            doc! { "ended": true, "outbox.id": { "$exists": false } },
+        );
+        let room = room.min(MOVED_MAX);
+        let found = find_limited(&self.connection, TOKENS, dead, room).await?;
         for document in &found {
             let id = FamilyId(Fields::of("refresh family", document).uuid("_id")?);
             if let Some(until) = ended_until(document)?.filter(|until| now < *until) {
-                self.keep(ended(id, until)).await?;
+                self.keep_revocation(ended(id, until)).await?;
             }
             // A revocation in the same breath would have made the time longer: then it goes another
             // time.

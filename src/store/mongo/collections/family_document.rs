@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Longer than anything lives; keeps sums of dates within what MongoDB can add.
-const LONGEST_IDLE: Duration = Duration::from_secs(100 * 366 * 86_400);
+const IDLE_MAX: Duration = Duration::from_secs(100 * 366 * 86_400);
 
 pub(crate) fn owner(id: FamilyId) -> OutboxOwner {
     OutboxOwner { collection: TOKENS, id: uuid(id.0) }
@@ -79,7 +79,7 @@ pub(crate) fn encoded(family: &Family) -> Result<Document, MongoError> {
         "refresh family",
         &Body { tenant, subject, scopes, audience, epochs, opened_at, idle },
     )?;
-    let idle = i64::try_from(family.idle.min(LONGEST_IDLE).as_millis()).unwrap_or(i64::MAX);
+    let idle = i64::try_from(family.idle.min(IDLE_MAX).as_millis()).unwrap_or(i64::MAX);
     Ok(doc! {
         "_id": uuid(family.id.0),
         "client": family.client.as_str(),

@@ -17,7 +17,7 @@ use crate::{
                 error::MongoError,
                 schema::SIGNING_KEYS,
             },
-            whole,
+            run_detached,
         },
     },
 };
@@ -39,7 +39,7 @@ impl KeyStore for Mongo {
 
     async fn replace_keyset(&self, keyset: &Keyset, event: Event) -> Result<Write> {
         let (shared, keyset) = (self.shared.clone(), keyset.clone());
-        whole(&self.shared, async move { shared.replace_keyset(&keyset, event).await }).await
+        run_detached(&self.shared, async move { shared.replace_keyset(&keyset, event).await }).await
     }
 }
 
@@ -51,7 +51,7 @@ impl Shared {
         keyset
             .inspect_err(|fault| {
                 if !is_known {
-                    refused(fault)
+                    log_refused(fault)
                 }
             })
             .ok()
@@ -77,7 +77,7 @@ impl Shared {
             .await
         {
             Err(fault) if fault.is_duplicate() => {
-                self.confirm(owner).await?;
+                self.confirm_durable(owner).await?;
                 return Ok(Write::Stale);
             }
             outcome => {
@@ -94,7 +94,7 @@ impl Shared {
 }
 
 /// Counts and says that what is in the keyset's place is none.
-pub(crate) fn refused(fault: &MongoError) {
+pub(crate) fn log_refused(fault: &MongoError) {
     metrics::counter!("jeton_keyset_refused_total").increment(1);
     tracing::error!(%fault, "refused the store's keyset: the last genuine one stays in use");
 }

@@ -17,7 +17,7 @@ use crate::{
                 error::MongoError,
                 schema::{CLIENTS, EPOCHS, REVOCATIONS, SIGNING_KEYS, TOKENS},
             },
-            whole,
+            run_detached,
         },
         proof::{Basis, Proof, ProofStore, ProvenWrite, Spent, TokenBasis},
     },
@@ -31,23 +31,23 @@ impl ProofStore for Mongo {
         }
         let shared = self.shared.clone();
         let verb = async move {
-            if shared.proves(&proof).await? {
-                shared.make(write).await
+            if shared.holds(&proof).await? {
+                shared.write_proven(write).await
             } else {
                 Ok(Spent::Unproven)
             }
         };
-        whole(&self.shared, verb).await
+        run_detached(&self.shared, verb).await
     }
 }
 
 impl Shared {
     /// Returns true if a proof holds by what the majority keeps now. The reads go out together.
-    async fn proves(&self, proof: &Proof) -> Result<bool, MongoError> {
+    async fn holds(&self, proof: &Proof) -> Result<bool, MongoError> {
         let client =
             self.latest(CLIENTS, doc! { "_id": proof.client().as_str(), "deleted": false });
         let Basis::Token(token) = proof.basis() else {
-            return carried(proof, client.await?.as_ref());
+            return is_unchanged_for(proof, client.await?.as_ref());
         };
         let (client, tenant, subject, ended, keyset) = tokio::try_join!(
             client,
@@ -56,7 +56,7 @@ impl Shared {
             self.is_ended(token),
             self.latest(SIGNING_KEYS, doc! { "_id": keys::KEYSET }),
         )?;
-        if ended || !carried(proof, client.as_ref())? {
+        if ended || !is_unchanged_for(proof, client.as_ref())? {
             return Ok(false);
         }
         let current =
@@ -67,14 +67,14 @@ impl Shared {
 
     /// An epoch that has a document of its own.
     async fn epoch(&self, of: EpochOf) -> Result<u64, MongoError> {
-        let (_, id, field) = revocation_document::place_of(&of);
+        let (_, id, field) = revocation_document::epoch_location(&of);
         epoch_in(self.latest(EPOCHS, doc! { "_id": id }).await?.as_ref(), field)
     }
 
     async fn is_ended(&self, token: &TokenBasis) -> Result<bool, MongoError> {
         for ender in token.enders() {
             if self
-                .latest(REVOCATIONS, doc! { "_id": revocation_document::key_of(ender) })
+                .latest(REVOCATIONS, doc! { "_id": revocation_document::document_id(ender) })
                 .await?
                 .is_some()
             {
@@ -90,7 +90,7 @@ impl Shared {
         Ok(false)
     }
 
-    async fn make(&self, write: ProvenWrite) -> Result<Spent, MongoError> {
+    async fn write_proven(&self, write: ProvenWrite) -> Result<Spent, MongoError> {
         Ok(match write {
             ProvenWrite::CreateClient { client, of_any, event } => {
                 self.create_client(&client, of_any, event).await?.into()
@@ -133,8 +133,8 @@ impl Shared {
     }
 }
 
-fn carried(proof: &Proof, client: Option<&Document>) -> Result<bool, MongoError> {
-    let client = client.map(clients::undecorated).transpose()?;
+fn is_unchanged_for(proof: &Proof, client: Option<&Document>) -> Result<bool, MongoError> {
+    let client = client.map(clients::decode_without_use_counts).transpose()?;
     Ok(proof.holds_for(client.as_ref()))
 }
 

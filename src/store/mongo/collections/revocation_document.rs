@@ -15,7 +15,7 @@ use crate::{
 
 /// The `_id` of a revocation: with its kind, so that a token and a family of one id are two things
 /// (N04).
-pub(crate) fn key_of(revoked: Revoked) -> String {
+pub(crate) fn document_id(revoked: Revoked) -> String {
     match revoked {
         Revoked::Token(Jti(id)) => format!("token:{id}"),
         Revoked::Family(FamilyId(id)) => format!("family:{id}"),
@@ -34,7 +34,7 @@ pub(crate) fn revoked_of(key: &str) -> Result<Revoked, MongoError> {
 }
 
 /// Where an epoch is kept: collection, `_id` and field.
-pub(crate) fn place_of(of: &EpochOf) -> (&'static str, String, &'static str) {
+pub(crate) fn epoch_location(of: &EpochOf) -> (&'static str, String, &'static str) {
     match of {
         EpochOf::Tenant(tenant) => (EPOCHS, format!("tenant:{tenant}"), "value"),
         EpochOf::Client(client) => (CLIENTS, client.as_str().to_owned(), clients::EPOCH),

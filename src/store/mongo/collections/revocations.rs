@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{
     family_document::end,
-    revocation_document::{key_of, place_of},
+    revocation_document::{document_id, epoch_location},
 };
 use crate::{
     model::{EpochOf, Event, Revoked, Timestamp, revocation::Revocation},
@@ -24,11 +24,11 @@ use crate::{
             driver::{
                 codec::{Fields, date},
                 error::MongoError,
-                query::{delete_some, ids, over, some},
+                query::{delete_limited, expired_filter, find_limited, ids},
                 schema::{CLIENTS, RATE_LIMITS, REVOCATIONS, TOKENS},
             },
             feed::snapshot::FullSnapshot,
-            whole,
+            run_detached,
         },
     },
 };
@@ -36,18 +36,18 @@ use crate::{
 /// How far the clocks of nodes may be apart.
 const SKEW_MS: i64 = 3_600_000;
 /// How often a write is tried again that met another one making the same document.
-const ATTEMPTS: usize = 8;
+const ATTEMPTS_MAX: usize = 8;
 
 #[async_trait]
 impl RevocationStore for Mongo {
     async fn revoke(&self, revocation: &Revocation, event: Event) -> Result<()> {
         let (shared, revocation) = (self.shared.clone(), *revocation);
-        whole(&self.shared, async move { shared.revoke(revocation, event).await }).await
+        run_detached(&self.shared, async move { shared.revoke(revocation, event).await }).await
     }
 
     async fn raise_epoch(&self, of: &EpochOf, event: Event) -> Result<u64> {
         let (shared, of) = (self.shared.clone(), of.clone());
-        whole(&self.shared, async move { shared.raise_epoch(&of, event).await }).await
+        run_detached(&self.shared, async move { shared.raise_epoch(&of, event).await }).await
     }
 
     async fn follow(&self, now: Timestamp, follower: Arc<dyn Follower>) -> Result<Snapshot> {
@@ -68,7 +68,7 @@ impl RevocationStore for Mongo {
     async fn sweep(&self, now: Timestamp, limit: usize) -> Result<usize> {
         self.shared.observe_time(now);
         let shared = self.shared.clone();
-        whole(&self.shared, async move { shared.sweep(now, limit).await }).await
+        run_detached(&self.shared, async move { shared.sweep(now, limit).await }).await
     }
 }
 
@@ -80,7 +80,7 @@ impl Shared {
     ) -> Result<(), MongoError> {
         let audited = self.audited_change([event])?;
         match revocation.revoked {
-            Revoked::Token(_) => self.remember(revocation, audited).await,
+            Revoked::Token(_) => self.insert_revocation(revocation, audited).await,
             Revoked::Family(id) => {
                 let update = end(id, &audited, None, revocation.until);
                 self.end(id, update, revocation, audited).await
@@ -90,7 +90,7 @@ impl Shared {
 
     pub(super) async fn raise_epoch(&self, of: &EpochOf, event: Event) -> Result<u64, MongoError> {
         let audited = self.audited_change([event])?;
-        let (collection, id, field) = place_of(of);
+        let (collection, id, field) = epoch_location(of);
         let owner = OutboxOwner { collection, id: id.clone().into() };
         let outbox = audited.push(&owner);
         let mut update = doc! { "$inc": { field: 1_i64 }, "$set": { "op": audited.operation() }, "$push": { "outbox": outbox } };
@@ -108,26 +108,33 @@ impl Shared {
     async fn sweep(&self, now: Timestamp, limit: usize) -> Result<usize, MongoError> {
         self.cleaner.flush().await;
         self.persist_time(now);
-        let mut gone =
-            delete_some(&self.connection, REVOCATIONS, over("until", now, doc! {}), limit).await?;
-        gone = gone.saturating_add(self.forget_ends(now, limit.saturating_sub(gone)).await?);
+        let mut gone = delete_limited(
+            &self.connection,
+            REVOCATIONS,
+            expired_filter("until", now, doc! {}),
+            limit,
+        )
+        .await?;
+        gone =
+            gone.saturating_add(self.forget_ended_families(now, limit.saturating_sub(gone)).await?);
         gone = gone.saturating_add(self.sweep_families(now, limit.saturating_sub(gone)).await?);
         let counters = self.connection.collection(RATE_LIMITS);
         // A node whose clock is ahead must not take the windows that others still count in.
-        let mut past = over("until", now, doc! {});
-        past.insert("$expr", doc! { "$lte": ["$until", { "$subtract": ["$$NOW", SKEW_MS] }] });
+        let mut expired = expired_filter("until", now, doc! {});
+        expired.insert("$expr", doc! { "$lte": ["$until", { "$subtract": ["$$NOW", SKEW_MS] }] });
         let swept =
-            self.connection.call(async move { Ok(counters.delete_many(past).await?) }).await?;
+            self.connection.call(async move { Ok(counters.delete_many(expired).await?) }).await?;
         Ok(gone.saturating_add(usize::try_from(swept.deleted_count).unwrap_or(usize::MAX)))
     }
 
     /// Keeps a revocation where no family keeps it.
-    pub(super) async fn remember(
+    pub(super) async fn insert_revocation(
         &self,
         revocation: Revocation,
         audited: AuditedChange,
     ) -> Result<(), MongoError> {
-        let owner = OutboxOwner { collection: REVOCATIONS, id: key_of(revocation.revoked).into() };
+        let owner =
+            OutboxOwner { collection: REVOCATIONS, id: document_id(revocation.revoked).into() };
         let update = doc! {
             "$max": { "until": date(revocation.until) },
             "$set": { "op": audited.operation() },
@@ -140,9 +147,11 @@ impl Shared {
     }
 
     /// The same without a record and without telling: it was told when the family was ended.
-    pub(crate) async fn keep(&self, revocation: Revocation) -> Result<(), MongoError> {
+    pub(crate) async fn keep_revocation(&self, revocation: Revocation) -> Result<(), MongoError> {
         let update = doc! { "$max": { "until": date(revocation.until) } };
-        self.upsert(REVOCATIONS, doc! { "_id": key_of(revocation.revoked) }, update).await.map(drop)
+        self.upsert(REVOCATIONS, doc! { "_id": document_id(revocation.revoked) }, update)
+            .await
+            .map(drop)
     }
 
     /// The document as it is after the update, made if it was not there.
@@ -152,7 +161,7 @@ impl Shared {
         filter: Document,
         update: Document,
     ) -> Result<Document, MongoError> {
-        for _ in 0..ATTEMPTS {
+        for _ in 0..ATTEMPTS_MAX {
             let (owner, filter, update) =
                 (self.connection.collection(collection), filter.clone(), update.clone());
             let write = async move {
@@ -176,14 +185,18 @@ impl Shared {
     }
 
     /// Forgets that families were ended, where no token of theirs can stand any more.
-    async fn forget_ends(&self, now: Timestamp, limit: usize) -> Result<usize, MongoError> {
-        let over = over("ended_until", now, doc! {});
-        let ids = ids(&some(&self.connection, TOKENS, over.clone(), limit).await?);
+    async fn forget_ended_families(
+        &self,
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<usize, MongoError> {
+        let expired = expired_filter("ended_until", now, doc! {});
+        let ids = ids(&find_limited(&self.connection, TOKENS, expired.clone(), limit).await?);
         if ids.is_empty() {
             return Ok(0);
         }
         let tokens = self.connection.collection(TOKENS);
-        let filter = doc! { "$and": [{ "_id": { "$in": ids } }, over] };
+        let filter = doc! { "$and": [{ "_id": { "$in": ids } }, expired] };
         let update = doc! { "$unset": { "ended_until": 1 }, "$set": { "ended": false } };
         let updated = self
             .connection

@@ -12,7 +12,7 @@ use crate::model::Timestamp;
 
 /// What is over by this node's clock and by MongoDB's: one clock that was set wrong must not decide
 /// for everybody what is forgotten.
-pub(crate) fn over(field: &str, now: Timestamp, and: Document) -> Document {
+pub(crate) fn expired_filter(field: &str, now: Timestamp, and: Document) -> Document {
     let mut filter = and;
     filter.insert(field, doc! { "$lte": date(now) });
     filter.insert("$expr", doc! { "$lte": [format!("${field}"), "$$NOW"] });
@@ -20,7 +20,7 @@ pub(crate) fn over(field: &str, now: Timestamp, and: Document) -> Document {
 }
 
 /// Up to `limit` documents without their outboxes.
-pub(crate) async fn some(
+pub(crate) async fn find_limited(
     connection: &Connection,
     collection: &'static str,
     filter: Document,
@@ -44,14 +44,14 @@ pub(crate) async fn some(
 }
 
 /// Deletes up to `limit` documents; one whose event is still on its way stays for the next time.
-pub(crate) async fn delete_some(
+pub(crate) async fn delete_limited(
     connection: &Connection,
     collection: &'static str,
     filter: Document,
     limit: usize,
 ) -> Result<usize, MongoError> {
     let filter = doc! { "$and": [filter, { "outbox.id": { "$exists": false } }] };
-    let ids = ids(&some(connection, collection, filter.clone(), limit).await?);
+    let ids = ids(&find_limited(connection, collection, filter.clone(), limit).await?);
     if ids.is_empty() {
         return Ok(0);
     }
@@ -62,7 +62,7 @@ pub(crate) async fn delete_some(
 }
 
 /// These fields of up to `limit` documents in an order, whatever is in them: see [`lenient`].
-pub(crate) async fn pages(
+pub(crate) async fn find_sorted(
     connection: &Connection,
     collection: &'static str,
     filter: Document,

@@ -45,26 +45,26 @@ pub(crate) const WITH_OUTBOX: [&str; 6] =
 /// The action of witness records, which are found by an index of their own.
 pub(crate) const WITNESSES: &str = Action::HeadsWitnessed.as_str();
 
-/// The version written here. What one is brought up by is in [`bring_up`].
+/// The version written here. What one is brought up by is in [`migrate`].
 pub(crate) const VERSION: i64 = 2;
 /// MongoDB's code for a collection that is not there.
 const NAMESPACE_NOT_FOUND: i32 = 26;
 /// How long MongoDB keeps what our own sweep would have deleted.
-const MARGIN: Duration = Duration::from_secs(86_400);
+const EXPIRY_MARGIN: Duration = Duration::from_secs(86_400);
 /// Building indexes over a large collection takes long.
-const PATIENCE: Duration = Duration::from_secs(600);
+const INDEX_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Makes what is missing, mends what differs, and refuses what a newer version wrote.
 pub(crate) async fn prepare(connection: &Connection) -> Result<(), OpenError> {
-    let version = known(connection).await?;
+    let version = check_version(connection).await?;
     for (collection, indexes) in indexes() {
-        let existing = list(connection, collection).await?;
+        let existing = create_and_list(connection, collection).await?;
         for index in indexes {
-            ensure(connection, collection, &existing, index).await?;
+            ensure_index(connection, collection, &existing, index).await?;
         }
     }
     if version < VERSION {
-        bring_up(connection, version).await?;
+        migrate(connection, version).await?;
         // After the indexes, so that whoever finds the version finds them too.
         let meta = connection.collection(META);
         let write = async move {
@@ -81,7 +81,7 @@ pub(crate) async fn prepare(connection: &Connection) -> Result<(), OpenError> {
 }
 
 /// Refuses what a newer version wrote; the version, 0 before the first node was there.
-pub(crate) async fn known(connection: &Connection) -> Result<i64, OpenError> {
+pub(crate) async fn check_version(connection: &Connection) -> Result<i64, OpenError> {
     let version = version(connection).await?.unwrap_or(0);
     if version > VERSION {
         return Err(OpenError::Newer { found: version, known: VERSION });
@@ -91,14 +91,14 @@ pub(crate) async fn known(connection: &Connection) -> Result<i64, OpenError> {
 
 /// From an older version, step by step. Each may be cut off and begun again, and made by two nodes
 /// at once.
-async fn bring_up(connection: &Connection, version: i64) -> Result<(), MongoError> {
+async fn migrate(connection: &Connection, version: i64) -> Result<(), MongoError> {
     // 1 to 2: counters hold what each process counted, instead of a sum. Windows are over after
     // some seconds.
     if version == 1 {
         tracing::info!("bringing the database from schema 1 to 2");
         let counters = connection.collection(RATE_LIMITS);
         connection
-            .within(PATIENCE, async move { Ok(counters.delete_many(doc! {}).await?) })
+            .within(INDEX_TIMEOUT, async move { Ok(counters.delete_many(doc! {}).await?) })
             .await?;
     }
     Ok(())
@@ -143,9 +143,9 @@ pub(crate) async fn defects(connection: &Connection) -> Result<Vec<Defect>, Mong
         defects.extend(unique.map(|model| {
             Defect::Unique(format!("{collection}.{}", name_of(model).unwrap_or_default()))
         }));
-        let missing = indexes
-            .iter()
-            .filter(|index| !existing.iter().any(|model| index.is_named(model) && index.is(model)));
+        let missing = indexes.iter().filter(|index| {
+            !existing.iter().any(|model| index.is_named(model) && index.matches(model))
+        });
         defects
             .extend(missing.map(|index| Defect::Missing(format!("{collection}.{}", index.name))));
     }
@@ -177,7 +177,7 @@ impl Index {
         let options = IndexOptions::builder()
             .name(self.name.to_owned())
             .partial_filter_expression(self.partial.clone())
-            .expire_after(self.expires.then_some(MARGIN))
+            .expire_after(self.expires.then_some(EXPIRY_MARGIN))
             .build();
         IndexModel::builder().keys(self.keys.clone()).options(options).build()
     }
@@ -186,10 +186,11 @@ impl Index {
         name_of(other) == Some(self.name)
     }
 
-    fn is(&self, other: &IndexModel) -> bool {
+    fn matches(&self, other: &IndexModel) -> bool {
         let options = other.options.as_ref();
-        same(&self.keys, &other.keys)
-            && options.and_then(|options| options.expire_after) == self.expires.then_some(MARGIN)
+        same_keys(&self.keys, &other.keys)
+            && options.and_then(|options| options.expire_after)
+                == self.expires.then_some(EXPIRY_MARGIN)
             && options.and_then(|options| options.partial_filter_expression.as_ref())
                 == self.partial.as_ref()
             && options.and_then(|options| options.unique) != Some(true)
@@ -197,7 +198,7 @@ impl Index {
 }
 
 /// Servers give numbers back as another type than they were given.
-fn same(one: &Document, other: &Document) -> bool {
+fn same_keys(one: &Document, other: &Document) -> bool {
     let read = |keys: &Document| -> Vec<(String, Option<i64>)> {
         let number = |value: &mongodb::bson::Bson| {
             value
@@ -263,14 +264,14 @@ fn indexes() -> Vec<(&'static str, Vec<Index>)> {
     ]
 }
 
-async fn list(
+async fn create_and_list(
     connection: &Connection,
     collection: &'static str,
 ) -> Result<Vec<IndexModel>, MongoError> {
     use futures_util::TryStreamExt as _;
     let (database, indexed) = (connection.database().clone(), connection.collection(collection));
     connection
-        .within(PATIENCE, async move {
+        .within(INDEX_TIMEOUT, async move {
             // Made here rather than by the first write, which would find a deadline of two seconds
             // short.
             match database.create_collection(collection).await.map_err(MongoError::from) {
@@ -286,11 +287,11 @@ fn exists_already(error: &mongodb::error::Error) -> bool {
     matches!(&*error.kind, mongodb::error::ErrorKind::Command(command) if command.code == 48)
 }
 
-fn has_gone(error: &mongodb::error::Error) -> bool {
+fn is_missing_index(error: &mongodb::error::Error) -> bool {
     matches!(&*error.kind, mongodb::error::ErrorKind::Command(command) if command.code == 27)
 }
 
-async fn ensure(
+async fn ensure_index(
     connection: &Connection,
     name: &'static str,
     existing: &[IndexModel],
@@ -300,17 +301,17 @@ async fn ensure(
     // One of the same keys under another name stands in the way too; the one on `_id` is never
     // touched.
     let alike = |model: &&IndexModel| {
-        same(&model.keys, &index.keys) && !same(&model.keys, &doc! { "_id": 1 })
+        same_keys(&model.keys, &index.keys) && !same_keys(&model.keys, &doc! { "_id": 1 })
     };
     let in_the_way: Vec<_> = existing.iter().filter(|model| named(model) || alike(model)).collect();
-    if in_the_way.iter().any(|model| named(model) && index.is(model)) {
+    if in_the_way.iter().any(|model| named(model) && index.matches(model)) {
         return Ok(());
     }
     let stale: Vec<String> =
         in_the_way.iter().filter_map(|model| name_of(model).map(str::to_owned)).collect();
     let (collection, model) = (connection.collection(name), index.model());
     connection
-        .within(PATIENCE, async move {
+        .within(INDEX_TIMEOUT, async move {
             for stale in stale {
                 tracing::warn!(
                     collection = name,
@@ -319,7 +320,7 @@ async fn ensure(
                 );
                 match collection.drop_index(stale).await.map_err(MongoError::from) {
                     // Another node mends it too.
-                    Err(MongoError::Driver(error)) if has_gone(&error) => {}
+                    Err(MongoError::Driver(error)) if is_missing_index(&error) => {}
                     outcome => outcome?,
                 }
             }

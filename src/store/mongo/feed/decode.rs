@@ -142,7 +142,7 @@ fn changes(collection: &str, key: &Bson, now: &Fields<'_>) -> Result<Vec<Change>
             changes
         }
         SIGNING_KEYS => {
-            let keyset = now.part(keys::KEYSET).inspect_err(keys::refused).ok();
+            let keyset = now.part(keys::KEYSET).inspect_err(keys::log_refused).ok();
             keyset.map(|keyset| Change::Keyset(Arc::new(keyset))).into_iter().collect()
         }
         _ => Vec::new(),

@@ -349,7 +349,7 @@ impl Shared {
             }
             StreamEvent::Heartbeat(number) => {
                 if let Some(at) = self.node.heartbeat_seen(number) {
-                    self.feed.knows_up_to(at.checked_sub(self.margin).unwrap_or(at));
+                    self.feed.knows_up_to(at.checked_sub(self.clock_margin).unwrap_or(at));
                 }
             }
             StreamEvent::CollectionDropped => return false,

@@ -13,7 +13,7 @@ use crate::{
     store::{
         Change, Snapshot,
         mongo::{
-            LONG, Shared,
+            BACKGROUND_TIMEOUT, Shared,
             collections::{
                 clients,
                 family_document::revocation_of_family,
@@ -92,7 +92,7 @@ impl Shared {
             let keyset = keys.find_one(doc! { "_id": keys::KEYSET }).session(&mut session).await?;
             Ok((snapshot, keyset.map(|raw| lenient(&raw))))
         };
-        let (snapshot, keyset) = self.connection.within(LONG, read).await?;
+        let (snapshot, keyset) = self.connection.within(BACKGROUND_TIMEOUT, read).await?;
         Ok(FullSnapshot {
             snapshot,
             keyset: keyset.and_then(|keyset| self.readable(keys::decoded(&keyset))),
