@@ -17,7 +17,9 @@ use crate::{
     model::Keyset,
     store::{
         embedded::Embedded,
-        mongo::{self, Defect, Inspection, NodeSeen, OpenError, Role, Settings, State},
+        mongo::{
+            self, Defect, Inspection, NodeSeen, OpenError, ReplicaSettings, Role, ServerState,
+        },
     },
 };
 
@@ -149,16 +151,15 @@ fn servers(found: &Inspection) -> Vec<Finding> {
             "the shards' replica sets are not looked at: see deploy/SCALING.md",
         )];
     }
-    if found.members.iter().any(|member| member.state == State::Alone) {
+    if found.members.iter().any(|member| member.state == ServerState::Standalone) {
         let advice = "make it a replica set of three: without one, what was acknowledged is lost \
                       with its one disk, every stop of it stops all nodes, and what other nodes \
                       end is seen up to a second later";
         return vec![Finding::note(STORE, text, advice)];
     }
-    let down = found
-        .members
-        .iter()
-        .filter(|member| !member.answers() || matches!(member.state, State::Of(_, Role::Other)));
+    let down = found.members.iter().filter(|member| {
+        !member.answers() || matches!(member.state, ServerState::ReplicaSetMember(_, Role::Other))
+    });
     match down.count() {
         0 => vec![Finding::ok(STORE, text)],
         _ => vec![Finding::note(
@@ -170,7 +171,7 @@ fn servers(found: &Inspection) -> Vec<Finding> {
 }
 
 /// How the replica set is configured.
-fn set(found: &Inspection, settings: &Result<Settings, String>) -> Vec<Finding> {
+fn set(found: &Inspection, settings: &Result<ReplicaSettings, String>) -> Vec<Finding> {
     let settings = match settings {
         Ok(settings) => settings,
         Err(problem) => {
@@ -188,7 +189,9 @@ fn set(found: &Inspection, settings: &Result<Settings, String>) -> Vec<Finding> 
     let keeping = found
         .members
         .iter()
-        .filter(|member| matches!(&member.state, State::Of(_, role) if holds(*role)))
+        .filter(|member| {
+            matches!(&member.state, ServerState::ReplicaSetMember(_, role) if holds(*role))
+        })
         .count();
     let majority = (settings.keeping + settings.arbiters) / 2 + 1;
     if keeping < majority {
@@ -220,8 +223,8 @@ fn set(found: &Inspection, settings: &Result<Settings, String>) -> Vec<Finding> 
     findings
 }
 
-fn election(settings: &Settings) -> Finding {
-    let Settings { election_timeout, heartbeat_interval, heartbeat_timeout, .. } = settings;
+fn election(settings: &ReplicaSettings) -> Finding {
+    let ReplicaSettings { election_timeout, heartbeat_interval, heartbeat_timeout, .. } = settings;
     let text = format!(
         "election timeout {election_timeout:?}, heartbeat every {heartbeat_interval:?} and within \
          {heartbeat_timeout:?}: a primary that dies is missed for about {:?}, one that freezes for \

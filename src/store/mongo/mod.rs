@@ -53,8 +53,8 @@ pub use self::{
     admin::{
         export::Export,
         import::Import,
-        inspect::{Defect, Inspection, NodeSeen, Settings, inspect},
-        topology::{Member, Role, State},
+        inspect::{Defect, Inspection, NodeSeen, ReplicaSettings, inspect},
+        topology::{Member, Role, ServerState},
     },
     driver::error::OpenError,
 };
@@ -123,7 +123,7 @@ impl Mongo {
         deadline: Duration,
     ) -> Result<Self, OpenError> {
         match Self::open_registered(uri, node, key, deadline).await {
-            Err(error) => Err(topology::why(uri, error).await),
+            Err(error) => Err(topology::diagnose_connect_error(uri, error).await),
             opened => opened,
         }
     }

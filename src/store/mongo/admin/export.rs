@@ -68,7 +68,7 @@ impl Mongo {
         deadline: Duration,
     ) -> Result<Export, OpenError> {
         match Self::open_export(uri, key, deadline).await {
-            Err(error) => Err(topology::why(uri, error).await),
+            Err(error) => Err(topology::diagnose_connect_error(uri, error).await),
             opened => opened,
         }
     }

@@ -47,7 +47,7 @@ impl Mongo {
     /// meanwhile.
     pub async fn import(uri: &str, key: ChainKey, deadline: Duration) -> Result<Import, OpenError> {
         match Self::open_import(uri, key, deadline).await {
-            Err(error) => Err(topology::why(uri, error).await),
+            Err(error) => Err(topology::diagnose_connect_error(uri, error).await),
             opened => opened,
         }
     }

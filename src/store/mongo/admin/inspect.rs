@@ -26,9 +26,9 @@ use crate::{
 pub use crate::store::mongo::driver::schema::Defect;
 
 /// Writes whose times are compared.
-const WRITES: usize = 9;
+const TIMED_WRITES: usize = 9;
 /// How long a node's document is looked at: two heartbeats and more.
-const LOOK: Duration = Duration::from_millis(1_250);
+const OBSERVATION: Duration = Duration::from_millis(1_250);
 
 /// What was found.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub struct Inspection {
     /// Whether the address leads to the routers of a sharded cluster.
     pub sharded: bool,
     /// The replica set's settings, where it is one; the error says why they cannot be read.
-    pub settings: Option<Result<Settings, String>>,
+    pub settings: Option<Result<ReplicaSettings, String>>,
     /// The schema's version; `None` before the first node was there.
     pub schema: Option<i64>,
     /// The newest version that is known here.
@@ -65,7 +65,7 @@ pub struct Inspection {
 
 /// What a replica set does by itself, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
+pub struct ReplicaSettings {
     /// How long a primary may be silent before another one is elected.
     pub election_timeout: Duration,
     /// Between two heartbeats of its members.
@@ -102,14 +102,14 @@ pub async fn inspect(
     deadline: Duration,
     now: impl Fn() -> Timestamp + Send + Sync,
 ) -> Result<Inspection, OpenError> {
-    match look(uri, name, deadline, now).await {
-        Err(error) => Err(topology::why(uri, error).await),
+    match run_inspection(uri, name, deadline, now).await {
+        Err(error) => Err(topology::diagnose_connect_error(uri, error).await),
         found => found,
     }
 }
 
 #[expect(clippy::disallowed_methods, reason = "heartbeats of other processes are waited for")]
-async fn look(
+async fn run_inspection(
     uri: &str,
     name: &str,
     deadline: Duration,
@@ -118,7 +118,7 @@ async fn look(
     let (connection, options) =
         (Connection::new(uri, deadline).await?, connection::parse_options(uri).await?);
     let members = topology::members(&options).await;
-    if let Some(error) = topology::hopeless(&members, options.repl_set_name.as_deref()) {
+    if let Some(error) = topology::find_fatal_problem(&members, options.repl_set_name.as_deref()) {
         return Err(error);
     }
     // Twice: the first one makes the connection.
@@ -142,10 +142,10 @@ async fn look(
     let schema = schema::version(&connection).await?;
     let (before, began) = (nodes(&connection).await?, Instant::now());
     let write = round_trip(&connection).await;
-    sleep(LOOK.saturating_sub(began.elapsed())).await;
+    sleep(OBSERVATION.saturating_sub(began.elapsed())).await;
     let after = nodes(&connection).await?;
     let at = there.saturating_add(i64::try_from(asked.elapsed().as_millis()).unwrap_or(i64::MAX));
-    let seen = |node: &str| after.get(node).map(|after| seen(before.get(node), after, at));
+    let seen = |node: &str| after.get(node).map(|after| compare(before.get(node), after, at));
     Ok(Inspection {
         database: connection.database().name().to_owned(),
         members,
@@ -181,7 +181,7 @@ async fn run<T: Send + 'static>(
 }
 
 /// What the replica set is configured to do. A user that may only read and write may not ask.
-async fn settings(connection: &Connection) -> Result<Settings, String> {
+async fn settings(connection: &Connection) -> Result<ReplicaSettings, String> {
     let admin = connection.client().database("admin");
     let answer = connection
         .call(async move { Ok(admin.run_command(doc! { "replSetGetConfig": 1 }).await?) })
@@ -194,7 +194,7 @@ async fn settings(connection: &Connection) -> Result<Settings, String> {
     read_settings(&answer).ok_or_else(|| "an answer that is none".to_owned())
 }
 
-fn read_settings(answer: &Document) -> Option<Settings> {
+fn read_settings(answer: &Document) -> Option<ReplicaSettings> {
     let config = answer.get_document("config").ok()?;
     let set = config.get_document("settings").ok()?;
     let number = |of: &Document, field: &str| {
@@ -211,7 +211,7 @@ fn read_settings(answer: &Document) -> Option<Settings> {
         members.filter(|member| number(member, "votes") != Some(0)).collect();
     let arbiters =
         voters.iter().filter(|member| member.get_bool("arbiterOnly").unwrap_or(false)).count();
-    Some(Settings {
+    Some(ReplicaSettings {
         election_timeout: millis("electionTimeoutMillis")?,
         heartbeat_interval: millis("heartbeatIntervalMillis")?,
         heartbeat_timeout: Duration::from_secs(
@@ -238,7 +238,7 @@ async fn nodes(connection: &Connection) -> Result<BTreeMap<String, Document>, Mo
 }
 
 /// What two looks at a node's document say, the second one at the time `at` of the server.
-fn seen(before: Option<&Document>, after: &Document, at: i64) -> NodeSeen {
+fn compare(before: Option<&Document>, after: &Document, at: i64) -> NodeSeen {
     let session = |document: &Document| document.get("session").and_then(as_uuid);
     let heartbeat_ms =
         after.get_datetime("seen_at").ok().map(|seen| at.saturating_sub(seen.timestamp_millis()));
@@ -258,8 +258,8 @@ async fn keyset(connection: &Connection) -> Result<Option<Keyset>, MongoError> {
 
 /// The median of some writes, one after the other.
 async fn round_trip(connection: &Connection) -> Result<Duration, OpenError> {
-    let mut took = Vec::with_capacity(WRITES);
-    for _ in 0..WRITES {
+    let mut took = Vec::with_capacity(TIMED_WRITES);
+    for _ in 0..TIMED_WRITES {
         let (meta, began) = (connection.collection(META), Instant::now());
         let update = doc! { "$inc": { "looks": 1_i64 } };
         run(connection, async move {
@@ -288,12 +288,12 @@ mod tests {
             doc! { "session": uuid(Uuid::from_u128(session)), "beat": beat, "seen_at": DateTime::from_millis(at) }
         };
         let first = document(1, 7, 1_000);
-        assert!(seen(Some(&first), &document(2, 1, 2_000), 2_100).disputed);
-        let runs = seen(Some(&first), &document(1, 9, 2_000), 2_100);
+        assert!(compare(Some(&first), &document(2, 1, 2_000), 2_100).disputed);
+        let runs = compare(Some(&first), &document(1, 9, 2_000), 2_100);
         assert_eq!(runs, NodeSeen { heartbeat_ms: Some(100), alive: true, disputed: false });
-        let ended = seen(Some(&first), &first, 2_100);
+        let ended = compare(Some(&first), &first, 2_100);
         assert_eq!(ended, NodeSeen { heartbeat_ms: Some(1_100), alive: false, disputed: false });
-        let begins = seen(None, &doc! { "session": uuid(Uuid::from_u128(1)), "beat": 0_i64 }, 0);
+        let begins = compare(None, &doc! { "session": uuid(Uuid::from_u128(1)), "beat": 0_i64 }, 0);
         assert_eq!(begins, NodeSeen { heartbeat_ms: None, alive: true, disputed: false });
     }
 
@@ -306,7 +306,7 @@ mod tests {
             "writeConcernMajorityJournalDefault": false,
             "settings": { "electionTimeoutMillis": 10_000, "heartbeatIntervalMillis": 2_000.0, "heartbeatTimeoutSecs": 10 },
         } };
-        let expected = Settings {
+        let expected = ReplicaSettings {
             election_timeout: Duration::from_secs(10),
             heartbeat_interval: Duration::from_secs(2),
             heartbeat_timeout: Duration::from_secs(10),
