@@ -1,15 +1,19 @@
-//! The store that many nodes share: a MongoDB replica set, or a sharded cluster.
+//! Store shared by many nodes: a MongoDB replica set, or a sharded cluster.
 //!
-//! Each verb is one conditional write of one document, kept by the majority and on its disks before
-//! it is answered. What one node ends, all hear of over a change stream. Its audit records follow
-//! in the node's own chain: see `audit::outbox`.
+//! Each operation is one compare-and-set write of one document, acknowledged by the majority and
+//! its journals. Changes reach all nodes over a change stream (`feed`). Audit records follow in the
+//! node's own chain (`audit::outbox`).
 //!
-//! | collection | what |
+//! | collection | content |
 //! |--|--|
-//! | `clients`, `audiences`, `tokens`, `revocations`, `epochs`, `signing_keys` | what verbs change, each document with an outbox |
-//! | `audit_logs`, `nodes` | a chain for each node; its sealed head and heartbeat |
+//! | `clients`, `audiences`, `tokens`, `revocations`, `epochs`, `signing_keys` | data that operations change, each document with an outbox |
+//! | `audit_logs`, `nodes` | one chain for each node; its sealed head and heartbeat |
 //! | `rate_limits` | counters by window |
-//! | `meta` | the schema's version |
+//! | `meta` | version of the schema |
+//!
+//! Tables of states: an outbox entry in `audit::outbox`, the mark of a rotation in
+//! `collections::rotation`, the position in the change stream in `feed`, a node's lease in
+//! `audit::node_lease`, a flight in `collections::coalesce`.
 
 mod admin;
 mod audit;
@@ -64,25 +68,25 @@ use crate::{
     store::{Change, Result, Store},
 };
 
-/// How long a verb waits for MongoDB, unless the configuration says otherwise.
+/// Deadline of an operation, unless the configuration says otherwise.
 pub const DEADLINE: Duration = Duration::from_secs(2);
-/// The oldest server that does all that is asked of it: MongoDB 4.4.
+/// Oldest server with all features that are needed: MongoDB 4.4.
 const WIRE_VERSION: i32 = 9;
-/// MongoDB 5.0.
+/// Oldest server with snapshot reads: MongoDB 5.0.
 const SNAPSHOT_WIRE_VERSION: i32 = 13;
-/// Shards put their changes in order by clocks that learn of each other only by messages: those of
-/// this node come by twice a second, so a heartbeat may stand before changes that are up to this
-/// much older.
+/// Shards order their changes by clocks that synchronise only by messages, of which this node's
+/// heartbeats send two a second: a heartbeat may come before changes that are up to this much
+/// older.
 const SHARD_CLOCK_MARGIN: Duration = Duration::from_secs(2);
-/// For what no caller waits for.
+/// Timeout of work that no caller waits for.
 const BACKGROUND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A store in a MongoDB database.
+/// Store in a MongoDB database.
 pub struct Mongo {
     shared: Arc<Shared>,
 }
 
-/// What the store's verbs and its tasks both see.
+/// State that the store's operations and its tasks share.
 struct Shared {
     connection: Arc<Connection>,
     node: Arc<Node>,
@@ -90,32 +94,31 @@ struct Shared {
     feed: Feed,
     cleaner: OutboxCleaner,
     local_counts: LocalCounts,
-    /// Who reads a family, and who rotates one.
+    /// Single-flight reads and rotations of families.
     family_reads: Coalescer,
     family_rotations: Coalescer,
-    /// Whether the server is one without a replica set.
+    /// True if the server is not a member of a replica set.
     is_standalone: bool,
-    /// How far the clocks of a sharded cluster may be apart that its stream is put in order by.
+    /// Clock difference between the shards whose changes the stream merges.
     clock_margin: Duration,
-    /// Whether the trail of the other nodes is being followed.
+    /// True while the records of other nodes are followed.
     tailing: AtomicBool,
-    /// True once the log says that the keyset cannot be read.
+    /// True once the log reports that the keyset cannot be read.
     keyset_unread: AtomicBool,
 }
 
 impl Mongo {
-    /// Opens the database that `uri` names (`jeton` where it names none), makes or mends
-    /// collections and indexes, and begins to hear what other nodes do. `node` is this node's name,
-    /// of which there must be only one at a time; `key` seals its audit chain; `deadline` bounds
-    /// every call.
+    /// Opens the database that `uri` names (`jeton` if it names none), creates or repairs
+    /// collections and indexes, and starts the change feed. `node` is this node's name, which only
+    /// one process may use at a time; `key` seals its audit chain; `deadline` bounds every call.
     ///
-    /// A server alone, without a replica set, is served too, and said so: its answers are worth
-    /// what its one disk is, and other nodes' changes are looked for once a second.
+    /// A standalone server, without a replica set, is supported with a warning: its durability is
+    /// that of its one disk, and changes of other nodes are polled once a second.
     ///
     /// # Errors
     ///
-    /// What is wrong with the address, the servers it names, their answers or what is kept there;
-    /// never the address itself.
+    /// A problem of the address, its servers, their replies or the stored data; never the address
+    /// itself.
     pub async fn open(
         uri: &str,
         node: &str,
@@ -137,17 +140,17 @@ impl Mongo {
         let connection = Arc::new(Connection::new(uri, deadline).await?);
         let ServerInfo { is_standalone, sharded, time, .. } = handshake(&connection).await?;
         schema::prepare(&connection).await?;
-        // A start under another master key must not take the name from a node that lives.
+        // A start under another master key must not take the name of a running node.
         if node_lease::stored_head(&connection, node).await?.is_some_and(|head| !key.check(&head)) {
             return Err(OpenError::MasterKey(format!("the head of the audit chain {node}")));
         }
-        // Nor may a new name: what the other nodes left in outboxes would look forged under another
-        // key, and be thrown away.
+        // Nor may a new name start under another key: outbox entries of other nodes would look
+        // forged, and be removed.
         if !node_lease::is_cluster_key(&connection, &key).await? {
             return Err(OpenError::MasterKey("every audit chain of this database".to_owned()));
         }
         let (node, before) = Node::register(&connection, node, key.clone(), time).await?;
-        // Behind our own mark: an import looks for that once it has made its own.
+        // After our own registration: an import looks for that after its own mark.
         if schema::is_importing(&connection).await? {
             return Err(unfinished_import());
         }
@@ -170,18 +173,17 @@ impl Mongo {
             keyset_unread: AtomicBool::new(false),
         });
         let store = Self { shared };
-        // The head of an earlier life may be closed; from here on the chain grows.
+        // The head of an earlier process may be closed; from here on the chain grows.
         store.shared.node.heartbeat(&store.shared.connection, false).await?;
         store.start_feed().await?;
         let mut recovery = Recovery::default();
-        // Before any change of this life: what is there now and bears this node's name is of an
-        // earlier one.
+        // Before any change of this process: entries with this node's name are of an earlier one.
         recovery.run(&store.shared, true).await?;
         store.spawn_background_tasks(recovery);
         Ok(store)
     }
 
-    /// Starts to hear changes.
+    /// Starts the change feed.
     async fn start_feed(&self) -> Result<(), MongoError> {
         if self.shared.is_standalone {
             tracing::warn!(
@@ -199,7 +201,7 @@ impl Mongo {
             .map_err(|_| MongoError::Closed)?
     }
 
-    /// Heartbeats, and events that were left behind.
+    /// Spawns the heartbeat, the watch for a taken name, and recovery.
     fn spawn_background_tasks(&self, mut recovery: Recovery) {
         let shared = self.shared.clone();
         tokio::spawn(async move {
@@ -239,8 +241,7 @@ impl Mongo {
     }
 }
 
-/// Where this node's chain ends: not before the head that was noted, and from there on record by
-/// record.
+/// Tip of this node's chain: not before the stored head, and verified record by record after it.
 async fn resume_chain(
     connection: &Connection,
     node: &Node,
@@ -275,19 +276,19 @@ async fn resume_chain(
     Ok(tip)
 }
 
-/// What answers at the address.
+/// Description of the server at the address.
 struct ServerInfo {
-    /// One server without a replica set.
+    /// Standalone server.
     is_standalone: bool,
-    /// The router of a sharded cluster.
+    /// Router of a sharded cluster.
     sharded: bool,
-    /// Whether it can show one moment for as long as it takes to read everything.
+    /// True if it supports snapshot reads.
     shows_snapshots: bool,
-    /// What its clock says.
+    /// Time by its clock.
     time: Timestamp,
 }
 
-/// Says hello; refuses a server that is too old.
+/// Sends `hello`; refuses a server that is too old.
 async fn handshake(connection: &Connection) -> Result<ServerInfo, OpenError> {
     let database = connection.database().clone();
     let hello = connection
@@ -317,7 +318,7 @@ fn unfinished_import() -> OpenError {
 }
 
 impl Shared {
-    /// A change in the making, with its events.
+    /// Builds the operation id and outbox entries for one document write.
     fn audited_change(
         &self,
         events: impl IntoIterator<Item = Event>,
@@ -327,12 +328,12 @@ impl Shared {
         Ok(audited)
     }
 
-    /// Records a change that was made.
+    /// Records a change that was written.
     async fn record(&self, audited: AuditedChange, owner: OutboxOwner) -> Result<(), MongoError> {
         self.chain.append(audited.entries, Some(owner)).await
     }
 
-    /// Records a change that was made, and sees to it that this node's followers have heard of it.
+    /// Records a change that was written, and waits until this node's followers are notified of it.
     async fn record_and_notify(
         &self,
         audited: AuditedChange,
@@ -340,15 +341,15 @@ impl Shared {
         changes: Vec<Change>,
     ) -> Result<(), MongoError> {
         let notified = self.feed.await_own_change(audited.operation, &changes);
-        // Both, whatever becomes of either: a change that could not be recorded in time is a change
-        // all the same.
+        // Both, whatever the outcome of either: a change that could not be recorded in time is
+        // still a change.
         let (recorded, ()) =
             tokio::join!(self.chain.append(audited.entries, Some(owner)), notified);
         recorded
     }
 
-    /// That a document is there is true only once the majority has it: a key that is taken may be
-    /// taken by a write that is lost with its primary. A write that changes nothing waits for that.
+    /// Waits until a document that a write found is durable: a duplicate key may come from a write
+    /// that is lost with its primary. A write that changes nothing waits for the majority.
     async fn confirm_durable(&self, owner: OutboxOwner) -> Result<(), MongoError> {
         let documents = self.connection.collection(owner.collection);
         let nothing = vec![doc! { "$set": { "_id": "$_id" } }];
@@ -358,26 +359,26 @@ impl Shared {
             .map(drop)
     }
 
-    /// Records what comes with no change.
+    /// Records an event that comes with no change.
     async fn append(&self, event: Event) -> Result<(), MongoError> {
         self.observe_time(event.at);
         self.chain.append(vec![Entry::new(event)?], None).await
     }
 
-    /// A verb acts on this time.
+    /// Records the latest time that any operation used.
     fn observe_time(&self, now: Timestamp) {
         self.node.observed_time.fetch_max(now.millis(), SeqCst);
     }
 
-    /// This time is kept.
+    /// Records the latest time that is durable.
     fn persist_time(&self, now: Timestamp) {
         self.node.persisted_time.fetch_max(now.millis(), SeqCst);
     }
 }
 
-/// Carries a verb out to its end, whatever becomes of the caller: a change is not left without its
-/// record because somebody hung up. The caller waits for the verb as a whole no longer than for any
-/// single call.
+/// Runs an operation to completion even if its caller is dropped: no change is left without its
+/// record because a caller disconnected. The caller waits for the whole operation no longer than
+/// for a single call.
 async fn run_detached<T: Send + 'static>(
     shared: &Shared,
     verb: impl Future<Output = Result<T, MongoError>> + Send + 'static,
@@ -424,7 +425,7 @@ impl Store for Mongo {
 
 impl Drop for Mongo {
     fn drop(&mut self) {
-        // The tasks see it and end.
+        // The tasks notice and end.
         self.shared.connection.close();
     }
 }

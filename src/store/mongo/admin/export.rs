@@ -1,5 +1,5 @@
-//! Export from a MongoDB database, of one moment where the servers can show one: a snapshot, while
-//! nodes go on writing.
+//! Export from a MongoDB database. Reads one snapshot where the server supports it, while nodes
+//! continue to write.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -44,24 +44,24 @@ use crate::{
     },
 };
 
-/// A database to be read as a whole.
+/// Source of an export: a database that is read as a whole.
 pub struct Export {
     connection: Arc<Connection>,
     key: Option<ChainKey>,
-    /// Time at which it was opened, by MongoDB's clock.
+    /// Time of the open, by MongoDB's clock.
     time: Timestamp,
-    /// One moment for every page; none where the server shows no such thing.
+    /// Snapshot session that all pages share; `None` if the server supports no snapshots.
     view: Arc<Mutex<Option<ClientSession>>>,
 }
 
 impl Mongo {
-    /// Opens a database for an export, while nodes go on or while none runs. Nothing is written to
-    /// it. With the key of the audit chains an export is refused where one does not end as it was
-    /// sealed, and seals their ends itself.
+    /// Opens a database for an export, with or without running nodes. Writes nothing to it. With
+    /// the key of the audit chains, the export fails for a chain that does not end as it was
+    /// sealed, and seals the ends of chains itself.
     ///
     /// # Errors
     ///
-    /// As [`Mongo::open`].
+    /// Those of [`Mongo::open`].
     pub async fn export(
         uri: &str,
         key: Option<ChainKey>,
@@ -78,7 +78,7 @@ impl Mongo {
         key: Option<ChainKey>,
         deadline: Duration,
     ) -> Result<Export, OpenError> {
-        // A page is more than what a caller waits for.
+        // A page takes longer than a call that a caller waits for.
         let connection = Arc::new(Connection::new(uri, deadline.max(BACKGROUND_TIMEOUT)).await?);
         let ServerInfo { shows_snapshots, time, .. } = handshake(&connection).await?;
         schema::check_version(&connection).await?;
@@ -113,7 +113,7 @@ impl Dump for Export {
     }
 }
 
-/// Where an export stands: in a type of record, behind a key of it.
+/// Position of an export: a type of record and the last key that was read.
 enum Position {
     Export,
     Clients(Option<ClientId>),
@@ -126,14 +126,14 @@ enum Position {
     OfClients(Option<EpochOf>),
     Subjects(Option<EpochOf>),
     Keyset,
-    /// Behind a chain: in the next one.
+    /// After a chain: the next one follows.
     Chain(Option<Arc<str>>),
     Records(Arc<str>, u64),
     End,
 }
 
 impl Position {
-    /// Behind an item; `None` behind the last.
+    /// Returns the position after an item; `None` after the last one.
     fn of(after: Option<&Item>) -> Option<Self> {
         Some(match after {
             None => Self::Export,
@@ -181,7 +181,7 @@ impl Position {
     }
 }
 
-/// A problem with a document, with its `_id`.
+/// Error about a document, with its `_id`.
 fn describe_document_error(found: &Document, problem: &dyn std::fmt::Display) -> MongoError {
     let id = found.get("_id").map_or_else(String::new, ToString::to_string);
     MongoError::malformed("export", format!("{id}: {problem}"))
@@ -196,8 +196,7 @@ impl Export {
                 let found = self
                     .find(CLIENTS, doc! { "deleted": false, "_id": { "$gt": after } }, limit)
                     .await?;
-                // A copy under another `_id` would have the export go on from where it was, for
-                // ever.
+                // A copy under another `_id` would make the export resume from its id, without end.
                 let read = |found: &Document| match clients::decode_without_use_counts(found)? {
                     client if found.get_str("_id").is_ok_and(|id| id == client.id.as_str()) => {
                         Ok(Item::Client(client))
@@ -296,14 +295,14 @@ impl Export {
         })
     }
 
-    /// Up to `limit` documents in the order of their ids.
+    /// Reads up to `limit` documents in the order of their ids.
     async fn find(
         &self,
         collection: &'static str,
         filter: Document,
         limit: usize,
     ) -> Result<Vec<Document>, MongoError> {
-        // A snapshot has a read concern of its own.
+        // A snapshot session sets the read concern itself.
         let documents = self
             .connection
             .client()
@@ -344,7 +343,7 @@ impl Export {
         let used =
             doc! { "deleted": false, "uses.0": { "$exists": true }, "_id": { "$gte": from } };
         let mut items = Vec::new();
-        // One more than there may be behind this one, which may have none left.
+        // One more than `limit`, since the first document may have no uses left after this key.
         for found in self.find(CLIENTS, used, limit.saturating_add(1)).await? {
             let mut uses = clients::uses(&found)?;
             uses.sort_unstable_by(|one, other| one.secret.as_str().cmp(other.secret.as_str()));
@@ -365,8 +364,7 @@ impl Export {
         Ok(items)
     }
 
-    /// Single tokens first, then families: those that are there and those that are gone, in one
-    /// order.
+    /// Reads revocations: single tokens first, then families, stored and deleted ones in one order.
     async fn revocations(
         &self,
         after: Option<Revoked>,
@@ -391,7 +389,7 @@ impl Export {
         there.extend(
             after.map(|after| ("_id".to_owned(), Bson::Document(doc! { "$gt": uuid(after.0) }))),
         );
-        // First those that are there: the sweep moves ends from here to the revocations, never
+        // Stored families first: the sweep moves revocations from `tokens` to `revocations`, never
         // back.
         let there = self.find(TOKENS, there, limit).await?;
         let gone = self
@@ -401,7 +399,7 @@ impl Export {
         let mut all = gone
             .chain(there.iter().map(revocation_of_family))
             .collect::<Result<Vec<Revocation>, _>>()?;
-        // The later time of two that say the same comes first, and stays.
+        // Of two revocations of one family the one with the later time sorts first and is kept.
         all.sort_unstable_by(|one, other| {
             one.revoked.cmp(&other.revoked).then(other.until.cmp(&one.until))
         });
@@ -425,7 +423,7 @@ impl Export {
         self.find(EPOCHS, filter, limit).await?.iter().map(read).collect()
     }
 
-    /// The chains that have records, in the order of their names.
+    /// Names of the chains that have records, sorted.
     async fn names(&self) -> Result<Vec<Arc<str>>, MongoError> {
         let mut names = BTreeSet::new();
         for node in self.find(NODES, doc! {}, usize::MAX).await? {
@@ -435,7 +433,7 @@ impl Export {
                 names.insert(Arc::from(name));
             }
         }
-        // Also those whose node's document is gone: along the index, one look a chain.
+        // Includes chains whose node document is gone: one index lookup a chain.
         let mut after = doc! { "chain": "" };
         loop {
             let mut filter = doc! { "_id": { "$gt": after, "$lt": { "chain": {} } } };
@@ -451,7 +449,7 @@ impl Export {
         Ok(names.into_iter().collect())
     }
 
-    /// The next records of a chain; its end, where there are no more.
+    /// Reads the next records of a chain, or its end if there are no more.
     async fn records(
         &self,
         chain: &Arc<str>,
@@ -463,7 +461,7 @@ impl Export {
             let stored = self.find(NODES, doc! { "_id": chain.as_ref() }, 1).await?;
             let stored = stored.first().map(decode_head).transpose()?.flatten();
             if stored.as_ref().is_some_and(|head| head.sequence > after) {
-                // Without a snapshot its node may have gone on just now.
+                // Without a snapshot the chain's node may have appended since.
                 found = self.find(AUDIT_LOGS, records::records_after(chain, after), limit).await?;
             }
             if found.is_empty() {
@@ -477,8 +475,8 @@ impl Export {
         found.iter().map(item).collect()
     }
 
-    /// The end of a chain at its last record. The head that its node noted must be on the way to
-    /// it, and the last record behind that head must have its own seal.
+    /// End of a chain at its last record. The head that its node stored must lie on the way to it,
+    /// and a last record after that head must have its own seal.
     async fn end(
         &self,
         chain: &Arc<str>,

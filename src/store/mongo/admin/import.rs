@@ -35,7 +35,7 @@ use crate::{
     },
 };
 
-/// An empty database to be filled.
+/// Target of an import: an empty database.
 pub struct Import {
     connection: Arc<Connection>,
     key: ChainKey,
@@ -43,8 +43,8 @@ pub struct Import {
 }
 
 impl Mongo {
-    /// Opens a database for an import; `key` seals the audit chains. Nothing else may use it
-    /// meanwhile.
+    /// Opens a database for an import; `key` seals the audit chains. Nothing else may use the
+    /// database meanwhile.
     pub async fn import(uri: &str, key: ChainKey, deadline: Duration) -> Result<Import, OpenError> {
         match Self::open_import(uri, key, deadline).await {
             Err(error) => Err(topology::diagnose_connect_error(uri, error).await),
@@ -57,7 +57,7 @@ impl Mongo {
         key: ChainKey,
         deadline: Duration,
     ) -> Result<Import, OpenError> {
-        // A batch is more than what a caller waits for.
+        // A batch takes longer than a call that a caller waits for.
         let connection = Arc::new(Connection::new(uri, deadline.max(BACKGROUND_TIMEOUT)).await?);
         handshake(&connection).await?;
         schema::prepare(&connection).await?;
@@ -82,7 +82,7 @@ impl Load for Import {
 }
 
 impl Import {
-    /// Items of one kind.
+    /// Imports items of one kind.
     async fn import_run(
         &self,
         run: &[Item],
@@ -200,9 +200,10 @@ impl Import {
         self.insert(collection, documents).await
     }
 
-    /// Marks the database as half full: nothing opens it before the end.
+    /// Marks the database as partly imported: nothing opens it until the import has finished.
     async fn begin(&self) -> Result<(), MongoError> {
-        // Before the mark as well: nodes that serve from here must not find it, not for a moment.
+        // Checked before the mark too: nodes that already serve from this database must never see
+        // it.
         if !self.is_empty().await? {
             return Err(not_empty());
         }
@@ -215,13 +216,13 @@ impl Import {
             Err(fault) if fault.is_duplicate() => return Err(not_empty()),
             outcome => drop(outcome?),
         }
-        // Behind it: a node that opens looks for the mark once it has registered.
+        // Checked after the mark: a node that opens looks for the mark after its registration.
         let problem = match self.is_empty().await {
             Ok(true) => return Ok(()),
             Ok(false) => not_empty(),
             Err(fault) => fault,
         };
-        // If that fails too, the problem is the same.
+        // If this fails too, the first error is still the one to report.
         let _ = self.clear_mark().await;
         Err(problem)
     }
@@ -278,7 +279,7 @@ impl Import {
         Ok(self.connection.call(update).await?.matched_count > 0)
     }
 
-    /// With the family where it is there, else for itself.
+    /// Imports a revocation: into the family's document if there is one, else as its own document.
     async fn revocation(&self, revocation: &Revocation) -> Result<(), MongoError> {
         let until = date(revocation.until);
         if let Revoked::Family(id) = revocation.revoked {
@@ -301,7 +302,7 @@ impl Import {
         self.update(collection, doc! { "_id": id }, update, true).await.map(drop)
     }
 
-    /// The newest time of a chain that was taken in.
+    /// Newest time in a chain that was imported.
     async fn newest(&self, name: &str) -> Result<Timestamp, MongoError> {
         let (logs, filter) =
             (self.connection.collection(AUDIT_LOGS), records::records_after(name, 0));

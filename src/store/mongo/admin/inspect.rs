@@ -1,5 +1,5 @@
-//! A look at a database before or beside those who serve from it. Changes nothing that anybody
-//! reads: one document is written to see how long the majority takes, and taken away again, unless
+//! Inspection of a database, with or without nodes that serve from it. Changes nothing that a node
+//! reads: one document is written to measure the time of a majority write, and deleted again unless
 //! the database fails meanwhile.
 
 use std::{collections::BTreeMap, future::Future, time::Duration};
@@ -25,77 +25,75 @@ use crate::{
 
 pub use crate::store::mongo::driver::schema::Defect;
 
-/// Writes whose times are compared.
+/// Number of writes that are timed.
 const TIMED_WRITES: usize = 9;
-/// How long a node's document is looked at: two heartbeats and more.
+/// Time between the two reads of a node's document: more than two heartbeats.
 const OBSERVATION: Duration = Duration::from_millis(1_250);
 
-/// What was found.
+/// Result of an inspection.
 #[derive(Debug)]
 pub struct Inspection {
-    /// The database's name.
+    /// Name of the database.
     pub database: String,
-    /// The servers that the address names, and those that these name.
+    /// Servers that the address names, and members that these servers report.
     pub members: Vec<Member>,
-    /// Whether the address leads to the routers of a sharded cluster.
+    /// True if the address leads to routers of a sharded cluster.
     pub sharded: bool,
-    /// The replica set's settings, where it is one; the error says why they cannot be read.
+    /// Settings of the replica set, if it is one; the error says why they cannot be read.
     pub settings: Option<Result<ReplicaSettings, String>>,
-    /// The schema's version; `None` before the first node was there.
+    /// Version of the schema; `None` before the first node registered.
     pub schema: Option<i64>,
-    /// The newest version that is known here.
+    /// Newest schema version that this build supports.
     pub schema_known: i64,
-    /// Whether an import began and did not end.
+    /// True if an import has begun and not finished.
     pub importing: bool,
-    /// Indexes that are not as they should be.
+    /// Indexes that differ from those needed.
     pub defects: Vec<Defect>,
-    /// How far the server's clock is ahead of this machine's, in milliseconds, and how uncertain
-    /// that is.
+    /// Milliseconds by which the server's clock is ahead of this machine's, and their uncertainty.
     pub ahead_ms: (i64, u64),
-    /// The node of the name that was asked for, if it ever was there.
+    /// State of the node of the given name; `None` if it never registered.
     pub node: Option<NodeSeen>,
-    /// Nodes of other names that run.
+    /// Names of other nodes that run.
     pub others: Vec<String>,
-    /// The signing keys, once there are any.
+    /// Keyset, if there is one.
     pub keyset: Option<Keyset>,
-    /// How long a write takes that the majority keeps, the median of nine; the error says why it
-    /// fails.
+    /// Median time of nine majority writes; the error says why they fail.
     pub write: Result<Duration, OpenError>,
 }
 
-/// What a replica set does by itself, and when.
+/// Timeouts and members of a replica set, from its configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplicaSettings {
-    /// How long a primary may be silent before another one is elected.
+    /// Silence of a primary after which another one is elected.
     pub election_timeout: Duration,
-    /// Between two heartbeats of its members.
+    /// Interval between heartbeats of its members.
     pub heartbeat_interval: Duration,
-    /// How long one may be without an answer before the other member counts as gone.
+    /// Time without an answer after which a member counts as unreachable.
     pub heartbeat_timeout: Duration,
-    /// Whether a majority has a write only when it is in its journals.
+    /// True if a majority write is acknowledged only once it is in the journals.
     pub majority_journals: bool,
-    /// Members that vote and hold data.
+    /// Number of members that vote and hold data.
     pub keeping: usize,
-    /// Members that vote and hold nothing.
+    /// Number of members that vote and hold no data.
     pub arbiters: usize,
 }
 
-/// A node, as the database has it.
+/// State of a node, as its document shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NodeSeen {
-    /// How old its last heartbeat is, by the server's clock; `None` if there was none yet.
+    /// Age of the last heartbeat, by the server's clock; `None` if there was none yet.
     pub heartbeat_ms: Option<i64>,
-    /// Whether it beat while it was looked at: a process runs under the name.
+    /// True if a heartbeat was written between the two reads: a process runs under the name.
     pub alive: bool,
-    /// Whether it changed hands while it was looked at: processes take the name from each other.
+    /// True if the session changed between the two reads: processes take the name from each other.
     pub disputed: bool,
 }
 
-/// Looks at the database that `uri` names, as the node `name`. `now` reads this machine's clock.
+/// Inspects the database that `uri` names, as the node `name`. `now` reads this machine's clock.
 ///
 /// # Errors
 ///
-/// Why it could not be opened; never the address itself.
+/// The reason why the database cannot be opened; never the address itself.
 pub async fn inspect(
     uri: &str,
     name: &str,
@@ -121,7 +119,7 @@ async fn run_inspection(
     if let Some(error) = topology::find_fatal_problem(&members, options.repl_set_name.as_deref()) {
         return Err(error);
     }
-    // Twice: the first one makes the connection.
+    // Twice: the first call also opens the connection.
     hello(&connection).await?;
     let (asked, before) = (Instant::now(), now());
     let hello = hello(&connection).await?;
@@ -172,7 +170,7 @@ async fn hello(connection: &Connection) -> Result<Document, MongoError> {
     run(connection, async move { database.run_command(doc! { "hello": 1 }).await }).await
 }
 
-/// Carries an operation out.
+/// Runs an operation on the connection.
 async fn run<T: Send + 'static>(
     connection: &Connection,
     operation: impl Future<Output = mongodb::error::Result<T>> + Send + 'static,
@@ -180,7 +178,7 @@ async fn run<T: Send + 'static>(
     connection.call(async move { Ok(operation.await?) }).await
 }
 
-/// What the replica set is configured to do. A user that may only read and write may not ask.
+/// Reads the configuration of the replica set. A user with the role readWrite alone may not.
 async fn settings(connection: &Connection) -> Result<ReplicaSettings, String> {
     let admin = connection.client().database("admin");
     let answer = connection
@@ -223,7 +221,7 @@ fn read_settings(answer: &Document) -> Option<ReplicaSettings> {
     })
 }
 
-/// The nodes that ever were there, by their names.
+/// Documents of all nodes that ever registered, by name.
 async fn nodes(connection: &Connection) -> Result<BTreeMap<String, Document>, MongoError> {
     let nodes = connection.collection(NODES);
     let wanted = doc! { "session": 1, "beat": 1, "seen_at": 1 };
@@ -237,7 +235,7 @@ async fn nodes(connection: &Connection) -> Result<BTreeMap<String, Document>, Mo
         .collect()
 }
 
-/// What two looks at a node's document say, the second one at the time `at` of the server.
+/// Compares two reads of a node's document, the second one at the server's time `at`.
 fn compare(before: Option<&Document>, after: &Document, at: i64) -> NodeSeen {
     let session = |document: &Document| document.get("session").and_then(as_uuid);
     let heartbeat_ms =
@@ -256,7 +254,7 @@ async fn keyset(connection: &Connection) -> Result<Option<Keyset>, MongoError> {
     found.as_ref().map(keys::decoded).transpose()
 }
 
-/// The median of some writes, one after the other.
+/// Median time of a few writes in a row.
 async fn round_trip(connection: &Connection) -> Result<Duration, OpenError> {
     let mut took = Vec::with_capacity(TIMED_WRITES);
     for _ in 0..TIMED_WRITES {
@@ -298,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn members_that_vote_and_hold_nothing_are_told_apart() {
+    fn arbiters_are_not_counted_as_data_members() {
         let member =
             |votes: i32, arbiter: bool| Bson::from(doc! { "votes": votes, "arbiterOnly": arbiter });
         let answer = doc! { "config": {

@@ -1,5 +1,5 @@
-//! The servers of an address, asked one by one and without credentials: who is there, and what they
-//! are. The driver says of a database that it cannot reach only that it could not; here is why.
+//! Diagnosis of the servers of an address: each is asked by itself and without credentials. The
+//! driver only reports that no server could be selected; this module finds out why.
 
 use std::{collections::BTreeMap, future::Future, time::Duration};
 
@@ -19,57 +19,56 @@ use crate::store::mongo::{
     driver::{connection, error::OpenError},
 };
 
-/// How long each step of asking one server may take.
+/// Timeout of each step of a probe.
 const STEP_TIMEOUT: Duration = Duration::from_secs(2);
-/// How the driver says that a server is too old for itself.
+/// Text by which the driver reports a server that is too old for it.
 const WIRE_VERSION_TEXT: &str = "reports wire version ";
 
-/// A server that an address names, or that others name as a member of their set.
+/// Server that the address names, or that another server names as a member of its set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
     /// Host and port.
     pub address: String,
-    /// What became of asking it.
+    /// Result of the probe.
     pub state: ServerState,
 }
 
-/// What a server says of itself, or why it says nothing.
+/// State of a server as it reports it, or the reason for no report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServerState {
-    /// Its name cannot be resolved here.
+    /// Its host name cannot be resolved.
     Unresolved,
-    /// Nobody takes connections there.
+    /// Nothing accepts connections.
     ConnectionRefused,
-    /// Somebody takes connections and does not answer as MongoDB: with TLS where there is none, or
-    /// without.
+    /// Accepts TCP but does not speak MongoDB's protocol; often a TLS mismatch.
     NotMongo(String),
-    /// It speaks this wire version, which is too old.
+    /// Speaks this wire version, which is too old.
     TooOld(i32),
-    /// A server alone, without a replica set.
+    /// Server without a replica set.
     Standalone,
-    /// It shall be of a replica set that was not initiated.
+    /// Started for a replica set that was not initiated.
     Uninitiated,
-    /// A router of a sharded cluster.
+    /// Router of a sharded cluster.
     Router,
-    /// Of the replica set of this name.
+    /// Member of the replica set of this name.
     ReplicaSetMember(String, Role),
 }
 
-/// What a member of a replica set is.
+/// Role of a member of a replica set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// It takes writes.
+    /// Takes writes.
     Primary,
-    /// It follows.
+    /// Replicates from the primary.
     Secondary,
-    /// It votes and holds nothing.
+    /// Votes and holds no data.
     Arbiter,
-    /// It is starting, catching up, or no longer of the set.
+    /// Starting, catching up, or removed from the set.
     Other,
 }
 
 impl Member {
-    /// Whether it answers as MongoDB does.
+    /// Returns true if the server speaks MongoDB's protocol.
     pub const fn answers(&self) -> bool {
         !matches!(
             self.state,
@@ -101,8 +100,8 @@ impl std::fmt::Display for Member {
     }
 }
 
-/// Asks those that the address names, and then those that these name. In the order of the address,
-/// then of their names.
+/// Probes the servers that the address names, then those that they name: in the order of the
+/// address, then by name.
 pub(super) async fn members(options: &ClientOptions) -> Vec<Member> {
     let answers = join_all(options.hosts.iter().map(|host| probe(options, host.clone()))).await;
     let mut members = Vec::new();
@@ -125,7 +124,7 @@ pub(super) async fn members(options: &ClientOptions) -> Vec<Member> {
     members
 }
 
-/// What one server is, and what it said.
+/// Probes one server: its state, and its reply to `hello`.
 async fn probe(options: &ClientOptions, host: ServerAddress) -> (ServerState, Document) {
     let nothing = Document::new;
     if let ServerAddress::Tcp { host, port } = &host {
@@ -165,7 +164,7 @@ async fn probe(options: &ClientOptions, host: ServerAddress) -> (ServerState, Do
     }
 }
 
-/// For a connection to one server, whatever it is, by nobody in particular.
+/// Options for a direct connection to one server, without credentials.
 fn direct_options(options: &ClientOptions, host: ServerAddress) -> ClientOptions {
     let mut options = options.clone();
     options.hosts = vec![host];
@@ -176,7 +175,7 @@ fn direct_options(options: &ClientOptions, host: ServerAddress) -> ClientOptions
     options
 }
 
-/// Carries a driver's future out, in a task of its own; `None` if it takes too long.
+/// Runs a driver future in its own task; `None` after a timeout.
 async fn run_with_timeout<T: Send + 'static>(
     operation: impl Future<Output = mongodb::error::Result<T>> + Send + 'static,
 ) -> Option<mongodb::error::Result<T>> {
@@ -204,7 +203,7 @@ fn parse_hello(hello: &Document) -> ServerState {
     ServerState::ReplicaSetMember(set.to_owned(), role)
 }
 
-/// The innermost cause out of the driver's long answer.
+/// Innermost cause in a long error text of the driver.
 fn innermost_cause(text: &str) -> String {
     let cause = text.rsplit_once("Kind: ").map_or(text, |(_, cause)| cause);
     if cause.starts_with("Server selection timeout") {
@@ -213,8 +212,8 @@ fn innermost_cause(text: &str) -> String {
     cause.split(", labels").next().unwrap_or_default().trim_start_matches("I/O error: ").to_owned()
 }
 
-/// Why a database with these servers cannot be opened by an address that names this replica set;
-/// `None` if nothing is found to be wrong with them.
+/// Explains why a database on these servers cannot be opened by an address that names this replica
+/// set; `None` if they show no problem.
 fn explain(members: &[Member], set: Option<&str>) -> Option<OpenError> {
     find_fatal_problem(members, set).or_else(|| {
         let missing = members.iter().any(|member| !member.answers());
@@ -228,9 +227,9 @@ fn explain(members: &[Member], set: Option<&str>) -> Option<OpenError> {
     })
 }
 
-/// What is so wrong with these servers that nothing can be done with them.
+/// Finds a problem that no retry solves.
 pub(super) fn find_fatal_problem(members: &[Member], set: Option<&str>) -> Option<OpenError> {
-    // One that is elsewhere for a while, for its upkeep, condemns no set that is there.
+    // A member that runs standalone for maintenance does not make its set unusable.
     let is_right = |found: &str| set.is_none_or(|set| set == found);
     let has_valid_member = members.iter().any(|member| {
         matches!(&member.state, ServerState::ReplicaSetMember(found, _) if is_right(found))
@@ -284,12 +283,12 @@ fn list_members(members: &[Member]) -> String {
     members.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// What is known better than that the database could not be opened.
+/// Replaces a general connect error by the cause that a probe of the servers finds.
 pub(crate) async fn diagnose_connect_error(uri: &str, error: OpenError) -> OpenError {
     let Ok(options) = connection::parse_options(uri).await else {
         return error;
     };
-    // Who does not say who they are is told that they may not.
+    // Without credentials in the address, "forbidden" means that credentials are missing.
     if matches!(error, OpenError::Forbidden) && options.credential.is_none() {
         return OpenError::Credentials("store.uri names no user".to_owned());
     }
@@ -312,7 +311,8 @@ mod tests {
         ServerState::ReplicaSetMember(set.to_owned(), role)
     }
 
-    /// What must be mended is told from what may pass, and the worst comes first.
+    /// Problems of the configuration are distinguished from transient ones; the worst one is
+    /// reported first.
     #[test]
     fn servers_that_cannot_be_used_are_explained() {
         let explained = |members: &[Member], set| {

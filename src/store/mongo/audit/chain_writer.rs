@@ -1,7 +1,7 @@
-//! This node's audit chain. One task appends: it takes whatever waits, gives each record its place
-//! and its hash, and writes them with one command. A write of unknown outcome is asked about and
-//! written again, the same records at the same places, until they are there: what was promised to a
-//! caller is never given up while the process lives.
+//! Writer of this node's audit chain. One task appends: it takes all waiting jobs, gives each
+//! record its sequence and hash, and writes them with one command. A write of unknown outcome is
+//! checked and repeated, the same records at the same sequences, until they are stored: an accepted
+//! record is never given up while the process lives.
 
 use std::{
     collections::HashSet,
@@ -38,47 +38,47 @@ use crate::{
     },
 };
 
-/// Events on their way; more wait in their callers.
+/// Jobs in the queue; further callers wait for room.
 const QUEUE_MAX: usize = 4_096;
 /// Jobs in one command.
 const BATCH_MAX: usize = 512;
-/// How far a listener may lag behind.
+/// Records by which a subscriber may lag behind.
 const SUBSCRIBER_LAG_MAX: usize = 1_024;
-/// Between two attempts at a write that does not succeed.
+/// Delay between two attempts of a failing write.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
-/// How long closing waits for what is on its way.
+/// Time that closing waits for records in flight.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a write may be under way before who need not wait waits all the same.
+/// Age of a running write from which [`ChainHandle::append_soon`] waits for durability as well.
 const SLOW_WRITE: Duration = Duration::from_millis(50);
 
-/// Events to be appended together.
+/// Entries to be appended together.
 struct Job {
     entries: Vec<Entry>,
-    /// Whose outbox they are in.
+    /// Document whose outbox holds the entries.
     owner: Option<OutboxOwner>,
     reply: Option<oneshot::Sender<Result<(), MongoError>>>,
 }
 
-/// The way to the task that appends.
+/// Handle to the task that appends.
 pub(crate) struct ChainHandle {
     queue: ArcSwapOption<mpsc::Sender<Job>>,
     tail: broadcast::WeakSender<Option<Arc<Record>>>,
     state: Arc<State>,
     task: Mutex<Option<JoinHandle<()>>>,
     deadline: Duration,
-    /// Where it was when this process began.
+    /// Sequence of the chain at the start of this process.
     start_sequence: u64,
 }
 
-/// What the task and its callers both see.
+/// State that the task and its callers share.
 struct State {
     sequence: AtomicU64,
-    /// Whether the last write did not succeed at once.
+    /// True if the last attempt to write failed.
     is_retrying: AtomicBool,
-    /// Since when a write is under way.
+    /// Start of the write that is running.
     writing_since: Mutex<Option<Instant>>,
-    /// The entries in the queue and under way, whether or not anybody still waits for them: they
+    /// Outbox entries in the queue or in a running write, with or without a waiting caller: they
     /// will be in the chain.
     in_flight: Mutex<HashSet<Uuid>>,
 }
@@ -101,7 +101,7 @@ impl State {
 }
 
 impl ChainHandle {
-    /// Starts the task, behind the record `tip`.
+    /// Starts the task; it continues after the record `tip`.
     pub(crate) fn start(
         connection: Arc<Connection>,
         node: Arc<Node>,
@@ -132,18 +132,18 @@ impl ChainHandle {
         }
     }
 
-    /// The last record that is kept.
+    /// Sequence of the last durable record.
     pub(crate) fn sequence(&self) -> u64 {
         self.state.sequence.load(SeqCst)
     }
 
-    /// Whether what came after this record, and is in the chain, was put there before this process
-    /// began.
+    /// Returns true if an entry that was made at sequence `after`, and is in the chain, was
+    /// recorded by an earlier process of this node.
     pub(super) fn is_from_earlier_process(&self, after: u64) -> bool {
         after < self.start_sequence
     }
 
-    /// Durable when it answers.
+    /// Appends entries; returns once they are durable.
     pub(crate) async fn append(
         &self,
         entries: Vec<Entry>,
@@ -167,8 +167,8 @@ impl ChainHandle {
             .map_err(|_| MongoError::Closed)?
     }
 
-    /// Answers before it is durable; while MongoDB does not take records at once, as
-    /// [`Self::append`].
+    /// Appends an entry and returns before it is durable; waits as [`Self::append`] does while
+    /// writes are slow or fail.
     pub(super) async fn append_soon(&self, entry: Entry) -> Result<(), MongoError> {
         let slow = self.state.writing_since().is_some_and(|since| since.elapsed() > SLOW_WRITE);
         if slow || self.state.is_retrying.load(SeqCst) {
@@ -182,7 +182,7 @@ impl ChainHandle {
             .map_err(|_| MongoError::Closed)
     }
 
-    /// Whether this outbox entry is on its way into the chain.
+    /// Returns true if this outbox entry is on its way into the chain.
     pub(crate) fn is_in_flight(&self, entry: Uuid) -> bool {
         self.state.in_flight().contains(&entry)
     }
@@ -191,13 +191,13 @@ impl ChainHandle {
         self.tail.upgrade().map_or_else(|| broadcast::channel(1).1, |tail| tail.subscribe())
     }
 
-    /// Where records are told; none once the store is closed.
+    /// Sender of new records; `None` once the store is closed.
     pub(super) fn subscribers(&self) -> Option<broadcast::Sender<Option<Arc<Record>>>> {
         self.tail.upgrade()
     }
 
-    /// Takes nothing more and waits for what is on its way, but not for ever; whether nothing is on
-    /// its way any more.
+    /// Accepts no more entries and waits for those in flight, up to a timeout. Returns true if none
+    /// is left in flight.
     pub(crate) async fn close(&self) -> bool {
         self.queue.store(None);
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -205,7 +205,7 @@ impl ChainHandle {
         let abort = task.abort_handle();
         let ended = timeout(CLOSE_TIMEOUT, task).await.is_ok_and(|ended| ended.is_ok());
         if !ended {
-            // It holds no driver future: those run in tasks of their own.
+            // The task holds no driver future: those run in tasks of their own.
             abort.abort();
             tracing::error!(
                 "MongoDB does not answer: audit records that nobody was promised are lost"
@@ -225,12 +225,12 @@ struct ChainWriter {
     state: Arc<State>,
 }
 
-/// A record, and how it is kept.
+/// Record with its document.
 #[derive(Clone)]
 struct PreparedRecord {
     record: Arc<Record>,
     document: Document,
-    /// Gone when no caller waits any more: see [`Entry::caller`].
+    /// Liveness of the caller: see [`Entry::caller`].
     caller: Option<Weak<()>>,
 }
 
@@ -244,7 +244,7 @@ impl ChainWriter {
             for job in jobs.drain(..) {
                 self.state.remove_in_flight(&job.entries);
                 if let Some(reply) = job.reply {
-                    // Who does not wait any more does not mind.
+                    // The receiver may be gone; that is fine.
                     let _ = reply.send(written.clone());
                 }
                 if let (Ok(()), Some(owner)) = (&written, job.owner) {
@@ -261,9 +261,9 @@ impl ChainWriter {
         loop {
             match self.insert(&prepared, is_retry).await {
                 Ok(true) => break,
-                // Somebody else's records stand where ours should.
+                // Records of another process have these sequences.
                 Ok(false) => match self.catch_up().await {
-                    // What both this process and that one were to record, that one has.
+                    // Entries that the other process has recorded are left out.
                     Ok(Some(there)) => (prepared, tip) = self.prepare(jobs, &there)?,
                     Ok(None) => {
                         self.connection.close_name_taken();
@@ -282,14 +282,15 @@ impl ChainWriter {
         self.node.set_chain_tip(&tip);
         self.tip = tip;
         for prepared in prepared {
-            // Nobody may be listening.
+            // There may be no subscriber.
             let _ = self.tail.send(Some(prepared.record));
         }
         Ok(())
     }
 
-    /// Goes on from what an earlier process of this node wrote, which was on its way when this one
-    /// began; which entries that recorded. `None` if a later process has the name.
+    /// Continues after the records of an earlier process of this node whose write was in flight
+    /// when this one began; returns the entries that it recorded. `None` if a later process holds
+    /// the name.
     async fn catch_up(&mut self) -> Result<Option<HashSet<Uuid>>, MongoError> {
         if !self.node.holds_name(&self.connection).await? {
             return Ok(None);
@@ -307,7 +308,7 @@ impl ChainWriter {
         Ok(Some(there))
     }
 
-    /// Waits before the next attempt; the fault, if there shall be none.
+    /// Waits before the next attempt; fails with `fault` once the store is closed.
     async fn back_off(&self, fault: MongoError) -> Result<(), MongoError> {
         if self.connection.is_closed() {
             return Err(fault);
@@ -319,7 +320,8 @@ impl ChainWriter {
         Ok(())
     }
 
-    /// The records, but for those that are there, and the end of the chain with them.
+    /// Prepares the records of all entries that are not in `there`, and the tip of the chain after
+    /// them.
     fn prepare(
         &self,
         jobs: &[Job],
@@ -352,7 +354,7 @@ impl ChainWriter {
         Ok((prepared, tip))
     }
 
-    /// Notes of records that are kept that their callers were not answered in time.
+    /// Marks stored records whose callers got no answer in time.
     async fn mark_late(
         &self,
         late: impl Iterator<Item = &PreparedRecord>,
@@ -372,14 +374,14 @@ impl ChainWriter {
             .map(drop)
     }
 
-    /// Whether all of them stand; false if others stand in their places.
+    /// Inserts the records. Returns false if other records have their sequences.
     async fn insert(
         &self,
         prepared: &[PreparedRecord],
         is_retry: bool,
     ) -> Result<bool, MongoError> {
-        // An attempt may have been kept at any time since: after a failed one, nobody knows whether
-        // the caller still waited.
+        // An earlier attempt may have been applied at any time since: after a failure it is unknown
+        // whether the caller still waited then.
         let is_late = |prepared: &PreparedRecord| {
             prepared.caller.is_some() && (is_retry || prepared.is_late())
         };
@@ -412,7 +414,7 @@ impl ChainWriter {
         }
         let logs = self.connection.collection(AUDIT_LOGS);
         self.connection.call(async move { Ok(logs.insert_many(missing).await?) }).await?;
-        // It was under way when the caller gave up.
+        // The caller gave up while the write was running.
         self.mark_late(
             prepared
                 .iter()
@@ -426,12 +428,12 @@ impl ChainWriter {
 }
 
 impl PreparedRecord {
-    /// Whether its caller has been told that the outcome is not known.
+    /// Returns true if its caller has got an error, and does not know the outcome.
     fn is_late(&self) -> bool {
         self.caller.as_ref().is_some_and(|caller| caller.strong_count() == 0)
     }
 
-    /// The document, as it is to be kept if it is written now.
+    /// Document to insert if it is written now.
     fn document_to_insert(&self, late: bool) -> Document {
         let mut document = self.document.clone();
         if late {

@@ -1,6 +1,17 @@
-//! This node among others: its document in `nodes`. It names the process that writes the node's
-//! audit chain, holds the chain's sealed head, and carries the heartbeat by which the node measures
-//! how old its knowledge is.
+//! Lease of a node's name: its document in `nodes`. It names the process that writes the node's
+//! audit chain, holds the sealed head of the chain, and carries the heartbeat by which a node
+//! measures the age of its data.
+//!
+//! | state of the name | event | next | written where |
+//! |--|--|--|--|
+//! | free, or held by another process | a process registers: new `session`, `beat` 0 | held by that process | [`Node::register`] |
+//! | held | heartbeat, if `session` is its own and `beat` is lower | held, open head of the chain with the time of the last heartbeat | [`Node::heartbeat`] |
+//! | held | the store closes, all records are durable | closed head: the end of the chain is certain | [`Node::set_chain_closed`], last [`Node::heartbeat`] |
+//! | held | another process registers | taken: [`MongoError::NodeNameTaken`] for every call, followers are disconnected | heartbeat task, `ChainWriter::write` |
+//! | held | the process dies | still held; from 30 s on its open head no longer counts as the end of the chain, and other nodes record its outbox entries | `query::is_sure`, `recovery` |
+//!
+//! No time takes a name away: only a registration does, which makes `session` the fence of all
+//! later writes of the former holder.
 
 use std::{
     sync::{
@@ -32,28 +43,29 @@ use crate::{
     },
 };
 
-/// Between two heartbeats.
+/// Interval between two heartbeats.
 pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(500);
-/// Heartbeats that may be on their way.
+/// Heartbeats remembered until the change stream shows them.
 const PENDING_HEARTBEATS_MAX: usize = 256;
 
-/// This node, and the process that is it.
+/// This node, and the process that holds its name.
 pub(crate) struct Node {
     pub(crate) name: Arc<str>,
     session: Uuid,
     pub(crate) key: ChainKey,
     chain_tip: Mutex<ChainTip>,
-    /// The newest time that any verb acted on, and the newest that is kept.
+    /// Latest time that any operation used, and the latest time that is durable; the clock never
+    /// starts before the latter.
     pub(crate) observed_time: AtomicI64,
     pub(crate) persisted_time: AtomicI64,
     /// MongoDB's clock at the last heartbeat: the time under the seal of the next one.
     cluster_time: AtomicI64,
-    /// Whether the chain takes no more records: every head from now on is closed.
+    /// True once the chain accepts no more records: every later head is a closed one.
     is_chain_closed: AtomicBool,
     heartbeats: Mutex<Heartbeats>,
 }
 
-/// Heartbeats sent and not yet heard.
+/// Heartbeats sent and not yet seen on the change stream.
 #[derive(Default)]
 struct Heartbeats {
     last: i64,
@@ -62,14 +74,14 @@ struct Heartbeats {
 
 struct SentHeartbeat {
     number: i64,
-    /// The moment before it was sent, and the one when the majority had it.
+    /// Time before it was sent, and time of the majority's acknowledgement.
     sent_at: Instant,
     acknowledged_at: Option<Instant>,
 }
 
 impl Node {
-    /// Takes a node's name for this process, at the time `cluster_time` of MongoDB's clock; one that had
-    /// it before notices and stops.
+    /// Takes a node's name for this process, at MongoDB's time `cluster_time`. A process that held
+    /// it before finds out and stops.
     pub(crate) async fn register(
         connection: &Connection,
         name: &str,
@@ -99,7 +111,7 @@ impl Node {
             persisted_time: AtomicI64::new(newest.millis()),
             cluster_time: AtomicI64::new(cluster_time.millis()),
             is_chain_closed: AtomicBool::new(false),
-            // Not from 1: an earlier process of this name counted from elsewhere.
+            // Not from 1: an earlier process of this name may have used those numbers.
             heartbeats: Mutex::new(Heartbeats {
                 last: i64::try_from(session.as_u128() >> 68).unwrap_or_default(),
                 sent: Vec::new(),
@@ -108,30 +120,30 @@ impl Node {
         Ok((node, before))
     }
 
-    /// The process.
+    /// Id of the process.
     pub(crate) const fn session(&self) -> Uuid {
         self.session
     }
 
-    /// Whether the name is still this process's.
+    /// Returns true if this process still holds the name.
     pub(super) async fn holds_name(&self, connection: &Connection) -> Result<bool, MongoError> {
         let (nodes, filter) = (connection.collection(NODES), self.own_document());
         Ok(connection.call(async move { Ok(nodes.find_one(filter).await?) }).await?.is_some())
     }
 
-    /// The chain ends here now. The head in `nodes` follows with the next heartbeat.
+    /// Sets the chain tip; persisted to `nodes` by the next heartbeat.
     pub(crate) fn set_chain_tip(&self, tip: &ChainTip) {
         self.persisted_time.fetch_max(tip.newest_time.millis(), SeqCst);
         *self.chain_tip.lock().unwrap_or_else(PoisonError::into_inner) = tip.clone();
     }
 
-    /// The chain takes no more records.
+    /// Makes every later head a closed one.
     pub(crate) fn set_chain_closed(&self) {
         self.is_chain_closed.store(true, SeqCst);
     }
 
-    /// Writes the heartbeat and the chain's head; [`MongoError::NodeNameTaken`] if the name is another
-    /// process's.
+    /// Writes a heartbeat and the head of the chain. Fails with [`MongoError::NodeNameTaken`] if
+    /// another process holds the name.
     pub(crate) async fn heartbeat(
         &self,
         connection: &Connection,
@@ -162,7 +174,7 @@ impl Node {
             if self.is_chain_closed.load(SeqCst) { Claim::Closed } else { Claim::Open { at } };
         set.extend(encode_head(&self.key.seal(&self.name, tip.sequence, tip.hash, claim)));
         let (nodes, mut filter) = (connection.collection(NODES), self.own_document());
-        // One that comes late must not bring back an earlier head.
+        // A late heartbeat must not restore an earlier head.
         filter.insert("beat", doc! { "$lt": beat });
         let newest = doc! { "newest": date(Timestamp::from_millis(newest)) };
         let update = doc! { "$set": set, "$max": newest, "$currentDate": { "seen_at": true } };
@@ -185,8 +197,8 @@ impl Node {
         Ok(())
     }
 
-    /// A heartbeat came back over the feed: everything before it has come too. The moment before it
-    /// was sent.
+    /// Notes that the change stream has shown a heartbeat, and with it every change committed
+    /// before it. Returns the time before it was sent.
     pub(crate) fn heartbeat_seen(&self, beat: i64) -> Option<Instant> {
         let mut heartbeats = self.heartbeats();
         let sent = heartbeats.sent.iter().find(|sent| sent.number == beat).map(|sent| sent.sent_at);
@@ -194,8 +206,9 @@ impl Node {
         sent
     }
 
-    /// Whether a heartbeat that the majority has had for so long was not heard: then the stream
-    /// comes from a server that is behind, or has been left behind.
+    /// Returns true if the majority acknowledged a heartbeat more than `min_age` ago that the
+    /// stream has not shown: the stream then reads from a server that lags behind or was
+    /// partitioned.
     pub(crate) fn has_unseen_heartbeat(&self, min_age: Duration) -> bool {
         self.heartbeats()
             .sent
@@ -213,7 +226,7 @@ impl Node {
     }
 }
 
-/// The noted head of a chain.
+/// Head of a chain as it is stored in `nodes`.
 pub(crate) async fn stored_head(
     connection: &Connection,
     name: &str,
@@ -225,7 +238,7 @@ pub(crate) async fn stored_head(
 }
 
 /// Returns true if any chain of the database was sealed with `key`, or none was sealed yet. One
-/// head is enough: one that was put there keeps nobody out.
+/// head is enough: a forged one must not keep every node from starting.
 pub(crate) async fn is_cluster_key(
     connection: &Connection,
     key: &ChainKey,
@@ -240,7 +253,7 @@ pub(crate) async fn is_cluster_key(
     Ok(heads.is_empty() || heads.iter().any(|head| key.check(head)))
 }
 
-/// The fields of a sealed head.
+/// Fields of a sealed head.
 pub(crate) fn encode_head(head: &Head) -> Document {
     let sealed_at = if let Claim::Open { at } = head.claim { date(at) } else { Bson::Null };
     doc! {
@@ -248,23 +261,24 @@ pub(crate) fn encode_head(head: &Head) -> Document {
         "sequence": count(head.sequence),
         "hash": bytes(&head.hash),
         "seal": bytes(&head.seal),
-        // Of a chain that its node may go on with; null is a closed one.
+        // Time of an open head; null in a closed one.
         "sealed_at": sealed_at,
     }
 }
 
-/// The sealed head of a chain; `None` before its first record.
+/// Decodes the sealed head of a chain; `None` before its first record.
 pub(crate) fn decode_head(document: &Document) -> Result<Option<Head>, MongoError> {
     Ok(decode_sealed_head(document)?.filter(|head| head.sequence > 0))
 }
 
-/// The sealed head of a chain, also before its first record; `None` before the first heartbeat.
+/// Decodes the sealed head of a chain, also before its first record; `None` before the first
+/// heartbeat.
 pub(super) fn decode_sealed_head(document: &Document) -> Result<Option<Head>, MongoError> {
     let fields = Fields::of("head", document);
     if fields.find("sequence").is_none() {
         return Ok(None);
     }
-    // Another chain's head is sealed as well: it says nothing about this one.
+    // The head of another chain is validly sealed too, but not for this one.
     if fields.text("sealed_by")? != fields.text("_id")? {
         return Err(MongoError::malformed("head", "it is another chain's"));
     }

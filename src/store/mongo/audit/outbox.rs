@@ -1,11 +1,20 @@
-//! Audit events on their way. A change and its record are two documents. So the event first travels
-//! inside the changed document, in its `outbox`: one write, both or neither. Then it is appended to
-//! this node's chain, the verb answers, and some time later it is taken out of the outbox. What a
-//! node leaves behind when it dies in between, another appends: see `recovery`.
+//! Transactional outbox of audit events. A change and its audit record are two documents, so the
+//! event is first written into the `outbox` of the changed document: one write, both or neither.
+//! Then it is appended to this node's chain, the operation returns, and later the entry is removed.
+//! Entries that a dead node left behind are recorded by another one.
 //!
-//! An entry carries a MAC under a key of the nodes, over the document that it lies in and
-//! everything that recovery goes by: that it lies in an outbox proves nothing, since others can
-//! write to the database too.
+//! | state of an entry | event | next | written where |
+//! |--|--|--|--|
+//! | none | a change with events | in the outbox, to be recorded by `node` | same write as the change: [`AuditedChange`] |
+//! | in the outbox | the node's chain writer inserts its record | recorded | `chain_writer` |
+//! | in the outbox | unrecorded in two recovery passes, or at the start of its own node | claimed: `node`, `after`, `claim`, `from` and `mac` replaced, if they are unchanged | `recovery` |
+//! | claimed | the claiming node's chain writer inserts its record, with `recovered_from` | recorded | `chain_writer` |
+//! | claimed | unrecorded in two recovery passes | claimed by another process | `recovery` |
+//! | recorded | a cleanup batch, or a recovery pass that finds it recorded | removed | `outbox_cleaner` |
+//! | no valid MAC, or unreadable | recovery pass | removed and reported, never recorded | `recovery` |
+//!
+//! An entry carries a MAC under a key of the nodes, over its document and every field that recovery
+//! relies on: its place in an outbox proves nothing, since others can write to the database too.
 
 use std::sync::{Arc, Weak};
 
@@ -22,14 +31,15 @@ use crate::{
     },
 };
 
-/// An event with its place in an outbox.
+/// Audit event with its id in an outbox.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
     pub(crate) id: Uuid,
     pub(crate) event: Event,
-    /// As the chain's hash covers it.
+    /// Encoded event, as the chain's hash covers it.
     pub(crate) body: Vec<u8>,
-    /// Gone when no caller waits any more for the record, of those whose answer is marked.
+    /// Liveness of the caller, for an event whose answer is marked: dead once no caller waits for
+    /// the record.
     pub(crate) caller: Option<Weak<()>>,
 }
 
@@ -45,7 +55,7 @@ impl Entry {
     }
 }
 
-/// A change's events, and the name under which the feed will bring the change back.
+/// Operation id and outbox entries of one document write.
 #[derive(Clone)]
 pub(crate) struct AuditedChange {
     pub(crate) operation: Uuid,
@@ -56,7 +66,8 @@ pub(crate) struct AuditedChange {
 }
 
 impl AuditedChange {
-    /// By `node`, whose chain had come to `after`: its records of these events can only come later.
+    /// Builds a change of `node`, whose chain is at sequence `after`: the records of these events
+    /// can only come later.
     pub(crate) fn new(
         node: &Arc<Node>,
         after: u64,
@@ -70,7 +81,7 @@ impl AuditedChange {
         Ok(Self { operation: Uuid::now_v7(), entries, events, node: node.clone(), after })
     }
 
-    /// With the caller that waits for it.
+    /// Attaches the caller that waits for the change.
     pub(crate) fn awaited_by(mut self, caller: &Weak<()>) -> Self {
         for entry in &mut self.entries {
             entry.caller = Some(caller.clone());
@@ -82,7 +93,7 @@ impl AuditedChange {
         uuid(self.operation)
     }
 
-    /// The entries for the outbox of `owner`, where they are new.
+    /// Entries for a new outbox of `owner`.
     pub(crate) fn outbox_entries(&self, owner: &OutboxOwner) -> Bson {
         let entry_document = |(entry, event): (&Entry, &Bson)| {
             let header = EntryHeader {
@@ -98,13 +109,12 @@ impl AuditedChange {
         Bson::Array(self.entries.iter().zip(&self.events).map(entry_document).collect())
     }
 
-    /// For `$push`.
+    /// Operand of `$push`.
     pub(crate) fn push(&self, owner: &OutboxOwner) -> Bson {
         Bson::Document(doc! { "$each": self.outbox_entries(owner) })
     }
 
-    /// The outbox with the entries behind what is in it, as an expression. What came from callers
-    /// is not read as one.
+    /// Expression for the outbox with the entries appended. Values from callers are literals in it.
     pub(crate) fn concatenated(&self, owner: &OutboxOwner) -> Bson {
         Bson::Document(
             doc! { "$concatArrays": [{ "$ifNull": ["$outbox", []] }, { "$literal": self.outbox_entries(owner) }] },
@@ -112,7 +122,7 @@ impl AuditedChange {
     }
 }
 
-/// A document with an outbox.
+/// Document with an outbox.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct OutboxOwner {
     pub(crate) collection: &'static str,
@@ -120,28 +130,28 @@ pub(crate) struct OutboxOwner {
 }
 
 impl OutboxOwner {
-    /// Its `_id` with its type, which differs from any other's.
+    /// Encoding of the `_id` with its type, which differs from that of any other.
     fn id_bytes(&self) -> Vec<u8> {
-        // One value encodes; what does not would have no MAC that is right.
+        // A single value always encodes; a failure would yield a MAC that is never valid.
         serialize_to_vec(&doc! { "_id": self.id.clone() }).unwrap_or_default()
     }
 }
 
-/// The way of an event into a chain, as its entry says.
+/// Fields of an entry that say who records it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct EntryHeader {
     pub(crate) id: Uuid,
-    /// The node that is to record it, and how far its chain had come.
+    /// Node that must record it, and the sequence of that node's chain when it took the entry on.
     pub(crate) node: String,
     pub(crate) after: u64,
     pub(crate) claim: Option<Claim>,
 }
 
-/// An entry that another node, or a later process, took over.
+/// Claim on an entry by another node, or by a later process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Claim {
     pub(crate) id: Uuid,
-    /// The node that made the change.
+    /// Node that made the change.
     pub(crate) from: String,
 }
 
@@ -162,12 +172,12 @@ impl EntryHeader {
         })
     }
 
-    /// The node that made the change.
+    /// Node that made the change.
     pub(crate) fn origin(&self) -> &str {
         self.claim.as_ref().map_or(&self.node, |claim| &claim.from)
     }
 
-    /// The fields of an entry, but for its event.
+    /// Fields of an entry, except its event.
     pub(crate) fn fields(&self, key: &ChainKey, owner: &OutboxOwner, body: &[u8]) -> Document {
         let mut fields =
             doc! { "id": uuid(self.id), "node": &self.node, "after": count(self.after) };
@@ -179,7 +189,7 @@ impl EntryHeader {
         fields
     }
 
-    /// Returns true if an entry that lies with `owner` bears the MAC of this way and event.
+    /// Returns true if an entry in the outbox of `owner` has the MAC of this header and event.
     pub(super) fn is_authentic(
         &self,
         key: &ChainKey,
@@ -220,8 +230,8 @@ mod tests {
     use super::*;
     use crate::model::{Action, Stamp, Timestamp};
 
-    /// AZ2: the MAC covers each field that recovery goes by, the event, and the document that the
-    /// entry lies in.
+    /// AZ2: the MAC covers each field that recovery relies on, the event, and the document of the
+    /// entry.
     #[test]
     fn an_entry_is_bound_to_its_fields_and_its_document() {
         let (key, body) = (ChainKey::new([7; 32]), b"event".as_slice());

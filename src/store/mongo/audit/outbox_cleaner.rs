@@ -1,4 +1,5 @@
-//! Takes events out of the outboxes once they are in a chain: some time later, many at once.
+//! Outbox cleaner: after an entry is durable in `audit_logs`, removes it from the `outbox` array of
+//! its document. Batched, best effort; `recovery` handles whatever it drops.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,9 +19,9 @@ use crate::store::mongo::driver::{
     schema::TOKENS,
 };
 
-/// What waits to be taken out. More than that is left to the recovery.
+/// Messages in the queue. Further ones are dropped and left to recovery.
 const QUEUE_MAX: usize = 65_536;
-/// How long it waits, so that many go together.
+/// Delay before a batch, so that one command covers many documents.
 const BATCH_DELAY: Duration = Duration::from_millis(200);
 /// Documents in one command.
 const DOCUMENTS_MAX: usize = 2_000;
@@ -31,7 +32,7 @@ enum Message {
     Flush(oneshot::Sender<()>),
 }
 
-/// The way to the task that takes out.
+/// Handle to the cleaner's task.
 #[derive(Clone)]
 pub(crate) struct OutboxCleaner {
     queue: mpsc::Sender<Message>,
@@ -39,7 +40,7 @@ pub(crate) struct OutboxCleaner {
 }
 
 impl OutboxCleaner {
-    /// Starts the task; it ends when nobody can send any more.
+    /// Starts the task; it ends once all handles are dropped.
     pub(crate) fn start(connection: Arc<Connection>) -> Self {
         let (queue, receiver) = mpsc::channel(QUEUE_MAX);
         let answered = Arc::default();
@@ -47,35 +48,34 @@ impl OutboxCleaner {
         Self { queue, answered }
     }
 
-    /// These events of the owner's outbox are in a chain.
+    /// Notes that these entries of the owner's outbox are recorded.
     pub(crate) fn recorded(&self, owner: OutboxOwner, entries: Vec<Uuid>) {
-        // A full queue: they stay in the outbox until they are found there and seen to be in a
-        // chain.
+        // If the queue is full, the entries stay in the outbox until recovery finds them recorded.
         let _ = self.queue.try_send(Message::Recorded(owner, entries));
     }
 
-    /// Whoever made this event happen was told so, and need not ask again: its document's mark goes
-    /// with it.
+    /// Notes that the caller of this event got its answer and need not repeat the call: the mark in
+    /// the document is removed with the entry.
     pub(crate) fn answered(&self, owner: OutboxOwner, entry: Uuid) {
         let mut answered = lock(&self.answered);
         if answered.len() < QUEUE_MAX {
             answered.insert(entry);
         }
         drop(answered);
-        // A full queue: the recovery finds the entry, and asks whether that is so.
+        // If the queue is full, recovery finds the entry and asks `was_answered`.
         let _ = self.queue.try_send(Message::Answered(owner, entry));
     }
 
-    /// Whether that is so, and the mark is about to go.
+    /// Returns true if the caller got its answer and the mark is about to be removed.
     pub(crate) fn was_answered(&self, entry: Uuid) -> bool {
         lock(&self.answered).contains(&entry)
     }
 
-    /// Waits until everything pushed before was tried.
+    /// Waits until everything queued before was tried.
     pub(crate) async fn flush(&self) {
         let (reply, answer) = oneshot::channel();
         if self.queue.send(Message::Flush(reply)).await.is_ok() {
-            // The task answers or has ended.
+            // The task replies or has ended.
             let _ = answer.await;
         }
     }
@@ -106,8 +106,8 @@ async fn serve(
                 Message::Flush(reply) => flushes.push(reply),
             }
         }
-        // That its caller was answered is heard a moment later than that it was recorded. Both are
-        // done in one write where that can be: the recovery finds a mark only by its entry.
+        // The answer follows the record a moment later. One write removes both mark and entry where
+        // possible, since recovery finds a mark only by its entry.
         let answered: HashSet<_> = batch.answered.iter().map(|(_, entry)| *entry).collect();
         let is_deferrable = |(owner, entries): &(OutboxOwner, Vec<Uuid>)| {
             flushes.is_empty()
@@ -124,7 +124,7 @@ async fn serve(
     }
 }
 
-/// Takes what is at hand.
+/// Takes the messages that are ready.
 fn drain_ready(receiver: &mut mpsc::Receiver<Message>, messages: &mut Vec<Message>) {
     while messages.len() < DOCUMENTS_MAX
         && let Ok(message) = receiver.try_recv()
@@ -133,7 +133,7 @@ fn drain_ready(receiver: &mut mpsc::Receiver<Message>, messages: &mut Vec<Messag
     }
 }
 
-/// What is to be done at one go.
+/// Entries and marks to be removed together.
 #[derive(Default)]
 struct CleanupBatch {
     recorded: Vec<(OutboxOwner, Vec<Uuid>)>,
@@ -145,7 +145,7 @@ impl CleanupBatch {
         self.recorded.is_empty() && self.answered.is_empty()
     }
 
-    /// Does it; what failed is for the next round.
+    /// Removes them; returns what failed, for the next batch.
     async fn run(
         mut self,
         connection: &Connection,
@@ -182,15 +182,15 @@ impl CleanupBatch {
         }
         drop(answered_entries);
         self.recorded.retain(|(owner, _)| failed.contains(owner.collection));
-        // What is too much stays in the outboxes, and is found there by the recovery.
+        // The excess stays in the outboxes, where recovery finds it.
         let room = if connection.is_closed() { 0 } else { DOCUMENTS_MAX };
         self.answered.truncate(room);
         self.recorded.truncate(room);
         self
     }
 
-    /// Leaves to the recovery what is marked, and not to be unmarked by this round though its
-    /// caller was answered.
+    /// Leaves out entries whose caller was answered but whose mark is not removed by this batch:
+    /// recovery needs the entry to find the mark.
     fn skip_still_marked(&mut self, answered_entries: &HashSet<Uuid>) {
         let answered: HashSet<_> = self.answered.iter().map(|(_, entry)| *entry).collect();
         self.recorded.retain(|(_, entries)| {
@@ -201,7 +201,7 @@ impl CleanupBatch {
     }
 }
 
-/// Documents of a collection, and the entries to be taken out of them.
+/// Documents of a collection, and the entries to be removed from them.
 #[derive(Default)]
 struct PendingRemoval {
     ids: Vec<Bson>,
@@ -214,8 +214,8 @@ impl PendingRemoval {
         self.entries.extend(entries.iter().copied().map(uuid));
     }
 
-    /// Takes away the marks of these entries, and in the same write the recorded ones out of the
-    /// outboxes; whether it did.
+    /// Removes the marks of these entries, and in the same write the recorded ones from the
+    /// outboxes. Returns true on success.
     async fn clear_unanswered(
         self,
         connection: &Connection,
@@ -228,7 +228,7 @@ impl PendingRemoval {
         write(connection, collection, marked, update).await
     }
 
-    /// Takes the entries out of the outboxes; whether it did.
+    /// Removes the entries from the outboxes. Returns true on success.
     async fn remove_entries(self, connection: &Connection, collection: &'static str) -> bool {
         let filled = doc! { "_id": { "$in": self.ids }, "outbox.id": { "$in": &self.entries } };
         write(

@@ -1,4 +1,4 @@
-//! The audit trail as it is read: all chains together, newest first, or one of them in order.
+//! Queries over the audit trail: all chains together, newest first, or one chain in order.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -36,8 +36,8 @@ use crate::{
     },
 };
 
-/// How old the time under the last heartbeat's seal may be of a node that runs. A heartbeat comes
-/// twice a second.
+/// Greatest age of the last heartbeat's sealed time for a node that counts as running. A heartbeat
+/// is sent twice a second.
 const HEARTBEAT_AGE_MAX: Duration = Duration::from_secs(30);
 
 #[async_trait]
@@ -59,7 +59,7 @@ impl AuditStore for Mongo {
     ) -> Result<Vec<Record>> {
         let mut found: Vec<Record> = Vec::new();
         if before.is_none_or(|before| before.at.millis() != UNREADABLE_TIME) {
-            // A list of times would be found by each of them.
+            // An array of times would match by each of its elements.
             let number =
                 doc! { "$expr": { "$in": [{ "$type": "$event.at" }, ["long", "int", "double"]] } };
             let mut query = vec![
@@ -90,7 +90,8 @@ impl AuditStore for Mongo {
             async move { Ok(nodes.find(doc! {}).await?.try_collect::<Vec<Document>>().await?) };
         let mut names = BTreeSet::new();
         for node in self.shared.connection.call(read).await? {
-            // Others can write to the database too: what is no node's document is no chain either.
+            // Others can write to the database too: a document that is not a node's is no chain
+            // either.
             if let (Ok(name), Ok(Some(_))) =
                 (Fields::of("node", &node).text("_id"), decode_head(&node))
             {
@@ -105,7 +106,7 @@ impl AuditStore for Mongo {
                     names.insert(name.into());
                     behind
                 }
-                // No chain has such a name: its records have no place.
+                // No chain has such a name: its records have no position.
                 Err(error) => match above(error.as_bytes()) {
                     Some(next) => doc! { "chain": next },
                     None => break,
@@ -122,8 +123,8 @@ impl AuditStore for Mongo {
 
     async fn head(&self, chain: &str) -> Result<Option<Head>> {
         let noted = self.stored_head(chain).await?;
-        // The noted head follows the chain at some distance. Behind it each record's own seal
-        // counts; what is noted and not there was cut off.
+        // The stored head lags behind the chain. After it, each record's own seal counts; records
+        // that it covers and that are missing were cut off.
         let last = last_record(&self.shared.connection, chain)
             .await?
             .as_ref()
@@ -139,8 +140,8 @@ impl AuditStore for Mongo {
         if self.shared.node.name.as_ref() == chain {
             return Ok(Writer::This);
         }
-        // Also one of a chain that has not begun: it is noted some time before its first record is
-        // under it.
+        // Includes a chain without records: its head is stored some time before its first record is
+        // covered by it.
         let head =
             self.node_of(chain).await?.and_then(|node| decode_sealed_head(&node).ok().flatten());
         let head = head.filter(|head| self.shared.node.key.check(head));
@@ -178,7 +179,7 @@ impl AuditStore for Mongo {
             if room == 0 || found.len() < room || !ours.is_empty() {
                 return Ok(ours);
             }
-            // A page of nothing but forged ones hides none of those behind it.
+            // A page of forged records only must not hide those after it.
             match found.iter().rev().find_map(|found| found.get_document("_id").ok()) {
                 Some(last) => (after, room) = (last.clone(), limit),
                 None => room = room.saturating_mul(2),
@@ -194,8 +195,8 @@ impl AuditStore for Mongo {
 }
 
 impl Mongo {
-    /// The head of a chain that was noted last. One that cannot be read counts as none: the end of
-    /// the chain is then not sure.
+    /// Stored head of a chain. An unreadable one counts as none: the end of the chain is then
+    /// uncertain.
     async fn stored_head(&self, chain: &str) -> Result<Option<Head>, MongoError> {
         Ok(self.node_of(chain).await?.and_then(|node| decode_head(&node).ok().flatten()))
     }
@@ -208,7 +209,7 @@ impl Mongo {
             .await
     }
 
-    /// Up to `limit` records. Documents that have no place, whatever the query says, end no page.
+    /// Reads up to `limit` records. Documents without a position end no page.
     async fn shown(
         &self,
         query: Vec<Document>,
@@ -236,10 +237,10 @@ impl Mongo {
         }
     }
 
-    /// The name of the next chain of which there are records. One may have very many: each name is
-    /// looked up behind the one before.
+    /// Name of the next chain that has records. A chain may have very many records, so each name is
+    /// looked up after the one before.
     async fn next_name(&self, after: Document) -> Result<Option<Vec<u8>>, MongoError> {
-        // Up to the `_id`s that begin otherwise.
+        // Up to the first `_id` of another shape.
         let mut filter = doc! { "_id": { "$gt": after, "$lt": { "chain": {} } } };
         filter.extend(has_position());
         let logs =
@@ -252,7 +253,7 @@ impl Mongo {
     }
 }
 
-/// The bytes of the name in a place: a string, UTF-8 or not, of that length and a NUL.
+/// Bytes of the chain's name in an `_id`: a BSON string, not necessarily UTF-8.
 fn name_in(place: &RawDocument) -> Option<Vec<u8>> {
     const FIELD: &[u8] = b"\x02chain\0";
     let (length, text) = place.as_bytes().get(4..)?.strip_prefix(FIELD)?.split_first_chunk()?;
@@ -260,7 +261,7 @@ fn name_in(place: &RawDocument) -> Option<Vec<u8>> {
     text.get(..length).map(<[u8]>::to_vec)
 }
 
-/// The first text, by its bytes, behind a name that is no UTF-8.
+/// Smallest text, by bytes, above a name that is not UTF-8.
 fn above(name: &[u8]) -> Option<String> {
     let valid = std::str::from_utf8(name).map_or_else(|error| error.valid_up_to(), str::len);
     let (valid, rest) = name.split_at_checked(valid)?;
@@ -272,13 +273,13 @@ fn above(name: &[u8]) -> Option<String> {
             text.push(next);
             return Some(text);
         }
-        // Behind everything that begins like this.
+        // Above everything with this prefix.
         rest = text.pop()?.to_string().into_bytes();
         rest.push(0xff);
     }
 }
 
-/// Returns true if a head is the end of its chain: that was closed, or its node runs.
+/// Returns true if a head is certainly the end of its chain: it was closed, or its node runs.
 pub(crate) fn is_sure(head: &Head, now: Timestamp) -> bool {
     match head.claim {
         Claim::Closed => true,
@@ -287,7 +288,7 @@ pub(crate) fn is_sure(head: &Head, now: Timestamp) -> bool {
     }
 }
 
-/// The seal of a record; a wrong one of a record that cannot be read.
+/// Seal of a record; an invalid one for an unreadable record.
 fn own_seal(document: &Document) -> Result<Head, MongoError> {
     sealed(document).or_else(|fault| {
         let Record { node, sequence, hash, .. } = shown(document).ok_or(fault)?;
@@ -295,13 +296,13 @@ fn own_seal(document: &Document) -> Result<Head, MongoError> {
     })
 }
 
-/// Fields that are read of a record. The time besides, since in the event a name that is no UTF-8
-/// hides all that follows.
+/// Projection of a record. The time is read separately, since invalid UTF-8 in the event hides its
+/// later fields.
 fn of_records() -> Document {
     doc! { "node": 1, "event": 1, "hash": 1, "seal": 1, "entry": 1, TIME_FIELD: "$event.at" }
 }
 
-/// Records whose time cannot be read.
+/// Filter for records whose time cannot be read.
 fn has_unreadable_time() -> Document {
     let others = [
         "string",
@@ -326,14 +327,14 @@ fn has_unreadable_time() -> Document {
     doc! { "$or": [missing, { "event.at": null }, { "event.at": f64::NAN }, { "event.at": { "$type": others.as_slice() } }] }
 }
 
-/// What stands behind a place in the common order, newest first.
+/// Filter for records after a place in the common order, newest first.
 fn older_than(before: &Place) -> Document {
     let at = before.at.millis();
     let same = doc! { "event.at": at, "_id": { "$lt": record_id(&before.chain, before.sequence) } };
     doc! { "$or": [{ "event.at": { "$lt": at } }, same] }
 }
 
-/// [`Filter::admits`] as a query.
+/// Translates [`Filter::admits`] into a query.
 fn query(filter: &Filter) -> Document {
     let mut query = Document::new();
     if let Some(tenant) = &filter.tenant {
@@ -343,7 +344,7 @@ fn query(filter: &Filter) -> Document {
         query.insert("event.client", client.as_str());
     }
     match &filter.action {
-        // All that begin so: from the dot up to the character behind it.
+        // Prefix match: from the dot up to the next character.
         Some(action) if action.ends_with('.') => {
             let end = format!("{}/", action.trim_end_matches('.'));
             query.insert("event.action", doc! { "$gte": action, "$lt": end });

@@ -1,4 +1,4 @@
-//! Documents of `audit_logs`: their form, their order, and the end of a chain of them.
+//! Documents of `audit_logs`: their form, their order, and the tip of a chain.
 
 use futures_util::TryStreamExt as _;
 use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
@@ -15,25 +15,25 @@ use crate::{
     },
 };
 
-/// Field in which a listing reads the time of a record, beside the event.
+/// Field into which a listing projects the time of a record.
 pub(super) const TIME_FIELD: &str = "time";
 
-/// The time of a record whose own cannot be read: such records come last.
+/// Time of a record whose own cannot be read: such records come last.
 pub(super) const UNREADABLE_TIME: i64 = i64::MIN;
 
 /// Records read at once.
 pub(super) const PAGE_RECORDS: usize = 1_000;
 
-/// Of a record that was made when its caller had, or may have, been told that the outcome is not
-/// known.
+/// Field that marks a record whose caller had, or may have had, an unknown outcome when it was
+/// written.
 pub(super) const LATE_FIELD: &str = "late";
 
-/// The last record of a chain.
+/// Last record of a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ChainTip {
     pub(crate) sequence: u64,
     pub(crate) hash: [u8; 32],
-    /// The newest time of any record that this node's own clock gave.
+    /// Newest time of the records that this node's own clock stamped.
     pub(crate) newest_time: Timestamp,
 }
 
@@ -41,16 +41,15 @@ impl ChainTip {
     pub(crate) const GENESIS: Self =
         Self { sequence: 0, hash: START, newest_time: Timestamp::EPOCH };
 
-    /// The newest time with an event more. One that was recovered from another node has that node's
-    /// time, and does not count.
+    /// Newest time including one more event. An event recovered from another node has that node's
+    /// time and does not count.
     pub(super) fn newest_time_with(&self, node: &str, event: &Event) -> Timestamp {
         let is_own = event.recovered_from.as_deref().is_none_or(|from| from == node);
         if is_own { self.newest_time.max(event.at) } else { self.newest_time }
     }
 }
 
-/// A record's document. The seal shows that it was written by a node that has the key, and from
-/// which outbox entry, if any.
+/// Encodes a record. The seal shows that a node with the key wrote it, and from which outbox entry.
 pub(crate) fn encoded(
     record: &Record,
     entry: Uuid,
@@ -68,7 +67,7 @@ pub(crate) fn encoded(
     })
 }
 
-/// The `_id` of a record.
+/// `_id` of a record.
 pub(crate) fn record_id(chain: &str, sequence: u64) -> Document {
     doc! { "chain": chain, "sequence": i64::try_from(sequence).unwrap_or(i64::MAX) }
 }
@@ -89,8 +88,8 @@ pub(crate) fn decoded(document: &Document) -> Result<Record, MongoError> {
     })
 }
 
-/// The record as readers are shown it: one that cannot be read has its place and nothing else.
-/// `None` for a document that is no record: it has no place in any chain.
+/// Record for readers: an unreadable one has only its position. `None` for a document without a
+/// position in a chain.
 pub(crate) fn shown(document: &Document) -> Option<Record> {
     let id = document.get_document("_id").ok()?;
     let is_place = id.keys().eq(["chain", "sequence"]) && id.get_i64("sequence").is_ok();
@@ -108,15 +107,14 @@ pub(crate) fn shown(document: &Document) -> Option<Record> {
     }))
 }
 
-/// A number as a time, also where it is of another type than ours; never a later one, so that what
-/// comes next is not the same.
+/// Number as a time, whatever its BSON type; rounded down, so that paging never skips a record.
 fn millis(value: &Bson) -> Option<i64> {
     let number =
         value.as_f64().filter(|number| !number.is_nan()).map(|number| number.floor() as i64);
     value.as_i64().or_else(|| value.as_i32().map(i64::from)).or(number)
 }
 
-/// The record's own seal.
+/// Seal of the record itself.
 pub(crate) fn sealed(document: &Document) -> Result<Head, MongoError> {
     let Record { sequence, node, hash, .. } = decoded(document)?;
     let fields = Fields::of("audit record", document);
@@ -124,8 +122,8 @@ pub(crate) fn sealed(document: &Document) -> Result<Head, MongoError> {
     Ok(Head { node, sequence, hash, claim, seal: fields.hash("seal")? })
 }
 
-/// Up to `limit` records of a chain in order, those after `after`, whatever is in them: see
-/// [`lenient`].
+/// Reads up to `limit` records of a chain in order, after the sequence `after`, readable or not:
+/// see [`lenient`].
 pub(crate) async fn read_records(
     connection: &Connection,
     chain: &str,
@@ -144,20 +142,20 @@ pub(crate) async fn read_records(
     connection.within(connection.deadline().saturating_mul(5), read).await
 }
 
-/// The records of a chain behind one.
+/// Filter for the records of a chain after a sequence.
 pub(crate) fn records_after(chain: &str, after: u64) -> Document {
     let mut filter = doc! { "_id": { "$gt": record_id(chain, after), "$lt": chain_end_id(chain) } };
     filter.extend(has_position());
     filter
 }
 
-/// Behind every record of a chain, and before the next chain's.
+/// `_id` after every record of a chain and before those of the next.
 pub(crate) fn chain_end_id(chain: &str) -> Document {
     doc! { "chain": chain, "sequence": Bson::MaxKey }
 }
 
-/// Documents that have a place in a chain. No node makes another, and nobody is shown one: what has
-/// no place has no order.
+/// Filter for documents with a position in a chain. Nodes write no others, and readers see no
+/// others, since those have no order.
 pub(crate) fn has_position() -> Document {
     doc! {
         "_id.chain": { "$type": "string" },
@@ -166,7 +164,7 @@ pub(crate) fn has_position() -> Document {
     }
 }
 
-/// The last record of a chain, if there is one.
+/// Last record of a chain, if there is one.
 pub(crate) async fn last_record(
     connection: &Connection,
     chain: &str,
@@ -181,8 +179,8 @@ pub(crate) async fn last_record(
     Ok(newest.map(|raw| lenient(&raw)))
 }
 
-/// Where a chain ends that was at `tip` before: every record behind that must link to the one
-/// before it and carry our seal.
+/// Verifies the records after `tip` and returns the new tip: each must link to the one before and
+/// carry a valid seal.
 pub(crate) async fn verify_tip(
     connection: &Connection,
     key: &ChainKey,

@@ -1,16 +1,18 @@
-//! Audit events whose node died, or lost its way, between a change and its record: they are still
-//! in the changed document's outbox, and whoever finds them there appends them to its own chain.
-//! Which ones those are is told by waiting, not by a clock: an event that was there at one look and
-//! still is at the next was not on its way. The record says in its event which node left it.
+//! Recovery of audit events whose node died or was cut off between a change and its record. They
+//! are still in the outbox of the changed document, and the node that finds them appends them to
+//! its own chain. Such entries are recognised by waiting, not by a clock: an entry that two passes
+//! find was not in flight. The record names the node that left it in `recovered_from`.
 //!
-//! An entry that is in some chain already is taken out, and not recorded again.
+//! An entry that is recorded already is removed and not recorded again.
 //!
-//! An entry without the MAC of a node, or that cannot be read, was not put there by a node: it is
-//! taken out and reported, and never recorded. What cannot be taken out is reported once by each
-//! process, and the look goes on past it.
+//! An entry without a valid MAC, or that cannot be read, was not written by a node: it is removed
+//! and reported, never recorded. One that cannot be removed is reported once by each process, and
+//! the pass continues after it.
 //!
-//! A node that comes back after a long stall may append an event that was recovered in the
-//! meantime: it is then in two chains, never in none.
+//! A node that resumes after a long stall may append an event that was recovered meanwhile: the
+//! event is then in two chains, never in none.
+//!
+//! The table of an entry's states is in `outbox`.
 
 use std::{collections::HashSet, sync::atomic::Ordering::SeqCst, time::Duration};
 
@@ -37,60 +39,60 @@ use crate::{
     },
 };
 
-/// Between two looks: longer than any caller waits for a record.
+/// Interval between two passes: longer than any caller waits for a record.
 pub(crate) const INTERVAL: Duration = Duration::from_secs(30);
-/// Documents read at once, and those with events that were left behind that one look takes.
+/// Documents read at once, and the most with orphaned entries that one pass handles.
 const PAGE_DOCUMENTS: usize = 1_000;
-/// Records of one document's forged entries: one document may hold a million.
+/// Records about forged entries of one document: a document may hold a million.
 const FORGED_RECORDS_MAX: usize = 16;
-/// Documents with forged entries that one look mends, and as many that it only reports.
+/// Documents with forged entries that one pass cleans, and as many that it only reports.
 const FORGED_DOCUMENTS_MAX: usize = 100;
-/// Documents that were reported and cannot be mended. Others without an `_id` that can be read are
-/// then not reported.
+/// Documents that were reported and cannot be cleaned. Beyond that, documents with an unreadable
+/// `_id` are not reported.
 const REPORTED_MAX: usize = 10_000;
 /// Characters of a document's `_id` in a report.
 const NAME_CHARS_MAX: usize = 128;
 
-/// An event in an outbox.
+/// Entry found in an outbox.
 struct OrphanedEntry {
     owner: OutboxOwner,
     header: EntryHeader,
     entry: Entry,
 }
 
-/// The content of outboxes.
+/// Contents of outboxes.
 #[derive(Default)]
 struct Found {
     orphans: Vec<OrphanedEntry>,
     forged: Vec<Forged>,
 }
 
-/// A document whose outbox has entries that no node made, or is no list.
+/// Document whose outbox has entries that no node wrote, or is not an array.
 struct Forged {
     owner: OutboxOwner,
-    /// Its `_id` in a few words.
+    /// Short text for its `_id`.
     name: String,
-    /// Its `_id` cannot be read, so that no write finds it.
+    /// True if its `_id` cannot be read, so that no write finds it.
     has_unreadable_id: bool,
     entries: usize,
-    /// Bytes of the outbox.
+    /// Size of the outbox in bytes.
     size: usize,
-    /// Identifier and MAC of each entry that a node made.
+    /// Id and MAC of each authentic entry.
     authentic: Vec<Document>,
 }
 
-/// What was seen at the last look.
+/// Entries seen in the last pass, and documents reported.
 #[derive(Default)]
 pub(crate) struct Recovery {
-    /// Each with who found it before.
+    /// Ids of entries, each with its claim.
     previous: HashSet<(Uuid, Option<Uuid>)>,
-    /// Documents that could not be mended.
+    /// Documents that could not be cleaned.
     reported: HashSet<(&'static str, String)>,
 }
 
 impl Recovery {
-    /// One look. At `is_startup`, what this node itself left behind in an earlier life does not wait for
-    /// a second look.
+    /// Runs one pass. If `is_startup`, entries of this node's earlier processes do not wait for a
+    /// second pass.
     pub(crate) async fn run(
         &mut self,
         shared: &Shared,
@@ -110,14 +112,14 @@ impl Recovery {
                     (orphan.header.id, orphan.header.claim.as_ref().map(|claim| claim.id));
                 found.insert((id, claim));
                 let is_own = is_startup && orphan.header.node == shared.node.name.as_ref();
-                // What waits in this node's own chain will be there: it is not put there twice.
+                // An entry in flight in this node's own chain must not be appended twice.
                 if !(is_own || self.previous.contains(&(id, claim)))
                     || shared.chain.is_in_flight(id)
                 {
                     continue;
                 }
-                // One that cannot be recorded does not stand in the way of the others, and is tried
-                // again at the next look.
+                // An entry that cannot be recorded must not hold up the others; the next pass tries
+                // it again.
                 if let Err(fault) = recover(shared, orphan).await {
                     tracing::error!(%fault, collection, "an audit event that was left behind \
                                                          cannot be recorded yet");
@@ -128,8 +130,8 @@ impl Recovery {
         Ok(())
     }
 
-    /// Takes out what no node put there, and reports it. Of several nodes that find it, the one
-    /// that takes it out does.
+    /// Removes forged entries and reports them. Of several nodes that find them, the one that
+    /// removes them reports.
     async fn reject_forged(&mut self, shared: &Shared, forged: Forged) -> Result<(), MongoError> {
         let Forged { owner, name, entries, .. } = &forged;
         let is_taken_out = match forged.remove(shared).await? {
@@ -149,7 +151,7 @@ impl Recovery {
         let now = Timestamp::from_millis(
             shared.node.observed_time.load(SeqCst).max(shared.node.persisted_time.load(SeqCst)),
         );
-        // Noted before it is recorded, so that a trail that fails does not make each look begin
+        // Remembered before it is recorded, so that a failing trail does not make every pass start
         // anew.
         if !is_taken_out {
             self.reported.insert((owner.collection, name.clone()));
@@ -166,8 +168,7 @@ impl Recovery {
         Ok(())
     }
 
-    /// Reads on until so many documents have an entry of a node's: those without do not keep them
-    /// from being found.
+    /// Reads on until enough documents have an authentic entry: those without must not hide them.
     async fn find_orphans(
         &self,
         shared: &Shared,
@@ -211,19 +212,19 @@ impl Recovery {
     }
 }
 
-/// Outcome of taking out what no node put into an outbox.
+/// Outcome of removing forged entries.
 enum Outcome {
     Removed,
-    /// Another write came before: another node did it, or the next look will.
+    /// The outbox changed since it was read: another node removed them, or the next pass does.
     Changed,
-    /// The document cannot be found by its `_id`.
+    /// No document has this `_id`.
     NotFound,
 }
 
 impl Forged {
-    /// Leaves the entries of nodes. What cannot be read can be named neither by its content nor by
-    /// its identifier, so an outbox that has changed since it was read stays as it is until the
-    /// next look: an event may have come in.
+    /// Keeps the authentic entries and removes the rest. An unreadable entry can be named neither
+    /// by content nor by id, so an outbox that has changed since it was read is left to the next
+    /// pass: an event may have been added.
     async fn remove(&self, shared: &Shared) -> Result<Outcome, MongoError> {
         if self.has_unreadable_id {
             return Ok(Outcome::NotFound);
@@ -232,7 +233,8 @@ impl Forged {
             doc! { "$literal": self.authentic.clone() },
             doc! { "id": "$$this.id", "mac": "$$this.mac" },
         );
-        // As a field of a document, the list has a head, a name and an end.
+        // The document around the array adds 8 bytes: length, type, a name of one character,
+        // terminators.
         let size = count(self.size as u64 + 8);
         let is_as_it_was = doc! { "$and": [
             { "$eq": [{ "$bsonSize": { "o": "$outbox" } }, size] },
@@ -311,7 +313,7 @@ fn read_outbox(shared: &Shared, collection: &'static str, raw: &RawDocument) -> 
     found
 }
 
-/// An entry that a node put there, with its identifier and MAC; `None` for any other.
+/// Decodes an authentic entry, with its id and MAC; `None` for any other.
 fn authentic_entry(
     shared: &Shared,
     owner: &OutboxOwner,
@@ -324,17 +326,17 @@ fn authentic_entry(
     is_authentic.then(|| (OrphanedEntry { owner: owner.clone(), header, entry: event }, key))
 }
 
-/// An `_id` in a few words, whatever was put there.
+/// Short text for an `_id` of any type.
 fn short_id(id: &Bson) -> String {
     let text = id.as_str().map(str::to_owned).or_else(|| as_uuid(id).map(|id| id.to_string()));
     let text = text.unwrap_or_else(|| id.to_string());
     text.chars().take(NAME_CHARS_MAX).collect()
 }
 
-/// The record of an entry, sealed by a node, whichever chain it is in: an entry that was taken out
-/// after another node had recorded it may be put back with its MAC, by who kept a copy. It is found
-/// by its time, which is the same in each, and preferred in the chain of the node that is to record
-/// it. A record that came with an import names no entry: there the event tells.
+/// Finds the sealed record of an entry in any chain. An entry that was removed after another node
+/// had recorded it may be put back with its MAC by a party that kept a copy. The record is found by
+/// its time, which is the same in each chain; one in the chain of the node that had to record it is
+/// preferred. A record from an import names no entry: there the event decides.
 async fn find_record(
     shared: &Shared,
     header: &EntryHeader,
@@ -364,19 +366,19 @@ async fn find_record(
     Ok(of_entry.max_by_key(|recorded| recorded.by_its_node))
 }
 
-/// A record of an entry.
+/// Existing record of an entry.
 struct ExistingRecord {
-    /// True if it is in the chain of the node that is to record it.
+    /// True if it is in the chain of the node that had to record it.
     by_its_node: bool,
-    /// True if it came when its caller had been answered that the outcome is not known.
+    /// True if it was written after its caller got an unknown outcome.
     is_late: bool,
 }
 
 async fn recover(shared: &Shared, orphan: OrphanedEntry) -> Result<(), MongoError> {
     let OrphanedEntry { owner, header, entry } = orphan;
-    // Its node may have appended it and not come to take it out.
+    // The node may have recorded it and died before the cleanup.
     let Some(recorded) = find_record(shared, &header, &entry.event).await? else {
-        // Of two nodes that find it, the one whose claim is the next appends it.
+        // Of two nodes that find it, the one whose claim is applied appends it.
         let claim = Claim { id: Uuid::now_v7(), from: header.origin().to_owned() };
         let (name, after) = (shared.node.name.as_ref().to_owned(), shared.chain.sequence());
         let claimed_header = EntryHeader { id: header.id, node: name, after, claim: Some(claim) };
@@ -410,8 +412,8 @@ async fn recover(shared: &Shared, orphan: OrphanedEntry) -> Result<(), MongoErro
         let event = Event { recovered_from: Some(from.into()), ..entry.event };
         return shared.chain.append(vec![Entry::with_id(header.id, event)?], Some(owner)).await;
     };
-    // By its own process, which in all likelihood answered its caller too, if that still waited.
-    // Not so who claimed it; and what this process did itself it knows.
+    // Recorded by the process that made the change, which in all likelihood answered its caller if
+    // that still waited. Not so after a claim; and this process knows its own answers.
     let was_awaited = recorded.by_its_node && !recorded.is_late;
     let from_other_process = header.node != shared.node.name.as_ref()
         || shared.chain.is_from_earlier_process(header.after);

@@ -1,5 +1,5 @@
-//! Records of the other nodes, for who follows the trail: a change stream of its own, open only
-//! while somebody listens.
+//! Records of other nodes, for subscribers of the audit trail: a change stream of its own, open
+//! only while there are subscribers.
 
 use std::{
     sync::{Arc, atomic::Ordering::SeqCst},
@@ -23,13 +23,14 @@ use crate::{
     },
 };
 
-/// Who follows the trail; `None` tells them that they may have missed something.
+/// Sender to subscribers; `None` means that records may have been missed.
 type Subscribers = broadcast::Sender<Option<Arc<Record>>>;
 
-/// Between two attempts at opening it.
+/// Delay between two attempts to open the stream.
 const REOPEN_DELAY: Duration = Duration::from_millis(500);
 
-/// Sees to it that what other nodes record is told along with what this one does.
+/// Starts to forward records of other nodes to the subscribers of this node's chain, unless that is
+/// running.
 pub(crate) fn listen(shared: &Arc<Shared>) {
     if shared.is_standalone || shared.tailing.swap(true, SeqCst) {
         return;
@@ -42,7 +43,7 @@ pub(crate) fn listen(shared: &Arc<Shared>) {
                 && !shared.connection.is_closed()
             {
                 refused = if fault.is_server_reply() { refused.saturating_add(1) } else { 0 };
-                // Without a place the next stream begins at its own moment.
+                // Without a resume token the next stream begins at its own start.
                 resume_token =
                     resume_token.filter(|_| !fault.is_history_lost() && refused <= REFUSALS_MAX);
                 let missed = resume_token.is_none();
@@ -55,14 +56,14 @@ pub(crate) fn listen(shared: &Arc<Shared>) {
             pause(REOPEN_DELAY).await;
         }
         shared.tailing.store(false, SeqCst);
-        // Somebody may have come in between, and have left it to this task.
+        // A subscriber may have come in between and relied on this task.
         if active_subscribers(&shared).is_some() {
             listen(&shared);
         }
     });
 }
 
-/// Those who listen, unless nobody does.
+/// Sender to subscribers, if there are any and the store is open.
 fn active_subscribers(shared: &Shared) -> Option<Subscribers> {
     let subscribers =
         shared.chain.subscribers().filter(|subscribers| subscribers.receiver_count() > 0);
@@ -83,12 +84,11 @@ async fn follow(
         [doc! { "$match": others }],
     )
     .await?;
-    // Nothing cuts this task off: it ends between two answers of the server.
+    // Nothing cancels this task: it ends between two replies of the server.
     while subscribers.receiver_count() > 0 && !shared.connection.is_closed() {
         let Some(batch) = stream.next().await? else { break };
         for event in &batch.events {
-            // A document that is no record is none here either. Of one that cannot be read there is
-            // its `_id`.
+            // A document without a position is skipped. An unreadable record still has its `_id`.
             let document =
                 event.get_document("fullDocument").or_else(|_| event.get_document("documentKey"));
             if let Some(record) = document.ok().and_then(shown) {
@@ -104,6 +104,6 @@ async fn follow(
 }
 
 fn notify(subscribers: &Subscribers, record: Option<Arc<Record>>) {
-    // The last one may have left just now.
+    // The last subscriber may have left just now.
     let _ = subscribers.send(record);
 }

@@ -1,5 +1,5 @@
-//! The tenants that audiences belong to: a document each, by the audience. Of one that was released
-//! its outbox is left, so that the record of the release is not lost with it.
+//! Audiences: one document each, with the tenant that it belongs to. A released audience leaves its
+//! outbox behind, so that the record of the release is not lost with it.
 
 use async_trait::async_trait;
 use mongodb::bson::{Document, doc};
@@ -66,8 +66,7 @@ impl Shared {
         event: Event,
     ) -> Result<Creation, MongoError> {
         let (audited, owner) = (self.audited_change([event])?, owner(&record.audience));
-        // The document of a released audience is taken over; any other stands in the way by its
-        // `_id`.
+        // The document of a released audience is reused; any other blocks the upsert by its `_id`.
         let filter = doc! { "_id": record.audience.as_str(), "released": true };
         let update = doc! { "$set": encoded(record)?, "$push": { "outbox": audited.push(&owner) } };
         let audiences = self.connection.collection(AUDIENCES);
@@ -111,7 +110,7 @@ impl Shared {
         self.change_audience(record, record.revision, update, audited).await
     }
 
-    /// Puts a record in the place of `from`, or where there is none of whatever is there.
+    /// Replaces the record `from`; without one, replaces whatever is stored.
     pub(super) async fn move_audience(
         &self,
         from: Option<&AudienceRecord>,
@@ -132,7 +131,7 @@ impl Shared {
         Ok(Write::Done)
     }
 
-    /// Changes the record of this tenant and revision.
+    /// Changes the record of this tenant and revision (compare-and-set).
     async fn change_audience(
         &self,
         record: &AudienceRecord,
@@ -145,7 +144,7 @@ impl Shared {
             "released": false,
             "tenant": record.tenant.as_str(),
             "revision": count(revision),
-            // Revisions start at 1 again once an audience was released.
+            // Revisions start at 1 again after a release.
             "record.created_at": encode("audience", &record.created_at)?,
         };
         let audiences = self.connection.collection(AUDIENCES);
@@ -162,7 +161,7 @@ impl Shared {
         Ok(Write::Done)
     }
 
-    /// Records in order; a document whose `_id` no audience could have is not even named.
+    /// Lists records in order; a document whose `_id` is no valid audience is left out.
     async fn audiences(
         &self,
         tenant: Option<&TenantId>,
@@ -205,7 +204,7 @@ fn owner(audience: &Audience) -> OutboxOwner {
     OutboxOwner { collection: AUDIENCES, id: audience.as_str().into() }
 }
 
-/// The fields of a record, but for its `_id`.
+/// Fields of a record, except its `_id`.
 pub(crate) fn encoded(record: &AudienceRecord) -> Result<Document, MongoError> {
     Ok(doc! {
         "released": false,
@@ -215,8 +214,8 @@ pub(crate) fn encoded(record: &AudienceRecord) -> Result<Document, MongoError> {
     })
 }
 
-/// One that is neither released nor not is no record of this service: nothing that it writes would
-/// find it.
+/// Decodes a record. A document that is neither released nor owned is not one: no write of this
+/// service would match it.
 pub(crate) fn decoded(document: &Document) -> Result<AudienceRecord, MongoError> {
     if document.get_bool("released").ok() != Some(false) {
         return Err(MongoError::malformed("audience", "released is not what it should be"));
@@ -228,7 +227,7 @@ pub(crate) fn decoded(document: &Document) -> Result<AudienceRecord, MongoError>
     Ok(record)
 }
 
-/// The record in the document of `audience`, if it is one.
+/// Record in the document of `audience`, if it is authentic.
 fn found(audience: Audience, document: &Document) -> FoundAudience {
     match decoded(document) {
         Ok(record) => FoundAudience::Owned(record),

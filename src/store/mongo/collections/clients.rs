@@ -1,6 +1,6 @@
-//! Registered machines. The client as it was written is one part of the document, what its secrets'
-//! uses add up to another, so that counting never disturbs a change. A deleted client leaves its
-//! epoch and its tenant behind.
+//! Clients. The client as it was written is one field, the use counts of its secrets another, so
+//! that counting never conflicts with a change. A deleted client leaves its epoch and tenant
+//! behind.
 
 use std::collections::HashMap;
 
@@ -28,7 +28,7 @@ use crate::{
     },
 };
 
-/// The field with a client's epoch.
+/// Field of a client's epoch.
 pub(crate) const EPOCH: &str = "epoch";
 
 #[async_trait]
@@ -99,7 +99,7 @@ impl ClientStore for Mongo {
                 if clients.update_one(known.clone(), counted.clone()).await?.matched_count > 0 {
                     return Ok(());
                 }
-                // The first use. Of two at once one finds the other's and counts upon it.
+                // First use. Of two at once, one finds the other's element and adds to it.
                 let first = doc! { "_id": &id, "deleted": false, "client.secrets.id": &secret, "uses.secret": { "$ne": &secret } };
                 let uses = doc! { "secret": &secret, "count": count(by), "last_used_at": date(at) };
                 if clients
@@ -126,8 +126,8 @@ impl Shared {
         event: Event,
     ) -> Result<Creation, MongoError> {
         let audited = self.audited_change([event])?;
-        // A deleted client of this id is taken over. A client that is there, and another tenant's
-        // deleted one, stand in the way by their `_id`.
+        // The document of a deleted client is reused. A live client, and a deleted one of another
+        // tenant, block the upsert by their `_id`.
         let mut filter = doc! { "_id": client.id.as_str(), "deleted": true };
         if !of_any {
             filter
@@ -149,7 +149,7 @@ impl Shared {
         Ok(Creation::Created)
     }
 
-    /// Removes a client; where there is a record `ended` of it, its epoch is raised too.
+    /// Deletes a client; with an event `ended`, raises its epoch too.
     pub(super) async fn delete_client(
         &self,
         client: &Client,
@@ -186,8 +186,8 @@ impl Shared {
         self.change_client(&client.id, filter, update, ends, audited).await
     }
 
-    /// Changes a client that is as `filter` says, and where that `ends` what it holds raises its
-    /// epoch in the same write.
+    /// Changes a client that matches `filter`; if `ends`, raises its epoch in the same write, which
+    /// revokes its tokens.
     async fn change_client(
         &self,
         id: &ClientId,
@@ -211,7 +211,7 @@ impl Shared {
         Ok(Write::Done)
     }
 
-    /// Entries of a listing; a document whose `_id` no client could have is not even named.
+    /// Entries of a listing; a document whose `_id` is no valid client id is left out.
     async fn listing(
         &self,
         tenant: Option<&TenantId>,
@@ -257,9 +257,9 @@ impl Shared {
         }
     }
 
-    /// The one document that a filter names, as no later read can show it older. At majority, a
-    /// primary that has just become one may for a moment show what was kept before a change that
-    /// was heard of already; linearizable, it cannot.
+    /// Reads the one document that matches a filter; no later read can return an older version.
+    /// With read concern majority, a newly elected primary may briefly return a version from before
+    /// a change that was already notified; linearizable rules that out.
     pub(super) async fn latest(
         &self,
         collection: &'static str,
@@ -294,9 +294,9 @@ fn owner(id: &ClientId) -> OutboxOwner {
     OutboxOwner { collection: CLIENTS, id: id.as_str().into() }
 }
 
-/// Filter for the stored client of this revision. Revisions start at 1 again once a client was
-/// deleted, so its tenant and the time of its creation count too: a late change of a deleted client
-/// must not reach the next one of its id.
+/// Filter for a stored client at this revision. Revisions start at 1 again after a deletion, so the
+/// tenant and the time of creation count too: a late change of a deleted client must not reach its
+/// successor.
 fn stored_filter(client: &Client, revision: u64) -> Result<Document, MongoError> {
     Ok(doc! {
         "_id": client.id.as_str(),
@@ -307,7 +307,7 @@ fn stored_filter(client: &Client, revision: u64) -> Result<Document, MongoError>
     })
 }
 
-/// What a change sets.
+/// Fields that a change sets.
 fn encoded(client: &Client, audited: &AuditedChange) -> Result<Document, MongoError> {
     Ok(doc! {
         "tenant": client.tenant.as_str(),
@@ -317,7 +317,7 @@ fn encoded(client: &Client, audited: &AuditedChange) -> Result<Document, MongoEr
     })
 }
 
-/// Without the uses of its secrets, which are counted beside it.
+/// Encodes a client without the use counts of its secrets, which are stored beside it.
 pub(crate) fn without_use_counts(client: &Client) -> Result<Bson, MongoError> {
     let mut client = client.clone();
     for secret in &mut client.secrets {
@@ -326,7 +326,7 @@ pub(crate) fn without_use_counts(client: &Client) -> Result<Bson, MongoError> {
     encode("client", &client)
 }
 
-/// With the uses of its secrets.
+/// Decodes a client with the use counts of its secrets.
 pub(crate) fn decoded(document: &Document) -> Result<Client, MongoError> {
     let mut client = decode_without_use_counts(document)?;
     let uses = uses(document)?;
@@ -340,25 +340,24 @@ pub(crate) fn decoded(document: &Document) -> Result<Client, MongoError> {
     Ok(client)
 }
 
-/// A client's epoch, as a document or a change of one has it; `None` where no client could have the
-/// `_id`. One that is no number is the highest there is: it ends what it concerns, and keeps
-/// nothing else from being known.
+/// Epoch of a client in a document or a change event; `None` if the `_id` is no valid client id. A
+/// value that is not a number reads as the highest one: it revokes what it covers and nothing else.
 pub(crate) fn epoch(id: &Bson, fields: &Fields<'_>) -> Option<(EpochOf, u64)> {
     let id = id.as_str()?.parse().ok()?;
     Some((EpochOf::Client(id), fields.count(EPOCH).unwrap_or(i64::MAX.unsigned_abs())))
 }
 
-/// Without the uses of its secrets.
+/// Decodes a client without the use counts of its secrets.
 pub(crate) fn decode_without_use_counts(document: &Document) -> Result<Client, MongoError> {
     let fields = Fields::of("client", document);
     fields.part("client").map_err(|fault| {
-        // The id is not secret, and says which of thousands it is.
+        // The id is no secret; without it, one broken document among thousands is hard to find.
         let id = document.get("_id").map_or_else(String::new, ToString::to_string);
         MongoError::malformed("client", format!("{id}: {fault}"))
     })
 }
 
-/// The uses of a client's secrets.
+/// Use counts of a client's secrets.
 pub(crate) fn uses(document: &Document) -> Result<Vec<SecretUse>, MongoError> {
     let client: ClientId = Fields::of("client", document).parse("_id")?;
     let Some(Bson::Array(uses)) = document.get("uses") else { return Ok(Vec::new()) };

@@ -1,5 +1,5 @@
-//! Rate-limit counters: one document for a key and a window, with what each process counted in it.
-//! All of a flush goes in one command, whatever the number of keys, and comes back in another.
+//! Rate-limit counters: one document for a key and a window, with the count of each process. A
+//! flush is one command to write and one to read, whatever the number of keys.
 
 use std::{
     collections::HashMap,
@@ -31,20 +31,19 @@ use crate::{
 
 /// Updates in one command.
 const BATCH_MAX: usize = 1_000;
-/// The most that a process counts, so that no sum passes what MongoDB can count.
+/// Greatest count of a process, so that no sum exceeds MongoDB's integers.
 const COUNT_MAX: u64 = 1 << 53;
 
-/// Windows that end further than this from the one that is counted in, before or after, are
-/// forgotten.
+/// Distance from the current window, before or after, beyond which a window is dropped.
 const WINDOW_DISTANCE_MAX: Duration = Duration::from_secs(60);
 
-/// What this process has counted, by window and key. It is told as a whole and never as what was
-/// added: told twice, or after an answer that was lost, it changes nothing (M7).
+/// Counts of this process, by window and key. They are written as totals, never as increments: a
+/// total that is written twice, or again after a lost reply, changes nothing (M7).
 #[derive(Default)]
 pub(crate) struct LocalCounts(Mutex<HashMap<Timestamp, HashMap<String, u64>>>);
 
 impl LocalCounts {
-    /// Adds; where each key stands then.
+    /// Adds hits; returns the totals of their keys.
     fn add(&self, hits: &[(String, u64)], until: Timestamp) -> HashMap<String, u64> {
         let mut windows = self.lock();
         let window = windows.entry(until).or_default();
@@ -59,7 +58,7 @@ impl LocalCounts {
         totals
     }
 
-    /// What was not taken, as far as anybody knows, will be counted again by whoever counted it.
+    /// Takes back hits that were not applied as far as is known: their caller counts them again.
     fn revert(&self, hits: &[(String, u64)], until: Timestamp) {
         if let Some(window) = self.lock().get_mut(&until) {
             for (id, by) in hits {
@@ -95,7 +94,7 @@ impl CounterStore for Mongo {
             match self.shared.connection.call(async move { flush.run(due, &batch).await }).await {
                 Ok(written) => totals.extend(written),
                 Err(fault) => {
-                    // All of it comes again, also what was told before this.
+                    // The caller repeats all of it, including batches that were written.
                     let written = hits.get(..(at + 1) * BATCH_MAX).unwrap_or(hits);
                     local_counts.revert(written, until);
                     return Err(fault.into());
@@ -106,16 +105,16 @@ impl CounterStore for Mongo {
     }
 }
 
-/// Window first: a sweep of old ones and a shell's view of new ones are ranges then.
+/// Window first, so that a sweep of old windows and a look at new ones are ranges.
 fn key(id: &str, until: Timestamp) -> String {
     format!("{}/{id}", until.millis())
 }
 
-/// One command's worth.
+/// One command's worth of counts.
 struct Flush {
     database: Database,
     deadline: Duration,
-    /// Where this process keeps its own counts.
+    /// Field of this process's own counts.
     field: String,
     until: Timestamp,
 }
@@ -129,8 +128,8 @@ impl Flush {
         let counters = self.database.collection::<Document>(RATE_LIMITS);
         let mut due: Vec<(String, u64)> =
             due.into_iter().map(|(id, count)| (key(&id, self.until), count)).collect();
-        // Two nodes that make the same counter at once: one of them is told that it is there, and
-        // adds to it.
+        // Of two nodes that create the same counter at once, one gets a duplicate key and tries
+        // again.
         for _ in 0..2 {
             due = self.write(due).await?;
         }
@@ -144,13 +143,13 @@ impl Flush {
         for document in &found {
             values.insert(Fields::of("counter", document).text("_id")?, total(document)?);
         }
-        // One key twice: each hit says where the counter stood after it.
+        // A key that occurs twice: each hit gets the counter's value after itself.
         let mut after: HashMap<&str, u64> = HashMap::new();
         let mut totals: Vec<u64> = Vec::with_capacity(hits.len());
         for (key, (_, by)) in keys.iter().zip(hits).rev() {
             let later = after.entry(key).or_default();
             let value = values.get(key.as_str()).copied();
-            // Swept in between, or not shown yet by a primary that has just become one.
+            // Swept in between, or not yet visible on a newly elected primary.
             let value = value.ok_or(MongoError::TooManyPending)?;
             totals.push(value.saturating_sub(*later));
             *later = later.saturating_add(*by);
@@ -159,8 +158,7 @@ impl Flush {
         Ok(totals)
     }
 
-    /// Tells; gives back what has yet to be told because another made the document at the same
-    /// moment.
+    /// Writes totals; returns those that another node's concurrent insert refused.
     async fn write(&self, due: Vec<(String, u64)>) -> Result<Vec<(String, u64)>, MongoError> {
         if due.is_empty() {
             return Ok(due);
@@ -175,8 +173,7 @@ impl Flush {
             })
             .collect();
         let wait = i64::try_from(self.deadline.as_millis()).unwrap_or(i64::MAX);
-        // The driver has no command for many different updates that servers before 8.0 know, and
-        // adds no write concern to one that it is handed.
+        // The driver's bulk write needs server 8.0, and run_command adds no write concern.
         let command = doc! {
             "update": RATE_LIMITS,
             "updates": updates,
@@ -204,7 +201,7 @@ impl Flush {
     }
 }
 
-/// What all processes counted.
+/// Sum over all processes.
 fn total(counter: &Document) -> Result<u64, MongoError> {
     let Ok(by) = counter.get_document("by") else { return Ok(0) };
     let fields = Fields::of("counter", by);

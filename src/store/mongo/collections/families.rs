@@ -1,6 +1,5 @@
-//! Refresh families: one document each, in the collection `tokens`. A family that was ended says so
-//! itself, with the time until which that must be remembered: the end of a family and its
-//! revocation are one write.
+//! Refresh families: one document each, in the collection `tokens`. An ended family keeps the time
+//! until which its end must be remembered, so that ending it and revoking it are one write.
 
 use std::sync::Arc;
 
@@ -34,7 +33,7 @@ use crate::{
     },
 };
 
-/// Families that were ended are moved one by one, so many in one round.
+/// Ended families that one sweep moves, one by one.
 const MOVED_MAX: usize = 200;
 
 #[async_trait]
@@ -59,7 +58,7 @@ impl FamilyStore for Mongo {
         let (shared, rotate, stamp, jti) =
             (self.shared.clone(), rotate.clone(), stamp.clone(), jti.to_owned());
         let family = rotate.family;
-        // Goes with this future, when it has its answer, is late, or the caller has hung up.
+        // Dropped with this future: after the answer, on timeout, or when the caller disconnects.
         let caller = Arc::new(());
         let waits = Arc::downgrade(&caller);
         let verb = async move {
@@ -121,7 +120,7 @@ impl Shared {
         self.end(id, update, ended(id, until), audited).await
     }
 
-    /// The family, read once for all who ask at the same time.
+    /// Reads a family, once for all callers at the same time.
     async fn find(&self, id: FamilyId) -> Result<Option<Arc<Document>>, MongoError> {
         let lead = match self.family_reads.join(id, |_| true).await {
             Join::Shared(found) => return Ok(found),
@@ -133,9 +132,9 @@ impl Shared {
             .call(async move { Ok(tokens.find_one(doc! { "_id": uuid(id.0) }).await?) });
         lead.run(async {
             match read.await? {
-                // What is not there is not to be revoked. A primary that was cut off, or has just
-                // become one, may not show yet what was acknowledged; a write that changes nothing
-                // tells.
+                // A missing family must not be reported on weak evidence: a partitioned or newly
+                // elected primary may not show what was acknowledged. A write that changes nothing
+                // is certain.
                 None if !self.is_standalone => self.read_durable(id).await,
                 found => Ok(found),
             }
@@ -143,14 +142,14 @@ impl Shared {
         .await
     }
 
-    /// The family, by a write that changes nothing: what it finds is what the majority will have
-    /// kept when it answers.
+    /// Reads a family by a write that changes nothing: its result is what the majority has once it
+    /// returns.
     pub(super) async fn read_durable(&self, id: FamilyId) -> Result<Option<Document>, MongoError> {
         self.change_family(doc! { "_id": uuid(id.0) }, vec![doc! { "$set": { "_id": "$_id" } }])
             .await
     }
 
-    /// The family as it is after the update.
+    /// Applies an update; returns the family after it.
     pub(super) async fn change_family(
         &self,
         filter: Document,
@@ -165,7 +164,7 @@ impl Shared {
         self.connection.call(change).await
     }
 
-    /// Ends a family where it lies, or remembers an end of one that is gone.
+    /// Ends a stored family, or stores the revocation of a deleted one.
     pub(crate) async fn end(
         &self,
         id: FamilyId,
@@ -183,9 +182,9 @@ impl Shared {
 }
 
 impl Shared {
-    /// Forgets up to `limit` families that can never stand again. Of one that was ended and must be
-    /// remembered, the revocation stays: it is written before the family goes, so that a crash in
-    /// between leaves both.
+    /// Deletes up to `limit` families that can never be valid again. If the end of one must be
+    /// remembered longer, its revocation is written before the family is deleted, so that a crash
+    /// in between leaves both.
     pub(super) async fn sweep_families(
         &self,
         now: Timestamp,
@@ -202,7 +201,7 @@ impl Shared {
         if room == 0 {
             return Ok(gone);
         }
-        // Those whose event is still on its way stay for the next time.
+        // Those with an entry in the outbox stay for the next sweep.
         let dead = expired_filter(
             "ends_at",
             now,
@@ -215,8 +214,8 @@ impl Shared {
             if let Some(until) = ended_until(document)?.filter(|until| now < *until) {
                 self.keep_revocation(ended(id, until)).await?;
             }
-            // A revocation in the same breath would have made the time longer: then it goes another
-            // time.
+            // A concurrent revocation may have extended the time: then the family stays for the
+            // next sweep.
             let filter = doc! {
                 "_id": uuid(id.0),
                 "ended_until": document.get("ended_until").cloned(),

@@ -20,14 +20,14 @@ use crate::{
     },
 };
 
-/// Longer than anything lives; keeps sums of dates within what MongoDB can add.
+/// Longer than any family lives; keeps sums of dates within MongoDB's range.
 const IDLE_MAX: Duration = Duration::from_secs(100 * 366 * 86_400);
 
 pub(crate) fn owner(id: FamilyId) -> OutboxOwner {
     OutboxOwner { collection: TOKENS, id: uuid(id.0) }
 }
 
-/// Ends a family, or remembers longer that it was ended.
+/// Update that ends a family, or extends the time for which its end is remembered.
 pub(crate) fn end(
     id: FamilyId,
     audited: &AuditedChange,
@@ -46,12 +46,12 @@ pub(crate) fn end(
     vec![doc! { "$set": set }]
 }
 
-/// Until when the end of a family must be remembered; `None` if it was not ended.
+/// Time until which the end of a family must be remembered; `None` if it was not ended.
 pub(crate) fn ended_until(document: &Document) -> Result<Option<Timestamp>, MongoError> {
     Fields::of("refresh family", document).find_time("ended_until")
 }
 
-/// What a family that is still there and was ended stands for.
+/// Revocation of a family that was ended and is still stored.
 pub(crate) fn revocation_of_family(document: &Document) -> Result<Revocation, MongoError> {
     let fields = Fields::of("refresh family", document);
     Ok(Revocation {
@@ -60,7 +60,7 @@ pub(crate) fn revocation_of_family(document: &Document) -> Result<Revocation, Mo
     })
 }
 
-/// What never changes.
+/// Fields that never change.
 #[derive(Serialize, Deserialize)]
 struct Body {
     tenant: TenantId,
@@ -72,7 +72,7 @@ struct Body {
     idle: Duration,
 }
 
-/// Without operation and outbox.
+/// Encodes a family without operation id and outbox.
 pub(crate) fn encoded(family: &Family) -> Result<Document, MongoError> {
     let Family { tenant, subject, scopes, audience, epochs, opened_at, idle, .. } = family.clone();
     let body = encode(

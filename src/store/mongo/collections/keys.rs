@@ -22,7 +22,7 @@ use crate::{
     },
 };
 
-/// Its `_id`.
+/// `_id` of the keyset.
 pub(crate) const KEYSET: &str = "keyset";
 
 #[async_trait]
@@ -44,8 +44,8 @@ impl KeyStore for Mongo {
 }
 
 impl Shared {
-    /// A keyset that was read; `None` for one that cannot be read, which is logged once: the last
-    /// genuine one stays in use.
+    /// Keyset that was read; `None` for an unreadable one, which is logged once: the last authentic
+    /// keyset stays in use.
     pub(crate) fn readable(&self, keyset: Result<Keyset, MongoError>) -> Option<Keyset> {
         let is_known = self.keyset_unread.swap(keyset.is_err(), SeqCst);
         keyset
@@ -64,8 +64,8 @@ impl Shared {
     ) -> Result<Write, MongoError> {
         let Some(before) = before(keyset.revision) else { return Ok(Write::Stale) };
         let audited = self.audited_change([event])?;
-        // There is none of revision 0: the first one is inserted, unless there is one, which then
-        // has its `_id`.
+        // No keyset has revision 0: the first one is inserted, unless there is one, which then has
+        // its `_id`.
         let filter = doc! { "_id": KEYSET, "revision": count(before) };
         let set = doc! { "revision": count(keyset.revision), "keyset": encode("keyset", keyset)?, "op": audited.operation() };
         let owner = OutboxOwner { collection: SIGNING_KEYS, id: KEYSET.into() };
@@ -93,7 +93,7 @@ impl Shared {
     }
 }
 
-/// Counts and says that what is in the keyset's place is none.
+/// Counts and logs a document that is no authentic keyset.
 pub(crate) fn log_refused(fault: &MongoError) {
     metrics::counter!("jeton_keyset_refused_total").increment(1);
     tracing::error!(%fault, "refused the store's keyset: the last genuine one stays in use");

@@ -1,5 +1,5 @@
-//! Changes that need a proof. Proof and change lie in different documents, so this is two steps:
-//! everything the proof rests on is read, then the change is written. Nothing else happens in
+//! Changes that need a proof. Proof and change are in different documents, so this takes two steps:
+//! everything that the proof rests on is read, then the change is written. Nothing else happens in
 //! between.
 
 use async_trait::async_trait;
@@ -42,7 +42,7 @@ impl ProofStore for Mongo {
 }
 
 impl Shared {
-    /// Returns true if a proof holds by what the majority keeps now. The reads go out together.
+    /// Returns true if a proof holds by the majority's current data. The reads run concurrently.
     async fn holds(&self, proof: &Proof) -> Result<bool, MongoError> {
         let client =
             self.latest(CLIENTS, doc! { "_id": proof.client().as_str(), "deleted": false });
@@ -65,7 +65,7 @@ impl Shared {
         Ok(token.epochs.reach(current) && token.holds_under(keyset.as_ref()))
     }
 
-    /// An epoch that has a document of its own.
+    /// Epoch with a document of its own: a tenant's or a subject's.
     async fn epoch(&self, of: EpochOf) -> Result<u64, MongoError> {
         let (_, id, field) = revocation_document::epoch_location(&of);
         epoch_in(self.latest(EPOCHS, doc! { "_id": id }).await?.as_ref(), field)
@@ -80,7 +80,7 @@ impl Shared {
             {
                 return Ok(true);
             }
-            // A family that is there says itself that it was ended.
+            // A stored family carries its end itself.
             if let Revoked::Family(FamilyId(id)) = ender
                 && self.latest(TOKENS, doc! { "_id": uuid(id), "ended": true }).await?.is_some()
             {
@@ -138,7 +138,7 @@ fn is_unchanged_for(proof: &Proof, client: Option<&Document>) -> Result<bool, Mo
     Ok(proof.holds_for(client.as_ref()))
 }
 
-/// 0 where it was never raised.
+/// Value of an epoch; 0 if it was never raised.
 fn epoch_in(document: Option<&Document>, field: &str) -> Result<u64, MongoError> {
     match document.filter(|document| document.contains_key(field)) {
         Some(document) => Fields::of("epoch", document).count(field),

@@ -13,8 +13,8 @@ use crate::{
     },
 };
 
-/// The `_id` of a revocation: with its kind, so that a token and a family of one id are two things
-/// (N04).
+/// `_id` of a revocation. Contains its kind, so that a token and a family with the same id do not
+/// collide (N04).
 pub(crate) fn document_id(revoked: Revoked) -> String {
     match revoked {
         Revoked::Token(Jti(id)) => format!("token:{id}"),
@@ -33,7 +33,7 @@ pub(crate) fn revoked_of(key: &str) -> Result<Revoked, MongoError> {
     }
 }
 
-/// Where an epoch is kept: collection, `_id` and field.
+/// Location of an epoch: collection, `_id` and field.
 pub(crate) fn epoch_location(of: &EpochOf) -> (&'static str, String, &'static str) {
     match of {
         EpochOf::Tenant(tenant) => (EPOCHS, format!("tenant:{tenant}"), "value"),
@@ -42,7 +42,7 @@ pub(crate) fn epoch_location(of: &EpochOf) -> (&'static str, String, &'static st
     }
 }
 
-/// Whose epoch a document of `epochs` is.
+/// Parses the `_id` of a document of `epochs`.
 pub(crate) fn epoch_of(key: &str) -> Result<EpochOf, MongoError> {
     let wrong = || MongoError::malformed("epoch", "its _id is not ours");
     match key.split_once(':').ok_or_else(wrong)? {

@@ -1,5 +1,5 @@
-//! What was ended: single tokens and families that are gone in `revocations`, families that are
-//! there in `tokens`, and epochs.
+//! Revocations: single tokens and deleted families in `revocations`, stored families in `tokens`,
+//! and epochs.
 
 use std::sync::Arc;
 
@@ -33,9 +33,9 @@ use crate::{
     },
 };
 
-/// How far the clocks of nodes may be apart.
+/// Clock difference that is allowed between nodes.
 const SKEW_MS: i64 = 3_600_000;
-/// How often a write is tried again that met another one making the same document.
+/// Attempts at an upsert that races with the creation of the same document.
 const ATTEMPTS_MAX: usize = 8;
 
 #[async_trait]
@@ -52,8 +52,8 @@ impl RevocationStore for Mongo {
 
     async fn follow(&self, now: Timestamp, follower: Arc<dyn Follower>) -> Result<Snapshot> {
         self.shared.observe_time(now);
-        // First among the hearers, then the state as it is behind a write of our own: what is
-        // committed in between is heard.
+        // Subscribed before the snapshot is read behind a write of our own: a change that is
+        // committed in between is notified.
         self.shared.feed.subscribe(follower.clone());
         let at = Instant::now();
         let FullSnapshot { mut snapshot, keyset } = self.shared.read_snapshot().await?;
@@ -95,8 +95,8 @@ impl Shared {
         let outbox = audited.push(&owner);
         let mut update = doc! { "$inc": { field: 1_i64 }, "$set": { "op": audited.operation() }, "$push": { "outbox": outbox } };
         if collection == CLIENTS {
-            // A client that is not there has an epoch all the same: whoever takes its name begins
-            // behind it.
+            // A client that does not exist has an epoch all the same: the next client of its id
+            // continues after it.
             update.insert("$setOnInsert", doc! { "deleted": true });
         }
         let found = self.upsert(collection, doc! { "_id": id }, update).await?;
@@ -119,7 +119,7 @@ impl Shared {
             gone.saturating_add(self.forget_ended_families(now, limit.saturating_sub(gone)).await?);
         gone = gone.saturating_add(self.sweep_families(now, limit.saturating_sub(gone)).await?);
         let counters = self.connection.collection(RATE_LIMITS);
-        // A node whose clock is ahead must not take the windows that others still count in.
+        // A node whose clock is ahead must not delete windows that others still count in.
         let mut expired = expired_filter("until", now, doc! {});
         expired.insert("$expr", doc! { "$lte": ["$until", { "$subtract": ["$$NOW", SKEW_MS] }] });
         let swept =
@@ -127,7 +127,7 @@ impl Shared {
         Ok(gone.saturating_add(usize::try_from(swept.deleted_count).unwrap_or(usize::MAX)))
     }
 
-    /// Keeps a revocation where no family keeps it.
+    /// Stores a revocation that no family document carries.
     pub(super) async fn insert_revocation(
         &self,
         revocation: Revocation,
@@ -146,7 +146,7 @@ impl Shared {
         self.record_and_notify(audited, owner, vec![Change::Revoked(revocation)]).await
     }
 
-    /// The same without a record and without telling: it was told when the family was ended.
+    /// Stores a revocation without record or notification: both happened when the family was ended.
     pub(crate) async fn keep_revocation(&self, revocation: Revocation) -> Result<(), MongoError> {
         let update = doc! { "$max": { "until": date(revocation.until) } };
         self.upsert(REVOCATIONS, doc! { "_id": document_id(revocation.revoked) }, update)
@@ -154,7 +154,7 @@ impl Shared {
             .map(drop)
     }
 
-    /// The document as it is after the update, made if it was not there.
+    /// Upserts a document; returns it after the update.
     async fn upsert(
         &self,
         collection: &'static str,
@@ -172,7 +172,7 @@ impl Shared {
                 Ok(after.projection(doc! { "outbox": 0 }).await?)
             };
             match self.connection.call(write).await {
-                // Two made it at once: the second time it is there.
+                // Two upserts created it at once: the next attempt finds it.
                 Err(fault) if fault.is_duplicate() => {}
                 outcome => {
                     return outcome?.ok_or_else(|| {
@@ -184,7 +184,7 @@ impl Shared {
         Err(MongoError::TooManyPending)
     }
 
-    /// Forgets that families were ended, where no token of theirs can stand any more.
+    /// Clears the end of families whose tokens have all expired.
     async fn forget_ended_families(
         &self,
         now: Timestamp,

@@ -1,9 +1,22 @@
-//! The rotation of a refresh token (RFC 9700 section 4.14.2): one conditional write, and what to
-//! say where it finds nothing.
+//! Rotation of a refresh token (RFC 9700 section 4.14.2): one compare-and-set write, and the
+//! verdict if it finds nothing. The rule is in `store::rotation`.
 //!
-//! A call that gives out a token leaves a mark in `last.unanswered`, its outbox entry's id, which
-//! goes when its caller was answered (`outbox_cleaner`). Marks that stay are of calls that no caller
-//! got an answer to.
+//! A call that gives out a token sets a mark: the id of its outbox entry in `last.unanswered`. A
+//! mark that stays belongs to a call whose caller got no answer; such a call may be repeated once,
+//! however long the database was unavailable.
+//!
+//! | mark | event | next | who |
+//! |--|--|--|--|
+//! | unmarked | a token is given out, for the first time or again | marked, in the same write as the outbox entry | `rotate_current` and `repeat` here |
+//! | marked | the caller's future got its answer | answered: known to this process only, no longer counted by `last` | `families` calls `OutboxCleaner::answered` |
+//! | answered | the cleaner's next batch | unmarked, in the same write as the removal of the entry if that is recorded | `outbox_cleaner`, `clear_unanswered` |
+//! | marked | recovery finds the entry recorded in time by its own node, of another process | answered: that process in all likelihood did | `recovery` |
+//! | marked | the caller is gone before its answer; the record is marked `late` | marked; the entry alone is removed | `chain_writer`, `outbox_cleaner` |
+//! | marked | the token is presented after the grace, and every call is marked | marked by the new call alone; grace and count begin anew | `repeat` here |
+//! | any | the next generation is given out | marked by that call alone | `rotate_current` here |
+//!
+//! An entry whose caller was answered stays in its outbox until its mark is removed
+//! (`CleanupBatch::skip_still_marked`), since recovery finds the mark only by the entry.
 
 use std::{
     sync::{Arc, Weak},
@@ -34,34 +47,34 @@ use crate::{
     },
 };
 
-/// How often a rotation that others overtook is judged anew.
+/// Attempts of a rotation that others overtake.
 const ATTEMPTS_MAX: usize = 16;
-/// Between two looks at a family whose last calls may or may not have been answered.
+/// Delay between two reads of a family whose last calls may or may not have been answered.
 const ANSWER_POLL: Duration = Duration::from_millis(100);
 
-/// Outcome of a caller's turn at a family.
+/// Outcome of one attempt at a family.
 enum Attempt {
-    /// Its token was spent, or given again: the family as it is now, and the record that is due.
+    /// Token rotated or repeated: the family after the write, and the change to be recorded.
     Granted(Verdict, Arc<Document>, AuditedChange),
     /// Neither: the family as it was found after this call began.
     NotGranted(Option<Arc<Document>>),
 }
 
-/// A verdict, and what it was made from.
+/// Verdict, and the state that it rests on.
 struct Judged {
     verdict: Verdict,
     family: Option<Family>,
     last: Last,
-    /// Whether the document's marks are of the current generation.
+    /// True if the document's marks belong to the current generation.
     has_marks: bool,
 }
 
-/// A call of Refresh on its way.
+/// Call of Refresh in progress.
 pub(super) struct RefreshCall<'a> {
     pub(super) rotate: &'a Rotate,
     pub(crate) stamp: &'a Stamp,
     pub(super) jti: &'a str,
-    /// Gone when the caller has its answer, or waits no more.
+    /// Liveness of the caller: dead once it has its answer or waits no longer.
     pub(crate) caller: &'a Weak<()>,
 }
 
@@ -72,8 +85,8 @@ impl RefreshCall<'_> {
 }
 
 impl Shared {
-    /// With the outbox entry of a call that gives out a token, which is marked as not answered
-    /// until it is.
+    /// Rotates or repeats; with the outbox entry of a call that gave out a token, which stays
+    /// marked as unanswered until its caller has the answer.
     pub(super) async fn rotate(
         &self,
         call: &RefreshCall<'_>,
@@ -98,8 +111,8 @@ impl Shared {
             match (verdict, family) {
                 // Others changed the family in between.
                 (Verdict::Rotate | Verdict::Repeat, _) => tries += 1,
-                // Its callers may yet be answered, or may have failed with the store: that shows
-                // when the marks go, or stay.
+                // Their callers may yet be answered, or the store failed in between: the marks will
+                // go, or stay.
                 (Verdict::Refuse, Some(family)) if last.answered(&family.answers) == 0 => {
                     if call.is_abandoned() {
                         return Err(MongoError::Timeout(self.connection.deadline()));
@@ -127,8 +140,8 @@ impl Shared {
         family: Family,
     ) -> Result<Option<Rotation>, MongoError> {
         let rotate = call.rotate;
-        // The late echo of a call that was given up, and made again elsewhere since: nobody's
-        // reuse.
+        // The caller is gone and may already have retried on another node. Treating this as reuse
+        // would end its family, so fail with a timeout.
         if rotate.lawful && call.is_abandoned() {
             return Err(MongoError::Timeout(self.connection.deadline()));
         }
@@ -157,13 +170,12 @@ impl Shared {
         }))
     }
 
-    /// Spends the token, if it is the current one, or gives its successor again; of those who come
-    /// at the same time on this node, one tries at a time. What nothing is given for, all are told
-    /// by one look.
+    /// Rotates the current token, or repeats its successor; of concurrent callers on this node one
+    /// tries at a time. A result that grants nothing is shared by all of them.
     async fn attempt(&self, call: &RefreshCall<'_>) -> Result<Attempt, MongoError> {
         let (rotate, deadline) = (call.rotate, self.connection.deadline());
         let grants = |judged: &Judged| matches!(judged.verdict, Verdict::Rotate | Verdict::Repeat);
-        // Whoever may be given a token has to try.
+        // A caller that may be granted a token has to try itself.
         let is_usable = |found: Option<&Document>| {
             !self.judge(rotate, found).is_ok_and(|judged| grants(&judged))
         };
@@ -175,8 +187,8 @@ impl Shared {
         if rotate.lawful && call.is_abandoned() {
             return Err(MongoError::Timeout(deadline));
         }
-        // The write itself judges: by what was seen last, or else as if the token were the current
-        // one, which is the usual case.
+        // The write itself decides: by the last result, else as if the token were the current one,
+        // which is the usual case.
         let seen = lead.last_result();
         let is_gone = seen
             .as_ref()
@@ -205,8 +217,8 @@ impl Shared {
         Ok(Attempt::NotGranted(found))
     }
 
-    /// Goes one generation on, if the filter finds what [`Rotate::judge`] calls
-    /// [`Verdict::Rotate`].
+    /// Advances the family by one generation, if the filter finds the state for which
+    /// [`Rotate::judge`] says [`Verdict::Rotate`].
     async fn rotate_current(
         &self,
         call: &RefreshCall<'_>,
@@ -219,7 +231,7 @@ impl Shared {
         Ok(found.map(|found| (Verdict::Rotate, Arc::new(found), audited)))
     }
 
-    /// Gives the successor again, if no other call was given it since this was judged.
+    /// Gives out the successor again, if no other call got it since the judgement.
     async fn repeat(
         &self,
         call: &RefreshCall<'_>,
@@ -238,7 +250,7 @@ impl Shared {
             "ended_at": null,
         };
         if is_late {
-            // None of them was answered meanwhile either.
+            // Nor was any of them answered meanwhile.
             filter.insert("last.unanswered", doc! { "$size": i64::from(family.answers.given) });
         }
         let kept = if judged.has_marks && !is_late {
@@ -252,7 +264,7 @@ impl Shared {
             "answers.repeated_by": { "$literal": stamp.peer.as_ref() },
             "last": {
                 "generation": i64::from(family.generation),
-                // The grace begins with the rotation; anew, where no caller was answered in it.
+                // The grace begins with the rotation; anew if no caller was answered in it.
                 "at": date(if is_late { rotate.agreed } else { judged.last.at }),
                 "unanswered": { "$concatArrays": [kept, answer_mark(&audited)] },
             },
@@ -263,7 +275,7 @@ impl Shared {
         Ok(found.map(|found| (Verdict::Repeat, Arc::new(found), audited)))
     }
 
-    /// The verdict on what was found.
+    /// Judges a family as it was found.
     fn judge(&self, rotate: &Rotate, found: Option<&Document>) -> Result<Judged, MongoError> {
         let Some(found) = found else {
             let last = Last { at: rotate.agreed, unanswered: 0 };
@@ -274,8 +286,8 @@ impl Shared {
         Ok(Judged { verdict: rotate.judge(&family, last), family: Some(family), last, has_marks })
     }
 
-    /// The rotation that the current generation came of. There is none of a family that came with
-    /// an import: then its own time has to do.
+    /// State of the rotation that led to the current generation. An imported family has none: its
+    /// own time is used instead.
     fn last(&self, document: &Document, family: &Family) -> Result<(Last, bool), MongoError> {
         let own = Last { at: family.rotated_at, unanswered: 0 };
         let Some(last) = document.get("last").and_then(Bson::as_document) else {
@@ -298,13 +310,13 @@ impl Shared {
     }
 }
 
-/// The mark of a call that is on its way.
+/// Mark of a call in progress.
 fn answer_mark(audited: &AuditedChange) -> Bson {
     audited.entries.first().map(|entry| uuid(entry.id)).into_iter().collect::<Vec<_>>().into()
 }
 
-/// Whether the current generation was answered more than once, as an expression. An answer that
-/// this node gave and did not come to take the mark of is not among them.
+/// Expression: true if the current generation was answered more than once. An answered call whose
+/// mark this node has not yet removed is not counted.
 fn is_repeated() -> Document {
     let marks = doc! { "$cond": [
         { "$eq": ["$last.generation", "$generation"] },
@@ -314,7 +326,7 @@ fn is_repeated() -> Document {
     doc! { "$gt": [{ "$subtract": ["$answers.given", marks] }, 1] }
 }
 
-/// A family whose current token is the one presented, and which is not shared.
+/// Filter for a family whose current token is the one presented, and which is not shared.
 fn current(rotate: &Rotate) -> Document {
     let ran = doc! { "$gte": ["$answers.running", i64::from(RUNNING) - 1] };
     doc! {
@@ -341,8 +353,8 @@ fn rotated(rotate: &Rotate, stamp: &Stamp, audited: &AuditedChange) -> Vec<Docum
         "last": {
             "generation": next,
             "at": date(rotate.agreed),
-            // The entry goes out of the outbox, whoever records it; this stays until the caller was
-            // answered.
+            // The entry leaves the outbox once any node has recorded it; this mark stays until the
+            // caller was answered.
             "unanswered": answer_mark(audited),
         },
         "ends_at": { "$min": ["$expires_at", { "$add": [now, "$idle_ms"] }] },

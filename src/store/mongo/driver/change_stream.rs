@@ -1,7 +1,7 @@
-//! A change stream, batch by batch. Not the driver's own: where the way breaks off, that one takes
-//! itself up again, and if its first attempt fails too, the second has forgotten where it was and
-//! goes on from now (driver 3.9.1). What came in between is lost, and nobody is told. Here a stream
-//! is one cursor and ends with it; whoever reads takes up another one where it was.
+//! Change stream, read batch by batch. The driver's own stream resumes by itself after a break, and
+//! if its first attempt fails too, the second has lost the resume token and starts from now (driver
+//! 3.9.1): changes in between are lost without notice. Here a stream is one cursor and ends with
+//! it; the reader opens another one at its resume token.
 
 use std::time::Duration;
 
@@ -13,37 +13,37 @@ use mongodb::{
 
 use super::{codec::lenient, connection::Connection, error::MongoError};
 
-/// How long the server waits for something to tell.
+/// Time that the server waits for an event before it sends an empty batch.
 const AWAIT_TIME: Duration = Duration::from_millis(500);
 
-/// How often in a row the server may refuse a place before that is given up.
+/// Consecutive refusals of a resume token by the server before it is given up.
 pub(crate) const REFUSALS_MAX: u32 = 10;
 
-/// A stream that is open.
+/// Open stream.
 pub(crate) struct Stream {
     cursor: RawBatchCursor,
     is_first: bool,
 }
 
-/// What came.
+/// Batch of events.
 pub(crate) struct Batch {
-    /// None, if nothing came for a while.
+    /// Empty if there was no event for [`AWAIT_TIME`].
     pub(crate) events: Vec<Document>,
-    /// Behind them.
+    /// Position after them.
     pub(crate) resume_token: ResumeToken,
-    /// Whether the server goes on from there. The first batch is there at once, and mostly empty:
-    /// that says little.
+    /// True if the server continues from there. The first batch comes at once and is mostly empty:
+    /// that proves little.
     pub(crate) is_resumable: bool,
 }
 
-/// Where a stream can be taken up: a resume token.
+/// Resume token: position at which a stream can be opened again.
 #[derive(Clone)]
 pub(crate) struct ResumeToken(Document);
 
 impl Stream {
-    /// Of a collection or of the whole database, from a place on, else from now on; what the
-    /// pipeline lets through. Must not be dropped before it is done, as no operation of the driver
-    /// must.
+    /// Opens a stream over a collection or the whole database, at a resume token or from now on,
+    /// with the events that the pipeline passes. Like every driver future it must not be dropped in
+    /// flight.
     pub(crate) async fn open(
         connection: &Connection,
         collection: Option<&str>,
@@ -69,8 +69,8 @@ impl Stream {
         Ok(Self { cursor, is_first: true })
     }
 
-    /// What came next; `None` where the server has ended the stream. As for [`Self::open`], not to
-    /// be dropped in flight.
+    /// Reads the next batch; `None` if the server has ended the stream. Not to be dropped in
+    /// flight, as [`Self::open`].
     pub(crate) async fn next(&mut self) -> Result<Option<Batch>, MongoError> {
         let Some(batch) = self.cursor.next().await.transpose()? else { return Ok(None) };
         let wrong =

@@ -1,5 +1,5 @@
-//! Between the model and BSON. Times are BSON dates, ids BSON UUIDs, so that an operator's shell
-//! shows them as what they are.
+//! Conversion between the model and BSON. Times are BSON dates and ids BSON UUIDs, so that an
+//! operator's shell displays them as such.
 
 use mongodb::bson::{
     Binary, Bson, DateTime, Document, RawArray, RawBson, RawDocument, Utf8Lossy,
@@ -23,12 +23,13 @@ pub(crate) fn bytes(bytes: &[u8]) -> Bson {
     Bson::Binary(Binary { subtype: BinarySubtype::Generic, bytes: bytes.to_vec() })
 }
 
-/// A count or revision. MongoDB knows no unsigned numbers; ours do not come near the bound.
+/// Encodes a count or revision. MongoDB has no unsigned integers; these values stay far below the
+/// bound.
 pub(crate) fn count(count: u64) -> Bson {
     Bson::Int64(i64::try_from(count).unwrap_or(i64::MAX))
 }
 
-/// The revision a write of this one must find; `None` where there can be none.
+/// Revision that a write of this one must find; `None` if there can be none.
 pub(crate) fn before(revision: u64) -> Option<u64> {
     i64::try_from(revision).ok()?;
     revision.checked_sub(1)
@@ -38,9 +39,9 @@ pub(crate) fn encode<T: Serialize>(what: &'static str, value: &T) -> Result<Bson
     serialize_to_bson(value).map_err(|error| MongoError::malformed(what, error))
 }
 
-/// Reads a document whatever was put into it: text that is no UTF-8 has U+FFFD in it, a field that
-/// cannot be read is left out, and an element of a list that cannot be read is null. An `_id` that
-/// is not UTF-8 is left out too: no document could be found by the text that would stand for it.
+/// Decodes a document with whatever content: invalid UTF-8 becomes U+FFFD, an unreadable field is
+/// left out, and an unreadable element of an array is null. An `_id` that is not UTF-8 is left out
+/// too: no query would find the document by the replacement text.
 pub(crate) fn lenient(raw: &RawDocument) -> Document {
     let mut document = lossy(raw).unwrap_or_else(|| {
         let fields = raw.iter_elements().map_while(Result::ok);
@@ -67,7 +68,7 @@ pub(crate) fn lenient(raw: &RawDocument) -> Document {
     document
 }
 
-/// The elements of a list, each read by itself; `None` for one that cannot be read.
+/// Elements of an array, each read by itself; `None` for an unreadable one.
 pub(crate) fn elements(list: &RawArray) -> impl Iterator<Item = Option<Bson>> {
     list.iter_elements().map_while(Result::ok).map(|element| {
         let value = element.value_utf8_lossy().ok()?;
@@ -83,7 +84,7 @@ fn lossy(raw: &RawDocument) -> Option<Document> {
     Utf8Lossy::<Document>::try_from(raw).ok().map(|Utf8Lossy(document)| document)
 }
 
-/// A document of this kind, read field by field.
+/// Document of this kind, read field by field.
 pub(crate) struct Fields<'a> {
     what: &'static str,
     document: &'a Document,
@@ -98,7 +99,7 @@ impl<'a> Fields<'a> {
         self.find(key).ok_or_else(|| self.wrong(key))
     }
 
-    /// `None` where it is missing or null.
+    /// Field's value; `None` if it is missing or null.
     pub(crate) fn find(&self, key: &str) -> Option<&'a Bson> {
         self.document.get(key).filter(|value| !matches!(value, Bson::Null))
     }

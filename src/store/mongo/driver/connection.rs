@@ -1,5 +1,5 @@
-//! The way to the database. The driver's futures must not be dropped in flight, and callers come
-//! and go: so every operation runs in a task of its own, and only the waiting for it ends at the
+//! Connection to the database. The driver's futures must not be dropped in flight, while callers
+//! may disconnect: every operation runs in a task of its own, and only the wait for it ends at the
 //! deadline.
 
 use std::{future::Future, sync::Arc, time::Duration};
@@ -16,21 +16,21 @@ use tokio::{
 
 use super::error::{MongoError, OpenError};
 
-/// Operations on their way at once, those whose callers have given up included; more are refused.
+/// Operations in flight, those of callers that gave up included; further ones are refused.
 const IN_FLIGHT_MAX: usize = 2_048;
-/// What the database is called where the address names none.
+/// Name of the database if the address names none.
 const DATABASE: &str = "jeton";
-/// Connections to each server, and how many of them are opened at once, where the address does not
-/// say.
+/// Connections to each server, and how many of them open at once, unless the address says
+/// otherwise.
 const POOL_MAX: u32 = 100;
 const CONNECTING_MAX: u32 = 8;
-/// How often each server is looked at, and how long a connection may take to be made.
+/// Interval of the driver's server checks, and timeout for a new connection.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a connection that nobody needs is kept.
+/// Time after which an idle connection is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A database, reached over the driver's pool.
+/// Database behind the driver's pool.
 pub(crate) struct Connection {
     client: Client,
     database: Database,
@@ -39,7 +39,7 @@ pub(crate) struct Connection {
     state: watch::Sender<State>,
 }
 
-/// Whether the way is open.
+/// State of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Open,
@@ -49,7 +49,7 @@ enum State {
 }
 
 impl Connection {
-    /// Reads the address. Nothing is sent yet.
+    /// Parses the address. Sends nothing yet.
     pub(crate) async fn new(uri: &str, deadline: Duration) -> Result<Self, OpenError> {
         let mut options = parse_options(uri).await?;
         let name = options.default_database.clone().unwrap_or_else(|| DATABASE.to_owned());
@@ -58,11 +58,11 @@ impl Connection {
         options.max_connecting.get_or_insert(CONNECTING_MAX);
         options.connect_timeout.get_or_insert(CONNECT_TIMEOUT);
         options.heartbeat_freq.get_or_insert(HEARTBEAT_INTERVAL);
-        // What a stall has opened goes again.
+        // Closes connections that a stall has opened.
         options.max_idle_time.get_or_insert(IDLE_TIMEOUT);
-        // An operation that finds no server ends by itself before its caller gives up.
+        // An operation that finds no server fails by itself before its caller gives up.
         options.server_selection_timeout.get_or_insert_with(|| deadline.mul_f32(0.75));
-        // An address must not weaken what an answer means.
+        // The address must not weaken the guarantees of an answer.
         (options.write_concern, options.read_concern, options.selection_criteria) =
             (None, None, None);
         let client = Client::with_options(options)
@@ -98,12 +98,12 @@ impl Connection {
         self.deadline
     }
 
-    /// A collection: written by majority and journal, read at majority, from the primary.
+    /// Collection with majority and journaled writes, and majority reads from the primary.
     pub(crate) fn collection(&self, name: &str) -> Collection<Document> {
         self.database.collection(name)
     }
 
-    /// Carries out an operation; whatever becomes of the caller, it is not cut off.
+    /// Runs an operation to completion, even if the caller is dropped.
     pub(crate) async fn call<T: Send + 'static>(
         &self,
         operation: impl Future<Output = Result<T, MongoError>> + Send + 'static,
@@ -111,7 +111,7 @@ impl Connection {
         self.within(self.deadline, operation).await
     }
 
-    /// The same, with a deadline of its own.
+    /// Runs an operation as [`Self::call`] does, with its own deadline.
     pub(crate) async fn within<T: Send + 'static>(
         &self,
         deadline: Duration,
@@ -131,7 +131,7 @@ impl Connection {
         });
         match timeout(deadline, task).await {
             Ok(Ok(outcome)) => outcome,
-            // The task panicked, or the runtime is ending.
+            // The task panicked, or the runtime is shutting down.
             Ok(Err(_)) => Err(MongoError::Closed),
             Err(_) => Err(MongoError::Timeout(deadline)),
         }
@@ -141,12 +141,12 @@ impl Connection {
         *self.state.borrow() != State::Open
     }
 
-    /// Refuses whatever comes from now on: another process took over.
+    /// Refuses further operations: another process took this node's name.
     pub(crate) fn close_name_taken(&self) {
         self.close_as(State::NameTaken);
     }
 
-    /// Refuses whatever comes from now on.
+    /// Refuses further operations.
     pub(crate) fn close(&self) {
         self.close_as(State::Closed);
     }
@@ -161,7 +161,7 @@ impl Connection {
         });
     }
 
-    /// Waits until the way is closed; whether because another process took over.
+    /// Waits until the connection is closed. Returns true if another process took this node's name.
     pub(crate) async fn closed(&self) -> bool {
         let mut state = self.state.subscribe();
         let closed = state.wait_for(|state| *state != State::Open).await;
@@ -169,7 +169,7 @@ impl Connection {
     }
 }
 
-/// What an address says.
+/// Parses an address.
 pub(crate) async fn parse_options(uri: &str) -> Result<ClientOptions, OpenError> {
     let error = match ClientOptions::parse(uri).await {
         Ok(options) => return Ok(options),
@@ -193,13 +193,13 @@ fn is_tls_file_error(error: &mongodb::error::Error) -> bool {
     matches!(*error.kind, mongodb::error::ErrorKind::InvalidTlsConfig { .. })
 }
 
-/// Between two attempts, or two looks.
+/// Waits between two attempts or two rounds.
 #[expect(clippy::disallowed_methods, reason = "what is waited for is another machine")]
 pub(crate) async fn pause(time: Duration) {
     tokio::time::sleep(time).await;
 }
 
-/// What is wrong with an address, without its text: the driver repeats parts of it.
+/// Describes the problem of an address without its text, which the driver repeats in part.
 fn describe_address_error(error: &mongodb::error::Error) -> String {
     if is_tls_file_error(error) {
         return "its TLS options do not fit, or name a file that cannot be read".to_owned();

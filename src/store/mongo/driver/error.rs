@@ -1,4 +1,4 @@
-//! What can go wrong with a database that is elsewhere.
+//! Errors of the MongoDB store.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,64 +6,64 @@ use mongodb::error::{Error, ErrorKind, WriteFailure};
 
 use crate::store::StoreError;
 
-/// MongoDB's codes for a key that is taken, and for what a change stream cannot be resumed after.
+/// MongoDB's codes for a duplicate key, and for a change stream that cannot be resumed.
 const DUPLICATE_KEY: i32 = 11_000;
 const HISTORY_LOST: [i32; 5] = [286, 280, 260, 222, 136];
-/// MongoDB's codes for credentials that are wrong, and for a user that may not.
+/// MongoDB's codes for wrong credentials, and for a user without the right.
 const AUTHENTICATION_FAILED: i32 = 18;
 const UNAUTHORIZED: i32 = 13;
 
-/// Why a database could not be opened.
+/// Error of opening a database.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The address cannot be understood. Says what is wrong with it, never the address: it may hold
-    /// a password.
+    /// Invalid address. Describes the problem and never contains the address, which may hold a
+    /// password.
     #[error("store.uri: {0}")]
     Uri(String),
-    /// The address names other servers than those that are there.
+    /// The address names a replica set that its servers do not belong to.
     #[error("store.uri: {0}")]
     WrongReplicaSet(String),
-    /// Nobody answers there, or nobody who takes writes.
+    /// No server reachable, or no primary.
     #[error("cannot reach MongoDB: {0}")]
     Unreachable(String),
-    /// The database refuses the name and password.
+    /// The database rejects the name and password.
     #[error("MongoDB refuses the credentials: {0}")]
     Credentials(String),
-    /// The database knows the user, and does not let it do what must be done.
+    /// The user is known and lacks a right that is needed.
     #[error(
         "the user of store.uri may not do what is needed: it needs the role readWrite on the \
          database"
     )]
     Forbidden,
-    /// The database is too old.
+    /// The server is too old.
     #[error("MongoDB is too old: wire version {found}, this version needs {needed} (MongoDB 4.4)")]
     TooOld {
-        /// What it speaks.
+        /// Wire version of the server.
         found: i32,
-        /// What is needed.
+        /// Wire version that is needed.
         needed: i32,
     },
-    /// It was written by a newer version of this program, which alone may write to it.
+    /// The schema was written by a newer version of this program, which alone may write to it.
     #[error("the database has schema {found}, this version knows schemas up to {known}")]
     Newer {
         /// Schema of the database.
         found: i64,
-        /// The newest schema this version knows.
+        /// Newest schema that this version supports.
         known: i64,
     },
-    /// What is there was made under another master key.
+    /// The data was sealed under another master key.
     #[error("{0} was not sealed under this master key")]
     MasterKey(String),
-    /// What is there is not what was acknowledged, or cannot be understood.
+    /// The data is not what was acknowledged, or cannot be read.
     #[error("the database is damaged: {0}")]
     Corrupt(String),
-    /// It cannot be reached, or does not do what it is asked.
+    /// A call failed or timed out during the open.
     #[error("cannot open the database")]
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 impl OpenError {
-    /// Whether trying again later may help without anybody mending the configuration.
+    /// Returns true if a later attempt may succeed without a change of the configuration.
     pub const fn is_transient(&self) -> bool {
         matches!(self, Self::Failed(_) | Self::Unreachable(_))
     }
@@ -96,56 +96,57 @@ impl From<Error> for OpenError {
     }
 }
 
-/// Why a verb could not be carried out.
+/// Error of a store operation.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum MongoError {
-    /// The driver says so. A write may have been carried out all the same.
+    /// Error of the driver. A write may have been applied all the same.
     #[error("{}", describe(.0))]
     Driver(Arc<Error>),
-    /// No answer in time; what was asked may still be carried out.
+    /// No answer in time; the operation may still be applied.
     #[error("no answer from MongoDB within {0:?}")]
     Timeout(Duration),
-    /// So many calls are waiting for MongoDB that no further one is begun.
+    /// Too many operations are in flight.
     #[error("too many calls are waiting for MongoDB")]
     TooManyPending,
-    /// The store was closed.
+    /// The store is closed.
     #[error("the store is closed")]
     Closed,
     /// Another process took this node's name, and writes its audit chain.
     #[error("another process runs under this node's name")]
     NodeNameTaken,
-    /// The server refused a command of which the driver does not judge the answer.
+    /// The server refused a command whose reply the driver does not check.
     #[error("MongoDB refused: {0}")]
     Refused(String),
-    /// A stored document cannot be understood.
+    /// A stored document cannot be read.
     #[error("{what}: {problem}")]
     Malformed {
-        /// Of which kind.
+        /// Kind of the document.
         what: &'static str,
-        /// What is wrong with it.
+        /// Description of the problem.
         problem: String,
     },
 }
 
 impl MongoError {
-    /// A document that cannot be understood.
+    /// Error for a document that cannot be read.
     pub(crate) fn malformed(what: &'static str, problem: impl std::fmt::Display) -> Self {
         Self::Malformed { what, problem: problem.to_string() }
     }
 
-    /// A write error or write concern error in an answer: its code and name, not its text, which
-    /// repeats what was written.
+    /// Error for a write error or write concern error in a reply: its code and name, not its text,
+    /// which repeats the data.
     pub(crate) fn refused(answer: &mongodb::bson::Document) -> Self {
         let name = answer.get_str("codeName").unwrap_or_default();
         Self::Refused(format!("code {} {name}", answer.get_i32("code").unwrap_or_default()))
     }
 
-    /// Whether a key was taken.
+    /// Returns true if the key exists already.
     pub(crate) fn is_duplicate(&self) -> bool {
         matches!(self, Self::Driver(error) if has_code(error, &[DUPLICATE_KEY]))
     }
 
-    /// Whether the server said so, or its answer makes no sense: not that there was none.
+    /// Returns true if the server rejected the request or sent a malformed reply; false for
+    /// timeouts and connection errors.
     pub(crate) fn is_server_reply(&self) -> bool {
         match self {
             Self::Driver(error) => matches!(*error.kind, ErrorKind::Command(_)),
@@ -154,7 +155,7 @@ impl MongoError {
         }
     }
 
-    /// Whether a change stream cannot go on from where it was.
+    /// Returns true if a change stream cannot be resumed at its token.
     pub(crate) fn is_history_lost(&self) -> bool {
         matches!(self, Self::Driver(error) if has_code(error, &HISTORY_LOST) || error.contains_label("NonResumableChangeStreamError"))
     }
@@ -170,7 +171,7 @@ impl From<MongoError> for StoreError {
     fn from(fault: MongoError) -> Self {
         match &fault {
             MongoError::Malformed { .. } => Self::Corrupt(Box::new(fault)),
-            // A member whose disk is full too: another one may have room.
+            // Includes a member with a full disk: another one may have room.
             MongoError::Driver(_)
             | MongoError::Timeout(_)
             | MongoError::TooManyPending
@@ -181,14 +182,13 @@ impl From<MongoError> for StoreError {
     }
 }
 
-/// Whether the server refused who we say we are.
+/// Returns true if the server rejected the credentials.
 fn is_authentication_error(error: &Error) -> bool {
     matches!(*error.kind, ErrorKind::Authentication { .. })
         || has_code(error, &[AUTHENTICATION_FAILED])
 }
 
-/// What the driver says, without what it repeats of the server's answer: that may repeat what was
-/// asked.
+/// Describes a driver error without the server's text, which may repeat the request.
 pub(crate) fn describe(error: &Error) -> String {
     #[expect(
         clippy::wildcard_enum_match_arm,
@@ -206,7 +206,7 @@ pub(crate) fn describe(error: &Error) -> String {
     }
 }
 
-/// Whether the server answered with one of these codes.
+/// Returns true if the server replied with one of these codes.
 pub(super) fn has_code(error: &Error, codes: &[i32]) -> bool {
     #[expect(
         clippy::wildcard_enum_match_arm,

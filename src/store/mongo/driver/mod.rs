@@ -1,5 +1,4 @@
-//! MongoDB as this store needs it: a bounded connection, its errors, documents, the schema, change
-//! streams.
+//! MongoDB driver layer: bounded connection, errors, documents, schema, queries and change streams.
 
 pub(super) mod change_stream;
 pub(super) mod codec;

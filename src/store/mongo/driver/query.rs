@@ -1,4 +1,4 @@
-//! Queries that several collections need.
+//! Queries used by several collections.
 
 use futures_util::TryStreamExt as _;
 use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
@@ -10,8 +10,8 @@ use super::{
 };
 use crate::model::Timestamp;
 
-/// What is over by this node's clock and by MongoDB's: one clock that was set wrong must not decide
-/// for everybody what is forgotten.
+/// Filter for documents that have expired by both this node's clock and MongoDB's: one wrong clock
+/// must not delete data for all nodes.
 pub(crate) fn expired_filter(field: &str, now: Timestamp, and: Document) -> Document {
     let mut filter = and;
     filter.insert(field, doc! { "$lte": date(now) });
@@ -19,7 +19,7 @@ pub(crate) fn expired_filter(field: &str, now: Timestamp, and: Document) -> Docu
     filter
 }
 
-/// Up to `limit` documents without their outboxes.
+/// Finds up to `limit` documents, without their outboxes.
 pub(crate) async fn find_limited(
     connection: &Connection,
     collection: &'static str,
@@ -43,7 +43,7 @@ pub(crate) async fn find_limited(
     connection.call(read).await
 }
 
-/// Deletes up to `limit` documents; one whose event is still on its way stays for the next time.
+/// Deletes up to `limit` documents; one with an entry in its outbox stays for the next sweep.
 pub(crate) async fn delete_limited(
     connection: &Connection,
     collection: &'static str,
@@ -61,7 +61,7 @@ pub(crate) async fn delete_limited(
     Ok(usize::try_from(deleted.deleted_count).unwrap_or(usize::MAX))
 }
 
-/// These fields of up to `limit` documents in an order, whatever is in them: see [`lenient`].
+/// Reads these fields of up to `limit` documents in order, readable or not: see [`lenient`].
 pub(crate) async fn find_sorted(
     connection: &Connection,
     collection: &'static str,
@@ -82,7 +82,7 @@ pub(crate) async fn find_sorted(
     connection.call(read).await
 }
 
-/// The `_id` of each document.
+/// `_id` of each document.
 pub(crate) fn ids(documents: &[Document]) -> Vec<Bson> {
     documents.iter().filter_map(|document| document.get("_id").cloned()).collect()
 }

@@ -1,6 +1,6 @@
-//! Collections and their indexes. `_id` carries every uniqueness, so that each collection can be
-//! sharded by hashed `_id`; all other indexes are for speed, and the ones that let MongoDB delete
-//! by age are housekeeping: whether something stands is judged in the verbs.
+//! Collections and their indexes. Uniqueness rests on `_id` alone, so that each collection can be
+//! sharded by hashed `_id`. All other indexes are for speed, and those with an expiry are
+//! maintenance: the operations themselves decide what is valid.
 
 use std::time::Duration;
 
@@ -17,15 +17,15 @@ use super::{
 };
 use crate::model::Action;
 
-/// Registered machines. What is left of a deleted one is its epoch and its tenant.
+/// Clients. A deleted one leaves its epoch and tenant.
 pub(crate) const CLIENTS: &str = "clients";
-/// Tenants of audiences. What is left of a released one is its outbox.
+/// Tenants of audiences. A released audience leaves its outbox.
 pub(crate) const AUDIENCES: &str = "audiences";
-/// Refresh families, those that were ended included.
+/// Refresh families, ended ones included.
 pub(crate) const TOKENS: &str = "tokens";
-/// Single tokens that were ended, and families that are gone and must still be remembered.
+/// Revoked tokens, and ended families that are deleted and must still be remembered.
 pub(crate) const REVOCATIONS: &str = "revocations";
-/// Epochs of tenants and subjects; a client's is kept with the client.
+/// Epochs of tenants and subjects; a client's is in its own document.
 pub(crate) const EPOCHS: &str = "epochs";
 /// The keyset.
 pub(crate) const SIGNING_KEYS: &str = "signing_keys";
@@ -33,28 +33,28 @@ pub(crate) const SIGNING_KEYS: &str = "signing_keys";
 pub(crate) const RATE_LIMITS: &str = "rate_limits";
 /// Audit records.
 pub(crate) const AUDIT_LOGS: &str = "audit_logs";
-/// Nodes, the ends of their audit chains, and their heartbeat.
+/// Nodes, with the heads of their audit chains and their heartbeats.
 pub(crate) const NODES: &str = "nodes";
-/// The schema's version, and whether an import is going on.
+/// Version of the schema, and the mark of a running import.
 pub(crate) const META: &str = "meta";
 
-/// Those whose documents carry audit events until these are in a chain.
+/// Collections whose documents have an outbox.
 pub(crate) const WITH_OUTBOX: [&str; 6] =
     [CLIENTS, AUDIENCES, TOKENS, REVOCATIONS, EPOCHS, SIGNING_KEYS];
 
-/// The action of witness records, which are found by an index of their own.
+/// Action of witness records, which have an index of their own.
 pub(crate) const WITNESSES: &str = Action::HeadsWitnessed.as_str();
 
-/// The version written here. What one is brought up by is in [`migrate`].
+/// Schema version of this build; [`migrate`] leads to it.
 pub(crate) const VERSION: i64 = 2;
-/// MongoDB's code for a collection that is not there.
+/// MongoDB's code for a missing collection.
 const NAMESPACE_NOT_FOUND: i32 = 26;
-/// How long MongoDB keeps what our own sweep would have deleted.
+/// Extra time before MongoDB deletes expired documents itself; our own sweep comes first.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(86_400);
-/// Building indexes over a large collection takes long.
+/// Timeout for index builds, which take long on a large collection.
 const INDEX_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Makes what is missing, mends what differs, and refuses what a newer version wrote.
+/// Creates missing collections and indexes, repairs differing ones, and refuses a newer schema.
 pub(crate) async fn prepare(connection: &Connection) -> Result<(), OpenError> {
     let version = check_version(connection).await?;
     for (collection, indexes) in indexes() {
@@ -65,7 +65,7 @@ pub(crate) async fn prepare(connection: &Connection) -> Result<(), OpenError> {
     }
     if version < VERSION {
         migrate(connection, version).await?;
-        // After the indexes, so that whoever finds the version finds them too.
+        // After the indexes: a node that finds the version finds the indexes too.
         let meta = connection.collection(META);
         let write = async move {
             let set = doc! { "$max": { "version": VERSION } };
@@ -80,7 +80,7 @@ pub(crate) async fn prepare(connection: &Connection) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Refuses what a newer version wrote; the version, 0 before the first node was there.
+/// Refuses a newer schema; returns the version, 0 before the first node registered.
 pub(crate) async fn check_version(connection: &Connection) -> Result<i64, OpenError> {
     let version = version(connection).await?.unwrap_or(0);
     if version > VERSION {
@@ -89,11 +89,10 @@ pub(crate) async fn check_version(connection: &Connection) -> Result<i64, OpenEr
     Ok(version)
 }
 
-/// From an older version, step by step. Each may be cut off and begun again, and made by two nodes
-/// at once.
+/// Migrates from an older version, step by step. Each step may be interrupted and repeated, and run
+/// by two nodes at once.
 async fn migrate(connection: &Connection, version: i64) -> Result<(), MongoError> {
-    // 1 to 2: counters hold what each process counted, instead of a sum. Windows are over after
-    // some seconds.
+    // 1 to 2: counters hold the count of each process instead of a sum. Windows end after seconds.
     if version == 1 {
         tracing::info!("bringing the database from schema 1 to 2");
         let counters = connection.collection(RATE_LIMITS);
@@ -104,7 +103,7 @@ async fn migrate(connection: &Connection, version: i64) -> Result<(), MongoError
     Ok(())
 }
 
-/// The version that is written there; `None` before the first node was there.
+/// Stored schema version; `None` before the first node registered.
 pub(crate) async fn version(connection: &Connection) -> Result<Option<i64>, MongoError> {
     let meta = connection.collection(META);
     let found =
@@ -113,16 +112,16 @@ pub(crate) async fn version(connection: &Connection) -> Result<Option<i64>, Mong
     Ok(version.map(|version| i64::try_from(version).unwrap_or(i64::MAX)))
 }
 
-/// An index that is not as it should be.
+/// Index that differs from the one needed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Defect {
-    /// It is not there, or there is another one in its place. The next node that starts makes it.
+    /// Missing, or another index has its name. The next node that starts creates it.
     Missing(String),
-    /// It lets no two documents have the same, where ours may.
+    /// Unique, although our documents may share the value.
     Unique(String),
 }
 
-/// What is wrong with the indexes. Makes nothing.
+/// Finds indexes that are missing or wrong. Changes nothing.
 pub(crate) async fn defects(connection: &Connection) -> Result<Vec<Defect>, MongoError> {
     use futures_util::TryStreamExt as _;
     let mut defects = Vec::new();
@@ -156,7 +155,7 @@ fn name_of(model: &IndexModel) -> Option<&str> {
     model.options.as_ref()?.name.as_deref()
 }
 
-/// An import that has begun and not ended leaves nothing to serve.
+/// Returns true if an import has begun and not finished: such a database must not be served.
 pub(crate) async fn is_importing(connection: &Connection) -> Result<bool, MongoError> {
     let meta = connection.collection(META);
     let found =
@@ -164,7 +163,7 @@ pub(crate) async fn is_importing(connection: &Connection) -> Result<bool, MongoE
     Ok(found.is_some())
 }
 
-/// An index, by its name.
+/// Index that is needed.
 struct Index {
     name: &'static str,
     keys: Document,
@@ -197,7 +196,7 @@ impl Index {
     }
 }
 
-/// Servers give numbers back as another type than they were given.
+/// Compares keys by value: servers return numbers in another type than was sent.
 fn same_keys(one: &Document, other: &Document) -> bool {
     let read = |keys: &Document| -> Vec<(String, Option<i64>)> {
         let number = |value: &mongodb::bson::Bson| {
@@ -272,7 +271,7 @@ async fn create_and_list(
     let (database, indexed) = (connection.database().clone(), connection.collection(collection));
     connection
         .within(INDEX_TIMEOUT, async move {
-            // Made here rather than by the first write, which would find a deadline of two seconds
+            // Created here and not by the first write, whose deadline of two seconds may be too
             // short.
             match database.create_collection(collection).await.map_err(MongoError::from) {
                 Err(MongoError::Driver(error)) if exists_already(&error) => {}
@@ -298,7 +297,7 @@ async fn ensure_index(
     index: Index,
 ) -> Result<(), MongoError> {
     let named = |model: &&IndexModel| index.is_named(model);
-    // One of the same keys under another name stands in the way too; the one on `_id` is never
+    // An index with the same keys under another name is in the way too; the one on `_id` is never
     // touched.
     let alike = |model: &&IndexModel| {
         same_keys(&model.keys, &index.keys) && !same_keys(&model.keys, &doc! { "_id": 1 })
@@ -319,7 +318,7 @@ async fn ensure_index(
                     "an index is not what it should be and is made anew"
                 );
                 match collection.drop_index(stale).await.map_err(MongoError::from) {
-                    // Another node mends it too.
+                    // Another node repairs it too.
                     Err(MongoError::Driver(error)) if is_missing_index(&error) => {}
                     outcome => outcome?,
                 }
@@ -330,7 +329,7 @@ async fn ensure_index(
         .await
 }
 
-/// By which index the outboxes are found.
+/// Hint for the index on outboxes.
 pub(crate) fn outbox_hint() -> Hint {
     Hint::Name("outbox".to_owned())
 }

@@ -1,4 +1,4 @@
-//! What the change stream is asked for, and what its events mean.
+//! Pipeline of the change stream, and the decoding of its events.
 
 use std::sync::Arc;
 
@@ -23,18 +23,18 @@ use crate::{
     },
 };
 
-/// An event of the stream.
+/// Decoded event of the stream.
 pub(super) enum StreamEvent {
-    /// Changes, and the operation that made them where it left its name.
+    /// Changes, and the id of the operation that made them, if it left one.
     Changes(Option<Uuid>, Vec<Change>),
-    /// A heartbeat of this node.
+    /// Heartbeat of this node.
     Heartbeat(i64),
-    /// A collection is not what it was.
+    /// A collection was dropped or renamed.
     CollectionDropped,
 }
 
-/// Everything that judgements depend on, and this node's heartbeat; not the rotations, of which
-/// there are many.
+/// Pipeline that passes every change that judgements depend on, and this node's heartbeats; not
+/// rotations, of which there are many.
 pub(crate) fn pipeline(node: &str) -> Vec<Document> {
     let of = |collection: &str, field: &str| {
         let (updated, full) =
@@ -81,8 +81,8 @@ pub(crate) fn decode(event: &Document) -> Result<StreamEvent, MongoError> {
     };
     let collection = named("ns");
     if matches!(fields.text("operationType")?, "drop" | "rename" | "dropDatabase" | "invalidate") {
-        // What is renamed to one of ours takes its place, and nothing else is said of what that
-        // was, nor of what is in it now.
+        // A collection renamed to one of ours replaces it, and the event shows neither its old nor
+        // its new content.
         let concerns_us = collection.is_none_or(|from| {
             [Some(from), named("to")].iter().flatten().any(|name| ours.contains(name))
         });
@@ -102,7 +102,7 @@ pub(crate) fn decode(event: &Document) -> Result<StreamEvent, MongoError> {
     let nothing = Document::new();
     let changed = match changed {
         Some(changed) => changed,
-        // It cannot even be read: no keyset.
+        // Unreadable: it is no keyset.
         None if collection == SIGNING_KEYS => &nothing,
         None => return Err(MongoError::malformed("change", "it says nothing")),
     };
@@ -129,9 +129,9 @@ fn changes(collection: &str, key: &Bson, now: &Fields<'_>) -> Result<Vec<Change>
         EPOCHS => vec![Change::Epoch(epoch_of(text()?)?, now.count("value")?)],
         CLIENTS => {
             let mut changes = Vec::new();
-            // Of an `_id` that no client could have, nothing is remembered that could change.
+            // No cache has an entry for an `_id` that is no valid client id.
             let id = key.as_str().and_then(|id| id.parse().ok());
-            // An epoch alone changes nothing that is remembered of a client.
+            // An epoch alone changes nothing that is cached of a client.
             if now.find("revision").is_some() || now.find("deleted").is_some() {
                 changes.extend(id.map(Change::Client));
             }

@@ -1,11 +1,20 @@
-//! What every node hears: a change stream over the database, from which the followers of this node
-//! are told of each change in the order of the commits, its own ones included. Where the stream
-//! breaks off it is taken up again behind the last thing heard; where the server has forgotten that
-//! place, or the feed was told nothing for too long, everything is read afresh.
+//! Change feed of a node: a change stream over the database, from which this node's followers are
+//! notified of each change in commit order, its own ones included.
 //!
-//! How much is known is measured, not assumed: a heartbeat written by this node comes back over the
-//! stream behind everything that was committed before it. A primary that was cut off from the
-//! others cannot pretend to be one.
+//! | position | event | next | written where |
+//! |--|--|--|--|
+//! | none, no gap | the first stream opens | following from now on | [`run`] |
+//! | following | a batch | following, with the batch's resume token | `follow` |
+//! | following | the stream ends, lags, or fails otherwise than below | resumes at the token; without one: gap | `Position::record_end` |
+//! | following | no events from two streams in a row | gap: a resume may take longer than callers wait | `Position::record_end` |
+//! | following | the server has lost the history, or has refused [`REFUSALS_MAX`] times in a row | gap | `Position::record_end` |
+//! | following | an undecodable event, or a collection was dropped | gap | `follow` |
+//! | gap: no token | the next stream opens | a full snapshot is notified; then following | `reload_snapshot` |
+//! | gap: no token | the snapshot cannot be read | gap | `Position::record_end` |
+//!
+//! The age of the data is measured, not assumed: a heartbeat written by this node comes back over
+//! the stream after everything that was committed before it. A primary that is partitioned from the
+//! majority cannot pretend to be current.
 
 mod decode;
 pub(super) mod snapshot;
@@ -38,28 +47,29 @@ use crate::store::{
     },
 };
 
-/// How long a verb waits for its own change to come back before it tells the followers itself.
+/// Time that an operation waits for its own change on the stream before it notifies the followers
+/// itself.
 const OWN_CHANGE_TIMEOUT: Duration = Duration::from_secs(1);
-/// After how long a silence the stream is given up: the server answers twice a second, also when
-/// there is nothing to tell.
+/// Silence after which a stream is given up: the server replies twice a second, also without
+/// events.
 const SILENCE_TIMEOUT: Duration = Duration::from_millis(2_500);
-/// Between two attempts at opening the stream.
+/// Delay between two attempts to open the stream.
 const REOPEN_DELAY: Duration = Duration::from_millis(200);
-/// How long a stream may be behind this node's heartbeats before another one is opened.
+/// Lag behind this node's heartbeats after which another stream is opened.
 const LAG_MAX: Duration = Duration::from_secs(5);
-/// Readers that were given up and have not ended yet: no more are begun than these.
+/// Readers that were given up and have not ended: with this many no further one starts.
 const READERS_MAX: usize = 3;
-/// Batches that are read ahead of what was told.
+/// Batches read ahead of their notification.
 const BATCHES_AHEAD_MAX: usize = 4;
-/// How many changes are remembered for verbs that come to wait for them only now.
+/// Own changes remembered for operations that begin to wait only after them.
 const RECENT_MAX: usize = 4_096;
 
-/// Followers, and verbs that wait for their changes.
+/// Followers, and operations that wait for their own change.
 #[derive(Default)]
 pub(super) struct Feed {
     followers: Mutex<Vec<Arc<dyn Follower>>>,
     own_changes: Mutex<OwnChanges>,
-    /// Whether a stream is open.
+    /// True while a stream is open.
     is_streaming: AtomicBool,
 }
 
@@ -75,7 +85,7 @@ impl Feed {
         self.followers().push(follower);
     }
 
-    /// Tells every follower.
+    /// Notifies every follower of changes.
     pub(super) fn notify(&self, changes: &[Change]) {
         let followers = self.followers();
         for change in changes {
@@ -83,17 +93,18 @@ impl Feed {
         }
     }
 
-    /// Everything that was committed before `at` has been told.
+    /// Reports that every change committed before `at` was notified.
     pub(super) fn knows_up_to(&self, at: Instant) {
         self.followers().iter().for_each(|follower| follower.knows_up_to(at));
     }
 
-    /// Nothing will be told any more: another process is this node now.
+    /// Reports that no further notification comes: another process has taken this node's name.
     pub(super) fn lost(&self) {
         self.followers().iter().for_each(|follower| follower.lost());
     }
 
-    /// Waits until the change of this operation was told; tells it itself where the stream is late.
+    /// Waits until the change of this operation was notified; notifies itself if the stream is
+    /// late.
     pub(super) async fn await_own_change(&self, operation: Uuid, changes: &[Change]) {
         if self.is_streaming.load(SeqCst) {
             let Some(own_change_notified) = self.own_changes().register(operation) else { return };
@@ -108,7 +119,7 @@ impl Feed {
     fn own_change_seen(&self, operation: Uuid) {
         let mut own_changes = self.own_changes();
         if let Some(verb) = own_changes.waiters.remove(&operation) {
-            // It may have given up just now.
+            // The operation may have given up just now.
             let _ = verb.send(());
             return;
         }
@@ -131,7 +142,7 @@ impl Feed {
 }
 
 impl OwnChanges {
-    /// `None` if it has come already.
+    /// Registers an operation that waits; `None` if its change was seen already.
     fn register(&mut self, operation: Uuid) -> Option<oneshot::Receiver<()>> {
         if self.recent_set.contains(&operation) {
             return None;
@@ -142,15 +153,15 @@ impl OwnChanges {
     }
 }
 
-/// What the task that reads the stream tells.
+/// Message of the task that reads the stream.
 enum Message {
     Opened,
     Batch(Batch),
     Failed(MongoError),
 }
 
-/// Reads from a stream, in a task that nothing cuts off: it ends when nobody listens any more, or
-/// with the stream.
+/// Starts a reader in a task that nothing cancels: it ends with the stream, or when the receiver is
+/// dropped.
 fn spawn_reader(
     shared: &Shared,
     from: Option<ResumeToken>,
@@ -159,7 +170,7 @@ fn spawn_reader(
     let (connection, pipeline) = (shared.connection.clone(), decode::pipeline(&shared.node.name));
     let reader = tokio::spawn(async move {
         if let Err(fault) = forward_batches(&connection, from, pipeline, &sender).await {
-            // Perhaps nobody listens any more.
+            // The receiver may be gone.
             let _ = sender.send(Message::Failed(fault)).await;
         }
     });
@@ -180,33 +191,32 @@ async fn forward_batches(
     Ok(())
 }
 
-/// How a stream ended.
+/// Reason for the end of a stream.
 enum StreamEnd {
-    /// It can be taken up where it was.
+    /// It can be resumed at its token.
     Resumable,
-    /// It said nothing at all.
+    /// It sent nothing at all.
     NoEvents,
-    /// What came in between is lost.
+    /// Changes since the token are lost.
     PositionLost,
 }
 
-/// How far the stream was heard.
+/// Position in the change stream.
 #[derive(Default)]
 struct Position {
     resume_token: Option<ResumeToken>,
-    /// Whether there is a gap before the next stream: then everything is read afresh once that is
-    /// open.
+    /// True if there is a gap before the next stream: a full snapshot is read once that is open.
     has_gap: bool,
-    /// How many streams in a row said nothing.
+    /// Consecutive streams without a message.
     empty_streams: u32,
-    /// How many times in a row the server refused.
+    /// Consecutive refusals by the server.
     refused: u32,
-    /// Whether the log knows that it broke off: an outage is one line, not one for each attempt.
+    /// True once the log reports the break: one line for each outage, not for each attempt.
     logged: bool,
 }
 
 impl Position {
-    /// Goes on at whatever moment the next stream begins.
+    /// Drops the token: the next stream begins at its own start, after a gap.
     fn forget_position(&mut self) {
         (self.resume_token, self.has_gap) = (None, true);
     }
@@ -224,13 +234,12 @@ impl Position {
         };
         match end {
             Ok(StreamEnd::PositionLost) => self.forget_position(),
-            // The way from there to here may be longer than anybody waits for: then everything is
-            // read afresh instead.
+            // The resume may take longer than any caller waits: a snapshot is read instead.
             Ok(StreamEnd::NoEvents) if self.empty_streams > 1 => self.forget_position(),
             Err(fault) if fault.is_history_lost() => self.forget_position(),
-            // Nor is a place of any use that the server goes on refusing for another reason.
+            // A token that the server keeps refusing for another reason is of no use either.
             Err(_) if self.refused > REFUSALS_MAX => self.forget_position(),
-            // Without a place the next stream begins at its own moment.
+            // Without a token the next stream begins at its own start.
             Ok(StreamEnd::Resumable | StreamEnd::NoEvents) | Err(_) => {
                 self.has_gap = self.has_gap || self.resume_token.is_none()
             }
@@ -238,8 +247,8 @@ impl Position {
     }
 }
 
-/// Keeps the followers told for as long as the store is open. Answers `opened` when the first
-/// stream is.
+/// Keeps the followers notified while the store is open. Replies on `opened` once the first stream
+/// is open.
 pub(super) async fn run(shared: Arc<Shared>, opened: oneshot::Sender<Result<(), MongoError>>) {
     let (mut opened, mut position) = (Some(opened), Position::default());
     let mut readers: Vec<JoinHandle<()>> = Vec::new();
@@ -263,13 +272,13 @@ pub(super) async fn run(shared: Arc<Shared>, opened: oneshot::Sender<Result<(), 
                 tracing::warn!(%fault, rebuilds = position.has_gap, "the change stream broke off");
             }
         }
-        // Who refuses again and again is not asked many times a second, each time after everything
-        // was read.
+        // A server that keeps refusing is not asked many times a second, each time after a full
+        // snapshot.
         pause(REOPEN_DELAY.saturating_mul(position.refused.clamp(1, REFUSALS_MAX))).await;
     }
 }
 
-/// One stream, to its end.
+/// Follows one stream to its end.
 async fn follow(
     shared: &Arc<Shared>,
     mut messages: mpsc::Receiver<Message>,
@@ -280,7 +289,7 @@ async fn follow(
     loop {
         let message = match timeout(SILENCE_TIMEOUT, messages.recv()).await {
             Ok(Some(message)) => message,
-            // A frozen server keeps the connection and says nothing.
+            // A frozen server keeps the connection open and sends nothing.
             Ok(None) | Err(_) => {
                 return Ok(if received_any { StreamEnd::Resumable } else { StreamEnd::NoEvents });
             }
@@ -294,19 +303,19 @@ async fn follow(
                 if position.has_gap {
                     reload_snapshot(shared).await?;
                     position.has_gap = false;
-                    // However long that took: what came meanwhile is waiting to be heard.
+                    // The snapshot may have taken long: later events are waiting in the channel.
                     open_since = Instant::now();
                 }
                 shared.feed.is_streaming.store(true, SeqCst);
                 if let Some(opened) = opened.take() {
-                    // The store may have been given up while it was opening.
+                    // The open may have been given up.
                     let _ = opened.send(Ok(()));
                 }
             }
             Message::Batch(batch) => {
                 for document in &batch.events {
                     let event = decode::decode(document).inspect_err(|fault| {
-                        // Not passed over: what it says may be that a token was ended.
+                        // Never skipped: it may be a revocation.
                         tracing::error!(%fault, "a change cannot be understood, reading everything \
                                                  afresh");
                     });
@@ -326,7 +335,7 @@ async fn follow(
                 }
             }
         }
-        // Only once everything at hand was heard.
+        // Only after all batches at hand were applied.
         if messages.is_empty()
             && open_since.elapsed() > LAG_MAX
             && shared.node.has_unseen_heartbeat(LAG_MAX / 2)
@@ -338,7 +347,7 @@ async fn follow(
 }
 
 impl Shared {
-    /// Tells the followers; `false` if there is nothing left to go on from.
+    /// Applies an event. Returns false if the stream cannot continue after it.
     fn apply_event(&self, event: StreamEvent) -> bool {
         match event {
             StreamEvent::Changes(operation, changes) => {
@@ -358,8 +367,7 @@ impl Shared {
     }
 }
 
-/// Tells the followers everything as it stands. The stream is open already, so nothing falls in
-/// between.
+/// Notifies the followers of a full snapshot. The stream is open already, so no change is missed.
 async fn reload_snapshot(shared: &Arc<Shared>) -> Result<(), MongoError> {
     let full = shared.read_snapshot().await?;
     tracing::info!(revocations = full.snapshot.revocations.len(), "read afresh what was ended");
@@ -367,7 +375,7 @@ async fn reload_snapshot(shared: &Arc<Shared>) -> Result<(), MongoError> {
     Ok(())
 }
 
-/// Where there are no change streams, a server alone: everything is read again and again.
+/// Polls a standalone server, which has no change streams: a full snapshot again and again.
 pub(super) async fn poll(shared: Arc<Shared>) {
     let (least, most) = (Duration::from_secs(1), Duration::from_secs(2));
     let mut time = least;
@@ -384,8 +392,8 @@ pub(super) async fn poll(shared: Arc<Shared>) {
             }
             Err(_) => {}
         }
-        // A long answer must not become all that the server does, nor the pause what makes this
-        // node be behind.
+        // A slow snapshot must not become the server's only work, nor may the pause make this node
+        // stale.
         time = at.elapsed().saturating_mul(3).clamp(least, most);
     }
 }

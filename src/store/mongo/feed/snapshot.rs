@@ -1,5 +1,5 @@
-//! Everything that judgements depend on, read at one go behind a write of this node's own: what was
-//! committed before that write, by any node, is in it.
+//! Full snapshot of the data that judgements depend on. Read after a write of this node, so that
+//! every change committed before that write, by any node, is in it.
 
 use std::sync::Arc;
 
@@ -29,14 +29,14 @@ use crate::{
     },
 };
 
-/// What stands, and the keys.
+/// Live revocations and epochs, and the keyset.
 pub(crate) struct FullSnapshot {
     pub(crate) snapshot: Snapshot,
     pub(crate) keyset: Option<Keyset>,
 }
 
 impl FullSnapshot {
-    /// As changes, for those who may have missed some.
+    /// Converts it to changes, for followers that may have missed some.
     pub(crate) fn changes(self) -> Vec<Change> {
         let revoked = self.snapshot.revocations.into_iter().map(Change::Revoked);
         let epochs = self.snapshot.epochs.into_iter().map(|(of, value)| Change::Epoch(of, value));
@@ -57,8 +57,8 @@ impl Shared {
             let looks = doc! { "$inc": { "looks": 1_i64 } };
             nodes.update_one(doc! { "_id": node.as_ref() }, looks).session(&mut session).await?;
             let mut snapshot = Snapshot::default();
-            // First those that are there: the sweep moves ends from here to the revocations, never
-            // back.
+            // Stored families first: the sweep moves revocations from `tokens` to `revocations`,
+            // never back.
             let ended = doc! { "ended_until": { "$exists": true } };
             for_each_document(&tokens, ended, doc! { "ended_until": 1 }, &mut session, |found| {
                 snapshot.revocations.push(revocation_of_family(found)?);
@@ -100,7 +100,7 @@ impl Shared {
     }
 }
 
-/// Shows each document that fits.
+/// Calls `show` for each document that matches.
 async fn for_each_document(
     from: &Collection<Document>,
     filter: Document,

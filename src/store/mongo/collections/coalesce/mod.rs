@@ -1,6 +1,15 @@
-//! Many callers with one refresh token. On this node one of them looks at the family, and what it
-//! finds serves all who asked before it began: a hundred cost the database what a few do. Between
-//! nodes the database decides.
+//! Single-flight access to a refresh family on this node: one task queries MongoDB, and its result
+//! is given to every caller that was waiting before the query began. A hundred callers cost the
+//! database what a few do. Between nodes the database decides.
+//!
+//! | state of a family | event | next |
+//! |--|--|--|
+//! | no flight | a caller joins | flight; the caller leads |
+//! | led | a caller joins | led; the caller waits with a numbered ticket |
+//! | led | the lead publishes a result | led; waiting callers with a lower number may use it |
+//! | led | the lead is dropped | a waiting caller leads, if no result is usable to it |
+//! | led | [`LEAD_TIMEOUT`] passes | a second caller leads as well |
+//! | any | the last ticket is dropped | no flight |
 
 use std::{
     collections::HashMap,
@@ -17,50 +26,50 @@ use tokio::{
 
 use crate::{model::FamilyId, store::mongo::driver::error::MongoError};
 
-/// How long whoever looks may take before another one looks as well: its connection may be dead.
+/// Time after which a second caller queries as well: the first one's connection may be dead.
 const LEAD_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// The families that somebody is busy with.
+/// Families with callers in flight.
 #[derive(Default)]
 pub(crate) struct Coalescer {
     flights: Mutex<HashMap<FamilyId, Flight>>,
 }
 
-/// Those who want one family.
+/// Callers that want one family.
 type Flight = Arc<watch::Sender<State>>;
 
 #[derive(Default)]
 struct State {
-    /// How many have asked or looked, and how many of those who asked are still here.
+    /// Numbers given out, to callers and to queries; and callers that are still waiting.
     issued: u64,
     waiting: usize,
-    /// How many began to look, and the last of them, while it looks: those it has passed are waited
-    /// for no more.
+    /// Number of leads so far, and the latest of them while it runs: earlier ones are no longer
+    /// waited for.
     leads: u64,
     leading: Option<u64>,
     last: LastResult,
 }
 
-/// What the newest look found.
+/// Result of the newest query.
 #[derive(Clone, Default)]
 struct LastResult {
-    /// Its number: whoever has a lower one asked before it began.
+    /// Number of the query: callers with a lower one joined before it began.
     sequence: u64,
     family: Option<Arc<Document>>,
 }
 
-/// What a caller has to do.
+/// Role of a caller.
 pub(super) enum Join<'a> {
-    /// Nothing: somebody looked who had begun after this caller asked. `None`: there is no such
-    /// family.
+    /// Another caller's query, which began after this caller joined, has the result. `None`: there
+    /// is no such family.
     Shared(Option<Arc<Document>>),
-    /// Look itself.
+    /// The caller queries itself.
     Lead(Lead<'a>),
 }
 
 impl Coalescer {
-    /// Waits until somebody has found what `is_usable` this caller, or it has to look itself: it is
-    /// the only one, or whoever looks takes too long.
+    /// Waits until another caller's result `is_usable` to this one, or until it must query itself:
+    /// no query is running, or the running one exceeds [`LEAD_TIMEOUT`].
     pub(super) async fn join(
         &self,
         family: FamilyId,
@@ -118,7 +127,7 @@ impl Coalescer {
     }
 }
 
-/// A place in line; left when dropped, and the last one takes the line along.
+/// Number of a caller in a flight; the last one to be dropped ends the flight.
 struct Ticket<'a> {
     coalescer: &'a Coalescer,
     family: FamilyId,
@@ -141,19 +150,19 @@ impl Drop for Ticket<'_> {
     }
 }
 
-/// Whoever looks at a family. Who is dropped without having found anything leaves it to the next.
+/// Right to query a family. Dropped without a result, it passes to the next caller.
 pub(super) struct Lead<'a> {
     ticket: Ticket<'a>,
     number: u64,
 }
 
 impl Lead<'_> {
-    /// The family as it was seen last.
+    /// Family in the newest result.
     pub(crate) fn last_result(&self) -> Option<Arc<Document>> {
         self.ticket.flight.borrow().last.family.clone()
     }
 
-    /// Finds this, for itself and all who asked before.
+    /// Runs a query for itself and all callers that joined before.
     pub(crate) async fn run(
         &self,
         query: impl Future<Output = Result<Option<Document>, MongoError>>,
@@ -164,8 +173,8 @@ impl Lead<'_> {
         Ok(found)
     }
 
-    /// A number between those who have asked so far and those who will; to be taken before looking,
-    /// for [`found`](Self::found).
+    /// Returns a number between the callers so far and later ones; taken before a query, for
+    /// [`publish`](Self::publish).
     pub(crate) fn next_sequence(&self) -> u64 {
         let mut number = 0;
         self.ticket.flight.send_if_modified(|state| {
@@ -176,7 +185,7 @@ impl Lead<'_> {
         number
     }
 
-    /// This was found, by a look of that number.
+    /// Publishes the result of the query with this number.
     pub(crate) fn publish(&self, sequence: u64, family: Option<Arc<Document>>) {
         self.ticket.flight.send_if_modified(|state| {
             let is_newer = sequence > state.last.sequence;

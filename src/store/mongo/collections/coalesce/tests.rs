@@ -1,4 +1,4 @@
-//! Who looks, and whom that serves. The clock is given.
+//! Tests of which callers query and which share a result. The clock is given.
 
 use std::{
     pin::pin,
@@ -29,7 +29,8 @@ async fn after(time: Duration) {
     timeout(time, pending::<()>()).await.unwrap_err();
 }
 
-/// Callers whose looks take so long; how many looked until all were served, and how long that took.
+/// Number of queries that this many callers need if a query takes this long, and the time until all
+/// have a result.
 async fn leads_of(callers: usize, time: Duration) -> (usize, Duration) {
     let (coalescer, family, leads_taken) =
         (Coalescer::default(), FamilyId::new(), AtomicUsize::new(0));
@@ -49,19 +50,19 @@ async fn leads_of(callers: usize, time: Duration) -> (usize, Duration) {
     (leads_taken.into_inner(), begin.elapsed())
 }
 
-/// Of many who ask at once the first one's look may be older than the others' asking, the second
+/// Of many callers at once, the first one's query may be older than the others' calls, the second
 /// one's is not.
 #[tokio::test(start_paused = true)]
-async fn what_one_finds_serves_all_who_asked_before() {
+async fn one_query_serves_all_earlier_callers() {
     let (leads_taken, took) = leads_of(50, LEAD_TIMEOUT / 10).await;
     assert_eq!(leads_taken, 2);
     assert!(took < LEAD_TIMEOUT / 4, "{took:?}");
 }
 
-/// Looks that take longer than the patience serve as many: a few more look, the last of them before
+/// Queries longer than the timeout serve as many callers: a few more query, the last of them before
 /// the first has ended.
 #[tokio::test(start_paused = true)]
-async fn slow_looks_serve_as_many() {
+async fn slow_queries_serve_as_many() {
     for times in [1, 2, 4] {
         let (leads_taken, took) = leads_of(500, LEAD_TIMEOUT * times).await;
         assert!(leads_taken <= 6, "{leads_taken}");
@@ -69,9 +70,9 @@ async fn slow_looks_serve_as_many() {
     }
 }
 
-/// Who asked after a look had begun may know of a change that it did not see.
+/// A caller that joined after a query began may know of a change that the query did not see.
 #[tokio::test(start_paused = true)]
-async fn an_older_look_serves_nobody() {
+async fn an_older_query_is_not_shared() {
     let (coalescer, family) = (Coalescer::default(), FamilyId::new());
     let mut late = pin!(coalescer.join(family, |_| true));
     let first = lead(&coalescer, family).await;
@@ -84,17 +85,16 @@ async fn an_older_look_serves_nobody() {
     drop(first);
     let Join::Lead(late) = late.await else { panic!("it was served by an older look") };
     assert_eq!(late.last_result().as_deref(), Some(&at(0)));
-    // Nor does one that comes to its end late take the place of a newer one.
+    // Nor does a query that ends late replace a newer result.
     let (sequence, newer) = (late.next_sequence(), at(1));
     late.run(ready(Ok(Some(newer)))).await.unwrap();
     late.publish(sequence, Some(Arc::new(at(0))));
     assert_eq!(late.last_result().as_deref(), Some(&at(1)));
 }
 
-/// One that failed says nothing to the next, one that gives up holds nobody up, and a family that
-/// is not there is an answer.
+/// A failure is not shared, a cancelled query blocks no caller, and a missing family is a result.
 #[tokio::test(start_paused = true)]
-async fn failures_are_nobody_elses() {
+async fn failures_are_not_shared() {
     let (coalescer, family) = (Coalescer::default(), FamilyId::new());
     let first = lead(&coalescer, family).await;
     let [mut second, mut third, mut last] =
@@ -115,9 +115,9 @@ async fn failures_are_nobody_elses() {
     assert!(coalescer.flights().is_empty());
 }
 
-/// Who is stuck is passed, once; who comes afterwards does not wait for it.
+/// A query that hangs is passed once; later callers do not wait for it.
 #[tokio::test(start_paused = true)]
-async fn who_is_stuck_is_passed() {
+async fn a_hanging_lead_is_passed() {
     let (coalescer, family) = (Coalescer::default(), FamilyId::new());
     let stuck = lead(&coalescer, family).await;
     let next = timeout(LEAD_TIMEOUT * 2, lead(&coalescer, family)).await.unwrap();
@@ -128,9 +128,9 @@ async fn who_is_stuck_is_passed() {
     assert!(coalescer.flights().is_empty());
 }
 
-/// How long somebody has looked counts, not what those who began earlier find meanwhile.
+/// Only the age of the latest query counts, not results of earlier ones.
 #[tokio::test(start_paused = true)]
-async fn what_serves_nobody_does_not_delay_the_next_look() {
+async fn an_unusable_result_does_not_delay_the_next_query() {
     let (coalescer, family) = (Coalescer::default(), FamilyId::new());
     let first = lead(&coalescer, family).await;
     let sequence = first.next_sequence();
@@ -144,9 +144,10 @@ async fn what_serves_nobody_does_not_delay_the_next_look() {
     drop((second, third));
 }
 
-/// Those whom nothing serves look themselves, one of them; what it finds serves the others.
+/// Callers to which a result is not usable query themselves, one at a time; its result serves the
+/// others.
 #[tokio::test(start_paused = true)]
-async fn who_is_not_served_looks_itself() {
+async fn a_caller_without_a_usable_result_queries_itself() {
     let (coalescer, family, is_usable) =
         (Coalescer::default(), FamilyId::new(), |found: Option<&Document>| found != Some(&at(0)));
     let first = lead(&coalescer, family).await;
