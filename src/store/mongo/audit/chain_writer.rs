@@ -6,7 +6,7 @@
 use std::{
     collections::HashSet,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     time::Duration,
@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use super::{
     node_lease::Node,
-    outbox::{Entry, OutboxOwner},
+    outbox::{CallerAlive, Entry, OutboxOwner},
     outbox_cleaner::OutboxCleaner,
     records::{ChainTip, LATE_FIELD, PAGE_RECORDS, encoded, read_records, sealed, verify_tip},
 };
@@ -231,7 +231,7 @@ struct PreparedRecord {
     record: Arc<Record>,
     document: Document,
     /// Liveness of the caller: see [`Entry::caller`].
-    caller: Option<Weak<()>>,
+    caller: Option<CallerAlive>,
 }
 
 impl ChainWriter {
@@ -430,7 +430,7 @@ impl ChainWriter {
 impl PreparedRecord {
     /// Returns true if its caller has got an error, and does not know the outcome.
     fn is_late(&self) -> bool {
-        self.caller.as_ref().is_some_and(|caller| caller.strong_count() == 0)
+        self.caller.as_ref().is_some_and(|caller| !caller.is_alive())
     }
 
     /// Document to insert if it is written now.

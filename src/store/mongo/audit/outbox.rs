@@ -31,6 +31,23 @@ use crate::{
     },
 };
 
+/// Liveness of a caller, as seen by an operation that runs on without it.
+#[derive(Clone, Debug)]
+pub(crate) struct CallerAlive(Weak<()>);
+
+impl CallerAlive {
+    /// Watches a guard that the caller's future holds until it has its answer, times out or is
+    /// dropped.
+    pub(crate) fn from_guard(guard: &Arc<()>) -> Self {
+        Self(Arc::downgrade(guard))
+    }
+
+    /// Returns true if the caller still waits for the answer.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+}
+
 /// Audit event with its id in an outbox.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
@@ -40,7 +57,7 @@ pub(crate) struct Entry {
     pub(crate) body: Vec<u8>,
     /// Liveness of the caller, for an event whose answer is marked: dead once no caller waits for
     /// the record.
-    pub(crate) caller: Option<Weak<()>>,
+    pub(crate) caller: Option<CallerAlive>,
 }
 
 impl Entry {
@@ -82,7 +99,7 @@ impl AuditedChange {
     }
 
     /// Attaches the caller that waits for the change.
-    pub(crate) fn awaited_by(mut self, caller: &Weak<()>) -> Self {
+    pub(crate) fn awaited_by(mut self, caller: &CallerAlive) -> Self {
         for entry in &mut self.entries {
             entry.caller = Some(caller.clone());
         }

@@ -21,7 +21,7 @@ use crate::{
         Change, Creation, FamilyStore, Result, Rotate, Rotation, ended,
         mongo::{
             Mongo, Shared,
-            audit::outbox::AuditedChange,
+            audit::outbox::{AuditedChange, CallerAlive},
             driver::{
                 codec::{Fields, uuid},
                 error::MongoError,
@@ -60,10 +60,10 @@ impl FamilyStore for Mongo {
         let family = rotate.family;
         // Dropped with this future: after the answer, on timeout, or when the caller disconnects.
         let caller = Arc::new(());
-        let waits = Arc::downgrade(&caller);
+        let alive = CallerAlive::from_guard(&caller);
         let verb = async move {
             shared
-                .rotate(&RefreshCall { rotate: &rotate, stamp: &stamp, jti: &jti, caller: &waits })
+                .rotate(&RefreshCall { rotate: &rotate, stamp: &stamp, jti: &jti, caller: &alive })
                 .await
         };
         let (rotation, entry) = run_detached(&self.shared, verb).await?;

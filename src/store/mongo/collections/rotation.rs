@@ -18,10 +18,7 @@
 //! An entry whose caller was answered stays in its outbox until its mark is removed
 //! (`CleanupBatch::skip_still_marked`), since recovery finds the mark only by the entry.
 
-use std::{
-    sync::{Arc, Weak},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use mongodb::bson::{Bson, Document, doc};
 use tokio::time::timeout;
@@ -37,7 +34,7 @@ use crate::{
         Change, Last, Rotate, Rotation, Verdict,
         mongo::{
             Shared,
-            audit::outbox::AuditedChange,
+            audit::outbox::{AuditedChange, CallerAlive},
             driver::{
                 codec::{Fields, date, uuid},
                 connection::pause,
@@ -75,12 +72,12 @@ pub(super) struct RefreshCall<'a> {
     pub(crate) stamp: &'a Stamp,
     pub(super) jti: &'a str,
     /// Liveness of the caller: dead once it has its answer or waits no longer.
-    pub(crate) caller: &'a Weak<()>,
+    pub(crate) caller: &'a CallerAlive,
 }
 
 impl RefreshCall<'_> {
     fn is_abandoned(&self) -> bool {
-        self.caller.strong_count() == 0
+        !self.caller.is_alive()
     }
 }
 
