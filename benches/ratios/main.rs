@@ -3,8 +3,11 @@
 //!
 //! ```text
 //! cargo bench --bench ratios -- [--only introspect,token,refresh,revoke,p99,scale] [--rounds 5] [--seconds 5] [--jeton PATH]
-//!     [--store mongodb://HOST,HOST,HOST/?replicaSet=NAME]
+//!     [--store mongodb://HOST,HOST,HOST/?replicaSet=NAME] [--smoke]
 //! ```
+//!
+//! `--smoke` runs everything once with little of it, in seconds: not for figures, but to see that
+//! every part works and no call fails. Options after it change it.
 //!
 //! Needs `h2load` (Debian: nghttp2-client). Everything stays on the loopback interface and in
 //! cargo's directory for temporary files; only processes started here are ended.

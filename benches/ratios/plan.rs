@@ -1,6 +1,7 @@
 //! What is measured, in which order.
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -17,10 +18,6 @@ use crate::{
 
 /// 256 calls in flight.
 const BUSY: Shape = Shape { connections: 16, streams: 16 };
-/// Families that are refreshed in turn.
-const FAMILIES: usize = 50_000;
-/// Tokens revoked in one round: more than two seconds' worth.
-const REVOKED: usize = 25_000;
 /// What no load here takes.
 const FOREVER: Duration = Duration::from_secs(600);
 
@@ -31,14 +28,39 @@ pub(crate) struct Options {
     seconds: u32,
     jeton: PathBuf,
     store: Option<String>,
+    counts: Counts,
+}
+
+/// How much of everything there is.
+struct Counts {
+    /// Families that are refreshed in turn.
+    families: usize,
+    /// Tokens revoked in one round.
+    revoked: usize,
+    scale: scale::Counts,
+    /// Whether a call that fails fails the run.
+    strict: bool,
+}
+
+impl Counts {
+    /// More revocations than two seconds' worth.
+    const FULL: Self =
+        Self { families: 50_000, revoked: 25_000, scale: scale::Counts::FULL, strict: false };
+    const SMOKE: Self =
+        Self { families: 1_000, revoked: 200, scale: scale::Counts::SMOKE, strict: true };
 }
 
 impl Options {
     pub(crate) fn parse(arguments: Vec<String>) -> Self {
         let jeton = PathBuf::from(env!("CARGO_BIN_EXE_jeton"));
-        let mut options = Self { only: Vec::new(), rounds: 5, seconds: 5, jeton, store: None };
+        let (only, counts) = (Vec::new(), Counts::FULL);
+        let mut options = Self { only, rounds: 5, seconds: 5, jeton, store: None, counts };
         let mut arguments = arguments.into_iter();
         while let Some(name) = arguments.next() {
+            if name == "--smoke" {
+                options = Self { rounds: 1, seconds: 1, counts: Counts::SMOKE, ..options };
+                continue;
+            }
             let value = arguments.next().unwrap_or_else(|| panic!("{name} needs a value"));
             match name.as_str() {
                 "--only" => options.only = value.split(',').map(str::to_owned).collect(),
@@ -65,7 +87,7 @@ pub(crate) fn run(options: &Options) {
     }
     // What the embedded store holds, and no other.
     if options.wants("scale") && options.store.is_none() {
-        scale::run(&options.jeton, &dir.path().join("scale"));
+        scale::run(&options.jeton, &dir.path().join("scale"), &options.counts.scale);
     }
 }
 
@@ -137,6 +159,14 @@ impl<'o> Bench<'o> {
         Pairs((0..self.options.rounds).map(|_| (run(&self.echo), run(&self.jeton))).collect())
     }
 
+    /// Makes calls by our own generator.
+    fn drive(&self, at: SocketAddr, time: Duration, talk: &mut (impl Talk + 'static)) -> Run {
+        let run = generator::run(at, BUSY, time, talk);
+        assert!(run.calls > 0, "no call succeeded");
+        assert!(!self.options.counts.strict || run.failed == 0, "{} calls failed", run.failed);
+        run
+    }
+
     fn time(&self) -> Duration {
         Duration::from_secs(u64::from(self.options.seconds))
     }
@@ -144,20 +174,21 @@ impl<'o> Bench<'o> {
     fn issue_families(&self, server: &Server) -> Run {
         let mut talk =
             Issuing { caller: self.scene.refreshing.clone(), left: usize::MAX, issued: Vec::new() };
-        server.under(|at| generator::run(at, BUSY, self.time(), &mut talk))
+        server.under(|at| self.drive(at, self.time(), &mut talk))
     }
 
     /// Both are driven by our own generator, for each call brings another token. The echo is given
     /// as many.
     fn refresh(&self) {
         let caller = self.scene.refreshing.clone();
-        let tokens = self.issue(&caller, FAMILIES, |issued| issued.refresh_token.clone());
+        let tokens = self
+            .issue(&caller, self.options.counts.families, |issued| issued.refresh_token.clone());
         let mut to_echo = Refreshing { caller: caller.clone(), tokens: tokens.clone().into() };
         let mut to_jeton = Refreshing { caller, tokens: tokens.into() };
         let pairs = self.alternate(|server| {
             let talk =
                 if server.address == self.jeton.address { &mut to_jeton } else { &mut to_echo };
-            server.under(|at| generator::run(at, BUSY, self.time(), talk))
+            server.under(|at| self.drive(at, self.time(), talk))
         });
         pairs.print("Refresh", Some(0.07));
     }
@@ -169,9 +200,9 @@ impl<'o> Bench<'o> {
         which: impl Fn(&jeton::proto::token::TokenResponse) -> String,
     ) {
         let pairs = self.alternate(|server| {
-            let tokens = self.issue(caller, REVOKED, &which);
+            let tokens = self.issue(caller, self.options.counts.revoked, &which);
             let mut talk = Revoking { caller: caller.clone(), tokens };
-            let run = server.under(|at| generator::run(at, BUSY, FOREVER, &mut talk));
+            let run = server.under(|at| self.drive(at, FOREVER, &mut talk));
             assert!(talk.next().is_none(), "every token was revoked");
             run
         });

@@ -18,16 +18,27 @@ use crate::{
     servers::{Server, data},
 };
 
-const FAMILIES: usize = 1_000_000;
-const REVOCATIONS: usize = 100_000;
-const CONNECTIONS: usize = 10_000;
-/// Starts that are measured.
-const STARTS: usize = 5;
+/// How much of everything there is.
+pub(crate) struct Counts {
+    families: usize,
+    revocations: usize,
+    connections: usize,
+    /// Starts that are measured.
+    starts: usize,
+}
+
+impl Counts {
+    pub(crate) const FULL: Self =
+        Self { families: 1_000_000, revocations: 100_000, connections: 10_000, starts: 5 };
+    pub(crate) const SMOKE: Self =
+        Self { families: 1_000, revocations: 100, connections: 100, starts: 1 };
+}
+
 /// A preface and empty settings: an HTTP/2 connection on which nothing is asked.
 const IDLE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// Measures and prints.
-pub(crate) fn run(program: &Path, dir: &Path) {
+pub(crate) fn run(program: &Path, dir: &Path, counts: &Counts) {
     let first = Server::jeton(program, dir, None);
     println!(
         "empty store           ready in {:.2} s, {:.0} MiB resident",
@@ -37,12 +48,14 @@ pub(crate) fn run(program: &Path, dir: &Path) {
     let client = bootstrap(&first).id;
     first.stop();
     let began = std::time::Instant::now();
-    tokio::runtime::Runtime::new().unwrap().block_on(fill(dir, &client));
+    tokio::runtime::Runtime::new().unwrap().block_on(fill(dir, &client, counts));
     println!(
-        "filled                {FAMILIES} families, {REVOCATIONS} revocations in {:.0} s",
+        "filled                {} families, {} revocations in {:.0} s",
+        counts.families,
+        counts.revocations,
         began.elapsed().as_secs_f64()
     );
-    for _ in 0..STARTS {
+    for _ in 0..counts.starts {
         let server = Server::jeton(program, dir, None);
         let resident = server.resident();
         println!(
@@ -53,21 +66,21 @@ pub(crate) fn run(program: &Path, dir: &Path) {
         server.stop();
     }
     let server = Server::jeton(program, dir, None);
-    idle("jeton", &server);
+    idle("jeton", &server, counts.connections);
     server.stop();
     // What of it is the price of an HTTP/2 connection in tonic.
     ["Token", "Refresh", "Introspect"]
         .iter()
         .for_each(|name| std::fs::write(dir.join(name), []).unwrap());
-    idle("echo", &Server::echo(dir));
+    idle("echo", &Server::echo(dir), counts.connections);
 }
 
-fn idle(name: &str, server: &Server) {
+fn idle(name: &str, server: &Server, connections: usize) {
     let before = server.resident();
-    let open: Vec<TcpStream> = (0..CONNECTIONS)
+    let open: Vec<TcpStream> = (0..connections)
         .map(|_| {
             let mut stream = TcpStream::connect(server.address)
-                .expect("room for 10,000 open files: see ulimit -n");
+                .expect("room for so many open files: see ulimit -n");
             stream.write_all(IDLE).unwrap();
             stream
         })
@@ -83,7 +96,7 @@ fn idle(name: &str, server: &Server) {
 }
 
 /// Through the store itself: what a year of use would leave behind, with its audit trail.
-async fn fill(dir: &Path, client: &str) {
+async fn fill(dir: &Path, client: &str, counts: &Counts) {
     let data = data(dir);
     let key = master::load_or_make(&data.join("master.key"), false).unwrap();
     let chain = ChainKey::new(Sealer::new(*key).derive("audit head"));
@@ -91,7 +104,7 @@ async fn fill(dir: &Path, client: &str) {
     let client = store.client(&client.parse().unwrap()).await.unwrap().unwrap();
     let now = client.created_at;
     let stamp = Stamp { client: Some(client.id.clone()), ..Stamp::internal(now) };
-    let families = stream::iter(0..FAMILIES).map(|_| {
+    let families = stream::iter(0..counts.families).map(|_| {
         let (store, stamp, family) = (store.clone(), stamp.clone(), family(&client, now));
         async move {
             let event =
@@ -100,7 +113,7 @@ async fn fill(dir: &Path, client: &str) {
         }
     });
     families.buffer_unordered(4_096).collect::<()>().await;
-    let revocations = stream::iter(0..REVOCATIONS).map(|_| {
+    let revocations = stream::iter(0..counts.revocations).map(|_| {
         let (store, stamp, jti) = (store.clone(), stamp.clone(), Jti::new());
         async move {
             let revocation = Revocation {
