@@ -11,6 +11,7 @@ use tonic::Status;
 use crate::{
     faulty::Side,
     harness::{Caller, World, reason, refreshing},
+    home::is_brief,
     lab::Lab,
     office::{Mark, Rpc, decoded, kid_of, seconds},
 };
@@ -106,6 +107,10 @@ async fn a_fallen_administrators_call_changes_nothing() {
     let Lab { world, store, .. } = Lab::start().await;
     for (n, rpc) in Rpc::ALL.into_iter().filter(|rpc| rpc.action().is_some()).enumerate() {
         for (m, fall) in FALLS.into_iter().enumerate() {
+            // Each call and each fall, but not each pair of them.
+            if is_brief() && m != n % FALLS.len() {
+                continue;
+            }
             let mark = world.mark(&format!("mark-{n}-{m}"), "shop").await;
             let (admin, token) = world.staff("default", &["jeton:admin"]).await;
             let held = store.hold("spend", Side::Before);

@@ -149,6 +149,16 @@ pub(crate) async fn whole_chain(store: &(impl AuditStore + ?Sized)) -> Vec<Recor
     }
 }
 
+/// The sequence of the last record in the store's chain, looked for from this one on.
+pub(crate) async fn end_of_chain(store: &(impl AuditStore + ?Sized), from: u64) -> u64 {
+    let name = chain_of(store).await;
+    let mut end = from;
+    while let Some(last) = store.chain(&name, end, 99).await.unwrap().last() {
+        end = last.sequence;
+    }
+    end
+}
+
 /// Keeps what it hears.
 #[derive(Default)]
 pub(crate) struct Ear {
