@@ -12,9 +12,11 @@ import tempfile
 import time
 
 NAME = "jeton"
-MEMBERS = 3
+MEMBERS = int(os.environ.get("JETON_MEMBERS", "3"))
 # From the start of the processes to a primary and its secondaries, and for an answer: a busy machine is given minutes.
 PATIENCE_SECONDS = 300
+# Room that the data may take, with the oplogs and journals of all members.
+ROOM_BYTES = 6 << 30
 HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -80,6 +82,19 @@ def command(port: int, document: dict) -> dict:
         body = struct.pack("<iB", 0, 0) + encode(document | {"$db": "admin"})[1]
         connection.sendall(struct.pack("<iiii", 16 + len(body), 1, 0, 2013) + body)
         return decode(read(struct.unpack("<iiii", read(16))[0] - 16)[5:])
+
+
+def make_directory() -> pathlib.Path:
+    """Makes the directory of the data: in memory where there is room, since every write is synced and no test needs
+    the data to outlive the machine."""
+    memory = pathlib.Path("/dev/shm")
+    try:
+        available = pathlib.Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]
+        room = min(shutil.disk_usage(memory).free, int(available) * 1024)
+    except (OSError, IndexError, ValueError):
+        room = 0
+    parent = memory if room > ROOM_BYTES and os.access(memory, os.W_OK) else None
+    return pathlib.Path(tempfile.mkdtemp(prefix="jeton-mongodb-", dir=parent))
 
 
 def free_ports() -> list[int]:
@@ -170,7 +185,7 @@ class ReplicaSet:
 
 
 def main() -> int:
-    directory = pathlib.Path(tempfile.mkdtemp(prefix="jeton-mongodb-"))
+    directory = make_directory()
     replica_set, child = None, None
 
     def told(number, _frame):
@@ -193,6 +208,8 @@ def main() -> int:
                 if last:
                     raise error
         environment = os.environ | {"JETON_MONGODB": replica_set.uri()}
+        # For this script alone: jeton refuses settings that it does not know.
+        environment.pop("JETON_MEMBERS", None)
         try:
             child = subprocess.Popen(sys.argv[1:], env=environment)
         except OSError as error:
