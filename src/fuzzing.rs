@@ -12,7 +12,7 @@ use crate::crypto::{
     page_tokens::PageTokens,
 };
 pub use crate::{
-    api::{grpc::fuzzing::credentials, listen::fuzzing::frames},
+    api::{fuzzing::credentials, listen::fuzzing::frames},
     cli::fuzz_export as export,
 };
 

@@ -2,21 +2,22 @@
 
 use tonic::Request;
 
-use super::{Door, credentials::bearer};
+use super::Door;
 use crate::{
     admin::{AdminScope, Administrator},
+    api::credentials::bearer,
     error::Result,
     model::Call,
 };
 
 impl Door {
-    /// Who calls, admitted to an office.
+    /// Who calls, admitted to a scope.
     pub(super) async fn admin<T>(
         &self,
         call: &Call,
         request: &Request<T>,
-        office: AdminScope,
+        scope: AdminScope,
     ) -> Result<Administrator> {
-        self.services.admin.gate.admit(call, bearer(request.metadata())?, office).await
+        self.services.admin.gate.admit(call, bearer(request.metadata().as_ref())?, scope).await
     }
 }

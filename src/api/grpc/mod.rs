@@ -4,9 +4,6 @@ pub mod admin;
 mod audiences;
 mod audit;
 mod clients;
-mod credentials;
-#[cfg(any(test, fuzzing))]
-pub(crate) mod fuzzing;
 mod keys;
 mod pages;
 mod parse;

@@ -2,8 +2,9 @@
 
 use tonic::{Request, Response, Status};
 
-use super::{Door, answer, credentials::presented};
+use super::{Door, answer};
 use crate::{
+    api::credentials::presented,
     error::Error,
     model::{Call, Family},
     oauth::{Issued, introspection, refresh, token_endpoint},
@@ -32,7 +33,7 @@ impl TokenService for Door {
         let TokenRequest { grant_type, client_id, client_secret, scopes, resources } = message;
         answer(
             async {
-                let credentials = presented(&metadata, client_id, client_secret)?;
+                let credentials = presented(metadata.as_ref(), client_id, client_secret)?;
                 bounded("scopes", &scopes)?;
                 bounded("resources", &resources)?;
                 let asked = token_endpoint::Request { grant_type, scopes, resources };
@@ -51,7 +52,7 @@ impl TokenService for Door {
         let RefreshRequest { client_id, client_secret, refresh_token, scopes } = message;
         answer(
             async {
-                let credentials = presented(&metadata, client_id, client_secret)?;
+                let credentials = presented(metadata.as_ref(), client_id, client_secret)?;
                 bounded("scopes", &scopes)?;
                 let asked = refresh::Request {
                     refresh_token: present("refresh_token", refresh_token)?,
@@ -78,7 +79,7 @@ impl TokenService for Door {
         let RevokeRequest { client_id, client_secret, token, token_type_hint: _ } = message;
         answer(
             async {
-                let credentials = presented(&metadata, client_id, client_secret)?;
+                let credentials = presented(metadata.as_ref(), client_id, client_secret)?;
                 let token = present("token", token)?;
                 self.services
                     .revoker
@@ -99,7 +100,7 @@ impl TokenService for Door {
         let IntrospectRequest { client_id, client_secret, token, token_type_hint } = message;
         answer(
             async {
-                let credentials = presented(&metadata, client_id, client_secret)?;
+                let credentials = presented(metadata.as_ref(), client_id, client_secret)?;
                 let token = present("token", token)?;
                 let viewer = self.services.introspector.admit(&call, credentials).await?;
                 if token_type_hint == "refresh_token" {
@@ -127,7 +128,7 @@ impl TokenService for Door {
         let BatchIntrospectRequest { client_id, client_secret, tokens } = message;
         answer(
             async {
-                let credentials = presented(&metadata, client_id, client_secret)?;
+                let credentials = presented(metadata.as_ref(), client_id, client_secret)?;
                 if tokens.is_empty() || tokens.len() > introspection::MAX_BATCH {
                     return Err(Error::field("tokens", "must be 1 to 1000"));
                 }

@@ -2,7 +2,6 @@
 
 use http::{HeaderMap, HeaderValue, header};
 use secrecy::ExposeSecret;
-use tonic::metadata::MetadataMap;
 
 use super::credentials::presented;
 use crate::oauth::Credentials;
@@ -19,8 +18,7 @@ pub fn credentials(data: &[u8]) {
     }
     let values: Vec<_> = headers.get_all(header::AUTHORIZATION).iter().cloned().collect();
     let in_message = !(id.is_empty() && secret.is_empty());
-    let metadata = MetadataMap::from_headers(headers);
-    let Ok(read) = presented(&metadata, id.clone(), secret.clone()) else { return };
+    let Ok(read) = presented(&headers, id.clone(), secret.clone()) else { return };
     assert!(usize::from(in_message) + values.len() <= 1, "one way at once");
     let as_sent = match (read, values.first()) {
         (Credentials::None, None) => !in_message,

@@ -1,9 +1,9 @@
-//! How a caller proves who it is: `authorization` in the metadata or id and secret in the message,
-//! one of them only (A03).
+//! Credentials of a request (RFC 6749 section 2.3.1, RFC 6750 section 2.1): the header
+//! `authorization`, or id and secret in the message or form, one of them only (A03).
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use secrecy::SecretString;
-use tonic::metadata::MetadataMap;
+use http::{HeaderMap, header::AUTHORIZATION};
+use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
     error::{Error, Result},
@@ -11,15 +11,14 @@ use crate::{
 };
 
 /// The one credential of a request. A message without id and secret carries none.
-pub(super) fn presented(
-    metadata: &MetadataMap,
+pub(in crate::api) fn presented(
+    headers: &HeaderMap,
     client_id: String,
     client_secret: String,
 ) -> Result<Credentials> {
     let secret = SecretString::from(client_secret);
-    let in_message =
-        !client_id.is_empty() || !secrecy::ExposeSecret::expose_secret(&secret).is_empty();
-    let mut headers = metadata.get_all("authorization").iter();
+    let in_message = !client_id.is_empty() || !secret.expose_secret().is_empty();
+    let mut headers = headers.get_all(AUTHORIZATION).iter();
     match (headers.next(), headers.next(), in_message) {
         (None, _, false) => Ok(Credentials::None),
         (None, _, true) => Ok(Credentials::Secret { client_id, secret }),
@@ -33,8 +32,8 @@ pub(super) fn presented(
 }
 
 /// The bearer token of a request that can be authenticated in no other way.
-pub(super) fn bearer(metadata: &MetadataMap) -> Result<Credentials> {
-    presented(metadata, String::new(), String::new())
+pub(in crate::api) fn bearer(headers: &HeaderMap) -> Result<Credentials> {
+    presented(headers, String::new(), String::new())
 }
 
 fn from_header(header: &[u8]) -> Result<Credentials> {
@@ -85,20 +84,18 @@ fn form_decode(text: &str) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use secrecy::ExposeSecret;
-
     use super::*;
 
-    fn with(headers: &[&str]) -> MetadataMap {
-        let mut metadata = MetadataMap::new();
-        for header in headers {
-            metadata.append("authorization", header.parse().unwrap());
+    fn with(values: &[&str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(AUTHORIZATION, value.parse().unwrap());
         }
-        metadata
+        headers
     }
 
-    fn secret(metadata: &MetadataMap) -> (String, String) {
-        match presented(metadata, String::new(), String::new()).unwrap() {
+    fn secret(headers: &HeaderMap) -> (String, String) {
+        match presented(headers, String::new(), String::new()).unwrap() {
             Credentials::Secret { client_id, secret } => {
                 (client_id, secret.expose_secret().to_owned())
             }
