@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
+use tokio::{runtime::Handle, sync::Semaphore};
 
 use crate::{
     admin::{
@@ -48,6 +48,8 @@ pub struct Parts {
     pub skew: Arc<Skew>,
     /// Terms that tokens are issued under.
     pub terms: Terms,
+    /// Runtime of work that outlives its callers; it ends after those that answer calls.
+    pub runtime: Handle,
 }
 
 /// The services of one server.
@@ -115,7 +117,7 @@ impl Services {
         let secrets = Arc::new(ClientSecrets::new(root));
         let refresh_key = Arc::new(RefreshKey::new(root));
         let trail = Arc::new(Trail::new(store.clone(), issue));
-        let detached = Arc::<Detached>::default();
+        let detached = Arc::new(Detached::on(parts.runtime));
 
         let clients = Arc::new(ClientAuthenticator {
             store: store.clone(),

@@ -22,7 +22,7 @@
 //! fails. A node that dies between 2 and 3 leaves a client that lists what was released in that
 //! moment; an assignment of the audience is refused while it does.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::sync::{Mutex, Semaphore};
 
@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    model::{Action, Audience, Call, Client, Stamp, TenantId},
+    model::{Action, Audience, Call, Client, Mac, Stamp, TenantId},
     oauth::Detached,
     store::{FoundAudience, Proof, ProvenWrite, Spent, Store, Write},
 };
@@ -50,6 +50,8 @@ const MAX_CHANGES: usize = 64;
 /// Waits for a record in step 3.
 const PAUSES: [Duration; 3] =
     [Duration::from_millis(50), Duration::from_millis(250), Duration::from_secs(1)];
+/// Steps that are repeated at once because others wrote in between.
+const MAX_CONTENDED: usize = 1_000;
 /// Further waits, in seconds, where a change must be made final or taken back: five minutes.
 const LONG_PAUSES: [u64; 13] = [2, 4, 8, 16, 30, 30, 30, 30, 30, 30, 30, 30, 30];
 /// Reason in the records of what is taken back.
@@ -83,6 +85,14 @@ impl Change {
     fn stamp(&self) -> Stamp {
         self.admin.stamp_in(&self.call, &self.client.tenant)
     }
+
+    /// Returns true if a client that is found is as this registration left it: without audiences,
+    /// written again so, or with what it lists.
+    fn wrote(&self, found: &Client) -> bool {
+        let bare = Client { revision: 0, ..unlisted(&self.client) };
+        let again = Client { revision: 1, ..bare.clone() };
+        [&bare, &again, &self.client].into_iter().any(|written| is_same(written, found))
+    }
 }
 
 /// An attempt to take audiences back whose outcome may be unknown.
@@ -90,15 +100,6 @@ struct Attempt {
     written: Client,
     /// True if the client goes altogether.
     deletes: bool,
-}
-
-impl Attempt {
-    /// Returns true if the attempt wrote the client that is found.
-    fn wrote(&self, found: &Client) -> bool {
-        let Self { written, .. } = self;
-        (found.revision, found.updated_at) == (written.revision, written.updated_at)
-            && (&found.audiences, &found.serves) == (&written.audiences, &written.serves)
-    }
 }
 
 /// Changes of the audiences that clients list.
@@ -127,8 +128,13 @@ impl AudienceLists {
         after: &Client,
     ) -> Result<Vec<NewlyListed>> {
         let mut listed = newly_listed(before, after);
-        let mut unclaimed: Vec<&NewlyListed> = Vec::new();
+        let (mut unclaimed, mut owners) = (Vec::new(), BTreeMap::<Audience, _>::new());
         for new in &mut listed {
+            // In the other field too: one audience has one owner.
+            if let Some(owner) = owners.get(&new.audience) {
+                new.owner.clone_from(owner);
+                continue;
+            }
             if new.audience == self.own_audience {
                 // Every client may ask for this service without listing it.
                 if !admin.tenant().is_operator() {
@@ -139,16 +145,15 @@ impl AudienceLists {
             let found = self.store.audience(&new.audience).await?;
             if admits(admin, new, found.as_ref())? {
                 new.owner = other_owner(found.as_ref(), &after.tenant);
-                continue;
+            } else {
+                must_be_normal(new.field, &new.audience)?;
+                unclaimed.push(new.clone());
             }
-            must_be_normal(new.field, &new.audience)?;
-            if unclaimed.iter().all(|other| other.audience != new.audience) {
-                unclaimed.push(new);
-            }
+            owners.insert(new.audience.clone(), new.owner.clone());
         }
         self.must_have_room(admin, &after.tenant, unclaimed.len()).await?;
         for new in unclaimed {
-            self.claim_one(call, admin, after, new).await?;
+            self.claim_one(call, admin, after, &new).await?;
         }
         Ok(listed)
     }
@@ -231,22 +236,18 @@ impl AudienceLists {
                 Ok(Spent::Done) => {}
                 refused => return refused,
             }
-            let updated = change.stamp().done(Action::ClientUpdated, change.client.id.as_str());
-            let client = Box::new(change.client.clone());
-            let write = lists.gate.prove(&change.admin).await.map(|proof| {
-                let Change { call, admin, listed, .. } = &change;
-                let records = (&unlisted(&client), &*client);
-                let events = with_shared(call, admin, updated, records, listed);
-                (proof, ProvenWrite::ReplaceClient { client, events })
-            });
-            let outcome = match write {
-                Ok((proof, write)) => lists.write_and_confirm(&change, proof, write).await,
-                Err(fell) => Err(fell),
+            let proof = match lists.gate.prove(&change.admin).await {
+                Ok(proof) => proof,
+                Err(fell) => {
+                    lists.take_back(&change, &[]).await?;
+                    return Err(fell);
+                }
             };
-            if !matches!(outcome, Ok(Spent::Done)) {
-                lists.take_back(&change, &change.listed).await?;
-            }
-            outcome
+            let Change { call, admin, client, listed, .. } = &change;
+            let updated = change.stamp().done(Action::ClientUpdated, client.id.as_str());
+            let events = with_shared(call, admin, updated, (&unlisted(client), client), listed);
+            let write = ProvenWrite::ReplaceClient { client: Box::new(client.clone()), events };
+            lists.write_and_confirm(&change, proof, write).await
         }))
         .await
     }
@@ -303,13 +304,21 @@ impl AudienceLists {
     ) -> Result<Spent> {
         let spent = self.gate.spend(proof, write).await;
         match spent {
+            Ok(Spent::Done) => {}
             // By these it is sure that nothing was written.
             Ok(Spent::Taken | Spent::Stale | Spent::Unproven)
-            | Err(Error::InvalidToken | Error::Exhausted(_)) => return spent,
-            Ok(Spent::Done) => {}
+            | Err(Error::InvalidToken | Error::Exhausted(_)) => {
+                if change.is_new {
+                    self.take_back(change, &[]).await?;
+                }
+                return spent;
+            }
             Err(_) => self.fence(change).await,
         }
         let confirmed = self.confirm_listed(change).await;
+        if change.is_new && confirmed.is_ok() && spent.is_err() {
+            self.take_back(change, &[]).await?;
+        }
         spent.and_then(|spent| confirmed.map(|()| spent))
     }
 
@@ -363,8 +372,11 @@ impl AudienceLists {
         loop {
             let confirmed = match self.store.audience(&new.audience).await {
                 Ok(found) => match admits(admin, new, found.as_ref()) {
-                    // It was released in between.
-                    Ok(false) => self.claim_one(call, admin, client, new).await,
+                    // It was released in between. Whose it is after the claim is read again.
+                    Ok(false) => match self.claim_one(call, admin, client, new).await {
+                        Ok(()) => continue,
+                        failed => failed,
+                    },
                     // Its owner has a record of the sharing, and the next one has none.
                     Ok(true) if other_owner(found.as_ref(), &client.tenant) != new.owner => {
                         Err(foreign(new))
@@ -409,32 +421,36 @@ impl AudienceLists {
             let Some(client) = found.filter(|found| found.is_registration_of(written)) else {
                 return Ok(());
             };
-            let deletes = match attempt.as_ref().filter(|attempt| attempt.wrote(&client)) {
+            let ours = attempt.as_ref().filter(|attempt| is_same(&attempt.written, &client));
+            let deletes = match ours {
                 Some(ours) => ours.deletes,
-                // One that another administrator has changed by now is that one's to keep.
-                None => change.is_new && client.revision <= written.revision,
+                // What another administrator has changed by now is that one's to keep.
+                None => change.is_new && change.wrote(&client),
             };
             let next = without(&client, lost);
-            if next.audiences == client.audiences && next.serves == client.serves {
-                if deletes {
-                    self.delete(change, &client).await?;
-                }
+            let is_unlisted = is_same(&next, &client);
+            if is_unlisted && !deletes {
                 return Ok(());
             }
-            let next =
-                Client { revision: client.revision + 1, updated_at: change.call.now, ..next };
-            let event = stamp.done(Action::ClientUpdated, id.as_str()).because(LOST.to_owned());
-            let ended =
-                stamp.done(Action::ClientRevoked, id.as_str()).because("narrowed".to_owned());
-            let records = (&client, &next);
-            let events = with_unshared(&change.call, &change.admin, event, records, &change.listed);
-            *attempt = Some(Attempt { written: next.clone(), deletes });
-            if self.store.end_client(&next, events, ended).await? == Write::Done {
+            // It may have got tokens by now, so it is ended before it is deleted.
+            if !(is_unlisted && ours.is_some()) {
+                let next =
+                    Client { revision: client.revision + 1, updated_at: change.call.now, ..next };
+                let event = stamp.done(Action::ClientUpdated, id.as_str()).because(LOST.to_owned());
+                let ended =
+                    stamp.done(Action::ClientRevoked, id.as_str()).because("narrowed".to_owned());
+                let Change { call, admin, listed, .. } = change;
+                let events = with_unshared(call, admin, event, (&client, &next), listed);
+                *attempt = Some(Attempt { written: next.clone(), deletes });
+                if self.store.end_client(&next, events, ended).await? == Write::Stale {
+                    continue;
+                }
                 if deletes {
                     self.delete(change, &next).await?;
                 }
                 return Ok(());
             }
+            return self.delete(change, &client).await;
         }
         Err(Error::Stale("client"))
     }
@@ -446,20 +462,21 @@ impl AudienceLists {
         Ok(())
     }
 
-    /// Repeats a step while the store is away, for some minutes. A server that stops lets it try
-    /// once more.
+    /// Repeats a step while the store is away, for some minutes, and at once while others write. A
+    /// server that stops lets it try once more.
     async fn until_done<F: Future<Output = Result<()>>>(&self, step: impl Fn() -> F) -> Result<()> {
         let long = LONG_PAUSES.into_iter().map(Duration::from_secs);
-        for pause in PAUSES.into_iter().chain(long) {
+        let (mut pauses, mut contended) = (PAUSES.into_iter().chain(long), 0);
+        loop {
             match step().await {
-                Err(Error::Unavailable(_) | Error::Stale(_)) => {}
+                Err(Error::Stale(_)) if contended < MAX_CONTENDED => contended += 1,
+                Err(Error::Unavailable(_)) => match pauses.next() {
+                    Some(pause) if self.detached.pause(pause).await => {}
+                    Some(_) | None => return step().await,
+                },
                 outcome => return outcome,
             }
-            if !self.detached.pause(pause).await {
-                break;
-            }
         }
-        step().await
     }
 }
 
@@ -501,6 +518,18 @@ pub(super) fn other_owner(found: Option<&FoundAudience>, tenant: &TenantId) -> O
         }
         Some(FoundAudience::Owned(_) | FoundAudience::NotAuthentic(_)) | None => None,
     }
+}
+
+/// Returns true if two records of a client are the same but for the uses of its secrets and the MAC.
+fn is_same(one: &Client, other: &Client) -> bool {
+    let plain = |client: &Client| {
+        let mut plain = Client { mac: Mac::default(), ..client.clone() };
+        for secret in &mut plain.secrets {
+            (secret.last_used_at, secret.use_count) = (None, 0);
+        }
+        plain
+    };
+    plain(one) == plain(other)
 }
 
 /// The client without what it newly lists.

@@ -149,6 +149,7 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
         clock: clock.clone(),
         skew: skew.clone(),
         terms,
+        runtime: tokio::runtime::Handle::current(),
     };
     let services = Arc::new(Services::new(parts));
     Ok(Opened { services, store, chain, clock, skew, measured, data_dir })

@@ -248,5 +248,6 @@ async fn services(
         clock: clock.clone(),
         skew: Arc::new(Skew::default()),
         terms,
+        runtime: tokio::runtime::Handle::current(),
     }))
 }

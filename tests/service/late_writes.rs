@@ -134,3 +134,21 @@ async fn a_new_client_that_was_changed_by_another_is_kept() {
     let kept = world.get("new").await;
     assert_eq!((kept.display_name.as_str(), kept.audiences), ("kept", Vec::new()));
 }
+
+/// The same between the two writes of a registration: what another administrator was answered
+/// stays, and the registration is refused.
+#[tokio::test]
+async fn a_change_between_the_writes_of_a_registration_is_kept() {
+    let (Lab { world, store, .. }, globex, _) = scene().await;
+    let registered = store.hold("spend", Side::After);
+    let meanwhile = async {
+        registered.arrived().await;
+        let renamed = Client { display_name: "kept".to_owned(), ..aimed("new", &[]) };
+        world.change_as(&globex, renamed, &["display_name"]).await.unwrap();
+        registered.release();
+    };
+    let (refused, ()) = join!(world.create_as(&globex, aimed("new", &[PAY])), meanwhile);
+    assert_eq!(reason(&refused.unwrap_err()), "STALE");
+    let kept = world.get("new").await;
+    assert_eq!((kept.display_name.as_str(), kept.audiences), ("kept", Vec::new()));
+}
