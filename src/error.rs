@@ -31,7 +31,7 @@ pub enum Error {
     #[error("{0}")]
     InvalidTarget(Cow<'static, str>),
     /// The client is not registered for this grant (RFC 6749 section 5.2).
-    #[error("the client is not registered for this grant")]
+    #[error("the client is not registered for this grant type")]
     UnauthorizedClient,
     /// The grant is not served here (RFC 6749 section 5.2).
     #[error("the grant type is not supported")]
@@ -40,16 +40,16 @@ pub enum Error {
     #[error("the access token is not valid")]
     InvalidToken,
     /// The caller may not do this (RFC 6750 section 3.1).
-    #[error("needs scope {0}")]
+    #[error("requires scope {0}")]
     InsufficientScope(&'static str),
     /// There is nothing of this name that the caller may see.
     #[error("{0} not found")]
     NotFound(&'static str),
     /// The name is taken.
-    #[error("{0} exists already")]
+    #[error("the {0} already exists")]
     AlreadyExists(&'static str),
     /// The etag given is not that of the stored version.
-    #[error("the {0} was changed since it was read")]
+    #[error("the {0} changed since it was read; read it again and retry")]
     Stale(&'static str),
     /// What is asked for does not fit the state things are in.
     #[error("{0}")]
@@ -64,13 +64,13 @@ pub enum Error {
         retry_after: Duration,
     },
     /// The store failed; the outcome of a write is unknown and asking again is safe.
-    #[error("the service cannot reach its store")]
+    #[error("the store is unavailable; retry")]
     Unavailable(#[source] StoreError),
     /// This node has not heard for too long what the others did, and judges nothing until it has.
-    #[error("this node does not know what the others did lately")]
+    #[error("this node's revocation data is stale; retry on another node")]
     Behind(#[from] Behind),
     /// The store has no room left.
-    #[error("the service's store is full")]
+    #[error("the store is full")]
     Exhausted(#[source] StoreError),
     /// The call's deadline passed.
     #[error("deadline exceeded")]

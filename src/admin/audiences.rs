@@ -268,7 +268,7 @@ impl Audiences {
     fn must_not_be_own(&self, audience: &Audience) -> Result<()> {
         if *audience == self.own_audience {
             return Err(Error::precondition(format!(
-                "{audience} is this service, and belongs to the tenant \"default\" for ever"
+                "{audience} is this service and always belongs to the tenant \"default\""
             )));
         }
         Ok(())
@@ -298,7 +298,7 @@ impl Audiences {
                     } else {
                         "of another tenant"
                     };
-                    let advice = "take it from its audiences and serves first";
+                    let advice = "remove it from its audiences and serves first";
                     return Err(Error::precondition(format!(
                         "the client {named} lists {audience}: {advice}"
                     )));
@@ -347,6 +347,7 @@ pub(super) fn first_record(
 
 pub(super) fn not_authentic(audience: &Audience) -> Error {
     Error::precondition(format!(
-        "the record of {audience} was not written by this service: the operator assigns it anew"
+        "the record of {audience} was not written by this service; ask the operator to assign it \
+         again"
     ))
 }

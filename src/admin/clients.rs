@@ -232,7 +232,7 @@ impl Clients {
         expires_at: Option<Timestamp>,
     ) -> Result<Added> {
         if expires_at.is_some_and(|end| end <= call.now) {
-            return Err(Error::field("expire_time", "lies in the past"));
+            return Err(Error::field("expire_time", "must be in the future"));
         }
         // Asked before the price of argon2id is paid.
         self.get(admin, id).await.and_then(|client| admin.may_grant(&client.scopes))?;
@@ -244,7 +244,9 @@ impl Clients {
             .rewrite(call, admin, id, etag, Action::SecretAdded, &target, None, |mut client| {
                 client.secrets.retain(|secret| secret.lives(call.now));
                 if client.secrets.len() >= MAX_LIVE_SECRETS {
-                    return Err(Error::precondition("two secrets are live: retire one first"));
+                    return Err(Error::precondition(
+                        "the client has two active secrets; retire one first",
+                    ));
                 }
                 client.secrets.push(secret.clone());
                 Ok(client)
@@ -269,11 +271,11 @@ impl Clients {
         if revoke_issued && !overlap.is_zero() {
             return Err(Error::field(
                 "revoke_issued",
-                "goes with no overlap: the secret would go on to get tokens",
+                "requires an overlap of zero: during an overlap the secret still gets tokens",
             ));
         }
         if overlap > MAX_OVERLAP {
-            return Err(Error::field("overlap", "at most 90 days"));
+            return Err(Error::field("overlap", "must be at most 90 days"));
         }
         let end = call.now + overlap;
         let ends = revoke_issued.then_some("secret retired");

@@ -134,7 +134,7 @@ impl Keys {
             .store
             .keyset()
             .await?
-            .ok_or_else(|| Error::Internal("the keyset is gone".into()))?;
+            .ok_or_else(|| Error::Internal("the keyset is missing from the store".into()))?;
         self.standing.admit(&keyset).map_err(|refused| Error::Internal(refused.into()))?;
         Ok(keyset)
     }

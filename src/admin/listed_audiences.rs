@@ -199,9 +199,9 @@ impl AudienceLists {
         }
         let owned = self.store.audiences(Some(tenant), None, MAX_CLAIMED + 1).await?.len();
         if owned.saturating_add(claims) > MAX_CLAIMED {
-            let advice = "release some, or have the operator assign them";
+            let advice = "release some, or ask the operator to assign them";
             return Err(Error::precondition(format!(
-                "the tenant has {owned} of at most {MAX_CLAIMED} audiences: {advice}"
+                "the tenant has {owned} of at most {MAX_CLAIMED} audiences; {advice}"
             )));
         }
         Ok(())
@@ -493,7 +493,7 @@ fn admits(admin: &Administrator, new: &NewlyListed, found: Option<&FoundAudience
             let NewlyListed { field, audience, .. } = new;
             let advice = "the operator assigns it to its tenant again, or releases it";
             Err(Error::precondition(format!(
-                "{field}: {audience} is being released; if that does not end, {advice}"
+                "{field}: {audience} is being released; if this persists, {advice}"
             )))
         }
         Some(FoundAudience::Owned(_)) => Ok(true),
@@ -550,6 +550,6 @@ pub(super) fn unlisted(client: &Client) -> Client {
 /// Says nothing of the tenant that has it.
 fn foreign(NewlyListed { field, audience, .. }: &NewlyListed) -> Error {
     Error::precondition(format!(
-        "{field}: {audience} belongs to another tenant; the operator may list it"
+        "{field}: {audience} belongs to another tenant; only the operator may list it"
     ))
 }

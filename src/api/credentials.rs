@@ -23,10 +23,10 @@ pub(in crate::api) fn presented(
         (None, _, false) => Ok(Credentials::None),
         (None, _, true) => Ok(Credentials::Secret { client_id, secret }),
         (Some(header), None, false) => from_header(header.as_bytes()),
-        (Some(_), Some(_), _) => Err(Error::field("authorization", "given more than once")),
+        (Some(_), Some(_), _) => Err(Error::field("authorization", "must be given only once")),
         (Some(_), None, true) => Err(Error::field(
             "authorization",
-            "credentials both in the metadata and in the message",
+            "credentials must be in the metadata or in the message, not in both",
         )),
     }
 }

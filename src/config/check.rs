@@ -23,7 +23,7 @@ pub fn check(config: &Config, dev: bool) -> Result<(), ConfigError> {
     if config.data_dir.as_os_str().is_empty() {
         return Err(ConfigError::new(
             "data_dir",
-            "must be set, since neither XDG_STATE_HOME nor HOME is an absolute path",
+            "must be set because neither XDG_STATE_HOME nor HOME is an absolute path",
         ));
     }
     lifetimes(config)?;
@@ -39,8 +39,8 @@ fn addresses(config: &Config) -> Result<(), ConfigError> {
         return Err(ConfigError::new(
             "listen",
             format!(
-                "{} can be reached from elsewhere and there is no TLS: set tls.cert_file and \
-                 tls.key_file, or insecure = true",
+                "{} is not a loopback address and TLS is off: set tls.cert_file and tls.key_file, \
+                 or insecure = true",
                 config.listen
             ),
         ));
@@ -58,8 +58,8 @@ fn addresses(config: &Config) -> Result<(), ConfigError> {
         return Err(ConfigError::new(
             "metrics_listen",
             format!(
-                "{metrics} can be reached from elsewhere: use a loopback address, or set insecure \
-                 = true"
+                "{metrics} is not a loopback address: use a loopback address, or set insecure = \
+                 true"
             ),
         ));
     }
@@ -79,13 +79,13 @@ fn tls(tls: &Tls) -> Result<(), ConfigError> {
     let client_ca = !tls.client_ca_file.as_os_str().is_empty();
     match (cert, key) {
         (true, false) => {
-            Err(ConfigError::new("tls.key_file", "must be set, since tls.cert_file is"))
+            Err(ConfigError::new("tls.key_file", "must be set because tls.cert_file is set"))
         }
         (false, true) => {
-            Err(ConfigError::new("tls.cert_file", "must be set, since tls.key_file is"))
+            Err(ConfigError::new("tls.cert_file", "must be set because tls.key_file is set"))
         }
         (false, false) if client_ca => {
-            Err(ConfigError::new("tls.cert_file", "must be set, since tls.client_ca_file is"))
+            Err(ConfigError::new("tls.cert_file", "must be set because tls.client_ca_file is set"))
         }
         (true, true) | (false, false) => Ok(()),
     }
@@ -98,7 +98,7 @@ fn issuer(config: &Config, dev: bool) -> Result<(), ConfigError> {
     let issuer = &config.issuer;
     if issuer.is_empty() {
         if config.listen.ip().is_unspecified() && !dev {
-            return refused("must be set, since listen names no address of its own");
+            return refused("must be set because listen is a wildcard address");
         }
         return Ok(());
     }
@@ -112,7 +112,7 @@ fn issuer(config: &Config, dev: bool) -> Result<(), ConfigError> {
         Some("https") if !host.is_empty() => Ok(()),
         Some("http") if here || (config.insecure && !host.is_empty()) => Ok(()),
         Some("http") => {
-            refused("must begin with https://, unless its host is loopback or insecure = true")
+            refused("must begin with https:// unless its host is loopback or insecure = true")
         }
         _ => refused("must be an https:// URL"),
     }
@@ -121,7 +121,7 @@ fn issuer(config: &Config, dev: bool) -> Result<(), ConfigError> {
 fn store(store: &Store) -> Result<(), ConfigError> {
     let address = store.uri.expose();
     if !address.is_empty() && !store.uri_file.as_os_str().is_empty() {
-        return Err(ConfigError::new("store.uri_file", "must be empty, since store.uri is set"));
+        return Err(ConfigError::new("store.uri_file", "must be empty because store.uri is set"));
     }
     if !address.is_empty()
         && !address.starts_with("mongodb://")

@@ -254,7 +254,7 @@ impl Layer {
     fn of_text(origin: &str, key: &str, text: &str, defaults: &Dict) -> Result<Self, ConfigError> {
         let refused = |problem: &str| ConfigError::new(key, problem).at(origin);
         if key.split('.').any(str::is_empty) {
-            return Err(refused("is no setting"));
+            return Err(refused("is not a setting"));
         }
         let value = match Value::from(defaults.clone()).find_ref(key) {
             Some(Value::Bool(..)) => {
@@ -300,12 +300,13 @@ fn parse(text: &str, origin: &str) -> Result<Dict, ConfigError> {
 fn explain(error: figment::Error) -> ConfigError {
     let key = error.path.join(".");
     let (key, problem) = match &error.kind {
-        Kind::UnknownField(field, known) => {
-            (unknown_key(&key, field), format!("is no setting; known here: {}", known.join(", ")))
-        }
+        Kind::UnknownField(field, known) => (
+            unknown_key(&key, field),
+            format!("is not a setting; expected one of {}", known.join(", ")),
+        ),
         Kind::MissingField(field) => (unknown_key(&key, field), "must be set".to_owned()),
         Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
-            (key, format!("must be {expected}, not {}", kind_of(found)))
+            (key, format!("must be {expected}, got {}", kind_of(found)))
         }
         Kind::UnknownVariant(_, known) => (key, format!("must be one of {}", known.join(", "))),
         Kind::Message(_)
@@ -334,7 +335,7 @@ const fn kind_of(found: &Actual) -> &'static str {
     match found {
         Actual::Bool(_) => "true or false",
         Actual::Unsigned(_) | Actual::Signed(_) | Actual::Float(_) => "a number",
-        Actual::Char(_) | Actual::Str(_) | Actual::Bytes(_) => "a text",
+        Actual::Char(_) | Actual::Str(_) | Actual::Bytes(_) => "a string",
         Actual::Seq => "a list",
         Actual::Map => "a table",
         Actual::Unit

@@ -95,7 +95,7 @@ impl Store {
         if mode & 0o022 != 0 {
             let shown = self.uri_file.display();
             return Err(refused(format!(
-                "others can write to {shown} (mode {mode:04o}): chmod 0600 {shown}"
+                "other users can write to {shown} (mode {mode:04o}): chmod 0600 {shown}"
             )));
         }
         let mut text = String::new();
@@ -104,7 +104,7 @@ impl Store {
         if address.starts_with("mongodb://") || address.starts_with("mongodb+srv://") {
             Ok(address.to_owned())
         } else {
-            Err(refused(format!("{} holds no MongoDB address", self.uri_file.display())))
+            Err(refused(format!("{} contains no MongoDB address", self.uri_file.display())))
         }
     }
 

@@ -28,7 +28,7 @@ const MAX_KEYS: usize = 100;
 
 /// Why a key is not taken in, for whoever registered it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("key refused: {0}")]
+#[error("key rejected: {0}")]
 pub struct Refused(pub &'static str);
 
 /// Parses a JWK set (RFC 7517 section 5) for verification.
@@ -44,7 +44,7 @@ pub fn parse_set(json: &str) -> Result<Vec<Jwk>, Refused> {
         return Err(Refused("more than 100 keys"));
     }
     if private.keys.iter().any(Private::is_there) {
-        return Err(Refused("it holds a private key"));
+        return Err(Refused("it contains a private key"));
     }
     let mut kids = HashSet::new();
     if !set.keys.iter().filter_map(|key| key.common.key_id.as_deref()).all(|kid| kids.insert(kid)) {
@@ -120,7 +120,7 @@ pub fn admit(jwk: &Jwk) -> Result<Algorithm, Refused> {
         (Some(named), admitted) if admitted.contains(&named) => Ok(named),
         (None, [only]) => Ok(*only),
         (None, _) => Err(Refused("it must name its alg")),
-        (Some(_), _) => Err(Refused("its alg does not fit it")),
+        (Some(_), _) => Err(Refused("its alg does not match its key type")),
     }
 }
 
@@ -148,7 +148,7 @@ fn check_point(point: &EllipticCurveKeyParameters) -> Result<&'static [Algorithm
     };
     let [x, y] = [decode(&point.x)?, decode(&point.y)?];
     if x.len() != size || y.len() != size {
-        return Err(Refused("its coordinates are not of the curve's size"));
+        return Err(Refused("its coordinates do not have the curve's size"));
     }
     on_curve(parser, &[&[4], x.as_slice(), &y].concat())?;
     Ok(algs)

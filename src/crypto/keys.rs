@@ -29,7 +29,7 @@ const RSA_BYTES: usize = 384;
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// It does not open under this master key, or is not the key its id names.
-    #[error("signing key {0} does not open: it was altered, or sealed under another master key")]
+    #[error("cannot decrypt signing key {0}: it was altered, or sealed under another master key")]
     Sealed(Kid),
     /// What was sealed is no private key of its algorithm, or too weak a one (K05).
     #[error("signing key {0} is not an acceptable {1} key")]

@@ -21,13 +21,15 @@ const PREFIX: &[u8] = b"jeton keyset v1\0";
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeysetError {
     /// The MAC does not match: nobody with this master key wrote it.
-    #[error("the keyset's MAC is wrong: it was altered, or written under another master key")]
+    #[error(
+        "the keyset's MAC is invalid: the keyset was altered, or written under another master key"
+    )]
     Mac,
     /// Not exactly one key is active.
-    #[error("the keyset has {0} active keys, not one")]
+    #[error("the keyset has {0} active keys instead of one")]
     Active(usize),
     /// Two keys have the same id, revoked ones included.
-    #[error("the keyset has two keys {0}")]
+    #[error("the keyset contains key {0} twice")]
     Twice(Kid),
 }
 

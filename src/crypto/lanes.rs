@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 /// More are waiting than may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("too many password hashes at once")]
+#[error("too many password hashes in progress")]
 pub struct Busy;
 
 /// Order in which two keys that wait get their turns.

@@ -22,8 +22,8 @@ const MAX_FILE: u64 = 1_024;
 #[derive(Debug, thiserror::Error)]
 pub enum MasterKeyError {
     /// There is no such file, and none may be made.
-    #[error("no master key at {}: put 32 random bytes there in base64, mode 0600, for instance by \
-             `openssl rand -base64 32`", .0.display())]
+    #[error("no master key at {}: write 32 random bytes in base64 to it, mode 0600, for example \
+             with `openssl rand -base64 32`", .0.display())]
     Missing(PathBuf),
     /// The file could not be read or made.
     #[error("master key at {}: {source}", path.display())]
@@ -34,7 +34,7 @@ pub enum MasterKeyError {
         source: io::Error,
     },
     /// Others than the owner can get at it (K06).
-    #[error("master key at {} has mode {mode:04o}: others can get at it, make it 0600", path.display())]
+    #[error("master key at {} has mode {mode:04o} and other users can access it: chmod 0600", path.display())]
     Exposed {
         /// Which file.
         path: PathBuf,
@@ -42,7 +42,7 @@ pub enum MasterKeyError {
         mode: u32,
     },
     /// It belongs to another user (K06).
-    #[error("master key at {} belongs to user {owner}, not to the user of this process", path.display())]
+    #[error("master key at {} belongs to user {owner}, not to the user of this process: chown it", path.display())]
     Foreign {
         /// Which file.
         path: PathBuf,
@@ -57,7 +57,7 @@ pub enum MasterKeyError {
     Malformed,
     /// 32 bytes that nobody drew at random.
     #[error(
-        "the master key can be guessed: take 32 random bytes, for instance by `openssl rand \
+        "the master key is predictable: use 32 random bytes, for example from `openssl rand \
          -base64 32`"
     )]
     Weak,

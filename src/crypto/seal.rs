@@ -12,7 +12,7 @@ const VERSION: u8 = 1;
 /// Sealed bytes that do not open: another master key, another purpose or id, or altered. Which of
 /// them cannot be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("sealed data does not open: it was altered, moved, or sealed under another master key")]
+#[error("cannot decrypt sealed data: it was altered, moved, or sealed under another master key")]
 pub struct SealError;
 
 /// Holds the master key.

@@ -50,8 +50,9 @@ impl FromStr for Audience {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        const MESSAGE: Invalid =
-            Invalid("a resource must be an absolute URI without fragment, at most 256 characters");
+        const MESSAGE: Invalid = Invalid(
+            "a resource must be an absolute URI without fragment, of at most 256 characters",
+        );
         let (scheme, rest) = text.split_once(':').ok_or(MESSAGE)?;
         let scheme_valid = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
             && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'));

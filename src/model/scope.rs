@@ -35,7 +35,7 @@ impl FromStr for Scope {
         let valid = |b: u8| matches!(b, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
         if text.is_empty() || text.len() > 128 || text == "*" || !text.bytes().all(valid) {
             return Err(Invalid(
-                "a scope must be 1 to 128 characters by RFC 6749 section 3.3, and not \"*\"",
+                "a scope must be 1 to 128 characters of RFC 6749 section 3.3, and not \"*\"",
             ));
         }
         Ok(Self(text.into()))
@@ -118,7 +118,7 @@ impl TryFrom<Vec<Scope>> for Scopes {
             .enumerate()
             .any(|(at, scope)| scopes.iter().take(at).any(|earlier| earlier == scope));
         if repeated {
-            return Err(Invalid("a scope is named twice"));
+            return Err(Invalid("a scope is repeated"));
         }
         Ok(Self(scopes.into()))
     }

@@ -17,12 +17,12 @@ const PART: usize = 10;
 pub fn check(text: &str) -> Result<(), Invalid> {
     if text.chars().any(|c| c.is_control() || is_hidden(c)) {
         return Err(Invalid(
-            "must not hold control characters, invisible ones or ones that turn text round",
+            "must not contain control, invisible or bidirectional formatting characters",
         ));
     }
     if holds_secret(text) {
         return Err(Invalid(
-            "must not hold a secret or a token: it would be stored and shown to others",
+            "must not contain a secret or a token: this text is stored and shown to other users",
         ));
     }
     Ok(())

@@ -81,7 +81,7 @@ impl TokenIssuer {
             .map_err(|invalid| Error::InvalidScope(invalid.0.into()))?;
         let granted = Granted::asked(&asked, &client.scopes, || client.scopes_by_default())
             .map_err(|scope| {
-                Error::InvalidScope(format!("the client may not have scope {scope}").into())
+                Error::InvalidScope(format!("the client is not allowed scope {scope}").into())
             })?;
         Ok((granted, self.audience(client, &request.resources)?))
     }
@@ -94,7 +94,9 @@ impl TokenIssuer {
             return Ok(vec![client.audiences.first().unwrap_or(own).clone()]);
         }
         if resources.len() > client.audiences.len() + 1 {
-            return Err(Error::InvalidTarget("more resources than the client may ask for".into()));
+            return Err(Error::InvalidTarget(
+                "the request names more resources than the client is allowed".into(),
+            ));
         }
         let mut audience = Vec::with_capacity(resources.len());
         for resource in resources {
@@ -102,12 +104,10 @@ impl TokenIssuer {
                 .parse()
                 .map_err(|invalid: crate::model::Invalid| Error::InvalidTarget(invalid.0.into()))?;
             if resource != *own && !client.audiences.contains(&resource) {
-                return Err(Error::InvalidTarget(
-                    "the client may not ask for this resource".into(),
-                ));
+                return Err(Error::InvalidTarget("the client is not allowed this resource".into()));
             }
             if audience.contains(&resource) {
-                return Err(Error::InvalidTarget("a resource is named twice".into()));
+                return Err(Error::InvalidTarget("a resource is repeated".into()));
             }
             audience.push(resource);
         }

@@ -84,7 +84,7 @@ impl Minter {
         };
         let token = self.standing.keyring().sign(&claims).map_err(|error| match error {
             SignError::TooLong => Error::InvalidScope(
-                "the scopes and roles do not fit into a token: ask for fewer".into(),
+                "the scopes and roles do not fit into a token; request fewer".into(),
             ),
             SignError::Claims(_) | SignError::Signature => Error::Internal(Box::new(error)),
         })?;

@@ -91,12 +91,13 @@ impl App {
         }
         let address = configured.parse().map_err(|_| {
             StartError::Configuration(
-                "metrics_listen: must be an address with a port, or empty".to_owned(),
+                "metrics_listen: must be empty or an address and port".to_owned(),
             )
         })?;
         if !listen::permitted(address, false, options.config.insecure) {
             return Err(StartError::Configuration(format!(
-                "metrics_listen: {address} is public, and needs insecure = true"
+                "metrics_listen: {address} is not a loopback address: use a loopback address, or \
+                 set insecure = true"
             )));
         }
         let listener = match listen::bind(address) {

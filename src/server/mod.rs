@@ -106,7 +106,8 @@ pub async fn run(
     let tls_on = config.tls != config::Tls::default();
     if !listen::permitted(config.listen, tls_on, config.insecure) {
         return Err(StartError::Configuration(format!(
-            "listen: {} is public and needs tls, or insecure = true",
+            "listen: {} is not a loopback address and TLS is off: set tls.cert_file and \
+             tls.key_file, or insecure = true",
             config.listen
         )));
     }

@@ -118,7 +118,8 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
                 data_dir.display().to_string()
             };
             StartError::Configuration(format!(
-                "cannot open the keys in {place}: {error}; is this their master key?"
+                "cannot open the keys in {place}: {error}; check that master_key_file is the key \
+                 of this store"
             ))
         })?;
     let standing = Arc::new(standing);
@@ -204,7 +205,7 @@ fn master_key(config: &Config, dev: bool) -> Result<zeroize::Zeroizing<[u8; 32]>
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.data_dir).map_err(
             |error| {
                 StartError::Configuration(format!(
-                    "cannot make {}: {error}",
+                    "cannot create {}: {error}",
                     config.data_dir.display()
                 ))
             },
@@ -258,8 +259,8 @@ async fn keyset(
         .ok_or_else(|| StartError::Configuration(KEYS_ARE_GONE.to_owned()))
 }
 
-const KEYS_ARE_GONE: &str = "the store has records and no signing keys: they were deleted, or lost. Restore a copy of the store that \
-                             has them, or `jeton import` an export into an empty one";
+const KEYS_ARE_GONE: &str = "the store has records but no signing keys. Restore a backup that \
+                             contains them, or `jeton import` an export into an empty store";
 
 async fn has_records(store: &dyn Store) -> Result<bool, StoreError> {
     Ok(!store.events(&Filter::default(), None, 1).await?.is_empty()

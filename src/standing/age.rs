@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 /// What this node knows is too old to judge by: another node may have ended something since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("what other nodes did lately is not known here")]
+#[error("this node's revocation data is stale")]
 pub struct Behind;
 
 /// Nobody has said yet how far it is known: the store tells every change in its commit.

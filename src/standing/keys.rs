@@ -30,8 +30,8 @@ pub enum Refused {
     Foreign(KeyringError),
     /// It is older than the one in use.
     #[error(
-        "the keyset in the store has revision {stored}, and revision {known} is in use: an older \
-         one was put back"
+        "the keyset in the store has revision {stored} and revision {known} is in use: the store \
+         was rolled back"
     )]
     Older {
         /// Revision in the store.
@@ -40,7 +40,7 @@ pub enum Refused {
         known: u64,
     },
     /// A key that was revoked is not revoked in it.
-    #[error("the keyset takes back that key {0} was revoked")]
+    #[error("key {0} is revoked here and not revoked in the keyset of the store")]
     Unrevoked(Kid),
 }
 

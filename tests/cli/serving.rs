@@ -157,7 +157,7 @@ fn an_open_data_directory_is_refused() {
     let refused = house.jeton(&serve);
     assert_eq!((refused.code, refused.out.as_str()), (64, ""), "{refused:?}");
     assert!(
-        refused.err.contains("can be written to by others (mode 0777): chmod 0700"),
+        refused.err.contains("is writable by other users (mode 0777): chmod 0700"),
         "{refused:?}"
     );
     assert_eq!(fs::read_dir(house.data()).unwrap().count(), 0);

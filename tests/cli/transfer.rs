@@ -260,11 +260,11 @@ fn an_altered_export_is_refused_and_leaves_nothing_behind() {
     let whole = |lines: &[&str]| lines.join("\n") + "\n";
     let cases = [
         ("MAC of the export is wrong", Forgery::of(&export).add_client().text()),
-        ("the seal of its end is wrong", Forgery::of(&export).leave_record_out().text()),
+        ("the seal of its end is invalid", Forgery::of(&export).leave_record_out().text()),
         ("MAC of the export is wrong", Forgery::of(&export).remove("revocation").text()),
         ("two keys", Forgery::of(&export).name_kid_twice().text()),
         (
-            "keyset's MAC is wrong",
+            "keyset's MAC is invalid",
             export.replacen(
                 "\"state\":\"prepared\"",
                 "\"state\":\"retiring\",\"remove_at\":4000000000000",
@@ -316,7 +316,7 @@ fn an_unsigned_export_is_taken_only_when_asked_for() {
     let forged = Forgery::of(&export);
     for (said, altered) in [
         (
-            "the seal of its end is wrong",
+            "the seal of its end is invalid",
             Forgery(forged.0.clone()).leave_record_out().unsigned().text(),
         ),
         ("two keys", Forgery(forged.0.clone()).name_kid_twice().unsigned().text()),

@@ -118,7 +118,7 @@ async fn deleted_keys_are_not_replaced() {
         .unwrap();
     let said = refused_start(&world).await;
     assert!(
-        said.starts_with("the store has records and no signing keys") && !said.contains('\n'),
+        said.starts_with("the store has records but no signing keys") && !said.contains('\n'),
         "{said}"
     );
     database.execute_batch("INSERT INTO keyset SELECT * FROM before").unwrap();
@@ -238,7 +238,7 @@ mod mongodb {
         other.end().await;
         let said = refused_start(&world).await;
         assert!(
-            said.starts_with("the store has records and no signing keys") && !said.contains('\n'),
+            said.starts_with("the store has records but no signing keys") && !said.contains('\n'),
             "{said}"
         );
         assert_eq!(keys.count_documents(doc! {}).await.unwrap(), 0);

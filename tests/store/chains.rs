@@ -185,10 +185,10 @@ async fn tampered_chains_are_refused() {
     for (problem, items) in [
         ("an audit chain is missing", without(first.clone())),
         ("an audit chain is missing", without(second.clone())),
-        ("begins within another one", without(5..6)),
+        ("begins before the previous chain ends", without(5..6)),
         ("audit record 3: removed", without(3..4)),
-        ("chain node: the end does not follow", without(8..9)),
-        ("the end does not follow", without(second.start..second.end - 1)),
+        ("chain node: the end does not match", without(8..9)),
+        ("the end does not match", without(second.start..second.end - 1)),
         ("in the order", [&whole[..6], &whole[first.clone()], &whole[6..]].concat()),
         ("in the order", [&whole[..1], &whole[second], &whole[first], &whole[10..]].concat()),
         ("another name", items(&[renamed(chain("a", &[1, 2]), "b")])),
@@ -227,7 +227,7 @@ async fn an_end_with_a_wrong_seal_is_refused() {
             panic!()
         };
         assert_ne!(old.replace(seal.clone()), Some(seal));
-        assert!(refused(items).await.contains("the seal of its end is wrong"));
+        assert!(refused(items).await.contains("the seal of its end is invalid"));
     }
 }
 

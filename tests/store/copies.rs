@@ -92,7 +92,7 @@ async fn a_copy_that_is_written_over_the_files_is_refused() {
     let database = fs::read(dir.path().join("jeton.db")).unwrap();
     go_on(dir.path()).await;
     fs::write(dir.path().join("jeton.db"), database).unwrap();
-    refused(dir.path(), "was acknowledged and is not there");
+    refused(dir.path(), "was acknowledged and is missing");
 }
 
 /// A directory that is moved is no copy.

@@ -223,7 +223,7 @@ async fn a_lost_or_older_file_is_refused() {
     fs::copy(dir.path().join("anchor"), copy.path().join("anchor")).unwrap();
     match open(copy.path()) {
         Err(OpenError::Rollback(text)) => {
-            assert!(text.contains("acknowledged and is not there"), "{text}")
+            assert!(text.contains("acknowledged and is missing"), "{text}")
         }
         other => panic!("{:?}", other.err()),
     }

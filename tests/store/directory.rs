@@ -187,7 +187,7 @@ async fn a_database_behind_a_link_is_not_read() {
 async fn what_others_can_write_to_is_refused() {
     let is_refused = |dir: &Path| match open(dir) {
         Err(OpenError::Exposed { problem, .. }) => {
-            assert!(problem.contains("can be written to by others"), "{problem}");
+            assert!(problem.contains("is writable by other users"), "{problem}");
             true
         }
         Err(other) => panic!("{other:?}"),

@@ -181,7 +181,7 @@ mod mongodb {
         assert_eq!(refused(removed).await, "import: audit chain node: audit record 3: removed");
         let mut twice = whole.clone();
         twice.insert(1, twice[1].clone());
-        assert_eq!(refused(twice).await, "import: a record stands twice");
+        assert_eq!(refused(twice).await, "import: a record is repeated");
         let mut endless = whole.clone();
         endless.remove(whole.len() - 2);
         assert_eq!(refused(endless).await, "import: an audit chain is missing or has no end");

@@ -315,7 +315,7 @@ mod mongodb {
         let refused = Mongo::open(uri.uri(), "node", Bench::key(), DEADLINE).await.err().unwrap();
         assert_eq!(
             refused.to_string(),
-            "the database is damaged: the audit chain node ends at 4 and was at 5"
+            "the database is damaged: the audit chain node ends at record 4, expected 5 or later"
         );
         // Behind the noted head nothing counts that does not bear our seal.
         let forged = doc! { "$set": { "hash": Bson::Null } };

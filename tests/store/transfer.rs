@@ -181,7 +181,7 @@ async fn a_tampered_export_is_refused() {
 
     let mut shortened = whole.clone();
     shortened.remove(whole.len() - 3);
-    assert!(refused(shortened).await.contains("does not follow"));
+    assert!(refused(shortened).await.contains("does not match"));
 
     let mut doubled = whole.clone();
     doubled.insert(1, whole[1].clone());
@@ -211,7 +211,7 @@ async fn a_chain_that_was_altered_in_the_store_is_not_exported() {
     let refused = view.dump(Some(&keyless[end]), 10).await.unwrap_err();
     assert!(
         matches!(refused, StoreError::Corrupt(source) if source.to_string().contains("the seal of \
-            its end is wrong"))
+            its end is invalid"))
     );
 }
 

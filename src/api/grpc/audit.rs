@@ -154,11 +154,12 @@ impl Door {
                     Err(RecvError::Closed) => return,
                     // Said, not skipped: a gap in a trail must not go unnoticed.
                     Ok(None) => Err(status(&Error::precondition(
-                        "records of other nodes may have been missed: list the events from the \
-                         last one seen",
+                        "records of other nodes may have been skipped; list the events after the \
+                         last one received",
                     ))),
                     Err(RecvError::Lagged(_)) => Err(status(&Error::precondition(
-                        "the reader fell behind: list the events from the last one seen",
+                        "the client reads too slowly and records were skipped; list the events \
+                         after the last one received",
                     ))),
                 };
                 let last = message.is_err();
@@ -190,7 +191,11 @@ fn place(cursor: &str) -> Option<Place> {
 
 fn parsed(filter: EventFilter) -> Result<Filter> {
     let text = |field, text: String| {
-        if text.len() > 256 { Err(Error::field(field, "at most 256 bytes")) } else { Ok(text) }
+        if text.len() > 256 {
+            Err(Error::field(field, "must be at most 256 bytes"))
+        } else {
+            Ok(text)
+        }
     };
     let action = text("filter.action", filter.action)?;
     let target = text("filter.target", filter.target)?;
@@ -213,13 +218,13 @@ fn parsed(filter: EventFilter) -> Result<Filter> {
 /// Heads that were noted elsewhere.
 fn heads(known: Vec<KnownHead>, only: Option<&str>) -> Result<Vec<Known>> {
     if known.len() > MOST_KNOWN {
-        return Err(Error::field("known", "at most 256"));
+        return Err(Error::field("known", "must have at most 256 entries"));
     }
     let head = |KnownHead { chain, sequence, hash }: KnownHead| {
         let sequence = u64::try_from(sequence).ok().filter(|sequence| *sequence > 0);
         let sequence = sequence.ok_or_else(|| Error::field("known.sequence", "must be above 0"))?;
         if chain.is_empty() || only.is_some_and(|only| only != chain) {
-            return Err(Error::field("known.chain", "must name a chain that is read"));
+            return Err(Error::field("known.chain", "must name a chain that the request verifies"));
         }
         Ok(Known { chain: chain.into(), sequence, hash: from_hex(&hash)? })
     };

@@ -47,7 +47,7 @@ impl ClientService for Door {
             async {
                 let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let CreateClientRequest { client, secret } = request.into_inner();
-                let client = client.ok_or_else(|| Error::field("client", "must be given"))?;
+                let client = client.ok_or_else(|| Error::field("client", "is required"))?;
                 let id = optional::<ClientId>("client.client_id", &client.client_id)?;
                 let tenant = optional::<TenantId>("client.tenant", &client.tenant)?;
                 let secret = match secret {
@@ -148,7 +148,7 @@ impl ClientService for Door {
             async {
                 let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let UpdateClientRequest { client, update_mask } = request.into_inner();
-                let client = client.ok_or_else(|| Error::field("client", "must be given"))?;
+                let client = client.ok_or_else(|| Error::field("client", "is required"))?;
                 let id = required("client.client_id", &client.client_id)?;
                 let mask = update_mask.map(|mask| mask.paths).unwrap_or_default();
                 check_mask(&mask)?;
@@ -285,7 +285,7 @@ impl ClientService for Door {
 
 fn check_mask(paths: &[String]) -> Result<()> {
     if paths.is_empty() {
-        return Err(Error::field("update_mask", "must name the fields to change"));
+        return Err(Error::field("update_mask", "must name at least one field to change"));
     }
     match paths.iter().find(|path| *path != "*" && !FIELDS.contains(&path.as_str())) {
         Some(_) => Err(Error::field("update_mask", format!("may name only {}", FIELDS.join(", ")))),

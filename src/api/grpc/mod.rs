@@ -81,7 +81,9 @@ impl Door {
     /// The circumstances of a request, as the guard found them.
     fn call<T>(request: &Request<T>) -> Result<Call, Status> {
         let call = request.extensions().get::<Call>().cloned();
-        call.ok_or_else(|| status(&Error::Internal("a request came past the guard".into())))
+        call.ok_or_else(|| {
+            status(&Error::Internal("a request reached a handler without its call context".into()))
+        })
     }
 }
 

@@ -52,7 +52,7 @@ pub(super) fn time(
             if !(0..YEAR_10000).contains(&value.seconds)
                 || !(0..1_000_000_000).contains(&value.nanos)
             {
-                return Err(Error::field(field, "must lie between the years 1970 and 9999"));
+                return Err(Error::field(field, "must be between the years 1970 and 9999"));
             }
             Ok(Timestamp::from_millis(value.seconds * 1_000 + i64::from(value.nanos) / 1_000_000))
         })
@@ -66,7 +66,9 @@ pub(super) fn etag(text: &str) -> Result<Option<u64>> {
     }
     // One spelling alone, as it was given out: no sign, no leading zeros.
     let revision = text.parse().ok().filter(|revision: &u64| revision.to_string() == text);
-    revision.map(Some).ok_or_else(|| Error::field("etag", "is not one that was given out"))
+    revision
+        .map(Some)
+        .ok_or_else(|| Error::field("etag", "must be an etag returned by this service"))
 }
 
 /// To the wire.

@@ -25,7 +25,7 @@ impl RevocationService for Door {
                 let admin = self.admin(&call, &request, AdminScope::Revocations).await?;
                 let RevokeAllRequest { target, reason } = request.into_inner();
                 if reason.chars().count() > 200 {
-                    return Err(Error::field("reason", "at most 200 characters"));
+                    return Err(Error::field("reason", "must be at most 200 characters"));
                 }
                 text::check(&reason).map_err(Error::invalid("reason"))?;
                 let target =

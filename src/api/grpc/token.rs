@@ -130,7 +130,7 @@ impl TokenService for Door {
             async {
                 let credentials = presented(metadata.as_ref(), client_id, client_secret)?;
                 if tokens.is_empty() || tokens.len() > introspection::MAX_BATCH {
-                    return Err(Error::field("tokens", "must be 1 to 1000"));
+                    return Err(Error::field("tokens", "must have 1 to 1000 entries"));
                 }
                 let viewer = self.services.introspector.admit(&call, credentials).await?;
                 self.services.introspector.charge_batch(&call, &viewer, tokens.len())?;
@@ -235,9 +235,13 @@ impl From<Issued> for RefreshResponse {
 }
 
 fn present(field: &'static str, value: String) -> Result<SecretString, Error> {
-    if value.is_empty() { Err(Error::field(field, "must be given")) } else { Ok(value.into()) }
+    if value.is_empty() { Err(Error::field(field, "is required")) } else { Ok(value.into()) }
 }
 
 fn bounded(field: &'static str, list: &[String]) -> Result<(), Error> {
-    if list.len() > MAX_LIST { Err(Error::field(field, "at most 100")) } else { Ok(()) }
+    if list.len() > MAX_LIST {
+        Err(Error::field(field, "must have at most 100 entries"))
+    } else {
+        Ok(())
+    }
 }

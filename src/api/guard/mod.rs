@@ -103,7 +103,7 @@ impl Refusal {
             Self::TooLarge => Status::resource_exhausted("the message is too large"),
             Self::Malformed => Status::invalid_argument(MALFORMED),
             Self::Query => Status::unimplemented("no such method"),
-            Self::Overloaded => Status::resource_exhausted("too many unfinished calls"),
+            Self::Overloaded => Status::resource_exhausted("too many calls in flight"),
             Self::Throttled { .. } => Status::resource_exhausted("too many requests"),
         }
     }

@@ -27,14 +27,14 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A setting needs another that is empty.
-    #[error("{0} is set and {1} is not")]
+    #[error("{0} is set but {1} is not")]
     Half(&'static str, &'static str),
     /// A file cannot be read.
     #[error("cannot read {}", .0.display())]
     Read(PathBuf, #[source] io::Error),
     /// A file holds no whole PEM section of the kind that belongs in it. What it does hold is not
     /// told.
-    #[error("{} holds no valid {what}", file.display())]
+    #[error("{} contains no valid {what}", file.display())]
     Pem {
         /// The file.
         file: PathBuf,
@@ -42,10 +42,10 @@ pub enum TlsError {
         what: &'static str,
     },
     /// The certificate's time is over, or has not begun.
-    #[error("the certificate in {} is expired or not yet valid", .0.display())]
+    #[error("the certificate in {} has expired or is not yet valid", .0.display())]
     Expired(PathBuf),
     /// The pair does not match, or the certificates cannot be used.
-    #[error("the certificate and key cannot be used")]
+    #[error("cannot use the certificate and private key")]
     Unusable(#[from] Box<dyn std::error::Error + Send + Sync>),
 }
 

@@ -51,10 +51,10 @@ pub enum Problem {
     #[error("altered")]
     Altered,
     /// The end is missing: the sealed head lies beyond the last record.
-    #[error("cut off from here on")]
+    #[error("truncated from here on")]
     CutOff,
     /// The sealed head was not made with this key.
-    #[error("the head's seal is wrong")]
+    #[error("the head's seal is invalid")]
     Forged,
     /// The record is not there; a later one follows.
     #[error("removed")]

@@ -76,7 +76,7 @@ impl<'t> Jws<'t> {
     /// For everything else.
     pub fn parse(token: &'t str) -> Result<Self, Malformed> {
         let parts = split(token)?;
-        let header: Header = object(&parts.header).ok_or(Malformed("header not understood"))?;
+        let header: Header = object(&parts.header).ok_or(Malformed("unsupported header"))?;
         if header.chooses() {
             return Err(Malformed("header names a key or an extension"));
         }

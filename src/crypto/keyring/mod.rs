@@ -53,7 +53,7 @@ pub enum SignError {
     #[error("the token would be longer than {MAX_TOKEN} bytes")]
     TooLong,
     /// The claims cannot be written as JSON.
-    #[error("claims cannot be written")]
+    #[error("cannot encode the claims")]
     Claims(#[source] serde_json::Error),
     /// The key does not sign.
     #[error("signing failed")]

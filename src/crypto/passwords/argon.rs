@@ -95,20 +95,22 @@ fn checked(text: &str) -> Result<(PasswordHash, Cost), Invalid> {
     let named = |name| {
         phc.params
             .get_decimal(name)
-            .ok_or(Invalid("the hash must have the parameters m, t and p, and no others"))
+            .ok_or(Invalid("the hash must have exactly the parameters m, t and p"))
     };
     let [m, t, p] = [named("m")?, named("t")?, named("p")?];
     if phc.params.iter().count() != 3 {
-        return Err(Invalid("the hash must have the parameters m, t and p, and no others"));
+        return Err(Invalid("the hash must have exactly the parameters m, t and p"));
     }
     let blocks = u64::from(m) * u64::from(t);
     if m < 7_168 || blocks < 5 * 7_168 {
-        return Err(Invalid("the hash is too cheap to make: at least m=7168,t=5 or more memory"));
+        return Err(Invalid(
+            "the hash is too weak: it must have at least m=7168,t=5, or more memory",
+        ));
     }
     if blocks > OWN_BLOCKS || p == 0 || p > 4 {
         return Err(Invalid(
-            "the hash is too dear to check: m * t must be at most 38912 (m=19456,t=2), and p 1 to \
-             4",
+            "the hash is too expensive to verify: m * t must be at most 38912 (m=19456,t=2), and p \
+             1 to 4",
         ));
     }
     if phc.salt.as_ref().is_none_or(|salt: &Salt| salt.len() < 8) {

@@ -130,7 +130,7 @@ impl ClientAuthenticator {
             }
         };
         if secret.expose_secret().len() > MAX_SECRET {
-            return Err(Error::field("client_secret", "at most 1024 bytes"));
+            return Err(Error::field("client_secret", "must be at most 1024 bytes"));
         }
         let id = client_id.parse::<ClientId>().ok();
         let (client, read) = match &id {

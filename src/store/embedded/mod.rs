@@ -270,7 +270,7 @@ impl Store for Embedded {
         match ended.as_deref() {
             Ok(Fate::Ended(result)) => result.clone().map_err(Into::into),
             Ok(Fate::Runs) | Err(_) => {
-                Err(StoreError::Unavailable("the writer ended without a word".into()))
+                Err(StoreError::Unavailable("the writer thread stopped".into()))
             }
         }
     }

@@ -266,7 +266,7 @@ async fn resume_chain(
         .map_or(0, |record| record.sequence);
     if last < noted {
         return Err(OpenError::Corrupt(format!(
-            "the audit chain {name} ends at {last} and was at {noted}"
+            "the audit chain {name} ends at record {last}, expected {noted} or later"
         )));
     }
     let tip = records::verify_tip(connection, key, name, start).await?;

@@ -162,18 +162,18 @@ impl Chains {
         hash: &str,
     ) -> Result<[u8; 32], String> {
         let refused = |problem: &dyn std::fmt::Display| format!("audit chain {chain}: {problem}");
-        let hash = unhex(hash).ok_or_else(|| format!("audit record {sequence}: bad hash"))?;
+        let hash = unhex(hash).ok_or_else(|| format!("audit record {sequence}: malformed hash"))?;
         let mut walk = match &self.open {
             Some((open, _, _)) if open != chain => {
-                return Err(refused(&"it begins within another one"));
+                return Err(refused(&"it begins before the previous chain ends"));
             }
             Some((_, sequence, hash)) => Walk::after(*sequence, *hash),
             None if self.last.as_ref().is_some_and(|last| last >= chain) => {
-                return Err(refused(&"chains must stand once and in the order of their names"));
+                return Err(refused(&"chains must be unique and in the order of their names"));
             }
             None if chain.is_empty() => return Err(refused(&"it has no name")),
             None if sequence == 1 && *node != **chain => {
-                return Err(refused(&"a node of another name began it"));
+                return Err(refused(&"its first record is of a node of another name"));
             }
             None => Walk::from_start(),
         };
@@ -198,14 +198,14 @@ impl Chains {
                     })
                 };
                 if key.zip(seal).is_some_and(|(key, seal)| !right(key, seal)) {
-                    return Err(format!("audit chain {chain}: the seal of its end is wrong"));
+                    return Err(format!("audit chain {chain}: the seal of its end is invalid"));
                 }
                 self.closed = self.closed.saturating_add(1);
                 self.last = Some(chain.clone());
                 Ok(hash)
             }
             Some(_) | None => {
-                Err(format!("audit chain {chain}: the end does not follow from the last record"))
+                Err(format!("audit chain {chain}: the end does not match the last record"))
             }
         }
     }
@@ -226,7 +226,7 @@ pub(super) fn end(
     key: Option<&ChainKey>,
 ) -> Result<Item, String> {
     if key.is_some_and(|key| !key.check(head)) {
-        return Err(format!("audit chain {chain}: the seal of its end is wrong"));
+        return Err(format!("audit chain {chain}: the seal of its end is invalid"));
     }
     let Head { sequence, hash, .. } = head;
     let seal = key.map(|key| hex(&key.seal_exported(chain, *sequence, hash, open)));

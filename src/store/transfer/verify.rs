@@ -64,16 +64,16 @@ impl<'a> Verification<'a> {
     /// Says what is wrong with it.
     pub fn take(&mut self, item: &Item) -> Result<(), String> {
         if self.whole {
-            return Err("there is something after the last record".to_owned());
+            return Err("data follows the last record".to_owned());
         }
         if !(self.begun || matches!(item, Item::Export { .. })) {
             return Err("the first record must be of type export".to_owned());
         }
         match item {
             Item::Export { version } if *version != VERSION => {
-                return Err(format!("version {version} is not known, {VERSION} is"));
+                return Err(format!("version {version} is not supported, expected {VERSION}"));
             }
-            Item::Export { .. } if self.begun => return Err("a second export begins".to_owned()),
+            Item::Export { .. } if self.begun => return Err("a second export header".to_owned()),
             Item::Export { .. } => self.begun = true,
             Item::Client(client) => {
                 self.counts.clients += 1;
@@ -95,7 +95,7 @@ impl<'a> Verification<'a> {
             | Item::DeletedClient { .. }
             | Item::Revocation(_)
             | Item::Epoch { .. } => {}
-            Item::Keyset(_) if self.has_keyset => return Err("there is a second keyset".to_owned()),
+            Item::Keyset(_) if self.has_keyset => return Err("a second keyset".to_owned()),
             Item::Keyset(keyset) => {
                 self.has_keyset = true;
                 if let Some(Keys { sealer, .. }) = &self.keys {

@@ -320,7 +320,7 @@ async fn a_record_seal_makes_no_head() {
         let set = doc! { "sequence": 7_i64, "hash": last.get("hash"), "seal": last.get("seal"), "sealed_at": sealed_at };
         pair.nodes().update_one(doc! { "_id": "two" }, doc! { "$set": set }).await.unwrap();
         let flaw = verdict(&pair.one, "two").await.flaw;
-        assert_eq!(flaw, Some((7, "the head's seal is wrong".to_owned())), "closed: {closed}");
+        assert_eq!(flaw, Some((7, "the head's seal is invalid".to_owned())), "closed: {closed}");
         assert!(
             Mongo::open(pair.own.uri(), "two", Bench::key(), database::PATIENCE).await.is_err()
         );
@@ -354,7 +354,7 @@ async fn the_end_of_a_chain_is_sure_only_while_its_node_runs_or_once_it_is_close
     pair.nodes().update_one(doc! { "_id": "two" }, now).await.unwrap();
     assert_eq!(
         verdict(&pair.one, "two").await.flaw,
-        Some((12, "the head's seal is wrong".to_owned()))
+        Some((12, "the head's seal is invalid".to_owned()))
     );
     // Records behind the head that was noted last have seals of their own.
     pair.bring_back_an_old_head(9).await;

@@ -68,7 +68,7 @@ impl Batch<'_> {
             let next = match (item, &mut import) {
                 (Item::Export { version }, _) if *version != VERSION => {
                     return Err(Fault::Row(format!(
-                        "export: version {version} is not known, {VERSION} is"
+                        "export: version {version} is not supported, expected {VERSION}"
                     )));
                 }
                 (Item::Export { .. }, Some(_)) => return Err(not_empty()),
@@ -192,7 +192,7 @@ fn not_empty() -> Fault {
 fn taken(free: bool) -> Result<(), Fault> {
     let twice = || {
         let corrupt = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
-        rusqlite::Error::SqliteFailure(corrupt, Some("import: a record stands twice".into()))
+        rusqlite::Error::SqliteFailure(corrupt, Some("import: a record is repeated".into()))
     };
     if free { Ok(()) } else { Err(twice().into()) }
 }

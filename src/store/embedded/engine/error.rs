@@ -10,7 +10,7 @@ use crate::{crypto::chain::Flaw, store::StoreError};
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process has it open.
-    #[error("the data directory is held by {}: stop that one first", process(*pid))]
+    #[error("the data directory is in use by {}: stop it first", process(*pid))]
     Held {
         /// Which; 0 if it is not known.
         pid: u32,
@@ -25,14 +25,16 @@ pub enum OpenError {
     },
     /// The database is a copy, or older than what was acknowledged.
     #[error(
-        "the data directory is not as it was left: {0}. What was revoked since then would be valid \
-         again. If it is the newest copy there is, run `jeton serve` once with --accept-rollback; \
-         to end all tokens instead, `jeton export` it and `jeton import` that into an empty \
-         directory"
+        "the data directory is a copy or was rolled back: {0}. Tokens revoked since then would be \
+         valid again. To accept that, run `jeton serve` once with --accept-rollback; to revoke all \
+         tokens instead, `jeton export` it and `jeton import` the export into an empty directory"
     )]
     Rollback(String),
     /// It was written by a newer version of this program, which alone may write to it.
-    #[error("the data directory has format {found}, this version knows formats up to {known}")]
+    #[error(
+        "the data directory has format {found}, this version supports formats up to {known}: run a \
+         newer jeton"
+    )]
     Newer {
         /// Format of the directory.
         found: i64,
@@ -113,8 +115,8 @@ impl std::fmt::Display for Fault {
         match self {
             Self::Sqlite(error) => error.fmt(f),
             Self::Row(problem) => f.write_str(problem),
-            Self::Full => f.write_str("the rest of the disk is kept for revocations"),
-            Self::Failed => f.write_str("an earlier write failed; restart to recover"),
+            Self::Full => f.write_str("the remaining disk space is reserved for revocations"),
+            Self::Failed => f.write_str("an earlier write failed; restart the process to recover"),
         }
     }
 }

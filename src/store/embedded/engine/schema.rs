@@ -164,7 +164,7 @@ fn format(connection: &Connection) -> Result<i64, OpenError> {
         (0, 0, 0) => Ok(0),
         (_, APPLICATION, found) if found > FORMAT => Err(OpenError::Newer { found, known: FORMAT }),
         (1.., APPLICATION, 1..=FORMAT) => Ok(format),
-        _ => Err(OpenError::Corrupt("the database is not one of jeton's".into())),
+        _ => Err(OpenError::Corrupt("the database is not a jeton database".into())),
     }
 }
 

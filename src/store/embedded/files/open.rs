@@ -72,7 +72,7 @@ pub(crate) fn is_closed(
     let mode = metadata.mode() & 0o777;
     let by_group = mode & 0o020 != 0 && !is_in_group(metadata.gid());
     if (mode & 0o002 != 0 || by_group) && !tolerated {
-        let problem = format!("can be written to by others (mode {mode:04o}): chmod {wanted:04o}");
+        let problem = format!("is writable by other users (mode {mode:04o}): chmod {wanted:04o}");
         return Err(OpenError::Exposed { path: path.to_owned(), problem });
     }
     if mode & !wanted != 0 {
@@ -91,7 +91,7 @@ pub(super) fn is_owned(path: &Path, metadata: &Metadata) -> Result<(), OpenError
         return Ok(());
     }
     let problem = format!(
-        "belongs to user {owner}, this process is user {own}: run it as that user, or chown"
+        "belongs to user {owner}, this process runs as user {own}: run it as that user, or chown"
     );
     Err(OpenError::Exposed { path: path.to_owned(), problem })
 }
@@ -99,9 +99,7 @@ pub(super) fn is_owned(path: &Path, metadata: &Metadata) -> Result<(), OpenError
 fn is_plain(path: &Path, metadata: &Metadata) -> Result<(), OpenError> {
     let refuse = |problem: String| Err(OpenError::Exposed { path: path.to_owned(), problem });
     if metadata.is_symlink() {
-        return refuse(
-            "is a symbolic link: put the file itself there, or remove the link".to_owned(),
-        );
+        return refuse("is a symbolic link: replace it with the file, or remove it".to_owned());
     }
     if !metadata.is_file() {
         return refuse("is not a regular file: remove it".to_owned());

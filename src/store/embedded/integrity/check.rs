@@ -63,13 +63,13 @@ pub(crate) fn opening(
     let state = state(connection, node)?;
     if state.import.is_some() {
         return Err(OpenError::Corrupt(
-            "an import was begun and not ended; begin again with an empty directory".into(),
+            "an import was interrupted: empty the directory and import again".into(),
         ));
     }
     let head = own_chain::head(connection)?;
     if head.as_ref().is_some_and(|head| !key.check(head)) {
         return Err(OpenError::Corrupt(
-            "the audit trail was sealed with another master key, or its seal is damaged".into(),
+            "the audit trail was sealed under another master key, or its seal is damaged".into(),
         ));
     }
     let rollback = rollback(connection, &state, note)?;
@@ -84,12 +84,12 @@ pub(crate) fn opening(
     }
     if imported_chains::heads(connection)?.iter().any(|(_, head)| !key.check(head)) {
         return Err(OpenError::Corrupt(
-            "an imported audit chain was sealed with another master key".into(),
+            "an imported audit chain was sealed under another master key".into(),
         ));
     }
     if state.sequence == 0 && imported_chains::head(connection, node)?.is_some() {
         let taken = format!(
-            "an audit chain of another node is called {node}: give this node a name of its own"
+            "the node name {node} is taken by the audit chain of another node: set another `node`"
         );
         return Err(OpenError::Corrupt(taken));
     }
@@ -112,25 +112,22 @@ fn rollback(
     let Some(note) = note else {
         // Before the first record there is nothing that could be brought back.
         let missing =
-            "the file anchor is missing or cannot be read, so the database may be an older one";
+            "the file anchor is missing or unreadable, so the database may be an older copy";
         return Ok((state.sequence > 0).then(|| missing.to_owned()));
     };
     if hash_of(connection, note.sequence)? != Some(note.hash) {
         return Ok(Some(format!(
-            "audit record {} was acknowledged and is not there, the last one is {}: the database \
-             lost its end or was replaced by an older one",
+            "audit record {} was acknowledged and is missing, the last record is {}: the database \
+             was truncated or replaced by an older copy",
             note.sequence, state.sequence
         )));
     }
     let problem = match (note.is_of_database, note.is_in_place) {
         (true, true) => None,
-        (false, _) => {
-            Some("the database is a copy: it is another file than the one that was written to last")
+        (false, _) => Some("the database is a copy: it is not the file that was written last"),
+        (true, false) => {
+            Some("the file anchor is a copy: the directory was overwritten with a copy")
         }
-        (true, false) => Some(
-            "the file anchor is a copy: a copy of the directory was written over the one that was \
-             used last",
-        ),
     };
     Ok(problem.filter(|_| state.sequence > 0).map(str::to_owned))
 }
@@ -159,11 +156,12 @@ pub(crate) fn state(connection: &Connection, node: &str) -> Result<State, OpenEr
         import: None,
     };
     let Some((state, tally, kept)) = row.optional()? else { return Ok(fresh()) };
-    let tally = Tally::from_bytes(&tally)
-        .ok_or_else(|| OpenError::Corrupt("the head's tally cannot be read".into()))?;
+    let tally = Tally::from_bytes(&tally).ok_or_else(|| {
+        OpenError::Corrupt("the head's checksum of revocations is unreadable".into())
+    })?;
     let state = State { tally, ..state };
     if state.sum() != kept.as_slice() {
-        return Err(OpenError::Corrupt("the head does not match its sum".into()));
+        return Err(OpenError::Corrupt("the head does not match its checksum".into()));
     }
     Ok(state)
 }

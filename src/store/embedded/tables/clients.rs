@@ -122,7 +122,8 @@ impl Batch<'_> {
         let (id, tenant, revision) =
             (client.id.as_str(), client.tenant.as_str(), to_sql(client.revision));
         let written = self.execute(
-            "INSERT OR IGNORE INTO clients (id, tenant, revision, body, sum) VALUES (?1, ?2, ?3, ?4, ?5)",
+            "INSERT OR IGNORE INTO clients (id, tenant, revision, body, sum) VALUES (?1, ?2, ?3, \
+             ?4, ?5)",
             (id, tenant, revision, body, CLIENTS.sum(id, tenant, revision, body)),
         )?;
         Ok(written == 1)
@@ -213,7 +214,8 @@ impl Batch<'_> {
             });
             let sum = sum_of_use(used.client.as_str(), used.secret.as_str(), at, count);
             self.execute(
-                "INSERT OR REPLACE INTO secret_uses (client, secret, last_used_at, uses, sum) VALUES (?1, ?2, ?3, ?4, ?5)",
+                "INSERT OR REPLACE INTO secret_uses (client, secret, last_used_at, uses, sum) \
+                 VALUES (?1, ?2, ?3, ?4, ?5)",
                 (used.client.as_str(), used.secret.as_str(), at.millis(), to_sql(count), sum),
             )?;
         }
@@ -313,7 +315,7 @@ pub(crate) fn decode_use(
 ) -> Result<(Timestamp, u64), Fault> {
     let (at, count) = (Timestamp::from_millis(at), from_sql(count));
     if sum_of_use(client, secret, at, count) != kept.as_slice() {
-        return Err(Fault::Row("secret use: the row does not match its sum".into()));
+        return Err(Fault::Row("secret use: the row does not match its checksum".into()));
     }
     Ok((at, count))
 }

@@ -44,7 +44,7 @@ impl Batch<'_> {
 
 fn decode((id, tenant, kept): (String, String, Vec<u8>)) -> Result<(ClientId, TenantId), Fault> {
     if sum(&id, &tenant) != kept.as_slice() {
-        return Err(Fault::Row("deleted client: the row does not match its sum".into()));
+        return Err(Fault::Row("deleted client: the row does not match its checksum".into()));
     }
     let invalid = |invalid| Fault::Row(format!("deleted client: {invalid}"));
     Ok((id.parse().map_err(invalid)?, tenant.parse().map_err(invalid)?))

@@ -351,7 +351,7 @@ fn decode(
         ended_at: ended_at.map(Timestamp::from_millis),
     };
     if sum(&family, &answers, &body) != kept.as_slice() {
-        return Err(Fault::Row("refresh family: the row does not match its sum".into()));
+        return Err(Fault::Row("refresh family: the row does not match its checksum".into()));
     }
     Ok(Stored { family, body })
 }

@@ -81,7 +81,7 @@ pub(crate) fn find(connection: &Connection) -> Result<Option<Keyset>, Fault> {
         return Ok(None);
     };
     if sum(revision, &body) != kept.as_slice() {
-        return Err(Fault::Row("keyset: the row does not match its sum".into()));
+        return Err(Fault::Row("keyset: the row does not match its checksum".into()));
     }
     serde_json::from_str(&body).map(Some).map_err(row("keyset"))
 }

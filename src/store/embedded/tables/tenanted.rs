@@ -72,7 +72,7 @@ impl Table {
     ) -> Result<T, Fault> {
         if self.sum(&id, &tenant, revision, &body) != kept.as_slice() {
             return Err(Fault::Row(format!(
-                "{} {id}: the row does not match its sum",
+                "{} {id}: the row does not match its checksum",
                 self.record
             )));
         }

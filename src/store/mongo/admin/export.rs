@@ -203,7 +203,7 @@ impl Export {
                     }
                     client => Err(describe_document_error(
                         found,
-                        &format!("the record is that of the client {}", client.id),
+                        &format!("the record belongs to the client {}", client.id),
                     )),
                 };
                 found.iter().map(read).collect::<Result<_, MongoError>>()?
@@ -494,7 +494,7 @@ impl Export {
         let forged = |head: &Head| key.is_some_and(|key| !key.check(head));
         match stored {
             Some(head) if head.sequence > last => {
-                Err(wrong(format!("it ends at {last} and was at {}", head.sequence)))
+                Err(wrong(format!("it ends at record {last}, expected {} or later", head.sequence)))
             }
             Some(head) if forged(&head) => Err(wrong("the seal of its head is wrong".to_owned())),
             stored => {

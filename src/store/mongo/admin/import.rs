@@ -95,7 +95,7 @@ impl Import {
                 (Item::Export { version }, _) if *version != VERSION => {
                     return Err(MongoError::malformed(
                         "import",
-                        format!("version {version} is not known, {VERSION} is"),
+                        format!("version {version} is not supported, expected {VERSION}"),
                     ));
                 }
                 (Item::Export { .. }, Some(_)) => return Err(not_empty()),

@@ -189,7 +189,7 @@ async fn settings(connection: &Connection) -> Result<ReplicaSettings, String> {
         Err(MongoError::Driver(error)) => return Err(describe(&error)),
         Err(fault) => return Err(fault.to_string()),
     };
-    read_settings(&answer).ok_or_else(|| "an answer that is none".to_owned())
+    read_settings(&answer).ok_or_else(|| "malformed reply".to_owned())
 }
 
 fn read_settings(answer: &Document) -> Option<ReplicaSettings> {

@@ -207,7 +207,7 @@ fn parse_hello(hello: &Document) -> ServerState {
 fn innermost_cause(text: &str) -> String {
     let cause = text.rsplit_once("Kind: ").map_or(text, |(_, cause)| cause);
     if cause.starts_with("Server selection timeout") {
-        return "no answer".to_owned();
+        return "no reply".to_owned();
     }
     cause.split(", labels").next().unwrap_or_default().trim_start_matches("I/O error: ").to_owned()
 }
@@ -339,7 +339,10 @@ mod tests {
         let alone = explained(&[member("a:1", ServerState::Standalone)], Some("rs"));
         assert_eq!(
             alone,
-            Some((false, "store.uri: a:1 is a server alone, not of the replica set rs".into()))
+            Some((
+                false,
+                "store.uri: a:1 is a standalone server, not of the replica set rs".into()
+            ))
         );
         let old = [member("a:1", of("rs", Role::Secondary)), member("b:1", ServerState::TooOld(6))];
         assert!(!explained(&old, Some("rs")).unwrap().0);

@@ -82,7 +82,7 @@ impl Stream {
         let resume_token = ResumeToken(resume_token.try_into().map_err(|error| wrong(&error))?);
         let events = batch.doc_slices()?.into_iter().map(|event| {
             let event = event.map_err(|error| wrong(&error))?;
-            event.as_document().map(lenient).ok_or_else(|| wrong(&"an event is no document"))
+            event.as_document().map(lenient).ok_or_else(|| wrong(&"an event is not a document"))
         });
         let events: Vec<_> = events.collect::<Result<_, MongoError>>()?;
         let is_resumable = !std::mem::take(&mut self.is_first) || !events.is_empty();

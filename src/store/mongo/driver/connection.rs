@@ -183,7 +183,7 @@ pub(crate) async fn parse_options(uri: &str) -> Result<ClientOptions, OpenError>
         && ClientOptions::parse(address).await.is_ok()
     {
         return Err(OpenError::Uri(
-            "an option behind its ? is not known, or has a value that cannot be".to_owned(),
+            "unknown or invalid option in the query part of the address".to_owned(),
         ));
     }
     Err(OpenError::Uri(describe_address_error(&error)))
@@ -204,7 +204,7 @@ fn describe_address_error(error: &mongodb::error::Error) -> String {
     if is_tls_file_error(error) {
         return "its TLS options do not fit, or name a file that cannot be read".to_owned();
     }
-    "is not a MongoDB address: mongodb://[user:password@]host[:port],.../[database][?options], \
+    "must be a MongoDB address: mongodb://[user:password@]host[:port],.../[database][?options], \
      with special characters of user and password percent-encoded"
         .to_owned()
 }
