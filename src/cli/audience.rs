@@ -27,27 +27,27 @@ pub(super) struct Command {
 
 #[derive(Subcommand, Debug)]
 enum Verb {
-    /// Show the audiences and their tenants
+    /// List audiences and their tenants
     List {
-        /// Only this tenant
+        /// Show only this tenant
         #[arg(long)]
         tenant: Option<String>,
-        /// At most this many
+        /// Show at most this many
         #[arg(long, default_value_t = usize::MAX, hide_default_value = true)]
         limit: usize,
     },
-    /// Give an audience to a tenant, also from another one, unless a client of any other tenant
-    /// lists it; for the operator
+    /// Assign an audience to a tenant, unless a client of another tenant lists it; operator only
     Assign {
-        /// The audience, an absolute URI
+        /// Audience, an absolute URI
         audience: String,
-        /// The tenant that gets it
+        /// New tenant of the audience
         #[arg(long)]
         tenant: String,
     },
-    /// Take an audience from its tenant, unless a client lists it; for the operator and that tenant
+    /// Release an audience from its tenant, unless a client lists it; for the operator and that
+    /// tenant
     Release {
-        /// The audience
+        /// Audience, an absolute URI
         audience: String,
     },
 }
@@ -70,9 +70,8 @@ impl Command {
                     AssignAudienceRequest { audience: audience.clone(), tenant: tenant.clone() };
                 let answer = audiences.assign_audience(admin.request(request)).await?.into_inner();
                 let assigned = answer.audience;
-                let assigned = assigned.ok_or_else(|| {
-                    Failure::Other("the server answered without the audience".to_owned())
-                })?;
+                let assigned = assigned
+                    .ok_or_else(|| Failure::Other("the server returned no audience".to_owned()))?;
                 if output.json {
                     return output.document(&json!({ "audience": render::audience(&assigned) }));
                 }
@@ -119,7 +118,8 @@ async fn list(output: Output, admin: &Admin, tenant: String, limit: usize) -> Re
     }
     for audience in &forged {
         output.talk(&format!(
-            "the record of {audience} was not written by the service and is refused: assign it anew"
+            "the record of {audience} was not written by this service and is ignored: assign it \
+             again"
         ));
     }
     let row = |audience: &Audience| {

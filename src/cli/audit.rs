@@ -28,28 +28,28 @@ pub(super) struct Command {
 
 #[derive(Subcommand, Debug)]
 enum Verb {
-    /// Show events, newest first
+    /// List events, newest first
     List {
         #[command(flatten)]
         filter: Filter,
-        /// At most this many
+        /// Show at most this many
         #[arg(long, default_value_t = 100)]
         limit: usize,
     },
-    /// Follow events as they are committed
+    /// Follow new events
     Tail {
         #[command(flatten)]
         filter: Filter,
     },
-    /// Read every chain from its beginning and find what was removed, altered, reordered or cut
-    /// off; exit with 1 when something was. "end not sure": the node does not run and did not close
-    /// its chain, so its newest records may be missing; exit with 0
+    /// Verify every audit chain: find removed, altered, reordered or truncated records; exit with 1
+    /// if there are any. "end not sure" (exit with 0): the node is not running and did not close
+    /// its chain, so its newest records may be missing
     Verify {
-        /// Only this chain
+        /// Verify only this chain
         #[arg(long, value_name = "NAME")]
         chain: Option<String>,
-        /// A head noted earlier, to find a cut of the end or of a whole chain: CHAIN:SEQUENCE:HASH;
-        /// may be repeated
+        /// Chain head saved earlier, CHAIN:SEQUENCE:HASH, repeatable; detects a truncated or
+        /// removed chain
         #[arg(long, value_name = "HEAD", value_parser = head)]
         known: Vec<KnownHead>,
     },
@@ -58,25 +58,25 @@ enum Verb {
 /// Which events.
 #[derive(Args, Debug)]
 struct Filter {
-    /// Only this tenant
+    /// Show only this tenant
     #[arg(long)]
     tenant: Option<String>,
-    /// Only this calling client
+    /// Show only calls of this client
     #[arg(long, value_name = "ID")]
     client: Option<String>,
-    /// Only this action, or all that begin with it when it ends in a dot
+    /// Show only this action, or with a dot at its end all actions with this prefix
     #[arg(long)]
     action: Option<String>,
-    /// Only this outcome
+    /// Show only this outcome
     #[arg(long, value_parser = ["ok", "refused"])]
     outcome: Option<String>,
-    /// Only this target
+    /// Show only this target
     #[arg(long)]
     target: Option<String>,
-    /// From this time on: RFC 3339, or how long ago, such as 15m
+    /// Start time: RFC 3339, or a duration before now, such as 15m
     #[arg(long, value_name = "TIME", value_parser = values::moment)]
     since: Option<Moment>,
-    /// Before this time
+    /// End time (exclusive): RFC 3339, or a duration before now
     #[arg(long, value_name = "TIME", value_parser = values::moment)]
     until: Option<Moment>,
 }
@@ -100,7 +100,7 @@ impl Filter {
 
 /// `CHAIN:SEQUENCE:HASH`, as `audit verify` prints it; the chain's name may hold colons.
 fn head(text: &str) -> Result<KnownHead, String> {
-    let problem = || "a head is CHAIN:SEQUENCE:HASH, as `jeton audit verify` prints it".to_owned();
+    let problem = || "must be CHAIN:SEQUENCE:HASH, as `jeton audit verify` prints it".to_owned();
     let mut parts = text.rsplitn(3, ':');
     let (hash, sequence, chain) = (parts.next(), parts.next(), parts.next());
     let hash = hash
@@ -265,8 +265,8 @@ fn verdict(chain: &ChainVerdict) -> String {
         ChainState::EndNotSure => {
             let witnessed = chain.witnessed_sequence;
             format!(
-                "{head}  end not sure, {checked} records; its node stopped without closing it; \
-                 witnessed up to {witnessed}"
+                "{head}  end not sure, {checked} records; the node stopped without closing the \
+                 chain; other nodes confirm it up to record {witnessed}"
             )
         }
         ChainState::Broken | ChainState::Unspecified => {

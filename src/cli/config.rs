@@ -17,9 +17,9 @@ pub(super) struct Command {
 
 #[derive(Subcommand, Debug)]
 enum Verb {
-    /// Show every setting and where it comes from; there are no secrets among them
+    /// Show every setting, its value and its source; secrets are not shown
     Show(Settings),
-    /// Print the commented default file
+    /// Print the default configuration file with comments
     Default,
 }
 

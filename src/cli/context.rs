@@ -139,7 +139,8 @@ pub fn load(path: &Path) -> io::Result<Contexts> {
     {
         let shown = path.display();
         output::warn(&format!(
-            "warning: others can read the secrets in {shown} (mode {mode:04o}): chmod 0600 {shown}"
+            "warning: other users can read the secrets in {shown} (mode {mode:04o}): chmod 0600 \
+             {shown}"
         ));
     }
     Ok(contexts)
@@ -150,11 +151,12 @@ pub fn load(path: &Path) -> io::Result<Contexts> {
 fn exposure(owner: u32, mode: u32, own: u32) -> Option<String> {
     if owner != own && owner != 0 {
         return Some(format!(
-            "it belongs to user {owner}, this process is user {own}: run it as that user, or chown \
-             it"
+            "the file belongs to user {owner}, this process runs as user {own}: run it as that \
+             user, or chown the file"
         ));
     }
-    (mode & 0o022 != 0).then(|| format!("others can write to it (mode {mode:04o}): chmod 0600"))
+    (mode & 0o022 != 0)
+        .then(|| format!("other users can write to the file (mode {mode:04o}): chmod 0600"))
 }
 
 /// Writes the contexts to a new file and puts it in the old one's place: whoever reads finds one or
@@ -189,16 +191,16 @@ pub(super) struct Command {
 
 #[derive(Subcommand, Debug)]
 enum Verb {
-    /// Show every context; the current one has a star
+    /// List contexts; a star marks the current one
     List,
-    /// Show one context, without its secret
+    /// Show a context, without its secret
     Show {
-        /// Its name; the current one without
+        /// Context name [default: the current context]
         name: Option<String>,
     },
-    /// Make a context the current one
+    /// Select the current context
     Use {
-        /// Its name
+        /// Context name
         name: String,
     },
 }
@@ -231,8 +233,10 @@ fn found<'a>(
     name: Option<&str>,
 ) -> Result<(&'a str, &'a Context), Failure> {
     contexts.find(name).ok_or_else(|| match name {
-        Some(name) => Failure::setting("context", format!("there is none called {name}")),
-        None => Failure::setting("context", "there is none yet: `jeton serve --dev` makes one"),
+        Some(name) => {
+            Failure::setting("context", format!("unknown context {name}; see `jeton context list`"))
+        }
+        None => Failure::setting("context", "no context yet: `jeton serve --dev` creates one"),
     })
 }
 
@@ -273,7 +277,7 @@ fn show(output: Output, contexts: &Contexts, name: Option<&str>) -> Result<(), F
         ("client id", context.client_id.clone()),
         (
             "client secret",
-            if context.client_secret.is_some() { "kept" } else { "not known" }.to_owned(),
+            if context.client_secret.is_some() { "kept" } else { "missing" }.to_owned(),
         ),
         ("ca file", path(&context.ca_file)),
         ("data directory", path(&context.data_dir)),

@@ -11,13 +11,13 @@ use crate::config::ConfigError;
 /// Shown under `jeton --help`.
 pub(super) const EXIT_CODES: &str = "\
 Exit codes:
-  0   done
-  1   failed, or a check found something wrong
-  2   wrong usage
-  3   refused by the server: not authenticated, not permitted, not valid, too many requests
-  4   the server cannot be reached, or did not answer in time
+  0   success
+  1   failed, or a check found a problem
+  2   invalid usage
+  3   rejected by the server: not authenticated, not permitted, invalid, too many requests
+  4   server unreachable, or no reply in time
   5   not found
-  64  the configuration cannot be used";
+  64  invalid configuration";
 
 /// Why a command failed.
 #[derive(Debug)]
@@ -161,17 +161,18 @@ impl Refusal {
 
     fn hint(&self) -> Option<String> {
         if let Some(wait) = self.retry_after {
-            return Some(format!("ask again in {:.1} s", wait.as_secs_f64()));
+            return Some(format!("retry in {:.1} s", wait.as_secs_f64()));
         }
         let hint = match self.reason.as_str() {
             "invalid_client" => {
                 "check --client-id and --client-secret-file, or `jeton context list`; a secret may \
                  have been retired"
             }
-            "insufficient_scope" => "the client needs jeton:admin or the finer scope named",
-            "stale" => "read the client again and use its new etag",
+            "insufficient_scope" => "give the client the scope named above, or jeton:admin",
+            "stale" => "read the record again and use its new etag",
             "" if self.code == Code::Unavailable => {
-                "is the server running? `jeton serve --dev` starts one, `jeton doctor` looks"
+                "check that the server is running: `jeton doctor` checks it, `jeton serve --dev` \
+                 starts one"
             }
             _ => return None,
         };
@@ -183,7 +184,7 @@ impl From<Status> for Failure {
     fn from(status: Status) -> Self {
         // A status with a cause was made on this side, of a connection that broke.
         let status = match std::error::Error::source(&status) {
-            Some(cause) => Status::unavailable(format!("the connection broke: {}", deepest(cause))),
+            Some(cause) => Status::unavailable(format!("connection lost: {}", deepest(cause))),
             None => status,
         };
         let details = status.get_error_details();

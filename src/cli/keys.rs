@@ -27,13 +27,13 @@ pub(super) struct Command {
 
 #[derive(Subcommand, Debug)]
 enum Verb {
-    /// Show the keys
+    /// List signing keys
     List,
-    /// Let the prepared key sign as soon as it has been published long enough, and prepare another
+    /// Rotate: sign with the prepared key once it is published long enough, and prepare another
     Rotate,
-    /// End every token signed by a key at once
+    /// Revoke a key, and with it every token it signed, at once
     Revoke {
-        /// The key's id
+        /// Key id (kid)
         // A thumbprint in base64url may begin with a hyphen.
         #[arg(allow_hyphen_values = true)]
         kid: String,

@@ -32,14 +32,14 @@ use clap::{CommandFactory, Parser, Subcommand};
 use self::{failure::Failure, output::Output};
 use crate::config::Sources;
 
-/// A token service for machines: Token, Refresh, Revoke and Introspect over gRPC
+/// Machine-to-machine token service: Token, Refresh, Revoke and Introspect over gRPC
 ///
-/// `jeton serve --dev` starts one with everything it needs and leaves a context behind, so that the
-/// other commands need no flags on the same machine.
+/// `jeton serve --dev` starts a service with generated keys and a first client, and saves a
+/// context: the other commands then need no flags on the same machine.
 #[derive(Parser, Debug)]
 #[command(name = "jeton", version, after_help = failure::EXIT_CODES, disable_help_subcommand = true)]
 struct Cli {
-    /// Print JSON: one document, or one a line for streams; failures too, on stderr
+    /// Print JSON: one document, or one per line for streams; errors too, on stderr
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -54,33 +54,33 @@ enum Command {
     Token(token::Token),
     /// Exchange a refresh token for its successor and a new access token
     Refresh(token::Refresh),
-    /// Ask whether tokens stand
+    /// Introspect tokens
     Introspect(token::Introspect),
-    /// End one token; a refresh token takes its family with it
+    /// Revoke a token; a refresh token is revoked with its whole family
     Revoke(token::Revoke),
-    /// End every token of a client, tenant, subject, family or key, or one by its jti
+    /// Revoke all tokens of a client, tenant, subject, refresh family or key, or one by its jti
     RevokeAll(revoke_all::Command),
-    /// Register and change clients and their secrets
+    /// Manage clients and their secrets
     Client(client::Command),
-    /// Govern which tenant an audience belongs to
+    /// Manage the audiences that tenants own
     Audience(audience::Command),
-    /// Govern the keys that sign tokens
+    /// Manage signing keys
     Keys(keys::Command),
-    /// Read the audit trail
+    /// Read and verify the audit trail
     Audit(audit::Command),
-    /// Write everything the store keeps to a file: the backup format, and the way to another store
+    /// Export the whole store to a file, as a backup or for another store
     Export(transfer::Export),
-    /// Fill an empty store from an export; ends all tokens unless a rollback is accepted
+    /// Import an export into an empty store; revokes all tokens unless --accept-rollback is given
     Import(transfer::Import),
-    /// Look at a deployment and say what to do about it
+    /// Check a deployment and suggest fixes
     Doctor(doctor::Command),
-    /// Look at the configuration
+    /// Show the effective configuration
     Config(config::Command),
-    /// Name servers and the credentials to use there
+    /// Manage connection contexts (server address and credentials)
     Context(context::Command),
-    /// Print completions for a shell: jeton completions bash > /etc/bash_completion.d/jeton
+    /// Print shell completions: jeton completions bash > /etc/bash_completion.d/jeton
     Completions {
-        /// The shell
+        /// Shell
         shell: clap_complete::Shell,
     },
 }
@@ -98,7 +98,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let output = Output { json: cli.json };
     if let Err(error) = memory::keep_private() {
-        output.talk(&format!("warning: core dumps are not switched off: {error}"));
+        output.talk(&format!("warning: cannot disable core dumps: {error}"));
     }
     match execute(&cli.command, output, &Sources::from_process().environment) {
         Ok(()) => ExitCode::SUCCESS,
@@ -142,7 +142,7 @@ fn execute(
 /// A command that calls a server needs one thread.
 fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(Failure::io("cannot start"))?.block_on(Box::pin(work))
+    runtime.map_err(Failure::io("cannot start the runtime"))?.block_on(Box::pin(work))
 }
 
 #[cfg(test)]
@@ -242,10 +242,7 @@ mod tests {
         assert_eq!(parse("jeton --help").unwrap_err().kind(), ErrorKind::DisplayHelp);
         assert_eq!(parse("jeton --version").unwrap_err().kind(), ErrorKind::DisplayVersion);
         assert!(
-            parse("jeton --help")
-                .unwrap_err()
-                .to_string()
-                .contains("64  the configuration cannot be used")
+            parse("jeton --help").unwrap_err().to_string().contains("64  invalid configuration")
         );
     }
 

@@ -25,7 +25,7 @@ const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Server")]
 pub(super) struct Options {
-    /// HOST:PORT or URL of the server; the context's without
+    /// Server address, HOST:PORT or URL [default: from the context]
     #[arg(
         id = "caller_address",
         long = "address",
@@ -34,7 +34,7 @@ pub(super) struct Options {
         value_name = "ADDRESS"
     )]
     address: Option<String>,
-    /// Use this context; the current one without
+    /// Context to use [default: the current context]
     #[arg(
         id = "caller_context",
         long = "context",
@@ -43,7 +43,7 @@ pub(super) struct Options {
         value_name = "NAME"
     )]
     context: Option<String>,
-    /// The client to be; the context's without
+    /// Client id [default: from the context]
     #[arg(
         id = "caller_client_id",
         long = "client-id",
@@ -52,8 +52,8 @@ pub(super) struct Options {
         value_name = "ID"
     )]
     client_id: Option<String>,
-    /// File with the client's secret, - for stdin; JETON_CLI_CLIENT_SECRET may hold the secret
-    /// itself
+    /// File with the client secret, - for stdin [default: $JETON_CLI_CLIENT_SECRET, then the
+    /// context]
     #[arg(
         id = "caller_client_secret_file",
         long = "client-secret-file",
@@ -62,10 +62,10 @@ pub(super) struct Options {
         value_name = "FILE"
     )]
     client_secret_file: Option<PathBuf>,
-    /// PEM file with the authority of the server's certificate
+    /// PEM file with the CA of the server's certificate
     #[arg(id = "caller_ca", long = "ca", global = true, env = "JETON_CLI_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// PEM file with a client certificate
+    /// PEM file with the client certificate (mTLS)
     #[arg(
         id = "caller_cert",
         long = "cert",
@@ -74,7 +74,7 @@ pub(super) struct Options {
         value_name = "FILE"
     )]
     cert: Option<PathBuf>,
-    /// PEM file with the client certificate's key
+    /// PEM file with the key of the client certificate
     #[arg(
         id = "caller_key",
         long = "key",
@@ -83,10 +83,10 @@ pub(super) struct Options {
         value_name = "FILE"
     )]
     key: Option<PathBuf>,
-    /// Send credentials and tokens in clear to another machine, over http://
+    /// Allow http:// to another machine: credentials and tokens are sent unencrypted
     #[arg(id = "caller_insecure", long = "insecure", global = true)]
     insecure: bool,
-    /// How long an answer may take
+    /// Timeout of a call
     #[arg(id = "caller_timeout", long = "timeout", global = true, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
     timeout: Duration,
 }
@@ -126,7 +126,7 @@ impl Settings {
         if let (Some(name), None) = (&options.context, context) {
             return Err(Failure::setting(
                 "context",
-                format!("there is none called {name}; see `jeton context list`"),
+                format!("unknown context {name}; see `jeton context list`"),
             ));
         }
         let address =
@@ -150,12 +150,12 @@ fn credentials(
     let client_id =
         options.client_id.as_deref().or_else(|| context.map(|context| context.client_id.as_str()));
     let client_id =
-        client_id.ok_or("no client: use --client-id and --client-secret-file, or a context")?;
+        client_id.ok_or("no client id: use --client-id and --client-secret-file, or a context")?;
     let client_secret =
         secret.or_else(|| own(client_id).and_then(|context| context.client_secret.clone()));
     let client_secret = client_secret.ok_or(
-        "no client secret: use --client-secret-file or JETON_CLI_CLIENT_SECRET (a context's goes \
-         to its own address only)",
+        "no client secret: use --client-secret-file or JETON_CLI_CLIENT_SECRET (the secret of a \
+         context is sent to its own address only)",
     )?;
     Ok(Credentials { client_id: client_id.to_owned(), client_secret })
 }
@@ -230,9 +230,9 @@ impl Remote {
         if matches!(&answer, Err(Failure::Remote(refusal)) if refusal.reason == "invalid_scope") {
             answer = self.bearer(scope).await;
         }
-        let mut bearer: MetadataValue<Ascii> = answer?.parse().map_err(|_| {
-            Failure::Other("the server answered with something that is no token".to_owned())
-        })?;
+        let mut bearer: MetadataValue<Ascii> = answer?
+            .parse()
+            .map_err(|_| Failure::Other("the server returned a malformed token".to_owned()))?;
         bearer.set_sensitive(true);
         Ok(Admin { remote: self, bearer })
     }
@@ -289,8 +289,8 @@ fn endpoint(options: &Options, settings: &Settings) -> Result<Endpoint, Failure>
             return Ok(endpoint);
         }
         Some("http") => {
-            let problem = "http:// sends credentials and tokens to another machine in clear: use \
-                           https:// and --ca FILE, or --insecure to do so all the same";
+            let problem = "http:// sends credentials and tokens unencrypted to another machine: \
+                           use https:// and --ca FILE, or allow it with --insecure";
             return Err(Failure::setting("address", problem));
         }
         Some("https") => {}
@@ -299,14 +299,14 @@ fn endpoint(options: &Options, settings: &Settings) -> Result<Endpoint, Failure>
     let ca = settings
         .ca
         .as_ref()
-        .ok_or_else(|| Failure::setting("ca", "an https address needs --ca FILE"))?;
+        .ok_or_else(|| Failure::setting("ca", "an https:// address requires --ca FILE"))?;
     let read = |path: &PathBuf| fs::read(path).map_err(Failure::reading(path));
     let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca)?));
     match (&options.cert, &options.key) {
         (Some(cert), Some(key)) => tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?)),
         (None, None) => {}
         (Some(_), None) | (None, Some(_)) => {
-            return Err(Failure::Usage("--cert and --key go together".to_owned()));
+            return Err(Failure::Usage("--cert and --key must be used together".to_owned()));
         }
     }
     endpoint.tls_config(tls).map_err(|error| Failure::setting("ca", deepest(&error)))

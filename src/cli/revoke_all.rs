@@ -20,7 +20,7 @@ use crate::proto::admin::{
 pub(super) struct Command {
     #[command(flatten)]
     target: Target,
-    /// Why, for the audit trail
+    /// Reason, for the audit trail
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
     #[command(flatten)]
@@ -40,13 +40,13 @@ struct Target {
     /// Every token with this sub so far
     #[arg(long, value_name = "SUB")]
     subject: Option<String>,
-    /// This refresh family and its access tokens
+    /// This refresh family (fam) and its access tokens
     #[arg(long, value_name = "FAM")]
     family: Option<String>,
-    /// Every token signed by this key, which is revoked
+    /// Every token signed by this key; revokes the key
     #[arg(long, value_name = "KID", allow_hyphen_values = true)]
     kid: Option<String>,
-    /// One access token
+    /// This access token
     #[arg(long, value_name = "JTI")]
     jti: Option<String>,
 }

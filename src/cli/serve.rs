@@ -29,21 +29,20 @@ use crate::{
 /// `jeton serve`
 #[derive(Args, Debug)]
 pub(super) struct Command {
-    /// For development: makes a master key, turns reflection on and leaves a context behind for the
-    /// other commands
+    /// Development mode: create a master key and a first client, enable reflection and save a
+    /// context for the other commands
     #[arg(long)]
     dev: bool,
-    /// Where there is no client yet, make the first one, which may administer, and print its secret
-    /// once; --dev does so anyway
+    /// Create the first client, an administrator, if there is no client yet, and print its secret
+    /// once [implied by --dev]
     #[arg(long)]
     bootstrap: bool,
-    /// Write that secret to this new file, mode 0600, instead of stdout, which a supervisor may
-    /// keep in a log
+    /// Write the first client's secret to this new file (mode 0600) instead of stdout, which may be
+    /// logged
     #[arg(long, value_name = "FILE", requires = "bootstrap")]
     bootstrap_secret_file: Option<PathBuf>,
-    /// Serve a data directory that was copied or restored, which is refused otherwise: tokens that
-    /// were revoked since the copy was made are valid again. It is recorded in the audit trail.
-    /// Give it for one start only
+    /// Serve a data directory that was copied or restored, for one start only: tokens revoked since
+    /// the copy was made are valid again. The audit trail records it
     #[arg(long)]
     accept_rollback: bool,
     #[command(flatten)]
@@ -53,25 +52,25 @@ pub(super) struct Command {
 /// Where the configuration comes from; `doctor` and `config show` take the same.
 #[derive(Args, Clone, Debug, Default)]
 pub(super) struct Settings {
-    /// Configuration file; $XDG_CONFIG_HOME/jeton/config.toml without, where it exists
+    /// Configuration file [default: $XDG_CONFIG_HOME/jeton/config.toml, if it exists]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Address to listen on; port 0 takes a free one
+    /// Address to listen on; port 0 picks a free port
     #[arg(long, value_name = "HOST:PORT")]
     listen: Option<String>,
-    /// Directory of the embedded store
+    /// Data directory of the embedded store
     #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,
-    /// Address of a MongoDB that nodes share, instead of the store in the data directory
+    /// Address of a MongoDB that nodes share, instead of the embedded store
     #[arg(long, value_name = "URI")]
     store: Option<String>,
-    /// File with that address, where it holds a password
+    /// File with the MongoDB address, for an address with a password
     #[arg(long, value_name = "FILE", conflicts_with = "store")]
     store_file: Option<String>,
-    /// Name of this node; nodes that share a store need different ones
+    /// Name of this node; unique among the nodes that share a store
     #[arg(long, value_name = "NAME")]
     node: Option<String>,
-    /// Accept a public address without TLS
+    /// Allow an address other than loopback without TLS
     #[arg(long)]
     insecure: bool,
 }
@@ -81,8 +80,8 @@ impl Settings {
     pub(super) fn sources(&self, environment: &BTreeMap<String, String>) -> Sources {
         if self.store.as_deref().is_some_and(holds_a_password) {
             output::warn(
-                "warning: other users of this machine can see the password in --store: put the \
-                 address into a file and use --store-file (store.uri_file)",
+                "warning: other users of this machine can see the password in --store: write the \
+                 address to a file and use --store-file (store.uri_file)",
             );
         }
         let mut flags = Vec::new();
@@ -172,7 +171,7 @@ fn shutdown() -> std::io::Result<impl Future<Output = ()> + Send> {
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
         let _ = tell.send(());
         let second = either(&mut terminate, &mut interrupt).await;
-        tracing::warn!(signal = second, "stopping at once");
+        tracing::warn!(signal = second, "second signal, exiting without draining");
         process::exit(128 + second);
     });
     Ok(async move {
@@ -211,8 +210,8 @@ impl<'a> Shown<'a> {
                 Ok(()) => Self::In(path),
                 Err(error) => {
                     let path = path.display();
-                    tracing::error!(%error, %path, "the first client's secret cannot be written \
-                                                    and is lost: empty the store, start again");
+                    tracing::error!(%error, %path, "cannot write the first client's secret, it is \
+                                                    lost: empty the store and start again");
                     Self::Nowhere
                 }
             },
@@ -243,12 +242,12 @@ fn announce(
     };
     if dev.is_none() && secret.here().is_some() && !io::stdout().is_terminal() {
         output.talk(
-            "warning: stdout is no terminal and may be kept in a log: --bootstrap-secret-file \
-             keeps the secret out of it",
+            "warning: the client secret was printed to stdout, which is not a terminal and may be \
+             logged: use --bootstrap-secret-file",
         );
     }
     if let Err(failure) = printed {
-        tracing::warn!(error = %failure, "cannot say where the service is");
+        tracing::warn!(error = %failure, "cannot print the service's address");
     }
     // Without a supervisor there is nobody to notify.
     let _ = sd_notify::notify(&[NotifyState::Ready]);
@@ -291,7 +290,7 @@ fn remember(
     });
     saved
         .inspect_err(
-            |error| tracing::warn!(path = %path.display(), %error, "cannot leave a context behind"),
+            |error| tracing::warn!(path = %path.display(), %error, "cannot save the context"),
         )
         .ok()
 }
@@ -317,13 +316,13 @@ fn welcome(started: &Started, secret: &Shown<'_>, context: Option<&str>, program
     let address = started.address;
     let data_dir = shown(&started.data_dir);
     let mut text = format!(
-        "jeton serves on {address}\n\n  data directory  {data_dir}\n  issuer          {}\n",
+        "jeton is serving on {address}\n\n  data directory  {data_dir}\n  issuer          {}\n",
         started.issuer
     );
     let Some(bootstrap) = &started.bootstrap else { return text };
     let id = &bootstrap.client_id;
     let kept = if context.is_some() {
-        "shown at the first start; kept in the context"
+        "shown at the first start; saved in the context"
     } else {
         "shown at the first start"
     };
@@ -337,7 +336,7 @@ fn welcome(started: &Started, secret: &Shown<'_>, context: Option<&str>, program
     }
     if let Some(name) = context {
         let flag = if name == "dev" { String::new() } else { format!("  (context {name})") };
-        text.push_str(&format!("\nA token, and whether it stands{flag}:\n\n  {program} token\n"));
+        text.push_str(&format!("\nGet a token and introspect it{flag}:\n\n  {program} token\n"));
         text.push_str(&format!("  {program} token --raw | {program} introspect -\n"));
     }
     let plain = if started.tls { "-cacert CA.pem" } else { "-plaintext" };

@@ -23,13 +23,13 @@ const BATCH: usize = 1000;
 /// `jeton token`
 #[derive(Args, Debug)]
 pub(super) struct Token {
-    /// Ask for this scope; the client's default scopes without
+    /// Scope to request, repeatable [default: the client's default scopes]
     #[arg(long = "scope", value_name = "SCOPE")]
     scopes: Vec<String>,
-    /// Ask for a token for this audience (RFC 8707); the client's first without
+    /// Audience of the token (RFC 8707), repeatable [default: the client's first audience]
     #[arg(long = "resource", value_name = "URI")]
     resources: Vec<String>,
-    /// Print the access token and nothing else
+    /// Print only the access token
     #[arg(long, conflicts_with = "json")]
     raw: bool,
     #[command(flatten)]
@@ -62,10 +62,10 @@ impl Token {
 pub(super) struct Refresh {
     #[command(flatten)]
     token: TokenArgument,
-    /// Ask for this scope only, of the family's; all of them without
+    /// Scope to request, of the scopes of the refresh token, repeatable [default: all of them]
     #[arg(long = "scope", value_name = "SCOPE")]
     scopes: Vec<String>,
-    /// Print the new refresh token and nothing else
+    /// Print only the new refresh token
     #[arg(long, conflicts_with = "json")]
     raw: bool,
     #[command(flatten)]
@@ -142,17 +142,17 @@ impl From<RefreshResponse> for Issued {
 /// `jeton introspect`
 #[derive(Args, Debug)]
 pub(super) struct Introspect {
-    /// The token, best as - to read it from stdin: arguments are seen by every user of this
-    /// machine. Several are judged in one call
+    /// Tokens to introspect, in one call; - reads one from stdin (arguments are visible to every
+    /// user of this machine)
     #[arg(value_name = "TOKEN", required_unless_present = "file")]
     tokens: Vec<String>,
-    /// Read tokens from this file, one a line
+    /// Read tokens from this file, one per line
     #[arg(long, value_name = "FILE", conflicts_with = "tokens")]
     file: Option<std::path::PathBuf>,
-    /// The token is a refresh token of the caller's own
+    /// The token is a refresh token of this client
     #[arg(long)]
     refresh_token: bool,
-    /// Exit with 1 unless every token stands
+    /// Exit with 1 unless every token is active
     #[arg(long)]
     check: bool,
     #[command(flatten)]
@@ -170,7 +170,7 @@ impl Introspect {
         let judged = match tokens.as_slice() {
             [token] => vec![self.one(&remote, token.clone()).await?],
             _ if self.refresh_token => {
-                return Err(Failure::Usage("refresh tokens are judged one at a time".to_owned()));
+                return Err(Failure::Usage("--refresh-token takes one token".to_owned()));
             }
             tokens => many(&remote, tokens).await?,
         };
@@ -194,7 +194,7 @@ impl Introspect {
             .map(str::to_owned)
             .collect();
         if tokens.is_empty() {
-            return Err(Failure::Usage(format!("there is no token in {}", from.display())));
+            return Err(Failure::Usage(format!("no token in {}", from.display())));
         }
         Ok(tokens)
     }
@@ -319,7 +319,7 @@ impl Revoke {
         if output.json {
             output.document(&json!({}))
         } else {
-            output.line("done: if the token was this client's, it has ended")
+            output.line("ok (the server answers alike for unknown tokens, RFC 7009)")
         }
     }
 }

@@ -30,12 +30,11 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         Some("m") => 60,
         Some("h") => 60 * 60,
         Some("d") => 24 * 60 * 60,
-        _ => return Err("a duration is a number with s, m, h or d, such as 15m".to_owned()),
+        _ => return Err("must be a number with s, m, h or d, such as 15m".to_owned()),
     };
-    let number: u64 = digits
-        .parse()
-        .map_err(|_| "a duration is a number with s, m, h or d, such as 15m".to_owned())?;
-    number.checked_mul(unit).map(Duration::from_secs).ok_or_else(|| "that is too long".to_owned())
+    let number: u64 =
+        digits.parse().map_err(|_| "must be a number with s, m, h or d, such as 15m".to_owned())?;
+    number.checked_mul(unit).map(Duration::from_secs).ok_or_else(|| "must be shorter".to_owned())
 }
 
 /// A point in time, or how long ago.
@@ -58,11 +57,13 @@ impl Moment {
 pub(super) fn moment(text: &str) -> Result<Moment, String> {
     if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
         let millis = i64::try_from(time.unix_timestamp_nanos() / 1_000_000)
-            .map_err(|_| "that is too far".to_owned())?;
+            .map_err(|_| "must be nearer to the present".to_owned())?;
         return Ok(Moment::At(Timestamp::from_millis(millis)));
     }
     duration(text).map(Moment::Ago).map_err(|_| {
-        "a time is RFC 3339, such as 2026-01-31T08:00:00Z, or how long ago, such as 15m".to_owned()
+        "must be an RFC 3339 time, such as 2026-01-31T08:00:00Z, or a duration before now, such as \
+         15m"
+        .to_owned()
     })
 }
 
@@ -76,8 +77,8 @@ pub(super) fn warn_of_token(token: &str, output: Output) {
     // What is shorter than the shortest token opens nothing.
     if token.len() >= SHORTEST {
         output.talk(
-            "warning: other users of this machine can see a token in the arguments: use - \
-                     and stdin, or --file",
+            "warning: other users of this machine can see a token on the command line: use - for \
+             stdin, or --file",
         );
     }
 }
@@ -86,7 +87,7 @@ pub(super) fn warn_of_token(token: &str, output: Output) {
 #[derive(Args, Debug)]
 #[group(required = true, multiple = false)]
 pub(super) struct TokenArgument {
-    /// The token, best as - to read it from stdin: arguments are seen by every user of this machine
+    /// Token; - reads it from stdin (arguments are visible to every user of this machine)
     #[arg(value_name = "TOKEN")]
     token: Option<String>,
     /// Read the token from this file

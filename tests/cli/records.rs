@@ -41,7 +41,7 @@ fn a_forged_client_is_named_by_doctor_and_by_import() {
     );
     tokio::runtime::Runtime::new().unwrap().block_on(intrude(&house));
     let expected =
-        ("problem".to_owned(), "not written by the service, and refused: backdoor".to_owned());
+        ("problem".to_owned(), "not written by the service and ignored: backdoor".to_owned());
     assert_eq!(doctor(&house), expected);
 
     let backup = house.path("backup.ndjson");

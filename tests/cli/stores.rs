@@ -216,7 +216,7 @@ mod mongodb {
         };
         let doctor = |port: &str, node: &str| until(port, node, &|_| true);
         let before = doctor("127.0.0.1:0", "n").ok().json();
-        assert!(text(&before, "schema").contains("nobody has served"), "{before}");
+        assert!(text(&before, "schema").contains("the database is not initialized yet"), "{before}");
         assert!(database.list_collection_names().await.unwrap().iter().all(|name| name == "meta"));
         assert_eq!(
             database
@@ -259,7 +259,7 @@ mod mongodb {
         };
         let other = until("127.0.0.1:0", "other", &is_seen).ok().json();
         assert_eq!(text(&other, "other nodes"), "n");
-        const TAKEN: &str = "a process runs under the name n";
+        const TAKEN: &str = "a process elsewhere uses the name n";
         let taken =
             until("127.0.0.1:0", "n", &|ran| text(&ran.json(), "node").starts_with(TAKEN)).json();
         assert!(text(&taken, "node").starts_with(TAKEN), "{taken}");
@@ -273,7 +273,7 @@ mod mongodb {
                 replica::pause(Duration::from_millis(50)).await;
             }
         });
-        const DISPUTED: &str = "take the name n from each other";
+        const DISPUTED: &str = "several processes use the name n";
         let is_disputed = |ran: &Ran| text(&ran.json(), "node").contains(DISPUTED);
         let disputed =
             tokio::task::block_in_place(|| until("127.0.0.1:0", "n", &is_disputed)).json();
@@ -319,7 +319,7 @@ mod mongodb {
             .unwrap();
         let (serve, newer) = said(&house, &address);
         assert_eq!(serve.code, 64, "{serve:?}");
-        assert!(text(&newer, "schema").starts_with("has version 99"), "{newer}");
+        assert!(text(&newer, "schema").starts_with("version 99"), "{newer}");
 
         let other_set = address.replace("replicaSet=jeton", "replicaSet=other");
         let (serve, report) = said(&House::without_patience(), &other_set);
@@ -475,7 +475,7 @@ mod mongodb {
         assert_eq!(found["verdict"], "note");
         assert!(text(&report, "store").ends_with(" a standalone server"), "{report}");
         assert!(
-            found["advice"].as_str().unwrap().starts_with("make it a replica set of three"),
+            found["advice"].as_str().unwrap().starts_with("use a replica set of three"),
             "{report}"
         );
         server.stop();

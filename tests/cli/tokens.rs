@@ -28,7 +28,8 @@ fn a_token_in_the_arguments_is_warned_of() {
     let server = house.serve();
     let token = house.jeton(&["token", "--raw"]).ok();
     let file = house.file("token", &token.out);
-    const WARNING: &str = "warning: other users of this machine can see a token in the arguments";
+    const WARNING: &str = "warning: other users of this machine can see a token on the command \
+                           line";
     for command in ["introspect", "revoke"] {
         assert!(house.jeton(&[command, token.line()]).ok().err.contains(WARNING), "{command}");
         assert_eq!(house.jeton_reading(&[command, "-"], &token.out).ok().err, "", "{command}");
@@ -55,11 +56,14 @@ fn open_contexts_are_not_followed() {
     chmod(0o666);
     let refused = house.jeton(&["token"]);
     assert!(
-        refused.code == 1 && refused.err.contains("others can write to it (mode 0666): chmod 0600"),
+        refused.code == 1
+            && refused.err.contains("other users can write to the file (mode 0666): chmod 0600"),
         "{refused:?}"
     );
     chmod(0o644);
-    assert!(house.jeton(&["token"]).ok().err.contains("warning: others can read the secrets in "));
+    assert!(
+        house.jeton(&["token"]).ok().err.contains("warning: other users can read the secrets in ")
+    );
     chmod(0o600);
     assert_eq!(house.jeton(&["token"]).ok().err, "");
     server.stop();

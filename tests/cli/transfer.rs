@@ -54,7 +54,7 @@ fn no_token_comes_back(from: &[&str], to: &[&str]) {
 
     let restored = fresh(&house);
     let import = with(&restored, &["import", text(&backup)], to);
-    assert!(import.err.contains("all tokens have ended"), "{import:?}");
+    assert!(import.err.contains("all tokens are revoked"), "{import:?}");
     let server = restored.serve_with(&[serve, to].concat());
     let own = credentials(&restored, &secret);
     let own: Vec<&str> = own.iter().map(String::as_str).collect();
@@ -102,7 +102,7 @@ fn an_export_without_a_server_is_the_same_on_stdout_and_private_in_a_file() {
     let file = house.path("backup.ndjson");
     let told = house.jeton(&["export", text(&file), "--json"]).ok().json();
     let written = fs::read_to_string(&file).unwrap();
-    assert_eq!(told["records"], written.lines().count() - 1, "the last line is no record");
+    assert_eq!(told["records"], written.lines().count() - 1, "the last line is not a record");
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(house.jeton(&["export"]).ok().out, written);
     let first: Value = serde_json::from_str(written.lines().next().unwrap()).unwrap();
@@ -145,7 +145,7 @@ fn an_import_wants_an_empty_store_its_key_and_a_whole_export() {
     let altered = export.replacen("server.started", "keys.rotated", 1);
     for (damaged, said) in [
         (cut, "cut off"),
-        (garbled, "is no record"),
+        (garbled, "is not a record"),
         (altered, "altered"),
         (String::new(), "cut off"),
     ] {
@@ -259,9 +259,9 @@ fn an_altered_export_is_refused_and_leaves_nothing_behind() {
     let lines: Vec<&str> = export.lines().collect();
     let whole = |lines: &[&str]| lines.join("\n") + "\n";
     let cases = [
-        ("MAC of the export is wrong", Forgery::of(&export).add_client().text()),
+        ("MAC of the export is invalid", Forgery::of(&export).add_client().text()),
         ("the seal of its end is invalid", Forgery::of(&export).leave_record_out().text()),
-        ("MAC of the export is wrong", Forgery::of(&export).remove("revocation").text()),
+        ("MAC of the export is invalid", Forgery::of(&export).remove("revocation").text()),
         ("two keys", Forgery::of(&export).name_kid_twice().text()),
         (
             "keyset's MAC is invalid",
@@ -274,10 +274,10 @@ fn an_altered_export_is_refused_and_leaves_nothing_behind() {
         ("unsigned", Forgery::of(&export).unsigned().text()),
         ("unsigned", Forgery::of(&export).add_client().unsigned().text()),
         ("cut off", whole(&lines[..lines.len() - 1])),
-        ("something after the end", format!("{export}{}\n", lines[1])),
-        ("something after the end", format!("{export}{}\n", lines[lines.len() - 1])),
+        ("data follows the end", format!("{export}{}\n", lines[1])),
+        ("data follows the end", format!("{export}{}\n", lines[lines.len() - 1])),
         (
-            "MAC of the export is wrong",
+            "MAC of the export is invalid",
             export.replacen("\"type\":\"client\"", "\"type\": \"client\"", 1),
         ),
     ];
@@ -320,7 +320,7 @@ fn an_unsigned_export_is_taken_only_when_asked_for() {
             Forgery(forged.0.clone()).leave_record_out().unsigned().text(),
         ),
         ("two keys", Forgery(forged.0.clone()).name_kid_twice().unsigned().text()),
-        ("MAC of the export is wrong", Forgery(forged.0.clone()).add_client().text()),
+        ("MAC of the export is invalid", Forgery(forged.0.clone()).add_client().text()),
         ("removed", Forgery::of(&unsigned).remove("record").text()),
     ] {
         let target = fresh(&house);
@@ -354,7 +354,7 @@ fn an_unsigned_export_is_taken_only_when_asked_for() {
 }
 
 /// What is said of a store that is half full.
-const CLEAN_UP: &str = "empty the directory and try again";
+const CLEAN_UP: &str = "empty the directory and import again";
 
 /// The chains of an export and their heads, as `audit verify` takes them.
 fn heads(export: &str) -> Vec<String> {

@@ -312,7 +312,7 @@ async fn a_node_does_not_begin_a_chain_of_a_name_that_is_taken() {
     let dir = tempfile::tempdir().unwrap();
     import(dir.path(), items(&[chain("other", &[1])])).await.close().await.unwrap();
     let taken = Embedded::open(dir.path(), "other", Bench::key());
-    assert!(matches!(taken, Err(OpenError::Corrupt(text)) if text.contains("name of its own")));
+    assert!(matches!(taken, Err(OpenError::Corrupt(text)) if text.contains("set another `node`")));
     let store = open(dir.path());
     store.append(event(Action::ServerStarted)).await.unwrap();
     store.close().await.unwrap();

@@ -368,7 +368,7 @@ async fn a_trail_under_another_seal_is_refused() {
     let dir =
         tampered("DELETE FROM audit WHERE sequence = (SELECT max(sequence) FROM audit)").await;
     assert!(
-        matches!(open(dir.path()), Err(OpenError::Rollback(text)) if text.contains("is not there"))
+        matches!(open(dir.path()), Err(OpenError::Rollback(text)) if text.contains("acknowledged and is missing"))
     );
     let dir = tampered("UPDATE head SET sequence = sequence - 1").await;
     assert!(matches!(open(dir.path()), Err(OpenError::Corrupt(_))));

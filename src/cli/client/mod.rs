@@ -31,41 +31,41 @@ pub(super) struct Command {
 
 #[derive(Subcommand, Debug)]
 enum Verb {
-    /// Register a client; its secret is shown once
+    /// Register a client; its secret is printed once
     Create(Box<Create>),
     /// Show one client
     Get {
-        /// The client's id
+        /// Client id
         client_id: String,
     },
-    /// Show all clients
+    /// List clients
     List {
-        /// Only this tenant
+        /// Show only this tenant
         #[arg(long)]
         tenant: Option<String>,
-        /// At most this many
+        /// Show at most this many
         #[arg(long, default_value_t = usize::MAX, hide_default_value = true)]
         limit: usize,
     },
-    /// Change a client: only what is named
+    /// Change the given properties of a client
     Update(Box<Update>),
-    /// Refuse a client from now on and end every token it holds
+    /// Disable a client and revoke its tokens
     Disable(Versioned),
-    /// Admit a disabled client again; its old tokens stay ended
+    /// Enable a disabled client; its old tokens stay revoked
     Enable(Versioned),
-    /// Remove a client and end every token it holds
+    /// Delete a client and revoke its tokens
     Delete(Versioned),
-    /// Give a client a further secret, shown once; at most two live at once
+    /// Add a secret, printed once; a client has at most two active secrets
     AddSecret(AddSecret),
-    /// End a secret, at once or after an overlap
+    /// Retire a secret, at once or after an overlap
     RetireSecret(RetireSecret),
 }
 
 #[derive(Args, Debug)]
 struct Create {
-    /// The client's id, 1 to 128 of [A-Za-z0-9._~-]; the server chooses without
+    /// Client id, 1 to 128 of [A-Za-z0-9._~-] [default: generated]
     client_id: Option<String>,
-    /// The tenant; the caller's without
+    /// Tenant [default: the caller's]
     #[arg(long)]
     tenant: Option<String>,
     #[command(flatten)]
@@ -77,37 +77,37 @@ struct Create {
 /// What can be set on creation and changed later.
 #[derive(Args, Debug, Default)]
 struct Properties {
-    /// A name for people
+    /// Display name
     #[arg(long = "name", value_name = "TEXT")]
     display_name: Option<String>,
-    /// A scope the client may ask for; again for more
+    /// Scope the client may request, repeatable
     #[arg(long = "scope", value_name = "SCOPE")]
     scopes: Vec<String>,
-    /// A scope it gets when it asks for none; again for more
+    /// Scope granted when a request names none, repeatable
     #[arg(long = "default-scope", value_name = "SCOPE")]
     default_scopes: Vec<String>,
-    /// A role copied into its tokens; again for more
+    /// Role copied into the client's tokens, repeatable
     #[arg(long = "role", value_name = "ROLE")]
     roles: Vec<String>,
-    /// An audience it may ask tokens for, the first is the default; again for more
+    /// Audience the client may request tokens for, repeatable; the first is the default
     #[arg(long = "audience", value_name = "URI")]
     audiences: Vec<String>,
-    /// An audience it answers for when it introspects; again for more
+    /// Audience whose tokens the client may introspect, repeatable
     #[arg(long, value_name = "URI")]
     serves: Vec<String>,
-    /// A grant it may use; again for more
+    /// Grant type the client may use, repeatable
     #[arg(long = "grant", value_name = "GRANT")]
     grants: Vec<Grant>,
-    /// Lifetime of its access tokens
+    /// Lifetime of access tokens
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     access_lifetime: Option<Duration>,
-    /// Absolute lifetime of its refresh families
+    /// Absolute lifetime of refresh families
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     refresh_lifetime: Option<Duration>,
-    /// How long its families live unused
+    /// Idle lifetime of refresh families
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     refresh_idle: Option<Duration>,
-    /// The rate plan it is on
+    /// Rate plan
     #[arg(long, value_name = "NAME")]
     rate_plan: Option<String>,
 }
@@ -195,14 +195,14 @@ impl Properties {
 
 #[derive(Args, Debug)]
 struct Update {
-    /// The client's id
+    /// Client id
     client_id: String,
     #[command(flatten)]
     properties: Properties,
-    /// Empty this property; again for more
+    /// Clear this property, repeatable
     #[arg(long, value_name = "PROPERTY")]
     clear: Vec<Clearable>,
-    /// Only over this version
+    /// Change only this version of the client
     #[arg(long)]
     etag: Option<String>,
 }
@@ -217,7 +217,9 @@ impl Update {
             paths.push(cleared.path());
         }
         if paths.is_empty() {
-            return Err(Failure::Usage("nothing to change was named".to_owned()));
+            return Err(Failure::Usage(
+                "name at least one property to change, or --clear".to_owned(),
+            ));
         }
         let mut client = self.properties.client(self.client_id.clone());
         client.etag = self.etag.clone().unwrap_or_default();
@@ -231,9 +233,9 @@ impl Update {
 
 #[derive(Args, Debug)]
 struct Versioned {
-    /// The client's id
+    /// Client id
     client_id: String,
-    /// Only this version
+    /// Change only this version of the client
     #[arg(long)]
     etag: Option<String>,
 }
@@ -265,42 +267,42 @@ impl Versioned {
 #[derive(Args, Debug)]
 #[group(multiple = false)]
 struct ImportedSecret {
-    /// File with a secret chosen elsewhere, - for stdin; the server makes one without
+    /// File with an existing secret, - for stdin [default: generated]
     #[arg(long, value_name = "FILE")]
     secret_file: Option<PathBuf>,
-    /// File with an argon2id hash in PHC form, - for stdin
+    /// File with the argon2id hash of an existing secret in PHC format, - for stdin
     #[arg(long, value_name = "FILE")]
     argon2id_file: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]
 struct AddSecret {
-    /// The client's id
+    /// Client id
     client_id: String,
     #[command(flatten)]
     secret: ImportedSecret,
-    /// The new secret stops working after this long; never without
+    /// The secret expires after this time [default: never]
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     expires_in: Option<Duration>,
-    /// Only over this version
+    /// Change only this version of the client
     #[arg(long)]
     etag: Option<String>,
 }
 
 #[derive(Args, Debug)]
 struct RetireSecret {
-    /// The client's id
+    /// Client id
     client_id: String,
-    /// The secret's id
+    /// Secret id
     #[arg(allow_hyphen_values = true)]
     secret_id: String,
-    /// It works for this much longer; not at all without
+    /// The secret stays valid for this time [default: 0s]
     #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     overlap: Option<Duration>,
-    /// The secret leaked: end every token issued to the client so far
+    /// The secret leaked: revoke every token issued to the client so far
     #[arg(long, conflicts_with = "overlap")]
     revoke_issued: bool,
-    /// Only over this version
+    /// Change only this version of the client
     #[arg(long)]
     etag: Option<String>,
 }

@@ -41,8 +41,8 @@ pub(super) async fn list(
     }
     for id in &forged {
         output.talk(&format!(
-            "the record {id} was not written by the service and is refused: \
-                              remove it from the store"
+            "the record of client {id} was not written by this service and is ignored: remove it \
+             from the store"
         ));
     }
     let row = |client: &Client| {
@@ -70,8 +70,8 @@ pub(super) fn show(
     client: Option<Client>,
     made: Option<(&str, &str)>,
 ) -> Result<(), Failure> {
-    let client = client
-        .ok_or_else(|| Failure::Other("the server answered without the client".to_owned()))?;
+    let client =
+        client.ok_or_else(|| Failure::Other("the server returned no client".to_owned()))?;
     if output.json {
         let mut document = json!({ "client": render::client(&client) });
         if let (Some(object), Some((id, secret))) = (document.as_object_mut(), made) {

@@ -32,22 +32,22 @@ pub(super) fn data_directory(directory: &Path) -> Vec<Finding> {
         Ok(_) => {
             return vec![Finding::problem(
                 SUBJECT,
-                format!("{shown} is no directory"),
+                format!("{shown} is not a directory"),
                 "set data_dir to a directory",
             )];
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return vec![Finding::note(
                 SUBJECT,
-                format!("{shown} is not there yet"),
-                "`jeton serve` makes it",
+                format!("{shown} does not exist yet"),
+                "`jeton serve` creates it",
             )];
         }
         Err(error) => {
             return vec![Finding::problem(
                 SUBJECT,
                 format!("{shown}: {error}"),
-                "let this user read it",
+                "give this user read access",
             )];
         }
     };
@@ -61,11 +61,11 @@ pub(super) fn data_directory(directory: &Path) -> Vec<Finding> {
         ));
     }
     if rustix::process::geteuid().as_raw() != metadata.uid() {
-        let text = format!("{shown} belongs to uid {}", metadata.uid());
-        findings.push(Finding::note(SUBJECT, text, "run doctor, and the service, as that user"));
+        let text = format!("{shown} belongs to user {}", metadata.uid());
+        findings.push(Finding::note(SUBJECT, text, "run doctor and the service as that user"));
     }
     if findings.is_empty() {
-        findings.push(Finding::ok(SUBJECT, format!("{shown} is its owner's alone")));
+        findings.push(Finding::ok(SUBJECT, format!("{shown} is accessible to its owner only")));
     }
     findings
 }
@@ -78,9 +78,9 @@ pub(super) fn master_key(config: &Config, dev: bool) -> Finding {
     let shown = file.display();
     let make = format!("(umask 077; openssl rand -base64 32 > {shown})");
     match master::load_or_make(&file, false) {
-        Ok(_) => Finding::ok(SUBJECT, format!("{shown} holds one")),
+        Ok(_) => Finding::ok(SUBJECT, format!("{shown} contains a valid key")),
         Err(MasterKeyError::Missing(_)) if !named && dev => {
-            Finding::note(SUBJECT, "is not there yet", "`jeton serve --dev` makes it")
+            Finding::note(SUBJECT, "does not exist yet", "`jeton serve --dev` creates it")
         }
         Err(MasterKeyError::Missing(_)) if !named => {
             Finding::problem(SUBJECT, "is not set", format!("{make} and set master_key_file"))
@@ -91,11 +91,9 @@ pub(super) fn master_key(config: &Config, dev: bool) -> Finding {
         Err(error @ MasterKeyError::Missing(_)) => {
             Finding::problem(SUBJECT, error.to_string(), make)
         }
-        Err(error) => Finding::problem(
-            SUBJECT,
-            error.to_string(),
-            "put the key there that the data was made under",
-        ),
+        Err(error) => {
+            Finding::problem(SUBJECT, error.to_string(), "restore the master key of this data")
+        }
     }
 }
 
@@ -105,19 +103,22 @@ pub(super) fn certificate(tls: &Tls, now: Timestamp) -> Option<Finding> {
     if tls.cert_file.as_os_str().is_empty() || tls.key_file.as_os_str().is_empty() {
         return None;
     }
-    let advice = "give a certificate chain and its key, PEM, that belong together";
+    let advice = "set tls.cert_file and tls.key_file to a matching certificate chain and key in \
+                  PEM";
     Some(match expiry(&tls.cert_file, &tls.key_file, now) {
         Ok(Life::Ended) => Finding::problem(
             SUBJECT,
-            format!("{} has ended, or not begun", tls.cert_file.display()),
-            "renew it",
+            format!("{} has expired or is not yet valid", tls.cert_file.display()),
+            "renew the certificate",
         ),
         Ok(Life::EndsSoon) => Finding::note(
             SUBJECT,
-            "ends within 14 days",
-            "renew it: the new one is taken up without a restart",
+            "expires within 14 days",
+            "renew the certificate: it is reloaded without a restart",
         ),
-        Ok(Life::Long) => Finding::ok(SUBJECT, "fits its key and lasts more than 14 days"),
+        Ok(Life::Long) => {
+            Finding::ok(SUBJECT, "matches its key and is valid for more than 14 days")
+        }
         Err(problem) => Finding::problem(SUBJECT, problem, advice),
     })
 }
@@ -137,7 +138,7 @@ fn expiry(cert_file: &PathBuf, key_file: &PathBuf, now: Timestamp) -> Result<Lif
         .map_err(|error| format!("{}: {error}", key_file.display()))?;
     let provider = aws_lc_rs::default_provider();
     CertifiedKey::from_der(chain.clone(), key, &provider).map_err(|error| error.to_string())?;
-    let leaf = chain.first().ok_or("there is no certificate in the file")?;
+    let leaf = chain.first().ok_or("no certificate in the file")?;
     Ok(match (in_force(leaf, &provider, now), in_force(leaf, &provider, now + SOON)) {
         (false, _) => Life::Ended,
         (true, false) => Life::EndsSoon,

@@ -29,10 +29,10 @@ const WRITTEN_AFTER: Timestamp = Timestamp::from_seconds(1_767_225_600);
 pub(super) struct Command {
     #[command(flatten)]
     settings: Settings,
-    /// Look as at a server started with --dev
+    /// Check as for a server started with --dev
     #[arg(long)]
     dev: bool,
-    /// Only ask whether the service answers and is healthy: for probes
+    /// Check only that the service answers and is healthy, for probes
     #[arg(long)]
     service_only: bool,
 }
@@ -103,7 +103,7 @@ impl Command {
     async fn examine(&self, config: &Config, judged: Result<(), String>) -> Vec<Finding> {
         let now = values::now();
         let mut findings = vec![match judged {
-            Ok(()) => Finding::ok("configuration", "every setting can be used"),
+            Ok(()) => Finding::ok("configuration", "all settings are valid"),
             Err(problem) => unusable(problem),
         }];
         findings.push(clock(now));
@@ -131,7 +131,7 @@ fn unusable(problem: String) -> Finding {
     Finding::problem(
         "configuration",
         problem,
-        "change the setting; `jeton config show` says where each comes from",
+        "change the setting; `jeton config show` shows its source",
     )
 }
 
@@ -140,7 +140,7 @@ fn clock(now: Timestamp) -> Finding {
         return Finding::problem(
             "clock",
             format!("reads {now}"),
-            "set the clock and keep it set, by NTP: tokens end by it",
+            "synchronize the clock with NTP: token expiry depends on it",
         );
     }
     Finding::ok("clock", format!("reads {now}"))
@@ -149,23 +149,21 @@ fn clock(now: Timestamp) -> Finding {
 /// Of the process that asks: that of the service may have another limit.
 fn open_files(limit: Option<u64>, connections: usize) -> Finding {
     const SUBJECT: &str = "open files";
-    let Some(limit) = limit else { return Finding::ok(SUBJECT, "have no limit here") };
+    let Some(limit) = limit else { return Finding::ok(SUBJECT, "no limit") };
     let possible = server::connections_within(limit);
     if possible >= connections {
         return Finding::ok(
             SUBJECT,
-            format!("{limit} are allowed here, enough for {connections} connections"),
+            format!("limit {limit}, enough for {connections} connections"),
         );
     }
     let text = format!(
-        "{limit} are allowed here, enough for {possible} of {connections} connections; `serve` \
-         takes no more"
+        "limit {limit}, enough for {possible} of {connections} connections; `serve` accepts no more"
     );
     Finding::note(
         SUBJECT,
         text,
-        "raise the limit (LimitNOFILE, ulimit -n) where the service runs, or lower \
-         limits.connections",
+        "raise the limit of the service (LimitNOFILE, ulimit -n), or lower limits.connections",
     )
 }
 

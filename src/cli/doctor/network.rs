@@ -23,35 +23,36 @@ pub(super) async fn service(config: &Config) -> Vec<Finding> {
     if config.listen.port() == 0 {
         return vec![Finding::note(
             SUBJECT,
-            "listens on a free port",
-            "set listen to a port to have it looked at",
+            "listens on a random port (port 0)",
+            "set listen to a fixed port to check the service",
         )];
     }
     let address = reachable(config.listen);
     if !matches!(timeout(PATIENCE, TcpStream::connect(address)).await, Ok(Ok(_))) {
-        let advice = "start it with `jeton serve`; if it runs, look at its log and at `listen`";
+        let advice = "start it with `jeton serve`; if it is running, check its log and `listen`";
         return vec![Finding::problem(SUBJECT, format!("does not answer on {address}"), advice)];
     }
     if !config.tls.cert_file.as_os_str().is_empty() {
         return vec![Finding::ok(
             SUBJECT,
-            format!("takes connections on {address} (its health was not asked: TLS)"),
+            format!("accepts connections on {address} (health not checked: TLS)"),
         )];
     }
     vec![match timeout(PATIENCE, health(address)).await {
         Ok(Ok(ServingStatus::Serving)) => Finding::ok(SUBJECT, format!("is healthy on {address}")),
         Ok(Ok(status)) => {
-            let text = format!("says {} on {address}", status.as_str_name());
+            let text = format!("reports {} on {address}", status.as_str_name());
             Finding::problem(
                 SUBJECT,
                 text,
-                "its log says why: it may be draining, or its store may not be writable",
+                "see its log: it may be draining, or its store may not be writable",
             )
         }
         Ok(Err(_)) | Err(_) => {
-            let text =
-                format!("something else than jeton, or a jeton in trouble, answers on {address}");
-            Finding::problem(SUBJECT, text, "find out what listens there: `ss -ltnp`")
+            let text = format!(
+                "no valid health reply on {address}: another program, or a jeton that is failing"
+            );
+            Finding::problem(SUBJECT, text, "check which process listens there: `ss -ltnp`")
         }
     }]
 }

@@ -38,8 +38,8 @@ pub(super) async fn clients(config: &Config) -> Option<Finding> {
                 text.take(SHOWN).collect::<Vec<_>>().join(", "),
             );
             let text = if more > 0 { format!("{text} and {more} more") } else { text };
-            let advice = "these audiences belong to another tenant or to none: as the operator \
-                          shares them, or since an import";
+            let advice = "these audiences belong to another tenant or to none, shared by the \
+                          operator or imported; check that this is intended";
             Finding::note(SUBJECT, text, advice)
         }
         Ok(Looked { clients, audiences, forged, .. }) if forged.is_empty() => Finding::ok(
@@ -47,15 +47,15 @@ pub(super) async fn clients(config: &Config) -> Option<Finding> {
             format!("{clients} clients and {audiences} audiences, all written by the service"),
         ),
         Ok(Looked { forged, .. }) => {
-            let text = format!("not written by the service, and refused: {}", forged.join(", "));
-            let advice = "somebody without the master key writes to this store: remove records of \
-                          clients, assign audiences anew, and look at who can";
+            let text = format!("not written by the service and ignored: {}", forged.join(", "));
+            let advice = "a process without the master key writes to this store: check who has \
+                          access, remove these client records, assign these audiences again";
             Finding::problem(SUBJECT, text, advice)
         }
         Err(problem) => Finding::problem(
             SUBJECT,
             problem,
-            "restore a backup, or remove the record of a client and assign an audience anew",
+            "restore a backup, or remove the client record or assign the audience again",
         ),
     })
 }

@@ -59,7 +59,7 @@ pub(super) async fn shared(config: &Config, answers: bool) -> Vec<Finding> {
             return vec![Finding::problem(
                 STORE,
                 error.to_string(),
-                "put the address there, for this user to read",
+                "write the address to the file and give this user read access",
             )];
         }
     };
@@ -103,8 +103,8 @@ fn exposed(file: &Path) -> Option<Finding> {
 fn refused(error: &OpenError) -> Finding {
     let advice = match error {
         OpenError::Uri(_) => {
-            "write it as mongodb://user:password@host1,host2,host3/jeton?replicaSet=NAME; a % in a \
-             password is %25, an @ is %40"
+            "use mongodb://user:password@host1,host2,host3/jeton?replicaSet=NAME; write % in a \
+             password as %25 and @ as %40"
         }
         OpenError::WrongReplicaSet(_) => {
             "set replicaSet= to the name that rs.conf() shows on a member, or name other hosts"
@@ -115,17 +115,15 @@ fn refused(error: &OpenError) -> Finding {
              rs.initiate() once"
         }
         OpenError::Credentials(_) => {
-            "check user, password and authSource= (the database that the user was created in)"
+            "check user, password and authSource= (the database in which the user was created)"
         }
         OpenError::Forbidden => {
-            "db.grantRolesToUser(\"jeton\", [{ role: \"readWrite\", db: \"jeton\" }]) with your \
-             names"
+            "run db.grantRolesToUser(\"jeton\", [{ role: \"readWrite\", db: \"jeton\" }]) with \
+             your names"
         }
         OpenError::TooOld { .. } => "upgrade MongoDB to 4.4 or later",
-        OpenError::Newer { .. } => "run a jeton as new as the newest node that was there",
-        OpenError::MasterKey(_) => "give this node the master key of the others",
-        OpenError::Corrupt(_) => {
-            "stop the nodes and restore a backup; `jeton audit verify` says what is missing"
+        OpenError::Newer { .. } => {
+            "run a jeton at least as new as the newest node of this database"
         }
         OpenError::Failed(_) => "look at the log of mongod, and at store.call_timeout_ms",
     };
@@ -148,7 +146,7 @@ fn servers(found: &Inspection) -> Vec<Finding> {
         return vec![Finding::note(
             STORE,
             text,
-            "the shards' replica sets are not looked at: see deploy/SCALING.md",
+            "the replica sets of the shards are not checked: see deploy/SCALING.md",
         )];
     }
     if found.members.iter().any(|member| member.state == ServerState::Standalone) {
@@ -162,11 +160,7 @@ fn servers(found: &Inspection) -> Vec<Finding> {
     });
     match down.count() {
         0 => vec![Finding::ok(STORE, text)],
-        _ => vec![Finding::note(
-            STORE,
-            text,
-            "bring back the member that is away, before another one goes",
-        )],
+        _ => vec![Finding::note(STORE, text, "start the missing member before another one fails")],
     }
 }
 
@@ -176,10 +170,10 @@ fn set(found: &Inspection, settings: &Result<ReplicaSettings, String>) -> Vec<Fi
         Ok(settings) => settings,
         Err(problem) => {
             let advice =
-                "for this look only, run doctor with a user that has the role clusterMonitor too";
+                "to check them, run doctor with a user that also has the role clusterMonitor";
             return vec![Finding::note(
                 SET,
-                format!("its settings cannot be read: {problem}"),
+                format!("cannot read its settings: {problem}"),
                 advice,
             )];
         }
@@ -195,29 +189,31 @@ fn set(found: &Inspection, settings: &Result<ReplicaSettings, String>) -> Vec<Fi
         .count();
     let majority = (settings.keeping + settings.arbiters) / 2 + 1;
     if keeping < majority {
-        let text = format!(
-            "{keeping} members hold data, and {majority} must before a write is acknowledged"
-        );
+        let text = format!("{keeping} members hold data, a majority write needs {majority}");
         findings.push(Finding::problem(
             SET,
             text,
-            "bring members back: until then every write fails",
+            "start the missing members: until then every write fails",
         ));
     }
     if settings.arbiters > 0 {
-        let text = format!("{} of its votes are arbiters', who hold nothing", settings.arbiters);
-        let advice = "make them members with data: with one of those away, majorities can vote and \
-                      not acknowledge";
+        let text = format!("{} of its votes are arbiters, which hold no data", settings.arbiters);
+        let advice = "replace them with members that hold data: with one of those down, a majority \
+                      can vote but not acknowledge writes";
         findings.push(Finding::note(SET, text, advice));
     } else if settings.keeping < 3 {
-        let text = format!("{} members hold data and vote", settings.keeping);
-        findings.push(Finding::note(SET, text, "have three: with fewer, no member may be lost"));
+        let text = format!("{} voting members hold data", settings.keeping);
+        findings.push(Finding::note(
+            SET,
+            text,
+            "use three: with fewer, the set cannot lose a member",
+        ));
     }
     if !settings.majority_journals {
-        let text = "writeConcernMajorityJournalDefault is false: what was read of the majority may \
-                    have been in memory only";
+        let text = "writeConcernMajorityJournalDefault is false: majority reads may return data \
+                    that is only in memory";
         let advice = "cfg = rs.conf(); cfg.writeConcernMajorityJournalDefault = true; \
-                      rs.reconfig(cfg); and let every member journal";
+                      rs.reconfig(cfg); and enable the journal on every member";
         findings.push(Finding::problem(SET, text, advice));
     }
     findings
@@ -226,33 +222,32 @@ fn set(found: &Inspection, settings: &Result<ReplicaSettings, String>) -> Vec<Fi
 fn election(settings: &ReplicaSettings) -> Finding {
     let ReplicaSettings { election_timeout, heartbeat_interval, heartbeat_timeout, .. } = settings;
     let text = format!(
-        "election timeout {election_timeout:?}, heartbeat every {heartbeat_interval:?} and within \
-         {heartbeat_timeout:?}: a primary that dies is missed for about {:?}, one that freezes for \
-         about {:?}",
+        "election timeout {election_timeout:?}, heartbeat interval {heartbeat_interval:?}, \
+         heartbeat timeout {heartbeat_timeout:?}: writes fail for about {:?} after the primary \
+         dies and about {:?} after it freezes",
         *election_timeout + ELECTS,
         *heartbeat_timeout + FOLLOWS
     );
     if *election_timeout > *ELECTION.end() {
-        return Finding::note(SET, text, format!("recommended is 2 to 5 s: {ELECTION_ADVICE}"));
+        return Finding::note(SET, text, format!("use 2 to 5 s: {ELECTION_ADVICE}"));
     }
     if *election_timeout < *ELECTION.start() {
         return Finding::note(
             SET,
             text,
-            format!("below 2 s a busy disk looks like a death: {ELECTION_ADVICE}"),
+            format!("below 2 s a busy disk triggers elections: {ELECTION_ADVICE}"),
         );
     }
     if heartbeat_interval.saturating_mul(2) > *election_timeout {
         return Finding::note(
             SET,
             text,
-            format!("several heartbeats should fit into the timeout: {ELECTION_ADVICE}"),
+            format!("the election timeout must allow several heartbeats: {ELECTION_ADVICE}"),
         );
     }
     if heartbeat_timeout > ELECTION.end() {
         let advice = format!(
-            "a member that says nothing should count as gone when another is elected: \
-             {ELECTION_ADVICE}"
+            "the heartbeat timeout must not exceed the election timeout: {ELECTION_ADVICE}"
         );
         return Finding::note(SET, text, advice);
     }
@@ -263,15 +258,15 @@ fn written(found: &Inspection) -> Finding {
     const SUBJECT: &str = "majority write";
     match &found.write {
         Ok(took) if *took > SLOW => {
-            let advice = "look at the members' disks and at the way between them; Token and \
-                          Refresh take two such writes";
+            let advice = "check the members' disks and the network between them; Token and Refresh \
+                          take two such writes";
             Finding::note(SUBJECT, format!("takes {took:.1?} (median of 9)"), advice)
         }
         Ok(took) => Finding::ok(SUBJECT, format!("takes {took:.1?} (median of 9)")),
         Err(error @ OpenError::Forbidden) => refused(error),
         Err(error) => {
-            let advice = "more than half of the members must be up, hold data and journal; then \
-                          look at their disks";
+            let advice = "check that more than half of the members are up, hold data and journal, \
+                          then their disks";
             Finding::problem(SUBJECT, format!("fails: {}", said(error)), advice)
         }
     }
@@ -281,12 +276,12 @@ fn clocks((ahead, uncertain): (i64, u64)) -> Finding {
     const SUBJECT: &str = "clocks";
     let which = if ahead < 0 { "behind" } else { "ahead of" };
     let by = format!(
-        "the server's is {} ms {which} this machine's (within {uncertain} ms)",
+        "the clock of MongoDB is {} ms {which} this machine's (accuracy {uncertain} ms)",
         ahead.saturating_abs()
     );
     let apart = ahead.saturating_abs().saturating_sub(i64::try_from(uncertain).unwrap_or(i64::MAX));
-    let advice = "keep both set by NTP: tokens end by this machine's clock, and those of all nodes \
-                  must agree";
+    let advice = "synchronize both with NTP: token expiry depends on this machine's clock, and the \
+                  clocks of all nodes must agree";
     if apart > APART.1 {
         return Finding::problem(SUBJECT, by, advice);
     }
@@ -302,30 +297,33 @@ fn schema(found: &Inspection) -> Finding {
     if found.importing {
         return Finding::problem(
             SUBJECT,
-            "an import has begun and not ended",
+            "an import was interrupted",
             "drop the database and import again",
         );
     }
     match found.schema {
         None => Finding::note(
             SUBJECT,
-            "nobody has served from this database yet",
-            "the first `jeton serve` makes everything",
+            "the database is not initialized yet",
+            "the first `jeton serve` creates collections and indexes",
         ),
         Some(version) if version > known => {
-            let text =
-                format!("has version {version}, and this jeton knows versions up to {known}");
-            Finding::problem(SUBJECT, text, "run a jeton as new as the newest node that was there")
+            let text = format!("version {version}, this jeton supports versions up to {known}");
+            Finding::problem(
+                SUBJECT,
+                text,
+                "run a jeton at least as new as the newest node of this database",
+            )
         }
         Some(version) if version < known => {
-            let text = format!("has version {version}, and this jeton writes {known}");
+            let text = format!("version {version}, this jeton writes {known}");
             Finding::note(
                 SUBJECT,
                 text,
-                "the next `jeton serve` brings it up; older nodes refuse it then",
+                "the next `jeton serve` upgrades it; older nodes then refuse to start",
             )
         }
-        Some(version) => Finding::ok(SUBJECT, format!("has version {version}")),
+        Some(version) => Finding::ok(SUBJECT, format!("version {version}")),
     }
 }
 
@@ -334,13 +332,13 @@ fn index(defect: &Defect) -> Finding {
     match defect {
         Defect::Missing(name) => Finding::problem(
             SUBJECT,
-            format!("{name} is missing, or not as it should be"),
-            "restart a node: it makes it",
+            format!("{name} is missing or has another definition"),
+            "restart a node: it creates the index",
         ),
         Defect::Unique(name) => Finding::problem(
             SUBJECT,
-            format!("{name} is unique, and refuses what jeton writes"),
-            "drop it: _id is enough",
+            format!("{name} is unique and rejects records that jeton writes"),
+            "drop the index",
         ),
     }
 }
@@ -353,54 +351,50 @@ fn keys(config: &Config, keyset: &Keyset) -> Option<Finding> {
     let judging =
         Judging { max_lifetime: config.token.access_lifetime_max(), skew: Duration::ZERO };
     Some(match Keyring::open(keyset, &Sealer::new(master), &config.issuer, judging) {
-        Ok(_) => Finding::ok(SUBJECT, "are genuine and open under this master key"),
+        Ok(_) => Finding::ok(SUBJECT, "are authentic and open with this master key"),
         Err(error @ KeyringError::Keyset(_)) => {
-            let advice = "nodes that run go on with the last genuine keyset: find out who writes \
-                          to the store, then restore a backup";
+            let advice = "running nodes keep the last authentic keyset: check who writes to the \
+                          store, then restore a backup";
             Finding::problem(SUBJECT, error.to_string(), advice)
         }
         Err(error) => Finding::problem(
             SUBJECT,
-            format!("do not open: {error}"),
-            "give this node the master key of the others",
+            format!("cannot be opened: {error}"),
+            "give this node the master key of the other nodes",
         ),
     })
 }
 
 /// Whether the name is this node's alone.
 fn node(name: &str, seen: Option<NodeSeen>, answers: bool) -> Finding {
-    let advice = "give each node a name of its own: --node, or `node` in the configuration";
+    let advice = "give each node a unique name: --node, or `node` in the configuration";
     match seen {
-        Some(NodeSeen { disputed: true, .. }) => Finding::problem(
-            NODE,
-            format!("processes take the name {name} from each other"),
-            advice,
-        ),
+        Some(NodeSeen { disputed: true, .. }) => {
+            Finding::problem(NODE, format!("several processes use the name {name}"), advice)
+        }
         Some(NodeSeen { alive: true, .. }) if !answers => {
             let text = format!(
-                "a process runs under the name {name}, and not here, or it answers elsewhere"
+                "a process elsewhere uses the name {name}, or this one listens on another address"
             );
-            Finding::note(NODE, text, format!("before this one is started: {advice}"))
+            Finding::note(NODE, text, format!("before starting this node: {advice}"))
         }
         Some(NodeSeen { alive: true, heartbeat_ms, .. }) => Finding::ok(
             NODE,
             format!(
-                "{name} runs: its heartbeat is {} ms old",
+                "{name} is running: its heartbeat is {} ms old",
                 heartbeat_ms.unwrap_or_default().max(0)
             ),
         ),
         Some(NodeSeen { alive: false, .. }) if answers => {
             let text =
-                format!("a service answers here, and {name} has no heartbeat in this database");
+                format!("a service answers here, but {name} has no heartbeat in this database");
             Finding::problem(
                 NODE,
                 text,
-                "look whether it was started with this name and this store, and at its log",
+                "check that it was started with this name and this store, and its log",
             )
         }
-        Some(_) => {
-            Finding::ok(NODE, format!("{name} was there before, and no process has the name now"))
-        }
-        None => Finding::ok(NODE, format!("nobody has the name {name}")),
+        Some(_) => Finding::ok(NODE, format!("{name} is known and not running")),
+        None => Finding::ok(NODE, format!("the name {name} is free")),
     }
 }

@@ -68,12 +68,13 @@ impl Target {
             Self::Embedded(_) => {
                 let dir = config.data_dir.display();
                 format!(
-                    "nothing can use what was written to {dir} so far: empty the directory and try \
+                    "the partial import in {dir} cannot be used: empty the directory and import \
                      again"
                 )
             }
             Self::Mongo(_) => {
-                "no node opens what was written to the database so far: drop it and try again"
+                "the partial import in the database cannot be used: drop the database and import \
+                 again"
                     .to_owned()
             }
         }

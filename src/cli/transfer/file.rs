@@ -176,7 +176,7 @@ impl Pass<'_> {
     pub(super) fn read(&mut self) -> Result<Option<Item>, Failure> {
         let Some(line) = self.line()? else { return Ok(None) };
         if self.trailer.is_some() {
-            return Err(self.refuse("there is something after the end"));
+            return Err(self.refuse("data follows the end of the export"));
         }
         match serde_json::from_slice(&line) {
             Ok(item) => {
@@ -204,7 +204,7 @@ impl Pass<'_> {
                 Ok((sha256, true))
             }
             Some(Trailer::Mac { .. }) => Err(Failure::Other(
-                "the MAC of the export is wrong: the file was altered, or exported under another \
+                "the MAC of the export is invalid: the file was altered, or exported under another \
                  master key"
                     .to_owned(),
             )),
@@ -238,7 +238,7 @@ impl Pass<'_> {
     fn not_a_record(&self, error: &serde_json::Error) -> Failure {
         let number = self.number;
         Failure::Other(format!(
-            "line {number} is no record of an export: {:?} at column {}",
+            "line {number} is not a record of an export: {:?} at column {}",
             error.classify(),
             error.column()
         ))
@@ -246,5 +246,5 @@ impl Pass<'_> {
 }
 
 fn cut_off(number: u64) -> Failure {
-    Failure::Other(format!("the export is cut off after line {number}"))
+    Failure::Other(format!("the export is truncated after line {number}"))
 }

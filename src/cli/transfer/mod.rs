@@ -48,10 +48,10 @@ const BATCH: usize = 500;
 /// `jeton export`
 #[derive(Args, Debug)]
 pub(super) struct Export {
-    /// Write to this file, which must not be there yet; to stdout without
+    /// New file to write [default: stdout]
     file: Option<PathBuf>,
-    /// Export without the master key. Nothing then shows that the file was not altered, and an
-    /// import takes it only with --accept-unsigned
+    /// Export without the master key. The file is not protected against changes, and an import
+    /// requires --accept-unsigned
     #[arg(long)]
     unsigned: bool,
     #[command(flatten)]
@@ -61,14 +61,14 @@ pub(super) struct Export {
 /// `jeton import`
 #[derive(Args, Debug)]
 pub(super) struct Import {
-    /// Read this file, - for stdin
+    /// Export file, - for stdin
     file: PathBuf,
-    /// Let every token of the export stand again, also those that were revoked since it was made.
-    /// Without, all tokens end: the signing keys are replaced and every refresh family is ended
+    /// Keep all tokens of the export valid, including those revoked since it was made. Without it
+    /// all tokens are revoked: the signing keys are replaced and every refresh family is revoked
     #[arg(long)]
     accept_rollback: bool,
-    /// Take an export that was made with --unsigned: whoever could write to the file may have added
-    /// families, removed revocations and rewritten the trail
+    /// Import an export made with --unsigned. A process with write access to the file may have
+    /// added refresh families, removed revocations and changed the audit trail
     #[arg(long)]
     accept_unsigned: bool,
     #[command(flatten)]
@@ -85,8 +85,7 @@ impl Export {
         let sealer = match self.unsigned {
             true => None,
             false => {
-                let why =
-                    "an export ends in a MAC under the master key; --unsigned makes one without";
+                let why = "required to sign the export; --unsigned exports without a signature";
                 Some(sealer(&config, why)?)
             }
         };
@@ -103,7 +102,7 @@ impl Export {
             return Ok(());
         };
         if file.exists() {
-            return Err(Failure::Other(format!("{} is there already", file.display())));
+            return Err(Failure::Other(format!("{} already exists", file.display())));
         }
         // Under another name until it is whole and on disk.
         let draft = file.with_added_extension(format!("{}.part", process::id()));
@@ -171,7 +170,7 @@ async fn dump<W: Write>(
         match &last {
             Some(Item::End { .. }) => break,
             Some(_) => {}
-            None => return Err(Failure::Other("the store ended before its end".to_owned())),
+            None => return Err(Failure::Other("the store returned no end record".to_owned())),
         }
     }
     Ok((records, lines.finish().map_err(Failure::writing(name))?))
@@ -185,16 +184,15 @@ impl Import {
     ) -> Result<(), Failure> {
         let (config, origins) = Config::load(&self.settings.sources(environment))?;
         check(&config, true).map_err(|error| origins.blame(error))?;
-        let sealer =
-            Arc::new(sealer(&config, "an import needs the key that the export was made under")?);
+        let sealer = Arc::new(sealer(&config, "an import requires the master key of the export")?);
         let chain = chain_key(&sealer);
         let mut source = Source::open(&self.file)?;
         // Before the store is opened: what does not check leaves no trace.
         let (checked, forged) = source.check(&sealer, &chain)?;
         if !checked.signed && !self.accept_unsigned {
             return Err(Failure::Other(
-                "the export is unsigned, and may have been altered by anybody: export again with \
-                 the master key, or take it all the same with --accept-unsigned"
+                "the export is unsigned and may have been altered: export again with the master \
+                 key, or import it with --accept-unsigned"
                     .to_owned(),
             ));
         }
@@ -221,22 +219,22 @@ impl Import {
             }
         };
         let (records, standing_again) = loaded.inspect_err(remains)?;
-        let mut advice = vec![
-            "client secrets that were retired, and clients that were disabled, since the export \
-             stand again",
-        ];
+        let mut advice =
+            vec!["client secrets retired and clients disabled since the export are active again"];
         if self.accept_rollback {
-            advice.push("tokens that were revoked since the export stand again");
+            advice.push("tokens revoked since the export are valid again");
         } else if standing_again {
-            advice.push("all tokens have ended: clients ask for new ones");
+            advice.push("all tokens are revoked; clients must request new ones");
         }
         if !checked.signed {
-            advice.push("nothing shows that the export was not altered");
+            advice.push("the export is unsigned and may have been altered");
         }
         // They come along as they are: the service refuses them there too, and a backup with one is
         // a backup all the same.
         let forged = forged.iter().map(|record| {
-            format!("the record of {record} was not written by this service and is refused")
+            format!(
+                "the record of {record} was not written by this service; it is imported and ignored"
+            )
         });
         let forged: Vec<String> = forged.collect();
         advice.extend(forged.iter().map(String::as_str));
@@ -275,7 +273,7 @@ async fn load(
     }
     let number = pass.number;
     if pass.finish()?.0 != checked.sha256 {
-        return Err(Failure::Other("the export was altered while it was imported".to_owned()));
+        return Err(Failure::Other("the export changed during the import".to_owned()));
     }
     take_in(store, batch, number).await?;
     progress.finish_and_clear();

@@ -85,7 +85,7 @@ impl Restoring {
     /// What to load for one record.
     pub(super) fn restore(&mut self, item: Item, now: Timestamp) -> Result<Vec<Item>, String> {
         if self.whole {
-            return Err("there is something after the last record".to_owned());
+            return Err("data follows the last record".to_owned());
         }
         Ok(match item {
             Item::Keyset(keyset) => vec![Item::Keyset(self.keyset(keyset, now)?)],
@@ -104,9 +104,9 @@ impl Restoring {
             // import, which closes it.
             Item::ChainEnd { chain, sequence, hash, .. } if chain == self.node => {
                 let previous =
-                    unhex(&hash).ok_or("the hash of a chain's end is no 64 hexadecimal digits")?;
+                    unhex(&hash).ok_or("the hash of a chain's end is not 64 hexadecimal digits")?;
                 let sequence =
-                    sequence.checked_add(1).ok_or("the sequence of a chain's end is none")?;
+                    sequence.checked_add(1).ok_or("the sequence of a chain's end is too large")?;
                 self.audited = Audited::Continued;
                 self.record(sequence, &previous, now)?.into()
             }
