@@ -216,7 +216,10 @@ mod mongodb {
         };
         let doctor = |port: &str, node: &str| until(port, node, &|_| true);
         let before = doctor("127.0.0.1:0", "n").ok().json();
-        assert!(text(&before, "schema").contains("the database is not initialized yet"), "{before}");
+        assert!(
+            text(&before, "schema").contains("the database is not initialized yet"),
+            "{before}"
+        );
         assert!(database.list_collection_names().await.unwrap().iter().all(|name| name == "meta"));
         assert_eq!(
             database
