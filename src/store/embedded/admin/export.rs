@@ -246,9 +246,8 @@ fn records(
     let records = own_chain::page(connection, chain, after, limit)?;
     if records.is_empty() {
         let head = own_chain::head_of(connection, chain)?;
-        let head = head.ok_or_else(|| {
-            Fault::Row(format!("audit chain {chain}: the sealed end is not there"))
-        })?;
+        let head = head
+            .ok_or_else(|| Fault::Row(format!("audit chain {chain}: the sealed end is missing")))?;
         // The own chain's end is the store's.
         let open =
             head.claim != Claim::Closed && own_chain::name(connection)?.as_deref() != Some(chain);
