@@ -61,8 +61,10 @@ impl ForgedRecords {
             if !self.reported.is_due(&forged, now) {
                 continue;
             }
-            tracing::error!(record = %forged, times, "a record was not written by this service and \
-                                                      is refused: remove it");
+            tracing::error!(
+                record = %forged, times,
+                "record was not written by this service and is ignored; remove it"
+            );
             let (action, target) = match &forged {
                 Forged::Client(id) => (Action::ClientNotAuthentic, id.as_str()),
                 Forged::Audience(audience) => (Action::AudienceNotAuthentic, audience.as_str()),

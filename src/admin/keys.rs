@@ -120,7 +120,7 @@ impl Keys {
                 }
             };
             if is_written {
-                tracing::info!(revision, "keys changed");
+                tracing::info!(revision, "signing keys changed");
                 return Ok(true);
             }
         }

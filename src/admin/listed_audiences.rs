@@ -57,7 +57,7 @@ const LONG_PAUSES: [u64; 13] = [2, 4, 8, 16, 30, 30, 30, 30, 30, 30, 30, 30, 30]
 /// Reason in the records of what is taken back.
 const LOST: &str = "audience lost";
 /// Logged where a change is left half made: the server stops, or a record cannot be read.
-const UNCONFIRMED: &str = "a client may list an audience that is not its tenant's";
+const UNCONFIRMED: &str = "client may list an audience of another tenant";
 
 /// An audience that a client comes to list.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -135,7 +135,7 @@ pub fn status(error: &Error) -> Status {
 pub fn refusal(refusal: Refusal) -> Status {
     let error = match refusal {
         Refusal::DeadlineExceeded => Error::DeadlineExceeded,
-        Refusal::Panicked => Error::Internal("a handler panicked".into()),
+        Refusal::Panicked => Error::Internal("handler panicked".into()),
         Refusal::TooLarge => Error::TooLarge,
         Refusal::Malformed => Error::field("message", MALFORMED),
         Refusal::Query => return refusal.status(),

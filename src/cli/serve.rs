@@ -210,8 +210,11 @@ impl<'a> Shown<'a> {
                 Ok(()) => Self::In(path),
                 Err(error) => {
                     let path = path.display();
-                    tracing::error!(%error, %path, "cannot write the first client's secret, it is \
-                                                    lost: empty the store and start again");
+                    tracing::error!(
+                        %error, %path,
+                        "cannot write the first client's secret, it is lost: empty the store and \
+                         start again"
+                    );
                     Self::Nowhere
                 }
             },

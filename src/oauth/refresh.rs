@@ -196,19 +196,22 @@ fn told_of(rotation: Rotation, call: &Call, found: &Family) -> Result<Family> {
         Rotation::Repeated(family) => {
             if family.answers.is_from_elsewhere(&peer) {
                 let rotated_by = &*family.answers.rotated_by;
-                tracing::warn!(family = %id, %client, rotated_by, peer, "a refresh token was \
-                    repeated from another site");
+                tracing::warn!(
+                    family = %id, %client, rotated_by, peer,
+                    "refresh token repeated from another network address"
+                );
             }
             return Ok(family);
         }
         Rotation::Reused => {
-            tracing::warn!(family = %id, %client, peer, "a spent refresh token was presented: \
-                                                         family ended");
+            tracing::warn!(family = %id, %client, peer, "refresh token reused, family revoked");
         }
         Rotation::Shared(family) => {
             let rotated_by = &*family.answers.rotated_by;
-            tracing::warn!(family = %id, %client, rotated_by, peer, "two callers go on with one \
-                refresh family: family ended");
+            tracing::warn!(
+                family = %id, %client, rotated_by, peer,
+                "two callers use one refresh family, family revoked"
+            );
         }
         Rotation::Refused | Rotation::Unended(_) | Rotation::Unknown => {}
     }

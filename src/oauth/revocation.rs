@@ -178,8 +178,10 @@ impl Revoker {
         tenant: &TenantId,
         client: ClientId,
     ) -> Result<()> {
-        tracing::warn!(%client, "more than limits.revocations_per_client were asked for: all \
-                                 tokens of the client are ended");
+        tracing::warn!(
+            %client,
+            "limits.revocations_per_client exceeded, revoked all tokens of the client"
+        );
         let event = who.stamp_in(call, tenant).done(Action::ClientRevoked, client.as_str());
         let event = event.because("limits.revocations_per_client".to_owned());
         let is_own = who.client().id == client;

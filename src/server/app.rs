@@ -103,7 +103,10 @@ impl App {
         let listener = match listen::bind(address) {
             Ok(listener) => listener,
             Err(error) if options.dev => {
-                tracing::warn!(%address, %error, "no metrics: their address cannot be listened on");
+                tracing::warn!(
+                    %address, %error,
+                    "cannot listen on metrics_listen, metrics are off"
+                );
                 return Ok(None);
             }
             Err(error) => {

@@ -56,7 +56,7 @@ pub(super) fn start(
     };
     let every = |period, what, task| every(period, stopping.clone(), house.clone(), what, task);
     let mut tasks = vec![
-        every(seconds * 10, "note uses of secrets", |house| {
+        every(seconds * 10, "record secret uses", |house| {
             Box::pin(async move {
                 house.services.limits.sweep(house.clock.now());
                 metrics::counter!("jeton_argon2_blocks_total")
@@ -71,7 +71,7 @@ pub(super) fn start(
                 Ok(sweep(house.store.as_ref(), earliest).await?)
             })
         }),
-        every(minutes, "witness the heads of other audit chains", |house| {
+        every(minutes, "witness audit chain heads", |house| {
             Box::pin(async move {
                 let noted =
                     house.witness.look(house.store.as_ref(), &house.chain, house.clock.now());
@@ -96,7 +96,7 @@ pub(super) fn start(
                 house.services.admin.forged_records.report().await.map_err(Into::into)
             })
         }),
-        every(seconds, "record counted refusals", |house| {
+        every(seconds, "record refusal counts", |house| {
             Box::pin(async move {
                 house
                     .services
@@ -106,14 +106,14 @@ pub(super) fn start(
                     .map_err(Into::into)
             })
         }),
-        every(seconds, "record a clock jump", |house| {
+        every(seconds, "check for clock steps", |house| {
             Box::pin(
                 async move { Ok(watch_clock(house.store.as_ref(), house.clock.as_ref()).await?) },
             )
         }),
     ];
     if opened.measured {
-        tasks.push(every(seconds * 5, "ask for the common time", |house| {
+        tasks.push(every(seconds * 5, "measure clock offset", |house| {
             Box::pin(async move {
                 Ok(measure(house.store.as_ref(), house.clock.as_ref(), &house.skew).await?)
             })
@@ -164,9 +164,13 @@ fn every(
             };
             match &outcome {
                 Err(error) if !fails => {
-                    tracing::error!(error = error.as_ref(), what, "background task fails")
+                    tracing::error!(
+                        error = error.as_ref(),
+                        what,
+                        "background task failed, retrying"
+                    )
                 }
-                Ok(()) if fails => tracing::info!(what, "background task goes again"),
+                Ok(()) if fails => tracing::info!(what, "background task recovered"),
                 Ok(()) | Err(_) => {}
             }
             fails = outcome.is_err();
@@ -184,6 +188,6 @@ async fn sweep(store: &dyn Store, earliest: Timestamp) -> Result<(), crate::stor
 async fn watch_clock(store: &dyn Store, clock: &dyn Clock) -> Result<(), crate::store::StoreError> {
     let now = clock.now();
     let Some(step) = clock.jump() else { return Ok(()) };
-    tracing::warn!(step_ms = step, "the machine's clock was stepped");
+    tracing::warn!(step_ms = step, "system clock was stepped");
     store.append(Stamp::internal(now).done(Action::ClockJumped, format!("{step} ms"))).await
 }

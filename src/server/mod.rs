@@ -136,8 +136,8 @@ pub async fn run(
     let serving = tokio::spawn(listen::serve(listener, app.guarded, listening, stopped(stopping)));
     if config.audit.issue == config::Issue::Batched {
         tracing::warn!(
-            "audit.issue is batched: a crash may lose the records of tokens issued in the last 50 \
-             ms"
+            "audit.issue is batched: a crash may lose audit records of tokens issued in the last \
+             50 ms"
         );
     }
     tracing::info!(%address, issuer, tls = tls_on, "serving");

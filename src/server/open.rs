@@ -54,7 +54,7 @@ impl Opened {
             // Tokens can be judged and ended all the same: what must not follow from a full disk is
             // that nobody does.
             Err(error @ StoreError::Full(_)) => {
-                tracing::error!(%error, "the start is not in the audit trail")
+                tracing::error!(%error, "cannot record the start in the audit trail")
             }
             outcome => outcome.map_err(|error| StartError::failed("store")(error.into()))?,
         }
@@ -164,12 +164,12 @@ async fn accept_rollback(
     rollback: Option<String>,
 ) -> Result<(), StartError> {
     let Some(rollback) = rollback else {
-        tracing::warn!("--accept-rollback is not needed: start without it");
+        tracing::warn!("--accept-rollback is not needed; remove it");
         return Ok(());
     };
     tracing::warn!(
         rollback,
-        "a rollback is accepted: what was revoked since this copy was made is valid again"
+        "rollback accepted, tokens revoked since this copy was made are valid again"
     );
     let event = Stamp::internal(clock.now()).done(Action::RollbackAccepted, rollback);
     store.append(event).await.map_err(|error| StartError::failed("store")(error.into()))
@@ -188,7 +188,8 @@ pub(super) async fn measure(
     if apart.unsigned_abs() > SHARED_SKEW.as_millis() as u64 {
         tracing::error!(
             apart_ms = apart,
-            "this machine's clock is not MongoDB's: other nodes may refuse what this one signs"
+            "system clock differs from MongoDB's, other nodes may reject tokens of this node; \
+             synchronize both with NTP"
         );
     }
     Ok(())

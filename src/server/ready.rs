@@ -76,11 +76,13 @@ pub(super) fn announce(standing: Arc<Standing>, health: HealthReporter) -> JoinH
             }
             serving = fresh;
             if fresh {
-                tracing::info!("caught up with the other nodes");
+                tracing::info!("revocation data is current again");
                 health.set_service_status("", ServingStatus::Serving).await;
             } else {
-                tracing::error!(age = ?standing.age(), "behind the other nodes: nothing is judged \
-                                                        or issued");
+                tracing::error!(
+                    age = ?standing.age(),
+                    "revocation data is stale, refusing token calls"
+                );
                 health.set_service_status("", ServingStatus::NotServing).await;
             }
         }

@@ -268,8 +268,10 @@ impl Standing {
             Taken::InUse => {}
             Taken::Refused(error) => {
                 count_refused();
-                tracing::error!(%error, revision = keyset.revision, "refused the store's keyset: \
-                    the last genuine one stays in use");
+                tracing::error!(
+                    %error, revision = keyset.revision,
+                    "rejected the keyset of the store, still using the last authentic one"
+                );
             }
             // A key that this very change revoked would go on being valid here: nothing is judged
             // until there are keys that can be opened.

@@ -172,7 +172,7 @@ impl Rotate {
         let repeated_by =
             if self.presented == family.generation { repeated_by } else { &stamp.peer };
         format!(
-            "shared: repeated in {RUNNING} generations running; rotated from {rotated_by}, \
+            "shared: repeated in {RUNNING} successive generations; rotated from {rotated_by}, \
              repeated from {repeated_by}"
         )
     }

@@ -456,7 +456,7 @@ mod mongodb {
             &address,
         ];
         let server = house.serve_with(&arguments);
-        assert!(house.log().contains("MongoDB runs without a replica set"), "{}", house.log());
+        assert!(house.log().contains("MongoDB is standalone"), "{}", house.log());
         let token = house.jeton(&["token", "--raw"]).ok();
         house.jeton(&["introspect", "--check", token.line()]).ok();
         house.jeton(&["revoke", token.line()]).ok();

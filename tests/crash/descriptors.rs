@@ -55,7 +55,7 @@ async fn with_few_descriptors_open_connections_are_served() {
                 .expect("there is room for one of another address"),
         );
     }
-    assert!(home.log().contains("leaves room for fewer connections"), "{}", home.log());
+    assert!(home.log().contains("open file limit is too low"), "{}", home.log());
     for guest in &mut guests {
         guest.token(&[]).await.unwrap();
     }

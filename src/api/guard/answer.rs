@@ -110,7 +110,7 @@ impl<F> Answering<F> {
     fn refused(&mut self, refusal: Refusal) -> Response {
         if refusal == Refusal::Panicked {
             let method = self.count.as_ref().map(Count::path);
-            tracing::error!(request_id = %self.request_id, method, "a handler panicked");
+            tracing::error!(request_id = %self.request_id, method, "handler panicked");
             metrics::counter!("panics_total").increment(1);
         }
         if self.count.is_some() { (self.status)(refusal).into_http() } else { bare(refusal) }

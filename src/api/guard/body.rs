@@ -111,7 +111,10 @@ impl http_body::Body for Counted {
         let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(&mut this.body).poll_frame(cx)));
         let Ok(polled) = polled else {
             metrics::counter!("panics_total").increment(1);
-            tracing::error!(method = this.count.as_ref().map(Count::path), "a stream panicked");
+            tracing::error!(
+                method = this.count.as_ref().map(Count::path),
+                "response stream panicked"
+            );
             return Poll::Ready(this.break_off(Refusal::Panicked));
         };
         let frame = match ready!(polled) {

@@ -186,7 +186,10 @@ where
         let Origin { peer, account } =
             request.extensions_mut().remove().unwrap_or_else(Origin::unknown);
         let asked = Asked::what(&request, rules.methods);
-        tracing::debug!(%request_id, %peer, method = %request.method(), path = request.uri().path(), "request");
+        tracing::debug!(
+            %request_id, %peer, method = %request.method(), path = request.uri().path(),
+            "request"
+        );
         let mut answering = Answering::new(
             asked.counted(rules.methods),
             arrived,

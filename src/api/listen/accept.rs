@@ -53,13 +53,15 @@ pub(super) async fn run(
                 }
             }
             Err(error) if is_of_one_connection(&error) => {
-                tracing::debug!(%error, "connection lost before it was accepted")
+                tracing::debug!(%error, "connection lost before accept")
             }
             Err(error) => {
                 // No descriptors left, or no memory: the backlog stays readable, so without a pause
                 // this loop would spin.
-                tracing::warn!(%error, pause_ms = pause.as_millis() as u64, "cannot accept \
-                    connections");
+                tracing::warn!(
+                    %error, pause_ms = pause.as_millis() as u64,
+                    "cannot accept connections"
+                );
                 metrics::counter!("accept_errors_total").increment(1);
                 if tokio::time::timeout(pause, &mut shutdown).await.is_ok() {
                     return summary;

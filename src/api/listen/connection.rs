@@ -88,7 +88,7 @@ pub(super) async fn run<A: App>(
         Err(error) => Err(error.into()),
     };
     if let Err(error) = served {
-        tracing::debug!(peer = %address, error, "connection ended early");
+        tracing::debug!(peer = %address, error, "connection failed");
     }
 }
 
@@ -146,7 +146,7 @@ where
 {
     let (speech, stream) = opening(options.handshake, &stopping, listen_to(stream)).await?;
     if agreed.is_some_and(|agreed| agreed != speech) {
-        return Err("speaks another protocol than it agreed to".into());
+        return Err("protocol differs from the one negotiated by ALPN".into());
     }
     match speech {
         Speech::Http1 => Box::pin(speak_http1(stream, answerer, options, stopping)).await,
@@ -213,11 +213,11 @@ where
         // Its next read says GOAWAY and fails. If it is not ready to read, the client does not even
         // take what it was sent.
         let _ = connection.as_mut().now_or_never();
-        return Err("an answer was not read in time".into());
+        return Err("response not read in time".into());
     }
     connection.as_mut().graceful_shutdown();
     if let Some(End::Leave(reason)) = end {
-        tracing::debug!(reason, "connection told to go away");
+        tracing::debug!(reason, "sent GOAWAY");
         let over = async {
             while timeout(LAST_WORDS, connection.as_mut()).await.is_err() && life.is_busy() {}
         };
@@ -263,7 +263,7 @@ where
         end = life.end(HTTP1_AGE) => Some(end),
     };
     if end == Some(End::Unread) {
-        return Err("an answer was not read in time".into());
+        return Err("response not read in time".into());
     }
     connection.as_mut().graceful_shutdown();
     if end.is_some() {

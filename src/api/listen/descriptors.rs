@@ -42,8 +42,7 @@ impl Options {
             connections_per_peer,
             configured = self.connections,
             open_files = limit,
-            "the open file limit leaves room for fewer connections than limits.connections; raise \
-             it (LimitNOFILE, ulimit -n)"
+            "open file limit is too low for limits.connections; raise it (LimitNOFILE, ulimit -n)"
         );
         Self { connections: room, connections_per_peer, ..self }
     }

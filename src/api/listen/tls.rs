@@ -145,8 +145,10 @@ impl TlsReloader {
             Err(error) => {
                 metrics::counter!("tls_reload_errors_total").increment(1);
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
-                tracing::error!(%error, cause, "certificates not reloaded, the old ones stay in \
-                                                use");
+                tracing::error!(
+                    %error, cause,
+                    "certificate reload failed, still using the old certificates"
+                );
             }
         }
     }

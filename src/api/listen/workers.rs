@@ -126,7 +126,7 @@ async fn work<A: App>(mut inbox: mpsc::Receiver<Accepted>, app: A, options: Opti
         return 0;
     }
     let cut = open.len() as u64;
-    tracing::warn!(connections = cut, "cut connections whose calls did not finish");
+    tracing::warn!(connections = cut, "drain timed out, closed connections with calls in flight");
     open.shutdown().await;
     cut
 }

@@ -225,8 +225,10 @@ impl ClientAuthenticator {
         if !self.limits.is_under_attack(&client.id, call.now) {
             return Ok(());
         }
-        tracing::warn!(client = %client.id, "authentication as this client failed very often \
-                                             within an hour");
+        tracing::warn!(
+            client = %client.id,
+            "too many failed authentications of this client within an hour"
+        );
         let stamp = Stamp { tenant: Some(client.tenant.clone()), ..call.stamp() };
         self.trail.kept(None, stamp.done(Action::ClientUnderAttack, client.id.as_str())).await
     }
@@ -250,8 +252,10 @@ impl ClientAuthenticator {
         match self.store.replace_client(&client, event).await {
             Ok(_) => self.passwords.remember(client.id.as_str(), &kept, secret),
             Err(error) => {
-                tracing::warn!(client = %client.id, %error, "an imported secret keeps its own hash \
-                    for now")
+                tracing::warn!(
+                    client = %client.id, %error,
+                    "cannot rehash an imported secret, keeping its hash"
+                )
             }
         }
     }

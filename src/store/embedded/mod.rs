@@ -123,9 +123,9 @@ impl Shared {
             return;
         }
         if full {
-            tracing::error!("the disk is full, only what ends tokens is written");
+            tracing::error!("disk is full, writing only revocations");
         } else {
-            tracing::info!("the disk has room again");
+            tracing::info!("disk has space again");
         }
     }
 }

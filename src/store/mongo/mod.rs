@@ -187,8 +187,8 @@ impl Mongo {
     async fn start_feed(&self) -> Result<(), MongoError> {
         if self.shared.is_standalone {
             tracing::warn!(
-                "MongoDB runs without a replica set: no change streams, so what other nodes end is \
-                 seen up to a second later, and what was acknowledged is lost with its one disk"
+                "MongoDB is standalone: revocations of other nodes arrive up to a second late, and \
+                 a disk failure loses acknowledged writes; use a replica set"
             );
             tokio::spawn(feed::poll(self.shared.clone()));
             return Ok(());

@@ -257,7 +257,7 @@ impl Writer {
     /// further sync would succeed without it. So nothing is tried again: whoever starts anew reads
     /// what is really there.
     fn fail(&self, fault: &Fault) {
-        tracing::error!(%fault, "the disk failed under a write, the store stops");
+        tracing::error!(%fault, "disk write failed, the store stops");
         self.shared.fail();
     }
 
@@ -300,7 +300,7 @@ pub(crate) fn checkpoint(connection: &Connection) -> Result<(), Fault> {
         .map_err(Fault::from)
     {
         Err(fault) if fault.kind() == Some(Kind::Full) => {
-            tracing::warn!("the disk is full, the WAL cannot be moved into the database");
+            tracing::warn!("disk is full, cannot checkpoint the WAL");
             Ok(())
         }
         other => other,

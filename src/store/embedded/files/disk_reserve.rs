@@ -41,10 +41,7 @@ impl Reserve {
 
     /// Gives the room up; false if there was none.
     pub(crate) fn release(&mut self) -> bool {
-        tracing::warn!(
-            bytes = self.size,
-            "the disk is full, revocations use the room kept for them"
-        );
+        tracing::warn!(bytes = self.size, "disk is full, revocations use the reserved space");
         std::mem::take(&mut self.size) > 0 && fs::remove_file(&self.path).is_ok()
     }
 

@@ -87,7 +87,7 @@ impl Anchor {
     ) -> Result<(), OpenError> {
         match self.renew(directory, at) {
             Err(error) if error.kind() == io::ErrorKind::StorageFull && found => {
-                tracing::warn!(%error, "cannot make the file anchor anew");
+                tracing::warn!(%error, "cannot recreate the file anchor");
                 let file = private(&self.path)?;
                 let own = Identity::of(&file.metadata().map_err(OpenError::io(&self.path))?);
                 self.file = Some((file, own));
@@ -117,7 +117,7 @@ impl Anchor {
     /// none of this file.
     pub(crate) fn end(&mut self, directory: &Directory, at: (u64, [u8; 32])) {
         if let Err(error) = self.renew(directory, at) {
-            tracing::warn!(%error, "cannot make the file anchor anew");
+            tracing::warn!(%error, "cannot recreate the file anchor");
         }
     }
 

@@ -77,8 +77,10 @@ pub(crate) fn is_closed(
     }
     if mode & !wanted != 0 {
         let (mode, wanted) = (format!("{mode:04o}"), format!("{wanted:04o}"));
-        tracing::warn!(path = %path.display(), mode, wanted, "others can read or write here: \
-            change the mode to the wanted one");
+        tracing::warn!(
+            path = %path.display(), mode, wanted,
+            "other users can access this path; change its mode"
+        );
     }
     Ok(())
 }

@@ -192,7 +192,7 @@ impl Batch<'_> {
                 }
                 // What cannot be read is kept: it is evidence, and refuses whoever presents it.
                 Err(Fault::Row(problem)) => {
-                    tracing::error!(problem, "a refresh family is damaged and stays");
+                    tracing::error!(problem, "skipped a damaged refresh family");
                     self.execute(
                         "UPDATE families SET sweep_at = ?2 WHERE id = ?1",
                         (id, i64::MAX),

@@ -90,8 +90,8 @@ impl Mongo {
         let view = if shows_snapshots { Some(connection.call(session).await?) } else { None };
         if view.is_none() {
             tracing::warn!(
-                "this MongoDB shows no snapshots: what is written during an export may be in it by \
-                 half"
+                "MongoDB has no snapshot reads: the export is not consistent if other processes \
+                 write meanwhile"
             );
         }
         Ok(Export { connection, key, time, view: Arc::new(Mutex::new(view)) })

@@ -253,7 +253,7 @@ async fn write(
     if let Err(fault) = &outcome
         && !connection.is_closed()
     {
-        tracing::debug!(%fault, collection, "outboxes could not be emptied");
+        tracing::debug!(%fault, collection, "cannot clean outboxes");
     }
     outcome.is_ok()
 }

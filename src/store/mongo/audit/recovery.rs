@@ -145,8 +145,7 @@ impl Recovery {
             target,
             entries,
             is_taken_out,
-            "an outbox entry that no node of this service wrote was refused: find out who else can \
-             write to the database"
+            "rejected a forged outbox entry; check who can write to the database"
         );
         let now = Timestamp::from_millis(
             shared.node.observed_time.load(SeqCst).max(shared.node.persisted_time.load(SeqCst)),
@@ -407,7 +406,7 @@ async fn recover(shared: &Shared, orphan: OrphanedEntry) -> Result<(), MongoErro
         tracing::warn!(
             from,
             action = entry.event.action.as_str(),
-            "an audit event was left behind and is recorded now"
+            "recorded an orphaned audit event"
         );
         let event = Event { recovered_from: Some(from.into()), ..entry.event };
         return shared.chain.append(vec![Entry::with_id(header.id, event)?], Some(owner)).await;

@@ -96,7 +96,7 @@ impl Shared {
 /// Counts and logs a document that is no authentic keyset.
 pub(crate) fn log_refused(fault: &MongoError) {
     metrics::counter!("jeton_keyset_refused_total").increment(1);
-    tracing::error!(%fault, "refused the store's keyset: the last genuine one stays in use");
+    tracing::error!(%fault, "rejected the keyset of the store, still using the last authentic one");
 }
 
 pub(crate) fn decoded(document: &Document) -> Result<Keyset, MongoError> {

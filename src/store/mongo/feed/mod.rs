@@ -330,7 +330,7 @@ async fn follow(
                     received_any = true;
                     position.refused = 0;
                     if std::mem::take(&mut position.logged) {
-                        tracing::info!("the change stream goes on");
+                        tracing::info!("change stream resumed");
                     }
                 }
             }
