@@ -177,26 +177,25 @@ actions! {
     TokenIssued = "token.issued",
     /// A refresh token was exchanged for its successor; the target is the new access token's jti.
     TokenRefreshed = "token.refreshed",
-    /// The same successor was given again inside the grace window; a reason names the rotation's
-    /// peer if that is another site.
+    /// The same successor was returned again within the grace window; the reason names the peer of
+    /// the rotation if it has another network address.
     RefreshRepeated = "refresh_token.repeated",
-    /// A spent refresh token was presented, or two callers went on with one family: it was ended,
-    /// or all of its client's tokens were (`limits.revocations_per_client`). The reason tells which
-    /// of the two came.
+    /// A used refresh token was presented, or two callers used one family: the family was revoked,
+    /// or all tokens of its client (`limits.revocations_per_client`). The reason tells which.
     RefreshReused = "refresh_token.reused",
-    /// A refresh was refused; the family stays as it was.
+    /// A refresh was refused; the family is unchanged.
     RefreshRefused = "refresh_token.refused",
     /// A token or family was revoked by its client.
     TokenRevoked = "token.revoked",
     /// A caller tried to revoke another client's token.
     RevokeRefused = "token.revoke_refused",
-    /// A caller failed to authenticate; the target is the client it claimed to be, where there is
-    /// such a client. With the reason `slow_down` its secret was not compared.
+    /// A caller failed to authenticate; the target is the client that it named, if that client
+    /// exists. With the reason `slow_down` its secret was not compared.
     AuthenticationFailed = "client.authentication_failed",
-    /// Wrong secrets of this client were compared 1,000 times within an hour, from whatever
-    /// addresses; the target is the client.
+    /// Wrong secrets of a client were compared 1,000 times within an hour, from any addresses; the
+    /// target is the client.
     ClientUnderAttack = "client.under_attack",
-    /// An authenticated caller asked for what it may not have.
+    /// An authenticated caller requested something it is not allowed.
     AccessRefused = "access.refused",
     /// A client was registered.
     ClientCreated = "client.created",
@@ -212,61 +211,61 @@ actions! {
     SecretAdded = "secret.added",
     /// A secret was retired; the target is `client/secret`.
     SecretRetired = "secret.retired",
-    /// A stored client record was found that this service did not write, and is refused; the target
-    /// is its id.
+    /// A stored client record was not written by this service and is ignored; the target is its id.
     ClientNotAuthentic = "client.not_authentic",
-    /// An audience came to a tenant: by the first client that lists it, or with the reason
-    /// `assigned` from the operator. The target is the audience.
+    /// A tenant got an audience: its client listed it first, or, with the reason `assigned`, the
+    /// operator assigned it. The target is the audience.
     AudienceClaimed = "audience.claimed",
-    /// The operator, or its tenant, began to take an audience from its tenant.
+    /// The operator or the owning tenant started to release an audience.
     AudienceReleasing = "audience.releasing",
-    /// A release was given up, since a client lists the audience, or with the reason `assigned` by
-    /// an assignment to its tenant.
+    /// A release was cancelled because a client lists the audience, or, with the reason `assigned`,
+    /// by an assignment to its tenant.
     AudienceKept = "audience.kept",
-    /// A client of another tenant came to list the tenant's audience, by the operator. The target
-    /// is the audience, the reason names the client.
+    /// The operator listed the tenant's audience for a client of another tenant. The target is the
+    /// audience, the reason names the client.
     AudienceShared = "audience.shared",
-    /// A client of another tenant does not list the tenant's audience any more. The target is the
+    /// A client of another tenant no longer lists the tenant's audience. The target is the
     /// audience, the reason names the client.
     AudienceUnshared = "audience.unshared",
-    /// An audience does not belong to the tenant any more: to none, or with the reason `assigned`
-    /// to another.
+    /// An audience no longer belongs to the tenant: it was released, or, with the reason
+    /// `assigned`, assigned to another tenant.
     AudienceReleased = "audience.released",
-    /// A stored audience record was found that this service did not write, and is refused; the
-    /// target is the audience.
+    /// A stored audience record was not written by this service and is ignored; the target is the
+    /// audience.
     AudienceNotAuthentic = "audience.not_authentic",
-    /// An imported secret was hashed anew at our own cost, at its first use; the target is
+    /// An imported secret was rehashed with jeton's parameters at its first use; the target is
     /// `client/secret`.
     SecretRehashed = "secret.rehashed",
-    /// Everything of a client was ended.
+    /// All tokens of a client were revoked.
     ClientRevoked = "revocation.client",
-    /// Everything of a tenant was ended.
+    /// All tokens of a tenant were revoked.
     TenantRevoked = "revocation.tenant",
-    /// Everything of a subject was ended.
+    /// All tokens of a subject were revoked.
     SubjectRevoked = "revocation.subject",
-    /// A family was ended by an administrator.
+    /// An administrator revoked a refresh family.
     FamilyRevoked = "revocation.family",
-    /// One access token was ended by an administrator.
+    /// An administrator revoked an access token.
     JtiRevoked = "revocation.token",
-    /// The first keys were made.
+    /// The first signing keys were created.
     KeysCreated = "keys.created",
     /// A key was prepared, activated or removed.
     KeysRotated = "keys.rotated",
-    /// A key was revoked, and every token it signed.
+    /// A key was revoked, and every token that it signed.
     KeyRevoked = "keys.revoked",
-    /// Heads of other nodes' chains were noted; the target is a list of `chain:sequence:hash`.
+    /// Heads of other nodes' chains were recorded; the target is a list of `chain:sequence:hash`.
     HeadsWitnessed = "audit.heads_witnessed",
-    /// An outbox entry was refused that no node of this service wrote; the target is where it lay.
+    /// An outbox entry that no node of this service wrote was rejected; the target is its document.
     EntryRefused = "audit.entry_refused",
-    /// Stands for a record that cannot be read. Never recorded.
+    /// Placeholder for an unreadable record. Never recorded.
     Unreadable = "audit.unreadable",
-    /// The machine's clock was stepped by more than 60 s.
+    /// The system clock was stepped by more than 60 s.
     ClockJumped = "clock.jumped",
-    /// The server began to serve.
+    /// The server started.
     ServerStarted = "server.started",
-    /// Records were imported.
+    /// An export was imported.
     StoreImported = "store.imported",
-    /// The server was started on a data directory that may be an older copy; the target says why.
+    /// The server was started on a data directory that may be an older copy; the target is the
+    /// reason.
     RollbackAccepted = "store.rollback_accepted",
 }
 
