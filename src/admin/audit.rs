@@ -118,8 +118,8 @@ pub async fn verify<S: AuditStore + ?Sized>(
     Ok(verdicts)
 }
 
-const DIFFERS_FROM_KNOWN: &str = "differs from the hash noted elsewhere";
-const DIFFERS_FROM_A_WITNESS: &str = "differs from the hash that another chain holds a witness of";
+const DIFFERS_FROM_KNOWN: &str = "differs from the hash of a known head";
+const DIFFERS_FROM_A_WITNESS: &str = "differs from the hash witnessed in another chain";
 
 /// Heads that a chain is held against.
 #[derive(Default)]
@@ -185,7 +185,7 @@ async fn verify_one<S: AuditStore + ?Sized>(
     Ok(verdict)
 }
 
-const UNREADABLE: &str = "cannot be read";
+const UNREADABLE: &str = "unreadable";
 
 /// One record more; else what is wrong with it, and where.
 fn step(
@@ -203,7 +203,7 @@ fn step(
     }
     // No hash covers the chain's name, but each covers the name of who wrote the record.
     if record.sequence == 1 && *record.node != *chain {
-        return flaw("begins a chain of another name");
+        return flaw("starts a chain of another name");
     }
     while let Some(((sequence, hash, differs), rest)) = pins.split_first() {
         if *sequence > record.sequence {
@@ -221,12 +221,12 @@ fn step(
 fn ending(walk: &Walk, pins: &[(u64, [u8; 32], &'static str)]) -> Option<(u64, String)> {
     let (_, _, differs) = pins.last()?;
     let by = if *differs == DIFFERS_FROM_KNOWN {
-        "noted elsewhere"
+        "of a known head"
     } else {
-        "that another chain holds a witness of"
+        "witnessed in another chain"
     };
     Some(match walk.sequence() {
         0 => (1, "the whole chain is missing".to_owned()),
-        last => (last.saturating_add(1), format!("cut off before the sequence {by}")),
+        last => (last.saturating_add(1), format!("truncated before the sequence {by}")),
     })
 }

@@ -108,7 +108,7 @@ fn a_file_with_the_address_is_its_owners_alone() {
     // AZ16: whoever can write to it chooses the store.
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).unwrap();
     let refused = house.jeton(&[&["serve"], &flags[..]].concat());
-    assert!(refused.code == 64 && refused.err.contains("others can write to "), "{refused:?}");
+    assert!(refused.code == 64 && refused.err.contains("other users can write to "), "{refused:?}");
     assert!(!refused.err.contains(PASSWORD));
 }
 
@@ -365,7 +365,7 @@ mod mongodb {
             ["doctor", "--dev", "--listen", "127.0.0.1:0", "--store", &set.uri_of("db"), "--json"];
         let report = house.until(&arguments, Ran::is_ok).ok().json();
         assert!(
-            text(&report, "replica set").contains("cannot be read: code 13 Unauthorized"),
+            text(&report, "replica set").contains("cannot read its settings: code 13 Unauthorized"),
             "{report}"
         );
 

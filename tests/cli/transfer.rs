@@ -68,7 +68,7 @@ fn no_token_comes_back(from: &[&str], to: &[&str]) {
     run(&["introspect", "--check", new.line()]).ok();
     run(&["audit", "verify"]).ok();
     let listed = run(&["audit", "list", "--action", "store.imported", "--json"]).ok().json();
-    assert_eq!(listed["events"][0]["reason"], "all tokens ended");
+    assert_eq!(listed["events"][0]["reason"], "all tokens revoked");
     server.stop();
 }
 
@@ -144,10 +144,10 @@ fn an_import_wants_an_empty_store_its_key_and_a_whole_export() {
     let garbled = export.replacen("\"type\":\"record\"", "\"type\":\"recrod\"", 1);
     let altered = export.replacen("server.started", "keys.rotated", 1);
     for (damaged, said) in [
-        (cut, "cut off"),
+        (cut, "truncated"),
         (garbled, "is not a record"),
         (altered, "altered"),
-        (String::new(), "cut off"),
+        (String::new(), "truncated"),
     ] {
         let target = fresh(&house);
         let refused = target.jeton_reading(&["import", "-"], &damaged);
@@ -262,7 +262,7 @@ fn an_altered_export_is_refused_and_leaves_nothing_behind() {
         ("MAC of the export is invalid", Forgery::of(&export).add_client().text()),
         ("the seal of its end is invalid", Forgery::of(&export).leave_record_out().text()),
         ("MAC of the export is invalid", Forgery::of(&export).remove("revocation").text()),
-        ("two keys", Forgery::of(&export).name_kid_twice().text()),
+        ("twice", Forgery::of(&export).name_kid_twice().text()),
         (
             "keyset's MAC is invalid",
             export.replacen(
@@ -273,7 +273,7 @@ fn an_altered_export_is_refused_and_leaves_nothing_behind() {
         ),
         ("unsigned", Forgery::of(&export).unsigned().text()),
         ("unsigned", Forgery::of(&export).add_client().unsigned().text()),
-        ("cut off", whole(&lines[..lines.len() - 1])),
+        ("truncated", whole(&lines[..lines.len() - 1])),
         ("data follows the end", format!("{export}{}\n", lines[1])),
         ("data follows the end", format!("{export}{}\n", lines[lines.len() - 1])),
         (
@@ -319,7 +319,7 @@ fn an_unsigned_export_is_taken_only_when_asked_for() {
             "the seal of its end is invalid",
             Forgery(forged.0.clone()).leave_record_out().unsigned().text(),
         ),
-        ("two keys", Forgery(forged.0.clone()).name_kid_twice().unsigned().text()),
+        ("twice", Forgery(forged.0.clone()).name_kid_twice().unsigned().text()),
         ("MAC of the export is invalid", Forgery(forged.0.clone()).add_client().text()),
         ("removed", Forgery::of(&unsigned).remove("record").text()),
     ] {
@@ -344,7 +344,7 @@ fn an_unsigned_export_is_taken_only_when_asked_for() {
     let run = |arguments: &[&str]| target.jeton(&[arguments, &own[..]].concat());
     assert_eq!(run(&["introspect", "--check", &revoked]).code, 1);
     let listed = run(&["audit", "list", "--action", "store.imported", "--json"]).ok().json();
-    assert_eq!(listed["events"][0]["reason"], "all tokens ended, unsigned export accepted");
+    assert_eq!(listed["events"][0]["reason"], "all tokens revoked, unsigned export accepted");
     let target_of_event = listed["events"][0]["target"].as_str().unwrap();
     let sum = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, unsigned.as_bytes());
     let sum: String = sum.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();

@@ -210,10 +210,10 @@ async fn a_note_that_cannot_be_read_is_as_good_as_none() {
         let mut changed = note.clone();
         changed[at] ^= 1;
         fs::write(&path, &changed).unwrap();
-        refused(dir.path(), "cannot be read");
+        refused(dir.path(), "unreadable");
     }
     fs::write(&path, &note[..note.len() - 1]).unwrap();
-    refused(dir.path(), "cannot be read");
+    refused(dir.path(), "unreadable");
     fs::write(&path, &note).unwrap();
     go_on(dir.path()).await;
 }

@@ -169,7 +169,7 @@ impl Restoring {
         previous: &[u8; 32],
         now: Timestamp,
     ) -> Result<[Item; 2], String> {
-        let how = if self.end_all { "all tokens ended" } else { "rollback accepted" };
+        let how = if self.end_all { "all tokens revoked" } else { "rollback accepted" };
         let how = if self.checked.signed {
             how.to_owned()
         } else {
@@ -299,7 +299,7 @@ mod tests {
                     let body = serde_json::to_string(&event).unwrap();
                     walk.step(sequence, &node, body.as_bytes(), &unhex(&hash).unwrap()).unwrap();
                     imported = (event.action, event.reason.as_ref())
-                        == (Action::StoreImported, "all tokens ended");
+                        == (Action::StoreImported, "all tokens revoked");
                 } else if let Item::ChainEnd { chain, sequence, hash, seal, .. } = item {
                     assert_eq!(seal.is_some(), imported, "the import's own end has its seal");
                     let end = Walk::after(sequence, unhex(&hash).unwrap());
@@ -348,9 +348,9 @@ mod tests {
     #[test]
     fn the_record_of_the_import_names_the_file() {
         for (signed, end_all, reason) in [
-            (true, true, "all tokens ended"),
+            (true, true, "all tokens revoked"),
             (true, false, "rollback accepted"),
-            (false, true, "all tokens ended, unsigned export accepted"),
+            (false, true, "all tokens revoked, unsigned export accepted"),
             (false, false, "rollback accepted, unsigned export accepted"),
         ] {
             let mut restoring = restoring(end_all);

@@ -155,7 +155,7 @@ mod mongodb {
         let verdicts = verify(&store, &Bench::key(), None, &[]).await.unwrap();
         let flaws: Vec<_> =
             verdicts.into_iter().map(|verdict| (verdict.chain.to_string(), verdict.flaw)).collect();
-        let unreadable = Some((1, "cannot be read".to_owned()));
+        let unreadable = Some((1, "unreadable".to_owned()));
         assert_eq!(flaws, [("ghost".to_owned(), unreadable), ("node".to_owned(), None)]);
         assert_eq!(Witness::default().look(&other, &Bench::key(), NOW).await.unwrap(), 0);
     }

@@ -47,7 +47,7 @@ async fn an_unreadable_record_is_shown_as_one_and_the_rest_goes_on() {
         assert_eq!(in_order, shown, "{damage}");
         let verdicts = verify(&store, &Bench::key(), None, &[]).await.unwrap();
         let flaws: Vec<_> = verdicts.into_iter().map(|verdict| verdict.flaw).collect();
-        assert_eq!(flaws, [Some((3, "cannot be read".to_owned()))], "{damage}");
+        assert_eq!(flaws, [Some((3, "unreadable".to_owned()))], "{damage}");
     }
 }
 

@@ -388,16 +388,13 @@ async fn a_chain_is_held_against_its_witnesses() {
     let cut = verdict(&pair.one, "two").await.flaw;
     assert_eq!(
         cut,
-        Some((8, "cut off before the sequence that another chain holds a witness of".to_owned()))
+        Some((8, "truncated before the sequence witnessed in another chain".to_owned()))
     );
     // The node goes on from there, as it knows no better.
     let two = node(pair.own.uri(), "two").await;
     append(&two, 9).await;
     let regrown = verdict(&pair.one, "two").await.flaw;
-    assert_eq!(
-        regrown,
-        Some((11, "differs from the hash that another chain holds a witness of".to_owned()))
-    );
+    assert_eq!(regrown, Some((11, "differs from the hash witnessed in another chain".to_owned())));
     two.close().await.unwrap();
 
     pair.logs().delete_many(doc! { "_id.chain": "two" }).await.unwrap();
@@ -617,8 +614,8 @@ async fn an_unreadable_record_is_shown_as_one_and_the_rest_goes_on() {
     }
     let only = Filter { action: Some("token.issued".into()), ..Filter::default() };
     assert_eq!(store.events(&only, None, 1_000).await.unwrap().len() as u64, head);
-    assert_eq!(verdict(&store, "ghost").await.flaw, Some((1, "cannot be read".to_owned())));
-    assert_eq!(verdict(&store, "node").await.flaw, Some((3, "cannot be read".to_owned())));
+    assert_eq!(verdict(&store, "ghost").await.flaw, Some((1, "unreadable".to_owned())));
+    assert_eq!(verdict(&store, "node").await.flaw, Some((3, "unreadable".to_owned())));
     assert_eq!(store.chains().await.unwrap(), ["ghost".into(), "node".into()] as [Arc<str>; 2]);
 }
 
