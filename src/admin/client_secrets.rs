@@ -55,7 +55,7 @@ impl SecretMaker {
                 {
                     return Err(Error::field(
                         "plain_secret",
-                        "must be 16 to 1024 bytes and not begin with \"jcs_\"",
+                        "must be 16 to 1024 bytes and must not begin with \"jcs_\"",
                     ));
                 }
                 (

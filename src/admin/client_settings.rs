@@ -69,13 +69,13 @@ impl SettingRules {
             ..client
         };
         if client.display_name.chars().count() > 200 {
-            return Err(Error::field("client.display_name", "at most 200 characters"));
+            return Err(Error::field("client.display_name", "must be at most 200 characters"));
         }
         check_texts(&client)?;
         if let Some(scope) = client.scopes.lacks(&client.default_scopes) {
             return Err(Error::field(
                 "client.default_scopes",
-                format!("{scope} is not among the client's scopes"),
+                format!("{scope} is not one of the client's scopes"),
             ));
         }
         for (field, len) in [
@@ -84,7 +84,7 @@ impl SettingRules {
             ("client.serves", client.serves.len()),
         ] {
             if len > 50 {
-                return Err(Error::field(field, "at most 50"));
+                return Err(Error::field(field, "must have at most 50 entries"));
             }
         }
         let max = self.terms.token.access_lifetime_max_seconds;
@@ -103,7 +103,7 @@ impl SettingRules {
             }
         }
         if !self.limits.has_plan(&client.rate_plan) {
-            return Err(Error::field("client.rate_plan", "there is no such plan"));
+            return Err(Error::field("client.rate_plan", "unknown rate plan"));
         }
         Ok(client)
     }
@@ -124,7 +124,7 @@ impl SettingRules {
         let is_lower = matches!(rates, (Some(before), Some(after)) if is_within(after, before));
         if after.rate_plan != before.rate_plan && !is_lower {
             return Err(Error::InsufficientScope(
-                "jeton:admin:clients of the tenant \"default\", to give this client.rate_plan",
+                "jeton:admin:clients of the tenant \"default\" to set this client.rate_plan",
             ));
         }
         let configured = &self.terms.token;
@@ -137,8 +137,8 @@ impl SettingRules {
             || widens(after.refresh_idle, before.refresh_idle, configured.refresh_idle())
         {
             return Err(Error::InsufficientScope(
-                "jeton:admin:clients of the tenant \"default\", to give a client a lifetime above \
-                 the configured one",
+                "jeton:admin:clients of the tenant \"default\" to set a lifetime above the \
+                 configured one",
             ));
         }
         Ok(())

@@ -64,13 +64,13 @@ impl Opened {
     /// Notes what is still in memory and closes the store.
     pub(super) async fn close(self) {
         if !self.services.detached.finish(FINISH_LIMIT).await {
-            tracing::warn!("changes whose outcome is unknown are left as they are");
+            tracing::warn!("shutdown timed out, left changes with unknown outcome");
         }
         if let Err(error) = self.services.clients.note_uses().await {
-            tracing::warn!(%error, "uses of secrets since the last note are lost");
+            tracing::warn!(%error, "cannot record secret uses of the last seconds");
         }
         if let Err(error) = self.services.clients.record_refusals(self.clock.now(), true).await {
-            tracing::warn!(%error, "the counts of the last minute's refusals are lost");
+            tracing::warn!(%error, "cannot record refusal counts of the last minute");
         }
         if let Err(error) = self.store.close().await {
             tracing::error!(error = &error as &dyn std::error::Error, "cannot close the store");

@@ -51,7 +51,7 @@ fn a_forged_client_is_named_by_doctor_and_by_import() {
     let import = restored.jeton(&["import", backup.to_str().unwrap()]).ok();
     assert!(
         import.err.contains(
-            "the record of client backdoor was not written by this service and is refused"
+            "the record of client backdoor was not written by this service; it is imported and ignored"
         ),
         "{import:?}"
     );

@@ -51,7 +51,8 @@ impl AuditService for Door {
                 let filter = parsed(filter.unwrap_or_default())?;
                 let question = format!("events/{}/{filter:?}", admin.tenant());
                 let before = pages::open(&self.services.admin.pages, &question, &page_token)?;
-                let unfit = || Error::field("page_token", "is not ours");
+                let unfit =
+                    || Error::field("page_token", "must be a page token returned by this service");
                 let before = before.map(|cursor| place(&cursor).ok_or_else(unfit)).transpose()?;
                 let mut records = self
                     .services

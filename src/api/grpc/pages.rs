@@ -23,7 +23,8 @@ pub(super) fn open(pages: &PageTokens, question: &str, token: &str) -> Result<Op
     if token.is_empty() {
         return Ok(None);
     }
-    let refused = |_| Error::field("page_token", "is not one that this question was answered with");
+    let refused =
+        |_| Error::field("page_token", "must be a page token returned for the same request");
     pages.open(question, token).map(Some).map_err(refused)
 }
 

@@ -28,8 +28,9 @@ impl RevocationService for Door {
                     return Err(Error::field("reason", "must be at most 200 characters"));
                 }
                 text::check(&reason).map_err(Error::invalid("reason"))?;
-                let target =
-                    named(target.ok_or_else(|| Error::field("target", "must name what to end"))?)?;
+                let target = named(
+                    target.ok_or_else(|| Error::field("target", "must name what to revoke"))?,
+                )?;
                 self.services
                     .admin
                     .revocations

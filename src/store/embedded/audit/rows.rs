@@ -49,7 +49,7 @@ impl Raw {
 
     pub(crate) fn record(self, chain: &Arc<str>) -> Result<Record, Fault> {
         let event: Event = serde_json::from_str(&self.body).map_err(|_| {
-            Fault::Row(format!("audit record {}: the event cannot be read", self.sequence))
+            Fault::Row(format!("audit record {}: the event is unreadable", self.sequence))
         })?;
         Ok(Record {
             chain: chain.clone(),

@@ -196,7 +196,7 @@ pub(crate) async fn verify_tip(
             if !key.check(&sealed(document)?) {
                 return Err(MongoError::malformed(
                     "audit chain",
-                    format!("record {}: the seal is wrong", record.sequence),
+                    format!("record {}: the seal is invalid", record.sequence),
                 ));
             }
             let newest_time = tip.newest_time_with(chain, &record.event);
