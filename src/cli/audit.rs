@@ -308,8 +308,8 @@ mod tests {
         let line = super::verdict(&not_sure);
         assert_eq!(
             line,
-            "a:7:3:ab  end not sure, 3 records; its node stopped without closing it; witnessed up \
-             to 2"
+            "a:7:3:ab  end not sure, 3 records; the node stopped without closing the chain; other \
+             nodes confirm it up to record 2"
         );
         for bad in ["12:00", ":12:00", "n:x:00", "n:0:00", "n:-1:00", "n:12:", "n:12:zz", "", "::"]
         {

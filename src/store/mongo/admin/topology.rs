@@ -332,7 +332,8 @@ mod tests {
             explained(&wrong, Some("rs")),
             Some((
                 false,
-                "store.uri: a:1 is of the replica set other, not of the replica set rs".into()
+                "store.uri: a:1 is a member of the replica set other, not a member of the replica set \
+                 rs".into()
             ))
         );
         assert_eq!(explained(&[member("a:1", ServerState::Standalone)], None), None);
@@ -341,7 +342,7 @@ mod tests {
             alone,
             Some((
                 false,
-                "store.uri: a:1 is a standalone server, not of the replica set rs".into()
+                "store.uri: a:1 is a standalone server, not a member of the replica set rs".into()
             ))
         );
         let old = [member("a:1", of("rs", Role::Secondary)), member("b:1", ServerState::TooOld(6))];
