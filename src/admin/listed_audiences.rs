@@ -491,7 +491,7 @@ fn admits(admin: &Administrator, new: &NewlyListed, found: Option<&FoundAudience
         }
         Some(FoundAudience::Owned(record)) if record.releasing => {
             let NewlyListed { field, audience, .. } = new;
-            let advice = "the operator assigns it to its tenant again, or releases it";
+            let advice = "ask the operator to assign or release it again";
             Err(Error::precondition(format!(
                 "{field}: {audience} is being released; if this persists, {advice}"
             )))
