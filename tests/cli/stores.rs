@@ -328,8 +328,9 @@ mod mongodb {
         let (serve, report) = said(&House::without_patience(), &other_set);
         assert_eq!(serve.code, 64, "{serve:?}");
         assert!(
-            text(&report, "store")
-                .ends_with("is of the replica set jeton, not of the replica set other"),
+            text(&report, "store").ends_with(
+                "is a member of the replica set jeton, not a member of the replica set other"
+            ),
             "{report}"
         );
         database.drop().await.unwrap();
