@@ -107,11 +107,11 @@ fn refused(error: &OpenError) -> Finding {
              password as %25 and @ as %40"
         }
         OpenError::WrongReplicaSet(_) => {
-            "set replicaSet= to the name that rs.conf() shows on a member, or name other hosts"
+            "set replicaSet= to the name that rs.conf() shows on a member, or use other hosts"
         }
         OpenError::Unreachable(_) => {
-            "start mongod there, look at names, firewalls and tls=; the names in rs.conf() must be \
-             reachable from here too; a primary needs more than half of the votes, and \
+            "check that mongod runs there, host names, firewalls and tls=; this machine must also \
+             reach the names in rs.conf(); a primary needs more than half of the votes, and \
              rs.initiate() once"
         }
         OpenError::Credentials(_) => {
@@ -125,7 +125,7 @@ fn refused(error: &OpenError) -> Finding {
         OpenError::Newer { .. } => {
             "run a jeton at least as new as the newest node of this database"
         }
-        OpenError::Failed(_) => "look at the log of mongod, and at store.call_timeout_ms",
+        OpenError::Failed(_) => "check the log of mongod and store.call_timeout_ms",
     };
     Finding::problem(STORE, said(error), advice)
 }
@@ -150,9 +150,9 @@ fn servers(found: &Inspection) -> Vec<Finding> {
         )];
     }
     if found.members.iter().any(|member| member.state == ServerState::Standalone) {
-        let advice = "make it a replica set of three: without one, what was acknowledged is lost \
-                      with its one disk, every stop of it stops all nodes, and what other nodes \
-                      end is seen up to a second later";
+        let advice = "use a replica set of three: a standalone server loses acknowledged writes \
+                      with its disk, stops all nodes when it stops, and delays revocations of \
+                      other nodes by up to a second";
         return vec![Finding::note(STORE, text, advice)];
     }
     let down = found.members.iter().filter(|member| {

@@ -214,12 +214,14 @@ impl Mongo {
             while !shared.connection.is_closed() {
                 match shared.node.heartbeat(&shared.connection, false).await {
                     Err(MongoError::NodeNameTaken) => {
-                        tracing::error!(node = %shared.node.name, "another process runs under this \
-                            node's name, this one stops");
+                        tracing::error!(
+                            node = %shared.node.name,
+                            "another process uses this node's name, stopping"
+                        );
                         shared.connection.close_name_taken();
                     }
                     Err(fault) if !shared.connection.is_closed() => {
-                        tracing::debug!(%fault, "no heartbeat")
+                        tracing::debug!(%fault, "heartbeat failed")
                     }
                     Ok(()) | Err(_) => {}
                 }
@@ -234,7 +236,7 @@ impl Mongo {
                     return;
                 }
                 if let Err(fault) = recovery.run(&shared, false).await {
-                    tracing::warn!(%fault, "cannot look for events left behind");
+                    tracing::warn!(%fault, "cannot check for orphaned audit events");
                 }
             }
         });
@@ -312,9 +314,7 @@ async fn handshake(connection: &Connection) -> Result<ServerInfo, OpenError> {
 }
 
 fn unfinished_import() -> OpenError {
-    OpenError::Corrupt(
-        "an import has begun and not ended: drop the database and import again".to_owned(),
-    )
+    OpenError::Corrupt("an import was interrupted: drop the database and import again".to_owned())
 }
 
 impl Shared {

@@ -488,7 +488,7 @@ impl Export {
         };
         let read =
             self.find(AUDIT_LOGS, doc! { "_id": records::record_id(chain, last) }, 1).await?;
-        let read = read.first().ok_or_else(|| wrong("its records are not there".to_owned()))?;
+        let read = read.first().ok_or_else(|| wrong("its records are missing".to_owned()))?;
         let sealed = records::sealed(read)?;
         let key = self.key.as_ref();
         let forged = |head: &Head| key.is_some_and(|key| !key.check(head));
@@ -496,7 +496,7 @@ impl Export {
             Some(head) if head.sequence > last => {
                 Err(wrong(format!("it ends at record {last}, expected {} or later", head.sequence)))
             }
-            Some(head) if forged(&head) => Err(wrong("the seal of its head is wrong".to_owned())),
+            Some(head) if forged(&head) => Err(wrong("the seal of its head is invalid".to_owned())),
             stored => {
                 let open = !stored.is_some_and(|head| is_sure(&head, self.time));
                 end(chain, &sealed, open, key)

@@ -261,7 +261,7 @@ impl Import {
         let into = self.connection.collection(collection);
         match self.connection.call(async move { Ok(into.insert_many(documents).await?) }).await {
             Err(fault) if fault.is_duplicate() => {
-                Err(MongoError::malformed("import", "a record stands twice"))
+                Err(MongoError::malformed("import", "a record is repeated"))
             }
             outcome => outcome.map(drop),
         }

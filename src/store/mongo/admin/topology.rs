@@ -81,16 +81,16 @@ impl std::fmt::Display for Member {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let state = match &self.state {
             ServerState::Unresolved => "cannot be resolved",
-            ServerState::ConnectionRefused => "nobody listens",
+            ServerState::ConnectionRefused => "refuses connections",
             ServerState::NotMongo(problem) => {
-                return write!(f, "{} does not answer as MongoDB ({problem})", self.address);
+                return write!(f, "{} does not speak MongoDB's protocol ({problem})", self.address);
             }
             ServerState::TooOld(found) => {
-                return write!(f, "{} speaks wire version {found}", self.address);
+                return write!(f, "{} is too old (wire version {found})", self.address);
             }
-            ServerState::Standalone => "a server alone",
+            ServerState::Standalone => "a standalone server",
             ServerState::Uninitiated => "not initiated",
-            ServerState::Router => "a router",
+            ServerState::Router => "a mongos router",
             ServerState::ReplicaSetMember(_, Role::Primary) => "primary",
             ServerState::ReplicaSetMember(_, Role::Secondary) => "secondary",
             ServerState::ReplicaSetMember(_, Role::Arbiter) => "arbiter",
@@ -160,7 +160,7 @@ async fn probe(options: &ClientOptions, host: ServerAddress) -> (ServerState, Do
                 nothing(),
             )
         }
-        None => (ServerState::NotMongo("no answer".to_owned()), nothing()),
+        None => (ServerState::NotMongo("no reply".to_owned()), nothing()),
     }
 }
 
@@ -219,7 +219,7 @@ fn explain(members: &[Member], set: Option<&str>) -> Option<OpenError> {
         let missing = members.iter().any(|member| !member.answers());
         let part = || {
             OpenError::Unreachable(format!(
-                "there is a primary, but not all of its set: {}",
+                "the set has a primary, but some members cannot be reached: {}",
                 list_members(members)
             ))
         };
@@ -237,7 +237,7 @@ pub(super) fn find_fatal_problem(members: &[Member], set: Option<&str>) -> Optio
     for Member { address, state } in members {
         let wrong_set = |set: &str, what: &str| {
             Some(OpenError::WrongReplicaSet(format!(
-                "{address} is {what}, not of the replica set {set}"
+                "{address} is {what}, not a member of the replica set {set}"
             )))
         };
         match (state, set) {
@@ -250,12 +250,14 @@ pub(super) fn find_fatal_problem(members: &[Member], set: Option<&str>) -> Optio
                 | ServerState::Uninitiated,
                 _,
             ) if has_valid_member => {}
-            (ServerState::Standalone, Some(set)) => return wrong_set(set, "a server alone"),
+            (ServerState::Standalone, Some(set)) => return wrong_set(set, "a standalone server"),
             (ServerState::ReplicaSetMember(found, _), Some(set)) if set != found => {
-                return wrong_set(set, &format!("of the replica set {found}"));
+                return wrong_set(set, &format!("a member of the replica set {found}"));
             }
             (ServerState::Uninitiated, _) => {
-                return Some(OpenError::Unreachable(format!("{address} waits for rs.initiate()")));
+                return Some(OpenError::Unreachable(format!(
+                    "{address} is not initiated: run rs.initiate()"
+                )));
             }
             (
                 ServerState::Standalone
@@ -275,8 +277,7 @@ pub(super) fn find_fatal_problem(members: &[Member], set: Option<&str>) -> Optio
     let is_primary =
         |member: &Member| matches!(member.state, ServerState::ReplicaSetMember(_, Role::Primary));
     let headless = members.iter().any(is_of_a_set) && !members.iter().any(is_primary);
-    headless
-        .then(|| OpenError::Unreachable(format!("there is no primary: {}", list_members(members))))
+    headless.then(|| OpenError::Unreachable(format!("no primary: {}", list_members(members))))
 }
 
 fn list_members(members: &[Member]) -> String {
@@ -322,7 +323,10 @@ mod tests {
             [member("a:1", ServerState::ConnectionRefused), member("b:1", ServerState::Unresolved)];
         assert_eq!(
             explained(&gone, Some("rs")),
-            Some((true, "cannot reach MongoDB: a:1 nobody listens, b:1 cannot be resolved".into()))
+            Some((
+                true,
+                "cannot reach MongoDB: a:1 refuses connections, b:1 cannot be resolved".into()
+            ))
         );
         let wrong = [
             member("a:1", of("other", Role::Primary)),
@@ -332,8 +336,9 @@ mod tests {
             explained(&wrong, Some("rs")),
             Some((
                 false,
-                "store.uri: a:1 is a member of the replica set other, not a member of the replica set \
-                 rs".into()
+                "store.uri: a:1 is a member of the replica set other, not a member of the replica \
+                 set rs"
+                    .into()
             ))
         );
         assert_eq!(explained(&[member("a:1", ServerState::Standalone)], None), None);
@@ -353,7 +358,10 @@ mod tests {
             member("c:1", ServerState::ConnectionRefused),
         ];
         let (passes, text) = explained(&headless, Some("rs")).unwrap();
-        assert!(passes && text.contains("no primary: a:1 secondary, b:1 nobody listens"), "{text}");
+        assert!(
+            passes && text.contains("no primary: a:1 secondary, b:1 refuses connections"),
+            "{text}"
+        );
         let hidden =
             [member("a:1", of("rs", Role::Primary)), member("inner:1", ServerState::Unresolved)];
         assert!(explained(&hidden, Some("rs")).unwrap().1.contains("inner:1 cannot be resolved"));

@@ -274,7 +274,7 @@ impl ChainWriter {
             is_retry = true;
         }
         if self.state.is_retrying.swap(false, SeqCst) {
-            tracing::info!("audit records are written again");
+            tracing::info!("audit writes recovered");
         }
         self.state.sequence.store(tip.sequence, SeqCst);
         self.node.set_chain_tip(&tip);
@@ -312,7 +312,7 @@ impl ChainWriter {
             return Err(fault);
         }
         if !self.state.is_retrying.swap(true, SeqCst) {
-            tracing::warn!(%fault, "audit records cannot be written, trying on");
+            tracing::warn!(%fault, "audit write failed, retrying");
         }
         pause(RETRY_DELAY).await;
         Ok(())

@@ -280,7 +280,7 @@ pub(super) fn decode_sealed_head(document: &Document) -> Result<Option<Head>, Mo
     }
     // The head of another chain is validly sealed too, but not for this one.
     if fields.text("sealed_by")? != fields.text("_id")? {
-        return Err(MongoError::malformed("head", "it is another chain's"));
+        return Err(MongoError::malformed("head", "it belongs to another chain"));
     }
     let claim = match fields.find_time("sealed_at")? {
         Some(at) => Claim::Open { at },

@@ -77,7 +77,7 @@ pub(crate) fn decoded(document: &Document) -> Result<Record, MongoError> {
     let id = fields
         .get("_id")?
         .as_document()
-        .ok_or_else(|| MongoError::malformed("audit record", "its _id is not ours"))?;
+        .ok_or_else(|| MongoError::malformed("audit record", "malformed _id"))?;
     let id = Fields::of("audit record", id);
     Ok(Record {
         chain: id.text("chain")?.into(),

@@ -103,8 +103,7 @@ impl Recovery {
             let Found { orphans, forged } = self.find_orphans(shared, collection).await?;
             for forged in forged {
                 if let Err(fault) = self.reject_forged(shared, forged).await {
-                    tracing::error!(%fault, collection, "a forged outbox entry cannot be taken out \
-                                                         yet");
+                    tracing::error!(%fault, collection, "cannot remove a forged outbox entry yet");
                 }
             }
             for orphan in orphans {
@@ -121,8 +120,10 @@ impl Recovery {
                 // An entry that cannot be recorded must not hold up the others; the next pass tries
                 // it again.
                 if let Err(fault) = recover(shared, orphan).await {
-                    tracing::error!(%fault, collection, "an audit event that was left behind \
-                                                         cannot be recorded yet");
+                    tracing::error!(
+                        %fault, collection,
+                        "cannot record an orphaned audit event yet"
+                    );
                 }
             }
         }

@@ -47,7 +47,7 @@ pub(crate) fn listen(shared: &Arc<Shared>) {
                 resume_token =
                     resume_token.filter(|_| !fault.is_history_lost() && refused <= REFUSALS_MAX);
                 let missed = resume_token.is_none();
-                tracing::warn!(%fault, missed, "the trail of the other nodes broke off");
+                tracing::warn!(%fault, missed, "audit tail of other nodes interrupted");
                 if missed {
                     notify(&subscribers, None);
                 }

@@ -218,7 +218,7 @@ pub(crate) fn encoded(record: &AudienceRecord) -> Result<Document, MongoError> {
 /// service would match it.
 pub(crate) fn decoded(document: &Document) -> Result<AudienceRecord, MongoError> {
     if document.get_bool("released").ok() != Some(false) {
-        return Err(MongoError::malformed("audience", "released is not what it should be"));
+        return Err(MongoError::malformed("audience", "malformed released"));
     }
     let record: AudienceRecord = Fields::of("audience", document).part("record")?;
     if document.get_str("_id").ok() != Some(record.audience.as_str()) {

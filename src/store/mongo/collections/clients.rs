@@ -364,7 +364,7 @@ pub(crate) fn uses(document: &Document) -> Result<Vec<SecretUse>, MongoError> {
     let read = |used: &Bson| {
         let fields = used
             .as_document()
-            .ok_or_else(|| MongoError::malformed("client", "uses are not what they should be"))?;
+            .ok_or_else(|| MongoError::malformed("client", "malformed use counts"))?;
         let fields = Fields::of("client", fields);
         Ok(SecretUse {
             client: client.clone(),

@@ -188,7 +188,7 @@ impl Flush {
         for error in answer.get_array("writeErrors").into_iter().flatten() {
             let error = error
                 .as_document()
-                .ok_or_else(|| MongoError::malformed("counters", "an answer that is none"))?;
+                .ok_or_else(|| MongoError::malformed("counters", "malformed reply"))?;
             let at = error.get_i32("index").ok().and_then(|index| usize::try_from(index).ok());
             match at.and_then(|at| due.get(at)) {
                 Some(written) if error.get_i32("code").is_ok_and(|code| code == 11_000) => {

@@ -23,7 +23,7 @@ pub(crate) fn document_id(revoked: Revoked) -> String {
 }
 
 pub(crate) fn revoked_of(key: &str) -> Result<Revoked, MongoError> {
-    let wrong = || MongoError::malformed("revocation", "its _id is not ours");
+    let wrong = || MongoError::malformed("revocation", "malformed _id");
     let (kind, id) = key.split_once(':').ok_or_else(wrong)?;
     let id = Uuid::parse_str(id).map_err(|_| wrong())?;
     match kind {
@@ -44,7 +44,7 @@ pub(crate) fn epoch_location(of: &EpochOf) -> (&'static str, String, &'static st
 
 /// Parses the `_id` of a document of `epochs`.
 pub(crate) fn epoch_of(key: &str) -> Result<EpochOf, MongoError> {
-    let wrong = || MongoError::malformed("epoch", "its _id is not ours");
+    let wrong = || MongoError::malformed("epoch", "malformed _id");
     match key.split_once(':').ok_or_else(wrong)? {
         ("tenant", id) => id.parse().map(EpochOf::Tenant).map_err(|_| wrong()),
         ("subject", id) => id.parse().map(EpochOf::Subject).map_err(|_| wrong()),

@@ -176,7 +176,7 @@ impl Shared {
                 Err(fault) if fault.is_duplicate() => {}
                 outcome => {
                     return outcome?.ok_or_else(|| {
-                        MongoError::malformed(collection, "an upsert gave nothing back")
+                        MongoError::malformed(collection, "an upsert returned no document")
                     });
                 }
             }

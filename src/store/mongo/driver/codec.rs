@@ -152,7 +152,7 @@ impl<'a> Fields<'a> {
     }
 
     fn wrong(&self, key: &str) -> MongoError {
-        MongoError::malformed(self.what, format!("{key} is missing or not what it should be"))
+        MongoError::malformed(self.what, format!("{key} is missing or malformed"))
     }
 }
 

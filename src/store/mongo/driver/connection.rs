@@ -202,7 +202,7 @@ pub(crate) async fn pause(time: Duration) {
 /// Describes the problem of an address without its text, which the driver repeats in part.
 fn describe_address_error(error: &mongodb::error::Error) -> String {
     if is_tls_file_error(error) {
-        return "its TLS options do not fit, or name a file that cannot be read".to_owned();
+        return "its TLS options conflict, or name a file that cannot be read".to_owned();
     }
     "must be a MongoDB address: mongodb://[user:password@]host[:port],.../[database][?options], \
      with special characters of user and password percent-encoded"

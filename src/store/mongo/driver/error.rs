@@ -30,13 +30,10 @@ pub enum OpenError {
     #[error("MongoDB refuses the credentials: {0}")]
     Credentials(String),
     /// The user is known and lacks a right that is needed.
-    #[error(
-        "the user of store.uri may not do what is needed: it needs the role readWrite on the \
-         database"
-    )]
+    #[error("the user of store.uri lacks permissions: it needs the role readWrite on the database")]
     Forbidden,
     /// The server is too old.
-    #[error("MongoDB is too old: wire version {found}, this version needs {needed} (MongoDB 4.4)")]
+    #[error("MongoDB is too old: wire version {found}, required {needed} (MongoDB 4.4)")]
     TooOld {
         /// Wire version of the server.
         found: i32,
@@ -44,7 +41,10 @@ pub enum OpenError {
         needed: i32,
     },
     /// The schema was written by a newer version of this program, which alone may write to it.
-    #[error("the database has schema {found}, this version knows schemas up to {known}")]
+    #[error(
+        "the database has schema {found}, this version supports schemas up to {known}: run a newer \
+         jeton"
+    )]
     Newer {
         /// Schema of the database.
         found: i64,
@@ -112,7 +112,7 @@ pub(crate) enum MongoError {
     #[error("the store is closed")]
     Closed,
     /// Another process took this node's name, and writes its audit chain.
-    #[error("another process runs under this node's name")]
+    #[error("another process uses this node's name")]
     NodeNameTaken,
     /// The server refused a command whose reply the driver does not check.
     #[error("MongoDB refused: {0}")]

@@ -94,7 +94,7 @@ pub(crate) async fn check_version(connection: &Connection) -> Result<i64, OpenEr
 async fn migrate(connection: &Connection, version: i64) -> Result<(), MongoError> {
     // 1 to 2: counters hold the count of each process instead of a sum. Windows end after seconds.
     if version == 1 {
-        tracing::info!("bringing the database from schema 1 to 2");
+        tracing::info!("upgrading the database from schema 1 to 2");
         let counters = connection.collection(RATE_LIMITS);
         connection
             .within(INDEX_TIMEOUT, async move { Ok(counters.delete_many(doc! {}).await?) })
@@ -315,7 +315,7 @@ async fn ensure_index(
                 tracing::warn!(
                     collection = name,
                     index = stale,
-                    "an index is not what it should be and is made anew"
+                    "recreating an index with a wrong definition"
                 );
                 match collection.drop_index(stale).await.map_err(MongoError::from) {
                     // Another node repairs it too.

@@ -93,9 +93,9 @@ pub(crate) fn decode(event: &Document) -> Result<StreamEvent, MongoError> {
         });
     }
     let collection =
-        collection.ok_or_else(|| MongoError::malformed("change", "it is of no collection"))?;
+        collection.ok_or_else(|| MongoError::malformed("change", "it names no collection"))?;
     let key = fields.get("documentKey")?.as_document().and_then(|key| key.get("_id"));
-    let key = key.ok_or_else(|| MongoError::malformed("change", "it is of no document"))?;
+    let key = key.ok_or_else(|| MongoError::malformed("change", "it names no document"))?;
     let update = fields.find("updateDescription").and_then(Bson::as_document);
     let update = update.and_then(|update| update.get_document("updatedFields").ok());
     let changed = update.or_else(|| fields.find("fullDocument").and_then(Bson::as_document));
@@ -104,7 +104,7 @@ pub(crate) fn decode(event: &Document) -> Result<StreamEvent, MongoError> {
         Some(changed) => changed,
         // Unreadable: it is no keyset.
         None if collection == SIGNING_KEYS => &nothing,
-        None => return Err(MongoError::malformed("change", "it says nothing")),
+        None => return Err(MongoError::malformed("change", "it contains no change")),
     };
     let now = Fields::of("change", changed);
     if collection == NODES {
@@ -115,7 +115,7 @@ pub(crate) fn decode(event: &Document) -> Result<StreamEvent, MongoError> {
 }
 
 fn changes(collection: &str, key: &Bson, now: &Fields<'_>) -> Result<Vec<Change>, MongoError> {
-    let wrong = || MongoError::malformed("change", "its _id is not ours");
+    let wrong = || MongoError::malformed("change", "malformed _id");
     let text = || key.as_str().ok_or_else(wrong);
     Ok(match collection {
         REVOCATIONS => vec![Change::Revoked(Revocation {

@@ -269,7 +269,10 @@ pub(super) async fn run(shared: Arc<Shared>, opened: oneshot::Sender<Result<(), 
                 return;
             }
             if !shared.connection.is_closed() && !std::mem::replace(&mut position.logged, true) {
-                tracing::warn!(%fault, rebuilds = position.has_gap, "the change stream broke off");
+                tracing::warn!(
+                    %fault, rebuilds = position.has_gap,
+                    "change stream interrupted, reconnecting"
+                );
             }
         }
         // A server that keeps refusing is not asked many times a second, each time after a full
@@ -316,8 +319,10 @@ async fn follow(
                 for document in &batch.events {
                     let event = decode::decode(document).inspect_err(|fault| {
                         // Never skipped: it may be a revocation.
-                        tracing::error!(%fault, "a change cannot be understood, reading everything \
-                                                 afresh");
+                        tracing::error!(
+                            %fault,
+                            "malformed change event, reloading the revocation snapshot"
+                        );
                     });
                     let Ok(event) = event else { return Ok(StreamEnd::PositionLost) };
                     if !shared.apply_event(event) {
@@ -340,7 +345,7 @@ async fn follow(
             && open_since.elapsed() > LAG_MAX
             && shared.node.has_unseen_heartbeat(LAG_MAX / 2)
         {
-            tracing::warn!("the change stream is behind the majority, opening another one");
+            tracing::warn!("change stream lags behind the majority, reopening it");
             return Ok(StreamEnd::Resumable);
         }
     }
@@ -370,7 +375,7 @@ impl Shared {
 /// Notifies the followers of a full snapshot. The stream is open already, so no change is missed.
 async fn reload_snapshot(shared: &Arc<Shared>) -> Result<(), MongoError> {
     let full = shared.read_snapshot().await?;
-    tracing::info!(revocations = full.snapshot.revocations.len(), "read afresh what was ended");
+    tracing::info!(revocations = full.snapshot.revocations.len(), "revocation snapshot reloaded");
     shared.feed.notify(&full.changes());
     Ok(())
 }
@@ -388,7 +393,7 @@ pub(super) async fn poll(shared: Arc<Shared>) {
                 shared.feed.knows_up_to(at);
             }
             Err(fault) if !shared.connection.is_closed() => {
-                tracing::warn!(%fault, "cannot read what was ended")
+                tracing::warn!(%fault, "cannot read the revocation snapshot")
             }
             Err(_) => {}
         }
