@@ -125,6 +125,10 @@ fn refused(error: &OpenError) -> Finding {
         OpenError::Newer { .. } => {
             "run a jeton at least as new as the newest node of this database"
         }
+        OpenError::MasterKey(_) => "give this node the master key of the other nodes",
+        OpenError::Corrupt(_) => {
+            "stop the nodes and restore a backup; `jeton audit verify` shows what is missing"
+        }
         OpenError::Failed(_) => "check the log of mongod and store.call_timeout_ms",
     };
     Finding::problem(STORE, said(error), advice)
