@@ -68,7 +68,7 @@ fn a_client_is_registered_changed_and_removed() {
         (&json!("A service"), &json!(300))
     );
     let stale = house.jeton(&[&update[..], &["--etag", &etag]].concat());
-    assert!(stale.code == 3 && stale.err.contains("hint: read the client again"), "{stale:?}");
+    assert!(stale.code == 3 && stale.err.contains("hint: read the record again"), "{stale:?}");
 
     house.jeton(&["client", "disable", "svc"]).ok();
     assert_eq!(as_svc(&house, &secret, &["token"]).code, 3);

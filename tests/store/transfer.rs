@@ -185,7 +185,7 @@ async fn a_tampered_export_is_refused() {
 
     let mut doubled = whole.clone();
     doubled.insert(1, whole[1].clone());
-    assert!(refused(doubled).await.contains("twice"));
+    assert!(refused(doubled).await.contains("repeated"));
 
     assert!(refused(whole[1..].to_vec()).await.contains("first record"));
     assert!(refused(vec![Item::Export { version: 3 }]).await.contains("version 3"));
