@@ -138,7 +138,7 @@ fn nobody_there_is_told_apart_from_a_refusal() {
     assert_eq!(gone.code, 4, "{gone:?}");
     assert!(
         gone.err.contains("cannot reach http://127.0.0.1:")
-            && gone.err.contains("hint: is the server running?"),
+            && gone.err.contains("hint: check that the server is running"),
         "{gone:?}"
     );
 }
