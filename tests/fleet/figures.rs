@@ -21,7 +21,7 @@ pub(crate) struct Figures {
 }
 
 /// The kinds of change that must go on.
-const CHANGES: [Verb; 3] = [Verb::Token, Verb::Refresh, Verb::Revoke];
+pub(crate) const CHANGES: [Verb; 3] = [Verb::Token, Verb::Refresh, Verb::Revoke];
 
 impl Figures {
     /// Of each kind of fault in a history, in the order of their first.

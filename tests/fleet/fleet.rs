@@ -27,9 +27,9 @@ use tonic::{Request, Status, transport::Channel};
 
 use crate::{
     history::{BUSY, Chain, Line, Record, Run, SECOND, Sample},
-    process::{Home, Server, endpoint, pause},
+    process::{self, Home, Server, endpoint, pause},
     recorder::{Caller, PATIENCE, Recorder},
-    seed::Chance,
+    seed::{Chance, long},
     weather::Weather,
 };
 
@@ -68,6 +68,8 @@ pub(crate) struct Fleet {
 /// How long a spent refresh token may be repeated, in seconds: what a node does that is not told
 /// otherwise.
 const GRACE: u64 = 10;
+/// When a node that does not hear of endings stops to answer: `store.max_staleness_seconds`.
+pub(crate) const STALE: u64 = 5 * SECOND;
 /// What the time is called in which a node was stopped and started again.
 const RESTARTED: &str = "a node is restarted";
 
@@ -101,9 +103,10 @@ impl Plan {
             scenario: self.scenario.to_owned(),
             seed,
             wall: u64::try_from(wall).unwrap() * 1_000,
+            timed: long(),
             longest: 2_500_000,
-            delta: SECOND,
-            stale: 5 * SECOND,
+            delta: if long() { SECOND } else { STALE },
+            stale: STALE,
             grace: GRACE * SECOND,
             leeway: SECOND,
             resident: 192 * 1_024,
@@ -254,10 +257,7 @@ impl Node {
         let server = block_in_place(|| home.start());
         let address = server.address;
         let server = Mutex::new(Some(server));
-        let channel = endpoint(address)
-            .connect_timeout(Duration::from_secs(2))
-            .timeout(PATIENCE)
-            .connect_lazy();
+        let channel = endpoint(address).connect_timeout(PATIENCE).timeout(PATIENCE).connect_lazy();
         Self { name, home, address, server, channel }
     }
 
@@ -286,14 +286,14 @@ impl Node {
         let server = self.server.lock().unwrap().take();
         if let Some(server) = server {
             server.terminate();
-            server.ended(Duration::from_secs(30)).await;
+            server.ended(process::PATIENCE).await;
         }
     }
 
     /// An access token of the first client's, by which it administers, as soon as there is one; not
     /// written down.
     async fn bearer(&self, first: &Caller) -> String {
-        let patience = timeout(Duration::from_secs(20), async {
+        let patience = timeout(process::PATIENCE, async {
             loop {
                 match self.ask(first).await {
                     Ok(token) => break token,

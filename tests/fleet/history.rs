@@ -32,6 +32,9 @@ pub(crate) struct Run {
     /// The wall clock when the monotonic one was 0, in microseconds: windows of rate limits are
     /// aligned to it.
     pub(crate) wall: u64,
+    /// Whether the clock counts: not in short forms, which also pass on a slow or busy machine.
+    #[serde(default = "yes")]
+    pub(crate) timed: bool,
     /// No call takes longer.
     pub(crate) longest: u64,
     /// When every node knows of an ending, while its store can be reached.
@@ -50,6 +53,11 @@ pub(crate) struct Run {
     pub(crate) descriptors: u64,
     /// Clients with a budget that is meant to run out.
     pub(crate) limits: Vec<Limit>,
+}
+
+/// Histories that were kept before there was a choice are timed.
+fn yes() -> bool {
+    true
 }
 
 /// What a client may do in each window of the wall clock, on all nodes together.
@@ -97,6 +105,11 @@ pub(crate) struct Call {
 }
 
 impl Call {
+    /// Whether it is of this kind and succeeded.
+    pub(crate) fn is_done(&self, verb: Verb) -> bool {
+        self.verb == verb && self.outcome.is_ok()
+    }
+
     /// What it ends, if it ends something: a jti, a family or a client.
     pub(crate) fn ends(&self) -> &str {
         match &self.token {

@@ -27,13 +27,17 @@ use jeton::{
         },
     },
 };
-use tokio::time::Instant;
+use tokio::{
+    sync::broadcast,
+    time::{Instant, timeout},
+};
 use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt;
 
 use crate::{
     fleet::Node,
     history::{Call, Fault, Issued, Line, Named, Outcome, Run, SECOND, Scribe, Verb},
+    process,
 };
 
 /// A caller with its credentials.
@@ -71,11 +75,16 @@ pub(crate) struct Recorder {
     seed: u64,
     /// What must be nowhere: every secret that was given out.
     secrets: Mutex<Vec<String>>,
+    /// Each call as it ends.
+    calls: broadcast::Sender<Call>,
 }
 
 /// How long a caller waits at most: much longer than any call may take, so that one that hangs is
 /// seen.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Calls that a test may be behind when it waits for some.
+const BEHIND: usize = 4_096;
 
 /// How many tokens are looked for in files.
 const TOKENS: usize = 40;
@@ -97,6 +106,7 @@ impl Recorder {
             requests,
             seed,
             secrets,
+            calls: broadcast::Sender::new(BEHIND),
         })
     }
 
@@ -107,6 +117,20 @@ impl Recorder {
 
     pub(crate) fn write(&self, line: &Line) {
         self.scribe.lock().unwrap().write(line);
+    }
+
+    /// Waits until so many calls that began at `since` or later end in this way from now on.
+    pub(crate) async fn calls(&self, since: u64, count: usize, so: impl Fn(&Call) -> bool) {
+        let mut calls = self.calls.subscribe();
+        let counted = async {
+            let mut left = count;
+            while left > 0 {
+                // Calls that are missed are made up for by others.
+                let Ok(call) = calls.recv().await else { continue };
+                left -= usize::from(call.start >= since && so(&call));
+            }
+        };
+        timeout(process::PATIENCE, counted).await.expect("no such calls end");
     }
 
     /// The file, with everything in it.
@@ -335,7 +359,9 @@ impl Recorder {
         entry.call.end = self.now();
         entry.call.outcome = answer.as_ref().err().map_or(Outcome::Ok, outcome);
         let outcome = entry.call.outcome.clone();
-        self.write(&Line::Call(entry.call));
+        self.write(&Line::Call(entry.call.clone()));
+        // Nobody may be waiting.
+        let _ = self.calls.send(entry.call);
         answer.map(Response::into_inner).map_err(|_| match outcome {
             Outcome::Refused { reason, .. } => Failure::Refused(reason),
             Outcome::Ok | Outcome::Unknown { .. } => Failure::Unknown,

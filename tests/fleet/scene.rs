@@ -2,12 +2,13 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
 use tokio::task::JoinHandle;
 
 use crate::{
-    figures::{Figures, HEAD},
-    fleet::{Fleet, Plan, watch},
-    history::{BUSY, Call, Fault, History, START, Verb},
+    figures::{CHANGES, Figures, HEAD},
+    fleet::{Fleet, Plan, STALE, watch},
+    history::{BUSY, Call, Fault, History, SECOND, START, Verb},
     leaks,
     process::pause,
     seed::{Chance, long},
@@ -30,7 +31,9 @@ impl Scene {
         let traffic = Traffic::start(&fleet, &mut chance, load).await;
         // Whatever is slow the first time is not what is tried here.
         fleet.recorder.fault(START, None, 0, Duration::from_secs(2));
-        pause(Duration::from_secs(2)).await;
+        if long() {
+            pause(Duration::from_secs(2)).await;
+        }
         fleet.sample();
         let watch = tokio::spawn(watch(fleet.clone(), Duration::from_millis(500)));
         Self { fleet, chance, traffic, watch }
@@ -41,11 +44,20 @@ impl Scene {
         pause(Duration::from_millis(self.chance.within(least..most))).await;
     }
 
+    /// Waits until every kind of change succeeds again.
+    pub(crate) async fn goes_on(&self) {
+        let recorder = &self.fleet.recorder;
+        let now = recorder.now();
+        let done = CHANGES.map(|verb| recorder.calls(now, 1, move |call| call.is_done(verb)));
+        join_all(done).await;
+    }
+
     /// Ends the traffic, starts the nodes again, reads the trail, judges everything that was
     /// written down and looks for secrets in the nodes' logs and data and in these places. Panics
     /// at any violation; prints and answers the figures of each fault.
     pub(crate) async fn close(mut self, places: &[PathBuf]) -> Told {
         self.traffic.stop().await;
+        let stopped = self.fleet.recorder.now();
         self.watch.abort();
         if long() {
             // Connections that nobody uses are closed by then.
@@ -53,6 +65,9 @@ impl Scene {
         }
         self.fleet.sample();
         self.fleet.restart().await;
+        // What comes of calls without an answer is judged when every node must know of it.
+        let known = (stopped + STALE + SECOND).saturating_sub(self.fleet.recorder.now());
+        pause(Duration::from_micros(known)).await;
         self.traffic.judge_all().await;
         self.fleet.export_trail().await;
         let history = History::read(self.fleet.recorder.finished());
@@ -111,7 +126,7 @@ impl Told {
 
     /// Holds the longest time without a success of any kind of change, over all faults whose names
     /// begin so, to this bound, which is the same for every build. Where others took the processors
-    /// that says nothing, and is said so.
+    /// that says nothing, and is said so. In short forms it is only printed.
     pub(crate) fn goes_on_within(&self, bound: Duration, names: &str) {
         let gap = self
             .figures
@@ -146,8 +161,7 @@ impl Told {
             self.history.faults.iter().filter(|fault| fault.name == name).collect();
         assert!(!faults.is_empty(), "there was no {name}");
         let calls = &self.history.calls;
-        let is_change =
-            |call: &Call| matches!(call.verb, Verb::Token | Verb::Refresh | Verb::Revoke);
+        let is_change = |call: &Call| CHANGES.contains(&call.verb);
         let during = |call: &Call| faults.iter().any(|fault| fault.covers(call.start, call.end));
         let failed = calls
             .iter()
@@ -167,6 +181,9 @@ impl Told {
     }
 
     fn is_judged_by_the_clock(&self) -> bool {
+        if !self.history.run.timed {
+            return false;
+        }
         let busy = self.is_of_a_busy_machine();
         if busy {
             println!("NOT JUDGED, since others used this machine");

@@ -15,7 +15,7 @@ use crate::{
     fleet::{Fleet, Node},
     process::pause,
     recorder::{Answer, Caller, Failure, Grant},
-    seed::Chance,
+    seed::{Chance, long},
 };
 
 /// How many of each there are.
@@ -35,7 +35,8 @@ pub(crate) struct Load {
 
 impl Default for Load {
     fn default() -> Self {
-        Self { chains: 6, wide: 1, revokers: 2, judges: 2, administrators: 1 }
+        let (chains, others) = if long() { (6, 2) } else { (3, 1) };
+        Self { chains, wide: 1, revokers: others, judges: others, administrators: 1 }
     }
 }
 
@@ -54,7 +55,7 @@ struct Shared {
 }
 
 /// How long after the last fault everybody must have come to an end of what they do.
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 impl Traffic {
     /// Registers the clients and sets them to work.

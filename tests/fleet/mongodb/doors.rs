@@ -1,13 +1,12 @@
 //! The database does not let the nodes in any more (M13).
 
+use futures_util::future::join_all;
 use mongodb::bson::doc;
 
 use super::{Stage, s};
 use crate::{
     fleet::Plan,
-    process::pause,
     replica::{Cut, Options, PASSWORD, USER, until},
-    seed::long,
     traffic::Load,
 };
 
@@ -21,20 +20,18 @@ async fn doors_that_close() {
     let options = Options { auth: true, tls: true, ..Options::default() };
     let mut stage = Stage::with(Plan::new("m13-doors", 2), options, Load::default()).await;
     stage.scene.fleet.recorder.keep_secret(PASSWORD);
-    let time = s(if long() { 30 } else { 6 });
+    let time = s(30);
     stage.work(500, 1_500).await;
     let locked_out = async |stage: &mut Stage| {
         password(stage, "another one").await;
         (0..3).for_each(|member| stage.set.reset(Cut::Clients(member)));
-        pause(time).await;
+        stage.lasts(time).await;
         password(stage, PASSWORD).await;
     };
     stage.fault("M13: the password is another", s(8), locked_out).await;
     let expired = async |stage: &mut Stage| {
-        for member in 0..3 {
-            stage.set.expire_certificate(member).await;
-        }
-        pause(time).await;
+        join_all((0..3).map(|member| stage.set.expire_certificate(member))).await;
+        stage.lasts(time).await;
         for member in 0..3 {
             stage.set.renew_certificate(member).await;
         }

@@ -10,7 +10,7 @@ use crate::{fleet::Plan, replica::Options, seed::long, traffic::Load};
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_primary_that_is_killed() {
     let mut stage = Stage::open("m1-killed").await;
-    for _ in 0..if long() { 20 } else { 2 } {
+    for _ in 0..if long() { 20 } else { 1 } {
         stage.work(500, 2_000).await;
         kill(&mut stage, "M1: kill -9 of the primary").await;
     }
@@ -39,7 +39,7 @@ async fn kill(stage: &mut Stage, name: &str) {
             let primary = stage.set.primary().await;
             stage.set.kill(primary);
             stage.set.next_primary(primary).await;
-            stage.work(1_000, 3_000).await;
+            stage.work(500, 3_000).await;
             stage.set.restart(primary).await;
             stage.set.settled().await;
         })
@@ -56,7 +56,7 @@ const IN_TURN: &str = "M3: rolling restart";
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_primary_that_hands_over() {
     let mut stage = Stage::open("m3-handed-over").await;
-    for _ in 0..if long() { 20 } else { 3 } {
+    for _ in 0..if long() { 20 } else { 1 } {
         stage.work(500, 1_500).await;
         let hand_over = async |stage: &mut Stage| {
             stage.set.step_down().await;

@@ -2,10 +2,9 @@
 
 use mongodb::bson::{Document, doc};
 
-use super::{Stage, s};
+use super::{Stage, s, within};
 use crate::{
     history::{SECOND, Verb},
-    process::pause,
     replica::Cut,
     scene::Told,
     seed::long,
@@ -24,14 +23,21 @@ const COMMANDS: [(&str, &[Verb]); 3] = [
 ];
 
 impl Stage {
-    async fn fails(&mut self, name: &str, seconds: u64, point: Document) {
+    /// Has commands of the primary fail for 20 s; in the short form, until a change has failed, and
+    /// a little longer. Returns from when and until when they certainly did.
+    async fn fails(&mut self, name: &str, point: Document) -> (u64, u64) {
+        let (mut since, mut until) = (0, 0);
         let fail = async |stage: &mut Self| {
             let primary = stage.set.primary().await;
             stage.set.fail_command(primary, doc! { "mode": "alwaysOn", "data": point }).await;
-            pause(s(seconds)).await;
+            since = stage.scene.fleet.recorder.now();
+            stage.lasts(s(20)).await;
+            stage.work(500, 1_500).await;
+            until = stage.scene.fleet.recorder.now();
             stage.set.clear_failpoints().await;
         };
         self.fault(name, s(3), fail).await;
+        (since, until)
     }
 
     /// While this is `alwaysOn` no member copies anything from others; `off`, they go on. All of
@@ -51,34 +57,26 @@ impl Stage {
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_write_that_the_majority_does_not_confirm() {
     let mut stage = Stage::open("m6-unconfirmed").await;
-    let seconds = if long() { 20 } else { 3 };
-    for code in [64, 91] {
-        for (command, _) in COMMANDS {
-            let concern = doc! { "code": code, "errmsg": "not confirmed" };
-            let point = doc! { "failCommands": [command], "writeConcernError": concern };
-            stage.fails(&format!("M6: {command} is not confirmed ({code})"), seconds, point).await;
-        }
-    }
-    let told = stage.close().await;
+    let mut points = Vec::new();
     for code in [64, 91] {
         for (command, verbs) in COMMANDS {
             let name = format!("M6: {command} is not confirmed ({code})");
-            let done = told.done_during(&name);
-            let mut fault = told.history.faults.iter().filter(|fault| fault.name == name);
-            // From when on the failpoint is set for certain, to when it is at the earliest taken
-            // away.
-            let (since, until) = fault
-                .next()
-                .map(|fault| (fault.begin + 1_000_000, fault.begin + seconds * 1_000_000))
-                .unwrap();
-            let wrong: Vec<_> = done
-                .into_iter()
-                .filter(|call| verbs.contains(&call.verb) && call.start > since && call.end < until)
-                .filter(|call| told.took_a_write(call))
-                .collect();
-            assert!(wrong.is_empty(), "{name}, and acknowledged: {wrong:?}");
-            assert!(told.of(&name).failed > 0, "{name}: nobody noticed");
+            let concern = doc! { "code": code, "errmsg": "not confirmed" };
+            let point = doc! { "failCommands": [command], "writeConcernError": concern };
+            let (since, until) = stage.fails(&name, point).await;
+            points.push((name, verbs, since, until));
         }
+    }
+    let told = stage.close().await;
+    for (name, verbs, since, until) in points {
+        let wrong: Vec<_> = told
+            .done_during(&name)
+            .into_iter()
+            .filter(|call| verbs.contains(&call.verb) && call.start > since && call.end < until)
+            .filter(|call| told.took_a_write(call))
+            .collect();
+        assert!(wrong.is_empty(), "{name}, and acknowledged: {wrong:?}");
+        assert!(told.of(&name).failed > 0, "{name}: nobody noticed");
     }
 }
 
@@ -96,12 +94,12 @@ async fn a_majority_that_does_not_copy() {
     stage.stop_copying("alwaysOn").await;
     // What was on its way to them by then may have arrived.
     let since = recorder.now() + SECOND;
-    pause(s(if long() { 30 } else { 6 })).await;
+    stage.lasts(s(30)).await;
     let until = recorder.now();
     stage.stop_copying("off").await;
     stage.set.settled().await;
-    recorder.fault(NAME, None, begin, s(8));
-    pause(s(8)).await;
+    recorder.fault(NAME, None, begin, within(s(8)));
+    stage.recovers(s(8)).await;
     let told = stage.close().await;
     let mut acknowledged = told.done_during(NAME);
     acknowledged.retain(|call| told.took_a_write(call) && call.start > since && call.end < until);
@@ -115,7 +113,6 @@ async fn a_majority_that_does_not_copy() {
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_server_that_hangs_up() {
     let mut stage = Stage::open("m7-hangs-up").await;
-    let seconds = if long() { 20 } else { 3 };
     let commands = ["insert", "findAndModify", "update", "find"];
     let points = [
         (
@@ -128,7 +125,7 @@ async fn a_server_that_hangs_up() {
         ),
     ];
     for (name, point) in points {
-        stage.fails(name, seconds, point).await;
+        stage.fails(name, point).await;
     }
     let told = stage.close().await;
     assert!(
@@ -146,7 +143,7 @@ async fn an_answer_that_is_lost() {
     const NAME: &str = "M7: answers are lost with their connections";
     let mut stage = Stage::open("m7-lost").await;
     let lose = async |stage: &mut Stage| {
-        for _ in 0..if long() { 300 } else { 50 } {
+        for _ in 0..if long() { 300 } else { 20 } {
             let primary = stage.set.primary().await;
             stage.set.cut(Cut::Clients(primary));
             stage.work(5, 40).await;

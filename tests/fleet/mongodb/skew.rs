@@ -30,6 +30,6 @@ async fn nodes_whose_clocks_are_a_minute_apart() {
         })
         .on(|run| run.leeway = 61 * SECOND);
     let stage = Stage::with(plan, Options::default(), Load::default()).await;
-    pause(s(if long() { 300 } else { 12 })).await;
+    pause(s(if long() { 300 } else { 4 })).await;
     stage.close().await;
 }

@@ -55,6 +55,24 @@ fn a_call_that_hangs_is_found() {
     assert_eq!(run.verdict(), ["I10"]);
 }
 
+/// I10: where the clock does not count a call may take long, and fail by its deadline at any time;
+/// it is still told when to ask again.
+#[test]
+fn a_run_that_is_not_timed_judges_no_clock() {
+    let failed = |outcome: Outcome| {
+        let mut run = Script::new();
+        run.history.run.timed = false;
+        run.token_fails(100, "node-1", "client", outcome);
+        run.history.calls[0].end = run.history.calls[0].start + 20_000_000;
+        run.verdict()
+    };
+    assert_eq!(failed(unknown("DEADLINE_EXCEEDED")), NOTHING);
+    assert_eq!(failed(unknown("INTERNAL")), ["I10"]);
+    assert_eq!(failed(unknown("TRANSPORT")), ["I10"]);
+    let (code, why) = ("UNAVAILABLE".to_owned(), "away".to_owned());
+    assert_eq!(failed(Outcome::Unknown { code, why, retry: false }), ["I10"]);
+}
+
 /// I10: what may fail while something is broken, and what may not.
 #[test]
 fn a_failure_that_was_not_promised_is_found() {

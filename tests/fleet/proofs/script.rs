@@ -49,6 +49,7 @@ impl Script {
             scenario: "by hand".to_owned(),
             seed: 1,
             wall: 0,
+            timed: true,
             longest: 2_500_000,
             delta: SECOND,
             stale: 5 * SECOND,

@@ -18,7 +18,7 @@ mod secrets;
 use std::{
     env,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, atomic::Ordering},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, atomic::Ordering},
     time::Duration,
 };
 
@@ -32,7 +32,11 @@ use mongodb::{
     },
 };
 use tempfile::TempDir;
-use tokio::{runtime::Runtime, time::Instant};
+use tokio::{
+    runtime::Runtime,
+    sync::{Semaphore, SemaphorePermit},
+    time::Instant,
+};
 
 use member::Member;
 pub(crate) use member::{pause, until};
@@ -49,13 +53,19 @@ pub(crate) const USER: &str = "jeton";
 /// What must never be in a log.
 pub(crate) const PASSWORD: &str = "canary-of-the-database";
 /// How long a member may take to answer the harness.
-const ANSWER: Duration = Duration::from_secs(5);
+const ANSWER: Duration = Duration::from_secs(30);
 /// The same for what a set is begun with, when nothing keeps a member from answering but a busy
 /// machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Sets run one at a time, or their figures would be of each other.
-static ONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+/// Sets that run at the same time: one where there are figures, or they would be of each other.
+static PLACES: LazyLock<Semaphore> =
+    LazyLock::new(|| Semaphore::new(if is_long() { 1 } else { 2 }));
+
+/// Whether the long forms of tests run, which judge the clock.
+fn is_long() -> bool {
+    env::var("JETON_LONG").is_ok_and(|value| value == "1")
+}
 
 /// How a set is started.
 pub(crate) struct Options {
@@ -67,6 +77,8 @@ pub(crate) struct Options {
     /// mongod's own election settings (10 s, a heartbeat every 2 s and within 10 s) instead of
     /// those we recommend (2 s, 0.5 s, 2 s).
     pub(crate) defaults: bool,
+    /// A minute passes before members that hear nothing from their primary elect another.
+    pub(crate) calm: bool,
     /// Where the data lies: `member-0` and so on, which are made where they are missing.
     pub(crate) dir: Option<PathBuf>,
     /// Further arguments of every member.
@@ -80,6 +92,7 @@ impl Default for Options {
             auth: false,
             tls: false,
             defaults: false,
+            calm: false,
             dir: None,
             arguments: Vec::new(),
         }
@@ -98,14 +111,14 @@ pub(crate) struct ReplicaSet {
     /// Always there until the end.
     runtime: Option<Runtime>,
     _dir: TempDir,
-    _alone: tokio::sync::MutexGuard<'static, ()>,
+    _place: SemaphorePermit<'static>,
 }
 
 impl ReplicaSet {
-    /// Returns when there is a primary, and the others are its secondaries. Sets run one at a time:
-    /// a test has at most one.
+    /// Returns when there is a primary, and the others are its secondaries. A test has at most one
+    /// set.
     pub(crate) async fn start(options: Options) -> Self {
-        let alone = ONE.lock().await;
+        let place = PLACES.acquire().await.unwrap();
         let since = Instant::now();
         let mongod =
             env::var_os("MONGOD").expect("MONGOD names the binary: see .ci/with-mongodb").into();
@@ -135,7 +148,7 @@ impl ReplicaSet {
             clients: Mutex::new(vec![None; options.members]),
             runtime: Some(runtime),
             _dir: dir,
-            _alone: alone,
+            _place: place,
             members,
             doors,
             network,
@@ -163,7 +176,8 @@ impl ReplicaSet {
             .collect();
         let mut configuration = doc! { "_id": NAME, "version": 1, "members": members };
         if !self.options.defaults {
-            let settings = doc! { "electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500, "heartbeatTimeoutSecs": 2 };
+            let (election, heartbeat) = if self.options.calm { (60_000, 60) } else { (2_000, 2) };
+            let settings = doc! { "electionTimeoutMillis": election, "heartbeatIntervalMillis": 500, "heartbeatTimeoutSecs": heartbeat };
             configuration.insert("settings", settings);
         }
         self.command_within(PATIENCE, 0, doc! { "replSetInitiate": configuration }).await.unwrap();
