@@ -97,7 +97,7 @@ pub struct AdminServices {
 }
 
 impl Services {
-    /// Puts the parts together; symmetric keys come from the keyring's root.
+    /// Puts the parts together; symmetric keys come from the keyset's root.
     pub fn new(parts: Parts) -> Self {
         let Parts {
             store: authentic,
@@ -112,8 +112,8 @@ impl Services {
         } = parts;
         let (skew, terms) = (parts.skew, Arc::new(parts.terms));
         let store: Arc<dyn Store> = authentic.clone();
-        let keyring = standing.keyring();
-        let root = keyring.root();
+        let signing = standing.signing_keys();
+        let root = signing.root();
         let secrets = Arc::new(ClientSecrets::new(root));
         let refresh_key = Arc::new(RefreshKey::new(root));
         let trail = Arc::new(Trail::new(store.clone(), issue));

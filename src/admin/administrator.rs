@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::{
     audit::Trail,
     clock::Clock,
-    crypto::keyring::VerifiedClaims,
+    crypto::verifying_keys::VerifiedClaims,
     error::{Error, Result},
     model::{Action, Call, Client, ClientId, Scope, Scopes, Stamp, TenantId},
     oauth::{ADMIN, ClientAuthenticator, Credentials, client_auth::carries, revocation::spend},

@@ -8,8 +8,8 @@ use super::{ClientAuthenticator, Credentials, client_auth::carries};
 use crate::{
     audit::Trail,
     crypto::{
-        keyring::VerifiedClaims,
         refresh_token::{Presented, RefreshKey},
+        verifying_keys::VerifiedClaims,
     },
     error::{Error, Result},
     limit::Limits,

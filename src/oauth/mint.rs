@@ -6,7 +6,7 @@ use secrecy::SecretString;
 
 use super::Terms;
 use crate::{
-    crypto::keyring::SignError,
+    crypto::signing_keys::SignError,
     error::{Error, Result},
     model::{Audience, Claims, Client, Epochs, FamilyId, Granted, Jti, Scopes, Subject, Timestamp},
     standing::Standing,
@@ -82,7 +82,7 @@ impl Minter {
             fam: mint.family.map(|(id, _)| id),
             ep: mint.epochs,
         };
-        let token = self.standing.keyring().sign(&claims).map_err(|error| match error {
+        let token = self.standing.signing_keys().sign(&claims).map_err(|error| match error {
             SignError::TooLong => Error::InvalidScope(
                 "the scopes and roles do not fit into a token; request fewer".into(),
             ),

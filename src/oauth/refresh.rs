@@ -154,7 +154,7 @@ impl TokenIssuer {
     fn looks_lawful(&self, call: &Call, presented: &Presented, family: &Family) -> bool {
         let lately = || {
             family.rotated_at + self.terms.token.refresh_grace()
-                >= self.standing.keyring().earliest(call.now)
+                >= self.standing.verifying_keys().earliest(call.now)
         };
         match family.generation.checked_sub(presented.generation) {
             Some(0) => true,

@@ -123,7 +123,9 @@ impl Revoker {
         // end (V05). What it does know it ends: the write is the store's, and ending too much is
         // not possible.
         let fresh = self.standing.fresh();
-        let Some(claims) = self.standing.keyring().recognise(token) else { return Ok(fresh?) };
+        let Some(claims) = self.standing.verifying_keys().recognise(token) else {
+            return Ok(fresh?);
+        };
         // Which clock is right is not known here: only what has expired by all of them is left
         // alone.
         let until = Timestamp::from_seconds(claims.exp) + SLACK;

@@ -141,7 +141,7 @@ fn published(config: &Config, opened: &Opened, services: Vec<String>) -> Publish
         issuer: opened.services.terms.issuer.clone(),
         ready: ready::unless_behind(standing.clone(), writes),
         // Also while this node is behind: see `standing`.
-        jwks: Arc::new(move || standing.keyring().jwks().clone()),
+        jwks: Arc::new(move || standing.verifying_keys().jwks().clone()),
         jwks_max_age: Duration::from_secs(config.keys.publish_ahead_seconds),
         grpc_services: services.into(),
     }

@@ -8,8 +8,8 @@ use crate::{
     clock::{Clock, Skew, SystemClock},
     config::Config,
     crypto::{
-        chain::ChainKey, keyring::Judging, master, passwords::Passwords, records::RecordKey,
-        seal::Sealer,
+        chain::ChainKey, master, passwords::Passwords, records::RecordKey, seal::Sealer,
+        verifying_keys::Judging,
     },
     limit::Limits,
     model::{Action, Audience, Invalid, Keyset, Stamp, event::Filter, keyset::KeyPolicy},

@@ -13,8 +13,9 @@ use papaya::HashSet;
 use super::Opening;
 use crate::{
     crypto::{
-        keyring::{Keyring, KeyringError},
         keyset_mac::KeysetError,
+        signing_keys::{SigningKeys, SigningKeysError},
+        verifying_keys::VerifyingKeys,
     },
     model::{KeyState, Keyset, Kid},
 };
@@ -27,7 +28,7 @@ pub enum Refused {
     Forged(#[from] KeysetError),
     /// The root of the symmetric keys is not one of this master key.
     #[error(transparent)]
-    Foreign(KeyringError),
+    Foreign(SigningKeysError),
     /// It is older than the one in use.
     #[error(
         "the keyset in the store has revision {stored} and revision {known} is in use: the store \
@@ -51,45 +52,53 @@ pub(super) enum Taken {
     /// It is not genuine: the last one stays in use.
     Refused(Refused),
     /// It is genuine and cannot be opened: it may have revoked a key that is in use.
-    Unread(KeyringError),
+    Unread(SigningKeysError),
 }
 
-/// The keyring in use and every kid that was ever known to be revoked.
+/// The keys in use and every kid that was ever known to be revoked.
 pub(super) struct Keys {
-    current: ArcSwap<Keyring>,
+    verifying: ArcSwap<VerifyingKeys>,
+    signing: ArcSwap<SigningKeys>,
     opening: Opening,
     /// Grows by one for each revocation of a key while this process runs.
     revoked: HashSet<Kid>,
 }
 
 impl Keys {
-    pub(super) fn new(keyset: &Keyset, opening: Opening) -> Result<Self, KeyringError> {
-        let current = ArcSwap::from_pointee(opening.keyring(keyset)?);
-        let keys = Self { current, opening, revoked: HashSet::new() };
+    pub(super) fn new(keyset: &Keyset, opening: Opening) -> Result<Self, SigningKeysError> {
+        let (signing, verifying) = opening.open(keyset)?;
+        let (signing, verifying) =
+            (ArcSwap::from_pointee(signing), ArcSwap::from_pointee(verifying));
+        let keys = Self { verifying, signing, opening, revoked: HashSet::new() };
         keys.remember(keyset);
         Ok(keys)
     }
 
-    pub(super) fn load(&self) -> Guard<Arc<Keyring>> {
-        self.current.load()
+    pub(super) fn verifying(&self) -> Guard<Arc<VerifyingKeys>> {
+        self.verifying.load()
+    }
+
+    pub(super) fn signing(&self) -> Guard<Arc<SigningKeys>> {
+        self.signing.load()
     }
 
     /// Takes the keys of a later revision into use; an earlier one, or the same again, comes late
     /// and changes nothing.
     pub(super) fn take(&self, keyset: &Keyset) -> Taken {
-        if self.load().revision() >= keyset.revision {
+        if self.signing().revision() >= keyset.revision {
             return Taken::InUse;
         }
         if let Err(refused) = self.admit(keyset) {
             return Taken::Refused(refused);
         }
-        match self.opening.keyring(keyset).map(Arc::new) {
-            Ok(keyring) => {
+        match self.opening.open(keyset) {
+            Ok((signing, verifying)) => {
                 self.remember(keyset);
-                let newer = |known: &Arc<Keyring>| {
-                    if known.revision() < keyring.revision() { &keyring } else { known }.clone()
-                };
-                self.current.rcu(newer);
+                // The signing keys first: a key that this change revokes signs nothing any more
+                // once its tokens are refused. The one that signs next was published before, and so
+                // is known.
+                advance(&self.signing, signing, SigningKeys::revision);
+                advance(&self.verifying, verifying, VerifyingKeys::revision);
                 Taken::InUse
             }
             Err(error) if error.is_forgery() => Taken::Refused(Refused::Foreign(error)),
@@ -101,7 +110,7 @@ impl Keys {
     /// back.
     pub(super) fn admit(&self, keyset: &Keyset) -> Result<(), Refused> {
         keyset.check(&self.opening.sealer)?;
-        let known = self.load().revision();
+        let known = self.signing().revision();
         if keyset.revision < known {
             return Err(Refused::Older { stored: keyset.revision, known });
         }
@@ -119,6 +128,12 @@ impl Keys {
             revoked.insert(key.kid.clone());
         }
     }
+}
+
+/// Replaces keys by those of a later revision.
+fn advance<K>(keys: &ArcSwap<K>, newer: K, revision: fn(&K) -> u64) {
+    let newer = Arc::new(newer);
+    keys.rcu(|known| if revision(known) < revision(&newer) { &newer } else { known }.clone());
 }
 
 const fn is_revoked(state: KeyState) -> bool {

@@ -34,8 +34,9 @@ use self::{
 pub use self::{age::Behind, keys::Refused};
 use crate::{
     crypto::{
-        keyring::{Judging, Keyring, KeyringError, VerifiedClaims},
         seal::Sealer,
+        signing_keys::{SigningKeys, SigningKeysError},
+        verifying_keys::{Judging, VerifiedClaims, VerifyingKeys},
     },
     model::{
         Claims, Client, ClientId, EpochOf, Epochs, FamilyId, Jti, Keyset, Revocation, Revoked,
@@ -71,8 +72,10 @@ pub struct Opening {
 }
 
 impl Opening {
-    fn keyring(&self, keyset: &Keyset) -> Result<Keyring, KeyringError> {
-        Keyring::open(keyset, &self.sealer, &self.issuer, self.judging)
+    fn open(&self, keyset: &Keyset) -> Result<(SigningKeys, VerifyingKeys), SigningKeysError> {
+        let (signing, public) = SigningKeys::open(keyset, &self.sealer)?;
+        let verifying = VerifyingKeys::new(keyset.revision, &self.issuer, self.judging, public);
+        Ok((signing, verifying))
     }
 }
 
@@ -84,7 +87,7 @@ impl Standing {
         keyset: &Keyset,
         opening: Opening,
         max_staleness: Duration,
-    ) -> Result<Self, KeyringError> {
+    ) -> Result<Self, SigningKeysError> {
         let keys = Keys::new(keyset, opening)?;
         Ok(Self {
             revoked: HashMap::new(),
@@ -134,7 +137,9 @@ impl Standing {
         let claims = match self.seen.recall(&digest) {
             Some(claims) => claims,
             None => {
-                let Some(claims) = self.keys.load().verify(token, now) else { return Ok(None) };
+                let Some(claims) = self.keys.verifying().verify(token, now) else {
+                    return Ok(None);
+                };
                 let claims = Arc::new(claims);
                 self.seen.remember(digest, claims.clone());
                 claims
@@ -152,7 +157,7 @@ impl Standing {
     fn is_standing(&self, verified: &VerifiedClaims, now: Timestamp) -> bool {
         let claims = verified.claims();
         claims.exp > now.seconds()
-            && self.keys.load().stands(verified.kid())
+            && self.keys.verifying().stands(verified.kid())
             && !self.is_revoked(&Revoked::Token(claims.jti))
             && claims.fam.is_none_or(|family| !self.is_revoked(&Revoked::Family(family)))
             && self.reaches(claims)
@@ -210,9 +215,14 @@ impl Standing {
         }
     }
 
-    /// The keys as they stand.
-    pub fn keyring(&self) -> Guard<Arc<Keyring>> {
-        self.keys.load()
+    /// The public keys as they stand.
+    pub fn verifying_keys(&self) -> Guard<Arc<VerifyingKeys>> {
+        self.keys.verifying()
+    }
+
+    /// The secret keys as they stand.
+    pub fn signing_keys(&self) -> Guard<Arc<SigningKeys>> {
+        self.keys.signing()
     }
 
     /// A client, from memory or from the store; while this is [`Behind`] from the store alone.
@@ -280,7 +290,7 @@ impl Standing {
                 self.age.unread(keyset.revision);
             }
         }
-        self.age.keys_stand_at(self.keys.load().revision());
+        self.age.keys_stand_at(self.keys.verifying().revision());
     }
 
     fn raise<K: Clone + Eq + std::hash::Hash>(epochs: &HashMap<K, u64>, of: &K, value: u64) {

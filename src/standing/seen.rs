@@ -8,7 +8,7 @@ use std::sync::{
 use arc_swap::ArcSwapOption;
 use aws_lc_rs::digest::{SHA256, digest};
 
-use crate::{crypto::keyring::VerifiedClaims, model::weight};
+use crate::{crypto::verifying_keys::VerifiedClaims, model::weight};
 
 /// Slots; each holds one token's claims: 800 bytes of most tokens, and up to 11 KiB of the longest.
 const SLOTS: usize = 1 << 16;

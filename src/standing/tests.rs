@@ -6,7 +6,7 @@ use tokio::time::advance;
 
 use super::*;
 use crate::{
-    crypto::{keyring::KeyringError, keys::make},
+    crypto::{keys::make, signing_keys::SigningKeysError},
     model::{FamilyId, KeyState, Kid, SigningKey, keyset::Algorithm},
 };
 
@@ -70,7 +70,7 @@ fn claims(family: Option<FamilyId>) -> Claims {
 }
 
 fn signed(standing: &Standing, claims: &Claims) -> String {
-    standing.keyring().sign(claims).unwrap()
+    standing.signing_keys().sign(claims).unwrap()
 }
 
 fn epochs(standing: &Standing) -> Result<Epochs, Behind> {
@@ -193,7 +193,8 @@ fn changes_told_twice_and_out_of_order_come_to_the_same() {
         scope.spawn(|| {
             let (mut revision, mut epoch, mut ended) = (0, 0, false);
             while !done.load(SeqCst) {
-                let seen = (standing.keyring().revision(), epochs(&standing).unwrap().tenant);
+                let seen =
+                    (standing.verifying_keys().revision(), epochs(&standing).unwrap().tenant);
                 assert!(seen.0 >= revision && seen.1 >= epoch, "went back to {seen:?}");
                 (revision, epoch) = seen;
                 let stands = standing.stands(&first, NOW).unwrap();
@@ -206,7 +207,10 @@ fn changes_told_twice_and_out_of_order_come_to_the_same() {
         }
         done.store(true, SeqCst);
     });
-    assert_eq!((standing.keyring().revision(), epochs(&standing).unwrap().tenant), (newest, 40));
+    assert_eq!(
+        (standing.verifying_keys().revision(), epochs(&standing).unwrap().tenant),
+        (newest, 40)
+    );
     assert!(!standing.stands(&first, NOW).unwrap());
     assert_eq!((standing.sweep(until(39)), standing.sweep(until(40))), (0, 1));
 }
@@ -223,7 +227,7 @@ fn keys_never_go_back() {
     for keyset in [&new, &old, &new] {
         standing.apply(&Change::Keyset(keyset.clone()));
         assert!(standing.judge(&token, NOW).unwrap().is_none());
-        assert_eq!(standing.keyring().revision(), new.revision);
+        assert_eq!(standing.verifying_keys().revision(), new.revision);
     }
     // Equal is not higher: of two that claim the same revision, the first one known stays.
     let twin = Keyset { revision: new.revision, ..(*old).clone() }.with_mac(&sealer);
@@ -281,17 +285,17 @@ async fn a_forged_keyset_is_refused_and_the_last_genuine_one_stays() {
     let mut twice = Keyset { revision: 3, ..second.clone() };
     twice.keys.insert(0, second.keys[2].clone());
     let foreign = Keyset { revision: u64::MAX, ..keyset(&sealer(6)) }.with_mac(&sealer(6));
-    let kept = standing.keyring().jwks().clone();
+    let kept = standing.verifying_keys().jwks().clone();
     for forged in [altered, twice, foreign] {
         assert!(matches!(standing.admit(&forged), Err(Refused::Forged(_))), "{forged:?}");
         standing.apply(&Change::Keyset(Arc::new(forged)));
         assert_eq!(standing.fresh(), Ok(()), "the last genuine keys go on");
-        assert_eq!(standing.keyring().jwks(), &kept);
+        assert_eq!(standing.verifying_keys().jwks(), &kept);
         assert!(standing.judge(&token, NOW).unwrap().is_none());
     }
     let third = Keyset { revision: 3, ..second }.with_mac(&ours);
     standing.apply(&Change::Keyset(Arc::new(third)));
-    assert_eq!(standing.keyring().revision(), 3);
+    assert_eq!(standing.verifying_keys().revision(), 3);
 }
 
 /// K03: a revoked key is never taken back, whatever the revision, also where an older genuine
@@ -312,8 +316,8 @@ fn a_revoked_key_is_never_taken_back() {
                 matches!(standing.admit(&back), Err(Refused::Unrevoked(unrevoked)) if unrevoked == kid)
             );
             standing.apply(&Change::Keyset(Arc::new(back)));
-            assert!(!standing.keyring().stands(&kid));
-            assert_eq!(standing.keyring().revision(), 2);
+            assert!(!standing.verifying_keys().stands(&kid));
+            assert_eq!(standing.verifying_keys().revision(), 2);
         }
         assert!(standing.admit(&second).is_ok());
     }
@@ -327,7 +331,7 @@ fn a_keyset_that_does_not_check_starts_nothing() {
     let judging =
         Judging { max_lifetime: Duration::from_secs(3_600), skew: Duration::from_secs(5) };
     let opening = Opening { sealer: ours, issuer: ISSUER.into(), judging };
-    assert!(matches!(Standing::new(&altered, opening, MAX), Err(KeyringError::Keyset(_))));
+    assert!(matches!(Standing::new(&altered, opening, MAX), Err(SigningKeysError::Keyset(_))));
 }
 
 /// Whoever finds a raised epoch finds the client afresh, also where the client's own change is told
@@ -379,8 +383,8 @@ async fn a_key_that_is_not_known_yet_is_no_reason_to_say_no() {
     here.apply(&Change::Keyset(new));
     here.knows_up_to(Instant::now());
     assert!(here.judge(&token, NOW).unwrap().is_some());
-    let signer: Kid = there.keyring().active_kid().clone();
-    assert!(here.keyring().stands(&signer));
+    let signer: Kid = there.signing_keys().kid().clone();
+    assert!(here.verifying_keys().stands(&signer));
 }
 
 /// Claims as large as a client may have them.

@@ -12,7 +12,8 @@ use jeton::{
     clock::{Clock, ManualClock, Skew},
     config::{Config, Issue, Limits as Configured, Rate},
     crypto::{
-        chain::ChainKey, keyring::Judging, passwords::Passwords, records::RecordKey, seal::Sealer,
+        chain::ChainKey, passwords::Passwords, records::RecordKey, seal::Sealer,
+        verifying_keys::Judging,
     },
     error::Error,
     limit::Limits,

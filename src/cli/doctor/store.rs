@@ -10,9 +10,9 @@ use super::{
 use crate::{
     config::Config,
     crypto::{
-        keyring::{Judging, Keyring, KeyringError},
         master,
         seal::Sealer,
+        signing_keys::{SigningKeys, SigningKeysError},
     },
     model::Keyset,
     store::{
@@ -352,11 +352,9 @@ fn index(defect: &Defect) -> Finding {
 fn keys(config: &Config, keyset: &Keyset) -> Option<Finding> {
     const SUBJECT: &str = "signing keys";
     let master = master::load_or_make(&config.master_key_path(), false).ok()?;
-    let judging =
-        Judging { max_lifetime: config.token.access_lifetime_max(), skew: Duration::ZERO };
-    Some(match Keyring::open(keyset, &Sealer::new(master), &config.issuer, judging) {
+    Some(match SigningKeys::open(keyset, &Sealer::new(master)) {
         Ok(_) => Finding::ok(SUBJECT, "are authentic and open with this master key"),
-        Err(error @ KeyringError::Keyset(_)) => {
+        Err(error @ SigningKeysError::Keyset(_)) => {
             let advice = "running nodes keep the last authentic keyset: check who writes to the \
                           store, then restore a backup";
             Finding::problem(SUBJECT, error.to_string(), advice)

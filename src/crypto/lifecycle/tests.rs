@@ -111,7 +111,7 @@ impl Life {
     }
 
     /// Signs a token of the longest life, and holds every key of a living token against what the
-    /// keyring would do with it.
+    /// service would do with it.
     fn sign_and_check(&mut self) {
         self.expiries.insert(self.active(), self.now + TTL);
         for (kid, expires) in self.expiries.iter().filter(|(_, expires)| self.now < **expires) {

@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::ClientAuthenticator;
 use crate::{
-    crypto::keyring::VerifiedClaims,
+    crypto::verifying_keys::VerifiedClaims,
     error::{Error, Result},
     model::{Call, Client},
 };

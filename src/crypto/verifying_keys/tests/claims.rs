@@ -84,11 +84,11 @@ fn a_bad_expiry_is_refused() {
 #[test]
 fn a_token_ends_at_its_expiry() {
     let (_, bench) = Bench::all()[0];
-    let token = bench.keyring.sign(&good_claims()).unwrap();
+    let token = bench.signing.sign(&good_claims()).unwrap();
     let end = NOW + Duration::from_secs(900);
-    assert!(bench.keyring.verify(&token, end - Duration::from_millis(1)).is_some());
-    assert!(bench.keyring.verify(&token, end).is_none());
-    assert!(bench.keyring.verify(&token, end + Duration::from_millis(1)).is_none());
+    assert!(bench.verifying.verify(&token, end - Duration::from_millis(1)).is_some());
+    assert!(bench.verifying.verify(&token, end).is_none());
+    assert!(bench.verifying.verify(&token, end + Duration::from_millis(1)).is_none());
 }
 
 /// J08: issued in the future, or after its own end.
@@ -109,7 +109,7 @@ fn a_bad_time_of_issue_is_refused() {
     for issued in [2, 3, 5] {
         let claims = Claims { iat: now + issued, exp: now + 2, ..good_claims() };
         assert!(
-            bench.keyring.verify(&bench.keyring.sign(&claims).unwrap(), NOW).is_none(),
+            bench.verifying.verify(&bench.signing.sign(&claims).unwrap(), NOW).is_none(),
             "not before its end"
         );
     }
@@ -163,7 +163,7 @@ fn audiences_come_back_as_they_were_signed() {
         "https://orders.example:443",
     ] {
         let token = bench.forge(bench.header(), with("aud", Some(json!([other]))));
-        let verified = bench.keyring.verify(&token, NOW).unwrap();
+        let verified = bench.verifying.verify(&token, NOW).unwrap();
         assert_eq!(verified.claims().aud[0].as_str(), other);
         assert_ne!(verified.claims().aud, good_claims().aud);
     }
@@ -192,11 +192,10 @@ fn another_issuer_is_refused() {
         ],
     );
     let (_, bench) = Bench::all()[0];
-    let elsewhere =
-        Keyring::open(&bench.keyset, &bench.sealer, "https://other.example", JUDGING).unwrap();
-    let token = elsewhere
-        .sign(&Claims { iss: "https://other.example".to_owned(), ..good_claims() })
-        .unwrap();
+    let (signing, public) = SigningKeys::open(&bench.keyset, &bench.sealer).unwrap();
+    let elsewhere = VerifyingKeys::new(1, "https://other.example", JUDGING, public);
+    let token =
+        signing.sign(&Claims { iss: "https://other.example".to_owned(), ..good_claims() }).unwrap();
     assert!(elsewhere.verify(&token, NOW).is_some() && !bench.accepts(&token));
 }
 
@@ -324,8 +323,8 @@ fn other_credentials_are_no_access_tokens() {
 
     use crate::crypto::{refresh_token::RefreshKey, secrets::ClientSecrets};
     let (_, bench) = Bench::all()[0];
-    let refresh = RefreshKey::new(bench.keyring.root()).mint(FamilyId::new(), 0, &[1; 32]);
-    let (_, secret, _) = ClientSecrets::new(bench.keyring.root()).generate();
+    let refresh = RefreshKey::new(bench.signing.root()).mint(FamilyId::new(), 0, &[1; 32]);
+    let (_, secret, _) = ClientSecrets::new(bench.signing.root()).generate();
     for other in [refresh.expose_secret(), secret.expose_secret(), "", ".", "..", "...", "a.b.c"] {
         assert!(!bench.accepts(other), "{other}");
     }

@@ -1,11 +1,23 @@
-//! The keyring from outside and, with its own private keys in an attacker's hand, from inside.
+//! The keys from outside and, with their own private keys in an attacker's hand, from inside.
 
 use std::sync::OnceLock;
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+
 use super::*;
 use crate::{
-    crypto::keys,
-    model::{FamilyId, Jti, TenantId, claims::Epochs, keyset::Algorithm},
+    crypto::{
+        jwk,
+        jws::MAX_TOKEN,
+        keys::{self, KeyError, Pair},
+        keyset_mac::KeysetError,
+        root::Root,
+        seal::Sealer,
+        signing_keys::{SignError, SigningKeys, SigningKeysError},
+    },
+    model::{
+        FamilyId, Jti, KeyState, Keyset, SigningKey, TenantId, claims::Epochs, keyset::Algorithm,
+    },
 };
 
 mod claims;
@@ -16,11 +28,12 @@ const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
 const JUDGING: Judging =
     Judging { max_lifetime: Duration::from_secs(3_600), skew: Duration::from_secs(5) };
 
-/// A keyring with one active key, and that key itself.
+/// A keyset with one active key, and that key itself.
 struct Bench {
     keyset: Keyset,
     sealer: Sealer,
-    keyring: Keyring,
+    signing: SigningKeys,
+    verifying: VerifyingKeys,
     pair: Pair,
 }
 
@@ -37,8 +50,8 @@ impl Bench {
             mac: String::new(),
         }
         .with_mac(&sealer);
-        let keyring = open(&keyset, &sealer).unwrap();
-        Self { keyset, sealer, keyring, pair }
+        let (signing, verifying) = open(&keyset, &sealer).unwrap();
+        Self { keyset, sealer, signing, verifying, pair }
     }
 
     /// An RSA key takes a while to find: one for all tests.
@@ -55,7 +68,7 @@ impl Bench {
     }
 
     fn kid(&self) -> &str {
-        self.keyring.active_kid().as_str()
+        self.signing.kid().as_str()
     }
 
     fn header(&self) -> String {
@@ -70,12 +83,16 @@ impl Bench {
     }
 
     fn accepts(&self, token: &str) -> bool {
-        self.keyring.verify(token, NOW).is_some()
+        self.verifying.verify(token, NOW).is_some()
     }
 }
 
-fn open(keyset: &Keyset, sealer: &Sealer) -> Result<Keyring, KeyringError> {
-    Keyring::open(keyset, sealer, ISSUER, JUDGING)
+fn open(
+    keyset: &Keyset,
+    sealer: &Sealer,
+) -> Result<(SigningKeys, VerifyingKeys), SigningKeysError> {
+    let (signing, public) = SigningKeys::open(keyset, sealer)?;
+    Ok((signing, VerifyingKeys::new(keyset.revision, ISSUER, JUDGING, public)))
 }
 
 fn signed(header: impl AsRef<[u8]>, payload: impl AsRef<[u8]>) -> String {
@@ -110,10 +127,10 @@ fn payload() -> Vec<u8> {
 fn what_is_signed_is_an_access_token_and_reads_back() {
     for (name, bench) in Bench::all() {
         let claims = good_claims();
-        let token = bench.keyring.sign(&claims).unwrap();
-        let verified = bench.keyring.verify(&token, NOW).unwrap();
+        let token = bench.signing.sign(&claims).unwrap();
+        let verified = bench.verifying.verify(&token, NOW).unwrap();
         assert_eq!(verified.claims(), &claims, "{name}");
-        assert_eq!(verified.kid(), bench.keyring.active_kid());
+        assert_eq!(verified.kid(), bench.signing.kid());
         let parts: Vec<_> =
             token.split('.').map(|part| URL_SAFE_NO_PAD.decode(part).unwrap()).collect();
         assert_eq!(parts[0], bench.header().into_bytes());
@@ -130,7 +147,8 @@ fn what_is_signed_is_an_access_token_and_reads_back() {
 #[test]
 fn keys_and_pools_can_be_shared() {
     fn shared<T: Send + Sync>() {}
-    shared::<Keyring>();
+    shared::<SigningKeys>();
+    shared::<VerifyingKeys>();
     shared::<Sealer>();
     shared::<VerifiedClaims>();
     shared::<crate::crypto::passwords::Passwords>();
@@ -142,46 +160,46 @@ fn keys_and_pools_can_be_shared() {
 fn what_would_be_too_long_to_verify_is_not_signed() {
     let (_, bench) = Bench::all()[0];
     let fits = Claims { scope: "s".repeat(5_000), ..good_claims() };
-    assert!(bench.accepts(&bench.keyring.sign(&fits).unwrap()));
+    assert!(bench.accepts(&bench.signing.sign(&fits).unwrap()));
     let too_long = Claims { scope: "s".repeat(6_000), ..good_claims() };
-    assert!(matches!(bench.keyring.sign(&too_long), Err(SignError::TooLong)));
+    assert!(matches!(bench.signing.sign(&too_long), Err(SignError::TooLong)));
 }
 
 /// K03: a revoked key's tokens do not stand, those of the others do.
 #[test]
 fn tokens_of_a_revoked_key_do_not_verify() {
-    let Bench { mut keyset, sealer, keyring, .. } = Bench::new(Algorithm::EdDsa);
-    let token = keyring.sign(&good_claims()).unwrap();
-    let kid = keyring.active_kid().clone();
+    let Bench { mut keyset, sealer, signing, .. } = Bench::new(Algorithm::EdDsa);
+    let token = signing.sign(&good_claims()).unwrap();
+    let kid = signing.kid().clone();
     keyset.keys[0].state = KeyState::Revoked { remove_at: NOW + Duration::from_secs(3_600) };
     keyset.keys.push(SigningKey {
         state: KeyState::Active { since: NOW },
         ..keys::make(Algorithm::Es256, &sealer, NOW)
     });
-    let keyring = open(&keyset.with_mac(&sealer), &sealer).unwrap();
-    assert!(keyring.verify(&token, NOW).is_none());
-    assert!(!keyring.stands(&kid));
-    assert!(keyring.stands(keyring.active_kid()));
-    assert!(keyring.verify(&keyring.sign(&good_claims()).unwrap(), NOW).is_some());
-    assert!(!keyring.jwks().to_string().contains(kid.as_str()), "nor is it published");
+    let (signing, verifying) = open(&keyset.with_mac(&sealer), &sealer).unwrap();
+    assert!(verifying.verify(&token, NOW).is_none());
+    assert!(!verifying.stands(&kid));
+    assert!(verifying.stands(signing.kid()));
+    assert!(verifying.verify(&signing.sign(&good_claims()).unwrap(), NOW).is_some());
+    assert!(!verifying.jwks().to_string().contains(kid.as_str()), "nor is it published");
 }
 
 /// K01: a retiring key verifies until the last of its tokens has expired, and not a moment longer,
 /// swept or not.
 #[test]
 fn a_retiring_key_verifies_until_it_is_due_to_go() {
-    let Bench { mut keyset, sealer, keyring, .. } = Bench::new(Algorithm::EdDsa);
-    let token = keyring.sign(&good_claims()).unwrap();
+    let Bench { mut keyset, sealer, signing, .. } = Bench::new(Algorithm::EdDsa);
+    let token = signing.sign(&good_claims()).unwrap();
     let remove_at = NOW + Duration::from_secs(60);
     keyset.keys[0].state = KeyState::Retiring { remove_at };
     keyset.keys.push(SigningKey {
         state: KeyState::Active { since: NOW },
         ..keys::make(Algorithm::EdDsa, &sealer, NOW)
     });
-    let keyring = open(&keyset.with_mac(&sealer), &sealer).unwrap();
-    assert!(keyring.verify(&token, remove_at - Duration::from_millis(1)).is_some());
-    assert!(keyring.verify(&token, remove_at).is_none());
-    assert_eq!(keyring.jwks()["keys"].as_array().unwrap().len(), 2, "both are published");
+    let (_, verifying) = open(&keyset.with_mac(&sealer), &sealer).unwrap();
+    assert!(verifying.verify(&token, remove_at - Duration::from_millis(1)).is_some());
+    assert!(verifying.verify(&token, remove_at).is_none());
+    assert_eq!(verifying.jwks()["keys"].as_array().unwrap().len(), 2, "both are published");
 }
 
 /// K04: the published set holds public members only, unique kids, one alg and use each, and passes
@@ -194,7 +212,7 @@ fn the_published_set_is_public() {
     keys.extend(made);
     let keyset = Keyset { revision: 1, keys, sealed_root: Root::make(&sealer), mac: String::new() }
         .with_mac(&sealer);
-    let jwks = open(&keyset, &sealer).unwrap().jwks().clone();
+    let jwks = open(&keyset, &sealer).unwrap().1.jwks().clone();
     let expected = [
         ("RSA", vec!["alg", "e", "kid", "kty", "n", "use"]),
         ("OKP", vec!["alg", "crv", "kid", "kty", "use", "x"]),
@@ -210,7 +228,7 @@ fn the_published_set_is_public() {
         assert_eq!(key["kid"], own.kid.as_str());
         assert_eq!((&key["use"], &key["alg"]), (&"sig".into(), &own.alg.as_str().into()));
     }
-    assert_eq!(crate::crypto::jwk::parse_set(&jwks.to_string()).unwrap().len(), 3);
+    assert_eq!(jwk::parse_set(&jwks.to_string()).unwrap().len(), 3);
 }
 
 /// K05: an RSA key below 3,072 bits is not opened as one of ours, however it came there.
@@ -227,7 +245,7 @@ fn a_short_rsa_key_is_refused() {
         URL_SAFE_NO_PAD.encode(sealer.seal("signing key", key.kid.as_str(), pkcs8.as_ref()));
     assert!(matches!(
         open(&keyset.with_mac(&sealer), &sealer),
-        Err(KeyringError::Key(KeyError::Unacceptable(_, "RS256")))
+        Err(SigningKeysError::Key(KeyError::Unacceptable(_, "RS256")))
     ));
 }
 
@@ -235,14 +253,14 @@ fn a_short_rsa_key_is_refused() {
 #[test]
 fn a_key_that_is_not_its_own_does_not_open() {
     let Bench { keyset, sealer, .. } = Bench::new(Algorithm::EdDsa);
-    assert!(matches!(open(&keyset, &Sealer::new([6; 32])), Err(KeyringError::Root(_))));
+    assert!(matches!(open(&keyset, &Sealer::new([6; 32])), Err(SigningKeysError::Root(_))));
     let other = keys::make(Algorithm::EdDsa, &sealer, NOW);
     let mut swapped = keyset.clone();
     swapped.keys[0].sealed = other.sealed;
-    assert!(matches!(open(&swapped, &sealer), Err(KeyringError::Keyset(KeysetError::Mac))));
+    assert!(matches!(open(&swapped, &sealer), Err(SigningKeysError::Keyset(KeysetError::Mac))));
     assert!(matches!(
         open(&swapped.with_mac(&sealer), &sealer),
-        Err(KeyringError::Key(KeyError::Sealed(_)))
+        Err(SigningKeysError::Key(KeyError::Sealed(_)))
     ));
     let mut renamed = keyset.clone();
     let (_, pkcs8) = keys::make_key(Algorithm::EdDsa);
@@ -252,7 +270,7 @@ fn a_key_that_is_not_its_own_does_not_open() {
     assert!(
         matches!(
             open(&renamed.with_mac(&sealer), &sealer),
-            Err(KeyringError::Key(KeyError::Sealed(_)))
+            Err(SigningKeysError::Key(KeyError::Sealed(_)))
         ),
         "its id is its thumbprint"
     );
@@ -260,7 +278,7 @@ fn a_key_that_is_not_its_own_does_not_open() {
     wrong_alg.keys[0].alg = Algorithm::Es256;
     assert!(matches!(
         open(&wrong_alg.with_mac(&sealer), &sealer),
-        Err(KeyringError::Key(KeyError::Unacceptable(..)))
+        Err(SigningKeysError::Key(KeyError::Unacceptable(..)))
     ));
 }
 
@@ -271,7 +289,7 @@ fn exactly_one_key_is_active() {
     keyset.keys.push(keyset.keys[0].clone());
     assert!(matches!(
         open(&keyset.clone().with_mac(&sealer), &sealer),
-        Err(KeyringError::Keyset(KeysetError::Twice(_)))
+        Err(SigningKeysError::Keyset(KeysetError::Twice(_)))
     ));
     keyset.keys[1] = SigningKey {
         state: KeyState::Active { since: NOW },
@@ -279,14 +297,14 @@ fn exactly_one_key_is_active() {
     };
     assert!(matches!(
         open(&keyset.clone().with_mac(&sealer), &sealer),
-        Err(KeyringError::Keyset(KeysetError::Active(2)))
+        Err(SigningKeysError::Keyset(KeysetError::Active(2)))
     ));
     for key in &mut keyset.keys {
         key.state = KeyState::Prepared { activate_at: None };
     }
     assert!(matches!(
         open(&keyset.with_mac(&sealer), &sealer),
-        Err(KeyringError::Keyset(KeysetError::Active(0)))
+        Err(SigningKeysError::Keyset(KeysetError::Active(0)))
     ));
 }
 
@@ -303,5 +321,41 @@ fn no_private_key_is_in_the_record_or_in_debug() {
         assert!(!format!("{key:?}").contains(&key.sealed[..8]));
     }
     let (_, bench) = Bench::all()[0];
-    assert!(!format!("{:?}", bench.keyring).contains("issuer"));
+    assert!(!format!("{:?}{:?}", bench.signing, bench.verifying).contains("issuer"));
+}
+
+/// What is published is all that verifies: a process without the master key judges as the service
+/// does.
+#[test]
+fn published_keys_verify_without_the_master_key() {
+    for (name, bench) in Bench::all() {
+        let published = jwk::parse_set(&bench.verifying.jwks().to_string()).unwrap();
+        let public = published.into_iter().map(|key| PublicKey::new(key, None).unwrap());
+        let elsewhere = VerifyingKeys::new(1, ISSUER, JUDGING, public);
+        let token = bench.signing.sign(&good_claims()).unwrap();
+        assert_eq!(elsewhere.verify(&token, NOW).unwrap().claims().jti, {
+            bench.verifying.verify(&token, NOW).unwrap().claims().jti
+        });
+        assert!(elsewhere.verify(&token[..token.len() - 1], NOW).is_none(), "{name}");
+        assert_eq!(elsewhere.jwks(), bench.verifying.jwks());
+    }
+}
+
+/// K04, J03: no key that could sign verifies, nor one under another key's id.
+#[test]
+fn only_public_keys_under_their_own_id_verify() {
+    let admit = |json: serde_json::Value| {
+        PublicKey::new(serde_json::from_value(json).unwrap(), None).map(drop)
+    };
+    let (_, bench) = Bench::all()[0];
+    let own = bench.verifying.jwks()["keys"][0].clone();
+    assert_eq!(admit(own.clone()), Ok(()));
+    for (kid, reason) in [(Some("other"), "renamed"), (None, "without an id")] {
+        let mut key = own.clone();
+        key["kid"] = kid.into();
+        assert_eq!(admit(key), Err(Refused("its kid is not its thumbprint")), "{reason}");
+    }
+    let secret = URL_SAFE_NO_PAD.encode([7; 32]);
+    let symmetric = serde_json::json!({"kty": "oct", "alg": "HS256", "k": secret, "kid": "a"});
+    assert_eq!(admit(symmetric), Err(Refused("it is not a public key")));
 }

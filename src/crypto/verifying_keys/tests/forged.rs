@@ -80,7 +80,7 @@ fn a_public_key_is_no_hmac_key() {
             .collect();
         let pem =
             format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", lines.join("\n"));
-        let jwk = bench.keyring.jwks()["keys"][0].to_string();
+        let jwk = bench.verifying.jwks()["keys"][0].to_string();
         let point = raw(&bench.pair);
         let variants = [
             pem.trim_end().as_bytes(),
@@ -158,7 +158,7 @@ fn keys_in_the_header_are_refused_and_nothing_is_fetched() {
     let url = format!("http://{}/jwks.json", listener.local_addr().unwrap());
     let (_, bench) = Bench::all()[0];
     let attacker = Bench::new(Algorithm::EdDsa);
-    let jwk = attacker.keyring.jwks()["keys"][0].to_string();
+    let jwk = attacker.verifying.jwks()["keys"][0].to_string();
     let certificate = STANDARD.encode(spki(&attacker.pair));
     let members = [
         format!("\"jwk\":{jwk}"),
@@ -187,7 +187,7 @@ fn keys_in_the_header_are_refused_and_nothing_is_fetched() {
         !bench.accepts(&attacker.forge(bench.header(), payload())),
         "nor with the header of ours"
     );
-    assert!(!bench.accepts(&attacker.keyring.sign(&good_claims()).unwrap()), "nor with their own");
+    assert!(!bench.accepts(&attacker.signing.sign(&good_claims()).unwrap()), "nor with their own");
 }
 
 /// J05: what must be understood is not (RFC 7515 section 4.1.11), and an unencoded payload (RFC
@@ -300,7 +300,7 @@ fn a_header_that_is_no_object_is_refused() {
 #[test]
 fn only_the_canonical_compact_spelling_is_accepted() {
     for (name, bench) in Bench::all() {
-        let token = bench.keyring.sign(&good_claims()).unwrap();
+        let token = bench.signing.sign(&good_claims()).unwrap();
         let parts: Vec<_> = token.split('.').collect();
         let [head, body, signature] = parts[..] else { panic!("three parts") };
         let json =
@@ -344,7 +344,7 @@ fn only_the_canonical_compact_spelling_is_accepted() {
 #[test]
 fn unused_bits_make_no_second_spelling() {
     let (_, bench) = Bench::all()[0];
-    let token = bench.keyring.sign(&good_claims()).unwrap();
+    let token = bench.signing.sign(&good_claims()).unwrap();
     let ends = [token.find('.').unwrap(), token.rfind('.').unwrap(), token.len()];
     for end in ends {
         for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_".chars() {
@@ -377,7 +377,7 @@ fn long_tokens_are_refused_before_they_are_read() {
 /// A good token of exactly this length: padded by a member of the header, and by white space where
 /// base64 skips a length.
 fn of_length(bench: &Bench, length: usize) -> String {
-    let room = (length - bench.keyring.sign(&good_claims()).unwrap().len()) * 3 / 4;
+    let room = (length - bench.signing.sign(&good_claims()).unwrap().len()) * 3 / 4;
     let padded = (room.saturating_sub(20)..room + 4)
         .flat_map(|room| (0..3).map(move |spaces| (room, spaces)));
     let tokens = padded.map(|(room, spaces)| {
@@ -443,7 +443,7 @@ fn odd_ecdsa_signatures_are_refused() {
 #[test]
 fn every_flipped_bit_is_refused() {
     for (name, bench) in Bench::all() {
-        let token = bench.keyring.sign(&good_claims()).unwrap();
+        let token = bench.signing.sign(&good_claims()).unwrap();
         let parts: Vec<_> =
             token.split('.').map(|part| URL_SAFE_NO_PAD.decode(part).unwrap()).collect();
         for part in 0..3 {

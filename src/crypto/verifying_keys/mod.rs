@@ -1,0 +1,202 @@
+//! Public keys of the service, parsed once: they judge access tokens. Only here do claims become
+//! [`VerifiedClaims`].
+//!
+//! Made from public JWKs alone ([`PublicKey`]): no master key, no keyset and no private key comes in
+//! here, so that a process that only verifies holds nothing that could sign. The secret half is
+//! [`SigningKeys`](super::signing_keys::SigningKeys).
+
+use std::{collections::HashMap, time::Duration};
+
+use jsonwebtoken::jwk::{AlgorithmParameters, Jwk, JwkSet, ThumbprintHash};
+
+use super::{
+    jwk::Refused,
+    jws::{self, Jws, Verifier},
+};
+use crate::model::{Claims, Kid, Timestamp, weight};
+
+/// Bounds on what a token may say of time.
+#[derive(Clone, Copy, Debug)]
+pub struct Judging {
+    /// No token lives longer than this: the longest lifetime this service gives.
+    pub max_lifetime: Duration,
+    /// How far `iat` and `nbf` may lie ahead, for the clocks of the other nodes. `exp` has no
+    /// leeway.
+    pub skew: Duration,
+}
+
+/// What a token says, after its signature and its bounds were found good. Private fields: only
+/// [`VerifyingKeys::verify`] makes one.
+#[derive(Debug)]
+pub struct VerifiedClaims {
+    claims: Claims,
+    kid: Kid,
+}
+
+impl VerifiedClaims {
+    /// What the token says.
+    pub const fn claims(&self) -> &Claims {
+        &self.claims
+    }
+
+    /// Bytes of memory that they take.
+    pub fn weight(&self) -> usize {
+        weight::shared(size_of::<Self>()) + self.claims.weight() + weight::text(self.kid.as_str())
+    }
+
+    /// The key that signed it: [`VerifyingKeys::stands`] is to be asked again whenever the claims are
+    /// used again.
+    pub const fn kid(&self) -> &Kid {
+        &self.kid
+    }
+}
+
+/// The public part of one signing key, and how long it verifies.
+pub struct PublicKey {
+    kid: Kid,
+    jwk: Jwk,
+    verifier: Verifier,
+    until: Option<Timestamp>,
+}
+
+impl PublicKey {
+    /// Admits a key by the same policy as everybody else's. `until` is when the last token it
+    /// signed has expired, once it no longer signs.
+    ///
+    /// # Errors
+    ///
+    /// When the key is symmetric, [cannot be admitted](super::jwk::admit), or its id is not its
+    /// thumbprint (RFC 7638).
+    pub fn new(jwk: Jwk, until: Option<Timestamp>) -> Result<Self, Refused> {
+        if matches!(jwk.algorithm, AlgorithmParameters::OctetKey(_)) {
+            return Err(Refused("it is not a public key"));
+        }
+        let verifier = Verifier::from_jwk(&jwk)?;
+        let thumbprint =
+            jwk.thumbprint(ThumbprintHash::SHA256).map_err(|_| Refused("it cannot be read"))?;
+        let kid = jwk.common.key_id.as_deref().filter(|kid| *kid == thumbprint);
+        let kid = kid.and_then(|kid| kid.parse().ok());
+        let kid = kid.ok_or(Refused("its kid is not its thumbprint"))?;
+        Ok(Self { kid, jwk, verifier, until })
+    }
+
+    /// The key's id.
+    pub const fn kid(&self) -> &Kid {
+        &self.kid
+    }
+}
+
+/// The public keys of one revision of the keyset.
+pub struct VerifyingKeys {
+    revision: u64,
+    issuer: String,
+    judging: Judging,
+    /// Every key whose tokens may stand. There is no other place a key id is ever looked up in
+    /// (J06).
+    keys: HashMap<Kid, Known>,
+    jwks: serde_json::Value,
+}
+
+/// A key that verifies.
+struct Known {
+    verifier: Verifier,
+    /// When the last token it signed has expired, once it no longer signs.
+    until: Option<Timestamp>,
+}
+
+impl VerifyingKeys {
+    /// The keys that verify tokens of `issuer`: prepared, active and retiring ones, no revoked one.
+    pub fn new(
+        revision: u64,
+        issuer: &str,
+        judging: Judging,
+        public: impl IntoIterator<Item = PublicKey>,
+    ) -> Self {
+        let (mut keys, mut jwks) = (HashMap::new(), Vec::new());
+        for PublicKey { kid, jwk, verifier, until } in public {
+            keys.insert(kid, Known { verifier, until });
+            jwks.push(jwk);
+        }
+        let jwks = serde_json::json!(JwkSet { keys: jwks });
+        Self { revision, issuer: issuer.to_owned(), judging, keys, jwks }
+    }
+
+    /// The claims of `token`, if it is an access token of this issuer, signed by a key that stands,
+    /// and within its time at `now`. Does no I/O. Why a token was refused is nobody's business.
+    pub fn verify(&self, token: &str, now: Timestamp) -> Option<VerifiedClaims> {
+        let (claims, kid, known) = self.read(token)?;
+        if known.until.is_some_and(|until| now >= until) {
+            return None;
+        }
+        self.judging.in_time(&claims, now).then_some(VerifiedClaims { claims, kid })
+    }
+
+    /// The claims of `token`, if it is an access token of this issuer, signed by a key that is not
+    /// revoked or removed, whatever the time: a clock that is wrong must not keep a token from
+    /// being revoked.
+    pub fn recognise(&self, token: &str) -> Option<Claims> {
+        self.read(token).map(|(claims, ..)| claims)
+    }
+
+    fn read(&self, token: &str) -> Option<(Claims, Kid, &Known)> {
+        let jws = Jws::parse(token).ok()?;
+        // RFC 9068 section 4; "application/" may be left out (RFC 7515 section 4.1.9).
+        if !matches!(jws.typ(), Some("at+jwt" | "application/at+jwt")) {
+            return None;
+        }
+        let kid: Kid = jws.kid()?.parse().ok()?;
+        let known = self.keys.get(&kid)?;
+        let claims: Claims = jws::object(known.verifier.verify(&jws)?)?;
+        let good = claims.iss == self.issuer
+            && !claims.aud.is_empty()
+            && self.judging.is_no_longer(&claims);
+        good.then_some((claims, kid, known))
+    }
+
+    /// The moment that it may still be elsewhere.
+    pub fn earliest(&self, now: Timestamp) -> Timestamp {
+        let skew = i64::try_from(self.judging.skew.as_millis()).unwrap_or(i64::MAX);
+        Timestamp::from_millis(now.millis().saturating_sub(skew))
+    }
+
+    /// Of the keyset it was opened from.
+    pub const fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Whether tokens of this key may stand: it is neither revoked nor removed.
+    pub fn stands(&self, kid: &Kid) -> bool {
+        self.keys.contains_key(kid)
+    }
+
+    /// The public keys (RFC 7517 section 5): prepared, active and retiring ones.
+    pub const fn jwks(&self) -> &serde_json::Value {
+        &self.jwks
+    }
+}
+
+impl Judging {
+    /// RFC 7519 section 4.1.4 to 4.1.6. A token expires at `exp` itself.
+    fn in_time(&self, claims: &Claims, now: Timestamp) -> bool {
+        let [issued, begins, expires] =
+            [claims.iat, claims.nbf, claims.exp].map(Timestamp::from_seconds);
+        let ahead = now + self.skew;
+        now < expires && issued <= ahead && begins <= ahead
+    }
+
+    /// Whether its lifetime is one that this service gives.
+    fn is_no_longer(&self, claims: &Claims) -> bool {
+        let [issued, expires] = [claims.iat, claims.exp].map(Timestamp::from_seconds);
+        issued < expires && expires.since(issued) <= self.max_lifetime
+    }
+}
+
+/// Shows which keys.
+impl std::fmt::Debug for VerifyingKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VerifyingKeys").field("keys", &self.keys.keys()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;
