@@ -4,7 +4,7 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use crate::{crypto::passwords::Busy, model::id::Invalid, standing::Behind, store::StoreError};
+use crate::{crypto::passwords::Busy, model::id::Invalid, standing::Stale, store::StoreError};
 
 /// Why a call was not answered as asked.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +68,7 @@ pub enum Error {
     Unavailable(#[source] StoreError),
     /// This node has not heard for too long what the others did, and judges nothing until it has.
     #[error("this node's revocation data is stale; retry on another node")]
-    Behind(#[from] Behind),
+    Behind(#[from] Stale),
     /// The store has no room left.
     #[error("the store is full")]
     Exhausted(#[source] StoreError),

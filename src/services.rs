@@ -22,7 +22,7 @@ use crate::{
         ClientAuthenticator, Detached, Introspector, Minter, Revoker, Terms, TokenIssuer,
         client_auth::SecretUses,
     },
-    standing::Standing,
+    standing::NodeState,
     store::{Store, authentic::Authentic},
 };
 
@@ -31,7 +31,7 @@ pub struct Parts {
     /// The store, with its records checked.
     pub store: Arc<Authentic>,
     /// Token state that follows that store.
-    pub standing: Arc<Standing>,
+    pub standing: Arc<NodeState>,
     /// Budgets.
     pub limits: Arc<Limits>,
     /// The argon2id pool.
@@ -65,7 +65,7 @@ pub struct Services {
     /// Administration.
     pub admin: AdminServices,
     /// Token state.
-    pub standing: Arc<Standing>,
+    pub standing: Arc<NodeState>,
     /// Budgets.
     pub limits: Arc<Limits>,
     /// The argon2id pool.
@@ -112,7 +112,7 @@ impl Services {
         } = parts;
         let (skew, terms) = (parts.skew, Arc::new(parts.terms));
         let store: Arc<dyn Store> = authentic.clone();
-        let signing = standing.signing_keys();
+        let signing = standing.keys.signing_keys();
         let root = signing.root();
         let secrets = Arc::new(ClientSecrets::new(root));
         let refresh_key = Arc::new(RefreshKey::new(root));

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use jeton::{api::status::code, error::Error, standing::Behind, store::StoreError};
+use jeton::{api::status::code, error::Error, standing::Stale, store::StoreError};
 
 /// A room and the rooms it may import, besides itself.
 const ROOMS: &[(&str, &[&str])] = &[
@@ -254,7 +254,7 @@ fn the_readme_lists_every_error_as_it_is_answered() {
         Error::TooLarge,
         Error::Throttled { retry_after: std::time::Duration::from_secs(1) },
         Error::Unavailable(store(StoreError::Unavailable)),
-        Error::Behind(Behind),
+        Error::Behind(Stale),
         Error::Exhausted(store(StoreError::Full)),
         Error::DeadlineExceeded,
         Error::Internal("defect".into()),

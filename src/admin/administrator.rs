@@ -9,7 +9,7 @@ use crate::{
     error::{Error, Result},
     model::{Action, Call, Client, ClientId, Scope, Scopes, Stamp, TenantId},
     oauth::{ADMIN, ClientAuthenticator, Credentials, client_auth::carries, revocation::spend},
-    standing::Standing,
+    standing::NodeState,
     store::{Proof, ProvenWrite, Spent, Store},
 };
 
@@ -114,7 +114,7 @@ impl Administrator {
 pub struct AdminAuthenticator {
     pub(crate) clients: Arc<ClientAuthenticator>,
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) standing: Arc<Standing>,
+    pub(crate) standing: Arc<NodeState>,
     pub(crate) trail: Arc<Trail>,
     pub(crate) clock: Arc<dyn Clock>,
 }
@@ -154,11 +154,12 @@ impl AdminAuthenticator {
     /// moment.
     pub async fn still_administers(&self, admin: &Administrator) -> Result<()> {
         let Administrator { client, verified, scope } = admin;
-        if !self.standing.stands(verified, self.clock.now())? {
+        if !self.standing.tokens.is_active(verified, self.clock.now())? {
             return Err(Error::InvalidToken);
         }
         let client = self
             .standing
+            .clients
             .client(self.store.as_ref(), &client.id)
             .await?
             .filter(|client| !client.disabled);

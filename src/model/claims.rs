@@ -54,8 +54,8 @@ impl Claims {
     }
 }
 
-/// The epochs of tenant, client and subject that were known when a token was minted. It stands only
-/// while none of them has been raised since.
+/// The epochs of tenant, client and subject that were known when a token was minted. It is active
+/// only while none of them has been raised since.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "[u64; 3]", into = "[u64; 3]")]
 pub struct Epochs {
@@ -68,8 +68,8 @@ pub struct Epochs {
 }
 
 impl Epochs {
-    /// Whether something minted under `self` still stands when `current` is known.
-    pub fn reach(self, current: Self) -> bool {
+    /// Returns true if what was minted under `self` is not revoked by `current`.
+    pub fn covers(self, current: Self) -> bool {
         self.tenant >= current.tenant
             && self.client >= current.client
             && self.subject >= current.subject
@@ -96,10 +96,10 @@ mod tests {
     #[test]
     fn any_raised_level_ends_a_token() {
         let minted = Epochs { tenant: 1, client: 2, subject: 3 };
-        assert!(minted.reach(minted));
-        assert!(minted.reach(Epochs::default()));
+        assert!(minted.covers(minted));
+        assert!(minted.covers(Epochs::default()));
         for raised in [[2, 0, 0], [0, 3, 0], [0, 0, 4]] {
-            assert!(!minted.reach(raised.into()), "{raised:?}");
+            assert!(!minted.covers(raised.into()), "{raised:?}");
         }
     }
 }

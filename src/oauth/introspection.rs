@@ -67,7 +67,7 @@ impl IntrospectionCaller {
 pub struct Introspector {
     pub(crate) clients: Arc<ClientAuthenticator>,
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) standing: Arc<crate::standing::Standing>,
+    pub(crate) standing: Arc<crate::standing::NodeState>,
     pub(crate) trail: Arc<Trail>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) refresh_key: Arc<RefreshKey>,
@@ -134,7 +134,9 @@ impl Introspector {
         token: &str,
         show: impl FnOnce(&VisibleToken<'_>) -> T,
     ) -> Result<Option<T>> {
-        let Some(verified) = self.standing.judge(token, call.now)? else { return Ok(None) };
+        let Some(verified) = self.standing.tokens.verify_active(token, call.now)? else {
+            return Ok(None);
+        };
         let claims = verified.claims();
         Ok(caller
             .sees(&claims.tenant, &claims.aud)
@@ -153,7 +155,7 @@ impl Introspector {
     ) -> Result<Option<Family>> {
         // Before anything about the token: while there is no judgement, every text gets the same
         // answer (I04).
-        self.standing.fresh()?;
+        self.standing.tokens.ensure_fresh()?;
         if !caller.any {
             return Ok(None);
         }
@@ -161,11 +163,12 @@ impl Introspector {
         let Some(family) = self.store.family(presented.family, call.now).await? else {
             return Ok(None);
         };
-        let current = self.standing.epochs(&family.tenant, &family.client, &family.subject)?;
+        let current =
+            self.standing.tokens.epochs(&family.tenant, &family.client, &family.subject)?;
         let stands = self.refresh_key.verify(&presented, &family.salt)
             && family.stands(call.now)
-            && !self.standing.family_was_ended(family.id)
-            && family.epochs.reach(current)
+            && !self.standing.tokens.is_family_revoked(family.id)
+            && family.epochs.covers(current)
             && family.generation == presented.generation;
         Ok((stands && caller.sees(&family.tenant, &[])).then_some(family))
     }

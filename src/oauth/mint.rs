@@ -9,7 +9,7 @@ use crate::{
     crypto::signing_keys::SignError,
     error::{Error, Result},
     model::{Audience, Claims, Client, Epochs, FamilyId, Granted, Jti, Scopes, Subject, Timestamp},
-    standing::Standing,
+    standing::NodeState,
 };
 
 /// What a caller is given (RFC 6749 section 5.1).
@@ -39,7 +39,7 @@ pub(super) struct Mint<'a> {
 
 /// Mints access tokens (RFC 9068).
 pub struct Minter {
-    pub(crate) standing: Arc<Standing>,
+    pub(crate) standing: Arc<NodeState>,
     pub(crate) terms: Arc<Terms>,
 }
 
@@ -63,7 +63,7 @@ impl Minter {
     /// behind signs nothing: its key may have been revoked, or its epochs raised, and then the
     /// token would be dead when it is given out.
     pub(super) fn mint(&self, mint: Mint<'_>) -> Result<(SecretString, Duration)> {
-        self.standing.fresh()?;
+        self.standing.tokens.ensure_fresh()?;
         let lifetime = self.access_lifetime(mint.client, mint.now, mint.family.map(|(_, end)| end));
         let iat = mint.now.seconds();
         let seconds = i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX).max(1);
@@ -82,12 +82,13 @@ impl Minter {
             fam: mint.family.map(|(id, _)| id),
             ep: mint.epochs,
         };
-        let token = self.standing.signing_keys().sign(&claims).map_err(|error| match error {
-            SignError::TooLong => Error::InvalidScope(
-                "the scopes and roles do not fit into a token; request fewer".into(),
-            ),
-            SignError::Claims(_) | SignError::Signature => Error::Internal(Box::new(error)),
-        })?;
+        let token =
+            self.standing.keys.signing_keys().sign(&claims).map_err(|error| match error {
+                SignError::TooLong => Error::InvalidScope(
+                    "the scopes and roles do not fit into a token; request fewer".into(),
+                ),
+                SignError::Claims(_) | SignError::Signature => Error::Internal(Box::new(error)),
+            })?;
         Ok((token.into(), Duration::from_secs(seconds.unsigned_abs())))
     }
 }

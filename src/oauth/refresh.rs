@@ -131,15 +131,19 @@ impl TokenIssuer {
         if !self.refresh_key.verify(&presented, &family.salt) {
             return Err(Error::InvalidGrant);
         }
-        let current = self.standing.epochs(&family.tenant, &family.client, &family.subject)?;
+        let current =
+            self.standing.tokens.epochs(&family.tenant, &family.client, &family.subject)?;
         // A revocation is final: one that this node knows is not undone by a store that no longer
         // shows it.
-        let undone = family.ended_at.is_none() && self.standing.family_was_ended(family.id);
+        let undone = family.ended_at.is_none() && self.standing.tokens.is_family_revoked(family.id);
         let client = who.client();
         let audience_stands = family.audience.iter().all(|audience| {
             *audience == self.terms.own_audience || client.audiences.contains(audience)
         });
-        if undone || family.client != client.id || !family.epochs.reach(current) || !audience_stands
+        if undone
+            || family.client != client.id
+            || !family.epochs.covers(current)
+            || !audience_stands
         {
             let stamp = who.stamp_in(call, &family.tenant);
             let refused =
@@ -154,7 +158,7 @@ impl TokenIssuer {
     fn looks_lawful(&self, call: &Call, presented: &Presented, family: &Family) -> bool {
         let lately = || {
             family.rotated_at + self.terms.token.refresh_grace()
-                >= self.standing.verifying_keys().earliest(call.now)
+                >= self.standing.tokens.verifying_keys().earliest(call.now)
         };
         match family.generation.checked_sub(presented.generation) {
             Some(0) => true,

@@ -13,7 +13,7 @@ use crate::{
     model::{
         Action, Call, Client, ClientId, EpochOf, Revocation, Revoked, Scopes, TenantId, Timestamp,
     },
-    standing::{SLACK, Standing},
+    standing::{NodeState, SLACK},
     store::{Proof, ProofStore, ProvenWrite, Spent, Store},
 };
 
@@ -21,7 +21,7 @@ use crate::{
 pub struct Revoker {
     pub(crate) clients: Arc<ClientAuthenticator>,
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) standing: Arc<Standing>,
+    pub(crate) standing: Arc<NodeState>,
     pub(crate) trail: Arc<Trail>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) refresh_key: Arc<RefreshKey>,
@@ -72,13 +72,13 @@ impl Revoker {
         // That it was ended is not enough: who did so may not have come to record it, nor this node
         // to hear of it (V04).
         let is_past = |ended: Timestamp| {
-            self.standing.family_was_ended(family.id)
+            self.standing.tokens.is_family_revoked(family.id)
                 || ended + self.terms.revocation_memory() <= call.now
         };
         if family.ended_at.is_some_and(is_past) {
             return Ok(());
         }
-        if self.standing.was_outdated(
+        if self.standing.tokens.is_outdated(
             &family.epochs,
             &family.tenant,
             &family.client,
@@ -122,8 +122,8 @@ impl Revoker {
         // A node that is behind may not know the key: then it must not say that there is nothing to
         // end (V05). What it does know it ends: the write is the store's, and ending too much is
         // not possible.
-        let fresh = self.standing.fresh();
-        let Some(claims) = self.standing.verifying_keys().recognise(token) else {
+        let fresh = self.standing.tokens.ensure_fresh();
+        let Some(claims) = self.standing.tokens.verifying_keys().recognise(token) else {
             return Ok(fresh?);
         };
         // Which clock is right is not known here: only what has expired by all of them is left
@@ -143,9 +143,13 @@ impl Revoker {
                 .await;
         }
         // Both are final, however old what is known here may be.
-        let is_outdated =
-            self.standing.was_outdated(&claims.ep, &claims.tenant, &claims.client_id, &claims.sub);
-        if is_outdated || self.standing.token_was_revoked(claims.jti) {
+        let is_outdated = self.standing.tokens.is_outdated(
+            &claims.ep,
+            &claims.tenant,
+            &claims.client_id,
+            &claims.sub,
+        );
+        if is_outdated || self.standing.tokens.is_token_revoked(claims.jti) {
             return Ok(());
         }
         if !self.limits.remembers_revocation(

@@ -131,7 +131,7 @@ fn admit(opened: &Opened) -> Admit {
 }
 
 fn published(config: &Config, opened: &Opened, services: Vec<String>) -> Published {
-    let standing = opened.services.standing.clone();
+    let tokens = opened.services.standing.tokens.clone();
     let store = opened.store.clone();
     let writes = ready::shared(Arc::new(move || {
         let store = store.clone();
@@ -139,9 +139,9 @@ fn published(config: &Config, opened: &Opened, services: Vec<String>) -> Publish
     }));
     Published {
         issuer: opened.services.terms.issuer.clone(),
-        ready: ready::unless_behind(standing.clone(), writes),
-        // Also while this node is behind: see `standing`.
-        jwks: Arc::new(move || standing.verifying_keys().jwks().clone()),
+        ready: ready::unless_stale(tokens.clone(), writes),
+        // Also while this node is stale: see `standing`.
+        jwks: Arc::new(move || tokens.verifying_keys().jwks().clone()),
         jwks_max_age: Duration::from_secs(config.keys.publish_ahead_seconds),
         grpc_services: services.into(),
     }

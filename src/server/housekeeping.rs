@@ -67,7 +67,8 @@ pub(super) fn start(
         every(minutes, "sweep", |house| {
             Box::pin(async move {
                 house.services.standing.sweep(house.clock.now());
-                let earliest = house.services.standing.verifying_keys().earliest(house.clock.now());
+                let earliest =
+                    house.services.standing.tokens.verifying_keys().earliest(house.clock.now());
                 Ok(sweep(house.store.as_ref(), earliest).await?)
             })
         }),

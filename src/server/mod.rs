@@ -130,7 +130,7 @@ pub async fn run(
     let (stop, stopping) = watch::channel(false);
     let app = App::build(&options, &opened, &stopping).await?;
     let metrics = app.serve_metrics(&options, stopped(stopping.clone())).await?;
-    let announcing = ready::announce(opened.services.standing.clone(), app.health.clone());
+    let announcing = ready::announce(opened.services.standing.tokens.clone(), app.health.clone());
     let background = housekeeping::start(&opened, tls.clone(), &stopping);
     let listening = listen::Options::new(&config.limits, tls).within(open_files);
     let serving = tokio::spawn(listen::serve(listener, app.guarded, listening, stopped(stopping)));

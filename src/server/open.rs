@@ -15,7 +15,7 @@ use crate::{
     model::{Action, Audience, Invalid, Keyset, Stamp, event::Filter, keyset::KeyPolicy},
     oauth::Terms,
     services::{Parts, Services},
-    standing::{Opening, SLACK, Standing},
+    standing::{NodeState, Opening, SLACK},
     store::{
         Change, Follower, KeyStore, RevocationStore, Store, StoreError, authentic::Authentic,
         embedded::Accept,
@@ -111,7 +111,7 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
     let judging = Judging { max_lifetime: terms.token.access_lifetime_max(), skew: tolerance };
     let opening = Opening { sealer: sealer.clone(), issuer: terms.issuer.clone(), judging };
     let standing =
-        Standing::new(&keyset, opening, config.store.max_staleness()).map_err(|error| {
+        NodeState::new(&keyset, opening, config.store.max_staleness()).map_err(|error| {
             let place = if config.store.is_shared() {
                 "the shared store".to_owned()
             } else {

@@ -12,7 +12,7 @@ use tokio::{
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::standing::Standing;
+use crate::standing::TokenState;
 
 /// How long an answer is given again.
 const GOOD_FOR: Duration = Duration::from_secs(1);
@@ -50,27 +50,25 @@ pub(super) fn shared(probe: Ready) -> Ready {
     })
 }
 
-/// No while this node is behind; else what `store` says. That is asked of memory, and so each time.
-pub(super) fn unless_behind(standing: Arc<Standing>, store: Ready) -> Ready {
-    Arc::new(
-        move || {
-            if standing.fresh().is_ok() { store() } else { Box::pin(std::future::ready(false)) }
-        },
-    )
+/// No while this node is stale; else what `store` says. That is asked of memory, and so each time.
+pub(super) fn unless_stale(tokens: Arc<TokenState>, store: Ready) -> Ready {
+    Arc::new(move || {
+        if tokens.ensure_fresh().is_ok() { store() } else { Box::pin(std::future::ready(false)) }
+    })
 }
 
 /// Tells those who balance by gRPC health, the metrics and the log when this node falls behind and
 /// when it has caught up. Goes on until it is aborted.
-pub(super) fn announce(standing: Arc<Standing>, health: HealthReporter) -> JoinHandle<()> {
+pub(super) fn announce(tokens: Arc<TokenState>, health: HealthReporter) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut looks = interval(LOOK);
         let mut serving = true;
         loop {
             looks.tick().await;
-            if let Some(age) = standing.age() {
+            if let Some(age) = tokens.age() {
                 metrics::gauge!("jeton_standing_age_seconds").set(age.as_secs_f64());
             }
-            let fresh = standing.fresh().is_ok();
+            let fresh = tokens.ensure_fresh().is_ok();
             if fresh == serving {
                 continue;
             }
@@ -79,10 +77,8 @@ pub(super) fn announce(standing: Arc<Standing>, health: HealthReporter) -> JoinH
                 tracing::info!("revocation data is current again");
                 health.set_service_status("", ServingStatus::Serving).await;
             } else {
-                tracing::error!(
-                    age = ?standing.age(),
-                    "revocation data is stale, refusing token calls"
-                );
+                tracing::error!(age = ?tokens.age(), "behind the other nodes: nothing is judged \
+                                                        or issued");
                 health.set_service_status("", ServingStatus::NotServing).await;
             }
         }

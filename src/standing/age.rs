@@ -1,4 +1,4 @@
-//! How old what is known is.
+//! Age of the token state.
 
 use std::{
     sync::atomic::{
@@ -10,68 +10,75 @@ use std::{
 
 use tokio::time::Instant;
 
-/// What this node knows is too old to judge by: another node may have ended something since.
+/// The token state is too old to verify tokens by: another node may have revoked something since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this node's revocation data is stale")]
-pub struct Behind;
+pub struct Stale;
 
-/// Nobody has said yet how far it is known: the store tells every change in its commit.
-const NEVER: i64 = i64::MIN;
+/// The age is not tracked (yet): every change arrives in its commit.
+const NOT_TRACKED: i64 = i64::MIN;
 
-/// Up to which moment everything is known. Read by every judgement, so it takes no lock.
+/// The moment up to which every change is known. Read for every token, so it takes no lock.
 pub(super) struct Age {
-    /// What moments are counted from. By the monotonic clock: a step of the wall clock makes
+    /// Origin of the moments below. By the monotonic clock: a step of the wall clock makes
     /// nothing younger or older.
     base: Instant,
     /// In milliseconds since `base`, rounded down: nothing is taken for younger than it is.
     known: AtomicI64,
-    /// The revision of a keyset that was heard of and could not be opened; 0 for none.
-    unread: AtomicU64,
+    /// Revision of a keyset that arrived and could not be read; 0 for none.
+    undecodable: AtomicU64,
     max: Duration,
 }
 
 impl Age {
     pub(super) fn new(max: Duration) -> Self {
-        Self { base: Instant::now(), known: AtomicI64::new(NEVER), unread: AtomicU64::new(0), max }
+        Self {
+            base: Instant::now(),
+            known: AtomicI64::new(NOT_TRACKED),
+            undecodable: AtomicU64::new(0),
+            max,
+        }
     }
 
-    /// Everything before `at` is known. What was said of a later moment stays said.
-    pub(super) fn reach(&self, at: Instant) {
-        // Released after the changes it speaks of: who reads it finds them applied.
+    /// Records that every change before `at` is known. Never moves back.
+    pub(super) fn advance_to(&self, at: Instant) {
+        // Released after the changes before it: readers of this value find them applied.
         self.known.fetch_max(self.millis(at), Release);
     }
 
-    /// `None` where nobody says.
+    /// Returns the time since `known`; `None` where it is not tracked.
     pub(super) fn age(&self) -> Option<Duration> {
         let known = self.known.load(Acquire);
-        (known != NEVER).then(|| {
+        (known != NOT_TRACKED).then(|| {
             Duration::from_millis(
                 self.millis(Instant::now()).saturating_sub(known).max(0).unsigned_abs(),
             )
         })
     }
 
-    /// Whether it may be judged by.
-    pub(super) fn fresh(&self) -> Result<(), Behind> {
-        let young = self.unread.load(Acquire) == 0 && self.age().is_none_or(|age| age <= self.max);
-        if young { Ok(()) } else { Err(Behind) }
+    /// Returns an error where tokens cannot be verified by what is known.
+    pub(super) fn ensure_fresh(&self) -> Result<(), Stale> {
+        let young =
+            self.undecodable.load(Acquire) == 0 && self.age().is_none_or(|age| age <= self.max);
+        if young { Ok(()) } else { Err(Stale) }
     }
 
-    /// Nothing will be said any more: what is known is too old, and stays so.
-    pub(super) fn lost(&self) {
+    /// Makes what is known too old for good.
+    pub(super) fn disconnected(&self) {
         // No keyset comes to this revision.
-        self.unread(u64::MAX);
+        self.undecodable_keyset(u64::MAX);
     }
 
-    /// A keyset was heard of that says nothing to us.
-    pub(super) fn unread(&self, revision: u64) {
-        self.unread.fetch_max(revision, Release);
+    /// Makes what is known too old until keys of this revision or a later one are in use.
+    pub(super) fn undecodable_keyset(&self, revision: u64) {
+        self.undecodable.fetch_max(revision, Release);
     }
 
-    /// Keys of this revision are in use: what could not be opened before it no longer matters.
-    pub(super) fn keys_stand_at(&self, revision: u64) {
-        let _ = self.unread.fetch_update(Release, Acquire, |unread| {
-            (unread != 0 && unread <= revision).then_some(0)
+    /// Records that keys of this revision are in use: an earlier keyset that could not be read no
+    /// longer matters.
+    pub(super) fn keyset_in_use(&self, revision: u64) {
+        let _ = self.undecodable.fetch_update(Release, Acquire, |undecodable| {
+            (undecodable != 0 && undecodable <= revision).then_some(0)
         });
     }
 
@@ -79,10 +86,10 @@ impl Age {
         let millis = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
         match at.checked_duration_since(self.base) {
             Some(after) => millis(after),
-            // Rounded down here too, and never to what stands for "nobody said".
-            None => {
-                (-millis(self.base.saturating_duration_since(at))).saturating_sub(1).max(NEVER + 1)
-            }
+            // Rounded down here too, and never to the mark for "not tracked".
+            None => (-millis(self.base.saturating_duration_since(at)))
+                .saturating_sub(1)
+                .max(NOT_TRACKED + 1),
         }
     }
 }

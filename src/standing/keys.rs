@@ -1,6 +1,6 @@
-//! The keys in use. A keyset comes from the store, where somebody without the master key may have
-//! written it, or put an older one back: such a keyset is refused, and the last genuine one stays
-//! in use.
+//! The secret keys in use. A keyset comes from the store, where a process without the master key may
+//! have written it, or put an older one back: such a keyset is refused, and the last genuine one
+//! stays in use.
 //!
 //! What the store holds when a process starts is all that it knows: an older keyset with its own
 //! right MAC, put back while no process runs, is not noticed here.
@@ -10,15 +10,37 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, Guard};
 use papaya::HashSet;
 
-use super::Opening;
+use super::TokenState;
 use crate::{
     crypto::{
         keyset_mac::KeysetError,
+        seal::Sealer,
         signing_keys::{SigningKeys, SigningKeysError},
-        verifying_keys::VerifyingKeys,
+        verifying_keys::{Judging, VerifyingKeys},
     },
     model::{KeyState, Keyset, Kid},
 };
+
+/// What a keyset is opened with.
+pub struct Opening {
+    /// The master key.
+    pub sealer: Arc<Sealer>,
+    /// The `iss` of every token.
+    pub issuer: Arc<str>,
+    /// Bounds on claims.
+    pub judging: Judging,
+}
+
+impl Opening {
+    pub(super) fn open(
+        &self,
+        keyset: &Keyset,
+    ) -> Result<(SigningKeys, VerifyingKeys), SigningKeysError> {
+        let (signing, public) = SigningKeys::open(keyset, &self.sealer)?;
+        let verifying = VerifyingKeys::new(keyset.revision, &self.issuer, self.judging, public);
+        Ok((signing, verifying))
+    }
+}
 
 /// Why a keyset of the store is not used.
 #[derive(Debug, thiserror::Error)]
@@ -45,84 +67,98 @@ pub enum Refused {
     Unrevoked(Kid),
 }
 
-/// Outcome of offering a keyset of a later revision.
-pub(super) enum Taken {
-    /// It is in use, or one as late was before.
-    InUse,
-    /// It is not genuine: the last one stays in use.
-    Refused(Refused),
-    /// It is genuine and cannot be opened: it may have revoked a key that is in use.
-    Unread(SigningKeysError),
-}
-
-/// The keys in use and every kid that was ever known to be revoked.
-pub(super) struct Keys {
-    verifying: ArcSwap<VerifyingKeys>,
+/// The secret keys of a node, every kid that was ever known to be revoked, and the token state
+/// whose public keys go along.
+pub struct NodeKeys {
     signing: ArcSwap<SigningKeys>,
     opening: Opening,
+    tokens: Arc<TokenState>,
     /// Grows by one for each revocation of a key while this process runs.
     revoked: HashSet<Kid>,
 }
 
-impl Keys {
-    pub(super) fn new(keyset: &Keyset, opening: Opening) -> Result<Self, SigningKeysError> {
-        let (signing, verifying) = opening.open(keyset)?;
-        let (signing, verifying) =
-            (ArcSwap::from_pointee(signing), ArcSwap::from_pointee(verifying));
-        let keys = Self { verifying, signing, opening, revoked: HashSet::new() };
-        keys.remember(keyset);
-        Ok(keys)
+impl NodeKeys {
+    pub(super) fn new(
+        keyset: &Keyset,
+        signing: SigningKeys,
+        opening: Opening,
+        tokens: Arc<TokenState>,
+    ) -> Self {
+        let signing = ArcSwap::from_pointee(signing);
+        let keys = Self { signing, opening, tokens, revoked: HashSet::new() };
+        keys.remember_revoked(keyset);
+        keys
     }
 
-    pub(super) fn verifying(&self) -> Guard<Arc<VerifyingKeys>> {
-        self.verifying.load()
-    }
-
-    pub(super) fn signing(&self) -> Guard<Arc<SigningKeys>> {
+    /// The secret keys in use.
+    pub fn signing_keys(&self) -> Guard<Arc<SigningKeys>> {
         self.signing.load()
     }
 
-    /// Takes the keys of a later revision into use; an earlier one, or the same again, comes late
+    /// Takes the keys of a later revision into use; an earlier one, or the same again, arrives late
     /// and changes nothing.
-    pub(super) fn take(&self, keyset: &Keyset) -> Taken {
-        if self.signing().revision() >= keyset.revision {
-            return Taken::InUse;
+    pub(super) fn apply(&self, keyset: &Keyset) {
+        let revision = keyset.revision;
+        if self.signing_keys().revision() >= revision {
+            return;
         }
-        if let Err(refused) = self.admit(keyset) {
-            return Taken::Refused(refused);
-        }
-        match self.opening.open(keyset) {
-            Ok((signing, verifying)) => {
-                self.remember(keyset);
-                // The signing keys first: a key that this change revokes signs nothing any more
-                // once its tokens are refused. The one that signs next was published before, and so
-                // is known.
-                advance(&self.signing, signing, SigningKeys::revision);
-                advance(&self.verifying, verifying, VerifyingKeys::revision);
-                Taken::InUse
+        let refused = match self.admit(keyset).map(|()| self.opening.open(keyset)) {
+            Ok(Ok((signing, verifying))) => return self.replace(keyset, signing, verifying),
+            Ok(Err(error)) if error.is_forgery() => {
+                count_refused();
+                Refused::Foreign(error)
             }
-            Err(error) if error.is_forgery() => Taken::Refused(Refused::Foreign(error)),
-            Err(error) => Taken::Unread(error),
-        }
+            // A key that this very change revoked would go on being valid here: no token is
+            // verified until there are keys that can be opened.
+            Ok(Err(error)) => {
+                tracing::error!(%error, revision, "cannot open the new keyset");
+                return self.tokens.undecodable_keyset(revision);
+            }
+            Err(refused) => refused,
+        };
+        tracing::error!(
+            error = %refused,
+            revision,
+            "refused the store's keyset: the last genuine one stays in use"
+        );
     }
 
-    /// Checks that a keyset is genuine, not older than the one in use, and takes no revocation
-    /// back.
-    pub(super) fn admit(&self, keyset: &Keyset) -> Result<(), Refused> {
+    /// The signing keys first: a key that this change revokes signs nothing any more once its
+    /// tokens are refused. The one that signs next was published before, and so is known.
+    fn replace(&self, keyset: &Keyset, signing: SigningKeys, verifying: VerifyingKeys) {
+        self.remember_revoked(keyset);
+        let signing = Arc::new(signing);
+        self.signing.rcu(|known| {
+            if known.revision() < signing.revision() { &signing } else { known }.clone()
+        });
+        self.tokens.replace_keys(verifying);
+    }
+
+    /// Checks that the store's keyset may be built on: it is genuine, not older than the one in
+    /// use, and takes no revocation of a key back.
+    ///
+    /// # Errors
+    ///
+    /// When it is not; counted as `jeton_keyset_refused_total`.
+    pub fn admit(&self, keyset: &Keyset) -> Result<(), Refused> {
+        self.check(keyset).inspect_err(|_| count_refused())
+    }
+
+    fn check(&self, keyset: &Keyset) -> Result<(), Refused> {
         keyset.check(&self.opening.sealer)?;
-        let known = self.signing().revision();
+        let known = self.signing_keys().revision();
         if keyset.revision < known {
             return Err(Refused::Older { stored: keyset.revision, known });
         }
         let revoked = self.revoked.pin();
-        let mut standing = keyset.keys.iter().filter(|key| !is_revoked(key.state));
-        match standing.find(|key| revoked.contains(&key.kid)) {
+        let mut valid = keyset.keys.iter().filter(|key| !is_revoked(key.state));
+        match valid.find(|key| revoked.contains(&key.kid)) {
             Some(key) => Err(Refused::Unrevoked(key.kid.clone())),
             None => Ok(()),
         }
     }
 
-    fn remember(&self, keyset: &Keyset) {
+    fn remember_revoked(&self, keyset: &Keyset) {
         let revoked = self.revoked.pin();
         for key in keyset.keys.iter().filter(|key| is_revoked(key.state)) {
             revoked.insert(key.kid.clone());
@@ -130,10 +166,8 @@ impl Keys {
     }
 }
 
-/// Replaces keys by those of a later revision.
-fn advance<K>(keys: &ArcSwap<K>, newer: K, revision: fn(&K) -> u64) {
-    let newer = Arc::new(newer);
-    keys.rcu(|known| if revision(known) < revision(&newer) { &newer } else { known }.clone());
+fn count_refused() {
+    metrics::counter!("jeton_keyset_refused_total").increment(1);
 }
 
 const fn is_revoked(state: KeyState) -> bool {

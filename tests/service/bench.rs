@@ -20,7 +20,7 @@ use jeton::{
     model::{Action, Call, Event, Peer, Stamp, Timestamp, event::Filter, keyset::KeyPolicy},
     oauth::{Credentials, Issued, Terms, token_endpoint::Request},
     services::{Parts, Services},
-    standing::{Opening, Standing},
+    standing::{NodeState, Opening},
     store::{AuditStore, Change, KeyStore, RevocationStore, authentic::Authentic},
 };
 use secrecy::ExposeSecret;
@@ -108,7 +108,7 @@ impl Bench {
     pub async fn caught_up(&self) {
         let (begun, mut ticks) = (Instant::now(), tokio::time::interval(Duration::from_millis(20)));
         let is_behind =
-            || self.services.standing.age().is_none_or(|age| Instant::now() - age < begun);
+            || self.services.standing.tokens.age().is_none_or(|age| Instant::now() - age < begun);
         while on_mongodb() && is_behind() {
             ticks.tick().await;
         }
@@ -234,7 +234,7 @@ async fn services(
     let keyset = store.keyset().await.unwrap().unwrap();
     let judging = Judging { max_lifetime: terms.token.access_lifetime_max(), skew: seconds(5) };
     let opening = Opening { sealer: sealer.clone(), issuer: terms.issuer.clone(), judging };
-    let standing = Arc::new(Standing::new(&keyset, opening, seconds(MAX_STALENESS)).unwrap());
+    let standing = Arc::new(NodeState::new(&keyset, opening, seconds(MAX_STALENESS)).unwrap());
     let snapshot = store.follow(now, standing.clone()).await.unwrap();
     standing.load(snapshot);
     jeton::store::Follower::apply(&*standing, &Change::Keyset(Arc::new(keyset)));

@@ -44,7 +44,7 @@ impl VerifiedClaims {
         weight::shared(size_of::<Self>()) + self.claims.weight() + weight::text(self.kid.as_str())
     }
 
-    /// The key that signed it: [`VerifyingKeys::stands`] is to be asked again whenever the claims are
+    /// The key that signed it: [`VerifyingKeys::contains`] is to be asked again whenever the claims are
     /// used again.
     pub const fn kid(&self) -> &Kid {
         &self.kid
@@ -164,8 +164,8 @@ impl VerifyingKeys {
         self.revision
     }
 
-    /// Whether tokens of this key may stand: it is neither revoked nor removed.
-    pub fn stands(&self, kid: &Kid) -> bool {
+    /// Returns true if tokens of this key may be active: it is neither revoked nor removed.
+    pub fn contains(&self, kid: &Kid) -> bool {
         self.keys.contains_key(kid)
     }
 

@@ -20,7 +20,8 @@ impl ClientAuthenticator {
         call: &Call,
         token: &SecretString,
     ) -> Result<(Arc<Client>, Arc<VerifiedClaims>)> {
-        let Some(verified) = self.standing.judge(token.expose_secret(), call.now)? else {
+        let Some(verified) = self.standing.tokens.verify_active(token.expose_secret(), call.now)?
+        else {
             return Err(Error::InvalidToken);
         };
         let claims = verified.claims();
@@ -29,6 +30,7 @@ impl ClientAuthenticator {
         }
         let client = self
             .standing
+            .clients
             .client(self.store.as_ref(), &claims.client_id)
             .await?
             .filter(|client| !client.disabled);

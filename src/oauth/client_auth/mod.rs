@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Result},
     limit::{Limits, ReadPlace},
     model::{Audience, Call, Client, ClientId, Epochs, SecretId, Stamp, Subject, TenantId},
-    standing::{Behind, Standing},
+    standing::{NodeState, Stale},
     store::{Store, StoreError},
 };
 
@@ -61,7 +61,7 @@ impl fmt::Debug for Credentials {
 pub struct AuthenticatedClient {
     client: Arc<Client>,
     secret: SecretId,
-    epochs: Result<Epochs, Behind>,
+    epochs: Result<Epochs, Stale>,
 }
 
 impl AuthenticatedClient {
@@ -102,7 +102,7 @@ impl AuthenticatedClient {
 /// Authenticates clients by their secrets and their own access tokens, and draws on their budgets.
 pub struct ClientAuthenticator {
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) standing: Arc<Standing>,
+    pub(crate) standing: Arc<NodeState>,
     pub(crate) trail: Arc<Trail>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) secrets: Arc<ClientSecrets>,
@@ -136,7 +136,10 @@ impl ClientAuthenticator {
         let (client, read) = match &id {
             Some(id) => {
                 let place = self.limits.read_place(call.peer);
-                self.standing.look_up(id, place, |place| self.read_unproven(place, id)).await?
+                self.standing
+                    .clients
+                    .look_up(id, place, |place| self.read_unproven(place, id))
+                    .await?
             }
             None => (None, false),
         };
@@ -198,8 +201,11 @@ impl ClientAuthenticator {
         proven: &Client,
         secret: SecretId,
     ) -> Result<Option<AuthenticatedClient>> {
-        let epochs =
-            self.standing.epochs(&proven.tenant, &proven.id, &Subject::of_client(&proven.id));
+        let epochs = self.standing.tokens.epochs(
+            &proven.tenant,
+            &proven.id,
+            &Subject::of_client(&proven.id),
+        );
         let Some(client) = self.unchanged(call, proven, &secret).await? else { return Ok(None) };
         self.limits.client(&client.id, &client.rate_plan, call.now)?;
         self.uses.note(&client.id, &secret, call.now);
@@ -221,7 +227,7 @@ impl ClientAuthenticator {
         let made = |client: &Client| {
             client.live_secrets(now).find(|own| own.id == *secret).map(|own| own.created_at)
         };
-        let client = self.standing.client(self.store.as_ref(), &proven.id).await?;
+        let client = self.standing.clients.client(self.store.as_ref(), &proven.id).await?;
         Ok(client.filter(|client| {
             !client.disabled
                 && client.tenant == proven.tenant

@@ -389,7 +389,7 @@ pub(crate) async fn families_of_a_deleted_client_go_with_the_sweep(bench: &Bench
     let epochs = store.follow(NOW, Ear::new()).await.unwrap().epochs;
     assert_eq!(epochs, [(EpochOf::Client(id("a")), 1)], "the epoch outlives the client");
     let kept = store.family(own.id, NOW).await.unwrap().unwrap();
-    assert!(!kept.epochs.reach(Epochs { client: 1, ..Epochs::default() }));
+    assert!(!kept.epochs.covers(Epochs { client: 1, ..Epochs::default() }));
     assert_eq!(store.sweep(at(599_999), 10).await.unwrap(), 0);
     assert_eq!(store.sweep(at(600_000), 10).await.unwrap(), 1);
     assert_eq!(store.family(own.id, NOW).await.unwrap(), None);

@@ -131,7 +131,7 @@ impl Batch<'_> {
                 return Ok(false);
             }
         }
-        Ok(token.epochs.reach(current) && token.holds_under(keys::find(self.connection)?.as_ref()))
+        Ok(token.epochs.covers(current) && token.holds_under(keys::find(self.connection)?.as_ref()))
     }
 
     fn make(&mut self, write: &Prepared) -> Result<Spent, Fault> {

@@ -62,7 +62,7 @@ impl Shared {
         let current =
             Epochs { tenant, client: epoch_in(client.as_ref(), clients::EPOCH)?, subject };
         let keyset = keyset.as_ref().map(keys::decoded).transpose()?;
-        Ok(token.epochs.reach(current) && token.holds_under(keyset.as_ref()))
+        Ok(token.epochs.covers(current) && token.holds_under(keyset.as_ref()))
     }
 
     /// Epoch with a document of its own: a tenant's or a subject's.

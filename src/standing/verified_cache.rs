@@ -1,4 +1,4 @@
-//! Tokens that were verified before, by the hash of their text.
+//! Cache of verified tokens, by the hash of their text.
 
 use std::sync::{
     Arc,
@@ -18,7 +18,7 @@ const BUDGET: usize = 64 << 20;
 
 /// A table of fixed size: a token goes to one slot and replaces what was there. Bounded in slots
 /// and in bytes whatever callers send, since only what verified is kept, and read without a lock.
-pub(super) struct Seen {
+pub(super) struct VerifiedCache {
     slots: Box<[ArcSwapOption<Entry>]>,
     /// Bytes of what is held; counted before it is held, so never too low.
     weight: AtomicUsize,
@@ -32,7 +32,7 @@ struct Entry {
     weight: usize,
 }
 
-impl Default for Seen {
+impl Default for VerifiedCache {
     fn default() -> Self {
         Self {
             slots: (0..SLOTS).map(|_| ArcSwapOption::empty()).collect(),
@@ -42,20 +42,20 @@ impl Default for Seen {
     }
 }
 
-impl Seen {
-    /// The whole text counts: a token that differs in one byte is another.
+impl VerifiedCache {
+    /// Hashes the whole text: a token that differs in one byte is another.
     pub(super) fn digest(token: &str) -> [u8; 32] {
         let mut out = [0; 32];
         out.copy_from_slice(digest(&SHA256, token.as_bytes()).as_ref());
         out
     }
 
-    pub(super) fn recall(&self, digest: &[u8; 32]) -> Option<Arc<VerifiedClaims>> {
+    pub(super) fn get(&self, digest: &[u8; 32]) -> Option<Arc<VerifiedClaims>> {
         let entry = self.slot(digest)?.load();
         entry.as_ref().filter(|entry| entry.digest == *digest).map(|entry| entry.claims.clone())
     }
 
-    pub(super) fn remember(&self, digest: [u8; 32], claims: Arc<VerifiedClaims>) {
+    pub(super) fn insert(&self, digest: [u8; 32], claims: Arc<VerifiedClaims>) {
         let Some(slot) = self.slot(&digest) else { return };
         let weight = weight::shared(size_of::<Entry>()) + claims.weight();
         self.weight.fetch_add(weight, Relaxed);
@@ -70,13 +70,13 @@ impl Seen {
         }
     }
 
-    /// Forgets what no longer stands; how many went.
-    pub(super) fn sweep(&self, stands: impl Fn(&VerifiedClaims) -> bool) -> usize {
-        let fallen = |slot: &&ArcSwapOption<Entry>| {
-            slot.load().as_ref().is_some_and(|entry| !stands(&entry.claims))
+    /// Removes tokens that are no longer active, and returns how many.
+    pub(super) fn sweep(&self, is_active: impl Fn(&VerifiedClaims) -> bool) -> usize {
+        let inactive = |slot: &&ArcSwapOption<Entry>| {
+            slot.load().as_ref().is_some_and(|entry| !is_active(&entry.claims))
         };
         // What came into the slot in between goes too: it is only verified once more.
-        self.slots.iter().filter(fallen).map(|slot| self.empty(slot)).count()
+        self.slots.iter().filter(inactive).map(|slot| self.empty(slot)).count()
     }
 
     fn empty(&self, slot: &ArcSwapOption<Entry>) {
@@ -98,7 +98,7 @@ impl Seen {
 }
 
 #[cfg(test)]
-impl Seen {
+impl VerifiedCache {
     pub(super) const BUDGET: usize = BUDGET;
 
     /// Bytes as they are counted, and as they are.

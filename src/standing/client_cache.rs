@@ -1,4 +1,4 @@
-//! Clients as they were last committed.
+//! Cache of clients as they were last committed: a node's, with its store behind it.
 
 use std::{
     future::Future,
@@ -7,9 +7,10 @@ use std::{
 
 use papaya::HashMap;
 
+use super::TokenState;
 use crate::{
     model::{Client, ClientId},
-    store::StoreError,
+    store::{Store, StoreError},
 };
 
 /// Clients, and separately names that are no clients', remembered at most; past it the map starts
@@ -23,8 +24,11 @@ const BUDGET: usize = 64 << 20;
 /// Clients read before. Names that do not exist are remembered too, so that the time of an answer
 /// does not tell one from the other (A02), and apart, so that invented names cannot push real ones
 /// out.
-#[derive(Default)]
-pub(super) struct Clients {
+///
+/// While the token state is stale nothing is taken from here, and nothing put in: clients are kept
+/// only as long as the changes to them arrive.
+pub struct ClientCache {
+    tokens: Arc<TokenState>,
     known: HashMap<ClientId, Arc<Client>>,
     absent: HashMap<ClientId, ()>,
     /// Held for a moment where something is remembered or forgotten, never where it is found.
@@ -33,24 +37,38 @@ pub(super) struct Clients {
 
 #[derive(Default)]
 struct Books {
-    /// How many writes were heard of.
+    /// Count of the writes that arrived.
     writes: u64,
     /// Bytes of the clients that are remembered.
     weight: usize,
 }
 
-impl Clients {
-    /// A client that is remembered, or what `read` finds once its caller has its `place`; and
-    /// whether it was read.
-    pub(super) async fn look_up<
-        P: Send,
-        R: Future<Output = Result<Option<Client>, StoreError>> + Send,
-    >(
+impl ClientCache {
+    /// An empty cache, trusted as long as `tokens` is fresh.
+    pub fn new(tokens: Arc<TokenState>) -> Self {
+        Self { tokens, known: HashMap::new(), absent: HashMap::new(), books: Mutex::default() }
+    }
+
+    /// Returns a client from memory or from the store.
+    pub async fn client(
+        &self,
+        store: &dyn Store,
+        id: &ClientId,
+    ) -> Result<Option<Arc<Client>>, StoreError> {
+        Ok(self.look_up(id, std::future::ready(()), |()| store.client(id)).await?.0)
+    }
+
+    /// Returns a client that is remembered, or what `read` finds once its caller has its `place`;
+    /// and true if it was read.
+    pub async fn look_up<P: Send, R: Future<Output = Result<Option<Client>, StoreError>> + Send>(
         &self,
         id: &ClientId,
         place: impl Future<Output = P> + Send,
         read: impl FnOnce(P) -> R + Send,
     ) -> Result<(Option<Arc<Client>>, bool), StoreError> {
+        if self.tokens.ensure_fresh().is_err() {
+            return Ok((read(place.await).await?.map(Arc::new), true));
+        }
         if let Some(found) = self.find(id) {
             return Ok((found, false));
         }
@@ -63,8 +81,8 @@ impl Clients {
         let before = self.books().writes;
         let client = read(place).await?.map(Arc::new);
         let mut books = self.books();
-        // A write that was counted while we read may have made this stale: then it is not shown to
-        // anybody else. One that is counted from here on comes after the insertion and removes it.
+        // A write that was counted while we read may have made this stale: then no other caller
+        // gets it. One that is counted from here on comes after the insertion and removes it.
         if books.writes == before {
             match &client {
                 Some(client) => self.remember(&mut books, id, client.clone()),
@@ -75,7 +93,7 @@ impl Clients {
         Ok((client, true))
     }
 
-    /// The remembered client, or that there is none of this id.
+    /// Returns the remembered client, or that there is none of this id.
     fn find(&self, id: &ClientId) -> Option<Option<Arc<Client>>> {
         if let Some(client) = self.known.pin().get(id) {
             return Some(Some(client.clone()));
@@ -118,13 +136,21 @@ impl Clients {
         self.absent.pin().clear();
     }
 
+    /// Forgets every client where other nodes share the store: one that was read while the store
+    /// changed its leader may be older than the change that arrived before.
+    pub(super) fn sweep(&self) {
+        if self.tokens.age().is_some() {
+            self.forget_all();
+        }
+    }
+
     fn books(&self) -> MutexGuard<'_, Books> {
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
-impl Clients {
+impl ClientCache {
     /// [`Self::look_up`] by a caller that waits for no place.
     pub(super) async fn look_up_now(
         &self,
@@ -137,10 +163,23 @@ impl Clients {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+    use std::{
+        sync::atomic::{AtomicU64, Ordering::SeqCst},
+        time::Duration,
+    };
 
     use super::*;
-    use crate::model::{Grants, Mac, PlanName, Scopes, TenantId, Timestamp};
+    use crate::{
+        crypto::verifying_keys::{Judging, VerifyingKeys},
+        model::{Grants, Mac, PlanName, Scopes, TenantId, Timestamp},
+    };
+
+    /// A cache beside a state that is never stale.
+    fn cache() -> ClientCache {
+        let judging = Judging { max_lifetime: Duration::ZERO, skew: Duration::ZERO };
+        let keys = VerifyingKeys::new(1, "https://jeton.test", judging, []);
+        ClientCache::new(Arc::new(TokenState::new(keys, Duration::ZERO)))
+    }
 
     fn client(revision: u64) -> Client {
         Client {
@@ -173,7 +212,7 @@ mod tests {
         for (found, missed) in
             [(Some(client(1)), false), (None, false), (Some(client(1)), true), (None, true)]
         {
-            let (clients, id) = (Clients::default(), "a".parse().unwrap());
+            let (clients, id) = (cache(), "a".parse().unwrap());
             let overtaken = async {
                 if missed {
                     clients.forget_all()
@@ -201,7 +240,7 @@ mod tests {
     /// read again.
     #[tokio::test]
     async fn the_wait_for_a_place_is_no_part_of_the_read() {
-        let (clients, id, other) = (Clients::default(), "a".parse().unwrap(), "b".parse().unwrap());
+        let (clients, id, other) = (cache(), "a".parse().unwrap(), "b".parse().unwrap());
         for missed in [false, true] {
             let place =
                 async { if missed { clients.forget_all() } else { clients.forget(&other) } };
@@ -233,8 +272,7 @@ mod tests {
     /// client nor the lack of one.
     #[tokio::test]
     async fn what_was_remembered_goes_when_changes_were_missed() {
-        let (clients, real, none) =
-            (Clients::default(), "a".parse().unwrap(), "b".parse().unwrap());
+        let (clients, real, none) = (cache(), "a".parse().unwrap(), "b".parse().unwrap());
         clients.look_up_now(&real, async { Ok(Some(client(1))) }).await.unwrap();
         clients.look_up_now(&none, async { Ok(None) }).await.unwrap();
         clients.forget_all();
@@ -249,8 +287,8 @@ mod tests {
     #[tokio::test]
     async fn large_clients_are_bounded_by_their_bytes() {
         let name = |n: usize| format!("{n:04}{}", "x".repeat(120)).parse::<ClientId>().unwrap();
-        let clients = Clients::default();
-        let held = |clients: &Clients| {
+        let clients = cache();
+        let held = |clients: &ClientCache| {
             clients.known.pin().values().map(|client| client.weight()).sum::<usize>()
         };
         let roles = |n: usize| {
@@ -293,8 +331,7 @@ mod tests {
     /// moment.
     #[test]
     fn readers_never_find_what_stood_before_a_write() {
-        let (clients, id, stored) =
-            (Clients::default(), "a".parse::<ClientId>().unwrap(), AtomicU64::new(0));
+        let (clients, id, stored) = (cache(), "a".parse::<ClientId>().unwrap(), AtomicU64::new(0));
         let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
         let last = 50_000;
         std::thread::scope(|scope| {
