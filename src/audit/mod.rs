@@ -8,7 +8,7 @@ use self::refusals::{Refusals, TRACKED};
 use crate::{
     config::Issue,
     error::{Error, Result},
-    model::{Event, Site, Timestamp},
+    model::{Event, PeerKey, Timestamp},
     store::Store,
 };
 
@@ -50,21 +50,21 @@ impl Trail {
     }
 
     /// Records a refusal like [`Self::soon`] if it is the first of its kind in a minute, and counts
-    /// the others for the record of that minute. `site` is that of a caller who is not
+    /// the others for the record of that minute. `peer` is that of a caller who is not
     /// authenticated.
-    pub async fn counted(&self, site: Option<Site>, event: Event) -> Result<()> {
-        match self.refusals.count(site, event) {
-            Some(first) => self.kept(site, first).await,
+    pub async fn counted(&self, peer: Option<PeerKey>, event: Event) -> Result<()> {
+        match self.refusals.count(peer, event) {
+            Some(first) => self.kept(peer, first).await,
             None => Ok(()),
         }
     }
 
     /// [`Self::soon`] for a refusal or an alarm. One that the store does not take is counted, and
     /// recorded later all the same.
-    pub async fn kept(&self, site: Option<Site>, event: Event) -> Result<()> {
+    pub async fn kept(&self, peer: Option<PeerKey>, event: Event) -> Result<()> {
         let recorded = self.soon(event.clone()).await;
         if recorded.is_err() {
-            self.refusals.keep(site, event);
+            self.refusals.keep(peer, event);
         }
         recorded
     }

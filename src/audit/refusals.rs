@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::model::{Action, ClientId, Event, FamilyId, Site, Timestamp};
+use crate::model::{Action, ClientId, Event, FamilyId, PeerKey, Timestamp};
 
 /// How long equal refusals are counted before they are recorded.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -19,8 +19,8 @@ pub(super) const TRACKED: usize = 20_000;
 /// Refusals that are one record: of the same origin, action, target and reason.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Kind {
-    /// The caller's site, where it is not authenticated.
-    site: Option<Site>,
+    /// The caller's key, where it is not authenticated.
+    peer: Option<PeerKey>,
     client: Option<ClientId>,
     action: Action,
     target: String,
@@ -29,9 +29,9 @@ pub(super) struct Kind {
 }
 
 impl Kind {
-    fn of(site: Option<Site>, event: &Event) -> Self {
+    fn of(peer: Option<PeerKey>, event: &Event) -> Self {
         Self {
-            site,
+            peer,
             client: event.client.clone(),
             action: event.action,
             target: event.target.clone(),
@@ -88,8 +88,8 @@ impl Refusals {
     }
 
     /// Counts a refusal, or hands it back to be recorded at once: the first of its kind.
-    pub(super) fn count(&self, site: Option<Site>, event: Event) -> Option<Event> {
-        let kind = Kind::of(site, &event);
+    pub(super) fn count(&self, peer: Option<PeerKey>, event: Event) -> Option<Event> {
+        let kind = Kind::of(peer, &event);
         let mut counted = self.counted();
         if let Some(count) = counted.by_kind.get_mut(&kind) {
             if count.refused {
@@ -111,8 +111,8 @@ impl Refusals {
     }
 
     /// Counts a refusal that could not be recorded.
-    pub(super) fn keep(&self, site: Option<Site>, event: Event) {
-        let kind = Kind::of(site, &event);
+    pub(super) fn keep(&self, peer: Option<PeerKey>, event: Event) {
+        let kind = Kind::of(peer, &event);
         let mut counted = self.counted();
         if counted.by_kind.len() >= self.cap && !counted.by_kind.contains_key(&kind) {
             add(&mut counted.untracked(event.at).more, event);

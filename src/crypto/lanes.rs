@@ -3,7 +3,7 @@
 //!
 //! | rule | why |
 //! |--|--|
-//! | one key runs one at a time | a site with many callers leaves the other cores to others |
+//! | one key runs one at a time | a peer with many callers leaves the other cores to others |
 //! | one key waits with a quarter of the queue at most | one address cannot fill it |
 //! | keys of the second class wait with half of the queue at most, and after the others | nor can some addresses that guess |
 //! | keys take turns | many callers get no more turns than few |
@@ -211,13 +211,13 @@ mod tests {
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::model::Site;
+    use crate::model::PeerKey;
 
-    type Origin = (Site, Class);
-    type Waiting<'a> = Pin<Box<dyn Future<Output = Result<Permit<Site>, Busy>> + 'a>>;
+    type Origin = (PeerKey, Class);
+    type Waiting<'a> = Pin<Box<dyn Future<Output = Result<Permit<PeerKey>, Busy>> + 'a>>;
 
     fn from(address: &str) -> Origin {
-        (Site::network(address.parse::<IpAddr>().unwrap()), Class::First)
+        (PeerKey::network(address.parse::<IpAddr>().unwrap()), Class::First)
     }
 
     fn failed(address: &str) -> Origin {
@@ -226,29 +226,29 @@ mod tests {
 
     /// Enters and looks once: a permit, a refusal, or a place in the queue.
     fn enter(
-        lanes: &Lanes<Site>,
-        (site, class): Origin,
-    ) -> (Option<Result<Permit<Site>, Busy>>, Waiting<'_>) {
-        let mut waiting: Waiting<'_> = Box::pin(lanes.enter(site, class));
+        lanes: &Lanes<PeerKey>,
+        (peer, class): Origin,
+    ) -> (Option<Result<Permit<PeerKey>, Busy>>, Waiting<'_>) {
+        let mut waiting: Waiting<'_> = Box::pin(lanes.enter(peer, class));
         let now = waiting.as_mut().now_or_never();
         (now, waiting)
     }
 
-    fn runs(lanes: &Lanes<Site>, origin: Origin) -> Permit<Site> {
+    fn runs(lanes: &Lanes<PeerKey>, origin: Origin) -> Permit<PeerKey> {
         enter(lanes, origin).0.expect("at once").expect("a permit")
     }
 
-    fn waits(lanes: &Lanes<Site>, origin: Origin) -> Waiting<'_> {
+    fn waits(lanes: &Lanes<PeerKey>, origin: Origin) -> Waiting<'_> {
         let (now, waiting) = enter(lanes, origin);
         assert!(now.is_none(), "it waits");
         waiting
     }
 
-    fn is_refused(lanes: &Lanes<Site>, origin: Origin) -> bool {
+    fn is_refused(lanes: &Lanes<PeerKey>, origin: Origin) -> bool {
         matches!(enter(lanes, origin).0, Some(Err(Busy)))
     }
 
-    fn has_turn(waiting: &mut Waiting<'_>) -> Option<Permit<Site>> {
+    fn has_turn(waiting: &mut Waiting<'_>) -> Option<Permit<PeerKey>> {
         waiting.as_mut().now_or_never().map(|permit| permit.expect("a permit"))
     }
 

@@ -1,13 +1,13 @@
 //! Budgets of presented secrets. One is drawn before a secret is compared and given back if it was
 //! right, so that what is wrong is paid for and callers at the same moment cannot pass together.
 //!
-//! | budget of the site | budget of the site at this secret | a secret is | a wrong one is answered |
+//! | budget of the peer | budget of the peer at this secret | a secret is | a wrong one is answered |
 //! |--|--|--|--|
 //! | drawn | - | compared, also by argon2id | INVALID_CLIENT |
 //! | empty | drawn | compared where that is cheap: one made here, or with what is remembered | SLOW_DOWN |
 //! | empty | empty, or there is no such client | not compared | SLOW_DOWN |
 //!
-//! The answer follows from the site alone, so that it does not tell which names exist (A02). The
+//! The answer follows from the peer alone, so that it does not tell which names exist (A02). The
 //! second budget is why noise at other names neither hides guesses at a client nor locks out its
 //! neighbours.
 
@@ -22,7 +22,7 @@ use super::budget::{Budgets, Ticks};
 use crate::{
     config::Rate,
     error::Error,
-    model::{ClientId, Peer, SecretId, Site, Timestamp},
+    model::{ClientId, Peer, PeerKey, SecretId, Timestamp},
 };
 
 /// A secret that a caller claims to have: that of an existing client, by its id where the secret
@@ -33,15 +33,15 @@ pub type Target = (ClientId, Option<SecretId>);
 #[must_use]
 pub struct Guess {
     payer: Payer,
-    /// When the site's budget has one again, if it has none.
+    /// When the peer's budget has one again, if it has none.
     retry_after: Option<Duration>,
 }
 
 enum Payer {
     /// This process itself needs no budget.
     Local,
-    Site(Site),
-    Target(Site, Target),
+    Peer(PeerKey),
+    Target(PeerKey, Target),
     None,
 }
 
@@ -66,22 +66,22 @@ impl Guess {
 }
 
 pub(super) struct Guesses {
-    sites: Budgets<Site>,
-    targets: Budgets<(Site, Target)>,
+    peers: Budgets<PeerKey>,
+    targets: Budgets<(PeerKey, Target)>,
     failures: Failures,
 }
 
 /// Time of the last wrong secret from each network, in milliseconds. By network, since a caller
 /// that guesses has 65,536 of the /64 that budgets go by.
 struct Failures {
-    by_network: HashMap<Site, AtomicI64>,
+    by_network: HashMap<PeerKey, AtomicI64>,
     cap: usize,
 }
 
 impl Failures {
     /// Past the bound networks go unmarked: they wait for their turn as those do that never failed,
     /// under the same budgets.
-    fn note(&self, network: Site, now: Timestamp) {
+    fn note(&self, network: PeerKey, now: Timestamp) {
         let table = self.by_network.pin();
         if table.len() >= self.cap && !table.contains_key(&network) {
             metrics::counter!("jeton_limiter_full_total").increment(1);
@@ -90,7 +90,7 @@ impl Failures {
         table.get_or_insert_with(network, || AtomicI64::new(i64::MIN)).store(now.millis(), Relaxed);
     }
 
-    fn is_within(&self, period: Duration, network: Site, now: Timestamp) -> bool {
+    fn is_within(&self, period: Duration, network: PeerKey, now: Timestamp) -> bool {
         let last = self
             .by_network
             .pin()
@@ -110,7 +110,7 @@ impl Guesses {
     pub(super) fn new(rate: Rate, cap: usize, ticks: &Ticks) -> Self {
         let failures = Failures { by_network: HashMap::new(), cap };
         Self {
-            sites: Budgets::new(rate, cap, ticks),
+            peers: Budgets::new(rate, cap, ticks),
             targets: Budgets::new(rate, cap, ticks),
             failures,
         }
@@ -119,15 +119,15 @@ impl Guesses {
     /// Draws for one secret; `target` is `None` where there is no such client. A full table pays
     /// for nothing.
     pub(super) fn draw(&self, peer: Peer, target: Option<Target>, now: Timestamp) -> Guess {
-        let Some(site) = peer.site() else {
+        let Some(peer) = peer.key() else {
             return Guess { payer: Payer::Local, retry_after: None };
         };
-        let Err(retry_after) = self.sites.draw(&site, now) else {
-            return Guess { payer: Payer::Site(site), retry_after: None };
+        let Err(retry_after) = self.peers.draw(&peer, now) else {
+            return Guess { payer: Payer::Peer(peer), retry_after: None };
         };
         let paid =
-            target.map(|target| (site, target)).filter(|key| self.targets.draw(key, now).is_ok());
-        let payer = paid.map_or(Payer::None, |(site, target)| Payer::Target(site, target));
+            target.map(|target| (peer, target)).filter(|key| self.targets.draw(key, now).is_ok());
+        let payer = paid.map_or(Payer::None, |(peer, target)| Payer::Target(peer, target));
         Guess { payer, retry_after: Some(retry_after) }
     }
 
@@ -135,8 +135,8 @@ impl Guesses {
     pub(super) fn give_back(&self, guess: Guess) {
         match guess.payer {
             Payer::Local | Payer::None => {}
-            Payer::Site(site) => self.sites.give_back(&site),
-            Payer::Target(site, target) => self.targets.give_back(&(site, target)),
+            Payer::Peer(peer) => self.peers.give_back(&peer),
+            Payer::Target(peer, target) => self.targets.give_back(&(peer, target)),
         }
     }
 
@@ -151,13 +151,13 @@ impl Guesses {
     /// refills.
     pub(super) fn failed_lately(&self, peer: Peer, now: Timestamp) -> bool {
         peer.network()
-            .is_some_and(|network| self.failures.is_within(self.sites.refill(), network, now))
+            .is_some_and(|network| self.failures.is_within(self.peers.refill(), network, now))
     }
 
     pub(super) fn sweep(&self, now: Timestamp) {
-        self.sites.sweep(now);
+        self.peers.sweep(now);
         self.targets.sweep(now);
-        self.failures.sweep(self.sites.refill(), now);
+        self.failures.sweep(self.peers.refill(), now);
     }
 }
 
@@ -195,12 +195,12 @@ mod tests {
 
     /// AZ1, TL2: a new name for each guess is no new budget.
     #[test]
-    fn invented_names_share_the_budget_of_their_site() {
+    fn invented_names_share_the_budget_of_their_peer() {
         let guesses = guesses(1_000);
         assert_eq!(judged(&guesses, peer(1), || None, 60), (3, 3));
-        assert_eq!(judged(&guesses, peer(2), || None, 60), (3, 3), "another site has its own");
+        assert_eq!(judged(&guesses, peer(2), || None, 60), (3, 3), "another peer has its own");
         assert_eq!(
-            (guesses.sites.len(), guesses.targets.len()),
+            (guesses.peers.len(), guesses.targets.len()),
             (2, 0),
             "and they take no place of a client"
         );
@@ -209,7 +209,7 @@ mod tests {
     /// AZ7: noise at other names leaves guesses at a client a budget, and past that nothing is
     /// compared.
     #[test]
-    fn a_client_has_a_budget_of_its_own_at_each_site() {
+    fn a_client_has_a_budget_of_its_own_at_each_peer() {
         let guesses = guesses(1_000);
         let _ = judged(&guesses, peer(1), || None, 60);
         assert_eq!(judged(&guesses, peer(1), || at("orders", None), 60), (0, 3));
@@ -219,7 +219,7 @@ mod tests {
             (0, 3),
             "a secret that is valid"
         );
-        assert_eq!(judged(&guesses, peer(2), || at("orders", None), 60), (3, 6), "another site");
+        assert_eq!(judged(&guesses, peer(2), || at("orders", None), 60), (3, 6), "another peer");
     }
 
     /// A02: whether there is such a client changes nothing in the answer, whatever came before.
@@ -258,7 +258,7 @@ mod tests {
         let guesses = guesses(2);
         assert_eq!(judged(&guesses, peer(1), || None, 3), (3, 3));
         assert_eq!(judged(&guesses, peer(2), || None, 2), (2, 2));
-        assert_eq!(judged(&guesses, peer(3), || None, 100), (0, 0), "no room for another site");
+        assert_eq!(judged(&guesses, peer(3), || None, 100), (0, 0), "no room for another peer");
         assert_eq!(judged(&guesses, peer(1), || at("a", None), 9), (0, 3));
         assert_eq!(judged(&guesses, peer(1), || at("b", None), 9), (0, 3));
         assert_eq!(
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_site_is_known_to_have_failed_until_its_budget_is_full_again() {
+    fn a_peer_is_known_to_have_failed_until_its_budget_is_full_again() {
         let guesses = guesses(10);
         guesses.give_back(guesses.draw(peer(1), None, NOW));
         assert!(!guesses.failed_lately(peer(1), NOW), "it was right");
@@ -287,7 +287,7 @@ mod tests {
 
     /// AZ1: another /64 of the same /48 is the same caller.
     #[test]
-    fn a_network_that_failed_is_known_by_all_of_its_sites() {
+    fn a_network_that_failed_is_known_by_all_of_its_peers() {
         let guesses = guesses(2);
         let at = |address: &str| Peer::Ip(address.parse().unwrap());
         guesses.failed(at("2001:db8:1:1::1"), NOW);

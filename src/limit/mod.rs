@@ -24,13 +24,13 @@ pub use self::{
 use crate::{
     config::{self, Rate},
     error::Error,
-    model::{ClientId, Peer, PlanName, Site, Timestamp},
+    model::{ClientId, Peer, PeerKey, PlanName, Timestamp},
     store::{CounterStore, StoreError},
 };
 
 /// All budgets of a node.
 pub struct Limits {
-    peers: Budgets<Site>,
+    peers: Budgets<PeerKey>,
     guesses: Guesses,
     alarm: Alarm,
     places: Places,
@@ -61,7 +61,7 @@ impl Limits {
 
     /// A call from a peer; forwarded headers never count (L11).
     pub fn peer(&self, peer: Peer, now: Timestamp) -> Result<(), Error> {
-        peer.site().map_or(Ok(()), |site| self.peers.draw(&site, now)).map_err(throttled)
+        peer.key().map_or(Ok(()), |key| self.peers.draw(&key, now)).map_err(throttled)
     }
 
     /// A call of an authenticated client under its plan; a plan that is no longer configured counts

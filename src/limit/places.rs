@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::model::{Peer, Site};
+use crate::model::{Peer, PeerKey};
 
 /// Reads at once for the callers of one network; the others wait for their turn, in order. Enough
 /// for tens of thousands of calls a second that miss what is remembered, and few of the 2,048 that
@@ -16,7 +16,7 @@ use crate::model::{Peer, Site};
 pub(super) const PER_NETWORK: usize = 32;
 
 /// Of each network how many hold or wait, and their places.
-type Table = HashMap<Site, (usize, Arc<Semaphore>)>;
+type Table = HashMap<PeerKey, (usize, Arc<Semaphore>)>;
 
 /// Places by network. An entry goes with the last one that holds or waits, so there are no more of
 /// them than calls in flight.
@@ -34,7 +34,7 @@ pub struct ReadPlace {
 /// A caller's part in its network.
 struct Entry {
     table: Arc<Mutex<Table>>,
-    network: Site,
+    network: PeerKey,
 }
 
 impl Places {

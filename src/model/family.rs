@@ -8,8 +8,8 @@ use super::{
     audience::Audience,
     claims::Epochs,
     id::{ClientId, FamilyId, Subject, TenantId},
+    peer_key::PeerKey,
     scope::Scopes,
-    site::Site,
     time::Timestamp,
 };
 
@@ -91,12 +91,12 @@ impl Answers {
         answered > 1 && self.running.saturating_add(1) >= RUNNING
     }
 
-    /// Whether a caller at `peer` is at another site than the one that rotated.
+    /// Returns true if `peer` is counted as another peer than the one that rotated.
     pub fn is_from_elsewhere(&self, peer: &str) -> bool {
-        let site = |address: &str| {
-            address.parse::<IpAddr>().map(Site::from).map_err(|_| address.to_owned())
+        let key = |address: &str| {
+            address.parse::<IpAddr>().map(PeerKey::from).map_err(|_| address.to_owned())
         };
-        site(peer) != site(&self.rotated_by)
+        key(peer) != key(&self.rotated_by)
     }
 }
 

@@ -14,7 +14,7 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use crate::model::Site;
+use crate::model::PeerKey;
 
 /// Connections of one IPv6 network, as a multiple of those of one peer.
 const PEERS_PER_NETWORK: usize = 4;
@@ -57,9 +57,9 @@ struct Open {
     total: usize,
     /// Those that were asked to leave and have not left.
     leaving: usize,
-    sites: HashMap<Site, usize>,
+    peers: HashMap<PeerKey, usize>,
     /// Without those that were asked to leave.
-    networks: HashMap<Site, Vec<Arc<Seat>>>,
+    networks: HashMap<PeerKey, Vec<Arc<Seat>>>,
 }
 
 /// One connection, as others see it.
@@ -89,8 +89,8 @@ impl Seat {
 /// The place of one connection, given back when dropped.
 pub(super) struct Place {
     open: Arc<Mutex<Open>>,
-    site: Site,
-    network: Site,
+    peer: PeerKey,
+    network: PeerKey,
     seat: Arc<Seat>,
 }
 
@@ -131,10 +131,10 @@ impl Caps {
     /// A place for a connection from `address`, or which cap leaves none. The maps hold only peers
     /// with an open connection, so they never outgrow `most`.
     pub(super) fn enter(&self, address: IpAddr) -> Result<Place, Full> {
-        let (site, network) = (Site::from(address), Site::network(address));
+        let (peer, network) = (PeerKey::from(address), PeerKey::network(address));
         let mut open = lock(&self.open);
-        let of_site = open.sites.get(&site).copied().unwrap_or(0);
-        if of_site >= self.most_per_peer {
+        let of_peer = open.peers.get(&peer).copied().unwrap_or(0);
+        if of_peer >= self.most_per_peer {
             return Err(Full::Peer);
         }
         let of_network = open.networks.get(&network).map_or(0, Vec::len);
@@ -155,10 +155,10 @@ impl Caps {
             used: AtomicU64::new(self.clock.now()),
             leave: Notify::new(),
         });
-        open.sites.insert(site, of_site + 1);
+        open.peers.insert(peer, of_peer + 1);
         open.networks.entry(network).or_default().push(Arc::clone(&seat));
         open.total += 1;
-        Ok(Place { open: Arc::clone(&self.open), site, network, seat })
+        Ok(Place { open: Arc::clone(&self.open), peer, network, seat })
     }
 }
 
@@ -203,10 +203,10 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut open = lock(&self.open);
         open.total -= 1;
-        if let Entry::Occupied(mut site) = open.sites.entry(self.site) {
-            *site.get_mut() -= 1;
-            if *site.get() == 0 {
-                site.remove();
+        if let Entry::Occupied(mut peer) = open.peers.entry(self.peer) {
+            *peer.get_mut() -= 1;
+            if *peer.get() == 0 {
+                peer.remove();
             }
         }
         let seats = open.networks.get_mut(&self.network);
@@ -249,7 +249,7 @@ mod tests {
         drop(place);
         assert!(caps.enter(one).is_ok());
         assert_eq!(
-            lock(&caps.open).sites.len(),
+            lock(&caps.open).peers.len(),
             1,
             "and nothing is remembered of a peer without connections"
         );

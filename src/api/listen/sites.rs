@@ -3,12 +3,12 @@
 use std::{cell::RefCell, collections::HashMap, net::IpAddr, sync::Arc};
 
 use super::room::{Kept, Room};
-use crate::{api::guard::PeerAccount, model::Site};
+use crate::{api::guard::PeerAccount, model::PeerKey};
 
 thread_local! {
     /// The peers with a connection to this worker. Of each worker its own, as its calls are: no
     /// worker waits for another's cache line.
-    static SITES: RefCell<HashMap<Site, Shared>> = RefCell::default();
+    static SITES: RefCell<HashMap<PeerKey, Shared>> = RefCell::default();
 }
 
 /// State that the connections of one peer share.
@@ -22,7 +22,7 @@ struct Shared {
 
 /// One connection's part in its peer; the last one to go takes the peer with it.
 pub(super) struct Member {
-    site: Site,
+    site: PeerKey,
     account: Arc<PeerAccount>,
     kept: Arc<Kept>,
 }
@@ -32,7 +32,7 @@ impl Member {
     pub(super) fn enter(address: IpAddr) -> Self {
         // An IPv6 customer has 65,536 of the /64 that budgets go by: together they hold no more
         // than one.
-        let site = Site::network(address);
+        let site = PeerKey::network(address);
         SITES.with_borrow_mut(|sites| {
             let shared = sites.entry(site).or_default();
             shared.connections += 1;

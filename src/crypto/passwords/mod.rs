@@ -18,7 +18,7 @@ use super::{
     random,
     remembered::Remembered,
 };
-use crate::model::{SecretId, Site, TenantId, client::MAX_LIVE_SECRETS};
+use crate::model::{PeerKey, SecretId, TenantId, client::MAX_LIVE_SECRETS};
 
 /// How many verified secrets are remembered.
 const REMEMBERED: usize = 10_000;
@@ -28,7 +28,7 @@ const REMEMBERED: usize = 10_000;
 pub struct Origin {
     /// Its network, for an IPv6 customer has 65,536 of the /64 that budgets go by; `None` for this
     /// process itself.
-    pub network: Option<Site>,
+    pub network: Option<PeerKey>,
     /// True if a secret from there was wrong lately.
     pub failed_lately: bool,
 }
@@ -53,7 +53,7 @@ pub struct Match {
 
 /// The bounded pool.
 pub struct Passwords {
-    lanes: Lanes<Option<Site>>,
+    lanes: Lanes<Option<PeerKey>>,
     /// Administration has a core of its own, and a queue: no caller that is not authenticated
     /// delays it. Tenants are its second class: they share half of the queue and no tenant has more
     /// than half of that; the operator comes first, and has room.

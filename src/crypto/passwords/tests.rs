@@ -190,7 +190,7 @@ async fn more_than_may_wait_are_refused_at_once() {
         })
         .collect();
     tokio::task::yield_now().await;
-    assert_eq!(find(&passwords, &[], "x").await, Err(Busy), "one site has a quarter of the queue");
+    assert_eq!(find(&passwords, &[], "x").await, Err(Busy), "one peer has a quarter of the queue");
     drop(core);
     for one in waiting {
         assert_eq!(one.await.unwrap(), Ok(None));

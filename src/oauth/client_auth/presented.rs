@@ -124,7 +124,7 @@ impl ClientAuthenticator {
     }
 
     /// A secret that was imported: as many argon2id as a client may have secrets, also where there
-    /// is nothing to compare with; none where the caller's site has no budget for them, whatever
+    /// is nothing to compare with; none where the caller's peer has no budget for them, whatever
     /// the name.
     async fn prove_imported(&self, call: &Call, claim: &Claim<'_>, guess: Guess) -> Judgement {
         let live = claim.live(call.now).filter(|_| guess.may_compare());
@@ -190,7 +190,7 @@ impl ClientAuthenticator {
         refusal: Refusal,
     ) -> Error {
         metrics::counter!("jeton_authentication_failed_total").increment(1);
-        let (site, judged, guessed) = (call.peer.site(), refusal.is_judged(), refusal.is_guess());
+        let (peer, judged, guessed) = (call.peer.key(), refusal.is_judged(), refusal.is_guess());
         if matches!(refusal, Refusal::Wrong(_)) {
             self.limits.failed(call.peer, call.now);
         }
@@ -207,13 +207,13 @@ impl ClientAuthenticator {
             Some(client) => {
                 let raised = if guessed { self.raise_alarm(call, client).await } else { Ok(()) };
                 let recorded = if judged {
-                    self.trail.kept(site, event).await
+                    self.trail.kept(peer, event).await
                 } else {
-                    self.trail.counted(site, event).await
+                    self.trail.counted(peer, event).await
                 };
                 raised.and(recorded)
             }
-            None => self.trail.counted(site, event).await,
+            None => self.trail.counted(peer, event).await,
         };
         recorded.err().unwrap_or(error)
     }
