@@ -8,6 +8,7 @@ use std::{
 use aws_lc_rs::hmac;
 
 use super::random;
+use crate::model::ClaimedAccount;
 
 /// A bounded set of keyed digests of what was verified. The key is of this process and the secrets
 /// are not in it, so the memory of the process gives no more away than the hashes at rest do.
@@ -26,7 +27,7 @@ struct Known {
     oldest_first: VecDeque<Digest>,
 }
 
-/// Stands for one presented secret of one client against one hash. Another hash is another digest:
+/// Digest of one presented secret of one account against one hash. Another hash is another digest:
 /// a secret that was replaced is forgotten by itself.
 #[derive(Clone, Copy)]
 pub struct Digest {
@@ -42,11 +43,18 @@ impl Remembered {
         Self { key, capacity, known: Mutex::default() }
     }
 
-    /// What stands for this combination in this process.
-    pub fn digest(&self, client: &str, id: &str, phc: &str, presented: &str) -> Digest {
+    /// Returns the digest of this combination in this process.
+    pub fn digest(
+        &self,
+        account: ClaimedAccount<'_>,
+        id: &str,
+        phc: &str,
+        presented: &str,
+    ) -> Digest {
+        let (kind, name) = (account.kind(), account.name());
         Digest {
-            whole: self.mac(&[client, id, phc, presented]),
-            hash: self.mac(&[client, id, phc]),
+            whole: self.mac(&[kind, name, id, phc, presented]),
+            hash: self.mac(&[kind, name, id, phc]),
         }
     }
 
@@ -67,8 +75,8 @@ impl Remembered {
     }
 
     /// Returns true if a secret that was verified against this hash is remembered.
-    pub fn knows_one_of(&self, client: &str, id: &str, phc: &str) -> bool {
-        let hash = self.mac(&[client, id, phc]);
+    pub fn knows_one_of(&self, account: ClaimedAccount<'_>, id: &str, phc: &str) -> bool {
+        let hash = self.mac(&[account.kind(), account.name(), id, phc]);
         self.known.lock().unwrap_or_else(PoisonError::into_inner).hashes.contains(&hash)
     }
 
@@ -95,7 +103,7 @@ mod tests {
     use super::*;
 
     fn digest(remembered: &Remembered, [client, id, phc, presented]: [&str; 4]) -> Digest {
-        remembered.digest(client, id, phc, presented)
+        remembered.digest(ClaimedAccount::client(client), id, phc, presented)
     }
 
     #[test]
@@ -118,15 +126,12 @@ mod tests {
     fn it_knows_which_hashes_have_a_secret_that_is_remembered() {
         let remembered = Remembered::new(1);
         remembered.learn(digest(&remembered, ["a", "b", "phc", "secret"]));
-        assert!(remembered.knows_one_of("a", "b", "phc"));
-        assert!(
-            !remembered.knows_one_of("a", "b", "phd") && !remembered.knows_one_of("b", "a", "phc")
-        );
+        let knows =
+            |client, id, phc| remembered.knows_one_of(ClaimedAccount::client(client), id, phc);
+        assert!(knows("a", "b", "phc"));
+        assert!(!knows("a", "b", "phd") && !knows("b", "a", "phc"));
         remembered.learn(digest(&remembered, ["a", "b", "phd", "secret"]));
-        assert!(
-            remembered.knows_one_of("a", "b", "phd") && !remembered.knows_one_of("a", "b", "phc"),
-            "the oldest is forgotten"
-        );
+        assert!(knows("a", "b", "phd") && !knows("a", "b", "phc"), "the oldest is forgotten");
         assert_eq!(remembered.known.lock().unwrap().hashes.len(), 1);
     }
 

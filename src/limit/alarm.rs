@@ -1,4 +1,4 @@
-//! Wrong secrets of each client over all peers: what no budget of a single peer sees.
+//! Wrong secrets of each account over all peers: what no budget of a single peer sees.
 
 use std::{
     collections::HashMap,
@@ -6,16 +6,15 @@ use std::{
     time::Duration,
 };
 
-use crate::model::{ClientId, Timestamp};
+use crate::model::{AccountKey, Timestamp};
 
-/// Failures of one client within [`PERIOD`] that raise the alarm. A client with a stale secret that
+/// Failures of one account within [`PERIOD`] that raise the alarm. A client with a stale secret that
 /// asks again every few seconds stays below.
 const THRESHOLD: u32 = 1_000;
 const PERIOD: Duration = Duration::from_secs(3_600);
 
-#[derive(Default)]
-pub(super) struct Alarm {
-    by_client: Mutex<HashMap<ClientId, Failures>>,
+pub(super) struct Alarm<A> {
+    by_account: Mutex<HashMap<A, Failures>>,
     cap: usize,
 }
 
@@ -24,19 +23,20 @@ struct Failures {
     count: u32,
 }
 
-impl Alarm {
+impl<A: AccountKey> Alarm<A> {
     pub(super) fn new(cap: usize) -> Self {
-        Self { by_client: Mutex::default(), cap }
+        Self { by_account: Mutex::default(), cap }
     }
 
     /// Counts one failure; true once a period, when there are too many.
-    pub(super) fn failed(&self, client: &ClientId, now: Timestamp) -> bool {
-        let mut by_client = self.by_client.lock().unwrap_or_else(PoisonError::into_inner);
-        if !by_client.contains_key(client) && by_client.len() >= self.cap {
+    pub(super) fn failed(&self, account: &A, now: Timestamp) -> bool {
+        let mut by_account = self.by_account.lock().unwrap_or_else(PoisonError::into_inner);
+        if !by_account.contains_key(account) && by_account.len() >= self.cap {
             metrics::counter!("jeton_limiter_full_total").increment(1);
             return false;
         }
-        let failures = by_client.entry(client.clone()).or_insert(Failures { since: now, count: 0 });
+        let failures =
+            by_account.entry(account.clone()).or_insert(Failures { since: now, count: 0 });
         if now.since(failures.since) >= PERIOD {
             *failures = Failures { since: now, count: 0 };
         }
@@ -45,14 +45,15 @@ impl Alarm {
     }
 
     pub(super) fn sweep(&self, now: Timestamp) {
-        let mut by_client = self.by_client.lock().unwrap_or_else(PoisonError::into_inner);
-        by_client.retain(|_, failures| now.since(failures.since) < PERIOD);
+        let mut by_account = self.by_account.lock().unwrap_or_else(PoisonError::into_inner);
+        by_account.retain(|_, failures| now.since(failures.since) < PERIOD);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::ClientId;
 
     const NOW: Timestamp = Timestamp::from_seconds(1_000_000);
 
@@ -77,12 +78,12 @@ mod tests {
 
     #[test]
     fn the_table_is_bounded() {
-        let alarm = Alarm::new(2);
+        let alarm = Alarm::<ClientId>::new(2);
         for n in 0..100 {
             alarm.failed(&format!("client-{n}").parse().unwrap(), NOW);
         }
-        assert_eq!(alarm.by_client.lock().unwrap().len(), 2);
+        assert_eq!(alarm.by_account.lock().unwrap().len(), 2);
         alarm.sweep(NOW + PERIOD);
-        assert!(alarm.by_client.lock().unwrap().is_empty());
+        assert!(alarm.by_account.lock().unwrap().is_empty());
     }
 }

@@ -25,9 +25,17 @@ use crate::{
     model::{ClientId, Peer, PeerKey, SecretId, Timestamp},
 };
 
-/// A secret that a caller claims to have: that of an existing client, by its id where the secret
-/// names one that is valid.
-pub type Target = (ClientId, Option<SecretId>);
+/// A secret of an existing account that a caller claims to have.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum GuessTarget {
+    /// A client's.
+    Client {
+        /// The client.
+        id: ClientId,
+        /// Id of the secret, where it names one that is valid.
+        secret: Option<SecretId>,
+    },
+}
 
 /// What pays for comparing one presented secret.
 #[must_use]
@@ -41,7 +49,7 @@ enum Payer {
     /// This process itself needs no budget.
     Local,
     Peer(PeerKey),
-    Target(PeerKey, Target),
+    Target(PeerKey, GuessTarget),
     None,
 }
 
@@ -67,7 +75,7 @@ impl Guess {
 
 pub(super) struct Guesses {
     peers: Budgets<PeerKey>,
-    targets: Budgets<(PeerKey, Target)>,
+    targets: Budgets<(PeerKey, GuessTarget)>,
     failures: Failures,
 }
 
@@ -118,7 +126,7 @@ impl Guesses {
 
     /// Draws for one secret; `target` is `None` where there is no such client. A full table pays
     /// for nothing.
-    pub(super) fn draw(&self, peer: Peer, target: Option<Target>, now: Timestamp) -> Guess {
+    pub(super) fn draw(&self, peer: Peer, target: Option<GuessTarget>, now: Timestamp) -> Guess {
         let Some(peer) = peer.key() else {
             return Guess { payer: Payer::Local, retry_after: None };
         };
@@ -175,15 +183,16 @@ mod tests {
         Peer::Ip([10, 0, 0, last].into())
     }
 
-    fn at(client: &str, secret: Option<&str>) -> Option<Target> {
-        Some((client.parse().unwrap(), secret.map(|secret| secret.parse().unwrap())))
+    fn at(client: &str, secret: Option<&str>) -> Option<GuessTarget> {
+        let secret = secret.map(|secret| secret.parse().unwrap());
+        Some(GuessTarget::Client { id: client.parse().unwrap(), secret })
     }
 
     /// How many of `count` secrets are compared by argon2id, and how many at all.
     fn judged(
         guesses: &Guesses,
         peer: Peer,
-        target: impl Fn() -> Option<Target>,
+        target: impl Fn() -> Option<GuessTarget>,
         count: usize,
     ) -> (usize, usize) {
         let drawn: Vec<Guess> = (0..count).map(|_| guesses.draw(peer, target(), NOW)).collect();
@@ -225,7 +234,7 @@ mod tests {
     /// A02: whether there is such a client changes nothing in the answer, whatever came before.
     #[test]
     fn the_answer_does_not_tell_which_names_exist() {
-        let answers = |target: &dyn Fn() -> Option<Target>| {
+        let answers = |target: &dyn Fn() -> Option<GuessTarget>| {
             let guesses = guesses(1_000);
             let times = (0..200).map(|n| NOW + Duration::from_millis(n * 70));
             let answers: Vec<_> =

@@ -18,7 +18,7 @@ use self::{
     window::Windows,
 };
 pub use self::{
-    guesses::{Guess, Target},
+    guesses::{Guess, GuessTarget},
     places::ReadPlace,
 };
 use crate::{
@@ -32,11 +32,11 @@ use crate::{
 pub struct Limits {
     peers: Budgets<PeerKey>,
     guesses: Guesses,
-    alarm: Alarm,
+    alarm: Alarm<ClientId>,
     places: Places,
-    revocations: Revocations,
+    revocations: Revocations<ClientId>,
     plans: Plans<String, (Rate, Budgets<ClientId>)>,
-    shared: Windows,
+    shared: Windows<ClientId>,
 }
 
 impl Limits {
@@ -107,7 +107,7 @@ impl Limits {
 
     /// Draws for comparing one presented secret, before it is compared; `target` is `None` where
     /// there is no such client.
-    pub fn guess(&self, peer: Peer, target: Option<Target>, now: Timestamp) -> Guess {
+    pub fn guess(&self, peer: Peer, target: Option<GuessTarget>, now: Timestamp) -> Guess {
         self.guesses.draw(peer, target, now)
     }
 

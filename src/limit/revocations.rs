@@ -1,4 +1,4 @@
-//! Bound on the revocations of each client that are remembered. Each takes memory of every node,
+//! Bound on the revocations of each account that are remembered. Each takes memory of every node,
 //! and a row, until the token or family that it ended would have expired.
 
 use std::{
@@ -7,20 +7,20 @@ use std::{
     time::Duration,
 };
 
-use crate::model::{ClientId, Timestamp};
+use crate::model::{AccountKey, Timestamp};
 
 /// Counts in two windows, each as long as a revocation is remembered: of those made in the last
 /// window's length none is left out.
 ///
-/// A full table takes a client that is not counted in place of one with the fewest, and goes on
-/// from that one's count (Space-Saving, Metwally et al. 2005). So no client has more than its
-/// share, and one is thought to have more than it has only by what each of all clients that are
+/// A full table takes an account that is not counted in place of one with the fewest, and goes on
+/// from that one's count (Space-Saving, Metwally et al. 2005). So no account has more than its
+/// share, and one is thought to have more than it has only by what each of all accounts that are
 /// counted has at least.
-pub(super) struct Revocations {
-    by_client: Mutex<HashMap<ClientId, Count>>,
-    /// Of one client.
+pub(super) struct Revocations<A> {
+    by_account: Mutex<HashMap<A, Count>>,
+    /// Of one account.
     max: u32,
-    /// Clients counted at once.
+    /// Accounts counted at once.
     cap: usize,
 }
 
@@ -46,27 +46,27 @@ impl Count {
     }
 }
 
-impl Revocations {
+impl<A: AccountKey> Revocations<A> {
     pub(super) fn new(max: u32, cap: usize) -> Self {
-        Self { by_client: Mutex::default(), max, cap }
+        Self { by_account: Mutex::default(), max, cap }
     }
 
     /// Counts a revocation that is remembered for at most `length`; false, and not counted, where
-    /// the client has its fill.
-    pub(super) fn admit(&self, client: &ClientId, now: Timestamp, length: Duration) -> bool {
-        let mut by_client = self.by_client.lock().unwrap_or_else(PoisonError::into_inner);
-        if !by_client.contains_key(client) && by_client.len() >= self.cap {
+    /// the account has its fill.
+    pub(super) fn admit(&self, account: &A, now: Timestamp, length: Duration) -> bool {
+        let mut by_account = self.by_account.lock().unwrap_or_else(PoisonError::into_inner);
+        if !by_account.contains_key(account) && by_account.len() >= self.cap {
             metrics::counter!("jeton_limiter_full_total").increment(1);
             let Some(least) =
-                least(&by_client).filter(|(_, count)| *count < self.max).map(|(id, _)| id.clone())
+                least(&by_account).filter(|(_, count)| *count < self.max).map(|(id, _)| id.clone())
             else {
                 return false;
             };
-            if let Some(count) = by_client.remove(&least) {
-                by_client.insert(client.clone(), count);
+            if let Some(count) = by_account.remove(&least) {
+                by_account.insert(account.clone(), count);
             }
         }
-        let count = by_client.entry(client.clone()).or_insert(Count {
+        let count = by_account.entry(account.clone()).or_insert(Count {
             since: now,
             length,
             now: 0,
@@ -79,9 +79,9 @@ impl Revocations {
     }
 
     /// Takes back one that was admitted and is not remembered after all.
-    pub(super) fn give_back(&self, client: &ClientId) {
-        let mut by_client = self.by_client.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = by_client.get_mut(client) {
+    pub(super) fn give_back(&self, account: &A) {
+        let mut by_account = self.by_account.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = by_account.get_mut(account) {
             // Of the window before, if that has passed meanwhile.
             let counted = if count.now > 0 { &mut count.now } else { &mut count.before };
             *counted = counted.saturating_sub(1);
@@ -89,18 +89,18 @@ impl Revocations {
     }
 
     pub(super) fn sweep(&self, now: Timestamp) {
-        let mut by_client = self.by_client.lock().unwrap_or_else(PoisonError::into_inner);
-        by_client.retain(|_, count| {
+        let mut by_account = self.by_account.lock().unwrap_or_else(PoisonError::into_inner);
+        by_account.retain(|_, count| {
             count.advance(now);
             count.total() > 0
         });
     }
 }
 
-/// One of the clients that have the fewest, and how many.
-fn least(by_client: &HashMap<ClientId, Count>) -> Option<(&ClientId, u32)> {
-    let mut least: Option<(&ClientId, u32)> = None;
-    for (id, count) in by_client {
+/// One of the accounts that have the fewest, and how many.
+fn least<A>(by_account: &HashMap<A, Count>) -> Option<(&A, u32)> {
+    let mut least: Option<(&A, u32)> = None;
+    for (id, count) in by_account {
         let total = count.total();
         if least.is_none_or(|(_, fewest)| total < fewest) {
             least = Some((id, total));
@@ -116,6 +116,7 @@ fn least(by_client: &HashMap<ClientId, Count>) -> Option<(&ClientId, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::ClientId;
 
     const NOW: Timestamp = Timestamp::from_seconds(1_000_000);
     const LENGTH: Duration = Duration::from_secs(4_000);
@@ -171,7 +172,7 @@ mod tests {
         for n in 0..300 {
             assert_eq!(count(&format!("client-{n}"), 1), 1, "{n}");
         }
-        assert_eq!((count("many", 1), revocations.by_client.lock().unwrap().len()), (0, 5));
+        assert_eq!((count("many", 1), revocations.by_account.lock().unwrap().len()), (0, 5));
         // 301 clients have 400: past that each is at its share, as far as is known.
         let more = (0..300).map(|n| count(&format!("client-{n}"), 100)).sum::<usize>();
         assert!(more <= 100, "{more}");

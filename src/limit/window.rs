@@ -1,4 +1,4 @@
-//! Clients' calls counted across nodes and restarts: in the store's counters, by windows, flushed
+//! Accounts' calls counted across nodes and restarts: in the store's counters, by windows, flushed
 //! in batches. The budgets in memory come first; this bounds what many of them let through
 //! together.
 
@@ -14,17 +14,16 @@ use papaya::HashMap;
 
 use crate::{
     config::Rate,
-    model::{ClientId, Timestamp},
+    model::{AccountKey, Timestamp},
     store::{CounterStore, StoreError},
 };
 
 /// How long a window is. A plan lets through its rate for so long, and once its burst.
 pub(super) const WINDOW: Duration = Duration::from_secs(10);
 
-/// The clients that called lately.
-#[derive(Default)]
-pub(super) struct Windows {
-    by_client: HashMap<ClientId, Arc<Window>>,
+/// Calls of the accounts that called lately.
+pub(super) struct Windows<A> {
+    by_account: HashMap<A, Arc<Window>>,
     /// The end of the window that was told of last, in milliseconds.
     told: AtomicI64,
 }
@@ -36,23 +35,29 @@ struct Window {
     /// Calls that were told to it in the window before it failed: to be told again in that window,
     /// and in no other.
     owed: AtomicU64,
-    /// What the client's plan lets through in a window.
+    /// What the account's plan lets through in a window.
     budget: AtomicU64,
     /// Until when the window is known to be used up, in milliseconds.
     over_until: AtomicI64,
 }
 
-impl Windows {
+impl<A> Default for Windows<A> {
+    fn default() -> Self {
+        Self { by_account: HashMap::new(), told: AtomicI64::default() }
+    }
+}
+
+impl<A: AccountKey> Windows<A> {
     /// Counts a call's work; the error says how long the window still lasts, where it is used up.
     pub(super) fn count(
         &self,
-        client: &ClientId,
+        account: &A,
         rate: Rate,
         work: u32,
         now: Timestamp,
     ) -> Result<(), Duration> {
-        let windows = self.by_client.pin();
-        let window = windows.get_or_insert_with(client.clone(), Arc::default);
+        let windows = self.by_account.pin();
+        let window = windows.get_or_insert_with(account.clone(), Arc::default);
         let until = Timestamp::from_millis(window.over_until.load(Relaxed));
         if now < until {
             return Err(until.since(now));
@@ -67,8 +72,8 @@ impl Windows {
 
     /// Tells the store of the calls since the last time and learns of everybody else's; what it
     /// cannot take is kept for as long as the window lasts. `agreed` is the moment `now` by the
-    /// clock that all nodes have in common, which windows go by. Clients that did not call since
-    /// the last time are forgotten.
+    /// clock that all nodes have in common, which windows go by. Accounts that did not call
+    /// since the last time are forgotten.
     pub(super) async fn flush(
         &self,
         store: &(impl CounterStore + ?Sized),
@@ -102,17 +107,17 @@ impl Windows {
     /// In the `same` window as the last time what the store failed to take then is due again; else
     /// it may have been counted in its own window, which is over.
     fn take(&self, now: Timestamp, same: bool) -> (Vec<(String, u64)>, Vec<Arc<Window>>) {
-        let windows = self.by_client.pin();
+        let windows = self.by_account.pin();
         let mut taken = (Vec::new(), Vec::new());
-        for (client, window) in &windows {
+        for (account, window) in &windows {
             let owed = window.owed.swap(0, Relaxed);
             match window.fresh.swap(0, Relaxed) + if same { owed } else { 0 } {
                 0 if Timestamp::from_millis(window.over_until.load(Relaxed)) <= now => {
-                    windows.remove(client);
+                    windows.remove(account);
                 }
                 0 => {}
                 count => {
-                    taken.0.push((format!("client/{client}"), count));
+                    taken.0.push((format!("{}/{}", A::KIND, account.as_str()), count));
                     taken.1.push(window.clone());
                 }
             }
@@ -132,6 +137,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+    use crate::model::ClientId;
 
     /// Counters in memory, as two nodes share them.
     #[derive(Default)]
@@ -158,7 +164,8 @@ mod tests {
     /// window.
     #[tokio::test]
     async fn what_two_nodes_let_through_is_bounded_together() {
-        let (counters, nodes) = (Counters::default(), [Windows::default(), Windows::default()]);
+        let (counters, nodes) =
+            (Counters::default(), [Windows::<ClientId>::default(), Windows::<ClientId>::default()]);
         let client: ClientId = "a".parse().unwrap();
         let rate = Rate { per_second: 1, burst: 5 };
         let now = Timestamp::from_seconds(1_000);
@@ -182,12 +189,12 @@ mod tests {
         let client: ClientId = "a".parse().unwrap();
         let rate = Rate { per_second: 1, burst: 1 };
         let now = Timestamp::from_seconds(1_000);
-        let before = Windows::default();
+        let before = Windows::<ClientId>::default();
         for _ in 0..11 {
             before.count(&client, rate, 1, now).unwrap();
         }
         before.flush(&counters, now, now).await.unwrap();
-        let after = Windows::default();
+        let after = Windows::<ClientId>::default();
         after.count(&client, rate, 1, now).unwrap();
         after.flush(&counters, now, now).await.unwrap();
         assert!(after.count(&client, rate, 1, now).is_err());
@@ -216,7 +223,7 @@ mod tests {
     /// windows go by the common clock.
     #[tokio::test]
     async fn what_was_not_taken_is_owed_for_as_long_as_its_window_lasts() {
-        let (told, windows) = (Mutex::default(), Windows::default());
+        let (told, windows) = (Mutex::default(), Windows::<ClientId>::default());
         let rate = Rate { per_second: 1, burst: 1 };
         // This node is a minute ahead.
         let (now, agreed) = (Timestamp::from_seconds(1_060), Timestamp::from_seconds(1_000));
@@ -241,12 +248,12 @@ mod tests {
 
     #[tokio::test]
     async fn clients_that_do_not_call_are_forgotten() {
-        let (counters, windows) = (Counters::default(), Windows::default());
+        let (counters, windows) = (Counters::default(), Windows::<ClientId>::default());
         let now = Timestamp::from_seconds(1_000);
         windows.count(&"a".parse().unwrap(), Rate { per_second: 1, burst: 1 }, 1, now).unwrap();
         windows.flush(&counters, now, now).await.unwrap();
-        assert_eq!(windows.by_client.len(), 1);
+        assert_eq!(windows.by_account.len(), 1);
         windows.flush(&counters, now, now).await.unwrap();
-        assert_eq!(windows.by_client.len(), 0);
+        assert_eq!(windows.by_account.len(), 0);
     }
 }

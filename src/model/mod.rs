@@ -1,5 +1,6 @@
 //! NOUNS: plain data, parsed once and valid from then on. No I/O, no clock, no framework.
 
+pub mod account;
 pub mod audience;
 pub mod call;
 pub mod claims;
@@ -16,6 +17,7 @@ pub mod text;
 pub mod time;
 pub mod weight;
 
+pub use account::{AccountKey, ClaimedAccount};
 pub use audience::{Audience, AudienceRecord};
 pub use call::{Call, Peer};
 pub use claims::{Claims, Epochs};

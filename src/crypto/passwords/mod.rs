@@ -18,7 +18,7 @@ use super::{
     random,
     remembered::Remembered,
 };
-use crate::model::{PeerKey, SecretId, TenantId, client::MAX_LIVE_SECRETS};
+use crate::model::{ClaimedAccount, PeerKey, SecretId, TenantId, client::MAX_LIVE_SECRETS};
 
 /// How many verified secrets are remembered.
 const REMEMBERED: usize = 10_000;
@@ -105,7 +105,7 @@ impl Passwords {
     /// the same, and next to nothing, however many there are (A02).
     pub fn recall(
         &self,
-        client: &str,
+        account: ClaimedAccount<'_>,
         kept: &[Kept],
         presented: &SecretString,
     ) -> Option<SecretId> {
@@ -114,7 +114,7 @@ impl Passwords {
             .map(|slot| {
                 let (id, phc) =
                     slot.map_or(("", &*self.decoy), |kept| (kept.id.as_str(), kept.phc.as_str()));
-                let digest = self.remembered.digest(client, id, phc, presented.expose_secret());
+                let digest = self.remembered.digest(account, id, phc, presented.expose_secret());
                 slot.filter(|_| self.remembered.knows(&digest)).map(|kept| kept.id.clone())
             })
             .collect();
@@ -123,27 +123,27 @@ impl Passwords {
 
     /// Returns true if one of `kept` was verified before in this process: then [`Self::recall`] has
     /// compared with it. Costs the same however many there are (A02).
-    pub fn remembers(&self, client: &str, kept: &[Kept]) -> bool {
+    pub fn remembers(&self, account: ClaimedAccount<'_>, kept: &[Kept]) -> bool {
         let slots = (0..MAX_LIVE_SECRETS).map(|slot| kept.get(slot));
         let known = slots.filter(|slot| {
             let (id, phc) =
                 slot.map_or(("", &*self.decoy), |kept| (kept.id.as_str(), kept.phc.as_str()));
-            self.remembered.knows_one_of(client, id, phc) && slot.is_some()
+            self.remembered.knows_one_of(account, id, phc) && slot.is_some()
         });
         known.count() > 0
     }
 
-    /// Remembers that a secret of a client was verified, against another hash of it too.
-    pub fn remember(&self, client: &str, kept: &Kept, presented: &SecretString) {
+    /// Remembers that a secret of an account was verified, against another hash of it too.
+    pub fn remember(&self, account: ClaimedAccount<'_>, kept: &Kept, presented: &SecretString) {
         self.remembered.learn(self.remembered.digest(
-            client,
+            account,
             kept.id.as_str(),
             &kept.phc,
             presented.expose_secret(),
         ));
     }
 
-    /// Compares a presented secret with those kept of a client, by argon2id. A refusal costs as
+    /// Compares a presented secret with those kept of an account, by argon2id. A refusal costs as
     /// much as [`MAX_LIVE_SECRETS`] of our own hashes, also where there are fewer, cheaper or none
     /// to compare with (A02). A success is remembered: it is paid for once a process.
     ///
@@ -153,14 +153,14 @@ impl Passwords {
     pub async fn find(
         &self,
         origin: Origin,
-        client: &str,
+        account: ClaimedAccount<'_>,
         kept: Vec<Kept>,
         presented: &SecretString,
     ) -> Result<Option<Match>, Busy> {
         let class = if origin.failed_lately { Class::Second } else { Class::First };
         let permit = self.lanes.enter(origin.network, class).await?;
         // Of many who bring the same secret at once, as after a start, the first one pays.
-        if let Some(id) = self.recall(client, &kept, presented) {
+        if let Some(id) = self.recall(account, &kept, presented) {
             return Ok(Some(Match { id, rehashed: None }));
         }
         let (decoy, work, secret) =
@@ -191,7 +191,7 @@ impl Passwords {
             None
         });
         let Some((kept, rehashed)) = compared.await? else { return Ok(None) };
-        self.remember(client, &kept, presented);
+        self.remember(account, &kept, presented);
         Ok(Some(Match { id: kept.id, rehashed }))
     }
 

@@ -32,7 +32,7 @@ async fn find(
     kept: &[Kept],
     presented: &str,
 ) -> Result<Option<Match>, Busy> {
-    passwords.find(HERE, "orders", kept.to_vec(), &secret(presented)).await
+    passwords.find(HERE, ClaimedAccount::client("orders"), kept.to_vec(), &secret(presented)).await
 }
 
 fn id(found: Result<Option<Match>, Busy>) -> Option<String> {
@@ -113,11 +113,15 @@ async fn a_cheaper_hash_is_made_anew_at_its_first_use() {
         .unwrap();
     let anew = Kept { phc: found.rehashed.expect("a hash of our own"), ..brought.clone() };
     assert!(anew.phc.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"));
-    passwords.remember("orders", &anew, &secret("chosen elsewhere"));
+    passwords.remember(ClaimedAccount::client("orders"), &anew, &secret("chosen elsewhere"));
     let before = passwords.work();
     for kept in [&brought, &anew] {
         assert_eq!(
-            passwords.recall("orders", std::slice::from_ref(kept), &secret("chosen elsewhere")),
+            passwords.recall(
+                ClaimedAccount::client("orders"),
+                std::slice::from_ref(kept),
+                &secret("chosen elsewhere")
+            ),
             Some(kept.id.clone())
         );
     }
@@ -137,14 +141,14 @@ async fn a_verified_secret_is_paid_for_once_and_a_wrong_one_every_time() {
         |passwords: &Passwords| passwords.work() - std::mem::replace(&mut work, passwords.work());
     assert_eq!(find(&passwords, &kept, "wrong").await, Ok(None));
     assert_eq!(paid(&passwords), REFUSAL);
-    assert_eq!(passwords.recall("orders", &kept, &secret("chosen")), None);
-    assert!(!passwords.remembers("orders", &kept));
+    assert_eq!(passwords.recall(ClaimedAccount::client("orders"), &kept, &secret("chosen")), None);
+    assert!(!passwords.remembers(ClaimedAccount::client("orders"), &kept));
     assert!(find(&passwords, &kept, "chosen").await.unwrap().is_some());
     assert_eq!(paid(&passwords), OWN_BLOCKS, "it is the first one looked at");
     assert!(find(&passwords, &kept, "chosen").await.unwrap().is_some());
     assert!(
-        passwords.recall("orders", &kept, &secret("chosen")).is_some()
-            && passwords.remembers("orders", &kept)
+        passwords.recall(ClaimedAccount::client("orders"), &kept, &secret("chosen")).is_some()
+            && passwords.remembers(ClaimedAccount::client("orders"), &kept)
     );
     assert_eq!(paid(&passwords), 0);
     assert_eq!(find(&passwords, &kept, "wrong").await, Ok(None));
@@ -152,14 +156,23 @@ async fn a_verified_secret_is_paid_for_once_and_a_wrong_one_every_time() {
     // Another hash, client or secret id is another secret.
     let other = Kept { phc: phc(19_456, 2, 1), ..kept[0].clone() };
     assert!(
-        passwords.remembers("orders", &[other.clone(), kept[0].clone()])
-            && !passwords.remembers("orders", std::slice::from_ref(&other))
+        passwords.remembers(ClaimedAccount::client("orders"), &[other.clone(), kept[0].clone()])
+            && !passwords.remembers(ClaimedAccount::client("orders"), std::slice::from_ref(&other))
     );
-    assert_eq!(passwords.recall("orders", &[other], &secret("chosen")), None);
-    assert!(!passwords.remembers("orders", &[]) && !passwords.remembers("billing", &kept));
-    assert_eq!(passwords.recall("billing", &kept, &secret("chosen")), None);
+    assert_eq!(
+        passwords.recall(ClaimedAccount::client("orders"), &[other], &secret("chosen")),
+        None
+    );
+    assert!(
+        !passwords.remembers(ClaimedAccount::client("orders"), &[])
+            && !passwords.remembers(ClaimedAccount::client("billing"), &kept)
+    );
+    assert_eq!(passwords.recall(ClaimedAccount::client("billing"), &kept, &secret("chosen")), None);
     let other = Kept { id: "s2".parse().unwrap(), ..kept[0].clone() };
-    assert_eq!(passwords.recall("orders", &[other], &secret("chosen")), None);
+    assert_eq!(
+        passwords.recall(ClaimedAccount::client("orders"), &[other], &secret("chosen")),
+        None
+    );
 }
 
 /// A caller that waits for a core while another verifies the same secret does not pay once more:
@@ -170,7 +183,7 @@ async fn a_secret_that_was_verified_meanwhile_is_not_paid_for_again() {
     let kept = [kept("s1", phc(19_456, 2, 1))];
     let core = passwords.lanes.enter(None, Class::First).await.unwrap();
     let meanwhile = async {
-        passwords.remember("orders", &kept[0], &secret("chosen"));
+        passwords.remember(ClaimedAccount::client("orders"), &kept[0], &secret("chosen"));
         drop(core);
     };
     let (one, ()) = tokio::join!(find(&passwords, &kept, "chosen"), meanwhile);

@@ -10,8 +10,8 @@ use crate::{
         secrets,
     },
     error::{Error, Result},
-    limit::Guess,
-    model::{Action, Call, Client, Digest, Secret, SecretId, Stamp, Timestamp},
+    limit::{Guess, GuessTarget},
+    model::{Action, Call, ClaimedAccount, Client, Digest, Secret, SecretId, Stamp, Timestamp},
 };
 
 /// A caller's claim to be a client.
@@ -96,7 +96,8 @@ impl ClientAuthenticator {
         let named =
             if generated { secrets::secret_id_of(claim.secret.expose_secret()) } else { None };
         let valid = named.filter(|named| claim.live(call.now).any(|secret| secret.id == *named));
-        let target = claim.client.map(|client| (client.id.clone(), valid));
+        let target =
+            claim.client.map(|client| GuessTarget::Client { id: client.id.clone(), secret: valid });
         let guess = self.limits.guess(call.peer, target, call.now);
         if generated {
             self.prove_generated(call, claim, guess)
@@ -133,13 +134,14 @@ impl ClientAuthenticator {
             Digest::Keyed { .. } => None,
         });
         let imported: Vec<Kept> = imported.collect();
-        let recalled = self.passwords.recall(claim.name, &imported, claim.secret);
+        let account = ClaimedAccount::client(claim.name);
+        let recalled = self.passwords.recall(account, &imported, claim.secret);
         if recalled.is_some() {
             return self.judged(recalled, guess);
         }
         // A guess at a secret that is in use is answered by what is remembered: that is a
         // comparison, though the caller may have meant the client's other secret.
-        let compared = self.passwords.remembers(claim.name, &imported);
+        let compared = self.passwords.remembers(account, &imported);
         if !guess.may_hash() {
             return Judgement::Refused(if compared {
                 Refusal::Wrong(guess)
@@ -151,7 +153,7 @@ impl ClientAuthenticator {
             network: call.peer.network(),
             failed_lately: self.limits.failed_lately(call.peer, call.now),
         };
-        let found = match self.passwords.find(origin, claim.name, imported, claim.secret).await {
+        let found = match self.passwords.find(origin, account, imported, claim.secret).await {
             Ok(found) => found,
             Err(busy) => {
                 // Also where it was compared: what is left of the budget must not tell which names
@@ -250,7 +252,10 @@ impl ClientAuthenticator {
         let event =
             who.stamp(call).done(Action::SecretRehashed, format!("{}/{}", client.id, kept.id));
         match self.store.replace_client(&client, event).await {
-            Ok(_) => self.passwords.remember(client.id.as_str(), &kept, secret),
+            Ok(_) => {
+                let account = ClaimedAccount::client(client.id.as_str());
+                self.passwords.remember(account, &kept, secret)
+            }
             Err(error) => {
                 tracing::warn!(
                     client = %client.id, %error,
