@@ -16,7 +16,7 @@ use crate::model::Timestamp;
 /// Steps of the wall clock beyond this are logged and audited.
 pub const JUMP: Duration = Duration::from_secs(60);
 
-/// Where the time comes from.
+/// Source of the time.
 pub trait Clock: Send + Sync {
     /// The time now; never less than it was before.
     fn now(&self) -> Timestamp;
@@ -85,28 +85,30 @@ fn read() -> (Timestamp, Instant) {
     (Timestamp::EPOCH + wall, Instant::now())
 }
 
-/// By how much the clock that the nodes of one store have in common is ahead of this node's. What
-/// is measured from one node to another goes by that clock: the grace of a refresh, the windows of
-/// budgets. Nothing that a token says does: a store whose clock is wrong makes no token too old or
-/// too young.
+/// Offset of the clock that the nodes of one store have in common from this node's: positive where
+/// that is ahead. What is measured from one node to another goes by that clock: the grace of a
+/// refresh, the windows of budgets. Nothing that a token says does: a store whose clock is wrong
+/// makes no token too old or too young.
 #[derive(Debug, Default)]
 pub struct Skew(AtomicI64);
 
 impl Skew {
-    /// A look that took longer says too little of the moment it was answered.
+    /// The longest measurement that is used: a longer one says too little of the moment it was
+    /// answered.
     const LONGEST_LOOK: Duration = Duration::from_secs(1);
 
-    /// The moment that is `now` here, by the common clock.
+    /// Returns the moment that is `now` here, by the common clock.
     pub fn agreed(&self, now: Timestamp) -> Timestamp {
         Timestamp::from_millis(now.millis().saturating_add(self.millis()))
     }
 
-    /// In milliseconds; negative where this node is ahead.
+    /// The offset in milliseconds; negative where this node is ahead.
     pub fn millis(&self) -> i64 {
         self.0.load(Relaxed)
     }
 
-    /// Takes in what the common clock read at some moment between these two of this node's.
+    /// Sets the offset by what the common clock read at some moment between these two of this
+    /// node's.
     pub fn measured(&self, before: Timestamp, common: Timestamp, after: Timestamp) {
         let took = after.since(before);
         if took <= Self::LONGEST_LOOK {
@@ -116,14 +118,14 @@ impl Skew {
     }
 }
 
-/// A clock that stands until it is moved: for tests.
+/// A clock that stops until it is moved: for tests.
 #[derive(Debug, Default)]
 pub struct ManualClock {
     now: AtomicI64,
 }
 
 impl ManualClock {
-    /// Stands at `now`.
+    /// A clock that reads `now`.
     pub const fn at(now: Timestamp) -> Self {
         Self { now: AtomicI64::new(now.millis()) }
     }

@@ -1,5 +1,5 @@
-//! What shows that an export is what was exported: a MAC over its lines, under a key of its own
-//! from the master key, and the SHA-256 of the file.
+//! Proof that an export is what was exported: a MAC over its lines, under a key of its own from the
+//! master key, and the SHA-256 of the file.
 
 use aws_lc_rs::{digest, hmac};
 use subtle::ConstantTimeEq;
@@ -40,7 +40,7 @@ impl ExportMac {
 pub struct FileHash(digest::Context);
 
 impl FileHash {
-    /// Of an empty file.
+    /// The digest of an empty file.
     pub fn new() -> Self {
         Self(digest::Context::new(&digest::SHA256))
     }

@@ -1,5 +1,5 @@
-//! Which JSON Web Keys (RFC 7517) are taken in, and for which one algorithm each (RFC 8725 section
-//! 3.1).
+//! Policy of JSON Web Keys (RFC 7517): those that are admitted, and the one algorithm of each (RFC
+//! 8725 section 3.1).
 
 use std::collections::HashSet;
 
@@ -26,7 +26,7 @@ const MAX_RSA_BITS: usize = 8_192;
 /// Most keys in one set.
 const MAX_KEYS: usize = 100;
 
-/// Why a key is not taken in, for whoever registered it.
+/// Reason for which a key is not admitted, for the caller that registered it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("key rejected: {0}")]
 pub struct Refused(pub &'static str);
@@ -200,8 +200,8 @@ fn check_rsa(key: &RSAKeyParameters) -> Result<&'static [Algorithm], Refused> {
     ])
 }
 
-/// Whether a modulus carries the mark of CVE-2017-15361: modulo every small prime it is a power of
-/// 65537. For a sound modulus the odds of that are below 2^-25.
+/// Returns true if a modulus carries the mark of CVE-2017-15361: modulo every small prime it is a
+/// power of 65537. For a sound modulus the odds of that are below 2^-25.
 fn is_roca(modulus: &[u8]) -> bool {
     const PRIMES: [u32; 38] = [
         3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89,

@@ -19,19 +19,19 @@ use zeroize::Zeroizing;
 use super::seal::Sealer;
 use crate::model::{KeyState, Kid, SigningKey, Timestamp, keyset::Algorithm};
 
-/// What private keys are sealed for; the id is their `kid`.
+/// Purpose that private keys are sealed for; the id is their `kid`.
 const PURPOSE: &str = "signing key";
 
 /// RSA keys made here, and the least that is opened as one of ours.
 const RSA_BYTES: usize = 384;
 
-/// Why a signing key cannot be used.
+/// Reason for which a signing key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// It does not open under this master key, or is not the key its id names.
+    /// The key does not open under this master key, or is not the one its id names.
     #[error("cannot decrypt signing key {0}: it was altered, or sealed under another master key")]
     Sealed(Kid),
-    /// What was sealed is no private key of its algorithm, or too weak a one (K05).
+    /// The sealed part is no private key of its algorithm, or too weak a one (K05).
     #[error("signing key {0} is not an acceptable {1} key")]
     Unacceptable(Kid, &'static str),
 }

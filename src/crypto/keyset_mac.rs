@@ -17,7 +17,7 @@ const LABEL: &str = "keyset";
 /// Prefix of what is authenticated: it keeps this MAC from being taken for another.
 const PREFIX: &[u8] = b"jeton keyset v1\0";
 
-/// Why a keyset is not used, whatever its keys are.
+/// Reason for which a keyset is not used, whatever its keys are.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeysetError {
     /// The MAC does not match: nobody with this master key wrote it.
@@ -25,7 +25,7 @@ pub enum KeysetError {
         "the keyset's MAC is invalid: the keyset was altered, or written under another master key"
     )]
     Mac,
-    /// Not exactly one key is active.
+    /// The number of active keys is not one.
     #[error("the keyset has {0} active keys instead of one")]
     Active(usize),
     /// Two keys have the same id, revoked ones included.

@@ -24,10 +24,10 @@ pub struct Busy;
 /// Order in which two keys that wait get their turns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Class {
-    /// With the whole queue.
+    /// Has the whole queue.
     #[default]
     First,
-    /// With half of it, after the others.
+    /// Has half of it, after the others.
     Second,
 }
 

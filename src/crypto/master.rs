@@ -15,10 +15,10 @@ use zeroize::Zeroizing;
 
 use super::random;
 
-/// No file with a master key is longer.
+/// Size in bytes above which a file holds no master key.
 const MAX_FILE: u64 = 1_024;
 
-/// Why there is no master key.
+/// Reason for which there is no master key.
 #[derive(Debug, thiserror::Error)]
 pub enum MasterKeyError {
     /// There is no such file, and none may be made.
@@ -28,28 +28,28 @@ pub enum MasterKeyError {
     /// The file could not be read or made.
     #[error("master key at {}: {source}", path.display())]
     Io {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the system.
         source: io::Error,
     },
     /// Others than the owner can get at it (K06).
     #[error("master key at {} has mode {mode:04o} and other users can access it: chmod 0600", path.display())]
     Exposed {
-        /// Which file.
+        /// The file.
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
     },
-    /// It belongs to another user (K06).
+    /// The file belongs to another user (K06).
     #[error("master key at {} belongs to user {owner}, not to the user of this process: chown it", path.display())]
     Foreign {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Whose.
+        /// The owner.
         owner: u32,
     },
-    /// It is not a regular file.
+    /// The path names no regular file.
     #[error("master key at {} is not a regular file", .0.display())]
     NotAFile(PathBuf),
     /// The text is not 32 bytes in base64 or hexadecimal.
@@ -102,8 +102,8 @@ fn from_hex(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     Some(bytes)
 }
 
-/// What 32 random bytes are with odds of less than 2^-40: few different bytes, equal steps, or all
-/// printable (a passphrase).
+/// Returns true for what 32 random bytes are with odds of less than 2^-40: few different bytes,
+/// equal steps, or all printable (a passphrase).
 fn is_weak(key: &[u8; 32]) -> bool {
     let different = key.iter().collect::<std::collections::HashSet<_>>().len();
     let steps = key.iter().zip(key.iter().skip(1)).map(|(a, b)| b.wrapping_sub(*a));

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 
-/// Whether a member is there at all, `null` included.
+/// Presence of a member, `null` included.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Present(pub(super) bool);
 

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::root::Root;
 use crate::model::FamilyId;
 
-/// What every refresh token begins with.
+/// Prefix of every refresh token.
 pub const PREFIX: &str = "jrt_";
 
 /// The one form so far.
@@ -36,7 +36,7 @@ impl RefreshKey {
         format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(token)).into()
     }
 
-    /// Whether `presented` was minted here for a family with this salt; in constant time.
+    /// Returns true if `presented` was minted here for a family with this salt; in constant time.
     pub fn verify(&self, presented: &Presented, salt: &[u8; 32]) -> bool {
         hmac::verify(&self.0, &signed(presented.family, presented.generation, salt), &presented.mac)
             .is_ok()

@@ -69,7 +69,7 @@ impl Remembered {
         digest
     }
 
-    /// Whether it was verified before.
+    /// Returns true if it was verified before.
     pub fn knows(&self, digest: &Digest) -> bool {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).digests.contains(&digest.whole)
     }

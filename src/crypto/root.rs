@@ -11,7 +11,7 @@ use super::{
 };
 use crate::model::Keyset;
 
-/// What the root is sealed for.
+/// Purpose that the root is sealed for.
 const PURPOSE: &str = "root";
 
 /// 32 random bytes that never leave this room.

@@ -8,7 +8,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::{random, root::Root};
 use crate::model::{Digest, Secret, SecretId};
 
-/// What every secret made here begins with.
+/// Prefix of every secret made here.
 pub const PREFIX: &str = "jcs_";
 
 /// Length of the id inside a secret.
@@ -45,8 +45,8 @@ impl ClientSecrets {
         (id, value, digest)
     }
 
-    /// Whether `presented` is the secret kept as `secret`; in constant time. Never for a chosen or
-    /// imported one: see [`super::passwords`].
+    /// Returns true if `presented` is the secret kept as `secret`; in constant time. Never for a
+    /// chosen or imported one: see [`super::passwords`].
     pub fn matches(&self, presented: &str, secret: &Secret) -> bool {
         match &secret.digest {
             Digest::Keyed { hmac } => self.verify(presented, hmac),
@@ -62,7 +62,7 @@ impl ClientSecrets {
         std::hint::black_box(self.verify(presented, &self.decoy));
     }
 
-    /// What is kept and cannot be read costs the same as what can.
+    /// Compares with a kept code; one that cannot be read costs the same as one that can.
     fn verify(&self, presented: &str, kept: &str) -> bool {
         #[cfg(test)]
         tests::MACS.with(|macs| macs.set(macs.get() + 1));
@@ -73,8 +73,8 @@ impl ClientSecrets {
     }
 }
 
-/// Whether a presented secret claims to be made here: it is then compared as such, and with nothing
-/// else, whatever its client.
+/// Returns true if a presented secret claims to be made here: it is then compared as such, and with
+/// nothing else, whatever its client.
 pub fn is_generated(presented: &str) -> bool {
     presented.starts_with(PREFIX)
 }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::model::{Claims, KeyState, Keyset, Kid, SigningKey};
 
-/// Why the keyset cannot be used.
+/// Reason for which a keyset cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SigningKeysError {
     /// The keyset as a whole.
@@ -35,10 +35,10 @@ impl SigningKeysError {
     }
 }
 
-/// Why a token could not be signed.
+/// Reason for which a token could not be signed.
 #[derive(Debug, thiserror::Error)]
 pub enum SignError {
-    /// It would be longer than anybody looks at: see [`MAX_TOKEN`].
+    /// The token would be longer than verifiers accept: see [`MAX_TOKEN`].
     #[error("the token would be longer than {MAX_TOKEN} bytes")]
     TooLong,
     /// The claims cannot be written as JSON.
@@ -104,7 +104,7 @@ impl SigningKeys {
         if token.len() > MAX_TOKEN { Err(SignError::TooLong) } else { Ok(token) }
     }
 
-    /// Of the keyset it was opened from.
+    /// Revision of the keyset that the keys were opened from.
     pub const fn revision(&self) -> u64 {
         self.revision
     }

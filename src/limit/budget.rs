@@ -81,7 +81,7 @@ type Limiter = RateLimiter<NotKeyed, Spent, Ticks, NoOpMiddleware<Nanos>>;
 struct Budget {
     limiter: Limiter,
     spent: Spent,
-    /// When it was last drawn on, in milliseconds.
+    /// Time of the last draw, in milliseconds.
     used: AtomicI64,
 }
 
@@ -108,7 +108,7 @@ impl<K: Hash + Eq + Clone> Budgets<K> {
         }
     }
 
-    /// Draws one; the error says when it is worth asking again.
+    /// Acquires one; the error is the time to wait.
     pub(super) fn draw(&self, key: &K, now: Timestamp) -> Result<(), Duration> {
         self.draw_many(key, 1, now)
     }
@@ -172,7 +172,7 @@ impl<K: Hash + Eq + Clone> Budgets<K> {
     }
 }
 
-/// A budget that is used up, as the caller is told of it.
+/// The error for a budget that is used up.
 pub(super) fn throttled(retry_after: Duration) -> Error {
     Error::Throttled { retry_after }
 }

@@ -37,11 +37,11 @@ pub enum GuessTarget {
     },
 }
 
-/// What pays for comparing one presented secret.
+/// Payment for comparing one presented secret.
 #[must_use]
 pub struct Guess {
     payer: Payer,
-    /// When the peer's budget has one again, if it has none.
+    /// Time until the peer's budget has one again, if it has none.
     retry_after: Option<Duration>,
 }
 
@@ -188,7 +188,7 @@ mod tests {
         Some(GuessTarget::Client { id: client.parse().unwrap(), secret })
     }
 
-    /// How many of `count` secrets are compared by argon2id, and how many at all.
+    /// Counts of `count` secrets: those compared by argon2id, and those compared at all.
     fn judged(
         guesses: &Guesses,
         peer: Peer,

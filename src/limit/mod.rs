@@ -1,4 +1,4 @@
-//! Budgets: so many calls for a peer, for a client, and few wrong secrets.
+//! Budgets: a number of calls for each peer and each client, and few wrong secrets.
 
 mod alarm;
 mod budget;
@@ -40,7 +40,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// As configured; `plans` holds "standard".
+    /// Budgets as configured; `plans` holds "standard".
     pub fn new(config: &config::Limits) -> Self {
         let ticks = Ticks::default();
         let cap = config.tracked_keys;
@@ -94,13 +94,13 @@ impl Limits {
         self.plans.get(plan.as_str()).or_else(|| self.plans.get(PlanName::standard().as_str()))
     }
 
-    /// Whether there is a plan of this name.
+    /// Returns true if there is a plan of this name.
     pub fn has_plan(&self, plan: &PlanName) -> bool {
         self.plans.contains_key(plan.as_str())
     }
 
-    /// Waits until a caller that has proven nothing may read from the store; so many of one network
-    /// may at once.
+    /// Waits until a caller that has proven nothing may read from the store; a bounded number of
+    /// one network may at once.
     pub async fn read_place(&self, peer: Peer) -> ReadPlace {
         self.places.take(peer).await
     }
@@ -160,7 +160,7 @@ impl Limits {
         }
     }
 
-    /// Tells the store's counters of the calls since the last time, and learns what other nodes let
+    /// Adds the calls since the last time to the store's counters, and learns what other nodes let
     /// through: once a second, so that each node lets through at most a second's calls and a burst
     /// more than the window has. `agreed` is the moment `now` by the clock that all nodes have in
     /// common.

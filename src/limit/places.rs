@@ -15,7 +15,7 @@ use crate::model::{Peer, PeerKey};
 /// a node has on their way to MongoDB.
 pub(super) const PER_NETWORK: usize = 32;
 
-/// Of each network how many hold or wait, and their places.
+/// Number of callers of each network that hold or wait, and their places.
 type Table = HashMap<PeerKey, (usize, Arc<Semaphore>)>;
 
 /// Places by network. An entry goes with the last one that holds or waits, so there are no more of

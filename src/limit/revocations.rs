@@ -18,7 +18,7 @@ use crate::model::{AccountKey, Timestamp};
 /// counted has at least.
 pub(super) struct Revocations<A> {
     by_account: Mutex<HashMap<A, Count>>,
-    /// Of one account.
+    /// Revocations of one account.
     max: u32,
     /// Accounts counted at once.
     cap: usize,

@@ -18,7 +18,7 @@ use crate::{
     store::{CounterStore, StoreError},
 };
 
-/// How long a window is. A plan lets through its rate for so long, and once its burst.
+/// Length of a window. A plan lets through its rate for so long, and once its burst.
 pub(super) const WINDOW: Duration = Duration::from_secs(10);
 
 /// Calls of the accounts that called lately.
@@ -35,7 +35,7 @@ struct Window {
     /// Calls that were told to it in the window before it failed: to be told again in that window,
     /// and in no other.
     owed: AtomicU64,
-    /// What the account's plan lets through in a window.
+    /// Calls that the account's plan lets through in a window.
     budget: AtomicU64,
     /// Until when the window is known to be used up, in milliseconds.
     over_until: AtomicI64,
@@ -126,7 +126,7 @@ impl<A: AccountKey> Windows<A> {
     }
 }
 
-/// When the window that `now` lies in ends, the same on every node.
+/// Returns the end of the window that `now` lies in, the same on every node.
 fn end(now: Timestamp) -> Timestamp {
     let millis = i64::try_from(WINDOW.as_millis()).unwrap_or(i64::MAX);
     Timestamp::from_millis((now.millis().div_euclid(millis) + 1).saturating_mul(millis))

@@ -8,7 +8,7 @@ use super::{
     time::Timestamp,
 };
 
-/// Where a connection comes from.
+/// Origin of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Peer {
     /// An address, without the port.
@@ -29,9 +29,9 @@ impl fmt::Display for Peer {
 /// A request's circumstances, fixed when it arrives: rules read the time here and nowhere else.
 #[derive(Clone, Debug)]
 pub struct Call {
-    /// When it arrived.
+    /// Time of arrival.
     pub now: Timestamp,
-    /// Where from.
+    /// Origin.
     pub peer: Peer,
     /// The caller's `x-request-id` where it is 1 to 64 of `[A-Za-z0-9._-]`, otherwise a new UUID.
     pub request_id: Arc<str>,

@@ -1,4 +1,4 @@
-//! What an access token says (RFC 9068 section 2.2, RFC 7519 section 4.1).
+//! Claims of an access token (RFC 9068 section 2.2, RFC 7519 section 4.1).
 
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +16,7 @@ pub struct Claims {
     pub iss: String,
     /// The subject.
     pub sub: Subject,
-    /// Who the token is for; never empty.
+    /// Audiences; never empty.
     pub aud: Vec<Audience>,
     /// The client it was issued to.
     pub client_id: ClientId,
@@ -24,7 +24,7 @@ pub struct Claims {
     pub scope: String,
     /// Issued at, seconds since the epoch.
     pub iat: i64,
-    /// Not before, seconds since the epoch.
+    /// Start of validity (not before), seconds since the epoch.
     pub nbf: i64,
     /// Expires at, seconds since the epoch.
     pub exp: i64,
@@ -59,11 +59,11 @@ impl Claims {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "[u64; 3]", into = "[u64; 3]")]
 pub struct Epochs {
-    /// Of the tenant.
+    /// Epoch of the tenant.
     pub tenant: u64,
-    /// Of the client.
+    /// Epoch of the client.
     pub client: u64,
-    /// Of the subject.
+    /// Epoch of the subject.
     pub subject: u64,
 }
 

@@ -25,35 +25,35 @@ pub struct Client {
     pub tenant: TenantId,
     /// For people, at most 200 characters.
     pub display_name: String,
-    /// What it may ask for.
+    /// Scopes that it may ask for.
     pub scopes: Scopes,
-    /// What it gets when it asks for nothing; empty means `scopes` without the reserved ones.
+    /// Scopes that it gets when it asks for none. Empty: `scopes` without the reserved ones.
     pub default_scopes: Scopes,
     /// Copied into its tokens.
     pub roles: Vec<Role>,
-    /// Who its tokens may be for; the first is the default, none means this service.
+    /// Audiences that its tokens may be for; the first is the default. Empty: this service.
     pub audiences: Vec<Audience>,
-    /// Which audiences it answers for when it introspects.
+    /// Audiences that it answers for when it introspects.
     pub serves: Vec<Audience>,
-    /// How it may ask.
+    /// Grants that it may use.
     pub grants: Grants,
     /// Lifetime of its access tokens; `None` means the configured one.
     pub access_ttl: Option<Duration>,
     /// Absolute lifetime of its refresh families; `None` means the configured one.
     pub refresh_ttl: Option<Duration>,
-    /// How long its families live unused; `None` means the configured one.
+    /// Time that its families live unused; `None` means the configured one.
     pub refresh_idle: Option<Duration>,
-    /// Which rate plan it is under.
+    /// Rate plan.
     pub rate_plan: PlanName,
-    /// Whether it is refused.
+    /// True if it is refused.
     pub disabled: bool,
     /// Its secrets, oldest first; expired ones are dropped at the next write.
     pub secrets: Vec<Secret>,
     /// Counts the writes, from 1: the etag.
     pub revision: u64,
-    /// When it was registered.
+    /// Time of registration.
     pub created_at: Timestamp,
-    /// When it was last written.
+    /// Time of the last write.
     pub updated_at: Timestamp,
     /// Proof that this service wrote the record, made and checked by `store::authentic`.
     #[serde(default)]
@@ -61,7 +61,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// What it gets when it asks for nothing.
+    /// Returns the scopes that it gets when it asks for none.
     pub fn scopes_by_default(&self) -> Scopes {
         if self.default_scopes.is_empty() {
             self.scopes.without_reserved()
@@ -135,11 +135,11 @@ pub struct Grants {
 pub struct Secret {
     /// Unique within the client.
     pub id: SecretId,
-    /// What the presented value is compared with.
+    /// Digest that a presented value is compared with.
     pub digest: Digest,
-    /// When it was added.
+    /// Time of addition.
     pub created_at: Timestamp,
-    /// From when on it does not work.
+    /// Time from which on it does not work.
     pub expires_at: Option<Timestamp>,
     /// Kept beside the client by the store: see `ClientStore::note_uses`.
     pub last_used_at: Option<Timestamp>,
@@ -148,13 +148,13 @@ pub struct Secret {
 }
 
 impl Secret {
-    /// Whether it works at `now`; at `expires_at` itself it does not.
+    /// Returns true if it works at `now`; at `expires_at` itself it does not.
     pub fn lives(&self, now: Timestamp) -> bool {
         self.expires_at.is_none_or(|end| now < end)
     }
 }
 
-/// How a secret is kept.
+/// Form in which a secret is kept.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Digest {

@@ -9,10 +9,10 @@ use super::{
     time::Timestamp,
 };
 
-/// Who did something, from where, in which request.
+/// Caller, origin and request of an event.
 #[derive(Clone, Debug)]
 pub struct Stamp {
-    /// When.
+    /// Time.
     pub at: Timestamp,
     /// The connection's peer address.
     pub peer: Arc<str>,
@@ -27,7 +27,7 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    /// What this process does by itself.
+    /// A stamp for what this process does by itself.
     pub fn internal(at: Timestamp) -> Self {
         Self {
             at,
@@ -75,11 +75,11 @@ impl Stamp {
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// When. Comes first in the written form, where the embedded store looks for it.
+    /// Time. Comes first in the written form, where the embedded store looks for it.
     pub at: Timestamp,
-    /// What.
+    /// Action.
     pub action: Action,
-    /// Whether it went through.
+    /// Outcome.
     pub outcome: Outcome,
     /// The tenant concerned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -87,7 +87,7 @@ pub struct Event {
     /// The calling client.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client: Option<ClientId>,
-    /// What it was done to.
+    /// Target of the action.
     pub target: String,
     /// The refresh family concerned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -109,29 +109,29 @@ pub struct Event {
 }
 
 impl Event {
-    /// With the refresh family concerned.
+    /// Adds the refresh family concerned.
     pub fn in_family(self, family: FamilyId) -> Self {
         Self { family: Some(family), ..self }
     }
 
-    /// With an administrator's words.
+    /// Adds an administrator's reason.
     pub fn because(self, reason: String) -> Self {
         Self { reason: Cow::Owned(reason), ..self }
     }
 }
 
-/// Whether what was asked for happened.
+/// Outcome of what was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// It did.
+    /// Done.
     Ok,
-    /// It was refused.
+    /// Refused.
     Refused,
 }
 
 impl Outcome {
-    /// As it stands in a record.
+    /// Returns the name in a record.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -143,8 +143,8 @@ impl Outcome {
 /// Declares the closed list of actions with their names on the wire and in the store.
 macro_rules! actions {
     ($($(#[doc = $doc:literal])* $name:ident = $text:literal,)*) => {
-        /// What can happen. The names are part of the contract: filters and alerts are written
-        /// against them.
+        /// Action that is recorded. The names are part of the contract: filters and alerts are
+        /// written against them.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
         pub enum Action {
             $($(#[doc = $doc])* #[serde(rename = $text)] $name,)*
@@ -274,11 +274,11 @@ actions! {
 pub struct Record {
     /// The chain it stands in, by the name of the node that began it.
     pub chain: Arc<str>,
-    /// From 1 in each chain, without gaps.
+    /// Number from 1 in each chain, without gaps.
     pub sequence: u64,
     /// The node that wrote it.
     pub node: Arc<str>,
-    /// What happened.
+    /// The event.
     pub event: Event,
     /// SHA-256 over the previous hash and this record: see `crypto::chain`.
     pub hash: [u8; 32],
@@ -296,17 +296,17 @@ impl Record {
         self.event.action == Action::Unreadable
     }
 
-    /// Where it stands among the records of all chains.
+    /// Returns its place among the records of all chains.
     pub fn place(&self) -> Place {
         Place { at: self.event.at, chain: self.chain.clone(), sequence: self.sequence }
     }
 }
 
-/// Where a record stands among those of all chains: newest first means descending places. No two
+/// Place of a record among those of all chains: newest first means descending places. No two
 /// records have the same.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
-    /// When it happened.
+    /// Time of the event.
     pub at: Timestamp,
     /// The chain; names compare by their bytes.
     pub chain: Arc<str>,
@@ -314,7 +314,7 @@ pub struct Place {
     pub sequence: u64,
 }
 
-/// What to read of the trail; empty matches everything.
+/// Filter on the trail; an empty one matches everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     /// Only this tenant.
@@ -334,7 +334,7 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Whether an event is to be shown.
+    /// Returns true if an event is to be shown.
     pub fn admits(&self, event: &Event) -> bool {
         let action = event.action.as_str();
         self.tenant.as_ref().is_none_or(|tenant| event.tenant.as_ref() == Some(tenant))

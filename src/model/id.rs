@@ -117,7 +117,7 @@ impl TenantId {
         Self("default".into())
     }
 
-    /// Whether this is the operator's tenant.
+    /// Returns true if this is the operator's tenant.
     pub fn is_operator(&self) -> bool {
         self.as_str() == "default"
     }

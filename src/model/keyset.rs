@@ -32,28 +32,29 @@ impl Algorithm {
     }
 }
 
-/// Where a key stands in its life.
+/// State of a key in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum KeyState {
     /// Published, not yet used; `activate_at` is set once a rotation has been asked for.
     Prepared {
-        /// When it becomes the signing key.
+        /// Time at which it becomes the signing key.
         activate_at: Option<Timestamp>,
     },
     /// Signs.
     Active {
-        /// Since when.
+        /// Time of activation.
         since: Timestamp,
     },
     /// Verifies only.
     Retiring {
-        /// When the last token it signed has expired.
+        /// Time at which the last token it signed has expired.
         remove_at: Timestamp,
     },
-    /// No token of it is valid. Kept, unpublished and without its private part, until `remove_at`.
+    /// Revoked: no token of it is valid. Kept, unpublished and without its private part, until
+    /// `remove_at`.
     Revoked {
-        /// When the last token it signed would have expired.
+        /// Time at which the last token it signed would have expired.
         remove_at: Timestamp,
     },
 }
@@ -65,10 +66,10 @@ pub struct SigningKey {
     pub kid: Kid,
     /// Its one algorithm.
     pub alg: Algorithm,
-    /// Where it stands.
+    /// State.
     #[serde(flatten)]
     pub state: KeyState,
-    /// When it was made.
+    /// Time of creation.
     pub created_at: Timestamp,
     /// PKCS#8 private key under the master key, base64url. Empty: the key is revoked, and its
     /// private part destroyed.
@@ -114,11 +115,11 @@ impl std::fmt::Debug for Keyset {
 /// The times of a key's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyPolicy {
-    /// How long a key signs before it is replaced by itself.
+    /// Time that a key signs before it is replaced by itself.
     pub rotate_every: Duration,
-    /// How long a key is published before it signs: at least what caches of the JWKS keep.
+    /// Time that a key is published before it signs: at least what caches of the JWKS keep.
     pub publish_ahead: Duration,
-    /// How long a key verifies after it last signed: the longest access token lifetime and the
+    /// Time that a key verifies after it last signed: the longest access token lifetime and the
     /// clock skew.
     pub verify_after: Duration,
 }

@@ -15,7 +15,8 @@ impl From<Mac> for String {
     }
 }
 
-/// What is no code reads as one that fits no record, so that the record itself can still be named.
+/// Reads a text that is no code as one that fits no record, so that the record itself can still be
+/// named.
 impl From<String> for Mac {
     fn from(text: String) -> Self {
         let mut mac = [0; 32];

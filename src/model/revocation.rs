@@ -1,4 +1,4 @@
-//! What has been ended: single tokens and families by id, everything wider by an epoch.
+//! Revocations: single tokens and families by id, everything wider by an epoch.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,8 +17,8 @@ pub enum Revoked {
     Family(FamilyId),
 }
 
-/// Who an epoch belongs to. Raising it ends every token minted under a lower value: one write,
-/// however many tokens.
+/// Owner of an epoch. Raising it revokes every token minted under a lower value: one write, however
+/// many tokens.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(tag = "kind", content = "id", rename_all = "snake_case")]
 pub enum EpochOf {
@@ -33,8 +33,8 @@ pub enum EpochOf {
 /// A revocation with the time until which it must be remembered: no token it covers lives longer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revocation {
-    /// What was ended.
+    /// Token or family.
     pub revoked: Revoked,
-    /// When it may be forgotten.
+    /// Time at which it may be forgotten.
     pub until: Timestamp,
 }

@@ -75,7 +75,7 @@ impl Scopes {
         Self::try_from(scopes)
     }
 
-    /// Whether no scope is in the set.
+    /// Returns true if no scope is in the set.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -85,7 +85,7 @@ impl Scopes {
         self.0.iter()
     }
 
-    /// Whether `scope` is in the set, byte by byte.
+    /// Returns true if `scope` is in the set, byte by byte.
     pub fn contains(&self, scope: &str) -> bool {
         self.0.iter().any(|own| own.as_str() == scope)
     }
@@ -100,7 +100,7 @@ impl Scopes {
         Self(self.0.iter().filter(|scope| !scope.is_reserved()).cloned().collect())
     }
 
-    /// As owned strings, for a message.
+    /// Returns the scopes as owned strings, for a message.
     pub fn to_strings(&self) -> Vec<String> {
         self.0.iter().map(|scope| scope.as_str().to_owned()).collect()
     }
@@ -129,9 +129,9 @@ impl TryFrom<Vec<Scope>> for Scopes {
 pub struct Granted(Scopes);
 
 impl Granted {
-    /// What `asked` comes to for a client that may have `allowed` and gets `default` when it asks
-    /// for nothing. The error is the first scope that it may not have: nothing is silently widened
-    /// or cut (RFC 6749 section 3.3).
+    /// Returns what `asked` comes to for a client that may have `allowed` and gets `default` when
+    /// it asks for nothing. The error is the first scope that it may not have: nothing is silently
+    /// widened or cut (RFC 6749 section 3.3).
     pub fn asked<'a>(
         asked: &'a Scopes,
         allowed: &Scopes,
@@ -146,7 +146,7 @@ impl Granted {
         }
     }
 
-    /// What a family that was opened with `opened` carries on for a client that may still have
+    /// Returns the scopes that a family opened with `opened` keeps for a client that may still have
     /// `allowed`.
     pub fn still(opened: &Scopes, allowed: &Scopes) -> Self {
         Self(Scopes(

@@ -1,7 +1,7 @@
 //! Bytes of memory that a value takes, about: for tables whose entries are as large as a caller
 //! makes them.
 
-/// What an allocation costs besides its content: the counters of a shared one, and rounding.
+/// Bytes of an allocation besides its content: the counters of a shared one, and rounding.
 const ALLOCATION: usize = 32;
 
 /// A shared value of this size.

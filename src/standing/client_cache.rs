@@ -205,7 +205,7 @@ mod tests {
         }
     }
 
-    /// What was read before a write, or before changes were missed, and arrives after it is not
+    /// Records read before a write, or before changes were missed, and arrives after it is not
     /// remembered, whether it is a client or the lack of one.
     #[tokio::test]
     async fn what_a_write_overtook_is_not_remembered() {

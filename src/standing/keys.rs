@@ -21,7 +21,7 @@ use crate::{
     model::{KeyState, Keyset, Kid},
 };
 
-/// What a keyset is opened with.
+/// Parameters that a keyset is opened with.
 pub struct Opening {
     /// The master key.
     pub sealer: Arc<Sealer>,
@@ -42,16 +42,16 @@ impl Opening {
     }
 }
 
-/// Why a keyset of the store is not used.
+/// Reason for which a keyset of the store is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
-    /// No holder of the master key wrote it.
+    /// The writer did not hold the master key.
     #[error(transparent)]
     Forged(#[from] KeysetError),
     /// The root of the symmetric keys is not one of this master key.
     #[error(transparent)]
     Foreign(SigningKeysError),
-    /// It is older than the one in use.
+    /// The keyset is older than the one in use.
     #[error(
         "the keyset in the store has revision {stored} and revision {known} is in use: the store \
          was rolled back"
@@ -119,7 +119,7 @@ impl NodeKeys {
         tracing::error!(
             error = %refused,
             revision,
-            "refused the store's keyset: the last genuine one stays in use"
+            "rejected the keyset of the store, still using the last authentic one"
         );
     }
 

@@ -44,13 +44,13 @@ use crate::{
     store::{Change, Follower, Snapshot},
 };
 
-/// How far other machines' clocks, and this one's steps, may be off: what was revoked is remembered
+/// Tolerance for other machines' clocks and for steps of this one's: what was revoked is remembered
 /// this much longer than any token it covers (V07).
 pub const SLACK: Duration = Duration::from_secs(3_600);
 
 /// State of one node over its store, whose changes it follows.
 pub struct NodeState {
-    /// What tokens are verified against.
+    /// State that tokens are verified against.
     pub tokens: Arc<TokenState>,
     /// Clients read before.
     pub clients: Arc<ClientCache>,

@@ -1,4 +1,5 @@
-//! What is known of a store that nodes share: late, twice, out of order, and sometimes too old.
+//! Tests of a store that nodes share: changes arrive late, twice, out of order, and the state is
+//! sometimes too old.
 
 use std::{sync::atomic::AtomicBool, sync::atomic::Ordering::SeqCst};
 
@@ -349,8 +350,8 @@ fn a_keyset_that_does_not_check_starts_nothing() {
     assert!(matches!(NodeState::new(&altered, opening, MAX), Err(SigningKeysError::Keyset(_))));
 }
 
-/// Whoever finds a raised epoch finds the client afresh, also where the client's own change is told
-/// last: a disabled client gets no token under the new epoch.
+/// A reader that finds a raised epoch finds the client afresh, also where the client's own change
+/// is told last: a disabled client gets no token under the new epoch.
 #[tokio::test]
 async fn a_raised_epoch_takes_the_remembered_client_along() {
     let state = node();
@@ -382,8 +383,8 @@ async fn clients_of_a_shared_store_are_read_again_after_a_while() {
     }
 }
 
-/// What a kid stands for is in the keys that are known, and a token of one that is not is nobody's
-/// while they are young.
+/// A token of a key that is not known is inactive while the state is fresh, and has no answer while
+/// it is stale.
 #[tokio::test(start_paused = true)]
 async fn a_key_that_is_not_known_yet_is_no_reason_to_say_no() {
     let sealer = sealer(5);
@@ -470,8 +471,7 @@ fn the_sweep_forgets_seen_tokens_that_no_longer_stand() {
     assert!(state.tokens.verify_active(&signed(&state, &claims(None)), NOW).unwrap().is_some());
 }
 
-/// What a sidecar has: published keys, revocations and epochs, without master key, keyset and
-/// store.
+/// A sidecar has published keys, revocations and epochs, without master key, keyset and store.
 #[tokio::test(start_paused = true)]
 async fn a_sidecar_verifies_by_public_keys_alone() {
     let sealer = sealer(5);

@@ -22,7 +22,7 @@ pub struct ChainKey {
 }
 
 impl ChainKey {
-    /// From 32 secret bytes.
+    /// A key of 32 secret bytes.
     pub fn new(bytes: impl Into<Zeroizing<[u8; 32]>>) -> Self {
         let bytes = bytes.into();
         let derive = |label| kdf::derive(&bytes, "audit", label);

@@ -34,13 +34,13 @@ fn length(part: &[u8]) -> [u8; 8] {
     u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes()
 }
 
-/// What is wrong with a chain, at the first record where it shows.
+/// Fault of a chain, at the first record that shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("audit record {sequence}: {problem}")]
 pub struct Flaw {
     /// The record's place in the chain.
     pub sequence: u64,
-    /// What is wrong there.
+    /// The fault.
     pub problem: Problem,
 }
 
@@ -75,12 +75,12 @@ pub struct Walk {
 }
 
 impl Walk {
-    /// From before the first record.
+    /// A walk from before the first record.
     pub const fn from_start() -> Self {
         Self { sequence: 0, hash: START }
     }
 
-    /// From behind a record whose hash is taken as right.
+    /// A walk from behind a record whose hash is taken as right.
     pub const fn after(sequence: u64, hash: [u8; 32]) -> Self {
         Self { sequence, hash }
     }

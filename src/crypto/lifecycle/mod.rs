@@ -21,11 +21,11 @@ impl Keyset {
             .with_mac(sealer)
     }
 
-    /// What is due at `now`: removes keys whose last token has expired, replaces an active key that
-    /// is older than `policy.rotate_every` or a rotation asked for, and sees to it that a prepared
-    /// key is there. `None` when nothing is due. A key signs only once it has been published for
-    /// `policy.publish_ahead` (K02). `make` is called at most once; it makes a prepared key created
-    /// at `now`.
+    /// Takes the steps that are due at `now`: removes keys whose last token has expired, replaces
+    /// an active key that is older than `policy.rotate_every` or a rotation asked for, and sees to
+    /// it that a prepared key is there. `None` when nothing is due. A key signs only once it has
+    /// been published for `policy.publish_ahead` (K02). `make` is called at most once; it makes a
+    /// prepared key created at `now`.
     pub fn advance(
         &self,
         now: Timestamp,

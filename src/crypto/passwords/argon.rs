@@ -21,7 +21,7 @@ const LEAST: u64 = 8;
 /// Outcome of comparing with one hash.
 pub(super) struct Verified {
     pub(super) fits: bool,
-    /// What it cost.
+    /// The cost.
     pub(super) blocks: u64,
 }
 
@@ -60,7 +60,7 @@ pub(super) fn is_own_cost(phc: &str) -> bool {
     checked(phc).is_ok_and(|(_, cost)| cost == Cost { m: MEMORY, t: PASSES, p: LANES })
 }
 
-/// Whether a hash may be brought along: argon2id, version 19, from OWASP's weakest choice
+/// Checks that a hash may be imported: argon2id, version 19, from OWASP's weakest choice
 /// (m=7168,t=5, or more memory and fewer passes) to the cost of our own (m * t at most 19456 * 2),
 /// at most 4 lanes; salt of at least 8 bytes, hash of 16 to 64. A dearer one would tell by its time
 /// that there is such a client (A02), and hold a core for longer than any other.

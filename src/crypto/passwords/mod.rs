@@ -20,7 +20,7 @@ use super::{
 };
 use crate::model::{ClaimedAccount, PeerKey, SecretId, TenantId, client::MAX_LIVE_SECRETS};
 
-/// How many verified secrets are remembered.
+/// Number of verified secrets that are remembered.
 const REMEMBERED: usize = 10_000;
 
 /// A caller as the pool sees it.

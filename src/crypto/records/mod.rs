@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use crate::model::{AudienceRecord, Client, Digest, Grants, Mac, Secret};
 
-/// What the code of a client begins with, so that no record of another kind reads the same.
+/// Beginning of the code of a client, so that no record of another kind reads the same.
 const CLIENT: &str = "jeton client record v1";
 /// The same for the record of an audience.
 const AUDIENCE: &str = "jeton audience record v1";
@@ -29,7 +29,7 @@ impl RecordKey {
         Client { mac: self.sign(&client_bytes(&client)), ..client }
     }
 
-    /// Whether the code is this very record's; in constant time.
+    /// Returns true if the code is this very record's; in constant time.
     pub fn is_authentic(&self, client: &Client) -> bool {
         self.verify(&client_bytes(client), client.mac)
     }

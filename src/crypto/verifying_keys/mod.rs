@@ -15,17 +15,17 @@ use super::{
 };
 use crate::model::{Claims, Kid, Timestamp, weight};
 
-/// Bounds on what a token may say of time.
+/// Bounds on the times that claims may carry.
 #[derive(Clone, Copy, Debug)]
 pub struct Judging {
-    /// No token lives longer than this: the longest lifetime this service gives.
+    /// Longest lifetime of a token: the longest that this service gives.
     pub max_lifetime: Duration,
-    /// How far `iat` and `nbf` may lie ahead, for the clocks of the other nodes. `exp` has no
+    /// Time that `iat` and `nbf` may lie ahead, for the clocks of the other nodes. `exp` has no
     /// leeway.
     pub skew: Duration,
 }
 
-/// What a token says, after its signature and its bounds were found good. Private fields: only
+/// Claims of a token whose signature and bounds were found good. Private fields: only
 /// [`VerifyingKeys::verify`] makes one.
 #[derive(Debug)]
 pub struct VerifiedClaims {
@@ -34,7 +34,7 @@ pub struct VerifiedClaims {
 }
 
 impl VerifiedClaims {
-    /// What the token says.
+    /// The claims.
     pub const fn claims(&self) -> &Claims {
         &self.claims
     }
@@ -60,8 +60,8 @@ pub struct PublicKey {
 }
 
 impl PublicKey {
-    /// Admits a key by the same policy as everybody else's. `until` is when the last token it
-    /// signed has expired, once it no longer signs.
+    /// Admits a key by the policy for keys of other issuers. `until` is the time at which the last
+    /// token it signed has expired, once it no longer signs.
     ///
     /// # Errors
     ///
@@ -91,7 +91,7 @@ pub struct VerifyingKeys {
     revision: u64,
     issuer: String,
     judging: Judging,
-    /// Every key whose tokens may stand. There is no other place a key id is ever looked up in
+    /// Every key whose tokens may be active. There is no other place a key id is ever looked up in
     /// (J06).
     keys: HashMap<Kid, Known>,
     jwks: serde_json::Value,
@@ -100,7 +100,7 @@ pub struct VerifyingKeys {
 /// A key that verifies.
 struct Known {
     verifier: Verifier,
-    /// When the last token it signed has expired, once it no longer signs.
+    /// Time at which the last token it signed has expired, once it no longer signs.
     until: Option<Timestamp>,
 }
 
@@ -121,8 +121,8 @@ impl VerifyingKeys {
         Self { revision, issuer: issuer.to_owned(), judging, keys, jwks }
     }
 
-    /// The claims of `token`, if it is an access token of this issuer, signed by a key that stands,
-    /// and within its time at `now`. Does no I/O. Why a token was refused is nobody's business.
+    /// Returns the claims of `token` if it is an access token of this issuer, signed by a valid
+    /// key, and within its time at `now`. Does no I/O. No caller learns why a token was refused.
     pub fn verify(&self, token: &str, now: Timestamp) -> Option<VerifiedClaims> {
         let (claims, kid, known) = self.read(token)?;
         if known.until.is_some_and(|until| now >= until) {
@@ -131,9 +131,9 @@ impl VerifyingKeys {
         self.judging.in_time(&claims, now).then_some(VerifiedClaims { claims, kid })
     }
 
-    /// The claims of `token`, if it is an access token of this issuer, signed by a key that is not
-    /// revoked or removed, whatever the time: a clock that is wrong must not keep a token from
-    /// being revoked.
+    /// Returns the claims of `token` if it is an access token of this issuer, signed by a key that
+    /// is not revoked or removed, whatever the time: a clock that is wrong must not keep a token
+    /// from being revoked.
     pub fn recognise(&self, token: &str) -> Option<Claims> {
         self.read(token).map(|(claims, ..)| claims)
     }
@@ -153,13 +153,13 @@ impl VerifyingKeys {
         good.then_some((claims, kid, known))
     }
 
-    /// The moment that it may still be elsewhere.
+    /// Returns the earliest time that the clock of another node may still read.
     pub fn earliest(&self, now: Timestamp) -> Timestamp {
         let skew = i64::try_from(self.judging.skew.as_millis()).unwrap_or(i64::MAX);
         Timestamp::from_millis(now.millis().saturating_sub(skew))
     }
 
-    /// Of the keyset it was opened from.
+    /// Revision of the keyset that the keys are from.
     pub const fn revision(&self) -> u64 {
         self.revision
     }
@@ -184,7 +184,7 @@ impl Judging {
         now < expires && issued <= ahead && begins <= ahead
     }
 
-    /// Whether its lifetime is one that this service gives.
+    /// Returns true if the lifetime is one that this service gives.
     fn is_no_longer(&self, claims: &Claims) -> bool {
         let [issued, expires] = [claims.iat, claims.exp].map(Timestamp::from_seconds);
         issued < expires && expires.since(issued) <= self.max_lifetime

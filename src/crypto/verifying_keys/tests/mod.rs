@@ -324,8 +324,8 @@ fn no_private_key_is_in_the_record_or_in_debug() {
     assert!(!format!("{:?}{:?}", bench.signing, bench.verifying).contains("issuer"));
 }
 
-/// What is published is all that verifies: a process without the master key judges as the service
-/// does.
+/// Published keys are all that verifying needs: a process without the master key judges as the
+/// service does.
 #[test]
 fn published_keys_verify_without_the_master_key() {
     for (name, bench) in Bench::all() {
