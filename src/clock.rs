@@ -27,7 +27,7 @@ pub trait Clock: Send + Sync {
 
 /// The system's time, which never goes back: when the wall clock is stepped back, it goes on from
 /// where it was with the monotonic clock until the wall clock has caught up, so that nothing that
-/// expired can stand again.
+/// expired can be valid again.
 pub struct SystemClock {
     state: Mutex<State>,
 }
@@ -90,15 +90,15 @@ fn read() -> (Timestamp, Instant) {
 /// refresh, the windows of budgets. Nothing that a token says does: a store whose clock is wrong
 /// makes no token too old or too young.
 #[derive(Debug, Default)]
-pub struct Skew(AtomicI64);
+pub struct ClockOffset(AtomicI64);
 
-impl Skew {
+impl ClockOffset {
     /// The longest measurement that is used: a longer one says too little of the moment it was
     /// answered.
-    const LONGEST_LOOK: Duration = Duration::from_secs(1);
+    const LONGEST_MEASUREMENT: Duration = Duration::from_secs(1);
 
     /// Returns the moment that is `now` here, by the common clock.
-    pub fn agreed(&self, now: Timestamp) -> Timestamp {
+    pub fn cluster_time(&self, now: Timestamp) -> Timestamp {
         Timestamp::from_millis(now.millis().saturating_add(self.millis()))
     }
 
@@ -109,9 +109,9 @@ impl Skew {
 
     /// Sets the offset by what the common clock read at some moment between these two of this
     /// node's.
-    pub fn measured(&self, before: Timestamp, common: Timestamp, after: Timestamp) {
+    pub fn record(&self, before: Timestamp, common: Timestamp, after: Timestamp) {
         let took = after.since(before);
-        if took <= Self::LONGEST_LOOK {
+        if took <= Self::LONGEST_MEASUREMENT {
             let middle = before + took / 2;
             self.0.store(common.millis().saturating_sub(middle.millis()), Relaxed);
         }
@@ -215,15 +215,15 @@ mod tests {
     #[test]
     fn nodes_agree_by_the_clock_they_have_in_common() {
         let common = Timestamp::from_millis(10_000_000);
-        let agreed = |ahead: i64| {
+        let cluster_time = |ahead: i64| {
             let here = |at: i64| Timestamp::from_millis(at + ahead);
-            let skew = Skew::default();
-            skew.measured(here(9_999_980), common, here(10_000_040));
+            let offset = ClockOffset::default();
+            offset.record(here(9_999_980), common, here(10_000_040));
             // Much too slow to say anything.
-            skew.measured(here(10_000_100), common, here(10_005_000));
-            skew.agreed(here(10_007_000)).millis()
+            offset.record(here(10_000_100), common, here(10_005_000));
+            offset.cluster_time(here(10_007_000)).millis()
         };
-        assert_eq!((agreed(30_000), agreed(-30_000)), (10_006_990, 10_006_990));
+        assert_eq!((cluster_time(30_000), cluster_time(-30_000)), (10_006_990, 10_006_990));
     }
 
     /// C1: after a restart the newest time that was acted on is the floor.

@@ -11,7 +11,7 @@ use crate::{
         Reported, Revocations, SecretMaker, SettingRules, places,
     },
     audit::Trail,
-    clock::{Clock, Skew},
+    clock::{Clock, ClockOffset},
     config,
     crypto::{
         chain::ChainKey, page_tokens::PageTokens, passwords::Passwords, refresh_token::RefreshKey,
@@ -45,7 +45,7 @@ pub struct Parts {
     /// Time for background work; calls bring their own.
     pub clock: Arc<dyn Clock>,
     /// Offset of the clock that the store's nodes have in common.
-    pub skew: Arc<Skew>,
+    pub clock_offset: Arc<ClockOffset>,
     /// Terms that tokens are issued under.
     pub terms: Terms,
     /// Runtime of work that outlives its callers; it ends after those that answer calls.
@@ -110,7 +110,7 @@ impl Services {
             clock,
             ..
         } = parts;
-        let (skew, terms) = (parts.skew, Arc::new(parts.terms));
+        let (clock_offset, terms) = (parts.clock_offset, Arc::new(parts.terms));
         let store: Arc<dyn Store> = authentic.clone();
         let signing = standing.keys.signing_keys();
         let root = signing.root();
@@ -149,7 +149,7 @@ impl Services {
             trail: trail.clone(),
             limits: limits.clone(),
             refresh_key: refresh_key.clone(),
-            skew,
+            clock_offset,
             terms: terms.clone(),
         };
         let introspector = Introspector {

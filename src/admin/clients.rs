@@ -242,7 +242,7 @@ impl Clients {
         let target = format!("{id}/{secret_id}");
         let client = self
             .rewrite(call, admin, id, etag, Action::SecretAdded, &target, None, |mut client| {
-                client.secrets.retain(|secret| secret.lives(call.now));
+                client.secrets.retain(|secret| secret.is_valid(call.now));
                 if client.secrets.len() >= MAX_LIVE_SECRETS {
                     return Err(Error::precondition(
                         "the client has two active secrets; retire one first",
@@ -294,7 +294,7 @@ impl Clients {
                     .find(|own| own.id == *secret)
                     .ok_or(Error::NotFound("secret"))?;
                 found.expires_at = Some(found.expires_at.map_or(end, |already| already.min(end)));
-                client.secrets.retain(|secret| secret.lives(call.now));
+                client.secrets.retain(|secret| secret.is_valid(call.now));
                 Ok(client)
             },
         )

@@ -20,10 +20,8 @@ const PREFIX: &[u8] = b"jeton keyset v1\0";
 /// Reason for which a keyset is not used, whatever its keys are.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeysetError {
-    /// The MAC does not match: nobody with this master key wrote it.
+    /// The MAC does not match: its writer did not have this master key.
     #[error(
-        "the keyset's MAC is invalid: the keyset was altered, or written under another master key"
-    )]
     Mac,
     /// The number of active keys is not one.
     #[error("the keyset has {0} active keys instead of one")]

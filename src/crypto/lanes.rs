@@ -310,7 +310,7 @@ mod tests {
         let _other = runs(&lanes, from("2001:db8:2:1::1"));
     }
 
-    /// The queue as a whole is bounded, whoever waits in it.
+    /// The queue as a whole is bounded, whichever callers wait in it.
     #[test]
     fn many_sites_fill_the_queue_and_no_more() {
         let lanes = Lanes::new(1, 4);

@@ -55,7 +55,7 @@ pub enum MasterKeyError {
     /// The text is not 32 bytes in base64 or hexadecimal.
     #[error("the master key must be 32 bytes in base64 or hexadecimal")]
     Malformed,
-    /// 32 bytes that nobody drew at random.
+    /// 32 bytes that were not drawn at random.
     #[error(
         "the master key is predictable: use 32 random bytes, for example from `openssl rand \
          -base64 32`"

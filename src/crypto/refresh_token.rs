@@ -115,7 +115,7 @@ mod tests {
         RefreshKey::new(&Root::open(&keyset, &sealer).unwrap())
     }
 
-    fn stands(key: &RefreshKey, text: &str) -> bool {
+    fn is_accepted(key: &RefreshKey, text: &str) -> bool {
         Presented::parse(text).is_some_and(|presented| key.verify(&presented, &SALT))
     }
 
@@ -151,16 +151,16 @@ mod tests {
         let token = key.mint(FamilyId::new(), 0, &SALT);
         let token = token.expose_secret();
         for length in 0..token.len() {
-            assert!(!stands(&key, &token[..length]), "{length}");
-            assert!(!stands(&key, &token[length + 1..]), "without its first {}", length + 1);
+            assert!(!is_accepted(&key, &token[..length]), "{length}");
+            assert!(!is_accepted(&key, &token[length + 1..]), "without its first {}", length + 1);
         }
         for extra in ["A", "=", "==", " ", "\n", "\0", ".", "AAAA", token] {
-            assert!(!stands(&key, &format!("{token}{extra}")), "{extra:?} after");
-            assert!(!stands(&key, &format!("{extra}{token}")), "{extra:?} before");
+            assert!(!is_accepted(&key, &format!("{token}{extra}")), "{extra:?} after");
+            assert!(!is_accepted(&key, &format!("{extra}{token}")), "{extra:?} before");
         }
         for end in ["=", "==", " ", "\n", "\0", ".", "*"] {
             assert!(
-                !stands(&key, &format!("{}{end}", &token[..token.len() - end.len()])),
+                !is_accepted(&key, &format!("{}{end}", &token[..token.len() - end.len()])),
                 "{end:?} in place of its end"
             );
         }
@@ -177,7 +177,7 @@ mod tests {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert!(
-                !stands(&key, &format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(flipped))),
+                !is_accepted(&key, &format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(flipped))),
                 "bit {bit}"
             );
         }
@@ -186,7 +186,7 @@ mod tests {
             flipped[bit / 8] ^= 1 << (bit % 8);
             // What is no longer UTF-8 cannot even be sent.
             if let Ok(text) = std::str::from_utf8(&flipped) {
-                assert!(!stands(&key, text), "bit {bit} of the text");
+                assert!(!is_accepted(&key, text), "bit {bit} of the text");
             }
         }
     }
@@ -197,8 +197,8 @@ mod tests {
         let key = key();
         let token = key.mint(FamilyId::new(), 1, &SALT);
         let token = token.expose_secret();
-        assert!(!stands(&key, &token.to_uppercase()));
-        assert!(!stands(&key, &token.to_lowercase()));
+        assert!(!is_accepted(&key, &token.to_uppercase()));
+        assert!(!is_accepted(&key, &token.to_lowercase()));
         for (at, letter) in token.char_indices().filter(|(_, letter)| letter.is_ascii_alphabetic())
         {
             let other = if letter.is_ascii_lowercase() {
@@ -206,10 +206,13 @@ mod tests {
             } else {
                 letter.to_ascii_lowercase()
             };
-            assert!(!stands(&key, &format!("{}{other}{}", &token[..at], &token[at + 1..])), "{at}");
+            assert!(
+                !is_accepted(&key, &format!("{}{other}{}", &token[..at], &token[at + 1..])),
+                "{at}"
+            );
         }
         for prefix in ["", "jcs_", "JRT_", "jrt", "jrt-", "jrt_jrt_", " jrt_"] {
-            assert!(!stands(&key, &token.replacen(PREFIX, prefix, 1)), "{prefix:?}");
+            assert!(!is_accepted(&key, &token.replacen(PREFIX, prefix, 1)), "{prefix:?}");
         }
     }
 
@@ -222,7 +225,7 @@ mod tests {
         let alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_+/=";
         let spellings = alphabet
             .chars()
-            .filter(|other| stands(&key, &format!("{rest}{other}")))
+            .filter(|other| is_accepted(&key, &format!("{rest}{other}")))
             .collect::<String>();
         assert_eq!(spellings, last);
     }
@@ -240,8 +243,8 @@ mod tests {
         #[test]
         fn nothing_made_up_is_accepted(text in "(jrt_)?[A-Za-z0-9_-]{0,80}", any in ".*") {
             let key = key();
-            prop_assert!(!stands(&key, &text));
-            prop_assert!(!stands(&key, &any));
+            prop_assert!(!is_accepted(&key, &text));
+            prop_assert!(!is_accepted(&key, &any));
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Client secrets made by this service: 256 random bits, kept only as an HMAC under a server key. A
-//! secret that nobody chose needs no slow hash.
+//! secret that no person chose needs no slow hash.
 
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};

@@ -27,7 +27,7 @@ use crate::{config::Rate, error::Error, model::Timestamp};
 pub(super) struct Ticks(Arc<AtomicU64>);
 
 impl Ticks {
-    fn reach(&self, now: Timestamp) {
+    fn advance(&self, now: Timestamp) {
         let nanos = u64::try_from(now.millis()).unwrap_or(0).saturating_mul(1_000_000);
         // Read first: most calls come within the same millisecond, and then no core takes the line
         // from the others.
@@ -109,12 +109,12 @@ impl<K: Hash + Eq + Clone> Budgets<K> {
     }
 
     /// Acquires one; the error is the time to wait.
-    pub(super) fn draw(&self, key: &K, now: Timestamp) -> Result<(), Duration> {
-        self.draw_many(key, 1, now)
+    pub(super) fn acquire(&self, key: &K, now: Timestamp) -> Result<(), Duration> {
+        self.acquire_many(key, 1, now)
     }
 
-    pub(super) fn draw_many(&self, key: &K, work: u32, now: Timestamp) -> Result<(), Duration> {
-        self.ticks.reach(now);
+    pub(super) fn acquire_many(&self, key: &K, work: u32, now: Timestamp) -> Result<(), Duration> {
+        self.ticks.advance(now);
         let Some(budget) = self.budget(key) else {
             metrics::counter!("jeton_limiter_full_total").increment(1);
             return Err(self.refill);
@@ -189,15 +189,15 @@ mod tests {
     fn a_draw_that_is_given_back_can_be_drawn_again_and_never_more() {
         let budgets = Budgets::new(Rate { per_second: 1, burst: 3 }, 10, &Ticks::default());
         for _ in 0..100 {
-            assert_eq!(budgets.draw(&"a", at(1_000)), Ok(()));
+            assert_eq!(budgets.acquire(&"a", at(1_000)), Ok(()));
             budgets.give_back(&"a");
         }
         budgets.give_back(&"a");
         budgets.give_back(&"unknown");
-        let drawn = (0..5).filter(|_| budgets.draw(&"a", at(1_000)).is_ok()).count();
+        let drawn = (0..5).filter(|_| budgets.acquire(&"a", at(1_000)).is_ok()).count();
         assert_eq!(drawn, 3, "giving back makes no budget larger");
         budgets.give_back(&"a");
-        assert_eq!((0..5).filter(|_| budgets.draw(&"a", at(1_000)).is_ok()).count(), 1);
+        assert_eq!((0..5).filter(|_| budgets.acquire(&"a", at(1_000)).is_ok()).count(), 1);
     }
 
     /// Drawn before the work and given back after it: many at once never get more than there is.
@@ -210,7 +210,7 @@ mod tests {
                 scope.spawn(|| {
                     for _ in 0..5_000 {
                         let drawn =
-                            (0..3).filter(|_| budgets.draw(&"a", at(1_000)).is_ok()).count();
+                            (0..3).filter(|_| budgets.acquire(&"a", at(1_000)).is_ok()).count();
                         let now = held.fetch_add(drawn as u64, Relaxed) + drawn as u64;
                         most.fetch_max(now, Relaxed);
                         held.fetch_sub(drawn as u64, Relaxed);
@@ -220,6 +220,6 @@ mod tests {
             }
         });
         assert!(most.load(Relaxed) <= 4, "{most:?}");
-        assert_eq!((0..9).filter(|_| budgets.draw(&"a", at(1_000)).is_ok()).count(), 4);
+        assert_eq!((0..9).filter(|_| budgets.acquire(&"a", at(1_000)).is_ok()).count(), 4);
     }
 }

@@ -2,9 +2,9 @@
 
 mod alarm;
 mod budget;
-mod guesses;
 mod places;
 mod revocations;
+mod secret_guesses;
 mod window;
 
 use std::{collections::HashMap as Plans, time::Duration};
@@ -12,14 +12,14 @@ use std::{collections::HashMap as Plans, time::Duration};
 use self::{
     alarm::Alarm,
     budget::{Budgets, Ticks, throttled},
-    guesses::Guesses,
     places::Places,
     revocations::Revocations,
+    secret_guesses::SecretGuesses,
     window::Windows,
 };
 pub use self::{
-    guesses::{Guess, GuessTarget},
     places::ReadPlace,
+    secret_guesses::{Guess, GuessTarget},
 };
 use crate::{
     config::{self, Rate},
@@ -31,7 +31,7 @@ use crate::{
 /// All budgets of a node.
 pub struct Limits {
     peers: Budgets<PeerKey>,
-    guesses: Guesses,
+    secret_guesses: SecretGuesses,
     alarm: Alarm<ClientId>,
     places: Places,
     revocations: Revocations<ClientId>,
@@ -46,7 +46,7 @@ impl Limits {
         let cap = config.tracked_keys;
         Self {
             peers: Budgets::new(config.per_peer, cap, &ticks),
-            guesses: Guesses::new(config.failed_authentication, cap, &ticks),
+            secret_guesses: SecretGuesses::new(config.failed_authentication, cap, &ticks),
             alarm: Alarm::new(cap),
             places: Places::default(),
             revocations: Revocations::new(config.revocations_per_client, cap),
@@ -61,7 +61,7 @@ impl Limits {
 
     /// A call from a peer; forwarded headers never count (L11).
     pub fn peer(&self, peer: Peer, now: Timestamp) -> Result<(), Error> {
-        peer.key().map_or(Ok(()), |key| self.peers.draw(&key, now)).map_err(throttled)
+        peer.key().map_or(Ok(()), |key| self.peers.acquire(&key, now)).map_err(throttled)
     }
 
     /// A call of an authenticated client under its plan; a plan that is no longer configured counts
@@ -80,7 +80,7 @@ impl Limits {
         now: Timestamp,
     ) -> Result<(), Error> {
         let Some((rate, budgets)) = self.plan(plan) else { return Ok(()) };
-        budgets.draw_many(client, work, now).map_err(throttled)?;
+        budgets.acquire_many(client, work, now).map_err(throttled)?;
         self.shared.count(client, *rate, work, now).map_err(throttled)
     }
 
@@ -108,22 +108,22 @@ impl Limits {
     /// Draws for comparing one presented secret, before it is compared; `target` is `None` where
     /// there is no such client.
     pub fn guess(&self, peer: Peer, target: Option<GuessTarget>, now: Timestamp) -> Guess {
-        self.guesses.draw(peer, target, now)
+        self.secret_guesses.acquire(peer, target, now)
     }
 
     /// Takes back what was drawn for a secret that was right, or that was not compared after all.
     pub fn give_back(&self, guess: Guess) {
-        self.guesses.give_back(guess);
+        self.secret_guesses.give_back(guess);
     }
 
     /// Notes that a secret from a peer's network was wrong.
     pub fn failed(&self, peer: Peer, now: Timestamp) {
-        self.guesses.failed(peer, now);
+        self.secret_guesses.failed(peer, now);
     }
 
     /// Returns true if a secret from a peer's network was wrong lately.
     pub fn failed_lately(&self, peer: Peer, now: Timestamp) -> bool {
-        self.guesses.failed_lately(peer, now)
+        self.secret_guesses.failed_lately(peer, now)
     }
 
     /// Counts a wrong secret of an existing client, from wherever; true once an hour, when they are
@@ -152,7 +152,7 @@ impl Limits {
     /// Forgets what is full again; every few seconds, off the request path.
     pub fn sweep(&self, now: Timestamp) {
         self.peers.sweep(now);
-        self.guesses.sweep(now);
+        self.secret_guesses.sweep(now);
         self.alarm.sweep(now);
         self.revocations.sweep(now);
         for (_, budgets) in self.plans.values() {
@@ -162,15 +162,15 @@ impl Limits {
 
     /// Adds the calls since the last time to the store's counters, and learns what other nodes let
     /// through: once a second, so that each node lets through at most a second's calls and a burst
-    /// more than the window has. `agreed` is the moment `now` by the clock that all nodes have in
+    /// more than the window has. `cluster_now` is the moment `now` by the clock that all nodes have in
     /// common.
     pub async fn share(
         &self,
         store: &(impl CounterStore + ?Sized),
         now: Timestamp,
-        agreed: Timestamp,
+        cluster_now: Timestamp,
     ) -> Result<(), StoreError> {
-        self.shared.flush(store, now, agreed).await
+        self.shared.flush(store, now, cluster_now).await
     }
 }
 

@@ -24,26 +24,26 @@ pub(super) const WINDOW: Duration = Duration::from_secs(10);
 /// Calls of the accounts that called lately.
 pub(super) struct Windows<A> {
     by_account: HashMap<A, Arc<Window>>,
-    /// The end of the window that was told of last, in milliseconds.
-    told: AtomicI64,
+    /// End of the window that was sent to the store last, in milliseconds.
+    last_window_end: AtomicI64,
 }
 
 #[derive(Default)]
 struct Window {
-    /// Calls not yet told to the store.
-    fresh: AtomicU64,
-    /// Calls that were told to it in the window before it failed: to be told again in that window,
+    /// Calls not yet sent to the store.
+    pending: AtomicU64,
+    /// Calls that were sent to it in this window when it failed: to be sent again in that window,
     /// and in no other.
-    owed: AtomicU64,
+    unconfirmed: AtomicU64,
     /// Calls that the account's plan lets through in a window.
     budget: AtomicU64,
-    /// Until when the window is known to be used up, in milliseconds.
+    /// Time up to which the window is known to be used up, in milliseconds.
     over_until: AtomicI64,
 }
 
 impl<A> Default for Windows<A> {
     fn default() -> Self {
-        Self { by_account: HashMap::new(), told: AtomicI64::default() }
+        Self { by_account: HashMap::new(), last_window_end: AtomicI64::default() }
     }
 }
 
@@ -66,22 +66,22 @@ impl<A: AccountKey> Windows<A> {
             .saturating_mul(WINDOW.as_secs())
             .saturating_add(rate.burst.into());
         window.budget.store(budget, Relaxed);
-        window.fresh.fetch_add(work.into(), Relaxed);
+        window.pending.fetch_add(work.into(), Relaxed);
         Ok(())
     }
 
-    /// Tells the store of the calls since the last time and learns of everybody else's; what it
-    /// cannot take is kept for as long as the window lasts. `agreed` is the moment `now` by the
+    /// Sends the calls since the last time to the store and learns of all other nodes'; what it
+    /// cannot take is kept for as long as the window lasts. `cluster_now` is the moment `now` by the
     /// clock that all nodes have in common, which windows go by. Accounts that did not call
     /// since the last time are forgotten.
     pub(super) async fn flush(
         &self,
         store: &(impl CounterStore + ?Sized),
         now: Timestamp,
-        agreed: Timestamp,
+        cluster_now: Timestamp,
     ) -> Result<(), StoreError> {
-        let until = end(agreed);
-        let same = self.told.swap(until.millis(), Relaxed) == until.millis();
+        let until = end(cluster_now);
+        let same = self.last_window_end.swap(until.millis(), Relaxed) == until.millis();
         let (hits, windows) = self.take(now, same);
         if hits.is_empty() {
             return Ok(());
@@ -90,12 +90,12 @@ impl<A: AccountKey> Windows<A> {
             Ok(totals) => totals,
             Err(error) => {
                 for (window, (_, count)) in windows.iter().zip(&hits) {
-                    window.owed.fetch_add(*count, Relaxed);
+                    window.unconfirmed.fetch_add(*count, Relaxed);
                 }
                 return Err(error);
             }
         };
-        let until = now + until.since(agreed);
+        let until = now + until.since(cluster_now);
         for (window, total) in windows.iter().zip(totals) {
             if total > window.budget.load(Relaxed) {
                 window.over_until.store(until.millis(), Relaxed);
@@ -110,8 +110,8 @@ impl<A: AccountKey> Windows<A> {
         let windows = self.by_account.pin();
         let mut taken = (Vec::new(), Vec::new());
         for (account, window) in &windows {
-            let owed = window.owed.swap(0, Relaxed);
-            match window.fresh.swap(0, Relaxed) + if same { owed } else { 0 } {
+            let unconfirmed = window.unconfirmed.swap(0, Relaxed);
+            match window.pending.swap(0, Relaxed) + if same { unconfirmed } else { 0 } {
                 0 if Timestamp::from_millis(window.over_until.load(Relaxed)) <= now => {
                     windows.remove(account);
                 }
@@ -176,7 +176,7 @@ mod tests {
                 node.flush(&counters, now, now).await.unwrap();
             }
         }
-        // The budget of a window is 15; each node may let through what it has not yet told.
+        // The budget of a window is 15; each node may let through what it has not yet sent.
         assert!((15..=15 + 4).contains(&granted), "{granted}");
         assert_eq!(nodes[0].count(&client, rate, 1, now), Err(Duration::from_secs(10)));
         assert!(nodes[0].count(&client, rate, 1, now + WINDOW).is_ok());
@@ -200,7 +200,7 @@ mod tests {
         assert!(after.count(&client, rate, 1, now).is_err());
     }
 
-    /// Takes what it is told and says that it did not, or the window's counters.
+    /// Takes what it is sent and returns an error, or the window's counters.
     struct Failing<'c>(&'c Mutex<Vec<(u64, Timestamp)>>, bool);
 
     #[async_trait::async_trait]
@@ -219,14 +219,14 @@ mod tests {
         }
     }
 
-    /// M7, C2: what a store failed to take is told again in its own window and in no other, and
+    /// M7, C2: what a store failed to take is sent again in its own window and in no other, and
     /// windows go by the common clock.
     #[tokio::test]
     async fn what_was_not_taken_is_owed_for_as_long_as_its_window_lasts() {
-        let (told, windows) = (Mutex::default(), Windows::<ClientId>::default());
+        let (sent, windows) = (Mutex::default(), Windows::<ClientId>::default());
         let rate = Rate { per_second: 1, burst: 1 };
         // This node is a minute ahead.
-        let (now, agreed) = (Timestamp::from_seconds(1_060), Timestamp::from_seconds(1_000));
+        let (now, cluster_now) = (Timestamp::from_seconds(1_060), Timestamp::from_seconds(1_000));
         let call = |seconds| {
             windows
                 .count(&"a".parse().unwrap(), rate, 1, now + Duration::from_secs(seconds))
@@ -234,7 +234,7 @@ mod tests {
         };
         let flush = async |seconds, fails| {
             let by = Duration::from_secs(seconds);
-            windows.flush(&Failing(&told, fails), now + by, agreed + by).await.is_err()
+            windows.flush(&Failing(&sent, fails), now + by, cluster_now + by).await.is_err()
         };
         call(0);
         assert!(flush(1, true).await);
@@ -243,7 +243,7 @@ mod tests {
         call(12);
         assert!(!flush(13, false).await);
         let (first, second) = (Timestamp::from_seconds(1_010), Timestamp::from_seconds(1_020));
-        assert_eq!(*told.lock().unwrap(), [(1, first), (2, first), (1, second)]);
+        assert_eq!(*sent.lock().unwrap(), [(1, first), (2, first), (1, second)]);
     }
 
     #[tokio::test]

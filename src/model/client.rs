@@ -117,7 +117,7 @@ impl Client {
 
     /// Secrets that work at `now`.
     pub fn live_secrets(&self, now: Timestamp) -> impl Iterator<Item = &Secret> {
-        self.secrets.iter().filter(move |secret| secret.lives(now))
+        self.secrets.iter().filter(move |secret| secret.is_valid(now))
     }
 }
 
@@ -149,7 +149,7 @@ pub struct Secret {
 
 impl Secret {
     /// Returns true if it works at `now`; at `expires_at` itself it does not.
-    pub fn lives(&self, now: Timestamp) -> bool {
+    pub fn is_valid(&self, now: Timestamp) -> bool {
         self.expires_at.is_none_or(|end| now < end)
     }
 }
@@ -170,7 +170,7 @@ pub enum Digest {
     },
 }
 
-/// Says the kind only: a digest is no secret, and still nobody's business in a log.
+/// Says the kind only: a digest is no secret, and still does not belong in a log.
 impl std::fmt::Debug for Digest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -272,7 +272,7 @@ actions! {
 /// An event with its place in a chain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// The chain it stands in, by the name of the node that began it.
+    /// The chain it is in, by the name of the node that began it.
     pub chain: Arc<str>,
     /// Number from 1 in each chain, without gaps.
     pub sequence: u64,
@@ -291,7 +291,7 @@ impl Record {
         Self { chain: place.chain, sequence: place.sequence, node: "".into(), event, hash: [0; 32] }
     }
 
-    /// Returns true if it only stands for a record that cannot be read.
+    /// Returns true if it is in place of a record that cannot be read.
     pub fn is_unreadable(&self) -> bool {
         self.event.action == Action::Unreadable
     }

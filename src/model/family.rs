@@ -109,7 +109,7 @@ impl Family {
 
     /// Returns true if a refresh token of it can be used at `now`: not ended, not past either
     /// bound.
-    pub fn stands(&self, now: Timestamp) -> bool {
+    pub fn is_valid(&self, now: Timestamp) -> bool {
         self.ended_at.is_none() && now < self.ends_at()
     }
 }

@@ -166,7 +166,7 @@ impl Introspector {
         let current =
             self.standing.tokens.epochs(&family.tenant, &family.client, &family.subject)?;
         let stands = self.refresh_key.verify(&presented, &family.salt)
-            && family.stands(call.now)
+            && family.is_valid(call.now)
             && !self.standing.tokens.is_family_revoked(family.id)
             && family.epochs.covers(current)
             && family.generation == presented.generation;

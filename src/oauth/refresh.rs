@@ -54,7 +54,7 @@ impl TokenIssuer {
             presented: presented.generation,
             client: client.id.clone(),
             now: call.now,
-            agreed: self.skew.agreed(call.now),
+            agreed: self.clock_offset.cluster_time(call.now),
             lawful,
             grace: self.terms.token.refresh_grace(),
             remember: None,
@@ -158,7 +158,7 @@ impl TokenIssuer {
     fn looks_lawful(&self, call: &Call, presented: &Presented, family: &Family) -> bool {
         let lately = || {
             family.rotated_at + self.terms.token.refresh_grace()
-                >= self.standing.tokens.verifying_keys().earliest(call.now)
+                >= self.standing.tokens.verifying_keys().earliest_node_time(call.now)
         };
         match family.generation.checked_sub(presented.generation) {
             Some(0) => true,

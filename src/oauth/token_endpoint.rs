@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     audit::Trail,
-    clock::Skew,
+    clock::ClockOffset,
     crypto::refresh_token::RefreshKey,
     error::{Error, Result},
     limit::Limits,
@@ -27,7 +27,7 @@ pub struct TokenIssuer {
     pub(crate) trail: Arc<Trail>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) refresh_key: Arc<RefreshKey>,
-    pub(crate) skew: Arc<Skew>,
+    pub(crate) clock_offset: Arc<ClockOffset>,
     pub(crate) terms: Arc<Terms>,
 }
 

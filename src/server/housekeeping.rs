@@ -17,7 +17,7 @@ use super::{
 use crate::{
     admin::witness::Witness,
     api::listen::TlsReloader,
-    clock::{Clock, Skew},
+    clock::{Clock, ClockOffset},
     crypto::chain::ChainKey,
     model::{Action, Stamp, Timestamp},
     services::Services,
@@ -50,7 +50,7 @@ pub(super) fn start(
         services: opened.services.clone(),
         store: opened.store.clone(),
         clock: opened.clock.clone(),
-        skew: opened.skew.clone(),
+        clock_offset: opened.clock_offset.clone(),
         chain: opened.chain.clone(),
         witness: Arc::default(),
     };
@@ -67,8 +67,12 @@ pub(super) fn start(
         every(minutes, "sweep", |house| {
             Box::pin(async move {
                 house.services.standing.sweep(house.clock.now());
-                let earliest =
-                    house.services.standing.tokens.verifying_keys().earliest(house.clock.now());
+                let earliest = house
+                    .services
+                    .standing
+                    .tokens
+                    .verifying_keys()
+                    .earliest_node_time(house.clock.now());
                 Ok(sweep(house.store.as_ref(), earliest).await?)
             })
         }),
@@ -88,7 +92,7 @@ pub(super) fn start(
                 Ok(house
                     .services
                     .limits
-                    .share(house.store.as_ref(), now, house.skew.agreed(now))
+                    .share(house.store.as_ref(), now, house.clock_offset.cluster_time(now))
                     .await?)
             })
         }),
@@ -116,7 +120,7 @@ pub(super) fn start(
     if opened.measured {
         tasks.push(every(seconds * 5, "measure clock offset", |house| {
             Box::pin(async move {
-                Ok(measure(house.store.as_ref(), house.clock.as_ref(), &house.skew).await?)
+                Ok(measure(house.store.as_ref(), house.clock.as_ref(), &house.clock_offset).await?)
             })
         }));
     }
@@ -138,7 +142,7 @@ struct House {
     services: Arc<Services>,
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
-    skew: Arc<Skew>,
+    clock_offset: Arc<ClockOffset>,
     chain: Arc<ChainKey>,
     witness: Arc<Witness>,
 }

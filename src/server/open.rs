@@ -5,11 +5,11 @@ use std::{os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc};
 use super::{Options, StartError, stores};
 use crate::{
     admin::keys,
-    clock::{Clock, Skew, SystemClock},
+    clock::{Clock, ClockOffset, SystemClock},
     config::Config,
     crypto::{
         chain::ChainKey, master, passwords::Passwords, records::RecordKey, seal::Sealer,
-        verifying_keys::Judging,
+        verifying_keys::ClaimLimits,
     },
     limit::Limits,
     model::{Action, Audience, Invalid, Keyset, Stamp, event::Filter, keyset::KeyPolicy},
@@ -36,7 +36,7 @@ pub(super) struct Opened {
     pub(super) store: Arc<dyn Store>,
     pub(super) chain: Arc<ChainKey>,
     pub(super) clock: Arc<dyn Clock>,
-    pub(super) skew: Arc<Skew>,
+    pub(super) clock_offset: Arc<ClockOffset>,
     /// Whether the clock is the machine's: one that is moved by hand is measured against nothing.
     pub(super) measured: bool,
     pub(super) data_dir: PathBuf,
@@ -95,11 +95,11 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
         accept_rollback(store.as_ref(), clock.as_ref(), rollback).await?;
     }
 
-    let (skew, measured) = (Arc::new(Skew::default()), options.clock.is_none());
+    let (clock_offset, measured) = (Arc::new(ClockOffset::default()), options.clock.is_none());
     if measured {
         // The first look makes connections and may be too slow to say anything.
         for _ in 0..3 {
-            measure(store.as_ref(), clock.as_ref(), &skew)
+            measure(store.as_ref(), clock.as_ref(), &clock_offset)
                 .await
                 .map_err(|error| StartError::failed("store")(error.into()))?;
         }
@@ -108,8 +108,9 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
     let terms = terms(config, issuer)?;
     let keyset = keyset(store.as_ref(), &sealer, &terms, clock.as_ref()).await?;
     let tolerance = if config.store.is_shared() { SHARED_SKEW } else { SKEW };
-    let judging = Judging { max_lifetime: terms.token.access_lifetime_max(), skew: tolerance };
-    let opening = Opening { sealer: sealer.clone(), issuer: terms.issuer.clone(), judging };
+    let claim_limits =
+        ClaimLimits { max_lifetime: terms.token.access_lifetime_max(), skew: tolerance };
+    let opening = Opening { sealer: sealer.clone(), issuer: terms.issuer.clone(), claim_limits };
     let standing =
         NodeState::new(&keyset, opening, config.store.max_staleness()).map_err(|error| {
             let place = if config.store.is_shared() {
@@ -148,12 +149,12 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
         chain: chain.clone(),
         issue: config.audit.issue,
         clock: clock.clone(),
-        skew: skew.clone(),
+        clock_offset: clock_offset.clone(),
         terms,
         runtime: tokio::runtime::Handle::current(),
     };
     let services = Arc::new(Services::new(parts));
-    Ok(Opened { services, store, chain, clock, skew, measured, data_dir })
+    Ok(Opened { services, store, chain, clock, clock_offset, measured, data_dir })
 }
 
 /// Records that a rollback was accepted, before anything else is: without the record nothing is
@@ -179,12 +180,12 @@ async fn accept_rollback(
 pub(super) async fn measure(
     store: &dyn Store,
     clock: &dyn Clock,
-    skew: &Skew,
+    clock_offset: &ClockOffset,
 ) -> Result<(), StoreError> {
     let before = clock.now();
     let Some(common) = store.time().await? else { return Ok(()) };
-    skew.measured(before, common, clock.now());
-    let apart = skew.millis();
+    clock_offset.record(before, common, clock.now());
+    let apart = clock_offset.millis();
     if apart.unsigned_abs() > SHARED_SKEW.as_millis() as u64 {
         tracing::error!(
             apart_ms = apart,

@@ -170,14 +170,14 @@ mod tests {
 
     use super::*;
     use crate::{
-        crypto::verifying_keys::{Judging, VerifyingKeys},
+        crypto::verifying_keys::{ClaimLimits, VerifyingKeys},
         model::{Grants, Mac, PlanName, Scopes, TenantId, Timestamp},
     };
 
     /// A cache beside a state that is never stale.
     fn cache() -> ClientCache {
-        let judging = Judging { max_lifetime: Duration::ZERO, skew: Duration::ZERO };
-        let keys = VerifyingKeys::new(1, "https://jeton.test", judging, []);
+        let claim_limits = ClaimLimits { max_lifetime: Duration::ZERO, skew: Duration::ZERO };
+        let keys = VerifyingKeys::new(1, "https://jeton.test", claim_limits, []);
         ClientCache::new(Arc::new(TokenState::new(keys, Duration::ZERO)))
     }
 
@@ -327,10 +327,10 @@ mod tests {
         assert_eq!((clients.books().weight, held(&clients)), (0, 0));
     }
 
-    /// R10: once a write has been heard of, nobody finds what stood before it, not even for a
+    /// R10: once a write has arrived, no reader finds what was there before it, not even for a
     /// moment.
     #[test]
-    fn readers_never_find_what_stood_before_a_write() {
+    fn readers_never_find_what_was_there_before_a_write() {
         let (clients, id, stored) = (cache(), "a".parse::<ClientId>().unwrap(), AtomicU64::new(0));
         let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
         let last = 50_000;

@@ -16,7 +16,7 @@ use crate::{
         keyset_mac::KeysetError,
         seal::Sealer,
         signing_keys::{SigningKeys, SigningKeysError},
-        verifying_keys::{Judging, VerifyingKeys},
+        verifying_keys::{ClaimLimits, VerifyingKeys},
     },
     model::{KeyState, Keyset, Kid},
 };
@@ -28,7 +28,7 @@ pub struct Opening {
     /// The `iss` of every token.
     pub issuer: Arc<str>,
     /// Bounds on claims.
-    pub judging: Judging,
+    pub claim_limits: ClaimLimits,
 }
 
 impl Opening {
@@ -37,7 +37,8 @@ impl Opening {
         keyset: &Keyset,
     ) -> Result<(SigningKeys, VerifyingKeys), SigningKeysError> {
         let (signing, public) = SigningKeys::open(keyset, &self.sealer)?;
-        let verifying = VerifyingKeys::new(keyset.revision, &self.issuer, self.judging, public);
+        let verifying =
+            VerifyingKeys::new(keyset.revision, &self.issuer, self.claim_limits, public);
         Ok((signing, verifying))
     }
 }

@@ -11,7 +11,7 @@ use crate::{
         jwk,
         keys::make,
         seal::Sealer,
-        verifying_keys::{Judging, PublicKey, VerifyingKeys},
+        verifying_keys::{ClaimLimits, PublicKey, VerifyingKeys},
     },
     model::{
         Claims, ClientId, Epochs, FamilyId, Jti, KeyState, Kid, Revocation, Revoked, SigningKey,
@@ -23,8 +23,8 @@ const ISSUER: &str = "https://jeton.test";
 const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
 const MAX: Duration = Duration::from_secs(5);
 const MILLI: Duration = Duration::from_millis(1);
-const JUDGING: Judging =
-    Judging { max_lifetime: Duration::from_secs(3_600), skew: Duration::from_secs(5) };
+const LIMITS: ClaimLimits =
+    ClaimLimits { max_lifetime: Duration::from_secs(3_600), skew: Duration::from_secs(5) };
 
 fn sealer(byte: u8) -> Arc<Sealer> {
     Arc::new(Sealer::new([byte; 32]))
@@ -52,7 +52,7 @@ fn revoked(keyset: &Keyset, sealer: &Sealer) -> Keyset {
 fn over(keyset: &Keyset, sealer: &Arc<Sealer>) -> NodeState {
     NodeState::new(
         keyset,
-        Opening { sealer: sealer.clone(), issuer: ISSUER.into(), judging: JUDGING },
+        Opening { sealer: sealer.clone(), issuer: ISSUER.into(), claim_limits: LIMITS },
         MAX,
     )
     .unwrap()
@@ -346,7 +346,7 @@ fn a_revoked_key_is_never_taken_back() {
 fn a_keyset_that_does_not_check_starts_nothing() {
     let ours = sealer(5);
     let altered = Keyset { revision: 2, ..keyset(&ours) };
-    let opening = Opening { sealer: ours, issuer: ISSUER.into(), judging: JUDGING };
+    let opening = Opening { sealer: ours, issuer: ISSUER.into(), claim_limits: LIMITS };
     assert!(matches!(NodeState::new(&altered, opening, MAX), Err(SigningKeysError::Keyset(_))));
 }
 
@@ -481,7 +481,7 @@ async fn a_sidecar_verifies_by_public_keys_alone() {
         let keys = node.tokens.verifying_keys();
         let published = jwk::parse_set(&keys.jwks().to_string()).unwrap();
         let public = published.into_iter().map(|key| PublicKey::new(key, None).unwrap());
-        VerifyingKeys::new(keys.revision(), ISSUER, JUDGING, public)
+        VerifyingKeys::new(keys.revision(), ISSUER, LIMITS, public)
     };
     let sidecar = TokenState::new(public(&node), MAX);
     sidecar.advance_to(Instant::now());

@@ -104,7 +104,7 @@ impl Rotate {
     /// its successor is in no hands yet. A generation that was never given out comes from a newer
     /// copy of this store: the older one must not go on.
     pub fn judge(&self, family: &Family, last: Last) -> Verdict {
-        if family.client != self.client || !family.stands(self.now) {
+        if family.client != self.client || !family.is_valid(self.now) {
             return Verdict::Unknown;
         }
         let (answers, answered) = (&family.answers, last.answered(&family.answers));

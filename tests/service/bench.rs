@@ -9,11 +9,11 @@ use std::{
 use argon2::{Algorithm, Argon2, Params, PasswordHasher, Version};
 use jeton::{
     admin::{AdminScope, Administrator, NewSecret, Settings, keys},
-    clock::{Clock, ManualClock, Skew},
+    clock::{Clock, ClockOffset, ManualClock},
     config::{Config, Issue, Limits as Configured, Rate},
     crypto::{
         chain::ChainKey, passwords::Passwords, records::RecordKey, seal::Sealer,
-        verifying_keys::Judging,
+        verifying_keys::ClaimLimits,
     },
     error::Error,
     limit::Limits,
@@ -232,8 +232,9 @@ async fn services(
         store.replace_keyset(&first, event).await.unwrap();
     }
     let keyset = store.keyset().await.unwrap().unwrap();
-    let judging = Judging { max_lifetime: terms.token.access_lifetime_max(), skew: seconds(5) };
-    let opening = Opening { sealer: sealer.clone(), issuer: terms.issuer.clone(), judging };
+    let claim_limits =
+        ClaimLimits { max_lifetime: terms.token.access_lifetime_max(), skew: seconds(5) };
+    let opening = Opening { sealer: sealer.clone(), issuer: terms.issuer.clone(), claim_limits };
     let standing = Arc::new(NodeState::new(&keyset, opening, seconds(MAX_STALENESS)).unwrap());
     let snapshot = store.follow(now, standing.clone()).await.unwrap();
     standing.load(snapshot);
@@ -247,7 +248,7 @@ async fn services(
         sealer,
         issue: Issue::Durable,
         clock: clock.clone(),
-        skew: Arc::new(Skew::default()),
+        clock_offset: Arc::new(ClockOffset::default()),
         terms,
         runtime: tokio::runtime::Handle::current(),
     }))

@@ -59,7 +59,7 @@ pub enum Problem {
     /// The record is not there; a later one follows.
     #[error("removed")]
     Removed,
-    /// The record stands after one that came later, or stands twice.
+    /// The record is after one that was made later, or is there twice.
     #[error("out of order")]
     Reordered,
     /// The record lies beyond the sealed head.
@@ -234,7 +234,7 @@ mod tests {
         assert_eq!(flaw(&exchanged), Flaw { sequence: 4, problem: Problem::Altered });
     }
 
-    /// O04: whoever rewrites the chain from some record on has no key to seal its end with.
+    /// O04: a writer that rewrites the chain from some record on has no key to seal its end with.
     #[test]
     fn a_rewritten_chain_does_not_pass_the_seal() {
         let whole = records(9);

@@ -6,13 +6,13 @@
 //! key. Times never run backwards here: a step taken at an earlier time than the keyset already
 //! knows of is taken at the time it knows of (K08). Each result carries its MAC; a keyset that came
 //! from a store is to be checked first ([`Keyset::check`]), or a step would authenticate what
-//! somebody else wrote.
+//! another writer wrote.
 
 use super::{root::Root, seal::Sealer};
 use crate::model::{KeyState, Keyset, Kid, SigningKey, Timestamp, keyset::KeyPolicy};
 
 impl Keyset {
-    /// The keyset of a new service. Its first key signs at once, for nobody can hold an older set;
+    /// The keyset of a new service. Its first key signs at once, for no cache can hold an older set;
     /// the second is published from the beginning, so that there is always one to go to.
     pub fn first(now: Timestamp, sealer: &Sealer, mut make: impl FnMut() -> SigningKey) -> Self {
         let active = SigningKey { state: KeyState::Active { since: now }, ..make() };

@@ -62,7 +62,7 @@ pub(super) fn is_own_cost(phc: &str) -> bool {
 
 /// Checks that a hash may be imported: argon2id, version 19, from OWASP's weakest choice
 /// (m=7168,t=5, or more memory and fewer passes) to the cost of our own (m * t at most 19456 * 2),
-/// at most 4 lanes; salt of at least 8 bytes, hash of 16 to 64. A dearer one would tell by its time
+/// at most 4 lanes; salt of at least 8 bytes, hash of 16 to 64. A dearer one would show by its time
 /// that there is such a client (A02), and hold a core for longer than any other.
 ///
 /// # Errors

@@ -17,7 +17,7 @@ use crate::model::{Claims, Kid, Timestamp, weight};
 
 /// Bounds on the times that claims may carry.
 #[derive(Clone, Copy, Debug)]
-pub struct Judging {
+pub struct ClaimLimits {
     /// Longest lifetime of a token: the longest that this service gives.
     pub max_lifetime: Duration,
     /// Time that `iat` and `nbf` may lie ahead, for the clocks of the other nodes. `exp` has no
@@ -90,7 +90,7 @@ impl PublicKey {
 pub struct VerifyingKeys {
     revision: u64,
     issuer: String,
-    judging: Judging,
+    claim_limits: ClaimLimits,
     /// Every key whose tokens may be active. There is no other place a key id is ever looked up in
     /// (J06).
     keys: HashMap<Kid, Known>,
@@ -109,7 +109,7 @@ impl VerifyingKeys {
     pub fn new(
         revision: u64,
         issuer: &str,
-        judging: Judging,
+        claim_limits: ClaimLimits,
         public: impl IntoIterator<Item = PublicKey>,
     ) -> Self {
         let (mut keys, mut jwks) = (HashMap::new(), Vec::new());
@@ -118,7 +118,7 @@ impl VerifyingKeys {
             jwks.push(jwk);
         }
         let jwks = serde_json::json!(JwkSet { keys: jwks });
-        Self { revision, issuer: issuer.to_owned(), judging, keys, jwks }
+        Self { revision, issuer: issuer.to_owned(), claim_limits, keys, jwks }
     }
 
     /// Returns the claims of `token` if it is an access token of this issuer, signed by a valid
@@ -128,13 +128,13 @@ impl VerifyingKeys {
         if known.until.is_some_and(|until| now >= until) {
             return None;
         }
-        self.judging.in_time(&claims, now).then_some(VerifiedClaims { claims, kid })
+        self.claim_limits.is_in_time(&claims, now).then_some(VerifiedClaims { claims, kid })
     }
 
     /// Returns the claims of `token` if it is an access token of this issuer, signed by a key that
     /// is not revoked or removed, whatever the time: a clock that is wrong must not keep a token
     /// from being revoked.
-    pub fn recognise(&self, token: &str) -> Option<Claims> {
+    pub fn verify_at_any_time(&self, token: &str) -> Option<Claims> {
         self.read(token).map(|(claims, ..)| claims)
     }
 
@@ -149,13 +149,13 @@ impl VerifyingKeys {
         let claims: Claims = jws::object(known.verifier.verify(&jws)?)?;
         let good = claims.iss == self.issuer
             && !claims.aud.is_empty()
-            && self.judging.is_no_longer(&claims);
+            && self.claim_limits.has_allowed_lifetime(&claims);
         good.then_some((claims, kid, known))
     }
 
     /// Returns the earliest time that the clock of another node may still read.
-    pub fn earliest(&self, now: Timestamp) -> Timestamp {
-        let skew = i64::try_from(self.judging.skew.as_millis()).unwrap_or(i64::MAX);
+    pub fn earliest_node_time(&self, now: Timestamp) -> Timestamp {
+        let skew = i64::try_from(self.claim_limits.skew.as_millis()).unwrap_or(i64::MAX);
         Timestamp::from_millis(now.millis().saturating_sub(skew))
     }
 
@@ -175,9 +175,9 @@ impl VerifyingKeys {
     }
 }
 
-impl Judging {
+impl ClaimLimits {
     /// RFC 7519 section 4.1.4 to 4.1.6. A token expires at `exp` itself.
-    fn in_time(&self, claims: &Claims, now: Timestamp) -> bool {
+    fn is_in_time(&self, claims: &Claims, now: Timestamp) -> bool {
         let [issued, begins, expires] =
             [claims.iat, claims.nbf, claims.exp].map(Timestamp::from_seconds);
         let ahead = now + self.skew;
@@ -185,7 +185,7 @@ impl Judging {
     }
 
     /// Returns true if the lifetime is one that this service gives.
-    fn is_no_longer(&self, claims: &Claims) -> bool {
+    fn has_allowed_lifetime(&self, claims: &Claims) -> bool {
         let [issued, expires] = [claims.iat, claims.exp].map(Timestamp::from_seconds);
         issued < expires && expires.since(issued) <= self.max_lifetime
     }

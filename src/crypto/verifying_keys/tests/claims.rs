@@ -193,7 +193,7 @@ fn another_issuer_is_refused() {
     );
     let (_, bench) = Bench::all()[0];
     let (signing, public) = SigningKeys::open(&bench.keyset, &bench.sealer).unwrap();
-    let elsewhere = VerifyingKeys::new(1, "https://other.example", JUDGING, public);
+    let elsewhere = VerifyingKeys::new(1, "https://other.example", LIMITS, public);
     let token =
         signing.sign(&Claims { iss: "https://other.example".to_owned(), ..good_claims() }).unwrap();
     assert!(elsewhere.verify(&token, NOW).is_some() && !bench.accepts(&token));

@@ -25,8 +25,8 @@ mod forged;
 
 const ISSUER: &str = "https://jeton.example";
 const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
-const JUDGING: Judging =
-    Judging { max_lifetime: Duration::from_secs(3_600), skew: Duration::from_secs(5) };
+const LIMITS: ClaimLimits =
+    ClaimLimits { max_lifetime: Duration::from_secs(3_600), skew: Duration::from_secs(5) };
 
 /// A keyset with one active key, and that key itself.
 struct Bench {
@@ -92,7 +92,7 @@ fn open(
     sealer: &Sealer,
 ) -> Result<(SigningKeys, VerifyingKeys), SigningKeysError> {
     let (signing, public) = SigningKeys::open(keyset, sealer)?;
-    Ok((signing, VerifyingKeys::new(keyset.revision, ISSUER, JUDGING, public)))
+    Ok((signing, VerifyingKeys::new(keyset.revision, ISSUER, LIMITS, public)))
 }
 
 fn signed(header: impl AsRef<[u8]>, payload: impl AsRef<[u8]>) -> String {
@@ -331,7 +331,7 @@ fn published_keys_verify_without_the_master_key() {
     for (name, bench) in Bench::all() {
         let published = jwk::parse_set(&bench.verifying.jwks().to_string()).unwrap();
         let public = published.into_iter().map(|key| PublicKey::new(key, None).unwrap());
-        let elsewhere = VerifyingKeys::new(1, ISSUER, JUDGING, public);
+        let elsewhere = VerifyingKeys::new(1, ISSUER, LIMITS, public);
         let token = bench.signing.sign(&good_claims()).unwrap();
         assert_eq!(elsewhere.verify(&token, NOW).unwrap().claims().jti, {
             bench.verifying.verify(&token, NOW).unwrap().claims().jti

@@ -7,7 +7,7 @@
 //! | empty | drawn | compared where that is cheap: one made here, or with what is remembered | SLOW_DOWN |
 //! | empty | empty, or there is no such client | not compared | SLOW_DOWN |
 //!
-//! The answer follows from the peer alone, so that it does not tell which names exist (A02). The
+//! The answer follows from the peer alone, so that it does not show which names exist (A02). The
 //! second budget is why noise at other names neither hides guesses at a client nor locks out its
 //! neighbours.
 
@@ -73,7 +73,7 @@ impl Guess {
     }
 }
 
-pub(super) struct Guesses {
+pub(super) struct SecretGuesses {
     peers: Budgets<PeerKey>,
     targets: Budgets<(PeerKey, GuessTarget)>,
     failures: Failures,
@@ -114,7 +114,7 @@ impl Failures {
     }
 }
 
-impl Guesses {
+impl SecretGuesses {
     pub(super) fn new(rate: Rate, cap: usize, ticks: &Ticks) -> Self {
         let failures = Failures { by_network: HashMap::new(), cap };
         Self {
@@ -126,15 +126,16 @@ impl Guesses {
 
     /// Draws for one secret; `target` is `None` where there is no such client. A full table pays
     /// for nothing.
-    pub(super) fn draw(&self, peer: Peer, target: Option<GuessTarget>, now: Timestamp) -> Guess {
+    pub(super) fn acquire(&self, peer: Peer, target: Option<GuessTarget>, now: Timestamp) -> Guess {
         let Some(peer) = peer.key() else {
             return Guess { payer: Payer::Local, retry_after: None };
         };
-        let Err(retry_after) = self.peers.draw(&peer, now) else {
+        let Err(retry_after) = self.peers.acquire(&peer, now) else {
             return Guess { payer: Payer::Peer(peer), retry_after: None };
         };
-        let paid =
-            target.map(|target| (peer, target)).filter(|key| self.targets.draw(key, now).is_ok());
+        let paid = target
+            .map(|target| (peer, target))
+            .filter(|key| self.targets.acquire(key, now).is_ok());
         let payer = paid.map_or(Payer::None, |(peer, target)| Payer::Target(peer, target));
         Guess { payer, retry_after: Some(retry_after) }
     }
@@ -175,8 +176,8 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_seconds(1_000_000);
 
-    fn guesses(cap: usize) -> Guesses {
-        Guesses::new(Rate { per_second: 1, burst: 3 }, cap, &Ticks::default())
+    fn guesses(cap: usize) -> SecretGuesses {
+        SecretGuesses::new(Rate { per_second: 1, burst: 3 }, cap, &Ticks::default())
     }
 
     fn peer(last: u8) -> Peer {
@@ -190,12 +191,12 @@ mod tests {
 
     /// Counts of `count` secrets: those compared by argon2id, and those compared at all.
     fn judged(
-        guesses: &Guesses,
+        guesses: &SecretGuesses,
         peer: Peer,
         target: impl Fn() -> Option<GuessTarget>,
         count: usize,
     ) -> (usize, usize) {
-        let drawn: Vec<Guess> = (0..count).map(|_| guesses.draw(peer, target(), NOW)).collect();
+        let drawn: Vec<Guess> = (0..count).map(|_| guesses.acquire(peer, target(), NOW)).collect();
         (
             drawn.iter().filter(|one| one.may_hash()).count(),
             drawn.iter().filter(|one| one.may_compare()).count(),
@@ -238,7 +239,7 @@ mod tests {
             let guesses = guesses(1_000);
             let times = (0..200).map(|n| NOW + Duration::from_millis(n * 70));
             let answers: Vec<_> =
-                times.map(|now| guesses.draw(peer(1), target(), now).retry_after).collect();
+                times.map(|now| guesses.acquire(peer(1), target(), now).retry_after).collect();
             answers
         };
         assert_eq!(answers(&|| None), answers(&|| at("orders", None)));
@@ -249,13 +250,13 @@ mod tests {
     fn what_is_given_back_can_be_drawn_again() {
         let guesses = guesses(1_000);
         for _ in 0..100 {
-            let guess = guesses.draw(peer(1), at("orders", None), NOW);
+            let guess = guesses.acquire(peer(1), at("orders", None), NOW);
             assert!(guess.may_hash());
             guesses.give_back(guess);
         }
         let _ = judged(&guesses, peer(1), || None, 3);
         for _ in 0..100 {
-            let guess = guesses.draw(peer(1), at("orders", None), NOW);
+            let guess = guesses.acquire(peer(1), at("orders", None), NOW);
             assert!(guess.may_compare() && !guess.may_hash());
             guesses.give_back(guess);
         }
@@ -287,7 +288,7 @@ mod tests {
     #[test]
     fn a_peer_is_known_to_have_failed_until_its_budget_is_full_again() {
         let guesses = guesses(10);
-        guesses.give_back(guesses.draw(peer(1), None, NOW));
+        guesses.give_back(guesses.acquire(peer(1), None, NOW));
         assert!(!guesses.failed_lately(peer(1), NOW), "it was right");
         guesses.failed(peer(1), NOW);
         assert!(guesses.failed_lately(peer(1), NOW) && !guesses.failed_lately(peer(2), NOW));
