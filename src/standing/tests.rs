@@ -511,3 +511,22 @@ async fn a_sidecar_verifies_by_public_keys_alone() {
     sidecar.advance_to(Instant::now());
     assert_eq!(active(&renewed), Err(Stale));
 }
+
+/// A sidecar holds the token state and its keys: neither may come to need a secret or a store.
+#[test]
+fn the_token_state_names_no_secret_and_no_store() {
+    let files = [
+        include_str!("token_state.rs"),
+        include_str!("age.rs"),
+        include_str!("verified_cache.rs"),
+        include_str!("../crypto/verifying_keys/mod.rs"),
+    ];
+    for file in files {
+        let code: Vec<&str> =
+            file.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        assert!(code.len() > 40, "{}", code.len());
+        for name in ["store", "seal", "master", "signing_keys", "Keyset", "root"] {
+            assert_eq!(code.iter().find(|line| line.contains(name)), None, "{name}");
+        }
+    }
+}
