@@ -11,7 +11,7 @@ use crate::{
         secrets::{ClientSecrets, PREFIX},
     },
     error::{Error, Result},
-    model::{Digest, Secret, SecretId, TenantId, Timestamp},
+    model::{Digest, Secret, SecretId, TenantId, Timestamp, digits::hex},
     oauth::client_auth::MAX_SECRET,
 };
 
@@ -73,6 +73,7 @@ impl SecretMaker {
 }
 
 fn random_secret_id() -> Result<SecretId> {
-    let text: String = random::bytes::<6>().iter().map(|byte| format!("{byte:02x}")).collect();
-    text.parse().map_err(|invalid| Error::Internal(Box::<crate::model::Invalid>::new(invalid)))
+    hex(&random::bytes::<6>())
+        .parse()
+        .map_err(|invalid| Error::Internal(Box::<crate::model::Invalid>::new(invalid)))
 }

@@ -8,7 +8,10 @@ use tokio::sync::Mutex;
 use crate::{
     crypto::chain::{ChainKey, Claim, Head, Walk},
     error::Result,
-    model::{Action, Place, Record, Stamp, Timestamp},
+    model::{
+        Action, Place, Record, Stamp, Timestamp,
+        digits::{hex, unhex},
+    },
     store::{AuditStore, Writer},
 };
 
@@ -30,21 +33,13 @@ pub struct Known {
 
 impl Known {
     fn text(&self) -> String {
-        let digits: String = self.hash.iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{}:{}:{digits}", self.chain, self.sequence)
+        format!("{}:{}:{}", self.chain, self.sequence, hex(&self.hash))
     }
 
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.rsplitn(3, ':');
         let (digits, sequence) = (parts.next()?, parts.next()?.parse().ok()?);
-        let mut hash = [0; 32];
-        if digits.len() != 64 {
-            return None;
-        }
-        for (at, byte) in hash.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(digits.get(at * 2..at * 2 + 2)?, 16).ok()?;
-        }
-        Some(Self { chain: parts.next()?.into(), sequence, hash })
+        Some(Self { chain: parts.next()?.into(), sequence, hash: unhex(digits)? })
     }
 }
 

@@ -5,6 +5,7 @@ pub mod audience;
 pub mod call;
 pub mod claims;
 pub mod client;
+pub mod digits;
 pub mod event;
 pub mod family;
 pub mod id;

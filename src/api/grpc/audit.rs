@@ -19,6 +19,7 @@ use crate::{
     error::{Error, Result},
     model::{
         Place, Record, Timestamp,
+        digits::{hex, unhex},
         event::{Filter, Outcome},
     },
     proto::admin::{
@@ -227,7 +228,9 @@ fn heads(known: Vec<KnownHead>, only: Option<&str>) -> Result<Vec<Known>> {
         if chain.is_empty() || only.is_some_and(|only| only != chain) {
             return Err(Error::field("known.chain", "must name a chain that the request verifies"));
         }
-        Ok(Known { chain: chain.into(), sequence, hash: from_hex(&hash)? })
+        let hash = unhex(&hash.to_ascii_lowercase())
+            .ok_or_else(|| Error::field("known.hash", "must be 64 hexadecimal digits"))?;
+        Ok(Known { chain: chain.into(), sequence, hash })
     };
     known.into_iter().map(head).collect()
 }
@@ -290,21 +293,4 @@ fn shown(record: &Record) -> Event {
 
 fn wire(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn from_hex(text: &str) -> Result<[u8; 32]> {
-    let malformed = || Error::field("known.hash", "must be 64 hexadecimal digits");
-    let mut out = [0; 32];
-    if text.len() != 64 || !text.is_ascii() {
-        return Err(malformed());
-    }
-    for (at, byte) in out.iter_mut().enumerate() {
-        let digits = text.get(at * 2..at * 2 + 2).ok_or_else(malformed)?;
-        *byte = u8::from_str_radix(digits, 16).map_err(|_| malformed())?;
-    }
-    Ok(out)
 }

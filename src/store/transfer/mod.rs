@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::verify::{Counts, Verification};
 use super::Result;
+pub use crate::model::digits::{hex, unhex};
 use crate::{
     crypto::chain::{ChainKey, Head, Walk},
     model::{
@@ -231,26 +232,4 @@ pub(super) fn end(
     let Head { sequence, hash, .. } = head;
     let seal = key.map(|key| hex(&key.seal_exported(chain, *sequence, hash, open)));
     Ok(Item::ChainEnd { chain: chain.clone(), sequence: *sequence, hash: hex(hash), open, seal })
-}
-
-/// 32 bytes as 64 digits.
-pub fn hex(bytes: &[u8; 32]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(64), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-/// 64 lower case digits as 32 bytes.
-pub fn unhex(text: &str) -> Option<[u8; 32]> {
-    let lower = text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    if !lower || text.len() != 64 {
-        return None;
-    }
-    let byte = |at: usize| {
-        text.get(at..at.checked_add(2)?).and_then(|pair| u8::from_str_radix(pair, 16).ok())
-    };
-    (0..64).step_by(2).map(byte).collect::<Option<Vec<u8>>>()?.try_into().ok()
 }
