@@ -205,8 +205,8 @@ mod tests {
         }
     }
 
-    /// Records read before a write, or before changes were missed, and arrives after it is not
-    /// remembered, whether it is a client or the lack of one.
+    /// A record that was read before a write, or before changes were missed, and that arrives after
+    /// it is not remembered, be it a client or the lack of one.
     #[tokio::test]
     async fn what_a_write_overtook_is_not_remembered() {
         for (found, missed) in
