@@ -29,11 +29,11 @@ pub trait Clock: Send + Sync {
 /// where it was with the monotonic clock until the wall clock has caught up, so that nothing that
 /// expired can be valid again.
 pub struct SystemClock {
-    state: Mutex<State>,
+    state: Mutex<ClockState>,
 }
 
 #[derive(Clone, Copy)]
-struct State {
+struct ClockState {
     now: Timestamp,
     at: Instant,
     wall: Timestamp,
@@ -45,7 +45,7 @@ impl SystemClock {
     /// it).
     pub fn starting_at(newest: Timestamp) -> Self {
         let (wall, at) = read();
-        Self { state: Mutex::new(State { now: wall.max(newest), at, wall, jump: None }) }
+        Self { state: Mutex::new(ClockState { now: wall.max(newest), at, wall, jump: None }) }
     }
 }
 
@@ -62,7 +62,7 @@ impl Clock for SystemClock {
     }
 }
 
-impl State {
+impl ClockState {
     fn advance(&mut self, wall: Timestamp, at: Instant) {
         let passed = at.saturating_duration_since(self.at);
         if passed.is_zero() && wall == self.wall {
@@ -156,9 +156,9 @@ impl Clock for ManualClock {
 mod tests {
     use super::*;
 
-    fn state(now: i64) -> State {
+    fn state(now: i64) -> ClockState {
         let (_, at) = read();
-        State {
+        ClockState {
             now: Timestamp::from_millis(now),
             at,
             wall: Timestamp::from_millis(now),

@@ -32,9 +32,9 @@ pub(super) enum Class {
 }
 
 /// The pool.
-pub(super) struct Lanes<K: Hash + Eq + Clone>(Arc<Mutex<State<K>>>);
+pub(super) struct Lanes<K: Hash + Eq + Clone>(Arc<Mutex<LaneState<K>>>);
 
-struct State<K> {
+struct LaneState<K> {
     parallel: usize,
     queue: usize,
     running: usize,
@@ -52,14 +52,14 @@ struct Lane {
 
 /// The right to run, given back when it is dropped.
 pub(super) struct Permit<K: Hash + Eq + Clone> {
-    lanes: Arc<Mutex<State<K>>>,
+    lanes: Arc<Mutex<LaneState<K>>>,
     key: K,
 }
 
 impl<K: Hash + Eq + Clone> Lanes<K> {
     /// Lets up to `parallel` run at once, at least one, and up to `queue` wait.
     pub(super) fn new(parallel: usize, queue: usize) -> Self {
-        let state = State {
+        let state = LaneState {
             parallel: parallel.max(1),
             queue,
             running: 0,
@@ -88,7 +88,7 @@ impl<K: Hash + Eq + Clone> Lanes<K> {
 /// A place in the queue. A caller that hangs up passes on the turn it was just given.
 struct Turn<K: Hash + Eq + Clone> {
     given: Option<oneshot::Receiver<()>>,
-    lanes: Arc<Mutex<State<K>>>,
+    lanes: Arc<Mutex<LaneState<K>>>,
     key: K,
 }
 
@@ -120,7 +120,7 @@ impl<K: Hash + Eq + Clone> Drop for Permit<K> {
     }
 }
 
-impl<K: Hash + Eq + Clone> State<K> {
+impl<K: Hash + Eq + Clone> LaneState<K> {
     fn queue(&mut self, key: &K, class: Class) -> Result<oneshot::Receiver<()>, Busy> {
         if !self.has_room(key, class) {
             // Callers that hung up while they waited leave their places only here and at their
@@ -200,7 +200,7 @@ impl<K: Hash + Eq + Clone> State<K> {
     }
 }
 
-fn lock<K>(state: &Mutex<State<K>>) -> MutexGuard<'_, State<K>> {
+fn lock<K>(state: &Mutex<LaneState<K>>) -> MutexGuard<'_, LaneState<K>> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

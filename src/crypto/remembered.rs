@@ -16,21 +16,21 @@ use crate::model::ClaimedAccount;
 pub struct Remembered {
     key: hmac::Key,
     capacity: usize,
-    known: Mutex<Known>,
+    known: Mutex<RememberedSet>,
 }
 
 #[derive(Default)]
-struct Known {
+struct RememberedSet {
     digests: HashSet<[u8; 32]>,
     /// The hashes they were verified against: one each.
     hashes: HashSet<[u8; 32]>,
-    oldest_first: VecDeque<Digest>,
+    oldest_first: VecDeque<VerifiedDigest>,
 }
 
 /// Digest of one presented secret of one account against one hash. Another hash is another digest:
 /// a secret that was replaced is forgotten by itself.
 #[derive(Clone, Copy)]
-pub struct Digest {
+pub struct VerifiedDigest {
     whole: [u8; 32],
     /// The same without what was presented.
     hash: [u8; 32],
@@ -50,9 +50,9 @@ impl Remembered {
         id: &str,
         phc: &str,
         presented: &str,
-    ) -> Digest {
+    ) -> VerifiedDigest {
         let (kind, name) = (account.kind(), account.name());
-        Digest {
+        VerifiedDigest {
             whole: self.mac(&[kind, name, id, phc, presented]),
             hash: self.mac(&[kind, name, id, phc]),
         }
@@ -70,7 +70,7 @@ impl Remembered {
     }
 
     /// Returns true if it was verified before.
-    pub fn knows(&self, digest: &Digest) -> bool {
+    pub fn knows(&self, digest: &VerifiedDigest) -> bool {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).digests.contains(&digest.whole)
     }
 
@@ -81,7 +81,7 @@ impl Remembered {
     }
 
     /// Remembers that it was verified.
-    pub fn learn(&self, digest: Digest) {
+    pub fn learn(&self, digest: VerifiedDigest) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if self.capacity == 0 || !known.digests.insert(digest.whole) {
             return;
@@ -102,7 +102,7 @@ impl Remembered {
 mod tests {
     use super::*;
 
-    fn digest(remembered: &Remembered, [client, id, phc, presented]: [&str; 4]) -> Digest {
+    fn digest(remembered: &Remembered, [client, id, phc, presented]: [&str; 4]) -> VerifiedDigest {
         remembered.digest(ClaimedAccount::client(client), id, phc, presented)
     }
 

@@ -28,11 +28,11 @@ pub(super) struct Places(Arc<Mutex<Table>>);
 pub struct ReadPlace {
     /// Given back first.
     _permit: Option<OwnedSemaphorePermit>,
-    _entry: Option<Entry>,
+    _entry: Option<NetworkEntry>,
 }
 
 /// A caller's part in its network.
-struct Entry {
+struct NetworkEntry {
     table: Arc<Mutex<Table>>,
     network: PeerKey,
 }
@@ -51,7 +51,7 @@ impl Places {
             Arc::clone(places)
         };
         // Made before the wait: a caller that hangs up meanwhile leaves nothing behind.
-        let entry = Entry { table: Arc::clone(&self.0), network };
+        let entry = NetworkEntry { table: Arc::clone(&self.0), network };
         // The semaphore is never closed.
         ReadPlace { _permit: places.acquire_owned().await.ok(), _entry: Some(entry) }
     }
@@ -62,7 +62,7 @@ impl Places {
     }
 }
 
-impl Drop for Entry {
+impl Drop for NetworkEntry {
     fn drop(&mut self) {
         let mut table = lock(&self.table);
         if let Some((callers, _)) = table.get_mut(&self.network) {

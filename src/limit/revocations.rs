@@ -17,21 +17,21 @@ use crate::model::{AccountKey, Timestamp};
 /// share, and one is thought to have more than it has only by what each of all accounts that are
 /// counted has at least.
 pub(super) struct Revocations<A> {
-    by_account: Mutex<HashMap<A, Count>>,
+    by_account: Mutex<HashMap<A, RevocationCount>>,
     /// Revocations of one account.
     max: u32,
     /// Accounts counted at once.
     cap: usize,
 }
 
-struct Count {
+struct RevocationCount {
     since: Timestamp,
     length: Duration,
     now: u32,
     before: u32,
 }
 
-impl Count {
+impl RevocationCount {
     const fn total(&self) -> u32 {
         self.now.saturating_add(self.before)
     }
@@ -66,7 +66,7 @@ impl<A: AccountKey> Revocations<A> {
                 by_account.insert(account.clone(), count);
             }
         }
-        let count = by_account.entry(account.clone()).or_insert(Count {
+        let count = by_account.entry(account.clone()).or_insert(RevocationCount {
             since: now,
             length,
             now: 0,
@@ -98,7 +98,7 @@ impl<A: AccountKey> Revocations<A> {
 }
 
 /// One of the accounts that have the fewest, and how many.
-fn least<A>(by_account: &HashMap<A, Count>) -> Option<(&A, u32)> {
+fn least<A>(by_account: &HashMap<A, RevocationCount>) -> Option<(&A, u32)> {
     let mut least: Option<(&A, u32)> = None;
     for (id, count) in by_account {
         let total = count.total();

@@ -19,14 +19,14 @@ const BUDGET: usize = 64 << 20;
 /// A table of fixed size: a token goes to one slot and replaces what was there. Bounded in slots
 /// and in bytes whatever callers send, since only what verified is kept, and read without a lock.
 pub(super) struct VerifiedCache {
-    slots: Box<[ArcSwapOption<Entry>]>,
+    slots: Box<[ArcSwapOption<CachedToken>]>,
     /// Bytes of what is held; counted before it is held, so never too low.
     weight: AtomicUsize,
     /// The slot that is emptied next where room is needed.
     hand: AtomicUsize,
 }
 
-struct Entry {
+struct CachedToken {
     digest: [u8; 32],
     claims: Arc<VerifiedClaims>,
     weight: usize,
@@ -57,9 +57,9 @@ impl VerifiedCache {
 
     pub(super) fn insert(&self, digest: [u8; 32], claims: Arc<VerifiedClaims>) {
         let Some(slot) = self.slot(&digest) else { return };
-        let weight = weight::shared(size_of::<Entry>()) + claims.weight();
+        let weight = weight::shared(size_of::<CachedToken>()) + claims.weight();
         self.weight.fetch_add(weight, Relaxed);
-        self.count_out(slot.swap(Some(Arc::new(Entry { digest, claims, weight }))));
+        self.count_out(slot.swap(Some(Arc::new(CachedToken { digest, claims, weight }))));
         // Round once at most: other threads may be filling what is emptied here.
         for _ in 0..SLOTS {
             if self.weight.load(Relaxed) <= BUDGET {
@@ -72,26 +72,26 @@ impl VerifiedCache {
 
     /// Removes tokens that are no longer active, and returns how many.
     pub(super) fn sweep(&self, is_active: impl Fn(&VerifiedClaims) -> bool) -> usize {
-        let inactive = |slot: &&ArcSwapOption<Entry>| {
+        let inactive = |slot: &&ArcSwapOption<CachedToken>| {
             slot.load().as_ref().is_some_and(|entry| !is_active(&entry.claims))
         };
         // What came into the slot in between goes too: it is only verified once more.
         self.slots.iter().filter(inactive).map(|slot| self.empty(slot)).count()
     }
 
-    fn empty(&self, slot: &ArcSwapOption<Entry>) {
+    fn empty(&self, slot: &ArcSwapOption<CachedToken>) {
         if slot.load().is_some() {
             self.count_out(slot.swap(None));
         }
     }
 
-    fn count_out(&self, entry: Option<Arc<Entry>>) {
+    fn count_out(&self, entry: Option<Arc<CachedToken>>) {
         if let Some(entry) = entry {
             self.weight.fetch_sub(entry.weight, Relaxed);
         }
     }
 
-    fn slot(&self, digest: &[u8; 32]) -> Option<&ArcSwapOption<Entry>> {
+    fn slot(&self, digest: &[u8; 32]) -> Option<&ArcSwapOption<CachedToken>> {
         let [low, high, ..] = *digest;
         self.slots.get(usize::from(u16::from_le_bytes([low, high])))
     }

@@ -93,12 +93,12 @@ pub struct VerifyingKeys {
     claim_limits: ClaimLimits,
     /// Every key whose tokens may be active. There is no other place a key id is ever looked up in
     /// (J06).
-    keys: HashMap<Kid, Known>,
+    keys: HashMap<Kid, VerifyingKey>,
     jwks: serde_json::Value,
 }
 
 /// A key that verifies.
-struct Known {
+struct VerifyingKey {
     verifier: Verifier,
     /// Time at which the last token it signed has expired, once it no longer signs.
     until: Option<Timestamp>,
@@ -114,7 +114,7 @@ impl VerifyingKeys {
     ) -> Self {
         let (mut keys, mut jwks) = (HashMap::new(), Vec::new());
         for PublicKey { kid, jwk, verifier, until } in public {
-            keys.insert(kid, Known { verifier, until });
+            keys.insert(kid, VerifyingKey { verifier, until });
             jwks.push(jwk);
         }
         let jwks = serde_json::json!(JwkSet { keys: jwks });
@@ -138,7 +138,7 @@ impl VerifyingKeys {
         self.read(token).map(|(claims, ..)| claims)
     }
 
-    fn read(&self, token: &str) -> Option<(Claims, Kid, &Known)> {
+    fn read(&self, token: &str) -> Option<(Claims, Kid, &VerifyingKey)> {
         let jws = Jws::parse(token).ok()?;
         // RFC 9068 section 4; "application/" may be left out (RFC 7515 section 4.1.9).
         if !matches!(jws.typ(), Some("at+jwt" | "application/at+jwt")) {
