@@ -8,8 +8,8 @@ use std::{
 
 use crate::model::{AccountKey, Timestamp};
 
-/// Failures of one account within [`PERIOD`] that raise the alarm. A client with a stale secret that
-/// asks again every few seconds stays below.
+/// Failures of one account within [`PERIOD`] that raise the alarm. A client with a stale secret
+/// that asks again every few seconds stays below.
 const THRESHOLD: u32 = 1_000;
 const PERIOD: Duration = Duration::from_secs(3_600);
 

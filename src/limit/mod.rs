@@ -162,8 +162,8 @@ impl Limits {
 
     /// Adds the calls since the last time to the store's counters, and learns what other nodes let
     /// through: once a second, so that each node lets through at most a second's calls and a burst
-    /// more than the window has. `cluster_now` is the moment `now` by the clock that all nodes have in
-    /// common.
+    /// more than the window has. `cluster_now` is the moment `now` by the clock that all nodes have
+    /// in common.
     pub async fn share(
         &self,
         store: &(impl CounterStore + ?Sized),

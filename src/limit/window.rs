@@ -71,8 +71,8 @@ impl<A: AccountKey> Windows<A> {
     }
 
     /// Sends the calls since the last time to the store and learns of all other nodes'; what it
-    /// cannot take is kept for as long as the window lasts. `cluster_now` is the moment `now` by the
-    /// clock that all nodes have in common, which windows go by. Accounts that did not call
+    /// cannot take is kept for as long as the window lasts. `cluster_now` is the moment `now` by
+    /// the clock that all nodes have in common, which windows go by. Accounts that did not call
     /// since the last time are forgotten.
     pub(super) async fn flush(
         &self,

@@ -1,6 +1,6 @@
-//! The secret keys in use. A keyset comes from the store, where a process without the master key may
-//! have written it, or put an older one back: such a keyset is refused, and the last genuine one
-//! stays in use.
+//! The secret keys in use. A keyset comes from the store, where a process without the master key
+//! may have written it, or put an older one back: such a keyset is refused, and the last genuine
+//! one stays in use.
 //!
 //! What the store holds when a process starts is all that it knows: an older keyset with its own
 //! right MAC, put back while no process runs, is not noticed here.

@@ -13,8 +13,8 @@
 //! Where nodes share a store, changes of the others arrive late, may be repeated, and not always in
 //! order: a change that is late or repeated changes nothing. And they may not arrive at all. So the
 //! token state knows its own age, and past `max_staleness` no token is verified, neither as active
-//! nor as inactive: [`Stale`]. Clients are then read from the store each time, which goes on as long
-//! as the store answers.
+//! nor as inactive: [`Stale`]. Clients are then read from the store each time, which goes on as
+//! long as the store answers.
 //!
 //! Two things need no age. A revocation that is known stays true
 //! ([`TokenState::is_token_revoked`]). And the public keys are shown as they are

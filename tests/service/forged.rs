@@ -350,8 +350,8 @@ async fn a_token_beyond_the_message_limit_is_refused_by_its_length() {
     }
 }
 
-/// J18: an issued token with one bit flipped, at every third bit; the unit test of the keys does every
-/// one.
+/// J18: an issued token with one bit flipped, at every third bit; the unit test of the keys does
+/// every one.
 #[tokio::test]
 async fn no_flipped_bit_stands() {
     let lab = Lab::start().await;

@@ -12,8 +12,8 @@ use super::{root::Root, seal::Sealer};
 use crate::model::{KeyState, Keyset, Kid, SigningKey, Timestamp, keyset::KeyPolicy};
 
 impl Keyset {
-    /// The keyset of a new service. Its first key signs at once, for no cache can hold an older set;
-    /// the second is published from the beginning, so that there is always one to go to.
+    /// The keyset of a new service. Its first key signs at once, for no cache can hold an older
+    /// set; the second is published from the beginning, so that there is always one to go to.
     pub fn first(now: Timestamp, sealer: &Sealer, mut make: impl FnMut() -> SigningKey) -> Self {
         let active = SigningKey { state: KeyState::Active { since: now }, ..make() };
         let keys = vec![active, make()];

@@ -1,8 +1,8 @@
 //! Public keys of the service, parsed once: they judge access tokens. Only here do claims become
 //! [`VerifiedClaims`].
 //!
-//! Made from public JWKs alone ([`PublicKey`]): no master key, no keyset and no private key comes in
-//! here, so that a process that only verifies holds nothing that could sign. The secret half is
+//! Made from public JWKs alone ([`PublicKey`]): no master key, no keyset and no private key comes
+//! in here, so that a process that only verifies holds nothing that could sign. The secret half is
 //! [`SigningKeys`](super::signing_keys::SigningKeys).
 
 use std::{collections::HashMap, time::Duration};
@@ -44,8 +44,8 @@ impl VerifiedClaims {
         weight::shared(size_of::<Self>()) + self.claims.weight() + weight::text(self.kid.as_str())
     }
 
-    /// The key that signed it: [`VerifyingKeys::contains`] is to be asked again whenever the claims are
-    /// used again.
+    /// The key that signed it: [`VerifyingKeys::contains`] is to be asked again whenever the claims
+    /// are used again.
     pub const fn kid(&self) -> &Kid {
         &self.kid
     }
