@@ -22,6 +22,8 @@ const PREFIX: &[u8] = b"jeton keyset v1\0";
 pub enum KeysetError {
     /// The MAC does not match: its writer did not have this master key.
     #[error(
+        "the keyset's MAC is invalid: the keyset was altered, or written under another master key"
+    )]
     Mac,
     /// The number of active keys is not one.
     #[error("the keyset has {0} active keys instead of one")]
