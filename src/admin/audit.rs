@@ -143,7 +143,7 @@ async fn verify_one<S: AuditStore + ?Sized>(
         chain,
         checked: 0,
         flaw: None,
-        is_end_sure: writer != Writer::Nobody
+        is_end_sure: writer != Writer::NotRunning
             || head.as_ref().is_none_or(|head| head.claim == Claim::Closed),
         witnessed: pins.witnessed,
         head: head.as_ref().map_or((0, START), |head| (head.sequence, head.hash)),

@@ -154,7 +154,7 @@ async fn is_due<S: AuditStore + ?Sized>(
     let writer = store.writer(chain).await?;
     match writer {
         Writer::This => return Ok(false),
-        Writer::Nobody => return Ok(true),
+        Writer::NotRunning => return Ok(true),
         Writer::Another if head.claim == Claim::Closed => return Ok(true),
         Writer::Another => {}
     }

@@ -1,4 +1,4 @@
-//! The numbers, for Prometheus, on a listener of their own that is not for strangers.
+//! Metrics for Prometheus, on a listener of their own that is not public.
 
 use std::{
     future::Future,
@@ -18,10 +18,11 @@ use super::{
     listen::{self, Options, Summary},
 };
 
-/// How often what histograms gathered is put away, so that it does not wait for a scrape.
+/// Interval at which the samples of histograms are aggregated, so that they do not wait for a
+/// scrape.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// What is shown at `/metrics`.
+/// Content of `/metrics`.
 #[derive(Clone)]
 pub struct Exposition {
     recorded: PrometheusHandle,
@@ -29,11 +30,11 @@ pub struct Exposition {
 }
 
 impl Exposition {
-    /// Takes over what the `metrics` macros record from here on, for the whole process; asked
-    /// again, it shows the same.
+    /// Installs the recorder of the `metrics` macros, for the whole process; a second call returns
+    /// the same.
     ///
     /// # Errors
-    /// When something else has done so already.
+    /// If another recorder is installed already.
     pub fn install(
         methods: &'static Methods,
     ) -> Result<Self, SetRecorderError<PrometheusRecorder>> {
@@ -49,17 +50,17 @@ impl Exposition {
         Ok(Self { recorded, methods })
     }
 
-    /// In the text format of Prometheus.
+    /// Renders the metrics in the text format of Prometheus.
     pub fn render(&self) -> String {
         self.recorded.render() + &self.methods.render()
     }
 }
 
-/// Serves `/metrics` and `/healthz` until `shutdown`. Whether the address may be opened is for
-/// [`listen::permitted`] to say.
+/// Serves `/metrics` and `/healthz` until `shutdown`; [`listen::permitted`] decides whether the
+/// address may be opened.
 ///
 /// # Errors
-/// As [`listen::serve`].
+/// Those of [`listen::serve`].
 pub async fn serve(
     listener: TcpListener,
     shown: Exposition,

@@ -1,6 +1,6 @@
-//! THE DOOR: where bytes become calls and answers become bytes. A request is accepted (`listen`),
-//! given its circumstances and its deadline (`guard`), and handed to a handler (`grpc`, `http`)
-//! that parses it and asks a rule; `status` alone turns an error into a status.
+//! THE DOOR: the edge between bytes and calls. A request is accepted (`listen`), given its context
+//! and its deadline (`guard`), and passed to a handler (`grpc`, `http`) that parses it and calls a
+//! rule; `status` alone turns an error into a status.
 
 mod credentials;
 #[cfg(any(test, fuzzing))]

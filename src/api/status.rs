@@ -1,5 +1,5 @@
-//! The only place where an error becomes a status: gRPC code, `ErrorInfo` with the OAuth code as
-//! its reason, `RetryInfo` where waiting helps, `BadRequest` where a field is wrong.
+//! Conversion of errors into statuses, in this place only: gRPC code, `ErrorInfo` with the OAuth
+//! code as its reason, `RetryInfo` if waiting helps, `BadRequest` if a field is wrong.
 
 use std::{
     collections::HashMap,
@@ -17,12 +17,12 @@ use tonic_types::{ErrorDetails, StatusExt};
 use super::guard::{MALFORMED, Refusal};
 use crate::error::Error;
 
-/// The domain of every `ErrorInfo`.
+/// Domain of every `ErrorInfo`.
 pub const DOMAIN: &str = "jeton";
-/// When a caller should ask again while the store is away, or this node behind it.
+/// Time after which a caller should retry while the store is unavailable, or this node stale.
 const STORE_RETRY: Duration = Duration::from_secs(1);
 
-/// The gRPC code of an error.
+/// Returns the gRPC code of an error.
 pub const fn code(error: &Error) -> Code {
     match error {
         Error::InvalidRequest { .. }
@@ -43,12 +43,12 @@ pub const fn code(error: &Error) -> Code {
     }
 }
 
-/// One kind of failure that all calls share while it lasts: one a second is said, with the number
-/// of the others.
+/// Rate limit on the log of a failure that all calls share while it lasts: one a second is logged,
+/// with the number of the others.
 struct Common {
-    /// The second in which one was said last, and one more; 0 for never.
+    /// Second of the last log line, plus one; 0 for never.
     said: AtomicU64,
-    /// How many were not said since.
+    /// Number of failures since then that were not logged.
     unsaid: AtomicU64,
 }
 
@@ -57,7 +57,7 @@ impl Common {
         Self { said: AtomicU64::new(0), unsaid: AtomicU64::new(0) }
     }
 
-    /// How many others stand behind this one; `None` if it is one of them itself.
+    /// Returns the number of failures behind this log line; `None` if it is not to be logged.
     fn others(&self) -> Option<u64> {
         static SINCE: LazyLock<Instant> = LazyLock::new(Instant::now);
         let second = SINCE.elapsed().as_secs() + 1;
@@ -69,7 +69,7 @@ impl Common {
     }
 }
 
-/// Logs a failure that is ours to mend.
+/// Logs a failure of the server.
 fn log(error: &Error) {
     static AWAY: Common = Common::new();
     static FULL: Common = Common::new();
@@ -90,8 +90,8 @@ fn log(error: &Error) {
     }
 }
 
-/// The status a caller is answered. Sources go to the log, never to the wire (O06). That a node is
-/// behind is logged when it begins and ends, not by every call.
+/// Converts an error into a caller's status. Sources go to the log, never to the wire (O06).
+/// Staleness of a node is logged when it begins and ends, not by every call.
 pub fn status(error: &Error) -> Status {
     let code = code(error);
     log(error);
@@ -105,8 +105,7 @@ pub fn status(error: &Error) -> Status {
         Error::Throttled { retry_after } => {
             details.set_retry_info(Some(*retry_after));
         }
-        // Past the deadline too: whatever the store had to do may be done by now, and asking again
-        // is safe.
+        // Past the deadline too: the store may have finished the work by now, and a retry is safe.
         Error::Unavailable(_)
         | Error::Behind(_)
         | Error::Exhausted(_)
@@ -131,7 +130,7 @@ pub fn status(error: &Error) -> Status {
     Status::with_error_details(code, error.to_string(), details)
 }
 
-/// The status of a call that the guard answers.
+/// Converts a refusal of the guard into a status.
 pub fn refusal(refusal: Refusal) -> Status {
     let error = match refusal {
         Refusal::DeadlineExceeded => Error::DeadlineExceeded,

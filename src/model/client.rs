@@ -141,7 +141,7 @@ pub struct Secret {
     pub created_at: Timestamp,
     /// Time from which on it does not work.
     pub expires_at: Option<Timestamp>,
-    /// Kept beside the client by the store: see `ClientStore::note_uses`.
+    /// Kept beside the client by the store: see `ClientStore::record_secret_uses`.
     pub last_used_at: Option<Timestamp>,
     /// Kept beside the client by the store.
     pub use_count: u64,

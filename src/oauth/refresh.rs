@@ -9,7 +9,7 @@ use crate::{
     crypto::refresh_token::Presented,
     error::{Error, Result},
     model::{Action, Call, Client, Family, Granted, Jti, Scopes, Stamp},
-    store::{Last, Rotate, Rotation},
+    store::{LastRotation, Rotate, Rotation},
 };
 
 /// Refresh request of a client.
@@ -54,10 +54,10 @@ impl TokenIssuer {
             presented: presented.generation,
             client: client.id.clone(),
             now: call.now,
-            agreed: self.clock_offset.cluster_time(call.now),
-            lawful,
+            cluster_now: self.clock_offset.cluster_time(call.now),
+            was_acceptable_on_arrival: lawful,
             grace: self.terms.token.refresh_grace(),
-            remember: None,
+            retain_for: None,
         };
         let stamp = authenticated.stamp(call);
         let rotation = self.rotate(rotate.clone(), &family, &stamp, jti).await?;
@@ -90,8 +90,8 @@ impl TokenIssuer {
         stamp: &Stamp,
         jti: Jti,
     ) -> Result<Rotation> {
-        let foreseen = rotate.judge(found, Last { at: found.rotated_at, unanswered: 0 });
-        let mut takes_place = !rotate.lawful || foreseen.ends();
+        let foreseen = rotate.decide(found, LastRotation { at: found.rotated_at, unanswered: 0 });
+        let mut takes_place = !rotate.was_acceptable_on_arrival || foreseen.ends();
         loop {
             if takes_place
                 && self.limits.remembers_revocation(
@@ -100,11 +100,11 @@ impl TokenIssuer {
                     self.terms.revocation_memory(),
                 )
             {
-                rotate.remember = Some(self.terms.revocation_memory());
+                rotate.retain_for = Some(self.terms.revocation_memory());
             }
             let rotation = self.store.rotate(&rotate, stamp, &jti.to_string()).await;
             let has_ended = matches!(rotation, Ok(Rotation::Reused | Rotation::Shared(_)));
-            if rotate.remember.is_some() && !has_ended {
+            if rotate.retain_for.is_some() && !has_ended {
                 self.limits.forgets_revocation(&rotate.client);
             }
             let rotation = rotation?;

@@ -11,7 +11,7 @@ use tonic_reflection::server::Builder as Reflection;
 use super::{Options, StartError, open::Opened, ready};
 use crate::{
     api::{
-        grpc::{Door, MAX_MESSAGE},
+        grpc::{GrpcServices, MAX_MESSAGE},
         guard::{Admit, Guard, Methods, quiet_panics},
         http::{self, Published},
         listen,
@@ -50,7 +50,7 @@ impl App {
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_service_status("", ServingStatus::Serving).await;
 
-        let door = Door::new(opened.services.clone(), stopping.clone());
+        let grpc = GrpcServices::new(opened.services.clone(), stopping.clone());
         let mut services = grpc_services();
         let mut standard = tonic::service::Routes::builder();
         standard.add_service(health_service.max_decoding_message_size(MAX_MESSAGE));
@@ -70,7 +70,7 @@ impl App {
                 .add_service(v1alpha.max_decoding_message_size(MAX_MESSAGE));
             services.push("grpc.reflection.v1.ServerReflection".to_owned());
         }
-        let grpc = door.routes().merge(standard.routes().into_axum_router().reset_fallback());
+        let grpc = grpc.routes().merge(standard.routes().into_axum_router().reset_fallback());
         let router = http::app(grpc, published(&options.config, opened, services));
         let longest = Duration::from_secs(options.config.limits.deadline_seconds);
         let guarded =

@@ -1,9 +1,9 @@
-//! The first client of an empty store.
+//! First client of an empty store.
 
 use super::{Bootstrap, StartError, open::Opened};
 use crate::model::{Call, Peer};
 
-/// Creates the first client unless there is any; on a store that has it already, only names it.
+/// Creates the first client unless the store has one; otherwise only names it.
 pub(super) async fn first_client(opened: &Opened) -> Result<Option<Bootstrap>, StartError> {
     let call = Call { now: opened.clock.now(), peer: Peer::Local, request_id: "bootstrap".into() };
     let created = opened

@@ -2,7 +2,7 @@
 
 mod app;
 mod bootstrap;
-mod housekeeping;
+mod maintenance;
 mod open;
 mod ready;
 mod stores;
@@ -130,8 +130,9 @@ pub async fn run(
     let (stop, stopping) = watch::channel(false);
     let app = App::build(&options, &opened, &stopping).await?;
     let metrics = app.serve_metrics(&options, stopped(stopping.clone())).await?;
-    let announcing = ready::announce(opened.services.standing.tokens.clone(), app.health.clone());
-    let background = housekeeping::start(&opened, tls.clone(), &stopping);
+    let readiness =
+        ready::report_readiness(opened.services.standing.tokens.clone(), app.health.clone());
+    let background = maintenance::start(&opened, tls.clone(), &stopping);
     let listening = listen::Options::new(&config.limits, tls).within(open_files);
     let serving = tokio::spawn(listen::serve(listener, app.guarded, listening, stopped(stopping)));
     if config.audit.issue == config::Issue::Batched {
@@ -153,8 +154,8 @@ pub async fn run(
     shutdown.await;
     tracing::info!("draining");
     // Nobody says "serving" after this.
-    announcing.abort();
-    let _ = announcing.await;
+    readiness.abort();
+    let _ = readiness.await;
     // Balancers hear of it before connections are told to go away.
     app.health.set_service_status("", ServingStatus::NotServing).await;
     let _ = stop.send(true);

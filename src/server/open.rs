@@ -23,12 +23,12 @@ use crate::{
 };
 
 /// The most that a stopping server waits for changes whose caller has left.
-const FINISH_LIMIT: std::time::Duration = std::time::Duration::from_secs(3);
+const FINISH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
 /// How far the clocks of machines that made our tokens may be ahead.
-const SKEW: std::time::Duration = std::time::Duration::from_secs(5);
+const CLOCK_TOLERANCE: std::time::Duration = std::time::Duration::from_secs(5);
 /// The same among nodes that share a store: what one of them signed must not be nothing to another,
 /// nor be passed over by a revocation there, because its clock is behind.
-const SHARED_SKEW: std::time::Duration = std::time::Duration::from_secs(90);
+const SHARED_CLOCK_TOLERANCE: std::time::Duration = std::time::Duration::from_secs(90);
 
 /// An services over its opened store.
 pub(super) struct Opened {
@@ -63,7 +63,7 @@ impl Opened {
 
     /// Notes what is still in memory and closes the store.
     pub(super) async fn close(self) {
-        if !self.services.detached.finish(FINISH_LIMIT).await {
+        if !self.services.detached.finish(FINISH_TIMEOUT).await {
             tracing::warn!("shutdown timed out, left changes with unknown outcome");
         }
         if let Err(error) = self.services.clients.note_uses().await {
@@ -84,13 +84,15 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
     let sealer = Arc::new(Sealer::new(master_key(config, options.dev)?));
     let chain = Arc::new(ChainKey::new(sealer.derive("audit head")));
     let accept = Accept { rollback: options.accept_rollback, open_directory: options.dev };
-    let stores::Found { store, rollback } = match &options.store {
+    let stores::OpenedStore { store, rollback } = match &options.store {
         Some(store) => store.clone().into(),
         None => stores::open(config, (*chain).clone(), accept).await?,
     };
     let store = Arc::new(Authentic::new(store, RecordKey::new(sealer.derive("client record"))));
-    let clock =
-        options.clock.clone().unwrap_or_else(|| Arc::new(SystemClock::starting_at(store.newest())));
+    let clock = options
+        .clock
+        .clone()
+        .unwrap_or_else(|| Arc::new(SystemClock::starting_at(store.newest_time())));
     if options.accept_rollback {
         accept_rollback(store.as_ref(), clock.as_ref(), rollback).await?;
     }
@@ -107,7 +109,7 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
 
     let terms = terms(config, issuer)?;
     let keyset = keyset(store.as_ref(), &sealer, &terms, clock.as_ref()).await?;
-    let tolerance = if config.store.is_shared() { SHARED_SKEW } else { SKEW };
+    let tolerance = if config.store.is_shared() { SHARED_CLOCK_TOLERANCE } else { CLOCK_TOLERANCE };
     let claim_limits =
         ClaimLimits { max_lifetime: terms.token.access_lifetime_max(), skew: tolerance };
     let opening = Opening { sealer: sealer.clone(), issuer: terms.issuer.clone(), claim_limits };
@@ -186,7 +188,7 @@ pub(super) async fn measure(
     let Some(common) = store.time().await? else { return Ok(()) };
     clock_offset.record(before, common, clock.now());
     let apart = clock_offset.millis();
-    if apart.unsigned_abs() > SHARED_SKEW.as_millis() as u64 {
+    if apart.unsigned_abs() > SHARED_CLOCK_TOLERANCE.as_millis() as u64 {
         tracing::error!(
             apart_ms = apart,
             "system clock differs from MongoDB's, other nodes may reject tokens of this node; \

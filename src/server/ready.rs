@@ -15,17 +15,17 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use crate::standing::TokenState;
 
 /// How long an answer is given again.
-const GOOD_FOR: Duration = Duration::from_secs(1);
+const RESULT_LIFETIME: Duration = Duration::from_secs(1);
 /// How long the store may take; one that takes longer is not ready.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often it is looked whether this node is behind.
-const LOOK: Duration = Duration::from_millis(250);
+const STALENESS_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// An answer that anybody may ask for.
 pub(super) type Ready = Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
 
-/// `probe`, asked by one at a time and at most once in [`GOOD_FOR`]; everybody else gets what it
+/// `probe`, asked by one at a time and at most once in [`RESULT_LIFETIME`]; everybody else gets what it
 /// said.
 pub(super) fn shared(probe: Ready) -> Ready {
     let last = Arc::new(Mutex::new(None::<(Instant, bool)>));
@@ -34,14 +34,14 @@ pub(super) fn shared(probe: Ready) -> Ready {
         Box::pin(async move {
             let mut last = last.lock_owned().await;
             if let Some((at, ready)) = *last
-                && at.elapsed() < GOOD_FOR
+                && at.elapsed() < RESULT_LIFETIME
             {
                 return ready;
             }
             // On its own, so that who asks and leaves at once leaves an answer behind, and does not
             // have the next one ask again.
             let asking = tokio::spawn(async move {
-                let ready = timeout(PATIENCE, probe()).await.unwrap_or(false);
+                let ready = timeout(PROBE_TIMEOUT, probe()).await.unwrap_or(false);
                 *last = Some((Instant::now(), ready));
                 ready
             });
@@ -59,9 +59,9 @@ pub(super) fn unless_stale(tokens: Arc<TokenState>, store: Ready) -> Ready {
 
 /// Tells those who balance by gRPC health, the metrics and the log when this node falls behind and
 /// when it has caught up. Goes on until it is aborted.
-pub(super) fn announce(tokens: Arc<TokenState>, health: HealthReporter) -> JoinHandle<()> {
+pub(super) fn report_readiness(tokens: Arc<TokenState>, health: HealthReporter) -> JoinHandle<()> {
     tokio::spawn(async move {
-        let mut looks = interval(LOOK);
+        let mut looks = interval(STALENESS_CHECK_INTERVAL);
         let mut serving = true;
         loop {
             looks.tick().await;
@@ -114,7 +114,7 @@ mod tests {
         assert_eq!(probes.load(SeqCst), 1);
         ready.store(false, SeqCst);
         assert!(shared().await, "still good");
-        advance(GOOD_FOR).await;
+        advance(RESULT_LIFETIME).await;
         assert_eq!(join_all((0..100).map(|_| shared())).await, [false; 100]);
         assert_eq!(probes.load(SeqCst), 2);
     }
@@ -129,7 +129,7 @@ mod tests {
         }));
         assert!(!shared().await);
         hangs.store(false, SeqCst);
-        advance(GOOD_FOR).await;
+        advance(RESULT_LIFETIME).await;
         assert!(shared().await);
     }
 }

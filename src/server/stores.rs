@@ -1,4 +1,4 @@
-//! Which store is opened, and what is said when it cannot be.
+//! Opening of the configured store, and the errors for an operator.
 
 use std::sync::Arc;
 
@@ -14,42 +14,42 @@ use crate::{
     },
 };
 
-/// A store, and the rollback that had to be accepted to open it.
-pub(super) struct Found {
+/// Opened store, and the rollback that had to be accepted to open it.
+pub(super) struct OpenedStore {
     pub(super) store: Arc<dyn Store>,
     pub(super) rollback: Option<String>,
 }
 
-impl From<Arc<dyn Store>> for Found {
+impl From<Arc<dyn Store>> for OpenedStore {
     fn from(store: Arc<dyn Store>) -> Self {
         Self { store, rollback: None }
     }
 }
 
-/// The store of a configuration, measured.
+/// Opens the configured store, with metrics.
 pub(super) async fn open(
     config: &Config,
     chain: ChainKey,
     accept: Accept,
-) -> Result<Found, StartError> {
+) -> Result<OpenedStore, StartError> {
     if !config.store.is_shared() {
         let embedded = Embedded::open_accepting(&config.data_dir, &config.node, chain, accept);
         let embedded = embedded.map_err(|error| refused_embedded(&error))?;
         let rollback = embedded.accepted_rollback().map(str::to_owned);
-        return Ok(Found { store: Arc::new(Metered::new(embedded)), rollback });
+        return Ok(OpenedStore { store: Arc::new(Metered::new(embedded)), rollback });
     }
     let address =
         config.store.address().map_err(|error| StartError::Configuration(error.to_string()))?;
     let mongo = Mongo::open(&address, &config.node, chain, config.store.call_timeout()).await;
     let mongo = mongo.map_err(|error| refused(&error))?;
-    Ok(Found { store: Arc::new(Metered::new(mongo)), rollback: None })
+    Ok(OpenedStore { store: Arc::new(Metered::new(mongo)), rollback: None })
 }
 
 fn refused_embedded(error: &embedded::OpenError) -> StartError {
     StartError::Configuration(super::with_sources(error))
 }
 
-/// A database that is down now may be there later: a supervisor should try again.
+/// Converts an open error. A database that is down may come back: a supervisor should retry.
 fn refused(error: &mongo::OpenError) -> StartError {
     let said = super::with_sources(error);
     if error.is_transient() {

@@ -1,22 +1,22 @@
-//! Records of the tenants that audiences belong to.
+//! Audiences and the tenants that own them.
 
 use async_trait::async_trait;
 
 use super::{Creation, Result, Write};
 use crate::model::{Audience, AudienceRecord, Event, TenantId};
 
-/// The record of an audience as it was found.
+/// Record of an audience as it was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FoundAudience {
-    /// One that this service wrote.
+    /// Record that this service wrote.
     Owned(AudienceRecord),
-    /// A record under this audience that cannot be read or that this service did not write: no
+    /// Record under this audience that cannot be decoded or that this service did not write: no
     /// client may list the audience.
     NotAuthentic(Audience),
 }
 
 impl FoundAudience {
-    /// The audience that it lies under.
+    /// Returns the audience under which it is stored.
     pub fn audience(&self) -> &Audience {
         match self {
             Self::Owned(record) => &record.audience,
@@ -24,8 +24,8 @@ impl FoundAudience {
         }
     }
 
-    /// The same in a listing of one tenant: a record of another tenant that is found there was not
-    /// written so.
+    /// Returns the record as it appears in a listing of one tenant: this service did not write a
+    /// record of another tenant there.
     pub(super) fn listed_for(self, tenant: Option<&TenantId>) -> Self {
         match self {
             Self::Owned(record) if tenant.is_some_and(|tenant| record.tenant != *tenant) => {
@@ -36,13 +36,13 @@ impl FoundAudience {
     }
 }
 
-/// Audiences and their tenants.
+/// Verbs on audiences and their tenants.
 #[async_trait]
 pub trait AudienceStore: Send + Sync {
-    /// The record of an audience, as no later read can show it older; `None`: the audience belongs
-    /// to no tenant.
+    /// Returns the record of an audience; no later read returns an older one. `None`: the audience
+    /// belongs to no tenant.
     async fn audience(&self, audience: &Audience) -> Result<Option<FoundAudience>>;
-    /// Up to `limit` records in the order of the audiences' bytes, those after `after`, of one
+    /// Returns up to `limit` records in byte order of their audiences, those after `after`, of one
     /// tenant or of all.
     async fn audiences(
         &self,
@@ -50,11 +50,11 @@ pub trait AudienceStore: Send + Sync {
         after: Option<&Audience>,
         limit: usize,
     ) -> Result<Vec<FoundAudience>>;
-    /// Keeps a first record, of revision 1, unless the audience has one. Of any number of callers
-    /// at once one succeeds.
+    /// Stores a first record, of revision 1, unless the audience has one. Of concurrent callers
+    /// exactly one succeeds.
     async fn claim_audience(&self, record: &AudienceRecord, event: Event) -> Result<Creation>;
-    /// Writes `record` if the stored one has the same tenant and time of creation, and the revision
-    /// before.
+    /// Writes `record` if the stored one has the same tenant and time of creation, and the previous
+    /// revision.
     async fn replace_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write>;
     /// Removes the stored record if it has the tenant, the time of creation and the revision of
     /// `record`.

@@ -1,9 +1,13 @@
-//! RECORDS: small traits whose verbs are intents. Each verb is one atomic, conditional, durable
-//! write, made together with its audit record: when it answers, both are on disk; when it fails
-//! with [`StoreError::Unavailable`], either both are or neither is, and asking again is safe.
+//! RECORDS: small traits, one verb for each intent. Each verb is one atomic, conditional, durable
+//! write, made together with its audit record: when it returns, both are on disk; when it fails
+//! with [`StoreError::Unavailable`], either both are or neither is, and a retry is safe.
 //!
-//! Absent is an outcome, never an error, and a driver's error is never "not found". Expiry is
-//! judged in the verb from the time given; what has expired and is still on disk reads as absent.
+//! Absence is an outcome, never an error, and a driver's error is never "not found". Expiry is
+//! decided in the verb from the given time: an expired record that is still on disk reads as
+//! absent.
+
+#[macro_use]
+mod verbs;
 
 mod audiences;
 pub mod authentic;
@@ -24,7 +28,8 @@ use tokio::sync::broadcast;
 
 pub use self::{
     changes::{Change, Follower, Snapshot},
-    rotation::{Last, Rotate, Rotation, Verdict},
+    rotation::{Decision, LastRotation, Rotate, Rotation},
+    verbs::Wrapper,
 };
 use crate::model::{
     Client, ClientId, EpochOf, Event, Family, FamilyId, Keyset, Place, Record, SecretId, Stamp,
@@ -33,66 +38,66 @@ use crate::model::{
     revocation::{Revocation, Revoked},
 };
 
-/// Why a store could not do what was asked.
+/// Reason that a store could not execute a verb.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// It cannot be reached or cannot write; the outcome is unknown and asking again is safe.
+    /// The store cannot be reached or cannot write; the outcome is unknown and a retry is safe.
     #[error("store unavailable")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// There is no room left to write; reading goes on.
+    /// There is no disk space left for writes; reads go on.
     #[error("store is full")]
     Full(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// What is there cannot be understood.
+    /// A stored record cannot be decoded.
     #[error("store is corrupt")]
     Corrupt(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// What a store's verb comes to.
+/// Result of a store verb.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
-/// Whether something new could be written.
+/// Outcome of creating a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Creation {
-    /// It was.
+    /// Created.
     Created,
-    /// Its id is taken; nothing was changed.
+    /// The id is taken; nothing was changed.
     Taken,
 }
 
-/// Whether a change found what it was made from.
+/// Outcome of a compare-and-set write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// It did, and is done.
+    /// Applied.
     Done,
-    /// Somebody else wrote in between, or removed it; nothing was changed.
+    /// The stored revision differs, or the record is gone; nothing was changed.
     Stale,
 }
 
-/// A secret's use, to be counted.
+/// Uses of a secret since they were last recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SecretUse {
-    /// Whose.
+    /// Client of the secret.
     pub client: ClientId,
-    /// Which.
+    /// Id of the secret.
     pub secret: SecretId,
-    /// When last.
+    /// Time of the last use.
     pub at: Timestamp,
-    /// How often since the last note.
+    /// Number of uses.
     pub count: u64,
 }
 
-/// An entry of a listing.
+/// Entry of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listed {
-    /// A client.
+    /// Client that this service wrote.
     Client(Box<Client>),
-    /// A record under this id that cannot be read or that this service did not write: it is no
+    /// Record under this id that cannot be decoded or that this service did not write: it is no
     /// client.
     NotAuthentic(ClientId),
 }
 
 impl Listed {
-    /// The id it is listed under.
+    /// Returns the id it is listed under.
     pub fn id(&self) -> &ClientId {
         match self {
             Self::Client(client) => &client.id,
@@ -101,24 +106,25 @@ impl Listed {
     }
 }
 
-/// The node that writes an audit chain.
+/// Node that writes an audit chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writer {
     /// This process.
     This,
-    /// Another node that runs, as its sealed heartbeat says.
+    /// Another node that is running, by its sealed heartbeat.
     Another,
-    /// None that is known to run.
-    Nobody,
+    /// No node that is known to be running.
+    NotRunning,
 }
 
-/// Clients.
+/// Verbs on clients.
 #[async_trait]
 pub trait ClientStore: Send + Sync {
-    /// One client, with the noted uses of its secrets.
+    /// Returns a client, with the recorded uses of its secrets.
     async fn client(&self, id: &ClientId) -> Result<Option<Client>>;
-    /// Up to `limit` entries in the order of their ids' bytes, those after `after`, of one tenant
-    /// or of all. One that cannot be read is named and does not keep the others from being listed.
+    /// Returns up to `limit` entries in byte order of their ids, those after `after`, of one tenant
+    /// or of all. One that cannot be decoded is named and does not keep the others from being
+    /// listed.
     async fn clients(
         &self,
         tenant: Option<&TenantId>,
@@ -126,40 +132,42 @@ pub trait ClientStore: Send + Sync {
         limit: usize,
     ) -> Result<Vec<Listed>>;
     /// Registers a client unless its id is taken; ids that differ in case are different. The id of
-    /// a client that was deleted stays its tenant's, and is taken for others.
+    /// a deleted client stays reserved for its tenant, and is taken for others.
     async fn create_client(&self, client: &Client, event: Event) -> Result<Creation>;
-    /// The same, where the id of a deleted client may be any tenant's: for the operator.
+    /// Registers a client as [`Self::create_client`] does, also under the id of another tenant's
+    /// deleted client: for the operator.
     async fn create_client_of_any(&self, client: &Client, event: Event) -> Result<Creation>;
-    /// Writes `client` if the stored one has its tenant, its time of creation and the revision
-    /// before: a client that was deleted meanwhile is not brought back over the next one of its id.
+    /// Writes `client` if the stored one has its tenant, its time of creation and the previous
+    /// revision: a late change of a deleted client does not overwrite the next one of its id.
     async fn replace_client(&self, client: &Client, event: Event) -> Result<Write>;
     /// Writes `client` as [`Self::replace_client`] does and raises its epoch in the same commit:
-    /// all that was issued to it ends with it, whatever becomes of the caller. Leaves all records,
-    /// `events` first, and followers get the client, then the epoch.
+    /// everything issued to it is revoked, even if the caller is gone. Appends all records,
+    /// `events` first; followers receive the client, then the epoch.
     async fn end_client(&self, client: &Client, events: Vec<Event>, ended: Event) -> Result<Write>;
     /// Removes the stored client if it has the tenant, the time of creation and the revision of
-    /// `client`, with the uses of its secrets, and keeps whose its id was in the same write. Its
-    /// families stay until they expire: there may be very many. A client is ended first
-    /// ([`Self::end_client`]), so that a later client of its name cannot use them.
+    /// `client`, with the uses of its secrets, and reserves its id for its tenant in the same
+    /// write. Its families stay until they expire: there may be very many. A client is ended first
+    /// ([`Self::end_client`]), so that a later client of its id cannot use them.
     async fn delete_client(&self, client: &Client, event: Event) -> Result<Write>;
     /// Adds to the use counts of secrets and moves `last_used_at` forward, never back. Not audited.
-    /// Uses of what has been removed are dropped.
-    async fn note_uses(&self, uses: &[SecretUse]) -> Result<()>;
+    /// Uses of removed secrets are dropped.
+    async fn record_secret_uses(&self, uses: &[SecretUse]) -> Result<()>;
 }
 
-/// Refresh families: one record each.
+/// Verbs on refresh families, one record each.
 #[async_trait]
 pub trait FamilyStore: Send + Sync {
     /// Opens a family.
     async fn open_family(&self, family: &Family, event: Event) -> Result<Creation>;
-    /// A family, ended ones too while they are kept. Expired ones read as absent.
+    /// Returns a family, also an ended one while it is kept. Expired ones read as absent.
     async fn family(&self, id: FamilyId, now: Timestamp) -> Result<Option<Family>>;
-    /// Judges and acts on a presented token in one write, by [`Rotate::judge`], and records it by
-    /// [`Rotate::event`]. What changes nothing ([`Rotation::unrecorded`]) is not recorded: it may
-    /// come as often as a caller likes, so its caller counts it.
+    /// Decides on a presented token and executes the decision in one write, by [`Rotate::decide`],
+    /// and records it by [`Rotate::event`]. An outcome that changes nothing
+    /// ([`Rotation::unrecorded`]) is not recorded: a client could cause any number of them, so the
+    /// caller counts them.
     async fn rotate(&self, rotate: &Rotate, stamp: &Stamp, jti: &str) -> Result<Rotation>;
-    /// Ends a family and what came of it, remembered until `until`; ending it again changes nothing
-    /// and answers the same.
+    /// Ends a family and revokes everything issued from it, until `until`; a repetition changes
+    /// nothing and returns the same.
     async fn end_family(
         &self,
         id: FamilyId,
@@ -169,76 +177,74 @@ pub trait FamilyStore: Send + Sync {
     ) -> Result<()>;
 }
 
-/// What was ended.
+/// Verbs on revocations and epochs.
 #[async_trait]
 pub trait RevocationStore: Send + Sync {
-    /// Ends a single token; again is the same.
+    /// Revokes a single token; idempotent.
     async fn revoke(&self, revocation: &Revocation, event: Event) -> Result<()>;
-    /// Raises an epoch by one and says where it stands.
+    /// Raises an epoch by one and returns its new value.
     async fn raise_epoch(&self, of: &EpochOf, event: Event) -> Result<u64>;
-    /// Delivers everything that stands to `follower.apply`-able form and from then on every change,
-    /// without a gap.
+    /// Registers `follower` and returns a snapshot of all live revocations and epochs. Every change
+    /// committed after the snapshot is passed to `follower`, none is skipped; it may be repeated.
     async fn follow(&self, now: Timestamp, follower: Arc<dyn Follower>) -> Result<Snapshot>;
-    /// Forgets revocations, families and counters that nothing depends on any more; how many went.
-    /// Housekeeping only.
+    /// Deletes up to `limit` revocations, families and counters that nothing depends on any more;
+    /// returns their number. Validity never depends on it.
     async fn sweep(&self, now: Timestamp, limit: usize) -> Result<usize>;
 }
 
-/// The audit trail: a chain of records for this node and, where nodes share a store, for each of
-/// the others. A chain has the name of the node that began it, also if a node of another name goes
-/// on with it.
+/// Audit trail: a chain of records for this node and, in a shared store, for each of the others. A
+/// chain has the name of the node that began it, even if a node of another name continues it.
 #[async_trait]
 pub trait AuditStore: Send + Sync {
-    /// Appends an event that comes with no other change; durable when it answers.
+    /// Appends an event without any other change; durable when it returns.
     async fn append(&self, event: Event) -> Result<()>;
-    /// Appends an event with one of the next commits, at most 50 ms later; the answer comes before
-    /// that, except on a full disk: there it is as [`Self::append`].
+    /// Appends an event with one of the next commits, at most 50 ms later; returns before that,
+    /// except on a full disk: then it is like [`Self::append`].
     async fn append_soon(&self, event: Event) -> Result<()>;
-    /// Up to `limit` records of all chains that `filter` admits, newest first ([`Place`]), those
-    /// before `before`. A record that cannot be read is given as [`Record::unreadable`], here, by
-    /// [`Self::chain`] and by [`Self::tail`].
+    /// Returns up to `limit` records of all chains that `filter` admits, newest first ([`Place`]),
+    /// those before `before`. A record that cannot be decoded is returned as
+    /// [`Record::unreadable`], here, by [`Self::chain`] and by [`Self::tail`].
     async fn events(
         &self,
         filter: &Filter,
         before: Option<&Place>,
         limit: usize,
     ) -> Result<Vec<Record>>;
-    /// The names of all chains that have a record or a head, in the order of their bytes.
+    /// Returns the names of all chains that have a record or a head, in byte order.
     async fn chains(&self) -> Result<Vec<Arc<str>>>;
-    /// Up to `limit` records of the chain `name` in order, those after `after`; none where there is
-    /// no such chain.
+    /// Returns up to `limit` records of the chain `name` in order, those after `after`. Empty:
+    /// there are none, or no such chain.
     async fn chain(&self, name: &str, after: u64, limit: usize) -> Result<Vec<Record>>;
-    /// The sealed end of a chain, see `crypto::chain`; none where there is no such chain. Where
-    /// records lie behind the head that was noted last, the newest one's own seal, right or wrong.
+    /// Returns the sealed head of a chain, see `crypto::chain`; `None` if there is no such chain.
+    /// If records follow the head that was stored last, the seal of the newest one, valid or not.
     async fn head(&self, chain: &str) -> Result<Option<crate::crypto::chain::Head>>;
-    /// The node that writes a chain now.
+    /// Returns the node that writes a chain now.
     async fn writer(&self, chain: &str) -> Result<Writer>;
-    /// Up to `limit` records of `audit.heads_witnessed` in the order of chains and sequences, those
-    /// after the place `after`, whose time does not count. One whose own seal is wrong is left out,
-    /// where records have seals.
+    /// Returns up to `limit` records of `audit.heads_witnessed` in the order of chains and
+    /// sequences, those after the place `after`, whose time is ignored. In a store whose records
+    /// have seals, one with a wrong seal is left out.
     async fn witnesses(&self, after: Option<&Place>, limit: usize) -> Result<Vec<Record>>;
-    /// Records as they are committed from now on, those of other nodes from a moment later on; one
-    /// that lags more than 1,024 behind is told so. `None` where some of other nodes may have been
-    /// missed.
+    /// Subscribes to records from now on, as they are committed; those of other nodes arrive a
+    /// moment later. A receiver that lags more than 1,024 records behind gets an error. `None` if
+    /// records of other nodes may have been missed.
     fn tail(&self) -> broadcast::Receiver<Option<Arc<Record>>>;
 }
 
-/// The service's keys: one record.
+/// Verbs on the service's keyset, one record.
 #[async_trait]
 pub trait KeyStore: Send + Sync {
-    /// The keyset, once there is one.
+    /// Returns the keyset, once there is one.
     async fn keyset(&self) -> Result<Option<Keyset>>;
-    /// Writes `keyset` if the stored one's revision is `keyset.revision - 1`; revision 1 demands
-    /// that there is none.
+    /// Writes `keyset` if the stored revision is `keyset.revision - 1`; revision 1 requires that
+    /// there is none.
     async fn replace_keyset(&self, keyset: &Keyset, event: Event) -> Result<Write>;
 }
 
-/// Shared rate-limit counters.
+/// Verbs on shared rate-limit counters.
 #[async_trait]
 pub trait CounterStore: Send + Sync {
-    /// Adds to counters of the window that ends at `until` and says where each stands. Durable
-    /// within a second, not at once. A window that was swept is over: where its counters would
-    /// stand then is not promised.
+    /// Adds to counters of the window that ends at `until` and returns their values. Durable within
+    /// a second, not at once. After its window was swept, the value of a counter is undefined.
     async fn count(&self, hits: &[(String, u64)], until: Timestamp) -> Result<Vec<u64>>;
 }
 
@@ -254,18 +260,18 @@ pub trait Store:
     + CounterStore
     + ProofStore
 {
-    /// Whether it can write now.
+    /// Checks that the store can write now.
     async fn ready(&self) -> Result<()>;
-    /// Finishes what is waiting and closes; later verbs answer [`StoreError::Unavailable`].
+    /// Finishes queued writes and closes; later verbs return [`StoreError::Unavailable`].
     async fn close(&self) -> Result<()>;
-    /// The newest time the store has kept: the clock never reads less (see `clock`).
-    fn newest(&self) -> Timestamp;
-    /// The time by the clock that all nodes of this store have in common; `None` where there is
-    /// only one node.
+    /// Returns the latest time that is durable: the clock never reads less (see `clock`).
+    fn newest_time(&self) -> Timestamp;
+    /// Returns the time by the clock that all nodes of this store have in common; `None` for a
+    /// store of one node.
     async fn time(&self) -> Result<Option<Timestamp>>;
 }
 
-/// What a family that was ended leaves behind.
+/// Builds the revocation of an ended family.
 pub fn ended(id: FamilyId, until: Timestamp) -> Revocation {
     Revocation { revoked: Revoked::Family(id), until }
 }

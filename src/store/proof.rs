@@ -1,10 +1,10 @@
-//! Proofs: the ground on which a caller may change something, handed to the store together with the
-//! one change it is for.
+//! Proofs: the credential with which a caller may change something, passed to the store together
+//! with the one change it is for.
 //!
-//! A rule proves its caller, does what takes long (argon2id, RSA, a wait for a place), and only
-//! then changes the store. What the proof rested on may be gone by then: the client disabled, its
-//! secret retired, its token revoked. So the store compares it with what is kept at the moment of
-//! the write, and [`Spent::Unproven`] says that nothing was changed.
+//! A rule authenticates its caller, does slow work (argon2id, RSA, a wait for a permit), and only
+//! then changes the store. Meanwhile the credential may have become invalid: the client disabled,
+//! its secret retired, its token revoked. So the store compares it with the stored state at the
+//! moment of the write; [`Spent::Unproven`] means that nothing was changed.
 
 use async_trait::async_trait;
 
@@ -26,20 +26,20 @@ pub struct Proof {
     tenant: TenantId,
     scopes: Scopes,
     basis: Basis,
-    /// Key that the client's record is checked under when it is read again.
+    /// Key under which the client's record is checked when it is read again.
     key: Option<RecordKey>,
 }
 
-/// The credential that a caller proved itself with.
+/// Credential with which a caller authenticated.
 #[derive(Debug)]
 pub(super) enum Basis {
-    /// An access token of its own.
+    /// Access token of the caller.
     Token(TokenBasis),
-    /// A secret that works at this time.
+    /// Secret that is valid at this time.
     Secret(SecretId, Timestamp),
 }
 
-/// Everything that can end an access token before its time.
+/// Everything that can revoke an access token.
 #[derive(Debug)]
 pub(super) struct TokenBasis {
     pub(super) jti: Jti,
@@ -50,7 +50,7 @@ pub(super) struct TokenBasis {
 }
 
 impl Proof {
-    /// Rests on an access token signed by `kid`, and on its client's still having `scopes`.
+    /// Creates a proof by an access token signed by `kid`; its client must still have `scopes`.
     pub fn by_token(claims: &Claims, kid: &Kid, scopes: Scopes) -> Self {
         let basis = TokenBasis {
             jti: claims.jti,
@@ -68,19 +68,20 @@ impl Proof {
         }
     }
 
-    /// Rests on a secret of `client` that works at `now`, and on the client's still having
+    /// Creates a proof by a secret of `client` that is valid at `now`; the client must still have
     /// `scopes`.
     pub fn by_secret(client: &Client, secret: SecretId, now: Timestamp, scopes: Scopes) -> Self {
         let basis = Basis::Secret(secret, now);
         Self { client: client.id.clone(), tenant: client.tenant.clone(), scopes, basis, key: None }
     }
 
-    /// With the key that the client's record must check under, for a store that seals its records.
+    /// Adds the key under which the client's record must be authentic, for a store that seals its
+    /// records.
     pub(super) fn checked_with(self, key: &RecordKey) -> Self {
         Self { key: Some(key.clone()), ..self }
     }
 
-    /// The client that proved itself.
+    /// Returns the client that authenticated.
     pub const fn client(&self) -> &ClientId {
         &self.client
     }
@@ -94,13 +95,13 @@ impl Proof {
         &self.basis
     }
 
-    /// The tenant of the client that proved itself.
+    /// Returns the tenant of the client that authenticated.
     pub(super) const fn tenant(&self) -> &TenantId {
         &self.tenant
     }
 
-    /// Returns true if the client's record, as it is kept now, still carries the proof. One that
-    /// does not check carries none, like one that is read for any other end.
+    /// Returns true if the client's record, as it is stored now, still supports the proof. A record
+    /// that is not authentic supports none: it reads as absent everywhere.
     pub(super) fn holds_for(&self, client: Option<&Client>) -> bool {
         client.is_some_and(|client| {
             let secret_works = match &self.basis {
@@ -121,12 +122,12 @@ impl Proof {
 }
 
 impl TokenBasis {
-    /// Revocations of which none may exist.
+    /// Returns the revocations of which none may exist.
     pub(super) fn enders(&self) -> impl Iterator<Item = Revoked> {
         std::iter::once(Revoked::Token(self.jti)).chain(self.family.map(Revoked::Family))
     }
 
-    /// Returns true if the key that signed the token verifies still.
+    /// Returns true if the key that signed the token still verifies.
     pub(super) fn holds_under(&self, keyset: Option<&Keyset>) -> bool {
         use crate::model::KeyState;
         keyset.is_some_and(|keyset| {
@@ -138,29 +139,29 @@ impl TokenBasis {
     }
 }
 
-/// A change that is made only if its caller's proof still holds. Each is the verb of its name, made
-/// conditional.
+/// Change that is made only if its caller's proof is still valid. Each variant is the verb of its
+/// name, made conditional.
 #[derive(Clone, Debug)]
 pub enum ProvenWrite {
     /// [`super::ClientStore::create_client`], or [`super::ClientStore::create_client_of_any`].
     CreateClient {
-        /// As it shall be kept.
+        /// Client to store.
         client: Box<Client>,
-        /// Whether the id of a deleted client may be any tenant's.
+        /// True if the id of a deleted client of any tenant may be used.
         of_any: bool,
-        /// Its record.
+        /// Audit record of the change.
         event: Event,
     },
     /// [`super::ClientStore::replace_client`].
     ReplaceClient {
-        /// One revision on.
+        /// Client at its next revision.
         client: Box<Client>,
-        /// Its records.
+        /// Records of the change.
         events: Vec<Event>,
     },
     /// [`super::ClientStore::end_client`].
     EndClient {
-        /// One revision on.
+        /// Client at its next revision.
         client: Box<Client>,
         /// Records of the change.
         events: Vec<Event>,
@@ -169,7 +170,7 @@ pub enum ProvenWrite {
     },
     /// [`super::ClientStore::delete_client`], and the client's epoch is raised in the same commit.
     DeleteClient {
-        /// The one that must be found.
+        /// Client that must be stored.
         client: Box<Client>,
         /// Record of the raised epoch.
         ended: Event,
@@ -178,70 +179,70 @@ pub enum ProvenWrite {
     },
     /// [`super::AudienceStore::claim_audience`].
     ClaimAudience {
-        /// As it shall be kept.
+        /// Record to store.
         record: Box<AudienceRecord>,
-        /// Its record in the trail.
+        /// Audit record of the change.
         event: Event,
     },
     /// [`super::AudienceStore::replace_audience`].
     ReplaceAudience {
-        /// One revision on.
+        /// Record at its next revision.
         record: Box<AudienceRecord>,
-        /// Its record in the trail.
+        /// Audit record of the change.
         event: Event,
     },
-    /// Puts a record, of whichever tenant, in the place of another.
+    /// Replaces the record of an audience, also by one of another tenant.
     MoveAudience {
-        /// The one that must be found; `None`: one that is not authentic.
+        /// Record that must be stored; `None`: one that is not authentic.
         from: Option<Box<AudienceRecord>>,
-        /// As it shall be kept.
+        /// Record to store.
         record: Box<AudienceRecord>,
-        /// Its records in the trail.
+        /// Audit records of the change.
         events: Vec<Event>,
     },
     /// [`super::AudienceStore::release_audience`].
     ReleaseAudience {
-        /// The one that must be found.
+        /// Record that must be stored.
         record: Box<AudienceRecord>,
-        /// Its record in the trail.
+        /// Audit record of the change.
         event: Event,
     },
     /// [`super::RevocationStore::raise_epoch`].
     RaiseEpoch {
-        /// Whose.
+        /// Tenant, client or subject of the epoch.
         of: EpochOf,
-        /// Its record.
+        /// Audit record of the change.
         event: Event,
     },
     /// [`super::RevocationStore::revoke`].
     Revoke {
-        /// The token.
+        /// Token to revoke.
         revocation: Revocation,
-        /// Its record.
+        /// Audit record of the change.
         event: Event,
     },
     /// [`super::FamilyStore::end_family`].
     EndFamily {
-        /// The family.
+        /// Family to end.
         id: FamilyId,
-        /// When.
+        /// Time of the call.
         now: Timestamp,
-        /// Until when that is remembered.
+        /// Time until which the revocation is kept.
         until: Timestamp,
-        /// Its record.
+        /// Audit record of the change.
         event: Event,
     },
     /// [`super::KeyStore::replace_keyset`].
     ReplaceKeyset {
-        /// One revision on.
+        /// Keyset at its next revision.
         keyset: Keyset,
-        /// Its record.
+        /// Audit record of the change.
         event: Event,
     },
 }
 
 impl ProvenWrite {
-    /// The same change with another form of the client that it writes, if it writes one.
+    /// Returns the same change with another form of the client that it writes, if any.
     pub(super) fn map_client(mut self, change: impl FnOnce(Client) -> Client) -> Self {
         if let Self::CreateClient { client, .. }
         | Self::ReplaceClient { client, .. }
@@ -252,7 +253,7 @@ impl ProvenWrite {
         self
     }
 
-    /// The same change with another form of the audience's record that it writes, if it writes one.
+    /// Returns the same change with another form of the audience's record that it writes, if any.
     pub(super) fn map_audience(
         mut self,
         change: impl FnOnce(AudienceRecord) -> AudienceRecord,
@@ -266,7 +267,7 @@ impl ProvenWrite {
         self
     }
 
-    /// The verb that it makes conditional, as metrics name it.
+    /// Returns the verb that it makes conditional, as metrics name it.
     pub(super) const fn verb(&self) -> &'static str {
         match self {
             Self::CreateClient { .. } => "create_client",
@@ -288,13 +289,13 @@ impl ProvenWrite {
 /// Outcome of a change that needed a proof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spent {
-    /// The change is made.
+    /// Applied.
     Done,
     /// The id of a new client is taken, or the audience has a record; nothing was changed.
     Taken,
     /// Another write came in between; nothing was changed.
     Stale,
-    /// The proof does not hold any more; nothing was changed.
+    /// The proof is no longer valid; nothing was changed.
     Unproven,
 }
 
@@ -316,13 +317,13 @@ impl From<super::Creation> for Spent {
     }
 }
 
-/// Changes on behalf of a caller that administers.
+/// Changes on behalf of an administrator.
 #[async_trait]
 pub trait ProofStore: Send + Sync {
-    /// Makes the change if the proof still holds. A store of one process compares it inside the
-    /// change's own transaction: what was acknowledged before leaves a later change undone. A store
-    /// that nodes share has no transaction over two documents: it reads what the proof rests on by
-    /// majority immediately before the write, so a change whose write is already on its way (one
-    /// round trip, at most one store deadline) when the proof falls is still made.
+    /// Makes the change if the proof is still valid. A store of one process compares it inside the
+    /// change's own transaction: a revocation acknowledged before it prevents it. A shared store
+    /// has no transaction over two documents: it reads the state behind the proof by majority
+    /// immediately before the write, so a change whose write is already in flight (one round trip,
+    /// at most one store deadline) when the proof becomes invalid is still made.
     async fn spend(&self, proof: Proof, write: ProvenWrite) -> Result<Spent>;
 }

@@ -1,18 +1,18 @@
-//! The rule of refresh token rotation (RFC 9700 section 4.14.2), which every backend keeps.
+//! Rule of refresh token rotation (RFC 9700 section 4.14.2), for every backend.
 //!
-//! | presented | state of the family | verdict |
+//! | presented | state of the family | decision |
 //! |--|--|--|
-//! | current token | the last [`RUNNING`] generations, this one included, were each answered more than once | [`Verdict::Shared`] |
-//! | current token | otherwise | [`Verdict::Rotate`] |
-//! | its predecessor, in the grace | an answer would make this generation the last of [`RUNNING`] such | [`Verdict::Shared`] |
-//! | its predecessor, in the grace | given to more than [`REPETITIONS`] calls | [`Verdict::Refuse`] |
-//! | its predecessor, in the grace | otherwise | [`Verdict::Repeat`] |
-//! | its predecessor, later | no call is known to have been answered | [`Verdict::Repeat`]; grace and counts begin anew |
-//! | any other | | [`Verdict::Reuse`] |
+//! | current token | the last [`RUNNING`] generations, this one included, were each answered more than once | [`Decision::Shared`] |
+//! | current token | otherwise | [`Decision::Rotate`] |
+//! | its predecessor, in the grace | an answer would make this generation the last of [`RUNNING`] such | [`Decision::Shared`] |
+//! | its predecessor, in the grace | given to more than [`REPETITIONS`] calls | [`Decision::Refuse`] |
+//! | its predecessor, in the grace | otherwise | [`Decision::Repeat`] |
+//! | its predecessor, later | no call is known to have been answered | [`Decision::Repeat`]; grace and counts begin anew |
+//! | any other | | [`Decision::Reuse`] |
 //!
-//! Two parties that go on with one family both need each generation, so each is answered twice: the
-//! count of generations running finds them, however often either asks. A generation that was
-//! answered once is held by one party, whoever asked.
+//! Two parties that use one family both need each generation, so each is answered twice: the count
+//! of consecutive generations reveals them, however often either asks. A generation that was
+//! answered once is held by one party, whichever asked.
 
 use std::time::Duration;
 
@@ -25,125 +25,129 @@ use crate::model::{
 /// Outcome of presenting a refresh token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rotation {
-    /// It was the current one; the family as it is now, one generation on.
+    /// The token was current; the family after the rotation, one generation on.
     Rotated(Family),
-    /// It was spent within the grace window and its successor is unused; the family as it is now.
+    /// The token was spent within the grace and its successor is unused; the family after the
+    /// repetition.
     Repeated(Family),
-    /// It would have been repeated, but its successor was given often enough; the family goes on.
+    /// A repetition, but the successor was given often enough; the family goes on.
     Refused,
-    /// It was spent before: the family has been ended, and everything that came of it.
+    /// The token was spent before: the family is ended, and everything issued from it is revoked.
     Reused,
-    /// Two callers go on with the family: it has been ended, and everything that came of it. The
+    /// Two parties use the family: it is ended, and everything issued from it is revoked. The
     /// family as it was.
     Shared(Family),
-    /// It would have ended the family, by this verdict, and [`Rotate::remember`] is `None`: nothing
-    /// was changed.
-    Unended(Verdict),
-    /// There is no such family, not of this client, or it has ended.
+    /// The decision would have ended the family, but [`Rotate::retain_for`] is `None`: nothing was
+    /// changed.
+    Unended(Decision),
+    /// There is no such family of this client, or it has ended.
     Unknown,
 }
 
 impl Rotation {
-    /// The verdict behind an outcome that changed nothing, of which the store leaves no record.
-    pub const fn unrecorded(&self) -> Option<Verdict> {
+    /// Returns the decision of an outcome that changed nothing, of which the store keeps no record.
+    pub const fn unrecorded(&self) -> Option<Decision> {
         match self {
-            Self::Refused => Some(Verdict::Refuse),
+            Self::Refused => Some(Decision::Refuse),
             Self::Unended(verdict) => Some(*verdict),
-            Self::Unknown => Some(Verdict::Unknown),
+            Self::Unknown => Some(Decision::Unknown),
             Self::Rotated(_) | Self::Repeated(_) | Self::Reused | Self::Shared(_) => None,
         }
     }
 }
 
-/// A presented refresh token, already authenticated.
+/// Presented refresh token, already authenticated.
 #[derive(Clone, Debug)]
 pub struct Rotate {
-    /// The family.
+    /// Family of the token.
     pub family: FamilyId,
-    /// The generation presented.
+    /// Generation of the token.
     pub presented: u32,
-    /// Who presents it.
+    /// Client that presents it.
     pub client: ClientId,
-    /// When.
+    /// Time of the call.
     pub now: Timestamp,
-    /// The same moment by the clock that all nodes of the store have in common: what the grace is
-    /// measured in (C2).
-    pub agreed: Timestamp,
-    /// Whether, as far as was known when it arrived, it could be rotated or repeated. Then it is
-    /// not reuse that it comes through late, when the caller is gone and has gone on elsewhere.
-    pub lawful: bool,
-    /// How long after a rotation the spent token still yields the same successor.
+    /// Time of the call by the clock that all nodes of the store have in common; the grace is
+    /// measured in it (C2).
+    pub cluster_now: Timestamp,
+    /// True if the token was current, or within the grace, when the request arrived. If so, and the
+    /// caller has disconnected, a late decision to end the family is dropped: the caller may have
+    /// retried on another node, which is no reuse.
+    pub was_acceptable_on_arrival: bool,
+    /// Time after a rotation in which the spent token still yields the same successor.
     pub grace: Duration,
-    /// Time for which an ended family must be remembered: until its last access token has expired.
-    /// `None` means that there is no room to remember it: then no family is ended.
-    pub remember: Option<Duration>,
+    /// Time for which the revocation of an ended family must be kept: until its last access token
+    /// has expired. `None` means that there is no room for it: then no family is ended.
+    pub retain_for: Option<Duration>,
 }
 
-/// State of the rotation that a family's current generation came of, besides the family.
+/// Rotation that made the family's current generation.
 #[derive(Clone, Copy, Debug)]
-pub struct Last {
-    /// When it was, as [`Rotate::agreed`].
+pub struct LastRotation {
+    /// Time of the rotation, as [`Rotate::cluster_now`].
     pub at: Timestamp,
-    /// How many of the calls that [`Answers::given`] counts are not known to have been answered:
-    /// the store failed in between.
+    /// Number of the calls in [`Answers::given`] that are not known to have been answered: the
+    /// store failed in between.
     pub unanswered: u32,
 }
 
-impl Last {
-    /// Number of calls that were answered with the current token.
+impl LastRotation {
+    /// Returns the number of calls that were answered with the current token.
     pub const fn answered(&self, answers: &Answers) -> u32 {
         answers.given.saturating_sub(self.unanswered)
     }
 }
 
 impl Rotate {
-    /// The verdict. Order is the generation; the time only bounds the grace, in both directions: of
-    /// two calls that arrive together the later one may be judged first, and a clock that stepped
-    /// back far closes the window. No grace is none, also within the millisecond of the rotation. A
-    /// rotation that no caller was answered may be asked for again however long the store was away:
-    /// its successor is in no hands yet. A generation that was never given out comes from a newer
-    /// copy of this store: the older one must not go on.
-    pub fn judge(&self, family: &Family, last: Last) -> Verdict {
+    /// Decides what happens to a presented token. Tokens are ordered by generation; time only
+    /// bounds the grace, in both directions: of two calls that arrive together the later one may be
+    /// decided first, and a clock that stepped far back closes the window. A grace of zero admits
+    /// nothing, not even within the millisecond of the rotation. A rotation whose caller was never
+    /// answered may be repeated however long the store was away: no caller holds its successor. A
+    /// generation that was never issued comes from a newer copy of this store: the older one must
+    /// not go on.
+    pub fn decide(&self, family: &Family, last: LastRotation) -> Decision {
         if family.client != self.client || !family.is_valid(self.now) {
-            return Verdict::Unknown;
+            return Decision::Unknown;
         }
         let (answers, answered) = (&family.answers, last.answered(&family.answers));
         match family.generation.checked_sub(self.presented) {
-            Some(0) if self.presented < u32::MAX && answers.is_shared(answered) => Verdict::Shared,
-            Some(0) if self.presented < u32::MAX => Verdict::Rotate,
+            Some(0) if self.presented < u32::MAX && answers.is_shared(answered) => Decision::Shared,
+            Some(0) if self.presented < u32::MAX => Decision::Rotate,
             Some(1) if self.is_in_grace(last) => {
                 if answers.is_shared(answered.saturating_add(1)) {
-                    Verdict::Shared
+                    Decision::Shared
                 } else if answers.given > REPETITIONS {
-                    Verdict::Refuse
+                    Decision::Refuse
                 } else {
-                    Verdict::Repeat
+                    Decision::Repeat
                 }
             }
-            Some(1) if answered == 0 && !self.grace.is_zero() => Verdict::Repeat,
-            Some(_) | None => Verdict::Reuse,
+            Some(1) if answered == 0 && !self.grace.is_zero() => Decision::Repeat,
+            Some(_) | None => Decision::Reuse,
         }
     }
 
-    /// Whether the token was spent so short a time ago that its caller may not have got the answer.
-    pub fn is_in_grace(&self, last: Last) -> bool {
-        let apart = self.agreed.since(last.at).max(last.at.since(self.agreed));
+    /// Returns true if the token was spent so recently that its caller may not have received the
+    /// answer.
+    pub fn is_in_grace(&self, last: LastRotation) -> bool {
+        let apart = self.cluster_now.since(last.at).max(last.at.since(self.cluster_now));
         !self.grace.is_zero() && apart <= self.grace
     }
 
-    /// The audit event of a verdict on this family, as it was found; `jti` is the access token
-    /// minted along.
+    /// Builds the audit event of a decision on this family, as it was found; `jti` is the access
+    /// token minted with it.
     pub fn event(
         &self,
-        verdict: Verdict,
+        verdict: Decision,
         stamp: &Stamp,
         jti: &str,
         family: Option<&Family>,
     ) -> Event {
         let answers = family.map(|family| &family.answers);
         match verdict {
-            Verdict::Rotate => stamp.done(Action::TokenRefreshed, jti),
-            Verdict::Repeat => {
+            Decision::Rotate => stamp.done(Action::TokenRefreshed, jti),
+            Decision::Repeat => {
                 let event = stamp.done(Action::RefreshRepeated, jti);
                 match answers.filter(|answers| answers.is_from_elsewhere(&stamp.peer)) {
                     Some(answers) => {
@@ -152,21 +156,21 @@ impl Rotate {
                     None => event,
                 }
             }
-            Verdict::Refuse => stamp.refused(Action::RefreshRefused, "", "repeated_too_often"),
-            Verdict::Reuse => stamp.refused(Action::RefreshReused, "", "invalid_grant"),
-            Verdict::Shared => {
+            Decision::Refuse => stamp.refused(Action::RefreshRefused, "", "repeated_too_often"),
+            Decision::Reuse => stamp.refused(Action::RefreshReused, "", "invalid_grant"),
+            Decision::Shared => {
                 let event = stamp.refused(Action::RefreshReused, "", "shared");
                 match family {
                     Some(family) => event.because(self.shared_by(family, stamp)),
                     None => event,
                 }
             }
-            Verdict::Unknown => stamp.refused(Action::RefreshRefused, "", "invalid_grant"),
+            Decision::Unknown => stamp.refused(Action::RefreshRefused, "", "invalid_grant"),
         }
         .in_family(self.family)
     }
 
-    /// The two peers that go on with one family, in words for the trail.
+    /// Returns a text that names the two peers of a shared family, for the trail.
     fn shared_by(&self, family: &Family, stamp: &Stamp) -> String {
         let Answers { rotated_by, repeated_by, .. } = &family.answers;
         let repeated_by =
@@ -178,25 +182,25 @@ impl Rotate {
     }
 }
 
-/// The act that is due on a presented refresh token.
+/// Action on a presented refresh token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Go one generation on.
+pub enum Decision {
+    /// Advance the family by one generation.
     Rotate,
-    /// Give the same successor again.
+    /// Return the same successor again.
     Repeat,
-    /// Give nothing; the family goes on.
+    /// Return nothing; the family goes on.
     Refuse,
-    /// End the family: a spent token came again.
+    /// End the family: a spent token was presented.
     Reuse,
-    /// End the family: two callers go on with it.
+    /// End the family: two parties use it.
     Shared,
     /// Do nothing.
     Unknown,
 }
 
-impl Verdict {
-    /// Whether the family is to be ended.
+impl Decision {
+    /// Returns true if the family is to be ended.
     pub const fn ends(self) -> bool {
         matches!(self, Self::Reuse | Self::Shared)
     }
@@ -228,26 +232,26 @@ mod tests {
         }
     }
 
-    /// Presented so many generations behind, so many seconds after the rotation, with 10 s of
-    /// grace.
-    fn verdict(family: &Family, behind: u32, after: i64, unanswered: u32) -> Verdict {
+    /// Decision on a token so many generations old, so many seconds after the rotation, with 10 s
+    /// of grace.
+    fn verdict(family: &Family, behind: u32, after: i64, unanswered: u32) -> Decision {
         let rotate = Rotate {
             family: family.id,
             presented: family.generation - behind,
             client: family.client.clone(),
             now: Timestamp::from_seconds(after),
-            agreed: Timestamp::from_seconds(after),
-            lawful: true,
+            cluster_now: Timestamp::from_seconds(after),
+            was_acceptable_on_arrival: true,
             grace: Duration::from_secs(10),
-            remember: Some(Duration::ZERO),
+            retain_for: Some(Duration::ZERO),
         };
-        rotate.judge(family, Last { at: Timestamp::EPOCH, unanswered })
+        rotate.decide(family, LastRotation { at: Timestamp::EPOCH, unanswered })
     }
 
     /// AUDIT TL7: the table of the module, each row and its bound.
     #[test]
     fn each_state_has_its_verdict() {
-        use Verdict::{Refuse, Repeat, Reuse, Rotate, Shared};
+        use Decision::{Refuse, Repeat, Reuse, Rotate, Shared};
         for (given, running, behind, after, unanswered, expected) in [
             (1, 0, 0, 1, 0, Rotate),
             (4, 1, 0, 1, 0, Rotate),

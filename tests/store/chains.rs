@@ -10,7 +10,7 @@ use jeton::{
     store::{
         AuditStore, Store, StoreError,
         embedded::{Embedded, OpenError},
-        transfer::{Item, Load, VERSION},
+        transfer::{ExportRecord, ImportTarget, VERSION},
     },
 };
 
@@ -49,24 +49,26 @@ pub(crate) fn chain(name: &str, times: &[i64]) -> Vec<Record> {
 }
 
 /// An export of these chains and nothing else.
-fn items(chains: &[Vec<Record>]) -> Vec<Item> {
-    let (first, last) =
-        (Item::Export { version: VERSION }, Item::End { chains: chains.len() as u64 });
+fn items(chains: &[Vec<Record>]) -> Vec<ExportRecord> {
+    let (first, last) = (
+        ExportRecord::Export { version: VERSION },
+        ExportRecord::End { chains: chains.len() as u64 },
+    );
     [vec![first], closed(chains), vec![last]].concat()
 }
 
 /// The items of these chains, each with its end.
-pub(crate) fn closed(chains: &[Vec<Record>]) -> Vec<Item> {
+pub(crate) fn closed(chains: &[Vec<Record>]) -> Vec<ExportRecord> {
     let mut items = Vec::new();
     for records in chains {
         for Record { chain, sequence, node, event, hash } in records.clone() {
-            items.push(Item::Record { chain, sequence, node, event, hash: hex(&hash) });
+            items.push(ExportRecord::Record { chain, sequence, node, event, hash: hex(&hash) });
         }
         let last = records.last().unwrap();
         let seal =
             Some(hex(&Bench::key().seal_exported(&last.chain, last.sequence, &last.hash, false)));
         let (chain, sequence, hash) = (last.chain.clone(), last.sequence, hex(&last.hash));
-        items.push(Item::ChainEnd { chain, sequence, hash, open: false, seal });
+        items.push(ExportRecord::ChainEnd { chain, sequence, hash, open: false, seal });
     }
     items
 }
@@ -76,7 +78,7 @@ fn three() -> [Vec<Record>; 3] {
     [chain("Node", &[0, 4, 4, 9]), chain("node", &[1, 4, 8]), chain("node-2", &[2, 4, 3, 9, 9])]
 }
 
-async fn import(dir: &Path, items: Vec<Item>) -> Embedded {
+async fn import(dir: &Path, items: Vec<ExportRecord>) -> Embedded {
     let store = open(dir);
     for part in items.chunks(3) {
         store.load(part.to_vec()).await.unwrap();
@@ -87,7 +89,7 @@ async fn import(dir: &Path, items: Vec<Item>) -> Embedded {
 async fn is_intact(store: &Embedded) -> Vec<(String, u64)> {
     let verdicts = verify(store, &Bench::key(), None, &[]).await.unwrap();
     assert!(verdicts.iter().all(|verdict| verdict.flaw.is_none()), "{verdicts:?}");
-    assert!(store.check().await.unwrap().sound());
+    assert!(store.check().await.unwrap().is_intact());
     verdicts
         .into_iter()
         .map(|verdict| (verdict.chain.as_ref().to_owned(), verdict.checked))
@@ -106,10 +108,10 @@ async fn several_chains_come_in_and_go_out_byte_for_byte() {
     for limit in [1, 2, 3, 99] {
         assert_eq!(dump(&store, limit).await, given);
     }
-    assert_eq!(store.newest(), at(9));
+    assert_eq!(store.newest_time(), at(9));
     store.close().await.unwrap();
     let store = open(one.path());
-    assert_eq!(store.newest(), at(9));
+    assert_eq!(store.newest_time(), at(9));
     assert_eq!(
         lines(&dump(&Embedded::read_only(one.path(), Some(Bench::key())).unwrap(), 2).await),
         lines(&given)
@@ -165,7 +167,7 @@ async fn events_of_all_chains_are_one_list() {
     assert_eq!(pages(one, 9).await, [three()[2][2].clone()]);
 }
 
-async fn refused(items: Vec<Item>) -> String {
+async fn refused(items: Vec<ExportRecord>) -> String {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     match store.load(items).await {
@@ -195,9 +197,9 @@ async fn tampered_chains_are_refused() {
         ("no name", items(&[chain("", &[1])])),
         (
             "an audit chain is missing",
-            [&whole[..whole.len() - 1], &[Item::End { chains: 2 }]].concat(),
+            [&whole[..whole.len() - 1], &[ExportRecord::End { chains: 2 }]].concat(),
         ),
-        ("has no end", [&whole[..whole.len() - 2], &[Item::End { chains: 2 }]].concat()),
+        ("has no end", [&whole[..whole.len() - 2], &[ExportRecord::End { chains: 2 }]].concat()),
     ] {
         let refused = refused(items).await;
         assert!(refused.contains(problem), "{problem}: {refused}");
@@ -221,8 +223,8 @@ async fn an_end_with_a_wrong_seal_is_refused() {
         .chain([String::new(), "00".into()])
     {
         let mut items = items(std::slice::from_ref(&whole));
-        let Some(Item::ChainEnd { seal: old, .. }) =
-            items.iter_mut().find(|item| matches!(item, Item::ChainEnd { .. }))
+        let Some(ExportRecord::ChainEnd { seal: old, .. }) =
+            items.iter_mut().find(|item| matches!(item, ExportRecord::ChainEnd { .. }))
         else {
             panic!()
         };

@@ -125,7 +125,7 @@ async fn an_accepted_copy_is_the_directory_from_its_first_record_on() {
         go_on(dir).await;
         let store = accepting(dir);
         assert_eq!(store.accepted_rollback(), None, "there is nothing left to accept");
-        assert!(store.check().await.unwrap().sound());
+        assert!(store.check().await.unwrap().is_intact());
         store.close().await.unwrap();
     }
     // A copy of the copy is one again.

@@ -15,7 +15,7 @@ use jeton::{
         AudienceStore, AuditStore, ClientStore, FamilyStore, FoundAudience, KeyStore, Listed,
         RevocationStore, Store, StoreError,
         embedded::{Embedded, OpenError},
-        transfer::{Dump, Item, Load},
+        transfer::{ExportRecord, ExportSource, ImportTarget},
     },
 };
 use proptest::prelude::Rng as _;
@@ -46,10 +46,10 @@ enum Fate {
     Silent,
 }
 
-async fn all(store: &Embedded) -> Result<Vec<Item>, StoreError> {
-    let mut items: Vec<Item> = Vec::new();
+async fn all(store: &Embedded) -> Result<Vec<ExportRecord>, StoreError> {
+    let mut items: Vec<ExportRecord> = Vec::new();
     loop {
-        let page = store.dump(items.last(), 10_000).await?;
+        let page = store.export_page(items.last(), 10_000).await?;
         if page.is_empty() {
             return Ok(items);
         }
@@ -59,11 +59,14 @@ async fn all(store: &Embedded) -> Result<Vec<Item>, StoreError> {
 
 /// Revocations and epochs are what brings a revoked token back if they are lost: those must never
 /// be among what is only found.
-fn standing(items: &[Item]) -> Vec<&Item> {
-    items.iter().filter(|item| matches!(item, Item::Revocation(_) | Item::Epoch { .. })).collect()
+fn standing(items: &[ExportRecord]) -> Vec<&ExportRecord> {
+    items
+        .iter()
+        .filter(|item| matches!(item, ExportRecord::Revocation(_) | ExportRecord::Epoch { .. }))
+        .collect()
 }
 
-async fn fate(dir: &Path, expected: &[Item]) -> Fate {
+async fn fate(dir: &Path, expected: &[ExportRecord]) -> Fate {
     let Ok(store) = open(dir) else { return Fate::Refused };
     let items = match all(&store).await {
         Ok(items) => items,
@@ -75,13 +78,13 @@ async fn fate(dir: &Path, expected: &[Item]) -> Fate {
     }
     assert_eq!(standing(&items), standing(expected), "a revocation was lost");
     match store.check().await {
-        Ok(checked) if checked.sound() => Fate::Silent,
+        Ok(checked) if checked.is_intact() => Fate::Silent,
         Ok(_) | Err(_) => Fate::Found,
     }
 }
 
 /// A store as a killed process leaves it, with everything still in the WAL.
-async fn killed(rounds: usize) -> (TempDir, Vec<Item>) {
+async fn killed(rounds: usize) -> (TempDir, Vec<ExportRecord>) {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).unwrap();
     scenes::fill(&store, rounds).await;
@@ -89,7 +92,7 @@ async fn killed(rounds: usize) -> (TempDir, Vec<Item>) {
 }
 
 /// A store as a clean stop leaves it, with everything in the database.
-async fn closed(rounds: usize) -> (TempDir, Vec<Item>) {
+async fn closed(rounds: usize) -> (TempDir, Vec<ExportRecord>) {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).unwrap();
     scenes::fill(&store, rounds).await;
@@ -99,7 +102,7 @@ async fn closed(rounds: usize) -> (TempDir, Vec<Item>) {
 }
 
 /// A closed store that took in chains of other nodes along with everything else.
-async fn imported(rounds: usize) -> (TempDir, Vec<Item>) {
+async fn imported(rounds: usize) -> (TempDir, Vec<ExportRecord>) {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let source = open(from.path()).unwrap();
     scenes::fill(&source, rounds).await;
@@ -110,7 +113,7 @@ async fn imported(rounds: usize) -> (TempDir, Vec<Item>) {
         end..,
         closed_chains(&[chain("p", &times), chain("q", &times)])
             .into_iter()
-            .chain([Item::End { chains: 3 }]),
+            .chain([ExportRecord::End { chains: 3 }]),
     );
     let store = open(to.path()).unwrap();
     store.load(items.clone()).await.unwrap();
@@ -142,7 +145,7 @@ async fn a_cut_file_is_whole_or_refused() {
     }
 }
 
-async fn flip(scene: (TempDir, Vec<Item>), name: &str, rounds: usize, seed: u8) {
+async fn flip(scene: (TempDir, Vec<ExportRecord>), name: &str, rounds: usize, seed: u8) {
     let (dir, expected) = scene;
     let whole = fs::read(dir.path().join(name)).unwrap();
     let mut random = TestRng::from_seed(RngAlgorithm::ChaCha, &[seed; 32]);
@@ -263,7 +266,7 @@ async fn what_was_acknowledged_is_in_the_files() {
                 let copy = scenes::killed(dir.path());
                 let reopened = open(copy.path()).unwrap();
                 assert!(reopened.head("node").await.unwrap().unwrap().sequence >= acknowledged);
-                assert!(reopened.check().await.unwrap().sound());
+                assert!(reopened.check().await.unwrap().is_intact());
             }
         }
     }
@@ -302,7 +305,7 @@ async fn a_changed_row_is_an_error_for_its_reader_only() {
     let store = open(dir.path()).unwrap();
     assert!(matches!(store.client(&id("client-00001")).await, Err(StoreError::Corrupt(_))));
     assert!(store.client(&id("client-00000")).await.unwrap().is_some());
-    assert!(!store.check().await.unwrap().sound());
+    assert!(!store.check().await.unwrap().is_intact());
     drop(store);
 
     let dir = tampered("UPDATE keyset SET body = replace(body, 'sealed', 'opened')").await;
@@ -380,7 +383,7 @@ async fn the_whole_check_passes_what_is_whole() {
     let (dir, _) = killed(30).await;
     let store = open(dir.path()).unwrap();
     let checked = store.check().await.unwrap();
-    assert!(checked.sound(), "{checked:?}");
+    assert!(checked.is_intact(), "{checked:?}");
     assert_eq!(checked.records, store.head("node").await.unwrap().unwrap().sequence);
     assert!(store.family(jeton::model::FamilyId::new(), NOW).await.unwrap().is_none());
     assert_eq!(store.follow(NOW, Ear::new()).await.unwrap().revocations.len(), 30);

@@ -75,7 +75,7 @@ async fn a_directory_whose_holder_was_killed_opens() {
         10,
         "what it had acknowledged is there"
     );
-    assert!(store.check().await.unwrap().sound());
+    assert!(store.check().await.unwrap().is_intact());
 }
 
 /// E7, TL8: the file that names the holder is not the lock: removed by hand, it lets no second

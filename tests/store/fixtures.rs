@@ -110,10 +110,10 @@ pub(crate) fn present(family: &Family, presented: u32, after_millis: i64) -> Rot
         presented,
         client: family.client.clone(),
         now: at(after_millis),
-        agreed: at(after_millis),
-        lawful: true,
+        cluster_now: at(after_millis),
+        was_acceptable_on_arrival: true,
         grace: Duration::from_secs(10),
-        remember: Some(Duration::from_secs(900)),
+        retain_for: Some(Duration::from_secs(900)),
     }
 }
 

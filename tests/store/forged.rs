@@ -12,7 +12,7 @@ mod mongodb {
             RevocationStore, Store, Write,
             authentic::Authentic,
             mongo::{DEADLINE, Mongo},
-            transfer::Dump as _,
+            transfer::ExportSource as _,
         },
     };
     use mongodb::bson::{Document, RawDocumentBuf, doc};
@@ -289,7 +289,7 @@ mod mongodb {
             let refused = loop {
                 pages += 1;
                 assert!(pages < 100, "it goes round: {last:?}");
-                match export.dump(last.as_ref(), 1).await {
+                match export.export_page(last.as_ref(), 1).await {
                     Ok(mut page) => {
                         last = Some(page.pop().expect("it ends with an end or a refusal"))
                     }

@@ -73,7 +73,7 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
     store.close().await.unwrap();
     let store = open(dir.path());
     verify(&store).await;
-    assert!(store.check().await.unwrap().sound());
+    assert!(store.check().await.unwrap().is_intact());
     assert_eq!(store.count(&[("k".into(), 1)], at(1)).await.unwrap(), [2]);
 }
 

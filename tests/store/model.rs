@@ -10,7 +10,7 @@ use jeton::{
         Action, Client, ClientId, EpochOf, Family, FamilyId, Jti, Revoked, Stamp, TenantId,
         Timestamp, family::Answers, revocation::Revocation,
     },
-    store::{Creation, Last, Listed, Rotate, Rotation, SecretUse, Store, Verdict, Write},
+    store::{Creation, Decision, LastRotation, Listed, Rotate, Rotation, SecretUse, Store, Write},
 };
 use proptest::prelude::*;
 
@@ -208,10 +208,10 @@ impl Model {
 
     fn rotate(&mut self, rotate: &Rotate, peer: &str) -> Rotation {
         let Some(family) = self.families.get_mut(&rotate.family) else { return Rotation::Unknown };
-        let verdict = rotate.judge(family, Last { at: family.rotated_at, unanswered: 0 });
-        self.records += u64::from(!matches!(verdict, Verdict::Refuse | Verdict::Unknown));
+        let verdict = rotate.decide(family, LastRotation { at: family.rotated_at, unanswered: 0 });
+        self.records += u64::from(!matches!(verdict, Decision::Refuse | Decision::Unknown));
         match verdict {
-            Verdict::Rotate => {
+            Decision::Rotate => {
                 family.generation += 1;
                 family.rotated_at = rotate.now;
                 let running = if family.answers.given > 1 { family.answers.running + 1 } else { 0 };
@@ -219,21 +219,21 @@ impl Model {
                     Answers { given: 1, running, rotated_by: peer.into(), repeated_by: "".into() };
                 Rotation::Rotated(family.clone())
             }
-            Verdict::Repeat => {
+            Decision::Repeat => {
                 family.answers.given += 1;
                 family.answers.repeated_by = peer.into();
                 Rotation::Repeated(family.clone())
             }
-            Verdict::Reuse | Verdict::Shared => {
-                let Some(remember) = rotate.remember else { return Rotation::Unended(verdict) };
+            Decision::Reuse | Decision::Shared => {
+                let Some(remember) = rotate.retain_for else { return Rotation::Unended(verdict) };
                 let found = family.clone();
                 family.ended_at = Some(rotate.now);
                 self.end(Revoked::Family(rotate.family), rotate.now + remember);
-                self.shared += u64::from(verdict == Verdict::Shared);
-                if verdict == Verdict::Shared { Rotation::Shared(found) } else { Rotation::Reused }
+                self.shared += u64::from(verdict == Decision::Shared);
+                if verdict == Decision::Shared { Rotation::Shared(found) } else { Rotation::Reused }
             }
-            Verdict::Refuse => Rotation::Refused,
-            Verdict::Unknown => Rotation::Unknown,
+            Decision::Refuse => Rotation::Refused,
+            Decision::Unknown => Rotation::Unknown,
         }
     }
 
@@ -292,7 +292,7 @@ async fn step(bench: &Bench, model: &mut Model, now: &mut Timestamp, verb: &Verb
         Verb::Use { client, secret, millis, count } => {
             let secret = ["s1", "s2"][secret].parse().unwrap();
             let used = SecretUse { client: id(CLIENTS[client]), secret, at: at(millis), count };
-            store.note_uses(std::slice::from_ref(&used)).await.unwrap();
+            store.record_secret_uses(std::slice::from_ref(&used)).await.unwrap();
             model.note(&used);
         }
         Verb::Clients { tenant, after, limit } => {
@@ -352,16 +352,17 @@ async fn step_tokens(store: &dyn Store, model: &mut Model, now: Timestamp, verb:
             let generation = model.families.get(&family).map_or(0, |family| family.generation);
             let presented =
                 if behind == u32::MAX { generation + 1 } else { generation.saturating_sub(behind) };
-            let (grace, remember) = (Duration::from_millis(grace), Some(Duration::from_millis(50)));
+            let (grace, retain_for) =
+                (Duration::from_millis(grace), Some(Duration::from_millis(50)));
             let rotate = Rotate {
                 family,
                 presented,
                 client: id(CLIENTS[client]),
                 now,
-                agreed: now,
-                lawful: true,
+                cluster_now: now,
+                was_acceptable_on_arrival: true,
                 grace,
-                remember,
+                retain_for,
             };
             assert_eq!(
                 store.rotate(&rotate, &stamp(), "jti").await.unwrap(),
@@ -375,7 +376,7 @@ async fn step_tokens(store: &dyn Store, model: &mut Model, now: Timestamp, verb:
             };
             let rotate = Rotate {
                 now,
-                agreed: now,
+                cluster_now: now,
                 ..present(&family, family.generation.saturating_sub(behind), 0)
             };
             let stamp =

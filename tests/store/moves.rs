@@ -9,7 +9,7 @@ mod mongodb {
             AuditStore, ClientStore, FamilyStore, RevocationStore, SecretUse, Store, StoreError,
             embedded::Embedded,
             mongo::{DEADLINE, Mongo, OpenError},
-            transfer::{Item, Load},
+            transfer::{ExportRecord, ImportTarget},
         },
     };
 
@@ -62,7 +62,7 @@ mod mongodb {
         assert_eq!(lines(&dump(&back, 9).await), exported);
 
         let store = node(uri.uri(), "node").await;
-        assert_eq!(store.newest(), source.newest());
+        assert_eq!(store.newest_time(), source.newest_time());
         assert_eq!(
             store.client(&id("client-00001")).await.unwrap(),
             source.client(&id("client-00001")).await.unwrap()
@@ -101,7 +101,7 @@ mod mongodb {
         two.rotate(&present(&reused, 0, 20_000), &stamp(), "jti").await.unwrap();
         one.sweep(at(2_000), 100).await.unwrap();
         two.create_client(&client("gone"), event(Action::ClientCreated)).await.unwrap();
-        two.note_uses(&[SecretUse {
+        two.record_secret_uses(&[SecretUse {
             client: id("gone"),
             secret: "s1".parse().unwrap(),
             at: at(1),
@@ -147,7 +147,7 @@ mod mongodb {
         }
     }
 
-    async fn refused(items: Vec<Item>) -> String {
+    async fn refused(items: Vec<ExportRecord>) -> String {
         let uri = Database::own();
         let import = Mongo::import(uri.uri(), Bench::key(), DEADLINE).await.unwrap();
         let outcome = import.load(items).await;
@@ -171,9 +171,10 @@ mod mongodb {
         let source = Embedded::open(dir.path(), "node", Bench::key()).unwrap();
         scenes::fill(&source, 3).await;
         let whole = dump(&source, 1_000).await;
-        let first = whole.iter().position(|item| matches!(item, Item::Record { .. })).unwrap();
+        let first =
+            whole.iter().position(|item| matches!(item, ExportRecord::Record { .. })).unwrap();
         let mut altered = whole.clone();
-        let Item::Record { event: changed, .. } = &mut altered[first + 2] else { panic!() };
+        let ExportRecord::Record { event: changed, .. } = &mut altered[first + 2] else { panic!() };
         changed.target.push('x');
         assert_eq!(refused(altered).await, "import: audit chain node: audit record 3: altered");
         let mut removed = whole.clone();

@@ -99,7 +99,7 @@ mod mongodb {
     /// The token, presented again long after its grace.
     fn late(rotate: &Rotate, seconds: u64) -> Rotate {
         let by = Duration::from_secs(seconds);
-        Rotate { now: rotate.now + by, agreed: rotate.agreed + by, ..rotate.clone() }
+        Rotate { now: rotate.now + by, cluster_now: rotate.cluster_now + by, ..rotate.clone() }
     }
 
     /// A call whose connection is dead holds up nobody who comes with the same refresh token:
@@ -423,7 +423,10 @@ mod mongodb {
         }
         other.rotate(&present(&spent, 0, 0), &stamp, "jti").await.unwrap();
         other.rotate(&present(&spent, 1, 0), &stamp, "jti").await.unwrap();
-        let calls = [present(&family, 0, 0), Rotate { lawful: false, ..present(&spent, 0, 0) }];
+        let calls = [
+            present(&family, 0, 0),
+            Rotate { was_acceptable_on_arrival: false, ..present(&spent, 0, 0) },
+        ];
         let slow = doc! { "blockConnection": true, "blockTimeMS": 1_500 };
         let given_up = async {
             for call in &calls {
@@ -548,7 +551,12 @@ mod mongodb {
                 let recorded = next.events(&Filter::default(), None, 10).await.unwrap();
                 let made = recorded.iter().filter(|record| record.event.at == years);
                 assert_eq!(made.count(), 1, "{recorded:?}");
-                assert_eq!(next.newest() < years, foreign, "life {life}: {:?}", next.newest());
+                assert_eq!(
+                    next.newest_time() < years,
+                    foreign,
+                    "life {life}: {:?}",
+                    next.newest_time()
+                );
                 next.close().await.unwrap();
             }
         }

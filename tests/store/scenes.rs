@@ -20,7 +20,7 @@ pub(crate) async fn fill(store: &dyn Store, rounds: usize) {
         store.create_client(&client(&name), event(Action::ClientCreated)).await.unwrap();
         let used =
             SecretUse { client: id(&name), secret: "s1".parse().unwrap(), at: at(5), count: 2 };
-        store.note_uses(&[used]).await.unwrap();
+        store.record_secret_uses(&[used]).await.unwrap();
         let changed = Client { revision: 2, ..client(&name) };
         store.replace_client(&changed, event(Action::ClientUpdated)).await.unwrap();
         let family = family(&name);

@@ -9,7 +9,7 @@ use jeton::{
     store::{
         AuditStore, ClientStore, Store, StoreError,
         embedded::{Embedded, OpenError},
-        transfer::{Dump, Item, Load},
+        transfer::{ExportRecord, ExportSource, ImportTarget},
     },
 };
 
@@ -23,10 +23,10 @@ fn open(dir: &Path) -> Embedded {
     Embedded::open(dir, "node", Bench::key()).unwrap()
 }
 
-pub(crate) async fn dump(store: &dyn Dump, limit: usize) -> Vec<Item> {
-    let mut items: Vec<Item> = Vec::new();
+pub(crate) async fn dump(store: &dyn ExportSource, limit: usize) -> Vec<ExportRecord> {
+    let mut items: Vec<ExportRecord> = Vec::new();
     loop {
-        let page = store.dump(items.last(), limit).await.unwrap();
+        let page = store.export_page(items.last(), limit).await.unwrap();
         if page.is_empty() {
             return items;
         }
@@ -35,11 +35,11 @@ pub(crate) async fn dump(store: &dyn Dump, limit: usize) -> Vec<Item> {
     }
 }
 
-pub(crate) fn lines(items: &[Item]) -> String {
+pub(crate) fn lines(items: &[ExportRecord]) -> String {
     items.iter().map(|item| serde_json::to_string(item).unwrap() + "\n").collect()
 }
 
-pub(crate) fn parse(lines: &str) -> Vec<Item> {
+pub(crate) fn parse(lines: &str) -> Vec<ExportRecord> {
     lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
@@ -68,7 +68,7 @@ async fn an_imported_store_exports_the_same_bytes() {
         target.load(chunk.to_vec()).await.unwrap();
     }
     assert_eq!(lines(&dump(&target, 5).await), exported);
-    assert_eq!(target.newest(), source.newest());
+    assert_eq!(target.newest_time(), source.newest_time());
     target.close().await.unwrap();
 
     // The chain goes on where it was.
@@ -85,7 +85,7 @@ async fn an_imported_store_exports_the_same_bytes() {
         .unwrap();
     walk.finish(&Bench::key(), target.head("node").await.unwrap().as_ref()).unwrap();
     assert_eq!(walk.sequence(), head.sequence + 1);
-    assert!(target.check().await.unwrap().sound());
+    assert!(target.check().await.unwrap().is_intact());
 }
 
 /// N04: each line says what it is.
@@ -139,11 +139,11 @@ async fn an_export_beside_a_server_is_of_one_moment() {
     scenes::fill(&store, 10).await;
     let view = Embedded::read_only(dir.path(), Some(Bench::key())).unwrap();
     let before = dump(&store, 1_000).await;
-    let first = view.dump(None, 1).await.unwrap();
+    let first = view.export_page(None, 1).await.unwrap();
     scenes::fill(&store, 10).await;
     let mut items = first;
     loop {
-        let page = view.dump(items.last(), 3).await.unwrap();
+        let page = view.export_page(items.last(), 3).await.unwrap();
         if page.is_empty() {
             break;
         }
@@ -152,7 +152,7 @@ async fn an_export_beside_a_server_is_of_one_moment() {
     assert_eq!(items, before);
 }
 
-async fn refused(items: Vec<Item>) -> String {
+async fn refused(items: Vec<ExportRecord>) -> String {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     match store.load(items).await {
@@ -168,10 +168,11 @@ async fn a_tampered_export_is_refused() {
     let store = open(dir.path());
     scenes::fill(&store, 5).await;
     let whole = dump(&store, 1_000).await;
-    let first_record = whole.iter().position(|item| matches!(item, Item::Record { .. })).unwrap();
+    let first_record =
+        whole.iter().position(|item| matches!(item, ExportRecord::Record { .. })).unwrap();
 
     let mut altered = whole.clone();
-    let Item::Record { event, .. } = &mut altered[first_record + 2] else { panic!() };
+    let ExportRecord::Record { event, .. } = &mut altered[first_record + 2] else { panic!() };
     event.target.push('x');
     assert_eq!(refused(altered).await, "audit chain node: audit record 3: altered");
 
@@ -188,7 +189,7 @@ async fn a_tampered_export_is_refused() {
     assert!(refused(doubled).await.contains("repeated"));
 
     assert!(refused(whole[1..].to_vec()).await.contains("first record"));
-    assert!(refused(vec![Item::Export { version: 3 }]).await.contains("version 3"));
+    assert!(refused(vec![ExportRecord::Export { version: 3 }]).await.contains("version 3"));
 }
 
 /// O04, AZ4: an exporter with the key seals no chain whose end was altered in the store; one
@@ -203,12 +204,12 @@ async fn a_chain_that_was_altered_in_the_store_is_not_exported() {
     database.execute_batch("UPDATE head SET hash = zeroblob(32)").unwrap();
     let keyless = dump(&Embedded::read_only(dir.path(), None).unwrap(), 1_000).await;
     assert!(
-        keyless.iter().any(|item| matches!(item, Item::ChainEnd { seal: None, .. })),
+        keyless.iter().any(|item| matches!(item, ExportRecord::ChainEnd { seal: None, .. })),
         "{keyless:?}"
     );
-    let end = keyless.iter().rposition(|item| matches!(item, Item::Record { .. })).unwrap();
+    let end = keyless.iter().rposition(|item| matches!(item, ExportRecord::Record { .. })).unwrap();
     let view = Embedded::read_only(dir.path(), Some(Bench::key())).unwrap();
-    let refused = view.dump(Some(&keyless[end]), 10).await.unwrap_err();
+    let refused = view.export_page(Some(&keyless[end]), 10).await.unwrap_err();
     assert!(
         matches!(refused, StoreError::Corrupt(source) if source.to_string().contains("the seal of \
             its end is invalid"))

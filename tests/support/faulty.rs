@@ -13,22 +13,13 @@ use std::{
 
 use async_trait::async_trait;
 use jeton::{
-    crypto::chain::Head,
-    model::{
-        Audience, AudienceRecord, Client, ClientId, EpochOf, Event, Family, FamilyId, Keyset,
-        Place, Record, Stamp, TenantId, Timestamp, event::Filter, revocation::Revocation,
-    },
+    model::{EpochOf, Event, Keyset, Revocation, Timestamp},
     store::{
-        AudienceStore, AuditStore, Change, ClientStore, CounterStore, Creation, FamilyStore,
-        Follower, FoundAudience, KeyStore, Listed, Proof, ProofStore, ProvenWrite, Result,
-        RevocationStore, Rotate, Rotation, SecretUse, Snapshot, Spent, Store, StoreError, Write,
-        Writer,
+        Change, Follower, KeyStore, Result, RevocationStore, Snapshot, Store, StoreError, Wrapper,
+        Write,
     },
 };
-use tokio::{
-    sync::{Semaphore, broadcast},
-    time::Instant,
-};
+use tokio::{sync::Semaphore, time::Instant};
 
 /// What becomes of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,8 +54,17 @@ impl Kind {
 }
 
 /// Verbs that a server calls for no caller, as time passes.
-const BY_ITSELF: [&str; 9] =
-    ["note_uses", "sweep", "count", "keyset", "chains", "head", "writer", "witnesses", "time"];
+const BY_ITSELF: [&str; 9] = [
+    "record_secret_uses",
+    "sweep",
+    "count",
+    "keyset",
+    "chains",
+    "head",
+    "writer",
+    "witnesses",
+    "time",
+];
 
 /// Counts the calls, from 1, and does to them what was planned. Idle until something is.
 pub(crate) struct FaultyStore {
@@ -164,35 +164,11 @@ impl FaultyStore {
         }
     }
 
-    /// Holds the next call of a verb that is named below.
+    /// Holds the next call of a verb.
     pub(crate) fn hold(&self, verb: &'static str, side: Side) -> Arc<Hold> {
         let hold = Arc::new(Hold { arrived: Semaphore::new(0), released: Semaphore::new(0) });
         self.holds.lock().unwrap().push((verb, side, hold.clone()));
         hold
-    }
-
-    /// A call of a verb that tests name.
-    async fn pass_held<T>(
-        &self,
-        verb: &'static str,
-        call: impl Future<Output = Result<T>> + Send,
-    ) -> Result<T> {
-        let held = {
-            let mut holds = self.holds.lock().unwrap();
-            holds.iter().position(|(held, ..)| *held == verb).map(|at| holds.remove(at))
-        };
-        match held {
-            None => self.carry_out(verb, call).await,
-            Some((_, Side::Before, hold)) => {
-                hold.wait().await;
-                self.carry_out(verb, call).await
-            }
-            Some((_, Side::After, hold)) => {
-                let result = self.carry_out(verb, call).await;
-                hold.wait().await;
-                result
-            }
-        }
     }
 
     /// Number of calls so far.
@@ -215,7 +191,7 @@ impl FaultyStore {
         number
     }
 
-    /// Plans for the next call of a verb that is named below.
+    /// Plans for the next call of a verb.
     pub(crate) fn plan_verb(&self, verb: &'static str, act: Act) {
         self.plan.lock().unwrap().of.push((verb, act));
     }
@@ -278,10 +254,6 @@ impl FaultyStore {
         self.feeds.lock().unwrap().iter().for_each(|feed| act(feed));
     }
 
-    async fn pass<T>(&self, call: impl Future<Output = Result<T>> + Send) -> Result<T> {
-        self.carry_out("", call).await
-    }
-
     async fn carry_out<T>(
         &self,
         verb: &'static str,
@@ -325,208 +297,80 @@ async fn pause(by: Duration) {
     let _ = tokio::time::timeout(by, std::future::pending::<()>()).await;
 }
 
-#[async_trait]
-impl ClientStore for FaultyStore {
-    async fn client(&self, id: &ClientId) -> Result<Option<Client>> {
-        self.reads.fetch_add(1, Ordering::SeqCst);
-        self.pass_held("client", self.inner.client(id)).await
+impl Wrapper for FaultyStore {
+    type Wrapped = dyn Store;
+
+    fn wrapped(&self) -> &Self::Wrapped {
+        &*self.inner
     }
 
-    async fn clients(
+    async fn around<T: Send>(
         &self,
-        tenant: Option<&TenantId>,
-        after: Option<&ClientId>,
-        limit: usize,
-    ) -> Result<Vec<Listed>> {
-        self.pass_held("clients", self.inner.clients(tenant, after, limit)).await
-    }
-
-    async fn create_client(&self, client: &Client, event: Event) -> Result<Creation> {
-        self.pass(self.inner.create_client(client, event)).await
-    }
-
-    async fn create_client_of_any(&self, client: &Client, event: Event) -> Result<Creation> {
-        self.pass(self.inner.create_client_of_any(client, event)).await
-    }
-
-    async fn replace_client(&self, client: &Client, event: Event) -> Result<Write> {
-        self.pass_held("replace_client", self.inner.replace_client(client, event)).await
-    }
-
-    async fn end_client(&self, client: &Client, events: Vec<Event>, ended: Event) -> Result<Write> {
-        self.pass_held("end_client", self.inner.end_client(client, events, ended)).await
-    }
-
-    async fn delete_client(&self, client: &Client, event: Event) -> Result<Write> {
-        self.pass(self.inner.delete_client(client, event)).await
-    }
-
-    async fn note_uses(&self, uses: &[SecretUse]) -> Result<()> {
-        self.pass_held("note_uses", self.inner.note_uses(uses)).await
+        verb: &'static str,
+        call: impl Future<Output = Result<T>> + Send,
+    ) -> Result<T> {
+        match verb {
+            // Closes for good, whatever is planned.
+            "close" => return call.await,
+            "client" => {
+                self.reads.fetch_add(1, Ordering::SeqCst);
+            }
+            _ => {}
+        }
+        let held = {
+            let mut holds = self.holds.lock().unwrap();
+            holds.iter().position(|(held, ..)| *held == verb).map(|at| holds.remove(at))
+        };
+        match held {
+            None => self.carry_out(verb, call).await,
+            Some((_, Side::Before, hold)) => {
+                hold.wait().await;
+                self.carry_out(verb, call).await
+            }
+            Some((_, Side::After, hold)) => {
+                let result = self.carry_out(verb, call).await;
+                hold.wait().await;
+                result
+            }
+        }
     }
 }
 
-#[async_trait]
-impl AudienceStore for FaultyStore {
-    async fn audience(&self, audience: &Audience) -> Result<Option<FoundAudience>> {
-        self.pass_held("audience", self.inner.audience(audience)).await
-    }
-
-    async fn audiences(
-        &self,
-        tenant: Option<&TenantId>,
-        after: Option<&Audience>,
-        limit: usize,
-    ) -> Result<Vec<FoundAudience>> {
-        self.pass(self.inner.audiences(tenant, after, limit)).await
-    }
-
-    async fn claim_audience(&self, record: &AudienceRecord, event: Event) -> Result<Creation> {
-        self.pass(self.inner.claim_audience(record, event)).await
-    }
-
-    async fn replace_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write> {
-        self.pass(self.inner.replace_audience(record, event)).await
-    }
-
-    async fn release_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write> {
-        self.pass(self.inner.release_audience(record, event)).await
-    }
-}
-
-#[async_trait]
-impl FamilyStore for FaultyStore {
-    async fn open_family(&self, family: &Family, event: Event) -> Result<Creation> {
-        self.pass_held("open_family", self.inner.open_family(family, event)).await
-    }
-
-    async fn family(&self, id: FamilyId, now: Timestamp) -> Result<Option<Family>> {
-        self.pass(self.inner.family(id, now)).await
-    }
-
-    async fn rotate(&self, rotate: &Rotate, stamp: &Stamp, jti: &str) -> Result<Rotation> {
-        self.pass_held("rotate", self.inner.rotate(rotate, stamp, jti)).await
-    }
-
-    async fn end_family(
-        &self,
-        id: FamilyId,
-        now: Timestamp,
-        until: Timestamp,
-        event: Event,
-    ) -> Result<()> {
-        self.pass_held("end_family", self.inner.end_family(id, now, until, event)).await
-    }
-}
+jeton::pass_verbs!(
+    [] FaultyStore: ClientStore, AudienceStore, FamilyStore, AuditStore, CounterStore, ProofStore,
+    Store
+);
 
 #[async_trait]
 impl RevocationStore for FaultyStore {
     async fn revoke(&self, revocation: &Revocation, event: Event) -> Result<()> {
-        self.pass(self.inner.revoke(revocation, event)).await
+        self.around("revoke", self.inner.revoke(revocation, event)).await
     }
 
     async fn raise_epoch(&self, of: &EpochOf, event: Event) -> Result<u64> {
-        self.pass(self.inner.raise_epoch(of, event)).await
+        self.around("raise_epoch", self.inner.raise_epoch(of, event)).await
     }
 
     async fn follow(&self, now: Timestamp, follower: Arc<dyn Follower>) -> Result<Snapshot> {
         let by_hand = self.by_hand.load(Ordering::SeqCst);
         let feed = Arc::new(Feed { follower, held: Mutex::default(), by_hand });
         self.feeds.lock().unwrap().push(feed.clone());
-        self.pass(self.inner.follow(now, feed)).await
+        self.around("follow", self.inner.follow(now, feed)).await
     }
 
     async fn sweep(&self, now: Timestamp, limit: usize) -> Result<usize> {
-        self.pass_held("sweep", self.inner.sweep(now, limit)).await
-    }
-}
-
-#[async_trait]
-impl AuditStore for FaultyStore {
-    async fn append(&self, event: Event) -> Result<()> {
-        self.pass_held("append", self.inner.append(event)).await
-    }
-
-    async fn append_soon(&self, event: Event) -> Result<()> {
-        self.pass_held("append_soon", self.inner.append_soon(event)).await
-    }
-
-    async fn events(
-        &self,
-        filter: &Filter,
-        before: Option<&Place>,
-        limit: usize,
-    ) -> Result<Vec<Record>> {
-        self.pass(self.inner.events(filter, before, limit)).await
-    }
-
-    async fn chains(&self) -> Result<Vec<Arc<str>>> {
-        self.pass_held("chains", self.inner.chains()).await
-    }
-
-    async fn chain(&self, name: &str, after: u64, limit: usize) -> Result<Vec<Record>> {
-        self.pass(self.inner.chain(name, after, limit)).await
-    }
-
-    async fn head(&self, chain: &str) -> Result<Option<Head>> {
-        self.pass_held("head", self.inner.head(chain)).await
-    }
-
-    async fn writer(&self, chain: &str) -> Result<Writer> {
-        self.pass_held("writer", self.inner.writer(chain)).await
-    }
-
-    async fn witnesses(&self, after: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
-        self.pass_held("witnesses", self.inner.witnesses(after, limit)).await
-    }
-
-    fn tail(&self) -> broadcast::Receiver<Option<Arc<Record>>> {
-        self.inner.tail()
+        self.around("sweep", self.inner.sweep(now, limit)).await
     }
 }
 
 #[async_trait]
 impl KeyStore for FaultyStore {
     async fn keyset(&self) -> Result<Option<Keyset>> {
-        let stored = self.pass_held("keyset", self.inner.keyset()).await?;
+        let stored = self.around("keyset", self.inner.keyset()).await?;
         Ok(self.keyset.lock().unwrap().clone().or(stored))
     }
 
     async fn replace_keyset(&self, keyset: &Keyset, event: Event) -> Result<Write> {
-        self.pass(self.inner.replace_keyset(keyset, event)).await
-    }
-}
-
-#[async_trait]
-impl CounterStore for FaultyStore {
-    async fn count(&self, hits: &[(String, u64)], until: Timestamp) -> Result<Vec<u64>> {
-        self.pass_held("count", self.inner.count(hits, until)).await
-    }
-}
-
-#[async_trait]
-impl ProofStore for FaultyStore {
-    async fn spend(&self, proof: Proof, write: ProvenWrite) -> Result<Spent> {
-        self.pass_held("spend", self.inner.spend(proof, write)).await
-    }
-}
-
-#[async_trait]
-impl Store for FaultyStore {
-    async fn ready(&self) -> Result<()> {
-        self.pass(self.inner.ready()).await
-    }
-
-    /// Closes for good, whatever is planned.
-    async fn close(&self) -> Result<()> {
-        self.inner.close().await
-    }
-
-    fn newest(&self) -> Timestamp {
-        self.inner.newest()
-    }
-
-    async fn time(&self) -> Result<Option<Timestamp>> {
-        self.pass_held("time", self.inner.time()).await
+        self.around("replace_keyset", self.inner.replace_keyset(keyset, event)).await
     }
 }

@@ -2,7 +2,7 @@
 
 use tonic::Request;
 
-use super::Door;
+use super::GrpcServices;
 use crate::{
     admin::{AdminScope, Administrator},
     api::credentials::bearer,
@@ -10,7 +10,7 @@ use crate::{
     model::Call,
 };
 
-impl Door {
+impl GrpcServices {
     /// Who calls, admitted to a scope.
     pub(super) async fn admin<T>(
         &self,

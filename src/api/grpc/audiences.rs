@@ -3,7 +3,7 @@
 use tonic::{Request, Response, Status};
 
 use super::{
-    Door, answer, pages,
+    GrpcServices, into_response, pages,
     parse::{optional, required, timestamp},
 };
 use crate::{
@@ -18,18 +18,18 @@ use crate::{
 };
 
 #[tonic::async_trait]
-impl AudienceService for Door {
+impl AudienceService for GrpcServices {
     async fn list_audiences(
         &self,
         request: Request<ListAudiencesRequest>,
     ) -> Result<Response<ListAudiencesResponse>, Status> {
-        let call = Self::call(&request)?;
-        answer(
+        let call = Self::call_context(&request)?;
+        into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let ListAudiencesRequest { tenant, page_size, page_token } = request.into_inner();
                 let size = pages::size(page_size)?;
-                // Bound to the asker's tenant too: a token is no way into another's listing.
+                // Bound to the caller's tenant too: a token gives no access to another's listing.
                 let question = format!("audiences/{}/{tenant}", admin.tenant());
                 let after = pages::open(&self.services.admin.pages, &question, &page_token)?;
                 let after = after
@@ -72,8 +72,8 @@ impl AudienceService for Door {
         &self,
         request: Request<AssignAudienceRequest>,
     ) -> Result<Response<AssignAudienceResponse>, Status> {
-        let call = Self::call(&request)?;
-        answer(
+        let call = Self::call_context(&request)?;
+        into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let AssignAudienceRequest { audience, tenant } = request.into_inner();
@@ -91,8 +91,8 @@ impl AudienceService for Door {
         &self,
         request: Request<ReleaseAudienceRequest>,
     ) -> Result<Response<ReleaseAudienceResponse>, Status> {
-        let call = Self::call(&request)?;
-        answer(
+        let call = Self::call_context(&request)?;
+        into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let audience = required("audience", &request.get_ref().audience)?;

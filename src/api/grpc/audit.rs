@@ -7,7 +7,7 @@ use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 
 use super::{
-    Door, answer, pages,
+    GrpcServices, into_response, pages,
     parse::{optional, time, timestamp},
 };
 use crate::{
@@ -29,22 +29,22 @@ use crate::{
     },
 };
 
-/// How long a stream may go on without a look at who reads it.
+/// Interval at which a stream checks that its reader may still read.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
-/// How many heads a caller may hold the chains against at once.
+/// Most heads that a caller may compare with the chains in one call.
 const MOST_KNOWN: usize = 256;
 
 #[tonic::async_trait]
-impl AuditService for Door {
+impl AuditService for GrpcServices {
     type TailEventsStream = Pin<Box<dyn Stream<Item = Result<TailEventsResponse, Status>> + Send>>;
 
     async fn list_events(
         &self,
         request: Request<ListEventsRequest>,
     ) -> Result<Response<ListEventsResponse>, Status> {
-        let call = Self::call(&request)?;
-        answer(
+        let call = Self::call_context(&request)?;
+        into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Audit).await?;
                 let ListEventsRequest { filter, page_size, page_token } = request.into_inner();
@@ -82,8 +82,8 @@ impl AuditService for Door {
         &self,
         request: Request<TailEventsRequest>,
     ) -> Result<Response<Self::TailEventsStream>, Status> {
-        let call = Self::call(&request)?;
-        answer(
+        let call = Self::call_context(&request)?;
+        into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Audit).await?;
                 let filter = parsed(request.into_inner().filter.unwrap_or_default())?;
@@ -98,8 +98,8 @@ impl AuditService for Door {
         &self,
         request: Request<VerifyChainRequest>,
     ) -> Result<Response<VerifyChainResponse>, Status> {
-        let call = Self::call(&request)?;
-        answer(
+        let call = Self::call_context(&request)?;
+        into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Audit).await?;
                 let VerifyChainRequest { chain, known } = request.into_inner();
@@ -122,9 +122,9 @@ impl AuditService for Door {
     }
 }
 
-impl Door {
-    /// Forwards records until the caller leaves, falls too far behind, may have missed some, is no
-    /// longer an administrator, or the server drains.
+impl GrpcServices {
+    /// Forwards records until the caller disconnects, lags too far behind, may have missed some, is
+    /// no longer an administrator, or the server drains.
     fn stream(
         &self,
         admin: Administrator,
@@ -154,7 +154,7 @@ impl Door {
                     }
                     Ok(Some(_)) => continue,
                     Err(RecvError::Closed) => return,
-                    // Said, not skipped: a gap in a trail must not go unnoticed.
+                    // Reported, not skipped: a gap in a trail must not go unnoticed.
                     Ok(None) => Err(status(&Error::precondition(
                         "records of other nodes may have been skipped; list the events after the \
                          last one received",
@@ -179,7 +179,7 @@ async fn stopped(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stopping| *stopping).await;
 }
 
-/// A place as it stands in a page token; the chain comes last, for a name may hold anything.
+/// Formats a place for a page token; the chain is last, because a name may contain anything.
 fn cursor(place: &Place) -> String {
     format!("{}/{}/{}", place.at.millis(), place.sequence, place.chain)
 }
@@ -217,7 +217,7 @@ fn parsed(filter: EventFilter) -> Result<Filter> {
     })
 }
 
-/// Heads that were noted elsewhere.
+/// Parses heads that the caller saved outside the store.
 fn heads(known: Vec<KnownHead>, only: Option<&str>) -> Result<Vec<Known>> {
     if known.len() > MOST_KNOWN {
         return Err(Error::field("known", "must have at most 256 entries"));
@@ -235,7 +235,7 @@ fn heads(known: Vec<KnownHead>, only: Option<&str>) -> Result<Vec<Known>> {
     known.into_iter().map(head).collect()
 }
 
-/// In the order of the enum: the worst is the greatest.
+/// Converts a verdict, in the order of the enum: the worst is the greatest.
 fn state(verdict: &Verdict) -> ChainState {
     match verdict.flaw {
         Some(_) => ChainState::Broken,
@@ -266,7 +266,7 @@ fn shown(record: &Record) -> Event {
         chain: record.chain.as_ref().to_owned(),
         sequence: wire(record.sequence),
         node: record.node.as_ref().to_owned(),
-        // The one time that is not to be told is that of a record whose time cannot be read.
+        // The one time that is left out is that of a record whose time cannot be decoded.
         time: (event.at.millis() != i64::MIN).then(|| timestamp(event.at)),
         action: event.action.as_str().to_owned(),
         outcome: event.outcome.as_str().to_owned(),

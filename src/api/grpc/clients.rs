@@ -3,7 +3,7 @@
 use tonic::{Request, Response, Status};
 
 use super::{
-    Door, answer, pages,
+    GrpcServices, into_response, pages,
     parse::{duration, each, etag, optional, required, seconds, time, timestamp},
 };
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
 };
 use secrecy::ExposeSecret;
 
-/// The fields a mask may name, as in the proto.
+/// Fields that a mask may name, as in the proto.
 const FIELDS: [&str; 11] = [
     "display_name",
     "scopes",
@@ -37,13 +37,13 @@ const FIELDS: [&str; 11] = [
 ];
 
 #[tonic::async_trait]
-impl ClientService for Door {
+impl ClientService for GrpcServices {
     async fn create_client(
         &self,
         request: Request<CreateClientRequest>,
     ) -> Result<Response<CreateClientResponse>, Status> {
-        let call = Self::call(&request)?;
-        answer(
+        let call = Self::call_context(&request)?;
+        into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let CreateClientRequest { client, secret } = request.into_inner();
@@ -78,8 +78,8 @@ impl ClientService for Door {
         &self,
         request: Request<GetClientRequest>,
     ) -> Result<Response<GetClientResponse>, Status> {
-        let call = Self::call(&request)?;
-        answer(
+        let call = Self::call_context(&request)?;
+        into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let id = required("client_id", &request.get_ref().client_id)?;
@@ -94,13 +94,13 @@ impl ClientService for Door {
         &self,
         request: Request<ListClientsRequest>,
     ) -> Result<Response<ListClientsResponse>, Status> {
-        let call = Self::call(&request)?;
-        answer(
+        let call = Self::call_context(&request)?;
+        into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let ListClientsRequest { tenant, page_size, page_token } = request.into_inner();
                 let size = pages::size(page_size)?;
-                // Bound to the asker's tenant too: a token is no way into another's listing.
+                // Bound to the caller's tenant too: a token gives no access to another's listing.
                 let question = format!("clients/{}/{tenant}", admin.tenant());
                 let after = pages::open(&self.services.admin.pages, &question, &page_token)?;
                 let after = after
@@ -143,8 +143,8 @@ impl ClientService for Door {
         &self,
         request: Request<UpdateClientRequest>,
     ) -> Result<Response<UpdateClientResponse>, Status> {
-        let call = Self::call(&request)?;
-        answer(
+        let call = Self::call_context(&request)?;
+        into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let UpdateClientRequest { client, update_mask } = request.into_inner();
@@ -171,8 +171,8 @@ impl ClientService for Door {
         &self,
         request: Request<DisableClientRequest>,
     ) -> Result<Response<DisableClientResponse>, Status> {
-        let call = Self::call(&request)?;
-        answer(
+        let call = Self::call_context(&request)?;
+        into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let DisableClientRequest { client_id, etag: tag } = request.into_inner();
@@ -189,8 +189,8 @@ impl ClientService for Door {
         &self,
         request: Request<EnableClientRequest>,
     ) -> Result<Response<EnableClientResponse>, Status> {
-        let call = Self::call(&request)?;
-        answer(
+        let call = Self::call_context(&request)?;
+        into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let EnableClientRequest { client_id, etag: tag } = request.into_inner();
@@ -207,8 +207,8 @@ impl ClientService for Door {
         &self,
         request: Request<DeleteClientRequest>,
     ) -> Result<Response<DeleteClientResponse>, Status> {
-        let call = Self::call(&request)?;
-        answer(
+        let call = Self::call_context(&request)?;
+        into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let DeleteClientRequest { client_id, etag: tag } = request.into_inner();
@@ -228,8 +228,8 @@ impl ClientService for Door {
         &self,
         request: Request<AddSecretRequest>,
     ) -> Result<Response<AddSecretResponse>, Status> {
-        let call = Self::call(&request)?;
-        answer(
+        let call = Self::call_context(&request)?;
+        into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let AddSecretRequest { client_id, secret, expire_time, etag: tag } =
@@ -266,8 +266,8 @@ impl ClientService for Door {
         &self,
         request: Request<RetireSecretRequest>,
     ) -> Result<Response<RetireSecretResponse>, Status> {
-        let call = Self::call(&request)?;
-        answer(
+        let call = Self::call_context(&request)?;
+        into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Clients).await?;
                 let RetireSecretRequest { client_id, secret_id, overlap, etag: tag, revoke_issued } = request.into_inner();
@@ -293,7 +293,7 @@ fn check_mask(paths: &[String]) -> Result<()> {
     }
 }
 
-/// On creation, a field left at its proto default is one that was not given.
+/// Returns true if a field has its proto default: on creation it was not given then.
 fn is_default(client: &proto::Client, field: &str) -> bool {
     match field {
         "grant_types" => client.grant_types.is_empty(),
@@ -301,11 +301,11 @@ fn is_default(client: &proto::Client, field: &str) -> bool {
     }
 }
 
-/// The settings that `named` fields hold.
+/// Parses the settings of the `named` fields.
 fn settings(client: &proto::Client, named: impl Fn(&str) -> bool) -> Result<Settings> {
     let scopes =
         |field: &'static str, texts: &[String]| Scopes::parse(texts).map_err(Error::invalid(field));
-    /// Evaluates `value` where `field` is named.
+    /// Evaluates `value` if the field is named.
     fn given<T>(named: bool, value: impl FnOnce() -> Result<T>) -> Result<Option<T>> {
         if named { value().map(Some) } else { Ok(None) }
     }

@@ -3,7 +3,7 @@
 use tonic::{Request, Response, Status};
 
 use super::{
-    Door, answer,
+    GrpcServices, into_response,
     parse::{required, timestamp},
 };
 use crate::{
@@ -16,13 +16,13 @@ use crate::{
 };
 
 #[tonic::async_trait]
-impl KeyService for Door {
+impl KeyService for GrpcServices {
     async fn list_keys(
         &self,
         request: Request<ListKeysRequest>,
     ) -> Result<Response<ListKeysResponse>, Status> {
-        let call = Self::call(&request)?;
-        answer(
+        let call = Self::call_context(&request)?;
+        into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Keys).await?;
                 let keyset = self.services.admin.keys.list(&admin).await?;
@@ -36,8 +36,8 @@ impl KeyService for Door {
         &self,
         request: Request<RotateKeysRequest>,
     ) -> Result<Response<RotateKeysResponse>, Status> {
-        let call = Self::call(&request)?;
-        answer(
+        let call = Self::call_context(&request)?;
+        into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Keys).await?;
                 let keyset = self.services.admin.keys.rotate(&call, &admin).await?;
@@ -51,8 +51,8 @@ impl KeyService for Door {
         &self,
         request: Request<RevokeKeyRequest>,
     ) -> Result<Response<RevokeKeyResponse>, Status> {
-        let call = Self::call(&request)?;
-        answer(
+        let call = Self::call_context(&request)?;
+        into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Keys).await?;
                 let kid: Kid = required("kid", &request.get_ref().kid)?;

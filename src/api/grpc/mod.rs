@@ -31,29 +31,29 @@ use crate::{
     services::Services,
 };
 
-/// The longest message, in bytes.
+/// Length of the longest message, in bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
-/// The longest message of a batch, in bytes.
+/// Length of the longest message of a batch, in bytes.
 pub const MAX_BATCH_MESSAGE: usize = 2 * 1024 * 1024;
 
 /// Path of the one RPC whose message may be longer.
 const BATCH_INTROSPECT: &str = "/jeton.token.v1.TokenService/BatchIntrospect";
 
-/// What every service of ours is made of.
+/// Implementation of all our gRPC services.
 #[derive(Clone)]
-pub struct Door {
+pub struct GrpcServices {
     services: Arc<Services>,
     /// Ends streams when the server drains.
     stopping: tokio::sync::watch::Receiver<bool>,
 }
 
-impl Door {
-    /// A door to `services`; `stopping` turns true when streams must end.
+impl GrpcServices {
+    /// Creates the services; `stopping` turns true when streams must end.
     pub fn new(services: Arc<Services>, stopping: tokio::sync::watch::Receiver<bool>) -> Self {
         Self { services, stopping }
     }
 
-    /// Our services as routes.
+    /// Returns our services as routes.
     pub fn routes(&self) -> Router {
         let mut routes = Routes::builder();
         routes
@@ -78,8 +78,8 @@ impl Door {
         routes.routes().into_axum_router().route_service(BATCH_INTROSPECT, batch)
     }
 
-    /// The circumstances of a request, as the guard found them.
-    fn call<T>(request: &Request<T>) -> Result<Call, Status> {
+    /// Returns the context of a request, as the guard recorded it.
+    fn call_context<T>(request: &Request<T>) -> Result<Call, Status> {
         let call = request.extensions().get::<Call>().cloned();
         call.ok_or_else(|| {
             status(&Error::Internal("a request reached a handler without its call context".into()))
@@ -87,7 +87,7 @@ impl Door {
     }
 }
 
-/// Turns what a rule came to into what the wire carries.
-fn answer<T>(result: Result<T>) -> Result<tonic::Response<T>, Status> {
+/// Converts the result of a rule into a response.
+fn into_response<T>(result: Result<T>) -> Result<tonic::Response<T>, Status> {
     result.map(tonic::Response::new).map_err(|error| status(&error))
 }

@@ -8,7 +8,7 @@ use crate::{
 const DEFAULT_SIZE: usize = 100;
 const MAX_SIZE: usize = 1_000;
 
-/// How many to give: 0 means 100, more than 1,000 means 1,000.
+/// Returns the size of a page: 0 means 100, more than 1,000 means 1,000.
 pub(super) fn size(asked: i32) -> Result<usize> {
     match usize::try_from(asked) {
         Ok(0) => Ok(DEFAULT_SIZE),
@@ -17,8 +17,8 @@ pub(super) fn size(asked: i32) -> Result<usize> {
     }
 }
 
-/// The cursor in a token; `None` for the first page. A token of another question, or not ours, is
-/// refused.
+/// Returns the cursor in a token; `None` for the first page. A token of another query, or a forged
+/// one, is refused.
 pub(super) fn open(pages: &PageTokens, question: &str, token: &str) -> Result<Option<String>> {
     if token.is_empty() {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! From the wire's types to ours and back.
+//! Conversion between the wire's types and ours.
 
 use std::{str::FromStr, time::Duration};
 
@@ -7,7 +7,7 @@ use crate::{
     model::{Invalid, Timestamp},
 };
 
-/// An empty text is absent; any other must parse.
+/// Parses a text; an empty one is absent.
 pub(super) fn optional<T: FromStr<Err = Invalid>>(
     field: &'static str,
     text: &str,
@@ -15,12 +15,12 @@ pub(super) fn optional<T: FromStr<Err = Invalid>>(
     if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(Error::invalid(field)) }
 }
 
-/// A text that must parse; empty ones do not.
+/// Parses a text; an empty one is refused.
 pub(super) fn required<T: FromStr<Err = Invalid>>(field: &'static str, text: &str) -> Result<T> {
     text.parse().map_err(Error::invalid(field))
 }
 
-/// Every text must parse.
+/// Parses every text of a list.
 pub(super) fn each<T: FromStr<Err = Invalid>>(
     field: &'static str,
     texts: &[String],
@@ -28,7 +28,7 @@ pub(super) fn each<T: FromStr<Err = Invalid>>(
     texts.iter().map(|text| text.parse().map_err(Error::invalid(field))).collect()
 }
 
-/// A duration in whole seconds, not negative.
+/// Parses a duration in whole seconds, not negative.
 pub(super) fn duration(
     field: &'static str,
     value: Option<prost_types::Duration>,
@@ -41,7 +41,7 @@ pub(super) fn duration(
         .transpose()
 }
 
-/// A point in time from 1970 to 9999.
+/// Parses a time from 1970 to 9999.
 pub(super) fn time(
     field: &'static str,
     value: Option<prost_types::Timestamp>,
@@ -59,25 +59,25 @@ pub(super) fn time(
         .transpose()
 }
 
-/// An etag is the revision in decimal; empty means whatever stands.
+/// Parses an etag, the revision in decimal; empty means any revision.
 pub(super) fn etag(text: &str) -> Result<Option<u64>> {
     if text.is_empty() {
         return Ok(None);
     }
-    // One spelling alone, as it was given out: no sign, no leading zeros.
+    // Only the spelling that was issued: no sign, no leading zeros.
     let revision = text.parse().ok().filter(|revision: &u64| revision.to_string() == text);
     revision
         .map(Some)
         .ok_or_else(|| Error::field("etag", "must be an etag returned by this service"))
 }
 
-/// To the wire.
+/// Converts a time for the wire.
 pub(super) fn timestamp(at: Timestamp) -> prost_types::Timestamp {
     let nanos = i32::try_from(at.millis().rem_euclid(1_000) * 1_000_000).unwrap_or(0);
     prost_types::Timestamp { seconds: at.seconds(), nanos }
 }
 
-/// To the wire.
+/// Converts a duration for the wire.
 pub(super) fn seconds(duration: Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),

@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response, Status};
 
-use super::{Door, answer, parse::required};
+use super::{GrpcServices, into_response, parse::required};
 use crate::{
     admin::{AdminScope, Target},
     error::{Error, Result},
@@ -14,13 +14,13 @@ use crate::{
 };
 
 #[tonic::async_trait]
-impl RevocationService for Door {
+impl RevocationService for GrpcServices {
     async fn revoke_all(
         &self,
         request: Request<RevokeAllRequest>,
     ) -> Result<Response<RevokeAllResponse>, Status> {
-        let call = Self::call(&request)?;
-        answer(
+        let call = Self::call_context(&request)?;
+        into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Revocations).await?;
                 let RevokeAllRequest { target, reason } = request.into_inner();

@@ -2,7 +2,7 @@
 
 use tonic::{Request, Response, Status};
 
-use super::{Door, answer};
+use super::{GrpcServices, into_response};
 use crate::{
     api::credentials::presented,
     error::Error,
@@ -23,15 +23,15 @@ const BETWEEN_YIELDS: usize = 32;
 const MAX_LIST: usize = 100;
 
 #[tonic::async_trait]
-impl TokenService for Door {
+impl TokenService for GrpcServices {
     async fn token(
         &self,
         request: Request<TokenRequest>,
     ) -> Result<Response<TokenResponse>, Status> {
-        let call = Self::call(&request)?;
+        let call = Self::call_context(&request)?;
         let (metadata, _, message) = request.into_parts();
         let TokenRequest { grant_type, client_id, client_secret, scopes, resources } = message;
-        answer(
+        into_response(
             async {
                 let credentials = presented(metadata.as_ref(), client_id, client_secret)?;
                 bounded("scopes", &scopes)?;
@@ -47,10 +47,10 @@ impl TokenService for Door {
         &self,
         request: Request<RefreshRequest>,
     ) -> Result<Response<RefreshResponse>, Status> {
-        let call = Self::call(&request)?;
+        let call = Self::call_context(&request)?;
         let (metadata, _, message) = request.into_parts();
         let RefreshRequest { client_id, client_secret, refresh_token, scopes } = message;
-        answer(
+        into_response(
             async {
                 let credentials = presented(metadata.as_ref(), client_id, client_secret)?;
                 bounded("scopes", &scopes)?;
@@ -72,12 +72,12 @@ impl TokenService for Door {
         &self,
         request: Request<RevokeRequest>,
     ) -> Result<Response<RevokeResponse>, Status> {
-        let call = Self::call(&request)?;
+        let call = Self::call_context(&request)?;
         let (metadata, _, message) = request.into_parts();
         // The hint is not needed: the two kinds of token cannot be confused (RFC 7009 section 2.1
         // lets it be ignored).
         let RevokeRequest { client_id, client_secret, token, token_type_hint: _ } = message;
-        answer(
+        into_response(
             async {
                 let credentials = presented(metadata.as_ref(), client_id, client_secret)?;
                 let token = present("token", token)?;
@@ -95,10 +95,10 @@ impl TokenService for Door {
         &self,
         request: Request<IntrospectRequest>,
     ) -> Result<Response<IntrospectResponse>, Status> {
-        let call = Self::call(&request)?;
+        let call = Self::call_context(&request)?;
         let (metadata, _, message) = request.into_parts();
         let IntrospectRequest { client_id, client_secret, token, token_type_hint } = message;
-        answer(
+        into_response(
             async {
                 let credentials = presented(metadata.as_ref(), client_id, client_secret)?;
                 let token = present("token", token)?;
@@ -123,10 +123,10 @@ impl TokenService for Door {
         &self,
         request: Request<BatchIntrospectRequest>,
     ) -> Result<Response<BatchIntrospectResponse>, Status> {
-        let call = Self::call(&request)?;
+        let call = Self::call_context(&request)?;
         let (metadata, _, message) = request.into_parts();
         let BatchIntrospectRequest { client_id, client_secret, tokens } = message;
-        answer(
+        into_response(
             async {
                 let credentials = presented(metadata.as_ref(), client_id, client_secret)?;
                 if tokens.is_empty() || tokens.len() > introspection::MAX_BATCH {
@@ -149,7 +149,7 @@ impl TokenService for Door {
     }
 }
 
-impl Door {
+impl GrpcServices {
     fn judge(
         &self,
         call: &Call,

@@ -1,7 +1,7 @@
-//! Bytes that the calls of a peer hold: requests that are not yet whole, and answers that are not
-//! yet sent. A stranger can begin a call on each of very many streams and never finish its message,
-//! or never read the answer. All calls of a worker together may hold a fixed number of bytes, and
-//! those of one peer a part of it, so that there is room for the others.
+//! Memory that the calls of a peer hold: incomplete requests and unsent responses. An
+//! unauthenticated client can begin a call on each of very many streams and never finish its
+//! message, or never read the response. All calls of a worker together may hold a fixed number of
+//! bytes, and those of one peer a part of it, so that there is room for the others.
 
 use std::sync::{
     Arc,
@@ -9,26 +9,27 @@ use std::sync::{
 };
 
 /// Bytes that all calls of one worker may hold.
-const MOST: usize = 128 * 1024 * 1024;
+const MAX_BYTES: usize = 128 * 1024 * 1024;
 /// Bytes of it that the calls of one peer may hold.
-const MOST_PER_PEER: usize = MOST / 8;
-/// Bytes that a request counts for, beside its answer and before its first one, until the answer is
-/// made.
-const REQUEST: usize = 4 * 1024;
-/// Bytes that an answer counts for from the start of its call: headers, task, stream, and a small
+const MAX_BYTES_PER_PEER: usize = MAX_BYTES / 8;
+/// Bytes that a request costs, besides its response and before its first byte, until the response
+/// is made.
+const REQUEST_COST: usize = 4 * 1024;
+/// Bytes that a response costs from the start of its call: headers, task, stream, and a small
 /// message.
-const ANSWER: usize = 12 * 1024;
-/// Bytes of a message that are part of [`ANSWER`].
-pub(super) const INCLUDED: usize = 4 * 1024;
-/// Bytes that a stream without an end counts for, beside its messages.
-const STREAM: usize = 8 * 1024;
-/// Streams without an end that one peer may have open at one worker: half of what its bytes allow,
-/// so that it can still call.
-const STREAMS_PER_PEER: usize = MOST_PER_PEER / STREAM / 2;
+const BASE_COST: usize = 12 * 1024;
+/// Bytes of a message that are part of [`BASE_COST`].
+pub(super) const INCLUDED_BYTES: usize = 4 * 1024;
+/// Bytes that an endless stream costs, besides its messages.
+const STREAM_COST: usize = 8 * 1024;
+/// Endless streams that one peer may have open at one worker: half of what its bytes allow, so that
+/// it can still call.
+const MAX_STREAMS_PER_PEER: usize = MAX_BYTES_PER_PEER / STREAM_COST / 2;
 
 thread_local! {
-    /// Of this worker: calls never cross threads, so counting costs no worker another's cache line.
-    static HELD: Arc<AtomicUsize> = Arc::default();
+    /// Sum of this worker: calls never cross threads, so counting touches no cache line of another
+    /// worker.
+    static WORKER_BYTES: Arc<AtomicUsize> = Arc::default();
 }
 
 /// Sums over all connections of one peer to one worker.
@@ -38,23 +39,23 @@ pub struct PeerAccount {
     streams: AtomicUsize,
 }
 
-/// Calls of one connection that are not over, and the sums that they are part of.
+/// Open calls of one connection, and the sums that they are part of.
 #[derive(Debug)]
 pub struct Account {
     worker: Arc<AtomicUsize>,
     peer: Arc<PeerAccount>,
-    /// What must have been sent within a time, by the generation that it began in.
+    /// Responses and pieces that must be sent within a time, by the generation in which they began.
     even: AtomicUsize,
     odd: AtomicUsize,
     generation: AtomicUsize,
-    /// Streams without an end.
+    /// Endless streams.
     streams: AtomicUsize,
 }
 
 impl Account {
-    /// Of a connection to the worker of this thread.
+    /// Creates the account of a connection to the worker of this thread.
     pub fn of_this_worker(peer: Arc<PeerAccount>) -> Arc<Self> {
-        Arc::new(Self::new(HELD.with(Arc::clone), peer))
+        Arc::new(Self::new(WORKER_BYTES.with(Arc::clone), peer))
     }
 
     fn new(worker: Arc<AtomicUsize>, peer: Arc<PeerAccount>) -> Self {
@@ -63,8 +64,8 @@ impl Account {
     }
 
     /// Begins a new generation. Returns true if anything of the last but one has not been sent:
-    /// called at even intervals, it finds what is older than two of them, and nothing that is
-    /// younger than one.
+    /// called at even intervals, it finds everything older than two of them, and nothing younger
+    /// than one.
     pub fn has_overdue(&self) -> bool {
         let next = self.generation.load(Relaxed) + 1;
         if self.timed(next).load(Relaxed) > 0 {
@@ -74,12 +75,12 @@ impl Account {
         false
     }
 
-    /// Returns true if a call is in progress, other than a stream without an end.
+    /// Returns true if a call is in progress, other than an endless stream.
     pub fn is_busy(&self) -> bool {
         self.even.load(Relaxed) + self.odd.load(Relaxed) > 0
     }
 
-    /// Returns true if a stream without an end is open.
+    /// Returns true if an endless stream is open.
     pub fn has_streams(&self) -> bool {
         self.streams.load(Relaxed) > 0
     }
@@ -88,28 +89,29 @@ impl Account {
         if generation.is_multiple_of(2) { &self.even } else { &self.odd }
     }
 
-    /// Shares of a call that begins, for its answer and for its request; `None` if the peer or the
-    /// worker holds too much.
-    pub(super) fn begin(self: &Arc<Self>, is_stream: bool) -> Option<(Share, Share)> {
-        let (kind, bytes) = if is_stream { (Kind::Stream, STREAM) } else { (self.now(), ANSWER) };
-        let answer = Share::new(self, kind);
-        if is_stream && self.peer.streams.load(Relaxed) > STREAMS_PER_PEER {
+    /// Acquires the permits of a new call, for its response and for its request; `None` if the peer
+    /// or the worker holds too much.
+    pub(super) fn begin(self: &Arc<Self>, is_stream: bool) -> Option<(MemoryPermit, MemoryPermit)> {
+        let (kind, bytes) =
+            if is_stream { (Kind::Stream, STREAM_COST) } else { (self.now(), BASE_COST) };
+        let answer = MemoryPermit::new(self, kind);
+        if is_stream && self.peer.streams.load(Relaxed) > MAX_STREAMS_PER_PEER {
             return None;
         }
-        // Taken at once and then parted, for it is done for every call.
-        if !answer.grow(bytes + REQUEST) {
+        // Acquired together and then split, because this runs for every call.
+        if !answer.grow(bytes + REQUEST_COST) {
             return None;
         }
         answer.bytes.store(bytes, Relaxed);
-        let request = Share::new(self, Kind::Request);
-        request.bytes.store(REQUEST, Relaxed);
+        let request = MemoryPermit::new(self, Kind::Request);
+        request.bytes.store(REQUEST_COST, Relaxed);
         Some((answer, request))
     }
 
-    /// Share of `bytes` of an answer that are to be sent within a time.
-    pub(super) fn hold(self: &Arc<Self>, bytes: usize) -> Option<Share> {
-        let share = Share::new(self, self.now());
-        share.grow(bytes).then_some(share)
+    /// Acquires a permit for `bytes` of a response that must be sent within a time.
+    pub(super) fn acquire(self: &Arc<Self>, bytes: usize) -> Option<MemoryPermit> {
+        let permit = MemoryPermit::new(self, self.now());
+        permit.grow(bytes).then_some(permit)
     }
 
     fn now(&self) -> Kind {
@@ -118,15 +120,15 @@ impl Account {
 }
 
 impl Default for Account {
-    /// Of a request that came by no listener.
+    /// Creates the account of a request without a listener.
     fn default() -> Self {
         Self::new(Arc::default(), Arc::default())
     }
 }
 
-/// Part of an account, given back when dropped.
+/// Part of an account, released when dropped.
 #[derive(Debug)]
-pub(super) struct Share {
+pub(super) struct MemoryPermit {
     account: Arc<Account>,
     bytes: AtomicUsize,
     kind: Kind,
@@ -134,15 +136,15 @@ pub(super) struct Share {
 
 #[derive(Clone, Copy, Debug)]
 enum Kind {
-    /// A request: the deadline of its call ends it.
+    /// Request: the deadline of its call ends it.
     Request,
-    /// A call whose answer ends, or a piece of an answer, with its generation.
+    /// Call with a finite response, or a piece of a response, with its generation.
     Timed(usize),
-    /// A stream without an end.
+    /// Endless stream.
     Stream,
 }
 
-impl Share {
+impl MemoryPermit {
     fn new(account: &Arc<Account>, kind: Kind) -> Self {
         match kind {
             Kind::Request => {}
@@ -157,12 +159,12 @@ impl Share {
         Self { account: Arc::clone(account), bytes: AtomicUsize::new(0), kind }
     }
 
-    /// Returns true if there was room for that much more.
+    /// Returns true if there was room for that many more bytes.
     pub(super) fn grow(&self, by: usize) -> bool {
         self.bytes.fetch_add(by, Relaxed);
         let all = self.account.worker.fetch_add(by, Relaxed) + by;
         let of_peer = self.account.peer.bytes.fetch_add(by, Relaxed) + by;
-        all <= MOST && of_peer <= MOST_PER_PEER
+        all <= MAX_BYTES && of_peer <= MAX_BYTES_PER_PEER
     }
 
     pub(super) const fn account(&self) -> &Arc<Account> {
@@ -174,7 +176,7 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for MemoryPermit {
     fn drop(&mut self) {
         let (account, bytes) = (&*self.account, self.bytes.load(Relaxed));
         account.worker.fetch_sub(bytes, Relaxed);
@@ -204,23 +206,23 @@ impl Account {
 mod tests {
     use super::*;
 
-    /// L08: the sum of a worker and the part of a peer are bounded, and all is given back.
+    /// L08: the sum of a worker and the part of a peer are bounded, and everything is released.
     #[test]
     fn bytes_are_bounded_and_given_back() {
         let worker = Arc::<AtomicUsize>::default();
         let peers: Vec<_> =
             (0..9).map(|_| Arc::new(Account::new(Arc::clone(&worker), Arc::default()))).collect();
-        let most = MOST / (ANSWER + REQUEST);
-        let mut shares = Vec::new();
+        let most = MAX_BYTES / (BASE_COST + REQUEST_COST);
+        let mut permits = Vec::new();
         for (peer, account) in peers.iter().take(8).enumerate() {
-            shares.extend((0..most).map_while(|_| account.begin(false)));
-            assert_eq!(shares.len(), most / 8 * (peer + 1), "a peer has an eighth");
+            permits.extend((0..most).map_while(|_| account.begin(false)));
+            assert_eq!(permits.len(), most / 8 * (peer + 1), "a peer has an eighth");
         }
         assert!(peers[8].begin(false).is_none(), "the worker has no room");
-        assert!(!shares[0].1.grow(1), "nor for another byte");
-        shares.truncate(1);
+        assert!(!permits[0].1.grow(1), "nor for another byte");
+        permits.truncate(1);
         assert!(peers[8].begin(false).is_some());
-        drop(shares);
+        drop(permits);
         assert!(
             peers.iter().all(|account| account.bytes() == 0 && !account.is_busy()),
             "what was refused is not counted"
@@ -228,21 +230,24 @@ mod tests {
         assert_eq!(worker.load(Relaxed), 0);
     }
 
-    /// L08: when its answer has been made, a call counts for its answer alone.
+    /// L08: once its response has been made, a call counts for its response alone.
     #[test]
     fn an_answer_goes_on_counting_without_its_request() {
         let account = Arc::new(Account::default());
         let (answer, request) = account.begin(false).unwrap();
         drop(request);
-        assert_eq!((account.bytes(), account.is_busy()), (ANSWER, true));
-        let piece = account.hold(1_000_000).unwrap();
-        assert!(account.hold(MOST_PER_PEER).is_none(), "a piece that is too large is refused");
+        assert_eq!((account.bytes(), account.is_busy()), (BASE_COST, true));
+        let piece = account.acquire(1_000_000).unwrap();
+        assert!(
+            account.acquire(MAX_BYTES_PER_PEER).is_none(),
+            "a piece that is too large is refused"
+        );
         drop((answer, piece));
         assert_eq!((account.bytes(), account.is_busy()), (0, false));
     }
 
-    /// L08: streams without an end are bounded apart, over all connections of a peer, and leave
-    /// room for calls.
+    /// L08: endless streams are bounded separately, over all connections of a peer, and leave room
+    /// for calls.
     #[test]
     fn streams_leave_room_for_calls() {
         let peer = Arc::<PeerAccount>::default();
@@ -252,15 +257,15 @@ mod tests {
             if number.is_multiple_of(2) { one.begin(true) } else { other.begin(true) }
         };
         let streams: Vec<_> =
-            (0..2 * STREAMS_PER_PEER).map_while(|number| Some(open(number)?.0)).collect();
-        assert_eq!(streams.len(), STREAMS_PER_PEER);
+            (0..2 * MAX_STREAMS_PER_PEER).map_while(|number| Some(open(number)?.0)).collect();
+        assert_eq!(streams.len(), MAX_STREAMS_PER_PEER);
         assert!(one.begin(false).is_some(), "a call has room");
         assert!(one.has_streams() && !one.is_busy());
         drop(streams);
         assert!(!one.has_streams() && other.begin(true).is_some());
     }
 
-    /// L05: an answer is overdue after two turns at the latest, and never after one.
+    /// L05: a response is overdue after two generations at the latest, and never after one.
     #[test]
     fn the_second_turn_finds_what_was_not_sent() {
         let account = Arc::new(Account::default());
@@ -276,7 +281,7 @@ mod tests {
         }
         let stream = account.begin(true).unwrap();
         assert!((0..9).all(|_| !account.has_overdue()), "a stream may stay");
-        let piece = account.hold(10).unwrap();
+        let piece = account.acquire(10).unwrap();
         assert!(!account.has_overdue() && account.has_overdue(), "but what it sends must be read");
         drop((stream, piece));
     }

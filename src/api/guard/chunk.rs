@@ -1,25 +1,25 @@
-//! Pieces of an answer's body, counted until they have been written.
+//! Pieces of a response body, counted until they have been written.
 
 use std::{io::IoSlice, sync::Arc};
 
 use bytes::{Buf, Bytes};
 
-use super::account::{Account, Share};
+use super::account::{Account, MemoryPermit};
 
-/// A piece of an answer's body. HTTP keeps it until its last byte is written to the connection, and
-/// with it the shares: neither the end of the body nor that of the handler says that a client has
-/// made room for what it asked for.
+/// Piece of a response body. HTTP keeps it until its last byte is written to the connection, and
+/// with it the permits: neither the end of the body nor that of the handler shows that the client
+/// has read the response.
 pub struct Chunk {
     bytes: Bytes,
-    _answer: Option<Answer>,
-    _part: Option<Arc<Share>>,
+    _answer: Option<AnswerPermit>,
+    _part: Option<Arc<MemoryPermit>>,
 }
 
 impl Chunk {
     pub(super) const fn new(
         bytes: Bytes,
-        answer: Option<Answer>,
-        part: Option<Arc<Share>>,
+        answer: Option<AnswerPermit>,
+        part: Option<Arc<MemoryPermit>>,
     ) -> Self {
         Self { bytes, _answer: answer, _part: part }
     }
@@ -47,15 +47,15 @@ impl Buf for Chunk {
     }
 }
 
-/// The share of one answer, kept by its headers and by every piece of its body: the value of its
-/// x-request-id owns it. So it lives until headers and body have gone out, and costs no allocation
-/// beside the header's own.
+/// Permit of one response, kept by its headers and by every piece of its body: the value of its
+/// x-request-id owns it. So it lives until headers and body have been sent, and costs no allocation
+/// besides the header's own.
 #[derive(Clone)]
-pub(super) struct Answer(Bytes);
+pub(super) struct AnswerPermit(Bytes);
 
 struct Owned {
     request_id: Arc<str>,
-    _share: Share,
+    _share: MemoryPermit,
 }
 
 impl AsRef<[u8]> for Owned {
@@ -64,72 +64,72 @@ impl AsRef<[u8]> for Owned {
     }
 }
 
-impl Answer {
-    pub(super) fn new(request_id: Arc<str>, share: Share) -> Self {
-        Self(Bytes::from_owner(Owned { request_id, _share: share }))
+impl AnswerPermit {
+    pub(super) fn new(request_id: Arc<str>, permit: MemoryPermit) -> Self {
+        Self(Bytes::from_owner(Owned { request_id, _share: permit }))
     }
 
-    /// The request id.
+    /// Returns the request id.
     pub(super) fn request_id(&self) -> Bytes {
         self.0.clone()
     }
 }
 
-/// Counts the pieces of one answer.
+/// Counter of the pieces of one response.
 pub(super) struct Pieces {
-    answer: Answer,
+    answer: AnswerPermit,
     account: Arc<Account>,
-    /// Bytes that may still be cut without a further share.
+    /// Bytes that may still be cut without a further permit.
     included: usize,
-    part: Option<Arc<Share>>,
+    part: Option<Arc<MemoryPermit>>,
     /// Bytes that are yet to be cut.
     rest: Bytes,
 }
 
-/// The longest piece: HTTP takes a whole one out of the body as soon as there is a byte of window
-/// for it.
-const LONGEST: usize = 16 * 1024;
+/// Length of the longest piece: HTTP takes a whole one out of the body as soon as there is a byte
+/// of window for it.
+const MAX_PIECE_BYTES: usize = 16 * 1024;
 
 impl Pieces {
-    pub(super) const fn new(answer: Answer, account: Arc<Account>, included: usize) -> Self {
+    pub(super) const fn new(answer: AnswerPermit, account: Arc<Account>, included: usize) -> Self {
         Self { answer, account, included, part: None, rest: Bytes::new() }
     }
 
-    /// Makes room for `length` bytes at once; returns false if there is none.
+    /// Acquires room for `length` bytes at once; returns false if there is none.
     pub(super) fn reserve(&mut self, length: usize) -> bool {
         if length > self.included {
-            let Some(part) = self.account.hold(length) else { return false };
+            let Some(part) = self.account.acquire(length) else { return false };
             self.part = Some(Arc::new(part));
             self.included = length;
         }
         true
     }
 
-    /// Takes bytes that are to be cut; returns false if there is no room for them.
+    /// Takes bytes to be cut; returns false if there is no room for them.
     pub(super) fn take(&mut self, bytes: Bytes) -> bool {
         if let Some(left) = self.included.checked_sub(bytes.len()) {
             self.included = left;
         } else {
-            let Some(part) = self.account.hold(bytes.len()) else { return false };
+            let Some(part) = self.account.acquire(bytes.len()) else { return false };
             self.part = Some(Arc::new(part));
         }
         self.rest = bytes;
         true
     }
 
-    /// Cuts the next piece off what was taken.
+    /// Cuts off the next piece.
     pub(super) fn cut(&mut self) -> Option<Chunk> {
         if self.rest.is_empty() {
             return None;
         }
-        let piece = self.rest.split_to(self.rest.len().min(LONGEST));
-        // The last piece alone keeps the share then: what has been sent must not count while a
-        // stream waits for its next message.
+        let piece = self.rest.split_to(self.rest.len().min(MAX_PIECE_BYTES));
+        // Only the last piece keeps the permit then: sent bytes must not count while a stream waits
+        // for its next message.
         let part = if self.rest.is_empty() { self.part.take() } else { self.part.clone() };
         Some(Chunk::new(piece, Some(self.answer.clone()), part))
     }
 
-    /// Bytes that are yet to be cut.
+    /// Returns the number of bytes that are yet to be cut.
     pub(super) const fn left(&self) -> usize {
         self.rest.len()
     }

@@ -1,5 +1,5 @@
-//! The methods that are served, as the descriptors name them, and how often each was called. Labels
-//! come from here only, so a stranger cannot make series.
+//! Methods of the descriptors, and the number of calls of each. Labels are taken from here only, so
+//! a client cannot create series.
 
 use std::{
     collections::HashMap,
@@ -12,7 +12,7 @@ use prost::Message;
 use prost_types::FileDescriptorSet;
 use tonic::Code;
 
-/// Upper bounds of the histogram, in microseconds, and how each is written in seconds.
+/// Upper bounds of the histogram, in microseconds, and their text in seconds.
 const BOUNDS: [(u64, &str); 12] = [
     (100, "0.0001"),
     (250, "0.00025"),
@@ -28,7 +28,7 @@ const BOUNDS: [(u64, &str); 12] = [
     (5_000_000, "5"),
 ];
 
-/// The names of the codes, by number, as Prometheus users of gRPC know them.
+/// Names of the codes, by number, as Prometheus users of gRPC know them.
 const CODES: [&str; 17] = [
     "OK",
     "Canceled",
@@ -49,7 +49,7 @@ const CODES: [&str; 17] = [
     "Unauthenticated",
 ];
 
-/// A method and its counts. Plain atomics: a histogram of the `metrics` crate keeps every sample
+/// Method and its counts. Plain atomics: a histogram of the `metrics` crate keeps every sample
 /// until it is scraped.
 pub struct Method {
     path: Box<str>,
@@ -74,12 +74,12 @@ impl Method {
         }
     }
 
-    /// As in a request, `/package.Service/Method`.
+    /// Returns the path of its requests, `/package.Service/Method`.
     pub fn path(&self) -> &str {
         &self.path
     }
 
-    /// Returns true if its answer is a stream, which has no end of its own.
+    /// Returns true if its response is an endless stream.
     pub(super) const fn is_stream(&self) -> bool {
         self.is_stream
     }
@@ -97,25 +97,26 @@ impl Method {
         }
     }
 
-    /// Calls that ended with `code`.
+    /// Returns the number of calls that ended with `code`.
     pub fn count(&self, code: Code) -> u64 {
         self.codes.get(code as usize).map_or(0, |count| count.load(Relaxed))
     }
 }
 
-/// All methods of a server.
+/// Methods of a server.
 pub struct Methods {
     by_path: HashMap<Box<str>, Method>,
-    /// Stands for every gRPC path that is no method.
+    /// Counts of every gRPC path that is no method.
     pub(super) unknown: Method,
 }
 
 impl Methods {
-    /// From encoded descriptor sets, such as [`crate::proto::DESCRIPTORS`]. They live as long as
-    /// the process, as its counts do, so that a call need not share ownership of them.
+    /// Creates the methods of encoded descriptor sets, such as [`crate::proto::DESCRIPTORS`]. They
+    /// live as long as the process, as its counts do, so that a call need not share ownership of
+    /// them.
     ///
     /// # Errors
-    /// A set that is none.
+    /// A set that cannot be decoded.
     pub fn leaked(descriptor_sets: &[&[u8]]) -> Result<&'static Self, prost::DecodeError> {
         let mut by_path = HashMap::new();
         for set in descriptor_sets {
@@ -132,13 +133,13 @@ impl Methods {
         Ok(Box::leak(Box::new(Self { by_path, unknown: Method::new("unknown", "unknown", false) })))
     }
 
-    /// The method of exactly this path.
+    /// Returns the method of exactly this path.
     pub fn find(&self, path: &str) -> Option<&Method> {
         self.by_path.get(path)
     }
 
-    /// In the text format of Prometheus: `grpc_server_handled_total` and
-    /// `grpc_server_handling_seconds`, of methods that were called.
+    /// Renders `grpc_server_handled_total` and `grpc_server_handling_seconds` of methods that were
+    /// called, in the text format of Prometheus.
     pub fn render(&self) -> String {
         let mut methods: Vec<_> = self.by_path.values().chain([&self.unknown]).collect();
         methods.sort_unstable_by_key(|method| &method.path);

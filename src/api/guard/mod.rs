@@ -1,6 +1,6 @@
-//! What holds for every request, around all handlers, in one layer so that it costs one future: a
-//! request id, the time it arrived, its peer's budget, a deadline, a panic kept to its request,
-//! counts. Handlers find [`Call`] and [`Deadline`] in the extensions.
+//! Guard around all handlers, one layer so that it costs one future: request id, time of arrival,
+//! the peer's budget, deadline, panics, counts. Handlers find [`Call`] and [`Deadline`] in the
+//! extensions.
 
 use std::{
     convert::Infallible,
@@ -24,78 +24,78 @@ use crate::{
 };
 
 mod account;
-mod answer;
-mod body;
 mod chunk;
-mod held;
+mod inflight_bytes;
 mod methods;
 mod request_id;
+mod response_body;
+mod response_future;
 
 pub use account::{Account, PeerAccount};
-pub use answer::{Answering, quiet_panics};
-pub use body::Counted;
 pub use chunk::Chunk;
-pub use held::Held;
+pub use inflight_bytes::MeteredBody;
 pub use methods::{Method, Methods};
+pub use response_body::CountedBody;
+pub use response_future::{ResponseFuture, quiet_panics};
 
-/// The peer of a request that came by no listener.
-const NOBODY: Peer = Peer::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+/// Peer of a request without a listener.
+const UNKNOWN_PEER: Peer = Peer::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
 
-/// Where a request comes from: what its connection knows of it, an extension that the listener
-/// gives to every request.
+/// Origin of a request, as its connection knows it: an extension that the listener adds to every
+/// request.
 #[derive(Clone, Debug)]
 pub struct Origin {
-    /// Who connected.
+    /// Peer of the connection.
     pub peer: Peer,
-    /// The calls that its connection has open.
+    /// Open calls of the connection.
     pub account: Arc<Account>,
 }
 
 impl Origin {
-    /// Of a request that came by no listener: nobody's in particular.
+    /// Returns the origin of a request without a listener.
     fn unknown() -> Self {
-        Self { peer: NOBODY, account: Arc::default() }
+        Self { peer: UNKNOWN_PEER, account: Arc::default() }
     }
 }
 
-/// When the caller stops waiting; what is not done by then need not be begun.
+/// Time until which the caller waits; later work need not be begun.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadline(pub Instant);
 
 impl Deadline {
-    /// The time that is left.
+    /// Returns the time that is left.
     pub fn remaining(self) -> Duration {
         self.0.saturating_duration_since(Instant::now())
     }
 }
 
-/// Text for a caller whose body cannot be read.
+/// Error text for a body that cannot be decoded.
 pub const MALFORMED: &str = "must be one whole, uncompressed message of the method's type";
 
-/// Why a request is answered here and not by its handler.
+/// Reason that the guard responds in place of the handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The handler was not done in time, or the request's message did not arrive in time.
+    /// The handler did not finish in time, or the request's message did not arrive in time.
     DeadlineExceeded,
     /// The handler panicked.
     Panicked,
-    /// The message is longer than its method takes.
+    /// The message is longer than its method allows.
     TooLarge,
     /// The body is not one message of the method's type.
     Malformed,
     /// A path with a query names no method.
     Query,
-    /// The peer has too many requests that are not whole, or answers that it has not read.
+    /// The peer has too many incomplete requests, or unread responses.
     Overloaded,
     /// The peer's budget is used up.
     Throttled {
-        /// When it is worth asking again.
+        /// Time after which a retry may succeed.
         retry_after: Duration,
     },
 }
 
 impl Refusal {
-    /// The status without details.
+    /// Returns the status without details.
     pub fn status(self) -> Status {
         match self {
             Self::DeadlineExceeded => Status::deadline_exceeded("deadline exceeded"),
@@ -108,7 +108,7 @@ impl Refusal {
         }
     }
 
-    /// Of a call that was not admitted.
+    /// Converts the error of a call that was not admitted.
     const fn of(error: &Error) -> Self {
         let retry_after = if let Error::Throttled { retry_after } = error {
             *retry_after
@@ -131,10 +131,10 @@ impl Refusal {
     }
 }
 
-/// Draws on the budgets that hold before anybody has authenticated: whether the call may go on.
+/// Charges the budgets that apply before authentication, and decides whether the call may go on.
 pub type Admit = Arc<dyn Fn(&Call) -> Result<()> + Send + Sync>;
 
-/// Stands around a router.
+/// Layer around a router.
 #[derive(Clone)]
 pub struct Guard<S> {
     inner: S,
@@ -150,9 +150,9 @@ struct Rules {
 }
 
 impl<S> Guard<S> {
-    /// `longest` is the deadline of a call that brings none, and the longest one may bring;
-    /// `status` gives refusals their details; `admit` is asked once for each request, before it is
-    /// looked at.
+    /// Wraps `inner`. `longest` is the deadline of a call without one, and the longest allowed;
+    /// `status` adds details to refusals; `admit` is called once for each request, before it is
+    /// parsed.
     pub fn new(
         inner: S,
         clock: Arc<dyn Clock>,
@@ -167,11 +167,11 @@ impl<S> Guard<S> {
 
 impl<S, B> Service<Request<B>> for Guard<S>
 where
-    S: Service<Request<Held<B>>, Response = Response, Error = Infallible, Future: Unpin>,
+    S: Service<Request<MeteredBody<B>>, Response = Response, Error = Infallible, Future: Unpin>,
 {
-    type Response = http::Response<Counted>;
+    type Response = http::Response<CountedBody>;
     type Error = Infallible;
-    type Future = Answering<S::Future>;
+    type Future = ResponseFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -185,63 +185,60 @@ where
             + timeout(request.headers()).map_or(rules.longest, |asked| asked.min(rules.longest));
         let Origin { peer, account } =
             request.extensions_mut().remove().unwrap_or_else(Origin::unknown);
-        let asked = Asked::what(&request, rules.methods);
-        tracing::debug!(
-            %request_id, %peer, method = %request.method(), path = request.uri().path(),
-            "request"
-        );
-        let mut answering = Answering::new(
-            asked.counted(rules.methods),
+        let kind = RequestKind::of(&request, rules.methods);
+        tracing::debug!(%request_id, %peer, method = %request.method(), path = request.uri().path(), "request");
+        let mut response = ResponseFuture::new(
+            kind.counted(rules.methods),
             arrived,
             deadline,
             Arc::clone(&request_id),
             rules.status,
         );
-        // Before all else: a refusal too is work that a peer asks for.
+        // Before all else: a refusal costs work too.
         let call = Call { now: rules.clock.now(), peer, request_id };
         if let Err(error) = (rules.admit)(&call) {
-            answering.refuse(Refusal::of(&error));
-            return answering;
+            response.refuse(Refusal::of(&error));
+            return response;
         }
-        match asked {
-            Asked::Wrong(status) => answering.refuse_http(status),
-            Asked::WithQuery => answering.refuse(Refusal::Query),
-            Asked::Method(_) | Asked::Http => {
-                let Some((answer, held)) = account.begin(asked.is_stream()) else {
-                    answering.refuse(Refusal::Overloaded);
-                    return answering;
+        match kind {
+            RequestKind::Wrong(status) => response.refuse_http(status),
+            RequestKind::WithQuery => response.refuse(Refusal::Query),
+            RequestKind::Method(_) | RequestKind::Http => {
+                let Some((answer, held)) = account.begin(kind.is_stream()) else {
+                    response.refuse(Refusal::Overloaded);
+                    return response;
                 };
                 let held = Arc::new(held);
-                answering.count(answer, Arc::clone(&held));
-                let mut request = request.map(|body| Held::new(body, held, rules.status));
+                response.count(answer, Arc::clone(&held));
+                let mut request = request.map(|body| MeteredBody::new(body, held, rules.status));
                 request.extensions_mut().insert(call);
                 request.extensions_mut().insert(Deadline(deadline));
                 match catch_unwind(AssertUnwindSafe(|| self.inner.call(request))) {
-                    Ok(future) => answering.run(future),
-                    Err(_) => answering.refuse(Refusal::Panicked),
+                    Ok(future) => response.run(future),
+                    Err(_) => response.refuse(Refusal::Panicked),
                 }
             }
         }
-        answering
+        response
     }
 }
 
-/// What a request is for.
+/// Kind of a request.
 #[derive(Clone, Copy)]
-enum Asked {
-    /// A method; the unknown one for gRPC to a path that is none.
+enum RequestKind {
+    /// A method; the unknown one for a gRPC path that is none.
     Method(&'static Method),
-    /// Something else.
+    /// Anything else.
     Http,
     /// A gRPC call to a path with a query. Routers ignore the query, so it would be served, under a
-    /// name nobody wrote down.
+    /// name that is documented nowhere.
     WithQuery,
-    /// A method, asked for by what is not gRPC.
+    /// A method, called without gRPC.
     Wrong(StatusCode),
 }
 
-impl Asked {
-    fn what<B>(request: &Request<B>, methods: &'static Methods) -> Self {
+impl RequestKind {
+    fn of<B>(request: &Request<B>, methods: &'static Methods) -> Self {
         let grpc = request
             .headers()
             .get(header::CONTENT_TYPE)
@@ -270,7 +267,7 @@ impl Asked {
         matches!(self, Self::Method(method) if method.is_stream())
     }
 
-    /// What it counts as, where gRPC answers.
+    /// Returns the method that it counts as, if the response is gRPC.
     const fn counted(self, methods: &'static Methods) -> Option<&'static Method> {
         match self {
             Self::Method(method) => Some(method),
@@ -280,15 +277,16 @@ impl Asked {
     }
 }
 
-/// `application/grpc`, also with a message format (`+proto`) or parameters, but not
-/// `application/grpc-web`.
+/// Returns true for `application/grpc`, also with a message format (`+proto`) or parameters, but
+/// not for `application/grpc-web`.
 pub fn is_grpc(content_type: &[u8]) -> bool {
     content_type
         .strip_prefix(b"application/grpc")
         .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
-/// The `grpc-timeout` of the caller: at most eight digits and a unit. A malformed one is none.
+/// Parses the `grpc-timeout` of the caller: at most eight digits and a unit. `None` if it is
+/// malformed.
 fn timeout(headers: &HeaderMap) -> Option<Duration> {
     let (unit, digits) = headers.get("grpc-timeout")?.as_bytes().split_last()?;
     if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
@@ -326,7 +324,7 @@ mod tests {
         }
     }
 
-    /// T05: what looks like gRPC and is not.
+    /// T05: content types that look like gRPC and are not.
     #[test]
     fn only_grpc_is_grpc() {
         for good in ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8"]

@@ -1,4 +1,4 @@
-//! What a request is called in the log, the audit trail and the answer.
+//! Request ids, for the log, the audit trail and the response.
 
 use std::{cell::RefCell, sync::Arc};
 
@@ -9,10 +9,10 @@ use uuid::{Builder, Uuid};
 
 use crate::model::text::holds_secret;
 
-/// UUIDs made from one draw of randomness: each draw is a system call or close to it.
-const DRAWN: usize = 64;
+/// Number of UUIDs made from one draw of randomness: each draw is a system call or close to it.
+const UUIDS_PER_DRAW: usize = 64;
 
-/// The caller's, where it is fit to be repeated, otherwise a new one.
+/// Returns the caller's id, if it is safe to repeat, otherwise a new one.
 pub(super) fn of(headers: &HeaderMap) -> Arc<str> {
     let given = headers.get("x-request-id").filter(|value| is_fit(value.as_bytes()));
     // It is recorded: a secret that was put there by mistake is not.
@@ -20,12 +20,12 @@ pub(super) fn of(headers: &HeaderMap) -> Arc<str> {
     given.map_or_else(fresh, Into::into)
 }
 
-/// The header that answers it.
+/// Builds the response header.
 pub(super) fn header(text: Bytes) -> HeaderValue {
     let mut header =
         HeaderValue::from_maybe_shared(text).unwrap_or_else(|_| HeaderValue::from_static("none"));
-    // Not worth a place in the table of header compression, where it would only push out what comes
-    // again, and which would keep the share that it may own.
+    // Kept out of the table of header compression, where it would displace recurring headers, and
+    // which would keep the permit that it may own.
     header.set_sensitive(true);
     header
 }
@@ -49,7 +49,7 @@ fn draw() -> Uuid {
         if let Some(bytes) = random.pop() {
             return Builder::from_random_bytes(bytes).into_uuid();
         }
-        let mut drawn = [0; DRAWN * 16];
+        let mut drawn = [0; UUIDS_PER_DRAW * 16];
         if rand::fill(&mut drawn).is_err() {
             return Uuid::new_v4();
         }
@@ -71,7 +71,7 @@ mod tests {
         of(&HeaderMap::from_iter([("x-request-id".parse().unwrap(), value)]))
     }
 
-    /// O02: what could break a log line is not repeated.
+    /// O02: an id that could break a log line is not repeated.
     #[test]
     fn only_plain_ids_are_taken_over() {
         assert_eq!(&*answered(b"a.B-9_c"), "a.B-9_c");

@@ -1,4 +1,4 @@
-//! The documents that others build on, and how they are kept in caches.
+//! Published documents, and their caching.
 
 use aws_lc_rs::digest;
 use axum::{
@@ -11,13 +11,13 @@ use serde_json::{Value, json};
 
 use super::{JWKS, Published, json_response};
 
-/// The authorization server's metadata (RFC 8414 section 2), of what is truly served.
+/// Builds the authorization server's metadata (RFC 8414 section 2), of what is actually served.
 ///
-/// Tokens are given out over gRPC, and `token_endpoint` means a URL that takes a form over HTTP
-/// (RFC 6749 section 3.2), so there is none to name; section 2 asks for it of servers that have one
-/// to offer. `jeton_grpc_services` says instead where to ask, as section 2 allows ("additional
-/// authorization server metadata parameters"). `response_types_supported` is required and empty:
-/// there is no authorization endpoint.
+/// Tokens are issued over gRPC, and `token_endpoint` means a URL that takes a form over HTTP (RFC
+/// 6749 section 3.2), so there is none to name; section 2 requires it of servers that have one.
+/// `jeton_grpc_services` names the services instead, as section 2 allows ("additional authorization
+/// server metadata parameters"). `response_types_supported` is required and empty: there is no
+/// authorization endpoint.
 pub(super) fn metadata(published: &Published) -> Value {
     let issuer = published.issuer.trim_end_matches('/');
     json!({
@@ -30,8 +30,8 @@ pub(super) fn metadata(published: &Published) -> Value {
     })
 }
 
-/// A document with an entity tag, or only the news that the asker's copy still holds (RFC 9110
-/// section 13.1.2).
+/// Builds the response of a document with an entity tag, or 304 if the client's copy is current
+/// (RFC 9110 section 13.1.2).
 pub(super) fn document(value: &Value, cache: &str, headers: &HeaderMap) -> Response {
     let body = Bytes::from(value.to_string());
     let digest = digest::digest(&digest::SHA256, &body);

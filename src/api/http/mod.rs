@@ -1,4 +1,4 @@
-//! What is served over plain HTTP on the same port: discovery, keys, probes.
+//! HTTP pages of the port: discovery, keys, probes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,28 +23,29 @@ pub const JWKS: &str = "/.well-known/jwks.json";
 /// Path of the metadata (RFC 8414 section 3).
 pub const METADATA: &str = "/.well-known/oauth-authorization-server";
 
-/// What the pages are made from.
+/// Content of the pages.
 #[derive(Clone)]
 pub struct Published {
-    /// The `iss` of the tokens.
+    /// Issuer (`iss`) of the tokens.
     pub issuer: Arc<str>,
-    /// The JWK set as it is now.
+    /// Returns the current JWK set.
     pub jwks: Arc<dyn Fn() -> Value + Send + Sync>,
-    /// How long the set may be kept: at most as long as a new key is published before it signs.
+    /// Time for which the set may be cached: at most as long as a new key is published before it
+    /// signs.
     pub jwks_max_age: Duration,
-    /// The gRPC services that are served, by full name.
+    /// Full names of the gRPC services.
     pub grpc_services: Arc<[String]>,
-    /// Whether calls can be answered now.
+    /// Readiness probe.
     pub ready: Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>,
 }
 
-/// The whole port: the gRPC services' routes, the pages, and an answer for everything else.
+/// Builds the whole port: the gRPC services' routes, the pages, and a response for everything else.
 pub fn app(grpc: Router, published: Published) -> Router {
-    // tonic's own fallback would answer browsers in gRPC.
+    // tonic's own fallback would respond to browsers in gRPC.
     grpc.reset_fallback().merge(pages(published)).fallback(unmatched).with_state(())
 }
 
-/// The pages alone.
+/// Builds the pages alone.
 pub fn pages(published: Published) -> Router {
     Router::new()
         .route(JWKS, get(jwks))
@@ -54,7 +55,7 @@ pub fn pages(published: Published) -> Router {
         .with_state(Arc::new(published))
 }
 
-/// What is neither a method nor a page, in the language it was asked in.
+/// Responds to a path that is neither a method nor a page, in gRPC or HTTP as it was requested.
 pub async fn unmatched(headers: HeaderMap) -> Response {
     if headers.get(header::CONTENT_TYPE).is_some_and(|value| is_grpc(value.as_bytes())) {
         return Status::unimplemented("no such method").into_http();
@@ -71,7 +72,7 @@ async fn metadata(State(published): State<Arc<Published>>, headers: HeaderMap) -
     documents::document(&documents::metadata(&published), "public, max-age=3600", &headers)
 }
 
-/// The process lives and answers; nothing more.
+/// Responds while the process runs; nothing more.
 async fn healthz() -> Response {
     never_cached(&json!({ "status": "alive" }))
 }

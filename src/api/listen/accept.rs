@@ -1,4 +1,4 @@
-//! The loop that accepts. It does nothing else, so that no connection can hold up the next.
+//! Accept loop. It does nothing else, so that no connection can delay the next.
 
 use std::{future::Future, io, pin::pin, time::Duration};
 
@@ -7,34 +7,34 @@ use tokio::{
     time::MissedTickBehavior,
 };
 
-use super::{Summary, caps::Caps, workers::Crew};
+use super::{Summary, connection_limits::ConnectionLimits, workers::WorkerPool};
 
-/// The first pause after an error that accepting again at once would only meet again.
+/// Shortest pause after an error that a retry at once would only meet again.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
-/// The longest pause: a connection waits at most this much longer once there is room.
+/// Longest pause: a connection waits at most this much longer once there is room.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// How often the caps learn the time.
-const TICK: Duration = Duration::from_millis(100);
+/// Interval at which the clock of the limits is updated.
+const CLOCK_TICK: Duration = Duration::from_millis(100);
 
 /// Accepts until `shutdown`; the listener is closed when this returns.
 pub(super) async fn run(
     listener: TcpListener,
-    caps: &Caps,
-    crew: &mut Crew,
+    limits: &ConnectionLimits,
+    pool: &mut WorkerPool,
     shutdown: impl Future<Output = ()>,
 ) -> Summary {
     let mut shutdown = pin!(shutdown);
     let mut summary = Summary::default();
     let mut pause = FIRST_PAUSE;
-    let mut tick = tokio::time::interval(TICK);
+    let mut tick = tokio::time::interval(CLOCK_TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let accepted = tokio::select! {
             biased;
             () = &mut shutdown => return summary,
             _ = tick.tick() => {
-                caps.tick();
+                limits.tick();
                 continue;
             }
             accepted = listener.accept() => accepted,
@@ -42,7 +42,7 @@ pub(super) async fn run(
         match accepted {
             Ok((stream, address)) => {
                 pause = FIRST_PAUSE;
-                match admit(stream, address.ip().to_canonical(), caps, crew) {
+                match admit(stream, address.ip().to_canonical(), limits, pool) {
                     Ok(()) => summary.accepted += 1,
                     Err(reason) => {
                         summary.refused += 1;
@@ -75,17 +75,17 @@ pub(super) async fn run(
 fn admit(
     stream: TcpStream,
     address: std::net::IpAddr,
-    caps: &Caps,
-    crew: &mut Crew,
+    limits: &ConnectionLimits,
+    pool: &mut WorkerPool,
 ) -> Result<(), &'static str> {
-    let place = caps.enter(address).map_err(super::caps::Full::as_str)?;
+    let permit = limits.enter(address).map_err(super::connection_limits::LimitReached::as_str)?;
     // The worker registers the socket with its own runtime. Without TCP_NODELAY a reply waits for a
     // delayed ACK.
     let stream = stream.set_nodelay(true).and_then(|()| stream.into_std()).map_err(|_| "socket")?;
-    crew.hand(stream, address, place)
+    pool.hand(stream, address, permit)
 }
 
-/// Errors that say something about the one connection that was waiting, and nothing about the next.
+/// Returns true for an error of the one waiting connection, which says nothing about the next.
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind as Kind;
     [

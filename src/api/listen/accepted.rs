@@ -1,4 +1,4 @@
-//! A connection between the thread that accepts it and the one that serves it.
+//! Connection between the thread that accepts it and the one that serves it.
 
 use std::{
     net::{IpAddr, TcpStream},
@@ -8,15 +8,15 @@ use std::{
     },
 };
 
-use super::caps::Place;
+use super::connection_limits::ConnectionPermit;
 
-/// A connection on its way to a worker, and the places it holds.
+/// Connection on its way to a worker, and the permits it holds.
 pub(super) struct Accepted {
     pub(super) stream: TcpStream,
     pub(super) address: IpAddr,
-    pub(super) place: Place,
+    pub(super) permit: ConnectionPermit,
     pub(super) load: Load,
-    /// Tells it from its neighbours.
+    /// Number that differs from those of its neighbours.
     pub(super) number: u32,
 }
 

@@ -1,42 +1,43 @@
-//! The open file limit, which bounds connections however many are configured.
+//! Limit on open files, which bounds connections whatever the configuration.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::Options;
 
-/// Descriptors kept for everything else: the store and its connections, TLS files, metrics, the
+/// Descriptors reserved for everything else: the store and its connections, TLS files, metrics, the
 /// runtimes; at most half of all.
-const RESERVE: u64 = 256;
-/// Part of the connections left that one peer may have.
-const PEER: usize = 10;
+const RESERVED_DESCRIPTORS: u64 = 256;
+/// Part of the remaining connections that one peer may have.
+const PEER_PART: usize = 10;
 
 /// Raises the limit as far as this process may. Returns it; `None` if there is none.
 pub fn raise_limit() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
-    // Where it cannot be raised, what there is has to do.
+    // If it cannot be raised, the current limit applies.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     getrlimit(Resource::Nofile).current
 }
 
-/// The limit that [`raise_limit`] would come to in this process.
+/// Returns the limit that [`raise_limit`] would reach in this process.
 pub fn highest_limit() -> Option<u64> {
     getrlimit(Resource::Nofile).maximum
 }
 
-/// Connections that are possible within a limit on open files.
+/// Returns the number of connections that are possible within a limit on open files.
 pub fn connections_within(limit: u64) -> usize {
-    usize::try_from(limit - RESERVE.min(limit / 2)).unwrap_or(usize::MAX).max(1)
+    usize::try_from(limit - RESERVED_DESCRIPTORS.min(limit / 2)).unwrap_or(usize::MAX).max(1)
 }
 
 impl Options {
-    /// Cut to what the limit on open files leaves; of less than was configured, a peer has a tenth.
+    /// Cuts the limits on connections to the limit on open files; if fewer are left than
+    /// configured, a peer has a tenth.
     #[must_use]
     pub fn within(self, limit: Option<u64>) -> Self {
         let room = limit.map_or(usize::MAX, connections_within);
         if room >= self.connections {
             return self;
         }
-        let connections_per_peer = self.connections_per_peer.min((room / PEER).max(1));
+        let connections_per_peer = self.connections_per_peer.min((room / PEER_PART).max(1));
         tracing::warn!(
             connections = room,
             connections_per_peer,
@@ -53,8 +54,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
-    /// L10: what is configured holds where there are descriptors for it, and is cut where there are
-    /// not.
+    /// L10: the configured limits apply if there are descriptors for them, and are cut if not.
     #[test]
     fn connections_are_cut_to_the_descriptors_that_there_are() {
         let limits = crate::config::Limits {

@@ -1,4 +1,4 @@
-//! Heads of HTTP/2 frames (RFC 9113 section 4.1), as far as budgets look at them.
+//! Heads of HTTP/2 frames (RFC 9113 section 4.1), as far as budgets need them.
 
 pub(super) const DATA: u8 = 0;
 
@@ -12,6 +12,6 @@ pub(super) struct Head {
     pub(super) kind: u8,
     pub(super) flags: u8,
     pub(super) stream: u32,
-    /// Of what follows it.
+    /// Length of the payload.
     pub(super) length: usize,
 }

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{frames::Meter, room::Room};
+use super::{control_frame_limit::Meter, stream_memory::StreamMemory};
 
 /// The meter of HTTP/2 frames, over bytes of a connection behind one byte that says how they are
 /// cut into reads. Where they are cut changes nothing, and what is received is bounded.
 pub fn frames(data: &[u8]) {
     let Some((cut, bytes)) = data.split_first() else { return };
-    let meter = || Meter::new(Instant::now(), Arc::<Room>::default());
+    let meter = || Meter::new(Instant::now(), Arc::<StreamMemory>::default());
     let (mut whole, mut parts) = (meter(), meter());
     let at_once = whole.receive(bytes);
     let in_parts =

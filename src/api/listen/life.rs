@@ -1,4 +1,4 @@
-//! How long a connection lives that its client does not close.
+//! Lifetime of a connection that its client does not close.
 
 use std::{
     sync::{
@@ -10,53 +10,53 @@ use std::{
 
 use tokio::time::{Instant, sleep_until};
 
-use super::{Options, caps::Seat, room::Room};
+use super::{Options, connection_limits::Activity, stream_memory::StreamMemory};
 use crate::api::guard::Account;
 
-/// The least time between two looks at a connection.
-const LOOK: Duration = Duration::from_millis(100);
-/// Time between two looks at a connection that keeps room others may want.
-const LOOK_FOR_ROOM: Duration = Duration::from_secs(1);
-/// Ages are spread over their last tenth, so that what was opened together does not reconnect
-/// together.
+/// Shortest time between two checks of a connection.
+const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(100);
+/// Time between two checks of a connection that holds memory others may want.
+const MEMORY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// Fraction of the maximum age over which ages are spread, so that connections opened together do
+/// not reconnect together.
 const SPREAD: u32 = 10;
 
 /// Reason to end a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// An answer was not read in time: there is nothing to wait for.
+    /// A response was not read in time: there is nothing to wait for.
     Unread,
-    /// The connection is told to go away, and its calls may finish: it is old, or idle, or makes
+    /// The connection is asked to leave, and its calls may finish: it is old, or idle, or makes
     /// room for another.
     Leave(&'static str),
 }
 
-/// What is known of a connection.
+/// State of a connection that decides its end.
 pub(super) struct Life {
     account: Arc<Account>,
-    seat: Arc<Seat>,
-    room: Arc<Room>,
+    activity: Arc<Activity>,
+    stream_memory: Arc<StreamMemory>,
     unread: Duration,
     idle: Duration,
-    /// Sixteenths of the last tenth of its age that it does not live.
+    /// Sixteenths of the spread by which it ends early.
     early: u32,
     is_unread: AtomicBool,
 }
 
 impl Life {
-    /// Of a connection that begins; `number` is any that differs from those of its neighbours.
+    /// Creates the state of a new connection; `number` differs from those of its neighbours.
     pub(super) fn new(
         account: Arc<Account>,
-        seat: Arc<Seat>,
-        room: Room,
+        activity: Arc<Activity>,
+        stream_memory: StreamMemory,
         options: &Options,
         number: u32,
     ) -> Self {
         let (unread, idle) = (options.unread, options.idle);
         Self {
             account,
-            seat,
-            room: room.into(),
+            activity,
+            stream_memory: stream_memory.into(),
             unread,
             idle,
             early: number % 16,
@@ -64,25 +64,25 @@ impl Life {
         }
     }
 
-    /// Says that a call begins.
+    /// Records that a call begins.
     pub(super) fn touch(&self) {
-        self.seat.touch();
+        self.activity.touch();
     }
 
-    /// Waits for the end, which comes at this age at the latest.
+    /// Waits for the reason to end the connection, at the latest its maximum age.
     pub(super) async fn end(&self, age: Duration) -> End {
         let began = Instant::now();
         let old = began + age - age / SPREAD * self.early / 16;
         let mut turn = began + self.unread;
         loop {
-            let idle = if self.is_open() { Duration::ZERO } else { self.seat.idle() };
-            let mut pause = self.idle.saturating_sub(idle).max(LOOK);
-            if self.room.is_kept() {
-                pause = pause.min(LOOK_FOR_ROOM);
+            let idle = if self.is_open() { Duration::ZERO } else { self.activity.idle() };
+            let mut pause = self.idle.saturating_sub(idle).max(MIN_CHECK_INTERVAL);
+            if self.stream_memory.is_kept() {
+                pause = pause.min(MEMORY_CHECK_INTERVAL);
             }
             tokio::select! {
-                () = self.seat.asked_to_leave() => return End::Leave("room"),
-                () = self.room.grown() => {}
+                () = self.activity.asked_to_leave() => return End::Leave("room"),
+                () = self.stream_memory.grown() => {}
                 () = sleep_until((Instant::now() + pause).min(turn).min(old)) => {}
             }
             let now = Instant::now();
@@ -97,13 +97,13 @@ impl Life {
             if now >= old {
                 return Self::leave("age");
             }
-            if !self.is_open() && self.seat.idle() >= self.idle {
+            if !self.is_open() && self.activity.idle() >= self.idle {
                 return Self::leave("idle");
             }
             // Calls in progress finish, and the next open a connection that keeps less. Beyond the
-            // bound it would be cut.
-            if self.room.is_wanted() {
-                self.room.leave();
+            // limit it would be cut.
+            if self.stream_memory.should_leave() {
+                self.stream_memory.leave();
                 return Self::leave("memory");
             }
         }
@@ -118,23 +118,23 @@ impl Life {
         End::Leave(reason)
     }
 
-    /// Returns true if a call is in progress, other than a stream without an end.
+    /// Returns true if a call is in progress, other than an endless stream.
     pub(super) fn is_busy(&self) -> bool {
         self.account.is_busy()
     }
 
-    /// The longest that an answer may be on its way.
+    /// Returns the longest time that a response may take to be read.
     pub(super) const fn unread(&self) -> Duration {
         self.unread
     }
 
-    /// Returns true once an answer was not read in time.
+    /// Returns true once a response was not read in time.
     pub(super) fn is_unread(&self) -> bool {
         self.is_unread.load(Relaxed)
     }
 
-    /// Memory that HTTP/2 keeps for the connection.
-    pub(super) fn room(&self) -> Arc<Room> {
-        Arc::clone(&self.room)
+    /// Returns the memory that HTTP/2 keeps for the connection.
+    pub(super) fn stream_memory(&self) -> Arc<StreamMemory> {
+        Arc::clone(&self.stream_memory)
     }
 }

@@ -1,7 +1,7 @@
-//! Our own accept loop. A loop that only accepts hands each connection to one of a few worker
-//! threads, each with a runtime of its own, so that a call never crosses threads. Everything a
-//! stranger can hold without authenticating is bounded here: connections in all and per peer, the
-//! time to say something, streams, headers, resets.
+//! Listener of the port. A loop that only accepts passes each connection to one of a few worker
+//! threads, each with a runtime of its own, so that a call never crosses threads. Everything that a
+//! client can hold without authenticating is bounded here: connections in total and per peer, time
+//! of the handshake, streams, headers, resets.
 
 use std::{
     convert::Infallible, future::Future, io, net::SocketAddr, num::NonZero, sync::Arc, thread,
@@ -20,17 +20,17 @@ use crate::config::Limits;
 
 mod accept;
 mod accepted;
-mod caps;
 mod connection;
+mod connection_limits;
+mod control_frame_limit;
 mod descriptors;
 mod frame;
-mod frames;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod life;
+mod peer_memory;
 mod preface;
-mod room;
-mod sites;
+mod stream_memory;
 mod streams;
 mod tls;
 mod workers;
@@ -38,17 +38,17 @@ mod workers;
 pub use descriptors::{connections_within, highest_limit, raise_limit};
 pub use tls::{TlsError, TlsReloader};
 
-use caps::Caps;
+use connection_limits::ConnectionLimits;
 
-/// The certificates that the peer proved to hold in a TLS handshake, leaf first; an extension of
+/// Certificates whose key the peer proved to hold in a TLS handshake, leaf first; an extension of
 /// every request under mTLS.
 #[derive(Clone, Debug)]
 pub struct PeerCertificates(pub Arc<[CertificateDer<'static>]>);
 
-/// How the port is served.
+/// Options of the port.
 #[derive(Clone)]
 pub struct Options {
-    /// Connections at once; further ones are closed unanswered.
+    /// Connections at once; further ones are closed without a response.
     pub connections: usize,
     /// Connections at once from one peer (IPv6: /64).
     pub connections_per_peer: usize,
@@ -57,23 +57,23 @@ pub struct Options {
     /// Time for the TLS handshake, and again for the HTTP/2 preface or the head of an HTTP/1.1
     /// request.
     pub handshake: Duration,
-    /// Time from the start of a call until its answer has been read, and for every message of a
-    /// stream; one and the same again may pass before a connection is cut for it.
+    /// Time from the start of a call until its response has been read, and for every message of a
+    /// stream; up to twice that may pass before a connection is cut for it.
     pub unread: Duration,
-    /// Time without a call after which an HTTP/2 connection is told to go away.
+    /// Time without a call after which an HTTP/2 connection is asked to leave.
     pub idle: Duration,
-    /// Age at which an HTTP/2 connection is told to go away.
+    /// Age at which an HTTP/2 connection is asked to leave.
     pub age: Duration,
-    /// Time for calls in flight to finish once the server is told to stop.
+    /// Time for calls in flight to finish once the server stops.
     pub drain: Duration,
     /// Worker threads, at least one.
     pub workers: usize,
-    /// Certificates; plain TCP without.
+    /// Certificates; `None` means plain TCP.
     pub tls: Option<Arc<TlsReloader>>,
 }
 
 impl Options {
-    /// As configured.
+    /// Creates the options of a configuration.
     pub fn new(limits: &Limits, tls: Option<Arc<TlsReloader>>) -> Self {
         let cores = || thread::available_parallelism().map_or(1, NonZero::get);
         Self {
@@ -91,35 +91,35 @@ impl Options {
     }
 }
 
-/// What became of the connections.
+/// Numbers of connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
-    /// Handed to a worker.
+    /// Passed to a worker.
     pub accepted: u64,
-    /// Closed unanswered because a cap was reached.
+    /// Closed without a response because a limit was reached.
     pub refused: u64,
     /// Cut because their calls did not finish within the drain time.
     pub aborted: u64,
 }
 
-/// What answers requests: an `axum::Router`, or the [`Guard`](super::guard::Guard) around one. It
-/// is cloned once for each connection, and is always ready.
+/// Service that responds to requests: an `axum::Router`, or the [`Guard`](super::guard::Guard)
+/// around one. It is cloned once for each connection, and is always ready.
 pub trait App:
     Service<
         Request<Incoming>,
-        Response = Response<Self::Answer>,
+        Response = Response<Self::ResponseBody>,
         Error = Infallible,
-        Future = Self::Answering,
+        Future = Self::ResponseFuture,
     > + Clone
     + Send
     + 'static
 {
-    /// The body of its responses.
-    type Answer: Body<Data: Buf + Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
+    /// Body of its responses.
+    type ResponseBody: Body<Data: Buf + Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
         + Send
         + 'static;
-    /// Its future.
-    type Answering: Future<Output = Result<Response<Self::Answer>, Infallible>>
+    /// Future of its responses.
+    type ResponseFuture: Future<Output = Result<Response<Self::ResponseBody>, Infallible>>
         + Send
         + Unpin
         + 'static;
@@ -139,11 +139,12 @@ where
         + Send
         + 'static,
 {
-    type Answer = B;
-    type Answering = S::Future;
+    type ResponseBody = B;
+    type ResponseFuture = S::Future;
 }
 
-/// Whether a port may be opened: beyond loopback only under TLS, or where the operator insists.
+/// Returns true if a port may be opened: beyond loopback only under TLS, or if the operator
+/// insists.
 pub fn permitted(address: SocketAddr, tls: bool, insecure: bool) -> bool {
     tls || insecure || address.ip().to_canonical().is_loopback()
 }
@@ -151,10 +152,10 @@ pub fn permitted(address: SocketAddr, tls: bool, insecure: bool) -> bool {
 /// Connections that may wait to be accepted: a fleet that reconnects at once.
 const BACKLOG: u32 = 4_096;
 
-/// Listens on `address`. Whether it may be opened is for [`permitted`] to say.
+/// Listens on `address`; [`permitted`] decides whether it may.
 ///
 /// # Errors
-/// The system's.
+/// Any error of the system.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
@@ -162,22 +163,21 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves `app` on `listener` until `shutdown` is ready, then stops accepting, tells every
-/// connection to go away, lets calls in flight finish for at most `options.drain`, and cuts the
-/// rest; streams that only go on are ended after a few seconds. No error of a connection or of
-/// accepting ends it.
+/// Serves `app` on `listener` until `shutdown` is ready, then stops accepting, asks every
+/// connection to leave, lets calls in flight finish for at most `options.drain`, and cuts the rest;
+/// endless streams are ended after a few seconds. No error of a connection or of accepting ends it.
 ///
 /// # Errors
-/// Only when a worker cannot be started.
+/// Only if a worker cannot be started.
 pub async fn serve<A: App>(
     listener: TcpListener,
     app: A,
     options: Options,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<Summary> {
-    let caps = Caps::new(options.connections, options.connections_per_peer);
-    let mut crew = workers::Crew::start(&app, &options)?;
-    let mut summary = accept::run(listener, &caps, &mut crew, shutdown).await;
-    summary.aborted = crew.finish().await;
+    let limits = ConnectionLimits::new(options.connections, options.connections_per_peer);
+    let mut pool = workers::WorkerPool::start(&app, &options)?;
+    let mut summary = accept::run(listener, &limits, &mut pool, shutdown).await;
+    summary.aborted = pool.finish().await;
     Ok(summary)
 }

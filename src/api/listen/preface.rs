@@ -1,5 +1,4 @@
-//! Which HTTP a connection speaks: read off its first bytes, which are then read again by whoever
-//! speaks it.
+//! Detection of a connection's HTTP version by its first bytes, which are then read again by HTTP.
 
 use std::{
     io,
@@ -9,17 +8,17 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-/// What an HTTP/2 client says first (RFC 9113 section 3.4).
+/// First bytes of an HTTP/2 client (RFC 9113 section 3.4).
 pub(super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// What a connection speaks.
+/// HTTP version of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Speech {
+pub(super) enum HttpVersion {
     Http1,
     Http2,
 }
 
-/// A connection whose first bytes were read ahead.
+/// Connection whose first bytes were read ahead.
 pub(super) struct Replay<S> {
     ahead: [u8; PREFACE.len()],
     from: usize,
@@ -27,26 +26,26 @@ pub(super) struct Replay<S> {
     stream: S,
 }
 
-/// Reads until the preface is complete or cannot become one any more. At most 24 bytes are taken.
-pub(super) async fn listen_to<S: AsyncRead + Unpin>(
+/// Reads until the preface is complete or cannot become one any more. At most 24 bytes are read.
+pub(super) async fn detect_version<S: AsyncRead + Unpin>(
     mut stream: S,
-) -> io::Result<(Speech, Replay<S>)> {
+) -> io::Result<(HttpVersion, Replay<S>)> {
     let mut ahead = [0; PREFACE.len()];
     let mut to = 0;
-    let speech = loop {
+    let version = loop {
         let (said, rest) = ahead.split_at_mut(to);
         if !PREFACE.starts_with(said) {
-            break Speech::Http1;
+            break HttpVersion::Http1;
         }
         if rest.is_empty() {
-            break Speech::Http2;
+            break HttpVersion::Http2;
         }
         match stream.read(rest).await? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             read => to += read,
         }
     };
-    Ok((speech, Replay { ahead, from: 0, to, stream }))
+    Ok((version, Replay { ahead, from: 0, to, stream }))
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Replay<S> {

@@ -1,5 +1,5 @@
 //! Estimate, from its frames, of the memory that HTTP/2 keeps for the streams of one connection: a
-//! place for each stream, from its HEADERS until it is over on both sides, and one for each DATA
+//! slot for each stream, from its HEADERS until it is closed on both sides, and one for each DATA
 //! frame until the handler takes it.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -8,41 +8,41 @@ use tokio::time::Instant;
 
 use super::{
     frame::{DATA, HEADERS, Head, RST_STREAM},
-    room::Room,
+    stream_memory::StreamMemory,
 };
 
-/// Bytes that h2 keeps for a stream, with the frames of its answer: measured, 1.2 to 2 KB, the less
-/// the more there are.
+/// Bytes that h2 keeps for a stream, with the frames of its response: measured, 1.2 to 2 KB, the
+/// less the more there are.
 const STREAM: usize = 1_792;
 /// Bytes that h2 keeps for a DATA frame: measured.
 const FRAME: usize = 272;
-/// Streams at once, and short DATA frames, that every connection may have had.
+/// Streams at once, and short DATA frames, that are free for every connection.
 const FREE_STREAMS: usize = 16;
 const FREE_FRAMES: usize = 64;
-/// A DATA frame that is longer takes so much of the window of the connection that there cannot be
-/// many at once.
+/// Length of a DATA frame above which the window of the connection bounds the number of such
+/// frames.
 const SHORT: usize = 2 * 1024;
-/// Streams that h2 keeps for a while after it has reset them: a second, and until it looks.
+/// Streams that h2 keeps for a while after it has reset them: a second, and until its next cleanup.
 const RESETS: usize = 50;
 const KEPT_RESET: Duration = Duration::from_secs(2);
 
 const END_STREAM: u8 = 1;
 const PADDED: u8 = 8;
 
-/// Follows the streams of one connection.
+/// Tracker of the streams of one connection.
 pub(super) struct Streams {
-    /// By number; the client opens them in this order.
+    /// Open streams by number; the client opens them in this order.
     open: Vec<Open>,
     last: u32,
-    /// Short DATA frames of those that are open.
+    /// Short DATA frames of open streams.
     frames: usize,
     /// Times of the last [`RESETS`] streams that the server reset; those older than [`KEPT_RESET`]
-    /// go at the next frame.
+    /// are removed at the next frame.
     resets: VecDeque<Instant>,
-    /// The most at once so far, and no less than is free.
+    /// Most streams at once so far, and no less than are free.
     most_streams: usize,
     most_frames: usize,
-    room: Arc<Room>,
+    stream_memory: Arc<StreamMemory>,
 }
 
 struct Open {
@@ -53,7 +53,7 @@ struct Open {
 }
 
 impl Streams {
-    pub(super) const fn new(room: Arc<Room>) -> Self {
+    pub(super) const fn new(stream_memory: Arc<StreamMemory>) -> Self {
         let (most_streams, most_frames) = (FREE_STREAMS, FREE_FRAMES);
         Self {
             open: Vec::new(),
@@ -62,16 +62,17 @@ impl Streams {
             resets: VecDeque::new(),
             most_streams,
             most_frames,
-            room,
+            stream_memory,
         }
     }
 
-    /// The last stream that the client opened.
+    /// Returns the last stream that the client opened.
     pub(super) const fn last(&self) -> u32 {
         self.last
     }
 
-    /// A frame from the client. Returns true if there is room for what HTTP/2 keeps of it.
+    /// Records a frame from the client. Returns true if there is room for the memory that HTTP/2
+    /// keeps for it.
     pub(super) fn receive(&mut self, head: Head) -> bool {
         match head.kind {
             HEADERS if head.stream > self.last => {
@@ -101,14 +102,14 @@ impl Streams {
             + self.frames.saturating_sub(self.most_frames) * FRAME;
         self.most_streams = self.most_streams.max(streams);
         self.most_frames = self.most_frames.max(self.frames);
-        self.room.grow(more)
+        self.stream_memory.grow(more)
     }
 
-    /// A frame to the client.
+    /// Records a frame to the client.
     pub(super) fn send(&mut self, head: Head) {
         match head.kind {
             HEADERS | DATA => self.follow(head, |open, frames| {
-                // Of a stream in both directions, an answer shows that the handler took a message.
+                // In a bidirectional stream, a response shows that the handler took a message.
                 if head.kind == DATA && open.frames > 0 {
                     open.frames -= 1;
                     *frames -= 1;
@@ -126,7 +127,7 @@ impl Streams {
         }
     }
 
-    /// Streams that we reset and h2 may still keep.
+    /// Returns the number of streams that we reset and h2 may still keep.
     fn resets(&mut self) -> usize {
         if !self.resets.is_empty() {
             let now = Instant::now();
@@ -159,7 +160,7 @@ impl Streams {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::room::MOST_PER_PEER, *};
+    use super::{super::stream_memory::MAX_BYTES_PER_PEER, *};
 
     fn head(kind: u8, flags: u8, stream: u32) -> Head {
         Head { kind, flags, stream, length: 5 }
@@ -173,8 +174,8 @@ mod tests {
         (streams.open.len(), streams.most_streams, streams.most_frames)
     }
 
-    /// L02 (AUDIT TL1): calls one after the other take no room, whoever ends them and in whatever
-    /// order both sides do.
+    /// L02 (AUDIT TL1): calls one after the other keep no memory, whichever side ends them and in
+    /// whatever order.
     #[test]
     fn streams_that_are_over_are_not_kept() {
         let mut streams = streams();
@@ -205,7 +206,7 @@ mod tests {
             assert_eq!((streams.open.len(), streams.frames), (0, 0), "{number}");
         }
         assert_eq!((kept(&streams), streams.last()), ((0, FREE_STREAMS, FREE_FRAMES), 1_999));
-        assert!(!streams.room.is_kept());
+        assert!(!streams.stream_memory.is_kept());
     }
 
     /// L02 (AUDIT TL1): the most streams at once count for as long as the connection lives, and no
@@ -223,9 +224,9 @@ mod tests {
             }
             assert_eq!(kept(&streams), (0, 200, FREE_FRAMES));
         }
-        let rest = MOST_PER_PEER - (200 - FREE_STREAMS) * STREAM;
-        assert!(streams.room.grow(rest), "counted once");
-        assert!(!streams.room.grow(1), "and not given back");
+        let rest = MAX_BYTES_PER_PEER - (200 - FREE_STREAMS) * STREAM;
+        assert!(streams.stream_memory.grow(rest), "counted once");
+        assert!(!streams.stream_memory.grow(1), "and not given back");
     }
 
     /// L02 (AUDIT TL1): streams that we reset are kept for a while, and count.
@@ -240,7 +241,7 @@ mod tests {
     }
 
     /// L02 (AUDIT TL1): and no longer: a client whose calls are answered early, one after the
-    /// other, takes no room.
+    /// other, keeps no memory.
     #[tokio::test(start_paused = true)]
     async fn streams_that_were_reset_long_ago_do_not_count() {
         let mut streams = streams();
@@ -250,14 +251,14 @@ mod tests {
             tokio::time::advance(KEPT_RESET / 10).await;
         }
         assert_eq!(
-            (kept(&streams), streams.room.is_kept()),
+            (kept(&streams), streams.stream_memory.is_kept()),
             ((0, FREE_STREAMS, FREE_FRAMES), false)
         );
         tokio::time::advance(KEPT_RESET).await;
         assert_eq!(streams.resets(), 0);
     }
 
-    /// L02 (AUDIT TL1): one stream that brings its message in very many frames is kept like very
+    /// L02 (AUDIT TL1): one stream that sends its message in very many frames is counted like very
     /// many streams; frames that fill a window, and messages that are answered one by one, are not.
     #[test]
     fn short_frames_of_a_message_are_kept() {
@@ -275,7 +276,7 @@ mod tests {
             }
         }
         assert_eq!(kept(&streams), (1, FREE_STREAMS, 1_000));
-        let more = MOST_PER_PEER / FRAME + FREE_FRAMES - 1_000;
+        let more = MAX_BYTES_PER_PEER / FRAME + FREE_FRAMES - 1_000;
         assert_eq!((0..).find(|_| !streams.receive(head(DATA, 0, 1))), Some(more));
     }
 }

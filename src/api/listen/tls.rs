@@ -1,4 +1,4 @@
-//! Certificates, and their replacement while connections are open.
+//! Certificates of the port, and their replacement while connections are open.
 
 use std::{
     fmt, fs, io,
@@ -20,28 +20,27 @@ use zeroize::Zeroizing;
 
 use crate::{clock::Clock, config};
 
-/// How often the files are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Interval at which the files are checked.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Why there is no TLS, or not the new one.
+/// Reason that there is no TLS configuration, or no new one.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A setting needs another that is empty.
+    /// A setting requires another one that is empty.
     #[error("{0} is set but {1} is not")]
     Half(&'static str, &'static str),
     /// A file cannot be read.
     #[error("cannot read {}", .0.display())]
     Read(PathBuf, #[source] io::Error),
-    /// A file holds no whole PEM section of the kind that belongs in it. What it does hold is not
-    /// told.
+    /// A file holds no complete PEM section of the expected kind. Its content is not repeated.
     #[error("{} contains no valid {what}", file.display())]
     Pem {
-        /// The file.
+        /// Path of the file.
         file: PathBuf,
-        /// What it should hold.
+        /// Expected kind.
         what: &'static str,
     },
-    /// The certificate's time is over, or has not begun.
+    /// The certificate is expired or not yet valid.
     #[error("the certificate in {} has expired or is not yet valid", .0.display())]
     Expired(PathBuf),
     /// The pair does not match, or the certificates cannot be used.
@@ -49,17 +48,17 @@ pub enum TlsError {
     Unusable(#[from] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// The TLS configuration of the port, made anew when its files change. Handshakes begin with the
-/// current one; open connections keep theirs.
+/// TLS configuration of the port, reloaded when its files change. New handshakes use the current
+/// one; open connections keep theirs.
 pub struct TlsReloader {
     files: config::Tls,
     clock: Arc<dyn Clock>,
     current: ArcSwap<ServerConfig>,
-    seen: Mutex<Seen>,
+    seen: Mutex<FileState>,
 }
 
-/// What the files held: when last used, and when last found unusable.
-struct Seen {
+/// Digests of the files when last used, and when last found unusable.
+struct FileState {
     used: Fingerprint,
     refused: Option<Fingerprint>,
 }
@@ -78,11 +77,11 @@ impl TlsReloader {
     pub(super) const HTTP2: &'static [u8] = b"h2";
     const HTTP1: &'static [u8] = b"http/1.1";
 
-    /// Reads the files; nothing if none is set.
+    /// Reads the files; `None` if none is set.
     ///
     /// # Errors
-    /// Any half set, unreadable, broken or expired pair: the port is not opened without what was
-    /// asked for.
+    /// Any half set, unreadable, broken or expired pair: the port is not opened without the
+    /// configured TLS.
     pub fn open(files: &config::Tls, clock: Arc<dyn Clock>) -> Result<Option<Arc<Self>>, TlsError> {
         let set = |path: &Path| !path.as_os_str().is_empty();
         match (set(&files.cert_file), set(&files.key_file), set(&files.client_ca_file)) {
@@ -100,21 +99,21 @@ impl TlsReloader {
             files: files.clone(),
             clock,
             current: ArcSwap::from_pointee(current),
-            seen: Mutex::new(Seen { used: read.fingerprint(), refused: None }),
+            seen: Mutex::new(FileState { used: read.fingerprint(), refused: None }),
         })))
     }
 
-    /// What the next handshake uses.
+    /// Returns the configuration for the next handshake.
     pub fn current(&self) -> Arc<ServerConfig> {
         self.current.load_full()
     }
 
-    /// Looks at the files now: whether there was something new in them. Reads files, so not for a
-    /// runtime's thread.
+    /// Checks the files now; returns true if they had changed. Reads files, so not for a runtime's
+    /// thread.
     ///
     /// # Errors
-    /// What is new cannot be used; the old goes on being used. The same broken contents are
-    /// reported once.
+    /// The new files cannot be used; the old configuration stays in use. The same broken contents
+    /// are reported once.
     pub fn reload(&self) -> Result<bool, TlsError> {
         let read = Files::read(&self.files)?;
         let fingerprint = read.fingerprint();
@@ -122,11 +121,11 @@ impl TlsReloader {
         if seen.used == fingerprint {
             return Ok(false);
         }
-        // Tried again even if refused before: a certificate may only have been too early.
+        // Tried again even if refused before: the certificate may have been not yet valid.
         match read.parse(&self.files, &*self.clock) {
             Ok(config) => {
                 self.current.store(Arc::new(config));
-                *seen = Seen { used: fingerprint, refused: None };
+                *seen = FileState { used: fingerprint, refused: None };
                 Ok(true)
             }
             Err(_) if seen.refused == Some(fingerprint) => Ok(false),
@@ -137,7 +136,7 @@ impl TlsReloader {
         }
     }
 
-    /// Reloads now and says in the log what came of it: for SIGHUP and for [`watch`](Self::watch).
+    /// Reloads now and logs the result: for SIGHUP and for [`watch`](Self::watch).
     pub fn reload_and_report(&self) {
         match self.reload() {
             Ok(true) => tracing::info!("certificates reloaded"),
@@ -153,9 +152,9 @@ impl TlsReloader {
         }
     }
 
-    /// Looks at the files every few seconds, until dropped.
+    /// Checks the files every few seconds, until dropped.
     pub async fn watch(self: Arc<Self>) {
-        let mut look = tokio::time::interval(LOOK_EVERY);
+        let mut look = tokio::time::interval(CHECK_INTERVAL);
         loop {
             look.tick().await;
             let tls = Arc::clone(&self);
@@ -165,7 +164,7 @@ impl TlsReloader {
     }
 }
 
-/// Says nothing of the key.
+/// Omits the key.
 impl fmt::Debug for TlsReloader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TlsReloader").field("files", &self.files).finish_non_exhaustive()
@@ -199,7 +198,7 @@ impl Files {
         let provider = Arc::new(default_provider());
         let chain = certificates(&self.cert, &files.cert_file)?;
         if let Some(leaf) = chain.first() {
-            in_its_time(leaf, &provider, clock)
+            check_validity(leaf, &provider, clock)
                 .map_err(|()| TlsError::Expired(files.cert_file.clone()))?;
         }
         let key = PrivateKeyDer::from_pem_slice(&self.key)
@@ -219,7 +218,7 @@ impl Files {
                 builder.with_client_cert_verifier(verifier.map_err(unusable)?)
             }
         };
-        // Refuses a key that is not the certificate's.
+        // Refuses a key that does not match the certificate.
         let mut config = builder.with_single_cert(chain, key).map_err(unusable)?;
         config.alpn_protocols = vec![TlsReloader::HTTP2.to_vec(), TlsReloader::HTTP1.to_vec()];
         Ok(config)
@@ -237,9 +236,9 @@ fn certificates(pem: &[u8], file: &Path) -> Result<Vec<CertificateDer<'static>>,
     if chain.is_empty() { Err(broken()) } else { Ok(chain) }
 }
 
-/// Whether the certificate is within its time. webpki judges that before it looks for an issuer,
-/// which it cannot find here.
-fn in_its_time(
+/// Fails if the certificate is expired or not yet valid. webpki checks that before it looks for an
+/// issuer, which it cannot find here.
+fn check_validity(
     leaf: &CertificateDer<'_>,
     provider: &CryptoProvider,
     clock: &dyn Clock,
@@ -262,7 +261,7 @@ fn in_its_time(
         Err(rustls::Error::InvalidCertificate(
             E::Expired | E::ExpiredContext { .. } | E::NotValidYet | E::NotValidYetContext { .. },
         )) => Err(()),
-        // Whatever else is wrong with it is said where the pair is put to use.
+        // Any other problem is reported where the pair is used.
         _ => Ok(()),
     }
 }

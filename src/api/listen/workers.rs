@@ -1,5 +1,4 @@
-//! The threads that serve connections, one runtime each: a call's tasks, timers and sockets stay on
-//! one core.
+//! Worker threads, one runtime each: a call's tasks, timers and sockets stay on one core.
 
 use std::{
     io,
@@ -21,19 +20,19 @@ use tokio::{
 use super::{
     App, Options,
     accepted::{Accepted, Load},
-    caps::Place,
     connection,
+    connection_limits::ConnectionPermit,
 };
 
-/// Connections a worker may be behind with; more are refused, it is not keeping up.
-const WAITING: usize = 1_024;
-/// Threads a worker may use for what blocks (reading files; argon2 has its own bound).
-const BLOCKING: usize = 16;
-/// What a handler left running in the background gets, once all calls are answered.
-const LAST_ORDERS: Duration = Duration::from_millis(500);
+/// Connections that may wait for a worker; more are refused, since it is not keeping up.
+const INBOX_MAX: usize = 1_024;
+/// Threads of a worker for blocking work (reading files; argon2 has its own limit).
+const BLOCKING_THREADS: usize = 16;
+/// Time for background work of handlers, once all calls have ended.
+const RUNTIME_SHUTDOWN: Duration = Duration::from_millis(500);
 
-/// The workers.
-pub(super) struct Crew {
+/// Worker threads.
+pub(super) struct WorkerPool {
     workers: Vec<Worker>,
     next: usize,
 }
@@ -44,7 +43,7 @@ struct Worker {
     finished: oneshot::Receiver<u64>,
 }
 
-impl Crew {
+impl WorkerPool {
     /// Starts the threads.
     pub(super) fn start<A: App>(app: &A, options: &Options) -> io::Result<Self> {
         let start = |number| Worker::start(number, app.clone(), options.clone());
@@ -52,12 +51,12 @@ impl Crew {
         Ok(Self { workers, next: 0 })
     }
 
-    /// Gives a connection to the worker with the fewest, in turn where they are equal.
+    /// Assigns a connection to the worker with the fewest, in turn if several have as few.
     pub(super) fn hand(
         &mut self,
         stream: TcpStream,
         address: IpAddr,
-        place: Place,
+        permit: ConnectionPermit,
     ) -> Result<(), &'static str> {
         self.next = self.next.wrapping_add(1);
         let (later, sooner) = self.workers.split_at(self.next % self.workers.len().max(1));
@@ -69,14 +68,14 @@ impl Crew {
         let accepted = Accepted {
             stream,
             address,
-            place,
+            permit,
             load: Load::on(&idlest.load),
             number: self.next as u32,
         };
         idlest.inbox.try_send(accepted).map_err(|_| "worker")
     }
 
-    /// Tells the workers to drain and waits for them: how many connections had to be cut.
+    /// Makes the workers drain and waits for them; returns the number of connections that were cut.
     pub(super) async fn finish(self) -> u64 {
         // Every inbox must close before the first worker is waited for: they drain together.
         let finished: Vec<_> = self.workers.into_iter().map(|worker| worker.finished).collect();
@@ -90,23 +89,23 @@ impl Crew {
 
 impl Worker {
     fn start<A: App>(number: usize, app: A, options: Options) -> io::Result<Self> {
-        let (inbox, accepted) = mpsc::channel(WAITING);
+        let (inbox, accepted) = mpsc::channel(INBOX_MAX);
         let (done, finished) = oneshot::channel();
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
-            .max_blocking_threads(BLOCKING)
+            .max_blocking_threads(BLOCKING_THREADS)
             .build()?;
         thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
             let cut = runtime.block_on(work(accepted, app, options));
-            runtime.shutdown_timeout(LAST_ORDERS);
-            // Nobody waits any more if the server was dropped.
+            runtime.shutdown_timeout(RUNTIME_SHUTDOWN);
+            // There is no receiver if the server was dropped.
             let _ = done.send(cut);
         })?;
         Ok(Self { inbox, load: Arc::default(), finished })
     }
 }
 
-/// Serves what comes through the inbox until it closes, then drains.
+/// Serves connections from the inbox until it closes, then drains.
 async fn work<A: App>(mut inbox: mpsc::Receiver<Accepted>, app: A, options: Options) -> u64 {
     let options = Arc::new(options);
     let (stop, stopping) = watch::channel(false);

@@ -9,7 +9,7 @@ use crate::{
     config::Config,
     crypto::{master, records::RecordKey, seal::Sealer},
     model::{Audience, ClientId, TenantId},
-    store::transfer::{Dump, Item},
+    store::transfer::{ExportRecord, ExportSource},
 };
 
 const SUBJECT: &str = "client records";
@@ -72,14 +72,16 @@ struct Looked {
 }
 
 /// Looks at clients and audiences, which come first in what a store gives away.
-async fn look(store: &dyn Dump, key: &RecordKey) -> Result<Looked, String> {
+async fn look(store: &dyn ExportSource, key: &RecordKey) -> Result<Looked, String> {
     let (mut looked, mut last) = (Looked::default(), None);
     loop {
-        let page =
-            store.dump(last.as_ref(), PAGE).await.map_err(|error| ends::with_source(&error))?;
+        let page = store
+            .export_page(last.as_ref(), PAGE)
+            .await
+            .map_err(|error| ends::with_source(&error))?;
         for item in &page {
             match item {
-                Item::Client(client) => {
+                ExportRecord::Client(client) => {
                     looked.clients = looked.clients.saturating_add(1);
                     if !key.is_authentic(client) {
                         looked.forged.push(client.id.to_string());
@@ -89,21 +91,23 @@ async fn look(store: &dyn Dump, key: &RecordKey) -> Result<Looked, String> {
                         looked.listed.entry(listed).or_insert_with(|| client.id.clone());
                     }
                 }
-                Item::Audience(record) => {
+                ExportRecord::Audience(record) => {
                     looked.audiences = looked.audiences.saturating_add(1);
                     if !key.is_authentic_audience(record) {
                         looked.forged.push(record.audience.to_string());
                     }
                     looked.listed.remove(&(record.audience.clone(), record.tenant.clone()));
                 }
-                Item::Export { .. } | Item::SecretUse { .. } | Item::DeletedClient { .. } => {}
-                Item::Family(_)
-                | Item::Revocation(_)
-                | Item::Epoch { .. }
-                | Item::Keyset(_)
-                | Item::Record { .. }
-                | Item::ChainEnd { .. }
-                | Item::End { .. } => return Ok(looked),
+                ExportRecord::Export { .. }
+                | ExportRecord::SecretUse { .. }
+                | ExportRecord::DeletedClient { .. } => {}
+                ExportRecord::Family(_)
+                | ExportRecord::Revocation(_)
+                | ExportRecord::Epoch { .. }
+                | ExportRecord::Keyset(_)
+                | ExportRecord::Record { .. }
+                | ExportRecord::ChainEnd { .. }
+                | ExportRecord::End { .. } => return Ok(looked),
             }
         }
         match page.into_iter().next_back() {

@@ -8,7 +8,7 @@ use crate::{
         Store,
         embedded::{self, Embedded},
         mongo::{self, Mongo},
-        transfer::{Dump, Load},
+        transfer::{ExportSource, ImportTarget},
     },
 };
 
@@ -16,7 +16,7 @@ use crate::{
 pub(in crate::cli) async fn source(
     config: &Config,
     key: Option<ChainKey>,
-) -> Result<Box<dyn Dump>, Failure> {
+) -> Result<Box<dyn ExportSource>, Failure> {
     if !config.store.is_shared() {
         return Ok(Box::new(
             Embedded::read_only(&config.data_dir, key).map_err(|error| refused_embedded(&error))?,
@@ -44,7 +44,7 @@ impl Target {
         Ok(Self::Mongo(Box::new(import.map_err(|error| refused(&error))?)))
     }
 
-    pub(super) fn load(&self) -> &dyn Load {
+    pub(super) fn load(&self) -> &dyn ImportTarget {
         match self {
             Self::Embedded(embedded) => embedded.as_ref(),
             Self::Mongo(import) => import.as_ref(),

@@ -20,7 +20,7 @@ use crate::{
     },
     store::{
         authentic::Forged,
-        transfer::{Counts, Item, Verification, hex, unhex},
+        transfer::{Counts, ExportRecord, Verification, hex, unhex},
     },
 };
 
@@ -52,7 +52,7 @@ impl<W: Write> Lines<W> {
         Self { to, mac: sealer.map(ExportMac::new) }
     }
 
-    pub(super) fn item(&mut self, item: &Item) -> io::Result<()> {
+    pub(super) fn item(&mut self, item: &ExportRecord) -> io::Result<()> {
         let line = line(item)?;
         if let Some(mac) = &mut self.mac {
             mac.update(&line);
@@ -173,7 +173,7 @@ pub(super) struct Pass<'a> {
 
 impl Pass<'_> {
     /// The next record; `None` behind the trailer.
-    pub(super) fn read(&mut self) -> Result<Option<Item>, Failure> {
+    pub(super) fn read(&mut self) -> Result<Option<ExportRecord>, Failure> {
         let Some(line) = self.line()? else { return Ok(None) };
         if self.trailer.is_some() {
             return Err(self.refuse("data follows the end of the export"));

@@ -38,15 +38,15 @@ pub fn export(data: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::{super::file::Lines, *};
-    use crate::store::transfer::{Item, VERSION};
+    use crate::store::transfer::{ExportRecord, VERSION};
 
     /// The body reaches what it is for: an export that is whole and signed.
     #[test]
     fn a_signed_export_is_taken_and_no_altered_one() {
         let sealer = Sealer::new(MASTER);
         let mut lines = Lines::new(Vec::new(), Some(&sealer));
-        lines.item(&Item::Export { version: VERSION }).unwrap();
-        lines.item(&Item::End { chains: 0 }).unwrap();
+        lines.item(&ExportRecord::Export { version: VERSION }).unwrap();
+        lines.item(&ExportRecord::End { chains: 0 }).unwrap();
         let written = lines.finish().unwrap();
         let checked = Source::copy(&mut &*written).unwrap().check(&sealer, &chain_key(&sealer));
         assert!(checked.is_ok_and(|(checked, _)| checked.signed));

@@ -38,7 +38,7 @@ use crate::{
     standing::SLACK,
     store::{
         StoreError,
-        transfer::{Dump, Item, Load, Verification},
+        transfer::{ExportRecord, ExportSource, ImportTarget, Verification},
     },
 };
 
@@ -123,7 +123,7 @@ struct Keys {
 }
 
 async fn write(
-    store: &dyn Dump,
+    store: &dyn ExportSource,
     keys: Option<&Keys>,
     draft: &Path,
     progress: &ProgressBar,
@@ -142,7 +142,7 @@ async fn write(
 /// Writes every record, a line each, and the trailer; how many records, and what was written to. A
 /// store whose export no import would take is not exported.
 async fn dump<W: Write>(
-    store: &dyn Dump,
+    store: &dyn ExportSource,
     keys: Option<&Keys>,
     to: W,
     name: &Path,
@@ -155,7 +155,7 @@ async fn dump<W: Write>(
     let (mut last, mut records) = (None, 0);
     loop {
         let items = store
-            .dump(last.as_ref(), BATCH)
+            .export_page(last.as_ref(), BATCH)
             .await
             .map_err(|error| failed("cannot read the store", &error))?;
         for item in &items {
@@ -168,7 +168,7 @@ async fn dump<W: Write>(
         progress.set_position(records);
         last = items.into_iter().next_back();
         match &last {
-            Some(Item::End { .. }) => break,
+            Some(ExportRecord::End { .. }) => break,
             Some(_) => {}
             None => return Err(Failure::Other("the store returned no end record".to_owned())),
         }
@@ -249,7 +249,7 @@ async fn load(
     source: &mut Source,
     sealer: &Sealer,
     checked: Checked,
-    store: &dyn Load,
+    store: &dyn ImportTarget,
     mut restoring: Restoring,
     output: Output,
     begun: &mut bool,
@@ -292,7 +292,11 @@ fn chain_key(sealer: &Sealer) -> ChainKey {
     ChainKey::new(sealer.derive("audit head"))
 }
 
-async fn take_in(store: &dyn Load, items: Vec<Item>, line: u64) -> Result<(), Failure> {
+async fn take_in(
+    store: &dyn ImportTarget,
+    items: Vec<ExportRecord>,
+    line: u64,
+) -> Result<(), Failure> {
     if items.is_empty() {
         return Ok(());
     }

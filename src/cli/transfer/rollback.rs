@@ -19,7 +19,7 @@ use crate::{
         Action, KeyState, Keyset, Kid, Stamp, Timestamp,
         keyset::{Algorithm, KeyPolicy},
     },
-    store::transfer::{Item, hex, unhex},
+    store::transfer::{ExportRecord, hex, unhex},
 };
 
 use super::file::Checked;
@@ -83,26 +83,30 @@ impl Restoring {
     }
 
     /// What to load for one record.
-    pub(super) fn restore(&mut self, item: Item, now: Timestamp) -> Result<Vec<Item>, String> {
+    pub(super) fn restore(
+        &mut self,
+        item: ExportRecord,
+        now: Timestamp,
+    ) -> Result<Vec<ExportRecord>, String> {
         if self.whole {
             return Err("data follows the last record".to_owned());
         }
         Ok(match item {
-            Item::Keyset(keyset) => vec![Item::Keyset(self.keyset(keyset, now)?)],
-            Item::Family(mut family) => {
+            ExportRecord::Keyset(keyset) => vec![ExportRecord::Keyset(self.keyset(keyset, now)?)],
+            ExportRecord::Family(mut family) => {
                 if self.end_all {
                     family.ended_at = family.ended_at.or(Some(now));
                 }
-                vec![Item::Family(family)]
+                vec![ExportRecord::Family(family)]
             }
-            Item::Record { ref chain, ref event, .. } => {
+            ExportRecord::Record { ref chain, ref event, .. } => {
                 let begun = if *chain > self.node { self.begin_chain(now)? } else { Vec::new() };
                 self.newest = self.newest.max(event.at);
                 begun.into_iter().chain([item]).collect()
             }
             // Records that may be missing from this node's own chain are missing before that of the
             // import, which closes it.
-            Item::ChainEnd { chain, sequence, hash, .. } if chain == self.node => {
+            ExportRecord::ChainEnd { chain, sequence, hash, .. } if chain == self.node => {
                 let previous =
                     unhex(&hash).ok_or("the hash of a chain's end is not 64 hexadecimal digits")?;
                 let sequence =
@@ -110,21 +114,21 @@ impl Restoring {
                 self.audited = Audited::Continued;
                 self.record(sequence, &previous, now)?.into()
             }
-            Item::End { chains } => {
+            ExportRecord::End { chains } => {
                 self.whole = true;
                 let mut items = self.begin_chain(now)?;
                 let begun = u64::from(self.audited == Audited::Begun);
-                items.push(Item::End { chains: chains.saturating_add(begun) });
+                items.push(ExportRecord::End { chains: chains.saturating_add(begun) });
                 items
             }
-            Item::Export { .. }
-            | Item::Client(_)
-            | Item::SecretUse { .. }
-            | Item::DeletedClient { .. }
-            | Item::Audience(_)
-            | Item::Revocation(_)
-            | Item::Epoch { .. }
-            | Item::ChainEnd { .. } => vec![item],
+            ExportRecord::Export { .. }
+            | ExportRecord::Client(_)
+            | ExportRecord::SecretUse { .. }
+            | ExportRecord::DeletedClient { .. }
+            | ExportRecord::Audience(_)
+            | ExportRecord::Revocation(_)
+            | ExportRecord::Epoch { .. }
+            | ExportRecord::ChainEnd { .. } => vec![item],
         })
     }
 
@@ -154,7 +158,7 @@ impl Restoring {
     }
 
     /// A whole chain of this node's name, unless the import is on record already.
-    fn begin_chain(&mut self, now: Timestamp) -> Result<Vec<Item>, String> {
+    fn begin_chain(&mut self, now: Timestamp) -> Result<Vec<ExportRecord>, String> {
         if self.audited != Audited::No {
             return Ok(Vec::new());
         }
@@ -168,7 +172,7 @@ impl Restoring {
         sequence: u64,
         previous: &[u8; 32],
         now: Timestamp,
-    ) -> Result<[Item; 2], String> {
+    ) -> Result<[ExportRecord; 2], String> {
         let how = if self.end_all { "all tokens revoked" } else { "rollback accepted" };
         let how = if self.checked.signed {
             how.to_owned()
@@ -188,14 +192,14 @@ impl Restoring {
         let seal = Some(hex(&self.chain.seal_exported(&self.node, sequence, &hash, false)));
         let hash = hex(&hash);
         let (chain, node) = (self.node.clone(), self.node.clone());
-        let end = Item::ChainEnd {
+        let end = ExportRecord::ChainEnd {
             chain: chain.clone(),
             sequence,
             hash: hash.clone(),
             open: false,
             seal,
         };
-        Ok([Item::Record { chain, sequence, node, event, hash }, end])
+        Ok([ExportRecord::Record { chain, sequence, node, event, hash }, end])
     }
 }
 
@@ -226,8 +230,8 @@ mod tests {
         Keyset::first(before, &sealer, || keys::make(Algorithm::EdDsa, &sealer, before))
     }
 
-    fn only(items: Vec<Item>) -> Item {
-        let [item] = <[Item; 1]>::try_from(items).unwrap();
+    fn only(items: Vec<ExportRecord>) -> ExportRecord {
+        let [item] = <[ExportRecord; 1]>::try_from(items).unwrap();
         item
     }
 
@@ -236,8 +240,8 @@ mod tests {
     #[test]
     fn every_key_of_the_export_is_revoked_and_new_ones_take_over() {
         let old = keyset();
-        let Item::Keyset(new) =
-            only(restoring(true).restore(Item::Keyset(old.clone()), NOW).unwrap())
+        let ExportRecord::Keyset(new) =
+            only(restoring(true).restore(ExportRecord::Keyset(old.clone()), NOW).unwrap())
         else {
             panic!()
         };
@@ -252,19 +256,22 @@ mod tests {
     #[test]
     fn an_accepted_rollback_leaves_the_keys_alone() {
         let old = keyset();
-        let restored = only(restoring(false).restore(Item::Keyset(old.clone()), NOW).unwrap());
-        assert_eq!(restored, Item::Keyset(old));
+        let restored =
+            only(restoring(false).restore(ExportRecord::Keyset(old.clone()), NOW).unwrap());
+        assert_eq!(restored, ExportRecord::Keyset(old));
     }
 
     #[test]
     fn keys_of_another_master_key_are_refused_before_anything_can_use_them() {
         let mut other = restoring(true);
         other.sealer = Arc::new(Sealer::new([8; 32]));
-        assert!(other.restore(Item::Keyset(keyset()), NOW).unwrap_err().contains("master key"));
+        assert!(
+            other.restore(ExportRecord::Keyset(keyset()), NOW).unwrap_err().contains("master key")
+        );
     }
 
     /// The records and ends of chains of these names and lengths, and the end of their export.
-    fn export(chains: &[(&str, u64)]) -> Vec<Item> {
+    fn export(chains: &[(&str, u64)]) -> Vec<ExportRecord> {
         let mut items = Vec::new();
         for (name, length) in chains {
             let (chain, mut previous): (Arc<str>, _) = ((*name).into(), chain::START);
@@ -273,9 +280,9 @@ mod tests {
                 previous =
                     chain::link(&previous, sequence, name, &serde_json::to_vec(&event).unwrap());
                 let (chain, node, hash) = (chain.clone(), chain.clone(), hex(&previous));
-                items.push(Item::Record { chain, sequence, node, event, hash });
+                items.push(ExportRecord::Record { chain, sequence, node, event, hash });
             }
-            items.push(Item::ChainEnd {
+            items.push(ExportRecord::ChainEnd {
                 chain,
                 sequence: *length,
                 hash: hex(&previous),
@@ -283,7 +290,7 @@ mod tests {
                 seal: None,
             });
         }
-        items.push(Item::End { chains: chains.len() as u64 });
+        items.push(ExportRecord::End { chains: chains.len() as u64 });
         items
     }
 
@@ -294,26 +301,26 @@ mod tests {
         let (mut told, mut walk, mut imported) = (Vec::new(), Walk::from_start(), false);
         for item in export(chains) {
             for item in restoring.restore(item, NOW).unwrap() {
-                if let Item::Record { chain, sequence, node, event, hash } = item {
+                if let ExportRecord::Record { chain, sequence, node, event, hash } = item {
                     assert_eq!(chain, node);
                     let body = serde_json::to_string(&event).unwrap();
                     walk.step(sequence, &node, body.as_bytes(), &unhex(&hash).unwrap()).unwrap();
                     imported = (event.action, event.reason.as_ref())
                         == (Action::StoreImported, "all tokens revoked");
-                } else if let Item::ChainEnd { chain, sequence, hash, seal, .. } = item {
+                } else if let ExportRecord::ChainEnd { chain, sequence, hash, seal, .. } = item {
                     assert_eq!(seal.is_some(), imported, "the import's own end has its seal");
                     let end = Walk::after(sequence, unhex(&hash).unwrap());
                     assert_eq!(format!("{walk:?}"), format!("{end:?}"));
                     told.push((chain.as_ref().to_owned(), sequence, imported));
                     (walk, imported) = (Walk::from_start(), false);
                 } else {
-                    assert_eq!(item, Item::End { chains: told.len() as u64 });
+                    assert_eq!(item, ExportRecord::End { chains: told.len() as u64 });
                 }
             }
         }
         assert!(restoring.whole);
         assert!(
-            restoring.restore(Item::Export { version: 2 }, NOW).is_err(),
+            restoring.restore(ExportRecord::Export { version: 2 }, NOW).is_err(),
             "nothing comes after the end"
         );
         told
@@ -355,8 +362,8 @@ mod tests {
         ] {
             let mut restoring = restoring(end_all);
             restoring.checked.signed = signed;
-            let restored = restoring.restore(Item::End { chains: 0 }, NOW).unwrap();
-            let Item::Record { event, .. } = &restored[0] else { panic!("{restored:?}") };
+            let restored = restoring.restore(ExportRecord::End { chains: 0 }, NOW).unwrap();
+            let ExportRecord::Record { event, .. } = &restored[0] else { panic!("{restored:?}") };
             let what =
                 format!("3 clients, 2 refresh families, 1 records, sha256 {}", "ab".repeat(32));
             assert_eq!((event.target.as_str(), &*event.reason), (what.as_str(), reason));
@@ -367,11 +374,11 @@ mod tests {
     #[test]
     fn the_import_is_not_recorded_before_what_it_imports() {
         let mut restoring = restoring(false);
-        let [record, end, last] = <[Item; 3]>::try_from(export(&[("node-1", 1)])).unwrap();
+        let [record, end, last] = <[ExportRecord; 3]>::try_from(export(&[("node-1", 1)])).unwrap();
         restoring.restore(record, NOW).unwrap();
         let earlier = NOW - Duration::from_secs(60);
         let restored = restoring.restore(end, earlier).unwrap();
-        let Item::Record { event, .. } = &restored[0] else { panic!("no record") };
+        let ExportRecord::Record { event, .. } = &restored[0] else { panic!("no record") };
         assert_eq!((event.at, &*event.reason), (NOW, "rollback accepted"));
         assert_eq!(restoring.restore(last.clone(), earlier).unwrap(), [last]);
     }

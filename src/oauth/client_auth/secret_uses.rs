@@ -73,7 +73,7 @@ impl ClientAuthenticator {
         if uses.is_empty() {
             return Ok(());
         }
-        let noted = self.store.note_uses(&uses).await;
+        let noted = self.store.record_secret_uses(&uses).await;
         if noted.is_err() {
             self.uses.give_back(&uses);
         }

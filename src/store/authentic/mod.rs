@@ -1,13 +1,11 @@
-//! A store whose records of clients and audiences are this service's own: each carries a code under
-//! a key from the master key, made with every write and checked with every read. A client's record
-//! that does not check is no client: it reads as absent, a listing names it and goes on, its id
-//! stays taken, and an alarm says so. An audience's record that does not check is found as not
-//! authentic, so that no tenant gets the audience. An older record that was put back whole carries
-//! a code that was right and is not noticed.
+//! Store wrapper that authenticates records of clients and audiences: each carries a MAC under a
+//! key from the master key, made with every write and checked with every read. A client's record
+//! with a wrong MAC is no client: it reads as absent, a listing names it and goes on, its id stays
+//! taken, and an alarm is raised. An audience's record with a wrong MAC reads as not authentic, so
+//! that no tenant gets the audience. An older record that was restored as a whole has a right MAC
+//! and is not noticed.
 //!
-//! Rules and servers take this type: no other can be had from a store that was opened.
-
-mod rest;
+//! Rules and servers take this type: an open store is available in no other.
 
 use std::{
     collections::BTreeMap,
@@ -19,22 +17,22 @@ use async_trait::async_trait;
 
 use super::{
     AudienceStore, ClientStore, Creation, FoundAudience, Listed, Proof, ProofStore, ProvenWrite,
-    Result, SecretUse, Spent, Store, StoreError, Write,
+    Result, SecretUse, Spent, Store, StoreError, Wrapper, Write,
 };
 use crate::{
     crypto::records::RecordKey,
     model::{Audience, AudienceRecord, Client, ClientId, Event, TenantId},
 };
 
-/// The most ids that wait to be reported; there may be as many forged records as a database holds.
+/// Most ids that wait to be reported; a database may hold any number of forged records.
 const ALARMS: usize = 100;
 
-/// A record that this service did not write, or that cannot be read.
+/// Record that this service did not write, or that cannot be decoded.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Forged {
-    /// Under the id of a client.
+    /// Record under the id of a client.
     Client(ClientId),
-    /// Under an audience.
+    /// Record under an audience.
     Audience(Audience),
 }
 
@@ -47,26 +45,26 @@ impl fmt::Display for Forged {
     }
 }
 
-/// Seals what is written to the store inside and checks what is read from it.
+/// Store that seals every record it writes and checks every record it reads.
 pub struct Authentic {
     inner: Arc<dyn Store>,
     key: RecordKey,
-    /// Records that did not check since they were last reported, and how often.
+    /// Forged records since the last report, and how often each was read.
     alarms: Mutex<BTreeMap<Forged, u64>>,
 }
 
 impl Authentic {
-    /// Over a store, under the key that its records are sealed with.
+    /// Wraps a store, with the key that its records are sealed with.
     pub fn new(inner: Arc<dyn Store>, key: RecordKey) -> Self {
         Self { inner, key, alarms: Mutex::default() }
     }
 
-    /// Records that did not check since the last time, and how often each was read.
+    /// Takes the forged records since the last call, and how often each was read.
     pub fn take_alarms(&self) -> BTreeMap<Forged, u64> {
         std::mem::take(&mut *self.alarms())
     }
 
-    /// The client, if it is what was written under this id.
+    /// Returns the client, if this service wrote it under this id.
     fn checked(&self, id: &ClientId, client: Client) -> Option<Client> {
         if client.id == *id && self.key.is_authentic(&client) {
             return Some(client);
@@ -75,7 +73,7 @@ impl Authentic {
         None
     }
 
-    /// The record of an audience, if this service wrote it.
+    /// Returns the record of an audience, as authentic only if this service wrote it.
     fn checked_audience(&self, found: FoundAudience) -> FoundAudience {
         let audience = match found {
             FoundAudience::Owned(record) if self.key.is_authentic_audience(&record) => {
@@ -101,11 +99,24 @@ impl Authentic {
     }
 }
 
+impl Wrapper for Authentic {
+    type Wrapped = dyn Store;
+
+    fn wrapped(&self) -> &Self::Wrapped {
+        &*self.inner
+    }
+}
+
+// Verbs that need no MAC: their records are sealed otherwise, or grant no access.
+pass_verbs!(
+    [] Authentic: FamilyStore, RevocationStore, AuditStore, KeyStore, CounterStore, Store
+);
+
 #[async_trait]
 impl ClientStore for Authentic {
     async fn client(&self, id: &ClientId) -> Result<Option<Client>> {
         let found = self.inner.client(id).await.inspect_err(|error| {
-            // A record that cannot even be read was not left so by this service.
+            // This service left no record that cannot be decoded.
             if matches!(error, StoreError::Corrupt(_)) {
                 self.alarm(Forged::Client(id.clone()));
             }
@@ -153,8 +164,8 @@ impl ClientStore for Authentic {
         self.inner.delete_client(client, event).await
     }
 
-    async fn note_uses(&self, uses: &[SecretUse]) -> Result<()> {
-        self.inner.note_uses(uses).await
+    async fn record_secret_uses(&self, uses: &[SecretUse]) -> Result<()> {
+        self.inner.record_secret_uses(uses).await
     }
 }
 
@@ -192,7 +203,7 @@ impl ProofStore for Authentic {
     async fn spend(&self, proof: Proof, write: ProvenWrite) -> Result<Spent> {
         let proof = proof.checked_with(&self.key);
         if let ProvenWrite::MoveAudience { from: None, record, .. } = &write {
-            // A record that was put right meanwhile is not written over.
+            // An authentic record that was stored meanwhile is not overwritten.
             if !matches!(
                 self.audience(&record.audience).await?,
                 Some(FoundAudience::NotAuthentic(_))

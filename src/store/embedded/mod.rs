@@ -1,14 +1,14 @@
-//! The store that needs nothing installed: SQLite in the data directory.
+//! Embedded store: SQLite in the data directory, with nothing else to install.
 //!
-//! One thread writes, a few read, and callers reach them by bounded queues. The files of a data
+//! One thread writes, a few read, and callers reach them through bounded queues. Files of a data
 //! directory:
 //!
-//! | file | what |
+//! | file | content |
 //! |--|--|
 //! | `jeton.db`, `-wal`, `-shm` | the database |
-//! | `lock` | the id of the process that holds the directory: see `files::directory` |
-//! | `anchor` | the last acknowledged audit record, and of which file: see `files::head_file` |
-//! | `reserve` | room for revocations when the disk is full: see `files::disk_reserve` |
+//! | `lock` | id of the process that holds the directory: see `files::directory` |
+//! | `anchor` | last acknowledged audit record, and the file it belongs to: see `files::head_file` |
+//! | `reserve` | disk space for revocations when the disk is full: see `files::disk_reserve` |
 
 mod admin;
 mod audit;
@@ -36,17 +36,17 @@ pub use self::{admin::export::ReadOnly, engine::error::OpenError, integrity::che
 use self::{
     audit::own_chain,
     engine::{
-        batch::{Batch, Job, Urgency, Work},
-        error::Fault,
+        batch::{Batch, ClosureJob, Job, Priority},
+        error::SqliteError,
         queue::{Queue, closed},
         readers::{self, Read},
         schema,
-        writer::{self, Fate, Writer},
+        writer::{self, Writer, WriterState},
     },
     files::{
         directory::Directory,
-        disk_reserve::Reserve,
-        head_file::{self, Anchor},
+        disk_reserve::DiskReserve,
+        head_file::{self, HeadFile},
     },
     integrity::check,
     tables::counters::Counters,
@@ -57,50 +57,50 @@ use crate::{
     store::{Result, Store, StoreError},
 };
 
-/// Verbs on their way to the writer; more wait in their callers.
-const WRITES: usize = 4_096;
+/// Capacity of the writer's queue; further callers wait until there is room.
+const WRITE_QUEUE_MAX: usize = 4_096;
 
-/// Reads on their way to the readers.
-const READS: usize = 1_024;
+/// Capacity of the readers' queue.
+const READ_QUEUE_MAX: usize = 1_024;
 
-/// The embedded store. Dropping it without [`Store::close`] also finishes what is waiting, and
-/// blocks while it does.
+/// Store in one SQLite database. Dropping it without [`Store::close`] also finishes queued writes,
+/// and blocks while it does.
 pub struct Embedded {
     writer: Queue<Box<dyn Job>>,
     readers: Queue<Read>,
-    /// One long read at a time.
+    /// Permit of the one long read that may run at a time.
     scans: Arc<Semaphore>,
     shared: Arc<Shared>,
     tail: broadcast::WeakSender<Option<Arc<Record>>>,
     key: ChainKey,
-    fate: watch::Receiver<Fate>,
+    writer_state: watch::Receiver<WriterState>,
     thread: Mutex<Option<JoinHandle<()>>>,
     rollback: Option<String>,
 }
 
-/// What an operator takes upon itself when a data directory is opened.
+/// Risks that an operator accepts when a data directory is opened.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Accept {
-    /// The database may be a copy, or older than what was acknowledged: what was revoked since is
-    /// valid again.
+    /// Accepts a database that is a copy, or older than the last acknowledged write: revocations
+    /// made since are lost.
     pub rollback: bool,
-    /// Others may be able to write to the directory: a developer's machine.
+    /// Accepts a directory that other users can write to: for a developer's machine.
     pub open_directory: bool,
 }
 
-/// What the store's threads and its callers both see.
+/// State shared by the store's threads and its callers.
 struct Shared {
-    newest: AtomicI64,
-    /// The newest time that any verb brought along; kept on closing.
-    brought: AtomicI64,
+    persisted_time: AtomicI64,
+    /// Latest time that any operation used; persisted on close.
+    observed_time: AtomicI64,
     failed: AtomicBool,
-    /// Whether the last commit that mattered found no room.
+    /// True if the last commit that appended a record failed for lack of disk space.
     full: AtomicBool,
     counters: Counters,
 }
 
 impl Shared {
-    fn failed(&self) -> bool {
+    fn has_failed(&self) -> bool {
         self.failed.load(Ordering::SeqCst)
     }
 
@@ -108,17 +108,17 @@ impl Shared {
         self.failed.store(true, Ordering::SeqCst);
     }
 
-    /// A verb acts on this time.
-    fn brings(&self, now: Timestamp) {
-        self.brought.fetch_max(now.millis(), Ordering::SeqCst);
+    /// Records the latest time that any operation used.
+    fn observe_time(&self, now: Timestamp) {
+        self.observed_time.fetch_max(now.millis(), Ordering::SeqCst);
     }
 
-    fn full(&self) -> bool {
+    fn is_disk_full(&self) -> bool {
         self.full.load(Ordering::SeqCst)
     }
 
-    /// Says so when it changes.
-    fn is_full(&self, full: bool) {
+    /// Sets whether the disk is full, and logs a change.
+    fn set_disk_full(&self, full: bool) {
         if self.full.swap(full, Ordering::SeqCst) == full {
             return;
         }
@@ -131,17 +131,17 @@ impl Shared {
 }
 
 impl Embedded {
-    /// Opens a data directory, makes it if it is not there, and starts the threads. `node` is this
+    /// Opens a data directory, creates it if it is missing, and starts the threads. `node` is this
     /// node's name in the audit trail, `chain` the key that seals it.
     ///
-    /// What is found must carry on from what was last acknowledged: a database that lost its end,
-    /// its revocations or the end of its audit trail is refused, and so is a copy. Everything older
-    /// is [`Self::check`]ed on demand.
+    /// The content must continue from the last acknowledged write: a database without its end, its
+    /// revocations or the end of its audit trail is refused, and so is a copy. Everything older is
+    /// checked on demand, by [`Self::check`].
     pub fn open(dir: &Path, node: &str, chain: ChainKey) -> Result<Self, OpenError> {
         Self::open_accepting(dir, node, chain, Accept::default())
     }
 
-    /// Opens a data directory as [`Self::open`] does, and lets pass what is accepted.
+    /// Opens a data directory as [`Self::open`] does, with the risks in `accept` accepted.
     pub fn open_accepting(
         dir: &Path,
         node: &str,
@@ -151,36 +151,36 @@ impl Embedded {
         let directory = Directory::take(dir, accept.open_directory)?;
         let dir = directory.path();
         let (connection, database) = schema::writer(dir)?;
-        let (mut anchor, note) = Anchor::find(&directory, database, chain.clone())?;
+        let (mut head_file, acked) = HeadFile::open(&directory, database, chain.clone())?;
         let (state, rollback) =
-            check::opening(&connection, note.as_ref(), node, &chain, accept.rollback)?;
-        // Whatever an earlier process left in the WAL is synced before anything is built upon it:
-        // it may have met an error of the disk that this process cannot see.
+            check::verify_on_open(&connection, acked.as_ref(), node, &chain, accept.rollback)?;
+        // The WAL of an earlier process is synced before anything is built on it: that process may
+        // have met a disk error that this one cannot see.
         writer::checkpoint(&connection)?;
         if rollback.is_none() {
-            anchor.begin(&directory, (state.sequence, state.hash), note.is_some())?;
+            head_file.begin(&directory, (state.sequence, state.hash), acked.is_some())?;
         }
         let counters = Counters::load(&connection)?;
         let shared = Arc::new(Shared {
-            newest: AtomicI64::new(state.newest.millis()),
-            brought: AtomicI64::new(state.newest.millis()),
+            persisted_time: AtomicI64::new(state.newest_time.millis()),
+            observed_time: AtomicI64::new(state.newest_time.millis()),
             failed: AtomicBool::new(false),
             full: AtomicBool::new(false),
             counters,
         });
         let path = dir.to_owned();
         let name = own_chain::name(&connection)?.unwrap_or_else(|| node.into());
-        let (readers, reads) = Queue::new(READS);
+        let (readers, reads) = Queue::new(READ_QUEUE_MAX);
         let reading = readers::start(dir, reads)?;
-        // Behind all that damage can make fail: a runtime must not be dropped by a caller that runs
-        // in one.
+        // Created after every step that damage can make fail: a runtime must not be dropped by a
+        // caller that runs in one.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()
             .map_err(OpenError::io(dir))?;
-        let (queue, writes) = Queue::new(WRITES);
-        let (fate, ended) = watch::channel(Fate::Runs);
-        let tail = broadcast::Sender::new(own_chain::LAG);
+        let (queue, writes) = Queue::new(WRITE_QUEUE_MAX);
+        let (writer_state, state_receiver) = watch::channel(WriterState::Running);
+        let tail = broadcast::Sender::new(own_chain::TAIL_LAG_MAX);
         let weak_tail = tail.downgrade();
         let writer = Writer {
             chain: name,
@@ -191,12 +191,12 @@ impl Embedded {
             shared: shared.clone(),
             followers: Vec::new(),
             tail,
-            anchor,
-            reserve: Reserve::of(dir),
+            head_file,
+            disk_reserve: DiskReserve::open(dir),
             flushed_at: Instant::now(),
             closing: false,
             readers: reading,
-            fate,
+            writer_state,
             directory,
         };
         let thread = std::thread::Builder::new().name("store-writer".into());
@@ -209,41 +209,39 @@ impl Embedded {
             shared,
             tail: weak_tail,
             key: chain,
-            fate: ended,
+            writer_state: state_receiver,
             thread: Mutex::new(Some(thread)),
             rollback,
         })
     }
 
-    /// Why the rollback that was accepted had to be; `None` where there was nothing to accept. The
-    /// caller records it, with the first commit: until then the next start refuses the directory
-    /// again.
+    /// Reason of the rollback that was accepted; `None` if there was nothing to accept. The caller
+    /// records it with the first commit: until then the next start refuses the directory again.
     pub fn accepted_rollback(&self) -> Option<&str> {
         self.rollback.as_deref()
     }
 
-    /// Takes a copied directory for the one it was copied from: stands in for a process that was
-    /// killed, in tests.
+    /// Treats a copied directory as the original: stands in for a killed process, in tests.
     #[doc(hidden)]
     pub fn adopt(dir: &Path, chain: ChainKey) -> Result<(), OpenError> {
         head_file::adopt(dir, chain)
     }
 
-    /// Writes on the writer's thread; answers when the batch it went into is on disk.
+    /// Runs `work` on the writer's thread; returns when its batch is on disk.
     async fn write<T: Send + 'static>(
         &self,
-        urgency: Urgency,
-        work: impl FnMut(&mut Batch<'_>) -> Result<T, Fault> + Send + 'static,
+        priority: Priority,
+        work: impl FnMut(&mut Batch<'_>) -> Result<T, SqliteError> + Send + 'static,
     ) -> Result<T> {
         let (reply, answer) = oneshot::channel();
-        self.writer.send(Box::new(Work::new(urgency, work, reply))).await?;
+        self.writer.send(Box::new(ClosureJob::new(priority, work, reply))).await?;
         answer.await.map_err(|_| closed())?
     }
 
-    /// Bounds the database to so many pages of 4 KiB: stands in for a full disk in tests.
+    /// Limits the database to this number of pages of 4 KiB: stands in for a full disk in tests.
     #[doc(hidden)]
     pub async fn bound_pages(&self, pages: u32) -> Result<()> {
-        self.write(Urgency::Normal, move |batch| {
+        self.write(Priority::Normal, move |batch| {
             Ok(batch.connection.query_row(
                 &format!("PRAGMA max_page_count = {pages}"),
                 [],
@@ -257,26 +255,28 @@ impl Embedded {
 #[async_trait]
 impl Store for Embedded {
     async fn ready(&self) -> Result<()> {
-        // A write that changes nothing still goes to the disk and back.
-        self.write(Urgency::Normal, |batch| batch.execute("UPDATE head SET id = id", []).map(drop))
+        // A write that changes nothing still reaches the disk.
+        self.write(Priority::Normal, |batch| batch.execute("UPDATE head SET id = id", []).map(drop))
             .await
     }
 
     async fn close(&self) -> Result<()> {
         self.readers.close();
         self.writer.close();
-        let mut fate = self.fate.clone();
-        let ended = fate.wait_for(|fate| matches!(fate, Fate::Ended(_))).await;
+        let mut writer_state = self.writer_state.clone();
+        let ended = writer_state
+            .wait_for(|writer_state| matches!(writer_state, WriterState::Closed(_)))
+            .await;
         match ended.as_deref() {
-            Ok(Fate::Ended(result)) => result.clone().map_err(Into::into),
-            Ok(Fate::Runs) | Err(_) => {
+            Ok(WriterState::Closed(result)) => result.clone().map_err(Into::into),
+            Ok(WriterState::Running) | Err(_) => {
                 Err(StoreError::Unavailable("the writer thread stopped".into()))
             }
         }
     }
 
-    fn newest(&self) -> Timestamp {
-        Timestamp::from_millis(self.shared.newest.load(Ordering::SeqCst))
+    fn newest_time(&self) -> Timestamp {
+        Timestamp::from_millis(self.shared.persisted_time.load(Ordering::SeqCst))
     }
 
     async fn time(&self) -> Result<Option<Timestamp>> {

@@ -408,7 +408,7 @@ impl Store for Mongo {
         Ok(last?)
     }
 
-    fn newest(&self) -> Timestamp {
+    fn newest_time(&self) -> Timestamp {
         Timestamp::from_millis(self.shared.node.persisted_time.load(SeqCst))
     }
 

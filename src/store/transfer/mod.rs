@@ -1,8 +1,8 @@
-//! Moving everything a store keeps into another, of whatever kind: typed records in one fixed
-//! order, a line of JSON each. The same state always makes the same lines, so a second export of an
-//! imported store equals the first.
+//! Export and import: the whole content of a store, as typed records in one fixed order, a line of
+//! JSON each. The same state always makes the same lines, so a second export of an imported store
+//! equals the first.
 //!
-//! Counters stay behind: they are worth nothing once their window has ended.
+//! Counters are not exported: they are worth nothing once their window has ended.
 
 mod verify;
 
@@ -22,116 +22,121 @@ use crate::{
     },
 };
 
-/// The version of the records below. A store takes in no other.
+/// Version of the records below. A store imports no other.
 pub const VERSION: u32 = 2;
 
-/// One record. The order of the variants is the order of an export; within one it is that of their
-/// keys.
+/// Record of an export. The order of the variants is the order of an export; within one it is that
+/// of their keys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-pub enum Item {
-    /// The first record: what the others are written in.
+pub enum ExportRecord {
+    /// First record: the version of the others.
     Export {
         /// [`VERSION`].
         version: u32,
     },
-    /// A client, without the uses of its secrets.
+    /// Client without use counts.
     Client(Client),
-    /// The uses of one secret.
+    /// Uses of one secret.
     SecretUse {
-        /// Whose.
+        /// Client of the secret.
         client: ClientId,
-        /// Which.
+        /// Id of the secret.
         secret: SecretId,
-        /// When last.
+        /// Time of the last use.
         last_used_at: Timestamp,
-        /// How often.
+        /// Number of uses.
         use_count: u64,
     },
-    /// Whose the id of a client was that was deleted.
+    /// Tenant of a deleted client.
     DeletedClient {
-        /// The id.
+        /// Id of the client.
         client: ClientId,
-        /// The tenant it stays with.
+        /// Tenant for which the id is reserved.
         tenant: TenantId,
     },
-    /// The tenant that an audience belongs to.
+    /// Audience and its tenant.
     Audience(AudienceRecord),
-    /// A refresh family.
+    /// Refresh family.
     Family(Family),
-    /// A token or family that was ended.
+    /// Revocation of a token or family.
     Revocation(Revocation),
-    /// An epoch above 0.
+    /// Epoch above 0.
     Epoch {
-        /// Whose.
+        /// Tenant, client or subject of the epoch.
         of: EpochOf,
-        /// Where it stands.
+        /// Value of the epoch.
         value: u64,
     },
-    /// The keyset, sealed.
+    /// Keyset, sealed.
     Keyset(Keyset),
-    /// An audit record. Chains come one after the other, in the order of the bytes of their names.
+    /// Audit record. Chains follow each other in byte order of their names.
     Record {
-        /// The chain it stands in, by the name of the node that began it.
+        /// Chain of the record, by the name of the node that began it.
         chain: Arc<str>,
-        /// From 1, without gaps.
+        /// Sequence in the chain, from 1 without gaps.
         sequence: u64,
-        /// The node that wrote it.
+        /// Node that wrote it.
         node: Arc<str>,
-        /// What happened.
+        /// Event of the record.
         event: Event,
-        /// 64 hexadecimal digits.
+        /// Hash as 64 hexadecimal digits.
         hash: String,
     },
-    /// The end of an audit chain, behind its last record.
+    /// End of an audit chain, after its last record.
     ChainEnd {
-        /// The chain.
+        /// Name of the chain.
         chain: Arc<str>,
-        /// The last record's sequence.
+        /// Sequence of the last record.
         sequence: u64,
-        /// Its hash, 64 hexadecimal digits.
+        /// Hash of the last record, 64 hexadecimal digits.
         hash: String,
         /// True if its node had stopped without closing it: then its newest records may be missing,
-        /// also when it is imported.
+        /// also after an import.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         open: bool,
-        /// Shows that an exporter with the store's key found the chain whole, 64 hexadecimal
-        /// digits. `None` where it had no key.
+        /// Seal of an exporter that had the store's key and verified the chain, 64 hexadecimal
+        /// digits. `None` if it had no key.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         seal: Option<String>,
     },
-    /// The last record: without it an export is not whole.
+    /// Last record: without it an export is incomplete.
     End {
-        /// How many audit chains there are.
+        /// Number of audit chains.
         chains: u64,
     },
 }
 
-/// What can be exported.
+/// Store, or view of a store, that can be exported.
 #[async_trait]
-pub trait Dump: Send + Sync {
-    /// Up to `limit` items, at least 1, in order, those after `after`; none after [`Item::End`].
-    async fn dump(&self, after: Option<&Item>, limit: usize) -> Result<Vec<Item>>;
+pub trait ExportSource: Send + Sync {
+    /// Returns up to `limit` records, at least 1, in order, those after `after`; none after
+    /// [`ExportRecord::End`].
+    async fn export_page(
+        &self,
+        after: Option<&ExportRecord>,
+        limit: usize,
+    ) -> Result<Vec<ExportRecord>>;
 }
 
-/// What can be imported into, while it is empty.
+/// Store that can be imported into, while it is empty.
 #[async_trait]
-pub trait Load: Send + Sync {
-    /// Takes in the next items of an export, from its first on; durable when it answers. A record
-    /// that stands twice or does not fit its audit chain, a chain that does not begin with a record
-    /// of the node it is named after or has the wrong seal, and a store that is not empty to begin
-    /// with, are refused as corrupt. The store does not open again before an [`Item::End`] has been
-    /// taken in. A chain that has the name of this store's node is the one that the node goes on
-    /// with.
-    async fn load(&self, items: Vec<Item>) -> Result<()>;
+pub trait ImportTarget: Send + Sync {
+    /// Imports the next records of an export, from its first on; durable when it returns. These are
+    /// refused as corrupt: a duplicate record, one that does not fit its audit chain, a chain that
+    /// does not begin with a record of the node it is named after or has the wrong seal, and a
+    /// store that is not empty at the first record. The store does not open again before an
+    /// [`ExportRecord::End`] has been imported. The node of this store continues the chain that has
+    /// its name.
+    async fn load(&self, items: Vec<ExportRecord>) -> Result<()>;
 }
 
-/// A store that can be moved.
-pub trait TransferStore: Dump + Load {}
+/// Store that can be exported and imported.
+pub trait TransferStore: ExportSource + ImportTarget {}
 
-impl<S: Dump + Load> TransferStore for S {}
+impl<S: ExportSource + ImportTarget> TransferStore for S {}
 
-/// The end of a chain, as an export says.
+/// End of a chain in an export.
 pub(super) struct Ending<'a> {
     pub(super) chain: &'a Arc<str>,
     pub(super) sequence: u64,
@@ -140,20 +145,21 @@ pub(super) struct Ending<'a> {
     pub(super) seal: Option<&'a str>,
 }
 
-/// How far an import has come with the audit chains. They come whole, one after the other, in the
-/// order of their names.
+/// Progress of an import of audit chains. They are complete, one after the other, in the order of
+/// their names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Chains {
-    /// The chain that is being taken in and its last record so far.
+    /// Chain in progress, and its last record so far.
     open: Option<(Arc<str>, u64, [u8; 32])>,
-    /// The chain that was closed last.
+    /// Chain that was closed last.
     last: Option<Arc<str>>,
-    /// How many were closed.
+    /// Number of closed chains.
     closed: u64,
 }
 
 impl Chains {
-    /// Holds a record against the one before it in its chain, or begins a chain with it; its hash.
+    /// Verifies that a record follows the one before it in its chain, or begins a chain; returns
+    /// its hash.
     pub(super) fn step(
         &mut self,
         chain: &Arc<str>,
@@ -183,8 +189,8 @@ impl Chains {
         Ok(hash)
     }
 
-    /// Closes the chain that is being taken in, if this is its end, and its seal, where it has one,
-    /// is of `key`; the last hash.
+    /// Closes the chain in progress if this is its end, and its seal, if it has one, is of `key`;
+    /// returns the last hash.
     pub(super) fn close(
         &mut self,
         ending: &Ending<'_>,
@@ -211,25 +217,31 @@ impl Chains {
         }
     }
 
-    /// Whether all of so many chains were taken in.
+    /// Verifies that this number of chains was imported completely.
     pub(super) fn finish(&self, chains: u64) -> Result<(), String> {
         let whole = self.open.is_none() && self.closed == chains;
         whole.then_some(()).ok_or_else(|| "an audit chain is missing or has no end".to_owned())
     }
 }
 
-/// The end of a chain for an export, if its last record is where the store's key sealed it; `open`
-/// where its node stopped without closing it.
+/// Builds the end of a chain for an export, if its last record is the one that the store's key
+/// sealed; `open` if its node stopped without closing it.
 pub(super) fn end(
     chain: &Arc<str>,
     head: &Head,
     open: bool,
     key: Option<&ChainKey>,
-) -> Result<Item, String> {
+) -> Result<ExportRecord, String> {
     if key.is_some_and(|key| !key.check(head)) {
         return Err(format!("audit chain {chain}: the seal of its end is invalid"));
     }
     let Head { sequence, hash, .. } = head;
     let seal = key.map(|key| hex(&key.seal_exported(chain, *sequence, hash, open)));
-    Ok(Item::ChainEnd { chain: chain.clone(), sequence: *sequence, hash: hex(hash), open, seal })
+    Ok(ExportRecord::ChainEnd {
+        chain: chain.clone(),
+        sequence: *sequence,
+        hash: hex(hash),
+        open,
+        seal,
+    })
 }

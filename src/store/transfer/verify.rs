@@ -1,7 +1,7 @@
-//! Verification of an export, record by record, before any of it is written: what an import makes
-//! its own is checked first, since afterwards it is sealed under this store's key.
+//! Verification of an export, record by record, before any of it is written: an import seals
+//! everything under this store's key, so it is verified first.
 
-use super::{Chains, Ending, Item, VERSION};
+use super::{Chains, Ending, ExportRecord, VERSION};
 use crate::{
     crypto::{chain::ChainKey, records::RecordKey, root::Root, seal::Sealer},
     store::authentic::Forged,
@@ -14,7 +14,7 @@ struct Keys<'a> {
     records: RecordKey,
 }
 
-/// An export that goes by.
+/// Verification of an export in progress.
 pub struct Verification<'a> {
     keys: Option<Keys<'a>>,
     chains: Chains,
@@ -25,26 +25,27 @@ pub struct Verification<'a> {
     forged: Vec<Forged>,
 }
 
-/// Numbers of what was in an export.
+/// Numbers of records in an export.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Clients.
+    /// Number of clients.
     pub clients: u64,
-    /// Refresh families.
+    /// Number of refresh families.
     pub families: u64,
-    /// Audit records.
+    /// Number of audit records.
     pub records: u64,
 }
 
 impl<'a> Verification<'a> {
-    /// Under the master key and the key of the audit chains: the keyset's MAC and the seal of each
-    /// chain are checked.
+    /// Verifies with the master key and the key of the audit chains: also the keyset's MAC and the
+    /// seal of each chain.
     pub fn new(sealer: &'a Sealer, chain: &'a ChainKey) -> Self {
         let records = RecordKey::new(sealer.derive("client record"));
         Self { keys: Some(Keys { sealer, chain, records }), ..Self::without_key() }
     }
 
-    /// Of what shows without a key: the records are whole, in order, and each chain's hashes fit.
+    /// Verifies what can be verified without a key: the records are complete, in order, and each
+    /// chain's hashes fit.
     pub fn without_key() -> Self {
         Self {
             keys: None,
@@ -61,27 +62,29 @@ impl<'a> Verification<'a> {
     ///
     /// # Errors
     ///
-    /// Says what is wrong with it.
-    pub fn take(&mut self, item: &Item) -> Result<(), String> {
+    /// Returns the problem of the record.
+    pub fn take(&mut self, item: &ExportRecord) -> Result<(), String> {
         if self.whole {
             return Err("data follows the last record".to_owned());
         }
-        if !(self.begun || matches!(item, Item::Export { .. })) {
+        if !(self.begun || matches!(item, ExportRecord::Export { .. })) {
             return Err("the first record must be of type export".to_owned());
         }
         match item {
-            Item::Export { version } if *version != VERSION => {
+            ExportRecord::Export { version } if *version != VERSION => {
                 return Err(format!("version {version} is not supported, expected {VERSION}"));
             }
-            Item::Export { .. } if self.begun => return Err("a second export header".to_owned()),
-            Item::Export { .. } => self.begun = true,
-            Item::Client(client) => {
+            ExportRecord::Export { .. } if self.begun => {
+                return Err("a second export header".to_owned());
+            }
+            ExportRecord::Export { .. } => self.begun = true,
+            ExportRecord::Client(client) => {
                 self.counts.clients += 1;
                 if self.keys.as_ref().is_some_and(|keys| !keys.records.is_authentic(client)) {
                     self.forged.push(Forged::Client(client.id.clone()));
                 }
             }
-            Item::Audience(record) => {
+            ExportRecord::Audience(record) => {
                 if self
                     .keys
                     .as_ref()
@@ -90,13 +93,15 @@ impl<'a> Verification<'a> {
                     self.forged.push(Forged::Audience(record.audience.clone()));
                 }
             }
-            Item::Family(_) => self.counts.families += 1,
-            Item::SecretUse { .. }
-            | Item::DeletedClient { .. }
-            | Item::Revocation(_)
-            | Item::Epoch { .. } => {}
-            Item::Keyset(_) if self.has_keyset => return Err("a second keyset".to_owned()),
-            Item::Keyset(keyset) => {
+            ExportRecord::Family(_) => self.counts.families += 1,
+            ExportRecord::SecretUse { .. }
+            | ExportRecord::DeletedClient { .. }
+            | ExportRecord::Revocation(_)
+            | ExportRecord::Epoch { .. } => {}
+            ExportRecord::Keyset(_) if self.has_keyset => {
+                return Err("a second keyset".to_owned());
+            }
+            ExportRecord::Keyset(keyset) => {
                 self.has_keyset = true;
                 if let Some(Keys { sealer, .. }) = &self.keys {
                     if Root::open(keyset, sealer).is_err() {
@@ -105,17 +110,17 @@ impl<'a> Verification<'a> {
                     keyset.check(sealer).map_err(|error| error.to_string())?;
                 }
             }
-            Item::Record { chain, sequence, node, event, hash } => {
+            ExportRecord::Record { chain, sequence, node, event, hash } => {
                 let body = serde_json::to_vec(event).map_err(|error| error.to_string())?;
                 self.chains.step(chain, *sequence, node, &body, hash)?;
                 self.counts.records += 1;
             }
-            Item::ChainEnd { chain, sequence, hash, open, seal } => {
+            ExportRecord::ChainEnd { chain, sequence, hash, open, seal } => {
                 let ending =
                     Ending { chain, sequence: *sequence, hash, open: *open, seal: seal.as_deref() };
                 self.chains.close(&ending, self.keys.as_ref().map(|keys| keys.chain))?;
             }
-            Item::End { chains } => {
+            ExportRecord::End { chains } => {
                 self.chains.finish(*chains)?;
                 self.whole = true;
             }
@@ -123,8 +128,8 @@ impl<'a> Verification<'a> {
         Ok(())
     }
 
-    /// The numbers of everything, and the records that no holder of the master key wrote; `None`
-    /// where the last record was not among it.
+    /// Returns the numbers of records, and the records that no holder of the master key wrote;
+    /// `None` if the last record is missing.
     pub fn finish(self) -> Option<(Counts, Vec<Forged>)> {
         self.whole.then_some((self.counts, self.forged))
     }

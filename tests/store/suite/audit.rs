@@ -282,12 +282,12 @@ pub(crate) async fn a_listener_that_lags_is_told(bench: &Bench) {
 /// C1: the clock's floor after a restart.
 pub(crate) async fn the_newest_time_never_goes_back(bench: &Bench) {
     let store = bench.store();
-    assert_eq!(store.newest(), jeton::model::Timestamp::EPOCH);
+    assert_eq!(store.newest_time(), jeton::model::Timestamp::EPOCH);
     for (millis, newest) in [(5, 5), (9, 9), (7, 9)] {
         store.append(Event { at: at(millis), ..numbered(1) }).await.unwrap();
-        assert_eq!(store.newest(), at(newest));
+        assert_eq!(store.newest_time(), at(newest));
     }
-    assert_eq!(bench.reopen().await.newest(), at(9));
+    assert_eq!(bench.reopen().await.newest_time(), at(9));
 }
 
 /// C1: what was forgotten because it had expired must not stand again under a clock that starts
@@ -296,19 +296,19 @@ pub(crate) async fn the_newest_time_covers_what_was_swept(bench: &Bench) {
     let store = bench.store();
     append(&*store, 1).await;
     store.sweep(at(60_000), 10).await.unwrap();
-    assert_eq!(store.newest(), at(60_000));
+    assert_eq!(store.newest_time(), at(60_000));
     store.sweep(at(50_000), 10).await.unwrap();
-    assert_eq!(store.newest(), at(60_000));
-    assert_eq!(bench.reopen().await.newest(), at(60_000));
+    assert_eq!(store.newest_time(), at(60_000));
+    assert_eq!(bench.reopen().await.newest_time(), at(60_000));
     assert_eq!(verify(&*bench.store()).await, 1);
 }
 
 /// C1: a time that was only judged by is kept on closing; also where there is no record yet.
 pub(crate) async fn the_newest_time_covers_what_was_read(bench: &Bench) {
     assert_eq!(bench.store().family(FamilyId::new(), at(70_000)).await.unwrap(), None);
-    assert_eq!(bench.reopen().await.newest(), at(70_000));
+    assert_eq!(bench.reopen().await.newest_time(), at(70_000));
     append(&*bench.store(), 1).await;
-    assert_eq!(bench.reopen().await.newest(), at(70_000));
+    assert_eq!(bench.reopen().await.newest_time(), at(70_000));
 }
 
 /// O03 the other way round: what did not happen is not in the trail.

@@ -95,7 +95,7 @@ pub(crate) async fn ids_that_differ_only_in_case_are_two_clients(bench: &Bench) 
     create(&*store, &client("Svc")).await;
     assert_eq!(store.client(&id("svc")).await.unwrap(), None);
     create(&*store, &client("svc")).await;
-    store.note_uses(&[used("svc", "s1", 5, 1)]).await.unwrap();
+    store.record_secret_uses(&[used("svc", "s1", 5, 1)]).await.unwrap();
     let upper = store.client(&id("Svc")).await.unwrap().unwrap();
     assert_eq!((upper.id.as_str(), upper.secrets[0].use_count), ("Svc", 0));
     assert_eq!(store.clients(None, None, 9).await.unwrap().len(), 2);
@@ -279,7 +279,7 @@ pub(crate) async fn of_fifty_that_change_one_revision_one_succeeds(bench: &Bench
 pub(crate) async fn a_deleted_client_leaves_no_uses_to_a_successor(bench: &Bench) {
     let store = bench.store();
     create(&*store, &client("a")).await;
-    store.note_uses(&[used("a", "s1", 5, 3)]).await.unwrap();
+    store.record_secret_uses(&[used("a", "s1", 5, 3)]).await.unwrap();
     assert_eq!(
         store
             .delete_client(&of_revision(1, client("a")), event(Action::ClientDeleted))
@@ -399,11 +399,15 @@ pub(crate) async fn uses_of_secrets_add_up_and_never_go_back(bench: &Bench) {
     let store = bench.store();
     create(&*store, &client("a")).await;
     store
-        .note_uses(&[used("a", "s1", 50, 3), used("a", "s2", 10, 1), used("a", "s1", 40, 2)])
+        .record_secret_uses(&[
+            used("a", "s1", 50, 3),
+            used("a", "s2", 10, 1),
+            used("a", "s1", 40, 2),
+        ])
         .await
         .unwrap();
-    store.note_uses(&[used("a", "s1", 30, 4)]).await.unwrap();
-    store.note_uses(&[]).await.unwrap();
+    store.record_secret_uses(&[used("a", "s1", 30, 4)]).await.unwrap();
+    store.record_secret_uses(&[]).await.unwrap();
     let read = store.client(&id("a")).await.unwrap().unwrap();
     let uses: Vec<_> =
         read.secrets.iter().map(|secret| (secret.last_used_at, secret.use_count)).collect();
@@ -418,7 +422,7 @@ pub(crate) async fn uses_of_secrets_add_up_and_never_go_back(bench: &Bench) {
 pub(crate) async fn uses_outlive_a_change_and_end_with_their_secret(bench: &Bench) {
     let store = bench.store();
     create(&*store, &client("a")).await;
-    store.note_uses(&[used("a", "s1", 5, 1), used("a", "s2", 6, 2)]).await.unwrap();
+    store.record_secret_uses(&[used("a", "s1", 5, 1), used("a", "s2", 6, 2)]).await.unwrap();
     // Written back as it was read, uses and all, as an administrator's change does.
     let mut read = store.client(&id("a")).await.unwrap().unwrap();
     read.revision = 2;
@@ -450,7 +454,11 @@ pub(crate) async fn uses_of_what_is_not_there_are_dropped(bench: &Bench) {
     let store = bench.store();
     create(&*store, &client("a")).await;
     store
-        .note_uses(&[used("nobody", "s1", 5, 1), used("a", "s9", 5, 1), used("a", "s1", 5, 1)])
+        .record_secret_uses(&[
+            used("nobody", "s1", 5, 1),
+            used("a", "s9", 5, 1),
+            used("a", "s1", 5, 1),
+        ])
         .await
         .unwrap();
     assert_eq!(store.client(&id("a")).await.unwrap().unwrap().secrets[0].use_count, 1);
@@ -486,7 +494,7 @@ pub(crate) async fn a_change_of_a_client_is_heard(bench: &Bench) {
 pub(crate) async fn ending_a_client_writes_it_and_raises_its_epoch_at_once(bench: &Bench) {
     let (store, ear) = (bench.store(), Ear::new());
     create(&*store, &client("a")).await;
-    store.note_uses(&[used("a", "s1", 5, 3)]).await.unwrap();
+    store.record_secret_uses(&[used("a", "s1", 5, 3)]).await.unwrap();
     store.follow(NOW, ear.clone()).await.unwrap();
     let end = async |revision| {
         let disabled = Client { disabled: true, revision, ..client("a") };

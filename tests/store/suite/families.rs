@@ -9,7 +9,7 @@ use jeton::{
         family::Answers,
         revocation::Revocation,
     },
-    store::{Change, Creation, Rotate, Rotation, Store, Verdict},
+    store::{Change, Creation, Decision, Rotate, Rotation, Store},
 };
 
 use crate::{
@@ -304,7 +304,7 @@ pub(crate) async fn a_spent_token_does_not_repeat_once_its_successor_was_used(be
 pub(crate) async fn a_family_that_cannot_be_remembered_is_not_ended(bench: &Bench) {
     let store = bench.store();
     let family = open(&*store).await;
-    let full = |presented: Rotate| Rotate { remember: None, ..presented };
+    let full = |presented: Rotate| Rotate { retain_for: None, ..presented };
     rotate(&*store, &full(present(&family, 0, 5))).await;
     rotate(&*store, &full(present(&family, 1, 6))).await;
     let before = (
@@ -314,7 +314,7 @@ pub(crate) async fn a_family_that_cannot_be_remembered_is_not_ended(bench: &Benc
     for _ in 0..3 {
         assert_eq!(
             rotate(&*store, &full(present(&family, 0, 7))).await,
-            Rotation::Unended(Verdict::Reuse)
+            Rotation::Unended(Decision::Reuse)
         );
     }
     let after = (
@@ -333,7 +333,7 @@ pub(crate) async fn a_family_that_cannot_be_remembered_is_not_ended(bench: &Benc
     store.open_family(&shared, event(Action::TokenIssued)).await.unwrap();
     assert_eq!(
         rotate(&*store, &full(present(&shared, 0, 5))).await,
-        Rotation::Unended(Verdict::Shared)
+        Rotation::Unended(Decision::Shared)
     );
     assert!(matches!(rotate(&*store, &present(&shared, 0, 5)).await, Rotation::Shared(_)));
     assert_eq!(rotate(&*store, &present(&family, 0, 9)).await, Rotation::Reused);

@@ -50,7 +50,7 @@ pub(crate) async fn a_closed_store_answers_unavailable(bench: &Bench) {
     unavailable(store.replace_client(&client("a"), event()).await);
     unavailable(store.end_client(&client("a"), vec![event()], event()).await);
     unavailable(store.delete_client(&of_revision(1, client("a")), event()).await);
-    unavailable(store.note_uses(&[]).await);
+    unavailable(store.record_secret_uses(&[]).await);
     unavailable(store.open_family(&family, event()).await);
     unavailable(store.family(family.id, NOW).await);
     unavailable(store.rotate(&present(&family, 0, 1), &stamp(), "jti").await);
@@ -73,6 +73,6 @@ pub(crate) async fn a_closed_store_answers_unavailable(bench: &Bench) {
     unavailable(store.replace_keyset(&keyset(1), event()).await);
     unavailable(store.count(&[("a".into(), 1)], at(1)).await);
     unavailable(store.ready().await);
-    assert_eq!(store.newest(), NOW);
+    assert_eq!(store.newest_time(), NOW);
     assert_eq!(whole_chain(&*bench.reopen().await).await.len(), 1);
 }

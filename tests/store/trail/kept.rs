@@ -8,7 +8,7 @@ mod mongodb {
             AuditStore, ClientStore, Store, Writer,
             embedded::Embedded,
             mongo::Mongo,
-            transfer::{Dump, Item, Load},
+            transfer::{ExportRecord, ExportSource, ImportTarget},
         },
     };
     use mongodb::{
@@ -308,14 +308,14 @@ mod mongodb {
             .unwrap();
     }
 
-    async fn exported(own: &Own) -> Vec<Item> {
+    async fn exported(own: &Own) -> Vec<ExportRecord> {
         drain(&Mongo::export(own.uri(), Some(Bench::key()), PATIENCE).await.unwrap()).await
     }
 
-    async fn drain(from: &impl Dump) -> Vec<Item> {
-        let mut items: Vec<Item> = Vec::new();
+    async fn drain(from: &impl ExportSource) -> Vec<ExportRecord> {
+        let mut items: Vec<ExportRecord> = Vec::new();
         loop {
-            let page = from.dump(items.last(), 100).await.unwrap();
+            let page = from.export_page(items.last(), 100).await.unwrap();
             if page.is_empty() {
                 return items;
             }
@@ -335,9 +335,9 @@ mod mongodb {
         closed.close().await.unwrap();
         pair.bring_back_an_old_head(4).await;
         assert!(!verdict(&pair.one, "two").await.is_end_sure);
-        let ends = |items: &[Item]| -> Vec<(String, bool)> {
-            let end = |item: &Item| {
-                if let Item::ChainEnd { chain, open, .. } = item {
+        let ends = |items: &[ExportRecord]| -> Vec<(String, bool)> {
+            let end = |item: &ExportRecord| {
+                if let ExportRecord::ChainEnd { chain, open, .. } = item {
                     Some((chain.to_string(), *open))
                 } else {
                     None
@@ -376,6 +376,6 @@ mod mongodb {
         assert_eq!(sure(verify(&embedded, &Bench::key(), None, &[]).await.unwrap()), expected);
         let store = node(moved.uri(), "new").await;
         assert_eq!(sure(verify(&store, &Bench::key(), None, &[]).await.unwrap())[..3], expected);
-        assert_eq!(store.writer("two").await.unwrap(), Writer::Nobody);
+        assert_eq!(store.writer("two").await.unwrap(), Writer::NotRunning);
     }
 }

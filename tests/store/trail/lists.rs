@@ -59,7 +59,7 @@ async fn a_store_of_one_node_is_sure_of_its_end() {
     let store = Embedded::open(dir.path(), "node", Bench::key()).unwrap();
     store.append(event(Action::TokenIssued)).await.unwrap();
     assert_eq!(store.writer("node").await.unwrap(), Writer::This);
-    assert_eq!(store.writer("other").await.unwrap(), Writer::Nobody);
+    assert_eq!(store.writer("other").await.unwrap(), Writer::NotRunning);
     let witness = Witness::default();
     for _ in 0..3 {
         assert_eq!(witness.look(&store, &Bench::key(), at(1)).await.unwrap(), 0);

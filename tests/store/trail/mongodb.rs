@@ -339,7 +339,7 @@ async fn the_end_of_a_chain_is_sure_only_while_its_node_runs_or_once_it_is_close
         (verdict.is_end_sure, verdict.checked)
     };
     assert_eq!(sure().await, (true, 11));
-    assert_eq!(pair.one.writer("two").await.unwrap(), Writer::Nobody);
+    assert_eq!(pair.one.writer("two").await.unwrap(), Writer::NotRunning);
     let two = node(pair.own.uri(), "two").await;
     assert_eq!(pair.one.writer("two").await.unwrap(), Writer::Another);
     assert_eq!(pair.one.writer("one").await.unwrap(), Writer::This);

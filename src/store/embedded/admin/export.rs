@@ -14,27 +14,26 @@ use crate::{
             Embedded,
             audit::own_chain,
             engine::{
-                error::{Fault, OpenError, ascending},
+                error::{OpenError, SqliteError, check_ascending},
                 schema,
             },
             integrity::check,
             tables::{audiences, clients, deleted, families, keys, revocations},
         },
-        transfer::{Dump, Item, VERSION, end, hex},
+        transfer::{ExportRecord, ExportSource, VERSION, end, hex},
     },
 };
 
-/// A data directory as it was at one moment, to be read while a server goes on writing to it, or
-/// while none runs.
+/// Consistent view of a data directory, whether or not a server writes to it meanwhile.
 pub struct ReadOnly {
     connection: Arc<Mutex<Connection>>,
     key: Option<ChainKey>,
 }
 
 impl Embedded {
-    /// Opens a data directory for reading; what is committed later is not seen. As long as it is
-    /// open the server's WAL grows. With the key of the audit chains an export is refused where one
-    /// does not end as it was sealed, and seals their ends itself.
+    /// Opens a data directory for reading; later commits are not seen. As long as it is open the
+    /// server's WAL grows. With the key of the audit chains an export fails if a chain does not end
+    /// as it was sealed, and seals the ends itself.
     pub fn read_only(dir: &Path, key: Option<ChainKey>) -> Result<ReadOnly, OpenError> {
         let dir = dir.canonicalize().map_err(OpenError::io(dir))?;
         let connection = schema::reader(&dir)?;
@@ -46,15 +45,19 @@ impl Embedded {
 }
 
 impl ReadOnly {
-    /// The keyset, from which a server's keys are derived.
+    /// Returns the keyset, from which a server's keys are derived.
     pub fn keyset(&self) -> Result<Option<Keyset>> {
         Ok(keys::find(&self.connection.lock().unwrap_or_else(PoisonError::into_inner))?)
     }
 }
 
 #[async_trait]
-impl Dump for ReadOnly {
-    async fn dump(&self, after: Option<&Item>, limit: usize) -> Result<Vec<Item>> {
+impl ExportSource for ReadOnly {
+    async fn export_page(
+        &self,
+        after: Option<&ExportRecord>,
+        limit: usize,
+    ) -> Result<Vec<ExportRecord>> {
         let (connection, key, after) = (self.connection.clone(), self.key.clone(), after.cloned());
         let read = move || {
             page(
@@ -70,21 +73,26 @@ impl Dump for ReadOnly {
 }
 
 #[async_trait]
-impl Dump for Embedded {
-    /// Page by page from the newest state: whole only while nothing is written.
-    async fn dump(&self, after: Option<&Item>, limit: usize) -> Result<Vec<Item>> {
+impl ExportSource for Embedded {
+    /// Reads each page from the current state: consistent only while nothing is written.
+    async fn export_page(
+        &self,
+        after: Option<&ExportRecord>,
+        limit: usize,
+    ) -> Result<Vec<ExportRecord>> {
         let (key, after) = (self.key.clone(), after.cloned());
         self.scan(move |connection| page(connection, Some(&key), after.as_ref(), limit)).await
     }
 }
 
-/// The next page: of one type of record each time, and of the next type when there are no more.
+/// Returns the next page: records of one type each time, and of the next type when there are no
+/// more.
 fn page(
     connection: &Connection,
     key: Option<&ChainKey>,
-    after: Option<&Item>,
+    after: Option<&ExportRecord>,
     limit: usize,
-) -> Result<Vec<Item>, Fault> {
+) -> Result<Vec<ExportRecord>, SqliteError> {
     let limit = limit.max(1);
     let mut items = Vec::new();
     let mut position = Position::of(after);
@@ -97,7 +105,7 @@ fn page(
     Ok(items)
 }
 
-/// Where an export stands: in a type of record, behind a key of it.
+/// Position in an export: a type of record, and the key of the last one returned.
 enum Position {
     Export,
     Clients(Option<ClientId>),
@@ -108,31 +116,35 @@ enum Position {
     Revocations(Option<Revoked>),
     Epochs(Option<EpochOf>),
     Keyset,
-    /// Behind a chain: in the next one.
+    /// After a chain: the next one follows.
     Chain(Option<Arc<str>>),
     Records(Arc<str>, u64),
     End,
 }
 
 impl Position {
-    /// Behind an item; `None` behind the last.
-    fn of(after: Option<&Item>) -> Option<Self> {
+    /// Returns the position after a record; `None` after the last.
+    fn of(after: Option<&ExportRecord>) -> Option<Self> {
         Some(match after {
             None => Self::Export,
-            Some(Item::Export { .. }) => Self::Clients(None),
-            Some(Item::Client(client)) => Self::Clients(Some(client.id.clone())),
-            Some(Item::SecretUse { client, secret, .. }) => {
+            Some(ExportRecord::Export { .. }) => Self::Clients(None),
+            Some(ExportRecord::Client(client)) => Self::Clients(Some(client.id.clone())),
+            Some(ExportRecord::SecretUse { client, secret, .. }) => {
                 Self::SecretUses(Some((client.clone(), secret.clone())))
             }
-            Some(Item::DeletedClient { client, .. }) => Self::Deleted(Some(client.clone())),
-            Some(Item::Audience(record)) => Self::Audiences(Some(record.audience.clone())),
-            Some(Item::Family(family)) => Self::Families(Some(family.id)),
-            Some(Item::Revocation(revocation)) => Self::Revocations(Some(revocation.revoked)),
-            Some(Item::Epoch { of, .. }) => Self::Epochs(Some(of.clone())),
-            Some(Item::Keyset(_)) => Self::Chain(None),
-            Some(Item::Record { chain, sequence, .. }) => Self::Records(chain.clone(), *sequence),
-            Some(Item::ChainEnd { chain, .. }) => Self::Chain(Some(chain.clone())),
-            Some(Item::End { .. }) => return None,
+            Some(ExportRecord::DeletedClient { client, .. }) => Self::Deleted(Some(client.clone())),
+            Some(ExportRecord::Audience(record)) => Self::Audiences(Some(record.audience.clone())),
+            Some(ExportRecord::Family(family)) => Self::Families(Some(family.id)),
+            Some(ExportRecord::Revocation(revocation)) => {
+                Self::Revocations(Some(revocation.revoked))
+            }
+            Some(ExportRecord::Epoch { of, .. }) => Self::Epochs(Some(of.clone())),
+            Some(ExportRecord::Keyset(_)) => Self::Chain(None),
+            Some(ExportRecord::Record { chain, sequence, .. }) => {
+                Self::Records(chain.clone(), *sequence)
+            }
+            Some(ExportRecord::ChainEnd { chain, .. }) => Self::Chain(Some(chain.clone())),
+            Some(ExportRecord::End { .. }) => return None,
         })
     }
 
@@ -157,34 +169,35 @@ impl Position {
         connection: &Connection,
         key: Option<&ChainKey>,
         limit: usize,
-    ) -> Result<Vec<Item>, Fault> {
+    ) -> Result<Vec<ExportRecord>, SqliteError> {
         let rows = i64::try_from(limit).unwrap_or(i64::MAX);
         Ok(match self {
-            Self::Export => vec![Item::Export { version: VERSION }],
+            Self::Export => vec![ExportRecord::Export { version: VERSION }],
             Self::Clients(after) => {
-                let clients = clients::bare(connection, after.as_ref(), limit)?;
-                clients.into_iter().map(Item::Client).collect()
+                let clients = clients::without_use_counts(connection, after.as_ref(), limit)?;
+                clients.into_iter().map(ExportRecord::Client).collect()
             }
             Self::SecretUses(after) => secret_uses(connection, after.as_ref(), rows)?,
             Self::Deleted(after) => deleted::page(connection, after.as_ref(), rows)?,
             Self::Audiences(after) => {
                 let records = audiences::page(connection, after.as_ref(), limit)?;
-                records.into_iter().map(Item::Audience).collect()
+                records.into_iter().map(ExportRecord::Audience).collect()
             }
-            Self::Families(after) => {
-                families::page(connection, *after, rows)?.into_iter().map(Item::Family).collect()
-            }
+            Self::Families(after) => families::page(connection, *after, rows)?
+                .into_iter()
+                .map(ExportRecord::Family)
+                .collect(),
             Self::Revocations(after) => {
                 let revocations = revocations::page(connection, *after, rows)?;
-                revocations.into_iter().map(Item::Revocation).collect()
+                revocations.into_iter().map(ExportRecord::Revocation).collect()
             }
             Self::Epochs(after) => {
                 let all = revocations::read_epochs(connection)?.into_iter();
-                // Kinds are kept in the order in which `EpochOf` declares them.
+                // Kinds are stored in the order in which `EpochOf` declares them.
                 let later = all.filter(|(of, _)| after.as_ref().is_none_or(|after| of > after));
-                later.take(limit).map(|(of, value)| Item::Epoch { of, value }).collect()
+                later.take(limit).map(|(of, value)| ExportRecord::Epoch { of, value }).collect()
             }
-            Self::Keyset => keys::find(connection)?.into_iter().map(Item::Keyset).collect(),
+            Self::Keyset => keys::find(connection)?.into_iter().map(ExportRecord::Keyset).collect(),
             Self::Chain(after) => {
                 let next = own_chain::names(connection)?
                     .into_iter()
@@ -197,7 +210,7 @@ impl Position {
             Self::Records(chain, after) => records(connection, key, chain, *after, limit)?,
             Self::End => {
                 let chains = u64::try_from(own_chain::names(connection)?.len()).unwrap_or(u64::MAX);
-                vec![Item::End { chains }]
+                vec![ExportRecord::End { chains }]
             }
         })
     }
@@ -207,7 +220,7 @@ fn secret_uses(
     connection: &Connection,
     after: Option<&(ClientId, SecretId)>,
     limit: i64,
-) -> Result<Vec<Item>, Fault> {
+) -> Result<Vec<ExportRecord>, SqliteError> {
     let (client, secret) =
         after.map_or(("", ""), |(client, secret)| (client.as_str(), secret.as_str()));
     let mut last = after.cloned();
@@ -222,40 +235,41 @@ fn secret_uses(
             (row.get(2)?, row.get(3)?, row.get(4)?),
         ))
     })?;
-    let invalid = |invalid| Fault::Row(format!("secret use: {invalid}"));
+    let invalid = |invalid| SqliteError::Malformed(format!("secret use: {invalid}"));
     rows.map(|row| {
         let (client, secret, uses) = row?;
         let (last_used_at, use_count) = clients::decode_use(&client, &secret, uses)?;
         let (client, secret): (ClientId, SecretId) =
             (client.parse().map_err(invalid)?, secret.parse().map_err(invalid)?);
         let key = (client.clone(), secret.clone());
-        ascending(last.replace(key.clone()), [key])?;
-        Ok(Item::SecretUse { client, secret, last_used_at, use_count })
+        check_ascending(last.replace(key.clone()), [key])?;
+        Ok(ExportRecord::SecretUse { client, secret, last_used_at, use_count })
     })
     .collect()
 }
 
-/// The next records of a chain; its end, where there are no more.
+/// Returns the next records of a chain; its end, if there are no more.
 fn records(
     connection: &Connection,
     key: Option<&ChainKey>,
     chain: &Arc<str>,
     after: u64,
     limit: usize,
-) -> Result<Vec<Item>, Fault> {
+) -> Result<Vec<ExportRecord>, SqliteError> {
     let records = own_chain::page(connection, chain, after, limit)?;
     if records.is_empty() {
         let head = own_chain::head_of(connection, chain)?;
-        let head = head
-            .ok_or_else(|| Fault::Row(format!("audit chain {chain}: the sealed end is missing")))?;
-        // The own chain's end is the store's.
+        let head = head.ok_or_else(|| {
+            SqliteError::Malformed(format!("audit chain {chain}: the sealed end is missing"))
+        })?;
+        // The own chain ends with the store.
         let open =
             head.claim != Claim::Closed && own_chain::name(connection)?.as_deref() != Some(chain);
-        return Ok(vec![end(chain, &head, open, key).map_err(Fault::Row)?]);
+        return Ok(vec![end(chain, &head, open, key).map_err(SqliteError::Malformed)?]);
     }
     let item = |record: Record| {
         let Record { chain, sequence, node, event, hash } = record;
-        Item::Record { chain, sequence, node, event, hash: hex(&hash) }
+        ExportRecord::Record { chain, sequence, node, event, hash: hex(&hash) }
     };
     Ok(records.into_iter().map(item).collect())
 }

@@ -1,12 +1,12 @@
-//! Audit chains of other nodes. They came with an import and do not grow; each end is sealed under
-//! this store's key in a row of its own, and all those rows are in the tally, so that none can go
-//! unnoticed.
+//! Audit chains of other nodes. They were imported and do not grow; each head is sealed under this
+//! store's key in a row of its own, and the set checksum covers all those rows, so that a missing
+//! one is noticed.
 
 use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::rows::{Raw, show_rows};
+use super::rows::{StoredRecord, visit_rows};
 
 use crate::{
     crypto::chain::{Claim, Head},
@@ -14,15 +14,15 @@ use crate::{
     store::embedded::{
         engine::{
             batch::{Batch, Entry, from_sql, to_sql},
-            error::Fault,
+            error::SqliteError,
         },
-        integrity::checksum::Tally,
+        integrity::checksum::SetChecksum,
     },
 };
 
-/// Names of all that have records or an end, in the order of their bytes. One chain may have very
-/// many records: each name is looked up behind the one before.
-pub(crate) fn names(connection: &Connection) -> Result<Vec<Arc<str>>, Fault> {
+/// Returns the names of all imported chains, in byte order. A chain may have very many records:
+/// each name is looked up after the one before.
+pub(crate) fn names(connection: &Connection) -> Result<Vec<Arc<str>>, SqliteError> {
     let sql = "WITH RECURSIVE names(chain) AS (
                    SELECT min(chain) FROM other_records
                    UNION ALL SELECT (SELECT min(chain) FROM other_records WHERE chain > names.chain) FROM names
@@ -33,38 +33,38 @@ pub(crate) fn names(connection: &Connection) -> Result<Vec<Arc<str>>, Fault> {
     Ok(statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
 }
 
-/// Shows records of a chain in order.
-pub(crate) fn walk<E: From<Fault>>(
+/// Visits records of a chain in order.
+pub(crate) fn walk<E: From<SqliteError>>(
     connection: &Connection,
     chain: &str,
     after: u64,
     limit: usize,
-    show: impl FnMut(Raw) -> Result<(), E>,
+    visit: impl FnMut(StoredRecord) -> Result<(), E>,
 ) -> Result<(), E> {
     let sql =
         "SELECT sequence, node, hash, event FROM other_records WHERE chain = ?1 AND sequence > ?2
                ORDER BY sequence LIMIT ?3";
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    show_rows(connection, sql, (chain, to_sql(after), limit), after, show)
+    visit_rows(connection, sql, (chain, to_sql(after), limit), after, visit)
 }
 
-/// The next record of a chain whose event holds a text.
+/// Returns the next record of a chain whose event contains `text`.
 pub(super) fn next_with(
     connection: &Connection,
     chain: &str,
     after: u64,
     text: &str,
-) -> Result<Option<Raw>, Fault> {
+) -> Result<Option<StoredRecord>, SqliteError> {
     let sql =
         "SELECT sequence, node, hash, event FROM other_records WHERE chain = ?1 AND sequence > ?2
                AND instr(event, ?3) > 0 ORDER BY sequence LIMIT 1";
     Ok(connection
         .prepare_cached(sql)?
-        .query_row((chain, to_sql(after), text), Raw::read)
+        .query_row((chain, to_sql(after), text), StoredRecord::read)
         .optional()?)
 }
 
-/// Of a chain whose node had stopped without closing it when it was exported.
+/// Claim of a chain whose node had stopped without closing it when it was exported.
 const OPEN: Claim = Claim::Open { at: Timestamp::EPOCH };
 
 fn read_head(row: &Row<'_>) -> rusqlite::Result<(Arc<str>, Head)> {
@@ -74,63 +74,66 @@ fn read_head(row: &Row<'_>) -> rusqlite::Result<(Arc<str>, Head)> {
     Ok((row.get(0)?, head))
 }
 
-/// The sealed end of a chain.
-pub(crate) fn head(connection: &Connection, chain: &str) -> Result<Option<Head>, Fault> {
+/// Returns the sealed head of a chain.
+pub(crate) fn head(connection: &Connection, chain: &str) -> Result<Option<Head>, SqliteError> {
     let sql = "SELECT chain, node, sequence, hash, seal, open FROM other_heads WHERE chain = ?1";
     let row = connection.prepare_cached(sql)?.query_row([chain], read_head).optional()?;
     Ok(row.map(|(_, head)| head))
 }
 
-/// Every sealed end, with its chain.
-pub(crate) fn heads(connection: &Connection) -> Result<Vec<(Arc<str>, Head)>, Fault> {
+/// Returns every sealed head with its chain.
+pub(crate) fn heads(connection: &Connection) -> Result<Vec<(Arc<str>, Head)>, SqliteError> {
     let mut statement = connection.prepare_cached(
         "SELECT chain, node, sequence, hash, seal, open FROM other_heads ORDER BY chain",
     )?;
     Ok(statement.query_map([], read_head)?.collect::<rusqlite::Result<_>>()?)
 }
 
-/// Adds every sealed end to a tally.
-pub(crate) fn add_to(tally: &mut Tally, connection: &Connection) -> Result<(), Fault> {
-    heads(connection)?.iter().for_each(|(chain, head)| add(tally, chain, head));
+/// Adds every sealed head to the set checksum.
+pub(crate) fn add_to(
+    set_checksum: &mut SetChecksum,
+    connection: &Connection,
+) -> Result<(), SqliteError> {
+    heads(connection)?.iter().for_each(|(chain, head)| add(set_checksum, chain, head));
     Ok(())
 }
 
-fn add(tally: &mut Tally, chain: &str, head: &Head) {
+fn add(set_checksum: &mut SetChecksum, chain: &str, head: &Head) {
     let sequence = head.sequence.to_be_bytes();
-    tally.add(
+    set_checksum.add(
         "other_heads",
         &[chain.as_bytes(), head.node.as_bytes(), &sequence, &head.hash, &head.seal],
     );
 }
 
 impl Batch<'_> {
-    /// Puts a record behind the last one of another node's chain.
-    pub(crate) fn keep_other(
+    /// Inserts a record after the last one of another node's chain.
+    pub(crate) fn insert_imported(
         &mut self,
         chain: &str,
         sequence: u64,
         node: &str,
         hash: [u8; 32],
         entry: &Entry,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), SqliteError> {
         self.execute(
             "INSERT INTO other_records (chain, sequence, node, hash, event) VALUES (?1, ?2, ?3, \
              ?4, ?5)",
             (chain, to_sql(sequence), node, hash, &entry.body),
         )?;
-        let newest = &mut self.effects.state.newest;
+        let newest = &mut self.post_commit.state.newest_time;
         *newest = (*newest).max(entry.event.at);
         Ok(())
     }
 
-    /// Seals the end of another node's chain; one that was left open stays so.
-    pub(crate) fn seal_other(
+    /// Seals the head of another node's chain; one that was left open stays so.
+    pub(crate) fn seal_imported(
         &mut self,
         chain: &str,
         sequence: u64,
         hash: [u8; 32],
         open: bool,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), SqliteError> {
         let head =
             self.key.seal(self.node, sequence, hash, if open { OPEN } else { Claim::Closed });
         self.execute(
@@ -138,7 +141,7 @@ impl Batch<'_> {
              ?4, ?5, ?6)",
             (chain, head.node.as_ref(), to_sql(sequence), head.hash, head.seal, open),
         )?;
-        add(&mut self.effects.state.tally, chain, &head);
+        add(&mut self.post_commit.state.set_checksum, chain, &head);
         Ok(())
     }
 }

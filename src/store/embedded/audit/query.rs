@@ -1,10 +1,10 @@
-//! The audit records of all chains, newest first: two indexes by time, read side by side.
+//! Query over the audit records of all chains, newest first: a merge of two indexes by time.
 
 use std::sync::Arc;
 
 use rusqlite::{Connection, Row, fallible_streaming_iterator::FallibleStreamingIterator};
 
-use super::{own_chain, rows::Raw};
+use super::{own_chain, rows::StoredRecord};
 use crate::{
     model::{Place, Record, Timestamp, event::Filter},
     store::{
@@ -13,24 +13,24 @@ use crate::{
             Embedded,
             engine::{
                 batch::{from_sql, to_sql},
-                error::Fault,
+                error::SqliteError,
             },
         },
     },
 };
 
-/// How many rows are looked at in one turn: some milliseconds, after which others have theirs and a
-/// caller that has gone away is noticed.
-const TURN: usize = 10_000;
+/// Number of rows read at a time, some milliseconds: other scans run in between, and a dropped
+/// caller is noticed.
+const ROWS_PER_SCAN: usize = 10_000;
 
-const OWN: &str = "SELECT sequence, node, hash, event, at FROM audit
+const OWN_ROWS: &str = "SELECT sequence, node, hash, event, at FROM audit
     WHERE at BETWEEN ?1 AND ?2 AND (at, sequence) < (?3, ?4) ORDER BY at DESC, sequence DESC LIMIT ?5";
 
-const OTHERS: &str = "SELECT sequence, node, hash, event, at, chain FROM other_records
+const IMPORTED_ROWS: &str = "SELECT sequence, node, hash, event, at, chain FROM other_records
     WHERE at BETWEEN ?1 AND ?2 AND (at, chain, sequence) < (?3, ?4, ?5) ORDER BY at DESC, chain DESC, sequence DESC LIMIT ?6";
 
 impl Embedded {
-    pub(in crate::store::embedded) async fn newest(
+    pub(in crate::store::embedded) async fn query_newest(
         &self,
         filter: &Filter,
         before: Option<&Place>,
@@ -43,7 +43,7 @@ impl Embedded {
         {
             let (filter, wanted) = (filter.clone(), limit.saturating_sub(found.len()));
             let turn = self
-                .scan(move |connection| page(connection, &filter, &before, wanted, TURN))
+                .scan(move |connection| page(connection, &filter, &before, wanted, ROWS_PER_SCAN))
                 .await?;
             found.extend(turn.0);
             next = turn.1;
@@ -52,23 +52,23 @@ impl Embedded {
     }
 }
 
-/// Up to `limit` records out of up to `turn` rows; where the rows before those begin, if there may
-/// be some.
+/// Returns up to `limit` records out of up to `turn` rows, and the place from which to continue if
+/// there may be more.
 fn page(
     connection: &Connection,
     filter: &Filter,
     before: &Place,
     limit: usize,
     turn: usize,
-) -> Result<(Vec<Record>, Option<Place>), Fault> {
+) -> Result<(Vec<Record>, Option<Place>), SqliteError> {
     let name = own_chain::name(connection)?.unwrap_or_else(|| "".into());
     let at = before.at.millis();
-    // The bounds are told apart from the order, so that the index is entered where the page begins.
+    // The bounds are separate from the order, so that the index is entered where the page begins.
     let from = filter.from.map_or(i64::MIN, Timestamp::millis);
     let to = filter.to.map_or(at, |to| at.min(to.millis().saturating_sub(1)));
     let rows = i64::try_from(turn).unwrap_or(i64::MAX);
     let (mut own, mut others) =
-        (connection.prepare_cached(OWN)?, connection.prepare_cached(OTHERS)?);
+        (connection.prepare_cached(OWN_ROWS)?, connection.prepare_cached(IMPORTED_ROWS)?);
     let mut own = own.query((from, to, at, own_before(&name, before), rows))?;
     let mut others =
         others.query((from, to, at, before.chain.as_ref(), to_sql(before.sequence), rows))?;
@@ -87,7 +87,7 @@ fn page(
         if let Some(row) = rows.get() {
             let text = row.get_ref(3)?.as_str().unwrap_or_default();
             if hints.iter().all(|hint| text.contains(hint)) {
-                let record = Raw::read(row)?
+                let record = StoredRecord::read(row)?
                     .record(&next.chain)
                     .unwrap_or_else(|_| Record::unreadable(next.clone()));
                 found.extend(filter.admits(&record.event).then_some(record));
@@ -99,7 +99,8 @@ fn page(
     Ok((found, last))
 }
 
-/// Where the rows of the own chain that stand before a place end, in the place's millisecond.
+/// Returns the sequence before which rows of the own chain precede a place, in the place's
+/// millisecond.
 fn own_before(own: &str, place: &Place) -> i64 {
     match own.cmp(&place.chain) {
         std::cmp::Ordering::Less => i64::MAX,
@@ -108,13 +109,12 @@ fn own_before(own: &str, place: &Place) -> i64 {
     }
 }
 
-/// Where a row stands by its index, which knows the time also of an event that cannot be read.
+/// Place of a row by its index, which has the time also of an event that cannot be decoded.
 fn place(row: &Row<'_>, chain: Arc<str>) -> rusqlite::Result<Place> {
     Ok(Place { at: Timestamp::from_millis(row.get(4)?), chain, sequence: from_sql(row.get(0)?) })
 }
 
-/// Texts that stand in every event the filter admits: most others are passed over without being
-/// parsed.
+/// Texts that occur in every event the filter admits: most others are skipped without being parsed.
 fn hints(filter: &Filter) -> Vec<String> {
     let quoted = |text: &str| format!("\"{text}\"");
     let tenant = filter.tenant.as_ref().map(|tenant| quoted(tenant.as_str()));
@@ -131,19 +131,19 @@ mod tests {
         store::{AuditStore, Store},
     };
 
-    fn told(n: u64) -> Event {
-        // One in seven is looked for.
+    fn event(n: u64) -> Event {
+        // One in seven matches.
         let action = if n.is_multiple_of(7) { Action::TokenRevoked } else { Action::TokenIssued };
         Stamp::internal(Timestamp::EPOCH).done(action, n.to_string())
     }
 
-    /// Whatever the length of a turn, all turns together find what one long one finds.
+    /// Scans of any length together return the same records as one long scan.
     #[tokio::test]
     async fn turns_neither_skip_nor_repeat() {
         let dir = tempfile::tempdir().unwrap();
         let store = Embedded::open(dir.path(), "node", ChainKey::new([1; 32])).unwrap();
         for n in 1..=50 {
-            store.append_soon(told(n)).await.unwrap();
+            store.append_soon(event(n)).await.unwrap();
         }
         store.ready().await.unwrap();
         let filter = Filter { action: Some("token.revoked".into()), ..Filter::default() };
@@ -167,14 +167,14 @@ mod tests {
         }
     }
 
-    /// More rows than one turn looks at.
+    /// More rows than one scan reads.
     #[tokio::test]
     async fn a_rare_record_is_found_beyond_one_turn() {
         let dir = tempfile::tempdir().unwrap();
         let store = Embedded::open(dir.path(), "node", ChainKey::new([1; 32])).unwrap();
-        store.append(told(7)).await.unwrap();
-        for _ in 0..2 * TURN {
-            store.append_soon(told(1)).await.unwrap();
+        store.append(event(7)).await.unwrap();
+        for _ in 0..2 * ROWS_PER_SCAN {
+            store.append_soon(event(1)).await.unwrap();
         }
         store.ready().await.unwrap();
         let filter = Filter { action: Some("token.revoked".into()), ..Filter::default() };
@@ -196,10 +196,10 @@ mod tests {
             })
         };
         assert_eq!(
-            plan(OWN, 5).await.unwrap(),
+            plan(OWN_ROWS, 5).await.unwrap(),
             ["SEARCH audit USING INDEX audit_by_time (at>? AND at<?)"]
         );
         let others = ["SEARCH other_records USING INDEX other_records_by_time (at>? AND at<?)"];
-        assert_eq!(plan(OTHERS, 6).await.unwrap(), others);
+        assert_eq!(plan(IMPORTED_ROWS, 6).await.unwrap(), others);
     }
 }

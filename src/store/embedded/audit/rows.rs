@@ -8,21 +8,20 @@ use crate::{
     model::{Event, Place, Record, Timestamp},
     store::embedded::engine::{
         batch::from_sql,
-        error::{Fault, ascending},
+        error::{SqliteError, check_ascending},
     },
 };
 
-/// A stored record as it lies there.
-pub(crate) struct Raw {
+/// Stored record, not decoded.
+pub(crate) struct StoredRecord {
     pub(crate) sequence: u64,
     pub(crate) node: Arc<str>,
     pub(crate) hash: [u8; 32],
     pub(crate) body: String,
 }
 
-impl Raw {
-    /// A row. What is not of the form that it was written in is empty here: neither hash nor event
-    /// are then right.
+impl StoredRecord {
+    /// Reads a row. A column of another type reads as empty: then neither hash nor event is right.
     pub(crate) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         let sequence = from_sql(row.get(0)?);
         let text = |column| {
@@ -36,9 +35,9 @@ impl Raw {
         })
     }
 
-    /// The record as readers are shown it.
-    pub(super) fn shown(self, chain: &Arc<str>) -> Record {
-        // As the tables read the time: see `schema`.
+    /// Returns the record, or a placeholder if its event cannot be decoded.
+    pub(super) fn record_or_unreadable(self, chain: &Arc<str>) -> Record {
+        // As the generated column reads the time: see `schema`.
         let at = self.body.get(6..).map_or("", |rest| {
             rest.split(|c: char| !c.is_ascii_digit() && c != '-').next().unwrap_or("")
         });
@@ -47,9 +46,12 @@ impl Raw {
         self.record(chain).unwrap_or_else(|_| Record::unreadable(place))
     }
 
-    pub(crate) fn record(self, chain: &Arc<str>) -> Result<Record, Fault> {
+    pub(crate) fn record(self, chain: &Arc<str>) -> Result<Record, SqliteError> {
         let event: Event = serde_json::from_str(&self.body).map_err(|_| {
-            Fault::Row(format!("audit record {}: the event is unreadable", self.sequence))
+            SqliteError::Malformed(format!(
+                "audit record {}: the event is unreadable",
+                self.sequence
+            ))
         })?;
         Ok(Record {
             chain: chain.clone(),
@@ -61,23 +63,23 @@ impl Raw {
     }
 }
 
-/// Shows what a query finds behind `after`; rows that are not in their order are damage.
-pub(super) fn show_rows<E: From<Fault>>(
+/// Visits the rows of a query after `after`; rows out of order are damage.
+pub(super) fn visit_rows<E: From<SqliteError>>(
     connection: &Connection,
     sql: &str,
     parameters: impl Params,
     after: u64,
-    mut show: impl FnMut(Raw) -> Result<(), E>,
+    mut visit: impl FnMut(StoredRecord) -> Result<(), E>,
 ) -> Result<(), E> {
-    let fault = |error: rusqlite::Error| E::from(Fault::from(error));
+    let fault = |error: rusqlite::Error| E::from(SqliteError::from(error));
     let mut statement = connection.prepare_cached(sql).map_err(fault)?;
     let mut rows = statement.query(parameters).map_err(fault)?;
     let mut last = after;
     while let Some(row) = rows.next().map_err(fault)? {
-        let raw = Raw::read(row).map_err(fault)?;
-        ascending(Some(last), [raw.sequence])?;
+        let raw = StoredRecord::read(row).map_err(fault)?;
+        check_ascending(Some(last), [raw.sequence])?;
         last = raw.sequence;
-        show(raw)?;
+        visit(raw)?;
     }
     Ok(())
 }

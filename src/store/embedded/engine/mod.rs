@@ -1,4 +1,4 @@
-//! SQLite as this store needs it: one thread that writes, a few that read, the schema, errors.
+//! SQLite engine of the store: the writer thread, the reader threads, the schema, errors.
 
 pub(super) mod batch;
 pub(super) mod error;

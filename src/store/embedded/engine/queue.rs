@@ -1,4 +1,4 @@
-//! The way to the store's threads: bounded, and closed once.
+//! Bounded queues to the store's threads.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 
 use crate::store::{Result, StoreError};
 
-/// The sending end. Closing it lets what was sent before arrive.
+/// Sending end of a queue. After it is closed, items sent before still arrive.
 pub(crate) struct Queue<T>(Mutex<Option<mpsc::Sender<T>>>);
 
 impl<T> Queue<T> {
@@ -15,18 +15,18 @@ impl<T> Queue<T> {
         (Self(Mutex::new(Some(sender))), receiver)
     }
 
-    /// Waits for room.
+    /// Sends an item; waits while the queue is full.
     pub(crate) async fn send(&self, item: T) -> Result<()> {
         self.sender()?.send(item).await.map_err(|_| closed())
     }
 
-    /// Sends if there is room: for a nudge, which is not needed when the receiver is busy.
+    /// Sends an item if there is room: for a wake-up, which a busy receiver does not need.
     pub(crate) fn nudge(&self, item: T) -> Result<()> {
         let _ = self.sender()?.try_send(item);
         Ok(())
     }
 
-    pub(crate) fn is_open(&self) -> Result<()> {
+    pub(crate) fn check_open(&self) -> Result<()> {
         self.sender().map(drop)
     }
 
@@ -39,7 +39,7 @@ impl<T> Queue<T> {
     }
 }
 
-/// What every verb answers once the store is closed.
+/// Error of every verb after the store was closed.
 pub(crate) fn closed() -> StoreError {
     StoreError::Unavailable("the store is closed".into())
 }

@@ -1,5 +1,5 @@
-//! Threads that read, each with its own connection: a reader sees every commit that was answered
-//! and never waits for the writer.
+//! Reader threads, each with its own connection: a reader sees every acknowledged commit and never
+//! waits for the writer.
 
 use std::{
     path::Path,
@@ -11,17 +11,17 @@ use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    error::{Fault, OpenError},
+    error::{OpenError, SqliteError},
     queue::closed,
     schema,
 };
 use crate::store::{Result, embedded::Embedded};
 
-/// Something to be read.
+/// Queued read.
 pub(crate) type Read = Box<dyn FnOnce(&Connection) + Send>;
 
-/// How many threads read.
-const THREADS: usize = 2;
+/// Number of reader threads.
+const READER_THREADS: usize = 2;
 
 /// Starts the threads; they end when the queue is closed and empty.
 pub(crate) fn start(
@@ -29,7 +29,8 @@ pub(crate) fn start(
     queue: mpsc::Receiver<Read>,
 ) -> Result<Vec<JoinHandle<()>>, OpenError> {
     let queue = Arc::new(Mutex::new(queue));
-    let connections = (0..THREADS).map(|_| schema::reader(dir)).collect::<Result<Vec<_>, _>>()?;
+    let connections =
+        (0..READER_THREADS).map(|_| schema::reader(dir)).collect::<Result<Vec<_>, _>>()?;
     let start = |connection: Connection| {
         let queue = queue.clone();
         let read = move || serve(&connection, &queue);
@@ -43,7 +44,7 @@ pub(crate) fn start(
 
 fn serve(connection: &Connection, queue: &Mutex<mpsc::Receiver<Read>>) {
     loop {
-        // The one who waits for work holds the queue; it is let go before the work is done.
+        // The waiting thread holds the lock of the queue; it is released before the read runs.
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
         match next {
             Some(read) => read(connection),
@@ -53,18 +54,18 @@ fn serve(connection: &Connection, queue: &Mutex<mpsc::Receiver<Read>>) {
 }
 
 impl Embedded {
-    /// Reads on one of the threads.
+    /// Runs `work` on a reader thread.
     pub(in crate::store::embedded) async fn read<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+        work: impl FnOnce(&Connection) -> Result<T, SqliteError> + Send + 'static,
     ) -> Result<T> {
-        if self.shared.failed() {
-            return Err(Fault::Failed.into());
+        if self.shared.has_failed() {
+            return Err(SqliteError::Failed.into());
         }
         let (reply, answer) = oneshot::channel();
         let read = move |connection: &Connection| {
             if !reply.is_closed() {
-                // A caller that has gone away does not need the answer.
+                // The receiver may be gone; that is fine.
                 let _ = reply.send(work(connection).map_err(Into::into));
             }
         };
@@ -72,12 +73,12 @@ impl Embedded {
         answer.await.map_err(|_| closed())?
     }
 
-    /// Reads through many rows: one at a time, so that short reads always have a thread. The turn
-    /// goes with the work: a caller that goes away does not let the next one in while its own rows
-    /// are still being read.
+    /// Runs a read over many rows, one such read at a time, so that short reads always have a
+    /// thread. The permit moves into the read: if its caller is dropped, the next one still waits
+    /// until these rows are read.
     pub(in crate::store::embedded) async fn scan<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+        work: impl FnOnce(&Connection) -> Result<T, SqliteError> + Send + 'static,
     ) -> Result<T> {
         let turn = self.scans.clone().acquire_owned().await.map_err(|_| closed())?;
         self.read(move |connection| {
@@ -101,7 +102,7 @@ mod tests {
         store::{ClientStore, embedded::Embedded},
     };
 
-    /// Long reads whose callers have gone do not take the threads from short ones.
+    /// Long reads whose callers were dropped do not block short ones.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn callers_that_leave_do_not_take_the_threads_along() {
         let dir = tempfile::tempdir().unwrap();
@@ -115,14 +116,14 @@ mod tests {
                 tokio::spawn(async move {
                     let work = move |_: &rusqlite::Connection| {
                         begin.send(()).unwrap();
-                        // Until the test lets go of the other end.
+                        // Until the test drops the other end.
                         let _ = wait.recv();
                         Ok(())
                     };
                     store.scan(work).await
                 })
             };
-            // The first begins; the others must not while it reads on.
+            // The first read begins; the others must not while it is running.
             let bound = Duration::from_millis(if held.is_empty() { 10_000 } else { 100 });
             let begun = tokio::task::spawn_blocking(move || begun.recv_timeout(bound).is_ok())
                 .await

@@ -1,4 +1,4 @@
-//! The tables, and connections to them.
+//! Schema of the database, and connections to it.
 
 use std::path::{Path, PathBuf};
 
@@ -6,23 +6,23 @@ use rusqlite::{Connection, OpenFlags, config::DbConfig};
 
 use super::error::OpenError;
 
-use crate::store::embedded::files::open::{Identity, private};
+use crate::store::embedded::files::open::{Identity, open_private};
 
-/// The newest format this version knows. A newer one is refused, an older one is brought forward.
+/// Newest format that this version supports. A newer one is refused, an older one is migrated.
 pub(super) const FORMAT: i64 = 2;
 
-/// Marks the file as ours: "jetn".
+/// SQLite application id of the file: "jetn".
 const APPLICATION: i64 = 0x6a65_746e;
 
-/// What makes each format out of the one before it, the first out of nothing.
+/// Migration to each format from the one before it, to the first from an empty file.
 const STEPS: [&str; 2] = [TABLES, CHAINS];
 
-/// Format 1. One table a type of record, so that none can be read as another. Ids are keys, hashes
-/// of secrets never are. Ids that arrive in the order of time keep inserts at the end of their
-/// tree. `sum` covers a row against the silent decay of its page.
+/// Format 1. One table for each type of record, so that none can be read as another. Ids are keys,
+/// hashes of secrets never are. Ids ascend with time, so inserts go to the end of their tree. `sum`
+/// is the checksum of a row, against silent decay of its page.
 ///
-/// `families.sweep_at` is the earliest time its family could be forgotten, as of when the row was
-/// last looked at by the sweep: a rotation moves the true time on and leaves the index alone.
+/// `families.sweep_at` is the earliest time at which the family may be deleted, as of the last
+/// sweep that read the row: a rotation moves the true time on and leaves the index alone.
 const TABLES: &str = "
     CREATE TABLE head (
         id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -66,10 +66,10 @@ const TABLES: &str = "
     ) STRICT;
 ";
 
-/// Format 2: there are chains of other nodes, and the records of all are listed in the order of
-/// their times. A time is read out of the event, whose text begins with it
-/// (`{"at":1790000000123,`), so that the two cannot differ; what begins otherwise is no event,
-/// comes last, and is found there. Of what was there nothing is written anew.
+/// Format 2: chains of other nodes, and indexes over the records of all chains by time. The time is
+/// a generated column over the event, whose text begins with it (`{"at":1790000000123,`), so that
+/// the two cannot differ. A text that begins otherwise is no event; it sorts last and is found
+/// there. The migration rewrites no existing row.
 const CHAINS: &str = "
     ALTER TABLE audit ADD COLUMN at INTEGER GENERATED ALWAYS AS
         (CAST(substr(event, 7, 20) AS INTEGER)) VIRTUAL;
@@ -87,40 +87,40 @@ const CHAINS: &str = "
     ) STRICT, WITHOUT ROWID;
 ";
 
-/// What a connection that only reads a database of format 1 finds in the place of what that lacks.
+/// Empty tables for a read-only connection to a database of format 1, which lacks them.
 const NO_CHAINS: &str = "
     CREATE TEMP TABLE other_records (chain TEXT, sequence INTEGER, node TEXT, hash BLOB, event TEXT, at INTEGER);
     CREATE TEMP TABLE other_heads (chain TEXT, node TEXT, sequence INTEGER, hash BLOB, seal BLOB, open INTEGER);
 ";
 
-/// The database's file in a data directory.
+/// Returns the path of the database in a data directory.
 pub(crate) fn file(dir: &Path) -> PathBuf {
     dir.join("jeton.db")
 }
 
-/// A connection that writes, and to which file; brings the tables to this version's format. No part
-/// of `dir` may be a link.
+/// Opens a connection that writes, and returns the identity of its file; migrates the tables to
+/// this version's format. No part of `dir` may be a link.
 pub(crate) fn writer(dir: &Path) -> Result<(Connection, Identity), OpenError> {
     let path = file(dir);
-    // Made here so that it, and the files SQLite puts beside it with the same mode, are its owner's
-    // alone. Closed before SQLite opens it: closing any descriptor of a file later would drop
-    // SQLite's locks on it.
-    let made = private(&path)?.metadata().map_err(OpenError::io(&path))?;
+    // Created here so that only its owner can read it, and the files that SQLite creates beside it
+    // with the same mode. Closed before SQLite opens it: closing any descriptor of the file later
+    // would drop SQLite's locks on it.
+    let made = open_private(&path)?.metadata().map_err(OpenError::io(&path))?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX
         | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(&path, flags)?;
-    // Before anything is written: a file that is not ours or newer is left as it is.
+    // Before anything is written: a foreign or newer file is left unchanged.
     let format = format(&connection)?;
     connection.execute_batch(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;
          PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -16384;",
     )?;
-    settle(&connection)?;
+    configure(&connection)?;
     let steps: String =
         STEPS.into_iter().skip(usize::try_from(format).unwrap_or(STEPS.len())).collect();
     if !steps.is_empty() {
-        // Whoever stops in the middle leaves the old format as it was.
+        // One transaction: a process that stops in the middle leaves the old format.
         connection.execute_batch(&format!(
             "BEGIN IMMEDIATE; {steps} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = \
              {FORMAT}; COMMIT;"
@@ -129,13 +129,13 @@ pub(crate) fn writer(dir: &Path) -> Result<(Connection, Identity), OpenError> {
     Ok((connection, Identity::of(&made)))
 }
 
-/// A connection that only reads, of a database that is there. No part of `dir` may be a link.
+/// Opens a read-only connection to an existing database. No part of `dir` may be a link.
 pub(crate) fn reader(dir: &Path) -> Result<Connection, OpenError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
         | OpenFlags::SQLITE_OPEN_NO_MUTEX
         | OpenFlags::SQLITE_OPEN_NOFOLLOW;
     let connection = Connection::open_with_flags(file(dir), flags)?;
-    settle(&connection)?;
+    configure(&connection)?;
     match format(&connection)? {
         0 => return Err(OpenError::Corrupt("the database is empty".into())),
         1 => connection.execute_batch(NO_CHAINS)?,
@@ -145,7 +145,7 @@ pub(crate) fn reader(dir: &Path) -> Result<Connection, OpenError> {
     Ok(connection)
 }
 
-fn settle(connection: &Connection) -> Result<(), OpenError> {
+fn configure(connection: &Connection) -> Result<(), OpenError> {
     connection.execute_batch(
         "PRAGMA busy_timeout = 5000; PRAGMA temp_store = MEMORY; PRAGMA cell_size_check = ON;",
     )?;
@@ -155,7 +155,7 @@ fn settle(connection: &Connection) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// The format of what is there; 0 means that nothing is.
+/// Returns the format of the database; 0 if it is empty.
 fn format(connection: &Connection) -> Result<i64, OpenError> {
     let number = |sql| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
     let tables = number("SELECT count(*) FROM sqlite_schema")?;
@@ -179,7 +179,7 @@ mod tests {
         store::{
             AuditStore, Store,
             embedded::Embedded,
-            transfer::{Dump, Item},
+            transfer::{ExportRecord, ExportSource},
         },
     };
 
@@ -187,7 +187,7 @@ mod tests {
         Embedded::open(dir, "node", ChainKey::new([1; 32])).unwrap()
     }
 
-    /// Takes away what format 2 brought.
+    /// Removes everything that format 2 added.
     fn downgrade(dir: &Path) {
         let connection = Connection::open(file(dir)).unwrap();
         let sql = "DROP TABLE other_heads; DROP TABLE other_records; DROP INDEX audit_by_time;
@@ -207,8 +207,8 @@ mod tests {
         assert_eq!(tables(&connection), tables(&first), "as format 1 was");
     }
 
-    /// A closed store of format 1 with records whose times go to and fro, and all that is in it.
-    async fn old(records: i64) -> (tempfile::TempDir, Vec<Item>) {
+    /// Closed store of format 1 whose records are not in the order of their times, and its content.
+    async fn old(records: i64) -> (tempfile::TempDir, Vec<ExportRecord>) {
         let dir = tempfile::tempdir().unwrap();
         let store = open(dir.path());
         for n in 0..records {
@@ -222,11 +222,11 @@ mod tests {
         (dir, items)
     }
 
-    trait All: Dump {
-        async fn dump_all(&self) -> Vec<Item> {
-            let mut items: Vec<Item> = Vec::new();
+    trait All: ExportSource {
+        async fn dump_all(&self) -> Vec<ExportRecord> {
+            let mut items: Vec<ExportRecord> = Vec::new();
             loop {
-                let page = self.dump(items.last(), 1_000).await.unwrap();
+                let page = self.export_page(items.last(), 1_000).await.unwrap();
                 if page.is_empty() {
                     return items;
                 }
@@ -235,7 +235,7 @@ mod tests {
         }
     }
 
-    impl<D: Dump> All for D {}
+    impl<D: ExportSource> All for D {}
 
     fn found(dir: &Path) -> i64 {
         Connection::open(file(dir))
@@ -244,8 +244,8 @@ mod tests {
             .unwrap()
     }
 
-    /// E10: an older format is brought forward on opening with everything in it, and can be
-    /// exported before that.
+    /// E10: an older format is migrated on open with its whole content, and can be exported before
+    /// that.
     #[tokio::test]
     async fn format_1_is_brought_forward() {
         let (dir, expected) = old(300).await;
@@ -255,7 +255,7 @@ mod tests {
         let store = open(dir.path());
         assert_eq!(found(dir.path()), FORMAT);
         assert_eq!(store.dump_all().await, expected);
-        assert!(store.check().await.unwrap().sound());
+        assert!(store.check().await.unwrap().is_intact());
         let listed =
             store.events(&crate::model::event::Filter::default(), None, 1_000).await.unwrap();
         assert_eq!(listed.len(), 300);
@@ -265,15 +265,15 @@ mod tests {
             .await
             .unwrap();
         store.close().await.unwrap();
-        assert!(open(dir.path()).check().await.unwrap().sound());
+        assert!(open(dir.path()).check().await.unwrap().is_intact());
     }
 
-    /// E10: wherever a migration is killed, the old format or the new one is there with everything
-    /// in it; what of the WAL had reached the disk decides.
+    /// E10: a migration killed at any point leaves the old or the new format with its whole
+    /// content, depending on how much of the WAL had reached the disk.
     #[tokio::test]
     async fn a_migration_that_is_killed_leaves_the_old_or_the_new_format() {
         let (dir, expected) = old(3_000).await;
-        // Nobody checkpoints while it is open, so the WAL holds the whole migration.
+        // No checkpoint runs while it is open, so the WAL holds the whole migration.
         let migrated = writer(&dir.path().canonicalize().unwrap()).unwrap();
         let (database, wal) = (
             fs::read(file(dir.path())).unwrap(),
@@ -297,7 +297,7 @@ mod tests {
             let copy = killed();
             let store = open(copy.path());
             assert_eq!(store.dump_all().await, expected, "{end}");
-            assert!(store.check().await.unwrap().sound(), "{end}");
+            assert!(store.check().await.unwrap().is_intact(), "{end}");
         }
         let new: Vec<usize> =
             formats.iter().filter(|(_, format)| *format == FORMAT).map(|(end, _)| *end).collect();

@@ -1,5 +1,5 @@
-//! The one thread that writes. It takes whatever is waiting into one transaction, so that many
-//! verbs share one sync of the disk, and answers when the commit has returned, never before.
+//! Writer thread. It takes all queued jobs into one transaction, so that many verbs share one sync
+//! of the disk, and replies after the commit has returned, never before.
 
 use std::{mem, sync::Arc, thread::JoinHandle, time::Duration};
 
@@ -10,8 +10,8 @@ use tokio::{
 };
 
 use super::{
-    batch::{Batch, Effects, Job, State, Urgency, to_sql},
-    error::{Fault, Kind},
+    batch::{Batch, Job, PostCommit, Priority, State, to_sql},
+    error::{ErrorKind, SqliteError},
 };
 use crate::{
     crypto::chain::ChainKey,
@@ -20,30 +20,30 @@ use crate::{
         Follower,
         embedded::{
             Shared,
-            files::{directory::Directory, disk_reserve::Reserve, head_file::Anchor},
+            files::{directory::Directory, disk_reserve::DiskReserve, head_file::HeadFile},
         },
     },
 };
 
-/// The most verbs in one commit.
-const BATCH: usize = 1_024;
+/// Most jobs in one commit.
+const BATCH_MAX: usize = 1_024;
 
-/// How long verbs that nobody waits for are gathered; well under the 50 ms that are promised.
-const GATHER: Duration = Duration::from_millis(20);
+/// Time for which jobs without a waiting caller are gathered; well under the promised 50 ms.
+const GATHER_TIME: Duration = Duration::from_millis(20);
 
-/// How often counters are written; well under the second that is promised.
-const FLUSH: Duration = Duration::from_millis(500);
+/// Interval at which counters are written; well under the promised second.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How the writer ended.
+/// State of the writer thread.
 #[derive(Clone, Debug)]
-pub(crate) enum Fate {
-    /// Not yet.
-    Runs,
-    /// Everything that was waiting has been written or answered.
-    Ended(Result<(), Fault>),
+pub(crate) enum WriterState {
+    /// Accepts jobs.
+    Running,
+    /// Ended: every queued job was written or answered.
+    Closed(Result<(), SqliteError>),
 }
 
-/// The state of the thread.
+/// The writer thread's data.
 pub(crate) struct Writer {
     pub(crate) connection: Connection,
     pub(crate) node: Arc<str>,
@@ -53,56 +53,56 @@ pub(crate) struct Writer {
     pub(crate) shared: Arc<Shared>,
     pub(crate) followers: Vec<Arc<dyn Follower>>,
     pub(crate) tail: broadcast::Sender<Option<Arc<Record>>>,
-    pub(crate) anchor: Anchor,
-    pub(crate) reserve: Reserve,
+    pub(crate) head_file: HeadFile,
+    pub(crate) disk_reserve: DiskReserve,
     pub(crate) flushed_at: Instant,
-    /// Whether the last batch is being made.
+    /// True while the last batch is written.
     pub(crate) closing: bool,
     pub(crate) readers: Vec<JoinHandle<()>>,
-    pub(crate) fate: watch::Sender<Fate>,
+    pub(crate) writer_state: watch::Sender<WriterState>,
     pub(crate) directory: Directory,
 }
 
 impl Writer {
-    /// Serves until the queue is closed and empty. The runtime is this thread's own and only keeps
+    /// Runs until the queue is closed and empty. The runtime belongs to this thread and only drives
     /// its timeouts.
     pub(crate) fn serve(
         mut self,
         runtime: &tokio::runtime::Runtime,
         mut queue: mpsc::Receiver<Box<dyn Job>>,
     ) {
-        let mut waiting = Vec::with_capacity(BATCH);
+        let mut waiting = Vec::with_capacity(BATCH_MAX);
         while runtime.block_on(self.gather(&mut queue, &mut waiting)) {
             if !waiting.is_empty() || self.flush_is_due() {
-                self.commit(mem::replace(&mut waiting, Vec::with_capacity(BATCH)));
+                self.commit(mem::replace(&mut waiting, Vec::with_capacity(BATCH_MAX)));
             }
         }
         self.end();
     }
 
-    /// Waits for something to do; false when nothing will come any more.
+    /// Waits for jobs; returns false when the queue is closed and empty.
     async fn gather(
         &self,
         queue: &mut mpsc::Receiver<Box<dyn Job>>,
         waiting: &mut Vec<Box<dyn Job>>,
     ) -> bool {
-        let first = if self.shared.counters.unwritten() {
-            let due = FLUSH.saturating_sub(self.flushed_at.elapsed());
-            timeout(due, queue.recv_many(waiting, BATCH)).await
+        let first = if self.shared.counters.has_unwritten() {
+            let due = FLUSH_INTERVAL.saturating_sub(self.flushed_at.elapsed());
+            timeout(due, queue.recv_many(waiting, BATCH_MAX)).await
         } else {
-            Ok(queue.recv_many(waiting, BATCH).await)
+            Ok(queue.recv_many(waiting, BATCH_MAX).await)
         };
         if matches!(first, Ok(0)) {
             return false;
         }
         let since = Instant::now();
         while !waiting.is_empty()
-            && waiting.len() < BATCH
-            && waiting.iter().all(|job| job.urgency() == Urgency::Lazy)
+            && waiting.len() < BATCH_MAX
+            && waiting.iter().all(|job| job.priority() == Priority::Background)
         {
-            let left = GATHER.saturating_sub(since.elapsed());
-            let room = BATCH.saturating_sub(waiting.len());
-            // The time is up, or the queue is closed: what is here is written first.
+            let left = GATHER_TIME.saturating_sub(since.elapsed());
+            let room = BATCH_MAX.saturating_sub(waiting.len());
+            // Timeout or closed queue: the jobs at hand are written first.
             if !matches!(timeout(left, queue.recv_many(waiting, room)).await, Ok(1..)) {
                 break;
             }
@@ -111,68 +111,74 @@ impl Writer {
     }
 
     fn flush_is_due(&self) -> bool {
-        self.shared.counters.unwritten() && (self.closing || self.flushed_at.elapsed() >= FLUSH)
+        self.shared.counters.has_unwritten()
+            && (self.closing || self.flushed_at.elapsed() >= FLUSH_INTERVAL)
     }
 
     fn commit(&mut self, mut jobs: Vec<Box<dyn Job>>) {
-        if self.shared.failed() {
-            return settle(jobs, &Err(Fault::Failed));
+        if self.shared.has_failed() {
+            return reply_all(jobs, &Err(SqliteError::Failed));
         }
         let before = self.state.sequence;
         let Err(fault) = self.attempt(&mut jobs, false) else {
-            // What leaves no record may fit where a record does not.
+            // A write without a record may fit where a record does not.
             if self.state.sequence != before {
-                self.shared.is_full(false);
+                self.shared.set_disk_full(false);
             }
-            return settle(jobs, &Ok(()));
+            return reply_all(jobs, &Ok(()));
         };
         match fault.kind() {
-            Some(Kind::Full) => self.economise(jobs, &fault),
-            Some(Kind::Broken) => {
+            Some(ErrorKind::Full) => self.commit_revocations_only(jobs, &fault),
+            Some(ErrorKind::Broken) => {
                 self.fail(&fault);
-                settle(jobs, &Err(fault));
+                reply_all(jobs, &Err(fault));
             }
-            // One verb may have met a damaged page or a foreign lock: the others need not suffer
-            // for it.
-            Some(Kind::Corrupt | Kind::Other) | None if jobs.len() > 1 => {
+            // One verb may have met a damaged page or a foreign lock: the others are retried one by
+            // one.
+            Some(ErrorKind::Corrupt | ErrorKind::Other) | None if jobs.len() > 1 => {
                 jobs.into_iter().for_each(|job| self.commit(vec![job]));
             }
-            Some(Kind::Corrupt | Kind::Other) | None => {
+            Some(ErrorKind::Corrupt | ErrorKind::Other) | None => {
                 tracing::error!(%fault, "cannot write to the store");
-                settle(jobs, &Err(fault));
+                reply_all(jobs, &Err(fault));
             }
         }
     }
 
-    /// The disk is full: what ends tokens is tried once more in the room kept for it, the rest is
-    /// refused.
-    fn economise(&mut self, jobs: Vec<Box<dyn Job>>, fault: &Fault) {
-        self.shared.is_full(true);
-        let (mut vital, others): (Vec<_>, Vec<_>) =
-            jobs.into_iter().partition(|job| job.urgency() == Urgency::Vital);
-        settle(others, &Err(fault.clone()));
-        if vital.is_empty() {
+    /// Retries the jobs that revoke tokens with the disk reserve, and refuses the rest: the disk is
+    /// full.
+    fn commit_revocations_only(&mut self, jobs: Vec<Box<dyn Job>>, fault: &SqliteError) {
+        self.shared.set_disk_full(true);
+        let (mut revocations, rest): (Vec<_>, Vec<_>) =
+            jobs.into_iter().partition(|job| job.priority() == Priority::Revocation);
+        reply_all(rest, &Err(fault.clone()));
+        if revocations.is_empty() {
             return;
         }
-        // A first time without it: most refreshes see that they are not meant, and nothing is left
-        // that needs room.
-        let mut fate = self.attempt(&mut vital, true);
-        if matches!(&fate, Err(fault) if fault.kind() == Some(Kind::Full)) && self.reserve.release()
+        // First without the reserve: most refreshes turn out not to revoke anything, and then none
+        // is left that needs room.
+        let mut outcome = self.attempt(&mut revocations, true);
+        if matches!(&outcome, Err(fault) if fault.kind() == Some(ErrorKind::Full))
+            && self.disk_reserve.release()
         {
-            fate = self.attempt(&mut vital, true);
-            // At once, before others use it up.
-            self.reserve.top_up();
+            outcome = self.attempt(&mut revocations, true);
+            // At once, before other processes use the space.
+            self.disk_reserve.top_up();
         }
-        if let Err(fault) = &fate
-            && fault.kind() == Some(Kind::Broken)
+        if let Err(fault) = &outcome
+            && fault.kind() == Some(ErrorKind::Broken)
         {
             self.fail(fault);
         }
-        settle(vital, &fate);
+        reply_all(revocations, &outcome);
     }
 
-    /// One transaction. Answers are not given here, all else that follows from a commit is done.
-    fn attempt(&mut self, jobs: &mut [Box<dyn Job>], scarce: bool) -> Result<(), Fault> {
+    /// Runs one transaction and everything that follows its commit except the replies.
+    fn attempt(
+        &mut self,
+        jobs: &mut [Box<dyn Job>],
+        reserve_only: bool,
+    ) -> Result<(), SqliteError> {
         self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
         let counters = if self.flush_is_due() {
             self.shared.counters.write(&self.connection)
@@ -181,21 +187,20 @@ impl Writer {
         };
         let flushed = counters.as_ref().is_ok_and(|counters| !counters.is_empty());
         let outcome = counters.and_then(|counters| {
-            let filled = self.fill(jobs, scarce);
-            filled.inspect_err(|_| self.shared.counters.again(counters))
+            let filled = self.fill(jobs, reserve_only);
+            filled.inspect_err(|_| self.shared.counters.mark_unwritten(counters))
         });
         match outcome {
-            Ok(effects) => {
+            Ok(post_commit) => {
                 if flushed {
                     self.flushed_at = Instant::now();
                 }
-                self.publish(effects);
-                self.reserve.restore();
+                self.publish(post_commit);
+                self.disk_reserve.restore();
                 Ok(())
             }
             Err(fault) => {
-                // SQLite may have undone it already; if it cannot be undone, nothing can be relied
-                // on.
+                // SQLite may have rolled back already; if it cannot, nothing can be relied on.
                 if !self.connection.is_autocommit()
                     && let Err(error) = self.connection.execute_batch("ROLLBACK")
                 {
@@ -206,67 +211,75 @@ impl Writer {
         }
     }
 
-    fn fill(&self, jobs: &mut [Box<dyn Job>], scarce: bool) -> Result<Effects, Fault> {
+    fn fill(
+        &self,
+        jobs: &mut [Box<dyn Job>],
+        reserve_only: bool,
+    ) -> Result<PostCommit, SqliteError> {
         let mut state = self.state.clone();
         if self.closing {
-            // What was judged at this time, though nothing was written, must not be judged at an
-            // earlier one after a restart.
-            let brought = self.shared.brought.load(std::sync::atomic::Ordering::SeqCst);
-            state.newest = state.newest.max(Timestamp::from_millis(brought));
+            // A time that was acted on without a write must not be followed by an earlier one after
+            // a restart.
+            let observed_time = self.shared.observed_time.load(std::sync::atomic::Ordering::SeqCst);
+            state.newest_time = state.newest_time.max(Timestamp::from_millis(observed_time));
         }
-        let effects =
-            Effects { state, changes: Vec::new(), records: Vec::new(), followers: Vec::new() };
-        let listening = self.tail.receiver_count() > 0;
+        let post_commit =
+            PostCommit { state, changes: Vec::new(), records: Vec::new(), followers: Vec::new() };
+        let has_tail_readers = self.tail.receiver_count() > 0;
         let mut batch = Batch {
             connection: &self.connection,
             node: &self.node,
             chain: &self.chain,
             key: &self.key,
-            listening,
-            scarce,
-            effects,
+            has_tail_readers,
+            reserve_only,
+            post_commit,
         };
         jobs.iter_mut().try_for_each(|job| job.run(&mut batch))?;
-        let effects = batch.effects;
-        if effects.state != self.state {
-            save(&self.connection, &self.key, &effects.state)?;
+        let post_commit = batch.post_commit;
+        if post_commit.state != self.state {
+            save(&self.connection, &self.key, &post_commit.state)?;
         }
         self.connection.prepare_cached("COMMIT")?.execute([])?;
-        Ok(effects)
+        Ok(post_commit)
     }
 
-    fn publish(&mut self, effects: Effects) {
-        if effects.state.sequence != self.state.sequence {
-            self.anchor.write(&self.directory, (effects.state.sequence, effects.state.hash));
+    fn publish(&mut self, post_commit: PostCommit) {
+        if post_commit.state.sequence != self.state.sequence {
+            self.head_file
+                .write(&self.directory, (post_commit.state.sequence, post_commit.state.hash));
         }
-        self.state = effects.state;
-        self.shared.saw(self.state.newest);
-        // Who joined in this batch hears all of it: its snapshot may hold part of that already, and
-        // hearing twice is harmless.
-        self.followers.extend(effects.followers);
-        for change in &effects.changes {
+        self.state = post_commit.state;
+        self.shared.persist_time(self.state.newest_time);
+        // A follower that subscribed in this batch receives all of its changes: the snapshot may
+        // hold some of them already, and a repetition is harmless.
+        self.followers.extend(post_commit.followers);
+        for change in &post_commit.changes {
             self.followers.iter().for_each(|follower| follower.apply(change));
         }
-        for record in effects.records {
-            // Nobody may be listening any more.
+        for record in post_commit.records {
+            // There may be no receiver left.
             let _ = self.tail.send(Some(record));
         }
     }
 
-    /// After a failed write the kernel may show as written what never reached the disk, and a
-    /// further sync would succeed without it. So nothing is tried again: whoever starts anew reads
-    /// what is really there.
-    fn fail(&self, fault: &Fault) {
+    /// Stops the store. After a failed write the kernel may show as written data that never reached
+    /// the disk, and a further sync would succeed without it. So nothing is retried: the next
+    /// process reads the true content.
+    fn fail(&self, fault: &SqliteError) {
         tracing::error!(%fault, "disk write failed, the store stops");
         self.shared.fail();
     }
 
     fn end(mut self) {
         self.closing = true;
-        let mut result =
-            if self.shared.failed() { Err(Fault::Failed) } else { self.attempt(&mut [], false) };
-        if matches!(&result, Err(fault) if fault.kind() == Some(Kind::Full))
-            && self.reserve.release()
+        let mut result = if self.shared.has_failed() {
+            Err(SqliteError::Failed)
+        } else {
+            self.attempt(&mut [], false)
+        };
+        if matches!(&result, Err(fault) if fault.kind() == Some(ErrorKind::Full))
+            && self.disk_reserve.release()
         {
             result = self.attempt(&mut [], true);
         }
@@ -277,29 +290,29 @@ impl Writer {
         if result.is_ok() {
             result = checkpoint(&self.connection);
         }
-        let closed = self.connection.close().map_err(|(_, error)| Fault::from(error));
-        // What is not known to be on disk, and a rollback that was accepted and is on no record, is
-        // not noted.
-        if result.is_ok() && self.anchor.is_begun() {
-            self.anchor.end(&self.directory, (self.state.sequence, self.state.hash));
+        let closed = self.connection.close().map_err(|(_, error)| SqliteError::from(error));
+        // Skipped if the last write is not known to be durable, or if an accepted rollback is on no
+        // record yet.
+        if result.is_ok() && self.head_file.is_begun() {
+            self.head_file.finish(&self.directory, (self.state.sequence, self.state.hash));
         }
         drop(self.directory);
-        self.fate.send_replace(Fate::Ended(result.and(closed)));
+        self.writer_state.send_replace(WriterState::Closed(result.and(closed)));
     }
 }
 
-fn settle(jobs: Vec<Box<dyn Job>>, fate: &Result<(), Fault>) {
-    jobs.into_iter().for_each(|job| job.settle(fate.clone()));
+fn reply_all(jobs: Vec<Box<dyn Job>>, outcome: &Result<(), SqliteError>) {
+    jobs.into_iter().for_each(|job| job.reply(outcome.clone()));
 }
 
-/// Syncs the WAL, moves everything from it into the database and syncs that. Where the disk is full
-/// the WAL keeps it.
-pub(crate) fn checkpoint(connection: &Connection) -> Result<(), Fault> {
+/// Syncs the WAL, moves its content into the database and syncs that. On a full disk the content
+/// stays in the WAL.
+pub(crate) fn checkpoint(connection: &Connection) -> Result<(), SqliteError> {
     match connection
         .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
-        .map_err(Fault::from)
+        .map_err(SqliteError::from)
     {
-        Err(fault) if fault.kind() == Some(Kind::Full) => {
+        Err(fault) if fault.kind() == Some(ErrorKind::Full) => {
             tracing::warn!("disk is full, cannot checkpoint the WAL");
             Ok(())
         }
@@ -308,7 +321,7 @@ pub(crate) fn checkpoint(connection: &Connection) -> Result<(), Fault> {
 }
 
 /// Writes the row `head`, sealed.
-fn save(connection: &Connection, key: &ChainKey, state: &State) -> Result<(), Fault> {
+fn save(connection: &Connection, key: &ChainKey, state: &State) -> Result<(), SqliteError> {
     let head = state.head(key);
     connection
         .prepare_cached(
@@ -320,8 +333,8 @@ fn save(connection: &Connection, key: &ChainKey, state: &State) -> Result<(), Fa
             to_sql(head.sequence),
             head.hash,
             head.seal,
-            state.newest.millis(),
-            state.tally.to_bytes(),
+            state.newest_time.millis(),
+            state.set_checksum.to_bytes(),
             state.import.is_some(),
             state.sum(),
         ))?;
@@ -329,8 +342,8 @@ fn save(connection: &Connection, key: &ChainKey, state: &State) -> Result<(), Fa
 }
 
 impl Shared {
-    fn saw(&self, newest: Timestamp) {
-        self.newest.store(newest.millis(), std::sync::atomic::Ordering::SeqCst);
+    fn persist_time(&self, newest_time: Timestamp) {
+        self.persisted_time.store(newest_time.millis(), std::sync::atomic::Ordering::SeqCst);
     }
 }
 
@@ -351,8 +364,8 @@ mod tests {
             embedded::{
                 Embedded,
                 engine::{
-                    batch::{Batch, Entry, Urgency},
-                    error::Fault,
+                    batch::{Batch, Entry, Priority},
+                    error::SqliteError,
                 },
             },
         },
@@ -366,26 +379,29 @@ mod tests {
         Stamp::internal(Timestamp::EPOCH).done(Action::TokenIssued, "target")
     }
 
-    fn fault(code: i32) -> Fault {
+    fn fault(code: i32) -> SqliteError {
         rusqlite::Error::SqliteFailure(ffi::Error::new(code), None).into()
     }
 
-    /// Writes a record and then meets a fault.
-    fn spoiled(code: i32) -> impl FnMut(&mut Batch<'_>) -> Result<(), Fault> + Send + 'static {
+    /// Job that writes a record and then fails.
+    fn spoiled(
+        code: i32,
+    ) -> impl FnMut(&mut Batch<'_>) -> Result<(), SqliteError> + Send + 'static {
         move |batch| {
             batch.append(&Entry::new(event())?)?;
             Err(fault(code))
         }
     }
 
-    /// E5: after a failed sync nothing is acknowledged any more, and a new start has what was.
+    /// E5: after a failed sync nothing is acknowledged any more, and a restart has everything
+    /// acknowledged before.
     #[tokio::test]
     async fn a_failed_disk_stops_the_store() {
         for code in [ffi::SQLITE_IOERR, ffi::SQLITE_IOERR_FSYNC, ffi::SQLITE_IOERR_WRITE] {
             let dir = tempfile::tempdir().unwrap();
             let store = open(dir.path());
             store.append(event()).await.unwrap();
-            let failed = store.write(Urgency::Normal, spoiled(code)).await;
+            let failed = store.write(Priority::Normal, spoiled(code)).await;
             assert!(matches!(failed, Err(StoreError::Unavailable(_))));
             assert!(matches!(store.append(event()).await, Err(StoreError::Unavailable(_))));
             assert!(matches!(store.append_soon(event()).await, Err(StoreError::Unavailable(_))));
@@ -402,7 +418,7 @@ mod tests {
         }
     }
 
-    /// Verbs that share a batch with one that fails are carried out without it.
+    /// Verbs that share a batch with a failing one are executed without it.
     #[tokio::test]
     async fn one_that_meets_damage_does_not_take_others_along() {
         let dir = tempfile::tempdir().unwrap();
@@ -412,8 +428,8 @@ mod tests {
                 let store = store.clone();
                 tokio::spawn(async move {
                     match n % 3 {
-                        0 => store.write(Urgency::Normal, spoiled(ffi::SQLITE_CORRUPT)).await,
-                        1 => store.write(Urgency::Normal, spoiled(ffi::SQLITE_BUSY)).await,
+                        0 => store.write(Priority::Normal, spoiled(ffi::SQLITE_CORRUPT)).await,
+                        1 => store.write(Priority::Normal, spoiled(ffi::SQLITE_BUSY)).await,
                         _ => store.append(event()).await,
                     }
                 })
@@ -428,52 +444,53 @@ mod tests {
             }
         }
         assert_eq!(store.chain("node", 0, 99).await.unwrap().len(), 20);
-        assert!(store.check().await.unwrap().sound());
+        assert!(store.check().await.unwrap().is_intact());
     }
 
-    /// A disk that has room only once the reserve is gone.
+    /// Job on a disk that has room only after the reserve was released.
     async fn on_a_full_disk(
         store: &Embedded,
         dir: &Path,
-        urgency: Urgency,
+        priority: Priority,
         seen: &Arc<Mutex<Vec<bool>>>,
     ) -> bool {
         let (reserve, seen) = (dir.join("reserve"), seen.clone());
         let write = move |batch: &mut Batch<'_>| {
-            seen.lock().unwrap().push(batch.scarce);
+            seen.lock().unwrap().push(batch.reserve_only);
             batch.append(&Entry::new(event())?)?;
             if reserve.exists() { Err(fault(ffi::SQLITE_FULL)) } else { Ok(()) }
         };
-        match store.write(urgency, write).await {
+        match store.write(priority, write).await {
             Ok(()) => true,
             Err(StoreError::Full(_)) => false,
             Err(other) => panic!("{other:?}"),
         }
     }
 
-    /// E4: what ends tokens under another name may use the reserve too.
+    /// E4: actions that revoke tokens under another name may use the reserve too.
     #[test]
     fn ending_a_key_a_client_or_a_secret_is_vital() {
-        let vital = [Action::KeyRevoked, Action::ClientDisabled, Action::SecretRetired];
+        let revocations = [Action::KeyRevoked, Action::ClientDisabled, Action::SecretRetired];
         for action in Action::ALL {
-            let expected = if vital.contains(action) { Urgency::Vital } else { Urgency::Normal };
-            assert_eq!(Urgency::of(*action), expected, "{action:?}");
+            let expected =
+                if revocations.contains(action) { Priority::Revocation } else { Priority::Normal };
+            assert_eq!(Priority::of(*action), expected, "{action:?}");
         }
     }
 
-    /// E4: the reserve is for what ends tokens, again and again, and is taken back at once.
+    /// E4: the reserve serves revocations repeatedly, and is refilled at once.
     #[tokio::test]
     async fn a_full_disk_still_takes_revocations() {
         let dir = tempfile::tempdir().unwrap();
         let store = open(dir.path());
         let seen = Arc::default();
         for _ in 0..3 {
-            assert!(!on_a_full_disk(&store, dir.path(), Urgency::Normal, &seen).await);
-            assert!(on_a_full_disk(&store, dir.path(), Urgency::Vital, &seen).await);
+            assert!(!on_a_full_disk(&store, dir.path(), Priority::Normal, &seen).await);
+            assert!(on_a_full_disk(&store, dir.path(), Priority::Revocation, &seen).await);
             assert_eq!(std::fs::metadata(dir.path().join("reserve")).unwrap().len(), 1 << 20);
         }
         assert_eq!(seen.lock().unwrap()[..4], [false, false, true, true]);
         assert_eq!(store.chain("node", 0, 9).await.unwrap().len(), 3);
-        assert!(store.check().await.unwrap().sound());
+        assert!(store.check().await.unwrap().is_intact());
     }
 }

@@ -1,4 +1,5 @@
-//! The data directory: who may get at it, and that one process at a time writes to it.
+//! Access to the data directory: its permissions, and the lock that lets one process at a time
+//! write to it.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -9,7 +10,7 @@ use std::{
 
 use rustix::fs::OFlags;
 
-use super::open::{is_closed, is_owned, look, private};
+use super::open::{check_owner, check_permissions, metadata_of, open_private};
 
 use crate::store::embedded::engine::error::OpenError;
 
@@ -25,9 +26,9 @@ const FILES: [&str; 8] = [
     "reserve",
 ];
 
-/// Holds a data directory until it is dropped, or its process ends in whatever way: the lock is the
-/// kernel's, on the directory itself, so that no file that is removed by hand lets a second process
-/// in. The file `lock` only names the holder.
+/// Lock on a data directory, held until it is dropped or its process ends. It is the kernel's lock
+/// on the directory itself, so that no file removed by hand lets a second process in. The file
+/// `lock` only names the holder.
 #[derive(Debug)]
 pub(crate) struct Directory {
     path: PathBuf,
@@ -35,9 +36,9 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    /// Takes the directory, makes it if it is not there; names the holder if there is one. Before
-    /// anything in it is made or changed, the directory and every file of ours in it are checked;
-    /// with `tolerated`, others may be able to write there.
+    /// Locks the directory, creates it if it is missing; the error names the holder. Before
+    /// anything in it is created or changed, the directory and every file of ours in it are
+    /// checked; with `tolerated`, other users may be able to write there.
     pub(crate) fn take(dir: &Path, tolerated: bool) -> Result<Self, OpenError> {
         if !dir.exists() {
             fs::DirBuilder::new()
@@ -46,8 +47,8 @@ impl Directory {
                 .create(dir)
                 .map_err(OpenError::io(dir))?;
         }
-        // The directory itself may be reached by a link. SQLite refuses links in the path, so it
-        // gets the resolved one.
+        // The directory itself may be reached through a link. SQLite refuses links in the path, so
+        // it gets the resolved one.
         let path = dir.canonicalize().map_err(OpenError::io(dir))?;
         let mut options = OpenOptions::new();
         options
@@ -55,12 +56,12 @@ impl Directory {
             .custom_flags((OFlags::DIRECTORY | OFlags::NOFOLLOW).bits().cast_signed());
         let held = options.open(&path).map_err(OpenError::io(&path))?;
         let metadata = held.metadata().map_err(OpenError::io(&path))?;
-        is_owned(&path, &metadata)?;
-        is_closed(&path, &metadata, 0o700, tolerated)?;
+        check_owner(&path, &metadata)?;
+        check_permissions(&path, &metadata, 0o700, tolerated)?;
         for name in FILES {
             let file = path.join(name);
-            if let Some(metadata) = look(&file)? {
-                is_closed(&file, &metadata, 0o600, tolerated)?;
+            if let Some(metadata) = metadata_of(&file)? {
+                check_permissions(&file, &metadata, 0o600, tolerated)?;
             }
         }
         match held.try_lock() {
@@ -69,7 +70,7 @@ impl Directory {
             Err(TryLockError::Error(source)) => return Err(OpenError::Io { path, source }),
         }
         let note = path.join("lock");
-        let mut file = private(&note)?;
+        let mut file = open_private(&note)?;
         file.set_len(0)
             .and_then(|()| writeln!(file, "{}", std::process::id()))
             .map_err(OpenError::io(note))?;
@@ -87,7 +88,8 @@ impl Directory {
     }
 }
 
-/// The id in the file `lock`; 0 where the holder has not written it yet, or the file was removed.
+/// Returns the id in the file `lock`; 0 if the holder has not written it yet, or the file was
+/// removed.
 fn holder(dir: &Path) -> u32 {
     let mut options = OpenOptions::new();
     options.read(true).custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed());

@@ -1,20 +1,20 @@
-//! A note beside the database: the last audit record that was acknowledged, and which files they
-//! are, the database's and its own.
+//! Head file: a note beside the database with the last acknowledged audit record and the identities
+//! of two files, the database and the note itself.
 //!
-//! It shows three things at a start. The end of the WAL is damaged: SQLite then goes on from an
-//! older state and takes it for the newest. The database is another file: a copy, which does not
-//! know what was revoked since. The note itself is another file than it says: a copy was written
-//! over the files that were there.
+//! It reveals three faults at a start. A damaged end of the WAL: SQLite continues from an older
+//! state and takes it for the newest. A database that is another file: a copy, which lacks later
+//! revocations. A note that is another file than it says: a copy was written over the original
+//! files.
 //!
-//! | when | what happens to the note |
+//! | when | effect on the note |
 //! |--|--|
 //! | start | replaced by a new file, synced, before the first commit |
-//! | start with an accepted rollback | the same, behind the first commit: that one records the acceptance |
-//! | after each commit, before its answers | written in place: it never claims more than is on disk |
+//! | start with an accepted rollback | the same, after the first commit: that one records the acceptance |
+//! | after each commit, before its replies | written in place: it never claims more than is on disk |
 //! | close | replaced by a new file, synced |
 //!
 //! Between the syncs a power cut may leave an older note, never a newer one, nor half of one: it
-//! lies within one sector. So one that is missing or cannot be read is not the work of a crash.
+//! lies within one sector. So a missing or unreadable note is not the result of a crash.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -25,7 +25,7 @@ use std::{
 
 use super::{
     directory::Directory,
-    open::{Identity, look, private},
+    open::{Identity, metadata_of, open_private},
 };
 use crate::{
     crypto::chain::ChainKey,
@@ -35,60 +35,59 @@ use crate::{
     },
 };
 
-/// Length of a note.
-const LENGTH: usize = 64 + 1 + 20 + 1 + 64 + 1 + 48 + 1 + 48 + 1;
+/// Length of the note.
+const LENGTH_BYTES: usize = 64 + 1 + 20 + 1 + 64 + 1 + 48 + 1 + 48 + 1;
 
 /// The note's file.
-pub(crate) struct Anchor {
+pub(crate) struct HeadFile {
     path: PathBuf,
     key: ChainKey,
     database: Identity,
-    /// What is written to in place; `None` as long as the note that was found stays as it is.
+    /// File that is written in place; `None` as long as the note that was found stays unchanged.
     file: Option<(File, Identity)>,
 }
 
-/// A note that was found.
-pub(crate) struct Note {
-    /// The last acknowledged record.
+/// Note that was found.
+pub(crate) struct LastAckedHead {
+    /// Sequence of the last acknowledged record.
     pub(crate) sequence: u64,
-    /// Its hash.
+    /// Hash of the last acknowledged record.
     pub(crate) hash: [u8; 32],
-    /// Whether it speaks of the database that is there.
+    /// True if the note names the database that was found.
     pub(crate) is_of_database: bool,
-    /// Whether it lies in the file that it was written to.
+    /// True if the note lies in the file that it was written to.
     pub(crate) is_in_place: bool,
 }
 
-impl Anchor {
-    /// The note of a directory, and what it says of this database; nothing if it is missing or
-    /// cannot be read.
-    pub(crate) fn find(
+impl HeadFile {
+    /// Opens the head file of a directory; the note is `None` if it is missing or unreadable.
+    pub(crate) fn open(
         directory: &Directory,
         database: Identity,
         key: ChainKey,
-    ) -> Result<(Self, Option<Note>), OpenError> {
+    ) -> Result<(Self, Option<LastAckedHead>), OpenError> {
         let path = directory.path().join("anchor");
-        let anchor = Self { path, key, database, file: None };
-        let found =
-            look(&anchor.path)?.filter(|metadata| usize::try_from(metadata.len()) == Ok(LENGTH));
-        let Some(metadata) = found else { return Ok((anchor, None)) };
-        let text = fs::read(&anchor.path).map_err(OpenError::io(&anchor.path))?;
-        let note = anchor.parse(&text, Identity::of(&metadata));
-        Ok((anchor, note))
+        let head_file = Self { path, key, database, file: None };
+        let found = metadata_of(&head_file.path)?
+            .filter(|metadata| usize::try_from(metadata.len()) == Ok(LENGTH_BYTES));
+        let Some(metadata) = found else { return Ok((head_file, None)) };
+        let text = fs::read(&head_file.path).map_err(OpenError::io(&head_file.path))?;
+        let acked = head_file.parse(&text, Identity::of(&metadata));
+        Ok((head_file, acked))
     }
 
-    /// Replaces the note by a new file. Where there is no room for one, `found` stays and is
-    /// written to in place.
+    /// Replaces the note by a new file. If there is no space for one and a note was `found`, that
+    /// one is written in place.
     pub(crate) fn begin(
         &mut self,
         directory: &Directory,
         at: (u64, [u8; 32]),
         found: bool,
     ) -> Result<(), OpenError> {
-        match self.renew(directory, at) {
+        match self.replace(directory, at) {
             Err(error) if error.kind() == io::ErrorKind::StorageFull && found => {
                 tracing::warn!(%error, "cannot recreate the file anchor");
-                let file = private(&self.path)?;
+                let file = open_private(&self.path)?;
                 let own = Identity::of(&file.metadata().map_err(OpenError::io(&self.path))?);
                 self.file = Some((file, own));
                 Ok(())
@@ -97,32 +96,32 @@ impl Anchor {
         }
     }
 
-    /// Whether a note of this process is in place.
+    /// Returns true once a note of this process is in place.
     pub(crate) const fn is_begun(&self) -> bool {
         self.file.is_some()
     }
 
-    /// Notes the end of the chain. A failure is not the caller's: the commit stands.
+    /// Writes the head of the chain. A failure is not the caller's: the commit is durable.
     pub(crate) fn write(&mut self, directory: &Directory, at: (u64, [u8; 32])) {
         let written = match &self.file {
             Some((file, own)) => file.write_all_at(self.text(at, *own).as_bytes(), 0),
-            None => self.renew(directory, at),
+            None => self.replace(directory, at),
         };
         if let Err(error) = written {
             tracing::warn!(%error, "cannot write the file anchor");
         }
     }
 
-    /// Makes the last note durable, in a file of its own: a copy that was made meanwhile is then
-    /// none of this file.
-    pub(crate) fn end(&mut self, directory: &Directory, at: (u64, [u8; 32])) {
-        if let Err(error) = self.renew(directory, at) {
+    /// Makes the last note durable, in a new file: a copy that was made meanwhile then does not
+    /// match it.
+    pub(crate) fn finish(&mut self, directory: &Directory, at: (u64, [u8; 32])) {
+        if let Err(error) = self.replace(directory, at) {
             tracing::warn!(%error, "cannot recreate the file anchor");
         }
     }
 
-    /// Complete on disk under its name, or the one before still there.
-    fn renew(&mut self, directory: &Directory, at: (u64, [u8; 32])) -> io::Result<()> {
+    /// Writes the note completely under its name, or leaves the one before.
+    fn replace(&mut self, directory: &Directory, at: (u64, [u8; 32])) -> io::Result<()> {
         let draft = directory.path().join("anchor.new");
         match fs::remove_file(&draft) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -139,21 +138,21 @@ impl Anchor {
     }
 
     fn text(&self, (sequence, hash): (u64, [u8; 32]), own: Identity) -> String {
-        let said =
+        let content =
             format!("{sequence:020} {} {} {}", hex(&hash), self.database.to_text(), own.to_text());
-        format!("{} {said}\n", hex(&self.key.mac_note(said.as_bytes())))
+        format!("{} {content}\n", hex(&self.key.mac_note(content.as_bytes())))
     }
 
-    fn parse(&self, bytes: &[u8], lies_in: Identity) -> Option<Note> {
-        let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() == LENGTH)?;
-        let (mac, said) = text.strip_suffix('\n')?.split_once(' ')?;
-        if !self.key.check_note(said.as_bytes(), &unhex(mac)?) {
+    fn parse(&self, bytes: &[u8], lies_in: Identity) -> Option<LastAckedHead> {
+        let text = std::str::from_utf8(bytes).ok().filter(|text| text.len() == LENGTH_BYTES)?;
+        let (mac, content) = text.strip_suffix('\n')?.split_once(' ')?;
+        if !self.key.check_note(content.as_bytes(), &unhex(mac)?) {
             return None;
         }
-        let mut parts = said.split(' ');
+        let mut parts = content.split(' ');
         let (sequence, hash) = (parts.next()?.parse().ok()?, unhex(parts.next()?)?);
         let is_of_database = parts.next()? == self.database.to_text();
-        Some(Note {
+        Some(LastAckedHead {
             sequence,
             hash,
             is_of_database,
@@ -162,14 +161,14 @@ impl Anchor {
     }
 }
 
-/// Has the note of a copied directory name the files that lie there, as if it were the directory of
-/// a process that was killed.
+/// Rewrites the note of a copied directory to name the files there, as if its process had been
+/// killed.
 pub(crate) fn adopt(dir: &Path, key: ChainKey) -> Result<(), OpenError> {
     let directory = Directory::take(dir, false)?;
-    let Some(database) = look(&schema::file(directory.path()))? else {
+    let Some(database) = metadata_of(&schema::file(directory.path()))? else {
         return Ok(());
     };
-    let (mut anchor, note) = Anchor::find(&directory, Identity::of(&database), key)?;
-    let Some(note) = note else { return Ok(()) };
-    anchor.begin(&directory, (note.sequence, note.hash), true)
+    let (mut head_file, acked) = HeadFile::open(&directory, Identity::of(&database), key)?;
+    let Some(acked) = acked else { return Ok(()) };
+    head_file.begin(&directory, (acked.sequence, acked.hash), true)
 }

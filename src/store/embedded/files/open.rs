@@ -1,5 +1,5 @@
-//! Files of the data directory. Each is opened so that no other file can stand in for it: a link
-//! that lies there would have this process truncate, grow or overwrite what it points to.
+//! Opening of files in the data directory, so that no other file can take their place: through a
+//! link this process would truncate, grow or overwrite its target.
 
 use std::{
     fs::{self, File, Metadata, OpenOptions},
@@ -13,20 +13,20 @@ use rustix::{fs::OFlags, io::Errno, process};
 
 use crate::store::embedded::engine::error::OpenError;
 
-/// A file as its file system knows it: the same after a rename, another after a copy.
+/// Identity of a file in its file system: the same after a rename, another after a copy.
 ///
 /// The device is not part of it: its number may change with a restart of the machine (LVM, btrfs,
 /// overlays).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
     inode: u64,
-    /// Nanoseconds of its birth since 1970; 0 where the file system does not keep it. Numbers of
-    /// inodes are used again.
+    /// Nanoseconds of its creation since 1970; 0 if the file system does not keep it. Inode numbers
+    /// are reused.
     born: u128,
 }
 
 impl Identity {
-    /// Identity of an open or listed file.
+    /// Returns the identity of an open or listed file.
     pub(crate) fn of(metadata: &Metadata) -> Self {
         let born = metadata
             .created()
@@ -35,35 +35,35 @@ impl Identity {
         Self { inode: metadata.ino(), born: born.map_or(0, |since| since.as_nanos()) }
     }
 
-    /// Fixed-length text.
+    /// Returns a text of fixed length.
     pub(super) fn to_text(self) -> String {
         format!("{:016x}{:032x}", self.inode, self.born)
     }
 }
 
-/// Opens a file for its owner alone, makes it if it is not there. Nothing in it is changed.
-pub(crate) fn private(path: &Path) -> Result<File, OpenError> {
+/// Opens a file for its owner alone, creates it if it is missing. Its content is not changed.
+pub(crate) fn open_private(path: &Path) -> Result<File, OpenError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
-    // A pipe in its place must not hold the start up.
+    // A pipe of this name must not block the start.
     options.custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed());
     let file = options.open(path).map_err(|error| not_opened(path, error))?;
-    is_plain(path, &file.metadata().map_err(OpenError::io(path))?)?;
+    check_regular_file(path, &file.metadata().map_err(OpenError::io(path))?)?;
     Ok(file)
 }
 
-/// Metadata of a file that may be used here; `None` where there is none.
-pub(crate) fn look(path: &Path) -> Result<Option<Metadata>, OpenError> {
+/// Returns the metadata of a file that may be used here; `None` if it is missing.
+pub(crate) fn metadata_of(path: &Path) -> Result<Option<Metadata>, OpenError> {
     match fs::symlink_metadata(path) {
-        Ok(metadata) => is_plain(path, &metadata).map(|()| Some(metadata)),
+        Ok(metadata) => check_regular_file(path, &metadata).map(|()| Some(metadata)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(OpenError::Io { path: path.to_owned(), source: error }),
     }
 }
 
-/// Refuses a file or directory that others can write to, warns of one that they can read.
-/// `tolerated` warns of both.
-pub(crate) fn is_closed(
+/// Refuses a file or directory that other users can write to, warns of one that they can read. With
+/// `tolerated` it warns of both.
+pub(crate) fn check_permissions(
     path: &Path,
     metadata: &Metadata,
     wanted: u32,
@@ -85,9 +85,8 @@ pub(crate) fn is_closed(
     Ok(())
 }
 
-/// Refuses what belongs to another user than this process's or root: its owner can change it at any
-/// time.
-pub(super) fn is_owned(path: &Path, metadata: &Metadata) -> Result<(), OpenError> {
+/// Refuses a file of another user than this process's or root: its owner can change it at any time.
+pub(super) fn check_owner(path: &Path, metadata: &Metadata) -> Result<(), OpenError> {
     let (owner, own) = (metadata.uid(), process::geteuid().as_raw());
     if owner == own || owner == 0 {
         return Ok(());
@@ -98,7 +97,7 @@ pub(super) fn is_owned(path: &Path, metadata: &Metadata) -> Result<(), OpenError
     Err(OpenError::Exposed { path: path.to_owned(), problem })
 }
 
-fn is_plain(path: &Path, metadata: &Metadata) -> Result<(), OpenError> {
+fn check_regular_file(path: &Path, metadata: &Metadata) -> Result<(), OpenError> {
     let refuse = |problem: String| Err(OpenError::Exposed { path: path.to_owned(), problem });
     if metadata.is_symlink() {
         return refuse("is a symbolic link: replace it with the file, or remove it".to_owned());
@@ -112,7 +111,7 @@ fn is_plain(path: &Path, metadata: &Metadata) -> Result<(), OpenError> {
             metadata.nlink()
         ));
     }
-    is_owned(path, metadata)
+    check_owner(path, metadata)
 }
 
 fn is_in_group(group: u32) -> bool {
@@ -120,7 +119,7 @@ fn is_in_group(group: u32) -> bool {
     process::getegid().as_raw() == group || others().iter().any(|gid| gid.as_raw() == group)
 }
 
-/// A link reports itself as a loop, where links are not followed.
+/// Converts the error of opening a link, which reports itself as a loop.
 fn not_opened(path: &Path, source: io::Error) -> OpenError {
     if source.raw_os_error() == Some(Errno::LOOP.raw_os_error()) {
         return OpenError::Exposed {

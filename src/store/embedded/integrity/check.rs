@@ -1,12 +1,11 @@
-//! Whether what is on disk is what was acknowledged. SQLite's own checks see a page that is torn or
-//! missing; these see an end that was lost, a revocation that is not there, and a value that
-//! changed.
+//! Verification that the database holds every acknowledged write. SQLite's own checks find torn and
+//! missing pages; these find a lost end, a missing revocation and a changed value.
 
 use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::checksum::Tally;
+use super::checksum::SetChecksum;
 use crate::{
     crypto::chain::{ChainKey, Flaw, Problem, START, Walk},
     model::Timestamp,
@@ -14,12 +13,12 @@ use crate::{
         Result,
         embedded::{
             Embedded,
-            audit::{imported_chains, own_chain, rows::Raw},
+            audit::{imported_chains, own_chain, rows::StoredRecord},
             engine::{
                 batch::{State, from_sql},
-                error::{Fault, OpenError},
+                error::{OpenError, SqliteError},
             },
-            files::head_file::Note,
+            files::head_file::LastAckedHead,
             tables::{audiences, clients, families, keys, revocations},
         },
         transfer::Chains,
@@ -28,34 +27,33 @@ use crate::{
 
 const LOST: &str = "a revocation, an epoch or an imported audit chain was lost";
 
-/// How many records at the end of the chain are walked at every start.
-const TAIL: u64 = 1_000;
+/// Number of records at the end of the chain that are verified at every start.
+const TAIL_RECORDS: u64 = 1_000;
 
-/// What a whole check found.
+/// Result of a full check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checked {
-    /// Audit records walked over.
+    /// Number of verified audit records.
     pub records: u64,
-    /// What is wrong with the database's structure, its rows and what was acknowledged; empty when
-    /// nothing is.
+    /// Damage of the database's structure, its rows and its acknowledged content. Empty: none.
     pub damage: Vec<String>,
-    /// The first place where an audit chain is broken, and which.
+    /// First broken place of an audit chain, and the chain's name.
     pub flaw: Option<(Arc<str>, Flaw)>,
 }
 
 impl Checked {
-    /// Whether nothing is wrong.
-    pub fn sound(&self) -> bool {
+    /// Returns true if no damage was found.
+    pub fn is_intact(&self) -> bool {
         self.damage.is_empty() && self.flaw.is_none()
     }
 }
 
-/// Reads what the writer must know, and refuses what does not carry on from what was acknowledged.
-/// Where a rollback is accepted, a copy or an older state is not refused; the text says why it had
-/// to be accepted.
-pub(crate) fn opening(
+/// Loads the writer's state, and refuses a database that does not continue from the last
+/// acknowledged write. If a rollback is accepted, a copy or an older state is not refused; the
+/// returned text is the reason it had to be accepted.
+pub(crate) fn verify_on_open(
     connection: &Connection,
-    note: Option<&Note>,
+    acked: Option<&LastAckedHead>,
     node: &str,
     key: &ChainKey,
     accept_rollback: bool,
@@ -72,14 +70,14 @@ pub(crate) fn opening(
             "the audit trail was sealed under another master key, or its seal is damaged".into(),
         ));
     }
-    let rollback = rollback(connection, &state, note)?;
+    let rollback = rollback(connection, &state, acked)?;
     if let Some(problem) = rollback.as_ref().filter(|_| !accept_rollback) {
         return Err(OpenError::Rollback(problem.clone()));
     }
-    let from = state.sequence.saturating_sub(TAIL);
+    let from = state.sequence.saturating_sub(TAIL_RECORDS);
     let walk = walk(connection, from, hash_of(connection, from)?.ok_or_else(|| removed(from))?)?;
     walk.finish(key, head.as_ref())?;
-    if tally(connection)? != state.tally {
+    if set_checksum(connection)? != state.set_checksum {
         return Err(OpenError::Corrupt(LOST.into()));
     }
     if imported_chains::heads(connection)?.iter().any(|(_, head)| !key.check(head)) {
@@ -96,33 +94,34 @@ pub(crate) fn opening(
     Ok((state, rollback))
 }
 
-/// Over everything of which none may be lost.
-fn tally(connection: &Connection) -> Result<Tally, Fault> {
-    let mut tally = revocations::tally(connection)?;
-    imported_chains::add_to(&mut tally, connection)?;
-    Ok(tally)
+/// Returns the checksum over all rows of which none may be lost.
+fn set_checksum(connection: &Connection) -> Result<SetChecksum, SqliteError> {
+    let mut set_checksum = revocations::set_checksum(connection)?;
+    imported_chains::add_to(&mut set_checksum, connection)?;
+    Ok(set_checksum)
 }
 
-/// Why this may be an older state than was acknowledged; `None` where it is the newest.
+/// Returns the reason that the database may be older than the last acknowledged write; `None` if it
+/// is current.
 fn rollback(
     connection: &Connection,
     state: &State,
-    note: Option<&Note>,
+    acked: Option<&LastAckedHead>,
 ) -> Result<Option<String>, OpenError> {
-    let Some(note) = note else {
-        // Before the first record there is nothing that could be brought back.
+    let Some(acked) = acked else {
+        // Before the first record there is nothing that a rollback could undo.
         let missing =
             "the file anchor is missing or unreadable, so the database may be an older copy";
         return Ok((state.sequence > 0).then(|| missing.to_owned()));
     };
-    if hash_of(connection, note.sequence)? != Some(note.hash) {
+    if hash_of(connection, acked.sequence)? != Some(acked.hash) {
         return Ok(Some(format!(
             "audit record {} was acknowledged and is missing, the last record is {}: the database \
              was truncated or replaced by an older copy",
-            note.sequence, state.sequence
+            acked.sequence, state.sequence
         )));
     }
-    let problem = match (note.is_of_database, note.is_in_place) {
+    let problem = match (acked.is_of_database, acked.is_in_place) {
         (true, true) => None,
         (false, _) => Some("the database is a copy: it is not the file that was written last"),
         (true, false) => {
@@ -132,34 +131,34 @@ fn rollback(
     Ok(problem.filter(|_| state.sequence > 0).map(str::to_owned))
 }
 
-/// The writer's state as it is on disk.
+/// Reads the writer's state from disk.
 pub(crate) fn state(connection: &Connection, node: &str) -> Result<State, OpenError> {
     let sql = "SELECT node, sequence, hash, newest, tally, importing, sum FROM head WHERE id = 1";
     let row = connection.query_row(sql, [], |row| {
-        let tally: Vec<u8> = row.get(4)?;
+        let set_checksum: Vec<u8> = row.get(4)?;
         let state = State {
             node: row.get(0)?,
             sequence: from_sql(row.get(1)?),
             hash: row.get(2)?,
-            newest: Timestamp::from_millis(row.get(3)?),
-            tally: Tally::default(),
+            newest_time: Timestamp::from_millis(row.get(3)?),
+            set_checksum: SetChecksum::default(),
             import: row.get::<_, bool>(5)?.then(Chains::default),
         };
-        Ok((state, tally, row.get::<_, Vec<u8>>(6)?))
+        Ok((state, set_checksum, row.get::<_, Vec<u8>>(6)?))
     });
     let fresh = || State {
         node: node.into(),
         sequence: 0,
         hash: START,
-        newest: Timestamp::EPOCH,
-        tally: Tally::default(),
+        newest_time: Timestamp::EPOCH,
+        set_checksum: SetChecksum::default(),
         import: None,
     };
-    let Some((state, tally, kept)) = row.optional()? else { return Ok(fresh()) };
-    let tally = Tally::from_bytes(&tally).ok_or_else(|| {
+    let Some((state, set_checksum, kept)) = row.optional()? else { return Ok(fresh()) };
+    let set_checksum = SetChecksum::from_bytes(&set_checksum).ok_or_else(|| {
         OpenError::Corrupt("the head's checksum of revocations is unreadable".into())
     })?;
-    let state = State { tally, ..state };
+    let state = State { set_checksum, ..state };
     if state.sum() != kept.as_slice() {
         return Err(OpenError::Corrupt("the head does not match its checksum".into()));
     }
@@ -173,7 +172,7 @@ fn hash_of(connection: &Connection, sequence: u64) -> Result<Option<[u8; 32]>, O
     let mut found = None;
     own_chain::walk(connection, sequence.saturating_sub(1), 1, |raw| {
         found = (raw.sequence == sequence).then_some(raw.hash);
-        Ok::<_, Fault>(())
+        Ok::<_, SqliteError>(())
     })?;
     Ok(found)
 }
@@ -182,28 +181,28 @@ const fn removed(sequence: u64) -> Flaw {
     Flaw { sequence, problem: Problem::Removed }
 }
 
-/// Why a walk over stored records stops.
+/// Reason that a walk over stored records stopped.
 enum Stop {
-    Fault(Fault),
+    Error(SqliteError),
     Flaw(Flaw),
 }
 
-impl From<Fault> for Stop {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(fault)
+impl From<SqliteError> for Stop {
+    fn from(fault: SqliteError) -> Self {
+        Self::Error(fault)
     }
 }
 
 impl From<Stop> for OpenError {
     fn from(stop: Stop) -> Self {
         match stop {
-            Stop::Fault(fault) => fault.into(),
+            Stop::Error(fault) => fault.into(),
             Stop::Flaw(flaw) => flaw.into(),
         }
     }
 }
 
-/// Walks to the end of the own chain over the bytes as they are stored.
+/// Verifies the own chain to its end over the stored bytes.
 fn walk(connection: &Connection, after: u64, hash: [u8; 32]) -> Result<Walk, Stop> {
     let mut walk = Walk::after(after, hash);
     own_chain::walk(connection, after, usize::MAX, |raw| {
@@ -212,18 +211,18 @@ fn walk(connection: &Connection, after: u64, hash: [u8; 32]) -> Result<Walk, Sto
     Ok(walk)
 }
 
-/// Everything that can be checked, from one moment's view of the database.
-pub(crate) fn whole(connection: &Connection, key: &ChainKey) -> Result<Checked, Fault> {
+/// Checks everything that can be checked, in one view of the database.
+pub(crate) fn whole(connection: &Connection, key: &ChainKey) -> Result<Checked, SqliteError> {
     let mut checked = Checked { damage: structure(connection)?, ..Checked::default() };
     for chain in own_chain::names(connection)? {
         match whole_chain(connection, &chain, key) {
             Ok(records) => checked.records = checked.records.saturating_add(records),
             Err(Stop::Flaw(flaw)) => checked.flaw = checked.flaw.or(Some((chain, flaw))),
-            Err(Stop::Fault(fault)) => checked.damage.push(fault.to_string()),
+            Err(Stop::Error(fault)) => checked.damage.push(fault.to_string()),
         }
     }
     match state(connection, "") {
-        Ok(state) if tally(connection)? == state.tally => {}
+        Ok(state) if set_checksum(connection)? == state.set_checksum => {}
         Ok(_) => checked.damage.push(LOST.into()),
         Err(error) => checked.damage.push(error.to_string()),
     }
@@ -231,7 +230,7 @@ pub(crate) fn whole(connection: &Connection, key: &ChainKey) -> Result<Checked, 
     Ok(checked)
 }
 
-/// Walks one chain from its beginning to its sealed end; how many records it has.
+/// Verifies one chain from its first record to its sealed head; returns its number of records.
 fn whole_chain(connection: &Connection, chain: &str, key: &ChainKey) -> Result<u64, Stop> {
     let own = own_chain::name(connection)?.as_deref() == Some(chain);
     let head = own_chain::head_of(connection, chain)?;
@@ -239,7 +238,7 @@ fn whole_chain(connection: &Connection, chain: &str, key: &ChainKey) -> Result<u
         walk(connection, 0, START)?
     } else {
         let mut walk = Walk::from_start();
-        let mut step = |raw: Raw| {
+        let mut step = |raw: StoredRecord| {
             if raw.sequence == 1 && *raw.node != *chain {
                 return Err(Stop::Flaw(Flaw { sequence: 1, problem: Problem::Altered }));
             }
@@ -252,26 +251,26 @@ fn whole_chain(connection: &Connection, chain: &str, key: &ChainKey) -> Result<u
     Ok(walk.sequence())
 }
 
-/// SQLite's view of its pages and indexes.
-fn structure(connection: &Connection) -> Result<Vec<String>, Fault> {
+/// Runs SQLite's check of pages and indexes.
+fn structure(connection: &Connection) -> Result<Vec<String>, SqliteError> {
     let mut statement = connection.prepare("PRAGMA integrity_check(20)")?;
     let lines: Vec<String> =
         statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
     Ok(lines.into_iter().filter(|line| line != "ok").collect())
 }
 
-/// Every row that carries its own sum.
-fn rows(connection: &Connection) -> Result<Vec<String>, Fault> {
+/// Verifies every row that has a checksum of its own.
+fn rows(connection: &Connection) -> Result<Vec<String>, SqliteError> {
     const PAGE: usize = 1_000;
     let mut damage = Vec::new();
-    let mut note = |outcome: Result<(), Fault>| match outcome {
-        Err(Fault::Row(problem)) => {
+    let mut note = |outcome: Result<(), SqliteError>| match outcome {
+        Err(SqliteError::Malformed(problem)) => {
             damage.push(problem);
             Ok(())
         }
         other => other,
     };
-    let clients = || -> Result<(), Fault> {
+    let clients = || -> Result<(), SqliteError> {
         let mut after = None;
         loop {
             let page = clients::page(connection, after.as_ref(), PAGE)?;
@@ -279,7 +278,7 @@ fn rows(connection: &Connection) -> Result<Vec<String>, Fault> {
             after = Some(last.id.clone());
         }
     };
-    let audiences = || -> Result<(), Fault> {
+    let audiences = || -> Result<(), SqliteError> {
         let mut after = None;
         loop {
             let page = audiences::page(connection, after.as_ref(), PAGE)?;
@@ -287,7 +286,7 @@ fn rows(connection: &Connection) -> Result<Vec<String>, Fault> {
             after = Some(last.audience.clone());
         }
     };
-    let families = || -> Result<(), Fault> {
+    let families = || -> Result<(), SqliteError> {
         let mut after = None;
         loop {
             let page = families::page(connection, after, 1_000)?;
@@ -303,13 +302,13 @@ fn rows(connection: &Connection) -> Result<Vec<String>, Fault> {
 }
 
 impl Embedded {
-    /// Checks everything: SQLite's structure, each row against its sum, the revocations against
-    /// their tally and the whole audit chain against its seal. Takes as long as reading the
-    /// database does; writes go on meanwhile.
+    /// Checks everything: SQLite's structure, each row's checksum, the set checksum of the
+    /// revocations and all audit chains. Takes as long as reading the database; writes go on
+    /// meanwhile.
     pub async fn check(&self) -> Result<Checked> {
         let key = Arc::new(self.key.clone());
         self.scan(move |connection| {
-            // One view throughout, so that what is written meanwhile does not look like damage.
+            // One view throughout, so that concurrent writes do not look like damage.
             let transaction = connection.unchecked_transaction()?;
             whole(&transaction, &key)
         })

@@ -1,12 +1,12 @@
-//! Sums over rows. SQLite notices a torn page by its structure, not a bit that flipped inside a
-//! value: these do.
+//! Checksums of rows and of sets of rows. SQLite finds a torn page by its structure, but not a
+//! flipped bit inside a value: these do.
 
 use aws_lc_rs::digest;
 
-/// How much of the SHA-256 a row keeps.
+/// Length in bytes of a row's checksum, a truncated SHA-256.
 const KEPT: usize = 16;
 
-/// The sum of a row: over its table and columns, each with its length.
+/// Returns the checksum of a row, over its table and columns, each with its length.
 pub(crate) fn row(table: &str, columns: &[&[u8]]) -> [u8; KEPT] {
     let mut sum = [0; KEPT];
     sum.iter_mut().zip(hash(table, columns).as_ref()).for_each(|(to, from)| *to = *from);
@@ -22,18 +22,18 @@ fn hash(table: &str, columns: &[&[u8]]) -> digest::Digest {
     digest::digest(&digest::SHA256, &bytes)
 }
 
-/// A sum over a set of rows, kept up row by row: shows a row that is missing, which no sum inside
-/// the row can.
+/// Incremental checksum of a set of rows (AdHash: the sum of the rows' hashes). It shows a missing
+/// row, which no checksum inside a row can.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Tally([u64; 4]);
+pub(crate) struct SetChecksum([u64; 4]);
 
-impl Tally {
-    /// A row came into the set.
+impl SetChecksum {
+    /// Adds a row to the set.
     pub(crate) fn add(&mut self, table: &str, columns: &[&[u8]]) {
         self.step(table, columns, u64::wrapping_add);
     }
 
-    /// A row left the set.
+    /// Removes a row from the set.
     pub(crate) fn remove(&mut self, table: &str, columns: &[&[u8]]) {
         self.step(table, columns, u64::wrapping_sub);
     }
@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn a_tally_depends_on_the_rows_and_not_on_their_order() {
-        let (mut one, mut other) = (Tally::default(), Tally::default());
+        let (mut one, mut other) = (SetChecksum::default(), SetChecksum::default());
         one.add("t", &[b"a"]);
         one.add("t", &[b"b"]);
         other.add("t", &[b"b"]);
@@ -75,7 +75,7 @@ mod tests {
         assert_ne!(one, other);
         other.remove("t", &[b"x"]);
         assert_eq!(one, other);
-        assert_ne!(one.to_bytes(), Tally::default().to_bytes());
+        assert_ne!(one.to_bytes(), SetChecksum::default().to_bytes());
     }
 
     #[test]

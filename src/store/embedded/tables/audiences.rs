@@ -1,4 +1,4 @@
-//! The tenants that audiences belong to.
+//! Audiences and the tenants that own them.
 
 use async_trait::async_trait;
 use rusqlite::Connection;
@@ -11,8 +11,8 @@ use crate::{
         embedded::{
             Embedded,
             engine::{
-                batch::{Batch, Entry, Urgency, to_sql},
-                error::{Fault, ascending, row},
+                batch::{Batch, Entry, Priority, to_sql},
+                error::{SqliteError, check_ascending, malformed},
             },
         },
     },
@@ -40,31 +40,31 @@ impl AudienceStore for Embedded {
 
     async fn claim_audience(&self, record: &AudienceRecord, event: Event) -> Result<Creation> {
         let (stored, entry) = (Stored::new(record)?, Entry::new(event)?);
-        self.write(Urgency::Normal, move |batch| batch.claim_audience(&stored, &entry)).await
+        self.write(Priority::Normal, move |batch| batch.claim_audience(&stored, &entry)).await
     }
 
     async fn replace_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write> {
         let (stored, entry) = (Stored::new(record)?, Entry::new(event)?);
-        self.write(Urgency::Normal, move |batch| batch.replace_audience(&stored, &entry)).await
+        self.write(Priority::Normal, move |batch| batch.replace_audience(&stored, &entry)).await
     }
 
     async fn release_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write> {
         let (record, entry) = (record.clone(), Entry::new(event)?);
-        self.write(Urgency::Normal, move |batch| batch.release_audience(&record, &entry)).await
+        self.write(Priority::Normal, move |batch| batch.release_audience(&record, &entry)).await
     }
 }
 
-/// A record with its text.
+/// Record with its serialized text.
 pub(crate) struct Stored {
     record: AudienceRecord,
     body: String,
 }
 
 impl Stored {
-    pub(crate) fn new(record: &AudienceRecord) -> Result<Self, Fault> {
+    pub(crate) fn new(record: &AudienceRecord) -> Result<Self, SqliteError> {
         Ok(Self {
             record: record.clone(),
-            body: serde_json::to_string(record).map_err(row("audience"))?,
+            body: serde_json::to_string(record).map_err(malformed("audience"))?,
         })
     }
 }
@@ -74,7 +74,7 @@ impl Batch<'_> {
         &mut self,
         stored: &Stored,
         entry: &Entry,
-    ) -> Result<Creation, Fault> {
+    ) -> Result<Creation, SqliteError> {
         if !self.insert_audience(stored)? {
             return Ok(Creation::Taken);
         }
@@ -83,7 +83,10 @@ impl Batch<'_> {
     }
 
     /// Returns true if the audience had no record.
-    pub(crate) fn insert_audience(&self, Stored { record, body }: &Stored) -> Result<bool, Fault> {
+    pub(crate) fn insert_audience(
+        &self,
+        Stored { record, body }: &Stored,
+    ) -> Result<bool, SqliteError> {
         let (id, tenant, revision) =
             (record.audience.as_str(), record.tenant.as_str(), to_sql(record.revision));
         let written = self.execute(
@@ -97,9 +100,9 @@ impl Batch<'_> {
         &mut self,
         stored: &Stored,
         entry: &Entry,
-    ) -> Result<Write, Fault> {
+    ) -> Result<Write, SqliteError> {
         let Some(before) = stored.record.revision.checked_sub(1) else { return Ok(Write::Stale) };
-        if !self.keeps_audience(&stored.record, before)? {
+        if !self.stores_audience(&stored.record, before)? {
             return Ok(Write::Stale);
         }
         self.put_audience(stored)?;
@@ -107,15 +110,15 @@ impl Batch<'_> {
         Ok(Write::Done)
     }
 
-    /// Puts a record in the place of `from`, or where there is none of whatever is there.
+    /// Replaces the record `from` by another one; without `from`, any record.
     pub(super) fn move_audience(
         &mut self,
         from: Option<&AudienceRecord>,
         stored: &Stored,
         entries: &[Entry],
-    ) -> Result<Write, Fault> {
+    ) -> Result<Write, SqliteError> {
         if let Some(from) = from
-            && !self.keeps_audience(from, from.revision)?
+            && !self.stores_audience(from, from.revision)?
         {
             return Ok(Write::Stale);
         }
@@ -124,7 +127,7 @@ impl Batch<'_> {
         Ok(Write::Done)
     }
 
-    fn put_audience(&self, Stored { record, body }: &Stored) -> Result<(), Fault> {
+    fn put_audience(&self, Stored { record, body }: &Stored) -> Result<(), SqliteError> {
         let (id, tenant, revision) =
             (record.audience.as_str(), record.tenant.as_str(), to_sql(record.revision));
         self.execute(
@@ -138,8 +141,8 @@ impl Batch<'_> {
         &mut self,
         record: &AudienceRecord,
         entry: &Entry,
-    ) -> Result<Write, Fault> {
-        if !self.keeps_audience(record, record.revision)? {
+    ) -> Result<Write, SqliteError> {
+        if !self.stores_audience(record, record.revision)? {
             return Ok(Write::Stale);
         }
         self.execute("DELETE FROM audiences WHERE id = ?1", (record.audience.as_str(),))?;
@@ -147,9 +150,9 @@ impl Batch<'_> {
         Ok(Write::Done)
     }
 
-    /// Returns true if the stored record is this one, at this revision. Revisions start at 1 again
-    /// once an audience was released.
-    fn keeps_audience(&self, record: &AudienceRecord, revision: u64) -> Result<bool, Fault> {
+    /// Returns true if the stored record is this one, at this revision. Revisions restart at 1
+    /// after an audience was released.
+    fn stores_audience(&self, record: &AudienceRecord, revision: u64) -> Result<bool, SqliteError> {
         let is_kept = |kept: &AudienceRecord| {
             kept.revision == revision
                 && kept.tenant == record.tenant
@@ -161,7 +164,10 @@ impl Batch<'_> {
     }
 }
 
-fn find(connection: &Connection, audience: &Audience) -> Result<Option<FoundAudience>, Fault> {
+fn find(
+    connection: &Connection,
+    audience: &Audience,
+) -> Result<Option<FoundAudience>, SqliteError> {
     AUDIENCES
         .find(connection, audience.as_str())?
         .map(|row| found(audience.clone(), row))
@@ -173,42 +179,42 @@ fn listing(
     tenant: Option<&TenantId>,
     after: Option<&Audience>,
     limit: usize,
-) -> Result<Vec<FoundAudience>, Fault> {
+) -> Result<Vec<FoundAudience>, SqliteError> {
     let (mut listed, mut last) = (Vec::new(), after.map_or_else(String::new, ToString::to_string));
     while listed.len() < limit {
         let rows = AUDIENCES.rows(connection, tenant, &last, limit.saturating_sub(listed.len()))?;
         let Some((id, ..)) = rows.last() else { break };
         last.clone_from(id);
         for row in rows {
-            // A row whose key no audience could have is not even named.
+            // A row whose key is not a valid audience is not even named.
             let Ok(audience) = row.0.parse::<Audience>() else { continue };
             listed.push(found(audience, row)?.listed_for(tenant));
         }
     }
-    ascending(after, listed.iter().map(FoundAudience::audience))?;
+    check_ascending(after, listed.iter().map(FoundAudience::audience))?;
     Ok(listed)
 }
 
-/// Records in the order of their audiences, for an export.
+/// Returns records in the order of their audiences, for an export.
 pub(crate) fn page(
     connection: &Connection,
     after: Option<&Audience>,
     limit: usize,
-) -> Result<Vec<AudienceRecord>, Fault> {
+) -> Result<Vec<AudienceRecord>, SqliteError> {
     let rows = AUDIENCES.rows(connection, None, after.map_or("", Audience::as_str), limit)?;
     let records = rows
         .into_iter()
         .map(|row| AUDIENCES.decode(row))
-        .collect::<Result<Vec<AudienceRecord>, Fault>>()?;
-    ascending(after, records.iter().map(|record| &record.audience))?;
+        .collect::<Result<Vec<AudienceRecord>, SqliteError>>()?;
+    check_ascending(after, records.iter().map(|record| &record.audience))?;
     Ok(records)
 }
 
-/// The record in the row of `audience`, if it is one.
-fn found(audience: Audience, row: Columns) -> Result<FoundAudience, Fault> {
+/// Decodes the row of `audience`.
+fn found(audience: Audience, row: Columns) -> Result<FoundAudience, SqliteError> {
     match AUDIENCES.decode::<AudienceRecord>(row) {
         Ok(record) if record.audience == audience => Ok(FoundAudience::Owned(record)),
-        Ok(_) | Err(Fault::Row(_)) => Ok(FoundAudience::NotAuthentic(audience)),
+        Ok(_) | Err(SqliteError::Malformed(_)) => Ok(FoundAudience::NotAuthentic(audience)),
         Err(fault) => Err(fault),
     }
 }

@@ -1,5 +1,5 @@
-//! Clients, and the uses of their secrets beside them: a use is noted far more often than a client
-//! is written.
+//! Clients, and the use counts of their secrets in a table of their own: those are written far more
+//! often.
 
 use async_trait::async_trait;
 use rusqlite::{Connection, OptionalExtension};
@@ -12,8 +12,8 @@ use crate::{
         embedded::{
             Embedded,
             engine::{
-                batch::{Batch, Entry, Urgency, from_sql, to_sql},
-                error::{Fault, ascending, row},
+                batch::{Batch, Entry, Priority, from_sql, to_sql},
+                error::{SqliteError, check_ascending, malformed},
             },
             integrity::checksum,
         },
@@ -45,54 +45,55 @@ impl ClientStore for Embedded {
 
     async fn create_client(&self, client: &Client, event: Event) -> Result<Creation> {
         let (client, entry) = (Stored::new(client)?, Entry::new(event)?);
-        self.write(Urgency::Normal, move |batch| batch.create_client(&client, false, &entry)).await
+        self.write(Priority::Normal, move |batch| batch.create_client(&client, false, &entry)).await
     }
 
     async fn create_client_of_any(&self, client: &Client, event: Event) -> Result<Creation> {
         let (client, entry) = (Stored::new(client)?, Entry::new(event)?);
-        self.write(Urgency::Normal, move |batch| batch.create_client(&client, true, &entry)).await
+        self.write(Priority::Normal, move |batch| batch.create_client(&client, true, &entry)).await
     }
 
     async fn replace_client(&self, client: &Client, event: Event) -> Result<Write> {
-        let urgency = Urgency::of(event.action);
+        let priority = Priority::of(event.action);
         let (client, entry) = (Stored::new(client)?, [Entry::new(event)?]);
-        self.write(urgency, move |batch| batch.replace_client(&client, &entry)).await
+        self.write(priority, move |batch| batch.replace_client(&client, &entry)).await
     }
 
     async fn end_client(&self, client: &Client, events: Vec<Event>, ended: Event) -> Result<Write> {
         let (client, entries, ended) =
             (Stored::new(client)?, Entry::all(events)?, Entry::new(ended)?);
-        self.write(Urgency::Vital, move |batch| batch.end_client(&client, &entries, &ended)).await
+        self.write(Priority::Revocation, move |batch| batch.end_client(&client, &entries, &ended))
+            .await
     }
 
     async fn delete_client(&self, client: &Client, event: Event) -> Result<Write> {
         let (client, entry) = (client.clone(), [Entry::new(event)?]);
-        self.write(Urgency::Normal, move |batch| batch.delete_client(&client, &entry)).await
+        self.write(Priority::Normal, move |batch| batch.delete_client(&client, &entry)).await
     }
 
-    async fn note_uses(&self, uses: &[SecretUse]) -> Result<()> {
+    async fn record_secret_uses(&self, uses: &[SecretUse]) -> Result<()> {
         let uses = uses.to_vec();
-        self.write(Urgency::Normal, move |batch| {
-            uses.iter().try_for_each(|used| batch.note_use(used))
+        self.write(Priority::Normal, move |batch| {
+            uses.iter().try_for_each(|used| batch.record_secret_use(used))
         })
         .await
     }
 }
 
-/// A client as it is written: without the uses, which have a table of their own.
+/// Client as it is stored, without use counts.
 pub(crate) struct Stored {
     client: Client,
     body: String,
 }
 
 impl Stored {
-    pub(crate) fn new(client: &Client) -> Result<Self, Fault> {
+    pub(crate) fn new(client: &Client) -> Result<Self, SqliteError> {
         let mut client = client.clone();
         for secret in &mut client.secrets {
             secret.last_used_at = None;
             secret.use_count = 0;
         }
-        let body = serde_json::to_string(&client).map_err(row("client"))?;
+        let body = serde_json::to_string(&client).map_err(malformed("client"))?;
         Ok(Self { client, body })
     }
 }
@@ -103,7 +104,7 @@ impl Batch<'_> {
         stored: &Stored,
         of_any: bool,
         entry: &Entry,
-    ) -> Result<Creation, Fault> {
+    ) -> Result<Creation, SqliteError> {
         let Client { id, tenant, .. } = &stored.client;
         if !of_any && self.deleted_of(id)?.is_some_and(|owner| owner != *tenant) {
             return Ok(Creation::Taken);
@@ -117,8 +118,11 @@ impl Batch<'_> {
         Ok(Creation::Created)
     }
 
-    /// Whether the id was free.
-    pub(crate) fn insert_client(&self, Stored { client, body }: &Stored) -> Result<bool, Fault> {
+    /// Returns true if the id was free.
+    pub(crate) fn insert_client(
+        &self,
+        Stored { client, body }: &Stored,
+    ) -> Result<bool, SqliteError> {
         let (id, tenant, revision) =
             (client.id.as_str(), client.tenant.as_str(), to_sql(client.revision));
         let written = self.execute(
@@ -135,7 +139,7 @@ impl Batch<'_> {
         stored: &Stored,
         entries: &[Entry],
         ended: &Entry,
-    ) -> Result<Write, Fault> {
+    ) -> Result<Write, SqliteError> {
         let written = self.replace_client(stored, entries)?;
         if written == Write::Done {
             self.raise_epoch(&EpochOf::Client(stored.client.id.clone()), ended)?;
@@ -147,7 +151,7 @@ impl Batch<'_> {
         &mut self,
         Stored { client, body }: &Stored,
         entries: &[Entry],
-    ) -> Result<Write, Fault> {
+    ) -> Result<Write, SqliteError> {
         let Some(before) = client.revision.checked_sub(1) else { return Ok(Write::Stale) };
         if !self.keeps(client, before)? {
             return Ok(Write::Stale);
@@ -175,7 +179,7 @@ impl Batch<'_> {
         &mut self,
         client: &Client,
         entries: &[Entry],
-    ) -> Result<Write, Fault> {
+    ) -> Result<Write, SqliteError> {
         let (id, key) = (&client.id, client.id.as_str());
         if !self.keeps(client, client.revision)? {
             return Ok(Write::Stale);
@@ -188,15 +192,15 @@ impl Batch<'_> {
         Ok(Write::Done)
     }
 
-    /// Returns true if the stored client is this one, at this revision. Revisions start at 1 again
-    /// once a client was deleted, so its tenant and the time of its creation count too: a late
+    /// Returns true if the stored client is this one, at this revision. Revisions restart at 1
+    /// after a client was deleted, so its tenant and the time of its creation count too: a late
     /// change of a deleted client must not reach the next one of its id.
-    fn keeps(&self, client: &Client, revision: u64) -> Result<bool, Fault> {
+    fn keeps(&self, client: &Client, revision: u64) -> Result<bool, SqliteError> {
         let is_kept = |kept: Client| kept.revision == revision && kept.is_registration_of(client);
         Ok(find(self.connection, &client.id)?.is_some_and(is_kept))
     }
 
-    fn noted_secrets(&self, client: &str) -> Result<Vec<String>, Fault> {
+    fn noted_secrets(&self, client: &str) -> Result<Vec<String>, SqliteError> {
         let mut statement =
             self.connection.prepare_cached("SELECT secret FROM secret_uses WHERE client = ?1")?;
         let secrets =
@@ -204,7 +208,7 @@ impl Batch<'_> {
         Ok(secrets)
     }
 
-    pub(crate) fn note_use(&self, used: &SecretUse) -> Result<(), Fault> {
+    pub(crate) fn record_secret_use(&self, used: &SecretUse) -> Result<(), SqliteError> {
         let known = find(self.connection, &used.client)?;
         if known.is_some_and(|client| client.secrets.iter().any(|secret| secret.id == used.secret))
         {
@@ -223,8 +227,8 @@ impl Batch<'_> {
     }
 }
 
-/// A client without the uses of its secrets.
-pub(crate) fn find(connection: &Connection, id: &ClientId) -> Result<Option<Client>, Fault> {
+/// Returns a client without use counts.
+pub(crate) fn find(connection: &Connection, id: &ClientId) -> Result<Option<Client>, SqliteError> {
     CLIENTS.find(connection, id.as_str())?.map(|row| CLIENTS.decode(row)).transpose()
 }
 
@@ -233,14 +237,14 @@ fn listing(
     tenant: Option<&TenantId>,
     after: Option<&ClientId>,
     limit: usize,
-) -> Result<Vec<Listed>, Fault> {
+) -> Result<Vec<Listed>, SqliteError> {
     let (mut listed, mut last) = (Vec::new(), after.map_or_else(String::new, ToString::to_string));
     while listed.len() < limit {
         let rows = CLIENTS.rows(connection, tenant, &last, limit.saturating_sub(listed.len()))?;
         let Some((id, ..)) = rows.last() else { break };
         last.clone_from(id);
         for row in rows {
-            // A row whose key no client could have is not even named.
+            // A row whose key is not a valid client id is not even named.
             let Ok(id) = row.0.parse::<ClientId>() else { continue };
             listed.push(
                 match CLIENTS.decode(row).and_then(|client| with_uses(connection, client)) {
@@ -250,42 +254,44 @@ fn listing(
                     {
                         Listed::Client(Box::new(client))
                     }
-                    Ok(_) | Err(Fault::Row(_)) => Listed::NotAuthentic(id),
+                    Ok(_) | Err(SqliteError::Malformed(_)) => Listed::NotAuthentic(id),
                     Err(fault) => return Err(fault),
                 },
             );
         }
     }
-    ascending(after, listed.iter().map(Listed::id))?;
+    check_ascending(after, listed.iter().map(Listed::id))?;
     Ok(listed)
 }
 
-/// Clients in the order of their ids.
+/// Returns clients in the order of their ids.
 pub(crate) fn page(
     connection: &Connection,
     after: Option<&ClientId>,
     limit: usize,
-) -> Result<Vec<Client>, Fault> {
-    bare(connection, after, limit)?
+) -> Result<Vec<Client>, SqliteError> {
+    without_use_counts(connection, after, limit)?
         .into_iter()
         .map(|client| with_uses(connection, client))
         .collect()
 }
 
-/// Clients in the order of their ids, without the uses of their secrets.
-pub(crate) fn bare(
+/// Returns clients in the order of their ids, without use counts.
+pub(crate) fn without_use_counts(
     connection: &Connection,
     after: Option<&ClientId>,
     limit: usize,
-) -> Result<Vec<Client>, Fault> {
+) -> Result<Vec<Client>, SqliteError> {
     let rows = CLIENTS.rows(connection, None, after.map_or("", ClientId::as_str), limit)?;
-    let clients =
-        rows.into_iter().map(|row| CLIENTS.decode(row)).collect::<Result<Vec<Client>, Fault>>()?;
-    ascending(after, clients.iter().map(|client| &client.id))?;
+    let clients = rows
+        .into_iter()
+        .map(|row| CLIENTS.decode(row))
+        .collect::<Result<Vec<Client>, SqliteError>>()?;
+    check_ascending(after, clients.iter().map(|client| &client.id))?;
     Ok(clients)
 }
 
-fn with_uses(connection: &Connection, mut client: Client) -> Result<Client, Fault> {
+fn with_uses(connection: &Connection, mut client: Client) -> Result<Client, SqliteError> {
     for secret in &mut client.secrets {
         if let Some((at, count)) = uses(connection, client.id.as_str(), secret.id.as_str())? {
             secret.last_used_at = Some(at);
@@ -299,7 +305,7 @@ fn uses(
     connection: &Connection,
     client: &str,
     secret: &str,
-) -> Result<Option<(Timestamp, u64)>, Fault> {
+) -> Result<Option<(Timestamp, u64)>, SqliteError> {
     let mut statement = connection.prepare_cached(
         "SELECT last_used_at, uses, sum FROM secret_uses WHERE client = ?1 AND secret = ?2",
     )?;
@@ -307,15 +313,17 @@ fn uses(
     row.map(|row| decode_use(client, secret, row)).transpose()
 }
 
-/// When a secret was last used and how often, if the row is sound.
+/// Decodes the last use and the use count of a secret, if the row matches its checksum.
 pub(crate) fn decode_use(
     client: &str,
     secret: &str,
     (at, count, kept): (i64, i64, Vec<u8>),
-) -> Result<(Timestamp, u64), Fault> {
+) -> Result<(Timestamp, u64), SqliteError> {
     let (at, count) = (Timestamp::from_millis(at), from_sql(count));
     if sum_of_use(client, secret, at, count) != kept.as_slice() {
-        return Err(Fault::Row("secret use: the row does not match its checksum".into()));
+        return Err(SqliteError::Malformed(
+            "secret use: the row does not match its checksum".into(),
+        ));
     }
     Ok((at, count))
 }

@@ -17,8 +17,8 @@ use crate::{
         embedded::{
             Embedded,
             engine::{
-                batch::{Batch, Urgency, Work, from_sql, to_sql},
-                error::Fault,
+                batch::{Batch, ClosureJob, Priority, from_sql, to_sql},
+                error::SqliteError,
             },
         },
     },
@@ -31,12 +31,12 @@ pub(crate) struct Counters(Mutex<Windows>);
 #[derive(Default)]
 struct Windows {
     values: BTreeMap<Timestamp, HashMap<String, u64>>,
-    /// Those that differ from the table; a counter may stand here twice.
+    /// Counters that differ from the table; one may be listed twice.
     unwritten: Vec<(Timestamp, String)>,
 }
 
 impl Counters {
-    pub(crate) fn load(connection: &Connection) -> Result<Self, Fault> {
+    pub(crate) fn load(connection: &Connection) -> Result<Self, SqliteError> {
         let mut windows = Windows::default();
         let mut statement = connection.prepare("SELECT until, id, value FROM counters")?;
         let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
@@ -51,7 +51,7 @@ impl Counters {
         Ok(Self(Mutex::new(windows)))
     }
 
-    /// Counts; also says whether everything had been written before.
+    /// Adds to counters; also returns true if everything had been written before.
     fn hit(&self, hits: &[(String, u64)], until: Timestamp) -> (Vec<u64>, bool) {
         let mut windows = self.lock();
         let Windows { values, unwritten } = &mut *windows;
@@ -66,13 +66,16 @@ impl Counters {
         (hits.iter().map(stand).collect(), first)
     }
 
-    pub(crate) fn unwritten(&self) -> bool {
+    pub(crate) fn has_unwritten(&self) -> bool {
         !self.lock().unwritten.is_empty()
     }
 
-    /// Writes what has not been; gives it back for [`Self::again`] should the batch not come to
-    /// stand.
-    pub(crate) fn write(&self, connection: &Connection) -> Result<Vec<(Timestamp, String)>, Fault> {
+    /// Writes the unwritten counters; returns them for [`Self::mark_unwritten`] in case the batch
+    /// is not committed.
+    pub(crate) fn write(
+        &self,
+        connection: &Connection,
+    ) -> Result<Vec<(Timestamp, String)>, SqliteError> {
         let mut windows = self.lock();
         let mut changed = mem::take(&mut windows.unwritten);
         changed.sort_unstable();
@@ -81,7 +84,7 @@ impl Counters {
             .iter()
             .map(|(until, id)| windows.values.get(until).and_then(|window| window.get(id)).copied())
             .collect();
-        // Callers count on while the rows are written.
+        // Counting goes on while the rows are written.
         drop(windows);
         let write = || {
             let mut statement = connection.prepare_cached(
@@ -92,22 +95,22 @@ impl Counters {
                     statement.execute((until.millis(), id, to_sql(*value)))?;
                 }
             }
-            Ok::<_, Fault>(())
+            Ok::<_, SqliteError>(())
         };
         match write() {
             Ok(()) => Ok(changed),
             Err(fault) => {
-                self.again(changed);
+                self.mark_unwritten(changed);
                 Err(fault)
             }
         }
     }
 
-    pub(crate) fn again(&self, mut unwritten: Vec<(Timestamp, String)>) {
+    pub(crate) fn mark_unwritten(&self, mut unwritten: Vec<(Timestamp, String)>) {
         self.lock().unwritten.append(&mut unwritten);
     }
 
-    fn forget(&self, now: Timestamp) -> usize {
+    fn drop_expired(&self, now: Timestamp) -> usize {
         let mut windows = self.lock();
         let still =
             windows.values.split_off(&Timestamp::from_millis(now.millis().saturating_add(1)));
@@ -123,16 +126,16 @@ impl Counters {
 #[async_trait]
 impl CounterStore for Embedded {
     async fn count(&self, hits: &[(String, u64)], until: Timestamp) -> Result<Vec<u64>> {
-        if self.shared.failed() {
-            return Err(Fault::Failed.into());
+        if self.shared.has_failed() {
+            return Err(SqliteError::Failed.into());
         }
-        self.writer.is_open()?;
+        self.writer.check_open()?;
         let (values, first) = self.shared.counters.hit(hits, until);
         if first {
             // Wakes the writer, which otherwise would sleep until the next verb.
             let (reply, _) = oneshot::channel();
-            self.writer.nudge(Box::new(Work::new(
-                Urgency::Lazy,
+            self.writer.nudge(Box::new(ClosureJob::new(
+                Priority::Background,
                 |_: &mut Batch<'_>| Ok(()),
                 reply,
             )))?;
@@ -142,11 +145,11 @@ impl CounterStore for Embedded {
 }
 
 impl Embedded {
-    /// Forgets counters whose window has ended.
+    /// Deletes counters whose window has ended.
     pub(super) async fn sweep_counters(&self, now: Timestamp) -> Result<usize> {
-        let gone = self.shared.counters.forget(now);
+        let gone = self.shared.counters.drop_expired(now);
         let until = now.millis();
-        self.write(Urgency::Normal, move |batch| {
+        self.write(Priority::Normal, move |batch| {
             batch.execute("DELETE FROM counters WHERE until <= ?1", (until,))
         })
         .await?;

@@ -1,4 +1,4 @@
-//! Whose the ids of deleted clients were: they stay with their tenants.
+//! Tenants of deleted clients: their ids stay reserved for them.
 
 use rusqlite::{Connection, OptionalExtension};
 
@@ -8,11 +8,11 @@ use crate::{
         embedded::{
             engine::{
                 batch::Batch,
-                error::{Fault, ascending},
+                error::{SqliteError, check_ascending},
             },
             integrity::checksum,
         },
-        transfer::Item,
+        transfer::ExportRecord,
     },
 };
 
@@ -21,8 +21,8 @@ fn sum(id: &str, tenant: &str) -> [u8; 16] {
 }
 
 impl Batch<'_> {
-    /// The tenant of the client that had this id last, if it was deleted.
-    pub(super) fn deleted_of(&self, id: &ClientId) -> Result<Option<TenantId>, Fault> {
+    /// Returns the tenant of the last client of this id, if it was deleted.
+    pub(super) fn deleted_of(&self, id: &ClientId) -> Result<Option<TenantId>, SqliteError> {
         let mut statement = self
             .connection
             .prepare_cached("SELECT id, tenant, sum FROM deleted_clients WHERE id = ?1")?;
@@ -30,37 +30,48 @@ impl Batch<'_> {
         Ok(row.map(decode).transpose()?.map(|(_, tenant)| tenant))
     }
 
-    /// Whether it was not kept before.
-    pub(crate) fn keep_deleted(&self, id: &ClientId, tenant: &TenantId) -> Result<bool, Fault> {
+    /// Returns true if the id was not recorded before.
+    pub(crate) fn keep_deleted(
+        &self,
+        id: &ClientId,
+        tenant: &TenantId,
+    ) -> Result<bool, SqliteError> {
         let (id, tenant) = (id.as_str(), tenant.as_str());
         let sql = "INSERT OR IGNORE INTO deleted_clients (id, tenant, sum) VALUES (?1, ?2, ?3)";
         Ok(self.execute(sql, (id, tenant, sum(id, tenant)))? == 1)
     }
 
-    pub(super) fn forget_deleted(&self, id: &ClientId) -> Result<(), Fault> {
+    pub(super) fn forget_deleted(&self, id: &ClientId) -> Result<(), SqliteError> {
         self.execute("DELETE FROM deleted_clients WHERE id = ?1", (id.as_str(),)).map(drop)
     }
 }
 
-fn decode((id, tenant, kept): (String, String, Vec<u8>)) -> Result<(ClientId, TenantId), Fault> {
+fn decode(
+    (id, tenant, kept): (String, String, Vec<u8>),
+) -> Result<(ClientId, TenantId), SqliteError> {
     if sum(&id, &tenant) != kept.as_slice() {
-        return Err(Fault::Row("deleted client: the row does not match its checksum".into()));
+        return Err(SqliteError::Malformed(
+            "deleted client: the row does not match its checksum".into(),
+        ));
     }
-    let invalid = |invalid| Fault::Row(format!("deleted client: {invalid}"));
+    let invalid = |invalid| SqliteError::Malformed(format!("deleted client: {invalid}"));
     Ok((id.parse().map_err(invalid)?, tenant.parse().map_err(invalid)?))
 }
 
-/// The next items of an export.
+/// Returns the next records of an export.
 pub(crate) fn page(
     connection: &Connection,
     after: Option<&ClientId>,
     limit: i64,
-) -> Result<Vec<Item>, Fault> {
+) -> Result<Vec<ExportRecord>, SqliteError> {
     let sql = "SELECT id, tenant, sum FROM deleted_clients WHERE id > ?1 ORDER BY id LIMIT ?2";
     let mut statement = connection.prepare_cached(sql)?;
     let rows =
         statement.query_map((after.map_or("", ClientId::as_str), limit), |row| row.try_into())?;
-    let kept = rows.map(|row| decode(row?)).collect::<Result<Vec<_>, Fault>>()?;
-    ascending(after, kept.iter().map(|(id, _)| id))?;
-    Ok(kept.into_iter().map(|(client, tenant)| Item::DeletedClient { client, tenant }).collect())
+    let kept = rows.map(|row| decode(row?)).collect::<Result<Vec<_>, SqliteError>>()?;
+    check_ascending(after, kept.iter().map(|(id, _)| id))?;
+    Ok(kept
+        .into_iter()
+        .map(|(client, tenant)| ExportRecord::DeletedClient { client, tenant })
+        .collect())
 }

@@ -1,5 +1,5 @@
-//! Refresh families. What changes with a rotation is in columns, the rest is a body that is written
-//! once.
+//! Refresh families. Columns hold the values that a rotation changes; the rest is a body that is
+//! written once.
 
 use std::time::Duration;
 
@@ -13,12 +13,12 @@ use crate::{
         Timestamp, family::Answers,
     },
     store::{
-        Creation, FamilyStore, Last, Result, Rotate, Rotation, Verdict,
+        Creation, Decision, FamilyStore, LastRotation, Result, Rotate, Rotation,
         embedded::{
             Embedded,
             engine::{
-                batch::{Batch, Entry, Urgency},
-                error::{Fault, ascending, row},
+                batch::{Batch, Entry, Priority},
+                error::{SqliteError, check_ascending, malformed},
             },
             integrity::checksum,
         },
@@ -30,7 +30,7 @@ use crate::{
 impl FamilyStore for Embedded {
     async fn open_family(&self, family: &Family, event: Event) -> Result<Creation> {
         let (columns, entry) = (Columns::of(family)?, Entry::new(event)?);
-        self.write(Urgency::Normal, move |batch| {
+        self.write(Priority::Normal, move |batch| {
             if !batch.insert_family(&columns)? {
                 return Ok(Creation::Taken);
             }
@@ -41,16 +41,17 @@ impl FamilyStore for Embedded {
     }
 
     async fn family(&self, id: FamilyId, now: Timestamp) -> Result<Option<Family>> {
-        self.shared.brings(now);
+        self.shared.observe_time(now);
         let row = self.read(move |connection| find(connection, id)).await?;
-        Ok(row.map(|row| row.family).filter(|family| now < dies_at(family)))
+        Ok(row.map(|row| row.family).filter(|family| now < latest_expiry(family)))
     }
 
     async fn rotate(&self, rotate: &Rotate, stamp: &Stamp, jti: &str) -> Result<Rotation> {
         let (rotate, stamp, jti) = (rotate.clone(), stamp.clone(), jti.to_owned());
-        self.shared.brings(rotate.now);
-        // Vital only if it ends the family, which shows when the row is read: see `Batch::rotate`.
-        self.write(Urgency::Vital, move |batch| batch.rotate(&rotate, &stamp, &jti)).await
+        self.shared.observe_time(rotate.now);
+        // The reserve is used only if it ends the family, which shows when the row is read: see
+        // `Batch::rotate`.
+        self.write(Priority::Revocation, move |batch| batch.rotate(&rotate, &stamp, &jti)).await
     }
 
     async fn end_family(
@@ -60,26 +61,32 @@ impl FamilyStore for Embedded {
         until: Timestamp,
         event: Event,
     ) -> Result<()> {
-        self.shared.brings(now);
+        self.shared.observe_time(now);
         let entry = Entry::new(event)?;
-        self.write(Urgency::Vital, move |batch| batch.end_family(id, now, until, &entry)).await
+        self.write(Priority::Revocation, move |batch| batch.end_family(id, now, until, &entry))
+            .await
     }
 }
 
 impl Batch<'_> {
-    /// Judged from the row inside the transaction that changes it: of two that present the same
-    /// token, the second sees what the first has done.
-    fn rotate(&mut self, rotate: &Rotate, stamp: &Stamp, jti: &str) -> Result<Rotation, Fault> {
+    /// Decides from the row inside the transaction that changes it: of two calls with the same
+    /// token, the second sees the change of the first.
+    fn rotate(
+        &mut self,
+        rotate: &Rotate,
+        stamp: &Stamp,
+        jti: &str,
+    ) -> Result<Rotation, SqliteError> {
         let found = find(self.connection, rotate.family)?;
-        let verdict = found.as_ref().map_or(Verdict::Unknown, |row| {
-            rotate.judge(&row.family, Last { at: row.family.rotated_at, unanswered: 0 })
+        let decision = found.as_ref().map_or(Decision::Unknown, |row| {
+            rotate.decide(&row.family, LastRotation { at: row.family.rotated_at, unanswered: 0 })
         });
-        if self.scarce && !verdict.ends() {
-            return Err(Fault::Full);
+        if self.reserve_only && !decision.ends() {
+            return Err(SqliteError::Full);
         }
-        let event = rotate.event(verdict, stamp, jti, found.as_ref().map(|row| &row.family));
-        let rotation = match (verdict, found) {
-            (Verdict::Rotate, Some(mut row)) => {
+        let event = rotate.event(decision, stamp, jti, found.as_ref().map(|row| &row.family));
+        let rotation = match (decision, found) {
+            (Decision::Rotate, Some(mut row)) => {
                 row.family.generation = row.family.generation.saturating_add(1);
                 row.family.answers =
                     row.family.answers.rotated(row.family.answers.given, &stamp.peer);
@@ -87,28 +94,37 @@ impl Batch<'_> {
                 row.family.rotated_at = rotate.now;
                 self.update_family(&row)?;
                 if stepped_back {
-                    // It dies earlier than its place in the index says. Usually it is later, and
-                    // the sweep sees to that.
+                    // It expires earlier than the index says. Usually it is later, and the sweep
+                    // updates the index.
                     let sql = "UPDATE families SET sweep_at = min(sweep_at, ?2) WHERE id = ?1";
-                    self.execute(sql, (row.family.id.0.as_bytes(), dies_at(&row.family).millis()))?;
+                    self.execute(
+                        sql,
+                        (row.family.id.0.as_bytes(), latest_expiry(&row.family).millis()),
+                    )?;
                 }
                 Rotation::Rotated(row.family)
             }
-            (Verdict::Repeat, Some(mut row)) => {
+            (Decision::Repeat, Some(mut row)) => {
                 row.family.answers = row.family.answers.repeated(&stamp.peer);
                 self.update_family(&row)?;
                 Rotation::Repeated(row.family)
             }
-            (Verdict::Refuse, Some(_)) => return Ok(Rotation::Refused),
-            (Verdict::Reuse | Verdict::Shared, Some(mut row)) => {
-                let Some(remember) = rotate.remember else { return Ok(Rotation::Unended(verdict)) };
+            (Decision::Refuse, Some(_)) => return Ok(Rotation::Refused),
+            (Decision::Reuse | Decision::Shared, Some(mut row)) => {
+                let Some(remember) = rotate.retain_for else {
+                    return Ok(Rotation::Unended(decision));
+                };
                 let found = row.family.clone();
                 row.family.ended_at = Some(rotate.now);
                 self.update_family(&row)?;
-                self.end(&ended(rotate.family, rotate.now + remember))?;
-                if verdict == Verdict::Shared { Rotation::Shared(found) } else { Rotation::Reused }
+                self.record_revocation(&ended(rotate.family, rotate.now + remember))?;
+                if decision == Decision::Shared {
+                    Rotation::Shared(found)
+                } else {
+                    Rotation::Reused
+                }
             }
-            (Verdict::Unknown, _) | (_, None) => return Ok(Rotation::Unknown),
+            (Decision::Unknown, _) | (_, None) => return Ok(Rotation::Unknown),
         };
         self.append(&Entry::new(event)?)?;
         Ok(rotation)
@@ -120,19 +136,19 @@ impl Batch<'_> {
         now: Timestamp,
         until: Timestamp,
         entry: &Entry,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), SqliteError> {
         if let Some(mut row) = find(self.connection, id)?
             && row.family.ended_at.is_none()
         {
             row.family.ended_at = Some(now);
             self.update_family(&row)?;
         }
-        self.end(&ended(id, until))?;
+        self.record_revocation(&ended(id, until))?;
         self.append(entry)
     }
 
-    /// Whether the id was free.
-    pub(crate) fn insert_family(&self, columns: &Columns) -> Result<bool, Fault> {
+    /// Returns true if the id was free.
+    pub(crate) fn insert_family(&self, columns: &Columns) -> Result<bool, SqliteError> {
         let Columns {
             id,
             client,
@@ -155,9 +171,9 @@ impl Batch<'_> {
         Ok(written == 1)
     }
 
-    fn update_family(&self, Stored { family, body }: &Stored) -> Result<(), Fault> {
+    fn update_family(&self, Stored { family, body }: &Stored) -> Result<(), SqliteError> {
         let (answers, ended_at) =
-            (written(&family.answers)?, family.ended_at.map(Timestamp::millis));
+            (encode_answers(&family.answers)?, family.ended_at.map(Timestamp::millis));
         let sum = sum(family, &answers, body);
         self.execute(
             "UPDATE families SET generation = ?2, rotated_at = ?3, answers = ?4, ended_at = ?5, \
@@ -174,9 +190,9 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Forgets up to `limit` families that can never stand again. Those that were refreshed since
-    /// their place in the index was set are put where they belong now.
-    pub(super) fn sweep_families(&self, now: Timestamp, limit: i64) -> Result<usize, Fault> {
+    /// Deletes up to `limit` families that can never be valid again. For families that were
+    /// refreshed since they were indexed, the index is updated.
+    pub(super) fn sweep_families(&self, now: Timestamp, limit: i64) -> Result<usize, SqliteError> {
         let mut statement = self.connection.prepare_cached(
             "SELECT id FROM families WHERE sweep_at <= ?1 ORDER BY sweep_at LIMIT ?2",
         )?;
@@ -186,12 +202,12 @@ impl Batch<'_> {
         let mut gone = 0_usize;
         for id in due {
             match find(self.connection, FamilyId(uuid::Uuid::from_bytes(id))) {
-                Ok(Some(row)) if now < dies_at(&row.family) => {
-                    let later = dies_at(&row.family).millis();
+                Ok(Some(row)) if now < latest_expiry(&row.family) => {
+                    let later = latest_expiry(&row.family).millis();
                     self.execute("UPDATE families SET sweep_at = ?2 WHERE id = ?1", (id, later))?;
                 }
-                // What cannot be read is kept: it is evidence, and refuses whoever presents it.
-                Err(Fault::Row(problem)) => {
+                // A row that cannot be decoded is kept: it is evidence, and its tokens are refused.
+                Err(SqliteError::Malformed(problem)) => {
                     tracing::error!(problem, "skipped a damaged refresh family");
                     self.execute(
                         "UPDATE families SET sweep_at = ?2 WHERE id = ?1",
@@ -209,12 +225,12 @@ impl Batch<'_> {
     }
 }
 
-/// From when on it does not stand, whatever happens.
-fn dies_at(family: &Family) -> Timestamp {
+/// Returns the time from which the family is expired unless it is rotated again.
+fn latest_expiry(family: &Family) -> Timestamp {
     family.expires_at.min(family.rotated_at + family.idle)
 }
 
-/// What never changes.
+/// Values that never change.
 #[derive(Serialize, Deserialize)]
 struct Body {
     tenant: TenantId,
@@ -226,7 +242,7 @@ struct Body {
     idle: Duration,
 }
 
-/// A row.
+/// Columns of a row.
 pub(crate) struct Columns {
     id: [u8; 16],
     client: ClientId,
@@ -242,12 +258,12 @@ pub(crate) struct Columns {
 }
 
 impl Columns {
-    pub(crate) fn of(family: &Family) -> Result<Self, Fault> {
+    pub(crate) fn of(family: &Family) -> Result<Self, SqliteError> {
         let Family { tenant, subject, scopes, audience, epochs, opened_at, idle, .. } =
             family.clone();
         let body = Body { tenant, subject, scopes, audience, epochs, opened_at, idle };
-        let body = serde_json::to_string(&body).map_err(row("refresh family"))?;
-        let answers = written(&family.answers)?;
+        let body = serde_json::to_string(&body).map_err(malformed("refresh family"))?;
+        let answers = encode_answers(&family.answers)?;
         Ok(Self {
             id: family.id.0.into_bytes(),
             client: family.client.clone(),
@@ -256,7 +272,7 @@ impl Columns {
             rotated_at: family.rotated_at.millis(),
             ended_at: family.ended_at.map(Timestamp::millis),
             expires_at: family.expires_at.millis(),
-            sweep_at: dies_at(family).millis(),
+            sweep_at: latest_expiry(family).millis(),
             sum: sum(family, &answers, &body),
             answers,
             body,
@@ -264,8 +280,8 @@ impl Columns {
     }
 }
 
-fn written(answers: &Answers) -> Result<String, Fault> {
-    serde_json::to_string(answers).map_err(row("refresh family"))
+fn encode_answers(answers: &Answers) -> Result<String, SqliteError> {
+    serde_json::to_string(answers).map_err(malformed("refresh family"))
 }
 
 fn sum(family: &Family, answers: &str, body: &str) -> [u8; 16] {
@@ -286,13 +302,13 @@ fn sum(family: &Family, answers: &str, body: &str) -> [u8; 16] {
     )
 }
 
-/// A family with its body as it is stored.
+/// Family with its stored body.
 struct Stored {
     family: Family,
     body: String,
 }
 
-fn find(connection: &Connection, id: FamilyId) -> Result<Option<Stored>, Fault> {
+fn find(connection: &Connection, id: FamilyId) -> Result<Option<Stored>, SqliteError> {
     let mut statement = connection.prepare_cached(
         "SELECT id, client, salt, generation, rotated_at, answers, ended_at, expires_at, body, sum \
          FROM families WHERE id = ?1",
@@ -300,12 +316,12 @@ fn find(connection: &Connection, id: FamilyId) -> Result<Option<Stored>, Fault> 
     statement.query_row((id.0.as_bytes(),), read).optional()?.map(decode).transpose()
 }
 
-/// Up to `limit` families in the order of their ids.
+/// Returns up to `limit` families in the order of their ids.
 pub(crate) fn page(
     connection: &Connection,
     after: Option<FamilyId>,
     limit: i64,
-) -> Result<Vec<Family>, Fault> {
+) -> Result<Vec<Family>, SqliteError> {
     let key = after.map_or_else(Vec::new, |id| id.0.as_bytes().to_vec());
     let mut statement = connection.prepare_cached(
         "SELECT id, client, salt, generation, rotated_at, answers, ended_at, expires_at, body, sum
@@ -315,24 +331,25 @@ pub(crate) fn page(
     let families = rows
         .into_iter()
         .map(|row| decode(row).map(|stored| stored.family))
-        .collect::<Result<Vec<_>, Fault>>()?;
-    ascending(after, families.iter().map(|family| family.id))?;
+        .collect::<Result<Vec<_>, SqliteError>>()?;
+    check_ascending(after, families.iter().map(|family| family.id))?;
     Ok(families)
 }
 
-type Raw = ([u8; 16], String, [u8; 32], u32, i64, String, Option<i64>, i64, String, Vec<u8>);
+type FamilyRow = ([u8; 16], String, [u8; 32], u32, i64, String, Option<i64>, i64, String, Vec<u8>);
 
-fn read(row: &Row<'_>) -> rusqlite::Result<Raw> {
+fn read(row: &Row<'_>) -> rusqlite::Result<FamilyRow> {
     row.try_into()
 }
 
 fn decode(
-    (id, client, salt, generation, rotated_at, answers, ended_at, expires_at, body, kept): Raw,
-) -> Result<Stored, Fault> {
+    (id, client, salt, generation, rotated_at, answers, ended_at, expires_at, body, kept): FamilyRow,
+) -> Result<Stored, SqliteError> {
     let Body { tenant, subject, scopes, audience, epochs, opened_at, idle } =
-        serde_json::from_str(&body).map_err(row("refresh family"))?;
-    let client =
-        client.parse().map_err(|invalid| Fault::Row(format!("refresh family: {invalid}")))?;
+        serde_json::from_str(&body).map_err(malformed("refresh family"))?;
+    let client = client
+        .parse()
+        .map_err(|invalid| SqliteError::Malformed(format!("refresh family: {invalid}")))?;
     let family = Family {
         id: FamilyId(uuid::Uuid::from_bytes(id)),
         tenant,
@@ -347,11 +364,13 @@ fn decode(
         idle,
         generation,
         rotated_at: Timestamp::from_millis(rotated_at),
-        answers: serde_json::from_str(&answers).map_err(row("refresh family"))?,
+        answers: serde_json::from_str(&answers).map_err(malformed("refresh family"))?,
         ended_at: ended_at.map(Timestamp::from_millis),
     };
     if sum(&family, &answers, &body) != kept.as_slice() {
-        return Err(Fault::Row("refresh family: the row does not match its checksum".into()));
+        return Err(SqliteError::Malformed(
+            "refresh family: the row does not match its checksum".into(),
+        ));
     }
     Ok(Stored { family, body })
 }

@@ -1,4 +1,4 @@
-//! The keyset: one row.
+//! The keyset, in one row.
 
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ use crate::{
         embedded::{
             Embedded,
             engine::{
-                batch::{Batch, Entry, Urgency, to_sql},
-                error::{Fault, row},
+                batch::{Batch, Entry, Priority, to_sql},
+                error::{SqliteError, malformed},
             },
             integrity::checksum,
         },
@@ -28,7 +28,7 @@ impl KeyStore for Embedded {
 
     async fn replace_keyset(&self, keyset: &Keyset, event: Event) -> Result<Write> {
         let (keyset, entry) = (Arc::new(keyset.clone()), Entry::new(event)?);
-        self.write(Urgency::of(entry.event.action), move |batch| {
+        self.write(Priority::of(entry.event.action), move |batch| {
             batch.replace_keyset(&keyset, &entry)
         })
         .await
@@ -40,7 +40,7 @@ impl Batch<'_> {
         &mut self,
         keyset: &Arc<Keyset>,
         entry: &Entry,
-    ) -> Result<Write, Fault> {
+    ) -> Result<Write, SqliteError> {
         if !self.put_keyset(keyset, keyset.revision.checked_sub(1))? {
             return Ok(Write::Stale);
         }
@@ -48,17 +48,17 @@ impl Batch<'_> {
         Ok(Write::Done)
     }
 
-    /// Whether the stored revision, 0 for none, was the expected one.
+    /// Returns true if the stored revision, 0 for none, was the expected one.
     pub(crate) fn put_keyset(
         &mut self,
         keyset: &Arc<Keyset>,
         expected: Option<u64>,
-    ) -> Result<bool, Fault> {
+    ) -> Result<bool, SqliteError> {
         let stored = self.row("SELECT revision FROM keyset WHERE id = 1", [], |row| row.get(0))?;
         if expected.map(to_sql) != Some(stored.unwrap_or(0)) {
             return Ok(false);
         }
-        let body = serde_json::to_string(&**keyset).map_err(row("keyset"))?;
+        let body = serde_json::to_string(&**keyset).map_err(malformed("keyset"))?;
         self.execute(
             "INSERT OR REPLACE INTO keyset (id, revision, body, sum) VALUES (1, ?1, ?2, ?3)",
             (to_sql(keyset.revision), &body, sum(to_sql(keyset.revision), &body)),
@@ -72,8 +72,8 @@ fn sum(revision: i64, body: &str) -> [u8; 16] {
     checksum::row("keyset", &[&revision.to_be_bytes(), body.as_bytes()])
 }
 
-/// The keyset, once there is one.
-pub(crate) fn find(connection: &Connection) -> Result<Option<Keyset>, Fault> {
+/// Returns the keyset, once there is one.
+pub(crate) fn find(connection: &Connection) -> Result<Option<Keyset>, SqliteError> {
     let mut statement =
         connection.prepare_cached("SELECT revision, body, sum FROM keyset WHERE id = 1")?;
     let found = statement.query_row([], |row| row.try_into()).optional()?;
@@ -81,7 +81,7 @@ pub(crate) fn find(connection: &Connection) -> Result<Option<Keyset>, Fault> {
         return Ok(None);
     };
     if sum(revision, &body) != kept.as_slice() {
-        return Err(Fault::Row("keyset: the row does not match its checksum".into()));
+        return Err(SqliteError::Malformed("keyset: the row does not match its checksum".into()));
     }
-    serde_json::from_str(&body).map(Some).map_err(row("keyset"))
+    serde_json::from_str(&body).map(Some).map_err(malformed("keyset"))
 }

@@ -1,4 +1,4 @@
-//! The tables that verbs of the store read and write, one file each.
+//! Tables that the store's verbs read and write, one file each.
 
 pub(super) mod audiences;
 pub(super) mod clients;

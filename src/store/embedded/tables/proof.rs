@@ -16,8 +16,8 @@ use crate::{
         embedded::{
             Embedded,
             engine::{
-                batch::{Batch, Entry, Urgency},
-                error::Fault,
+                batch::{Batch, Entry, Priority},
+                error::SqliteError,
             },
         },
         proof::{Basis, Proof, ProofStore, ProvenWrite, Spent},
@@ -28,36 +28,36 @@ use crate::{
 impl ProofStore for Embedded {
     async fn spend(&self, proof: Proof, write: ProvenWrite) -> Result<Spent> {
         if let ProvenWrite::EndFamily { now, .. } = &write {
-            self.shared.brings(*now);
+            self.shared.observe_time(*now);
         }
-        let (urgency, prepared) = (urgency(&write), Prepared::new(write)?);
-        self.write(urgency, move |batch| {
-            if batch.proves(&proof)? { batch.make(&prepared) } else { Ok(Spent::Unproven) }
+        let (priority, prepared) = (priority(&write), Prepared::new(write)?);
+        self.write(priority, move |batch| {
+            if batch.is_proof_valid(&proof)? { batch.apply(&prepared) } else { Ok(Spent::Unproven) }
         })
         .await
     }
 }
 
-fn urgency(write: &ProvenWrite) -> Urgency {
+fn priority(write: &ProvenWrite) -> Priority {
     match write {
         ProvenWrite::ReplaceClient { events, .. } => {
-            events.first().map_or(Urgency::Normal, |event| Urgency::of(event.action))
+            events.first().map_or(Priority::Normal, |event| Priority::of(event.action))
         }
-        ProvenWrite::ReplaceKeyset { event, .. } => Urgency::of(event.action),
+        ProvenWrite::ReplaceKeyset { event, .. } => Priority::of(event.action),
         ProvenWrite::CreateClient { .. }
         | ProvenWrite::ClaimAudience { .. }
         | ProvenWrite::ReplaceAudience { .. }
         | ProvenWrite::MoveAudience { .. }
-        | ProvenWrite::ReleaseAudience { .. } => Urgency::Normal,
+        | ProvenWrite::ReleaseAudience { .. } => Priority::Normal,
         ProvenWrite::EndClient { .. }
         | ProvenWrite::DeleteClient { .. }
         | ProvenWrite::RaiseEpoch { .. }
         | ProvenWrite::Revoke { .. }
-        | ProvenWrite::EndFamily { .. } => Urgency::Vital,
+        | ProvenWrite::EndFamily { .. } => Priority::Revocation,
     }
 }
 
-/// A change with its texts written out by the caller's thread.
+/// Change with its texts serialized on the caller's thread.
 enum Prepared {
     Create(Stored, bool, Entry),
     Replace(Stored, Vec<Entry>),
@@ -74,7 +74,7 @@ enum Prepared {
 }
 
 impl Prepared {
-    fn new(write: ProvenWrite) -> Result<Self, Fault> {
+    fn new(write: ProvenWrite) -> Result<Self, SqliteError> {
         Ok(match write {
             ProvenWrite::CreateClient { client, of_any, event } => {
                 Self::Create(Stored::new(&client)?, of_any, Entry::new(event)?)
@@ -115,8 +115,8 @@ impl Prepared {
 }
 
 impl Batch<'_> {
-    /// Returns true if a proof holds by what this transaction sees.
-    fn proves(&self, proof: &Proof) -> Result<bool, Fault> {
+    /// Returns true if a proof is valid in the view of this transaction.
+    fn is_proof_valid(&self, proof: &Proof) -> Result<bool, SqliteError> {
         if !proof.holds_for(clients::find(self.connection, proof.client())?.as_ref()) {
             return Ok(false);
         }
@@ -134,7 +134,7 @@ impl Batch<'_> {
         Ok(token.epochs.covers(current) && token.holds_under(keys::find(self.connection)?.as_ref()))
     }
 
-    fn make(&mut self, write: &Prepared) -> Result<Spent, Fault> {
+    fn apply(&mut self, write: &Prepared) -> Result<Spent, SqliteError> {
         Ok(match write {
             Prepared::Create(client, of_any, entry) => {
                 self.create_client(client, *of_any, entry)?.into()

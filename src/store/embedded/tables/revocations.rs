@@ -1,5 +1,5 @@
-//! What was ended: single tokens and families, and epochs. Read back whole when a follower joins,
-//! from memory after that.
+//! Revocations of tokens and families, and epochs. Read as a whole when a follower subscribes;
+//! after that it answers from memory.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use crate::{
         embedded::{
             Embedded,
             engine::{
-                batch::{Batch, Entry, Urgency, from_sql, to_sql},
-                error::{Fault, ascending},
+                batch::{Batch, Entry, Priority, from_sql, to_sql},
+                error::{SqliteError, check_ascending},
             },
-            integrity::checksum::Tally,
+            integrity::checksum::SetChecksum,
         },
     },
 };
@@ -25,34 +25,34 @@ use crate::{
 impl RevocationStore for Embedded {
     async fn revoke(&self, revocation: &Revocation, event: Event) -> Result<()> {
         let (revocation, entry) = (*revocation, Entry::new(event)?);
-        self.write(Urgency::Vital, move |batch| batch.revoke(&revocation, &entry)).await
+        self.write(Priority::Revocation, move |batch| batch.revoke(&revocation, &entry)).await
     }
 
     async fn raise_epoch(&self, of: &EpochOf, event: Event) -> Result<u64> {
         let (of, entry) = (of.clone(), Entry::new(event)?);
-        self.write(Urgency::Vital, move |batch| batch.raise_epoch(&of, &entry)).await
+        self.write(Priority::Revocation, move |batch| batch.raise_epoch(&of, &entry)).await
     }
 
     async fn follow(&self, now: Timestamp, follower: Arc<dyn Follower>) -> Result<Snapshot> {
-        self.shared.brings(now);
+        self.shared.observe_time(now);
         // Read by the writer itself: no commit can fall between the snapshot and the first change.
-        self.write(Urgency::Normal, move |batch| {
+        self.write(Priority::Normal, move |batch| {
             let (mut revocations, epochs) =
                 (read_revocations(batch.connection)?, read_epochs(batch.connection)?);
             revocations.retain(|revocation| now < revocation.until);
-            batch.effects.followers.push(follower.clone());
+            batch.post_commit.followers.push(follower.clone());
             Ok(Snapshot { revocations, epochs })
         })
         .await
     }
 
     async fn sweep(&self, now: Timestamp, limit: usize) -> Result<usize> {
-        self.shared.brings(now);
+        self.shared.observe_time(now);
         let bound = i64::try_from(limit).unwrap_or(i64::MAX);
-        let swept = self.write(Urgency::Normal, move |batch| {
-            // Kept in the same commit: a clock that starts earlier would take for good what was
-            // forgotten because it had expired.
-            let newest = &mut batch.effects.state.newest;
+        let swept = self.write(Priority::Normal, move |batch| {
+            // Persisted in the same commit: a clock that starts earlier would take expired tokens
+            // for valid after their revocations were deleted.
+            let newest = &mut batch.post_commit.state.newest_time;
             *newest = now.max(*newest);
             let revocations = batch.sweep_revocations(now, bound)?;
             let families =
@@ -64,25 +64,29 @@ impl RevocationStore for Embedded {
 }
 
 impl Batch<'_> {
-    pub(super) fn revoke(&mut self, revocation: &Revocation, entry: &Entry) -> Result<(), Fault> {
-        self.end(revocation)?;
+    pub(super) fn revoke(
+        &mut self,
+        revocation: &Revocation,
+        entry: &Entry,
+    ) -> Result<(), SqliteError> {
+        self.record_revocation(revocation)?;
         self.append(entry)
     }
 
-    /// Returns true if a token or family was ended and that is still remembered.
-    pub(super) fn is_ended(&self, revoked: Revoked) -> Result<bool, Fault> {
+    /// Returns true if a token or family was revoked and the revocation is still stored.
+    pub(super) fn is_ended(&self, revoked: Revoked) -> Result<bool, SqliteError> {
         let found = self.row(
             "SELECT 1 FROM revocations WHERE kind = ?1 AND id = ?2",
-            key_of(revoked),
+            revocation_key(revoked),
             |_| Ok(()),
         )?;
         Ok(found.is_some())
     }
 
-    /// Ends a token or family, or remembers it longer if it was ended before.
-    pub(crate) fn end(&mut self, revocation: &Revocation) -> Result<(), Fault> {
+    /// Revokes a token or family, or extends an earlier revocation.
+    pub(crate) fn record_revocation(&mut self, revocation: &Revocation) -> Result<(), SqliteError> {
         let Revocation { revoked, until } = *revocation;
-        let (kind, id) = key_of(revoked);
+        let (kind, id) = revocation_key(revoked);
         let sql = "SELECT until FROM revocations WHERE kind = ?1 AND id = ?2";
         let known = self.row(sql, (kind, id), |row| row.get(0))?.map(Timestamp::from_millis);
         if known.is_none_or(|known| known < until) {
@@ -92,16 +96,19 @@ impl Batch<'_> {
                 (kind, id, until.millis()),
             )?;
             if let Some(until) = known {
-                forget(&mut self.effects.state.tally, &Revocation { revoked, until });
+                remove_from_checksum(
+                    &mut self.post_commit.state.set_checksum,
+                    &Revocation { revoked, until },
+                );
             }
-            remember(&mut self.effects.state.tally, revocation);
+            add_to_checksum(&mut self.post_commit.state.set_checksum, revocation);
         }
         let until = known.map_or(until, |known| known.max(until));
         self.change(Change::Revoked(Revocation { revoked, until }));
         Ok(())
     }
 
-    pub(crate) fn epoch(&self, of: &EpochOf) -> Result<u64, Fault> {
+    pub(crate) fn epoch(&self, of: &EpochOf) -> Result<u64, SqliteError> {
         let (kind, id) = epoch_key(of);
         let value =
             self.row("SELECT value FROM epochs WHERE kind = ?1 AND id = ?2", (kind, id), |row| {
@@ -110,73 +117,73 @@ impl Batch<'_> {
         Ok(value.map_or(0, from_sql))
     }
 
-    /// Where the epoch stands then.
-    pub(super) fn raise_epoch(&mut self, of: &EpochOf, entry: &Entry) -> Result<u64, Fault> {
+    /// Raises an epoch and returns its new value.
+    pub(super) fn raise_epoch(&mut self, of: &EpochOf, entry: &Entry) -> Result<u64, SqliteError> {
         let value = self.epoch(of)?.saturating_add(1);
         self.set_epoch(of, value)?;
         self.append(entry)?;
         Ok(value)
     }
 
-    pub(crate) fn set_epoch(&mut self, of: &EpochOf, value: u64) -> Result<(), Fault> {
+    pub(crate) fn set_epoch(&mut self, of: &EpochOf, value: u64) -> Result<(), SqliteError> {
         let (kind, id) = epoch_key(of);
         let before = self.epoch(of)?;
         self.execute(
             "INSERT OR REPLACE INTO epochs (kind, id, value) VALUES (?1, ?2, ?3)",
             (kind, id, to_sql(value)),
         )?;
-        let tally = &mut self.effects.state.tally;
+        let set_checksum = &mut self.post_commit.state.set_checksum;
         if before > 0 {
-            tally.remove("epochs", &[&[kind], id.as_bytes(), &before.to_be_bytes()]);
+            set_checksum.remove("epochs", &[&[kind], id.as_bytes(), &before.to_be_bytes()]);
         }
-        tally.add("epochs", &[&[kind], id.as_bytes(), &value.to_be_bytes()]);
+        set_checksum.add("epochs", &[&[kind], id.as_bytes(), &value.to_be_bytes()]);
         self.change(Change::Epoch(of.clone(), value));
         Ok(())
     }
 
-    fn sweep_revocations(&mut self, now: Timestamp, limit: i64) -> Result<usize, Fault> {
+    fn sweep_revocations(&mut self, now: Timestamp, limit: i64) -> Result<usize, SqliteError> {
         let sql =
             "SELECT kind, id, until FROM revocations WHERE until <= ?1 ORDER BY until LIMIT ?2";
         let mut statement = self.connection.prepare_cached(sql)?;
-        let due: Vec<Raw> = statement
+        let due: Vec<RevocationRow> = statement
             .query_map((now.millis(), limit), |row| row.try_into())?
             .collect::<rusqlite::Result<_>>()?;
         for raw in &due {
             let revocation = revocation(*raw)?;
-            let (kind, id) = key_of(revocation.revoked);
+            let (kind, id) = revocation_key(revocation.revoked);
             self.execute("DELETE FROM revocations WHERE kind = ?1 AND id = ?2", (kind, id))?;
-            forget(&mut self.effects.state.tally, &revocation);
+            remove_from_checksum(&mut self.post_commit.state.set_checksum, &revocation);
         }
         Ok(due.len())
     }
 }
 
-/// Every revocation that is kept, in the order of their keys.
-pub(super) fn read_revocations(connection: &Connection) -> Result<Vec<Revocation>, Fault> {
+/// Returns every stored revocation, in the order of their keys.
+pub(super) fn read_revocations(connection: &Connection) -> Result<Vec<Revocation>, SqliteError> {
     let mut statement =
         connection.prepare_cached("SELECT kind, id, until FROM revocations ORDER BY kind, id")?;
     let rows = statement.query_map([], |row| row.try_into())?;
     rows.map(|raw| revocation(raw?)).collect()
 }
 
-/// Up to `limit` revocations in the order of their keys.
+/// Returns up to `limit` revocations in the order of their keys.
 pub(crate) fn page(
     connection: &Connection,
     after: Option<Revoked>,
     limit: i64,
-) -> Result<Vec<Revocation>, Fault> {
-    let (kind, id) = after.map_or((0, [0; 16]), key_of);
+) -> Result<Vec<Revocation>, SqliteError> {
+    let (kind, id) = after.map_or((0, [0; 16]), revocation_key);
     let sql = "SELECT kind, id, until FROM revocations WHERE (kind, id) > (?1, ?2) ORDER BY kind, \
                id LIMIT ?3";
     let mut statement = connection.prepare_cached(sql)?;
     let rows = statement.query_map((kind, id, limit), |row| row.try_into())?;
-    let revocations = rows.map(|raw| revocation(raw?)).collect::<Result<Vec<_>, Fault>>()?;
-    ascending(after, revocations.iter().map(|revocation| revocation.revoked))?;
+    let revocations = rows.map(|raw| revocation(raw?)).collect::<Result<Vec<_>, SqliteError>>()?;
+    check_ascending(after, revocations.iter().map(|revocation| revocation.revoked))?;
     Ok(revocations)
 }
 
-/// Every epoch above 0, in the order of their keys.
-pub(crate) fn read_epochs(connection: &Connection) -> Result<Vec<(EpochOf, u64)>, Fault> {
+/// Returns every epoch above 0, in the order of their keys.
+pub(crate) fn read_epochs(connection: &Connection) -> Result<Vec<(EpochOf, u64)>, SqliteError> {
     let mut statement =
         connection.prepare_cached("SELECT kind, id, value FROM epochs ORDER BY kind, id")?;
     let rows =
@@ -187,47 +194,53 @@ pub(crate) fn read_epochs(connection: &Connection) -> Result<Vec<(EpochOf, u64)>
             1 => id.parse().map(EpochOf::Tenant),
             2 => id.parse().map(EpochOf::Client),
             3 => id.parse().map(EpochOf::Subject),
-            _ => return Err(Fault::Row("epoch: unknown kind".into())),
+            _ => return Err(SqliteError::Malformed("epoch: unknown kind".into())),
         };
-        Ok((of.map_err(|invalid| Fault::Row(format!("epoch: {invalid}")))?, from_sql(value)))
+        Ok((
+            of.map_err(|invalid| SqliteError::Malformed(format!("epoch: {invalid}")))?,
+            from_sql(value),
+        ))
     })
     .collect()
 }
 
-/// The tally of what is stored; another one than the kept shows that something has gone.
-pub(crate) fn tally(connection: &Connection) -> Result<Tally, Fault> {
-    let mut tally = Tally::default();
-    read_revocations(connection)?.iter().for_each(|revocation| remember(&mut tally, revocation));
+/// Computes the checksum of the stored rows; another one than the recorded shows that a row is
+/// missing.
+pub(crate) fn set_checksum(connection: &Connection) -> Result<SetChecksum, SqliteError> {
+    let mut set_checksum = SetChecksum::default();
+    read_revocations(connection)?
+        .iter()
+        .for_each(|revocation| add_to_checksum(&mut set_checksum, revocation));
     for (of, value) in &read_epochs(connection)? {
         let (kind, id) = epoch_key(of);
-        tally.add("epochs", &[&[kind], id.as_bytes(), &value.to_be_bytes()]);
+        set_checksum.add("epochs", &[&[kind], id.as_bytes(), &value.to_be_bytes()]);
     }
-    Ok(tally)
+    Ok(set_checksum)
 }
 
-fn remember(tally: &mut Tally, revocation: &Revocation) {
-    let (kind, id) = key_of(revocation.revoked);
-    tally.add("revocations", &[&[kind], &id, &revocation.until.millis().to_be_bytes()]);
+fn add_to_checksum(set_checksum: &mut SetChecksum, revocation: &Revocation) {
+    let (kind, id) = revocation_key(revocation.revoked);
+    set_checksum.add("revocations", &[&[kind], &id, &revocation.until.millis().to_be_bytes()]);
 }
 
-fn forget(tally: &mut Tally, revocation: &Revocation) {
-    let (kind, id) = key_of(revocation.revoked);
-    tally.remove("revocations", &[&[kind], &id, &revocation.until.millis().to_be_bytes()]);
+fn remove_from_checksum(set_checksum: &mut SetChecksum, revocation: &Revocation) {
+    let (kind, id) = revocation_key(revocation.revoked);
+    set_checksum.remove("revocations", &[&[kind], &id, &revocation.until.millis().to_be_bytes()]);
 }
 
-type Raw = (u8, [u8; 16], i64);
+type RevocationRow = (u8, [u8; 16], i64);
 
-fn revocation((kind, id, until): Raw) -> Result<Revocation, Fault> {
+fn revocation((kind, id, until): RevocationRow) -> Result<Revocation, SqliteError> {
     let id = uuid::Uuid::from_bytes(id);
     let revoked = match kind {
         1 => Revoked::Token(Jti(id)),
         2 => Revoked::Family(FamilyId(id)),
-        _ => return Err(Fault::Row("revocation: unknown kind".into())),
+        _ => return Err(SqliteError::Malformed("revocation: unknown kind".into())),
     };
     Ok(Revocation { revoked, until: Timestamp::from_millis(until) })
 }
 
-fn key_of(revoked: Revoked) -> (u8, [u8; 16]) {
+fn revocation_key(revoked: Revoked) -> (u8, [u8; 16]) {
     match revoked {
         Revoked::Token(id) => (1, id.0.into_bytes()),
         Revoked::Family(id) => (2, id.0.into_bytes()),

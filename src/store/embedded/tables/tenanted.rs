@@ -1,4 +1,4 @@
-//! Tables of records that belong to a tenant: a row each, with the record as JSON and a sum over
+//! Tables of records that belong to a tenant: each row has the record as JSON and a checksum over
 //! all columns.
 
 use rusqlite::{Connection, OptionalExtension, Row};
@@ -7,12 +7,12 @@ use serde::de::DeserializeOwned;
 use crate::{
     model::TenantId,
     store::embedded::{
-        engine::error::{Fault, row},
+        engine::error::{SqliteError, malformed},
         integrity::checksum,
     },
 };
 
-/// One of these tables.
+/// Table of records of one type.
 pub(super) struct Table {
     pub(crate) name: &'static str,
     /// Name of one record, in errors.
@@ -25,7 +25,7 @@ pub(crate) type Columns = (String, String, i64, String, Vec<u8>);
 const COLUMNS: &str = "id, tenant, revision, body, sum";
 
 impl Table {
-    /// Sum of a row, as it is kept beside it.
+    /// Returns the checksum of a row.
     pub(crate) fn sum(&self, id: &str, tenant: &str, revision: i64, body: &str) -> [u8; 16] {
         checksum::row(
             self.name,
@@ -33,21 +33,25 @@ impl Table {
         )
     }
 
-    /// The row of this id.
-    pub(crate) fn find(&self, connection: &Connection, id: &str) -> Result<Option<Columns>, Fault> {
+    /// Returns the row of this id.
+    pub(crate) fn find(
+        &self,
+        connection: &Connection,
+        id: &str,
+    ) -> Result<Option<Columns>, SqliteError> {
         let sql = format!("SELECT {COLUMNS} FROM {} WHERE id = ?1", self.name);
         Ok(connection.prepare_cached(&sql)?.query_row((id,), columns).optional()?)
     }
 
-    /// Up to `limit` rows in the order of their ids, those after `after`, of one tenant or of all.
-    /// Two statements, so that each has the index it needs.
+    /// Returns up to `limit` rows in the order of their ids, those after `after`, of one tenant or
+    /// of all. Two statements, so that each has the index it needs.
     pub(crate) fn rows(
         &self,
         connection: &Connection,
         tenant: Option<&TenantId>,
         after: &str,
         limit: usize,
-    ) -> Result<Vec<Columns>, Fault> {
+    ) -> Result<Vec<Columns>, SqliteError> {
         let (name, limit) = (self.name, i64::try_from(limit).unwrap_or(i64::MAX));
         let rows = if let Some(tenant) = tenant {
             let sql = format!(
@@ -65,18 +69,18 @@ impl Table {
         Ok(rows)
     }
 
-    /// The record in a row, if its sum is right.
+    /// Decodes the record of a row, if the row matches its checksum.
     pub(super) fn decode<T: DeserializeOwned>(
         &self,
         (id, tenant, revision, body, kept): Columns,
-    ) -> Result<T, Fault> {
+    ) -> Result<T, SqliteError> {
         if self.sum(&id, &tenant, revision, &body) != kept.as_slice() {
-            return Err(Fault::Row(format!(
+            return Err(SqliteError::Malformed(format!(
                 "{} {id}: the row does not match its checksum",
                 self.record
             )));
         }
-        serde_json::from_str(&body).map_err(row(self.record))
+        serde_json::from_str(&body).map_err(malformed(self.record))
     }
 }
 

@@ -40,7 +40,7 @@ use crate::{
             },
             handshake, unfinished_import,
         },
-        transfer::{Dump, Item, VERSION, end, hex},
+        transfer::{ExportRecord, ExportSource, VERSION, end, hex},
     },
 };
 
@@ -99,8 +99,12 @@ impl Mongo {
 }
 
 #[async_trait]
-impl Dump for Export {
-    async fn dump(&self, after: Option<&Item>, limit: usize) -> Result<Vec<Item>> {
+impl ExportSource for Export {
+    async fn export_page(
+        &self,
+        after: Option<&ExportRecord>,
+        limit: usize,
+    ) -> Result<Vec<ExportRecord>> {
         let mut position = Position::of(after);
         let mut items = Vec::new();
         while let Some(at) = position
@@ -134,31 +138,35 @@ enum Position {
 
 impl Position {
     /// Returns the position after an item; `None` after the last one.
-    fn of(after: Option<&Item>) -> Option<Self> {
+    fn of(after: Option<&ExportRecord>) -> Option<Self> {
         Some(match after {
             None => Self::Export,
-            Some(Item::Export { .. }) => Self::Clients(None),
-            Some(Item::Client(client)) => Self::Clients(Some(client.id.clone())),
-            Some(Item::SecretUse { client, secret, .. }) => {
+            Some(ExportRecord::Export { .. }) => Self::Clients(None),
+            Some(ExportRecord::Client(client)) => Self::Clients(Some(client.id.clone())),
+            Some(ExportRecord::SecretUse { client, secret, .. }) => {
                 Self::SecretUses(Some((client.clone(), secret.clone())))
             }
-            Some(Item::DeletedClient { client, .. }) => Self::Deleted(Some(client.clone())),
-            Some(Item::Audience(record)) => Self::Audiences(Some(record.audience.clone())),
-            Some(Item::Family(family)) => Self::Families(Some(family.id)),
-            Some(Item::Revocation(revocation)) => Self::Revocations(Some(revocation.revoked)),
-            Some(Item::Epoch { of: of @ EpochOf::Tenant(_), .. }) => {
+            Some(ExportRecord::DeletedClient { client, .. }) => Self::Deleted(Some(client.clone())),
+            Some(ExportRecord::Audience(record)) => Self::Audiences(Some(record.audience.clone())),
+            Some(ExportRecord::Family(family)) => Self::Families(Some(family.id)),
+            Some(ExportRecord::Revocation(revocation)) => {
+                Self::Revocations(Some(revocation.revoked))
+            }
+            Some(ExportRecord::Epoch { of: of @ EpochOf::Tenant(_), .. }) => {
                 Self::Tenants(Some(of.clone()))
             }
-            Some(Item::Epoch { of: of @ EpochOf::Client(_), .. }) => {
+            Some(ExportRecord::Epoch { of: of @ EpochOf::Client(_), .. }) => {
                 Self::OfClients(Some(of.clone()))
             }
-            Some(Item::Epoch { of: of @ EpochOf::Subject(_), .. }) => {
+            Some(ExportRecord::Epoch { of: of @ EpochOf::Subject(_), .. }) => {
                 Self::Subjects(Some(of.clone()))
             }
-            Some(Item::Keyset(_)) => Self::Chain(None),
-            Some(Item::Record { chain, sequence, .. }) => Self::Records(chain.clone(), *sequence),
-            Some(Item::ChainEnd { chain, .. }) => Self::Chain(Some(chain.clone())),
-            Some(Item::End { .. }) => return None,
+            Some(ExportRecord::Keyset(_)) => Self::Chain(None),
+            Some(ExportRecord::Record { chain, sequence, .. }) => {
+                Self::Records(chain.clone(), *sequence)
+            }
+            Some(ExportRecord::ChainEnd { chain, .. }) => Self::Chain(Some(chain.clone())),
+            Some(ExportRecord::End { .. }) => return None,
         })
     }
 
@@ -188,9 +196,9 @@ fn describe_document_error(found: &Document, problem: &dyn std::fmt::Display) ->
 }
 
 impl Export {
-    async fn page(&self, at: &Position, limit: usize) -> Result<Vec<Item>, MongoError> {
+    async fn page(&self, at: &Position, limit: usize) -> Result<Vec<ExportRecord>, MongoError> {
         Ok(match at {
-            Position::Export => vec![Item::Export { version: VERSION }],
+            Position::Export => vec![ExportRecord::Export { version: VERSION }],
             Position::Clients(after) => {
                 let after = after.as_ref().map_or("", ClientId::as_str);
                 let found = self
@@ -199,7 +207,7 @@ impl Export {
                 // A copy under another `_id` would make the export resume from its id, without end.
                 let read = |found: &Document| match clients::decode_without_use_counts(found)? {
                     client if found.get_str("_id").is_ok_and(|id| id == client.id.as_str()) => {
-                        Ok(Item::Client(client))
+                        Ok(ExportRecord::Client(client))
                     }
                     client => Err(describe_document_error(
                         found,
@@ -214,7 +222,7 @@ impl Export {
                 let filter = doc! { "deleted": true, "tenant": { "$exists": true }, "_id": { "$gt": after } };
                 let read = |found: &Document| {
                     let fields = Fields::of("client", found);
-                    Ok(Item::DeletedClient {
+                    Ok(ExportRecord::DeletedClient {
                         client: fields.parse("_id")?,
                         tenant: fields.parse("tenant")?,
                     })
@@ -236,7 +244,7 @@ impl Export {
                     .await?;
                 let read = |found: &Document| {
                     audiences::decoded(found)
-                        .map(Item::Audience)
+                        .map(ExportRecord::Audience)
                         .map_err(|why| describe_document_error(found, &why))
                 };
                 found.iter().map(read).collect::<Result<_, _>>()?
@@ -247,7 +255,7 @@ impl Export {
                 let found = self.find(TOKENS, filter, limit).await?;
                 found
                     .iter()
-                    .map(|found| family_document::decoded(found).map(Item::Family))
+                    .map(|found| family_document::decoded(found).map(ExportRecord::Family))
                     .collect::<Result<_, _>>()?
             }
             Position::Revocations(after) => self.revocations(*after, limit).await?,
@@ -257,7 +265,7 @@ impl Export {
                 let filter = doc! { clients::EPOCH: { "$gt": 0 }, "_id": { "$gt": after } };
                 let read = |found: &Document| {
                     let fields = Fields::of("client", found);
-                    Ok(Item::Epoch {
+                    Ok(ExportRecord::Epoch {
                         of: EpochOf::Client(fields.parse("_id")?),
                         value: fields.count(clients::EPOCH)?,
                     })
@@ -273,7 +281,7 @@ impl Export {
                 let found = self.find(SIGNING_KEYS, doc! { "_id": keys::KEYSET }, 1).await?;
                 found
                     .iter()
-                    .map(|found| keys::decoded(found).map(Item::Keyset))
+                    .map(|found| keys::decoded(found).map(ExportRecord::Keyset))
                     .collect::<Result<_, _>>()?
             }
             Position::Chain(after) => {
@@ -290,7 +298,7 @@ impl Export {
             Position::Records(chain, after) => self.records(chain, *after, limit).await?,
             Position::End => {
                 let chains = self.names().await?.len();
-                vec![Item::End { chains: u64::try_from(chains).unwrap_or(u64::MAX) }]
+                vec![ExportRecord::End { chains: u64::try_from(chains).unwrap_or(u64::MAX) }]
             }
         })
     }
@@ -338,7 +346,7 @@ impl Export {
         &self,
         after: Option<&(ClientId, SecretId)>,
         limit: usize,
-    ) -> Result<Vec<Item>, MongoError> {
+    ) -> Result<Vec<ExportRecord>, MongoError> {
         let from = after.map_or("", |(client, _)| client.as_str());
         let used =
             doc! { "deleted": false, "uses.0": { "$exists": true }, "_id": { "$gte": from } };
@@ -353,7 +361,7 @@ impl Export {
                         > (client.as_str(), secret.as_str())
                 })
             });
-            items.extend(uses.into_iter().map(|used| Item::SecretUse {
+            items.extend(uses.into_iter().map(|used| ExportRecord::SecretUse {
                 client: used.client,
                 secret: used.secret,
                 last_used_at: used.at,
@@ -369,7 +377,7 @@ impl Export {
         &self,
         after: Option<Revoked>,
         limit: usize,
-    ) -> Result<Vec<Item>, MongoError> {
+    ) -> Result<Vec<ExportRecord>, MongoError> {
         if !matches!(after, Some(Revoked::Family(_))) {
             let from = after.map_or_else(|| "token:".to_owned(), document_id);
             let found = self
@@ -378,7 +386,7 @@ impl Export {
             if !found.is_empty() {
                 return found
                     .iter()
-                    .map(|found| revocation_of(found).map(Item::Revocation))
+                    .map(|found| revocation_of(found).map(ExportRecord::Revocation))
                     .collect();
             }
         }
@@ -405,7 +413,7 @@ impl Export {
         });
         all.dedup_by_key(|revocation| revocation.revoked);
         all.truncate(limit);
-        Ok(all.into_iter().map(Item::Revocation).collect())
+        Ok(all.into_iter().map(ExportRecord::Revocation).collect())
     }
 
     async fn epochs(
@@ -413,12 +421,15 @@ impl Export {
         kind: &str,
         after: Option<&EpochOf>,
         limit: usize,
-    ) -> Result<Vec<Item>, MongoError> {
+    ) -> Result<Vec<ExportRecord>, MongoError> {
         let from = after.map_or_else(|| format!("{kind}:"), |of| epoch_location(of).1);
         let filter = doc! { "_id": { "$gt": from, "$lt": format!("{kind};") } };
         let read = |found: &Document| {
             let fields = Fields::of("epoch", found);
-            Ok(Item::Epoch { of: epoch_of(fields.text("_id")?)?, value: fields.count("value")? })
+            Ok(ExportRecord::Epoch {
+                of: epoch_of(fields.text("_id")?)?,
+                value: fields.count("value")?,
+            })
         };
         self.find(EPOCHS, filter, limit).await?.iter().map(read).collect()
     }
@@ -455,7 +466,7 @@ impl Export {
         chain: &Arc<str>,
         after: u64,
         limit: usize,
-    ) -> Result<Vec<Item>, MongoError> {
+    ) -> Result<Vec<ExportRecord>, MongoError> {
         let mut found = self.find(AUDIT_LOGS, records::records_after(chain, after), limit).await?;
         if found.is_empty() {
             let stored = self.find(NODES, doc! { "_id": chain.as_ref() }, 1).await?;
@@ -470,7 +481,7 @@ impl Export {
         }
         let item = |found: &Document| {
             let Record { chain, sequence, node, event, hash } = records::decoded(found)?;
-            Ok(Item::Record { chain, sequence, node, event, hash: hex(&hash) })
+            Ok(ExportRecord::Record { chain, sequence, node, event, hash: hex(&hash) })
         };
         found.iter().map(item).collect()
     }
@@ -482,7 +493,7 @@ impl Export {
         chain: &Arc<str>,
         last: u64,
         stored: Option<Head>,
-    ) -> Result<Item, MongoError> {
+    ) -> Result<ExportRecord, MongoError> {
         let wrong = |problem: String| {
             MongoError::malformed("export", format!("audit chain {chain}: {problem}"))
         };

@@ -31,7 +31,7 @@ use crate::{
             },
             handshake, unfinished_import,
         },
-        transfer::{Chains, Ending, Item, Load, VERSION},
+        transfer::{Chains, Ending, ExportRecord, ImportTarget, VERSION},
     },
 };
 
@@ -69,8 +69,8 @@ impl Mongo {
 }
 
 #[async_trait]
-impl Load for Import {
-    async fn load(&self, items: Vec<Item>) -> Result<()> {
+impl ImportTarget for Import {
+    async fn load(&self, items: Vec<ExportRecord>) -> Result<()> {
         let mut progress = self.progress.lock().await;
         for run in items
             .chunk_by(|one, other| std::mem::discriminant(one) == std::mem::discriminant(other))
@@ -85,21 +85,21 @@ impl Import {
     /// Imports items of one kind.
     async fn import_run(
         &self,
-        run: &[Item],
+        run: &[ExportRecord],
         progress: &mut Option<Chains>,
     ) -> Result<(), MongoError> {
         let mut documents = Vec::with_capacity(run.len());
         let mut collection = AUDIT_LOGS;
         for item in run {
             let chains = match (item, progress.as_mut()) {
-                (Item::Export { version }, _) if *version != VERSION => {
+                (ExportRecord::Export { version }, _) if *version != VERSION => {
                     return Err(MongoError::malformed(
                         "import",
                         format!("version {version} is not supported, expected {VERSION}"),
                     ));
                 }
-                (Item::Export { .. }, Some(_)) => return Err(not_empty()),
-                (Item::Export { .. }, None) => {
+                (ExportRecord::Export { .. }, Some(_)) => return Err(not_empty()),
+                (ExportRecord::Export { .. }, None) => {
                     self.begin().await?;
                     *progress = Some(Chains::default());
                     continue;
@@ -113,8 +113,8 @@ impl Import {
                 (_, Some(chains)) => chains,
             };
             match item {
-                Item::Export { .. } => {}
-                Item::Client(client) => {
+                ExportRecord::Export { .. } => {}
+                ExportRecord::Client(client) => {
                     collection = CLIENTS;
                     documents.push(doc! {
                         "_id": client.id.as_str(),
@@ -124,36 +124,36 @@ impl Import {
                         "client": clients::without_use_counts(client)?,
                     });
                 }
-                Item::SecretUse { client, secret, last_used_at, use_count } => {
+                ExportRecord::SecretUse { client, secret, last_used_at, use_count } => {
                     let used = doc! { "secret": secret.as_str(), "count": count(*use_count), "last_used_at": date(*last_used_at) };
                     let once =
                         doc! { "_id": client.as_str(), "uses.secret": { "$ne": secret.as_str() } };
                     self.update(CLIENTS, once, doc! { "$push": { "uses": used } }, false).await?;
                 }
-                Item::DeletedClient { client, tenant } => {
+                ExportRecord::DeletedClient { client, tenant } => {
                     collection = CLIENTS;
                     documents.push(
                         doc! { "_id": client.as_str(), "deleted": true, "tenant": tenant.as_str() },
                     );
                 }
-                Item::Audience(record) => {
+                ExportRecord::Audience(record) => {
                     collection = AUDIENCES;
                     let mut document = doc! { "_id": record.audience.as_str() };
                     document.extend(audiences::encoded(record)?);
                     documents.push(document);
                 }
-                Item::Family(family) => {
+                ExportRecord::Family(family) => {
                     collection = TOKENS;
                     documents.push(family_document::encoded(family)?);
                 }
-                Item::Revocation(revocation) => self.revocation(revocation).await?,
-                Item::Epoch { of, value } => self.epoch(of, *value).await?,
-                Item::Keyset(keyset) => {
+                ExportRecord::Revocation(revocation) => self.revocation(revocation).await?,
+                ExportRecord::Epoch { of, value } => self.epoch(of, *value).await?,
+                ExportRecord::Keyset(keyset) => {
                     collection = SIGNING_KEYS;
                     let keyset_itself = encode("keyset", keyset)?;
                     documents.push(doc! { "_id": keys::KEYSET, "revision": count(keyset.revision), "keyset": keyset_itself });
                 }
-                Item::Record { chain: name, sequence, node, event, hash } => {
+                ExportRecord::Record { chain: name, sequence, node, event, hash } => {
                     let entry = Entry::new(event.clone())?;
                     let hash = chains
                         .step(name, *sequence, node, &entry.body, hash)
@@ -167,7 +167,7 @@ impl Import {
                     };
                     documents.push(records::encoded(&record, Uuid::nil(), &self.key)?);
                 }
-                Item::ChainEnd { chain: name, sequence, hash, open, seal } => {
+                ExportRecord::ChainEnd { chain: name, sequence, hash, open, seal } => {
                     let ending = Ending {
                         chain: name,
                         sequence: *sequence,
@@ -188,7 +188,7 @@ impl Import {
                     collection = NODES;
                     documents.push(head);
                 }
-                Item::End { chains: all } => {
+                ExportRecord::End { chains: all } => {
                     chains
                         .finish(*all)
                         .map_err(|problem| MongoError::malformed("import", problem))?;

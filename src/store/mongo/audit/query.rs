@@ -146,10 +146,10 @@ impl AuditStore for Mongo {
             self.node_of(chain).await?.and_then(|node| decode_sealed_head(&node).ok().flatten());
         let head = head.filter(|head| self.shared.node.key.check(head));
         let Some(head) = head.filter(|head| head.claim != Claim::Closed) else {
-            return Ok(Writer::Nobody);
+            return Ok(Writer::NotRunning);
         };
         let now = self.time().await?.unwrap_or(Timestamp::EPOCH);
-        Ok(if is_sure(&head, now) { Writer::Another } else { Writer::Nobody })
+        Ok(if is_sure(&head, now) { Writer::Another } else { Writer::NotRunning })
     }
 
     async fn witnesses(&self, after: Option<&Place>, limit: usize) -> Result<Vec<Record>> {

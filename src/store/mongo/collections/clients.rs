@@ -85,7 +85,7 @@ impl ClientStore for Mongo {
         .await
     }
 
-    async fn note_uses(&self, uses: &[SecretUse]) -> Result<()> {
+    async fn record_secret_uses(&self, uses: &[SecretUse]) -> Result<()> {
         if uses.is_empty() && self.shared.connection.is_closed() {
             return Err(MongoError::Closed.into());
         }

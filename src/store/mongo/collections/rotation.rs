@@ -31,7 +31,7 @@ use super::{
 use crate::{
     model::{Family, Revoked, Stamp, family::RUNNING, revocation::Revocation},
     store::{
-        Change, Last, Rotate, Rotation, Verdict,
+        Change, Decision, LastRotation, Rotate, Rotation,
         mongo::{
             Shared,
             audit::outbox::{AuditedChange, CallerAlive},
@@ -52,16 +52,16 @@ const ANSWER_POLL: Duration = Duration::from_millis(100);
 /// Outcome of one attempt at a family.
 enum Attempt {
     /// Token rotated or repeated: the family after the write, and the change to be recorded.
-    Granted(Verdict, Arc<Document>, AuditedChange),
+    Granted(Decision, Arc<Document>, AuditedChange),
     /// Neither: the family as it was found after this call began.
     NotGranted(Option<Arc<Document>>),
 }
 
-/// Verdict, and the state that it rests on.
+/// Decision, and the state that it rests on.
 struct Judged {
-    verdict: Verdict,
+    verdict: Decision,
     family: Option<Family>,
-    last: Last,
+    last: LastRotation,
     /// True if the document's marks belong to the current generation.
     has_marks: bool,
 }
@@ -95,7 +95,7 @@ impl Shared {
                     let entry = audited.entries.first().map(|entry| entry.id);
                     let family = decoded(&found)?;
                     self.record(audited, owner(call.rotate.family)).await?;
-                    let given = if verdict == Verdict::Rotate {
+                    let given = if verdict == Decision::Rotate {
                         Rotation::Rotated
                     } else {
                         Rotation::Repeated
@@ -107,10 +107,10 @@ impl Shared {
             let Judged { verdict, family, last, .. } = self.judge(call.rotate, found.as_deref())?;
             match (verdict, family) {
                 // Others changed the family in between.
-                (Verdict::Rotate | Verdict::Repeat, _) => tries += 1,
+                (Decision::Rotate | Decision::Repeat, _) => tries += 1,
                 // Their callers may yet be answered, or the store failed in between: the marks will
                 // go, or stay.
-                (Verdict::Refuse, Some(family)) if last.answered(&family.answers) == 0 => {
+                (Decision::Refuse, Some(family)) if last.answered(&family.answers) == 0 => {
                     if call.is_abandoned() {
                         return Err(MongoError::Timeout(self.connection.deadline()));
                     }
@@ -122,7 +122,7 @@ impl Shared {
                     }
                     tries += 1;
                 }
-                (Verdict::Refuse, _) => return Ok((Rotation::Refused, None)),
+                (Decision::Refuse, _) => return Ok((Rotation::Refused, None)),
                 _ => return Ok((Rotation::Unknown, None)),
             }
         }
@@ -133,16 +133,16 @@ impl Shared {
     async fn end_presented(
         &self,
         call: &RefreshCall<'_>,
-        verdict: Verdict,
+        verdict: Decision,
         family: Family,
     ) -> Result<Option<Rotation>, MongoError> {
         let rotate = call.rotate;
         // The caller is gone and may already have retried on another node. Treating this as reuse
         // would end its family, so fail with a timeout.
-        if rotate.lawful && call.is_abandoned() {
+        if rotate.was_acceptable_on_arrival && call.is_abandoned() {
             return Err(MongoError::Timeout(self.connection.deadline()));
         }
-        let Some(remember) = rotate.remember else { return Ok(Some(Rotation::Unended(verdict))) };
+        let Some(remember) = rotate.retain_for else { return Ok(Some(Rotation::Unended(verdict))) };
         let audited =
             self.audited_change([rotate.event(verdict, call.stamp, call.jti, Some(&family))])?;
         let until = rotate.now + remember;
@@ -160,7 +160,7 @@ impl Shared {
         };
         self.record_and_notify(audited, owner(rotate.family), vec![Change::Revoked(revocation)])
             .await?;
-        Ok(Some(if verdict == Verdict::Shared {
+        Ok(Some(if verdict == Decision::Shared {
             Rotation::Shared(family)
         } else {
             Rotation::Reused
@@ -171,7 +171,8 @@ impl Shared {
     /// tries at a time. A result that grants nothing is shared by all of them.
     async fn attempt(&self, call: &RefreshCall<'_>) -> Result<Attempt, MongoError> {
         let (rotate, deadline) = (call.rotate, self.connection.deadline());
-        let grants = |judged: &Judged| matches!(judged.verdict, Verdict::Rotate | Verdict::Repeat);
+        let grants =
+            |judged: &Judged| matches!(judged.verdict, Decision::Rotate | Decision::Repeat);
         // A caller that may be granted a token has to try itself.
         let is_usable = |found: Option<&Document>| {
             !self.judge(rotate, found).is_ok_and(|judged| grants(&judged))
@@ -181,7 +182,7 @@ impl Shared {
             Join::Shared(found) => return Ok(Attempt::NotGranted(found)),
             Join::Lead(lead) => lead,
         };
-        if rotate.lawful && call.is_abandoned() {
+        if rotate.was_acceptable_on_arrival && call.is_abandoned() {
             return Err(MongoError::Timeout(deadline));
         }
         // The write itself decides: by the last result, else as if the token were the current one,
@@ -194,7 +195,9 @@ impl Shared {
         let guess = seen.and_then(|seen| self.judge(rotate, Some(&seen)).ok()).filter(grants);
         let sequence = lead.next_sequence();
         let given = match guess {
-            Some(judged) if judged.verdict == Verdict::Repeat => self.repeat(call, &judged).await?,
+            Some(judged) if judged.verdict == Decision::Repeat => {
+                self.repeat(call, &judged).await?
+            }
             _ if rotate.presented < u32::MAX && !is_gone => self.rotate_current(call).await?,
             _ => None,
         };
@@ -204,7 +207,7 @@ impl Shared {
         }
         let found = lead.run(self.read_durable(rotate.family)).await?;
         let judged = self.judge(rotate, found.as_deref())?;
-        if judged.verdict == Verdict::Repeat {
+        if judged.verdict == Decision::Repeat {
             let sequence = lead.next_sequence();
             if let Some((verdict, found, audited)) = self.repeat(call, &judged).await? {
                 lead.publish(sequence, Some(found.clone()));
@@ -215,17 +218,17 @@ impl Shared {
     }
 
     /// Advances the family by one generation, if the filter finds the state for which
-    /// [`Rotate::judge`] says [`Verdict::Rotate`].
+    /// [`Rotate::decide`] says [`Decision::Rotate`].
     async fn rotate_current(
         &self,
         call: &RefreshCall<'_>,
-    ) -> Result<Option<(Verdict, Arc<Document>, AuditedChange)>, MongoError> {
+    ) -> Result<Option<(Decision, Arc<Document>, AuditedChange)>, MongoError> {
         let RefreshCall { rotate, stamp, jti, caller } = call;
         let audited = self
-            .audited_change([rotate.event(Verdict::Rotate, stamp, jti, None)])?
+            .audited_change([rotate.event(Decision::Rotate, stamp, jti, None)])?
             .awaited_by(caller);
         let found = self.change_family(current(rotate), rotated(rotate, stamp, &audited)).await?;
-        Ok(found.map(|found| (Verdict::Rotate, Arc::new(found), audited)))
+        Ok(found.map(|found| (Decision::Rotate, Arc::new(found), audited)))
     }
 
     /// Gives out the successor again, if no other call got it since the judgement.
@@ -233,11 +236,11 @@ impl Shared {
         &self,
         call: &RefreshCall<'_>,
         judged: &Judged,
-    ) -> Result<Option<(Verdict, Arc<Document>, AuditedChange)>, MongoError> {
+    ) -> Result<Option<(Decision, Arc<Document>, AuditedChange)>, MongoError> {
         let RefreshCall { rotate, stamp, jti, caller } = call;
         let Some(family) = &judged.family else { return Ok(None) };
         let audited = self
-            .audited_change([rotate.event(Verdict::Repeat, stamp, jti, Some(family))])?
+            .audited_change([rotate.event(Decision::Repeat, stamp, jti, Some(family))])?
             .awaited_by(caller);
         let is_late = !rotate.is_in_grace(judged.last);
         let mut filter = doc! {
@@ -262,31 +265,35 @@ impl Shared {
             "last": {
                 "generation": i64::from(family.generation),
                 // The grace begins with the rotation; anew if no caller was answered in it.
-                "at": date(if is_late { rotate.agreed } else { judged.last.at }),
+                "at": date(if is_late { rotate.cluster_now } else { judged.last.at }),
                 "unanswered": { "$concatArrays": [kept, answer_mark(&audited)] },
             },
             "op": audited.operation(),
             "outbox": audited.concatenated(&owner(rotate.family)),
         } }];
         let found = self.change_family(filter, update).await?;
-        Ok(found.map(|found| (Verdict::Repeat, Arc::new(found), audited)))
+        Ok(found.map(|found| (Decision::Repeat, Arc::new(found), audited)))
     }
 
     /// Judges a family as it was found.
     fn judge(&self, rotate: &Rotate, found: Option<&Document>) -> Result<Judged, MongoError> {
         let Some(found) = found else {
-            let last = Last { at: rotate.agreed, unanswered: 0 };
-            return Ok(Judged { verdict: Verdict::Unknown, family: None, last, has_marks: false });
+            let last = LastRotation { at: rotate.cluster_now, unanswered: 0 };
+            return Ok(Judged { verdict: Decision::Unknown, family: None, last, has_marks: false });
         };
         let family = decoded(found)?;
         let (last, has_marks) = self.last(found, &family)?;
-        Ok(Judged { verdict: rotate.judge(&family, last), family: Some(family), last, has_marks })
+        Ok(Judged { verdict: rotate.decide(&family, last), family: Some(family), last, has_marks })
     }
 
     /// State of the rotation that led to the current generation. An imported family has none: its
     /// own time is used instead.
-    fn last(&self, document: &Document, family: &Family) -> Result<(Last, bool), MongoError> {
-        let own = Last { at: family.rotated_at, unanswered: 0 };
+    fn last(
+        &self,
+        document: &Document,
+        family: &Family,
+    ) -> Result<(LastRotation, bool), MongoError> {
+        let own = LastRotation { at: family.rotated_at, unanswered: 0 };
         let Some(last) = document.get("last").and_then(Bson::as_document) else {
             return Ok((own, false));
         };
@@ -298,7 +305,7 @@ impl Shared {
         let unanswered =
             marks.into_iter().filter(|entry| !self.cleaner.was_answered(*entry)).count();
         Ok((
-            Last {
+            LastRotation {
                 at: fields.time("at")?,
                 unanswered: u32::try_from(unanswered).unwrap_or(u32::MAX),
             },
@@ -349,7 +356,7 @@ fn rotated(rotate: &Rotate, stamp: &Stamp, audited: &AuditedChange) -> Vec<Docum
         },
         "last": {
             "generation": next,
-            "at": date(rotate.agreed),
+            "at": date(rotate.cluster_now),
             // The entry leaves the outbox once any node has recorded it; this mark stays until the
             // caller was answered.
             "unanswered": answer_mark(audited),

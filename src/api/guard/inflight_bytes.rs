@@ -1,4 +1,4 @@
-//! Body of a request, counted as it comes in.
+//! Request body that is counted as it is received.
 
 use std::{
     pin::Pin,
@@ -10,23 +10,27 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tonic::Status;
 
-use super::{Refusal, account::Share};
+use super::{Refusal, account::MemoryPermit};
 
-/// The body of a request. What was read of it goes on counting when it is dropped, until the answer
-/// is made: the handler has it.
-pub struct Held<B> {
+/// Body of a request. Received bytes go on counting after it is dropped, until the response is
+/// made: the handler holds them.
+pub struct MeteredBody<B> {
     body: B,
-    share: Arc<Share>,
+    permit: Arc<MemoryPermit>,
     status: fn(Refusal) -> Status,
 }
 
-impl<B> Held<B> {
-    pub(super) const fn new(body: B, share: Arc<Share>, status: fn(Refusal) -> Status) -> Self {
-        Self { body, share, status }
+impl<B> MeteredBody<B> {
+    pub(super) const fn new(
+        body: B,
+        permit: Arc<MemoryPermit>,
+        status: fn(Refusal) -> Status,
+    ) -> Self {
+        Self { body, permit, status }
     }
 }
 
-impl<B> Body for Held<B>
+impl<B> Body for MeteredBody<B>
 where
     B: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Unpin,
 {
@@ -41,8 +45,8 @@ where
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
         let read =
             frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
-        if read > 0 && !this.share.grow(read) {
-            // tonic answers with the status it finds among an error's causes.
+        if read > 0 && !this.permit.grow(read) {
+            // tonic responds with the status it finds among an error's causes.
             return Poll::Ready(Some(Err((this.status)(Refusal::Overloaded).into())));
         }
         Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))

@@ -1,7 +1,7 @@
-//! The frames of HTTP/2, followed beneath it. They are bounded where they ask for work and carry
-//! none: SETTINGS, PING, PRIORITY, unknown ones, and more WINDOW_UPDATE or RST_STREAM than calls
-//! bring. h2 cuts floods of streams that are opened and reset, of CONTINUATION and of empty DATA by
-//! itself, but answers these for ever. Streams are bounded by what h2 keeps for them.
+//! Limit on control frames of HTTP/2, followed below it. Frames that cause work and carry none are
+//! bounded: SETTINGS, PING, PRIORITY, unknown ones, and more WINDOW_UPDATE or RST_STREAM than calls
+//! need. h2 cuts floods of streams that are opened and reset, of CONTINUATION and of empty DATA by
+//! itself, but answers these for ever. Streams are bounded by the memory that h2 keeps for them.
 
 use std::{
     io,
@@ -18,7 +18,7 @@ use tokio::{
 use super::{
     frame::{DATA, HEADERS, Head, RST_STREAM},
     life::Life,
-    room::Room,
+    stream_memory::StreamMemory,
     streams::Streams,
 };
 
@@ -28,15 +28,14 @@ const UPDATE: i64 = 1;
 const PING_COST: i64 = 10;
 /// Cost of any other control frame: no client has reason to send many.
 const OTHER: i64 = 100;
-/// What a connection may send at once: ten thousand PINGs.
+/// Budget of a connection: ten thousand PINGs at once.
 const BURST: i64 = 10_000 * PING_COST;
-/// What it may go on sending each second: clients that measure the path send a PING a round trip
-/// for as long as data flows.
+/// Refill of the budget each second: clients that measure the path send a PING a round trip for as
+/// long as data flows.
 const PER_SECOND: f64 = 5_000.0 * PING_COST as f64;
-/// What comes free with each frame of a call.
+/// Refill of the budget with each frame of a call.
 const PER_CALL_FRAME: i64 = 4 * PING_COST;
-/// WINDOW_UPDATEs that come free with each DATA frame of ours: one for its stream and one for the
-/// connection.
+/// Free WINDOW_UPDATEs with each DATA frame of ours: one for its stream and one for the connection.
 const UPDATES_PER_DATA: u64 = 2;
 
 const HEAD: usize = 9;
@@ -48,15 +47,15 @@ const CONTINUATION: u8 = 9;
 /// Code of a GOAWAY to a client that asks for too much (RFC 9113 section 7).
 const ENHANCE_YOUR_CALM: u32 = 11;
 
-/// Finds the frames of one direction.
+/// Parser of frame heads in one direction.
 #[derive(Default)]
-struct Heads {
+struct FrameParser {
     head: [u8; HEAD],
     have: usize,
     skip: usize,
 }
 
-impl Heads {
+impl FrameParser {
     /// Calls `each` with the head of every frame that begins in these further bytes, until one is
     /// too many.
     fn follow(&mut self, mut bytes: &[u8], mut each: impl FnMut(Head) -> bool) -> bool {
@@ -85,44 +84,44 @@ impl Heads {
         true
     }
 
-    /// Returns true if nothing of a frame is outstanding.
+    /// Returns true if no frame is incomplete.
     const fn is_between_frames(&self) -> bool {
         self.have == 0 && self.skip == 0
     }
 }
 
-/// Follows the frames of one connection.
+/// Meter of the frames of one connection.
 pub(super) struct Meter {
-    received: Heads,
-    sent: Heads,
+    received: FrameParser,
+    sent: FrameParser,
     budget: Budget,
     streams: Streams,
-    /// The last stream that the client opened in what HTTP/2 was given.
+    /// The last stream that the client opened in data passed to HTTP/2.
     last: u32,
 }
 
 struct Budget {
     left: i64,
     at: Instant,
-    /// WINDOW_UPDATEs and RST_STREAMs that are still free.
+    /// Free WINDOW_UPDATEs and RST_STREAMs that are left.
     updates: u64,
     resets: u64,
 }
 
 impl Meter {
-    pub(super) fn new(now: Instant, room: Arc<Room>) -> Self {
+    pub(super) fn new(now: Instant, stream_memory: Arc<StreamMemory>) -> Self {
         let budget = Budget { left: BURST, at: now, updates: 0, resets: 0 };
         Self {
-            received: Heads::default(),
-            sent: Heads::default(),
+            received: FrameParser::default(),
+            sent: FrameParser::default(),
             budget,
-            streams: Streams::new(room),
+            streams: Streams::new(stream_memory),
             last: 0,
         }
     }
 
-    /// Takes further bytes from the client; says what there is too much of, if the connection is
-    /// not within its bounds.
+    /// Parses further bytes from the client; returns the kind of excess if the connection exceeds
+    /// its limits.
     pub(super) fn receive(&mut self, bytes: &[u8]) -> Option<&'static str> {
         let (budget, streams) = (&mut self.budget, &mut self.streams);
         let mut excess = None;
@@ -134,14 +133,14 @@ impl Meter {
             }
             excess.is_none()
         });
-        // Of a read that is cut HTTP/2 sees nothing.
+        // HTTP/2 sees nothing of a read that is cut.
         if excess.is_none() {
             self.last = streams.last();
         }
         excess
     }
 
-    /// Counts bytes to the client.
+    /// Parses bytes to the client.
     pub(super) fn send(&mut self, bytes: &[u8]) {
         let (updates, streams) = (&mut self.budget.updates, &mut self.streams);
         self.sent.follow(bytes, |head| {
@@ -151,7 +150,7 @@ impl Meter {
         });
     }
 
-    /// A last frame, that says why there is none after it.
+    /// Builds a last frame with the reason of the end.
     pub(super) fn goaway(&self, reason: &str) -> Vec<u8> {
         let length = (8 + reason.len()) as u32;
         let (last, code) = (self.last.to_be_bytes(), ENHANCE_YOUR_CALM.to_be_bytes());
@@ -196,8 +195,8 @@ impl Budget {
     }
 }
 
-/// An HTTP/2 connection whose frames are counted.
-pub(super) struct Counted<S> {
+/// HTTP/2 connection whose frames are counted.
+pub(super) struct FrameLimited<S> {
     stream: S,
     meter: Meter,
     life: Arc<Life>,
@@ -205,18 +204,18 @@ pub(super) struct Counted<S> {
     preface: usize,
 }
 
-impl<S> Counted<S> {
-    /// `preface` bytes come before the first frame.
+impl<S> FrameLimited<S> {
+    /// Wraps a stream that begins with `preface` bytes before the first frame.
     pub(super) fn new(stream: S, preface: usize, life: Arc<Life>) -> Self {
-        Self { stream, meter: Meter::new(Instant::now(), life.room()), life, preface }
+        Self { stream, meter: Meter::new(Instant::now(), life.stream_memory()), life, preface }
     }
 }
 
-impl<S: AsyncWrite + Unpin> Counted<S> {
-    /// Ends the connection from below. hyper can say GOAWAY only if it may finish the calls, so it
-    /// is said here: where a frame of hyper's is half written, or the client takes nothing any
-    /// more, it would not be understood. Bytes that the client has sent and that were not read may
-    /// make the system reset the connection, and the GOAWAY be lost.
+impl<S: AsyncWrite + Unpin> FrameLimited<S> {
+    /// Ends the connection from below. hyper can send GOAWAY only if it may finish the calls, so it
+    /// is sent here, unless a frame of hyper's is half written: then it would not be understood.
+    /// Bytes that the client has sent and that were not read may make the system reset the
+    /// connection, and the GOAWAY is lost.
     fn cut(&mut self, cx: &mut Context<'_>, reason: &'static str) -> io::Error {
         if self.meter.sent.is_between_frames() {
             let goaway = self.meter.goaway(reason);
@@ -227,7 +226,7 @@ impl<S: AsyncWrite + Unpin> Counted<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Counted<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for FrameLimited<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -252,7 +251,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Counted<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for FrameLimited<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -321,7 +320,7 @@ mod tests {
         assert_eq!(meter.receive(&calls), None);
     }
 
-    /// L03: updates of the window are free for data that was sent, and resets for streams that were
+    /// L03: window updates are free for data that was sent, and resets for streams that were
     /// opened; others are counted.
     #[test]
     fn updates_without_data_and_resets_without_streams_are_too_many() {
@@ -371,18 +370,18 @@ mod tests {
             (headers(16), "streams"),
             ([headers(16), frame(PING, 8).repeat(20_000)].concat(), "control_frames"),
         ] {
-            let room = Arc::<Room>::default();
-            let mut meter = Meter::new(Instant::now(), Arc::clone(&room));
+            let stream_memory = Arc::<StreamMemory>::default();
+            let mut meter = Meter::new(Instant::now(), Arc::clone(&stream_memory));
             assert_eq!((named(&meter), meter.receive(&headers(0)), named(&meter)), (0, None, 31));
             if what == "streams" {
-                room.grow(usize::MAX / 4);
+                stream_memory.grow(usize::MAX / 4);
             }
             assert_eq!((meter.receive(&excess), named(&meter)), (Some(what), 31));
         }
     }
 
     proptest! {
-        /// Frames are found wherever the reads happen to be cut.
+        /// Frames are found wherever the reads are cut.
         #[test]
         fn cuts_between_reads_change_nothing(kinds in prop::collection::vec((0_u8..12, 0_usize..40), 1..50), cut in 1_usize..30) {
             let bytes: Vec<u8> = kinds.iter().flat_map(|(kind, length)| frame(*kind, *length)).collect();

@@ -24,7 +24,7 @@ use crate::{
     store::Store,
 };
 
-/// The most records removed in one write, so that callers do not wait behind housekeeping.
+/// The most records removed in one write, so that callers do not wait behind maintenance.
 const SWEEP: usize = 2_000;
 
 /// The background tasks.

@@ -1,5 +1,4 @@
-//! The body of an answer, followed to its end for the sake of its status and of the bytes that it
-//! holds.
+//! Response body that is followed to its end, for its status and for the bytes that it holds.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -19,7 +18,7 @@ use super::{
     chunk::{Chunk, Pieces},
 };
 
-/// One call to be counted, under its code when it ends, as cancelled if it never does.
+/// Count of one call, under its code when it ends, as cancelled if it never does.
 pub(super) struct Count {
     method: &'static Method,
     arrived: Instant,
@@ -46,17 +45,17 @@ impl Drop for Count {
     }
 }
 
-/// A body that counts its call when it ends, and its bytes until they are sent. A panic in it ends
+/// Body that counts its call when it ends, and its bytes until they are sent. A panic in it ends
 /// the stream with INTERNAL.
-pub struct Counted {
+pub struct CountedBody {
     body: Body,
     count: Option<Count>,
-    /// `None` for a refusal, which has no body to speak of.
+    /// `None` for a refusal, which has next to no body.
     pieces: Option<Pieces>,
     status: fn(Refusal) -> Status,
 }
 
-impl Counted {
+impl CountedBody {
     pub(super) const fn new(
         body: Body,
         count: Option<Count>,
@@ -72,14 +71,14 @@ impl Counted {
         }
     }
 
-    /// Ends the answer early: in its trailers if it is gRPC, by a reset if not.
-    fn break_off(&mut self, refusal: Refusal) -> Option<Result<Frame<Chunk>, axum::Error>> {
+    /// Ends the response early: in its trailers if it is gRPC, by a reset if not.
+    fn abort(&mut self, refusal: Refusal) -> Option<Result<Frame<Chunk>, axum::Error>> {
         self.body = Body::empty();
         let status = (self.status)(refusal);
         let Some(count) = self.count.take() else { return Some(Err(axum::Error::new(status))) };
         count.end(status.code());
         let mut trailers = HeaderMap::new();
-        // Ours can be written as headers.
+        // Our statuses fit into headers.
         let _ = status.add_header(&mut trailers);
         Some(Ok(Frame::trailers(trailers)))
     }
@@ -89,14 +88,14 @@ impl Counted {
             return Some(Ok(Frame::data(Chunk::new(bytes, None, None))));
         };
         if !pieces.take(bytes) {
-            return self.break_off(Refusal::Overloaded);
+            return self.abort(Refusal::Overloaded);
         }
         let piece = pieces.cut().unwrap_or_else(|| Chunk::new(Bytes::new(), None, None));
         Some(Ok(Frame::data(piece)))
     }
 }
 
-impl http_body::Body for Counted {
+impl http_body::Body for CountedBody {
     type Data = Chunk;
     type Error = axum::Error;
 
@@ -115,7 +114,7 @@ impl http_body::Body for Counted {
                 method = this.count.as_ref().map(Count::path),
                 "response stream panicked"
             );
-            return Poll::Ready(this.break_off(Refusal::Panicked));
+            return Poll::Ready(this.abort(Refusal::Panicked));
         };
         let frame = match ready!(polled) {
             Some(Ok(frame)) => frame,
@@ -155,8 +154,8 @@ impl http_body::Body for Counted {
     }
 }
 
-impl Counted {
-    /// Bytes that were taken out of the body and not yet handed on.
+impl CountedBody {
+    /// Returns the number of bytes that were taken out of the body and not yet passed on.
     fn left(&self) -> usize {
         self.pieces.as_ref().map_or(0, Pieces::left)
     }
@@ -172,15 +171,21 @@ mod tests {
     use super::*;
     use crate::api::guard::{
         Methods,
-        account::{Account, INCLUDED},
-        chunk::Answer,
+        account::{Account, INCLUDED_BYTES},
+        chunk::AnswerPermit,
     };
 
-    fn counted(account: &Arc<Account>, method: &'static Method, body: Body) -> Counted {
+    fn counted(account: &Arc<Account>, method: &'static Method, body: Body) -> CountedBody {
         let (answer, _request) = account.begin(method.is_stream()).unwrap();
-        let included = if answer.is_stream() { 0 } else { INCLUDED };
-        let pieces = Pieces::new(Answer::new("id".into(), answer), Arc::clone(account), included);
-        Counted::new(body, Some(Count::new(method, Instant::now())), Some(pieces), Refusal::status)
+        let included = if answer.is_stream() { 0 } else { INCLUDED_BYTES };
+        let pieces =
+            Pieces::new(AnswerPermit::new("id".into(), answer), Arc::clone(account), included);
+        CountedBody::new(
+            body,
+            Some(Count::new(method, Instant::now())),
+            Some(pieces),
+            Refusal::status,
+        )
     }
 
     fn method(path: &str) -> &'static Method {
@@ -205,8 +210,8 @@ mod tests {
         assert_eq!(method.count(Code::Internal), 1);
     }
 
-    /// L05: the bytes of an answer count until its last piece is dropped, whatever became of its
-    /// body; pieces are short, for a piece is sent for one byte of window.
+    /// L05: the bytes of a response count until its last piece is dropped, even after its body;
+    /// pieces are short, because a piece is sent for one byte of window.
     #[tokio::test]
     async fn an_answer_counts_until_its_last_piece_is_gone() {
         let account = Arc::default();
@@ -232,7 +237,7 @@ mod tests {
         assert_eq!((account.bytes(), account.is_busy()), (0, false));
     }
 
-    /// L05: what a stream has sent does not count while it waits.
+    /// L05: sent bytes of a stream do not count while it waits.
     #[tokio::test]
     async fn a_stream_counts_for_what_was_not_read() {
         let account = Arc::default();
@@ -255,11 +260,11 @@ mod tests {
         assert_eq!((account.bytes(), account.has_streams()), (0, false));
     }
 
-    /// L05: an answer that has no room left of its peer's is broken off, and says so.
+    /// L05: a response without room in its peer's share is aborted with a status.
     #[tokio::test]
     async fn an_answer_without_room_is_refused() {
         let account = Arc::<Account>::default();
-        let _unread: Vec<_> = (0..15).map_while(|_| account.hold(1 << 20)).collect();
+        let _unread: Vec<_> = (0..15).map_while(|_| account.acquire(1 << 20)).collect();
         let method = method("/jeton.token.v1.TokenService/BatchIntrospect");
         let collected =
             counted(&account, method, Body::from(vec![7; 1 << 20])).collect().await.unwrap();

@@ -1,4 +1,4 @@
-//! The future of an answer: the handler's, or the refusal in its stead.
+//! Future of a response: the handler's, or a refusal in its place.
 
 use std::{
     convert::Infallible,
@@ -18,18 +18,18 @@ use tonic::{Code, Status};
 
 use super::{
     Method, Refusal,
-    account::{INCLUDED, Share},
-    body::{Count, Counted},
-    chunk::{Answer, Pieces},
+    account::{INCLUDED_BYTES, MemoryPermit},
+    chunk::{AnswerPermit, Pieces},
     request_id,
+    response_body::{Count, CountedBody},
 };
 
-/// Under which the request id is answered.
+/// Header of the request id in a response.
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Statuses that tonic gives by itself to what it cannot read, and what is answered instead: its
-/// words are not for callers, and INTERNAL is for our own defects. By code and by how the message
-/// begins, percent-encoded.
-const OF_TONIC: [(Code, &[u8], Refusal); 5] = [
+/// Statuses that tonic returns by itself for requests it cannot decode, and their replacements: its
+/// words are not for callers, and INTERNAL is for our own defects. By code and by the beginning of
+/// the message, percent-encoded.
+const TONIC_REFUSALS: [(Code, &[u8], Refusal); 5] = [
     (Code::OutOfRange, b"Error,%20decoded%20message%20length%20too%20large", Refusal::TooLarge),
     (Code::Internal, b"failed%20to%20decode%20Protobuf%20message", Refusal::Malformed),
     (Code::Internal, b"protocol%20error:%20received%20message%20with", Refusal::Malformed),
@@ -37,20 +37,20 @@ const OF_TONIC: [(Code, &[u8], Refusal); 5] = [
     (Code::Internal, b"Missing%20request%20message", Refusal::Malformed),
 ];
 
-/// The answer to one request.
-pub struct Answering<F> {
+/// Response to one request.
+pub struct ResponseFuture<F> {
     stage: Stage<F>,
-    /// `None` where the answer is not gRPC.
+    /// `None` if the response is not gRPC.
     count: Option<Count>,
     deadline: Instant,
-    /// Made only once the handler has to wait, which most do not.
+    /// Created only once the handler has to wait, which most do not.
     alarm: Option<Pin<Box<Sleep>>>,
     request_id: Arc<str>,
     /// `None` until the call is admitted.
-    share: Option<Share>,
-    /// Share of the request, which the handler holds decoded: given back with the handler, and not
-    /// when the body has been read.
-    request: Option<Arc<Share>>,
+    permit: Option<MemoryPermit>,
+    /// Permit of the request, which the handler holds decoded: released with the handler, not when
+    /// the body has been read.
+    request: Option<Arc<MemoryPermit>>,
     status: fn(Refusal) -> Status,
 }
 
@@ -58,10 +58,10 @@ enum Stage<F> {
     Running(F),
     Refused(Refusal),
     RefusedHttp(StatusCode),
-    Over,
+    Done,
 }
 
-impl<F> Answering<F> {
+impl<F> ResponseFuture<F> {
     pub(super) fn new(
         method: Option<&'static Method>,
         arrived: Instant,
@@ -71,20 +71,21 @@ impl<F> Answering<F> {
     ) -> Self {
         let count = method.map(|method| Count::new(method, arrived));
         Self {
-            stage: Stage::Over,
+            stage: Stage::Done,
             count,
             deadline,
             alarm: None,
             request_id,
-            share: None,
+            permit: None,
             request: None,
             status,
         }
     }
 
-    /// Counts the answer from here on, until it is sent, and the request until the answer is made.
-    pub(super) fn count(&mut self, answer: Share, request: Arc<Share>) {
-        self.share = Some(answer);
+    /// Counts the response from here on, until it is sent, and the request until the response is
+    /// made.
+    pub(super) fn count(&mut self, answer: MemoryPermit, request: Arc<MemoryPermit>) {
+        self.permit = Some(answer);
         self.request = Some(request);
     }
 
@@ -100,8 +101,8 @@ impl<F> Answering<F> {
         self.stage = Stage::RefusedHttp(status);
     }
 
-    /// Whether the deadline has passed; if not, the task is woken when it does.
-    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
+    /// Returns true if the deadline has passed; if not, the task is woken when it does.
+    fn is_deadline_exceeded(&mut self, cx: &mut Context<'_>) -> bool {
         let deadline = self.deadline;
         let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
         alarm.as_mut().poll(cx).is_ready()
@@ -116,34 +117,36 @@ impl<F> Answering<F> {
         if self.count.is_some() { (self.status)(refusal).into_http() } else { bare(refusal) }
     }
 
-    /// Adds what every answer has, and sees to it that it is counted: its call when it ends, its
+    /// Adds the headers of every response, and the counting: of its call until it ends, of its
     /// bytes until they are sent.
-    fn complete(&mut self, mut response: Response) -> http::Response<Counted> {
-        let answer = self.share.take().map(|share| {
+    fn complete(&mut self, mut response: Response) -> http::Response<CountedBody> {
+        let answer = self.permit.take().map(|permit| {
             let (account, included) =
-                (Arc::clone(share.account()), if share.is_stream() { 0 } else { INCLUDED });
-            let answer = Answer::new(Arc::clone(&self.request_id), share);
+                (Arc::clone(permit.account()), if permit.is_stream() { 0 } else { INCLUDED_BYTES });
+            let answer = AnswerPermit::new(Arc::clone(&self.request_id), permit);
             (answer.request_id(), Pieces::new(answer, account, included))
         });
         let (request_id, mut pieces) = match answer {
             Some((request_id, pieces)) => (request_id, Some(pieces)),
             None => (Bytes::copy_from_slice(self.request_id.as_bytes()), None),
         };
-        // A page, whose length is known: there is room for it, or it is refused while it can be.
+        // A page of known length: there is room for it, or it is refused while that is still
+        // possible.
         if let (Some(pieces), Some(length)) = (&mut pieces, response.body().size_hint().exact())
             && !pieces.reserve(usize::try_from(length).unwrap_or(usize::MAX))
         {
             response = self.refused(Refusal::Overloaded);
         }
         if let (Some(_), Some(code)) = (&self.count, response.headers().get(Status::GRPC_STATUS)) {
-            // A status in the headers is all there is to the answer.
+            // A status in the headers is the whole response.
             let mut code = Code::from_bytes(code.as_bytes());
             let message = response
                 .headers()
                 .get(Status::GRPC_MESSAGE)
                 .map_or(&b""[..], HeaderValue::as_bytes);
-            let of_tonic =
-                OF_TONIC.iter().find(|(its, words, _)| code == *its && message.starts_with(words));
+            let of_tonic = TONIC_REFUSALS
+                .iter()
+                .find(|(its, words, _)| code == *its && message.starts_with(words));
             if let Some((.., refusal)) = of_tonic {
                 let status = (self.status)(*refusal);
                 code = status.code();
@@ -155,15 +158,15 @@ impl<F> Answering<F> {
         }
         response.headers_mut().insert(X_REQUEST_ID, request_id::header(request_id));
         let (count, status) = (self.count.take(), self.status);
-        response.map(|body| Counted::new(body, count, pieces, status))
+        response.map(|body| CountedBody::new(body, count, pieces, status))
     }
 }
 
-impl<F> Future for Answering<F>
+impl<F> Future for ResponseFuture<F>
 where
     F: Future<Output = Result<Response, Infallible>> + Unpin,
 {
-    type Output = Result<http::Response<Counted>, Infallible>;
+    type Output = Result<http::Response<CountedBody>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
@@ -172,7 +175,7 @@ where
                 match catch_unwind(AssertUnwindSafe(|| Pin::new(future).poll(cx))) {
                     Ok(Poll::Ready(Ok(response))) => response,
                     Ok(Poll::Pending) => {
-                        if !this.is_late(cx) {
+                        if !this.is_deadline_exceeded(cx) {
                             return Poll::Pending;
                         }
                         this.refused(Refusal::DeadlineExceeded)
@@ -186,17 +189,16 @@ where
             }
             Stage::RefusedHttp(status) => empty(*status),
             // Polled after it was ready, which no caller may do.
-            Stage::Over => return Poll::Pending,
+            Stage::Done => return Poll::Pending,
         };
-        // The handler is dropped here and now: after the deadline nobody waits for what it would
-        // still do.
-        this.stage = Stage::Over;
+        // The handler is dropped at once: after the deadline no caller waits for its result.
+        this.stage = Stage::Done;
         this.request = None;
         Poll::Ready(Ok(this.complete(response)))
     }
 }
 
-/// A refusal in the language of HTTP.
+/// Builds a refusal in HTTP.
 fn bare(refusal: Refusal) -> Response {
     let mut response = empty(refusal.http());
     if let Refusal::Throttled { retry_after } = refusal {
@@ -214,8 +216,8 @@ fn empty(status: StatusCode) -> Response {
     response
 }
 
-/// Has panics say where they happened and not what they were told, which may be a secret. For the
-/// whole process, once.
+/// Makes panics print their place and not their message, which may contain a secret. For the whole
+/// process, once.
 pub fn quiet_panics() {
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map(ToString::to_string);
