@@ -29,6 +29,7 @@ use tokio::sync::{Mutex, Semaphore};
 use super::{
     AdminAuthenticator, Administrator,
     audiences::{TRIES, first_record, must_be_normal, not_authentic},
+    newly_listed::{NewlyListed, newly_listed, other_owner, without},
     sharing::{with_shared, with_unshared},
 };
 use crate::{
@@ -37,11 +38,6 @@ use crate::{
     oauth::Detached,
     store::{FoundAudience, Proof, ProvenWrite, Spent, Store, Write},
 };
-
-/// Field of the audiences that a client's tokens may be for, as in the proto.
-const AUDIENCES: &str = "client.audiences";
-/// Field of the audiences that it introspects for.
-const SERVES: &str = "client.serves";
 
 /// Records that a tenant's administrators claim, at most; the operator assigns more.
 const MAX_CLAIMED: usize = 1_000;
@@ -58,16 +54,6 @@ const LONG_PAUSES: [u64; 13] = [2, 4, 8, 16, 30, 30, 30, 30, 30, 30, 30, 30, 30]
 const LOST: &str = "audience lost";
 /// Logged where a change is left half made: the server stops, or a record cannot be read.
 const UNCONFIRMED: &str = "client may list an audience of another tenant";
-
-/// An audience that a client comes to list.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct NewlyListed {
-    /// [`AUDIENCES`] or [`SERVES`].
-    field: &'static str,
-    pub(super) audience: Audience,
-    /// The tenant that it belongs to, if that is not the client's: the operator shares it.
-    pub(super) owner: Option<TenantId>,
-}
 
 /// A client whose audiences are changed.
 struct Change {
@@ -500,26 +486,6 @@ fn admits(admin: &Administrator, new: &NewlyListed, found: Option<&FoundAudience
     }
 }
 
-fn newly_listed(before: &Client, after: &Client) -> Vec<NewlyListed> {
-    let fields =
-        [(AUDIENCES, &before.audiences, &after.audiences), (SERVES, &before.serves, &after.serves)];
-    let new = fields.into_iter().flat_map(|(field, before, after)| {
-        let new = after.iter().filter(|audience| !before.contains(audience));
-        new.map(move |audience| NewlyListed { field, audience: audience.clone(), owner: None })
-    });
-    new.collect()
-}
-
-/// The tenant that an audience belongs to, if that is not `tenant`.
-pub(super) fn other_owner(found: Option<&FoundAudience>, tenant: &TenantId) -> Option<TenantId> {
-    match found {
-        Some(FoundAudience::Owned(record)) if record.tenant != *tenant => {
-            Some(record.tenant.clone())
-        }
-        Some(FoundAudience::Owned(_) | FoundAudience::NotAuthentic(_)) | None => None,
-    }
-}
-
 /// Returns true if two records of a client are the same but for the uses of its secrets and the MAC.
 fn is_same(one: &Client, other: &Client) -> bool {
     let plain = |client: &Client| {
@@ -530,16 +496,6 @@ fn is_same(one: &Client, other: &Client) -> bool {
         plain
     };
     plain(one) == plain(other)
-}
-
-/// The client without what it newly lists.
-fn without(client: &Client, lost: &[NewlyListed]) -> Client {
-    let mut next = client.clone();
-    for NewlyListed { field, audience, .. } in lost {
-        let list = if *field == SERVES { &mut next.serves } else { &mut next.audiences };
-        list.retain(|own| own != audience);
-    }
-    next
 }
 
 /// The client without an audience.

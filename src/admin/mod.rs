@@ -10,6 +10,7 @@ pub mod clients;
 mod forged_records;
 pub mod keys;
 mod listed_audiences;
+mod newly_listed;
 pub mod revocations;
 mod sharing;
 pub mod witness;

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 
 use super::{
     Administrator, AudienceLists,
-    listed_audiences::{NewlyListed, other_owner},
+    newly_listed::{NewlyListed, other_owner},
 };
 use crate::model::{Action, Audience, Call, Client, Event, Stamp, TenantId};
 
