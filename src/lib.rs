@@ -1,6 +1,6 @@
 //! jeton: a token service for machines, over gRPC.
 //!
-//! The rooms, and who may enter which (`tests/house.rs` holds this table against the code):
+//! The rooms, and who may enter which (`tests/house` holds this table against the code):
 //!
 //! ```text
 //! main -> cli -> server -> api -> services -> admin -> oauth -> {limit, audit, standing}

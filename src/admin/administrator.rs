@@ -39,7 +39,7 @@ impl AdminScope {
 }
 
 /// A caller that may administer. Made here and nowhere else. It reads and lists by this; what it
-/// changes needs a [`Proof`] each time ([`AdminAuthenticator::prove`]), taken when everything slow is done.
+/// changes needs a [`Proof`] each time (`AdminAuthenticator::prove`), taken when everything slow is done.
 #[derive(Clone, Debug)]
 pub struct Administrator {
     client: Arc<Client>,

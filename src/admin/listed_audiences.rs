@@ -98,7 +98,7 @@ pub struct AudienceLists {
     pub(crate) places: Arc<Semaphore>,
 }
 
-/// Places for [`AudienceLists::places`].
+/// Places for the changes of what clients list that are under way at once.
 pub fn places() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(MAX_CHANGES))
 }

@@ -1,15 +1,18 @@
 //! The house rules that no compiler holds: who may import whom, which crate lives where, and that
 //! README's table of errors is the code's.
 
-#![expect(clippy::unwrap_used, reason = "tests fail by panicking")]
+#![expect(clippy::panic, clippy::unwrap_used, reason = "tests fail by panicking")]
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-};
+mod circles;
+mod source;
+mod words;
+
+use std::{collections::BTreeSet, fs, path::Path};
 
 use jeton::{api::status::code, error::Error, standing::Stale, store::StoreError};
+use syn::{Expr, ExprMethodCall, Member, visit::Visit};
+
+use self::source::{Source, sources};
 
 /// A room and the rooms it may import, besides itself.
 const ROOMS: &[(&str, &[&str])] = &[
@@ -86,70 +89,6 @@ const CRATES: &[(&str, &[&str])] = &[
     ("governor", &["limit"]),
 ];
 
-/// Source files with their path below `src`, without what is there for tests only.
-fn sources() -> Vec<(String, String)> {
-    fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
-        for entry in fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() { walk(&path, found) } else { found.push(path) }
-        }
-    }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    walk(&root, &mut files);
-    let name = |path: &Path| path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
-    let files = files.iter().filter(|path| !name(path).contains("tests"));
-    files
-        .map(|path| {
-            let text = fs::read_to_string(path).unwrap();
-            // One line that is there for tests only, in the middle of a file, must not hide what
-            // comes behind it.
-            let code = text.split("#[cfg(test)]\nmod ").next().unwrap();
-            let code: String = code
-                .lines()
-                .filter(|line| !line.trim_start().starts_with("//"))
-                .collect::<Vec<_>>()
-                .join("\n");
-            (name(path), code)
-        })
-        .collect()
-}
-
-fn room(path: &str) -> &str {
-    path.split('/').next().unwrap().trim_end_matches(".rs")
-}
-
-/// The rooms a file names: `crate::room` and `crate::{room::…, room::…}`.
-fn imports(code: &str) -> BTreeSet<String> {
-    let mut rooms = BTreeSet::new();
-    for (at, _) in code.match_indices("crate::") {
-        let rest = &code[at + "crate::".len()..];
-        let Some(group) = rest.strip_prefix('{') else {
-            rooms.insert(
-                rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap().to_owned(),
-            );
-            continue;
-        };
-        let (mut depth, mut item) = (0, String::new());
-        for c in group.chars() {
-            match c {
-                '{' => depth += 1,
-                '}' if depth == 0 => break,
-                '}' => depth -= 1,
-                ',' if depth == 0 => item.clear(),
-                c if depth == 0 && (c.is_alphanumeric() || c == '_' || c == ':') => {
-                    item.push(c);
-                    if let Some(name) = item.strip_suffix("::").filter(|name| !name.contains(':')) {
-                        rooms.insert(name.to_owned());
-                    }
-                }
-                _ => {}
-            }
-        }
-    }
-    rooms
-}
-
 /// Verbs of the store that change what administration changes, and the only rules that may call
 /// them without a proof: the first client, the steps that time takes, a client that ends its own
 /// tokens, the new hash of a secret that was just proven, and what undoes a registration or a
@@ -172,30 +111,55 @@ const UNPROVEN: &[(&str, &[&str])] = &[
 /// few places, once in each.
 #[test]
 fn what_needs_a_proof_is_written_with_one() {
-    for (path, code) in
-        sources().into_iter().filter(|(path, _)| ["admin", "oauth"].contains(&room(path)))
+    for source in sources().into_iter().filter(|source| ["admin", "oauth"].contains(&source.room()))
     {
+        let (path, called) = (&source.path, verbs(&source));
         for (verb, allowed) in UNPROVEN {
-            let calls = code.matches(&format!("store.{verb}(")).count();
+            let calls = called.iter().filter(|called| called.as_str() == *verb).count();
             let most = usize::from(allowed.iter().any(|file| path.ends_with(file)));
             assert!(calls <= most, "{path} calls {verb} {calls} times without a proof");
         }
     }
 }
 
+/// Methods that a file calls on something named `store`.
+fn verbs(source: &Source) -> Vec<String> {
+    #[derive(Default)]
+    struct Verbs(Vec<String>);
+    impl<'ast> Visit<'ast> for Verbs {
+        fn visit_expr_method_call(&mut self, call: &'ast ExprMethodCall) {
+            let is_store = if let Expr::Field(field) = &*call.receiver {
+                matches!(&field.member, Member::Named(name) if name == "store")
+            } else {
+                matches!(&*call.receiver, Expr::Path(path) if path.path.is_ident("store"))
+            };
+            if is_store {
+                self.0.push(call.method.to_string());
+            }
+            syn::visit::visit_expr_method_call(self, call);
+        }
+    }
+    let mut verbs = Verbs::default();
+    verbs.visit_file(&source.syntax);
+    verbs.0
+}
+
 #[test]
 fn imports_go_one_way() {
     let rooms: BTreeSet<&str> = ROOMS.iter().map(|(room, _)| *room).collect();
     let mut wrong = Vec::new();
-    for (path, code) in sources() {
-        let from = room(&path);
+    for source in sources() {
+        let (path, from) = (&source.path, source.room());
         let (_, allowed) = ROOMS
             .iter()
             .find(|(room, _)| *room == from)
             .unwrap_or_else(|| panic!("{path} is in no room"));
-        for to in imports(&code) {
+        for reference in source.references() {
+            let Some(to) = reference.resolved.as_ref().and_then(|path| path.first()) else {
+                continue;
+            };
             if rooms.contains(to.as_str()) && to != from && !allowed.contains(&to.as_str()) {
-                wrong.push(format!("{path} imports {to}"));
+                wrong.push(format!("src/{path}:{} imports {to}", reference.line));
             }
         }
     }
@@ -205,18 +169,16 @@ fn imports_go_one_way() {
 #[test]
 fn crates_stay_in_their_rooms() {
     let mut wrong = Vec::new();
-    for (path, code) in sources() {
-        for (name, places) in CRATES {
-            let named = [
-                format!("use {name}::"),
-                format!(" {name}::"),
-                format!("({name}::"),
-                format!("<{name}::"),
-            ];
-            if named.iter().any(|form| code.contains(form.as_str()))
-                && !places.iter().any(|place| path.starts_with(place))
-            {
-                wrong.push(format!("{path} names {name}"));
+    for source in sources() {
+        for reference in source.references() {
+            let named = reference.written.first();
+            let Some((name, places)) =
+                CRATES.iter().find(|(name, _)| named.is_some_and(|named| named == name))
+            else {
+                continue;
+            };
+            if !places.iter().any(|place| source.path.starts_with(place)) {
+                wrong.push(format!("src/{}:{} names {name}", source.path, reference.line));
             }
         }
     }
@@ -227,7 +189,7 @@ fn crates_stay_in_their_rooms() {
 fn no_file_needs_scrolling_to_understand() {
     let long = sources()
         .into_iter()
-        .map(|(path, code)| (code.lines().count(), path))
+        .map(|source| (source.code().lines().count(), source.path))
         .filter(|(lines, _)| *lines > 500);
     assert_eq!(long.collect::<Vec<_>>(), []);
 }
