@@ -246,13 +246,13 @@ mod mongodb {
         let runs = |of: &'static str| {
             move |ran: &Ran| ran.is_ok() && text(&ran.json(), "node").starts_with(of)
         };
-        let well = until(server.address(), "n", &runs("n runs")).ok().json();
+        let well = until(server.address(), "n", &runs("n is running")).ok().json();
         for subject in ["store", "clocks", "schema", "signing keys", "node", "service"] {
             assert_eq!(finding(&well, subject)["verdict"], "ok", "{subject}: {well}");
         }
         // How long a disk takes is not the doctor's fault.
         assert!(text(&well, "majority write").starts_with("takes "), "{well}");
-        assert!(text(&well, "node").starts_with("n runs"), "{well}");
+        assert!(text(&well, "node").starts_with("n is running"), "{well}");
         let is_seen = |ran: &Ran| {
             ran.json()["findings"]
                 .as_array()
