@@ -178,7 +178,6 @@ impl Services {
         });
         let admin = AdminServices {
             clients: Clients {
-                gate: gate.clone(),
                 store: store.clone(),
                 settings: SettingRules { limits: limits.clone(), terms: terms.clone() },
                 secrets: SecretMaker { secrets, passwords: passwords.clone() },

@@ -9,7 +9,7 @@ pub(crate) struct Call<'a> {
     pub(crate) method: &'static str,
     /// A file with the request and its prefix.
     pub(crate) body: &'a Path,
-    /// How long the answer is, with its prefix: h2load does not see the status of a call, only that
+    /// Length of the answer with its prefix: h2load does not see the status of a call, only that
     /// its data came.
     pub(crate) answer: usize,
 }

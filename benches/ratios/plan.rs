@@ -31,14 +31,14 @@ pub(crate) struct Options {
     counts: Counts,
 }
 
-/// How much of everything there is.
+/// Sizes of the loads, and what fails a run.
 struct Counts {
     /// Families that are refreshed in turn.
     families: usize,
     /// Tokens revoked in one round.
     revoked: usize,
     scale: scale::Counts,
-    /// Whether a call that fails fails the run.
+    /// True if one failed call fails the run.
     strict: bool,
 }
 

@@ -18,7 +18,7 @@ use crate::{
     servers::{Server, data},
 };
 
-/// How much of everything there is.
+/// Sizes of the store under test.
 pub(crate) struct Counts {
     families: usize,
     revocations: usize,

@@ -1,4 +1,4 @@
-//! What a load needs to be there: clients, a token seen before, the bodies of requests and the
+//! Preconditions of a load: clients, a token seen before, the bodies of requests and the
 //! answers for the echo.
 
 use std::{

@@ -1,4 +1,4 @@
-//! What a generator says, where each request differs from the last, and what it keeps of the
+//! Messages of a generator: the places where requests differ, and the parts it keeps of the
 //! answers.
 
 use std::collections::VecDeque;

@@ -8,7 +8,7 @@ use crate::{
     crypto::verifying_keys::VerifiedClaims,
     error::{Error, Result},
     model::{Action, Call, Client, ClientId, Scope, Scopes, Stamp, TenantId},
-    oauth::{ADMIN, ClientAuthenticator, Credentials, client_auth::carries, revocation::spend},
+    oauth::{ADMIN, ClientAuthenticator, Credentials, client_auth::carries, proven::spend},
     standing::NodeState,
     store::{Proof, ProvenWrite, Spent, Store},
 };
@@ -48,7 +48,7 @@ pub struct Administrator {
 }
 
 impl Administrator {
-    /// Whether what belongs to `tenant` is this administrator's to see and change.
+    /// Returns true if this administrator may see and change records of `tenant`.
     pub fn can_access_tenant(&self, tenant: &TenantId) -> bool {
         self.client.tenant.is_operator() || self.client.tenant == *tenant
     }
@@ -62,12 +62,20 @@ impl Administrator {
         }
     }
 
-    /// What belongs to other tenants does not exist for an administrator of one.
+    /// Demands access to a tenant. To an administrator of one tenant the others do not exist.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`].
     pub fn must_access_tenant(&self, tenant: &TenantId) -> Result<()> {
         if self.can_access_tenant(tenant) { Ok(()) } else { Err(Error::NotFound("tenant")) }
     }
 
-    /// What concerns every tenant is the operator's.
+    /// Demands an administrator of the operator's tenant, for changes that concern every tenant.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InsufficientScope`].
     pub fn must_be_operator(&self) -> Result<()> {
         if self.client.tenant.is_operator() {
             Ok(())
@@ -76,9 +84,12 @@ impl Administrator {
         }
     }
 
-    /// Whether the administrator may hand out, or touch a client that has, these scopes: what
-    /// grants something in this service is given only by who holds it, so that no scope leads to
-    /// another.
+    /// Demands that the administrator may grant these scopes, or change a client that has them. A
+    /// reserved scope is granted only by a holder of it, so that no scope leads to another.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InsufficientScope`].
     pub fn may_grant(&self, scopes: &Scopes) -> Result<()> {
         let holds = |scope: &str| carries(&self.client, &self.verified, scope);
         if holds(ADMIN)
@@ -184,7 +195,7 @@ impl AdminAuthenticator {
         Ok(Proof::by_token(verified.claims(), verified.kid(), held))
     }
 
-    /// Makes a change that nothing slow stands before: proves and spends at once.
+    /// Takes a proof and makes the change by it at once, so that nothing slow lies in between.
     pub(super) async fn write(&self, admin: &Administrator, write: ProvenWrite) -> Result<Spent> {
         self.spend(self.prove(admin).await?, write).await
     }

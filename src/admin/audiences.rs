@@ -151,8 +151,7 @@ impl Audiences {
                     (Some(moved), ProvenWrite::MoveAudience { from, record, events })
                 }
             };
-            let proof = self.gate.prove(admin).await?;
-            if let (Spent::Done, Some(record)) = (self.gate.spend(proof, write).await?, record) {
+            if let (Spent::Done, Some(record)) = (self.gate.write(admin, write).await?, record) {
                 return Ok(record);
             }
         }
@@ -212,12 +211,8 @@ impl Audiences {
         let event = admin
             .stamp_in(call, &marked.tenant)
             .done(Action::AudienceReleased, marked.audience.as_str());
-        let proof = self.gate.prove(admin).await?;
-        match self
-            .gate
-            .spend(proof, ProvenWrite::ReleaseAudience { record: Box::new(marked), event })
-            .await?
-        {
+        let write = ProvenWrite::ReleaseAudience { record: Box::new(marked), event };
+        match self.gate.write(admin, write).await? {
             Spent::Done => Ok(()),
             Spent::Taken | Spent::Stale | Spent::Unproven => Err(Error::Stale("audience")),
         }
@@ -237,8 +232,7 @@ impl Audiences {
             .stamp_in(call, &marked.tenant)
             .done(Action::AudienceReleasing, marked.audience.as_str());
         let write = ProvenWrite::ReplaceAudience { record: Box::new(marked.clone()), event };
-        let proof = self.gate.prove(admin).await?;
-        if self.gate.spend(proof, write).await? != Spent::Done {
+        if self.gate.write(admin, write).await? != Spent::Done {
             return Err(Error::Stale("audience"));
         }
         if let Err(refused) = self.must_be_unlisted(&marked.audience, next, admin).await {

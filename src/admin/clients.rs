@@ -7,7 +7,7 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use super::{
-    AdminAuthenticator, Administrator, AudienceLists,
+    Administrator, AudienceLists,
     client_secrets::{NewSecret, SecretMaker},
     client_settings::{SettingRules, Settings},
     listed_audiences::unlisted,
@@ -43,7 +43,6 @@ pub struct Added {
 
 /// Administration of clients.
 pub struct Clients {
-    pub(crate) gate: Arc<AdminAuthenticator>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) settings: SettingRules,
     pub(crate) secrets: SecretMaker,
@@ -350,10 +349,7 @@ impl Clients {
             } else {
                 ProvenWrite::ReplaceClient { client: kept, events }
             };
-            let proof = self.gate.prove(admin).await?;
-            if self.audiences.write(call, admin, (proof, write), &client, listed).await?
-                == Spent::Done
-            {
+            if self.audiences.write(call, admin, write, &client, listed).await? == Spent::Done {
                 return Ok(client);
             }
         }

@@ -30,13 +30,13 @@ use super::{
     AdminAuthenticator, Administrator,
     audiences::{TRIES, first_record, must_be_normal, not_authentic},
     newly_listed::{NewlyListed, newly_listed, other_owner, without},
-    sharing::{with_shared, with_unshared},
+    sharing::with_sharing,
 };
 use crate::{
     error::{Error, Result},
     model::{Action, Audience, Call, Client, Mac, Stamp, TenantId},
     oauth::Detached,
-    store::{FoundAudience, Proof, ProvenWrite, Spent, Store, Write},
+    store::{FoundAudience, ProvenWrite, Spent, Store, Write},
 };
 
 /// Records that a tenant's administrators claim, at most; the operator assigns more.
@@ -158,11 +158,8 @@ impl AudienceLists {
             let event = admin
                 .stamp_in(call, &client.tenant)
                 .done(Action::AudienceClaimed, new.audience.as_str());
-            let proof = self.gate.prove(admin).await?;
-            let claimed = self
-                .gate
-                .spend(proof, ProvenWrite::ClaimAudience { record: Box::new(record), event })
-                .await?;
+            let write = ProvenWrite::ClaimAudience { record: Box::new(record), event };
+            let claimed = self.gate.write(admin, write).await?;
             if claimed == Spent::Done
                 || admits(admin, new, self.store.audience(&new.audience).await?.as_ref())?
             {
@@ -222,18 +219,11 @@ impl AudienceLists {
                 Ok(Spent::Done) => {}
                 refused => return refused,
             }
-            let proof = match lists.gate.prove(&change.admin).await {
-                Ok(proof) => proof,
-                Err(fell) => {
-                    lists.take_back(&change, &[]).await?;
-                    return Err(fell);
-                }
-            };
             let Change { call, admin, client, listed, .. } = &change;
             let updated = change.stamp().done(Action::ClientUpdated, client.id.as_str());
-            let events = with_shared(call, admin, updated, (&unlisted(client), client), listed);
+            let events = with_sharing(call, admin, updated, (&unlisted(client), client), listed);
             let write = ProvenWrite::ReplaceClient { client: Box::new(client.clone()), events };
-            lists.write_and_confirm(&change, proof, write).await
+            lists.write_and_confirm(&change, write).await
         }))
         .await
     }
@@ -244,16 +234,15 @@ impl AudienceLists {
         self: &Arc<Self>,
         call: &Call,
         admin: &Administrator,
-        (proof, write): (Proof, ProvenWrite),
+        write: ProvenWrite,
         client: &Client,
         listed: Vec<NewlyListed>,
     ) -> Result<Spent> {
         if listed.is_empty() {
-            return self.gate.spend(proof, write).await;
+            return self.gate.write(admin, write).await;
         }
         let (lists, change) = (self.clone(), self.change(call, admin, client, listed, false));
-        self.run(Box::pin(async move { lists.write_and_confirm(&change, proof, write).await }))
-            .await
+        self.run(Box::pin(async move { lists.write_and_confirm(&change, write).await })).await
     }
 
     fn change(
@@ -282,28 +271,29 @@ impl AudienceLists {
         self.detached.run(placed).await
     }
 
-    async fn write_and_confirm(
-        &self,
-        change: &Change,
-        proof: Proof,
-        write: ProvenWrite,
-    ) -> Result<Spent> {
+    /// Steps 2 and 3. The proof is taken here, behind the wait for a place.
+    async fn write_and_confirm(&self, change: &Change, write: ProvenWrite) -> Result<Spent> {
+        let proof = match self.gate.prove(&change.admin).await {
+            Ok(proof) => proof,
+            Err(error) => {
+                self.take_back_new(change).await?;
+                return Err(error);
+            }
+        };
         let spent = self.gate.spend(proof, write).await;
         match spent {
             Ok(Spent::Done) => {}
             // By these it is sure that nothing was written.
             Ok(Spent::Taken | Spent::Stale | Spent::Unproven)
             | Err(Error::InvalidToken | Error::Exhausted(_)) => {
-                if change.is_new {
-                    self.take_back(change, &[]).await?;
-                }
+                self.take_back_new(change).await?;
                 return spent;
             }
             Err(_) => self.fence(change).await,
         }
         let confirmed = self.confirm_listed(change).await;
-        if change.is_new && confirmed.is_ok() && spent.is_err() {
-            self.take_back(change, &[]).await?;
+        if confirmed.is_ok() && spent.is_err() {
+            self.take_back_new(change).await?;
         }
         spent.and_then(|spent| confirmed.map(|()| spent))
     }
@@ -380,6 +370,11 @@ impl AudienceLists {
         }
     }
 
+    /// Takes a client back whose registration failed between its two writes.
+    async fn take_back_new(&self, change: &Change) -> Result<()> {
+        if change.is_new { self.take_back(change, &[]).await } else { Ok(()) }
+    }
+
     /// Takes audiences back, until that is sure. A client that is new, and that no other
     /// administrator has changed, goes altogether.
     async fn take_back(&self, change: &Change, lost: &[NewlyListed]) -> Result<()> {
@@ -413,7 +408,7 @@ impl AudienceLists {
                 // What another administrator has changed by now is that one's to keep.
                 None => change.is_new && change.wrote(&client),
             };
-            let next = without(&client, lost);
+            let next = if deletes { unlisted(&client) } else { without(&client, lost) };
             let is_unlisted = is_same(&next, &client);
             if is_unlisted && !deletes {
                 return Ok(());
@@ -426,7 +421,7 @@ impl AudienceLists {
                 let ended =
                     stamp.done(Action::ClientRevoked, id.as_str()).because("narrowed".to_owned());
                 let Change { call, admin, listed, .. } = change;
-                let events = with_unshared(call, admin, event, (&client, &next), listed);
+                let events = with_sharing(call, admin, event, (&client, &next), listed);
                 *attempt = Some(Attempt { written: next.clone(), deletes });
                 if self.store.end_client(&next, events, ended).await? == Write::Stale {
                     continue;

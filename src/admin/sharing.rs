@@ -5,11 +5,14 @@ use std::collections::BTreeSet;
 
 use futures_util::future::join_all;
 
-use super::{
-    Administrator, AudienceLists,
-    newly_listed::{NewlyListed, other_owner},
+use super::{Administrator, AudienceLists, newly_listed::NewlyListed};
+use crate::{
+    model::{Action, Audience, Call, Client, Event, Stamp, TenantId},
+    store::FoundAudience,
 };
-use crate::model::{Action, Audience, Call, Client, Event, Stamp, TenantId};
+
+/// Records of audiences that one change reads at the same time.
+const READS: usize = 8;
 
 impl AudienceLists {
     /// All records of a change of a client that is there: its own, and those in the trails of other
@@ -24,22 +27,38 @@ impl AudienceLists {
         listed: &[NewlyListed],
     ) -> Vec<Event> {
         let (old, new) = (all(before), all(after));
-        let lost = old.difference(&new).filter(|audience| ***audience != self.own_audience);
-        let owners = lost.map(async |audience| {
-            let found = self.store.audience(audience).await.inspect_err(|error| {
-                tracing::warn!(%audience, %error, "cannot read whose audience is unshared");
+        let lost: Vec<&Audience> = old.difference(&new).copied().collect();
+        let mut events = with_sharing(call, admin, own, (before, after), listed);
+        for some in lost.chunks(READS) {
+            let owners = join_all(some.iter().map(|audience| self.owner(audience))).await;
+            let owned = some.iter().zip(&owners).filter_map(|(audience, owner)| {
+                Some((*audience, owner.as_ref().filter(|owner| **owner != after.tenant)?))
             });
-            other_owner(found.ok().flatten().as_ref(), &after.tenant)
-                .map(|owner| unshared(call, admin, after, audience, &owner))
-        });
-        let mut events = with_shared(call, admin, own, (before, after), listed);
-        events.extend(join_all(owners).await.into_iter().flatten());
+            events.extend(owned.map(|(audience, owner)| {
+                record(call, admin, after, Action::AudienceUnshared, audience, owner)
+            }));
+        }
         events
+    }
+
+    /// The tenant of an audience, if its record can be read.
+    async fn owner(&self, audience: &Audience) -> Option<TenantId> {
+        if *audience == self.own_audience {
+            return None;
+        }
+        let found = self.store.audience(audience).await.inspect_err(|error| {
+            tracing::warn!(%audience, %error, "cannot read whose audience is unshared");
+        });
+        match found {
+            Ok(Some(FoundAudience::Owned(record))) => Some(record.tenant),
+            Ok(Some(FoundAudience::NotAuthentic(_)) | None) | Err(_) => None,
+        }
     }
 }
 
-/// The own record of a change, and one for each tenant whose audience the client newly lists.
-pub(super) fn with_shared(
+/// The own record of a change, and one for each other tenant whose audience the client lists from
+/// now on, or lists no more, by the owners that are recorded in `listed`.
+pub(super) fn with_sharing(
     call: &Call,
     admin: &Administrator,
     own: Event,
@@ -47,36 +66,13 @@ pub(super) fn with_shared(
     listed: &[NewlyListed],
 ) -> Vec<Event> {
     let (old, new) = (all(before), all(after));
-    let gained = new.difference(&old).filter_map(|audience| {
+    let gained = new.difference(&old).map(|audience| (*audience, Action::AudienceShared));
+    let lost = old.difference(&new).map(|audience| (*audience, Action::AudienceUnshared));
+    let shared = gained.chain(lost).filter_map(|(audience, action)| {
         let owner = owner_of(listed, audience)?;
-        Some(record(call, admin, after, Action::AudienceShared, audience, owner))
+        Some(record(call, admin, after, action, audience, owner))
     });
-    std::iter::once(own).chain(gained).collect()
-}
-
-/// The own record of taking audiences back, and one for each tenant that has one of the sharing.
-pub(super) fn with_unshared(
-    call: &Call,
-    admin: &Administrator,
-    own: Event,
-    (before, after): (&Client, &Client),
-    listed: &[NewlyListed],
-) -> Vec<Event> {
-    let (old, new) = (all(before), all(after));
-    let lost = old.difference(&new).filter_map(|audience| {
-        Some(unshared(call, admin, after, audience, owner_of(listed, audience)?))
-    });
-    std::iter::once(own).chain(lost).collect()
-}
-
-fn unshared(
-    call: &Call,
-    admin: &Administrator,
-    client: &Client,
-    audience: &Audience,
-    owner: &TenantId,
-) -> Event {
-    record(call, admin, client, Action::AudienceUnshared, audience, owner)
+    std::iter::once(own).chain(shared).collect()
 }
 
 /// An administrator of a third tenant is not named to the owner.

@@ -5,6 +5,7 @@ pub mod client_credentials;
 mod detached;
 pub mod introspection;
 mod mint;
+pub mod proven;
 pub mod refresh;
 pub mod revocation;
 pub mod token_endpoint;

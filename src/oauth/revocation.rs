@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{ADMIN, AuthenticatedClient, ClientAuthenticator, Credentials, Terms};
+use super::{ADMIN, AuthenticatedClient, ClientAuthenticator, Credentials, Terms, proven::spend};
 use crate::{
     audit::Trail,
     crypto::refresh_token::{Presented, RefreshKey},
@@ -14,7 +14,7 @@ use crate::{
         Action, Call, Client, ClientId, EpochOf, Revocation, Revoked, Scopes, TenantId, Timestamp,
     },
     standing::{NodeState, SLACK},
-    store::{Proof, ProofStore, ProvenWrite, Spent, Store},
+    store::{Proof, ProvenWrite, Store},
 };
 
 /// Ends tokens for their clients (RFC 7009).
@@ -216,18 +216,4 @@ fn may_end(caller: &Client, tenant: &TenantId, owner: &ClientId) -> bool {
     caller.id == *owner
         || (caller.scopes.contains(ADMIN)
             && (caller.tenant == *tenant || caller.tenant.is_operator()))
-}
-
-/// Makes a change by its proof. A proof that does not hold any more is answered as the credential
-/// that it rested on would be.
-pub async fn spend<S: ProofStore + ?Sized>(
-    store: &S,
-    proof: Proof,
-    write: ProvenWrite,
-) -> Result<Spent> {
-    let refusal = if proof.is_by_token() { Error::InvalidToken } else { Error::InvalidClient };
-    match store.spend(proof, write).await? {
-        Spent::Unproven => Err(refusal),
-        spent @ (Spent::Done | Spent::Taken | Spent::Stale) => Ok(spent),
-    }
 }

@@ -100,7 +100,7 @@ impl Follower for NodeState {
             Change::Epoch(of, value) => {
                 if let EpochOf::Client(client) = of {
                     // Readers that find the raised epoch must not find the record from before it
-                    // (see `Authority::admit`), also where the record's own change arrives after
+                    // (see `ClientAuthenticator::admit`), also where the record's own change arrives after
                     // this one.
                     self.clients.forget(client);
                 }
