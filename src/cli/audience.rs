@@ -6,9 +6,9 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{
-    failure::Failure,
+    connect::{Admin, Options, Remote},
+    error::Failure,
     output::Output,
-    remote::{Admin, Options, Remote},
     render,
 };
 use crate::proto::admin::{

@@ -6,11 +6,11 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{
-    failure::Failure,
+    args::{self, Moment},
+    connect::{Admin, Options, Remote},
+    error::Failure,
     output::Output,
-    remote::{Admin, Options, Remote},
     render,
-    values::{self, Moment},
 };
 use crate::proto::admin::{
     ChainState, ChainVerdict, Event, EventFilter, KnownHead, ListEventsRequest, TailEventsRequest,
@@ -74,17 +74,17 @@ struct Filter {
     #[arg(long)]
     target: Option<String>,
     /// Start time: RFC 3339, or a duration before now, such as 15m
-    #[arg(long, value_name = "TIME", value_parser = values::moment)]
+    #[arg(long, value_name = "TIME", value_parser = args::moment)]
     since: Option<Moment>,
     /// End time (exclusive): RFC 3339, or a duration before now
-    #[arg(long, value_name = "TIME", value_parser = values::moment)]
+    #[arg(long, value_name = "TIME", value_parser = args::moment)]
     until: Option<Moment>,
 }
 
 impl Filter {
     fn message(&self) -> EventFilter {
         let time = |moment: Option<Moment>| {
-            moment.map(|moment| render::proto_time(moment.before(values::now())))
+            moment.map(|moment| render::proto_time(moment.before(args::now())))
         };
         EventFilter {
             tenant: self.tenant.clone().unwrap_or_default(),

@@ -17,7 +17,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::json;
 
 use super::{
-    failure::Failure,
+    error::Failure,
     output::{self, Output},
 };
 

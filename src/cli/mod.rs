@@ -1,25 +1,25 @@
 //! The command line: one file per command group. Data goes to stdout, talk to stderr; `--json` is
-//! for programs; the exit codes are those of `failure`. Everything but serving, checking and moving
+//! for programs; the exit codes are those of `error`. Everything but serving, checking and moving
 //! data goes over the same RPCs as any other client.
 
+mod args;
 mod audience;
 mod audit;
 mod client;
 mod config;
+mod connect;
 pub mod context;
 mod doctor;
-mod failure;
+mod error;
 mod keys;
 mod memory;
 mod output;
-mod remote;
 mod render;
 mod revoke_all;
 mod secret_file;
 mod serve;
 mod token;
 mod transfer;
-mod values;
 
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -29,7 +29,7 @@ use std::{collections::BTreeMap, ffi::OsString, io, process::ExitCode};
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use self::{failure::Failure, output::Output};
+use self::{error::Failure, output::Output};
 use crate::config::Sources;
 
 /// Machine-to-machine token service: Token, Refresh, Revoke and Introspect over gRPC
@@ -37,7 +37,7 @@ use crate::config::Sources;
 /// `jeton serve --dev` starts a service with generated keys and a first client, and saves a
 /// context: the other commands then need no flags on the same machine.
 #[derive(Parser, Debug)]
-#[command(name = "jeton", version, after_help = failure::EXIT_CODES, disable_help_subcommand = true)]
+#[command(name = "jeton", version, after_help = error::EXIT_CODES, disable_help_subcommand = true)]
 struct Cli {
     /// Print JSON: one document, or one per line for streams; errors too, on stderr
     #[arg(long, global = true)]

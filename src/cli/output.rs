@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::Value;
 
-use super::failure::Failure;
+use super::error::Failure;
 use crate::telemetry::escape;
 
 /// How results are written.

@@ -6,9 +6,9 @@ use clap::Args;
 use serde_json::json;
 
 use super::{
-    failure::Failure,
+    connect::{Options, Remote},
+    error::Failure,
     output::Output,
-    remote::{Options, Remote},
 };
 use crate::proto::admin::{
     RevokeAllRequest, revocation_service_client::RevocationServiceClient,

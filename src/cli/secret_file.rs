@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::failure::Failure;
+use super::error::Failure;
 
 /// An empty file that waits for its secret; goes again if none comes.
 pub(super) struct SecretFile {

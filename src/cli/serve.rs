@@ -16,7 +16,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{
     context::{self, Context},
-    failure::Failure,
+    error::Failure,
     output::{self, Output},
     secret_file::SecretFile,
 };

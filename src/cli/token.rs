@@ -6,11 +6,11 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{
-    failure::Failure,
+    args::{self, TokenArgument},
+    connect::{Options, Remote},
+    error::Failure,
     output::Output,
-    remote::{Options, Remote},
     render,
-    values::{self, TokenArgument},
 };
 use crate::proto::token::{
     BatchIntrospectRequest, IntrospectRequest, IntrospectResponse, RefreshRequest, RefreshResponse,
@@ -184,11 +184,11 @@ impl Introspect {
             (_, Some(file)) => file.as_path(),
             ([dash], None) if dash == "-" => std::path::Path::new("-"),
             (tokens, None) => {
-                tokens.iter().for_each(|token| values::warn_of_token(token, output));
+                tokens.iter().for_each(|token| args::warn_of_token(token, output));
                 return Ok(tokens.to_vec());
             }
         };
-        let tokens: Vec<String> = values::text_file(from)?
+        let tokens: Vec<String> = args::text_file(from)?
             .lines()
             .filter(|line| !line.is_empty())
             .map(str::to_owned)

@@ -1,18 +1,19 @@
 //! `client`: registering machines, and their secrets.
 
-mod shown;
+mod table;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
-use self::shown::{list, show};
+use self::table::{list, show};
 use super::{
-    failure::Failure,
+    args,
+    connect::{Options, Remote},
+    error::Failure,
     output::Output,
-    remote::{Options, Remote},
-    render, values,
+    render,
 };
 use crate::proto::admin::{
     AddSecretRequest, Client, CreateClientRequest, DeleteClientRequest, DisableClientRequest,
@@ -99,13 +100,13 @@ struct Properties {
     #[arg(long = "grant", value_name = "GRANT")]
     grants: Vec<Grant>,
     /// Lifetime of access tokens
-    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    #[arg(long, value_name = "DURATION", value_parser = args::duration)]
     access_lifetime: Option<Duration>,
     /// Absolute lifetime of refresh families
-    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    #[arg(long, value_name = "DURATION", value_parser = args::duration)]
     refresh_lifetime: Option<Duration>,
     /// Idle lifetime of refresh families
-    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    #[arg(long, value_name = "DURATION", value_parser = args::duration)]
     refresh_idle: Option<Duration>,
     /// Rate plan
     #[arg(long, value_name = "NAME")]
@@ -282,7 +283,7 @@ struct AddSecret {
     #[command(flatten)]
     secret: ImportedSecret,
     /// The secret expires after this time [default: never]
-    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    #[arg(long, value_name = "DURATION", value_parser = args::duration)]
     expires_in: Option<Duration>,
     /// Change only this version of the client
     #[arg(long)]
@@ -297,7 +298,7 @@ struct RetireSecret {
     #[arg(allow_hyphen_values = true)]
     secret_id: String,
     /// The secret stays valid for this time [default: 0s]
-    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
+    #[arg(long, value_name = "DURATION", value_parser = args::duration)]
     overlap: Option<Duration>,
     /// The secret leaked: revoke every token issued to the client so far
     #[arg(long, conflicts_with = "overlap")]
@@ -406,7 +407,7 @@ impl AddSecret {
         Ok(AddSecretRequest {
             client_id: self.client_id.clone(),
             secret,
-            expire_time: self.expires_in.map(|after| render::proto_time(values::now() + after)),
+            expire_time: self.expires_in.map(|after| render::proto_time(args::now() + after)),
             etag: self.etag.clone().unwrap_or_default(),
         })
     }
@@ -420,11 +421,11 @@ enum Imported {
 impl ImportedSecret {
     fn read(&self) -> Result<Option<Imported>, Failure> {
         if let Some(file) = &self.secret_file {
-            return values::secret_file(file).map(|text| Some(Imported::Plain(text)));
+            return args::secret_file(file).map(|text| Some(Imported::Plain(text)));
         }
         self.argon2id_file
             .as_deref()
-            .map(|file| values::secret_file(file).map(Imported::Hash))
+            .map(|file| args::secret_file(file).map(Imported::Hash))
             .transpose()
     }
 }

@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, time::Duration};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{failure::Failure, output::Output, serve::Settings, values};
+use super::{args, error::Failure, output::Output, serve::Settings};
 use crate::{
     config::{Config, check},
     model::Timestamp,
@@ -101,7 +101,7 @@ impl Command {
     }
 
     async fn examine(&self, config: &Config, judged: Result<(), String>) -> Vec<Finding> {
-        let now = values::now();
+        let now = args::now();
         let mut findings = vec![match judged {
             Ok(()) => Finding::ok("configuration", "all settings are valid"),
             Err(problem) => unusable(problem),

@@ -4,7 +4,7 @@
 use std::{os::unix::fs::MetadataExt, path::Path, time::Duration};
 
 use super::{
-    super::{failure::deepest, values},
+    super::{args, error::deepest},
     Finding,
 };
 use crate::{
@@ -64,7 +64,7 @@ pub(super) async fn shared(config: &Config, answers: bool) -> Vec<Finding> {
         }
     };
     let mut findings = Vec::from_iter(exposed(&config.store.uri_file));
-    match Box::pin(mongo::inspect(&address, &config.node, config.store.call_timeout(), values::now))
+    match Box::pin(mongo::inspect(&address, &config.node, config.store.call_timeout(), args::now))
         .await
     {
         Ok(found) => {

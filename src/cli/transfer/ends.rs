@@ -1,7 +1,7 @@
 //! From where and to where: a data directory or a MongoDB database, as the configuration says.
 
 use crate::{
-    cli::failure::Failure,
+    cli::error::Failure,
     config::Config,
     crypto::chain::ChainKey,
     store::{

@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cli::failure::Failure,
+    cli::error::Failure,
     crypto::{
         chain::ChainKey,
         export::{ExportMac, FileHash},

@@ -30,7 +30,7 @@ use self::{
     file::{Checked, Lines, Source},
     rollback::Restoring,
 };
-use super::{failure::Failure, output::Output, serve::Settings, values};
+use super::{args, error::Failure, output::Output, serve::Settings};
 use crate::{
     config::{Config, check},
     crypto::{chain::ChainKey, master, seal::Sealer},
@@ -261,7 +261,7 @@ async fn load(
         // Judged before what waits is taken in: the last record opens the store, and nothing may
         // follow it.
         let items =
-            restoring.restore(item, values::now()).map_err(|problem| pass.refuse(&problem))?;
+            restoring.restore(item, args::now()).map_err(|problem| pass.refuse(&problem))?;
         // The first by itself: a store that is not empty refuses it.
         if batch.len() >= BATCH || !(*begun || batch.is_empty()) {
             take_in(store, std::mem::take(&mut batch), pass.number).await?;

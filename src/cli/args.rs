@@ -10,7 +10,7 @@ use std::{
 use clap::Args;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{failure::Failure, output::Output};
+use super::{error::Failure, output::Output};
 use crate::{
     clock::{Clock, SystemClock},
     model::Timestamp,

@@ -11,9 +11,9 @@ use tonic::{
 };
 
 use super::{
+    args,
     context::{self, Context, Contexts},
-    failure::{Failure, deepest},
-    values,
+    error::{Failure, deepest},
 };
 use crate::proto::token::{TokenRequest, token_service_client::TokenServiceClient};
 
@@ -87,7 +87,7 @@ pub(super) struct Options {
     #[arg(id = "caller_insecure", long = "insecure", global = true)]
     insecure: bool,
     /// Timeout of a call
-    #[arg(id = "caller_timeout", long = "timeout", global = true, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
+    #[arg(id = "caller_timeout", long = "timeout", global = true, value_name = "DURATION", default_value = "10s", value_parser = args::duration)]
     timeout: Duration,
 }
 
@@ -200,7 +200,7 @@ impl Remote {
         };
         let secret = match (&options.client_secret_file, environment.get("JETON_CLI_CLIENT_SECRET"))
         {
-            (Some(file), _) => Some(values::secret_file(file)?),
+            (Some(file), _) => Some(args::secret_file(file)?),
             (None, secret) => secret.cloned(),
         };
         let settings = Settings::resolve(options, &contexts, secret.map(SecretString::from))?;

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::{
-    cli::{failure::Failure, output::Output, remote::Admin, render},
+    cli::{connect::Admin, error::Failure, output::Output, render},
     proto::admin::{
         Client, ListClientsRequest, Secret, client_service_client::ClientServiceClient,
     },
