@@ -1,4 +1,4 @@
-//! The only reader of the system's clocks. Time is given to everything else.
+//! The only reader of the system's clocks. All other code gets the time as an argument.
 
 use std::{
     sync::{
@@ -13,21 +13,21 @@ use std::{
 
 use crate::model::Timestamp;
 
-/// Steps of the wall clock beyond this are logged and audited.
+/// Step of the wall clock above which it is logged and recorded.
 pub const JUMP: Duration = Duration::from_secs(60);
 
 /// Source of the time.
 pub trait Clock: Send + Sync {
-    /// The time now; never less than it was before.
+    /// Returns the time; it never decreases.
     fn now(&self) -> Timestamp;
-    /// The largest step of the wall clock beyond [`JUMP`] since this was last asked, in
+    /// Returns the largest step of the wall clock beyond [`JUMP`] since the last call, in
     /// milliseconds: positive for forward.
     fn jump(&self) -> Option<i64>;
 }
 
-/// The system's time, which never goes back: when the wall clock is stepped back, it goes on from
-/// where it was with the monotonic clock until the wall clock has caught up, so that nothing that
-/// expired can be valid again.
+/// The system's time, which never decreases: after a step back of the wall clock it follows the
+/// monotonic clock until the wall clock has caught up, so that an expired token never becomes valid
+/// again.
 pub struct SystemClock {
     state: Mutex<ClockState>,
 }
@@ -41,8 +41,8 @@ struct ClockState {
 }
 
 impl SystemClock {
-    /// Starts no earlier than `newest`, the newest time that was ever acted on (the store knows
-    /// it).
+    /// Creates a clock that starts at `newest` or later: the latest time that any operation used,
+    /// from the store.
     pub fn starting_at(newest: Timestamp) -> Self {
         let (wall, at) = read();
         Self { state: Mutex::new(ClockState { now: wall.max(newest), at, wall, jump: None }) }
@@ -85,47 +85,46 @@ fn read() -> (Timestamp, Instant) {
     (Timestamp::EPOCH + wall, Instant::now())
 }
 
-/// Offset of the clock that the nodes of one store have in common from this node's: positive where
-/// that is ahead. What is measured from one node to another goes by that clock: the grace of a
-/// refresh, the windows of budgets. Nothing that a token says does: a store whose clock is wrong
-/// makes no token too old or too young.
+/// Offset of the common clock of a store from this node's clock: positive if the common clock is
+/// ahead. Times that nodes compare use the common clock: the grace window of a refresh and the
+/// windows of rate limits. Times in tokens do not: a wrong clock of the store changes no token's
+/// validity.
 #[derive(Debug, Default)]
 pub struct ClockOffset(AtomicI64);
 
 impl ClockOffset {
-    /// The longest measurement that is used: a longer one says too little of the moment it was
-    /// answered.
-    const LONGEST_MEASUREMENT: Duration = Duration::from_secs(1);
+    /// Maximum duration of a measurement: the result of a longer one is too uncertain.
+    const MEASUREMENT_MAX: Duration = Duration::from_secs(1);
 
-    /// Returns the moment that is `now` here, by the common clock.
+    /// Converts the time `now` of this node to the common clock.
     pub fn cluster_time(&self, now: Timestamp) -> Timestamp {
         Timestamp::from_millis(now.millis().saturating_add(self.millis()))
     }
 
-    /// The offset in milliseconds; negative where this node is ahead.
+    /// Returns the offset in milliseconds; negative if this node is ahead.
     pub fn millis(&self) -> i64 {
         self.0.load(Relaxed)
     }
 
-    /// Sets the offset by what the common clock read at some moment between these two of this
-    /// node's.
+    /// Sets the offset from a reading of the common clock, taken between these two times of this
+    /// node.
     pub fn record(&self, before: Timestamp, common: Timestamp, after: Timestamp) {
         let took = after.since(before);
-        if took <= Self::LONGEST_MEASUREMENT {
+        if took <= Self::MEASUREMENT_MAX {
             let middle = before + took / 2;
             self.0.store(common.millis().saturating_sub(middle.millis()), Relaxed);
         }
     }
 }
 
-/// A clock that stops until it is moved: for tests.
+/// A clock that only tests move.
 #[derive(Debug, Default)]
 pub struct ManualClock {
     now: AtomicI64,
 }
 
 impl ManualClock {
-    /// A clock that reads `now`.
+    /// Creates a clock that reads `now`.
     pub const fn at(now: Timestamp) -> Self {
         Self { now: AtomicI64::new(now.millis()) }
     }
@@ -136,7 +135,7 @@ impl ManualClock {
         self.now.fetch_add(by, SeqCst);
     }
 
-    /// Jumps, also back.
+    /// Sets the time, also back.
     pub fn set(&self, now: Timestamp) {
         self.now.store(now.millis(), SeqCst);
     }

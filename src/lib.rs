@@ -8,7 +8,7 @@
 //! ```
 //!
 //! `config`, `clock`, `error` and `telemetry` are open to all rooms above `model`. A request takes
-//! three hops: the door (`api`) parses it, a rule (`oauth`, `admin`) decides, a record (`store`) is
+//! three hops: `api` parses it, a rule (`oauth`, `admin`) decides, a record (`store`) is
 //! written. `tonic`, `prost` and `axum` stay in `api`, `server` and `cli`; `rusqlite` in
 //! `store::embedded`, `mongodb` in `store::mongo`; the system clock in `clock`.
 

@@ -1,9 +1,8 @@
-//! What is written to stderr: one line per event, as text or as JSON. Stdout belongs to the
-//! commands.
+//! Log on stderr: one line per event, as text or as JSON. Stdout is for data of commands.
 //!
-//! Whatever a caller sent arrives escaped (O02): no line break, no terminal sequence, no text that
-//! turns round. A line has an upper length. A panic is an event like others, told by its place
-//! alone: its message may quote what must not be written.
+//! Texts of callers are escaped (O02): no line break, no terminal sequence, no change of the
+//! direction of text. A line has a maximum length. A panic is logged as an event with its source
+//! location only: its message may quote a secret.
 
 use std::{
     env,
@@ -19,21 +18,21 @@ use crate::{
     model::text::is_hidden,
 };
 
-/// Bytes of one line; a longer one is cut.
-const LONGEST_LINE: usize = 16 * 1024;
+/// Maximum bytes of one line; a longer one is cut.
+const LINE_MAX_BYTES: usize = 16 * 1024;
 
-/// Bytes of one text within a JSON line that is too long.
-const LONGEST_TEXT: usize = 1024;
+/// Maximum bytes of one text within a JSON line that is too long.
+const TEXT_MAX_BYTES: usize = 1024;
 
 /// Starts the log on stderr, for the whole process. A second start changes nothing.
 ///
 /// # Errors
-/// What is wrong with `log.level`.
+/// The problem with `log.level`.
 pub fn init(log: &Log) -> Result<(), &'static str> {
     let filter = config::log_filter(&log.level)?;
     let json = log.format == LogFormat::Json;
     let stderr = Escaping { inner: io::stderr, colours: !json && colours(), json };
-    // Fails only where a log was started before, as by tests of one process.
+    // Fails only if a log was started before, as by tests of one process.
     let _ = if json {
         let layer = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(stderr);
         tracing_subscriber::registry().with(filter).with(layer).try_init()
@@ -48,7 +47,7 @@ pub fn init(log: &Log) -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Whether stderr takes colours: a terminal that is not `dumb`, and no `NO_COLOR`.
+/// Returns true if stderr supports colours: a terminal that is not `dumb`, and no `NO_COLOR`.
 fn colours() -> bool {
     let set = |name: &str| env::var_os(name).is_some_and(|value| !value.is_empty());
     io::stderr().is_terminal()
@@ -56,9 +55,9 @@ fn colours() -> bool {
         && env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// Writes events with everything escaped that could pass for something else. The formatter is never
-/// asked for colours: it lets terminal sequences through in fields recorded with `%`
-/// (tracing-subscriber 0.3.23), and they could not be told from its own.
+/// Writes events with all control characters escaped. The formatter's own colours are off: it does
+/// not escape terminal sequences in fields recorded with `%` (tracing-subscriber 0.3.23), and they
+/// cannot be distinguished from its own.
 #[derive(Clone, Copy)]
 struct Escaping<M> {
     inner: M,
@@ -81,21 +80,21 @@ impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for Escaping<M> {
 
 struct EscapingWriter<W> {
     inner: W,
-    /// The level whose name is to be coloured.
+    /// Level whose name is coloured.
     level: Option<Level>,
     json: bool,
 }
 
 impl<W: Write> Write for EscapingWriter<W> {
-    /// The formatter gives a whole event at once, with its line break.
+    /// Writes one event: the formatter passes a whole event, with its line break.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(event);
         let mut line = escape(text.strip_suffix('\n').unwrap_or(&text));
-        if line.len() > LONGEST_LINE {
-            line = if self.json { shorten_json(&line) } else { shorten(&line, LONGEST_LINE) };
+        if line.len() > LINE_MAX_BYTES {
+            line = if self.json { shorten_json(&line) } else { shorten(&line, LINE_MAX_BYTES) };
         }
         if let Some(level) = self.level {
-            // The first such word is the level: only the time stands before it.
+            // The first such word is the level: only the time is before it.
             line = line.replacen(
                 level.as_str(),
                 &format!("\u{1b}[{}m{level}\u{1b}[0m", colour(level)),
@@ -112,7 +111,7 @@ impl<W: Write> Write for EscapingWriter<W> {
     }
 }
 
-/// The colour of a level, as terminals number them.
+/// Returns the ANSI colour of a level.
 const fn colour(level: Level) -> u8 {
     match level {
         Level::ERROR => 31,
@@ -123,8 +122,8 @@ const fn colour(level: Level) -> u8 {
     }
 }
 
-/// A text with every control character, and those that turn text round or do not show, as `\uXXXX`:
-/// in JSON that is the same character escaped, elsewhere it is what a reader can see.
+/// Escapes control characters, invisible characters and those that change the direction of text as
+/// `\uXXXX`: in JSON that is the same character, elsewhere a reader can see it.
 pub fn escape(text: &str) -> String {
     let mut line = String::with_capacity(text.len() + 1);
     for c in text.chars() {
@@ -143,7 +142,7 @@ fn shorten(text: &str, most: usize) -> String {
     format!("{kept}... ({} bytes)", text.len())
 }
 
-/// Keeps the line an object: its long texts are cut, not the line.
+/// Shortens a JSON line: its long texts are cut, so that the line stays an object.
 fn shorten_json(line: &str) -> String {
     let Ok(serde_json::Value::Object(mut event)) = serde_json::from_str(line) else {
         return format!(
@@ -153,8 +152,8 @@ fn shorten_json(line: &str) -> String {
     };
     for value in event.values_mut() {
         let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        if text.len() > LONGEST_TEXT {
-            *value = shorten(&text, LONGEST_TEXT).into();
+        if text.len() > TEXT_MAX_BYTES {
+            *value = shorten(&text, TEXT_MAX_BYTES).into();
         }
     }
     escape(&serde_json::Value::Object(event).to_string())
@@ -242,10 +241,10 @@ mod tests {
     fn long_lines_are_cut() {
         let long = "x\u{2028}".repeat(256 * 1024);
         let text = logged(false, false, || tracing::info!(agent = %long, "called"));
-        assert!(text.len() < LONGEST_LINE + 64 && text.ends_with("bytes)\n"), "{}", text.len());
+        assert!(text.len() < LINE_MAX_BYTES + 64 && text.ends_with("bytes)\n"), "{}", text.len());
         let json =
             logged(true, false, || tracing::info!(agent = %long, client_id = "kept", "called"));
-        assert!(json.len() < LONGEST_LINE, "{}", json.len());
+        assert!(json.len() < LINE_MAX_BYTES, "{}", json.len());
         let event: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(event["client_id"], "kept");
         assert_eq!(event["message"], "called");

@@ -1,4 +1,4 @@
-//! What is typed: durations, times, and texts that should not be typed at all.
+//! Values of arguments: durations, times, and texts that are read from files instead.
 
 use std::{
     fs,
@@ -16,13 +16,17 @@ use crate::{
     model::Timestamp,
 };
 
-/// The most that is read from a file or stdin for one value.
-const LONGEST: u64 = 64 * 1024;
+/// Format of a `DURATION` argument, printed below the help of commands that take one.
+pub(super) const DURATION_FORMAT: &str = "DURATION: a whole number and a unit (s, m, h or d), such as 90s, 15m or 30d; without a unit, \
+     seconds";
 
-/// No token that opens anything has fewer characters.
-const SHORTEST: usize = 60;
+/// Maximum bytes that are read from a file or stdin for one value.
+const VALUE_MAX_BYTES: u64 = 64 * 1024;
 
-/// A whole number with `s`, `m`, `h` or `d`; seconds without.
+/// Minimum characters of a valid token.
+const TOKEN_MIN_CHARS: usize = 60;
+
+/// Parses a whole number with `s`, `m`, `h` or `d`; without a unit, seconds.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(['s', 'm', 'h', 'd']);
     let unit = match text.strip_prefix(digits) {
@@ -37,7 +41,7 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(unit).map(Duration::from_secs).ok_or_else(|| "must be shorter".to_owned())
 }
 
-/// A point in time, or how long ago.
+/// A point in time, absolute or relative to now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Moment {
     At(Timestamp),
@@ -53,7 +57,7 @@ impl Moment {
     }
 }
 
-/// RFC 3339, or a duration meaning so long ago.
+/// Parses an RFC 3339 time, or a duration before now.
 pub(super) fn moment(text: &str) -> Result<Moment, String> {
     if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
         let millis = i64::try_from(time.unix_timestamp_nanos() / 1_000_000)
@@ -67,15 +71,15 @@ pub(super) fn moment(text: &str) -> Result<Moment, String> {
     })
 }
 
-/// The time on this machine.
+/// Returns the time of this machine's clock.
 pub(super) fn now() -> Timestamp {
     SystemClock::starting_at(Timestamp::EPOCH).now()
 }
 
-/// Warns of a token among the arguments, which every user of the machine can read there.
+/// Warns about a token on the command line, which every user of the machine can read there.
 pub(super) fn warn_of_token(token: &str, output: Output) {
-    // What is shorter than the shortest token opens nothing.
-    if token.len() >= SHORTEST {
+    // A shorter text is no valid token.
+    if token.len() >= TOKEN_MIN_CHARS {
         output.talk(
             "warning: other users of this machine can see a token on the command line: use - for \
              stdin, or --file",
@@ -83,7 +87,7 @@ pub(super) fn warn_of_token(token: &str, output: Output) {
     }
 }
 
-/// A token: typed, or better read from where no process list shows it.
+/// A token from the command line or, hidden from process lists, from a file or stdin.
 #[derive(Args, Debug)]
 #[group(required = true, multiple = false)]
 pub(super) struct TokenArgument {
@@ -108,16 +112,16 @@ impl TokenArgument {
     }
 }
 
-/// The text of a file, or of stdin for `-`, without the line break at its end: one value.
+/// Reads one value from a file, or from stdin for `-`, without the line break at its end.
 pub(super) fn secret_file(path: &Path) -> Result<String, Failure> {
-    let text = bounded(path, LONGEST)?;
+    let text = bounded(path, VALUE_MAX_BYTES)?;
     let text = text.strip_suffix('\n').unwrap_or(&text);
     Ok(text.strip_suffix('\r').unwrap_or(text).to_owned())
 }
 
-/// The text of a file, or of stdin for `-`: many values.
+/// Reads a text of many values from a file, or from stdin for `-`.
 pub(super) fn text_file(path: &Path) -> Result<String, Failure> {
-    bounded(path, LONGEST * 1024)
+    bounded(path, VALUE_MAX_BYTES * 1024)
 }
 
 fn bounded(path: &Path, longest: u64) -> Result<String, Failure> {
@@ -169,7 +173,7 @@ mod tests {
             fs::write(&file, written).unwrap();
             assert_eq!(secret_file(&file).unwrap(), read);
         }
-        fs::write(&file, vec![b'x'; LONGEST as usize + 1]).unwrap();
+        fs::write(&file, vec![b'x'; VALUE_MAX_BYTES as usize + 1]).unwrap();
         assert!(secret_file(&file).is_err());
         assert!(
             secret_file(&dir.path().join("none")).unwrap_err().to_string().contains("cannot read")

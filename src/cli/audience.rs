@@ -1,4 +1,4 @@
-//! `audience`: which tenant an audience belongs to.
+//! `audience`: audiences and the tenants that own them.
 
 use std::collections::BTreeMap;
 
@@ -20,13 +20,13 @@ use crate::proto::admin::{
 #[derive(Args, Debug)]
 pub(super) struct Command {
     #[command(subcommand)]
-    verb: Verb,
+    command: AudienceCommand,
     #[command(flatten)]
     remote: Options,
 }
 
 #[derive(Subcommand, Debug)]
-enum Verb {
+enum AudienceCommand {
     /// List audiences and their tenants
     List {
         /// Show only this tenant
@@ -61,11 +61,11 @@ impl Command {
         let admin =
             Remote::open(&self.remote, environment).await?.admin("jeton:admin:clients").await?;
         let mut audiences = AudienceServiceClient::new(admin.channel());
-        match &self.verb {
-            Verb::List { tenant, limit } => {
+        match &self.command {
+            AudienceCommand::List { tenant, limit } => {
                 list(output, &admin, tenant.clone().unwrap_or_default(), *limit).await
             }
-            Verb::Assign { audience, tenant } => {
+            AudienceCommand::Assign { audience, tenant } => {
                 let request =
                     AssignAudienceRequest { audience: audience.clone(), tenant: tenant.clone() };
                 let answer = audiences.assign_audience(admin.request(request)).await?.into_inner();
@@ -82,7 +82,7 @@ impl Command {
                     ("created", render::time(assigned.create_time.as_ref())),
                 ])
             }
-            Verb::Release { audience } => {
+            AudienceCommand::Release { audience } => {
                 let request = ReleaseAudienceRequest { audience: audience.clone() };
                 audiences.release_audience(admin.request(request)).await?;
                 if output.json { output.document(&json!({})) } else { output.line("released") }
@@ -91,7 +91,7 @@ impl Command {
     }
 }
 
-/// Every audience the caller may see, page by page, up to `limit`.
+/// Lists the audiences that the caller may see, page by page, up to `limit`.
 async fn list(output: Output, admin: &Admin, tenant: String, limit: usize) -> Result<(), Failure> {
     let mut service = AudienceServiceClient::new(admin.channel());
     let (mut audiences, mut forged, mut page_token) = (Vec::new(), Vec::new(), String::new());

@@ -1,4 +1,4 @@
-//! `audit`: reading the trail.
+//! `audit`: reads and verifies the audit trail.
 
 use std::collections::BTreeMap;
 
@@ -12,22 +12,25 @@ use super::{
     output::Output,
     render,
 };
-use crate::proto::admin::{
-    ChainState, ChainVerdict, Event, EventFilter, KnownHead, ListEventsRequest, TailEventsRequest,
-    VerifyChainRequest, audit_service_client::AuditServiceClient,
+use crate::{
+    model::event::Action,
+    proto::admin::{
+        ChainState, ChainVerdict, Event, EventFilter, KnownHead, ListEventsRequest,
+        TailEventsRequest, VerifyChainRequest, audit_service_client::AuditServiceClient,
+    },
 };
 
 /// `jeton audit`
 #[derive(Args, Debug)]
 pub(super) struct Command {
     #[command(subcommand)]
-    verb: Verb,
+    command: AuditCommand,
     #[command(flatten)]
     remote: Options,
 }
 
 #[derive(Subcommand, Debug)]
-enum Verb {
+enum AuditCommand {
     /// List events, newest first
     List {
         #[command(flatten)]
@@ -55,7 +58,7 @@ enum Verb {
     },
 }
 
-/// Which events.
+/// Filter of events.
 #[derive(Args, Debug)]
 struct Filter {
     /// Show only this tenant
@@ -64,7 +67,8 @@ struct Filter {
     /// Show only calls of this client
     #[arg(long, value_name = "ID")]
     client: Option<String>,
-    /// Show only this action, or with a dot at its end all actions with this prefix
+    /// Show only this action, such as token.issued, or all actions with a prefix that ends with a
+    /// dot, such as token. (README lists the actions)
     #[arg(long)]
     action: Option<String>,
     /// Show only this outcome
@@ -73,7 +77,7 @@ struct Filter {
     /// Show only this target
     #[arg(long)]
     target: Option<String>,
-    /// Start time: RFC 3339, or a duration before now, such as 15m
+    /// Start time: RFC 3339, or a duration before now, such as 90s, 15m, 2h or 7d
     #[arg(long, value_name = "TIME", value_parser = args::moment)]
     since: Option<Moment>,
     /// End time (exclusive): RFC 3339, or a duration before now
@@ -82,11 +86,14 @@ struct Filter {
 }
 
 impl Filter {
-    fn message(&self) -> EventFilter {
+    fn message(&self) -> Result<EventFilter, Failure> {
+        if let Some(action) = &self.action {
+            check_action(action)?;
+        }
         let time = |moment: Option<Moment>| {
             moment.map(|moment| render::proto_time(moment.before(args::now())))
         };
-        EventFilter {
+        Ok(EventFilter {
             tenant: self.tenant.clone().unwrap_or_default(),
             client_id: self.client.clone().unwrap_or_default(),
             action: self.action.clone().unwrap_or_default(),
@@ -94,11 +101,28 @@ impl Filter {
             target: self.target.clone().unwrap_or_default(),
             start_time: time(self.since),
             end_time: time(self.until),
-        }
+        })
     }
 }
 
-/// `CHAIN:SEQUENCE:HASH`, as `audit verify` prints it; the chain's name may hold colons.
+/// Refuses an action, or a prefix of actions, that does not exist: its list would always be empty.
+fn check_action(text: &str) -> Result<(), Failure> {
+    let mut names = Action::ALL.iter().map(|action| action.as_str());
+    let matches = |name: &str| {
+        if text.ends_with('.') { name.starts_with(text) } else { name == text }
+    };
+    if text.is_empty() || names.clone().any(matches) {
+        return Ok(());
+    }
+    let first = names.next().unwrap_or_default().to_owned();
+    let names = names.fold(first, |list, name| list + ", " + name);
+    Err(Failure::setting(
+        "action",
+        format!("must be an action or a prefix with a dot at its end, one of {names}"),
+    ))
+}
+
+/// Parses `CHAIN:SEQUENCE:HASH`, as `audit verify` prints it; a chain's name may contain colons.
 fn head(text: &str) -> Result<KnownHead, String> {
     let problem = || "must be CHAIN:SEQUENCE:HASH, as `jeton audit verify` prints it".to_owned();
     let mut parts = text.rsplitn(3, ':');
@@ -120,12 +144,19 @@ impl Command {
         output: Output,
         environment: &BTreeMap<String, String>,
     ) -> Result<(), Failure> {
+        // Errors in the arguments are reported before any call.
+        let filter = match &self.command {
+            AuditCommand::List { filter, .. } | AuditCommand::Tail { filter } => {
+                filter.message()?
+            }
+            AuditCommand::Verify { .. } => EventFilter::default(),
+        };
         let admin =
             Remote::open(&self.remote, environment).await?.admin("jeton:admin:audit").await?;
-        match &self.verb {
-            Verb::List { filter, limit } => list(output, &admin, filter.message(), *limit).await,
-            Verb::Tail { filter } => tail(output, &admin, filter.message()).await,
-            Verb::Verify { chain, known } => {
+        match &self.command {
+            AuditCommand::List { limit, .. } => list(output, &admin, filter, *limit).await,
+            AuditCommand::Tail { .. } => tail(output, &admin, filter).await,
+            AuditCommand::Verify { chain, known } => {
                 let chain = chain.clone().unwrap_or_default();
                 verify(output, &admin, VerifyChainRequest { chain, known: known.clone() }).await
             }
@@ -185,7 +216,7 @@ async fn list(
     output.table(&header, &events.iter().map(row).collect::<Vec<_>>())
 }
 
-/// Ends when the server does, or with Ctrl-C.
+/// Prints events until the server ends the stream or the user presses Ctrl-C.
 async fn tail(output: Output, admin: &Admin, filter: EventFilter) -> Result<(), Failure> {
     let request = admin.stream(TailEventsRequest { filter: Some(filter) });
     let mut events =
@@ -207,7 +238,7 @@ async fn tail(output: Output, admin: &Admin, filter: EventFilter) -> Result<(), 
     Ok(())
 }
 
-/// A line for each chain, with the head to be noted first, and the sum.
+/// Prints a line for each chain, which begins with the head to save, and a summary.
 async fn verify(output: Output, admin: &Admin, request: VerifyChainRequest) -> Result<(), Failure> {
     let answer = AuditServiceClient::new(admin.channel())
         .verify_chain(admin.request(request))
@@ -217,7 +248,9 @@ async fn verify(output: Output, admin: &Admin, request: VerifyChainRequest) -> R
     if output.json {
         let (chains, state): (Vec<_>, _) =
             (answer.chains.iter().map(render::verdict).collect(), render::state(state));
-        output.document(&json!({ "intact": intact, "state": state, "checked": answer.checked, "chains": chains }))?;
+        output.document(&json!({
+            "intact": intact, "state": state, "checked": answer.checked, "chains": chains,
+        }))?;
     } else {
         for chain in &answer.chains {
             output.line(&crate::telemetry::escape(&verdict(chain)))?;
@@ -235,7 +268,7 @@ async fn verify(output: Output, admin: &Admin, request: VerifyChainRequest) -> R
     }
 }
 
-/// The reason of an event, and that it was recorded later than it happened, if so.
+/// Returns the reason of an event, and its former node if it was recovered.
 fn reason(event: &Event) -> String {
     let recovered = if event.recovered_from.is_empty() {
         String::new()
@@ -281,6 +314,18 @@ fn verdict(chain: &ChainVerdict) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_unknown_action_is_refused_with_the_list_of_actions() {
+        for good in ["", "token.issued", "token.", "revocation.client"] {
+            assert!(check_action(good).is_ok(), "{good}");
+        }
+        for bad in ["bogus", "token", "bogus.", "token.issued."] {
+            let failure = check_action(bad).unwrap_err();
+            assert_eq!(failure.exit_code(), 64, "{bad}");
+            assert!(failure.to_string().contains("token.issued, "), "{failure}");
+        }
+    }
 
     #[test]
     fn a_head_is_read_as_it_is_printed() {

@@ -12,11 +12,11 @@ use crate::config::{Config, DEFAULTS, check};
 #[derive(Args, Debug)]
 pub(super) struct Command {
     #[command(subcommand)]
-    verb: Verb,
+    command: ConfigCommand,
 }
 
 #[derive(Subcommand, Debug)]
-enum Verb {
+enum ConfigCommand {
     /// Show every setting, its value and its source; secrets are not shown
     Show(Settings),
     /// Print the default configuration file with comments
@@ -29,9 +29,9 @@ impl Command {
         output: Output,
         environment: &BTreeMap<String, String>,
     ) -> Result<(), Failure> {
-        let settings = match &self.verb {
-            Verb::Show(settings) => settings,
-            Verb::Default => return output.line(DEFAULTS.trim_end()),
+        let settings = match &self.command {
+            ConfigCommand::Show(settings) => settings,
+            ConfigCommand::Default => return output.line(DEFAULTS.trim_end()),
         };
         let (config, origins) = Config::load(&settings.sources(environment))?;
         let origin = |key: &str| origins.of(key).unwrap_or("default").to_owned();
@@ -50,7 +50,7 @@ impl Command {
                 &rows.iter().map(row).collect::<Vec<_>>(),
             )?;
         }
-        // Shown first, judged then: whoever looks wants to see what is wrong.
+        // Printed before the check: the table shows the source of the wrong setting.
         check(&config, false).map_err(|error| origins.blame(error).into())
     }
 }

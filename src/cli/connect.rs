@@ -1,4 +1,5 @@
-//! The way to a server: which one, who to be there, and the calls every command makes alike.
+//! Connection to a server: its address, the caller's credentials, and the calls that all commands
+//! share.
 
 use std::{collections::BTreeMap, fs, net::IpAddr, path::PathBuf, time::Duration};
 
@@ -17,11 +18,11 @@ use super::{
 };
 use crate::proto::token::{TokenRequest, token_service_client::TokenServiceClient};
 
-/// Where `serve` listens unless told otherwise.
+/// Default of `listen`, the address of the server.
 const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
 
-/// Which server, and who to be there. The ids are apart from those of the commands' own arguments:
-/// to clap, a `client_id` to look at and a `client_id` to be would be one.
+/// Address of the server and credentials of the caller. The ids begin with `caller_`: to clap, the
+/// `client_id` of a command and the `client_id` of the caller would be one argument.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Server")]
 pub(super) struct Options {
@@ -86,8 +87,15 @@ pub(super) struct Options {
     /// Allow http:// to another machine: credentials and tokens are sent unencrypted
     #[arg(id = "caller_insecure", long = "insecure", global = true)]
     insecure: bool,
-    /// Timeout of a call
-    #[arg(id = "caller_timeout", long = "timeout", global = true, value_name = "DURATION", default_value = "10s", value_parser = args::duration)]
+    /// Timeout of a call, such as 90s or 15m (units s, m, h, d)
+    #[arg(
+        id = "caller_timeout",
+        long = "timeout",
+        global = true,
+        value_name = "DURATION",
+        default_value = "10s",
+        value_parser = args::duration
+    )]
     timeout: Duration,
 }
 
@@ -99,24 +107,24 @@ pub(super) struct Credentials {
 }
 
 impl Credentials {
-    /// For the field of a message.
+    /// Returns the secret for the field of a message.
     pub(super) fn secret(&self) -> String {
         self.client_secret.expose_secret().to_owned()
     }
 }
 
-/// Options, context and environment put together.
+/// Result of options, context and environment.
 #[derive(Debug)]
-struct Settings {
-    /// With its scheme.
+struct ConnectionSettings {
+    /// URL with its scheme.
     url: String,
     credentials: Result<Credentials, &'static str>,
     ca: Option<PathBuf>,
 }
 
-impl Settings {
-    /// A context's secret goes to the context's own address only: naming another server takes
-    /// naming other credentials too.
+impl ConnectionSettings {
+    /// Resolves the settings. A context's secret is sent to the context's own address only: another
+    /// address needs other credentials too.
     fn resolve(
         options: &Options,
         contexts: &Contexts,
@@ -160,18 +168,18 @@ fn credentials(
     Ok(Credentials { client_id: client_id.to_owned(), client_secret })
 }
 
-/// Without a scheme, this machine is spoken to in clear and every other with TLS.
+/// Adds a scheme to an address without one: `http` for this machine, `https` for all others.
 fn with_scheme(address: &str) -> String {
     let address = address.trim_end_matches('/');
     if address.contains("://") {
         return address.to_owned();
     }
-    let scheme = if is_here(address) { "http" } else { "https" };
+    let scheme = if is_this_machine(address) { "http" } else { "https" };
     format!("{scheme}://{address}")
 }
 
-/// Whether `HOST:PORT` is this machine.
-fn is_here(authority: &str) -> bool {
+/// Returns true if `HOST:PORT` is this machine.
+fn is_this_machine(authority: &str) -> bool {
     is_loopback(authority.rsplit_once(':').map_or(authority, |(host, _)| host))
 }
 
@@ -203,7 +211,8 @@ impl Remote {
             (Some(file), _) => Some(args::secret_file(file)?),
             (None, secret) => secret.cloned(),
         };
-        let settings = Settings::resolve(options, &contexts, secret.map(SecretString::from))?;
+        let settings =
+            ConnectionSettings::resolve(options, &contexts, secret.map(SecretString::from))?;
         let channel = endpoint(options, &settings)?
             .connect()
             .await
@@ -211,20 +220,20 @@ impl Remote {
         Ok(Self { channel, credentials: settings.credentials, timeout: options.timeout })
     }
 
-    /// Who to be.
+    /// Returns the credentials of the caller.
     pub(super) fn credentials(&self) -> Result<&Credentials, Failure> {
         self.credentials.as_ref().map_err(|problem| Failure::setting("", *problem))
     }
 
-    /// A request that waits no longer than it may.
+    /// Creates a request with the timeout of the options.
     pub(super) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(self.timeout);
         request
     }
 
-    /// Gets a token to administer with: `jeton:admin`, or just `scope`, one or more with a space
-    /// between them, for a client that may not have the whole.
+    /// Requests a token for administration: with the scope `jeton:admin`, or if the client may not
+    /// request that, with `scope` (several are separated by spaces).
     pub(super) async fn admin(self, scope: &str) -> Result<Admin, Failure> {
         let mut answer = self.bearer("jeton:admin").await;
         if matches!(&answer, Err(Failure::Remote(refusal)) if refusal.reason == "invalid_scope") {
@@ -251,7 +260,7 @@ impl Remote {
     }
 }
 
-/// A connection that administers.
+/// A connection with a token for administration.
 pub(super) struct Admin {
     remote: Remote,
     bearer: MetadataValue<Ascii>,
@@ -262,14 +271,14 @@ impl Admin {
         self.remote.channel.clone()
     }
 
-    /// A request that carries the token.
+    /// Creates a request with the token and the timeout.
     pub(super) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = self.stream(message);
         request.set_timeout(self.remote.timeout);
         request
     }
 
-    /// The same without an end.
+    /// Creates a request with the token and without a timeout, for a stream.
     pub(super) fn stream<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.metadata_mut().insert("authorization", self.bearer.clone());
@@ -277,13 +286,13 @@ impl Admin {
     }
 }
 
-fn endpoint(options: &Options, settings: &Settings) -> Result<Endpoint, Failure> {
+fn endpoint(options: &Options, settings: &ConnectionSettings) -> Result<Endpoint, Failure> {
     let invalid =
         || Failure::setting("address", "must be HOST:PORT, or a URL with http:// or https://");
     let endpoint = Endpoint::from_shared(settings.url.clone())
         .map_err(|_| invalid())?
         .connect_timeout(options.timeout);
-    // As the transport reads it: whatever is not https to it, it sends in clear.
+    // The scheme as the transport parses it: without https it does not encrypt.
     match endpoint.uri().scheme_str() {
         Some("http") if endpoint.uri().host().is_some_and(is_loopback) || options.insecure => {
             return Ok(endpoint);
@@ -332,8 +341,8 @@ mod tests {
         contexts
     }
 
-    fn resolve(options: &Options, secret: Option<&str>) -> Result<Settings, Failure> {
-        Settings::resolve(options, &contexts(), secret.map(SecretString::from))
+    fn resolve(options: &Options, secret: Option<&str>) -> Result<ConnectionSettings, Failure> {
+        ConnectionSettings::resolve(options, &contexts(), secret.map(SecretString::from))
     }
 
     #[test]
@@ -365,7 +374,8 @@ mod tests {
     fn a_context_that_is_not_there_is_a_wrong_setting() {
         let named = Options { context: Some("prod".to_owned()), ..Options::default() };
         assert_eq!(resolve(&named, None).unwrap_err().exit_code(), 64);
-        let none = Settings::resolve(&Options::default(), &Contexts::default(), None).unwrap();
+        let none =
+            ConnectionSettings::resolve(&Options::default(), &Contexts::default(), None).unwrap();
         assert_eq!(none.url, "http://127.0.0.1:50051");
         assert!(none.credentials.is_err());
     }

@@ -1,6 +1,6 @@
 //! Contexts: named servers with the credentials to use there, in
-//! `$XDG_CONFIG_HOME/jeton/contexts.toml`, which only its owner can read. `serve --dev` leaves one
-//! behind, so that the commands need no flags on the same machine.
+//! `$XDG_CONFIG_HOME/jeton/contexts.toml`, which only its owner can read. `serve --dev` saves one,
+//! so that the commands need no flags on the same machine.
 
 use std::{
     collections::BTreeMap,
@@ -21,15 +21,15 @@ use super::{
     output::{self, Output},
 };
 
-/// A server and who to be there.
+/// A server and the credentials to use there.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Context {
     /// `HOST:PORT`, or a URL.
     pub address: String,
-    /// The client to be.
+    /// Client id of the caller.
     pub client_id: String,
-    /// Its secret; absent where the server was first started by somebody else.
+    /// Secret of the client; absent if another user started the server for the first time.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -37,7 +37,7 @@ pub struct Context {
         deserialize_with = "conceal"
     )]
     pub client_secret: Option<SecretString>,
-    /// PEM file with the authority the server's certificate comes from.
+    /// PEM file with the CA of the server's certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
     /// The server's data directory, where it is on this machine.
@@ -45,7 +45,8 @@ pub struct Context {
     pub data_dir: Option<PathBuf>,
 }
 
-/// The only place a secret is written to disk in clear: a file of mode 0600, for development.
+/// Serializes a secret. The only place where one is written to disk in clear: a file of mode 0600,
+/// for development.
 fn expose<S: Serializer>(secret: &Option<SecretString>, serializer: S) -> Result<S::Ok, S::Error> {
     secret.as_ref().map(ExposeSecret::expose_secret).serialize(serializer)
 }
@@ -58,24 +59,24 @@ fn conceal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SecretSt
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Contexts {
-    /// The one used when none is named.
+    /// Name of the context that is used without `--context`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub current: String,
-    /// By name.
+    /// Contexts by name.
     #[serde(default)]
     pub contexts: BTreeMap<String, Context>,
 }
 
 impl Contexts {
-    /// The context named, else the current one, if there is such.
+    /// Returns the named or, without a name, the current context.
     pub fn find(&self, name: Option<&str>) -> Option<(&str, &Context)> {
         let name = name.unwrap_or(&self.current);
         self.contexts.get_key_value(name).map(|(name, context)| (name.as_str(), context))
     }
 
-    /// Keeps what a development server has said about itself, and makes it current. A server that
-    /// was known by its directory keeps its name, and its secret when it is not told again;
-    /// contexts whose directory is gone are dropped.
+    /// Saves the context of a development server and makes it current. A context with the same data
+    /// directory keeps its name, and its secret if there is no new one; contexts whose directory is
+    /// gone are dropped.
     pub fn remember(&mut self, mut context: Context) -> &str {
         self.contexts.retain(|_, old| old.data_dir.as_ref().is_none_or(|dir| dir.exists()));
         let known = self
@@ -96,7 +97,7 @@ impl Contexts {
         &self.current
     }
 
-    /// `dev`, else the first of `dev-2`, `dev-3` and so on that is not taken.
+    /// Returns `dev` or, if that is taken, the first free name of `dev-2`, `dev-3` and so on.
     fn free_name(&self) -> String {
         let numbered = (2..).map(|number| format!("dev-{number}"));
         let mut names = std::iter::once("dev".to_owned()).chain(numbered);
@@ -104,7 +105,7 @@ impl Contexts {
     }
 }
 
-/// Where the contexts of the user with this environment are kept; `None` without a home.
+/// Path of the contexts file of the user with this environment; `None` without a home directory.
 pub fn path(environment: &BTreeMap<String, String>) -> Option<PathBuf> {
     let directory =
         |name: &str| environment.get(name).map(PathBuf::from).filter(|path| path.is_absolute());
@@ -113,18 +114,18 @@ pub fn path(environment: &BTreeMap<String, String>) -> Option<PathBuf> {
     Some(config.join("jeton/contexts.toml"))
 }
 
-/// Reads the contexts; none where there is no file.
+/// Reads the contexts; empty if there is no file.
 ///
 /// # Errors
-/// The file is there and cannot be read or understood, belongs to another user, or is writable for
-/// others, who would choose the server that a secret is sent to. The message does not quote it.
+/// The file exists and cannot be read or parsed, belongs to another user, or is writable for
+/// others, who could choose the server that a secret is sent to. The message does not quote it.
 pub fn load(path: &Path) -> io::Result<Contexts> {
     let mut file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Contexts::default()),
         Err(error) => return Err(error),
     };
-    // Asked of the open file, so that what is judged is what is read.
+    // Metadata of the open file: the file that is checked is the file that is read.
     let metadata = file.metadata()?;
     let mode = metadata.mode() & 0o777;
     if let Some(problem) = exposure(metadata.uid(), mode, rustix::process::geteuid().as_raw()) {
@@ -146,8 +147,8 @@ pub fn load(path: &Path) -> io::Result<Contexts> {
     Ok(contexts)
 }
 
-/// Reason to refuse a file of this owner and mode to the user `own`, if others can change it.
-/// Root's may be read by all.
+/// Returns the reason to refuse a file of this owner and mode to the user `own`, if others can
+/// change it. A file of root is accepted.
 fn exposure(owner: u32, mode: u32, own: u32) -> Option<String> {
     if owner != own && owner != 0 {
         return Some(format!(
@@ -159,8 +160,7 @@ fn exposure(owner: u32, mode: u32, own: u32) -> Option<String> {
         .then(|| format!("other users can write to the file (mode {mode:04o}): chmod 0600"))
 }
 
-/// Writes the contexts to a new file and puts it in the old one's place: whoever reads finds one or
-/// the other, whole.
+/// Writes the contexts to a new file and renames it: a reader gets the old or the new file, whole.
 ///
 /// # Errors
 /// When the directory or the file cannot be written.
@@ -186,11 +186,11 @@ pub fn save(path: &Path, contexts: &Contexts) -> io::Result<()> {
 #[derive(Args, Debug)]
 pub(super) struct Command {
     #[command(subcommand)]
-    verb: Verb,
+    command: ContextCommand,
 }
 
 #[derive(Subcommand, Debug)]
-enum Verb {
+enum ContextCommand {
     /// List contexts; a star marks the current one
     List,
     /// Show a context, without its secret
@@ -214,10 +214,10 @@ impl Command {
         let path = path(environment)
             .ok_or_else(|| Failure::setting("", "neither XDG_CONFIG_HOME nor HOME is set"))?;
         let mut contexts = load(&path).map_err(Failure::reading(&path))?;
-        match &self.verb {
-            Verb::List => list(output, &contexts),
-            Verb::Show { name } => show(output, &contexts, name.as_deref()),
-            Verb::Use { name } => {
+        match &self.command {
+            ContextCommand::List => list(output, &contexts),
+            ContextCommand::Show { name } => show(output, &contexts, name.as_deref()),
+            ContextCommand::Use { name } => {
                 let (name, _) = found(&contexts, Some(name))?;
                 contexts.current = name.to_owned();
                 save(&path, &contexts).map_err(Failure::writing(&path))?;
@@ -286,8 +286,13 @@ fn show(output: Output, contexts: &Contexts, name: Option<&str>) -> Result<(), F
 
 fn describe(name: &str, context: &Context, current: bool) -> serde_json::Value {
     json!({
-        "name": name, "current": current, "address": context.address, "client_id": context.client_id,
-        "has_client_secret": context.client_secret.is_some(), "ca_file": context.ca_file, "data_dir": context.data_dir,
+        "name": name,
+        "current": current,
+        "address": context.address,
+        "client_id": context.client_id,
+        "has_client_secret": context.client_secret.is_some(),
+        "ca_file": context.ca_file,
+        "data_dir": context.data_dir,
     })
 }
 

@@ -1,4 +1,4 @@
-//! What a command can fail with, and the exit code each failure has for ever.
+//! Failures of commands, and the exit code of each, which never changes.
 
 use std::{fmt, io, path::Path, time::Duration};
 
@@ -19,31 +19,31 @@ Exit codes:
   5   not found
   64  invalid configuration";
 
-/// Why a command failed.
+/// Failure of a command.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// Arguments that do not fit together; clap finds the others itself.
+    /// Arguments that contradict each other; clap reports all other usage errors.
     Usage(String),
-    /// The server, or the way to it, said no.
-    Remote(Box<Refusal>),
+    /// The server refused the call, or cannot be reached.
+    Remote(Box<RemoteError>),
     /// A setting, of the server or of the client.
     Config(ConfigError),
     /// Reading or writing.
     Io {
-        /// What was being done to what.
-        what: String,
-        /// The system's answer.
+        /// Failed action and its object, such as `cannot read FILE`.
+        action: String,
+        /// Error of the operating system.
         source: io::Error,
     },
     /// Anything else, in one line.
     Other(String),
-    /// A failure that has said what it is, with its exit code.
+    /// A failure that is already printed, with its exit code.
     Code(u8),
 }
 
-/// A status, decoded.
+/// Decoded gRPC status of a failed call.
 #[derive(Debug)]
-pub(super) struct Refusal {
+pub(super) struct RemoteError {
     code: Code,
     /// `ErrorInfo.reason` in lower case: the OAuth error code where there is one. Empty when the
     /// status did not come from jeton.
@@ -54,8 +54,8 @@ pub(super) struct Refusal {
 }
 
 impl Failure {
-    pub(super) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
-        move |source| Self::Io { what: what.into(), source }
+    pub(super) fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { action: action.into(), source }
     }
 
     pub(super) fn reading(path: &Path) -> impl FnOnce(io::Error) -> Self {
@@ -76,19 +76,19 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::Remote(refusal) => refusal.exit_code(),
             Self::Config(_) => ConfigError::EXIT_CODE,
-            // Whoever read our output has had enough of it.
+            // The reader of our output closed the pipe: that is no failure.
             Self::Io { source, .. } if source.kind() == io::ErrorKind::BrokenPipe => 0,
             Self::Io { .. } | Self::Other(_) => 1,
             Self::Code(code) => *code,
         }
     }
 
-    /// Whether there is anything left to say.
+    /// Returns true if nothing is left to print.
     pub(super) fn is_silent(&self) -> bool {
         matches!(self, Self::Code(_)) || self.exit_code() == 0
     }
 
-    /// What to do about it, where that is known.
+    /// Next step for the user, if one is known.
     fn hint(&self) -> Option<String> {
         let Self::Remote(refusal) = self else { return None };
         refusal.hint()
@@ -98,8 +98,11 @@ impl Failure {
     pub(super) fn text(&self) -> String {
         let mut text = format!("error: {self}");
         if let Self::Remote(refusal) = self {
-            for (field, problem) in &refusal.fields {
-                text.push_str(&format!("\n  {field}: {problem}"));
+            let fields =
+                refusal.fields.iter().map(|(field, problem)| format!("{field}: {problem}"));
+            // The server's message is the only field error, or one above several.
+            for field in fields.filter(|field| *field != refusal.message) {
+                text.push_str(&format!("\n  {field}"));
             }
         }
         if let Some(hint) = self.hint() {
@@ -122,7 +125,11 @@ impl Failure {
                 .collect();
         }
         json!({ "error": {
-            "exit_code": self.exit_code(), "code": code, "reason": reason, "message": self.to_string(), "fields": fields,
+            "exit_code": self.exit_code(),
+            "code": code,
+            "reason": reason,
+            "message": self.to_string(),
+            "fields": fields,
             "hint": self.hint(),
         }})
     }
@@ -135,13 +142,13 @@ impl fmt::Display for Failure {
             Self::Remote(refusal) if refusal.reason.is_empty() => f.write_str(&refusal.message),
             Self::Remote(refusal) => write!(f, "{}: {}", refusal.reason, refusal.message),
             Self::Config(error) => error.fmt(f),
-            Self::Io { what, source } => write!(f, "{what}: {source}"),
+            Self::Io { action, source } => write!(f, "{action}: {source}"),
             Self::Code(code) => write!(f, "exit code {code}"),
         }
     }
 }
 
-impl Refusal {
+impl RemoteError {
     fn exit_code(&self) -> u8 {
         match self.code {
             Code::Unavailable | Code::DeadlineExceeded => 4,
@@ -182,7 +189,7 @@ impl Refusal {
 
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
-        // A status with a cause was made on this side, of a connection that broke.
+        // A status with a cause was created on this side, for a connection that failed.
         let status = match std::error::Error::source(&status) {
             Some(cause) => Status::unavailable(format!("connection lost: {}", deepest(cause))),
             None => status,
@@ -196,7 +203,7 @@ impl From<Status> for Failure {
                 .map(|violation| (violation.field.clone(), violation.description.clone()))
                 .collect()
         });
-        Self::Remote(Box::new(Refusal {
+        Self::Remote(Box::new(RemoteError {
             code: status.code(),
             reason,
             message: if status.message().is_empty() {
@@ -210,8 +217,8 @@ impl From<Status> for Failure {
     }
 }
 
-/// What a chain of errors began with: the transport's own message says only that there was a
-/// transport error.
+/// Returns the innermost source of an error: the message of the transport is only "transport
+/// error".
 pub(super) fn deepest(error: &dyn std::error::Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
@@ -274,6 +281,17 @@ mod tests {
             failure.text()
         );
         assert_eq!(failure.json()["error"]["fields"]["tenant"], "must be 1 to 64 of [a-z0-9-]");
+    }
+
+    #[test]
+    fn a_field_that_is_the_message_is_printed_once() {
+        let mut details = ErrorDetails::with_error_info("INVALID_REQUEST", "jeton", HashMap::new());
+        details.add_bad_request_violation("reason", "must be printable");
+        let message = "reason: must be printable";
+        let failure =
+            Failure::from(Status::with_error_details(Code::InvalidArgument, message, details));
+        assert_eq!(failure.text(), "error: invalid_request: reason: must be printable");
+        assert_eq!(failure.json()["error"]["fields"]["reason"], "must be printable");
     }
 
     #[test]

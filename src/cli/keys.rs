@@ -1,4 +1,4 @@
-//! `keys`: the keys that sign tokens.
+//! `keys`: manages the keys that sign tokens.
 
 use std::collections::BTreeMap;
 
@@ -20,13 +20,13 @@ use crate::proto::admin::{
 #[derive(Args, Debug)]
 pub(super) struct Command {
     #[command(subcommand)]
-    verb: Verb,
+    command: KeysCommand,
     #[command(flatten)]
     remote: Options,
 }
 
 #[derive(Subcommand, Debug)]
-enum Verb {
+enum KeysCommand {
     /// List signing keys
     List,
     /// Rotate: sign with the prepared key once it is published long enough, and prepare another
@@ -49,14 +49,14 @@ impl Command {
         let admin =
             Remote::open(&self.remote, environment).await?.admin("jeton:admin:keys").await?;
         let mut service = KeyServiceClient::new(admin.channel());
-        let keys = match &self.verb {
-            Verb::List => {
+        let keys = match &self.command {
+            KeysCommand::List => {
                 service.list_keys(admin.request(ListKeysRequest {})).await?.into_inner().keys
             }
-            Verb::Rotate => {
+            KeysCommand::Rotate => {
                 service.rotate_keys(admin.request(RotateKeysRequest {})).await?.into_inner().keys
             }
-            Verb::Revoke { kid } => {
+            KeysCommand::Revoke { kid } => {
                 let request = admin.request(RevokeKeyRequest { kid: kid.clone() });
                 service.revoke_key(request).await?.into_inner().keys
             }

@@ -1,5 +1,5 @@
-//! Memory of this process: keys and secrets are in it, so no core dump takes it along, and no
-//! process of the same user reads it.
+//! Memory of this process. It contains keys and secrets, so core dumps are off, and no process of
+//! the same user can read it.
 
 use std::io;
 
@@ -7,14 +7,14 @@ use rustix::process::{
     DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
 };
 
-/// Switches core dumps off, and with them debuggers of the same user.
+/// Disables core dumps and, with the same flag, debuggers of the same user.
 pub(super) fn keep_private() -> io::Result<()> {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
-    // A service manager may have set it, and forbid the call.
+    // A service manager may have set the limit already, and may forbid the call.
     if getrlimit(Resource::Core) != none {
         setrlimit(Resource::Core, none)?;
     }
-    // A core that is piped to a program takes no notice of the limit.
+    // The limit does not apply to a core dump that is piped to a program.
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 

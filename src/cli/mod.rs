@@ -1,6 +1,6 @@
-//! The command line: one file per command group. Data goes to stdout, talk to stderr; `--json` is
-//! for programs; the exit codes are those of `error`. Everything but serving, checking and moving
-//! data goes over the same RPCs as any other client.
+//! The command line: one file per command group. Data goes to stdout, messages go to stderr;
+//! `--json` is for programs; the exit codes are those of `error`. All commands except `serve`,
+//! `doctor`, `export` and `import` use the same RPCs as any other client.
 
 mod args;
 mod audience;
@@ -37,7 +37,7 @@ use crate::config::Sources;
 /// `jeton serve --dev` starts a service with generated keys and a first client, and saves a
 /// context: the other commands then need no flags on the same machine.
 #[derive(Parser, Debug)]
-#[command(name = "jeton", version, after_help = error::EXIT_CODES, disable_help_subcommand = true)]
+#[command(name = "jeton", version, after_help = error::EXIT_CODES)]
 struct Cli {
     /// Print JSON: one document, or one per line for streams; errors too, on stderr
     #[arg(long, global = true)]
@@ -62,7 +62,7 @@ enum Command {
     RevokeAll(revoke_all::Command),
     /// Manage clients and their secrets
     Client(client::Command),
-    /// Manage the audiences that tenants own
+    /// Manage audiences and the tenants that own them
     Audience(audience::Command),
     /// Manage signing keys
     Keys(keys::Command),
@@ -85,7 +85,7 @@ enum Command {
     },
 }
 
-/// Does what the arguments say and answers with the exit code.
+/// Runs the command that the arguments name and returns the exit code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
@@ -139,7 +139,7 @@ fn execute(
     }
 }
 
-/// A command that calls a server needs one thread.
+/// Runs a command on one thread: enough for one that calls a server.
 fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(Failure::io("cannot start the runtime"))?.block_on(Box::pin(work))

@@ -1,5 +1,5 @@
-//! Data goes to stdout, as a table for people or as JSON for programs; talk goes to stderr. No
-//! colours, so nothing to turn off.
+//! Output: data goes to stdout, as a table for people or as JSON for programs; messages go to
+//! stderr. There are no colours, so nothing to turn off.
 
 use std::io::{self, Write};
 
@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::error::Failure;
 use crate::telemetry::escape;
 
-/// How results are written.
+/// Writer of results and messages.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Output {
     /// JSON instead of tables.
@@ -17,13 +17,13 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// One document; a stream is one document a line.
+    /// Prints a JSON document on one line; a stream is one document a line.
     pub(super) fn document(self, document: &Value) -> Result<(), Failure> {
         self.line(&document.to_string())
     }
 
-    /// A line on stdout as it is.
-    #[expect(clippy::unused_self, reason = "reads as the other verbs do")]
+    /// Prints a line on stdout, unescaped.
+    #[expect(clippy::unused_self, reason = "called like the other methods")]
     pub(super) fn line(self, line: &str) -> Result<(), Failure> {
         let mut stdout = io::stdout().lock();
         writeln!(stdout, "{line}")
@@ -31,8 +31,8 @@ impl Output {
             .map_err(Failure::io("cannot write to stdout"))
     }
 
-    /// Rows under a header. What comes from the server is escaped: it may be another
-    /// administrator's text.
+    /// Prints rows under a header. The server's texts are escaped: another administrator may have
+    /// written them.
     pub(super) fn table(self, header: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
@@ -46,7 +46,7 @@ impl Output {
         self.line(&table.trim_fmt())
     }
 
-    /// One thing, a line per property; those that are empty are left out.
+    /// Prints the properties of one record, one a line, without the empty ones.
     pub(super) fn record(self, properties: &[(&str, String)]) -> Result<(), Failure> {
         let shown = properties.iter().filter(|(_, value)| !value.is_empty());
         let width = shown.clone().map(|(name, _)| name.len()).max().unwrap_or(0);
@@ -55,14 +55,14 @@ impl Output {
         self.line(&lines.join("\n"))
     }
 
-    /// Something said to people, on stderr; programs are not talked to.
+    /// Prints a message for people on stderr; nothing with `--json`.
     pub(super) fn talk(self, text: &str) {
         if !self.json {
             warn(text);
         }
     }
 
-    /// A failure, on stderr.
+    /// Prints a failure on stderr.
     pub(super) fn fail(self, failure: &Failure) {
         if failure.is_silent() {
             return;
@@ -75,7 +75,7 @@ impl Output {
     }
 }
 
-/// A line on stderr. That it cannot be written is nothing anybody could be told.
+/// Prints a line on stderr. An error is ignored: there is no other channel to report it on.
 pub(super) fn warn(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{text}");
 }

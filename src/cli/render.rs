@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// RFC 3339, or empty when unset.
+/// Formats a time as RFC 3339; empty if it is unset.
 pub(super) fn time(time: Option<&ProtoTime>) -> String {
     time.map(|time| moment(time).to_string()).unwrap_or_default()
 }
@@ -23,18 +23,18 @@ fn moment(time: &ProtoTime) -> Timestamp {
     )
 }
 
-/// A point in time for a message.
+/// Converts a point in time for a message.
 pub(super) fn proto_time(time: Timestamp) -> ProtoTime {
     let nanos = time.millis().rem_euclid(1000) * 1_000_000;
     ProtoTime { seconds: time.seconds(), nanos: i32::try_from(nanos).unwrap_or(0) }
 }
 
-/// A duration for a message.
+/// Converts a duration for a message.
 pub(super) fn proto_duration(duration: std::time::Duration) -> Duration {
     Duration { seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX), nanos: 0 }
 }
 
-/// A NumericDate as RFC 3339, or empty for 0.
+/// Formats a NumericDate as RFC 3339; empty for 0.
 pub(super) fn seconds(seconds: i64) -> String {
     if seconds == 0 { String::new() } else { Timestamp::from_seconds(seconds).to_string() }
 }
@@ -47,7 +47,7 @@ fn optional_seconds(duration: Option<&Duration>) -> Value {
     duration.map_or(Value::Null, |duration| duration.seconds.into())
 }
 
-/// The name of a grant, as RFC 6749 has it.
+/// Returns the name of a grant in RFC 6749.
 pub(super) fn grant(grant: i32) -> &'static str {
     match GrantType::try_from(grant) {
         Ok(GrantType::ClientCredentials) => "client_credentials",
@@ -56,7 +56,7 @@ pub(super) fn grant(grant: i32) -> &'static str {
     }
 }
 
-/// Where a key stands.
+/// Returns the name of the state of a key.
 pub(super) fn key_state(state: i32) -> &'static str {
     match KeyState::try_from(state) {
         Ok(KeyState::Prepared) => "prepared",
@@ -67,7 +67,7 @@ pub(super) fn key_state(state: i32) -> &'static str {
     }
 }
 
-/// How a secret is kept.
+/// Returns the name of the kind of a secret.
 pub(super) fn secret_kind(kind: i32) -> &'static str {
     match SecretKind::try_from(kind) {
         Ok(SecretKind::Generated) => "generated",
@@ -90,7 +90,8 @@ pub(super) fn client(client: &Client) -> Value {
         "grant_types": client.grant_types.iter().map(|value| grant(*value)).collect::<Vec<_>>(),
         "access_token_lifetime_seconds": optional_seconds(client.access_token_lifetime.as_ref()),
         "refresh_token_lifetime_seconds": optional_seconds(client.refresh_token_lifetime.as_ref()),
-        "refresh_token_idle_lifetime_seconds": optional_seconds(client.refresh_token_idle_lifetime.as_ref()),
+        "refresh_token_idle_lifetime_seconds":
+            optional_seconds(client.refresh_token_idle_lifetime.as_ref()),
         "rate_plan": client.rate_plan,
         "disabled": client.disabled,
         "secrets": client.secrets.iter().map(secret).collect::<Vec<_>>(),
@@ -155,7 +156,7 @@ pub(super) fn event(event: &Event) -> Value {
     })
 }
 
-/// What was found of one audit chain.
+/// Converts the verdict on an audit chain.
 pub(super) fn verdict(verdict: &ChainVerdict) -> Value {
     json!({
         "chain": verdict.chain,
@@ -170,7 +171,7 @@ pub(super) fn verdict(verdict: &ChainVerdict) -> Value {
     })
 }
 
-/// The state of audit chains in words.
+/// Returns the name of the state of audit chains.
 pub(super) const fn state(state: ChainState) -> &'static str {
     match state {
         ChainState::Intact => "intact",

@@ -1,4 +1,4 @@
-//! `revoke-all`: ending many tokens in one durable write.
+//! `revoke-all`: revokes many tokens in one durable write.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ use crate::proto::admin::{
 #[derive(Args, Debug)]
 pub(super) struct Command {
     #[command(flatten)]
-    target: Target,
+    target: RevocationTarget,
     /// Reason, for the audit trail
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
@@ -27,10 +27,10 @@ pub(super) struct Command {
     remote: Options,
 }
 
-/// What to end; exactly one.
+/// Target of the revocation; exactly one.
 #[derive(Args, Debug)]
 #[group(required = true, multiple = false)]
-struct Target {
+struct RevocationTarget {
     /// Every token issued to this client so far
     #[arg(long, value_name = "ID")]
     client: Option<String>,
@@ -51,7 +51,7 @@ struct Target {
     jti: Option<String>,
 }
 
-impl Target {
+impl RevocationTarget {
     fn revoked(&self) -> Option<Revoked> {
         let client = self.client.clone().map(Revoked::ClientId);
         let tenant = self.tenant.clone().map(Revoked::Tenant);
@@ -73,12 +73,12 @@ impl Command {
         output: Output,
         environment: &BTreeMap<String, String>,
     ) -> Result<(), Failure> {
-        let offices = if self.target.kid.is_some() {
+        let scopes = if self.target.kid.is_some() {
             "jeton:admin:revocations jeton:admin:keys"
         } else {
             "jeton:admin:revocations"
         };
-        let admin = Remote::open(&self.remote, environment).await?.admin(offices).await?;
+        let admin = Remote::open(&self.remote, environment).await?.admin(scopes).await?;
         let request = admin.request(RevokeAllRequest {
             target: self.target.revoked(),
             reason: self.reason.clone(),

@@ -1,4 +1,5 @@
-//! A new file for a secret that is shown once: its owner's alone, and never one that was there.
+//! New file for a secret that is shown once. Only its owner can read it; an existing file is never
+//! overwritten.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -9,7 +10,7 @@ use std::{
 
 use super::error::Failure;
 
-/// An empty file that waits for its secret; goes again if none comes.
+/// An empty file for a secret; removed on drop if none was written.
 pub(super) struct SecretFile {
     path: PathBuf,
     file: File,
@@ -17,8 +18,8 @@ pub(super) struct SecretFile {
 }
 
 impl SecretFile {
-    /// Makes the file. Before the secret is: one that cannot be written down would be lost.
-    pub(super) fn make(path: &Path) -> Result<Self, Failure> {
+    /// Creates the file, before the secret is generated: a secret that cannot be written is lost.
+    pub(super) fn create(path: &Path) -> Result<Self, Failure> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
         Ok(Self {
             path: path.to_owned(),
@@ -27,7 +28,7 @@ impl SecretFile {
         })
     }
 
-    /// Writes the secret down, durably.
+    /// Writes the secret durably.
     pub(super) fn write(mut self, secret: &str) -> io::Result<()> {
         writeln!(self.file, "{secret}").and_then(|()| self.file.sync_all())?;
         self.is_written = true;
@@ -38,7 +39,7 @@ impl SecretFile {
 impl Drop for SecretFile {
     fn drop(&mut self) {
         if !self.is_written {
-            // An empty file says nothing; that it stays harms nothing.
+            // An empty file that stays does no harm.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -54,15 +55,15 @@ mod tests {
     fn a_secret_goes_to_a_new_file_of_its_owner_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secret");
-        drop(SecretFile::make(&path).unwrap());
-        assert!(!path.exists(), "no secret came");
-        SecretFile::make(&path).unwrap().write("jcs_x").unwrap();
+        drop(SecretFile::create(&path).unwrap());
+        assert!(!path.exists(), "no secret was written");
+        SecretFile::create(&path).unwrap().write("jcs_x").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "jcs_x\n");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(SecretFile::make(&path).is_err(), "what is there is not written over");
+        assert!(SecretFile::create(&path).is_err(), "what is there is not written over");
         assert_eq!(fs::read_to_string(&path).unwrap(), "jcs_x\n");
         symlink(dir.path().join("elsewhere"), dir.path().join("link")).unwrap();
-        assert!(SecretFile::make(&dir.path().join("link")).is_err());
+        assert!(SecretFile::create(&dir.path().join("link")).is_err());
         assert!(!dir.path().join("elsewhere").exists());
     }
 }

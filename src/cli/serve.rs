@@ -38,7 +38,7 @@ pub(super) struct Command {
     #[arg(long)]
     bootstrap: bool,
     /// Write the first client's secret to this new file (mode 0600) instead of stdout, which may be
-    /// logged
+    /// logged; requires --bootstrap
     #[arg(long, value_name = "FILE", requires = "bootstrap")]
     bootstrap_secret_file: Option<PathBuf>,
     /// Serve a data directory that was copied or restored, for one start only: tokens revoked since
@@ -49,7 +49,7 @@ pub(super) struct Command {
     settings: Settings,
 }
 
-/// Where the configuration comes from; `doctor` and `config show` take the same.
+/// Flags that set the configuration, for `serve`, `doctor`, `config show`, `export` and `import`.
 #[derive(Args, Clone, Debug, Default)]
 pub(super) struct Settings {
     /// Configuration file [default: $XDG_CONFIG_HOME/jeton/config.toml, if it exists]
@@ -76,7 +76,7 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// The sources in the environment given. Warns of a password among the flags.
+    /// Returns the sources in this environment. Warns about a password in a flag.
     pub(super) fn sources(&self, environment: &BTreeMap<String, String>) -> Sources {
         if self.store.as_deref().is_some_and(holds_a_password) {
             output::warn(
@@ -124,7 +124,7 @@ impl Command {
         let runtime = runtime.enable_all().build().map_err(Failure::io("cannot start"))?;
         let certificate = config.tls.cert_file.clone();
         let file = self.bootstrap_secret_file.as_deref();
-        let secret_file = file.map(SecretFile::make).transpose()?;
+        let secret_file = file.map(SecretFile::create).transpose()?;
         let options = server::Options {
             config,
             dev: self.dev,
@@ -141,46 +141,46 @@ impl Command {
             };
             server::run(options, started, shutdown).await.map_err(|error| start_failed(&error))
         }));
-        // Whatever still runs has had its time to drain.
+        // The drain timeout is over: tasks that still run are dropped.
         runtime.shutdown_background();
         ended
     }
 }
 
 fn start_failed(error: &server::StartError) -> Failure {
-    let said = error.to_string();
+    let text = error.to_string();
     if error.exit_code() == i32::from(ConfigError::EXIT_CODE) {
-        Failure::setting("", said)
+        Failure::setting("", text)
     } else {
-        Failure::Other(said)
+        Failure::Other(text)
     }
 }
 
-/// Completes at the first SIGTERM or SIGINT; the second one ends the process at once. SIGHUP does
-/// not end it: TLS files are read again by themselves.
+/// Completes at the first SIGTERM or SIGINT; the second one exits the process at once. SIGHUP is
+/// ignored: TLS files are reloaded when they change.
 fn shutdown() -> std::io::Result<impl Future<Output = ()> + Send> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move { while hangup.recv().await.is_some() {} });
-    let (tell, told) = tokio::sync::oneshot::channel();
+    let (sender, receiver) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {
         let first = either(&mut terminate, &mut interrupt).await;
         tracing::info!(signal = first, "stopping");
-        // Without a supervisor there is nobody to notify.
+        // An error only means that no supervisor runs.
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
-        let _ = tell.send(());
+        let _ = sender.send(());
         let second = either(&mut terminate, &mut interrupt).await;
         tracing::warn!(signal = second, "second signal, exiting without draining");
         process::exit(128 + second);
     });
     Ok(async move {
         // The sender lives as long as the runtime.
-        let _ = told.await;
+        let _ = receiver.await;
     })
 }
 
-/// The number of the signal that came.
+/// Waits for either signal and returns its number.
 async fn either(terminate: &mut Signal, interrupt: &mut Signal) -> i32 {
     tokio::select! {
         _ = terminate.recv() => SignalKind::terminate().as_raw_value(),
@@ -188,18 +188,18 @@ async fn either(terminate: &mut Signal, interrupt: &mut Signal) -> i32 {
     }
 }
 
-/// The place where the first client's secret is shown, once.
+/// Place where the first client's secret is shown, once.
 enum Shown<'a> {
     /// On stdout.
     Here(&'a str),
     /// In a file.
     In(&'a Path),
-    /// Nowhere: it was made at an earlier start, or could not be written down.
+    /// Nowhere: it was generated at an earlier start, or could not be written.
     Nowhere,
 }
 
 impl<'a> Shown<'a> {
-    /// Writes a new secret down where there is a file for it.
+    /// Writes a new secret to its file, if there is one.
     fn of(started: &'a Started, file: Option<(SecretFile, &'a Path)>) -> Self {
         let secret =
             started.bootstrap.as_ref().and_then(|bootstrap| bootstrap.client_secret.as_ref());
@@ -226,8 +226,8 @@ impl<'a> Shown<'a> {
     }
 }
 
-/// Says, once, that the port serves. In development, with the certificate there may be, it leaves a
-/// context behind.
+/// Reports, once, that the port serves. In development it also saves a context, with the
+/// certificate if there is one.
 fn announce(
     started: &Started,
     secret: &Shown<'_>,
@@ -252,11 +252,11 @@ fn announce(
     if let Err(failure) = printed {
         tracing::warn!(error = %failure, "cannot print the service's address");
     }
-    // Without a supervisor there is nobody to notify.
+    // An error only means that no supervisor runs.
     let _ = sd_notify::notify(&[NotifyState::Ready]);
 }
 
-/// What programs read: the only line on stdout.
+/// Returns the only line on stdout for programs.
 fn first_line(started: &Started, secret: &Shown<'_>) -> serde_json::Value {
     let bootstrap = started.bootstrap.as_ref();
     json!({
@@ -268,8 +268,8 @@ fn first_line(started: &Started, secret: &Shown<'_>) -> serde_json::Value {
     })
 }
 
-/// Keeps the context for the other commands; the service does not depend on it. A developer's
-/// certificate is often its own authority, so it is taken for one.
+/// Saves the context for the other commands; the service does not depend on it. A developer's
+/// certificate is often its own CA, so it is used as one.
 fn remember(
     started: &Started,
     certificate: &Path,
@@ -298,8 +298,7 @@ fn remember(
         .ok()
 }
 
-/// The command as it can be pasted: `jeton` where the shell would find this very binary, else its
-/// path.
+/// Returns the command to paste: `jeton` if the shell finds this binary, else its path.
 fn program(environment: &BTreeMap<String, String>) -> String {
     let Ok(this) = env::current_exe() else { return "jeton".to_owned() };
     let path = environment.get("PATH").map(String::as_str).unwrap_or_default();
@@ -314,7 +313,7 @@ fn program(environment: &BTreeMap<String, String>) -> String {
     }
 }
 
-/// What people read.
+/// Returns the text for people on stdout.
 fn welcome(started: &Started, secret: &Shown<'_>, context: Option<&str>, program: &str) -> String {
     let address = started.address;
     let data_dir = shown(&started.data_dir);

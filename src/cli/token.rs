@@ -1,4 +1,4 @@
-//! `token`, `refresh`, `introspect`, `revoke`: the four RPCs a machine needs.
+//! `token`, `refresh`, `introspect`, `revoke`: the four RPCs of a machine client.
 
 use std::collections::BTreeMap;
 
@@ -17,8 +17,8 @@ use crate::proto::token::{
     RevokeRequest, TokenRequest, TokenResponse, token_service_client::TokenServiceClient,
 };
 
-/// The most tokens in one BatchIntrospect.
-const BATCH: usize = 1000;
+/// Maximum tokens in one BatchIntrospect.
+const BATCH_MAX: usize = 1000;
 
 /// `jeton token`
 #[derive(Args, Debug)]
@@ -94,7 +94,7 @@ impl Refresh {
     }
 }
 
-/// What Token and Refresh answer alike.
+/// Tokens of a response of Token or Refresh.
 struct Issued {
     access_token: String,
     token_type: String,
@@ -110,8 +110,11 @@ impl Issued {
         }
         if output.json {
             return output.document(&json!({
-                "access_token": self.access_token, "token_type": self.token_type, "expires_in": self.expires_in,
-                "refresh_token": self.refresh_token, "scopes": self.scopes,
+                "access_token": self.access_token,
+                "token_type": self.token_type,
+                "expires_in": self.expires_in,
+                "refresh_token": self.refresh_token,
+                "scopes": self.scopes,
             }));
         }
         output.record(&[
@@ -175,8 +178,8 @@ impl Introspect {
             tokens => many(&remote, tokens).await?,
         };
         print(output, &judged)?;
-        let all_stand = judged.iter().all(|answer| answer.active == Some(true));
-        if self.check && !all_stand { Err(Failure::Code(1)) } else { Ok(()) }
+        let all_active = judged.iter().all(|answer| answer.active == Some(true));
+        if self.check && !all_active { Err(Failure::Code(1)) } else { Ok(()) }
     }
 
     fn read(&self, output: Output) -> Result<Vec<String>, Failure> {
@@ -218,7 +221,7 @@ impl Introspect {
 async fn many(remote: &Remote, tokens: &[String]) -> Result<Vec<IntrospectResponse>, Failure> {
     let credentials = remote.credentials()?;
     let mut judged = Vec::with_capacity(tokens.len());
-    for batch in tokens.chunks(BATCH) {
+    for batch in tokens.chunks(BATCH_MAX) {
         let request = remote.request(BatchIntrospectRequest {
             client_id: credentials.client_id.clone(),
             client_secret: credentials.secret(),
@@ -259,15 +262,25 @@ fn print(output: Output, judged: &[IntrospectResponse]) -> Result<(), Failure> {
     }
 }
 
-/// For a token that does not stand, `active: false` alone (RFC 7662 section 2.2).
+/// Converts a response to JSON; for an inactive token only `active: false` (RFC 7662 section 2.2).
 fn judgement(answer: &IntrospectResponse) -> Value {
     if answer.active != Some(true) {
         return json!({ "active": false });
     }
     json!({
-        "active": true, "scopes": answer.scopes, "client_id": answer.client_id, "sub": answer.sub, "aud": answer.aud,
-        "iss": answer.iss, "jti": answer.jti, "iat": answer.iat, "nbf": answer.nbf, "exp": answer.exp,
-        "token_type": answer.token_type, "tenant": answer.tenant, "roles": answer.roles,
+        "active": true,
+        "scopes": answer.scopes,
+        "client_id": answer.client_id,
+        "sub": answer.sub,
+        "aud": answer.aud,
+        "iss": answer.iss,
+        "jti": answer.jti,
+        "iat": answer.iat,
+        "nbf": answer.nbf,
+        "exp": answer.exp,
+        "token_type": answer.token_type,
+        "tenant": answer.tenant,
+        "roles": answer.roles,
     })
 }
 
@@ -314,8 +327,7 @@ impl Revoke {
             token_type_hint: String::new(),
         });
         TokenServiceClient::new(remote.channel.clone()).revoke(request).await?;
-        // RFC 7009: the answer is the same for a token that was not ours to end, so no more can be
-        // said.
+        // RFC 7009: the response is the same for an unknown token or another client's.
         if output.json {
             output.document(&json!({}))
         } else {

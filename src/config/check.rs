@@ -1,16 +1,16 @@
-//! Whether settings make sense, alone and together. Looks at nothing but the settings.
+//! Validation of settings, alone and together. Depends on nothing but the settings.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Config, ConfigError, Rate, Store, Tls, log_filter};
 use crate::model::{Audience, PlanName};
 
-/// No lifetime is longer: 366 days.
-const LONGEST: u64 = 366 * 24 * 60 * 60;
+/// Maximum of every lifetime, in seconds: 366 days.
+const LIFETIME_MAX: u64 = 366 * 24 * 60 * 60;
 
-/// Refuses what must not run: an open door (T03), half a TLS setting, an issuer nobody can trust, a
-/// bound of zero. Everything is refused the same with `dev`, except that a listener on all
-/// addresses needs no `issuer`.
+/// Rejects settings that must not run: a public port without TLS (T03), half of a TLS pair, an
+/// issuer that no verifier can trust, a limit of zero. With `dev` only one rule differs: a listener
+/// on all addresses needs no `issuer`.
 ///
 /// # Errors
 /// The first setting that is wrong, by its key.
@@ -146,14 +146,19 @@ fn node(node: &str) -> Result<(), ConfigError> {
 
 fn lifetimes(config: &Config) -> Result<(), ConfigError> {
     let token = &config.token;
-    within("token.access_lifetime_max_seconds", token.access_lifetime_max_seconds, 1, LONGEST)?;
+    within(
+        "token.access_lifetime_max_seconds",
+        token.access_lifetime_max_seconds,
+        1,
+        LIFETIME_MAX,
+    )?;
     within(
         "token.access_lifetime_seconds",
         token.access_lifetime_seconds,
         1,
         token.access_lifetime_max_seconds,
     )?;
-    within("token.refresh_lifetime_seconds", token.refresh_lifetime_seconds, 1, LONGEST)?;
+    within("token.refresh_lifetime_seconds", token.refresh_lifetime_seconds, 1, LIFETIME_MAX)?;
     within(
         "token.refresh_idle_seconds",
         token.refresh_idle_seconds,
@@ -163,16 +168,16 @@ fn lifetimes(config: &Config) -> Result<(), ConfigError> {
     within("token.refresh_grace_seconds", token.refresh_grace_seconds, 0, 60)
 }
 
-/// A key that is replaced before it was published long enough would sign tokens that nobody can
-/// verify yet (K02).
+/// Checks the intervals of key rotation: a key that signs before it was published long enough signs
+/// tokens that verifiers cannot verify yet (K02).
 fn keys(config: &Config) -> Result<(), ConfigError> {
     let keys = &config.keys;
-    within("keys.publish_ahead_seconds", keys.publish_ahead_seconds, 0, LONGEST)?;
+    within("keys.publish_ahead_seconds", keys.publish_ahead_seconds, 0, LIFETIME_MAX)?;
     if keys.rotate_every_seconds == 0 {
         return Ok(());
     }
     let least = keys.publish_ahead_seconds.saturating_add(1);
-    within("keys.rotate_every_seconds", keys.rotate_every_seconds, least, 10 * LONGEST)
+    within("keys.rotate_every_seconds", keys.rotate_every_seconds, least, 10 * LIFETIME_MAX)
 }
 
 fn limits(config: &Config) -> Result<(), ConfigError> {

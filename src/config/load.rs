@@ -1,4 +1,4 @@
-//! Reading: defaults < file < environment < flags, each value with the place it came from.
+//! Loading of settings: defaults < file < environment < flags, each value with its origin.
 
 use std::{collections::BTreeMap, fmt, fs, path::PathBuf};
 
@@ -17,16 +17,16 @@ pub const DEFAULTS: &str = include_str!("../../deploy/config.toml");
 /// Variables that begin with this belong to the command line client, not to the server.
 const CLIENT_PREFIX: &str = "CLI_";
 
-/// Where settings come from. Nothing here reads the process's surroundings: they are given.
+/// Sources of settings. Only [`Sources::from_process`] reads the environment of the process.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
-    /// The file asked for; it must be there.
+    /// Requested file; it must exist.
     pub file: Option<PathBuf>,
     /// Environment variables. `JETON_LISTEN` sets `listen`, `JETON_TOKEN__ACCESS_LIFETIME_SECONDS`
     /// a key of the table `token`; `JETON_CLI_*` is the client's. `XDG_CONFIG_HOME`,
-    /// `XDG_STATE_HOME`, `HOME`, `HOSTNAME` and `CREDENTIALS_DIRECTORY` are looked at too.
+    /// `XDG_STATE_HOME`, `HOME`, `HOSTNAME` and `CREDENTIALS_DIRECTORY` are read too.
     pub environment: BTreeMap<String, String>,
-    /// What the command line says.
+    /// Settings of the command line.
     pub flags: Vec<Flag>,
 }
 
@@ -50,7 +50,7 @@ impl Sources {
             })
             .collect::<BTreeMap<_, _>>();
         if let Ok(host) = fs::read_to_string("/proc/sys/kernel/hostname") {
-            // Shells know it and do not hand it on.
+            // Shells set HOSTNAME and do not export it.
             environment.entry("HOSTNAME".to_owned()).or_insert_with(|| host.trim().to_owned());
         }
         Self { environment, ..Self::default() }
@@ -74,7 +74,7 @@ impl Sources {
     }
 }
 
-/// Where each setting came from, by its key with dots.
+/// Origin of each setting, by its key with dots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origins(BTreeMap<String, String>);
 
@@ -85,7 +85,7 @@ impl Origins {
         self.0.get(key).map(String::as_str)
     }
 
-    /// Says in an error where the value that is refused came from.
+    /// Adds to an error the origin of the rejected value.
     pub fn blame(&self, mut error: ConfigError) -> ConfigError {
         if error.origin.is_none() {
             error.origin = self.of(&error.key).map(str::to_owned);
@@ -94,22 +94,22 @@ impl Origins {
     }
 }
 
-/// A setting that cannot be used: one line that names the key and, where known, the place.
+/// An invalid setting: one line with the key and, if known, the origin.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigError {
     /// The setting, with dots; empty when the whole source is unreadable.
     pub key: String,
-    /// What is wrong with it.
+    /// Problem with its value.
     pub problem: String,
-    /// Where it came from.
+    /// Origin of the value.
     pub origin: Option<String>,
 }
 
 impl ConfigError {
-    /// EX_USAGE of sysexits: the process ends with it, so that a supervisor need not try again.
+    /// EX_USAGE of sysexits: a supervisor need not restart a process that exits with it.
     pub const EXIT_CODE: u8 = 64;
 
-    /// About one key.
+    /// Creates an error about one key.
     pub fn new(key: impl Into<String>, problem: impl Into<String>) -> Self {
         Self { key: key.into(), problem: problem.into(), origin: None }
     }
@@ -142,8 +142,8 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Puts the sources together. An unknown setting or a value of the wrong kind is refused;
-    /// whether the values make sense together is for [`super::check`].
+    /// Merges the sources. An unknown setting or a value of the wrong type is rejected; the values
+    /// themselves are validated by [`super::check`].
     pub fn load(sources: &Sources) -> Result<(Self, Origins), ConfigError> {
         let defaults = parse(DEFAULTS, "default")?;
         let mut figment = Figment::from(Layer::new("default", defaults.clone()));
@@ -183,7 +183,7 @@ impl Config {
         Ok((config, origins))
     }
 
-    /// Where the master key is: the file named, else `master.key` in the data directory.
+    /// Path of the master key: the configured file, else `master.key` in the data directory.
     pub fn master_key_path(&self) -> PathBuf {
         let named = !self.master_key_file.as_os_str().is_empty();
         if named { self.master_key_file.clone() } else { self.data_dir.join("master.key") }
@@ -200,7 +200,7 @@ impl Config {
         rows
     }
 
-    /// Puts in what depends on where the process runs.
+    /// Sets the defaults that depend on the environment of the process.
     fn fill(&mut self, sources: &Sources, origins: &mut Origins) {
         if self.data_dir.as_os_str().is_empty() {
             let state =
@@ -212,7 +212,7 @@ impl Config {
                 origins.0.insert("data_dir".to_owned(), origin.to_owned());
             }
         }
-        // Nodes that share a store are told apart by their names; machines have one.
+        // Nodes that share a store need different names: the default is the host name.
         if let Some(host) = sources.environment.get("HOSTNAME").filter(|_| self.store.is_shared())
             && origins.of("node") == Some("default")
         {
@@ -232,7 +232,7 @@ impl Config {
     }
 }
 
-/// The key a variable sets; `None` for variables that are not the server's.
+/// Returns the key that a variable sets; `None` for variables that are not the server's.
 fn key_of_variable(name: &str) -> Option<String> {
     let rest = name.strip_prefix("JETON_").filter(|rest| !rest.starts_with(CLIENT_PREFIX))?;
     Some(rest.to_ascii_lowercase().replace("__", "."))
@@ -249,8 +249,8 @@ impl Layer {
         Self { origin: origin.to_owned(), dict }
     }
 
-    /// One value given as text. It is read as what the default of that key is, so that
-    /// `JETON_NODE=5` is a name and `JETON_INSECURE=maybe` is refused.
+    /// Creates a layer of one value, parsed as the type of that key's default: `JETON_NODE=5` is a
+    /// name and `JETON_INSECURE=maybe` is rejected.
     fn of_text(origin: &str, key: &str, text: &str, defaults: &Dict) -> Result<Self, ConfigError> {
         let refused = |problem: &str| ConfigError::new(key, problem).at(origin);
         if key.split('.').any(str::is_empty) {
@@ -286,8 +286,8 @@ impl Provider for Layer {
     }
 }
 
-/// Reads a file's text. The parser's message shows the offending line; only its first and last line
-/// are kept, so that the refusal is one line.
+/// Parses the text of a file. An error keeps only the first and last line of the parser's message,
+/// so that it is one line.
 fn parse(text: &str, origin: &str) -> Result<Dict, ConfigError> {
     Toml::from_str::<Dict>(text).map_err(|error| {
         let message = error.to_string();
@@ -321,7 +321,8 @@ fn explain(error: figment::Error) -> ConfigError {
     ConfigError { key, problem, origin: error_at }
 }
 
-/// Whether figment has put the field itself into the path depends on where it was found.
+/// Returns the full key of an unknown field: figment's path contains the field itself only in some
+/// places.
 fn unknown_key(path: &str, field: &str) -> String {
     match path {
         "" => field.to_owned(),
@@ -330,7 +331,7 @@ fn unknown_key(path: &str, field: &str) -> String {
     }
 }
 
-/// The kind of a value, never the value: it may be a secret put in the wrong place.
+/// Returns the type of a value, never the value: it may be a secret in the wrong place.
 const fn kind_of(found: &Actual) -> &'static str {
     match found {
         Actual::Bool(_) => "true or false",

@@ -2,17 +2,16 @@
 
 use tracing_subscriber::EnvFilter;
 
-/// Reads `log.level`.
+/// Parses `log.level`.
 ///
 /// # Errors
-/// What is wrong with it, without the text.
+/// The problem with it, without the text itself.
 pub fn log_filter(level: &str) -> Result<EnvFilter, &'static str> {
     const PROBLEM: &str = "must be error, warn, info, debug, trace or off, or directives such as \
                            info,jeton::store=debug";
     let word_is_level =
         |word: &str| matches!(word.trim(), "error" | "warn" | "info" | "debug" | "trace" | "off");
-    // A bare word that is no level would be taken for the name of a module, and silence everything
-    // else.
+    // A word that is no level would be parsed as the name of a module, and silence all others.
     if level
         .split(',')
         .any(|directive| !directive.contains(['=', '[']) && !word_is_level(directive))

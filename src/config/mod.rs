@@ -1,5 +1,5 @@
-//! Configuration: what can be set, with units in the names. Read from defaults < file < environment
-//! < flags.
+//! Configuration: all settings, with units in their names. Sources: defaults < file < environment <
+//! flags.
 
 use std::{
     collections::BTreeMap, io::Read, net::SocketAddr, os::unix::fs::MetadataExt, path::PathBuf,
@@ -18,8 +18,7 @@ pub use check::check;
 pub use load::{ConfigError, DEFAULTS, Flag, Origins, Sources};
 pub use log::log_filter;
 
-/// Everything that can be set. `deploy/config.toml` is the commented default and holds exactly
-/// these keys.
+/// All settings. `deploy/config.toml` is the commented default and contains exactly these keys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -36,11 +35,11 @@ pub struct Config {
     /// `~/.local/state/jeton`.
     pub data_dir: PathBuf,
     /// File with the master key (32 bytes, base64 or hex); empty means `master.key` beside the
-    /// data, made in development only.
+    /// data, created in development only.
     pub master_key_file: PathBuf,
-    /// Whether a public address without TLS, or public metrics, is accepted.
+    /// Accepts a public address without TLS, and public metrics.
     pub insecure: bool,
-    /// Whether gRPC reflection is served.
+    /// Serves gRPC reflection.
     pub reflection: bool,
     /// The store.
     pub store: Store,
@@ -54,34 +53,34 @@ pub struct Config {
     pub limits: Limits,
     /// The audit trail.
     pub audit: Audit,
-    /// What is written to stderr.
+    /// Log on stderr.
     pub log: Log,
 }
 
-/// Where everything is kept: in the data directory, unless an address is given.
+/// Store of all records: the data directory, unless an address is set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Store {
     /// Address of a MongoDB that nodes share; empty means the embedded store.
     pub uri: StoreUri,
-    /// File with the address, where it holds a password; instead of `uri`.
+    /// File with the address, for an address with a password; instead of `uri`.
     pub uri_file: PathBuf,
-    /// How long a call waits for MongoDB, in milliseconds.
+    /// Timeout of a MongoDB operation, in milliseconds.
     pub call_timeout_ms: u64,
-    /// How old a node's knowledge of what other nodes ended may be before it refuses to judge.
+    /// Maximum age of a node's revocation data; with older data it refuses token calls.
     pub max_staleness_seconds: u64,
 }
 
 impl Store {
-    /// Whether nodes share the store.
+    /// Returns true if nodes share the store.
     pub fn is_shared(&self) -> bool {
         !self.uri.is_empty() || !self.uri_file.as_os_str().is_empty()
     }
 
-    /// The address itself, from where it is kept; [`Self::is_shared`] says whether there is one.
+    /// Returns the address, from the setting or the file; empty unless [`Self::is_shared`].
     ///
     /// # Errors
-    /// The file cannot be read, or holds no address.
+    /// The file cannot be read, or contains no address.
     pub fn address(&self) -> Result<String, ConfigError> {
         if self.uri_file.as_os_str().is_empty() {
             return Ok(self.uri.expose().to_owned());
@@ -89,8 +88,8 @@ impl Store {
         let refused = |problem| ConfigError::new("store.uri_file", problem);
         let unread = |error| refused(format!("cannot read {}: {error}", self.uri_file.display()));
         let mut file = std::fs::File::open(&self.uri_file).map_err(unread)?;
-        // Others would choose the store, and with it everybody's clients and tokens. Asked of the
-        // file that is read.
+        // A user who can write to the file chooses the store, and with it all clients and tokens.
+        // The mode is that of the open file, which is the file that is read.
         let mode = file.metadata().map_err(unread)?.mode() & 0o777;
         if mode & 0o022 != 0 {
             let shown = self.uri_file.display();
@@ -108,29 +107,29 @@ impl Store {
         }
     }
 
-    /// How long a call waits.
+    /// Timeout of a MongoDB operation.
     pub const fn call_timeout(&self) -> Duration {
         Duration::from_millis(self.call_timeout_ms)
     }
 
-    /// How old a node's knowledge may be.
+    /// Maximum age of a node's revocation data.
     pub const fn max_staleness(&self) -> Duration {
         Duration::from_secs(self.max_staleness_seconds)
     }
 }
 
-/// The address of a store. It may hold a password, and shows itself without.
+/// The address of a store. It may contain a password, which is never printed.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct StoreUri(String);
 
 impl StoreUri {
-    /// The address with all there is in it.
+    /// Returns the address with its password.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Whether there is none.
+    /// Returns true if no address is set.
     pub const fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -144,7 +143,7 @@ impl From<String> for StoreUri {
 
 impl std::fmt::Display for StoreUri {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // What is no address with a user in it may be anything, a password included.
+        // A text that is not an address may be anything, a password included.
         match (self.0.split_once("://"), self.0.rsplit_once('@')) {
             (None, _) if self.0.is_empty() => Ok(()),
             (Some((scheme, _)), Some((_, rest))) => {
@@ -176,8 +175,7 @@ pub struct Tls {
     pub cert_file: PathBuf,
     /// PEM file with the private key.
     pub key_file: PathBuf,
-    /// PEM file with the authorities that client certificates must come from; empty means clients
-    /// need none.
+    /// PEM file with the CAs of client certificates; empty means that none is required.
     pub client_ca_file: PathBuf,
 }
 
@@ -185,16 +183,16 @@ pub struct Tls {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Token {
-    /// Lifetime of an access token unless its client has another.
+    /// Lifetime of an access token, unless its client has one of its own.
     pub access_lifetime_seconds: u64,
-    /// The longest any client may have; also how long retired keys go on verifying.
+    /// Maximum lifetime of any client's access tokens; retired keys verify for this time too.
     pub access_lifetime_max_seconds: u64,
-    /// Absolute lifetime of a refresh family unless its client has another.
+    /// Absolute lifetime of a refresh family, unless its client has one of its own.
     pub refresh_lifetime_seconds: u64,
-    /// How long a family lives unused unless its client has another.
+    /// Idle lifetime of a refresh family, unless its client has one of its own.
     pub refresh_idle_seconds: u64,
-    /// How long a spent refresh token still yields the same successor; 0 means not at all, at most
-    /// 60.
+    /// Time for which a used refresh token still yields the same successor, at most 60; 0 disables
+    /// it.
     pub refresh_grace_seconds: u64,
 }
 
@@ -204,63 +202,63 @@ pub struct Token {
 pub struct Keys {
     /// Algorithm of new keys: EdDSA, ES256 or RS256.
     pub algorithm: Algorithm,
-    /// How long a key signs before it is replaced; 0 means until it is rotated by hand.
+    /// Time for which a key signs before it is replaced; 0 means until it is rotated by hand.
     pub rotate_every_seconds: u64,
-    /// How long a new key is published before it signs; also the max-age of the JWKS.
+    /// Time for which a new key is published before it signs; also the max-age of the JWKS.
     pub publish_ahead_seconds: u64,
 }
 
-/// Bounds on what a caller can use up.
+/// Limits on the resources that callers can use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// Connections at once.
+    /// Maximum open connections.
     pub connections: usize,
-    /// Connections at once from one peer address (IPv6: /64, and four times as many from a /48).
+    /// Maximum open connections of one peer address (IPv6: /64, and four times as many of a /48).
     pub connections_per_peer: usize,
-    /// Streams at once on one connection.
+    /// Maximum concurrent streams on one connection.
     pub streams_per_connection: u32,
     /// Time for a TLS handshake, and again for the first bytes of HTTP.
     pub handshake_seconds: u64,
-    /// Deadline of a call that brings none, and the longest one may bring.
+    /// Deadline of a call without one, and the longest that a call may set.
     pub deadline_seconds: u64,
-    /// Time beyond the deadline in which an answer must be read.
+    /// Time beyond the deadline in which the client must read a response.
     pub unread_seconds: u64,
-    /// Time without a call after which an HTTP/2 connection is told to go away.
+    /// Time without a call after which an HTTP/2 connection gets a GOAWAY.
     pub connection_idle_seconds: u64,
-    /// Age at which an HTTP/2 connection is told to go away.
+    /// Age at which an HTTP/2 connection gets a GOAWAY.
     pub connection_age_seconds: u64,
-    /// Time for calls in flight to finish when the server is told to stop.
+    /// Time for calls in flight to finish after a stop signal.
     pub drain_seconds: u64,
     /// Worker threads; 0 means one per core.
     pub workers: usize,
     /// Calls from one peer address (IPv6: /64).
     pub per_peer: Rate,
-    /// Wrong secrets from one peer address, and as many more from it at each existing client.
+    /// Wrong secrets of one peer address, and as many more of it at each existing client.
     pub failed_authentication: Rate,
-    /// Peers and clients remembered by the limiters; new ones past it are refused until others are
-    /// forgotten.
+    /// Maximum peers and clients that the limiters track; beyond it new ones are refused until
+    /// others expire.
     pub tracked_keys: usize,
-    /// Revocations of single tokens and families of one client, also of families ended by reuse,
-    /// that a process makes and all remember; past it each further one, until these have expired,
-    /// ends all tokens of the client.
+    /// Maximum revocations of single tokens and families of one client, reuse included, that a
+    /// process keeps. Beyond it each further one revokes all tokens of the client, until these
+    /// expire.
     pub revocations_per_client: u32,
-    /// Imported secrets compared by argon2id at once; one at a time for each peer address.
+    /// Imported secrets that argon2id compares concurrently; one at a time for each peer address.
     pub argon2_parallel: usize,
-    /// Imported secrets waiting to be compared; more are refused, and more than a quarter from one
+    /// Queue of imported secrets to compare; more are refused, as is more than a quarter from one
     /// peer address.
     pub argon2_queue: usize,
-    /// Rate plans that clients may be put on; "standard" must be among them.
+    /// Rate plans of clients; "standard" must be among them.
     pub plans: BTreeMap<String, Rate>,
 }
 
-/// So many a second in the long run, so many at once.
+/// A rate limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rate {
-    /// In the long run.
+    /// Sustained rate.
     pub per_second: u32,
-    /// At once.
+    /// Maximum at one moment.
     pub burst: u32,
 }
 
@@ -268,21 +266,21 @@ pub struct Rate {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Audit {
-    /// Whether a token is answered only once its record is durable, or up to 50 ms before.
+    /// Durability of the record of an issued token.
     pub issue: Issue,
 }
 
-/// When the record of an issued token is durable.
+/// Durability of the record of an issued token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Issue {
-    /// Before the answer.
+    /// Durable before the response.
     Durable,
-    /// At most 50 ms after it.
+    /// Durable at most 50 ms after the response.
     Batched,
 }
 
-/// What is written to stderr.
+/// Log on stderr.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Log {
@@ -293,38 +291,38 @@ pub struct Log {
     pub format: LogFormat,
 }
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
 impl Token {
-    /// Lifetime of an access token unless its client has another.
+    /// Lifetime of an access token, unless its client has one of its own.
     pub const fn access_lifetime(&self) -> Duration {
         Duration::from_secs(self.access_lifetime_seconds)
     }
 
-    /// Absolute lifetime of a refresh family unless its client has another.
+    /// Absolute lifetime of a refresh family, unless its client has one of its own.
     pub const fn refresh_lifetime(&self) -> Duration {
         Duration::from_secs(self.refresh_lifetime_seconds)
     }
 
-    /// How long a family lives unused unless its client has another.
+    /// Idle lifetime of a refresh family, unless its client has one of its own.
     pub const fn refresh_idle(&self) -> Duration {
         Duration::from_secs(self.refresh_idle_seconds)
     }
 
-    /// How long a spent refresh token still yields the same successor.
+    /// Time for which a used refresh token still yields the same successor.
     pub const fn refresh_grace(&self) -> Duration {
         Duration::from_secs(self.refresh_grace_seconds)
     }
 
-    /// The longest lifetime of an access token.
+    /// Maximum lifetime of an access token.
     pub const fn access_lifetime_max(&self) -> Duration {
         Duration::from_secs(self.access_lifetime_max_seconds)
     }

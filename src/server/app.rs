@@ -22,7 +22,7 @@ use crate::{
     proto,
 };
 
-/// Everything the port answers with.
+/// All services of the port.
 pub(super) struct App {
     pub(super) guarded: Guard<Router>,
     pub(super) health: HealthReporter,
@@ -59,7 +59,7 @@ impl App {
                 Reflection::configure()
                     .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
                     .register_encoded_file_descriptor_set(health_descriptors)
-                    // So that grpcurl prints the details of errors and not their bytes.
+                    // With it grpcurl prints the details of errors instead of their bytes.
                     .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
             };
             let v1 = build().build_v1().map_err(|error| failed("reflection")(error.into()))?;
@@ -78,8 +78,8 @@ impl App {
         Ok(Self { guarded, health, methods })
     }
 
-    /// Serves the numbers on their own listener, unless there shall be none. On a developer's
-    /// machine a taken port is no reason not to start.
+    /// Serves the metrics on a listener of their own, if one is configured. In development mode a
+    /// port that is in use does not prevent the start.
     pub(super) async fn serve_metrics(
         &self,
         options: &Options,
@@ -113,8 +113,8 @@ impl App {
                 return Err(StartError::Failed(format!("cannot listen on {address}: {error}")));
             }
         };
-        // A second server of one process, as in tests, shares the first one's recorder and shows
-        // nothing of its own.
+        // A second server of one process, as in tests, shares the recorder of the first one and has
+        // no metrics of its own.
         let Ok(exposition) = Exposition::install(self.methods) else { return Ok(None) };
         Ok(Some(tokio::spawn(async move {
             if let Err(error) = metrics::serve(listener, exposition, stopped).await {
@@ -124,7 +124,7 @@ impl App {
     }
 }
 
-/// Every request draws on the budget of its peer, whatever it asks for.
+/// Returns the admission check: every request counts against the budget of its peer.
 fn admit(opened: &Opened) -> Admit {
     let services = opened.services.clone();
     Arc::new(move |call| services.limits.peer(call.peer, call.now))
@@ -140,7 +140,7 @@ fn published(config: &Config, opened: &Opened, services: Vec<String>) -> Publish
     Published {
         issuer: opened.services.terms.issuer.clone(),
         ready: ready::unless_stale(tokens.clone(), writes),
-        // Also while this node is stale: see `standing`.
+        // Served while this node is stale too: see `standing`.
         jwks: Arc::new(move || tokens.verifying_keys().jwks().clone()),
         jwks_max_age: Duration::from_secs(config.keys.publish_ahead_seconds),
         grpc_services: services.into(),

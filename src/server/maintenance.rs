@@ -1,5 +1,5 @@
-//! What happens by itself: counts are noted, what has expired is forgotten, keys age, certificates
-//! are read again.
+//! Background tasks: they store counts, remove expired records, advance keys and reload
+//! certificates.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,14 +24,14 @@ use crate::{
     store::Store,
 };
 
-/// The most records removed in one write, so that callers do not wait behind maintenance.
-const SWEEP: usize = 2_000;
+/// Maximum records removed in one write, so that callers do not wait behind maintenance.
+const SWEEP_BATCH_MAX: usize = 2_000;
 
 /// The background tasks.
 pub(super) struct Background(Vec<JoinHandle<()>>);
 
 impl Background {
-    /// Waits until every task has seen the stop.
+    /// Waits until every task has stopped.
     pub(super) async fn finish(self) {
         for task in self.0 {
             let _ = task.await;
@@ -39,14 +39,14 @@ impl Background {
     }
 }
 
-/// Starts the background tasks; they end when `stopping` turns true.
+/// Starts the background tasks; they stop when `stopping` turns true.
 pub(super) fn start(
     opened: &Opened,
     tls: Option<Arc<TlsReloader>>,
     stopping: &watch::Receiver<bool>,
 ) -> Background {
     let (seconds, minutes) = (Duration::from_secs(1), Duration::from_secs(60));
-    let house = House {
+    let context = Context {
         services: opened.services.clone(),
         store: opened.store.clone(),
         clock: opened.clock.clone(),
@@ -54,73 +54,78 @@ pub(super) fn start(
         chain: opened.chain.clone(),
         witness: Arc::default(),
     };
-    let every = |period, what, task| every(period, stopping.clone(), house.clone(), what, task);
+    let every =
+        |period, what, task| spawn_periodic(period, stopping.clone(), context.clone(), what, task);
     let mut tasks = vec![
-        every(seconds * 10, "record secret uses", |house| {
+        every(seconds * 10, "record secret uses", |context| {
             Box::pin(async move {
-                house.services.limits.sweep(house.clock.now());
+                context.services.limits.sweep(context.clock.now());
                 metrics::counter!("jeton_argon2_blocks_total")
-                    .absolute(house.services.passwords.work());
-                house.services.clients.note_uses().await.map_err(Into::into)
+                    .absolute(context.services.passwords.work());
+                context.services.clients.note_uses().await.map_err(Into::into)
             })
         }),
-        every(minutes, "sweep", |house| {
+        every(minutes, "sweep", |context| {
             Box::pin(async move {
-                house.services.standing.sweep(house.clock.now());
-                let earliest = house
+                context.services.standing.sweep(context.clock.now());
+                let earliest = context
                     .services
                     .standing
                     .tokens
                     .verifying_keys()
-                    .earliest_node_time(house.clock.now());
-                Ok(sweep(house.store.as_ref(), earliest).await?)
+                    .earliest_node_time(context.clock.now());
+                Ok(sweep(context.store.as_ref(), earliest).await?)
             })
         }),
-        every(minutes, "witness audit chain heads", |house| {
+        every(minutes, "witness audit chain heads", |context| {
             Box::pin(async move {
-                let noted =
-                    house.witness.look(house.store.as_ref(), &house.chain, house.clock.now());
+                let noted = context.witness.look(
+                    context.store.as_ref(),
+                    &context.chain,
+                    context.clock.now(),
+                );
                 noted.await.map(drop).map_err(Into::into)
             })
         }),
-        every(seconds * 5, "advance keys", |house| {
-            Box::pin(async move { house.services.admin.keys.advance().await.map_err(Into::into) })
+        every(seconds * 5, "advance keys", |context| {
+            Box::pin(async move { context.services.admin.keys.advance().await.map_err(Into::into) })
         }),
-        every(seconds, "share rate limit counters", |house| {
+        every(seconds, "share rate limit counters", |context| {
             Box::pin(async move {
-                let now = house.clock.now();
-                Ok(house
+                let now = context.clock.now();
+                Ok(context
                     .services
                     .limits
-                    .share(house.store.as_ref(), now, house.clock_offset.cluster_time(now))
+                    .share(context.store.as_ref(), now, context.clock_offset.cluster_time(now))
                     .await?)
             })
         }),
-        every(seconds, "report forged records", |house| {
+        every(seconds, "report forged records", |context| {
             Box::pin(async move {
-                house.services.admin.forged_records.report().await.map_err(Into::into)
+                context.services.admin.forged_records.report().await.map_err(Into::into)
             })
         }),
-        every(seconds, "record refusal counts", |house| {
+        every(seconds, "record refusal counts", |context| {
             Box::pin(async move {
-                house
+                context
                     .services
                     .clients
-                    .record_refusals(house.clock.now(), false)
+                    .record_refusals(context.clock.now(), false)
                     .await
                     .map_err(Into::into)
             })
         }),
-        every(seconds, "check for clock steps", |house| {
-            Box::pin(
-                async move { Ok(watch_clock(house.store.as_ref(), house.clock.as_ref()).await?) },
-            )
+        every(seconds, "check for clock steps", |context| {
+            Box::pin(async move {
+                Ok(watch_clock(context.store.as_ref(), context.clock.as_ref()).await?)
+            })
         }),
     ];
     if opened.measured {
-        tasks.push(every(seconds * 5, "measure clock offset", |house| {
+        tasks.push(every(seconds * 5, "measure clock offset", |context| {
             Box::pin(async move {
-                Ok(measure(house.store.as_ref(), house.clock.as_ref(), &house.clock_offset).await?)
+                Ok(measure(context.store.as_ref(), context.clock.as_ref(), &context.clock_offset)
+                    .await?)
             })
         }));
     }
@@ -136,9 +141,9 @@ pub(super) fn start(
     Background(tasks)
 }
 
-/// What the tasks work on.
+/// Objects that the tasks work on.
 #[derive(Clone)]
-struct House {
+struct Context {
     services: Arc<Services>,
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
@@ -147,14 +152,14 @@ struct House {
     witness: Arc<Witness>,
 }
 
-type Task = fn(House) -> BoxFuture<'static, Result<(), Box<dyn std::error::Error + Send + Sync>>>;
+type Task = fn(Context) -> BoxFuture<'static, Result<(), Box<dyn std::error::Error + Send + Sync>>>;
 
-/// One that fails is said to when it begins to, and when it goes again: a store may be away for
-/// long.
-fn every(
+/// Spawns a task that repeats `task` with this period. A failure is logged when it begins and when it
+/// ends, not each time: a store may be unreachable for long.
+fn spawn_periodic(
     period: Duration,
     stopping: watch::Receiver<bool>,
-    house: House,
+    context: Context,
     what: &'static str,
     task: Task,
 ) -> JoinHandle<()> {
@@ -164,7 +169,7 @@ fn every(
         let mut fails = false;
         loop {
             let outcome = tokio::select! {
-                _ = ticks.tick() => task(house.clone()).await,
+                _ = ticks.tick() => task(context.clone()).await,
                 () = stopped(stopping.clone()) => return,
             };
             match &outcome {
@@ -183,13 +188,14 @@ fn every(
     })
 }
 
-/// `earliest` is the time by the slowest clock: what a node can still judge, it can still find.
+/// Removes expired records of the store. `earliest` is the time of the slowest clock: a record is
+/// kept as long as any node may need it.
 async fn sweep(store: &dyn Store, earliest: Timestamp) -> Result<(), crate::store::StoreError> {
-    while store.sweep(earliest, SWEEP).await? >= SWEEP {}
+    while store.sweep(earliest, SWEEP_BATCH_MAX).await? >= SWEEP_BATCH_MAX {}
     Ok(())
 }
 
-/// C1: a step of the machine's clock is said and recorded.
+/// C1: logs and records a step of the machine's clock.
 async fn watch_clock(store: &dyn Store, clock: &dyn Clock) -> Result<(), crate::store::StoreError> {
     let now = clock.now();
     let Some(step) = clock.jump() else { return Ok(()) };

@@ -24,58 +24,58 @@ use crate::{
 
 pub use crate::api::listen::{connections_within, highest_limit as open_files};
 
-/// What to serve.
+/// Options of a server.
 pub struct Options {
     /// Checked configuration.
     pub config: Config,
-    /// Whether this is a developer's machine: a missing master key is made beside the data, a first
-    /// client is created, and reflection is on.
+    /// Development mode: a missing master key is created beside the data, a first client is
+    /// created, and reflection is on.
     pub dev: bool,
-    /// Whether a first client is created where there is none.
+    /// Creates a first client if there is none.
     pub bootstrap: bool,
-    /// Whether a data directory is served that may be an older copy.
+    /// Serves a data directory that may be an older copy.
     pub accept_rollback: bool,
-    /// A store that is open already; `None` opens the one that is configured.
+    /// A store that is already open; `None` opens the configured one.
     pub store: Option<Arc<dyn Store>>,
-    /// Where the time comes from; `None` means the system.
+    /// Source of the time; `None` means the system's clock.
     pub clock: Option<Arc<dyn Clock>>,
 }
 
-/// The first client, which may administer.
+/// The first client, an administrator.
 pub struct Bootstrap {
     /// Its id.
     pub client_id: ClientId,
-    /// Its secret, when it was made in this start; it is not known afterwards.
+    /// Its secret, if this start generated it; it is not known later.
     pub client_secret: Option<SecretString>,
 }
 
-/// What is being served.
+/// A running server.
 pub struct Started {
-    /// The address listened on, with the real port.
+    /// Address of the listener, with the real port.
     pub address: SocketAddr,
     /// The `iss` of every token.
     pub issuer: String,
-    /// Where the data is.
+    /// Directory of the data.
     pub data_dir: PathBuf,
-    /// The first client, in development or when asked for.
+    /// The first client, in development mode or on request.
     pub bootstrap: Option<Bootstrap>,
-    /// Whether the port speaks TLS.
+    /// True if the port uses TLS.
     pub tls: bool,
 }
 
-/// Why the server could not start, in one line.
+/// Reason that the server could not start, in one line.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// What is configured cannot be served: nothing is wrong with the machine.
+    /// The configuration is invalid: a restart does not help.
     #[error("{0}")]
     Configuration(String),
-    /// The machine would not.
+    /// The system, the network or the store failed.
     #[error("{0}")]
     Failed(String),
 }
 
 impl StartError {
-    /// For the shell: 64 where the configuration must be mended, otherwise 1.
+    /// Exit code of the process: 64 if the configuration is invalid, otherwise 1.
     pub const fn exit_code(&self) -> i32 {
         match self {
             Self::Configuration(_) => 64,
@@ -88,14 +88,14 @@ impl StartError {
     }
 }
 
-/// The error and what it came from, in one line.
+/// Formats an error and its sources in one line.
 fn with_sources(error: &dyn std::error::Error) -> String {
     let sources = std::iter::successors(error.source(), |error| error.source());
     sources.fold(error.to_string(), |text, source| format!("{text}: {source}"))
 }
 
-/// Serves until `shutdown` resolves and the calls in flight have ended. `started` is called once
-/// the port answers.
+/// Serves until `shutdown` resolves and the calls in flight are finished. `started` is called when
+/// the port accepts calls.
 pub async fn run(
     options: Options,
     started: impl FnOnce(&Started) + Send,
@@ -153,10 +153,10 @@ pub async fn run(
 
     shutdown.await;
     tracing::info!("draining");
-    // Nobody says "serving" after this.
+    // No task reports "serving" after this.
     readiness.abort();
     let _ = readiness.await;
-    // Balancers hear of it before connections are told to go away.
+    // Balancers see the status before connections get a GOAWAY.
     app.health.set_service_status("", ServingStatus::NotServing).await;
     let _ = stop.send(true);
     let summary =
@@ -184,8 +184,8 @@ fn issuer(config: &Config, address: SocketAddr, tls: bool) -> String {
     }
 }
 
-/// Resolves when the server is to stop.
+/// Resolves when the server must stop.
 async fn stopped(mut stopping: watch::Receiver<bool>) {
-    // An error means that the sender is gone, and with it the server.
+    // An error means that the sender, and with it the server, is gone.
     let _ = stopping.wait_for(|stopping| *stopping).await;
 }

@@ -1,4 +1,4 @@
-//! From a directory to an services: master key, store, keys, what stands.
+//! Opening of everything that services need: master key, store, keys, token state.
 
 use std::{os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc};
 
@@ -22,28 +22,28 @@ use crate::{
     },
 };
 
-/// The most that a stopping server waits for changes whose caller has left.
+/// Time that a stopping server waits for changes whose caller has disconnected.
 const FINISH_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
-/// How far the clocks of machines that made our tokens may be ahead.
+/// Time that the clock of a machine that issued a token may be ahead.
 const CLOCK_TOLERANCE: std::time::Duration = std::time::Duration::from_secs(5);
-/// The same among nodes that share a store: what one of them signed must not be nothing to another,
-/// nor be passed over by a revocation there, because its clock is behind.
+/// The same among nodes that share a store: a node whose clock is behind must accept the tokens of
+/// the others, and its revocations must cover them.
 const SHARED_CLOCK_TOLERANCE: std::time::Duration = std::time::Duration::from_secs(90);
 
-/// An services over its opened store.
+/// An opened store and the services over it.
 pub(super) struct Opened {
     pub(super) services: Arc<Services>,
     pub(super) store: Arc<dyn Store>,
     pub(super) chain: Arc<ChainKey>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) clock_offset: Arc<ClockOffset>,
-    /// Whether the clock is the machine's: one that is moved by hand is measured against nothing.
+    /// True if the clock is the system's: the offset of a test's clock is not measured.
     pub(super) measured: bool,
     pub(super) data_dir: PathBuf,
 }
 
 impl Opened {
-    /// Records that the service is there: also the moment after which its clock never reads less.
+    /// Records the start in the audit trail: the clock of the service never reads an earlier time.
     pub(super) async fn record_start(
         &self,
         address: std::net::SocketAddr,
@@ -51,8 +51,8 @@ impl Opened {
         let event =
             Stamp::internal(self.clock.now()).done(Action::ServerStarted, address.to_string());
         match self.store.append(event).await {
-            // Tokens can be judged and ended all the same: what must not follow from a full disk is
-            // that nobody does.
+            // A full disk must not prevent introspection and revocation, which work without this
+            // record.
             Err(error @ StoreError::Full(_)) => {
                 tracing::error!(%error, "cannot record the start in the audit trail")
             }
@@ -61,7 +61,7 @@ impl Opened {
         Ok(())
     }
 
-    /// Notes what is still in memory and closes the store.
+    /// Stores the counts that are still in memory and closes the store.
     pub(super) async fn close(self) {
         if !self.services.detached.finish(FINISH_TIMEOUT).await {
             tracing::warn!("shutdown timed out, left changes with unknown outcome");
@@ -99,7 +99,7 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
 
     let (clock_offset, measured) = (Arc::new(ClockOffset::default()), options.clock.is_none());
     if measured {
-        // The first look makes connections and may be too slow to say anything.
+        // The first measurement opens connections and may be too slow to be used.
         for _ in 0..3 {
             measure(store.as_ref(), clock.as_ref(), &clock_offset)
                 .await
@@ -131,8 +131,7 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
         .await
         .map_err(|error| StartError::failed("store")(error.into()))?;
     standing.load(snapshot);
-    // Another node may have written the keys after they were read and before their changes were
-    // followed.
+    // Another node may have written keys after they were read and before the change feed began.
     if let Some(keyset) =
         store.keyset().await.map_err(|error| StartError::failed("store")(error.into()))?
     {
@@ -159,8 +158,7 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
     Ok(Opened { services, store, chain, clock, clock_offset, measured, data_dir })
 }
 
-/// Records that a rollback was accepted, before anything else is: without the record nothing is
-/// served.
+/// Records that a rollback was accepted, before all other records: without it nothing is served.
 async fn accept_rollback(
     store: &dyn Store,
     clock: &dyn Clock,
@@ -178,7 +176,7 @@ async fn accept_rollback(
     store.append(event).await.map_err(|error| StartError::failed("store")(error.into()))
 }
 
-/// C2: looks how far this node's clock is from the one that all nodes of the store have in common.
+/// C2: measures the offset of this node's clock from the common clock of the store.
 pub(super) async fn measure(
     store: &dyn Store,
     clock: &dyn Clock,
@@ -237,10 +235,10 @@ fn terms(config: &Config, issuer: &str) -> Result<Terms, StartError> {
     })
 }
 
-/// The keys there are, or the first ones. Where another process made them in between, those. A
-/// store that has other records has had keys, and a deletion must not choose new keys to sign
-/// tokens with: nothing is served without the old ones. New ones would be of no use either: the
-/// generated secrets of all clients, administrators included, are checked under the lost root.
+/// Reads the keyset, or creates the first one; if another process creates one meanwhile, that is
+/// used. A store with other records had keys once: it is not served without them, so that a
+/// deletion cannot replace the signing keys. New keys would not help either: the generated secrets
+/// of all clients, administrators included, are checked under the lost root key.
 async fn keyset(
     store: &dyn Store,
     sealer: &Sealer,
@@ -255,7 +253,7 @@ async fn keyset(
         let (first, event) = keys::first(sealer, terms, clock.now());
         store.replace_keyset(&first, event).await.map_err(failed)?;
     }
-    // If there was a record already, another process that starts too made the keys before it.
+    // If there was a record already, another process that starts too created the keys before it.
     store
         .keyset()
         .await

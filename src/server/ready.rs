@@ -1,6 +1,6 @@
-//! Whether calls can be answered now. Finding out costs the store a durable write, and anybody may
-//! ask: however many do, the store is asked once a second. A node that is behind the others is not
-//! ready, whatever its store says.
+//! Readiness of the service. A probe costs a durable write of the store, and every caller may
+//! request it, so the store is probed once a second at most. A stale node is not ready, whatever
+//! the state of its store.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,15 +14,15 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::standing::TokenState;
 
-/// How long an answer is given again.
+/// Time for which the result of a probe is reused.
 const RESULT_LIFETIME: Duration = Duration::from_secs(1);
-/// How long the store may take; one that takes longer is not ready.
+/// Timeout of a probe; a slower store is not ready.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often it is looked whether this node is behind.
+/// Interval of the check for staleness of this node.
 const STALENESS_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// An answer that anybody may ask for.
+/// Readiness that any caller may request.
 pub(super) type Ready = Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
 
 /// `probe`, asked by one at a time and at most once in [`RESULT_LIFETIME`]; everybody else gets what it
@@ -50,15 +50,16 @@ pub(super) fn shared(probe: Ready) -> Ready {
     })
 }
 
-/// No while this node is stale; else what `store` says. That is asked of memory, and so each time.
+/// Returns false while this node is stale, which is read from memory each time; else the readiness
+/// of `store`.
 pub(super) fn unless_stale(tokens: Arc<TokenState>, store: Ready) -> Ready {
     Arc::new(move || {
         if tokens.ensure_fresh().is_ok() { store() } else { Box::pin(std::future::ready(false)) }
     })
 }
 
-/// Tells those who balance by gRPC health, the metrics and the log when this node falls behind and
-/// when it has caught up. Goes on until it is aborted.
+/// Reports through gRPC health, metrics and the log when this node becomes stale and when it is
+/// current again. Runs until it is aborted.
 pub(super) fn report_readiness(tokens: Arc<TokenState>, health: HealthReporter) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut looks = interval(STALENESS_CHECK_INTERVAL);
@@ -77,8 +78,10 @@ pub(super) fn report_readiness(tokens: Arc<TokenState>, health: HealthReporter) 
                 tracing::info!("revocation data is current again");
                 health.set_service_status("", ServingStatus::Serving).await;
             } else {
-                tracing::error!(age = ?tokens.age(), "behind the other nodes: nothing is judged \
-                                                        or issued");
+                tracing::error!(
+                    age = ?tokens.age(),
+                    "revocation data is stale, token calls are refused"
+                );
                 health.set_service_status("", ServingStatus::NotServing).await;
             }
         }

@@ -14,7 +14,7 @@ use crate::{
     },
 };
 
-/// Opened store, and the rollback that had to be accepted to open it.
+/// Opened store, and the rollback that was accepted to open it.
 pub(super) struct OpenedStore {
     pub(super) store: Arc<dyn Store>,
     pub(super) rollback: Option<String>,

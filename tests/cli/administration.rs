@@ -164,7 +164,7 @@ fn everything_of_a_client_is_ended_at_once() {
     let token = as_svc(&house, &secret, &["token", "--raw"]).ok();
     house.jeton(&["introspect", "--check", token.line()]).ok();
     let refused = house.jeton(&["revoke-all", "--client", "svc", "--reason", "leaked\u{1b}[31m"]);
-    assert!(refused.code == 3 && refused.err.contains("\n  reason: "), "{refused:?}");
+    assert!(refused.code == 3 && refused.err.matches("reason: ").count() == 1, "{refused:?}");
     house.jeton(&["revoke-all", "--client", "svc", "--reason", "leaked"]).ok();
     assert_eq!(house.jeton(&["introspect", "--check", token.line()]).code, 1);
     let listed = house.jeton(&["audit", "list", "--action", "revocation.", "--json"]).ok().json();

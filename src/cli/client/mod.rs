@@ -1,4 +1,4 @@
-//! `client`: registering machines, and their secrets.
+//! `client`: manages clients and their secrets.
 
 mod table;
 
@@ -25,14 +25,21 @@ use crate::proto::admin::{
 #[derive(Args, Debug)]
 pub(super) struct Command {
     #[command(subcommand)]
-    verb: Verb,
+    command: ClientCommand,
     #[command(flatten)]
     remote: Options,
 }
 
+/// Notes below the help of `client update`.
+const UPDATE_NOTES: &str = "\
+--scope, --default-scope, --role, --audience, --serves and --grant replace the whole list: repeat
+them for every value to keep. A change that takes a scope, audience, role or grant away from the
+client revokes all tokens issued to it so far.";
+
 #[derive(Subcommand, Debug)]
-enum Verb {
+enum ClientCommand {
     /// Register a client; its secret is printed once
+    #[command(after_help = args::DURATION_FORMAT)]
     Create(Box<Create>),
     /// Show one client
     Get {
@@ -48,7 +55,9 @@ enum Verb {
         #[arg(long, default_value_t = usize::MAX, hide_default_value = true)]
         limit: usize,
     },
-    /// Change the given properties of a client
+    /// Change the given properties of a client. A list replaces the old list, and taking a scope,
+    /// audience, role or grant away revokes the client's tokens
+    #[command(after_help = format!("{UPDATE_NOTES}\n\n{}", args::DURATION_FORMAT))]
     Update(Box<Update>),
     /// Disable a client and revoke its tokens
     Disable(Versioned),
@@ -57,8 +66,10 @@ enum Verb {
     /// Delete a client and revoke its tokens
     Delete(Versioned),
     /// Add a secret, printed once; a client has at most two active secrets
+    #[command(after_help = args::DURATION_FORMAT)]
     AddSecret(AddSecret),
     /// Retire a secret, at once or after an overlap
+    #[command(after_help = args::DURATION_FORMAT)]
     RetireSecret(RetireSecret),
 }
 
@@ -75,7 +86,7 @@ struct Create {
     secret: ImportedSecret,
 }
 
-/// What can be set on creation and changed later.
+/// Properties that `create` sets and `update` changes.
 #[derive(Args, Debug, Default)]
 struct Properties {
     /// Display name
@@ -99,16 +110,18 @@ struct Properties {
     /// Grant type the client may use, repeatable
     #[arg(long = "grant", value_name = "GRANT")]
     grants: Vec<Grant>,
-    /// Lifetime of access tokens
+    /// Lifetime of access tokens [default: token.access_lifetime_seconds of the server]
     #[arg(long, value_name = "DURATION", value_parser = args::duration)]
     access_lifetime: Option<Duration>,
-    /// Absolute lifetime of refresh families
+    /// Absolute lifetime of refresh families [default: token.refresh_lifetime_seconds of the
+    /// server]
     #[arg(long, value_name = "DURATION", value_parser = args::duration)]
     refresh_lifetime: Option<Duration>,
-    /// Idle lifetime of refresh families
+    /// Idle lifetime of refresh families [default: token.refresh_idle_seconds of the server]
     #[arg(long, value_name = "DURATION", value_parser = args::duration)]
     refresh_idle: Option<Duration>,
-    /// Rate plan
+    /// Rate plan of the client, one of limits.plans of the server: standard, bulk, or your own
+    /// [default: standard]; only administrators of the tenant "default" may assign another
     #[arg(long, value_name = "NAME")]
     rate_plan: Option<String>,
 }
@@ -119,7 +132,7 @@ enum Grant {
     RefreshToken,
 }
 
-/// A property that can be emptied.
+/// A property that `--clear` can reset.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 enum Clearable {
     Name,
@@ -135,7 +148,7 @@ enum Clearable {
 }
 
 impl Clearable {
-    /// The field's name in the proto.
+    /// Returns the name of the field in the proto.
     const fn path(self) -> &'static str {
         match self {
             Self::Name => "display_name",
@@ -175,7 +188,7 @@ impl Properties {
         }
     }
 
-    /// The fields that were named.
+    /// Returns the names of the fields that have a flag.
     fn paths(&self) -> Vec<&'static str> {
         let named = [
             ("display_name", self.display_name.is_some()),
@@ -200,7 +213,7 @@ struct Update {
     client_id: String,
     #[command(flatten)]
     properties: Properties,
-    /// Clear this property, repeatable
+    /// Reset this property to empty or to its default, repeatable
     #[arg(long, value_name = "PROPERTY")]
     clear: Vec<Clearable>,
     /// Change only this version of the client
@@ -264,7 +277,7 @@ impl Versioned {
     }
 }
 
-/// A secret that the server does not make.
+/// A secret that is imported instead of generated.
 #[derive(Args, Debug)]
 #[group(multiple = false)]
 struct ImportedSecret {
@@ -314,19 +327,22 @@ impl Command {
         output: Output,
         environment: &BTreeMap<String, String>,
     ) -> Result<(), Failure> {
-        // What is wrong with the arguments is said before anybody is called.
-        let update =
-            if let Verb::Update(update) = &self.verb { Some(update.request()?) } else { None };
+        // Errors in the arguments are reported before any call.
+        let update = if let ClientCommand::Update(update) = &self.command {
+            Some(update.request()?)
+        } else {
+            None
+        };
         let admin =
             Remote::open(&self.remote, environment).await?.admin("jeton:admin:clients").await?;
         let mut clients = ClientServiceClient::new(admin.channel());
-        let client = match &self.verb {
-            Verb::Create(create) => {
+        let client = match &self.command {
+            ClientCommand::Create(create) => {
                 let answer =
                     clients.create_client(admin.request(create.request()?)).await?.into_inner();
                 return show(output, answer.client, Some(("", &answer.client_secret)));
             }
-            Verb::AddSecret(add) => {
+            ClientCommand::AddSecret(add) => {
                 let answer = clients.add_secret(admin.request(add.request()?)).await?.into_inner();
                 return show(
                     output,
@@ -334,10 +350,10 @@ impl Command {
                     Some((&answer.secret_id, &answer.client_secret)),
                 );
             }
-            Verb::List { tenant, limit } => {
+            ClientCommand::List { tenant, limit } => {
                 return list(output, &admin, tenant.clone().unwrap_or_default(), *limit).await;
             }
-            Verb::Delete(which) => {
+            ClientCommand::Delete(which) => {
                 clients.delete_client(admin.request(which.delete())).await?;
                 return if output.json {
                     output.document(&json!({}))
@@ -345,24 +361,24 @@ impl Command {
                     output.line("deleted")
                 };
             }
-            Verb::Get { client_id } => {
+            ClientCommand::Get { client_id } => {
                 let request = admin.request(GetClientRequest { client_id: client_id.clone() });
                 clients.get_client(request).await?.into_inner().client
             }
-            Verb::Update(_) => {
+            ClientCommand::Update(_) => {
                 clients
                     .update_client(admin.request(update.unwrap_or_default()))
                     .await?
                     .into_inner()
                     .client
             }
-            Verb::Disable(which) => {
+            ClientCommand::Disable(which) => {
                 clients.disable_client(admin.request(which.disable())).await?.into_inner().client
             }
-            Verb::Enable(which) => {
+            ClientCommand::Enable(which) => {
                 clients.enable_client(admin.request(which.enable())).await?.into_inner().client
             }
-            Verb::RetireSecret(retire) => {
+            ClientCommand::RetireSecret(retire) => {
                 clients.retire_secret(admin.request(retire.request())).await?.into_inner().client
             }
         };

@@ -1,4 +1,4 @@
-//! Clients as people and programs see them.
+//! Output of clients, as text and as JSON.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use crate::{
     },
 };
 
-/// Every client the caller may see, page by page, up to `limit`.
+/// Lists the clients that the caller may see, page by page, up to `limit`.
 pub(super) async fn list(
     output: Output,
     admin: &Admin,
@@ -64,7 +64,7 @@ pub(super) async fn list(
     )
 }
 
-/// A client, and a secret's id and value where one was made.
+/// Prints a client, and the id and value of a secret if one was generated.
 pub(super) fn show(
     output: Output,
     client: Option<Client>,

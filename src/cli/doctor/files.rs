@@ -1,4 +1,4 @@
-//! What is on disk: the data directory, the master key, the certificate.
+//! Checks of files: the data directory, the master key, the certificate.
 
 use std::{
     fs,
@@ -16,14 +16,14 @@ use tokio_rustls::rustls::{
     sign::CertifiedKey,
 };
 
-use super::{Finding, SOON};
+use super::{Finding, RENEWAL_NOTICE};
 use crate::{
     config::{Config, Tls},
     crypto::master::{self, MasterKeyError},
     model::Timestamp,
 };
 
-/// Whether the directory is there, its owner's alone, and can be written.
+/// Checks that the directory exists and is accessible to its owner only.
 pub(super) fn data_directory(directory: &Path) -> Vec<Finding> {
     const SUBJECT: &str = "data directory";
     let shown = directory.display();
@@ -70,7 +70,7 @@ pub(super) fn data_directory(directory: &Path) -> Vec<Finding> {
     findings
 }
 
-/// Whether the master key is there, its owner's alone (K06), and 32 bytes.
+/// Checks that the master key exists, is readable by its owner only (K06) and has 32 bytes.
 pub(super) fn master_key(config: &Config, dev: bool) -> Finding {
     const SUBJECT: &str = "master key";
     let named = !config.master_key_file.as_os_str().is_empty();
@@ -97,7 +97,7 @@ pub(super) fn master_key(config: &Config, dev: bool) -> Finding {
     }
 }
 
-/// Whether certificate and key fit, and for how long.
+/// Checks that certificate and key match, and for how long the certificate is valid.
 pub(super) fn certificate(tls: &Tls, now: Timestamp) -> Option<Finding> {
     const SUBJECT: &str = "certificate";
     if tls.cert_file.as_os_str().is_empty() || tls.key_file.as_os_str().is_empty() {
@@ -106,17 +106,17 @@ pub(super) fn certificate(tls: &Tls, now: Timestamp) -> Option<Finding> {
     let advice = "set tls.cert_file and tls.key_file to a matching certificate chain and key in \
                   PEM";
     Some(match expiry(&tls.cert_file, &tls.key_file, now) {
-        Ok(Life::Ended) => Finding::problem(
+        Ok(Validity::Invalid) => Finding::problem(
             SUBJECT,
             format!("{} has expired or is not yet valid", tls.cert_file.display()),
             "renew the certificate",
         ),
-        Ok(Life::EndsSoon) => Finding::note(
+        Ok(Validity::EndsSoon) => Finding::note(
             SUBJECT,
             "expires within 14 days",
             "renew the certificate: it is reloaded without a restart",
         ),
-        Ok(Life::Long) => {
+        Ok(Validity::Long) => {
             Finding::ok(SUBJECT, "matches its key and is valid for more than 14 days")
         }
         Err(problem) => Finding::problem(SUBJECT, problem, advice),
@@ -124,13 +124,13 @@ pub(super) fn certificate(tls: &Tls, now: Timestamp) -> Option<Finding> {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Life {
-    Ended,
+enum Validity {
+    Invalid,
     EndsSoon,
     Long,
 }
 
-fn expiry(cert_file: &PathBuf, key_file: &PathBuf, now: Timestamp) -> Result<Life, String> {
+fn expiry(cert_file: &PathBuf, key_file: &PathBuf, now: Timestamp) -> Result<Validity, String> {
     let chain = CertificateDer::pem_file_iter(cert_file)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| format!("{}: {error}", cert_file.display()))?;
@@ -139,16 +139,21 @@ fn expiry(cert_file: &PathBuf, key_file: &PathBuf, now: Timestamp) -> Result<Lif
     let provider = aws_lc_rs::default_provider();
     CertifiedKey::from_der(chain.clone(), key, &provider).map_err(|error| error.to_string())?;
     let leaf = chain.first().ok_or("no certificate in the file")?;
-    Ok(match (in_force(leaf, &provider, now), in_force(leaf, &provider, now + SOON)) {
-        (false, _) => Life::Ended,
-        (true, false) => Life::EndsSoon,
-        (true, true) => Life::Long,
-    })
+    Ok(
+        match (
+            is_valid_at(leaf, &provider, now),
+            is_valid_at(leaf, &provider, now + RENEWAL_NOTICE),
+        ) {
+            (false, _) => Validity::Invalid,
+            (true, false) => Validity::EndsSoon,
+            (true, true) => Validity::Long,
+        },
+    )
 }
 
-/// Whether the certificate is within its dates. It is taken as its own authority: the verifier
-/// looks at the dates before everything that then may not fit.
-fn in_force(leaf: &CertificateDer<'static>, provider: &CryptoProvider, at: Timestamp) -> bool {
+/// Returns true if the certificate is within its dates. It is its own trust anchor here: the
+/// verifier checks the dates before everything that then may fail.
+fn is_valid_at(leaf: &CertificateDer<'static>, provider: &CryptoProvider, at: Timestamp) -> bool {
     let mut roots = RootCertStore::empty();
     let Ok(()) = roots.add(leaf.clone()) else { return true };
     let provider = Arc::new(provider.clone());
@@ -228,10 +233,10 @@ mod tests {
         fs::write(&cert, params.self_signed(&pair).unwrap().pem()).unwrap();
         fs::write(&key, pair.serialize_pem()).unwrap();
         let at = |seconds| expiry(&cert, &key, Timestamp::from_seconds(seconds)).unwrap();
-        assert_eq!(at(1_890_000_000), Life::Ended, "2029: not begun");
-        assert_eq!(at(1_910_000_000), Life::Long, "July 2030");
-        assert_eq!(at(1_924_300_000), Life::EndsSoon, "24 December 2030");
-        assert_eq!(at(1_930_000_000), Life::Ended, "2031");
+        assert_eq!(at(1_890_000_000), Validity::Invalid, "2029: not begun");
+        assert_eq!(at(1_910_000_000), Validity::Long, "July 2030");
+        assert_eq!(at(1_924_300_000), Validity::EndsSoon, "24 December 2030");
+        assert_eq!(at(1_930_000_000), Validity::Invalid, "2031");
         fs::write(&key, rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
         assert!(
             expiry(&cert, &key, Timestamp::from_seconds(1_910_000_000)).is_err(),

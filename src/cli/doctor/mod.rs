@@ -1,5 +1,5 @@
-//! `doctor`: looks at a deployment from where it runs, and says what to do. Changes nothing, but
-//! for one document that it writes to a shared store and takes away again.
+//! `doctor`: checks a deployment from this machine and suggests fixes. It changes nothing, except
+//! for one document that it writes to a shared store and removes again.
 
 mod files;
 mod network;
@@ -18,11 +18,11 @@ use crate::{
     server,
 };
 
-/// Certificates that end sooner are complained about.
-const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+/// Remaining validity below which a certificate gets a note.
+const RENEWAL_NOTICE: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 
-/// 2026-01-01T00:00:00Z: no clock that is right reads less.
-const WRITTEN_AFTER: Timestamp = Timestamp::from_seconds(1_767_225_600);
+/// 2026-01-01T00:00:00Z: an earlier clock is wrong.
+const EARLIEST_CLOCK: Timestamp = Timestamp::from_seconds(1_767_225_600);
 
 /// `jeton doctor`
 #[derive(Args, Debug)]
@@ -37,15 +37,15 @@ pub(super) struct Command {
     service_only: bool,
 }
 
-/// What was found.
+/// Result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Finding {
-    /// What was looked at.
+    /// Subject of the check.
     subject: &'static str,
     verdict: Verdict,
-    /// What it is like.
+    /// State of the subject.
     text: String,
-    /// What to do; empty when nothing is.
+    /// Suggested fix; empty if none is needed.
     advice: String,
 }
 
@@ -93,7 +93,7 @@ impl Command {
                     check(&config, self.dev).map_err(|error| origins.blame(error).to_string());
                 self.examine(&config, judged).await
             }
-            Err(error) => vec![unusable(error.to_string())],
+            Err(error) => vec![invalid_configuration(error.to_string())],
         };
         print(output, &findings)?;
         let problems = findings.iter().any(|finding| finding.verdict == Verdict::Problem);
@@ -104,7 +104,7 @@ impl Command {
         let now = args::now();
         let mut findings = vec![match judged {
             Ok(()) => Finding::ok("configuration", "all settings are valid"),
-            Err(problem) => unusable(problem),
+            Err(problem) => invalid_configuration(problem),
         }];
         findings.push(clock(now));
         findings.push(open_files(server::open_files(), config.limits.connections));
@@ -127,7 +127,7 @@ impl Command {
     }
 }
 
-fn unusable(problem: String) -> Finding {
+fn invalid_configuration(problem: String) -> Finding {
     Finding::problem(
         "configuration",
         problem,
@@ -136,7 +136,7 @@ fn unusable(problem: String) -> Finding {
 }
 
 fn clock(now: Timestamp) -> Finding {
-    if now < WRITTEN_AFTER {
+    if now < EARLIEST_CLOCK {
         return Finding::problem(
             "clock",
             format!("reads {now}"),
@@ -146,7 +146,7 @@ fn clock(now: Timestamp) -> Finding {
     Finding::ok("clock", format!("reads {now}"))
 }
 
-/// Of the process that asks: that of the service may have another limit.
+/// Checks the limit of this process; that of the service may differ.
 fn open_files(limit: Option<u64>, connections: usize) -> Finding {
     const SUBJECT: &str = "open files";
     let Some(limit) = limit else { return Finding::ok(SUBJECT, "no limit") };
@@ -171,7 +171,10 @@ fn print(output: Output, findings: &[Finding]) -> Result<(), Failure> {
     if output.json {
         let finding = |finding: &Finding| -> Value {
             json!({
-                "subject": finding.subject, "verdict": finding.verdict.as_str(), "text": finding.text, "advice": finding.advice,
+                "subject": finding.subject,
+                "verdict": finding.verdict.as_str(),
+                "text": finding.text,
+                "advice": finding.advice,
             })
         };
         return output

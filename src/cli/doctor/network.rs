@@ -1,4 +1,4 @@
-//! Whether the service answers where it should.
+//! Check that the service answers on its address.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -14,10 +14,10 @@ use tonic_health::pb::{
 use super::Finding;
 use crate::config::Config;
 
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// Timeout of a connection attempt and of a health call.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Asks the port for a connection and, where it speaks in clear, for its health.
+/// Connects to the port and, without TLS, checks its health.
 pub(super) async fn service(config: &Config) -> Vec<Finding> {
     const SUBJECT: &str = "service";
     if config.listen.port() == 0 {
@@ -27,8 +27,8 @@ pub(super) async fn service(config: &Config) -> Vec<Finding> {
             "set listen to a fixed port to check the service",
         )];
     }
-    let address = reachable(config.listen);
-    if !matches!(timeout(PATIENCE, TcpStream::connect(address)).await, Ok(Ok(_))) {
+    let address = probe_address(config.listen);
+    if !matches!(timeout(REPLY_TIMEOUT, TcpStream::connect(address)).await, Ok(Ok(_))) {
         let advice = "start it with `jeton serve`; if it is running, check its log and `listen`";
         return vec![Finding::problem(SUBJECT, format!("does not answer on {address}"), advice)];
     }
@@ -38,7 +38,7 @@ pub(super) async fn service(config: &Config) -> Vec<Finding> {
             format!("accepts connections on {address} (health not checked: TLS)"),
         )];
     }
-    vec![match timeout(PATIENCE, health(address)).await {
+    vec![match timeout(REPLY_TIMEOUT, health(address)).await {
         Ok(Ok(ServingStatus::Serving)) => Finding::ok(SUBJECT, format!("is healthy on {address}")),
         Ok(Ok(status)) => {
             let text = format!("reports {} on {address}", status.as_str_name());
@@ -66,8 +66,8 @@ async fn health(
     Ok(answer.into_inner().status())
 }
 
-/// A listener on all addresses is asked on this machine's own.
-fn reachable(listen: SocketAddr) -> SocketAddr {
+/// Returns the address to connect to: loopback for a listener on all addresses.
+fn probe_address(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
@@ -81,14 +81,14 @@ mod tests {
     use super::*;
     use crate::{cli::doctor::Verdict, config::Sources};
 
-    async fn look(listen: SocketAddr) -> Finding {
+    async fn probe(listen: SocketAddr) -> Finding {
         let mut config = Config::load(&Sources::default()).unwrap().0;
         config.listen = listen;
         service(&config).await.remove(0)
     }
 
     #[tokio::test]
-    async fn nobody_there_is_a_problem_and_so_is_somebody_else() {
+    async fn no_service_is_a_problem_and_so_is_another_program() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stranger = tokio::spawn(async move {
@@ -96,18 +96,18 @@ mod tests {
                 drop(stream);
             }
         });
-        let found = look(address).await;
+        let found = probe(address).await;
         assert_eq!(found.verdict, Verdict::Problem);
         assert!(found.text.starts_with("no valid health reply"), "{}", found.text);
         stranger.abort();
         let _ = stranger.await;
-        assert!(look(address).await.text.starts_with("does not answer"));
+        assert!(probe(address).await.text.starts_with("does not answer"));
     }
 
     #[test]
     fn a_listener_on_all_addresses_is_asked_here() {
-        assert_eq!(reachable("0.0.0.0:1".parse().unwrap()), "127.0.0.1:1".parse().unwrap());
-        assert_eq!(reachable("[::]:1".parse().unwrap()), "[::1]:1".parse().unwrap());
-        assert_eq!(reachable("10.0.0.1:1".parse().unwrap()), "10.0.0.1:1".parse().unwrap());
+        assert_eq!(probe_address("0.0.0.0:1".parse().unwrap()), "127.0.0.1:1".parse().unwrap());
+        assert_eq!(probe_address("[::]:1".parse().unwrap()), "[::1]:1".parse().unwrap());
+        assert_eq!(probe_address("10.0.0.1:1".parse().unwrap()), "10.0.0.1:1".parse().unwrap());
     }
 }

@@ -1,5 +1,5 @@
-//! Check that every record of a client or an audience was written by the service: by their codes,
-//! under the master key.
+//! Check that the service wrote every record of a client and an audience, by the MAC under the
+//! master key.
 
 use std::collections::BTreeMap;
 
@@ -13,40 +13,40 @@ use crate::{
 };
 
 const SUBJECT: &str = "client records";
-/// Listings that are shown.
-const SHOWN: usize = 20;
-/// Records read together.
-const PAGE: usize = 500;
+/// Maximum listings in the text.
+const SHOWN_MAX: usize = 20;
+/// Records per page.
+const PAGE_SIZE: usize = 500;
 
-/// Reads every such record of the store; nothing where there is no master key or no store, which is
-/// said elsewhere.
+/// Checks every such record of the store; `None` without a master key or a store, which other
+/// checks report.
 pub(super) async fn clients(config: &Config) -> Option<Finding> {
     let master = master::load_or_make(&config.master_key_path(), false).ok()?;
     let key = RecordKey::new(Sealer::new(master).derive("client record"));
     let source = ends::source(config, None).await.ok()?;
-    let mut looked = look(source.as_ref(), &key).await;
-    if let Ok(looked) = &mut looked {
+    let mut checked = check(source.as_ref(), &key).await;
+    if let Ok(checked) = &mut checked {
         // The service itself has no record, and is listed by the operator.
-        looked.listed.retain(|(audience, _), _| audience.as_str() != config.issuer.as_str());
+        checked.listed.retain(|(audience, _), _| audience.as_str() != config.issuer.as_str());
     }
-    Some(match looked {
-        Ok(Looked { forged, listed, .. }) if forged.is_empty() && !listed.is_empty() => {
+    Some(match checked {
+        Ok(CheckedRecords { forged, listed, .. }) if forged.is_empty() && !listed.is_empty() => {
             let text =
                 listed.iter().map(|((audience, _), client)| format!("{client} lists {audience}"));
             let (more, text) = (
-                listed.len().saturating_sub(SHOWN),
-                text.take(SHOWN).collect::<Vec<_>>().join(", "),
+                listed.len().saturating_sub(SHOWN_MAX),
+                text.take(SHOWN_MAX).collect::<Vec<_>>().join(", "),
             );
             let text = if more > 0 { format!("{text} and {more} more") } else { text };
             let advice = "these audiences belong to another tenant or to none, shared by the \
                           operator or imported; check that this is intended";
             Finding::note(SUBJECT, text, advice)
         }
-        Ok(Looked { clients, audiences, forged, .. }) if forged.is_empty() => Finding::ok(
+        Ok(CheckedRecords { clients, audiences, forged, .. }) if forged.is_empty() => Finding::ok(
             SUBJECT,
             format!("{clients} clients and {audiences} audiences, all written by the service"),
         ),
-        Ok(Looked { forged, .. }) => {
+        Ok(CheckedRecords { forged, .. }) => {
             let text = format!("not written by the service and ignored: {}", forged.join(", "));
             let advice = "a process without the master key writes to this store: check who has \
                           access, remove these client records, assign these audiences again";
@@ -60,9 +60,9 @@ pub(super) async fn clients(config: &Config) -> Option<Finding> {
     })
 }
 
-/// Numbers of the records, and those whose codes are wrong.
+/// Numbers of the records, and the records whose MACs are wrong.
 #[derive(Default)]
-struct Looked {
+struct CheckedRecords {
     clients: usize,
     audiences: usize,
     forged: Vec<String>,
@@ -71,32 +71,32 @@ struct Looked {
     listed: BTreeMap<(Audience, TenantId), ClientId>,
 }
 
-/// Looks at clients and audiences, which come first in what a store gives away.
-async fn look(store: &dyn ExportSource, key: &RecordKey) -> Result<Looked, String> {
-    let (mut looked, mut last) = (Looked::default(), None);
+/// Checks clients and audiences, which a store exports first.
+async fn check(store: &dyn ExportSource, key: &RecordKey) -> Result<CheckedRecords, String> {
+    let (mut checked, mut last) = (CheckedRecords::default(), None);
     loop {
         let page = store
-            .export_page(last.as_ref(), PAGE)
+            .export_page(last.as_ref(), PAGE_SIZE)
             .await
             .map_err(|error| ends::with_source(&error))?;
         for item in &page {
             match item {
                 ExportRecord::Client(client) => {
-                    looked.clients = looked.clients.saturating_add(1);
+                    checked.clients = checked.clients.saturating_add(1);
                     if !key.is_authentic(client) {
-                        looked.forged.push(client.id.to_string());
+                        checked.forged.push(client.id.to_string());
                     }
                     for audience in client.audiences.iter().chain(&client.serves) {
                         let listed = (audience.clone(), client.tenant.clone());
-                        looked.listed.entry(listed).or_insert_with(|| client.id.clone());
+                        checked.listed.entry(listed).or_insert_with(|| client.id.clone());
                     }
                 }
                 ExportRecord::Audience(record) => {
-                    looked.audiences = looked.audiences.saturating_add(1);
+                    checked.audiences = checked.audiences.saturating_add(1);
                     if !key.is_authentic_audience(record) {
-                        looked.forged.push(record.audience.to_string());
+                        checked.forged.push(record.audience.to_string());
                     }
-                    looked.listed.remove(&(record.audience.clone(), record.tenant.clone()));
+                    checked.listed.remove(&(record.audience.clone(), record.tenant.clone()));
                 }
                 ExportRecord::Export { .. }
                 | ExportRecord::SecretUse { .. }
@@ -107,12 +107,12 @@ async fn look(store: &dyn ExportSource, key: &RecordKey) -> Result<Looked, Strin
                 | ExportRecord::Keyset(_)
                 | ExportRecord::Record { .. }
                 | ExportRecord::ChainEnd { .. }
-                | ExportRecord::End { .. } => return Ok(looked),
+                | ExportRecord::End { .. } => return Ok(checked),
             }
         }
         match page.into_iter().next_back() {
             Some(item) => last = Some(item),
-            None => return Ok(looked),
+            None => return Ok(checked),
         }
     }
 }

@@ -1,5 +1,4 @@
-//! A store that nodes share: whether it can be opened as `serve` would, and whether it is what it
-//! should be.
+//! Checks of a shared store: that `serve` could open it, and its settings, schema and keys.
 
 use std::{os::unix::fs::MetadataExt, path::Path, time::Duration};
 
@@ -27,31 +26,31 @@ const STORE: &str = "store";
 const SET: &str = "replica set";
 const NODE: &str = "node";
 
-/// How far the clocks may be apart: tokens end by this machine's, documents are forgotten by the
-/// server's.
-const APART: (i64, i64) = (5_000, 60_000);
-/// The election timeouts that we recommend.
-const ELECTION: std::ops::RangeInclusive<Duration> =
+/// Clock differences above which there is a note, and a problem: tokens expire by this machine's
+/// clock, documents by the server's.
+const CLOCK_DIFFERENCE_MS: (i64, i64) = (5_000, 60_000);
+/// Recommended election timeouts.
+const ELECTION_TIMEOUT_RANGE: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(2)..=Duration::from_secs(5);
-/// What an election takes behind the timeout, as measured.
-const ELECTS: Duration = Duration::from_secs(1);
-/// What it takes behind the timeout of a heartbeat until all follow another primary than one that
-/// is there and silent, as measured: only then has that one a majority.
-const FOLLOWS: Duration = Duration::from_secs(4);
-/// A majority write that takes longer is slow for calls of two seconds.
-const SLOW: Duration = Duration::from_millis(50);
+/// Duration of an election after its timeout, as measured.
+const ELECTION_DURATION: Duration = Duration::from_secs(1);
+/// Time after the heartbeat timeout until all members follow a new primary while the old one is
+/// frozen, as measured: only then does the new one have a majority.
+const FAILOVER_DURATION: Duration = Duration::from_secs(4);
+/// Duration above which a majority write is slow for calls of two seconds.
+const SLOW_WRITE: Duration = Duration::from_millis(50);
 
 const ELECTION_ADVICE: &str = "cfg = rs.conf(); cfg.settings.electionTimeoutMillis = 2000; \
                                cfg.settings.heartbeatIntervalMillis = 500; \
                                cfg.settings.heartbeatTimeoutSecs = 2; rs.reconfig(cfg)";
 
-/// Looks at the keys in a data directory; nothing where there are none yet.
+/// Checks the keys in a data directory; `None` if there are none yet.
 pub(super) fn embedded(config: &Config) -> Option<Finding> {
     let keyset = Embedded::read_only(&config.data_dir, None).ok()?.keyset().ok()??;
-    keys(config, &keyset)
+    signing_keys(config, &keyset)
 }
 
-/// Looks at the store. `answers`: whether the service of this configuration answers here.
+/// Checks the store. `answers` is true if the service of this configuration answers here.
 pub(super) async fn shared(config: &Config, answers: bool) -> Vec<Finding> {
     let address = match config.store.address() {
         Ok(address) => address,
@@ -63,18 +62,19 @@ pub(super) async fn shared(config: &Config, answers: bool) -> Vec<Finding> {
             )];
         }
     };
-    let mut findings = Vec::from_iter(exposed(&config.store.uri_file));
+    let mut findings = Vec::from_iter(check_file_mode(&config.store.uri_file));
     match Box::pin(mongo::inspect(&address, &config.node, config.store.call_timeout(), args::now))
         .await
     {
         Ok(found) => {
             findings.extend(servers(&found));
-            findings.extend(found.settings.iter().flat_map(|settings| set(&found, settings)));
-            findings.push(written(&found));
+            findings
+                .extend(found.settings.iter().flat_map(|settings| replica_set(&found, settings)));
+            findings.push(majority_write(&found));
             findings.push(clocks(found.ahead_ms));
             findings.push(schema(&found));
             findings.extend(found.defects.iter().map(index));
-            findings.extend(found.keyset.as_ref().and_then(|keyset| keys(config, keyset)));
+            findings.extend(found.keyset.as_ref().and_then(|keyset| signing_keys(config, keyset)));
             findings.push(node(&config.node, found.node, answers));
             if !found.others.is_empty() {
                 findings.push(Finding::ok("other nodes", found.others.join(", ")));
@@ -85,8 +85,8 @@ pub(super) async fn shared(config: &Config, answers: bool) -> Vec<Finding> {
     findings
 }
 
-/// A file with a password is its owner's alone.
-fn exposed(file: &Path) -> Option<Finding> {
+/// Checks that only its owner can read a file with a password.
+fn check_file_mode(file: &Path) -> Option<Finding> {
     let mode = std::fs::metadata(file).ok()?.mode() & 0o777;
     let shown = file.display();
     let readable = || {
@@ -99,7 +99,7 @@ fn exposed(file: &Path) -> Option<Finding> {
     (mode & 0o077 != 0).then(readable)
 }
 
-/// The same line as `serve` says, and what to do.
+/// Converts an error to the line that `serve` prints, with a suggested fix.
 fn refused(error: &OpenError) -> Finding {
     let advice = match error {
         OpenError::Uri(_) => {
@@ -131,10 +131,10 @@ fn refused(error: &OpenError) -> Finding {
         }
         OpenError::Failed(_) => "check the log of mongod and store.call_timeout_ms",
     };
-    Finding::problem(STORE, said(error), advice)
+    Finding::problem(STORE, describe(error), advice)
 }
 
-fn said(error: &OpenError) -> String {
+fn describe(error: &OpenError) -> String {
     if let OpenError::Failed(cause) = error {
         format!("{error}: {}", deepest(cause.as_ref()))
     } else {
@@ -142,7 +142,7 @@ fn said(error: &OpenError) -> String {
     }
 }
 
-/// Who answers.
+/// Checks the members of the deployment.
 fn servers(found: &Inspection) -> Vec<Finding> {
     let list = found.members.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let text = format!("database {}: {list}", found.database);
@@ -168,8 +168,8 @@ fn servers(found: &Inspection) -> Vec<Finding> {
     }
 }
 
-/// How the replica set is configured.
-fn set(found: &Inspection, settings: &Result<ReplicaSettings, String>) -> Vec<Finding> {
+/// Checks the settings of the replica set.
+fn replica_set(found: &Inspection, settings: &Result<ReplicaSettings, String>) -> Vec<Finding> {
     let settings = match settings {
         Ok(settings) => settings,
         Err(problem) => {
@@ -229,13 +229,13 @@ fn election(settings: &ReplicaSettings) -> Finding {
         "election timeout {election_timeout:?}, heartbeat interval {heartbeat_interval:?}, \
          heartbeat timeout {heartbeat_timeout:?}: writes fail for about {:?} after the primary \
          dies and about {:?} after it freezes",
-        *election_timeout + ELECTS,
-        *heartbeat_timeout + FOLLOWS
+        *election_timeout + ELECTION_DURATION,
+        *heartbeat_timeout + FAILOVER_DURATION
     );
-    if *election_timeout > *ELECTION.end() {
+    if *election_timeout > *ELECTION_TIMEOUT_RANGE.end() {
         return Finding::note(SET, text, format!("use 2 to 5 s: {ELECTION_ADVICE}"));
     }
-    if *election_timeout < *ELECTION.start() {
+    if *election_timeout < *ELECTION_TIMEOUT_RANGE.start() {
         return Finding::note(
             SET,
             text,
@@ -249,7 +249,7 @@ fn election(settings: &ReplicaSettings) -> Finding {
             format!("the election timeout must allow several heartbeats: {ELECTION_ADVICE}"),
         );
     }
-    if heartbeat_timeout > ELECTION.end() {
+    if heartbeat_timeout > ELECTION_TIMEOUT_RANGE.end() {
         let advice = format!(
             "the heartbeat timeout must not exceed the election timeout: {ELECTION_ADVICE}"
         );
@@ -258,10 +258,10 @@ fn election(settings: &ReplicaSettings) -> Finding {
     Finding::ok(SET, text)
 }
 
-fn written(found: &Inspection) -> Finding {
+fn majority_write(found: &Inspection) -> Finding {
     const SUBJECT: &str = "majority write";
     match &found.write {
-        Ok(took) if *took > SLOW => {
+        Ok(took) if *took > SLOW_WRITE => {
             let advice = "check the members' disks and the network between them; Token and Refresh \
                           take two such writes";
             Finding::note(SUBJECT, format!("takes {took:.1?} (median of 9)"), advice)
@@ -271,7 +271,7 @@ fn written(found: &Inspection) -> Finding {
         Err(error) => {
             let advice = "check that more than half of the members are up, hold data and journal, \
                           then their disks";
-            Finding::problem(SUBJECT, format!("fails: {}", said(error)), advice)
+            Finding::problem(SUBJECT, format!("fails: {}", describe(error)), advice)
         }
     }
 }
@@ -286,10 +286,10 @@ fn clocks((ahead, uncertain): (i64, u64)) -> Finding {
     let apart = ahead.saturating_abs().saturating_sub(i64::try_from(uncertain).unwrap_or(i64::MAX));
     let advice = "synchronize both with NTP: token expiry depends on this machine's clock, and the \
                   clocks of all nodes must agree";
-    if apart > APART.1 {
+    if apart > CLOCK_DIFFERENCE_MS.1 {
         return Finding::problem(SUBJECT, by, advice);
     }
-    if apart > APART.0 {
+    if apart > CLOCK_DIFFERENCE_MS.0 {
         return Finding::note(SUBJECT, by, advice);
     }
     Finding::ok(SUBJECT, by)
@@ -347,9 +347,9 @@ fn index(defect: &Defect) -> Finding {
     }
 }
 
-/// Whether the master key opens the signing keys; nothing where there is no master key, which is
-/// said elsewhere.
-fn keys(config: &Config, keyset: &Keyset) -> Option<Finding> {
+/// Checks that the master key opens the signing keys; `None` without a master key, which another
+/// check reports.
+fn signing_keys(config: &Config, keyset: &Keyset) -> Option<Finding> {
     const SUBJECT: &str = "signing keys";
     let master = master::load_or_make(&config.master_key_path(), false).ok()?;
     Some(match SigningKeys::open(keyset, &Sealer::new(master)) {
@@ -367,7 +367,7 @@ fn keys(config: &Config, keyset: &Keyset) -> Option<Finding> {
     })
 }
 
-/// Whether the name is this node's alone.
+/// Checks that no other process uses the name of this node.
 fn node(name: &str, seen: Option<NodeSeen>, answers: bool) -> Finding {
     let advice = "give each node a unique name: --node, or `node` in the configuration";
     match seen {
