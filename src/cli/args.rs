@@ -17,8 +17,8 @@ use crate::{
 };
 
 /// Format of a `DURATION` argument, printed below the help of commands that take one.
-pub(super) const DURATION_FORMAT: &str = "DURATION: a whole number and a unit (s, m, h or d), such as 90s, 15m or 30d; without a unit, \
-     seconds";
+pub(super) const DURATION_FORMAT: &str = "DURATION: a whole number and a unit (s, m, h or d), such \
+                                          as 90s, 15m or 30d; without a unit, seconds";
 
 /// Maximum bytes that are read from a file or stdin for one value.
 const VALUE_MAX_BYTES: u64 = 64 * 1024;

@@ -1,5 +1,5 @@
-//! Proof that an export is what was exported: a MAC over its lines, under a key of its own from the
-//! master key, and the SHA-256 of the file.
+//! Proof that an export was not altered: a MAC over its lines, under a key of its own derived from
+//! the master key, and the SHA-256 of the file.
 
 use aws_lc_rs::{digest, hmac};
 use subtle::ConstantTimeEq;
@@ -9,12 +9,12 @@ use super::seal::Sealer;
 /// Label of the key that is derived from the master key.
 const LABEL: &str = "export";
 
-/// HMAC-SHA-256 over the lines of an export, in the making.
+/// Running HMAC-SHA-256 over the lines of an export.
 #[derive(Clone)]
 pub struct ExportMac(hmac::Context);
 
 impl ExportMac {
-    /// Over no lines yet.
+    /// Creates the MAC of no lines.
     pub fn new(sealer: &Sealer) -> Self {
         let key = sealer.derive(LABEL);
         Self(hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, &*key)))
@@ -25,22 +25,22 @@ impl ExportMac {
         self.0.update(line);
     }
 
-    /// The MAC of the lines so far.
+    /// Returns the MAC of the lines so far.
     pub fn finish(self) -> [u8; 32] {
         array(self.0.sign().as_ref())
     }
 
-    /// Returns true if `mac` is that of the lines so far.
+    /// Returns true if `mac` is the MAC of the lines so far.
     pub fn check(self, mac: &[u8]) -> bool {
         bool::from(self.finish().as_slice().ct_eq(mac))
     }
 }
 
-/// SHA-256 of a file, in the making.
+/// Running SHA-256 of a file.
 pub struct FileHash(digest::Context);
 
 impl FileHash {
-    /// The digest of an empty file.
+    /// Creates the digest of an empty file.
     pub fn new() -> Self {
         Self(digest::Context::new(&digest::SHA256))
     }
@@ -50,7 +50,7 @@ impl FileHash {
         self.0.update(bytes);
     }
 
-    /// The hash of what was added.
+    /// Returns the hash of the added bytes.
     pub fn finish(self) -> [u8; 32] {
         array(self.0.finish().as_ref())
     }

@@ -1,5 +1,5 @@
-//! Policy of JSON Web Keys (RFC 7517): those that are admitted, and the one algorithm of each (RFC
-//! 8725 section 3.1).
+//! Policy of JSON Web Keys (RFC 7517): acceptable keys, and the one algorithm of each (RFC 8725
+//! section 3.1).
 
 use std::collections::HashSet;
 
@@ -19,14 +19,14 @@ use serde::Deserialize;
 
 use super::present::Present;
 
-/// Smallest RSA modulus taken in, in bits (RFC 7518 section 3.3).
+/// Smallest RSA modulus that is accepted, in bits (RFC 7518 section 3.3).
 const MIN_RSA_BITS: usize = 2_048;
-/// Largest one; beyond it a signature costs too much to check.
+/// Largest RSA modulus, in bits; beyond it a signature is too expensive to verify.
 const MAX_RSA_BITS: usize = 8_192;
-/// Most keys in one set.
+/// Maximum keys in one set.
 const MAX_KEYS: usize = 100;
 
-/// Reason for which a key is not admitted, for the caller that registered it.
+/// Reason that a key is rejected, for the caller that registered it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("key rejected: {0}")]
 pub struct Refused(pub &'static str);
@@ -35,8 +35,8 @@ pub struct Refused(pub &'static str);
 ///
 /// # Errors
 ///
-/// When a private member of an asymmetric key is among it, two keys share a `kid`, symmetric and
-/// asymmetric keys are mixed, there are more than 100, or one of them is refused by [`admit`].
+/// The set contains a private member of an asymmetric key, two keys share a `kid`, symmetric and
+/// asymmetric keys are mixed, there are more than 100, or [`admit`] rejects one of them.
 pub fn parse_set(json: &str) -> Result<Vec<Jwk>, Refused> {
     let private: Set<Private> = serde_json::from_str(json).map_err(|_| Refused("not a JWK set"))?;
     let set: Set<Jwk> = serde_json::from_str(json).map_err(|_| Refused("not a JWK set"))?;
@@ -67,7 +67,7 @@ struct Set<K> {
     keys: Vec<K>,
 }
 
-/// The members of RFC 7518 section 6 that only a private key has.
+/// Members of RFC 7518 section 6 that only a private key has.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Private {
@@ -88,13 +88,13 @@ impl Private {
     }
 }
 
-/// The one algorithm that `jwk` verifies signatures with. An RSA or symmetric key must name it; a
-/// curve says it by itself.
+/// Returns the one algorithm that `jwk` verifies signatures with. An RSA or symmetric key must name
+/// it; a curve implies it.
 ///
 /// # Errors
 ///
-/// When the key is not for signatures, is too weak, is not on its curve, or names an algorithm that
-/// does not fit it.
+/// The key is not for signatures, is too weak, is not on its curve, or names an algorithm of
+/// another key type.
 pub fn admit(jwk: &Jwk) -> Result<Algorithm, Refused> {
     if jwk.common.public_key_use.as_ref().is_some_and(|purpose| *purpose != PublicKeyUse::Signature)
     {
@@ -163,7 +163,7 @@ fn check_edwards(point: &OctetKeyPairParameters) -> Result<&'static [Algorithm],
     Ok(&[Algorithm::EdDSA])
 }
 
-/// RFC 7518 section 3.2: a key at least as long as the hash.
+/// Checks a symmetric key: at least as long as the hash (RFC 7518 section 3.2).
 fn check_octets(key: &OctetKeyParameters) -> Result<&'static [Algorithm], Refused> {
     match decode(&key.value)?.len() {
         ..32 => Err(Refused("it is shorter than its hash")),
@@ -200,8 +200,8 @@ fn check_rsa(key: &RSAKeyParameters) -> Result<&'static [Algorithm], Refused> {
     ])
 }
 
-/// Returns true if a modulus carries the mark of CVE-2017-15361: modulo every small prime it is a
-/// power of 65537. For a sound modulus the odds of that are below 2^-25.
+/// Returns true if a modulus has the fingerprint of CVE-2017-15361: modulo every small prime it is
+/// a power of 65537. The probability of that is below 2^-25 for a sound modulus.
 fn is_roca(modulus: &[u8]) -> bool {
     const PRIMES: [u32; 38] = [
         3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89,

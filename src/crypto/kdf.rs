@@ -1,10 +1,10 @@
-//! Derivation of keys: one from a secret for each use, so that a key says nothing about another.
+//! Derivation of keys: one for each use from a secret, so that a key reveals nothing about another.
 
 use aws_lc_rs::hkdf;
 use zeroize::Zeroizing;
 
-/// HKDF-SHA-256 of `secret` under a domain and a label; neither may hold a NUL, which separates
-/// them.
+/// Returns the HKDF-SHA-256 of `secret` under a domain and a label; neither may contain a NUL,
+/// which separates them.
 #[expect(clippy::expect_used, reason = "32 bytes are within the 8,160 that HKDF-SHA-256 yields")]
 pub(super) fn derive(secret: &[u8; 32], domain: &str, label: &str) -> Zeroizing<[u8; 32]> {
     let mut key = Zeroizing::new([0; 32]);

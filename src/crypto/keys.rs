@@ -1,4 +1,4 @@
-//! Private signing keys: made, sealed, opened and used, never shown.
+//! Private signing keys: generated, sealed, opened and used, never shown.
 
 use aws_lc_rs::{
     encoding::{AsDer, Pkcs8V1Der},
@@ -19,29 +19,29 @@ use zeroize::Zeroizing;
 use super::seal::Sealer;
 use crate::model::{KeyState, Kid, SigningKey, Timestamp, keyset::Algorithm};
 
-/// Purpose that private keys are sealed for; the id is their `kid`.
+/// Purpose of sealed private keys; the id is their `kid`.
 const PURPOSE: &str = "signing key";
 
-/// RSA keys made here, and the least that is opened as one of ours.
+/// Modulus of generated RSA keys, and the minimum of opened ones.
 const RSA_BYTES: usize = 384;
 
-/// Reason for which a signing key cannot be used.
+/// Reason that a signing key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// The key does not open under this master key, or is not the one its id names.
+    /// The key does not open under this master key, or is not the key of its id.
     #[error("cannot decrypt signing key {0}: it was altered, or sealed under another master key")]
     Sealed(Kid),
-    /// The sealed part is no private key of its algorithm, or too weak a one (K05).
+    /// The sealed part is not a private key of its algorithm, or is too weak (K05).
     #[error("signing key {0} is not an acceptable {1} key")]
     Unacceptable(Kid, &'static str),
 }
 
-/// A new key pair: its id, which is its thumbprint (RFC 7638), and its private part in PKCS#8. An
-/// RSA key has 3,072 bits and takes up to a second: not on a thread that serves.
+/// Generates a key pair: its id, which is its thumbprint (RFC 7638), and its private part in
+/// PKCS#8. An RSA key has 3,072 bits and takes up to a second: not on a thread that serves calls.
 ///
 /// # Panics
 ///
-/// If the system has no randomness or no memory left.
+/// The system has no randomness or no memory left.
 #[expect(
     clippy::expect_used,
     reason = "nothing but a system out of randomness or memory stops it, and no key is no way on"
@@ -51,7 +51,7 @@ pub fn make_key(alg: Algorithm) -> (Kid, Zeroizing<Vec<u8>>) {
     made.expect("a fresh key pair")
 }
 
-/// A new key as the keyset keeps it: sealed, and prepared but not asked for yet.
+/// Generates a key for a keyset: sealed, and prepared without an activation time.
 pub fn make(alg: Algorithm, sealer: &Sealer, now: Timestamp) -> SigningKey {
     let (kid, pkcs8) = make_key(alg);
     let sealed = URL_SAFE_NO_PAD.encode(sealer.seal(PURPOSE, kid.as_str(), &pkcs8));
@@ -64,7 +64,7 @@ pub fn make(alg: Algorithm, sealer: &Sealer, now: Timestamp) -> SigningKey {
     }
 }
 
-/// A private key, parsed once.
+/// A parsed private key.
 pub(super) enum Pair {
     Ed(Ed25519KeyPair),
     Es(EcdsaKeyPair),
@@ -115,7 +115,7 @@ impl Pair {
         Some((Self::parse(alg, &pkcs8)?, pkcs8))
     }
 
-    /// Its algorithm.
+    /// Returns its algorithm.
     pub(super) const fn alg(&self) -> Algorithm {
         match self {
             Self::Ed(_) => Algorithm::EdDsa,
@@ -124,8 +124,7 @@ impl Pair {
         }
     }
 
-    /// The signature over `message`, as a JWS carries it (RFC 7518 section 3, RFC 8037 section
-    /// 3.1).
+    /// Signs `message`, in the format of a JWS (RFC 7518 section 3, RFC 8037 section 3.1).
     pub(super) fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
         let random = SystemRandom::new();
         match self {
@@ -144,8 +143,8 @@ impl Pair {
         }
     }
 
-    /// The public key, for everybody; nothing private can come into it, for it is made from public
-    /// parts only.
+    /// Returns the public key. It is built from public parts only, so nothing private can get into
+    /// it.
     pub(super) fn jwk(&self) -> Option<Jwk> {
         let (key, alg) = match self {
             Self::Ed(pair) => (

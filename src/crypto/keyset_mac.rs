@@ -1,6 +1,6 @@
-//! The keyset's MAC: HMAC-SHA-256 under a key of its own from the master key, over everything the
-//! keyset says. State, times and revision of a signing key are plain text in the store; without a
-//! MAC, write access to the store would be enough to take a revocation back.
+//! MAC of the keyset: HMAC-SHA-256 under a key of its own derived from the master key, over the
+//! whole keyset. State, times and revision of a signing key are plain text in the store; without a
+//! MAC, write access to the store would be enough to undo a revocation.
 
 use std::collections::HashSet;
 
@@ -14,10 +14,10 @@ use crate::model::{KeyState, Keyset, Kid, SigningKey};
 /// Label of the key that is derived from the master key.
 const LABEL: &str = "keyset";
 
-/// Prefix of what is authenticated: it keeps this MAC from being taken for another.
+/// Prefix of the authenticated bytes, so that this MAC is valid for this purpose only.
 const PREFIX: &[u8] = b"jeton keyset v1\0";
 
-/// Reason for which a keyset is not used, whatever its keys are.
+/// Reason that a keyset is rejected as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeysetError {
     /// The MAC does not match: its writer did not have this master key.
@@ -33,7 +33,7 @@ pub enum KeysetError {
     Twice(Kid),
 }
 
-/// Everything but the MAC, in the one order in which it is authenticated.
+/// All fields except the MAC, in the order in which they are authenticated.
 #[derive(Serialize)]
 struct Covered<'a> {
     revision: u64,
@@ -42,7 +42,7 @@ struct Covered<'a> {
 }
 
 impl Keyset {
-    /// The same keyset with the MAC that its content has under this master key.
+    /// Returns the keyset with the MAC of its content under this master key.
     pub fn with_mac(self, sealer: &Sealer) -> Self {
         let tag = hmac::sign(&key(sealer), &self.covered());
         Self { mac: URL_SAFE_NO_PAD.encode(tag), ..self }
@@ -54,7 +54,7 @@ impl Keyset {
     ///
     /// # Errors
     ///
-    /// When it does not.
+    /// One of these conditions does not hold.
     pub fn check(&self, sealer: &Sealer) -> Result<(), KeysetError> {
         let mut kids = HashSet::new();
         if let Some(twice) = self.keys.iter().find(|key| !kids.insert(&key.kid)) {

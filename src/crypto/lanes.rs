@@ -1,12 +1,13 @@
-//! Turns at a bounded pool, shared fairly among keys: of callers that have proven nothing the
-//! network, of administrators the tenant. No key fills it against others.
+//! Fair queue of a bounded pool. Its keys are networks for unauthenticated callers, and tenants for
+//! administrators. No key can fill the pool against others.
 //!
 //! | rule | why |
 //! |--|--|
-//! | one key runs one at a time | a peer with many callers leaves the other cores to others |
-//! | one key waits with a quarter of the queue at most | one address cannot fill it |
-//! | keys of the second class wait with half of the queue at most, and after the others | nor can some addresses that guess |
-//! | keys take turns | many callers get no more turns than few |
+//! | a key runs one call at a time | a peer with many callers does not take all cores |
+//! | a key gets at most a quarter of the queue | one address cannot fill it |
+//! | keys of the second class get at most half of the queue | addresses that guess cannot fill it |
+//! | keys of the second class run after the others | guesses do not delay other callers |
+//! | keys take turns | many callers of a key get no more turns than few |
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -16,18 +17,18 @@ use std::{
 
 use tokio::sync::oneshot;
 
-/// More are waiting than may.
+/// The queue is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many password hashes in progress")]
 pub struct Busy;
 
-/// Order in which two keys that wait get their turns.
+/// Priority of a waiting key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Class {
-    /// Has the whole queue.
+    /// May use the whole queue.
     #[default]
     First,
-    /// Has half of it, after the others.
+    /// May use half of the queue, after the others.
     Second,
 }
 
@@ -39,7 +40,7 @@ struct LaneState<K> {
     queue: usize,
     running: usize,
     by_key: HashMap<K, Lane>,
-    /// Keys with a caller waiting, the next one first.
+    /// Keys with a waiting caller, the next one first.
     turns: VecDeque<K>,
 }
 
@@ -50,14 +51,14 @@ struct Lane {
     waiting: VecDeque<oneshot::Sender<()>>,
 }
 
-/// The right to run, given back when it is dropped.
+/// The right to run, released on drop.
 pub(super) struct Permit<K: Hash + Eq + Clone> {
     lanes: Arc<Mutex<LaneState<K>>>,
     key: K,
 }
 
 impl<K: Hash + Eq + Clone> Lanes<K> {
-    /// Lets up to `parallel` run at once, at least one, and up to `queue` wait.
+    /// Creates a pool that runs up to `parallel` calls (at least one) and queues up to `queue`.
     pub(super) fn new(parallel: usize, queue: usize) -> Self {
         let state = LaneState {
             parallel: parallel.max(1),
@@ -73,7 +74,7 @@ impl<K: Hash + Eq + Clone> Lanes<K> {
     ///
     /// # Errors
     ///
-    /// At once, where too many are waiting.
+    /// The queue is full; returned at once.
     pub(super) async fn enter(&self, key: K, class: Class) -> Result<Permit<K>, Busy> {
         let given = {
             let mut state = lock(&self.0);
@@ -85,7 +86,7 @@ impl<K: Hash + Eq + Clone> Lanes<K> {
     }
 }
 
-/// A place in the queue. A caller that hangs up passes on the turn it was just given.
+/// A place in the queue. A caller that disconnects passes on the turn that it just got.
 struct Turn<K: Hash + Eq + Clone> {
     given: Option<oneshot::Receiver<()>>,
     lanes: Arc<Mutex<LaneState<K>>>,
@@ -123,8 +124,7 @@ impl<K: Hash + Eq + Clone> Drop for Permit<K> {
 impl<K: Hash + Eq + Clone> LaneState<K> {
     fn queue(&mut self, key: &K, class: Class) -> Result<oneshot::Receiver<()>, Busy> {
         if !self.has_room(key, class) {
-            // Callers that hung up while they waited leave their places only here and at their
-            // turn.
+            // Callers that disconnected while they waited are removed only here and at their turn.
             self.forget_gone();
             if !self.has_room(key, class) {
                 return Err(Busy);
@@ -132,7 +132,7 @@ impl<K: Hash + Eq + Clone> LaneState<K> {
         }
         let (sender, turn) = oneshot::channel();
         let lane = self.by_key.entry(key.clone()).or_default();
-        // For as long as a caller of its key is here.
+        // Kept as long as a caller of its key runs or waits.
         lane.class = lane.class.max(class);
         if lane.waiting.is_empty() {
             self.turns.push_back(key.clone());

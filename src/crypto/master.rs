@@ -1,4 +1,4 @@
-//! The master key: where it comes from, and what is not accepted as one.
+//! The master key: its sources, and the checks of its file and its value.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -15,26 +15,29 @@ use zeroize::Zeroizing;
 
 use super::random;
 
-/// Size in bytes above which a file holds no master key.
+/// Size in bytes above which a file is not a master key.
 const MAX_FILE: u64 = 1_024;
 
-/// Reason for which there is no master key.
+/// Reason that there is no master key.
 #[derive(Debug, thiserror::Error)]
 pub enum MasterKeyError {
-    /// There is no such file, and none may be made.
+    /// The file does not exist and must not be created.
     #[error("no master key at {}: write 32 random bytes in base64 to it, mode 0600, for example \
              with `openssl rand -base64 32`", .0.display())]
     Missing(PathBuf),
-    /// The file could not be read or made.
+    /// The file could not be read or created.
     #[error("master key at {}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// The error of the system.
+        /// Error of the operating system.
         source: io::Error,
     },
-    /// Others than the owner can get at it (K06).
-    #[error("master key at {} has mode {mode:04o} and other users can access it: chmod 0600", path.display())]
+    /// Other users than the owner can access it (K06).
+    #[error(
+        "master key at {} has mode {mode:04o} and other users can access it: chmod 0600",
+        path.display()
+    )]
     Exposed {
         /// The file.
         path: PathBuf,
@@ -42,7 +45,10 @@ pub enum MasterKeyError {
         mode: u32,
     },
     /// The file belongs to another user (K06).
-    #[error("master key at {} belongs to user {owner}, not to the user of this process: chown it", path.display())]
+    #[error(
+        "master key at {} belongs to user {owner}, not to the user of this process: chown it",
+        path.display()
+    )]
     Foreign {
         /// The file.
         path: PathBuf,
@@ -55,7 +61,7 @@ pub enum MasterKeyError {
     /// The text is not 32 bytes in base64 or hexadecimal.
     #[error("the master key must be 32 bytes in base64 or hexadecimal")]
     Malformed,
-    /// 32 bytes that were not drawn at random.
+    /// 32 bytes that are not random.
     #[error(
         "the master key is predictable: use 32 random bytes, for example from `openssl rand \
          -base64 32`"
@@ -63,8 +69,8 @@ pub enum MasterKeyError {
     Weak,
 }
 
-/// Reads a master key from text: base64 or base64url, padded or not, or hexadecimal; white space
-/// around it is ignored.
+/// Parses a master key: base64 or base64url, padded or not, or hexadecimal; white space around it
+/// is ignored.
 ///
 /// # Errors
 ///
@@ -81,7 +87,7 @@ pub fn parse(text: &str) -> Result<Zeroizing<[u8; 32]>, MasterKeyError> {
     if is_weak(&key) { Err(MasterKeyError::Weak) } else { Ok(Zeroizing::new(key)) }
 }
 
-/// Wiped whichever alphabet it was, and also where the text turns out to be of none.
+/// Decodes base64 of either alphabet; the bytes are wiped on drop, also after an error.
 fn from_base64(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     let mut bytes = Zeroizing::new(vec![0; text.len()]);
     let engines = [URL_SAFE_NO_PAD, URL_SAFE, STANDARD_NO_PAD, STANDARD];
@@ -91,7 +97,7 @@ fn from_base64(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     Some(bytes)
 }
 
-/// Digit by digit into place: nothing of the key is left in between.
+/// Decodes hexadecimal in place: no copy of the key is left.
 fn from_hex(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     let mut bytes = Zeroizing::new(Vec::with_capacity(text.len() / 2));
@@ -102,8 +108,8 @@ fn from_hex(text: &str) -> Option<Zeroizing<Vec<u8>>> {
     Some(bytes)
 }
 
-/// Returns true for what 32 random bytes are with odds of less than 2^-40: few different bytes,
-/// equal steps, or all printable (a passphrase).
+/// Returns true for a key that 32 random bytes are with a probability below 2^-40: few different
+/// bytes, equal steps, or all printable (a passphrase).
 fn is_weak(key: &[u8; 32]) -> bool {
     let different = key.iter().collect::<std::collections::HashSet<_>>().len();
     let steps = key.iter().zip(key.iter().skip(1)).map(|(a, b)| b.wrapping_sub(*a));
@@ -111,18 +117,18 @@ fn is_weak(key: &[u8; 32]) -> bool {
     different < 16 || equal_steps || key.iter().all(|b| b.is_ascii_graphic() || *b == b' ')
 }
 
-/// Reads the master key from a file that only its owner, the user of this process or root, can get
-/// at. Where there is none and `may_make`, makes one: complete on disk under its name, or not there
-/// at all.
+/// Reads the master key from a file that only its owner, the user of this process or root, can
+/// access. If there is none and `may_make` is true, creates one atomically: complete under its
+/// name, or not at all.
 ///
 /// # Errors
 ///
-/// See [`MasterKeyError`]; an existing file is never written to.
+/// See [`MasterKeyError`]; an existing file is never changed.
 pub fn load_or_make(path: &Path, may_make: bool) -> Result<Zeroizing<[u8; 32]>, MasterKeyError> {
     match load(path) {
         Err(MasterKeyError::Missing(_)) if may_make => {
             match make(path) {
-                // Another process was quicker: its key counts.
+                // Another process created the file first: its key is used.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 made => {
                     made.map_err(|source| MasterKeyError::Io { path: path.to_owned(), source })?
@@ -143,14 +149,14 @@ fn load(path: &Path) -> Result<Zeroizing<[u8; 32]>, MasterKeyError> {
             io(source)
         }
     })?;
-    // Asked of the open file, so that what is judged is what is read.
+    // Metadata of the open file: the file that is checked is the file that is read.
     let metadata = file.metadata().map_err(io)?;
     let (mode, owner) = (metadata.mode() & 0o7777, metadata.uid());
     if !metadata.is_file() {
         return Err(MasterKeyError::NotAFile(path.to_owned()));
     }
-    // A systemd credential is root's, with an access list that lets this user alone read it: its
-    // mode then looks like 0440.
+    // A systemd credential belongs to root, with an access list that lets only this user read it:
+    // its mode is then 0440.
     let credential = owner == 0 && mode == 0o440;
     if mode & 0o077 != 0 && !credential {
         return Err(MasterKeyError::Exposed { path: path.to_owned(), mode });
@@ -169,8 +175,8 @@ fn load(path: &Path) -> Result<Zeroizing<[u8; 32]>, MasterKeyError> {
     parse(&text)
 }
 
-/// Written under another name and linked: a crash leaves no half key under `path`, and no key of
-/// another is replaced.
+/// Creates the file under another name and links it: a crash leaves no partial key under `path`,
+/// and the key of another process is never replaced.
 fn make(path: &Path) -> io::Result<()> {
     let key = Zeroizing::new(random::bytes::<32>());
     let mut text = Zeroizing::new(STANDARD.encode(*key));

@@ -1,4 +1,4 @@
-//! MECHANISM: keys, secrets, sealing, randomness. Knows nothing of OAuth, of stores or of the wire.
+//! MECHANISM: keys, secrets, sealing, randomness. Independent of OAuth, stores and the wire.
 
 pub mod chain;
 pub mod export;

@@ -1,34 +1,34 @@
-//! Page tokens (AIP-158): opaque, signed with a key of their own, and bound to the question they
-//! continue (N03).
+//! Page tokens (AIP-158): opaque, signed with a key of their own, and bound to the request that
+//! they continue (N03).
 
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use super::root::Root;
 
-/// Bytes of the signature.
-const SIGNATURE: usize = 32;
+/// Length of the signature, in bytes.
+const SIGNATURE_BYTES: usize = 32;
 
-/// A text that is no page token of this service, or one of another question.
+/// A text that is no page token of this service, or a page token of another request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InvalidPageToken;
 
-/// Makes and opens page tokens.
+/// Key that seals and opens page tokens.
 pub struct PageTokens(hmac::Key);
 
 impl PageTokens {
-    /// Under a key derived from the root, used for nothing else.
+    /// Derives the key from the root.
     pub fn new(root: &Root) -> Self {
         Self(hmac::Key::new(hmac::HMAC_SHA256, root.derive("page token").as_slice()))
     }
 
-    /// Under a key that is known.
+    /// Creates page tokens under a known key.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn with_key(key: [u8; 32]) -> Self {
         Self(hmac::Key::new(hmac::HMAC_SHA256, &key))
     }
 
-    /// A token that continues `question` after `cursor`.
+    /// Returns a token that continues `question` after `cursor`.
     pub fn seal(&self, question: &str, cursor: &str) -> String {
         let signature = hmac::sign(&self.0, framed(question, cursor).as_bytes());
         let mut bytes = signature.as_ref().to_vec();
@@ -36,14 +36,15 @@ impl PageTokens {
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
-    /// The cursor in a token of this question.
+    /// Returns the cursor in a token of this question.
     ///
     /// # Errors
     ///
-    /// For every other text.
+    /// Every other text.
     pub fn open(&self, question: &str, token: &str) -> Result<String, InvalidPageToken> {
         let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| InvalidPageToken)?;
-        let (signature, cursor) = bytes.split_at_checked(SIGNATURE).ok_or(InvalidPageToken)?;
+        let (signature, cursor) =
+            bytes.split_at_checked(SIGNATURE_BYTES).ok_or(InvalidPageToken)?;
         let cursor = std::str::from_utf8(cursor).map_err(|_| InvalidPageToken)?;
         hmac::verify(&self.0, framed(question, cursor).as_bytes(), signature)
             .map_err(|_| InvalidPageToken)?;

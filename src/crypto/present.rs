@@ -1,4 +1,4 @@
-//! Members of JSON that must not be there.
+//! Members of JSON that must be absent.
 
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 

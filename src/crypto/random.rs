@@ -2,11 +2,11 @@
 
 use aws_lc_rs::rand;
 
-/// `N` random bytes.
+/// Returns `N` random bytes.
 ///
 /// # Panics
 ///
-/// If the system has none to give: whatever would be made of anything else could be guessed.
+/// The system's random source fails: a secret of any other bytes could be guessed.
 #[expect(clippy::expect_used, reason = "going on without randomness would be worse than stopping")]
 pub fn bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];

@@ -1,6 +1,6 @@
-//! Refresh tokens: derived, never stored. A token is the family and generation it belongs to and a
-//! MAC over both, with the family's salt, under a server key; so the same successor can be given
-//! twice, and a copy of the store yields no token.
+//! Refresh tokens: derived, never stored. A token is its family, its generation and a MAC over
+//! both, with the family's salt, under a server key; so the same successor can be returned twice,
+//! and a copy of the store yields no token.
 
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -13,30 +13,30 @@ use crate::model::FamilyId;
 /// Prefix of every refresh token.
 pub const PREFIX: &str = "jrt_";
 
-/// The one form so far.
+/// The only version so far.
 const VERSION: u8 = 1;
-/// Version, family, generation, MAC.
-const BYTES: usize = 1 + 16 + 4 + 32;
-/// The bytes above in base64url without padding.
-const TEXT: usize = (BYTES * 8).div_ceil(6);
+/// Length of version, family, generation and MAC, in bytes.
+const TOKEN_BYTES: usize = 1 + 16 + 4 + 32;
+/// Length of these bytes in base64url without padding.
+const TOKEN_CHARS: usize = (TOKEN_BYTES * 8).div_ceil(6);
 
-/// Makes and checks refresh tokens.
+/// Key that mints and verifies refresh tokens.
 pub struct RefreshKey(hmac::Key);
 
 impl RefreshKey {
-    /// The key under the label "refresh token".
+    /// Derives the key under the label "refresh token".
     pub fn new(root: &Root) -> Self {
         Self(hmac::Key::new(hmac::HMAC_SHA256, root.derive("refresh token").as_slice()))
     }
 
-    /// The one token of this generation of this family.
+    /// Returns the only token of this generation of this family.
     pub fn mint(&self, family: FamilyId, generation: u32, salt: &[u8; 32]) -> SecretString {
         let mac = hmac::sign(&self.0, &signed(family, generation, salt));
         let token = [&head(family, generation), mac.as_ref()].concat();
         format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(token)).into()
     }
 
-    /// Returns true if `presented` was minted here for a family with this salt; in constant time.
+    /// Returns true if this key minted `presented` for a family with this salt; in constant time.
     pub fn verify(&self, presented: &Presented, salt: &[u8; 32]) -> bool {
         hmac::verify(&self.0, &signed(presented.family, presented.generation, salt), &presented.mac)
             .is_ok()
@@ -56,21 +56,20 @@ fn signed(family: FamilyId, generation: u32, salt: &[u8; 32]) -> Vec<u8> {
     [head(family, generation).as_slice(), salt].concat()
 }
 
-/// A text of the right shape; nothing about it is true until [`RefreshKey::verify`] says so.
+/// A well-formed refresh token, not verified: see [`RefreshKey::verify`].
 #[derive(Clone)]
 pub struct Presented {
-    /// The family it claims.
+    /// Claimed family.
     pub family: FamilyId,
-    /// The generation it claims.
+    /// Claimed generation.
     pub generation: u32,
     mac: [u8; 32],
 }
 
 impl Presented {
-    /// Takes a token apart: this prefix, this length, canonical base64url and this version, or
-    /// nothing.
+    /// Parses a token; `None` unless it has this prefix, length and version in canonical base64url.
     pub fn parse(text: &str) -> Option<Self> {
-        let encoded = text.strip_prefix(PREFIX).filter(|encoded| encoded.len() == TEXT)?;
+        let encoded = text.strip_prefix(PREFIX).filter(|encoded| encoded.len() == TOKEN_CHARS)?;
         let bytes = URL_SAFE_NO_PAD.decode(encoded).ok()?;
         let (version, rest) = bytes.split_first()?;
         let (family, rest) = rest.split_first_chunk::<16>()?;
@@ -84,7 +83,7 @@ impl Presented {
     }
 }
 
-/// Without the part that proves it.
+/// Prints the token without its MAC.
 impl std::fmt::Debug for Presented {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Presented")

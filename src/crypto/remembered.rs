@@ -1,4 +1,4 @@
-//! Chosen secrets that were verified before in this process: argon2id is paid for once.
+//! Cache of chosen secrets that this process has verified: argon2id runs once for each.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -10,8 +10,8 @@ use aws_lc_rs::hmac;
 use super::random;
 use crate::model::ClaimedAccount;
 
-/// A bounded set of keyed digests of what was verified. The key is of this process and the secrets
-/// are not in it, so the memory of the process gives no more away than the hashes at rest do.
+/// A bounded set of keyed digests of verified secrets. The key belongs to this process and the set
+/// contains no secrets, so the memory of the process reveals no more than the stored hashes.
 /// Failures are never remembered.
 pub struct Remembered {
     key: hmac::Key,
@@ -22,22 +22,22 @@ pub struct Remembered {
 #[derive(Default)]
 struct RememberedSet {
     digests: HashSet<[u8; 32]>,
-    /// The hashes they were verified against: one each.
+    /// Hash that each was verified against.
     hashes: HashSet<[u8; 32]>,
     oldest_first: VecDeque<VerifiedDigest>,
 }
 
-/// Digest of one presented secret of one account against one hash. Another hash is another digest:
-/// a secret that was replaced is forgotten by itself.
+/// Digest of one presented secret of one account against one hash. Another hash has another digest,
+/// so a replaced secret is never found.
 #[derive(Clone, Copy)]
 pub struct VerifiedDigest {
     whole: [u8; 32],
-    /// The same without what was presented.
+    /// The same without the presented secret.
     hash: [u8; 32],
 }
 
 impl Remembered {
-    /// Remembers up to `capacity`; the oldest is forgotten first.
+    /// Creates a set of at most `capacity` digests; the oldest is removed first.
     pub fn new(capacity: usize) -> Self {
         let key = hmac::Key::new(hmac::HMAC_SHA256, &random::bytes::<32>());
         Self { key, capacity, known: Mutex::default() }
@@ -80,7 +80,7 @@ impl Remembered {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).hashes.contains(&hash)
     }
 
-    /// Remembers that it was verified.
+    /// Adds the digest of a verified secret.
     pub fn learn(&self, digest: VerifiedDigest) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if self.capacity == 0 || !known.digests.insert(digest.whole) {
@@ -92,7 +92,7 @@ impl Remembered {
             && let Some(oldest) = known.oldest_first.pop_front()
         {
             known.digests.remove(&oldest.whole);
-            // No other text fits the same hash.
+            // No other text matches the same hash.
             known.hashes.remove(&oldest.hash);
         }
     }

@@ -1,5 +1,5 @@
-//! The root of the server's symmetric keys. Each use has a key of its own, derived under its own
-//! label, so that what is made with one says nothing about another.
+//! Root of the server's symmetric keys. Each use has a key of its own, derived under its own label,
+//! so that one key reveals nothing about another.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use zeroize::Zeroizing;
@@ -11,14 +11,14 @@ use super::{
 };
 use crate::model::Keyset;
 
-/// Purpose that the root is sealed for.
+/// Purpose of the sealed root.
 const PURPOSE: &str = "root";
 
-/// 32 random bytes that never leave this room.
+/// 32 random bytes that never leave this module.
 pub struct Root(Zeroizing<[u8; 32]>);
 
 impl Root {
-    /// A new root, sealed: for [`Keyset::sealed_root`].
+    /// Generates a root and returns it sealed, for [`Keyset::sealed_root`].
     pub fn make(sealer: &Sealer) -> String {
         let root = Zeroizing::new(random::bytes::<32>());
         URL_SAFE_NO_PAD.encode(sealer.seal(PURPOSE, "", &*root))
@@ -28,7 +28,7 @@ impl Root {
     ///
     /// # Errors
     ///
-    /// When it was sealed under another master key, or altered since.
+    /// It was altered, or sealed under another master key.
     pub fn open(keyset: &Keyset, sealer: &Sealer) -> Result<Self, SealError> {
         let sealed = URL_SAFE_NO_PAD.decode(&keyset.sealed_root).map_err(|_| SealError)?;
         let root = sealer.open(PURPOSE, "", &sealed)?;
@@ -36,7 +36,8 @@ impl Root {
         Ok(Self(Zeroizing::new(root)))
     }
 
-    /// The key for one use (RFC 5869). In use: "refresh token", "client secret", "page token".
+    /// Derives the key of one use (RFC 5869). Labels in use: "refresh token", "client secret",
+    /// "page token".
     pub fn derive(&self, label: &str) -> Zeroizing<[u8; 32]> {
         derive(&self.0, "root", label)
     }

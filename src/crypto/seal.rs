@@ -1,16 +1,16 @@
-//! Sealing at rest: AES-256-GCM under the master key. What is sealed for one purpose and id opens
-//! for no other.
+//! Sealing at rest: AES-256-GCM under the master key. Sealed bytes open only for their purpose and
+//! id.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use zeroize::Zeroizing;
 
 use super::kdf::derive;
 
-/// The one form of sealed bytes so far: this byte, the nonce, the ciphertext, the tag.
+/// The only version of sealed bytes so far: this byte, the nonce, the ciphertext, the tag.
 const VERSION: u8 = 1;
 
-/// Sealed bytes that do not open: another master key, another purpose or id, or altered. Which of
-/// them cannot be told.
+/// Sealed bytes that do not open: altered, or sealed under another master key, purpose or id. The
+/// cause cannot be determined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cannot decrypt sealed data: it was altered, moved, or sealed under another master key")]
 pub struct SealError;
@@ -22,7 +22,7 @@ pub struct Sealer {
 }
 
 impl Sealer {
-    /// Takes the master key: 32 random bytes, see [`super::master::load_or_make`].
+    /// Creates a sealer from the master key: 32 random bytes, see [`super::master::load_or_make`].
     #[expect(clippy::expect_used, reason = "32 bytes are an AES-256 key")]
     pub fn new(master: impl Into<Zeroizing<[u8; 32]>>) -> Self {
         let master = master.into();
@@ -31,9 +31,9 @@ impl Sealer {
         Self { master, key }
     }
 
-    /// Seals `plain` for `purpose` and `id`, under a fresh random nonce. At 2^32 seals under one
-    /// master key the odds of a repeated nonce reach 2^-32 (NIST SP 800-38D section 8.3): keys are
-    /// sealed, never rows.
+    /// Seals `plain` for `purpose` and `id`, under a random nonce. After 2^32 seals under one
+    /// master key the probability of a repeated nonce reaches 2^-32 (NIST SP 800-38D section 8.3):
+    /// seal keys, never rows.
     #[expect(clippy::expect_used, reason = "only more than 64 GiB at once would not seal")]
     pub fn seal(&self, purpose: &str, id: &str, plain: &[u8]) -> Vec<u8> {
         let mut sealed = Vec::with_capacity(plain.len() + AES_256_GCM.tag_len());
@@ -45,11 +45,11 @@ impl Sealer {
         [&[VERSION], nonce.as_ref().as_slice(), &sealed].concat()
     }
 
-    /// Opens what [`Sealer::seal`] made for the same purpose and id.
+    /// Opens the bytes that [`Sealer::seal`] returned for the same purpose and id.
     ///
     /// # Errors
     ///
-    /// For everything else.
+    /// All other bytes.
     pub fn open(
         &self,
         purpose: &str,
@@ -72,14 +72,14 @@ impl Sealer {
         Ok(plain)
     }
 
-    /// A key for one use that is not sealing (RFC 5869). In use: "audit head", "client record",
-    /// "export", "keyset".
+    /// Derives the key of one use other than sealing (RFC 5869). Labels in use: "audit head",
+    /// "client record", "export", "keyset".
     pub fn derive(&self, label: &str) -> Zeroizing<[u8; 32]> {
         derive(&self.master, "derived", label)
     }
 }
 
-/// Purpose and id, each behind its length, so that no two pairs read the same.
+/// Returns purpose and id, each after its length, so that two pairs never have the same bytes.
 fn aad(purpose: &str, id: &str) -> Aad<Vec<u8>> {
     let mut framed = vec![VERSION];
     for part in [purpose, id] {

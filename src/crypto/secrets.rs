@@ -1,5 +1,5 @@
-//! Client secrets made by this service: 256 random bits, kept only as an HMAC under a server key. A
-//! secret that no person chose needs no slow hash.
+//! Client secrets that this service generates: 256 random bits, stored only as an HMAC under a
+//! server key. A random secret needs no slow hash.
 
 use aws_lc_rs::hmac;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -8,23 +8,23 @@ use secrecy::{ExposeSecret, SecretString};
 use super::{random, root::Root};
 use crate::model::{Digest, Secret, SecretId};
 
-/// Prefix of every secret made here.
+/// Prefix of every generated secret.
 pub const PREFIX: &str = "jcs_";
 
 /// Length of the id inside a secret.
-const ID: usize = 12;
+const ID_CHARS: usize = 12;
 /// Length of 256 bits in base64url without padding.
-const RANDOM: usize = 43;
+const RANDOM_CHARS: usize = 43;
 
-/// Makes and checks client secrets.
+/// Generator and verifier of client secrets.
 pub struct ClientSecrets {
     key: hmac::Key,
-    /// Looks like what is kept of a secret, and is of none.
+    /// Digest in the format of a stored one, of no secret.
     decoy: String,
 }
 
 impl ClientSecrets {
-    /// The key under the label "client secret".
+    /// Derives the key under the label "client secret".
     pub fn new(root: &Root) -> Self {
         Self {
             key: hmac::Key::new(hmac::HMAC_SHA256, root.derive("client secret").as_slice()),
@@ -32,8 +32,8 @@ impl ClientSecrets {
         }
     }
 
-    /// A new secret: its id, its value `jcs_<id>_<random>` to be shown once, and what is kept of
-    /// it.
+    /// Generates a secret: its id, its value `jcs_<id>_<random>` to be shown once, and the digest
+    /// to store.
     pub fn generate(&self) -> (SecretId, SecretString, Digest) {
         let id = new_id();
         let value = SecretString::from(format!(
@@ -45,8 +45,8 @@ impl ClientSecrets {
         (id, value, digest)
     }
 
-    /// Returns true if `presented` is the secret kept as `secret`; in constant time. Never for a
-    /// chosen or imported one: see [`super::passwords`].
+    /// Returns true if `presented` is the stored `secret`; in constant time. False for a chosen or
+    /// imported one: see [`super::passwords`].
     pub fn matches(&self, presented: &str, secret: &Secret) -> bool {
         match &secret.digest {
             Digest::Keyed { hmac } => self.verify(presented, hmac),
@@ -57,12 +57,12 @@ impl ClientSecrets {
         }
     }
 
-    /// The work of [`Self::matches`] where there is nothing to compare with (A02).
+    /// Does the work of [`Self::matches`] if there is no stored secret (A02).
     pub fn burn(&self, presented: &str) {
         std::hint::black_box(self.verify(presented, &self.decoy));
     }
 
-    /// Compares with a kept code; one that cannot be read costs the same as one that can.
+    /// Compares with a stored HMAC; one that cannot be decoded costs the same.
     fn verify(&self, presented: &str, kept: &str) -> bool {
         #[cfg(test)]
         tests::MACS.with(|macs| macs.set(macs.get() + 1));
@@ -73,21 +73,21 @@ impl ClientSecrets {
     }
 }
 
-/// Returns true if a presented secret claims to be made here: it is then compared as such, and with
-/// nothing else, whatever its client.
+/// Returns true if a presented secret has the prefix of a generated one: it is then compared only
+/// with generated ones, whatever its client.
 pub fn is_generated(presented: &str) -> bool {
     presented.starts_with(PREFIX)
 }
 
-/// The id inside a secret of the shape made here.
+/// Returns the id inside a secret in the format of a generated one.
 pub fn secret_id_of(presented: &str) -> Option<SecretId> {
-    let (id, random) = presented.strip_prefix(PREFIX)?.split_at_checked(ID)?;
-    let random = random.strip_prefix('_').filter(|random| random.len() == RANDOM)?;
+    let (id, random) = presented.strip_prefix(PREFIX)?.split_at_checked(ID_CHARS)?;
+    let random = random.strip_prefix('_').filter(|random| random.len() == RANDOM_CHARS)?;
     URL_SAFE_NO_PAD.decode(random).ok()?;
     id.parse().ok()
 }
 
-/// 12 of `[A-Za-z0-9]`, each equally likely.
+/// Generates an id: 12 of `[A-Za-z0-9]`, each equally likely.
 #[expect(clippy::expect_used, reason = "the alphabet is that of SecretId")]
 fn new_id() -> SecretId {
     const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
@@ -96,7 +96,7 @@ fn new_id() -> SecretId {
         // 248 is the last multiple of 62: bytes above it would favour the first letters.
         .filter(|byte| *byte < 248)
         .filter_map(|byte| ALPHABET.get(usize::from(byte % 62)).copied().map(char::from));
-    letters.take(ID).collect::<String>().parse().expect("12 letters and digits")
+    letters.take(ID_CHARS).collect::<String>().parse().expect("12 letters and digits")
 }
 
 #[cfg(test)]
@@ -203,8 +203,8 @@ mod tests {
         let (id, value, digest) = here.generate();
         let value = value.expose_secret();
         assert!(!there.matches(value, &kept(id.clone(), digest)));
-        let phc = "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
-        assert!(!here.matches(value, &kept(id.clone(), Digest::Argon2id { phc: phc.to_owned() })));
+        let phc = format!("$argon2id$v=19$m=19456,t=2,p=1${}${}", "A".repeat(22), "A".repeat(43));
+        assert!(!here.matches(value, &kept(id.clone(), Digest::Argon2id { phc })));
         for hmac in ["", "AAAA", "*", &"A".repeat(43), &"A".repeat(44)] {
             assert!(
                 !here.matches(value, &kept(id.clone(), Digest::Keyed { hmac: hmac.to_owned() })),

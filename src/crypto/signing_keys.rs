@@ -1,5 +1,5 @@
 //! Secret keys of the service, opened once under the master key: the key that signs access tokens,
-//! and the root of the symmetric keys. What verifies is public, and apart:
+//! and the root of the symmetric keys. The public keys that verify are separate:
 //! [`VerifyingKeys`](super::verifying_keys::VerifyingKeys).
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::model::{Claims, KeyState, Keyset, Kid, SigningKey};
 
-/// Reason for which a keyset cannot be opened.
+/// Reason that a keyset cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SigningKeysError {
     /// The keyset as a whole.
@@ -35,7 +35,7 @@ impl SigningKeysError {
     }
 }
 
-/// Reason for which a token could not be signed.
+/// Reason that a token could not be signed.
 #[derive(Debug, thiserror::Error)]
 pub enum SignError {
     /// The token would be longer than verifiers accept: see [`MAX_TOKEN`].
@@ -55,18 +55,17 @@ pub struct SigningKeys {
     root: Root,
     kid: Kid,
     pair: Pair,
-    /// The header of every token in base64url, with its dot.
+    /// Header of every token in base64url, with its dot.
     header: String,
 }
 
 impl SigningKeys {
-    /// Opens every key of `keyset` that is not revoked; the public part of each comes with the
-    /// secret ones.
+    /// Opens every key of `keyset` that is not revoked, with its public part.
     ///
     /// # Errors
     ///
-    /// When the keyset does not [check](Keyset::check), or a key or the root does not open under
-    /// this master key or is unacceptable.
+    /// The keyset does not [check](Keyset::check), or a key or the root does not open under this
+    /// master key or is unacceptable.
     pub fn open(
         keyset: &Keyset,
         sealer: &Sealer,
@@ -92,7 +91,7 @@ impl SigningKeys {
     ///
     /// # Errors
     ///
-    /// When the token would be too long to be verified again.
+    /// The token would be longer than verifiers accept.
     pub fn sign(&self, claims: &Claims) -> Result<String, SignError> {
         let payload = serde_json::to_vec(claims).map_err(SignError::Claims)?;
         let mut token = String::with_capacity(self.header.len() + payload.len() * 4 / 3 + 600);
@@ -132,7 +131,7 @@ fn public_part(key: &SigningKey, pair: &Pair) -> Result<PublicKey, KeyError> {
     if *public.kid() == key.kid { Ok(public) } else { Err(KeyError::Sealed(key.kid.clone())) }
 }
 
-/// Shows which key, not the key.
+/// Prints the ids of the keys, not the keys.
 impl std::fmt::Debug for SigningKeys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SigningKeys").field("kid", &self.kid).finish_non_exhaustive()

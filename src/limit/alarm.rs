@@ -1,4 +1,5 @@
-//! Wrong secrets of each account over all peers: what no budget of a single peer sees.
+//! Wrong secrets of each account from all peers together, which the budget of one peer cannot
+//! count.
 
 use std::{
     collections::HashMap,
@@ -8,8 +9,8 @@ use std::{
 
 use crate::model::{AccountKey, Timestamp};
 
-/// Failures of one account within [`PERIOD`] that raise the alarm. A client with a stale secret
-/// that asks again every few seconds stays below.
+/// Failures of one account within [`PERIOD`] that raise the alarm. A client that retries a wrong
+/// secret every few seconds stays below.
 const THRESHOLD: u32 = 1_000;
 const PERIOD: Duration = Duration::from_secs(3_600);
 
@@ -28,7 +29,7 @@ impl<A: AccountKey> Alarm<A> {
         Self { by_account: Mutex::default(), cap }
     }
 
-    /// Counts one failure; true once a period, when there are too many.
+    /// Counts one failure; returns true once a period, if there are too many.
     pub(super) fn failed(&self, account: &A, now: Timestamp) -> bool {
         let mut by_account = self.by_account.lock().unwrap_or_else(PoisonError::into_inner);
         if !by_account.contains_key(account) && by_account.len() >= self.cap {

@@ -1,5 +1,5 @@
-//! One budget per key: a `governor` limiter each, in a table of bounded size. Past the bound new
-//! keys are refused and old ones keep their state (L16).
+//! One budget per key: a `governor` limiter each, in a table of bounded size. If the table is full,
+//! new keys are refused and existing ones keep their state (L16).
 
 use std::{
     hash::Hash,
@@ -22,15 +22,15 @@ use papaya::HashMap;
 
 use crate::{config::Rate, error::Error, model::Timestamp};
 
-/// The limiters' clock: the newest time that a call brought along, in nanoseconds.
+/// Clock of the limiters: the latest time of any call, in nanoseconds.
 #[derive(Clone, Default)]
 pub(super) struct Ticks(Arc<AtomicU64>);
 
 impl Ticks {
     fn advance(&self, now: Timestamp) {
         let nanos = u64::try_from(now.millis()).unwrap_or(0).saturating_mul(1_000_000);
-        // Read first: most calls come within the same millisecond, and then no core takes the line
-        // from the others.
+        // Read first: most calls are in the same millisecond, and a read does not take the cache
+        // line from other cores.
         if self.0.load(Relaxed) < nanos {
             self.0.fetch_max(nanos, Relaxed);
         }
@@ -45,8 +45,8 @@ impl governor::clock::Clock for Ticks {
     }
 }
 
-/// State of one limiter: when it is full again, in nanoseconds from its start. `governor`'s own
-/// cannot be given back to.
+/// State of one limiter: the time at which it is full again, in nanoseconds from its start.
+/// `governor`'s own state has no refund.
 #[derive(Clone, Default)]
 struct Spent(Arc<AtomicU64>);
 
@@ -81,14 +81,14 @@ type Limiter = RateLimiter<NotKeyed, Spent, Ticks, NoOpMiddleware<Nanos>>;
 struct Budget {
     limiter: Limiter,
     spent: Spent,
-    /// Time of the last draw, in milliseconds.
+    /// Time of the last use, in milliseconds.
     used: AtomicI64,
 }
 
 /// Budgets of one kind, by key.
 pub(super) struct Budgets<K> {
     quota: Quota,
-    /// A budget not drawn on for this long is full again, and as good as new.
+    /// Time after which an unused budget is full again, and the same as a new one.
     refill: Duration,
     cap: usize,
     ticks: Ticks,
@@ -108,7 +108,7 @@ impl<K: Hash + Eq + Clone> Budgets<K> {
         }
     }
 
-    /// Acquires one; the error is the time to wait.
+    /// Acquires one unit; the error is the time to wait.
     pub(super) fn acquire(&self, key: &K, now: Timestamp) -> Result<(), Duration> {
         self.acquire_many(key, 1, now)
     }
@@ -125,20 +125,20 @@ impl<K: Hash + Eq + Clone> Budgets<K> {
         let wait: Duration = match budget.limiter.check_n(work) {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(until)) => until.earliest_possible().duration_since(self.ticks.now()).into(),
-            // More than the burst, which was ruled out.
+            // Cannot occur: the work is at most the burst.
             Err(_) => self.refill,
         };
         Err(wait.max(Duration::from_millis(1)))
     }
 
-    /// Takes back one draw. A budget that was forgotten meanwhile is full anyway.
+    /// Returns one unit. A budget that was removed meanwhile is full anyway.
     pub(super) fn give_back(&self, key: &K) {
         if let Some(budget) = self.by_key.pin().get(key) {
             budget.spent.give_back(self.quota.replenish_interval());
         }
     }
 
-    /// Time that an empty budget takes to be full again.
+    /// Returns the time that an empty budget takes to be full again.
     pub(super) const fn refill(&self) -> Duration {
         self.refill
     }
@@ -159,7 +159,7 @@ impl<K: Hash + Eq + Clone> Budgets<K> {
         Some(table.get_or_insert_with(key.clone(), fresh).clone())
     }
 
-    /// Forgets budgets that are full again.
+    /// Removes budgets that are full again.
     pub(super) fn sweep(&self, now: Timestamp) {
         self.by_key.pin().retain(|_, budget| {
             now.since(Timestamp::from_millis(budget.used.load(Relaxed))) < self.refill
@@ -172,7 +172,7 @@ impl<K: Hash + Eq + Clone> Budgets<K> {
     }
 }
 
-/// The error for a budget that is used up.
+/// Returns the error of a budget that is used up.
 pub(super) fn throttled(retry_after: Duration) -> Error {
     Error::Throttled { retry_after }
 }

@@ -1,4 +1,4 @@
-//! Budgets: a number of calls for each peer and each client, and few wrong secrets.
+//! Rate limits: calls of each peer and each client, and wrong secrets.
 
 mod alarm;
 mod budget;
@@ -40,7 +40,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Budgets as configured; `plans` holds "standard".
+    /// Creates the configured budgets; `plans` contains "standard".
     pub fn new(config: &config::Limits) -> Self {
         let ticks = Ticks::default();
         let cap = config.tracked_keys;
@@ -59,19 +59,19 @@ impl Limits {
         }
     }
 
-    /// A call from a peer; forwarded headers never count (L11).
+    /// Counts a call of a peer; forwarded headers are ignored (L11).
     pub fn peer(&self, peer: Peer, now: Timestamp) -> Result<(), Error> {
         peer.key().map_or(Ok(()), |key| self.peers.acquire(&key, now)).map_err(throttled)
     }
 
-    /// A call of an authenticated client under its plan; a plan that is no longer configured counts
-    /// as "standard".
+    /// Counts a call of an authenticated client under its plan; a plan that is no longer configured
+    /// counts as "standard".
     pub fn client(&self, client: &ClientId, plan: &PlanName, now: Timestamp) -> Result<(), Error> {
         self.client_many(client, plan, 1, now)
     }
 
-    /// A call that does the work of many; one that is more than the plan's burst counts as the
-    /// whole burst.
+    /// Counts a call that does the work of many; more than the plan's burst counts as the whole
+    /// burst.
     pub fn client_many(
         &self,
         client: &ClientId,
@@ -84,8 +84,8 @@ impl Limits {
         self.shared.count(client, *rate, work, now).map_err(throttled)
     }
 
-    /// The rate of a plan; one that is no longer configured counts as "standard". `None` where not
-    /// even that is.
+    /// Returns the rate of a plan; one that is no longer configured counts as "standard". `None` if
+    /// that is missing too.
     pub fn rate_of(&self, plan: &PlanName) -> Option<Rate> {
         self.plan(plan).map(|(rate, _)| *rate)
     }
@@ -99,42 +99,42 @@ impl Limits {
         self.plans.contains_key(plan.as_str())
     }
 
-    /// Waits until a caller that has proven nothing may read from the store; a bounded number of
-    /// one network may at once.
+    /// Waits until an unauthenticated caller may read from the store; the number of concurrent
+    /// reads of one network is bounded.
     pub async fn read_place(&self, peer: Peer) -> ReadPlace {
         self.places.take(peer).await
     }
 
-    /// Draws for comparing one presented secret, before it is compared; `target` is `None` where
-    /// there is no such client.
+    /// Pays for the comparison of one presented secret, in advance; `target` is `None` if there is
+    /// no such client.
     pub fn guess(&self, peer: Peer, target: Option<GuessTarget>, now: Timestamp) -> Guess {
         self.secret_guesses.acquire(peer, target, now)
     }
 
-    /// Takes back what was drawn for a secret that was right, or that was not compared after all.
+    /// Refunds the payment for a secret that was right, or that was not compared.
     pub fn give_back(&self, guess: Guess) {
         self.secret_guesses.give_back(guess);
     }
 
-    /// Notes that a secret from a peer's network was wrong.
+    /// Records that a secret from a peer's network was wrong.
     pub fn failed(&self, peer: Peer, now: Timestamp) {
         self.secret_guesses.failed(peer, now);
     }
 
-    /// Returns true if a secret from a peer's network was wrong lately.
+    /// Returns true if a recent secret from a peer's network was wrong.
     pub fn failed_lately(&self, peer: Peer, now: Timestamp) -> bool {
         self.secret_guesses.failed_lately(peer, now)
     }
 
-    /// Counts a wrong secret of an existing client, from wherever; true once an hour, when they are
-    /// too many.
+    /// Counts a wrong secret of an existing client, from any peer; returns true once an hour, if
+    /// there are too many.
     pub fn is_under_attack(&self, client: &ClientId, now: Timestamp) -> bool {
         self.alarm.failed(client, now)
     }
 
-    /// Counts a revocation of something of a client's that is remembered for at most `length`;
-    /// false where so many are remembered that all of the client's tokens are to be ended instead,
-    /// which takes no room.
+    /// Counts a revocation of a client's token or family that is kept for at most `length`. Returns
+    /// false if the client has too many: then revoke all of its tokens instead, which needs no
+    /// memory.
     pub fn remembers_revocation(
         &self,
         client: &ClientId,
@@ -144,12 +144,12 @@ impl Limits {
         self.revocations.admit(client, now, length)
     }
 
-    /// Takes back a revocation that was counted and that the store did not take.
+    /// Removes a counted revocation that the store did not accept.
     pub fn forgets_revocation(&self, client: &ClientId) {
         self.revocations.give_back(client);
     }
 
-    /// Forgets what is full again; every few seconds, off the request path.
+    /// Removes budgets that are full again; every few seconds, outside of calls.
     pub fn sweep(&self, now: Timestamp) {
         self.peers.sweep(now);
         self.secret_guesses.sweep(now);
@@ -160,10 +160,9 @@ impl Limits {
         }
     }
 
-    /// Adds the calls since the last time to the store's counters, and learns what other nodes let
-    /// through: once a second, so that each node lets through at most a second's calls and a burst
-    /// more than the window has. `cluster_now` is the moment `now` by the clock that all nodes have
-    /// in common.
+    /// Adds the calls since the last flush to the store's counters, and reads the totals of all
+    /// nodes: once a second, so that each node admits at most a second's calls and a burst more
+    /// than the window allows. `cluster_now` is the time `now` on the common clock.
     pub async fn share(
         &self,
         store: &(impl CounterStore + ?Sized),

@@ -1,5 +1,5 @@
-//! Places for reads of the store that callers cause before they have proven anything: so many at
-//! once for each network, so that none takes all of the store's.
+//! Permits for reads of the store by unauthenticated callers: a limited number for each network, so
+//! that no network takes all of the store.
 
 use std::{
     collections::HashMap,
@@ -10,47 +10,48 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::model::{Peer, PeerKey};
 
-/// Reads at once for the callers of one network; the others wait for their turn, in order. Enough
-/// for tens of thousands of calls a second that miss what is remembered, and few of the 2,048 that
-/// a node has on their way to MongoDB.
-pub(super) const PER_NETWORK: usize = 32;
+/// Maximum concurrent reads of the callers of one network; further ones wait, in order. Enough for
+/// tens of thousands of cache misses a second, and few of the 2,048 operations that a node has in
+/// flight to MongoDB.
+pub(super) const READS_PER_NETWORK: usize = 32;
 
-/// Number of callers of each network that hold or wait, and their places.
+/// Number of callers of each network that hold a permit or wait, and their semaphore.
 type Table = HashMap<PeerKey, (usize, Arc<Semaphore>)>;
 
-/// Places by network. An entry goes with the last one that holds or waits, so there are no more of
-/// them than calls in flight.
+/// Permits by network. The last caller of a network removes its entry, so there are at most as many
+/// entries as calls in flight.
 #[derive(Default)]
 pub(super) struct Places(Arc<Mutex<Table>>);
 
-/// The right to read, given back when it is dropped.
+/// The right to read, released on drop.
 #[must_use = "the place is free again once this is dropped"]
 pub struct ReadPlace {
-    /// Given back first.
+    /// Dropped first.
     _permit: Option<OwnedSemaphorePermit>,
     _entry: Option<NetworkEntry>,
 }
 
-/// A caller's part in its network.
+/// Share of a caller in the entry of its network.
 struct NetworkEntry {
     table: Arc<Mutex<Table>>,
     network: PeerKey,
 }
 
 impl Places {
-    /// Waits for a place; this process itself needs none.
+    /// Waits for a permit; this process itself needs none.
     pub(super) async fn take(&self, peer: Peer) -> ReadPlace {
         let Some(network) = peer.network() else {
             return ReadPlace { _permit: None, _entry: None };
         };
         let places = {
             let mut table = lock(&self.0);
-            let (callers, places) =
-                table.entry(network).or_insert_with(|| (0, Arc::new(Semaphore::new(PER_NETWORK))));
+            let (callers, places) = table
+                .entry(network)
+                .or_insert_with(|| (0, Arc::new(Semaphore::new(READS_PER_NETWORK))));
             *callers += 1;
             Arc::clone(places)
         };
-        // Made before the wait: a caller that hangs up meanwhile leaves nothing behind.
+        // Created before the wait: a caller that disconnects meanwhile still removes its entry.
         let entry = NetworkEntry { table: Arc::clone(&self.0), network };
         // The semaphore is never closed.
         ReadPlace { _permit: places.acquire_owned().await.ok(), _entry: Some(entry) }
@@ -95,7 +96,7 @@ mod tests {
         let places = Places::default();
         let take = |address: &str| places.take(at(address)).now_or_never();
         let mut held: Vec<_> =
-            (0..PER_NETWORK).map(|n| take(&format!("2001:db8:1:{n}::1")).unwrap()).collect();
+            (0..READS_PER_NETWORK).map(|n| take(&format!("2001:db8:1:{n}::1")).unwrap()).collect();
         assert!(take("2001:db8:1:ffff::1").is_none(), "it waits");
         let other = take("2001:db8:2::1").expect("another network");
         assert!(places.take(Peer::Local).now_or_never().is_some() && places.len() == 2);
@@ -112,7 +113,7 @@ mod tests {
         let places = Places::default();
         let here = at("10.0.0.1");
         let mut held = Vec::new();
-        for _ in 0..PER_NETWORK {
+        for _ in 0..READS_PER_NETWORK {
             held.push(places.take(here).await);
         }
         let (mut gone, mut waits) = (Box::pin(places.take(here)), Box::pin(places.take(here)));

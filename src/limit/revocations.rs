@@ -1,5 +1,5 @@
-//! Bound on the revocations of each account that are remembered. Each takes memory of every node,
-//! and a row, until the token or family that it ended would have expired.
+//! Limit on the revocations of each account that are kept. Each takes memory on every node, and a
+//! row, until the revoked token or family would have expired.
 
 use std::{
     collections::HashMap,
@@ -9,18 +9,17 @@ use std::{
 
 use crate::model::{AccountKey, Timestamp};
 
-/// Counts in two windows, each as long as a revocation is remembered: of those made in the last
-/// window's length none is left out.
+/// Counters in two windows, each as long as a revocation is kept, so that no revocation of the last
+/// window's length is missed.
 ///
-/// A full table takes an account that is not counted in place of one with the fewest, and goes on
-/// from that one's count (Space-Saving, Metwally et al. 2005). So no account has more than its
-/// share, and one is thought to have more than it has only by what each of all accounts that are
-/// counted has at least.
+/// In a full table a new account replaces the one with the lowest count and continues from that
+/// count (Space-Saving, Metwally et al. 2005). So no account exceeds its share, and no account is
+/// overestimated by more than the lowest count in the table.
 pub(super) struct Revocations<A> {
     by_account: Mutex<HashMap<A, RevocationCount>>,
-    /// Revocations of one account.
+    /// Maximum revocations of one account.
     max: u32,
-    /// Accounts counted at once.
+    /// Maximum accounts in the table.
     cap: usize,
 }
 
@@ -51,8 +50,8 @@ impl<A: AccountKey> Revocations<A> {
         Self { by_account: Mutex::default(), max, cap }
     }
 
-    /// Counts a revocation that is remembered for at most `length`; false, and not counted, where
-    /// the account has its fill.
+    /// Counts a revocation that is kept for at most `length`; returns false, without counting, if
+    /// the account has reached its maximum.
     pub(super) fn admit(&self, account: &A, now: Timestamp, length: Duration) -> bool {
         let mut by_account = self.by_account.lock().unwrap_or_else(PoisonError::into_inner);
         if !by_account.contains_key(account) && by_account.len() >= self.cap {
@@ -78,11 +77,11 @@ impl<A: AccountKey> Revocations<A> {
         is_free
     }
 
-    /// Takes back one that was admitted and is not remembered after all.
+    /// Removes one that was admitted and was not kept.
     pub(super) fn give_back(&self, account: &A) {
         let mut by_account = self.by_account.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = by_account.get_mut(account) {
-            // Of the window before, if that has passed meanwhile.
+            // In the previous window, if a new one has begun meanwhile.
             let counted = if count.now > 0 { &mut count.now } else { &mut count.before };
             *counted = counted.saturating_sub(1);
         }
@@ -97,7 +96,7 @@ impl<A: AccountKey> Revocations<A> {
     }
 }
 
-/// One of the accounts that have the fewest, and how many.
+/// Returns an account with the lowest count, and that count.
 fn least<A>(by_account: &HashMap<A, RevocationCount>) -> Option<(&A, u32)> {
     let mut least: Option<(&A, u32)> = None;
     for (id, count) in by_account {
@@ -105,7 +104,7 @@ fn least<A>(by_account: &HashMap<A, RevocationCount>) -> Option<(&A, u32)> {
         if least.is_none_or(|(_, fewest)| total < fewest) {
             least = Some((id, total));
         }
-        // Hardly any are counted with fewer.
+        // A lower count hardly occurs.
         if total <= 1 {
             break;
         }

@@ -1,15 +1,15 @@
-//! Budgets of presented secrets. One is drawn before a secret is compared and given back if it was
-//! right, so that what is wrong is paid for and callers at the same moment cannot pass together.
+//! Budgets of presented secrets. A unit is acquired before a secret is compared and returned if it
+//! was right: wrong secrets are paid for, and concurrent callers cannot exceed the budget.
 //!
-//! | budget of the peer | budget of the peer at this secret | a secret is | a wrong one is answered |
+//! | budget of the peer | budget of the peer at this secret | comparison | reply to a wrong one |
 //! |--|--|--|--|
-//! | drawn | - | compared, also by argon2id | INVALID_CLIENT |
-//! | empty | drawn | compared where that is cheap: one made here, or with what is remembered | SLOW_DOWN |
-//! | empty | empty, or there is no such client | not compared | SLOW_DOWN |
+//! | acquired | - | also by argon2id | INVALID_CLIENT |
+//! | empty | acquired | cheap ones only: a generated or a remembered secret | SLOW_DOWN |
+//! | empty | empty, or there is no such client | none | SLOW_DOWN |
 //!
-//! The answer follows from the peer alone, so that it does not show which names exist (A02). The
-//! second budget is why noise at other names neither hides guesses at a client nor locks out its
-//! neighbours.
+//! The reply depends on the peer alone, so that it does not reveal which names exist (A02). With
+//! the second budget, guesses at other names neither hide guesses at a client nor lock out other
+//! clients of the address.
 
 use std::{
     sync::atomic::{AtomicI64, Ordering::Relaxed},
@@ -28,11 +28,11 @@ use crate::{
 /// A secret of an existing account that a caller claims to have.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum GuessTarget {
-    /// A client's.
+    /// A secret of a client.
     Client {
         /// The client.
         id: ClientId,
-        /// Id of the secret, where it names one that is valid.
+        /// Id of the secret, if it names a valid one.
         secret: Option<SecretId>,
     },
 }
@@ -54,7 +54,7 @@ enum Payer {
 }
 
 impl Guess {
-    /// Returns true if the secret may be compared with what is kept or remembered.
+    /// Returns true if the secret may be compared with generated and remembered ones.
     pub const fn may_compare(&self) -> bool {
         !matches!(self.payer, Payer::None)
     }
@@ -64,7 +64,7 @@ impl Guess {
         self.retry_after.is_none()
     }
 
-    /// The answer if the secret is refused, compared or not.
+    /// Returns the error of a refused secret, compared or not.
     pub const fn refusal(&self) -> Error {
         match self.retry_after {
             Some(retry_after) => Error::Throttled { retry_after },
@@ -79,16 +79,16 @@ pub(super) struct SecretGuesses {
     failures: Failures,
 }
 
-/// Time of the last wrong secret from each network, in milliseconds. By network, since a caller
-/// that guesses has 65,536 of the /64 that budgets go by.
+/// Time of the last wrong secret from each network, in milliseconds. By network, because a caller
+/// may have 65,536 of the /64 that budgets use.
 struct Failures {
     by_network: HashMap<PeerKey, AtomicI64>,
     cap: usize,
 }
 
 impl Failures {
-    /// Past the bound networks go unmarked: they wait for their turn as those do that never failed,
-    /// under the same budgets.
+    /// Records a failure. If the table is full, new networks are not recorded: they are queued like
+    /// networks without a failure, under the same budgets.
     fn note(&self, network: PeerKey, now: Timestamp) {
         let table = self.by_network.pin();
         if table.len() >= self.cap && !table.contains_key(&network) {
@@ -124,8 +124,8 @@ impl SecretGuesses {
         }
     }
 
-    /// Draws for one secret; `target` is `None` where there is no such client. A full table pays
-    /// for nothing.
+    /// Acquires the budget of one secret; `target` is `None` if there is no such client. A full
+    /// table acquires nothing.
     pub(super) fn acquire(&self, peer: Peer, target: Option<GuessTarget>, now: Timestamp) -> Guess {
         let Some(peer) = peer.key() else {
             return Guess { payer: Payer::Local, retry_after: None };
@@ -140,7 +140,7 @@ impl SecretGuesses {
         Guess { payer, retry_after: Some(retry_after) }
     }
 
-    /// Takes back what was drawn for a secret that was right, or that was not compared after all.
+    /// Returns the budget of a secret that was right, or that was not compared.
     pub(super) fn give_back(&self, guess: Guess) {
         match guess.payer {
             Payer::Local | Payer::None => {}
@@ -149,7 +149,7 @@ impl SecretGuesses {
         }
     }
 
-    /// Notes that a secret from the peer's network was wrong.
+    /// Records that a secret from the peer's network was wrong.
     pub(super) fn failed(&self, peer: Peer, now: Timestamp) {
         if let Some(network) = peer.network() {
             self.failures.note(network, now);

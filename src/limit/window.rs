@@ -1,6 +1,5 @@
-//! Accounts' calls counted across nodes and restarts: in the store's counters, by windows, flushed
-//! in batches. The budgets in memory come first; this bounds what many of them let through
-//! together.
+//! Calls of accounts, counted across nodes and restarts: in the store's counters, by windows,
+//! flushed in batches. The budgets in memory apply first; this limits the sum of all nodes.
 
 use std::{
     sync::{
@@ -18,13 +17,13 @@ use crate::{
     store::{CounterStore, StoreError},
 };
 
-/// Length of a window. A plan lets through its rate for so long, and once its burst.
+/// Length of a window. A plan admits its rate for this time, and once its burst.
 pub(super) const WINDOW: Duration = Duration::from_secs(10);
 
-/// Calls of the accounts that called lately.
+/// Calls of the accounts with recent calls.
 pub(super) struct Windows<A> {
     by_account: HashMap<A, Arc<Window>>,
-    /// End of the window that was sent to the store last, in milliseconds.
+    /// End of the window of the last flush, in milliseconds.
     last_window_end: AtomicI64,
 }
 
@@ -32,12 +31,11 @@ pub(super) struct Windows<A> {
 struct Window {
     /// Calls not yet sent to the store.
     pending: AtomicU64,
-    /// Calls that were sent to it in this window when it failed: to be sent again in that window,
-    /// and in no other.
+    /// Calls of a flush that failed in this window: sent again in the same window only.
     unconfirmed: AtomicU64,
-    /// Calls that the account's plan lets through in a window.
+    /// Calls that the account's plan allows in a window.
     budget: AtomicU64,
-    /// Time up to which the window is known to be used up, in milliseconds.
+    /// Time up to which the window is used up, in milliseconds.
     over_until: AtomicI64,
 }
 
@@ -48,7 +46,7 @@ impl<A> Default for Windows<A> {
 }
 
 impl<A: AccountKey> Windows<A> {
-    /// Counts a call's work; the error says how long the window still lasts, where it is used up.
+    /// Counts a call's work; the error is the rest of the window, if it is used up.
     pub(super) fn count(
         &self,
         account: &A,
@@ -70,10 +68,10 @@ impl<A: AccountKey> Windows<A> {
         Ok(())
     }
 
-    /// Sends the calls since the last time to the store and learns of all other nodes'; what it
-    /// cannot take is kept for as long as the window lasts. `cluster_now` is the moment `now` by
-    /// the clock that all nodes have in common, which windows go by. Accounts that did not call
-    /// since the last time are forgotten.
+    /// Sends the calls since the last flush to the store and reads the totals of all nodes; if the
+    /// store fails, the calls are kept until the window ends. `cluster_now` is the time `now` on
+    /// the common clock, which defines the windows. Accounts without a call since the last flush
+    /// are removed.
     pub(super) async fn flush(
         &self,
         store: &(impl CounterStore + ?Sized),
@@ -104,8 +102,8 @@ impl<A: AccountKey> Windows<A> {
         Ok(())
     }
 
-    /// In the `same` window as the last time what the store failed to take then is due again; else
-    /// it may have been counted in its own window, which is over.
+    /// Takes the calls to send. In the `same` window as the last flush, calls of a failed flush are
+    /// sent again; in a later one they are dropped, because they may be counted already.
     fn take(&self, now: Timestamp, same: bool) -> (Vec<(String, u64)>, Vec<Arc<Window>>) {
         let windows = self.by_account.pin();
         let mut taken = (Vec::new(), Vec::new());

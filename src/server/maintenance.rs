@@ -154,8 +154,8 @@ struct Context {
 
 type Task = fn(Context) -> BoxFuture<'static, Result<(), Box<dyn std::error::Error + Send + Sync>>>;
 
-/// Spawns a task that repeats `task` with this period. A failure is logged when it begins and when it
-/// ends, not each time: a store may be unreachable for long.
+/// Spawns a task that repeats `task` with this period. A failure is logged when it begins and when
+/// it ends, not each time: a store may be unreachable for long.
 fn spawn_periodic(
     period: Duration,
     stopping: watch::Receiver<bool>,

@@ -25,8 +25,8 @@ const STALENESS_CHECK_INTERVAL: Duration = Duration::from_millis(250);
 /// Readiness that any caller may request.
 pub(super) type Ready = Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>;
 
-/// `probe`, asked by one at a time and at most once in [`RESULT_LIFETIME`]; everybody else gets what it
-/// said.
+/// Shares `probe`: it runs once at a time and at most once in [`RESULT_LIFETIME`]; all other
+/// callers get its last result.
 pub(super) fn shared(probe: Ready) -> Ready {
     let last = Arc::new(Mutex::new(None::<(Instant, bool)>));
     Arc::new(move || {
@@ -38,14 +38,14 @@ pub(super) fn shared(probe: Ready) -> Ready {
             {
                 return ready;
             }
-            // On its own, so that who asks and leaves at once leaves an answer behind, and does not
-            // have the next one ask again.
-            let asking = tokio::spawn(async move {
+            // A task of its own: if the caller disconnects, the result is still stored for the next
+            // one.
+            let probing = tokio::spawn(async move {
                 let ready = timeout(PROBE_TIMEOUT, probe()).await.unwrap_or(false);
                 *last = Some((Instant::now(), ready));
                 ready
             });
-            asking.await.unwrap_or(false)
+            probing.await.unwrap_or(false)
         })
     })
 }

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::Instant;
 
-/// The token state is too old to verify tokens by: another node may have revoked something since.
+/// The token state is too old to verify tokens: another node may have revoked one since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this node's revocation data is stale")]
 pub struct Stale;
@@ -18,14 +18,14 @@ pub struct Stale;
 /// The age is not tracked (yet): every change arrives in its commit.
 const NOT_TRACKED: i64 = i64::MIN;
 
-/// The moment up to which every change is known. Read for every token, so it takes no lock.
+/// The time up to which every change is known. Read for every token, so it takes no lock.
 pub(super) struct Age {
-    /// Origin of the moments below. By the monotonic clock: a step of the wall clock makes
-    /// nothing younger or older.
+    /// Origin of the times below. On the monotonic clock: a step of the wall clock does not change
+    /// an age.
     base: Instant,
-    /// In milliseconds since `base`, rounded down: nothing is taken for younger than it is.
+    /// In milliseconds since `base`, rounded down, so that an age is never too low.
     known: AtomicI64,
-    /// Revision of a keyset that arrived and could not be read; 0 for none.
+    /// Revision of a received keyset that could not be decoded; 0 for none.
     undecodable: AtomicU64,
     max: Duration,
 }
@@ -42,11 +42,11 @@ impl Age {
 
     /// Records that every change before `at` is known. Never moves back.
     pub(super) fn advance_to(&self, at: Instant) {
-        // Released after the changes before it: readers of this value find them applied.
+        // Stored with Release ordering: readers of this value see the changes before it.
         self.known.fetch_max(self.millis(at), Release);
     }
 
-    /// Returns the time since `known`; `None` where it is not tracked.
+    /// Returns the time since `known`; `None` if it is not tracked.
     pub(super) fn age(&self) -> Option<Duration> {
         let known = self.known.load(Acquire);
         (known != NOT_TRACKED).then(|| {
@@ -56,26 +56,26 @@ impl Age {
         })
     }
 
-    /// Returns an error where tokens cannot be verified by what is known.
+    /// Returns an error if the state is too old to verify tokens.
     pub(super) fn ensure_fresh(&self) -> Result<(), Stale> {
         let young =
             self.undecodable.load(Acquire) == 0 && self.age().is_none_or(|age| age <= self.max);
         if young { Ok(()) } else { Err(Stale) }
     }
 
-    /// Makes what is known too old for good.
+    /// Marks the state stale for good.
     pub(super) fn disconnected(&self) {
-        // No keyset comes to this revision.
+        // No keyset reaches this revision.
         self.undecodable_keyset(u64::MAX);
     }
 
-    /// Makes what is known too old until keys of this revision or a later one are in use.
+    /// Marks the state stale until keys of this revision or a later one are in use.
     pub(super) fn undecodable_keyset(&self, revision: u64) {
         self.undecodable.fetch_max(revision, Release);
     }
 
-    /// Records that keys of this revision are in use: an earlier keyset that could not be read no
-    /// longer matters.
+    /// Records that keys of this revision are in use: an earlier undecodable keyset no longer
+    /// matters.
     pub(super) fn keyset_in_use(&self, revision: u64) {
         let _ = self.undecodable.fetch_update(Release, Acquire, |undecodable| {
             (undecodable != 0 && undecodable <= revision).then_some(0)
@@ -86,7 +86,7 @@ impl Age {
         let millis = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
         match at.checked_duration_since(self.base) {
             Some(after) => millis(after),
-            // Rounded down here too, and never to the mark for "not tracked".
+            // Rounded down here too, and never to the value for "not tracked".
             None => (-millis(self.base.saturating_duration_since(at)))
                 .saturating_sub(1)
                 .max(NOT_TRACKED + 1),

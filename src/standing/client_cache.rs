@@ -1,4 +1,4 @@
-//! Cache of clients as they were last committed: a node's, with its store behind it.
+//! Cache of committed clients, of a node and in front of its store.
 
 use std::{
     future::Future,
@@ -13,43 +13,42 @@ use crate::{
     store::{Store, StoreError},
 };
 
-/// Clients, and separately names that are no clients', remembered at most; past it the map starts
-/// afresh. Names are short: so many take some 25 MB.
-const CAP: usize = 100_000;
+/// Maximum cached clients, and separately maximum cached unknown names; beyond it the map is
+/// cleared. Names are short: this many take some 25 MB.
+const ENTRIES_MAX: usize = 100_000;
 
-/// Bytes of the clients remembered at most; past it their map starts afresh. A record is as large
-/// as its administrator makes it.
-const BUDGET: usize = 64 << 20;
+/// Maximum bytes of the cached clients; beyond it their map is cleared. Administrators choose the
+/// size of a record.
+const BYTES_MAX: usize = 64 << 20;
 
-/// Clients read before. Names that do not exist are remembered too, so that the time of an answer
-/// does not tell one from the other (A02), and apart, so that invented names cannot push real ones
-/// out.
+/// Cache of clients. Unknown names are cached too, so that the time of a response does not reveal
+/// which exist (A02), and separately, so that invented names cannot evict real ones.
 ///
-/// While the token state is stale nothing is taken from here, and nothing put in: clients are kept
-/// only as long as the changes to them arrive.
+/// While the token state is stale the cache is neither read nor filled: clients are cached only as
+/// long as changes to them arrive.
 pub struct ClientCache {
     tokens: Arc<TokenState>,
     known: HashMap<ClientId, Arc<Client>>,
     absent: HashMap<ClientId, ()>,
-    /// Held for a moment where something is remembered or forgotten, never where it is found.
+    /// Locked briefly to insert and to remove, never to find.
     books: Mutex<Books>,
 }
 
 #[derive(Default)]
 struct Books {
-    /// Count of the writes that arrived.
+    /// Count of received writes.
     writes: u64,
-    /// Bytes of the clients that are remembered.
+    /// Bytes of the cached clients.
     weight: usize,
 }
 
 impl ClientCache {
-    /// An empty cache, trusted as long as `tokens` is fresh.
+    /// Creates an empty cache, used as long as `tokens` is fresh.
     pub fn new(tokens: Arc<TokenState>) -> Self {
         Self { tokens, known: HashMap::new(), absent: HashMap::new(), books: Mutex::default() }
     }
 
-    /// Returns a client from memory or from the store.
+    /// Returns a client from the cache or from the store.
     pub async fn client(
         &self,
         store: &dyn Store,
@@ -58,8 +57,8 @@ impl ClientCache {
         Ok(self.look_up(id, std::future::ready(()), |()| store.client(id)).await?.0)
     }
 
-    /// Returns a client that is remembered, or what `read` finds once its caller has its `place`;
-    /// and true if it was read.
+    /// Returns a cached client, or the result of `read` when its caller has a `place`; and true if
+    /// it was read.
     pub async fn look_up<P: Send, R: Future<Output = Result<Option<Client>, StoreError>> + Send>(
         &self,
         id: &ClientId,
@@ -72,8 +71,8 @@ impl ClientCache {
         if let Some(found) = self.find(id) {
             return Ok((found, false));
         }
-        // May take long. Those that had their places before may have read this client, and a write
-        // in that time overtakes nothing.
+        // May take long. Callers before this one may have cached the client, and a write in that
+        // time makes nothing stale.
         let place = place.await;
         if let Some(found) = self.find(id) {
             return Ok((found, false));
@@ -81,8 +80,8 @@ impl ClientCache {
         let before = self.books().writes;
         let client = read(place).await?.map(Arc::new);
         let mut books = self.books();
-        // A write that was counted while we read may have made this stale: then no other caller
-        // gets it. One that is counted from here on comes after the insertion and removes it.
+        // A write that was counted during the read may have made this stale: then it is not cached.
+        // A write that is counted from here on removes it after the insertion.
         if books.writes == before {
             match &client {
                 Some(client) => self.remember(&mut books, id, client.clone()),
@@ -93,7 +92,7 @@ impl ClientCache {
         Ok((client, true))
     }
 
-    /// Returns the remembered client, or that there is none of this id.
+    /// Returns the cached client; `Some(None)` if it is cached that there is none of this id.
     fn find(&self, id: &ClientId) -> Option<Option<Arc<Client>>> {
         if let Some(client) = self.known.pin().get(id) {
             return Some(Some(client.clone()));
@@ -103,7 +102,7 @@ impl ClientCache {
 
     fn remember(&self, books: &mut Books, id: &ClientId, client: Arc<Client>) {
         let (weight, known) = (client.weight(), self.known.pin());
-        if known.len() >= CAP || books.weight.saturating_add(weight) > BUDGET {
+        if known.len() >= ENTRIES_MAX || books.weight.saturating_add(weight) > BYTES_MAX {
             known.clear();
             books.weight = 0;
         }
@@ -113,13 +112,13 @@ impl ClientCache {
 
     fn remember_absence(&self, id: &ClientId) {
         let absent = self.absent.pin();
-        if absent.len() >= CAP {
+        if absent.len() >= ENTRIES_MAX {
             absent.clear();
         }
         absent.insert(id.clone(), ());
     }
 
-    /// Reads this client afresh next time.
+    /// Removes a client: the next caller reads it from the store.
     pub(super) fn forget(&self, id: &ClientId) {
         let mut books = self.books();
         books.writes = books.writes.wrapping_add(1);
@@ -128,7 +127,7 @@ impl ClientCache {
         self.absent.pin().remove(id);
     }
 
-    /// Reads every client afresh next time.
+    /// Removes all clients.
     pub(super) fn forget_all(&self) {
         let mut books = self.books();
         *books = Books { writes: books.writes.wrapping_add(1), weight: 0 };
@@ -136,8 +135,8 @@ impl ClientCache {
         self.absent.pin().clear();
     }
 
-    /// Forgets every client where other nodes share the store: one that was read while the store
-    /// changed its leader may be older than the change that arrived before.
+    /// Removes all clients if other nodes share the store: one that was read while the store
+    /// elected a primary may be older than a change that was received before.
     pub(super) fn sweep(&self) {
         if self.tokens.age().is_some() {
             self.forget_all();
@@ -312,7 +311,7 @@ mod tests {
             if n % 100 == 99 {
                 let counted = clients.books().weight;
                 assert!(
-                    counted == held(&clients) && counted <= BUDGET,
+                    counted == held(&clients) && counted <= BYTES_MAX,
                     "{n}: {counted}, {}",
                     held(&clients)
                 );

@@ -1,9 +1,9 @@
-//! The secret keys in use. A keyset comes from the store, where a process without the master key
-//! may have written it, or put an older one back: such a keyset is refused, and the last genuine
-//! one stays in use.
+//! The secret keys in use. A process without the master key may have written the keyset in the
+//! store, or restored an older one: such a keyset is refused, and the last genuine one stays in
+//! use.
 //!
-//! What the store holds when a process starts is all that it knows: an older keyset with its own
-//! right MAC, put back while no process runs, is not noticed here.
+//! A process compares only with the keyset of its start: an older keyset with a valid MAC, restored
+//! while no process runs, is not detected here.
 
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ impl Opening {
     }
 }
 
-/// Reason for which a keyset of the store is not used.
+/// Reason that a keyset of the store is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
     /// The writer did not hold the master key.
@@ -68,13 +68,13 @@ pub enum Refused {
     Unrevoked(Kid),
 }
 
-/// The secret keys of a node, every kid that was ever known to be revoked, and the token state
-/// whose public keys go along.
+/// The secret keys of a node, every revoked kid that it has seen, and the token state with the
+/// public keys.
 pub struct NodeKeys {
     signing: ArcSwap<SigningKeys>,
     opening: Opening,
     tokens: Arc<TokenState>,
-    /// Grows by one for each revocation of a key while this process runs.
+    /// Revoked kids. Grows by one for each revocation of a key while this process runs.
     revoked: HashSet<Kid>,
 }
 
@@ -91,13 +91,12 @@ impl NodeKeys {
         keys
     }
 
-    /// The secret keys in use.
+    /// Returns the secret keys in use.
     pub fn signing_keys(&self) -> Guard<Arc<SigningKeys>> {
         self.signing.load()
     }
 
-    /// Takes the keys of a later revision into use; an earlier one, or the same again, arrives late
-    /// and changes nothing.
+    /// Uses the keys of a later revision; the same or an earlier revision changes nothing.
     pub(super) fn apply(&self, keyset: &Keyset) {
         let revision = keyset.revision;
         if self.signing_keys().revision() >= revision {
@@ -109,8 +108,8 @@ impl NodeKeys {
                 count_refused();
                 Refused::Foreign(error)
             }
-            // A key that this very change revoked would go on being valid here: no token is
-            // verified until there are keys that can be opened.
+            // A key that this change revokes would stay valid here: no token is verified until a
+            // keyset can be opened.
             Ok(Err(error)) => {
                 tracing::error!(%error, revision, "cannot open the new keyset");
                 return self.tokens.undecodable_keyset(revision);
@@ -124,8 +123,8 @@ impl NodeKeys {
         );
     }
 
-    /// The signing keys first: a key that this change revokes signs nothing any more once its
-    /// tokens are refused. The one that signs next was published before, and so is known.
+    /// Replaces the signing keys first, so that a revoked key signs no token after its tokens are
+    /// refused. The next signing key is known to verifiers, because it was published before.
     fn replace(&self, keyset: &Keyset, signing: SigningKeys, verifying: VerifyingKeys) {
         self.remember_revoked(keyset);
         let signing = Arc::new(signing);
@@ -135,12 +134,12 @@ impl NodeKeys {
         self.tokens.replace_keys(verifying);
     }
 
-    /// Checks that the store's keyset may be built on: it is genuine, not older than the one in
-    /// use, and takes no revocation of a key back.
+    /// Checks that the store's keyset may be used and changed: it is genuine, not older than the
+    /// one in use, and undoes no revocation of a key.
     ///
     /// # Errors
     ///
-    /// When it is not; counted as `jeton_keyset_refused_total`.
+    /// It is refused; counted as `jeton_keyset_refused_total`.
     pub fn admit(&self, keyset: &Keyset) -> Result<(), Refused> {
         self.check(keyset).inspect_err(|_| count_refused())
     }

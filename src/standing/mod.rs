@@ -1,24 +1,22 @@
-//! WHAT IS STILL VALID: everything that verifying a token depends on, in memory, fed by the store.
-//! Introspect reads only this: no I/O, and no lock on the way.
+//! TOKEN STATE: everything that verifying a token depends on, in memory, fed by the store.
+//! Introspect reads only this: no I/O, and no lock.
 //!
-//! | part | holds | fed by | who may hold it |
+//! | part | contents | source | held by |
 //! |--|--|--|--|
-//! | [`TokenState`] | public keys, ids of what was revoked, epochs, claims of tokens verified before; no secret | revocations, epochs, public JWKs, without a store | a node, and a sidecar |
-//! | [`ClientCache`] | records of clients, with digests of their secrets | reads of the store | a node only |
-//! | [`NodeKeys`] | master key, private keys, root of the symmetric keys | sealed keysets of the store | a node only |
+//! | [`TokenState`] | public keys, revocations, epochs, verified claims | changes | nodes, sidecars |
+//! | [`ClientCache`] | clients with digests of their secrets | reads of the store | nodes |
+//! | [`NodeKeys`] | master key, private keys, root of the symmetric keys | keysets | nodes |
 //!
 //! A [`NodeState`] is the three of them behind a store. A sidecar holds a [`TokenState`] and none
 //! of the others: it can then verify every token and neither sign one nor learn a secret.
 //!
-//! Where nodes share a store, changes of the others arrive late, may be repeated, and not always in
-//! order: a change that is late or repeated changes nothing. And they may not arrive at all. So the
-//! token state knows its own age, and past `max_staleness` no token is verified, neither as active
-//! nor as inactive: [`Stale`]. Clients are then read from the store each time, which goes on as
-//! long as the store answers.
+//! If nodes share a store, changes of other nodes arrive late, may be repeated, and not always in
+//! order: a late or repeated change has no effect. They may also not arrive at all. So the token
+//! state has an age, and beyond `max_staleness` no token is verified, neither as active nor as
+//! inactive: [`Stale`]. Clients are then read from the store each time.
 //!
-//! Two things need no age. A revocation that is known stays true
-//! ([`TokenState::is_token_revoked`]). And the public keys are shown as they are
-//! ([`TokenState::verifying_keys`]).
+//! Two things need no age: a known revocation stays true ([`TokenState::is_token_revoked`]), and
+//! the public keys are served as they are ([`TokenState::verifying_keys`]).
 
 mod age;
 mod client_cache;
@@ -44,15 +42,15 @@ use crate::{
     store::{Change, Follower, Snapshot},
 };
 
-/// Tolerance for other machines' clocks and for steps of this one's: what was revoked is remembered
-/// this much longer than any token it covers (V07).
+/// Tolerance for the clocks of other machines and steps of this one's: a revocation is kept this
+/// much longer than any token that it covers (V07).
 pub const SLACK: Duration = Duration::from_secs(3_600);
 
-/// State of one node over its store, whose changes it follows.
+/// State of one node, fed by the changes of its store.
 pub struct NodeState {
     /// State that tokens are verified against.
     pub tokens: Arc<TokenState>,
-    /// Clients read before.
+    /// Cache of clients.
     pub clients: Arc<ClientCache>,
     /// The secret keys.
     pub keys: Arc<NodeKeys>,
@@ -100,8 +98,8 @@ impl Follower for NodeState {
             Change::Epoch(of, value) => {
                 if let EpochOf::Client(client) = of {
                     // Readers that find the raised epoch must not find the record from before it
-                    // (see `ClientAuthenticator::admit`), also where the record's own change arrives after
-                    // this one.
+                    // (see `ClientAuthenticator::admit`), also where the record's own change
+                    // arrives after this one.
                     self.clients.forget(client);
                 }
                 self.tokens.raise_epoch(of, *value);

@@ -91,10 +91,9 @@ fn epochs(state: &NodeState) -> Result<Epochs, Stale> {
     state.tokens.epochs(&TenantId::operator(), &id, &Subject::of_client(&id))
 }
 
-/// A store that tells every change in the commit is never behind, however long it has nothing to
-/// tell.
+/// A state that gets every change in its commit is never stale, however long there is no change.
 #[tokio::test(start_paused = true)]
-async fn a_store_that_never_says_is_never_behind() {
+async fn an_untracked_age_is_never_stale() {
     let state = node();
     let token = signed(&state, &claims(None));
     advance(Duration::from_secs(86_400 * 365)).await;
@@ -102,10 +101,10 @@ async fn a_store_that_never_says_is_never_behind() {
     assert!(state.tokens.verify_active(&token, NOW).unwrap().is_some() && epochs(&state).is_ok());
 }
 
-/// V04: past the bound there is no judgement, of no text; within it, and as soon as the others have
-/// been heard again, there is.
+/// V04: beyond the bound no text is verified; within it, and as soon as changes arrive again, it
+/// is.
 #[tokio::test(start_paused = true)]
-async fn nothing_is_judged_by_what_is_too_old() {
+async fn a_stale_state_verifies_nothing() {
     let state = node();
     let token = signed(&state, &claims(None));
     let begun = Instant::now();
@@ -123,7 +122,7 @@ async fn nothing_is_judged_by_what_is_too_old() {
         (state.tokens.is_active(&verified, NOW), epochs(&state).map(drop)),
         (Err(Stale), Err(Stale))
     );
-    // What was said of an earlier moment makes nothing younger.
+    // An earlier time does not lower the age.
     state.knows_up_to(begun);
     assert_eq!((state.tokens.age(), state.tokens.ensure_fresh()), (Some(MAX + MILLI), Err(Stale)));
     state.knows_up_to(Instant::now());
@@ -137,8 +136,7 @@ async fn nothing_is_judged_by_what_is_too_old() {
     assert!(state.tokens.verify_active("nonsense", NOW).unwrap().is_none());
 }
 
-/// A first word of a moment before this was made counts for what it says, and never as "nobody
-/// said".
+/// A first time before the creation of the state counts as its age, and not as "not tracked".
 #[tokio::test(start_paused = true)]
 async fn what_was_known_before_the_start_is_as_old_as_it_is() {
     let before = Instant::now();
@@ -150,8 +148,8 @@ async fn what_was_known_before_the_start_is_as_old_as_it_is() {
     assert!((MAX + MILLI * 2..=MAX + MILLI * 3).contains(&age), "{age:?}");
 }
 
-/// V07: of two times the later one is kept, whichever is told last, so that a change told again
-/// never shortens a memory.
+/// V07: the later of two times is kept, in either order, so that a repeated change never shortens a
+/// revocation.
 #[test]
 fn a_revocation_is_kept_until_the_later_time() {
     let later = NOW + Duration::from_secs(60);
@@ -168,10 +166,10 @@ fn a_revocation_is_kept_until_the_later_time() {
     }
 }
 
-/// V04, V06: the same changes, told by several at once and in any order, many times, come to the
-/// same; what was revoked never stands again in between.
+/// V04, V06: the same changes from several threads, in any order and many times, have the same
+/// result; a revoked token is never active in between.
 #[test]
-fn changes_told_twice_and_out_of_order_come_to_the_same() {
+fn repeated_and_reordered_changes_have_the_same_result() {
     let sealer = sealer(5);
     let mut keysets = vec![keyset(&sealer)];
     for _ in 0..5 {
@@ -191,20 +189,20 @@ fn changes_told_twice_and_out_of_order_come_to_the_same() {
     let newest = keysets.last().unwrap().revision;
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let tellers = (0..4).map(|teller: usize| {
+        let senders = (0..4).map(|sender: usize| {
             let (state, changes) = (&state, &changes);
             scope.spawn(move || {
                 for round in 0..50 {
                     for at in 0..changes.len() {
-                        // 7 and 5 share no factor with the 86 changes: each teller visits all of
+                        // 7 and 5 share no factor with the 86 changes: each sender visits all of
                         // them in an order of its own.
-                        let step = if teller.is_multiple_of(2) { 7 } else { 5 };
-                        state.apply(&changes[(at * step + teller * 11 + round) % changes.len()]);
+                        let step = if sender.is_multiple_of(2) { 7 } else { 5 };
+                        state.apply(&changes[(at * step + sender * 11 + round) % changes.len()]);
                     }
                 }
             })
         });
-        let tellers: Vec<_> = tellers.collect();
+        let senders: Vec<_> = senders.collect();
         scope.spawn(|| {
             let (mut revision, mut epoch, mut ended) = (0, 0, false);
             while !done.load(SeqCst) {
@@ -212,13 +210,13 @@ fn changes_told_twice_and_out_of_order_come_to_the_same() {
                     (state.tokens.verifying_keys().revision(), epochs(&state).unwrap().tenant);
                 assert!(seen.0 >= revision && seen.1 >= epoch, "went back to {seen:?}");
                 (revision, epoch) = seen;
-                let stands = state.tokens.is_active(&first, NOW).unwrap();
-                assert!(!(ended && stands), "came back");
-                ended |= !stands;
+                let is_active = state.tokens.is_active(&first, NOW).unwrap();
+                assert!(!(ended && is_active), "active again");
+                ended |= !is_active;
             }
         });
-        for teller in tellers {
-            teller.join().unwrap();
+        for sender in senders {
+            sender.join().unwrap();
         }
         done.store(true, SeqCst);
     });
@@ -230,7 +228,7 @@ fn changes_told_twice_and_out_of_order_come_to_the_same() {
     assert_eq!((state.sweep(until(39)), state.sweep(until(40))), (0, 1));
 }
 
-/// K03: a keyset told again, or late, does not bring a revoked key back.
+/// K03: a repeated or late keyset does not undo the revocation of a key.
 #[test]
 fn keys_never_go_back() {
     let sealer = sealer(5);
@@ -250,10 +248,10 @@ fn keys_never_go_back() {
     assert!(state.tokens.verify_active(&token, NOW).unwrap().is_none());
 }
 
-/// K03, V04: a keyset that cannot be opened may have revoked what this node would let stand:
-/// nothing is judged until there is one that can, and none before it counts.
+/// K03, V04: a keyset that cannot be opened may revoke a key in use: no token is verified until a
+/// later one can be opened, and an earlier one does not help.
 #[tokio::test(start_paused = true)]
-async fn keys_that_cannot_be_read_end_all_judgement() {
+async fn an_undecodable_keyset_makes_the_state_stale() {
     let ours = sealer(5);
     let first = keyset(&ours);
     let second = revoked(&first, &ours);
@@ -271,7 +269,11 @@ async fn keys_that_cannot_be_read_end_all_judgement() {
         assert_eq!(state.tokens.verify_active(&token, NOW).map(drop), Err(Stale));
         if says {
             state.knows_up_to(Instant::now());
-            assert_eq!(state.tokens.ensure_fresh(), Err(Stale), "hearing the others is not enough");
+            assert_eq!(
+                state.tokens.ensure_fresh(),
+                Err(Stale),
+                "changes of other nodes are not enough"
+            );
         }
         state.apply(&Change::Keyset(Arc::new(
             Keyset { revision: 4, ..second.clone() }.with_mac(&ours),
@@ -281,7 +283,7 @@ async fn keys_that_cannot_be_read_end_all_judgement() {
             state.tokens.verify_active(&token, NOW).unwrap().is_none(),
             "the second one revoked its key"
         );
-        // Told again, late: it no longer matters.
+        // Received again, late: it no longer matters.
         state.apply(&Change::Keyset(Arc::new(unreadable.clone())));
         assert_eq!(state.tokens.ensure_fresh(), Ok(()));
     }
@@ -330,9 +332,10 @@ fn a_revoked_key_is_never_taken_back() {
         assert!(matches!(state.keys.admit(&first), Err(Refused::Older { stored: 1, known: 2 })));
         for revision in [3, 4, 400] {
             let back = Keyset { revision, ..first.clone() }.with_mac(&ours);
-            assert!(
-                matches!(state.keys.admit(&back), Err(Refused::Unrevoked(unrevoked)) if unrevoked == kid)
-            );
+            let Err(Refused::Unrevoked(unrevoked)) = state.keys.admit(&back) else {
+                panic!("admitted")
+            };
+            assert_eq!(unrevoked, kid);
             state.apply(&Change::Keyset(Arc::new(back)));
             assert!(!state.tokens.verifying_keys().contains(&kid));
             assert_eq!(state.tokens.verifying_keys().revision(), 2);
@@ -350,8 +353,8 @@ fn a_keyset_that_does_not_check_starts_nothing() {
     assert!(matches!(NodeState::new(&altered, opening, MAX), Err(SigningKeysError::Keyset(_))));
 }
 
-/// A reader that finds a raised epoch finds the client afresh, also where the client's own change
-/// is told last: a disabled client gets no token under the new epoch.
+/// A reader that finds a raised epoch reads the client from the store, even if the client's own
+/// change arrives last: a disabled client gets no token under the new epoch.
 #[tokio::test]
 async fn a_raised_epoch_takes_the_remembered_client_along() {
     let state = node();
@@ -416,7 +419,7 @@ fn large() -> Claims {
 #[test]
 fn seen_tokens_are_bounded_by_their_bytes() {
     let state = node();
-    let budget = super::verified_cache::VerifiedCache::BUDGET;
+    let budget = super::verified_cache::VerifiedCache::BYTES_MAX;
     let length = signed(&state, &large()).len();
     assert!(length > 6_500, "{length}");
     for n in 0..10_000 {
@@ -431,10 +434,9 @@ fn seen_tokens_are_bounded_by_their_bytes() {
     assert!(counted > budget - 20_000, "the room is used: {counted}");
 }
 
-/// TL6: the sweep forgets what has expired, what was revoked and what no key stands for, and
-/// nothing else.
+/// TL6: the sweep removes tokens that are expired, revoked or without a valid key, and no others.
 #[test]
-fn the_sweep_forgets_seen_tokens_that_no_longer_stand() {
+fn the_sweep_removes_cached_tokens_that_are_inactive() {
     let sealer = sealer(5);
     let first = keyset(&sealer);
     let state = over(&first, &sealer);
@@ -452,7 +454,7 @@ fn the_sweep_forgets_seen_tokens_that_no_longer_stand() {
     assert!(one > 400, "{one}");
     see(&state, &expires);
     state.sweep(NOW);
-    assert!(weight(&state) > one, "both stand");
+    assert!(weight(&state) > one, "both are active");
     state.sweep(NOW + Duration::from_secs(60));
     assert_eq!(weight(&state), one, "one has expired");
 
@@ -467,7 +469,7 @@ fn the_sweep_forgets_seen_tokens_that_no_longer_stand() {
 
     state.apply(&Change::Keyset(Arc::new(revoked(&first, &sealer))));
     state.sweep(NOW);
-    assert_eq!(weight(&state), 0, "no key stands for what is left");
+    assert_eq!(weight(&state), 0, "the key of all others was revoked");
     assert!(state.tokens.verify_active(&signed(&state, &claims(None)), NOW).unwrap().is_some());
 }
 

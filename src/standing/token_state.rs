@@ -25,8 +25,8 @@ use crate::{
 /// [`Self::revoke`], [`Self::raise_epoch`] and [`Self::replace_keys`], in any order and any number
 /// of times: a change that is late or repeated changes nothing.
 ///
-/// Callers cannot forget its age: [`Self::verify_active`], [`Self::is_active`] and [`Self::epochs`]
-/// return [`Stale`] themselves.
+/// Callers cannot forget to check its age: [`Self::verify_active`], [`Self::is_active`] and
+/// [`Self::epochs`] return [`Stale`] themselves.
 pub struct TokenState {
     verifying_keys: ArcSwap<VerifyingKeys>,
     revoked: HashMap<Revoked, Timestamp>,
@@ -38,8 +38,8 @@ pub struct TokenState {
 }
 
 impl TokenState {
-    /// State that knows the keys and nothing else yet. Once its age is tracked
-    /// ([`Self::advance_to`]), no token is verified while it is older than `max_staleness`.
+    /// Creates a state with keys and nothing else. Once its age is tracked ([`Self::advance_to`]),
+    /// no token is verified while it is older than `max_staleness`.
     pub fn new(keys: VerifyingKeys, max_staleness: Duration) -> Self {
         Self {
             verifying_keys: ArcSwap::from_pointee(keys),
@@ -52,8 +52,8 @@ impl TokenState {
         }
     }
 
-    /// Time since everything was known that any node had committed; `None` where that is not
-    /// tracked, because every change arrives in its commit: such a state is never stale.
+    /// Returns the age: the time since the state was complete. `None` if it is not tracked, because
+    /// every change arrives in its commit: such a state is never stale.
     pub fn age(&self) -> Option<Duration> {
         self.age.age()
     }
@@ -65,9 +65,9 @@ impl TokenState {
     }
 
     /// Returns the claims of an access token that is active at `now`; `None` for every other text,
-    /// whatever is wrong with it. A token verified before is not verified again, but everything
-    /// that can change is checked each time. While the state is [`Stale`] there is no answer to any
-    /// text: one that looks wrong may be signed by a key that is not known yet.
+    /// whatever is wrong with it. The signature of a token is verified once, but everything that
+    /// can change is checked each time. While the state is [`Stale`] every text gets the error: one
+    /// that seems invalid may be signed by a key that has not arrived yet.
     pub fn verify_active(
         &self,
         token: &str,
@@ -156,13 +156,13 @@ impl TokenState {
         }
     }
 
-    /// The public keys in use. They are shown whatever their age: verifiers cache a JWK set for its
-    /// `max-age` anyway, and longer where they get no answer.
+    /// Returns the public keys in use, at any age: verifiers cache a JWK set for its `max-age`
+    /// anyway, and longer if the server does not answer.
     pub fn verifying_keys(&self) -> Guard<Arc<VerifyingKeys>> {
         self.verifying_keys.load()
     }
 
-    /// Records a revocation, until the later of the times that it was given.
+    /// Records a revocation, until the latest of its times.
     pub fn revoke(&self, &Revocation { revoked, until }: &Revocation) {
         self.revoked.pin().update_or_insert(revoked, |known| (*known).max(until), until);
     }
@@ -176,8 +176,8 @@ impl TokenState {
         }
     }
 
-    /// Replaces the public keys by those of a later revision; those of an earlier one, or of the
-    /// same again, change nothing.
+    /// Replaces the public keys by those of a later revision; the same or an earlier revision
+    /// changes nothing.
     pub fn replace_keys(&self, newer: VerifyingKeys) {
         let newer = Arc::new(newer);
         self.verifying_keys
@@ -185,8 +185,8 @@ impl TokenState {
         self.age.keyset_in_use(self.verifying_keys().revision());
     }
 
-    /// Marks the state stale because the keyset of this revision cannot be read: it may have
-    /// revoked a key that is in use. Ends with the next keys of this revision or a later one.
+    /// Marks the state stale because the keyset of this revision cannot be decoded: it may revoke a
+    /// key that is in use. The next keys of this revision or a later one clear the mark.
     pub fn undecodable_keyset(&self, revision: u64) {
         self.age.undecodable_keyset(revision);
         self.age.keyset_in_use(self.verifying_keys().revision());
@@ -202,8 +202,8 @@ impl TokenState {
         self.age.disconnected();
     }
 
-    /// Forgets revocations of what has expired, and returns how many. Forgets verified tokens that
-    /// are no longer active too.
+    /// Removes expired revocations, and returns how many. Removes verified tokens that are no
+    /// longer active too.
     pub fn sweep(&self, now: Timestamp) -> usize {
         self.verified.sweep(|claims| self.known_active(claims, now));
         let revoked = self.revoked.pin();

@@ -10,19 +10,19 @@ use aws_lc_rs::digest::{SHA256, digest};
 
 use crate::{crypto::verifying_keys::VerifiedClaims, model::weight};
 
-/// Slots; each holds one token's claims: 800 bytes of most tokens, and up to 11 KiB of the longest.
+/// Number of slots, each for one token's claims: 800 bytes for most tokens, up to 11 KiB.
 const SLOTS: usize = 1 << 16;
 
-/// Bytes that all claims may take together.
-const BUDGET: usize = 64 << 20;
+/// Maximum bytes of all claims.
+const BYTES_MAX: usize = 64 << 20;
 
-/// A table of fixed size: a token goes to one slot and replaces what was there. Bounded in slots
-/// and in bytes whatever callers send, since only what verified is kept, and read without a lock.
+/// A table of fixed size: a token has one slot and replaces its content. Bounded in slots and in
+/// bytes; only verified tokens are inserted; read without a lock.
 pub(super) struct VerifiedCache {
     slots: Box<[ArcSwapOption<CachedToken>]>,
-    /// Bytes of what is held; counted before it is held, so never too low.
+    /// Bytes of the content; counted before the insertion, so never too low.
     weight: AtomicUsize,
-    /// The slot that is emptied next where room is needed.
+    /// Slot that is emptied next if bytes are needed.
     hand: AtomicUsize,
 }
 
@@ -60,9 +60,9 @@ impl VerifiedCache {
         let weight = weight::shared(size_of::<CachedToken>()) + claims.weight();
         self.weight.fetch_add(weight, Relaxed);
         self.count_out(slot.swap(Some(Arc::new(CachedToken { digest, claims, weight }))));
-        // Round once at most: other threads may be filling what is emptied here.
+        // At most one round: other threads may fill the slots that are emptied here.
         for _ in 0..SLOTS {
-            if self.weight.load(Relaxed) <= BUDGET {
+            if self.weight.load(Relaxed) <= BYTES_MAX {
                 return;
             }
             let at = self.hand.fetch_add(1, Relaxed) % SLOTS;
@@ -75,7 +75,7 @@ impl VerifiedCache {
         let inactive = |slot: &&ArcSwapOption<CachedToken>| {
             slot.load().as_ref().is_some_and(|entry| !is_active(&entry.claims))
         };
-        // What came into the slot in between goes too: it is only verified once more.
+        // A token inserted in between is removed too: it is verified once more at its next use.
         self.slots.iter().filter(inactive).map(|slot| self.empty(slot)).count()
     }
 
@@ -99,7 +99,7 @@ impl VerifiedCache {
 
 #[cfg(test)]
 impl VerifiedCache {
-    pub(super) const BUDGET: usize = BUDGET;
+    pub(super) const BYTES_MAX: usize = BYTES_MAX;
 
     /// Bytes as they are counted, and as they are.
     pub(super) fn weights(&self) -> (usize, usize) {

@@ -1,6 +1,5 @@
-//! The keys of the audit trail, and the seals made with them. Each purpose has a key of its own, so
-//! that no seal passes for one of another purpose: a record's seal is no head's, and neither is an
-//! outbox entry's.
+//! Keys of the audit trail, and the seals made with them. Each purpose has a key of its own, so
+//! that a seal is valid for its purpose only: heads, records and outbox entries cannot be swapped.
 
 use std::{fmt, sync::Arc};
 
@@ -11,7 +10,7 @@ use zeroize::Zeroizing;
 use super::length;
 use crate::{crypto::kdf, model::Timestamp};
 
-/// The audit trail's keys. Their content is never printed, and wiped when it goes.
+/// Keys of the audit trail. They are never printed, and wiped on drop.
 #[derive(Clone)]
 pub struct ChainKey {
     heads: Zeroizing<[u8; 32]>,
@@ -22,7 +21,7 @@ pub struct ChainKey {
 }
 
 impl ChainKey {
-    /// A key of 32 secret bytes.
+    /// Derives the keys from 32 secret bytes.
     pub fn new(bytes: impl Into<Zeroizing<[u8; 32]>>) -> Self {
         let bytes = bytes.into();
         let derive = |label| kdf::derive(&bytes, "audit", label);
@@ -41,14 +40,14 @@ impl ChainKey {
         Head { node: node.clone(), sequence, hash, claim, seal }
     }
 
-    /// Returns true if `head` was sealed with this key, as what it says it is.
+    /// Returns true if `head` was sealed with this key, for the claim that it contains.
     pub fn check(&self, head: &Head) -> bool {
         let expected = self.seal(&head.node, head.sequence, head.hash, head.claim);
         bool::from(expected.seal.ct_eq(&head.seal))
     }
 
-    /// The seal of a chain's end in an export, and of whether it was left open. It is no head's: an
-    /// old export is no help to cut the chain in a store.
+    /// Returns the seal of a chain's end in an export, and of its open or closed state. It is not
+    /// valid for a head: an old export does not help to truncate the chain in a store.
     pub fn seal_exported(
         &self,
         chain: &str,
@@ -59,7 +58,7 @@ impl ChainKey {
         mac(&self.exports, &[chain.as_bytes(), &sequence.to_be_bytes(), hash, &[u8::from(open)]])
     }
 
-    /// Returns true if `seal` is that of this end of a chain in an export.
+    /// Returns true if `seal` is the seal of this end of a chain in an export.
     pub fn check_exported(
         &self,
         chain: &str,
@@ -71,7 +70,7 @@ impl ChainKey {
         bool::from(self.seal_exported(chain, sequence, hash, open).ct_eq(seal))
     }
 
-    /// The MAC of an outbox entry, over its parts.
+    /// Returns the MAC of an outbox entry, over its parts.
     pub fn mac_entry(&self, parts: &[&[u8]]) -> [u8; 32] {
         mac(&self.outbox, parts)
     }
@@ -81,7 +80,7 @@ impl ChainKey {
         bool::from(self.mac_entry(parts).as_slice().ct_eq(tag))
     }
 
-    /// The MAC of a note that a store keeps beside its chain.
+    /// Returns the MAC of a note that a store keeps beside its chain.
     pub fn mac_note(&self, text: &[u8]) -> [u8; 32] {
         mac(&self.notes, &[text])
     }
@@ -98,8 +97,8 @@ impl fmt::Debug for ChainKey {
     }
 }
 
-/// HMAC-SHA-256 over parts, each with its length, so that no two lists of parts read as the same
-/// bytes.
+/// Returns the HMAC-SHA-256 over parts, each with its length, so that two lists of parts never have
+/// the same bytes.
 fn mac(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
     let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, key));
     for part in parts {
@@ -111,14 +110,14 @@ fn mac(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
     tag
 }
 
-/// A place of a chain, sealed. A head says that the chain comes to there: without the key nobody
-/// can make one for a shorter chain. It proves nothing against a head of the same chain that was
-/// valid earlier.
+/// A sealed place of a chain. A head claims that the chain has this length: without the key no
+/// process can create one for a shorter chain. It does not detect an older head of the same chain
+/// that was valid earlier.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Head {
-    /// The node that sealed it.
+    /// Node that sealed it.
     pub node: Arc<str>,
-    /// The record sealed.
+    /// Sequence of the sealed record.
     pub sequence: u64,
     /// Its hash.
     pub hash: [u8; 32],
@@ -133,22 +132,21 @@ pub struct Head {
 pub enum Claim {
     /// A record was written there; nothing about the end of the chain.
     Record {
-        /// The outbox entry that it came from.
+        /// Outbox entry that the record was made from.
         entry: [u8; 16],
     },
-    /// The chain came to here, and its node was running.
+    /// The chain reached this place, and its node was running.
     Open {
-        /// The time by the clock that all nodes of the store have in common; the epoch where there
-        /// is only one node, and of a chain that was left open and then imported.
+        /// Time of the common clock of the store; the epoch if there is only one node, and for an
+        /// imported chain that was left open.
         at: Timestamp,
     },
-    /// The chain ends here: its node has stopped in good order, or the chain was imported from
-    /// where it had, or still ran.
+    /// The chain ends here: its node has closed it, or it was imported.
     Closed,
 }
 
 impl Claim {
-    /// Returns true if the seal is a head's.
+    /// Returns true if the claim is one of a head.
     pub const fn is_head(self) -> bool {
         !matches!(self, Self::Record { .. })
     }

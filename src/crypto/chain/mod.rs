@@ -1,5 +1,5 @@
-//! The audit trail's hash chain: each record's hash covers the one before, and the end is sealed
-//! under a key, so that a record removed, altered, moved or cut off is found, and where.
+//! Hash chain of the audit trail: each record's hash covers the previous one, and the end is sealed
+//! under a key, so that a removed, altered, moved or truncated record is found.
 
 mod key;
 
@@ -8,14 +8,14 @@ use aws_lc_rs::digest;
 pub use self::key::{ChainKey, Claim, Head};
 use crate::model::Record;
 
-/// The hash before the first record.
+/// Hash before the first record.
 pub const START: [u8; 32] = [0; 32];
 
-/// The label keeps a hash made for this purpose from being taken for another.
+/// Label of the hash, so that it is valid for this purpose only.
 const LINK: &[u8] = b"jeton audit link v1";
 
-/// The hash of a record: SHA-256 over the previous one, the sequence, the node and the event as it
-/// is stored, each with its length, so that no two records read as the same bytes.
+/// Returns the hash of a record: SHA-256 over the previous hash, the sequence, the node and the
+/// stored event, each with its length, so that two records never have the same bytes.
 pub fn link(previous: &[u8; 32], sequence: u64, node: &str, event: &[u8]) -> [u8; 32] {
     let mut context = digest::Context::new(&digest::SHA256);
     context.update(LINK);
@@ -38,31 +38,31 @@ fn length(part: &[u8]) -> [u8; 8] {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("audit record {sequence}: {problem}")]
 pub struct Flaw {
-    /// The record's place in the chain.
+    /// Sequence of the record.
     pub sequence: u64,
     /// The fault.
     pub problem: Problem,
 }
 
-/// The ways a chain can be wrong.
+/// Faults of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
-    /// The record does not match its hash, or not the hash before it.
+    /// The record does not match its hash, or the previous hash.
     #[error("altered")]
     Altered,
-    /// The end is missing: the sealed head lies beyond the last record.
+    /// The end is missing: the sealed head is after the last record.
     #[error("truncated from here on")]
     CutOff,
     /// The sealed head was not made with this key.
     #[error("the head's seal is invalid")]
     Forged,
-    /// The record is not there; a later one follows.
+    /// The record is missing; a later one follows.
     #[error("removed")]
     Removed,
-    /// The record is after one that was made later, or is there twice.
+    /// The record follows a later one, or occurs twice.
     #[error("out of order")]
     Reordered,
-    /// The record lies beyond the sealed head.
+    /// The record is after the sealed head.
     #[error("beyond the sealed head")]
     Unsealed,
 }
@@ -75,27 +75,27 @@ pub struct Walk {
 }
 
 impl Walk {
-    /// A walk from before the first record.
+    /// Creates a walk that begins before the first record.
     pub const fn from_start() -> Self {
         Self { sequence: 0, hash: START }
     }
 
-    /// A walk from behind a record whose hash is taken as right.
+    /// Creates a walk that begins after a record whose hash is trusted.
     pub const fn after(sequence: u64, hash: [u8; 32]) -> Self {
         Self { sequence, hash }
     }
 
-    /// The last record walked over; 0 before the first.
+    /// Returns the sequence of the last record of the walk; 0 before the first.
     pub const fn sequence(&self) -> u64 {
         self.sequence
     }
 
-    /// The hash of the last record walked over; [`START`] before the first.
+    /// Returns the hash of the last record of the walk; [`START`] before the first.
     pub const fn hash(&self) -> [u8; 32] {
         self.hash
     }
 
-    /// The next record, with the event's bytes as they are stored.
+    /// Checks the next record, with the stored bytes of its event.
     pub fn step(
         &mut self,
         sequence: u64,
@@ -119,16 +119,16 @@ impl Walk {
         Ok(())
     }
 
-    /// The next record, from its parts: an event has one serialisation.
+    /// Checks the next record, from its parts: an event has one serialisation.
     pub fn record(&mut self, record: &Record) -> Result<(), Flaw> {
         let event = serde_json::to_vec(&record.event)
             .map_err(|_| Flaw { sequence: record.sequence, problem: Problem::Altered })?;
         self.step(record.sequence, &record.node, &event, &record.hash)
     }
 
-    /// Holds the end of the walk against the sealed head. Where records are appended meanwhile,
-    /// read the head first and walk no further than it. The seal of a last record that no head
-    /// covers yet counts as the end.
+    /// Compares the end of the walk with the sealed head. If records are appended meanwhile, read
+    /// the head first and walk up to it only. The seal of a last record that no head covers yet
+    /// counts as the end.
     pub fn finish(&self, key: &ChainKey, head: Option<&Head>) -> Result<(), Flaw> {
         let flaw = |sequence, problem| Err(Flaw { sequence, problem });
         match head {

@@ -1,6 +1,6 @@
 //! Compact JWS (RFC 7515) under a policy that is stricter than the RFC where it leaves a choice to
-//! the sender. The signature itself is `jsonwebtoken`'s business; what it does not look at (`crit`,
-//! keys in the header, spelling, size, `typ`) is ours.
+//! the sender. `jsonwebtoken` verifies the signature; this module checks what it does not (`crit`,
+//! keys in the header, encoding, size, `typ`).
 
 use std::str::FromStr;
 
@@ -13,19 +13,18 @@ use super::{
     present::Present,
 };
 
-/// The longest token looked at, in bytes: nothing of a longer one is decoded.
+/// Maximum length of a token, in bytes: nothing of a longer one is decoded.
 pub const MAX_TOKEN: usize = 8_192;
 
-/// The deepest nesting of JSON in a header or in claims.
+/// Maximum nesting of JSON in a header or in claims.
 const MAX_DEPTH: usize = 16;
 
-/// A text that is no compact JWS, or one that no sender of ours makes.
+/// A text that is no compact JWS, or one that this service never issues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not an acceptable compact JWS: {0}")]
 pub struct Malformed(&'static str);
 
-/// The three parts of a compact JWS (RFC 7515 section 7.1), decoded. Nothing about them is true
-/// yet.
+/// The three decoded parts of a compact JWS (RFC 7515 section 7.1). None of them is verified.
 pub struct Parts<'t> {
     /// Bytes of the header.
     pub header: Vec<u8>,
@@ -34,14 +33,13 @@ pub struct Parts<'t> {
     signature: &'t str,
 }
 
-/// Takes a token apart: at most [`MAX_TOKEN`] bytes, exactly three parts, each in the one canonical
-/// base64url spelling: no padding, no white space, no bits that are not used (RFC 7515 section 2,
-/// RFC 4648 section 3.5).
+/// Splits a token: at most [`MAX_TOKEN`] bytes, exactly three parts, each in canonical base64url:
+/// no padding, no white space, no unused bits (RFC 7515 section 2, RFC 4648 section 3.5).
 ///
 /// # Errors
 ///
-/// For everything else, JSON serialisations and JWE among it; before any cryptography, and where it
-/// is too long before any decoding.
+/// Every other text, JSON serialisations and JWE included; before any cryptography, and if it is
+/// too long before any decoding.
 pub fn split(token: &str) -> Result<Parts<'_>, Malformed> {
     if token.len() > MAX_TOKEN {
         return Err(Malformed("too long"));
@@ -53,27 +51,27 @@ pub fn split(token: &str) -> Result<Parts<'_>, Malformed> {
     if signature.is_empty() {
         return Err(Malformed("no signature"));
     }
-    // A fourth part would be in the middle one: no dot is of the alphabet.
+    // A fourth part would be inside the middle one: a dot is not in the alphabet.
     let decode =
         |part| URL_SAFE_NO_PAD.decode(part).map_err(|_| Malformed("not canonical base64url"));
     decode(signature)?;
     Ok(Parts { header: decode(header)?, payload: decode(payload)?, signed, signature })
 }
 
-/// A compact JWS whose header says nothing we do not follow.
+/// A compact JWS whose header contains no key and no critical extension.
 pub struct Jws<'t> {
     header: Header,
     parts: Parts<'t>,
 }
 
 impl<'t> Jws<'t> {
-    /// Takes a token apart and reads its header: a JSON object with an `alg`, nothing named twice,
-    /// and nothing that would let the sender choose the key or the rules (`crit`, `b64`, `jwk`,
-    /// `jku`, `x5u`, `x5c`, or what belongs to JWE).
+    /// Splits a token and parses its header: a JSON object with an `alg`, no member twice, and no
+    /// member with which the sender could choose the key or the rules (`crit`, `b64`, `jwk`, `jku`,
+    /// `x5u`, `x5c`, or one of JWE).
     ///
     /// # Errors
     ///
-    /// For everything else.
+    /// Every other text.
     pub fn parse(token: &'t str) -> Result<Self, Malformed> {
         let parts = split(token)?;
         let header: Header = object(&parts.header).ok_or(Malformed("unsupported header"))?;
@@ -83,19 +81,19 @@ impl<'t> Jws<'t> {
         Ok(Self { header, parts })
     }
 
-    /// The key id in the header.
+    /// Returns the key id in the header.
     pub fn kid(&self) -> Option<&str> {
         self.header.kid.as_deref()
     }
 
-    /// The type in the header (RFC 7515 section 4.1.9).
+    /// Returns the type in the header (RFC 7515 section 4.1.9).
     pub fn typ(&self) -> Option<&str> {
         self.header.typ.as_deref()
     }
 }
 
-/// Typed, so that a member named twice or of the wrong type does not parse. Other members are
-/// ignored: they mean nothing.
+/// Header of a JWS. It is typed, so that a member that occurs twice or has the wrong type does not
+/// parse. Other members are ignored.
 #[derive(Deserialize)]
 struct Header {
     alg: String,
@@ -147,8 +145,8 @@ impl Header {
     }
 }
 
-/// Reads one JSON object, in UTF-8 throughout, no deeper than [`MAX_DEPTH`] and with nothing after
-/// it. A struct would read from an array as well: that is no object.
+/// Parses one JSON object, in valid UTF-8, no deeper than [`MAX_DEPTH`] and with nothing after it.
+/// serde would accept an array for a struct too; this does not.
 pub(super) fn object<T: for<'de> Deserialize<'de>>(json: &[u8]) -> Option<T> {
     let json = std::str::from_utf8(json).ok()?;
     if !json.trim_ascii_start().starts_with('{') || is_deep(json) {
@@ -157,7 +155,7 @@ pub(super) fn object<T: for<'de> Deserialize<'de>>(json: &[u8]) -> Option<T> {
     serde_json::from_str(json).ok()
 }
 
-/// The parser itself has no bound on the depth of what it skips.
+/// Returns true if the JSON is nested too deep: the parser has no limit for members that it skips.
 fn is_deep(json: &str) -> bool {
     let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
     json.bytes().any(|byte| {
@@ -173,7 +171,7 @@ fn is_deep(json: &str) -> bool {
     })
 }
 
-/// One key with its one algorithm.
+/// A key with its one algorithm.
 pub struct Verifier {
     key: DecodingKey,
     alg: Algorithm,
@@ -181,19 +179,19 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// A key that [`jwk::admit`] takes in.
+    /// Creates the verifier of a key that [`jwk::admit`] accepts.
     ///
     /// # Errors
     ///
-    /// See there.
+    /// [`jwk::admit`] rejects the key.
     pub fn from_jwk(jwk: &Jwk) -> Result<Self, Refused> {
         let alg = jwk::admit(jwk)?;
         let key = DecodingKey::from_jwk(jwk).map_err(|_| Refused("it cannot be read"))?;
         Ok(Self { key, alg, kid: jwk.common.key_id.clone() })
     }
 
-    /// The payload of `jws` if its header names this key's algorithm, and this key's id where the
-    /// key has one, and the signature is this key's.
+    /// Returns the payload of `jws` if its header names this key's algorithm and, if the key has
+    /// one, its id, and the signature is valid.
     pub fn verify<'j>(&self, jws: &'j Jws<'_>) -> Option<&'j [u8]> {
         let same_alg = Algorithm::from_str(&jws.header.alg).is_ok_and(|alg| alg == self.alg);
         if !same_alg || self.kid.as_deref().is_some_and(|kid| jws.kid() != Some(kid)) {

@@ -1,19 +1,19 @@
-//! The life of signing keys: prepared (published, not used) -> active (signs) -> retiring
+//! Lifecycle of signing keys: prepared (published, not used) -> active (signs) -> retiring
 //! (verifies) -> removed.
 //!
-//! Every step is a pure function from one keyset to the next, to be written over it by one
-//! conditional write: whenever a crash comes, the stored keyset is whole, with exactly one active
-//! key. Times never run backwards here: a step taken at an earlier time than the keyset already
-//! knows of is taken at the time it knows of (K08). Each result carries its MAC; a keyset that came
-//! from a store is to be checked first ([`Keyset::check`]), or a step would authenticate what
-//! another writer wrote.
+//! Every step is a pure function from one keyset to the next, and one conditional write replaces
+//! the old one: after a crash at any time the stored keyset is whole, with exactly one active key.
+//! Times never decrease: a step at an earlier time than the newest of the keyset uses that newest
+//! time (K08). Each result has its MAC. Check a keyset of a store first ([`Keyset::check`]): a step
+//! would otherwise authenticate what another writer wrote.
 
 use super::{root::Root, seal::Sealer};
 use crate::model::{KeyState, Keyset, Kid, SigningKey, Timestamp, keyset::KeyPolicy};
 
 impl Keyset {
-    /// The keyset of a new service. Its first key signs at once, for no cache can hold an older
-    /// set; the second is published from the beginning, so that there is always one to go to.
+    /// Creates the keyset of a new service. Its first key signs at once, because no cache can
+    /// contain an older set; the second is published from the start, so that a successor always
+    /// exists.
     pub fn first(now: Timestamp, sealer: &Sealer, mut make: impl FnMut() -> SigningKey) -> Self {
         let active = SigningKey { state: KeyState::Active { since: now }, ..make() };
         let keys = vec![active, make()];
@@ -22,10 +22,10 @@ impl Keyset {
     }
 
     /// Takes the steps that are due at `now`: removes keys whose last token has expired, replaces
-    /// an active key that is older than `policy.rotate_every` or a rotation asked for, and sees to
-    /// it that a prepared key is there. `None` when nothing is due. A key signs only once it has
-    /// been published for `policy.publish_ahead` (K02). `make` is called at most once; it makes a
-    /// prepared key created at `now`.
+    /// an active key that is older than `policy.rotate_every` or has a requested rotation, and adds
+    /// a missing prepared key. `None` if nothing is due. A key signs only after it was published
+    /// for `policy.publish_ahead` (K02). `make` is called at most once; it generates a prepared key
+    /// created at `now`.
     pub fn advance(
         &self,
         now: Timestamp,
@@ -47,9 +47,9 @@ impl Keyset {
         (next.keys != self.keys).then(|| next.with_mac(sealer))
     }
 
-    /// Replaces the active key by the prepared one: now if that has been published for
-    /// `policy.publish_ahead`, otherwise as soon as it has, by [`Keyset::advance`]. Asked for again
-    /// before that, nothing changes but the revision.
+    /// Replaces the active key by the prepared one: now if that was published for
+    /// `policy.publish_ahead`, otherwise as soon as it was, by [`Keyset::advance`]. A second
+    /// request before that changes only the revision.
     pub fn rotate(
         &self,
         now: Timestamp,
@@ -66,9 +66,9 @@ impl Keyset {
         next.with_mac(sealer)
     }
 
-    /// Ends a key and every token it signed (K03), and destroys its private part. An active one is
-    /// replaced at once by the prepared one, however short that has been published. `None` when
-    /// there is no such key, or it is revoked already.
+    /// Revokes a key and every token it signed (K03), and destroys its private part. An active key
+    /// is replaced at once by the prepared one, however short that was published. `None` if there
+    /// is no such key, or it is already revoked.
     pub fn revoke(
         &self,
         kid: &Kid,
@@ -96,12 +96,12 @@ impl Keyset {
         Some(next.with_mac(sealer))
     }
 
-    /// The key that signs.
+    /// Returns the key that signs.
     pub fn active(&self) -> Option<&SigningKey> {
         self.keys.iter().find(|key| matches!(key.state, KeyState::Active { .. }))
     }
 
-    /// The latest time the keyset knows of: no step is taken before it.
+    /// Returns the latest time in the keyset: no step is taken at an earlier one.
     fn newest(&self) -> Timestamp {
         let times = self.keys.iter().flat_map(|key| match key.state {
             KeyState::Active { since } => [key.created_at, since],
@@ -129,7 +129,7 @@ impl Keyset {
         self.keys.iter_mut().find(|key| matches!(key.state, KeyState::Prepared { .. }))
     }
 
-    /// Sets when the prepared key becomes active: as soon as it has been published long enough.
+    /// Sets the activation time of the prepared key: when it was published long enough.
     fn schedule(&mut self, policy: &KeyPolicy) {
         if let Some(key) = self.prepared() {
             let activate_at = Some(key.created_at + policy.publish_ahead);
@@ -148,8 +148,8 @@ impl Keyset {
         }
     }
 
-    /// The prepared key becomes the active one, and the active one, if it still is, retires: one
-    /// step, never zero, never two.
+    /// Activates the prepared key and retires the active one, if it still is active: there is
+    /// always exactly one active key.
     fn activate(&mut self, now: Timestamp, policy: &KeyPolicy) {
         let Some(kid) = self.prepared().map(|key| key.kid.clone()) else { return };
         for key in &mut self.keys {
@@ -161,7 +161,8 @@ impl Keyset {
         }
     }
 
-    /// A key is not published before it is made, whatever the clock it was made by says.
+    /// Adds a prepared key if there is none. Its publication never precedes its creation, whatever
+    /// the clock of its creator read.
     fn replenish(&mut self, now: Timestamp, mut make: impl FnMut() -> SigningKey) {
         if self.prepared().is_none() {
             let made = make();

@@ -1,5 +1,4 @@
-//! argon2id itself: our parameters, those that may be brought along, and work to make up for
-//! cheaper ones.
+//! argon2id: our parameters, the parameters of imported hashes, and extra work for cheaper ones.
 
 use argon2::{
     Algorithm, Argon2, Params, PasswordHasher, PasswordVerifier, Version,
@@ -15,7 +14,7 @@ const PASSES: u32 = 2;
 const LANES: u32 = 1;
 /// Blocks of 1 KiB that a hash of ours fills.
 pub(super) const OWN_BLOCKS: u64 = MEMORY as u64 * PASSES as u64;
-/// The least that argon2id can be asked for with one lane, in KiB.
+/// Minimum memory of argon2id with one lane, in KiB.
 const LEAST: u64 = 8;
 
 /// Outcome of comparing with one hash.
@@ -31,8 +30,8 @@ pub(super) fn hash(secret: &[u8]) -> Option<String> {
     argon2.hash_password_with_salt(secret, &random::bytes::<16>()).ok().map(|phc| phc.to_string())
 }
 
-/// The parameters come from the hash, and a hash from a damaged or foreign row may ask for
-/// gigabytes: bounded here once more.
+/// Verifies a secret against a hash. The parameters are checked again: those of a damaged or forged
+/// row may require gigabytes.
 pub(super) fn verify(phc: &str, secret: &[u8]) -> Verified {
     match checked(phc) {
         Ok((phc, cost)) => Verified {
@@ -43,7 +42,7 @@ pub(super) fn verify(phc: &str, secret: &[u8]) -> Verified {
     }
 }
 
-/// Fills so many blocks, to within what argon2id can be asked for, and says how many it were.
+/// Fills about this many blocks, and returns how many it filled.
 pub(super) fn burn(blocks: u64, decoy: &str, secret: &[u8]) -> u64 {
     if blocks == OWN_BLOCKS {
         return verify(decoy, secret).blocks;
@@ -62,12 +61,12 @@ pub(super) fn is_own_cost(phc: &str) -> bool {
 
 /// Checks that a hash may be imported: argon2id, version 19, from OWASP's weakest choice
 /// (m=7168,t=5, or more memory and fewer passes) to the cost of our own (m * t at most 19456 * 2),
-/// at most 4 lanes; salt of at least 8 bytes, hash of 16 to 64. A dearer one would show by its time
-/// that there is such a client (A02), and hold a core for longer than any other.
+/// at most 4 lanes; salt of at least 8 bytes, hash of 16 to 64. The time of a more expensive one
+/// would reveal that the client exists (A02), and it would use a core longer than any other.
 ///
 /// # Errors
 ///
-/// Says what is wrong, never what was given.
+/// The problem, never the hash itself.
 pub fn check_import(phc: &str) -> Result<(), Invalid> {
     checked(phc).map(drop)
 }
@@ -80,7 +79,8 @@ struct Cost {
 }
 
 impl Cost {
-    /// RFC 9106 section 3.2: memory is rounded down to a multiple of four blocks a lane.
+    /// Returns the blocks: memory is rounded down to a multiple of four blocks a lane (RFC 9106
+    /// section 3.2).
     fn blocks(self) -> u64 {
         let segment = self.p.saturating_mul(4).max(1);
         u64::from(self.m - self.m % segment) * u64::from(self.t)

@@ -1,5 +1,5 @@
-//! Secrets that people chose or brought along: argon2id (RFC 9106), behind a bounded pool, for each
-//! hash costs a core 20 ms and 19 MiB.
+//! Chosen and imported secrets: argon2id (RFC 9106), in a bounded pool, because each hash takes a
+//! core for 20 ms and 19 MiB.
 
 mod argon;
 
@@ -20,20 +20,20 @@ use super::{
 };
 use crate::model::{ClaimedAccount, PeerKey, SecretId, TenantId, client::MAX_LIVE_SECRETS};
 
-/// Number of verified secrets that are remembered.
-const REMEMBERED: usize = 10_000;
+/// Maximum verified secrets that are remembered.
+const REMEMBERED_MAX: usize = 10_000;
 
-/// A caller as the pool sees it.
+/// Origin of a caller, for the pool.
 #[derive(Clone, Copy, Debug)]
 pub struct Origin {
-    /// Its network, for an IPv6 customer has 65,536 of the /64 that budgets go by; `None` for this
-    /// process itself.
+    /// Network of the caller, because an IPv6 customer has 65,536 of the /64 of rate limits; `None`
+    /// for this process itself.
     pub network: Option<PeerKey>,
-    /// True if a secret from there was wrong lately.
+    /// True if a recent secret from this network was wrong.
     pub failed_lately: bool,
 }
 
-/// A secret of a client as it is kept, to compare a presented one with.
+/// A stored secret of a client, to compare a presented one with.
 #[derive(Clone, Debug)]
 pub struct Kept {
     /// Its id.
@@ -47,49 +47,48 @@ pub struct Kept {
 pub struct Match {
     /// The secret that was presented.
     pub id: SecretId,
-    /// Its hash at our own cost, where the one that is kept has another.
+    /// Its hash with our own parameters, if the stored one has others.
     pub rehashed: Option<String>,
 }
 
 /// The bounded pool.
 pub struct Passwords {
     lanes: Lanes<Option<PeerKey>>,
-    /// Administration has a core of its own, and a queue: no caller that is not authenticated
-    /// delays it. Tenants are its second class: they share half of the queue and no tenant has more
-    /// than half of that; the operator comes first, and has room.
+    /// Pool of administrators: a core and a queue of their own, so that unauthenticated callers
+    /// cannot delay them. Tenants are the second class: they share half of the queue, and each gets
+    /// at most half of that; the operator has priority.
     administration: Lanes<TenantId>,
     remembered: Remembered,
-    /// A hash of nothing anybody knows, to compare with where there is nothing.
+    /// Hash of an unknown secret, to compare with if there is no stored one.
     decoy: Arc<str>,
-    /// Blocks of memory filled so far: what argon2id costs.
+    /// Blocks of memory that argon2id has filled so far.
     work: Arc<AtomicU64>,
 }
 
 impl Passwords {
-    /// Compares up to `parallel` secrets at once, at least one; up to `queue` more wait, and the
-    /// next are refused at once.
+    /// Creates a pool that compares up to `parallel` secrets concurrently (at least one) and queues
+    /// up to `queue`; more are refused at once.
     ///
     /// # Panics
     ///
-    /// If the system cannot give the memory for a single hash.
+    /// The system has no memory for a single hash.
     #[expect(clippy::expect_used, reason = "a service that cannot hash once must not start")]
     pub fn new(parallel: usize, queue: usize) -> Self {
         let decoy = argon::hash(&random::bytes::<32>()).expect("memory for one hash").into();
         Self {
             lanes: Lanes::new(parallel, queue),
             administration: Lanes::new(1, queue.saturating_add(1).saturating_mul(2)),
-            remembered: Remembered::new(REMEMBERED),
+            remembered: Remembered::new(REMEMBERED_MAX),
             decoy,
             work: Arc::default(),
         }
     }
 
-    /// Hashes a new secret for an administrator of a tenant under a fresh salt, into a PHC string.
+    /// Hashes a new secret for an administrator of a tenant with a random salt, into a PHC string.
     ///
     /// # Errors
     ///
-    /// Too many administrators of that tenant, or of all tenants, are waiting, or there is no
-    /// memory for it.
+    /// Too many administrators of that tenant, or of all tenants, are waiting, or memory is out.
     pub async fn hash(&self, tenant: &TenantId, secret: SecretString) -> Result<String, Busy> {
         let class = if tenant.is_operator() { Class::First } else { Class::Second };
         let core = self.administration.enter(tenant.clone(), class).await?;
@@ -101,8 +100,8 @@ impl Passwords {
         hashed.await?.ok_or(Busy)
     }
 
-    /// The secret among `kept` that was verified before in this process with this very text. Costs
-    /// the same, and next to nothing, however many there are (A02).
+    /// Returns the secret of `kept` that this process has verified before with this text. It is
+    /// cheap and costs the same for any number of them (A02).
     pub fn recall(
         &self,
         account: ClaimedAccount<'_>,
@@ -121,8 +120,8 @@ impl Passwords {
         known.into_iter().flatten().next()
     }
 
-    /// Returns true if one of `kept` was verified before in this process: then [`Self::recall`] has
-    /// compared with it. Costs the same however many there are (A02).
+    /// Returns true if this process has verified one of `kept` before: then [`Self::recall`] has
+    /// compared with it. Costs the same for any number of them (A02).
     pub fn remembers(&self, account: ClaimedAccount<'_>, kept: &[Kept]) -> bool {
         let slots = (0..MAX_LIVE_SECRETS).map(|slot| kept.get(slot));
         let known = slots.filter(|slot| {
@@ -143,13 +142,13 @@ impl Passwords {
         ));
     }
 
-    /// Compares a presented secret with those kept of an account, by argon2id. A refusal costs as
-    /// much as [`MAX_LIVE_SECRETS`] of our own hashes, also where there are fewer, cheaper or none
-    /// to compare with (A02). A success is remembered: it is paid for once a process.
+    /// Compares a presented secret with the stored ones of an account, by argon2id. A refusal costs
+    /// as much as [`MAX_LIVE_SECRETS`] of our own hashes, even if there are fewer, cheaper or none
+    /// (A02). A success is remembered, so it costs this once a process.
     ///
     /// # Errors
     ///
-    /// When too many are waiting.
+    /// Too many are waiting.
     pub async fn find(
         &self,
         origin: Origin,
@@ -159,7 +158,7 @@ impl Passwords {
     ) -> Result<Option<Match>, Busy> {
         let class = if origin.failed_lately { Class::Second } else { Class::First };
         let permit = self.lanes.enter(origin.network, class).await?;
-        // Of many who bring the same secret at once, as after a start, the first one pays.
+        // Of many concurrent callers with the same secret, as after a start, only the first pays.
         if let Some(id) = self.recall(account, &kept, presented) {
             return Ok(Some(Match { id, rehashed: None }));
         }
@@ -195,15 +194,15 @@ impl Passwords {
         Ok(Some(Match { id: kept.id, rehashed }))
     }
 
-    /// Blocks of 1 KiB that argon2id has filled so far, in all passes: the measure of work that no
-    /// machine changes.
+    /// Returns the blocks of 1 KiB that argon2id has filled so far, in all passes: a measure of
+    /// work that does not depend on the machine.
     pub fn work(&self) -> u64 {
         self.work.load(Relaxed)
     }
 }
 
-/// The permit goes into the work itself: a caller who hangs up frees its core only when that is
-/// free again.
+/// Runs work on a blocking thread. It owns the permit, so that a caller who disconnects does not
+/// free its core before the work is done.
 async fn run<P: Send + 'static, T: Send + 'static>(
     permit: P,
     work: impl FnOnce() -> T + Send + 'static,
@@ -215,7 +214,7 @@ async fn run<P: Send + 'static, T: Send + 'static>(
     });
     task.await.map_err(|error| match error.try_into_panic() {
         Ok(panic) => std::panic::resume_unwind(panic),
-        // The runtime is going down.
+        // The runtime is shutting down.
         Err(_) => Busy,
     })
 }

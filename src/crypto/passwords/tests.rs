@@ -1,4 +1,4 @@
-//! The bounded pool, what a comparison costs, and what may be brought along.
+//! The bounded pool, the cost of a comparison, and the hashes that may be imported.
 
 use argon2::{Algorithm, Argon2, Params, PasswordHasher, Version};
 use futures_util::{FutureExt, future::join_all};
@@ -76,7 +76,7 @@ async fn secrets_that_differ_late_are_different() {
 }
 
 /// A02, AZ8: a refusal fills as many blocks whether there is nothing to compare with, one hash,
-/// two, cheap ones that were brought along, or one that cannot be read.
+/// two, cheap imported ones, or one that cannot be parsed.
 #[tokio::test]
 async fn every_refusal_costs_the_same() {
     let passwords = Passwords::new(1, 1);
@@ -100,8 +100,8 @@ async fn every_refusal_costs_the_same() {
     }
 }
 
-/// DECISIONS 14: at its first use a hash that was brought along is made anew at our own cost, and
-/// costs nothing afterwards.
+/// DECISIONS 14: the first use of an imported hash rehashes it with our parameters; later uses cost
+/// nothing.
 #[tokio::test]
 async fn a_cheaper_hash_is_made_anew_at_its_first_use() {
     let passwords = Passwords::new(1, 1);
@@ -144,7 +144,7 @@ async fn a_verified_secret_is_paid_for_once_and_a_wrong_one_every_time() {
     assert_eq!(passwords.recall(ClaimedAccount::client("orders"), &kept, &secret("chosen")), None);
     assert!(!passwords.remembers(ClaimedAccount::client("orders"), &kept));
     assert!(find(&passwords, &kept, "chosen").await.unwrap().is_some());
-    assert_eq!(paid(&passwords), OWN_BLOCKS, "it is the first one looked at");
+    assert_eq!(paid(&passwords), OWN_BLOCKS, "it is the first one compared");
     assert!(find(&passwords, &kept, "chosen").await.unwrap().is_some());
     assert!(
         passwords.recall(ClaimedAccount::client("orders"), &kept, &secret("chosen")).is_some()
@@ -191,7 +191,7 @@ async fn a_secret_that_was_verified_meanwhile_is_not_paid_for_again() {
     assert_eq!(passwords.work(), 0);
 }
 
-/// L14: past the queue the answer comes at once; what runs and waits is unharmed.
+/// L14: beyond the queue calls are refused at once; running and queued ones are not affected.
 #[tokio::test]
 async fn more_than_may_wait_are_refused_at_once() {
     let passwords = Arc::new(Passwords::new(1, 8));
@@ -280,7 +280,7 @@ async fn a_caller_who_hangs_up_keeps_its_place_until_the_work_is_done() {
 }
 
 #[test]
-fn good_hashes_may_be_brought_along() {
+fn good_hashes_may_be_imported() {
     for good in [
         phc(19_456, 2, 1),
         phc(38_912, 1, 1),

@@ -1,6 +1,5 @@
-//! Codes over stored records that decide who may do what: whoever writes to the database without
-//! the master key can remove such a record or put an older one back, and can neither make nor alter
-//! one.
+//! MACs of stored records that grant permissions: a process that writes to the database without the
+//! master key can remove such a record or restore an older one, but cannot create or alter one.
 
 use std::fmt;
 
@@ -9,37 +8,37 @@ use zeroize::Zeroizing;
 
 use crate::model::{AudienceRecord, Client, Digest, Grants, Mac, Secret};
 
-/// Beginning of the code of a client, so that no record of another kind reads the same.
+/// Prefix of the authenticated bytes of a client: no record of another kind has the same bytes.
 const CLIENT: &str = "jeton client record v1";
-/// The same for the record of an audience.
+/// Prefix of the authenticated bytes of an audience.
 const AUDIENCE: &str = "jeton audience record v1";
 
-/// Makes and checks the codes.
+/// Key that makes and checks the MACs.
 #[derive(Clone)]
 pub struct RecordKey(hmac::Key);
 
 impl RecordKey {
-    /// Takes a key of its own, derived from the master key under the label "client record".
+    /// Creates the key from 32 bytes, derived from the master key under the label "client record".
     pub fn new(bytes: impl Into<Zeroizing<[u8; 32]>>) -> Self {
         Self(hmac::Key::new(hmac::HMAC_SHA256, &*bytes.into()))
     }
 
-    /// The client with its code.
+    /// Returns the client with its MAC.
     pub fn seal_client(&self, client: Client) -> Client {
         Client { mac: self.sign(&client_bytes(&client)), ..client }
     }
 
-    /// Returns true if the code is this very record's; in constant time.
+    /// Returns true if the MAC of this record is valid; in constant time.
     pub fn is_authentic(&self, client: &Client) -> bool {
         self.verify(&client_bytes(client), client.mac)
     }
 
-    /// The record of an audience with its code.
+    /// Returns the record of an audience with its MAC.
     pub fn seal_audience(&self, record: AudienceRecord) -> AudienceRecord {
         AudienceRecord { mac: self.sign(&audience_bytes(&record)), ..record }
     }
 
-    /// Returns true if the code is this very record's; in constant time.
+    /// Returns true if the MAC of this record is valid; in constant time.
     pub fn is_authentic_audience(&self, record: &AudienceRecord) -> bool {
         self.verify(&audience_bytes(record), record.mac)
     }
@@ -56,15 +55,15 @@ impl RecordKey {
     }
 }
 
-/// Says the kind only.
+/// Prints the type only.
 impl fmt::Debug for RecordKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("RecordKey")
     }
 }
 
-/// Everything but the code itself and the uses of secrets, which are counted beside the record.
-/// Taken apart by name, so that a field that is added later cannot be forgotten here.
+/// Returns all fields except the MAC itself and the uses of secrets, which are counted beside the
+/// record. The pattern names every field, so that a new one cannot be forgotten here.
 fn client_bytes(client: &Client) -> Vec<u8> {
     let Client {
         id,
@@ -123,7 +122,7 @@ fn client_bytes(client: &Client) -> Vec<u8> {
     framed.0
 }
 
-/// Everything but the code itself.
+/// Returns all fields except the MAC itself.
 fn audience_bytes(record: &AudienceRecord) -> Vec<u8> {
     let AudienceRecord { audience, tenant, claimed_by, created_at, releasing, revision, mac: _ } =
         record;
@@ -137,8 +136,7 @@ fn audience_bytes(record: &AudienceRecord) -> Vec<u8> {
     framed.0
 }
 
-/// Bytes with one reading: each text behind its length, each list behind its count, numbers of one
-/// width.
+/// Unambiguous bytes: each text after its length, each list after its count, numbers of one width.
 struct Framed(Vec<u8>);
 
 impl Framed {

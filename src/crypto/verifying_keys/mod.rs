@@ -1,8 +1,8 @@
-//! Public keys of the service, parsed once: they judge access tokens. Only here do claims become
+//! Public keys of the service, parsed once: they verify access tokens. Only this module creates
 //! [`VerifiedClaims`].
 //!
-//! Made from public JWKs alone ([`PublicKey`]): no master key, no keyset and no private key comes
-//! in here, so that a process that only verifies holds nothing that could sign. The secret half is
+//! The input is public JWKs alone ([`PublicKey`]), without a master key, keyset or private key, so
+//! that a process that only verifies holds nothing that could sign. The secret half is
 //! [`SigningKeys`](super::signing_keys::SigningKeys).
 
 use std::{collections::HashMap, time::Duration};
@@ -15,18 +15,18 @@ use super::{
 };
 use crate::model::{Claims, Kid, Timestamp, weight};
 
-/// Bounds on the times that claims may carry.
+/// Limits of the times in claims.
 #[derive(Clone, Copy, Debug)]
 pub struct ClaimLimits {
-    /// Longest lifetime of a token: the longest that this service gives.
+    /// Maximum lifetime of a token: the longest that this service issues.
     pub max_lifetime: Duration,
     /// Time that `iat` and `nbf` may lie ahead, for the clocks of the other nodes. `exp` has no
     /// leeway.
     pub skew: Duration,
 }
 
-/// Claims of a token whose signature and bounds were found good. Private fields: only
-/// [`VerifyingKeys::verify`] makes one.
+/// Claims of a token whose signature and times are valid. Private fields: only
+/// [`VerifyingKeys::verify`] creates one.
 #[derive(Debug)]
 pub struct VerifiedClaims {
     claims: Claims,
@@ -39,19 +39,19 @@ impl VerifiedClaims {
         &self.claims
     }
 
-    /// Bytes of memory that they take.
+    /// Returns the bytes of memory that they use.
     pub fn weight(&self) -> usize {
         weight::shared(size_of::<Self>()) + self.claims.weight() + weight::text(self.kid.as_str())
     }
 
-    /// The key that signed it: [`VerifyingKeys::contains`] is to be asked again whenever the claims
-    /// are used again.
+    /// Returns the key that signed them. Check [`VerifyingKeys::contains`] whenever the claims are
+    /// used again.
     pub const fn kid(&self) -> &Kid {
         &self.kid
     }
 }
 
-/// The public part of one signing key, and how long it verifies.
+/// The public part of one signing key, and the time until which it verifies.
 pub struct PublicKey {
     kid: Kid,
     jwk: Jwk,
@@ -60,12 +60,12 @@ pub struct PublicKey {
 }
 
 impl PublicKey {
-    /// Admits a key by the policy for keys of other issuers. `until` is the time at which the last
-    /// token it signed has expired, once it no longer signs.
+    /// Admits a key by the policy for keys of other issuers. `until` is the expiry of the last
+    /// token that it signed, if it no longer signs.
     ///
     /// # Errors
     ///
-    /// When the key is symmetric, [cannot be admitted](super::jwk::admit), or its id is not its
+    /// The key is symmetric, [cannot be admitted](super::jwk::admit), or its id is not its
     /// thumbprint (RFC 7638).
     pub fn new(jwk: Jwk, until: Option<Timestamp>) -> Result<Self, Refused> {
         if matches!(jwk.algorithm, AlgorithmParameters::OctetKey(_)) {
@@ -91,8 +91,7 @@ pub struct VerifyingKeys {
     revision: u64,
     issuer: String,
     claim_limits: ClaimLimits,
-    /// Every key whose tokens may be active. There is no other place a key id is ever looked up in
-    /// (J06).
+    /// Every key whose tokens may be active: the only place in which key ids are searched (J06).
     keys: HashMap<Kid, VerifyingKey>,
     jwks: serde_json::Value,
 }
@@ -100,12 +99,13 @@ pub struct VerifyingKeys {
 /// A key that verifies.
 struct VerifyingKey {
     verifier: Verifier,
-    /// Time at which the last token it signed has expired, once it no longer signs.
+    /// Expiry of the last token that it signed, if it no longer signs.
     until: Option<Timestamp>,
 }
 
 impl VerifyingKeys {
-    /// The keys that verify tokens of `issuer`: prepared, active and retiring ones, no revoked one.
+    /// Creates the keys that verify tokens of `issuer`: prepared, active and retiring ones, no
+    /// revoked one.
     pub fn new(
         revision: u64,
         issuer: &str,
@@ -122,7 +122,7 @@ impl VerifyingKeys {
     }
 
     /// Returns the claims of `token` if it is an access token of this issuer, signed by a valid
-    /// key, and within its time at `now`. Does no I/O. No caller learns why a token was refused.
+    /// key, and within its times at `now`. Does no I/O. The reason of a refusal is not returned.
     pub fn verify(&self, token: &str, now: Timestamp) -> Option<VerifiedClaims> {
         let (claims, kid, known) = self.read(token)?;
         if known.until.is_some_and(|until| now >= until) {
@@ -132,8 +132,8 @@ impl VerifyingKeys {
     }
 
     /// Returns the claims of `token` if it is an access token of this issuer, signed by a key that
-    /// is not revoked or removed, whatever the time: a clock that is wrong must not keep a token
-    /// from being revoked.
+    /// is not revoked or removed, at any time: a wrong clock must not prevent the revocation of a
+    /// token.
     pub fn verify_at_any_time(&self, token: &str) -> Option<Claims> {
         self.read(token).map(|(claims, ..)| claims)
     }
@@ -169,14 +169,15 @@ impl VerifyingKeys {
         self.keys.contains_key(kid)
     }
 
-    /// The public keys (RFC 7517 section 5): prepared, active and retiring ones.
+    /// Returns the public keys (RFC 7517 section 5): prepared, active and retiring ones.
     pub const fn jwks(&self) -> &serde_json::Value {
         &self.jwks
     }
 }
 
 impl ClaimLimits {
-    /// RFC 7519 section 4.1.4 to 4.1.6. A token expires at `exp` itself.
+    /// Returns true if the times are valid (RFC 7519 section 4.1.4 to 4.1.6). A token is expired at
+    /// `exp` itself.
     fn is_in_time(&self, claims: &Claims, now: Timestamp) -> bool {
         let [issued, begins, expires] =
             [claims.iat, claims.nbf, claims.exp].map(Timestamp::from_seconds);
@@ -184,14 +185,14 @@ impl ClaimLimits {
         now < expires && issued <= ahead && begins <= ahead
     }
 
-    /// Returns true if the lifetime is one that this service gives.
+    /// Returns true if the lifetime is one that this service issues.
     fn has_allowed_lifetime(&self, claims: &Claims) -> bool {
         let [issued, expires] = [claims.iat, claims.exp].map(Timestamp::from_seconds);
         issued < expires && expires.since(issued) <= self.max_lifetime
     }
 }
 
-/// Shows which keys.
+/// Prints the ids of the keys.
 impl std::fmt::Debug for VerifyingKeys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("VerifyingKeys").field("keys", &self.keys.keys()).finish_non_exhaustive()

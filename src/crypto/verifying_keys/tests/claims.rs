@@ -29,7 +29,7 @@ fn refused(name: &str, values: impl IntoIterator<Item = Option<Value>>) {
     }
 }
 
-/// What every other test here stands on.
+/// Precondition of every other test here.
 #[test]
 fn the_claims_are_good_before_they_are_changed() {
     for (name, bench) in Bench::all() {
@@ -130,8 +130,8 @@ fn a_bad_beginning_is_refused() {
     );
 }
 
-/// J10: no audience, or one that is no list of resource indicators. Which audience fits is for
-/// whoever asks.
+/// J10: no audience, or one that is no list of resource indicators. The caller decides which
+/// audience is right.
 #[test]
 fn a_bad_audience_is_refused() {
     let bad = [
@@ -329,6 +329,8 @@ fn other_credentials_are_no_access_tokens() {
         assert!(!bench.accepts(other), "{other}");
     }
     // A client assertion (RFC 7523 section 3), rightly signed.
-    let assertion = json!({"iss": "orders", "sub": "orders", "aud": ISSUER, "exp": NOW.seconds() + 60, "jti": "1"});
+    let exp = NOW.seconds() + 60;
+    let assertion =
+        json!({ "iss": "orders", "sub": "orders", "aud": ISSUER, "exp": exp, "jti": "1" });
     assert!(!bench.accepts(&bench.forge(bench.header(), assertion.to_string())));
 }

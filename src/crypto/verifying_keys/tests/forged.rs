@@ -150,7 +150,7 @@ fn an_rsa_key_does_not_change_its_padding_or_hash() {
     }
 }
 
-/// J04: keys that the token brings along, or says where to fetch: nobody is asked, whoever signed.
+/// J04: keys inside the token, or at a URL in it: nothing is fetched, whichever key signed.
 #[test]
 fn keys_in_the_header_are_refused_and_nothing_is_fetched() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -181,7 +181,7 @@ fn keys_in_the_header_are_refused_and_nothing_is_fetched() {
     assert_eq!(
         listener.accept().unwrap_err().kind(),
         std::io::ErrorKind::WouldBlock,
-        "nobody came"
+        "a connection was made"
     );
     assert!(
         !bench.accepts(&attacker.forge(bench.header(), payload())),
@@ -217,8 +217,8 @@ fn critical_extensions_are_refused() {
     }
 }
 
-/// J06: key ids that are something else elsewhere. They are compared with ids in memory; there is
-/// nothing here to look up in.
+/// J06: key ids that have a meaning for files or databases. They are compared with ids in memory
+/// only.
 #[test]
 fn odd_key_ids_are_refused() {
     let (_, bench) = Bench::all()[0];
@@ -354,7 +354,7 @@ fn unused_bits_make_no_second_spelling() {
     }
 }
 
-/// J15: too long is refused by its length alone, whatever it holds: nothing of it is looked for or
+/// J15: a token that is too long is refused by its length alone: nothing of it is searched or
 /// decoded.
 #[test]
 fn long_tokens_are_refused_before_they_are_read() {

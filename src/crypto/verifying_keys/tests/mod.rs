@@ -231,7 +231,7 @@ fn the_published_set_is_public() {
     assert_eq!(jwk::parse_set(&jwks.to_string()).unwrap().len(), 3);
 }
 
-/// K05: an RSA key below 3,072 bits is not opened as one of ours, however it came there.
+/// K05: an RSA key below 3,072 bits is not opened, wherever it is from.
 #[test]
 fn a_short_rsa_key_is_refused() {
     use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
