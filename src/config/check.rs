@@ -119,6 +119,7 @@ fn issuer(config: &Config, dev: bool) -> Result<(), ConfigError> {
 }
 
 fn store(store: &Store) -> Result<(), ConfigError> {
+    store.supported()?;
     let address = store.uri.expose();
     if !address.is_empty() && !store.uri_file.as_os_str().is_empty() {
         return Err(ConfigError::new("store.uri_file", "must be empty because store.uri is set"));
@@ -220,4 +221,25 @@ fn within(key: &str, value: u64, least: u64, most: u64) -> Result<(), ConfigErro
         return Ok(());
     }
     Err(ConfigError::new(key, format!("must be {least} to {most}, not {value}")))
+}
+
+#[cfg(all(test, not(feature = "mongodb")))]
+mod tests {
+    use super::*;
+    use crate::config::Sources;
+
+    #[test]
+    fn a_build_without_mongodb_refuses_a_shared_store() {
+        let mut config = Config::load(&Sources::default()).unwrap().0;
+        config.data_dir = "/data".into();
+        check(&config, false).unwrap();
+        config.store.uri = "mongodb://host/jeton".to_owned().into();
+        let refused = check(&config, false).unwrap_err();
+        assert!(refused.to_string().contains("built without MongoDB"), "{refused}");
+        assert_eq!(config.store.address().unwrap_err().to_string(), refused.to_string());
+        config.store.uri = String::new().into();
+        config.store.uri_file = "/address".into();
+        let refused = check(&config, false).unwrap_err().to_string();
+        assert!(refused.starts_with("store.uri_file"), "{refused}");
+    }
 }

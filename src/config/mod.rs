@@ -77,11 +77,26 @@ impl Store {
         !self.uri.is_empty() || !self.uri_file.as_os_str().is_empty()
     }
 
+    /// Refuses a shared store in a program that was built without MongoDB.
+    ///
+    /// # Errors
+    /// The setting that names the store.
+    pub fn supported(&self) -> Result<(), ConfigError> {
+        if !self.is_shared() || cfg!(feature = "mongodb") {
+            return Ok(());
+        }
+        let key = if self.uri.is_empty() { "store.uri_file" } else { "store.uri" };
+        let problem = "must be empty because this jeton was built without MongoDB (Cargo feature \
+                       `mongodb`)";
+        Err(ConfigError::new(key, problem))
+    }
+
     /// Returns the address, from the setting or the file; empty unless [`Self::is_shared`].
     ///
     /// # Errors
-    /// The file cannot be read, or contains no address.
+    /// The file cannot be read, or contains no address, or the program was built without MongoDB.
     pub fn address(&self) -> Result<String, ConfigError> {
+        self.supported()?;
         if self.uri_file.as_os_str().is_empty() {
             return Ok(self.uri.expose().to_owned());
         }

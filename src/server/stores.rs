@@ -10,7 +10,7 @@ use crate::{
         Store,
         embedded::{self, Accept, Embedded},
         metered::Metered,
-        mongo::{self, Mongo},
+        shared,
     },
 };
 
@@ -40,9 +40,8 @@ pub(super) async fn open(
     }
     let address =
         config.store.address().map_err(|error| StartError::Configuration(error.to_string()))?;
-    let mongo = Mongo::open(&address, &config.node, chain, config.store.call_timeout()).await;
-    let mongo = mongo.map_err(|error| refused(&error))?;
-    Ok(OpenedStore { store: Arc::new(Metered::new(mongo)), rollback: None })
+    let store = shared::open(&address, &config.node, chain, config.store.call_timeout()).await;
+    Ok(store.map_err(|error| refused(&error))?.into())
 }
 
 fn refused_embedded(error: &embedded::OpenError) -> StartError {
@@ -50,7 +49,7 @@ fn refused_embedded(error: &embedded::OpenError) -> StartError {
 }
 
 /// Converts an open error. A database that is down may come back: a supervisor should retry.
-fn refused(error: &mongo::OpenError) -> StartError {
+fn refused(error: &shared::OpenError) -> StartError {
     let said = super::with_sources(error);
     if error.is_transient() {
         StartError::Failed(format!("store: {said}"))

@@ -14,9 +14,11 @@ pub mod authentic;
 mod changes;
 pub mod embedded;
 pub mod metered;
+#[cfg(feature = "mongodb")]
 pub mod mongo;
 mod proof;
 mod rotation;
+pub mod shared;
 pub mod transfer;
 
 use std::sync::Arc;

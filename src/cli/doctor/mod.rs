@@ -4,6 +4,8 @@
 mod files;
 mod network;
 mod records;
+#[cfg(feature = "mongodb")]
+mod shared;
 mod store;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -118,9 +120,10 @@ impl Command {
         findings.extend(files::certificate(&config.tls, now));
         findings.extend(records::clients(config).await);
         let service = network::service(config).await;
+        #[cfg(feature = "mongodb")]
         if config.store.is_shared() {
             let answers = service.iter().all(|finding| finding.verdict == Verdict::Ok);
-            findings.extend(store::shared(config, answers).await);
+            findings.extend(shared::store(config, answers).await);
         }
         findings.extend(service);
         findings

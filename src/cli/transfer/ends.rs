@@ -7,7 +7,7 @@ use crate::{
     store::{
         Store,
         embedded::{self, Embedded},
-        mongo::{self, Mongo},
+        shared,
         transfer::{ExportSource, ImportTarget},
     },
 };
@@ -22,14 +22,14 @@ pub(in crate::cli) async fn source(
             Embedded::read_only(&config.data_dir, key).map_err(|error| refused_embedded(&error))?,
         ));
     }
-    let export = Mongo::export(&config.store.address()?, key, config.store.call_timeout()).await;
-    Ok(Box::new(export.map_err(|error| refused(&error))?))
+    let export = shared::export(&config.store.address()?, key, config.store.call_timeout()).await;
+    export.map_err(|error| refused(&error))
 }
 
 /// What is imported into.
 pub(super) enum Target {
     Embedded(Box<Embedded>),
-    Mongo(Box<mongo::Import>),
+    Shared(Box<dyn ImportTarget>),
 }
 
 impl Target {
@@ -40,14 +40,14 @@ impl Target {
             return Ok(Self::Embedded(Box::new(embedded)));
         }
         let import =
-            Mongo::import(&config.store.address()?, chain, config.store.call_timeout()).await;
-        Ok(Self::Mongo(Box::new(import.map_err(|error| refused(&error))?)))
+            shared::import(&config.store.address()?, chain, config.store.call_timeout()).await;
+        Ok(Self::Shared(import.map_err(|error| refused(&error))?))
     }
 
     pub(super) fn load(&self) -> &dyn ImportTarget {
         match self {
             Self::Embedded(embedded) => embedded.as_ref(),
-            Self::Mongo(import) => import.as_ref(),
+            Self::Shared(import) => import.as_ref(),
         }
     }
 
@@ -58,7 +58,7 @@ impl Target {
                 .await
                 .map_err(|error| super::failed("cannot close the store", &error)),
             // What it has taken in is there already.
-            Self::Mongo(_) => Ok(()),
+            Self::Shared(_) => Ok(()),
         }
     }
 
@@ -72,7 +72,7 @@ impl Target {
                      again"
                 )
             }
-            Self::Mongo(_) => {
+            Self::Shared(_) => {
                 "the partial import in the database cannot be used: drop the database and import \
                  again"
                     .to_owned()
@@ -85,7 +85,7 @@ fn refused_embedded(error: &embedded::OpenError) -> Failure {
     Failure::setting("data_dir", with_source(error))
 }
 
-fn refused(error: &mongo::OpenError) -> Failure {
+fn refused(error: &shared::OpenError) -> Failure {
     if error.is_transient() {
         Failure::Other(with_source(error))
     } else {

@@ -82,6 +82,7 @@ impl Export {
         environment: &BTreeMap<String, String>,
     ) -> Result<(), Failure> {
         let (config, _) = Config::load(&self.settings.sources(environment))?;
+        config.store.supported()?;
         let sealer = match self.unsigned {
             true => None,
             false => {
