@@ -181,7 +181,7 @@ actions! {
     /// the rotation if it has another network address.
     RefreshRepeated = "refresh_token.repeated",
     /// A used refresh token was presented, or two callers used one family: the family was revoked,
-    /// or all tokens of its client (`limits.revocations_per_client`). The reason tells which.
+    /// or all tokens of its client (`limits.revocations_per_client`). The reason names which.
     RefreshReused = "refresh_token.reused",
     /// A refresh was refused; the family is unchanged.
     RefreshRefused = "refresh_token.refused",

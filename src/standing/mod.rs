@@ -3,7 +3,7 @@
 //!
 //! | part | contents | source | held by |
 //! |--|--|--|--|
-//! | [`TokenState`] | public keys, revocations, epochs, verified claims | changes | nodes, sidecars |
+//! | [`TokenState`] | public keys, revocations, epochs, claims | changes | nodes, sidecars |
 //! | [`ClientCache`] | clients with digests of their secrets | reads of the store | nodes |
 //! | [`NodeKeys`] | master key, private keys, root of the symmetric keys | keysets | nodes |
 //!

@@ -33,7 +33,11 @@ use self::{
 use super::{args, error::Failure, output::Output, serve::Settings};
 use crate::{
     config::{Config, check},
-    crypto::{chain::ChainKey, master, seal::Sealer},
+    crypto::{
+        chain::ChainKey,
+        master::{self, MasterKeyError},
+        seal::Sealer,
+    },
     model::keyset::KeyPolicy,
     standing::SLACK,
     store::{
@@ -281,12 +285,18 @@ async fn load(
     Ok((records, restoring.has_replaced_keys()))
 }
 
-/// Holds the configured master key, which `why` it needs.
+/// Reads the configured master key; `why` it is needed is part of an error.
 fn sealer(config: &Config, why: &str) -> Result<Sealer, Failure> {
+    let refused = |error| {
+        let problem = match error {
+            // Its own advice, a new key, does not help here.
+            MasterKeyError::Missing(file) => format!("no master key at {}", file.display()),
+            error => error.to_string(),
+        };
+        Failure::setting("master_key_file", format!("{problem}: {why}"))
+    };
     let key = master::load_or_make(&config.master_key_path(), false);
-    Ok(Sealer::new(
-        key.map_err(|error| Failure::setting("master_key_file", format!("{error}: {why}")))?,
-    ))
+    key.map(Sealer::new).map_err(refused)
 }
 
 fn chain_key(sealer: &Sealer) -> ChainKey {
@@ -316,9 +326,13 @@ fn policy(config: &Config) -> KeyPolicy {
 }
 
 fn failed(what: &str, error: &StoreError) -> Failure {
-    let source =
-        std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
-    Failure::Other(format!("{what}: {error}{source}"))
+    // The import itself reports its problem as a corrupt record, which says nothing to the user.
+    let problem = match error {
+        StoreError::Corrupt(problem) => problem.to_string(),
+        error => ends::with_source(error),
+    };
+    let problem = problem.strip_prefix("import: ").unwrap_or(&problem);
+    Failure::Other(format!("{what}: {problem}"))
 }
 
 fn report(
