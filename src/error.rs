@@ -1,33 +1,33 @@
-//! What can go wrong, in the words of the OAuth registries where they have one. The public sentence
-//! helps the honest caller and tells a thief nothing; sources go to the log. `api::status` is the
-//! only place that turns this into a status.
+//! Errors of calls, with the codes of the OAuth registries where they define one. The public text
+//! helps the honest caller and reveals nothing to a thief; sources go to the log. Only
+//! `api::status` converts an error to a status.
 
 use std::{borrow::Cow, time::Duration};
 
 use crate::{crypto::passwords::Busy, model::id::Invalid, standing::Stale, store::StoreError};
 
-/// Why a call was not answered as asked.
+/// Error of a call.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The request is malformed (RFC 6749 section 5.2): a field and what is wrong with it.
+    /// The request is malformed (RFC 6749 section 5.2): a field and its problem.
     #[error("{field}: {problem}")]
     InvalidRequest {
-        /// The message field, as in the proto.
+        /// Field of the message, as in the proto.
         field: &'static str,
-        /// What is wrong, for the caller; never the value itself.
+        /// Problem for the caller; never the value itself.
         problem: Cow<'static, str>,
     },
     /// Client authentication failed, whatever the reason (RFC 6749 section 5.2).
     #[error("client authentication failed")]
     InvalidClient,
-    /// The refresh token is invalid, expired, spent, revoked or another client's (RFC 6749 section
+    /// The refresh token is invalid, expired, used, revoked or another client's (RFC 6749 section
     /// 5.2).
     #[error("the refresh token is not valid")]
     InvalidGrant,
     /// A scope is malformed, unknown or more than the client or family has (RFC 6749 section 5.2).
     #[error("{0}")]
     InvalidScope(Cow<'static, str>),
-    /// A resource is malformed or not the client's to ask for (RFC 8707 section 2).
+    /// A resource is malformed or not allowed for the client (RFC 8707 section 2).
     #[error("{0}")]
     InvalidTarget(Cow<'static, str>),
     /// The client is not registered for this grant (RFC 6749 section 5.2).
@@ -36,13 +36,13 @@ pub enum Error {
     /// The grant is not served here (RFC 6749 section 5.2).
     #[error("the grant type is not supported")]
     UnsupportedGrantType,
-    /// The bearer token the caller authenticates with does not stand (RFC 6750 section 3.1).
+    /// The bearer token of the caller is invalid, expired or revoked (RFC 6750 section 3.1).
     #[error("the access token is not valid")]
     InvalidToken,
-    /// The caller may not do this (RFC 6750 section 3.1).
+    /// The bearer token lacks a scope (RFC 6750 section 3.1).
     #[error("requires scope {0}")]
     InsufficientScope(&'static str),
-    /// There is nothing of this name that the caller may see.
+    /// The entity does not exist, or the caller may not see it.
     #[error("{0} not found")]
     NotFound(&'static str),
     /// The name is taken.
@@ -51,22 +51,22 @@ pub enum Error {
     /// The etag given is not that of the stored version.
     #[error("the {0} changed since it was read; read it again and retry")]
     Stale(&'static str),
-    /// What is asked for does not fit the state things are in.
+    /// The request does not fit the present state.
     #[error("{0}")]
     Precondition(Cow<'static, str>),
-    /// The message is longer than its method takes.
+    /// The message is longer than its method accepts.
     #[error("the message is too large")]
     TooLarge,
     /// A budget is used up.
     #[error("too many requests")]
     Throttled {
-        /// When it is worth asking again.
+        /// Time after which a retry may succeed.
         retry_after: Duration,
     },
-    /// The store failed; the outcome of a write is unknown and asking again is safe.
+    /// The store failed; the outcome of a write is unknown and a retry is safe.
     #[error("the store is unavailable; retry")]
     Unavailable(#[source] StoreError),
-    /// This node has not heard for too long what the others did, and judges nothing until it has.
+    /// The revocation data of this node is stale: it verifies no token until it is current.
     #[error("this node's revocation data is stale; retry on another node")]
     Behind(#[from] Stale),
     /// The store has no room left.
@@ -81,17 +81,17 @@ pub enum Error {
 }
 
 impl Error {
-    /// A field that does not hold what it must.
+    /// Creates the error of an invalid field.
     pub fn field(field: &'static str, problem: impl Into<Cow<'static, str>>) -> Self {
         Self::InvalidRequest { field, problem: problem.into() }
     }
 
-    /// Something that does not fit the state things are in.
+    /// Creates the error of a request that does not fit the present state.
     pub fn precondition(problem: impl Into<Cow<'static, str>>) -> Self {
         Self::Precondition(problem.into())
     }
 
-    /// For `map_err` on a parser.
+    /// Converts the error of a parser, for `map_err`.
     pub fn invalid(field: &'static str) -> impl FnOnce(Invalid) -> Self {
         move |invalid| Self::field(field, invalid.0)
     }
@@ -141,5 +141,5 @@ impl From<StoreError> for Error {
     }
 }
 
-/// What a rule comes to.
+/// Result of a rule.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
