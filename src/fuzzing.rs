@@ -44,8 +44,8 @@ pub fn jws(data: &[u8]) {
     }
 }
 
-/// The reader of page tokens, over two lines: question and token. A token opens only in the one
-/// spelling that it was made in, and any cursor comes back as it was.
+/// Runs the parser of page tokens on two lines: question and token. A token opens only in its
+/// canonical encoding, and every cursor is returned unchanged.
 pub fn page_token(data: &[u8]) {
     let pages = PageTokens::with_key([7; 32]);
     let Ok(text) = std::str::from_utf8(data) else { return };

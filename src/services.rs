@@ -40,7 +40,7 @@ pub struct Parts {
     pub sealer: Arc<Sealer>,
     /// Key of the heads of audit chains.
     pub chain: Arc<ChainKey>,
-    /// When an issued token's record is durable.
+    /// Durability of the record of an issued token.
     pub issue: config::Issue,
     /// Time for background work; calls bring their own.
     pub clock: Arc<dyn Clock>,

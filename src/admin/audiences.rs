@@ -1,26 +1,25 @@
-//! Administration of the tenants that audiences belong to: lists, assignment and release. How a
-//! client comes to list an audience is in `listed`.
+//! Administration of the tenants that own audiences: list, assign and release. Listing of an
+//! audience by a client is in `listed_audiences`.
 //!
-//! A release, and an assignment of what another tenant has, has four steps, each one write or one
-//! look, so that it never takes an audience that a client lists. Whatever becomes of the caller, a
-//! release that has begun to mark and an assignment run to their end.
+//! A release, and an assignment from another tenant, has four steps, each one write or one read of
+//! the clients, so that it never takes an audience that a client lists. A release that has begun to
+//! mark and an assignment run to completion even if the caller disconnects.
 //!
-//! | step | record | what can come in between |
+//! | step | record | possible in between |
 //! |--|--|--|
-//! | look at the clients: one that lists it refuses the change | unchanged | anything |
-//! | mark the record as `releasing` | still the tenant's: no other can claim the audience, and no client comes to list it | the second write of a registration that read the record before |
-//! | look again: a client that was written by now refuses the change, and the mark is taken back | marked | a client is written behind the look |
-//! | remove the record, or put that of the next tenant in its place, if it is still the marked one | gone, or the next tenant's | another release or assignment: nothing is changed |
+//! | 1. read the clients: one that lists it refuses the change | unchanged | anything |
+//! | 2. mark the record as `releasing` | owned, not claimable, not listable | a registration that read it before |
+//! | 3. read again: a new client refuses the change and clears the mark | marked | a client is written |
+//! | 4. remove or replace the record, if still marked | removed, or the next tenant's | another change: no effect |
 //!
-//! A client that is written behind the second look finds the mark, no record, or another tenant's
-//! when its registration reads the record again: it is unlisted, or claims the audience anew where
-//! there is no record. So a tenant cannot keep an audience by registering clients. A node that dies
-//! in between leaves a marked record: the tenant has the audience still and lists it on no further
-//! client, until the next release goes on, or an assignment to the same tenant takes the mark back.
+//! A client that is written after step 3 finds the mark, no record, or another tenant's record when
+//! its registration reads the record again: it is unlisted, or claims the audience again if there
+//! is no record. So a tenant cannot keep an audience by registering clients. A node that dies in
+//! between leaves a marked record: the tenant still owns the audience and cannot list it on further
+//! clients, until the next release completes, or an assignment to the same tenant clears the mark.
 //!
-//! For an assignment the clients of the tenant that gets the audience do not count. A record that
-//! is not authentic is replaced by a marked one of that tenant; the mark is taken back after a
-//! second look.
+//! For an assignment the clients of the new tenant do not count. A record that is not authentic is
+//! replaced by a marked one of that tenant; the mark is cleared after step 3.
 
 use std::{sync::Arc, time::Duration};
 
@@ -36,7 +35,7 @@ use crate::{
 
 pub use crate::store::FoundAudience;
 
-/// Clients looked at together.
+/// Clients per page.
 const PAGE: usize = 1_000;
 /// Tries of a write when others write in between.
 pub(super) const TRIES: usize = 8;
@@ -123,7 +122,7 @@ impl Audiences {
                         },
                     )
                 }
-                // Marked, so that no client comes to list it before the next look at them.
+                // Marked, so that no client can list it before the clients are read again.
                 Some(FoundAudience::NotAuthentic(_)) => {
                     let record = Box::new(AudienceRecord { releasing: true, ..assigned });
                     let events = vec![event(Action::AudienceClaimed)];
@@ -185,10 +184,10 @@ impl Audiences {
                     .map_err(|_| Error::Throttled { retry_after: WAIT })?,
             )
         };
-        // Nothing was changed yet, so this look ends with its caller.
+        // Nothing was changed yet, so this read stops with its caller.
         if let Err(refused) = self.must_be_unlisted(audience, None, admin).await {
             if record.releasing {
-                // Of a release that never ended: this one ends it.
+                // The mark of an unfinished release: cleared here.
                 self.keep_audience(call, admin, record).await?;
             }
             return Err(refused);
@@ -218,8 +217,8 @@ impl Audiences {
         }
     }
 
-    /// Marks a record, also one that was marked before, and looks at the clients again. Where one
-    /// lists the audience the mark is taken back.
+    /// Marks a record, also one that was marked before, and reads the clients again. If one lists
+    /// the audience the mark is cleared.
     async fn mark(
         &self,
         call: &Call,

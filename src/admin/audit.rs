@@ -1,4 +1,4 @@
-//! Reading the audit trail: what an administrator may see of it, and whether it is whole.
+//! Reading and verification of the audit trail for administrators.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -13,7 +13,7 @@ use crate::{
     store::{AuditStore, Store, StoreError, Writer},
 };
 
-/// How many records are read at once.
+/// Records per read.
 const STRIDE: usize = 2_000;
 
 /// The verification of one chain.
@@ -21,12 +21,12 @@ const STRIDE: usize = 2_000;
 pub struct Verdict {
     /// Its name.
     pub chain: Arc<str>,
-    /// How many records were read.
+    /// Number of records read.
     pub checked: u64,
     /// The first record that is wrong or missing, and how.
     pub flaw: Option<(u64, String)>,
-    /// Whether the last record is known to be the last one that was written: its node runs, or has
-    /// closed the chain.
+    /// True if the last record is certainly the last one written: its node runs, or has closed the
+    /// chain.
     pub is_end_sure: bool,
     /// The newest record of it that another chain holds a witness of; 0 where none does.
     pub witnessed: u64,
@@ -217,7 +217,7 @@ fn step(
     Ok(())
 }
 
-/// What is missing behind a walk without a flaw, by the heads that it did not come to.
+/// Returns the fault of a walk that ended before a known or witnessed head.
 fn ending(walk: &Walk, pins: &[(u64, [u8; 32], &'static str)]) -> Option<(u64, String)> {
     let (_, _, differs) = pins.last()?;
     let by = if *differs == DIFFERS_FROM_KNOWN {

@@ -1,7 +1,7 @@
-//! Settings of clients (the metadata of RFC 7591 section 2): what they may be, and which of them are
-//! the operator's to give, for they are its means against tenants that take too much: a faster rate
-//! plan, and lifetimes above the configured ones. An administrator of a tenant may lower them, and
-//! write a client that has them without touching them.
+//! Settings of clients (the metadata of RFC 7591 section 2): what they may be, and which of them
+//! are the operator's to give, for they are its means against tenants that take too much: a faster
+//! rate plan, and lifetimes above the configured ones. An administrator of a tenant may lower them,
+//! and write a client that has them without touching them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,23 +23,23 @@ const LIFETIMES: std::ops::RangeInclusive<u64> = 60..=366 * 86_400;
 pub struct Settings {
     /// For people, at most 200 characters.
     pub display_name: Option<String>,
-    /// What it may ask for.
+    /// Scopes that it may request.
     pub scopes: Option<Scopes>,
-    /// What it gets when it asks for nothing.
+    /// Scopes of a request that names none.
     pub default_scopes: Option<Scopes>,
     /// Copied into tokens.
     pub roles: Option<Vec<Role>>,
-    /// Who its tokens may be for.
+    /// Audiences that its tokens may have.
     pub audiences: Option<Vec<Audience>>,
-    /// Which audiences it answers for.
+    /// Audiences whose tokens it may introspect.
     pub serves: Option<Vec<Audience>>,
-    /// How it may ask.
+    /// Grant types that it may use.
     pub grants: Option<Grants>,
     /// Lifetime of access tokens; the inner `None` means the configured one.
     pub access_ttl: Option<Option<Duration>>,
     /// Absolute lifetime of families.
     pub refresh_ttl: Option<Option<Duration>>,
-    /// How long families live unused.
+    /// Idle lifetime of families.
     pub refresh_idle: Option<Option<Duration>>,
     /// Rate plan.
     pub rate_plan: Option<PlanName>,

@@ -28,12 +28,12 @@ pub struct ForgedRecords {
     pub(crate) reported: Reported,
 }
 
-/// When each record was reported last.
+/// Time of the last report of each record.
 #[derive(Default)]
 pub struct Reported(Mutex<BTreeMap<Forged, Timestamp>>);
 
 impl Reported {
-    /// Whether a record is to be reported now.
+    /// Returns true if a record is due to be reported.
     fn is_due(&self, forged: &Forged, now: Timestamp) -> bool {
         let mut reported = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // A clock that was set back must not silence this until it is there again.

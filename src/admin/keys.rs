@@ -17,7 +17,7 @@ use crate::{
     store::{ProvenWrite, Spent, Store, Write},
 };
 
-/// How often a step is tried again when another node took one in between.
+/// Tries of a step if other nodes write the keyset in between.
 const TRIES: usize = 8;
 
 /// The first keyset of a store: a root, a key that signs and one prepared.
@@ -43,7 +43,7 @@ impl Keys {
         self.keyset().await
     }
 
-    /// Makes the prepared key the signing one, as soon as caches can have heard of it, and prepares
+    /// Activates the prepared key as soon as it was published long enough for caches, and prepares
     /// another.
     pub async fn rotate(&self, call: &Call, admin: &Administrator) -> Result<Keyset> {
         admin.must_be_operator()?;
@@ -56,7 +56,7 @@ impl Keys {
         self.keyset().await
     }
 
-    /// Ends a key and every token it signed; an active one is replaced in the same write (K03).
+    /// Revokes a key and every token it signed; an active one is replaced in the same write (K03).
     pub async fn revoke(
         &self,
         call: &Call,
@@ -140,7 +140,7 @@ impl Keys {
     }
 }
 
-/// What a step of the keys' life needs.
+/// Input of a step of the key lifecycle.
 struct Maker {
     now: Timestamp,
     policy: KeyPolicy,

@@ -1,4 +1,4 @@
-//! Audiences that a client comes to list, and the tenants that they belong to.
+//! Audiences that a change adds to a client's lists, and the tenants that own them.
 
 use crate::{
     model::{Audience, Client, TenantId},
@@ -11,7 +11,7 @@ const AUDIENCES: &str = "client.audiences";
 /// Field of the audiences that it introspects for.
 const SERVES: &str = "client.serves";
 
-/// An audience that a client comes to list.
+/// An audience that a change adds to a client's lists.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct NewlyListed {
     /// [`AUDIENCES`] or [`SERVES`].

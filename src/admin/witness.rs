@@ -1,5 +1,5 @@
-//! Witnesses: each node notes in its own chain how far the chains of the others have come. A chain
-//! that is cut later, or gone, is missed by all of them.
+//! Witnesses: each node records the heads of the other chains in its own chain. So a chain that is
+//! truncated or removed later is detected by all others.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -15,12 +15,12 @@ use crate::{
     store::{AuditStore, Writer},
 };
 
-/// Heads in one record.
+/// Maximum heads in one record.
 const HEADS: usize = 32;
-/// Records read at once.
+/// Records per read.
 const STRIDE: usize = 500;
 
-/// A place of a chain and the hash there, as it was noted somewhere.
+/// A recorded place of a chain and its hash.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
     /// The chain.
@@ -43,12 +43,12 @@ impl Known {
     }
 }
 
-/// The heads that the nodes of a store have witnessed, in any chain. Records that were not sealed
-/// by a node do not count.
+/// Returns the heads that the nodes of a store have witnessed, in any chain. Records without a
+/// node's seal do not count.
 ///
 /// # Errors
 ///
-/// Where the store fails.
+/// The store fails.
 pub async fn witnessed<S: AuditStore + ?Sized>(store: &S) -> Result<Vec<Known>> {
     let (mut all, mut after) = (Vec::new(), None::<Place>);
     loop {
@@ -63,30 +63,30 @@ pub async fn witnessed<S: AuditStore + ?Sized>(store: &S) -> Result<Vec<Known>> 
     }
 }
 
-/// The task of a node that witnesses.
+/// Task of a node that witnesses heads.
 #[derive(Default)]
-pub struct Witness(Mutex<Option<HashMap<Arc<str>, Seen>>>);
+pub struct Witness(Mutex<Option<HashMap<Arc<str>, Progress>>>);
 
-/// How far a chain was seen.
+/// Progress with one chain.
 #[derive(Clone, Copy, Default)]
-struct Seen {
+struct Progress {
     /// The newest record that was witnessed.
     witnessed: u64,
-    /// The newest record that was looked at, and its hash.
-    looked: (u64, [u8; 32]),
+    /// The newest record that was read, and its hash.
+    read: (u64, [u8; 32]),
 }
 
 impl Witness {
-    /// One look at the heads of all other chains; how many were noted. The first look of a process
-    /// only reads which of them were noted before, so that a chain that has ended is not noted
-    /// again by every process that comes.
+    /// Records the heads of all other chains that are due, and returns how many. The first call of
+    /// a process only reads which heads are recorded already, so that a closed chain is not
+    /// recorded again by every new process.
     ///
-    /// Only a chain that came further by other records than witnesses is noted, so that idle nodes
-    /// do not go on noting each other's notes; and the end of a chain that nobody writes any more.
+    /// A head is due if its chain has new records other than witnesses, so that idle nodes do not
+    /// record each other's records forever; and if its node no longer writes.
     ///
     /// # Errors
     ///
-    /// Where the store fails; what was not noted is noted at the next look.
+    /// The store fails; the next call records the rest.
     pub async fn look<S: AuditStore + ?Sized>(
         &self,
         store: &S,
@@ -116,7 +116,7 @@ impl Witness {
             if is_due(store, &chain, &head, before).await? {
                 due.push(Known { chain, sequence: head.sequence, hash: head.hash });
             } else {
-                seen.entry(chain).or_default().looked = (head.sequence, head.hash);
+                seen.entry(chain).or_default().read = (head.sequence, head.hash);
             }
         }
         for some in due.chunks(HEADS) {
@@ -125,31 +125,31 @@ impl Witness {
                 .append(Stamp::internal(now).done(Action::HeadsWitnessed, target.join(" ")))
                 .await?;
             for known in some {
-                let looked = (known.sequence, known.hash);
-                seen.insert(known.chain.clone(), Seen { witnessed: known.sequence, looked });
+                let read = (known.sequence, known.hash);
+                seen.insert(known.chain.clone(), Progress { witnessed: known.sequence, read });
             }
         }
         Ok(due.len())
     }
 }
 
-async fn first<S: AuditStore + ?Sized>(store: &S) -> Result<HashMap<Arc<str>, Seen>> {
-    let mut seen = HashMap::<_, Seen>::new();
+async fn first<S: AuditStore + ?Sized>(store: &S) -> Result<HashMap<Arc<str>, Progress>> {
+    let mut seen = HashMap::<_, Progress>::new();
     for Known { chain, sequence, hash } in witnessed(store).await? {
         let so_far = seen.entry(chain).or_default();
         if sequence > so_far.witnessed {
-            *so_far = Seen { witnessed: sequence, looked: (sequence, hash) };
+            *so_far = Progress { witnessed: sequence, read: (sequence, hash) };
         }
     }
     Ok(seen)
 }
 
-/// Returns true if a chain that came to `head` is to be noted.
+/// Returns true if the `head` of a chain is due to be recorded.
 async fn is_due<S: AuditStore + ?Sized>(
     store: &S,
     chain: &str,
     head: &Head,
-    seen: Seen,
+    seen: Progress,
 ) -> Result<bool> {
     let writer = store.writer(chain).await?;
     match writer {
@@ -158,9 +158,9 @@ async fn is_due<S: AuditStore + ?Sized>(
         Writer::Another if head.claim == Claim::Closed => return Ok(true),
         Writer::Another => {}
     }
-    let (sequence, hash) = seen.looked;
+    let (sequence, hash) = seen.read;
     if head.sequence <= sequence {
-        // Nothing came since the last look, at which there were only witnesses.
+        // No new record since the last read, which found only witnesses.
         return Ok(false);
     }
     let mut walk = Walk::after(sequence, hash);
@@ -168,8 +168,8 @@ async fn is_due<S: AuditStore + ?Sized>(
         let records = store.chain(chain, walk.sequence(), STRIDE).await?;
         let is_witness = |record: &Record| record.event.action == Action::HeadsWitnessed;
         for record in records.iter().take_while(|record| record.sequence <= head.sequence) {
-            // What does not follow from the last look is for the verification to judge, by this
-            // note too.
+            // A record that does not follow the last one is found by the verification, with the
+            // help of this witness.
             if walk.record(record).is_err() || !is_witness(record) {
                 return Ok(true);
             }

@@ -35,7 +35,7 @@ pub struct Claims {
     /// Roles of the client.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub roles: Vec<Role>,
-    /// The refresh family it came with.
+    /// The refresh family that it belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fam: Option<FamilyId>,
     /// The epochs it was minted under.

@@ -1,10 +1,10 @@
-//! The authentication code that a stored record carries. Made and checked by `crypto::records`.
+//! MAC of a stored record. `crypto::records` makes and checks it.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 
-/// HMAC-SHA-256 over a record, in base64url where it is written. The default is nobody's: a record
-/// that was not sealed yet.
+/// HMAC-SHA-256 over a record, in base64url if it is stored. The default belongs to a record
+/// without a MAC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
 pub struct Mac(pub [u8; 32]);

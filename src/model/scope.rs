@@ -129,9 +129,9 @@ impl TryFrom<Vec<Scope>> for Scopes {
 pub struct Granted(Scopes);
 
 impl Granted {
-    /// Returns what `asked` comes to for a client that may have `allowed` and gets `default` when
-    /// it asks for nothing. The error is the first scope that it may not have: nothing is silently
-    /// widened or cut (RFC 6749 section 3.3).
+    /// Returns the granted scopes of a request for `asked`, by a client with `allowed` scopes, and
+    /// `default` for an empty request. The error is the first scope that is not allowed: the
+    /// request is never silently widened or narrowed (RFC 6749 section 3.3).
     pub fn asked<'a>(
         asked: &'a Scopes,
         allowed: &Scopes,

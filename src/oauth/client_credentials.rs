@@ -72,7 +72,7 @@ impl TokenIssuer {
         })
     }
 
-    /// What the client may have of what it asks for.
+    /// Returns the granted scopes and audiences of a request.
     fn grant(&self, client: &Client, request: &Request) -> Result<(Granted, Vec<Audience>)> {
         if !client.grants.client_credentials {
             return Err(Error::UnauthorizedClient);
@@ -86,8 +86,8 @@ impl TokenIssuer {
         Ok((granted, self.audience(client, &request.resources)?))
     }
 
-    /// Who the token will be for (RFC 8707 section 2): exactly what was asked for, else the first
-    /// audience, else this service.
+    /// Returns the audience of the token (RFC 8707 section 2): exactly the requested resources,
+    /// else the client's first audience, else this service.
     fn audience(&self, client: &Client, resources: &[String]) -> Result<Vec<Audience>> {
         let own = &self.terms.own_audience;
         if resources.is_empty() {

@@ -12,19 +12,19 @@ use crate::{
     standing::NodeState,
 };
 
-/// What a caller is given (RFC 6749 section 5.1).
+/// Issued tokens (RFC 6749 section 5.1).
 pub struct Issued {
     /// A JWT by RFC 9068.
     pub access_token: SecretString,
-    /// How long it stands.
+    /// Lifetime of the access token.
     pub expires_in: Duration,
-    /// Where the client is registered for it.
+    /// Present if the client is registered for the grant.
     pub refresh_token: Option<SecretString>,
-    /// What it may be used for.
+    /// Granted scopes.
     pub scopes: Scopes,
 }
 
-/// What an access token is minted from.
+/// Input of a new access token.
 pub(super) struct Mint<'a> {
     pub(super) now: Timestamp,
     pub(super) client: &'a Client,
@@ -44,7 +44,7 @@ pub struct Minter {
 }
 
 impl Minter {
-    /// How long an access token of this client stands, cut at the end of its family.
+    /// Returns the lifetime of an access token of this client, at most until the end of its family.
     pub(super) fn access_lifetime(
         &self,
         client: &Client,
@@ -59,9 +59,9 @@ impl Minter {
         family_ends.map_or(own, |end| own.min(end.since(now)))
     }
 
-    /// Signs an access token; how long it stands, in whole seconds, comes with it. A node that is
-    /// behind signs nothing: its key may have been revoked, or its epochs raised, and then the
-    /// token would be dead when it is given out.
+    /// Signs an access token and returns it with its lifetime in whole seconds. A stale node signs
+    /// nothing: its key may be revoked, or its epochs raised, and then the token would be invalid
+    /// from the start.
     pub(super) fn mint(&self, mint: Mint<'_>) -> Result<(SecretString, Duration)> {
         self.standing.tokens.ensure_fresh()?;
         let lifetime = self.access_lifetime(mint.client, mint.now, mint.family.map(|(_, end)| end));

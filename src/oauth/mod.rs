@@ -29,28 +29,28 @@ use crate::{
     standing::SLACK,
 };
 
-/// Lets a client administer everything that its tenant may.
+/// Scope of a client that may administer everything that its tenant may.
 pub const ADMIN: &str = "jeton:admin";
 
-/// What tokens are issued under.
+/// Terms that tokens are issued under.
 #[derive(Clone, Debug)]
 pub struct Terms {
     /// The `iss` of every token.
     pub issuer: Arc<str>,
-    /// The issuer as an audience: who a token is for when its client names nobody, and what
-    /// administration demands.
+    /// The issuer as an audience: the audience of a token whose client has none, and of tokens for
+    /// administration.
     pub own_audience: Audience,
     /// Lifetimes.
     pub token: config::Token,
-    /// Times of a key's life.
+    /// Times of the key lifecycle.
     pub keys: KeyPolicy,
     /// Algorithm of new keys.
     pub algorithm: Algorithm,
 }
 
 impl Terms {
-    /// Time for which an ended family or client must be remembered: the longest lifetime of an
-    /// access token, and the slack between clocks.
+    /// Returns the time for which a revocation of a family or client must be kept: the longest
+    /// lifetime of an access token, and the slack between clocks.
     pub fn revocation_memory(&self) -> Duration {
         self.token.access_lifetime_max() + SLACK
     }

@@ -293,7 +293,7 @@ pub enum Spent {
     Done,
     /// The id of a new client is taken, or the audience has a record; nothing was changed.
     Taken,
-    /// Another write came in between; nothing was changed.
+    /// Another process wrote meanwhile; nothing was changed.
     Stale,
     /// The proof is no longer valid; nothing was changed.
     Unproven,

@@ -104,8 +104,8 @@ impl Rotate {
     /// decided first, and a clock that stepped far back closes the window. A grace of zero admits
     /// nothing, not even within the millisecond of the rotation. A rotation whose caller was never
     /// answered may be repeated however long the store was away: no caller holds its successor. A
-    /// generation that was never issued comes from a newer copy of this store: the older one must
-    /// not go on.
+    /// generation that was never issued is from a newer copy of this store: the older one must not
+    /// be used.
     pub fn decide(&self, family: &Family, last: LastRotation) -> Decision {
         if family.client != self.client || !family.is_valid(self.now) {
             return Decision::Unknown;

@@ -1,4 +1,4 @@
-//! What the administration services share: the caller must be an administrator.
+//! Shared check of the administration services: the caller must be an administrator.
 
 use tonic::Request;
 
@@ -11,7 +11,7 @@ use crate::{
 };
 
 impl GrpcServices {
-    /// Who calls, admitted to a scope.
+    /// Authenticates the caller and checks its scope.
     pub(super) async fn admin<T>(
         &self,
         call: &Call,

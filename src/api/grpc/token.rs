@@ -16,10 +16,10 @@ use crate::{
 };
 use secrecy::{ExposeSecret, SecretString};
 
-/// How many tokens of a batch are judged before other calls get their turn: unseen ones take a core
-/// 50 us each.
+/// Tokens of a batch that are verified before other calls get their turn: a token that is not
+/// cached takes a core for 50 us.
 const BETWEEN_YIELDS: usize = 32;
-/// The longest list in a request: more is refused before it is looked at.
+/// Maximum entries of a list in a request: a longer list is refused before it is read.
 const MAX_LIST: usize = 100;
 
 #[tonic::async_trait]

@@ -22,7 +22,7 @@ use super::{
     streams::Streams,
 };
 
-/// Cost of a WINDOW_UPDATE beyond those that our data brings; the other costs are multiples of it.
+/// Cost of a WINDOW_UPDATE beyond those that our data causes; the other costs are multiples of it.
 const UPDATE: i64 = 1;
 /// Cost of a PING.
 const PING_COST: i64 = 10;

@@ -236,7 +236,7 @@ fn certificates(pem: &[u8], file: &Path) -> Result<Vec<CertificateDer<'static>>,
     if chain.is_empty() { Err(broken()) } else { Ok(chain) }
 }
 
-/// Fails if the certificate is expired or not yet valid. webpki checks that before it looks for an
+/// Fails if the certificate is expired or not yet valid. webpki checks that before it searches an
 /// issuer, which it cannot find here.
 fn check_validity(
     leaf: &CertificateDer<'_>,

@@ -287,11 +287,12 @@ async fn load(
 
 /// Reads the configured master key; `why` it is needed is part of an error.
 fn sealer(config: &Config, why: &str) -> Result<Sealer, Failure> {
-    let refused = |error| {
-        let problem = match error {
+    let refused = |error: MasterKeyError| {
+        let problem = if let MasterKeyError::Missing(file) = error {
             // Its own advice, a new key, does not help here.
-            MasterKeyError::Missing(file) => format!("no master key at {}", file.display()),
-            error => error.to_string(),
+            format!("no master key at {}", file.display())
+        } else {
+            error.to_string()
         };
         Failure::setting("master_key_file", format!("{problem}: {why}"))
     };
@@ -329,7 +330,7 @@ fn failed(what: &str, error: &StoreError) -> Failure {
     // The import itself reports its problem as a corrupt record, which says nothing to the user.
     let problem = match error {
         StoreError::Corrupt(problem) => problem.to_string(),
-        error => ends::with_source(error),
+        StoreError::Unavailable(_) | StoreError::Full(_) => ends::with_source(error),
     };
     let problem = problem.strip_prefix("import: ").unwrap_or(&problem);
     Failure::Other(format!("{what}: {problem}"))

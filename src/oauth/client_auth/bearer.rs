@@ -12,9 +12,9 @@ use crate::{
 };
 
 impl ClientAuthenticator {
-    /// The client behind an access token for this service, and its claims. Draws on the client's
-    /// budget. A token that is not valid is always told so, for its owner must ask for a new one:
-    /// it costs too little to draw on a budget of failures.
+    /// Returns the client of an access token for this service, and its claims. Counts against the
+    /// client's budget. An invalid token always gets its error, because its owner must request a
+    /// new one; it is too cheap to count as a failure.
     pub async fn bearer(
         &self,
         call: &Call,

@@ -31,8 +31,8 @@ pub(crate) struct Batch {
     pub(crate) events: Vec<Document>,
     /// Position after them.
     pub(crate) resume_token: ResumeToken,
-    /// True if the server continues from there. The first batch comes at once and is mostly empty:
-    /// that proves little.
+    /// True if the server continues from there. The first batch arrives at once and is mostly
+    /// empty, which proves little.
     pub(crate) is_resumable: bool,
 }
 
