@@ -28,7 +28,8 @@ pub trait Wrapper: Send + Sync {
 /// Implements store traits for a [`Wrapper`](crate::store::Wrapper): each verb is called on the
 /// wrapped store within its `around`. Invoked as
 /// `pass_verbs!([S: Store] Metered<S>: ClientStore, KeyStore);`, with the generic parameters in
-/// brackets.
+/// brackets; or, for a store that is made of parts, as `pass_verbs!({ keys } Mongo: KeyStore);`,
+/// with the field of the part that implements the trait in braces.
 #[macro_export]
 #[doc(hidden)]
 macro_rules! pass_verbs {
@@ -150,6 +151,24 @@ macro_rules! pass_verbs {
                 })*
                 $(fn $plain(&self) -> $plain_output {
                     $crate::store::$trait::$plain($crate::store::Wrapper::wrapped(self))
+                })*
+            }
+        };
+    };
+    (@impl $trait:ident {$part:ident} $whole:ty, use { $($types:tt)* } {
+        $(async fn $verb:ident($($argument:ident: $type:ty),*) -> $output:ty;)*
+        $(fn $plain:ident() -> $plain_output:ty;)*
+    }) => {
+        const _: () = {
+            use $crate::{$($types)*};
+
+            #[async_trait::async_trait]
+            impl $crate::store::$trait for $whole {
+                $(async fn $verb(&self, $($argument: $type),*) -> $crate::store::Result<$output> {
+                    self.$part.$verb($($argument),*).await
+                })*
+                $(fn $plain(&self) -> $plain_output {
+                    self.$part.$plain()
                 })*
             }
         };

@@ -21,24 +21,24 @@ use crate::{
     store::{
         Result,
         mongo::{
-            BACKGROUND_TIMEOUT, Mongo, ServerInfo,
+            Mongo,
             audit::{node_lease::decode_head, query::is_sure, records},
-            collections::{
-                audiences, clients,
-                family_document::{self, revocation_of_family},
-                keys,
-                revocation_document::{document_id, epoch_location, epoch_of, revocation_of},
+            documents::{
+                audience, client,
+                family::{self, revocation_of_family},
+                keyset,
+                revocation::{document_id, epoch_location, epoch_of, revocation_of},
             },
             driver::{
                 codec::{Fields, uuid},
-                connection::Connection,
+                connection::{BACKGROUND_TIMEOUT, Connection},
                 error::{MongoError, OpenError},
+                handshake::{ServerInfo, handshake},
                 schema::{
                     self, AUDIENCES, AUDIT_LOGS, CLIENTS, EPOCHS, NODES, REVOCATIONS, SIGNING_KEYS,
                     TOKENS,
                 },
             },
-            handshake, unfinished_import,
         },
         transfer::{ExportRecord, ExportSource, VERSION, end, hex},
     },
@@ -83,7 +83,7 @@ impl Mongo {
         let ServerInfo { shows_snapshots, time, .. } = handshake(&connection).await?;
         schema::check_version(&connection).await?;
         if schema::is_importing(&connection).await? {
-            return Err(unfinished_import());
+            return Err(OpenError::unfinished_import());
         }
         let client = connection.client().clone();
         let session = async move { Ok(client.start_session().snapshot(true).await?) };
@@ -205,7 +205,7 @@ impl Export {
                     .find(CLIENTS, doc! { "deleted": false, "_id": { "$gt": after } }, limit)
                     .await?;
                 // A copy under another `_id` would make the export resume from its id, without end.
-                let read = |found: &Document| match clients::decode_without_use_counts(found)? {
+                let read = |found: &Document| match client::decode_without_use_counts(found)? {
                     client if found.get_str("_id").is_ok_and(|id| id == client.id.as_str()) => {
                         Ok(ExportRecord::Client(client))
                     }
@@ -243,7 +243,7 @@ impl Export {
                     )
                     .await?;
                 let read = |found: &Document| {
-                    audiences::decoded(found)
+                    audience::decoded(found)
                         .map(ExportRecord::Audience)
                         .map_err(|why| describe_document_error(found, &why))
                 };
@@ -255,19 +255,19 @@ impl Export {
                 let found = self.find(TOKENS, filter, limit).await?;
                 found
                     .iter()
-                    .map(|found| family_document::decoded(found).map(ExportRecord::Family))
+                    .map(|found| family::decoded(found).map(ExportRecord::Family))
                     .collect::<Result<_, _>>()?
             }
             Position::Revocations(after) => self.revocations(*after, limit).await?,
             Position::Tenants(after) => self.epochs("tenant", after.as_ref(), limit).await?,
             Position::OfClients(after) => {
                 let after = if let Some(EpochOf::Client(id)) = after { id.as_str() } else { "" };
-                let filter = doc! { clients::EPOCH: { "$gt": 0 }, "_id": { "$gt": after } };
+                let filter = doc! { client::EPOCH: { "$gt": 0 }, "_id": { "$gt": after } };
                 let read = |found: &Document| {
                     let fields = Fields::of("client", found);
                     Ok(ExportRecord::Epoch {
                         of: EpochOf::Client(fields.parse("_id")?),
-                        value: fields.count(clients::EPOCH)?,
+                        value: fields.count(client::EPOCH)?,
                     })
                 };
                 self.find(CLIENTS, filter, limit)
@@ -278,10 +278,10 @@ impl Export {
             }
             Position::Subjects(after) => self.epochs("subject", after.as_ref(), limit).await?,
             Position::Keyset => {
-                let found = self.find(SIGNING_KEYS, doc! { "_id": keys::KEYSET }, 1).await?;
+                let found = self.find(SIGNING_KEYS, doc! { "_id": keyset::KEYSET }, 1).await?;
                 found
                     .iter()
-                    .map(|found| keys::decoded(found).map(ExportRecord::Keyset))
+                    .map(|found| keyset::decoded(found).map(ExportRecord::Keyset))
                     .collect::<Result<_, _>>()?
             }
             Position::Chain(after) => {
@@ -353,7 +353,7 @@ impl Export {
         let mut items = Vec::new();
         // One more than `limit`, since the first document may have no uses left after this key.
         for found in self.find(CLIENTS, used, limit.saturating_add(1)).await? {
-            let mut uses = clients::uses(&found)?;
+            let mut uses = client::uses(&found)?;
             uses.sort_unstable_by(|one, other| one.secret.as_str().cmp(other.secret.as_str()));
             uses.retain(|used| {
                 after.is_none_or(|(client, secret)| {

@@ -14,22 +14,22 @@ use crate::{
     store::{
         Result,
         mongo::{
-            BACKGROUND_TIMEOUT, Mongo,
+            Mongo,
             audit::{node_lease, outbox::Entry, records},
-            collections::{
-                audiences, clients, family_document, keys,
-                revocation_document::{document_id, epoch_location},
+            documents::{
+                audience, client, family, keyset,
+                revocation::{document_id, epoch_location},
             },
             driver::{
                 codec::{count, date, encode, uuid},
-                connection::Connection,
+                connection::{BACKGROUND_TIMEOUT, Connection},
                 error::{MongoError, OpenError},
+                handshake::handshake,
                 schema::{
                     self, AUDIENCES, AUDIT_LOGS, CLIENTS, META, NODES, REVOCATIONS, SIGNING_KEYS,
                     TOKENS, WITH_OUTBOX,
                 },
             },
-            handshake, unfinished_import,
         },
         transfer::{Chains, Ending, ExportRecord, ImportTarget, VERSION},
     },
@@ -62,7 +62,7 @@ impl Mongo {
         handshake(&connection).await?;
         schema::prepare(&connection).await?;
         if schema::is_importing(&connection).await? {
-            return Err(unfinished_import());
+            return Err(OpenError::unfinished_import());
         }
         Ok(Import { connection, key, progress: Mutex::default() })
     }
@@ -121,7 +121,7 @@ impl Import {
                         "deleted": false,
                         "tenant": client.tenant.as_str(),
                         "revision": count(client.revision),
-                        "client": clients::without_use_counts(client)?,
+                        "client": client::without_use_counts(client)?,
                     });
                 }
                 ExportRecord::SecretUse { client, secret, last_used_at, use_count } => {
@@ -139,19 +139,19 @@ impl Import {
                 ExportRecord::Audience(record) => {
                     collection = AUDIENCES;
                     let mut document = doc! { "_id": record.audience.as_str() };
-                    document.extend(audiences::encoded(record)?);
+                    document.extend(audience::encoded(record)?);
                     documents.push(document);
                 }
                 ExportRecord::Family(family) => {
                     collection = TOKENS;
-                    documents.push(family_document::encoded(family)?);
+                    documents.push(family::encoded(family)?);
                 }
                 ExportRecord::Revocation(revocation) => self.revocation(revocation).await?,
                 ExportRecord::Epoch { of, value } => self.epoch(of, *value).await?,
                 ExportRecord::Keyset(keyset) => {
                     collection = SIGNING_KEYS;
                     let keyset_itself = encode("keyset", keyset)?;
-                    documents.push(doc! { "_id": keys::KEYSET, "revision": count(keyset.revision), "keyset": keyset_itself });
+                    documents.push(doc! { "_id": keyset::KEYSET, "revision": count(keyset.revision), "keyset": keyset_itself });
                 }
                 ExportRecord::Record { chain: name, sequence, node, event, hash } => {
                     let entry = Entry::new(event.clone())?;

@@ -12,12 +12,12 @@ use super::topology::{self, Member};
 use crate::{
     model::{Keyset, Timestamp},
     store::mongo::{
-        WIRE_VERSION,
-        collections::keys,
+        documents::keyset,
         driver::{
             codec::{Fields, as_uuid},
             connection::{self, Connection},
             error::{MongoError, OpenError, describe},
+            handshake::WIRE_VERSION,
             schema::{self, META, NODES, SIGNING_KEYS},
         },
     },
@@ -250,8 +250,9 @@ fn compare(before: Option<&Document>, after: &Document, at: i64) -> NodeSeen {
 async fn keyset(connection: &Connection) -> Result<Option<Keyset>, MongoError> {
     let found = connection.collection(SIGNING_KEYS);
     let found =
-        run(connection, async move { found.find_one(doc! { "_id": keys::KEYSET }).await }).await?;
-    found.as_ref().map(keys::decoded).transpose()
+        run(connection, async move { found.find_one(doc! { "_id": keyset::KEYSET }).await })
+            .await?;
+    found.as_ref().map(keyset::decoded).transpose()
 }
 
 /// Median time of a few writes in a row.

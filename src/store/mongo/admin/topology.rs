@@ -14,10 +14,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::store::mongo::{
-    WIRE_VERSION,
-    driver::{connection, error::OpenError},
-};
+use crate::store::mongo::driver::{connection, error::OpenError, handshake::WIRE_VERSION};
 
 /// Timeout of each step of a probe.
 const STEP_TIMEOUT: Duration = Duration::from_secs(2);

@@ -7,7 +7,7 @@ use std::{
     collections::HashSet,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -64,15 +64,15 @@ struct Job {
 pub(crate) struct ChainHandle {
     queue: ArcSwapOption<mpsc::Sender<Job>>,
     tail: broadcast::WeakSender<Option<Arc<Record>>>,
-    state: Arc<State>,
+    state: Arc<ChainState>,
     task: Mutex<Option<JoinHandle<()>>>,
     deadline: Duration,
     /// Sequence of the chain at the start of this process.
     start_sequence: u64,
 }
 
-/// State that the task and its callers share.
-struct State {
+/// ChainState that the task and its callers share.
+struct ChainState {
     sequence: AtomicU64,
     /// True if the last attempt to write failed.
     is_retrying: AtomicBool,
@@ -81,9 +81,11 @@ struct State {
     /// Outbox entries in the queue or in a running write, with or without a waiting caller: they
     /// will be in the chain.
     in_flight: Mutex<HashSet<Uuid>>,
+    /// Number of entries in the queue or in a running write, also of those that no outbox holds.
+    pending: AtomicUsize,
 }
 
-impl State {
+impl ChainState {
     fn writing_since(&self) -> MutexGuard<'_, Option<Instant>> {
         self.writing_since.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -112,11 +114,12 @@ impl ChainHandle {
         let (queue, jobs) = mpsc::channel(QUEUE_MAX);
         let tail = broadcast::Sender::new(SUBSCRIBER_LAG_MAX);
         let weak = tail.downgrade();
-        let state = Arc::new(State {
+        let state = Arc::new(ChainState {
             sequence: AtomicU64::new(tip.sequence),
             is_retrying: AtomicBool::new(false),
             writing_since: Mutex::default(),
             in_flight: Mutex::default(),
+            pending: AtomicUsize::new(0),
         });
         let (deadline, start_sequence) = (connection.deadline(), tip.sequence);
         let writer =
@@ -159,6 +162,7 @@ impl ChainHandle {
         if owner.is_some() {
             self.state.in_flight().extend(entries.iter().map(|entry| entry.id));
         }
+        self.state.pending.fetch_add(entries.len(), SeqCst);
         place.send(Job { entries, owner, reply: Some(reply) });
         let left = self.deadline.saturating_sub(since.elapsed());
         timeout(left, answer)
@@ -175,11 +179,12 @@ impl ChainHandle {
             return self.append(vec![entry], None).await;
         }
         let queue = self.queue.load_full().ok_or(MongoError::Closed)?;
-        let sent = queue.send(Job { entries: vec![entry], owner: None, reply: None });
-        timeout(self.deadline, sent)
-            .await
-            .map_err(|_| MongoError::TooManyPending)?
-            .map_err(|_| MongoError::Closed)
+        let place = timeout(self.deadline, queue.reserve()).await;
+        let place =
+            place.map_err(|_| MongoError::TooManyPending)?.map_err(|_| MongoError::Closed)?;
+        self.state.pending.fetch_add(1, SeqCst);
+        place.send(Job { entries: vec![entry], owner: None, reply: None });
+        Ok(())
     }
 
     /// Returns true if this outbox entry is on its way into the chain.
@@ -191,9 +196,14 @@ impl ChainHandle {
         self.tail.upgrade().map_or_else(|| broadcast::channel(1).1, |tail| tail.subscribe())
     }
 
-    /// Sender of new records; `None` once the store is closed.
-    pub(super) fn subscribers(&self) -> Option<broadcast::Sender<Option<Arc<Record>>>> {
-        self.tail.upgrade()
+    /// Sender of new records, as long as the store is open.
+    pub(super) fn weak_subscribers(&self) -> broadcast::WeakSender<Option<Arc<Record>>> {
+        self.tail.clone()
+    }
+
+    /// Number of entries that are accepted and not yet durable.
+    pub(super) fn pending(&self) -> usize {
+        self.state.pending.load(SeqCst)
     }
 
     /// Accepts no more entries and waits for those in flight, up to a timeout. Returns true if none
@@ -207,7 +217,10 @@ impl ChainHandle {
         if !ended {
             // The task holds no driver future: those run in tasks of their own.
             abort.abort();
-            tracing::error!("shutdown timed out, dropped unacknowledged audit records");
+            tracing::error!(
+                records = self.pending(),
+                "shutdown timed out, dropped unacknowledged audit records"
+            );
         }
         ended
     }
@@ -220,7 +233,7 @@ struct ChainWriter {
     tip: ChainTip,
     cleaner: OutboxCleaner,
     tail: broadcast::Sender<Option<Arc<Record>>>,
-    state: Arc<State>,
+    state: Arc<ChainState>,
 }
 
 /// Record with its document.
@@ -241,6 +254,7 @@ impl ChainWriter {
             *self.state.writing_since() = None;
             for job in jobs.drain(..) {
                 self.state.remove_in_flight(&job.entries);
+                self.state.pending.fetch_sub(job.entries.len(), SeqCst);
                 if let Some(reply) = job.reply {
                     // The receiver may be gone; that is fine.
                     let _ = reply.send(written.clone());
@@ -438,5 +452,33 @@ impl PreparedRecord {
             document.insert(LATE_FIELD, true);
         }
         document
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Action, Stamp, Timestamp};
+
+    /// Records that are not durable when the time for closing is over are counted, with those that
+    /// no caller waits for.
+    #[tokio::test(start_paused = true)]
+    async fn records_dropped_at_a_stop_are_counted() {
+        // Nothing listens there.
+        let connection = Connection::new("mongodb://127.0.0.1:1", Duration::from_secs(1)).await;
+        let connection = Arc::new(connection.unwrap());
+        let key = ChainKey::new([7; 32]);
+        let node = Arc::new(Node::unregistered("a", key.clone()));
+        let cleaner = OutboxCleaner::start(connection.clone());
+        let chain = ChainHandle::start(connection, node, key, ChainTip::GENESIS, cleaner);
+        let entry = || {
+            let event = Stamp::internal(Timestamp::EPOCH).done(Action::ServerStarted, "");
+            Entry::new(event).unwrap()
+        };
+        chain.append_soon(entry()).await.unwrap();
+        chain.append(vec![entry(), entry()], None).await.unwrap_err();
+        assert_eq!(chain.pending(), 3);
+        assert!(!chain.close().await);
+        assert_eq!(chain.pending(), 3);
     }
 }

@@ -1,10 +1,13 @@
 //! The audit trail: outboxes in changed documents, and one chain of records for each node.
 
-pub(super) mod chain_writer;
+mod chain_writer;
+mod log;
 pub(super) mod node_lease;
 pub(super) mod outbox;
-pub(super) mod outbox_cleaner;
+mod outbox_cleaner;
 pub(super) mod query;
 pub(super) mod records;
 pub(super) mod recovery;
-pub(super) mod remote_tail;
+mod remote_tail;
+
+pub(super) use self::log::AuditLog;

@@ -102,7 +102,23 @@ impl Node {
             }
             None => Timestamp::EPOCH,
         };
-        let node = Self {
+        Ok((Self::of_session(name, session, key, newest, cluster_time), before))
+    }
+
+    /// A node that holds no name.
+    #[cfg(test)]
+    pub(super) fn unregistered(name: &str, key: ChainKey) -> Self {
+        Self::of_session(name, Uuid::new_v4(), key, Timestamp::EPOCH, Timestamp::EPOCH)
+    }
+
+    fn of_session(
+        name: &str,
+        session: Uuid,
+        key: ChainKey,
+        newest: Timestamp,
+        cluster_time: Timestamp,
+    ) -> Self {
+        Self {
             name: name.into(),
             session,
             key,
@@ -116,8 +132,7 @@ impl Node {
                 last: i64::try_from(session.as_u128() >> 68).unwrap_or_default(),
                 sent: Vec::new(),
             }),
-        };
-        Ok((node, before))
+        }
     }
 
     /// Id of the process.

@@ -8,13 +8,12 @@ use mongodb::bson::{Bson, Document, RawDocument, RawDocumentBuf, doc};
 use tokio::sync::broadcast;
 
 use super::{
+    AuditLog,
     node_lease::{decode_head, decode_sealed_head},
-    outbox::Entry,
     records::{
         TIME_FIELD, UNREADABLE_TIME, chain_end_id, decoded, has_position, last_record,
         read_records, record_id, sealed, shown,
     },
-    remote_tail,
 };
 use crate::{
     crypto::chain::{Claim, Head},
@@ -23,15 +22,13 @@ use crate::{
         event::{Filter, Place},
     },
     store::{
-        AuditStore, Result, Store, Writer,
-        mongo::{
-            Mongo,
-            driver::{
-                codec::Fields,
-                error::MongoError,
-                query::find_sorted,
-                schema::{AUDIT_LOGS, NODES, WITNESSES},
-            },
+        AuditStore, Result, Writer,
+        mongo::driver::{
+            codec::Fields,
+            error::MongoError,
+            handshake::server_time,
+            query::find_sorted,
+            schema::{AUDIT_LOGS, NODES, WITNESSES},
         },
     },
 };
@@ -41,14 +38,13 @@ use crate::{
 const HEARTBEAT_AGE_MAX: Duration = Duration::from_secs(30);
 
 #[async_trait]
-impl AuditStore for Mongo {
+impl AuditStore for AuditLog {
     async fn append(&self, event: Event) -> Result<()> {
-        Ok(self.shared.append(event).await?)
+        Ok(self.append_event(event).await?)
     }
 
     async fn append_soon(&self, event: Event) -> Result<()> {
-        self.shared.observe_time(event.at);
-        Ok(self.shared.chain.append_soon(Entry::new(event)?).await?)
+        Ok(self.append_event_soon(event).await?)
     }
 
     async fn events(
@@ -85,11 +81,11 @@ impl AuditStore for Mongo {
     }
 
     async fn chains(&self) -> Result<Vec<Arc<str>>> {
-        let nodes = self.shared.connection.collection(NODES);
+        let nodes = self.connection.collection(NODES);
         let read =
             async move { Ok(nodes.find(doc! {}).await?.try_collect::<Vec<Document>>().await?) };
         let mut names = BTreeSet::new();
-        for node in self.shared.connection.call(read).await? {
+        for node in self.connection.call(read).await? {
             // Others can write to the database too: a document that is not a node's is no chain
             // either.
             if let (Ok(name), Ok(Some(_))) =
@@ -117,7 +113,7 @@ impl AuditStore for Mongo {
     }
 
     async fn chain(&self, name: &str, after: u64, limit: usize) -> Result<Vec<Record>> {
-        let found = read_records(&self.shared.connection, name, after, limit).await?;
+        let found = read_records(&self.connection, name, after, limit).await?;
         Ok(found.iter().filter_map(shown).collect())
     }
 
@@ -125,11 +121,8 @@ impl AuditStore for Mongo {
         let noted = self.stored_head(chain).await?;
         // The stored head lags behind the chain. After it, each record's own seal counts; records
         // that it covers and that are missing were cut off.
-        let last = last_record(&self.shared.connection, chain)
-            .await?
-            .as_ref()
-            .map(own_seal)
-            .transpose()?;
+        let last =
+            last_record(&self.connection, chain).await?.as_ref().map(own_seal).transpose()?;
         Ok(match (noted, last) {
             (Some(noted), Some(last)) if last.sequence <= noted.sequence => Some(noted),
             (noted, last) => last.or(noted),
@@ -137,18 +130,18 @@ impl AuditStore for Mongo {
     }
 
     async fn writer(&self, chain: &str) -> Result<Writer> {
-        if self.shared.node.name.as_ref() == chain {
+        if self.node.name.as_ref() == chain {
             return Ok(Writer::This);
         }
         // Includes a chain without records: its head is stored some time before its first record is
         // covered by it.
         let head =
             self.node_of(chain).await?.and_then(|node| decode_sealed_head(&node).ok().flatten());
-        let head = head.filter(|head| self.shared.node.key.check(head));
+        let head = head.filter(|head| self.node.key.check(head));
         let Some(head) = head.filter(|head| head.claim != Claim::Closed) else {
             return Ok(Writer::NotRunning);
         };
-        let now = self.time().await?.unwrap_or(Timestamp::EPOCH);
+        let now = server_time(&self.connection).await?.unwrap_or(Timestamp::EPOCH);
         Ok(if is_sure(&head, now) { Writer::Another } else { Writer::NotRunning })
     }
 
@@ -163,7 +156,7 @@ impl AuditStore for Mongo {
         loop {
             let query = doc! { "$and": [has_position(), doc! { "event.action": WITNESSES, "_id": { "$gt": after.clone() } }] };
             let found = find_sorted(
-                &self.shared.connection,
+                &self.connection,
                 AUDIT_LOGS,
                 query,
                 doc! { "_id": 1 },
@@ -171,9 +164,8 @@ impl AuditStore for Mongo {
                 room,
             )
             .await?;
-            let is_sealed = |found: &&Document| {
-                sealed(found).is_ok_and(|head| self.shared.node.key.check(&head))
-            };
+            let is_sealed =
+                |found: &&Document| sealed(found).is_ok_and(|head| self.node.key.check(&head));
             let ours = found.iter().filter(is_sealed).filter_map(|found| decoded(found).ok());
             let ours: Vec<Record> = ours.take(limit).collect();
             if room == 0 || found.len() < room || !ours.is_empty() {
@@ -188,13 +180,13 @@ impl AuditStore for Mongo {
     }
 
     fn tail(&self) -> broadcast::Receiver<Option<Arc<Record>>> {
-        let records = self.shared.chain.subscribe();
-        remote_tail::listen(&self.shared);
+        let records = self.chain.subscribe();
+        self.remote_tail.start();
         records
     }
 }
 
-impl Mongo {
+impl AuditLog {
     /// Stored head of a chain. An unreadable one counts as none: the end of the chain is then
     /// uncertain.
     async fn stored_head(&self, chain: &str) -> Result<Option<Head>, MongoError> {
@@ -202,11 +194,8 @@ impl Mongo {
     }
 
     async fn node_of(&self, chain: &str) -> Result<Option<Document>, MongoError> {
-        let (nodes, id) = (self.shared.connection.collection(NODES), chain.to_owned());
-        self.shared
-            .connection
-            .call(async move { Ok(nodes.find_one(doc! { "_id": id }).await?) })
-            .await
+        let (nodes, id) = (self.connection.collection(NODES), chain.to_owned());
+        self.connection.call(async move { Ok(nodes.find_one(doc! { "_id": id }).await?) }).await
     }
 
     /// Reads up to `limit` records. Documents without a position end no page.
@@ -221,7 +210,7 @@ impl Mongo {
             let (query, room) =
                 (doc! { "$and": query.clone() }, limit.saturating_sub(records.len()));
             let page = find_sorted(
-                &self.shared.connection,
+                &self.connection,
                 AUDIT_LOGS,
                 query,
                 sort.clone(),
@@ -243,12 +232,11 @@ impl Mongo {
         // Up to the first `_id` of another shape.
         let mut filter = doc! { "_id": { "$gt": after, "$lt": { "chain": {} } } };
         filter.extend(has_position());
-        let logs =
-            self.shared.connection.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>();
+        let logs = self.connection.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>();
         let read = async move {
             Ok(logs.find_one(filter).sort(doc! { "_id": 1 }).projection(doc! { "_id": 1 }).await?)
         };
-        let found = self.shared.connection.call(read).await?;
+        let found = self.connection.call(read).await?;
         Ok(found.as_ref().and_then(|found| found.get_document("_id").ok()).and_then(name_in))
     }
 }

@@ -14,7 +14,11 @@
 //!
 //! The table of an entry's states is in `outbox`.
 
-use std::{collections::HashSet, sync::atomic::Ordering::SeqCst, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{Arc, atomic::Ordering::SeqCst},
+    time::Duration,
+};
 
 use futures_util::TryStreamExt as _;
 use mongodb::{
@@ -24,23 +28,22 @@ use mongodb::{
 use uuid::Uuid;
 
 use super::{
+    AuditLog,
     outbox::{Claim, Entry, EntryHeader, OutboxOwner},
     records::{LATE_FIELD, decoded, sealed},
 };
 use crate::{
     model::{Action, Event, Stamp, Timestamp},
-    store::mongo::{
-        Shared,
-        driver::{
-            codec::{Fields, as_uuid, count, elements, lenient, uuid},
-            error::MongoError,
-            schema::{AUDIT_LOGS, WITH_OUTBOX, outbox_hint},
-        },
+    store::mongo::driver::{
+        codec::{Fields, as_uuid, count, elements, lenient, uuid},
+        connection::{BACKGROUND_TIMEOUT, pause},
+        error::MongoError,
+        schema::{AUDIT_LOGS, WITH_OUTBOX, outbox_hint},
     },
 };
 
 /// Interval between two passes: longer than any caller waits for a record.
-pub(crate) const INTERVAL: Duration = Duration::from_secs(30);
+const INTERVAL: Duration = Duration::from_secs(30);
 /// Documents read at once, and the most with orphaned entries that one pass handles.
 const PAGE_DOCUMENTS: usize = 1_000;
 /// Records about forged entries of one document: a document may hold a million.
@@ -83,26 +86,42 @@ struct Forged {
 
 /// Entries seen in the last pass, and documents reported.
 #[derive(Default)]
-pub(crate) struct Recovery {
+struct Recovery {
     /// Ids of entries, each with its claim.
     previous: HashSet<(Uuid, Option<Uuid>)>,
     /// Documents that could not be cleaned.
     reported: HashSet<(&'static str, String)>,
 }
 
+/// Records what earlier processes of this node left behind, then starts the task that looks for
+/// the entries of all nodes until the connection is closed.
+pub(crate) async fn start(log: &Arc<AuditLog>) -> Result<(), MongoError> {
+    let mut recovery = Recovery::default();
+    recovery.run(log, true).await?;
+    let log = log.clone();
+    tokio::spawn(async move {
+        loop {
+            pause(INTERVAL).await;
+            if log.connection.is_closed() {
+                return;
+            }
+            if let Err(fault) = recovery.run(&log, false).await {
+                tracing::warn!(%fault, "cannot check for orphaned audit events");
+            }
+        }
+    });
+    Ok(())
+}
+
 impl Recovery {
     /// Runs one pass. If `is_startup`, entries of this node's earlier processes do not wait for a
     /// second pass.
-    pub(crate) async fn run(
-        &mut self,
-        shared: &Shared,
-        is_startup: bool,
-    ) -> Result<(), MongoError> {
+    async fn run(&mut self, log: &AuditLog, is_startup: bool) -> Result<(), MongoError> {
         let mut found = HashSet::new();
         for collection in WITH_OUTBOX {
-            let Found { orphans, forged } = self.find_orphans(shared, collection).await?;
+            let Found { orphans, forged } = self.find_orphans(log, collection).await?;
             for forged in forged {
-                if let Err(fault) = self.reject_forged(shared, forged).await {
+                if let Err(fault) = self.reject_forged(log, forged).await {
                     tracing::error!(%fault, collection, "cannot remove a forged outbox entry yet");
                 }
             }
@@ -110,16 +129,14 @@ impl Recovery {
                 let (id, claim) =
                     (orphan.header.id, orphan.header.claim.as_ref().map(|claim| claim.id));
                 found.insert((id, claim));
-                let is_own = is_startup && orphan.header.node == shared.node.name.as_ref();
+                let is_own = is_startup && orphan.header.node == log.node.name.as_ref();
                 // An entry in flight in this node's own chain must not be appended twice.
-                if !(is_own || self.previous.contains(&(id, claim)))
-                    || shared.chain.is_in_flight(id)
-                {
+                if !(is_own || self.previous.contains(&(id, claim))) || log.chain.is_in_flight(id) {
                     continue;
                 }
                 // An entry that cannot be recorded must not hold up the others; the next pass tries
                 // it again.
-                if let Err(fault) = recover(shared, orphan).await {
+                if let Err(fault) = recover(log, orphan).await {
                     tracing::error!(
                         %fault, collection,
                         "cannot record an orphaned audit event yet"
@@ -133,9 +150,9 @@ impl Recovery {
 
     /// Removes forged entries and reports them. Of several nodes that find them, the one that
     /// removes them reports.
-    async fn reject_forged(&mut self, shared: &Shared, forged: Forged) -> Result<(), MongoError> {
+    async fn reject_forged(&mut self, log: &AuditLog, forged: Forged) -> Result<(), MongoError> {
         let Forged { owner, name, entries, .. } = &forged;
-        let is_taken_out = match forged.remove(shared).await? {
+        let is_taken_out = match forged.remove(log).await? {
             Outcome::Removed => true,
             Outcome::NotFound => false,
             Outcome::Changed => return Ok(()),
@@ -149,7 +166,7 @@ impl Recovery {
             "rejected a forged outbox entry; check who can write to the database"
         );
         let now = Timestamp::from_millis(
-            shared.node.observed_time.load(SeqCst).max(shared.node.persisted_time.load(SeqCst)),
+            log.node.observed_time.load(SeqCst).max(log.node.persisted_time.load(SeqCst)),
         );
         // Remembered before it is recorded, so that a failing trail does not make every pass start
         // anew.
@@ -157,13 +174,12 @@ impl Recovery {
             self.reported.insert((owner.collection, name.clone()));
         }
         for _ in 0..(*entries).min(FORGED_RECORDS_MAX) {
-            shared
-                .append(Stamp::internal(now).refused(
-                    Action::EntryRefused,
-                    target.as_str(),
-                    "forged",
-                ))
-                .await?;
+            log.append_event(Stamp::internal(now).refused(
+                Action::EntryRefused,
+                target.as_str(),
+                "forged",
+            ))
+            .await?;
         }
         Ok(())
     }
@@ -171,20 +187,20 @@ impl Recovery {
     /// Reads on until enough documents have an authentic entry: those without must not hide them.
     async fn find_orphans(
         &self,
-        shared: &Shared,
+        log: &AuditLog,
         collection: &'static str,
     ) -> Result<Found, MongoError> {
-        let owners = shared.connection.collection(collection).clone_with_type::<RawDocumentBuf>();
+        let owners = log.connection.collection(collection).clone_with_type::<RawDocumentBuf>();
         let query = async move {
             let found = owners.find(doc! { "outbox.id": { "$exists": true } }).hint(outbox_hint());
             Ok(found.projection(doc! { "outbox": 1 }).batch_size(PAGE_DOCUMENTS as u32).await?)
         };
-        let mut cursor = shared.connection.call(query).await?;
+        let mut cursor = log.connection.call(query).await?;
         let (mut all, mut with_orphans) = (Found::default(), 0);
         while with_orphans < PAGE_DOCUMENTS {
-            let (rest, page) = shared.connection.call(read_page(cursor)).await?;
+            let (rest, page) = log.connection.call(read_page(cursor)).await?;
             for raw in &page {
-                let Found { orphans, forged } = read_outbox(shared, collection, raw);
+                let Found { orphans, forged } = read_outbox(log, collection, raw);
                 with_orphans += usize::from(!orphans.is_empty());
                 all.orphans.extend(orphans);
                 if let Some(forged) = forged.into_iter().find(|forged| self.is_unreported(forged))
@@ -225,7 +241,7 @@ impl Forged {
     /// Keeps the authentic entries and removes the rest. An unreadable entry can be named neither
     /// by content nor by id, so an outbox that has changed since it was read is left to the next
     /// pass: an event may have been added.
-    async fn remove(&self, shared: &Shared) -> Result<Outcome, MongoError> {
+    async fn remove(&self, log: &AuditLog) -> Result<Outcome, MongoError> {
         if self.has_unreadable_id {
             return Ok(Outcome::NotFound);
         }
@@ -247,10 +263,10 @@ impl Forged {
             doc! { "$set": { "outbox": { "$cond": [{ "$isArray": "$outbox" }, kept, "$$REMOVE"] } } },
         ];
         let (owners, filter) = (
-            shared.connection.collection(self.owner.collection),
+            log.connection.collection(self.owner.collection),
             doc! { "_id": self.owner.id.clone() },
         );
-        let written = shared
+        let written = log
             .connection
             .call(async move { Ok(owners.update_one(filter, update).await?) })
             .await?;
@@ -275,7 +291,7 @@ async fn read_page(
 }
 
 /// Reads the outbox of a document.
-fn read_outbox(shared: &Shared, collection: &'static str, raw: &RawDocument) -> Found {
+fn read_outbox(log: &AuditLog, collection: &'static str, raw: &RawDocument) -> Found {
     let field = |name: &str| {
         let mut fields = raw.iter_elements().map_while(Result::ok);
         fields.find(|field| field.key().as_str() == name)
@@ -297,7 +313,7 @@ fn read_outbox(shared: &Shared, collection: &'static str, raw: &RawDocument) -> 
             match entry
                 .as_ref()
                 .and_then(Bson::as_document)
-                .and_then(|entry| authentic_entry(shared, &owner, entry))
+                .and_then(|entry| authentic_entry(log, &owner, entry))
             {
                 Some((orphan, key)) => {
                     found.orphans.push(orphan);
@@ -315,13 +331,13 @@ fn read_outbox(shared: &Shared, collection: &'static str, raw: &RawDocument) -> 
 
 /// Decodes an authentic entry, with its id and MAC; `None` for any other.
 fn authentic_entry(
-    shared: &Shared,
+    log: &AuditLog,
     owner: &OutboxOwner,
     entry: &Document,
 ) -> Option<(OrphanedEntry, Document)> {
     let header = EntryHeader::read(entry).ok()?;
     let event = Entry::with_id(header.id, Fields::of("outbox", entry).part("event").ok()?).ok()?;
-    let is_authentic = header.is_authentic(&shared.node.key, owner, &event.body, entry);
+    let is_authentic = header.is_authentic(&log.node.key, owner, &event.body, entry);
     let key = doc! { "id": uuid(header.id), "mac": entry.get("mac").cloned().unwrap_or_default() };
     is_authentic.then(|| (OrphanedEntry { owner: owner.clone(), header, entry: event }, key))
 }
@@ -338,20 +354,20 @@ fn short_id(id: &Bson) -> String {
 /// its time, which is the same in each chain; one in the chain of the node that had to record it is
 /// preferred. A record from an import names no entry: there the event decides.
 async fn find_record(
-    shared: &Shared,
+    log: &AuditLog,
     header: &EntryHeader,
     event: &Event,
 ) -> Result<Option<ExistingRecord>, MongoError> {
     let none = Uuid::nil();
     let filter =
         doc! { "event.at": event.at.millis(), "entry": { "$in": [uuid(header.id), uuid(none)] } };
-    let logs = shared.connection.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>();
+    let logs = log.connection.collection(AUDIT_LOGS).clone_with_type::<RawDocumentBuf>();
     let read = async move {
         Ok(logs.find(filter).await?.map_ok(|raw| lenient(&raw)).try_collect::<Vec<_>>().await?)
     };
-    let found = shared.connection.within(crate::store::mongo::BACKGROUND_TIMEOUT, read).await?;
+    let found = log.connection.within(BACKGROUND_TIMEOUT, read).await?;
     let authentic =
-        found.iter().filter(|found| sealed(found).is_ok_and(|head| shared.node.key.check(&head)));
+        found.iter().filter(|found| sealed(found).is_ok_and(|head| log.node.key.check(&head)));
     let of_entry = authentic.filter_map(|found| {
         let (record, entry) =
             (decoded(found).ok()?, Fields::of("audit record", found).uuid("entry").ok()?);
@@ -374,15 +390,15 @@ struct ExistingRecord {
     is_late: bool,
 }
 
-async fn recover(shared: &Shared, orphan: OrphanedEntry) -> Result<(), MongoError> {
+async fn recover(log: &AuditLog, orphan: OrphanedEntry) -> Result<(), MongoError> {
     let OrphanedEntry { owner, header, entry } = orphan;
     // The node may have recorded it and died before the cleanup.
-    let Some(recorded) = find_record(shared, &header, &entry.event).await? else {
+    let Some(recorded) = find_record(log, &header, &entry.event).await? else {
         // Of two nodes that find it, the one whose claim is applied appends it.
         let claim = Claim { id: Uuid::now_v7(), from: header.origin().to_owned() };
-        let (name, after) = (shared.node.name.as_ref().to_owned(), shared.chain.sequence());
+        let (name, after) = (log.node.name.as_ref().to_owned(), log.chain.sequence());
         let claimed_header = EntryHeader { id: header.id, node: name, after, claim: Some(claim) };
-        let fields = claimed_header.fields(&shared.node.key, &owner, &entry.body);
+        let fields = claimed_header.fields(&log.node.key, &owner, &entry.body);
         let claimed_header: Document =
             fields.into_iter().map(|(field, value)| (format!("outbox.$.{field}"), value)).collect();
         let found_header = doc! {
@@ -392,10 +408,9 @@ async fn recover(shared: &Shared, orphan: OrphanedEntry) -> Result<(), MongoErro
             "claim": header.claim.as_ref().map(|claim| uuid(claim.id)),
         };
         let filter = doc! { "_id": owner.id.clone(), "outbox": { "$elemMatch": found_header } };
-        let owners = shared.connection.collection(owner.collection);
+        let owners = log.connection.collection(owner.collection);
         let claimed =
-            shared
-                .connection
+            log.connection
                 .call(async move {
                     Ok(owners.update_one(filter, doc! { "$set": claimed_header }).await?)
                 })
@@ -410,18 +425,18 @@ async fn recover(shared: &Shared, orphan: OrphanedEntry) -> Result<(), MongoErro
             "recorded an orphaned audit event"
         );
         let event = Event { recovered_from: Some(from.into()), ..entry.event };
-        return shared.chain.append(vec![Entry::with_id(header.id, event)?], Some(owner)).await;
+        return log.chain.append(vec![Entry::with_id(header.id, event)?], Some(owner)).await;
     };
     // Recorded by the process that made the change, which in all likelihood answered its caller if
     // that still waited. Not so after a claim; and this process knows its own answers.
     let was_awaited = recorded.by_its_node && !recorded.is_late;
-    let from_other_process = header.node != shared.node.name.as_ref()
-        || shared.chain.is_from_earlier_process(header.after);
+    let from_other_process =
+        header.node != log.node.name.as_ref() || log.chain.is_from_earlier_process(header.after);
     if header.claim.is_none()
-        && ((was_awaited && from_other_process) || shared.cleaner.was_answered(header.id))
+        && ((was_awaited && from_other_process) || log.cleaner.was_answered(header.id))
     {
-        shared.cleaner.answered(owner.clone(), header.id);
+        log.cleaner.answered(owner.clone(), header.id);
     }
-    shared.cleaner.recorded(owner, vec![header.id]);
+    log.cleaner.recorded(owner, vec![header.id]);
     Ok(())
 }

@@ -1,34 +1,55 @@
 //! Audiences: one document each, with the tenant that it belongs to. A released audience leaves its
 //! outbox behind, so that the record of the release is not lost with it.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use mongodb::bson::{Document, doc};
 
+use super::confirm_durable;
 use crate::{
     model::{Audience, AudienceRecord, Event, TenantId},
     store::{
         AudienceStore, Creation, FoundAudience, Result, Write,
         mongo::{
-            Mongo, Shared,
-            audit::outbox::{AuditedChange, OutboxOwner},
+            audit::{
+                AuditLog,
+                outbox::{AuditedChange, OutboxOwner},
+            },
+            documents::audience::{decoded, encoded},
             driver::{
                 codec::{Fields, before, count, encode},
+                connection::Connection,
                 error::MongoError,
-                query::find_sorted,
+                query::{find_latest, find_sorted},
                 schema::AUDIENCES,
             },
-            run_detached,
         },
     },
 };
 
+/// The collection `audiences`.
+#[derive(Clone)]
+pub(crate) struct Audiences {
+    connection: Arc<Connection>,
+    audit: Arc<AuditLog>,
+}
+
+impl Audiences {
+    pub(crate) const fn new(connection: Arc<Connection>, audit: Arc<AuditLog>) -> Self {
+        Self { connection, audit }
+    }
+}
+
 #[async_trait]
-impl AudienceStore for Mongo {
+impl AudienceStore for Audiences {
     async fn audience(&self, audience: &Audience) -> Result<Option<FoundAudience>> {
-        let document = self
-            .shared
-            .latest(AUDIENCES, doc! { "_id": audience.as_str(), "released": { "$ne": true } })
-            .await?;
+        let document = find_latest(
+            &self.connection,
+            AUDIENCES,
+            doc! { "_id": audience.as_str(), "released": { "$ne": true } },
+        )
+        .await?;
         Ok(document.map(|document| found(audience.clone(), &document)))
     }
 
@@ -38,34 +59,32 @@ impl AudienceStore for Mongo {
         after: Option<&Audience>,
         limit: usize,
     ) -> Result<Vec<FoundAudience>> {
-        Ok(self.shared.audiences(tenant, after, limit).await?)
+        Ok(self.list(tenant, after, limit).await?)
     }
 
     async fn claim_audience(&self, record: &AudienceRecord, event: Event) -> Result<Creation> {
-        let (shared, record) = (self.shared.clone(), record.clone());
-        run_detached(&self.shared, async move { shared.claim_audience(&record, event).await }).await
+        let (audiences, record) = (self.clone(), record.clone());
+        self.connection.run_detached(async move { audiences.claim(&record, event).await }).await
     }
 
     async fn replace_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write> {
-        let (shared, record) = (self.shared.clone(), record.clone());
-        run_detached(&self.shared, async move { shared.replace_audience(&record, event).await })
-            .await
+        let (audiences, record) = (self.clone(), record.clone());
+        self.connection.run_detached(async move { audiences.replace(&record, event).await }).await
     }
 
     async fn release_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write> {
-        let (shared, record) = (self.shared.clone(), record.clone());
-        run_detached(&self.shared, async move { shared.release_audience(&record, event).await })
-            .await
+        let (audiences, record) = (self.clone(), record.clone());
+        self.connection.run_detached(async move { audiences.release(&record, event).await }).await
     }
 }
 
-impl Shared {
-    pub(super) async fn claim_audience(
+impl Audiences {
+    pub(super) async fn claim(
         &self,
         record: &AudienceRecord,
         event: Event,
     ) -> Result<Creation, MongoError> {
-        let (audited, owner) = (self.audited_change([event])?, owner(&record.audience));
+        let (audited, owner) = (self.audit.change([event])?, owner(&record.audience));
         // The document of a released audience is reused; any other blocks the upsert by its `_id`.
         let filter = doc! { "_id": record.audience.as_str(), "released": true };
         let update = doc! { "$set": encoded(record)?, "$push": { "outbox": audited.push(&owner) } };
@@ -76,63 +95,63 @@ impl Shared {
             .await
         {
             Err(fault) if fault.is_duplicate() => {
-                self.confirm_durable(owner).await?;
+                confirm_durable(&self.connection, owner).await?;
                 return Ok(Creation::Taken);
             }
             outcome => drop(outcome?),
         }
-        self.record(audited, owner).await?;
+        self.audit.record(audited, owner).await?;
         Ok(Creation::Created)
     }
 
-    pub(super) async fn replace_audience(
+    pub(super) async fn replace(
         &self,
         record: &AudienceRecord,
         event: Event,
     ) -> Result<Write, MongoError> {
         let Some(before) = before(record.revision) else { return Ok(Write::Stale) };
-        let audited = self.audited_change([event])?;
+        let audited = self.audit.change([event])?;
         let update = doc! { "$set": encoded(record)?, "$push": { "outbox": audited.push(&owner(&record.audience)) } };
-        self.change_audience(record, before, update, audited).await
+        self.change(record, before, update, audited).await
     }
 
-    pub(super) async fn release_audience(
+    pub(super) async fn release(
         &self,
         record: &AudienceRecord,
         event: Event,
     ) -> Result<Write, MongoError> {
-        let audited = self.audited_change([event])?;
+        let audited = self.audit.change([event])?;
         let update = doc! {
             "$set": { "released": true },
             "$unset": { "tenant": 1, "revision": 1, "record": 1 },
             "$push": { "outbox": audited.push(&owner(&record.audience)) },
         };
-        self.change_audience(record, record.revision, update, audited).await
+        self.change(record, record.revision, update, audited).await
     }
 
     /// Replaces the record `from`; without one, replaces whatever is stored.
-    pub(super) async fn move_audience(
+    pub(super) async fn assign(
         &self,
         from: Option<&AudienceRecord>,
         record: &AudienceRecord,
         events: Vec<Event>,
     ) -> Result<Write, MongoError> {
-        let (audited, owner) = (self.audited_change(events)?, owner(&record.audience));
+        let (audited, owner) = (self.audit.change(events)?, owner(&record.audience));
         let update = doc! { "$set": encoded(record)?, "$push": { "outbox": audited.push(&owner) } };
         if let Some(from) = from {
-            return self.change_audience(from, from.revision, update, audited).await;
+            return self.change(from, from.revision, update, audited).await;
         }
         let filter = doc! { "_id": record.audience.as_str() };
         let audiences = self.connection.collection(AUDIENCES);
         self.connection
             .call(async move { Ok(audiences.update_one(filter, update).upsert(true).await?) })
             .await?;
-        self.record(audited, owner).await?;
+        self.audit.record(audited, owner).await?;
         Ok(Write::Done)
     }
 
     /// Changes the record of this tenant and revision (compare-and-set).
-    async fn change_audience(
+    async fn change(
         &self,
         record: &AudienceRecord,
         revision: u64,
@@ -157,12 +176,12 @@ impl Shared {
         {
             return Ok(Write::Stale);
         }
-        self.record(audited, owner(&record.audience)).await?;
+        self.audit.record(audited, owner(&record.audience)).await?;
         Ok(Write::Done)
     }
 
     /// Lists records in order; a document whose `_id` is no valid audience is left out.
-    async fn audiences(
+    async fn list(
         &self,
         tenant: Option<&TenantId>,
         after: Option<&Audience>,
@@ -202,29 +221,6 @@ impl Shared {
 
 fn owner(audience: &Audience) -> OutboxOwner {
     OutboxOwner { collection: AUDIENCES, id: audience.as_str().into() }
-}
-
-/// Fields of a record, except its `_id`.
-pub(crate) fn encoded(record: &AudienceRecord) -> Result<Document, MongoError> {
-    Ok(doc! {
-        "released": false,
-        "tenant": record.tenant.as_str(),
-        "revision": count(record.revision),
-        "record": encode("audience", record)?,
-    })
-}
-
-/// Decodes a record. A document that is neither released nor owned is not one: no write of this
-/// service would match it.
-pub(crate) fn decoded(document: &Document) -> Result<AudienceRecord, MongoError> {
-    if document.get_bool("released").ok() != Some(false) {
-        return Err(MongoError::malformed("audience", "malformed released"));
-    }
-    let record: AudienceRecord = Fields::of("audience", document).part("record")?;
-    if document.get_str("_id").ok() != Some(record.audience.as_str()) {
-        return Err(MongoError::malformed("audience", "the record is of another audience"));
-    }
-    Ok(record)
 }
 
 /// Record in the document of `audience`, if it is authentic.

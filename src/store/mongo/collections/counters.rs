@@ -3,7 +3,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -19,10 +19,12 @@ use crate::{
     store::{
         CounterStore, Result,
         mongo::{
-            Mongo,
+            audit::node_lease::Node,
             driver::{
                 codec::{Fields, count, date},
+                connection::Connection,
                 error::MongoError,
+                query::expired_filter,
                 schema::RATE_LIMITS,
             },
         },
@@ -34,13 +36,15 @@ const BATCH_MAX: usize = 1_000;
 /// Greatest count of a process, so that no sum exceeds MongoDB's integers.
 const COUNT_MAX: u64 = 1 << 53;
 
+/// Clock difference that is allowed between nodes.
+const SKEW_MS: i64 = 3_600_000;
 /// Distance from the current window, before or after, beyond which a window is dropped.
 const WINDOW_DISTANCE_MAX: Duration = Duration::from_secs(60);
 
 /// Counts of this process, by window and key. They are written as totals, never as increments: a
 /// total that is written twice, or again after a lost reply, changes nothing (M7).
 #[derive(Default)]
-pub(crate) struct LocalCounts(Mutex<HashMap<Timestamp, HashMap<String, u64>>>);
+struct LocalCounts(Mutex<HashMap<Timestamp, HashMap<String, u64>>>);
 
 impl LocalCounts {
     /// Adds hits; returns the totals of their keys.
@@ -74,24 +78,52 @@ impl LocalCounts {
     }
 }
 
+/// The collection `rate_limits`.
+#[derive(Clone)]
+pub(crate) struct Counters {
+    connection: Arc<Connection>,
+    /// Field of this process's own counts.
+    field: Arc<str>,
+    local: Arc<LocalCounts>,
+}
+
+impl Counters {
+    /// Counters of the process that holds the name of `node`.
+    pub(crate) fn new(connection: Arc<Connection>, node: &Node) -> Self {
+        let field = format!("by.{}", node.session().simple()).into();
+        Self { connection, field, local: Arc::default() }
+    }
+
+    /// Deletes windows that are over.
+    pub(super) async fn sweep(&self, now: Timestamp) -> Result<usize, MongoError> {
+        let counters = self.connection.collection(RATE_LIMITS);
+        // A node whose clock is ahead must not delete windows that others still count in.
+        let mut expired = expired_filter("until", now, doc! {});
+        expired.insert("$expr", doc! { "$lte": ["$until", { "$subtract": ["$$NOW", SKEW_MS] }] });
+        let swept =
+            self.connection.call(async move { Ok(counters.delete_many(expired).await?) }).await?;
+        Ok(usize::try_from(swept.deleted_count).unwrap_or(usize::MAX))
+    }
+}
+
 #[async_trait]
-impl CounterStore for Mongo {
+impl CounterStore for Counters {
     async fn count(&self, hits: &[(String, u64)], until: Timestamp) -> Result<Vec<u64>> {
-        if self.shared.connection.is_closed() {
+        if self.connection.is_closed() {
             return Err(MongoError::Closed.into());
         }
         let mut totals = Vec::with_capacity(hits.len());
-        let local_counts = &self.shared.local_counts;
+        let local_counts = &self.local;
         for (at, batch) in hits.chunks(BATCH_MAX).enumerate() {
             let due = local_counts.add(batch, until);
             let flush = Flush {
-                database: self.shared.connection.database().clone(),
-                deadline: self.shared.connection.deadline(),
-                field: format!("by.{}", self.shared.node.session().simple()),
+                database: self.connection.database().clone(),
+                deadline: self.connection.deadline(),
+                field: self.field.clone(),
                 until,
             };
             let batch = batch.to_vec();
-            match self.shared.connection.call(async move { flush.run(due, &batch).await }).await {
+            match self.connection.call(async move { flush.run(due, &batch).await }).await {
                 Ok(written) => totals.extend(written),
                 Err(fault) => {
                     // The caller repeats all of it, including batches that were written.
@@ -115,7 +147,7 @@ struct Flush {
     database: Database,
     deadline: Duration,
     /// Field of this process's own counts.
-    field: String,
+    field: Arc<str>,
     until: Timestamp,
 }
 
@@ -167,7 +199,7 @@ impl Flush {
             .iter()
             .map(|(key, totals)| {
                 let mut written = Document::new();
-                written.insert(&self.field, count(*totals));
+                written.insert(self.field.as_ref(), count(*totals));
                 let update = doc! { "$max": written, "$set": { "until": date(self.until) } };
                 doc! { "q": { "_id": key }, "u": update, "upsert": true }
             })

@@ -11,24 +11,29 @@ use mongodb::{
 use tokio::time::timeout;
 
 use super::{
-    coalesce::Join,
-    family_document::{decoded, encoded, end, ended_until, owner},
-    rotation::RefreshCall,
+    Handles,
+    coalesce::{Coalescer, Join},
+    confirm_durable, record_and_notify,
+    revocation_list::RevocationList,
 };
 use crate::{
     model::{Event, Family, FamilyId, Stamp, Timestamp, revocation::Revocation},
     store::{
         Change, Creation, FamilyStore, Result, Rotate, Rotation, ended,
         mongo::{
-            Mongo, Shared,
-            audit::outbox::{AuditedChange, CallerAlive},
+            audit::{
+                AuditLog,
+                outbox::{AuditedChange, CallerAlive},
+            },
+            documents::family::{decoded, encoded, end_update, ended_until, owner},
             driver::{
                 codec::{Fields, uuid},
+                connection::Connection,
                 error::MongoError,
-                query::{delete_limited, expired_filter, find_limited},
+                query::{delete_limited, expired_filter, find_limited, ids},
                 schema::TOKENS,
             },
-            run_detached,
+            feed::ChangeFeed,
         },
     },
 };
@@ -36,40 +41,66 @@ use crate::{
 /// Ended families that one sweep moves, one by one.
 const MOVED_MAX: usize = 200;
 
+/// The collection `tokens`.
+#[derive(Clone)]
+pub(crate) struct Families {
+    pub(super) connection: Arc<Connection>,
+    pub(super) audit: Arc<AuditLog>,
+    pub(super) feed: Arc<ChangeFeed>,
+    revocations: RevocationList,
+    /// Single-flight reads and rotations of families.
+    reads: Arc<Coalescer>,
+    pub(super) rotations: Arc<Coalescer>,
+}
+
+/// Call of Refresh in progress.
+pub(super) struct RefreshCall<'a> {
+    pub(super) rotate: &'a Rotate,
+    pub(super) stamp: &'a Stamp,
+    pub(super) jti: &'a str,
+    /// Liveness of the caller: dead once it has its answer or waits no longer.
+    pub(super) caller: &'a CallerAlive,
+}
+
+impl RefreshCall<'_> {
+    pub(super) fn is_abandoned(&self) -> bool {
+        !self.caller.is_alive()
+    }
+}
+
 #[async_trait]
-impl FamilyStore for Mongo {
+impl FamilyStore for Families {
     async fn open_family(&self, family: &Family, event: Event) -> Result<Creation> {
-        let (shared, family) = (self.shared.clone(), family.clone());
-        run_detached(&self.shared, async move { shared.open_family(&family, event).await }).await
+        let (families, family) = (self.clone(), family.clone());
+        self.connection.run_detached(async move { families.insert(&family, event).await }).await
     }
 
     async fn family(&self, id: FamilyId, now: Timestamp) -> Result<Option<Family>> {
-        self.shared.observe_time(now);
-        let deadline = self.shared.connection.deadline();
-        let found = timeout(deadline, self.shared.find(id))
-            .await
-            .map_err(|_| MongoError::Timeout(deadline))??;
+        self.audit.observe_time(now);
+        let deadline = self.connection.deadline();
+        let found =
+            timeout(deadline, self.find(id)).await.map_err(|_| MongoError::Timeout(deadline))??;
         let family = found.as_deref().map(decoded).transpose()?;
         Ok(family.filter(|family| now < family.ends_at()))
     }
 
     async fn rotate(&self, rotate: &Rotate, stamp: &Stamp, jti: &str) -> Result<Rotation> {
-        self.shared.observe_time(rotate.now);
-        let (shared, rotate, stamp, jti) =
-            (self.shared.clone(), rotate.clone(), stamp.clone(), jti.to_owned());
+        self.audit.observe_time(rotate.now);
+        let (families, rotate, stamp, jti) =
+            (self.clone(), rotate.clone(), stamp.clone(), jti.to_owned());
         let family = rotate.family;
         // Dropped with this future: after the answer, on timeout, or when the caller disconnects.
         let caller = Arc::new(());
         let alive = CallerAlive::from_guard(&caller);
         let verb = async move {
-            shared
-                .rotate(&RefreshCall { rotate: &rotate, stamp: &stamp, jti: &jti, caller: &alive })
+            families
+                .refresh(&RefreshCall { rotate: &rotate, stamp: &stamp, jti: &jti, caller: &alive })
                 .await
         };
-        let (rotation, entry) = run_detached(&self.shared, verb).await?;
+        let (rotation, entry) = self.connection.run_detached(verb).await?;
         drop(caller);
         if let Some(entry) = entry {
-            self.shared.cleaner.answered(owner(family), entry);
+            self.audit.answered(owner(family), entry);
         }
         Ok(rotation)
     }
@@ -81,16 +112,20 @@ impl FamilyStore for Mongo {
         until: Timestamp,
         event: Event,
     ) -> Result<()> {
-        self.shared.observe_time(now);
-        let shared = self.shared.clone();
-        run_detached(&self.shared, async move { shared.end_family(id, now, until, event).await })
-            .await
+        self.audit.observe_time(now);
+        let families = self.clone();
+        self.connection.run_detached(async move { families.end(id, now, until, event).await }).await
     }
 }
 
-impl Shared {
-    async fn open_family(&self, family: &Family, event: Event) -> Result<Creation, MongoError> {
-        let audited = self.audited_change([event])?;
+impl Families {
+    pub(crate) fn new((connection, audit, feed): Handles, revocations: RevocationList) -> Self {
+        let (reads, rotations) = <(Arc<Coalescer>, Arc<Coalescer>)>::default();
+        Self { connection, audit, feed, revocations, reads, rotations }
+    }
+
+    async fn insert(&self, family: &Family, event: Event) -> Result<Creation, MongoError> {
+        let audited = self.audit.change([event])?;
         let mut document = encoded(family)?;
         document.extend([
             ("op".to_owned(), audited.operation()),
@@ -99,30 +134,30 @@ impl Shared {
         let tokens = self.connection.collection(TOKENS);
         match self.connection.call(async move { Ok(tokens.insert_one(document).await?) }).await {
             Err(fault) if fault.is_duplicate() => {
-                self.confirm_durable(owner(family.id)).await?;
+                confirm_durable(&self.connection, owner(family.id)).await?;
                 return Ok(Creation::Taken);
             }
             outcome => drop(outcome?),
         }
-        self.record(audited, owner(family.id)).await?;
+        self.audit.record(audited, owner(family.id)).await?;
         Ok(Creation::Created)
     }
 
-    pub(super) async fn end_family(
+    pub(super) async fn end(
         &self,
         id: FamilyId,
         now: Timestamp,
         until: Timestamp,
         event: Event,
     ) -> Result<(), MongoError> {
-        let audited = self.audited_change([event])?;
-        let update = end(id, &audited, Some(now), until);
-        self.end(id, update, ended(id, until), audited).await
+        let audited = self.audit.change([event])?;
+        let update = end_update(id, &audited, Some(now), until);
+        self.apply_end(id, update, ended(id, until), audited).await
     }
 
     /// Reads a family, once for all callers at the same time.
     async fn find(&self, id: FamilyId) -> Result<Option<Arc<Document>>, MongoError> {
-        let lead = match self.family_reads.join(id, |_| true).await {
+        let lead = match self.reads.join(id, |_| true).await {
             Join::Shared(found) => return Ok(found),
             Join::Lead(lead) => lead,
         };
@@ -135,7 +170,7 @@ impl Shared {
                 // A missing family must not be reported on weak evidence: a partitioned or newly
                 // elected primary may not show what was acknowledged. A write that changes nothing
                 // is certain.
-                None if !self.is_standalone => self.read_durable(id).await,
+                None if !self.connection.is_standalone() => self.read_durable(id).await,
                 found => Ok(found),
             }
         })
@@ -145,12 +180,11 @@ impl Shared {
     /// Reads a family by a write that changes nothing: its result is what the majority has once it
     /// returns.
     pub(super) async fn read_durable(&self, id: FamilyId) -> Result<Option<Document>, MongoError> {
-        self.change_family(doc! { "_id": uuid(id.0) }, vec![doc! { "$set": { "_id": "$_id" } }])
-            .await
+        self.change(doc! { "_id": uuid(id.0) }, vec![doc! { "$set": { "_id": "$_id" } }]).await
     }
 
     /// Applies an update; returns the family after it.
-    pub(super) async fn change_family(
+    pub(super) async fn change(
         &self,
         filter: Document,
         update: Vec<Document>,
@@ -164,32 +198,46 @@ impl Shared {
         self.connection.call(change).await
     }
 
+    /// Revokes a family for as long as `revocation` says.
+    pub(super) async fn revoke(
+        &self,
+        id: FamilyId,
+        revocation: Revocation,
+        audited: AuditedChange,
+    ) -> Result<(), MongoError> {
+        let update = end_update(id, &audited, None, revocation.until);
+        self.apply_end(id, update, revocation, audited).await
+    }
+
     /// Ends a stored family, or stores the revocation of a deleted one.
-    pub(crate) async fn end(
+    async fn apply_end(
         &self,
         id: FamilyId,
         update: Vec<Document>,
         revocation: Revocation,
         audited: AuditedChange,
     ) -> Result<(), MongoError> {
-        let Some(found) = self.change_family(doc! { "_id": uuid(id.0) }, update).await? else {
-            return self.insert_revocation(revocation, audited).await;
+        let Some(found) = self.change(doc! { "_id": uuid(id.0) }, update).await? else {
+            return self.revocations.insert(revocation, audited).await;
         };
         let revocation =
             Revocation { until: ended_until(&found)?.unwrap_or(revocation.until), ..revocation };
-        self.record_and_notify(audited, owner(id), vec![Change::Revoked(revocation)]).await
+        record_and_notify(
+            &self.audit,
+            &self.feed,
+            audited,
+            owner(id),
+            vec![Change::Revoked(revocation)],
+        )
+        .await
     }
 }
 
-impl Shared {
+impl Families {
     /// Deletes up to `limit` families that can never be valid again. If the end of one must be
     /// remembered longer, its revocation is written before the family is deleted, so that a crash
     /// in between leaves both.
-    pub(super) async fn sweep_families(
-        &self,
-        now: Timestamp,
-        limit: usize,
-    ) -> Result<usize, MongoError> {
+    pub(super) async fn sweep(&self, now: Timestamp, limit: usize) -> Result<usize, MongoError> {
         let gone = delete_limited(
             &self.connection,
             TOKENS,
@@ -212,7 +260,7 @@ impl Shared {
         for document in &found {
             let id = FamilyId(Fields::of("refresh family", document).uuid("_id")?);
             if let Some(until) = ended_until(document)?.filter(|until| now < *until) {
-                self.keep_revocation(ended(id, until)).await?;
+                self.revocations.keep(ended(id, until)).await?;
             }
             // A concurrent revocation may have extended the time: then the family stays for the
             // next sweep.
@@ -225,5 +273,26 @@ impl Shared {
             self.connection.call(async move { Ok(tokens.delete_one(filter).await?) }).await?;
         }
         Ok(gone.saturating_add(found.len()))
+    }
+
+    /// Clears the end of families whose tokens have all expired.
+    pub(super) async fn forget_ended(
+        &self,
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<usize, MongoError> {
+        let expired = expired_filter("ended_until", now, doc! {});
+        let ids = ids(&find_limited(&self.connection, TOKENS, expired.clone(), limit).await?);
+        if ids.is_empty() {
+            return Ok(0);
+        }
+        let tokens = self.connection.collection(TOKENS);
+        let filter = doc! { "$and": [{ "_id": { "$in": ids } }, expired] };
+        let update = doc! { "$unset": { "ended_until": 1 }, "$set": { "ended": false } };
+        let updated = self
+            .connection
+            .call(async move { Ok(tokens.update_many(filter, update).await?) })
+            .await?;
+        Ok(usize::try_from(updated.matched_count).unwrap_or(usize::MAX))
     }
 }

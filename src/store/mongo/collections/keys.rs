@@ -1,36 +1,48 @@
 //! The keyset: one document.
 
-use std::sync::{Arc, atomic::Ordering::SeqCst};
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use mongodb::bson::{Document, doc};
+use mongodb::bson::doc;
 
+use super::{Handles, confirm_durable, record_and_notify};
 use crate::{
     model::{Event, Keyset},
     store::{
         Change, KeyStore, Result, Write,
         mongo::{
-            Mongo, Shared,
-            audit::outbox::OutboxOwner,
+            audit::{AuditLog, outbox::OutboxOwner},
+            documents::keyset::{KEYSET, decoded},
             driver::{
-                codec::{Fields, before, count, encode},
+                codec::{before, count, encode},
+                connection::Connection,
                 error::MongoError,
                 schema::SIGNING_KEYS,
             },
-            run_detached,
+            feed::ChangeFeed,
         },
     },
 };
 
-/// `_id` of the keyset.
-pub(crate) const KEYSET: &str = "keyset";
+/// The collection `signing_keys`.
+#[derive(Clone)]
+pub(crate) struct Keys {
+    connection: Arc<Connection>,
+    audit: Arc<AuditLog>,
+    feed: Arc<ChangeFeed>,
+}
+
+impl Keys {
+    pub(crate) fn new((connection, audit, feed): Handles) -> Self {
+        Self { connection, audit, feed }
+    }
+}
 
 #[async_trait]
-impl KeyStore for Mongo {
+impl KeyStore for Keys {
     async fn keyset(&self) -> Result<Option<Keyset>> {
-        let keys = self.shared.connection.collection(SIGNING_KEYS);
+        let keys = self.connection.collection(SIGNING_KEYS);
         let found = self
-            .shared
             .connection
             .call(async move { Ok(keys.find_one(doc! { "_id": KEYSET }).await?) })
             .await?;
@@ -38,32 +50,15 @@ impl KeyStore for Mongo {
     }
 
     async fn replace_keyset(&self, keyset: &Keyset, event: Event) -> Result<Write> {
-        let (shared, keyset) = (self.shared.clone(), keyset.clone());
-        run_detached(&self.shared, async move { shared.replace_keyset(&keyset, event).await }).await
+        let (keys, keyset) = (self.clone(), keyset.clone());
+        self.connection.run_detached(async move { keys.replace(&keyset, event).await }).await
     }
 }
 
-impl Shared {
-    /// Keyset that was read; `None` for an unreadable one, which is logged once: the last authentic
-    /// keyset stays in use.
-    pub(crate) fn readable(&self, keyset: Result<Keyset, MongoError>) -> Option<Keyset> {
-        let is_known = self.keyset_unread.swap(keyset.is_err(), SeqCst);
-        keyset
-            .inspect_err(|fault| {
-                if !is_known {
-                    log_refused(fault)
-                }
-            })
-            .ok()
-    }
-
-    pub(super) async fn replace_keyset(
-        &self,
-        keyset: &Keyset,
-        event: Event,
-    ) -> Result<Write, MongoError> {
+impl Keys {
+    pub(super) async fn replace(&self, keyset: &Keyset, event: Event) -> Result<Write, MongoError> {
         let Some(before) = before(keyset.revision) else { return Ok(Write::Stale) };
-        let audited = self.audited_change([event])?;
+        let audited = self.audit.change([event])?;
         // No keyset has revision 0: the first one is inserted, unless there is one, which then has
         // its `_id`.
         let filter = doc! { "_id": KEYSET, "revision": count(before) };
@@ -77,7 +72,7 @@ impl Shared {
             .await
         {
             Err(fault) if fault.is_duplicate() => {
-                self.confirm_durable(owner).await?;
+                confirm_durable(&self.connection, owner).await?;
                 return Ok(Write::Stale);
             }
             outcome => {
@@ -87,18 +82,14 @@ impl Shared {
                 }
             }
         }
-        self.record_and_notify(audited, owner, vec![Change::Keyset(Arc::new(keyset.clone()))])
-            .await?;
+        record_and_notify(
+            &self.audit,
+            &self.feed,
+            audited,
+            owner,
+            vec![Change::Keyset(Arc::new(keyset.clone()))],
+        )
+        .await?;
         Ok(Write::Done)
     }
-}
-
-/// Counts and logs a document that is no authentic keyset.
-pub(crate) fn log_refused(fault: &MongoError) {
-    metrics::counter!("jeton_keyset_refused_total").increment(1);
-    tracing::error!(%fault, "rejected the keyset of the store, still using the last authentic one");
-}
-
-pub(crate) fn decoded(document: &Document) -> Result<Keyset, MongoError> {
-    Fields::of("keyset", document).part("keyset")
 }

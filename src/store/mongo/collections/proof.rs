@@ -2,50 +2,72 @@
 //! everything that the proof rests on is read, then the change is written. Nothing else happens in
 //! between.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use mongodb::bson::{Document, doc};
 
-use super::{clients, keys, revocation_document};
+use super::{
+    audiences::Audiences, clients::Clients, families::Families, keys::Keys,
+    revocations::TokenRevocations,
+};
 use crate::{
     model::{EpochOf, Epochs, FamilyId, Revoked},
     store::{
         Result,
         mongo::{
-            Mongo, Shared,
+            audit::AuditLog,
+            documents::{client, keyset, revocation},
             driver::{
                 codec::{Fields, uuid},
+                connection::Connection,
                 error::MongoError,
+                query::find_latest,
                 schema::{CLIENTS, EPOCHS, REVOCATIONS, SIGNING_KEYS, TOKENS},
             },
-            run_detached,
         },
         proof::{Basis, Proof, ProofStore, ProvenWrite, Spent, TokenBasis},
     },
 };
 
+/// Collections that a proof is checked against and that a proven write changes.
+#[derive(Clone)]
+pub(crate) struct Proofs {
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) audit: Arc<AuditLog>,
+    pub(crate) clients: Clients,
+    pub(crate) audiences: Audiences,
+    pub(crate) families: Families,
+    pub(crate) revocations: TokenRevocations,
+    pub(crate) keys: Keys,
+}
+
 #[async_trait]
-impl ProofStore for Mongo {
+impl ProofStore for Proofs {
     async fn spend(&self, proof: Proof, write: ProvenWrite) -> Result<Spent> {
         if let ProvenWrite::EndFamily { now, .. } = &write {
-            self.shared.observe_time(*now);
+            self.audit.observe_time(*now);
         }
-        let shared = self.shared.clone();
+        let proofs = self.clone();
         let verb = async move {
-            if shared.holds(&proof).await? {
-                shared.write_proven(write).await
+            if proofs.holds(&proof).await? {
+                proofs.write(write).await
             } else {
                 Ok(Spent::Unproven)
             }
         };
-        run_detached(&self.shared, verb).await
+        self.connection.run_detached(verb).await
     }
 }
 
-impl Shared {
+impl Proofs {
     /// Returns true if a proof holds by the majority's current data. The reads run concurrently.
     async fn holds(&self, proof: &Proof) -> Result<bool, MongoError> {
-        let client =
-            self.latest(CLIENTS, doc! { "_id": proof.client().as_str(), "deleted": false });
+        let client = find_latest(
+            &self.connection,
+            CLIENTS,
+            doc! { "_id": proof.client().as_str(), "deleted": false },
+        );
         let Basis::Token(token) = proof.basis() else {
             return is_unchanged_for(proof, client.await?.as_ref());
         };
@@ -54,35 +76,39 @@ impl Shared {
             self.epoch(EpochOf::Tenant(proof.tenant().clone())),
             self.epoch(EpochOf::Subject(token.subject.clone())),
             self.is_ended(token),
-            self.latest(SIGNING_KEYS, doc! { "_id": keys::KEYSET }),
+            find_latest(&self.connection, SIGNING_KEYS, doc! { "_id": keyset::KEYSET }),
         )?;
         if ended || !is_unchanged_for(proof, client.as_ref())? {
             return Ok(false);
         }
-        let current =
-            Epochs { tenant, client: epoch_in(client.as_ref(), clients::EPOCH)?, subject };
-        let keyset = keyset.as_ref().map(keys::decoded).transpose()?;
+        let current = Epochs { tenant, client: epoch_in(client.as_ref(), client::EPOCH)?, subject };
+        let keyset = keyset.as_ref().map(keyset::decoded).transpose()?;
         Ok(token.epochs.covers(current) && token.holds_under(keyset.as_ref()))
     }
 
     /// Epoch with a document of its own: a tenant's or a subject's.
     async fn epoch(&self, of: EpochOf) -> Result<u64, MongoError> {
-        let (_, id, field) = revocation_document::epoch_location(&of);
-        epoch_in(self.latest(EPOCHS, doc! { "_id": id }).await?.as_ref(), field)
+        let (_, id, field) = revocation::epoch_location(&of);
+        epoch_in(find_latest(&self.connection, EPOCHS, doc! { "_id": id }).await?.as_ref(), field)
     }
 
     async fn is_ended(&self, token: &TokenBasis) -> Result<bool, MongoError> {
         for ender in token.enders() {
-            if self
-                .latest(REVOCATIONS, doc! { "_id": revocation_document::document_id(ender) })
-                .await?
-                .is_some()
+            if find_latest(
+                &self.connection,
+                REVOCATIONS,
+                doc! { "_id": revocation::document_id(ender) },
+            )
+            .await?
+            .is_some()
             {
                 return Ok(true);
             }
             // A stored family carries its end itself.
             if let Revoked::Family(FamilyId(id)) = ender
-                && self.latest(TOKENS, doc! { "_id": uuid(id), "ended": true }).await?.is_some()
+                && find_latest(&self.connection, TOKENS, doc! { "_id": uuid(id), "ended": true })
+                    .await?
+                    .is_some()
             {
                 return Ok(true);
             }
@@ -90,51 +116,51 @@ impl Shared {
         Ok(false)
     }
 
-    async fn write_proven(&self, write: ProvenWrite) -> Result<Spent, MongoError> {
+    async fn write(&self, write: ProvenWrite) -> Result<Spent, MongoError> {
         Ok(match write {
             ProvenWrite::CreateClient { client, of_any, event } => {
-                self.create_client(&client, of_any, event).await?.into()
+                self.clients.insert(&client, of_any, event).await?.into()
             }
             ProvenWrite::ReplaceClient { client, events } => {
-                self.write_client(&client, events, false).await?.into()
+                self.clients.write(&client, events, false).await?.into()
             }
             ProvenWrite::EndClient { client, events, ended } => {
                 let records = events.into_iter().chain([ended]).collect();
-                self.write_client(&client, records, true).await?.into()
+                self.clients.write(&client, records, true).await?.into()
             }
             ProvenWrite::DeleteClient { client, ended, events } => {
-                self.delete_client(&client, events, Some(ended)).await?.into()
+                self.clients.delete(&client, events, Some(ended)).await?.into()
             }
             ProvenWrite::ClaimAudience { record, event } => {
-                self.claim_audience(&record, event).await?.into()
+                self.audiences.claim(&record, event).await?.into()
             }
             ProvenWrite::ReplaceAudience { record, event } => {
-                self.replace_audience(&record, event).await?.into()
+                self.audiences.replace(&record, event).await?.into()
             }
             ProvenWrite::MoveAudience { from, record, events } => {
-                self.move_audience(from.as_deref(), &record, events).await?.into()
+                self.audiences.assign(from.as_deref(), &record, events).await?.into()
             }
             ProvenWrite::ReleaseAudience { record, event } => {
-                self.release_audience(&record, event).await?.into()
+                self.audiences.release(&record, event).await?.into()
             }
             ProvenWrite::ReplaceKeyset { keyset, event } => {
-                self.replace_keyset(&keyset, event).await?.into()
+                self.keys.replace(&keyset, event).await?.into()
             }
             ProvenWrite::RaiseEpoch { of, event } => {
-                self.raise_epoch(&of, event).await.map(|_| Spent::Done)?
+                self.revocations.raise(&of, event).await.map(|_| Spent::Done)?
             }
             ProvenWrite::Revoke { revocation, event } => {
-                self.revoke(revocation, event).await.map(|()| Spent::Done)?
+                self.revocations.add(revocation, event).await.map(|()| Spent::Done)?
             }
             ProvenWrite::EndFamily { id, now, until, event } => {
-                self.end_family(id, now, until, event).await.map(|()| Spent::Done)?
+                self.families.end(id, now, until, event).await.map(|()| Spent::Done)?
             }
         })
     }
 }
 
 fn is_unchanged_for(proof: &Proof, client: Option<&Document>) -> Result<bool, MongoError> {
-    let client = client.map(clients::decode_without_use_counts).transpose()?;
+    let client = client.map(client::decode_without_use_counts).transpose()?;
     Ok(proof.holds_for(client.as_ref()))
 }
 

@@ -26,15 +26,16 @@ use uuid::Uuid;
 
 use super::{
     coalesce::Join,
-    family_document::{decoded, end, ended_until, owner},
+    families::{Families, RefreshCall},
+    record_and_notify,
 };
 use crate::{
     model::{Family, Revoked, Stamp, family::RUNNING, revocation::Revocation},
     store::{
         Change, Decision, LastRotation, Rotate, Rotation,
         mongo::{
-            Shared,
-            audit::outbox::{AuditedChange, CallerAlive},
+            audit::outbox::AuditedChange,
+            documents::family::{decoded, end_update, ended_until, owner},
             driver::{
                 codec::{Fields, date, uuid},
                 connection::pause,
@@ -66,25 +67,10 @@ struct Judged {
     has_marks: bool,
 }
 
-/// Call of Refresh in progress.
-pub(super) struct RefreshCall<'a> {
-    pub(super) rotate: &'a Rotate,
-    pub(crate) stamp: &'a Stamp,
-    pub(super) jti: &'a str,
-    /// Liveness of the caller: dead once it has its answer or waits no longer.
-    pub(crate) caller: &'a CallerAlive,
-}
-
-impl RefreshCall<'_> {
-    fn is_abandoned(&self) -> bool {
-        !self.caller.is_alive()
-    }
-}
-
-impl Shared {
+impl Families {
     /// Rotates or repeats; with the outbox entry of a call that gave out a token, which stays
     /// marked as unanswered until its caller has the answer.
-    pub(super) async fn rotate(
+    pub(super) async fn refresh(
         &self,
         call: &RefreshCall<'_>,
     ) -> Result<(Rotation, Option<Uuid>), MongoError> {
@@ -94,7 +80,7 @@ impl Shared {
                 Attempt::Granted(verdict, found, audited) => {
                     let entry = audited.entries.first().map(|entry| entry.id);
                     let family = decoded(&found)?;
-                    self.record(audited, owner(call.rotate.family)).await?;
+                    self.audit.record(audited, owner(call.rotate.family)).await?;
                     let given = if verdict == Decision::Rotate {
                         Rotation::Rotated
                     } else {
@@ -144,22 +130,28 @@ impl Shared {
         }
         let Some(remember) = rotate.retain_for else { return Ok(Some(Rotation::Unended(verdict))) };
         let audited =
-            self.audited_change([rotate.event(verdict, call.stamp, call.jti, Some(&family))])?;
+            self.audit.change([rotate.event(verdict, call.stamp, call.jti, Some(&family))])?;
         let until = rotate.now + remember;
-        let update = end(rotate.family, &audited, Some(rotate.now), until);
+        let update = end_update(rotate.family, &audited, Some(rotate.now), until);
         let filter = doc! {
             "_id": uuid(rotate.family.0),
             "generation": i64::from(family.generation),
             "rotated_at": date(family.rotated_at),
             "ended_at": null,
         };
-        let Some(found) = self.change_family(filter, update).await? else { return Ok(None) };
+        let Some(found) = self.change(filter, update).await? else { return Ok(None) };
         let revocation = Revocation {
             revoked: Revoked::Family(rotate.family),
             until: ended_until(&found)?.unwrap_or(until),
         };
-        self.record_and_notify(audited, owner(rotate.family), vec![Change::Revoked(revocation)])
-            .await?;
+        record_and_notify(
+            &self.audit,
+            &self.feed,
+            audited,
+            owner(rotate.family),
+            vec![Change::Revoked(revocation)],
+        )
+        .await?;
         Ok(Some(if verdict == Decision::Shared {
             Rotation::Shared(family)
         } else {
@@ -177,7 +169,7 @@ impl Shared {
         let is_usable = |found: Option<&Document>| {
             !self.judge(rotate, found).is_ok_and(|judged| grants(&judged))
         };
-        let turn = timeout(deadline, self.family_rotations.join(rotate.family, is_usable)).await;
+        let turn = timeout(deadline, self.rotations.join(rotate.family, is_usable)).await;
         let lead = match turn.map_err(|_| MongoError::Timeout(deadline))? {
             Join::Shared(found) => return Ok(Attempt::NotGranted(found)),
             Join::Lead(lead) => lead,
@@ -225,9 +217,10 @@ impl Shared {
     ) -> Result<Option<(Decision, Arc<Document>, AuditedChange)>, MongoError> {
         let RefreshCall { rotate, stamp, jti, caller } = call;
         let audited = self
-            .audited_change([rotate.event(Decision::Rotate, stamp, jti, None)])?
+            .audit
+            .change([rotate.event(Decision::Rotate, stamp, jti, None)])?
             .awaited_by(caller);
-        let found = self.change_family(current(rotate), rotated(rotate, stamp, &audited)).await?;
+        let found = self.change(current(rotate), rotated(rotate, stamp, &audited)).await?;
         Ok(found.map(|found| (Decision::Rotate, Arc::new(found), audited)))
     }
 
@@ -240,7 +233,8 @@ impl Shared {
         let RefreshCall { rotate, stamp, jti, caller } = call;
         let Some(family) = &judged.family else { return Ok(None) };
         let audited = self
-            .audited_change([rotate.event(Decision::Repeat, stamp, jti, Some(family))])?
+            .audit
+            .change([rotate.event(Decision::Repeat, stamp, jti, Some(family))])?
             .awaited_by(caller);
         let is_late = !rotate.is_in_grace(judged.last);
         let mut filter = doc! {
@@ -271,7 +265,7 @@ impl Shared {
             "op": audited.operation(),
             "outbox": audited.concatenated(&owner(rotate.family)),
         } }];
-        let found = self.change_family(filter, update).await?;
+        let found = self.change(filter, update).await?;
         Ok(found.map(|found| (Decision::Repeat, Arc::new(found), audited)))
     }
 
@@ -302,8 +296,7 @@ impl Shared {
             return Ok((own, false));
         }
         let marks = fields.uuids("unanswered")?;
-        let unanswered =
-            marks.into_iter().filter(|entry| !self.cleaner.was_answered(*entry)).count();
+        let unanswered = marks.into_iter().filter(|entry| !self.audit.was_answered(*entry)).count();
         Ok((
             LastRotation {
                 at: fields.time("at")?,

@@ -2,7 +2,14 @@
 //! may disconnect: every operation runs in a task of its own, and only the wait for it ends at the
 //! deadline.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use mongodb::{
     Client, Collection, Database,
@@ -15,6 +22,7 @@ use tokio::{
 };
 
 use super::error::{MongoError, OpenError};
+use crate::store;
 
 /// Operations in flight, those of callers that gave up included; further ones are refused.
 const IN_FLIGHT_MAX: usize = 2_048;
@@ -30,18 +38,23 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time after which an idle connection is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Timeout of work that no caller waits for.
+pub(crate) const BACKGROUND_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Database behind the driver's pool.
 pub(crate) struct Connection {
     client: Client,
     database: Database,
     deadline: Duration,
     permits: Arc<Semaphore>,
-    state: watch::Sender<State>,
+    /// True if the server is not a member of a replica set; false before the handshake.
+    is_standalone: AtomicBool,
+    state: watch::Sender<ConnectionState>,
 }
 
-/// State of the connection.
+/// ConnectionState of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum ConnectionState {
     Open,
     Closed,
     /// Another process took this node's name.
@@ -82,7 +95,8 @@ impl Connection {
             database,
             deadline,
             permits: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
-            state: watch::Sender::new(State::Open),
+            is_standalone: AtomicBool::new(false),
+            state: watch::Sender::new(ConnectionState::Open),
         })
     }
 
@@ -118,9 +132,9 @@ impl Connection {
         operation: impl Future<Output = Result<T, MongoError>> + Send + 'static,
     ) -> Result<T, MongoError> {
         match *self.state.borrow() {
-            State::Open => {}
-            State::Closed => return Err(MongoError::Closed),
-            State::NameTaken => return Err(MongoError::NodeNameTaken),
+            ConnectionState::Open => {}
+            ConnectionState::Closed => return Err(MongoError::Closed),
+            ConnectionState::NameTaken => return Err(MongoError::NodeNameTaken),
         }
         let permit =
             self.permits.clone().try_acquire_owned().map_err(|_| MongoError::TooManyPending)?;
@@ -137,23 +151,46 @@ impl Connection {
         }
     }
 
+    /// Runs an operation of several calls to completion even if its caller is dropped: no change is
+    /// left without its record because a caller disconnected. The caller waits for the whole of it
+    /// no longer than for a single call.
+    pub(crate) async fn run_detached<T: Send + 'static>(
+        &self,
+        operation: impl Future<Output = Result<T, MongoError>> + Send + 'static,
+    ) -> store::Result<T> {
+        let task = tokio::spawn(operation);
+        let ended =
+            timeout(self.deadline, task).await.map_err(|_| MongoError::Timeout(self.deadline))?;
+        Ok(ended.map_err(|_| MongoError::Closed)??)
+    }
+
+    /// Returns true if the server is not a member of a replica set.
+    pub(crate) fn is_standalone(&self) -> bool {
+        self.is_standalone.load(SeqCst)
+    }
+
+    /// Sets the outcome of the handshake.
+    pub(super) fn set_standalone(&self, is_standalone: bool) {
+        self.is_standalone.store(is_standalone, SeqCst);
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
-        *self.state.borrow() != State::Open
+        *self.state.borrow() != ConnectionState::Open
     }
 
     /// Refuses further operations: another process took this node's name.
     pub(crate) fn close_name_taken(&self) {
-        self.close_as(State::NameTaken);
+        self.close_as(ConnectionState::NameTaken);
     }
 
     /// Refuses further operations.
     pub(crate) fn close(&self) {
-        self.close_as(State::Closed);
+        self.close_as(ConnectionState::Closed);
     }
 
-    fn close_as(&self, state: State) {
+    fn close_as(&self, state: ConnectionState) {
         self.state.send_if_modified(|now| {
-            let open = *now == State::Open;
+            let open = *now == ConnectionState::Open;
             if open {
                 *now = state;
             }
@@ -164,8 +201,8 @@ impl Connection {
     /// Waits until the connection is closed. Returns true if another process took this node's name.
     pub(crate) async fn closed(&self) -> bool {
         let mut state = self.state.subscribe();
-        let closed = state.wait_for(|state| *state != State::Open).await;
-        closed.is_ok_and(|state| *state == State::NameTaken)
+        let closed = state.wait_for(|state| *state != ConnectionState::Open).await;
+        closed.is_ok_and(|state| *state == ConnectionState::NameTaken)
     }
 }
 

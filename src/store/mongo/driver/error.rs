@@ -63,6 +63,11 @@ pub enum OpenError {
 }
 
 impl OpenError {
+    /// Error of a database that an interrupted import left behind.
+    pub(crate) fn unfinished_import() -> Self {
+        Self::Corrupt("an import was interrupted: drop the database and import again".to_owned())
+    }
+
     /// Returns true if a later attempt may succeed without a change of the configuration.
     pub const fn is_transient(&self) -> bool {
         matches!(self, Self::Failed(_) | Self::Unreachable(_))

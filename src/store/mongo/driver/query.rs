@@ -1,7 +1,10 @@
 //! Queries used by several collections.
 
 use futures_util::TryStreamExt as _;
-use mongodb::bson::{Bson, Document, RawDocumentBuf, doc};
+use mongodb::{
+    bson::{Bson, Document, RawDocumentBuf, doc},
+    options::{ReadConcern, ReturnDocument},
+};
 
 use super::{
     codec::{date, lenient},
@@ -9,6 +12,9 @@ use super::{
     error::MongoError,
 };
 use crate::model::Timestamp;
+
+/// Attempts at an upsert that races with the creation of the same document.
+const UPSERT_ATTEMPTS_MAX: usize = 8;
 
 /// Filter for documents that have expired by both this node's clock and MongoDB's: one wrong clock
 /// must not delete data for all nodes.
@@ -85,4 +91,68 @@ pub(crate) async fn find_sorted(
 /// `_id` of each document.
 pub(crate) fn ids(documents: &[Document]) -> Vec<Bson> {
     documents.iter().filter_map(|document| document.get("_id").cloned()).collect()
+}
+
+/// Reads the one document that matches a filter; no later read can return an older version. With
+/// read concern majority, a newly elected primary may briefly return a version from before a change
+/// that was already notified; linearizable rules that out.
+pub(crate) async fn find_latest(
+    connection: &Connection,
+    collection: &'static str,
+    filter: Document,
+) -> Result<Option<Document>, MongoError> {
+    let documents = connection.collection(collection);
+    let concern = if connection.is_standalone() {
+        ReadConcern::majority()
+    } else {
+        ReadConcern::linearizable()
+    };
+    connection
+        .call(async move { Ok(documents.find_one(filter).read_concern(concern).await?) })
+        .await
+}
+
+/// Waits until a document that a write found is durable: a duplicate key may come from a write that
+/// is lost with its primary. A write that changes nothing waits for the majority.
+pub(crate) async fn confirm_durable(
+    connection: &Connection,
+    collection: &'static str,
+    id: Bson,
+) -> Result<(), MongoError> {
+    let documents = connection.collection(collection);
+    let nothing = vec![doc! { "$set": { "_id": "$_id" } }];
+    connection
+        .call(async move { Ok(documents.update_one(doc! { "_id": id }, nothing).await?) })
+        .await
+        .map(drop)
+}
+
+/// Upserts a document; returns it after the update, without its outbox.
+pub(crate) async fn upsert(
+    connection: &Connection,
+    collection: &'static str,
+    filter: Document,
+    update: Document,
+) -> Result<Document, MongoError> {
+    for _ in 0..UPSERT_ATTEMPTS_MAX {
+        let (owner, filter, update) =
+            (connection.collection(collection), filter.clone(), update.clone());
+        let write = async move {
+            let after = owner
+                .find_one_and_update(filter, update)
+                .upsert(true)
+                .return_document(ReturnDocument::After);
+            Ok(after.projection(doc! { "outbox": 0 }).await?)
+        };
+        match connection.call(write).await {
+            // Two upserts created it at once: the next attempt finds it.
+            Err(fault) if fault.is_duplicate() => {}
+            outcome => {
+                return outcome?.ok_or_else(|| {
+                    MongoError::malformed(collection, "an upsert returned no document")
+                });
+            }
+        }
+    }
+    Err(MongoError::TooManyPending)
 }

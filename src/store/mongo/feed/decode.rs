@@ -10,9 +10,9 @@ use crate::{
     store::{
         Change,
         mongo::{
-            collections::{
-                clients, keys,
-                revocation_document::{epoch_of, revoked_of},
+            documents::{
+                client, keyset,
+                revocation::{epoch_of, revoked_of},
             },
             driver::{
                 codec::{Fields, as_uuid},
@@ -49,7 +49,7 @@ pub(crate) fn pipeline(node: &str) -> Vec<Document> {
         of(EPOCHS, "value"),
         of(CLIENTS, "deleted"),
         of(CLIENTS, "revision"),
-        of(CLIENTS, clients::EPOCH),
+        of(CLIENTS, client::EPOCH),
         of(SIGNING_KEYS, "revision"),
         doc! { "ns.coll": NODES, "documentKey._id": node, "updateDescription.updatedFields.beat": { "$exists": true } },
         doc! { "operationType": { "$in": ["drop", "rename", "dropDatabase", "invalidate"] } },
@@ -60,7 +60,7 @@ pub(crate) fn pipeline(node: &str) -> Vec<Document> {
         "value",
         "deleted",
         "revision",
-        clients::EPOCH,
+        client::EPOCH,
         "keyset",
         "beat",
         "op",
@@ -135,14 +135,13 @@ fn changes(collection: &str, key: &Bson, now: &Fields<'_>) -> Result<Vec<Change>
             if now.find("revision").is_some() || now.find("deleted").is_some() {
                 changes.extend(id.map(Change::Client));
             }
-            if now.find(clients::EPOCH).is_some() {
-                changes
-                    .extend(clients::epoch(key, now).map(|(of, value)| Change::Epoch(of, value)));
+            if now.find(client::EPOCH).is_some() {
+                changes.extend(client::epoch(key, now).map(|(of, value)| Change::Epoch(of, value)));
             }
             changes
         }
         SIGNING_KEYS => {
-            let keyset = now.part(keys::KEYSET).inspect_err(keys::log_refused).ok();
+            let keyset = now.part(keyset::KEYSET).inspect_err(keyset::log_refused).ok();
             keyset.map(|keyset| Change::Keyset(Arc::new(keyset))).into_iter().collect()
         }
         _ => Vec::new(),

@@ -5,12 +5,12 @@
 //! |--|--|--|--|
 //! | none, no gap | the first stream opens | following from now on | [`run`] |
 //! | following | a batch | following, with the batch's resume token | `follow` |
-//! | following | the stream ends, lags, or fails otherwise than below | resumes at the token; without one: gap | `Position::record_end` |
-//! | following | no events from two streams in a row | gap: a resume may take longer than callers wait | `Position::record_end` |
-//! | following | the server has lost the history, or has refused [`REFUSALS_MAX`] times in a row | gap | `Position::record_end` |
+//! | following | the stream ends, lags, or fails otherwise than below | resumes at the token; without one: gap | `StreamPosition::record_end` |
+//! | following | no events from two streams in a row | gap: a resume may take longer than callers wait | `StreamPosition::record_end` |
+//! | following | the server has lost the history, or has refused [`REFUSALS_MAX`] times in a row | gap | `StreamPosition::record_end` |
 //! | following | an undecodable event, or a collection was dropped | gap | `follow` |
 //! | gap: no token | the next stream opens | a full snapshot is notified; then following | `reload_snapshot` |
-//! | gap: no token | the snapshot cannot be read | gap | `Position::record_end` |
+//! | gap: no token | the snapshot cannot be read | gap | `StreamPosition::record_end` |
 //!
 //! The age of the data is measured, not assumed: a heartbeat written by this node comes back over
 //! the stream after everything that was committed before it. A primary that is partitioned from the
@@ -37,13 +37,15 @@ use tokio::{
 use uuid::Uuid;
 
 use self::decode::StreamEvent;
-use super::Shared;
 use crate::store::{
     Change, Follower,
-    mongo::driver::{
-        change_stream::{Batch, REFUSALS_MAX, ResumeToken, Stream},
-        connection::{Connection, pause},
-        error::MongoError,
+    mongo::{
+        audit::node_lease::Node,
+        driver::{
+            change_stream::{Batch, REFUSALS_MAX, ResumeToken, Stream},
+            connection::{BACKGROUND_TIMEOUT, Connection, pause},
+            error::MongoError,
+        },
     },
 };
 
@@ -64,13 +66,19 @@ const BATCHES_AHEAD_MAX: usize = 4;
 /// Own changes remembered for operations that begin to wait only after them.
 const RECENT_MAX: usize = 4_096;
 
-/// Followers, and operations that wait for their own change.
-#[derive(Default)]
-pub(super) struct Feed {
+/// Notifies this node's followers of every change, its own and those of other nodes.
+pub(crate) struct ChangeFeed {
+    connection: Arc<Connection>,
+    /// The node, whose heartbeats measure the age of the data.
+    node: Arc<Node>,
+    /// Clock difference between the shards whose changes the stream merges.
+    clock_margin: Duration,
     followers: Mutex<Vec<Arc<dyn Follower>>>,
     own_changes: Mutex<OwnChanges>,
     /// True while a stream is open.
     is_streaming: AtomicBool,
+    /// True once the log reports that the keyset cannot be read.
+    is_keyset_unreadable: AtomicBool,
 }
 
 #[derive(Default)]
@@ -80,13 +88,55 @@ struct OwnChanges {
     recent_set: HashSet<Uuid>,
 }
 
-impl Feed {
-    pub(super) fn subscribe(&self, follower: Arc<dyn Follower>) {
+impl ChangeFeed {
+    /// A feed without followers; nothing runs before [`Self::start`].
+    pub(crate) fn new(
+        connection: Arc<Connection>,
+        node: Arc<Node>,
+        clock_margin: Duration,
+    ) -> Self {
+        Self {
+            connection,
+            node,
+            clock_margin,
+            followers: Mutex::default(),
+            own_changes: Mutex::default(),
+            is_streaming: AtomicBool::new(false),
+            is_keyset_unreadable: AtomicBool::new(false),
+        }
+    }
+
+    /// Starts to follow the changes of all nodes until the connection is closed; returns once the
+    /// stream is open.
+    pub(crate) async fn start(self: &Arc<Self>) -> Result<(), MongoError> {
+        let feed = self.clone();
+        tokio::spawn(async move {
+            if feed.connection.closed().await {
+                feed.lost();
+            }
+        });
+        if self.connection.is_standalone() {
+            tracing::warn!(
+                "MongoDB is standalone: revocations of other nodes arrive up to a second late, and \
+                 a disk failure loses acknowledged writes; use a replica set"
+            );
+            tokio::spawn(poll(self.clone()));
+            return Ok(());
+        }
+        let (opened, answer) = oneshot::channel();
+        tokio::spawn(run(self.clone(), opened));
+        timeout(BACKGROUND_TIMEOUT, answer)
+            .await
+            .map_err(|_| MongoError::Timeout(BACKGROUND_TIMEOUT))?
+            .map_err(|_| MongoError::Closed)?
+    }
+
+    pub(crate) fn subscribe(&self, follower: Arc<dyn Follower>) {
         self.followers().push(follower);
     }
 
     /// Notifies every follower of changes.
-    pub(super) fn notify(&self, changes: &[Change]) {
+    fn notify(&self, changes: &[Change]) {
         let followers = self.followers();
         for change in changes {
             followers.iter().for_each(|follower| follower.apply(change));
@@ -94,18 +144,18 @@ impl Feed {
     }
 
     /// Reports that every change committed before `at` was notified.
-    pub(super) fn knows_up_to(&self, at: Instant) {
+    fn knows_up_to(&self, at: Instant) {
         self.followers().iter().for_each(|follower| follower.knows_up_to(at));
     }
 
     /// Reports that no further notification comes: another process has taken this node's name.
-    pub(super) fn lost(&self) {
+    fn lost(&self) {
         self.followers().iter().for_each(|follower| follower.lost());
     }
 
     /// Waits until the change of this operation was notified; notifies itself if the stream is
     /// late.
-    pub(super) async fn await_own_change(&self, operation: Uuid, changes: &[Change]) {
+    pub(crate) async fn await_own_change(&self, operation: Uuid, changes: &[Change]) {
         if self.is_streaming.load(SeqCst) {
             let Some(own_change_notified) = self.own_changes().register(operation) else { return };
             if matches!(timeout(OWN_CHANGE_TIMEOUT, own_change_notified).await, Ok(Ok(()))) {
@@ -163,11 +213,11 @@ enum Message {
 /// Starts a reader in a task that nothing cancels: it ends with the stream, or when the receiver is
 /// dropped.
 fn spawn_reader(
-    shared: &Shared,
+    feed: &ChangeFeed,
     from: Option<ResumeToken>,
 ) -> (JoinHandle<()>, mpsc::Receiver<Message>) {
     let (sender, receiver) = mpsc::channel(BATCHES_AHEAD_MAX);
-    let (connection, pipeline) = (shared.connection.clone(), decode::pipeline(&shared.node.name));
+    let (connection, pipeline) = (feed.connection.clone(), decode::pipeline(&feed.node.name));
     let reader = tokio::spawn(async move {
         if let Err(fault) = forward_batches(&connection, from, pipeline, &sender).await {
             // The receiver may be gone.
@@ -201,9 +251,9 @@ enum StreamEnd {
     PositionLost,
 }
 
-/// Position in the change stream.
+/// StreamPosition in the change stream.
 #[derive(Default)]
-struct Position {
+struct StreamPosition {
     resume_token: Option<ResumeToken>,
     /// True if there is a gap before the next stream: a full snapshot is read once that is open.
     has_gap: bool,
@@ -215,7 +265,7 @@ struct Position {
     logged: bool,
 }
 
-impl Position {
+impl StreamPosition {
     /// Drops the token: the next stream begins at its own start, after a gap.
     fn forget_position(&mut self) {
         (self.resume_token, self.has_gap) = (None, true);
@@ -249,26 +299,26 @@ impl Position {
 
 /// Keeps the followers notified while the store is open. Replies on `opened` once the first stream
 /// is open.
-pub(super) async fn run(shared: Arc<Shared>, opened: oneshot::Sender<Result<(), MongoError>>) {
-    let (mut opened, mut position) = (Some(opened), Position::default());
+async fn run(feed: Arc<ChangeFeed>, opened: oneshot::Sender<Result<(), MongoError>>) {
+    let (mut opened, mut position) = (Some(opened), StreamPosition::default());
     let mut readers: Vec<JoinHandle<()>> = Vec::new();
-    while !shared.connection.is_closed() {
+    while !feed.connection.is_closed() {
         readers.retain(|reader| !reader.is_finished());
         if readers.len() >= READERS_MAX {
             pause(REOPEN_DELAY).await;
             continue;
         }
-        let (reader, messages) = spawn_reader(&shared, position.resume_token.clone());
+        let (reader, messages) = spawn_reader(&feed, position.resume_token.clone());
         readers.push(reader);
-        let end = follow(&shared, messages, &mut position, &mut opened).await;
-        shared.feed.is_streaming.store(false, SeqCst);
+        let end = follow(&feed, messages, &mut position, &mut opened).await;
+        feed.is_streaming.store(false, SeqCst);
         position.record_end(&end);
         if let Err(fault) = end {
             if let Some(opened) = opened.take() {
                 let _ = opened.send(Err(fault));
                 return;
             }
-            if !shared.connection.is_closed() && !std::mem::replace(&mut position.logged, true) {
+            if !feed.connection.is_closed() && !std::mem::replace(&mut position.logged, true) {
                 tracing::warn!(
                     %fault, rebuilds = position.has_gap,
                     "change stream interrupted, reconnecting"
@@ -283,9 +333,9 @@ pub(super) async fn run(shared: Arc<Shared>, opened: oneshot::Sender<Result<(), 
 
 /// Follows one stream to its end.
 async fn follow(
-    shared: &Arc<Shared>,
+    feed: &ChangeFeed,
     mut messages: mpsc::Receiver<Message>,
-    position: &mut Position,
+    position: &mut StreamPosition,
     opened: &mut Option<oneshot::Sender<Result<(), MongoError>>>,
 ) -> Result<StreamEnd, MongoError> {
     let (mut received_any, mut open_since) = (false, Instant::now());
@@ -297,19 +347,19 @@ async fn follow(
                 return Ok(if received_any { StreamEnd::Resumable } else { StreamEnd::NoEvents });
             }
         };
-        if shared.connection.is_closed() {
+        if feed.connection.is_closed() {
             return Ok(StreamEnd::Resumable);
         }
         match message {
             Message::Failed(fault) => return Err(fault),
             Message::Opened => {
                 if position.has_gap {
-                    reload_snapshot(shared).await?;
+                    reload_snapshot(feed).await?;
                     position.has_gap = false;
                     // The snapshot may have taken long: later events are waiting in the channel.
                     open_since = Instant::now();
                 }
-                shared.feed.is_streaming.store(true, SeqCst);
+                feed.is_streaming.store(true, SeqCst);
                 if let Some(opened) = opened.take() {
                     // The open may have been given up.
                     let _ = opened.send(Ok(()));
@@ -325,7 +375,7 @@ async fn follow(
                         );
                     });
                     let Ok(event) = event else { return Ok(StreamEnd::PositionLost) };
-                    if !shared.apply_event(event) {
+                    if !feed.apply_event(event) {
                         tracing::error!("a collection was dropped or renamed");
                         return Ok(StreamEnd::PositionLost);
                     }
@@ -343,7 +393,7 @@ async fn follow(
         // Only after all batches at hand were applied.
         if messages.is_empty()
             && open_since.elapsed() > LAG_MAX
-            && shared.node.has_unseen_heartbeat(LAG_MAX / 2)
+            && feed.node.has_unseen_heartbeat(LAG_MAX / 2)
         {
             tracing::warn!("change stream lags behind the majority, reopening it");
             return Ok(StreamEnd::Resumable);
@@ -351,19 +401,19 @@ async fn follow(
     }
 }
 
-impl Shared {
+impl ChangeFeed {
     /// Applies an event. Returns false if the stream cannot continue after it.
     fn apply_event(&self, event: StreamEvent) -> bool {
         match event {
             StreamEvent::Changes(operation, changes) => {
-                self.feed.notify(&changes);
+                self.notify(&changes);
                 if let Some(operation) = operation {
-                    self.feed.own_change_seen(operation);
+                    self.own_change_seen(operation);
                 }
             }
             StreamEvent::Heartbeat(number) => {
                 if let Some(at) = self.node.heartbeat_seen(number) {
-                    self.feed.knows_up_to(at.checked_sub(self.clock_margin).unwrap_or(at));
+                    self.knows_up_to(at.checked_sub(self.clock_margin).unwrap_or(at));
                 }
             }
             StreamEvent::CollectionDropped => return false,
@@ -373,26 +423,26 @@ impl Shared {
 }
 
 /// Notifies the followers of a full snapshot. The stream is open already, so no change is missed.
-async fn reload_snapshot(shared: &Arc<Shared>) -> Result<(), MongoError> {
-    let full = shared.read_snapshot().await?;
+async fn reload_snapshot(feed: &ChangeFeed) -> Result<(), MongoError> {
+    let full = feed.read_snapshot().await?;
     tracing::info!(revocations = full.snapshot.revocations.len(), "revocation snapshot reloaded");
-    shared.feed.notify(&full.changes());
+    feed.notify(&full.changes());
     Ok(())
 }
 
 /// Polls a standalone server, which has no change streams: a full snapshot again and again.
-pub(super) async fn poll(shared: Arc<Shared>) {
+async fn poll(feed: Arc<ChangeFeed>) {
     let (least, most) = (Duration::from_secs(1), Duration::from_secs(2));
     let mut time = least;
-    while !shared.connection.is_closed() {
+    while !feed.connection.is_closed() {
         pause(time).await;
         let at = Instant::now();
-        match shared.read_snapshot().await {
+        match feed.read_snapshot().await {
             Ok(full) => {
-                shared.feed.notify(&full.changes());
-                shared.feed.knows_up_to(at);
+                feed.notify(&full.changes());
+                feed.knows_up_to(at);
             }
-            Err(fault) if !shared.connection.is_closed() => {
+            Err(fault) if !feed.connection.is_closed() => {
                 tracing::warn!(%fault, "cannot read the revocation snapshot")
             }
             Err(_) => {}

@@ -1,27 +1,28 @@
 //! Full snapshot of the data that judgements depend on. Read after a write of this node, so that
 //! every change committed before that write, by any node, is in it.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering::SeqCst};
 
 use mongodb::{
     ClientSession, Collection,
     bson::{Document, RawDocumentBuf, doc},
 };
 
+use super::ChangeFeed;
 use crate::{
     model::Keyset,
     store::{
         Change, Snapshot,
         mongo::{
-            BACKGROUND_TIMEOUT, Shared,
-            collections::{
-                clients,
-                family_document::revocation_of_family,
-                keys,
-                revocation_document::{epoch_of, revocation_of},
+            documents::{
+                client,
+                family::revocation_of_family,
+                keyset,
+                revocation::{epoch_of, revocation_of},
             },
             driver::{
                 codec::{Fields, lenient},
+                connection::BACKGROUND_TIMEOUT,
                 error::MongoError,
                 schema::{CLIENTS, EPOCHS, NODES, REVOCATIONS, SIGNING_KEYS, TOKENS},
             },
@@ -45,7 +46,7 @@ impl FullSnapshot {
     }
 }
 
-impl Shared {
+impl ChangeFeed {
     pub(crate) async fn read_snapshot(&self) -> Result<FullSnapshot, MongoError> {
         let (connection, node) = (self.connection.clone(), self.node.name.clone());
         let collections = [REVOCATIONS, TOKENS, EPOCHS, CLIENTS, SIGNING_KEYS, NODES]
@@ -78,25 +79,38 @@ impl Shared {
             .await?;
             for_each_document(
                 &clients,
-                doc! { clients::EPOCH: { "$gt": 0 } },
-                doc! { clients::EPOCH: 1 },
+                doc! { client::EPOCH: { "$gt": 0 } },
+                doc! { client::EPOCH: 1 },
                 &mut session,
                 |found| {
                     let fields = Fields::of("client", found);
-                    snapshot.epochs.extend(clients::epoch(fields.get("_id")?, &fields));
+                    snapshot.epochs.extend(client::epoch(fields.get("_id")?, &fields));
                     Ok(())
                 },
             )
             .await?;
             let keys = keys.clone_with_type::<RawDocumentBuf>();
-            let keyset = keys.find_one(doc! { "_id": keys::KEYSET }).session(&mut session).await?;
+            let keyset =
+                keys.find_one(doc! { "_id": keyset::KEYSET }).session(&mut session).await?;
             Ok((snapshot, keyset.map(|raw| lenient(&raw))))
         };
         let (snapshot, keyset) = self.connection.within(BACKGROUND_TIMEOUT, read).await?;
         Ok(FullSnapshot {
             snapshot,
-            keyset: keyset.and_then(|keyset| self.readable(keys::decoded(&keyset))),
+            keyset: keyset.and_then(|keyset| self.readable(keyset::decoded(&keyset))),
         })
+    }
+
+    /// Keyset that was read; `None` for an unreadable one, which is logged once: the last authentic
+    /// keyset stays in use.
+    fn readable(&self, read: Result<Keyset, MongoError>) -> Option<Keyset> {
+        let is_known = self.is_keyset_unreadable.swap(read.is_err(), SeqCst);
+        read.inspect_err(|fault| {
+            if !is_known {
+                keyset::log_refused(fault)
+            }
+        })
+        .ok()
     }
 }
 

@@ -36,10 +36,10 @@ pub(crate) struct Coalescer {
 }
 
 /// Callers that want one family.
-type Flight = Arc<watch::Sender<State>>;
+type Flight = Arc<watch::Sender<FlightState>>;
 
 #[derive(Default)]
-struct State {
+struct FlightState {
     /// Numbers given out, to callers and to queries; and callers that are still waiting.
     issued: u64,
     waiting: usize,

@@ -28,7 +28,7 @@ pub(crate) fn owner(id: FamilyId) -> OutboxOwner {
 }
 
 /// Update that ends a family, or extends the time for which its end is remembered.
-pub(crate) fn end(
+pub(crate) fn end_update(
     id: FamilyId,
     audited: &AuditedChange,
     ended_at: Option<Timestamp>,

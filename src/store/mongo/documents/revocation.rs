@@ -3,7 +3,7 @@
 use mongodb::bson::Document;
 use uuid::Uuid;
 
-use super::clients;
+use super::client;
 use crate::{
     model::{EpochOf, FamilyId, Jti, Revoked, revocation::Revocation},
     store::mongo::driver::{
@@ -37,7 +37,7 @@ pub(crate) fn revoked_of(key: &str) -> Result<Revoked, MongoError> {
 pub(crate) fn epoch_location(of: &EpochOf) -> (&'static str, String, &'static str) {
     match of {
         EpochOf::Tenant(tenant) => (EPOCHS, format!("tenant:{tenant}"), "value"),
-        EpochOf::Client(client) => (CLIENTS, client.as_str().to_owned(), clients::EPOCH),
+        EpochOf::Client(client) => (CLIENTS, client.as_str().to_owned(), client::EPOCH),
         EpochOf::Subject(subject) => (EPOCHS, format!("subject:{subject}"), "value"),
     }
 }
