@@ -1,0 +1,324 @@
+//! The audit trail.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use jeton::{
+    crypto::chain::Walk,
+    model::{
+        Action, Client, Event, FamilyId, Place, Record,
+        event::{Filter, Outcome},
+    },
+    store::{AuditStore, Store},
+};
+use tokio::{sync::broadcast::error::RecvError, time::timeout};
+
+use crate::store::{
+    bench::Bench,
+    fixtures::{
+        NOW, at, chain_of, client, event, family, id, keyset, of_revision, stamp, whole_chain,
+    },
+};
+
+fn numbered(n: u64) -> Event {
+    Event { target: n.to_string(), ..event(Action::TokenIssued) }
+}
+
+async fn append(store: &(impl AuditStore + ?Sized), count: u64) {
+    for n in 1..=count {
+        store.append(numbered(n)).await.unwrap();
+    }
+}
+
+fn sequences(records: &[Record]) -> Vec<u64> {
+    records.iter().map(|record| record.sequence).collect()
+}
+
+/// Walks the whole trail, a few records at a time, to its sealed head.
+async fn verify(store: &dyn Store) -> u64 {
+    let name = chain_of(store).await;
+    let head = store.head(&name).await.unwrap();
+    let mut walk = Walk::from_start();
+    loop {
+        let records = store.chain(&name, walk.sequence(), 7).await.unwrap();
+        assert!(records.iter().all(|record| record.chain == name));
+        if records.is_empty() {
+            break;
+        }
+        records.iter().try_for_each(|record| walk.record(record)).unwrap();
+    }
+    walk.finish(&Bench::key(), head.as_ref()).unwrap();
+    walk.sequence()
+}
+
+pub(crate) async fn an_event_reads_back_as_it_was_appended(bench: &Bench) {
+    let store = bench.store();
+    let mut full = stamp();
+    full.at = at(7);
+    full.tenant = Some("t".repeat(64).parse().unwrap());
+    full.client = Some(id(&"x".repeat(128)));
+    full.secret = Some("s1".parse().unwrap());
+    let full = full
+        .refused(Action::AccessRefused, "target", "insufficient_scope")
+        .in_family(FamilyId::new());
+    let bare = jeton::model::Stamp::internal(NOW).done(Action::ServerStarted, "");
+    for event in [&full, &bare] {
+        store.append(event.clone()).await.unwrap();
+    }
+    let records = whole_chain(&*bench.reopen().await).await;
+    assert_eq!(records.iter().map(|record| record.event.clone()).collect::<Vec<_>>(), [full, bare]);
+    assert_eq!(records.iter().map(|record| &*record.node).collect::<Vec<_>>(), ["node", "node"]);
+    assert_eq!(sequences(&records), [1, 2]);
+}
+
+/// O02: nothing in a text ends a record or starts another.
+pub(crate) async fn odd_text_is_kept_as_it_is(bench: &Bench) {
+    let store = bench.store();
+    let odd =
+        ["", "\r\n", "\u{1b}[31m", "\u{2028}", "\0", "\"}{\"", "\\", "é\u{202e}", "$where", "a.b"];
+    for text in odd {
+        store
+            .append(
+                Event { target: text.into(), ..event(Action::TokenIssued) }.because(text.into()),
+            )
+            .await
+            .unwrap();
+    }
+    let long = "x".repeat(1 << 20);
+    store.append(Event { target: long.clone(), ..event(Action::TokenIssued) }).await.unwrap();
+    let records = whole_chain(&*store).await;
+    for (record, text) in records.iter().zip(odd) {
+        assert_eq!((record.event.target.as_str(), record.event.reason.as_ref()), (text, text));
+    }
+    assert_eq!(records.last().unwrap().event.target, long);
+    verify(&*store).await;
+}
+
+pub(crate) async fn newest_come_first_and_pages_stand(bench: &Bench) {
+    let store = bench.store();
+    append(&*store, 9).await;
+    let name = chain_of(&*store).await;
+    let page = async |before: Option<u64>, limit| {
+        let before = before.map(|sequence| Place { at: NOW, chain: name.clone(), sequence });
+        sequences(&store.events(&Filter::default(), before.as_ref(), limit).await.unwrap())
+    };
+    assert_eq!(page(None, 4).await, [9, 8, 7, 6]);
+    append(&*store, 3).await;
+    assert_eq!(page(Some(6), 4).await, [5, 4, 3, 2]);
+    assert_eq!(page(Some(2), 4).await, [1]);
+    assert_eq!(page(Some(1), 4).await, [0; 0]);
+    assert_eq!(page(Some(u64::MAX), 1).await, [12]);
+    assert_eq!(page(None, 0).await, [0; 0]);
+    assert_eq!(sequences(&store.chain(&name, 3, 2).await.unwrap()), [4, 5]);
+    assert_eq!(sequences(&store.chain(&name, u64::MAX, 2).await.unwrap()), [0; 0]);
+}
+
+/// O05: newest first goes by time, and by the place in the chain only within a millisecond; every
+/// page begins where the one before it ended, whatever its length.
+pub(crate) async fn events_follow_their_times_where_the_chain_does_not(bench: &Bench) {
+    let store = bench.store();
+    for (n, millis) in [5, 9, 7, 7, -3, 9, 0].into_iter().enumerate() {
+        store.append(Event { at: at(millis), ..numbered(n as u64) }).await.unwrap();
+    }
+    for limit in 1..=8 {
+        let (mut seen, mut before) = (Vec::new(), None);
+        loop {
+            let page = store.events(&Filter::default(), before.as_ref(), limit).await.unwrap();
+            seen.extend(sequences(&page));
+            match page.last() {
+                Some(last) => before = Some(last.place()),
+                None => break,
+            }
+        }
+        assert_eq!(seen, [6, 2, 4, 3, 1, 7, 5], "{limit}");
+    }
+    // Places between records, and of chains that are not there.
+    let name = chain_of(&*store).await;
+    for (millis, chain, sequence, newest) in [
+        (8, &*name, 1, 4),
+        (7, &*name, 4, 3),
+        (7, "", u64::MAX, 1),
+        (7, "\u{10ffff}", 0, 4),
+        (9, "\u{10ffff}", 0, 6),
+    ] {
+        let before = Place { at: at(millis), chain: chain.into(), sequence };
+        let page = store.events(&Filter::default(), Some(&before), 1).await.unwrap();
+        assert_eq!(sequences(&page), [newest], "{before:?}");
+    }
+}
+
+/// A chain bears the name of the node that began it and keeps it over a restart; what is asked of
+/// others is not there.
+pub(crate) async fn a_chain_is_named_and_others_are_not_there(bench: &Bench) {
+    let store = bench.store();
+    assert_eq!(store.chains().await.unwrap(), []);
+    append(&*store, 1).await;
+    let name = chain_of(&*store).await;
+    let first = whole_chain(&*store).await;
+    assert_eq!((&first[0].node, &first[0].chain), (&name, &name));
+    let store = bench.reopen().await;
+    append(&*store, 2).await;
+    assert_eq!(store.chains().await.unwrap(), std::slice::from_ref(&name));
+    assert_eq!(sequences(&whole_chain(&*store).await), [1, 2, 3]);
+    for other in ["", "nod", "node2", "NODE", "node\0", "*", "%"] {
+        assert_ne!(other, &*name);
+        assert_eq!(store.chain(other, 0, 9).await.unwrap(), [], "{other}");
+        assert_eq!(store.head(other).await.unwrap(), None, "{other}");
+    }
+}
+
+pub(crate) async fn filters_admit_what_they_say(bench: &Bench) {
+    let store = bench.store();
+    let stamp = |tenant: &str, client: &str, millis| jeton::model::Stamp {
+        at: at(millis),
+        tenant: Some(tenant.parse().unwrap()),
+        client: Some(id(client)),
+        ..stamp()
+    };
+    store.append(stamp("t", "a", 0).done(Action::TokenIssued, "one")).await.unwrap();
+    store.append(stamp("t", "A", 10).done(Action::TokenRevoked, "two")).await.unwrap();
+    store
+        .append(stamp("u", "a", 20).refused(Action::RefreshRefused, "t", "invalid_grant"))
+        .await
+        .unwrap();
+    store.append(event(Action::ServerStarted)).await.unwrap();
+    let found = async |filter: Filter| sequences(&store.events(&filter, None, 99).await.unwrap());
+    let none = Filter::default;
+    assert_eq!(found(none()).await, [3, 2, 4, 1]);
+    assert_eq!(found(Filter { tenant: Some("t".parse().unwrap()), ..none() }).await, [2, 1]);
+    assert_eq!(found(Filter { client: Some(id("a")), ..none() }).await, [3, 1]);
+    assert_eq!(found(Filter { action: Some("token.".into()), ..none() }).await, [2, 1]);
+    assert_eq!(found(Filter { action: Some("token.issued".into()), ..none() }).await, [1]);
+    assert_eq!(found(Filter { action: Some("token".into()), ..none() }).await, [0; 0]);
+    assert_eq!(found(Filter { outcome: Some(Outcome::Refused), ..none() }).await, [3]);
+    assert_eq!(found(Filter { target: Some("two".into()), ..none() }).await, [2]);
+    assert_eq!(found(Filter { from: Some(at(10)), to: Some(at(20)), ..none() }).await, [2]);
+    let both = Filter { tenant: Some("u".parse().unwrap()), client: Some(id("a")), ..none() };
+    assert_eq!(found(both).await, [3]);
+    let page = Filter { client: Some(id("a")), ..none() };
+    let third = Place { at: at(20), chain: chain_of(&*store).await, sequence: 3 };
+    assert_eq!(sequences(&store.events(&page, Some(&third), 1).await.unwrap()), [1]);
+}
+
+/// O04: every kind of change links into one chain, over a restart.
+pub(crate) async fn the_chain_verifies_against_the_sealed_head(bench: &Bench) {
+    let store = bench.store();
+    append(&*store, 20).await;
+    store.create_client(&client("a"), event(Action::ClientCreated)).await.unwrap();
+    store.open_family(&family("a"), event(Action::TokenIssued)).await.unwrap();
+    store.replace_keyset(&keyset(1), event(Action::KeysCreated)).await.unwrap();
+    assert_eq!(verify(&*store).await, 23);
+    let store = bench.reopen().await;
+    append(&*store, 2).await;
+    assert_eq!(verify(&*store).await, 25);
+}
+
+pub(crate) async fn concurrent_appends_leave_no_gap(bench: &Bench) {
+    let tasks: Vec<_> = (0..500)
+        .map(|n| {
+            let store = bench.store();
+            tokio::spawn(async move { store.append(numbered(n)).await.unwrap() })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    assert_eq!(verify(&*bench.store()).await, 500);
+    let records = whole_chain(&*bench.store()).await;
+    let targets: BTreeSet<u64> =
+        records.iter().map(|record| record.event.target.parse().unwrap()).collect();
+    assert_eq!(targets, (0..500).collect());
+}
+
+pub(crate) async fn an_empty_trail_has_no_head(bench: &Bench) {
+    assert_eq!(bench.store().chains().await.unwrap(), []);
+    assert_eq!(bench.store().head(&chain_of(&*bench.store()).await).await.unwrap(), None);
+    assert_eq!(verify(&*bench.store()).await, 0);
+    assert_eq!(verify(&*bench.reopen().await).await, 0);
+}
+
+pub(crate) async fn records_that_nobody_waits_for_arrive_soon(bench: &Bench) {
+    let store = bench.store();
+    let mut tail = store.tail();
+    for n in 1..=5 {
+        store.append_soon(numbered(n)).await.unwrap();
+    }
+    for n in 1..=5 {
+        // 50 ms are promised; the bound here is for a busy machine.
+        let record = timeout(Duration::from_secs(60), tail.recv()).await.unwrap().unwrap();
+        assert_eq!(record.map(|record| record.sequence), Some(n));
+    }
+    for n in 6..=9 {
+        store.append_soon(numbered(n)).await.unwrap();
+    }
+    assert_eq!(verify(&*bench.reopen().await).await, 9, "closing waits for them");
+}
+
+pub(crate) async fn the_tail_hears_every_record_in_order(bench: &Bench) {
+    let store = bench.store();
+    append(&*store, 2).await;
+    let mut tail = store.tail();
+    append(&*store, 3).await;
+    store.create_client(&client("a"), event(Action::ClientCreated)).await.unwrap();
+    for record in whole_chain(&*store).await.into_iter().skip(2) {
+        assert_eq!(tail.recv().await.unwrap().as_deref(), Some(&record));
+    }
+    store.close().await.unwrap();
+    assert_eq!(tail.recv().await, Err(RecvError::Closed));
+    assert_eq!(store.tail().recv().await, Err(RecvError::Closed));
+}
+
+pub(crate) async fn a_listener_that_lags_is_told(bench: &Bench) {
+    let store = bench.store();
+    let mut tail = store.tail();
+    for n in 0..1_500 {
+        store.append_soon(numbered(n)).await.unwrap();
+    }
+    store.append(numbered(1_500)).await.unwrap();
+    assert!(matches!(tail.recv().await, Err(RecvError::Lagged(1..))));
+    let next = tail.recv().await.unwrap().unwrap().sequence;
+    assert!(next <= 1_501 - 1_023, "at least the last 1,024 are still there: {next}");
+}
+
+/// C1: the clock's floor after a restart.
+pub(crate) async fn the_newest_time_never_goes_back(bench: &Bench) {
+    let store = bench.store();
+    assert_eq!(store.newest_time(), jeton::model::Timestamp::EPOCH);
+    for (millis, newest) in [(5, 5), (9, 9), (7, 9)] {
+        store.append(Event { at: at(millis), ..numbered(1) }).await.unwrap();
+        assert_eq!(store.newest_time(), at(newest));
+    }
+    assert_eq!(bench.reopen().await.newest_time(), at(9));
+}
+
+/// C1: what was forgotten because it had expired must not stand again under a clock that starts
+/// before that.
+pub(crate) async fn the_newest_time_covers_what_was_swept(bench: &Bench) {
+    let store = bench.store();
+    append(&*store, 1).await;
+    store.sweep(at(60_000), 10).await.unwrap();
+    assert_eq!(store.newest_time(), at(60_000));
+    store.sweep(at(50_000), 10).await.unwrap();
+    assert_eq!(store.newest_time(), at(60_000));
+    assert_eq!(bench.reopen().await.newest_time(), at(60_000));
+    assert_eq!(verify(&*bench.store()).await, 1);
+}
+
+/// C1: a time that was only judged by is kept on closing; also where there is no record yet.
+pub(crate) async fn the_newest_time_covers_what_was_read(bench: &Bench) {
+    assert_eq!(bench.store().family(FamilyId::new(), at(70_000)).await.unwrap(), None);
+    assert_eq!(bench.reopen().await.newest_time(), at(70_000));
+    append(&*bench.store(), 1).await;
+    assert_eq!(bench.reopen().await.newest_time(), at(70_000));
+}
+
+/// O03 the other way round: what did not happen is not in the trail.
+pub(crate) async fn a_refused_change_leaves_no_record(bench: &Bench) {
+    let store = bench.store();
+    store.create_client(&client("a"), event(Action::ClientCreated)).await.unwrap();
+    store.create_client(&client("a"), event(Action::ClientCreated)).await.unwrap();
+    let stale = Client { revision: 9, ..client("a") };
+    store.replace_client(&stale, event(Action::ClientUpdated)).await.unwrap();
+    store.delete_client(&of_revision(9, client("a")), event(Action::ClientDeleted)).await.unwrap();
+    store.replace_keyset(&keyset(2), event(Action::KeysRotated)).await.unwrap();
+    assert_eq!(verify(&*store).await, 1);
+}

@@ -1,0 +1,10 @@
+//! The binary from end to end: a server as an operator starts it, and every command against it.
+
+mod administration;
+mod house;
+mod records;
+mod serving;
+mod stores;
+mod tls;
+mod tokens;
+mod transfer;

@@ -1,0 +1,168 @@
+//! The four RPCs by command.
+
+use crate::cli::house::House;
+
+#[test]
+fn a_token_stands_until_it_is_revoked() {
+    let house = House::new();
+    let server = house.serve();
+    let token = house.jeton(&["token", "--raw"]).ok();
+    let judged = house.jeton_reading(&["introspect", "-", "--json"], &token.out).ok().json();
+    assert_eq!(
+        (&judged["active"], &judged["client_id"]),
+        (&true.into(), &server.said["client_id"])
+    );
+    assert_eq!(judged["iss"], crate::cli::house::ISSUER);
+    let file = house.file("token", &token.out);
+    house.jeton(&["revoke", "--file", file.to_str().unwrap()]).ok();
+    let gone = house.jeton(&["introspect", "--check", "--json", token.line()]);
+    assert_eq!((gone.code, gone.line()), (1, "{\"active\":false}"));
+    assert_eq!(house.jeton(&["introspect", token.line()]).ok().line(), "active  false");
+    server.stop();
+}
+
+/// AZ16, O01: a token among the arguments is warned of, one from stdin or a file is not.
+#[test]
+fn a_token_in_the_arguments_is_warned_of() {
+    let house = House::new();
+    let server = house.serve();
+    let token = house.jeton(&["token", "--raw"]).ok();
+    let file = house.file("token", &token.out);
+    const WARNING: &str = "warning: other users of this machine can see a token on the command \
+                           line";
+    for command in ["introspect", "revoke"] {
+        assert!(house.jeton(&[command, token.line()]).ok().err.contains(WARNING), "{command}");
+        assert_eq!(house.jeton_reading(&[command, "-"], &token.out).ok().err, "", "{command}");
+        assert_eq!(
+            house.jeton(&[command, "--file", file.to_str().unwrap()]).ok().err,
+            "",
+            "{command}"
+        );
+    }
+    assert_eq!(house.jeton(&["introspect", "nonsense"]).ok().err, "");
+    server.stop();
+}
+
+/// AZ16: contexts that others can write to are refused, those that others can read are warned of.
+#[test]
+fn open_contexts_are_not_followed() {
+    use std::os::unix::fs::PermissionsExt;
+    let house = House::new();
+    let server = house.serve();
+    let contexts = house.path(".config/jeton/contexts.toml");
+    let chmod = |mode: u32| {
+        std::fs::set_permissions(&contexts, std::fs::Permissions::from_mode(mode)).unwrap()
+    };
+    chmod(0o666);
+    let refused = house.jeton(&["token"]);
+    assert!(
+        refused.code == 1
+            && refused.err.contains("other users can write to the file (mode 0666): chmod 0600"),
+        "{refused:?}"
+    );
+    chmod(0o644);
+    assert!(
+        house.jeton(&["token"]).ok().err.contains("warning: other users can read the secrets in ")
+    );
+    chmod(0o600);
+    assert_eq!(house.jeton(&["token"]).ok().err, "");
+    server.stop();
+}
+
+#[test]
+fn refresh_gives_a_successor_and_a_scope_can_be_left_out() {
+    let house = House::new();
+    let server = house.serve();
+    let first = house.jeton(&["token", "--json"]).ok().json();
+    let refresh = first["refresh_token"].as_str().unwrap();
+    let second = house
+        .jeton_reading(&["refresh", "-", "--json", "--scope", "jeton:admin"], refresh)
+        .ok()
+        .json();
+    assert_eq!(second["scopes"], serde_json::json!(["jeton:admin"]));
+    assert_ne!(second["refresh_token"], first["refresh_token"]);
+    let raw = house.jeton(&["refresh", "--raw", second["refresh_token"].as_str().unwrap()]).ok();
+    let judged = house
+        .jeton(&["introspect", "--refresh-token", "--check", "--json", raw.line()])
+        .ok()
+        .json();
+    assert_eq!(judged["token_type"], "refresh_token");
+    server.stop();
+}
+
+#[test]
+fn many_tokens_are_judged_in_their_order() {
+    let house = House::new();
+    let server = house.serve();
+    let token = house.jeton(&["token", "--raw"]).ok();
+    let judged = house.jeton(&["introspect", "--json", "nonsense", token.line(), ""]).ok().json();
+    let active: Vec<_> =
+        judged["results"].as_array().unwrap().iter().map(|one| one["active"].clone()).collect();
+    assert_eq!(active, [false, true, false]);
+    let file = house.file("tokens", &format!("{}\nnonsense\n", token.line()));
+    let table = house.jeton(&["introspect", "--file", file.to_str().unwrap(), "--check"]);
+    assert_eq!(table.code, 1);
+    assert_eq!(table.out.lines().count(), 3, "{table:?}");
+    server.stop();
+}
+
+#[test]
+fn refusals_have_their_reason_and_code() {
+    let house = House::new();
+    let server = house.serve();
+    let wrong = house.file("wrong", "jcs_wrong");
+    let wrong = wrong.to_str().unwrap();
+    let refused = house.jeton(&["token", "--client-secret-file", wrong]);
+    assert_eq!((refused.code, refused.out.as_str()), (3, ""));
+    assert!(
+        refused.err.starts_with("error: invalid_client: client authentication failed\nhint: "),
+        "{refused:?}"
+    );
+    let refused = house.jeton(&["token", "--json", "--client-secret-file", wrong]);
+    let error: serde_json::Value = serde_json::from_str(&refused.err).unwrap();
+    assert_eq!(error["error"]["reason"], "invalid_client");
+    assert_eq!(error["error"]["exit_code"], 3);
+    let scope = house.jeton(&["token", "--scope", "everything"]);
+    assert!(scope.code == 3 && scope.err.starts_with("error: invalid_scope: "), "{scope:?}");
+    let refresh = house.jeton(&["refresh", "jrt_nonsense"]);
+    assert!(refresh.code == 3 && refresh.err.starts_with("error: invalid_grant: "), "{refresh:?}");
+    server.stop();
+}
+
+#[test]
+fn nobody_there_is_told_apart_from_a_refusal() {
+    let house = House::new();
+    let server = house.serve();
+    server.stop();
+    let gone = house.jeton(&["token"]);
+    assert_eq!(gone.code, 4, "{gone:?}");
+    assert!(
+        gone.err.contains("cannot reach http://127.0.0.1:")
+            && gone.err.contains("hint: check that the server is running"),
+        "{gone:?}"
+    );
+}
+
+#[test]
+fn without_a_context_credentials_come_from_the_environment() {
+    let house = House::new();
+    let server = house.serve();
+    let secret = server.said["client_secret"].as_str().unwrap();
+    let stranger = House::new();
+    assert_eq!(stranger.jeton(&["token", "--address", server.address()]).code, 64);
+    let mut command = stranger.command(&["token", "--raw"]);
+    command.env("JETON_CLI_ADDRESS", server.address()).env("JETON_CLI_CLIENT_ID", "bootstrap");
+    crate::cli::house::run(command.env("JETON_CLI_CLIENT_SECRET", secret), "").ok();
+    let file = stranger.file("secret", &format!("{secret}\n"));
+    let named = [
+        "token",
+        "--address",
+        server.address(),
+        "--client-id",
+        "bootstrap",
+        "--client-secret-file",
+    ];
+    stranger.jeton(&[&named[..], &[file.to_str().unwrap()]].concat()).ok();
+    stranger.jeton_reading(&[&named[..], &["-"]].concat(), secret).ok();
+    server.stop();
+}
