@@ -305,14 +305,6 @@ fn schema(found: &Inspection) -> Finding {
                 "run a jeton at least as new as the newest node of this database",
             )
         }
-        Some(version) if version < known => {
-            let text = format!("version {version}, this jeton writes {known}");
-            Finding::note(
-                SUBJECT,
-                text,
-                "the next `jeton serve` upgrades it; older nodes then refuse to start",
-            )
-        }
         Some(version) => Finding::ok(SUBJECT, format!("version {version}")),
     }
 }

@@ -320,7 +320,7 @@ mod tests {
         }
         assert!(restoring.whole);
         assert!(
-            restoring.restore(ExportRecord::Export { version: 2 }, NOW).is_err(),
+            restoring.restore(ExportRecord::Export { version: 1 }, NOW).is_err(),
             "nothing comes after the end"
         );
         told

@@ -34,7 +34,7 @@ use tokio::{
 
 pub use self::{admin::export::ReadOnly, engine::error::OpenError, integrity::check::Checked};
 use self::{
-    audit::own_chain,
+    audit::trail,
     engine::{
         batch::{Batch, ClosureJob, Job, Priority},
         error::SqliteError,
@@ -169,7 +169,6 @@ impl Embedded {
             counters,
         });
         let path = dir.to_owned();
-        let name = own_chain::name(&connection)?.unwrap_or_else(|| node.into());
         let (readers, reads) = Queue::new(READ_QUEUE_MAX);
         let reading = readers::start(dir, reads)?;
         // Created after every step that damage can make fail: a runtime must not be dropped by a
@@ -180,10 +179,9 @@ impl Embedded {
             .map_err(OpenError::io(dir))?;
         let (queue, writes) = Queue::new(WRITE_QUEUE_MAX);
         let (writer_state, state_receiver) = watch::channel(WriterState::Running);
-        let tail = broadcast::Sender::new(own_chain::TAIL_LAG_MAX);
+        let tail = broadcast::Sender::new(trail::TAIL_LAG_MAX);
         let weak_tail = tail.downgrade();
         let writer = Writer {
-            chain: name,
             connection,
             node: node.into(),
             key: chain.clone(),

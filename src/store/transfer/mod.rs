@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Version of the records below. A store imports no other.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 1;
 
 /// Record of an export. The order of the variants is the order of an export; within one it is that
 /// of their keys.
@@ -93,11 +93,10 @@ pub enum ExportRecord {
         hash: String,
         /// True if its node had stopped without closing it: then its newest records may be missing,
         /// also after an import.
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         open: bool,
         /// Seal of an exporter that had the store's key and verified the chain, 64 hexadecimal
         /// digits. `None` if it had no key.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[serde(skip_serializing_if = "Option::is_none")]
         seal: Option<String>,
     },
     /// Last record: without it an export is incomplete.

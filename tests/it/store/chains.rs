@@ -244,33 +244,32 @@ fn renamed(records: Vec<Record>, name: &str) -> Vec<Record> {
 async fn a_changed_foreign_chain_is_found() {
     let flaw = |chain: &str, sequence, problem| Some((chain.into(), Flaw { sequence, problem }));
     for (sql, expected) in [
-        ("DELETE FROM other_heads WHERE chain = 'Node'", None),
+        ("DELETE FROM imported_heads WHERE chain = 'Node'", None),
         (
-            "DELETE FROM other_heads WHERE chain = 'Node'; DELETE FROM other_records WHERE chain = \
-             'Node'",
+            "DELETE FROM imported_heads WHERE chain = 'Node'; DELETE FROM audit WHERE chain = 'Node'",
             None,
         ),
-        ("UPDATE other_heads SET sequence = sequence - 1", None),
-        ("UPDATE other_heads SET chain = 'Mode' WHERE chain = 'Node'", None),
+        ("UPDATE imported_heads SET sequence = sequence - 1", None),
+        ("UPDATE imported_heads SET chain = 'Mode' WHERE chain = 'Node'", None),
         (
-            "DELETE FROM other_records WHERE chain = 'node-2' AND sequence = 5",
+            "DELETE FROM audit WHERE chain = 'node-2' AND sequence = 5",
             flaw("node-2", 5, Problem::CutOff),
         ),
-        ("DELETE FROM other_records WHERE chain = 'node-2'", flaw("node-2", 1, Problem::CutOff)),
+        ("DELETE FROM audit WHERE chain = 'node-2'", flaw("node-2", 1, Problem::CutOff)),
         (
-            "DELETE FROM other_records WHERE chain = 'Node' AND sequence = 1",
+            "DELETE FROM audit WHERE chain = 'Node' AND sequence = 1",
             flaw("Node", 1, Problem::Removed),
         ),
         (
-            "UPDATE other_records SET event = replace(event, 'Node/2', 'Node/3')",
+            "UPDATE audit SET event = replace(event, 'Node/2', 'Node/3')",
             flaw("Node", 2, Problem::Altered),
         ),
         (
-            "UPDATE other_records SET node = 'x' WHERE chain = 'Node' AND sequence = 3",
+            "UPDATE audit SET node = 'x' WHERE chain = 'Node' AND sequence = 3",
             flaw("Node", 3, Problem::Altered),
         ),
         (
-            "UPDATE other_records SET chain = 'nodf' WHERE chain = 'node-2'",
+            "UPDATE audit SET chain = 'nodf' WHERE chain = 'node-2'",
             flaw("node-2", 1, Problem::CutOff),
         ),
     ] {

@@ -378,6 +378,33 @@ async fn a_trail_under_another_seal_is_refused() {
     assert!(matches!(open(dir.path()), Err(OpenError::Corrupt(_))));
 }
 
+/// E3: the row `head` is gone, and with it the name of the chain: records without a head are damage,
+/// also for a node of another name.
+#[tokio::test]
+async fn records_without_a_head_are_refused() {
+    let dir = tampered("DELETE FROM head").await;
+    fs::remove_file(dir.path().join("anchor")).unwrap();
+    for node in ["node", "renamed"] {
+        let opened = Embedded::open(dir.path(), node, Bench::key());
+        assert!(
+            matches!(&opened, Err(OpenError::Corrupt(text)) if text.contains("sealed head")),
+            "{node}: {:?}",
+            opened.err()
+        );
+    }
+}
+
+/// The name of the own chain is under the checksum of the row `head`, and is that of the node that
+/// wrote its first record.
+#[tokio::test]
+async fn a_renamed_own_chain_is_refused() {
+    for sql in ["UPDATE head SET chain = 'other'", "UPDATE audit SET chain = 'other'"] {
+        let dir = tampered(sql).await;
+        fs::remove_file(dir.path().join("anchor")).unwrap();
+        assert!(open(dir.path()).is_err(), "{sql}");
+    }
+}
+
 /// A sound store is found to be sound.
 #[tokio::test]
 async fn the_whole_check_passes_what_is_whole() {

@@ -293,12 +293,12 @@ async fn a_newer_format_is_refused_and_left_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
     open(dir.path()).unwrap().close().await.unwrap();
     let file = dir.path().join("jeton.db");
-    rusqlite::Connection::open(&file).unwrap().pragma_update(None, "user_version", 3).unwrap();
+    rusqlite::Connection::open(&file).unwrap().pragma_update(None, "user_version", 2).unwrap();
     let before = fs::read(&file).unwrap();
-    assert!(matches!(open(dir.path()), Err(OpenError::Newer { found: 3, known: 2 })));
+    assert!(matches!(open(dir.path()), Err(OpenError::Newer { found: 2, known: 1 })));
     assert!(matches!(
         Embedded::read_only(dir.path(), None),
-        Err(OpenError::Newer { found: 3, known: 2 })
+        Err(OpenError::Newer { found: 2, known: 1 })
     ));
     assert_eq!(fs::read(&file).unwrap(), before);
 }

@@ -12,7 +12,7 @@ use crate::{
         Result,
         embedded::{
             Embedded,
-            audit::own_chain,
+            audit::chains,
             engine::{
                 error::{OpenError, SqliteError, check_ascending},
                 schema,
@@ -199,7 +199,7 @@ impl Position {
             }
             Self::Keyset => keys::find(connection)?.into_iter().map(ExportRecord::Keyset).collect(),
             Self::Chain(after) => {
-                let next = own_chain::names(connection)?
+                let next = chains::names(connection)?
                     .into_iter()
                     .find(|name| after.as_ref().is_none_or(|after| name > after));
                 next.map_or_else(
@@ -209,7 +209,7 @@ impl Position {
             }
             Self::Records(chain, after) => records(connection, key, chain, *after, limit)?,
             Self::End => {
-                let chains = u64::try_from(own_chain::names(connection)?.len()).unwrap_or(u64::MAX);
+                let chains = u64::try_from(chains::names(connection)?.len()).unwrap_or(u64::MAX);
                 vec![ExportRecord::End { chains }]
             }
         })
@@ -256,15 +256,14 @@ fn records(
     after: u64,
     limit: usize,
 ) -> Result<Vec<ExportRecord>, SqliteError> {
-    let records = own_chain::page(connection, chain, after, limit)?;
+    let records = chains::page(connection, chain, after, limit)?;
     if records.is_empty() {
-        let head = own_chain::head_of(connection, chain)?;
+        let head = chains::head(connection, chain)?;
         let head = head.ok_or_else(|| {
             SqliteError::Malformed(format!("audit chain {chain}: the sealed end is missing"))
         })?;
         // The own chain ends with the store.
-        let open =
-            head.claim != Claim::Closed && own_chain::name(connection)?.as_deref() != Some(chain);
+        let open = head.claim != Claim::Closed && chains::own(connection)?.as_ref() != Some(chain);
         return Ok(vec![end(chain, &head, open, key).map_err(SqliteError::Malformed)?]);
     }
     let item = |record: Record| {

@@ -43,17 +43,14 @@ impl Batch<'_> {
                 Prepared::Revocation(revocation) => self.record_revocation(&revocation)?,
                 Prepared::Epoch(of, value) => self.set_epoch(&of, value)?,
                 Prepared::Keyset(keyset) => taken(self.put_keyset(&keyset, Some(0))?)?,
-                Prepared::Record { chain, sequence, node, hash, entry } if chain == *self.chain => {
-                    self.insert_record(sequence, &node, hash, &entry)?;
-                }
                 Prepared::Record { chain, sequence, node, hash, entry } => {
-                    self.insert_imported(&chain, sequence, &node, hash, &entry)?;
+                    self.insert_record(&chain, sequence, &node, hash, &entry)?;
                 }
-                Prepared::ChainEnd { chain, sequence, hash, open } if chain != *self.chain => {
+                // The own chain is sealed with every commit.
+                Prepared::ChainEnd { chain, .. } if chain == self.post_commit.state.chain => {}
+                Prepared::ChainEnd { chain, sequence, hash, open } => {
                     self.seal_imported(&chain, sequence, hash, open)?;
                 }
-                // The own chain is sealed with every batch.
-                Prepared::ChainEnd { .. } => {}
             }
         }
         self.post_commit.state.import = import;
@@ -157,7 +154,7 @@ impl Batch<'_> {
     fn is_empty(&self) -> Result<bool, SqliteError> {
         let sql = "SELECT 1 WHERE EXISTS (SELECT 1 FROM clients) OR EXISTS (SELECT 1 FROM families)
                    OR EXISTS (SELECT 1 FROM revocations) OR EXISTS (SELECT 1 FROM epochs) OR EXISTS (SELECT 1 FROM keyset)
-                   OR EXISTS (SELECT 1 FROM other_heads) OR EXISTS (SELECT 1 FROM deleted_clients)
+                   OR EXISTS (SELECT 1 FROM imported_heads) OR EXISTS (SELECT 1 FROM deleted_clients)
                    OR EXISTS (SELECT 1 FROM audiences)";
         Ok(self.post_commit.state.sequence == 0 && self.row(sql, [], |_| Ok(()))?.is_none())
     }

@@ -1,10 +1,8 @@
-//! Query over the audit records of all chains, newest first: a merge of two indexes by time.
+//! Query over the audit records of all chains, newest first.
 
-use std::sync::Arc;
+use rusqlite::{Connection, Row};
 
-use rusqlite::{Connection, Row, fallible_streaming_iterator::FallibleStreamingIterator};
-
-use super::{own_chain, rows::StoredRecord};
+use super::rows::StoredRecord;
 use crate::{
     model::{Place, Record, Timestamp, event::Filter},
     store::{
@@ -23,11 +21,9 @@ use crate::{
 /// caller is noticed.
 const ROWS_PER_SCAN: usize = 10_000;
 
-const OWN_ROWS: &str = "SELECT sequence, node, hash, event, at FROM audit
-    WHERE at BETWEEN ?1 AND ?2 AND (at, sequence) < (?3, ?4) ORDER BY at DESC, sequence DESC LIMIT ?5";
-
-const IMPORTED_ROWS: &str = "SELECT sequence, node, hash, event, at, chain FROM other_records
-    WHERE at BETWEEN ?1 AND ?2 AND (at, chain, sequence) < (?3, ?4, ?5) ORDER BY at DESC, chain DESC, sequence DESC LIMIT ?6";
+const NEWEST_ROWS: &str = "SELECT sequence, node, hash, event, at, chain FROM audit
+    WHERE at BETWEEN ?1 AND ?2 AND (at, chain, sequence) < (?3, ?4, ?5)
+    ORDER BY at DESC, chain DESC, sequence DESC LIMIT ?6";
 
 impl Embedded {
     pub(in crate::store::embedded) async fn query_newest(
@@ -61,57 +57,42 @@ fn page(
     limit: usize,
     turn: usize,
 ) -> Result<(Vec<Record>, Option<Place>), SqliteError> {
-    let name = own_chain::name(connection)?.unwrap_or_else(|| "".into());
     let at = before.at.millis();
     // The bounds are separate from the order, so that the index is entered where the page begins.
     let from = filter.from.map_or(i64::MIN, Timestamp::millis);
     let to = filter.to.map_or(at, |to| at.min(to.millis().saturating_sub(1)));
-    let rows = i64::try_from(turn).unwrap_or(i64::MAX);
-    let (mut own, mut others) =
-        (connection.prepare_cached(OWN_ROWS)?, connection.prepare_cached(IMPORTED_ROWS)?);
-    let mut own = own.query((from, to, at, own_before(&name, before), rows))?;
-    let mut others =
-        others.query((from, to, at, before.chain.as_ref(), to_sql(before.sequence), rows))?;
-    own.advance()?;
-    others.advance()?;
+    let limit_rows = i64::try_from(turn).unwrap_or(i64::MAX);
+    let mut statement = connection.prepare_cached(NEWEST_ROWS)?;
+    let (chain, sequence) = (before.chain.as_ref(), to_sql(before.sequence));
+    let mut rows = statement.query((from, to, at, chain, sequence, limit_rows))?;
 
     let hints = hints(filter);
     let (mut found, mut last) = (Vec::new(), None);
     for _ in 0..turn {
-        let mine = own.get().map(|row| place(row, name.clone())).transpose()?;
-        let theirs = others.get().map(|row| place(row, row.get(5)?)).transpose()?;
-        let rows = if mine > theirs { &mut own } else { &mut others };
-        let Some(next) = mine.max(theirs).filter(|_| found.len() < limit) else {
+        if found.len() >= limit {
             return Ok((found, None));
-        };
-        if let Some(row) = rows.get() {
-            let text = row.get_ref(3)?.as_str().unwrap_or_default();
-            if hints.iter().all(|hint| text.contains(hint)) {
-                let record = StoredRecord::read(row)?
-                    .record(&next.chain)
-                    .unwrap_or_else(|_| Record::unreadable(next.clone()));
-                found.extend(filter.admits(&record.event).then_some(record));
-            }
         }
-        rows.advance()?;
+        let Some(row) = rows.next()? else { return Ok((found, None)) };
+        let next = place(row)?;
+        let text = row.get_ref(3)?.as_str().unwrap_or_default();
+        if hints.iter().all(|hint| text.contains(hint)) {
+            let record = StoredRecord::read(row)?
+                .record(&next.chain)
+                .unwrap_or_else(|_| Record::unreadable(next.clone()));
+            found.extend(filter.admits(&record.event).then_some(record));
+        }
         last = Some(next);
     }
     Ok((found, last))
 }
 
-/// Returns the sequence before which rows of the own chain precede a place, in the place's
-/// millisecond.
-fn own_before(own: &str, place: &Place) -> i64 {
-    match own.cmp(&place.chain) {
-        std::cmp::Ordering::Less => i64::MAX,
-        std::cmp::Ordering::Equal => to_sql(place.sequence),
-        std::cmp::Ordering::Greater => 0,
-    }
-}
-
 /// Place of a row by its index, which has the time also of an event that cannot be decoded.
-fn place(row: &Row<'_>, chain: Arc<str>) -> rusqlite::Result<Place> {
-    Ok(Place { at: Timestamp::from_millis(row.get(4)?), chain, sequence: from_sql(row.get(0)?) })
+fn place(row: &Row<'_>) -> rusqlite::Result<Place> {
+    Ok(Place {
+        at: Timestamp::from_millis(row.get(4)?),
+        chain: row.get(5)?,
+        sequence: from_sql(row.get(0)?),
+    })
 }
 
 /// Texts that occur in every event the filter admits: most others are skipped without being parsed.
@@ -184,22 +165,14 @@ mod tests {
 
     /// A page is entered at its beginning and never sorted: the index has the order.
     #[tokio::test]
-    async fn pages_are_read_from_the_indexes_alone() {
+    async fn pages_are_read_from_the_index_alone() {
         let dir = tempfile::tempdir().unwrap();
         let store = Embedded::open(dir.path(), "node", ChainKey::new([1; 32])).unwrap();
-        let plan = |sql: &'static str, parameters: usize| {
-            store.read(move |connection| {
-                let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}"))?;
-                let rows = statement
-                    .query_map(rusqlite::params_from_iter(vec![1; parameters]), |row| row.get(3))?;
-                Ok(rows.collect::<rusqlite::Result<Vec<String>>>()?)
-            })
-        };
-        assert_eq!(
-            plan(OWN_ROWS, 5).await.unwrap(),
-            ["SEARCH audit USING INDEX audit_by_time (at>? AND at<?)"]
-        );
-        let others = ["SEARCH other_records USING INDEX other_records_by_time (at>? AND at<?)"];
-        assert_eq!(plan(IMPORTED_ROWS, 6).await.unwrap(), others);
+        let plan = store.read(|connection| {
+            let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {NEWEST_ROWS}"))?;
+            let rows = statement.query_map(rusqlite::params_from_iter([1; 6]), |row| row.get(3))?;
+            Ok(rows.collect::<rusqlite::Result<Vec<String>>>()?)
+        });
+        assert_eq!(plan.await.unwrap(), ["SEARCH audit USING INDEX audit_by_time (at>? AND at<?)"]);
     }
 }

@@ -76,10 +76,10 @@ pub(super) fn visit_rows<E: From<SqliteError>>(
     let mut rows = statement.query(parameters).map_err(fault)?;
     let mut last = after;
     while let Some(row) = rows.next().map_err(fault)? {
-        let raw = StoredRecord::read(row).map_err(fault)?;
-        check_ascending(Some(last), [raw.sequence])?;
-        last = raw.sequence;
-        visit(raw)?;
+        let stored = StoredRecord::read(row).map_err(fault)?;
+        check_ascending(Some(last), [stored.sequence])?;
+        last = stored.sequence;
+        visit(stored)?;
     }
     Ok(())
 }

@@ -17,12 +17,15 @@ use crate::{
     },
 };
 
-/// Claim of the own chain's seal. There is one node, and one head.
-pub(crate) const OWN_CLAIM: Claim = Claim::Open { at: Timestamp::EPOCH };
+/// Claim of a chain that is not closed: of the own one, and of an imported one whose node had
+/// stopped without closing it. There is no lease here, so it has no time.
+pub(crate) const OPEN: Claim = Claim::Open { at: Timestamp::EPOCH };
 
 /// The writer's in-memory copy of the row `head`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct State {
+    /// Name of the own chain: the node that wrote its first record, or will.
+    pub(crate) chain: Arc<str>,
     /// Node that wrote the last audit record.
     pub(crate) node: Arc<str>,
     /// Sequence of the last audit record; 0 before the first.
@@ -40,7 +43,7 @@ pub(crate) struct State {
 impl State {
     /// Returns the sealed head of the own chain.
     pub(crate) fn head(&self, key: &ChainKey) -> Head {
-        key.seal(&self.node, self.sequence, self.hash, OWN_CLAIM)
+        key.seal(&self.node, self.sequence, self.hash, OPEN)
     }
 
     /// Returns the checksum over the columns that the seal does not cover.
@@ -48,7 +51,12 @@ impl State {
         let newest = self.newest_time.millis().to_be_bytes();
         checksum::row(
             "head",
-            &[&newest, &self.set_checksum.to_bytes(), &[u8::from(self.import.is_some())]],
+            &[
+                self.chain.as_bytes(),
+                &newest,
+                &self.set_checksum.to_bytes(),
+                &[u8::from(self.import.is_some())],
+            ],
         )
     }
 }
@@ -66,8 +74,6 @@ pub(crate) struct Batch<'a> {
     pub(crate) connection: &'a Connection,
     /// Name of this node in the audit trail.
     pub(crate) node: &'a Arc<str>,
-    /// Name of the chain that this node writes.
-    pub(crate) chain: &'a Arc<str>,
     /// Key that seals the heads of chains.
     pub(crate) key: &'a ChainKey,
     /// True if a tail of the trail is open.
@@ -99,39 +105,43 @@ impl Batch<'_> {
         self.post_commit.changes.push(change);
     }
 
-    /// Appends a record to the audit trail.
+    /// Appends a record to the own chain.
     pub(crate) fn append(&mut self, entry: &Entry) -> Result<(), SqliteError> {
-        let sequence = self.post_commit.state.sequence.saturating_add(1);
-        let hash =
-            chain::link(&self.post_commit.state.hash, sequence, self.node, entry.body.as_bytes());
-        self.insert_record(sequence, &self.node.clone(), hash, entry)
+        let State { chain, sequence, hash, .. } = &self.post_commit.state;
+        let (chain, sequence) = (chain.clone(), sequence.saturating_add(1));
+        let hash = chain::link(hash, sequence, self.node, entry.body.as_bytes());
+        self.insert_record(&chain, sequence, &self.node.clone(), hash, entry)
     }
 
     pub(crate) fn append_all(&mut self, entries: &[Entry]) -> Result<(), SqliteError> {
         entries.iter().try_for_each(|entry| self.append(entry))
     }
 
-    /// Inserts a record after the last one of the own chain.
+    /// Inserts a record after the last one of a chain, the own or an imported one.
     pub(crate) fn insert_record(
         &mut self,
+        chain: &Arc<str>,
         sequence: u64,
         node: &Arc<str>,
         hash: [u8; 32],
         entry: &Entry,
     ) -> Result<(), SqliteError> {
         self.execute(
-            "INSERT INTO audit (sequence, node, hash, event) VALUES (?1, ?2, ?3, ?4)",
-            (to_sql(sequence), node.as_ref(), hash, &entry.body),
+            "INSERT INTO audit (chain, sequence, node, hash, event) VALUES (?1, ?2, ?3, ?4, ?5)",
+            (chain.as_ref(), to_sql(sequence), node.as_ref(), hash, &entry.body),
         )?;
         let state = &mut self.post_commit.state;
+        state.newest_time = state.newest_time.max(entry.event.at);
+        if state.chain != *chain {
+            return Ok(());
+        }
         if state.node != *node {
             state.node = node.clone();
         }
         state.sequence = sequence;
         state.hash = hash;
-        state.newest_time = state.newest_time.max(entry.event.at);
         if self.has_tail_readers {
-            let (chain, node) = (self.chain.clone(), node.clone());
+            let (chain, node) = (chain.clone(), node.clone());
             self.post_commit.records.push(Arc::new(Record {
                 chain,
                 sequence,

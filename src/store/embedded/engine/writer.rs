@@ -47,7 +47,6 @@ pub(crate) enum WriterState {
 pub(crate) struct Writer {
     pub(crate) connection: Connection,
     pub(crate) node: Arc<str>,
-    pub(crate) chain: Arc<str>,
     pub(crate) key: ChainKey,
     pub(crate) state: State,
     pub(crate) shared: Arc<Shared>,
@@ -229,7 +228,6 @@ impl Writer {
         let mut batch = Batch {
             connection: &self.connection,
             node: &self.node,
-            chain: &self.chain,
             key: &self.key,
             has_tail_readers,
             reserve_only,
@@ -325,10 +323,12 @@ fn save(connection: &Connection, key: &ChainKey, state: &State) -> Result<(), Sq
     let head = state.head(key);
     connection
         .prepare_cached(
-            "INSERT OR REPLACE INTO head (id, node, sequence, hash, seal, newest, tally, importing, sum)
-             VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            "INSERT OR REPLACE INTO head
+             (id, chain, node, sequence, hash, seal, newest, tally, importing, sum)
+             VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
         )?
         .execute((
+            state.chain.as_ref(),
             head.node.as_ref(),
             to_sql(head.sequence),
             head.hash,

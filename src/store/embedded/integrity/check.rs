@@ -7,13 +7,13 @@ use rusqlite::{Connection, OptionalExtension};
 
 use super::checksum::SetChecksum;
 use crate::{
-    crypto::chain::{ChainKey, Flaw, Problem, START, Walk},
+    crypto::chain::{ChainKey, Flaw, Head, Problem, START, Walk},
     model::Timestamp,
     store::{
         Result,
         embedded::{
             Embedded,
-            audit::{imported_chains, own_chain, rows::StoredRecord},
+            audit::chains,
             engine::{
                 batch::{State, from_sql},
                 error::{OpenError, SqliteError},
@@ -64,7 +64,7 @@ pub(crate) fn verify_on_open(
             "an import was interrupted: empty the directory and import again".into(),
         ));
     }
-    let head = own_chain::head(connection)?;
+    let head = own_head(connection, &state)?;
     if head.as_ref().is_some_and(|head| !key.check(head)) {
         return Err(OpenError::Corrupt(
             "the audit trail was sealed under another master key, or its seal is damaged".into(),
@@ -74,22 +74,19 @@ pub(crate) fn verify_on_open(
     if let Some(problem) = rollback.as_ref().filter(|_| !accept_rollback) {
         return Err(OpenError::Rollback(problem.clone()));
     }
+    if head.is_none() {
+        check_beginning(connection, node)?;
+    }
     let from = state.sequence.saturating_sub(TAIL_RECORDS);
-    let walk = walk(connection, from, hash_of(connection, from)?.ok_or_else(|| removed(from))?)?;
-    walk.finish(key, head.as_ref())?;
+    let hash = hash_of(connection, &state.chain, from)?.ok_or_else(|| removed(from))?;
+    walk(connection, &state.chain, from, hash)?.finish(key, head.as_ref())?;
     if set_checksum(connection)? != state.set_checksum {
         return Err(OpenError::Corrupt(LOST.into()));
     }
-    if imported_chains::heads(connection)?.iter().any(|(_, head)| !key.check(head)) {
+    if chains::imported_heads(connection)?.iter().any(|(_, head)| !key.check(head)) {
         return Err(OpenError::Corrupt(
             "an imported audit chain was sealed under another master key".into(),
         ));
-    }
-    if state.sequence == 0 && imported_chains::head(connection, node)?.is_some() {
-        let taken = format!(
-            "the node name {node} is taken by the audit chain of another node: set another `node`"
-        );
-        return Err(OpenError::Corrupt(taken));
     }
     Ok((state, rollback))
 }
@@ -97,7 +94,7 @@ pub(crate) fn verify_on_open(
 /// Returns the checksum over all rows of which none may be lost.
 fn set_checksum(connection: &Connection) -> Result<SetChecksum, SqliteError> {
     let mut set_checksum = revocations::set_checksum(connection)?;
-    imported_chains::add_to(&mut set_checksum, connection)?;
+    chains::add_to(&mut set_checksum, connection)?;
     Ok(set_checksum)
 }
 
@@ -114,7 +111,7 @@ fn rollback(
             "the file anchor is missing or unreadable, so the database may be an older copy";
         return Ok((state.sequence > 0).then(|| missing.to_owned()));
     };
-    if hash_of(connection, acked.sequence)? != Some(acked.hash) {
+    if hash_of(connection, &state.chain, acked.sequence)? != Some(acked.hash) {
         return Ok(Some(format!(
             "audit record {} was acknowledged and is missing, the last record is {}: the database \
              was truncated or replaced by an older copy",
@@ -133,20 +130,21 @@ fn rollback(
 
 /// Reads the writer's state from disk.
 pub(crate) fn state(connection: &Connection, node: &str) -> Result<State, OpenError> {
-    let sql = "SELECT node, sequence, hash, newest, tally, importing, sum FROM head WHERE id = 1";
-    let row = connection.query_row(sql, [], |row| {
-        let set_checksum: Vec<u8> = row.get(4)?;
+    let row = connection.query_row("SELECT * FROM head WHERE id = 1", [], |row| {
+        let set_checksum: Vec<u8> = row.get("tally")?;
         let state = State {
-            node: row.get(0)?,
-            sequence: from_sql(row.get(1)?),
-            hash: row.get(2)?,
-            newest_time: Timestamp::from_millis(row.get(3)?),
+            chain: row.get("chain")?,
+            node: row.get("node")?,
+            sequence: from_sql(row.get("sequence")?),
+            hash: row.get("hash")?,
+            newest_time: Timestamp::from_millis(row.get("newest")?),
             set_checksum: SetChecksum::default(),
-            import: row.get::<_, bool>(5)?.then(Chains::default),
+            import: row.get::<_, bool>("importing")?.then(Chains::default),
         };
-        Ok((state, set_checksum, row.get::<_, Vec<u8>>(6)?))
+        Ok((state, set_checksum, row.get::<_, Vec<u8>>("sum")?))
     });
     let fresh = || State {
+        chain: node.into(),
         node: node.into(),
         sequence: 0,
         hash: START,
@@ -158,20 +156,50 @@ pub(crate) fn state(connection: &Connection, node: &str) -> Result<State, OpenEr
     let set_checksum = SetChecksum::from_bytes(&set_checksum).ok_or_else(|| {
         OpenError::Corrupt("the head's checksum of revocations is unreadable".into())
     })?;
-    let state = State { set_checksum, ..state };
+    let mut state = State { set_checksum, ..state };
     if state.sum() != kept.as_slice() {
         return Err(OpenError::Corrupt("the head does not match its checksum".into()));
+    }
+    if state.sequence == 0 {
+        // The node that writes the first record names the chain.
+        state.chain = node.into();
     }
     Ok(state)
 }
 
-fn hash_of(connection: &Connection, sequence: u64) -> Result<Option<[u8; 32]>, OpenError> {
+/// Returns the sealed head of the own chain; `None` before its first record.
+fn own_head(connection: &Connection, state: &State) -> Result<Option<Head>, SqliteError> {
+    if state.sequence == 0 { Ok(None) } else { chains::head(connection, &state.chain) }
+}
+
+/// Checks a store that has no own chain yet: no imported chain may have this node's name, and
+/// records without a head mean that the row `head` was lost.
+fn check_beginning(connection: &Connection, node: &str) -> Result<(), OpenError> {
+    if chains::head(connection, node)?.is_some() {
+        let taken = format!(
+            "the node name {node} is taken by the audit chain of another node: set another `node`"
+        );
+        return Err(OpenError::Corrupt(taken));
+    }
+    for chain in chains::names(connection)? {
+        if chains::head(connection, &chain)?.is_none() {
+            return Err(Flaw { sequence: 1, problem: Problem::Unsealed }.into());
+        }
+    }
+    Ok(())
+}
+
+fn hash_of(
+    connection: &Connection,
+    chain: &str,
+    sequence: u64,
+) -> Result<Option<[u8; 32]>, OpenError> {
     if sequence == 0 {
         return Ok(Some(START));
     }
     let mut found = None;
-    own_chain::walk(connection, sequence.saturating_sub(1), 1, |raw| {
-        found = (raw.sequence == sequence).then_some(raw.hash);
+    chains::walk(connection, chain, sequence.saturating_sub(1), 1, |stored| {
+        found = (stored.sequence == sequence).then_some(stored.hash);
         Ok::<_, SqliteError>(())
     })?;
     Ok(found)
@@ -202,11 +230,16 @@ impl From<Stop> for OpenError {
     }
 }
 
-/// Verifies the own chain to its end over the stored bytes.
-fn walk(connection: &Connection, after: u64, hash: [u8; 32]) -> Result<Walk, Stop> {
+/// Verifies a chain to its end over the stored bytes. Its first record must be of the node that it
+/// is named after.
+fn walk(connection: &Connection, chain: &str, after: u64, hash: [u8; 32]) -> Result<Walk, Stop> {
     let mut walk = Walk::after(after, hash);
-    own_chain::walk(connection, after, usize::MAX, |raw| {
-        walk.step(raw.sequence, &raw.node, raw.body.as_bytes(), &raw.hash).map_err(Stop::Flaw)
+    chains::walk(connection, chain, after, usize::MAX, |stored| {
+        if stored.sequence == 1 && *stored.node != *chain {
+            return Err(Stop::Flaw(Flaw { sequence: 1, problem: Problem::Altered }));
+        }
+        walk.step(stored.sequence, &stored.node, stored.body.as_bytes(), &stored.hash)
+            .map_err(Stop::Flaw)
     })?;
     Ok(walk)
 }
@@ -214,7 +247,7 @@ fn walk(connection: &Connection, after: u64, hash: [u8; 32]) -> Result<Walk, Sto
 /// Checks everything that can be checked, in one view of the database.
 pub(crate) fn whole(connection: &Connection, key: &ChainKey) -> Result<Checked, SqliteError> {
     let mut checked = Checked { damage: structure(connection)?, ..Checked::default() };
-    for chain in own_chain::names(connection)? {
+    for chain in chains::names(connection)? {
         match whole_chain(connection, &chain, key) {
             Ok(records) => checked.records = checked.records.saturating_add(records),
             Err(Stop::Flaw(flaw)) => checked.flaw = checked.flaw.or(Some((chain, flaw))),
@@ -232,21 +265,8 @@ pub(crate) fn whole(connection: &Connection, key: &ChainKey) -> Result<Checked, 
 
 /// Verifies one chain from its first record to its sealed head; returns its number of records.
 fn whole_chain(connection: &Connection, chain: &str, key: &ChainKey) -> Result<u64, Stop> {
-    let own = own_chain::name(connection)?.as_deref() == Some(chain);
-    let head = own_chain::head_of(connection, chain)?;
-    let walk = if own {
-        walk(connection, 0, START)?
-    } else {
-        let mut walk = Walk::from_start();
-        let mut step = |raw: StoredRecord| {
-            if raw.sequence == 1 && *raw.node != *chain {
-                return Err(Stop::Flaw(Flaw { sequence: 1, problem: Problem::Altered }));
-            }
-            walk.step(raw.sequence, &raw.node, raw.body.as_bytes(), &raw.hash).map_err(Stop::Flaw)
-        };
-        imported_chains::walk(connection, chain, 0, usize::MAX, &mut step)?;
-        walk
-    };
+    let head = chains::head(connection, chain)?;
+    let walk = walk(connection, chain, 0, START)?;
     walk.finish(key, head.as_ref()).map_err(Stop::Flaw)?;
     Ok(walk.sequence())
 }

@@ -45,8 +45,8 @@ pub(crate) const WITH_OUTBOX: [&str; 6] =
 /// Action of witness records, which have an index of their own.
 pub(crate) const WITNESSES: &str = Action::HeadsWitnessed.as_str();
 
-/// Schema version of this build; [`migrate`] leads to it.
-pub(crate) const VERSION: i64 = 2;
+/// Version of the schema. A newer one is refused.
+pub(crate) const VERSION: i64 = 1;
 /// MongoDB's code for a missing collection.
 const NAMESPACE_NOT_FOUND: i32 = 26;
 /// Extra time before MongoDB deletes expired documents itself; our own sweep comes first.
@@ -63,8 +63,7 @@ pub(crate) async fn prepare(connection: &Connection) -> Result<(), OpenError> {
             ensure_index(connection, collection, &existing, index).await?;
         }
     }
-    if version < VERSION {
-        migrate(connection, version).await?;
+    if version.is_none() {
         // After the indexes: a node that finds the version finds the indexes too.
         let meta = connection.collection(META);
         let write = async move {
@@ -80,27 +79,12 @@ pub(crate) async fn prepare(connection: &Connection) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Refuses a newer schema; returns the version, 0 before the first node registered.
-pub(crate) async fn check_version(connection: &Connection) -> Result<i64, OpenError> {
-    let version = version(connection).await?.unwrap_or(0);
-    if version > VERSION {
-        return Err(OpenError::Newer { found: version, known: VERSION });
+/// Refuses a newer schema; returns the version, `None` before the first node registered.
+pub(crate) async fn check_version(connection: &Connection) -> Result<Option<i64>, OpenError> {
+    match version(connection).await? {
+        Some(found) if found > VERSION => Err(OpenError::Newer { found, known: VERSION }),
+        found => Ok(found),
     }
-    Ok(version)
-}
-
-/// Migrates from an older version, step by step. Each step may be interrupted and repeated, and run
-/// by two nodes at once.
-async fn migrate(connection: &Connection, version: i64) -> Result<(), MongoError> {
-    // 1 to 2: counters hold the count of each process instead of a sum. Windows end after seconds.
-    if version == 1 {
-        tracing::info!("upgrading the database from schema 1 to 2");
-        let counters = connection.collection(RATE_LIMITS);
-        connection
-            .within(INDEX_TIMEOUT, async move { Ok(counters.delete_many(doc! {}).await?) })
-            .await?;
-    }
-    Ok(())
 }
 
 /// Stored schema version; `None` before the first node registered.

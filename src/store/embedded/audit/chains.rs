@@ -1,0 +1,158 @@
+//! Audit chains: records by chain and sequence, chained by hash, and the sealed head of each chain.
+//!
+//! | chain | grows | head |
+//! |--|--|--|
+//! | own: named after the node that wrote its first record | with every change of this store | in the row `head`, sealed with every commit |
+//! | imported: of another node | never | in `imported_heads`, sealed once under this store's key |
+//!
+//! The set checksum covers the rows of `imported_heads`, so that a missing one is noticed.
+
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension, Params, Row};
+
+use super::rows::{StoredRecord, visit_rows};
+use crate::{
+    crypto::chain::{Claim, Head},
+    model::Record,
+    store::embedded::{
+        engine::{
+            batch::{Batch, OPEN, from_sql, to_sql},
+            error::SqliteError,
+        },
+        integrity::checksum::SetChecksum,
+    },
+};
+
+/// Returns the name of the store's own chain; `None` before its first record.
+pub(crate) fn own(connection: &Connection) -> Result<Option<Arc<str>>, SqliteError> {
+    let sql = "SELECT chain FROM head WHERE id = 1 AND sequence > 0";
+    Ok(connection.prepare_cached(sql)?.query_row([], |row| row.get(0)).optional()?)
+}
+
+/// Returns the names of all chains, in byte order. A chain may have very many records: each name is
+/// looked up after the one before.
+pub(crate) fn names(connection: &Connection) -> Result<Vec<Arc<str>>, SqliteError> {
+    let sql = "WITH RECURSIVE names(chain) AS (
+                   SELECT min(chain) FROM audit
+                   UNION ALL SELECT (SELECT min(chain) FROM audit WHERE chain > names.chain)
+                   FROM names WHERE chain IS NOT NULL
+               )
+               SELECT chain FROM names WHERE chain IS NOT NULL UNION SELECT chain FROM heads
+               ORDER BY 1";
+    let mut statement = connection.prepare_cached(sql)?;
+    Ok(statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
+}
+
+/// Returns the sealed head of a chain; `None` if there is no such chain.
+pub(crate) fn head(connection: &Connection, chain: &str) -> Result<Option<Head>, SqliteError> {
+    let found =
+        heads(connection, "SELECT * FROM heads WHERE chain = ?1", [chain])?.into_iter().next();
+    Ok(found.map(|(_, head)| head))
+}
+
+/// Returns every sealed head of an imported chain, with its chain.
+pub(crate) fn imported_heads(
+    connection: &Connection,
+) -> Result<Vec<(Arc<str>, Head)>, SqliteError> {
+    heads(connection, "SELECT * FROM imported_heads ORDER BY chain", [])
+}
+
+fn heads(
+    connection: &Connection,
+    sql: &str,
+    parameters: impl Params,
+) -> Result<Vec<(Arc<str>, Head)>, SqliteError> {
+    let mut statement = connection.prepare_cached(sql)?;
+    Ok(statement.query_map(parameters, read_head)?.collect::<rusqlite::Result<_>>()?)
+}
+
+fn read_head(row: &Row<'_>) -> rusqlite::Result<(Arc<str>, Head)> {
+    let claim = if row.get("open")? { OPEN } else { Claim::Closed };
+    let (node, sequence) = (row.get("node")?, from_sql(row.get("sequence")?));
+    let head = Head { node, sequence, hash: row.get("hash")?, claim, seal: row.get("seal")? };
+    Ok((row.get("chain")?, head))
+}
+
+/// Visits records of a chain in order.
+pub(crate) fn walk<E: From<SqliteError>>(
+    connection: &Connection,
+    chain: &str,
+    after: u64,
+    limit: usize,
+    visit: impl FnMut(StoredRecord) -> Result<(), E>,
+) -> Result<(), E> {
+    let sql = "SELECT sequence, node, hash, event FROM audit WHERE chain = ?1 AND sequence > ?2
+               ORDER BY sequence LIMIT ?3";
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    visit_rows(connection, sql, (chain, to_sql(after), limit), after, visit)
+}
+
+/// Returns records of a chain in order; fails if one cannot be decoded.
+pub(crate) fn page(
+    connection: &Connection,
+    chain: &Arc<str>,
+    after: u64,
+    limit: usize,
+) -> Result<Vec<Record>, SqliteError> {
+    let mut records = Vec::new();
+    walk(connection, chain, after, limit, |stored| {
+        records.push(stored.record(chain)?);
+        Ok::<_, SqliteError>(())
+    })?;
+    Ok(records)
+}
+
+/// Returns the next record of a chain whose event contains `text`.
+pub(super) fn next_with(
+    connection: &Connection,
+    chain: &str,
+    after: u64,
+    text: &str,
+) -> Result<Option<StoredRecord>, SqliteError> {
+    let sql = "SELECT sequence, node, hash, event FROM audit WHERE chain = ?1 AND sequence > ?2
+               AND instr(event, ?3) > 0 ORDER BY sequence LIMIT 1";
+    Ok(connection
+        .prepare_cached(sql)?
+        .query_row((chain, to_sql(after), text), StoredRecord::read)
+        .optional()?)
+}
+
+/// Adds every head of an imported chain to the set checksum.
+pub(crate) fn add_to(
+    set_checksum: &mut SetChecksum,
+    connection: &Connection,
+) -> Result<(), SqliteError> {
+    imported_heads(connection)?.iter().for_each(|(chain, head)| add(set_checksum, chain, head));
+    Ok(())
+}
+
+fn add(set_checksum: &mut SetChecksum, chain: &str, head: &Head) {
+    let sequence = head.sequence.to_be_bytes();
+    set_checksum.add(
+        "imported_heads",
+        &[chain.as_bytes(), head.node.as_bytes(), &sequence, &head.hash, &head.seal],
+    );
+}
+
+impl Batch<'_> {
+    /// Seals the head of an imported chain. One that its node had not closed when it was exported
+    /// stays open.
+    pub(crate) fn seal_imported(
+        &mut self,
+        chain: &str,
+        sequence: u64,
+        hash: [u8; 32],
+        open: bool,
+    ) -> Result<(), SqliteError> {
+        let claim = if open { OPEN } else { Claim::Closed };
+        let head = self.key.seal(self.node, sequence, hash, claim);
+        self.execute(
+            "INSERT INTO imported_heads (chain, node, sequence, hash, seal, open) VALUES (?1, ?2, \
+             ?3, ?4, ?5, ?6)",
+            (chain, head.node.as_ref(), to_sql(sequence), head.hash, head.seal, open),
+        )?;
+        add(&mut self.post_commit.state.set_checksum, chain, &head);
+        Ok(())
+    }
+}

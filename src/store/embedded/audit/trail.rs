@@ -1,0 +1,125 @@
+//! The audit trail of the store: appends to the own chain, reads of all chains.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use rusqlite::Connection;
+use tokio::sync::{broadcast, oneshot};
+
+use super::chains;
+use crate::{
+    crypto::chain::Head,
+    model::{Action, Event, Place, Record, event::Filter},
+    store::{
+        AuditStore, Result, Writer,
+        embedded::{
+            Embedded,
+            engine::{
+                batch::{Batch, ClosureJob, Entry, Priority},
+                error::SqliteError,
+            },
+        },
+    },
+};
+
+/// Number of records by which a tail may lag behind.
+pub(crate) const TAIL_LAG_MAX: usize = 1_024;
+
+#[async_trait]
+impl AuditStore for Embedded {
+    async fn append(&self, event: Event) -> Result<()> {
+        let entry = Entry::new(event)?;
+        self.write(Priority::Normal, move |batch| batch.append(&entry)).await
+    }
+
+    async fn append_soon(&self, event: Event) -> Result<()> {
+        if self.shared.has_failed() {
+            return Err(SqliteError::Failed.into());
+        }
+        if self.shared.is_disk_full() {
+            // The caller relies on the record, so it must learn whether there is room for it.
+            return self.append(event).await;
+        }
+        let entry = Entry::new(event)?;
+        let (reply, _) = oneshot::channel();
+        self.writer
+            .send(Box::new(ClosureJob::new(
+                Priority::Background,
+                move |batch: &mut Batch<'_>| batch.append(&entry),
+                reply,
+            )))
+            .await
+    }
+
+    async fn events(
+        &self,
+        filter: &Filter,
+        before: Option<&Place>,
+        limit: usize,
+    ) -> Result<Vec<Record>> {
+        self.query_newest(filter, before, limit).await
+    }
+
+    async fn chains(&self) -> Result<Vec<Arc<str>>> {
+        self.read(chains::names).await
+    }
+
+    async fn chain(&self, name: &str, after: u64, limit: usize) -> Result<Vec<Record>> {
+        let name: Arc<str> = name.into();
+        self.scan(move |connection| {
+            let mut records = Vec::new();
+            chains::walk(connection, &name, after, limit, |stored| {
+                records.push(stored.record_or_unreadable(&name));
+                Ok::<_, SqliteError>(())
+            })?;
+            Ok(records)
+        })
+        .await
+    }
+
+    async fn head(&self, chain: &str) -> Result<Option<Head>> {
+        let chain: Arc<str> = chain.into();
+        self.read(move |connection| chains::head(connection, &chain)).await
+    }
+
+    async fn writer(&self, chain: &str) -> Result<Writer> {
+        let own = self.read(chains::own).await?;
+        Ok(if own.as_deref() == Some(chain) { Writer::This } else { Writer::NotRunning })
+    }
+
+    async fn witnesses(&self, after: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
+        let after = after.cloned();
+        self.scan(move |connection| witnesses(connection, after.as_ref(), limit)).await
+    }
+
+    fn tail(&self) -> broadcast::Receiver<Option<Arc<Record>>> {
+        self.tail.upgrade().map_or_else(|| broadcast::channel(1).1, |tail| tail.subscribe())
+    }
+}
+
+/// Returns records of witnessed heads, in the order of chains and sequences.
+fn witnesses(
+    connection: &Connection,
+    after: Option<&Place>,
+    limit: usize,
+) -> Result<Vec<Record>, SqliteError> {
+    let (mut found, text) = (Vec::new(), witness_marker());
+    let names = chains::names(connection)?;
+    for chain in names.iter().filter(|chain| after.is_none_or(|after| **chain >= after.chain)) {
+        let mut from =
+            after.filter(|after| after.chain == *chain).map_or(0, |after| after.sequence);
+        while found.len() < limit
+            && let Some(stored) = chains::next_with(connection, chain, from, &text)?
+        {
+            from = stored.sequence;
+            let record = stored.record_or_unreadable(chain);
+            found.extend((record.event.action == Action::HeadsWitnessed).then_some(record));
+        }
+    }
+    Ok(found)
+}
+
+/// Text in every event of a witness, and in others only by chance.
+fn witness_marker() -> String {
+    format!("\"{}\"", Action::HeadsWitnessed.as_str())
+}
