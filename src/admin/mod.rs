@@ -11,6 +11,7 @@ mod forged_records;
 pub mod keys;
 mod listed_audiences;
 mod newly_listed;
+pub mod restore_policy;
 pub mod revocations;
 mod sharing;
 pub mod witness;

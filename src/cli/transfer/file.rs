@@ -12,6 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    admin::restore_policy::Checked,
     cli::error::Failure,
     crypto::{
         chain::ChainKey,
@@ -20,7 +21,7 @@ use crate::{
     },
     store::{
         authentic::Forged,
-        transfer::{Counts, ExportRecord, Verification, hex, unhex},
+        transfer::{ExportRecord, Verification, hex, unhex},
     },
 };
 
@@ -79,17 +80,6 @@ fn line(value: &impl Serialize) -> io::Result<Vec<u8>> {
 /// An export that can be read more than once.
 pub(super) struct Source {
     file: File,
-}
-
-/// An export that was read to its end and found good.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Checked {
-    /// Numbers of what is in it.
-    pub(super) counts: Counts,
-    /// SHA-256 of the file.
-    pub(super) sha256: [u8; 32],
-    /// Whether it ends in a MAC of the master key.
-    pub(super) signed: bool,
 }
 
 impl Source {

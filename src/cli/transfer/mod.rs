@@ -8,7 +8,6 @@ pub(super) mod ends;
 mod file;
 #[cfg(any(test, fuzzing))]
 pub(super) mod fuzzing;
-mod rollback;
 
 use std::{
     collections::BTreeMap,
@@ -27,11 +26,11 @@ use serde_json::json;
 
 use self::{
     ends::Target,
-    file::{Checked, Lines, Source},
-    rollback::Restoring,
+    file::{Lines, Source},
 };
 use super::{args, error::Failure, output::Output, serve::Settings};
 use crate::{
+    admin::restore_policy::{Checked, Restoring},
     config::{Config, check},
     crypto::{
         chain::ChainKey,

@@ -19,13 +19,22 @@ use crate::{
         Action, KeyState, Keyset, Kid, Stamp, Timestamp,
         keyset::{Algorithm, KeyPolicy},
     },
-    store::transfer::{ExportRecord, hex, unhex},
+    store::transfer::{Counts, ExportRecord, hex, unhex},
 };
 
-use super::file::Checked;
+/// An export that was read to its end and found good.
+#[derive(Clone, Copy, Debug)]
+pub struct Checked {
+    /// Numbers of what is in it.
+    pub counts: Counts,
+    /// SHA-256 of the file.
+    pub sha256: [u8; 32],
+    /// True if it ends in a MAC of the master key.
+    pub signed: bool,
+}
 
 /// Turns the records of an export into those to load.
-pub(super) struct Restoring {
+pub struct Restoring {
     policy: KeyPolicy,
     algorithm: Algorithm,
     node: Arc<str>,
@@ -52,7 +61,7 @@ enum Audited {
 impl Restoring {
     /// Of an export that was checked. `end_all` ends every token there is; else the records come
     /// through as they are.
-    pub(super) fn new(
+    pub fn new(
         policy: KeyPolicy,
         algorithm: Algorithm,
         node: &str,
@@ -78,12 +87,12 @@ impl Restoring {
     }
 
     /// Whether there were keys, and they were replaced.
-    pub(super) const fn has_replaced_keys(&self) -> bool {
+    pub const fn has_replaced_keys(&self) -> bool {
         self.replaced_keys
     }
 
     /// What to load for one record.
-    pub(super) fn restore(
+    pub fn restore(
         &mut self,
         item: ExportRecord,
         now: Timestamp,
@@ -208,7 +217,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{crypto::chain::Walk, store::transfer::Counts};
+    use crate::crypto::chain::Walk;
 
     const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
 
