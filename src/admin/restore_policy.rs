@@ -1,11 +1,12 @@
-//! What keeps an old export from bringing anything back to life (E9). An export knows nothing of
-//! what happened after it was made: which tokens were issued, revoked or spent since. So unless
-//! that is accepted, no token of before stands after an import: every signing key is revoked and
-//! replaced, which ends every access token, also those issued after the export was made; and every
-//! refresh family is ended. All of it is part of the import itself: a store does not open before
-//! its last record, and so there is no moment in which an old token could stand. The import is
-//! audited in the same breath: as the last record of the chain that has this node's name or, where
-//! the export has none, as the first of a new one, in its place among the others.
+//! Restore policy: no token that an old export holds becomes valid again by its import (E9).
+//!
+//! An export does not show which tokens were issued, revoked or spent after it was made. So unless
+//! the operator accepts the rollback, an import revokes and replaces every signing key, which ends
+//! every access token, also those issued after the export, and ends every refresh family. All of it
+//! is part of the import itself: a store does not open before its last record, so that no old token
+//! is valid in between. The import records itself in the audit trail: as the last record of the
+//! chain that has this node's name or, if the export has none, as the first of a new chain, in its
+//! place in the order of names.
 
 use std::sync::Arc;
 
@@ -22,10 +23,10 @@ use crate::{
     store::transfer::{Counts, ExportRecord, hex, unhex},
 };
 
-/// An export that was read to its end and found good.
+/// Result of the verification of a whole export.
 #[derive(Clone, Copy, Debug)]
-pub struct Checked {
-    /// Numbers of what is in it.
+pub struct VerifiedExport {
+    /// Numbers of its records.
     pub counts: Counts,
     /// SHA-256 of the file.
     pub sha256: [u8; 32],
@@ -33,14 +34,14 @@ pub struct Checked {
     pub signed: bool,
 }
 
-/// Turns the records of an export into those to load.
-pub struct Restoring {
+/// Filter that turns the records of an export into those to load.
+pub struct RestoreFilter {
     policy: KeyPolicy,
     algorithm: Algorithm,
     node: Arc<str>,
     sealer: Arc<Sealer>,
     chain: ChainKey,
-    checked: Checked,
+    checked: VerifiedExport,
     end_all: bool,
     replaced_keys: bool,
     audited: Audited,
@@ -48,9 +49,10 @@ pub struct Restoring {
     newest: Timestamp,
 }
 
-/// Whether the import is on record yet.
+/// Place of the import in the audit trail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Audited {
+    /// Not recorded yet.
     No,
     /// In a chain of the export.
     Continued,
@@ -58,16 +60,16 @@ enum Audited {
     Begun,
 }
 
-impl Restoring {
-    /// Of an export that was checked. `end_all` ends every token there is; else the records come
-    /// through as they are.
+impl RestoreFilter {
+    /// Creates the filter of a verified export. `end_all` ends every token; without it the records
+    /// pass unchanged.
     pub fn new(
         policy: KeyPolicy,
         algorithm: Algorithm,
         node: &str,
         sealer: Arc<Sealer>,
         chain: ChainKey,
-        checked: Checked,
+        checked: VerifiedExport,
         end_all: bool,
     ) -> Self {
         let node = node.into();
@@ -86,12 +88,16 @@ impl Restoring {
         }
     }
 
-    /// Whether there were keys, and they were replaced.
+    /// Returns true if the export had keys, and they were replaced.
     pub const fn has_replaced_keys(&self) -> bool {
         self.replaced_keys
     }
 
-    /// What to load for one record.
+    /// Returns the records to load for one record of the export.
+    ///
+    /// # Errors
+    ///
+    /// Returns the problem of the record.
     pub fn restore(
         &mut self,
         item: ExportRecord,
@@ -141,8 +147,8 @@ impl Restoring {
         })
     }
 
-    /// The keyset with none of its keys standing. A key that was only prepared may have signed
-    /// since, so it goes too.
+    /// Returns the keyset with all of its keys revoked. A key that was only prepared may have signed
+    /// since, so it is revoked too.
     fn keyset(&mut self, keyset: Keyset, now: Timestamp) -> Result<Keyset, String> {
         // Again: a step authenticates what it makes.
         keyset.check(&self.sealer).map_err(|error| error.to_string())?;
@@ -166,7 +172,7 @@ impl Restoring {
         Ok(next)
     }
 
-    /// A whole chain of this node's name, unless the import is on record already.
+    /// Returns a whole chain of this node's name, unless the import is recorded already.
     fn begin_chain(&mut self, now: Timestamp) -> Result<Vec<ExportRecord>, String> {
         if self.audited != Audited::No {
             return Ok(Vec::new());
@@ -175,7 +181,7 @@ impl Restoring {
         Ok(self.record(1, &chain::START, now)?.into())
     }
 
-    /// The record that, and how, all this was imported, as the last of this node's chain.
+    /// Returns the record of the import, and the end of this node's chain, whose last record it is.
     fn record(
         &self,
         sequence: u64,
@@ -189,7 +195,7 @@ impl Restoring {
             format!("{how}, unsigned export accepted")
         };
         let at = now.max(self.newest);
-        let Checked { counts, sha256, .. } = self.checked;
+        let VerifiedExport { counts, sha256, .. } = self.checked;
         let file = hex(&sha256);
         let what = format!(
             "{} clients, {} refresh families, {} records, sha256 {file}",
@@ -221,16 +227,16 @@ mod tests {
 
     const NOW: Timestamp = Timestamp::from_seconds(1_800_000_000);
 
-    fn restoring(end_all: bool) -> Restoring {
+    fn restoring(end_all: bool) -> RestoreFilter {
         let hour = Duration::from_secs(3600);
         let policy = KeyPolicy { rotate_every: hour * 24, publish_ahead: hour, verify_after: hour };
-        let checked = Checked {
+        let checked = VerifiedExport {
             counts: Counts { clients: 3, families: 2, records: 1 },
             sha256: [0xab; 32],
             signed: true,
         };
         let (sealer, chain) = (Arc::new(Sealer::new([7; 32])), ChainKey::new([9; 32]));
-        Restoring::new(policy, Algorithm::EdDsa, "node-1", sealer, chain, checked, end_all)
+        RestoreFilter::new(policy, Algorithm::EdDsa, "node-1", sealer, chain, checked, end_all)
     }
 
     fn keyset() -> Keyset {

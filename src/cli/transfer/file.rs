@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    admin::restore_policy::Checked,
+    admin::restore_policy::VerifiedExport,
     cli::error::Failure,
     crypto::{
         chain::ChainKey,
@@ -120,7 +120,7 @@ impl Source {
         &mut self,
         sealer: &Sealer,
         chain: &ChainKey,
-    ) -> Result<(Checked, Vec<Forged>), Failure> {
+    ) -> Result<(VerifiedExport, Vec<Forged>), Failure> {
         let mut verification = Verification::new(sealer, chain);
         let mut pass = self.pass(sealer)?;
         while let Some(item) = pass.read()? {
@@ -129,7 +129,7 @@ impl Source {
         let number = pass.number;
         let (sha256, signed) = pass.finish()?;
         let (counts, forged) = verification.finish().ok_or_else(|| cut_off(number))?;
-        Ok((Checked { counts, sha256, signed }, forged))
+        Ok((VerifiedExport { counts, sha256, signed }, forged))
     }
 
     /// Reads it from its beginning.

@@ -30,7 +30,7 @@ use self::{
 };
 use super::{args, error::Failure, output::Output, serve::Settings};
 use crate::{
-    admin::restore_policy::{Checked, Restoring},
+    admin::restore_policy::{RestoreFilter, VerifiedExport},
     config::{Config, check},
     crypto::{
         chain::ChainKey,
@@ -203,7 +203,7 @@ impl Import {
         let target = Target::open(&config, chain.clone()).await?;
         let end_all = !self.accept_rollback;
         let (policy, algorithm) = (policy(&config), config.keys.algorithm);
-        let restoring = Restoring::new(
+        let filter = RestoreFilter::new(
             policy,
             algorithm,
             &config.node,
@@ -214,7 +214,7 @@ impl Import {
         );
         let mut begun = false;
         let loaded =
-            load(&mut source, &sealer, checked, target.load(), restoring, output, &mut begun).await;
+            load(&mut source, &sealer, checked, target.load(), filter, output, &mut begun).await;
         target.close().await?;
         // What was refused before anything was written may be a store that others serve from.
         let remains = |_: &Failure| {
@@ -222,12 +222,12 @@ impl Import {
                 output.talk(&target.remains(&config))
             }
         };
-        let (records, standing_again) = loaded.inspect_err(remains)?;
+        let (records, replaced_keys) = loaded.inspect_err(remains)?;
         let mut advice =
             vec!["client secrets retired and clients disabled since the export are active again"];
         if self.accept_rollback {
             advice.push("tokens revoked since the export are valid again");
-        } else if standing_again {
+        } else if replaced_keys {
             advice.push("all tokens are revoked; clients must request new ones");
         }
         if !checked.signed {
@@ -252,9 +252,9 @@ impl Import {
 async fn load(
     source: &mut Source,
     sealer: &Sealer,
-    checked: Checked,
+    checked: VerifiedExport,
     store: &dyn ImportTarget,
-    mut restoring: Restoring,
+    mut filter: RestoreFilter,
     output: Output,
     begun: &mut bool,
 ) -> Result<(u64, bool), Failure> {
@@ -264,8 +264,7 @@ async fn load(
     while let Some(item) = pass.read()? {
         // Judged before what waits is taken in: the last record opens the store, and nothing may
         // follow it.
-        let items =
-            restoring.restore(item, args::now()).map_err(|problem| pass.refuse(&problem))?;
+        let items = filter.restore(item, args::now()).map_err(|problem| pass.refuse(&problem))?;
         // The first by itself: a store that is not empty refuses it.
         if batch.len() >= BATCH || !(*begun || batch.is_empty()) {
             take_in(store, std::mem::take(&mut batch), pass.number).await?;
@@ -281,7 +280,7 @@ async fn load(
     }
     take_in(store, batch, number).await?;
     progress.finish_and_clear();
-    Ok((records, restoring.has_replaced_keys()))
+    Ok((records, filter.has_replaced_keys()))
 }
 
 /// Reads the configured master key; `why` it is needed is part of an error.
