@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::Finding;
 use crate::{
-    cli::transfer::ends,
+    cli::transfer::stores,
     config::Config,
     crypto::{master, records::RecordKey, seal::Sealer},
     model::{Audience, ClientId, TenantId},
@@ -23,7 +23,7 @@ const PAGE_SIZE: usize = 500;
 pub(super) async fn clients(config: &Config) -> Option<Finding> {
     let master = master::load_or_make(&config.master_key_path(), false).ok()?;
     let key = RecordKey::new(Sealer::new(master).derive("client record"));
-    let source = ends::source(config, None).await.ok()?;
+    let source = stores::source(config, None).await.ok()?;
     let mut checked = check(source.as_ref(), &key).await;
     if let Ok(checked) = &mut checked {
         // The service itself has no record, and is listed by the operator.
@@ -78,7 +78,7 @@ async fn check(store: &dyn ExportSource, key: &RecordKey) -> Result<CheckedRecor
         let page = store
             .export_page(last.as_ref(), PAGE_SIZE)
             .await
-            .map_err(|error| ends::with_source(&error))?;
+            .map_err(|error| stores::with_source(&error))?;
         for item in &page {
             match item {
                 ExportRecord::Client(client) => {

@@ -1,5 +1,5 @@
-//! The file of an export: a line for each record, and last the trailer, which shows that nobody
-//! without the master key altered the lines before it, or says that it does not.
+//! File of an export: a line for each record, and last the trailer: a MAC over the lines before it
+//! under the master key, or the statement that there is none.
 
 use std::{
     env,
@@ -25,10 +25,10 @@ use crate::{
     },
 };
 
-/// Bytes of one line: a client with all it may have is far below.
+/// Maximum length of a line in bytes; the largest client is far below.
 const LONGEST_LINE: u64 = 4 * 1024 * 1024;
 
-/// The last line.
+/// Last line of an export.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Trailer {
@@ -41,14 +41,14 @@ enum Trailer {
     Unsigned,
 }
 
-/// The lines of an export that is being written.
+/// Writer of the lines of an export.
 pub(super) struct Lines<W> {
     to: W,
     mac: Option<ExportMac>,
 }
 
 impl<W: Write> Lines<W> {
-    /// Without a master key the export will say that it is unsigned.
+    /// Creates a writer; without a master key the trailer says that the export is unsigned.
     pub(super) fn new(to: W, sealer: Option<&Sealer>) -> Self {
         Self { to, mac: sealer.map(ExportMac::new) }
     }
@@ -61,7 +61,7 @@ impl<W: Write> Lines<W> {
         self.to.write_all(&line)
     }
 
-    /// Writes the trailer; what was written to.
+    /// Writes the trailer; returns the inner writer.
     pub(super) fn finish(mut self) -> io::Result<W> {
         let trailer =
             self.mac.map_or(Trailer::Unsigned, |mac| Trailer::Mac { mac: hex(&mac.finish()) });
@@ -77,13 +77,13 @@ fn line(value: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-/// An export that can be read more than once.
+/// Export that can be read more than once.
 pub(super) struct Source {
     file: File,
 }
 
 impl Source {
-    /// A file, `-` for stdin. What cannot be read twice is copied to a file without a name first.
+    /// Opens a file, `-` for stdin. Input that cannot be read twice is copied to an unnamed file first.
     pub(super) fn open(path: &Path) -> Result<Self, Failure> {
         if path == Path::new("-") {
             return Self::copy(&mut io::stdin().lock());
@@ -113,9 +113,8 @@ impl Source {
         self.file.metadata().ok().map(|metadata| metadata.len())
     }
 
-    /// Reads all of it and checks everything that can be checked: the MAC of the file, the
-    /// keyset's, and every audit chain with its seal. With it the clients whose records no holder
-    /// of the master key wrote.
+    /// Reads all of it and verifies the MAC of the file, the MAC of the keyset, and every audit
+    /// chain with its seal. Also returns the records that no holder of the master key wrote.
     pub(super) fn check(
         &mut self,
         sealer: &Sealer,
@@ -132,7 +131,7 @@ impl Source {
         Ok((VerifiedExport { counts, sha256, signed }, forged))
     }
 
-    /// Reads it from its beginning.
+    /// Begins to read it from its first line.
     pub(super) fn pass(&mut self, sealer: &Sealer) -> Result<Pass<'_>, Failure> {
         self.file
             .seek(SeekFrom::Start(0))
@@ -149,20 +148,20 @@ impl Source {
     }
 }
 
-/// One reading of an export.
+/// Read of an export from its first line to its trailer.
 pub(super) struct Pass<'a> {
     reader: BufReader<&'a File>,
     mac: ExportMac,
     hash: FileHash,
     trailer: Option<Trailer>,
-    /// Lines so far.
+    /// Number of lines read.
     pub(super) number: u64,
-    /// Bytes so far.
+    /// Number of bytes read.
     pub(super) bytes: u64,
 }
 
 impl Pass<'_> {
-    /// The next record; `None` behind the trailer.
+    /// Returns the next record; `None` after the trailer.
     pub(super) fn read(&mut self) -> Result<Option<ExportRecord>, Failure> {
         let Some(line) = self.line()? else { return Ok(None) };
         if self.trailer.is_some() {
@@ -183,8 +182,8 @@ impl Pass<'_> {
         }
     }
 
-    /// The hash of the whole file and whether a MAC ends it; refused where that is wrong or there
-    /// is no end.
+    /// Returns the hash of the file, and true if a MAC ends it. Refuses an invalid MAC and a missing
+    /// trailer.
     pub(super) fn finish(self) -> Result<([u8; 32], bool), Failure> {
         let sha256 = self.hash.finish();
         match self.trailer {
@@ -201,12 +200,12 @@ impl Pass<'_> {
         }
     }
 
-    /// What is wrong with the line that was read last.
+    /// Returns the failure of the line that was read last.
     pub(super) fn refuse(&self, problem: &str) -> Failure {
         Failure::Other(format!("line {}: {problem}", self.number))
     }
 
-    /// The next line with its break; `None` at the end.
+    /// Returns the next line with its line break; `None` at the end.
     fn line(&mut self) -> Result<Option<Vec<u8>>, Failure> {
         let (mut line, number) = (Vec::new(), self.number + 1);
         let read = (&mut self.reader).take(LONGEST_LINE).read_until(b'\n', &mut line);
@@ -224,7 +223,7 @@ impl Pass<'_> {
         Ok(Some(line))
     }
 
-    /// The place and kind of what is wrong, not the text of it.
+    /// Returns the position and kind of a parse error, without the text of the line.
     fn not_a_record(&self, error: &serde_json::Error) -> Failure {
         let number = self.number;
         Failure::Other(format!(

@@ -4,10 +4,10 @@
 //! rest: sealed, or as digests; without the master key it opens nothing. An export ends in a MAC
 //! under the master key, and an import checks everything before it writes anything.
 
-pub(super) mod ends;
 mod file;
 #[cfg(any(test, fuzzing))]
 pub(super) mod fuzzing;
+pub(super) mod stores;
 
 use std::{
     collections::BTreeMap,
@@ -25,8 +25,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use self::{
-    ends::Target,
     file::{Lines, Source},
+    stores::ImportStore,
 };
 use super::{args, error::Failure, output::Output, serve::Settings};
 use crate::{
@@ -94,7 +94,7 @@ impl Export {
             }
         };
         let keys = sealer.map(|sealer| Keys { chain: chain_key(&sealer), sealer });
-        let store = ends::source(&config, keys.as_ref().map(|keys| keys.chain.clone())).await?;
+        let store = stores::source(&config, keys.as_ref().map(|keys| keys.chain.clone())).await?;
         let store = store.as_ref();
         let progress = progress(output, None);
         let Some(file) = &self.file else {
@@ -200,7 +200,7 @@ impl Import {
                     .to_owned(),
             ));
         }
-        let target = Target::open(&config, chain.clone()).await?;
+        let target = ImportStore::open(&config, chain.clone()).await?;
         let end_all = !self.accept_rollback;
         let (policy, algorithm) = (policy(&config), config.keys.algorithm);
         let filter = RestoreFilter::new(
@@ -328,7 +328,7 @@ fn failed(what: &str, error: &StoreError) -> Failure {
     // The import itself reports its problem as a corrupt record, which says nothing to the user.
     let problem = match error {
         StoreError::Corrupt(problem) => problem.to_string(),
-        StoreError::Unavailable(_) | StoreError::Full(_) => ends::with_source(error),
+        StoreError::Unavailable(_) | StoreError::Full(_) => stores::with_source(error),
     };
     let problem = problem.strip_prefix("import: ").unwrap_or(&problem);
     Failure::Other(format!("{what}: {problem}"))

@@ -1,4 +1,4 @@
-//! From where and to where: a data directory or a MongoDB database, as the configuration says.
+//! The stores of a transfer: a data directory or a shared store, as configured.
 
 use crate::{
     cli::error::Failure,
@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// What is exported from.
+/// Opens the configured store for an export.
 pub(in crate::cli) async fn source(
     config: &Config,
     key: Option<ChainKey>,
@@ -26,13 +26,13 @@ pub(in crate::cli) async fn source(
     export.map_err(|error| refused(&error))
 }
 
-/// What is imported into.
-pub(super) enum Target {
+/// Store that is imported into.
+pub(super) enum ImportStore {
     Embedded(Box<Embedded>),
     Shared(Box<dyn ImportTarget>),
 }
 
-impl Target {
+impl ImportStore {
     pub(super) async fn open(config: &Config, chain: ChainKey) -> Result<Self, Failure> {
         if !config.store.is_shared() {
             let embedded = Embedded::open(&config.data_dir, &config.node, chain)
@@ -57,12 +57,12 @@ impl Target {
                 .close()
                 .await
                 .map_err(|error| super::failed("cannot close the store", &error)),
-            // What it has taken in is there already.
+            // Every batch was durable when it was loaded.
             Self::Shared(_) => Ok(()),
         }
     }
 
-    /// What is to be done with what a failed import leaves.
+    /// Returns the advice after a failed import.
     pub(super) fn remains(&self, config: &Config) -> String {
         match self {
             Self::Embedded(_) => {
