@@ -147,8 +147,8 @@ impl RestoreFilter {
         })
     }
 
-    /// Returns the keyset with all of its keys revoked. A key that was only prepared may have signed
-    /// since, so it is revoked too.
+    /// Returns the keyset with all of its keys revoked. A key that was only prepared may have
+    /// signed since, so it is revoked too.
     fn keyset(&mut self, keyset: Keyset, now: Timestamp) -> Result<Keyset, String> {
         // Again: a step authenticates what it makes.
         keyset.check(&self.sealer).map_err(|error| error.to_string())?;

@@ -83,7 +83,8 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Opens a file, `-` for stdin. Input that cannot be read twice is copied to an unnamed file first.
+    /// Opens a file, `-` for stdin. Input that cannot be read twice is copied to an
+    /// unnamed file first.
     pub(super) fn open(path: &Path) -> Result<Self, Failure> {
         if path == Path::new("-") {
             return Self::copy(&mut io::stdin().lock());
@@ -182,8 +183,8 @@ impl Pass<'_> {
         }
     }
 
-    /// Returns the hash of the file, and true if a MAC ends it. Refuses an invalid MAC and a missing
-    /// trailer.
+    /// Returns the hash of the file, and true if a MAC ends it. Refuses an invalid MAC and a
+    /// missing trailer.
     pub(super) fn finish(self) -> Result<([u8; 32], bool), Failure> {
         let sha256 = self.hash.finish();
         match self.trailer {

@@ -41,7 +41,7 @@ use self::{
         queue::{Queue, closed},
         readers::{self, Read},
         schema,
-        writer::{self, Writer, WriterState},
+        writer::{self, WriterState, WriterThread},
     },
     files::{
         directory::Directory,
@@ -70,7 +70,7 @@ pub struct Embedded {
     readers: Queue<Read>,
     /// Permit of the one long read that may run at a time.
     scans: Arc<Semaphore>,
-    shared: Arc<Shared>,
+    shared: Arc<SharedState>,
     tail: broadcast::WeakSender<Option<Arc<Record>>>,
     key: ChainKey,
     writer_state: watch::Receiver<WriterState>,
@@ -89,7 +89,7 @@ pub struct Accept {
 }
 
 /// State shared by the store's threads and its callers.
-struct Shared {
+struct SharedState {
     persisted_time: AtomicI64,
     /// Latest time that any operation used; persisted on close.
     observed_time: AtomicI64,
@@ -99,7 +99,7 @@ struct Shared {
     counters: Counters,
 }
 
-impl Shared {
+impl SharedState {
     fn has_failed(&self) -> bool {
         self.failed.load(Ordering::SeqCst)
     }
@@ -161,7 +161,7 @@ impl Embedded {
             head_file.begin(&directory, (state.sequence, state.hash), acked.is_some())?;
         }
         let counters = Counters::load(&connection)?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(SharedState {
             persisted_time: AtomicI64::new(state.newest_time.millis()),
             observed_time: AtomicI64::new(state.newest_time.millis()),
             failed: AtomicBool::new(false),
@@ -181,7 +181,7 @@ impl Embedded {
         let (writer_state, state_receiver) = watch::channel(WriterState::Running);
         let tail = broadcast::Sender::new(trail::TAIL_LAG_MAX);
         let weak_tail = tail.downgrade();
-        let writer = Writer {
+        let writer = WriterThread {
             connection,
             node: node.into(),
             key: chain.clone(),

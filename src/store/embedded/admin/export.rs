@@ -95,7 +95,7 @@ fn page(
 ) -> Result<Vec<ExportRecord>, SqliteError> {
     let limit = limit.max(1);
     let mut items = Vec::new();
-    let mut position = Position::of(after);
+    let mut position = ExportPosition::of(after);
     while let Some(at) = position
         && items.is_empty()
     {
@@ -106,7 +106,7 @@ fn page(
 }
 
 /// Position in an export: a type of record, and the key of the last one returned.
-enum Position {
+enum ExportPosition {
     Export,
     Clients(Option<ClientId>),
     SecretUses(Option<(ClientId, SecretId)>),
@@ -122,7 +122,7 @@ enum Position {
     End,
 }
 
-impl Position {
+impl ExportPosition {
     /// Returns the position after a record; `None` after the last.
     fn of(after: Option<&ExportRecord>) -> Option<Self> {
         Some(match after {
@@ -225,7 +225,8 @@ fn secret_uses(
         after.map_or(("", ""), |(client, secret)| (client.as_str(), secret.as_str()));
     let mut last = after.cloned();
     let mut statement = connection.prepare_cached(
-        "SELECT client, secret, last_used_at, uses, sum FROM secret_uses WHERE (client, secret) > (?1, ?2)
+        "SELECT client, secret, last_used_at, uses, sum FROM secret_uses
+         WHERE (client, secret) > (?1, ?2)
          ORDER BY client, secret LIMIT ?3",
     )?;
     let rows = statement.query_map((client, secret, limit), |row| {

@@ -11,7 +11,7 @@ use crate::{
         embedded::{
             Embedded,
             engine::{
-                batch::{Batch, Entry, Priority},
+                batch::{Batch, EventText, Priority},
                 error::SqliteError,
             },
             tables::{audiences, clients, families},
@@ -83,7 +83,7 @@ impl Batch<'_> {
                     ));
                 }
                 (ExportRecord::Record { chain, sequence, node, event, hash }, Some(import)) => {
-                    let entry = Entry::new(event.clone())?;
+                    let entry = EventText::new(event.clone())?;
                     let hash = import
                         .step(chain, *sequence, node, entry.body.as_bytes(), hash)
                         .map_err(SqliteError::Malformed)?;
@@ -119,7 +119,7 @@ impl Batch<'_> {
                     Prepared::Nothing
                 }
                 (ExportRecord::Client(client), Some(_)) => {
-                    Prepared::Client(Box::new(clients::Stored::new(client)?))
+                    Prepared::Client(Box::new(clients::StoredClient::new(client)?))
                 }
                 (ExportRecord::SecretUse { client, secret, last_used_at, use_count }, Some(_)) => {
                     Prepared::Use(SecretUse {
@@ -133,7 +133,7 @@ impl Batch<'_> {
                     Prepared::Deleted(client.clone(), tenant.clone())
                 }
                 (ExportRecord::Audience(record), Some(_)) => {
-                    Prepared::Audience(Box::new(audiences::Stored::new(record)?))
+                    Prepared::Audience(Box::new(audiences::StoredAudience::new(record)?))
                 }
                 (ExportRecord::Family(family), Some(_)) => {
                     Prepared::Family(Box::new(families::Columns::of(family)?))
@@ -152,9 +152,11 @@ impl Batch<'_> {
     }
 
     fn is_empty(&self) -> Result<bool, SqliteError> {
-        let sql = "SELECT 1 WHERE EXISTS (SELECT 1 FROM clients) OR EXISTS (SELECT 1 FROM families)
-                   OR EXISTS (SELECT 1 FROM revocations) OR EXISTS (SELECT 1 FROM epochs) OR EXISTS (SELECT 1 FROM keyset)
-                   OR EXISTS (SELECT 1 FROM imported_heads) OR EXISTS (SELECT 1 FROM deleted_clients)
+        let sql = "SELECT 1 WHERE EXISTS (SELECT 1 FROM clients)
+                   OR EXISTS (SELECT 1 FROM families) OR EXISTS (SELECT 1 FROM revocations)
+                   OR EXISTS (SELECT 1 FROM epochs) OR EXISTS (SELECT 1 FROM keyset)
+                   OR EXISTS (SELECT 1 FROM imported_heads)
+                   OR EXISTS (SELECT 1 FROM deleted_clients)
                    OR EXISTS (SELECT 1 FROM audiences)";
         Ok(self.post_commit.state.sequence == 0 && self.row(sql, [], |_| Ok(()))?.is_none())
     }
@@ -164,10 +166,10 @@ impl Batch<'_> {
 enum Prepared {
     /// Only counted.
     Nothing,
-    Client(Box<clients::Stored>),
+    Client(Box<clients::StoredClient>),
     Use(SecretUse),
     Deleted(ClientId, TenantId),
-    Audience(Box<audiences::Stored>),
+    Audience(Box<audiences::StoredAudience>),
     Family(Box<families::Columns>),
     Revocation(Revocation),
     Epoch(EpochOf, u64),
@@ -177,7 +179,7 @@ enum Prepared {
         sequence: u64,
         node: Arc<str>,
         hash: [u8; 32],
-        entry: Box<Entry>,
+        entry: Box<EventText>,
     },
     ChainEnd {
         chain: Arc<str>,

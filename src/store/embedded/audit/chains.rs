@@ -2,9 +2,11 @@
 //!
 //! | chain | grows | head |
 //! |--|--|--|
-//! | own: named after the node that wrote its first record | with every change of this store | in the row `head`, sealed with every commit |
-//! | imported: of another node | never | in `imported_heads`, sealed once under this store's key |
+//! | own | with every change of this store | row `head`, sealed with every commit |
+//! | imported | never | table `imported_heads`, sealed once under this store's key |
 //!
+//! The own chain has the name of the node that wrote its first record, an imported one that of
+//! another node.
 //! The set checksum covers the rows of `imported_heads`, so that a missing one is noticed.
 
 use std::sync::Arc;

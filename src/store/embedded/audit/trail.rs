@@ -15,7 +15,7 @@ use crate::{
         embedded::{
             Embedded,
             engine::{
-                batch::{Batch, ClosureJob, Entry, Priority},
+                batch::{Batch, ClosureJob, EventText, Priority},
                 error::SqliteError,
             },
         },
@@ -28,7 +28,7 @@ pub(crate) const TAIL_LAG_MAX: usize = 1_024;
 #[async_trait]
 impl AuditStore for Embedded {
     async fn append(&self, event: Event) -> Result<()> {
-        let entry = Entry::new(event)?;
+        let entry = EventText::new(event)?;
         self.write(Priority::Normal, move |batch| batch.append(&entry)).await
     }
 
@@ -40,7 +40,7 @@ impl AuditStore for Embedded {
             // The caller relies on the record, so it must learn whether there is room for it.
             return self.append(event).await;
         }
-        let entry = Entry::new(event)?;
+        let entry = EventText::new(event)?;
         let (reply, _) = oneshot::channel();
         self.writer
             .send(Box::new(ClosureJob::new(

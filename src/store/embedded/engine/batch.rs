@@ -23,7 +23,7 @@ pub(crate) const OPEN: Claim = Claim::Open { at: Timestamp::EPOCH };
 
 /// The writer's in-memory copy of the row `head`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct State {
+pub(crate) struct HeadRow {
     /// Name of the own chain: the node that wrote its first record, or will.
     pub(crate) chain: Arc<str>,
     /// Node that wrote the last audit record.
@@ -40,7 +40,7 @@ pub(crate) struct State {
     pub(crate) import: Option<Chains>,
 }
 
-impl State {
+impl HeadRow {
     /// Returns the sealed head of the own chain.
     pub(crate) fn head(&self, key: &ChainKey) -> Head {
         key.seal(&self.node, self.sequence, self.hash, OPEN)
@@ -63,7 +63,7 @@ impl State {
 
 /// Actions outside the database that follow the commit.
 pub(crate) struct PostCommit {
-    pub(crate) state: State,
+    pub(crate) state: HeadRow,
     pub(crate) changes: Vec<Change>,
     pub(crate) records: Vec<Arc<Record>>,
     pub(crate) followers: Vec<Arc<dyn Follower>>,
@@ -106,14 +106,14 @@ impl Batch<'_> {
     }
 
     /// Appends a record to the own chain.
-    pub(crate) fn append(&mut self, entry: &Entry) -> Result<(), SqliteError> {
-        let State { chain, sequence, hash, .. } = &self.post_commit.state;
+    pub(crate) fn append(&mut self, entry: &EventText) -> Result<(), SqliteError> {
+        let HeadRow { chain, sequence, hash, .. } = &self.post_commit.state;
         let (chain, sequence) = (chain.clone(), sequence.saturating_add(1));
         let hash = chain::link(hash, sequence, self.node, entry.body.as_bytes());
         self.insert_record(&chain, sequence, &self.node.clone(), hash, entry)
     }
 
-    pub(crate) fn append_all(&mut self, entries: &[Entry]) -> Result<(), SqliteError> {
+    pub(crate) fn append_all(&mut self, entries: &[EventText]) -> Result<(), SqliteError> {
         entries.iter().try_for_each(|entry| self.append(entry))
     }
 
@@ -124,7 +124,7 @@ impl Batch<'_> {
         sequence: u64,
         node: &Arc<str>,
         hash: [u8; 32],
-        entry: &Entry,
+        entry: &EventText,
     ) -> Result<(), SqliteError> {
         self.execute(
             "INSERT INTO audit (chain, sequence, node, hash, event) VALUES (?1, ?2, ?3, ?4, ?5)",
@@ -155,12 +155,12 @@ impl Batch<'_> {
 }
 
 /// Event with the text that is stored and hashed.
-pub(crate) struct Entry {
+pub(crate) struct EventText {
     pub(crate) event: Event,
     pub(crate) body: String,
 }
 
-impl Entry {
+impl EventText {
     /// Serializes an event. Called on the caller's thread: there are many of those and one writer.
     pub(crate) fn new(event: Event) -> Result<Self, SqliteError> {
         let body = serde_json::to_string(&event).map_err(super::error::malformed("audit event"))?;

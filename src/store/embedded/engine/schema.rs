@@ -14,9 +14,9 @@ pub(super) const FORMAT: i64 = 1;
 /// SQLite application id of the file: "jetn".
 const APPLICATION: i64 = 0x6a65_746e;
 
-/// Tables, one for each type of record, so that none can be read as another. Ids are keys, hashes of
-/// secrets never are. Ids ascend with time, so inserts go to the end of their tree. `sum` is the
-/// checksum of a row, against silent decay of its page.
+/// Tables, one for each type of record, so that none can be read as another. Ids are keys, hashes
+/// of secrets never are. Ids ascend with time, so inserts go to the end of their tree. `sum` is
+/// the checksum of a row, against silent decay of its page.
 ///
 /// `families.sweep_at` is the earliest time at which the family may be deleted, as of the last
 /// sweep that read the row: a rotation moves the true time on and leaves the index alone.
@@ -26,42 +26,52 @@ const APPLICATION: i64 = 0x6a65_746e;
 /// event; it sorts last and is found there.
 const TABLES: &str = "
     CREATE TABLE head (
-        id INTEGER PRIMARY KEY CHECK (id = 1),
-        chain TEXT NOT NULL, node TEXT NOT NULL, sequence INTEGER NOT NULL, hash BLOB NOT NULL,
-        seal BLOB NOT NULL, newest INTEGER NOT NULL, tally BLOB NOT NULL, importing INTEGER NOT NULL,
-        sum BLOB NOT NULL
+        id INTEGER PRIMARY KEY CHECK (id = 1), chain TEXT NOT NULL, node TEXT NOT NULL,
+        sequence INTEGER NOT NULL, hash BLOB NOT NULL, seal BLOB NOT NULL, newest INTEGER NOT NULL,
+        tally BLOB NOT NULL, importing INTEGER NOT NULL, sum BLOB NOT NULL
     ) STRICT;
     CREATE TABLE clients (
-        id TEXT PRIMARY KEY, tenant TEXT NOT NULL, revision INTEGER NOT NULL, body TEXT NOT NULL, sum BLOB NOT NULL
+        id TEXT PRIMARY KEY, tenant TEXT NOT NULL, revision INTEGER NOT NULL, body TEXT NOT NULL,
+        sum BLOB NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX clients_of_tenant ON clients (tenant);
-    CREATE TABLE deleted_clients (id TEXT PRIMARY KEY, tenant TEXT NOT NULL, sum BLOB NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TABLE deleted_clients (
+        id TEXT PRIMARY KEY, tenant TEXT NOT NULL, sum BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
     CREATE TABLE audiences (
-        id TEXT PRIMARY KEY, tenant TEXT NOT NULL, revision INTEGER NOT NULL, body TEXT NOT NULL, sum BLOB NOT NULL
+        id TEXT PRIMARY KEY, tenant TEXT NOT NULL, revision INTEGER NOT NULL, body TEXT NOT NULL,
+        sum BLOB NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX audiences_of_tenant ON audiences (tenant);
     CREATE TABLE secret_uses (
-        client TEXT NOT NULL, secret TEXT NOT NULL, last_used_at INTEGER NOT NULL, uses INTEGER NOT NULL, sum BLOB NOT NULL,
+        client TEXT NOT NULL, secret TEXT NOT NULL, last_used_at INTEGER NOT NULL,
+        uses INTEGER NOT NULL, sum BLOB NOT NULL,
         PRIMARY KEY (client, secret)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE families (
-        id BLOB PRIMARY KEY, client TEXT NOT NULL, salt BLOB NOT NULL, generation INTEGER NOT NULL, rotated_at INTEGER NOT NULL,
-        answers TEXT NOT NULL, ended_at INTEGER, expires_at INTEGER NOT NULL, sweep_at INTEGER NOT NULL, body TEXT NOT NULL, sum BLOB NOT NULL
+        id BLOB PRIMARY KEY, client TEXT NOT NULL, salt BLOB NOT NULL, generation INTEGER NOT NULL,
+        rotated_at INTEGER NOT NULL, answers TEXT NOT NULL, ended_at INTEGER,
+        expires_at INTEGER NOT NULL, sweep_at INTEGER NOT NULL, body TEXT NOT NULL,
+        sum BLOB NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX families_of_client ON families (client);
     CREATE INDEX families_to_sweep ON families (sweep_at);
     CREATE TABLE revocations (
-        kind INTEGER NOT NULL, id BLOB NOT NULL, until INTEGER NOT NULL, PRIMARY KEY (kind, id)
+        kind INTEGER NOT NULL, id BLOB NOT NULL, until INTEGER NOT NULL,
+        PRIMARY KEY (kind, id)
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX revocations_to_sweep ON revocations (until);
     CREATE TABLE epochs (
-        kind INTEGER NOT NULL, id TEXT NOT NULL, value INTEGER NOT NULL, PRIMARY KEY (kind, id)
+        kind INTEGER NOT NULL, id TEXT NOT NULL, value INTEGER NOT NULL,
+        PRIMARY KEY (kind, id)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE keyset (
-        id INTEGER PRIMARY KEY CHECK (id = 1), revision INTEGER NOT NULL, body TEXT NOT NULL, sum BLOB NOT NULL
+        id INTEGER PRIMARY KEY CHECK (id = 1), revision INTEGER NOT NULL, body TEXT NOT NULL,
+        sum BLOB NOT NULL
     ) STRICT;
     CREATE TABLE counters (
-        until INTEGER NOT NULL, id TEXT NOT NULL, value INTEGER NOT NULL, PRIMARY KEY (until, id)
+        until INTEGER NOT NULL, id TEXT NOT NULL, value INTEGER NOT NULL,
+        PRIMARY KEY (until, id)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE audit (
         chain TEXT NOT NULL, sequence INTEGER NOT NULL, node TEXT NOT NULL, hash BLOB NOT NULL,
@@ -106,8 +116,8 @@ pub(crate) fn writer(dir: &Path) -> Result<(Connection, Identity), OpenError> {
     if is_empty {
         // One transaction: a process that stops in the middle leaves an empty file.
         connection.execute_batch(&format!(
-            "BEGIN IMMEDIATE; {TABLES} PRAGMA application_id = {APPLICATION}; PRAGMA user_version = \
-             {FORMAT}; COMMIT;"
+            "BEGIN IMMEDIATE; {TABLES} PRAGMA application_id = {APPLICATION};
+             PRAGMA user_version = {FORMAT}; COMMIT;"
         ))?;
     }
     Ok((connection, Identity::of(&made)))

@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{
-    batch::{Batch, Job, PostCommit, Priority, State, to_sql},
+    batch::{Batch, HeadRow, Job, PostCommit, Priority, to_sql},
     error::{ErrorKind, SqliteError},
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     store::{
         Follower,
         embedded::{
-            Shared,
+            SharedState,
             files::{directory::Directory, disk_reserve::DiskReserve, head_file::HeadFile},
         },
     },
@@ -44,12 +44,12 @@ pub(crate) enum WriterState {
 }
 
 /// The writer thread's data.
-pub(crate) struct Writer {
+pub(crate) struct WriterThread {
     pub(crate) connection: Connection,
     pub(crate) node: Arc<str>,
     pub(crate) key: ChainKey,
-    pub(crate) state: State,
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) state: HeadRow,
+    pub(crate) shared: Arc<SharedState>,
     pub(crate) followers: Vec<Arc<dyn Follower>>,
     pub(crate) tail: broadcast::Sender<Option<Arc<Record>>>,
     pub(crate) head_file: HeadFile,
@@ -62,7 +62,7 @@ pub(crate) struct Writer {
     pub(crate) directory: Directory,
 }
 
-impl Writer {
+impl WriterThread {
     /// Runs until the queue is closed and empty. The runtime belongs to this thread and only drives
     /// its timeouts.
     pub(crate) fn serve(
@@ -319,7 +319,7 @@ pub(crate) fn checkpoint(connection: &Connection) -> Result<(), SqliteError> {
 }
 
 /// Writes the row `head`, sealed.
-fn save(connection: &Connection, key: &ChainKey, state: &State) -> Result<(), SqliteError> {
+fn save(connection: &Connection, key: &ChainKey, state: &HeadRow) -> Result<(), SqliteError> {
     let head = state.head(key);
     connection
         .prepare_cached(
@@ -341,7 +341,7 @@ fn save(connection: &Connection, key: &ChainKey, state: &State) -> Result<(), Sq
     Ok(())
 }
 
-impl Shared {
+impl SharedState {
     fn persist_time(&self, newest_time: Timestamp) {
         self.persisted_time.store(newest_time.millis(), std::sync::atomic::Ordering::SeqCst);
     }
@@ -364,7 +364,7 @@ mod tests {
             embedded::{
                 Embedded,
                 engine::{
-                    batch::{Batch, Entry, Priority},
+                    batch::{Batch, EventText, Priority},
                     error::SqliteError,
                 },
             },
@@ -388,7 +388,7 @@ mod tests {
         code: i32,
     ) -> impl FnMut(&mut Batch<'_>) -> Result<(), SqliteError> + Send + 'static {
         move |batch| {
-            batch.append(&Entry::new(event())?)?;
+            batch.append(&EventText::new(event())?)?;
             Err(fault(code))
         }
     }
@@ -457,7 +457,7 @@ mod tests {
         let (reserve, seen) = (dir.join("reserve"), seen.clone());
         let write = move |batch: &mut Batch<'_>| {
             seen.lock().unwrap().push(batch.reserve_only);
-            batch.append(&Entry::new(event())?)?;
+            batch.append(&EventText::new(event())?)?;
             if reserve.exists() { Err(fault(ffi::SQLITE_FULL)) } else { Ok(()) }
         };
         match store.write(priority, write).await {

@@ -15,7 +15,7 @@ use crate::{
             Embedded,
             audit::chains,
             engine::{
-                batch::{State, from_sql},
+                batch::{HeadRow, from_sql},
                 error::{OpenError, SqliteError},
             },
             files::head_file::LastAckedHead,
@@ -57,7 +57,7 @@ pub(crate) fn verify_on_open(
     node: &str,
     key: &ChainKey,
     accept_rollback: bool,
-) -> Result<(State, Option<String>), OpenError> {
+) -> Result<(HeadRow, Option<String>), OpenError> {
     let state = state(connection, node)?;
     if state.import.is_some() {
         return Err(OpenError::Corrupt(
@@ -102,7 +102,7 @@ fn set_checksum(connection: &Connection) -> Result<SetChecksum, SqliteError> {
 /// is current.
 fn rollback(
     connection: &Connection,
-    state: &State,
+    state: &HeadRow,
     acked: Option<&LastAckedHead>,
 ) -> Result<Option<String>, OpenError> {
     let Some(acked) = acked else {
@@ -129,10 +129,10 @@ fn rollback(
 }
 
 /// Reads the writer's state from disk.
-pub(crate) fn state(connection: &Connection, node: &str) -> Result<State, OpenError> {
+pub(crate) fn state(connection: &Connection, node: &str) -> Result<HeadRow, OpenError> {
     let row = connection.query_row("SELECT * FROM head WHERE id = 1", [], |row| {
         let set_checksum: Vec<u8> = row.get("tally")?;
-        let state = State {
+        let state = HeadRow {
             chain: row.get("chain")?,
             node: row.get("node")?,
             sequence: from_sql(row.get("sequence")?),
@@ -143,7 +143,7 @@ pub(crate) fn state(connection: &Connection, node: &str) -> Result<State, OpenEr
         };
         Ok((state, set_checksum, row.get::<_, Vec<u8>>("sum")?))
     });
-    let fresh = || State {
+    let fresh = || HeadRow {
         chain: node.into(),
         node: node.into(),
         sequence: 0,
@@ -156,7 +156,7 @@ pub(crate) fn state(connection: &Connection, node: &str) -> Result<State, OpenEr
     let set_checksum = SetChecksum::from_bytes(&set_checksum).ok_or_else(|| {
         OpenError::Corrupt("the head's checksum of revocations is unreadable".into())
     })?;
-    let mut state = State { set_checksum, ..state };
+    let mut state = HeadRow { set_checksum, ..state };
     if state.sum() != kept.as_slice() {
         return Err(OpenError::Corrupt("the head does not match its checksum".into()));
     }
@@ -168,7 +168,7 @@ pub(crate) fn state(connection: &Connection, node: &str) -> Result<State, OpenEr
 }
 
 /// Returns the sealed head of the own chain; `None` before its first record.
-fn own_head(connection: &Connection, state: &State) -> Result<Option<Head>, SqliteError> {
+fn own_head(connection: &Connection, state: &HeadRow) -> Result<Option<Head>, SqliteError> {
     if state.sequence == 0 { Ok(None) } else { chains::head(connection, &state.chain) }
 }
 

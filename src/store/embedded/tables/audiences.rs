@@ -11,7 +11,7 @@ use crate::{
         embedded::{
             Embedded,
             engine::{
-                batch::{Batch, Entry, Priority, to_sql},
+                batch::{Batch, EventText, Priority, to_sql},
                 error::{SqliteError, check_ascending, malformed},
             },
         },
@@ -39,28 +39,28 @@ impl AudienceStore for Embedded {
     }
 
     async fn claim_audience(&self, record: &AudienceRecord, event: Event) -> Result<Creation> {
-        let (stored, entry) = (Stored::new(record)?, Entry::new(event)?);
+        let (stored, entry) = (StoredAudience::new(record)?, EventText::new(event)?);
         self.write(Priority::Normal, move |batch| batch.claim_audience(&stored, &entry)).await
     }
 
     async fn replace_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write> {
-        let (stored, entry) = (Stored::new(record)?, Entry::new(event)?);
+        let (stored, entry) = (StoredAudience::new(record)?, EventText::new(event)?);
         self.write(Priority::Normal, move |batch| batch.replace_audience(&stored, &entry)).await
     }
 
     async fn release_audience(&self, record: &AudienceRecord, event: Event) -> Result<Write> {
-        let (record, entry) = (record.clone(), Entry::new(event)?);
+        let (record, entry) = (record.clone(), EventText::new(event)?);
         self.write(Priority::Normal, move |batch| batch.release_audience(&record, &entry)).await
     }
 }
 
 /// Record with its serialized text.
-pub(crate) struct Stored {
+pub(crate) struct StoredAudience {
     record: AudienceRecord,
     body: String,
 }
 
-impl Stored {
+impl StoredAudience {
     pub(crate) fn new(record: &AudienceRecord) -> Result<Self, SqliteError> {
         Ok(Self {
             record: record.clone(),
@@ -72,8 +72,8 @@ impl Stored {
 impl Batch<'_> {
     pub(super) fn claim_audience(
         &mut self,
-        stored: &Stored,
-        entry: &Entry,
+        stored: &StoredAudience,
+        entry: &EventText,
     ) -> Result<Creation, SqliteError> {
         if !self.insert_audience(stored)? {
             return Ok(Creation::Taken);
@@ -85,12 +85,13 @@ impl Batch<'_> {
     /// Returns true if the audience had no record.
     pub(crate) fn insert_audience(
         &self,
-        Stored { record, body }: &Stored,
+        StoredAudience { record, body }: &StoredAudience,
     ) -> Result<bool, SqliteError> {
         let (id, tenant, revision) =
             (record.audience.as_str(), record.tenant.as_str(), to_sql(record.revision));
         let written = self.execute(
-            "INSERT OR IGNORE INTO audiences (id, tenant, revision, body, sum) VALUES (?1, ?2, ?3, ?4, ?5)",
+            "INSERT OR IGNORE INTO audiences (id, tenant, revision, body, sum)
+             VALUES (?1, ?2, ?3, ?4, ?5)",
             (id, tenant, revision, body, AUDIENCES.sum(id, tenant, revision, body)),
         )?;
         Ok(written == 1)
@@ -98,8 +99,8 @@ impl Batch<'_> {
 
     pub(super) fn replace_audience(
         &mut self,
-        stored: &Stored,
-        entry: &Entry,
+        stored: &StoredAudience,
+        entry: &EventText,
     ) -> Result<Write, SqliteError> {
         let Some(before) = stored.record.revision.checked_sub(1) else { return Ok(Write::Stale) };
         if !self.stores_audience(&stored.record, before)? {
@@ -114,8 +115,8 @@ impl Batch<'_> {
     pub(super) fn move_audience(
         &mut self,
         from: Option<&AudienceRecord>,
-        stored: &Stored,
-        entries: &[Entry],
+        stored: &StoredAudience,
+        entries: &[EventText],
     ) -> Result<Write, SqliteError> {
         if let Some(from) = from
             && !self.stores_audience(from, from.revision)?
@@ -127,11 +128,15 @@ impl Batch<'_> {
         Ok(Write::Done)
     }
 
-    fn put_audience(&self, Stored { record, body }: &Stored) -> Result<(), SqliteError> {
+    fn put_audience(
+        &self,
+        StoredAudience { record, body }: &StoredAudience,
+    ) -> Result<(), SqliteError> {
         let (id, tenant, revision) =
             (record.audience.as_str(), record.tenant.as_str(), to_sql(record.revision));
         self.execute(
-            "INSERT OR REPLACE INTO audiences (id, tenant, revision, body, sum) VALUES (?1, ?2, ?3, ?4, ?5)",
+            "INSERT OR REPLACE INTO audiences (id, tenant, revision, body, sum)
+             VALUES (?1, ?2, ?3, ?4, ?5)",
             (id, tenant, revision, body, AUDIENCES.sum(id, tenant, revision, body)),
         )?;
         Ok(())
@@ -140,7 +145,7 @@ impl Batch<'_> {
     pub(super) fn release_audience(
         &mut self,
         record: &AudienceRecord,
-        entry: &Entry,
+        entry: &EventText,
     ) -> Result<Write, SqliteError> {
         if !self.stores_audience(record, record.revision)? {
             return Ok(Write::Stale);
@@ -158,9 +163,8 @@ impl Batch<'_> {
                 && kept.tenant == record.tenant
                 && kept.created_at == record.created_at
         };
-        Ok(
-            matches!(find(self.connection, &record.audience)?, Some(FoundAudience::Owned(kept)) if is_kept(&kept)),
-        )
+        let found = find(self.connection, &record.audience)?;
+        Ok(matches!(found, Some(FoundAudience::Owned(kept)) if is_kept(&kept)))
     }
 }
 

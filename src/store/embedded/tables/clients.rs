@@ -12,7 +12,7 @@ use crate::{
         embedded::{
             Embedded,
             engine::{
-                batch::{Batch, Entry, Priority, from_sql, to_sql},
+                batch::{Batch, EventText, Priority, from_sql, to_sql},
                 error::{SqliteError, check_ascending, malformed},
             },
             integrity::checksum,
@@ -44,30 +44,30 @@ impl ClientStore for Embedded {
     }
 
     async fn create_client(&self, client: &Client, event: Event) -> Result<Creation> {
-        let (client, entry) = (Stored::new(client)?, Entry::new(event)?);
+        let (client, entry) = (StoredClient::new(client)?, EventText::new(event)?);
         self.write(Priority::Normal, move |batch| batch.create_client(&client, false, &entry)).await
     }
 
     async fn create_client_of_any(&self, client: &Client, event: Event) -> Result<Creation> {
-        let (client, entry) = (Stored::new(client)?, Entry::new(event)?);
+        let (client, entry) = (StoredClient::new(client)?, EventText::new(event)?);
         self.write(Priority::Normal, move |batch| batch.create_client(&client, true, &entry)).await
     }
 
     async fn replace_client(&self, client: &Client, event: Event) -> Result<Write> {
         let priority = Priority::of(event.action);
-        let (client, entry) = (Stored::new(client)?, [Entry::new(event)?]);
+        let (client, entry) = (StoredClient::new(client)?, [EventText::new(event)?]);
         self.write(priority, move |batch| batch.replace_client(&client, &entry)).await
     }
 
     async fn end_client(&self, client: &Client, events: Vec<Event>, ended: Event) -> Result<Write> {
         let (client, entries, ended) =
-            (Stored::new(client)?, Entry::all(events)?, Entry::new(ended)?);
+            (StoredClient::new(client)?, EventText::all(events)?, EventText::new(ended)?);
         self.write(Priority::Revocation, move |batch| batch.end_client(&client, &entries, &ended))
             .await
     }
 
     async fn delete_client(&self, client: &Client, event: Event) -> Result<Write> {
-        let (client, entry) = (client.clone(), [Entry::new(event)?]);
+        let (client, entry) = (client.clone(), [EventText::new(event)?]);
         self.write(Priority::Normal, move |batch| batch.delete_client(&client, &entry)).await
     }
 
@@ -81,12 +81,12 @@ impl ClientStore for Embedded {
 }
 
 /// Client as it is stored, without use counts.
-pub(crate) struct Stored {
+pub(crate) struct StoredClient {
     client: Client,
     body: String,
 }
 
-impl Stored {
+impl StoredClient {
     pub(crate) fn new(client: &Client) -> Result<Self, SqliteError> {
         let mut client = client.clone();
         for secret in &mut client.secrets {
@@ -101,9 +101,9 @@ impl Stored {
 impl Batch<'_> {
     pub(super) fn create_client(
         &mut self,
-        stored: &Stored,
+        stored: &StoredClient,
         of_any: bool,
-        entry: &Entry,
+        entry: &EventText,
     ) -> Result<Creation, SqliteError> {
         let Client { id, tenant, .. } = &stored.client;
         if !of_any && self.deleted_of(id)?.is_some_and(|owner| owner != *tenant) {
@@ -121,7 +121,7 @@ impl Batch<'_> {
     /// Returns true if the id was free.
     pub(crate) fn insert_client(
         &self,
-        Stored { client, body }: &Stored,
+        StoredClient { client, body }: &StoredClient,
     ) -> Result<bool, SqliteError> {
         let (id, tenant, revision) =
             (client.id.as_str(), client.tenant.as_str(), to_sql(client.revision));
@@ -136,9 +136,9 @@ impl Batch<'_> {
     /// Writes a client and raises its epoch.
     pub(super) fn end_client(
         &mut self,
-        stored: &Stored,
-        entries: &[Entry],
-        ended: &Entry,
+        stored: &StoredClient,
+        entries: &[EventText],
+        ended: &EventText,
     ) -> Result<Write, SqliteError> {
         let written = self.replace_client(stored, entries)?;
         if written == Write::Done {
@@ -149,8 +149,8 @@ impl Batch<'_> {
 
     pub(super) fn replace_client(
         &mut self,
-        Stored { client, body }: &Stored,
-        entries: &[Entry],
+        StoredClient { client, body }: &StoredClient,
+        entries: &[EventText],
     ) -> Result<Write, SqliteError> {
         let Some(before) = client.revision.checked_sub(1) else { return Ok(Write::Stale) };
         if !self.keeps(client, before)? {
@@ -178,7 +178,7 @@ impl Batch<'_> {
     pub(super) fn delete_client(
         &mut self,
         client: &Client,
-        entries: &[Entry],
+        entries: &[EventText],
     ) -> Result<Write, SqliteError> {
         let (id, key) = (&client.id, client.id.as_str());
         if !self.keeps(client, client.revision)? {

@@ -17,7 +17,7 @@ use crate::{
         embedded::{
             Embedded,
             engine::{
-                batch::{Batch, Entry, Priority},
+                batch::{Batch, EventText, Priority},
                 error::{SqliteError, check_ascending, malformed},
             },
             integrity::checksum,
@@ -29,7 +29,7 @@ use crate::{
 #[async_trait]
 impl FamilyStore for Embedded {
     async fn open_family(&self, family: &Family, event: Event) -> Result<Creation> {
-        let (columns, entry) = (Columns::of(family)?, Entry::new(event)?);
+        let (columns, entry) = (Columns::of(family)?, EventText::new(event)?);
         self.write(Priority::Normal, move |batch| {
             if !batch.insert_family(&columns)? {
                 return Ok(Creation::Taken);
@@ -62,7 +62,7 @@ impl FamilyStore for Embedded {
         event: Event,
     ) -> Result<()> {
         self.shared.observe_time(now);
-        let entry = Entry::new(event)?;
+        let entry = EventText::new(event)?;
         self.write(Priority::Revocation, move |batch| batch.end_family(id, now, until, &entry))
             .await
     }
@@ -126,7 +126,7 @@ impl Batch<'_> {
             }
             (Decision::Unknown, _) | (_, None) => return Ok(Rotation::Unknown),
         };
-        self.append(&Entry::new(event)?)?;
+        self.append(&EventText::new(event)?)?;
         Ok(rotation)
     }
 
@@ -135,7 +135,7 @@ impl Batch<'_> {
         id: FamilyId,
         now: Timestamp,
         until: Timestamp,
-        entry: &Entry,
+        entry: &EventText,
     ) -> Result<(), SqliteError> {
         if let Some(mut row) = find(self.connection, id)?
             && row.family.ended_at.is_none()
@@ -164,14 +164,30 @@ impl Batch<'_> {
         } = columns;
         let written = self.execute(
             "INSERT OR IGNORE INTO families
-             (id, client, salt, generation, rotated_at, answers, ended_at, expires_at, sweep_at, body, sum)
+             (id, client, salt, generation, rotated_at, answers, ended_at, expires_at, sweep_at,
+              body, sum)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
-            (id, client.as_str(), salt, generation, rotated_at, answers, ended_at, expires_at, sweep_at, body, sum),
+            (
+                id,
+                client.as_str(),
+                salt,
+                generation,
+                rotated_at,
+                answers,
+                ended_at,
+                expires_at,
+                sweep_at,
+                body,
+                sum,
+            ),
         )?;
         Ok(written == 1)
     }
 
-    fn update_family(&self, Stored { family, body }: &Stored) -> Result<(), SqliteError> {
+    fn update_family(
+        &self,
+        StoredFamily { family, body }: &StoredFamily,
+    ) -> Result<(), SqliteError> {
         let (answers, ended_at) =
             (encode_answers(&family.answers)?, family.ended_at.map(Timestamp::millis));
         let sum = sum(family, &answers, body);
@@ -303,12 +319,12 @@ fn sum(family: &Family, answers: &str, body: &str) -> [u8; 16] {
 }
 
 /// Family with its stored body.
-struct Stored {
+struct StoredFamily {
     family: Family,
     body: String,
 }
 
-fn find(connection: &Connection, id: FamilyId) -> Result<Option<Stored>, SqliteError> {
+fn find(connection: &Connection, id: FamilyId) -> Result<Option<StoredFamily>, SqliteError> {
     let mut statement = connection.prepare_cached(
         "SELECT id, client, salt, generation, rotated_at, answers, ended_at, expires_at, body, sum \
          FROM families WHERE id = ?1",
@@ -344,7 +360,7 @@ fn read(row: &Row<'_>) -> rusqlite::Result<FamilyRow> {
 
 fn decode(
     (id, client, salt, generation, rotated_at, answers, ended_at, expires_at, body, kept): FamilyRow,
-) -> Result<Stored, SqliteError> {
+) -> Result<StoredFamily, SqliteError> {
     let Body { tenant, subject, scopes, audience, epochs, opened_at, idle } =
         serde_json::from_str(&body).map_err(malformed("refresh family"))?;
     let client = client
@@ -372,5 +388,5 @@ fn decode(
             "refresh family: the row does not match its checksum".into(),
         ));
     }
-    Ok(Stored { family, body })
+    Ok(StoredFamily { family, body })
 }

@@ -12,7 +12,7 @@ use crate::{
         embedded::{
             Embedded,
             engine::{
-                batch::{Batch, Entry, Priority, to_sql},
+                batch::{Batch, EventText, Priority, to_sql},
                 error::{SqliteError, malformed},
             },
             integrity::checksum,
@@ -27,7 +27,7 @@ impl KeyStore for Embedded {
     }
 
     async fn replace_keyset(&self, keyset: &Keyset, event: Event) -> Result<Write> {
-        let (keyset, entry) = (Arc::new(keyset.clone()), Entry::new(event)?);
+        let (keyset, entry) = (Arc::new(keyset.clone()), EventText::new(event)?);
         self.write(Priority::of(entry.event.action), move |batch| {
             batch.replace_keyset(&keyset, &entry)
         })
@@ -39,7 +39,7 @@ impl Batch<'_> {
     pub(super) fn replace_keyset(
         &mut self,
         keyset: &Arc<Keyset>,
-        entry: &Entry,
+        entry: &EventText,
     ) -> Result<Write, SqliteError> {
         if !self.put_keyset(keyset, keyset.revision.checked_sub(1))? {
             return Ok(Write::Stale);

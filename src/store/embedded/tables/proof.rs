@@ -5,8 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::{
-    audiences::Stored as Audience,
-    clients::{self, Stored},
+    audiences::StoredAudience,
+    clients::{self, StoredClient},
     keys,
 };
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
         embedded::{
             Embedded,
             engine::{
-                batch::{Batch, Entry, Priority},
+                batch::{Batch, EventText, Priority},
                 error::SqliteError,
             },
         },
@@ -59,56 +59,60 @@ fn priority(write: &ProvenWrite) -> Priority {
 
 /// Change with its texts serialized on the caller's thread.
 enum Prepared {
-    Create(Stored, bool, Entry),
-    Replace(Stored, Vec<Entry>),
-    End(Stored, Vec<Entry>, Entry),
-    Delete { client: Box<Client>, ended: Entry, entries: Vec<Entry> },
-    ClaimAudience(Audience, Entry),
-    ReplaceAudience(Audience, Entry),
-    MoveAudience(Option<Box<AudienceRecord>>, Audience, Vec<Entry>),
-    ReleaseAudience(AudienceRecord, Entry),
-    Raise(EpochOf, Entry),
-    Revoke(Revocation, Entry),
-    EndFamily { id: FamilyId, now: Timestamp, until: Timestamp, entry: Entry },
-    Keyset(Arc<Keyset>, Entry),
+    Create(StoredClient, bool, EventText),
+    Replace(StoredClient, Vec<EventText>),
+    End(StoredClient, Vec<EventText>, EventText),
+    Delete { client: Box<Client>, ended: EventText, entries: Vec<EventText> },
+    ClaimAudience(StoredAudience, EventText),
+    ReplaceAudience(StoredAudience, EventText),
+    MoveAudience(Option<Box<AudienceRecord>>, StoredAudience, Vec<EventText>),
+    ReleaseAudience(AudienceRecord, EventText),
+    Raise(EpochOf, EventText),
+    Revoke(Revocation, EventText),
+    EndFamily { id: FamilyId, now: Timestamp, until: Timestamp, entry: EventText },
+    Keyset(Arc<Keyset>, EventText),
 }
 
 impl Prepared {
     fn new(write: ProvenWrite) -> Result<Self, SqliteError> {
         Ok(match write {
             ProvenWrite::CreateClient { client, of_any, event } => {
-                Self::Create(Stored::new(&client)?, of_any, Entry::new(event)?)
+                Self::Create(StoredClient::new(&client)?, of_any, EventText::new(event)?)
             }
             ProvenWrite::ReplaceClient { client, events } => {
-                Self::Replace(Stored::new(&client)?, Entry::all(events)?)
+                Self::Replace(StoredClient::new(&client)?, EventText::all(events)?)
             }
-            ProvenWrite::EndClient { client, events, ended } => {
-                Self::End(Stored::new(&client)?, Entry::all(events)?, Entry::new(ended)?)
-            }
-            ProvenWrite::DeleteClient { client, ended, events } => {
-                Self::Delete { client, ended: Entry::new(ended)?, entries: Entry::all(events)? }
-            }
+            ProvenWrite::EndClient { client, events, ended } => Self::End(
+                StoredClient::new(&client)?,
+                EventText::all(events)?,
+                EventText::new(ended)?,
+            ),
+            ProvenWrite::DeleteClient { client, ended, events } => Self::Delete {
+                client,
+                ended: EventText::new(ended)?,
+                entries: EventText::all(events)?,
+            },
             ProvenWrite::ClaimAudience { record, event } => {
-                Self::ClaimAudience(Audience::new(&record)?, Entry::new(event)?)
+                Self::ClaimAudience(StoredAudience::new(&record)?, EventText::new(event)?)
             }
             ProvenWrite::ReplaceAudience { record, event } => {
-                Self::ReplaceAudience(Audience::new(&record)?, Entry::new(event)?)
+                Self::ReplaceAudience(StoredAudience::new(&record)?, EventText::new(event)?)
             }
             ProvenWrite::MoveAudience { from, record, events } => {
-                Self::MoveAudience(from, Audience::new(&record)?, Entry::all(events)?)
+                Self::MoveAudience(from, StoredAudience::new(&record)?, EventText::all(events)?)
             }
             ProvenWrite::ReleaseAudience { record, event } => {
-                Self::ReleaseAudience(*record, Entry::new(event)?)
+                Self::ReleaseAudience(*record, EventText::new(event)?)
             }
-            ProvenWrite::RaiseEpoch { of, event } => Self::Raise(of, Entry::new(event)?),
+            ProvenWrite::RaiseEpoch { of, event } => Self::Raise(of, EventText::new(event)?),
             ProvenWrite::Revoke { revocation, event } => {
-                Self::Revoke(revocation, Entry::new(event)?)
+                Self::Revoke(revocation, EventText::new(event)?)
             }
             ProvenWrite::EndFamily { id, now, until, event } => {
-                Self::EndFamily { id, now, until, entry: Entry::new(event)? }
+                Self::EndFamily { id, now, until, entry: EventText::new(event)? }
             }
             ProvenWrite::ReplaceKeyset { keyset, event } => {
-                Self::Keyset(Arc::new(keyset), Entry::new(event)?)
+                Self::Keyset(Arc::new(keyset), EventText::new(event)?)
             }
         })
     }

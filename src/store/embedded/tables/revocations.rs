@@ -13,7 +13,7 @@ use crate::{
         embedded::{
             Embedded,
             engine::{
-                batch::{Batch, Entry, Priority, from_sql, to_sql},
+                batch::{Batch, EventText, Priority, from_sql, to_sql},
                 error::{SqliteError, check_ascending},
             },
             integrity::checksum::SetChecksum,
@@ -24,12 +24,12 @@ use crate::{
 #[async_trait]
 impl RevocationStore for Embedded {
     async fn revoke(&self, revocation: &Revocation, event: Event) -> Result<()> {
-        let (revocation, entry) = (*revocation, Entry::new(event)?);
+        let (revocation, entry) = (*revocation, EventText::new(event)?);
         self.write(Priority::Revocation, move |batch| batch.revoke(&revocation, &entry)).await
     }
 
     async fn raise_epoch(&self, of: &EpochOf, event: Event) -> Result<u64> {
-        let (of, entry) = (of.clone(), Entry::new(event)?);
+        let (of, entry) = (of.clone(), EventText::new(event)?);
         self.write(Priority::Revocation, move |batch| batch.raise_epoch(&of, &entry)).await
     }
 
@@ -67,7 +67,7 @@ impl Batch<'_> {
     pub(super) fn revoke(
         &mut self,
         revocation: &Revocation,
-        entry: &Entry,
+        entry: &EventText,
     ) -> Result<(), SqliteError> {
         self.record_revocation(revocation)?;
         self.append(entry)
@@ -118,7 +118,11 @@ impl Batch<'_> {
     }
 
     /// Raises an epoch and returns its new value.
-    pub(super) fn raise_epoch(&mut self, of: &EpochOf, entry: &Entry) -> Result<u64, SqliteError> {
+    pub(super) fn raise_epoch(
+        &mut self,
+        of: &EpochOf,
+        entry: &EventText,
+    ) -> Result<u64, SqliteError> {
         let value = self.epoch(of)?.saturating_add(1);
         self.set_epoch(of, value)?;
         self.append(entry)?;
