@@ -3,6 +3,7 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderMap, header::AUTHORIZATION};
+use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
@@ -55,31 +56,19 @@ fn from_header(header: &[u8]) -> Result<Credentials> {
     Ok(Credentials::Secret { client_id: form_decode(id)?, secret: form_decode(secret)?.into() })
 }
 
-/// Id and secret are form-encoded before they are joined (RFC 6749 section 2.3.1).
+/// Decodes an id or a secret: they are form-encoded before they are joined (RFC 6749 section 2.3.1).
+/// A `%` without two digits is refused, where a decoder of forms would keep it.
 fn form_decode(text: &str) -> Result<String> {
-    const MALFORMED: &str = "client id and secret must be form-encoded";
-    if !text.contains(['%', '+']) {
-        return Ok(text.to_owned());
+    let malformed = || Error::field("authorization", "client id and secret must be form-encoded");
+    let mut escapes = text.split('%').skip(1);
+    let is_escape =
+        |rest: &str| rest.len() >= 2 && rest.bytes().take(2).all(|byte| byte.is_ascii_hexdigit());
+    if !escapes.all(is_escape) {
+        return Err(malformed());
     }
-    let mut out = Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        out.push(match byte {
-            b'+' => b' ',
-            b'%' => {
-                let digit = |byte: Option<u8>| {
-                    byte.and_then(|byte| char::from(byte).to_digit(16))
-                        .and_then(|digit| u8::try_from(digit).ok())
-                };
-                match (digit(bytes.next()), digit(bytes.next())) {
-                    (Some(high), Some(low)) => high << 4 | low,
-                    _ => return Err(Error::field("authorization", MALFORMED)),
-                }
-            }
-            plain => plain,
-        });
-    }
-    String::from_utf8(out).map_err(|_| Error::field("authorization", MALFORMED))
+    let spaced = text.replace('+', " ");
+    let decoded = percent_decode_str(&spaced).decode_utf8().map_err(|_| malformed())?;
+    Ok(decoded.into_owned())
 }
 
 #[cfg(test)]
@@ -122,7 +111,9 @@ mod tests {
 
     #[test]
     fn malformed_headers_are_refused() {
-        let bad_percent = format!("Basic {}", STANDARD.encode("a:%zz"));
+        let basic = |text: &str| format!("Basic {}", STANDARD.encode(text));
+        let bad_percent = basic("a:%zz");
+        let (one_digit, cut, not_utf8) = (basic("a:%4"), basic("a:b%"), basic("a:%ff"));
         let no_colon = format!("Basic {}", STANDARD.encode("ab"));
         for bad in [
             "Basic",
@@ -131,6 +122,9 @@ mod tests {
             "Bearer",
             "",
             bad_percent.as_str(),
+            one_digit.as_str(),
+            cut.as_str(),
+            not_utf8.as_str(),
             no_colon.as_str(),
         ] {
             assert!(presented(&with(&[bad]), String::new(), String::new()).is_err(), "{bad}");

@@ -8,6 +8,7 @@ pub(crate) mod fuzzing;
 pub mod grpc;
 pub mod guard;
 pub mod http;
+mod json;
 pub mod listen;
 pub mod metrics;
 pub mod status;

@@ -16,7 +16,6 @@ use crate::{
         http::{self, Published},
         listen,
         metrics::{self, Exposition},
-        status::refusal,
     },
     config::Config,
     proto,
@@ -73,8 +72,7 @@ impl App {
         let grpc = grpc.routes().merge(standard.routes().into_axum_router().reset_fallback());
         let router = http::app(grpc, published(&options.config, opened, services));
         let longest = Duration::from_secs(options.config.limits.deadline_seconds);
-        let guarded =
-            Guard::new(router, opened.clock.clone(), longest, methods, refusal, admit(opened));
+        let guarded = Guard::new(router, opened.clock.clone(), longest, methods, admit(opened));
         Ok(Self { guarded, health, methods })
     }
 

@@ -9,7 +9,7 @@ mod words;
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use jeton::{api::status::code, error::Error, standing::Stale, store::StoreError};
+use jeton::{api::status::row, error::Error, standing::Stale, store::StoreError};
 use syn::{Expr, ExprMethodCall, Member, visit::Visit};
 
 use self::source::{Source, sources};
@@ -194,7 +194,7 @@ fn no_file_needs_scrolling_to_understand() {
     assert_eq!(long.collect::<Vec<_>>(), []);
 }
 
-/// Every error as a row of README's table: reason, code.
+/// Every error as a row of README's table: reason, code in gRPC, status and code in HTTP.
 #[test]
 fn the_readme_lists_every_error_as_it_is_answered() {
     let store =
@@ -226,9 +226,12 @@ fn the_readme_lists_every_error_as_it_is_answered() {
     let missing: Vec<_> = every
         .iter()
         .map(|error| {
-            format!("| `{}` | {} |", error.code().to_ascii_uppercase(), grpc_name(code(error)))
+            let (reason, row) = (error.code().to_ascii_uppercase(), row(error));
+            let (grpc, http) = (grpc_name(row.grpc), row.http.as_u16());
+            let row = format!("| `{reason}` | {grpc} | {http} `{}` |", row.http_error);
+            (error.code(), row)
         })
-        .filter(|row| !readme.contains(row.as_str()))
+        .filter(|(_, row)| !readme.contains(row.as_str()))
         .collect();
     assert!(missing.is_empty(), "README's table lacks {missing:#?}");
 }

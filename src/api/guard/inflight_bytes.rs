@@ -8,7 +8,6 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use tonic::Status;
 
 use super::{Refusal, account::MemoryPermit};
 
@@ -17,16 +16,11 @@ use super::{Refusal, account::MemoryPermit};
 pub struct MeteredBody<B> {
     body: B,
     permit: Arc<MemoryPermit>,
-    status: fn(Refusal) -> Status,
 }
 
 impl<B> MeteredBody<B> {
-    pub(super) const fn new(
-        body: B,
-        permit: Arc<MemoryPermit>,
-        status: fn(Refusal) -> Status,
-    ) -> Self {
-        Self { body, permit, status }
+    pub(super) const fn new(body: B, permit: Arc<MemoryPermit>) -> Self {
+        Self { body, permit }
     }
 }
 
@@ -47,7 +41,7 @@ where
             frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
         if read > 0 && !this.permit.grow(read) {
             // tonic responds with the status it finds among an error's causes.
-            return Poll::Ready(Some(Err((this.status)(Refusal::Overloaded).into())));
+            return Poll::Ready(Some(Err(Refusal::Overloaded.status().into())));
         }
         Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
     }

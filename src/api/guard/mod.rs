@@ -14,12 +14,11 @@ use std::{
 use axum::response::Response;
 use http::{HeaderMap, Method as Verb, Request, StatusCode, Version, header};
 use tokio::time::Instant;
-use tonic::Status;
 use tower::Service;
 
 use crate::{
     clock::Clock,
-    error::{Error, Result},
+    error::Result,
     model::{Call, Peer},
 };
 
@@ -27,6 +26,7 @@ mod account;
 mod chunk;
 mod inflight_bytes;
 mod methods;
+mod refusal;
 mod request_id;
 mod response_body;
 mod response_future;
@@ -35,6 +35,7 @@ pub use account::{Account, PeerAccount};
 pub use chunk::Chunk;
 pub use inflight_bytes::MeteredBody;
 pub use methods::{Method, Methods};
+pub use refusal::{MALFORMED, Refusal};
 pub use response_body::CountedBody;
 pub use response_future::{ResponseFuture, quiet_panics};
 
@@ -69,68 +70,6 @@ impl Deadline {
     }
 }
 
-/// Error text for a body that cannot be decoded.
-pub const MALFORMED: &str = "must be one whole, uncompressed message of the method's type";
-
-/// Reason that the guard responds in place of the handler.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// The handler did not finish in time, or the request's message did not arrive in time.
-    DeadlineExceeded,
-    /// The handler panicked.
-    Panicked,
-    /// The message is longer than its method allows.
-    TooLarge,
-    /// The body is not one message of the method's type.
-    Malformed,
-    /// A path with a query names no method.
-    Query,
-    /// The peer has too many incomplete requests, or unread responses.
-    Overloaded,
-    /// The peer's budget is used up.
-    Throttled {
-        /// Time after which a retry may succeed.
-        retry_after: Duration,
-    },
-}
-
-impl Refusal {
-    /// Returns the status without details.
-    pub fn status(self) -> Status {
-        match self {
-            Self::DeadlineExceeded => Status::deadline_exceeded("deadline exceeded"),
-            Self::Panicked => Status::internal("internal error"),
-            Self::TooLarge => Status::resource_exhausted("the message is too large"),
-            Self::Malformed => Status::invalid_argument(MALFORMED),
-            Self::Query => Status::unimplemented("no such method"),
-            Self::Overloaded => Status::resource_exhausted("too many calls in flight"),
-            Self::Throttled { .. } => Status::resource_exhausted("too many requests"),
-        }
-    }
-
-    /// Converts the error of a call that was not admitted.
-    const fn of(error: &Error) -> Self {
-        let retry_after = if let Error::Throttled { retry_after } = error {
-            *retry_after
-        } else {
-            Duration::from_secs(1)
-        };
-        Self::Throttled { retry_after }
-    }
-
-    const fn http(self) -> StatusCode {
-        match self {
-            Self::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
-            Self::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Malformed => StatusCode::BAD_REQUEST,
-            Self::Query => StatusCode::NOT_FOUND,
-            Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Throttled { .. } => StatusCode::TOO_MANY_REQUESTS,
-        }
-    }
-}
-
 /// Charges the budgets that apply before authentication, and decides whether the call may go on.
 pub type Admit = Arc<dyn Fn(&Call) -> Result<()> + Send + Sync>;
 
@@ -145,23 +84,20 @@ struct Rules {
     clock: Arc<dyn Clock>,
     longest: Duration,
     methods: &'static Methods,
-    status: fn(Refusal) -> Status,
     admit: Admit,
 }
 
 impl<S> Guard<S> {
     /// Wraps `inner`. `longest` is the deadline of a call without one, and the longest allowed;
-    /// `status` adds details to refusals; `admit` is called once for each request, before it is
-    /// parsed.
+    /// `admit` is called once for each request, before it is parsed.
     pub fn new(
         inner: S,
         clock: Arc<dyn Clock>,
         longest: Duration,
         methods: &'static Methods,
-        status: fn(Refusal) -> Status,
         admit: Admit,
     ) -> Self {
-        Self { inner, rules: Arc::new(Rules { clock, longest, methods, status, admit }) }
+        Self { inner, rules: Arc::new(Rules { clock, longest, methods, admit }) }
     }
 }
 
@@ -192,7 +128,6 @@ where
             arrived,
             deadline,
             Arc::clone(&request_id),
-            rules.status,
         );
         // Before all else: a refusal costs work too.
         let call = Call { now: rules.clock.now(), peer, request_id };
@@ -210,7 +145,7 @@ where
                 };
                 let held = Arc::new(held);
                 response.count(answer, Arc::clone(&held));
-                let mut request = request.map(|body| MeteredBody::new(body, held, rules.status));
+                let mut request = request.map(|body| MeteredBody::new(body, held));
                 request.extensions_mut().insert(call);
                 request.extensions_mut().insert(Deadline(deadline));
                 match catch_unwind(AssertUnwindSafe(|| self.inner.call(request))) {

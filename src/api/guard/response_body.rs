@@ -52,17 +52,11 @@ pub struct CountedBody {
     count: Option<Count>,
     /// `None` for a refusal, which has next to no body.
     pieces: Option<Pieces>,
-    status: fn(Refusal) -> Status,
 }
 
 impl CountedBody {
-    pub(super) const fn new(
-        body: Body,
-        count: Option<Count>,
-        pieces: Option<Pieces>,
-        status: fn(Refusal) -> Status,
-    ) -> Self {
-        Self { body, count, pieces, status }
+    pub(super) const fn new(body: Body, count: Option<Count>, pieces: Option<Pieces>) -> Self {
+        Self { body, count, pieces }
     }
 
     fn end(&mut self, code: Code) {
@@ -74,7 +68,7 @@ impl CountedBody {
     /// Ends the response early: in its trailers if it is gRPC, by a reset if not.
     fn abort(&mut self, refusal: Refusal) -> Option<Result<Frame<Chunk>, axum::Error>> {
         self.body = Body::empty();
-        let status = (self.status)(refusal);
+        let status = refusal.status();
         let Some(count) = self.count.take() else { return Some(Err(axum::Error::new(status))) };
         count.end(status.code());
         let mut trailers = HeaderMap::new();
@@ -180,12 +174,7 @@ mod tests {
         let included = if answer.is_stream() { 0 } else { INCLUDED_BYTES };
         let pieces =
             Pieces::new(AnswerPermit::new("id".into(), answer), Arc::clone(account), included);
-        CountedBody::new(
-            body,
-            Some(Count::new(method, Instant::now())),
-            Some(pieces),
-            Refusal::status,
-        )
+        CountedBody::new(body, Some(Count::new(method, Instant::now())), Some(pieces))
     }
 
     fn method(path: &str) -> &'static Method {

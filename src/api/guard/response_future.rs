@@ -11,7 +11,7 @@ use std::{
 
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode};
 use http_body::Body as _;
 use tokio::time::{Instant, Sleep};
 use tonic::{Code, Status};
@@ -51,7 +51,6 @@ pub struct ResponseFuture<F> {
     /// Permit of the request, which the handler holds decoded: released with the handler, not when
     /// the body has been read.
     request: Option<Arc<MemoryPermit>>,
-    status: fn(Refusal) -> Status,
 }
 
 enum Stage<F> {
@@ -67,7 +66,6 @@ impl<F> ResponseFuture<F> {
         arrived: Instant,
         deadline: Instant,
         request_id: Arc<str>,
-        status: fn(Refusal) -> Status,
     ) -> Self {
         let count = method.map(|method| Count::new(method, arrived));
         Self {
@@ -78,7 +76,6 @@ impl<F> ResponseFuture<F> {
             request_id,
             permit: None,
             request: None,
-            status,
         }
     }
 
@@ -114,7 +111,7 @@ impl<F> ResponseFuture<F> {
             tracing::error!(request_id = %self.request_id, method, "handler panicked");
             metrics::counter!("panics_total").increment(1);
         }
-        if self.count.is_some() { (self.status)(refusal).into_http() } else { bare(refusal) }
+        if self.count.is_some() { refusal.status().into_http() } else { refusal.response() }
     }
 
     /// Adds the headers of every response, and the counting: of its call until it ends, of its
@@ -148,7 +145,7 @@ impl<F> ResponseFuture<F> {
                 .iter()
                 .find(|(its, words, _)| code == *its && message.starts_with(words));
             if let Some((.., refusal)) = of_tonic {
-                let status = (self.status)(*refusal);
+                let status = refusal.status();
                 code = status.code();
                 response = status.into_http();
             }
@@ -157,8 +154,8 @@ impl<F> ResponseFuture<F> {
             }
         }
         response.headers_mut().insert(X_REQUEST_ID, request_id::header(request_id));
-        let (count, status) = (self.count.take(), self.status);
-        response.map(|body| CountedBody::new(body, count, pieces, status))
+        let count = self.count.take();
+        response.map(|body| CountedBody::new(body, count, pieces))
     }
 }
 
@@ -196,18 +193,6 @@ where
         this.request = None;
         Poll::Ready(Ok(this.complete(response)))
     }
-}
-
-/// Builds a refusal in HTTP.
-fn bare(refusal: Refusal) -> Response {
-    let mut response = empty(refusal.http());
-    if let Refusal::Throttled { retry_after } = refusal {
-        // In whole seconds (RFC 9110 section 10.2.3), and never so early that it would be refused
-        // again.
-        let seconds = retry_after.as_millis().div_ceil(1_000) as u64;
-        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
-    }
-    response
 }
 
 fn empty(status: StatusCode) -> Response {

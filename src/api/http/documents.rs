@@ -7,9 +7,9 @@ use axum::{
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::{JWKS, Published, json_response};
+use super::{super::json, JWKS, Published};
 
 /// Builds the authorization server's metadata (RFC 8414 section 2), of what is actually served.
 ///
@@ -20,7 +20,7 @@ use super::{JWKS, Published, json_response};
 /// authorization endpoint.
 pub(super) fn metadata(published: &Published) -> Value {
     let issuer = published.issuer.trim_end_matches('/');
-    json!({
+    serde_json::json!({
         "issuer": &*published.issuer,
         "jwks_uri": format!("{issuer}{JWKS}"),
         "response_types_supported": [],
@@ -46,7 +46,7 @@ pub(super) fn document(value: &Value, cache: &str, headers: &HeaderMap) -> Respo
     let mut response = if held.any(|held| held == tag || held == "*") {
         (StatusCode::NOT_MODIFIED, [(header::CACHE_CONTROL, cache)]).into_response()
     } else {
-        json_response(body, cache)
+        json::cached(body, cache)
     };
     if let Ok(tag) = HeaderValue::from_str(&tag) {
         response.headers_mut().insert(header::ETAG, tag);

@@ -4,17 +4,17 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    body::Bytes,
     extract::State,
     response::{IntoResponse, Response},
     routing::get,
 };
 use futures_util::future::BoxFuture;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use serde_json::{Value, json};
 use tonic::Status;
 
-use super::guard::is_grpc;
+use super::{guard::is_grpc, json::never_cached, status::response};
+use crate::error::Error;
 
 mod documents;
 
@@ -60,7 +60,7 @@ pub async fn unmatched(headers: HeaderMap) -> Response {
     if headers.get(header::CONTENT_TYPE).is_some_and(|value| is_grpc(value.as_bytes())) {
         return Status::unimplemented("no such method").into_http();
     }
-    (StatusCode::NOT_FOUND, never_cached(&json!({ "error": "not_found" }))).into_response()
+    response(&Error::NotFound("page"))
 }
 
 async fn jwks(State(published): State<Arc<Published>>, headers: HeaderMap) -> Response {
@@ -84,17 +84,4 @@ async fn readyz(State(published): State<Arc<Published>>) -> Response {
         (StatusCode::SERVICE_UNAVAILABLE, never_cached(&json!({ "status": "not ready" })))
             .into_response()
     }
-}
-
-fn never_cached(value: &Value) -> Response {
-    json_response(Bytes::from(value.to_string()), HeaderValue::from_static("no-store"))
-}
-
-fn json_response(body: Bytes, cache: HeaderValue) -> Response {
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
-        (header::CACHE_CONTROL, cache),
-        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-    ];
-    (headers, body).into_response()
 }

@@ -3,10 +3,7 @@
 use std::{sync::Mutex, time::Duration};
 
 use http::Version;
-use jeton::api::{
-    guard::{Refusal, quiet_panics},
-    status::refusal,
-};
+use jeton::api::guard::{Refusal, quiet_panics};
 use tonic::Code;
 use tonic_types::StatusExt;
 use tracing_subscriber::fmt::MakeWriter;
@@ -190,6 +187,7 @@ async fn a_peer_without_a_budget_is_refused_whatever_it_asks() {
                 (429, "2"),
                 "{page}"
             );
+            assert!(answer.body.is_empty(), "{page}: an unread body is memory");
             assert!(answer.headers.contains_key("x-request-id"), "{page}");
         }
     }
@@ -217,7 +215,7 @@ async fn a_peer_without_a_budget_is_refused_whatever_it_asks() {
 #[test]
 fn a_throttled_call_is_told_to_slow_down_and_for_how_long() {
     let retry_after = Duration::from_millis(1_500);
-    let status = refusal(Refusal::Throttled { retry_after });
+    let status = Refusal::Throttled { retry_after }.status();
     let details = status.get_error_details();
     assert_eq!(status.code(), Code::ResourceExhausted);
     assert_eq!(details.error_info().map(|info| info.reason.as_str()), Some("SLOW_DOWN"));

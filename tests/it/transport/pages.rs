@@ -81,6 +81,8 @@ async fn what_is_no_page_is_not_found_and_no_page_is_written_to() {
                 (404, "application/json"),
                 "{path}"
             );
+            let body = std::str::from_utf8(&answer.body).unwrap();
+            assert!(body.contains(r#""error":"not_found""#), "{body}");
         }
         let mut post = get("/healthz", version);
         *post.method_mut() = Method::POST;

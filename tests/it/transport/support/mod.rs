@@ -11,7 +11,6 @@ use jeton::{
         guard::{Admit, Guard, Methods},
         http::{Published, app},
         listen::{self, Options, Summary},
-        status::refusal,
     },
     clock::ManualClock,
     model::Timestamp,
@@ -81,8 +80,7 @@ impl Server {
         let clock = Arc::new(ManualClock::at(NOW));
         let chief = puppet.clone();
         let admit: Admit = Arc::new(move |_| chief.admit());
-        let guard =
-            Guard::new(app(routes, published(&puppet)), clock, deadline, methods, refusal, admit);
+        let guard = Guard::new(app(routes, published(&puppet)), clock, deadline, methods, admit);
         let listener = listen::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
