@@ -11,6 +11,7 @@ use axum::{Router, extract::State, routing::get};
 use http::header;
 use metrics::SetRecorderError;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use prometheus_client::encoding::prometheus_text;
 use tokio::net::TcpListener;
 
 use super::{
@@ -94,7 +95,7 @@ pub async fn serve(
 
 fn router(shown: Exposition) -> Router {
     let page = |State(shown): State<Exposition>| async move {
-        ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], shown.render())
+        ([(header::CONTENT_TYPE, prometheus_text::CONTENT_TYPE)], shown.render())
     };
     Router::new()
         .route("/metrics", get(page))

@@ -3,30 +3,24 @@
 
 use std::{
     collections::HashMap,
-    fmt::Write,
+    fmt,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, NoLabelSet, prometheus_text},
+    metrics::MetricType,
+    registry::Registry,
+};
 use prost::Message;
 use prost_types::FileDescriptorSet;
 use tonic::Code;
 
-/// Upper bounds of the histogram, in microseconds, and their text in seconds.
-const BOUNDS: [(u64, &str); 12] = [
-    (100, "0.0001"),
-    (250, "0.00025"),
-    (500, "0.0005"),
-    (1_000, "0.001"),
-    (2_500, "0.0025"),
-    (5_000, "0.005"),
-    (10_000, "0.01"),
-    (25_000, "0.025"),
-    (100_000, "0.1"),
-    (500_000, "0.5"),
-    (1_000_000, "1"),
-    (5_000_000, "5"),
-];
+/// Upper bounds of the histogram.
+const BOUNDS_MICROS: [u64; 12] =
+    [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000, 500_000, 1_000_000, 5_000_000];
 
 /// Names of the codes, by number, as Prometheus users of gRPC know them.
 const CODES: [&str; 17] = [
@@ -50,14 +44,14 @@ const CODES: [&str; 17] = [
 ];
 
 /// Method and its counts. Plain atomics: a histogram of the `metrics` crate keeps every sample
-/// until it is scraped.
+/// until it is scraped, one of `prometheus_client` takes a lock.
 pub struct Method {
     path: Box<str>,
     service: Box<str>,
     name: Box<str>,
     is_stream: bool,
     codes: [AtomicU64; CODES.len()],
-    buckets: [AtomicU64; BOUNDS.len() + 1],
+    buckets: [AtomicU64; BOUNDS_MICROS.len() + 1],
     micros: AtomicU64,
 }
 
@@ -87,7 +81,8 @@ impl Method {
     /// Counts a call that ended.
     pub(super) fn handled(&self, code: Code, took: Duration) {
         let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let bucket = BOUNDS.iter().position(|(bound, _)| micros <= *bound).unwrap_or(BOUNDS.len());
+        let bucket =
+            BOUNDS_MICROS.iter().position(|bound| micros <= *bound).unwrap_or(BOUNDS_MICROS.len());
         if let (Some(code), Some(bucket)) =
             (self.codes.get(code as usize), self.buckets.get(bucket))
         {
@@ -140,64 +135,73 @@ impl Methods {
 
     /// Renders `grpc_server_handled_total` and `grpc_server_handling_seconds` of methods that were
     /// called, in the text format of Prometheus.
-    pub fn render(&self) -> String {
-        let mut methods: Vec<_> = self.by_path.values().chain([&self.unknown]).collect();
-        methods.sort_unstable_by_key(|method| &method.path);
-        let mut text = String::from("# TYPE grpc_server_handled_total counter\n");
-        for method in &methods {
-            for (code, count) in CODES.iter().zip(&method.codes) {
-                let count = count.load(Relaxed);
-                if count > 0 {
-                    let labels = method.labels();
-                    line(
-                        &mut text,
-                        format_args!(
-                            "grpc_server_handled_total{{{labels},grpc_code=\"{code}\"}} {count}"
-                        ),
-                    );
-                }
-            }
-        }
-        text.push_str("# TYPE grpc_server_handling_seconds histogram\n");
-        for method in methods {
-            method.render_histogram(&mut text);
-        }
+    pub fn render(&'static self) -> String {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Counts(self)));
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        let _ = prometheus_text::encode(&mut text, &registry);
         text
     }
 }
 
-impl Method {
-    fn labels(&self) -> String {
-        format!("grpc_service=\"{}\",grpc_method=\"{}\"", self.service, self.name)
-    }
+/// Counts of all methods, as they are when they are collected.
+struct Counts(&'static Methods);
 
-    fn render_histogram(&self, text: &mut String) {
-        let counts: Vec<_> = self.buckets.iter().map(|bucket| bucket.load(Relaxed)).collect();
-        let total: u64 = counts.iter().sum();
-        if total == 0 {
-            return;
-        }
-        let labels = self.labels();
-        let bounds = BOUNDS.iter().map(|(_, bound)| *bound).chain(["+Inf"]);
-        let mut so_far = 0;
-        for (bound, count) in bounds.zip(counts) {
-            so_far += count;
-            line(
-                text,
-                format_args!(
-                    "grpc_server_handling_seconds_bucket{{{labels},le=\"{bound}\"}} {so_far}"
-                ),
-            );
-        }
-        let seconds = Duration::from_micros(self.micros.load(Relaxed)).as_secs_f64();
-        line(text, format_args!("grpc_server_handling_seconds_sum{{{labels}}} {seconds}"));
-        line(text, format_args!("grpc_server_handling_seconds_count{{{labels}}} {total}"));
+impl fmt::Debug for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Counts")
     }
 }
 
-fn line(text: &mut String, arguments: std::fmt::Arguments<'_>) {
-    // Writing to a string cannot fail.
-    let _ = writeln!(text, "{arguments}");
+impl Collector for Counts {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut methods: Vec<_> = self.0.by_path.values().chain([&self.0.unknown]).collect();
+        methods.sort_unstable_by_key(|method| &method.path);
+        let mut handled = encoder.encode_descriptor(
+            "grpc_server_handled",
+            "Number of calls that ended, by method and gRPC code",
+            None,
+            MetricType::Counter,
+        )?;
+        for method in &methods {
+            for (code, count) in CODES.iter().zip(&method.codes) {
+                let count = count.load(Relaxed);
+                if count > 0 {
+                    let [service, name] = method.labels();
+                    let labels = [service, name, ("grpc_code", *code)];
+                    let mut series = handled.encode_family(&labels)?;
+                    series.encode_counter::<NoLabelSet, u64, u64>(&count, None)?;
+                }
+            }
+        }
+        let mut handling = encoder.encode_descriptor(
+            "grpc_server_handling_seconds",
+            "Time from the request's headers to the end of the response",
+            None,
+            MetricType::Histogram,
+        )?;
+        for method in methods {
+            let bounds = BOUNDS_MICROS.map(|micros| Duration::from_micros(micros).as_secs_f64());
+            let counts = method.buckets.iter().map(|bucket| bucket.load(Relaxed));
+            // The last bucket has no bound.
+            let buckets: Vec<_> = bounds.into_iter().chain([f64::MAX]).zip(counts).collect();
+            let total: u64 = buckets.iter().map(|(_, count)| count).sum();
+            if total > 0 {
+                let seconds = Duration::from_micros(method.micros.load(Relaxed)).as_secs_f64();
+                let labels = method.labels();
+                let mut series = handling.encode_family(&labels)?;
+                series.encode_histogram::<NoLabelSet>(seconds, total, &buckets, None)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Method {
+    fn labels(&self) -> [(&str, &str); 2] {
+        [("grpc_service", &self.service), ("grpc_method", &self.name)]
+    }
 }
 
 #[cfg(test)]
