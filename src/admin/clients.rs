@@ -28,7 +28,7 @@ pub use crate::store::Listed;
 const MAX_OVERLAP: Duration = Duration::from_secs(90 * 86_400);
 /// Id of the first client.
 const BOOTSTRAP: &str = "bootstrap";
-/// How often a write without etag is tried again when others write in between.
+/// Tries of a write without etag if other processes write in between.
 const TRIES: usize = 8;
 
 /// A secret that was just added; its value is known only where it was made here.
@@ -300,7 +300,7 @@ impl Clients {
         .await
     }
 
-    /// Reads, changes and conditionally writes a client; again where another write came in between
+    /// Reads, changes and conditionally writes a client; again if another process wrote in between
     /// and no etag was given. What the client holds ends with it where `ends` says why, or
     /// something is taken away. Each try is proven anew.
     #[expect(clippy::too_many_arguments, reason = "one place for every write of a client")]

@@ -7,11 +7,11 @@
 //! A client and the record of an audience are two documents, and there is no transaction over both.
 //! So a change of what a client lists has three steps:
 //!
-//! | step | if a release or assignment of the same audience comes in between (see `audiences`) |
+//! | step | a release or assignment of the same audience meanwhile (see `audiences`) |
 //! |--|--|
-//! | 1. read the records, claim those that are not there; a marked one refuses the change | before 2: its look sees no client that lists the audience, and it may finish |
-//! | 2. write the client | behind its last look: it is found in 3 |
-//! | 3. read the records again | marked, or of another tenant than in 1: the client is taken back, and the answer is a refusal. Gone: claimed again |
+//! | 1. read the records, claim missing ones; a marked one refuses the change | before 2 it may finish |
+//! | 2. write the client | after its last read of the clients: found in 3 |
+//! | 3. read the records again | marked or moved: the change is undone and refused; gone: claimed again |
 //!
 //! A new client is registered without audiences first, and then changed. So every write that lists
 //! an audience is compared with the client's revision: where the outcome of 2 is unknown the
@@ -436,7 +436,7 @@ impl AudienceLists {
         Err(Error::Stale("client"))
     }
 
-    /// What was changed since then stays.
+    /// Deletes the client; later changes of it stay.
     async fn delete(&self, change: &Change, client: &Client) -> Result<()> {
         let event = change.stamp().done(Action::ClientDeleted, client.id.as_str());
         self.store.delete_client(client, event.because(LOST.to_owned())).await?;
@@ -481,7 +481,8 @@ fn admits(admin: &Administrator, new: &NewlyListed, found: Option<&FoundAudience
     }
 }
 
-/// Returns true if two records of a client are the same but for the uses of its secrets and the MAC.
+/// Returns true if two records of a client are the same but for the uses of its secrets and the
+/// MAC.
 fn is_same(one: &Client, other: &Client) -> bool {
     let plain = |client: &Client| {
         let mut plain = Client { mac: Mac::default(), ..client.clone() };

@@ -11,9 +11,9 @@ use std::{
 
 use crate::model::{Action, ClientId, Event, FamilyId, PeerKey, Timestamp};
 
-/// How long equal refusals are counted before they are recorded.
+/// Time for which equal refusals are counted before they are recorded.
 const WINDOW: Duration = Duration::from_secs(60);
-/// How many kinds are counted apart.
+/// Maximum kinds of refusals that are counted separately.
 pub(super) const TRACKED: usize = 20_000;
 
 /// Refusals that are one record: of the same origin, action, target and reason.
@@ -49,27 +49,27 @@ pub(super) struct Refusals {
 
 #[derive(Default)]
 struct Counted {
-    by_kind: HashMap<Kind, Count>,
+    by_kind: HashMap<Kind, RefusalCount>,
     /// Refusals for whose kind there was no room.
-    untracked: Option<Count>,
+    untracked: Option<RefusalCount>,
 }
 
 impl Counted {
-    fn untracked(&mut self, now: Timestamp) -> &mut Count {
-        self.untracked.get_or_insert_with(|| Count::new(now))
+    fn untracked(&mut self, now: Timestamp) -> &mut RefusalCount {
+        self.untracked.get_or_insert_with(|| RefusalCount::new(now))
     }
 }
 
-struct Count {
+struct RefusalCount {
     since: Timestamp,
     /// Not recorded yet, with the last of them.
     more: Option<(Event, u64)>,
-    /// Whether the store did not take one of these: until it has, each is to be recorded at once
-    /// again, so that none is answered as if it were on record.
+    /// True if the store failed to record one of these: until it succeeds, each is recorded at
+    /// once, so that no refusal is answered without a record.
     refused: bool,
 }
 
-impl Count {
+impl RefusalCount {
     const fn new(since: Timestamp) -> Self {
         Self { since, more: None, refused: false }
     }
@@ -106,7 +106,7 @@ impl Refusals {
             add(&mut counted.untracked(event.at).more, event);
             return None;
         }
-        counted.by_kind.insert(kind, Count::new(event.at));
+        counted.by_kind.insert(kind, RefusalCount::new(event.at));
         Some(event)
     }
 
@@ -118,7 +118,7 @@ impl Refusals {
             add(&mut counted.untracked(event.at).more, event);
             return;
         }
-        let count = counted.by_kind.entry(kind).or_insert_with(|| Count::new(event.at));
+        let count = counted.by_kind.entry(kind).or_insert_with(|| RefusalCount::new(event.at));
         count.refused = true;
         add(&mut count.more, event);
     }
@@ -128,7 +128,8 @@ impl Refusals {
     pub(super) fn due(&self, now: Timestamp, all: bool) -> Vec<Due> {
         let mut counted = self.counted();
         counted.by_kind.retain(|_, count| count.more.is_some() || now.since(count.since) < WINDOW);
-        let is_over = |count: &Count| all || count.refused || now.since(count.since) >= WINDOW;
+        let is_over =
+            |count: &RefusalCount| all || count.refused || now.since(count.since) >= WINDOW;
         let tracked = counted.by_kind.iter().filter(|(_, count)| is_over(count)).filter_map(
             |(kind, count)| {
                 let (last, more) = count.more.as_ref()?;
@@ -161,7 +162,7 @@ impl Refusals {
         tracked.chain(untracked).collect()
     }
 
-    /// Takes away what a record stands for. Its kind is counted on for another minute.
+    /// Removes the refusals of a written record. Their kind is counted for another minute.
     pub(super) fn written(&self, due: &Due, now: Timestamp) {
         let mut counted = self.counted();
         let Some(kind) = &due.kind else {

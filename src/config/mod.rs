@@ -48,7 +48,7 @@ pub struct Config {
     /// Lifetimes.
     pub token: Token,
     /// Signing keys.
-    pub keys: Keys,
+    pub keys: KeySettings,
     /// Bounds.
     pub limits: Limits,
     /// The audit trail.
@@ -214,7 +214,7 @@ pub struct Token {
 /// Signing keys.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Keys {
+pub struct KeySettings {
     /// Algorithm of new keys: EdDSA, ES256 or RS256.
     pub algorithm: Algorithm,
     /// Time for which a key signs before it is replaced; 0 means until it is rotated by hand.

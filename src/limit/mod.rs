@@ -13,7 +13,7 @@ use self::{
     alarm::Alarm,
     budget::{Budgets, Ticks, throttled},
     places::Places,
-    revocations::Revocations,
+    revocations::RevocationCounts,
     secret_guesses::SecretGuesses,
     window::Windows,
 };
@@ -34,7 +34,7 @@ pub struct Limits {
     secret_guesses: SecretGuesses,
     alarm: Alarm<ClientId>,
     places: Places,
-    revocations: Revocations<ClientId>,
+    revocations: RevocationCounts<ClientId>,
     plans: Plans<String, (Rate, Budgets<ClientId>)>,
     shared: Windows<ClientId>,
 }
@@ -49,7 +49,7 @@ impl Limits {
             secret_guesses: SecretGuesses::new(config.failed_authentication, cap, &ticks),
             alarm: Alarm::new(cap),
             places: Places::default(),
-            revocations: Revocations::new(config.revocations_per_client, cap),
+            revocations: RevocationCounts::new(config.revocations_per_client, cap),
             plans: config
                 .plans
                 .iter()

@@ -15,7 +15,7 @@ use crate::model::{AccountKey, Timestamp};
 /// In a full table a new account replaces the one with the lowest count and continues from that
 /// count (Space-Saving, Metwally et al. 2005). So no account exceeds its share, and no account is
 /// overestimated by more than the lowest count in the table.
-pub(super) struct Revocations<A> {
+pub(super) struct RevocationCounts<A> {
     by_account: Mutex<HashMap<A, RevocationCount>>,
     /// Maximum revocations of one account.
     max: u32,
@@ -45,7 +45,7 @@ impl RevocationCount {
     }
 }
 
-impl<A: AccountKey> Revocations<A> {
+impl<A: AccountKey> RevocationCounts<A> {
     pub(super) fn new(max: u32, cap: usize) -> Self {
         Self { by_account: Mutex::default(), max, cap }
     }
@@ -128,7 +128,7 @@ mod tests {
     /// any moment, and what has expired makes room again.
     #[test]
     fn no_client_has_more_than_its_share_at_any_moment() {
-        let revocations = Revocations::new(100, 10);
+        let revocations = RevocationCounts::new(100, 10);
         let mut made: Vec<Timestamp> = Vec::new();
         for second in 0..20_000 {
             let now = NOW + Duration::from_secs(second);
@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn what_is_given_back_can_be_taken_again() {
-        let revocations = Revocations::new(3, 10);
+        let revocations = RevocationCounts::new(3, 10);
         let admit =
             |seconds| revocations.admit(&id("a"), NOW + Duration::from_secs(seconds), LENGTH);
         for _ in 0..10 {
@@ -163,7 +163,7 @@ mod tests {
     /// it.
     #[test]
     fn a_full_table_ends_no_stranger_and_forgets_no_client_that_has_many() {
-        let revocations = Revocations::new(100, 5);
+        let revocations = RevocationCounts::new(100, 5);
         let count = |name: &str, times: usize| {
             (0..times).filter(|_| revocations.admit(&id(name), NOW, LENGTH)).count()
         };

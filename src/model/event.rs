@@ -75,7 +75,7 @@ impl Stamp {
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// Time. Comes first in the written form, where the embedded store looks for it.
+    /// Time. First in the serialised form, where the embedded store expects it.
     pub at: Timestamp,
     /// Action.
     pub action: Action,
@@ -285,7 +285,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// Stands for a record that cannot be read.
+    /// Creates the placeholder of a record that cannot be read.
     pub fn unreadable(place: Place) -> Self {
         let event = Stamp::internal(place.at).refused(Action::Unreadable, "", "unreadable");
         Self { chain: place.chain, sequence: place.sequence, node: "".into(), event, hash: [0; 32] }

@@ -1,4 +1,4 @@
-//! Introspection (RFC 7662): who may ask, and what it is told.
+//! Introspection (RFC 7662): permitted callers, and the claims that they get.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ pub struct IntrospectionCaller {
     any: bool,
 }
 
-/// A token that stands, as one caller may see it. The one builder of every positive answer (I03).
+/// An active token, as one caller may see it. Only this type builds positive answers (I03).
 pub struct VisibleToken<'a> {
     verified: &'a VerifiedClaims,
     caller: &'a IntrospectionCaller,
@@ -52,8 +52,8 @@ impl VisibleToken<'_> {
 }
 
 impl IntrospectionCaller {
-    /// Whether the caller may know of a token: it is for an audience the caller answers for, in its
-    /// tenant.
+    /// Returns true if the caller may see a token: it is for an audience that the caller serves, in
+    /// its tenant.
     fn sees(&self, tenant: &TenantId, audience: &[Audience]) -> bool {
         if self.any {
             return self.client.tenant == *tenant || self.client.tenant.is_operator();
@@ -74,7 +74,7 @@ pub struct Introspector {
 }
 
 impl Introspector {
-    /// Who asks: a client by its secret, or by an access token of its own for this service.
+    /// Authenticates the caller: a client by its secret, or by an access token for this service.
     pub async fn admit(
         &self,
         call: &Call,
@@ -122,8 +122,8 @@ impl Introspector {
         self.limits.client_many(&caller.client.id, &caller.client.rate_plan, further, call.now)
     }
 
-    /// Judges an access token from memory and shows it to `show`; `None` for everything that does
-    /// not stand or is not the caller's to see, with no way to tell these apart (I04).
+    /// Verifies an access token from memory and passes it to `show`; `None` if it is inactive or
+    /// the caller may not see it, without distinction (I04).
     ///
     /// # Errors
     /// [`Error::Behind`], whatever the token.
@@ -143,10 +143,10 @@ impl Introspector {
             .then(|| show(&VisibleToken { verified: &verified, caller })))
     }
 
-    /// Judges a refresh token for a caller of any token. Its own client is told nothing: whether a
-    /// token was spent without spending it is what a thief wants to know. Reads the store; asked
-    /// for by the hint alone, so that a resource server can never take a refresh token for an
-    /// access token (J20).
+    /// Verifies a refresh token for a caller that may see any token. Its own client gets no answer:
+    /// a thief could learn whether a token was used without using it. Reads the store; only with
+    /// the hint, so that a resource server can never accept a refresh token as an access token
+    /// (J20).
     pub async fn introspect_refresh(
         &self,
         call: &Call,

@@ -39,14 +39,15 @@ impl TokenIssuer {
             );
             return Err(self.trail.refusal(refused, Error::UnauthorizedClient).await);
         }
-        let (presented, family) =
-            self.recognise(call, &authenticated, request.refresh_token.expose_secret()).await?;
+        let (presented, family) = self
+            .load_presented_family(call, &authenticated, request.refresh_token.expose_secret())
+            .await?;
         let granted = narrow(&family, client, &request.scopes)?;
         let jti = Jti::new();
         // A rotation moves the family's end, a repetition does not.
         let rotated_at =
             if presented.generation == family.generation { call.now } else { family.rotated_at };
-        let lawful = self.looks_lawful(call, &presented, &family);
+        let lawful = self.is_acceptable_on_arrival(call, &presented, &family);
         let family = Family { rotated_at, ..family };
         let (access_token, expires_in) = self.mint_of(call, client, &family, &granted, jti)?;
         let rotate = Rotate {
@@ -70,7 +71,7 @@ impl TokenIssuer {
             let refused = rotate.event(verdict, &stamp, "", Some(&family));
             return Err(self.trail.refusal(refused, Error::InvalidGrant).await);
         }
-        let family = told_of(rotation, call, &family)?;
+        let family = accept_rotation(rotation, call, &family)?;
         // The successor is derived anew for a caller that presents the spent token in time with a
         // secret that works.
         self.clients.still_authenticated(call, &authenticated).await?;
@@ -117,14 +118,14 @@ impl TokenIssuer {
 
     /// The family of a token that is whole, of this client, and minted under epochs that still
     /// stand.
-    async fn recognise(
+    async fn load_presented_family(
         &self,
         call: &Call,
         who: &AuthenticatedClient,
         token: &str,
     ) -> Result<(Presented, Family)> {
-        // What is not even shaped like a token, or does not verify, is nobody's: nothing to record,
-        // the budget bounds it (R13).
+        // A text that is no token, or does not verify, belongs to no client: there is nothing to
+        // record, and the budget bounds it (R13).
         let presented = Presented::parse(token).ok_or(Error::InvalidGrant)?;
         let family =
             self.store.family(presented.family, call.now).await?.ok_or(Error::InvalidGrant)?;
@@ -153,9 +154,14 @@ impl TokenIssuer {
         Ok((presented, family))
     }
 
-    /// Whether a token that arrives now is the current one, or was spent so lately that it may be
-    /// repeated, wherever the clock is that says so.
-    fn looks_lawful(&self, call: &Call, presented: &Presented, family: &Family) -> bool {
+    /// Returns true if a token that arrives now is the current one, or within grace by the clock of
+    /// any node.
+    fn is_acceptable_on_arrival(
+        &self,
+        call: &Call,
+        presented: &Presented,
+        family: &Family,
+    ) -> bool {
         let lately = || {
             family.rotated_at + self.terms.token.refresh_grace()
                 >= self.standing.tokens.verifying_keys().earliest_node_time(call.now)
@@ -167,8 +173,7 @@ impl TokenIssuer {
         }
     }
 
-    /// The access token that comes along: minted before the refresh token is spent, so that what
-    /// cannot be minted costs nothing.
+    /// Mints the access token before the refresh token is used, so that a failure costs nothing.
     fn mint_of(
         &self,
         call: &Call,
@@ -192,8 +197,8 @@ impl TokenIssuer {
     }
 }
 
-/// The family of the token that is given out, if one is; what points to theft is logged.
-fn told_of(rotation: Rotation, call: &Call, found: &Family) -> Result<Family> {
+/// Returns the family of the token to return, if there is one; logs signs of theft.
+fn accept_rotation(rotation: Rotation, call: &Call, found: &Family) -> Result<Family> {
     let (id, client, peer) = (found.id, &found.client, call.peer.to_string());
     match rotation {
         Rotation::Rotated(family) => return Ok(family),

@@ -69,8 +69,8 @@ impl Revoker {
                 )
                 .await;
         }
-        // That it was ended is not enough: who did so may not have come to record it, nor this node
-        // to hear of it (V04).
+        // A revoked family is not enough: its record may be missing, and this node may not have
+        // received the change (V04).
         let is_past = |ended: Timestamp| {
             self.standing.tokens.is_family_revoked(family.id)
                 || ended + self.terms.revocation_memory() <= call.now

@@ -49,7 +49,7 @@ fn revoked(keyset: &Keyset, sealer: &Sealer) -> Keyset {
     Keyset { revision: keyset.revision + 1, keys, ..keyset.clone() }.with_mac(sealer)
 }
 
-fn over(keyset: &Keyset, sealer: &Arc<Sealer>) -> NodeState {
+fn node_over(keyset: &Keyset, sealer: &Arc<Sealer>) -> NodeState {
     NodeState::new(
         keyset,
         Opening { sealer: sealer.clone(), issuer: ISSUER.into(), claim_limits: LIMITS },
@@ -60,7 +60,7 @@ fn over(keyset: &Keyset, sealer: &Arc<Sealer>) -> NodeState {
 
 fn node() -> NodeState {
     let sealer = sealer(5);
-    over(&keyset(&sealer), &sealer)
+    node_over(&keyset(&sealer), &sealer)
 }
 
 fn claims(family: Option<FamilyId>) -> Claims {
@@ -175,7 +175,7 @@ fn repeated_and_reordered_changes_have_the_same_result() {
     for _ in 0..5 {
         keysets.push(revoked(keysets.last().unwrap(), &sealer));
     }
-    let state = over(&keysets[0], &sealer);
+    let state = node_over(&keysets[0], &sealer);
     let family = FamilyId::new();
     let first =
         state.tokens.verify_active(&signed(&state, &claims(Some(family))), NOW).unwrap().unwrap();
@@ -234,7 +234,7 @@ fn keys_never_go_back() {
     let sealer = sealer(5);
     let old = Arc::new(keyset(&sealer));
     let new = Arc::new(revoked(&old, &sealer));
-    let state = over(&old, &sealer);
+    let state = node_over(&old, &sealer);
     let token = signed(&state, &claims(None));
     assert!(state.tokens.verify_active(&token, NOW).unwrap().is_some());
     for keyset in [&new, &old, &new] {
@@ -259,7 +259,7 @@ async fn an_undecodable_keyset_makes_the_state_stale() {
     unreadable.keys[0].alg = Algorithm::Es256;
     let unreadable = unreadable.with_mac(&ours);
     for says in [false, true] {
-        let state = over(&first, &ours);
+        let state = node_over(&first, &ours);
         let token = signed(&state, &claims(None));
         if says {
             state.knows_up_to(Instant::now());
@@ -296,7 +296,7 @@ async fn a_forged_keyset_is_refused_and_the_last_genuine_one_stays() {
     let ours = sealer(5);
     let first = keyset(&ours);
     let second = revoked(&first, &ours);
-    let state = over(&first, &ours);
+    let state = node_over(&first, &ours);
     let token = signed(&state, &claims(None));
     state.apply(&Change::Keyset(Arc::new(second.clone())));
     let mut altered = Keyset { revision: 3, ..second.clone() };
@@ -327,7 +327,7 @@ fn a_revoked_key_is_never_taken_back() {
     let second = revoked(&first, &ours);
     let kid = first.keys[0].kid.clone();
     for known_at_start in [true, false] {
-        let state = over(if known_at_start { &second } else { &first }, &ours);
+        let state = node_over(if known_at_start { &second } else { &first }, &ours);
         state.apply(&Change::Keyset(Arc::new(second.clone())));
         assert!(matches!(state.keys.admit(&first), Err(Refused::Older { stored: 1, known: 2 })));
         for revision in [3, 4, 400] {
@@ -393,7 +393,7 @@ async fn a_key_that_is_not_known_yet_is_no_reason_to_say_no() {
     let sealer = sealer(5);
     let old = keyset(&sealer);
     let new = Arc::new(revoked(&old, &sealer));
-    let (here, there) = (over(&old, &sealer), over(&old, &sealer));
+    let (here, there) = (node_over(&old, &sealer), node_over(&old, &sealer));
     there.apply(&Change::Keyset(new.clone()));
     let token = signed(&there, &claims(None));
     here.knows_up_to(Instant::now());
@@ -439,7 +439,7 @@ fn seen_tokens_are_bounded_by_their_bytes() {
 fn the_sweep_removes_cached_tokens_that_are_inactive() {
     let sealer = sealer(5);
     let first = keyset(&sealer);
-    let state = over(&first, &sealer);
+    let state = node_over(&first, &sealer);
     let weight = |state: &NodeState| {
         let (counted, held) = state.tokens.verified().weights();
         assert_eq!(counted, held);
@@ -478,7 +478,7 @@ fn the_sweep_removes_cached_tokens_that_are_inactive() {
 async fn a_sidecar_verifies_by_public_keys_alone() {
     let sealer = sealer(5);
     let first = keyset(&sealer);
-    let node = over(&first, &sealer);
+    let node = node_over(&first, &sealer);
     let public = |node: &NodeState| {
         let keys = node.tokens.verifying_keys();
         let published = jwk::parse_set(&keys.jwks().to_string()).unwrap();

@@ -1,8 +1,8 @@
 //! Names that can be searched for: no type name that means more than two things, no word of a
 //! story, no doc comment that begins with a question.
 //!
-//! Each check has a budget of what is left from before the rule. A change may lower a budget, never
-//! raise it; the aim is 0.
+//! Two checks have a budget of what is left from before the rule. A change may lower a budget,
+//! never raise it; the aim is 0.
 
 use std::collections::BTreeMap;
 
@@ -22,28 +22,7 @@ const COMMON: &[&str] =
 const MOST: usize = 2;
 
 /// Names of more types than [`MOST`] that are left from before the rule, with their number.
-const CROWDED: &[(&str, usize)] = &[
-    ("Claim", 3),
-    ("Count", 4),
-    ("Counted", 4),
-    ("Entry", 4),
-    ("Keys", 5),
-    ("Kind", 3),
-    ("Known", 4),
-    ("Place", 4),
-    ("Position", 3),
-    ("Raw", 3),
-    ("Refusal", 3),
-    ("Seen", 4),
-    ("Settings", 4),
-    ("Shared", 3),
-    ("State", 7),
-    ("Stored", 3),
-    ("Target", 4),
-    ("Verb", 6),
-    ("Verdict", 3),
-    ("Writer", 3),
-];
+const CROWDED: &[(&str, usize)] = &[("Claim", 3), ("Keys", 3)];
 
 /// Words of a story, which say nothing about what a name stands for. No name of an item, a field or
 /// a variant has one of them.
@@ -76,23 +55,34 @@ const STORY: &[&str] = &[
 const VAGUE: &[&str] = &["look", "others", "over", "said", "says", "seen", "some"];
 
 /// Names with such words that are left from before the rule.
-const STORY_BUDGET: usize = 11;
+const STORY_BUDGET: usize = 1;
 
-/// Words of a story that are looked for in comments.
+/// Words of a story that no comment has.
 const PROSE: &[&str] = &[
-    "heard", "hears", "mended", "nobody", "somebody", "stands", "stood", "tell", "tells", "told",
+    "brought",
+    "came",
+    "heard",
+    "hears",
+    "lawful",
+    "mended",
+    "nobody",
+    "settle",
+    "settled",
+    "settles",
+    "somebody",
+    "stands",
+    "stood",
+    "struggle",
+    "struggles",
+    "tell",
+    "tells",
+    "told",
     "whoever",
 ];
-
-/// Such words that are left from before the rule.
-const PROSE_BUDGET: usize = 58;
 
 /// Words that a doc comment does not begin with: it would leave the answer to the reader.
 const QUESTIONS: &[&str] =
     &["How", "What", "When", "Where", "Whether", "Who", "Whoever", "Whose", "Why"];
-
-/// Doc comments of that kind that are left from before the rule.
-const QUESTION_BUDGET: usize = 143;
 
 /// A name that is given in a file.
 struct Name {
@@ -281,10 +271,9 @@ fn no_name_has_a_word_of_a_story() {
 fn no_comment_has_a_word_of_a_story() {
     let found: Vec<_> = sources().iter().flat_map(prose).collect();
     assert!(
-        found.len() <= PROSE_BUDGET,
-        "{} lines of comments have a word that nobody can search for, {PROSE_BUDGET} were left: \
-         use the field's word (notify, receive, report, valid, expired, caller, node ...): {found:#?}",
-        found.len(),
+        found.is_empty(),
+        "comments have a word that nobody can search for: use the field's word (notify, receive, \
+         report, valid, expired, caller, node ...): {found:#?}",
     );
 }
 
@@ -292,10 +281,9 @@ fn no_comment_has_a_word_of_a_story() {
 fn no_doc_comment_begins_with_a_question() {
     let found: Vec<_> = sources().iter().flat_map(questions).collect();
     assert!(
-        found.len() <= QUESTION_BUDGET,
-        "{} doc comments begin with a question word, {QUESTION_BUDGET} were left: begin with a \
-         noun phrase or a verb (\"Outcome of a write.\", \"Returns true if ...\"): {found:#?}",
-        found.len(),
+        found.is_empty(),
+        "doc comments begin with a question word: begin with a noun phrase or a verb (\"Outcome of \
+         a write.\", \"Returns true if ...\"): {found:#?}",
     );
 }
 

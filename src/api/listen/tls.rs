@@ -54,7 +54,7 @@ pub struct TlsReloader {
     files: config::Tls,
     clock: Arc<dyn Clock>,
     current: ArcSwap<ServerConfig>,
-    seen: Mutex<FileState>,
+    state: Mutex<FileState>,
 }
 
 /// Digests of the files when last used, and when last found unusable.
@@ -99,7 +99,7 @@ impl TlsReloader {
             files: files.clone(),
             clock,
             current: ArcSwap::from_pointee(current),
-            seen: Mutex::new(FileState { used: read.fingerprint(), refused: None }),
+            state: Mutex::new(FileState { used: read.fingerprint(), refused: None }),
         })))
     }
 
@@ -117,20 +117,20 @@ impl TlsReloader {
     pub fn reload(&self) -> Result<bool, TlsError> {
         let read = Files::read(&self.files)?;
         let fingerprint = read.fingerprint();
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.used == fingerprint {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.used == fingerprint {
             return Ok(false);
         }
         // Tried again even if refused before: the certificate may have been not yet valid.
         match read.parse(&self.files, &*self.clock) {
             Ok(config) => {
                 self.current.store(Arc::new(config));
-                *seen = FileState { used: fingerprint, refused: None };
+                *state = FileState { used: fingerprint, refused: None };
                 Ok(true)
             }
-            Err(_) if seen.refused == Some(fingerprint) => Ok(false),
+            Err(_) if state.refused == Some(fingerprint) => Ok(false),
             Err(error) => {
-                seen.refused = Some(fingerprint);
+                state.refused = Some(fingerprint);
                 Err(error)
             }
         }

@@ -62,8 +62,8 @@ pub(super) async fn store(config: &Config, answers: bool) -> Vec<Finding> {
             findings.extend(found.defects.iter().map(index));
             findings.extend(found.keyset.as_ref().and_then(|keyset| signing_keys(config, keyset)));
             findings.push(node(&config.node, found.node, answers));
-            if !found.others.is_empty() {
-                findings.push(Finding::ok("other nodes", found.others.join(", ")));
+            if !found.other_nodes.is_empty() {
+                findings.push(Finding::ok("other nodes", found.other_nodes.join(", ")));
             }
         }
         Err(error) => findings.push(refused(&error)),

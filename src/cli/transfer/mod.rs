@@ -93,7 +93,7 @@ impl Export {
                 Some(sealer(&config, why)?)
             }
         };
-        let keys = sealer.map(|sealer| Keys { chain: chain_key(&sealer), sealer });
+        let keys = sealer.map(|sealer| TransferKeys { chain: chain_key(&sealer), sealer });
         let store = stores::source(&config, keys.as_ref().map(|keys| keys.chain.clone())).await?;
         let store = store.as_ref();
         let progress = progress(output, None);
@@ -121,14 +121,14 @@ impl Export {
 }
 
 /// The master key and what is derived from it for a transfer.
-struct Keys {
+struct TransferKeys {
     sealer: Sealer,
     chain: ChainKey,
 }
 
 async fn write(
     store: &dyn ExportSource,
-    keys: Option<&Keys>,
+    keys: Option<&TransferKeys>,
     draft: &Path,
     progress: &ProgressBar,
 ) -> Result<u64, Failure> {
@@ -147,7 +147,7 @@ async fn write(
 /// store whose export no import would take is not exported.
 async fn dump<W: Write>(
     store: &dyn ExportSource,
-    keys: Option<&Keys>,
+    keys: Option<&TransferKeys>,
     to: W,
     name: &Path,
     progress: &ProgressBar,
@@ -349,8 +349,8 @@ fn report(
     Ok(())
 }
 
-/// On stderr, where that is a terminal and people look; of bytes where their number is known, else
-/// of records.
+/// Creates a progress bar, if stderr is a terminal: of bytes if their number is known, else of
+/// records.
 fn progress(output: Output, bytes: Option<u64>) -> ProgressBar {
     if output.json || !io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -360,7 +360,7 @@ fn progress(output: Output, bytes: Option<u64>) -> ProgressBar {
         None => (ProgressBar::new_spinner(), "{spinner} {human_pos} records {elapsed}"),
     };
     bar.set_draw_target(ProgressDrawTarget::stderr());
-    // The templates are constants; one that does not parse would only look plainer.
+    // The templates are constants; one that does not parse is replaced by the default.
     bar.set_style(
         ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()),
     );

@@ -23,13 +23,13 @@ use crate::{
     store::{Store, StoreError},
 };
 
-/// The longest secret that is looked at, in bytes (A04).
+/// Maximum length of a presented secret, in bytes (A04).
 pub const MAX_SECRET: usize = 1_024;
 
-/// A name that is looked for where only the time of looking counts.
-const NOBODY: &str = "~";
+/// Client id of the dummy read that keeps refusals of known and unknown clients equally slow (A02).
+const DUMMY_CLIENT_ID: &str = "~";
 
-/// What a caller presents to prove who it is: exactly one of these.
+/// Credentials that a caller presents: exactly one of these.
 pub enum Credentials {
     /// Nothing.
     None,
@@ -160,12 +160,11 @@ impl ClientAuthenticator {
         // Recorded before anything that takes time: a caller that hangs up must not have a guess
         // judged and leave no record.
         let refused = self.refuse(call, client.as_deref(), refusal).await;
-        // Every refusal pays for one read, so that a client known from memory is no faster than a
-        // name never heard. It is the same name whoever is claimed, for a record that is there
-        // takes longer to read than one that is not.
+        // Every refusal pays for one read, so that a cached client is not faster than an unknown
+        // name. The name is always the same, because an existing record takes longer to read.
         if id.is_some() && !read {
-            let nobody = NOBODY.parse().map_err(Error::invalid("client_id"))?;
-            self.read_unproven(self.limits.read_place(call.peer).await, &nobody).await?;
+            let dummy = DUMMY_CLIENT_ID.parse().map_err(Error::invalid("client_id"))?;
+            self.read_unproven(self.limits.read_place(call.peer).await, &dummy).await?;
         }
         Err(refused)
     }
@@ -191,10 +190,10 @@ impl ClientAuthenticator {
     /// may have waited for argon2id, and what was retired or taken away meanwhile has no effect
     /// left. Everything that follows goes by this record.
     ///
-    /// Disabling writes the record and raises the epoch in one commit, which is heard as the
-    /// record, then the epoch. So the epochs are read first and the record second: who sees the
-    /// raised epoch sees the disabled record too, and who is admitted by the old record gets a
-    /// token that is ended.
+    /// Disabling writes the record and raises the epoch in one commit, which arrives as the record,
+    /// then the epoch. So the epochs are read first and the record second: a reader of the raised
+    /// epoch reads the disabled record too, and a caller that is admitted by the old record gets a
+    /// token that is revoked.
     async fn admit(
         &self,
         call: &Call,

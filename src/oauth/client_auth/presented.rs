@@ -156,8 +156,8 @@ impl ClientAuthenticator {
         let found = match self.passwords.find(origin, account, imported, claim.secret).await {
             Ok(found) => found,
             Err(busy) => {
-                // Also where it was compared: what is left of the budget must not tell which names
-                // exist (A02).
+                // Returned even if it was compared: the rest of the budget must not reveal which
+                // names exist (A02).
                 self.limits.give_back(guess);
                 return Judgement::Refused(Refusal::Busy { error: busy.into(), compared });
             }
@@ -181,9 +181,9 @@ impl ClientAuthenticator {
         }
     }
 
-    /// Records a refusal and says what is answered. A secret of an existing client that was judged
-    /// has a record of its own, which is not waited for, so that it costs the same whoever asks.
-    /// All others are counted: those of a client, and those of names that are no client's, are one
+    /// Records a refusal and returns its error. A compared secret of an existing client has a
+    /// record of its own, which is not awaited, so that the time is the same for all clients. All
+    /// others are counted: those of a client, and those of names that are no client's, are one
     /// record for each peer and minute.
     pub(super) async fn refuse(
         &self,
@@ -201,7 +201,7 @@ impl ClientAuthenticator {
         let target = client.map(|client| client.id.as_str()).unwrap_or_default();
         let reason =
             if judged || guessed || client.is_none() { "invalid_client" } else { "slow_down" };
-        // A tenant sees the attacks on its clients. Nobody has authenticated, so there is no
+        // A tenant sees the attacks on its clients. The caller is not authenticated, so there is no
         // calling client.
         let stamp = Stamp { tenant: client.map(|client| client.tenant.clone()), ..call.stamp() };
         let event = stamp.refused(Action::AuthenticationFailed, target, reason);
@@ -221,8 +221,8 @@ impl ClientAuthenticator {
     }
 
     /// Guesses from many addresses stay below the budget of each: they are counted for their client
-    /// too. What was not compared tells nothing of the secret, and may be the right one. An alarm
-    /// that the store does not take is recorded later.
+    /// too. A secret that was not compared does not count: it may be right. An alarm that the store
+    /// fails to record is recorded later.
     async fn raise_alarm(&self, call: &Call, client: &Client) -> Result<()> {
         if !self.limits.is_under_attack(&client.id, call.now) {
             return Ok(());

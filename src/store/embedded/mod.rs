@@ -219,7 +219,7 @@ impl Embedded {
         self.rollback.as_deref()
     }
 
-    /// Treats a copied directory as the original: stands in for a killed process, in tests.
+    /// Treats a copied directory as the original: simulates a killed process in tests.
     #[doc(hidden)]
     pub fn adopt(dir: &Path, chain: ChainKey) -> Result<(), OpenError> {
         head_file::adopt(dir, chain)
@@ -236,7 +236,7 @@ impl Embedded {
         answer.await.map_err(|_| closed())?
     }
 
-    /// Limits the database to this number of pages of 4 KiB: stands in for a full disk in tests.
+    /// Limits the database to this number of pages of 4 KiB: simulates a full disk in tests.
     #[doc(hidden)]
     pub async fn bound_pages(&self, pages: u32) -> Result<()> {
         self.write(Priority::Normal, move |batch| {

@@ -61,9 +61,9 @@ impl Bench {
     }
 
     fn all() -> [(&'static str, &'static Self); 3] {
-        static OTHERS: OnceLock<[Bench; 2]> = OnceLock::new();
-        let [ed, es] =
-            OTHERS.get_or_init(|| [Self::new(Algorithm::EdDsa), Self::new(Algorithm::Es256)]);
+        static OTHER_BENCHES: OnceLock<[Bench; 2]> = OnceLock::new();
+        let [ed, es] = OTHER_BENCHES
+            .get_or_init(|| [Self::new(Algorithm::EdDsa), Self::new(Algorithm::Es256)]);
         [("EdDSA", ed), ("ES256", es), ("RS256", Self::rsa())]
     }
 

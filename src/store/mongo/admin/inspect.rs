@@ -54,7 +54,7 @@ pub struct Inspection {
     /// State of the node of the given name; `None` if it never registered.
     pub node: Option<NodeSeen>,
     /// Names of other nodes that run.
-    pub others: Vec<String>,
+    pub other_nodes: Vec<String>,
     /// Keyset, if there is one.
     pub keyset: Option<Keyset>,
     /// Median time of nine majority writes; the error says why they fail.
@@ -155,7 +155,7 @@ async fn run_inspection(
         defects: if schema.is_some() { schema::defects(&connection).await? } else { Vec::new() },
         ahead_ms: (ahead_ms, took / 2),
         node: seen(name),
-        others: after
+        other_nodes: after
             .keys()
             .filter(|node| *node != name && seen(node).is_some_and(|seen| seen.alive))
             .cloned()
