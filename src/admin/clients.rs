@@ -15,8 +15,8 @@ use super::{
 use crate::{
     error::{Error, Result},
     model::{
-        Action, Call, Client, ClientId, Grants, Mac, PlanName, Scopes, SecretId, TenantId,
-        Timestamp, client::MAX_LIVE_SECRETS,
+        Action, Call, Client, ClientCredential, ClientId, Grants, Mac, PlanName, Scopes, SecretId,
+        TenantId, Timestamp, client::MAX_LIVE_SECRETS,
     },
     oauth::{ADMIN, introspection::INTROSPECT_ANY},
     store::{ClientStore, Creation, ProvenWrite, Spent, Store, StoreError},
@@ -76,7 +76,7 @@ impl Clients {
         self.settings.must_be_allowed(admin, &blank, &client)?;
         let (secret, value) = self.secrets.make(admin.tenant(), secret, None, call.now).await?;
         let secret_id = secret.id.clone();
-        client.secrets.push(secret);
+        client.credentials.push(ClientCredential::Secret(secret));
         // Asked before an audience is claimed for it.
         match self.store.client(&client.id).await {
             // One that cannot be read is left to the write, which finds the id taken.
@@ -116,7 +116,7 @@ impl Clients {
             default_scopes: scopes.clone(),
             scopes,
             grants: Grants { client_credentials: true, refresh_token: true },
-            secrets: vec![secret],
+            credentials: vec![ClientCredential::Secret(secret)],
             ..blank(id.clone(), TenantId::operator(), call.now)
         };
         let stamp = call.stamp_of(&client.tenant, &client.id, None);
@@ -241,13 +241,13 @@ impl Clients {
         let target = format!("{id}/{secret_id}");
         let client = self
             .rewrite(call, admin, id, etag, Action::SecretAdded, &target, None, |mut client| {
-                client.secrets.retain(|secret| secret.is_valid(call.now));
-                if client.secrets.len() >= MAX_LIVE_SECRETS {
+                client.drop_expired(call.now);
+                if client.live_secrets(call.now).count() >= MAX_LIVE_SECRETS {
                     return Err(Error::precondition(
                         "the client has two active secrets; retire one first",
                     ));
                 }
-                client.secrets.push(secret.clone());
+                client.credentials.push(ClientCredential::Secret(secret.clone()));
                 Ok(client)
             })
             .await?;
@@ -288,12 +288,11 @@ impl Clients {
             ends,
             |mut client| {
                 let found = client
-                    .secrets
-                    .iter_mut()
+                    .secrets_mut()
                     .find(|own| own.id == *secret)
                     .ok_or(Error::NotFound("secret"))?;
                 found.expires_at = Some(found.expires_at.map_or(end, |already| already.min(end)));
-                client.secrets.retain(|secret| secret.is_valid(call.now));
+                client.drop_expired(call.now);
                 Ok(client)
             },
         )
@@ -387,7 +386,7 @@ fn blank(id: ClientId, tenant: TenantId, now: Timestamp) -> Client {
         refresh_idle: None,
         rate_plan: PlanName::standard(),
         disabled: false,
-        secrets: Vec::new(),
+        credentials: Vec::new(),
         revision: 1,
         created_at: now,
         updated_at: now,

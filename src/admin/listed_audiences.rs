@@ -484,13 +484,7 @@ fn admits(admin: &Administrator, new: &NewlyListed, found: Option<&FoundAudience
 /// Returns true if two records of a client are the same but for the uses of its secrets and the
 /// MAC.
 fn is_same(one: &Client, other: &Client) -> bool {
-    let plain = |client: &Client| {
-        let mut plain = Client { mac: Mac::default(), ..client.clone() };
-        for secret in &mut plain.secrets {
-            (secret.last_used_at, secret.use_count) = (None, 0);
-        }
-        plain
-    };
+    let plain = |client: &Client| Client { mac: Mac::default(), ..client.without_secret_uses() };
     plain(one) == plain(other)
 }
 

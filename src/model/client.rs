@@ -1,4 +1,4 @@
-//! A registered machine and its secrets.
+//! Registered machines and their credentials.
 
 use std::time::Duration;
 
@@ -47,8 +47,9 @@ pub struct Client {
     pub rate_plan: PlanName,
     /// True if it is refused.
     pub disabled: bool,
-    /// Its secrets, oldest first; expired ones are dropped at the next write.
-    pub secrets: Vec<Secret>,
+    /// Credentials that it authenticates with, oldest first; expired ones are dropped at the next
+    /// write.
+    pub credentials: Vec<ClientCredential>,
     /// Counts the writes, from 1: the etag.
     pub revision: u64,
     /// Time of registration.
@@ -90,10 +91,6 @@ impl Client {
             self.rate_plan.as_str(),
             self.display_name.as_str(),
         ];
-        let secrets = self.secrets.iter().map(|secret| {
-            let (Digest::Keyed { hmac: kept } | Digest::Argon2id { phc: kept }) = &secret.digest;
-            weight::text(secret.id.as_str()) + weight::text(kept)
-        });
         weight::shared(size_of::<Self>())
             + ids.map(weight::text).iter().sum::<usize>()
             + scopes(&self.scopes)
@@ -101,8 +98,8 @@ impl Client {
             + weight::texts::<Role>(self.roles.capacity(), self.roles.iter().map(Role::as_str))
             + audiences(&self.audiences)
             + audiences(&self.serves)
-            + weight::shared(self.secrets.capacity() * size_of::<Secret>())
-            + secrets.sum::<usize>()
+            + weight::shared(self.credentials.capacity() * size_of::<ClientCredential>())
+            + self.credentials.iter().map(ClientCredential::weight).sum::<usize>()
     }
 
     /// Returns true if `next` may not have what tokens of this one carry, or may not use a grant
@@ -115,9 +112,33 @@ impl Client {
             || (self.grants.refresh_token && !next.grants.refresh_token)
     }
 
-    /// Secrets that work at `now`.
+    /// Returns its secrets, oldest first.
+    pub fn secrets(&self) -> impl Iterator<Item = &Secret> {
+        self.credentials.iter().filter_map(ClientCredential::secret)
+    }
+
+    /// Returns its secrets, oldest first.
+    pub fn secrets_mut(&mut self) -> impl Iterator<Item = &mut Secret> {
+        self.credentials.iter_mut().filter_map(ClientCredential::secret_mut)
+    }
+
+    /// Returns the secrets that work at `now`.
     pub fn live_secrets(&self, now: Timestamp) -> impl Iterator<Item = &Secret> {
-        self.secrets.iter().filter(move |secret| secret.is_valid(now))
+        self.secrets().filter(move |secret| secret.is_valid(now))
+    }
+
+    /// Drops the credentials that do not work at `now`.
+    pub fn drop_expired(&mut self, now: Timestamp) {
+        self.credentials.retain(|credential| credential.is_valid(now));
+    }
+
+    /// Returns the record without the uses of its secrets, which stores keep beside it.
+    pub fn without_secret_uses(&self) -> Self {
+        let mut client = self.clone();
+        for secret in client.secrets_mut() {
+            (secret.last_used_at, secret.use_count) = (None, 0);
+        }
+        client
     }
 }
 
@@ -128,6 +149,47 @@ pub struct Grants {
     pub client_credentials: bool,
     /// RFC 6749 section 6; also decides whether refresh tokens are given out at all.
     pub refresh_token: bool,
+}
+
+/// Credential that a client authenticates with. A kind that is not listed here cannot be decoded,
+/// so that a record with one is no client's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientCredential {
+    /// A secret that it shares with this service (RFC 6749 section 2.3.1).
+    Secret(Secret),
+}
+
+impl ClientCredential {
+    /// Returns true if it works at `now`.
+    pub fn is_valid(&self, now: Timestamp) -> bool {
+        match self {
+            Self::Secret(secret) => secret.is_valid(now),
+        }
+    }
+
+    /// Returns the secret, if it is one.
+    pub const fn secret(&self) -> Option<&Secret> {
+        match self {
+            Self::Secret(secret) => Some(secret),
+        }
+    }
+
+    const fn secret_mut(&mut self) -> Option<&mut Secret> {
+        match self {
+            Self::Secret(secret) => Some(secret),
+        }
+    }
+
+    /// Bytes of memory that it refers to.
+    fn weight(&self) -> usize {
+        match self {
+            Self::Secret(Secret { id, digest, .. }) => {
+                let (Digest::Keyed { hmac: kept } | Digest::Argon2id { phc: kept }) = digest;
+                weight::text(id.as_str()) + weight::text(kept)
+            }
+        }
+    }
 }
 
 /// A client's secret, without the secret.

@@ -22,7 +22,7 @@ pub use account::{AccountKey, ClaimedAccount};
 pub use audience::{Audience, AudienceRecord};
 pub use call::{Call, Peer};
 pub use claims::{Claims, Epochs};
-pub use client::{Client, Digest, Grants, Secret};
+pub use client::{Client, ClientCredential, Digest, Grants, Secret};
 pub use event::{Action, Event, Place, Record, Stamp};
 pub use family::Family;
 pub use id::{ClientId, FamilyId, Invalid, Jti, Kid, PlanName, Role, SecretId, Subject, TenantId};

@@ -196,7 +196,7 @@ mod tests {
             refresh_idle: None,
             rate_plan: PlanName::standard(),
             disabled: false,
-            secrets: Vec::new(),
+            credentials: Vec::new(),
             revision,
             created_at: Timestamp::EPOCH,
             updated_at: Timestamp::EPOCH,

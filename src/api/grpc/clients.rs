@@ -9,7 +9,10 @@ use super::{
 use crate::{
     admin::{AdminScope, NewSecret, Settings, clients::Listed},
     error::{Error, Result},
-    model::{Client, ClientId, Digest, Grants, PlanName, Scopes, Secret, SecretId, TenantId},
+    model::{
+        Client, ClientCredential, ClientId, Digest, Grants, PlanName, Scopes, Secret, SecretId,
+        TenantId,
+    },
     proto::admin::{
         self as proto, AddSecretRequest, AddSecretResponse, CreateClientRequest,
         CreateClientResponse, DeleteClientRequest, DeleteClientResponse, DisableClientRequest,
@@ -378,7 +381,13 @@ impl From<Client> for proto::Client {
             refresh_token_idle_lifetime: client.refresh_idle.map(seconds),
             rate_plan: client.rate_plan.as_str().to_owned(),
             disabled: client.disabled,
-            secrets: client.secrets.into_iter().map(Into::into).collect(),
+            secrets: client
+                .credentials
+                .into_iter()
+                .map(|credential| match credential {
+                    ClientCredential::Secret(secret) => secret.into(),
+                })
+                .collect(),
             etag: client.revision.to_string(),
             create_time: Some(timestamp(client.created_at)),
             update_time: Some(timestamp(client.updated_at)),

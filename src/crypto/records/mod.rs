@@ -6,7 +6,7 @@ use std::fmt;
 use aws_lc_rs::hmac;
 use zeroize::Zeroizing;
 
-use crate::model::{AudienceRecord, Client, Digest, Grants, Mac, Secret};
+use crate::model::{AudienceRecord, Client, ClientCredential, Digest, Grants, Mac, Secret};
 
 /// Prefix of the authenticated bytes of a client: no record of another kind has the same bytes.
 const CLIENT: &str = "jeton client record v1";
@@ -80,7 +80,7 @@ fn client_bytes(client: &Client) -> Vec<u8> {
         refresh_idle,
         rate_plan,
         disabled,
-        secrets,
+        credentials,
         revision,
         created_at,
         updated_at,
@@ -107,17 +107,9 @@ fn client_bytes(client: &Client) -> Vec<u8> {
     framed.number(i128::from(*revision));
     framed.number(i128::from(created_at.millis()));
     framed.number(i128::from(updated_at.millis()));
-    framed.number(i128::try_from(secrets.len()).unwrap_or(i128::MAX));
-    for Secret { id, digest, created_at, expires_at, last_used_at: _, use_count: _ } in secrets {
-        framed.text(id.as_str());
-        let (kind, digest) = match digest {
-            Digest::Keyed { hmac } => ("keyed", hmac),
-            Digest::Argon2id { phc } => ("argon2id", phc),
-        };
-        framed.text(kind);
-        framed.text(digest);
-        framed.number(i128::from(created_at.millis()));
-        framed.optional(expires_at.map(|end| i128::from(end.millis())));
+    framed.number(i128::try_from(credentials.len()).unwrap_or(i128::MAX));
+    for credential in credentials {
+        framed.credential(credential);
     }
     framed.0
 }
@@ -155,6 +147,29 @@ impl Framed {
         let texts: Vec<&str> = texts.collect();
         self.number(i128::try_from(texts.len()).unwrap_or(i128::MAX));
         texts.into_iter().for_each(|text| self.text(text));
+    }
+
+    /// The kind comes first, so that no credential reads as one of another kind.
+    fn credential(&mut self, credential: &ClientCredential) {
+        match credential {
+            ClientCredential::Secret(secret) => {
+                self.text("secret");
+                self.secret(secret);
+            }
+        }
+    }
+
+    fn secret(&mut self, secret: &Secret) {
+        let Secret { id, digest, created_at, expires_at, last_used_at: _, use_count: _ } = secret;
+        self.text(id.as_str());
+        let (kind, digest) = match digest {
+            Digest::Keyed { hmac } => ("keyed", hmac),
+            Digest::Argon2id { phc } => ("argon2id", phc),
+        };
+        self.text(kind);
+        self.text(digest);
+        self.number(i128::from(created_at.millis()));
+        self.optional(expires_at.map(|end| i128::from(end.millis())));
     }
 
     fn number(&mut self, number: i128) {

@@ -7,15 +7,19 @@ fn key() -> RecordKey {
     RecordKey::new([7; 32])
 }
 
-fn secret(id: &str) -> Secret {
-    Secret {
+fn secret(id: &str) -> ClientCredential {
+    ClientCredential::Secret(Secret {
         id: id.parse().unwrap(),
         digest: Digest::Keyed { hmac: "hmac".into() },
         created_at: Timestamp::EPOCH,
         expires_at: None,
         last_used_at: None,
         use_count: 0,
-    }
+    })
+}
+
+fn first(client: &mut Client) -> &mut Secret {
+    client.secrets_mut().next().unwrap()
 }
 
 fn client() -> Client {
@@ -34,7 +38,7 @@ fn client() -> Client {
         refresh_idle: None,
         rate_plan: PlanName::standard(),
         disabled: false,
-        secrets: vec![secret("s1"), secret("s2")],
+        credentials: vec![secret("s1"), secret("s2")],
         revision: 3,
         created_at: Timestamp::EPOCH,
         updated_at: Timestamp::EPOCH,
@@ -78,16 +82,12 @@ const CHANGES: &[Change] = &[
     ("revision", |client| client.revision = 2),
     ("created_at", |client| client.created_at = Timestamp::from_millis(1)),
     ("updated_at", |client| client.updated_at = Timestamp::from_millis(1)),
-    ("a secret less", |client| drop(client.secrets.pop())),
-    ("a secret's id", |client| client.secrets[0].id = "s3".parse().unwrap()),
-    ("a secret's digest", |client| {
-        client.secrets[0].digest = Digest::Keyed { hmac: "hmad".into() }
-    }),
-    ("a digest's kind", |client| {
-        client.secrets[0].digest = Digest::Argon2id { phc: "hmac".into() }
-    }),
-    ("a secret's expiry", |client| client.secrets[0].expires_at = Some(Timestamp::EPOCH)),
-    ("secrets swapped", |client| client.secrets.swap(0, 1)),
+    ("a secret less", |client| drop(client.credentials.pop())),
+    ("a secret's id", |client| first(client).id = "s3".parse().unwrap()),
+    ("a secret's digest", |client| first(client).digest = Digest::Keyed { hmac: "hmad".into() }),
+    ("a digest's kind", |client| first(client).digest = Digest::Argon2id { phc: "hmac".into() }),
+    ("a secret's expiry", |client| first(client).expires_at = Some(Timestamp::EPOCH)),
+    ("secrets swapped", |client| client.credentials.swap(0, 1)),
     ("the code", |client| client.mac.0[31] ^= 1),
     ("no code", |client| client.mac = Mac::default()),
 ];
@@ -111,7 +111,7 @@ fn no_field_can_be_changed_without_the_key() {
 #[test]
 fn uses_of_secrets_are_not_sealed() {
     let mut used = client();
-    (used.secrets[0].use_count, used.secrets[0].last_used_at) =
+    (first(&mut used).use_count, first(&mut used).last_used_at) =
         (9, Some(Timestamp::from_millis(5)));
     assert!(key().is_authentic(&used));
 }
@@ -130,6 +130,28 @@ fn a_code_reads_back_and_a_wrong_one_is_none() {
     let mut none = written;
     none.as_object_mut().unwrap().remove("mac");
     assert!(!key().is_authentic(&serde_json::from_value(none).unwrap()));
+}
+
+/// A kind of credential that this version does not know makes the record unreadable; it is never
+/// left out and the rest accepted.
+#[test]
+fn an_unknown_kind_of_credential_is_no_client() {
+    let written = serde_json::to_value(client()).unwrap();
+    assert!(written["credentials"][0]["secret"].is_object());
+    let second = &written["credentials"][1]["secret"];
+    for forged in [
+        serde_json::json!({"key": second}),
+        serde_json::json!({"secret": second, "key": second}),
+        serde_json::json!("secret"),
+        serde_json::json!({}),
+    ] {
+        let mut other = written.clone();
+        other["credentials"][1] = forged.clone();
+        assert!(serde_json::from_value::<Client>(other).is_err(), "{forged}");
+    }
+    let mut none = written;
+    none.as_object_mut().unwrap().remove("credentials");
+    assert!(serde_json::from_value::<Client>(none).is_err(), "no list");
 }
 
 /// A named change of an audience's record.

@@ -245,7 +245,7 @@ impl ClientAuthenticator {
         secret: &SecretString,
     ) {
         let mut client = who.client().clone();
-        let Some(own) = client.secrets.iter_mut().find(|own| own.id == kept.id) else { return };
+        let Some(own) = client.secrets_mut().find(|own| own.id == kept.id) else { return };
         own.digest = Digest::Argon2id { phc: kept.phc.clone() };
         client.revision += 1;
         client.updated_at = call.now;

@@ -262,7 +262,7 @@ async fn an_imported_hash_costs_what_ours_do_after_its_first_use() {
     let kept = async |bench: &Bench| {
         let client =
             bench.store.client(&"imported".parse::<ClientId>().unwrap()).await.unwrap().unwrap();
-        let Digest::Argon2id { phc } = client.secrets[0].digest.clone() else {
+        let Digest::Argon2id { phc } = client.secrets().next().unwrap().digest.clone() else {
             panic!("an imported one")
         };
         (client.revision, phc)

@@ -87,7 +87,7 @@ async fn a_client_put_into_the_database_is_unknown() {
     let mut forged =
         Stored { id: id("backdoor"), revision: 1, ..stored(&lab, &world.admin.id).await };
     forged.scopes = Scopes::parse(&["jeton:admin"]).unwrap();
-    forged.secrets[0].digest = Digest::Argon2id { phc: hash().await };
+    forged.secrets_mut().next().unwrap().digest = Digest::Argon2id { phc: hash().await };
     insert(&lab, &forged).await;
     let backdoor = Caller { id: "backdoor".to_owned(), secret: KNOWN.to_owned() };
     assert_eq!(refusal(world, &backdoor).await, expected);
@@ -162,7 +162,7 @@ async fn a_record_that_was_altered_is_refused_and_its_own_again_accepted() {
     let b = world.register(Client { client_id: "b".to_owned(), ..refreshing() }).await;
     let (of_a, of_b) = (stored(&lab, "a").await, stored(&lab, "b").await);
 
-    let swapped = Stored { secrets: of_b.secrets.clone(), ..of_a.clone() };
+    let swapped = Stored { credentials: of_b.credentials.clone(), ..of_a.clone() };
     replace(&lab, swapped).await;
     for secret in [&a.secret, &b.secret] {
         let caller = Caller { id: "a".to_owned(), secret: secret.clone() };

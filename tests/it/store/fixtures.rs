@@ -10,8 +10,8 @@ use std::{
 
 use jeton::{
     model::{
-        Action, Client, ClientId, Digest, Epochs, Event, Family, FamilyId, Grants, Keyset, Mac,
-        PlanName, Record, Scopes, Secret, Stamp, Subject, Timestamp,
+        Action, Client, ClientCredential, ClientId, Digest, Epochs, Event, Family, FamilyId,
+        Grants, Keyset, Mac, PlanName, Record, Scopes, Secret, Stamp, Subject, Timestamp,
         family::Answers,
         keyset::{Algorithm, KeyState, SigningKey},
     },
@@ -62,7 +62,7 @@ pub(crate) fn client_of(tenant: &str, name: &str) -> Client {
         refresh_idle: None,
         rate_plan: PlanName::standard(),
         disabled: false,
-        secrets: vec![secret("s1"), secret("s2")],
+        credentials: ["s1", "s2"].map(|name| ClientCredential::Secret(secret(name))).into(),
         revision: 1,
         created_at: NOW,
         updated_at: NOW,

@@ -165,8 +165,8 @@ impl Model {
             return Write::Stale;
         };
         let mut next = client.clone();
-        for secret in &mut next.secrets {
-            if let Some(old) = stored.secrets.iter().find(|old| old.id == secret.id) {
+        for secret in next.secrets_mut() {
+            if let Some(old) = stored.secrets().find(|old| old.id == secret.id) {
                 (secret.last_used_at, secret.use_count) = (old.last_used_at, old.use_count);
             }
         }
@@ -197,10 +197,8 @@ impl Model {
     }
 
     fn note(&mut self, used: &SecretUse) {
-        let secrets = self.clients.get_mut(&used.client).map(|client| &mut client.secrets);
-        if let Some(secret) =
-            secrets.and_then(|all| all.iter_mut().find(|secret| secret.id == used.secret))
-        {
+        let Some(client) = self.clients.get_mut(&used.client) else { return };
+        if let Some(secret) = client.secrets_mut().find(|secret| secret.id == used.secret) {
             secret.use_count += used.count;
             secret.last_used_at = secret.last_used_at.max(Some(used.at));
         }
@@ -265,7 +263,7 @@ async fn step(bench: &Bench, model: &mut Model, now: &mut Timestamp, verb: &Verb
             let revision =
                 model.clients.get(&id(CLIENTS[client])).map_or(0, |stored| stored.revision) + ahead;
             let mut next = Client { revision, ..client_of("one", CLIENTS[client]) };
-            next.secrets.truncate(secrets);
+            next.credentials.truncate(secrets);
             let written = store.replace_client(&next, event(Action::ClientUpdated)).await.unwrap();
             assert_eq!(written, model.replace(&next));
         }

@@ -88,11 +88,7 @@ pub(crate) struct StoredClient {
 
 impl StoredClient {
     pub(crate) fn new(client: &Client) -> Result<Self, SqliteError> {
-        let mut client = client.clone();
-        for secret in &mut client.secrets {
-            secret.last_used_at = None;
-            secret.use_count = 0;
-        }
+        let client = client.without_secret_uses();
         let body = serde_json::to_string(&client).map_err(malformed("client"))?;
         Ok(Self { client, body })
     }
@@ -163,7 +159,7 @@ impl Batch<'_> {
             (id, tenant, revision, body, CLIENTS.sum(id, tenant, revision, body)),
         )?;
         for secret in self.noted_secrets(id)? {
-            if !client.secrets.iter().any(|kept| kept.id.as_str() == secret) {
+            if !client.secrets().any(|kept| kept.id.as_str() == secret) {
                 self.execute(
                     "DELETE FROM secret_uses WHERE client = ?1 AND secret = ?2",
                     (id, secret),
@@ -210,8 +206,7 @@ impl Batch<'_> {
 
     pub(crate) fn record_secret_use(&self, used: &SecretUse) -> Result<(), SqliteError> {
         let known = find(self.connection, &used.client)?;
-        if known.is_some_and(|client| client.secrets.iter().any(|secret| secret.id == used.secret))
-        {
+        if known.is_some_and(|client| client.secrets().any(|secret| secret.id == used.secret)) {
             let before = uses(self.connection, used.client.as_str(), used.secret.as_str())?;
             let (at, count) = before.map_or((used.at, used.count), |(at, count)| {
                 (at.max(used.at), count.saturating_add(used.count))
@@ -292,8 +287,9 @@ pub(crate) fn without_use_counts(
 }
 
 fn with_uses(connection: &Connection, mut client: Client) -> Result<Client, SqliteError> {
-    for secret in &mut client.secrets {
-        if let Some((at, count)) = uses(connection, client.id.as_str(), secret.id.as_str())? {
+    let id = client.id.clone();
+    for secret in client.secrets_mut() {
+        if let Some((at, count)) = uses(connection, id.as_str(), secret.id.as_str())? {
             secret.last_used_at = Some(at);
             secret.use_count = count;
         }

@@ -116,7 +116,7 @@ impl ClientStore for Clients {
                     return Ok(());
                 }
                 // First use. Of two at once, one finds the other's element and adds to it.
-                let first = doc! { "_id": &id, "deleted": false, "client.secrets.id": &secret, "uses.secret": { "$ne": &secret } };
+                let first = doc! { "_id": &id, "deleted": false, "client.credentials.secret.id": &secret, "uses.secret": { "$ne": &secret } };
                 let uses = doc! { "secret": &secret, "count": count(by), "last_used_at": date(at) };
                 if clients
                     .update_one(first, doc! { "$push": { "uses": uses } })
@@ -193,7 +193,7 @@ impl Clients {
         let Some(before) = before(client.revision) else { return Ok(Write::Stale) };
         let audited = self.audit.change(events)?;
         let filter = stored_filter(client, before)?;
-        let secrets: Vec<&str> = client.secrets.iter().map(|secret| secret.id.as_str()).collect();
+        let secrets: Vec<&str> = client.secrets().map(|secret| secret.id.as_str()).collect();
         let update = doc! {
             "$set": encoded(client, &audited)?,
             "$pull": { "uses": { "secret": { "$nin": secrets } } },

@@ -20,11 +20,7 @@ pub(crate) const EPOCH: &str = "epoch";
 
 /// Encodes a client without the use counts of its secrets, which are stored beside it.
 pub(crate) fn without_use_counts(client: &Client) -> Result<Bson, MongoError> {
-    let mut client = client.clone();
-    for secret in &mut client.secrets {
-        (secret.last_used_at, secret.use_count) = (None, 0);
-    }
-    encode("client", &client)
+    encode("client", &client.without_secret_uses())
 }
 
 /// Decodes a client with the use counts of its secrets.
@@ -33,7 +29,7 @@ pub(crate) fn decoded(document: &Document) -> Result<Client, MongoError> {
     let uses = uses(document)?;
     let mut by_secret: HashMap<&SecretId, &SecretUse> =
         uses.iter().map(|used| (&used.secret, used)).collect();
-    for secret in &mut client.secrets {
+    for secret in client.secrets_mut() {
         if let Some(used) = by_secret.remove(&secret.id) {
             (secret.last_used_at, secret.use_count) = (Some(used.at), used.count);
         }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use jeton::{
-    model::{Action, Client, ClientId, Digest, EpochOf, Epochs, Family, TenantId},
+    model::{
+        Action, Client, ClientCredential, ClientId, Digest, EpochOf, Epochs, Family, TenantId,
+    },
     store::{Change, Creation, Listed, SecretUse, Store, Write},
 };
 
@@ -40,14 +42,14 @@ pub(crate) async fn a_client_reads_back_as_it_was_written(bench: &Bench) {
     full.refresh_ttl = Some(Duration::from_secs(u64::from(u32::MAX)));
     full.refresh_idle = Some(Duration::ZERO);
     full.disabled = true;
-    full.secrets = vec![secret(&"s".repeat(32)), secret("s2")];
-    full.secrets[0].expires_at = Some(at(1));
-    full.secrets[1].digest =
-        Digest::Argon2id { phc: "$argon2id$v=19$m=19456,t=2,p=1$c2FsdA$aGFzaA".into() };
+    let (mut first, mut second) = (secret(&"s".repeat(32)), secret("s2"));
+    first.expires_at = Some(at(1));
+    second.digest = Digest::Argon2id { phc: "$argon2id$v=19$m=19456,t=2,p=1$c2FsdA$aGFzaA".into() };
+    full.credentials = [first, second].map(ClientCredential::Secret).into();
     full.updated_at = at(7);
     let mut bare = client("b");
     bare.display_name = String::new();
-    bare.secrets.clear();
+    bare.credentials.clear();
     for client in [&full, &bare] {
         create(&*store, client).await;
         assert_eq!(store.client(&client.id).await.unwrap().as_ref(), Some(client));
@@ -97,7 +99,7 @@ pub(crate) async fn ids_that_differ_only_in_case_are_two_clients(bench: &Bench) 
     create(&*store, &client("svc")).await;
     store.record_secret_uses(&[used("svc", "s1", 5, 1)]).await.unwrap();
     let upper = store.client(&id("Svc")).await.unwrap().unwrap();
-    assert_eq!((upper.id.as_str(), upper.secrets[0].use_count), ("Svc", 0));
+    assert_eq!((upper.id.as_str(), upper.secrets().next().unwrap().use_count), ("Svc", 0));
     assert_eq!(store.clients(None, None, 9).await.unwrap().len(), 2);
 }
 
@@ -410,7 +412,7 @@ pub(crate) async fn uses_of_secrets_add_up_and_never_go_back(bench: &Bench) {
     store.record_secret_uses(&[]).await.unwrap();
     let read = store.client(&id("a")).await.unwrap().unwrap();
     let uses: Vec<_> =
-        read.secrets.iter().map(|secret| (secret.last_used_at, secret.use_count)).collect();
+        read.secrets().map(|secret| (secret.last_used_at, secret.use_count)).collect();
     assert_eq!(uses, [(Some(at(50)), 9), (Some(at(10)), 1)]);
     assert_eq!(
         store.clients(None, None, 1).await.unwrap(),
@@ -426,15 +428,15 @@ pub(crate) async fn uses_outlive_a_change_and_end_with_their_secret(bench: &Benc
     // Written back as it was read, uses and all, as an administrator's change does.
     let mut read = store.client(&id("a")).await.unwrap().unwrap();
     read.revision = 2;
-    read.secrets.remove(1);
+    read.credentials.remove(1);
     assert_eq!(
         store.replace_client(&read, event(Action::SecretRetired)).await.unwrap(),
         Write::Done
     );
     let kept = store.client(&id("a")).await.unwrap().unwrap();
     assert_eq!(
-        (kept.secrets[0].last_used_at, kept.secrets[0].use_count),
-        (Some(at(5)), 1),
+        kept.secrets().next().map(|secret| (secret.last_used_at, secret.use_count)),
+        Some((Some(at(5)), 1)),
         "not counted twice"
     );
     let again = Client { revision: 3, ..client("a") };
@@ -444,8 +446,8 @@ pub(crate) async fn uses_outlive_a_change_and_end_with_their_secret(bench: &Benc
     );
     let fresh = store.client(&id("a")).await.unwrap().unwrap();
     assert_eq!(
-        (fresh.secrets[1].last_used_at, fresh.secrets[1].use_count),
-        (None, 0),
+        fresh.secrets().nth(1).map(|secret| (secret.last_used_at, secret.use_count)),
+        Some((None, 0)),
         "a new secret of an old name"
     );
 }
@@ -461,7 +463,10 @@ pub(crate) async fn uses_of_what_is_not_there_are_dropped(bench: &Bench) {
         ])
         .await
         .unwrap();
-    assert_eq!(store.client(&id("a")).await.unwrap().unwrap().secrets[0].use_count, 1);
+    assert_eq!(
+        store.client(&id("a")).await.unwrap().unwrap().secrets().next().unwrap().use_count,
+        1
+    );
     create(&*store, &client("nobody")).await;
     assert_eq!(store.client(&id("nobody")).await.unwrap(), Some(client("nobody")));
 }
@@ -520,7 +525,7 @@ pub(crate) async fn ending_a_client_writes_it_and_raises_its_epoch_at_once(bench
     );
     let store = bench.reopen().await;
     let kept = store.client(&id("a")).await.unwrap().unwrap();
-    assert!(kept.disabled && kept.revision == 2 && kept.secrets[0].use_count == 3);
+    assert!(kept.disabled && kept.revision == 2 && kept.secrets().next().unwrap().use_count == 3);
     assert_eq!(store.follow(NOW, Ear::new()).await.unwrap().epochs, [(of, 1)]);
     let told: Vec<_> =
         whole_chain(&*store).await.iter().skip(1).map(|record| record.event.action).collect();

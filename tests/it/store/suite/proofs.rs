@@ -215,7 +215,9 @@ impl Fall {
             Self::ScopeTaken => {
                 Some(scene.admin_with(|admin| admin.scopes = scopes(&["orders:read"])))
             }
-            Self::SecretRetired => Some(scene.admin_with(|admin| drop(admin.secrets.remove(0)))),
+            Self::SecretRetired => {
+                Some(scene.admin_with(|admin| drop(admin.credentials.remove(0))))
+            }
             Self::Deleted
             | Self::ClientEpoch
             | Self::TenantEpoch
