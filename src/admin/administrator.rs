@@ -7,7 +7,7 @@ use crate::{
     clock::Clock,
     crypto::verifying_keys::VerifiedClaims,
     error::{Error, Result},
-    model::{Action, Call, Client, ClientId, Scope, Scopes, Stamp, TenantId},
+    model::{Action, AuthMethod, Call, Client, ClientId, Scope, Scopes, Stamp, TenantId},
     oauth::{ADMIN, ClientAuthenticator, Credentials, client_auth::carries, proven::spend},
     standing::NodeState,
     store::{Proof, ProvenWrite, Spent, Store},
@@ -115,9 +115,12 @@ impl Administrator {
         self.stamp_in(call, &self.client.tenant)
     }
 
-    /// A stamp for what concerns another tenant.
+    /// A stamp for what concerns `tenant`. Another tenant learns the administrator's id and nothing
+    /// else of it.
     pub fn stamp_in(&self, call: &Call, tenant: &TenantId) -> Stamp {
-        call.stamp_of(tenant, &self.client.id, None)
+        let own = self.client.tenant == *tenant;
+        let method = AuthMethod::AccessToken(self.verified.claims().jti);
+        call.stamp_of(tenant, &self.client.id, own.then_some(method))
     }
 }
 

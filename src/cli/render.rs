@@ -150,7 +150,7 @@ pub(super) fn event(event: &Event) -> Value {
         "peer": event.peer,
         "request_id": event.request_id,
         "reason": event.reason,
-        "secret_id": event.secret_id,
+        "auth": event.auth.as_ref().map(|auth| json!({ "method": auth.method, "id": auth.id })),
         "hash": event.hash,
         "recovered_from": event.recovered_from,
     })

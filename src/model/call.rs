@@ -3,8 +3,9 @@
 use std::{fmt, net::IpAddr, sync::Arc};
 
 use super::{
+    auth_method::AuthMethod,
     event::Stamp,
-    id::{ClientId, SecretId, TenantId},
+    id::{ClientId, TenantId},
     time::Timestamp,
 };
 
@@ -38,7 +39,7 @@ pub struct Call {
 }
 
 impl Call {
-    /// A stamp for the audit trail before anybody has authenticated.
+    /// A stamp for the audit trail before the caller has authenticated.
     pub fn stamp(&self) -> Stamp {
         Stamp {
             at: self.now,
@@ -46,7 +47,7 @@ impl Call {
             request_id: self.request_id.clone(),
             tenant: None,
             client: None,
-            secret: None,
+            auth: None,
         }
     }
 
@@ -55,13 +56,8 @@ impl Call {
         &self,
         tenant: &TenantId,
         client: &ClientId,
-        secret: Option<&SecretId>,
+        auth: Option<AuthMethod>,
     ) -> Stamp {
-        Stamp {
-            tenant: Some(tenant.clone()),
-            client: Some(client.clone()),
-            secret: secret.cloned(),
-            ..self.stamp()
-        }
+        Stamp { tenant: Some(tenant.clone()), client: Some(client.clone()), auth, ..self.stamp() }
     }
 }

@@ -5,7 +5,8 @@ use std::{borrow::Cow, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    id::{ClientId, FamilyId, SecretId, TenantId},
+    auth_method::AuthMethod,
+    id::{ClientId, FamilyId, TenantId},
     time::Timestamp,
 };
 
@@ -22,8 +23,8 @@ pub struct Stamp {
     pub tenant: Option<TenantId>,
     /// The calling client, once authenticated.
     pub client: Option<ClientId>,
-    /// The secret it authenticated with.
-    pub secret: Option<SecretId>,
+    /// Method by which it authenticated.
+    pub auth: Option<AuthMethod>,
 }
 
 impl Stamp {
@@ -35,7 +36,7 @@ impl Stamp {
             request_id: "".into(),
             tenant: None,
             client: None,
-            secret: None,
+            auth: None,
         }
     }
 
@@ -66,7 +67,7 @@ impl Stamp {
             peer: self.peer.clone(),
             request_id: self.request_id.clone(),
             reason: Cow::Borrowed(""),
-            secret: self.secret.clone(),
+            auth: self.auth.clone(),
             recovered_from: None,
         }
     }
@@ -99,9 +100,9 @@ pub struct Event {
     /// OAuth error code, or an administrator's words.
     #[serde(default, skip_serializing_if = "str::is_empty")]
     pub reason: Cow<'static, str>,
-    /// The secret the caller authenticated with.
+    /// Method by which the caller authenticated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub secret: Option<SecretId>,
+    pub auth: Option<AuthMethod>,
     /// The node that made the change, where it left the record of it behind and it was appended
     /// later; then the time may lie before that of the records before this one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -2,6 +2,7 @@
 
 pub mod account;
 pub mod audience;
+pub mod auth_method;
 pub mod call;
 pub mod claims;
 pub mod client;
@@ -20,6 +21,7 @@ pub mod weight;
 
 pub use account::{AccountKey, ClaimedAccount};
 pub use audience::{Audience, AudienceRecord};
+pub use auth_method::AuthMethod;
 pub use call::{Call, Peer};
 pub use claims::{Claims, Epochs};
 pub use client::{Client, ClientCredential, Digest, Grants, Secret};

@@ -13,7 +13,7 @@ use crate::{
     },
     error::{Error, Result},
     limit::Limits,
-    model::{Action, Audience, Call, Client, Family, TenantId},
+    model::{Action, Audience, AuthMethod, Call, Client, Family, TenantId},
     store::Store,
 };
 
@@ -80,24 +80,26 @@ impl Introspector {
         call: &Call,
         credentials: Credentials,
     ) -> Result<IntrospectionCaller> {
-        let (client, may, any) = match credentials {
+        let (client, method, may, any) = match credentials {
             Credentials::Bearer(token) => {
                 let (client, claims) = self.clients.bearer(call, &token).await?;
                 let (may, any) = (
                     carries(&client, &claims, INTROSPECT),
                     carries(&client, &claims, INTROSPECT_ANY),
                 );
-                (client, may, any)
+                (client, AuthMethod::AccessToken(claims.claims().jti), may, any)
             }
             Credentials::None | Credentials::Secret { .. } => {
-                let client = self.clients.authenticate(call, credentials).await?.into_client();
+                let authenticated = self.clients.authenticate(call, credentials).await?;
+                let method = authenticated.method().clone();
+                let client = authenticated.into_client();
                 let (may, any) =
                     (client.scopes.contains(INTROSPECT), client.scopes.contains(INTROSPECT_ANY));
-                (client, may, any)
+                (client, method, may, any)
             }
         };
         if !may && !any {
-            let refused = call.stamp_of(&client.tenant, &client.id, None).refused(
+            let refused = call.stamp_of(&client.tenant, &client.id, Some(method)).refused(
                 Action::AccessRefused,
                 "introspect",
                 "insufficient_scope",

@@ -11,7 +11,8 @@ use crate::{
     error::{Error, Result},
     limit::Limits,
     model::{
-        Action, Call, Client, ClientId, EpochOf, Revocation, Revoked, Scopes, TenantId, Timestamp,
+        Action, AuthMethod, Call, Client, ClientId, EpochOf, Revocation, Revoked, Scopes, TenantId,
+        Timestamp,
     },
     standing::{NodeState, SLACK},
     store::{Proof, ProvenWrite, Store},
@@ -208,7 +209,11 @@ impl Revoker {
 /// Proof of a client that ends what is another's: it must still hold what lets it.
 fn as_administrator(who: &AuthenticatedClient, now: Timestamp) -> Result<Proof> {
     let scopes = Scopes::parse(&[ADMIN]).map_err(Error::invalid("scopes"))?;
-    Ok(Proof::by_secret(who.client(), who.secret().clone(), now, scopes))
+    match who.method() {
+        AuthMethod::Secret(id) => Ok(Proof::by_secret(who.client(), id.clone(), now, scopes)),
+        // Proven by its claims alone, which are not at hand.
+        AuthMethod::AccessToken(_) => Err(Error::InvalidClient),
+    }
 }
 
 /// A client may end its own tokens, an administrator every token it governs.

@@ -23,7 +23,7 @@ use crate::{
         event::{Filter, Outcome},
     },
     proto::admin::{
-        ChainState, ChainVerdict, Event, EventFilter, KnownHead, ListEventsRequest,
+        Authentication, ChainState, ChainVerdict, Event, EventFilter, KnownHead, ListEventsRequest,
         ListEventsResponse, TailEventsRequest, TailEventsResponse, VerifyChainRequest,
         VerifyChainResponse, audit_service_server::AuditService,
     },
@@ -280,11 +280,10 @@ fn shown(record: &Record) -> Event {
         peer: event.peer.as_ref().to_owned(),
         request_id: event.request_id.as_ref().to_owned(),
         reason: event.reason.clone().into_owned(),
-        secret_id: event
-            .secret
-            .as_ref()
-            .map(|secret| secret.as_str().to_owned())
-            .unwrap_or_default(),
+        auth: event.auth.as_ref().map(|auth| Authentication {
+            method: auth.name().to_owned(),
+            id: auth.id().to_string(),
+        }),
         hash: hex(&record.hash),
         family: event.family.map(|family| family.to_string()).unwrap_or_default(),
         recovered_from: event.recovered_from.as_deref().unwrap_or_default().to_owned(),

@@ -18,7 +18,9 @@ use crate::{
     crypto::{passwords::Passwords, secrets::ClientSecrets},
     error::{Error, Result},
     limit::{Limits, ReadPlace},
-    model::{Audience, Call, Client, ClientId, Epochs, SecretId, Stamp, Subject, TenantId},
+    model::{
+        Audience, AuthMethod, Call, Client, ClientId, Epochs, Stamp, Subject, TenantId, Timestamp,
+    },
     standing::{NodeState, Stale},
     store::{Store, StoreError},
 };
@@ -60,7 +62,7 @@ impl fmt::Debug for Credentials {
 #[derive(Debug)]
 pub struct AuthenticatedClient {
     client: Arc<Client>,
-    secret: SecretId,
+    method: AuthMethod,
     epochs: Result<Epochs, Stale>,
 }
 
@@ -70,9 +72,9 @@ impl AuthenticatedClient {
         &self.client
     }
 
-    /// The secret that was proven.
-    pub const fn secret(&self) -> &SecretId {
-        &self.secret
+    /// Method by which it proved itself.
+    pub const fn method(&self) -> &AuthMethod {
+        &self.method
     }
 
     /// The client's record, owned.
@@ -88,14 +90,14 @@ impl AuthenticatedClient {
 
     /// A stamp for the audit trail.
     pub fn stamp(&self, call: &Call) -> Stamp {
-        call.stamp_of(&self.client.tenant, &self.client.id, Some(&self.secret))
+        call.stamp_of(&self.client.tenant, &self.client.id, Some(self.method.clone()))
     }
 
     /// A stamp for what concerns `tenant`. Another tenant learns the caller's id and nothing else
     /// of it.
     pub fn stamp_in(&self, call: &Call, tenant: &TenantId) -> Stamp {
         let own = self.client.tenant == *tenant;
-        call.stamp_of(tenant, &self.client.id, own.then_some(&self.secret))
+        call.stamp_of(tenant, &self.client.id, own.then(|| self.method.clone()))
     }
 }
 
@@ -147,7 +149,7 @@ impl ClientAuthenticator {
         let refusal = match self.judge_claim(call, &claim).await {
             Judgement::Right { secret: id, rehashed } => {
                 let proven = client.as_deref().ok_or(Error::InvalidClient)?;
-                if let Some(admitted) = self.admit(call, proven, id).await? {
+                if let Some(admitted) = self.admit(call, proven, AuthMethod::Secret(id)).await? {
                     if let Some(kept) = rehashed {
                         self.rehash(call, &admitted, kept, &secret).await;
                     }
@@ -198,34 +200,33 @@ impl ClientAuthenticator {
         &self,
         call: &Call,
         proven: &Client,
-        secret: SecretId,
+        method: AuthMethod,
     ) -> Result<Option<AuthenticatedClient>> {
         let epochs = self.standing.tokens.epochs(
             &proven.tenant,
             &proven.id,
             &Subject::of_client(&proven.id),
         );
-        let Some(client) = self.unchanged(call, proven, &secret).await? else { return Ok(None) };
+        let Some(client) = self.unchanged(call, proven, &method).await? else { return Ok(None) };
         self.limits.client(&client.id, &client.rate_plan, call.now)?;
-        self.uses.note(&client.id, &secret, call.now);
-        Ok(Some(AuthenticatedClient { client, secret, epochs }))
+        match &method {
+            AuthMethod::Secret(secret) => self.uses.note(&client.id, secret, call.now),
+            AuthMethod::AccessToken(_) => {}
+        }
+        Ok(Some(AuthenticatedClient { client, method, epochs }))
     }
 
-    /// A client's record as it is now, if the secret that was proven against an earlier reading is
-    /// in it and works.
+    /// A client's record as it is now, if the credential that was proven against an earlier reading
+    /// is in it and works.
     async fn unchanged(
         &self,
         call: &Call,
         proven: &Client,
-        secret: &SecretId,
+        method: &AuthMethod,
     ) -> Result<Option<Arc<Client>>> {
         // The time that has passed in this call counts: an overlap may have ended in it.
         let now = self.clock.now().max(call.now);
-        // A secret is the same by its id and its time, for another digest of it is written at the
-        // first use of an import.
-        let made = |client: &Client| {
-            client.live_secrets(now).find(|own| own.id == *secret).map(|own| own.created_at)
-        };
+        let made = |client: &Client| added_at(client, method, now);
         let client = self.standing.clients.client(self.store.as_ref(), &proven.id).await?;
         Ok(client.filter(|client| {
             !client.disabled
@@ -238,9 +239,21 @@ impl ClientAuthenticator {
     /// Demands that what was proven in this call still holds: next to handing out what was issued,
     /// after the write that recorded it. A token that no caller receives has no effect.
     pub async fn still_authenticated(&self, call: &Call, who: &AuthenticatedClient) -> Result<()> {
-        match self.unchanged(call, &who.client, &who.secret).await? {
+        match self.unchanged(call, &who.client, &who.method).await? {
             Some(_) => Ok(()),
             None => Err(self.refuse(call, Some(&who.client), Refusal::Ended).await),
         }
+    }
+}
+
+/// Time at which the credential that was proven was added to a client, if it works at `now`. A
+/// secret is the same by its id and this time, for another digest of it is written at the first use
+/// of an import. An access token is no credential of its client's: it proves nothing here.
+fn added_at(client: &Client, method: &AuthMethod, now: Timestamp) -> Option<Timestamp> {
+    match method {
+        AuthMethod::Secret(id) => {
+            client.live_secrets(now).find(|own| own.id == *id).map(|own| own.created_at)
+        }
+        AuthMethod::AccessToken(_) => None,
     }
 }

@@ -309,6 +309,11 @@ async fn every_change_that_is_answered_is_on_record() {
                 && event.client_id == "bootstrap"
                 && event.peer == "127.0.0.1"
         );
+        // Another tenant learns the administrator's id and no more.
+        let token = event.auth.as_ref().filter(|auth| auth.method == "access_token");
+        let is_own = event.tenant == "default";
+        assert_eq!(token.is_some_and(|token| token.id.len() == 36), is_own, "{rpc:?} {event:?}");
+        assert_eq!(event.auth.is_some(), is_own, "{rpc:?} {event:?}");
         let target = match rpc {
             Rpc::CreateClient => continue,
             Rpc::RetireSecret => format!("{}/{}", mark.client.id, mark.secret_id),

@@ -8,7 +8,7 @@ use jeton::{
     model::Timestamp,
     proto::{
         admin::{
-            Client, CreateClientRequest, audience_service_client::AudienceServiceClient,
+            Client, CreateClientRequest, Event, audience_service_client::AudienceServiceClient,
             audit_service_client::AuditServiceClient, client_service_client::ClientServiceClient,
             key_service_client::KeyServiceClient,
             revocation_service_client::RevocationServiceClient,
@@ -311,6 +311,12 @@ pub fn refreshing() -> Client {
         grant_types: vec![GrantType::ClientCredentials.into(), GrantType::RefreshToken.into()],
         ..Client::default()
     }
+}
+
+/// Id of the client secret that the caller of an event authenticated with; empty if none.
+pub fn secret_of(event: &Event) -> &str {
+    let auth = event.auth.as_ref().filter(|auth| auth.method == "client_secret");
+    auth.map_or("", |auth| &auth.id)
 }
 
 /// Whether `needle` is in `bytes`: by a search that is fast in a debug build too.

@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 
 use crate::{
     service::{
-        harness::{Caller, World, reason, refreshing},
+        harness::{Caller, World, reason, refreshing, secret_of},
         home::{is_brief, on_mongodb},
         lab::Lab,
         scenes::{aimed_at, shape},
@@ -87,7 +87,7 @@ async fn a_replayed_token_ends_its_family() {
     );
     assert!(
         !reused[0].family.is_empty()
-            && !reused[0].secret_id.is_empty()
+            && !secret_of(&reused[0]).is_empty()
             && !reused[0].request_id.is_empty()
     );
 

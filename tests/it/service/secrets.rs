@@ -11,7 +11,7 @@ use jeton::{
 use tonic::{Code, Status};
 
 use crate::service::{
-    harness::{Caller, World, reason},
+    harness::{Caller, World, reason, secret_of},
     office::{blamed, seconds},
 };
 
@@ -90,8 +90,13 @@ async fn a_secret_is_replaced_with_an_overlap() {
         action: "token.issued".to_owned(),
         ..EventFilter::default()
     };
-    let used: Vec<String> =
-        world.trail(filter).await.into_iter().map(|event| event.secret_id).rev().collect();
+    let used: Vec<String> = world
+        .trail(filter)
+        .await
+        .into_iter()
+        .map(|event| secret_of(&event).to_owned())
+        .rev()
+        .collect();
     let (old_id, new_id) = (old_id.as_str(), added.secret_id.as_str());
     assert_eq!(used, [old_id, new_id, old_id, new_id, new_id]);
 }

@@ -451,7 +451,7 @@ async fn a_tenant_sees_what_is_done_to_its_own() {
             |event: &&jeton::proto::admin::Event| event.action == action && event.client_id == by;
         let events: Vec<_> = seen.iter().filter(fits).collect();
         assert!(
-            events.iter().all(|event| event.tenant == "globex" && event.secret_id.is_empty()),
+            events.iter().all(|event| event.tenant == "globex" && event.auth.is_none()),
             "{events:?}"
         );
         events.len()

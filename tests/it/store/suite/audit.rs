@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use jeton::{
     crypto::chain::Walk,
     model::{
-        Action, Client, Event, FamilyId, Place, Record,
+        Action, AuthMethod, Client, Event, FamilyId, Place, Record,
         event::{Filter, Outcome},
     },
     store::{AuditStore, Store},
@@ -56,7 +56,7 @@ pub(crate) async fn an_event_reads_back_as_it_was_appended(bench: &Bench) {
     full.at = at(7);
     full.tenant = Some("t".repeat(64).parse().unwrap());
     full.client = Some(id(&"x".repeat(128)));
-    full.secret = Some("s1".parse().unwrap());
+    full.auth = Some(AuthMethod::Secret("s1".parse().unwrap()));
     let full = full
         .refused(Action::AccessRefused, "target", "insufficient_scope")
         .in_family(FamilyId::new());
