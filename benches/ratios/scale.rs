@@ -7,8 +7,8 @@ use futures_util::{StreamExt, stream};
 use jeton::{
     crypto::{chain::ChainKey, master, seal::Sealer},
     model::{
-        Action, Client, Epochs, Family, FamilyId, Jti, Revocation, Revoked, Scopes, Stamp, Subject,
-        Timestamp, family::Answers,
+        Action, Client, Epochs, Family, FamilyId, Jti, Principal, Revocation, Revoked, Scopes,
+        Stamp, Subject, Timestamp, family::Answers,
     },
     store::{ClientStore, Creation, FamilyStore, RevocationStore, Store, embedded::Embedded},
 };
@@ -103,7 +103,7 @@ async fn fill(dir: &Path, client: &str, counts: &Counts) {
     let store = Arc::new(Embedded::open(&data, "node-1", chain).unwrap());
     let client = store.client(&client.parse().unwrap()).await.unwrap().unwrap();
     let now = client.created_at;
-    let stamp = Stamp { client: Some(client.id.clone()), ..Stamp::internal(now) };
+    let stamp = Stamp { actor: Some(Principal::Client(client.id.clone())), ..Stamp::internal(now) };
     let families = stream::iter(0..counts.families).map(|_| {
         let (store, stamp, family) = (store.clone(), stamp.clone(), family(&client, now));
         async move {

@@ -87,7 +87,7 @@ fn record(
     let stamp = if admin.can_access_tenant(owner) {
         admin.stamp_in(call, owner)
     } else {
-        Stamp { tenant: Some(owner.clone()), ..Stamp::internal(call.now) }
+        Stamp { tenant: Some(owner.clone()), actor: None, ..Stamp::internal(call.now) }
     };
     let reason = format!("client {} of tenant {}", client.id, client.tenant);
     stamp.done(action, audience.as_str()).because(reason)

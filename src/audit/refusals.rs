@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::model::{Action, ClientId, Event, FamilyId, PeerKey, Timestamp};
+use crate::model::{Action, Event, FamilyId, PeerKey, Principal, Timestamp};
 
 /// Time for which equal refusals are counted before they are recorded.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -21,7 +21,7 @@ pub(super) const TRACKED: usize = 20_000;
 pub(super) struct Kind {
     /// The caller's key, where it is not authenticated.
     peer: Option<PeerKey>,
-    client: Option<ClientId>,
+    actor: Option<Principal>,
     action: Action,
     target: String,
     family: Option<FamilyId>,
@@ -32,7 +32,7 @@ impl Kind {
     fn of(peer: Option<PeerKey>, event: &Event) -> Self {
         Self {
             peer,
-            client: event.client.clone(),
+            actor: event.actor.clone(),
             action: event.action,
             target: event.target.clone(),
             family: event.family,
@@ -148,7 +148,7 @@ impl Refusals {
         let untracked = untracked.map(|(last, count)| {
             let last = Event {
                 target: String::new(),
-                client: None,
+                actor: None,
                 family: None,
                 tenant: None,
                 ..last.clone()

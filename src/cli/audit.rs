@@ -15,8 +15,9 @@ use super::{
 use crate::{
     model::event::Action,
     proto::admin::{
-        ChainState, ChainVerdict, Event, EventFilter, KnownHead, ListEventsRequest,
+        ChainState, ChainVerdict, Event, EventFilter, KnownHead, ListEventsRequest, Principal,
         TailEventsRequest, VerifyChainRequest, audit_service_client::AuditServiceClient,
+        principal::Kind,
     },
 };
 
@@ -95,7 +96,7 @@ impl Filter {
         };
         Ok(EventFilter {
             tenant: self.tenant.clone().unwrap_or_default(),
-            client_id: self.client.clone().unwrap_or_default(),
+            actor: self.client.clone().map(|id| Principal { kind: Some(Kind::ClientId(id)) }),
             action: self.action.clone().unwrap_or_default(),
             outcome: self.outcome.clone().unwrap_or_default(),
             target: self.target.clone().unwrap_or_default(),
@@ -194,9 +195,8 @@ async fn list(
     }
     let row = |event: &Event| {
         let time = render::time(event.time.as_ref());
-        let Event { chain, sequence, action, outcome, tenant, client_id, target, peer, .. } =
-            event.clone();
-        let reason = reason(event);
+        let Event { chain, sequence, action, outcome, tenant, target, peer, .. } = event.clone();
+        let (actor, reason) = (render::actor(event), reason(event));
         vec![
             chain,
             sequence.to_string(),
@@ -204,14 +204,14 @@ async fn list(
             action,
             outcome,
             tenant,
-            client_id,
+            actor,
             target,
             reason,
             peer,
         ]
     };
     let header = [
-        "chain", "seq", "time", "action", "outcome", "tenant", "client", "target", "reason", "peer",
+        "chain", "seq", "time", "action", "outcome", "tenant", "actor", "target", "reason", "peer",
     ];
     output.table(&header, &events.iter().map(row).collect::<Vec<_>>())
 }
@@ -227,10 +227,10 @@ async fn tail(output: Output, admin: &Admin, filter: EventFilter) -> Result<(), 
             output.document(&render::event(&event))?;
             continue;
         }
-        let Event { action, outcome, client_id, target, .. } = &event;
-        let reason = reason(&event);
+        let Event { action, outcome, target, .. } = &event;
+        let (actor, reason) = (render::actor(&event), reason(&event));
         let line = format!(
-            "{}  {outcome:7}  {action}  {client_id}  {target}  {reason}",
+            "{}  {outcome:7}  {action}  {actor}  {target}  {reason}",
             render::time(event.time.as_ref())
         );
         output.line(&crate::telemetry::escape(line.trim_end()))?;

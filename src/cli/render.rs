@@ -8,7 +8,7 @@ use crate::{
     model::Timestamp,
     proto::admin::{
         Audience, ChainState, ChainVerdict, Client, Event, GrantType, KeyState, Secret, SecretKind,
-        SigningKey,
+        SigningKey, principal::Kind,
     },
 };
 
@@ -134,6 +134,15 @@ pub(super) fn key(key: &SigningKey) -> Value {
     })
 }
 
+/// Actor of an audit record, as a line shows it; empty if there is none.
+pub(super) fn actor(event: &Event) -> String {
+    match event.actor.as_ref().and_then(|actor| actor.kind.as_ref()) {
+        Some(Kind::ClientId(id)) => format!("client:{id}"),
+        Some(Kind::Node(_)) => "node".to_owned(),
+        None => String::new(),
+    }
+}
+
 /// An audit record.
 pub(super) fn event(event: &Event) -> Value {
     json!({
@@ -144,7 +153,10 @@ pub(super) fn event(event: &Event) -> Value {
         "action": event.action,
         "outcome": event.outcome,
         "tenant": event.tenant,
-        "client_id": event.client_id,
+        "actor": event.actor.as_ref().and_then(|actor| actor.kind.as_ref()).map(|kind| match kind {
+            Kind::ClientId(id) => json!({ "client_id": id }),
+            Kind::Node(is_node) => json!({ "node": is_node }),
+        }),
         "target": event.target,
         "family": event.family,
         "peer": event.peer,

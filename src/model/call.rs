@@ -6,6 +6,7 @@ use super::{
     auth_method::AuthMethod,
     event::Stamp,
     id::{ClientId, TenantId},
+    principal::Principal,
     time::Timestamp,
 };
 
@@ -46,7 +47,7 @@ impl Call {
             peer: self.peer.to_string().into(),
             request_id: self.request_id.clone(),
             tenant: None,
-            client: None,
+            actor: None,
             auth: None,
         }
     }
@@ -58,6 +59,11 @@ impl Call {
         client: &ClientId,
         auth: Option<AuthMethod>,
     ) -> Stamp {
-        Stamp { tenant: Some(tenant.clone()), client: Some(client.clone()), auth, ..self.stamp() }
+        Stamp {
+            tenant: Some(tenant.clone()),
+            actor: Some(Principal::Client(client.clone())),
+            auth,
+            ..self.stamp()
+        }
     }
 }

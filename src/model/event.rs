@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     auth_method::AuthMethod,
-    id::{ClientId, FamilyId, TenantId},
+    id::{FamilyId, TenantId},
+    principal::Principal,
     time::Timestamp,
 };
 
@@ -21,8 +22,8 @@ pub struct Stamp {
     pub request_id: Arc<str>,
     /// The caller's tenant, once known.
     pub tenant: Option<TenantId>,
-    /// The calling client, once authenticated.
-    pub client: Option<ClientId>,
+    /// Party that acts, once authenticated.
+    pub actor: Option<Principal>,
     /// Method by which it authenticated.
     pub auth: Option<AuthMethod>,
 }
@@ -35,7 +36,7 @@ impl Stamp {
             peer: "local".into(),
             request_id: "".into(),
             tenant: None,
-            client: None,
+            actor: Some(Principal::Node),
             auth: None,
         }
     }
@@ -61,7 +62,7 @@ impl Stamp {
             action,
             outcome,
             tenant: self.tenant.clone(),
-            client: self.client.clone(),
+            actor: self.actor.clone(),
             target,
             family: None,
             peer: self.peer.clone(),
@@ -85,9 +86,9 @@ pub struct Event {
     /// The tenant concerned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tenant: Option<TenantId>,
-    /// The calling client.
+    /// Party that acted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub client: Option<ClientId>,
+    pub actor: Option<Principal>,
     /// Target of the action.
     pub target: String,
     /// The refresh family concerned.
@@ -288,7 +289,8 @@ pub struct Record {
 impl Record {
     /// Creates the placeholder of a record that cannot be read.
     pub fn unreadable(place: Place) -> Self {
-        let event = Stamp::internal(place.at).refused(Action::Unreadable, "", "unreadable");
+        let unknown = Stamp { actor: None, ..Stamp::internal(place.at) };
+        let event = unknown.refused(Action::Unreadable, "", "unreadable");
         Self { chain: place.chain, sequence: place.sequence, node: "".into(), event, hash: [0; 32] }
     }
 
@@ -320,8 +322,8 @@ pub struct Place {
 pub struct Filter {
     /// Only this tenant.
     pub tenant: Option<TenantId>,
-    /// Only this caller.
-    pub client: Option<ClientId>,
+    /// Only this actor.
+    pub actor: Option<Principal>,
     /// Only this action, or those that begin with it if it ends in a dot.
     pub action: Option<String>,
     /// Only this outcome.
@@ -339,7 +341,7 @@ impl Filter {
     pub fn admits(&self, event: &Event) -> bool {
         let action = event.action.as_str();
         self.tenant.as_ref().is_none_or(|tenant| event.tenant.as_ref() == Some(tenant))
-            && self.client.as_ref().is_none_or(|client| event.client.as_ref() == Some(client))
+            && self.actor.as_ref().is_none_or(|actor| event.actor.as_ref() == Some(actor))
             && self.action.as_ref().is_none_or(|want| {
                 action == want || (want.ends_with('.') && action.starts_with(want.as_str()))
             })

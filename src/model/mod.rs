@@ -13,6 +13,7 @@ pub mod id;
 pub mod keyset;
 pub mod mac;
 pub mod peer_key;
+pub mod principal;
 pub mod revocation;
 pub mod scope;
 pub mod text;
@@ -31,6 +32,7 @@ pub use id::{ClientId, FamilyId, Invalid, Jti, Kid, PlanName, Role, SecretId, Su
 pub use keyset::{KeyState, Keyset, SigningKey};
 pub use mac::Mac;
 pub use peer_key::PeerKey;
+pub use principal::Principal;
 pub use revocation::{EpochOf, Revocation, Revoked};
 pub use scope::{Granted, Scope, Scopes};
 pub use time::Timestamp;

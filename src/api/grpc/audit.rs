@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     GrpcServices, into_response, pages,
-    parse::{optional, time, timestamp},
+    parse::{optional, required, time, timestamp},
 };
 use crate::{
     admin::{
@@ -18,14 +18,15 @@ use crate::{
     api::status::status,
     error::{Error, Result},
     model::{
-        Place, Record, Timestamp,
+        Place, Principal, Record, Timestamp,
         digits::{hex, unhex},
         event::{Filter, Outcome},
     },
     proto::admin::{
-        Authentication, ChainState, ChainVerdict, Event, EventFilter, KnownHead, ListEventsRequest,
-        ListEventsResponse, TailEventsRequest, TailEventsResponse, VerifyChainRequest,
-        VerifyChainResponse, audit_service_server::AuditService,
+        self as proto, Authentication, ChainState, ChainVerdict, Event, EventFilter, KnownHead,
+        ListEventsRequest, ListEventsResponse, TailEventsRequest, TailEventsResponse,
+        VerifyChainRequest, VerifyChainResponse, audit_service_server::AuditService,
+        principal::Kind,
     },
 };
 
@@ -203,7 +204,7 @@ fn parsed(filter: EventFilter) -> Result<Filter> {
     let target = text("filter.target", filter.target)?;
     Ok(Filter {
         tenant: optional("filter.tenant", &filter.tenant)?,
-        client: optional("filter.client_id", &filter.client_id)?,
+        actor: filter.actor.map(actor).transpose()?,
         action: (!action.is_empty()).then_some(action),
         outcome: match filter.outcome.as_str() {
             "" => None,
@@ -260,6 +261,24 @@ fn judged(verdict: Verdict) -> ChainVerdict {
     }
 }
 
+fn principal(actor: &Principal) -> proto::Principal {
+    let kind = match actor {
+        Principal::Client(id) => Kind::ClientId(id.as_str().to_owned()),
+        Principal::Node => Kind::Node(true),
+    };
+    proto::Principal { kind: Some(kind) }
+}
+
+/// Parses the actor of a filter.
+fn actor(actor: proto::Principal) -> Result<Principal> {
+    match actor.kind {
+        Some(Kind::ClientId(id)) => Ok(Principal::Client(required("filter.actor.client_id", &id)?)),
+        Some(Kind::Node(true)) => Ok(Principal::Node),
+        Some(Kind::Node(false)) => Err(Error::field("filter.actor.node", "must be true")),
+        None => Err(Error::field("filter.actor", "must have a kind")),
+    }
+}
+
 fn shown(record: &Record) -> Event {
     let event = &record.event;
     Event {
@@ -271,11 +290,7 @@ fn shown(record: &Record) -> Event {
         action: event.action.as_str().to_owned(),
         outcome: event.outcome.as_str().to_owned(),
         tenant: event.tenant.as_ref().map(|tenant| tenant.as_str().to_owned()).unwrap_or_default(),
-        client_id: event
-            .client
-            .as_ref()
-            .map(|client| client.as_str().to_owned())
-            .unwrap_or_default(),
+        actor: event.actor.as_ref().map(principal),
         target: event.target.clone(),
         peer: event.peer.as_ref().to_owned(),
         request_id: event.request_id.as_ref().to_owned(),

@@ -17,7 +17,7 @@ use rusqlite::Connection;
 use tonic::{Code, Status, Streaming};
 
 use crate::service::{
-    harness::{Caller, START, World, bearer, reason, refreshing},
+    harness::{Caller, START, World, bearer, client, client_of, reason, refreshing},
     home::has_no_files,
     office::{Rpc, blamed},
 };
@@ -94,7 +94,7 @@ fn admits(filter: &EventFilter, event: &Event) -> bool {
     };
     action
         && same(&filter.tenant, &event.tenant)
-        && same(&filter.client_id, &event.client_id)
+        && filter.actor.as_ref().is_none_or(|_| filter.actor == event.actor)
         && same(&filter.outcome, &event.outcome)
         && same(&filter.target, &event.target)
         && filter.start_time.is_none_or(|_| at(&event.time) >= at(&filter.start_time))
@@ -112,7 +112,7 @@ fn filters(all: &[Event]) -> Vec<EventFilter> {
     );
     filters.extend(
         ["bootstrap", "orders-shop", "orders"]
-            .map(|id| EventFilter { client_id: id.to_owned(), ..none() }),
+            .map(|id| EventFilter { actor: client(id), ..none() }),
     );
     filters.extend(
         ["ok", "refused"].map(|outcome| EventFilter { outcome: outcome.to_owned(), ..none() }),
@@ -136,7 +136,7 @@ fn filters(all: &[Event]) -> Vec<EventFilter> {
     filters.push(EventFilter { start_time: at(START + 70), end_time: at(START + 70), ..none() });
     filters.push(EventFilter {
         tenant: "shop".to_owned(),
-        client_id: "orders-shop".to_owned(),
+        actor: client("orders-shop"),
         action: "refresh_token.".to_owned(),
         outcome: "refused".to_owned(),
         start_time: at(START + 70),
@@ -207,7 +207,7 @@ async fn page_tokens_and_filters_of_events_are_checked() {
     let none = EventFilter::default;
     let unfit = [
         ("filter.tenant", EventFilter { tenant: "{\"$ne\":\"\"}".to_owned(), ..none() }),
-        ("filter.client_id", EventFilter { client_id: "a b".to_owned(), ..none() }),
+        ("filter.actor.client_id", EventFilter { actor: client("a b"), ..none() }),
         ("filter.outcome", EventFilter { outcome: "OK".to_owned(), ..none() }),
         ("filter.action", EventFilter { action: "x".repeat(257), ..none() }),
         ("filter.target", EventFilter { target: "x".repeat(257), ..none() }),
@@ -306,7 +306,7 @@ async fn every_change_that_is_answered_is_on_record() {
         assert!(
             event.sequence > head
                 && event.outcome == "ok"
-                && event.client_id == "bootstrap"
+                && client_of(event) == "bootstrap"
                 && event.peer == "127.0.0.1"
         );
         // Another tenant learns the administrator's id and no more.
@@ -397,7 +397,7 @@ async fn every_token_and_every_refusal_is_on_record() {
     let failed = world.trail_of("client.authentication_failed").await;
     // There is no calling client: the claim is the target where it names a client, whose tenant
     // sees it (AUDIT AZ12).
-    assert!(failed.iter().all(|event| event.client_id.is_empty()));
+    assert!(failed.iter().all(|event| client_of(event).is_empty()));
     let seen: Vec<_> =
         failed.iter().map(|event| (event.target.as_str(), event.tenant.as_str())).collect();
     assert_eq!(seen, [("", ""), ("orders", mark.tenant.as_str())]);

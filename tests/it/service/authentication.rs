@@ -16,7 +16,9 @@ use jeton::proto::{
 use tonic::{Code, Request, Status, metadata::MetadataValue};
 
 use crate::service::{
-    harness::{Caller, World, bearer, reason, refreshing, secret_of, with_authorization},
+    harness::{
+        Caller, World, bearer, client_of, reason, refreshing, secret_of, with_authorization,
+    },
     scenes::{Shape, basic, shape, unlimited},
 };
 
@@ -343,10 +345,10 @@ async fn secrets_overlap_while_they_are_rotated() {
 
     let issued = world.events_of("token.issued").await;
     let used = |id: &str| {
-        issued.iter().filter(|event| event.client_id == old.id && secret_of(event) == id).count()
+        issued.iter().filter(|event| client_of(event) == old.id && secret_of(event) == id).count()
     };
     assert_eq!((used(&old_id), used(&added.secret_id)), (2, 3));
-    assert!(issued.iter().all(|event| event.client_id != old.id || !secret_of(event).is_empty()));
+    assert!(issued.iter().all(|event| client_of(event) != old.id || !secret_of(event).is_empty()));
     let failed = world.events_of("client.authentication_failed").await;
     assert_eq!(
         failed.iter().map(|event| event.target.as_str()).collect::<Vec<_>>(),

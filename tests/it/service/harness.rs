@@ -8,9 +8,10 @@ use jeton::{
     model::Timestamp,
     proto::{
         admin::{
-            Client, CreateClientRequest, Event, audience_service_client::AudienceServiceClient,
+            Client, CreateClientRequest, Event, Principal,
+            audience_service_client::AudienceServiceClient,
             audit_service_client::AuditServiceClient, client_service_client::ClientServiceClient,
-            key_service_client::KeyServiceClient,
+            key_service_client::KeyServiceClient, principal::Kind,
             revocation_service_client::RevocationServiceClient,
         },
         token::{
@@ -310,6 +311,19 @@ pub fn refreshing() -> Client {
         scopes: vec!["orders:read".to_owned(), "orders:write".to_owned()],
         grant_types: vec![GrantType::ClientCredentials.into(), GrantType::RefreshToken.into()],
         ..Client::default()
+    }
+}
+
+/// Party that acts: a client.
+pub fn client(id: &str) -> Option<Principal> {
+    Some(Principal { kind: Some(Kind::ClientId(id.to_owned())) })
+}
+
+/// Id of the client that acted; empty if none did.
+pub fn client_of(event: &Event) -> &str {
+    match event.actor.as_ref().and_then(|actor| actor.kind.as_ref()) {
+        Some(Kind::ClientId(id)) => id,
+        Some(Kind::Node(_)) | None => "",
     }
 }
 

@@ -284,7 +284,7 @@ async fn an_imported_hash_costs_what_ours_do_after_its_first_use() {
     assert_eq!(bench.cost(bench.answer(from(1), &imported)).await.1, 0, "and it is remembered");
     let records = bench.records(Action::SecretRehashed).await;
     assert_eq!(records.len(), 1);
-    assert!(records[0].target.starts_with("imported/") && records[0].client.is_some());
+    assert!(records[0].target.starts_with("imported/") && records[0].actor.is_some());
 
     let bench = bench.restarted().await;
     assert_eq!(bench.cost(bench.answer(from(1), &imported)).await, ("ok", HASH, 1));

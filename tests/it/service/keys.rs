@@ -16,7 +16,7 @@ use jeton::{
 use tonic::Code;
 
 use crate::service::{
-    harness::{World, reason, refreshing},
+    harness::{World, client_of, reason, refreshing},
     office::{blamed, kid_of},
     published::jwks,
 };
@@ -221,7 +221,7 @@ async fn keys_rotate_by_themselves() {
     eventually("the rotation", async || kid_of(&world.admin_token().await) != first).await;
     let events = world.trail_of("keys.rotated").await;
     assert!(
-        events.iter().any(|event| event.client_id.is_empty() && event.peer == "local"),
+        events.iter().any(|event| client_of(event).is_empty() && event.peer == "local"),
         "{events:?}"
     );
 }
@@ -250,7 +250,7 @@ async fn a_revoked_key_takes_its_tokens_along() {
     );
     let event = &world.trail_of("keys.revoked").await[0];
     assert_eq!(
-        (event.target.as_str(), event.client_id.as_str(), event.outcome.as_str()),
+        (event.target.as_str(), client_of(event), event.outcome.as_str()),
         (kid.as_str(), "bootstrap", "ok")
     );
 

@@ -11,7 +11,7 @@ use jeton::{
 use tonic::Code;
 
 use crate::service::{
-    harness::{ISSUER, World, bearer, reason, refreshing},
+    harness::{ISSUER, World, bearer, client_of, reason, refreshing},
     office::Rpc,
 };
 
@@ -82,7 +82,7 @@ async fn a_signing_key_is_ended_by_the_office_of_keys() {
     assert!(world.is_active(&mark.access_token).await);
     let recorded = world.trail_of("access.refused").await;
     assert_eq!(
-        (recorded[0].client_id.as_str(), recorded[0].target.as_str()),
+        (client_of(&recorded[0]), recorded[0].target.as_str()),
         (caller.id.as_str(), "jeton:admin:keys")
     );
     let (_, both) = world.staff("default", &["jeton:admin:revocations", "jeton:admin:keys"]).await;

@@ -10,7 +10,7 @@ use tonic::Status;
 
 use crate::{
     service::{
-        harness::{Caller, World, reason, refreshing},
+        harness::{Caller, World, client_of, reason, refreshing},
         home::is_brief,
         lab::Lab,
         office::{Mark, Rpc, decoded, kid_of, seconds},
@@ -123,7 +123,7 @@ async fn a_fallen_administrators_call_changes_nothing() {
             };
             let (answer, ()) = join!(world.ask(rpc, &token, &mark), meanwhile);
             assert_eq!(reason(&answer.unwrap_err()), "INVALID_TOKEN", "{rpc:?} {fall:?}");
-            let of_admin = |event: &&jeton::proto::admin::Event| event.client_id == admin.id;
+            let of_admin = |event: &&jeton::proto::admin::Event| client_of(event) == admin.id;
             let left = world.trail_of(rpc.action().unwrap()).await;
             assert_eq!(left.iter().find(of_admin), None, "{rpc:?} {fall:?}");
         }
@@ -259,7 +259,7 @@ async fn what_is_issued_in_flight_is_not_given_out() {
             let deed = if verb == "rotate" { Deed::Refresh } else { Deed::Token };
             let (answer, ()) = join!(act(&world, deed, &caller, &mark, &mark), meanwhile);
             assert_eq!(reason(&answer.unwrap_err()), "INVALID_CLIENT", "{name} {is_disabled}");
-            let of_client = |event: &jeton::proto::admin::Event| event.client_id == name;
+            let of_client = |event: &jeton::proto::admin::Event| client_of(event) == name;
             let issued = world.trail_of("token.issued").await.into_iter().find(of_client).unwrap();
             let ended = world
                 .trail_of("token.revoked")

@@ -4,7 +4,7 @@ use futures_util::{StreamExt, stream};
 use jeton::{
     admin::NewSecret,
     clock::Clock,
-    model::{Action, Peer, Stamp},
+    model::{Action, Peer, Principal, Stamp},
     oauth::token_endpoint::Request,
     store::ClientStore,
 };
@@ -105,9 +105,7 @@ async fn equal_refusals_of_a_client_are_one_record() {
     let reasons: Vec<&str> = records.iter().map(|event| &*event.reason).collect();
     assert_eq!(reasons, ["invalid_scope", "invalid_scope, 499 more"]);
     assert!(
-        records
-            .iter()
-            .all(|event| event.client.as_ref().is_some_and(|client| client.as_str() == "made"))
+        records.iter().all(|event| event.actor == Some(Principal::Client("made".parse().unwrap())))
     );
 }
 

@@ -5,7 +5,7 @@
 use jeton::{
     crypto::passwords::Passwords,
     model::{
-        Action, Client as Stored, ClientId, Digest, Scopes, Stamp, TenantId, Timestamp,
+        Action, Client as Stored, ClientId, Digest, Principal, Scopes, Stamp, TenantId, Timestamp,
         event::{Filter, Outcome},
     },
     proto::admin::{
@@ -221,8 +221,8 @@ async fn a_forged_record_is_on_record() {
     reads_until(1).await;
     let event = recorded().await[0].event.clone();
     assert_eq!(
-        (event.target.as_str(), event.outcome, event.client),
-        ("backdoor", Outcome::Refused, None)
+        (event.target.as_str(), event.outcome, event.actor),
+        ("backdoor", Outcome::Refused, Some(Principal::Node))
     );
     list(&lab.world).await;
     lab.world.advance(61);

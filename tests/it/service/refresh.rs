@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 
 use crate::{
     service::{
-        harness::{Caller, World, reason, refreshing, secret_of},
+        harness::{Caller, World, client_of, reason, refreshing, secret_of},
         home::{is_brief, on_mongodb},
         lab::Lab,
         scenes::{aimed_at, shape},
@@ -82,7 +82,7 @@ async fn a_replayed_token_ends_its_family() {
     let reused = world.events_of("refresh_token.reused").await;
     assert_eq!(reused.len(), 1, "{reused:?}");
     assert_eq!(
-        (reused[0].client_id.as_str(), reused[0].reason.as_str()),
+        (client_of(&reused[0]), reused[0].reason.as_str()),
         (caller.id.as_str(), "invalid_grant")
     );
     assert!(
@@ -366,7 +366,7 @@ async fn another_clients_token_is_refused_and_its_family_lives() {
         .events_of("refresh_token.refused")
         .await
         .into_iter()
-        .map(|event| event.client_id)
+        .map(|event| client_of(&event).to_owned())
         .collect();
     assert_eq!(recorded, HashSet::from([thief.id, neighbour.id, world.admin.id.clone()]));
     assert!(world.is_active(&first.access_token).await);

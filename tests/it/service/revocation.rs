@@ -11,7 +11,7 @@ use tonic::Code;
 
 use crate::{
     service::{
-        harness::{START, World, bearer, reason, refreshing},
+        harness::{START, World, bearer, client_of, reason, refreshing},
         home::on_mongodb,
         lab::Lab,
     },
@@ -116,7 +116,7 @@ async fn too_many_single_revocations_end_the_client_instead() {
     }
     let ended = world.trail_of("revocation.client").await;
     assert_eq!(
-        (ended.len(), ended[0].target.as_str(), ended[0].client_id.as_str()),
+        (ended.len(), ended[0].target.as_str(), client_of(&ended[0])),
         (1, &*caller.id, &*caller.id)
     );
     let fresh = world.token(&caller, &[]).await.unwrap();
@@ -196,7 +196,7 @@ async fn too_many_families_ended_by_reuse_end_the_client_instead() {
     }
     let ended = world.trail_of("revocation.client").await;
     assert_eq!(
-        (ended.len(), ended[0].target.as_str(), ended[0].client_id.as_str()),
+        (ended.len(), ended[0].target.as_str(), client_of(&ended[0])),
         (1, &*caller.id, &*caller.id)
     );
     assert_eq!(world.trail_of("refresh_token.reused").await.len(), 4, "each is on record");

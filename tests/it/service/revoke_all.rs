@@ -7,7 +7,7 @@ use jeton::proto::{
 use tonic::Code;
 
 use crate::service::{
-    harness::{World, reason},
+    harness::{World, client_of, reason},
     office::{Mark, blamed},
 };
 
@@ -78,7 +78,7 @@ async fn each_target_ends_what_it_names_and_no_more() {
         assert_eq!(stands(&world, &fresh).await, stays, "{name}");
         let events =
             world.trail_of(if name == "jti" { "revocation.token" } else { "revocation." }).await;
-        assert!(events[0].reason == "because" && events[0].client_id == "bootstrap");
+        assert!(events[0].reason == "because" && client_of(&events[0]) == "bootstrap");
     }
     let world = world.restart().await;
     for (mark, expected) in ended {

@@ -11,7 +11,7 @@ use jeton::{
 use tonic::{Code, Status};
 
 use crate::service::{
-    harness::{Caller, World, reason, secret_of},
+    harness::{Caller, World, client, reason, secret_of},
     office::{blamed, seconds},
 };
 
@@ -86,7 +86,7 @@ async fn a_secret_is_replaced_with_an_overlap() {
     assert!(world.token(&new, &[]).await.is_ok());
 
     let filter = EventFilter {
-        client_id: "orders".to_owned(),
+        actor: client("orders"),
         action: "token.issued".to_owned(),
         ..EventFilter::default()
     };

@@ -99,8 +99,8 @@ fn place(row: &Row<'_>) -> rusqlite::Result<Place> {
 fn hints(filter: &Filter) -> Vec<String> {
     let quoted = |text: &str| format!("\"{text}\"");
     let tenant = filter.tenant.as_ref().map(|tenant| quoted(tenant.as_str()));
-    let client = filter.client.as_ref().map(|client| quoted(client.as_str()));
-    tenant.into_iter().chain(client).collect()
+    let actor = filter.actor.as_ref().and_then(|actor| serde_json::to_string(actor).ok());
+    tenant.into_iter().chain(actor).collect()
 }
 
 #[cfg(test)]

@@ -245,7 +245,7 @@ impl EntryHeader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Action, AuthMethod, Stamp, Timestamp};
+    use crate::model::{Action, AuthMethod, Principal, Stamp, Timestamp};
 
     /// AZ2: the MAC covers each field that recovery relies on, the event, and the document of the
     /// entry.
@@ -301,7 +301,7 @@ mod tests {
     fn an_event_keeps_its_bytes_in_an_outbox() {
         let mut stamp = Stamp::internal(Timestamp::from_millis(1_790_000_000_123));
         stamp.tenant = Some("shop".parse().unwrap());
-        stamp.client = Some("orders".parse().unwrap());
+        stamp.actor = Some(Principal::Client("orders".parse().unwrap()));
         stamp.auth = Some(AuthMethod::Secret("s1".parse().unwrap()));
         let event = stamp
             .refused(Action::RefreshReused, "é\u{202e}\0", "invalid_grant")

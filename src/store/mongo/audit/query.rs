@@ -18,7 +18,7 @@ use super::{
 use crate::{
     crypto::chain::{Claim, Head},
     model::{
-        Event, Record, Timestamp,
+        Event, Principal, Record, Timestamp,
         event::{Filter, Place},
     },
     store::{
@@ -328,8 +328,14 @@ fn query(filter: &Filter) -> Document {
     if let Some(tenant) = &filter.tenant {
         query.insert("event.tenant", tenant.as_str());
     }
-    if let Some(client) = &filter.client {
-        query.insert("event.client", client.as_str());
+    match &filter.actor {
+        Some(Principal::Client(client)) => {
+            query.insert("event.actor.client", client.as_str());
+        }
+        Some(Principal::Node) => {
+            query.insert("event.actor", "node");
+        }
+        None => {}
     }
     match &filter.action {
         // Prefix match: from the dot up to the next character.

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use jeton::{
     crypto::chain::Walk,
     model::{
-        Action, AuthMethod, Client, Event, FamilyId, Place, Record,
+        Action, AuthMethod, Client, Event, FamilyId, Place, Principal, Record,
         event::{Filter, Outcome},
     },
     store::{AuditStore, Store},
@@ -55,7 +55,7 @@ pub(crate) async fn an_event_reads_back_as_it_was_appended(bench: &Bench) {
     let mut full = stamp();
     full.at = at(7);
     full.tenant = Some("t".repeat(64).parse().unwrap());
-    full.client = Some(id(&"x".repeat(128)));
+    full.actor = Some(Principal::Client(id(&"x".repeat(128))));
     full.auth = Some(AuthMethod::Secret("s1".parse().unwrap()));
     let full = full
         .refused(Action::AccessRefused, "target", "insufficient_scope")
@@ -171,7 +171,7 @@ pub(crate) async fn filters_admit_what_they_say(bench: &Bench) {
     let stamp = |tenant: &str, client: &str, millis| jeton::model::Stamp {
         at: at(millis),
         tenant: Some(tenant.parse().unwrap()),
-        client: Some(id(client)),
+        actor: Some(Principal::Client(id(client))),
         ..stamp()
     };
     store.append(stamp("t", "a", 0).done(Action::TokenIssued, "one")).await.unwrap();
@@ -185,16 +185,18 @@ pub(crate) async fn filters_admit_what_they_say(bench: &Bench) {
     let none = Filter::default;
     assert_eq!(found(none()).await, [3, 2, 4, 1]);
     assert_eq!(found(Filter { tenant: Some("t".parse().unwrap()), ..none() }).await, [2, 1]);
-    assert_eq!(found(Filter { client: Some(id("a")), ..none() }).await, [3, 1]);
+    let of_a = || Some(Principal::Client(id("a")));
+    assert_eq!(found(Filter { actor: of_a(), ..none() }).await, [3, 1]);
+    assert_eq!(found(Filter { actor: Some(Principal::Node), ..none() }).await, [4]);
     assert_eq!(found(Filter { action: Some("token.".into()), ..none() }).await, [2, 1]);
     assert_eq!(found(Filter { action: Some("token.issued".into()), ..none() }).await, [1]);
     assert_eq!(found(Filter { action: Some("token".into()), ..none() }).await, [0; 0]);
     assert_eq!(found(Filter { outcome: Some(Outcome::Refused), ..none() }).await, [3]);
     assert_eq!(found(Filter { target: Some("two".into()), ..none() }).await, [2]);
     assert_eq!(found(Filter { from: Some(at(10)), to: Some(at(20)), ..none() }).await, [2]);
-    let both = Filter { tenant: Some("u".parse().unwrap()), client: Some(id("a")), ..none() };
+    let both = Filter { tenant: Some("u".parse().unwrap()), actor: of_a(), ..none() };
     assert_eq!(found(both).await, [3]);
-    let page = Filter { client: Some(id("a")), ..none() };
+    let page = Filter { actor: of_a(), ..none() };
     let third = Place { at: at(20), chain: chain_of(&*store).await, sequence: 3 };
     assert_eq!(sequences(&store.events(&page, Some(&third), 1).await.unwrap()), [1]);
 }
