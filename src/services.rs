@@ -30,7 +30,7 @@ use crate::{
 pub struct Parts {
     /// The store, with its records checked.
     pub store: Arc<Authentic>,
-    /// Token state that follows that store.
+    /// State of the node, which follows that store; each service gets the parts that it uses.
     pub standing: Arc<NodeState>,
     /// Budgets.
     pub limits: Arc<Limits>,
@@ -64,7 +64,7 @@ pub struct Services {
     pub revoker: Arc<Revoker>,
     /// Administration.
     pub admin: AdminServices,
-    /// Token state.
+    /// State of the node, for housekeeping and readiness.
     pub standing: Arc<NodeState>,
     /// Budgets.
     pub limits: Arc<Limits>,
@@ -112,7 +112,9 @@ impl Services {
         } = parts;
         let (clock_offset, terms) = (parts.clock_offset, Arc::new(parts.terms));
         let store: Arc<dyn Store> = authentic.clone();
-        let signing = standing.keys.signing_keys();
+        let (token_state, cache) = (standing.tokens.clone(), standing.clients.clone());
+        let node_keys = standing.keys.clone();
+        let signing = node_keys.signing_keys();
         let root = signing.root();
         let secrets = Arc::new(ClientSecrets::new(root));
         let refresh_key = Arc::new(RefreshKey::new(root));
@@ -121,7 +123,8 @@ impl Services {
 
         let clients = Arc::new(ClientAuthenticator {
             store: store.clone(),
-            standing: standing.clone(),
+            tokens: token_state.clone(),
+            cache: cache.clone(),
             trail: trail.clone(),
             limits: limits.clone(),
             secrets: secrets.clone(),
@@ -134,7 +137,7 @@ impl Services {
         let revoker = Arc::new(Revoker {
             clients: clients.clone(),
             store: store.clone(),
-            standing: standing.clone(),
+            tokens: token_state.clone(),
             trail: trail.clone(),
             limits: limits.clone(),
             refresh_key: refresh_key.clone(),
@@ -142,10 +145,14 @@ impl Services {
         });
         let tokens = TokenIssuer {
             clients: clients.clone(),
-            minter: Minter { standing: standing.clone(), terms: terms.clone() },
+            minter: Minter {
+                tokens: token_state.clone(),
+                node_keys: node_keys.clone(),
+                terms: terms.clone(),
+            },
             revoker: revoker.clone(),
             store: store.clone(),
-            standing: standing.clone(),
+            tokens: token_state.clone(),
             trail: trail.clone(),
             limits: limits.clone(),
             refresh_key: refresh_key.clone(),
@@ -155,7 +162,7 @@ impl Services {
         let introspector = Introspector {
             clients: clients.clone(),
             store: store.clone(),
-            standing: standing.clone(),
+            tokens: token_state.clone(),
             trail: trail.clone(),
             limits: limits.clone(),
             refresh_key,
@@ -164,14 +171,15 @@ impl Services {
         let gate = Arc::new(AdminAuthenticator {
             clients: clients.clone(),
             store: store.clone(),
-            standing: standing.clone(),
+            tokens: token_state.clone(),
+            cache: cache.clone(),
             trail: trail.clone(),
             clock: clock.clone(),
         });
         let keys = Arc::new(Keys {
             gate: gate.clone(),
             store: store.clone(),
-            standing: standing.clone(),
+            node_keys: node_keys.clone(),
             sealer,
             clock: clock.clone(),
             terms: terms.clone(),

@@ -9,7 +9,7 @@ use crate::{
     error::{Error, Result},
     model::{Action, AuthMethod, Call, Client, ClientId, Scope, Scopes, Stamp, TenantId},
     oauth::{ADMIN, ClientAuthenticator, Credentials, client_auth::carries, proven::spend},
-    standing::NodeState,
+    standing::{ClientCache, TokenState},
     store::{Proof, ProvenWrite, Spent, Store},
 };
 
@@ -128,7 +128,8 @@ impl Administrator {
 pub struct AdminAuthenticator {
     pub(crate) clients: Arc<ClientAuthenticator>,
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) standing: Arc<NodeState>,
+    pub(crate) tokens: Arc<TokenState>,
+    pub(crate) cache: Arc<ClientCache>,
     pub(crate) trail: Arc<Trail>,
     pub(crate) clock: Arc<dyn Clock>,
 }
@@ -168,12 +169,11 @@ impl AdminAuthenticator {
     /// moment.
     pub async fn still_administers(&self, admin: &Administrator) -> Result<()> {
         let Administrator { client, verified, scope } = admin;
-        if !self.standing.tokens.is_active(verified, self.clock.now())? {
+        if !self.tokens.is_active(verified, self.clock.now())? {
             return Err(Error::InvalidToken);
         }
         let client = self
-            .standing
-            .clients
+            .cache
             .client(self.store.as_ref(), &client.id)
             .await?
             .filter(|client| !client.disabled);

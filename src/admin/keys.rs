@@ -13,7 +13,7 @@ use crate::{
         keyset::{Algorithm, KeyPolicy},
     },
     oauth::Terms,
-    standing::NodeState,
+    standing::NodeKeys,
     store::{ProvenWrite, Spent, Store, Write},
 };
 
@@ -30,7 +30,7 @@ pub fn first(sealer: &Sealer, terms: &Terms, now: Timestamp) -> (Keyset, Event) 
 pub struct Keys {
     pub(crate) gate: Arc<AdminAuthenticator>,
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) standing: Arc<NodeState>,
+    pub(crate) node_keys: Arc<NodeKeys>,
     pub(crate) sealer: Arc<Sealer>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) terms: Arc<Terms>,
@@ -135,7 +135,7 @@ impl Keys {
             .keyset()
             .await?
             .ok_or_else(|| Error::Internal("the keyset is missing from the store".into()))?;
-        self.standing.keys.admit(&keyset).map_err(|refused| Error::Internal(refused.into()))?;
+        self.node_keys.admit(&keyset).map_err(|refused| Error::Internal(refused.into()))?;
         Ok(keyset)
     }
 }

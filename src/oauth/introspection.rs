@@ -14,6 +14,7 @@ use crate::{
     error::{Error, Result},
     limit::Limits,
     model::{Action, Audience, AuthMethod, Call, Client, Family, TenantId},
+    standing::TokenState,
     store::Store,
 };
 
@@ -67,7 +68,7 @@ impl IntrospectionCaller {
 pub struct Introspector {
     pub(crate) clients: Arc<ClientAuthenticator>,
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) standing: Arc<crate::standing::NodeState>,
+    pub(crate) tokens: Arc<TokenState>,
     pub(crate) trail: Arc<Trail>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) refresh_key: Arc<RefreshKey>,
@@ -136,7 +137,7 @@ impl Introspector {
         token: &str,
         show: impl FnOnce(&VisibleToken<'_>) -> T,
     ) -> Result<Option<T>> {
-        let Some(verified) = self.standing.tokens.verify_active(token, call.now)? else {
+        let Some(verified) = self.tokens.verify_active(token, call.now)? else {
             return Ok(None);
         };
         let claims = verified.claims();
@@ -157,7 +158,7 @@ impl Introspector {
     ) -> Result<Option<Family>> {
         // Before anything about the token: while there is no judgement, every text gets the same
         // answer (I04).
-        self.standing.tokens.ensure_fresh()?;
+        self.tokens.ensure_fresh()?;
         if !caller.any {
             return Ok(None);
         }
@@ -165,11 +166,10 @@ impl Introspector {
         let Some(family) = self.store.family(presented.family, call.now).await? else {
             return Ok(None);
         };
-        let current =
-            self.standing.tokens.epochs(&family.tenant, &family.client, &family.subject)?;
+        let current = self.tokens.epochs(&family.tenant, &family.client, &family.subject)?;
         let stands = self.refresh_key.verify(&presented, &family.salt)
             && family.is_valid(call.now)
-            && !self.standing.tokens.is_family_revoked(family.id)
+            && !self.tokens.is_family_revoked(family.id)
             && family.epochs.covers(current)
             && family.generation == presented.generation;
         Ok((stands && caller.sees(&family.tenant, &[])).then_some(family))

@@ -9,7 +9,7 @@ use crate::{
     crypto::signing_keys::SignError,
     error::{Error, Result},
     model::{Audience, Claims, Client, Epochs, FamilyId, Granted, Jti, Scopes, Subject, Timestamp},
-    standing::NodeState,
+    standing::{NodeKeys, TokenState},
 };
 
 /// Issued tokens (RFC 6749 section 5.1).
@@ -39,7 +39,8 @@ pub(super) struct Mint<'a> {
 
 /// Mints access tokens (RFC 9068).
 pub struct Minter {
-    pub(crate) standing: Arc<NodeState>,
+    pub(crate) tokens: Arc<TokenState>,
+    pub(crate) node_keys: Arc<NodeKeys>,
     pub(crate) terms: Arc<Terms>,
 }
 
@@ -63,7 +64,7 @@ impl Minter {
     /// nothing: its key may be revoked, or its epochs raised, and then the token would be invalid
     /// from the start.
     pub(super) fn mint(&self, mint: Mint<'_>) -> Result<(SecretString, Duration)> {
-        self.standing.tokens.ensure_fresh()?;
+        self.tokens.ensure_fresh()?;
         let lifetime = self.access_lifetime(mint.client, mint.now, mint.family.map(|(_, end)| end));
         let iat = mint.now.seconds();
         let seconds = i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX).max(1);
@@ -82,13 +83,12 @@ impl Minter {
             fam: mint.family.map(|(id, _)| id),
             ep: mint.epochs,
         };
-        let token =
-            self.standing.keys.signing_keys().sign(&claims).map_err(|error| match error {
-                SignError::TooLong => Error::InvalidScope(
-                    "the scopes and roles do not fit into a token; request fewer".into(),
-                ),
-                SignError::Claims(_) | SignError::Signature => Error::Internal(Box::new(error)),
-            })?;
+        let token = self.node_keys.signing_keys().sign(&claims).map_err(|error| match error {
+            SignError::TooLong => Error::InvalidScope(
+                "the scopes and roles do not fit into a token; request fewer".into(),
+            ),
+            SignError::Claims(_) | SignError::Signature => Error::Internal(Box::new(error)),
+        })?;
         Ok((token.into(), Duration::from_secs(seconds.unsigned_abs())))
     }
 }

@@ -132,11 +132,10 @@ impl TokenIssuer {
         if !self.refresh_key.verify(&presented, &family.salt) {
             return Err(Error::InvalidGrant);
         }
-        let current =
-            self.standing.tokens.epochs(&family.tenant, &family.client, &family.subject)?;
+        let current = self.tokens.epochs(&family.tenant, &family.client, &family.subject)?;
         // A revocation is final: one that this node knows is not undone by a store that no longer
         // shows it.
-        let undone = family.ended_at.is_none() && self.standing.tokens.is_family_revoked(family.id);
+        let undone = family.ended_at.is_none() && self.tokens.is_family_revoked(family.id);
         let client = who.client();
         let audience_stands = family.audience.iter().all(|audience| {
             *audience == self.terms.own_audience || client.audiences.contains(audience)
@@ -164,7 +163,7 @@ impl TokenIssuer {
     ) -> bool {
         let lately = || {
             family.rotated_at + self.terms.token.refresh_grace()
-                >= self.standing.tokens.verifying_keys().earliest_node_time(call.now)
+                >= self.tokens.verifying_keys().earliest_node_time(call.now)
         };
         match family.generation.checked_sub(presented.generation) {
             Some(0) => true,

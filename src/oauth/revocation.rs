@@ -14,7 +14,7 @@ use crate::{
         Action, AuthMethod, Call, Client, ClientId, EpochOf, Revocation, Revoked, Scopes, TenantId,
         Timestamp,
     },
-    standing::{NodeState, SLACK},
+    standing::{SLACK, TokenState},
     store::{Proof, ProvenWrite, Store},
 };
 
@@ -22,7 +22,7 @@ use crate::{
 pub struct Revoker {
     pub(crate) clients: Arc<ClientAuthenticator>,
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) standing: Arc<NodeState>,
+    pub(crate) tokens: Arc<TokenState>,
     pub(crate) trail: Arc<Trail>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) refresh_key: Arc<RefreshKey>,
@@ -73,18 +73,14 @@ impl Revoker {
         // A revoked family is not enough: its record may be missing, and this node may not have
         // received the change (V04).
         let is_past = |ended: Timestamp| {
-            self.standing.tokens.is_family_revoked(family.id)
+            self.tokens.is_family_revoked(family.id)
                 || ended + self.terms.revocation_memory() <= call.now
         };
         if family.ended_at.is_some_and(is_past) {
             return Ok(());
         }
-        if self.standing.tokens.is_outdated(
-            &family.epochs,
-            &family.tenant,
-            &family.client,
-            &family.subject,
-        ) {
+        if self.tokens.is_outdated(&family.epochs, &family.tenant, &family.client, &family.subject)
+        {
             return Ok(());
         }
         // One that was ended before is remembered already.
@@ -123,8 +119,8 @@ impl Revoker {
         // A node that is behind may not know the key: then it must not say that there is nothing to
         // end (V05). What it does know it ends: the write is the store's, and ending too much is
         // not possible.
-        let fresh = self.standing.tokens.ensure_fresh();
-        let Some(claims) = self.standing.tokens.verifying_keys().verify_at_any_time(token) else {
+        let fresh = self.tokens.ensure_fresh();
+        let Some(claims) = self.tokens.verifying_keys().verify_at_any_time(token) else {
             return Ok(fresh?);
         };
         // Which clock is right is not known here: only what has expired by all of them is left
@@ -144,13 +140,9 @@ impl Revoker {
                 .await;
         }
         // Both are final, however old what is known here may be.
-        let is_outdated = self.standing.tokens.is_outdated(
-            &claims.ep,
-            &claims.tenant,
-            &claims.client_id,
-            &claims.sub,
-        );
-        if is_outdated || self.standing.tokens.is_token_revoked(claims.jti) {
+        let is_outdated =
+            self.tokens.is_outdated(&claims.ep, &claims.tenant, &claims.client_id, &claims.sub);
+        if is_outdated || self.tokens.is_token_revoked(claims.jti) {
             return Ok(());
         }
         if !self.limits.remembers_revocation(

@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Result},
     limit::Limits,
     model::{Action, Call},
-    standing::NodeState,
+    standing::TokenState,
     store::Store,
 };
 
@@ -23,7 +23,7 @@ pub struct TokenIssuer {
     pub(crate) minter: Minter,
     pub(crate) revoker: Arc<Revoker>,
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) standing: Arc<NodeState>,
+    pub(crate) tokens: Arc<TokenState>,
     pub(crate) trail: Arc<Trail>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) refresh_key: Arc<RefreshKey>,

@@ -20,8 +20,7 @@ impl ClientAuthenticator {
         call: &Call,
         token: &SecretString,
     ) -> Result<(Arc<Client>, Arc<VerifiedClaims>)> {
-        let Some(verified) = self.standing.tokens.verify_active(token.expose_secret(), call.now)?
-        else {
+        let Some(verified) = self.tokens.verify_active(token.expose_secret(), call.now)? else {
             return Err(Error::InvalidToken);
         };
         let claims = verified.claims();
@@ -29,8 +28,7 @@ impl ClientAuthenticator {
             return Err(Error::InvalidToken);
         }
         let client = self
-            .standing
-            .clients
+            .cache
             .client(self.store.as_ref(), &claims.client_id)
             .await?
             .filter(|client| !client.disabled);

@@ -21,7 +21,7 @@ use crate::{
     model::{
         Audience, AuthMethod, Call, Client, ClientId, Epochs, Stamp, Subject, TenantId, Timestamp,
     },
-    standing::{NodeState, Stale},
+    standing::{ClientCache, Stale, TokenState},
     store::{Store, StoreError},
 };
 
@@ -104,7 +104,8 @@ impl AuthenticatedClient {
 /// Authenticates clients by their secrets and their own access tokens, and draws on their budgets.
 pub struct ClientAuthenticator {
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) standing: Arc<NodeState>,
+    pub(crate) tokens: Arc<TokenState>,
+    pub(crate) cache: Arc<ClientCache>,
     pub(crate) trail: Arc<Trail>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) secrets: Arc<ClientSecrets>,
@@ -138,10 +139,7 @@ impl ClientAuthenticator {
         let (client, read) = match &id {
             Some(id) => {
                 let place = self.limits.read_place(call.peer);
-                self.standing
-                    .clients
-                    .look_up(id, place, |place| self.read_unproven(place, id))
-                    .await?
+                self.cache.look_up(id, place, |place| self.read_unproven(place, id)).await?
             }
             None => (None, false),
         };
@@ -202,11 +200,8 @@ impl ClientAuthenticator {
         proven: &Client,
         method: AuthMethod,
     ) -> Result<Option<AuthenticatedClient>> {
-        let epochs = self.standing.tokens.epochs(
-            &proven.tenant,
-            &proven.id,
-            &Subject::of_client(&proven.id),
-        );
+        let epochs =
+            self.tokens.epochs(&proven.tenant, &proven.id, &Subject::of_client(&proven.id));
         let Some(client) = self.unchanged(call, proven, &method).await? else { return Ok(None) };
         self.limits.client(&client.id, &client.rate_plan, call.now)?;
         match &method {
@@ -227,7 +222,7 @@ impl ClientAuthenticator {
         // The time that has passed in this call counts: an overlap may have ended in it.
         let now = self.clock.now().max(call.now);
         let made = |client: &Client| added_at(client, method, now);
-        let client = self.standing.clients.client(self.store.as_ref(), &proven.id).await?;
+        let client = self.cache.client(self.store.as_ref(), &proven.id).await?;
         Ok(client.filter(|client| {
             !client.disabled
                 && client.tenant == proven.tenant
