@@ -6,19 +6,16 @@ use jeton::{
 };
 use tonic::{Code, Status};
 
-use crate::service::{
-    harness::{World, bearer, reason, refreshing},
-    office::seconds,
-};
+use crate::support::server::{TestServer, bearer, reason, refreshing, seconds};
 
 /// Writes with the token of an administrator of one tenant.
-async fn create(world: &World, token: &str, client: Client) -> Result<Client, Status> {
+async fn create(server: &TestServer, token: &str, client: Client) -> Result<Client, Status> {
     let message = CreateClientRequest { client: Some(client), secret: None };
-    Ok(world.clients().create_client(bearer(message, token)).await?.into_inner().client.unwrap())
+    Ok(server.clients().create_client(bearer(message, token)).await?.into_inner().client.unwrap())
 }
 
 async fn update(
-    world: &World,
+    server: &TestServer,
     token: &str,
     client: Client,
     mask: &[&str],
@@ -27,7 +24,7 @@ async fn update(
         paths: mask.iter().map(|path| (*path).to_owned()).collect(),
     });
     let message = UpdateClientRequest { client: Some(client), update_mask };
-    Ok(world.clients().update_client(bearer(message, token)).await?.into_inner().client.unwrap())
+    Ok(server.clients().update_client(bearer(message, token)).await?.into_inner().client.unwrap())
 }
 
 fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, what: &str) {
@@ -53,11 +50,11 @@ type Widen = fn(Client) -> Client;
 /// 366 days.
 #[tokio::test]
 async fn a_tenant_gives_itself_neither_a_plan_nor_a_longer_life() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for scope in ["jeton:admin:clients", "jeton:admin"] {
-        let (own, token) = world.staff("acme", &[scope]).await;
+        let (own, token) = server.client_with_token("acme", &[scope]).await;
         let id = format!("plain-{}", scope.len());
-        create(&world, &token, named(&id)).await.unwrap();
+        create(&server, &token, named(&id)).await.unwrap();
         let wider: [(&str, Widen); 4] = [
             ("rate_plan", |client| Client { rate_plan: "bulk".to_owned(), ..client }),
             ("access_token_lifetime", |client| Client {
@@ -74,17 +71,17 @@ async fn a_tenant_gives_itself_neither_a_plan_nor_a_longer_life() {
             }),
         ];
         for (field, widen) in wider {
-            refused(create(&world, &token, widen(named("new"))).await, field);
-            refused(update(&world, &token, widen(named(&id)), &[field]).await, field);
-            refused(update(&world, &token, widen(named(&id)), &["*"]).await, field);
+            refused(create(&server, &token, widen(named("new"))).await, field);
+            refused(update(&server, &token, widen(named(&id)), &[field]).await, field);
+            refused(update(&server, &token, widen(named(&id)), &["*"]).await, field);
             let itself = Client { client_id: own.id.clone(), ..Client::default() };
-            refused(update(&world, &token, widen(itself), &[field]).await, field);
+            refused(update(&server, &token, widen(itself), &[field]).await, field);
             assert!(
-                world.change(widen(named(&id)), &[field]).await.is_ok(),
+                server.change(widen(named(&id)), &[field]).await.is_ok(),
                 "the operator gives {field}"
             );
         }
-        assert_eq!(world.try_get("new").await.unwrap_err().code(), Code::NotFound);
+        assert_eq!(server.try_get("new").await.unwrap_err().code(), Code::NotFound);
     }
 }
 
@@ -92,26 +89,26 @@ async fn a_tenant_gives_itself_neither_a_plan_nor_a_longer_life() {
 /// back.
 #[tokio::test]
 async fn what_the_operator_gave_stays_until_it_is_given_up() {
-    let world = World::start().await;
-    let (_, token) = world.staff("acme", &["jeton:admin:clients"]).await;
+    let server = TestServer::start().await;
+    let (_, token) = server.client_with_token("acme", &["jeton:admin:clients"]).await;
     let given = Client {
         tenant: "acme".to_owned(),
         rate_plan: "bulk".to_owned(),
         refresh_token_lifetime: seconds(60 * DAY),
         ..named("given")
     };
-    world.register(given.clone()).await;
+    server.register(given.clone()).await;
     let renamed = Client { display_name: "renamed".to_owned(), ..given.clone() };
-    let kept = update(&world, &token, renamed.clone(), &["display_name"]).await.unwrap();
+    let kept = update(&server, &token, renamed.clone(), &["display_name"]).await.unwrap();
     assert_eq!((kept.rate_plan.as_str(), kept.refresh_token_lifetime), ("bulk", seconds(60 * DAY)));
     assert!(
-        update(&world, &token, Client { tenant: String::new(), ..renamed }, &["*"]).await.is_ok(),
+        update(&server, &token, Client { tenant: String::new(), ..renamed }, &["*"]).await.is_ok(),
         "the same values again"
     );
 
     refused(
         update(
-            &world,
+            &server,
             &token,
             Client { refresh_token_lifetime: seconds(61 * DAY), ..given.clone() },
             &["*"],
@@ -121,18 +118,18 @@ async fn what_the_operator_gave_stays_until_it_is_given_up() {
     );
     for days in [45, 10] {
         let less = Client { refresh_token_lifetime: seconds(days * DAY), ..given.clone() };
-        assert!(update(&world, &token, less, &["refresh_token_lifetime"]).await.is_ok(), "{days}");
+        assert!(update(&server, &token, less, &["refresh_token_lifetime"]).await.is_ok(), "{days}");
     }
     refused(
-        update(&world, &token, given.clone(), &["refresh_token_lifetime"]).await,
+        update(&server, &token, given.clone(), &["refresh_token_lifetime"]).await,
         "back to what it was",
     );
     let standard = Client { rate_plan: String::new(), ..given.clone() };
     assert_eq!(
-        update(&world, &token, standard, &["rate_plan"]).await.unwrap().rate_plan,
+        update(&server, &token, standard, &["rate_plan"]).await.unwrap().rate_plan,
         "standard"
     );
-    refused(update(&world, &token, given, &["rate_plan"]).await, "back to the plan");
+    refused(update(&server, &token, given, &["rate_plan"]).await, "back to the plan");
 
     // At and below what is configured, everything is the tenant's own.
     let own = Client {
@@ -141,27 +138,27 @@ async fn what_the_operator_gave_stays_until_it_is_given_up() {
         refresh_token_idle_lifetime: seconds(7 * DAY),
         ..named("own")
     };
-    assert!(create(&world, &token, own).await.is_ok());
+    assert!(create(&server, &token, own).await.is_ok());
 }
 
 /// AZ11: a plan below "standard" is the operator's means against a client that takes too much: its
 /// tenant neither moves the client back nor to any plan above, and may give up what is more.
 #[tokio::test]
 async fn a_slower_plan_is_the_operators_to_take_back() {
-    let world = World::with(|config| {
+    let server = TestServer::start_with(|config| {
         let rates = [("slow", 1, 1), ("slower-with-a-burst", 1, 1_000_000), ("slowest", 1, 1)];
         for (name, per_second, burst) in rates {
             config.limits.plans.insert(name.to_owned(), Rate { per_second, burst });
         }
     })
     .await;
-    let (_, token) = world.staff("acme", &["jeton:admin:clients"]).await;
+    let (_, token) = server.client_with_token("acme", &["jeton:admin:clients"]).await;
     let slowed =
         Client { tenant: "acme".to_owned(), rate_plan: "slow".to_owned(), ..named("slowed") };
-    world.register(slowed.clone()).await;
+    server.register(slowed.clone()).await;
     let onto = async |client: &Client, plan: &str| {
         let client = Client { rate_plan: plan.to_owned(), ..client.clone() };
-        update(&world, &token, client, &["rate_plan"]).await
+        update(&server, &token, client, &["rate_plan"]).await
     };
     for plan in ["standard", "", "bulk", "slower-with-a-burst"] {
         refused(onto(&slowed, plan).await, plan);
@@ -170,9 +167,9 @@ async fn a_slower_plan_is_the_operators_to_take_back() {
         assert!(onto(&slowed, plan).await.is_ok(), "{plan}");
     }
     let renamed = Client { display_name: "renamed".to_owned(), ..slowed.clone() };
-    assert!(update(&world, &token, renamed, &["display_name"]).await.is_ok());
+    assert!(update(&server, &token, renamed, &["display_name"]).await.is_ok());
     assert!(
-        world
+        server
             .change(Client { rate_plan: "standard".to_owned(), ..slowed }, &["rate_plan"])
             .await
             .is_ok(),
@@ -180,7 +177,7 @@ async fn a_slower_plan_is_the_operators_to_take_back() {
     );
     // A plan above may be given up in steps, and not taken back.
     let fast = Client { tenant: "acme".to_owned(), rate_plan: "bulk".to_owned(), ..named("fast") };
-    world.register(fast.clone()).await;
+    server.register(fast.clone()).await;
     for plan in ["standard", "slow"] {
         assert!(onto(&fast, plan).await.is_ok(), "{plan}");
     }

@@ -2,29 +2,17 @@
 
 use jeton::{
     model::{AudienceRecord, Mac, Stamp},
-    proto::{
-        admin::{
-            Client, CreateClientRequest, DeleteClientRequest, ListAudiencesRequest,
-            ListEventsRequest, ReleaseAudienceRequest, UpdateClientRequest,
-        },
-        token::TokenRequest,
-    },
+    proto::admin::{Client, DeleteClientRequest, ListAudiencesRequest},
     store::{AudienceStore, Creation, FoundAudience, Write},
 };
 use tokio::time::Duration;
 use tonic::{Code, Status};
 
-use crate::service::{
-    harness::{Caller, ISSUER, World, bearer, reason, refreshing},
-    home::on_mongodb,
-    lab::Lab,
+use crate::support::server::{
+    ISSUER, TamperableServer, TestServer, bearer, on_mongodb, reason, refreshing, texts,
 };
 
 pub const PAY: &str = "https://pay.globex.example";
-
-pub fn texts(texts: &[&str]) -> Vec<String> {
-    texts.iter().map(|text| (*text).to_owned()).collect()
-}
 
 /// A client with tokens for these audiences.
 pub fn aimed(id: &str, audiences: &[&str]) -> Client {
@@ -33,65 +21,6 @@ pub fn aimed(id: &str, audiences: &[&str]) -> Client {
 
 pub fn owner(audience: &str, tenant: &str) -> (String, String) {
     (audience.to_owned(), tenant.to_owned())
-}
-
-impl World {
-    /// An administrator of a tenant: its access token.
-    pub async fn root_of(&self, tenant: &str) -> String {
-        self.staff(tenant, &["jeton:admin"]).await.1
-    }
-
-    pub async fn create_as(&self, token: &str, client: Client) -> Result<Caller, Status> {
-        let request = bearer(CreateClientRequest { client: Some(client), secret: None }, token);
-        let created = self.clients().create_client(request).await?.into_inner();
-        Ok(Caller { id: created.client.unwrap().client_id, secret: created.client_secret })
-    }
-
-    pub async fn change_as(
-        &self,
-        token: &str,
-        client: Client,
-        mask: &[&str],
-    ) -> Result<Client, Status> {
-        let update_mask = Some(prost_types::FieldMask { paths: texts(mask) });
-        let request = bearer(UpdateClientRequest { client: Some(client), update_mask }, token);
-        Ok(self.clients().update_client(request).await?.into_inner().client.unwrap())
-    }
-
-    /// Actions about an audience in the trail that an administrator sees, oldest first.
-    pub async fn fate_of(&self, audience: &str, token: &str) -> Vec<(String, String)> {
-        let request = bearer(ListEventsRequest { page_size: 1_000, ..Default::default() }, token);
-        let events = self.audit().list_events(request).await.unwrap().into_inner().events;
-        let of_audience = events.into_iter().rev().filter(|event| event.target == audience);
-        of_audience.map(|event| (event.action, event.tenant)).collect()
-    }
-
-    pub async fn release_as(&self, token: &str, audience: &str) -> Result<(), Status> {
-        let message = ReleaseAudienceRequest { audience: audience.to_owned() };
-        self.audiences().release_audience(bearer(message, token)).await.map(drop)
-    }
-
-    /// Waits for what a call that was cut off leaves to be done.
-    pub async fn gone(&self, id: &str) {
-        // Any other refusal says nothing.
-        let is_gone =
-            async || self.try_get(id).await.is_err_and(|refused| reason(&refused) == "NOT_FOUND");
-        let gone = async { while !is_gone().await {} };
-        tokio::time::timeout(Duration::from_secs(60), gone)
-            .await
-            .expect("the client is taken back");
-    }
-
-    pub async fn token_for(&self, caller: &Caller, audience: &str) -> Result<String, Status> {
-        let Caller { id, secret } = caller.clone();
-        let message = TokenRequest {
-            client_id: id,
-            client_secret: secret,
-            resources: texts(&[audience]),
-            ..TokenRequest::default()
-        };
-        Ok(self.tokens().token(message).await?.into_inner().access_token)
-    }
 }
 
 /// Refused for what belongs to another tenant: names the field and the audience, and not the
@@ -115,82 +44,88 @@ pub fn assert_foreign(refused: &Status, field: &str, audience: &str) {
 /// any roles.
 #[tokio::test]
 async fn a_tenant_gets_no_tokens_for_anothers_api() {
-    let world = World::start().await;
-    let (acme, globex) = (world.root_of("acme").await, world.root_of("globex").await);
-    let server = Client {
+    let server = TestServer::start().await;
+    let (acme, globex) =
+        (server.tenant_admin_token("acme").await, server.tenant_admin_token("globex").await);
+    let introspecting = Client {
         client_id: "pay".to_owned(),
         scopes: texts(&["jeton:introspect"]),
         serves: texts(&[PAY]),
         ..Client::default()
     };
-    world.create_as(&globex, server).await.unwrap();
+    server.create_as(&globex, introspecting).await.unwrap();
     let evil = Client {
         roles: texts(&["payer", "admin"]),
         scopes: texts(&["pay:write"]),
         ..aimed("evil", &[PAY])
     };
     assert_foreign(
-        &world.create_as(&acme, evil.clone()).await.unwrap_err(),
+        &server.create_as(&acme, evil.clone()).await.unwrap_err(),
         "client.audiences",
         PAY,
     );
     let serving =
         Client { audiences: Vec::new(), serves: texts(&["urn:mine", PAY]), ..evil.clone() };
-    assert_foreign(&world.create_as(&acme, serving).await.unwrap_err(), "client.serves", PAY);
-    assert_eq!(reason(&world.try_get("evil").await.unwrap_err()), "NOT_FOUND");
-    assert!(world.owners(&acme).await.is_empty(), "what was refused claimed nothing by half");
+    assert_foreign(&server.create_as(&acme, serving).await.unwrap_err(), "client.serves", PAY);
+    assert_eq!(reason(&server.try_get("evil").await.unwrap_err()), "NOT_FOUND");
+    assert!(server.owners(&acme).await.is_empty(), "what was refused claimed nothing by half");
 
-    let evil = world.create_as(&acme, Client { audiences: Vec::new(), ..evil }).await.unwrap();
+    let evil = server.create_as(&acme, Client { audiences: Vec::new(), ..evil }).await.unwrap();
     for (mask, field) in
         [("audiences", "client.audiences"), ("serves", "client.serves"), ("*", "client.audiences")]
     {
         let client = Client { serves: texts(&[PAY]), ..aimed("evil", &["urn:own", PAY]) };
-        assert_foreign(&world.change_as(&acme, client, &[mask]).await.unwrap_err(), field, PAY);
+        assert_foreign(&server.change_as(&acme, client, &[mask]).await.unwrap_err(), field, PAY);
     }
-    assert_eq!(reason(&world.token_for(&evil, PAY).await.unwrap_err()), "INVALID_TARGET");
-    let payer = world.create_as(&globex, aimed("payer", &[PAY])).await.unwrap();
+    assert_eq!(reason(&server.token_for(&evil, PAY).await.unwrap_err()), "INVALID_TARGET");
+    let payer = server.create_as(&globex, aimed("payer", &[PAY])).await.unwrap();
     assert!(
-        world.token_for(&payer, PAY).await.is_ok(),
+        server.token_for(&payer, PAY).await.is_ok(),
         "its own tenant lists it as often as it likes"
     );
-    assert_eq!(world.owners(&globex).await, [owner(PAY, "globex")]);
+    assert_eq!(server.owners(&globex).await, [owner(PAY, "globex")]);
 }
 
 /// AUDIT AZ10: the first listing claims, in either field, with its record in the tenant's trail;
 /// letters count.
 #[tokio::test]
 async fn the_first_to_list_an_audience_gets_it() {
-    let world = World::start().await;
-    let (acme, globex) = (world.root_of("acme").await, world.root_of("globex").await);
+    let server = TestServer::start().await;
+    let (acme, globex) =
+        (server.tenant_admin_token("acme").await, server.tenant_admin_token("globex").await);
     let client =
         Client { serves: texts(&["urn:s", "urn:both"]), ..aimed("a", &["urn:a", "urn:both"]) };
-    world.create_as(&acme, client).await.unwrap();
+    server.create_as(&acme, client).await.unwrap();
     let expected = ["urn:a", "urn:both", "urn:s"].map(|audience| owner(audience, "acme"));
-    assert_eq!(world.owners(&acme).await, expected);
-    assert_eq!(world.owners(&globex).await, []);
-    assert_eq!(world.owners(&world.admin_token().await).await, expected);
+    assert_eq!(server.owners(&acme).await, expected);
+    assert_eq!(server.owners(&globex).await, []);
+    assert_eq!(server.owners(&server.admin_token().await).await, expected);
     for audience in ["urn:a", "urn:both", "urn:s"] {
-        assert_eq!(world.fate_of(audience, &acme).await, [owner("audience.claimed", "acme")]);
-        assert_eq!(world.fate_of(audience, &globex).await, []);
+        assert_eq!(
+            server.actions_about(audience, &acme).await,
+            [owner("audience.claimed", "acme")]
+        );
+        assert_eq!(server.actions_about(audience, &globex).await, []);
     }
-    world.change_as(&acme, aimed("a", &["urn:a", "urn:later"]), &["audiences"]).await.unwrap();
+    server.change_as(&acme, aimed("a", &["urn:a", "urn:later"]), &["audiences"]).await.unwrap();
     for audience in ["urn:later", "urn:both"] {
-        let refused = world.create_as(&globex, aimed("g", &["urn:g", audience])).await.unwrap_err();
+        let refused =
+            server.create_as(&globex, aimed("g", &["urn:g", audience])).await.unwrap_err();
         assert_foreign(&refused, "client.audiences", audience);
     }
-    world.create_as(&globex, aimed("g", &["urn:A", "urn:g"])).await.unwrap();
-    assert_eq!(world.owners(&globex).await, [owner("urn:A", "globex"), owner("urn:g", "globex")]);
+    server.create_as(&globex, aimed("g", &["urn:A", "urn:g"])).await.unwrap();
+    assert_eq!(server.owners(&globex).await, [owner("urn:A", "globex"), owner("urn:g", "globex")]);
     // A deleted client leaves the audience with its tenant.
     let message = DeleteClientRequest { client_id: "g".to_owned(), ..Default::default() };
-    world.clients().delete_client(bearer(message, &globex)).await.unwrap();
+    server.clients().delete_client(bearer(message, &globex)).await.unwrap();
     assert_foreign(
-        &world.create_as(&acme, aimed("b", &["urn:g"])).await.unwrap_err(),
+        &server.create_as(&acme, aimed("b", &["urn:g"])).await.unwrap_err(),
         "client.audiences",
         "urn:g",
     );
-    let world = world.restart().await;
+    let server = server.restart().await;
     assert_foreign(
-        &world.create_as(&acme, aimed("b", &["urn:g"])).await.unwrap_err(),
+        &server.create_as(&acme, aimed("b", &["urn:g"])).await.unwrap_err(),
         "client.audiences",
         "urn:g",
     );
@@ -201,33 +136,34 @@ async fn the_first_to_list_an_audience_gets_it() {
 /// becomes the client's tenant's.
 #[tokio::test]
 async fn a_tenant_keeps_what_the_operator_gave() {
-    let lab = Lab::start().await;
-    let world = &lab.world;
-    let (acme, globex) = (world.root_of("acme").await, world.root_of("globex").await);
-    world.create_as(&globex, aimed("pay", &[PAY])).await.unwrap();
+    let lab = TamperableServer::start().await;
+    let server = &lab.server;
+    let (acme, globex) =
+        (server.tenant_admin_token("acme").await, server.tenant_admin_token("globex").await);
+    server.create_as(&globex, aimed("pay", &[PAY])).await.unwrap();
     let given = Client { tenant: "acme".to_owned(), ..aimed("partner", &[PAY, "urn:new"]) };
-    let partner = world.create_as(&world.admin_token().await, given).await.unwrap();
+    let partner = server.create_as(&server.admin_token().await, given).await.unwrap();
     assert_eq!(
-        world.owners(&world.admin_token().await).await,
+        server.owners(&server.admin_token().await).await,
         [owner(PAY, "globex"), owner("urn:new", "acme")]
     );
-    assert!(world.token_for(&partner, PAY).await.is_ok());
+    assert!(server.token_for(&partner, PAY).await.is_ok());
 
-    let kept = world
+    let kept = server
         .change_as(&acme, aimed("partner", &["urn:more", PAY]), &["audiences", "display_name"])
         .await
         .unwrap();
     assert_eq!(kept.audiences, ["urn:more", PAY]);
-    assert!(world.token_for(&partner, PAY).await.is_ok());
+    assert!(server.token_for(&partner, PAY).await.is_ok());
     // Not in another field, not on another client, and not again once it was dropped.
     let serving = Client { serves: texts(&[PAY]), ..aimed("partner", &[]) };
     assert_foreign(
-        &world.change_as(&acme, serving, &["serves"]).await.unwrap_err(),
+        &server.change_as(&acme, serving, &["serves"]).await.unwrap_err(),
         "client.serves",
         PAY,
     );
     assert_foreign(
-        &world.create_as(&acme, aimed("second", &[PAY])).await.unwrap_err(),
+        &server.create_as(&acme, aimed("second", &[PAY])).await.unwrap_err(),
         "client.audiences",
         PAY,
     );
@@ -240,77 +176,78 @@ async fn a_tenant_keeps_what_the_operator_gave() {
     let event =
         Stamp::internal(record.created_at).done(jeton::model::Action::AudienceReleased, "urn:more");
     assert_eq!(lab.store.release_audience(&record, event).await.unwrap(), Write::Done);
-    world.change_as(&acme, aimed("partner", &["urn:more", PAY]), &["*"]).await.unwrap();
+    server.change_as(&acme, aimed("partner", &["urn:more", PAY]), &["*"]).await.unwrap();
     assert_eq!(lab.store.audience(&more).await.unwrap(), None);
 
-    world.change_as(&acme, aimed("partner", &["urn:new"]), &["audiences"]).await.unwrap();
+    server.change_as(&acme, aimed("partner", &["urn:new"]), &["audiences"]).await.unwrap();
     assert_foreign(
-        &world.change_as(&acme, aimed("partner", &[PAY]), &["audiences"]).await.unwrap_err(),
+        &server.change_as(&acme, aimed("partner", &[PAY]), &["audiences"]).await.unwrap_err(),
         "client.audiences",
         PAY,
     );
-    assert_eq!(reason(&world.token_for(&partner, PAY).await.unwrap_err()), "INVALID_TARGET");
+    assert_eq!(reason(&server.token_for(&partner, PAY).await.unwrap_err()), "INVALID_TARGET");
 }
 
 /// AUDIT AZ10: the service's own audience is the operator's, without a record: no tenant lists it,
 /// nobody is given it.
 #[tokio::test]
 async fn the_services_own_audience_is_the_operators() {
-    let world = World::start().await;
-    let acme = world.root_of("acme").await;
+    let server = TestServer::start().await;
+    let acme = server.tenant_admin_token("acme").await;
     assert_foreign(
-        &world.create_as(&acme, aimed("a", &[ISSUER])).await.unwrap_err(),
+        &server.create_as(&acme, aimed("a", &[ISSUER])).await.unwrap_err(),
         "client.audiences",
         ISSUER,
     );
     let serving = Client { serves: texts(&[ISSUER]), ..aimed("a", &[]) };
     assert_foreign(
-        &world.create_as(&acme, serving.clone()).await.unwrap_err(),
+        &server.create_as(&acme, serving.clone()).await.unwrap_err(),
         "client.serves",
         ISSUER,
     );
-    world
-        .create_as(&world.admin_token().await, Client { tenant: "acme".to_owned(), ..serving })
+    server
+        .create_as(&server.admin_token().await, Client { tenant: "acme".to_owned(), ..serving })
         .await
         .unwrap();
     for tenant in ["acme", "default"] {
         assert_eq!(
-            world.assign(ISSUER, tenant).await.unwrap_err().code(),
+            server.assign(ISSUER, tenant).await.unwrap_err().code(),
             Code::FailedPrecondition
         );
     }
-    assert_eq!(world.release(ISSUER).await.unwrap_err().code(), Code::FailedPrecondition);
-    assert_eq!(world.owners(&world.admin_token().await).await, []);
+    assert_eq!(server.release(ISSUER).await.unwrap_err().code(), Code::FailedPrecondition);
+    assert_eq!(server.owners(&server.admin_token().await).await, []);
     // Every client may ask for it without listing it.
-    let plain = world.create_as(&acme, aimed("plain", &["urn:a"])).await.unwrap();
-    assert!(world.token_for(&plain, ISSUER).await.is_ok());
+    let plain = server.create_as(&acme, aimed("plain", &["urn:a"])).await.unwrap();
+    assert!(server.token_for(&plain, ISSUER).await.is_ok());
 }
 
 /// AUDIT AZ10: the operator gives an audience to a tenant that has no client yet.
 #[tokio::test]
 async fn an_audience_is_assigned_ahead_of_its_clients() {
-    let world = World::start().await;
-    let first = world.assign(PAY, "globex").await.unwrap();
+    let server = TestServer::start().await;
+    let first = server.assign(PAY, "globex").await.unwrap();
     assert_eq!(
         (first.audience.as_str(), first.tenant.as_str(), &first.claimed_by),
-        (PAY, "globex", &world.admin.id)
+        (PAY, "globex", &server.admin.id)
     );
-    world.advance(5);
-    assert_eq!(world.assign(PAY, "globex").await.unwrap(), first, "again is the same");
-    let (acme, globex) = (world.root_of("acme").await, world.root_of("globex").await);
+    server.advance(5);
+    assert_eq!(server.assign(PAY, "globex").await.unwrap(), first, "again is the same");
+    let (acme, globex) =
+        (server.tenant_admin_token("acme").await, server.tenant_admin_token("globex").await);
     assert_foreign(
-        &world.create_as(&acme, aimed("a", &[PAY])).await.unwrap_err(),
+        &server.create_as(&acme, aimed("a", &[PAY])).await.unwrap_err(),
         "client.audiences",
         PAY,
     );
-    world.create_as(&globex, aimed("g", &[PAY])).await.unwrap();
-    assert_eq!(world.fate_of(PAY, &globex).await, [owner("audience.claimed", "globex")]);
+    server.create_as(&globex, aimed("g", &[PAY])).await.unwrap();
+    assert_eq!(server.actions_about(PAY, &globex).await, [owner("audience.claimed", "globex")]);
     for (audience, tenant, field) in
         [("", "acme", "audience"), ("no uri", "acme", "audience"), (PAY, "", "tenant")]
     {
-        let refused = world.assign(audience, tenant).await.unwrap_err();
+        let refused = server.assign(audience, tenant).await.unwrap_err();
         assert_eq!(
-            (reason(&refused).as_str(), crate::service::office::blamed(&refused).as_str()),
+            (reason(&refused).as_str(), crate::support::server::blamed(&refused).as_str()),
             ("INVALID_REQUEST", field)
         );
     }
@@ -320,42 +257,42 @@ async fn an_audience_is_assigned_ahead_of_its_clients() {
 /// a third or of that tenant lists it.
 #[tokio::test]
 async fn an_audience_is_assigned_from_one_tenant_to_another() {
-    let (Lab { world, .. }, globex, acme) = scene().await;
-    world.create_as(&globex, aimed("g", &[PAY])).await.unwrap();
+    let (TamperableServer { server, .. }, globex, acme) = scene().await;
+    server.create_as(&globex, aimed("g", &[PAY])).await.unwrap();
     let shared = Client { tenant: "acme".to_owned(), ..aimed("shared", &[PAY]) };
-    world.create_as(&world.admin_token().await, shared).await.unwrap();
+    server.create_as(&server.admin_token().await, shared).await.unwrap();
     for (tenant, named) in [("acme", "client g "), ("initech", "client g ")] {
-        let refused = world.assign(PAY, tenant).await.unwrap_err();
+        let refused = server.assign(PAY, tenant).await.unwrap_err();
         assert_eq!(refused.code(), Code::FailedPrecondition);
         assert!(refused.message().contains(named), "{refused:?}");
     }
-    assert_eq!(world.owners(&globex).await, [owner(PAY, "globex")]);
-    world.change_as(&globex, aimed("g", &[]), &["audiences"]).await.unwrap();
-    let refused = world.assign(PAY, "initech").await.unwrap_err();
+    assert_eq!(server.owners(&globex).await, [owner(PAY, "globex")]);
+    server.change_as(&globex, aimed("g", &[]), &["audiences"]).await.unwrap();
+    let refused = server.assign(PAY, "initech").await.unwrap_err();
     assert!(refused.message().contains("client shared "), "{refused:?}");
-    let moved = world.assign(PAY, "acme").await.unwrap();
-    assert_eq!((moved.tenant.as_str(), &moved.claimed_by), ("acme", &world.admin.id));
-    assert_eq!(world.owners(&acme).await, [owner(PAY, "acme")]);
+    let moved = server.assign(PAY, "acme").await.unwrap();
+    assert_eq!((moved.tenant.as_str(), &moved.claimed_by), ("acme", &server.admin.id));
+    assert_eq!(server.owners(&acme).await, [owner(PAY, "acme")]);
     assert_foreign(
-        &world.change_as(&globex, aimed("g", &[PAY]), &["audiences"]).await.unwrap_err(),
+        &server.change_as(&globex, aimed("g", &[PAY]), &["audiences"]).await.unwrap_err(),
         "client.audiences",
         PAY,
     );
     let fate = ["audience.claimed", "audience.shared", "audience.releasing", "audience.released"]
         .map(|action| owner(action, "globex"));
-    assert_eq!(world.fate_of(PAY, &globex).await, fate);
-    assert_eq!(world.fate_of(PAY, &acme).await, [owner("audience.claimed", "acme")]);
-    assert_eq!(world.verify_chain().await.intact, Some(true));
+    assert_eq!(server.actions_about(PAY, &globex).await, fate);
+    assert_eq!(server.actions_about(PAY, &acme).await, [owner("audience.claimed", "acme")]);
+    assert_eq!(server.verify_chain().await.intact, Some(true));
 }
 
 /// AUDIT AZ10: what a client lists without a record, as after an import, is not another tenant's to
 /// be given.
 #[tokio::test]
 async fn what_a_client_lists_without_a_record_is_assigned_to_its_tenant_only() {
-    let lab = Lab::start().await;
-    let world = &lab.world;
-    let acme = world.root_of("acme").await;
-    world.create_as(&acme, aimed("a", &["urn:a"])).await.unwrap();
+    let lab = TamperableServer::start().await;
+    let server = &lab.server;
+    let acme = server.tenant_admin_token("acme").await;
+    server.create_as(&acme, aimed("a", &["urn:a"])).await.unwrap();
     let Some(FoundAudience::Owned(record)) =
         lab.store.audience(&"urn:a".parse().unwrap()).await.unwrap()
     else {
@@ -364,17 +301,17 @@ async fn what_a_client_lists_without_a_record_is_assigned_to_its_tenant_only() {
     let event =
         Stamp::internal(record.created_at).done(jeton::model::Action::AudienceReleased, "urn:a");
     assert_eq!(lab.store.release_audience(&record, event).await.unwrap(), Write::Done);
-    let refused = world.assign("urn:a", "globex").await.unwrap_err();
+    let refused = server.assign("urn:a", "globex").await.unwrap_err();
     assert!(refused.message().contains("client a lists"), "{refused:?}");
-    world.assign("urn:a", "acme").await.unwrap();
+    server.assign("urn:a", "acme").await.unwrap();
 }
 
 /// AUDIT AZ10: another spelling is another audience to verifiers, and no way to one like another
 /// tenant's.
 #[tokio::test]
 async fn http_audiences_are_listed_and_assigned_in_normal_form() {
-    let world = World::start().await;
-    let acme = world.root_of("acme").await;
+    let server = TestServer::start().await;
+    let acme = server.tenant_admin_token("acme").await;
     for spelled in [
         "HTTPS://pay.globex.example",
         "https://Pay.globex.example",
@@ -383,16 +320,16 @@ async fn http_audiences_are_listed_and_assigned_in_normal_form() {
     ] {
         let serving = Client { serves: texts(&[spelled]), ..aimed("a", &[]) };
         let attempts = [
-            world.create_as(&acme, aimed("a", &[spelled])).await.map(drop),
-            world.create_as(&acme, serving).await.map(drop),
-            world.assign(spelled, "acme").await.map(drop),
+            server.create_as(&acme, aimed("a", &[spelled])).await.map(drop),
+            server.create_as(&acme, serving).await.map(drop),
+            server.assign(spelled, "acme").await.map(drop),
         ];
         for refused in attempts.map(Result::unwrap_err) {
             assert_eq!(reason(&refused), "INVALID_REQUEST");
             assert!(refused.message().contains(&format!("write {PAY}")), "{refused:?}");
         }
     }
-    world
+    server
         .create_as(&acme, aimed("a", &["https://pay.globex.example/", "https://a:8443/X"]))
         .await
         .unwrap();
@@ -406,69 +343,70 @@ async fn a_tenant_claims_a_thousand_audiences() {
         // The rule is not the store's, and a thousand claims take minutes there.
         return;
     }
-    let world = Lab::start().await.world;
-    let (acme, operator) = (world.root_of("acme").await, world.admin_token().await);
+    let server = TamperableServer::start().await.server;
+    let (acme, operator) = (server.tenant_admin_token("acme").await, server.admin_token().await);
     let claims = (0..20).map(|n| {
         let many: Vec<String> = (0..50).map(|m| format!("urn:{n}:{m}")).collect();
         let many =
             many.iter().map(String::as_str).take(if n == 19 { 49 } else { 50 }).collect::<Vec<_>>();
         let client = Client { tenant: "acme".to_owned(), ..aimed(&format!("c{n}"), &many) };
-        let (world, operator) = (&world, &operator);
-        async move { world.create_as(operator, client).await.unwrap() }
+        let (server, operator) = (&server, &operator);
+        async move { server.create_as(operator, client).await.unwrap() }
     });
     futures_util::future::join_all(claims).await;
-    let taken = world.create_as(&acme, aimed("c1", &["urn:last"])).await.unwrap_err();
+    let taken = server.create_as(&acme, aimed("c1", &["urn:last"])).await.unwrap_err();
     assert_eq!(reason(&taken), "ALREADY_EXISTS");
     let refused =
-        world.create_as(&acme, aimed("two", &["urn:last", "urn:more"])).await.unwrap_err();
+        server.create_as(&acme, aimed("two", &["urn:last", "urn:more"])).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.message().contains("999 of at most 1000 audiences"), "{refused:?}");
-    world.create_as(&acme, aimed("one", &["urn:last"])).await.unwrap();
+    server.create_as(&acme, aimed("one", &["urn:last"])).await.unwrap();
     assert_eq!(
-        world.create_as(&acme, aimed("more", &["urn:more"])).await.unwrap_err().code(),
+        server.create_as(&acme, aimed("more", &["urn:more"])).await.unwrap_err().code(),
         Code::FailedPrecondition
     );
-    world.create_as(&acme, aimed("listed", &["urn:last", "urn:0:0"])).await.unwrap();
-    world.assign("urn:more", "acme").await.unwrap();
-    world.create_as(&acme, aimed("more", &["urn:more"])).await.unwrap();
+    server.create_as(&acme, aimed("listed", &["urn:last", "urn:0:0"])).await.unwrap();
+    server.assign("urn:more", "acme").await.unwrap();
+    server.create_as(&acme, aimed("more", &["urn:more"])).await.unwrap();
     let message = DeleteClientRequest { client_id: "c0".to_owned(), ..Default::default() };
-    world.clients().delete_client(bearer(message, &acme)).await.unwrap();
-    world.release_as(&acme, "urn:0:1").await.unwrap();
+    server.clients().delete_client(bearer(message, &acme)).await.unwrap();
+    server.release_as(&acme, "urn:0:1").await.unwrap();
 }
 
 /// AUDIT AZ10: an audience is released by the operator or its tenant, once no client lists it in
 /// any way; then it is the next one's.
 #[tokio::test]
 async fn an_audience_is_released_once_no_client_lists_it() {
-    let world = World::start().await;
-    let (acme, globex) = (world.root_of("acme").await, world.root_of("globex").await);
-    assert_eq!(reason(&world.release(PAY).await.unwrap_err()), "NOT_FOUND");
-    let asking = world.create_as(&globex, aimed("asks", &[PAY])).await.unwrap();
-    world
+    let server = TestServer::start().await;
+    let (acme, globex) =
+        (server.tenant_admin_token("acme").await, server.tenant_admin_token("globex").await);
+    assert_eq!(reason(&server.release(PAY).await.unwrap_err()), "NOT_FOUND");
+    let asking = server.create_as(&globex, aimed("asks", &[PAY])).await.unwrap();
+    server
         .create_as(&globex, Client { serves: texts(&[PAY]), ..aimed("serves", &[]) })
         .await
         .unwrap();
-    world.disable(&asking).await;
+    server.disable(&asking).await;
     for lists in ["asks", "serves"] {
-        let refused = world.release(PAY).await.unwrap_err();
+        let refused = server.release(PAY).await.unwrap_err();
         assert_eq!(refused.code(), Code::FailedPrecondition);
         assert!(refused.message().contains(&format!("client {lists} ")), "{refused:?}");
-        let own = world.release_as(&globex, PAY).await.unwrap_err();
+        let own = server.release_as(&globex, PAY).await.unwrap_err();
         assert_eq!(
-            (own.code(), reason(&world.release_as(&acme, PAY).await.unwrap_err()).as_str()),
+            (own.code(), reason(&server.release_as(&acme, PAY).await.unwrap_err()).as_str()),
             (Code::FailedPrecondition, "NOT_FOUND")
         );
         let message = DeleteClientRequest { client_id: lists.to_owned(), ..Default::default() };
-        world.clients().delete_client(bearer(message, &globex)).await.unwrap();
+        server.clients().delete_client(bearer(message, &globex)).await.unwrap();
     }
-    world.release_as(&globex, PAY).await.unwrap();
-    assert_eq!(reason(&world.release(PAY).await.unwrap_err()), "NOT_FOUND");
+    server.release_as(&globex, PAY).await.unwrap();
+    assert_eq!(reason(&server.release(PAY).await.unwrap_err()), "NOT_FOUND");
     let fate = ["audience.claimed", "audience.releasing", "audience.released"]
         .map(|action| owner(action, "globex"));
-    assert_eq!(world.fate_of(PAY, &globex).await, fate);
-    world.create_as(&acme, aimed("a", &[PAY])).await.unwrap();
+    assert_eq!(server.actions_about(PAY, &globex).await, fate);
+    server.create_as(&acme, aimed("a", &[PAY])).await.unwrap();
     assert_foreign(
-        &world.create_as(&globex, aimed("g", &[PAY])).await.unwrap_err(),
+        &server.create_as(&globex, aimed("g", &[PAY])).await.unwrap_err(),
         "client.audiences",
         PAY,
     );
@@ -477,18 +415,18 @@ async fn an_audience_is_released_once_no_client_lists_it() {
 /// AUDIT AZ10: pages are of the asker's tenant, in order, and none is left out.
 #[tokio::test]
 async fn audiences_are_listed_in_pages() {
-    let world = World::start().await;
-    let acme = world.root_of("acme").await;
+    let server = TestServer::start().await;
+    let acme = server.tenant_admin_token("acme").await;
     let all: Vec<String> = (0..5).map(|n| format!("urn:{n}")).collect();
     for (n, audience) in all.iter().enumerate() {
-        world.assign(audience, if n == 2 { "globex" } else { "acme" }).await.unwrap();
+        server.assign(audience, if n == 2 { "globex" } else { "acme" }).await.unwrap();
     }
-    let operator = world.admin_token().await;
+    let operator = server.admin_token().await;
     for (token, expected) in [(&operator, vec![0, 1, 2, 3, 4]), (&acme, vec![0, 1, 3, 4])] {
         let (mut paged, mut page_token) = (Vec::new(), String::new());
         loop {
             let message = ListAudiencesRequest { page_size: 2, page_token, ..Default::default() };
-            let page = world
+            let page = server
                 .audiences()
                 .list_audiences(bearer(message, token))
                 .await
@@ -504,13 +442,13 @@ async fn audiences_are_listed_in_pages() {
                 ListAudiencesRequest { page_token: page_token.clone(), ..Default::default() };
             let other = if *token == operator { &acme } else { &operator };
             let refused =
-                world.audiences().list_audiences(bearer(message, other)).await.unwrap_err();
+                server.audiences().list_audiences(bearer(message, other)).await.unwrap_err();
             assert_eq!(reason(&refused), "INVALID_REQUEST", "a page token is its asker's");
         }
         assert_eq!(paged, expected.into_iter().map(|n| all[n].clone()).collect::<Vec<_>>());
     }
     let message = ListAudiencesRequest { tenant: "globex".to_owned(), ..Default::default() };
-    let listed = world
+    let listed = server
         .audiences()
         .list_audiences(bearer(message, &operator))
         .await
@@ -524,17 +462,17 @@ async fn audiences_are_listed_in_pages() {
 /// client that lists it.
 #[tokio::test]
 async fn of_tenants_that_list_one_audience_at_once_one_gets_it() {
-    let lab = Lab::start().await;
-    let world = &lab.world;
+    let lab = TamperableServer::start().await;
+    let server = &lab.server;
     let mut roots = Vec::new();
     for n in 0..8 {
-        roots.push(world.root_of(&format!("tenant-{n}")).await);
+        roots.push(server.tenant_admin_token(&format!("tenant-{n}")).await);
     }
     for round in 0..4 {
         let audience = format!("urn:{round}");
         let attempts = roots.iter().enumerate().map(|(n, root)| {
             let client = aimed(&format!("of-{n}-{round}"), &[&audience]);
-            async move { world.create_as(root, client).await }
+            async move { server.create_as(root, client).await }
         });
         let answers = futures_util::future::join_all(attempts).await;
         let won: Vec<usize> = (0..8).filter(|n| answers[*n].is_ok()).collect();
@@ -542,22 +480,25 @@ async fn of_tenants_that_list_one_audience_at_once_one_gets_it() {
         for (n, answer) in answers.iter().enumerate().filter(|(n, _)| *n != won[0]) {
             assert_foreign(answer.as_ref().unwrap_err(), "client.audiences", &audience);
             assert_eq!(
-                reason(&world.try_get(&format!("of-{n}-{round}")).await.unwrap_err()),
+                reason(&server.try_get(&format!("of-{n}-{round}")).await.unwrap_err()),
                 "NOT_FOUND"
             );
         }
         assert_eq!(
-            world.owners(&roots[won[0]]).await.last(),
+            server.owners(&roots[won[0]]).await.last(),
             Some(&owner(&audience, &format!("tenant-{}", won[0])))
         );
     }
 }
 
 /// A lab with an audience of globex, and administrators of globex and acme.
-pub async fn scene() -> (Lab, String, String) {
-    let lab = Lab::start().await;
-    lab.world.assign(PAY, "globex").await.unwrap();
-    let (globex, acme) = (lab.world.root_of("globex").await, lab.world.root_of("acme").await);
+pub async fn scene() -> (TamperableServer, String, String) {
+    let lab = TamperableServer::start().await;
+    lab.server.assign(PAY, "globex").await.unwrap();
+    let (globex, acme) = (
+        lab.server.tenant_admin_token("globex").await,
+        lab.server.tenant_admin_token("acme").await,
+    );
     (lab, globex, acme)
 }
 
@@ -566,9 +507,9 @@ pub async fn scene() -> (Lab, String, String) {
 #[tokio::test]
 async fn a_record_that_the_service_did_not_write_gives_an_audience_to_nobody() {
     let (lab, globex, acme) = scene().await;
-    let Lab { world, store, .. } = &lab;
+    let TamperableServer { server, store, .. } = &lab;
     let pay = PAY.parse().unwrap();
-    world.create_as(&globex, aimed("before", &[PAY])).await.unwrap();
+    server.create_as(&globex, aimed("before", &[PAY])).await.unwrap();
     let Some(FoundAudience::Owned(real)) = store.audience(&pay).await.unwrap() else {
         panic!("it was assigned")
     };
@@ -589,10 +530,10 @@ async fn a_record_that_the_service_did_not_write_gives_an_audience_to_nobody() {
     };
     assert_eq!(store.claim_audience(&bare, event()).await.unwrap(), Creation::Created);
 
-    let operator = world.admin_token().await;
+    let operator = server.admin_token().await;
     for audience in [PAY, "urn:put", "urn:bare"] {
         for token in [&acme, &globex, &operator] {
-            let refused = world.create_as(token, aimed("late", &[audience])).await.unwrap_err();
+            let refused = server.create_as(token, aimed("late", &[audience])).await.unwrap_err();
             assert_eq!(refused.code(), Code::FailedPrecondition);
             let text = refused.message();
             assert!(
@@ -600,10 +541,10 @@ async fn a_record_that_the_service_did_not_write_gives_an_audience_to_nobody() {
                 "{refused:?}"
             );
         }
-        assert_eq!(world.release(audience).await.unwrap_err().code(), Code::FailedPrecondition);
+        assert_eq!(server.release(audience).await.unwrap_err().code(), Code::FailedPrecondition);
     }
-    assert_eq!(reason(&world.try_get("late").await.unwrap_err()), "NOT_FOUND");
-    let listed = world
+    assert_eq!(reason(&server.try_get("late").await.unwrap_err()), "NOT_FOUND");
+    let listed = server
         .audiences()
         .list_audiences(bearer(ListAudiencesRequest::default(), &operator))
         .await
@@ -615,7 +556,7 @@ async fn a_record_that_the_service_did_not_write_gives_an_audience_to_nobody() {
     );
     // A client that lists it already goes on.
     let kept = Client { display_name: "kept".to_owned(), ..aimed("before", &[PAY]) };
-    world.change_as(&globex, kept, &["display_name", "audiences"]).await.unwrap();
+    server.change_as(&globex, kept, &["display_name", "audiences"]).await.unwrap();
 
     let since = tokio::time::Instant::now();
     let mut recorded = Vec::new();
@@ -627,23 +568,23 @@ async fn a_record_that_the_service_did_not_write_gives_an_audience_to_nobody() {
         tokio::time::timeout(Duration::from_millis(50), std::future::pending::<()>())
             .await
             .unwrap_err();
-        recorded = world.trail_of("audience.not_authentic").await;
+        recorded = server.trail_of("audience.not_authentic").await;
     }
     let mut targets: Vec<_> = recorded.iter().map(|event| event.target.as_str()).collect();
     targets.sort_unstable();
     assert_eq!(targets, [PAY, "urn:bare", "urn:put"]);
 
     // The operator puts them right, to no tenant but that of the clients that list one.
-    let refused = world.assign(PAY, "acme").await.unwrap_err();
+    let refused = server.assign(PAY, "acme").await.unwrap_err();
     assert!(refused.message().contains("client before lists"), "{refused:?}");
     for (audience, tenant) in [(PAY, "globex"), ("urn:put", "acme"), ("urn:bare", "globex")] {
-        assert_eq!(world.assign(audience, tenant).await.unwrap().tenant, tenant);
+        assert_eq!(server.assign(audience, tenant).await.unwrap().tenant, tenant);
     }
     let expected = [owner(PAY, "globex"), owner("urn:bare", "globex"), owner("urn:put", "acme")];
-    assert_eq!(world.owners(&operator).await, expected);
-    world.create_as(&globex, aimed("late", &[PAY, "urn:bare"])).await.unwrap();
+    assert_eq!(server.owners(&operator).await, expected);
+    server.create_as(&globex, aimed("late", &[PAY, "urn:bare"])).await.unwrap();
     assert_foreign(
-        &world.create_as(&acme, aimed("a", &["urn:bare"])).await.unwrap_err(),
+        &server.create_as(&acme, aimed("a", &["urn:bare"])).await.unwrap_err(),
         "client.audiences",
         "urn:bare",
     );

@@ -16,10 +16,9 @@ use jeton::{
 use rusqlite::Connection;
 use tonic::{Code, Status, Streaming};
 
-use crate::service::{
-    harness::{Caller, START, World, bearer, client, client_of, reason, refreshing},
-    home::has_no_files,
-    office::{Rpc, blamed},
+use crate::support::server::{
+    Caller, Rpc, START, TestServer, bearer, blamed, client, client_of, has_no_files, reason,
+    refreshing,
 };
 
 /// Alters a database, given the newest sequence in it.
@@ -36,7 +35,7 @@ pub async fn take(stream: Tail, count: usize) -> Vec<Event> {
 }
 
 async fn page(
-    world: &World,
+    server: &TestServer,
     filter: &EventFilter,
     size: i32,
     token: &str,
@@ -46,24 +45,28 @@ async fn page(
         page_size: size,
         page_token: token.to_owned(),
     };
-    world.audit().list_events(world.as_admin(message).await).await.map(tonic::Response::into_inner)
+    server
+        .audit()
+        .list_events(server.as_admin(message).await)
+        .await
+        .map(tonic::Response::into_inner)
 }
 
 /// Some of everything, at different times.
-async fn bustle(world: &World) {
+async fn bustle(server: &TestServer) {
     for tenant in ["shop", "bank"] {
-        let mark = world.mark(&format!("orders-{tenant}"), tenant).await;
-        world.advance(10);
-        world
+        let mark = server.rpc_target(&format!("orders-{tenant}"), tenant).await;
+        server.advance(10);
+        server
             .token(&Caller { secret: "jcs_wrong".to_owned(), ..mark.client.clone() }, &[])
             .await
             .unwrap_err();
-        world.token(&mark.client, &["not:mine"]).await.unwrap_err();
-        let refreshed = world.refresh(&mark.client, &mark.refresh_token).await.unwrap();
-        world.advance(60);
-        world.refresh(&mark.client, &mark.refresh_token).await.unwrap_err();
-        world.refresh(&mark.client, &refreshed.refresh_token).await.unwrap_err();
-        let token = world.admin_token().await;
+        server.token(&mark.client, &["not:mine"]).await.unwrap_err();
+        let refreshed = server.refresh(&mark.client, &mark.refresh_token).await.unwrap();
+        server.advance(60);
+        server.refresh(&mark.client, &mark.refresh_token).await.unwrap_err();
+        server.refresh(&mark.client, &refreshed.refresh_token).await.unwrap_err();
+        let token = server.admin_token().await;
         for rpc in [
             Rpc::UpdateClient,
             Rpc::AddSecret,
@@ -71,15 +74,19 @@ async fn bustle(world: &World) {
             Rpc::RevokeToken,
             Rpc::DisableClient,
         ] {
-            world.ask(rpc, &token, &mark).await.unwrap();
+            server.call_rpc(rpc, &token, &mark).await.unwrap();
         }
-        world
-            .ask(Rpc::ListKeys, &world.staff(tenant, &["orders:read"]).await.1, &mark)
+        server
+            .call_rpc(
+                Rpc::ListKeys,
+                &server.client_with_token(tenant, &["orders:read"]).await.1,
+                &mark,
+            )
             .await
             .unwrap_err();
     }
     // What was answered before its record was on disk is there after a write that waits.
-    world.staff("shop", &["orders:read"]).await;
+    server.client_with_token("shop", &["orders:read"]).await;
 }
 
 fn admits(filter: &EventFilter, event: &Event) -> bool {
@@ -147,9 +154,9 @@ fn filters(all: &[Event]) -> Vec<EventFilter> {
 
 #[tokio::test]
 async fn events_are_listed_newest_first_by_every_filter_in_pages() {
-    let world = World::start().await;
-    bustle(&world).await;
-    let all = world.trail(EventFilter::default()).await;
+    let server = TestServer::start().await;
+    bustle(&server).await;
+    let all = server.trail(EventFilter::default()).await;
     let head = all[0].sequence;
     assert_eq!(
         all.iter().map(|event| event.sequence).collect::<Vec<_>>(),
@@ -162,7 +169,7 @@ async fn events_are_listed_newest_first_by_every_filter_in_pages() {
         for size in [if expected.len() < 8 { 1 } else { 7 }, 1_000] {
             let (mut seen, mut next) = (Vec::new(), String::new());
             loop {
-                let page = page(&world, &filter, size, &next).await.unwrap();
+                let page = page(&server, &filter, size, &next).await.unwrap();
                 assert!(page.events.len() <= usize::try_from(size).unwrap());
                 seen.extend(page.events);
                 next = page.next_page_token;
@@ -179,14 +186,14 @@ async fn events_are_listed_newest_first_by_every_filter_in_pages() {
 /// N03, for this list; and filters are held to their form.
 #[tokio::test]
 async fn page_tokens_and_filters_of_events_are_checked() {
-    let world = World::start().await;
-    bustle(&world).await;
+    let server = TestServer::start().await;
+    bustle(&server).await;
     let filter = EventFilter { tenant: "shop".to_owned(), ..EventFilter::default() };
-    let given = page(&world, &filter, 1, "").await.unwrap().next_page_token;
-    assert_eq!(page(&world, &filter, 1, &given).await.unwrap().events.len(), 1);
+    let given = page(&server, &filter, 1, "").await.unwrap().next_page_token;
+    assert_eq!(page(&server, &filter, 1, &given).await.unwrap().events.len(), 1);
     for bad in ["1", "AAAA", &given[1..], &format!("{given}A"), "0 or 1=1"] {
         assert_eq!(
-            blamed(&page(&world, &filter, 1, bad).await.unwrap_err()),
+            blamed(&page(&server, &filter, 1, bad).await.unwrap_err()),
             "page_token",
             "{bad}"
         );
@@ -198,7 +205,7 @@ async fn page_tokens_and_filters_of_events_are_checked() {
     ];
     for other in others {
         assert_eq!(
-            blamed(&page(&world, &other, 1, &given).await.unwrap_err()),
+            blamed(&page(&server, &other, 1, &given).await.unwrap_err()),
             "page_token",
             "{other:?}"
         );
@@ -216,24 +223,24 @@ async fn page_tokens_and_filters_of_events_are_checked() {
         ("filter.end_time", EventFilter { end_time: at(i64::MAX, 0), ..none() }),
     ];
     for (field, filter) in unfit {
-        assert_eq!(blamed(&page(&world, &filter, 1, "").await.unwrap_err()), field);
-        let tailed = world
+        assert_eq!(blamed(&page(&server, &filter, 1, "").await.unwrap_err()), field);
+        let tailed = server
             .audit()
-            .tail_events(world.as_admin(TailEventsRequest { filter: Some(filter) }).await)
+            .tail_events(server.as_admin(TailEventsRequest { filter: Some(filter) }).await)
             .await;
         assert_eq!(blamed(&tailed.unwrap_err()), field);
     }
-    assert_eq!(blamed(&page(&world, &none(), -1, "").await.unwrap_err()), "page_size");
+    assert_eq!(blamed(&page(&server, &none(), -1, "").await.unwrap_err()), "page_size");
 }
 
 /// The stream carries exactly the new records that its filter admits, in order, and ends with the
 /// server.
 #[tokio::test]
 async fn the_tail_carries_what_is_new_until_the_server_stops() {
-    let mut world = World::start().await;
-    bustle(&world).await;
-    let head = world.trail(EventFilter::default()).await[0].sequence;
-    let token = world.admin_token().await;
+    let mut server = TestServer::start().await;
+    bustle(&server).await;
+    let head = server.trail(EventFilter::default()).await[0].sequence;
+    let token = server.admin_token().await;
     let filters = [
         EventFilter::default(),
         EventFilter { tenant: "store".to_owned(), ..EventFilter::default() },
@@ -244,20 +251,20 @@ async fn the_tail_carries_what_is_new_until_the_server_stops() {
     for filter in &filters {
         let message = TailEventsRequest { filter: Some(filter.clone()) };
         streams
-            .push(world.audit().tail_events(bearer(message, &token)).await.unwrap().into_inner());
+            .push(server.audit().tail_events(bearer(message, &token)).await.unwrap().into_inner());
     }
-    let mark = world.mark("later", "store").await;
+    let mark = server.rpc_target("later", "store").await;
     for rpc in [Rpc::UpdateClient, Rpc::DisableClient, Rpc::EnableClient, Rpc::DeleteClient] {
-        world.ask(rpc, &token, &mark).await.unwrap();
+        server.call_rpc(rpc, &token, &mark).await.unwrap();
     }
-    world.token(&mark.client, &[]).await.unwrap_err();
-    world.staff("shop", &["orders:read"]).await;
+    server.token(&mark.client, &[]).await.unwrap_err();
+    server.client_with_token("shop", &["orders:read"]).await;
     let message = ListEventsRequest { page_size: 1_000, ..ListEventsRequest::default() };
     let mut new =
-        world.audit().list_events(bearer(message, &token)).await.unwrap().into_inner().events;
+        server.audit().list_events(bearer(message, &token)).await.unwrap().into_inner().events;
     new.retain(|event| event.sequence > head + 1);
     new.reverse();
-    world.end().await;
+    server.end().await;
     for (filter, stream) in filters.iter().zip(streams) {
         let rest = stream.map(|event| event.map(|event| event.event.unwrap())).collect::<Vec<_>>();
         let seen = tokio::time::timeout(PATIENCE, rest).await.expect("the stream ends");
@@ -272,25 +279,25 @@ async fn the_tail_carries_what_is_new_until_the_server_stops() {
 /// answer.
 #[tokio::test]
 async fn every_change_that_is_answered_is_on_record() {
-    let world = World::start().await;
-    let mut token = world.admin_token().await;
+    let server = TestServer::start().await;
+    let mut token = server.admin_token().await;
     for rpc in Rpc::ALL {
-        let mut mark = world.mark(&format!("for-{rpc:?}"), "shop").await;
+        let mut mark = server.rpc_target(&format!("for-{rpc:?}"), "shop").await;
         if matches!(rpc, Rpc::RevokeKey | Rpc::RevokeSigner) {
             // The prepared key: nothing was signed with it yet.
-            mark.kid = world.list_keys().await.into_iter().find(|key| key.state == 1).unwrap().kid;
+            mark.kid = server.list_keys().await.into_iter().find(|key| key.state == 1).unwrap().kid;
         }
         let id = format!("o03-{rpc:?}");
-        let head = world.trail(EventFilter::default()).await[0].sequence;
+        let head = server.trail(EventFilter::default()).await[0].sequence;
         let dress = |request: &mut tonic::Request<()>| {
             request
                 .metadata_mut()
                 .insert("authorization", format!("Bearer {token}").parse().unwrap());
             request.metadata_mut().insert("x-request-id", id.parse().unwrap()).map(drop)
         };
-        world.knock(rpc, &mark, dress).await.unwrap();
-        token = world.admin_token().await;
-        let events: Vec<Event> = world
+        server.call_rpc_with(rpc, &mark, dress).await.unwrap();
+        token = server.admin_token().await;
+        let events: Vec<Event> = server
             .trail(EventFilter::default())
             .await
             .into_iter()
@@ -347,7 +354,7 @@ async fn every_change_that_is_answered_is_on_record() {
         if rpc == Rpc::RevokeFamily {
             assert_eq!(event.family, mark.family);
         }
-        if rpc.office() == "jeton:admin:revocations" {
+        if rpc.admin_scope() == "jeton:admin:revocations" {
             assert_eq!(event.reason, "asked", "{rpc:?}");
         }
     }
@@ -356,26 +363,29 @@ async fn every_change_that_is_answered_is_on_record() {
 /// O03, for the callers' own RPCs; refusals that matter are on record too.
 #[tokio::test]
 async fn every_token_and_every_refusal_is_on_record() {
-    let world = World::start().await;
-    let mark = world.mark("orders", "shop").await;
-    let other = world.register(Client { client_id: "other".to_owned(), ..refreshing() }).await;
+    let server = TestServer::start().await;
+    let mark = server.rpc_target("orders", "shop").await;
+    let other = server.register(Client { client_id: "other".to_owned(), ..refreshing() }).await;
     let spent = mark.refresh_token.clone();
-    let refreshed = world.refresh(&mark.client, &spent).await.unwrap();
-    world.refresh(&mark.client, &spent).await.unwrap();
-    world.revoke(&other, &refreshed.access_token).await.unwrap();
-    world.revoke(&other, &refreshed.refresh_token).await.unwrap();
-    world.revoke(&mark.client, &refreshed.access_token).await.unwrap();
-    world.refresh(&other, &refreshed.refresh_token).await.unwrap_err();
-    world.advance(60);
-    world.refresh(&mark.client, &spent).await.unwrap_err();
-    world.introspect_as(&mark.client, &mark.access_token).await.unwrap_err();
-    world.token(&mark.client, &["not:mine"]).await.unwrap_err();
-    world
+    let refreshed = server.refresh(&mark.client, &spent).await.unwrap();
+    server.refresh(&mark.client, &spent).await.unwrap();
+    server.revoke(&other, &refreshed.access_token).await.unwrap();
+    server.revoke(&other, &refreshed.refresh_token).await.unwrap();
+    server.revoke(&mark.client, &refreshed.access_token).await.unwrap();
+    server.refresh(&other, &refreshed.refresh_token).await.unwrap_err();
+    server.advance(60);
+    server.refresh(&mark.client, &spent).await.unwrap_err();
+    server.introspect_as(&mark.client, &mark.access_token).await.unwrap_err();
+    server.token(&mark.client, &["not:mine"]).await.unwrap_err();
+    server
         .token(&Caller { secret: "jcs_wrong".to_owned(), ..mark.client.clone() }, &[])
         .await
         .unwrap_err();
-    world.token(&Caller { id: "nobody".to_owned(), ..mark.client.clone() }, &[]).await.unwrap_err();
-    world.register(Client::default()).await;
+    server
+        .token(&Caller { id: "nobody".to_owned(), ..mark.client.clone() }, &[])
+        .await
+        .unwrap_err();
+    server.register(Client::default()).await;
     for (action, outcome, reasons) in [
         ("token.refreshed", "ok", &[""][..]),
         ("refresh_token.repeated", "ok", &[""]),
@@ -386,7 +396,7 @@ async fn every_token_and_every_refusal_is_on_record() {
         ("access.refused", "refused", &["invalid_scope", "insufficient_scope"]),
         ("client.authentication_failed", "refused", &["invalid_client", "invalid_client"]),
     ] {
-        let events = world.trail_of(action).await;
+        let events = server.trail_of(action).await;
         let found: Vec<&str> = events.iter().map(|event| event.reason.as_str()).collect();
         assert_eq!(found, reasons, "{action}");
         assert!(
@@ -394,7 +404,7 @@ async fn every_token_and_every_refusal_is_on_record() {
             "{events:?}"
         );
     }
-    let failed = world.trail_of("client.authentication_failed").await;
+    let failed = server.trail_of("client.authentication_failed").await;
     // There is no calling client: the claim is the target where it names a client, whose tenant
     // sees it (AUDIT AZ12).
     assert!(failed.iter().all(|event| client_of(event).is_empty()));
@@ -406,13 +416,13 @@ async fn every_token_and_every_refusal_is_on_record() {
 /// O05: times are those of the calls, to the millisecond, and the order is the sequence's.
 #[tokio::test]
 async fn records_carry_the_time_of_the_call_and_a_sequence_without_gaps() {
-    let world = World::start().await;
-    world.clock.advance(Duration::from_millis(1_234));
-    world.create(Client { client_id: "orders".to_owned(), ..Client::default() }).await.unwrap();
-    let event = &world.trail_of("client.created").await[0];
+    let server = TestServer::start().await;
+    server.clock.advance(Duration::from_millis(1_234));
+    server.create(Client { client_id: "orders".to_owned(), ..Client::default() }).await.unwrap();
+    let event = &server.trail_of("client.created").await[0];
     let time = event.time.unwrap();
     assert_eq!((time.seconds, time.nanos), (START + 1, 234_000_000));
-    let all = world.trail(EventFilter::default()).await;
+    let all = server.trail(EventFilter::default()).await;
     let times: Vec<_> =
         all.iter().map(|event| event.time.map(|time| (time.seconds, time.nanos))).collect();
     assert!(times.is_sorted_by(|newer, older| newer >= older));
@@ -421,22 +431,22 @@ async fn records_carry_the_time_of_the_call_and_a_sequence_without_gaps() {
 
 #[tokio::test]
 async fn an_untouched_chain_is_intact_and_holds_against_a_head_noted_elsewhere() {
-    let world = World::start().await;
-    bustle(&world).await;
-    let first = only(world.verify_chain().await);
+    let server = TestServer::start().await;
+    bustle(&server).await;
+    let first = only(server.verify_chain().await);
     assert_eq!(
         (first.intact, first.first_bad_sequence, first.problem.as_str()),
         (Some(true), 0, "")
     );
     assert_eq!(first.checked, first.head_sequence);
-    assert_eq!(first.chain, world.trail(EventFilter::default()).await[0].chain);
-    let world = world.restart().await;
+    assert_eq!(first.chain, server.trail(EventFilter::default()).await[0].chain);
+    let server = server.restart().await;
     let verify = async |sequence: i64, hash: &str| {
         let known = vec![KnownHead { chain: first.chain.clone(), sequence, hash: hash.to_owned() }];
         let message = VerifyChainRequest { chain: String::new(), known };
-        world
+        server
             .audit()
-            .verify_chain(world.as_admin(message).await)
+            .verify_chain(server.as_admin(message).await)
             .await
             .map(|answer| only(answer.into_inner()))
     };
@@ -463,8 +473,8 @@ async fn an_untouched_chain_is_intact_and_holds_against_a_head_noted_elsewhere()
             "{sequence} {hash}"
         );
     }
-    let (_, tenant) = world.staff("shop", &["jeton:admin"]).await;
-    let refused = world
+    let (_, tenant) = server.client_with_token("shop", &["jeton:admin"]).await;
+    let refused = server
         .audit()
         .verify_chain(bearer(VerifyChainRequest::default(), &tenant))
         .await
@@ -483,8 +493,8 @@ fn only(verdict: VerifyChainResponse) -> ChainVerdict {
 /// be asked for alone.
 #[tokio::test]
 async fn a_chain_that_is_gone_is_missed_by_whoever_noted_its_head() {
-    let world = World::start().await;
-    let own = only(world.verify_chain().await).chain;
+    let server = TestServer::start().await;
+    let own = only(server.verify_chain().await).chain;
     let verify = async |chain: &str, known: &[(&str, i64)]| {
         let hash = "ab".repeat(32);
         let head = |(chain, sequence): &(&str, i64)| KnownHead {
@@ -494,9 +504,9 @@ async fn a_chain_that_is_gone_is_missed_by_whoever_noted_its_head() {
         };
         let message =
             VerifyChainRequest { chain: chain.to_owned(), known: known.iter().map(head).collect() };
-        world
+        server
             .audit()
-            .verify_chain(world.as_admin(message).await)
+            .verify_chain(server.as_admin(message).await)
             .await
             .map(tonic::Response::into_inner)
     };
@@ -522,16 +532,16 @@ async fn a_chain_that_is_gone_is_missed_by_whoever_noted_its_head() {
 }
 
 /// A stopped server's database after `tamper`.
-async fn tampered(tamper: impl FnOnce(&Connection, i64)) -> World {
-    let mut world = World::start().await;
-    bustle(&world).await;
-    world.end().await;
-    let connection = Connection::open(world.data_dir().join("jeton.db")).unwrap();
+async fn tampered(tamper: impl FnOnce(&Connection, i64)) -> TestServer {
+    let mut server = TestServer::start().await;
+    bustle(&server).await;
+    server.end().await;
+    let connection = Connection::open(server.data_dir().join("jeton.db")).unwrap();
     let head =
         connection.query_row("SELECT max(sequence) FROM audit", [], |row| row.get(0)).unwrap();
     tamper(&connection, head);
     connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
-    world
+    server
 }
 
 /// What the store itself says of a directory: where the chain is broken, or why it does not even
@@ -570,23 +580,23 @@ async fn a_record_tampered_with_in_the_middle_is_named() {
           sequence BETWEEN 6 AND 9", 5),
     ];
     for (sql, bad) in cases {
-        let world = tampered(|connection, _| connection.execute_batch(sql).unwrap()).await;
+        let server = tampered(|connection, _| connection.execute_batch(sql).unwrap()).await;
         let refused =
-            judged(&world.data_dir()).await.expect_err("a short chain is read to its beginning");
+            judged(&server.data_dir()).await.expect_err("a short chain is read to its beginning");
         assert!(refused.contains(&format!("audit record {bad}:")), "{sql}: {refused}");
     }
 
-    let mut world = World::start().await;
-    bustle(&world).await;
+    let mut server = TestServer::start().await;
+    bustle(&server).await;
     // Past what opening reads.
     for _ in 0..11 {
-        let load = (0..100).map(|_| world.token(&world.admin, &[]));
+        let load = (0..100).map(|_| server.token(&server.admin, &[]));
         futures_util::future::join_all(load)
             .await
             .into_iter()
             .for_each(|issued| drop(issued.unwrap()));
     }
-    world.end().await;
+    server.end().await;
     let tamper = |dir: &Path, sql: &str| {
         let connection = Connection::open(dir.join("jeton.db")).unwrap();
         connection.execute_batch(sql).unwrap();
@@ -594,20 +604,20 @@ async fn a_record_tampered_with_in_the_middle_is_named() {
     };
     for (sql, bad) in cases {
         let copy = tempfile::tempdir().unwrap();
-        for entry in std::fs::read_dir(world.data_dir()).unwrap() {
+        for entry in std::fs::read_dir(server.data_dir()).unwrap() {
             let from = entry.unwrap().path();
             std::fs::copy(&from, copy.path().join(from.file_name().unwrap())).unwrap();
         }
-        crate::service::home::adopt(copy.path());
+        crate::support::server::adopt(copy.path());
         tamper(copy.path(), sql);
         let flaw = judged(copy.path()).await.expect("it opens").expect("and is broken");
         assert_eq!(flaw.0, u64::try_from(bad).unwrap(), "{sql}: {}", flaw.1);
     }
     // And as an administrator is told.
     let (sql, bad) = cases[0];
-    tamper(&world.data_dir(), sql);
-    let world = world.restart().await;
-    let verdict = only(world.verify_chain().await);
+    tamper(&server.data_dir(), sql);
+    let server = server.restart().await;
+    let verdict = only(server.verify_chain().await);
     assert_eq!(
         (verdict.intact, verdict.first_bad_sequence, verdict.checked),
         (Some(false), bad, bad - 1),
@@ -646,12 +656,16 @@ async fn an_end_that_was_tampered_with_is_refused_or_named() {
         }),
     ];
     for (what, tamper) in cases {
-        let world = tampered(tamper).await;
-        match judged(&world.data_dir()).await {
+        let server = tampered(tamper).await;
+        match judged(&server.data_dir()).await {
             Err(refused) => assert!(!refused.is_empty(), "{what}"),
             Ok(flaw) => assert!(flaw.is_some(), "{what}"),
         }
     }
-    let world = tampered(|_, _| {}).await;
-    assert_eq!(judged(&world.data_dir()).await, Ok(None), "a database that was only read is whole");
+    let server = tampered(|_, _| {}).await;
+    assert_eq!(
+        judged(&server.data_dir()).await,
+        Ok(None),
+        "a database that was only read is whole"
+    );
 }

@@ -3,169 +3,44 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jeton::proto::{
-    admin::{
-        AddSecretRequest, AddSecretResponse, Client, CreateClientRequest, DisableClientRequest,
-        GetClientRequest, GrantType, RetireSecretRequest, add_secret_request,
-        create_client_request,
-    },
-    token::{
-        BatchIntrospectRequest, IntrospectRequest, RefreshRequest, RevokeRequest, TokenRequest,
-        TokenResponse,
-    },
+    admin::{Client, GetClientRequest, GrantType},
+    token::{IntrospectRequest, TokenRequest, TokenResponse},
 };
-use tonic::{Code, Request, Status, metadata::MetadataValue};
+use tonic::{Code, Status, metadata::MetadataValue};
 
-use crate::service::{
-    harness::{
-        Caller, World, bearer, client_of, reason, refreshing, secret_of, with_authorization,
-    },
-    scenes::{Shape, basic, shape, unlimited},
+use crate::support::server::{
+    Caller, Shape, TestServer, basic, bearer, client_of, reason, refreshing, secret_of, shape,
+    unlimited, with_authorization,
 };
 
 const CHOSEN: &str = "correct horse battery staple";
-
-impl World {
-    /// Registers a client with a secret that was chosen elsewhere.
-    pub async fn register_with(&self, client: Client, plain: &str) -> Caller {
-        let secret = Some(create_client_request::Secret::PlainSecret(plain.to_owned()));
-        let request = self.as_admin(CreateClientRequest { client: Some(client), secret }).await;
-        let created = self.clients().create_client(request).await.unwrap().into_inner();
-        Caller { id: created.client.unwrap().client_id, secret: plain.to_owned() }
-    }
-
-    pub async fn disable(&self, caller: &Caller) {
-        let message = DisableClientRequest {
-            client_id: caller.id.clone(),
-            ..DisableClientRequest::default()
-        };
-        self.clients().disable_client(self.as_admin(message).await).await.unwrap();
-    }
-
-    async fn add_secret(
-        &self,
-        caller: &Caller,
-        plain: Option<&str>,
-        lives: Option<i64>,
-    ) -> AddSecretResponse {
-        let expire_time =
-            lives.map(|lives| prost_types::Timestamp { seconds: self.now() + lives, nanos: 0 });
-        let secret = plain.map(|plain| add_secret_request::Secret::PlainSecret(plain.to_owned()));
-        let message = AddSecretRequest {
-            client_id: caller.id.clone(),
-            secret,
-            expire_time,
-            ..AddSecretRequest::default()
-        };
-        self.clients().add_secret(self.as_admin(message).await).await.unwrap().into_inner()
-    }
-
-    async fn retire(&self, caller: &Caller, secret_id: &str, overlap: i64) {
-        let overlap = Some(prost_types::Duration { seconds: overlap, nanos: 0 });
-        let (client_id, secret_id) = (caller.id.clone(), secret_id.to_owned());
-        let message =
-            RetireSecretRequest { client_id, secret_id, overlap, ..RetireSecretRequest::default() };
-        self.clients().retire_secret(self.as_admin(message).await).await.unwrap();
-    }
-
-    /// The one secret of a client.
-    async fn secret_id(&self, caller: &Caller) -> String {
-        let message = self.as_admin(GetClientRequest { client_id: caller.id.clone() }).await;
-        let client = self.clients().get_client(message).await.unwrap().into_inner().client.unwrap();
-        client.secrets.first().unwrap().secret_id.clone()
-    }
-
-    /// What every RPC that takes a client's secret says to it, in the message and in the metadata.
-    async fn refusals(&self, caller: &Caller) -> Vec<Status> {
-        let mut refusals = Vec::new();
-        for in_metadata in [false, true] {
-            let (id, secret) = if in_metadata {
-                Default::default()
-            } else {
-                (caller.id.clone(), caller.secret.clone())
-            };
-            fn dressed<T>(message: T, caller: &Caller, in_metadata: bool) -> Request<T> {
-                if in_metadata { basic(message, caller) } else { Request::new(message) }
-            }
-            let mut tokens = self.tokens();
-            let message = TokenRequest {
-                client_id: id.clone(),
-                client_secret: secret.clone(),
-                ..TokenRequest::default()
-            };
-            refusals.extend(tokens.token(dressed(message, caller, in_metadata)).await.err());
-            let message = RefreshRequest {
-                client_id: id.clone(),
-                client_secret: secret.clone(),
-                refresh_token: "x".to_owned(),
-                scopes: Vec::new(),
-            };
-            refusals.extend(tokens.refresh(dressed(message, caller, in_metadata)).await.err());
-            let message = RevokeRequest {
-                client_id: id.clone(),
-                client_secret: secret.clone(),
-                token: "x".to_owned(),
-                ..RevokeRequest::default()
-            };
-            refusals.extend(tokens.revoke(dressed(message, caller, in_metadata)).await.err());
-            let message = IntrospectRequest {
-                client_id: id.clone(),
-                client_secret: secret.clone(),
-                token: "x".to_owned(),
-                ..IntrospectRequest::default()
-            };
-            refusals.extend(tokens.introspect(dressed(message, caller, in_metadata)).await.err());
-            let message = BatchIntrospectRequest {
-                client_id: id,
-                client_secret: secret,
-                tokens: vec!["x".to_owned()],
-            };
-            refusals
-                .extend(tokens.batch_introspect(dressed(message, caller, in_metadata)).await.err());
-        }
-        assert_eq!(refusals.len(), 10, "all are refused");
-        refusals
-    }
-
-    async fn is_admitted(&self, caller: &Caller) -> bool {
-        match self.token(caller, &[]).await {
-            Ok(_) => true,
-            Err(status) => {
-                assert_eq!(
-                    (status.code(), reason(&status).as_str()),
-                    (Code::Unauthenticated, "INVALID_CLIENT")
-                );
-                false
-            }
-        }
-    }
-}
 
 /// A01: unknown client, wrong secret, secret of another client or kind, disabled client, expired or
 /// retired secret, no credential, another kind of credential: byte for byte one answer, in every
 /// RPC.
 #[tokio::test]
 async fn whatever_is_wrong_with_a_credential_the_answer_is_the_same() {
-    let world = World::open_handed().await;
+    let server = TestServer::start_unlimited().await;
     let [good, other, disabled, expired, retired] = [
-        world.register(refreshing()).await,
-        world.register(refreshing()).await,
-        world.register(refreshing()).await,
-        world.register(refreshing()).await,
-        world.register(refreshing()).await,
+        server.register(refreshing()).await,
+        server.register(refreshing()).await,
+        server.register(refreshing()).await,
+        server.register(refreshing()).await,
+        server.register(refreshing()).await,
     ];
-    let chosen = world.register_with(refreshing(), CHOSEN).await;
-    let disabled_chosen = world.register_with(refreshing(), CHOSEN).await;
-    let deleted = world.register(refreshing()).await;
-    let short_lived = world.add_secret(&expired, None, Some(60)).await;
-    world.disable(&disabled).await;
-    world.disable(&disabled_chosen).await;
-    world.retire(&retired, &world.secret_id(&retired).await, 0).await;
+    let chosen = server.register_with(refreshing(), CHOSEN).await;
+    let disabled_chosen = server.register_with(refreshing(), CHOSEN).await;
+    let deleted = server.register(refreshing()).await;
+    let short_lived = server.add_secret(&expired, None, Some(60)).await;
+    server.disable(&disabled).await;
+    server.disable(&disabled_chosen).await;
+    server.retire(&retired, &server.secret_id(&retired).await, 0).await;
     let message = jeton::proto::admin::DeleteClientRequest {
         client_id: deleted.id.clone(),
         ..Default::default()
     };
-    world.clients().delete_client(world.as_admin(message).await).await.unwrap();
-    world.advance(60);
+    server.clients().delete_client(server.as_admin(message).await).await.unwrap();
+    server.advance(60);
 
     let with = |id: &str, secret: &str| Caller { id: id.to_owned(), secret: secret.to_owned() };
     let mut flipped = good.secret.clone().into_bytes();
@@ -188,45 +63,45 @@ async fn whatever_is_wrong_with_a_credential_the_answer_is_the_same() {
         ("wrong chosen secret", with(&chosen.id, "correct horse battery stapler")),
         ("disabled client", disabled),
         ("disabled client, a chosen secret", disabled_chosen),
-        ("disabled client, wrong secret", with(&disabled_id(&world).await, &good.secret)),
+        ("disabled client, wrong secret", with(&disabled_id(&server).await, &good.secret)),
         ("deleted client", deleted),
         ("expired secret", with(&expired.id, &short_lived.client_secret)),
         ("retired secret", retired),
     ]);
     let mut answers: BTreeMap<Shape, Vec<&str>> = BTreeMap::new();
     for (class, caller) in &classes {
-        for refusal in world.refusals(caller).await {
+        for refusal in server.refusals(caller).await {
             answers.entry(shape(&refusal)).or_default().push(class);
         }
     }
     // Nothing at all, and a credential of another kind.
-    let none = world.tokens().token(TokenRequest::default()).await.unwrap_err();
+    let none = server.tokens().token(TokenRequest::default()).await.unwrap_err();
     answers.entry(shape(&none)).or_default().push("none");
-    let pass = world.pass().await;
+    let pass = server.pass().await;
     let other_kind =
-        world.tokens().token(bearer(TokenRequest::default(), &pass)).await.unwrap_err();
+        server.tokens().token(bearer(TokenRequest::default(), &pass)).await.unwrap_err();
     answers.entry(shape(&other_kind)).or_default().push("another kind");
     assert_eq!(answers.len(), 1, "{answers:#?}");
     assert_eq!((none.code(), reason(&none).as_str()), (Code::Unauthenticated, "INVALID_CLIENT"));
     assert!(
-        world.is_admitted(&good).await
-            && world.is_admitted(&chosen).await
-            && world.is_admitted(&expired).await
+        server.is_admitted(&good).await
+            && server.is_admitted(&chosen).await
+            && server.is_admitted(&expired).await
     );
 }
 
-async fn disabled_id(world: &World) -> String {
-    let caller = world.register(refreshing()).await;
-    world.disable(&caller).await;
+async fn disabled_id(server: &TestServer) -> String {
+    let caller = server.register(refreshing()).await;
+    server.disable(&caller).await;
     caller.id
 }
 
 /// A03: two credentials at once are refused, also where both are right.
 #[tokio::test]
 async fn two_credentials_at_once_are_refused() {
-    let world = World::open_handed().await;
-    let caller = world.register(refreshing()).await;
-    let pass = world.pass().await;
+    let server = TestServer::start_unlimited().await;
+    let caller = server.register(refreshing()).await;
+    let pass = server.pass().await;
     let inside = || TokenRequest {
         client_id: caller.id.clone(),
         client_secret: caller.secret.clone(),
@@ -255,7 +130,7 @@ async fn two_credentials_at_once_are_refused() {
     ];
     for request in requests {
         let what = format!("{:?}", request.metadata());
-        let refused = world.tokens().token(request).await.unwrap_err();
+        let refused = server.tokens().token(request).await.unwrap_err();
         assert_eq!(
             (refused.code(), reason(&refused).as_str()),
             (Code::InvalidArgument, "INVALID_REQUEST"),
@@ -263,48 +138,48 @@ async fn two_credentials_at_once_are_refused() {
         );
     }
     let both = IntrospectRequest {
-        client_id: world.admin.id.clone(),
-        client_secret: world.admin.secret.clone(),
+        client_id: server.admin.id.clone(),
+        client_secret: server.admin.secret.clone(),
         token: pass.clone(),
         ..IntrospectRequest::default()
     };
     assert_eq!(
-        reason(&world.tokens().introspect(bearer(both, &pass)).await.unwrap_err()),
+        reason(&server.tokens().introspect(bearer(both, &pass)).await.unwrap_err()),
         "INVALID_REQUEST"
     );
-    world.tokens().token(basic(TokenRequest::default(), &caller)).await.unwrap();
+    server.tokens().token(basic(TokenRequest::default(), &caller)).await.unwrap();
 }
 
 /// A04: the whole secret counts, up to 1,024 bytes; a longer one is refused before anything is
 /// computed from it.
 #[tokio::test]
 async fn a_secret_counts_to_its_last_byte() {
-    let world = World::open_handed().await;
+    let server = TestServer::start_unlimited().await;
     for length in [73, 128, 1_024] {
         let secret = format!("{}1", "s".repeat(length - 1));
-        let caller = world.register_with(refreshing(), &secret).await;
-        assert!(world.is_admitted(&caller).await, "{length}");
+        let caller = server.register_with(refreshing(), &secret).await;
+        assert!(server.is_admitted(&caller).await, "{length}");
         for other in [
             format!("{}2", "s".repeat(length - 1)),
             "s".repeat(length - 1),
             secret[..72].to_owned(),
         ] {
             assert!(
-                !world.is_admitted(&Caller { id: caller.id.clone(), secret: other }).await,
+                !server.is_admitted(&Caller { id: caller.id.clone(), secret: other }).await,
                 "{length}"
             );
         }
     }
-    let long = world.register_with(refreshing(), CHOSEN).await;
+    let long = server.register_with(refreshing(), CHOSEN).await;
     let long = Caller { secret: "s".repeat(1_025), ..long };
-    assert_eq!(reason(&world.token(&long, &[]).await.unwrap_err()), "INVALID_REQUEST");
+    assert_eq!(reason(&server.token(&long, &[]).await.unwrap_err()), "INVALID_REQUEST");
 }
 
 /// A04: a peer that has used up its failures is told so before its secret is tried; a secret beyond
 /// the bound is refused even before that is asked.
 #[tokio::test]
 async fn a_secret_beyond_the_bound_is_refused_before_the_hash() {
-    let world = World::with(|config| {
+    let server = TestServer::start_with(|config| {
         unlimited(config);
         config.limits.failed_authentication = jeton::config::Rate { per_second: 1, burst: 1 };
     })
@@ -312,11 +187,11 @@ async fn a_secret_beyond_the_bound_is_refused_before_the_hash() {
     let wrong = |secret: String| Caller { id: "nobody".to_owned(), secret };
     let mut answers = Vec::new();
     for _ in 0..3 {
-        answers.push(reason(&world.token(&wrong(CHOSEN.to_owned()), &[]).await.unwrap_err()));
+        answers.push(reason(&server.token(&wrong(CHOSEN.to_owned()), &[]).await.unwrap_err()));
     }
     assert_eq!(answers, ["INVALID_CLIENT", "SLOW_DOWN", "SLOW_DOWN"]);
     assert_eq!(
-        reason(&world.token(&wrong("s".repeat(1_025)), &[]).await.unwrap_err()),
+        reason(&server.token(&wrong("s".repeat(1_025)), &[]).await.unwrap_err()),
         "INVALID_REQUEST"
     );
 }
@@ -325,40 +200,40 @@ async fn a_secret_beyond_the_bound_is_refused_before_the_hash() {
 /// the trail, and is counted.
 #[tokio::test]
 async fn secrets_overlap_while_they_are_rotated() {
-    let world = World::open_handed().await;
-    let old = world.register(refreshing()).await;
-    let old_id = world.secret_id(&old).await;
-    let added = world.add_secret(&old, None, None).await;
+    let server = TestServer::start_unlimited().await;
+    let old = server.register(refreshing()).await;
+    let old_id = server.secret_id(&old).await;
+    let added = server.add_secret(&old, None, None).await;
     let new = Caller { secret: added.client_secret.clone(), ..old.clone() };
-    world.retire(&old, &old_id, 3_600).await;
+    server.retire(&old, &old_id, 3_600).await;
     assert!(
-        world.is_admitted(&old).await && world.is_admitted(&new).await,
+        server.is_admitted(&old).await && server.is_admitted(&new).await,
         "both, from the start of the overlap"
     );
-    world.advance(3_599);
-    assert!(world.is_admitted(&old).await && world.is_admitted(&new).await, "to its last second");
-    world.advance(1);
+    server.advance(3_599);
+    assert!(server.is_admitted(&old).await && server.is_admitted(&new).await, "to its last second");
+    server.advance(1);
     assert!(
-        !world.is_admitted(&old).await && world.is_admitted(&new).await,
+        !server.is_admitted(&old).await && server.is_admitted(&new).await,
         "then the new one only"
     );
 
-    let issued = world.events_of("token.issued").await;
+    let issued = server.events_of("token.issued").await;
     let used = |id: &str| {
         issued.iter().filter(|event| client_of(event) == old.id && secret_of(event) == id).count()
     };
     assert_eq!((used(&old_id), used(&added.secret_id)), (2, 3));
     assert!(issued.iter().all(|event| client_of(event) != old.id || !secret_of(event).is_empty()));
-    let failed = world.events_of("client.authentication_failed").await;
+    let failed = server.events_of("client.authentication_failed").await;
     assert_eq!(
         failed.iter().map(|event| event.target.as_str()).collect::<Vec<_>>(),
         [old.id.as_str()]
     );
 
     // The counts are kept with the client: they are written at the latest when the server stops.
-    let world = world.restart().await;
-    let message = world.as_admin(GetClientRequest { client_id: old.id.clone() }).await;
-    let client = world.clients().get_client(message).await.unwrap().into_inner().client.unwrap();
+    let server = server.restart().await;
+    let message = server.as_admin(GetClientRequest { client_id: old.id.clone() }).await;
+    let client = server.clients().get_client(message).await.unwrap().into_inner().client.unwrap();
     let counts: BTreeSet<(&str, i64)> =
         client.secrets.iter().map(|secret| (secret.secret_id.as_str(), secret.use_count)).collect();
     assert_eq!(counts, BTreeSet::from([(old_id.as_str(), 2), (added.secret_id.as_str(), 3)]));
@@ -368,37 +243,37 @@ async fn secrets_overlap_while_they_are_rotated() {
 /// once means at once.
 #[tokio::test]
 async fn retiring_a_secret_never_prolongs_it() {
-    let world = World::open_handed().await;
-    let caller = world.register(refreshing()).await;
-    let added = world.add_secret(&caller, Some(CHOSEN), Some(60)).await;
+    let server = TestServer::start_unlimited().await;
+    let caller = server.register(refreshing()).await;
+    let added = server.add_secret(&caller, Some(CHOSEN), Some(60)).await;
     let chosen = Caller { secret: CHOSEN.to_owned(), ..caller.clone() };
-    assert!(world.is_admitted(&chosen).await);
-    world.retire(&caller, &added.secret_id, 3_600).await;
-    world.advance(59);
-    assert!(world.is_admitted(&chosen).await);
-    world.advance(1);
-    assert!(!world.is_admitted(&chosen).await, "though it was verified and remembered before");
-    let own = world.secret_id(&caller).await;
-    world.retire(&caller, &own, 0).await;
-    assert!(!world.is_admitted(&caller).await);
+    assert!(server.is_admitted(&chosen).await);
+    server.retire(&caller, &added.secret_id, 3_600).await;
+    server.advance(59);
+    assert!(server.is_admitted(&chosen).await);
+    server.advance(1);
+    assert!(!server.is_admitted(&chosen).await, "though it was verified and remembered before");
+    let own = server.secret_id(&caller).await;
+    server.retire(&caller, &own, 0).await;
+    assert!(!server.is_admitted(&caller).await);
 }
 
 /// O01: people mix up id and secret; what was sent in the id's place is not written down if it is a
 /// secret or a token of ours.
 #[tokio::test]
 async fn a_secret_in_the_place_of_the_id_is_not_recorded() {
-    let world = World::open_handed().await;
-    let caller = world.register(refreshing()).await;
-    let issued = world.token(&caller, &[]).await.unwrap();
+    let server = TestServer::start_unlimited().await;
+    let caller = server.register(refreshing()).await;
+    let issued = server.token(&caller, &[]).await.unwrap();
     for misplaced in [&caller.secret, &issued.refresh_token] {
         let swapped = Caller { id: misplaced.clone(), secret: caller.id.clone() };
         for wrong in [swapped, Caller { id: misplaced.clone(), secret: caller.secret.clone() }] {
-            assert!(!world.is_admitted(&wrong).await);
+            assert!(!server.is_admitted(&wrong).await);
             // Refusals of names that are no client's are one record a minute.
-            world.advance(60);
+            server.advance(60);
         }
     }
-    let failed = world.events_of("client.authentication_failed").await;
+    let failed = server.events_of("client.authentication_failed").await;
     assert_eq!(failed.len(), 4);
     assert!(failed.iter().all(|event| event.target.is_empty()), "{failed:?}");
 }
@@ -406,12 +281,12 @@ async fn a_secret_in_the_place_of_the_id_is_not_recorded() {
 /// A13, R11: grants that a client does not have, and those that are not served.
 #[tokio::test]
 async fn a_grant_must_be_served_and_the_clients() {
-    let world = World::open_handed().await;
+    let server = TestServer::start_unlimited().await;
     let ask = async |caller: &Caller, grant_type: &str| -> Result<TokenResponse, Status> {
         let message = TokenRequest { grant_type: grant_type.to_owned(), ..TokenRequest::default() };
-        world.tokens().token(basic(message, caller)).await.map(tonic::Response::into_inner)
+        server.tokens().token(basic(message, caller)).await.map(tonic::Response::into_inner)
     };
-    let caller = world.register(refreshing()).await;
+    let caller = server.register(refreshing()).await;
     ask(&caller, "").await.unwrap();
     ask(&caller, "client_credentials").await.unwrap();
     for other in [
@@ -432,7 +307,7 @@ async fn a_grant_must_be_served_and_the_clients() {
     }
     let only_refreshing =
         Client { grant_types: vec![GrantType::RefreshToken.into()], ..refreshing() };
-    let without = world.register(only_refreshing).await;
+    let without = server.register(only_refreshing).await;
     for grant in ["", "client_credentials"] {
         let refused = ask(&without, grant).await.unwrap_err();
         assert_eq!(
@@ -440,11 +315,11 @@ async fn a_grant_must_be_served_and_the_clients() {
             (Code::PermissionDenied, "UNAUTHORIZED_CLIENT")
         );
     }
-    let plain = world.register(Client { grant_types: Vec::new(), ..refreshing() }).await;
+    let plain = server.register(Client { grant_types: Vec::new(), ..refreshing() }).await;
     // R11: no refresh token unless the client is registered for it.
     assert_eq!(ask(&plain, "").await.unwrap().refresh_token, "");
     let token = ask(&caller, "").await.unwrap().refresh_token;
-    let refused = world.refresh(&plain, &token).await.unwrap_err();
+    let refused = server.refresh(&plain, &token).await.unwrap_err();
     assert_eq!(
         (refused.code(), reason(&refused).as_str()),
         (Code::PermissionDenied, "UNAUTHORIZED_CLIENT")
@@ -455,19 +330,19 @@ async fn a_grant_must_be_served_and_the_clients() {
 /// is refused, never cut.
 #[tokio::test]
 async fn scopes_are_given_as_asked_or_not_at_all() {
-    let world = World::open_handed().await;
-    let caller = world.register(refreshing()).await;
-    assert_eq!(world.token(&caller, &[]).await.unwrap().scopes, ["orders:read", "orders:write"]);
-    assert_eq!(world.token(&caller, &["orders:write"]).await.unwrap().scopes, ["orders:write"]);
+    let server = TestServer::start_unlimited().await;
+    let caller = server.register(refreshing()).await;
+    assert_eq!(server.token(&caller, &[]).await.unwrap().scopes, ["orders:read", "orders:write"]);
+    assert_eq!(server.token(&caller, &["orders:write"]).await.unwrap().scopes, ["orders:write"]);
     let narrow = Client { default_scopes: vec!["orders:read".to_owned()], ..refreshing() };
     assert_eq!(
-        world.token(&world.register(narrow).await, &[]).await.unwrap().scopes,
+        server.token(&server.register(narrow).await, &[]).await.unwrap().scopes,
         ["orders:read"]
     );
     let reserved =
         Client { scopes: vec!["a".to_owned(), "jeton:introspect".to_owned()], ..refreshing() };
     assert_eq!(
-        world.token(&world.register(reserved).await, &[]).await.unwrap().scopes,
+        server.token(&server.register(reserved).await, &[]).await.unwrap().scopes,
         ["a"],
         "not without being asked for"
     );
@@ -490,7 +365,7 @@ async fn scopes_are_given_as_asked_or_not_at_all() {
         &[&long],
     ];
     for scopes in refused {
-        let refusal = world.token(&caller, scopes).await.unwrap_err();
+        let refusal = server.token(&caller, scopes).await.unwrap_err();
         assert_eq!(
             (refusal.code(), reason(&refusal).as_str()),
             (Code::InvalidArgument, "INVALID_SCOPE"),
@@ -498,10 +373,10 @@ async fn scopes_are_given_as_asked_or_not_at_all() {
         );
     }
     let many = vec!["orders:read"; 101];
-    assert_eq!(reason(&world.token(&caller, &many).await.unwrap_err()), "INVALID_REQUEST");
-    let token = world.token(&caller, &["orders:read"]).await.unwrap().access_token;
+    assert_eq!(reason(&server.token(&caller, &many).await.unwrap_err()), "INVALID_REQUEST");
+    let token = server.token(&caller, &["orders:read"]).await.unwrap().access_token;
     assert_eq!(
-        world.introspect(&token).await.scopes,
+        server.introspect(&token).await.scopes,
         ["orders:read"],
         "and the token says the same"
     );

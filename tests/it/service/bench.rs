@@ -26,12 +26,9 @@ use jeton::{
 use secrecy::ExposeSecret;
 use tokio::time::Instant;
 
-use crate::{
-    service::{
-        harness::{Caller, ISSUER, START},
-        home::{Home, MAX_STALENESS, on_mongodb},
-    },
-    support::faulty::FaultyStore,
+use crate::support::{
+    faulty::FaultyStore,
+    server::{Caller, ISSUER, MAX_STALENESS, START, StoreDir, on_mongodb},
 };
 
 /// Blocks of a hash of our own, and of every refusal that is hashed for: a client may have two
@@ -43,7 +40,7 @@ pub const WRONG: &str = "incorrect horse battery staple";
 
 /// An services over a store of its own.
 pub struct Bench {
-    pub home: Arc<Home>,
+    pub home: Arc<StoreDir>,
     pub store: Arc<FaultyStore>,
     pub clock: Arc<ManualClock>,
     limits: Configured,
@@ -77,7 +74,7 @@ pub fn cheap(secret: &str) -> String {
 
 impl Bench {
     pub async fn with(change: impl FnOnce(&mut Configured)) -> Self {
-        let home = Home::new();
+        let home = StoreDir::new();
         let store = home.open_store(ChainKey::new(Sealer::new([7; 32]).derive("audit head"))).await;
         let store = Arc::new(FaultyStore::new(store));
         let clock = Arc::new(ManualClock::at(Timestamp::from_seconds(START)));

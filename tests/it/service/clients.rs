@@ -6,10 +6,7 @@ use jeton::proto::admin::{
 };
 use tonic::{Code, Status};
 
-use crate::service::{
-    harness::{START, World, bearer, reason, refreshing},
-    office::{blamed, seconds},
-};
+use crate::support::server::{START, TestServer, bearer, blamed, reason, refreshing, seconds};
 
 /// A client with everything set.
 fn full(id: &str) -> Client {
@@ -70,7 +67,7 @@ fn given(client: Client) -> Client {
 }
 
 async fn page(
-    world: &World,
+    server: &TestServer,
     token: &str,
     tenant: &str,
     size: i32,
@@ -81,7 +78,7 @@ async fn page(
         page_size: size,
         page_token: page.to_owned(),
     };
-    world.clients().list_clients(bearer(message, token)).await.map(tonic::Response::into_inner)
+    server.clients().list_clients(bearer(message, token)).await.map(tonic::Response::into_inner)
 }
 
 fn ids(page: &ListClientsResponse) -> Vec<&str> {
@@ -90,8 +87,8 @@ fn ids(page: &ListClientsResponse) -> Vec<&str> {
 
 #[tokio::test]
 async fn what_is_registered_is_what_is_read() {
-    let world = World::start().await;
-    let created = world.create(full("orders")).await.unwrap();
+    let server = TestServer::start().await;
+    let created = server.create(full("orders")).await.unwrap();
     let client = created.client.unwrap();
     assert!(created.client_secret.starts_with("jcs_"));
     assert_eq!(given(client.clone()), Client { client_id: String::new(), ..full("") });
@@ -101,9 +98,9 @@ async fn what_is_registered_is_what_is_read() {
         (START, START)
     );
     assert_eq!(client.secrets.len(), 1);
-    assert_eq!(world.get("orders").await, client);
+    assert_eq!(server.get("orders").await, client);
     assert!(
-        page(&world, &world.admin_token().await, "shop", 0, "")
+        page(&server, &server.admin_token().await, "shop", 0, "")
             .await
             .unwrap()
             .clients
@@ -113,20 +110,20 @@ async fn what_is_registered_is_what_is_read() {
 
 #[tokio::test]
 async fn what_is_not_given_has_a_default() {
-    let world = World::start().await;
-    let client = world.create(Client::default()).await.unwrap().client.unwrap();
+    let server = TestServer::start().await;
+    let client = server.create(Client::default()).await.unwrap().client.unwrap();
     assert!((1..=128).contains(&client.client_id.len()));
     assert_eq!((client.tenant.as_str(), client.rate_plan.as_str()), ("default", "standard"));
     assert_eq!(client.grant_types, [i32::from(GrantType::ClientCredentials)]);
     assert!(client.scopes.is_empty() && client.access_token_lifetime.is_none() && !client.disabled);
-    let other = world.create(Client::default()).await.unwrap().client.unwrap();
+    let other = server.create(Client::default()).await.unwrap().client.unwrap();
     assert_ne!(client.client_id, other.client_id);
 }
 
 /// Output only fields are the server's: what a caller says of them is ignored.
 #[tokio::test]
 async fn output_only_fields_are_ignored() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let secret = jeton::proto::admin::Secret {
         secret_id: "mine".to_owned(),
         use_count: 7,
@@ -142,7 +139,7 @@ async fn output_only_fields_are_ignored() {
         update_time: time,
         ..Client::default()
     };
-    let created = world.create(client).await.unwrap().client.unwrap();
+    let created = server.create(client).await.unwrap().client.unwrap();
     assert!(
         !created.disabled && created.etag == "1" && created.create_time.unwrap().seconds == START
     );
@@ -151,94 +148,95 @@ async fn output_only_fields_are_ignored() {
 
 #[tokio::test]
 async fn an_id_is_taken_once_and_differs_by_case() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let named = |id: &str| Client { client_id: id.to_owned(), ..Client::default() };
-    let first = world.create(named("orders")).await.unwrap();
+    let first = server.create(named("orders")).await.unwrap();
     let refused =
-        world.create(Client { tenant: "other".to_owned(), ..named("orders") }).await.unwrap_err();
+        server.create(Client { tenant: "other".to_owned(), ..named("orders") }).await.unwrap_err();
     assert_eq!(
         (refused.code(), reason(&refused).as_str()),
         (Code::AlreadyExists, "ALREADY_EXISTS")
     );
-    assert_eq!(world.get("orders").await, first.client.unwrap());
-    world.create(named("Orders")).await.unwrap();
+    assert_eq!(server.get("orders").await, first.client.unwrap());
+    server.create(named("Orders")).await.unwrap();
 }
 
 /// S03: disabling ends what a client holds, and enabling does not bring it back.
 #[tokio::test]
 async fn a_disabled_client_is_refused_and_what_it_held_stays_ended() {
-    let world = World::start().await;
-    let mark = world.mark("orders", "shop").await;
+    let server = TestServer::start().await;
+    let mark = server.rpc_target("orders", "shop").await;
     let message = DisableClientRequest { client_id: "orders".to_owned(), etag: String::new() };
-    let disabled = world
+    let disabled = server
         .clients()
-        .disable_client(world.as_admin(message).await)
+        .disable_client(server.as_admin(message).await)
         .await
         .unwrap()
         .into_inner()
         .client
         .unwrap();
     assert!(disabled.disabled && disabled.etag == "2");
-    assert_eq!(reason(&world.token(&mark.client, &[]).await.unwrap_err()), "INVALID_CLIENT");
+    assert_eq!(reason(&server.token(&mark.client, &[]).await.unwrap_err()), "INVALID_CLIENT");
     assert_eq!(
-        reason(&world.refresh(&mark.client, &mark.refresh_token).await.unwrap_err()),
+        reason(&server.refresh(&mark.client, &mark.refresh_token).await.unwrap_err()),
         "INVALID_CLIENT"
     );
-    assert!(!world.is_active(&mark.access_token).await);
+    assert!(!server.is_active(&mark.access_token).await);
 
     let message = EnableClientRequest { client_id: "orders".to_owned(), etag: String::new() };
-    let enabled = world
+    let enabled = server
         .clients()
-        .enable_client(world.as_admin(message).await)
+        .enable_client(server.as_admin(message).await)
         .await
         .unwrap()
         .into_inner()
         .client
         .unwrap();
     assert!(!enabled.disabled && enabled.etag == "3");
-    assert!(!world.is_active(&mark.access_token).await);
+    assert!(!server.is_active(&mark.access_token).await);
     assert_eq!(
-        reason(&world.refresh(&mark.client, &mark.refresh_token).await.unwrap_err()),
+        reason(&server.refresh(&mark.client, &mark.refresh_token).await.unwrap_err()),
         "INVALID_GRANT"
     );
-    let fresh = world.token(&mark.client, &[]).await.unwrap();
-    assert!(world.is_active(&fresh.access_token).await);
-    assert!(world.refresh(&mark.client, &fresh.refresh_token).await.is_ok());
+    let fresh = server.token(&mark.client, &[]).await.unwrap();
+    assert!(server.is_active(&fresh.access_token).await);
+    assert!(server.refresh(&mark.client, &fresh.refresh_token).await.is_ok());
 }
 
 /// S03: a client that is registered again under the same id does not inherit tokens or secrets.
 #[tokio::test]
 async fn a_deleted_client_is_gone_and_its_successor_inherits_nothing() {
-    let world = World::start().await;
-    let mark = world.mark("orders", "default").await;
+    let server = TestServer::start().await;
+    let mark = server.rpc_target("orders", "default").await;
     let message = DeleteClientRequest { client_id: "orders".to_owned(), etag: String::new() };
-    world.clients().delete_client(world.as_admin(message.clone()).await).await.unwrap();
-    assert_eq!(world.try_get("orders").await.unwrap_err().code(), Code::NotFound);
-    let again = world.clients().delete_client(world.as_admin(message).await).await.unwrap_err();
+    server.clients().delete_client(server.as_admin(message.clone()).await).await.unwrap();
+    assert_eq!(server.try_get("orders").await.unwrap_err().code(), Code::NotFound);
+    let again = server.clients().delete_client(server.as_admin(message).await).await.unwrap_err();
     assert_eq!((again.code(), reason(&again).as_str()), (Code::NotFound, "NOT_FOUND"));
-    assert_eq!(reason(&world.token(&mark.client, &[]).await.unwrap_err()), "INVALID_CLIENT");
-    assert!(!world.is_active(&mark.access_token).await);
+    assert_eq!(reason(&server.token(&mark.client, &[]).await.unwrap_err()), "INVALID_CLIENT");
+    assert!(!server.is_active(&mark.access_token).await);
 
-    let successor = world.register(Client { client_id: "orders".to_owned(), ..refreshing() }).await;
-    assert!(!world.is_active(&mark.access_token).await);
-    assert_eq!(reason(&world.token(&mark.client, &[]).await.unwrap_err()), "INVALID_CLIENT");
+    let successor =
+        server.register(Client { client_id: "orders".to_owned(), ..refreshing() }).await;
+    assert!(!server.is_active(&mark.access_token).await);
+    assert_eq!(reason(&server.token(&mark.client, &[]).await.unwrap_err()), "INVALID_CLIENT");
     assert_eq!(
-        reason(&world.refresh(&successor, &mark.refresh_token).await.unwrap_err()),
+        reason(&server.refresh(&successor, &mark.refresh_token).await.unwrap_err()),
         "INVALID_GRANT"
     );
-    assert_eq!(world.get("orders").await.secrets[0].use_count, 0);
-    let world = world.restart().await;
-    assert!(!world.is_active(&mark.access_token).await);
-    assert!(world.token(&successor, &[]).await.is_ok());
+    assert_eq!(server.get("orders").await.secrets[0].use_count, 0);
+    let server = server.restart().await;
+    assert!(!server.is_active(&mark.access_token).await);
+    assert!(server.token(&successor, &[]).await.is_ok());
 }
 
 #[tokio::test]
 async fn a_mask_changes_what_it_names_and_nothing_else() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for (n, (path, change)) in changes().into_iter().enumerate() {
         let id = format!("orders-{n}");
-        let before = world.create(full(&id)).await.unwrap().client.unwrap();
-        world.advance(1);
+        let before = server.create(full(&id)).await.unwrap().client.unwrap();
+        server.advance(1);
         // Everything that the mask does not name is rubbish, and is not looked at.
         let mut message = Client {
             client_id: id.clone(),
@@ -252,15 +250,15 @@ async fn a_mask_changes_what_it_names_and_nothing_else() {
         let mut expected = before.clone();
         copy(path, &change, &mut message);
         copy(path, &change, &mut expected);
-        let updated = world.change(message, &[path]).await.unwrap();
+        let updated = server.change(message, &[path]).await.unwrap();
         (expected.etag, expected.update_time) = (updated.etag.clone(), updated.update_time);
         assert_eq!(updated, expected, "{path}");
         assert_eq!(
             (updated.etag.as_str(), updated.update_time.unwrap().seconds),
-            ("2", world.now()),
+            ("2", server.now()),
             "{path}"
         );
-        assert_eq!(world.get(&id).await, updated, "{path}");
+        assert_eq!(server.get(&id).await, updated, "{path}");
     }
 }
 
@@ -287,15 +285,15 @@ fn copy(path: &str, from: &Client, to: &mut Client) {
 /// N05: a star means every field, and what is left out gets the value that creation would give it.
 #[tokio::test]
 async fn a_star_replaces_every_field() {
-    let world = World::start().await;
-    world.create(full("orders")).await.unwrap();
+    let server = TestServer::start().await;
+    server.create(full("orders")).await.unwrap();
     let bare = Client {
         client_id: "orders".to_owned(),
         grant_types: vec![GrantType::ClientCredentials.into()],
         ..Client::default()
     };
-    let updated = world.change(bare.clone(), &["*"]).await.unwrap();
-    let created = world
+    let updated = server.change(bare.clone(), &["*"]).await.unwrap();
+    let created = server
         .create(Client { client_id: "other".to_owned(), tenant: "shop".to_owned(), ..bare })
         .await
         .unwrap();
@@ -304,8 +302,8 @@ async fn a_star_replaces_every_field() {
 
 #[tokio::test]
 async fn masks_that_name_nothing_or_what_is_not_to_be_set_are_refused() {
-    let world = World::start().await;
-    let before = world.create(full("orders")).await.unwrap().client.unwrap();
+    let server = TestServer::start().await;
+    let before = server.create(full("orders")).await.unwrap().client.unwrap();
     let masks: [&[&str]; 9] = [
         &[],
         &[""],
@@ -318,27 +316,27 @@ async fn masks_that_name_nothing_or_what_is_not_to_be_set_are_refused() {
         &["display_name,scopes"],
     ];
     for mask in masks {
-        let refused = world.change(full("orders"), mask).await.unwrap_err();
+        let refused = server.change(full("orders"), mask).await.unwrap_err();
         assert_eq!(
             (reason(&refused).as_str(), blamed(&refused).as_str()),
             ("INVALID_REQUEST", "update_mask"),
             "{mask:?}"
         );
     }
-    assert_eq!(world.get("orders").await, before);
+    assert_eq!(server.get("orders").await, before);
 }
 
 /// AIP-154: a write over what was read since is refused, and one over what stands goes through.
 #[tokio::test]
 async fn a_write_over_an_older_version_is_refused() {
-    let world = World::start().await;
-    let read = world.create(full("orders")).await.unwrap().client.unwrap();
+    let server = TestServer::start().await;
+    let read = server.create(full("orders")).await.unwrap().client.unwrap();
     let named = |etag: &str| Client {
         etag: etag.to_owned(),
         display_name: "x".to_owned(),
         ..full("orders")
     };
-    assert_eq!(world.change(named(&read.etag), &["display_name"]).await.unwrap().etag, "2");
+    assert_eq!(server.change(named(&read.etag), &["display_name"]).await.unwrap().etag, "2");
     let id = || "orders".to_owned();
     for (etag, expected) in [
         ("1", "STALE"),
@@ -353,25 +351,25 @@ async fn a_write_over_an_older_version_is_refused() {
     {
         let etag = || etag.to_owned();
         let refusals = [
-            world.change(named(&etag()), &["display_name"]).await.unwrap_err(),
-            world
+            server.change(named(&etag()), &["display_name"]).await.unwrap_err(),
+            server
                 .clients()
                 .disable_client(
-                    world.as_admin(DisableClientRequest { client_id: id(), etag: etag() }).await,
+                    server.as_admin(DisableClientRequest { client_id: id(), etag: etag() }).await,
                 )
                 .await
                 .unwrap_err(),
-            world
+            server
                 .clients()
                 .enable_client(
-                    world.as_admin(EnableClientRequest { client_id: id(), etag: etag() }).await,
+                    server.as_admin(EnableClientRequest { client_id: id(), etag: etag() }).await,
                 )
                 .await
                 .unwrap_err(),
-            world
+            server
                 .clients()
                 .delete_client(
-                    world.as_admin(DeleteClientRequest { client_id: id(), etag: etag() }).await,
+                    server.as_admin(DeleteClientRequest { client_id: id(), etag: etag() }).await,
                 )
                 .await
                 .unwrap_err(),
@@ -382,17 +380,17 @@ async fn a_write_over_an_older_version_is_refused() {
             assert_eq!(refused.code(), code, "{:?}", etag());
         }
     }
-    assert_eq!(world.get("orders").await.etag, "2");
+    assert_eq!(server.get("orders").await.etag, "2");
 }
 
 #[tokio::test]
 async fn pages_come_in_the_order_of_ids_and_miss_nobody() {
-    let world = World::start().await;
-    let token = world.admin_token().await;
+    let server = TestServer::start().await;
+    let token = server.admin_token().await;
     let mut all: Vec<String> =
         ["Z", "a", "B", "b", "~", "0", "_", ".", "-", "ab"].map(str::to_owned).to_vec();
     for id in &all {
-        world
+        server
             .create(Client {
                 client_id: id.clone(),
                 tenant: "shop".to_owned(),
@@ -405,7 +403,7 @@ async fn pages_come_in_the_order_of_ids_and_miss_nobody() {
     for size in 1..=11 {
         let (mut seen, mut next) = (Vec::new(), String::new());
         loop {
-            let page = page(&world, &token, "shop", size, &next).await.unwrap();
+            let page = page(&server, &token, "shop", size, &next).await.unwrap();
             assert!(page.clients.len() <= usize::try_from(size).unwrap());
             seen.extend(ids(&page).into_iter().map(str::to_owned));
             next = page.next_page_token;
@@ -416,8 +414,8 @@ async fn pages_come_in_the_order_of_ids_and_miss_nobody() {
         assert_eq!(seen, all, "{size}");
     }
     // What is registered and removed between two pages moves nobody else.
-    let first = page(&world, &token, "shop", 3, "").await.unwrap();
-    world
+    let first = page(&server, &token, "shop", 3, "").await.unwrap();
+    server
         .create(Client {
             client_id: "!".replace('!', "-0"),
             tenant: "shop".to_owned(),
@@ -426,22 +424,25 @@ async fn pages_come_in_the_order_of_ids_and_miss_nobody() {
         .await
         .unwrap();
     let message = DeleteClientRequest { client_id: all[2].clone(), etag: String::new() };
-    world.clients().delete_client(world.as_admin(message).await).await.unwrap();
-    let second = page(&world, &token, "shop", 3, &first.next_page_token).await.unwrap();
+    server.clients().delete_client(server.as_admin(message).await).await.unwrap();
+    let second = page(&server, &token, "shop", 3, &first.next_page_token).await.unwrap();
     assert_eq!(ids(&second), all[3..6].iter().map(String::as_str).collect::<Vec<_>>());
     // Every tenant, for the operator alone.
-    let every = page(&world, &token, "", 0, "").await.unwrap();
+    let every = page(&server, &token, "", 0, "").await.unwrap();
     assert!(ids(&every).contains(&"bootstrap") && ids(&every).contains(&"ab"));
-    assert_eq!(reason(&page(&world, &token, "shop", -1, "").await.unwrap_err()), "INVALID_REQUEST");
+    assert_eq!(
+        reason(&page(&server, &token, "shop", -1, "").await.unwrap_err()),
+        "INVALID_REQUEST"
+    );
 }
 
 /// N03: a page token works for its own question and as it was given out.
 #[tokio::test]
 async fn page_tokens_are_opaque_and_bound_to_their_question() {
-    let world = World::start().await;
-    let token = world.admin_token().await;
+    let server = TestServer::start().await;
+    let token = server.admin_token().await;
     for id in ["a", "b", "c"] {
-        world
+        server
             .create(Client {
                 client_id: id.to_owned(),
                 tenant: "shop".to_owned(),
@@ -450,9 +451,9 @@ async fn page_tokens_are_opaque_and_bound_to_their_question() {
             .await
             .unwrap();
     }
-    let given = page(&world, &token, "shop", 1, "").await.unwrap().next_page_token;
+    let given = page(&server, &token, "shop", 1, "").await.unwrap().next_page_token;
     assert_eq!(
-        ids(&page(&world, &token, "shop", 2, &given).await.unwrap()),
+        ids(&page(&server, &token, "shop", 2, &given).await.unwrap()),
         ["b", "c"],
         "the size may change"
     );
@@ -469,7 +470,7 @@ async fn page_tokens_are_opaque_and_bound_to_their_question() {
         forged.push(String::from_utf8(bytes).unwrap());
     }
     for bad in forged {
-        let refused = page(&world, &token, "shop", 1, &bad).await.unwrap_err();
+        let refused = page(&server, &token, "shop", 1, &bad).await.unwrap_err();
         assert_eq!(
             (reason(&refused).as_str(), blamed(&refused).as_str()),
             ("INVALID_REQUEST", "page_token"),
@@ -478,16 +479,16 @@ async fn page_tokens_are_opaque_and_bound_to_their_question() {
     }
     for tenant in ["", "default", "sho", "shopp"] {
         assert_eq!(
-            blamed(&page(&world, &token, tenant, 1, &given).await.unwrap_err()),
+            blamed(&page(&server, &token, tenant, 1, &given).await.unwrap_err()),
             "page_token",
             "{tenant}"
         );
     }
-    let (_, other) = world.staff("shop", &["jeton:admin"]).await;
-    assert_eq!(blamed(&page(&world, &other, "shop", 1, &given).await.unwrap_err()), "page_token");
-    let world = world.restart().await;
+    let (_, other) = server.client_with_token("shop", &["jeton:admin"]).await;
+    assert_eq!(blamed(&page(&server, &other, "shop", 1, &given).await.unwrap_err()), "page_token");
+    let server = server.restart().await;
     assert_eq!(
-        ids(&page(&world, &token, "shop", 1, &given).await.unwrap()),
+        ids(&page(&server, &token, "shop", 1, &given).await.unwrap()),
         ["b"],
         "a restart keeps the key"
     );
@@ -572,11 +573,11 @@ fn unfit() -> Vec<(&'static str, Client)> {
 /// N05, N06: what creation refuses, every update refuses for the same field; nothing is written.
 #[tokio::test]
 async fn updates_are_validated_like_creation() {
-    let world = World::start().await;
-    let before = world.create(full("orders")).await.unwrap().client.unwrap();
+    let server = TestServer::start().await;
+    let before = server.create(full("orders")).await.unwrap().client.unwrap();
     for (path, client) in unfit() {
         let field = format!("client.{path}");
-        let refused = world
+        let refused = server
             .create(Client { client_id: "new".to_owned(), ..client.clone() })
             .await
             .unwrap_err();
@@ -588,7 +589,7 @@ async fn updates_are_validated_like_creation() {
         assert_eq!(blamed(&refused), field, "{client:?}");
         for mask in [path, "*"] {
             let client = Client { client_id: "orders".to_owned(), ..client.clone() };
-            let refused = world.change(client.clone(), &[mask]).await.unwrap_err();
+            let refused = server.change(client.clone(), &[mask]).await.unwrap_err();
             assert_eq!(
                 (reason(&refused).as_str(), blamed(&refused)),
                 ("INVALID_REQUEST", field.clone()),
@@ -596,12 +597,12 @@ async fn updates_are_validated_like_creation() {
             );
         }
     }
-    assert_eq!(world.get("orders").await, before);
-    assert_eq!(world.try_get("new").await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(server.get("orders").await, before);
+    assert_eq!(server.try_get("new").await.unwrap_err().code(), Code::NotFound);
     // A change of one field must fit the fields that stay.
     let narrower = Client { scopes: vec!["orders:write".to_owned()], ..full("orders") };
     assert_eq!(
-        blamed(&world.change(narrower, &["scopes"]).await.unwrap_err()),
+        blamed(&server.change(narrower, &["scopes"]).await.unwrap_err()),
         "client.default_scopes"
     );
 }
@@ -610,8 +611,8 @@ async fn updates_are_validated_like_creation() {
 /// trimmed.
 #[tokio::test]
 async fn odd_ids_are_refused_and_name_nobody() {
-    let world = World::start().await;
-    world.create(Client { client_id: "svc".to_owned(), ..Client::default() }).await.unwrap();
+    let server = TestServer::start().await;
+    server.create(Client { client_id: "svc".to_owned(), ..Client::default() }).await.unwrap();
     let long = "x".repeat(129);
     let longer = "x".repeat(60_000);
     let odd = [
@@ -641,7 +642,7 @@ async fn odd_ids_are_refused_and_name_nobody() {
         longer.as_str(),
     ]);
     for id in odd {
-        let refused = world
+        let refused = server
             .create(Client { client_id: id.to_owned(), ..Client::default() })
             .await
             .unwrap_err();
@@ -651,16 +652,16 @@ async fn odd_ids_are_refused_and_name_nobody() {
             "{id:?}"
         );
         assert!(!refused.message().contains(id), "{id:?}");
-        assert_eq!(blamed(&world.try_get(id).await.unwrap_err()), "client_id", "{id:?}");
-        let update = world
+        assert_eq!(blamed(&server.try_get(id).await.unwrap_err()), "client_id", "{id:?}");
+        let update = server
             .change(Client { client_id: id.to_owned(), ..full("") }, &["*"])
             .await
             .unwrap_err();
         assert_eq!(blamed(&update), "client.client_id", "{id:?}");
         let caller =
-            crate::service::harness::Caller { id: id.to_owned(), secret: "jcs_x".to_owned() };
+            crate::support::server::Caller { id: id.to_owned(), secret: "jcs_x".to_owned() };
         assert_eq!(
-            reason(&world.token(&caller, &[]).await.unwrap_err()),
+            reason(&server.token(&caller, &[]).await.unwrap_err()),
             "INVALID_CLIENT",
             "{id:?}"
         );
@@ -668,44 +669,44 @@ async fn odd_ids_are_refused_and_name_nobody() {
     for tenant in
         ["Shop", "sh op", "shop\0", "ѕhop", "{\"$gt\":\"\"}", "a.b", "x".repeat(65).as_str()]
     {
-        let refused = world
+        let refused = server
             .create(Client { tenant: tenant.to_owned(), ..Client::default() })
             .await
             .unwrap_err();
         assert_eq!(blamed(&refused), "client.tenant", "{tenant}");
-        let refused = page(&world, &world.admin_token().await, tenant, 0, "").await.unwrap_err();
+        let refused = page(&server, &server.admin_token().await, tenant, 0, "").await.unwrap_err();
         assert_eq!(blamed(&refused), "tenant", "{tenant}");
     }
-    assert_eq!(blamed(&world.try_get("").await.unwrap_err()), "client_id");
-    assert_eq!(world.try_get("SVC").await.unwrap_err().code(), Code::NotFound);
-    let all = page(&world, &world.admin_token().await, "", 0, "").await.unwrap();
+    assert_eq!(blamed(&server.try_get("").await.unwrap_err()), "client_id");
+    assert_eq!(server.try_get("SVC").await.unwrap_err().code(), Code::NotFound);
+    let all = page(&server, &server.admin_token().await, "", 0, "").await.unwrap();
     assert_eq!(ids(&all), ["bootstrap", "svc"]);
 }
 
 #[tokio::test]
 async fn a_message_without_a_client_is_refused() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let message = jeton::proto::admin::CreateClientRequest::default();
     assert_eq!(
-        blamed(&world.clients().create_client(world.as_admin(message).await).await.unwrap_err()),
+        blamed(&server.clients().create_client(server.as_admin(message).await).await.unwrap_err()),
         "client"
     );
     let message = jeton::proto::admin::UpdateClientRequest::default();
     assert_eq!(
-        blamed(&world.clients().update_client(world.as_admin(message).await).await.unwrap_err()),
+        blamed(&server.clients().update_client(server.as_admin(message).await).await.unwrap_err()),
         "client"
     );
 }
 
 #[tokio::test]
 async fn lifetimes_are_the_clients_own_or_the_configured_ones() {
-    let world = World::with(|config| {
+    let server = TestServer::start_with(|config| {
         config.token.access_lifetime_seconds = 300;
         config.token.refresh_lifetime_seconds = 1_000;
         config.token.refresh_idle_seconds = 600;
     })
     .await;
-    let plain = world.register(refreshing()).await;
+    let plain = server.register(refreshing()).await;
     let own = Client {
         client_id: "own".to_owned(),
         access_token_lifetime: seconds(60),
@@ -713,40 +714,40 @@ async fn lifetimes_are_the_clients_own_or_the_configured_ones() {
         refresh_token_idle_lifetime: seconds(100),
         ..refreshing()
     };
-    let own = world.register(own).await;
+    let own = server.register(own).await;
     for (caller, lifetime, idle, absolute) in [(&plain, 300_u32, 600, 1_000), (&own, 60, 100, 150)]
     {
-        let issued = world.token(caller, &[]).await.unwrap();
+        let issued = server.token(caller, &[]).await.unwrap();
         assert_eq!(issued.expires_in, i64::from(lifetime));
-        world.advance(u64::from(lifetime) - 1);
-        assert!(world.is_active(&issued.access_token).await);
-        world.advance(1);
-        assert!(!world.is_active(&issued.access_token).await);
+        server.advance(u64::from(lifetime) - 1);
+        assert!(server.is_active(&issued.access_token).await);
+        server.advance(1);
+        assert!(!server.is_active(&issued.access_token).await);
 
-        let unused = world.token(caller, &[]).await.unwrap();
-        let used = world.token(caller, &[]).await.unwrap();
-        world.advance(idle - 1);
-        let refreshed = world.refresh(caller, &used.refresh_token).await.unwrap();
-        world.advance(1);
+        let unused = server.token(caller, &[]).await.unwrap();
+        let used = server.token(caller, &[]).await.unwrap();
+        server.advance(idle - 1);
+        let refreshed = server.refresh(caller, &used.refresh_token).await.unwrap();
+        server.advance(1);
         assert_eq!(
-            reason(&world.refresh(caller, &unused.refresh_token).await.unwrap_err()),
+            reason(&server.refresh(caller, &unused.refresh_token).await.unwrap_err()),
             "INVALID_GRANT"
         );
-        world.advance(absolute - idle - 1);
-        let last = world.refresh(caller, &refreshed.refresh_token).await.unwrap();
+        server.advance(absolute - idle - 1);
+        let last = server.refresh(caller, &refreshed.refresh_token).await.unwrap();
         assert_eq!(last.expires_in, 1, "cut at the end of the family");
-        world.advance(1);
+        server.advance(1);
         assert_eq!(
-            reason(&world.refresh(caller, &last.refresh_token).await.unwrap_err()),
+            reason(&server.refresh(caller, &last.refresh_token).await.unwrap_err()),
             "INVALID_GRANT"
         );
-        assert!(!world.is_active(&last.access_token).await);
+        assert!(!server.is_active(&last.access_token).await);
     }
     // A change holds for what is issued from then on.
     let changed = Client { client_id: "own".to_owned(), ..Client::default() };
-    world.change(changed, &["access_token_lifetime"]).await.unwrap();
+    server.change(changed, &["access_token_lifetime"]).await.unwrap();
     assert_eq!(
-        world.token(&own, &[]).await.unwrap().expires_in,
+        server.token(&own, &[]).await.unwrap().expires_in,
         100,
         "the default, cut where the family ends unused"
     );

@@ -9,36 +9,37 @@ use jeton::proto::{
 };
 use prost_types::{Duration, FieldMask};
 
-use crate::service::harness::{World, bearer, reason, refreshing};
+use crate::support::server::{TestServer, bearer, reason, refreshing};
 
 /// V02: a family that can no longer be found by its refresh token has left no access token behind.
 #[tokio::test]
 async fn an_access_token_does_not_outlive_its_idle_family() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let idle = Some(Duration { seconds: 60, nanos: 0 });
-    let caller = world.register(Client { refresh_token_idle_lifetime: idle, ..refreshing() }).await;
-    let issued = world.token(&caller, &[]).await.unwrap();
+    let caller =
+        server.register(Client { refresh_token_idle_lifetime: idle, ..refreshing() }).await;
+    let issued = server.token(&caller, &[]).await.unwrap();
     assert_eq!(issued.expires_in, 60);
-    world.advance(30);
-    let refreshed = world.refresh(&caller, &issued.refresh_token).await.unwrap();
+    server.advance(30);
+    let refreshed = server.refresh(&caller, &issued.refresh_token).await.unwrap();
     assert_eq!(refreshed.expires_in, 60, "a rotation moves the end");
-    world.advance(5);
-    let repeated = world.refresh(&caller, &issued.refresh_token).await.unwrap();
+    server.advance(5);
+    let repeated = server.refresh(&caller, &issued.refresh_token).await.unwrap();
     assert_eq!(repeated.expires_in, 55, "a repetition does not");
-    world.advance(55);
+    server.advance(55);
     assert!(
-        !world.is_active(&refreshed.access_token).await
-            && !world.is_active(&repeated.access_token).await
+        !server.is_active(&refreshed.access_token).await
+            && !server.is_active(&repeated.access_token).await
     );
 }
 
 /// R02, R07: what cannot be minted does not spend the refresh token.
 #[tokio::test]
 async fn a_token_that_would_be_too_long_spends_nothing() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let scopes = (0..50).map(|n| format!("orders:{n:0>40}")).collect();
-    let caller = world.register(Client { scopes, ..refreshing() }).await;
-    let issued = world.token(&caller, &[]).await.unwrap();
+    let caller = server.register(Client { scopes, ..refreshing() }).await;
+    let issued = server.token(&caller, &[]).await.unwrap();
     let roles = |count: usize| UpdateClientRequest {
         client: Some(Client {
             client_id: caller.id.clone(),
@@ -47,15 +48,15 @@ async fn a_token_that_would_be_too_long_spends_nothing() {
         }),
         update_mask: Some(FieldMask { paths: vec!["roles".to_owned()] }),
     };
-    let request = world.as_admin(roles(40)).await;
-    world.clients().update_client(request).await.unwrap();
+    let request = server.as_admin(roles(40)).await;
+    server.clients().update_client(request).await.unwrap();
     assert_eq!(
-        reason(&world.refresh(&caller, &issued.refresh_token).await.unwrap_err()),
+        reason(&server.refresh(&caller, &issued.refresh_token).await.unwrap_err()),
         "INVALID_SCOPE"
     );
-    world.advance(60);
+    server.advance(60);
     // With fewer scopes it fits.
-    world
+    server
         .refresh_to(&caller, &issued.refresh_token, &[&format!("orders:{:0>40}", 1)])
         .await
         .unwrap();
@@ -66,7 +67,7 @@ async fn a_token_that_would_be_too_long_spends_nothing() {
 /// in another way, ends nothing.
 #[tokio::test]
 async fn what_is_taken_away_ends_what_was_issued() {
-    let world = World::open_handed().await;
+    let server = TestServer::start_unlimited().await;
     let (roles, audiences) = (
         vec!["payer".to_owned()],
         vec!["https://a.example".to_owned(), "https://b.example".to_owned()],
@@ -92,19 +93,19 @@ async fn what_is_taken_away_ends_what_was_issued() {
         ),
     ];
     for (n, (field, changed, ends)) in taken.into_iter().enumerate() {
-        let caller = world.register(Client { client_id: format!("client-{n}"), ..full() }).await;
-        let issued = world.token(&caller, &[]).await.unwrap();
-        world.change(Client { client_id: caller.id.clone(), ..changed }, &[field]).await.unwrap();
-        assert_eq!(world.is_active(&issued.access_token).await, !ends, "{n} {field}");
+        let caller = server.register(Client { client_id: format!("client-{n}"), ..full() }).await;
+        let issued = server.token(&caller, &[]).await.unwrap();
+        server.change(Client { client_id: caller.id.clone(), ..changed }, &[field]).await.unwrap();
+        assert_eq!(server.is_active(&issued.access_token).await, !ends, "{n} {field}");
         if field != "grant_types" {
             assert_eq!(
-                world.refresh(&caller, &issued.refresh_token).await.is_err(),
+                server.refresh(&caller, &issued.refresh_token).await.is_err(),
                 ends,
                 "{n} {field}"
             );
         }
-        assert!(world.token(&caller, &[]).await.is_ok(), "{n} {field}");
-        let ended = world
+        assert!(server.token(&caller, &[]).await.is_ok(), "{n} {field}");
+        let ended = server
             .trail_of("revocation.client")
             .await
             .into_iter()
@@ -119,24 +120,24 @@ async fn what_is_taken_away_ends_what_was_issued() {
 /// A stream of the audit trail ends when its reader may no longer read.
 #[tokio::test]
 async fn a_disabled_reader_hears_no_more() {
-    let world = World::start().await;
-    let reader = world
+    let server = TestServer::start().await;
+    let reader = server
         .register(Client { scopes: vec!["jeton:admin:audit".to_owned()], ..Client::default() })
         .await;
-    let token = world.token(&reader, &["jeton:admin:audit"]).await.unwrap().access_token;
-    let mut stream = world
+    let token = server.token(&reader, &["jeton:admin:audit"]).await.unwrap().access_token;
+    let mut stream = server
         .audit()
         .tail_events(bearer(TailEventsRequest::default(), &token))
         .await
         .unwrap()
         .into_inner();
-    world.token(&world.admin, &[]).await.unwrap();
+    server.token(&server.admin, &[]).await.unwrap();
     assert_eq!(stream.message().await.unwrap().unwrap().event.unwrap().action, "token.issued");
-    let request = world
+    let request = server
         .as_admin(DisableClientRequest { client_id: reader.id.clone(), etag: String::new() })
         .await;
-    world.clients().disable_client(request).await.unwrap();
-    world.token(&world.admin, &[]).await.unwrap();
+    server.clients().disable_client(request).await.unwrap();
+    server.token(&server.admin, &[]).await.unwrap();
     let ended = loop {
         // What was on its way before is still delivered.
         match stream.message().await {
@@ -150,61 +151,61 @@ async fn a_disabled_reader_hears_no_more() {
 /// I06: a batch draws on the budget for every token in it.
 #[tokio::test]
 async fn a_batch_costs_what_its_tokens_cost() {
-    let world = World::with(|config| {
+    let server = TestServer::start_with(|config| {
         let standard = config.limits.plans.get_mut("standard").unwrap();
         (standard.per_second, standard.burst) = (1, 100);
     })
     .await;
-    let token = world.token(&world.admin, &["jeton:introspect:any"]).await.unwrap().access_token;
+    let token = server.token(&server.admin, &["jeton:introspect:any"]).await.unwrap().access_token;
     let batch = |count: usize| BatchIntrospectRequest {
         tokens: vec!["x".to_owned(); count],
         ..BatchIntrospectRequest::default()
     };
-    assert!(world.tokens().batch_introspect(bearer(batch(60), &token)).await.is_ok());
-    let refused = world.tokens().batch_introspect(bearer(batch(60), &token)).await.unwrap_err();
+    assert!(server.tokens().batch_introspect(bearer(batch(60), &token)).await.is_ok());
+    let refused = server.tokens().batch_introspect(bearer(batch(60), &token)).await.unwrap_err();
     assert_eq!(reason(&refused), "SLOW_DOWN");
-    world.advance(100);
-    assert!(world.tokens().batch_introspect(bearer(batch(60), &token)).await.is_ok());
+    server.advance(100);
+    assert!(server.tokens().batch_introspect(bearer(batch(60), &token)).await.is_ok());
 }
 
 /// R10, S03: nothing of a deleted client passes to a later one of its name, neither access tokens
 /// nor families.
 #[tokio::test]
 async fn a_later_client_of_the_same_name_inherits_nothing() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let named = || Client { client_id: "orders".to_owned(), ..refreshing() };
-    let first = world.register(named()).await;
-    let issued = world.token(&first, &[]).await.unwrap();
-    let request = world
+    let first = server.register(named()).await;
+    let issued = server.token(&first, &[]).await.unwrap();
+    let request = server
         .as_admin(DeleteClientRequest {
             client_id: first.id.clone(),
             ..DeleteClientRequest::default()
         })
         .await;
-    world.clients().delete_client(request).await.unwrap();
+    server.clients().delete_client(request).await.unwrap();
     assert_eq!(
-        reason(&world.refresh(&first, &issued.refresh_token).await.unwrap_err()),
+        reason(&server.refresh(&first, &issued.refresh_token).await.unwrap_err()),
         "INVALID_CLIENT"
     );
     assert!(
-        !world.is_active(&issued.access_token).await
-            && !world.is_active(&issued.refresh_token).await
+        !server.is_active(&issued.access_token).await
+            && !server.is_active(&issued.refresh_token).await
     );
-    let second = world.register(named()).await;
+    let second = server.register(named()).await;
     assert_eq!(
-        reason(&world.refresh(&second, &issued.refresh_token).await.unwrap_err()),
+        reason(&server.refresh(&second, &issued.refresh_token).await.unwrap_err()),
         "INVALID_GRANT"
     );
     assert!(
-        !world.is_active(&issued.access_token).await
-            && !world.is_active(&issued.refresh_token).await
+        !server.is_active(&issued.access_token).await
+            && !server.is_active(&issued.refresh_token).await
     );
-    let world = world.restart().await;
+    let server = server.restart().await;
     assert_eq!(
-        reason(&world.refresh(&second, &issued.refresh_token).await.unwrap_err()),
+        reason(&server.refresh(&second, &issued.refresh_token).await.unwrap_err()),
         "INVALID_GRANT"
     );
-    assert!(!world.is_active(&issued.refresh_token).await);
-    let own = world.token(&second, &[]).await.unwrap();
-    assert!(world.refresh(&second, &own.refresh_token).await.is_ok());
+    assert!(!server.is_active(&issued.refresh_token).await);
+    let own = server.token(&second, &[]).await.unwrap();
+    assert!(server.refresh(&second, &own.refresh_token).await.is_ok());
 }

@@ -1,38 +1,14 @@
 //! Tokens that are not ours, or not any more, sent to the real server: each is answered by the same
 //! two bytes.
 
-use std::collections::BTreeSet;
-
 use aws_lc_rs::{hmac, rand::SystemRandom, signature::Ed25519KeyPair};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 
-use crate::service::{
-    harness::{Caller, World, reason, refreshing},
-    home::tolerance,
-    lab::Lab,
-    scenes::{INACTIVE, aimed_at, bytes, serving},
+use crate::support::server::{
+    Caller, INACTIVE, TamperableServer, TestServer, aimed_at, bytes, reason, refreshing, serving,
+    tolerance,
 };
-
-impl Lab {
-    /// Every one of these is answered with the same bytes and metadata, and they say `active=false`
-    /// alone (I04).
-    async fn refuses_all(&self, tokens: impl IntoIterator<Item = (String, String)>) {
-        let world = &self.world;
-        let mut answers = BTreeSet::new();
-        for (what, token) in tokens {
-            let answer = bytes(&world.introspected(&world.admin, &token, "").await);
-            assert_eq!(answer.0, INACTIVE, "{what}: {}", &token[..token.len().min(300)]);
-            answers.insert(answer);
-        }
-        assert_eq!(answers.len(), 1, "told apart by their metadata: {answers:?}");
-    }
-
-    /// The table below stands on this: what is forged without a flaw is accepted.
-    async fn accepts(&self, token: &str) {
-        assert!(self.world.is_active(token).await, "{token}");
-    }
-}
 
 fn named(tokens: impl IntoIterator<Item = (Value, String)>) -> Vec<(String, String)> {
     tokens.into_iter().map(|(what, token)| (what.to_string(), token)).collect()
@@ -42,9 +18,9 @@ fn named(tokens: impl IntoIterator<Item = (Value, String)>) -> Vec<(String, Stri
 /// clocks.
 #[tokio::test]
 async fn a_token_is_held_to_its_times() {
-    let lab = Lab::start().await;
+    let lab = TamperableServer::start().await;
     lab.accepts(&lab.claiming(&json!({}))).await;
-    let now = lab.world.now();
+    let now = lab.server.now();
     let times = [
         json!({"exp": now}),
         json!({"exp": now - 1}),
@@ -80,8 +56,8 @@ async fn a_token_is_held_to_its_times() {
 /// J09: `nbf` ahead, or of another type.
 #[tokio::test]
 async fn a_token_is_not_valid_before_its_time() {
-    let lab = Lab::start().await;
-    let now = lab.world.now();
+    let lab = TamperableServer::start().await;
+    let now = lab.server.now();
     let early = lab.claiming(&json!({"nbf": now + tolerance() + 1}));
     let mut tokens = vec![("ahead".to_owned(), early.clone())];
     for nbf in ["\"1800000000\"", "null", "[1800000000]", "true", "1e400"] {
@@ -91,7 +67,7 @@ async fn a_token_is_not_valid_before_its_time() {
         tokens.push((nbf.to_owned(), lab.forge(lab.header().to_string(), text)));
     }
     lab.refuses_all(tokens).await;
-    lab.world.advance(1);
+    lab.server.advance(1);
     lab.accepts(&early).await;
 }
 
@@ -99,9 +75,9 @@ async fn a_token_is_not_valid_before_its_time() {
 #[tokio::test]
 async fn an_audience_counts_only_letter_by_letter() {
     const X: &str = "https://x.test/api";
-    let lab = Lab::start().await;
-    let viewer = lab.world.register(serving(&[X])).await;
-    let judged = async |token: &str| bytes(&lab.world.introspected(&viewer, token, "").await).0;
+    let lab = TamperableServer::start().await;
+    let viewer = lab.server.register(serving(&[X])).await;
+    let judged = async |token: &str| bytes(&lab.server.introspected(&viewer, token, "").await).0;
     assert_ne!(judged(&lab.claiming(&json!({"aud": [X]}))).await, INACTIVE, "the exact one");
     let others = [
         json!(null),
@@ -137,7 +113,7 @@ async fn an_audience_counts_only_letter_by_letter() {
 /// J11: another issuer, whoever signed.
 #[tokio::test]
 async fn only_our_issuer_counts() {
-    let lab = Lab::start().await;
+    let lab = TamperableServer::start().await;
     let others = [
         json!(null),
         json!(["https://jeton.test"]),
@@ -160,7 +136,7 @@ async fn headers_choose_nothing() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let url = format!("http://{}/jwks.json", listener.local_addr().unwrap());
-    let lab = Lab::start().await;
+    let lab = TamperableServer::start().await;
     lab.accepts(&lab.headed(&json!({"typ": "application/at+jwt"}))).await;
     let mut headers = Vec::new();
     for none in
@@ -261,7 +237,7 @@ async fn headers_choose_nothing() {
 /// object.
 #[tokio::test]
 async fn other_spellings_are_no_tokens() {
-    let lab = Lab::start().await;
+    let lab = TamperableServer::start().await;
     let good = lab.claiming(&json!({}));
     lab.accepts(&good).await;
     let parts: Vec<_> = good.split('.').collect();
@@ -340,9 +316,9 @@ async fn other_spellings_are_no_tokens() {
 /// length.
 #[tokio::test]
 async fn a_token_beyond_the_message_limit_is_refused_by_its_length() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for length in [64 * 1_024, 1 << 20, 4 << 20] {
-        let refused = world.introspect_as(&world.admin, &"a".repeat(length)).await.unwrap_err();
+        let refused = server.introspect_as(&server.admin, &"a".repeat(length)).await.unwrap_err();
         assert_eq!(
             (refused.code(), reason(&refused).as_str()),
             (tonic::Code::ResourceExhausted, "MESSAGE_TOO_LARGE")
@@ -354,9 +330,9 @@ async fn a_token_beyond_the_message_limit_is_refused_by_its_length() {
 /// every one.
 #[tokio::test]
 async fn no_flipped_bit_stands() {
-    let lab = Lab::start().await;
-    let caller = lab.world.register(refreshing()).await;
-    let token = lab.world.token(&caller, &[]).await.unwrap().access_token;
+    let lab = TamperableServer::start().await;
+    let caller = lab.server.register(refreshing()).await;
+    let token = lab.server.token(&caller, &[]).await.unwrap().access_token;
     let flipped = (0..token.len() * 8).step_by(3).filter_map(|bit| {
         let mut bytes = token.clone().into_bytes();
         bytes[bit / 8] ^= 1 << (bit % 8);
@@ -371,9 +347,9 @@ async fn no_flipped_bit_stands() {
 /// refused by Refresh in one and the same way, and the family lives on.
 #[tokio::test]
 async fn a_refresh_token_counts_only_whole() {
-    let world = World::open_handed().await;
-    let caller = world.register(refreshing()).await;
-    let token = world.token(&caller, &[]).await.unwrap().refresh_token;
+    let server = TestServer::start_unlimited().await;
+    let caller = server.register(refreshing()).await;
+    let token = server.token(&caller, &[]).await.unwrap().refresh_token;
     let mut others: Vec<String> =
         (1..token.len()).map(|length| token[..length].to_owned()).collect();
     others.extend((1..token.len()).map(|from| token[from..].to_owned()));
@@ -387,39 +363,39 @@ async fn a_refresh_token_counts_only_whole() {
         others.extend(String::from_utf8(bytes));
     }
     for other in &others {
-        let refused = world.refresh(&caller, other).await.unwrap_err();
+        let refused = server.refresh(&caller, other).await.unwrap_err();
         assert_eq!(reason(&refused), "INVALID_GRANT", "{other}");
     }
-    world.refresh(&caller, &token).await.unwrap();
-    assert!(world.events_of("refresh_token.reused").await.is_empty());
+    server.refresh(&caller, &token).await.unwrap();
+    assert!(server.events_of("refresh_token.reused").await.is_empty());
 }
 
 /// J20: no kind of token is taken for another, and none is seen from another tenant.
 #[tokio::test]
 async fn kinds_of_tokens_are_not_confused() {
     const X: &str = "https://x.test";
-    let world = World::start().await;
-    let caller = world.register(aimed_at(&[X])).await;
-    let issued = world.token(&caller, &[]).await.unwrap();
+    let server = TestServer::start().await;
+    let caller = server.register(aimed_at(&[X])).await;
+    let issued = server.token(&caller, &[]).await.unwrap();
     let (access, refresh) = (&issued.access_token, &issued.refresh_token);
     for hint in ["", "access_token", "anything"] {
-        let answer = bytes(&world.introspected(&world.admin, refresh, hint).await);
+        let answer = bytes(&server.introspected(&server.admin, refresh, hint).await);
         assert_eq!(answer.0, INACTIVE, "a refresh token is no access token, {hint}");
     }
     assert_eq!(
-        bytes(&world.introspected(&world.admin, access, "refresh_token").await).0,
+        bytes(&server.introspected(&server.admin, access, "refresh_token").await).0,
         INACTIVE,
         "nor the other way round"
     );
     for other in [access.as_str(), &caller.secret] {
-        assert_eq!(reason(&world.refresh(&caller, other).await.unwrap_err()), "INVALID_GRANT");
+        assert_eq!(reason(&server.refresh(&caller, other).await.unwrap_err()), "INVALID_GRANT");
     }
-    assert_eq!(bytes(&world.introspected(&world.admin, &caller.secret, "").await).0, INACTIVE);
+    assert_eq!(bytes(&server.introspected(&server.admin, &caller.secret, "").await).0, INACTIVE);
     // None of them opens the door to administration either.
-    for other in [refresh.as_str(), &caller.secret, &world.admin.secret] {
+    for other in [refresh.as_str(), &caller.secret, &server.admin.secret] {
         let request =
-            crate::service::harness::bearer(jeton::proto::admin::ListKeysRequest {}, other);
-        assert_eq!(reason(&world.keys().list_keys(request).await.unwrap_err()), "INVALID_TOKEN");
+            crate::support::server::bearer(jeton::proto::admin::ListKeysRequest {}, other);
+        assert_eq!(reason(&server.keys().list_keys(request).await.unwrap_err()), "INVALID_TOKEN");
     }
 
     let neighbours = |scope: &str| jeton::proto::admin::Client {
@@ -428,22 +404,26 @@ async fn kinds_of_tokens_are_not_confused() {
         ..serving(&[X])
     };
     for scope in ["jeton:introspect", "jeton:introspect:any"] {
-        let neighbour = world.register(neighbours(scope)).await;
-        assert_eq!(bytes(&world.introspected(&neighbour, access, "").await).0, INACTIVE, "{scope}");
+        let neighbour = server.register(neighbours(scope)).await;
         assert_eq!(
-            bytes(&world.introspected(&neighbour, refresh, "refresh_token").await).0,
+            bytes(&server.introspected(&neighbour, access, "").await).0,
+            INACTIVE,
+            "{scope}"
+        );
+        assert_eq!(
+            bytes(&server.introspected(&neighbour, refresh, "refresh_token").await).0,
             INACTIVE,
             "{scope}"
         );
     }
-    let own = world.register(serving(&[X])).await;
+    let own = server.register(serving(&[X])).await;
     assert_ne!(
-        bytes(&world.introspected(&own, access, "").await).0,
+        bytes(&server.introspected(&own, access, "").await).0,
         INACTIVE,
         "its own tenant's sees it"
     );
     assert_eq!(
-        bytes(&world.introspected(&own, refresh, "refresh_token").await).0,
+        bytes(&server.introspected(&own, refresh, "refresh_token").await).0,
         INACTIVE,
         "but no refresh token of another"
     );
@@ -452,12 +432,12 @@ async fn kinds_of_tokens_are_not_confused() {
 /// J20: a client assertion (RFC 7523), rightly signed, is no access token.
 #[tokio::test]
 async fn a_client_assertion_is_no_access_token() {
-    let lab = Lab::start().await;
-    let now = lab.world.now();
-    let assertion = json!({"iss": "orders", "sub": "orders", "aud": crate::service::harness::ISSUER, "exp": now + 60, "jti": "1"});
+    let lab = TamperableServer::start().await;
+    let now = lab.server.now();
+    let assertion = json!({"iss": "orders", "sub": "orders", "aud": crate::support::server::ISSUER, "exp": now + 60, "jti": "1"});
     let tokens = [json!({}), json!({"typ": "JWT"}), json!({"typ": null})].map(|header| {
         lab.forge(
-            crate::service::lab::changed(lab.header(), &header).to_string(),
+            crate::support::server::changed(lab.header(), &header).to_string(),
             assertion.to_string(),
         )
     });
@@ -469,30 +449,30 @@ async fn a_client_assertion_is_no_access_token() {
 #[tokio::test]
 async fn a_person_is_not_a_client_of_the_same_name() {
     use jeton::proto::admin::revoke_all_request::Target;
-    let world = World::start().await;
-    let caller = world
+    let server = TestServer::start().await;
+    let caller = server
         .register(jeton::proto::admin::Client { client_id: "alice".to_owned(), ..refreshing() })
         .await;
-    let token = world.token(&caller, &[]).await.unwrap().access_token;
-    let judged = world.introspect(&token).await;
+    let token = server.token(&caller, &[]).await.unwrap().access_token;
+    let judged = server.introspect(&token).await;
     assert_eq!((judged.sub.as_str(), judged.client_id.as_str()), ("client:alice", "alice"));
-    world.end_all(Target::Subject("alice".to_owned())).await.unwrap();
-    assert!(world.is_active(&token).await, "a person was meant");
-    world.end_all(Target::Subject("client:alice".to_owned())).await.unwrap();
-    assert!(!world.is_active(&token).await);
+    server.revoke_all(Target::Subject("alice".to_owned())).await.unwrap();
+    assert!(server.is_active(&token).await, "a person was meant");
+    server.revoke_all(Target::Subject("client:alice".to_owned())).await.unwrap();
+    assert!(!server.is_active(&token).await);
     // And no client can be named so that its subject is another's.
     let odd = jeton::proto::admin::Client { client_id: "client:alice".to_owned(), ..refreshing() };
     let message = jeton::proto::admin::CreateClientRequest { client: Some(odd), secret: None };
-    let refused = world.clients().create_client(world.as_admin(message).await).await.unwrap_err();
+    let refused = server.clients().create_client(server.as_admin(message).await).await.unwrap_err();
     assert_eq!(reason(&refused), "INVALID_REQUEST");
 }
 
 /// J22: what is issued is an access token by RFC 9068 section 2: its type, its key, every claim.
 #[tokio::test]
 async fn an_access_token_is_one_by_rfc_9068() {
-    let world = World::start().await;
-    let caller: Caller = world.register(refreshing()).await;
-    let token = world.token(&caller, &["orders:read"]).await.unwrap().access_token;
+    let server = TestServer::start().await;
+    let caller: Caller = server.register(refreshing()).await;
+    let token = server.token(&caller, &["orders:read"]).await.unwrap().access_token;
     let decoded = |part: &str| {
         serde_json::from_slice::<Value>(&URL_SAFE_NO_PAD.decode(part).unwrap()).unwrap()
     };
@@ -500,23 +480,16 @@ async fn an_access_token_is_one_by_rfc_9068() {
     let (header, claims) = (decoded(parts[0]), decoded(parts[1]));
     assert_eq!((&header["typ"], &header["alg"]), (&json!("at+jwt"), &json!("EdDSA")));
     assert_eq!(header.as_object().unwrap().len(), 3, "typ, alg and kid: {header}");
-    assert_eq!(claims["iss"], crate::service::harness::ISSUER);
-    assert_eq!(claims["exp"], world.now() + 900);
-    assert_eq!((&claims["iat"], &claims["nbf"]), (&json!(world.now()), &json!(world.now())));
-    assert_eq!(claims["aud"], json!([crate::service::harness::ISSUER]));
+    assert_eq!(claims["iss"], crate::support::server::ISSUER);
+    assert_eq!(claims["exp"], server.now() + 900);
+    assert_eq!((&claims["iat"], &claims["nbf"]), (&json!(server.now()), &json!(server.now())));
+    assert_eq!(claims["aud"], json!([crate::support::server::ISSUER]));
     assert_eq!(claims["client_id"], json!(caller.id));
     assert_eq!(claims["sub"], json!(format!("client:{}", caller.id)));
     assert_eq!(claims["scope"], "orders:read");
     assert!(claims["jti"].as_str().is_some_and(|jti| jti.len() == 36));
-    let again = world.token(&caller, &["orders:read"]).await.unwrap().access_token;
+    let again = server.token(&caller, &["orders:read"]).await.unwrap().access_token;
     assert_ne!(decoded(again.split('.').nth(1).unwrap())["jti"], claims["jti"]);
-}
-
-impl Lab {
-    fn public_key(&self) -> Vec<u8> {
-        use aws_lc_rs::signature::KeyPair;
-        self.pair().public_key().as_ref().to_vec()
-    }
 }
 
 /// DER of an Ed25519 key (RFC 8410 section 4).

@@ -2,38 +2,35 @@
 
 use jeton::proto::admin::{Client, RevokeAllRequest, revoke_all_request::Target};
 
-use crate::service::{
-    harness::{World, bearer, reason, refreshing},
-    office::blamed,
-};
+use crate::support::server::{TestServer, bearer, blamed, reason, refreshing};
 
 /// O01 (AUDIT TL13, AZ16): a secret, a token or an invisible character in a text is refused by the
 /// name of the field, never with the value, and is nowhere in the store; as a request id it is
 /// replaced.
 #[tokio::test]
 async fn secrets_and_hidden_characters_are_refused_in_text() {
-    let world = World::open_handed().await;
-    let caller = world.register(refreshing()).await;
-    let issued = world.token(&caller, &[]).await.unwrap();
+    let server = TestServer::start_unlimited().await;
+    let caller = server.register(refreshing()).await;
+    let issued = server.token(&caller, &[]).await.unwrap();
     let secrets =
         [caller.secret.clone(), issued.refresh_token.clone(), issued.access_token.clone()];
     let hidden = ["a\u{202e}b", "a\u{2028}b", "a\u{200b}b", "a\nb"].map(str::to_owned);
     for text in secrets.iter().map(|secret| format!("see:{secret}")).chain(hidden) {
         let (target, reason_given) = (Some(Target::ClientId("nobody".to_owned())), text.clone());
-        let request = world.as_admin(RevokeAllRequest { target, reason: reason_given }).await;
-        let refused = world.revocations().revoke_all(request).await.unwrap_err();
+        let request = server.as_admin(RevokeAllRequest { target, reason: reason_given }).await;
+        let refused = server.revocations().revoke_all(request).await.unwrap_err();
         assert_eq!(
             (reason(&refused).as_str(), blamed(&refused).as_str()),
             ("INVALID_REQUEST", "reason")
         );
         assert!(!format!("{refused:?}").contains(&text));
-        let refused = world.end_all(Target::Subject(text.clone())).await.unwrap_err();
+        let refused = server.revoke_all(Target::Subject(text.clone())).await.unwrap_err();
         assert_eq!(blamed(&refused), "subject");
         let named = Client { display_name: text.clone(), ..refreshing() };
-        assert_eq!(blamed(&world.create(named.clone()).await.unwrap_err()), "client.display_name");
+        assert_eq!(blamed(&server.create(named.clone()).await.unwrap_err()), "client.display_name");
         let named = Client { client_id: caller.id.clone(), ..named };
         assert_eq!(
-            blamed(&world.change(named, &["display_name"]).await.unwrap_err()),
+            blamed(&server.change(named, &["display_name"]).await.unwrap_err()),
             "client.display_name"
         );
     }
@@ -49,19 +46,19 @@ async fn secrets_and_hidden_characters_are_refused_in_text() {
         ("client.serves", Client { serves: vec![format!("urn:x:{short}")], ..refreshing() }),
     ];
     for (field, client) in fields {
-        assert_eq!(blamed(&world.create(client).await.unwrap_err()), field);
+        assert_eq!(blamed(&server.create(client).await.unwrap_err()), field);
     }
     let mut request = bearer(
         RevokeAllRequest {
             target: Some(Target::ClientId(caller.id.clone())),
             ..Default::default()
         },
-        &world.pass().await,
+        &server.pass().await,
     );
     request.metadata_mut().insert("x-request-id", short.parse().unwrap());
-    let answer = world.revocations().revoke_all(request).await.unwrap();
+    let answer = server.revocations().revoke_all(request).await.unwrap();
     assert_ne!(answer.metadata().get("x-request-id").unwrap().to_str().unwrap(), short);
     for secret in secrets {
-        assert!(!world.home.holds(&secret).await);
+        assert!(!server.home.holds(&secret).await);
     }
 }

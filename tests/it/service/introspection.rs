@@ -4,61 +4,34 @@ use jeton::{
     config::Rate,
     proto::{
         admin::{Client, DisableClientRequest},
-        token::{BatchIntrospectRequest, BatchIntrospectResponse, IntrospectRequest},
+        token::IntrospectRequest,
     },
 };
 use prost::Message;
-use tonic::{Code, Status};
+use tonic::Code;
 use tonic_types::StatusExt;
 
-use crate::service::{
-    harness::{Caller, World, bearer, reason, refreshing},
-    home::tolerance,
-    lab::Lab,
-    scenes::{INACTIVE, aimed_at, basic, bytes, serving, unlimited},
+use crate::support::server::{
+    Caller, INACTIVE, TamperableServer, TestServer, aimed_at, basic, bearer, bytes, reason,
+    refreshing, serving, tolerance, unlimited,
 };
 
 const X: &str = "https://x.test";
 const Y: &str = "https://y.test";
 
-impl World {
-    async fn batch(
-        &self,
-        caller: &Caller,
-        tokens: &[&str],
-    ) -> Result<BatchIntrospectResponse, Status> {
-        let tokens = tokens.iter().map(|token| (*token).to_owned()).collect();
-        let message = BatchIntrospectRequest { tokens, ..BatchIntrospectRequest::default() };
-        self.tokens()
-            .batch_introspect(basic(message, caller))
-            .await
-            .map(tonic::Response::into_inner)
-    }
-
-    async fn sees(&self, caller: &Caller, token: &str) -> bool {
-        let alone = bytes(&self.introspected(caller, token, "").await);
-        let batch = self.batch(caller, &[token]).await.unwrap();
-        assert_eq!(
-            batch.results.first().unwrap().encode_to_vec(),
-            alone.0,
-            "a batch says what is said one by one"
-        );
-        alone.0 != INACTIVE
-    }
-}
-
 /// I01: who does not prove itself is told that, never that a token is inactive.
 #[tokio::test]
 async fn without_credentials_there_is_no_answer() {
-    let world = World::start().await;
-    let viewer = world.register(serving(&[X])).await;
-    let token = world.token(&world.register(aimed_at(&[X])).await, &[]).await.unwrap().access_token;
-    let wrong = Caller { secret: world.admin.secret.clone(), ..viewer.clone() };
+    let server = TestServer::start().await;
+    let viewer = server.register(serving(&[X])).await;
+    let token =
+        server.token(&server.register(aimed_at(&[X])).await, &[]).await.unwrap().access_token;
+    let wrong = Caller { secret: server.admin.secret.clone(), ..viewer.clone() };
     for token in [token.as_str(), "x"] {
         for refused in [
-            world.introspect_as(&Caller::default(), token).await.unwrap_err(),
-            world.introspect_as(&wrong, token).await.unwrap_err(),
-            world.batch(&wrong, &[token]).await.unwrap_err(),
+            server.introspect_as(&Caller::default(), token).await.unwrap_err(),
+            server.introspect_as(&wrong, token).await.unwrap_err(),
+            server.batch(&wrong, &[token]).await.unwrap_err(),
         ] {
             assert_eq!(
                 (refused.code(), reason(&refused).as_str()),
@@ -68,15 +41,15 @@ async fn without_credentials_there_is_no_answer() {
         for odd in ["x", "a.b.c", &viewer.secret] {
             let message =
                 IntrospectRequest { token: token.to_owned(), ..IntrospectRequest::default() };
-            let refused = world.tokens().introspect(bearer(message, odd)).await.unwrap_err();
+            let refused = server.tokens().introspect(bearer(message, odd)).await.unwrap_err();
             assert_eq!(
                 (refused.code(), reason(&refused).as_str()),
                 (Code::Unauthenticated, "INVALID_TOKEN")
             );
         }
     }
-    assert!(world.sees(&viewer, &token).await);
-    let refused = world.introspect_as(&viewer, "").await.unwrap_err();
+    assert!(server.sees(&viewer, &token).await);
+    let refused = server.introspect_as(&viewer, "").await.unwrap_err();
     assert_eq!(
         (refused.code(), reason(&refused).as_str()),
         (Code::InvalidArgument, "INVALID_REQUEST")
@@ -86,15 +59,15 @@ async fn without_credentials_there_is_no_answer() {
 /// I02: who may not introspect is told that, whatever the token; and it costs its budget.
 #[tokio::test]
 async fn introspection_needs_its_permission_and_costs_budget() {
-    let world = World::with(|config| {
+    let server = TestServer::start_with(|config| {
         config.limits.plans.insert("tiny".to_owned(), Rate { per_second: 1, burst: 10 });
     })
     .await;
-    let caller = world.register(Client { rate_plan: "tiny".to_owned(), ..refreshing() }).await;
-    let own = world.token(&caller, &[]).await.unwrap().access_token;
+    let caller = server.register(Client { rate_plan: "tiny".to_owned(), ..refreshing() }).await;
+    let own = server.token(&caller, &[]).await.unwrap().access_token;
     let mut reasons = Vec::new();
     for token in [own.as_str(), "x"].repeat(6) {
-        let refused = world.introspect_as(&caller, token).await.unwrap_err();
+        let refused = server.introspect_as(&caller, token).await.unwrap_err();
         reasons.push((refused.code(), reason(&refused)));
         if refused.code() == Code::ResourceExhausted {
             assert!(refused.get_details_retry_info().unwrap().retry_delay.is_some());
@@ -112,16 +85,16 @@ async fn introspection_needs_its_permission_and_costs_budget() {
         "{reasons:?}"
     );
     assert_eq!(
-        world.events_of("access.refused").await.len(),
+        server.events_of("access.refused").await.len(),
         1,
         "equal refusals of a minute are counted"
     );
     // Neither does an access token lend a permission that its client has lost: it ends with it.
-    let viewer = world.register(serving(&[X])).await;
-    let pass = world.token(&viewer, &["jeton:introspect"]).await.unwrap().access_token;
+    let viewer = server.register(serving(&[X])).await;
+    let pass = server.token(&viewer, &["jeton:introspect"]).await.unwrap().access_token;
     let ask = async |pass: &str| {
         let message = IntrospectRequest { token: own.clone(), ..IntrospectRequest::default() };
-        world.tokens().introspect(bearer(message, pass)).await
+        server.tokens().introspect(bearer(message, pass)).await
     };
     assert_eq!(
         bytes(&ask(&pass).await.unwrap()).0,
@@ -130,11 +103,11 @@ async fn introspection_needs_its_permission_and_costs_budget() {
     );
     let lesser =
         Client { client_id: viewer.id.clone(), scopes: vec!["a".to_owned()], ..Client::default() };
-    world.change(lesser, &["scopes"]).await.unwrap();
+    server.change(lesser, &["scopes"]).await.unwrap();
     assert_eq!(reason(&ask(&pass).await.unwrap_err()), "INVALID_TOKEN");
     let message =
         DisableClientRequest { client_id: viewer.id.clone(), ..DisableClientRequest::default() };
-    world.clients().disable_client(world.as_admin(message).await).await.unwrap();
+    server.clients().disable_client(server.as_admin(message).await).await.unwrap();
     assert_eq!(reason(&ask(&pass).await.unwrap_err()), "INVALID_TOKEN");
 }
 
@@ -142,34 +115,34 @@ async fn introspection_needs_its_permission_and_costs_budget() {
 /// told its own.
 #[tokio::test]
 async fn a_viewer_sees_only_what_is_meant_for_it() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let (at_x, at_y, nowhere) = (
-        world.register(serving(&[X])).await,
-        world.register(serving(&[Y])).await,
-        world.register(serving(&[])).await,
+        server.register(serving(&[X])).await,
+        server.register(serving(&[Y])).await,
+        server.register(serving(&[])).await,
     );
-    let caller = world.register(aimed_at(&[X, Y])).await;
-    let for_x = world.token(&caller, &[]).await.unwrap().access_token;
+    let caller = server.register(aimed_at(&[X, Y])).await;
+    let for_x = server.token(&caller, &[]).await.unwrap().access_token;
     let resources = vec![X.to_owned(), Y.to_owned()];
     let message = jeton::proto::token::TokenRequest { resources, ..Default::default() };
     let for_both =
-        world.tokens().token(basic(message, &caller)).await.unwrap().into_inner().access_token;
+        server.tokens().token(basic(message, &caller)).await.unwrap().into_inner().access_token;
     assert!(
-        world.sees(&at_x, &for_x).await
-            && !world.sees(&at_y, &for_x).await
-            && !world.sees(&nowhere, &for_x).await
+        server.sees(&at_x, &for_x).await
+            && !server.sees(&at_y, &for_x).await
+            && !server.sees(&nowhere, &for_x).await
     );
     for (viewer, own) in [(&at_x, X), (&at_y, Y)] {
         assert_eq!(
-            world.introspect_as(viewer, &for_both).await.unwrap().aud,
+            server.introspect_as(viewer, &for_both).await.unwrap().aud,
             [own],
             "not who else it is for"
         );
     }
-    assert_eq!(world.introspect(&for_both).await.aud, [X, Y]);
-    assert!(!world.sees(&nowhere, &for_both).await);
+    assert_eq!(server.introspect(&for_both).await.aud, [X, Y]);
+    assert!(!server.sees(&nowhere, &for_both).await);
     assert!(
-        world.introspect_as(&caller, &for_x).await.is_err(),
+        server.introspect_as(&caller, &for_x).await.is_err(),
         "the token's own client is no viewer"
     );
 }
@@ -178,27 +151,27 @@ async fn a_viewer_sees_only_what_is_meant_for_it() {
 /// byte for byte, and the same in a batch.
 #[tokio::test]
 async fn all_that_does_not_stand_is_answered_the_same() {
-    let lab = Lab::start().await;
-    let world = &lab.world;
-    let viewer = world.register(serving(&[X])).await;
-    let caller = world.register(aimed_at(&[X])).await;
-    let other = world.register(aimed_at(&[Y])).await;
-    let gone = world.register(aimed_at(&[X])).await;
-    let issue = async |caller: &Caller| world.token(caller, &[]).await.unwrap();
+    let lab = TamperableServer::start().await;
+    let server = &lab.server;
+    let viewer = server.register(serving(&[X])).await;
+    let caller = server.register(aimed_at(&[X])).await;
+    let other = server.register(aimed_at(&[Y])).await;
+    let gone = server.register(aimed_at(&[X])).await;
+    let issue = async |caller: &Caller| server.token(caller, &[]).await.unwrap();
     let expired = issue(&caller).await.access_token;
-    assert!(world.sees(&viewer, &expired).await);
-    world.advance(900);
+    assert!(server.sees(&viewer, &expired).await);
+    server.advance(900);
     let (revoked, ended, standing) =
         (issue(&caller).await, issue(&caller).await, issue(&caller).await);
     let (foreign, deleted) = (issue(&other).await, issue(&gone).await);
-    assert!(world.sees(&viewer, &deleted.access_token).await);
-    world.revoke(&caller, &revoked.access_token).await.unwrap();
-    world.revoke(&caller, &ended.refresh_token).await.unwrap();
+    assert!(server.sees(&viewer, &deleted.access_token).await);
+    server.revoke(&caller, &revoked.access_token).await.unwrap();
+    server.revoke(&caller, &ended.refresh_token).await.unwrap();
     let message =
         jeton::proto::admin::DeleteClientRequest { client_id: gone.id, ..Default::default() };
-    world.clients().delete_client(world.as_admin(message).await).await.unwrap();
+    server.clients().delete_client(server.as_admin(message).await).await.unwrap();
     let aimed = serde_json::json!([X]);
-    let now = world.now();
+    let now = server.now();
     let future = lab.claiming(&serde_json::json!({"aud": aimed, "iat": now + tolerance() + 1, "nbf": now, "exp": now + 900}));
     let tenant = lab.claiming(&serde_json::json!({"aud": aimed, "tenant": "b"}));
     let flipped = format!("{}A{}", &standing.access_token[..50], &standing.access_token[51..]);
@@ -218,43 +191,43 @@ async fn all_that_does_not_stand_is_answered_the_same() {
     let mut answers = std::collections::BTreeSet::new();
     for (what, token) in tokens {
         for hint in ["", "access_token"] {
-            let answer = bytes(&world.introspected(&viewer, token, hint).await);
+            let answer = bytes(&server.introspected(&viewer, token, hint).await);
             assert_eq!(answer.0, INACTIVE, "{what}");
             answers.insert(answer);
         }
     }
     // Refresh tokens are answered to others in the same way.
     for token in [&standing.refresh_token, &ended.refresh_token, &expired] {
-        answers.insert(bytes(&world.introspected(&viewer, token, "refresh_token").await));
+        answers.insert(bytes(&server.introspected(&viewer, token, "refresh_token").await));
     }
     assert_eq!(answers.len(), 1, "{answers:?}");
-    let batch = world.batch(&viewer, &tokens.map(|(_, token)| token)).await.unwrap();
+    let batch = server.batch(&viewer, &tokens.map(|(_, token)| token)).await.unwrap();
     assert!(batch.results.iter().all(|result| result.encode_to_vec() == INACTIVE));
-    assert!(world.sees(&viewer, &standing.access_token).await, "and this one stands");
+    assert!(server.sees(&viewer, &standing.access_token).await, "and this one stands");
 }
 
 /// I05: no answer, and no refusal, carries the token back, wherever it was sent.
 #[tokio::test]
 async fn a_token_is_never_sent_back() {
-    let world = World::start().await;
-    let caller = world.register(aimed_at(&[X])).await;
-    let issued = world.token(&caller, &[]).await.unwrap();
+    let server = TestServer::start().await;
+    let caller = server.register(aimed_at(&[X])).await;
+    let issued = server.token(&caller, &[]).await.unwrap();
     for token in [&issued.access_token, &issued.refresh_token] {
         let message = IntrospectRequest { token: token.clone(), ..IntrospectRequest::default() };
-        let mut request = basic(message, &world.admin);
+        let mut request = basic(message, &server.admin);
         request.metadata_mut().insert("x-request-id", token.parse().unwrap());
         request.metadata_mut().insert("x-token", token.parse().unwrap());
         request.metadata_mut().insert("cookie", token.parse().unwrap());
-        let answer = world.tokens().introspect(request).await.unwrap();
+        let answer = server.tokens().introspect(request).await.unwrap();
         assert!(!format!("{answer:?}").contains(token.as_str()), "{answer:?}");
         let refusals = [
-            world.introspect_as(&caller, token).await.unwrap_err(),
-            world
+            server.introspect_as(&caller, token).await.unwrap_err(),
+            server
                 .introspect_as(&Caller { id: token.clone(), secret: token.clone() }, token)
                 .await
                 .unwrap_err(),
-            world.refresh(&world.admin, token).await.unwrap_err(),
-            world.tokens().token(bearer(Default::default(), token)).await.unwrap_err(),
+            server.refresh(&server.admin, token).await.unwrap_err(),
+            server.tokens().token(bearer(Default::default(), token)).await.unwrap_err(),
         ];
         for refused in refusals {
             let details = String::from_utf8_lossy(refused.details()).into_owned();
@@ -267,14 +240,14 @@ async fn a_token_is_never_sent_back() {
 /// to come back.
 #[tokio::test]
 async fn trying_tokens_is_limited() {
-    let world = World::with(|config| {
+    let server = TestServer::start_with(|config| {
         config.limits.plans.insert("tiny".to_owned(), Rate { per_second: 10, burst: 100 });
     })
     .await;
-    let viewer = world.register(Client { rate_plan: "tiny".to_owned(), ..serving(&[X]) }).await;
+    let viewer = server.register(Client { rate_plan: "tiny".to_owned(), ..serving(&[X]) }).await;
     let (mut judged, mut throttled) = (0, 0);
     for turn in 0..300 {
-        match world.introspect_as(&viewer, &format!("eyJhbGciOiJFZERTQSJ9.e30.{turn:086}")).await {
+        match server.introspect_as(&viewer, &format!("eyJhbGciOiJFZERTQSJ9.e30.{turn:086}")).await {
             Ok(_) => judged += 1,
             Err(refused) => {
                 assert_eq!(
@@ -287,30 +260,30 @@ async fn trying_tokens_is_limited() {
         }
     }
     assert_eq!((judged, throttled), (100, 200));
-    assert_eq!(world.batch(&viewer, &["x"]).await.unwrap_err().code(), Code::ResourceExhausted);
-    world.advance(1);
-    assert!(world.introspect_as(&viewer, "x").await.is_ok());
+    assert_eq!(server.batch(&viewer, &["x"]).await.unwrap_err().code(), Code::ResourceExhausted);
+    server.advance(1);
+    assert!(server.introspect_as(&viewer, "x").await.is_ok());
     // A batch costs what its tokens cost one by one.
-    world.advance(10);
-    assert!(world.batch(&viewer, &["x"; 60]).await.is_ok());
-    assert_eq!(reason(&world.batch(&viewer, &["x"; 60]).await.unwrap_err()), "SLOW_DOWN");
+    server.advance(10);
+    assert!(server.batch(&viewer, &["x"; 60]).await.is_ok());
+    assert_eq!(reason(&server.batch(&viewer, &["x"; 60]).await.unwrap_err()), "SLOW_DOWN");
 }
 
 /// I07: a token that was judged before is judged again for everyone who asks, and by what stands
 /// now.
 #[tokio::test]
 async fn what_is_remembered_of_a_token_is_no_answer() {
-    let world = World::start().await;
-    let viewer = world.register(serving(&[X])).await;
-    let other = world.register(serving(&[Y])).await;
-    let caller = world.register(aimed_at(&[X])).await;
-    let token = world.token(&caller, &["orders:read"]).await.unwrap().access_token;
+    let server = TestServer::start().await;
+    let viewer = server.register(serving(&[X])).await;
+    let other = server.register(serving(&[Y])).await;
+    let caller = server.register(aimed_at(&[X])).await;
+    let token = server.token(&caller, &["orders:read"]).await.unwrap().access_token;
     for _ in 0..3 {
-        assert!(world.sees(&viewer, &token).await && !world.sees(&other, &token).await);
-        assert!(world.sees(&world.admin, &token).await);
+        assert!(server.sees(&viewer, &token).await && !server.sees(&other, &token).await);
+        assert!(server.sees(&server.admin, &token).await);
     }
     assert_eq!(
-        world.introspect_as(&viewer, &token).await.unwrap().scopes,
+        server.introspect_as(&viewer, &token).await.unwrap().scopes,
         ["orders:read"],
         "its own scopes, each time"
     );
@@ -318,47 +291,48 @@ async fn what_is_remembered_of_a_token_is_no_answer() {
         client_id: viewer.id.clone(),
         ..serving(&[serves])
     };
-    world.change(changed(&viewer, Y), &["serves"]).await.unwrap();
-    world.change(changed(&other, X), &["serves"]).await.unwrap();
-    assert!(!world.sees(&viewer, &token).await && world.sees(&other, &token).await, "at once");
+    server.change(changed(&viewer, Y), &["serves"]).await.unwrap();
+    server.change(changed(&other, X), &["serves"]).await.unwrap();
+    assert!(!server.sees(&viewer, &token).await && server.sees(&other, &token).await, "at once");
     let blind = Client { scopes: vec!["a".to_owned()], ..changed(&other, X) };
-    world.change(blind, &["scopes"]).await.unwrap();
+    server.change(blind, &["scopes"]).await.unwrap();
     assert_eq!(
-        world.introspect_as(&other, &token).await.unwrap_err().code(),
+        server.introspect_as(&other, &token).await.unwrap_err().code(),
         Code::PermissionDenied
     );
-    world.revoke(&caller, &token).await.unwrap();
-    assert!(!world.sees(&world.admin, &token).await);
+    server.revoke(&caller, &token).await.unwrap();
+    assert!(!server.sees(&server.admin, &token).await);
 }
 
 /// I08: a token that was judged a moment ago is inactive from its last second on.
 #[tokio::test]
 async fn what_is_remembered_of_a_token_expires_with_it() {
-    let world = World::start().await;
-    let viewer = world.register(serving(&[X])).await;
-    let token = world.token(&world.register(aimed_at(&[X])).await, &[]).await.unwrap().access_token;
-    assert!(world.sees(&viewer, &token).await);
-    world.advance(899);
-    assert!(world.sees(&viewer, &token).await);
-    world.clock.advance(std::time::Duration::from_millis(999));
-    assert!(world.sees(&viewer, &token).await);
-    world.clock.advance(std::time::Duration::from_millis(1));
-    assert!(!world.sees(&viewer, &token).await);
-    assert!(!world.sees(&world.admin, &token).await);
+    let server = TestServer::start().await;
+    let viewer = server.register(serving(&[X])).await;
+    let token =
+        server.token(&server.register(aimed_at(&[X])).await, &[]).await.unwrap().access_token;
+    assert!(server.sees(&viewer, &token).await);
+    server.advance(899);
+    assert!(server.sees(&viewer, &token).await);
+    server.clock.advance(std::time::Duration::from_millis(999));
+    assert!(server.sees(&viewer, &token).await);
+    server.clock.advance(std::time::Duration::from_millis(1));
+    assert!(!server.sees(&viewer, &token).await);
+    assert!(!server.sees(&server.admin, &token).await);
 }
 
 /// I09: a batch has a bound, answers in order, and one bad item spoils no other.
 #[tokio::test]
 async fn a_batch_is_bounded_and_answers_item_by_item() {
-    let world = World::with(unlimited).await;
-    let viewer = world.register(serving(&[X])).await;
+    let server = TestServer::start_with(unlimited).await;
+    let viewer = server.register(serving(&[X])).await;
     let [for_x, for_y] =
-        [world.register(aimed_at(&[X])).await, world.register(aimed_at(&[Y])).await];
-    let issue = async |caller: &Caller| world.token(caller, &[]).await.unwrap().access_token;
+        [server.register(aimed_at(&[X])).await, server.register(aimed_at(&[Y])).await];
+    let issue = async |caller: &Caller| server.token(caller, &[]).await.unwrap().access_token;
     let (seen, foreign, revoked) = (issue(&for_x).await, issue(&for_y).await, issue(&for_x).await);
-    world.revoke(&for_x, &revoked).await.unwrap();
+    server.revoke(&for_x, &revoked).await.unwrap();
     for size in [0, 1_001] {
-        let refused = world.batch(&viewer, &vec!["x"; size]).await.unwrap_err();
+        let refused = server.batch(&viewer, &vec!["x"; size]).await.unwrap_err();
         assert_eq!(
             (refused.code(), reason(&refused).as_str()),
             (Code::InvalidArgument, "INVALID_REQUEST"),
@@ -377,18 +351,18 @@ async fn a_batch_is_bounded_and_answers_item_by_item() {
         "\0",
     ];
     tokens.extend(vec![seen.as_str(); 992]);
-    let results = world.batch(&viewer, &tokens).await.unwrap().results;
+    let results = server.batch(&viewer, &tokens).await.unwrap().results;
     assert_eq!(results.len(), 1_000);
     for (token, result) in tokens.iter().zip(&results) {
         assert_eq!(result.encode_to_vec() != INACTIVE, *token == seen, "{token}");
     }
     let all_long = |length| vec![&long[..length]; 1_000];
     assert_eq!(
-        world.batch(&viewer, &all_long(2_000)).await.unwrap().results.len(),
+        server.batch(&viewer, &all_long(2_000)).await.unwrap().results.len(),
         1_000,
         "longer than any of ours"
     );
-    let refused = world.batch(&viewer, &all_long(3_000)).await.unwrap_err();
+    let refused = server.batch(&viewer, &all_long(3_000)).await.unwrap_err();
     assert_eq!(
         (refused.code(), reason(&refused).as_str()),
         (Code::ResourceExhausted, "MESSAGE_TOO_LARGE")

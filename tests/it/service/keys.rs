@@ -15,17 +15,16 @@ use jeton::{
 };
 use tonic::Code;
 
-use crate::service::{
-    harness::{World, client_of, reason, refreshing},
-    office::{blamed, kid_of},
-    published::jwks,
+use crate::{
+    service::published::jwks,
+    support::server::{TestServer, blamed, client_of, kid_of, reason, refreshing},
 };
 
 /// How long a key is published before it signs, in these tests.
 const AHEAD: u64 = 60;
 
-async fn world() -> World {
-    World::with(|config| {
+async fn server() -> TestServer {
+    TestServer::start_with(|config| {
         config.keys.publish_ahead_seconds = AHEAD;
         config.keys.rotate_every_seconds = 0;
     })
@@ -36,8 +35,8 @@ fn in_state(keys: &[SigningKey], state: KeyState) -> Vec<&SigningKey> {
     keys.iter().filter(|key| key.state() == state).collect()
 }
 
-async fn published(world: &World) -> HashSet<String> {
-    let keys = jwks(world.address).await;
+async fn published(server: &TestServer) -> HashSet<String> {
+    let keys = jwks(server.address).await;
     let kids: Vec<String> =
         keys.iter().map(|key| key["kid"].as_str().unwrap().to_owned()).collect();
     let set: HashSet<String> = kids.iter().cloned().collect();
@@ -60,8 +59,8 @@ pub async fn eventually(what: &str, done: impl AsyncFn() -> bool) {
 
 #[tokio::test]
 async fn the_first_keys_are_one_that_signs_and_one_prepared() {
-    let world = world().await;
-    let keys = world.list_keys().await;
+    let server = server().await;
+    let keys = server.list_keys().await;
     assert_eq!(keys.len(), 2);
     assert_eq!(
         (keys[0].state(), keys[1].state()),
@@ -70,89 +69,89 @@ async fn the_first_keys_are_one_that_signs_and_one_prepared() {
     );
     assert!(
         keys.iter()
-            .all(|key| key.alg == "EdDSA" && key.create_time.unwrap().seconds == world.now())
+            .all(|key| key.alg == "EdDSA" && key.create_time.unwrap().seconds == server.now())
     );
     assert!(keys[0].activate_time.is_none() && keys[1].remove_time.is_none());
-    assert_eq!(published(&world).await, keys.iter().map(|key| key.kid.clone()).collect());
-    assert_eq!(kid_of(&world.admin_token().await), keys[1].kid);
+    assert_eq!(published(&server).await, keys.iter().map(|key| key.kid.clone()).collect());
+    assert_eq!(kid_of(&server.admin_token().await), keys[1].kid);
 }
 
 /// K02: a cache that fetched the set and keeps it as long as it may always has the key of what is
 /// issued meanwhile.
 #[tokio::test]
 async fn a_key_does_not_sign_before_caches_have_heard_of_it() {
-    let world = world().await;
-    let caller = world.register(refreshing()).await;
+    let server = server().await;
+    let caller = server.register(refreshing()).await;
     // What each cache, filled at one second, holds for the next AHEAD seconds.
     let mut caches: Vec<(i64, HashSet<String>)> = Vec::new();
     let mut signed_by = HashSet::new();
     for round in 0..6_u64 {
-        let rotated = world.rotate_keys().await;
+        let rotated = server.rotate_keys().await;
         assert_eq!(in_state(&rotated, KeyState::Active).len(), 1);
         assert_eq!(in_state(&rotated, KeyState::Prepared).len(), 1);
         for step in [1, 9, 20, 29] {
-            caches.push((world.now(), published(&world).await));
+            caches.push((server.now(), published(&server).await));
             // Asked for again, the rotation does not come any sooner.
             if round % 2 == 0 {
-                world.rotate_keys().await;
+                server.rotate_keys().await;
             }
-            let kid = kid_of(&world.token(&caller, &[]).await.unwrap().access_token);
+            let kid = kid_of(&server.token(&caller, &[]).await.unwrap().access_token);
             for (at, cached) in
-                caches.iter().filter(|(at, _)| world.now() - at < i64::try_from(AHEAD).unwrap())
+                caches.iter().filter(|(at, _)| server.now() - at < i64::try_from(AHEAD).unwrap())
             {
-                assert!(cached.contains(&kid), "fetched {} s ago", world.now() - at);
+                assert!(cached.contains(&kid), "fetched {} s ago", server.now() - at);
             }
             signed_by.insert(kid);
-            world.advance(step);
+            server.advance(step);
         }
-        world.advance(2);
+        server.advance(2);
     }
     assert!(signed_by.len() > 3, "it did rotate: {signed_by:?}");
 }
 
 #[tokio::test]
 async fn a_rotation_before_its_time_is_scheduled() {
-    let world = world().await;
-    let before = world.list_keys().await;
-    world.advance(10);
-    let scheduled = world.rotate_keys().await;
+    let server = server().await;
+    let before = server.list_keys().await;
+    server.advance(10);
+    let scheduled = server.rotate_keys().await;
     assert_eq!((&scheduled[1].kid, scheduled[1].state()), (&before[1].kid, KeyState::Active));
     assert_eq!(
         scheduled[0].activate_time.unwrap().seconds,
-        world.now() - 10 + i64::try_from(AHEAD).unwrap()
+        server.now() - 10 + i64::try_from(AHEAD).unwrap()
     );
-    world.advance(AHEAD - 11);
-    assert_eq!(kid_of(&world.admin_token().await), before[1].kid);
-    world.advance(1);
+    server.advance(AHEAD - 11);
+    assert_eq!(kid_of(&server.admin_token().await), before[1].kid);
+    server.advance(1);
     eventually("the scheduled rotation", async || {
-        kid_of(&world.admin_token().await) == before[0].kid
+        kid_of(&server.admin_token().await) == before[0].kid
     })
     .await;
-    let after = world.list_keys().await;
+    let after = server.list_keys().await;
     assert_eq!(after.len(), 3);
     let retiring = in_state(&after, KeyState::Retiring);
     // The longest access token and an hour for clocks that went wrong.
     assert_eq!(
         (&retiring[0].kid, retiring[0].remove_time.unwrap().seconds),
-        (&before[1].kid, world.now() + 3_600 + 3_600)
+        (&before[1].kid, server.now() + 3_600 + 3_600)
     );
 }
 
 /// K01: while keys are rotated, everything that is issued verifies, from first to last.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn nothing_fails_to_verify_while_keys_rotate() {
-    let world = Arc::new(world().await);
-    let caller = world.register(refreshing()).await;
+    let server = Arc::new(server().await);
+    let caller = server.register(refreshing()).await;
     let stop = Arc::new(AtomicBool::new(false));
     let judged = Arc::new(AtomicU64::new(0));
     let load = (0..4).map(|_| {
-        let (world, caller, stop, judged) =
-            (world.clone(), caller.clone(), stop.clone(), judged.clone());
+        let (server, caller, stop, judged) =
+            (server.clone(), caller.clone(), stop.clone(), judged.clone());
         tokio::spawn(async move {
             let mut kids = HashSet::new();
             while !stop.load(SeqCst) {
-                let token = world.token(&caller, &[]).await.unwrap().access_token;
-                assert!(world.is_active(&token).await, "a fresh token does not stand");
+                let token = server.token(&caller, &[]).await.unwrap().access_token;
+                assert!(server.is_active(&token).await, "a fresh token does not stand");
                 kids.insert(kid_of(&token));
                 judged.fetch_add(1, SeqCst);
             }
@@ -160,15 +159,15 @@ async fn nothing_fails_to_verify_while_keys_rotate() {
         })
     });
     let load: Vec<_> = load.collect();
-    let mut kept = vec![world.token(&caller, &[]).await.unwrap().access_token];
+    let mut kept = vec![server.token(&caller, &[]).await.unwrap().access_token];
     for _ in 0..6 {
-        world.advance(AHEAD + 1);
-        world.rotate_keys().await;
+        server.advance(AHEAD + 1);
+        server.rotate_keys().await;
         let seen = judged.load(SeqCst);
         eventually("some load", async || judged.load(SeqCst) > seen + 20).await;
-        kept.push(world.token(&caller, &[]).await.unwrap().access_token);
+        kept.push(server.token(&caller, &[]).await.unwrap().access_token);
         for token in &kept {
-            assert!(world.is_active(token).await, "a token of an earlier key does not stand");
+            assert!(server.is_active(token).await, "a token of an earlier key does not stand");
         }
     }
     stop.store(true, SeqCst);
@@ -182,44 +181,44 @@ async fn nothing_fails_to_verify_while_keys_rotate() {
 /// K01: a replaced key verifies until its last token has expired, then it leaves the published set.
 #[tokio::test]
 async fn a_replaced_key_leaves_when_its_last_token_has_expired() {
-    let world = world().await;
-    let caller = world
+    let server = server().await;
+    let caller = server
         .register(Client {
-            access_token_lifetime: crate::service::office::seconds(3_600),
+            access_token_lifetime: crate::support::server::seconds(3_600),
             ..refreshing()
         })
         .await;
-    let last = world.token(&caller, &[]).await.unwrap().access_token;
+    let last = server.token(&caller, &[]).await.unwrap().access_token;
     let old = kid_of(&last);
-    world.advance(AHEAD);
-    world.rotate_keys().await;
-    let last_of_all = world.token(&caller, &[]).await.unwrap().access_token;
+    server.advance(AHEAD);
+    server.rotate_keys().await;
+    let last_of_all = server.token(&caller, &[]).await.unwrap().access_token;
     assert_ne!(kid_of(&last_of_all), old);
-    world.advance(3_599 - AHEAD);
-    assert!(world.is_active(&last).await);
-    assert!(published(&world).await.contains(&old));
-    world.advance(1);
-    assert!(!world.is_active(&last).await);
-    assert!(world.is_active(&last_of_all).await);
-    world.advance(3_600 + AHEAD);
-    eventually("the removal", async || !published(&world).await.contains(&old)).await;
-    assert!(world.list_keys().await.iter().all(|key| key.kid != old));
+    server.advance(3_599 - AHEAD);
+    assert!(server.is_active(&last).await);
+    assert!(published(&server).await.contains(&old));
+    server.advance(1);
+    assert!(!server.is_active(&last).await);
+    assert!(server.is_active(&last_of_all).await);
+    server.advance(3_600 + AHEAD);
+    eventually("the removal", async || !published(&server).await.contains(&old)).await;
+    assert!(server.list_keys().await.iter().all(|key| key.kid != old));
 }
 
 /// Keys replace themselves, without anybody asking, and the record says so.
 #[tokio::test]
 async fn keys_rotate_by_themselves() {
-    let world = World::with(|config| {
+    let server = TestServer::start_with(|config| {
         config.keys.publish_ahead_seconds = AHEAD;
         config.keys.rotate_every_seconds = 1_000;
     })
     .await;
-    let first = kid_of(&world.admin_token().await);
-    world.advance(999);
-    assert_eq!(kid_of(&world.admin_token().await), first);
-    world.advance(1);
-    eventually("the rotation", async || kid_of(&world.admin_token().await) != first).await;
-    let events = world.trail_of("keys.rotated").await;
+    let first = kid_of(&server.admin_token().await);
+    server.advance(999);
+    assert_eq!(kid_of(&server.admin_token().await), first);
+    server.advance(1);
+    eventually("the rotation", async || kid_of(&server.admin_token().await) != first).await;
+    let events = server.trail_of("keys.rotated").await;
     assert!(
         events.iter().any(|event| client_of(event).is_empty() && event.peer == "local"),
         "{events:?}"
@@ -229,60 +228,60 @@ async fn keys_rotate_by_themselves() {
 /// K03: revoking a key ends every token it signed at once; the next one signs; the record is there.
 #[tokio::test]
 async fn a_revoked_key_takes_its_tokens_along() {
-    let world = world().await;
-    let caller = world.register(refreshing()).await;
-    let issued = world.token(&caller, &[]).await.unwrap();
-    let token = world.admin_token().await;
+    let server = server().await;
+    let caller = server.register(refreshing()).await;
+    let issued = server.token(&caller, &[]).await.unwrap();
+    let token = server.admin_token().await;
     let kid = kid_of(&issued.access_token);
-    let keys = world.revoke_key(&kid, &token).await.unwrap();
+    let keys = server.revoke_key(&kid, &token).await.unwrap();
     assert_eq!(in_state(&keys, KeyState::Revoked)[0].kid, kid);
     assert_eq!(
         (in_state(&keys, KeyState::Active).len(), in_state(&keys, KeyState::Prepared).len()),
         (1, 1)
     );
-    assert!(!world.is_active(&issued.access_token).await);
-    assert!(!world.is_active(&token).await);
-    assert!(!published(&world).await.contains(&kid));
+    assert!(!server.is_active(&issued.access_token).await);
+    assert!(!server.is_active(&token).await);
+    assert!(!published(&server).await.contains(&kid));
     // Refresh tokens are not signed by it and go on.
-    let refreshed = world.refresh(&caller, &issued.refresh_token).await.unwrap();
+    let refreshed = server.refresh(&caller, &issued.refresh_token).await.unwrap();
     assert!(
-        world.is_active(&refreshed.access_token).await && kid_of(&refreshed.access_token) != kid
+        server.is_active(&refreshed.access_token).await && kid_of(&refreshed.access_token) != kid
     );
-    let event = &world.trail_of("keys.revoked").await[0];
+    let event = &server.trail_of("keys.revoked").await[0];
     assert_eq!(
         (event.target.as_str(), client_of(event), event.outcome.as_str()),
         (kid.as_str(), "bootstrap", "ok")
     );
 
-    let again = world.revoke_key(&kid, &world.admin_token().await).await.unwrap_err();
+    let again = server.revoke_key(&kid, &server.admin_token().await).await.unwrap_err();
     assert_eq!((again.code(), reason(&again).as_str()), (Code::NotFound, "NOT_FOUND"));
-    let world = world.restart().await;
-    assert!(!world.is_active(&issued.access_token).await, "a restart brings nothing back");
-    assert!(!published(&world).await.contains(&kid));
+    let server = server.restart().await;
+    assert!(!server.is_active(&issued.access_token).await, "a restart brings nothing back");
+    assert!(!published(&server).await.contains(&kid));
 }
 
 #[tokio::test]
 async fn keys_that_are_not_there_cannot_be_revoked() {
-    let world = world().await;
-    let token = world.admin_token().await;
-    let before = world.list_keys().await;
-    assert_eq!(reason(&world.revoke_key("nothing", &token).await.unwrap_err()), "NOT_FOUND");
+    let server = server().await;
+    let token = server.admin_token().await;
+    let before = server.list_keys().await;
+    assert_eq!(reason(&server.revoke_key("nothing", &token).await.unwrap_err()), "NOT_FOUND");
     for bad in ["", "../../dev/null", "' or 1=1--", "{\"$ne\":\"\"}", "a\0b", &"x".repeat(65)] {
-        let refused = world.revoke_key(bad, &token).await.unwrap_err();
+        let refused = server.revoke_key(bad, &token).await.unwrap_err();
         assert_eq!(
             (reason(&refused).as_str(), blamed(&refused).as_str()),
             ("INVALID_REQUEST", "kid"),
             "{bad:?}"
         );
     }
-    assert_eq!(world.list_keys().await, before);
+    assert_eq!(server.list_keys().await, before);
     // A prepared key that is revoked is replaced, and the active one signs on.
     let message = RevokeKeyRequest { kid: before[0].kid.clone() };
     let after =
-        world.keys().revoke_key(world.as_admin(message).await).await.unwrap().into_inner().keys;
+        server.keys().revoke_key(server.as_admin(message).await).await.unwrap().into_inner().keys;
     assert_eq!(in_state(&after, KeyState::Active)[0].kid, before[1].kid);
     assert_ne!(in_state(&after, KeyState::Prepared)[0].kid, before[0].kid);
-    assert!(world.is_active(&token).await);
+    assert!(server.is_active(&token).await);
 }
 
 /// K04: the published set holds public members alone, of every algorithm, and each kid once.
@@ -294,10 +293,10 @@ async fn the_published_set_is_public() {
         (Algorithm::Rs256, &["kty", "n", "e", "kid", "alg", "use"]),
     ]);
     for (algorithm, members) in members {
-        let world = World::with(|config| config.keys.algorithm = algorithm).await;
-        world.advance(86_400);
-        world.rotate_keys().await;
-        let keys = jwks(world.address).await;
+        let server = TestServer::start_with(|config| config.keys.algorithm = algorithm).await;
+        server.advance(86_400);
+        server.rotate_keys().await;
+        let keys = jwks(server.address).await;
         assert_eq!(keys.len(), 3);
         for key in &keys {
             let key = key.as_object().unwrap();
@@ -306,9 +305,9 @@ async fn the_published_set_is_public() {
                 assert!(members.contains(&member.as_str()) || member == "key_ops", "{member}");
             }
         }
-        assert_eq!(published(&world).await.len(), 3);
-        let token = world.admin_token().await;
-        assert_eq!(crate::service::office::decoded(&token).0["alg"], algorithm.as_str());
-        assert!(world.is_active(&token).await);
+        assert_eq!(published(&server).await.len(), 3);
+        let token = server.admin_token().await;
+        assert_eq!(crate::support::server::decoded(&token).0["alg"], algorithm.as_str());
+        assert!(server.is_active(&token).await);
     }
 }

@@ -26,18 +26,16 @@ use tokio::{
 };
 use tonic::{Request, metadata::MetadataValue};
 
-use crate::service::{
-    harness::{Caller, World, bearer, refreshing, with_authorization},
-    home::Home,
-    office::Rpc,
-    published::get,
+use crate::{
+    service::published::get,
+    support::server::{Caller, Rpc, StoreDir, TestServer, bearer, refreshing, with_authorization},
 };
 
 /// The program, logging all it can as JSON.
 struct Process {
     child: Child,
     log: Option<JoinHandle<Vec<u8>>>,
-    home: Arc<Home>,
+    home: Arc<StoreDir>,
     address: SocketAddr,
     metrics: SocketAddr,
     admin: Caller,
@@ -45,7 +43,7 @@ struct Process {
 
 impl Process {
     fn start() -> Self {
-        let home = Home::new();
+        let home = StoreDir::new();
         let metrics = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_jeton"))
             .args(["serve", "--dev", "--json", "--listen", "127.0.0.1:0", "--data-dir"])
@@ -125,7 +123,7 @@ impl Canaries {
 
 /// Every token RPC with these credentials and this token, in each way of presenting them, whatever
 /// comes of it.
-async fn present(world: &World, caller: &Caller, token: &str) {
+async fn present(server: &TestServer, caller: &Caller, token: &str) {
     let Caller { id, secret } = caller.clone();
     let basic = format!("Basic {}", STANDARD.encode(format!("{id}:{secret}")));
     let ask = TokenRequest {
@@ -133,24 +131,24 @@ async fn present(world: &World, caller: &Caller, token: &str) {
         client_secret: secret.clone(),
         ..TokenRequest::default()
     };
-    let _ = world.tokens().token(ask.clone()).await;
-    let _ = world
+    let _ = server.tokens().token(ask.clone()).await;
+    let _ = server
         .tokens()
         .token(TokenRequest { grant_type: "password".to_owned(), ..ask.clone() })
         .await;
     let _ =
-        world.tokens().token(TokenRequest { scopes: vec![secret.clone()], ..ask.clone() }).await;
-    let _ = world
+        server.tokens().token(TokenRequest { scopes: vec![secret.clone()], ..ask.clone() }).await;
+    let _ = server
         .tokens()
         .token(TokenRequest { resources: vec![secret.clone(), token.to_owned()], ..ask.clone() })
         .await;
     // In the wrong place: a secret for an id, an id for a secret.
-    let _ = world
+    let _ = server
         .tokens()
         .token(TokenRequest { client_id: secret.clone(), client_secret: id.clone(), ..ask.clone() })
         .await;
-    let _ = world.tokens().token(with_authorization(ask, &basic)).await;
-    let _ = world.tokens().token(with_authorization(TokenRequest::default(), &basic)).await;
+    let _ = server.tokens().token(with_authorization(ask, &basic)).await;
+    let _ = server.tokens().token(with_authorization(TokenRequest::default(), &basic)).await;
     let judge = IntrospectRequest {
         client_id: id.clone(),
         client_secret: secret.clone(),
@@ -158,19 +156,19 @@ async fn present(world: &World, caller: &Caller, token: &str) {
         ..IntrospectRequest::default()
     };
     for hint in ["", "refresh_token", secret.as_str()] {
-        let _ = world
+        let _ = server
             .tokens()
             .introspect(IntrospectRequest { token_type_hint: hint.to_owned(), ..judge.clone() })
             .await;
     }
-    let _ = world
+    let _ = server
         .tokens()
         .introspect(bearer(
             IntrospectRequest { token: token.to_owned(), ..Default::default() },
             token,
         ))
         .await;
-    let _ = world
+    let _ = server
         .tokens()
         .introspect(with_authorization(IntrospectRequest::default(), &format!("Digest {secret}")))
         .await;
@@ -179,7 +177,7 @@ async fn present(world: &World, caller: &Caller, token: &str) {
         client_secret: secret.clone(),
         tokens: vec![token.to_owned(), secret.clone()],
     };
-    let _ = world.tokens().batch_introspect(batch).await;
+    let _ = server.tokens().batch_introspect(batch).await;
     let refresh = RefreshRequest {
         client_id: id.clone(),
         client_secret: secret.clone(),
@@ -187,7 +185,7 @@ async fn present(world: &World, caller: &Caller, token: &str) {
         scopes: Vec::new(),
     };
     for refresh_token in [token.to_owned(), format!("{token}x"), secret.clone()] {
-        let _ = world.tokens().refresh(RefreshRequest { refresh_token, ..refresh.clone() }).await;
+        let _ = server.tokens().refresh(RefreshRequest { refresh_token, ..refresh.clone() }).await;
     }
     let revoke = RevokeRequest {
         client_id: id,
@@ -195,7 +193,7 @@ async fn present(world: &World, caller: &Caller, token: &str) {
         token: format!("{token}x"),
         ..Default::default()
     };
-    let _ = world.tokens().revoke(revoke).await;
+    let _ = server.tokens().revoke(revoke).await;
 }
 
 /// O01: secrets and tokens sent through every RPC, rightly and wrongly, with everything logged that
@@ -204,23 +202,23 @@ async fn present(world: &World, caller: &Caller, token: &str) {
 #[tokio::test]
 async fn secrets_are_found_nowhere() {
     let mut process = Process::start();
-    let world = World::at(process.address, process.admin.clone()).await;
+    let server = TestServer::remote(process.address, process.admin.clone()).await;
     let mut canaries = Canaries::default();
     canaries.add(&process.admin.secret);
 
-    let caller = world.register(Client { client_id: "canary".to_owned(), ..refreshing() }).await;
+    let caller = server.register(Client { client_id: "canary".to_owned(), ..refreshing() }).await;
     let plain = "canary-plain-3f9a7c51d0e24b68".to_owned();
     let message = CreateClientRequest {
         client: Some(Client { client_id: "imported".to_owned(), ..refreshing() }),
         secret: Some(Secret::PlainSecret(plain.clone())),
     };
-    world.clients().create_client(world.as_admin(message).await).await.unwrap();
+    server.clients().create_client(server.as_admin(message).await).await.unwrap();
     let imported = Caller { id: "imported".to_owned(), secret: plain };
     let wrong =
         Caller { id: "canary".to_owned(), secret: "canary-wrong-77b1e05aa9c84d21".to_owned() };
-    let issued = world.token(&caller, &[]).await.unwrap();
-    let refreshed = world.refresh(&caller, &issued.refresh_token).await.unwrap();
-    let admin_token = world.admin_token().await;
+    let issued = server.token(&caller, &[]).await.unwrap();
+    let refreshed = server.refresh(&caller, &issued.refresh_token).await.unwrap();
+    let admin_token = server.admin_token().await;
     for caller in [&caller, &imported, &wrong] {
         canaries.add(&caller.secret);
         canaries.add(&STANDARD.encode(format!("{}:{}", caller.id, caller.secret)));
@@ -236,16 +234,16 @@ async fn secrets_are_found_nowhere() {
     }
     for caller in [&caller, &imported, &wrong] {
         for token in [&issued.access_token, &refreshed.refresh_token] {
-            present(&world, caller, token).await;
+            present(&server, caller, token).await;
         }
     }
     for (n, rpc) in Rpc::ALL.into_iter().enumerate() {
-        let mark = world.mark(&format!("mark-{n}"), "shop").await;
+        let mark = server.rpc_target(&format!("mark-{n}"), "shop").await;
         canaries.add(&mark.client.secret);
         canaries.add(&mark.access_token);
         canaries.add(&mark.refresh_token);
         for token in [&mark.access_token, &mark.refresh_token, &wrong.secret] {
-            world.ask(rpc, token, &mark).await.unwrap_err();
+            server.call_rpc(rpc, token, &mark).await.unwrap_err();
         }
         if matches!(rpc, Rpc::RevokeKey | Rpc::RevokeSigner) {
             continue;
@@ -255,7 +253,7 @@ async fn secrets_are_found_nowhere() {
         strange.secret_id = wrong.secret.clone();
         strange.family = wrong.secret.clone();
         strange.jti = wrong.secret.clone();
-        let _ = world.ask(rpc, &admin_token, &strange).await;
+        let _ = server.call_rpc(rpc, &admin_token, &strange).await;
     }
     // Over HTTP/1.1, where nothing takes it.
     get(process.address, &format!("/.well-known/jwks.json?access_token={}", issued.access_token))
@@ -317,25 +315,25 @@ fn debug_output_shows_no_secret() {
 #[tokio::test]
 async fn nothing_that_is_sent_breaks_a_line_of_the_log() {
     let mut process = Process::start();
-    let world = World::at(process.address, process.admin.clone()).await;
+    let server = TestServer::remote(process.address, process.admin.clone()).await;
     let nasty =
         "a\r\n{\"level\":\"ERROR\",\"message\":\"forged\"}\u{1b}[31m\u{2028}\u{202e}\u{9b}\0\u{7f}";
     let long = format!("{nasty}{}", "x\u{2028}".repeat(15_000));
     let mebibyte = "y\n".repeat(512 * 1024);
     for id in [nasty, &long, &mebibyte] {
         let caller = Caller { id: id.to_owned(), secret: "jcs_x".to_owned() };
-        let _ = world.token(&caller, &[id]).await;
-        let _ = world.introspect_as(&caller, id).await;
-        let _ = world.revoke(&caller, id).await;
-        let _ = world.refresh(&caller, id).await;
-        let _ = world
+        let _ = server.token(&caller, &[id]).await;
+        let _ = server.introspect_as(&caller, id).await;
+        let _ = server.revoke(&caller, id).await;
+        let _ = server.refresh(&caller, id).await;
+        let _ = server
             .create(Client {
                 client_id: id.to_owned(),
                 display_name: id.to_owned(),
                 ..Client::default()
             })
             .await;
-        let _ = world.try_get(id).await;
+        let _ = server.try_get(id).await;
     }
     // What a header of HTTP/2 may hold: no line break, but everything beyond ASCII.
     for value in ["\u{2028}\u{202e}", "a\u{9b}b", "\u{feff}", &"z".repeat(8_000)] {
@@ -345,7 +343,7 @@ async fn nothing_that_is_sent_breaks_a_line_of_the_log() {
                 request.metadata_mut().insert(name, value);
             }
         }
-        let _ = world.tokens().token(request).await;
+        let _ = server.tokens().token(request).await;
     }
     // And of HTTP/1.1, by hand.
     let mut raws: Vec<Vec<u8>> = ["\u{1b}[31m", "\u{2028}", "a\rb", "a\n b", "\u{9b}", "\0"]

@@ -15,7 +15,7 @@ use tokio::net::TcpSocket;
 use tonic::{Code, Request, Status, transport::Channel};
 use tonic_types::StatusExt;
 
-use crate::service::harness::{Caller, World, reason};
+use crate::support::server::{Caller, TestServer, reason};
 
 /// A channel from another address of this machine.
 async fn from(source: Ipv4Addr, to: SocketAddr) -> TokenServiceClient<Channel> {
@@ -58,9 +58,11 @@ fn is_throttled(status: &Status, seconds: u64) -> bool {
 #[tokio::test]
 async fn forwarded_headers_do_not_make_another_peer() {
     const BURST: u32 = 40;
-    let world =
-        World::with(|config| config.limits.per_peer = Rate { per_second: 1, burst: BURST }).await;
-    let caller = world.register(Client::default()).await;
+    let server = TestServer::start_with(|config| {
+        config.limits.per_peer = Rate { per_second: 1, burst: BURST }
+    })
+    .await;
+    let caller = server.register(Client::default()).await;
     // Registering took two calls: the administrator's token and itself.
     let mut granted = 2;
     for n in 0..120_u8 {
@@ -81,26 +83,26 @@ async fn forwarded_headers_do_not_make_another_peer() {
         metadata.insert("forwarded", format!("for={forged};proto=https").parse().unwrap());
         metadata
             .insert("x-forwarded-client-cert", format!("By=x;URI=spiffe://{n}").parse().unwrap());
-        match world.tokens().token(request).await {
+        match server.tokens().token(request).await {
             Ok(_) => granted += 1,
             Err(status) => assert!(is_throttled(&status, 1), "{status:?}"),
         }
     }
     assert_eq!(granted, BURST);
-    let mut elsewhere = from(Ipv4Addr::new(127, 0, 0, 2), world.address).await;
+    let mut elsewhere = from(Ipv4Addr::new(127, 0, 0, 2), server.address).await;
     assert!(elsewhere.token(asking(&caller)).await.is_ok(), "another address is another peer");
     // A second connection is not.
-    let mut again = from(Ipv4Addr::LOCALHOST, world.address).await;
+    let mut again = from(Ipv4Addr::LOCALHOST, server.address).await;
     assert!(is_throttled(&again.token(asking(&caller)).await.unwrap_err(), 1));
-    world.advance(3);
-    let later = join_all((0..10).map(|_| world.token(&caller, &[]))).await;
+    server.advance(3);
+    let later = join_all((0..10).map(|_| server.token(&caller, &[]))).await;
     assert_eq!(later.iter().filter(|answer| answer.is_ok()).count(), 3, "the rate, and no more");
 }
 
 /// L13: each client draws on its own budget, by its plan.
 #[tokio::test]
 async fn clients_draw_on_the_budget_of_their_plan() {
-    let world = World::with(|config| {
+    let server = TestServer::start_with(|config| {
         config.limits.plans.insert("standard".to_owned(), Rate { per_second: 1_000, burst: 1_000 });
         config.limits.plans.insert("small".to_owned(), Rate { per_second: 1, burst: 5 });
         config.limits.plans.insert("large".to_owned(), Rate { per_second: 10, burst: 20 });
@@ -108,14 +110,14 @@ async fn clients_draw_on_the_budget_of_their_plan() {
     .await;
     let of = |plan: &str| Client { rate_plan: plan.to_owned(), ..Client::default() };
     let (small, noisy, large) = (
-        world.register(of("small")).await,
-        world.register(of("small")).await,
-        world.register(of("large")).await,
+        server.register(of("small")).await,
+        server.register(of("small")).await,
+        server.register(of("large")).await,
     );
     let granted = async |caller: &Caller, asked: usize| {
         let mut granted = 0;
         for _ in 0..asked {
-            match world.token(caller, &[]).await {
+            match server.token(caller, &[]).await {
                 Ok(_) => granted += 1,
                 Err(status) => assert!(is_throttled(&status, 1), "{status:?}"),
             }
@@ -125,19 +127,19 @@ async fn clients_draw_on_the_budget_of_their_plan() {
     assert_eq!(granted(&noisy, 30).await, 5);
     assert_eq!(granted(&small, 10).await, 5, "one noisy client costs no other");
     assert_eq!(granted(&large, 30).await, 20);
-    world.advance(1);
+    server.advance(1);
     assert_eq!(granted(&small, 10).await, 1);
     assert_eq!(granted(&large, 30).await, 10);
     // A wrong secret draws nothing from the one it claims to be: who guesses cannot lock out whom
     // he names.
-    world.advance(10);
+    server.advance(10);
     for _ in 0..20 {
         let wrong = Caller { secret: "jcs_wrong".to_owned(), ..small.clone() };
-        assert_eq!(reason(&world.token(&wrong, &[]).await.unwrap_err()), "INVALID_CLIENT");
+        assert_eq!(reason(&server.token(&wrong, &[]).await.unwrap_err()), "INVALID_CLIENT");
     }
     assert_eq!(granted(&small, 10).await, 5);
     // A client that is moved to another plan is under that one from then on.
-    world
+    server
         .change(Client { client_id: small.id.clone(), ..of("large") }, &["rate_plan"])
         .await
         .unwrap();
@@ -148,18 +150,19 @@ async fn clients_draw_on_the_budget_of_their_plan() {
 /// round it.
 #[tokio::test]
 async fn calls_with_a_token_draw_on_its_clients_budget() {
-    let world = World::with(|config| {
+    let server = TestServer::start_with(|config| {
         config.limits.plans.insert("small".to_owned(), Rate { per_second: 1, burst: 5 });
     })
     .await;
     let scopes = vec!["jeton:introspect:any".to_owned()];
-    let caller =
-        world.register(Client { rate_plan: "small".to_owned(), scopes, ..Client::default() }).await;
-    let token = world.token(&caller, &["jeton:introspect:any"]).await.unwrap().access_token;
+    let caller = server
+        .register(Client { rate_plan: "small".to_owned(), scopes, ..Client::default() })
+        .await;
+    let token = server.token(&caller, &["jeton:introspect:any"]).await.unwrap().access_token;
     let mut granted = 0;
     for _ in 0..20 {
         let message = IntrospectRequest { token: token.clone(), ..IntrospectRequest::default() };
-        match world.tokens().introspect(crate::service::harness::bearer(message, &token)).await {
+        match server.tokens().introspect(crate::support::server::bearer(message, &token)).await {
             Ok(_) => granted += 1,
             Err(status) => assert!(is_throttled(&status, 1), "{status:?}"),
         }
@@ -172,12 +175,12 @@ async fn calls_with_a_token_draw_on_its_clients_budget() {
 /// nothing to check.
 #[tokio::test]
 async fn failures_have_a_budget_of_their_own_and_lock_nobody_out() {
-    let world = World::with(|config| {
+    let server = TestServer::start_with(|config| {
         config.limits.failed_authentication = Rate { per_second: 1, burst: 5 }
     })
     .await;
-    let victim = world.register(Client::default()).await;
-    let mut thief = from(Ipv4Addr::new(127, 0, 0, 2), world.address).await;
+    let victim = server.register(Client::default()).await;
+    let mut thief = from(Ipv4Addr::new(127, 0, 0, 2), server.address).await;
     let wrong = Caller { secret: "jcs_wrong".to_owned(), ..victim.clone() };
     let mut answered = 0;
     for _ in 0..30 {
@@ -190,22 +193,22 @@ async fn failures_have_a_budget_of_their_own_and_lock_nobody_out() {
     assert_eq!(answered, 5);
     // Five by the budget of the address, five by its budget at this client, and the first of the
     // others.
-    world.register(Client::default()).await;
-    let failed = world.trail_of("client.authentication_failed").await;
+    server.register(Client::default()).await;
+    let failed = server.trail_of("client.authentication_failed").await;
     let of = |reason: &str| {
         failed.iter().filter(|event| event.target == victim.id && event.reason == reason).count()
     };
     assert_eq!((of("invalid_client"), of("slow_down"), failed.len()), (10, 1, 11));
-    assert!(world.token(&victim, &[]).await.is_ok());
+    assert!(server.token(&victim, &[]).await.is_ok());
     assert!(thief.token(asking(&victim)).await.is_ok(), "the right secret from the same address");
     assert_eq!(
-        reason(&world.token(&wrong, &[]).await.unwrap_err()),
+        reason(&server.token(&wrong, &[]).await.unwrap_err()),
         "INVALID_CLIENT",
         "another address has its own budget"
     );
     // At the end of the process no count is lost.
-    let world = world.restart().await;
-    let failed = world.trail_of("client.authentication_failed").await;
+    let server = server.restart().await;
+    let failed = server.trail_of("client.authentication_failed").await;
     assert_eq!(failed.iter().filter(|event| event.reason == "slow_down, 19 more").count(), 1);
 }
 
@@ -213,18 +216,18 @@ async fn failures_have_a_budget_of_their_own_and_lock_nobody_out() {
 /// for another.
 #[tokio::test]
 async fn a_token_that_is_not_valid_is_always_told_so() {
-    let world = World::with(|config| {
+    let server = TestServer::start_with(|config| {
         config.limits.failed_authentication = Rate { per_second: 1, burst: 5 }
     })
     .await;
-    let made = world.register(Client::default()).await;
+    let made = server.register(Client::default()).await;
     for n in 0..90 {
         let wrong = Caller { id: format!("nobody-{n}"), secret: "jcs_wrong".to_owned() };
-        world.token(&wrong, &[]).await.unwrap_err();
+        server.token(&wrong, &[]).await.unwrap_err();
         let message = IntrospectRequest { token: "x".to_owned(), ..IntrospectRequest::default() };
-        let refused = world
+        let refused = server
             .tokens()
-            .introspect(crate::service::harness::bearer(message, "not.a.token"))
+            .introspect(crate::support::server::bearer(message, "not.a.token"))
             .await
             .unwrap_err();
         assert_eq!(
@@ -233,16 +236,16 @@ async fn a_token_that_is_not_valid_is_always_told_so() {
             "{n}"
         );
     }
-    assert!(world.token(&made, &[]).await.is_ok());
+    assert!(server.token(&made, &[]).await.is_ok());
 }
 
-async fn import(world: &World, id: &str, secret: &str) -> Caller {
+async fn import(server: &TestServer, id: &str, secret: &str) -> Caller {
     let client = Client { client_id: id.to_owned(), ..Client::default() };
     let message = CreateClientRequest {
         client: Some(client),
         secret: Some(Secret::PlainSecret(secret.to_owned())),
     };
-    world.clients().create_client(world.as_admin(message).await).await.unwrap();
+    server.clients().create_client(server.as_admin(message).await).await.unwrap();
     Caller { id: id.to_owned(), secret: secret.to_owned() }
 }
 
@@ -257,13 +260,13 @@ async fn a_flood_of_passwords_fills_the_pool_and_stops_nobody_else() {
         config.limits.argon2_parallel = 1;
         config.limits.argon2_queue = 4;
     };
-    let world = World::with(configure).await;
-    let imported = import(&world, "imported", "a secret that somebody chose").await;
-    let late = import(&world, "late", "a secret that somebody chose").await;
-    let made = world.register(Client::default()).await;
-    let world = world.restart_with(configure).await;
+    let server = TestServer::start_with(configure).await;
+    let imported = import(&server, "imported", "a secret that somebody chose").await;
+    let late = import(&server, "late", "a secret that somebody chose").await;
+    let made = server.register(Client::default()).await;
+    let server = server.restart_with(configure).await;
     let flood = async || {
-        let thief = from(Ipv4Addr::new(127, 0, 0, 2), world.address).await;
+        let thief = from(Ipv4Addr::new(127, 0, 0, 2), server.address).await;
         let flood = (0..60).map(|n: usize| {
             let id =
                 if n.is_multiple_of(2) { "imported".to_owned() } else { format!("nobody-{n}") };
@@ -276,9 +279,9 @@ async fn a_flood_of_passwords_fills_the_pool_and_stops_nobody_else() {
     let first = flood().await;
     // Meanwhile.
     for _ in 0..20 {
-        assert!(world.token(&made, &[]).await.is_ok());
+        assert!(server.token(&made, &[]).await.is_ok());
     }
-    assert!(world.token(&imported, &[]).await.is_ok(), "from another address, for the first time");
+    assert!(server.token(&imported, &[]).await.is_ok(), "from another address, for the first time");
     let refused: Vec<Status> = join_all(first).await.into_iter().map(Result::unwrap).collect();
     let throttled = refused.iter().filter(|status| is_throttled(status, 1)).count();
     let denied = refused.iter().filter(|status| reason(status) == "INVALID_CLIENT").count();
@@ -288,10 +291,10 @@ async fn a_flood_of_passwords_fills_the_pool_and_stops_nobody_else() {
     // administration.
     let second = flood().await;
     for _ in 0..10 {
-        assert!(world.token(&imported, &[]).await.is_ok());
+        assert!(server.token(&imported, &[]).await.is_ok());
     }
-    import(&world, "meanwhile", "a secret that somebody chose").await;
-    assert!(world.token(&late, &[]).await.is_ok());
+    import(&server, "meanwhile", "a secret that somebody chose").await;
+    assert!(server.token(&late, &[]).await.is_ok());
     join_all(second).await;
 }
 
@@ -302,12 +305,12 @@ async fn who_failed_too_often_is_not_hashed_for() {
     let configure = |config: &mut Config| {
         config.limits.failed_authentication = Rate { per_second: 1, burst: 2 }
     };
-    let world = World::with(configure).await;
-    let imported = import(&world, "imported", "a secret that somebody chose").await;
+    let server = TestServer::start_with(configure).await;
+    let imported = import(&server, "imported", "a secret that somebody chose").await;
     let wrong = |id: &str| Caller { id: id.to_owned(), secret: "a wrong secret to try".to_owned() };
-    let world = world.restart_with(configure).await;
+    let server = server.restart_with(configure).await;
     for names in [["imported"; 4], ["ghost-1", "ghost-2", "ghost-3", "imported"]] {
-        let mut thief = from(Ipv4Addr::new(127, 0, 0, 2), world.address).await;
+        let mut thief = from(Ipv4Addr::new(127, 0, 0, 2), server.address).await;
         for name in &names[..2] {
             assert_eq!(
                 reason(&thief.token(asking(&wrong(name))).await.unwrap_err()),
@@ -324,16 +327,16 @@ async fn who_failed_too_often_is_not_hashed_for() {
             is_throttled(&thief.token(asking(&imported)).await.unwrap_err(), 1),
             "not even the right one"
         );
-        world.advance(3);
+        server.advance(3);
     }
-    let mut thief = from(Ipv4Addr::new(127, 0, 0, 2), world.address).await;
-    assert!(world.token(&imported, &[]).await.is_ok(), "from elsewhere it gets in");
+    let mut thief = from(Ipv4Addr::new(127, 0, 0, 2), server.address).await;
+    assert!(server.token(&imported, &[]).await.is_ok(), "from elsewhere it gets in");
     for n in 0..4 {
         thief.token(asking(&wrong(&format!("ghost-{n}")))).await.unwrap_err();
     }
     // And is remembered from then on, so that it gets in from anywhere.
     assert!(thief.token(asking(&imported)).await.is_ok());
-    world.advance(3);
+    server.advance(3);
     assert_eq!(
         reason(&thief.token(asking(&wrong("imported"))).await.unwrap_err()),
         "INVALID_CLIENT"
@@ -344,7 +347,7 @@ async fn who_failed_too_often_is_not_hashed_for() {
 /// have drawn.
 #[tokio::test]
 async fn limiters_are_bounded_and_forget_nobody_who_is_hot() {
-    let world = World::with(|config| {
+    let server = TestServer::start_with(|config| {
         config.limits.tracked_keys = 3;
         config.limits.per_peer = Rate { per_second: 1, burst: 1_000 };
         config.limits.plans.insert("small".to_owned(), Rate { per_second: 1, burst: 2 });
@@ -353,24 +356,24 @@ async fn limiters_are_bounded_and_forget_nobody_who_is_hot() {
     let small = || Client { rate_plan: "small".to_owned(), ..Client::default() };
     let mut callers = Vec::new();
     for _ in 0..5 {
-        callers.push(world.register(small()).await);
+        callers.push(server.register(small()).await);
     }
     for caller in &callers[..3] {
         for granted in [true, true, false] {
-            assert_eq!(world.token(caller, &[]).await.is_ok(), granted);
+            assert_eq!(server.token(caller, &[]).await.is_ok(), granted);
         }
     }
     for caller in &callers[3..] {
         assert!(
-            is_throttled(&world.token(caller, &[]).await.unwrap_err(), 10),
+            is_throttled(&server.token(caller, &[]).await.unwrap_err(), 10),
             "no room for another"
         );
     }
-    assert!(world.token(&callers[0], &[]).await.is_err(), "and none was made by forgetting");
+    assert!(server.token(&callers[0], &[]).await.is_err(), "and none was made by forgetting");
     // Peers: this machine's first address is tracked already.
     let mut others = Vec::new();
     for last in 2..=5 {
-        let mut other = from(Ipv4Addr::new(127, 0, 0, last), world.address).await;
+        let mut other = from(Ipv4Addr::new(127, 0, 0, last), server.address).await;
         let ask = IntrospectRequest { token: "x".to_owned(), ..IntrospectRequest::default() };
         others.push((
             IpAddr::from([127, 0, 0, last]),
@@ -379,5 +382,5 @@ async fn limiters_are_bounded_and_forget_nobody_who_is_hot() {
     }
     let tracked = others.iter().filter(|(_, reason)| reason != "SLOW_DOWN").count();
     assert_eq!(tracked, 2, "{others:?}");
-    assert!(world.token(&world.admin, &[]).await.is_ok());
+    assert!(server.token(&server.admin, &[]).await.is_ok());
 }

@@ -8,30 +8,24 @@ use jeton::{
     config::{Config, Rate},
     crypto::{chain::ChainKey, master, seal::Sealer},
     model::PlanName,
-    proto::admin::{
-        AddSecretRequest, Client, Event, EventFilter, ListEventsRequest, RetireSecretRequest,
-    },
+    proto::admin::{AddSecretRequest, Client, RetireSecretRequest},
     store::Store,
 };
 use tokio::time::Instant;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::{
-    service::{
-        harness::{Caller, World, bearer, reason, refreshing},
-        office::{decoded, kid_of},
-        scenes::unlimited,
+use crate::support::{
+    database::answered,
+    server::{
+        Caller, RATE_WINDOW, TestServer, bearer, decoded, kid_of, reason, refreshing, unlimited,
     },
-    support::database::answered,
 };
 
 /// The longest that is waited for what one node did to be known on the other. README promises 1 s
 /// for all but one in a hundred; a debug build on a busy machine is given minutes, and what it took
 /// is printed.
 const BOUND: Duration = Duration::from_secs(120);
-/// How long nodes count a client's calls together, in seconds.
-const WINDOW: i64 = 10;
 
 /// Waits until it is so; how long that took.
 async fn soon(what: &str, done: impl AsyncFn() -> bool) -> Duration {
@@ -54,44 +48,18 @@ fn print(what: &str, mut took: Vec<Duration>) {
     );
 }
 
-async fn pair() -> (World, World) {
+async fn pair() -> (TestServer, TestServer) {
     configured(unlimited).await
 }
 
-async fn configured(change: impl Fn(&mut Config)) -> (World, World) {
-    let one = World::first(&change).await;
+async fn configured(change: impl Fn(&mut Config)) -> (TestServer, TestServer) {
+    let one = TestServer::start_shared(&change).await;
     let two = one.join("node-2", &change, None).await;
     (one, two)
 }
 
 fn is_refused<T: std::fmt::Debug>(answer: &Result<T, Status>, why: &str) -> bool {
     answer.as_ref().is_err_and(|status| reason(status) == why)
-}
-
-impl World {
-    /// How many of a client's calls in the window that is open the nodes have told of.
-    async fn counted(&self, caller: &Caller) -> i64 {
-        use ::mongodb::bson::{Document, doc};
-        let client = ::mongodb::Client::with_uri_str(self.home.uri().unwrap()).await.unwrap();
-        let counters = client.default_database().unwrap().collection::<Document>("rate_limits");
-        let until = (self.now() / WINDOW + 1) * WINDOW * 1_000;
-        let counter = counters
-            .find_one(doc! { "_id": format!("{until}/client/{}", caller.id) })
-            .await
-            .unwrap();
-        counter.map_or(0, |counter| {
-            counter.get_document("by").unwrap().values().map(|count| count.as_i64().unwrap()).sum()
-        })
-    }
-
-    /// One page of the trail.
-    async fn page_of(&self, pass: &str, size: i32, page_token: &str) -> (Vec<Event>, String) {
-        let page_token = page_token.to_owned();
-        let message =
-            ListEventsRequest { filter: Some(EventFilter::default()), page_size: size, page_token };
-        let page = self.audit().list_events(bearer(message, pass)).await.unwrap().into_inner();
-        (page.events, page.next_page_token)
-    }
 }
 
 mod mongodb {
@@ -138,12 +106,12 @@ mod mongodb {
             assert!(!two.is_active(token).await);
             soon("the end of a family", async || !one.is_active(token).await).await;
         }
-        for world in [&one, &two] {
+        for server in [&one, &two] {
             assert!(is_refused(
-                &world.refresh(&caller, &second.refresh_token).await,
+                &server.refresh(&caller, &second.refresh_token).await,
                 "INVALID_GRANT"
             ));
-            assert_eq!(world.events_of("refresh_token.reused").await.len(), 1);
+            assert_eq!(server.events_of("refresh_token.reused").await.len(), 1);
         }
         // A node that comes later knows it too.
         let three = one.join("node-3", unlimited, None).await;
@@ -197,9 +165,9 @@ mod mongodb {
             took.push(
                 soon("a revocation", async || !two.is_active(&next.access_token).await).await,
             );
-            for world in [&one, &two] {
+            for server in [&one, &two] {
                 assert!(is_refused(
-                    &world.refresh(&caller, &next.refresh_token).await,
+                    &server.refresh(&caller, &next.refresh_token).await,
                     "INVALID_GRANT"
                 ));
             }
@@ -265,8 +233,8 @@ mod mongodb {
             (config.keys.publish_ahead_seconds, config.keys.rotate_every_seconds) = (60, 0);
         })
         .await;
-        let kids = async |world: &World| -> BTreeSet<String> {
-            crate::service::published::jwks(world.address)
+        let kids = async |server: &TestServer| -> BTreeSet<String> {
+            crate::service::published::jwks(server.address)
                 .await
                 .iter()
                 .map(|key| key["kid"].as_str().unwrap().to_owned())
@@ -315,14 +283,14 @@ mod mongodb {
         .await;
         let caller = one.register(refreshing()).await;
         let witness = one.register(refreshing()).await;
-        let budget = WINDOW * i64::from(RATE.per_second) + i64::from(RATE.burst);
+        let budget = RATE_WINDOW * i64::from(RATE.per_second) + i64::from(RATE.burst);
         let slack = 2 * i64::from(RATE.per_second + RATE.burst);
         for window in 1..=3 {
             let (mut granted, mut refused_by_both) = (0, 0);
-            for second in 1..=WINDOW {
+            for second in 1..=RATE_WINDOW {
                 let mut within = 0;
-                for world in [&one, &two] {
-                    while world.token(&caller, &[]).await.is_ok() {
+                for server in [&one, &two] {
+                    while server.token(&caller, &[]).await.is_ok() {
                         within += 1;
                     }
                 }
@@ -331,8 +299,8 @@ mod mongodb {
                 // Until both have told the store, which they do once a second, and have had the
                 // answer: before they have, they tell it of nothing else.
                 soon("a flush", async || one.counted(&caller).await == granted).await;
-                for world in [&one, &two] {
-                    world.token(&witness, &[]).await.unwrap();
+                for server in [&one, &two] {
+                    server.token(&witness, &[]).await.unwrap();
                 }
                 soon("another flush", async || one.counted(&witness).await == 2 * second).await;
                 one.advance(1);
@@ -349,7 +317,7 @@ mod mongodb {
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn who_follows_the_trail_is_told_of_a_gap() {
-        let one = World::first(unlimited).await;
+        let one = TestServer::start_shared(unlimited).await;
         let uri = one.home.uri().unwrap();
         let database =
             ::mongodb::Client::with_uri_str(uri).await.unwrap().default_database().unwrap();
@@ -399,7 +367,7 @@ mod mongodb {
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn a_node_that_hears_nothing_does_not_judge() {
         const STALE: u64 = 2;
-        let one = World::first(unlimited).await;
+        let one = TestServer::start_shared(unlimited).await;
         let master = master::load_or_make(&one.data_dir().join("master.key"), false).unwrap();
         let chain = ChainKey::new(Sealer::new(*master).derive("audit head"));
         let store: Arc<dyn Store> = Arc::new(
@@ -492,8 +460,8 @@ mod mongodb {
         let (mut pages, mut token, mut turn) = (Vec::new(), String::new(), 0);
         loop {
             // A page from one, the next from the other; in between both go on.
-            let (world, pass) = [(&one, &of_one), (&two, &of_two)][turn % 2];
-            let (events, next) = world.page_of(pass, 7, &token).await;
+            let (server, pass) = [(&one, &of_one), (&two, &of_two)][turn % 2];
+            let (events, next) = server.page_of(pass, 7, &token).await;
             pages.extend(events);
             if next.is_empty() {
                 break;
@@ -504,11 +472,11 @@ mod mongodb {
             two.token(&caller, &[]).await.unwrap();
         }
         assert!(turn >= 4 && pages == whole, "{turn} pages");
-        for world in [&one, &two] {
+        for server in [&one, &two] {
             // The other's end is sure while its heartbeat is young, which a busy machine may delay.
-            soon("two whole chains", async || world.verify_chain().await.intact == Some(true))
+            soon("two whole chains", async || server.verify_chain().await.intact == Some(true))
                 .await;
-            let verdict = world.verify_chain().await;
+            let verdict = server.verify_chain().await;
             assert_eq!(
                 verdict.chains.iter().map(|chain| chain.chain.as_str()).collect::<Vec<_>>(),
                 ["node-1", "node-2"]

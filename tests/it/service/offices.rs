@@ -10,15 +10,12 @@ use jeton::{
 };
 use tonic::Code;
 
-use crate::service::{
-    harness::{ISSUER, World, bearer, client_of, reason, refreshing},
-    office::Rpc,
-};
+use crate::support::server::{ISSUER, Rpc, TestServer, bearer, client_of, reason, refreshing};
 
 /// Every office opens its own RPCs and no others; `jeton:admin` opens all.
 #[tokio::test]
 async fn each_office_opens_its_own_door_alone() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let offices = [
         "jeton:admin:clients",
         "jeton:admin:keys",
@@ -32,16 +29,16 @@ async fn each_office_opens_its_own_door_alone() {
         "jeton:administrator",
         "jeton:admin:",
     ]) {
-        let (_, token) = world.staff("default", &[scope]).await;
+        let (_, token) = server.client_with_token("default", &[scope]).await;
         for (n, rpc) in Rpc::ALL.into_iter().enumerate() {
-            let mark = world.mark(&format!("{n}{}", scope.replace(':', "-")), "shop").await;
+            let mark = server.rpc_target(&format!("{n}{}", scope.replace(':', "-")), "shop").await;
             // What takes the keys away from all the others is tried only where it must be refused.
             let takes_keys = matches!(rpc, Rpc::RevokeKey | Rpc::RevokeSigner);
-            let answer = match (rpc.office() == scope, takes_keys) {
+            let answer = match (rpc.admin_scope() == scope, takes_keys) {
                 (true, true) => continue,
-                _ => world.ask(rpc, &token, &mark).await,
+                _ => server.call_rpc(rpc, &token, &mark).await,
             };
-            if rpc.office() == scope {
+            if rpc.admin_scope() == scope {
                 assert!(answer.is_ok(), "{scope} {rpc:?} {answer:?}");
             } else {
                 let refused = answer.unwrap_err();
@@ -50,15 +47,15 @@ async fn each_office_opens_its_own_door_alone() {
             }
         }
     }
-    let token = world.admin_token().await;
+    let token = server.admin_token().await;
     for rpc in Rpc::ALL {
-        let mark = world.mark(&format!("last-{rpc:?}"), "shop").await;
-        let answer = world.ask(rpc, &token, &mark).await;
+        let mark = server.rpc_target(&format!("last-{rpc:?}"), "shop").await;
+        let answer = server.call_rpc(rpc, &token, &mark).await;
         if rpc == Rpc::RevokeKey {
             assert!(answer.is_ok(), "{answer:?}");
             // And with the key went the administrator's own token.
             assert_eq!(
-                reason(&world.ask(Rpc::ListKeys, &token, &mark).await.unwrap_err()),
+                reason(&server.call_rpc(Rpc::ListKeys, &token, &mark).await.unwrap_err()),
                 "INVALID_TOKEN"
             );
             break;
@@ -71,23 +68,24 @@ async fn each_office_opens_its_own_door_alone() {
 /// well.
 #[tokio::test]
 async fn a_signing_key_is_ended_by_the_office_of_keys() {
-    let world = World::start().await;
-    let mark = world.mark("orders", "shop").await;
-    let (caller, alone) = world.staff("default", &["jeton:admin:revocations"]).await;
-    let refused = world.ask(Rpc::RevokeSigner, &alone, &mark).await.unwrap_err();
+    let server = TestServer::start().await;
+    let mark = server.rpc_target("orders", "shop").await;
+    let (caller, alone) = server.client_with_token("default", &["jeton:admin:revocations"]).await;
+    let refused = server.call_rpc(Rpc::RevokeSigner, &alone, &mark).await.unwrap_err();
     assert_eq!(
         (refused.code(), reason(&refused).as_str()),
         (Code::PermissionDenied, "INSUFFICIENT_SCOPE")
     );
-    assert!(world.is_active(&mark.access_token).await);
-    let recorded = world.trail_of("access.refused").await;
+    assert!(server.is_active(&mark.access_token).await);
+    let recorded = server.trail_of("access.refused").await;
     assert_eq!(
         (client_of(&recorded[0]), recorded[0].target.as_str()),
         (caller.id.as_str(), "jeton:admin:keys")
     );
-    let (_, both) = world.staff("default", &["jeton:admin:revocations", "jeton:admin:keys"]).await;
-    world.ask(Rpc::RevokeSigner, &both, &mark).await.unwrap();
-    assert!(!world.is_active(&mark.access_token).await);
+    let (_, both) =
+        server.client_with_token("default", &["jeton:admin:revocations", "jeton:admin:keys"]).await;
+    server.call_rpc(Rpc::RevokeSigner, &both, &mark).await.unwrap();
+    assert!(!server.is_active(&mark.access_token).await);
 }
 
 /// Administration takes an access token and nothing else: no secret, no refresh token, nothing at
@@ -95,24 +93,24 @@ async fn a_signing_key_is_ended_by_the_office_of_keys() {
 #[tokio::test]
 async fn only_an_access_token_administers() {
     use base64::{Engine, engine::general_purpose::STANDARD};
-    let world = World::with(|config| {
+    let server = TestServer::start_with(|config| {
         config.limits.failed_authentication = Rate { per_second: 1_000, burst: 1_000 }
     })
     .await;
-    let mark = world.mark("orders", "shop").await;
-    let basic = STANDARD.encode(format!("{}:{}", world.admin.id, world.admin.secret));
-    let issued = world.token(&world.admin, &["jeton:admin"]).await.unwrap();
+    let mark = server.rpc_target("orders", "shop").await;
+    let basic = STANDARD.encode(format!("{}:{}", server.admin.id, server.admin.secret));
+    let issued = server.token(&server.admin, &["jeton:admin"]).await.unwrap();
     let without_scope =
-        world.token(&world.admin, &["jeton:introspect:any"]).await.unwrap().access_token;
+        server.token(&server.admin, &["jeton:introspect:any"]).await.unwrap().access_token;
     for rpc in Rpc::ALL {
-        let bare = world.knock(rpc, &mark, |_| None).await.unwrap_err();
+        let bare = server.call_rpc_with(rpc, &mark, |_| None).await.unwrap_err();
         assert_eq!(
             (bare.code(), reason(&bare).as_str()),
             (Code::Unauthenticated, "INVALID_TOKEN"),
             "{rpc:?}"
         );
         let with = |value: String| {
-            world.knock(rpc, &mark, move |request| {
+            server.call_rpc_with(rpc, &mark, move |request| {
                 request.metadata_mut().insert("authorization", value.parse().unwrap()).map(drop)
             })
         };
@@ -138,14 +136,14 @@ async fn only_an_access_token_administers() {
             "{rpc:?}"
         );
     }
-    assert!(world.is_active(&mark.access_token).await);
+    assert!(server.is_active(&mark.access_token).await);
 }
 
 /// J10: a token for somebody else does not administer here, whatever scopes it carries; audiences
 /// are compared byte by byte.
 #[tokio::test]
 async fn a_token_for_another_audience_does_not_administer() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let audiences = [
         "https://orders",
         ISSUER,
@@ -158,8 +156,8 @@ async fn a_token_for_another_audience_does_not_administer() {
         audiences: audiences.map(str::to_owned).to_vec(),
         ..Client::default()
     };
-    let caller = world.register(client).await;
-    let mark = world.mark("orders", "shop").await;
+    let caller = server.register(client).await;
+    let mark = server.rpc_target("orders", "shop").await;
     for audience in audiences {
         let message = jeton::proto::token::TokenRequest {
             client_id: caller.id.clone(),
@@ -168,13 +166,13 @@ async fn a_token_for_another_audience_does_not_administer() {
             resources: vec![audience.to_owned()],
             ..Default::default()
         };
-        let token = world.tokens().token(message).await.unwrap().into_inner().access_token;
-        let answer = world.ask(Rpc::ListKeys, &token, &mark).await;
+        let token = server.tokens().token(message).await.unwrap().into_inner().access_token;
+        let answer = server.call_rpc(Rpc::ListKeys, &token, &mark).await;
         let judged = jeton::proto::token::IntrospectRequest {
             token: mark.access_token.clone(),
             ..Default::default()
         };
-        let introspected = world.tokens().introspect(bearer(judged, &token)).await;
+        let introspected = server.tokens().introspect(bearer(judged, &token)).await;
         if audience == ISSUER {
             assert!(answer.is_ok() && introspected.unwrap().into_inner().active == Some(true));
         } else {
@@ -183,9 +181,9 @@ async fn a_token_for_another_audience_does_not_administer() {
         }
     }
     // The first audience is the default: a token nobody asked an audience for is for the orders.
-    let token = world.token(&caller, &["jeton:admin"]).await.unwrap().access_token;
+    let token = server.token(&caller, &["jeton:admin"]).await.unwrap().access_token;
     assert_eq!(
-        reason(&world.ask(Rpc::ListKeys, &token, &mark).await.unwrap_err()),
+        reason(&server.call_rpc(Rpc::ListKeys, &token, &mark).await.unwrap_err()),
         "INVALID_TOKEN"
     );
 }
@@ -193,36 +191,38 @@ async fn a_token_for_another_audience_does_not_administer() {
 /// R10: an administrator's token is worth what its client is worth now.
 #[tokio::test]
 async fn a_token_administers_only_while_its_client_may() {
-    let world = World::start().await;
-    let mark = world.mark("orders", "shop").await;
-    let refused =
-        async |token: &str| reason(&world.ask(Rpc::GetClient, token, &mark).await.unwrap_err());
-    let staff = async || world.staff("default", &["jeton:admin:clients", "orders:read"]).await;
+    let server = TestServer::start().await;
+    let mark = server.rpc_target("orders", "shop").await;
+    let refused = async |token: &str| {
+        reason(&server.call_rpc(Rpc::GetClient, token, &mark).await.unwrap_err())
+    };
+    let staff =
+        async || server.client_with_token("default", &["jeton:admin:clients", "orders:read"]).await;
 
     let (caller, token) = staff().await;
-    assert!(world.ask(Rpc::GetClient, &token, &mark).await.is_ok());
+    assert!(server.call_rpc(Rpc::GetClient, &token, &mark).await.is_ok());
     let narrower = Client {
         client_id: caller.id,
         scopes: vec!["orders:read".to_owned()],
         ..Client::default()
     };
-    world.change(narrower, &["scopes"]).await.unwrap();
+    server.change(narrower, &["scopes"]).await.unwrap();
     assert_eq!(refused(&token).await, "INVALID_TOKEN");
 
     let (caller, token) = staff().await;
     let message = DisableClientRequest { client_id: caller.id.clone(), etag: String::new() };
-    world.clients().disable_client(world.as_admin(message).await).await.unwrap();
+    server.clients().disable_client(server.as_admin(message).await).await.unwrap();
     assert_eq!(refused(&token).await, "INVALID_TOKEN");
     let message = EnableClientRequest { client_id: caller.id, etag: String::new() };
-    world.clients().enable_client(world.as_admin(message).await).await.unwrap();
+    server.clients().enable_client(server.as_admin(message).await).await.unwrap();
     assert_eq!(refused(&token).await, "INVALID_TOKEN");
 
     let (caller, token) = staff().await;
-    world.revoke(&caller, &token).await.unwrap();
+    server.revoke(&caller, &token).await.unwrap();
     assert_eq!(refused(&token).await, "INVALID_TOKEN");
 
     let (_, token) = staff().await;
-    world.advance(900);
+    server.advance(900);
     assert_eq!(refused(&token).await, "INVALID_TOKEN");
 }
 
@@ -230,15 +230,15 @@ async fn a_token_administers_only_while_its_client_may() {
 /// more.
 #[tokio::test]
 async fn no_office_leads_to_another() {
-    let world = World::start().await;
-    let (clerk, token) = world.staff("default", &["jeton:admin:clients"]).await;
+    let server = TestServer::start().await;
+    let (clerk, token) = server.client_with_token("default", &["jeton:admin:clients"]).await;
     let scoped = |scopes: &[&str]| Client {
         scopes: scopes.iter().map(|scope| (*scope).to_owned()).collect(),
         ..refreshing()
     };
     let create = async |client: Client| {
         let message = CreateClientRequest { client: Some(client), secret: None };
-        world.clients().create_client(bearer(message, &token)).await
+        server.clients().create_client(bearer(message, &token)).await
     };
     let more = [
         "jeton:admin",
@@ -259,10 +259,10 @@ async fn no_office_leads_to_another() {
         // Nor is one that has it touched in any way: a further secret would be a way in, an end of
         // it a way to harm.
         let id = format!("has-{}", scope.replace(':', "-"));
-        world.register(Client { client_id: id.clone(), ..scoped(&[scope]) }).await;
-        let before = world.get(&id).await;
-        let mark = crate::service::office::Mark {
-            client: crate::service::harness::Caller { id: id.clone(), secret: String::new() },
+        server.register(Client { client_id: id.clone(), ..scoped(&[scope]) }).await;
+        let before = server.get(&id).await;
+        let mark = crate::support::server::RpcTarget {
+            client: crate::support::server::Caller { id: id.clone(), secret: String::new() },
             secret_id: before.secrets[0].secret_id.clone(),
             ..Default::default()
         };
@@ -274,10 +274,10 @@ async fn no_office_leads_to_another() {
             Rpc::EnableClient,
             Rpc::DeleteClient,
         ] {
-            let refused = world.ask(rpc, &token, &mark).await.unwrap_err();
+            let refused = server.call_rpc(rpc, &token, &mark).await.unwrap_err();
             assert_eq!(reason(&refused), "INSUFFICIENT_SCOPE", "{scope} {rpc:?}");
         }
-        assert_eq!(world.get(&id).await, before, "{scope}");
+        assert_eq!(server.get(&id).await, before, "{scope}");
         // Nor does a plain client become one, nor the clerk itself.
         let plain = create(scoped(&["orders:read"])).await.unwrap().into_inner().client.unwrap();
         for target in [&plain.client_id, &clerk.id] {
@@ -286,34 +286,35 @@ async fn no_office_leads_to_another() {
                 let update_mask = Some(prost_types::FieldMask { paths: vec![mask.to_owned()] });
                 let message = UpdateClientRequest { client: Some(client), update_mask };
                 let refused =
-                    world.clients().update_client(bearer(message, &token)).await.unwrap_err();
+                    server.clients().update_client(bearer(message, &token)).await.unwrap_err();
                 assert_eq!(reason(&refused), "INSUFFICIENT_SCOPE", "{scope} {mask}");
             }
         }
-        assert_eq!(world.get(&plain.client_id).await, plain);
+        assert_eq!(server.get(&plain.client_id).await, plain);
     }
     // What it holds itself, it may give; the administrator may give all.
     create(scoped(&["orders:read", "jeton:admin:clients"])).await.unwrap();
     let message =
         AddSecretRequest { client_id: "has-jeton-admin".to_owned(), ..AddSecretRequest::default() };
-    world.clients().add_secret(world.as_admin(message).await).await.unwrap();
+    server.clients().add_secret(server.as_admin(message).await).await.unwrap();
 }
 
 /// A lesser token of a client that may do more is bound by the token, not by the client.
 #[tokio::test]
 async fn a_lesser_token_of_an_administrator_does_not_escalate() {
-    let world = World::start().await;
-    let (caller, _) = world.staff("default", &["jeton:admin", "jeton:admin:clients"]).await;
-    let lesser = world.token(&caller, &["jeton:admin:clients"]).await.unwrap().access_token;
+    let server = TestServer::start().await;
+    let (caller, _) =
+        server.client_with_token("default", &["jeton:admin", "jeton:admin:clients"]).await;
+    let lesser = server.token(&caller, &["jeton:admin:clients"]).await.unwrap().access_token;
     let client = Client { scopes: vec!["jeton:admin".to_owned()], ..Client::default() };
     let message = CreateClientRequest { client: Some(client), secret: None };
     assert_eq!(
-        reason(&world.clients().create_client(bearer(message, &lesser)).await.unwrap_err()),
+        reason(&server.clients().create_client(bearer(message, &lesser)).await.unwrap_err()),
         "INSUFFICIENT_SCOPE"
     );
     let message = AddSecretRequest { client_id: caller.id, ..AddSecretRequest::default() };
     assert_eq!(
-        reason(&world.clients().add_secret(bearer(message, &lesser)).await.unwrap_err()),
+        reason(&server.clients().add_secret(bearer(message, &lesser)).await.unwrap_err()),
         "INSUFFICIENT_SCOPE"
     );
 }

@@ -15,13 +15,9 @@ use tonic_health::pb::{
 };
 use tonic_types::StatusExt;
 
-use crate::{
-    service::{
-        faults::kept_store,
-        harness::{ISSUER, World, bearer, reason},
-        office::Rpc,
-    },
-    support::faulty::{Act, Kind},
+use crate::support::{
+    faulty::{Act, Kind},
+    server::{ISSUER, Rpc, TestServer, bearer, prepare, reason},
 };
 
 /// One request of HTTP/1.1, written by hand: status, head and body.
@@ -49,8 +45,8 @@ pub async fn jwks(address: SocketAddr) -> Vec<Value> {
 /// RFC 8414: the metadata names what is served, where it is served, and nothing that is not.
 #[tokio::test]
 async fn the_metadata_says_what_is_served() {
-    let world = World::start().await;
-    let (status, head, body) = get(world.address, "/.well-known/oauth-authorization-server").await;
+    let server = TestServer::start().await;
+    let (status, head, body) = get(server.address, "/.well-known/oauth-authorization-server").await;
     assert_eq!(status, 200);
     assert!(head.contains("content-type: application/json"), "{head}");
     let metadata: Value = serde_json::from_slice(&body).unwrap();
@@ -74,7 +70,7 @@ async fn the_metadata_says_what_is_served() {
         .iter()
         .map(|name| name.as_str().unwrap())
         .collect();
-    let listed = reflected(&world).await;
+    let listed = reflected(&server).await;
     for name in &named {
         assert!(listed.iter().any(|service| service == name), "{name}");
     }
@@ -85,24 +81,24 @@ async fn the_metadata_says_what_is_served() {
             .all(|service| named.contains(&service.as_str()))
     );
     // And the keys it points to verify what is issued.
-    let kid = crate::service::office::kid_of(&world.admin_token().await);
-    assert!(jwks(world.address).await.iter().any(|key| key["kid"] == kid.as_str()));
+    let kid = crate::support::server::kid_of(&server.admin_token().await);
+    assert!(jwks(server.address).await.iter().any(|key| key["kid"] == kid.as_str()));
 }
 
 /// K04: the set may be kept for as long as a key is published before it signs, and no longer.
 #[tokio::test]
 async fn keys_may_be_kept_as_long_as_is_safe() {
-    let world = World::with(|config| config.keys.publish_ahead_seconds = 77).await;
-    let (_, head, _) = get(world.address, "/.well-known/jwks.json").await;
+    let server = TestServer::start_with(|config| config.keys.publish_ahead_seconds = 77).await;
+    let (_, head, _) = get(server.address, "/.well-known/jwks.json").await;
     assert!(head.contains("cache-control: public, max-age=77"), "{head}");
 }
 
 /// A service that cannot write is alive and not ready; when it can again, it is ready again.
 #[tokio::test]
 async fn readiness_follows_the_store() {
-    let (world, faulty) = kept_store().await.served().await;
+    let (server, faulty) = prepare().await.served().await;
     let probes =
-        async || (get(world.address, "/healthz").await.0, get(world.address, "/readyz").await.0);
+        async || (get(server.address, "/healthz").await.0, get(server.address, "/readyz").await.0);
     // An answer is shared for a moment of real time.
     let becomes = async |readiness: u16| {
         crate::service::keys::eventually("readiness", async || probes().await == (200, readiness))
@@ -111,7 +107,7 @@ async fn readiness_follows_the_store() {
     becomes(200).await;
     faulty.always(Some(Act::FailBefore(Kind::Full)));
     becomes(503).await;
-    let (_, head, body) = get(world.address, "/readyz").await;
+    let (_, head, body) = get(server.address, "/readyz").await;
     assert!(
         head.contains("cache-control: no-store")
             && !String::from_utf8(body).unwrap().contains("fault")
@@ -122,10 +118,10 @@ async fn readiness_follows_the_store() {
 
 #[tokio::test]
 async fn health_is_told_over_grpc() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let check = async |service: &str| {
         let message = HealthCheckRequest { service: service.to_owned() };
-        HealthClient::new(world.channel.clone())
+        HealthClient::new(server.channel.clone())
             .check(message)
             .await
             .map(|answer| answer.into_inner().status())
@@ -137,18 +133,18 @@ async fn health_is_told_over_grpc() {
 /// T06: health may be asked by anybody; the stream of it says so when the server drains.
 #[tokio::test]
 async fn who_watches_health_hears_of_the_end() {
-    let mut world = World::start().await;
+    let mut server = TestServer::start().await;
     let message = HealthCheckRequest { service: String::new() };
     let mut stream =
-        HealthClient::new(world.channel.clone()).watch(message).await.unwrap().into_inner();
+        HealthClient::new(server.channel.clone()).watch(message).await.unwrap().into_inner();
     assert_eq!(stream.next().await.unwrap().unwrap().status(), ServingStatus::Serving);
-    world.end().await;
+    server.end().await;
     let next = stream.next().await;
     assert!(next.is_none_or(|next| next.is_err() || next.unwrap().status() == ServingStatus::NotServing));
 }
 
 /// The services that version 1 of reflection lists.
-async fn reflected(world: &World) -> Vec<String> {
+async fn reflected(server: &TestServer) -> Vec<String> {
     use tonic_reflection::pb::v1::{
         ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
         server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
@@ -157,7 +153,7 @@ async fn reflected(world: &World) -> Vec<String> {
         host: String::new(),
         message_request: Some(MessageRequest::ListServices(String::new())),
     };
-    let mut client = ServerReflectionClient::new(world.channel.clone());
+    let mut client = ServerReflectionClient::new(server.channel.clone());
     let mut answers =
         client.server_reflection_info(tokio_stream::once(ask)).await.unwrap().into_inner();
     let answer = answers.next().await.unwrap().unwrap().message_response.unwrap();
@@ -180,8 +176,8 @@ async fn both_versions_of_reflection_list_every_service() {
         ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
         server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
     };
-    let world = World::start().await;
-    let v1 = reflected(&world).await;
+    let server = TestServer::start().await;
+    let v1 = reflected(&server).await;
     assert!(SERVICES.iter().all(|name| v1.iter().any(|listed| listed == name)), "{v1:?}");
 
     let ask =
@@ -190,7 +186,7 @@ async fn both_versions_of_reflection_list_every_service() {
         ask(MessageRequest::ListServices(String::new())),
         ask(MessageRequest::FileContainingSymbol("jeton.token.v1.TokenService.Refresh".to_owned())),
     ];
-    let mut client = ServerReflectionClient::new(world.channel.clone());
+    let mut client = ServerReflectionClient::new(server.channel.clone());
     let mut answers =
         client.server_reflection_info(tokio_stream::iter(asks)).await.unwrap().into_inner();
     let answer = answers.next().await.unwrap().unwrap().message_response.unwrap();
@@ -205,18 +201,18 @@ async fn both_versions_of_reflection_list_every_service() {
 /// each as its standard type.
 #[tokio::test]
 async fn errors_carry_standard_details() {
-    let (world, faulty) = kept_store().await.served().await;
-    let mark = world.mark("orders", "shop").await;
-    let token = world.admin_token().await;
+    let (server, faulty) = prepare().await.served().await;
+    let mark = server.rpc_target("orders", "shop").await;
+    let token = server.admin_token().await;
 
-    let invalid = world.token(&mark.client, &["a b"]).await.unwrap_err();
+    let invalid = server.token(&mark.client, &["a b"]).await.unwrap_err();
     let info = invalid.get_details_error_info().unwrap();
     assert_eq!((info.reason.as_str(), info.domain.as_str()), ("INVALID_SCOPE", "jeton"));
     assert_eq!(info.metadata["oauth_error"], "invalid_scope");
     assert!(invalid.get_details_retry_info().is_none());
 
-    let field = world
-        .ask(Rpc::GetClient, &token, &crate::service::office::Mark::default())
+    let field = server
+        .call_rpc(Rpc::GetClient, &token, &crate::support::server::RpcTarget::default())
         .await
         .unwrap_err();
     assert_eq!((field.code(), reason(&field).as_str()), (Code::InvalidArgument, "INVALID_REQUEST"));
@@ -228,7 +224,7 @@ async fn errors_carry_standard_details() {
         (Kind::Corrupt, Code::Internal, "SERVER_ERROR"),
     ] {
         faulty.always(Some(Act::FailBefore(kind)));
-        let failed = world.ask(Rpc::GetClient, &token, &mark).await.unwrap_err();
+        let failed = server.call_rpc(Rpc::GetClient, &token, &mark).await.unwrap_err();
         assert_eq!((failed.code(), reason(&failed).as_str()), (code, word));
         let retry = failed.get_details_retry_info().and_then(|retry| retry.retry_delay);
         assert_eq!(retry.is_some(), kind != Kind::Corrupt, "{kind:?}");
@@ -241,9 +237,9 @@ async fn errors_carry_standard_details() {
 /// A request id that is fit is kept, any other replaced; it is in the answer and in the record.
 #[tokio::test]
 async fn a_request_id_is_answered_and_recorded() {
-    let world = World::start().await;
-    let token = world.admin_token().await;
-    let mark = world.mark("orders", "shop").await;
+    let server = TestServer::start().await;
+    let token = server.admin_token().await;
+    let mark = server.rpc_target("orders", "shop").await;
     let ask = async |id: Option<&str>| {
         let message = jeton::proto::admin::AddSecretRequest {
             client_id: mark.client.id.clone(),
@@ -253,13 +249,13 @@ async fn a_request_id_is_answered_and_recorded() {
         if let Some(id) = id {
             request.metadata_mut().insert("x-request-id", id.parse().unwrap());
         }
-        let answer = world.clients().add_secret(request).await;
+        let answer = server.clients().add_secret(request).await;
         let metadata = answer
             .map_or_else(|status| status.metadata().clone(), |answer| answer.metadata().clone());
         metadata.get("x-request-id").unwrap().to_str().unwrap().to_owned()
     };
     assert_eq!(ask(Some("a.B-9_c")).await, "a.B-9_c");
-    assert_eq!(world.trail_of("secret.added").await[0].request_id, "a.B-9_c");
+    assert_eq!(server.trail_of("secret.added").await[0].request_id, "a.B-9_c");
     let long = "x".repeat(65);
     let fresh = [ask(None).await, ask(Some("a b")).await, ask(Some(&long)).await];
     assert!(fresh.iter().all(|id| id.len() == 36), "{fresh:?}");
@@ -268,8 +264,8 @@ async fn a_request_id_is_answered_and_recorded() {
 /// The store that a server was given is what it serves from: nothing is kept beside it.
 #[tokio::test]
 async fn a_store_that_is_given_is_the_one_that_is_used() {
-    let (world, store) = kept_store().await.served().await;
-    let mark = world.mark("orders", "shop").await;
+    let (server, store) = prepare().await.served().await;
+    let mark = server.rpc_target("orders", "shop").await;
     let kept = jeton::store::ClientStore::client(store.as_ref(), &mark.client.id.parse().unwrap())
         .await
         .unwrap();

@@ -10,12 +10,11 @@ use jeton::{
 };
 
 use crate::{
-    service::{
-        bench::{Bench, WRONG, caller, few, from, plenty},
-        harness::{World, reason, refreshing},
-        scenes::unlimited,
+    service::bench::{Bench, WRONG, caller, few, from, plenty},
+    support::{
+        faulty::{Act, Kind},
+        server::{TestServer, reason, refreshing, unlimited},
     },
-    support::faulty::{Act, Kind},
 };
 
 /// So many calls at once, so that a store that takes long is waited for a few times, not a
@@ -204,31 +203,31 @@ async fn reports_of_forged_records_are_recorded_later_if_the_store_fails() {
 /// are one record a minute and family; the first is there at once, and no number is lost.
 #[tokio::test]
 async fn refused_refreshes_of_a_family_are_one_record() {
-    let world = World::with(unlimited).await;
-    let owner = world.register(refreshing()).await;
+    let server = TestServer::start_with(unlimited).await;
+    let owner = server.register(refreshing()).await;
     let (spent, other) =
-        (world.token(&owner, &[]).await.unwrap(), world.token(&owner, &[]).await.unwrap());
+        (server.token(&owner, &[]).await.unwrap(), server.token(&owner, &[]).await.unwrap());
     let refuse = async |token: &str, count: usize| {
         for _ in 0..count {
-            assert_eq!(reason(&world.refresh(&owner, token).await.unwrap_err()), "INVALID_GRANT");
+            assert_eq!(reason(&server.refresh(&owner, token).await.unwrap_err()), "INVALID_GRANT");
         }
     };
     for _ in 0..4 {
-        world.refresh(&owner, &spent.refresh_token).await.unwrap();
+        server.refresh(&owner, &spent.refresh_token).await.unwrap();
     }
     refuse(&spent.refresh_token, 50).await;
-    world.revoke(&owner, &other.refresh_token).await.unwrap();
+    server.revoke(&owner, &other.refresh_token).await.unwrap();
     refuse(&other.refresh_token, 20).await;
-    let reasons = async |world: &World| {
-        let events = world.trail_of("refresh_token.refused").await;
+    let reasons = async |server: &TestServer| {
+        let events = server.trail_of("refresh_token.refused").await;
         let mut reasons: Vec<String> = events.into_iter().map(|event| event.reason).collect();
         reasons.sort();
         reasons
     };
-    assert_eq!(reasons(&world).await, ["invalid_grant", "repeated_too_often"]);
-    let world = world.restart().await;
+    assert_eq!(reasons(&server).await, ["invalid_grant", "repeated_too_often"]);
+    let server = server.restart().await;
     assert_eq!(
-        reasons(&world).await,
+        reasons(&server).await,
         [
             "invalid_grant",
             "invalid_grant, 19 more",

@@ -10,21 +10,15 @@ use jeton::proto::{
     },
     token::IntrospectResponse,
 };
-use tonic::{Code, Status};
+use tonic::Code;
 
-use crate::{
-    service::{
-        harness::{Caller, World, client_of, reason, refreshing, secret_of},
-        home::{is_brief, on_mongodb},
-        lab::Lab,
-        scenes::{aimed_at, shape},
+use crate::support::{
+    faulty::{Act, Kind},
+    server::{
+        Caller, TamperableServer, TestServer, aimed_at, assert_invalid_grant, client_of,
+        on_mongodb, reason, refreshing, samples_cases, secret_of, shape,
     },
-    support::faulty::{Act, Kind},
 };
-
-fn assert_invalid_grant(status: &Status) {
-    assert_eq!((status.code(), reason(status).as_str()), (Code::InvalidArgument, "INVALID_GRANT"));
-}
 
 fn lasting(absolute: i64, idle: i64) -> Client {
     let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
@@ -35,51 +29,36 @@ fn lasting(absolute: i64, idle: i64) -> Client {
     }
 }
 
-impl World {
-    async fn is_refused(&self, caller: &Caller, token: &str) {
-        assert_invalid_grant(&self.refresh(caller, token).await.unwrap_err());
-    }
-
-    /// Refreshes `times` times and gives every refresh token, the first one first.
-    async fn rotated(&self, caller: &Caller, times: usize) -> Vec<String> {
-        let mut tokens = vec![self.token(caller, &[]).await.unwrap().refresh_token];
-        for _ in 0..times {
-            let next = self.refresh(caller, tokens.last().unwrap()).await.unwrap().refresh_token;
-            tokens.push(next);
-        }
-        tokens
-    }
-}
-
 /// R01: a spent token ends its family: its successor and every access token, with one record.
 #[tokio::test]
 async fn a_replayed_token_ends_its_family() {
-    let world = World::start().await;
-    let caller = world.register(refreshing()).await;
-    let first = world.token(&caller, &[]).await.unwrap();
-    let second = world.refresh(&caller, &first.refresh_token).await.unwrap();
-    let other_family = world.token(&caller, &[]).await.unwrap();
-    world.advance(11);
+    let server = TestServer::start().await;
+    let caller = server.register(refreshing()).await;
+    let first = server.token(&caller, &[]).await.unwrap();
+    let second = server.refresh(&caller, &first.refresh_token).await.unwrap();
+    let other_family = server.token(&caller, &[]).await.unwrap();
+    server.advance(11);
     assert!(
-        world.is_active(&first.access_token).await && world.is_active(&second.access_token).await
+        server.is_active(&first.access_token).await && server.is_active(&second.access_token).await
     );
     for _ in 0..3 {
-        world.is_refused(&caller, &first.refresh_token).await;
+        server.is_refused(&caller, &first.refresh_token).await;
     }
-    world.is_refused(&caller, &second.refresh_token).await;
+    server.is_refused(&caller, &second.refresh_token).await;
     assert!(
-        !world.is_active(&first.access_token).await && !world.is_active(&second.access_token).await
+        !server.is_active(&first.access_token).await
+            && !server.is_active(&second.access_token).await
     );
     assert_eq!(
-        world
-            .introspected(&world.admin, &second.refresh_token, "refresh_token")
+        server
+            .introspected(&server.admin, &second.refresh_token, "refresh_token")
             .await
             .into_inner()
             .active,
         Some(false)
     );
 
-    let reused = world.events_of("refresh_token.reused").await;
+    let reused = server.events_of("refresh_token.reused").await;
     assert_eq!(reused.len(), 1, "{reused:?}");
     assert_eq!(
         (client_of(&reused[0]), reused[0].reason.as_str()),
@@ -92,57 +71,57 @@ async fn a_replayed_token_ends_its_family() {
     );
 
     assert!(
-        world.is_active(&other_family.access_token).await,
+        server.is_active(&other_family.access_token).await,
         "another family of the same client lives on"
     );
-    world.refresh(&caller, &other_family.refresh_token).await.unwrap();
-    let world = world.restart().await;
-    world.is_refused(&caller, &second.refresh_token).await;
-    assert!(!world.is_active(&second.access_token).await, "also after a restart");
+    server.refresh(&caller, &other_family.refresh_token).await.unwrap();
+    let server = server.restart().await;
+    server.is_refused(&caller, &second.refresh_token).await;
+    assert!(!server.is_active(&second.access_token).await, "also after a restart");
 }
 
 /// R02, AUDIT TL7: a hundred callers with one token at once: one successor, the same for four of
 /// them, and none for the others; the family goes on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_callers_get_one_successor() {
-    let world = World::open_handed().await;
-    let caller = world.register(refreshing()).await;
-    let token = world.token(&caller, &[]).await.unwrap().refresh_token;
-    let answers = join_all((0..100).map(|_| world.refresh(&caller, &token))).await;
+    let server = TestServer::start_unlimited().await;
+    let caller = server.register(refreshing()).await;
+    let token = server.token(&caller, &[]).await.unwrap().refresh_token;
+    let answers = join_all((0..100).map(|_| server.refresh(&caller, &token))).await;
     let (given, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
     refused.iter().for_each(|answer| assert_invalid_grant(answer.as_ref().unwrap_err()));
     assert_eq!(given.len(), 4);
     let successors: HashSet<String> =
         given.into_iter().map(|answer| answer.unwrap().refresh_token).collect();
     assert_eq!(successors.len(), 1);
-    assert_eq!(world.events_of("token.refreshed").await.len(), 1);
-    assert_eq!(world.events_of("refresh_token.repeated").await.len(), 3);
-    world.refresh(&caller, successors.iter().next().unwrap()).await.unwrap();
+    assert_eq!(server.events_of("token.refreshed").await.len(), 1);
+    assert_eq!(server.events_of("refresh_token.repeated").await.len(), 3);
+    server.refresh(&caller, successors.iter().next().unwrap()).await.unwrap();
 }
 
 /// AUDIT TL7: one spent token, again and again for as long as its grace lasts: four access tokens
 /// come of it, and then none. When the grace is over its family ends.
 #[tokio::test]
 async fn a_spent_token_yields_four_access_tokens_and_no_more() {
-    let world = World::open_handed().await;
-    let caller = world.register(refreshing()).await;
-    let token = world.token(&caller, &[]).await.unwrap().refresh_token;
+    let server = TestServer::start_unlimited().await;
+    let caller = server.register(refreshing()).await;
+    let token = server.token(&caller, &[]).await.unwrap().refresh_token;
     let mut given = HashSet::new();
     for _ in 0..10 {
         for _ in 0..20 {
-            match world.refresh(&caller, &token).await {
+            match server.refresh(&caller, &token).await {
                 Ok(answer) => assert!(given.insert(answer.access_token)),
                 Err(refused) => assert_invalid_grant(&refused),
             }
         }
-        world.advance(1);
+        server.advance(1);
     }
     assert_eq!(given.len(), 4);
-    assert!(world.is_active(given.iter().next().unwrap()).await, "the family goes on");
-    world.advance(1);
-    world.is_refused(&caller, &token).await;
+    assert!(server.is_active(given.iter().next().unwrap()).await, "the family goes on");
+    server.advance(1);
+    server.is_refused(&caller, &token).await;
     for token in &given {
-        assert!(!world.is_active(token).await);
+        assert!(!server.is_active(token).await);
     }
 }
 
@@ -150,15 +129,15 @@ async fn a_spent_token_yields_four_access_tokens_and_no_more() {
 /// found in the third: the family ends, and the trail says why and names the peers of both.
 #[tokio::test]
 async fn a_thief_that_follows_every_rotation_is_found() {
-    let world = World::start().await;
-    let caller = world.register(refreshing()).await;
-    let mut token = world.token(&caller, &[]).await.unwrap().refresh_token;
+    let server = TestServer::start().await;
+    let caller = server.register(refreshing()).await;
+    let mut token = server.token(&caller, &[]).await.unwrap().refresh_token;
     let mut followed = 0;
     let last = loop {
-        world.advance(60);
-        let next = world.refresh(&caller, &token).await.unwrap();
-        world.settled().await;
-        match world.refresh(&caller, &token).await {
+        server.advance(60);
+        let next = server.refresh(&caller, &token).await.unwrap();
+        server.wait_until_answered().await;
+        match server.refresh(&caller, &token).await {
             Ok(thiefs) => assert_eq!(thiefs.refresh_token, next.refresh_token),
             Err(refused) => {
                 assert_invalid_grant(&refused);
@@ -166,13 +145,13 @@ async fn a_thief_that_follows_every_rotation_is_found() {
             }
         }
         followed += 1;
-        world.settled().await;
+        server.wait_until_answered().await;
         token = next.refresh_token;
     };
     assert_eq!(followed, 2);
-    assert!(!world.is_active(&last.access_token).await);
-    world.is_refused(&caller, &last.refresh_token).await;
-    let reused = world.events_of("refresh_token.reused").await;
+    assert!(!server.is_active(&last.access_token).await);
+    server.is_refused(&caller, &last.refresh_token).await;
+    let reused = server.events_of("refresh_token.reused").await;
     let both = "rotated from 127.0.0.1, repeated from 127.0.0.1";
     assert!(
         reused.len() == 1
@@ -186,16 +165,16 @@ async fn a_thief_that_follows_every_rotation_is_found() {
 /// client that holds it: a thief could else ask, without a trace, when to follow.
 #[tokio::test]
 async fn a_refresh_token_is_introspected_by_viewers_of_any_token_alone() {
-    let world = World::start().await;
-    let caller = world
+    let server = TestServer::start().await;
+    let caller = server
         .register(Client { scopes: vec!["jeton:introspect".to_owned()], ..refreshing() })
         .await;
-    let token = world.token(&caller, &[]).await.unwrap().refresh_token;
-    let any = world
+    let token = server.token(&caller, &[]).await.unwrap().refresh_token;
+    let any = server
         .register(Client { scopes: vec!["jeton:introspect:any".to_owned()], ..refreshing() })
         .await;
     let active = async |viewer: &Caller, token: &str| {
-        let answer = world.introspected(viewer, token, "refresh_token").await.into_inner();
+        let answer = server.introspected(viewer, token, "refresh_token").await.into_inner();
         assert!(
             answer.active == Some(true)
                 || answer == IntrospectResponse { active: Some(false), ..Default::default() }
@@ -203,9 +182,9 @@ async fn a_refresh_token_is_introspected_by_viewers_of_any_token_alone() {
         answer.active.unwrap()
     };
     assert!(!active(&caller, &token).await);
-    assert!(active(&any, &token).await && active(&world.admin, &token).await);
+    assert!(active(&any, &token).await && active(&server.admin, &token).await);
     let spent = token;
-    let token = world.refresh(&caller, &spent).await.unwrap().refresh_token;
+    let token = server.refresh(&caller, &spent).await.unwrap().refresh_token;
     assert!(
         !active(&caller, &token).await && !active(&any, &spent).await && active(&any, &token).await
     );
@@ -215,37 +194,38 @@ async fn a_refresh_token_is_introspected_by_viewers_of_any_token_alone() {
 /// is left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_grace_the_second_caller_ends_the_family() {
-    let world = World::without_grace().await;
-    let caller = world.register(refreshing()).await;
-    let token = world.token(&caller, &[]).await.unwrap().refresh_token;
-    let answers = join_all((0..100).map(|_| world.refresh(&caller, &token))).await;
+    let server = TestServer::start_without_grace().await;
+    let caller = server.register(refreshing()).await;
+    let token = server.token(&caller, &[]).await.unwrap().refresh_token;
+    let answers = join_all((0..100).map(|_| server.refresh(&caller, &token))).await;
     let (given, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(Result::is_ok);
     // The first one's record is another write on MongoDB: the family may have ended by then, and
     // with it what it was to get.
     assert!(given.len() == 1 || (given.is_empty() && on_mongodb()), "{}", given.len());
     refused.iter().for_each(|answer| assert_invalid_grant(answer.as_ref().unwrap_err()));
     for given in given.into_iter().flatten() {
-        world.is_refused(&caller, &given.refresh_token).await;
-        assert!(!world.is_active(&given.access_token).await);
+        server.is_refused(&caller, &given.refresh_token).await;
+        assert!(!server.is_active(&given.access_token).await);
     }
-    assert_eq!(world.events_of("refresh_token.reused").await.len(), 1);
+    assert_eq!(server.events_of("refresh_token.reused").await.len(), 1);
 }
 
 /// R03: fifty rotations while the clock stands still, ten where there is little time; each earlier
 /// token is told from the one that is valid.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fifty_rotations_within_one_second_are_told_apart() {
-    let times = if is_brief() { 10 } else { 50 };
+    let times = if samples_cases() { 10 } else { 50 };
     // Inside the grace the last one but one yields what it yielded before.
-    for (world, repeats) in
-        [(World::open_handed().await, &[times - 1][..]), (World::without_grace().await, &[])]
-    {
-        let caller = world.register(refreshing()).await;
-        let families = join_all((0..times).map(|_| world.rotated(&caller, times))).await;
+    for (server, repeats) in [
+        (TestServer::start_unlimited().await, &[times - 1][..]),
+        (TestServer::start_without_grace().await, &[]),
+    ] {
+        let caller = server.register(refreshing()).await;
+        let families = join_all((0..times).map(|_| server.rotated(&caller, times))).await;
         let replays = families
             .iter()
             .enumerate()
-            .map(|(replayed, tokens)| world.refresh(&caller, &tokens[replayed]));
+            .map(|(replayed, tokens)| server.refresh(&caller, &tokens[replayed]));
         let answers = join_all(replays).await;
         let repeated: Vec<usize> =
             (0..times).filter(|replayed| answers[*replayed].is_ok()).collect();
@@ -254,11 +234,11 @@ async fn fifty_rotations_within_one_second_are_told_apart() {
                 Ok(again) => assert_eq!(again.refresh_token, families[replayed][times]),
                 Err(refused) => {
                     assert_invalid_grant(refused);
-                    world.is_refused(&caller, &families[replayed][times]).await;
+                    server.is_refused(&caller, &families[replayed][times]).await;
                 }
             }
         }
-        let reused = world.events_of("refresh_token.reused").await.len();
+        let reused = server.events_of("refresh_token.reused").await.len();
         assert_eq!(reused + repeated.len(), times);
         assert_eq!(repeated, repeats);
     }
@@ -267,29 +247,29 @@ async fn fifty_rotations_within_one_second_are_told_apart() {
 /// R04: what was spent before the server was killed is spent after it.
 #[tokio::test]
 async fn a_token_spent_before_a_kill_is_spent_after_it() {
-    let world = World::start().await;
-    let caller = world.register(refreshing()).await;
-    let tokens = world.rotated(&caller, 2).await;
-    let world = world.killed().await;
-    world.is_refused(&caller, &tokens[0]).await;
-    world.is_refused(&caller, &tokens[2]).await;
-    let tokens = world.rotated(&caller, 1).await;
-    world.advance(11);
-    let world = world.killed().await;
-    world.is_refused(&caller, &tokens[0]).await;
-    world.is_refused(&caller, &tokens[1]).await;
-    assert_eq!(world.events_of("refresh_token.reused").await.len(), 2);
+    let server = TestServer::start().await;
+    let caller = server.register(refreshing()).await;
+    let tokens = server.rotated(&caller, 2).await;
+    let server = server.restart_killed().await;
+    server.is_refused(&caller, &tokens[0]).await;
+    server.is_refused(&caller, &tokens[2]).await;
+    let tokens = server.rotated(&caller, 1).await;
+    server.advance(11);
+    let server = server.restart_killed().await;
+    server.is_refused(&caller, &tokens[0]).await;
+    server.is_refused(&caller, &tokens[1]).await;
+    assert_eq!(server.events_of("refresh_token.reused").await.len(), 2);
 }
 
 /// R05: Refresh racing Revoke: once Revoke is acknowledged, nothing of the family is active, in
 /// whatever order they came.
 async fn race(rounds: usize) {
-    let world = World::open_handed().await;
-    let caller = world.register(refreshing()).await;
+    let server = TestServer::start_unlimited().await;
+    let caller = server.register(refreshing()).await;
     let mut refreshed_first = 0;
     for _ in 0..rounds.div_ceil(25) {
         let outcomes = join_all((0..25).map(async |turn| {
-            let first = world.token(&caller, &[]).await.unwrap();
+            let first = server.token(&caller, &[]).await.unwrap();
             let later = async |wait: bool| {
                 if wait {
                     tokio::task::yield_now().await;
@@ -297,25 +277,25 @@ async fn race(rounds: usize) {
             };
             let refresh = async {
                 later(turn % 2 == 0).await;
-                world.refresh(&caller, &first.refresh_token).await
+                server.refresh(&caller, &first.refresh_token).await
             };
             let revoke = async {
                 later(turn % 2 == 1).await;
-                world.revoke(&caller, &first.refresh_token).await.unwrap();
+                server.revoke(&caller, &first.refresh_token).await.unwrap();
             };
             let (refreshed, ()) = tokio::join!(refresh, revoke);
             assert!(
-                !world.is_active(&first.access_token).await,
+                !server.is_active(&first.access_token).await,
                 "an access token outlived its family"
             );
-            world.is_refused(&caller, &first.refresh_token).await;
+            server.is_refused(&caller, &first.refresh_token).await;
             match refreshed {
                 Ok(next) => {
                     assert!(
-                        !world.is_active(&next.access_token).await,
+                        !server.is_active(&next.access_token).await,
                         "a token minted after the revocation is active"
                     );
-                    world.is_refused(&caller, &next.refresh_token).await;
+                    server.is_refused(&caller, &next.refresh_token).await;
                     true
                 }
                 Err(refused) => {
@@ -351,190 +331,195 @@ async fn a_refresh_never_outruns_a_revocation_in_ten_thousand_rounds() {
 /// its family lives on.
 #[tokio::test]
 async fn another_clients_token_is_refused_and_its_family_lives() {
-    let world = World::start().await;
-    let owner = world.register(refreshing()).await;
-    let first = world.token(&owner, &[]).await.unwrap();
-    let thief = world.register(refreshing()).await;
-    let neighbour = world.register(Client { tenant: "b".to_owned(), ..refreshing() }).await;
-    for other in [&thief, &neighbour, &world.admin] {
-        let refused = world.refresh(other, &first.refresh_token).await.unwrap_err();
-        let garbage = world.refresh(other, &"x".repeat(75)).await.unwrap_err();
+    let server = TestServer::start().await;
+    let owner = server.register(refreshing()).await;
+    let first = server.token(&owner, &[]).await.unwrap();
+    let thief = server.register(refreshing()).await;
+    let neighbour = server.register(Client { tenant: "b".to_owned(), ..refreshing() }).await;
+    for other in [&thief, &neighbour, &server.admin] {
+        let refused = server.refresh(other, &first.refresh_token).await.unwrap_err();
+        let garbage = server.refresh(other, &"x".repeat(75)).await.unwrap_err();
         assert_invalid_grant(&refused);
         assert_eq!(shape(&refused), shape(&garbage), "a thief learns nothing");
     }
-    let recorded: HashSet<String> = world
+    let recorded: HashSet<String> = server
         .events_of("refresh_token.refused")
         .await
         .into_iter()
         .map(|event| client_of(&event).to_owned())
         .collect();
-    assert_eq!(recorded, HashSet::from([thief.id, neighbour.id, world.admin.id.clone()]));
-    assert!(world.is_active(&first.access_token).await);
-    world.refresh(&owner, &first.refresh_token).await.unwrap();
-    assert!(world.events_of("refresh_token.reused").await.is_empty());
+    assert_eq!(recorded, HashSet::from([thief.id, neighbour.id, server.admin.id.clone()]));
+    assert!(server.is_active(&first.access_token).await);
+    server.refresh(&owner, &first.refresh_token).await.unwrap();
+    assert!(server.events_of("refresh_token.reused").await.is_empty());
 }
 
 /// R07: a lost answer is given again, byte for byte, for as long as the grace lasts and nobody has
 /// used it.
 #[tokio::test]
 async fn a_lost_answer_is_given_again() {
-    let world = World::start().await;
-    let caller = world.register(refreshing()).await;
-    let first = world.token(&caller, &[]).await.unwrap().refresh_token;
-    let lost = world.refresh(&caller, &first).await.unwrap();
-    world.advance(10);
-    let again = world.refresh(&caller, &first).await.unwrap();
+    let server = TestServer::start().await;
+    let caller = server.register(refreshing()).await;
+    let first = server.token(&caller, &[]).await.unwrap().refresh_token;
+    let lost = server.refresh(&caller, &first).await.unwrap();
+    server.advance(10);
+    let again = server.refresh(&caller, &first).await.unwrap();
     assert_eq!(again.refresh_token, lost.refresh_token);
-    assert!(world.is_active(&again.access_token).await);
+    assert!(server.is_active(&again.access_token).await);
     let second = again.refresh_token;
-    world.refresh(&caller, &second).await.unwrap();
-    world.is_refused(&caller, &first).await;
-    world.is_refused(&caller, &second).await;
-    assert_eq!(world.events_of("refresh_token.reused").await.len(), 1, "used means reused");
+    server.refresh(&caller, &second).await.unwrap();
+    server.is_refused(&caller, &first).await;
+    server.is_refused(&caller, &second).await;
+    assert_eq!(server.events_of("refresh_token.reused").await.len(), 1, "used means reused");
 }
 
 /// R07: the same where it is the store whose answer is lost, so that the rotation stands and nobody
 /// was told.
 #[tokio::test]
 async fn a_rotation_nobody_heard_of_is_not_lost() {
-    let lab = Lab::start().await;
-    let caller = lab.world.register(refreshing()).await;
+    let lab = TamperableServer::start().await;
+    let caller = lab.server.register(refreshing()).await;
     for _ in 0..10 {
-        let first = lab.world.token(&caller, &[]).await.unwrap().refresh_token;
+        let first = lab.server.token(&caller, &[]).await.unwrap().refresh_token;
         lab.store.plan_verb("rotate", Act::FailAfter(Kind::Unavailable));
-        let unheard = lab.world.refresh(&caller, &first).await.unwrap_err();
+        let unheard = lab.server.refresh(&caller, &first).await.unwrap_err();
         assert_eq!(
             (unheard.code(), reason(&unheard).as_str()),
             (Code::Unavailable, "TEMPORARILY_UNAVAILABLE")
         );
-        let again = lab.world.refresh(&caller, &first).await.unwrap();
+        let again = lab.server.refresh(&caller, &first).await.unwrap();
         assert_eq!(
-            lab.world.refresh(&caller, &first).await.unwrap().refresh_token,
+            lab.server.refresh(&caller, &first).await.unwrap().refresh_token,
             again.refresh_token
         );
-        assert!(lab.world.is_active(&again.access_token).await);
-        lab.world.refresh(&caller, &again.refresh_token).await.unwrap();
+        assert!(lab.server.is_active(&again.access_token).await);
+        lab.server.refresh(&caller, &again.refresh_token).await.unwrap();
     }
-    assert_eq!(lab.world.events_of("refresh_token.repeated").await.len(), 20);
+    assert_eq!(lab.server.events_of("refresh_token.repeated").await.len(), 20);
 }
 
 /// R08: wider is refused and spends nothing; narrower holds for that access token only.
 #[tokio::test]
 async fn scopes_narrow_for_one_token_and_never_widen() {
-    let world = World::start().await;
-    let caller = world
+    let server = TestServer::start().await;
+    let caller = server
         .register(Client { scopes: ["a", "b", "c"].map(str::to_owned).into(), ..refreshing() })
         .await;
-    let first = world.token(&caller, &["a", "b"]).await.unwrap().refresh_token;
+    let first = server.token(&caller, &["a", "b"]).await.unwrap().refresh_token;
     for wider in [&["a", "b", "c"][..], &["c"], &["jeton:admin"], &["a", "a"], &["*"]] {
-        let refused = world.refresh_to(&caller, &first, wider).await.unwrap_err();
+        let refused = server.refresh_to(&caller, &first, wider).await.unwrap_err();
         assert_eq!(
             (refused.code(), reason(&refused).as_str()),
             (Code::InvalidArgument, "INVALID_SCOPE"),
             "{wider:?}"
         );
     }
-    let narrow = world.refresh_to(&caller, &first, &["b"]).await.unwrap();
+    let narrow = server.refresh_to(&caller, &first, &["b"]).await.unwrap();
     assert_eq!(narrow.scopes, ["b"]);
-    assert_eq!(world.introspect(&narrow.access_token).await.scopes, ["b"]);
-    let full = world.refresh(&caller, &narrow.refresh_token).await.unwrap();
+    assert_eq!(server.introspect(&narrow.access_token).await.scopes, ["b"]);
+    let full = server.refresh(&caller, &narrow.refresh_token).await.unwrap();
     assert_eq!(full.scopes, ["a", "b"]);
-    let full = world.refresh_to(&caller, &full.refresh_token, &["b", "a"]).await.unwrap();
-    assert_eq!(world.introspect(&full.access_token).await.scopes, ["b", "a"]);
+    let full = server.refresh_to(&caller, &full.refresh_token, &["b", "a"]).await.unwrap();
+    assert_eq!(server.introspect(&full.access_token).await.scopes, ["b", "a"]);
 }
 
 /// R09: unused for its idle time a family is over, at that very second.
 #[tokio::test]
 async fn an_unused_family_ends_at_the_second() {
-    let world = World::start().await;
-    let caller = world.register(lasting(3_600, 600)).await;
+    let server = TestServer::start().await;
+    let caller = server.register(lasting(3_600, 600)).await;
     let [one, two] =
-        [world.rotated(&caller, 0).await.remove(0), world.rotated(&caller, 0).await.remove(0)];
-    world.advance(599);
-    let next = world.refresh(&caller, &one).await.unwrap().refresh_token;
-    world.advance(1);
-    world.is_refused(&caller, &two).await;
-    world.advance(598);
+        [server.rotated(&caller, 0).await.remove(0), server.rotated(&caller, 0).await.remove(0)];
+    server.advance(599);
+    let next = server.refresh(&caller, &one).await.unwrap().refresh_token;
+    server.advance(1);
+    server.is_refused(&caller, &two).await;
+    server.advance(598);
     assert!(
-        world.introspected(&world.admin, &next, "refresh_token").await.into_inner().active.unwrap()
-    );
-    world.advance(1);
-    assert!(
-        !world
-            .introspected(&world.admin, &next, "refresh_token")
+        server
+            .introspected(&server.admin, &next, "refresh_token")
             .await
             .into_inner()
             .active
             .unwrap()
     );
-    world.is_refused(&caller, &next).await;
-    assert!(world.events_of("refresh_token.reused").await.is_empty(), "old is not stolen");
+    server.advance(1);
+    assert!(
+        !server
+            .introspected(&server.admin, &next, "refresh_token")
+            .await
+            .into_inner()
+            .active
+            .unwrap()
+    );
+    server.is_refused(&caller, &next).await;
+    assert!(server.events_of("refresh_token.reused").await.is_empty(), "old is not stolen");
 }
 
 /// R09: however often it is refreshed, a family is over at its absolute end, and so is every access
 /// token of it.
 #[tokio::test]
 async fn a_family_never_outlives_its_absolute_end() {
-    let world = World::start().await;
-    let caller = world.register(lasting(3_600, 600)).await;
-    let mut token = world.token(&caller, &[]).await.unwrap().refresh_token;
+    let server = TestServer::start().await;
+    let caller = server.register(lasting(3_600, 600)).await;
+    let mut token = server.token(&caller, &[]).await.unwrap().refresh_token;
     for _ in 0..7 {
-        world.advance(500);
-        token = world.refresh(&caller, &token).await.unwrap().refresh_token;
+        server.advance(500);
+        token = server.refresh(&caller, &token).await.unwrap().refresh_token;
     }
-    world.advance(99);
-    let last = world.refresh(&caller, &token).await.unwrap();
+    server.advance(99);
+    let last = server.refresh(&caller, &token).await.unwrap();
     assert_eq!(last.expires_in, 1, "cut at the family's end");
-    assert!(world.is_active(&last.access_token).await);
-    world.advance(1);
-    world.is_refused(&caller, &last.refresh_token).await;
-    assert!(!world.is_active(&last.access_token).await);
+    assert!(server.is_active(&last.access_token).await);
+    server.advance(1);
+    server.is_refused(&caller, &last.refresh_token).await;
+    assert!(!server.is_active(&last.access_token).await);
 }
 
 /// R10: a client that was disabled, or deleted and registered again, has lost what it held.
 #[tokio::test]
 async fn a_client_that_comes_back_comes_back_with_nothing() {
-    let world = World::start().await;
-    let caller = world.register(Client { client_id: "svc".to_owned(), ..refreshing() }).await;
-    let held = world.token(&caller, &[]).await.unwrap();
-    world.disable(&caller).await;
-    assert!(!world.is_active(&held.access_token).await);
-    let refused = world.refresh(&caller, &held.refresh_token).await.unwrap_err();
+    let server = TestServer::start().await;
+    let caller = server.register(Client { client_id: "svc".to_owned(), ..refreshing() }).await;
+    let held = server.token(&caller, &[]).await.unwrap();
+    server.disable(&caller).await;
+    assert!(!server.is_active(&held.access_token).await);
+    let refused = server.refresh(&caller, &held.refresh_token).await.unwrap_err();
     assert_eq!(
         (refused.code(), reason(&refused).as_str()),
         (Code::Unauthenticated, "INVALID_CLIENT")
     );
     let message =
         EnableClientRequest { client_id: caller.id.clone(), ..EnableClientRequest::default() };
-    world.clients().enable_client(world.as_admin(message).await).await.unwrap();
-    world.is_refused(&caller, &held.refresh_token).await;
-    assert!(!world.is_active(&held.access_token).await);
+    server.clients().enable_client(server.as_admin(message).await).await.unwrap();
+    server.is_refused(&caller, &held.refresh_token).await;
+    assert!(!server.is_active(&held.access_token).await);
 
-    let held = world.token(&caller, &[]).await.unwrap();
-    assert!(world.is_active(&held.access_token).await);
+    let held = server.token(&caller, &[]).await.unwrap();
+    assert!(server.is_active(&held.access_token).await);
     let message =
         DeleteClientRequest { client_id: caller.id.clone(), ..DeleteClientRequest::default() };
-    world.clients().delete_client(world.as_admin(message).await).await.unwrap();
-    assert!(!world.is_active(&held.access_token).await);
+    server.clients().delete_client(server.as_admin(message).await).await.unwrap();
+    assert!(!server.is_active(&held.access_token).await);
     let message = CreateClientRequest {
         client: Some(Client { client_id: "svc".to_owned(), ..refreshing() }),
         ..CreateClientRequest::default()
     };
     let created =
-        world.clients().create_client(world.as_admin(message).await).await.unwrap().into_inner();
+        server.clients().create_client(server.as_admin(message).await).await.unwrap().into_inner();
     let reborn = Caller { id: caller.id.clone(), secret: created.client_secret };
-    world.is_refused(&reborn, &held.refresh_token).await;
-    assert!(!world.is_active(&held.access_token).await);
-    world.rotated(&reborn, 2).await;
+    server.is_refused(&reborn, &held.refresh_token).await;
+    assert!(!server.is_active(&held.access_token).await);
+    server.rotated(&reborn, 2).await;
 }
 
 /// R10: what the client may do is asked again at every refresh: scopes, audiences and the grant
 /// itself.
 #[tokio::test]
 async fn what_a_client_has_lost_it_cannot_refresh() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let whole = || aimed_at(&["https://x.test", "https://y.test"]);
-    let caller = world.register(whole()).await;
+    let caller = server.register(whole()).await;
     let losses = [
         ("scopes", Client { scopes: vec!["orders:read".to_owned()], ..whole() }, "INVALID_GRANT"),
         (
@@ -545,13 +530,13 @@ async fn what_a_client_has_lost_it_cannot_refresh() {
         ("audiences", aimed_at(&["https://y.test"]), "INVALID_GRANT"),
     ];
     for (field, lesser, refusal) in losses {
-        let token = world.token(&caller, &[]).await.unwrap().refresh_token;
+        let token = server.token(&caller, &[]).await.unwrap().refresh_token;
         let changed = |client: Client| Client { client_id: caller.id.clone(), ..client };
-        world.change(changed(lesser), &[field]).await.unwrap();
-        assert_eq!(reason(&world.refresh(&caller, &token).await.unwrap_err()), refusal, "{field}");
+        server.change(changed(lesser), &[field]).await.unwrap();
+        assert_eq!(reason(&server.refresh(&caller, &token).await.unwrap_err()), refusal, "{field}");
         // What is given back brings nothing back.
-        world.change(changed(whole()), &[field]).await.unwrap();
-        world.is_refused(&caller, &token).await;
+        server.change(changed(whole()), &[field]).await.unwrap();
+        server.is_refused(&caller, &token).await;
     }
 }
 
@@ -559,21 +544,21 @@ async fn what_a_client_has_lost_it_cannot_refresh() {
 /// these levels.
 #[tokio::test]
 async fn everything_of_somebody_is_not_refreshed_any_more() {
-    let world = World::start().await;
-    let caller = world.register(Client { tenant: "b".to_owned(), ..refreshing() }).await;
+    let server = TestServer::start().await;
+    let caller = server.register(Client { tenant: "b".to_owned(), ..refreshing() }).await;
     let targets = [
         Target::ClientId(caller.id.clone()),
         Target::Tenant("b".to_owned()),
         Target::Subject(format!("client:{}", caller.id)),
     ];
     for target in targets {
-        let tokens = world.rotated(&caller, 1).await;
-        world.end_all(target.clone()).await.unwrap();
-        world.is_refused(&caller, &tokens[1]).await;
-        world.is_refused(&caller, &tokens[0]).await;
+        let tokens = server.rotated(&caller, 1).await;
+        server.revoke_all(target.clone()).await.unwrap();
+        server.is_refused(&caller, &tokens[1]).await;
+        server.is_refused(&caller, &tokens[0]).await;
         assert!(
-            !world
-                .introspected(&world.admin, &tokens[1], "refresh_token")
+            !server
+                .introspected(&server.admin, &tokens[1], "refresh_token")
                 .await
                 .into_inner()
                 .active
@@ -581,44 +566,44 @@ async fn everything_of_somebody_is_not_refreshed_any_more() {
             "{target:?}"
         );
     }
-    world.rotated(&caller, 2).await;
-    let world = world.restart().await;
-    world.rotated(&caller, 2).await;
+    server.rotated(&caller, 2).await;
+    let server = server.restart().await;
+    server.rotated(&caller, 2).await;
 }
 
 /// R12: nothing that was given out is on disk, in any of its parts, in the database, its log or
 /// anywhere else. Of a MongoDB, whose files are compressed, every document of every collection.
 #[tokio::test]
 async fn no_token_or_secret_is_on_disk() {
-    let mut world = World::open_handed().await;
-    let caller = world.register(refreshing()).await;
-    let mut given = vec![caller.secret.clone(), world.admin.secret.clone()];
-    let mut token = world.token(&caller, &[]).await.unwrap();
+    let mut server = TestServer::start_unlimited().await;
+    let caller = server.register(refreshing()).await;
+    let mut given = vec![caller.secret.clone(), server.admin.secret.clone()];
+    let mut token = server.token(&caller, &[]).await.unwrap();
     for _ in 0..5 {
         given.extend([token.access_token.clone(), token.refresh_token.clone()]);
-        let next = world.refresh(&caller, &token.refresh_token).await.unwrap();
-        world.introspect(&next.access_token).await;
-        world.refresh(&world.admin, &next.refresh_token).await.unwrap_err();
+        let next = server.refresh(&caller, &token.refresh_token).await.unwrap();
+        server.introspect(&next.access_token).await;
+        server.refresh(&server.admin, &next.refresh_token).await.unwrap_err();
         token.access_token = next.access_token;
         token.refresh_token = next.refresh_token;
     }
-    world.revoke(&caller, &token.access_token).await.unwrap();
-    world.revoke(&caller, &token.refresh_token).await.unwrap();
-    world.advance(11);
-    world.is_refused(&caller, &given[3]).await;
-    world.events_of("token.refreshed").await;
+    server.revoke(&caller, &token.access_token).await.unwrap();
+    server.revoke(&caller, &token.refresh_token).await.unwrap();
+    server.advance(11);
+    server.is_refused(&caller, &given[3]).await;
+    server.events_of("token.refreshed").await;
     assert_eq!(given.iter().collect::<HashSet<_>>().len(), 12, "and all are different");
     for running in [true, false] {
         if !running {
-            world.end().await;
+            server.end().await;
         }
-        assert!(world.home.holds(&caller.id).await, "this does find what is there");
+        assert!(server.home.holds(&caller.id).await, "this does find what is there");
         for value in &given {
             // The parts that prove it: the end of a secret or signature, and of the bytes they
             // spell.
             let proof = &value[value.len() - 40..];
             assert!(
-                !world.home.holds(value).await && !world.home.holds(proof).await,
+                !server.home.holds(value).await && !server.home.holds(proof).await,
                 "{value} is on disk, running: {running}"
             );
         }
@@ -630,9 +615,9 @@ async fn no_token_or_secret_is_on_disk() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn made_up_tokens_end_nothing() {
     use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-    let world = World::open_handed().await;
-    let caller = world.register(refreshing()).await;
-    let held = world.token(&caller, &[]).await.unwrap();
+    let server = TestServer::start_unlimited().await;
+    let caller = server.register(refreshing()).await;
+    let held = server.token(&caller, &[]).await.unwrap();
     let whole = URL_SAFE_NO_PAD.decode(&held.refresh_token[4..]).unwrap();
     let random = |turn: u32| {
         let mut bytes = whole.clone();
@@ -645,35 +630,35 @@ async fn made_up_tokens_end_nothing() {
         }
         format!("jrt_{}", URL_SAFE_NO_PAD.encode(bytes))
     };
-    let before = world.events_of("").await.len();
+    let before = server.events_of("").await.len();
     for batch in 0..50 {
         let tokens: Vec<String> = (0..100).map(|turn| random(batch * 100 + turn)).collect();
-        let answers = join_all(tokens.iter().map(|token| world.refresh(&caller, token))).await;
+        let answers = join_all(tokens.iter().map(|token| server.refresh(&caller, token))).await;
         answers.iter().for_each(|answer| assert_invalid_grant(answer.as_ref().unwrap_err()));
     }
     assert!(
-        world.events_of("").await.len() - before <= 2,
+        server.events_of("").await.len() - before <= 2,
         "five thousand attempts leave no record each"
     );
-    assert!(world.is_active(&held.access_token).await);
-    world.refresh(&caller, &held.refresh_token).await.unwrap();
+    assert!(server.is_active(&held.access_token).await);
+    server.refresh(&caller, &held.refresh_token).await.unwrap();
 }
 
 /// R13: and the budget of the client that tries them is used up.
 #[tokio::test]
 async fn made_up_tokens_use_up_the_budget() {
-    let world = World::with(|config| {
+    let server = TestServer::start_with(|config| {
         config
             .limits
             .plans
             .insert("tiny".to_owned(), jeton::config::Rate { per_second: 1, burst: 20 });
     })
     .await;
-    let caller = world.register(Client { rate_plan: "tiny".to_owned(), ..refreshing() }).await;
+    let caller = server.register(Client { rate_plan: "tiny".to_owned(), ..refreshing() }).await;
     let mut refusals = Vec::new();
     for turn in 0..25 {
         refusals
-            .push(reason(&world.refresh(&caller, &format!("jrt_{turn:071}")).await.unwrap_err()));
+            .push(reason(&server.refresh(&caller, &format!("jrt_{turn:071}")).await.unwrap_err()));
     }
     let throttled = refusals.iter().skip(20).all(|reason| reason == "SLOW_DOWN");
     assert!(

@@ -9,43 +9,42 @@ use tokio::{
 use tonic::Code;
 
 use crate::{
-    service::{
-        audiences::{PAY, aimed, assert_foreign, owner, scene, texts},
-        harness::{bearer, reason},
-        lab::Lab,
+    service::audiences::{PAY, aimed, assert_foreign, owner, scene},
+    support::{
+        faulty::{Act, Kind, Side},
+        server::{TamperableServer, bearer, reason, texts},
     },
-    support::faulty::{Act, Kind, Side},
 };
 
 /// AUDIT AZ10, a release between steps 1 and 2 of a registration: the audience is claimed again in
 /// step 3.
 #[tokio::test]
 async fn what_is_released_before_the_client_is_written_is_claimed_again() {
-    let (Lab { world, store, .. }, globex, acme) = scene().await;
-    world.create_as(&globex, aimed("old", &[])).await.unwrap();
+    let (TamperableServer { server, store, .. }, globex, acme) = scene().await;
+    server.create_as(&globex, aimed("old", &[])).await.unwrap();
     for (n, is_new) in [true, false].into_iter().enumerate() {
         let held = store.hold("spend", Side::Before);
         let meanwhile = async {
             held.arrived().await;
-            world.release(PAY).await.unwrap();
+            server.release(PAY).await.unwrap();
             held.release();
         };
         let register = async {
             if is_new {
-                world.create_as(&globex, aimed("new", &[PAY])).await.map(drop)
+                server.create_as(&globex, aimed("new", &[PAY])).await.map(drop)
             } else {
-                world.change_as(&globex, aimed("old", &[PAY]), &["audiences"]).await.map(drop)
+                server.change_as(&globex, aimed("old", &[PAY]), &["audiences"]).await.map(drop)
             }
         };
         let (answer, ()) = join!(register, meanwhile);
         answer.unwrap();
-        assert_eq!(world.owners(&globex).await, [owner(PAY, "globex")]);
+        assert_eq!(server.owners(&globex).await, [owner(PAY, "globex")]);
         assert_foreign(
-            &world.create_as(&acme, aimed(&format!("a{n}"), &[PAY])).await.unwrap_err(),
+            &server.create_as(&acme, aimed(&format!("a{n}"), &[PAY])).await.unwrap_err(),
             "client.audiences",
             PAY,
         );
-        world
+        server
             .change_as(&globex, aimed(if is_new { "new" } else { "old" }, &[]), &["audiences"])
             .await
             .unwrap();
@@ -56,52 +55,53 @@ async fn what_is_released_before_the_client_is_written_is_claimed_again() {
 /// a new client is gone, a changed one is without the audience, and what it was issued has ended.
 #[tokio::test]
 async fn what_another_tenant_has_by_then_is_taken_back_from_the_client() {
-    let (Lab { world, store, .. }, globex, acme) = scene().await;
-    let old = world.create_as(&globex, aimed("old", &["urn:own"])).await.unwrap();
-    let token = world.token_for(&old, "urn:own").await.unwrap();
+    let (TamperableServer { server, store, .. }, globex, acme) = scene().await;
+    let old = server.create_as(&globex, aimed("old", &["urn:own"])).await.unwrap();
+    let token = server.token_for(&old, "urn:own").await.unwrap();
     for is_new in [true, false] {
         let held = store.hold("spend", Side::Before);
         let meanwhile = async {
             held.arrived().await;
-            world.release(PAY).await.unwrap();
-            world.assign(PAY, "acme").await.unwrap();
+            server.release(PAY).await.unwrap();
+            server.assign(PAY, "acme").await.unwrap();
             held.release();
         };
         let register = async {
             if is_new {
-                world.create_as(&globex, aimed("new", &[PAY, "urn:own"])).await.map(drop)
+                server.create_as(&globex, aimed("new", &[PAY, "urn:own"])).await.map(drop)
             } else {
                 let client = Client { serves: texts(&[PAY]), ..aimed("old", &["urn:own", PAY]) };
-                world.change_as(&globex, client, &["audiences", "serves"]).await.map(drop)
+                server.change_as(&globex, client, &["audiences", "serves"]).await.map(drop)
             }
         };
         let (answer, ()) = join!(register, meanwhile);
         assert_foreign(&answer.unwrap_err(), "client.audiences", PAY);
-        assert_eq!(world.owners(&acme).await, [owner(PAY, "acme")]);
-        world.release(PAY).await.unwrap();
-        world.assign(PAY, "globex").await.unwrap();
+        assert_eq!(server.owners(&acme).await, [owner(PAY, "acme")]);
+        server.release(PAY).await.unwrap();
+        server.assign(PAY, "globex").await.unwrap();
     }
-    assert_eq!(reason(&world.try_get("new").await.unwrap_err()), "NOT_FOUND");
-    world.create_as(&globex, aimed("new", &[])).await.unwrap();
-    let old_now = world.get("old").await;
+    assert_eq!(reason(&server.try_get("new").await.unwrap_err()), "NOT_FOUND");
+    server.create_as(&globex, aimed("new", &[])).await.unwrap();
+    let old_now = server.get("old").await;
     assert_eq!((old_now.audiences, old_now.serves), (texts(&["urn:own"]), Vec::new()));
-    assert!(!world.is_active(&token).await);
+    assert!(!server.is_active(&token).await);
     assert!(
-        world.token_for(&old, "urn:own").await.is_ok() && world.token_for(&old, PAY).await.is_err()
+        server.token_for(&old, "urn:own").await.is_ok()
+            && server.token_for(&old, PAY).await.is_err()
     );
-    assert_eq!(world.verify_chain().await.intact, Some(true));
+    assert_eq!(server.verify_chain().await.intact, Some(true));
 }
 
 /// AUDIT AZ10: neither a deadline, nor an outcome that is unknown, nor a store that is away for a
 /// moment leaves a client that lists what another tenant got between steps 1 and 2.
 #[tokio::test]
 async fn a_registration_that_is_cut_off_is_confirmed_all_the_same() {
-    let (Lab { world, store, .. }, globex, _) = scene().await;
+    let (TamperableServer { server, store, .. }, globex, _) = scene().await;
     let began = Instant::now();
-    world.create_as(&globex, aimed("usual", &[PAY])).await.unwrap();
+    server.create_as(&globex, aimed("usual", &[PAY])).await.unwrap();
     let usual = began.elapsed();
     let delete = DeleteClientRequest { client_id: "usual".to_owned(), etag: String::new() };
-    world.clients().delete_client(bearer(delete, &globex)).await.unwrap();
+    server.clients().delete_client(bearer(delete, &globex)).await.unwrap();
     for cut in 0..3 {
         let registered = store.hold("spend", Side::After);
         let request = CreateClientRequest { client: Some(aimed("new", &[PAY])), secret: None };
@@ -116,7 +116,7 @@ async fn a_registration_that_is_cut_off_is_confirmed_all_the_same() {
             let written = store.hold("spend", Side::Before);
             registered.release();
             written.arrived().await;
-            world.assign(PAY, "acme").await.unwrap();
+            server.assign(PAY, "acme").await.unwrap();
             match cut {
                 0 => {
                     let confirmed = store.hold("audience", Side::Before);
@@ -137,7 +137,7 @@ async fn a_registration_that_is_cut_off_is_confirmed_all_the_same() {
                 }
             }
         };
-        let mut clients = world.clients();
+        let mut clients = server.clients();
         let (answer, confirmed) = join!(clients.create_client(request), meanwhile);
         let refused = answer.unwrap_err();
         if let Some(confirmed) = confirmed {
@@ -146,7 +146,7 @@ async fn a_registration_that_is_cut_off_is_confirmed_all_the_same() {
                 "{refused:?}"
             );
             assert!(
-                world.try_get("new").await.is_ok(),
+                server.try_get("new").await.is_ok(),
                 "it is written, and nobody waits for the rest"
             );
             confirmed.release();
@@ -157,8 +157,8 @@ async fn a_registration_that_is_cut_off_is_confirmed_all_the_same() {
                 "{refused:?}"
             );
         }
-        world.gone("new").await;
-        world.assign(PAY, "globex").await.unwrap();
+        server.wait_until_deleted("new").await;
+        server.assign(PAY, "globex").await.unwrap();
     }
 }
 
@@ -166,7 +166,7 @@ async fn a_registration_that_is_cut_off_is_confirmed_all_the_same() {
 /// release takes the mark back.
 #[tokio::test]
 async fn a_release_that_finds_a_client_is_given_up() {
-    let (Lab { world, store, .. }, globex, acme) = scene().await;
+    let (TamperableServer { server, store, .. }, globex, acme) = scene().await;
     let written = store.hold("spend", Side::Before);
     let meanwhile = async {
         written.arrived().await;
@@ -175,11 +175,11 @@ async fn a_release_that_finds_a_client_is_given_up() {
             marked.arrived().await;
             // Nobody else gets what is being released, and no further client lists it.
             assert_foreign(
-                &world.create_as(&acme, aimed("a", &[PAY])).await.unwrap_err(),
+                &server.create_as(&acme, aimed("a", &[PAY])).await.unwrap_err(),
                 "client.audiences",
                 PAY,
             );
-            let refused = world.create_as(&globex, aimed("late", &[PAY])).await.unwrap_err();
+            let refused = server.create_as(&globex, aimed("late", &[PAY])).await.unwrap_err();
             assert_eq!(refused.code(), Code::FailedPrecondition);
             assert!(refused.message().contains("is being released"), "{refused:?}");
             let confirmed = store.hold("audience", Side::Before);
@@ -188,26 +188,26 @@ async fn a_release_that_finds_a_client_is_given_up() {
             marked.release();
             confirmed
         };
-        let (released, confirmed) = join!(world.release(PAY), during);
+        let (released, confirmed) = join!(server.release(PAY), during);
         confirmed.release();
         released
     };
-    let (created, released) = join!(world.create_as(&globex, aimed("g", &[PAY])), meanwhile);
+    let (created, released) = join!(server.create_as(&globex, aimed("g", &[PAY])), meanwhile);
     created.unwrap();
     let refused = released.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.message().contains("client g lists"), "{refused:?}");
-    assert_eq!(world.owners(&globex).await, [owner(PAY, "globex")]);
+    assert_eq!(server.owners(&globex).await, [owner(PAY, "globex")]);
     let fate =
         ["claimed", "releasing", "kept"].map(|what| owner(&format!("audience.{what}"), "globex"));
-    assert_eq!(world.fate_of(PAY, &globex).await, fate);
+    assert_eq!(server.actions_about(PAY, &globex).await, fate);
 }
 
 /// AUDIT AZ10, a client that is written behind the second look of a release or an assignment: it is
 /// taken back, so that a tenant cannot keep an audience by registering clients.
 #[tokio::test]
 async fn a_registration_behind_the_last_look_is_taken_back() {
-    let (Lab { world, store, .. }, globex, _) = scene().await;
+    let (TamperableServer { server, store, .. }, globex, _) = scene().await;
     for moved in [false, true] {
         let written = store.hold("spend", Side::Before);
         let meanwhile = async {
@@ -220,27 +220,27 @@ async fn a_registration_behind_the_last_look_is_taken_back() {
                 looked.arrived().await;
                 written.release();
                 let deleted = async {
-                    while world.trail_of("client.deleted").await.len() <= usize::from(moved) {}
+                    while server.trail_of("client.deleted").await.len() <= usize::from(moved) {}
                 };
                 timeout(Duration::from_secs(60), deleted).await.expect("the client is taken back");
                 looked.release();
             };
             let take = async {
                 if moved {
-                    world.assign(PAY, "acme").await.map(drop)
+                    server.assign(PAY, "acme").await.map(drop)
                 } else {
-                    world.release(PAY).await
+                    server.release(PAY).await
                 }
             };
             join!(take, during).0
         };
-        let (created, taken) = join!(world.create_as(&globex, aimed("g", &[PAY])), meanwhile);
+        let (created, taken) = join!(server.create_as(&globex, aimed("g", &[PAY])), meanwhile);
         taken.unwrap();
         let refused = created.unwrap_err();
         assert!(refused.message().contains("is being released"), "{refused:?}");
-        assert_eq!(reason(&world.try_get("g").await.unwrap_err()), "NOT_FOUND");
-        assert_eq!(world.owners(&globex).await, []);
-        world.assign(PAY, "globex").await.unwrap();
+        assert_eq!(reason(&server.try_get("g").await.unwrap_err()), "NOT_FOUND");
+        assert_eq!(server.owners(&globex).await, []);
+        server.assign(PAY, "globex").await.unwrap();
     }
 }
 
@@ -249,7 +249,7 @@ async fn a_registration_behind_the_last_look_is_taken_back() {
 /// ends it.
 #[tokio::test]
 async fn a_release_that_was_cut_off_leaves_the_audience_with_its_tenant() {
-    let (Lab { world, store, .. }, globex, acme) = scene().await;
+    let (TamperableServer { server, store, .. }, globex, acme) = scene().await;
     for goes_on in [false, true] {
         let marked = store.hold("spend", Side::After);
         let meanwhile = async {
@@ -257,24 +257,24 @@ async fn a_release_that_was_cut_off_leaves_the_audience_with_its_tenant() {
             store.always(Some(Act::FailBefore(Kind::Unavailable)));
             marked.release();
         };
-        let (released, ()) = join!(world.release(PAY), meanwhile);
+        let (released, ()) = join!(server.release(PAY), meanwhile);
         assert_eq!(released.unwrap_err().code(), Code::Unavailable);
         store.always(None);
-        assert_eq!(world.owners(&globex).await, [owner(PAY, "globex")]);
+        assert_eq!(server.owners(&globex).await, [owner(PAY, "globex")]);
         assert_foreign(
-            &world.create_as(&acme, aimed("a", &[PAY])).await.unwrap_err(),
+            &server.create_as(&acme, aimed("a", &[PAY])).await.unwrap_err(),
             "client.audiences",
             PAY,
         );
-        let refused = world.create_as(&globex, aimed("late", &[PAY])).await.unwrap_err();
+        let refused = server.create_as(&globex, aimed("late", &[PAY])).await.unwrap_err();
         assert!(refused.message().contains("is being released"), "{refused:?}");
         if goes_on {
-            world.release(PAY).await.unwrap();
-            world.create_as(&acme, aimed("a", &[PAY])).await.unwrap();
+            server.release(PAY).await.unwrap();
+            server.create_as(&acme, aimed("a", &[PAY])).await.unwrap();
         } else {
-            world.assign(PAY, "globex").await.unwrap();
-            world.create_as(&globex, aimed("g", &[PAY])).await.unwrap();
-            world.change_as(&globex, aimed("g", &[]), &["audiences"]).await.unwrap();
+            server.assign(PAY, "globex").await.unwrap();
+            server.create_as(&globex, aimed("g", &[PAY])).await.unwrap();
+            server.change_as(&globex, aimed("g", &[]), &["audiences"]).await.unwrap();
         }
     }
 }
@@ -283,18 +283,18 @@ async fn a_release_that_was_cut_off_leaves_the_audience_with_its_tenant() {
 /// for none.
 #[tokio::test]
 async fn releases_by_tenants_take_turns() {
-    let (Lab { world, store, .. }, globex, acme) = scene().await;
+    let (TamperableServer { server, store, .. }, globex, acme) = scene().await;
     for (audience, tenant) in [("urn:g", "globex"), ("urn:a", "acme"), ("urn:b", "acme")] {
-        world.assign(audience, tenant).await.unwrap();
+        server.assign(audience, tenant).await.unwrap();
     }
     let looks = store.hold("clients", Side::Before);
     let meanwhile = async {
         looks.arrived().await;
-        assert_eq!(reason(&world.release_as(&acme, "urn:a").await.unwrap_err()), "SLOW_DOWN");
-        world.release("urn:b").await.unwrap();
+        assert_eq!(reason(&server.release_as(&acme, "urn:a").await.unwrap_err()), "SLOW_DOWN");
+        server.release("urn:b").await.unwrap();
         looks.release();
     };
-    let (released, ()) = join!(world.release_as(&globex, "urn:g"), meanwhile);
+    let (released, ()) = join!(server.release_as(&globex, "urn:g"), meanwhile);
     released.unwrap();
-    world.release_as(&acme, "urn:a").await.unwrap();
+    server.release_as(&acme, "urn:a").await.unwrap();
 }

@@ -6,37 +6,38 @@ use jeton::proto::{
 };
 use tonic::Code;
 
-use crate::service::{
-    harness::{World, client_of, reason},
-    office::{Mark, blamed},
-};
+use crate::support::server::{RpcTarget, TestServer, blamed, client_of, reason};
 
 /// A target of one kind.
 type Aim<'a> = &'a dyn Fn(&str) -> Target;
 
 /// Whether the access token and the refresh token of a mark stand.
-async fn stands(world: &World, mark: &Mark) -> (bool, bool) {
+async fn stands(server: &TestServer, mark: &RpcTarget) -> (bool, bool) {
     let message = IntrospectRequest {
-        client_id: world.admin.id.clone(),
-        client_secret: world.admin.secret.clone(),
+        client_id: server.admin.id.clone(),
+        client_secret: server.admin.secret.clone(),
         token: mark.refresh_token.clone(),
         token_type_hint: "refresh_token".to_owned(),
     };
-    let refresh = world.tokens().introspect(message).await.unwrap().into_inner().active.unwrap();
-    (world.is_active(&mark.access_token).await, refresh)
+    let refresh = server.tokens().introspect(message).await.unwrap().into_inner().active.unwrap();
+    (server.is_active(&mark.access_token).await, refresh)
 }
 
 /// Another token of a mark's client.
-async fn sibling(world: &World, mark: &Mark) -> Mark {
-    let issued = world.token(&mark.client, &[]).await.unwrap();
-    Mark { access_token: issued.access_token, refresh_token: issued.refresh_token, ..mark.clone() }
+async fn sibling(server: &TestServer, mark: &RpcTarget) -> RpcTarget {
+    let issued = server.token(&mark.client, &[]).await.unwrap();
+    RpcTarget {
+        access_token: issued.access_token,
+        refresh_token: issued.refresh_token,
+        ..mark.clone()
+    }
 }
 
 /// Each target ends what it names, for good, and nothing beside it.
 #[tokio::test]
 async fn each_target_ends_what_it_names_and_no_more() {
-    let world = World::start().await;
-    let target = |name: &str, mark: &Mark| match name {
+    let server = TestServer::start().await;
+    let target = |name: &str, mark: &RpcTarget| match name {
         "client" => Target::ClientId(mark.client.id.clone()),
         "tenant" => Target::Tenant(mark.tenant.clone()),
         "subject" => Target::Subject(format!("client:{}", mark.client.id)),
@@ -55,77 +56,80 @@ async fn each_target_ends_what_it_names_and_no_more() {
     ];
     let mut ended = Vec::new();
     for (name, own, same_client, same_tenant) in cases {
-        let mark = world.mark(&format!("one-{name}"), &format!("of-{name}")).await;
-        let beside = sibling(&world, &mark).await;
-        let other = world.mark(&format!("two-{name}"), &format!("of-{name}")).await;
-        let stranger = world.mark(&format!("three-{name}"), "elsewhere").await;
-        world.end_all(target(name, &mark)).await.unwrap();
+        let mark = server.rpc_target(&format!("one-{name}"), &format!("of-{name}")).await;
+        let beside = sibling(&server, &mark).await;
+        let other = server.rpc_target(&format!("two-{name}"), &format!("of-{name}")).await;
+        let stranger = server.rpc_target(&format!("three-{name}"), "elsewhere").await;
+        server.revoke_all(target(name, &mark)).await.unwrap();
         let all = [(&mark, own), (&beside, same_client), (&other, same_tenant), (&stranger, stays)];
         for (mark, expected) in all {
-            assert_eq!(stands(&world, mark).await, expected, "{name}: {}", mark.client.id);
+            assert_eq!(stands(&server, mark).await, expected, "{name}: {}", mark.client.id);
             ended.push((mark.clone(), expected));
         }
         if !own.1 {
             assert_eq!(
-                reason(&world.refresh(&mark.client, &mark.refresh_token).await.unwrap_err()),
+                reason(&server.refresh(&mark.client, &mark.refresh_token).await.unwrap_err()),
                 "INVALID_GRANT",
                 "{name}"
             );
         }
         // Again is the same, and what is issued afterwards stands.
-        world.end_all(target(name, &mark)).await.unwrap();
-        let fresh = sibling(&world, &mark).await;
-        assert_eq!(stands(&world, &fresh).await, stays, "{name}");
+        server.revoke_all(target(name, &mark)).await.unwrap();
+        let fresh = sibling(&server, &mark).await;
+        assert_eq!(stands(&server, &fresh).await, stays, "{name}");
         let events =
-            world.trail_of(if name == "jti" { "revocation.token" } else { "revocation." }).await;
+            server.trail_of(if name == "jti" { "revocation.token" } else { "revocation." }).await;
         assert!(events[0].reason == "because" && client_of(&events[0]) == "bootstrap");
     }
-    let world = world.restart().await;
+    let server = server.restart().await;
     for (mark, expected) in ended {
-        assert_eq!(stands(&world, &mark).await, expected, "{}", mark.client.id);
+        assert_eq!(stands(&server, &mark).await, expected, "{}", mark.client.id);
     }
 }
 
 /// The key as a target: as RevokeKey, for who may revoke.
 #[tokio::test]
 async fn a_key_is_ended_with_all_it_signed() {
-    let world = World::start().await;
-    let mark = world.mark("orders", "shop").await;
-    world.end_all(Target::Kid(mark.kid.clone())).await.unwrap();
-    assert_eq!(stands(&world, &mark).await, (false, true));
-    let event = &world.trail_of("keys.revoked").await[0];
+    let server = TestServer::start().await;
+    let mark = server.rpc_target("orders", "shop").await;
+    server.revoke_all(Target::Kid(mark.kid.clone())).await.unwrap();
+    assert_eq!(stands(&server, &mark).await, (false, true));
+    let event = &server.trail_of("keys.revoked").await[0];
     assert_eq!((event.target.as_str(), event.reason.as_str()), (mark.kid.as_str(), "because"));
-    assert_eq!(reason(&world.end_all(Target::Kid(mark.kid)).await.unwrap_err()), "NOT_FOUND");
+    assert_eq!(reason(&server.revoke_all(Target::Kid(mark.kid)).await.unwrap_err()), "NOT_FOUND");
 }
 
 /// R05: a refresh after the end of everything gets nothing, one in the grace window no successor.
 #[tokio::test]
 async fn the_grace_window_does_not_outlive_a_revocation() {
-    let world = World::start().await;
-    let mark = world.mark("orders", "shop").await;
-    let refreshed = world.refresh(&mark.client, &mark.refresh_token).await.unwrap();
+    let server = TestServer::start().await;
+    let mark = server.rpc_target("orders", "shop").await;
+    let refreshed = server.refresh(&mark.client, &mark.refresh_token).await.unwrap();
     assert_eq!(
-        world.refresh(&mark.client, &mark.refresh_token).await.unwrap().refresh_token,
+        server.refresh(&mark.client, &mark.refresh_token).await.unwrap().refresh_token,
         refreshed.refresh_token
     );
-    world.end_all(Target::ClientId(mark.client.id.clone())).await.unwrap();
+    server.revoke_all(Target::ClientId(mark.client.id.clone())).await.unwrap();
     for token in [&mark.refresh_token, &refreshed.refresh_token] {
-        assert_eq!(reason(&world.refresh(&mark.client, token).await.unwrap_err()), "INVALID_GRANT");
+        assert_eq!(
+            reason(&server.refresh(&mark.client, token).await.unwrap_err()),
+            "INVALID_GRANT"
+        );
     }
-    assert!(!world.is_active(&refreshed.access_token).await);
+    assert!(!server.is_active(&refreshed.access_token).await);
 }
 
 #[tokio::test]
 async fn what_is_not_there_or_not_named_is_refused() {
-    let world = World::start().await;
-    let mark = world.mark("orders", "shop").await;
+    let server = TestServer::start().await;
+    let mark = server.rpc_target("orders", "shop").await;
     let unknown = "00000000-0000-7000-8000-000000000000".to_owned();
     for target in [
         Target::ClientId("nobody".to_owned()),
         Target::Family(unknown.clone()),
         Target::Kid("nothing".to_owned()),
     ] {
-        let refused = world.end_all(target.clone()).await.unwrap_err();
+        let refused = server.revoke_all(target.clone()).await.unwrap_err();
         assert_eq!(
             (refused.code(), reason(&refused).as_str()),
             (Code::NotFound, "NOT_FOUND"),
@@ -139,7 +143,7 @@ async fn what_is_not_there_or_not_named_is_refused() {
         Target::Subject("user:nobody".to_owned()),
         Target::Jti(unknown.clone()),
     ] {
-        world.end_all(target).await.unwrap();
+        server.revoke_all(target).await.unwrap();
     }
     let bad = |target: fn(String) -> Target| move |text: &str| target(text.to_owned());
     let malformed: [(&str, &[&str], Aim<'_>); 6] = [
@@ -156,7 +160,7 @@ async fn what_is_not_there_or_not_named_is_refused() {
     ];
     for (field, texts, target) in malformed {
         for text in texts {
-            let refused = world.end_all(target(text)).await.unwrap_err();
+            let refused = server.revoke_all(target(text)).await.unwrap_err();
             assert_eq!(
                 (reason(&refused).as_str(), blamed(&refused).as_str()),
                 ("INVALID_REQUEST", field),
@@ -166,15 +170,15 @@ async fn what_is_not_there_or_not_named_is_refused() {
     }
     let message = |target, reason: String| RevokeAllRequest { target, reason };
     let ask = async |message| {
-        world.revocations().revoke_all(world.as_admin(message).await).await.unwrap_err()
+        server.revocations().revoke_all(server.as_admin(message).await).await.unwrap_err()
     };
     assert_eq!(blamed(&ask(message(None, String::new())).await), "target");
     let target = || Some(Target::ClientId(mark.client.id.clone()));
     for reason in ["x".repeat(201), "a\nb".to_owned(), "\u{1b}[0m".to_owned()] {
         assert_eq!(blamed(&ask(message(target(), reason)).await), "reason");
     }
-    assert_eq!(stands(&world, &mark).await, (true, true), "nothing was ended");
+    assert_eq!(stands(&server, &mark).await, (true, true), "nothing was ended");
     let longest = message(target(), "ж".repeat(200));
-    world.revocations().revoke_all(world.as_admin(longest).await).await.unwrap();
-    assert_eq!(stands(&world, &mark).await, (false, false));
+    server.revocations().revoke_all(server.as_admin(longest).await).await.unwrap();
+    assert_eq!(stands(&server, &mark).await, (false, false));
 }

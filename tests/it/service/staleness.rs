@@ -22,15 +22,14 @@ use tonic_health::pb::{
 use tonic_types::StatusExt;
 
 use crate::{
-    service::{
-        faults::{Kept, kept_store},
-        harness::{Caller, World, bearer, reason, refreshing},
-        home::MAX_STALENESS,
-        office::{Rpc, kid_of},
-        published::{get, jwks},
-        scenes::unlimited,
+    service::published::{get, jwks},
+    support::{
+        faulty::{Act, FaultyStore, Kind},
+        server::{
+            Caller, MAX_STALENESS, PreparedServer, Rpc, TestServer, bearer, kid_of, prepare,
+            reason, refreshing, unlimited,
+        },
     },
-    support::faulty::{Act, FaultyStore, Kind},
 };
 
 /// Longer than a node may be without hearing the others.
@@ -40,29 +39,29 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Nodes that share a store. What the far one hears is in the test's hand.
 struct Pair {
-    near: World,
-    far: World,
+    near: TestServer,
+    far: TestServer,
     feed: Arc<FaultyStore>,
     hearing: Option<JoinHandle<()>>,
 }
 
 impl Pair {
     async fn start() -> Self {
-        let Kept { faulty, config, home } = kept_store().await;
+        let PreparedServer { faulty, config, home } = prepare().await;
         let mut master_key_file = None;
         let configure = |given: &mut jeton::config::Config| {
             unlimited(given);
             config(given);
             master_key_file = Some(given.master_key_file.clone());
         };
-        let near = World::over(home.clone(), configure, faulty.clone()).await;
+        let near = TestServer::start_on(home.clone(), configure, faulty.clone()).await;
         let feed = Arc::new(FaultyStore::new(faulty));
         feed.say_by_hand();
         let configure = |given: &mut jeton::config::Config| {
             unlimited(given);
             given.master_key_file = master_key_file.unwrap();
         };
-        let mut far = World::over(home, configure, feed.clone()).await;
+        let mut far = TestServer::start_on(home, configure, feed.clone()).await;
         far.admin = near.admin.clone();
         Self { near, far, feed, hearing: None }
     }
@@ -112,7 +111,7 @@ fn assert_behind<T: std::fmt::Debug>(what: &str, answer: Result<T, Status>) {
 }
 
 async fn introspect(
-    world: &World,
+    server: &TestServer,
     caller: &Caller,
     token: &str,
     hint: &str,
@@ -122,12 +121,12 @@ async fn introspect(
     let (token, token_type_hint) = (token.to_owned(), hint.to_owned());
     let request =
         IntrospectRequest { client_id: id, client_secret: secret, token, token_type_hint };
-    Ok(world.tokens().introspect(request).await?.into_inner().active)
+    Ok(server.tokens().introspect(request).await?.into_inner().active)
 }
 
-async fn health(world: &World) -> ServingStatus {
+async fn health(server: &TestServer) -> ServingStatus {
     let message = HealthCheckRequest { service: String::new() };
-    HealthClient::new(world.channel.clone()).check(message).await.unwrap().into_inner().status()
+    HealthClient::new(server.channel.clone()).check(message).await.unwrap().into_inner().status()
 }
 
 /// V04, I01, I04: a node that has not heard the others for too long answers no question about any
@@ -138,7 +137,8 @@ async fn health(world: &World) -> ServingStatus {
 async fn a_node_that_hears_nothing_says_neither_yes_nor_no() {
     let mut pair = Pair::start().await;
     let (near, far) = (&pair.near, &pair.far);
-    let (stands, ended) = (near.mark("stands", "shop").await, near.mark("ended", "shop").await);
+    let (stands, ended) =
+        (near.rpc_target("stands", "shop").await, near.rpc_target("ended", "shop").await);
     let pass = near.admin_token().await;
     let viewer = near.token(&near.admin, &["jeton:introspect:any"]).await.unwrap().access_token;
     assert!(far.is_active(&stands.access_token).await && far.is_active(&ended.access_token).await);
@@ -183,7 +183,7 @@ async fn a_node_that_hears_nothing_says_neither_yes_nor_no() {
     assert_behind("refresh", far.refresh(&stands.client, &stands.refresh_token).await);
     assert_behind("refresh of what ended", far.refresh(&ended.client, &ended.refresh_token).await);
     for rpc in Rpc::ALL {
-        assert_behind(&format!("{rpc:?}"), far.ask(rpc, &pass, &stands).await);
+        assert_behind(&format!("{rpc:?}"), far.call_rpc(rpc, &pass, &stands).await);
     }
     let wrong = Caller { secret: "jcs_000000000000_wrong".to_owned(), ..stands.client.clone() };
     assert_eq!(reason(&far.token(&wrong, &[]).await.unwrap_err()), "INVALID_CLIENT");
@@ -213,7 +213,7 @@ async fn a_node_that_hears_nothing_says_neither_yes_nor_no() {
         reason(&far.refresh(&ended.client, &ended.refresh_token).await.unwrap_err()),
         "INVALID_GRANT"
     );
-    far.ask(Rpc::ListKeys, &pass, &stands).await.unwrap();
+    far.call_rpc(Rpc::ListKeys, &pass, &stands).await.unwrap();
 }
 
 /// A node that is behind is alive and not ready, over HTTP and over gRPC, until it has caught up.
@@ -255,7 +255,7 @@ async fn a_node_that_is_behind_is_not_ready() {
 async fn a_node_that_is_behind_still_revokes() {
     let mut pair = Pair::start().await;
     let (near, far) = (&pair.near, &pair.far);
-    let mark = near.mark("orders", "shop").await;
+    let mark = near.rpc_target("orders", "shop").await;
     let single = near.token(&mark.client, &[]).await.unwrap().access_token;
     pair.cut();
     far.revoke(&mark.client, &single).await.unwrap();
@@ -322,7 +322,7 @@ async fn a_node_that_is_behind_reads_clients_from_the_store() {
     let retire = RetireSecretRequest { client_id, secret_id, ..RetireSecretRequest::default() };
     near.clients().retire_secret(near.as_admin(retire).await).await.unwrap();
 
-    let anothers = pair.near.mark("other", "shop").await.access_token;
+    let anothers = pair.near.rpc_target("other", "shop").await.access_token;
     far.revoke(&spare, &anothers).await.unwrap();
     for caller in [&disabled, &chosen] {
         assert_eq!(reason(&far.revoke(caller, &anothers).await.unwrap_err()), "INVALID_CLIENT");

@@ -11,14 +11,11 @@ use jeton::{
 use tonic::Code;
 
 use crate::{
-    service::{
-        faults::kept_store,
-        harness::{ISSUER, World, bearer, reason, refreshing},
-        home::has_no_files,
-        office::kid_of,
-        published::jwks,
+    service::published::jwks,
+    support::{
+        faulty::FaultyStore,
+        server::{ISSUER, TestServer, bearer, has_no_files, kid_of, prepare, reason, refreshing},
     },
-    support::faulty::FaultyStore,
 };
 
 async fn stored(faulty: &FaultyStore) -> Keyset {
@@ -39,8 +36,8 @@ fn unrevoked(keyset: &Keyset) -> Keyset {
 }
 
 /// The kids in the published set.
-async fn published(world: &World) -> Vec<String> {
-    jwks(world.address).await.iter().map(|key| key["kid"].as_str().unwrap().to_owned()).collect()
+async fn published(server: &TestServer) -> Vec<String> {
+    jwks(server.address).await.iter().map(|key| key["kid"].as_str().unwrap().to_owned()).collect()
 }
 
 /// K03: a revocation of a key is final. Its private part is gone from the store at once; a keyset
@@ -48,12 +45,12 @@ async fn published(world: &World) -> Vec<String> {
 /// running node nor built on.
 #[tokio::test]
 async fn a_revoked_key_does_not_come_back_on_a_running_node() {
-    let (world, faulty) = kept_store().await.served().await;
-    let caller = world.register(refreshing()).await;
-    let token = world.token(&caller, &[]).await.unwrap().access_token;
+    let (server, faulty) = prepare().await.served().await;
+    let caller = server.register(refreshing()).await;
+    let token = server.token(&caller, &[]).await.unwrap().access_token;
     let kid = kid_of(&token);
     let before = stored(&faulty).await;
-    world.revoke_key(&kid, &world.admin_token().await).await.unwrap();
+    server.revoke_key(&kid, &server.admin_token().await).await.unwrap();
     let genuine = stored(&faulty).await;
     let revoked = genuine.keys.iter().find(|key| key.kid.as_str() == kid).unwrap();
     assert!(
@@ -64,15 +61,15 @@ async fn a_revoked_key_does_not_come_back_on_a_running_node() {
     let mut twice = unrevoked(&genuine);
     twice.keys.extend(before.keys.iter().filter(|key| key.kid.as_str() == kid).cloned());
     let rolled_back = Keyset { revision: genuine.revision + 1, ..before.clone() };
-    let kept = published(&world).await;
+    let kept = published(&server).await;
     for forged in [unrevoked(&genuine), unrevoked(&twice), twice, rolled_back, before] {
         faulty.show_keyset(Some(forged.clone()));
-        assert!(!world.is_active(&token).await, "{forged:?}");
-        assert_eq!(published(&world).await, kept, "the last genuine keys are served");
-        let fresh = world.admin_token().await;
-        assert!(world.is_active(&fresh).await, "and the node goes on");
+        assert!(!server.is_active(&token).await, "{forged:?}");
+        assert_eq!(published(&server).await, kept, "the last genuine keys are served");
+        let fresh = server.admin_token().await;
+        assert!(server.is_active(&fresh).await, "and the node goes on");
         let refused =
-            world.keys().rotate_keys(bearer(RotateKeysRequest {}, &fresh)).await.unwrap_err();
+            server.keys().rotate_keys(bearer(RotateKeysRequest {}, &fresh)).await.unwrap_err();
         assert_eq!(
             (refused.code(), reason(&refused).as_str()),
             (Code::Internal, "SERVER_ERROR"),
@@ -81,20 +78,20 @@ async fn a_revoked_key_does_not_come_back_on_a_running_node() {
         assert_eq!(stored(&faulty).await, genuine, "it was not built on");
     }
     faulty.show_keyset(None);
-    assert_eq!(world.rotate_keys().await.len(), genuine.keys.len());
-    assert!(!world.is_active(&token).await);
+    assert_eq!(server.rotate_keys().await.len(), genuine.keys.len());
+    assert!(!server.is_active(&token).await);
 }
 
-/// The error of a server that refuses to start again on the store of a world.
-async fn refused_start(world: &World) -> String {
+/// The error of a server that refuses to start again on the store of a server.
+async fn refused_start(server: &TestServer) -> String {
     let mut config = Config {
         listen: "127.0.0.1:0".parse().unwrap(),
         metrics_listen: String::new(),
         issuer: ISSUER.to_owned(),
         ..Config::default()
     };
-    world.home.furnish(&mut config);
-    let clock = Some(world.clock.clone() as _);
+    server.home.furnish(&mut config);
+    let clock = Some(server.clock.clone() as _);
     let options =
         Options { config, dev: true, bootstrap: true, accept_rollback: false, store: None, clock };
     let refused = jeton::server::run(options, |_| panic!("it serves"), std::future::pending())
@@ -111,23 +108,23 @@ async fn deleted_keys_are_not_replaced() {
     if has_no_files() {
         return;
     }
-    let mut world = World::start().await;
-    let token = world.admin_token().await;
-    world.end().await;
-    let database = rusqlite::Connection::open(world.data_dir().join("jeton.db")).unwrap();
+    let mut server = TestServer::start().await;
+    let token = server.admin_token().await;
+    server.end().await;
+    let database = rusqlite::Connection::open(server.data_dir().join("jeton.db")).unwrap();
     database
         .execute_batch("CREATE TEMP TABLE before AS SELECT * FROM keyset; DELETE FROM keyset")
         .unwrap();
-    let said = refused_start(&world).await;
+    let said = refused_start(&server).await;
     assert!(
         said.starts_with("the store has records but no signing keys") && !said.contains('\n'),
         "{said}"
     );
     database.execute_batch("INSERT INTO keyset SELECT * FROM before").unwrap();
     drop(database);
-    let world = world.restart().await;
-    assert!(world.is_active(&token).await);
-    assert_eq!(world.trail_of("keys.created").await.len(), 1);
+    let server = server.restart().await;
+    assert!(server.is_active(&token).await);
+    assert_eq!(server.trail_of("keys.created").await.len(), 1);
 }
 
 /// V02, R05: a family that was ended is refused by the node that knows it, also where somebody took
@@ -137,18 +134,18 @@ async fn an_ended_family_is_not_refreshed_whatever_the_store_says() {
     if has_no_files() {
         return;
     }
-    let world = World::start().await;
-    let caller = world.register(refreshing()).await;
-    let issued = world.token(&caller, &[]).await.unwrap();
-    let database = rusqlite::Connection::open(world.data_dir().join("jeton.db")).unwrap();
+    let server = TestServer::start().await;
+    let caller = server.register(refreshing()).await;
+    let issued = server.token(&caller, &[]).await.unwrap();
+    let database = rusqlite::Connection::open(server.data_dir().join("jeton.db")).unwrap();
     database.busy_timeout(std::time::Duration::from_secs(30)).unwrap();
     database.execute_batch("CREATE TEMP TABLE before AS SELECT * FROM families").unwrap();
-    world.revoke(&caller, &issued.refresh_token).await.unwrap();
+    server.revoke(&caller, &issued.refresh_token).await.unwrap();
     database.execute_batch("INSERT OR REPLACE INTO families SELECT * FROM before").unwrap();
-    let refused = world.refresh(&caller, &issued.refresh_token).await.unwrap_err();
+    let refused = server.refresh(&caller, &issued.refresh_token).await.unwrap_err();
     assert_eq!(reason(&refused), "INVALID_GRANT");
-    assert!(!world.is_active(&issued.access_token).await);
-    assert_eq!(world.trail_of("refresh_token.refused").await.len(), 1);
+    assert!(!server.is_active(&issued.access_token).await);
+    assert_eq!(server.trail_of("refresh_token.refused").await.len(), 1);
 }
 
 mod mongodb {
@@ -158,16 +155,16 @@ mod mongodb {
     };
 
     use super::*;
-    use crate::service::scenes::unlimited;
+    use crate::support::server::unlimited;
 
-    async fn collection(world: &World, name: &str) -> Collection<Document> {
-        let client = ::mongodb::Client::with_uri_str(world.home.uri().unwrap()).await.unwrap();
+    async fn collection(server: &TestServer, name: &str) -> Collection<Document> {
+        let client = ::mongodb::Client::with_uri_str(server.home.uri().unwrap()).await.unwrap();
         client.default_database().unwrap().collection(name)
     }
 
     /// Has a token revoked on one node and waits until the other knows: then it knows what was
     /// written before, too.
-    async fn knows_all(knowing: &World, other: &World) {
+    async fn knows_all(knowing: &TestServer, other: &TestServer) {
         let token = other.admin_token().await;
         other.revoke(&other.admin, &token).await.unwrap();
         crate::service::keys::eventually("the revocation", async || {
@@ -180,13 +177,13 @@ mod mongodb {
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn a_revoked_key_does_not_come_back_on_a_running_node() {
-        let world = World::first(unlimited).await;
-        let other = world.join("node-2", unlimited, None).await;
-        let token = world.admin_token().await;
+        let server = TestServer::start_shared(unlimited).await;
+        let other = server.join("node-2", unlimited, None).await;
+        let token = server.admin_token().await;
         let kid = kid_of(&token);
-        world.revoke_key(&kid, &token).await.unwrap();
-        knows_all(&other, &world).await;
-        let keys = collection(&world, "signing_keys").await;
+        server.revoke_key(&kid, &token).await.unwrap();
+        knows_all(&other, &server).await;
+        let keys = collection(&server, "signing_keys").await;
         let mut document = keys.find_one(doc! { "_id": "keyset" }).await.unwrap().unwrap();
         let genuine = document.clone();
         let revision = document.get_i64("revision").unwrap() + 1;
@@ -201,9 +198,9 @@ mod mongodb {
             }
         }
         keys.replace_one(doc! { "_id": "keyset" }, document).await.unwrap();
-        knows_all(&other, &world).await;
-        knows_all(&world, &other).await;
-        for node in [&world, &other] {
+        knows_all(&other, &server).await;
+        knows_all(&server, &other).await;
+        for node in [&server, &other] {
             assert!(!node.is_active(&token).await);
             assert!(!published(node).await.contains(&kid));
             let fresh = node.admin_token().await;
@@ -213,8 +210,8 @@ mod mongodb {
             assert_eq!(refused.code(), Code::Internal);
         }
         keys.replace_one(doc! { "_id": "keyset" }, genuine).await.unwrap();
-        world.rotate_keys().await;
-        assert!(!published(&world).await.contains(&kid));
+        server.rotate_keys().await;
+        assert!(!published(&server).await.contains(&kid));
     }
 
     /// K03: the same over MongoDB; and a keyset that nobody can read is none to the running nodes:
@@ -222,51 +219,51 @@ mod mongodb {
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn deleted_or_unreadable_keys_are_not_replaced() {
-        let mut world = World::first(unlimited).await;
-        let mut other = world.join("node-2", unlimited, None).await;
-        let token = world.admin_token().await;
-        let keys = collection(&world, "signing_keys").await;
+        let mut server = TestServer::start_shared(unlimited).await;
+        let mut other = server.join("node-2", unlimited, None).await;
+        let token = server.admin_token().await;
+        let keys = collection(&server, "signing_keys").await;
         let genuine = keys.find_one(doc! { "_id": "keyset" }).await.unwrap().unwrap();
         for garbage in [
             doc! { "keyset": "none", "revision": 99_i64 },
             doc! { "revision": 100_i64, "keyset": { "keys": 5 } },
         ] {
             keys.update_one(doc! { "_id": "keyset" }, doc! { "$set": garbage }).await.unwrap();
-            knows_all(&other, &world).await;
-            knows_all(&world, &other).await;
-            assert!(world.is_active(&token).await && other.is_active(&token).await);
+            knows_all(&other, &server).await;
+            knows_all(&server, &other).await;
+            assert!(server.is_active(&token).await && other.is_active(&token).await);
         }
         keys.delete_one(doc! {}).await.unwrap();
-        knows_all(&other, &world).await;
-        assert!(world.is_active(&token).await && other.is_active(&token).await);
-        world.end().await;
+        knows_all(&other, &server).await;
+        assert!(server.is_active(&token).await && other.is_active(&token).await);
+        server.end().await;
         other.end().await;
-        let said = refused_start(&world).await;
+        let said = refused_start(&server).await;
         assert!(
             said.starts_with("the store has records but no signing keys") && !said.contains('\n'),
             "{said}"
         );
         assert_eq!(keys.count_documents(doc! {}).await.unwrap(), 0);
         keys.insert_one(genuine).await.unwrap();
-        let world = world.restart().await;
-        assert!(world.is_active(&token).await);
+        let server = server.restart().await;
+        assert!(server.is_active(&token).await);
     }
 
     /// V02, R05: the same over MongoDB.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
     async fn an_ended_family_is_not_refreshed_whatever_the_store_says() {
-        let world = World::first(unlimited).await;
-        let caller = world.register(refreshing()).await;
-        let issued = world.token(&caller, &[]).await.unwrap();
-        world.revoke(&caller, &issued.refresh_token).await.unwrap();
-        let tokens = collection(&world, "tokens").await;
+        let server = TestServer::start_shared(unlimited).await;
+        let caller = server.register(refreshing()).await;
+        let issued = server.token(&caller, &[]).await.unwrap();
+        server.revoke(&caller, &issued.refresh_token).await.unwrap();
+        let tokens = collection(&server, "tokens").await;
         let back =
             doc! { "$set": { "ended": false, "ended_at": null }, "$unset": { "ended_until": 1 } };
         let written = tokens.update_one(doc! { "ended": true }, back).await.unwrap();
         assert_eq!(written.modified_count, 1);
-        let refused = world.refresh(&caller, &issued.refresh_token).await.unwrap_err();
+        let refused = server.refresh(&caller, &issued.refresh_token).await.unwrap_err();
         assert_eq!(reason(&refused), "INVALID_GRANT");
-        assert!(!world.is_active(&issued.access_token).await);
+        assert!(!server.is_active(&issued.access_token).await);
     }
 }

@@ -8,9 +8,8 @@ use jeton::proto::{
 };
 use tonic::Code;
 
-use crate::service::{
-    harness::{Caller, World, bearer, client, client_of, reason, refreshing},
-    office::{Mark, Rpc},
+use crate::support::server::{
+    Caller, Rpc, RpcTarget, TestServer, bearer, client, client_of, reason, refreshing,
 };
 
 /// Everybody of one tenant.
@@ -20,39 +19,42 @@ struct Tenant {
     admin_caller: Caller,
     introspector: Caller,
     introspector_token: String,
-    plain: Mark,
+    plain: RpcTarget,
     /// What the others aim at.
-    marks: Vec<Mark>,
+    marks: Vec<RpcTarget>,
 }
 
-async fn settle(world: &World, name: &'static str) -> Tenant {
+async fn settle(server: &TestServer, name: &'static str) -> Tenant {
     let named = |what: &str| format!("of-{name}-{what}");
-    let (admin_caller, admin) = world.staff(name, &["jeton:admin"]).await;
+    let (admin_caller, admin) = server.client_with_token(name, &["jeton:admin"]).await;
     let all = ["jeton:introspect", "jeton:introspect:any"];
     let introspector = Client {
         client_id: named("introspector"),
         tenant: name.to_owned(),
         scopes: all.map(str::to_owned).to_vec(),
-        serves: vec![crate::service::harness::ISSUER.to_owned()],
+        serves: vec![crate::support::server::ISSUER.to_owned()],
         ..Client::default()
     };
-    let introspector = world.register(introspector).await;
-    let introspector_token = world.token(&introspector, &all).await.unwrap().access_token;
-    let plain = world.mark(&named("plain"), name).await;
-    let marks = vec![world.mark(&named("one"), name).await, world.mark(&named("two"), name).await];
+    let introspector = server.register(introspector).await;
+    let introspector_token = server.token(&introspector, &all).await.unwrap().access_token;
+    let plain = server.rpc_target(&named("plain"), name).await;
+    let marks = vec![
+        server.rpc_target(&named("one"), name).await,
+        server.rpc_target(&named("two"), name).await,
+    ];
     Tenant { name, admin, admin_caller, introspector, introspector_token, plain, marks }
 }
 
 /// What must not change: the records of a tenant's clients, and whether their tokens stand.
-async fn state(world: &World, tenant: &Tenant) -> (Vec<Client>, Vec<bool>) {
+async fn state(server: &TestServer, tenant: &Tenant) -> (Vec<Client>, Vec<bool>) {
     let message = ListClientsRequest {
         tenant: tenant.name.to_owned(),
         page_size: 1_000,
         ..Default::default()
     };
-    let mut clients = world
+    let mut clients = server
         .clients()
-        .list_clients(world.as_admin(message).await)
+        .list_clients(server.as_admin(message).await)
         .await
         .unwrap()
         .into_inner()
@@ -63,14 +65,14 @@ async fn state(world: &World, tenant: &Tenant) -> (Vec<Client>, Vec<bool>) {
     }
     let mut stand = Vec::new();
     for mark in tenant.marks.iter().chain([&tenant.plain]) {
-        stand.push(world.is_active(&mark.access_token).await);
+        stand.push(server.is_active(&mark.access_token).await);
         let message = IntrospectRequest {
-            client_id: world.admin.id.clone(),
-            client_secret: world.admin.secret.clone(),
+            client_id: server.admin.id.clone(),
+            client_secret: server.admin.secret.clone(),
             token: mark.refresh_token.clone(),
             token_type_hint: "refresh_token".to_owned(),
         };
-        stand.push(world.tokens().introspect(message).await.unwrap().into_inner().active.unwrap());
+        stand.push(server.tokens().introspect(message).await.unwrap().into_inner().active.unwrap());
     }
     (clients, stand)
 }
@@ -84,19 +86,19 @@ fn tells_of(text: &str, tenant: &Tenant) -> bool {
 /// nothing told, nothing changed.
 #[tokio::test]
 async fn no_administrator_reaches_into_another_tenant() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     let tenants = [
-        settle(&world, "tenant-a").await,
-        settle(&world, "tenant-b").await,
-        settle(&world, "tenant-c").await,
+        settle(&server, "tenant-a").await,
+        settle(&server, "tenant-b").await,
+        settle(&server, "tenant-c").await,
     ];
     for (of, other) in (0..3).flat_map(|a| (0..3).map(move |b| (a, b))).filter(|(a, b)| a != b) {
         let (of, other) = (&tenants[of], &tenants[other]);
-        let before = state(&world, other).await;
+        let before = state(&server, other).await;
         assert!(before.1.iter().all(|stands| *stands));
         for mark in &other.marks {
             for rpc in Rpc::ALL {
-                let refused = world.ask(rpc, &of.admin, mark).await.unwrap_err();
+                let refused = server.call_rpc(rpc, &of.admin, mark).await.unwrap_err();
                 let expected = match rpc {
                     // The operator's alone.
                     Rpc::ListKeys | Rpc::RotateKeys | Rpc::RevokeKey | Rpc::RevokeSigner => {
@@ -128,15 +130,15 @@ async fn no_administrator_reaches_into_another_tenant() {
                 assert!(!tells_of(refused.message(), other), "{rpc:?} {refused:?}");
             }
         }
-        assert_eq!(state(&world, other).await, before, "{} -> {}", of.name, other.name);
+        assert_eq!(state(&server, other).await, before, "{} -> {}", of.name, other.name);
     }
 }
 
 /// Z01: what is not there and what is another's are told apart by nothing.
 #[tokio::test]
 async fn what_is_anothers_looks_like_what_is_not_there() {
-    let world = World::start().await;
-    let (a, b) = (settle(&world, "tenant-a").await, settle(&world, "tenant-b").await);
+    let server = TestServer::start().await;
+    let (a, b) = (settle(&server, "tenant-a").await, settle(&server, "tenant-b").await);
     let mut nothing = b.marks[0].clone();
     nothing.client.id = "nobody".to_owned();
     nothing.family = "00000000-0000-7000-8000-000000000000".to_owned();
@@ -152,8 +154,8 @@ async fn what_is_anothers_looks_like_what_is_not_there() {
         ) {
             continue;
         }
-        let theirs = world.ask(rpc, &a.admin, &b.marks[0]).await.unwrap_err();
-        let none = world.ask(rpc, &a.admin, &nothing).await.unwrap_err();
+        let theirs = server.call_rpc(rpc, &a.admin, &b.marks[0]).await.unwrap_err();
+        let none = server.call_rpc(rpc, &a.admin, &nothing).await.unwrap_err();
         assert_eq!(
             (theirs.code(), theirs.message(), theirs.details()),
             (none.code(), none.message(), none.details()),
@@ -165,12 +167,16 @@ async fn what_is_anothers_looks_like_what_is_not_there() {
 /// Z01: lists that name no tenant show the asker's own alone; so does the stream.
 #[tokio::test]
 async fn lists_are_confined_to_the_askers_tenant() {
-    let world = World::start().await;
-    let (a, b) = (settle(&world, "tenant-a").await, settle(&world, "tenant-b").await);
-    let stream =
-        world.audit().tail_events(bearer(Default::default(), &a.admin)).await.unwrap().into_inner();
+    let server = TestServer::start().await;
+    let (a, b) = (settle(&server, "tenant-a").await, settle(&server, "tenant-b").await);
+    let stream = server
+        .audit()
+        .tail_events(bearer(Default::default(), &a.admin))
+        .await
+        .unwrap()
+        .into_inner();
 
-    let clients = world
+    let clients = server
         .clients()
         .list_clients(bearer(ListClientsRequest::default(), &a.admin))
         .await
@@ -190,19 +196,24 @@ async fn lists_are_confined_to_the_askers_tenant() {
     for filter in filters {
         let message =
             ListEventsRequest { filter: Some(filter), page_size: 1_000, ..Default::default() };
-        let events =
-            world.audit().list_events(bearer(message, &a.admin)).await.unwrap().into_inner().events;
+        let events = server
+            .audit()
+            .list_events(bearer(message, &a.admin))
+            .await
+            .unwrap()
+            .into_inner()
+            .events;
         assert!(events.iter().all(|event| event.tenant == "tenant-a"), "{events:?}");
         assert!(!tells_of(&format!("{events:?}"), &b));
     }
 
     // The stream: things happen in both tenants, and to nobody in particular.
-    world.token(&b.plain.client, &[]).await.unwrap();
-    world
+    server.token(&b.plain.client, &[]).await.unwrap();
+    server
         .token(&Caller { secret: "jcs_no".to_owned(), ..b.plain.client.clone() }, &[])
         .await
         .unwrap_err();
-    world.token(&a.plain.client, &[]).await.unwrap();
+    server.token(&a.plain.client, &[]).await.unwrap();
     let seen = crate::service::audit::take(stream, 1).await;
     assert_eq!(client_of(&seen[0]), a.plain.client.id);
 }
@@ -211,10 +222,10 @@ async fn lists_are_confined_to_the_askers_tenant() {
 /// own.
 #[tokio::test]
 async fn tokens_of_another_tenant_do_not_stand_and_are_not_touched() {
-    let world = World::start().await;
-    let tenants = [settle(&world, "tenant-a").await, settle(&world, "tenant-b").await];
+    let server = TestServer::start().await;
+    let tenants = [settle(&server, "tenant-a").await, settle(&server, "tenant-b").await];
     for (of, other) in [(&tenants[0], &tenants[1]), (&tenants[1], &tenants[0])] {
-        let before = state(&world, other).await;
+        let before = state(&server, other).await;
         let mark = &other.marks[0];
         let nothing =
             jeton::proto::token::IntrospectResponse { active: Some(false), ..Default::default() };
@@ -229,7 +240,7 @@ async fn tokens_of_another_tenant_do_not_stand_and_are_not_touched() {
                 token: token.clone(),
                 token_type_hint: hint.to_owned(),
             };
-            let by_secret = world
+            let by_secret = server
                 .tokens()
                 .introspect(message(of.introspector.clone()))
                 .await
@@ -237,7 +248,7 @@ async fn tokens_of_another_tenant_do_not_stand_and_are_not_touched() {
                 .into_inner();
             assert_eq!(by_secret, nothing);
             let by_token = bearer(message(Caller::default()), &of.introspector_token);
-            assert_eq!(world.tokens().introspect(by_token).await.unwrap().into_inner(), nothing);
+            assert_eq!(server.tokens().introspect(by_token).await.unwrap().into_inner(), nothing);
         }
         let message = BatchIntrospectRequest {
             client_id: of.introspector.id.clone(),
@@ -248,7 +259,7 @@ async fn tokens_of_another_tenant_do_not_stand_and_are_not_touched() {
                 mark.refresh_token.clone(),
             ],
         };
-        let judged = world.tokens().batch_introspect(message).await.unwrap().into_inner().results;
+        let judged = server.tokens().batch_introspect(message).await.unwrap().into_inner().results;
         assert_eq!((&judged[0], judged[1].active, &judged[2]), (&nothing, Some(true), &nothing));
 
         for caller in [&of.plain.client, &of.admin_caller, &of.introspector] {
@@ -260,7 +271,7 @@ async fn tokens_of_another_tenant_do_not_stand_and_are_not_touched() {
                         token: token.clone(),
                         token_type_hint: hint.to_owned(),
                     };
-                    world.tokens().revoke(message).await.unwrap();
+                    server.tokens().revoke(message).await.unwrap();
                 }
             }
             let message = RefreshRequest {
@@ -269,53 +280,58 @@ async fn tokens_of_another_tenant_do_not_stand_and_are_not_touched() {
                 refresh_token: mark.refresh_token.clone(),
                 scopes: Vec::new(),
             };
-            assert!(world.tokens().refresh(message).await.is_err());
+            assert!(server.tokens().refresh(message).await.is_err());
             let crossed = Caller { id: mark.client.id.clone(), secret: caller.secret.clone() };
-            assert_eq!(reason(&world.token(&crossed, &[]).await.unwrap_err()), "INVALID_CLIENT");
+            assert_eq!(reason(&server.token(&crossed, &[]).await.unwrap_err()), "INVALID_CLIENT");
         }
-        assert_eq!(state(&world, other).await, before);
-        assert!(world.refresh(&other.marks[1].client, &other.marks[1].refresh_token).await.is_ok());
+        assert_eq!(state(&server, other).await, before);
+        assert!(
+            server.refresh(&other.marks[1].client, &other.marks[1].refresh_token).await.is_ok()
+        );
     }
 }
 
 /// Ending a whole tenant ends that tenant alone; its own administrator may do so.
 #[tokio::test]
 async fn a_tenant_is_ended_without_the_others() {
-    let world = World::start().await;
-    let tenants = [settle(&world, "tenant-a").await, settle(&world, "tenant-b").await];
-    world.ask(Rpc::RevokeTenant, &tenants[0].admin, &tenants[0].marks[0]).await.unwrap();
-    assert!(state(&world, &tenants[0]).await.1.iter().all(|stands| !stands));
-    assert!(state(&world, &tenants[1]).await.1.iter().all(|stands| *stands));
+    let server = TestServer::start().await;
+    let tenants = [settle(&server, "tenant-a").await, settle(&server, "tenant-b").await];
+    server.call_rpc(Rpc::RevokeTenant, &tenants[0].admin, &tenants[0].marks[0]).await.unwrap();
+    assert!(state(&server, &tenants[0]).await.1.iter().all(|stands| !stands));
+    assert!(state(&server, &tenants[1]).await.1.iter().all(|stands| *stands));
     assert_eq!(
         reason(
-            &world.ask(Rpc::GetClient, &tenants[0].admin, &tenants[0].marks[0]).await.unwrap_err()
+            &server
+                .call_rpc(Rpc::GetClient, &tenants[0].admin, &tenants[0].marks[0])
+                .await
+                .unwrap_err()
         ),
         "INVALID_TOKEN"
     );
     assert!(
-        world.end_all(Target::Tenant("tenant-b".to_owned())).await.is_ok(),
+        server.revoke_all(Target::Tenant("tenant-b".to_owned())).await.is_ok(),
         "the operator may end any"
     );
-    assert!(state(&world, &tenants[1]).await.1.iter().all(|stands| !stands));
-    let again = world.token(&tenants[0].plain.client, &[]).await.unwrap();
-    assert!(world.is_active(&again.access_token).await, "what is issued afterwards stands");
+    assert!(state(&server, &tenants[1]).await.1.iter().all(|stands| !stands));
+    let again = server.token(&tenants[0].plain.client, &[]).await.unwrap();
+    assert!(server.is_active(&again.access_token).await, "what is issued afterwards stands");
 }
 
 /// The operator's administrators act in every tenant; a tenant's own act in theirs as the
 /// operator's do.
 #[tokio::test]
 async fn administrators_reach_what_they_govern() {
-    let world = World::start().await;
+    let server = TestServer::start().await;
     for (name, by_operator) in [("tenant-a", true), ("tenant-b", false)] {
-        let tenant = settle(&world, name).await;
-        let token = if by_operator { world.admin_token().await } else { tenant.admin.clone() };
+        let tenant = settle(&server, name).await;
+        let token = if by_operator { server.admin_token().await } else { tenant.admin.clone() };
         for rpc in Rpc::ALL {
             if rpc == Rpc::RevokeTenant {
                 // Ends the tenant's administrator too: see above.
                 continue;
             }
-            let mark = world.mark(&format!("{name}-{rpc:?}"), name).await;
-            let answer = world.ask(rpc, &token, &mark).await;
+            let mark = server.rpc_target(&format!("{name}-{rpc:?}"), name).await;
+            let answer = server.call_rpc(rpc, &token, &mark).await;
             let operators = matches!(
                 rpc,
                 Rpc::ListKeys
@@ -342,13 +358,13 @@ async fn administrators_reach_what_they_govern() {
 /// A client never moves to another tenant: neither its registration nor an update takes it there.
 #[tokio::test]
 async fn a_client_stays_in_its_tenant() {
-    let world = World::start().await;
-    let (a, b) = (settle(&world, "tenant-a").await, settle(&world, "tenant-b").await);
+    let server = TestServer::start().await;
+    let (a, b) = (settle(&server, "tenant-a").await, settle(&server, "tenant-b").await);
     let message = jeton::proto::admin::CreateClientRequest {
         client: Some(Client { client_id: "mine".to_owned(), ..refreshing() }),
         secret: None,
     };
-    let created = world
+    let created = server
         .clients()
         .create_client(bearer(message, &a.admin))
         .await
@@ -360,17 +376,17 @@ async fn a_client_stays_in_its_tenant() {
     let moved =
         Client { client_id: "mine".to_owned(), tenant: "tenant-b".to_owned(), ..refreshing() };
     assert_eq!(
-        reason(&world.change(moved.clone(), &["tenant"]).await.unwrap_err()),
+        reason(&server.change(moved.clone(), &["tenant"]).await.unwrap_err()),
         "INVALID_REQUEST"
     );
     let grants = ["display_name", "scopes"];
-    assert_eq!(world.change(moved, &grants).await.unwrap().tenant, "tenant-a");
+    assert_eq!(server.change(moved, &grants).await.unwrap().tenant, "tenant-a");
     // An id of another tenant's cannot be taken over.
     let theirs = Client { client_id: b.plain.client.id.clone(), ..refreshing() };
     let message = jeton::proto::admin::CreateClientRequest { client: Some(theirs), secret: None };
-    let refused = world.clients().create_client(bearer(message, &a.admin)).await.unwrap_err();
+    let refused = server.clients().create_client(bearer(message, &a.admin)).await.unwrap_err();
     assert_eq!(refused.code(), Code::AlreadyExists);
-    assert!(world.token(&b.plain.client, &[]).await.is_ok());
+    assert!(server.token(&b.plain.client, &[]).await.is_ok());
 }
 
 /// AZ10: the id of a client that was deleted stays its tenant's. Another tenant is told what it is
@@ -378,74 +394,79 @@ async fn a_client_stays_in_its_tenant() {
 /// anybody.
 #[tokio::test]
 async fn a_deleted_id_stays_its_tenants() {
-    async fn create(world: &World, token: &str, tenant: &str) -> Result<(), tonic::Status> {
+    async fn create(server: &TestServer, token: &str, tenant: &str) -> Result<(), tonic::Status> {
         let client =
             Client { client_id: "billing".to_owned(), tenant: tenant.to_owned(), ..refreshing() };
         let message =
             jeton::proto::admin::CreateClientRequest { client: Some(client), secret: None };
-        world.clients().create_client(bearer(message, token)).await.map(drop)
+        server.clients().create_client(bearer(message, token)).await.map(drop)
     }
-    async fn delete(world: &World, token: &str) {
+    async fn delete(server: &TestServer, token: &str) {
         let message = jeton::proto::admin::DeleteClientRequest {
             client_id: "billing".to_owned(),
             ..Default::default()
         };
-        world.clients().delete_client(bearer(message, token)).await.unwrap();
+        server.clients().delete_client(bearer(message, token)).await.unwrap();
     }
-    let world = World::start().await;
-    let (a, b) = (settle(&world, "tenant-a").await, settle(&world, "tenant-b").await);
-    create(&world, &a.admin, "").await.unwrap();
-    let of_a_living_one = create(&world, &b.admin, "").await.unwrap_err();
-    delete(&world, &world.admin_token().await).await;
-    let refused = create(&world, &b.admin, "").await.unwrap_err();
+    let server = TestServer::start().await;
+    let (a, b) = (settle(&server, "tenant-a").await, settle(&server, "tenant-b").await);
+    create(&server, &a.admin, "").await.unwrap();
+    let of_a_living_one = create(&server, &b.admin, "").await.unwrap_err();
+    delete(&server, &server.admin_token().await).await;
+    let refused = create(&server, &b.admin, "").await.unwrap_err();
     assert_eq!(
         (refused.code(), reason(&refused).as_str()),
         (Code::AlreadyExists, "ALREADY_EXISTS")
     );
     assert_eq!(refused.message(), of_a_living_one.message());
 
-    let world = world.restart().await;
+    let server = server.restart().await;
     assert_eq!(
-        create(&world, &b.admin, "").await.unwrap_err().code(),
+        create(&server, &b.admin, "").await.unwrap_err().code(),
         Code::AlreadyExists,
         "also after a start"
     );
-    create(&world, &a.admin, "").await.unwrap();
-    delete(&world, &a.admin).await;
-    create(&world, &world.admin_token().await, "tenant-b").await.unwrap();
-    delete(&world, &b.admin).await;
+    create(&server, &a.admin, "").await.unwrap();
+    delete(&server, &a.admin).await;
+    create(&server, &server.admin_token().await, "tenant-b").await.unwrap();
+    delete(&server, &b.admin).await;
     assert_eq!(
-        create(&world, &a.admin, "").await.unwrap_err().code(),
+        create(&server, &a.admin, "").await.unwrap_err().code(),
         Code::AlreadyExists,
         "now it is the other's"
     );
-    create(&world, &b.admin, "").await.unwrap();
+    create(&server, &b.admin, "").await.unwrap();
 }
 
 /// Z01 (AUDIT AZ12): a tenant sees what is done to its clients and tokens, whoever does it, and of
 /// a caller of another tenant only its id.
 #[tokio::test]
 async fn a_tenant_sees_what_is_done_to_its_own() {
-    let world = World::open_handed().await;
-    let (of, other) = (settle(&world, "acme").await, settle(&world, "globex").await);
+    let server = TestServer::start_unlimited().await;
+    let (of, other) = (settle(&server, "acme").await, settle(&server, "globex").await);
     let thief = &of.plain.client;
     let mark = &other.plain;
-    world
+    server
         .token(&Caller { secret: "jcs_000000000000_wrong".to_owned(), ..mark.client.clone() }, &[])
         .await
         .unwrap_err();
-    world.refresh(thief, &mark.refresh_token).await.unwrap_err();
-    world.revoke(thief, &mark.access_token).await.unwrap();
-    world.revoke(thief, &mark.refresh_token).await.unwrap();
+    server.refresh(thief, &mark.refresh_token).await.unwrap_err();
+    server.revoke(thief, &mark.access_token).await.unwrap();
+    server.revoke(thief, &mark.refresh_token).await.unwrap();
     let (first, second) = (&other.marks[0], &other.marks[1]);
-    world.revoke(&world.admin, &first.access_token).await.unwrap();
-    world.revoke(&world.admin, &second.refresh_token).await.unwrap();
-    world.end_all(Target::Subject(format!("client:{}", mark.client.id))).await.unwrap();
-    world.token(&world.admin, &[]).await.unwrap();
+    server.revoke(&server.admin, &first.access_token).await.unwrap();
+    server.revoke(&server.admin, &second.refresh_token).await.unwrap();
+    server.revoke_all(Target::Subject(format!("client:{}", mark.client.id))).await.unwrap();
+    server.token(&server.admin, &[]).await.unwrap();
 
     let message = ListEventsRequest { page_size: 1_000, ..ListEventsRequest::default() };
-    let seen =
-        world.audit().list_events(bearer(message, &other.admin)).await.unwrap().into_inner().events;
+    let seen = server
+        .audit()
+        .list_events(bearer(message, &other.admin))
+        .await
+        .unwrap()
+        .into_inner()
+        .events;
     let count = |action: &str, by: &str| {
         let fits =
             |event: &&jeton::proto::admin::Event| event.action == action && client_of(event) == by;
@@ -459,6 +480,6 @@ async fn a_tenant_sees_what_is_done_to_its_own() {
     assert_eq!(count("client.authentication_failed", ""), 1);
     assert_eq!(count("refresh_token.refused", &thief.id), 1);
     assert_eq!(count("token.revoke_refused", &thief.id), 2);
-    assert_eq!(count("token.revoked", &world.admin.id), 2);
-    assert_eq!(count("revocation.subject", &world.admin.id), 1);
+    assert_eq!(count("token.revoked", &server.admin.id), 2);
+    assert_eq!(count("revocation.subject", &server.admin.id), 1);
 }

@@ -7,10 +7,7 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::rand;
 use jeton::proto::admin::{AddSecretRequest, add_secret_request};
 
-use crate::service::{
-    harness::{Caller, World, reason, refreshing},
-    scenes::{aimed_at, serving},
-};
+use crate::support::server::{Caller, TestServer, aimed_at, reason, refreshing, serving};
 
 const CHOSEN: &str = "correct horse battery staple";
 
@@ -80,26 +77,26 @@ fn with(id: &str, secret: &str) -> Caller {
     Caller { id: id.to_owned(), secret: secret.to_owned() }
 }
 
-async fn refused(world: &World, caller: &Caller) {
-    assert_eq!(reason(&world.token(caller, &[]).await.unwrap_err()), "INVALID_CLIENT");
+async fn refused(server: &TestServer, caller: &Caller) {
+    assert_eq!(reason(&server.token(caller, &[]).await.unwrap_err()), "INVALID_CLIENT");
 }
 
-async fn add_chosen(world: &World, caller: &Caller, plain: &str) {
+async fn add_chosen(server: &TestServer, caller: &Caller, plain: &str) {
     let secret = Some(add_secret_request::Secret::PlainSecret(plain.to_owned()));
     let message =
         AddSecretRequest { client_id: caller.id.clone(), secret, ..AddSecretRequest::default() };
-    world.clients().add_secret(world.as_admin(message).await).await.unwrap();
+    server.clients().add_secret(server.as_admin(message).await).await.unwrap();
 }
 
 /// A02: secrets that this service makes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "statistics: takes a minute"]
 async fn refusals_of_made_secrets_take_as_long() {
-    let world = World::open_handed().await;
-    let (good, other) = (world.register(refreshing()).await, world.register(refreshing()).await);
-    let chosen = world.register_with(refreshing(), CHOSEN).await;
-    let disabled = world.register(refreshing()).await;
-    world.disable(&disabled).await;
+    let server = TestServer::start_unlimited().await;
+    let (good, other) = (server.register(refreshing()).await, server.register(refreshing()).await);
+    let chosen = server.register_with(refreshing(), CHOSEN).await;
+    let disabled = server.register(refreshing()).await;
+    server.disable(&disabled).await;
     let flipped =
         format!("{}{}", &good.secret[..59], if good.secret.ends_with('A') { 'B' } else { 'A' });
     let classes = [
@@ -112,7 +109,7 @@ async fn refusals_of_made_secrets_take_as_long() {
         ("unknown client again", with("nobody-else", &other.secret)),
     ];
     indistinguishable(4_000, &classes.each_ref().map(|(class, _)| *class), async |class| {
-        refused(&world, &classes[class].1).await;
+        refused(&server, &classes[class].1).await;
     })
     .await;
 }
@@ -121,14 +118,14 @@ async fn refusals_of_made_secrets_take_as_long() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "statistics: takes minutes"]
 async fn refusals_of_chosen_secrets_take_as_long() {
-    let world = World::open_handed().await;
-    let one = world.register_with(refreshing(), CHOSEN).await;
-    let two = world.register_with(refreshing(), CHOSEN).await;
-    add_chosen(&world, &two, "another chosen secret").await;
-    let made = world.register(refreshing()).await;
-    let disabled = world.register_with(refreshing(), CHOSEN).await;
-    world.token(&disabled, &[]).await.unwrap();
-    world.disable(&disabled).await;
+    let server = TestServer::start_unlimited().await;
+    let one = server.register_with(refreshing(), CHOSEN).await;
+    let two = server.register_with(refreshing(), CHOSEN).await;
+    add_chosen(&server, &two, "another chosen secret").await;
+    let made = server.register(refreshing()).await;
+    let disabled = server.register_with(refreshing(), CHOSEN).await;
+    server.token(&disabled, &[]).await.unwrap();
+    server.disable(&disabled).await;
     let wrong = "incorrect horse battery staple";
     let classes = [
         ("unknown client", with("nobody", wrong)),
@@ -139,7 +136,7 @@ async fn refusals_of_chosen_secrets_take_as_long() {
         ("disabled client, wrong secret", with(&disabled.id, wrong)),
     ];
     indistinguishable(2_000, &classes.each_ref().map(|(class, _)| *class), async |class| {
-        refused(&world, &classes[class].1).await;
+        refused(&server, &classes[class].1).await;
     })
     .await;
 }
@@ -148,15 +145,15 @@ async fn refusals_of_chosen_secrets_take_as_long() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "statistics: takes half a minute"]
 async fn a_revoked_token_takes_as_long_as_a_foreign_one() {
-    let world = World::open_handed().await;
-    let viewer = world.register(serving(&["https://x.test"])).await;
-    let caller = world.register(aimed_at(&["https://y.test"])).await;
-    let foreign = world.token(&caller, &[]).await.unwrap().access_token;
-    let revoked = world.token(&caller, &[]).await.unwrap().access_token;
-    world.revoke(&caller, &revoked).await.unwrap();
+    let server = TestServer::start_unlimited().await;
+    let viewer = server.register(serving(&["https://x.test"])).await;
+    let caller = server.register(aimed_at(&["https://y.test"])).await;
+    let foreign = server.token(&caller, &[]).await.unwrap().access_token;
+    let revoked = server.token(&caller, &[]).await.unwrap().access_token;
+    server.revoke(&caller, &revoked).await.unwrap();
     let tokens = [&foreign, &revoked];
     indistinguishable(4_000, &["foreign", "revoked"], async |class| {
-        assert_eq!(world.introspect_as(&viewer, tokens[class]).await.unwrap().active, Some(false));
+        assert_eq!(server.introspect_as(&viewer, tokens[class]).await.unwrap().active, Some(false));
     })
     .await;
 }

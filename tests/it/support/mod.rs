@@ -3,3 +3,5 @@
 pub(crate) mod database;
 pub(crate) mod faulty;
 pub(crate) mod isolated;
+#[expect(unreachable_pub, reason = "a test binary has no outside")]
+pub(crate) mod server;

@@ -16,10 +16,7 @@ use jeton::{
 use mongodb::bson::RawDocumentBuf;
 use tempfile::TempDir;
 
-use crate::{
-    service::harness::{holds, is_on_disk},
-    support::database::{self, Database, PATIENCE},
-};
+use crate::support::database::{self, Database, PATIENCE};
 
 /// Seconds that a call may take, the most that can be configured.
 const DEADLINE: u64 = 300;
@@ -29,7 +26,7 @@ const DRAIN: u64 = 60;
 pub const MAX_STALENESS: u64 = 60;
 
 /// Goes with its last user.
-pub struct Home {
+pub struct StoreDir {
     dir: TempDir,
     database: Option<Database>,
 }
@@ -47,7 +44,7 @@ pub fn on_mongodb() -> bool {
 
 /// Whether a walk over every case takes some of them only: over MongoDB, where each call takes long
 /// and the rules above the store are the same. `JETON_LONG=1` takes all of them.
-pub fn is_brief() -> bool {
+pub fn samples_cases() -> bool {
     on_mongodb() && !env::var("JETON_LONG").is_ok_and(|value| value == "1")
 }
 
@@ -66,7 +63,7 @@ pub fn has_no_files() -> bool {
     on_mongodb()
 }
 
-impl Home {
+impl StoreDir {
     /// Of the kind that the environment asks for.
     pub fn new() -> Arc<Self> {
         Arc::new(Self { dir: TempDir::new().unwrap(), database: on_mongodb().then(Database::own) })
@@ -170,4 +167,20 @@ impl Home {
 pub fn adopt(dir: &Path) {
     let master = master::load_or_make(&dir.join("master.key"), false).unwrap();
     Embedded::adopt(dir, ChainKey::new(Sealer::new(*master).derive("audit head"))).unwrap();
+}
+
+/// Whether `needle` is in `bytes`: by a search that is fast in a debug build too.
+fn holds(bytes: &[u8], needle: &str) -> bool {
+    String::from_utf8_lossy(bytes).contains(needle)
+}
+
+/// Whether `needle` is in any file below `dir`.
+fn is_on_disk(dir: &Path, needle: &str) -> bool {
+    std::fs::read_dir(dir).unwrap().any(|entry| {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            return is_on_disk(&path, needle);
+        }
+        holds(&std::fs::read(&path).unwrap_or_default(), needle)
+    })
 }
