@@ -87,7 +87,7 @@ impl Witness {
     /// # Errors
     ///
     /// The store fails; the next call records the rest.
-    pub async fn look<S: AuditStore + ?Sized>(
+    pub async fn record_moved<S: AuditStore + ?Sized>(
         &self,
         store: &S,
         key: &ChainKey,

@@ -79,7 +79,7 @@ pub(super) fn start(
         }),
         every(minutes, "witness audit chain heads", |context| {
             Box::pin(async move {
-                let noted = context.witness.look(
+                let noted = context.witness.record_moved(
                     context.store.as_ref(),
                     &context.chain,
                     context.clock.now(),

@@ -1,8 +1,5 @@
 //! Names that can be searched for: no type name that means more than two things, no word of a
 //! story, no doc comment that begins with a question.
-//!
-//! Two checks have a budget of what is left from before the rule. A change may lower a budget,
-//! never raise it; the aim is 0.
 
 use std::collections::BTreeMap;
 
@@ -20,9 +17,6 @@ const COMMON: &[&str] =
 
 /// Most types of any other name.
 const MOST: usize = 2;
-
-/// Names of more types than [`MOST`] that are left from before the rule, with their number.
-const CROWDED: &[(&str, usize)] = &[("Claim", 3), ("Keys", 3)];
 
 /// Words of a story, which say nothing about what a name stands for. No name of an item, a field or
 /// a variant has one of them.
@@ -53,9 +47,6 @@ const STORY: &[&str] = &[
 
 /// Words that are not enough for a name on their own.
 const VAGUE: &[&str] = &["look", "others", "over", "said", "says", "seen", "some"];
-
-/// Names with such words that are left from before the rule.
-const STORY_BUDGET: usize = 1;
 
 /// Words of a story that no comment has.
 const PROSE: &[&str] = &[
@@ -245,10 +236,7 @@ fn a_type_name_means_at_most_two_things() {
     for name in names(&sources()).into_iter().filter(|name| name.is_type) {
         types.entry(name.name).or_default().push(name.place);
     }
-    types.retain(|name, places| {
-        let left = CROWDED.iter().find(|(crowded, _)| crowded == name).map(|(_, number)| *number);
-        !COMMON.contains(&name.as_str()) && places.len() > left.unwrap_or(MOST)
-    });
+    types.retain(|name, places| !COMMON.contains(&name.as_str()) && places.len() > MOST);
     assert!(types.is_empty(), "give these types names that tell them apart: {types:#?}");
 }
 
@@ -260,10 +248,9 @@ fn no_name_has_a_word_of_a_story() {
         .map(|name| format!("{}: {}", name.place, name.name))
         .collect();
     assert!(
-        found.len() <= STORY_BUDGET,
-        "{} names have a word that nobody can search for, {STORY_BUDGET} were left: use the \
-         field's word (notify, receive, report, active, caller ...): {found:#?}",
-        found.len(),
+        found.is_empty(),
+        "names have a word that nobody can search for: use the field's word (notify, receive, \
+         report, active, caller ...): {found:#?}",
     );
 }
 

@@ -9,7 +9,7 @@ use std::{fmt, sync::Arc};
 
 use secrecy::{ExposeSecret, SecretString};
 
-use self::presented::{Claim, Judgement, Refusal};
+use self::presented::{Judgement, PresentedSecret, Refusal};
 pub use self::{bearer::carries, secret_uses::SecretUses};
 use super::Detached;
 use crate::{
@@ -143,7 +143,8 @@ impl ClientAuthenticator {
             }
             None => (None, false),
         };
-        let claim = Claim { name: &client_id, client: client.as_deref(), secret: &secret };
+        let claim =
+            PresentedSecret { name: &client_id, client: client.as_deref(), secret: &secret };
         let refusal = match self.judge_claim(call, &claim).await {
             Judgement::Right { secret: id, rehashed } => {
                 let proven = client.as_deref().ok_or(Error::InvalidClient)?;

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// A caller's claim to be a client.
-pub(super) struct Claim<'a> {
+pub(super) struct PresentedSecret<'a> {
     /// The id as presented; of no client's, or malformed, all the same.
     pub(super) name: &'a str,
     /// The client of that id, if there is one.
@@ -23,7 +23,7 @@ pub(super) struct Claim<'a> {
     pub(super) secret: &'a SecretString,
 }
 
-impl Claim<'_> {
+impl PresentedSecret<'_> {
     /// Secrets to compare with. A disabled client has none, so that its path is that of a client
     /// that does not exist (A02).
     fn live(&self, now: Timestamp) -> impl Iterator<Item = &Secret> {
@@ -89,7 +89,7 @@ impl ClientAuthenticator {
     /// Judges a claim. Drawn before anything is compared, and given back if the secret is right or
     /// was not compared: a secret that is wrong is paid for, and one that is not paid for is not
     /// judged.
-    pub(super) async fn judge_claim(&self, call: &Call, claim: &Claim<'_>) -> Judgement {
+    pub(super) async fn judge_claim(&self, call: &Call, claim: &PresentedSecret<'_>) -> Judgement {
         let generated = secrets::is_generated(claim.secret.expose_secret());
         // Guesses at a secret that is valid are counted apart, so that an instance with a retired
         // one costs its neighbours nothing.
@@ -107,7 +107,7 @@ impl ClientAuthenticator {
     }
 
     /// A secret this service made: one HMAC, also where there is nothing to compare with (A02).
-    fn prove_generated(&self, call: &Call, claim: &Claim<'_>, guess: Guess) -> Judgement {
+    fn prove_generated(&self, call: &Call, claim: &PresentedSecret<'_>, guess: Guess) -> Judgement {
         let presented = claim.secret.expose_secret();
         let id = secrets::secret_id_of(presented);
         let kept = claim
@@ -127,7 +127,12 @@ impl ClientAuthenticator {
     /// A secret that was imported: as many argon2id as a client may have secrets, also where there
     /// is nothing to compare with; none where the caller's peer has no budget for them, whatever
     /// the name.
-    async fn prove_imported(&self, call: &Call, claim: &Claim<'_>, guess: Guess) -> Judgement {
+    async fn prove_imported(
+        &self,
+        call: &Call,
+        claim: &PresentedSecret<'_>,
+        guess: Guess,
+    ) -> Judgement {
         let live = claim.live(call.now).filter(|_| guess.may_compare());
         let imported = live.filter_map(|secret| match &secret.digest {
             Digest::Argon2id { phc } => Some(Kept { id: secret.id.clone(), phc: phc.clone() }),

@@ -30,8 +30,9 @@ use self::{
     admin::topology,
     audit::{AuditLog, recovery},
     collections::{
-        audiences::Audiences, clients::Clients, counters::Counters, families::Families, keys::Keys,
-        proof::Proofs, revocation_list::RevocationList, revocations::TokenRevocations,
+        audiences::Audiences, clients::Clients, counters::Counters, families::Families,
+        keys::StoredKeyset, proof::Proofs, revocation_list::RevocationList,
+        revocations::TokenRevocations,
     },
     driver::{
         connection::Connection,
@@ -71,7 +72,7 @@ pub struct Mongo {
     audiences: Audiences,
     families: Families,
     revocations: TokenRevocations,
-    keys: Keys,
+    keys: StoredKeyset,
     counters: Counters,
     proofs: Proofs,
 }
@@ -127,7 +128,7 @@ impl Mongo {
         let feed =
             Arc::new(ChangeFeed::new(connection.clone(), audit.node().clone(), clock_margin));
         let handles = || (connection.clone(), audit.clone(), feed.clone());
-        let (clients, keys) = (Clients::new(handles()), Keys::new(handles()));
+        let (clients, keys) = (Clients::new(handles()), StoredKeyset::new(handles()));
         let audiences = Audiences::new(connection.clone(), audit.clone());
         let counters = Counters::new(connection.clone(), audit.node());
         let list = RevocationList::new(handles());

@@ -325,7 +325,7 @@ mod mongodb {
             }
             store.close().await.unwrap();
         };
-        timeout(PATIENCE, recorded).await.expect("it is recorded late");
+        timeout(PATIENCE * 30, recorded).await.expect("it is recorded late");
         // As it is left behind by one that was killed in the moment after.
         let outbox = kept.get_array("outbox").unwrap().clone();
         tokens.update_one(doc! {}, doc! { "$set": { "outbox": outbox } }).await.unwrap();
@@ -583,7 +583,7 @@ mod mongodb {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(PATIENCE * 3, told)
+        tokio::time::timeout(PATIENCE * 30, told)
             .await
             .expect("a beat notices within half a second");
     }
@@ -616,14 +616,14 @@ mod mongodb {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE * 3, ends).await.expect("the stream breaks off");
+        tokio::time::timeout(PATIENCE * 30, ends).await.expect("the stream breaks off");
         let heard = async {
             let last = ended.last().map(|revocation| Change::Revoked(*revocation));
             while ear.heard().last() != last.as_ref() {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(PATIENCE, heard).await.expect("the stream goes on");
+        tokio::time::timeout(PATIENCE * 30, heard).await.expect("the stream goes on");
         let heard = ear.heard();
         assert!(!heard.contains(&Change::Missed), "it is taken up where it was");
         let missed = ended

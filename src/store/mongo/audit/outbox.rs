@@ -161,12 +161,12 @@ pub(super) struct EntryHeader {
     /// Node that must record it, and the sequence of that node's chain when it took the entry on.
     pub(crate) node: String,
     pub(crate) after: u64,
-    pub(crate) claim: Option<Claim>,
+    pub(crate) claim: Option<EntryClaim>,
 }
 
 /// Claim on an entry by another node, or by a later process.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Claim {
+pub(crate) struct EntryClaim {
     pub(crate) id: Uuid,
     /// Node that made the change.
     pub(crate) from: String,
@@ -176,9 +176,10 @@ impl EntryHeader {
     pub(crate) fn read(entry: &Document) -> Result<Self, MongoError> {
         let fields = Fields::of("outbox", entry);
         let claim = match fields.find("claim") {
-            Some(_) => {
-                Some(Claim { id: fields.uuid("claim")?, from: fields.text("from")?.to_owned() })
-            }
+            Some(_) => Some(EntryClaim {
+                id: fields.uuid("claim")?,
+                from: fields.text("from")?.to_owned(),
+            }),
             None => None,
         };
         Ok(Self {
@@ -256,7 +257,7 @@ mod tests {
         let header =
             EntryHeader { id: Uuid::now_v7(), node: "a".to_owned(), after: 7, claim: None };
         let claimed = EntryHeader {
-            claim: Some(Claim { id: Uuid::now_v7(), from: "b".to_owned() }),
+            claim: Some(EntryClaim { id: Uuid::now_v7(), from: "b".to_owned() }),
             ..header.clone()
         };
         for header in [&header, &claimed] {
@@ -273,9 +274,9 @@ mod tests {
             for (collection, id) in elsewhere {
                 assert!(!header.is_authentic(&key, &OutboxOwner { collection, id }, body, &entry));
             }
-            let other_claim = Some(Claim { id: Uuid::now_v7(), from: "b".to_owned() });
+            let other_claim = Some(EntryClaim { id: Uuid::now_v7(), from: "b".to_owned() });
             let other_from =
-                header.claim.clone().map(|claim| Claim { from: "c".to_owned(), ..claim });
+                header.claim.clone().map(|claim| EntryClaim { from: "c".to_owned(), ..claim });
             let no_claim =
                 header.claim.as_ref().map(|_| EntryHeader { claim: None, ..header.clone() });
             let changed = [

@@ -29,7 +29,7 @@ use uuid::Uuid;
 
 use super::{
     AuditLog,
-    outbox::{Claim, Entry, EntryHeader, OutboxOwner},
+    outbox::{Entry, EntryClaim, EntryHeader, OutboxOwner},
     records::{LATE_FIELD, decoded, sealed},
 };
 use crate::{
@@ -395,7 +395,7 @@ async fn recover(log: &AuditLog, orphan: OrphanedEntry) -> Result<(), MongoError
     // The node may have recorded it and died before the cleanup.
     let Some(recorded) = find_record(log, &header, &entry.event).await? else {
         // Of two nodes that find it, the one whose claim is applied appends it.
-        let claim = Claim { id: Uuid::now_v7(), from: header.origin().to_owned() };
+        let claim = EntryClaim { id: Uuid::now_v7(), from: header.origin().to_owned() };
         let (name, after) = (log.node.name.as_ref().to_owned(), log.chain.sequence());
         let claimed_header = EntryHeader { id: header.id, node: name, after, claim: Some(claim) };
         let fields = claimed_header.fields(&log.node.key, &owner, &entry.body);

@@ -26,20 +26,20 @@ use crate::{
 
 /// The collection `signing_keys`.
 #[derive(Clone)]
-pub(crate) struct Keys {
+pub(crate) struct StoredKeyset {
     connection: Arc<Connection>,
     audit: Arc<AuditLog>,
     feed: Arc<ChangeFeed>,
 }
 
-impl Keys {
+impl StoredKeyset {
     pub(crate) fn new((connection, audit, feed): Handles) -> Self {
         Self { connection, audit, feed }
     }
 }
 
 #[async_trait]
-impl KeyStore for Keys {
+impl KeyStore for StoredKeyset {
     async fn keyset(&self) -> Result<Option<Keyset>> {
         let keys = self.connection.collection(SIGNING_KEYS);
         let found = self
@@ -55,7 +55,7 @@ impl KeyStore for Keys {
     }
 }
 
-impl Keys {
+impl StoredKeyset {
     pub(super) async fn replace(&self, keyset: &Keyset, event: Event) -> Result<Write, MongoError> {
         let Some(before) = before(keyset.revision) else { return Ok(Write::Stale) };
         let audited = self.audit.change([event])?;

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use mongodb::bson::{Document, doc};
 
 use super::{
-    audiences::Audiences, clients::Clients, families::Families, keys::Keys,
+    audiences::Audiences, clients::Clients, families::Families, keys::StoredKeyset,
     revocations::TokenRevocations,
 };
 use crate::{
@@ -39,7 +39,7 @@ pub(crate) struct Proofs {
     pub(crate) audiences: Audiences,
     pub(crate) families: Families,
     pub(crate) revocations: TokenRevocations,
-    pub(crate) keys: Keys,
+    pub(crate) keys: StoredKeyset,
 }
 
 #[async_trait]

@@ -159,7 +159,7 @@ mod mongodb {
             verdicts.into_iter().map(|verdict| (verdict.chain.to_string(), verdict.flaw)).collect();
         let unreadable = Some((1, "unreadable".to_owned()));
         assert_eq!(flaws, [("ghost".to_owned(), unreadable), ("node".to_owned(), None)]);
-        assert_eq!(Witness::default().look(&other, &Bench::key(), NOW).await.unwrap(), 0);
+        assert_eq!(Witness::default().record_moved(&other, &Bench::key(), NOW).await.unwrap(), 0);
     }
 
     /// AZ2: an entry that a node put into an outbox is recorded once, however often somebody puts a

@@ -62,7 +62,7 @@ async fn a_store_of_one_node_is_sure_of_its_end() {
     assert_eq!(store.writer("other").await.unwrap(), Writer::NotRunning);
     let witness = Witness::default();
     for _ in 0..3 {
-        assert_eq!(witness.look(&store, &Bench::key(), at(1)).await.unwrap(), 0);
+        assert_eq!(witness.record_moved(&store, &Bench::key(), at(1)).await.unwrap(), 0);
     }
     let verdicts = verify(&store, &Bench::key(), None, &[]).await.unwrap();
     assert_eq!(

@@ -292,8 +292,8 @@ impl Pair {
     /// Once on the first node: the first look only reads what was witnessed before.
     async fn witness(&self) -> usize {
         let witness = Witness::default();
-        assert_eq!(witness.look(&self.one, &Bench::key(), NOW).await.unwrap(), 0);
-        witness.look(&self.one, &Bench::key(), NOW).await.unwrap()
+        assert_eq!(witness.record_moved(&self.one, &Bench::key(), NOW).await.unwrap(), 0);
+        witness.record_moved(&self.one, &Bench::key(), NOW).await.unwrap()
     }
 }
 
@@ -457,8 +457,8 @@ async fn idle_nodes_witness_nothing() {
     let (by_one, by_two, key) = (Witness::default(), Witness::default(), Bench::key());
     append(&one, 1).await;
     append(&two, 1).await;
-    let look_one = async || by_one.look(&one, &key, NOW).await.unwrap();
-    let look_two = async || by_two.look(&two, &key, NOW).await.unwrap();
+    let look_one = async || by_one.record_moved(&one, &key, NOW).await.unwrap();
+    let look_two = async || by_two.record_moved(&two, &key, NOW).await.unwrap();
     assert_eq!((look_one().await, look_two().await), (0, 0), "the first look only reads");
     assert_eq!((look_one().await, look_two().await), (1, 1));
     for _ in 0..3 {
@@ -474,7 +474,7 @@ async fn idle_nodes_witness_nothing() {
     let later = Witness::default();
     for _ in 0..2 {
         assert_eq!(
-            later.look(&one, &key, NOW).await.unwrap(),
+            later.record_moved(&one, &key, NOW).await.unwrap(),
             0,
             "a process that starts anew notes nothing that has not moved"
         );
@@ -484,7 +484,7 @@ async fn idle_nodes_witness_nothing() {
     let later = Witness::default();
     for _ in 0..2 {
         assert_eq!(
-            later.look(&one, &key, NOW).await.unwrap(),
+            later.record_moved(&one, &key, NOW).await.unwrap(),
             0,
             "another process notes no end again"
         );
