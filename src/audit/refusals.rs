@@ -149,6 +149,7 @@ impl Refusals {
             let last = Event {
                 target: String::new(),
                 actor: None,
+                auth: None,
                 family: None,
                 tenant: None,
                 ..last.clone()

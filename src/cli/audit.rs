@@ -69,7 +69,7 @@ struct Filter {
     #[arg(long, value_name = "ID")]
     client: Option<String>,
     /// Show only this action, such as token.issued, or all actions with a prefix that ends with a
-    /// dot, such as token. (README lists the actions)
+    /// dot, such as token. (docs/audit.md lists the actions)
     #[arg(long)]
     action: Option<String>,
     /// Show only this outcome

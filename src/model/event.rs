@@ -183,9 +183,11 @@ actions! {
     /// the rotation if it has another network address.
     RefreshRepeated = "refresh_token.repeated",
     /// A used refresh token was presented, or two callers used one family: the family was revoked,
-    /// or all tokens of its client (`limits.revocations_per_client`). The reason names which.
+    /// or all tokens of its client (`limits.revocations_per_client`), which `revocation.client` then
+    /// records too. The reason is `invalid_grant`, or `shared: ...` with both peers.
     RefreshReused = "refresh_token.reused",
-    /// A refresh was refused; the family is unchanged.
+    /// A refresh was refused; the family is unchanged. A token that names no family of this service,
+    /// or does not verify, is refused without a record.
     RefreshRefused = "refresh_token.refused",
     /// A token or family was revoked by its client.
     TokenRevoked = "token.revoked",

@@ -68,7 +68,7 @@ mod mongodb {
     /// V04: what one node was told to revoke, access tokens and families, is refused on it at once
     /// and on the other soon.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn what_one_revokes_the_other_refuses() {
         let (one, two) = pair().await;
         let caller = one.register(refreshing()).await;
@@ -93,7 +93,7 @@ mod mongodb {
     /// R01, R04: a spent token that comes back at another node ends the family on both, with one
     /// record.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn reuse_at_another_node_ends_the_family_on_both() {
         let (one, two) = pair().await;
         let caller = one.register(refreshing()).await;
@@ -121,7 +121,7 @@ mod mongodb {
 
     /// R02, C3: one token presented at two nodes at once has one successor.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_race_of_two_nodes_gives_one_successor() {
         let (one, two) = pair().await;
         let caller = one.register(refreshing()).await;
@@ -144,7 +144,7 @@ mod mongodb {
     /// R05, C3: a refresh on one node against a revocation on the other: whichever comes first,
     /// nothing of the family is left.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_revocation_wins_over_a_refresh_elsewhere() {
         let (one, two) = pair().await;
         let caller = one.register(refreshing()).await;
@@ -181,7 +181,7 @@ mod mongodb {
     /// R10, A05: a client that is disabled on one node, or a secret that is retired there, is
     /// refused on the other.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_client_ended_on_one_node_is_refused_on_the_other() {
         let (one, two) = pair().await;
         let caller = one.register(Client { client_id: "orders".to_owned(), ..refreshing() }).await;
@@ -226,7 +226,7 @@ mod mongodb {
     /// K01, K03: keys that are rotated on one node sign and verify on the other; one that is
     /// revoked verifies on neither.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn keys_of_one_node_are_the_other_s() {
         let (one, two) = configured(|config| {
             unlimited(config);
@@ -273,7 +273,7 @@ mod mongodb {
     /// through what one would, and not more beyond it than each may before it hears of the other: a
     /// second's calls and a burst.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn what_two_nodes_let_through_is_bounded() {
         const RATE: Rate = Rate { per_second: 10, burst: 10 };
         let (one, two) = configured(|config| {
@@ -315,7 +315,7 @@ mod mongodb {
     /// not passed over without a word: who follows the trail is told that there is a gap, and that
     /// is the end of the call.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn who_follows_the_trail_is_told_of_a_gap() {
         let one = TestServer::start_shared(unlimited).await;
         let uri = one.home.uri().unwrap();
@@ -364,7 +364,7 @@ mod mongodb {
     /// A node that hears nothing more does not judge by what it knew: UNAVAILABLE once that is too
     /// old, in neither direction anything else; the other goes on.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_node_that_hears_nothing_does_not_judge() {
         const STALE: u64 = 2;
         let one = TestServer::start_shared(unlimited).await;
@@ -431,7 +431,7 @@ mod mongodb {
     /// O04, I6: each node has its chain; both verify on either node, ListEvents shows both, and
     /// pages stand while both write on.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn the_trail_of_both_is_one() {
         let (one, two) = pair().await;
         let caller = one.register(refreshing()).await;

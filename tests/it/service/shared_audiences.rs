@@ -1,10 +1,14 @@
 //! AUDIT AZ12: a tenant has in its own trail which clients of other tenants list its audiences.
 
 use jeton::proto::admin::{Client, DeleteClientRequest};
+use tokio::join;
 
 use crate::{
     service::audiences::{PAY, aimed, scene},
-    support::server::{TamperableServer, bearer, texts},
+    support::{
+        faulty::{Act, Kind, Side},
+        server::{TamperableServer, bearer, reason, texts},
+    },
 };
 
 /// Listed on a new client, on one that is there, taken from it by its own tenant, and gone with a
@@ -47,4 +51,26 @@ async fn the_owner_of_an_audience_reads_whom_the_operator_shares_it_with() {
     assert_eq!(server.sharing(PAY, &acme).await, []);
     assert_eq!(server.sharing("urn:acme", &acme).await, []);
     assert_eq!(server.verify_chain().await.intact, Some(true));
+}
+
+/// A registration of unknown outcome that is taken back whole was in force for a moment: the owner
+/// reads that the audience was shared, and that it no longer is.
+#[tokio::test]
+async fn a_registration_that_is_taken_back_leaves_both_records_with_the_owner() {
+    let (TamperableServer { server, store, .. }, globex, _) = scene().await;
+    server.create_as(&globex, aimed("own", &[PAY])).await.unwrap();
+    let root = server.admin_token().await;
+    let registered = store.hold("spend", Side::After);
+    let meanwhile = async {
+        registered.arrived().await;
+        store.plan_verb("spend", Act::FailAfter(Kind::Unavailable));
+        registered.release();
+    };
+    let partner = Client { tenant: "acme".to_owned(), ..aimed("partner", &[PAY]) };
+    let (refused, ()) = join!(server.create_as(&root, partner), meanwhile);
+    assert_eq!(reason(&refused.unwrap_err()), "TEMPORARILY_UNAVAILABLE");
+    assert_eq!(reason(&server.try_get("partner").await.unwrap_err()), "NOT_FOUND");
+    let record =
+        |action: &str| (format!("audience.{action}"), "client partner of tenant acme".to_owned());
+    assert_eq!(server.sharing(PAY, &globex).await, [record("shared"), record("unshared")]);
 }

@@ -175,7 +175,7 @@ mod mongodb {
 
     /// K03: the same over MongoDB, where every node follows what is written to the keyset.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_revoked_key_does_not_come_back_on_a_running_node() {
         let server = TestServer::start_shared(unlimited).await;
         let other = server.join("node-2", unlimited, None).await;
@@ -217,7 +217,7 @@ mod mongodb {
     /// K03: the same over MongoDB; and a keyset that nobody can read is none to the running nodes:
     /// the last genuine one stays in use, and they go on hearing of everything else.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn deleted_or_unreadable_keys_are_not_replaced() {
         let mut server = TestServer::start_shared(unlimited).await;
         let mut other = server.join("node-2", unlimited, None).await;
@@ -251,7 +251,7 @@ mod mongodb {
 
     /// V02, R05: the same over MongoDB.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn an_ended_family_is_not_refreshed_whatever_the_store_says() {
         let server = TestServer::start_shared(unlimited).await;
         let caller = server.register(refreshing()).await;

@@ -405,6 +405,24 @@ async fn a_renamed_own_chain_is_refused() {
     }
 }
 
+/// AZ6: a row before the first record of a chain is none of its records: it is not listed, makes no
+/// chain of its own, and `doctor` finds it.
+#[tokio::test]
+async fn a_row_before_the_first_record_is_no_record() {
+    let (dir, _) = closed(3).await;
+    let sql = "INSERT INTO audit (chain, sequence, node, hash, event)
+               SELECT 'node', 0, node, hash, event FROM audit WHERE sequence = 1
+               UNION ALL SELECT 'invented', -4, node, hash, event FROM audit WHERE sequence = 1";
+    let connection = rusqlite::Connection::open(dir.path().join("jeton.db")).unwrap();
+    assert_eq!(connection.execute(sql, []).unwrap(), 2);
+    drop(connection);
+    let store = open(dir.path()).unwrap();
+    assert_eq!(store.chains().await.unwrap(), ["node".into()]);
+    let listed = store.events(&Filter::default(), None, 1_000).await.unwrap();
+    assert!(listed.iter().all(|record| record.sequence > 0 && *record.chain == *"node"));
+    assert!(!store.check().await.unwrap().damage.is_empty());
+}
+
 /// A sound store is found to be sound.
 #[tokio::test]
 async fn the_whole_check_passes_what_is_whole() {

@@ -30,7 +30,7 @@ mod mongodb {
     /// code and keys that no client could have. The listing names what has a name and goes on,
     /// another node starts, and the feed breaks off for none of them.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn forged_documents_stop_neither_a_listing_nor_a_start_nor_the_feed() {
         let own = Own::own();
         let node: Arc<dyn Store> = Arc::new(database::node(own.uri(), "node", Bench::key()).await);
@@ -122,7 +122,7 @@ mod mongodb {
     /// what comes behind it is heard, and nothing was missed; nor does it keep a follower from
     /// hearing of everything else.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn an_unreadable_keyset_stops_neither_the_feed_nor_a_start() {
         let own = Own::own();
         let node = database::node(own.uri(), "node", Bench::key()).await;
@@ -184,7 +184,7 @@ mod mongodb {
     /// is nobody's: it is named, keeps the audience from everybody, and stops neither a listing nor
     /// a start.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn forged_records_of_audiences_are_nobodys_and_stop_nothing() {
         let own = Own::own();
         let node: Arc<dyn Store> = Arc::new(database::node(own.uri(), "node", Bench::key()).await);
@@ -271,7 +271,7 @@ mod mongodb {
     /// A copy of a record under another `_id` ends an export, and is named: it must not have it
     /// read the same page for ever.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_copied_document_ends_an_export() {
         let own = Own::own();
         let node: Arc<dyn Store> = Arc::new(database::node(own.uri(), "node", Bench::key()).await);

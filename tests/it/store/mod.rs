@@ -30,11 +30,11 @@ suite::lane!(faulty_and_idle, Bench::faulty());
 suite::lane!(
     mongodb,
     Bench::mongodb().await,
-    ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"
+    ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"
 );
 // As the service runs it.
 suite::lane!(
     mongodb_metered,
     Bench::mongodb_metered().await,
-    ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"
+    ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"
 );

@@ -491,7 +491,7 @@ mod mongodb {
         #![proptest_config(ProptestConfig { cases: 6, max_shrink_iters: 20, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+        #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
         fn any_sequence_of_verbs_answers_as_the_model(verbs in prop::collection::vec(verb(), 1..80)) {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async { run(Bench::mongodb().await, &verbs).await });

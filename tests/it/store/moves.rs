@@ -50,7 +50,7 @@ mod mongodb {
     /// E9: from a directory to MongoDB and back, the same bytes at every stop, in pages of any
     /// size; and the node goes on with the chain that has its name.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn from_a_directory_to_mongodb_and_back() {
         let (dir, uri) = (tempfile::tempdir().unwrap(), Database::own());
         let source = Embedded::open(dir.path(), "node", Bench::key()).unwrap();
@@ -86,7 +86,7 @@ mod mongodb {
     /// E9: several nodes' chains, families that were ended, reused and outlived by their end,
     /// epochs of a deleted client.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn from_mongodb_with_several_nodes_to_a_directory_and_back() {
         let (uri, other_uri) = (Database::own(), Database::own());
         let (one, two) = (node(uri.uri(), "one").await, node(uri.uri(), "two").await);
@@ -167,7 +167,7 @@ mod mongodb {
     /// O04, E9: an export that was tampered with, cut off, or stands in the way of something is not
     /// taken in.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_tampered_export_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let source = Embedded::open(dir.path(), "node", Bench::key()).unwrap();

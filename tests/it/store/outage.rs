@@ -107,7 +107,7 @@ mod mongodb {
     /// A call whose connection is dead holds up nobody who comes with the same refresh token:
     /// neither who reads the family nor who rotates it.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_call_that_is_stuck_is_passed() {
         // First, for a node that is not new looks at this collection for itself.
         let _alone = FAIL_COMMAND.lock().await;
@@ -151,7 +151,7 @@ mod mongodb {
     /// refused, is made good however long the store was away; once somebody was answered, only
     /// within the grace, which begins with that.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_rotation_that_nobody_heard_of_can_be_asked_for_again() {
         let frail = Frail::open().await;
         let (store, stamp) = (&frail.store, stamp());
@@ -195,7 +195,7 @@ mod mongodb {
     /// R01: what a node that was killed did not come to take away, its next life does, and an older
     /// version's rotation is judged by its own time.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_mark_does_not_outlive_its_node_nor_its_rotation() {
         let frail = Frail::open().await;
         let (killed, rotated) = (family("a"), family("b"));
@@ -224,7 +224,7 @@ mod mongodb {
     /// R01: while the database does not take away that a rotation was not answered, its node knows
     /// better; and it is taken away as soon as that can be.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_mark_that_cannot_be_taken_away_is_known_to_be_wrong() {
         let Frail { own, store, server } = Frail::open().await;
         let (spent, other, stamp) = (family("a"), family("b"), stamp());
@@ -258,7 +258,7 @@ mod mongodb {
     /// R07: that a record was made by who found the event tells nothing of the caller: whoever was
     /// not answered may still ask again.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_record_that_another_made_answered_nobody() {
         let Frail { own, store, server } = Frail::open().await;
         let (family, stamp) = (family("a"), stamp());
@@ -301,7 +301,7 @@ mod mongodb {
     /// known answered nobody either: where the node is killed before it takes the event out of the
     /// outbox, the spent token still yields its successor.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_record_that_came_too_late_answered_nobody() {
         let Frail { own, store, server } = Frail::open().await;
         let (family, stamp) = (family("a"), stamp());
@@ -344,7 +344,7 @@ mod mongodb {
     /// again, also in many generations running, and one that was answered is, also where another
     /// node repeats it at once.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn only_what_was_answered_counts() {
         let frail = Frail::open().await;
         let other = Mongo::open(frail.own.uri(), "other", Bench::key(), PATIENCE).await.unwrap();
@@ -389,7 +389,7 @@ mod mongodb {
     /// AUDIT TL7: where four calls are not known to have been answered, a further one is told to
     /// ask again; when the grace is over it is given the successor.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn an_outage_uses_up_no_repetitions() {
         let frail = Frail::open().await;
         let (store, family, stamp) = (&frail.store, family("a"), stamp());
@@ -415,7 +415,7 @@ mod mongodb {
     /// nothing when it comes through at last; unless the token was spent when it came: who presents
     /// such a one does not get away with hanging up.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn the_echo_of_a_call_that_was_given_up_is_no_reuse() {
         let frail = Frail::open().await;
         let other = Mongo::open(frail.own.uri(), "other", Bench::key(), PATIENCE).await.unwrap();
@@ -457,7 +457,7 @@ mod mongodb {
     /// C2: the grace goes by the clock that nodes have in common, not by theirs, in both
     /// directions.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn the_grace_goes_by_the_common_clock() {
         let frail = Frail::open().await;
         let (store, stamp) = (&frail.store, stamp());
@@ -490,7 +490,7 @@ mod mongodb {
 
     /// M6, M7: counters that were told and not confirmed are told again, and count once.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn counters_told_twice_count_once() {
         let frail = Frail::open().await;
         let hits = [("a".to_owned(), 5), ("b".to_owned(), 7)];
@@ -516,7 +516,7 @@ mod mongodb {
     /// O03, C1: a record that could not be made is made by the next process of this node, once. Its
     /// time is the node's from then on, but for one that another node's clock gave.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_record_left_behind_is_made_once_and_brings_its_time_along() {
         for foreign in [false, true] {
             let Frail { own, store, server } = Frail::open().await;
@@ -567,7 +567,7 @@ mod mongodb {
     /// A process whose name was taken judges nothing from that moment on, and whoever begins to
     /// follow hears of the keys first.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn who_lost_its_name_is_told_at_once() {
         let frail = Frail::open().await;
         assert_eq!(
@@ -591,7 +591,7 @@ mod mongodb {
     /// V01, M7: where the way to the stream of changes breaks off, and the first attempt at taking
     /// it up again breaks off too, nothing that was ended meanwhile is missed.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn nothing_is_missed_where_the_stream_breaks_off_twice() {
         let Frail { own, store, server } = Frail::open().await;
         let ear = Ear::new();

@@ -60,7 +60,7 @@ mod mongodb {
 
     /// V04: what one node ends, the followers of the others hear of, whatever was ended.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn what_one_node_ends_the_others_hear_of() {
         let uri = Own::own();
         let (one, other, ear) =
@@ -108,7 +108,7 @@ mod mongodb {
     /// R02: a hundred who present one token at once, on two nodes, are one rotation, and cost the
     /// database little more than one. After the end of their family they cost as little.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_hundred_with_one_token_cost_what_a_few_do() {
         let uri = Own::own();
         let (one, other, family) =
@@ -160,7 +160,7 @@ mod mongodb {
     /// the outbox, and the next life of that node records it; the end of a chain that was not noted
     /// is found again.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn what_a_node_left_behind_is_recorded_when_it_comes_back() {
         let uri = Own::own();
         let store = node(uri.uri(), "node").await;
@@ -203,7 +203,7 @@ mod mongodb {
 
     /// I6: no event stays in an outbox once its verb has answered and some time has passed.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn outboxes_are_emptied() {
         let uri = Own::own();
         let store = node(uri.uri(), "node").await;
@@ -222,7 +222,7 @@ mod mongodb {
     /// Two processes under one name: the later one has it, the earlier one stops, and the chain has
     /// one line of descent.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_name_is_one_process() {
         let uri = Own::own();
         let earlier = node(uri.uri(), "node").await;
@@ -257,7 +257,7 @@ mod mongodb {
     /// M12: an index that is missing or not what it should be is made anew, also a unique one that
     /// would refuse families.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn indexes_are_mended() {
         let uri = Own::own();
         node(uri.uri(), "node").await.close().await.unwrap();
@@ -283,7 +283,7 @@ mod mongodb {
 
     /// M12: a newer schema is refused, with both versions in the message, and left as it is.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_newer_schema_is_refused() {
         let uri = Own::own();
         node(uri.uri(), "node").await.close().await.unwrap();
@@ -303,7 +303,7 @@ mod mongodb {
     /// O04: the end of a chain that was noted and is gone is missed at the next start, by name and
     /// place.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_chain_that_lost_its_end_is_refused() {
         let uri = Own::own();
         let store = node(uri.uri(), "node").await;
@@ -333,7 +333,7 @@ mod mongodb {
     /// O04: a record that is altered, taken out or exchanged with another is named by its number;
     /// put back, nothing is.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_changed_audit_record_is_named() {
         let uri = Own::own();
         let store = node(uri.uri(), "node").await;
@@ -387,7 +387,7 @@ mod mongodb {
     /// A dropped collection is noticed while nodes run, and everything is read afresh: nobody
     /// judges by what is not there.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_dropped_collection_is_noticed() {
         let (uri, store, ear) = followed().await;
         let database = looked_into(uri.uri()).await;
@@ -402,7 +402,7 @@ mod mongodb {
     /// So is another one that takes its place: what an administrator brings back from a backup
     /// under our name.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn a_collection_that_takes_the_place_of_ours_is_noticed() {
         let (uri, store, ear) = followed().await;
         let revocation = Revocation { revoked: Revoked::Token(Jti::new()), until: at(1_000) };
@@ -467,7 +467,7 @@ mod mongodb {
     /// V04: a server that has forgotten the place in the change stream (ChangeStreamHistoryLost)
     /// hides nothing: everything is read afresh, and the node knows again how much it knows.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn what_was_ended_while_the_history_was_lost_is_heard_of() {
         // A name of its own: the streams of the tests beside this one go on.
         const NAME: &str = "jeton-lost-history";
@@ -505,7 +505,7 @@ mod mongodb {
 
     /// Who follows the trail at one node hears of the others' records too, each once.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn the_tail_of_one_node_tells_of_all() {
         let uri = Own::own();
         let (one, other) = (node(uri.uri(), "one").await, node(uri.uri(), "other").await);
@@ -538,7 +538,7 @@ mod mongodb {
 
     /// A family that dies before what it stands for may be forgotten leaves its revocation behind.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn the_end_of_a_family_outlives_it() {
         let uri = Own::own();
         let store = node(uri.uri(), "node").await;

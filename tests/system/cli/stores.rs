@@ -193,7 +193,7 @@ mod mongodb {
 
     /// M12: what is healthy is found healthy, and each thing that ails is named.
     #[tokio::test(flavor = "multi_thread")]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn the_doctor_knows_a_healthy_store_and_what_ails_another() {
         let (house, own) = (House::new(), Database::new());
         let (database, address) = (own.open().await, own.uri());
@@ -330,7 +330,7 @@ mod mongodb {
     /// M13, and a user that may not: wrong credentials, none, and rights that are missing are told
     /// apart, and so is a set that lost its majority.
     #[tokio::test(flavor = "multi_thread")]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn credentials_and_rights_are_told_apart() {
         let set =
             ReplicaSet::start(Options { auth: true, defaults: true, ..Options::default() }).await;

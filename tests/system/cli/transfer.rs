@@ -421,7 +421,7 @@ mod mongodb {
 
     /// E9: the same from one database into another, and between one and a directory, both ways.
     #[test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     fn an_old_backup_brings_no_token_back() {
         let (old, new) = (Database::new(), Database::new());
         no_token_comes_back(

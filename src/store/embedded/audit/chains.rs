@@ -36,8 +36,10 @@ pub(crate) fn own(connection: &Connection) -> Result<Option<Arc<str>>, SqliteErr
 /// looked up after the one before.
 pub(crate) fn names(connection: &Connection) -> Result<Vec<Arc<str>>, SqliteError> {
     let sql = "WITH RECURSIVE names(chain) AS (
-                   SELECT min(chain) FROM audit
-                   UNION ALL SELECT (SELECT min(chain) FROM audit WHERE chain > names.chain)
+                   SELECT (SELECT chain FROM audit WHERE sequence > 0 ORDER BY chain LIMIT 1)
+                   UNION ALL SELECT (SELECT chain FROM audit
+                                     WHERE chain > names.chain AND sequence > 0
+                                     ORDER BY chain LIMIT 1)
                    FROM names WHERE chain IS NOT NULL
                )
                SELECT chain FROM names WHERE chain IS NOT NULL UNION SELECT chain FROM heads

@@ -22,7 +22,7 @@ use crate::{
 const ROWS_PER_SCAN: usize = 10_000;
 
 const NEWEST_ROWS: &str = "SELECT sequence, node, hash, event, at, chain FROM audit
-    WHERE at BETWEEN ?1 AND ?2 AND (at, chain, sequence) < (?3, ?4, ?5)
+    WHERE at BETWEEN ?1 AND ?2 AND (at, chain, sequence) < (?3, ?4, ?5) AND sequence > 0
     ORDER BY at DESC, chain DESC, sequence DESC LIMIT ?6";
 
 impl Embedded {

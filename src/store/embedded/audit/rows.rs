@@ -46,8 +46,13 @@ impl StoredRecord {
         self.record(chain).unwrap_or_else(|_| Record::unreadable(place))
     }
 
+    /// Decodes the record. An event that is written in another way than a node writes it is
+    /// unreadable: filters read the stored text, and would pass over it.
     pub(crate) fn record(self, chain: &Arc<str>) -> Result<Record, SqliteError> {
-        let event: Event = serde_json::from_str(&self.body).map_err(|_| {
+        let event = serde_json::from_str::<Event>(&self.body).ok();
+        let event = event
+            .filter(|event| serde_json::to_string(event).is_ok_and(|written| written == self.body));
+        let event = event.ok_or_else(|| {
             SqliteError::Malformed(format!(
                 "audit record {}: the event is unreadable",
                 self.sequence
@@ -82,4 +87,28 @@ pub(super) fn visit_rows<E: From<SqliteError>>(
         visit(stored)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Action, Stamp};
+
+    /// AZ6: an event in other words is no record, also where they mean the same.
+    #[test]
+    fn an_event_is_read_as_it_is_written_only() {
+        let event = Stamp::internal(Timestamp::EPOCH).done(Action::ServerStarted, "");
+        let body = serde_json::to_string(&event).unwrap();
+        let record = |body: String| {
+            let stored = StoredRecord { sequence: 1, node: "a".into(), hash: [0; 32], body };
+            stored.record(&"a".into())
+        };
+        assert_eq!(record(body.clone()).unwrap().event, event);
+        let spaced = body.replacen('{', "{ ", 1);
+        let payload = body.replace("\"actor\":\"node\"", "\"actor\":{\"node\":null}");
+        let longer = body.replacen('}', ",\"more\":1}", 1);
+        for other in [spaced, payload, longer] {
+            assert!(other != body && record(other.clone()).is_err(), "{other}");
+        }
+    }
 }

@@ -79,6 +79,12 @@ pub(crate) fn verify_on_open(
     }
     let from = state.sequence.saturating_sub(TAIL_RECORDS);
     let hash = hash_of(connection, &state.chain, from)?.ok_or_else(|| removed(from))?;
+    // The tail shows nothing of the name: the first record does.
+    chains::walk(connection, &state.chain, 0, 1, |first| {
+        let is_renamed = first.sequence == 1 && *first.node != *state.chain;
+        let flaw = Flaw { sequence: 1, problem: Problem::Altered };
+        if is_renamed { Err(Stop::Flaw(flaw)) } else { Ok(()) }
+    })?;
     walk(connection, &state.chain, from, hash)?.finish(key, head.as_ref())?;
     if set_checksum(connection)? != state.set_checksum {
         return Err(OpenError::Corrupt(LOST.into()));
@@ -260,6 +266,11 @@ pub(crate) fn whole(connection: &Connection, key: &ChainKey) -> Result<Checked, 
         Err(error) => checked.damage.push(error.to_string()),
     }
     checked.damage.extend(rows(connection)?);
+    let sql = "SELECT count(*) FROM audit WHERE sequence < 1";
+    let misplaced: u64 = connection.query_row(sql, [], |row| Ok(from_sql(row.get(0)?)))?;
+    if misplaced > 0 {
+        checked.damage.push(format!("rows before the first record of an audit chain: {misplaced}"));
+    }
     Ok(checked)
 }
 

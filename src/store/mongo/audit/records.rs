@@ -79,11 +79,16 @@ pub(crate) fn decoded(document: &Document) -> Result<Record, MongoError> {
         .as_document()
         .ok_or_else(|| MongoError::malformed("audit record", "malformed _id"))?;
     let id = Fields::of("audit record", id);
+    let event: Event = fields.part("event")?;
+    // Queries read the stored fields, and would pass over an event that is written in another way.
+    if encode("audit record", &event)? != *fields.get("event")? {
+        return Err(MongoError::malformed("audit record", "not as a node writes it"));
+    }
     Ok(Record {
         chain: id.text("chain")?.into(),
         sequence: id.count("sequence")?,
         node: fields.text("node")?.into(),
-        event: fields.part("event")?,
+        event,
         hash: fields.hash("hash")?,
     })
 }
@@ -92,7 +97,8 @@ pub(crate) fn decoded(document: &Document) -> Result<Record, MongoError> {
 /// position in a chain.
 pub(crate) fn shown(document: &Document) -> Option<Record> {
     let id = document.get_document("_id").ok()?;
-    let is_place = id.keys().eq(["chain", "sequence"]) && id.get_i64("sequence").is_ok();
+    let is_place = id.keys().eq(["chain", "sequence"])
+        && id.get_i64("sequence").is_ok_and(|sequence| sequence > 0);
     let id = is_place.then(|| Fields::of("audit record", id))?;
     if let Ok(record) = decoded(document) {
         return Some(record);
@@ -159,7 +165,7 @@ pub(crate) fn chain_end_id(chain: &str) -> Document {
 pub(crate) fn has_position() -> Document {
     doc! {
         "_id.chain": { "$type": "string" },
-        "_id.sequence": { "$type": "long", "$gte": 0_i64 },
+        "_id.sequence": { "$type": "long", "$gte": 1_i64 },
         "$expr": { "$eq": ["$_id", { "chain": "$_id.chain", "sequence": "$_id.sequence" }] },
     }
 }
@@ -205,5 +211,37 @@ pub(crate) async fn verify_tip(
         if found.is_empty() {
             return Ok(tip);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Action, Stamp};
+
+    /// AZ6: an event in other words is no record, also where they mean the same; nor is a document
+    /// before the first record of a chain.
+    #[test]
+    fn a_record_is_read_as_it_is_written_only() {
+        let event = Stamp::internal(Timestamp::EPOCH).done(Action::ServerStarted, "");
+        let record =
+            Record { chain: "a".into(), sequence: 1, node: "a".into(), event, hash: [1; 32] };
+        let key = ChainKey::new([7; 32]);
+        let document = encoded(&record, Uuid::nil(), &key).unwrap();
+        assert_eq!(decoded(&document).unwrap(), record);
+        for (field, value) in [
+            ("actor", Bson::from(doc! { "node": 1 })),
+            ("action", doc! { "server.started": Bson::Null }.into()),
+            ("at", 0.0.into()),
+            ("more", 1.into()),
+        ] {
+            let mut other = document.clone();
+            other.get_document_mut("event").unwrap().insert(field, value);
+            assert!(decoded(&other).is_err(), "{field}");
+            assert!(shown(&other).is_some_and(|record| record.is_unreadable()), "{field}");
+        }
+        let mut before = document;
+        before.insert("_id", record_id("a", 0));
+        assert!(shown(&before).is_none());
     }
 }

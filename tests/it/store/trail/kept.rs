@@ -83,7 +83,7 @@ mod mongodb {
     /// that nobody uses: each record is listed, tailed and verified at its place, and all others as
     /// they were, in pages of any length. What has no place is nowhere and ends no page.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn what_is_no_text_stops_no_reader() {
         let own = Own::own();
         let (store, other) = (node(own.uri(), "node").await, node(own.uri(), "other").await);
@@ -166,7 +166,7 @@ mod mongodb {
     /// copy of it back: also where another node recorded it, and after a move to another database
     /// under the same master key.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn an_entry_that_is_put_back_is_not_recorded_again() {
         let own = Own::own();
         let store = node(own.uri(), "node").await;
@@ -231,7 +231,7 @@ mod mongodb {
     /// documents that nobody can find by their `_id`, however many there are, keep a look from
     /// those behind them. All are reported.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn entries_that_cannot_be_read_hide_no_other() {
         let own = Own::own();
         let store = node(own.uri(), "node").await;
@@ -329,7 +329,7 @@ mod mongodb {
     /// killed stays unsure in either kind of store, and on the way back; those of nodes that closed
     /// it, or ran, are sure.
     #[tokio::test]
-    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+    #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn an_end_that_is_not_sure_stays_so_when_it_is_moved() {
         let pair = Pair::open(5).await;
         let closed = node(pair.own.uri(), "three").await;

@@ -106,7 +106,7 @@ pub(super) async fn append(store: &Mongo, count: u64) {
 /// AZ2, O04: what no node put into an outbox is never recorded, whatever the collection and the
 /// forgery. It is taken out and reported once, and stands in the way of nobody's.
 #[tokio::test]
-#[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+#[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
 async fn a_forged_outbox_entry_is_refused_and_reported_once() {
     let own = Own::own();
     let first = node(own.uri(), "node").await;
@@ -203,7 +203,7 @@ async fn a_forged_outbox_entry_is_refused_and_reported_once() {
 /// AZ2, O03: that a record claims to be that of an entry suppresses no event: the record's seal
 /// covers the claim.
 #[tokio::test]
-#[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+#[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
 async fn an_entry_is_recorded_whatever_record_claims_to_be_its_own() {
     let own = Own::own();
     let store = node(own.uri(), "node").await;
@@ -300,7 +300,7 @@ impl Pair {
 /// AZ3, O04: the seals that lie in the database make no head for a shorter chain, neither of a
 /// stopped node nor of one that starts again.
 #[tokio::test]
-#[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+#[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
 async fn a_record_seal_makes_no_head() {
     let pair = Pair::open(11).await;
     assert_intact(&pair.one).await;
@@ -332,7 +332,7 @@ async fn a_record_seal_makes_no_head() {
 /// AZ3: a chain whose node neither runs nor closed it is not told as intact; one that was closed,
 /// or whose node runs, is.
 #[tokio::test]
-#[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+#[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
 async fn the_end_of_a_chain_is_sure_only_while_its_node_runs_or_once_it_is_closed() {
     let pair = Pair::open(11).await;
     let sure = async || {
@@ -379,7 +379,7 @@ async fn the_end_of_a_chain_is_sure_only_while_its_node_runs_or_once_it_is_close
 /// with a head that was good once, nor by a start of its node from there on; nor can the whole
 /// chain be taken away.
 #[tokio::test]
-#[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+#[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
 async fn a_chain_is_held_against_its_witnesses() {
     let pair = Pair::open(11).await;
     assert_eq!(pair.witness().await, 1);
@@ -410,7 +410,7 @@ async fn a_chain_is_held_against_its_witnesses() {
 /// AZ3: a witness that no node wrote accuses nobody, hides none that one wrote, and keeps no head
 /// from being noted; neither is a head noted that no node sealed.
 #[tokio::test]
-#[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+#[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
 async fn a_forged_witness_counts_for_nothing() {
     let pair = Pair::open(3).await;
     let hash = bytes(pair.record(3).await.get("hash").unwrap()).to_vec();
@@ -450,7 +450,7 @@ async fn a_forged_witness_counts_for_nothing() {
 /// AZ3, DECISIONS 2: heads are noted that moved by other than witnesses, each once a look; idle
 /// nodes note nothing, and the end of a chain is noted once, also by the processes to come.
 #[tokio::test]
-#[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+#[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
 async fn idle_nodes_witness_nothing() {
     let own = Own::own();
     let (one, two) = (node(own.uri(), "one").await, node(own.uri(), "two").await);
@@ -496,7 +496,7 @@ async fn idle_nodes_witness_nothing() {
 
 /// AZ6, O04: what is listed is verified: a chain that somebody made has no head.
 #[tokio::test]
-#[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+#[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
 async fn a_chain_without_a_node_is_verified_as_it_is_listed() {
     let own = Own::own();
     let store = node(own.uri(), "node").await;
@@ -533,7 +533,7 @@ async fn a_chain_without_a_node_is_verified_as_it_is_listed() {
 /// AZ6: a record that cannot be read is listed, verified and tailed as one, at its place; all
 /// others are as they were, in pages of any length. What is no record at all is nowhere.
 #[tokio::test]
-#[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+#[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
 async fn an_unreadable_record_is_shown_as_one_and_the_rest_goes_on() {
     let own = Own::own();
     let (store, other) = (node(own.uri(), "node").await, node(own.uri(), "other").await);
@@ -625,7 +625,7 @@ async fn an_unreadable_record_is_shown_as_one_and_the_rest_goes_on() {
 /// it takes anything for forged: what other nodes left in outboxes stays there, and no chain
 /// begins.
 #[tokio::test]
-#[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo test -- --ignored mongodb"]
+#[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
 async fn a_start_under_another_key_changes_nothing() {
     let own = Own::own();
     let first = node(own.uri(), "node").await;
