@@ -309,7 +309,7 @@ mod tests {
         items
     }
 
-    /// What comes of the chains: name, length and whether its last record is of the import; each is
+    /// Chains after a restore: name, length and whether its last record is of the import; each is
     /// walked over.
     fn restored(chains: &[(&str, u64)]) -> Vec<(String, u64, bool)> {
         let mut restoring = restoring(true);

@@ -165,7 +165,7 @@ fn with_headers(error: &Error, mut response: Response) -> Response {
     *response.status_mut() = row.http;
     let headers = response.headers_mut();
     if let Some(retry_after) = row.retry_after {
-        // In whole seconds (RFC 9110 section 10.2.3), rounded up: a retry that comes too early is
+        // In whole seconds (RFC 9110 section 10.2.3), rounded up: a retry that is too early is
         // refused again.
         let seconds = retry_after.as_millis().div_ceil(1_000) as u64;
         headers.insert(header::RETRY_AFTER, seconds.into());

@@ -124,7 +124,7 @@ impl Refusals {
     }
 
     /// Records that are due at `now`, or all of them, and forgets kinds of which there was no more.
-    /// What is written is reported by [`Self::written`]; until then it stays.
+    /// A written one is reported by [`Self::written`]; until then it stays.
     pub(super) fn due(&self, now: Timestamp, all: bool) -> Vec<Due> {
         let mut counted = self.counted();
         counted.by_kind.retain(|_, count| count.more.is_some() || now.since(count.since) < WINDOW);
@@ -267,8 +267,8 @@ mod tests {
         );
     }
 
-    /// What could not be written stays, with what came meanwhile; nor is a refusal lost that could
-    /// not be recorded at once.
+    /// A summary that could not be written stays, with the refusals of the meantime; nor is a
+    /// refusal lost that could not be recorded at once.
     #[test]
     fn a_store_that_fails_loses_no_count() {
         let refusals = Refusals::new(10);

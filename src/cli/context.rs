@@ -163,7 +163,7 @@ fn exposure(owner: u32, mode: u32, own: u32) -> Option<String> {
 /// Writes the contexts to a new file and renames it: a reader gets the old or the new file, whole.
 ///
 /// # Errors
-/// When the directory or the file cannot be written.
+/// The directory or the file cannot be written.
 pub fn save(path: &Path, contexts: &Contexts) -> io::Result<()> {
     let text = toml::to_string(contexts).map_err(io::Error::other)?;
     let directory = path.parent().unwrap_or_else(|| Path::new("."));

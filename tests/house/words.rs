@@ -18,8 +18,8 @@ const COMMON: &[&str] =
 /// Most types of any other name.
 const MOST: usize = 2;
 
-/// Words of a story, which say nothing about what a name stands for. No name of an item, a field or
-/// a variant has one of them.
+/// Words of a story, which do not say what a thing is. No name of an item, a field or a variant has
+/// one of them, and no comment.
 const STORY: &[&str] = &[
     "brings",
     "brought",
@@ -47,29 +47,6 @@ const STORY: &[&str] = &[
 
 /// Words that are not enough for a name on their own.
 const VAGUE: &[&str] = &["look", "others", "over", "said", "says", "seen", "some"];
-
-/// Words of a story that no comment has.
-const PROSE: &[&str] = &[
-    "brought",
-    "came",
-    "heard",
-    "hears",
-    "lawful",
-    "mended",
-    "nobody",
-    "settle",
-    "settled",
-    "settles",
-    "somebody",
-    "stands",
-    "stood",
-    "struggle",
-    "struggles",
-    "tell",
-    "tells",
-    "told",
-    "whoever",
-];
 
 /// Words that a doc comment does not begin with: it would leave the answer to the reader.
 const QUESTIONS: &[&str] =
@@ -224,7 +201,7 @@ fn prose(source: &Source) -> Vec<String> {
         comment
             && line
                 .split(|c: char| !c.is_alphanumeric())
-                .any(|word| PROSE.contains(&word.to_lowercase().as_str()))
+                .any(|word| STORY.contains(&word.to_lowercase().as_str()))
     };
     let lines = (1..).zip(code.lines()).filter(|(_, line)| has_word(line));
     lines.map(|(number, line)| format!("src/{}:{number}: {}", source.path, line.trim())).collect()

@@ -1,7 +1,7 @@
 //! Everything that is tested within this process: configuration, the port, every store, and the
 //! service from outside, over a real server with real clients.
 //!
-//! What changes the process itself, as its log or its panic hook, runs in a process of its own:
+//! A test that changes the process itself, its log or its panic hook, runs in one of its own:
 //! [`support::isolated`].
 
 #![expect(

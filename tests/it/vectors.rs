@@ -10,7 +10,7 @@ use jeton::crypto::{
 };
 use serde_json::Value;
 
-/// What no sane verifier can agree with: 367 and 370 are byte for byte the valid 357; 372 and 373
+/// Vectors that no sane verifier can agree with: 367 and 370 are byte for byte the valid 357; 372 and 373
 /// call tokens with a `?` inside valid; 346 and 350 pair a PS256 key with a PS384 token; 347 and
 /// 351 need ES512 with a key labelled "ES521".
 const NOT_AGREED: [u64; 8] = [346, 347, 350, 351, 367, 370, 372, 373];

@@ -149,7 +149,7 @@ impl Framed {
         texts.into_iter().for_each(|text| self.text(text));
     }
 
-    /// The kind comes first, so that no credential reads as one of another kind.
+    /// The kind is first, so that no credential reads as one of another kind.
     fn credential(&mut self, credential: &ClientCredential) {
         match credential {
             ClientCredential::Secret(secret) => {

@@ -46,8 +46,8 @@ const DAY: i64 = 86_400;
 /// Widens what a client may have.
 type Widen = fn(Client) -> Client;
 
-/// What the audit did: a tenant's office of clients put itself on the plan "bulk" with families of
-/// 366 days.
+/// The case of the audit: a tenant's administrator of clients put itself on the plan "bulk" with
+/// families of 366 days.
 #[tokio::test]
 async fn a_tenant_gives_itself_neither_a_plan_nor_a_longer_life() {
     let server = TestServer::start().await;
@@ -85,8 +85,8 @@ async fn a_tenant_gives_itself_neither_a_plan_nor_a_longer_life() {
     }
 }
 
-/// What the operator gave stays while a tenant changes other things, and may be given up, not taken
-/// back.
+/// An allowance of the operator stays while a tenant changes other things. The tenant may give it
+/// up, not take it back.
 #[tokio::test]
 async fn what_the_operator_gave_stays_until_it_is_given_up() {
     let server = TestServer::start().await;

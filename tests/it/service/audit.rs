@@ -544,7 +544,7 @@ async fn tampered(tamper: impl FnOnce(&Connection, i64)) -> TestServer {
     server
 }
 
-/// What the store itself says of a directory: where the chain is broken, or why it does not even
+/// The store's own finding about a directory: where the chain is broken, or why it does not even
 /// open.
 async fn judged(data_dir: &Path) -> Result<Option<(u64, String)>, String> {
     let master = master::load_or_make(&data_dir.join("master.key"), false).unwrap();

@@ -494,7 +494,7 @@ async fn page_tokens_are_opaque_and_bound_to_their_question() {
     );
 }
 
-/// What no client may be, by the field to blame: a message and the path of its mask.
+/// Settings that no client may have, by the field to blame: a message and the path of its mask.
 fn unfit() -> Vec<(&'static str, Client)> {
     let mut unfit = Vec::new();
     let mut add = |path: &'static str, change: &dyn Fn(&mut Client)| {

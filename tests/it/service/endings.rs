@@ -1,4 +1,4 @@
-//! What ends with what: access tokens with their family, streams with their reader's rights,
+//! Chains of endings: access tokens with their family, streams with their reader's rights,
 //! budgets with the work done.
 
 use jeton::proto::{

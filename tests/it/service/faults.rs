@@ -130,7 +130,7 @@ async fn a_fault_is_never_a_way_in() {
     assert!(server.refresh(&standing.client, &standing.refresh_token).await.is_ok());
 }
 
-/// Whether what an RPC of administration asked for has come to be.
+/// True if the effect of an RPC of administration is there.
 async fn came_true(server: &TestServer, rpc: Rpc, mark: &RpcTarget) -> bool {
     let id = &mark.client.id;
     match rpc {

@@ -1,4 +1,4 @@
-//! What people type is stored and shown to others: no secret and nothing hidden gets in that way.
+//! Text that people type is stored and shown to others: no secret and nothing hidden gets in by it.
 
 use jeton::proto::admin::{Client, RevokeAllRequest, revoke_all_request::Target};
 

@@ -20,7 +20,7 @@ use crate::{
     support::server::{TestServer, blamed, client_of, kid_of, reason, refreshing},
 };
 
-/// How long a key is published before it signs, in these tests.
+/// Time for which a key is published before it signs, in these tests.
 const AHEAD: u64 = 60;
 
 async fn server() -> TestServer {

@@ -114,7 +114,7 @@ async fn an_audience_that_cannot_be_read_is_taken_away() {
     assert_eq!(server.get("old").await.audiences, texts(&[]));
 }
 
-/// What is taken back from a new client that another administrator has changed meanwhile is the
+/// From a new client that another administrator has changed meanwhile is taken back the
 /// audience alone.
 #[tokio::test]
 async fn a_new_client_that_was_changed_by_another_is_kept() {

@@ -1,5 +1,5 @@
-//! What must not be found in logs, files and numbers, and what must not break a line of the log:
-//! with the server as a process of its own, everything it says kept.
+//! Secrets that must not be found in logs, files and metrics, and text that must not break a line of
+//! the log. The server is a process of its own, and all of its output is kept.
 
 use std::{
     io::{BufRead, BufReader, Read},
@@ -81,7 +81,7 @@ impl Process {
         }
     }
 
-    /// What the kernel shows of the process to others.
+    /// Text that the kernel shows of the process to others.
     fn seen_from_outside(&self) -> String {
         let proc = |file: &str| match std::fs::read(format!("/proc/{}/{file}", self.child.id())) {
             // The process is not dumpable: its environment is root's to read.

@@ -1,4 +1,4 @@
-//! Who may administer: the scope, the audience, the client behind the token; and no office that
+//! Right to administer: the scope, the audience, the client behind the token; and no office that
 //! leads to another.
 
 use jeton::{

@@ -1,5 +1,5 @@
-//! What a caller proved is asked again next to what it does: no call that is still under way has an
-//! effect once that which its proof rested on has fallen and the fall was acknowledged.
+//! A proof of a caller is checked again next to the write: no call that is still under way has an
+//! effect once the basis of its proof was taken away and that was acknowledged.
 
 use jeton::proto::admin::{
     Client, CreateClientRequest, DeleteClientRequest, create_client_request,
@@ -158,7 +158,7 @@ async fn an_administrator_may_end_itself() {
     }
 }
 
-/// What a client does with its secret.
+/// Calls that a client makes with its secret.
 #[derive(Clone, Copy, Debug)]
 enum Deed {
     Token,

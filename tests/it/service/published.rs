@@ -1,4 +1,4 @@
-//! What else the port answers: pages over HTTP, health, reflection; and how errors are made up.
+//! The rest of the port: pages over HTTP, health, reflection; and how errors are made up.
 
 use std::net::SocketAddr;
 

@@ -11,7 +11,7 @@ use crate::support::server::{RpcTarget, TestServer, blamed, client_of, reason};
 /// A target of one kind.
 type Aim<'a> = &'a dyn Fn(&str) -> Target;
 
-/// Whether the access token and the refresh token of a mark stand.
+/// Validity of the access token and the refresh token of a target.
 async fn stands(server: &TestServer, mark: &RpcTarget) -> (bool, bool) {
     let message = IntrospectRequest {
         client_id: server.admin.id.clone(),

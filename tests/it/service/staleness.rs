@@ -339,7 +339,7 @@ async fn a_node_that_is_behind_reads_clients_from_the_store() {
     assert!(pair.far.token(&spare, &[]).await.is_ok());
 }
 
-/// What a node remembered of clients is worth nothing once changes may have been missed, and is
+/// A node's cache of clients is worth nothing once changes may have been missed, and is
 /// read again.
 #[tokio::test]
 async fn after_a_gap_clients_are_read_again() {
@@ -361,8 +361,8 @@ async fn after_a_gap_clients_are_read_again() {
     assert!(pair.far.token(&spare, &[]).await.is_ok());
 }
 
-/// Who reads the audit trail as it grows is told why the stream ends: the reader may have lost the
-/// office meanwhile.
+/// A reader of the audit trail as it grows gets the reason for which the stream ends: it may have
+/// lost the right to read meanwhile.
 #[tokio::test]
 async fn a_stream_ends_when_its_node_is_behind() {
     let pair = Pair::start().await;

@@ -20,7 +20,7 @@ struct Tenant {
     introspector: Caller,
     introspector_token: String,
     plain: RpcTarget,
-    /// What the others aim at.
+    /// Targets of the others.
     marks: Vec<RpcTarget>,
 }
 
@@ -45,7 +45,7 @@ async fn settle(server: &TestServer, name: &'static str) -> Tenant {
     Tenant { name, admin, admin_caller, introspector, introspector_token, plain, marks }
 }
 
-/// What must not change: the records of a tenant's clients, and whether their tokens stand.
+/// State that must not change: the records of a tenant's clients, and the validity of their tokens.
 async fn state(server: &TestServer, tenant: &Tenant) -> (Vec<Client>, Vec<bool>) {
     let message = ListClientsRequest {
         tenant: tenant.name.to_owned(),
@@ -77,7 +77,7 @@ async fn state(server: &TestServer, tenant: &Tenant) -> (Vec<Client>, Vec<bool>)
     (clients, stand)
 }
 
-/// Whether a text tells of a tenant: its name or one of its clients' ids.
+/// True if a text names a tenant: its name or one of its clients' ids.
 fn tells_of(text: &str, tenant: &Tenant) -> bool {
     text.contains(tenant.name) || text.contains(&tenant.admin_caller.id)
 }

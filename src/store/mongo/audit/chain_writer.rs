@@ -71,7 +71,7 @@ pub(crate) struct ChainHandle {
     start_sequence: u64,
 }
 
-/// ChainState that the task and its callers share.
+/// State that the task and its callers share.
 struct ChainState {
     sequence: AtomicU64,
     /// True if the last attempt to write failed.

@@ -93,13 +93,13 @@ impl AuditLog {
         self.chain.append(audited.entries, Some(owner)).await
     }
 
-    /// Records an event that comes with no change; returns once it is durable.
+    /// Records an event without a change; returns once it is durable.
     pub(super) async fn append_event(&self, event: Event) -> Result<(), MongoError> {
         self.observe_time(event.at);
         self.chain.append(vec![Entry::new(event)?], None).await
     }
 
-    /// Records an event that comes with no change; returns before it is durable, unless writes are
+    /// Records an event without a change; returns before it is durable, unless writes are
     /// slow or fail.
     pub(super) async fn append_event_soon(&self, event: Event) -> Result<(), MongoError> {
         self.observe_time(event.at);

@@ -231,9 +231,7 @@ impl Families {
         )
         .await
     }
-}
 
-impl Families {
     /// Deletes up to `limit` families that can never be valid again. If the end of one must be
     /// remembered longer, its revocation is written before the family is deleted, so that a crash
     /// in between leaves both.

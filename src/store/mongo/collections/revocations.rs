@@ -1,4 +1,4 @@
-//! TokenRevocations of tokens, families and epochs, in whichever collection has them.
+//! Revocations of tokens, families and epochs, in whichever collection has them.
 
 use std::sync::Arc;
 

@@ -52,7 +52,7 @@ pub(crate) struct Connection {
     state: watch::Sender<ConnectionState>,
 }
 
-/// ConnectionState of the connection.
+/// State of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ConnectionState {
     Open,

@@ -49,7 +49,7 @@ pub(crate) const WITNESSES: &str = Action::HeadsWitnessed.as_str();
 pub(crate) const VERSION: i64 = 1;
 /// MongoDB's code for a missing collection.
 const NAMESPACE_NOT_FOUND: i32 = 26;
-/// Extra time before MongoDB deletes expired documents itself; our own sweep comes first.
+/// Extra time before MongoDB deletes expired documents itself; our own sweep is earlier.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(86_400);
 /// Timeout for index builds, which take long on a large collection.
 const INDEX_TIMEOUT: Duration = Duration::from_secs(600);

@@ -12,7 +12,7 @@
 //! | gap: no token | the next stream opens | a full snapshot is notified; then following | `reload_snapshot` |
 //! | gap: no token | the snapshot cannot be read | gap | `StreamPosition::record_end` |
 //!
-//! The age of the data is measured, not assumed: a heartbeat written by this node comes back over
+//! The age of the data is measured, not assumed: a heartbeat written by this node is seen again on
 //! the stream after everything that was committed before it. A primary that is partitioned from the
 //! majority cannot pretend to be current.
 
@@ -148,7 +148,7 @@ impl ChangeFeed {
         self.followers().iter().for_each(|follower| follower.knows_up_to(at));
     }
 
-    /// Reports that no further notification comes: another process has taken this node's name.
+    /// Reports that no further notification follows: another process has taken this node's name.
     fn lost(&self) {
         self.followers().iter().for_each(|follower| follower.lost());
     }
@@ -251,7 +251,7 @@ enum StreamEnd {
     PositionLost,
 }
 
-/// StreamPosition in the change stream.
+/// Position in the change stream.
 #[derive(Default)]
 struct StreamPosition {
     resume_token: Option<ResumeToken>,

@@ -1,4 +1,4 @@
-//! What tests have the first administrator do, or one whose access token they hold.
+//! Calls of administration by the first administrator, or by one whose access token a test holds.
 
 use jeton::proto::admin::{
     AddSecretRequest, AddSecretResponse, AssignAudienceRequest, Audience, Client,

@@ -1,4 +1,4 @@
-//! What tests look at in answers.
+//! Parts of answers that tests compare.
 
 use std::collections::BTreeMap;
 

@@ -154,7 +154,7 @@ impl TestServer {
             .map(drop)
     }
 
-    /// What the administrator, who may see any token, is told of one.
+    /// Introspection of a token by the administrator, who may see any.
     pub async fn introspect(&self, token: &str) -> IntrospectResponse {
         self.introspect_as(&self.admin, token).await.unwrap()
     }
@@ -215,7 +215,7 @@ impl TestServer {
         self.introspect(token).await.active.expect("active is always there")
     }
 
-    /// What every RPC that takes a client's secret says to it, in the message and in the metadata.
+    /// Answers of every RPC that takes a client's secret, given in the message and in the metadata.
     pub async fn refusals(&self, caller: &Caller) -> Vec<Status> {
         let mut refusals = Vec::new();
         for in_metadata in [false, true] {
@@ -274,7 +274,7 @@ impl TestServer {
         }
     }
 
-    /// How many of a client's calls in the window that is open the nodes have told of.
+    /// Number of a client's calls in the open window that the nodes have reported.
     pub async fn counted(&self, caller: &Caller) -> i64 {
         use mongodb::bson::{Document, doc};
         let client = mongodb::Client::with_uri_str(self.home.uri().unwrap()).await.unwrap();

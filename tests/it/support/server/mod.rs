@@ -61,7 +61,7 @@ pub use self::{
 
 /// The issuer of every test's server.
 pub const ISSUER: &str = "https://jeton.test";
-/// When every test begins.
+/// Time at which every test begins.
 pub const START: i64 = 1_800_000_000;
 
 /// A caller with its credentials.

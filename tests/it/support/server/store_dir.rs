@@ -1,4 +1,4 @@
-//! Where a test's server keeps everything: in a directory of its own, and where `JETON_TEST_STORE`
+//! Store of a test's server: in a directory of its own, and where `JETON_TEST_STORE`
 //! is `mongodb`, in a database of its own on the server that `JETON_MONGODB` names.
 
 use std::{
@@ -31,7 +31,7 @@ pub struct StoreDir {
     database: Option<Database>,
 }
 
-/// Whether the tests run on MongoDB.
+/// True if the tests run on MongoDB.
 pub fn on_mongodb() -> bool {
     match env::var("JETON_TEST_STORE") {
         Ok(store) if store == "mongodb" => true,
@@ -42,13 +42,13 @@ pub fn on_mongodb() -> bool {
     }
 }
 
-/// Whether a walk over every case takes some of them only: over MongoDB, where each call takes long
+/// True if a walk over every case takes some of them only: over MongoDB, where each call takes long
 /// and the rules above the store are the same. `JETON_LONG=1` takes all of them.
 pub fn samples_cases() -> bool {
     on_mongodb() && !env::var("JETON_LONG").is_ok_and(|value| value == "1")
 }
 
-/// How far other machines' clocks may be ahead, in seconds: nodes that share a store are given
+/// Time by which other machines' clocks may be ahead, in seconds: nodes that share a store are given
 /// more.
 pub fn tolerance() -> i64 {
     if on_mongodb() { 90 } else { 5 }
@@ -79,7 +79,7 @@ impl StoreDir {
         self.dir.path().join("data")
     }
 
-    /// Where a master key can be that the test makes.
+    /// Path for a master key that the test makes.
     pub fn master_key_file(&self) -> PathBuf {
         self.dir.path().join("master.key")
     }
@@ -139,7 +139,7 @@ impl StoreDir {
         copy
     }
 
-    /// Whether `needle` is in any file of the data directory, or in any document of the database.
+    /// True if `needle` is in any file of the data directory, or in any document of the database.
     pub async fn holds(&self, needle: &str) -> bool {
         if is_on_disk(&self.data_dir(), needle) {
             return true;
@@ -169,12 +169,12 @@ pub fn adopt(dir: &Path) {
     Embedded::adopt(dir, ChainKey::new(Sealer::new(*master).derive("audit head"))).unwrap();
 }
 
-/// Whether `needle` is in `bytes`: by a search that is fast in a debug build too.
+/// True if `needle` is in `bytes`: by a search that is fast in a debug build too.
 fn holds(bytes: &[u8], needle: &str) -> bool {
     String::from_utf8_lossy(bytes).contains(needle)
 }
 
-/// Whether `needle` is in any file below `dir`.
+/// True if `needle` is in any file below `dir`.
 fn is_on_disk(dir: &Path, needle: &str) -> bool {
     std::fs::read_dir(dir).unwrap().any(|entry| {
         let path = entry.unwrap().path();
