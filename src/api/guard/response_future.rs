@@ -5,7 +5,7 @@ use std::{
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Once},
     task::{Context, Poll},
 };
 
@@ -204,8 +204,11 @@ fn empty(status: StatusCode) -> Response {
 /// Makes panics print their place and not their message, which may contain a secret. For the whole
 /// process, once.
 pub fn quiet_panics() {
-    std::panic::set_hook(Box::new(|info| {
-        let place = info.location().map(ToString::to_string);
-        tracing::error!(place, thread = std::thread::current().name(), "panicked");
-    }));
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        std::panic::set_hook(Box::new(|info| {
+            let place = info.location().map(ToString::to_string);
+            tracing::error!(place, thread = std::thread::current().name(), "panicked");
+        }));
+    });
 }

@@ -8,6 +8,7 @@ use tokio::{
 };
 use tonic::Code;
 
+use crate::support::until::HANG;
 use crate::{
     service::audiences::{PAY, aimed, assert_foreign, owner, scene},
     support::{
@@ -222,7 +223,7 @@ async fn a_registration_behind_the_last_look_is_taken_back() {
                 let deleted = async {
                     while server.trail_of("client.deleted").await.len() <= usize::from(moved) {}
                 };
-                timeout(Duration::from_secs(60), deleted).await.expect("the client is taken back");
+                timeout(HANG, deleted).await.expect("the client is taken back");
                 looked.release();
             };
             let take = async {

@@ -6,7 +6,6 @@ mod mongodb {
         env,
         net::{Ipv4Addr, TcpListener, TcpStream},
         process::{Child, Command, Stdio},
-        time::Duration,
     };
 
     use jeton::{
@@ -17,7 +16,6 @@ mod mongodb {
         },
     };
     use tempfile::TempDir;
-    use tokio::time::timeout;
 
     use crate::{
         store::{
@@ -26,18 +24,8 @@ mod mongodb {
             scenes,
         },
         support::database,
+        support::until::until,
     };
-
-    /// Waits until this is so, for at most a minute.
-    async fn until(mut so: impl AsyncFnMut() -> bool) {
-        let mut tick = tokio::time::interval(Duration::from_millis(10));
-        let waited = timeout(Duration::from_secs(60), async {
-            while !so().await {
-                tick.tick().await;
-            }
-        });
-        waited.await.expect("not after a minute");
-    }
 
     /// The server. It ends with this.
     struct Alone {
@@ -67,8 +55,15 @@ mod mongodb {
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .spawn();
-            let server = Self { child: child.expect("setpriv and mongod run"), port, _dir: dir };
-            until(async || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()).await;
+            let mut server =
+                Self { child: child.expect("setpriv and mongod run"), port, _dir: dir };
+            until(async || {
+                // Another process may have got the port.
+                let ended = server.child.try_wait().unwrap();
+                assert!(ended.is_none(), "mongod runs: {ended:?}");
+                TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
+            })
+            .await;
             server
         }
 

@@ -21,7 +21,7 @@ pub(crate) struct Bench {
     kept: Kept,
 }
 
-/// Where it keeps it; goes with the bench.
+/// Directory of the store, removed with the bench.
 enum Kept {
     Directory(#[expect(dead_code, reason = "held until the end")] TempDir),
     Database(Database),

@@ -33,7 +33,7 @@ fn open(dir: &Path) -> Result<Embedded, OpenError> {
     Embedded::open(dir, "node", Bench::key())
 }
 
-/// What a damaged directory comes to.
+/// Outcome of opening a damaged directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     /// It does not open, or reading it is an error.

@@ -6,7 +6,6 @@ use std::{
     os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
     path::Path,
     process::{Child, Command, Stdio},
-    time::Duration,
 };
 
 use jeton::store::{
@@ -16,6 +15,7 @@ use jeton::store::{
 use tokio::time::timeout;
 
 use crate::store::{bench::Bench, fixtures::event, scenes};
+use crate::support::until::HANG;
 
 const DIR: &str = "STORE_TEST_HELD_DIR";
 
@@ -31,8 +31,7 @@ async fn a_held_directory_names_its_holder() {
     let store = open(dir.path()).unwrap();
     let path = dir.path().to_owned();
     // An opener that waited for the lock would wait as long as this store is open.
-    let second =
-        timeout(Duration::from_secs(60), tokio::task::spawn_blocking(move || open(&path))).await;
+    let second = timeout(HANG, tokio::task::spawn_blocking(move || open(&path))).await;
     let second = second.expect("it waits for the holder").unwrap();
     assert!(matches!(second, Err(OpenError::Held { pid }) if pid == std::process::id()));
     drop(Embedded::read_only(dir.path(), None).unwrap());

@@ -175,7 +175,7 @@ impl Ear {
         self.heard.lock().unwrap().clone()
     }
 
-    /// Whether it was told that it will hear nothing any more.
+    /// True once no further change will be notified.
     pub(crate) fn is_lost(&self) -> bool {
         self.lost.load(SeqCst)
     }

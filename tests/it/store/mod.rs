@@ -1,4 +1,4 @@
-//! What every store must do, whatever it is made of: one suite, a lane for each backend and each
+//! Obligations of every store: one suite, a lane for each backend and each
 //! wrapper.
 //!
 //! A new backend is one more `lane!`. A case that is missing from the list in `suite/mod.rs` does

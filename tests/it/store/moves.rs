@@ -3,7 +3,6 @@
 mod mongodb {
     use jeton::{
         admin::audit::verify,
-        crypto::chain::Walk,
         model::{Action, EpochOf, Family, Jti, Revoked, revocation::Revocation},
         store::{
             AuditStore, ClientStore, FamilyStore, RevocationStore, SecretUse, Store, StoreError,
@@ -13,6 +12,7 @@ mod mongodb {
         },
     };
 
+    use crate::store::transfer::assert_chain_ends_at;
     use crate::{
         store::{
             bench::Bench,
@@ -71,16 +71,7 @@ mod mongodb {
         );
         let before = source.head("node").await.unwrap().unwrap().sequence;
         store.append(event(Action::StoreImported)).await.unwrap();
-        let mut walk = Walk::from_start();
-        store
-            .chain("node", 0, 10_000)
-            .await
-            .unwrap()
-            .iter()
-            .try_for_each(|record| walk.record(record))
-            .unwrap();
-        walk.finish(&Bench::key(), store.head("node").await.unwrap().as_ref()).unwrap();
-        assert_eq!(walk.sequence(), before + 1);
+        assert_chain_ends_at(&store, before + 1).await;
     }
 
     /// E9: several nodes' chains, families that were ended, reused and outlived by their end,

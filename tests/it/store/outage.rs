@@ -1,4 +1,4 @@
-//! What a verb leaves behind whose outcome nobody was told: the server did it, or a part of it, and
+//! Remains of a verb whose caller got no answer: the server did it, or a part of it, and
 //! the caller heard of a failure.
 
 mod mongodb {
@@ -21,6 +21,7 @@ mod mongodb {
     };
     use tokio::time::timeout;
 
+    use crate::support::until::HANG;
     use crate::{
         store::{
             bench::Bench,
@@ -37,7 +38,7 @@ mod mongodb {
         server: Server,
     }
 
-    /// Where that is told.
+    /// Place of the report.
     struct Server {
         client: Client,
         name: String,
@@ -68,7 +69,7 @@ mod mongodb {
             self.client.database("admin").run_command(point).await.unwrap();
         }
 
-        /// How often a command failed since the server was started.
+        /// Number of commands that failed since the server was started.
         async fn failed(&self) -> i64 {
             let asked = doc! { "getParameter": 1, "failpoint.failCommand": 1 };
             let told = self.client.database("admin").run_command(asked).await.unwrap();
@@ -179,7 +180,7 @@ mod mongodb {
                     }
                 }
             };
-            let again = timeout(PATIENCE, answered).await.unwrap().unwrap();
+            let again = timeout(HANG * 5, answered).await.unwrap().unwrap();
             assert!(
                 matches!(&again, Rotation::Repeated(family) if family.generation == 1),
                 "{after} s: {again:?}"
@@ -325,7 +326,7 @@ mod mongodb {
             }
             store.close().await.unwrap();
         };
-        timeout(PATIENCE * 30, recorded).await.expect("it is recorded late");
+        timeout(HANG * 5, recorded).await.expect("it is recorded late");
         // As it is left behind by one that was killed in the moment after.
         let outbox = kept.get_array("outbox").unwrap().clone();
         tokens.update_one(doc! {}, doc! { "$set": { "outbox": outbox } }).await.unwrap();
@@ -583,9 +584,7 @@ mod mongodb {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(PATIENCE * 30, told)
-            .await
-            .expect("a beat notices within half a second");
+        tokio::time::timeout(HANG * 5, told).await.expect("a beat notices within half a second");
     }
 
     /// V01, M7: where the way to the stream of changes breaks off, and the first attempt at taking
@@ -616,14 +615,14 @@ mod mongodb {
                 }
             }
         };
-        tokio::time::timeout(PATIENCE * 30, ends).await.expect("the stream breaks off");
+        tokio::time::timeout(HANG * 5, ends).await.expect("the stream breaks off");
         let heard = async {
             let last = ended.last().map(|revocation| Change::Revoked(*revocation));
             while ear.heard().last() != last.as_ref() {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(PATIENCE * 30, heard).await.expect("the stream goes on");
+        tokio::time::timeout(HANG * 5, heard).await.expect("the stream goes on");
         let heard = ear.heard();
         assert!(!heard.contains(&Change::Missed), "it is taken up where it was");
         let missed = ended

@@ -1,4 +1,4 @@
-//! What only a store that nodes share can show: nodes beside each other, a node that died half way,
+//! Behaviour of a store that nodes share: nodes beside each other, a node that died half way,
 //! another's schema.
 
 mod mongodb {
@@ -26,6 +26,7 @@ mod mongodb {
     };
     use tokio::time::{Instant, timeout};
 
+    use crate::support::until::HANG;
     use crate::{
         store::{
             bench::Bench,
@@ -49,7 +50,7 @@ mod mongodb {
     async fn eventually(what: &str, so: impl AsyncFn() -> bool) {
         let since = Instant::now();
         while !so().await {
-            assert!(since.elapsed() < Duration::from_secs(60), "{what}: {WHY}");
+            assert!(since.elapsed() < HANG, "{what}: {WHY}");
             pause().await;
         }
     }
@@ -430,7 +431,7 @@ mod mongodb {
     }
 
     impl Hearer {
-        /// How often it was told that it may have missed something.
+        /// Number of notices that a change may have been missed.
         fn missed(&self) -> usize {
             self.ear.heard().iter().filter(|change| **change == Change::Missed).count()
         }
@@ -482,7 +483,7 @@ mod mongodb {
         let data = doc! { "failCommands": ["getMore"], "errorCode": 286, "appName": NAME };
         let set = fail_command(own.uri(), doc! { "mode": "alwaysOn", "data": data }).await;
         // No stream shows what is committed from here on: each fails at its first look.
-        let ended = timeout(Duration::from_secs(60), async {
+        let ended = timeout(HANG, async {
             while hearer.missed() < 2 {
                 pause().await;
             }
@@ -503,7 +504,7 @@ mod mongodb {
         eventually("knowledge", async || hearer.knows_of(since)).await;
     }
 
-    /// Who follows the trail at one node hears of the others' records too, each once.
+    /// A follower of the trail at one node receives the records of the others too, each once.
     #[tokio::test]
     #[ignore = "needs a MongoDB: bash .ci/with-mongodb cargo t-mongo"]
     async fn the_tail_of_one_node_tells_of_all() {
@@ -528,8 +529,7 @@ mod mongodb {
             one.append(event(Action::TokenRevoked)).await.unwrap();
         }
         while heard.len() < 40 {
-            let record =
-                timeout(Duration::from_secs(60), tail.recv()).await.unwrap().unwrap().unwrap();
+            let record = timeout(HANG, tail.recv()).await.unwrap().unwrap().unwrap();
             if &*record.chain == "one" || record.sequence <= last {
                 assert!(heard.insert((record.chain.clone(), record.sequence)), "{record:?} twice");
             }

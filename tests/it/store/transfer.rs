@@ -23,6 +23,15 @@ fn open(dir: &Path) -> Embedded {
     Embedded::open(dir, "node", Bench::key()).unwrap()
 }
 
+/// Verifies the chain `node`, whose last record must have this sequence.
+pub(crate) async fn assert_chain_ends_at(store: &dyn Store, sequence: u64) {
+    let mut walk = Walk::from_start();
+    let records = store.chain("node", 0, 10_000).await.unwrap();
+    records.iter().try_for_each(|record| walk.record(record)).unwrap();
+    walk.finish(&Bench::key(), store.head("node").await.unwrap().as_ref()).unwrap();
+    assert_eq!(walk.sequence(), sequence);
+}
+
 pub(crate) async fn dump(store: &dyn ExportSource, limit: usize) -> Vec<ExportRecord> {
     let mut items: Vec<ExportRecord> = Vec::new();
     loop {
@@ -75,16 +84,7 @@ async fn an_imported_store_exports_the_same_bytes() {
     let target = Embedded::open(to.path(), "other", Bench::key()).unwrap();
     let head = source.head("node").await.unwrap().unwrap();
     target.append(crate::store::fixtures::event(Action::StoreImported)).await.unwrap();
-    let mut walk = Walk::from_start();
-    target
-        .chain("node", 0, 10_000)
-        .await
-        .unwrap()
-        .iter()
-        .try_for_each(|record| walk.record(record))
-        .unwrap();
-    walk.finish(&Bench::key(), target.head("node").await.unwrap().as_ref()).unwrap();
-    assert_eq!(walk.sequence(), head.sequence + 1);
+    assert_chain_ends_at(&target, head.sequence + 1).await;
     assert!(target.check().await.unwrap().is_intact());
 }
 

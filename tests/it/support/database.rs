@@ -8,7 +8,7 @@ use jeton::{
 };
 use mongodb::bson::{Document, doc};
 
-/// How long a call to it may take: a debug build on a busy machine is given time; the deadline has
+/// Deadline of a call to it: a debug build on a busy machine is given time; the deadline has
 /// tests of its own.
 pub(crate) const PATIENCE: Duration = DEADLINE.saturating_mul(10);
 

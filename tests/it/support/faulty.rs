@@ -1,6 +1,7 @@
 //! A store that fails, loses or delays chosen calls of another, and can keep its changes to itself:
 //! for tests of what stands on a store.
 
+use crate::support::until::HANG;
 use std::{
     collections::BTreeMap,
     future::Future,
@@ -21,7 +22,7 @@ use jeton::{
 };
 use tokio::{sync::Semaphore, time::Instant};
 
-/// What becomes of a call.
+/// Fate of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Act {
     /// It fails before the inner store hears of it.
@@ -71,7 +72,7 @@ pub(crate) struct FaultyStore {
     inner: Arc<dyn Store>,
     calls: AtomicU64,
     asked: AtomicU64,
-    /// How many times a client was read.
+    /// Number of reads of a client.
     pub(crate) reads: AtomicU64,
     plan: Mutex<Plan>,
     feeds: Mutex<Vec<Arc<Feed>>>,
@@ -80,7 +81,7 @@ pub(crate) struct FaultyStore {
     holds: Mutex<Vec<(&'static str, Side, Arc<Hold>)>>,
 }
 
-/// Where a call is held.
+/// Point at which a call is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     /// Before the inner store hears of it.
@@ -99,7 +100,7 @@ pub(crate) struct Hold {
 impl Hold {
     /// Waits until the call is here.
     pub(crate) async fn arrived(&self) {
-        let arrived = tokio::time::timeout(Duration::from_secs(60), self.arrived.acquire()).await;
+        let arrived = tokio::time::timeout(HANG, self.arrived.acquire()).await;
         arrived.unwrap().unwrap().forget();
     }
 
@@ -113,12 +114,12 @@ impl Hold {
     }
 }
 
-/// What stands between the inner store and one who follows it through this one.
+/// Link between the inner store and a follower of this one.
 struct Feed {
     follower: Arc<dyn Follower>,
     /// Changes that are held back, while they are.
     held: Mutex<Option<Vec<Change>>>,
-    /// Whether only the test says how far everything has been told.
+    /// True if only the test reports how far all changes are known.
     by_hand: bool,
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use jeton::api::listen::Options;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
+use crate::support::until::HANG;
 use crate::transport::support::{
     Server, WATCH,
     frames::{
@@ -14,12 +15,12 @@ use crate::transport::support::{
     options, until,
 };
 
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = HANG;
 
 /// S1: GOAWAY to all, calls in flight are answered, nobody new gets in.
 #[tokio::test]
 async fn calls_in_flight_finish_and_new_ones_are_refused() {
-    let patience = Duration::from_secs(3);
+    let patience = Duration::from_secs(10);
     let mut server =
         Server::with(Options { handshake: patience, drain: LONG, ..options() }, LONG).await;
     let mut idle = Raw::open(server.address).await;

@@ -17,7 +17,7 @@ use crate::transport::{
     },
 };
 
-/// What a flood may leave behind.
+/// Memory that a flood may leave behind.
 const GROWTH: u64 = 16 << 20;
 /// Frames written at once.
 const BATCH: u32 = 100;

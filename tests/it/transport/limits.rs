@@ -13,6 +13,7 @@ use prost::Message;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
+use crate::support::until::HANG;
 use crate::transport::support::{
     MAX_MESSAGE, SERVICE, Server, TOKEN, WATCH, connect_from,
     frames::{
@@ -267,7 +268,7 @@ async fn token_from(server: &Server, peer: u8) -> Option<Code> {
 #[tokio::test]
 async fn unfinished_calls_are_bounded_together() {
     let options = Options { workers: 1, ..options() };
-    let server = Server::with(options, Duration::from_secs(60)).await;
+    let server = Server::with(options, HANG * 5).await;
     let mut held = Vec::new();
     for peer in 1..=9 {
         held.extend(begin(&server, peer, 6).await);
@@ -285,7 +286,7 @@ async fn unfinished_calls_are_bounded_together() {
 #[tokio::test]
 async fn unfinished_calls_of_one_peer_leave_room_for_others() {
     let options = Options { workers: 1, ..options() };
-    let server = Server::with(options, Duration::from_secs(60)).await;
+    let server = Server::with(options, HANG * 5).await;
     let held = begin(&server, 2, 15).await;
     let refused = || server.methods.find(TOKEN).unwrap().count(Code::ResourceExhausted);
     until(async || refused() >= 15 * 200 - 1_024).await;
@@ -299,7 +300,7 @@ async fn unfinished_calls_of_one_peer_leave_room_for_others() {
 /// holds it.
 #[tokio::test]
 async fn messages_that_handlers_hold_are_bounded() {
-    let server = Server::with(Options { workers: 1, ..options() }, Duration::from_secs(60)).await;
+    let server = Server::with(Options { workers: 1, ..options() }, HANG * 5).await;
     let (id, secret) = ("wait".to_owned(), "x".repeat(60_000));
     let large = TokenRequest { client_id: id, client_secret: secret, ..TokenRequest::default() }
         .encode_to_vec();

@@ -150,7 +150,7 @@ async fn connections_keep_within_the_descriptors() {
     token(child.address, "").await.token();
 }
 
-/// Whether a new client is answered within a second.
+/// True if a new client is answered within a second.
 async fn serves(address: SocketAddr) -> bool {
     let served = async {
         let stream = TcpStream::connect(address).await.ok()?;

@@ -183,7 +183,7 @@ async fn tls_1_1_is_refused() {
 async fn half_a_handshake_is_closed() {
     let ca = authority();
     let tls = Some(Files::new(&server_pair(&ca)).open());
-    let patience = Duration::from_secs(4);
+    let patience = Duration::from_secs(10);
     let server =
         Server::with(Options { tls, handshake: patience, ..options() }, Duration::from_secs(60))
             .await;

@@ -16,6 +16,7 @@ use tokio::{
 };
 use tonic::Code;
 
+use crate::support::until::HANG;
 use crate::transport::{
     child::Child,
     support::{
@@ -72,8 +73,7 @@ async fn refused(raw: &mut Raw, calls: usize) -> usize {
 #[tokio::test]
 async fn unread_answers_of_one_peer_are_bounded() {
     for window in [0, 1] {
-        let server =
-            Server::with(Options { workers: 1, ..options() }, Duration::from_secs(60)).await;
+        let server = Server::with(Options { workers: 1, ..options() }, HANG * 5).await;
         let (mut held, mut over) = (Vec::new(), 0);
         for _ in 0..8 {
             let mut raw =
@@ -204,7 +204,7 @@ async fn what_short_frames_leave_behind_is_bounded() {
 /// so.
 #[tokio::test]
 async fn large_unread_answers_of_one_peer_are_bounded() {
-    let server = Server::with(Options { workers: 1, ..options() }, Duration::from_secs(60)).await;
+    let server = Server::with(Options { workers: 1, ..options() }, HANG * 5).await;
     for window in [0, 1] {
         let mut raw =
             Raw::with_window(TcpStream::connect(server.address).await.unwrap(), window).await;
@@ -287,7 +287,7 @@ async fn pages_that_are_not_read_end_their_http_1_connection() {
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     let request = format!("GET {PAGE} HTTP/1.1\r\nhost: port\r\n\r\n").repeat(100);
     let asking = async { while stream.write_all(request.as_bytes()).await.is_ok() {} };
-    tokio::time::timeout(Duration::from_secs(60), asking).await.expect("is cut");
+    tokio::time::timeout(HANG, asking).await.expect("is cut");
 }
 
 /// L09: an HTTP/1.1 connection that is told to make room finishes its answer first.
@@ -309,10 +309,7 @@ async fn an_http_1_connection_that_makes_room_finishes_its_answer() {
     new.expect(|frame| frame.stream == 1 && frame.flags & END_STREAM != 0).await;
 
     let reading = http1.read_to_end(&mut answer);
-    tokio::time::timeout(Duration::from_secs(60), reading)
-        .await
-        .expect("it is over after this answer")
-        .unwrap();
+    tokio::time::timeout(HANG, reading).await.expect("it is over after this answer").unwrap();
     let start = answer.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
     assert!(answer.len() - start > BYTES, "{} bytes", answer.len());
     assert_eq!(answer.iter().filter(|byte| **byte == b'x').count() / BYTES, 1);
@@ -324,11 +321,11 @@ async fn an_http_1_connection_that_makes_room_finishes_its_answer() {
 /// is old is in any case.
 #[tokio::test]
 async fn idle_and_old_connections_are_told_to_go_away() {
-    let short = Duration::from_secs(3);
+    let short = Duration::from_secs(10);
     for (options, stays) in
         [(Options { idle: short, ..options() }, true), (Options { age: short, ..options() }, false)]
     {
-        let server = Server::with(options, Duration::from_secs(60)).await;
+        let server = Server::with(options, HANG * 5).await;
         let (mut idle, mut watching) =
             (Raw::open(server.address).await, Raw::open(server.address).await);
         watching.send(&message(WATCH, 1, &[])).await;
@@ -350,8 +347,7 @@ async fn idle_and_old_connections_are_told_to_go_away() {
 /// room for another.
 #[tokio::test]
 async fn idle_connections_of_one_peer_make_room_for_another() {
-    let server =
-        Server::with(Options { connections: 60, ..options() }, Duration::from_secs(60)).await;
+    let server = Server::with(Options { connections: 60, ..options() }, HANG * 5).await;
     let asked = Arc::new(AtomicUsize::new(0));
     for _ in 0..57 {
         let mut raw = Raw::over(connect_from([127, 0, 0, 3], server.address).await).await;

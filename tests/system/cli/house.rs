@@ -181,6 +181,13 @@ impl House {
         self.serve_with(&["serve", "--dev", "--json", "--listen", "127.0.0.1:0"])
     }
 
+    /// Starts a server with `--dev` on a free port, and waits until it serves.
+    pub(crate) fn serve_dev(&self, more: &[&str]) -> Server {
+        let mut arguments = vec!["serve", "--dev", "--json", "--listen", "127.0.0.1:0"];
+        arguments.extend(more);
+        self.serve_with(&arguments)
+    }
+
     /// Starts a server and waits until it serves.
     pub(crate) fn serve_with(&self, arguments: &[&str]) -> Server {
         let log = fs::File::create(self.path("log")).unwrap();

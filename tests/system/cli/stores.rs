@@ -222,18 +222,7 @@ mod mongodb {
             0
         );
 
-        let arguments = [
-            "serve",
-            "--dev",
-            "--json",
-            "--listen",
-            "127.0.0.1:0",
-            "--node",
-            "n",
-            "--store",
-            address,
-        ];
-        let server = house.serve_with(&arguments);
+        let server = house.serve_dev(&["--node", "n", "--store", address]);
         // A heartbeat that a busy machine delays is missed, and found at the next look.
         let runs = |of: &'static str| {
             move |ran: &Ran| ran.is_ok() && text(&ran.json(), "node").starts_with(of)
@@ -436,18 +425,7 @@ mod mongodb {
     async fn a_server_alone_is_served_with_a_warning() {
         let (house, alone) = (House::new(), Alone::start(&[]).await);
         let address = format!("mongodb://127.0.0.1:{}/db", alone.port);
-        let arguments = [
-            "serve",
-            "--dev",
-            "--json",
-            "--listen",
-            "127.0.0.1:0",
-            "--node",
-            "n",
-            "--store",
-            &address,
-        ];
-        let server = house.serve_with(&arguments);
+        let server = house.serve_dev(&["--node", "n", "--store", &address]);
         assert!(house.log().contains("MongoDB is standalone"), "{}", house.log());
         let token = house.jeton(&["token", "--raw"]).ok();
         house.jeton(&["introspect", "--check", token.line()]).ok();

@@ -28,15 +28,7 @@ fn commands_speak_tls_to_the_authority_they_are_given() {
     let [ca, cert, key] = certificates(&house);
     let config =
         house.file("c.toml", &format!("[tls]\ncert_file = {cert:?}\nkey_file = {key:?}\n"));
-    let server = house.serve_with(&[
-        "serve",
-        "--dev",
-        "--json",
-        "--listen",
-        "127.0.0.1:0",
-        "--config",
-        text(&config),
-    ]);
+    let server = house.serve_dev(&["--config", text(&config)]);
     let url = format!("https://{}", server.address());
     house.jeton(&["token", "--ca", text(&ca)]).ok();
     let unknown = house.jeton(&["token"]);
@@ -69,15 +61,7 @@ fn a_developers_own_certificate_needs_no_flags() {
     let (cert, key) = (house.file("cert", &cert.pem()), house.file("key", &key.serialize_pem()));
     let config =
         house.file("c.toml", &format!("[tls]\ncert_file = {cert:?}\nkey_file = {key:?}\n"));
-    let server = house.serve_with(&[
-        "serve",
-        "--dev",
-        "--json",
-        "--listen",
-        "127.0.0.1:0",
-        "--config",
-        text(&config),
-    ]);
+    let server = house.serve_dev(&["--config", text(&config)]);
     house.jeton(&["token"]).ok();
     server.stop();
 }
@@ -88,15 +72,7 @@ fn a_server_that_wants_a_certificate_gets_one() {
     let [ca, cert, key] = certificates(&house);
     let tls = format!("[tls]\ncert_file = {cert:?}\nkey_file = {key:?}\nclient_ca_file = {ca:?}\n");
     let config = house.file("c.toml", &tls);
-    let server = house.serve_with(&[
-        "serve",
-        "--dev",
-        "--json",
-        "--listen",
-        "127.0.0.1:0",
-        "--config",
-        text(&config),
-    ]);
+    let server = house.serve_dev(&["--config", text(&config)]);
     let bare = house.jeton(&["token", "--ca", text(&ca)]);
     assert!(bare.code == 4 && bare.err.contains("connection lost"), "{bare:?}");
     assert_eq!(house.jeton(&["token", "--ca", text(&ca), "--cert", text(&cert)]).code, 2);

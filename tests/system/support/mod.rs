@@ -1,4 +1,4 @@
-//! What several of the folders beside this one use.
+//! Code shared by the folders beside this one.
 
 pub(crate) mod database;
 pub(crate) mod process;

@@ -1,6 +1,6 @@
 //! The audit trail.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use jeton::{
     crypto::chain::Walk,
@@ -18,6 +18,7 @@ use crate::store::{
         NOW, at, chain_of, client, event, family, id, keyset, of_revision, stamp, whole_chain,
     },
 };
+use crate::support::until::HANG;
 
 fn numbered(n: u64) -> Event {
     Event { target: n.to_string(), ..event(Action::TokenIssued) }
@@ -246,7 +247,7 @@ pub(crate) async fn records_that_nobody_waits_for_arrive_soon(bench: &Bench) {
     }
     for n in 1..=5 {
         // 50 ms are promised; the bound here is for a busy machine.
-        let record = timeout(Duration::from_secs(60), tail.recv()).await.unwrap().unwrap();
+        let record = timeout(HANG, tail.recv()).await.unwrap().unwrap();
         assert_eq!(record.map(|record| record.sequence), Some(n));
     }
     for n in 6..=9 {

@@ -8,7 +8,7 @@ mod mongodb {
             AuditStore, ClientStore, Store, Writer,
             embedded::Embedded,
             mongo::Mongo,
-            transfer::{ExportRecord, ExportSource, ImportTarget},
+            transfer::{ExportRecord, ImportTarget},
         },
     };
     use mongodb::{
@@ -24,6 +24,8 @@ mod mongodb {
         time::{Duration, timeout},
     };
 
+    use crate::store::transfer::dump;
+    use crate::support::until::HANG;
     use crate::{
         store::{
             bench::Bench,
@@ -126,7 +128,7 @@ mod mongodb {
             }
             ghosts
         };
-        assert_eq!(timeout(PATIENCE, told).await.unwrap(), [1, 2, 3, 4]);
+        assert_eq!(timeout(HANG, told).await.unwrap(), [1, 2, 3, 4]);
         let listed = places(&all(&store).await);
         let head = store.head("node").await.unwrap().unwrap().sequence;
         assert_eq!(listed.len() as u64, head + 4, "{listed:?}");
@@ -198,7 +200,7 @@ mod mongodb {
             // A node does at once what is of its own name, and the rest at its second look.
             for _ in 0..2 {
                 let store = node(own.uri(), name).await;
-                timeout(PATIENCE, async {
+                timeout(HANG, async {
                     while !is_empty().await {
                         tokio::task::yield_now().await
                     }
@@ -296,7 +298,7 @@ mod mongodb {
                     tokio::task::yield_now().await;
                 }
             };
-            timeout(PATIENCE, emptied).await.unwrap();
+            timeout(HANG, emptied).await.unwrap();
             store.close().await.unwrap();
         }
     }
@@ -311,18 +313,7 @@ mod mongodb {
     }
 
     async fn exported(own: &Own) -> Vec<ExportRecord> {
-        drain(&Mongo::export(own.uri(), Some(Bench::key()), PATIENCE).await.unwrap()).await
-    }
-
-    async fn drain(from: &impl ExportSource) -> Vec<ExportRecord> {
-        let mut items: Vec<ExportRecord> = Vec::new();
-        loop {
-            let page = from.export_page(items.last(), 100).await.unwrap();
-            if page.is_empty() {
-                return items;
-            }
-            items.extend(page);
-        }
+        dump(&Mongo::export(own.uri(), Some(Bench::key()), PATIENCE).await.unwrap(), 100).await
     }
 
     /// AZ3: an export and an import make no end sure that was not: the chain of a node that was
@@ -358,7 +349,7 @@ mod mongodb {
                 }
             }
         };
-        let items = timeout(PATIENCE, noted).await.unwrap();
+        let items = timeout(HANG, noted).await.unwrap();
 
         let moved = Own::own();
         let import = Mongo::import(moved.uri(), Bench::key(), PATIENCE).await.unwrap();
@@ -367,7 +358,7 @@ mod mongodb {
         let dir = TempDir::new().unwrap();
         let embedded = Embedded::open(dir.path(), "node", Bench::key()).unwrap();
         embedded.load(items.clone()).await.unwrap();
-        assert_eq!(drain(&embedded).await, items);
+        assert_eq!(dump(&embedded, 100).await, items);
         let sure = |verdicts: Vec<jeton::admin::audit::Verdict>| -> Vec<(String, bool)> {
             assert!(verdicts.iter().all(|verdict| verdict.flaw.is_none()), "{verdicts:?}");
             verdicts

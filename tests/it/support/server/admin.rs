@@ -1,5 +1,6 @@
 //! Calls of administration by the first administrator, or by one whose access token a test holds.
 
+use crate::support::until::HANG;
 use jeton::proto::admin::{
     AddSecretRequest, AddSecretResponse, AssignAudienceRequest, Audience, Client,
     CreateClientRequest, CreateClientResponse, DisableClientRequest, GetClientRequest,
@@ -8,12 +9,11 @@ use jeton::proto::admin::{
     add_secret_request, create_client_request, revoke_all_request::Target,
 };
 use serde_json::Value;
-use tokio::time::Duration;
 use tonic::{Request, Status};
 
 use super::{Caller, TestServer, bearer, decoded, reason, refreshing, seconds, texts};
 
-/// What an RPC is aimed at.
+/// Target of an RPC.
 #[derive(Clone, Debug, Default)]
 pub struct RpcTarget {
     pub client: Caller,
@@ -197,9 +197,7 @@ impl TestServer {
         let is_gone =
             async || self.try_get(id).await.is_err_and(|refused| reason(&refused) == "NOT_FOUND");
         let gone = async { while !is_gone().await {} };
-        tokio::time::timeout(Duration::from_secs(60), gone)
-            .await
-            .expect("the client is taken back");
+        tokio::time::timeout(HANG, gone).await.expect("the client is taken back");
     }
 
     /// Registers a client with a secret that was chosen elsewhere.

@@ -1,12 +1,12 @@
 //! HTTP/2 by hand: frames as bytes, so that they can be wrong (RFC 9113, RFC 7541).
 
+use crate::support::until::HANG;
 use std::{
     net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    time::Duration,
 };
 
 use tokio::{
@@ -175,7 +175,7 @@ impl Raw {
                 }
             }
         };
-        tokio::time::timeout(Duration::from_secs(60), found).await.expect("the frame did not come")
+        tokio::time::timeout(HANG, found).await.expect("the frame did not come")
     }
 
     /// Sends `bytes`. Once the server has taken all of it, `None`; if it ends the connection
@@ -194,9 +194,7 @@ impl Raw {
             }
             Some(code)
         };
-        tokio::time::timeout(Duration::from_secs(60), taking)
-            .await
-            .expect("the server neither takes it nor closes")
+        tokio::time::timeout(HANG, taking).await.expect("the server neither takes it nor closes")
     }
 
     /// Stays as it is while the test goes on, for however long: says that it is there whenever it
@@ -241,9 +239,7 @@ impl Raw {
                 }
             }
         };
-        tokio::time::timeout(Duration::from_secs(60), reading)
-            .await
-            .expect("the server neither takes it nor closes");
+        tokio::time::timeout(HANG, reading).await.expect("the server neither takes it nor closes");
         writing.abort();
         frames
     }
@@ -271,5 +267,5 @@ async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> Option<Frame> {
 /// Returns true if the other side has closed, or closes within a minute.
 pub(crate) async fn closes(reader: &mut (impl AsyncRead + Unpin)) -> bool {
     let mut rest = Vec::new();
-    tokio::time::timeout(Duration::from_secs(60), reader.read_to_end(&mut rest)).await.is_ok()
+    tokio::time::timeout(HANG, reader.read_to_end(&mut rest)).await.is_ok()
 }

@@ -25,6 +25,7 @@ use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
 use self::puppet::Puppet;
+pub(crate) use crate::support::until::{HANG, until};
 use jeton::proto::token::token_service_server::TokenServiceServer;
 
 /// The service of the puppet.
@@ -53,8 +54,9 @@ pub(crate) fn options() -> Options {
         connections: 10_000,
         connections_per_peer: 10_000,
         streams_per_connection: 200,
-        handshake: Duration::from_secs(60),
-        unread: Duration::from_secs(60),
+        // Longer than any wait of a test: a connection that is closed was closed for another reason.
+        handshake: HANG * 5,
+        unread: HANG * 5,
         idle: Duration::from_secs(600),
         age: Duration::from_secs(3_600),
         drain: Duration::from_secs(5),
@@ -72,6 +74,8 @@ impl Server {
         let methods =
             Methods::leaked(&[jeton::proto::DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET])
                 .unwrap();
+        // The tests open more connections than a process may by default.
+        listen::raise_limit();
         let puppet = Puppet::default();
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_service_status("", ServingStatus::Serving).await;
@@ -114,18 +118,6 @@ fn published(puppet: &Puppet) -> Published {
             Box::pin(async move { puppet.is_ready() })
         }),
     }
-}
-
-/// Waits until `what` holds, for at most a minute: a machine that is busy otherwise may need much
-/// of it.
-pub(crate) async fn until(mut what: impl AsyncFnMut() -> bool) {
-    let mut tick = tokio::time::interval(Duration::from_millis(10));
-    let waited = tokio::time::timeout(Duration::from_secs(60), async {
-        while !what().await {
-            tick.tick().await;
-        }
-    });
-    waited.await.expect("did not come to hold within a minute");
 }
 
 /// A connection from another address of this machine: another peer.
