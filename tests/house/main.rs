@@ -107,7 +107,7 @@ const UNPROVEN: &[(&str, &[&str])] = &[
     ("end_family", &["client_credentials.rs", "revocation.rs"]),
 ];
 
-/// What an administrator changes goes through `ProofStore::spend`: its verbs are called directly in
+/// Every change by an administrator goes through `ProofStore::spend`: its verbs are called directly in
 /// few places, once in each.
 #[test]
 fn what_needs_a_proof_is_written_with_one() {

@@ -32,7 +32,7 @@ fn write(client: &Client) -> JoinHandle<mongodb::error::Result<()>> {
     tokio::spawn(async move { collection.insert_one(doc! {}).await.map(drop) })
 }
 
-/// Whether that write is answered within a second, and how.
+/// Answer to that write within a second, if any.
 async fn answered(
     write: &mut JoinHandle<mongodb::error::Result<()>>,
 ) -> Option<mongodb::error::Result<()>> {
@@ -43,7 +43,7 @@ fn others(index: usize) -> [usize; 2] {
     [(index + 1) % 3, (index + 2) % 3]
 }
 
-/// Whether this member thinks well of that one.
+/// True if this member thinks well of that one.
 async fn healthy(set: &ReplicaSet, index: usize, of: usize) -> bool {
     let status = set.command(index, doc! { "replSetGetStatus": 1 }).await.unwrap();
     status.get_array("members").unwrap()[of].as_document().unwrap().get_f64("health").unwrap()

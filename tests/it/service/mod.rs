@@ -3,33 +3,33 @@
 
 #![expect(unreachable_pub, reason = "a test binary has no outside")]
 
+mod admin_rights;
 mod allowances;
+mod audience_release;
 mod audiences;
 mod audit;
 mod authentication;
-mod bench;
 mod budgets;
 mod clients;
-mod endings;
+mod ends_together;
 mod faults;
+mod foreign_records;
 mod forged;
 mod free_text;
 mod introspection;
-mod judged;
 mod keys;
 mod late_writes;
 mod leaks;
 mod limits;
 mod nodes;
-mod offices;
 mod proofs;
 mod published;
-mod recorded;
-mod records;
 mod refresh;
-mod released;
+mod refusals;
 mod revocation;
 mod revoke_all;
+mod rules;
+mod secret_costs;
 mod secrets;
 mod shared_audiences;
 mod staleness;

@@ -15,7 +15,7 @@ use jeton::{
 };
 
 use crate::store::{
-    bench::Bench,
+    backend::Bench,
     fixtures::{at, event},
     transfer::{dump, lines, parse},
 };

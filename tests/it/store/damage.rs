@@ -23,10 +23,10 @@ use proptest::test_runner::{RngAlgorithm, TestRng};
 use tempfile::TempDir;
 
 use crate::store::{
-    bench::Bench,
+    backend::Bench,
     chains::{chain, closed as closed_chains},
     fixtures::{Ear, NOW, event, id, present, stamp},
-    scenes,
+    prepared,
 };
 
 fn open(dir: &Path) -> Result<Embedded, OpenError> {
@@ -87,25 +87,25 @@ async fn fate(dir: &Path, expected: &[ExportRecord]) -> Fate {
 async fn killed(rounds: usize) -> (TempDir, Vec<ExportRecord>) {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).unwrap();
-    scenes::fill(&store, rounds).await;
-    (scenes::killed(dir.path()), all(&store).await.unwrap())
+    prepared::fill(&store, rounds).await;
+    (prepared::killed(dir.path()), all(&store).await.unwrap())
 }
 
 /// A store as a clean stop leaves it, with everything in the database.
 async fn closed(rounds: usize) -> (TempDir, Vec<ExportRecord>) {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).unwrap();
-    scenes::fill(&store, rounds).await;
+    prepared::fill(&store, rounds).await;
     let items = all(&store).await.unwrap();
     store.close().await.unwrap();
-    (scenes::killed(dir.path()), items)
+    (prepared::killed(dir.path()), items)
 }
 
 /// A closed store that took in chains of other nodes along with everything else.
 async fn imported(rounds: usize) -> (TempDir, Vec<ExportRecord>) {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let source = open(from.path()).unwrap();
-    scenes::fill(&source, rounds).await;
+    prepared::fill(&source, rounds).await;
     let mut items = all(&source).await.unwrap();
     let times: Vec<i64> = (0..100).collect();
     let end = items.len() - 1;
@@ -118,7 +118,7 @@ async fn imported(rounds: usize) -> (TempDir, Vec<ExportRecord>) {
     let store = open(to.path()).unwrap();
     store.load(items.clone()).await.unwrap();
     store.close().await.unwrap();
-    (scenes::killed(to.path()), items)
+    (prepared::killed(to.path()), items)
 }
 
 fn cut(path: &Path, length: u64) {
@@ -133,7 +133,7 @@ async fn a_cut_file_is_whole_or_refused() {
         let length = fs::metadata(dir.path().join(name)).unwrap().len();
         assert!(length > 64 * 4_096, "{name} is {length} long");
         for boundary in 1..=64 {
-            let copy = scenes::killed(dir.path());
+            let copy = prepared::killed(dir.path());
             cut(&copy.path().join(name), (length - 1) / 4_096 * 4_096 - (boundary - 1) * 4_096);
             assert_eq!(
                 fate(copy.path(), &expected).await,
@@ -153,7 +153,7 @@ async fn flip(scene: (TempDir, Vec<ExportRecord>), name: &str, rounds: usize, se
     for _ in 0..rounds {
         let offset = usize::try_from(random.next_u64()).unwrap() % whole.len();
         let mask = 1_u8 << (random.next_u32() % 8);
-        let copy = scenes::killed(dir.path());
+        let copy = prepared::killed(dir.path());
         let file = OpenOptions::new().write(true).open(copy.path().join(name)).unwrap();
         file.write_all_at(&[whole[offset] ^ mask], u64::try_from(offset).unwrap()).unwrap();
         let fate = fate(copy.path(), &expected).await;
@@ -204,7 +204,7 @@ async fn swapped_pages_are_never_silent() {
         let (one, other) = (pick(), pick());
         let mut swapped = pages.clone();
         swapped.swap(one, other);
-        let copy = scenes::killed(dir.path());
+        let copy = prepared::killed(dir.path());
         fs::write(copy.path().join("jeton.db"), swapped.concat()).unwrap();
         let fate = fate(copy.path(), &expected).await;
         assert_ne!(fate, Fate::Silent, "pages {one} and {other}");
@@ -217,12 +217,12 @@ async fn swapped_pages_are_never_silent() {
 async fn a_lost_or_older_file_is_refused() {
     let (dir, expected) = killed(10).await;
     for name in ["jeton.db", "jeton.db-wal"] {
-        let copy = scenes::killed(dir.path());
+        let copy = prepared::killed(dir.path());
         fs::remove_file(copy.path().join(name)).unwrap();
         assert_eq!(fate(copy.path(), &expected).await, Fate::Refused, "{name}");
     }
     let (older, _) = closed(9).await;
-    let copy = scenes::killed(older.path());
+    let copy = prepared::killed(older.path());
     fs::copy(dir.path().join("anchor"), copy.path().join("anchor")).unwrap();
     match open(copy.path()) {
         Err(OpenError::Rollback(text)) => {
@@ -263,7 +263,7 @@ async fn what_was_acknowledged_is_in_the_files() {
             if n == 20 {
                 acknowledged =
                     acknowledged.max(store.head("node").await.unwrap().unwrap().sequence);
-                let copy = scenes::killed(dir.path());
+                let copy = prepared::killed(dir.path());
                 let reopened = open(copy.path()).unwrap();
                 assert!(reopened.head("node").await.unwrap().unwrap().sequence >= acknowledged);
                 assert!(reopened.check().await.unwrap().is_intact());

@@ -14,7 +14,7 @@ use jeton::store::{
 };
 use tokio::time::timeout;
 
-use crate::store::{bench::Bench, fixtures::event, scenes};
+use crate::store::{backend::Bench, fixtures::event, prepared};
 use crate::support::until::HANG;
 
 const DIR: &str = "STORE_TEST_HELD_DIR";
@@ -273,7 +273,7 @@ async fn a_data_directory_is_its_owners_alone() {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("deep/data");
     let store = open(&dir).unwrap();
-    scenes::fill(&store, 1).await;
+    prepared::fill(&store, 1).await;
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&dir), 0o700);
     let mut names = Vec::new();

@@ -19,7 +19,7 @@ mod mongodb {
 
     use crate::{
         store::{
-            bench::Bench,
+            backend::Bench,
             fixtures::{Ear, NOW, broken, client, event, id, keyset},
             suite::audiences::record,
         },

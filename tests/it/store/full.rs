@@ -12,9 +12,9 @@ use jeton::{
 };
 
 use crate::store::{
-    bench::Bench,
+    backend::Bench,
     fixtures::{Ear, NOW, at, client, event, id},
-    scenes,
+    prepared,
 };
 
 fn open(dir: &Path) -> Embedded {
@@ -44,7 +44,7 @@ async fn fill_up(store: &Embedded) -> usize {
 async fn a_full_disk_refuses_writes_until_there_is_room() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
-    scenes::fill(&store, 1).await;
+    prepared::fill(&store, 1).await;
     store.bound_pages(60).await.unwrap();
     let (ear, mut tail) = (Ear::new(), store.tail());
     store.follow(NOW, ear.clone()).await.unwrap();

@@ -4,20 +4,20 @@
 //! A new backend is one more `lane!`. A case that is missing from the list in `suite/mod.rs` does
 //! not compile.
 
-mod alone;
-mod bench;
+mod backend;
 mod chains;
-mod copies;
 mod damage;
 mod directory;
 mod fixtures;
 mod forged;
 mod full;
+mod migrate;
 mod model;
-mod moves;
+mod old_copies;
 mod outage;
-mod scenes;
+mod prepared;
 mod shared;
+mod standalone;
 #[deny(dead_code)]
 mod suite;
 mod trail;

@@ -15,7 +15,7 @@ use jeton::{
 use proptest::prelude::*;
 
 use crate::store::{
-    bench::Bench,
+    backend::Bench,
     fixtures::{Ear, NOW, at, client_of, event, family, id, present, stamp, whole_chain},
 };
 

@@ -24,7 +24,7 @@ mod mongodb {
     use crate::support::until::HANG;
     use crate::{
         store::{
-            bench::Bench,
+            backend::Bench,
             fixtures::{Ear, NOW, at, event, family, keyset, present, stamp},
             trail::mongodb::sign,
         },

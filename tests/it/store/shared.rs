@@ -29,7 +29,7 @@ mod mongodb {
     use crate::support::until::HANG;
     use crate::{
         store::{
-            bench::Bench,
+            backend::Bench,
             fixtures::{Ear, NOW, at, client, event, family, id, keyset, present, stamp},
             trail::mongodb::sign,
         },
@@ -208,7 +208,7 @@ mod mongodb {
     async fn outboxes_are_emptied() {
         let uri = Own::own();
         let store = node(uri.uri(), "node").await;
-        crate::store::scenes::fill(&store, 5).await;
+        crate::store::prepared::fill(&store, 5).await;
         let database = looked_into(uri.uri()).await;
         for name in ["clients", "audiences", "tokens", "revocations", "epochs", "signing_keys"] {
             let collection: Collection<Document> = database.collection(name);

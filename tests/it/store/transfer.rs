@@ -14,9 +14,9 @@ use jeton::{
 };
 
 use crate::store::{
-    bench::Bench,
+    backend::Bench,
     fixtures::{NOW, at, id},
-    scenes,
+    prepared,
 };
 
 fn open(dir: &Path) -> Embedded {
@@ -57,8 +57,8 @@ pub(crate) fn parse(lines: &str) -> Vec<ExportRecord> {
 async fn an_imported_store_exports_the_same_bytes() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let source = open(from.path());
-    scenes::fill(&source, 30).await;
-    scenes::delete_some(&source).await;
+    prepared::fill(&source, 30).await;
+    prepared::delete_some(&source).await;
     let exported = lines(&dump(&source, 1_000).await);
     assert!(exported.contains(r#"{"type":"deleted_client","client":"gone-too","tenant":"other"}"#));
     assert!(
@@ -93,7 +93,7 @@ async fn an_imported_store_exports_the_same_bytes() {
 async fn every_line_names_its_type() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
-    scenes::fill(&store, 1).await;
+    prepared::fill(&store, 1).await;
     let mut types = Vec::new();
     for line in lines(&dump(&store, 100).await).lines() {
         let value: serde_json::Value = serde_json::from_str(line).unwrap();
@@ -136,11 +136,11 @@ async fn an_empty_store_exports_and_imports() {
 async fn an_export_beside_a_server_is_of_one_moment() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
-    scenes::fill(&store, 10).await;
+    prepared::fill(&store, 10).await;
     let view = Embedded::read_only(dir.path(), Some(Bench::key())).unwrap();
     let before = dump(&store, 1_000).await;
     let first = view.export_page(None, 1).await.unwrap();
-    scenes::fill(&store, 10).await;
+    prepared::fill(&store, 10).await;
     let mut items = first;
     loop {
         let page = view.export_page(items.last(), 3).await.unwrap();
@@ -166,7 +166,7 @@ async fn refused(items: Vec<ExportRecord>) -> String {
 async fn a_tampered_export_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
-    scenes::fill(&store, 5).await;
+    prepared::fill(&store, 5).await;
     let whole = dump(&store, 1_000).await;
     let first_record =
         whole.iter().position(|item| matches!(item, ExportRecord::Record { .. })).unwrap();
@@ -198,7 +198,7 @@ async fn a_tampered_export_is_refused() {
 async fn a_chain_that_was_altered_in_the_store_is_not_exported() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
-    scenes::fill(&store, 3).await;
+    prepared::fill(&store, 3).await;
     store.close().await.unwrap();
     let database = rusqlite::Connection::open(dir.path().join("jeton.db")).unwrap();
     database.execute_batch("UPDATE head SET hash = zeroblob(32)").unwrap();
@@ -220,9 +220,9 @@ async fn a_chain_that_was_altered_in_the_store_is_not_exported() {
 async fn a_store_that_is_not_empty_takes_nothing_in() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let source = open(from.path());
-    scenes::fill(&source, 3).await;
+    prepared::fill(&source, 3).await;
     let target = open(to.path());
-    scenes::fill(&target, 1).await;
+    prepared::fill(&target, 1).await;
     let before = dump(&target, 1_000).await;
     assert!(matches!(target.load(dump(&source, 1_000).await).await, Err(StoreError::Corrupt(_))));
     assert_eq!(dump(&target, 1_000).await, before);
@@ -233,7 +233,7 @@ async fn a_store_that_is_not_empty_takes_nothing_in() {
 async fn half_an_import_does_not_open() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let source = open(from.path());
-    scenes::fill(&source, 3).await;
+    prepared::fill(&source, 3).await;
     let items = dump(&source, 1_000).await;
     let target = open(to.path());
     target.load(items[..4].to_vec()).await.unwrap();

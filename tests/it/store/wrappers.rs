@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::{
     store::{
-        bench::Bench,
+        backend::Bench,
         fixtures::{Ear, NOW, client, event, id},
     },
     support::faulty::{Act, FaultyStore, Kind, Side},

@@ -35,7 +35,7 @@ pub(crate) enum Act {
     DelayAfter(Duration),
 }
 
-/// Which failure.
+/// The failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Unavailable,

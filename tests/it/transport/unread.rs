@@ -27,7 +27,7 @@ use crate::transport::{
         },
         http::{ask_over, get, token},
         options,
-        puppet::LARGE,
+        scripted::LARGE,
         until,
     },
 };

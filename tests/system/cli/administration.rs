@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::cli::house::{House, Ran, Server};
+use crate::cli::home::{House, Ran, Server};
 
 /// A server with a client `svc`, and its first secret.
 fn with_client(house: &House) -> (Server, String) {

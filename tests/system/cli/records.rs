@@ -8,7 +8,7 @@ use jeton::{
     store::{ClientStore, Creation, Store, embedded::Embedded},
 };
 
-use crate::cli::house::House;
+use crate::cli::home::House;
 
 /// Puts a copy of the first client under another name into the store of a stopped server.
 async fn intrude(house: &House) {

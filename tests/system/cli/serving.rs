@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt, process, time::Duration};
 
 use jeton::proto::token::{TokenRequest, TokenResponse};
 
-use crate::cli::house::{House, is_in_a_file, run};
+use crate::cli::home::{House, is_in_a_file, run};
 
 #[test]
 fn a_program_reads_one_line_and_nothing_else_ever_comes() {

@@ -3,11 +3,11 @@
 
 use serde_json::Value;
 
-use crate::cli::house::{House, Ran};
+use crate::cli::home::{House, Ran};
 
 const PASSWORD: &str = "canary-in-the-address";
 
-/// What `serve` and `doctor` say of a store, in this order.
+/// Answers of `serve` and `doctor` about a store, in this order.
 fn said(house: &House, address: &str) -> (Ran, Value) {
     let serve = house.jeton(&[
         "serve",
@@ -184,7 +184,7 @@ mod mongodb {
 
     use super::{PASSWORD, finding, said, text};
     use crate::{
-        cli::house::{House, Ran},
+        cli::home::{House, Ran},
         support::{
             database::Database,
             replica::{self, Options, ReplicaSet},
@@ -292,7 +292,7 @@ mod mongodb {
         let key = key.to_str().unwrap();
         let arguments = ["doctor", "--listen", "127.0.0.1:0", "--store", address, "--json"];
         let mut command = house.command(&arguments);
-        let foreign = crate::cli::house::run(command.env("JETON_MASTER_KEY_FILE", key), "").json();
+        let foreign = crate::cli::home::run(command.env("JETON_MASTER_KEY_FILE", key), "").json();
         assert_eq!(finding(&foreign, "signing keys")["verdict"], "problem");
 
         let schema = doc! { "$set": { "version": 99 } };

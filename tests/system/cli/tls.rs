@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
-use crate::cli::house::{House, Ran};
+use crate::cli::home::{House, Ran};
 
 /// An authority, and a certificate of it for this machine: files `ca`, `cert` and `key`.
 fn certificates(house: &House) -> [PathBuf; 3] {

@@ -1,6 +1,6 @@
 //! The four RPCs by command.
 
-use crate::cli::house::House;
+use crate::cli::home::House;
 
 #[test]
 fn a_token_stands_until_it_is_revoked() {
@@ -12,7 +12,7 @@ fn a_token_stands_until_it_is_revoked() {
         (&judged["active"], &judged["client_id"]),
         (&true.into(), &server.said["client_id"])
     );
-    assert_eq!(judged["iss"], crate::cli::house::ISSUER);
+    assert_eq!(judged["iss"], crate::cli::home::ISSUER);
     let file = house.file("token", &token.out);
     house.jeton(&["revoke", "--file", file.to_str().unwrap()]).ok();
     let gone = house.jeton(&["introspect", "--check", "--json", token.line()]);
@@ -152,7 +152,7 @@ fn without_a_context_credentials_come_from_the_environment() {
     assert_eq!(stranger.jeton(&["token", "--address", server.address()]).code, 64);
     let mut command = stranger.command(&["token", "--raw"]);
     command.env("JETON_CLI_ADDRESS", server.address()).env("JETON_CLI_CLIENT_ID", "bootstrap");
-    crate::cli::house::run(command.env("JETON_CLI_CLIENT_SECRET", secret), "").ok();
+    crate::cli::home::run(command.env("JETON_CLI_CLIENT_SECRET", secret), "").ok();
     let file = stranger.file("secret", &format!("{secret}\n"));
     let named = [
         "token",

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use serde_json::Value;
 
-use crate::cli::house::{House, Ran};
+use crate::cli::home::{House, Ran};
 
 /// Another machine with the master key of the first, and nothing else.
 fn fresh(of: &House) -> House {
@@ -153,7 +153,7 @@ fn an_import_wants_an_empty_store_its_key_and_a_whole_export() {
     }
 }
 
-/// Whether there is nothing but the master key.
+/// True if there is nothing but the master key.
 fn is_untouched(house: &House) -> bool {
     fs::read_dir(house.data()).unwrap().all(|entry| entry.unwrap().file_name() == "master.key")
 }
@@ -349,7 +349,7 @@ fn an_unsigned_export_is_taken_only_when_asked_for() {
     server.stop();
 }
 
-/// What is said of a store that is half full.
+/// Message about a store that is half full.
 const CLEAN_UP: &str = "empty the directory and import again";
 
 /// The chains of an export and their heads, as `audit verify` takes them.

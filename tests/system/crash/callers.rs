@@ -82,7 +82,7 @@ impl Caller {
             .map(|answer| answer.into_inner().active.expect("active is always there"))
     }
 
-    /// Which of the tokens stand, in their order.
+    /// True if each token is active, in their order.
     pub(crate) async fn active(&mut self, tokens: &[String]) -> Vec<bool> {
         let mut verdicts = Vec::new();
         for tokens in tokens.chunks(500) {
@@ -147,7 +147,7 @@ impl Admin {
         Caller::new(&id, &secret, self.channel.clone())
     }
 
-    /// What was recorded after this sequence, newest first.
+    /// Records after this sequence, newest first.
     pub(crate) async fn events_after(&self, sequence: i64) -> Vec<Event> {
         let mut service = AuditServiceClient::new(self.channel.clone());
         let mut events = Vec::new();

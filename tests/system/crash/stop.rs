@@ -22,7 +22,7 @@ use crate::{
 
 const CALLERS: usize = 8;
 
-/// What the callers saw.
+/// Answers that callers got.
 #[derive(Default)]
 struct Seen {
     stopping: AtomicBool,

@@ -15,7 +15,7 @@ use crate::{
     support::seed::Chance,
 };
 
-/// What the server has said is done. Every word of it must hold for ever.
+/// Acknowledged changes. Each must hold for ever.
 #[derive(Default)]
 pub(crate) struct Ledger {
     /// Access tokens that stand.
@@ -36,7 +36,7 @@ impl Ledger {
         self.records.extend(other.records);
     }
 
-    /// Whether anything of it has been lost; `since` is the sequence after which its records must
+    /// Checks that none of it was lost; `since` is the sequence after which its records must
     /// be.
     pub(crate) async fn check(&self, admin: &mut Admin, since: i64) {
         let events = admin.events_after(since).await;
@@ -60,7 +60,7 @@ impl Ledger {
         }
     }
 
-    /// Whether every token is what was acknowledged of it.
+    /// True if every token is what was acknowledged of it.
     pub(crate) async fn check_tokens(&self, admin: &mut Admin) {
         let live = admin.caller.active(&self.live).await;
         assert!(
@@ -91,7 +91,7 @@ pub(crate) struct Writer {
     chance: Chance,
     /// The newest refresh token it knows of.
     refresh_token: String,
-    /// Whether it is the one that the server knows of, too.
+    /// True if it is the one that the server knows of, too.
     heard: bool,
     /// Access tokens whose revocation it was not told the outcome of.
     unsure: Vec<String>,

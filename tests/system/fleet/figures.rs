@@ -1,4 +1,4 @@
-//! What a fault cost, in figures for README's table.
+//! Costs of a fault, in figures for README's table.
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ pub(crate) struct Figures {
     /// Of each round, how long some kind of change did not succeed, in microseconds; the worst
     /// round is the last.
     pub(crate) gaps: Vec<u64>,
-    /// How long any call took.
+    /// Duration of every call.
     pub(crate) median: u64,
     pub(crate) worst: u64,
 }
@@ -70,7 +70,7 @@ impl fmt::Display for Figures {
     }
 }
 
-/// What the columns are.
+/// Names of the columns.
 pub(crate) const HEAD: &str = "| fault | rounds | calls, failed | without a success: median / \
                                worst | a call: median / worst |";
 

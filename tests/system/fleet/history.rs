@@ -1,4 +1,4 @@
-//! What happened in a run: one line of JSON for each call, fault, audit record and sample. Times
+//! Events of a run: one line of JSON for each call, fault, audit record and sample. Times
 //! are microseconds of the client's monotonic clock since the run began. There is never a secret in
 //! it: tokens are named by their ids and a hash.
 
@@ -24,7 +24,7 @@ pub(crate) enum Line {
     Sample(Sample),
 }
 
-/// What holds for the whole run; the first line.
+/// Rules of the whole run; the first line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Run {
     pub(crate) scenario: String,
@@ -32,16 +32,16 @@ pub(crate) struct Run {
     /// The wall clock when the monotonic one was 0, in microseconds: windows of rate limits are
     /// aligned to it.
     pub(crate) wall: u64,
-    /// Whether the clock counts: not in short forms, which also pass on a slow or busy machine.
+    /// True if the clock counts: not in short forms, which also pass on a slow or busy machine.
     #[serde(default = "yes")]
     pub(crate) timed: bool,
     /// No call takes longer.
     pub(crate) longest: u64,
-    /// When every node knows of an ending, while its store can be reached.
+    /// Time after which every node knows of a revocation, while its store can be reached.
     pub(crate) delta: u64,
-    /// When every node knows of it or answers nothing, whatever happens.
+    /// Time after which every node knows of it or refuses to answer, in every case.
     pub(crate) stale: u64,
-    /// How long a spent refresh token may be repeated.
+    /// Time in which a spent refresh token may be repeated.
     pub(crate) grace: u64,
     /// By how much the nodes' clocks may differ.
     pub(crate) leeway: u64,
@@ -49,7 +49,7 @@ pub(crate) struct Run {
     pub(crate) resident: u64,
     /// By how much that may grow, in KiB a minute; long runs only.
     pub(crate) growth: Option<u64>,
-    /// How many more descriptors than at its beginning a node may have in the end.
+    /// Descriptors that a node may have in the end beyond those at its beginning.
     pub(crate) descriptors: u64,
     /// Clients with a budget that is meant to run out.
     pub(crate) limits: Vec<Limit>,
@@ -60,7 +60,7 @@ fn yes() -> bool {
     true
 }
 
-/// What a client may do in each window of the wall clock, on all nodes together.
+/// Budget of a client in each window of the wall clock, on all nodes together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Limit {
     pub(crate) client: String,
@@ -90,13 +90,13 @@ pub(crate) struct Call {
     pub(crate) verb: Verb,
     /// The `x-request-id` it was sent with.
     pub(crate) request: String,
-    /// Who calls; for an administrator's call the client it is about.
+    /// The calling client; for an administrator's call the client it is about.
     pub(crate) client: String,
     /// The token that was presented, judged or ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) token: Option<Named>,
     pub(crate) outcome: Outcome,
-    /// What was given out.
+    /// Tokens that were given out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) issued: Option<Issued>,
     /// The judgement.
@@ -105,12 +105,12 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// Whether it is of this kind and succeeded.
+    /// True if it is of this kind and succeeded.
     pub(crate) fn is_done(&self, verb: Verb) -> bool {
         self.verb == verb && self.outcome.is_ok()
     }
 
-    /// What it ends, if it ends something: a jti, a family or a client.
+    /// Object that it revokes, if any: a jti, a family or a client.
     pub(crate) fn ends(&self) -> &str {
         match &self.token {
             Some(Named::Access { jti }) => jti,
@@ -139,7 +139,7 @@ pub(crate) enum Named {
     },
 }
 
-/// What a token answer carried.
+/// Content of a token answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Issued {
     pub(crate) jti: String,
@@ -163,7 +163,7 @@ pub(crate) enum Outcome {
     Unknown {
         code: String,
         why: String,
-        /// Whether the server said when to ask again.
+        /// True if the server said when to ask again.
         #[serde(default)]
         retry: bool,
     },
@@ -196,22 +196,22 @@ pub(crate) struct Fault {
     pub(crate) node: Option<String>,
     pub(crate) begin: u64,
     pub(crate) end: u64,
-    /// How much longer calls may fail.
+    /// Further time in which calls may fail.
     pub(crate) recovery: u64,
 }
 
-/// What the time before the callers are at work is called.
+/// Name of the time before the callers work.
 pub(crate) const START: &str = "start";
-/// What a time is called in which others took the processors.
+/// Name of a time in which other programs took the processors.
 pub(crate) const BUSY: &str = "busy";
 
 impl Fault {
-    /// Whether nobody here broke anything: calls are late, and nothing more.
+    /// True if no fault was made here: calls are late, and nothing more.
     pub(crate) fn is_weather(&self) -> bool {
         self.name == START || self.name == BUSY
     }
 
-    /// Whether any of these moments is in its time or that of the recovery.
+    /// True if any of these moments is in its time or that of the recovery.
     pub(crate) fn covers(&self, from: u64, to: u64) -> bool {
         self.begin <= to && from <= self.end + self.recovery
     }
@@ -230,7 +230,7 @@ pub(crate) struct Record {
     pub(crate) request: String,
 }
 
-/// What the walk of the chains came to.
+/// Result of the walk of the chains.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Chain {
     pub(crate) by: String,
@@ -238,7 +238,7 @@ pub(crate) struct Chain {
     pub(crate) problem: String,
 }
 
-/// What a node used.
+/// Resources that a node used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Sample {
     pub(crate) at: u64,
@@ -291,7 +291,7 @@ impl History {
         }
     }
 
-    /// Whether something that this node stands on is broken at any moment of these, or may not have
+    /// True if something that this node stands on is broken at any moment of these, or may not have
     /// recovered.
     pub(crate) fn disturbed(&self, node: &str, from: u64, to: u64) -> bool {
         let concerns = |fault: &&Fault| fault.node.as_deref().is_none_or(|name| name == node);

@@ -7,7 +7,7 @@ use std::{
 
 use crate::fleet::verdict::Violation;
 
-/// How much of a file is looked at in one piece.
+/// Bytes of a file that are searched in one piece.
 const PIECE: usize = 1 << 20;
 
 /// Every place where one of the secrets is; the violation does not repeat it.

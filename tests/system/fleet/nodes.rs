@@ -28,8 +28,8 @@ use tonic::{Request, Status, transport::Channel};
 use crate::{
     fleet::{
         history::{BUSY, Chain, Line, Record, Run, SECOND, Sample},
+        machine_load::Weather,
         recorder::{Caller, PATIENCE, Recorder},
-        weather::Weather,
     },
     support::{
         process::{self, Home, Server, endpoint, pause},
@@ -47,13 +47,13 @@ pub(crate) struct Node {
     pub(crate) channel: Channel,
 }
 
-/// What a fleet is made of.
+/// Options of a fleet.
 pub(crate) struct Plan {
     pub(crate) scenario: &'static str,
     pub(crate) nodes: usize,
-    /// What each node is started with besides: its number, and its home.
+    /// Further settings of each node: its number, and its home.
     pub(crate) prepare: Box<dyn Fn(usize, Home) -> Home>,
-    /// What holds for the run, from what usually does.
+    /// Rules of the run, made from the usual ones.
     pub(crate) terms: Box<dyn Fn(&mut Run)>,
 }
 
@@ -69,12 +69,12 @@ pub(crate) struct Fleet {
     _shared: TempDir,
 }
 
-/// How long a spent refresh token may be repeated, in seconds: what a node does that is not told
+/// Time in which a spent refresh token may be repeated, in seconds: the default of a node that is not told
 /// otherwise.
 const GRACE: u64 = 10;
-/// When a node that does not hear of endings stops to answer: `store.max_staleness_seconds`.
+/// Age of a node's knowledge past which it refuses to answer: `store.max_staleness_seconds`.
 pub(crate) const STALE: u64 = 5 * SECOND;
-/// What the time is called in which a node was stopped and started again.
+/// Name of the time in which a node was stopped and started again.
 const RESTARTED: &str = "a node is restarted";
 
 impl Plan {

@@ -49,7 +49,7 @@ pub(crate) struct Caller {
     pub(crate) secret: String,
 }
 
-/// What a token answer gave.
+/// Tokens of an answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Grant {
     pub(crate) access: String,
@@ -57,7 +57,7 @@ pub(crate) struct Grant {
     pub(crate) refresh: String,
 }
 
-/// Why a call gave nothing.
+/// Reason for which a call gave nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
     /// Nothing was changed; the reason.
@@ -75,20 +75,20 @@ pub(crate) struct Recorder {
     path: PathBuf,
     requests: AtomicU64,
     seed: u64,
-    /// What must be nowhere: every secret that was given out.
+    /// Every secret that was given out; none may be found anywhere.
     secrets: Mutex<Vec<String>>,
     /// Each call as it ends.
     calls: broadcast::Sender<Call>,
 }
 
-/// How long a caller waits at most: much longer than any call may take, so that one that hangs is
+/// Longest wait of a caller: much longer than any call may take, so that one that hangs is
 /// seen.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Calls that a test may be behind when it waits for some.
 const BEHIND: usize = 4_096;
 
-/// How many tokens are looked for in files.
+/// Number of tokens that are looked for in files.
 const TOKENS: usize = 40;
 
 impl Recorder {
@@ -390,7 +390,7 @@ impl Entry {
     }
 }
 
-/// What can be said of a failed call.
+/// Details of a failed call.
 fn outcome(status: &Status) -> Outcome {
     let reason = status.get_details_error_info().map(|info| info.reason);
     // The server says why in every error of its own. What is without comes from the transport on
@@ -446,7 +446,7 @@ fn print(token: &str) -> String {
     hash.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What an access token says, read without judging it.
+/// Claims of an access token, read without verifying it.
 pub(crate) fn claims(token: &str) -> Claims {
     let payload = BASE64_URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap()).unwrap();
     serde_json::from_slice(&payload).unwrap()

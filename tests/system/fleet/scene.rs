@@ -112,7 +112,7 @@ impl Scene {
     }
 }
 
-/// What is known of a run that kept every promise.
+/// Result of a run that kept every promise.
 #[derive(Debug)]
 pub(crate) struct Told {
     pub(crate) history: History,
@@ -214,7 +214,7 @@ impl Told {
         self.history.calls.iter().filter(|call| call.outcome.is_ok()).filter(during).collect()
     }
 
-    /// Whether a call that was acknowledged took a write. To end what a node knows to have been
+    /// True if a call that was acknowledged took a write. To end what a node knows to have been
     /// ended takes none: a Revoke is excused where somebody had tried before to end the same token
     /// or family, whatever came of it, and nowhere else.
     pub(crate) fn took_a_write(&self, call: &Call) -> bool {

@@ -22,18 +22,18 @@ use crate::{
     },
 };
 
-/// How many of each there are.
+/// Number of workers of each kind.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
-    /// Who refresh, with all that can happen to a family.
+    /// Workers that refresh, with all that can happen to a family.
     pub(crate) chains: u64,
-    /// Who end everything of a client.
+    /// Workers that revoke everything of a client.
     pub(crate) wide: u64,
-    /// Who end single tokens, and look whether they have ended.
+    /// Workers that revoke single tokens, and introspect them.
     pub(crate) revokers: u64,
-    /// Who judge whatever was ever given out.
+    /// Workers that introspect any token that was given out.
     pub(crate) judges: u64,
-    /// Who make clients and disable them.
+    /// Workers that create clients and disable them.
     pub(crate) administrators: u64,
 }
 
@@ -58,7 +58,7 @@ struct Shared {
     names: AtomicU64,
 }
 
-/// How long after the last fault everybody must have come to an end of what they do.
+/// Time after the last fault within which every worker must have finished.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 impl Traffic {
@@ -138,7 +138,7 @@ impl Shared {
     }
 }
 
-/// What a worker asks for, of or by its client.
+/// Request of a worker, of or by its client.
 enum Change {
     Token,
     Refresh(String),
@@ -153,7 +153,7 @@ struct Worker {
     shared: Arc<Shared>,
     chance: Chance,
     caller: Caller,
-    /// Whether the newest refresh token may have been given more than once. In three generations
+    /// True if the newest refresh token may have been given more than once. In three generations
     /// running that is theft.
     repeated: bool,
 }

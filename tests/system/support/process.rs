@@ -18,7 +18,7 @@ use tonic::transport::{Channel, Endpoint};
 /// Tokens of every start must be the same service's, whichever port it took.
 const ISSUER: &str = "http://127.0.0.1:1";
 
-/// Where a server keeps everything, and how it is started.
+/// Directory of a server, and the way it is started.
 pub(crate) struct Home {
     dir: TempDir,
     before: Vec<String>,
@@ -30,7 +30,7 @@ pub(crate) struct Home {
 #[derive(Debug)]
 pub(crate) struct Refused {
     pub(crate) status: ExitStatus,
-    /// What it wrote to stderr, this time and before.
+    /// Its standard error, of this start and of earlier ones.
     pub(crate) log: String,
 }
 
@@ -85,7 +85,7 @@ impl Home {
         self.dir.path().join("data")
     }
 
-    /// What every server in this home has logged.
+    /// Logs of every server in this home.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }

@@ -17,7 +17,7 @@ impl Chance {
         Self(seed)
     }
 
-    /// What it was made from, while nothing was drawn.
+    /// Seed that it was made from, while nothing was drawn.
     pub(crate) fn seed(&self) -> u64 {
         self.0
     }
@@ -39,7 +39,7 @@ impl Chance {
     }
 }
 
-/// Whether the long forms are asked for.
+/// True if the long forms are asked for.
 pub(crate) fn long() -> bool {
     std::env::var("JETON_LONG").is_ok_and(|value| value == "1")
 }

@@ -6,7 +6,7 @@ use jeton::{
 };
 
 use crate::store::{
-    bench::Bench,
+    backend::Bench,
     fixtures::{at, event, id, whole_chain},
 };
 

@@ -13,7 +13,7 @@ use jeton::{
 use tokio::{sync::broadcast::error::RecvError, time::timeout};
 
 use crate::store::{
-    bench::Bench,
+    backend::Bench,
     fixtures::{
         NOW, at, chain_of, client, event, family, id, keyset, of_revision, stamp, whole_chain,
     },

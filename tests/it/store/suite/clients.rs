@@ -10,7 +10,7 @@ use jeton::{
 };
 
 use crate::store::{
-    bench::Bench,
+    backend::Bench,
     fixtures::{
         Ear, NOW, at, client, client_of, event, family, id, of_revision, secret, whole_chain,
     },

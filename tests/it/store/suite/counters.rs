@@ -1,6 +1,6 @@
 //! Shared counters.
 
-use crate::store::{bench::Bench, fixtures::at};
+use crate::store::{backend::Bench, fixtures::at};
 
 fn hit(id: &str, by: u64) -> (String, u64) {
     (id.to_owned(), by)

@@ -13,7 +13,7 @@ use jeton::{
 };
 
 use crate::store::{
-    bench::Bench,
+    backend::Bench,
     fixtures::{self, Ear, NOW, at, client, event, family, id, present, stamp},
 };
 

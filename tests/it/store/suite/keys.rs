@@ -6,7 +6,7 @@ use jeton::{
 };
 
 use crate::store::{
-    bench::Bench,
+    backend::Bench,
     fixtures::{Ear, NOW, event, keyset},
 };
 

@@ -6,7 +6,7 @@ use jeton::{
 };
 
 use crate::store::{
-    bench::Bench,
+    backend::Bench,
     fixtures::{
         Ear, NOW, at, client, event, family, id, keyset, of_revision, present, stamp, whole_chain,
     },

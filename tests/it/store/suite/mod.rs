@@ -126,7 +126,7 @@ macro_rules! lane {
     (@cases $lane:ident, $bench:expr, $why:tt; $($group:ident { $($case:ident)* })*) => {
         mod $lane {
             $(mod $group {
-                use crate::store::{bench::Bench, suite::$group};
+                use crate::store::{backend::Bench, suite::$group};
 
                 $($crate::store::suite::lane! { @case $case, $group, $bench, $why })*
             })*

@@ -10,14 +10,14 @@ use jeton::{
 };
 
 use crate::store::{
-    bench::Bench,
+    backend::Bench,
     fixtures::{NOW, at, client, end_of_chain, event, family, id, keyset, whole_chain},
     suite::audiences::record,
 };
 
 const ADMIN: &str = "jeton:admin";
 const UNTIL: Timestamp = at(900_000);
-/// How many changes there are.
+/// Number of changes.
 const WRITES: usize = 12;
 
 fn scopes(names: &[&str]) -> Scopes {
@@ -312,7 +312,7 @@ pub(crate) async fn a_change_without_its_proof_is_not_made(bench: &Bench) {
     }
 }
 
-/// What is deleted with a proof leaves no tokens behind, also for a later client of its name.
+/// A deletion with a proof leaves no tokens behind, also for a later client of its name.
 pub(crate) async fn a_proven_removal_raises_the_epoch(bench: &Bench) {
     let store = &*bench.store();
     let scene = Scene::set(store, 0).await;

@@ -1,4 +1,4 @@
-//! What was ended, and who hears of it.
+//! Revocations, and the followers that learn of them.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -8,7 +8,7 @@ use jeton::{
 };
 
 use crate::store::{
-    bench::Bench,
+    backend::Bench,
     fixtures::{Ear, NOW, at, event, family, present, stamp},
 };
 

@@ -28,7 +28,7 @@ mod mongodb {
     use crate::support::until::HANG;
     use crate::{
         store::{
-            bench::Bench,
+            backend::Bench,
             fixtures::{NOW, client, event},
             trail::mongodb::{Pair, all, append, node, raw, sign, unsigned, verdict},
         },

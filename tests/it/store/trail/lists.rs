@@ -7,7 +7,7 @@ use jeton::{
 };
 
 use crate::store::{
-    bench::Bench,
+    backend::Bench,
     fixtures::{NOW, at, event},
 };
 

@@ -1,4 +1,4 @@
-//! What somebody who can write to the database, and has no master key, can make of the audit trail:
+//! The audit trail against a writer of the database who has no master key:
 //! nothing that goes unnoticed but what the README says.
 
 mod kept;

@@ -21,9 +21,9 @@ use uuid::Uuid;
 use crate::support::until::HANG;
 use crate::{
     store::{
-        bench::Bench,
+        backend::Bench,
         fixtures::{NOW, at, client, event, keyset},
-        scenes,
+        prepared,
     },
     support::database::{self, Database as Own},
 };
@@ -111,7 +111,7 @@ pub(super) async fn append(store: &Mongo, count: u64) {
 async fn a_forged_outbox_entry_is_refused_and_reported_once() {
     let own = Own::own();
     let first = node(own.uri(), "node").await;
-    scenes::fill(&first, 2).await;
+    prepared::fill(&first, 2).await;
     first
         .raise_epoch(&EpochOf::Tenant("t".parse().unwrap()), event(Action::TenantRevoked))
         .await

@@ -2,7 +2,7 @@
 
 pub(crate) mod frames;
 pub(crate) mod http;
-pub(crate) mod puppet;
+pub(crate) mod scripted;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -24,7 +24,7 @@ use tokio::{
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
-use self::puppet::Puppet;
+use self::scripted::Puppet;
 pub(crate) use crate::support::until::{HANG, until};
 use jeton::proto::token::token_service_server::TokenServiceServer;
 

@@ -6,8 +6,8 @@
 //! in it is judged by a clock. `JETON_LONG=1` runs the long forms, one set after the other, which
 //! hold the nodes to the times that README promises.
 
+mod credentials;
 mod cut;
-mod doors;
 mod frozen;
 mod full;
 mod killed;
@@ -114,7 +114,7 @@ fn on(home: Home, address: &str) -> Home {
     home.argument("--store-file").argument(address)
 }
 
-/// How long calls may fail after a fault: what the long form holds them to.
+/// Bound of the long form on the time in which calls fail after a fault.
 fn within(recovery: Duration) -> Duration {
     if long() { recovery } else { recovery.min(s(1)) }
 }

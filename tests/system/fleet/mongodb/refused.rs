@@ -11,7 +11,7 @@ use crate::{
     support::{replica::Cut, seed::long},
 };
 
-/// Which verbs cannot be acknowledged while a command is not. The record of a change is inserted
+/// Verbs that cannot be acknowledged while a command is refused. The record of a change is inserted
 /// too, and holds up none of them: whoever writes it asks, by a read at the majority, whether it
 /// stands, and what the majority shows it has.
 const COMMANDS: [(&str, &[Verb]); 3] = [
@@ -160,7 +160,7 @@ async fn an_answer_that_is_lost() {
     assert!(failed + repeated > 0, "no answer was lost");
 }
 
-/// How many refreshes were answered with a successor that had been made for a call that never got
+/// Number of refreshes that were answered with a successor that had been made for a call that never got
 /// it. Two who refresh at once are answered alike without anything being lost: those do not count.
 fn repeated(told: &Told) -> usize {
     let refreshes: Vec<_> =

@@ -1,4 +1,4 @@
-//! What a node finds in the database when it starts (M12).
+//! State of the database at the start of a node (M12).
 
 use std::{collections::BTreeMap, time::Duration};
 

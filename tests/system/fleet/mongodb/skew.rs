@@ -8,7 +8,7 @@ use crate::{
     support::{process::pause, replica::Options, seed::long},
 };
 
-/// Where Debian puts it.
+/// Its place on Debian.
 fn faketime() -> PathBuf {
     let mut places = fs::read_dir("/usr/lib")
         .unwrap()

@@ -13,7 +13,7 @@ use crate::fleet::{
 /// A run of two nodes in which, so far, nothing happened.
 pub(super) struct Script {
     pub(super) history: History,
-    /// Whether the trail is written along.
+    /// True if the trail is written along.
     pub(super) recorded: bool,
     rotated: HashSet<(String, u32)>,
 }

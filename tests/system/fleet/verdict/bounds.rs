@@ -1,4 +1,4 @@
-//! What a run may use up: I5 budgets, I9 memory and descriptors, I10 time and errors.
+//! Bounds on the use of resources: I5 budgets, I9 memory and descriptors, I10 time and errors.
 
 use std::collections::HashMap;
 
@@ -154,7 +154,7 @@ fn expected(known: &Known<'_>, call: &Call, found: &mut Vec<Violation>) {
     }
 }
 
-/// Whether the client may have been disabled, or another node not have heard yet that it was made.
+/// True if the client may have been disabled, or another node not have heard yet that it was made.
 fn may_be_refused(known: &Known<'_>, call: &Call) -> bool {
     let disabled = known.endings.client(&call.client).iter();
     let mut disabled = disabled.filter(|ending| ending.call.verb == Verb::DisableClient);
@@ -170,7 +170,7 @@ fn may_be_refused(known: &Known<'_>, call: &Call) -> bool {
     disabled.any(|ending| ending.from < call.end) || is_new
 }
 
-/// Whether somebody else may have made a client of this name before.
+/// True if another worker may have made a client of this name before.
 fn has_another(known: &Known<'_>, call: &Call) -> bool {
     known.history.calls.iter().any(|other| {
         other.verb == Verb::CreateClient

@@ -1,11 +1,11 @@
-//! What ended which tokens, from when on perhaps and from when on for certain.
+//! Ends of tokens: the times from which on they perhaps, and certainly, hold.
 
 use std::collections::HashMap;
 
 use super::{Minted, Presented, may_have_happened};
 use crate::fleet::history::{Call, History, Named, Outcome, Verb};
 
-/// Why something may not stand any more.
+/// Reason for which a token may be inactive.
 #[derive(Clone, Copy)]
 pub(super) struct Ending<'a> {
     pub(super) call: &'a Call,
@@ -15,7 +15,7 @@ pub(super) struct Ending<'a> {
     pub(super) sure: Option<u64>,
     /// The node that knows of it at once, where one does.
     pub(super) at_once: Option<&'a str>,
-    /// Whether it ends by itself: not, where a refusal only tells that something else has.
+    /// True if it ends by itself: not, where a refusal only tells that something else has.
     pub(super) cause: bool,
 }
 
@@ -25,7 +25,7 @@ impl<'a> Ending<'a> {
         Self { call, from: call.start, sure, at_once: Some(&call.node), cause: true }
     }
 
-    /// Whether a judgement that began at `at` on `node` must know of it.
+    /// True if a judgement that began at `at` on `node` must know of it.
     pub(super) fn binds(&self, history: &History, node: &str, at: u64) -> bool {
         self.sure.is_some_and(|sure| at > sure + self.patience(history, node, sure, at))
     }
@@ -95,7 +95,7 @@ impl<'a> Endings<'a> {
         endings
     }
 
-    /// What may have ended a token before `before`.
+    /// Ends that a token may have had before `before`.
     pub(super) fn may_end(&self, token: &Minted<'a>, before: u64, stale: u64) -> bool {
         let jti = token.issued.jti.as_str();
         let narrow = of(&self.tokens, jti)
@@ -105,7 +105,7 @@ impl<'a> Endings<'a> {
             || self.may_end_client(&token.call.client, token.opened, before, stale)
     }
 
-    /// Whether the family a refresh token is of may have ended before `before`, for a reason of its
+    /// True if the family a refresh token is of may have ended before `before`, for a reason of its
     /// own.
     pub(super) fn may_end_family(
         &self,
@@ -127,7 +127,7 @@ impl<'a> Endings<'a> {
         })
     }
 
-    /// What must have ended a token for a judgement that began at `at` on `node`.
+    /// Ends that a token must have had for a judgement that began at `at` on `node`.
     pub(super) fn must_end(
         &self,
         history: &History,
@@ -144,7 +144,7 @@ impl<'a> Endings<'a> {
         narrow.chain(wide).find(|ending| ending.binds(history, node, at)).copied()
     }
 
-    /// What was acknowledged to have ended a family by itself.
+    /// Acknowledged ends of a family by itself.
     pub(super) fn family(&self, family: &str) -> &[Ending<'a>] {
         of(&self.families, family)
     }
@@ -158,7 +158,7 @@ fn of<'e, 'a>(map: &'e HashMap<&str, Vec<Ending<'a>>>, key: &str) -> &'e [Ending
     map.get(key).map_or(&[], Vec::as_slice)
 }
 
-/// Whether a presented token may rightly have been taken for stolen: its successor was used before
+/// True if a presented token may rightly have been taken for stolen: its successor was used before
 /// its answer, or it came again when the grace was over. No grace runs out while all that anybody
 /// was answered is that the outcome is not known: then the successor is nobody's yet.
 fn is_reuse(grace: u64, calls: &[Presented<'_>], at: usize) -> bool {
@@ -175,11 +175,11 @@ fn is_reuse(grace: u64, calls: &[Presented<'_>], at: usize) -> bool {
     calls.iter().any(|other| successor_was_used(other) || is_late(other))
 }
 
-/// How often a token may be repeated in one generation, and in how many generations running.
+/// Bounds on repetitions of a token in one generation, and on generations in a row with one.
 const REPETITIONS: usize = 3;
 const RUNNING: u32 = 3;
 
-/// Whether a presented token may have been refused because its successor was given often enough:
+/// True if a presented token may have been refused because its successor was given often enough:
 /// that ends nothing.
 pub(super) fn is_one_too_many(calls: &[Presented<'_>], at: usize) -> bool {
     let one = calls[at];
@@ -197,7 +197,7 @@ pub(super) fn is_one_too_many(calls: &[Presented<'_>], at: usize) -> bool {
     count > REPETITIONS && answered
 }
 
-/// Whether a presented token may have shown that two go on with its family: this generation and
+/// True if a presented token may have shown that two go on with its family: this generation and
 /// those before it may each have been given more than once.
 fn is_shared(calls: &[Presented<'_>], at: usize) -> bool {
     let one = calls[at];
@@ -217,7 +217,7 @@ fn is_shared(calls: &[Presented<'_>], at: usize) -> bool {
     last(one.generation) || one.generation.checked_sub(1).is_some_and(last)
 }
 
-/// Whether the server may have answered with a token: it did, or its answer was lost on the way.
+/// True if the server may have answered with a token: it did, or its answer was lost on the way.
 fn may_have_been_given(outcome: &Outcome) -> bool {
     match outcome {
         Outcome::Ok => true,

@@ -1,4 +1,4 @@
-//! Whether a history keeps the promises, whatever was broken meanwhile: FAULTS section 4, I1 to I10
+//! Checks that a history keeps the promises, under any fault: FAULTS section 4, I1 to I10
 //! (I8 is in `leaks`, since it looks for what a history never holds). Reads nothing but the
 //! history.
 
@@ -133,7 +133,7 @@ fn refresh_token(issued: &Issued) -> Option<(&str, u32, &str)> {
     }
 }
 
-/// Whether a call may have changed something.
+/// True if a call may have changed something.
 fn may_have_happened(outcome: &Outcome) -> bool {
     !matches!(outcome, Outcome::Refused { .. })
 }

@@ -126,7 +126,7 @@ fn is_done(trail: &Trail<'_>, call: &Call, action: &str) -> bool {
 /// `store.max_staleness_seconds`, in microseconds.
 const STALENESS: u64 = 5 * SECOND;
 
-/// What a call leaves behind whose client was disabled while it was on its way: it is refused
+/// Record of a call whose client was disabled while it was on its way: it is refused
 /// behind its write, and ends a family that it opened.
 const TAKEN_BACK: &[&str] =
     &["token.issued", "token.refreshed", "refresh_token.repeated", "token.revoked"];
@@ -259,7 +259,7 @@ fn unknown_is_all_or_nothing(known: &Known<'_>, trail: &Trail<'_>, found: &mut V
     }
 }
 
-/// Whether any record explains that a token does not stand.
+/// True if any record explains that a token does not stand.
 fn is_recorded(known: &Known<'_>, trail: &Trail<'_>, jti: &str) -> bool {
     let token = &known.minted[jti];
     trail.has(&["token.revoked", "revocation.token"], jti)

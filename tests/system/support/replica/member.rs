@@ -22,7 +22,7 @@ pub(crate) struct Member {
     dir: PathBuf,
     log: PathBuf,
     arguments: Vec<String>,
-    /// Where it listens itself: a new port at each start. Nobody but its proxy and the harness goes
+    /// Its own port: a new one at each start. Nobody but its proxy and the harness goes
     /// there.
     pub(crate) port: Arc<AtomicU16>,
     child: Option<Child>,
@@ -62,12 +62,12 @@ impl Member {
         self.child.as_ref().map(Child::id)
     }
 
-    /// Whether it runs, and is not paused.
+    /// True if it runs, and is not paused.
     pub(crate) fn answers(&self) -> bool {
         self.child.is_some() && !self.paused
     }
 
-    /// Whether it listens; panics if it ended instead.
+    /// True if it listens; panics if it ended instead.
     pub(crate) fn listens(&mut self) -> bool {
         let ended = self.child.as_mut().expect("started").try_wait().unwrap();
         assert!(ended.is_none(), "mongod ended with {ended:?}: {}", self.tail());
@@ -94,7 +94,7 @@ impl Member {
         }
     }
 
-    /// Whether the process ended by itself.
+    /// True if the process ended by itself.
     pub(crate) fn ended(&mut self) -> bool {
         let ended = self.child.as_mut().is_none_or(|child| child.try_wait().unwrap().is_some());
         if ended {
@@ -115,7 +115,7 @@ impl Member {
         }
     }
 
-    /// Whether the tracer is at work; panics if it ended.
+    /// True if the tracer is at work; panics if it ended.
     pub(crate) fn delayed(&mut self) -> bool {
         self.tracer.as_mut().is_some_and(Tracer::attached)
     }

@@ -42,11 +42,11 @@ use secrets::Secrets;
 const NAME: &str = "jeton";
 /// Of the harness's own connections; jeton's are named `jeton`, and `fail_command` hits those only.
 const APP_NAME: &str = "harness";
-/// Who may read and write.
+/// The user that may read and write.
 pub(crate) const USER: &str = "jeton";
-/// What must never be in a log.
+/// The password, which must never be in a log.
 pub(crate) const PASSWORD: &str = "canary-of-the-database";
-/// How long a member may take to answer the harness.
+/// Longest time of a member to answer the harness.
 const ANSWER: Duration = Duration::from_secs(30);
 /// The same for what a set is begun with, when nothing keeps a member from answering but a busy
 /// machine.
@@ -56,12 +56,12 @@ const PATIENCE: Duration = Duration::from_secs(120);
 static PLACES: LazyLock<Semaphore> =
     LazyLock::new(|| Semaphore::new(if is_long() { 1 } else { 2 }));
 
-/// Whether the long forms of tests run, which judge the clock.
+/// True if the long forms of tests run, which judge the clock.
 fn is_long() -> bool {
     env::var("JETON_LONG").is_ok_and(|value| value == "1")
 }
 
-/// How a set is started.
+/// Options of a set.
 pub(crate) struct Options {
     pub(crate) members: usize,
     /// Members know each other by a key file, and clients must authenticate.
@@ -73,7 +73,7 @@ pub(crate) struct Options {
     pub(crate) defaults: bool,
     /// A minute passes before members that hear nothing from their primary elect another.
     pub(crate) calm: bool,
-    /// Where the data lies: `member-0` and so on, which are made where they are missing.
+    /// Directory of the data: `member-0` and so on, which are made where they are missing.
     pub(crate) dir: Option<PathBuf>,
     /// Further arguments of every member.
     pub(crate) arguments: Vec<String>,
@@ -201,7 +201,7 @@ impl ReplicaSet {
         .await;
     }
 
-    /// Where clients find it: without a database, with `USER` and `PASSWORD` where there are users.
+    /// Address for clients: without a database, with `USER` and `PASSWORD` where there are users.
     pub(crate) fn uri(&self) -> String {
         self.uri_of("")
     }
@@ -313,7 +313,7 @@ impl ReplicaSet {
         self.network.reset(way);
     }
 
-    /// How many connections stand on this way.
+    /// Number of open connections on this way.
     pub(crate) fn connections(&self, way: Cut) -> usize {
         self.network.connections(way)
     }
@@ -375,7 +375,7 @@ impl ReplicaSet {
         self.member(index).pid().expect("it runs")
     }
 
-    /// What it wrote to its log.
+    /// Its log.
     pub(crate) fn log(&self, index: usize) -> String {
         self.member(index).log()
     }
@@ -387,7 +387,7 @@ impl ReplicaSet {
         Client::with_options(self.options_of(primary)).unwrap()
     }
 
-    /// What this member answers to a command on `admin`, past its proxy; the failure in words.
+    /// Answer of this member to a command on `admin`, past its proxy; the failure in words.
     pub(crate) async fn command(
         &self,
         index: usize,
@@ -514,7 +514,7 @@ impl Drop for ReplicaSet {
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What a member says of itself in answer to `hello`.
+/// Answer of a member to `hello`.
 const PRIMARY: &str = "isWritablePrimary";
 const SECONDARY: &str = "secondary";
 

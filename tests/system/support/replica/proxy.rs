@@ -1,4 +1,4 @@
-//! What stands between a member and everybody who speaks to it: passes bytes on, or holds them
+//! Proxy before a member: passes bytes on, or holds them
 //! while the way is cut.
 
 use std::{
@@ -38,7 +38,7 @@ pub(crate) enum Cut {
     Outgoing(usize),
 }
 
-/// Who opened a connection.
+/// The process that opened a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     Member(usize),
@@ -53,7 +53,7 @@ pub(crate) enum Toward {
 }
 
 impl Cut {
-    /// Whether bytes on a connection from `source` to member `target` are held.
+    /// True if bytes on a connection from `source` to member `target` are held.
     pub(crate) fn holds(self, source: Source, target: usize, toward: Toward) -> bool {
         let (to, from) = match (source, self) {
             (Source::Process(_), Self::Clients(member)) => return member == target,
@@ -123,7 +123,7 @@ impl Network {
         }
     }
 
-    /// How many connections go this way.
+    /// Number of connections on this way.
     pub(crate) fn connections(&self, cut: Cut) -> usize {
         self.standing
             .lock()
@@ -168,7 +168,7 @@ impl Network {
         standing.insert(id, (source, target, task.abort_handle()));
     }
 
-    /// Which process has the other end: asked of the kernel, since TLS hides what a first message
+    /// The process that has the other end: asked of the kernel, since TLS hides what a first message
     /// would say.
     fn source(&self, peer: SocketAddr, local: SocketAddr) -> Option<Source> {
         let inode = inode(peer, local)?;

@@ -1,4 +1,4 @@
-//! What members prove themselves with: a key file, certificates of an authority made for the set.
+//! Credentials of members: a key file, certificates of an authority made for the set.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use rcgen::{
 };
 use time::{Duration, OffsetDateTime};
 
-/// What is in the key file: base64, at least 6 characters.
+/// Content of the key file: base64, at least 6 characters.
 pub(crate) const KEY: &str = "canaryOfTheKeyFile0123456789";
 
 pub(crate) struct Secrets {
@@ -39,7 +39,7 @@ impl Secrets {
         self.dir.join("authority.pem")
     }
 
-    /// What members know each other by, where there are users.
+    /// Shared key of the members, where there are users.
     pub(crate) fn key_file(&self) -> PathBuf {
         self.dir.join("key")
     }

@@ -19,9 +19,9 @@ mod mongodb {
 
     use crate::{
         store::{
-            bench::Bench,
+            backend::Bench,
             fixtures::{Ear, NOW, at, event},
-            scenes,
+            prepared,
         },
         support::database,
         support::until::until,
@@ -93,8 +93,8 @@ mod mongodb {
         one.revoke(&revocation, event(Action::TokenRevoked)).await.unwrap();
         until(async || ear.heard().contains(&Change::Revoked(revocation))).await;
 
-        scenes::fill(&one, 2).await;
-        scenes::fill(&other, 2).await;
+        prepared::fill(&one, 2).await;
+        prepared::fill(&other, 2).await;
         assert_eq!(one.clients(None, None, 9).await.unwrap().len(), 4);
         for (store, stands) in [(&one, 1_u64), (&other, 2)] {
             store.ready().await.unwrap();

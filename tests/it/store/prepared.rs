@@ -8,7 +8,7 @@ use jeton::{
 };
 use tempfile::TempDir;
 
-use crate::store::bench::Bench;
+use crate::store::backend::Bench;
 use crate::store::fixtures::{at, client, client_of, event, family, id, keyset, present, stamp};
 use crate::store::suite::audiences::record;
 

@@ -10,7 +10,7 @@ use jeton::{
 };
 
 use crate::{
-    service::bench::{Bench, WRONG, caller, few, from, plenty},
+    service::rules::{Bench, WRONG, caller, few, from, plenty},
     support::{
         faulty::{Act, Kind},
         server::{TestServer, reason, refreshing, unlimited},

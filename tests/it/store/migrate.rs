@@ -15,9 +15,9 @@ mod mongodb {
     use crate::store::transfer::assert_chain_ends_at;
     use crate::{
         store::{
-            bench::Bench,
+            backend::Bench,
             fixtures::{Ear, NOW, at, client, event, family, id, of_revision, present, stamp},
-            scenes,
+            prepared,
             transfer::{dump, lines, parse},
         },
         support::database::{self, Database},
@@ -54,8 +54,8 @@ mod mongodb {
     async fn from_a_directory_to_mongodb_and_back() {
         let (dir, uri) = (tempfile::tempdir().unwrap(), Database::own());
         let source = Embedded::open(dir.path(), "node", Bench::key()).unwrap();
-        scenes::fill(&source, 20).await;
-        scenes::delete_some(&source).await;
+        prepared::fill(&source, 20).await;
+        prepared::delete_some(&source).await;
         let exported = lines(&dump(&source, 1_000).await);
         import(uri.uri(), &exported).await;
         assert_eq!(export(uri.uri(), 1_000).await, exported);
@@ -81,8 +81,8 @@ mod mongodb {
     async fn from_mongodb_with_several_nodes_to_a_directory_and_back() {
         let (uri, other_uri) = (Database::own(), Database::own());
         let (one, two) = (node(uri.uri(), "one").await, node(uri.uri(), "two").await);
-        scenes::fill(&one, 3).await;
-        scenes::fill(&two, 3).await;
+        prepared::fill(&one, 3).await;
+        prepared::fill(&two, 3).await;
         let (ended, reused) = (family("a"), family("a"));
         let short = Family { expires_at: at(1_000), ..family("b") };
         for family in [&ended, &reused, &short] {
@@ -162,7 +162,7 @@ mod mongodb {
     async fn a_tampered_export_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let source = Embedded::open(dir.path(), "node", Bench::key()).unwrap();
-        scenes::fill(&source, 3).await;
+        prepared::fill(&source, 3).await;
         let whole = dump(&source, 1_000).await;
         let first =
             whole.iter().position(|item| matches!(item, ExportRecord::Record { .. })).unwrap();

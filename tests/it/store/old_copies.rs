@@ -16,7 +16,7 @@ use jeton::{
 };
 use tempfile::TempDir;
 
-use crate::store::{bench::Bench, fixtures::event, scenes};
+use crate::store::{backend::Bench, fixtures::event, prepared};
 
 fn open(dir: &Path) -> Result<Embedded, OpenError> {
     Embedded::open(dir, "node", Bench::key())
@@ -44,7 +44,7 @@ fn refused(dir: &Path, reason: &str) {
 async fn closed() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).unwrap();
-    scenes::fill(&store, 2).await;
+    prepared::fill(&store, 2).await;
     store.close().await.unwrap();
     dir
 }
@@ -61,11 +61,11 @@ async fn go_on(dir: &Path) {
 async fn a_copy_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).unwrap();
-    scenes::fill(&store, 1).await;
-    let running = scenes::copied(dir.path());
+    prepared::fill(&store, 1).await;
+    let running = prepared::copied(dir.path());
     store.append(event(Action::TokenRevoked)).await.unwrap();
     store.close().await.unwrap();
-    let stopped = scenes::copied(dir.path());
+    let stopped = prepared::copied(dir.path());
     for copy in [&running, &stopped] {
         refused(copy.path(), "the database is a copy");
         refused(copy.path(), "the database is a copy");
@@ -80,7 +80,7 @@ async fn a_copy_is_refused() {
 #[tokio::test]
 async fn a_copy_that_is_written_over_the_files_is_refused() {
     let dir = closed().await;
-    let copy = scenes::copied(dir.path());
+    let copy = prepared::copied(dir.path());
     go_on(dir.path()).await;
     for name in ["jeton.db", "anchor"] {
         // Opened, truncated and written, as `cp` does.
@@ -111,7 +111,7 @@ async fn a_directory_that_is_moved_opens() {
 #[tokio::test]
 async fn an_accepted_copy_is_the_directory_from_its_first_record_on() {
     let dir = closed().await;
-    let copy = scenes::copied(dir.path());
+    let copy = prepared::copied(dir.path());
     let store = accepting(copy.path());
     assert!(store.accepted_rollback().unwrap().contains("is a copy"));
     store.close().await.unwrap();
@@ -119,7 +119,7 @@ async fn an_accepted_copy_is_the_directory_from_its_first_record_on() {
 
     let store = accepting(copy.path());
     store.append(event(Action::RollbackAccepted)).await.unwrap();
-    let killed = scenes::killed(copy.path());
+    let killed = prepared::killed(copy.path());
     store.close().await.unwrap();
     for dir in [copy.path(), killed.path()] {
         go_on(dir).await;
@@ -129,14 +129,14 @@ async fn an_accepted_copy_is_the_directory_from_its_first_record_on() {
         store.close().await.unwrap();
     }
     // A copy of the copy is one again.
-    refused(scenes::copied(copy.path()).path(), "the database is a copy");
+    refused(prepared::copied(copy.path()).path(), "the database is a copy");
 }
 
 /// FT2: accepting ends nothing and brings nothing else back: the database is as it was.
 #[tokio::test]
 async fn an_accepted_copy_is_served_as_it_is() {
     let dir = closed().await;
-    let copy = scenes::copied(dir.path());
+    let copy = prepared::copied(dir.path());
     let store = accepting(copy.path());
     let head = store.head("node").await.unwrap().unwrap();
     assert_eq!(store.clients(None, None, 9).await.unwrap().len(), 2);
@@ -171,7 +171,7 @@ async fn no_crash_looks_like_a_copy() {
         store.append(event(Action::TokenRevoked)).await.unwrap();
     }
     assert_ne!(fs::read(dir.path().join("anchor")).unwrap(), note);
-    let killed = scenes::copied(dir.path());
+    let killed = prepared::copied(dir.path());
     OpenOptions::new()
         .write(true)
         .open(killed.path().join("anchor"))
@@ -190,9 +190,9 @@ async fn a_store_that_was_never_closed_opens() {
     let mut dir = closed().await;
     for _ in 0..3 {
         let store = open(dir.path()).unwrap();
-        let at_once = scenes::killed(dir.path());
+        let at_once = prepared::killed(dir.path());
         store.append(event(Action::TokenRevoked)).await.unwrap();
-        let later = scenes::killed(dir.path());
+        let later = prepared::killed(dir.path());
         store.close().await.unwrap();
         go_on(at_once.path()).await;
         dir = later;

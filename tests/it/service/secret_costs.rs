@@ -19,7 +19,7 @@ use jeton::{
 };
 
 use crate::{
-    service::bench::{Bench, HASH, REFUSAL, RIGHT, WRONG, caller, cheap, few, from, plenty},
+    service::rules::{Bench, HASH, REFUSAL, RIGHT, WRONG, caller, cheap, few, from, plenty},
     support::faulty::{Act, Kind, Side},
 };
 

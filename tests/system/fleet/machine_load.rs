@@ -1,4 +1,4 @@
-//! Whether the machine was ours: where others take the processors, calls come late and nobody here
+//! Load by other programs: where they take the processors, calls come late and nobody here
 //! is to blame. Such times are written down like faults, and what is judged by the clock is not
 //! held against the nodes then. Nothing else is excused.
 
@@ -22,7 +22,7 @@ struct Ticks {
 }
 
 impl Weather {
-    /// Whether others took too much since this was asked last.
+    /// True if other programs took too much since the last call.
     pub(crate) fn is_bad(&mut self) -> bool {
         let now = Ticks::now();
         let Some(before) = self.before.replace(now) else { return false };

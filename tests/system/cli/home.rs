@@ -33,7 +33,7 @@ const REMOTE: [&str; 8] =
 pub(crate) struct Server {
     child: Child,
     stdout: BufReader<ChildStdout>,
-    /// What it said first.
+    /// Its first line.
     pub(crate) said: Value,
 }
 
@@ -58,7 +58,7 @@ impl Drop for Following {
     }
 }
 
-/// What became of a command.
+/// Result of a command.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: i32,
@@ -267,7 +267,7 @@ impl Drop for Server {
     }
 }
 
-/// Whether `needle` is in any file under `dir`.
+/// True if `needle` is in any file under `dir`.
 pub(crate) fn is_in_a_file(dir: &Path, needle: &str) -> bool {
     fs::read_dir(dir).unwrap().any(|entry| {
         let path = entry.unwrap().path();
