@@ -1,5 +1,5 @@
 //! The house rules that no compiler holds: who may import whom, which crate lives where, and that
-//! README's table of errors is the code's.
+//! the table of errors in docs/errors.md is the code's.
 
 #![expect(clippy::panic, clippy::unwrap_used, reason = "tests fail by panicking")]
 
@@ -194,9 +194,9 @@ fn no_file_needs_scrolling_to_understand() {
     assert_eq!(long.collect::<Vec<_>>(), []);
 }
 
-/// Every error as a row of README's table: reason, code in gRPC, status and code in HTTP.
+/// Every error as a row of the table in docs/errors.md: reason, code in gRPC, status and code in HTTP.
 #[test]
-fn the_readme_lists_every_error_as_it_is_answered() {
+fn the_documents_list_every_error_as_it_is_answered() {
     let store =
         |make: fn(Box<dyn std::error::Error + Send + Sync>) -> StoreError| make("away".into());
     let every = [
@@ -221,8 +221,8 @@ fn the_readme_lists_every_error_as_it_is_answered() {
         Error::DeadlineExceeded,
         Error::Internal("defect".into()),
     ];
-    let readme =
-        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let document =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/errors.md")).unwrap();
     let missing: Vec<_> = every
         .iter()
         .map(|error| {
@@ -231,9 +231,9 @@ fn the_readme_lists_every_error_as_it_is_answered() {
             let row = format!("| `{reason}` | {grpc} | {http} `{}` |", row.http_error);
             (error.code(), row)
         })
-        .filter(|(_, row)| !readme.contains(row.as_str()))
+        .filter(|(_, row)| !document.contains(row.as_str()))
         .collect();
-    assert!(missing.is_empty(), "README's table lacks {missing:#?}");
+    assert!(missing.is_empty(), "docs/errors.md lacks {missing:#?}");
 }
 
 /// As the protocol writes it.

@@ -136,7 +136,7 @@ fn servers(found: &Inspection) -> Vec<Finding> {
         return vec![Finding::note(
             STORE,
             text,
-            "the replica sets of the shards are not checked: see deploy/SCALING.md",
+            "the replica sets of the shards are not checked: see docs/scaling.md",
         )];
     }
     if found.members.iter().any(|member| member.state == ServerState::Standalone) {
