@@ -1,5 +1,7 @@
 //! Claims of an access token (RFC 9068 section 2.2, RFC 7519 section 4.1).
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -7,6 +9,11 @@ use super::{
     id::{ClientId, FamilyId, Jti, Role, Subject, TenantId},
     weight,
 };
+
+/// Time by which `iat` and `nbf` lie before the moment of issue. Verifiers whose clock is this much
+/// behind accept a token that was just issued; many libraries allow no leeway by themselves. `exp`
+/// is counted from the moment of issue.
+pub const VERIFIER_BEHIND: Duration = Duration::from_secs(10);
 
 /// The claims of an access token. A typed struct, so that a claim named twice or of the wrong type
 /// does not parse.
@@ -22,9 +29,9 @@ pub struct Claims {
     pub client_id: ClientId,
     /// Scopes, separated by one space (RFC 8693 section 4.2).
     pub scope: String,
-    /// Issued at, seconds since the epoch.
+    /// Issued at, seconds since the epoch, [`VERIFIER_BEHIND`] early.
     pub iat: i64,
-    /// Start of validity (not before), seconds since the epoch.
+    /// Start of validity (not before), seconds since the epoch, as early as `iat`.
     pub nbf: i64,
     /// Expires at, seconds since the epoch.
     pub exp: i64,

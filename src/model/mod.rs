@@ -24,7 +24,7 @@ pub use account::{AccountKey, ClaimedAccount};
 pub use audience::{Audience, AudienceRecord};
 pub use auth_method::AuthMethod;
 pub use call::{Call, Peer};
-pub use claims::{Claims, Epochs};
+pub use claims::{Claims, Epochs, VERIFIER_BEHIND};
 pub use client::{Client, ClientCredential, Digest, Grants, Secret};
 pub use event::{Action, Event, Place, Record, Stamp};
 pub use family::Family;

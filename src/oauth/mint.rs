@@ -8,7 +8,10 @@ use super::Terms;
 use crate::{
     crypto::signing_keys::SignError,
     error::{Error, Result},
-    model::{Audience, Claims, Client, Epochs, FamilyId, Granted, Jti, Scopes, Subject, Timestamp},
+    model::{
+        Audience, Claims, Client, Epochs, FamilyId, Granted, Jti, Scopes, Subject, Timestamp,
+        VERIFIER_BEHIND,
+    },
     standing::{NodeKeys, TokenState},
 };
 
@@ -66,7 +69,8 @@ impl Minter {
     pub(super) fn mint(&self, mint: Mint<'_>) -> Result<(SecretString, Duration)> {
         self.tokens.ensure_fresh()?;
         let lifetime = self.access_lifetime(mint.client, mint.now, mint.family.map(|(_, end)| end));
-        let iat = mint.now.seconds();
+        let early = i64::try_from(VERIFIER_BEHIND.as_secs()).unwrap_or(0);
+        let (now, iat) = (mint.now.seconds(), mint.now.seconds().saturating_sub(early));
         let seconds = i64::try_from(lifetime.as_secs()).unwrap_or(i64::MAX).max(1);
         let claims = Claims {
             iss: self.terms.issuer.as_ref().to_owned(),
@@ -76,7 +80,7 @@ impl Minter {
             scope: mint.granted.scopes().to_string(),
             iat,
             nbf: iat,
-            exp: iat.saturating_add(seconds),
+            exp: now.saturating_add(seconds),
             jti: mint.jti,
             tenant: mint.client.tenant.clone(),
             roles: mint.client.roles.clone(),

@@ -13,7 +13,7 @@ use super::{
     jwk::Refused,
     jws::{self, Jws, Verifier},
 };
-use crate::model::{Claims, Kid, Timestamp, weight};
+use crate::model::{Claims, Kid, Timestamp, VERIFIER_BEHIND, weight};
 
 /// Limits of the times in claims.
 #[derive(Clone, Copy, Debug)]
@@ -185,10 +185,11 @@ impl ClaimLimits {
         now < expires && issued <= ahead && begins <= ahead
     }
 
-    /// Returns true if the lifetime is one that this service issues.
+    /// Returns true if the lifetime is one that this service issues. It is counted from the moment of
+    /// issue, which is after `iat`.
     fn has_allowed_lifetime(&self, claims: &Claims) -> bool {
         let [issued, expires] = [claims.iat, claims.exp].map(Timestamp::from_seconds);
-        issued < expires && expires.since(issued) <= self.max_lifetime
+        issued < expires && expires.since(issued) <= self.max_lifetime + VERIFIER_BEHIND
     }
 }
 
