@@ -8,7 +8,7 @@ use std::{
 };
 
 use axum::{Router, extract::State, routing::get};
-use http::header;
+use http::{StatusCode, header};
 use metrics::SetRecorderError;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use prometheus_client::encoding::prometheus_text;
@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 
 use super::{
     guard::Methods,
-    listen::{self, Options, Summary},
+    listen::{self, Heartbeats, Options, Summary},
 };
 
 /// Interval at which the samples of histograms are aggregated, so that they do not wait for a
@@ -57,14 +57,15 @@ impl Exposition {
     }
 }
 
-/// Serves `/metrics` and `/healthz` until `shutdown`; [`listen::permitted`] decides whether the
-/// address may be opened.
+/// Serves `/metrics` and `/healthz` until `shutdown`; `serving` are the heartbeats of the port.
+/// [`listen::permitted`] decides whether the address may be opened.
 ///
 /// # Errors
 /// Those of [`listen::serve`].
 pub async fn serve(
     listener: TcpListener,
     shown: Exposition,
+    serving: Heartbeats,
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<Summary> {
     let options = Options {
@@ -78,6 +79,7 @@ pub async fn serve(
         drain: Duration::from_secs(1),
         workers: 1,
         tls: None,
+        heartbeats: Heartbeats::default(),
     };
     let recorded = shown.recorded.clone();
     let tidy = async move {
@@ -88,17 +90,21 @@ pub async fn serve(
         }
     };
     tokio::select! {
-        summary = listen::serve(listener, router(shown), options, shutdown) => summary,
+        summary = listen::serve(listener, router(shown, serving), options, shutdown) => summary,
         () = tidy => Ok(Summary::default()),
     }
 }
 
-fn router(shown: Exposition) -> Router {
+fn router(shown: Exposition, serving: Heartbeats) -> Router {
     let page = |State(shown): State<Exposition>| async move {
         ([(header::CONTENT_TYPE, prometheus_text::CONTENT_TYPE)], shown.render())
     };
-    Router::new()
-        .route("/metrics", get(page))
-        .route("/healthz", get(async || "alive\n"))
-        .with_state(shown)
+    let healthz = async move || {
+        if serving.are_recent() {
+            (StatusCode::OK, "alive\n")
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, "stuck\n")
+        }
+    };
+    Router::new().route("/metrics", get(page)).route("/healthz", get(healthz)).with_state(shown)
 }

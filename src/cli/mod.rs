@@ -18,6 +18,7 @@ mod render;
 mod revoke_all;
 mod secret_file;
 mod serve;
+mod signals;
 mod token;
 mod transfer;
 

@@ -1,13 +1,21 @@
 //! Output: data goes to stdout, as a table for people or as JSON for programs; messages go to
 //! stderr. There are no colours, so nothing to turn off.
 
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
 
 use comfy_table::{ContentArrangement, Table, presets};
 use serde_json::Value;
 
 use super::error::Failure;
 use crate::telemetry::escape;
+
+/// Time that a service waits for a reader of its stdout or stderr.
+const READER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Writer of results and messages.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +81,15 @@ impl Output {
             warn(&failure.text().lines().map(escape).collect::<Vec<_>>().join("\n"));
         }
     }
+}
+
+/// Runs a write of a service to stdout or stderr on a thread of its own, since a supervisor may read
+/// neither. Returns `None` if it is not done in time.
+pub(super) fn bounded<T: Send + 'static>(write: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (done, written) = mpsc::sync_channel(1);
+    let thread = thread::Builder::new().name("output".to_owned());
+    thread.spawn(move || drop(done.send(write()))).ok()?;
+    written.recv_timeout(READER_TIMEOUT).ok()
 }
 
 /// Prints a line on stderr. An error is ignored: there is no other channel to report it on.

@@ -5,26 +5,32 @@ use std::{
     env,
     io::{self, IsTerminal},
     path::{Path, PathBuf},
-    process,
+    time::Duration,
 };
 
 use clap::Args;
 use sd_notify::NotifyState;
 use secrecy::ExposeSecret;
 use serde_json::json;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{
     context::{self, Context},
     error::Failure,
     output::{self, Output},
     secret_file::SecretFile,
+    signals,
 };
 use crate::{
     config::{Config, ConfigError, Flag, Sources, check},
     server::{self, Started},
     telemetry,
 };
+
+/// Time to write the last log lines at the end.
+const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// Warning about a password in a flag.
+const EXPOSED_PASSWORD: &str = "other users of this machine can see the password in --store: write \
+                                the address to a file and use --store-file (store.uri_file)";
 
 /// `jeton serve`
 #[derive(Args, Debug)]
@@ -78,12 +84,17 @@ pub(super) struct Settings {
 impl Settings {
     /// Returns the sources in this environment. Warns about a password in a flag.
     pub(super) fn sources(&self, environment: &BTreeMap<String, String>) -> Sources {
-        if self.store.as_deref().is_some_and(holds_a_password) {
-            output::warn(
-                "warning: other users of this machine can see the password in --store: write the \
-                 address to a file and use --store-file (store.uri_file)",
-            );
+        if self.exposes_password() {
+            output::warn(&format!("warning: {EXPOSED_PASSWORD}"));
         }
+        self.silent_sources(environment)
+    }
+
+    fn exposes_password(&self) -> bool {
+        self.store.as_deref().is_some_and(holds_a_password)
+    }
+
+    fn silent_sources(&self, environment: &BTreeMap<String, String>) -> Sources {
         let mut flags = Vec::new();
         let mut flag = |name, key, value: Option<String>| {
             flags.extend(value.map(|value| Flag { name, key, value }))
@@ -110,13 +121,25 @@ impl Command {
         output: Output,
         environment: &BTreeMap<String, String>,
     ) -> Result<(), Failure> {
-        let mut sources = self.settings.sources(environment);
+        self.serve(output, environment).map_err(|failure| {
+            let code = failure.exit_code();
+            output::bounded(move || output.fail(&failure));
+            Failure::Code(code)
+        })
+    }
+
+    fn serve(&self, output: Output, environment: &BTreeMap<String, String>) -> Result<(), Failure> {
+        let mut sources = self.settings.silent_sources(environment);
         if self.dev {
             sources.flags.push(Flag { name: "--dev", key: "reflection", value: "true".to_owned() });
         }
         let (config, origins) = Config::load(&sources)?;
         check(&config, self.dev).map_err(|error| origins.blame(error))?;
-        telemetry::init(&config.log).map_err(|problem| ConfigError::new("log.level", problem))?;
+        let log = telemetry::init(&config.log)
+            .map_err(|problem| ConfigError::new("log.level", problem))?;
+        if self.settings.exposes_password() {
+            tracing::warn!("{EXPOSED_PASSWORD}");
+        }
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         if config.limits.workers > 0 {
             runtime.worker_threads(config.limits.workers);
@@ -134,7 +157,8 @@ impl Command {
             clock: None,
         };
         let ended = runtime.block_on(Box::pin(async {
-            let shutdown = shutdown().map_err(Failure::io("cannot listen for signals"))?;
+            let shutdown =
+                signals::shutdown(log.clone()).map_err(Failure::io("cannot listen for signals"))?;
             let started = |started: &Started| {
                 let secret = Shown::of(started, secret_file.zip(file));
                 announce(started, &secret, self.dev.then_some(&certificate), output, environment);
@@ -143,6 +167,7 @@ impl Command {
         }));
         // The drain timeout is over: tasks that still run are dropped.
         runtime.shutdown_background();
+        log.flush_within(LOG_FLUSH_TIMEOUT);
         ended
     }
 }
@@ -153,38 +178,6 @@ fn start_failed(error: &server::StartError) -> Failure {
         Failure::setting("", text)
     } else {
         Failure::Other(text)
-    }
-}
-
-/// Completes at the first SIGTERM or SIGINT; the second one exits the process at once. SIGHUP is
-/// ignored: TLS files are reloaded when they change.
-fn shutdown() -> std::io::Result<impl Future<Output = ()> + Send> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    tokio::spawn(async move { while hangup.recv().await.is_some() {} });
-    let (sender, receiver) = tokio::sync::oneshot::channel();
-    tokio::spawn(async move {
-        let first = either(&mut terminate, &mut interrupt).await;
-        tracing::info!(signal = first, "stopping");
-        // An error only means that no supervisor runs.
-        let _ = sd_notify::notify(&[NotifyState::Stopping]);
-        let _ = sender.send(());
-        let second = either(&mut terminate, &mut interrupt).await;
-        tracing::warn!(signal = second, "second signal, exiting without draining");
-        process::exit(128 + second);
-    });
-    Ok(async move {
-        // The sender lives as long as the runtime.
-        let _ = receiver.await;
-    })
-}
-
-/// Waits for either signal and returns its number.
-async fn either(terminate: &mut Signal, interrupt: &mut Signal) -> i32 {
-    tokio::select! {
-        _ = terminate.recv() => SignalKind::terminate().as_raw_value(),
-        _ = interrupt.recv() => SignalKind::interrupt().as_raw_value(),
     }
 }
 
@@ -236,24 +229,29 @@ fn announce(
     environment: &BTreeMap<String, String>,
 ) {
     let context = dev.and_then(|certificate| remember(started, certificate, environment));
-    let printed = if output.json {
-        output.document(&first_line(started, secret))
+    let text = if output.json {
+        Some(first_line(started, secret).to_string())
     } else if dev.is_some() || !matches!(secret, Shown::Nowhere) {
-        output.line(&welcome(started, secret, context.as_deref(), &program(environment)))
+        Some(welcome(started, secret, context.as_deref(), &program(environment)))
     } else {
-        Ok(())
+        None
     };
-    if dev.is_none() && secret.here().is_some() && !io::stdout().is_terminal() {
-        output.talk(
-            "warning: the client secret was printed to stdout, which is not a terminal and may be \
-             logged: use --bootstrap-secret-file",
+    let exposed = dev.is_none() && secret.here().is_some() && !io::stdout().is_terminal();
+    let printed = text.map(|text| output::bounded(move || output.line(&text)));
+    match printed {
+        Some(Some(Err(failure))) => {
+            tracing::warn!(error = %failure, "cannot print the service's address")
+        }
+        Some(None) => tracing::warn!("cannot print the service's address, stdout is not read"),
+        Some(Some(Ok(()))) | None => {}
+    }
+    if exposed {
+        tracing::warn!(
+            "the client secret was printed to stdout, which is not a terminal and may be logged: \
+             use --bootstrap-secret-file"
         );
     }
-    if let Err(failure) = printed {
-        tracing::warn!(error = %failure, "cannot print the service's address");
-    }
-    // An error only means that no supervisor runs.
-    let _ = sd_notify::notify(&[NotifyState::Ready]);
+    signals::notify_supervisor(NotifyState::Ready);
 }
 
 /// Returns the only line on stdout for programs.

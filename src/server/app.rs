@@ -14,7 +14,7 @@ use crate::{
         grpc::{GrpcServices, MAX_MESSAGE},
         guard::{Admit, Guard, Methods, quiet_panics},
         http::{self, Published},
-        listen,
+        listen::{self, Heartbeats},
         metrics::{self, Exposition},
     },
     config::Config,
@@ -25,6 +25,7 @@ use crate::{
 pub(super) struct App {
     pub(super) guarded: Guard<Router>,
     pub(super) health: HealthReporter,
+    heartbeats: Heartbeats,
     methods: &'static Methods,
 }
 
@@ -32,6 +33,7 @@ impl App {
     pub(super) async fn build(
         options: &Options,
         opened: &Opened,
+        heartbeats: Heartbeats,
         stopping: &watch::Receiver<bool>,
     ) -> Result<Self, StartError> {
         quiet_panics();
@@ -70,10 +72,11 @@ impl App {
             services.push("grpc.reflection.v1.ServerReflection".to_owned());
         }
         let grpc = grpc.routes().merge(standard.routes().into_axum_router().reset_fallback());
-        let router = http::app(grpc, published(&options.config, opened, services));
+        let router =
+            http::app(grpc, published(&options.config, opened, heartbeats.clone(), services));
         let longest = Duration::from_secs(options.config.limits.deadline_seconds);
         let guarded = Guard::new(router, opened.clock.clone(), longest, methods, admit(opened));
-        Ok(Self { guarded, health, methods })
+        Ok(Self { guarded, health, heartbeats, methods })
     }
 
     /// Serves the metrics on a listener of their own, if one is configured. In development mode a
@@ -114,8 +117,9 @@ impl App {
         // A second server of one process, as in tests, shares the recorder of the first one and has
         // no metrics of its own.
         let Ok(exposition) = Exposition::install(self.methods) else { return Ok(None) };
+        let heartbeats = self.heartbeats.clone();
         Ok(Some(tokio::spawn(async move {
-            if let Err(error) = metrics::serve(listener, exposition, stopped).await {
+            if let Err(error) = metrics::serve(listener, exposition, heartbeats, stopped).await {
                 tracing::error!(%error, "metrics listener failed");
             }
         })))
@@ -128,7 +132,12 @@ fn admit(opened: &Opened) -> Admit {
     Arc::new(move |call| services.limits.peer(call.peer, call.now))
 }
 
-fn published(config: &Config, opened: &Opened, services: Vec<String>) -> Published {
+fn published(
+    config: &Config,
+    opened: &Opened,
+    heartbeats: Heartbeats,
+    services: Vec<String>,
+) -> Published {
     let tokens = opened.services.standing.tokens.clone();
     let store = opened.store.clone();
     let writes = ready::shared(Arc::new(move || {
@@ -137,6 +146,7 @@ fn published(config: &Config, opened: &Opened, services: Vec<String>) -> Publish
     }));
     Published {
         issuer: opened.services.terms.issuer.clone(),
+        alive: Arc::new(move || heartbeats.are_recent()),
         ready: ready::unless_stale(tokens.clone(), writes),
         // Served while this node is stale too: see `standing`.
         jwks: Arc::new(move || tokens.verifying_keys().jwks().clone()),

@@ -128,12 +128,12 @@ pub async fn run(
     };
 
     let (stop, stopping) = watch::channel(false);
-    let app = App::build(&options, &opened, &stopping).await?;
+    let listening = listen::Options::new(&config.limits, tls.clone()).within(open_files);
+    let app = App::build(&options, &opened, listening.heartbeats.clone(), &stopping).await?;
     let metrics = app.serve_metrics(&options, stopped(stopping.clone())).await?;
     let readiness =
         ready::report_readiness(opened.services.standing.tokens.clone(), app.health.clone());
-    let background = maintenance::start(&opened, tls.clone(), &stopping);
-    let listening = listen::Options::new(&config.limits, tls).within(open_files);
+    let background = maintenance::start(&opened, tls, &stopping);
     let serving = tokio::spawn(listen::serve(listener, app.guarded, listening, stopped(stopping)));
     if config.audit.issue == config::Issue::Batched {
         tracing::warn!(

@@ -1,4 +1,5 @@
-//! Log on stderr: one line per event, as text or as JSON. Stdout is for data of commands.
+//! Log on stderr: one line per event, as text or as JSON. Stdout is for data of commands. Lines are
+//! written by a thread of their own: see [`LogQueue`].
 //!
 //! Texts of callers are escaped (O02): no line break, no terminal sequence, no change of the
 //! direction of text. A line has a maximum length. A panic is logged as an event with its source
@@ -18,20 +19,30 @@ use crate::{
     model::text::is_hidden,
 };
 
+mod log_queue;
+
+pub use log_queue::LogQueue;
+
 /// Maximum bytes of one line; a longer one is cut.
 const LINE_MAX_BYTES: usize = 16 * 1024;
 
 /// Maximum bytes of one text within a JSON line that is too long.
 const TEXT_MAX_BYTES: usize = 1024;
 
-/// Starts the log on stderr, for the whole process. A second start changes nothing.
+/// Starts the log on stderr, for the whole process, and returns its queue. A second start changes
+/// nothing.
 ///
 /// # Errors
-/// The problem with `log.level`.
-pub fn init(log: &Log) -> Result<(), &'static str> {
+/// The problem with `log.level`, or that the log's thread cannot be started.
+pub fn init(log: &Log) -> Result<LogQueue, &'static str> {
     let filter = config::log_filter(&log.level)?;
     let json = log.format == LogFormat::Json;
-    let stderr = Escaping { inner: io::stderr, colours: !json && colours(), json };
+    let queue = LogQueue::start(io::stderr(), |lines| {
+        tracing::error!(lines, "log lines were dropped, stderr was not read");
+    })
+    .map_err(|_| "cannot be followed: no thread can be started")?;
+    let lines = queue.clone();
+    let stderr = Escaping { inner: move || lines.clone(), colours: !json && colours(), json };
     // Fails only if a log was started before, as by tests of one process.
     let _ = if json {
         let layer = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(stderr);
@@ -44,7 +55,7 @@ pub fn init(log: &Log) -> Result<(), &'static str> {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         tracing::error!(place, "panicked");
     }));
-    Ok(())
+    Ok(queue)
 }
 
 /// Returns true if stderr supports colours: a terminal that is not `dumb`, and no `NO_COLOR`.

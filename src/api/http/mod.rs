@@ -35,6 +35,8 @@ pub struct Published {
     pub jwks_max_age: Duration,
     /// Full names of the gRPC services.
     pub grpc_services: Arc<[String]>,
+    /// Returns true if no thread that serves is stuck.
+    pub alive: Arc<dyn Fn() -> bool + Send + Sync>,
     /// Readiness probe.
     pub ready: Arc<dyn Fn() -> BoxFuture<'static, bool> + Send + Sync>,
 }
@@ -72,9 +74,14 @@ async fn metadata(State(published): State<Arc<Published>>, headers: HeaderMap) -
     documents::document(&documents::metadata(&published), "public, max-age=3600", &headers)
 }
 
-/// Responds while the process runs; nothing more.
-async fn healthz() -> Response {
-    never_cached(&json!({ "status": "alive" }))
+/// Responds that the process is alive while all its threads run; nothing more.
+async fn healthz(State(published): State<Arc<Published>>) -> Response {
+    if (published.alive)() {
+        never_cached(&json!({ "status": "alive" }))
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, never_cached(&json!({ "status": "stuck" })))
+            .into_response()
+    }
 }
 
 async fn readyz(State(published): State<Arc<Published>>) -> Response {

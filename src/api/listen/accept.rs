@@ -7,14 +7,16 @@ use tokio::{
     time::MissedTickBehavior,
 };
 
-use super::{Summary, connection_limits::ConnectionLimits, workers::WorkerPool};
+use super::{
+    Summary, connection_limits::ConnectionLimits, heartbeats::Heartbeat, workers::WorkerPool,
+};
 
 /// Shortest pause after an error that a retry at once would only meet again.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 /// Longest pause: a connection waits at most this much longer once there is room.
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-/// Interval at which the clock of the limits is updated.
+/// Interval at which the clock of the limits is updated, and of the heartbeat.
 const CLOCK_TICK: Duration = Duration::from_millis(100);
 
 /// Accepts until `shutdown`; the listener is closed when this returns.
@@ -22,6 +24,7 @@ pub(super) async fn run(
     listener: TcpListener,
     limits: &ConnectionLimits,
     pool: &mut WorkerPool,
+    heartbeat: &Heartbeat,
     shutdown: impl Future<Output = ()>,
 ) -> Summary {
     let mut shutdown = pin!(shutdown);
@@ -35,6 +38,7 @@ pub(super) async fn run(
             () = &mut shutdown => return summary,
             _ = tick.tick() => {
                 limits.tick();
+                heartbeat.beat();
                 continue;
             }
             accepted = listener.accept() => accepted,

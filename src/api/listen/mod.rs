@@ -27,6 +27,7 @@ mod descriptors;
 mod frame;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+mod heartbeats;
 mod life;
 mod peer_memory;
 mod preface;
@@ -36,6 +37,7 @@ mod tls;
 mod workers;
 
 pub use descriptors::{connections_within, highest_limit, raise_limit};
+pub use heartbeats::Heartbeats;
 pub use tls::{TlsError, TlsReloader};
 
 use connection_limits::ConnectionLimits;
@@ -70,6 +72,8 @@ pub struct Options {
     pub workers: usize,
     /// Certificates; `None` means plain TCP.
     pub tls: Option<Arc<TlsReloader>>,
+    /// Heartbeats of the threads, for the liveness probe.
+    pub heartbeats: Heartbeats,
 }
 
 impl Options {
@@ -87,6 +91,7 @@ impl Options {
             drain: Duration::from_secs(limits.drain_seconds),
             workers: if limits.workers == 0 { cores() } else { limits.workers },
             tls,
+            heartbeats: Heartbeats::default(),
         }
     }
 }
@@ -177,7 +182,9 @@ pub async fn serve<A: App>(
 ) -> io::Result<Summary> {
     let limits = ConnectionLimits::new(options.connections, options.connections_per_peer);
     let mut pool = workers::WorkerPool::start(&app, &options)?;
-    let mut summary = accept::run(listener, &limits, &mut pool, shutdown).await;
+    let heartbeat = options.heartbeats.register();
+    let mut summary = accept::run(listener, &limits, &mut pool, &heartbeat, shutdown).await;
+    drop(heartbeat);
     summary.aborted = pool.finish().await;
     Ok(summary)
 }

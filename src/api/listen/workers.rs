@@ -110,6 +110,7 @@ async fn work<A: App>(mut inbox: mpsc::Receiver<Accepted>, app: A, options: Opti
     let options = Arc::new(options);
     let (stop, stopping) = watch::channel(false);
     let mut open = JoinSet::new();
+    tokio::spawn(options.heartbeats.register().keep_beating());
     loop {
         tokio::select! {
             accepted = inbox.recv() => match accepted {

@@ -4,7 +4,7 @@ use http::{Method, Version};
 use jeton::{
     api::{
         guard::Methods,
-        listen::{self, permitted},
+        listen::{self, Heartbeats, permitted},
         metrics::{self, Exposition},
     },
     proto::DESCRIPTORS,
@@ -68,6 +68,8 @@ async fn probes_tell_alive_from_ready() {
         assert_eq!(ask(server.address, get("/readyz", Version::HTTP_11)).await.status, status);
         assert_eq!(ask(server.address, get("/healthz", Version::HTTP_11)).await.status, 200);
     }
+    server.puppet.make_stuck();
+    assert_eq!(ask(server.address, get("/healthz", Version::HTTP_11)).await.status, 503);
 }
 
 #[tokio::test]
@@ -103,7 +105,7 @@ async fn metrics_are_served_apart() {
     let address = listener.local_addr().unwrap();
     let shown = Exposition::install(server.methods).unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
-    let serving = tokio::spawn(metrics::serve(listener, shown, async {
+    let serving = tokio::spawn(metrics::serve(listener, shown, Heartbeats::default(), async {
         let _ = stopped.await;
     }));
     let page = ask(address, get("/metrics", Version::HTTP_11)).await;

@@ -6,7 +6,7 @@ use std::{
     io::{BufRead, BufReader, Read, Write},
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
-    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
+    process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio},
     sync::mpsc,
     thread,
     time::Duration,
@@ -33,6 +33,8 @@ const REMOTE: [&str; 8] =
 pub(crate) struct Server {
     child: Child,
     stdout: BufReader<ChildStdout>,
+    /// Its stderr, if it is a pipe.
+    pub(crate) stderr: Option<ChildStderr>,
     /// Its first line.
     pub(crate) said: Value,
 }
@@ -191,13 +193,12 @@ impl House {
     /// Starts a server and waits until it serves.
     pub(crate) fn serve_with(&self, arguments: &[&str]) -> Server {
         let log = fs::File::create(self.path("log")).unwrap();
-        let mut child = self
-            .command(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        self.serve_by(self.command(arguments).stderr(log))
+    }
+
+    /// Starts a server by this command and waits until it serves.
+    pub(crate) fn serve_by(&self, command: &mut Command) -> Server {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
@@ -205,11 +206,12 @@ impl House {
             let _ = child.wait();
             panic!("{error}: {line:?}, and in the log: {}", self.log())
         });
-        Server { child, stdout, said }
+        let stderr = child.stderr.take();
+        Server { child, stdout, stderr, said }
     }
 
     pub(crate) fn log(&self) -> String {
-        fs::read_to_string(self.path("log")).unwrap()
+        fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 }
 
@@ -251,6 +253,17 @@ impl Server {
         let mut rest = String::new();
         self.stdout.read_to_string(&mut rest).unwrap();
         (self.child.wait().unwrap(), rest)
+    }
+
+    /// Sends a signal again and again until the process has ended.
+    pub(crate) fn signal_until_ended(mut self, name: &str) -> ExitStatus {
+        loop {
+            self.signal(name);
+            thread::park_timeout(Duration::from_millis(50));
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+        }
     }
 
     pub(crate) fn stop(self) {

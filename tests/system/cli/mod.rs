@@ -8,3 +8,4 @@ mod stores;
 mod tls;
 mod tokens;
 mod transfer;
+mod unread;

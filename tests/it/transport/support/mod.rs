@@ -10,7 +10,7 @@ use jeton::{
     api::{
         guard::{Admit, Guard, Methods},
         http::{Published, app},
-        listen::{self, Options, Summary},
+        listen::{self, Heartbeats, Options, Summary},
     },
     clock::ManualClock,
     model::Timestamp,
@@ -62,6 +62,7 @@ pub(crate) fn options() -> Options {
         drain: Duration::from_secs(5),
         workers: 2,
         tls: None,
+        heartbeats: Heartbeats::default(),
     }
 }
 
@@ -107,12 +108,13 @@ impl Server {
 }
 
 fn published(puppet: &Puppet) -> Published {
-    let (puppet, keeper) = (puppet.clone(), puppet.clone());
+    let (puppet, keeper, prober) = (puppet.clone(), puppet.clone(), puppet.clone());
     Published {
         issuer: "https://issuer.example".into(),
         jwks: Arc::new(move || json!({ "keys": [{ "kty": "OKP", "kid": keeper.key() }] })),
         jwks_max_age: Duration::from_secs(300),
         grpc_services: ["jeton.token.v1.TokenService".to_owned()].into(),
+        alive: Arc::new(move || !prober.is_stuck()),
         ready: Arc::new(move || {
             let puppet = puppet.clone();
             Box::pin(async move { puppet.is_ready() })

@@ -28,6 +28,7 @@ struct State {
     waiting: AtomicUsize,
     release: Notify,
     unready: AtomicBool,
+    stuck: AtomicBool,
     wait_ms: AtomicU64,
     published: AtomicUsize,
 }
@@ -80,6 +81,15 @@ impl Puppet {
             0 => "one".to_owned(),
             bytes => "x".repeat(bytes),
         }
+    }
+
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.0.stuck.load(SeqCst)
+    }
+
+    /// A thread of the port is stuck from now on, by its heartbeats.
+    pub(crate) fn make_stuck(&self) {
+        self.0.stuck.store(true, SeqCst);
     }
 
     pub(crate) fn make_unready(&self) {
