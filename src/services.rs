@@ -3,12 +3,15 @@
 
 use std::sync::Arc;
 
-use tokio::{runtime::Handle, sync::Semaphore};
+use tokio::{
+    runtime::Handle,
+    sync::{Mutex, Semaphore},
+};
 
 use crate::{
     admin::{
         AdminAuthenticator, AudienceLists, Audiences, AuditReader, Clients, ForgedRecords, Keys,
-        Reported, Revocations, SecretMaker, SettingRules, places,
+        LastAdministrator, Reported, Revocations, SecretMaker, SettingRules, places,
     },
     audit::Trail,
     clock::{Clock, ClockOffset},
@@ -187,6 +190,10 @@ impl Services {
         let admin = AdminServices {
             clients: Clients {
                 store: store.clone(),
+                last_administrator: LastAdministrator {
+                    own_audience: terms.own_audience.clone(),
+                    changes: Mutex::default(),
+                },
                 settings: SettingRules { limits: limits.clone(), terms: terms.clone() },
                 secrets: SecretMaker { secrets, passwords: passwords.clone() },
                 audiences: Arc::new(AudienceLists {

@@ -7,7 +7,7 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use super::{
-    Administrator, AudienceLists,
+    Administrator, AudienceLists, Conditions, LastAdministrator,
     client_secrets::{NewSecret, SecretMaker},
     client_settings::{SettingRules, Settings},
     listed_audiences::unlisted,
@@ -47,6 +47,7 @@ pub struct Clients {
     pub(crate) settings: SettingRules,
     pub(crate) secrets: SecretMaker,
     pub(crate) audiences: Arc<AudienceLists>,
+    pub(crate) last_administrator: LastAdministrator,
 }
 
 impl Clients {
@@ -154,11 +155,12 @@ impl Clients {
         call: &Call,
         admin: &Administrator,
         id: &ClientId,
-        etag: Option<u64>,
+        conditions: Conditions,
         settings: Settings,
     ) -> Result<Client> {
         let apply = |client: Client| self.settings.apply(client, settings.clone());
-        self.rewrite(call, admin, id, etag, Action::ClientUpdated, id.as_str(), None, apply).await
+        self.rewrite(call, admin, id, conditions, Action::ClientUpdated, id.as_str(), None, apply)
+            .await
     }
 
     /// Refuses a client from now on and ends what it holds, in one write: a call that is cut off
@@ -168,14 +170,14 @@ impl Clients {
         call: &Call,
         admin: &Administrator,
         id: &ClientId,
-        etag: Option<u64>,
+        conditions: Conditions,
     ) -> Result<Client> {
         let disable = |client: Client| Ok(Client { disabled: true, ..client });
         self.rewrite(
             call,
             admin,
             id,
-            etag,
+            conditions,
             Action::ClientDisabled,
             id.as_str(),
             Some("disabled"),
@@ -193,7 +195,17 @@ impl Clients {
         etag: Option<u64>,
     ) -> Result<Client> {
         let enable = |client: Client| Ok(Client { disabled: false, ..client });
-        self.rewrite(call, admin, id, etag, Action::ClientEnabled, id.as_str(), None, enable).await
+        self.rewrite(
+            call,
+            admin,
+            id,
+            Conditions::of(etag),
+            Action::ClientEnabled,
+            id.as_str(),
+            None,
+            enable,
+        )
+        .await
     }
 
     /// Removes a client and raises its epoch in one write: that is what ends its families also for
@@ -203,14 +215,14 @@ impl Clients {
         call: &Call,
         admin: &Administrator,
         id: &ClientId,
-        etag: Option<u64>,
+        conditions: Conditions,
     ) -> Result<()> {
         let remove = |client: Client| Ok(client);
         self.rewrite(
             call,
             admin,
             id,
-            etag,
+            conditions,
             Action::ClientDeleted,
             id.as_str(),
             Some("deleted"),
@@ -240,16 +252,25 @@ impl Clients {
         let secret_id = secret.id.clone();
         let target = format!("{id}/{secret_id}");
         let client = self
-            .rewrite(call, admin, id, etag, Action::SecretAdded, &target, None, |mut client| {
-                client.drop_expired(call.now);
-                if client.live_secrets(call.now).count() >= MAX_LIVE_SECRETS {
-                    return Err(Error::precondition(
-                        "the client has two active secrets; retire one first",
-                    ));
-                }
-                client.credentials.push(ClientCredential::Secret(secret.clone()));
-                Ok(client)
-            })
+            .rewrite(
+                call,
+                admin,
+                id,
+                Conditions::of(etag),
+                Action::SecretAdded,
+                &target,
+                None,
+                |mut client| {
+                    client.drop_expired(call.now);
+                    if client.live_secrets(call.now).count() >= MAX_LIVE_SECRETS {
+                        return Err(Error::precondition(
+                            "the client has two active secrets; retire one first",
+                        ));
+                    }
+                    client.credentials.push(ClientCredential::Secret(secret.clone()));
+                    Ok(client)
+                },
+            )
             .await?;
         Ok(Added { client, secret: secret_id, value })
     }
@@ -262,7 +283,7 @@ impl Clients {
         call: &Call,
         admin: &Administrator,
         id: &ClientId,
-        etag: Option<u64>,
+        conditions: Conditions,
         secret: &SecretId,
         overlap: Duration,
         revoke_issued: bool,
@@ -282,7 +303,7 @@ impl Clients {
             call,
             admin,
             id,
-            etag,
+            conditions,
             Action::SecretRetired,
             &format!("{id}/{secret}"),
             ends,
@@ -308,7 +329,7 @@ impl Clients {
         call: &Call,
         admin: &Administrator,
         id: &ClientId,
-        etag: Option<u64>,
+        conditions: Conditions,
         action: Action,
         target: &str,
         ends: Option<&'static str>,
@@ -316,7 +337,7 @@ impl Clients {
     ) -> Result<Client> {
         for _ in 0..TRIES {
             let client = self.get(admin, id).await?;
-            if etag.is_some_and(|etag| etag != client.revision) {
+            if conditions.etag.is_some_and(|etag| etag != client.revision) {
                 return Err(Error::Stale("client"));
             }
             // Both as it was and as it shall be: a lesser office neither gives nor touches what it
@@ -328,9 +349,21 @@ impl Clients {
             let ends = ends.or_else(|| before.loses_by(&client).then_some("narrowed"));
             admin.may_grant(&client.scopes)?;
             self.settings.must_be_allowed(admin, &before, &client)?;
+            let deleted = action == Action::ClientDeleted;
+            let after = (!deleted).then_some(&client);
+            let guard = &self.last_administrator;
+            // Until the write is done, so that two changes do not count on each other's client.
+            let _changing = if guard.is_lost(&before, after, call.now) {
+                let changing = guard.changes.lock().await;
+                if !conditions.allow_no_administrator {
+                    guard.must_remain(self.store.as_ref(), &before, after, call.now).await?;
+                }
+                Some(changing)
+            } else {
+                None
+            };
             let listed = self.audiences.claim(call, admin, &before, &client).await?;
             let stamp = admin.stamp_in(call, &client.tenant);
-            let deleted = action == Action::ClientDeleted;
             let kept = if deleted { unlisted(&client) } else { client.clone() };
             let own = stamp.done(action, target);
             let events = self.audiences.events(call, admin, own, (&before, &kept), &listed).await;

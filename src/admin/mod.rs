@@ -9,6 +9,7 @@ pub mod client_settings;
 pub mod clients;
 mod forged_records;
 pub mod keys;
+mod last_administrator;
 mod listed_audiences;
 mod newly_listed;
 pub mod restore_policy;
@@ -16,6 +17,7 @@ pub mod revocations;
 mod sharing;
 pub mod witness;
 
+pub(crate) use self::last_administrator::LastAdministrator;
 pub use self::{
     administrator::{AdminAuthenticator, AdminScope, Administrator},
     audiences::Audiences,
@@ -25,6 +27,7 @@ pub use self::{
     clients::Clients,
     forged_records::{ForgedRecords, Reported},
     keys::Keys,
+    last_administrator::Conditions,
     listed_audiences::{AudienceLists, places},
     revocations::{Revocations, Target},
 };

@@ -7,7 +7,7 @@ use super::{
     parse::{duration, each, etag, optional, required, seconds, time, timestamp},
 };
 use crate::{
-    admin::{AdminScope, NewSecret, Settings, clients::Listed},
+    admin::{AdminScope, Conditions, NewSecret, Settings, clients::Listed},
     error::{Error, Result},
     model::{
         Client, ClientCredential, ClientId, Digest, Grants, PlanName, Scopes, Secret, SecretId,
@@ -150,7 +150,8 @@ impl ClientService for GrpcServices {
         into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Clients).await?;
-                let UpdateClientRequest { client, update_mask } = request.into_inner();
+                let UpdateClientRequest { client, update_mask, allow_no_administrator } =
+                    request.into_inner();
                 let client = client.ok_or_else(|| Error::field("client", "is required"))?;
                 let id = required("client.client_id", &client.client_id)?;
                 let mask = update_mask.map(|mask| mask.paths).unwrap_or_default();
@@ -162,7 +163,13 @@ impl ClientService for GrpcServices {
                     .services
                     .admin
                     .clients
-                    .update(&call, &admin, &id, etag(&client.etag)?, settings)
+                    .update(
+                        &call,
+                        &admin,
+                        &id,
+                        conditions(&client.etag, allow_no_administrator)?,
+                        settings,
+                    )
                     .await?;
                 Ok(UpdateClientResponse { client: Some(client.into()) })
             }
@@ -178,10 +185,12 @@ impl ClientService for GrpcServices {
         into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Clients).await?;
-                let DisableClientRequest { client_id, etag: tag } = request.into_inner();
+                let DisableClientRequest { client_id, etag, allow_no_administrator } =
+                    request.into_inner();
+                let conditions = conditions(&etag, allow_no_administrator)?;
                 let id = required("client_id", &client_id)?;
                 let client =
-                    self.services.admin.clients.disable(&call, &admin, &id, etag(&tag)?).await?;
+                    self.services.admin.clients.disable(&call, &admin, &id, conditions).await?;
                 Ok(DisableClientResponse { client: Some(client.into()) })
             }
             .await,
@@ -214,12 +223,14 @@ impl ClientService for GrpcServices {
         into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Clients).await?;
-                let DeleteClientRequest { client_id, etag: tag } = request.into_inner();
+                let DeleteClientRequest { client_id, etag, allow_no_administrator } =
+                    request.into_inner();
+                let conditions = conditions(&etag, allow_no_administrator)?;
                 let id = required("client_id", &client_id)?;
                 self.services
                     .admin
                     .clients
-                    .delete(&call, &admin, &id, etag(&tag)?)
+                    .delete(&call, &admin, &id, conditions)
                     .await
                     .map(|()| DeleteClientResponse {})
             }
@@ -273,17 +284,31 @@ impl ClientService for GrpcServices {
         into_response(
             async {
                 let admin = self.admin(&call, &request, AdminScope::Clients).await?;
-                let RetireSecretRequest { client_id, secret_id, overlap, etag: tag, revoke_issued } = request.into_inner();
+                let RetireSecretRequest {
+                    client_id,
+                    secret_id,
+                    overlap,
+                    etag,
+                    revoke_issued,
+                    allow_no_administrator,
+                } = request.into_inner();
                 let id = required("client_id", &client_id)?;
                 let secret = required::<SecretId>("secret_id", &secret_id)?;
                 let overlap = duration("overlap", overlap)?.unwrap_or_default();
-                let etag = etag(&tag)?;
-                let client = self.services.admin.clients.retire_secret(&call, &admin, &id, etag, &secret, overlap, revoke_issued).await?;
+                let conditions = conditions(&etag, allow_no_administrator)?;
+                let clients = &self.services.admin.clients;
+                let client = clients
+                    .retire_secret(&call, &admin, &id, conditions, &secret, overlap, revoke_issued)
+                    .await?;
                 Ok(RetireSecretResponse { client: Some(client.into()) })
             }
             .await,
         )
     }
+}
+
+fn conditions(tag: &str, allow_no_administrator: bool) -> Result<Conditions> {
+    Ok(Conditions { etag: etag(tag)?, allow_no_administrator })
 }
 
 fn check_mask(paths: &[String]) -> Result<()> {

@@ -60,11 +60,11 @@ enum ClientCommand {
     #[command(after_help = format!("{UPDATE_NOTES}\n\n{}", args::DURATION_FORMAT))]
     Update(Box<Update>),
     /// Disable a client and revoke its tokens
-    Disable(Versioned),
+    Disable(Withdraw),
     /// Enable a disabled client; its old tokens stay revoked
     Enable(Versioned),
     /// Delete a client and revoke its tokens
-    Delete(Versioned),
+    Delete(Withdraw),
     /// Add a secret, printed once; a client has at most two active secrets
     #[command(after_help = args::DURATION_FORMAT)]
     AddSecret(AddSecret),
@@ -219,6 +219,9 @@ struct Update {
     /// Change only this version of the client
     #[arg(long)]
     etag: Option<String>,
+    /// Allow a change that leaves no client that can administer the service
+    #[arg(long)]
+    allow_no_administrator: bool,
 }
 
 impl Update {
@@ -241,6 +244,7 @@ impl Update {
         Ok(UpdateClientRequest {
             client: Some(client),
             update_mask: Some(prost_types::FieldMask { paths }),
+            allow_no_administrator: self.allow_no_administrator,
         })
     }
 }
@@ -254,23 +258,36 @@ struct Versioned {
     etag: Option<String>,
 }
 
-impl Versioned {
+#[derive(Args, Debug)]
+struct Withdraw {
+    #[command(flatten)]
+    client: Versioned,
+    /// Allow a change that leaves no client that can administer the service
+    #[arg(long)]
+    allow_no_administrator: bool,
+}
+
+impl Withdraw {
     fn disable(&self) -> DisableClientRequest {
         DisableClientRequest {
-            client_id: self.client_id.clone(),
-            etag: self.etag.clone().unwrap_or_default(),
-        }
-    }
-
-    fn enable(&self) -> EnableClientRequest {
-        EnableClientRequest {
-            client_id: self.client_id.clone(),
-            etag: self.etag.clone().unwrap_or_default(),
+            client_id: self.client.client_id.clone(),
+            etag: self.client.etag.clone().unwrap_or_default(),
+            allow_no_administrator: self.allow_no_administrator,
         }
     }
 
     fn delete(&self) -> DeleteClientRequest {
         DeleteClientRequest {
+            client_id: self.client.client_id.clone(),
+            etag: self.client.etag.clone().unwrap_or_default(),
+            allow_no_administrator: self.allow_no_administrator,
+        }
+    }
+}
+
+impl Versioned {
+    fn enable(&self) -> EnableClientRequest {
+        EnableClientRequest {
             client_id: self.client_id.clone(),
             etag: self.etag.clone().unwrap_or_default(),
         }
@@ -319,6 +336,9 @@ struct RetireSecret {
     /// Change only this version of the client
     #[arg(long)]
     etag: Option<String>,
+    /// Allow a change that leaves no client that can administer the service
+    #[arg(long)]
+    allow_no_administrator: bool,
 }
 
 impl Command {
@@ -394,6 +414,7 @@ impl RetireSecret {
             overlap: self.overlap.map(render::proto_duration),
             etag: self.etag.clone().unwrap_or_default(),
             revoke_issued: self.revoke_issued,
+            allow_no_administrator: self.allow_no_administrator,
         }
     }
 }
@@ -451,7 +472,13 @@ mod tests {
     use super::*;
 
     fn update(properties: Properties, clear: Vec<Clearable>) -> Update {
-        Update { client_id: "c".to_owned(), properties, clear, etag: Some("3".to_owned()) }
+        Update {
+            client_id: "c".to_owned(),
+            properties,
+            clear,
+            etag: Some("3".to_owned()),
+            allow_no_administrator: false,
+        }
     }
 
     #[test]

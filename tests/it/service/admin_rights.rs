@@ -210,7 +210,11 @@ async fn a_token_administers_only_while_its_client_may() {
     assert_eq!(refused(&token).await, "INVALID_TOKEN");
 
     let (caller, token) = staff().await;
-    let message = DisableClientRequest { client_id: caller.id.clone(), etag: String::new() };
+    let message = DisableClientRequest {
+        client_id: caller.id.clone(),
+        etag: String::new(),
+        allow_no_administrator: false,
+    };
     server.clients().disable_client(server.as_admin(message).await).await.unwrap();
     assert_eq!(refused(&token).await, "INVALID_TOKEN");
     let message = EnableClientRequest { client_id: caller.id, etag: String::new() };
@@ -284,7 +288,11 @@ async fn no_office_leads_to_another() {
             for mask in ["scopes", "*"] {
                 let client = Client { client_id: target.clone(), ..scoped(&[scope]) };
                 let update_mask = Some(prost_types::FieldMask { paths: vec![mask.to_owned()] });
-                let message = UpdateClientRequest { client: Some(client), update_mask };
+                let message = UpdateClientRequest {
+                    client: Some(client),
+                    update_mask,
+                    allow_no_administrator: false,
+                };
                 let refused =
                     server.clients().update_client(bearer(message, &token)).await.unwrap_err();
                 assert_eq!(reason(&refused), "INSUFFICIENT_SCOPE", "{scope} {mask}");

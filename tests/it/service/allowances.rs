@@ -23,7 +23,8 @@ async fn update(
     let update_mask = Some(prost_types::FieldMask {
         paths: mask.iter().map(|path| (*path).to_owned()).collect(),
     });
-    let message = UpdateClientRequest { client: Some(client), update_mask };
+    let message =
+        UpdateClientRequest { client: Some(client), update_mask, allow_no_administrator: false };
     Ok(server.clients().update_client(bearer(message, token)).await?.into_inner().client.unwrap())
 }
 

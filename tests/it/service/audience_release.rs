@@ -101,7 +101,11 @@ async fn a_registration_that_is_cut_off_is_confirmed_all_the_same() {
     let began = Instant::now();
     server.create_as(&globex, aimed("usual", &[PAY])).await.unwrap();
     let usual = began.elapsed();
-    let delete = DeleteClientRequest { client_id: "usual".to_owned(), etag: String::new() };
+    let delete = DeleteClientRequest {
+        client_id: "usual".to_owned(),
+        etag: String::new(),
+        allow_no_administrator: false,
+    };
     server.clients().delete_client(bearer(delete, &globex)).await.unwrap();
     for cut in 0..3 {
         let registered = store.hold("spend", Side::After);

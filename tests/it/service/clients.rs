@@ -166,7 +166,11 @@ async fn an_id_is_taken_once_and_differs_by_case() {
 async fn a_disabled_client_is_refused_and_what_it_held_stays_ended() {
     let server = TestServer::start().await;
     let mark = server.rpc_target("orders", "shop").await;
-    let message = DisableClientRequest { client_id: "orders".to_owned(), etag: String::new() };
+    let message = DisableClientRequest {
+        client_id: "orders".to_owned(),
+        etag: String::new(),
+        allow_no_administrator: false,
+    };
     let disabled = server
         .clients()
         .disable_client(server.as_admin(message).await)
@@ -208,7 +212,11 @@ async fn a_disabled_client_is_refused_and_what_it_held_stays_ended() {
 async fn a_deleted_client_is_gone_and_its_successor_inherits_nothing() {
     let server = TestServer::start().await;
     let mark = server.rpc_target("orders", "default").await;
-    let message = DeleteClientRequest { client_id: "orders".to_owned(), etag: String::new() };
+    let message = DeleteClientRequest {
+        client_id: "orders".to_owned(),
+        etag: String::new(),
+        allow_no_administrator: false,
+    };
     server.clients().delete_client(server.as_admin(message.clone()).await).await.unwrap();
     assert_eq!(server.try_get("orders").await.unwrap_err().code(), Code::NotFound);
     let again = server.clients().delete_client(server.as_admin(message).await).await.unwrap_err();
@@ -355,7 +363,13 @@ async fn a_write_over_an_older_version_is_refused() {
             server
                 .clients()
                 .disable_client(
-                    server.as_admin(DisableClientRequest { client_id: id(), etag: etag() }).await,
+                    server
+                        .as_admin(DisableClientRequest {
+                            client_id: id(),
+                            etag: etag(),
+                            allow_no_administrator: false,
+                        })
+                        .await,
                 )
                 .await
                 .unwrap_err(),
@@ -369,7 +383,13 @@ async fn a_write_over_an_older_version_is_refused() {
             server
                 .clients()
                 .delete_client(
-                    server.as_admin(DeleteClientRequest { client_id: id(), etag: etag() }).await,
+                    server
+                        .as_admin(DeleteClientRequest {
+                            client_id: id(),
+                            etag: etag(),
+                            allow_no_administrator: false,
+                        })
+                        .await,
                 )
                 .await
                 .unwrap_err(),
@@ -423,7 +443,11 @@ async fn pages_come_in_the_order_of_ids_and_miss_nobody() {
         })
         .await
         .unwrap();
-    let message = DeleteClientRequest { client_id: all[2].clone(), etag: String::new() };
+    let message = DeleteClientRequest {
+        client_id: all[2].clone(),
+        etag: String::new(),
+        allow_no_administrator: false,
+    };
     server.clients().delete_client(server.as_admin(message).await).await.unwrap();
     let second = page(&server, &token, "shop", 3, &first.next_page_token).await.unwrap();
     assert_eq!(ids(&second), all[3..6].iter().map(String::as_str).collect::<Vec<_>>());

@@ -47,6 +47,7 @@ async fn a_token_that_would_be_too_long_spends_nothing() {
             ..Client::default()
         }),
         update_mask: Some(FieldMask { paths: vec!["roles".to_owned()] }),
+        allow_no_administrator: false,
     };
     let request = server.as_admin(roles(40)).await;
     server.clients().update_client(request).await.unwrap();
@@ -134,7 +135,11 @@ async fn a_disabled_reader_hears_no_more() {
     server.token(&server.admin, &[]).await.unwrap();
     assert_eq!(stream.message().await.unwrap().unwrap().event.unwrap().action, "token.issued");
     let request = server
-        .as_admin(DisableClientRequest { client_id: reader.id.clone(), etag: String::new() })
+        .as_admin(DisableClientRequest {
+            client_id: reader.id.clone(),
+            etag: String::new(),
+            allow_no_administrator: false,
+        })
         .await;
     server.clients().disable_client(request).await.unwrap();
     server.token(&server.admin, &[]).await.unwrap();

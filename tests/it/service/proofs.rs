@@ -47,7 +47,11 @@ impl Fall {
         match self {
             Self::Disabled => server.disable(of).await,
             Self::Deleted => {
-                let message = DeleteClientRequest { client_id, etag: String::new() };
+                let message = DeleteClientRequest {
+                    client_id,
+                    etag: String::new(),
+                    allow_no_administrator: false,
+                };
                 server
                     .clients()
                     .delete_client(server.as_admin(message).await)

@@ -8,7 +8,7 @@ use std::{
 
 use argon2::{Algorithm, Argon2, Params, PasswordHasher, Version};
 use jeton::{
-    admin::{AdminScope, Administrator, NewSecret, Settings, keys},
+    admin::{AdminScope, Administrator, Conditions, NewSecret, Settings, keys},
     clock::{Clock, ClockOffset, ManualClock},
     config::{Config, Issue, Limits as Configured, Rate},
     crypto::{
@@ -172,7 +172,7 @@ impl Bench {
         self.services
             .admin
             .clients
-            .disable(&self.call(Peer::Local), &admin, &id, None)
+            .disable(&self.call(Peer::Local), &admin, &id, Conditions::default())
             .await
             .unwrap();
     }

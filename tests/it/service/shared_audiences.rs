@@ -31,7 +31,11 @@ async fn the_owner_of_an_audience_reads_whom_the_operator_shares_it_with() {
     server.change_as(&root, partner(&["urn:acme"]), &["serves"]).await.unwrap();
     server.change_as(&root, aimed("second", &[PAY]), &["audiences"]).await.unwrap();
     server.change_as(&acme, aimed("second", &[]), &["audiences"]).await.unwrap();
-    let delete = DeleteClientRequest { client_id: "partner".to_owned(), etag: String::new() };
+    let delete = DeleteClientRequest {
+        client_id: "partner".to_owned(),
+        etag: String::new(),
+        allow_no_administrator: false,
+    };
     server.clients().delete_client(bearer(delete, &acme)).await.unwrap();
     // An audience of its own is shared with nobody.
     server.create_as(&globex, aimed("own", &[PAY])).await.unwrap();

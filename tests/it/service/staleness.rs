@@ -315,7 +315,10 @@ async fn a_node_that_is_behind_reads_clients_from_the_store() {
     pair.cut();
     let (client_id, etag) = (disabled.id.clone(), String::new());
     near.clients()
-        .disable_client(near.as_admin(DisableClientRequest { client_id, etag }).await)
+        .disable_client(
+            near.as_admin(DisableClientRequest { client_id, etag, allow_no_administrator: false })
+                .await,
+        )
         .await
         .unwrap();
     let (client_id, secret_id) = (chosen.id.clone(), added.secret_id);
@@ -352,7 +355,10 @@ async fn after_a_gap_clients_are_read_again() {
     pair.cut();
     let (client_id, etag) = (disabled.id.clone(), String::new());
     near.clients()
-        .disable_client(near.as_admin(DisableClientRequest { client_id, etag }).await)
+        .disable_client(
+            near.as_admin(DisableClientRequest { client_id, etag, allow_no_administrator: false })
+                .await,
+        )
         .await
         .unwrap();
     pair.feed.lose_changes();

@@ -331,7 +331,11 @@ impl Recorder {
     /// DisableClient.
     pub(crate) async fn disable(&self, node: &Node, bearer: &str, client: &str) -> Answer<()> {
         let entry = self.begin(node, Verb::DisableClient, client, None);
-        let message = DisableClientRequest { client_id: client.to_owned(), etag: String::new() };
+        let message = DisableClientRequest {
+            client_id: client.to_owned(),
+            etag: String::new(),
+            allow_no_administrator: false,
+        };
         let request = entry.administer(bearer, message);
         let answer = ClientServiceClient::new(node.channel.clone()).disable_client(request).await;
         self.end(entry, answer).map(drop)

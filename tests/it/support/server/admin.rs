@@ -120,6 +120,7 @@ impl TestServer {
         let message = UpdateClientRequest {
             client: Some(client),
             update_mask: Some(prost_types::FieldMask { paths }),
+            allow_no_administrator: false,
         };
         let updated = self.clients().update_client(self.as_admin(message).await).await?;
         Ok(updated.into_inner().client.unwrap())
@@ -182,7 +183,14 @@ impl TestServer {
         mask: &[&str],
     ) -> Result<Client, Status> {
         let update_mask = Some(prost_types::FieldMask { paths: texts(mask) });
-        let request = bearer(UpdateClientRequest { client: Some(client), update_mask }, token);
+        let request = bearer(
+            UpdateClientRequest {
+                client: Some(client),
+                update_mask,
+                allow_no_administrator: false,
+            },
+            token,
+        );
         Ok(self.clients().update_client(request).await?.into_inner().client.unwrap())
     }
 

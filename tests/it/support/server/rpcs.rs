@@ -190,17 +190,29 @@ impl TestServer {
                 call!(
                     self.clients(),
                     update_client,
-                    UpdateClientRequest { client: Some(client), update_mask }
+                    UpdateClientRequest {
+                        client: Some(client),
+                        update_mask,
+                        allow_no_administrator: false
+                    }
                 )
             }
             Rpc::DisableClient => {
-                call!(self.clients(), disable_client, DisableClientRequest { client_id, etag })
+                call!(
+                    self.clients(),
+                    disable_client,
+                    DisableClientRequest { client_id, etag, allow_no_administrator: false }
+                )
             }
             Rpc::EnableClient => {
                 call!(self.clients(), enable_client, EnableClientRequest { client_id, etag })
             }
             Rpc::DeleteClient => {
-                call!(self.clients(), delete_client, DeleteClientRequest { client_id, etag })
+                call!(
+                    self.clients(),
+                    delete_client,
+                    DeleteClientRequest { client_id, etag, allow_no_administrator: false }
+                )
             }
             Rpc::AddSecret => {
                 call!(
