@@ -12,7 +12,7 @@ import tempfile
 import time
 
 NAME = "jeton"
-MEMBERS = int(os.environ.get("JETON_MEMBERS", "3"))
+MEMBERS = int(os.environ.get("JETON_TEST_MEMBERS", "3"))
 # From the start of the processes to a primary and its secondaries, and for an answer: a busy machine is given minutes.
 PATIENCE_SECONDS = 300
 # Room that the data may take, with the oplogs and journals of all members.
@@ -207,9 +207,9 @@ def main() -> int:
                 replica_set.end()
                 if last:
                     raise error
-        environment = os.environ | {"JETON_MONGODB": replica_set.uri()}
+        environment = os.environ | {"JETON_TEST_MONGODB": replica_set.uri()}
         # For this script alone: jeton refuses settings that it does not know.
-        environment.pop("JETON_MEMBERS", None)
+        environment.pop("JETON_TEST_MEMBERS", None)
         try:
             child = subprocess.Popen(sys.argv[1:], env=environment)
         except OSError as error:

@@ -140,6 +140,9 @@ impl Command {
         if self.settings.exposes_password() {
             tracing::warn!("{EXPOSED_PASSWORD}");
         }
+        for variable in origins.passed_over() {
+            tracing::warn!(variable, "environment variable is not a setting, ignored");
+        }
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         if config.limits.workers > 0 {
             runtime.worker_threads(config.limits.workers);

@@ -9,13 +9,13 @@ use figment::{
     value::{Dict, Map, Num, Value},
 };
 
-use super::Config;
+use super::{
+    Config,
+    environment::{Variable, boolean, classify},
+};
 
 /// `deploy/config.toml`: every setting with its default.
 pub const DEFAULTS: &str = include_str!("../../deploy/config.toml");
-
-/// Variables that begin with this belong to the command line client, not to the server.
-const CLIENT_PREFIX: &str = "CLI_";
 
 /// Sources of settings. Only [`Sources::from_process`] reads the environment of the process.
 #[derive(Clone, Debug, Default)]
@@ -23,8 +23,9 @@ pub struct Sources {
     /// Requested file; it must exist.
     pub file: Option<PathBuf>,
     /// Environment variables. `JETON_LISTEN` sets `listen`, `JETON_TOKEN__ACCESS_LIFETIME_SECONDS`
-    /// a key of the table `token`; `JETON_CLI_*` is the client's. `XDG_CONFIG_HOME`,
-    /// `XDG_STATE_HOME`, `HOME`, `HOSTNAME` and `CREDENTIALS_DIRECTORY` are read too.
+    /// a key of the table `token`; an empty variable is no value. `JETON_CLI_*` is the client's,
+    /// and variables that platforms make are passed over. `XDG_CONFIG_HOME`, `XDG_STATE_HOME`,
+    /// `HOME`, `HOSTNAME` and `CREDENTIALS_DIRECTORY` are read too.
     pub environment: BTreeMap<String, String>,
     /// Settings of the command line.
     pub flags: Vec<Flag>,
@@ -76,13 +77,22 @@ impl Sources {
 
 /// Origin of each setting, by its key with dots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Origins(BTreeMap<String, String>);
+pub struct Origins {
+    by_key: BTreeMap<String, String>,
+    passed_over: Vec<String>,
+}
 
 impl Origins {
+    /// Returns the variables that are no settings and look like an image's, such as
+    /// `JETON_VERSION`.
+    pub fn passed_over(&self) -> &[String] {
+        &self.passed_over
+    }
+
     /// Such as `default`, `file /etc/jeton/config.toml`, `environment JETON_LISTEN` or
     /// `flag --listen`.
     pub fn of(&self, key: &str) -> Option<&str> {
-        self.0.get(key).map(String::as_str)
+        self.by_key.get(key).map(String::as_str)
     }
 
     /// Adds to an error the origin of the rejected value.
@@ -154,14 +164,19 @@ impl Config {
             })?;
             figment = figment.merge(Layer::new(&origin, parse(&text, &origin)?));
         }
+        let mut origins = Origins::default();
+        let known = |key: &str| {
+            key.starts_with("limits.plans.")
+                || Value::from(defaults.clone()).find_ref(key).is_some()
+        };
         for (name, text) in &sources.environment {
-            if let Some(key) = key_of_variable(name) {
-                figment = figment.merge(Layer::of_text(
-                    &format!("environment {name}"),
-                    &key,
-                    text,
-                    &defaults,
-                )?);
+            match classify(name, text, known) {
+                Variable::Setting(key) => {
+                    let origin = format!("environment {name}");
+                    figment = figment.merge(Layer::of_text(&origin, &key, text, &defaults)?);
+                }
+                Variable::Suspicious => origins.passed_over.push(name.clone()),
+                Variable::Foreign => {}
             }
         }
         for flag in &sources.flags {
@@ -173,11 +188,10 @@ impl Config {
             )?);
         }
         let mut config: Self = figment.extract().map_err(explain)?;
-        let mut origins = Origins::default();
         for (key, _) in config.settings() {
             let origin =
                 figment.find_metadata(&key).map_or("default", |metadata| &metadata.name).to_owned();
-            origins.0.insert(key, origin);
+            origins.by_key.insert(key, origin);
         }
         config.fill(sources, &mut origins);
         Ok((config, origins))
@@ -209,15 +223,20 @@ impl Config {
                 || Some(("environment HOME", sources.directory("HOME")?.join(".local/state")));
             if let Some((origin, dir)) = state.or_else(home) {
                 self.data_dir = dir.join("jeton");
-                origins.0.insert("data_dir".to_owned(), origin.to_owned());
+                origins.by_key.insert("data_dir".to_owned(), origin.to_owned());
             }
         }
+        // An empty variable is no value, so that the environment needs a word for "none".
+        if self.metrics_listen == "off" {
+            self.metrics_listen.clear();
+        }
         // Nodes that share a store need different names: the default is the host name.
-        if let Some(host) = sources.environment.get("HOSTNAME").filter(|_| self.store.is_shared())
+        let host = sources.environment.get("HOSTNAME").filter(|host| !host.is_empty());
+        if let Some(host) = host.filter(|_| self.store.is_shared())
             && origins.of("node") == Some("default")
         {
             host.clone_into(&mut self.node);
-            origins.0.insert("node".to_owned(), "environment HOSTNAME".to_owned());
+            origins.by_key.insert("node".to_owned(), "environment HOSTNAME".to_owned());
         }
         let credential =
             sources.directory("CREDENTIALS_DIRECTORY").map(|dir| dir.join("master_key"));
@@ -226,16 +245,10 @@ impl Config {
         {
             self.master_key_file = file;
             origins
-                .0
+                .by_key
                 .insert("master_key_file".to_owned(), "systemd credential master_key".to_owned());
         }
     }
-}
-
-/// Returns the key that a variable sets; `None` for variables that are not the server's.
-fn key_of_variable(name: &str) -> Option<String> {
-    let rest = name.strip_prefix("JETON_").filter(|rest| !rest.starts_with(CLIENT_PREFIX))?;
-    Some(rest.to_ascii_lowercase().replace("__", "."))
 }
 
 /// One source of values, named as `config show` and errors name it.
@@ -258,7 +271,7 @@ impl Layer {
         }
         let value = match Value::from(defaults.clone()).find_ref(key) {
             Some(Value::Bool(..)) => {
-                Value::from(text.parse::<bool>().map_err(|_| refused("must be true or false"))?)
+                Value::from(boolean(text).ok_or_else(|| refused("must be true or false"))?)
             }
             Some(Value::Num(..)) => {
                 number(text).ok_or_else(|| refused("must be a whole number"))?
@@ -273,7 +286,7 @@ impl Layer {
 }
 
 fn number(text: &str) -> Option<Value> {
-    text.parse::<u64>().ok().map(|number| Value::from(Num::from(number)))
+    text.trim().parse::<u64>().ok().map(|number| Value::from(Num::from(number)))
 }
 
 impl Provider for Layer {
@@ -369,20 +382,4 @@ fn flatten(prefix: &str, value: &Value, rows: &mut Vec<(String, String)>) {
         Value::Empty(..) | Value::Array(..) => String::new(),
     };
     rows.push((prefix.to_owned(), text));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_variable_names_its_key_and_the_clients_are_left_alone() {
-        assert_eq!(key_of_variable("JETON_LISTEN").as_deref(), Some("listen"));
-        assert_eq!(
-            key_of_variable("JETON_TOKEN__ACCESS_LIFETIME_SECONDS").as_deref(),
-            Some("token.access_lifetime_seconds")
-        );
-        assert_eq!(key_of_variable("JETON_CLI_CLIENT_SECRET"), None);
-        assert_eq!(key_of_variable("PATH"), None);
-    }
 }

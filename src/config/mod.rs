@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::keyset::Algorithm;
 
 mod check;
+mod environment;
 mod load;
 mod log;
 

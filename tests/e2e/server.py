@@ -19,7 +19,7 @@ class Server:
 
     def __init__(self):
         self.home = tempfile.mkdtemp(prefix="jeton-e2e-")
-        env = {"PATH": os.environ["PATH"], "HOME": self.home, "JETON_METRICS_LISTEN": ""}
+        env = {"PATH": os.environ["PATH"], "HOME": self.home, "JETON_METRICS_LISTEN": "off"}
         # No test here is about real time: a busy machine is given all of it that can be configured.
         env |= {"JETON_LIMITS__DEADLINE_SECONDS": "300", "JETON_LIMITS__DRAIN_SECONDS": "60"}
         env |= {"JETON_TOKEN__REFRESH_GRACE_SECONDS": "60"}

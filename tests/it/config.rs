@@ -153,6 +153,39 @@ fn the_clients_variables_are_no_settings() {
     );
 }
 
+/// B01, 3.7 and 3.11 of the operators' cases: the environment has other writers than the operator.
+#[test]
+fn variables_of_a_platform_are_passed_over_and_empty_ones_are_no_values() {
+    let (config, origins) = Config::load(&sources(&[
+        ("JETON_SERVICE_HOST", "10.96.0.7"),
+        ("JETON_SERVICE_PORT", "50051"),
+        ("JETON_SERVICE_PORT_GRPC", "50051"),
+        ("JETON_PORT", "tcp://10.96.0.7:50051"),
+        ("JETON_PORT_50051_TCP", "tcp://10.96.0.7:50051"),
+        ("JETON_PORT_50051_TCP_ADDR", "10.96.0.7"),
+        ("JETON_MONGO_PORT_27017_TCP_PROTO", "tcp"),
+        ("JETON_VERSION", "1.2.3"),
+        ("JETON_TEST_MONGODB", "mongodb://127.0.0.1"),
+        ("JETON_LISTEN", ""),
+        ("JETON_STORE__URI", ""),
+        ("JETON_INSECURE", ""),
+        ("JETON_REFLECTION", "True"),
+        ("JETON_LIMITS__WORKERS", "3"),
+    ]))
+    .unwrap();
+    assert_eq!(config.listen, Config::default().listen);
+    assert_eq!(origins.of("listen"), Some("default"));
+    assert_eq!((config.reflection, config.insecure, config.limits.workers), (true, false, 3));
+    assert_eq!(origins.passed_over(), ["JETON_VERSION"]);
+    assert_eq!(refused(&[("JETON_PORT", "8443")]).key, "port");
+}
+
+#[test]
+fn metrics_are_turned_off_by_a_word() {
+    let (config, _) = Config::load(&sources(&[("JETON_METRICS_LISTEN", "off")])).unwrap();
+    assert_eq!(config.metrics_listen, "");
+}
+
 #[test]
 fn a_value_of_the_wrong_kind_is_refused_without_repeating_it() {
     for (name, value, key) in [

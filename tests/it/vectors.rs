@@ -1,5 +1,5 @@
 //! Verification vectors that nobody here wrote: Wycheproof's for JSON Web Signature and JSON Web
-//! Key. They are data to test with and not part of this repository: `JETON_VECTORS` names the
+//! Key. They are data to test with and not part of this repository: `JETON_TEST_VECTORS` names the
 //! folder that holds them.
 
 use std::{fs, path::PathBuf};
@@ -16,8 +16,8 @@ use serde_json::Value;
 const NOT_AGREED: [u64; 8] = [346, 347, 350, 351, 367, 370, 372, 373];
 
 fn vectors(file: &str) -> Value {
-    let folder =
-        std::env::var_os("JETON_VECTORS").expect("JETON_VECTORS names the folder with the vectors");
+    let folder = std::env::var_os("JETON_TEST_VECTORS")
+        .expect("JETON_TEST_VECTORS names the folder with the vectors");
     let text =
         fs::read_to_string(PathBuf::from(folder).join(file)).expect("the file with the vectors");
     serde_json::from_str(&text).expect("vectors in JSON")
@@ -59,7 +59,7 @@ fn disagreements(vectors: &Value, accepts: impl Fn(&Value, &str) -> bool) -> (Ve
 
 /// J01-J05, J13, J17: 393 of 401, and exactly these eight not.
 #[test]
-#[ignore = "needs JETON_VECTORS"]
+#[ignore = "needs JETON_TEST_VECTORS"]
 fn wycheproof_signatures_are_judged_as_they_should_be() {
     let vectors = vectors("json_web_signature_test.json");
     let (mut differ, count) = disagreements(&vectors, accepts);
@@ -70,7 +70,7 @@ fn wycheproof_signatures_are_judged_as_they_should_be() {
 /// K04, K05: mixed sets, ids given twice, weak and broken keys are all refused; the sound ones are
 /// not.
 #[test]
-#[ignore = "needs JETON_VECTORS"]
+#[ignore = "needs JETON_TEST_VECTORS"]
 fn wycheproof_keys_are_judged_as_they_should_be() {
     let vectors = vectors("json_web_key_test.json");
     let (differ, count) = disagreements(&vectors, accepts_from);

@@ -308,11 +308,11 @@ async fn mongodb_users_and_certificates_are_asked_for() {
 }
 
 /// The time without a primary, on which README's settings rest, is shorter with the recommended
-/// settings, on a slow machine too. One round each, with `JETON_LONG=1` three.
+/// settings, on a slow machine too. One round each, with `JETON_TEST_LONG=1` three.
 #[tokio::test]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn mongodb_another_primary_is_there_in_time() {
-    let rounds = if env::var_os("JETON_LONG").is_some_and(|long| long == "1") { 3 } else { 1 };
+    let rounds = if env::var_os("JETON_TEST_LONG").is_some_and(|long| long == "1") { 3 } else { 1 };
     let mut longest = [Duration::ZERO; 2];
     for (name, defaults) in [("recommended", false), ("default", true)] {
         let set = ReplicaSet::start(Options { defaults, ..Options::default() }).await;

@@ -93,7 +93,15 @@ impl Command {
             Ok((config, origins)) => {
                 let judged =
                     check(&config, self.dev).map_err(|error| origins.blame(error).to_string());
-                self.examine(&config, judged).await
+                let mut findings = self.examine(&config, judged).await;
+                findings.extend(origins.passed_over().iter().map(|variable| {
+                    Finding::note(
+                        "environment",
+                        format!("{variable} is not a setting and is ignored"),
+                        "remove it if it was meant as a setting",
+                    )
+                }));
+                findings
             }
             Err(error) => vec![invalid_configuration(error.to_string())],
         };

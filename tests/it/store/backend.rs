@@ -40,7 +40,7 @@ impl Bench {
         Self::over(|store| Arc::new(FaultyStore::new(Arc::new(store))))
     }
 
-    /// In a database of its own on the server that `JETON_MONGODB` names.
+    /// In a database of its own on the server that `JETON_TEST_MONGODB` names.
     pub(crate) async fn mongodb() -> Self {
         Self::over_mongodb(|store| Arc::new(store)).await
     }

@@ -1,4 +1,4 @@
-//! A database that nobody else uses, on the server that `JETON_MONGODB` names; dropped at the end.
+//! A database that nobody else uses, on the server that `JETON_TEST_MONGODB` names; dropped at the end.
 
 use std::{env, thread, time::Duration};
 
@@ -20,8 +20,9 @@ pub(crate) struct Database(String);
 
 impl Database {
     pub(crate) fn own() -> Self {
-        let server = env::var("JETON_MONGODB")
-            .unwrap_or_else(|_| panic!("JETON_MONGODB must name a MongoDB: see .ci/with-mongodb"));
+        let server = env::var("JETON_TEST_MONGODB").unwrap_or_else(|_| {
+            panic!("JETON_TEST_MONGODB must name a MongoDB: see .ci/with-mongodb")
+        });
         let name = format!("jeton_{}", uuid::Uuid::new_v4().simple());
         Self(match server.split_once("/?") {
             Some((hosts, options)) => format!("{hosts}/{name}?{options}"),

@@ -12,9 +12,9 @@ use jeton::api::listen::raise_limit;
 
 use crate::transport::support::{Server, options};
 
-const IS_CHILD: &str = "JETON_TRANSPORT_CHILD";
+const IS_CHILD: &str = "JETON_TEST_TRANSPORT_CHILD";
 /// Set for a server that keeps within its descriptors.
-const FITS: &str = "JETON_TRANSPORT_FITS";
+const FITS: &str = "JETON_TEST_TRANSPORT_FITS";
 const READY: &str = "listening on ";
 
 /// Serves until its input ends. It is started by the other tests, and does nothing when run among

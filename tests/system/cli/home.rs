@@ -121,7 +121,7 @@ impl House {
         let mut command = Command::new(env!("CARGO_BIN_EXE_jeton"));
         command.args(arguments).env_clear().current_dir(self.home.path());
         command.env("HOME", self.home.path()).env("JETON_DATA_DIR", self.data());
-        command.env("JETON_ISSUER", ISSUER).env("JETON_METRICS_LISTEN", "");
+        command.env("JETON_ISSUER", ISSUER).env("JETON_METRICS_LISTEN", "off");
         // No test here is about real time: a busy machine is given all of it that can be
         // configured.
         command

@@ -30,12 +30,13 @@ async fn a_node_that_is_killed_keeps_every_promise() {
     assert!(told.figures[0].failed > 0, "nobody noticed");
 }
 
-/// Judges a history that was kept, by the path in `JETON_HISTORY`.
+/// Judges a history that was kept, by the path in `JETON_TEST_HISTORY`.
 #[test]
-#[ignore = "needs a history: JETON_HISTORY=<file>"]
+#[ignore = "needs a history: JETON_TEST_HISTORY=<file>"]
 fn a_history_that_was_kept_is_judged_again() {
-    let history =
-        History::read(std::env::var("JETON_HISTORY").expect("JETON_HISTORY names a file").as_ref());
+    let history = History::read(
+        std::env::var("JETON_TEST_HISTORY").expect("JETON_TEST_HISTORY names a file").as_ref(),
+    );
     let found = verdict::judge(&history);
     for violation in &found {
         println!("{violation}");

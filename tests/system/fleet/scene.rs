@@ -86,7 +86,7 @@ impl Scene {
         found.extend(leaks::judge(&self.fleet.recorder.secrets(), &places));
         let calls = history.calls.len();
         println!(
-            "{}: {calls} calls, {} records, JETON_SEED={}",
+            "{}: {calls} calls, {} records, JETON_TEST_SEED={}",
             history.run.scenario,
             history.records.len(),
             history.run.seed

@@ -1,4 +1,4 @@
-//! A database for one test, on the server that `JETON_MONGODB` names; dropped at the end.
+//! A database for one test, on the server that `JETON_TEST_MONGODB` names; dropped at the end.
 
 use std::{env, thread};
 
@@ -11,8 +11,8 @@ pub(crate) struct Database {
 
 impl Database {
     pub(crate) fn new() -> Self {
-        let set = env::var("JETON_MONGODB")
-            .expect("JETON_MONGODB is a replica set: see .ci/with-mongodb");
+        let set = env::var("JETON_TEST_MONGODB")
+            .expect("JETON_TEST_MONGODB is a replica set: see .ci/with-mongodb");
         let name = format!("jeton_{}", uuid::Uuid::new_v4().simple());
         Self { uri: set.replacen("/?", &format!("/{name}?"), 1) }
     }

@@ -120,7 +120,7 @@ impl Home {
             .arg("--data-dir")
             .arg(self.data());
         command.args(&self.arguments);
-        // Those of the tests themselves, such as `JETON_SEED`, are no settings: the binary refuses
+        // Those of the tests themselves, such as `JETON_TEST_SEED`, are no settings: the binary refuses
         // what it does not know.
         for (name, _) in
             std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"JETON_"))
@@ -133,7 +133,7 @@ impl Home {
             .current_dir(self.path());
         command
             .env("JETON_ISSUER", ISSUER)
-            .env("JETON_METRICS_LISTEN", "")
+            .env("JETON_METRICS_LISTEN", "off")
             .envs(self.environment.iter().cloned());
         let since = Instant::now();
         let mut child =

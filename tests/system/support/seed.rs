@@ -7,13 +7,13 @@ use std::ops::Range;
 pub(crate) struct Chance(u64);
 
 impl Chance {
-    /// From `JETON_SEED`, else anew; the seed is printed, so that a failure can be run again.
+    /// From `JETON_TEST_SEED`, else anew; the seed is printed, so that a failure can be run again.
     pub(crate) fn new() -> Self {
-        let given = std::env::var("JETON_SEED")
+        let given = std::env::var("JETON_TEST_SEED")
             .ok()
-            .map(|seed| seed.parse().expect("JETON_SEED is a number"));
+            .map(|seed| seed.parse().expect("JETON_TEST_SEED is a number"));
         let seed = given.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0);
-        eprintln!("JETON_SEED={seed}");
+        eprintln!("JETON_TEST_SEED={seed}");
         Self(seed)
     }
 
@@ -41,5 +41,5 @@ impl Chance {
 
 /// True if the long forms are asked for.
 pub(crate) fn long() -> bool {
-    std::env::var("JETON_LONG").is_ok_and(|value| value == "1")
+    std::env::var("JETON_TEST_LONG").is_ok_and(|value| value == "1")
 }

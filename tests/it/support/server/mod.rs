@@ -1,6 +1,6 @@
 //! The server under test, in this process: started on a port of its own, with a clock that a test
 //! moves by hand. What it is kept in is a directory of its own, or with `JETON_TEST_STORE=mongodb` a
-//! database of its own on the server that `JETON_MONGODB` names.
+//! database of its own on the server that `JETON_TEST_MONGODB` names.
 //!
 //! | to | method | file |
 //! |--|--|--|

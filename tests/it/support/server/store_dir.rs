@@ -1,5 +1,5 @@
 //! Store of a test's server: in a directory of its own, and where `JETON_TEST_STORE`
-//! is `mongodb`, in a database of its own on the server that `JETON_MONGODB` names.
+//! is `mongodb`, in a database of its own on the server that `JETON_TEST_MONGODB` names.
 
 use std::{
     env,
@@ -43,9 +43,9 @@ pub fn on_mongodb() -> bool {
 }
 
 /// True if a walk over every case takes some of them only: over MongoDB, where each call takes long
-/// and the rules above the store are the same. `JETON_LONG=1` takes all of them.
+/// and the rules above the store are the same. `JETON_TEST_LONG=1` takes all of them.
 pub fn samples_cases() -> bool {
-    on_mongodb() && !env::var("JETON_LONG").is_ok_and(|value| value == "1")
+    on_mongodb() && !env::var("JETON_TEST_LONG").is_ok_and(|value| value == "1")
 }
 
 /// Time by which other machines' clocks may be ahead, in seconds: nodes that share a store are given

@@ -3,7 +3,7 @@
 //!   bash .ci/with-mongodb --mongod-only cargo t-system --ignored --nocapture fleet::mongodb
 //!
 //! The short form of each takes seconds and waits for what it needs to see, not for a time: nothing
-//! in it is judged by a clock. `JETON_LONG=1` runs the long forms, one set after the other, which
+//! in it is judged by a clock. `JETON_TEST_LONG=1` runs the long forms, one set after the other, which
 //! hold the nodes to the times that README promises.
 
 mod credentials;

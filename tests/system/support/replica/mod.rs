@@ -58,7 +58,7 @@ static PLACES: LazyLock<Semaphore> =
 
 /// True if the long forms of tests run, which judge the clock.
 fn is_long() -> bool {
-    env::var("JETON_LONG").is_ok_and(|value| value == "1")
+    env::var("JETON_TEST_LONG").is_ok_and(|value| value == "1")
 }
 
 /// Options of a set.
