@@ -1,7 +1,7 @@
 //! Composition of the rules: each service, and what it holds. The doors and the server take them
 //! from here.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     runtime::Handle,
@@ -49,6 +49,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// Offset of the clock that the store's nodes have in common.
     pub clock_offset: Arc<ClockOffset>,
+    /// Time after which a list is returned as far as it is.
+    pub list_patience: Duration,
     /// Terms that tokens are issued under.
     pub terms: Terms,
     /// Runtime of work that outlives its callers; it ends after those that answer calls.
@@ -218,7 +220,7 @@ impl Services {
                 keys,
                 terms: terms.clone(),
             },
-            audit: AuditReader { gate: gate.clone(), store, chain },
+            audit: AuditReader { gate: gate.clone(), store, chain, patience: parts.list_patience },
             forged_records: ForgedRecords {
                 store: authentic.clone(),
                 trail,

@@ -1,6 +1,6 @@
 //! Reading and verification of the audit trail for administrators.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::sync::broadcast;
 
@@ -10,7 +10,7 @@ use crate::{
     crypto::chain::{ChainKey, Claim, START, Walk},
     error::Result,
     model::{Place, Record, event::Filter},
-    store::{AuditStore, Store, StoreError, Writer},
+    store::{AuditStore, EventPage, Store, StoreError, Writer},
 };
 
 /// Records per read.
@@ -39,6 +39,8 @@ pub struct AuditReader {
     pub(crate) gate: Arc<AdminAuthenticator>,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) chain: Arc<ChainKey>,
+    /// Time after which a page is returned as far as it is.
+    pub(crate) patience: Duration,
 }
 
 impl AuditReader {
@@ -49,9 +51,10 @@ impl AuditReader {
         filter: Filter,
         before: Option<&Place>,
         limit: usize,
-    ) -> Result<Vec<Record>> {
+    ) -> Result<EventPage> {
         let tenant = admin.tenant_filter(filter.tenant.clone())?;
-        Ok(self.store.events(&Filter { tenant, ..filter }, before, limit).await?)
+        let filter = Filter { tenant, ..filter };
+        Ok(self.store.page(&filter, before, limit, self.patience).await?)
     }
 
     /// Records as they are committed, and the filter that says which of them the administrator may

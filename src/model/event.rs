@@ -339,14 +339,19 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// Returns true if events of an action may be shown.
+    pub fn admits_action(&self, action: Action) -> bool {
+        let action = action.as_str();
+        self.action.as_ref().is_none_or(|wanted| {
+            action == wanted || (wanted.ends_with('.') && action.starts_with(wanted.as_str()))
+        })
+    }
+
     /// Returns true if an event is to be shown.
     pub fn admits(&self, event: &Event) -> bool {
-        let action = event.action.as_str();
         self.tenant.as_ref().is_none_or(|tenant| event.tenant.as_ref() == Some(tenant))
             && self.actor.as_ref().is_none_or(|actor| event.actor.as_ref() == Some(actor))
-            && self.action.as_ref().is_none_or(|want| {
-                action == want || (want.ends_with('.') && action.starts_with(want.as_str()))
-            })
+            && self.admits_action(event.action)
             && self.outcome.is_none_or(|outcome| event.outcome == outcome)
             && self.target.as_ref().is_none_or(|target| event.target == *target)
             && self.from.is_none_or(|from| event.at >= from)

@@ -1,6 +1,6 @@
 //! Opening of everything that services need: master key, store, keys, token state.
 
-use std::{os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc};
+use std::{os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc, time::Duration};
 
 use super::{Options, StartError, stores};
 use crate::{
@@ -151,6 +151,7 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
         issue: config.audit.issue,
         clock: clock.clone(),
         clock_offset: clock_offset.clone(),
+        list_patience: Duration::from_secs(config.limits.deadline_seconds) / 2,
         terms,
         runtime: tokio::runtime::Handle::current(),
     };

@@ -21,7 +21,7 @@ mod rotation;
 pub mod shared;
 pub mod transfer;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 pub use audiences::{AudienceStore, FoundAudience};
@@ -106,6 +106,15 @@ impl Listed {
             Self::NotAuthentic(id) => id,
         }
     }
+}
+
+/// Page of audit records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventPage {
+    /// Records, newest first.
+    pub records: Vec<Record>,
+    /// Place before which the next page begins; `None` if there are no more records.
+    pub next: Option<Place>,
 }
 
 /// Node that writes an audit chain.
@@ -205,13 +214,33 @@ pub trait AuditStore: Send + Sync {
     async fn append_soon(&self, event: Event) -> Result<()>;
     /// Returns up to `limit` records of all chains that `filter` admits, newest first ([`Place`]),
     /// those before `before`. A record that cannot be decoded is returned as
-    /// [`Record::unreadable`], here, by [`Self::chain`] and by [`Self::tail`].
+    /// [`Record::unreadable`], here, by [`Self::chain`] and by [`Self::tail`]. After `patience` the
+    /// page is returned as far as it is: short, or empty, with the place where it goes on.
+    async fn page(
+        &self,
+        filter: &Filter,
+        before: Option<&Place>,
+        limit: usize,
+        patience: Duration,
+    ) -> Result<EventPage>;
+    /// Returns records as [`Self::page`] does, however long that takes.
     async fn events(
         &self,
         filter: &Filter,
         before: Option<&Place>,
         limit: usize,
-    ) -> Result<Vec<Record>>;
+    ) -> Result<Vec<Record>> {
+        let mut page = self.page(filter, before, limit, Duration::MAX).await?;
+        while let Some(next) = page.next.take()
+            && page.records.len() < limit
+        {
+            let wanted = limit.saturating_sub(page.records.len());
+            let more = self.page(filter, Some(&next), wanted, Duration::MAX).await?;
+            page.records.extend(more.records);
+            page.next = more.next;
+        }
+        Ok(page.records)
+    }
     /// Returns the names of all chains that have a record or a head, in byte order.
     async fn chains(&self) -> Result<Vec<Arc<str>>>;
     /// Returns up to `limit` records of the chain `name` in order, those after `after`. Empty:

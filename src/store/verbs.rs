@@ -92,11 +92,14 @@ macro_rules! pass_verbs {
         $crate::pass_verbs!(@impl AuditStore $generics $wrapper, use {
             crypto::chain::Head,
             model::{Event, Place, Record, event::Filter},
-            store::Writer,
+            store::{EventPage, Writer},
         } {
             async fn append(event: Event) -> ();
             async fn append_soon(event: Event) -> ();
-            async fn events(filter: &Filter, before: Option<&Place>, limit: usize) -> Vec<Record>;
+            async fn page(
+                filter: &Filter, before: Option<&Place>, limit: usize,
+                patience: std::time::Duration
+            ) -> EventPage;
             async fn chains() -> Vec<std::sync::Arc<str>>;
             async fn chain(name: &str, after: u64, limit: usize) -> Vec<Record>;
             async fn head(chain: &str) -> Option<Head>;

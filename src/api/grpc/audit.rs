@@ -56,20 +56,22 @@ impl AuditService for GrpcServices {
                 let unfit =
                     || Error::field("page_token", "must be a page token returned by this service");
                 let before = before.map(|cursor| place(&cursor).ok_or_else(unfit)).transpose()?;
-                let mut records = self
+                let page = self
                     .services
                     .admin
                     .audit
                     .events(&admin, filter, before.as_ref(), size + 1)
                     .await?;
-                let more = records.len() > size;
-                records.truncate(size);
-                let next_page_token = match records.last() {
-                    Some(last) if more => {
-                        self.services.admin.pages.seal(&question, &cursor(&last.place()))
-                    }
-                    _ => String::new(),
+                let (mut records, next) = (page.records, page.next);
+                // A page that its time cut short goes on where it was.
+                let next = if records.len() > size {
+                    records.truncate(size);
+                    records.last().map(Record::place)
+                } else {
+                    next
                 };
+                let seal = |next: Place| self.services.admin.pages.seal(&question, &cursor(&next));
+                let next_page_token = next.map(seal).unwrap_or_default();
                 Ok(ListEventsResponse {
                     events: records.iter().map(shown).collect(),
                     next_page_token,

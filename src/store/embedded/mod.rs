@@ -34,7 +34,7 @@ use tokio::{
 
 pub use self::{admin::export::ReadOnly, engine::error::OpenError, integrity::check::Checked};
 use self::{
-    audit::trail,
+    audit::{keyed, trail},
     engine::{
         batch::{Batch, ClosureJob, Job, Priority},
         error::SqliteError,
@@ -161,6 +161,7 @@ impl Embedded {
             head_file.begin(&directory, (state.sequence, state.hash), acked.is_some())?;
         }
         let counters = Counters::load(&connection)?;
+        let gathered_keys = keyed::gathered(&connection, &state.chain)?;
         let shared = Arc::new(SharedState {
             persisted_time: AtomicI64::new(state.newest_time.millis()),
             observed_time: AtomicI64::new(state.newest_time.millis()),
@@ -196,6 +197,8 @@ impl Embedded {
             readers: reading,
             writer_state,
             directory,
+            chain_ids: Vec::new(),
+            gathered_keys,
         };
         let thread = std::thread::Builder::new().name("store-writer".into());
         let thread =

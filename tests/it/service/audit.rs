@@ -569,14 +569,14 @@ async fn a_record_tampered_with_in_the_middle_is_named() {
         ("DELETE FROM audit WHERE sequence = 1", 1),
         ("UPDATE audit SET event = replace(event, 'bootstrap', 'bootstrop') WHERE sequence = 4", 4),
         ("UPDATE audit SET event = 'not json' WHERE sequence = 6", 6),
-        ("UPDATE audit SET node = 'other' WHERE sequence = 3", 3),
+        ("UPDATE audit SET node = 99 WHERE sequence = 3", 3),
         ("UPDATE audit SET hash = zeroblob(32) WHERE sequence = 7", 7),
         (
-            "UPDATE audit SET sequence = -1 WHERE sequence = 5; UPDATE audit SET sequence = 5 WHERE sequence = 6;
-             UPDATE audit SET sequence = 6 WHERE sequence = -1",
+            "UPDATE audit SET place = -1 WHERE sequence = 5; UPDATE audit SET place = place - 1 WHERE sequence = 6;
+             UPDATE audit SET place = (SELECT max(id) << 40 | 6 FROM audit_chains) WHERE place = -1",
             5,
         ),
-        ("DELETE FROM audit WHERE sequence = 5; UPDATE audit SET sequence = sequence - 1 WHERE \
+        ("DELETE FROM audit WHERE sequence = 5; UPDATE audit SET place = place - 1 WHERE \
           sequence BETWEEN 6 AND 9", 5),
     ];
     for (sql, bad) in cases {

@@ -26,6 +26,7 @@ use jeton::{
 use secrecy::ExposeSecret;
 use tokio::time::Instant;
 
+use crate::support::until::HANG;
 use crate::support::{
     faulty::FaultyStore,
     server::{Caller, ISSUER, MAX_STALENESS, START, StoreDir, on_mongodb},
@@ -248,6 +249,7 @@ async fn services(
         issue: Issue::Durable,
         clock: clock.clone(),
         clock_offset: Arc::new(ClockOffset::default()),
+        list_patience: HANG,
         terms,
         runtime: tokio::runtime::Handle::current(),
     }))

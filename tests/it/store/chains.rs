@@ -246,18 +246,21 @@ async fn a_changed_foreign_chain_is_found() {
     for (sql, expected) in [
         ("DELETE FROM imported_heads WHERE chain = 'Node'", None),
         (
-            "DELETE FROM imported_heads WHERE chain = 'Node'; DELETE FROM audit WHERE chain = 'Node'",
+            "DELETE FROM imported_heads WHERE chain = 'Node'; DELETE FROM audit WHERE chain = (SELECT id FROM audit_chains WHERE name = 'Node')",
             None,
         ),
         ("UPDATE imported_heads SET sequence = sequence - 1", None),
         ("UPDATE imported_heads SET chain = 'Mode' WHERE chain = 'Node'", None),
         (
-            "DELETE FROM audit WHERE chain = 'node-2' AND sequence = 5",
+            "DELETE FROM audit WHERE chain = (SELECT id FROM audit_chains WHERE name = 'node-2') AND sequence = 5",
             flaw("node-2", 5, Problem::CutOff),
         ),
-        ("DELETE FROM audit WHERE chain = 'node-2'", flaw("node-2", 1, Problem::CutOff)),
         (
-            "DELETE FROM audit WHERE chain = 'Node' AND sequence = 1",
+            "DELETE FROM audit WHERE chain = (SELECT id FROM audit_chains WHERE name = 'node-2')",
+            flaw("node-2", 1, Problem::CutOff),
+        ),
+        (
+            "DELETE FROM audit WHERE chain = (SELECT id FROM audit_chains WHERE name = 'Node') AND sequence = 1",
             flaw("Node", 1, Problem::Removed),
         ),
         (
@@ -265,11 +268,11 @@ async fn a_changed_foreign_chain_is_found() {
             flaw("Node", 2, Problem::Altered),
         ),
         (
-            "UPDATE audit SET node = 'x' WHERE chain = 'Node' AND sequence = 3",
+            "UPDATE audit SET node = 99 WHERE chain = (SELECT id FROM audit_chains WHERE name = 'Node') AND sequence = 3",
             flaw("Node", 3, Problem::Altered),
         ),
         (
-            "UPDATE audit SET chain = 'nodf' WHERE chain = 'node-2'",
+            "UPDATE audit_chains SET name = 'nodf' WHERE name = 'node-2'",
             flaw("node-2", 1, Problem::CutOff),
         ),
     ] {

@@ -398,7 +398,7 @@ async fn records_without_a_head_are_refused() {
 /// wrote its first record.
 #[tokio::test]
 async fn a_renamed_own_chain_is_refused() {
-    for sql in ["UPDATE head SET chain = 'other'", "UPDATE audit SET chain = 'other'"] {
+    for sql in ["UPDATE head SET chain = 'other'", "UPDATE audit_chains SET name = 'other'"] {
         let dir = tampered(sql).await;
         fs::remove_file(dir.path().join("anchor")).unwrap();
         assert!(open(dir.path()).is_err(), "{sql}");
@@ -410,9 +410,9 @@ async fn a_renamed_own_chain_is_refused() {
 #[tokio::test]
 async fn a_row_before_the_first_record_is_no_record() {
     let (dir, _) = closed(3).await;
-    let sql = "INSERT INTO audit (chain, sequence, node, hash, event)
-               SELECT 'node', 0, node, hash, event FROM audit WHERE sequence = 1
-               UNION ALL SELECT 'invented', -4, node, hash, event FROM audit WHERE sequence = 1";
+    let sql = "INSERT INTO audit (place, kind, node, hash, event)
+               SELECT chain << 40, kind, node, hash, event FROM audit WHERE sequence = 1
+               UNION ALL SELECT -4, kind, node, hash, event FROM audit WHERE sequence = 1";
     let connection = rusqlite::Connection::open(dir.path().join("jeton.db")).unwrap();
     assert_eq!(connection.execute(sql, []).unwrap(), 2);
     drop(connection);

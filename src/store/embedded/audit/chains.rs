@@ -13,14 +13,18 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, Params, Row};
 
-use super::rows::{StoredRecord, visit_rows};
+use super::{
+    names::id_of,
+    places::{last_place, place_of},
+    rows::StoredRecord,
+};
 use crate::{
     crypto::chain::{Claim, Head},
     model::Record,
     store::embedded::{
         engine::{
             batch::{Batch, OPEN, from_sql, to_sql},
-            error::SqliteError,
+            error::{SqliteError, check_ascending},
         },
         integrity::checksum::SetChecksum,
     },
@@ -32,18 +36,11 @@ pub(crate) fn own(connection: &Connection) -> Result<Option<Arc<str>>, SqliteErr
     Ok(connection.prepare_cached(sql)?.query_row([], |row| row.get(0)).optional()?)
 }
 
-/// Returns the names of all chains, in byte order. A chain may have very many records: each name is
-/// looked up after the one before.
+/// Returns the names of all chains, in byte order.
 pub(crate) fn names(connection: &Connection) -> Result<Vec<Arc<str>>, SqliteError> {
-    let sql = "WITH RECURSIVE names(chain) AS (
-                   SELECT (SELECT chain FROM audit WHERE sequence > 0 ORDER BY chain LIMIT 1)
-                   UNION ALL SELECT (SELECT chain FROM audit
-                                     WHERE chain > names.chain AND sequence > 0
-                                     ORDER BY chain LIMIT 1)
-                   FROM names WHERE chain IS NOT NULL
-               )
-               SELECT chain FROM names WHERE chain IS NOT NULL UNION SELECT chain FROM heads
-               ORDER BY 1";
+    let sql = "SELECT name FROM audit_chains WHERE EXISTS (
+                   SELECT 1 FROM audit WHERE place > id << 40 AND place < (id + 1) << 40)
+               UNION SELECT chain FROM heads ORDER BY 1";
     let mut statement = connection.prepare_cached(sql)?;
     Ok(statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
 }
@@ -84,12 +81,25 @@ pub(crate) fn walk<E: From<SqliteError>>(
     chain: &str,
     after: u64,
     limit: usize,
-    visit: impl FnMut(StoredRecord) -> Result<(), E>,
+    mut visit: impl FnMut(StoredRecord) -> Result<(), E>,
 ) -> Result<(), E> {
-    let sql = "SELECT sequence, node, hash, event FROM audit WHERE chain = ?1 AND sequence > ?2
-               ORDER BY sequence LIMIT ?3";
+    let fault = |error: rusqlite::Error| E::from(SqliteError::from(error));
+    let Some(id) = id_of(connection, chain)? else { return Ok(()) };
+    let sql = "SELECT place, kind, node, hash, event FROM audit WHERE place > ?1 AND place <= ?2
+               ORDER BY place LIMIT ?3";
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    visit_rows(connection, sql, (chain, to_sql(after), limit), after, visit)
+    let mut statement = connection.prepare_cached(sql).map_err(fault)?;
+    let bounds = (place_of(id, after), last_place(id), limit);
+    let mut rows = statement.query(bounds).map_err(fault)?;
+    let (mut last, chain) = (after, chain.into());
+    while let Some(row) = rows.next().map_err(fault)? {
+        let stored = StoredRecord::read(connection, &chain, row)?;
+        // Rows out of order are damage.
+        check_ascending(Some(last), [stored.sequence])?;
+        last = stored.sequence;
+        visit(stored)?;
+    }
+    Ok(())
 }
 
 /// Returns records of a chain in order; fails if one cannot be decoded.
@@ -105,21 +115,6 @@ pub(crate) fn page(
         Ok::<_, SqliteError>(())
     })?;
     Ok(records)
-}
-
-/// Returns the next record of a chain whose event contains `text`.
-pub(super) fn next_with(
-    connection: &Connection,
-    chain: &str,
-    after: u64,
-    text: &str,
-) -> Result<Option<StoredRecord>, SqliteError> {
-    let sql = "SELECT sequence, node, hash, event FROM audit WHERE chain = ?1 AND sequence > ?2
-               AND instr(event, ?3) > 0 ORDER BY sequence LIMIT 1";
-    Ok(connection
-        .prepare_cached(sql)?
-        .query_row((chain, to_sql(after), text), StoredRecord::read)
-        .optional()?)
 }
 
 /// Adds every head of an imported chain to the set checksum.

@@ -1,6 +1,11 @@
 //! The audit trail: the chain of this store, and chains that were imported.
 
+pub(super) mod append;
 pub(super) mod chains;
+pub(super) mod index;
+pub(super) mod keyed;
+pub(super) mod names;
+pub(super) mod places;
 pub(super) mod query;
 pub(super) mod rows;
 pub(super) mod trail;

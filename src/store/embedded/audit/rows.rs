@@ -2,37 +2,48 @@
 
 use std::sync::Arc;
 
-use rusqlite::{Connection, Params, Row};
+use rusqlite::{Connection, Row};
+
+use super::{index, names, places};
 
 use crate::{
     model::{Event, Place, Record, Timestamp},
-    store::embedded::engine::{
-        batch::from_sql,
-        error::{SqliteError, check_ascending},
-    },
+    store::embedded::engine::error::SqliteError,
 };
 
 /// Stored record, not decoded.
 pub(crate) struct StoredRecord {
     pub(crate) sequence: u64,
+    /// Kind of the event, as its index has it.
+    pub(crate) kind: i64,
     pub(crate) node: Arc<str>,
     pub(crate) hash: [u8; 32],
     pub(crate) body: String,
 }
 
 impl StoredRecord {
-    /// Reads a row. A column of another type reads as empty: then neither hash nor event is right.
-    pub(crate) fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
-        let sequence = from_sql(row.get(0)?);
-        let text = |column| {
-            Ok::<_, rusqlite::Error>(row.get_ref(column)?.as_str().unwrap_or_default().to_owned())
-        };
+    /// Reads a row of `SELECT place, kind, node, hash, event`. A column of another type reads as
+    /// empty: then neither hash nor event is right.
+    pub(crate) fn read(
+        connection: &Connection,
+        chain: &Arc<str>,
+        row: &Row<'_>,
+    ) -> Result<Self, SqliteError> {
         Ok(Self {
-            sequence,
-            node: text(1)?.into(),
-            hash: row.get(2).unwrap_or_default(),
-            body: text(3)?,
+            sequence: places::sequence_of(row.get(0)?),
+            kind: row.get(1)?,
+            node: match row.get::<_, Option<i64>>(2)? {
+                None => chain.clone(),
+                Some(node) => names::node_name(connection, node)?,
+            },
+            hash: row.get(3).unwrap_or_default(),
+            body: row.get_ref(4)?.as_str().unwrap_or_default().to_owned(),
         })
+    }
+
+    /// Returns true if the kind that is stored beside the event is that of the event.
+    pub(crate) fn has_its_kind(&self) -> bool {
+        index::kind_in(&self.body) == Some(self.kind)
     }
 
     /// Returns the record, or a placeholder if its event cannot be decoded.
@@ -47,11 +58,13 @@ impl StoredRecord {
     }
 
     /// Decodes the record. An event that is written in another way than a node writes it is
-    /// unreadable: filters read the stored text, and would pass over it.
+    /// unreadable, and so is one whose kind is stored as another: filters read the stored text and
+    /// the index of kinds, and would pass over it.
     pub(crate) fn record(self, chain: &Arc<str>) -> Result<Record, SqliteError> {
         let event = serde_json::from_str::<Event>(&self.body).ok();
         let event = event
-            .filter(|event| serde_json::to_string(event).is_ok_and(|written| written == self.body));
+            .filter(|event| serde_json::to_string(event).is_ok_and(|written| written == self.body))
+            .filter(|event| index::kind(event) == self.kind);
         let event = event.ok_or_else(|| {
             SqliteError::Malformed(format!(
                 "audit record {}: the event is unreadable",
@@ -68,27 +81,6 @@ impl StoredRecord {
     }
 }
 
-/// Visits the rows of a query after `after`; rows out of order are damage.
-pub(super) fn visit_rows<E: From<SqliteError>>(
-    connection: &Connection,
-    sql: &str,
-    parameters: impl Params,
-    after: u64,
-    mut visit: impl FnMut(StoredRecord) -> Result<(), E>,
-) -> Result<(), E> {
-    let fault = |error: rusqlite::Error| E::from(SqliteError::from(error));
-    let mut statement = connection.prepare_cached(sql).map_err(fault)?;
-    let mut rows = statement.query(parameters).map_err(fault)?;
-    let mut last = after;
-    while let Some(row) = rows.next().map_err(fault)? {
-        let stored = StoredRecord::read(row).map_err(fault)?;
-        check_ascending(Some(last), [stored.sequence])?;
-        last = stored.sequence;
-        visit(stored)?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,7 +92,8 @@ mod tests {
         let event = Stamp::internal(Timestamp::EPOCH).done(Action::ServerStarted, "");
         let body = serde_json::to_string(&event).unwrap();
         let record = |body: String| {
-            let stored = StoredRecord { sequence: 1, node: "a".into(), hash: [0; 32], body };
+            let (kind, node) = (index::kind(&event), "a".into());
+            let stored = StoredRecord { sequence: 1, kind, node, hash: [0; 32], body };
             stored.record(&"a".into())
         };
         assert_eq!(record(body.clone()).unwrap().event, event);

@@ -1,17 +1,20 @@
 //! The audit trail of the store: appends to the own chain, reads of all chains.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use rusqlite::Connection;
 use tokio::sync::{broadcast, oneshot};
 
-use super::chains;
+use super::{chains, index, names, places};
 use crate::{
     crypto::chain::Head,
-    model::{Action, Event, Place, Record, event::Filter},
+    model::{
+        Action, Event, Place, Record,
+        event::{Filter, Outcome},
+    },
     store::{
-        AuditStore, Result, Writer,
+        AuditStore, EventPage, Result, Writer,
         embedded::{
             Embedded,
             engine::{
@@ -51,13 +54,14 @@ impl AuditStore for Embedded {
             .await
     }
 
-    async fn events(
+    async fn page(
         &self,
         filter: &Filter,
         before: Option<&Place>,
         limit: usize,
-    ) -> Result<Vec<Record>> {
-        self.query_newest(filter, before, limit).await
+        patience: Duration,
+    ) -> Result<EventPage> {
+        self.query_newest(filter, before, limit, patience).await
     }
 
     async fn chains(&self) -> Result<Vec<Arc<str>>> {
@@ -97,29 +101,38 @@ impl AuditStore for Embedded {
     }
 }
 
-/// Returns records of witnessed heads, in the order of chains and sequences.
+/// Returns records of witnessed heads, in the order of chains and sequences, which is that of the
+/// places.
 fn witnesses(
     connection: &Connection,
     after: Option<&Place>,
     limit: usize,
 ) -> Result<Vec<Record>, SqliteError> {
-    let (mut found, text) = (Vec::new(), witness_marker());
-    let names = chains::names(connection)?;
-    for chain in names.iter().filter(|chain| after.is_none_or(|after| **chain >= after.chain)) {
-        let mut from =
-            after.filter(|after| after.chain == *chain).map_or(0, |after| after.sequence);
-        while found.len() < limit
-            && let Some(stored) = chains::next_with(connection, chain, from, &text)?
-        {
-            from = stored.sequence;
-            let record = stored.record_or_unreadable(chain);
+    let after = match after {
+        None => 0,
+        Some(after) => match names::id_of(connection, &after.chain)? {
+            Some(id) => places::place_of(id, after.sequence),
+            None => places::last_place(names::id_before(connection, &after.chain)?),
+        },
+    };
+    let kind = index::kind_of(Action::HeadsWitnessed.as_str(), Outcome::Ok.as_str());
+    let sql = "SELECT place FROM audit WHERE kind = ?1 AND +place > ?2 AND place & ?3 > 0";
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut places = statement
+        .query_map((kind, after, places::SEQUENCE_MAX), |row| row.get::<_, i64>(0))?
+        .collect::<rusqlite::Result<Vec<_>>>()?;
+    places.sort_unstable();
+    let mut found = Vec::new();
+    for place in places.into_iter().take(limit) {
+        let Some(chain) = names::name_of(connection, places::chain_of(place))? else {
+            continue;
+        };
+        let sequence = places::sequence_of(place).saturating_sub(1);
+        chains::walk(connection, &chain, sequence, 1, |stored| {
+            let record = stored.record_or_unreadable(&chain);
             found.extend((record.event.action == Action::HeadsWitnessed).then_some(record));
-        }
+            Ok::<_, SqliteError>(())
+        })?;
     }
     Ok(found)
-}
-
-/// Text in every event of a witness, and in others only by chance.
-fn witness_marker() -> String {
-    format!("\"{}\"", Action::HeadsWitnessed.as_str())
 }

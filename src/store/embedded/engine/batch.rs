@@ -8,11 +8,14 @@ use tokio::sync::oneshot;
 
 use super::error::SqliteError;
 use crate::{
-    crypto::chain::{self, ChainKey, Claim, Head},
+    crypto::chain::{ChainKey, Claim, Head},
     model::{Action, Event, Record, Timestamp},
     store::{
         Change, Follower, Result,
-        embedded::integrity::checksum::{self, SetChecksum},
+        embedded::{
+            audit::index::KeyRow,
+            integrity::checksum::{self, SetChecksum},
+        },
         transfer::Chains,
     },
 };
@@ -67,6 +70,12 @@ pub(crate) struct PostCommit {
     pub(crate) changes: Vec<Change>,
     pub(crate) records: Vec<Arc<Record>>,
     pub(crate) followers: Vec<Arc<dyn Follower>>,
+    /// Ids of some chains.
+    pub(crate) chain_ids: Vec<(Arc<str>, i64)>,
+    /// Keys of the records of this batch.
+    pub(crate) keys: Vec<KeyRow>,
+    /// True if these keys were written, and those gathered before.
+    pub(crate) are_keys_written: bool,
 }
 
 /// Transaction in progress.
@@ -77,7 +86,7 @@ pub(crate) struct Batch<'a> {
     /// Key that seals the heads of chains.
     pub(crate) key: &'a ChainKey,
     /// True if a tail of the trail is open.
-    pub(super) has_tail_readers: bool,
+    pub(crate) has_tail_readers: bool,
     /// True if only changes that revoke tokens may write: the disk is full.
     pub(crate) reserve_only: bool,
     pub(crate) post_commit: PostCommit,
@@ -103,54 +112,6 @@ impl Batch<'_> {
 
     pub(crate) fn change(&mut self, change: Change) {
         self.post_commit.changes.push(change);
-    }
-
-    /// Appends a record to the own chain.
-    pub(crate) fn append(&mut self, entry: &EventText) -> Result<(), SqliteError> {
-        let HeadRow { chain, sequence, hash, .. } = &self.post_commit.state;
-        let (chain, sequence) = (chain.clone(), sequence.saturating_add(1));
-        let hash = chain::link(hash, sequence, self.node, entry.body.as_bytes());
-        self.insert_record(&chain, sequence, &self.node.clone(), hash, entry)
-    }
-
-    pub(crate) fn append_all(&mut self, entries: &[EventText]) -> Result<(), SqliteError> {
-        entries.iter().try_for_each(|entry| self.append(entry))
-    }
-
-    /// Inserts a record after the last one of a chain, the own or an imported one.
-    pub(crate) fn insert_record(
-        &mut self,
-        chain: &Arc<str>,
-        sequence: u64,
-        node: &Arc<str>,
-        hash: [u8; 32],
-        entry: &EventText,
-    ) -> Result<(), SqliteError> {
-        self.execute(
-            "INSERT INTO audit (chain, sequence, node, hash, event) VALUES (?1, ?2, ?3, ?4, ?5)",
-            (chain.as_ref(), to_sql(sequence), node.as_ref(), hash, &entry.body),
-        )?;
-        let state = &mut self.post_commit.state;
-        state.newest_time = state.newest_time.max(entry.event.at);
-        if state.chain != *chain {
-            return Ok(());
-        }
-        if state.node != *node {
-            state.node = node.clone();
-        }
-        state.sequence = sequence;
-        state.hash = hash;
-        if self.has_tail_readers {
-            let (chain, node) = (chain.clone(), node.clone());
-            self.post_commit.records.push(Arc::new(Record {
-                chain,
-                sequence,
-                node,
-                event: entry.event.clone(),
-                hash,
-            }));
-        }
-        Ok(())
     }
 }
 

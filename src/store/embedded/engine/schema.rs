@@ -24,6 +24,10 @@ const APPLICATION: i64 = 0x6a65_746e;
 /// `audit.at` is a generated column over the event, whose text begins with the time
 /// (`{"at":1790000000123,`), so that the two cannot differ. A text that begins otherwise is no
 /// event; it sorts last and is found there.
+///
+/// `audit.place` is the id of the chain in `audit_chains`, and below it 40 bits of the sequence: a
+/// name in each row, and in each index, made a write of a token 5 to 8 % slower. `audit.node` is
+/// NULL where the chain has the node's name. `audit.kind` and `audit_keys`: see `audit::index`.
 const TABLES: &str = "
     CREATE TABLE head (
         id INTEGER PRIMARY KEY CHECK (id = 1), chain TEXT NOT NULL, node TEXT NOT NULL,
@@ -73,13 +77,23 @@ const TABLES: &str = "
         until INTEGER NOT NULL, id TEXT NOT NULL, value INTEGER NOT NULL,
         PRIMARY KEY (until, id)
     ) STRICT, WITHOUT ROWID;
+    CREATE TABLE audit_chains (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
+    CREATE TABLE audit_nodes (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
     CREATE TABLE audit (
-        chain TEXT NOT NULL, sequence INTEGER NOT NULL, node TEXT NOT NULL, hash BLOB NOT NULL,
+        place INTEGER PRIMARY KEY, kind INTEGER NOT NULL, node INTEGER, hash BLOB NOT NULL,
         event TEXT NOT NULL,
-        at INTEGER GENERATED ALWAYS AS (CAST(substr(event, 7, 20) AS INTEGER)) VIRTUAL,
-        PRIMARY KEY (chain, sequence)
+        chain INTEGER GENERATED ALWAYS AS (place >> 40) VIRTUAL,
+        sequence INTEGER GENERATED ALWAYS AS (place & 1099511627775) VIRTUAL,
+        at INTEGER GENERATED ALWAYS AS (CAST(substr(event, 7, 20) AS INTEGER)) VIRTUAL
+    ) STRICT;
+    CREATE INDEX audit_by_kind ON audit (kind, at);
+    CREATE TABLE audit_keys (
+        key INTEGER NOT NULL, kind INTEGER NOT NULL, at INTEGER NOT NULL, place INTEGER NOT NULL,
+        PRIMARY KEY (key, kind, at, place)
     ) STRICT, WITHOUT ROWID;
-    CREATE INDEX audit_by_time ON audit (at, chain, sequence);
+    CREATE TABLE audit_keyed (
+        id INTEGER PRIMARY KEY CHECK (id = 1), place INTEGER NOT NULL
+    ) STRICT;
     CREATE TABLE imported_heads (
         chain TEXT PRIMARY KEY, node TEXT NOT NULL, sequence INTEGER NOT NULL, hash BLOB NOT NULL,
         seal BLOB NOT NULL, open INTEGER NOT NULL

@@ -20,6 +20,7 @@ use crate::{
         Follower,
         embedded::{
             SharedState,
+            audit::{index::KeyRow, names},
             files::{directory::Directory, disk_reserve::DiskReserve, head_file::HeadFile},
         },
     },
@@ -60,6 +61,10 @@ pub(crate) struct WriterThread {
     pub(crate) readers: Vec<JoinHandle<()>>,
     pub(crate) writer_state: watch::Sender<WriterState>,
     pub(crate) directory: Directory,
+    /// Ids of some chains.
+    pub(crate) chain_ids: Vec<(Arc<str>, i64)>,
+    /// Keys of committed records that are not written yet.
+    pub(crate) gathered_keys: Vec<KeyRow>,
 }
 
 impl WriterThread {
@@ -222,8 +227,15 @@ impl WriterThread {
             let observed_time = self.shared.observed_time.load(std::sync::atomic::Ordering::SeqCst);
             state.newest_time = state.newest_time.max(Timestamp::from_millis(observed_time));
         }
-        let post_commit =
-            PostCommit { state, changes: Vec::new(), records: Vec::new(), followers: Vec::new() };
+        let post_commit = PostCommit {
+            state,
+            changes: Vec::new(),
+            records: Vec::new(),
+            followers: Vec::new(),
+            chain_ids: self.chain_ids.clone(),
+            keys: Vec::new(),
+            are_keys_written: false,
+        };
         let has_tail_readers = self.tail.receiver_count() > 0;
         let mut batch = Batch {
             connection: &self.connection,
@@ -234,6 +246,15 @@ impl WriterThread {
             post_commit,
         };
         jobs.iter_mut().try_for_each(|job| job.run(&mut batch))?;
+        if !batch.post_commit.keys.is_empty() {
+            let PostCommit { state, chain_ids, .. } = &batch.post_commit;
+            let own = chain_ids.iter().find(|(name, _)| *name == state.chain);
+            let own = match own {
+                Some((_, id)) => Some(*id),
+                None => names::id_of(&self.connection, &state.chain)?,
+            };
+            batch.write_keys(&self.gathered_keys, own)?;
+        }
         let post_commit = batch.post_commit;
         if post_commit.state != self.state {
             save(&self.connection, &self.key, &post_commit.state)?;
@@ -248,6 +269,12 @@ impl WriterThread {
                 .write(&self.directory, (post_commit.state.sequence, post_commit.state.hash));
         }
         self.state = post_commit.state;
+        self.chain_ids = post_commit.chain_ids;
+        if post_commit.are_keys_written {
+            self.gathered_keys.clear();
+        } else {
+            self.gathered_keys.extend(post_commit.keys);
+        }
         self.shared.persist_time(self.state.newest_time);
         // A follower that subscribed in this batch receives all of its changes: the snapshot may
         // hold some of them already, and a repetition is harmless.

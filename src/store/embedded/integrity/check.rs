@@ -13,7 +13,7 @@ use crate::{
         Result,
         embedded::{
             Embedded,
-            audit::chains,
+            audit::{chains, index, keyed, names, places, rows::StoredRecord},
             engine::{
                 batch::{HeadRow, from_sql},
                 error::{OpenError, SqliteError},
@@ -85,7 +85,7 @@ pub(crate) fn verify_on_open(
         let flaw = Flaw { sequence: 1, problem: Problem::Altered };
         if is_renamed { Err(Stop::Flaw(flaw)) } else { Ok(()) }
     })?;
-    walk(connection, &state.chain, from, hash)?.finish(key, head.as_ref())?;
+    walk(connection, &state.chain, from, hash, |_| ())?.finish(key, head.as_ref())?;
     if set_checksum(connection)? != state.set_checksum {
         return Err(OpenError::Corrupt(LOST.into()));
     }
@@ -238,14 +238,26 @@ impl From<Stop> for OpenError {
 
 /// Verifies a chain to its end over the stored bytes. Its first record must be of the node that it
 /// is named after.
-fn walk(connection: &Connection, chain: &str, after: u64, hash: [u8; 32]) -> Result<Walk, Stop> {
+fn walk(
+    connection: &Connection,
+    chain: &str,
+    after: u64,
+    hash: [u8; 32],
+    mut visit: impl FnMut(&StoredRecord),
+) -> Result<Walk, Stop> {
     let mut walk = Walk::after(after, hash);
     chains::walk(connection, chain, after, usize::MAX, |stored| {
         if stored.sequence == 1 && *stored.node != *chain {
             return Err(Stop::Flaw(Flaw { sequence: 1, problem: Problem::Altered }));
         }
         walk.step(stored.sequence, &stored.node, stored.body.as_bytes(), &stored.hash)
-            .map_err(Stop::Flaw)
+            .map_err(Stop::Flaw)?;
+        if !stored.has_its_kind() {
+            let flaw = Flaw { sequence: stored.sequence, problem: Problem::Altered };
+            return Err(Stop::Flaw(flaw));
+        }
+        visit(&stored);
+        Ok(())
     })?;
     Ok(walk)
 }
@@ -253,8 +265,9 @@ fn walk(connection: &Connection, chain: &str, after: u64, hash: [u8; 32]) -> Res
 /// Checks everything that can be checked, in one view of the database.
 pub(crate) fn whole(connection: &Connection, key: &ChainKey) -> Result<Checked, SqliteError> {
     let mut checked = Checked { damage: structure(connection)?, ..Checked::default() };
+    let (keyed, mut marks) = (keyed::keyed(connection)?, 0);
     for chain in chains::names(connection)? {
-        match whole_chain(connection, &chain, key) {
+        match whole_chain(connection, &chain, key, keyed, &mut marks) {
             Ok(records) => checked.records = checked.records.saturating_add(records),
             Err(Stop::Flaw(flaw)) => checked.flaw = checked.flaw.or(Some((chain, flaw))),
             Err(Stop::Error(fault)) => checked.damage.push(fault.to_string()),
@@ -266,18 +279,40 @@ pub(crate) fn whole(connection: &Connection, key: &ChainKey) -> Result<Checked, 
         Err(error) => checked.damage.push(error.to_string()),
     }
     checked.damage.extend(rows(connection)?);
-    let sql = "SELECT count(*) FROM audit WHERE sequence < 1";
+    // A record that is altered has other keys.
+    if checked.is_intact() && keyed::marks(connection)? != marks {
+        checked.damage.push("the index of the audit records does not match them".into());
+    }
+    let sql = "SELECT count(*) FROM audit
+               WHERE sequence < 1 OR chain NOT IN (SELECT id FROM audit_chains)";
     let misplaced: u64 = connection.query_row(sql, [], |row| Ok(from_sql(row.get(0)?)))?;
     if misplaced > 0 {
-        checked.damage.push(format!("rows before the first record of an audit chain: {misplaced}"));
+        checked.damage.push(format!("rows that belong to no audit chain: {misplaced}"));
     }
     Ok(checked)
 }
 
-/// Verifies one chain from its first record to its sealed head; returns its number of records.
-fn whole_chain(connection: &Connection, chain: &str, key: &ChainKey) -> Result<u64, Stop> {
+/// Verifies one chain from its first record to its sealed head; returns its number of records, and
+/// adds the marks of their keys, as far as keys are written.
+fn whole_chain(
+    connection: &Connection,
+    chain: &str,
+    key: &ChainKey,
+    keyed: i64,
+    marks: &mut u64,
+) -> Result<u64, Stop> {
     let head = chains::head(connection, chain)?;
-    let walk = walk(connection, chain, 0, START)?;
+    let id = names::id_of(connection, chain)?.unwrap_or_default();
+    let is_own = chains::own(connection)?.as_deref() == Some(chain);
+    let walk = walk(connection, chain, 0, START, |stored| {
+        let place = places::place_of(id, stored.sequence);
+        if (!is_own || place <= keyed)
+            && let Ok(event) = serde_json::from_str(&stored.body)
+        {
+            let rows = index::rows_of(&event, place);
+            *marks = rows.iter().fold(*marks, |sum, row| sum.wrapping_add(row.mark()));
+        }
+    })?;
     walk.finish(key, head.as_ref()).map_err(Stop::Flaw)?;
     Ok(walk.sequence())
 }

@@ -22,7 +22,7 @@ use crate::{
         event::{Filter, Place},
     },
     store::{
-        AuditStore, Result, Writer,
+        AuditStore, EventPage, Result, Writer,
         mongo::driver::{
             codec::Fields,
             error::MongoError,
@@ -47,12 +47,13 @@ impl AuditStore for AuditLog {
         Ok(self.append_event_soon(event).await?)
     }
 
-    async fn events(
+    async fn page(
         &self,
         filter: &Filter,
         before: Option<&Place>,
         limit: usize,
-    ) -> Result<Vec<Record>> {
+        _patience: Duration,
+    ) -> Result<EventPage> {
         let mut found: Vec<Record> = Vec::new();
         if before.is_none_or(|before| before.at.millis() != UNREADABLE_TIME) {
             // An array of times would match by each of its elements.
@@ -77,7 +78,9 @@ impl AuditStore for AuditLog {
             ));
             found.extend(self.shown(query, doc! { "_id": -1 }, room).await?);
         }
-        Ok(found)
+        let is_full = limit == 0 || found.len() >= limit;
+        let next = found.last().map(Record::place).filter(|_| is_full);
+        Ok(EventPage { records: found, next })
     }
 
     async fn chains(&self) -> Result<Vec<Arc<str>>> {
