@@ -18,7 +18,7 @@ use super::{
 use crate::{
     crypto::chain::{Claim, Head},
     model::{
-        Event, Principal, Record, Timestamp,
+        Action, Event, Principal, Record, Timestamp,
         event::{Filter, Place},
     },
     store::{
@@ -322,7 +322,8 @@ fn has_unreadable_time() -> Document {
 fn older_than(before: &Place) -> Document {
     let at = before.at.millis();
     let same = doc! { "event.at": at, "_id": { "$lt": record_id(&before.chain, before.sequence) } };
-    doc! { "$or": [{ "event.at": { "$lt": at } }, same] }
+    // The first condition says where an index is entered.
+    doc! { "event.at": { "$lte": at }, "$or": [{ "event.at": { "$lt": at } }, same] }
 }
 
 /// Translates [`Filter::admits`] into a query.
@@ -333,7 +334,8 @@ fn query(filter: &Filter) -> Document {
     }
     match &filter.actor {
         Some(Principal::Client(client)) => {
-            query.insert("event.actor.client", client.as_str());
+            // The whole value: its index has the order of a list for nodes and clients alike.
+            query.insert("event.actor", doc! { "client": client.as_str() });
         }
         Some(Principal::Node) => {
             query.insert("event.actor", "node");
@@ -341,10 +343,12 @@ fn query(filter: &Filter) -> Document {
         None => {}
     }
     match &filter.action {
-        // Prefix match: from the dot up to the next character.
+        // Each action with this prefix, and not a range: the index has the order of time only for
+        // one action, and MongoDB merges a list of them.
         Some(action) if action.ends_with('.') => {
-            let end = format!("{}/", action.trim_end_matches('.'));
-            query.insert("event.action", doc! { "$gte": action, "$lt": end });
+            let admitted = Action::ALL.iter().filter(|action| filter.admits_action(**action));
+            let admitted: Vec<&str> = admitted.map(|action| action.as_str()).collect();
+            query.insert("event.action", doc! { "$in": admitted });
         }
         Some(action) => drop(query.insert("event.action", action)),
         None => {}
