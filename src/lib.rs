@@ -7,8 +7,8 @@
 //!      -> {store, crypto} -> model
 //! ```
 //!
-//! `config`, `clock`, `error` and `telemetry` are open to all rooms above `model`. A request takes
-//! three hops: `api` parses it, a rule (`oauth`, `admin`) decides, a record (`store`) is
+//! `config`, `clock`, `error`, `metrics` and `telemetry` are open to all rooms above `model`. A
+//! request takes three hops: `api` parses it, a rule (`oauth`, `admin`) decides, a record (`store`) is
 //! written. `tonic`, `prost` and `axum` stay in `api`, `server` and `cli`; `rusqlite` in
 //! `store::embedded`, `mongodb` in `store::mongo`; the system clock in `clock`.
 
@@ -24,6 +24,7 @@ pub mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod limit;
+pub mod metrics;
 pub mod model;
 pub mod oauth;
 pub mod server;

@@ -1,16 +1,9 @@
 //! Metrics for Prometheus, on a listener of their own that is not public.
 
-use std::{
-    future::Future,
-    io,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{future::Future, io, time::Duration};
 
 use axum::{Router, extract::State, routing::get};
 use http::{StatusCode, header};
-use metrics::SetRecorderError;
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use prometheus_client::encoding::prometheus_text;
 use tokio::net::TcpListener;
 
@@ -18,42 +11,29 @@ use super::{
     guard::Methods,
     listen::{self, Heartbeats, Options, Summary},
 };
-
-/// Interval at which the samples of histograms are aggregated, so that they do not wait for a
-/// scrape.
-const UPKEEP: Duration = Duration::from_secs(5);
+use crate::metrics::{METRICS, Metrics};
 
 /// Content of `/metrics`.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 pub struct Exposition {
-    recorded: PrometheusHandle,
+    metrics: &'static Metrics,
     methods: &'static Methods,
 }
 
 impl Exposition {
-    /// Installs the recorder of the `metrics` macros, for the whole process; a second call returns
-    /// the same.
-    ///
-    /// # Errors
-    /// If another recorder is installed already.
-    pub fn install(
-        methods: &'static Methods,
-    ) -> Result<Self, SetRecorderError<PrometheusRecorder>> {
-        static INSTALLED: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
-        let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(recorded) = &*installed {
-            return Ok(Self { recorded: recorded.clone(), methods });
-        }
-        let recorder = PrometheusBuilder::new().build_recorder();
-        let recorded = recorder.handle();
-        metrics::set_global_recorder(recorder)?;
-        *installed = Some(recorded.clone());
-        Ok(Self { recorded, methods })
+    /// Shows the metrics of this process, and the calls of a server.
+    pub fn new(methods: &'static Methods) -> Self {
+        Self { metrics: &METRICS, methods }
     }
 
     /// Renders the metrics in the text format of Prometheus.
-    pub fn render(&self) -> String {
-        self.recorded.render() + &self.methods.render()
+    pub fn render(self) -> String {
+        let mut registry = self.metrics.registry();
+        registry.register_collector(self.methods.collector());
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        let _ = prometheus_text::encode(&mut text, &registry);
+        text
     }
 }
 
@@ -81,18 +61,7 @@ pub async fn serve(
         tls: None,
         heartbeats: Heartbeats::default(),
     };
-    let recorded = shown.recorded.clone();
-    let tidy = async move {
-        let mut upkeep = tokio::time::interval(UPKEEP);
-        loop {
-            upkeep.tick().await;
-            recorded.run_upkeep();
-        }
-    };
-    tokio::select! {
-        summary = listen::serve(listener, router(shown, serving), options, shutdown) => summary,
-        () = tidy => Ok(Summary::default()),
-    }
+    listen::serve(listener, router(shown, serving), options, shutdown).await
 }
 
 fn router(shown: Exposition, serving: Heartbeats) -> Router {
@@ -107,4 +76,84 @@ fn router(shown: Exposition, serving: Heartbeats) -> Router {
         }
     };
     Router::new().route("/metrics", get(page)).route("/healthz", get(healthz)).with_state(shown)
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+
+    fn exposition() -> Exposition {
+        let metrics: &'static Metrics = Box::leak(Box::default());
+        metrics.touch();
+        let methods = Methods::leaked(&[crate::proto::DESCRIPTORS]).unwrap();
+        Exposition { metrics, methods }
+    }
+
+    #[test]
+    fn a_histogram_adds_up() {
+        let shown = exposition();
+        let method = shown.methods.find("/jeton.token.v1.TokenService/Token").unwrap();
+        for micros in [50, 100, 101, 9_999_999] {
+            method.handled(Code::Ok, Duration::from_micros(micros));
+        }
+        method.handled(Code::Unavailable, Duration::ZERO);
+        let text = shown.render();
+        let labels = "grpc_service=\"jeton.token.v1.TokenService\",grpc_method=\"Token\"";
+        for expected in [
+            format!("jeton_grpc_server_handled_total{{{labels},grpc_code=\"OK\"}} 4"),
+            format!("jeton_grpc_server_handled_total{{{labels},grpc_code=\"Unavailable\"}} 1"),
+            format!("jeton_grpc_server_handling_seconds_bucket{{{labels},le=\"0.0001\"}} 3"),
+            format!("jeton_grpc_server_handling_seconds_bucket{{{labels},le=\"0.00025\"}} 4"),
+            format!("jeton_grpc_server_handling_seconds_bucket{{{labels},le=\"+Inf\"}} 5"),
+            format!("jeton_grpc_server_handling_seconds_count{{{labels}}} 5"),
+        ] {
+            assert!(text.lines().any(|line| line == expected), "{expected}\nin\n{text}");
+        }
+        assert!(!text.contains("BatchIntrospect"), "methods never called are not written");
+    }
+
+    /// Labels of the first series of a metric, without that of a bucket, as a cell of the table.
+    fn labels(text: &str, name: &str) -> String {
+        let series = text.lines().find(|line| {
+            line.strip_prefix(name).is_some_and(|rest| {
+                let rest = rest.strip_prefix("_bucket").unwrap_or(rest);
+                rest.starts_with(['{', ' '])
+            })
+        });
+        let Some((_, labels)) = series.and_then(|series| series.split_once('{')) else {
+            return String::new();
+        };
+        let names = labels.split("\",").map(|label| label.split('=').next().unwrap());
+        let names = names.filter(|name| *name != "le").map(|name| format!("`{name}`"));
+        names.collect::<Vec<_>>().join(", ")
+    }
+
+    #[test]
+    fn the_documents_list_every_metric() {
+        let shown = exposition();
+        let method = shown.methods.find("/jeton.token.v1.TokenService/Token").unwrap();
+        method.handled(Code::Ok, Duration::ZERO);
+        let text = shown.render();
+        let help = |name: &str| {
+            let prefix = format!("# HELP {name} ");
+            text.lines().find_map(|line| line.strip_prefix(&prefix)).unwrap().to_owned()
+        };
+        let mut rows: Vec<String> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE "))
+            .map(|line| {
+                let (name, kind) = line.split_once(' ').unwrap();
+                assert!(name.starts_with("jeton_"), "{name} has another prefix");
+                format!("| `{name}` | {kind} | {} | {} |", labels(&text, name), help(name))
+            })
+            .collect();
+        rows.sort();
+        let table = rows.join("\n");
+        let document = include_str!("../../docs/metrics.md");
+        let listed: Vec<_> =
+            document.lines().filter(|line| line.starts_with("| `jeton_")).collect();
+        assert_eq!(listed.join("\n"), table, "docs/metrics.md must hold:\n{table}");
+    }
 }

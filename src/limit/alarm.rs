@@ -33,7 +33,7 @@ impl<A: AccountKey> Alarm<A> {
     pub(super) fn failed(&self, account: &A, now: Timestamp) -> bool {
         let mut by_account = self.by_account.lock().unwrap_or_else(PoisonError::into_inner);
         if !by_account.contains_key(account) && by_account.len() >= self.cap {
-            metrics::counter!("jeton_limiter_full_total").increment(1);
+            crate::metrics::METRICS.limiter_full.inc();
             return false;
         }
         let failures =

@@ -116,7 +116,7 @@ impl<K: Hash + Eq + Clone> Budgets<K> {
     pub(super) fn acquire_many(&self, key: &K, work: u32, now: Timestamp) -> Result<(), Duration> {
         self.ticks.advance(now);
         let Some(budget) = self.budget(key) else {
-            metrics::counter!("jeton_limiter_full_total").increment(1);
+            crate::metrics::METRICS.limiter_full.inc();
             return Err(self.refill);
         };
         budget.used.store(now.millis(), Relaxed);

@@ -55,7 +55,7 @@ impl<A: AccountKey> RevocationCounts<A> {
     pub(super) fn admit(&self, account: &A, now: Timestamp, length: Duration) -> bool {
         let mut by_account = self.by_account.lock().unwrap_or_else(PoisonError::into_inner);
         if !by_account.contains_key(account) && by_account.len() >= self.cap {
-            metrics::counter!("jeton_limiter_full_total").increment(1);
+            crate::metrics::METRICS.limiter_full.inc();
             let Some(least) =
                 least(&by_account).filter(|(_, count)| *count < self.max).map(|(id, _)| id.clone())
             else {

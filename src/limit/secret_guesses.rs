@@ -92,7 +92,7 @@ impl Failures {
     fn note(&self, network: PeerKey, now: Timestamp) {
         let table = self.by_network.pin();
         if table.len() >= self.cap && !table.contains_key(&network) {
-            metrics::counter!("jeton_limiter_full_total").increment(1);
+            crate::metrics::METRICS.limiter_full.inc();
             return;
         }
         table.get_or_insert_with(network, || AtomicI64::new(i64::MIN)).store(now.millis(), Relaxed);

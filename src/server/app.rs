@@ -114,9 +114,7 @@ impl App {
                 return Err(StartError::Failed(format!("cannot listen on {address}: {error}")));
             }
         };
-        // A second server of one process, as in tests, shares the recorder of the first one and has
-        // no metrics of its own.
-        let Ok(exposition) = Exposition::install(self.methods) else { return Ok(None) };
+        let exposition = Exposition::new(self.methods);
         let heartbeats = self.heartbeats.clone();
         Ok(Some(tokio::spawn(async move {
             if let Err(error) = metrics::serve(listener, exposition, heartbeats, stopped).await {

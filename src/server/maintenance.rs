@@ -1,7 +1,7 @@
 //! Background tasks: they store counts, remove expired records, advance keys and reload
 //! certificates.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use tokio::{
@@ -11,6 +11,7 @@ use tokio::{
 };
 
 use super::{
+    measurements,
     open::{Opened, measure},
     stopped,
 };
@@ -19,6 +20,7 @@ use crate::{
     api::listen::TlsReloader,
     clock::{Clock, ClockOffset},
     crypto::chain::ChainKey,
+    metrics::METRICS,
     model::{Action, Stamp, Timestamp},
     services::Services,
     store::Store,
@@ -53,6 +55,7 @@ pub(super) fn start(
         clock_offset: opened.clock_offset.clone(),
         chain: opened.chain.clone(),
         witness: Arc::default(),
+        directory: opened.directory.clone(),
     };
     let every =
         |period, what, task| spawn_periodic(period, stopping.clone(), context.clone(), what, task);
@@ -60,9 +63,17 @@ pub(super) fn start(
         every(seconds * 10, "record secret uses", |context| {
             Box::pin(async move {
                 context.services.limits.sweep(context.clock.now());
-                metrics::counter!("jeton_argon2_blocks_total")
-                    .absolute(context.services.passwords.work());
+                METRICS.set_argon2_blocks(context.services.passwords.work());
                 context.services.clients.note_uses().await.map_err(Into::into)
+            })
+        }),
+        every(seconds * 10, "measure", |context| {
+            Box::pin(async move {
+                measurements::take(&context.services, context.clock.now());
+                let directory = context.directory.clone();
+                // A file system may hang.
+                let files = move || measurements::take_of_files(directory.as_deref());
+                Ok(tokio::task::spawn_blocking(files).await?)
             })
         }),
         every(minutes, "sweep", |context| {
@@ -150,6 +161,7 @@ struct Context {
     clock_offset: Arc<ClockOffset>,
     chain: Arc<ChainKey>,
     witness: Arc<Witness>,
+    directory: Option<Arc<Path>>,
 }
 
 type Task = fn(Context) -> BoxFuture<'static, Result<(), Box<dyn std::error::Error + Send + Sync>>>;

@@ -3,6 +3,7 @@
 mod app;
 mod bootstrap;
 mod maintenance;
+mod measurements;
 mod open;
 mod ready;
 mod stores;
@@ -134,6 +135,7 @@ pub async fn run(
     let readiness =
         ready::report_readiness(opened.services.standing.tokens.clone(), app.health.clone());
     let background = maintenance::start(&opened, tls, &stopping);
+    measurements::take_once(opened.clock.now(), &listening);
     let serving = tokio::spawn(listen::serve(listener, app.guarded, listening, stopped(stopping)));
     if config.audit.issue == config::Issue::Batched {
         tracing::warn!(

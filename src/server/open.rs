@@ -1,6 +1,11 @@
 //! Opening of everything that services need: master key, store, keys, token state.
 
-use std::{os::unix::fs::DirBuilderExt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{Options, StartError, stores};
 use crate::{
@@ -12,6 +17,7 @@ use crate::{
         verifying_keys::ClaimLimits,
     },
     limit::Limits,
+    metrics::METRICS,
     model::{Action, Audience, Invalid, Keyset, Stamp, event::Filter, keyset::KeyPolicy},
     oauth::Terms,
     services::{Parts, Services},
@@ -40,6 +46,8 @@ pub(super) struct Opened {
     /// True if the clock is the system's: the offset of a test's clock is not measured.
     pub(super) measured: bool,
     pub(super) data_dir: PathBuf,
+    /// The data directory of an embedded store.
+    pub(super) directory: Option<Arc<Path>>,
 }
 
 impl Opened {
@@ -156,7 +164,9 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
         runtime: tokio::runtime::Handle::current(),
     };
     let services = Arc::new(Services::new(parts));
-    Ok(Opened { services, store, chain, clock, clock_offset, measured, data_dir })
+    let directory =
+        (options.store.is_none() && !config.store.is_shared()).then(|| data_dir.as_path().into());
+    Ok(Opened { services, store, chain, clock, clock_offset, measured, data_dir, directory })
 }
 
 /// Records that a rollback was accepted, before all other records: without it nothing is served.
@@ -187,6 +197,7 @@ pub(super) async fn measure(
     let Some(common) = store.time().await? else { return Ok(()) };
     clock_offset.record(before, common, clock.now());
     let apart = clock_offset.millis();
+    METRICS.readings.clock_offset.set(apart as f64 / 1e3);
     if apart.unsigned_abs() > SHARED_CLOCK_TOLERANCE.as_millis() as u64 {
         tracing::error!(
             apart_ms = apart,

@@ -12,7 +12,7 @@ use tokio::{
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::standing::TokenState;
+use crate::{metrics::METRICS, standing::TokenState};
 
 /// Time for which the result of a probe is reused.
 const RESULT_LIFETIME: Duration = Duration::from_secs(1);
@@ -67,9 +67,10 @@ pub(super) fn report_readiness(tokens: Arc<TokenState>, health: HealthReporter) 
         loop {
             looks.tick().await;
             if let Some(age) = tokens.age() {
-                metrics::gauge!("jeton_standing_age_seconds").set(age.as_secs_f64());
+                METRICS.readings.standing_age.set(age.as_secs_f64());
             }
             let fresh = tokens.ensure_fresh().is_ok();
+            METRICS.readings.ready.set(f64::from(u8::from(fresh)));
             if fresh == serving {
                 continue;
             }

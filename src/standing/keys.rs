@@ -167,7 +167,7 @@ impl NodeKeys {
 }
 
 fn count_refused() {
-    metrics::counter!("jeton_keyset_refused_total").increment(1);
+    crate::metrics::METRICS.keyset_refused.inc();
 }
 
 const fn is_revoked(state: KeyState) -> bool {

@@ -6,8 +6,9 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{Proof, ProofStore, ProvenWrite, Result, Spent, Store, StoreError, Wrapper};
+use crate::metrics::METRICS;
 
-/// Store whose verbs are recorded as `store_call_seconds{verb,outcome}`.
+/// Store whose verbs are recorded as `jeton_store_call_seconds{verb,outcome}`.
 #[derive(Clone, Debug)]
 pub struct Metered<S>(S);
 
@@ -43,8 +44,7 @@ impl<S: Store> Wrapper for Metered<S> {
             Err(StoreError::Full(_)) => "full",
             Err(StoreError::Corrupt(_)) => "corrupt",
         };
-        metrics::histogram!("store_call_seconds", "verb" => verb, "outcome" => outcome)
-            .record(start.elapsed());
+        METRICS.store_calls(verb, outcome).record(start.elapsed());
         result
     }
 }

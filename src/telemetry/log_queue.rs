@@ -16,12 +16,12 @@ use std::{
     time::Duration,
 };
 
+use crate::metrics::METRICS;
+
 /// Maximum bytes that wait while others are being written.
 const WAITING_MAX_BYTES: usize = 1024 * 1024;
 /// Pause before the retry of a write to a stderr that is set to non-blocking and full.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
-/// Counter of lines that were not written.
-const DROPPED: &str = "jeton_log_lines_dropped_total";
 
 /// Queue of log lines; a writer that never blocks.
 #[derive(Clone)]
@@ -84,7 +84,7 @@ impl Write for LogQueue {
         if state.dropped > 0 || state.waiting.len() + line.len() > WAITING_MAX_BYTES {
             state.dropped += 1;
             drop(state);
-            metrics::counter!(DROPPED).increment(1);
+            METRICS.log_lines_dropped.inc();
         } else {
             state.waiting.extend_from_slice(line);
             drop(state);
@@ -121,7 +121,7 @@ impl Shared {
             } else if write_all(&mut to, &lines).is_err() {
                 // Its reader is gone. There is no other place to report it.
                 let lost = lines.iter().filter(|byte| **byte == b'\n').count();
-                metrics::counter!(DROPPED).increment(lost as u64);
+                METRICS.log_lines_dropped.inc_by(lost as u64);
             }
         }
     }

@@ -17,18 +17,22 @@ use self::source::{Source, sources};
 /// A room and the rooms it may import, besides itself.
 const ROOMS: &[(&str, &[&str])] = &[
     ("model", &[]),
+    ("metrics", &[]),
     ("clock", &["model"]),
     ("config", &["model"]),
     ("crypto", &["model"]),
-    ("store", &["crypto", "model"]),
+    ("store", &["crypto", "metrics", "model"]),
     ("error", &["crypto", "model", "standing", "store"]),
-    ("telemetry", &["config", "model"]),
-    ("standing", &["crypto", "model", "store"]),
-    ("limit", &["config", "error", "model", "store"]),
+    ("telemetry", &["config", "metrics", "model"]),
+    ("standing", &["crypto", "metrics", "model", "store"]),
+    ("limit", &["config", "error", "metrics", "model", "store"]),
     ("audit", &["config", "error", "model", "store"]),
     (
         "oauth",
-        &["audit", "clock", "config", "crypto", "error", "limit", "model", "standing", "store"],
+        &[
+            "audit", "clock", "config", "crypto", "error", "limit", "metrics", "model", "standing",
+            "store",
+        ],
     ),
     (
         "admin",
@@ -43,13 +47,16 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
     (
         "api",
-        &["admin", "clock", "config", "crypto", "error", "model", "oauth", "proto", "services"],
+        &[
+            "admin", "clock", "config", "crypto", "error", "metrics", "model", "oauth", "proto",
+            "services",
+        ],
     ),
     (
         "server",
         &[
-            "admin", "api", "clock", "config", "crypto", "limit", "model", "oauth", "proto",
-            "services", "standing", "store",
+            "admin", "api", "clock", "config", "crypto", "limit", "metrics", "model", "oauth",
+            "proto", "services", "standing", "store",
         ],
     ),
     (
@@ -87,6 +94,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("jsonwebtoken", &["crypto"]),
     ("argon2", &["crypto"]),
     ("governor", &["limit"]),
+    ("prometheus_client", &["metrics", "api"]),
 ];
 
 /// Verbs of the store that change what administration changes, and the only rules that may call

@@ -10,17 +10,14 @@ use std::{
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, NoLabelSet, prometheus_text},
+    encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet},
     metrics::MetricType,
-    registry::Registry,
 };
 use prost::Message;
 use prost_types::FileDescriptorSet;
 use tonic::Code;
 
-/// Upper bounds of the histogram.
-const BOUNDS_MICROS: [u64; 12] =
-    [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000, 500_000, 1_000_000, 5_000_000];
+use crate::metrics::DurationHistogram;
 
 /// Names of the codes, by number, as Prometheus users of gRPC know them.
 const CODES: [&str; 17] = [
@@ -43,16 +40,14 @@ const CODES: [&str; 17] = [
     "Unauthenticated",
 ];
 
-/// Method and its counts. Plain atomics: a histogram of the `metrics` crate keeps every sample
-/// until it is scraped, one of `prometheus_client` takes a lock.
+/// Method and its counts.
 pub struct Method {
     path: Box<str>,
     service: Box<str>,
     name: Box<str>,
     is_stream: bool,
     codes: [AtomicU64; CODES.len()],
-    buckets: [AtomicU64; BOUNDS_MICROS.len() + 1],
-    micros: AtomicU64,
+    handling: DurationHistogram,
 }
 
 impl Method {
@@ -63,8 +58,7 @@ impl Method {
             name: name.into(),
             is_stream,
             codes: Default::default(),
-            buckets: Default::default(),
-            micros: AtomicU64::new(0),
+            handling: DurationHistogram::default(),
         }
     }
 
@@ -79,16 +73,10 @@ impl Method {
     }
 
     /// Counts a call that ended.
-    pub(super) fn handled(&self, code: Code, took: Duration) {
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let bucket =
-            BOUNDS_MICROS.iter().position(|bound| micros <= *bound).unwrap_or(BOUNDS_MICROS.len());
-        if let (Some(code), Some(bucket)) =
-            (self.codes.get(code as usize), self.buckets.get(bucket))
-        {
+    pub(in crate::api) fn handled(&self, code: Code, took: Duration) {
+        if let Some(code) = self.codes.get(code as usize) {
             code.fetch_add(1, Relaxed);
-            bucket.fetch_add(1, Relaxed);
-            self.micros.fetch_add(micros, Relaxed);
+            self.handling.record(took);
         }
     }
 
@@ -133,15 +121,10 @@ impl Methods {
         self.by_path.get(path)
     }
 
-    /// Renders `grpc_server_handled_total` and `grpc_server_handling_seconds` of methods that were
-    /// called, in the text format of Prometheus.
-    pub fn render(&'static self) -> String {
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(Counts(self)));
-        let mut text = String::new();
-        // Writing to a string cannot fail.
-        let _ = prometheus_text::encode(&mut text, &registry);
-        text
+    /// Returns the collector of `jeton_grpc_server_handled_total` and
+    /// `jeton_grpc_server_handling_seconds`, of methods that were called.
+    pub fn collector(&'static self) -> Box<dyn Collector> {
+        Box::new(Counts(self))
     }
 }
 
@@ -160,7 +143,7 @@ impl Collector for Counts {
         methods.sort_unstable_by_key(|method| &method.path);
         let mut handled = encoder.encode_descriptor(
             "grpc_server_handled",
-            "Number of calls that ended, by method and gRPC code",
+            "Calls that ended, by method and gRPC code.",
             None,
             MetricType::Counter,
         )?;
@@ -177,21 +160,14 @@ impl Collector for Counts {
         }
         let mut handling = encoder.encode_descriptor(
             "grpc_server_handling_seconds",
-            "Time from the request's headers to the end of the response",
+            "Time from the headers of the request to the end of the response.",
             None,
             MetricType::Histogram,
         )?;
         for method in methods {
-            let bounds = BOUNDS_MICROS.map(|micros| Duration::from_micros(micros).as_secs_f64());
-            let counts = method.buckets.iter().map(|bucket| bucket.load(Relaxed));
-            // The last bucket has no bound.
-            let buckets: Vec<_> = bounds.into_iter().chain([f64::MAX]).zip(counts).collect();
-            let total: u64 = buckets.iter().map(|(_, count)| count).sum();
-            if total > 0 {
-                let seconds = Duration::from_micros(method.micros.load(Relaxed)).as_secs_f64();
+            if !method.handling.is_empty() {
                 let labels = method.labels();
-                let mut series = handling.encode_family(&labels)?;
-                series.encode_histogram::<NoLabelSet>(seconds, total, &buckets, None)?;
+                method.handling.encode(handling.encode_family(&labels)?)?;
             }
         }
         Ok(())
@@ -224,28 +200,5 @@ mod tests {
         ] {
             assert!(methods.find(other).is_none(), "{other}");
         }
-    }
-
-    #[test]
-    fn a_histogram_adds_up() {
-        let methods = Methods::leaked(&[crate::proto::DESCRIPTORS]).unwrap();
-        let method = methods.find("/jeton.token.v1.TokenService/Token").unwrap();
-        for micros in [50, 100, 101, 9_999_999] {
-            method.handled(Code::Ok, Duration::from_micros(micros));
-        }
-        method.handled(Code::Unavailable, Duration::ZERO);
-        let text = methods.render();
-        let labels = "grpc_service=\"jeton.token.v1.TokenService\",grpc_method=\"Token\"";
-        for expected in [
-            format!("grpc_server_handled_total{{{labels},grpc_code=\"OK\"}} 4"),
-            format!("grpc_server_handled_total{{{labels},grpc_code=\"Unavailable\"}} 1"),
-            format!("grpc_server_handling_seconds_bucket{{{labels},le=\"0.0001\"}} 3"),
-            format!("grpc_server_handling_seconds_bucket{{{labels},le=\"0.00025\"}} 4"),
-            format!("grpc_server_handling_seconds_bucket{{{labels},le=\"+Inf\"}} 5"),
-            format!("grpc_server_handling_seconds_count{{{labels}}} 5"),
-        ] {
-            assert!(text.lines().any(|line| line == expected), "{expected}\nin\n{text}");
-        }
-        assert!(!text.contains("BatchIntrospect"), "methods never called are not written");
     }
 }

@@ -103,7 +103,7 @@ impl http_body::Body for CountedBody {
         }
         let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(&mut this.body).poll_frame(cx)));
         let Ok(polled) = polled else {
-            metrics::counter!("panics_total").increment(1);
+            crate::metrics::METRICS.panics.inc();
             tracing::error!(
                 method = this.count.as_ref().map(Count::path),
                 "response stream panicked"

@@ -109,7 +109,7 @@ impl<F> ResponseFuture<F> {
         if refusal == Refusal::Panicked {
             let method = self.count.as_ref().map(Count::path);
             tracing::error!(request_id = %self.request_id, method, "handler panicked");
-            metrics::counter!("panics_total").increment(1);
+            crate::metrics::METRICS.panics.inc();
         }
         if self.count.is_some() { refusal.status().into_http() } else { refusal.response() }
     }

@@ -50,8 +50,7 @@ pub(super) async fn run(
                     Ok(()) => summary.accepted += 1,
                     Err(reason) => {
                         summary.refused += 1;
-                        metrics::counter!("connections_refused_total", "reason" => reason)
-                            .increment(1);
+                        crate::metrics::METRICS.connections_refused.count(reason);
                         tracing::debug!(peer = %address.ip(), reason, "connection refused");
                     }
                 }
@@ -66,7 +65,7 @@ pub(super) async fn run(
                     %error, pause_ms = pause.as_millis() as u64,
                     "cannot accept connections"
                 );
-                metrics::counter!("accept_errors_total").increment(1);
+                crate::metrics::METRICS.accept_errors.inc();
                 if tokio::time::timeout(pause, &mut shutdown).await.is_ok() {
                     return summary;
                 }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::connection_limits::ConnectionPermit;
+use crate::metrics::METRICS;
 
 /// Connection on its way to a worker, and the permits it holds.
 pub(super) struct Accepted {
@@ -27,7 +28,7 @@ impl Load {
     /// Counts one more.
     pub(super) fn on(load: &Arc<AtomicUsize>) -> Self {
         load.fetch_add(1, Relaxed);
-        metrics::gauge!("connections_open").increment(1);
+        METRICS.connections_open.inc();
         Self(Arc::clone(load))
     }
 }
@@ -35,6 +36,6 @@ impl Load {
 impl Drop for Load {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
-        metrics::gauge!("connections_open").decrement(1);
+        METRICS.connections_open.dec();
     }
 }

@@ -182,7 +182,7 @@ impl Open {
             return;
         }
         activity.leave.notify_one();
-        metrics::counter!("connections_ended_total", "reason" => "room").increment(1);
+        crate::metrics::METRICS.connections_ended.count("room");
         self.leaving += 1;
         if let Entry::Occupied(mut activities) = self.networks.entry(network) {
             activities.get_mut().swap_remove(index);

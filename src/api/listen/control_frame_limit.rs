@@ -244,7 +244,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for FrameLimited<S> {
         match this.meter.receive(read.get(preface..).unwrap_or_default()) {
             None => Poll::Ready(Ok(())),
             Some(excess) => {
-                metrics::counter!("connections_cut_total", "reason" => excess).increment(1);
+                crate::metrics::METRICS.connections_cut.count(excess);
                 Poll::Ready(Err(this.cut(cx, excess)))
             }
         }

@@ -88,7 +88,7 @@ impl Life {
             let now = Instant::now();
             if now >= turn {
                 if self.account.has_overdue() {
-                    metrics::counter!("connections_cut_total", "reason" => "unread").increment(1);
+                    crate::metrics::METRICS.connections_cut.count("unread");
                     self.is_unread.store(true, Relaxed);
                     return End::Unread;
                 }
@@ -114,7 +114,7 @@ impl Life {
     }
 
     fn leave(reason: &'static str) -> End {
-        metrics::counter!("connections_ended_total", "reason" => reason).increment(1);
+        crate::metrics::METRICS.connections_ended.count(reason);
         End::Leave(reason)
     }
 

@@ -18,7 +18,7 @@ use rustls::{
 };
 use zeroize::Zeroizing;
 
-use crate::{clock::Clock, config};
+use crate::{clock::Clock, config, metrics::METRICS, model::Timestamp};
 
 /// Interval at which the files are checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
@@ -142,7 +142,7 @@ impl TlsReloader {
             Ok(true) => tracing::info!("certificates reloaded"),
             Ok(false) => {}
             Err(error) => {
-                metrics::counter!("tls_reload_errors_total").increment(1);
+                METRICS.tls_reload_errors.inc();
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
                 tracing::error!(
                     %error, cause,
@@ -197,9 +197,13 @@ impl Files {
     fn parse(&self, files: &config::Tls, clock: &dyn Clock) -> Result<ServerConfig, TlsError> {
         let provider = Arc::new(default_provider());
         let chain = certificates(&self.cert, &files.cert_file)?;
+        let now = clock.now();
+        let mut expiry = None;
         if let Some(leaf) = chain.first() {
-            check_validity(leaf, &provider, clock)
-                .map_err(|()| TlsError::Expired(files.cert_file.clone()))?;
+            if !is_valid_at(leaf, &provider, now) {
+                return Err(TlsError::Expired(files.cert_file.clone()));
+            }
+            expiry = Some(valid_until(leaf, &provider, now));
         }
         let key = PrivateKeyDer::from_pem_slice(&self.key)
             .map_err(|_| TlsError::Pem { file: files.key_file.clone(), what: "private key" })?;
@@ -221,6 +225,9 @@ impl Files {
         // Refuses a key that does not match the certificate.
         let mut config = builder.with_single_cert(chain, key).map_err(unusable)?;
         config.alpn_protocols = vec![TlsReloader::HTTP2.to_vec(), TlsReloader::HTTP1.to_vec()];
+        if let Some(expiry) = expiry {
+            METRICS.readings.certificate_expiry.set(expiry.seconds() as f64);
+        }
         Ok(config)
     }
 }
@@ -236,32 +243,43 @@ fn certificates(pem: &[u8], file: &Path) -> Result<Vec<CertificateDer<'static>>,
     if chain.is_empty() { Err(broken()) } else { Ok(chain) }
 }
 
-/// Fails if the certificate is expired or not yet valid. webpki checks that before it searches an
-/// issuer, which it cannot find here.
-fn check_validity(
-    leaf: &CertificateDer<'_>,
-    provider: &CryptoProvider,
-    clock: &dyn Clock,
-) -> Result<(), ()> {
+/// Returns the end of the validity of a certificate that is valid at `now`, within a century.
+/// webpki compares the dates and does not return them, so the end is found by bisection.
+fn valid_until(leaf: &CertificateDer<'_>, provider: &CryptoProvider, now: Timestamp) -> Timestamp {
+    const CENTURY_SECONDS: u64 = 100 * 365 * 24 * 60 * 60;
+    let (mut valid, mut invalid) = (0, CENTURY_SECONDS);
+    while invalid - valid > 1 {
+        let middle = u64::midpoint(valid, invalid);
+        if is_valid_at(leaf, provider, now + Duration::from_secs(middle)) {
+            valid = middle;
+        } else {
+            invalid = middle;
+        }
+    }
+    now + Duration::from_secs(valid)
+}
+
+/// Returns false if the certificate is expired or not yet valid. webpki checks that before it
+/// searches an issuer, which it cannot find here.
+fn is_valid_at(leaf: &CertificateDer<'_>, provider: &CryptoProvider, at: Timestamp) -> bool {
     use CertificateError as E;
-    let now = UnixTime::since_unix_epoch(Duration::from_millis(
-        u64::try_from(clock.now().millis()).unwrap_or(0),
-    ));
+    let at =
+        UnixTime::since_unix_epoch(Duration::from_millis(u64::try_from(at.millis()).unwrap_or(0)));
     let algorithms = provider.signature_verification_algorithms.all;
     let judged = ParsedCertificate::try_from(leaf).and_then(|leaf| {
         verify_server_cert_signed_by_trust_anchor(
             &leaf,
             &RootCertStore::empty(),
             &[],
-            now,
+            at,
             algorithms,
         )
     });
-    match judged {
+    // Any other problem is reported where the pair is used.
+    !matches!(
+        judged,
         Err(rustls::Error::InvalidCertificate(
             E::Expired | E::ExpiredContext { .. } | E::NotValidYet | E::NotValidYetContext { .. },
-        )) => Err(()),
-        // Any other problem is reported where the pair is used.
-        _ => Ok(()),
-    }
+        ))
+    )
 }

@@ -196,7 +196,7 @@ impl ClientAuthenticator {
         client: Option<&Client>,
         refusal: Refusal,
     ) -> Error {
-        metrics::counter!("jeton_authentication_failed_total").increment(1);
+        crate::metrics::METRICS.authentication_failed.inc();
         let (peer, judged, guessed) = (call.peer.key(), refusal.is_judged(), refusal.is_guess());
         if matches!(refusal, Refusal::Wrong(_)) {
             self.limits.failed(call.peer, call.now);

@@ -87,7 +87,7 @@ impl Authentic {
     }
 
     fn alarm(&self, forged: Forged) {
-        metrics::counter!("jeton_records_not_authentic_total").increment(1);
+        crate::metrics::METRICS.records_not_authentic.inc();
         let mut alarms = self.alarms();
         if alarms.contains_key(&forged) || alarms.len() < ALARMS {
             alarms.entry(forged).and_modify(|times| *times = times.saturating_add(1)).or_insert(1);

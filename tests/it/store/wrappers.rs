@@ -6,6 +6,7 @@ use std::{
 };
 
 use jeton::{
+    metrics::METRICS,
     model::{Action, event::Filter},
     store::{AuditStore, Change, ClientStore, Follower, RevocationStore, Store, StoreError},
 };
@@ -148,25 +149,14 @@ async fn how_far_all_is_told_is_said_by_hand() {
     assert_eq!(*after.0.lock().unwrap(), Some(now));
 }
 
-#[test]
-fn a_metered_store_tells_verbs_and_outcomes() {
-    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
-    let handle = recorder.handle();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    metrics::with_local_recorder(&recorder, || {
-        runtime.block_on(async {
-            let bench = Bench::metered();
-            bench.store().ready().await.unwrap();
-            bench.store().close().await.unwrap();
-            bench.store().ready().await.unwrap_err();
-        });
-    });
-    let text = handle.render();
-    for line in [
-        r#"verb="ready",outcome="ok""#,
-        r#"verb="ready",outcome="unavailable""#,
-        r#"verb="close",outcome="ok""#,
-    ] {
-        assert!(text.contains(line), "{line} in\n{text}");
+#[tokio::test]
+async fn a_metered_store_tells_verbs_and_outcomes() {
+    let bench = Bench::metered();
+    bench.store().ready().await.unwrap();
+    bench.store().close().await.unwrap();
+    bench.store().ready().await.unwrap_err();
+    // Those of the process: other tests may add to them.
+    for (verb, outcome) in [("ready", "ok"), ("ready", "unavailable"), ("close", "ok")] {
+        assert!(!METRICS.store_calls(verb, outcome).is_empty(), "{verb} {outcome}");
     }
 }

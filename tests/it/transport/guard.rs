@@ -3,7 +3,10 @@
 use std::{sync::Mutex, time::Duration};
 
 use http::Version;
-use jeton::api::guard::{Refusal, quiet_panics};
+use jeton::api::{
+    guard::{Refusal, quiet_panics},
+    metrics::Exposition,
+};
 use tonic::Code;
 use tonic_types::StatusExt;
 use tracing_subscriber::fmt::MakeWriter;
@@ -150,7 +153,7 @@ async fn every_call_is_counted_once_under_its_code() {
     for code in [Code::Ok, Code::PermissionDenied, Code::DeadlineExceeded] {
         assert_eq!(method.count(code), 1, "{code:?}");
     }
-    let text = server.methods.render();
+    let text = Exposition::new(server.methods).render();
     assert!(text.contains("grpc_method=\"unknown\",grpc_code=\"Unimplemented\"} 1"), "{text}");
     assert!(!text.contains("NoSuch"), "a stranger makes no series");
 }

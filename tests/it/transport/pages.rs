@@ -12,7 +12,6 @@ use jeton::{
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use crate::support::isolated::isolated;
 use crate::transport::support::{
     Server,
     http::{ask, get, token},
@@ -95,22 +94,18 @@ async fn what_is_no_page_is_not_found_and_no_page_is_written_to() {
 /// T06: metrics are on a listener of their own and not on the port.
 #[tokio::test]
 async fn metrics_are_served_apart() {
-    // The recorder is the process's, and keeps what nothing reads.
-    if !isolated("transport::pages::metrics_are_served_apart") {
-        return;
-    }
     let server = Server::start().await;
     token(server.address, "denied").await;
     let listener = listen::bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let address = listener.local_addr().unwrap();
-    let shown = Exposition::install(server.methods).unwrap();
+    let shown = Exposition::new(server.methods);
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(metrics::serve(listener, shown, Heartbeats::default(), async {
         let _ = stopped.await;
     }));
     let page = ask(address, get("/metrics", Version::HTTP_11)).await;
     let text = std::str::from_utf8(&page.body).unwrap();
-    let expected = "grpc_server_handled_total{grpc_service=\"jeton.token.v1.TokenService\",grpc_method=\"Token\",grpc_code=\"PermissionDenied\"} 1";
+    let expected = "jeton_grpc_server_handled_total{grpc_service=\"jeton.token.v1.TokenService\",grpc_method=\"Token\",grpc_code=\"PermissionDenied\"} 1";
     assert!(text.lines().any(|line| line == expected), "{text}");
     assert_eq!(ask(address, get("/healthz", Version::HTTP_11)).await.status, 200);
     assert_eq!(ask(server.address, get("/metrics", Version::HTTP_11)).await.status, 404);

@@ -158,7 +158,7 @@ impl Recovery {
             Outcome::Changed => return Ok(()),
         };
         let target = format!("{}/{name}", owner.collection);
-        metrics::counter!("jeton_outbox_entries_refused_total").increment(*entries as u64);
+        crate::metrics::METRICS.outbox_entries_refused.inc_by(*entries as u64);
         tracing::error!(
             target,
             entries,

@@ -12,7 +12,7 @@ pub(crate) const KEYSET: &str = "keyset";
 
 /// Counts and logs a document that is no authentic keyset.
 pub(crate) fn log_refused(fault: &MongoError) {
-    metrics::counter!("jeton_keyset_refused_total").increment(1);
+    crate::metrics::METRICS.keyset_refused.inc();
     tracing::error!(%fault, "rejected the keyset of the store, still using the last authentic one");
 }
 

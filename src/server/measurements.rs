@@ -1,0 +1,51 @@
+//! Measurements of a running server for its metrics: what `jeton doctor` measures from outside.
+
+use std::{fs, os::unix::fs::MetadataExt, path::Path};
+
+use rustix::process::{Resource, getrlimit};
+
+use crate::{api::listen, metrics::METRICS, model::Timestamp, services::Services};
+
+/// Sets what does not change while the server runs.
+pub(super) fn take_once(now: Timestamp, listening: &listen::Options) {
+    let readings = &METRICS.readings;
+    readings.start.set(seconds(now));
+    readings.connections_limit.set(listening.connections as f64);
+}
+
+/// Sets what is in memory.
+pub(super) fn take(services: &Services, now: Timestamp) {
+    let readings = &METRICS.readings;
+    readings.clock.set(seconds(now));
+    let keys = services.standing.tokens.verifying_keys();
+    let published = keys.jwks().get("keys").and_then(|keys| keys.as_array());
+    readings.published_keys.set(published.map_or(0.0, |keys| keys.len() as f64));
+}
+
+/// Sets what the file system knows; `directory` is that of an embedded store. A measurement that
+/// fails leaves the last value.
+pub(super) fn take_of_files(directory: Option<&Path>) {
+    let readings = &METRICS.readings;
+    if let Ok(open) = fs::read_dir("/proc/self/fd") {
+        readings.open_files.set(open.count() as f64);
+    }
+    if let Some(limit) = getrlimit(Resource::Nofile).current {
+        readings.open_files_limit.set(limit as f64);
+    }
+    let Some(directory) = directory else { return };
+    if let Ok(metadata) = fs::metadata(directory) {
+        readings.data_directory_private.set(if metadata.mode() & 0o077 == 0 { 1.0 } else { 0.0 });
+    }
+    if let Ok(files) = fs::read_dir(directory) {
+        let sizes = files.flatten().filter_map(|file| file.metadata().ok());
+        let size: u64 = sizes.filter(fs::Metadata::is_file).map(|file| file.len()).sum();
+        readings.store_size.set(size as f64);
+    }
+    if let Ok(disk) = rustix::fs::statvfs(directory) {
+        readings.store_free.set(disk.f_bavail as f64 * disk.f_frsize as f64);
+    }
+}
+
+fn seconds(at: Timestamp) -> f64 {
+    at.millis() as f64 / 1e3
+}
