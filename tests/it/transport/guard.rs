@@ -136,7 +136,7 @@ async fn a_panic_stays_with_its_request_and_is_not_repeated() {
     assert_eq!(server.methods.find(TOKEN).unwrap().count(Code::Internal), 3);
     std::panic::set_hook(before);
     let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
-    assert!(log.contains("handler panicked") && log.contains("puppet.rs"), "{log}");
+    assert!(log.contains("handler panicked") && log.contains("scripted.rs"), "{log}");
     assert!(!log.contains("canary-5f2a"));
 }
 
