@@ -109,4 +109,26 @@ mod tests {
             assert!(!minted.covers(raised.into()), "{raised:?}");
         }
     }
+
+    #[test]
+    fn the_documents_list_every_claim() {
+        let claims = serde_json::json!({
+            "iss": "https://jeton.example", "sub": "client:a", "aud": ["https://api.example"],
+            "client_id": "a", "scope": "read", "iat": 0, "nbf": 0, "exp": 1,
+            "jti": "01a201a0-29f3-722a-8adf-fe338ea12417", "tenant": "default", "roles": ["r"],
+            "fam": "01a201a0-29f3-722a-8adf-fe338ea12418", "ep": [0, 0, 0],
+        });
+        let parsed: Claims = serde_json::from_value(claims).unwrap();
+        // A claim that the test does not name is among these, if it is written at all.
+        let written = serde_json::to_value(parsed).unwrap();
+        let mut written: Vec<_> = written.as_object().unwrap().keys().cloned().collect();
+        written.sort();
+        let document = include_str!("../../docs/integration.md");
+        let (_, claims) = document.split_once("\n## Claims\n").unwrap();
+        let (claims, _) = claims.split_once("\n## ").unwrap();
+        let rows = claims.lines().filter_map(|line| line.strip_prefix("| `"));
+        let mut listed: Vec<_> = rows.map(|row| row.split('`').next().unwrap()).collect();
+        listed.sort_unstable();
+        assert_eq!(listed, written);
+    }
 }

@@ -62,9 +62,11 @@ class WithServer(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.server = Server()
+        # Also where the rest of the preparation fails.
+        cls.addClassCleanup(cls.end)
 
     @classmethod
-    def tearDownClass(cls):
+    def end(cls):
         code = cls.server.stop()
         if code != 0:
             raise AssertionError(f"the server ended with {code}")
