@@ -1,4 +1,4 @@
-//! The last administrator of the operator's tenant: a change that would leave nobody who can
+//! The last administrator of the operator's tenant: a change that would leave none that can
 //! administer the service is refused, unless it says that this is meant.
 
 use tokio::sync::Mutex;
@@ -51,12 +51,12 @@ impl LastAdministrator {
             && client.live_secrets(now).any(|secret| secret.expires_at.is_none())
     }
 
-    /// Demands that somebody can administer the service after `before` was changed to `after`, or
+    /// Demands that a client can administer the service after `before` was changed to `after`, or
     /// deleted (`None`).
     ///
     /// # Errors
     ///
-    /// [`Error::Precondition`] if nobody could, or that of the store.
+    /// [`Error::Precondition`] if none could, or that of the store.
     pub(super) async fn must_remain<S: ClientStore + ?Sized>(
         &self,
         store: &S,
