@@ -69,9 +69,15 @@ pub enum Error {
     /// The revocation data of this node is stale: it verifies no token until it is current.
     #[error("this node's revocation data is stale; retry on another node")]
     Behind(#[from] Stale),
+    /// This server is stopping, and ends its streams.
+    #[error("the server is stopping; reconnect")]
+    Stopping,
     /// The store has no room left.
     #[error("the store is full")]
     Exhausted(#[source] StoreError),
+    /// The method does not exist, or the message uses a feature of gRPC that is not supported.
+    #[error("{0}")]
+    Unimplemented(&'static str),
     /// The call's deadline passed.
     #[error("deadline exceeded")]
     DeadlineExceeded,
@@ -117,7 +123,9 @@ impl Error {
             Self::Throttled { .. } => "slow_down",
             Self::Unavailable(_) => "temporarily_unavailable",
             Self::Behind(_) => "node_behind",
+            Self::Stopping => "server_stopping",
             Self::Exhausted(_) => "store_full",
+            Self::Unimplemented(_) => "unimplemented",
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::Internal(_) => "server_error",
         }

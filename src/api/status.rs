@@ -70,8 +70,11 @@ pub const fn row(error: &Error) -> ErrorRow {
         Error::Exhausted(_) => {
             (Code::ResourceExhausted, StatusCode::SERVICE_UNAVAILABLE, WAIT, Some(STORE_RETRY))
         }
-        Error::Unavailable(_) | Error::Behind(_) => {
+        Error::Unavailable(_) | Error::Behind(_) | Error::Stopping => {
             (Code::Unavailable, StatusCode::SERVICE_UNAVAILABLE, WAIT, Some(STORE_RETRY))
+        }
+        Error::Unimplemented(_) => {
+            (Code::Unimplemented, StatusCode::NOT_IMPLEMENTED, "invalid_request", None)
         }
         // The store may have finished the work by now, and a retry is safe.
         Error::DeadlineExceeded => {

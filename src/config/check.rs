@@ -192,6 +192,7 @@ fn limits(config: &Config) -> Result<(), ConfigError> {
     within("limits.unread_seconds", limits.unread_seconds, 1, 300)?;
     within("limits.connection_idle_seconds", limits.connection_idle_seconds, 10, 86_400)?;
     within("limits.connection_age_seconds", limits.connection_age_seconds, 10, 30 * 86_400)?;
+    within("limits.shutdown_delay_seconds", limits.shutdown_delay_seconds, 0, 300)?;
     within("limits.drain_seconds", limits.drain_seconds, 0, 300)?;
     within("limits.workers", limits.workers as u64, 0, 1024)?;
     within("limits.tracked_keys", limits.tracked_keys as u64, 1, 10 * million)?;

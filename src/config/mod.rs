@@ -244,7 +244,9 @@ pub struct Limits {
     pub connection_idle_seconds: u64,
     /// Age at which an HTTP/2 connection gets a GOAWAY.
     pub connection_age_seconds: u64,
-    /// Time for calls in flight to finish after a stop signal.
+    /// Time after a stop signal for which the port serves on and is not ready.
+    pub shutdown_delay_seconds: u64,
+    /// Time for calls in flight to finish after it.
     pub drain_seconds: u64,
     /// Worker threads; 0 means one per core.
     pub workers: usize,

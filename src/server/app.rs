@@ -5,10 +5,13 @@ use std::{sync::Arc, time::Duration};
 
 use axum::Router;
 use tokio::{sync::watch, task::JoinHandle};
-use tonic_health::{ServingStatus, server::HealthReporter};
 use tonic_reflection::server::Builder as Reflection;
 
-use super::{Options, StartError, open::Opened, ready};
+use super::{
+    Options, StartError,
+    open::Opened,
+    ready::{self, Health},
+};
 use crate::{
     api::{
         grpc::{GrpcServices, MAX_MESSAGE},
@@ -24,7 +27,7 @@ use crate::{
 /// All services of the port.
 pub(super) struct App {
     pub(super) guarded: Guard<Router>,
-    pub(super) health: HealthReporter,
+    pub(super) health: Health,
     heartbeats: Heartbeats,
     methods: &'static Methods,
 }
@@ -48,8 +51,7 @@ impl App {
             tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
         ])
         .map_err(|error| failed("descriptors")(error.into()))?;
-        let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_service_status("", ServingStatus::Serving).await;
+        let (reporter, health_service) = tonic_health::server::health_reporter();
 
         let grpc = GrpcServices::new(opened.services.clone(), stopping.clone());
         let mut services = grpc_services();
@@ -72,8 +74,11 @@ impl App {
             services.push("grpc.reflection.v1.ServerReflection".to_owned());
         }
         let grpc = grpc.routes().merge(standard.routes().into_axum_router().reset_fallback());
-        let router =
-            http::app(grpc, published(&options.config, opened, heartbeats.clone(), services));
+        let services: Arc<[String]> = services.into();
+        let health = Health::serving(reporter, services.clone()).await;
+        let published = published(&options.config, opened, heartbeats.clone(), services);
+        let ready = health.unless_leaving(published.ready);
+        let router = http::app(grpc, Published { ready, ..published });
         let longest = Duration::from_secs(options.config.limits.deadline_seconds);
         let guarded = Guard::new(router, opened.clock.clone(), longest, methods, admit(opened));
         Ok(Self { guarded, health, heartbeats, methods })
@@ -134,7 +139,7 @@ fn published(
     config: &Config,
     opened: &Opened,
     heartbeats: Heartbeats,
-    services: Vec<String>,
+    grpc_services: Arc<[String]>,
 ) -> Published {
     let tokens = opened.services.standing.tokens.clone();
     let store = opened.store.clone();
@@ -149,7 +154,7 @@ fn published(
         // Served while this node is stale too: see `standing`.
         jwks: Arc::new(move || tokens.verifying_keys().jwks().clone()),
         jwks_max_age: Duration::from_secs(config.keys.publish_ahead_seconds),
-        grpc_services: services.into(),
+        grpc_services,
     }
 }
 

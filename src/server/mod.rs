@@ -8,11 +8,13 @@ mod open;
 mod ready;
 mod stores;
 
-use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use secrecy::SecretString;
-use tokio::sync::watch;
-use tonic_health::ServingStatus;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
 
 use self::app::App;
 use crate::{
@@ -154,12 +156,17 @@ pub async fn run(
     });
 
     shutdown.await;
-    tracing::info!("draining");
     // No task reports "serving" after this.
     readiness.abort();
     let _ = readiness.await;
-    // Balancers see the status before connections get a GOAWAY.
-    app.health.set_service_status("", ServingStatus::NotServing).await;
+    // Balancers see the status before the port closes and connections get a GOAWAY.
+    app.health.leave().await;
+    let delay_seconds = config.limits.shutdown_delay_seconds;
+    if delay_seconds > 0 {
+        tracing::info!(delay_seconds, "not ready, still serving");
+        sleep_until(Instant::now() + Duration::from_secs(delay_seconds)).await;
+    }
+    tracing::info!("draining");
     let _ = stop.send(true);
     let summary =
         serving.await.map_err(|error| StartError::Failed(format!("listener: {error}")))?;

@@ -2,7 +2,13 @@
 //! request it, so the store is probed once a second at most. A stale node is not ready, whatever
 //! the state of its store.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use futures_util::future::BoxFuture;
 use tokio::{
@@ -58,9 +64,49 @@ pub(super) fn unless_stale(tokens: Arc<TokenState>, store: Ready) -> Ready {
     })
 }
 
+/// Health of the whole server and, under its name, of each service: the same for all.
+#[derive(Clone)]
+pub(super) struct Health {
+    reporter: HealthReporter,
+    services: Arc<[String]>,
+    is_leaving: Arc<AtomicBool>,
+}
+
+impl Health {
+    /// Creates the health of a server that serves.
+    pub(super) async fn serving(reporter: HealthReporter, services: Arc<[String]>) -> Self {
+        let health = Self { reporter, services, is_leaving: Arc::default() };
+        health.set(ServingStatus::Serving).await;
+        health
+    }
+
+    /// Reports that the server is leaving, for balancers: it is not ready and not serving.
+    pub(super) async fn leave(&self) {
+        self.is_leaving.store(true, Relaxed);
+        self.set(ServingStatus::NotServing).await;
+    }
+
+    /// Returns false once the server is leaving; else the readiness of `store`.
+    pub(super) fn unless_leaving(&self, store: Ready) -> Ready {
+        let is_leaving = self.is_leaving.clone();
+        Arc::new(move || {
+            let is_serving = !is_leaving.load(Relaxed);
+            if is_serving { store() } else { Box::pin(std::future::ready(false)) }
+        })
+    }
+
+    /// Reports a status.
+    pub(super) async fn set(&self, status: ServingStatus) {
+        self.reporter.set_service_status("", status).await;
+        for service in &*self.services {
+            self.reporter.set_service_status(service, status).await;
+        }
+    }
+}
+
 /// Reports through gRPC health, metrics and the log when this node becomes stale and when it is
 /// current again. Runs until it is aborted.
-pub(super) fn report_readiness(tokens: Arc<TokenState>, health: HealthReporter) -> JoinHandle<()> {
+pub(super) fn report_readiness(tokens: Arc<TokenState>, health: Health) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut looks = interval(STALENESS_CHECK_INTERVAL);
         let mut serving = true;
@@ -77,13 +123,13 @@ pub(super) fn report_readiness(tokens: Arc<TokenState>, health: HealthReporter) 
             serving = fresh;
             if fresh {
                 tracing::info!("revocation data is current again");
-                health.set_service_status("", ServingStatus::Serving).await;
+                health.set(ServingStatus::Serving).await;
             } else {
                 tracing::error!(
                     age = ?tokens.age(),
                     "revocation data is stale, token calls are refused"
                 );
-                health.set_service_status("", ServingStatus::NotServing).await;
+                health.set(ServingStatus::NotServing).await;
             }
         }
     })
@@ -91,7 +137,7 @@ pub(super) fn report_readiness(tokens: Arc<TokenState>, health: HealthReporter) 
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
     use futures_util::future::join_all;
     use tokio::time::advance;

@@ -152,6 +152,13 @@ class AnotherLanguage(WithServer):
         nothing = token_pb2.RefreshRequest(refresh_token="jrt_nothing", **self.me)
         self.refused(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_GRANT", self.tokens.Refresh, nothing)
 
+    def test_refusals_of_the_protocol_are_as_detailed(self):
+        request = token_pb2.TokenRequest(**self.me)
+        gzip = lambda *args, **more: self.tokens.Token(*args, compression=grpc.Compression.Gzip, **more)
+        self.refused(grpc.StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED", gzip, request)
+        unknown = self.channel.unary_unary("/jeton.token.v1.TokenService/Nothing", token_pb2.TokenRequest.SerializeToString)
+        self.refused(grpc.StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED", unknown, request)
+
     def test_basic_credentials_in_the_metadata(self):
         pair = base64.b64encode(f"{self.first['client_id']}:{self.first['client_secret']}".encode()).decode()
         metadata = [("authorization", f"Basic {pair}")]

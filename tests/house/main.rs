@@ -227,6 +227,8 @@ fn the_documents_list_every_error_as_it_is_answered() {
         Error::Unavailable(store(StoreError::Unavailable)),
         Error::Behind(Stale),
         Error::Exhausted(store(StoreError::Full)),
+        Error::Stopping,
+        Error::Unimplemented("no such method"),
         Error::DeadlineExceeded,
         Error::Internal("defect".into()),
     ];

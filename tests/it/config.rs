@@ -378,6 +378,7 @@ fn every_bound_is_kept_and_its_key_named() {
         ("limits.unread_seconds", |c| c.limits.unread_seconds = 0),
         ("limits.connection_idle_seconds", |c| c.limits.connection_idle_seconds = 9),
         ("limits.connection_age_seconds", |c| c.limits.connection_age_seconds = 9),
+        ("limits.shutdown_delay_seconds", |c| c.limits.shutdown_delay_seconds = 301),
         ("limits.tracked_keys", |c| c.limits.tracked_keys = 0),
         ("limits.argon2_parallel", |c| c.limits.argon2_parallel = 0),
         ("limits.per_peer.per_second", |c| c.limits.per_peer.per_second = 0),

@@ -2,6 +2,7 @@
 
 use std::{pin::Pin, time::Duration};
 
+use futures_util::{StreamExt, future::lazy, stream};
 use tokio::sync::{broadcast::error::RecvError, watch};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
@@ -173,7 +174,9 @@ impl GrpcServices {
                 }
             }
         });
-        Box::pin(ReceiverStream::new(receiver))
+        // Every other end is an error: OK would say that there is nothing more to come.
+        let end = stream::once(lazy(|_| Err(status(&Error::Stopping))));
+        Box::pin(ReceiverStream::new(receiver).chain(end))
     }
 }
 

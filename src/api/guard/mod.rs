@@ -35,7 +35,7 @@ pub use account::{Account, PeerAccount};
 pub use chunk::Chunk;
 pub use inflight_bytes::MeteredBody;
 pub use methods::{Method, Methods};
-pub use refusal::{MALFORMED, Refusal};
+pub use refusal::{MALFORMED, NO_METHOD, Refusal};
 pub use response_body::CountedBody;
 pub use response_future::{ResponseFuture, quiet_panics};
 
@@ -137,7 +137,7 @@ where
         }
         match kind {
             RequestKind::Wrong(status) => response.refuse_http(status),
-            RequestKind::WithQuery => response.refuse(Refusal::Query),
+            RequestKind::WithQuery => response.refuse(Refusal::NoMethod),
             RequestKind::Method(_) | RequestKind::Http => {
                 let Some((answer, held)) = account.begin(kind.is_stream()) else {
                     response.refuse(Refusal::Overloaded);

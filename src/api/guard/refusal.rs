@@ -11,6 +11,9 @@ use crate::error::Error;
 /// Error text for a body that cannot be decoded.
 pub const MALFORMED: &str = "must be one whole, uncompressed message of the method's type";
 
+/// Error of a path that names no method.
+pub const NO_METHOD: Error = Error::Unimplemented("no such method");
+
 /// Time after which a retry may succeed when too many calls are in flight.
 const OVERLOAD_RETRY: Duration = Duration::from_secs(1);
 
@@ -25,8 +28,10 @@ pub enum Refusal {
     TooLarge,
     /// The body is not one message of the method's type.
     Malformed,
-    /// A path with a query names no method.
-    Query,
+    /// The path names no method.
+    NoMethod,
+    /// The message is compressed.
+    Compressed,
     /// The peer has too many incomplete requests, or unread responses.
     Overloaded,
     /// The peer's budget is used up.
@@ -53,7 +58,10 @@ impl Refusal {
             Self::Panicked => Error::Internal("handler panicked".into()),
             Self::TooLarge => Error::TooLarge,
             Self::Malformed => Error::field("message", MALFORMED),
-            Self::Query => Error::NotFound("method"),
+            Self::NoMethod => NO_METHOD,
+            Self::Compressed => {
+                Error::Unimplemented("compressed messages are not supported; send identity")
+            }
             Self::Overloaded => Error::Throttled { retry_after: OVERLOAD_RETRY },
             Self::Throttled { retry_after } => Error::Throttled { retry_after },
         }
@@ -61,9 +69,6 @@ impl Refusal {
 
     /// Returns the response in gRPC.
     pub fn status(self) -> Status {
-        if self == Self::Query {
-            return Status::unimplemented("no such method");
-        }
         status(&self.error())
     }
 

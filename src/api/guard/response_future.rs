@@ -26,22 +26,29 @@ use super::{
 
 /// Header of the request id in a response.
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Header of the encodings that requests may use.
+const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
+const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
 /// Statuses that tonic returns by itself for requests it cannot decode, and their replacements: its
 /// words are not for callers, and INTERNAL is for our own defects. By code and by the beginning of
 /// the message, percent-encoded.
-const TONIC_REFUSALS: [(Code, &[u8], Refusal); 5] = [
+const TONIC_REFUSALS: [(Code, &[u8], Refusal); 7] = [
     (Code::OutOfRange, b"Error,%20decoded%20message%20length%20too%20large", Refusal::TooLarge),
     (Code::Internal, b"failed%20to%20decode%20Protobuf%20message", Refusal::Malformed),
     (Code::Internal, b"protocol%20error:%20received%20message%20with", Refusal::Malformed),
     (Code::Internal, b"Unexpected%20EOF%20decoding%20stream", Refusal::Malformed),
     (Code::Internal, b"Missing%20request%20message", Refusal::Malformed),
+    (Code::Unimplemented, b"Content%20is%20compressed%20with", Refusal::Compressed),
+    // No handler returns this code: any other is the router's, which has no words.
+    (Code::Unimplemented, b"", Refusal::NoMethod),
 ];
 
 /// Response to one request.
 pub struct ResponseFuture<F> {
     stage: Stage<F>,
-    /// `None` if the response is not gRPC.
+    /// `None` if the response is not gRPC, or is counted already.
     count: Option<Count>,
+    is_grpc: bool,
     deadline: Instant,
     /// Created only once the handler has to wait, which most do not.
     alarm: Option<Pin<Box<Sleep>>>,
@@ -70,6 +77,7 @@ impl<F> ResponseFuture<F> {
         let count = method.map(|method| Count::new(method, arrived));
         Self {
             stage: Stage::Done,
+            is_grpc: count.is_some(),
             count,
             deadline,
             alarm: None,
@@ -154,6 +162,9 @@ impl<F> ResponseFuture<F> {
             }
         }
         response.headers_mut().insert(X_REQUEST_ID, request_id::header(request_id));
+        if self.is_grpc {
+            response.headers_mut().insert(ACCEPT_ENCODING, IDENTITY);
+        }
         let count = self.count.take();
         response.map(|body| CountedBody::new(body, count, pieces))
     }

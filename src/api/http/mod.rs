@@ -11,9 +11,12 @@ use axum::{
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, StatusCode, header};
 use serde_json::{Value, json};
-use tonic::Status;
 
-use super::{guard::is_grpc, json::never_cached, status::response};
+use super::{
+    guard::{NO_METHOD, is_grpc},
+    json::never_cached,
+    status::{response, status},
+};
 use crate::error::Error;
 
 mod documents;
@@ -60,7 +63,7 @@ pub fn pages(published: Published) -> Router {
 /// Responds to a path that is neither a method nor a page, in gRPC or HTTP as it was requested.
 pub async fn unmatched(headers: HeaderMap) -> Response {
     if headers.get(header::CONTENT_TYPE).is_some_and(|value| is_grpc(value.as_bytes())) {
-        return Status::unimplemented("no such method").into_http();
+        return status(&NO_METHOD).into_http();
     }
     response(&Error::NotFound("page"))
 }

@@ -233,8 +233,8 @@ async fn page_tokens_and_filters_of_events_are_checked() {
     assert_eq!(blamed(&page(&server, &none(), -1, "").await.unwrap_err()), "page_size");
 }
 
-/// The stream carries exactly the new records that its filter admits, in order, and ends with the
-/// server.
+/// B23: the stream carries exactly the new records that its filter admits, in order, and ends with
+/// the server, by an error.
 #[tokio::test]
 async fn the_tail_carries_what_is_new_until_the_server_stops() {
     let mut server = TestServer::start().await;
@@ -268,6 +268,8 @@ async fn the_tail_carries_what_is_new_until_the_server_stops() {
     for (filter, stream) in filters.iter().zip(streams) {
         let rest = stream.map(|event| event.map(|event| event.event.unwrap())).collect::<Vec<_>>();
         let seen = tokio::time::timeout(PATIENCE, rest).await.expect("the stream ends");
+        let end = seen.last().unwrap().as_ref().unwrap_err();
+        assert_eq!((end.code(), reason(end).as_str()), (Code::Unavailable, "SERVER_STOPPING"));
         let seen: Vec<Event> = seen.into_iter().filter_map(Result::ok).collect();
         let expected: Vec<&Event> = new.iter().filter(|event| admits(filter, event)).collect();
         assert!(!expected.is_empty());

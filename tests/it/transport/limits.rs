@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Method, Version};
+use http::{HeaderMap, Method, Version};
 use http_body_util::Full;
 use jeton::{
     api::{guard::MALFORMED, listen::Options},
@@ -24,7 +24,14 @@ use crate::transport::support::{
     options, until,
 };
 
-/// T05: a path that is not exactly a method's is no method's.
+/// Reason and domain of the `ErrorInfo` of a status in the headers.
+fn refusal(headers: &HeaderMap) -> (String, String) {
+    let status = Status::from_header_map(headers).unwrap();
+    let info = status.get_details_error_info().unwrap();
+    (info.reason, info.domain)
+}
+
+/// T05, B26: a path that is not exactly a method's is no method's.
 #[tokio::test]
 async fn paths_like_a_methods_are_unimplemented() {
     let server = Server::start().await;
@@ -49,6 +56,11 @@ async fn paths_like_a_methods_are_unimplemented() {
             "{path}"
         );
         assert!(answer.headers.contains_key("grpc-status"), "trailers only: {path}");
+        assert_eq!(
+            refusal(&answer.headers),
+            ("UNIMPLEMENTED".to_owned(), "jeton".to_owned()),
+            "{path}"
+        );
     }
     assert_eq!(server.methods.find(TOKEN).unwrap().count(Code::Ok), 0);
 }
@@ -169,7 +181,7 @@ async fn a_message_too_long_is_refused_before_it_is_taken() {
     );
 }
 
-/// L07: nothing is inflated.
+/// L07, B26: nothing is inflated, and the refusal is one of ours.
 #[tokio::test]
 async fn compressed_messages_are_not_taken() {
     let server = Server::start().await;
@@ -181,7 +193,15 @@ async fn compressed_messages_are_not_taken() {
         )
         .await;
         assert_eq!(answer.code(), Some(Code::Unimplemented), "{encoding}");
+        assert_eq!(
+            refusal(&answer.headers),
+            ("UNIMPLEMENTED".to_owned(), "jeton".to_owned()),
+            "{encoding}"
+        );
+        assert!(answer.headers["grpc-message"].to_str().unwrap().contains("compressed"));
     }
+    let taken = token(server.address, "").await;
+    assert_eq!(taken.header("grpc-accept-encoding"), "identity");
     let unnamed = ask(server.address, grpc(TOKEN).body(compressed()).unwrap()).await;
     assert_eq!(unnamed.code(), Some(Code::InvalidArgument));
 }

@@ -33,7 +33,7 @@ fn asked(address: &str, path: &str) -> std::io::Result<TcpStream> {
 }
 
 /// A page with its head; empty if the server cannot be reached.
-fn page(address: &str, path: &str) -> String {
+pub(crate) fn page(address: &str, path: &str) -> String {
     let mut page = String::new();
     if let Ok(mut stream) = asked(address, path) {
         let _ = stream.read_to_string(&mut page);
@@ -41,7 +41,7 @@ fn page(address: &str, path: &str) -> String {
     page
 }
 
-fn is_ok(address: &str, path: &str) -> bool {
+pub(crate) fn is_ok(address: &str, path: &str) -> bool {
     page(address, path).starts_with("HTTP/1.1 200 ")
 }
 
@@ -153,6 +153,35 @@ fn a_failed_start_ends_while_stderr_is_not_read() {
     let mut command = house.command(&["serve", "--dev", "--listen", "nonsense"]);
     let status = command.stdin(Stdio::null()).stderr(writer).status().unwrap();
     assert_eq!(status.code(), Some(64));
+}
+
+/// 3.5: an export that nothing reads does not hold the store, whose WAL would grow.
+#[test]
+fn an_export_that_is_not_read_holds_no_view_of_the_store() {
+    let house = House::new();
+    let server = house.serve();
+    let (_reader, writer) = full_pipe();
+    let mut command = house.command(&["export"]);
+    let mut child = command.stdin(Stdio::null()).stdout(writer).spawn().unwrap();
+    let files = || -> Vec<String> {
+        let open = fs::read_dir(format!("/proc/{}/fd", child.id())).unwrap();
+        let path = |entry: std::io::Result<fs::DirEntry>| fs::read_link(entry.ok()?.path()).ok();
+        open.filter_map(path).map(|path| path.display().to_string()).collect()
+    };
+    // The store is opened before the copy is made.
+    let is_copied = |files: &[String]| files.iter().any(|file| file.contains("jeton-export-"));
+    let holds_store = |files: &[String]| files.iter().any(|file| file.contains("/data/"));
+    loop {
+        let files = files();
+        if is_copied(&files) && !holds_store(&files) {
+            break;
+        }
+        thread::park_timeout(Duration::from_millis(5));
+    }
+    assert!(child.try_wait().unwrap().is_none(), "it waits for its reader");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    server.stop();
 }
 
 /// 3.1: a supervisor that does not read its socket stops neither the start nor the end.
