@@ -11,8 +11,9 @@ pub(super) mod stores;
 
 use std::{
     collections::BTreeMap,
-    fs::{self, OpenOptions},
-    io::{self, BufWriter, IsTerminal, Write},
+    env,
+    fs::{self, File, OpenOptions},
+    io::{self, BufWriter, IsTerminal, Seek, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process,
@@ -23,6 +24,7 @@ use std::{
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
+use uuid::Uuid;
 
 use self::{
     file::{Lines, Source},
@@ -51,7 +53,7 @@ const BATCH: usize = 500;
 /// `jeton export`
 #[derive(Args, Debug)]
 pub(super) struct Export {
-    /// New file to write [default: stdout]
+    /// New file to write [default: stdout, after a temporary copy in $TMPDIR]
     file: Option<PathBuf>,
     /// Export without the master key. The file is not protected against changes, and an import
     /// requires --accept-unsigned
@@ -94,14 +96,22 @@ impl Export {
             }
         };
         let keys = sealer.map(|sealer| TransferKeys { chain: chain_key(&sealer), sealer });
-        let store = stores::source(&config, keys.as_ref().map(|keys| keys.chain.clone())).await?;
-        let store = store.as_ref();
+        let source = stores::source(&config, keys.as_ref().map(|keys| keys.chain.clone())).await?;
+        let store = source.as_ref();
         let progress = progress(output, None);
         let Some(file) = &self.file else {
-            let to = BufWriter::new(io::stdout().lock());
-            let (records, _) =
-                dump(store, keys.as_ref(), to, Path::new("stdout"), &progress).await?;
+            let name = env::temp_dir();
+            let spool = BufWriter::new(spool(&name).map_err(Failure::writing(&name))?);
+            let (records, spool) = dump(store, keys.as_ref(), spool, &name, &progress).await?;
             progress.finish_and_clear();
+            // The view of the store ends before the first byte: a reader of stdout that stalls would
+            // make the WAL of a running server grow.
+            drop(source);
+            let mut spool =
+                spool.into_inner().map_err(|error| Failure::writing(&name)(error.into_error()))?;
+            spool.rewind().map_err(Failure::reading(&name))?;
+            io::copy(&mut spool, &mut io::stdout().lock())
+                .map_err(Failure::io("cannot write to stdout"))?;
             output.talk(&format!("exported {records} records"));
             return Ok(());
         };
@@ -118,6 +128,15 @@ impl Export {
         let _ = fs::remove_file(&draft);
         report(output, "exported", file, records?, &[])
     }
+}
+
+/// Creates a file without a name for an export on its way to stdout.
+fn spool(dir: &Path) -> io::Result<File> {
+    let path = dir.join(format!("jeton-export-{}", Uuid::new_v4()));
+    let file =
+        OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    fs::remove_file(&path)?;
+    Ok(file)
 }
 
 /// The master key and what is derived from it for a transfer.
