@@ -3,7 +3,7 @@
 //!
 //! ```console
 //! $ CLIENT_ID=billing CLIENT_SECRET=jcs_... cargo run --example caller http://127.0.0.1:8000/orders
-//! 200 OK hello billing
+//! 200 hello billing
 //! ```
 
 use std::{env, error::Error, hash::BuildHasher, time::Duration};
@@ -100,6 +100,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .body(Empty::<bytes::Bytes>::new())?;
     let answer = sender.send_request(request).await?;
     let status = answer.status();
-    println!("{status} {}", String::from_utf8_lossy(&answer.collect().await?.to_bytes()));
+    println!(
+        "{} {}",
+        status.as_u16(),
+        String::from_utf8_lossy(&answer.collect().await?.to_bytes())
+    );
     Ok(())
 }
