@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::keyset::Algorithm;
+use crate::model::{keyset::Algorithm, text::unquoted};
 
 mod check;
 mod environment;
@@ -110,12 +110,13 @@ impl Store {
         if mode & 0o022 != 0 {
             let shown = self.uri_file.display();
             return Err(refused(format!(
-                "other users can write to {shown} (mode {mode:04o}): chmod 0600 {shown}"
+                "other users can write to {shown} (mode {mode:04o}): chmod 0600 {shown}; from a \
+                 Kubernetes Secret, set defaultMode: 0400 and fsGroup"
             )));
         }
         let mut text = String::new();
         file.read_to_string(&mut text).map_err(unread)?;
-        let address = text.trim();
+        let address = unquoted(&text);
         if address.starts_with("mongodb://") || address.starts_with("mongodb+srv://") {
             Ok(address.to_owned())
         } else {

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -11,9 +11,11 @@ use base64::{
     Engine,
     engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE, URL_SAFE_NO_PAD},
 };
+use rustix::{fs::OFlags, process};
 use zeroize::Zeroizing;
 
 use super::random;
+use crate::model::text::unquoted;
 
 /// Size in bytes above which a file is not a master key.
 const MAX_FILE: u64 = 1_024;
@@ -35,7 +37,9 @@ pub enum MasterKeyError {
     },
     /// Other users than the owner can access it (K06).
     #[error(
-        "master key at {} has mode {mode:04o} and other users can access it: chmod 0600",
+        "master key at {} has mode {mode:04o} and other users can access it: chmod 0600; from a \
+         Kubernetes Secret, set defaultMode: 0400 and fsGroup; from Swarm or Podman, set uid=65532 \
+         and mode=0400",
         path.display()
     )]
     Exposed {
@@ -46,8 +50,10 @@ pub enum MasterKeyError {
     },
     /// The file belongs to another user (K06).
     #[error(
-        "master key at {} belongs to user {owner}, not to the user of this process: chown it",
-        path.display()
+        "master key at {} belongs to user {owner}, not to the user of this process: chown it; from \
+         Swarm or Podman, set uid={own} and mode=0400",
+        path.display(),
+        own = process::geteuid().as_raw()
     )]
     Foreign {
         /// The file.
@@ -69,14 +75,14 @@ pub enum MasterKeyError {
     Weak,
 }
 
-/// Parses a master key: base64 or base64url, padded or not, or hexadecimal; white space around it
-/// is ignored.
+/// Parses a master key: base64 or base64url, padded or not, or hexadecimal; white space, quotes and
+/// a byte order mark around it are ignored.
 ///
 /// # Errors
 ///
 /// [`MasterKeyError::Malformed`] or [`MasterKeyError::Weak`].
 pub fn parse(text: &str) -> Result<Zeroizing<[u8; 32]>, MasterKeyError> {
-    let text = text.trim();
+    let text = unquoted(text);
     let bytes = match text.len() {
         64 => from_hex(text),
         43 | 44 => from_base64(text),
@@ -115,6 +121,46 @@ fn is_weak(key: &[u8; 32]) -> bool {
     let steps = key.iter().zip(key.iter().skip(1)).map(|(a, b)| b.wrapping_sub(*a));
     let equal_steps = steps.clone().zip(steps.skip(1)).all(|(a, b)| a == b);
     different < 16 || equal_steps || key.iter().all(|b| b.is_ascii_graphic() || *b == b' ')
+}
+
+/// Reads or creates the key in a data directory, as [`load_or_make`] does. A volume's owner may have
+/// given its group access, as Kubernetes does with `fsGroup` at every mount: a file of this
+/// process's user, of a group of this process, is made its owner's alone again.
+///
+/// # Errors
+///
+/// See [`MasterKeyError`].
+pub fn load_or_make_beside_data(
+    path: &Path,
+    may_make: bool,
+) -> Result<Zeroizing<[u8; 32]>, MasterKeyError> {
+    match load_or_make(path, may_make) {
+        Err(MasterKeyError::Exposed { mode, .. }) if mode & 0o007 == 0 && restrict(path) => {
+            tracing::warn!(
+                path = %path.display(), mode = format!("{mode:04o}"),
+                "the group could access the master key; its mode is 0600 again"
+            );
+            load_or_make(path, may_make)
+        }
+        loaded => loaded,
+    }
+}
+
+/// Sets the mode 0600 of a file that belongs to this process's user and to one of its groups;
+/// returns false for any other file.
+fn restrict(path: &Path) -> bool {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+    let Ok(file) = options.open(path) else { return false };
+    let Ok(metadata) = file.metadata() else { return false };
+    let in_group = process::getegid().as_raw() == metadata.gid()
+        || process::getgroups()
+            .unwrap_or_default()
+            .iter()
+            .any(|group| group.as_raw() == metadata.gid());
+    metadata.uid() == process::geteuid().as_raw()
+        && in_group
+        && file.set_permissions(fs::Permissions::from_mode(0o600)).is_ok()
 }
 
 /// Reads the master key from a file that only its owner, the user of this process or root, can
@@ -161,7 +207,7 @@ fn load(path: &Path) -> Result<Zeroizing<[u8; 32]>, MasterKeyError> {
     if mode & 0o077 != 0 && !credential {
         return Err(MasterKeyError::Exposed { path: path.to_owned(), mode });
     }
-    if owner != 0 && rustix::process::geteuid().as_raw() != owner {
+    if owner != 0 && process::geteuid().as_raw() != owner {
         return Err(MasterKeyError::Foreign { path: path.to_owned(), owner });
     }
     let mut text = Zeroizing::new(String::with_capacity(MAX_FILE as usize + 1));
@@ -200,8 +246,6 @@ fn make(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     const KEY: &str = "Q2Qf8mKTpTqBnSg2OWGLhX0l9H3aiYvHkxS6zVq3r+8=";
@@ -227,6 +271,9 @@ mod tests {
             &hex,
             &hex.to_uppercase(),
             &format!(" {KEY}\n"),
+            &format!("\u{feff}{KEY}\r\n\n"),
+            &format!("\"{KEY}\"\n"),
+            &format!("'{KEY} '"),
         ] {
             assert_eq!(parse(text).unwrap(), key, "{text}");
         }
@@ -289,6 +336,27 @@ mod tests {
             let (_directory, path) = file(mode, KEY);
             assert_eq!(load_or_make(&path, false).unwrap(), parse(KEY).unwrap());
         }
+    }
+
+    /// B02: a secret of a platform cannot be given another mode by `chmod`.
+    #[test]
+    fn an_exposed_key_names_what_to_set_on_each_platform() {
+        let (_directory, path) = file(0o644, KEY);
+        let refused = load_or_make(&path, false).unwrap_err().to_string();
+        for advice in ["chmod 0600", "defaultMode: 0400", "fsGroup", "uid=65532", "mode=0400"] {
+            assert!(refused.contains(advice), "{refused}");
+        }
+    }
+
+    /// B43: the kubelet gives the group access to every file of a volume, at every mount.
+    #[test]
+    fn a_key_in_the_data_directory_is_its_owners_alone_again() {
+        let (_directory, path) = file(0o660, KEY);
+        assert_eq!(load_or_make_beside_data(&path, false).unwrap(), parse(KEY).unwrap());
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        let (_directory, path) = file(0o664, KEY);
+        let refused = load_or_make_beside_data(&path, false);
+        assert!(matches!(refused, Err(MasterKeyError::Exposed { mode: 0o664, .. })));
     }
 
     #[test]

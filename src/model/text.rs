@@ -83,6 +83,16 @@ const fn is_base64url(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')
 }
 
+/// Returns the text of a file without what editors and shells add to it: a byte order mark, white
+/// space and one pair of quotes around it.
+pub fn unquoted(text: &str) -> &str {
+    let text = text.trim_start_matches('\u{feff}').trim();
+    ['"', '\'']
+        .iter()
+        .find_map(|&quote| text.strip_prefix(quote)?.strip_suffix(quote))
+        .map_or(text, str::trim)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -123,7 +123,7 @@ pub async fn run(
     let issuer = issuer(config, address, tls_on);
     let opened = open::open(&options, &issuer).await?;
     let tls = TlsReloader::open(&config.tls, opened.clock.clone())
-        .map_err(|error| StartError::Configuration(format!("tls: {error}")))?;
+        .map_err(|error| StartError::Configuration(format!("tls: {}", with_sources(&error))))?;
     let bootstrap = if options.dev || options.bootstrap {
         bootstrap::first_client(&opened).await?
     } else {

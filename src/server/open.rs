@@ -225,8 +225,12 @@ fn master_key(config: &Config, dev: bool) -> Result<zeroize::Zeroizing<[u8; 32]>
             },
         )?;
     }
-    master::load_or_make(path, dev && path == &beside)
-        .map_err(|error| StartError::Configuration(error.to_string()))
+    let key = if path == &beside {
+        master::load_or_make_beside_data(path, dev)
+    } else {
+        master::load_or_make(path, false)
+    };
+    key.map_err(|error| StartError::Configuration(error.to_string()))
 }
 
 fn terms(config: &Config, issuer: &str) -> Result<Terms, StartError> {

@@ -30,7 +30,7 @@ pub enum TlsError {
     #[error("{0} is set but {1} is not")]
     Half(&'static str, &'static str),
     /// A file cannot be read.
-    #[error("cannot read {}", .0.display())]
+    #[error("cannot read {}{}", .0.display(), advice(.1))]
     Read(PathBuf, #[source] io::Error),
     /// A file holds no complete PEM section of the expected kind. Its content is not repeated.
     #[error("{} contains no valid {what}", file.display())]
@@ -46,6 +46,16 @@ pub enum TlsError {
     /// The pair does not match, or the certificates cannot be used.
     #[error("cannot use the certificate and private key")]
     Unusable(#[from] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Returns what to do about a file that this user may not read, where platforms hand it over.
+fn advice(error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        " (chown it to the user of this process; from a Kubernetes Secret, set defaultMode: 0400 \
+         and fsGroup; from Swarm or Podman, uid=65532 and mode=0400; from systemd, LoadCredential)"
+    } else {
+        ""
+    }
 }
 
 /// TLS configuration of the port, reloaded when its files change. New handshakes use the current

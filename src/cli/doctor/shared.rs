@@ -73,7 +73,10 @@ pub(super) async fn store(config: &Config, answers: bool) -> Vec<Finding> {
 
 /// Checks that only its owner can read a file with a password.
 fn check_file_mode(file: &Path) -> Option<Finding> {
-    let mode = std::fs::metadata(file).ok()?.mode() & 0o777;
+    let metadata = std::fs::metadata(file).ok()?;
+    let mode = metadata.mode() & 0o777;
+    // A Secret with `defaultMode: 0400` and `fsGroup`, or a systemd credential.
+    let from_platform = metadata.uid() == 0 && mode == 0o440;
     let shown = file.display();
     let readable = || {
         Finding::problem(
@@ -82,7 +85,7 @@ fn check_file_mode(file: &Path) -> Option<Finding> {
             format!("chmod 0600 {shown}"),
         )
     };
-    (mode & 0o077 != 0).then(readable)
+    (mode & 0o077 != 0 && !from_platform).then(readable)
 }
 
 /// Converts an error to the line that `serve` prints, with a suggested fix.

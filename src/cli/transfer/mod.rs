@@ -313,7 +313,12 @@ fn sealer(config: &Config, why: &str) -> Result<Sealer, Failure> {
         };
         Failure::setting("master_key_file", format!("{problem}: {why}"))
     };
-    let key = master::load_or_make(&config.master_key_path(), false);
+    let path = config.master_key_path();
+    let key = if path == config.data_dir.join("master.key") {
+        master::load_or_make_beside_data(&path, false)
+    } else {
+        master::load_or_make(&path, false)
+    };
     key.map(Sealer::new).map_err(refused)
 }
 
