@@ -97,6 +97,11 @@ impl Error {
         Self::Precondition(problem.into())
     }
 
+    /// Creates the error of a call to a node whose store is not open yet.
+    pub fn starting(reason: &'static str) -> Self {
+        Self::Unavailable(StoreError::Unavailable(reason.into()))
+    }
+
     /// Converts the error of a parser, for `map_err`.
     pub fn invalid(field: &'static str) -> impl FnOnce(Invalid) -> Self {
         move |invalid| Self::field(field, invalid.0)

@@ -134,7 +134,8 @@ fn store(store: &Store) -> Result<(), ConfigError> {
         ));
     }
     within("store.call_timeout_ms", store.call_timeout_ms, 100, 60_000)?;
-    within("store.max_staleness_seconds", store.max_staleness_seconds, 1, 60)
+    within("store.max_staleness_seconds", store.max_staleness_seconds, 1, 60)?;
+    within("store.start_patience_seconds", store.start_patience_seconds, 0, 86_400)
 }
 
 fn node(node: &str) -> Result<(), ConfigError> {

@@ -70,6 +70,8 @@ pub struct Store {
     pub call_timeout_ms: u64,
     /// Maximum age of a node's revocation data; with older data it refuses token calls.
     pub max_staleness_seconds: u64,
+    /// Time that a start waits for a store that cannot be opened yet; 0 does not wait.
+    pub start_patience_seconds: u64,
 }
 
 impl Store {

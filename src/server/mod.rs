@@ -7,11 +7,13 @@ mod measurements;
 mod open;
 mod ready;
 mod stores;
+mod waiting;
 
-use std::{future::Future, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{future::Future, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use secrecy::SecretString;
 use tokio::{
+    net::TcpListener,
     sync::watch,
     time::{Instant, sleep_until},
 };
@@ -72,6 +74,14 @@ pub enum StartError {
     /// The configuration is invalid: a restart does not help.
     #[error("{0}")]
     Configuration(String),
+    /// The store cannot be opened at this time: a later attempt may succeed.
+    #[error("{detail}")]
+    Transient {
+        /// Reason for everyone to read; names no address.
+        reason: &'static str,
+        /// The same for the operator.
+        detail: String,
+    },
     /// The system, the network or the store failed.
     #[error("{0}")]
     Failed(String),
@@ -82,7 +92,7 @@ impl StartError {
     pub const fn exit_code(&self) -> i32 {
         match self {
             Self::Configuration(_) => 64,
-            Self::Failed(_) => 1,
+            Self::Transient { .. } | Self::Failed(_) => 1,
         }
     }
 
@@ -117,11 +127,18 @@ pub async fn run(
     let listener = listen::bind(config.listen).map_err(|error| {
         StartError::Failed(format!("cannot listen on {}: {error}", config.listen))
     })?;
-    let address = listener
-        .local_addr()
-        .map_err(|error| StartError::Failed(format!("cannot listen: {error}")))?;
+    let cannot_listen =
+        |error: std::io::Error| StartError::Failed(format!("cannot listen: {error}"));
+    let address = listener.local_addr().map_err(cannot_listen)?;
     let issuer = issuer(config, address, tls_on);
-    let opened = open::open(&options, &issuer).await?;
+    let listener = listener.into_std().map_err(cannot_listen)?;
+    let mut shutdown = pin!(shutdown);
+    let opening = waiting::open(&options, &issuer, &listener, open_files, &mut shutdown);
+    let Some(opened) = opening.await? else {
+        tracing::info!("stopped before the store was open");
+        return Ok(());
+    };
+    let listener = TcpListener::from_std(listener).map_err(cannot_listen)?;
     let tls = TlsReloader::open(&config.tls, opened.clock.clone())
         .map_err(|error| StartError::Configuration(format!("tls: {}", with_sources(&error))))?;
     let bootstrap = if options.dev || options.bootstrap {

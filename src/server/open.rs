@@ -109,9 +109,7 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
     if measured {
         // The first measurement opens connections and may be too slow to be used.
         for _ in 0..3 {
-            measure(store.as_ref(), clock.as_ref(), &clock_offset)
-                .await
-                .map_err(|error| StartError::failed("store")(error.into()))?;
+            measure(store.as_ref(), clock.as_ref(), &clock_offset).await.map_err(stores::failed)?;
         }
     }
 
@@ -134,15 +132,10 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
             ))
         })?;
     let standing = Arc::new(standing);
-    let snapshot = store
-        .follow(clock.now(), standing.clone())
-        .await
-        .map_err(|error| StartError::failed("store")(error.into()))?;
+    let snapshot = store.follow(clock.now(), standing.clone()).await.map_err(stores::failed)?;
     standing.load(snapshot);
     // Another node may have written keys after they were read and before the change feed began.
-    if let Some(keyset) =
-        store.keyset().await.map_err(|error| StartError::failed("store")(error.into()))?
-    {
+    if let Some(keyset) = store.keyset().await.map_err(stores::failed)? {
         standing.apply(&Change::Keyset(Arc::new(keyset)));
     }
 
@@ -184,7 +177,7 @@ async fn accept_rollback(
         "rollback accepted, tokens revoked since this copy was made are valid again"
     );
     let event = Stamp::internal(clock.now()).done(Action::RollbackAccepted, rollback);
-    store.append(event).await.map_err(|error| StartError::failed("store")(error.into()))
+    store.append(event).await.map_err(stores::failed)
 }
 
 /// C2: measures the offset of this node's clock from the common clock of the store.
@@ -261,19 +254,18 @@ async fn keyset(
     terms: &Terms,
     clock: &dyn Clock,
 ) -> Result<Keyset, StartError> {
-    let failed = |error: StoreError| StartError::failed("store")(error.into());
-    if let Some(keyset) = store.keyset().await.map_err(failed)? {
+    if let Some(keyset) = store.keyset().await.map_err(stores::failed)? {
         return Ok(keyset);
     }
-    if !has_records(store).await.map_err(failed)? {
+    if !has_records(store).await.map_err(stores::failed)? {
         let (first, event) = keys::first(sealer, terms, clock.now());
-        store.replace_keyset(&first, event).await.map_err(failed)?;
+        store.replace_keyset(&first, event).await.map_err(stores::failed)?;
     }
     // If there was a record already, another process that starts too created the keys before it.
     store
         .keyset()
         .await
-        .map_err(failed)?
+        .map_err(stores::failed)?
         .ok_or_else(|| StartError::Configuration(KEYS_ARE_GONE.to_owned()))
 }
 

@@ -7,7 +7,7 @@ use crate::{
     config::Config,
     crypto::chain::ChainKey,
     store::{
-        Store,
+        Store, StoreError,
         embedded::{self, Accept, Embedded},
         metered::Metered,
         shared,
@@ -44,15 +44,43 @@ pub(super) async fn open(
     Ok(store.map_err(|error| refused(&error))?.into())
 }
 
+/// Converts an open error. A predecessor that holds the directory may be ending, and a mount may be
+/// late.
 fn refused_embedded(error: &embedded::OpenError) -> StartError {
-    StartError::Configuration(super::with_sources(error))
+    let detail = super::with_sources(error);
+    match error {
+        embedded::OpenError::Held { .. } => {
+            StartError::Transient { reason: "the data directory is in use", detail }
+        }
+        embedded::OpenError::Io { .. } => {
+            StartError::Transient { reason: "the data directory cannot be opened", detail }
+        }
+        embedded::OpenError::Exposed { .. }
+        | embedded::OpenError::Rollback(_)
+        | embedded::OpenError::Newer { .. }
+        | embedded::OpenError::MasterKey(_)
+        | embedded::OpenError::NodeName(_)
+        | embedded::OpenError::Corrupt(_)
+        | embedded::OpenError::Database(_) => StartError::Configuration(detail),
+    }
 }
 
-/// Converts an open error. A database that is down may come back: a supervisor should retry.
+/// Converts the error of a store that is open.
+pub(super) fn failed(error: StoreError) -> StartError {
+    if let StoreError::Unavailable(_) = error {
+        StartError::Transient { reason: UNREACHABLE, detail: super::with_sources(&error) }
+    } else {
+        StartError::failed("store")(error.into())
+    }
+}
+
+const UNREACHABLE: &str = "the store cannot be reached";
+
+/// Converts an open error. A database that is down may come back.
 fn refused(error: &shared::OpenError) -> StartError {
     let said = super::with_sources(error);
     if error.is_transient() {
-        StartError::Failed(format!("store: {said}"))
+        StartError::Transient { reason: UNREACHABLE, detail: format!("store: {said}") }
     } else {
         StartError::Configuration(said)
     }

@@ -20,6 +20,9 @@ use super::{
 use crate::error::Error;
 
 mod documents;
+mod starting;
+
+pub use starting::{Reason, starting};
 
 /// Path of the public keys.
 pub const JWKS: &str = "/.well-known/jwks.json";
@@ -56,6 +59,7 @@ pub fn pages(published: Published) -> Router {
         .route(JWKS, get(jwks))
         .route(METADATA, get(metadata))
         .route("/healthz", get(healthz))
+        .route("/livez", get(healthz))
         .route("/readyz", get(readyz))
         .with_state(Arc::new(published))
 }

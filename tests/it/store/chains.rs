@@ -306,7 +306,7 @@ async fn foreign_chains_are_sealed_under_this_stores_key() {
     import(dir.path(), items(&[chain("other", &[1])])).await.close().await.unwrap();
     let foreign = Embedded::open(dir.path(), "node", jeton::crypto::chain::ChainKey::new([1; 32]));
     assert!(
-        matches!(foreign, Err(OpenError::Corrupt(text)) if text.contains("another master key"))
+        matches!(foreign, Err(OpenError::MasterKey(text)) if text.contains("another master key"))
     );
 }
 
@@ -316,7 +316,7 @@ async fn a_node_does_not_begin_a_chain_of_a_name_that_is_taken() {
     let dir = tempfile::tempdir().unwrap();
     import(dir.path(), items(&[chain("other", &[1])])).await.close().await.unwrap();
     let taken = Embedded::open(dir.path(), "other", Bench::key());
-    assert!(matches!(taken, Err(OpenError::Corrupt(text)) if text.contains("set another `node`")));
+    assert!(matches!(taken, Err(OpenError::NodeName(name)) if name == "other"));
     let store = open(dir.path());
     store.append(event(Action::ServerStarted)).await.unwrap();
     store.close().await.unwrap();

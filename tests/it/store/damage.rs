@@ -368,7 +368,7 @@ async fn a_trail_under_another_seal_is_refused() {
     let (dir, _) = closed(3).await;
     fs::remove_file(dir.path().join("anchor")).unwrap();
     let foreign = Embedded::open(dir.path(), "node", jeton::crypto::chain::ChainKey::new([1; 32]));
-    assert!(matches!(foreign, Err(OpenError::Corrupt(text)) if text.contains("seal")));
+    assert!(matches!(foreign, Err(OpenError::MasterKey(text)) if text.contains("seal")));
     let dir =
         tampered("DELETE FROM audit WHERE sequence = (SELECT max(sequence) FROM audit)").await;
     assert!(

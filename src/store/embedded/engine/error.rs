@@ -41,6 +41,14 @@ pub enum OpenError {
         /// Newest format that this version supports.
         known: i64,
     },
+    /// The data was sealed under another master key.
+    #[error("this is not the master key of the data directory: {0}; check master_key_file")]
+    MasterKey(&'static str),
+    /// The node's name is that of another node's chain in the data directory.
+    #[error(
+        "the node name {0} is taken by the audit chain of another node: set another name in `node`"
+    )]
+    NodeName(String),
     /// The content differs from the last acknowledged one, or cannot be decoded.
     #[error("the data directory is damaged: {0}")]
     Corrupt(String),

@@ -66,9 +66,13 @@ pub(crate) fn verify_on_open(
     }
     let head = own_head(connection, &state)?;
     if head.as_ref().is_some_and(|head| !key.check(head)) {
-        return Err(OpenError::Corrupt(
-            "the audit trail was sealed under another master key, or its seal is damaged".into(),
-        ));
+        // The file `anchor` has a MAC under the same key: if that is right, the key is too.
+        return Err(match acked {
+            Some(_) => OpenError::Corrupt("the seal of the audit trail is invalid".into()),
+            None => OpenError::MasterKey(
+                "its audit trail was sealed under another master key, or its seal is damaged",
+            ),
+        });
     }
     let rollback = rollback(connection, &state, acked)?;
     if let Some(problem) = rollback.as_ref().filter(|_| !accept_rollback) {
@@ -90,8 +94,8 @@ pub(crate) fn verify_on_open(
         return Err(OpenError::Corrupt(LOST.into()));
     }
     if chains::imported_heads(connection)?.iter().any(|(_, head)| !key.check(head)) {
-        return Err(OpenError::Corrupt(
-            "an imported audit chain was sealed under another master key".into(),
+        return Err(OpenError::MasterKey(
+            "an imported audit chain was sealed under another master key",
         ));
     }
     Ok((state, rollback))
@@ -182,10 +186,7 @@ fn own_head(connection: &Connection, state: &HeadRow) -> Result<Option<Head>, Sq
 /// records without a head mean that the row `head` was lost.
 fn check_beginning(connection: &Connection, node: &str) -> Result<(), OpenError> {
     if chains::head(connection, node)?.is_some() {
-        let taken = format!(
-            "the node name {node} is taken by the audit chain of another node: set another `node`"
-        );
-        return Err(OpenError::Corrupt(taken));
+        return Err(OpenError::NodeName(node.to_owned()));
     }
     for chain in chains::names(connection)? {
         if chains::head(connection, &chain)?.is_none() {
