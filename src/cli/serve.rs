@@ -82,6 +82,11 @@ pub(super) struct Settings {
 }
 
 impl Settings {
+    /// Returns true if the address of the port is given by a flag.
+    pub(super) const fn names_a_port(&self) -> bool {
+        self.listen.is_some()
+    }
+
     /// Returns the sources in this environment. Warns about a password in a flag.
     pub(super) fn sources(&self, environment: &BTreeMap<String, String>) -> Sources {
         if self.exposes_password() {

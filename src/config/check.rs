@@ -45,6 +45,19 @@ fn addresses(config: &Config) -> Result<(), ConfigError> {
             ),
         ));
     }
+    let probes = match config.probe_listen.as_str() {
+        "" => None,
+        probes => Some(probes.parse::<SocketAddr>().map_err(|_| {
+            ConfigError::new(
+                "probe_listen",
+                "must be empty or an address and port, such as 0.0.0.0:8081",
+            )
+        })?),
+    };
+    let is_same = |a: SocketAddr, b: SocketAddr| a == b && a.port() != 0;
+    if probes.is_some_and(|probes| is_same(probes, config.listen)) {
+        return Err(ConfigError::new("probe_listen", "must differ from listen"));
+    }
     if config.metrics_listen.is_empty() {
         return Ok(());
     }
@@ -54,17 +67,20 @@ fn addresses(config: &Config) -> Result<(), ConfigError> {
             "must be empty or an address and port, such as 127.0.0.1:9464",
         )
     })?;
-    if !loopback(metrics.ip()) && !config.insecure {
+    if !loopback(metrics.ip()) && !config.metrics_insecure && !config.insecure {
         return Err(ConfigError::new(
             "metrics_listen",
             format!(
-                "{metrics} is not a loopback address: use a loopback address, or set insecure = \
-                 true"
+                "{metrics} is not a loopback address: use a loopback address, or set \
+                 metrics_insecure = true"
             ),
         ));
     }
-    if metrics == config.listen && metrics.port() != 0 {
+    if is_same(metrics, config.listen) {
         return Err(ConfigError::new("metrics_listen", "must differ from listen"));
+    }
+    if probes.is_some_and(|probes| is_same(metrics, probes)) {
+        return Err(ConfigError::new("metrics_listen", "must differ from probe_listen"));
     }
     Ok(())
 }

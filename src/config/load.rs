@@ -227,8 +227,10 @@ impl Config {
             }
         }
         // An empty variable is no value, so that the environment needs a word for "none".
-        if self.metrics_listen == "off" {
-            self.metrics_listen.clear();
+        for listen in [&mut self.metrics_listen, &mut self.probe_listen] {
+            if listen == "off" {
+                listen.clear();
+            }
         }
         // Nodes that share a store need different names: the default is the host name.
         let host = sources.environment.get("HOSTNAME").filter(|host| !host.is_empty());

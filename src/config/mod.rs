@@ -25,8 +25,13 @@ pub use log::log_filter;
 pub struct Config {
     /// Address of the one port, gRPC and HTTP.
     pub listen: SocketAddr,
-    /// Address of the metrics listener; loopback unless `insecure`. Empty means none.
+    /// Address of the metrics listener; loopback unless `metrics_insecure` or `insecure`. Empty means
+    /// none.
     pub metrics_listen: String,
+    /// Accepts metrics on an address other than loopback.
+    pub metrics_insecure: bool,
+    /// Address of a listener without TLS for probes and public documents alone. Empty means none.
+    pub probe_listen: String,
     /// The `iss` of every token and the URL of the metadata; empty means `http(s)://` and the
     /// address listened on.
     pub issuer: String,

@@ -27,6 +27,8 @@ use crate::{
 /// All services of the port.
 pub(super) struct App {
     pub(super) guarded: Guard<Router>,
+    /// Probes and public documents alone.
+    pub(super) probes: Router,
     pub(super) health: Health,
     heartbeats: Heartbeats,
     methods: &'static Methods,
@@ -56,7 +58,10 @@ impl App {
         let grpc = GrpcServices::new(opened.services.clone(), stopping.clone());
         let mut services = grpc_services();
         let mut standard = tonic::service::Routes::builder();
-        standard.add_service(health_service.max_decoding_message_size(MAX_MESSAGE));
+        let health_service = health_service.max_decoding_message_size(MAX_MESSAGE);
+        let mut probes = tonic::service::Routes::builder();
+        probes.add_service(health_service.clone());
+        standard.add_service(health_service);
         if options.config.reflection || options.dev {
             let build = || {
                 Reflection::configure()
@@ -78,10 +83,12 @@ impl App {
         let health = Health::serving(reporter, services.clone()).await;
         let published = published(&options.config, opened, heartbeats.clone(), services);
         let ready = health.unless_leaving(published.ready);
-        let router = http::app(grpc, Published { ready, ..published });
+        let published = Published { ready, ..published };
+        let probes = http::app(probes.routes().into_axum_router(), published.clone());
+        let router = http::app(grpc, published);
         let longest = Duration::from_secs(options.config.limits.deadline_seconds);
         let guarded = Guard::new(router, opened.clock.clone(), longest, methods, admit(opened));
-        Ok(Self { guarded, health, heartbeats, methods })
+        Ok(Self { guarded, probes, health, heartbeats, methods })
     }
 
     /// Serves the metrics on a listener of their own, if one is configured. In development mode a
@@ -100,10 +107,11 @@ impl App {
                 "metrics_listen: must be empty or an address and port".to_owned(),
             )
         })?;
-        if !listen::permitted(address, false, options.config.insecure) {
+        let config = &options.config;
+        if !listen::permitted(address, false, config.insecure || config.metrics_insecure) {
             return Err(StartError::Configuration(format!(
                 "metrics_listen: {address} is not a loopback address: use a loopback address, or \
-                 set insecure = true"
+                 set metrics_insecure = true"
             )));
         }
         let listener = match listen::bind(address) {

@@ -5,7 +5,9 @@ mod bootstrap;
 mod maintenance;
 mod measurements;
 mod open;
+mod probes;
 mod ready;
+mod service_record;
 mod stores;
 mod waiting;
 
@@ -27,6 +29,7 @@ use crate::{
     store::Store,
 };
 
+pub use self::service_record::ServiceRecord;
 pub use crate::api::listen::{connections_within, highest_limit as open_files};
 
 /// Options of a server.
@@ -133,7 +136,9 @@ pub async fn run(
     let issuer = issuer(config, address, tls_on);
     let listener = listener.into_std().map_err(cannot_listen)?;
     let mut shutdown = pin!(shutdown);
-    let opening = waiting::open(&options, &issuer, &listener, open_files, &mut shutdown);
+    let probes = probes::bind(config)?;
+    let doors = waiting::Doors { port: &listener, probes: probes.as_ref(), open_files };
+    let opening = waiting::open(&options, &issuer, doors, &mut shutdown);
     let Some(opened) = opening.await? else {
         tracing::info!("stopped before the store was open");
         return Ok(());
@@ -151,6 +156,7 @@ pub async fn run(
     let listening = listen::Options::new(&config.limits, tls.clone()).within(open_files);
     let app = App::build(&options, &opened, listening.heartbeats.clone(), &stopping).await?;
     let metrics = app.serve_metrics(&options, stopped(stopping.clone())).await?;
+    let probes = probes::serve(config, probes, app.probes.clone(), stopped(stopping.clone()))?;
     let readiness =
         ready::report_readiness(opened.services.standing.tokens.clone(), app.health.clone());
     let background = maintenance::start(&opened, tls, &stopping);
@@ -164,6 +170,11 @@ pub async fn run(
     }
     tracing::info!(%address, issuer, tls = tls_on, "serving");
     opened.record_start(address).await?;
+    let record =
+        ServiceRecord { address, probe_address: probes.address, ..ServiceRecord::of(config) };
+    if let Err(error) = record.write(config) {
+        tracing::warn!(%error, "cannot leave the address for probes in the data directory");
+    }
     started(&Started {
         address,
         issuer,
@@ -188,6 +199,8 @@ pub async fn run(
     let summary =
         serving.await.map_err(|error| StartError::Failed(format!("listener: {error}")))?;
     let summary = summary.map_err(|error| StartError::Failed(format!("listener: {error}")))?;
+    ServiceRecord::remove(config);
+    probes.finish().await;
     background.finish().await;
     if let Some(metrics) = metrics {
         let _ = metrics.await;

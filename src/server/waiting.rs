@@ -1,16 +1,17 @@
 //! Start of a node whose store cannot be opened yet: it listens, is not ready, and tries again for
 //! `store.start_patience_seconds`.
 
-use std::{future::Future, io, net, pin::pin, sync::Arc, time::Duration};
+use std::{future::Future, net, pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
     sync::watch,
+    task::JoinHandle,
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tonic_health::ServingStatus;
 
-use super::{Options, StartError, open, open::Opened, stopped, with_sources};
+use super::{Options, StartError, open, open::Opened, probes, stopped, with_sources};
 use crate::{
     api::{
         http,
@@ -29,13 +30,23 @@ const SILENT_MAX: Duration = Duration::from_millis(500);
 /// Time for probes in flight to finish once the store is open.
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// Opens the store. While that fails for a reason that may pass, probes and calls on `listener` are
+/// Listeners of a node.
+#[derive(Clone, Copy)]
+pub(super) struct Doors<'a> {
+    /// The port.
+    pub(super) port: &'a net::TcpListener,
+    /// The listener for probes.
+    pub(super) probes: Option<&'a net::TcpListener>,
+    /// Limit on open files.
+    pub(super) open_files: Option<u64>,
+}
+
+/// Opens the store. While that fails for a reason that may pass, probes and calls are
 /// answered. Returns `None` if `shutdown` resolves before.
 pub(super) async fn open(
     options: &Options,
     issuer: &str,
-    listener: &net::TcpListener,
-    open_files: Option<u64>,
+    doors: Doors<'_>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<Option<Opened>, StartError> {
     let (reasons, reason) = watch::channel("the store is being opened");
@@ -48,13 +59,15 @@ pub(super) async fn open(
         return opened.map(Some);
     }
     let (stop, stopping) = watch::channel(false);
-    let serving = serve(options, listener, open_files, reason, stopping).await?;
+    let serving = serve(options, doors, reason, stopping).await?;
     let opened = tokio::select! {
         opened = &mut opening => opened.map(Some),
         () = shutdown => Ok(None),
     };
     let _ = stop.send(true);
-    let _ = serving.await;
+    for task in serving {
+        let _ = task.await;
+    }
     opened
 }
 
@@ -98,28 +111,39 @@ async fn retry(
 /// Answers probes and refuses calls until the store is open.
 async fn serve(
     options: &Options,
-    listener: &net::TcpListener,
-    open_files: Option<u64>,
+    doors: Doors<'_>,
     reason: watch::Receiver<&'static str>,
     stopping: watch::Receiver<bool>,
-) -> Result<tokio::task::JoinHandle<io::Result<listen::Summary>>, StartError> {
+) -> Result<Vec<JoinHandle<()>>, StartError> {
     let config = &options.config;
     let clock = Arc::new(SystemClock::starting_at(Timestamp::EPOCH));
     let tls = TlsReloader::open(&config.tls, clock)
         .map_err(|error| StartError::Configuration(format!("tls: {}", with_sources(&error))))?;
-    let failed = |error: io::Error| StartError::Failed(format!("cannot listen: {error}"));
-    let listener = listener.try_clone().and_then(TcpListener::from_std).map_err(failed)?;
     let (health, service) = tonic_health::server::health_reporter();
     health.set_service_status("", ServingStatus::NotServing).await;
     let mut grpc = tonic::service::Routes::builder();
     grpc.add_service(service);
     let grpc = grpc.routes().into_axum_router();
     let app = http::starting(grpc, Arc::new(move || *reason.borrow()));
-    let mut listening = listen::Options::new(&config.limits, tls).within(open_files);
-    listening.drain = DRAIN;
-    Ok(tokio::spawn(async move {
-        // The reporter lives as long as its service.
-        let _health = health;
-        listen::serve(listener, app, listening, stopped(stopping)).await
-    }))
+    let port = listen::Options::new(&config.limits, tls).within(doors.open_files);
+    let mut tasks = Vec::new();
+    for (listener, mut options) in [(doors.port, port)]
+        .into_iter()
+        .chain(doors.probes.map(|probes| (probes, probes::options(config))))
+    {
+        options.drain = DRAIN;
+        let listener = listener
+            .try_clone()
+            .and_then(TcpListener::from_std)
+            .map_err(|error| StartError::Failed(format!("cannot listen: {error}")))?;
+        let (app, stopping, health) = (app.clone(), stopping.clone(), health.clone());
+        tasks.push(tokio::spawn(async move {
+            // The reporter lives as long as its service.
+            let _health = health;
+            if let Err(error) = listen::serve(listener, app, options, stopped(stopping)).await {
+                tracing::error!(%error, "cannot answer probes");
+            }
+        }));
+    }
+    Ok(tasks)
 }

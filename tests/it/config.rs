@@ -299,6 +299,22 @@ fn public_metrics_are_refused() {
         );
     }
     checked(|config| config.metrics_listen.clear()).unwrap();
+    // B13: one switch for one danger.
+    let meant = |config: &mut Config| {
+        config.metrics_listen = "0.0.0.0:9464".to_owned();
+        config.metrics_insecure = true;
+    };
+    checked(meant).unwrap();
+    let public = |config: &mut Config| {
+        meant(config);
+        config.listen = "0.0.0.0:1".parse().unwrap();
+    };
+    assert_eq!(checked(public).unwrap_err().key, "listen");
+    for bad in ["x", "0.0.0.0", "127.0.0.1:50051"] {
+        let refused = checked(|config| config.probe_listen = bad.to_owned()).unwrap_err();
+        assert_eq!(refused.key, "probe_listen", "{bad}");
+    }
+    checked(|config| config.probe_listen = "0.0.0.0:8081".to_owned()).unwrap();
 }
 
 #[test]

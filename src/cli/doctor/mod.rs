@@ -1,6 +1,7 @@
 //! `doctor`: checks a deployment from this machine and suggests fixes. It changes nothing, except
 //! for one document that it writes to a shared store and removes again.
 
+mod any_certificate;
 mod files;
 mod network;
 mod records;
@@ -89,7 +90,9 @@ impl Command {
         environment: &BTreeMap<String, String>,
     ) -> Result<(), Failure> {
         let findings = match Config::load(&self.settings.sources(environment)) {
-            Ok((config, _)) if self.service_only => network::service(&config).await,
+            Ok((config, _)) if self.service_only => {
+                network::service(&config, self.settings.names_a_port()).await
+            }
             Ok((config, origins)) => {
                 let judged =
                     check(&config, self.dev).map_err(|error| origins.blame(error).to_string());
@@ -127,7 +130,7 @@ impl Command {
         }
         findings.extend(files::certificate(&config.tls, now));
         findings.extend(records::clients(config).await);
-        let service = network::service(config).await;
+        let service = network::service(config, self.settings.names_a_port()).await;
         #[cfg(feature = "mongodb")]
         if config.store.is_shared() {
             let answers = service.iter().all(|finding| finding.verdict == Verdict::Ok);

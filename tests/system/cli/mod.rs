@@ -4,6 +4,7 @@ mod administration;
 mod home;
 mod records;
 mod serving;
+mod starting;
 mod stopping;
 mod stores;
 mod tls;

@@ -1,0 +1,122 @@
+//! Starts on a store that cannot be opened yet, and probes of the process that runs.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    process::{Child, Stdio},
+    time::Duration,
+};
+
+use rcgen::{CertificateParams, KeyPair};
+
+use crate::cli::home::{House, Ran};
+
+/// An address that is free now.
+fn free() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// The answer of `/readyz`; empty while nothing answers.
+fn readyz(address: SocketAddr) -> String {
+    let mut text = String::new();
+    if let Ok(mut stream) = TcpStream::connect(address) {
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let asked = stream
+            .write_all(b"GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            .and_then(|()| stream.read_to_string(&mut text));
+        // The answer is judged, not how the connection ended.
+        let _ = asked;
+    }
+    text
+}
+
+/// Asks until the answer has this part.
+fn until_readyz(address: SocketAddr, part: &str) -> String {
+    let mut text = readyz(address);
+    while !text.contains(part) {
+        std::thread::yield_now();
+        text = readyz(address);
+    }
+    text
+}
+
+fn start(house: &House, address: SocketAddr, more: &[&str]) -> Child {
+    let listen = address.to_string();
+    let mut command = house.command(&[&["serve", "--listen", &listen], more].concat());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+fn terminate(child: &mut Child) -> Option<i32> {
+    let pid = rustix::process::Pid::from_child(child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    child.wait().unwrap().code()
+}
+
+/// B10: a predecessor that is ending holds the directory; its successor listens, is not ready, says
+/// why, and serves once the directory is free.
+#[test]
+fn a_start_waits_for_a_directory_that_is_held() {
+    let house = House::new();
+    let first = house.serve();
+    let address = free();
+    let mut second = start(&house, address, &[]);
+    let answer = until_readyz(address, " 503 ");
+    assert!(answer.contains("\"reason\":\"the data directory is in use\""), "{answer}");
+    first.stop();
+    until_readyz(address, " 200 ");
+    assert_eq!(terminate(&mut second), Some(0));
+}
+
+/// B10: the same for a MongoDB that is away; a stop signal works meanwhile.
+#[cfg(feature = "mongodb")]
+#[test]
+fn a_start_waits_for_a_database_that_is_away_and_can_be_stopped() {
+    let house = House::without_patience();
+    house.serve().stop();
+    let address = free();
+    let mut waiting = start(&house, address, &["--store", "mongodb://127.0.0.1:1/db"]);
+    let answer = until_readyz(address, "\"reason\":\"the store cannot be reached\"");
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert_eq!(terminate(&mut waiting), Some(0));
+}
+
+/// Patience that is used up is an error that a supervisor retries.
+#[test]
+fn a_start_without_patience_fails_at_once() {
+    let house = House::new();
+    let first = house.serve();
+    let mut second = house.command(&["serve", "--listen", "127.0.0.1:0"]);
+    second.env("JETON_STORE__START_PATIENCE_SECONDS", "0");
+    let refused = crate::cli::home::run(&mut second, "");
+    assert_eq!(refused.code, 1, "{refused:?}");
+    assert!(refused.err.contains("in use by process"), "{refused:?}");
+    first.stop();
+}
+
+/// B20 and B14: the probe finds the port that the process really has, also under TLS and where it
+/// requires client certificates, and a process that stands still fails.
+#[test]
+fn the_probe_asks_the_process_that_runs() {
+    let house = House::new();
+    let key = KeyPair::generate().unwrap();
+    let names = vec!["elsewhere.example".to_owned()];
+    let cert = CertificateParams::new(names).unwrap().self_signed(&key).unwrap();
+    let cert = house.file("cert", &cert.pem());
+    let key = house.file("key", &key.serialize_pem());
+    let tls = format!("[tls]\ncert_file = {cert:?}\nkey_file = {key:?}\n");
+    let mutual = format!("{tls}client_ca_file = {cert:?}\n");
+    for settings in ["", &tls, &mutual] {
+        let config = house.file("c.toml", settings);
+        let server = house.serve_dev(&["--config", config.to_str().unwrap()]);
+        // Without the file of the service.
+        let probed = house.until(&["doctor", "--service-only"], Ran::is_ok).ok();
+        assert!(probed.out.contains("is healthy on"), "{settings} {probed:?}");
+        assert!(probed.out.contains(server.address()), "{settings} {probed:?}");
+        server.signal("STOP");
+        let frozen = house.jeton(&["doctor", "--service-only"]);
+        assert_eq!(frozen.code, 1, "{settings} {frozen:?}");
+        server.signal("CONT");
+        server.stop();
+        assert_eq!(house.jeton(&["doctor", "--service-only"]).code, 1, "{settings}");
+    }
+}
