@@ -285,7 +285,7 @@ fn remember(
     let path = context::path(environment)?;
     let scheme = if started.tls { "https://" } else { "" };
     let context = Context {
-        address: format!("{scheme}{}", started.address),
+        address: format!("{scheme}{}", server::connectable(started.address)),
         client_id: bootstrap.client_id.to_string(),
         client_secret: bootstrap.client_secret.clone(),
         ca_file: certificate.canonicalize().ok().filter(|_| started.tls),
@@ -321,10 +321,11 @@ fn program(environment: &BTreeMap<String, String>) -> String {
 
 /// Returns the text for people on stdout.
 fn welcome(started: &Started, secret: &Shown<'_>, context: Option<&str>, program: &str) -> String {
-    let address = started.address;
+    let listening = started.address;
+    let address = server::connectable(listening);
     let data_dir = shown(&started.data_dir);
     let mut text = format!(
-        "jeton is serving on {address}\n\n  data directory  {data_dir}\n  issuer          {}\n",
+        "jeton is serving on {listening}\n\n  data directory  {data_dir}\n  issuer          {}\n",
         started.issuer
     );
     let Some(bootstrap) = &started.bootstrap else { return text };

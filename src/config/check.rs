@@ -122,6 +122,16 @@ fn issuer(config: &Config, dev: bool) -> Result<(), ConfigError> {
         return refused("must be a URL without user, query and fragment, at most 256 characters");
     }
     let Ok(url) = issuer.parse::<http::Uri>() else { return refused("must be a URL") };
+    // The documents are served under it.
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '~' | '-');
+    let path = url.path().trim_end_matches('/');
+    let mut segments = path.split('/').skip(1);
+    if segments.any(|part| part.is_empty() || part.starts_with('.') || !part.chars().all(plain)) {
+        return refused(
+            "must have a path of letters, digits, `.`, `_`, `~` and `-` between slashes, no part \
+             of which is empty or begins with a dot",
+        );
+    }
     let host = url.host().unwrap_or_default();
     let here = host == "localhost" || host.trim_matches(['[', ']']).parse().is_ok_and(loopback);
     match url.scheme_str() {

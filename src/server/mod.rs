@@ -29,7 +29,7 @@ use crate::{
     store::Store,
 };
 
-pub use self::service_record::ServiceRecord;
+pub use self::service_record::{ServiceRecord, connectable};
 pub use crate::api::listen::{connections_within, highest_limit as open_files};
 
 /// Options of a server.
@@ -215,7 +215,9 @@ pub async fn run(
     Ok(())
 }
 
+/// Returns the configured issuer, else the URL of the port: one that can be connected to.
 fn issuer(config: &Config, address: SocketAddr, tls: bool) -> String {
+    let address = connectable(address);
     match (config.issuer.is_empty(), tls) {
         (false, _) => config.issuer.clone(),
         (true, true) => format!("https://{address}"),

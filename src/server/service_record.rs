@@ -4,7 +4,7 @@
 use std::{
     fs::{self, DirBuilder, OpenOptions},
     io::{self, Write},
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::PathBuf,
     process,
@@ -73,6 +73,16 @@ impl ServiceRecord {
     }
 }
 
+/// Returns an address to connect to from this machine: loopback for a listener on all addresses.
+pub fn connectable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        IpAddr::V4(_) | IpAddr::V6(_) => listen.ip(),
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
 /// Nodes of a shared store may share a data directory that they do not use.
 fn path(config: &Config) -> PathBuf {
     let name = if config.store.is_shared() {
@@ -101,5 +111,14 @@ mod tests {
         ServiceRecord::of(&config).write(&config).unwrap();
         ServiceRecord::remove(&probe);
         assert_eq!(fs::read_dir(&config.data_dir).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_listener_on_all_addresses_is_asked_here() {
+        for (listen, here) in
+            [("0.0.0.0:1", "127.0.0.1:1"), ("[::]:1", "[::1]:1"), ("10.0.0.1:1", "10.0.0.1:1")]
+        {
+            assert_eq!(connectable(listen.parse().unwrap()), here.parse().unwrap());
+        }
     }
 }

@@ -359,6 +359,10 @@ fn an_issuer_that_is_no_https_url_is_refused() {
         "https://u@x",
         "ftp://x",
         "https://x y",
+        "https://x/{tenant}",
+        "https://x/:a",
+        "https://x//a",
+        "https://x/.well-known/oauth-authorization-server",
         "file:///x",
     ] {
         assert_eq!(with(bad, false).unwrap_err().key, "issuer", "{bad}");
@@ -409,4 +413,29 @@ fn every_bound_is_kept_and_its_key_named() {
         assert!(error.to_string().starts_with(key) && !error.to_string().contains('\n'), "{error}");
     }
     checked(|c| c.keys.rotate_every_seconds = 0).unwrap();
+}
+
+/// A deployment names no variable that the program does not know.
+#[test]
+fn every_variable_in_deploy_is_a_setting() {
+    let known: Vec<String> = Config::default().settings().into_iter().map(|(key, _)| key).collect();
+    // Named in a comment as the variables of Kubernetes.
+    let foreign = ["service_host", "port"];
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    let mut found = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "md" || extension == "toml") {
+            continue;
+        }
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        for rest in text.split("JETON_").skip(1) {
+            let end = rest.find(|c: char| !c.is_ascii_uppercase() && c != '_');
+            let key = rest[..end.unwrap_or(rest.len())].to_ascii_lowercase().replace("__", ".");
+            let is_known = known.contains(&key) || foreign.contains(&key.as_str());
+            assert!(is_known, "{}: {key}", path.display());
+            found += 1;
+        }
+    }
+    assert!(found > 20, "{found}");
 }

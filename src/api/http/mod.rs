@@ -55,13 +55,30 @@ pub fn app(grpc: Router, published: Published) -> Router {
 
 /// Builds the pages alone.
 pub fn pages(published: Published) -> Router {
-    Router::new()
+    let path = issuer_path(&published.issuer);
+    let mut router = Router::new();
+    // RFC 8414 section 3.1 puts the path behind the well-known one; OpenID Connect Discovery and
+    // `jwks_uri` put it before.
+    if !path.is_empty() {
+        router = router
+            .route(&format!("{METADATA}{path}"), get(metadata))
+            .route(&format!("{path}{METADATA}"), get(metadata))
+            .route(&format!("{path}{JWKS}"), get(jwks));
+    }
+    router
         .route(JWKS, get(jwks))
         .route(METADATA, get(metadata))
         .route("/healthz", get(healthz))
         .route("/livez", get(healthz))
         .route("/readyz", get(readyz))
         .with_state(Arc::new(published))
+}
+
+/// Returns the path of the issuer without a slash at its end; the configuration admits no path that
+/// the router reads as a pattern.
+fn issuer_path(issuer: &str) -> String {
+    let path = issuer.parse::<http::Uri>().map(|url| url.path().to_owned()).unwrap_or_default();
+    path.trim_end_matches('/').to_owned()
 }
 
 /// Responds to a path that is neither a method nor a page, in gRPC or HTTP as it was requested.
@@ -97,5 +114,38 @@ async fn readyz(State(published): State<Arc<Published>>) -> Response {
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, never_cached(&json!({ "status": "not ready" })))
             .into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use http::Request;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    /// B31: the documents of an issuer with a path are where its metadata and RFC 8414 say.
+    #[tokio::test]
+    async fn documents_are_served_under_the_path_of_the_issuer() {
+        let published = Published {
+            issuer: "https://id.example.com/auth/".into(),
+            jwks: Arc::new(|| json!({ "keys": [] })),
+            jwks_max_age: Duration::from_secs(1),
+            grpc_services: Arc::new([]),
+            ready: Arc::new(|| Box::pin(std::future::ready(true))),
+            alive: Arc::new(|| true),
+        };
+        let pages = pages(published);
+        for path in [
+            METADATA,
+            JWKS,
+            "/.well-known/oauth-authorization-server/auth",
+            "/auth/.well-known/oauth-authorization-server",
+            "/auth/.well-known/jwks.json",
+        ] {
+            let request = Request::get(path).body(Body::empty()).unwrap();
+            assert_eq!(pages.clone().oneshot(request).await.unwrap().status(), 200, "{path}");
+        }
     }
 }

@@ -1,10 +1,6 @@
 //! Check that the service answers, on the address that it really has.
 
-use std::{
-    io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -13,7 +9,10 @@ use tokio::{
 };
 
 use super::{Finding, any_certificate::connect};
-use crate::{config::Config, server::ServiceRecord};
+use crate::{
+    config::Config,
+    server::{ServiceRecord, connectable},
+};
 
 /// Timeout of a connection attempt and of a reply.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
@@ -47,11 +46,11 @@ pub(super) async fn service(config: &Config, named: bool) -> Vec<Finding> {
             "set listen to a fixed port to check the service",
         )];
     }
-    let address = probe_address(record.address);
+    let address = connectable(record.address);
     let reply = match (record.client_certificates, record.probe_address) {
         (false, _) => ask(address, record.tls).await,
         (true, probes) => match (shake_hands(address).await, probes) {
-            (Reply::CertificateWanted, Some(probes)) => ask(probe_address(probes), false).await,
+            (Reply::CertificateWanted, Some(probes)) => ask(connectable(probes), false).await,
             (reply, _) => reply,
         },
     };
@@ -142,16 +141,6 @@ fn parsed(text: &str) -> Reply {
     status.map_or(Reply::Invalid, |status| Reply::Http(status, body.to_owned()))
 }
 
-/// Returns the address to connect to: loopback for a listener on all addresses.
-fn probe_address(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        IpAddr::V4(_) | IpAddr::V6(_) => listen.ip(),
-    };
-    SocketAddr::new(ip, listen.port())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,12 +176,5 @@ mod tests {
         let found = judge("127.0.0.1:1".parse().unwrap(), &parsed(text));
         assert_eq!(found.verdict, Verdict::Problem);
         assert!(found.text.ends_with("the store cannot be reached"), "{}", found.text);
-    }
-
-    #[test]
-    fn a_listener_on_all_addresses_is_asked_here() {
-        assert_eq!(probe_address("0.0.0.0:1".parse().unwrap()), "127.0.0.1:1".parse().unwrap());
-        assert_eq!(probe_address("[::]:1".parse().unwrap()), "[::1]:1".parse().unwrap());
-        assert_eq!(probe_address("10.0.0.1:1".parse().unwrap()), "10.0.0.1:1".parse().unwrap());
     }
 }
