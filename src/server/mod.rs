@@ -138,7 +138,7 @@ pub async fn run(
     let mut shutdown = pin!(shutdown);
     let probes = probes::bind(config)?;
     let doors = waiting::Doors { port: &listener, probes: probes.as_ref(), open_files };
-    let opening = waiting::open(&options, &issuer, doors, &mut shutdown);
+    let opening = Box::pin(waiting::open(&options, &issuer, doors, &mut shutdown));
     let Some(opened) = opening.await? else {
         tracing::info!("stopped before the store was open");
         return Ok(());

@@ -1,7 +1,7 @@
 //! Start of a node whose store cannot be opened yet: it listens, is not ready, and tries again for
 //! `store.start_patience_seconds`.
 
-use std::{future::Future, net, pin::pin, sync::Arc, time::Duration};
+use std::{net, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
@@ -50,7 +50,7 @@ pub(super) async fn open(
     shutdown: impl Future<Output = ()>,
 ) -> Result<Option<Opened>, StartError> {
     let (reasons, reason) = watch::channel("the store is being opened");
-    let mut opening = pin!(retry(options, issuer, &reasons));
+    let mut opening = Box::pin(retry(options, issuer, &reasons));
     // A developer at a terminal wants the error, not the patience; a store that is given is open.
     if options.dev || options.store.is_some() {
         return opening.await.map(Some);

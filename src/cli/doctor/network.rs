@@ -90,7 +90,7 @@ fn judge(address: SocketAddr, reply: &Reply) -> Finding {
     }
 }
 
-/// Completes a TLS handshake with a port that requires client certificates: the refusal comes after
+/// Completes a TLS handshake with a port that requires client certificates: the refusal follows
 /// it.
 async fn shake_hands(address: SocketAddr) -> Reply {
     let Ok(Ok(stream)) = timeout(REPLY_TIMEOUT, TcpStream::connect(address)).await else {
