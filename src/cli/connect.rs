@@ -1,20 +1,22 @@
 //! Connection to a server: its address, the caller's credentials, and the calls that all commands
 //! share.
 
-use std::{collections::BTreeMap, fs, net::IpAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fs, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
 use tonic::{
     Request,
     metadata::{Ascii, MetadataValue},
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+    transport::{Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
 use super::{
     args,
+    cause::deepest,
     context::{self, Context, Contexts},
-    error::{Failure, deepest},
+    error::Failure,
+    trust::Trust,
 };
 use crate::proto::token::{TokenRequest, token_service_client::TokenServiceClient};
 
@@ -63,7 +65,8 @@ pub(super) struct Options {
         value_name = "FILE"
     )]
     client_secret_file: Option<PathBuf>,
-    /// PEM file with the CA of the server's certificate
+    /// PEM file with the CA of the server's certificate, or with that certificate itself [default:
+    /// from the context, then the authorities of this machine]
     #[arg(id = "caller_ca", long = "ca", global = true, env = "JETON_CLI_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
     /// PEM file with the client certificate (mTLS)
@@ -120,6 +123,8 @@ struct ConnectionSettings {
     url: String,
     credentials: Result<Credentials, &'static str>,
     ca: Option<PathBuf>,
+    /// True if `ca` is the file that the context keeps for this server.
+    is_ca_of_context: bool,
 }
 
 impl ConnectionSettings {
@@ -144,6 +149,7 @@ impl ConnectionSettings {
         Ok(Self {
             credentials: credentials(options, context, secret),
             ca: options.ca.clone().or_else(|| context.and_then(|context| context.ca_file.clone())),
+            is_ca_of_context: options.ca.is_none(),
             url,
         })
     }
@@ -299,18 +305,18 @@ fn endpoint(options: &Options, settings: &ConnectionSettings) -> Result<Endpoint
         }
         Some("http") => {
             let problem = "http:// sends credentials and tokens unencrypted to another machine: \
-                           use https:// and --ca FILE, or allow it with --insecure";
+                           use https://, or allow it with --insecure";
             return Err(Failure::setting("address", problem));
         }
         Some("https") => {}
         Some(_) | None => return Err(invalid()),
     }
-    let ca = settings
-        .ca
-        .as_ref()
-        .ok_or_else(|| Failure::setting("ca", "an https:// address requires --ca FILE"))?;
     let read = |path: &PathBuf| fs::read(path).map_err(Failure::reading(path));
-    let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(ca)?));
+    let trust = match &settings.ca {
+        Some(file) => Trust::file(file, !settings.is_ca_of_context)?,
+        None => Trust::system()?,
+    };
+    let mut tls = ClientTlsConfig::new();
     match (&options.cert, &options.key) {
         (Some(cert), Some(key)) => tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?)),
         (None, None) => {}
@@ -318,11 +324,13 @@ fn endpoint(options: &Options, settings: &ConnectionSettings) -> Result<Endpoint
             return Err(Failure::Usage("--cert and --key must be used together".to_owned()));
         }
     }
-    endpoint.tls_config(tls).map_err(|error| Failure::setting("ca", deepest(&error)))
+    endpoint
+        .tls_config_with_verifier(tls, Arc::new(trust))
+        .map_err(|error| Failure::setting("", format!("cannot use TLS: {}", deepest(&error))))
 }
 
 fn unreachable(url: &str, error: &tonic::transport::Error) -> Failure {
-    tonic::Status::unavailable(format!("cannot reach {url}: {}", deepest(error))).into()
+    Failure::connection(&format!("cannot reach {url}"), error)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
+use super::cause::{deepest, explain};
 use crate::config::ConfigError;
 
 /// Shown under `jeton --help`.
@@ -51,6 +52,8 @@ pub(super) struct RemoteError {
     message: String,
     fields: Vec<(String, String)>,
     retry_after: Option<Duration>,
+    /// Next step that is known from the connection.
+    advice: Option<&'static str>,
 }
 
 impl Failure {
@@ -69,6 +72,22 @@ impl Failure {
     /// A setting of the client that cannot be used.
     pub(super) fn setting(key: &str, problem: impl Into<String>) -> Self {
         Self::Config(ConfigError::new(key, problem))
+    }
+
+    /// A connection that failed, for `error`.
+    pub(super) fn connection(what: &str, error: &(dyn std::error::Error + 'static)) -> Self {
+        let (problem, advice) = match explain(error) {
+            Some((problem, advice)) => (problem, Some(advice)),
+            None => (deepest(error), None),
+        };
+        Self::Remote(Box::new(RemoteError {
+            code: Code::Unavailable,
+            reason: String::new(),
+            message: format!("{what}: {problem}"),
+            fields: Vec::new(),
+            retry_after: None,
+            advice,
+        }))
     }
 
     pub(super) fn exit_code(&self) -> u8 {
@@ -167,6 +186,9 @@ impl RemoteError {
     }
 
     fn hint(&self) -> Option<String> {
+        if let Some(advice) = self.advice {
+            return Some(advice.to_owned());
+        }
         if let Some(wait) = self.retry_after {
             return Some(format!("retry in {:.1} s", wait.as_secs_f64()));
         }
@@ -190,10 +212,9 @@ impl RemoteError {
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
         // A status with a cause was created on this side, for a connection that failed.
-        let status = match std::error::Error::source(&status) {
-            Some(cause) => Status::unavailable(format!("connection lost: {}", deepest(cause))),
-            None => status,
-        };
+        if let Some(cause) = std::error::Error::source(&status) {
+            return Self::connection("connection lost", cause);
+        }
         let details = status.get_error_details();
         let reason =
             details.error_info().map(|info| info.reason.to_ascii_lowercase()).unwrap_or_default();
@@ -213,18 +234,9 @@ impl From<Status> for Failure {
             },
             fields: fields.unwrap_or_default(),
             retry_after: details.retry_info().and_then(|info| info.retry_delay),
+            advice: None,
         }))
     }
-}
-
-/// Returns the innermost source of an error: the message of the transport is only "transport
-/// error".
-pub(super) fn deepest(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }
 
 impl From<ConfigError> for Failure {

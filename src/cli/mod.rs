@@ -5,6 +5,7 @@
 mod args;
 mod audience;
 mod audit;
+mod cause;
 mod client;
 mod config;
 mod connect;
@@ -21,6 +22,7 @@ mod serve;
 mod signals;
 mod token;
 mod transfer;
+mod trust;
 
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]

@@ -3,7 +3,7 @@
 use std::{os::unix::fs::MetadataExt, path::Path, time::Duration};
 
 use super::{
-    super::{args, error::deepest},
+    super::{args, cause::deepest},
     Finding,
     store::signing_keys,
 };

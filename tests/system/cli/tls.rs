@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
-use crate::cli::home::{House, Ran};
+use crate::cli::home::{House, Ran, Server, run};
 
 /// An authority, and a certificate of it for this machine: files `ca`, `cert` and `key`.
 fn certificates(house: &House) -> [PathBuf; 3] {
@@ -29,19 +29,13 @@ fn commands_speak_tls_to_the_authority_they_are_given() {
     let config =
         house.file("c.toml", &format!("[tls]\ncert_file = {cert:?}\nkey_file = {key:?}\n"));
     let server = house.serve_dev(&["--config", text(&config)]);
-    let url = format!("https://{}", server.address());
     house.jeton(&["token", "--ca", text(&ca)]).ok();
-    let unknown = house.jeton(&["token"]);
-    assert!(
-        unknown.code == 4 && unknown.err.contains("certificate"),
-        "the certificate is not its own authority: {unknown:?}"
-    );
+    house.jeton(&["token"]).ok();
+    house.jeton(&["token", "--ca", text(&cert)]).ok();
     let other = House::new();
     let [untrusted, ..] = certificates(&other);
     let refused = house.jeton(&["token", "--ca", text(&untrusted)]);
-    assert!(refused.code == 4 && refused.err.contains("certificate"), "{refused:?}");
-    let without = other.jeton(&["token", "--address", &url]);
-    assert!(without.code == 64 && without.err.contains("--ca"), "{without:?}");
+    assert_untrusted(&refused, "its issuer is unknown", "--ca FILE");
     let doctor = house
         .until(
             &["doctor", "--dev", "--config", text(&config), "--listen", server.address()],
@@ -75,7 +69,124 @@ fn a_server_that_wants_a_certificate_gets_one() {
     let server = house.serve_dev(&["--config", text(&config)]);
     let bare = house.jeton(&["token", "--ca", text(&ca)]);
     assert!(bare.code == 4 && bare.err.contains("connection lost"), "{bare:?}");
+    assert!(bare.err.contains("client certificate"), "{bare:?}");
+    assert!(bare.err.contains("--cert"), "{bare:?}");
     assert_eq!(house.jeton(&["token", "--ca", text(&ca), "--cert", text(&cert)]).code, 2);
     house.jeton(&["token", "--ca", text(&ca), "--cert", text(&cert), "--key", text(&key)]).ok();
+    server.stop();
+}
+
+/// A certificate of its own that is also an authority, as `openssl req -x509` makes it.
+fn self_signed(house: &House, names: &[&str]) -> [PathBuf; 2] {
+    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+    let mut params = CertificateParams::new(names).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let cert = params.self_signed(&key).unwrap();
+    [house.file("own", &cert.pem()), house.file("own.key", &key.serialize_pem())]
+}
+
+fn serve([cert, key]: &[PathBuf; 2], house: &House) -> Server {
+    let config =
+        house.file("own.toml", &format!("[tls]\ncert_file = {cert:?}\nkey_file = {key:?}\n"));
+    house.serve_dev(&["--config", text(&config)])
+}
+
+fn assert_untrusted(ran: &Ran, why: &str, advice: &str) {
+    assert_eq!(ran.code, 4, "{ran:?}");
+    for part in ["the server's certificate is not trusted", why, advice] {
+        assert!(ran.err.contains(part), "{part}: {ran:?}");
+    }
+    assert!(!ran.err.contains("server is running"), "{ran:?}");
+}
+
+/// B29
+#[test]
+fn a_self_signed_certificate_is_trusted_where_it_is_named() {
+    let house = House::new();
+    let files = self_signed(&house, &["127.0.0.1"]);
+    let server = serve(&files, &house);
+    house.jeton(&["token"]).ok();
+    house.jeton(&["token", "--ca", text(&files[0])]).ok();
+    let other = House::new();
+    let [another, _] = self_signed(&other, &["127.0.0.1"]);
+    let refused = house.jeton(&["token", "--ca", text(&another)]);
+    assert_untrusted(&refused, "certificate of an authority", "--ca FILE");
+    server.stop();
+}
+
+/// B29: the name is checked where the certificate is named by `--ca`, which says nothing of the
+/// address; the context's own file is that of this very server.
+#[test]
+fn a_wrong_name_is_accepted_from_the_contexts_own_certificate_alone() {
+    let house = House::new();
+    let files = self_signed(&house, &["other.example"]);
+    let server = serve(&files, &house);
+    house.jeton(&["token"]).ok();
+    let refused = house.jeton(&["token", "--ca", text(&files[0])]);
+    assert_untrusted(&refused, "other.example", "use a name of the certificate");
+    server.stop();
+}
+
+/// B28
+#[test]
+fn the_authorities_of_the_machine_are_trusted_without_a_flag() {
+    let house = House::new();
+    let [ca, cert, key] = certificates(&house);
+    let server = serve(&[cert, key], &house);
+    let url = format!("https://{}", server.address());
+    let secret = house.file("secret", server.said["client_secret"].as_str().unwrap());
+    let elsewhere = House::new();
+    let arguments = [
+        "token",
+        "--address",
+        &url,
+        "--client-id",
+        "bootstrap",
+        "--client-secret-file",
+        text(&secret),
+    ];
+    let ask = |authorities: &Path| {
+        let mut command = elsewhere.command(&arguments);
+        run(command.env("SSL_CERT_FILE", authorities), "")
+    };
+    ask(&ca).ok();
+    let [another, ..] = certificates(&elsewhere);
+    assert_untrusted(&ask(&another), "its issuer is unknown", "--ca FILE");
+    let none = ask(Path::new("/nonexistent"));
+    assert!(none.code == 64 && none.err.contains("--ca FILE"), "{none:?}");
+    server.stop();
+}
+
+#[test]
+fn a_wrong_scheme_is_named() {
+    let house = House::new();
+    let files = self_signed(&house, &["127.0.0.1"]);
+    let server = serve(&files, &house);
+    let ask = |house: &House, scheme: &str, address: &str| {
+        let secret = house.file("secret", "jcs_x");
+        let url = format!("{scheme}://{address}");
+        let ca = text(&files[0]);
+        let secret = text(&secret);
+        house.jeton(&[
+            "token",
+            "--address",
+            &url,
+            "--ca",
+            ca,
+            "--client-id",
+            "c",
+            "--client-secret-file",
+            secret,
+        ])
+    };
+    let plain = ask(&house, "http", server.address());
+    assert!(plain.code == 4 && plain.err.contains("https://"), "{plain:?}");
+    server.stop();
+    let open = House::new();
+    let server = open.serve();
+    let tls = ask(&open, "https", server.address());
+    assert!(tls.code == 4 && tls.err.contains("does not speak TLS"), "{tls:?}");
+    assert!(tls.err.contains("use http://"), "{tls:?}");
     server.stop();
 }
