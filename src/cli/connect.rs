@@ -258,6 +258,8 @@ impl Remote {
             client_id: credentials.client_id.clone(),
             client_secret: credentials.secret(),
             scopes: scope.split(' ').map(str::to_owned).collect(),
+            // It is used for this command alone.
+            without_refresh_token: true,
             ..TokenRequest::default()
         };
         let answer =

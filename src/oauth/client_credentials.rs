@@ -12,8 +12,8 @@ use crate::{
 };
 
 impl TokenIssuer {
-    /// Issues an access token, and a refresh family where the client is registered for it; either
-    /// is durable with its record before it is given out.
+    /// Issues an access token, and a refresh family where the client is registered for it and asks
+    /// for one; either is durable with its record before it is given out.
     pub(super) async fn client_credentials(
         &self,
         call: &Call,
@@ -40,7 +40,7 @@ impl TokenIssuer {
             family: None,
         };
         let issued = stamp.done(Action::TokenIssued, jti.to_string());
-        if !client.grants.refresh_token {
+        if !client.grants.refresh_token || request.without_refresh_token {
             let (access_token, expires_in) = self.minter.mint(mint)?;
             self.trail.issued(issued).await?;
             self.clients.still_authenticated(call, authenticated).await?;

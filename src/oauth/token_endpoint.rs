@@ -40,6 +40,8 @@ pub struct Request {
     pub scopes: Vec<String>,
     /// Resource indicators (RFC 8707). Empty: the client's first audience.
     pub resources: Vec<String>,
+    /// True: no refresh family is opened, whatever the client is registered for.
+    pub without_refresh_token: bool,
 }
 
 /// Grants of a token request. The refresh token grant has an RPC of its own.

@@ -30,13 +30,25 @@ impl TokenService for GrpcServices {
     ) -> Result<Response<TokenResponse>, Status> {
         let call = Self::call_context(&request)?;
         let (metadata, _, message) = request.into_parts();
-        let TokenRequest { grant_type, client_id, client_secret, scopes, resources } = message;
+        let TokenRequest {
+            grant_type,
+            client_id,
+            client_secret,
+            scopes,
+            resources,
+            without_refresh_token,
+        } = message;
         into_response(
             async {
                 let credentials = presented(metadata.as_ref(), client_id, client_secret)?;
                 bounded("scopes", &scopes)?;
                 bounded("resources", &resources)?;
-                let asked = token_endpoint::Request { grant_type, scopes, resources };
+                let asked = token_endpoint::Request {
+                    grant_type,
+                    scopes,
+                    resources,
+                    without_refresh_token,
+                };
                 self.services.tokens.token(&call, credentials, asked).await.map(TokenResponse::from)
             }
             .await,

@@ -9,8 +9,8 @@ use jeton::proto::{
 use tonic::{Code, Status, metadata::MetadataValue};
 
 use crate::support::server::{
-    Caller, Shape, TestServer, basic, bearer, client_of, reason, refreshing, secret_of, shape,
-    unlimited, with_authorization,
+    Caller, Shape, TestServer, basic, bearer, client_of, decoded, reason, refreshing, secret_of,
+    shape, unlimited, with_authorization,
 };
 
 const CHOSEN: &str = "correct horse battery staple";
@@ -276,6 +276,21 @@ async fn a_secret_in_the_place_of_the_id_is_not_recorded() {
     let failed = server.events_of("client.authentication_failed").await;
     assert_eq!(failed.len(), 4);
     assert!(failed.iter().all(|event| event.target.is_empty()), "{failed:?}");
+}
+
+/// OPERATORS 4.14: a caller that needs a token once leaves no family behind.
+#[tokio::test]
+async fn a_request_may_ask_for_no_refresh_token() {
+    let server = TestServer::start_unlimited().await;
+    let caller = server.register(refreshing()).await;
+    let ask = async |without_refresh_token: bool| {
+        let message = TokenRequest { without_refresh_token, ..TokenRequest::default() };
+        server.tokens().token(basic(message, &caller)).await.unwrap().into_inner()
+    };
+    assert!(!ask(false).await.refresh_token.is_empty());
+    let issued = ask(true).await;
+    assert_eq!(issued.refresh_token, "");
+    assert_eq!(decoded(&issued.access_token).1.get("fam"), None);
 }
 
 /// A13, R11: grants that a client does not have, and those that are not served.
