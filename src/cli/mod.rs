@@ -184,6 +184,10 @@ mod tests {
             "jeton client get c",
             "jeton client list --tenant t --limit 10",
             "jeton client update c --clear roles --scope x --etag 3",
+            "jeton client update c --add-scope x --remove-scope y --add-grant refresh_token",
+            "jeton client create c --grant client_credentials --raw",
+            "jeton client add-secret c --secret-out f",
+            "jeton revoke-all --tenant t --yes",
             "jeton client disable c",
             "jeton client enable c",
             "jeton client delete c --etag 1",
@@ -262,7 +266,9 @@ mod tests {
         flags(&Cli::command(), &mut all);
         assert!(all.iter().any(|flag| flag == "client-secret-file"));
         assert!(
-            all.iter().filter(|flag| flag.contains("secret")).all(|flag| flag.ends_with("-file")),
+            all.iter()
+                .filter(|flag| flag.contains("secret"))
+                .all(|flag| flag.ends_with("-file") || flag == "secret-out"),
             "{all:?}"
         );
     }

@@ -23,6 +23,9 @@ pub(super) struct Command {
     /// Reason, for the audit trail
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
+    /// Do not ask before the tokens of a whole client, tenant, subject or key are revoked
+    #[arg(long)]
+    yes: bool,
     #[command(flatten)]
     remote: Options,
 }
@@ -52,6 +55,17 @@ struct RevocationTarget {
 }
 
 impl RevocationTarget {
+    /// Returns a target that may stand for any number of tokens, in words.
+    fn wide(&self) -> Option<String> {
+        let named = [
+            ("client", &self.client),
+            ("tenant", &self.tenant),
+            ("subject", &self.subject),
+            ("key", &self.kid),
+        ];
+        named.into_iter().find_map(|(kind, name)| Some(format!("{kind} {}", name.as_ref()?)))
+    }
+
     fn revoked(&self) -> Option<Revoked> {
         let client = self.client.clone().map(Revoked::ClientId);
         let tenant = self.tenant.clone().map(Revoked::Tenant);
@@ -73,6 +87,9 @@ impl Command {
         output: Output,
         environment: &BTreeMap<String, String>,
     ) -> Result<(), Failure> {
+        if let Some(wide) = self.target.wide().filter(|_| !self.yes) {
+            output.confirm(&format!("revoke every token of {wide}?"))?;
+        }
         let scopes = if self.target.kid.is_some() {
             "jeton:admin:revocations jeton:admin:keys"
         } else {

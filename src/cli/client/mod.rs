@@ -1,13 +1,19 @@
 //! `client`: manages clients and their secrets.
 
+mod lists;
+mod secret;
 mod table;
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
-use self::table::{list, show};
+use self::{
+    lists::ListChanges,
+    secret::{Imported, ImportedSecret, ShownSecret},
+    table::{Made, list, show},
+};
 use super::{
     args,
     connect::{Options, Remote},
@@ -33,7 +39,7 @@ pub(super) struct Command {
 /// Notes below the help of `client update`.
 const UPDATE_NOTES: &str = "\
 --scope, --default-scope, --role, --audience, --serves and --grant replace the whole list: repeat
-them for every value to keep. A change that takes a scope, audience, role or grant away from the
+them for every value to keep, or use --add-scope, --remove-scope and so on. A change that takes a scope, audience, role or grant away from the
 client revokes all tokens issued to it so far.";
 
 #[derive(Subcommand, Debug)]
@@ -84,6 +90,8 @@ struct Create {
     properties: Properties,
     #[command(flatten)]
     secret: ImportedSecret,
+    #[command(flatten)]
+    shown: ShownSecret,
 }
 
 /// Properties that `create` sets and `update` changes.
@@ -128,8 +136,20 @@ struct Properties {
 
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
 enum Grant {
+    #[value(alias = "client_credentials")]
     ClientCredentials,
+    #[value(alias = "refresh_token")]
     RefreshToken,
+}
+
+impl Grant {
+    /// Returns the number of the grant in the proto.
+    fn number(self) -> i32 {
+        match self {
+            Self::ClientCredentials => GrantType::ClientCredentials.into(),
+            Self::RefreshToken => GrantType::RefreshToken.into(),
+        }
+    }
 }
 
 /// A property that `--clear` can reset.
@@ -167,10 +187,6 @@ impl Clearable {
 
 impl Properties {
     fn client(&self, client_id: String) -> Client {
-        let grant = |grant: &Grant| match grant {
-            Grant::ClientCredentials => GrantType::ClientCredentials.into(),
-            Grant::RefreshToken => GrantType::RefreshToken.into(),
-        };
         Client {
             client_id,
             display_name: self.display_name.clone().unwrap_or_default(),
@@ -179,7 +195,7 @@ impl Properties {
             roles: self.roles.clone(),
             audiences: self.audiences.clone(),
             serves: self.serves.clone(),
-            grant_types: self.grants.iter().map(grant).collect(),
+            grant_types: self.grants.iter().map(|grant| grant.number()).collect(),
             access_token_lifetime: self.access_lifetime.map(render::proto_duration),
             refresh_token_lifetime: self.refresh_lifetime.map(render::proto_duration),
             refresh_token_idle_lifetime: self.refresh_idle.map(render::proto_duration),
@@ -216,6 +232,8 @@ struct Update {
     /// Reset this property to empty or to its default, repeatable
     #[arg(long, value_name = "PROPERTY")]
     clear: Vec<Clearable>,
+    #[command(flatten)]
+    lists: ListChanges,
     /// Change only this version of the client
     #[arg(long)]
     etag: Option<String>,
@@ -232,6 +250,13 @@ impl Update {
                 return Err(Failure::Usage(format!("{} is both set and cleared", cleared.path())));
             }
             paths.push(cleared.path());
+        }
+        for changed in self.lists.paths() {
+            if paths.contains(&changed) {
+                let problem = format!("{changed} is replaced or cleared, and changed too");
+                return Err(Failure::Usage(problem));
+            }
+            paths.push(changed);
         }
         if paths.is_empty() {
             return Err(Failure::Usage(
@@ -294,24 +319,14 @@ impl Versioned {
     }
 }
 
-/// A secret that is imported instead of generated.
-#[derive(Args, Debug)]
-#[group(multiple = false)]
-struct ImportedSecret {
-    /// File with an existing secret, - for stdin [default: generated]
-    #[arg(long, value_name = "FILE")]
-    secret_file: Option<PathBuf>,
-    /// File with the argon2id hash of an existing secret in PHC format, - for stdin
-    #[arg(long, value_name = "FILE")]
-    argon2id_file: Option<PathBuf>,
-}
-
 #[derive(Args, Debug)]
 struct AddSecret {
     /// Client id
     client_id: String,
     #[command(flatten)]
     secret: ImportedSecret,
+    #[command(flatten)]
+    shown: ShownSecret,
     /// The secret expires after this time [default: never]
     #[arg(long, value_name = "DURATION", value_parser = args::duration)]
     expires_in: Option<Duration>,
@@ -358,17 +373,16 @@ impl Command {
         let mut clients = ClientServiceClient::new(admin.channel());
         let client = match &self.command {
             ClientCommand::Create(create) => {
-                let answer =
-                    clients.create_client(admin.request(create.request()?)).await?.into_inner();
-                return show(output, answer.client, Some(("", &answer.client_secret)));
+                let (request, file) = (create.request()?, create.shown.file()?);
+                let answer = clients.create_client(admin.request(request)).await?.into_inner();
+                let made = Made { id: "", secret: &answer.client_secret };
+                return create.shown.show(output, answer.client, made, file);
             }
             ClientCommand::AddSecret(add) => {
-                let answer = clients.add_secret(admin.request(add.request()?)).await?.into_inner();
-                return show(
-                    output,
-                    answer.client,
-                    Some((&answer.secret_id, &answer.client_secret)),
-                );
+                let (request, file) = (add.request()?, add.shown.file()?);
+                let answer = clients.add_secret(admin.request(request)).await?.into_inner();
+                let made = Made { id: &answer.secret_id, secret: &answer.client_secret };
+                return add.shown.show(output, answer.client, made, file);
             }
             ClientCommand::List { tenant, limit } => {
                 return list(output, &admin, tenant.clone().unwrap_or_default(), *limit).await;
@@ -385,12 +399,19 @@ impl Command {
                 let request = admin.request(GetClientRequest { client_id: client_id.clone() });
                 clients.get_client(request).await?.into_inner().client
             }
-            ClientCommand::Update(_) => {
-                clients
-                    .update_client(admin.request(update.unwrap_or_default()))
-                    .await?
-                    .into_inner()
-                    .client
+            ClientCommand::Update(update_of) => {
+                let Update { client_id, lists, .. } = update_of.as_ref();
+                let request = admin.request(GetClientRequest { client_id: client_id.clone() });
+                let old = clients.get_client(request).await?.into_inner().client;
+                let old = old.unwrap_or_default();
+                let mut update = update.unwrap_or_default();
+                if let Some(client) = &mut update.client {
+                    lists.apply(&old, client)?;
+                }
+                let answer = clients.update_client(admin.request(update)).await?.into_inner();
+                let new = answer.client.unwrap_or_default();
+                lists::removed(&old, &new).iter().for_each(|line| output.talk(line));
+                Some(new)
             }
             ClientCommand::Disable(which) => {
                 clients.disable_client(admin.request(which.disable())).await?.into_inner().client
@@ -450,23 +471,6 @@ impl AddSecret {
     }
 }
 
-enum Imported {
-    Plain(String),
-    Hash(String),
-}
-
-impl ImportedSecret {
-    fn read(&self) -> Result<Option<Imported>, Failure> {
-        if let Some(file) = &self.secret_file {
-            return args::secret_file(file).map(|text| Some(Imported::Plain(text)));
-        }
-        self.argon2id_file
-            .as_deref()
-            .map(|file| args::secret_file(file).map(Imported::Hash))
-            .transpose()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -476,6 +480,7 @@ mod tests {
             client_id: "c".to_owned(),
             properties,
             clear,
+            lists: ListChanges::default(),
             etag: Some("3".to_owned()),
             allow_no_administrator: false,
         }
@@ -511,8 +516,13 @@ mod tests {
         let file = dir.path().join("hash");
         std::fs::write(&file, "$argon2id$v=19$...\n").unwrap();
         let secret = ImportedSecret { secret_file: None, argon2id_file: Some(file) };
-        let create =
-            Create { client_id: None, tenant: None, properties: Properties::default(), secret };
+        let create = Create {
+            client_id: None,
+            tenant: None,
+            properties: Properties::default(),
+            secret,
+            shown: ShownSecret::default(),
+        };
         let expected = create_client_request::Secret::Argon2idHash("$argon2id$v=19$...".to_owned());
         assert_eq!(create.request().unwrap().secret, Some(expected));
     }

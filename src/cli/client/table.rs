@@ -64,17 +64,26 @@ pub(super) async fn list(
     )
 }
 
+/// A secret that the server generated.
+#[derive(Clone, Copy)]
+pub(super) struct Made<'a> {
+    /// Empty for the first secret of a client.
+    pub(super) id: &'a str,
+    /// Empty if it is not shown, or was not generated.
+    pub(super) secret: &'a str,
+}
+
 /// Prints a client, and the id and value of a secret if one was generated.
 pub(super) fn show(
     output: Output,
     client: Option<Client>,
-    made: Option<(&str, &str)>,
+    made: Option<Made<'_>>,
 ) -> Result<(), Failure> {
     let client =
         client.ok_or_else(|| Failure::Other("the server returned no client".to_owned()))?;
     if output.json {
         let mut document = json!({ "client": render::client(&client) });
-        if let (Some(object), Some((id, secret))) = (document.as_object_mut(), made) {
+        if let (Some(object), Some(Made { id, secret })) = (document.as_object_mut(), made) {
             object.insert(
                 "client_secret".to_owned(),
                 if secret.is_empty() { Value::Null } else { secret.into() },
@@ -85,9 +94,11 @@ pub(super) fn show(
         }
         return output.document(&document);
     }
-    output.record(&properties(&client))?;
-    if let Some((_, secret)) = made.filter(|(_, secret)| !secret.is_empty()) {
-        output.line(&format!("client_secret      {secret}"))?;
+    let mut properties = properties(&client);
+    let secret = made.map_or("", |made| made.secret);
+    properties.push(("client_secret", secret.to_owned()));
+    output.record(&properties)?;
+    if !secret.is_empty() {
         output.talk("the secret is not shown again");
     }
     Ok(())

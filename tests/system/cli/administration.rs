@@ -328,3 +328,44 @@ fn audiences_are_assigned_listed_and_released() {
     assert_eq!(house.jeton(&["audience", "release", PAY, "--json"]).code, 5);
     server.stop();
 }
+
+/// OPERATORS 3.8, 4.15: an update takes nothing away that it did not name, and says what it did.
+#[test]
+fn lists_of_a_client_are_changed_by_single_entries() {
+    let house = House::new();
+    let (server, _) = with_client(&house);
+    let update = |more: &[&str]| house.jeton(&[&["client", "update", "svc"][..], more].concat());
+    update(&["--add-scope", "orders:write", "--add-role", "writer"]).ok();
+    assert_eq!(get(&house)["scopes"], json!(["orders:read", "orders:write"]));
+    assert_eq!(get(&house)["roles"], json!(["reader", "writer"]));
+    let removed = update(&["--remove-scope", "orders:read"]).ok();
+    assert!(removed.err.contains("removed from scopes: orders:read"), "{removed:?}");
+    let replaced = update(&["--grant", "client_credentials"]).ok();
+    assert!(replaced.err.contains("removed from grant_types: refresh_token"), "{replaced:?}");
+    update(&["--add-grant", "refresh_token"]).ok();
+    assert_eq!(get(&house)["grant_types"], json!(["client_credentials", "refresh_token"]));
+    let typo = update(&["--remove-scope", "orders:raed"]);
+    assert!(typo.code == 1 && typo.err.contains("orders:raed is not among"), "{typo:?}");
+    assert_eq!(update(&["--scope", "a", "--add-scope", "b"]).code, 2);
+    server.stop();
+}
+
+/// OPERATORS 4.17: a script gets a secret without parsing a table.
+#[test]
+fn a_new_secret_is_printed_alone_or_written_to_a_new_file() {
+    let house = House::new();
+    let (server, _) = with_client(&house);
+    let raw = house.jeton(&["client", "add-secret", "svc", "--raw"]).ok();
+    assert!(raw.line().starts_with("jcs_") && !raw.line().contains(char::is_whitespace));
+    as_svc(&house, raw.line(), &["token"]).ok();
+    let path = house.path("secret");
+    let file = path.to_str().unwrap();
+    let create = ["client", "create", "two", "--secret-out", file];
+    let made = house.jeton(&create).ok();
+    let secret = std::fs::read_to_string(&path).unwrap();
+    assert!(secret.starts_with("jcs_") && !made.out.contains(secret.trim_end()), "{made:?}");
+    let again = house.jeton(&["client", "create", "three", "--secret-out", file]);
+    assert_eq!(again.code, 1, "{again:?}");
+    assert_eq!(house.jeton(&["client", "get", "three"]).code, 5, "nothing was made");
+    server.stop();
+}
