@@ -101,15 +101,40 @@ pub(super) struct TokenArgument {
 
 impl TokenArgument {
     pub(super) fn read(&self, output: Output) -> Result<String, Failure> {
-        match (&self.token, &self.file) {
+        let text = match (&self.token, &self.file) {
             (Some(token), _) if token != "-" => {
                 warn_of_token(token, output);
-                Ok(token.clone())
+                token.clone()
             }
-            (_, Some(file)) => secret_file(file),
-            _ => secret_file(Path::new("-")),
-        }
+            (_, Some(file)) => secret_file(file)?,
+            _ => secret_file(Path::new("-"))?,
+        };
+        token(&text)
     }
+}
+
+/// Returns a token without the blanks around it.
+///
+/// # Errors
+/// It is no token by its shape. The server answers alike for every unknown token (RFC 7009), so it
+/// would not say that something else was typed or piped here.
+pub(super) fn token(text: &str) -> Result<String, Failure> {
+    let token = text.trim();
+    let problem = if token.is_empty() {
+        "it is empty"
+    } else if token.starts_with(['{', '[', '"']) {
+        "it is JSON: give the value of access_token or refresh_token alone"
+    } else if token.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("bearer ")) {
+        "leave out the word Bearer"
+    } else if token.contains(char::is_whitespace) {
+        "it has blanks inside: give one token alone, as `jeton token --raw` prints it"
+    } else if !token.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(&byte))
+    {
+        "it has characters that no token has"
+    } else {
+        return Ok(token.to_owned());
+    };
+    Err(Failure::Usage(format!("this is not a token: {problem}")))
 }
 
 /// Reads one value from a file, or from stdin for `-`, without the line break at its end.
@@ -161,6 +186,31 @@ mod tests {
         assert_eq!(moment("2025-11-22T01:00:00+01:00"), Ok(Moment::At(at)));
         assert_eq!(moment("1m").unwrap().before(at), at - Duration::from_secs(60));
         assert!(moment("yesterday").is_err());
+    }
+
+    /// B07
+    #[test]
+    fn what_is_no_token_by_its_shape_is_wrong_usage() {
+        for (text, read) in
+            [("eyJ.e30.c-_\n", "eyJ.e30.c-_"), (" abc \r\n\n", "abc"), ("\tjrt_x", "jrt_x")]
+        {
+            assert_eq!(token(text).unwrap(), read);
+        }
+        for (text, advice) in [
+            ("", "empty"),
+            (" \n", "empty"),
+            ("Bearer eyJ.e30.c", "the word Bearer"),
+            ("bearer eyJ.e30.c\n", "the word Bearer"),
+            ("{\"access_token\":\"eyJ\"}", "access_token"),
+            ("\"eyJ.e30.c\"", "JSON"),
+            ("eyJ.e30.c eyJ.e30.c", "blanks"),
+            ("eyJ.e30.c\neyJ.e30.c", "blanks"),
+            ("eyJ.e30.ä", "characters"),
+        ] {
+            let failure = token(text).unwrap_err();
+            assert_eq!(failure.exit_code(), 2, "{text}");
+            assert!(failure.to_string().contains(advice), "{failure}");
+        }
     }
 
     #[test]

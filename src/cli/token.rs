@@ -29,7 +29,10 @@ pub(super) struct Token {
     /// Audience of the token (RFC 8707), repeatable [default: the client's first audience]
     #[arg(long = "resource", value_name = "URI")]
     resources: Vec<String>,
-    /// Print only the access token
+    /// Get no refresh token, although the client may have one
+    #[arg(long)]
+    no_refresh_token: bool,
+    /// Print only the access token; no refresh token is issued then
     #[arg(long, conflicts_with = "json")]
     raw: bool,
     #[command(flatten)]
@@ -50,6 +53,7 @@ impl Token {
             client_secret: credentials.secret(),
             scopes: self.scopes.clone(),
             resources: self.resources.clone(),
+            without_refresh_token: self.no_refresh_token || self.raw,
         });
         let answer =
             TokenServiceClient::new(remote.channel.clone()).token(request).await?.into_inner();
@@ -188,14 +192,14 @@ impl Introspect {
             ([dash], None) if dash == "-" => std::path::Path::new("-"),
             (tokens, None) => {
                 tokens.iter().for_each(|token| args::warn_of_token(token, output));
-                return Ok(tokens.to_vec());
+                return tokens.iter().map(|token| args::token(token)).collect();
             }
         };
-        let tokens: Vec<String> = args::text_file(from)?
+        let tokens = args::text_file(from)?
             .lines()
-            .filter(|line| !line.is_empty())
-            .map(str::to_owned)
-            .collect();
+            .filter(|line| !line.trim().is_empty())
+            .map(args::token)
+            .collect::<Result<Vec<_>, _>>()?;
         if tokens.is_empty() {
             return Err(Failure::Usage(format!("no token in {}", from.display())));
         }

@@ -95,7 +95,7 @@ fn many_tokens_are_judged_in_their_order() {
     let house = House::new();
     let server = house.serve();
     let token = house.jeton(&["token", "--raw"]).ok();
-    let judged = house.jeton(&["introspect", "--json", "nonsense", token.line(), ""]).ok().json();
+    let judged = house.jeton(&["introspect", "--json", "nonsense", token.line(), "x"]).ok().json();
     let active: Vec<_> =
         judged["results"].as_array().unwrap().iter().map(|one| one["active"].clone()).collect();
     assert_eq!(active, [false, true, false]);
@@ -164,5 +164,45 @@ fn without_a_context_credentials_come_from_the_environment() {
     ];
     stranger.jeton(&[&named[..], &[file.to_str().unwrap()]].concat()).ok();
     stranger.jeton_reading(&[&named[..], &["-"]].concat(), secret).ok();
+    server.stop();
+}
+
+/// B07: the server answers alike for whatever is no token, so that the command line has to say it.
+#[test]
+fn what_is_no_token_by_its_shape_reaches_no_server() {
+    let house = House::new();
+    let server = house.serve();
+    let json = house.jeton(&["token", "--json"]).ok();
+    let token = json.json()["access_token"].as_str().unwrap().to_owned();
+    let bearer = format!("Bearer {token}");
+    for command in ["revoke", "introspect", "refresh"] {
+        for (input, advice) in
+            [(&json.out, "access_token"), (&bearer, "the word Bearer"), (&String::new(), "token")]
+        {
+            let ran = house.jeton_reading(&[command, "-"], input);
+            assert!(ran.code == 2 && ran.err.contains(advice), "{command} {input}: {ran:?}");
+        }
+        assert_eq!(house.jeton(&[command, &bearer]).code, 2, "{command}");
+    }
+    let padded = format!(" {token} \r\n\n");
+    house.jeton_reading(&["introspect", "--check", "-"], &padded).ok();
+    house.jeton_reading(&["revoke", "-"], &padded).ok();
+    assert_eq!(house.jeton(&["introspect", "--check", &token]).code, 1);
+    server.stop();
+}
+
+/// OPERATORS 4.14
+#[test]
+fn administration_leaves_no_refresh_family_behind() {
+    let house = House::new();
+    let server = house.serve();
+    let create = ["client", "create", "adm", "--scope", "jeton:admin", "--raw"];
+    let grants = ["--grant", "client_credentials", "--grant", "refresh_token"];
+    let secret = house.jeton(&[&create[..], &grants[..]].concat()).ok().out;
+    let adm = ["--client-id", "adm", "--client-secret-file", "-"];
+    house.jeton_reading(&[&["keys", "list"][..], &adm[..]].concat(), &secret).ok();
+    let events = house.jeton(&["audit", "list", "--client", "adm", "--json"]).ok().out;
+    assert!(events.contains("token.issued"), "{events}");
+    assert!(!events.contains("\"family\":\"0"), "{events}");
     server.stop();
 }
