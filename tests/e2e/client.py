@@ -112,7 +112,8 @@ class AnotherLanguage(WithServer):
         self.assertEqual((issued.token_type, issued.expires_in, list(issued.scopes)), ("Bearer", 900, ["orders:read"]))
         judged = self.introspect(issued.access_token)
         self.assertTrue(judged.active)
-        self.assertEqual((judged.client_id, judged.exp - judged.iat), ("python", 900))
+        # `iat` lies 10 s before the moment of issue.
+        self.assertEqual((judged.client_id, judged.exp - judged.iat), ("python", 910))
         self.assertEqual(list(judged.aud), [self.server.issuer])
         self.tokens.Revoke(token_pb2.RevokeRequest(token=issued.access_token, **self.me), timeout=PATIENCE)
         judged = self.introspect(issued.access_token)
