@@ -113,12 +113,17 @@ impl Batch<'_> {
         Ok(Some(self.connection.last_insert_rowid()))
     }
 
-    /// Writes the gathered keys if they are many, or if records of other chains are among them.
+    /// Writes the gathered keys if they are many, or if records of other chains are among them. Not on
+    /// the reserve of a full disk, which many pages of an index would use up: lists find records
+    /// without keys too.
     pub(crate) fn write_keys(
         &mut self,
         gathered: &[KeyRow],
         own: Option<i64>,
     ) -> Result<(), SqliteError> {
+        if self.reserve_only {
+            return Ok(());
+        }
         let new = &self.post_commit.keys;
         let is_own = |row: &KeyRow| own.is_some_and(|own| places::chain_of(row.place) == own);
         if gathered.len().saturating_add(new.len()) < GATHERED_MAX && new.iter().all(is_own) {
