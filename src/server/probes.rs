@@ -13,6 +13,10 @@ use crate::{api::listen, config::Config};
 
 /// Connections at once.
 const CONNECTIONS_MAX: usize = 256;
+/// Connections of one peer: a node's probes all come from one.
+const CONNECTIONS_PER_PEER_MAX: usize = 64;
+/// Calls of one connection at once.
+const STREAMS_MAX: u32 = 16;
 /// Time for probes in flight to finish.
 const DRAIN: Duration = Duration::from_secs(1);
 
@@ -55,11 +59,16 @@ pub(super) fn bind(config: &Config) -> Result<Option<StdListener>, StartError> {
 
 /// Returns the options of the listener.
 pub(super) fn options(config: &Config) -> listen::Options {
+    let options = listen::Options::new(&config.limits, None);
+    listen::Options { connections: CONNECTIONS_MAX, workers: 1, drain: DRAIN, ..narrow(options) }
+}
+
+/// Narrows a listener that answers probes and nothing else: there is no budget of a peer's memory.
+pub(super) fn narrow(options: listen::Options) -> listen::Options {
     listen::Options {
-        connections: CONNECTIONS_MAX,
-        workers: 1,
-        drain: DRAIN,
-        ..listen::Options::new(&config.limits, None)
+        connections_per_peer: options.connections_per_peer.min(CONNECTIONS_PER_PEER_MAX),
+        streams_per_connection: options.streams_per_connection.min(STREAMS_MAX),
+        ..options
     }
 }
 

@@ -44,8 +44,7 @@ pub(super) async fn open(
     Ok(store.map_err(|error| refused(&error))?.into())
 }
 
-/// Converts an open error. A predecessor that holds the directory may be ending, and a mount may be
-/// late.
+/// Converts an open error. A predecessor that holds the directory may be ending.
 fn refused_embedded(error: &embedded::OpenError) -> StartError {
     let detail = super::with_sources(error);
     match error {

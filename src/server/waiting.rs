@@ -14,6 +14,7 @@ use tonic_health::ServingStatus;
 use super::{Options, StartError, open, open::Opened, probes, stopped, with_sources};
 use crate::{
     api::{
+        grpc::MAX_MESSAGE,
         http,
         listen::{self, TlsReloader},
     },
@@ -122,10 +123,11 @@ async fn serve(
     let (health, service) = tonic_health::server::health_reporter();
     health.set_service_status("", ServingStatus::NotServing).await;
     let mut grpc = tonic::service::Routes::builder();
-    grpc.add_service(service);
+    grpc.add_service(service.max_decoding_message_size(MAX_MESSAGE));
     let grpc = grpc.routes().into_axum_router();
     let app = http::starting(grpc, Arc::new(move || *reason.borrow()));
     let port = listen::Options::new(&config.limits, tls).within(doors.open_files);
+    let port = probes::narrow(port);
     let mut tasks = Vec::new();
     for (listener, mut options) in [(doors.port, port)]
         .into_iter()
