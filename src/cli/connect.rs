@@ -145,7 +145,8 @@ impl ConnectionSettings {
         let address =
             options.address.as_deref().or_else(|| context.map(|context| context.address.as_str()));
         let url = with_scheme(address.unwrap_or(DEFAULT_ADDRESS));
-        let context = context.filter(|context| with_scheme(&context.address) == url);
+        let context =
+            context.filter(|context| is_same_server(&with_scheme(&context.address), &url));
         Ok(Self {
             credentials: credentials(options, context, secret),
             ca: options.ca.clone().or_else(|| context.and_then(|context| context.ca_file.clone())),
@@ -172,6 +173,21 @@ fn credentials(
          context is sent to its own address only)",
     )?;
     Ok(Credentials { client_id: client_id.to_owned(), client_secret })
+}
+
+/// Returns true if two URLs name one server, in any spelling of the host's case and the default port:
+/// the authority that a context keeps for it holds for all of them.
+fn is_same_server(one: &str, other: &str) -> bool {
+    let parts = |url: &str| {
+        let url = url.parse::<http::Uri>().ok()?;
+        let scheme = url.scheme_str()?.to_ascii_lowercase();
+        let port = url.port_u16().unwrap_or(if scheme == "https" { 443 } else { 80 });
+        Some((scheme, url.host()?.trim_end_matches('.').to_ascii_lowercase(), port))
+    };
+    match (parts(one), parts(other)) {
+        (Some(one), Some(other)) => one == other,
+        _ => one == other,
+    }
 }
 
 /// Adds a scheme to an address without one: `http` for this machine, `https` for all others.
@@ -378,6 +394,33 @@ mod tests {
         let same =
             Options { address: Some("http://127.0.0.1:7/".to_owned()), ..Options::default() };
         assert!(resolve(&same, None).unwrap().credentials.is_ok());
+    }
+
+    /// The authority of a context holds for every spelling of its server: none falls back to those of
+    /// the machine.
+    #[test]
+    fn a_server_spelled_otherwise_keeps_its_authority() {
+        let mut contexts = Contexts::default();
+        contexts.remember(Context {
+            address: "https://Auth.example".to_owned(),
+            client_id: "bootstrap".to_owned(),
+            client_secret: Some("canary".into()),
+            ca_file: Some("ca.pem".into()),
+            data_dir: None,
+        });
+        for (address, same) in [
+            ("https://auth.example", true),
+            ("https://AUTH.example:443/", true),
+            ("auth.example:443", true),
+            ("https://auth.example.", true),
+            ("https://auth.example:8443", false),
+            ("https://auth.example.org", false),
+        ] {
+            let options = Options { address: Some(address.to_owned()), ..Options::default() };
+            let settings = ConnectionSettings::resolve(&options, &contexts, None).unwrap();
+            assert_eq!(settings.ca.is_some(), same, "{address}");
+            assert_eq!(settings.credentials.is_ok(), same, "{address}");
+        }
     }
 
     #[test]
