@@ -52,6 +52,8 @@ impl ServiceRecord {
         // A node of a shared store has no other file here.
         DirBuilder::new().recursive(true).mode(0o700).create(&config.data_dir)?;
         let draft = path.with_extension(format!("{}.new", process::id()));
+        // Of a process that died here; in a container the next one has the same id.
+        let _ = fs::remove_file(&draft);
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
         let record = Self { pid: process::id(), ..self.clone() };
         let written = serde_json::to_writer(&mut file, &record)
@@ -111,6 +113,19 @@ mod tests {
         ServiceRecord::of(&config).write(&config).unwrap();
         ServiceRecord::remove(&probe);
         assert_eq!(fs::read_dir(&config.data_dir).unwrap().count(), 0);
+    }
+
+    /// A process that died between the creation and the renaming does not keep its successor of the
+    /// same id, as containers have it, from leaving a record.
+    #[test]
+    fn a_draft_that_was_left_does_no_harm() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { data_dir: dir.path().join("data"), ..Config::default() };
+        fs::create_dir(&config.data_dir).unwrap();
+        let draft = path(&config).with_extension(format!("{}.new", process::id()));
+        fs::write(&draft, "half").unwrap();
+        ServiceRecord::of(&config).write(&config).unwrap();
+        assert_eq!(ServiceRecord::read(&config).unwrap().pid, process::id());
     }
 
     #[test]
