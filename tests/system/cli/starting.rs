@@ -4,12 +4,15 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     process::{Child, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rcgen::{CertificateParams, KeyPair};
 
 use crate::cli::home::{House, Ran};
+
+/// Longest wait for an answer that must come: a hang, not a slow machine.
+const HANG: Duration = Duration::from_secs(120);
 
 /// An address that is free now.
 fn free() -> SocketAddr {
@@ -32,9 +35,10 @@ fn readyz(address: SocketAddr) -> String {
 
 /// Asks until the answer has this part.
 fn until_readyz(address: SocketAddr, part: &str) -> String {
-    let mut text = readyz(address);
+    let (since, mut text) = (Instant::now(), readyz(address));
     while !text.contains(part) {
-        std::thread::yield_now();
+        assert!(since.elapsed() < HANG, "no {part} in {text}");
+        std::thread::park_timeout(Duration::from_millis(20));
         text = readyz(address);
     }
     text
