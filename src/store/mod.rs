@@ -215,7 +215,8 @@ pub trait AuditStore: Send + Sync {
     /// Returns up to `limit` records of all chains that `filter` admits, newest first ([`Place`]),
     /// those before `before`. A record that cannot be decoded is returned as
     /// [`Record::unreadable`], here, by [`Self::chain`] and by [`Self::tail`]. After `patience` the
-    /// page is returned as far as it is: short, or empty, with the place where it goes on.
+    /// embedded store returns the page as far as it is: short, or empty, with the place where it
+    /// continues. MongoDB reads by indexes and ignores `patience`.
     async fn page(
         &self,
         filter: &Filter,

@@ -1,4 +1,4 @@
-//! What an operator sees: alert rules, runbooks and dashboard name what there is.
+//! Alert rules, runbooks and the dashboard: they name metrics and sections that exist.
 
 use std::{collections::BTreeSet, fs, path::Path};
 

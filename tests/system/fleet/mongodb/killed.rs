@@ -53,8 +53,7 @@ const STEP_DOWN: &str = "M3: stepDown";
 const IN_TURN: &str = "M3: rolling restart";
 
 /// M3: the primary hands over, again and again; then every member is stopped and started in turn.
-/// When the primary hands over, changes go on within 4 s, and a second request does not fail
-/// twice.
+/// After a primary hands over, changes go on within 4 s, and no call fails twice.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs mongod: see .ci/with-mongodb"]
 async fn a_primary_that_hands_over() {
