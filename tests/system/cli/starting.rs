@@ -4,15 +4,18 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     process::{Child, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rcgen::{CertificateParams, KeyPair};
 
 use crate::cli::home::{House, Ran};
 
-/// Longest wait for an answer that must come: a hang, not a slow machine.
-const HANG: Duration = Duration::from_secs(120);
+/// Pause between two requests.
+const PAUSE: Duration = Duration::from_millis(20);
+/// Requests after which an answer is given up that must come: two minutes or more, a hang and not a
+/// slow machine.
+const REQUESTS_MAX: u32 = 6_000;
 
 /// An address that is free now.
 fn free() -> SocketAddr {
@@ -35,13 +38,15 @@ fn readyz(address: SocketAddr) -> String {
 
 /// Asks until the answer has this part.
 fn until_readyz(address: SocketAddr, part: &str) -> String {
-    let (since, mut text) = (Instant::now(), readyz(address));
-    while !text.contains(part) {
-        assert!(since.elapsed() < HANG, "no {part} in {text}");
-        std::thread::park_timeout(Duration::from_millis(20));
+    let mut text = String::new();
+    for _ in 0..REQUESTS_MAX {
         text = readyz(address);
+        if text.contains(part) {
+            return text;
+        }
+        std::thread::park_timeout(PAUSE);
     }
-    text
+    panic!("no {part} in {text}");
 }
 
 fn start(house: &House, address: SocketAddr, more: &[&str]) -> Child {
