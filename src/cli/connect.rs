@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fs, net::IpAddr, path::PathBuf, sync::Arc, time
 use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
 use tonic::{
-    Request,
+    Request, Status,
     metadata::{Ascii, MetadataValue},
     transport::{Channel, ClientTlsConfig, Endpoint, Identity},
 };
@@ -125,6 +125,10 @@ struct ConnectionSettings {
     ca: Option<PathBuf>,
     /// True if `ca` is the file that the context keeps for this server.
     is_ca_of_context: bool,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+    /// Advice if the store of the context is gone.
+    gone: Option<String>,
 }
 
 impl ConnectionSettings {
@@ -135,7 +139,8 @@ impl ConnectionSettings {
         contexts: &Contexts,
         secret: Option<SecretString>,
     ) -> Result<Self, Failure> {
-        let context = contexts.find(options.context.as_deref()).map(|(_, context)| context);
+        let named = contexts.find(options.context.as_deref());
+        let context = named.map(|(_, context)| context);
         if let (Some(name), None) = (&options.context, context) {
             return Err(Failure::setting(
                 "context",
@@ -145,34 +150,51 @@ impl ConnectionSettings {
         let address =
             options.address.as_deref().or_else(|| context.map(|context| context.address.as_str()));
         let url = with_scheme(address.unwrap_or(DEFAULT_ADDRESS));
+        // The id of a client is no secret: it may be used at another address.
+        let client_id =
+            options.client_id.clone().or_else(|| context.map(|context| context.client_id.clone()));
         let context =
             context.filter(|context| is_same_server(&with_scheme(&context.address), &url));
+        let own = context.filter(|context| Some(&context.client_id) == client_id.as_ref());
+        let secret = match (secret, own) {
+            (Some(secret), _) => Some(secret),
+            (None, Some(own)) => own.secret()?,
+            (None, None) => None,
+        };
+        let (cert, key) = match (&options.cert, &options.key) {
+            (None, None) => context
+                .map(|context| (context.cert_file.clone(), context.key_file.clone()))
+                .unwrap_or_default(),
+            (cert, key) => (cert.clone(), key.clone()),
+        };
         Ok(Self {
-            credentials: credentials(options, context, secret),
+            credentials: credentials(client_id, secret),
+            cert,
+            key,
             ca: options.ca.clone().or_else(|| context.and_then(|context| context.ca_file.clone())),
             is_ca_of_context: options.ca.is_none(),
+            gone: named.filter(|_| context.is_some_and(Context::is_gone)).map(|(name, _)| {
+                format!(
+                    "the data directory of context {name} is gone: `jeton context list` shows \
+                     others, `jeton context remove {name}` removes it"
+                )
+            }),
             url,
         })
     }
 }
 
 fn credentials(
-    options: &Options,
-    context: Option<&Context>,
-    secret: Option<SecretString>,
+    client_id: Option<String>,
+    client_secret: Option<SecretString>,
 ) -> Result<Credentials, &'static str> {
-    let own = |client_id: &str| context.filter(|context| context.client_id == client_id);
-    let client_id =
-        options.client_id.as_deref().or_else(|| context.map(|context| context.client_id.as_str()));
     let client_id =
         client_id.ok_or("no client id: use --client-id and --client-secret-file, or a context")?;
-    let client_secret =
-        secret.or_else(|| own(client_id).and_then(|context| context.client_secret.clone()));
     let client_secret = client_secret.ok_or(
         "no client secret: use --client-secret-file or JETON_CLI_CLIENT_SECRET (the secret of a \
          context is sent to its own address only)",
     )?;
-    Ok(Credentials { client_id: client_id.to_owned(), client_secret })
+    Ok(Credentials { client_id, client_secret })
 }
 
 /// Returns true if two URLs name one server, in any spelling of the host's case and the default port:
@@ -216,6 +238,8 @@ pub(super) struct Remote {
     pub(super) channel: Channel,
     credentials: Result<Credentials, &'static str>,
     timeout: Duration,
+    /// Advice if the store of the context is gone.
+    gone: Option<String>,
 }
 
 impl Remote {
@@ -238,8 +262,15 @@ impl Remote {
         let channel = endpoint(options, &settings)?
             .connect()
             .await
-            .map_err(|error| unreachable(&settings.url, &error))?;
-        Ok(Self { channel, credentials: settings.credentials, timeout: options.timeout })
+            .map_err(|error| unreachable(&settings.url, &error).advised(&settings.gone))?;
+        let ConnectionSettings { credentials, gone, .. } = settings;
+        Ok(Self { channel, credentials, timeout: options.timeout, gone })
+    }
+
+    /// Converts a refused request for a token; says if the context is of a store that is gone.
+    pub(super) fn refused(&self, status: Status) -> Failure {
+        let failure = Failure::from(status);
+        if failure.has_reason("invalid_client") { failure.advised(&self.gone) } else { failure }
     }
 
     /// Returns the credentials of the caller.
@@ -258,7 +289,7 @@ impl Remote {
     /// request that, with `scope` (several are separated by spaces).
     pub(super) async fn admin(self, scope: &str) -> Result<Admin, Failure> {
         let mut answer = self.bearer("jeton:admin").await;
-        if matches!(&answer, Err(Failure::Remote(refusal)) if refusal.reason == "invalid_scope") {
+        if answer.as_ref().is_err_and(|failure| failure.has_reason("invalid_scope")) {
             answer = self.bearer(scope).await;
         }
         let mut bearer: MetadataValue<Ascii> = answer?
@@ -278,8 +309,9 @@ impl Remote {
             without_refresh_token: true,
             ..TokenRequest::default()
         };
-        let answer =
-            TokenServiceClient::new(self.channel.clone()).token(self.request(request)).await?;
+        let mut service = TokenServiceClient::new(self.channel.clone());
+        let answer = service.token(self.request(request)).await;
+        let answer = answer.map_err(|status| self.refused(status))?;
         Ok(format!("Bearer {}", answer.into_inner().access_token))
     }
 }
@@ -335,7 +367,7 @@ fn endpoint(options: &Options, settings: &ConnectionSettings) -> Result<Endpoint
         None => Trust::system()?,
     };
     let mut tls = ClientTlsConfig::new();
-    match (&options.cert, &options.key) {
+    match (&settings.cert, &settings.key) {
         (Some(cert), Some(key)) => tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?)),
         (None, None) => {}
         (Some(_), None) | (None, Some(_)) => {
@@ -361,8 +393,7 @@ mod tests {
             address: "127.0.0.1:7".to_owned(),
             client_id: "bootstrap".to_owned(),
             client_secret: Some("canary".into()),
-            ca_file: None,
-            data_dir: None,
+            ..Context::default()
         });
         contexts
     }
@@ -391,6 +422,9 @@ mod tests {
         let other = Options { client_id: Some("other".to_owned()), ..Options::default() };
         assert!(resolve(&other, None).unwrap().credentials.is_err());
         assert_eq!(resolve(&other, Some("own")).unwrap().credentials.unwrap().secret(), "own");
+        // The id is kept, so that the secret alone has to be given.
+        let moved = resolve(&elsewhere, Some("own")).unwrap().credentials.unwrap();
+        assert_eq!((moved.client_id.as_str(), moved.secret().as_str()), ("bootstrap", "own"));
         let same =
             Options { address: Some("http://127.0.0.1:7/".to_owned()), ..Options::default() };
         assert!(resolve(&same, None).unwrap().credentials.is_ok());
@@ -406,7 +440,7 @@ mod tests {
             client_id: "bootstrap".to_owned(),
             client_secret: Some("canary".into()),
             ca_file: Some("ca.pem".into()),
-            data_dir: None,
+            ..Context::default()
         });
         for (address, same) in [
             ("https://auth.example", true),

@@ -2,6 +2,9 @@
 //! `$XDG_CONFIG_HOME/jeton/contexts.toml`, which only its owner can read. `serve --dev` saves one,
 //! so that the commands need no flags on the same machine.
 
+mod edit;
+mod store;
+
 use std::{
     collections::BTreeMap,
     fs::{self, DirBuilder, File, OpenOptions},
@@ -16,13 +19,15 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::json;
 
+pub use self::store::Remembered;
 use super::{
+    args,
     error::Failure,
     output::{self, Output},
 };
 
 /// A server and the credentials to use there.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Context {
     /// `HOST:PORT`, or a URL.
@@ -37,12 +42,42 @@ pub struct Context {
         deserialize_with = "conceal"
     )]
     pub client_secret: Option<SecretString>,
+    /// File with the secret of the client, instead of the secret itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_secret_file: Option<PathBuf>,
     /// PEM file with the CA of the server's certificate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
+    /// PEM file with the client certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cert_file: Option<PathBuf>,
+    /// PEM file with the key of the client certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
     /// The server's data directory, where it is on this machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_dir: Option<PathBuf>,
+    /// Address of a store that nodes share, without its user and password. None means the store in
+    /// the data directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
+}
+
+impl Context {
+    /// Returns the secret, kept here or in its file.
+    pub(super) fn secret(&self) -> Result<Option<SecretString>, Failure> {
+        match (&self.client_secret, &self.client_secret_file) {
+            (Some(secret), _) => Ok(Some(secret.clone())),
+            (None, Some(file)) => match args::secret_file(file) {
+                Ok(secret) => Ok(Some(secret.into())),
+                Err(failure) => Err(Failure::setting(
+                    "client_secret_file",
+                    format!("of the context: {failure}"),
+                )),
+            },
+            (None, None) => Ok(None),
+        }
+    }
 }
 
 /// Serializes a secret. The only place where one is written to disk in clear: a file of mode 0600,
@@ -72,36 +107,6 @@ impl Contexts {
     pub fn find(&self, name: Option<&str>) -> Option<(&str, &Context)> {
         let name = name.unwrap_or(&self.current);
         self.contexts.get_key_value(name).map(|(name, context)| (name.as_str(), context))
-    }
-
-    /// Saves the context of a development server and makes it current. A context with the same data
-    /// directory keeps its name, and its secret if there is no new one; contexts whose directory is
-    /// gone are dropped.
-    pub fn remember(&mut self, mut context: Context) -> &str {
-        self.contexts.retain(|_, old| old.data_dir.as_ref().is_none_or(|dir| dir.exists()));
-        let known = self
-            .contexts
-            .iter()
-            .find(|(_, old)| old.data_dir.is_some() && old.data_dir == context.data_dir);
-        let name = match known {
-            Some((name, old)) => {
-                if context.client_secret.is_none() && old.client_id == context.client_id {
-                    context.client_secret.clone_from(&old.client_secret);
-                }
-                name.clone()
-            }
-            None => self.free_name(),
-        };
-        self.contexts.insert(name.clone(), context);
-        self.current = name;
-        &self.current
-    }
-
-    /// Returns `dev` or, if that is taken, the first free name of `dev-2`, `dev-3` and so on.
-    fn free_name(&self) -> String {
-        let numbered = (2..).map(|number| format!("dev-{number}"));
-        let mut names = std::iter::once("dev".to_owned()).chain(numbered);
-        names.find(|name| !self.contexts.contains_key(name)).unwrap_or_default()
     }
 }
 
@@ -182,6 +187,26 @@ pub fn save(path: &Path, contexts: &Contexts) -> io::Result<()> {
     })
 }
 
+/// Reads, changes and writes the contexts; of several processes one after the other.
+///
+/// # Errors
+/// The file cannot be read or written, or the change fails.
+pub fn change<T, E: From<io::Error>>(
+    path: &Path,
+    change: impl FnOnce(&mut Contexts) -> Result<T, E>,
+) -> Result<T, E> {
+    let directory = path.parent().unwrap_or_else(|| Path::new("."));
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    // The directory itself is the lock: it stays when the file is replaced. Where it cannot be
+    // locked, the change goes on without, as a reader does.
+    let lock = File::open(directory)?;
+    let _ = lock.lock();
+    let mut contexts = load(path)?;
+    let result = change(&mut contexts)?;
+    save(path, &contexts)?;
+    Ok(result)
+}
+
 /// `jeton context`
 #[derive(Args, Debug)]
 pub(super) struct Command {
@@ -198,11 +223,29 @@ enum ContextCommand {
         /// Context name [default: the current context]
         name: Option<String>,
     },
+    /// Add a context
+    Add(edit::Add),
+    /// Change the given properties of a context
+    Edit(edit::Edit),
+    /// Remove a context
+    Remove(edit::Remove),
     /// Select the current context
     Use {
         /// Context name
         name: String,
     },
+}
+
+/// Failure of a change, by its place.
+enum Changing {
+    File(io::Error),
+    Failed(Failure),
+}
+
+impl From<io::Error> for Changing {
+    fn from(error: io::Error) -> Self {
+        Self::File(error)
+    }
 }
 
 impl Command {
@@ -213,19 +256,41 @@ impl Command {
     ) -> Result<(), Failure> {
         let path = path(environment)
             .ok_or_else(|| Failure::setting("", "neither XDG_CONFIG_HOME nor HOME is set"))?;
-        let mut contexts = load(&path).map_err(Failure::reading(&path))?;
-        match &self.command {
-            ContextCommand::List => list(output, &contexts),
-            ContextCommand::Show { name } => show(output, &contexts, name.as_deref()),
-            ContextCommand::Use { name } => {
-                let (name, _) = found(&contexts, Some(name))?;
-                contexts.current = name.to_owned();
-                save(&path, &contexts).map_err(Failure::writing(&path))?;
-                output.talk(&format!("using context {}", contexts.current));
-                Ok(())
+        let read = || load(&path).map_err(Failure::reading(&path));
+        let done = match &self.command {
+            ContextCommand::List => return list(output, &read()?),
+            ContextCommand::Show { name } => return show(output, &read()?, name.as_deref()),
+            ContextCommand::Add(add) => {
+                let properties = add.checked()?;
+                changed(&path, |contexts| add.apply(properties, contexts))?
             }
-        }
+            ContextCommand::Edit(edit) => {
+                let properties = edit.checked()?;
+                changed(&path, |contexts| edit.apply(properties, contexts))?
+            }
+            ContextCommand::Remove(remove) => {
+                remove.confirm(output, &read()?)?;
+                changed(&path, |contexts| remove.apply(contexts))?
+            }
+            ContextCommand::Use { name } => changed(&path, |contexts| {
+                contexts.current = found(contexts, Some(name))?.0.to_owned();
+                Ok(format!("using context {}", contexts.current))
+            })?,
+        };
+        output.talk(&crate::telemetry::escape(&done));
+        Ok(())
     }
+}
+
+/// Changes the contexts for a command and returns what to say of it.
+fn changed(
+    path: &Path,
+    run: impl FnOnce(&mut Contexts) -> Result<String, Failure>,
+) -> Result<String, Failure> {
+    change(path, |contexts| run(contexts).map_err(Changing::Failed)).map_err(|error| match error {
+        Changing::Failed(failure) => failure,
+        Changing::File(error) => Failure::io(format!("cannot change {}", path.display()))(error),
+    })
 }
 
 fn found<'a>(
@@ -236,7 +301,10 @@ fn found<'a>(
         Some(name) => {
             Failure::setting("context", format!("unknown context {name}; see `jeton context list`"))
         }
-        None => Failure::setting("context", "no context yet: `jeton serve --dev` creates one"),
+        None => Failure::setting(
+            "context",
+            "no current context: use `jeton context use` or `add`, or `jeton serve --dev`",
+        ),
     })
 }
 
@@ -252,15 +320,18 @@ fn list(output: Output, contexts: &Contexts) -> Result<(), Failure> {
         let star = if name == &contexts.current { "*" } else { "" };
         let data_dir =
             context.data_dir.as_ref().map(|dir| dir.display().to_string()).unwrap_or_default();
+        let state = if context.is_gone() { "gone" } else { "" };
         vec![
             star.to_owned(),
             name.clone(),
             context.address.clone(),
             context.client_id.clone(),
             data_dir,
+            state.to_owned(),
         ]
     });
-    output.table(&["", "name", "address", "client", "data directory"], &rows.collect::<Vec<_>>())
+    let header = ["", "name", "address", "client", "data directory", "state"];
+    output.table(&header, &rows.collect::<Vec<_>>())
 }
 
 fn show(output: Output, contexts: &Contexts, name: Option<&str>) -> Result<(), Failure> {
@@ -277,10 +348,18 @@ fn show(output: Output, contexts: &Contexts, name: Option<&str>) -> Result<(), F
         ("client id", context.client_id.clone()),
         (
             "client secret",
-            if context.client_secret.is_some() { "kept" } else { "missing" }.to_owned(),
+            match (&context.client_secret, &context.client_secret_file) {
+                (Some(_), _) => "kept".to_owned(),
+                (None, Some(file)) => format!("in {}", file.display()),
+                (None, None) => "missing".to_owned(),
+            },
         ),
         ("ca file", path(&context.ca_file)),
+        ("cert file", path(&context.cert_file)),
+        ("key file", path(&context.key_file)),
         ("data directory", path(&context.data_dir)),
+        ("store", context.store.clone().unwrap_or_default()),
+        ("state", if context.is_gone() { "the data directory is gone" } else { "" }.to_owned()),
     ])
 }
 
@@ -291,8 +370,13 @@ fn describe(name: &str, context: &Context, current: bool) -> serde_json::Value {
         "address": context.address,
         "client_id": context.client_id,
         "has_client_secret": context.client_secret.is_some(),
+        "client_secret_file": context.client_secret_file,
         "ca_file": context.ca_file,
+        "cert_file": context.cert_file,
+        "key_file": context.key_file,
         "data_dir": context.data_dir,
+        "store": context.store,
+        "is_gone": context.is_gone(),
     })
 }
 
@@ -307,8 +391,8 @@ mod tests {
             address: "127.0.0.1:1".to_owned(),
             client_id: "bootstrap".to_owned(),
             client_secret: secret.map(SecretString::from),
-            ca_file: None,
             data_dir: Some(dir.to_owned()),
+            ..Context::default()
         }
     }
 
@@ -412,31 +496,33 @@ mod tests {
         assert!(!load(&path).unwrap_err().to_string().contains("canary"));
     }
 
+    /// Two commands at once: neither change is lost, whatever the other one writes.
     #[test]
-    fn a_server_started_again_keeps_its_name_and_secret() {
+    fn changes_at_the_same_time_are_all_kept() {
         let dir = tempfile::tempdir().unwrap();
-        let mut contexts = Contexts::default();
-        contexts.remember(context(dir.path(), Some("first")));
-        let mut again = context(dir.path(), None);
-        again.address = "127.0.0.1:2".to_owned();
-        assert_eq!(contexts.remember(again), "dev");
-        assert_eq!(contexts.contexts["dev"].address, "127.0.0.1:2");
-        assert_eq!(secret(&contexts, "dev").as_deref(), Some("first"));
-        let mut other = context(dir.path(), None);
-        other.client_id = "another".to_owned();
-        contexts.remember(other);
-        assert_eq!(secret(&contexts, "dev"), None, "another client's secret is not its own");
-    }
-
-    #[test]
-    fn a_second_server_does_not_take_the_firsts_secret_away() {
-        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let mut contexts = Contexts::default();
-        contexts.remember(context(one.path(), Some("one")));
-        assert_eq!(contexts.remember(context(two.path(), Some("two"))), "dev-2");
-        assert_eq!(secret(&contexts, "dev").as_deref(), Some("one"));
-        drop(two);
-        assert_eq!(contexts.remember(context(one.path(), None)), "dev");
-        assert_eq!(contexts.contexts.len(), 1, "the one whose directory is gone is dropped");
+        let path = dir.path().join("jeton/contexts.toml");
+        std::thread::scope(|threads| {
+            for number in 0..8 {
+                let path = &path;
+                threads.spawn(move || {
+                    for turn in 0..8 {
+                        change(path, |contexts| {
+                            let name = format!("{number} \"{turn}\".[x]");
+                            contexts.contexts.insert(name, Context::default());
+                            Ok::<_, io::Error>(())
+                        })
+                        .unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(load(&path).unwrap().contexts.len(), 64);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let failed = change(&path, |contexts| {
+            contexts.contexts.clear();
+            Err::<(), _>(io::Error::other("refused"))
+        });
+        assert!(failed.is_err());
+        assert_eq!(load(&path).unwrap().contexts.len(), 64, "a change that fails changes nothing");
     }
 }

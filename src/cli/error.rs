@@ -48,12 +48,12 @@ pub(super) struct RemoteError {
     code: Code,
     /// `ErrorInfo.reason` in lower case: the OAuth error code where there is one. Empty when the
     /// status did not come from jeton.
-    pub(super) reason: String,
+    reason: String,
     message: String,
     fields: Vec<(String, String)>,
     retry_after: Option<Duration>,
     /// Next step that is known from the connection.
-    advice: Option<&'static str>,
+    advice: Option<String>,
 }
 
 impl Failure {
@@ -77,7 +77,7 @@ impl Failure {
     /// A connection that failed, for `error`.
     pub(super) fn connection(what: &str, error: &(dyn std::error::Error + 'static)) -> Self {
         let (problem, advice) = match explain(error) {
-            Some((problem, advice)) => (problem, Some(advice)),
+            Some((problem, advice)) => (problem, Some(advice.to_owned())),
             None => (deepest(error), None),
         };
         Self::Remote(Box::new(RemoteError {
@@ -88,6 +88,19 @@ impl Failure {
             retry_after: None,
             advice,
         }))
+    }
+
+    /// Replaces the next step for the user, if another one is known.
+    pub(super) fn advised(mut self, advice: &Option<String>) -> Self {
+        if let (Self::Remote(refusal), Some(advice)) = (&mut self, advice) {
+            refusal.advice = Some(advice.clone());
+        }
+        self
+    }
+
+    /// Returns true if the server refused the call for this reason.
+    pub(super) fn has_reason(&self, reason: &str) -> bool {
+        matches!(self, Self::Remote(refusal) if refusal.reason == reason)
     }
 
     pub(super) fn exit_code(&self) -> u8 {
@@ -186,8 +199,8 @@ impl RemoteError {
     }
 
     fn hint(&self) -> Option<String> {
-        if let Some(advice) = self.advice {
-            return Some(advice.to_owned());
+        if let Some(advice) = &self.advice {
+            return Some(advice.clone());
         }
         if let Some(wait) = self.retry_after {
             return Some(format!("retry in {:.1} s", wait.as_secs_f64()));

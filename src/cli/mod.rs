@@ -209,6 +209,9 @@ mod tests {
             "jeton config show --json",
             "jeton context list",
             "jeton context use dev",
+            "jeton context add prod --address id.example:443 --client-id c --client-secret-file f",
+            "jeton context edit prod --cert c --key k --clear ca",
+            "jeton context remove prod --yes",
             "jeton completions bash",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));

@@ -14,7 +14,7 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 
 use super::{
-    context::{self, Context},
+    context::{self, Context, Remembered},
     error::Failure,
     output::{self, Output},
     secret_file::SecretFile,
@@ -153,7 +153,7 @@ impl Command {
             runtime.worker_threads(config.limits.workers);
         }
         let runtime = runtime.enable_all().build().map_err(Failure::io("cannot start"))?;
-        let certificate = config.tls.cert_file.clone();
+        let dev = self.dev.then(|| Development::of(&config));
         let file = self.bootstrap_secret_file.as_deref();
         let secret_file = file.map(SecretFile::create).transpose()?;
         let options = server::Options {
@@ -169,7 +169,7 @@ impl Command {
                 signals::shutdown(log.clone()).map_err(Failure::io("cannot listen for signals"))?;
             let started = |started: &Started| {
                 let secret = Shown::of(started, secret_file.zip(file));
-                announce(started, &secret, self.dev.then_some(&certificate), output, environment);
+                announce(started, &secret, dev.as_ref(), output, environment);
             };
             server::run(options, started, shutdown).await.map_err(|error| start_failed(&error))
         }));
@@ -227,20 +227,52 @@ impl<'a> Shown<'a> {
     }
 }
 
+/// Properties of a development server's context that the server does not report.
+struct Development {
+    certificate: PathBuf,
+    /// Address of the store that nodes share, without its user and password.
+    store: Option<String>,
+}
+
+impl Development {
+    fn of(config: &Config) -> Self {
+        let address = config.store.is_shared().then(|| config.store.address().ok()).flatten();
+        Self {
+            certificate: config.tls.cert_file.clone(),
+            store: address.as_deref().map(without_password),
+        }
+    }
+}
+
+/// Returns the hosts and the database of an address.
+fn without_password(address: &str) -> String {
+    let (scheme, rest) = address.split_once("://").unwrap_or(("mongodb", address));
+    let rest = rest.split('?').next().unwrap_or(rest);
+    let hosts = rest.rsplit_once('@').map_or(rest, |(_, hosts)| hosts);
+    format!("{scheme}://{hosts}")
+}
+
+/// A context that was saved.
+struct Saved {
+    context: Remembered,
+    /// True if the context has the secret of the first client.
+    has_secret: bool,
+}
+
 /// Reports, once, that the port serves. In development it also saves a context, with the
 /// certificate if there is one.
 fn announce(
     started: &Started,
     secret: &Shown<'_>,
-    dev: Option<&PathBuf>,
+    dev: Option<&Development>,
     output: Output,
     environment: &BTreeMap<String, String>,
 ) {
-    let context = dev.and_then(|certificate| remember(started, certificate, environment));
+    let context = dev.and_then(|dev| remember(started, dev, environment));
     let text = if output.json {
         Some(first_line(started, secret).to_string())
     } else if dev.is_some() || !matches!(secret, Shown::Nowhere) {
-        Some(welcome(started, secret, context.as_deref(), &program(environment)))
+        Some(welcome(started, secret, context.as_ref(), &program(environment)))
     } else {
         None
     };
@@ -278,9 +310,9 @@ fn first_line(started: &Started, secret: &Shown<'_>) -> serde_json::Value {
 /// certificate is often its own CA, so it is used as one.
 fn remember(
     started: &Started,
-    certificate: &Path,
+    dev: &Development,
     environment: &BTreeMap<String, String>,
-) -> Option<String> {
+) -> Option<Saved> {
     let bootstrap = started.bootstrap.as_ref()?;
     let path = context::path(environment)?;
     let scheme = if started.tls { "https://" } else { "" };
@@ -288,20 +320,36 @@ fn remember(
         address: format!("{scheme}{}", server::connectable(started.address)),
         client_id: bootstrap.client_id.to_string(),
         client_secret: bootstrap.client_secret.clone(),
-        ca_file: certificate.canonicalize().ok().filter(|_| started.tls),
+        ca_file: dev.certificate.canonicalize().ok().filter(|_| started.tls),
         data_dir: Some(
             started.data_dir.canonicalize().unwrap_or_else(|_| started.data_dir.clone()),
         ),
+        store: dev.store.clone(),
+        ..Context::default()
     };
-    let saved = context::load(&path).and_then(|mut contexts| {
-        let name = contexts.remember(context).to_owned();
-        context::save(&path, &contexts).map(|()| name)
+    let saved = context::change(&path, |contexts| {
+        let context = contexts.remember(context);
+        let has_secret = contexts.contexts.get(&context.name).is_some_and(|saved| {
+            saved.client_secret.is_some() || saved.client_secret_file.is_some()
+        });
+        Ok::<_, io::Error>(Saved { context, has_secret })
     });
-    saved
-        .inspect_err(
-            |error| tracing::warn!(path = %path.display(), %error, "cannot save the context"),
-        )
-        .ok()
+    let saved = saved.inspect_err(
+        |error| tracing::warn!(path = %path.display(), %error, "cannot save the context"),
+    );
+    let saved = saved.ok()?;
+    let Remembered { name, replaced, dropped, .. } = &saved.context;
+    for dropped in dropped {
+        tracing::warn!(context = dropped, "data directory is gone, context dropped");
+    }
+    if let Some(replaced) = replaced {
+        tracing::warn!(
+            context = name,
+            replaced,
+            "commands use this server's context now: `jeton context use` selects another"
+        );
+    }
+    Some(saved)
 }
 
 /// Returns the command to paste: `jeton` if the shell finds this binary, else its path.
@@ -320,7 +368,12 @@ fn program(environment: &BTreeMap<String, String>) -> String {
 }
 
 /// Returns the text for people on stdout.
-fn welcome(started: &Started, secret: &Shown<'_>, context: Option<&str>, program: &str) -> String {
+fn welcome(
+    started: &Started,
+    secret: &Shown<'_>,
+    context: Option<&Saved>,
+    program: &str,
+) -> String {
     let listening = started.address;
     let address = server::connectable(listening);
     let data_dir = shown(&started.data_dir);
@@ -330,10 +383,10 @@ fn welcome(started: &Started, secret: &Shown<'_>, context: Option<&str>, program
     );
     let Some(bootstrap) = &started.bootstrap else { return text };
     let id = &bootstrap.client_id;
-    let kept = if context.is_some() {
-        "shown at the first start; saved in the context"
-    } else {
-        "shown at the first start"
+    let kept = match context {
+        Some(saved) if saved.has_secret => "shown at the first start; saved in the context",
+        Some(_) => "shown at the first start, not saved here: `jeton context edit` names its file",
+        None => "shown at the first start",
     };
     text.push_str(&format!("  client id       {id}\n"));
     match secret {
@@ -343,10 +396,25 @@ fn welcome(started: &Started, secret: &Shown<'_>, context: Option<&str>, program
         Shown::In(file) => text.push_str(&format!("  client secret   in {}\n", shown(file))),
         Shown::Nowhere => text.push_str(&format!("  client secret   {kept}\n")),
     }
-    if let Some(name) = context {
-        let flag = if name == "dev" { String::new() } else { format!("  (context {name})") };
-        text.push_str(&format!("\nGet a token and introspect it{flag}:\n\n  {program} token\n"));
-        text.push_str(&format!("  {program} token --raw | {program} introspect -\n"));
+    if let Some(Saved { context, .. }) = context {
+        let Remembered { name, is_current, replaced, .. } = context;
+        let (note, flag) = match (name.as_str(), is_current) {
+            ("dev", true) => (String::new(), String::new()),
+            (_, true) => (format!("  (context {name})"), String::new()),
+            (_, false) => (
+                format!("  (context {name}; `{program} context use {name}` makes it the current)"),
+                format!(" --context {name}"),
+            ),
+        };
+        if let Some(replaced) = replaced {
+            text.push_str(&format!(
+                "\nCommands use this server now, no longer that of the context {}.\n",
+                telemetry::escape(replaced)
+            ));
+        }
+        text.push_str(&format!("\nGet a token and introspect it{note}:\n\n"));
+        text.push_str(&format!("  {program} token{flag}\n"));
+        text.push_str(&format!("  {program} token --raw{flag} | {program} introspect{flag} -\n"));
     }
     let plain = if started.tls { "-cacert CA.pem" } else { "-plaintext" };
     let credentials = format!(
@@ -423,10 +491,17 @@ mod tests {
         assert!(first_line(&again, &Shown::of(&again, None))["client_secret"].is_null());
     }
 
+    fn saved(name: &str, is_current: bool, has_secret: bool) -> Saved {
+        let name = name.to_owned();
+        let context = Remembered { name, is_current, replaced: None, dropped: Vec::new() };
+        Saved { context, has_secret }
+    }
+
     #[test]
     fn people_get_lines_to_paste() {
         let first = started(Path::new("/d"), Some("jcs_x"));
-        let text = welcome(&first, &Shown::of(&first, None), Some("dev"), "./target/release/jeton");
+        let dev = saved("dev", true, true);
+        let text = welcome(&first, &Shown::of(&first, None), Some(&dev), "./target/release/jeton");
         assert!(
             text.contains(
                 "\n  ./target/release/jeton token --raw | ./target/release/jeton introspect -\n"
@@ -443,19 +518,43 @@ mod tests {
         assert!(kept.contains("client secret   in /s\n") && !kept.contains("jcs_x"), "{kept}");
     }
 
+    /// OPERATORS 4.4: neither a context that is not the current one nor a secret that is nowhere is
+    /// presumed by the text.
+    #[test]
+    fn lines_to_paste_name_the_context_where_they_must() {
+        let again = started(Path::new("/d"), None);
+        let second = welcome(&again, &Shown::Nowhere, Some(&saved("dev-2", false, true)), "jeton");
+        let line = "  jeton token --raw --context dev-2 | jeton introspect --context dev-2 -\n";
+        assert!(second.contains(line) && second.contains("saved in the context"), "{second}");
+        let lost = welcome(&again, &Shown::Nowhere, Some(&saved("dev", true, false)), "jeton");
+        assert!(lost.contains("not saved here") && lost.contains("  jeton token\n"), "{lost}");
+        let mut taken = saved("dev-2", true, true);
+        taken.context.replaced = Some("dev".to_owned());
+        let taken = welcome(&again, &Shown::Nowhere, Some(&taken), "jeton");
+        assert!(taken.contains("no longer that of the context dev."), "{taken}");
+    }
+
+    #[test]
+    fn a_store_is_named_without_its_password() {
+        for (address, shown) in [
+            ("mongodb://me:p@ss@a:1,b:2/jeton?replicaSet=r", "mongodb://a:1,b:2/jeton"),
+            ("mongodb+srv://host/db", "mongodb+srv://host/db"),
+            ("mongodb://host", "mongodb://host"),
+        ] {
+            assert_eq!(without_password(address), shown);
+        }
+    }
+
     #[test]
     fn the_context_left_behind_is_found_by_the_other_commands() {
         let home = tempfile::tempdir().unwrap();
         let environment =
             BTreeMap::from([("HOME".to_owned(), home.path().to_str().unwrap().to_owned())]);
-        assert_eq!(
-            remember(&started(home.path(), Some("jcs_x")), Path::new(""), &environment).as_deref(),
-            Some("dev")
-        );
-        assert_eq!(
-            remember(&started(home.path(), None), Path::new(""), &environment).as_deref(),
-            Some("dev")
-        );
+        let dev = Development { certificate: PathBuf::new(), store: None };
+        for secret in [Some("jcs_x"), None] {
+            let saved = remember(&started(home.path(), secret), &dev, &environment).unwrap();
+            assert_eq!((saved.context.name.as_str(), saved.has_secret), ("dev", true));
+        }
         let contexts = context::load(&context::path(&environment).unwrap()).unwrap();
         let (_, context) = contexts.find(None).unwrap();
         assert_eq!(context.client_secret.as_ref().unwrap().expose_secret(), "jcs_x");

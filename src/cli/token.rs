@@ -55,8 +55,8 @@ impl Token {
             resources: self.resources.clone(),
             without_refresh_token: self.no_refresh_token || self.raw,
         });
-        let answer =
-            TokenServiceClient::new(remote.channel.clone()).token(request).await?.into_inner();
+        let answer = TokenServiceClient::new(remote.channel.clone()).token(request).await;
+        let answer = answer.map_err(|status| remote.refused(status))?.into_inner();
         Issued::from(answer).print(output, self.raw)
     }
 }

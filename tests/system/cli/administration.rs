@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::cli::home::{House, Ran, Server};
 
 /// A server with a client `svc`, and its first secret.
-fn with_client(house: &House) -> (Server, String) {
+pub(crate) fn with_client(house: &House) -> (Server, String) {
     let server = house.serve();
     let grants = ["--grant", "client-credentials", "--grant", "refresh-token"];
     let create = [

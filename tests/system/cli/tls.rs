@@ -7,7 +7,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use crate::cli::home::{House, Ran, Server, run};
 
 /// An authority, and a certificate of it for this machine: files `ca`, `cert` and `key`.
-fn certificates(house: &House) -> [PathBuf; 3] {
+pub(crate) fn certificates(house: &House) -> [PathBuf; 3] {
     let mut authority = CertificateParams::new(Vec::<String>::new()).unwrap();
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
@@ -73,6 +73,13 @@ fn a_server_that_wants_a_certificate_gets_one() {
     assert!(bare.err.contains("--cert"), "{bare:?}");
     assert_eq!(house.jeton(&["token", "--ca", text(&ca), "--cert", text(&cert)]).code, 2);
     house.jeton(&["token", "--ca", text(&ca), "--cert", text(&cert), "--key", text(&key)]).ok();
+    // The context of `serve --dev` keeps them from now on, after the next start too.
+    let edit = ["context", "edit", "dev", "--cert", text(&cert), "--key", text(&key)];
+    house.jeton(&edit).ok();
+    house.jeton(&["token"]).ok();
+    server.stop();
+    let server = house.serve_dev(&["--config", text(&config)]);
+    house.jeton(&["token"]).ok();
     server.stop();
 }
 
