@@ -168,6 +168,9 @@ impl Metrics {
 #[expect(missing_docs, reason = "each metric has its HELP")]
 #[derive(Default)]
 pub struct Readings {
+    pub audit_records: Reading,
+    pub audit_records_per_day: Reading,
+    pub audit_size: Reading,
     pub certificate_expiry: Reading,
     pub clock: Reading,
     pub clock_offset: Reading,
@@ -184,8 +187,19 @@ pub struct Readings {
 }
 
 impl Readings {
-    fn list(&self) -> [(&'static str, &'static str, &Reading); 13] {
+    fn list(&self) -> [(&'static str, &'static str, &Reading); 16] {
         [
+            ("audit_records", "Records of the audit trail", &self.audit_records),
+            (
+                "audit_records_per_day",
+                "Records that the audit trail gets in a day at the present rate",
+                &self.audit_records_per_day,
+            ),
+            (
+                "audit_size_bytes",
+                "Size of the audit trail with its indexes, estimated by the size of a record",
+                &self.audit_size,
+            ),
             (
                 "certificate_expiry_timestamp_seconds",
                 "Unix time at which the certificate of the port expires; absent without TLS",

@@ -76,6 +76,13 @@ pub(super) fn start(
                 Ok(tokio::task::spawn_blocking(files).await?)
             })
         }),
+        every(minutes, "measure the audit trail", |context| {
+            Box::pin(async move {
+                let size = context.store.trail_size(context.clock.now()).await?;
+                measurements::take_of_trail(&size);
+                Ok(())
+            })
+        }),
         every(minutes, "sweep", |context| {
             Box::pin(async move {
                 context.services.standing.sweep(context.clock.now());

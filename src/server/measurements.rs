@@ -4,7 +4,9 @@ use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 use rustix::process::{Resource, getrlimit};
 
-use crate::{api::listen, metrics::METRICS, model::Timestamp, services::Services};
+use crate::{
+    api::listen, metrics::METRICS, model::Timestamp, services::Services, store::TrailSize,
+};
 
 /// Sets what does not change while the server runs.
 pub(super) fn take_once(now: Timestamp, listening: &listen::Options) {
@@ -43,6 +45,16 @@ pub(super) fn take_of_files(directory: Option<&Path>) {
     }
     if let Ok(disk) = rustix::fs::statvfs(directory) {
         readings.store_free.set(disk.f_bavail as f64 * disk.f_frsize as f64);
+    }
+}
+
+/// Sets the size and growth of the audit trail.
+pub(super) fn take_of_trail(size: &TrailSize) {
+    let readings = &METRICS.readings;
+    readings.audit_records.set(size.records as f64);
+    readings.audit_size.set(size.bytes() as f64);
+    if let Some(records) = size.records_a_day() {
+        readings.audit_records_per_day.set(records as f64);
     }
 }
 

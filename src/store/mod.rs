@@ -19,6 +19,7 @@ pub mod mongo;
 mod proof;
 mod rotation;
 pub mod shared;
+mod trail_size;
 pub mod transfer;
 
 use std::{sync::Arc, time::Duration};
@@ -31,6 +32,7 @@ use tokio::sync::broadcast;
 pub use self::{
     changes::{Change, Follower, Snapshot},
     rotation::{Decision, LastRotation, Rotate, Rotation},
+    trail_size::{GROWTH_SPAN, TrailSize},
     verbs::Wrapper,
 };
 use crate::model::{
@@ -256,6 +258,8 @@ pub trait AuditStore: Send + Sync {
     /// sequences, those after the place `after`, whose time is ignored. In a store whose records
     /// have seals, one with a wrong seal is left out.
     async fn witnesses(&self, after: Option<&Place>, limit: usize) -> Result<Vec<Record>>;
+    /// Returns the size of the trail and its growth until `now`, without a scan.
+    async fn trail_size(&self, now: Timestamp) -> Result<TrailSize>;
     /// Subscribes to records from now on, as they are committed; those of other nodes arrive a
     /// moment later. A receiver that lags more than 1,024 records behind gets an error. `None` if
     /// records of other nodes may have been missed.

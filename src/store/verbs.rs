@@ -91,8 +91,8 @@ macro_rules! pass_verbs {
     (@AuditStore $generics:tt $wrapper:ty) => {
         $crate::pass_verbs!(@impl AuditStore $generics $wrapper, use {
             crypto::chain::Head,
-            model::{Event, Place, Record, event::Filter},
-            store::{EventPage, Writer},
+            model::{Event, Place, Record, Timestamp, event::Filter},
+            store::{EventPage, TrailSize, Writer},
         } {
             async fn append(event: Event) -> ();
             async fn append_soon(event: Event) -> ();
@@ -105,6 +105,7 @@ macro_rules! pass_verbs {
             async fn head(chain: &str) -> Option<Head>;
             async fn writer(chain: &str) -> Writer;
             async fn witnesses(after: Option<&Place>, limit: usize) -> Vec<Record>;
+            async fn trail_size(now: Timestamp) -> TrailSize;
             fn tail() -> tokio::sync::broadcast::Receiver<Option<std::sync::Arc<Record>>>;
         });
     };

@@ -126,7 +126,7 @@ impl Command {
         }
         findings.push(files::master_key(config, self.dev));
         if !config.store.is_shared() {
-            findings.extend(store::embedded(config));
+            findings.extend(store::embedded(config, now));
         }
         findings.extend(files::certificate(&config.tls, now));
         findings.extend(records::clients(config).await);

@@ -1,4 +1,4 @@
-//! Checks of the signing keys in a store.
+//! Checks of the signing keys and the audit trail in a store.
 
 use super::Finding;
 use crate::{
@@ -8,14 +8,42 @@ use crate::{
         seal::Sealer,
         signing_keys::{SigningKeys, SigningKeysError},
     },
-    model::Keyset,
-    store::embedded::Embedded,
+    model::{Keyset, Timestamp},
+    store::{TrailSize, embedded::Embedded},
 };
 
-/// Checks the keys in a data directory; `None` if there are none yet.
-pub(super) fn embedded(config: &Config) -> Option<Finding> {
-    let keyset = Embedded::read_only(&config.data_dir, None).ok()?.keyset().ok()??;
-    signing_keys(config, &keyset)
+/// Checks the keys and the audit trail in a data directory; empty if there is no store yet.
+pub(super) fn embedded(config: &Config, now: Timestamp) -> Vec<Finding> {
+    let Ok(store) = Embedded::read_only(&config.data_dir, None) else { return Vec::new() };
+    let keyset = store.keyset().ok().flatten();
+    let keys = keyset.and_then(|keyset| signing_keys(config, &keyset));
+    let trail = store.trail_size(now).ok().map(|size| audit_trail(&size));
+    keys.into_iter().chain(trail).collect()
+}
+
+/// Reports the size and growth of the audit trail.
+pub(super) fn audit_trail(size: &TrailSize) -> Finding {
+    let mut text = format!("{} records, about {}", size.records, bytes(size.bytes()));
+    match size.records_a_day().zip(size.bytes_a_year()) {
+        Some((records, year)) => {
+            text +=
+                &format!("; {records} records a day, about {} a year at this rate", bytes(year));
+        }
+        None => text += "; too young for a rate",
+    }
+    Finding::ok("audit trail", text)
+}
+
+/// Size in a unit of thousands, with one decimal.
+fn bytes(bytes: u64) -> String {
+    let units =
+        [(1_000_000_000_000, "TB"), (1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB")];
+    for (unit, name) in units {
+        if bytes >= unit {
+            return format!("{:.1} {name}", bytes as f64 / unit as f64);
+        }
+    }
+    format!("{bytes} bytes")
 }
 
 /// Checks that the master key opens the signing keys; `None` without a master key, which another
@@ -36,4 +64,28 @@ pub(super) fn signing_keys(config: &Config, keyset: &Keyset) -> Option<Finding> 
             "give this node the master key of the other nodes",
         ),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_trail_is_reported_with_its_growth() {
+        let size = TrailSize {
+            records: 1_000_000,
+            record_bytes: 333,
+            recent: 100,
+            recent_ms: 60 * 60 * 1_000,
+        };
+        let text = audit_trail(&size).text;
+        assert_eq!(
+            text,
+            "1000000 records, about 333.0 MB; 2400 records a day, about 291.7 MB a year at this \
+             rate"
+        );
+        let young = TrailSize { recent_ms: 1, ..size };
+        assert!(audit_trail(&young).text.ends_with("; too young for a rate"));
+        assert_eq!(bytes(999), "999 bytes");
+    }
 }

@@ -273,7 +273,9 @@ fn the_doctor_finds_a_healthy_service_healthy_and_says_what_ails_another() {
         let findings = report["findings"].as_array().unwrap();
         findings.iter().find(|finding| finding["subject"] == subject).unwrap()["verdict"].clone()
     };
-    for subject in ["configuration", "clock", "data directory", "master key", "service"] {
+    let subjects =
+        ["configuration", "clock", "data directory", "master key", "audit trail", "service"];
+    for subject in subjects {
         assert_eq!(verdict(&well, subject), "ok", "{subject}: {well}");
     }
     house.until(&["doctor", "--service-only", "--listen", server.address()], Ran::is_ok).ok();

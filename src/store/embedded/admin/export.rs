@@ -7,12 +7,12 @@ use rusqlite::Connection;
 
 use crate::{
     crypto::chain::{ChainKey, Claim},
-    model::{Audience, ClientId, EpochOf, FamilyId, Keyset, Record, Revoked, SecretId},
+    model::{Audience, ClientId, EpochOf, FamilyId, Keyset, Record, Revoked, SecretId, Timestamp},
     store::{
-        Result,
+        Result, TrailSize,
         embedded::{
             Embedded,
-            audit::chains,
+            audit::{chains, size},
             engine::{
                 error::{OpenError, SqliteError, check_ascending},
                 schema,
@@ -48,6 +48,12 @@ impl ReadOnly {
     /// Returns the keyset, from which a server's keys are derived.
     pub fn keyset(&self) -> Result<Option<Keyset>> {
         Ok(keys::find(&self.connection.lock().unwrap_or_else(PoisonError::into_inner))?)
+    }
+
+    /// Returns the size of the audit trail and its growth until `now`.
+    pub fn trail_size(&self, now: Timestamp) -> Result<TrailSize> {
+        let connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(size::of_trail(&connection, now)?)
     }
 }
 

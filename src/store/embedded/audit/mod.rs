@@ -8,4 +8,5 @@ pub(super) mod names;
 pub(super) mod places;
 pub(super) mod query;
 pub(super) mod rows;
+pub(super) mod size;
 pub(super) mod trail;

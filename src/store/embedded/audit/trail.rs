@@ -6,15 +6,15 @@ use async_trait::async_trait;
 use rusqlite::Connection;
 use tokio::sync::{broadcast, oneshot};
 
-use super::{chains, index, names, places};
+use super::{chains, index, names, places, size};
 use crate::{
     crypto::chain::Head,
     model::{
-        Action, Event, Place, Record,
+        Action, Event, Place, Record, Timestamp,
         event::{Filter, Outcome},
     },
     store::{
-        AuditStore, EventPage, Result, Writer,
+        AuditStore, EventPage, Result, TrailSize, Writer,
         embedded::{
             Embedded,
             engine::{
@@ -94,6 +94,10 @@ impl AuditStore for Embedded {
     async fn witnesses(&self, after: Option<&Place>, limit: usize) -> Result<Vec<Record>> {
         let after = after.cloned();
         self.scan(move |connection| witnesses(connection, after.as_ref(), limit)).await
+    }
+
+    async fn trail_size(&self, now: Timestamp) -> Result<TrailSize> {
+        self.read(move |connection| size::of_trail(connection, now)).await
     }
 
     fn tail(&self) -> broadcast::Receiver<Option<Arc<Record>>> {

@@ -11,14 +11,18 @@ use tokio::time::{Instant, sleep};
 use super::topology::{self, Member};
 use crate::{
     model::{Keyset, Timestamp},
-    store::mongo::{
-        documents::keyset,
-        driver::{
-            codec::{Fields, as_uuid},
-            connection::{self, Connection},
-            error::{MongoError, OpenError, describe},
-            handshake::WIRE_VERSION,
-            schema::{self, META, NODES, SIGNING_KEYS},
+    store::{
+        TrailSize,
+        mongo::{
+            audit::size,
+            documents::keyset,
+            driver::{
+                codec::{Fields, as_uuid},
+                connection::{self, Connection},
+                error::{MongoError, OpenError, describe},
+                handshake::WIRE_VERSION,
+                schema::{self, META, NODES, SIGNING_KEYS},
+            },
         },
     },
 };
@@ -57,6 +61,8 @@ pub struct Inspection {
     pub other_nodes: Vec<String>,
     /// Keyset, if there is one.
     pub keyset: Option<Keyset>,
+    /// Size of the audit trail; `None` before the first node registered.
+    pub trail: Option<TrailSize>,
     /// Median time of nine majority writes; the error says why they fail.
     pub write: Result<Duration, OpenError>,
 }
@@ -161,6 +167,11 @@ async fn run_inspection(
             .cloned()
             .collect(),
         keyset: keyset(&connection).await?,
+        trail: if schema.is_some() {
+            Some(size::of_trail(&connection, Timestamp::from_millis(at)).await?)
+        } else {
+            None
+        },
         write,
     })
 }

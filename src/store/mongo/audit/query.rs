@@ -14,6 +14,7 @@ use super::{
         TIME_FIELD, UNREADABLE_TIME, chain_end_id, decoded, has_position, last_record,
         read_records, record_id, sealed, shown,
     },
+    size,
 };
 use crate::{
     crypto::chain::{Claim, Head},
@@ -22,7 +23,7 @@ use crate::{
         event::{Filter, Place},
     },
     store::{
-        AuditStore, EventPage, Result, Writer,
+        AuditStore, EventPage, Result, TrailSize, Writer,
         mongo::driver::{
             codec::Fields,
             error::MongoError,
@@ -180,6 +181,10 @@ impl AuditStore for AuditLog {
                 None => room = room.saturating_mul(2),
             }
         }
+    }
+
+    async fn trail_size(&self, now: Timestamp) -> Result<TrailSize> {
+        Ok(size::of_trail(&self.connection, now).await?)
     }
 
     fn tail(&self) -> broadcast::Receiver<Option<Arc<Record>>> {

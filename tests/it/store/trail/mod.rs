@@ -5,3 +5,4 @@ mod indexes;
 mod kept;
 mod lists;
 pub(crate) mod mongodb;
+mod size;

@@ -1,0 +1,93 @@
+//! Size and growth of the trail, without a scan: by the statistics of the collection and a bounded
+//! part of the index by time.
+
+use mongodb::bson::{Document, doc};
+
+use crate::{
+    model::Timestamp,
+    store::{
+        GROWTH_SPAN, TrailSize,
+        mongo::driver::{connection::Connection, error::MongoError, schema::AUDIT_LOGS},
+    },
+};
+
+/// Most index keys that are read to measure the growth.
+const RECENT_MAX: u64 = 20_000;
+
+/// Number of records from which on the size of the files says what a record takes.
+const TYPICAL: u64 = 10_000;
+
+/// Bytes of a record in the indexes, for a collection that is too small to measure it.
+const INDEX_BYTES: u64 = 200;
+
+/// Returns the size of the trail, and what all nodes added until `now`.
+pub(crate) async fn of_trail(
+    connection: &Connection,
+    now: Timestamp,
+) -> Result<TrailSize, MongoError> {
+    let database = connection.database().clone();
+    let stats = connection
+        .call(async move { Ok(database.run_command(doc! { "collStats": AUDIT_LOGS }).await?) })
+        .await?;
+    let records = number(&stats, "count");
+    let files = number(&stats, "storageSize").saturating_add(number(&stats, "totalIndexSize"));
+    let record_bytes = if records >= TYPICAL {
+        files.checked_div(records).unwrap_or_default()
+    } else {
+        number(&stats, "avgObjSize").saturating_add(INDEX_BYTES)
+    };
+    let since = now - GROWTH_SPAN;
+    let (recent, oldest) = recent(connection, since).await?;
+    let recent_ms = oldest.map_or(0, |oldest| now.since(oldest).as_millis());
+    let recent_ms = u64::try_from(recent_ms).unwrap_or(u64::MAX);
+    Ok(TrailSize { records, record_bytes, recent, recent_ms })
+}
+
+/// Returns a number of new records, and the time since when they were written; `None`: there are
+/// none.
+async fn recent(
+    connection: &Connection,
+    since: Timestamp,
+) -> Result<(u64, Option<Timestamp>), MongoError> {
+    let newest_first = doc! { "event.at": -1, "_id": -1 };
+    let later = doc! { "event.at": { "$gte": since.millis() } };
+    let last = RECENT_MAX.saturating_sub(1);
+    if let Some(at) = time_of(connection, later.clone(), newest_first, last).await? {
+        return Ok((RECENT_MAX, Some(at)));
+    }
+    let logs = connection.collection(AUDIT_LOGS);
+    let counted = later.clone();
+    let recent = async move { Ok(logs.count_documents(counted).limit(RECENT_MAX).await?) };
+    let recent = connection.call(recent).await?;
+    let oldest_first = doc! { "event.at": 1, "_id": 1 };
+    let earlier = doc! { "event.at": { "$gte": i64::MIN, "$lt": since.millis() } };
+    let is_older = time_of(connection, earlier, oldest_first.clone(), 0).await?.is_some();
+    let first =
+        if is_older { Some(since) } else { time_of(connection, later, oldest_first, 0).await? };
+    Ok((recent, first))
+}
+
+/// Returns the time of one record of an order.
+async fn time_of(
+    connection: &Connection,
+    filter: Document,
+    sort: Document,
+    skip: u64,
+) -> Result<Option<Timestamp>, MongoError> {
+    let logs = connection.collection(AUDIT_LOGS);
+    let read = async move {
+        let found = logs.find_one(filter).sort(sort).skip(skip);
+        Ok(found.projection(doc! { "_id": 0, "event.at": 1 }).await?)
+    };
+    let found = connection.call(read).await?;
+    let event = found.as_ref().and_then(|found| found.get_document("event").ok());
+    Ok(event.and_then(|event| event.get_i64("at").ok()).map(Timestamp::from_millis))
+}
+
+/// Reads a number of the statistics, of whatever type.
+fn number(stats: &Document, field: &str) -> u64 {
+    let value = stats.get(field);
+    let whole = value.and_then(|value| value.as_i64().or_else(|| value.as_i32().map(i64::from)));
+    let real = || value.and_then(mongodb::bson::Bson::as_f64).map(|value| value as i64);
+    u64::try_from(whole.or_else(real).unwrap_or_default()).unwrap_or_default()
+}
