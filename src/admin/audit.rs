@@ -7,9 +7,9 @@ use tokio::sync::broadcast;
 pub use super::witness::Known;
 use super::{AdminAuthenticator, Administrator, witness::witnessed};
 use crate::{
-    crypto::chain::{ChainKey, Claim, START, Walk},
+    crypto::chain::{ChainKey, Claim, Problem, START, Walk},
     error::Result,
-    model::{Place, Record, event::Filter},
+    model::{Place, Record, Timestamp, event::Filter},
     store::{AuditStore, EventPage, Store, StoreError, Writer},
 };
 
@@ -30,6 +30,8 @@ pub struct Verdict {
     pub is_end_sure: bool,
     /// The newest record of it that another chain holds a witness of; 0 where none does.
     pub witnessed: u64,
+    /// The last record that was removed by a cut; 0 where the chain is whole.
+    pub cut: u64,
     /// The newest sealed record and its hash.
     pub head: (u64, [u8; 32]),
 }
@@ -55,6 +57,15 @@ impl AuditReader {
         let tenant = admin.tenant_filter(filter.tenant.clone())?;
         let filter = Filter { tenant, ..filter };
         Ok(self.store.page(&filter, before, limit, self.patience).await?)
+    }
+
+    /// Returns the time up to which records were cut, of any chain; `None` if all chains are whole,
+    /// or if the filter admits only later records.
+    pub async fn cut_until(&self, filter: &Filter) -> Result<Option<Timestamp>> {
+        let marks = self.store.cut_marks().await?;
+        let valid = marks.iter().filter(|(chain, mark)| self.chain.check_cut(chain, mark));
+        let newest = valid.map(|(_, mark)| mark.place.at).max();
+        Ok(newest.filter(|newest| filter.from.is_none_or(|from| from <= *newest)))
     }
 
     /// Records as they are committed, and the filter that says which of them the administrator may
@@ -142,6 +153,7 @@ async fn verify_one<S: AuditStore + ?Sized>(
     // Before the head: a node that stops meanwhile leaves a closed one.
     let writer = store.writer(&chain).await?;
     let head = store.head(&chain).await?;
+    let mark = store.cut_mark(&chain).await?;
     let mut verdict = Verdict {
         chain,
         checked: 0,
@@ -149,10 +161,19 @@ async fn verify_one<S: AuditStore + ?Sized>(
         is_end_sure: writer != Writer::NotRunning
             || head.as_ref().is_none_or(|head| head.claim == Claim::Closed),
         witnessed: pins.witnessed,
+        cut: mark.map_or(0, |mark| mark.place.sequence),
         head: head.as_ref().map_or((0, START), |head| (head.sequence, head.hash)),
     };
     let end = head.as_ref().map_or(u64::MAX, |head| head.sequence);
-    let (mut walk, mut pins) = (Walk::from_start(), pins.all.as_slice());
+    if let Some(mark) = mark.filter(|mark| !key.check_cut(&verdict.chain, mark)) {
+        verdict.flaw = Some((mark.place.sequence, Problem::ForgedCut.to_string()));
+        return Ok(verdict);
+    }
+    let (mut walk, mut pins) = (Walk::behind(mark.as_ref()), pins.all.as_slice());
+    if let Some(flaw) = pass_pins(&walk, &mut pins) {
+        verdict.flaw = Some(flaw);
+        return Ok(verdict);
+    }
     let mut stride = STRIDE;
     loop {
         let records = match store.chain(&verdict.chain, walk.sequence(), stride).await {
@@ -170,12 +191,30 @@ async fn verify_one<S: AuditStore + ?Sized>(
                 return Err(error.into());
             }
         };
+        let mut flaw = None;
         for record in records.iter().take_while(|record| record.sequence <= end) {
-            if let Err(flaw) = step(&mut walk, &verdict.chain, record, &mut pins) {
-                verdict.flaw = Some(flaw);
-                return Ok(verdict);
+            flaw = step(&mut walk, &verdict.chain, record, &mut pins).err();
+            if flaw.is_some() {
+                break;
             }
             verdict.checked += 1;
+        }
+        if flaw.is_some() {
+            // Records that were cut since the walk began are missing to it.
+            let mark = store.cut_mark(&verdict.chain).await?;
+            let later = mark.filter(|mark| {
+                mark.place.sequence > walk.sequence() && key.check_cut(&verdict.chain, mark)
+            });
+            if let Some(mark) = later {
+                verdict.cut = mark.place.sequence;
+                walk = Walk::behind(Some(&mark));
+                flaw = pass_pins(&walk, &mut pins);
+            }
+            if flaw.is_some() {
+                verdict.flaw = flaw;
+                return Ok(verdict);
+            }
+            continue;
         }
         if records.len() < stride || walk.sequence() >= end {
             break;
@@ -218,6 +257,20 @@ fn step(
         *pins = rest;
     }
     Ok(())
+}
+
+/// Passes over heads that a cut removed: the mark covers them. The one at the cut must match it.
+fn pass_pins(walk: &Walk, pins: &mut &[(u64, [u8; 32], &'static str)]) -> Option<(u64, String)> {
+    while let Some(((sequence, hash, differs), rest)) = pins.split_first() {
+        if *sequence > walk.sequence() {
+            break;
+        }
+        if *sequence == walk.sequence() && *hash != walk.hash() {
+            return Some((*sequence, (*differs).to_owned()));
+        }
+        *pins = rest;
+    }
+    None
 }
 
 /// Returns the fault of a walk that ended before a known or witnessed head.

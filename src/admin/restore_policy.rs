@@ -119,6 +119,10 @@ impl RestoreFilter {
                 self.newest = self.newest.max(event.at);
                 begun.into_iter().chain([item]).collect()
             }
+            ExportRecord::ChainStart { ref chain, .. } => {
+                let begun = if *chain > self.node { self.begin_chain(now)? } else { Vec::new() };
+                begun.into_iter().chain([item]).collect()
+            }
             // Records that may be missing from this node's own chain are missing before that of the
             // import, which closes it.
             ExportRecord::ChainEnd { chain, sequence, hash, .. } if chain == self.node => {

@@ -173,7 +173,7 @@ async fn list(
 ) -> Result<(), Failure> {
     let mut service = AuditServiceClient::new(admin.channel());
     let (mut events, mut page_token) = (Vec::new(), String::new());
-    loop {
+    let cut_time = loop {
         let page_size =
             i32::try_from(limit.saturating_sub(events.len()).min(1000)).unwrap_or(1000).max(1);
         let request = admin.request(ListEventsRequest {
@@ -185,13 +185,21 @@ async fn list(
         events.extend(answer.events);
         page_token = answer.next_page_token;
         if page_token.is_empty() || events.len() >= limit {
-            break;
+            break answer.cut_time;
         }
-    }
+    };
     events.truncate(limit);
+    if let Some(cut) = &cut_time {
+        output.talk(&format!(
+            "records up to {} were cut by audit.keep; those that are not listed are in its archive",
+            render::time(Some(cut))
+        ));
+    }
     if output.json {
-        return output
-            .document(&json!({ "events": events.iter().map(render::event).collect::<Vec<_>>() }));
+        return output.document(&json!({
+            "events": events.iter().map(render::event).collect::<Vec<_>>(),
+            "cut_time": cut_time.as_ref().map(|cut| render::time(Some(cut))),
+        }));
     }
     let row = |event: &Event| {
         let time = render::time(event.time.as_ref());

@@ -180,6 +180,7 @@ pub(super) fn verdict(verdict: &ChainVerdict) -> Value {
         "head_sequence": verdict.head_sequence,
         "head_hash": verdict.head_hash,
         "witnessed_sequence": verdict.witnessed_sequence,
+        "cut_sequence": verdict.cut_sequence,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Config, ConfigError, Rate, Store, Tls, log_filter};
+use super::{Config, ConfigError, Rate, Store, Tls, keep, log_filter};
 use crate::model::{Audience, PlanName};
 
 /// Maximum of every lifetime, in seconds: 366 days.
@@ -29,6 +29,7 @@ pub fn check(config: &Config, dev: bool) -> Result<(), ConfigError> {
     lifetimes(config)?;
     keys(config)?;
     limits(config)?;
+    keep::check(&config.audit)?;
     log_filter(&config.log.level).map_err(|problem| ConfigError::new("log.level", problem))?;
     Ok(())
 }

@@ -12,10 +12,12 @@ use crate::model::{keyset::Algorithm, text::unquoted};
 
 mod check;
 mod environment;
+mod keep;
 mod load;
 mod log;
 
 pub use check::check;
+pub use keep::Keep;
 pub use load::{ConfigError, DEFAULTS, Flag, Origins, Sources};
 pub use log::log_filter;
 
@@ -294,6 +296,10 @@ pub struct Rate {
 pub struct Audit {
     /// Durability of the record of an issued token.
     pub issue: Issue,
+    /// Part of the trail that is kept, an age or a size; empty means all of it.
+    pub keep: String,
+    /// Directory to which records are archived before they are cut, or `none`.
+    pub archive: String,
 }
 
 /// Durability of the record of an issued token.

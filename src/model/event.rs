@@ -258,6 +258,9 @@ actions! {
     KeyRevoked = "keys.revoked",
     /// Heads of other nodes' chains were recorded; the target is a list of `chain:sequence:hash`.
     HeadsWitnessed = "audit.heads_witnessed",
+    /// Records were removed by `audit.keep`; the target is the last one as `chain:sequence:hash`, the
+    /// reason says how many and names the archive.
+    TrailCut = "audit.cut",
     /// An outbox entry that no node of this service wrote was rejected; the target is its document.
     EntryRefused = "audit.entry_refused",
     /// Placeholder for an unreadable record. Never recorded.

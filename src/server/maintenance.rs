@@ -13,6 +13,7 @@ use tokio::{
 use super::{
     measurements,
     open::{Opened, measure},
+    retention::Retention,
     stopped,
 };
 use crate::{
@@ -56,6 +57,7 @@ pub(super) fn start(
         chain: opened.chain.clone(),
         witness: Arc::default(),
         directory: opened.directory.clone(),
+        retention: opened.retention.clone(),
     };
     let every =
         |period, what, task| spawn_periodic(period, stopping.clone(), context.clone(), what, task);
@@ -81,6 +83,13 @@ pub(super) fn start(
                 let size = context.store.trail_size(context.clock.now()).await?;
                 measurements::take_of_trail(&size);
                 Ok(())
+            })
+        }),
+        every(minutes * 10, "cut the audit trail", |context| {
+            Box::pin(async move {
+                let now = context.clock.now();
+                let cut = context.retention.pass(context.store.as_ref(), &context.chain, now);
+                cut.await.map(drop).map_err(Into::into)
             })
         }),
         every(minutes, "sweep", |context| {
@@ -169,6 +178,7 @@ struct Context {
     chain: Arc<ChainKey>,
     witness: Arc<Witness>,
     directory: Option<Arc<Path>>,
+    retention: Arc<Retention>,
 }
 
 type Task = fn(Context) -> BoxFuture<'static, Result<(), Box<dyn std::error::Error + Send + Sync>>>;

@@ -7,6 +7,7 @@ mod measurements;
 mod open;
 mod probes;
 mod ready;
+pub mod retention;
 mod service_record;
 mod stores;
 mod waiting;

@@ -7,7 +7,11 @@ use std::{
     time::Duration,
 };
 
-use super::{Options, StartError, stores};
+use super::{
+    Options, StartError,
+    retention::{self, Retention},
+    stores,
+};
 use crate::{
     admin::keys,
     clock::{Clock, ClockOffset, SystemClock},
@@ -48,6 +52,7 @@ pub(super) struct Opened {
     pub(super) data_dir: PathBuf,
     /// The data directory of an embedded store.
     pub(super) directory: Option<Arc<Path>>,
+    pub(super) retention: Arc<Retention>,
 }
 
 impl Opened {
@@ -89,6 +94,7 @@ impl Opened {
 pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, StartError> {
     let config = &options.config;
     let data_dir = config.data_dir.clone();
+    let retention = retention(config)?;
     let sealer = Arc::new(Sealer::new(master_key(config, options.dev)?));
     let chain = Arc::new(ChainKey::new(sealer.derive("audit head")));
     let accept = Accept { rollback: options.accept_rollback, open_directory: options.dev };
@@ -159,7 +165,30 @@ pub(super) async fn open(options: &Options, issuer: &str) -> Result<Opened, Star
     let services = Arc::new(Services::new(parts));
     let directory =
         (options.store.is_none() && !config.store.is_shared()).then(|| data_dir.as_path().into());
-    Ok(Opened { services, store, chain, clock, clock_offset, measured, data_dir, directory })
+    Ok(Opened {
+        services,
+        store,
+        chain,
+        clock,
+        clock_offset,
+        measured,
+        data_dir,
+        directory,
+        retention,
+    })
+}
+
+/// Reads the bound of the audit trail, and prepares the directory of its archive.
+fn retention(config: &Config) -> Result<Arc<Retention>, StartError> {
+    let wrong = |error: &dyn std::fmt::Display| StartError::Configuration(error.to_string());
+    let keep = config.audit.keep().map_err(|error| wrong(&error))?;
+    let archive = config.audit.archive().map(Path::to_owned);
+    if let Some(archive) = &archive {
+        retention::prepare(archive).map_err(|error| {
+            StartError::Configuration(format!("audit.archive: {}", super::with_sources(&error)))
+        })?;
+    }
+    Ok(Arc::new(Retention { keep, archive }))
 }
 
 /// Records that a rollback was accepted, before all other records: without it nothing is served.

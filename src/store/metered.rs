@@ -51,7 +51,7 @@ impl<S: Store> Wrapper for Metered<S> {
 
 pass_verbs!(
     [S: Store] Metered<S>: ClientStore, AudienceStore, FamilyStore, RevocationStore, AuditStore,
-    KeyStore, CounterStore, Store
+    RetentionStore, KeyStore, CounterStore, Store
 );
 
 #[async_trait]

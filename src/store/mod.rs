@@ -17,6 +17,7 @@ pub mod metered;
 #[cfg(feature = "mongodb")]
 pub mod mongo;
 mod proof;
+mod retention;
 mod rotation;
 pub mod shared;
 mod trail_size;
@@ -31,6 +32,7 @@ use tokio::sync::broadcast;
 
 pub use self::{
     changes::{Change, Follower, Snapshot},
+    retention::RetentionStore,
     rotation::{Decision, LastRotation, Rotate, Rotation},
     trail_size::{GROWTH_SPAN, TrailSize},
     verbs::Wrapper,
@@ -258,6 +260,11 @@ pub trait AuditStore: Send + Sync {
     /// sequences, those after the place `after`, whose time is ignored. In a store whose records
     /// have seals, one with a wrong seal is left out.
     async fn witnesses(&self, after: Option<&Place>, limit: usize) -> Result<Vec<Record>>;
+    /// Returns the mark of the cut before the first record of a chain, valid or not; `None` if the
+    /// chain is whole. No verb returns records that it covers.
+    async fn cut_mark(&self, chain: &str) -> Result<Option<crate::crypto::chain::CutMark>>;
+    /// Returns the marks of all chains, valid or not, with the names of the chains.
+    async fn cut_marks(&self) -> Result<Vec<(Arc<str>, crate::crypto::chain::CutMark)>>;
     /// Returns the size of the trail and its growth until `now`, without a scan.
     async fn trail_size(&self, now: Timestamp) -> Result<TrailSize>;
     /// Subscribes to records from now on, as they are committed; those of other nodes arrive a
@@ -292,6 +299,7 @@ pub trait Store:
     + FamilyStore
     + RevocationStore
     + AuditStore
+    + RetentionStore
     + KeyStore
     + CounterStore
     + ProofStore

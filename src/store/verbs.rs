@@ -90,7 +90,7 @@ macro_rules! pass_verbs {
     };
     (@AuditStore $generics:tt $wrapper:ty) => {
         $crate::pass_verbs!(@impl AuditStore $generics $wrapper, use {
-            crypto::chain::Head,
+            crypto::chain::{CutMark, Head},
             model::{Event, Place, Record, Timestamp, event::Filter},
             store::{EventPage, TrailSize, Writer},
         } {
@@ -105,8 +105,26 @@ macro_rules! pass_verbs {
             async fn head(chain: &str) -> Option<Head>;
             async fn writer(chain: &str) -> Writer;
             async fn witnesses(after: Option<&Place>, limit: usize) -> Vec<Record>;
+            async fn cut_mark(chain: &str) -> Option<CutMark>;
+            async fn cut_marks() -> Vec<(std::sync::Arc<str>, CutMark)>;
             async fn trail_size(now: Timestamp) -> TrailSize;
             fn tail() -> tokio::sync::broadcast::Receiver<Option<std::sync::Arc<Record>>>;
+        });
+    };
+    (@RetentionStore $generics:tt $wrapper:ty) => {
+        $crate::pass_verbs!(@impl RetentionStore $generics $wrapper, use {
+            crypto::chain::{ChainPlace, CutMark},
+            model::{Event, Timestamp},
+            store::Write,
+        } {
+            async fn sealed_place(
+                chain: &str, after: u64, until: Timestamp, limit: u64
+            ) -> Option<ChainPlace>;
+            async fn cut(chain: &str, after: u64, mark: &CutMark, event: Event) -> Write;
+            async fn remove_cut(now: Timestamp, limit: usize) -> usize;
+            async fn oldest_within(bytes: u64) -> Option<Timestamp>;
+            async fn shrink() -> bool;
+            async fn hold_retention() -> bool;
         });
     };
     (@KeyStore $generics:tt $wrapper:ty) => {

@@ -61,7 +61,7 @@ impl AuditService for GrpcServices {
                     .services
                     .admin
                     .audit
-                    .events(&admin, filter, before.as_ref(), size + 1)
+                    .events(&admin, filter.clone(), before.as_ref(), size + 1)
                     .await?;
                 let (mut records, next) = (page.records, page.next);
                 // A page that its time cut short goes on where it was.
@@ -71,11 +71,16 @@ impl AuditService for GrpcServices {
                 } else {
                     next
                 };
+                let cut = match next {
+                    None => self.services.admin.audit.cut_until(&filter).await?,
+                    Some(_) => None,
+                };
                 let seal = |next: Place| self.services.admin.pages.seal(&question, &cursor(&next));
                 let next_page_token = next.map(seal).unwrap_or_default();
                 Ok(ListEventsResponse {
                     events: records.iter().map(shown).collect(),
                     next_page_token,
+                    cut_time: cut.map(timestamp),
                 })
             }
             .await,
@@ -258,6 +263,7 @@ fn judged(verdict: Verdict) -> ChainVerdict {
         intact: Some(state == ChainState::Intact),
         state: state.into(),
         witnessed_sequence: wire(verdict.witnessed),
+        cut_sequence: wire(verdict.cut),
         checked: wire(verdict.checked),
         first_bad_sequence: wire(first_bad),
         problem,

@@ -105,6 +105,7 @@ async fn check(store: &dyn ExportSource, key: &RecordKey) -> Result<CheckedRecor
                 | ExportRecord::Revocation(_)
                 | ExportRecord::Epoch { .. }
                 | ExportRecord::Keyset(_)
+                | ExportRecord::ChainStart { .. }
                 | ExportRecord::Record { .. }
                 | ExportRecord::ChainEnd { .. }
                 | ExportRecord::End { .. } => return Ok(checked),

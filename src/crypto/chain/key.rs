@@ -18,6 +18,9 @@ pub struct ChainKey {
     outbox: Zeroizing<[u8; 32]>,
     notes: Zeroizing<[u8; 32]>,
     exports: Zeroizing<[u8; 32]>,
+    pub(super) cuts: Zeroizing<[u8; 32]>,
+    pub(super) places: Zeroizing<[u8; 32]>,
+    pub(super) archives: Zeroizing<[u8; 32]>,
 }
 
 impl ChainKey {
@@ -26,7 +29,9 @@ impl ChainKey {
         let bytes = bytes.into();
         let derive = |label| kdf::derive(&bytes, "audit", label);
         let (heads, records, outbox) = (derive("head"), derive("record"), derive("outbox"));
-        Self { heads, records, outbox, notes: derive("note"), exports: derive("export") }
+        let (notes, exports) = (derive("note"), derive("export"));
+        let (cuts, places, archives) = (derive("cut"), derive("place"), derive("archive"));
+        Self { heads, records, outbox, notes, exports, cuts, places, archives }
     }
 
     /// Seals a place of a chain: HMAC-SHA-256 over all fields of the head, under the key of its
@@ -99,7 +104,7 @@ impl fmt::Debug for ChainKey {
 
 /// Returns the HMAC-SHA-256 over parts, each with its length, so that two lists of parts never have
 /// the same bytes.
-fn mac(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
+pub(super) fn mac(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
     let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, key));
     for part in parts {
         context.update(&length(part));

@@ -1,11 +1,15 @@
 //! Hash chain of the audit trail: each record's hash covers the previous one, and the end is sealed
 //! under a key, so that a removed, altered, moved or truncated record is found.
 
+mod cut;
 mod key;
 
 use aws_lc_rs::digest;
 
-pub use self::key::{ChainKey, Claim, Head};
+pub use self::{
+    cut::{ChainPlace, CutMark},
+    key::{ChainKey, Claim, Head},
+};
 use crate::model::Record;
 
 /// Hash before the first record.
@@ -56,6 +60,9 @@ pub enum Problem {
     /// The sealed head was not made with this key.
     #[error("the head's seal is invalid")]
     Forged,
+    /// The mark of the cut before the first record was not made with this key.
+    #[error("the mark of the cut is invalid")]
+    ForgedCut,
     /// The record is missing; a later one follows.
     #[error("removed")]
     Removed,
@@ -78,6 +85,11 @@ impl Walk {
     /// Creates a walk that begins before the first record.
     pub const fn from_start() -> Self {
         Self { sequence: 0, hash: START }
+    }
+
+    /// Creates a walk that begins behind a cut, or before the first record of a whole chain.
+    pub fn behind(mark: Option<&CutMark>) -> Self {
+        mark.map_or_else(Self::from_start, |mark| Self::after(mark.place.sequence, mark.place.hash))
     }
 
     /// Creates a walk that begins after a record whose hash is trusted.

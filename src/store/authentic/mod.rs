@@ -109,7 +109,8 @@ impl Wrapper for Authentic {
 
 // Verbs that need no MAC: their records are sealed otherwise, or grant no access.
 pass_verbs!(
-    [] Authentic: FamilyStore, RevocationStore, AuditStore, KeyStore, CounterStore, Store
+    [] Authentic: FamilyStore, RevocationStore, AuditStore, RetentionStore, KeyStore,
+    CounterStore, Store
 );
 
 #[async_trait]

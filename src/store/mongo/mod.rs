@@ -164,6 +164,7 @@ pass_verbs!({ audiences } Mongo: AudienceStore);
 pass_verbs!({ families } Mongo: FamilyStore);
 pass_verbs!({ revocations } Mongo: RevocationStore);
 pass_verbs!({ audit } Mongo: AuditStore);
+pass_verbs!({ audit } Mongo: RetentionStore);
 pass_verbs!({ keys } Mongo: KeyStore);
 pass_verbs!({ counters } Mongo: CounterStore);
 pass_verbs!({ proofs } Mongo: ProofStore);

@@ -4,6 +4,7 @@
 //!
 //! Counters are not exported: they are worth nothing once their window has ended.
 
+mod archive;
 mod verify;
 
 use std::sync::Arc;
@@ -11,11 +12,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-pub use self::verify::{Counts, Verification};
+pub use self::{
+    archive::{ArchiveCheck, ArchiveLine, ArchiveWriter, ArchivedPart},
+    verify::{Counts, Verification},
+};
 use super::Result;
 pub use crate::model::digits::{hex, unhex};
 use crate::{
-    crypto::chain::{ChainKey, Head, Walk},
+    crypto::chain::{ChainKey, ChainPlace, CutMark, Head, Walk},
     model::{
         AudienceRecord, Client, ClientId, EpochOf, Event, Family, Keyset, SecretId, TenantId,
         Timestamp, revocation::Revocation,
@@ -70,6 +74,20 @@ pub enum ExportRecord {
     },
     /// Keyset, sealed.
     Keyset(Keyset),
+    /// Beginning of an audit chain that was cut: the last record that was removed.
+    ChainStart {
+        /// Name of the chain.
+        chain: Arc<str>,
+        /// Sequence of the record.
+        sequence: u64,
+        /// Hash of the record, 64 hexadecimal digits.
+        hash: String,
+        /// Time of the record.
+        at: Timestamp,
+        /// Seal of the mark, 64 hexadecimal digits. `None` if the exporter had no key.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        seal: Option<String>,
+    },
     /// Audit record. Chains follow each other in byte order of their names.
     Record {
         /// Chain of the record, by the name of the node that began it.
@@ -144,12 +162,23 @@ pub(super) struct Ending<'a> {
     pub(super) seal: Option<&'a str>,
 }
 
+/// Beginning of a chain in an export.
+pub(super) struct Beginning<'a> {
+    pub(super) chain: &'a Arc<str>,
+    pub(super) sequence: u64,
+    pub(super) hash: &'a str,
+    pub(super) at: Timestamp,
+    pub(super) seal: Option<&'a str>,
+}
+
 /// Progress of an import of audit chains. They are complete, one after the other, in the order of
 /// their names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Chains {
     /// Chain in progress, and its last record so far.
     open: Option<(Arc<str>, u64, [u8; 32])>,
+    /// Place at which the chain in progress was cut.
+    cut: Option<ChainPlace>,
     /// Chain that was closed last.
     last: Option<Arc<str>>,
     /// Number of closed chains.
@@ -170,22 +199,57 @@ impl Chains {
         let refused = |problem: &dyn std::fmt::Display| format!("audit chain {chain}: {problem}");
         let hash = unhex(hash).ok_or_else(|| format!("audit record {sequence}: malformed hash"))?;
         let mut walk = match &self.open {
-            Some((open, _, _)) if open != chain => {
-                return Err(refused(&"it begins before the previous chain ends"));
+            Some((open, sequence, hash)) if open == chain => Walk::after(*sequence, *hash),
+            Some(_) | None => {
+                self.check_first(chain)?;
+                Walk::from_start()
             }
-            Some((_, sequence, hash)) => Walk::after(*sequence, *hash),
-            None if self.last.as_ref().is_some_and(|last| last >= chain) => {
-                return Err(refused(&"chains must be unique and in the order of their names"));
-            }
-            None if chain.is_empty() => return Err(refused(&"it has no name")),
-            None if sequence == 1 && *node != **chain => {
-                return Err(refused(&"its first record is of a node of another name"));
-            }
-            None => Walk::from_start(),
         };
+        if sequence == 1 && *node != **chain {
+            return Err(refused(&"its first record is of a node of another name"));
+        }
         walk.step(sequence, node, event, &hash).map_err(|flaw| refused(&flaw))?;
         self.open = Some((chain.clone(), sequence, hash));
         Ok(hash)
+    }
+
+    /// Checks that a chain may begin here.
+    fn check_first(&self, chain: &Arc<str>) -> Result<(), String> {
+        let refused = |problem: &str| Err(format!("audit chain {chain}: {problem}"));
+        if self.open.is_some() {
+            return refused("it begins before the previous chain ends");
+        }
+        if self.last.as_ref().is_some_and(|last| last >= chain) {
+            return refused("chains must be unique and in the order of their names");
+        }
+        if chain.is_empty() { refused("it has no name") } else { Ok(()) }
+    }
+
+    /// Begins a chain that was cut, if the mark, where it has a seal, is of `key`; returns the
+    /// place of the cut.
+    pub(super) fn begin(
+        &mut self,
+        beginning: &Beginning<'_>,
+        key: Option<&ChainKey>,
+    ) -> Result<ChainPlace, String> {
+        let Beginning { chain, sequence, hash, at, seal } = *beginning;
+        self.check_first(chain)?;
+        let refused = |problem: &str| format!("audit chain {chain}: {problem}");
+        let hash = unhex(hash).ok_or_else(|| refused("the hash of its start is malformed"))?;
+        let place = ChainPlace { sequence, hash, at };
+        let right = |key: &ChainKey, seal| {
+            unhex(seal).is_some_and(|seal| key.check_cut(chain, &CutMark { place, seal }))
+        };
+        if sequence == 0 || key.zip(seal).is_some_and(|(key, seal)| !right(key, seal)) {
+            return Err(refused("the seal of its start is invalid"));
+        }
+        (self.open, self.cut) = (Some((chain.clone(), sequence, hash)), Some(place));
+        Ok(place)
+    }
+
+    /// Returns the place at which the chain in progress was cut.
+    pub(super) const fn take_cut(&mut self) -> Option<ChainPlace> {
+        self.cut.take()
     }
 
     /// Closes the chain in progress if this is its end, and its seal, if it has one, is of `key`;
@@ -221,6 +285,20 @@ impl Chains {
         let whole = self.open.is_none() && self.closed == chains;
         whole.then_some(()).ok_or_else(|| "an audit chain is missing or has no end".to_owned())
     }
+}
+
+/// Builds the beginning of a chain that was cut for an export.
+pub(super) fn start(
+    chain: &Arc<str>,
+    mark: &CutMark,
+    key: Option<&ChainKey>,
+) -> Result<ExportRecord, String> {
+    if key.is_some_and(|key| !key.check_cut(chain, mark)) {
+        return Err(format!("audit chain {chain}: the mark of the cut is invalid"));
+    }
+    let ChainPlace { sequence, hash, at } = mark.place;
+    let seal = key.map(|_| hex(&mark.seal));
+    Ok(ExportRecord::ChainStart { chain: chain.clone(), sequence, hash: hex(&hash), at, seal })
 }
 
 /// Builds the end of a chain for an export, if its last record is the one that the store's key

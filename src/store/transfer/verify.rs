@@ -1,7 +1,7 @@
 //! Verification of an export, record by record, before any of it is written: an import seals
 //! everything under this store's key, so it is verified first.
 
-use super::{Chains, Ending, ExportRecord, VERSION};
+use super::{Beginning, Chains, Ending, ExportRecord, VERSION};
 use crate::{
     crypto::{chain::ChainKey, records::RecordKey, root::Root, seal::Sealer},
     store::authentic::Forged,
@@ -109,6 +109,11 @@ impl<'a> Verification<'a> {
                     }
                     keyset.check(sealer).map_err(|error| error.to_string())?;
                 }
+            }
+            ExportRecord::ChainStart { chain, sequence, hash, at, seal } => {
+                let beginning =
+                    Beginning { chain, sequence: *sequence, hash, at: *at, seal: seal.as_deref() };
+                self.chains.begin(&beginning, self.keys.as_ref().map(|keys| keys.chain))?;
             }
             ExportRecord::Record { chain, sequence, node, event, hash } => {
                 let body = serde_json::to_vec(event).map_err(|error| error.to_string())?;

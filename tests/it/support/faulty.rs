@@ -338,8 +338,8 @@ impl Wrapper for FaultyStore {
 }
 
 jeton::pass_verbs!(
-    [] FaultyStore: ClientStore, AudienceStore, FamilyStore, AuditStore, CounterStore, ProofStore,
-    Store
+    [] FaultyStore: ClientStore, AudienceStore, FamilyStore, AuditStore, RetentionStore, CounterStore,
+    ProofStore, Store
 );
 
 #[async_trait]

@@ -12,7 +12,7 @@ use crate::{
         Result, TrailSize,
         embedded::{
             Embedded,
-            audit::{chains, size},
+            audit::{chains, cuts, size},
             engine::{
                 error::{OpenError, SqliteError, check_ascending},
                 schema,
@@ -20,7 +20,7 @@ use crate::{
             integrity::check,
             tables::{audiences, clients, deleted, families, keys, revocations},
         },
-        transfer::{ExportRecord, ExportSource, VERSION, end, hex},
+        transfer::{ExportRecord, ExportSource, VERSION, end, hex, start},
     },
 };
 
@@ -146,9 +146,10 @@ impl ExportPosition {
             }
             Some(ExportRecord::Epoch { of, .. }) => Self::Epochs(Some(of.clone())),
             Some(ExportRecord::Keyset(_)) => Self::Chain(None),
-            Some(ExportRecord::Record { chain, sequence, .. }) => {
-                Self::Records(chain.clone(), *sequence)
-            }
+            Some(
+                ExportRecord::Record { chain, sequence, .. }
+                | ExportRecord::ChainStart { chain, sequence, .. },
+            ) => Self::Records(chain.clone(), *sequence),
             Some(ExportRecord::ChainEnd { chain, .. }) => Self::Chain(Some(chain.clone())),
             Some(ExportRecord::End { .. }) => return None,
         })
@@ -210,7 +211,12 @@ impl ExportPosition {
                     .find(|name| after.as_ref().is_none_or(|after| name > after));
                 next.map_or_else(
                     || Ok(Vec::new()),
-                    |chain| records(connection, key, &chain, 0, limit),
+                    |chain| match cuts::mark(connection, &chain)? {
+                        Some(mark) => {
+                            Ok(vec![start(&chain, &mark, key).map_err(SqliteError::Malformed)?])
+                        }
+                        None => records(connection, key, &chain, 0, limit),
+                    },
                 )?
             }
             Self::Records(chain, after) => records(connection, key, chain, *after, limit)?,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::{
+    crypto::chain::ChainPlace,
     model::{ClientId, EpochOf, Keyset, TenantId, revocation::Revocation},
     store::{
         Result, SecretUse,
@@ -16,7 +17,7 @@ use crate::{
             },
             tables::{audiences, clients, families},
         },
-        transfer::{Chains, Ending, ExportRecord, ImportTarget, VERSION},
+        transfer::{Beginning, Chains, Ending, ExportRecord, ImportTarget, VERSION},
     },
 };
 
@@ -43,6 +44,9 @@ impl Batch<'_> {
                 Prepared::Revocation(revocation) => self.record_revocation(&revocation)?,
                 Prepared::Epoch(of, value) => self.set_epoch(&of, value)?,
                 Prepared::Keyset(keyset) => taken(self.put_keyset(&keyset, Some(0))?)?,
+                Prepared::ChainStart { chain, place } => {
+                    self.put_cut(&chain, &self.key.mark_cut(&chain, place))?;
+                }
                 Prepared::Record { chain, sequence, node, hash, entry } => {
                     self.insert_record(&chain, sequence, &node, hash, &entry)?;
                 }
@@ -81,6 +85,18 @@ impl Batch<'_> {
                     return Err(SqliteError::Malformed(
                         "import: the first record must be of type export".into(),
                     ));
+                }
+                (ExportRecord::ChainStart { chain, sequence, hash, at, seal }, Some(import)) => {
+                    let beginning = Beginning {
+                        chain,
+                        sequence: *sequence,
+                        hash,
+                        at: *at,
+                        seal: seal.as_deref(),
+                    };
+                    let place =
+                        import.begin(&beginning, Some(self.key)).map_err(SqliteError::Malformed)?;
+                    Prepared::ChainStart { chain: chain.clone(), place }
                 }
                 (ExportRecord::Record { chain, sequence, node, event, hash }, Some(import)) => {
                     let entry = EventText::new(event.clone())?;
@@ -174,6 +190,10 @@ enum Prepared {
     Revocation(Revocation),
     Epoch(EpochOf, u64),
     Keyset(Arc<Keyset>),
+    ChainStart {
+        chain: Arc<str>,
+        place: ChainPlace,
+    },
     Record {
         chain: Arc<str>,
         sequence: u64,

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use super::{
+    cuts,
     index::{self, KeyRow},
     names, places,
 };
 use crate::{
-    crypto::chain,
+    crypto::chain::{self, ChainPlace},
     model::Record,
     store::embedded::engine::{
         batch::{Batch, EventText, HeadRow},
@@ -48,6 +49,14 @@ impl Batch<'_> {
             "INSERT INTO audit (place, kind, node, hash, event) VALUES (?1, ?2, ?3, ?4, ?5)",
             (place, index::kind(&entry.event), self.node_id(chain, node)?, hash, &entry.body),
         )?;
+        if sequence.is_multiple_of(cuts::SEALED_EVERY) {
+            let sealed = ChainPlace { sequence, hash, at: entry.event.at };
+            let seal = self.key.seal_place(chain, &sealed);
+            self.execute(
+                "INSERT OR REPLACE INTO audit_seals (place, at, hash, seal) VALUES (?1, ?2, ?3, ?4)",
+                (place, sealed.at.millis(), hash, seal),
+            )?;
+        }
         self.post_commit.keys.extend(index::rows_of(&entry.event, place));
         let state = &mut self.post_commit.state;
         state.newest_time = state.newest_time.max(entry.event.at);

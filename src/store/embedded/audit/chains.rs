@@ -14,6 +14,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, Params, Row};
 
 use super::{
+    cuts,
     names::id_of,
     places::{last_place, place_of},
     rows::StoredRecord,
@@ -75,7 +76,7 @@ fn read_head(row: &Row<'_>) -> rusqlite::Result<(Arc<str>, Head)> {
     Ok((row.get("chain")?, head))
 }
 
-/// Visits records of a chain in order.
+/// Visits records of a chain in order, those behind its cut.
 pub(crate) fn walk<E: From<SqliteError>>(
     connection: &Connection,
     chain: &str,
@@ -85,6 +86,7 @@ pub(crate) fn walk<E: From<SqliteError>>(
 ) -> Result<(), E> {
     let fault = |error: rusqlite::Error| E::from(SqliteError::from(error));
     let Some(id) = id_of(connection, chain)? else { return Ok(()) };
+    let after = after.max(cuts::cut_at(connection, chain)?);
     let sql = "SELECT place, kind, node, hash, event FROM audit WHERE place > ?1 AND place <= ?2
                ORDER BY place LIMIT ?3";
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);

@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use rusqlite::{Connection, OptionalExtension};
 use tokio::time::Instant;
 
-use super::{chains, index, keyed, names, places, rows::StoredRecord};
+use super::{chains, cuts, index, keyed, names, places, rows::StoredRecord};
 use crate::{
     model::{Place, Record, Timestamp, event::Filter},
     store::{
@@ -89,6 +89,8 @@ struct Scan<'a> {
     keys: Vec<i64>,
     /// Chains by their ids; `None`: there is no such chain.
     chains: BTreeMap<i64, Option<Arc<str>>>,
+    /// Places up to which chains are cut, by their ids.
+    cuts: BTreeMap<i64, i64>,
 }
 
 /// Returns up to `limit` records after some `steps`, and the place from which to continue if there
@@ -102,9 +104,9 @@ fn scan(
 ) -> Result<EventPage, SqliteError> {
     // The keys that are written, and those that are not, in one view.
     let transaction = connection.unchecked_transaction()?;
-    let chains = BTreeMap::new();
+    let (chains, cuts) = (BTreeMap::new(), cuts::places(connection)?);
     let mut scan =
-        Scan { connection: &transaction, filter, keys: index::of_filter(filter), chains };
+        Scan { connection: &transaction, filter, keys: index::of_filter(filter), chains, cuts };
     let newest = before.map_or(Ok((i64::MAX, i64::MAX)), |before| scan.position_before(before))?;
     scan.run(newest, limit, steps)
 }
@@ -251,8 +253,9 @@ impl Scan<'_> {
 
     /// Returns the record at a place if the filter admits it.
     fn record(&mut self, place: i64) -> Result<Option<Record>, SqliteError> {
-        let sequence = places::sequence_of(place);
-        let Some(chain) = self.chain(places::chain_of(place))?.filter(|_| sequence > 0) else {
+        let (sequence, id) = (places::sequence_of(place), places::chain_of(place));
+        let is_cut = self.cuts.get(&id).is_some_and(|cut| place <= *cut);
+        let Some(chain) = self.chain(id)?.filter(|_| sequence > 0 && !is_cut) else {
             return Ok(None);
         };
         let sql = "SELECT place, kind, node, hash, event, at FROM audit WHERE place = ?1";

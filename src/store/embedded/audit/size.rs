@@ -4,8 +4,8 @@
 use rusqlite::{Connection, OptionalExtension};
 
 use super::{
-    names,
-    places::{first_place, place_of, sequence_of},
+    cuts, names,
+    places::{place_of, sequence_of},
 };
 use crate::{
     model::Timestamp,
@@ -28,7 +28,7 @@ pub(crate) fn of_trail(connection: &Connection, now: Timestamp) -> Result<TrailS
     let heads = statement.query_map([], |row| Ok((row.get(0)?, from_sql(row.get(1)?))))?;
     for (chain, last) in heads.collect::<rusqlite::Result<Vec<(String, u64)>>>()? {
         let first = match names::id_of(connection, &chain)? {
-            Some(id) => first_of(connection, id, last)?,
+            Some(id) => first_of(connection, &chain, id, last)?,
             None => None,
         };
         let first = first.unwrap_or(last);
@@ -47,7 +47,7 @@ pub(crate) fn of_trail(connection: &Connection, now: Timestamp) -> Result<TrailS
     let sql = "SELECT coalesce(avg(length(event)), 0) FROM audit WHERE place > ?1 AND place <= ?2";
     let event: f64 = connection.prepare_cached(sql)?.query_row(sample, |row| row.get(0))?;
     size.record_bytes = (event as u64).saturating_add(OVERHEAD_BYTES);
-    let Some(first) = first_of(connection, id, last)? else { return Ok(size) };
+    let Some(first) = first_of(connection, &chain, id, last)? else { return Ok(size) };
     let since = now - GROWTH_SPAN;
     let at = |sequence| at(connection, place_of(id, sequence));
     // The first record that is not older than the span, by halves.
@@ -66,11 +66,17 @@ pub(crate) fn of_trail(connection: &Connection, now: Timestamp) -> Result<TrailS
     Ok(size)
 }
 
-/// Returns the sequence of the first record of a chain.
-fn first_of(connection: &Connection, id: i64, last: u64) -> Result<Option<u64>, SqliteError> {
-    let sql = "SELECT place FROM audit WHERE place >= ?1 AND place <= ?2 ORDER BY place LIMIT 1";
+/// Returns the sequence of the first record of a chain behind its cut.
+fn first_of(
+    connection: &Connection,
+    chain: &str,
+    id: i64,
+    last: u64,
+) -> Result<Option<u64>, SqliteError> {
+    let cut = cuts::cut_at(connection, chain)?;
+    let sql = "SELECT place FROM audit WHERE place > ?1 AND place <= ?2 ORDER BY place LIMIT 1";
     let mut statement = connection.prepare_cached(sql)?;
-    let found = statement.query_row((first_place(id), place_of(id, last)), |row| row.get(0));
+    let found = statement.query_row((place_of(id, cut), place_of(id, last)), |row| row.get(0));
     Ok(found.optional()?.map(sequence_of))
 }
 

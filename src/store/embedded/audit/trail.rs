@@ -6,9 +6,9 @@ use async_trait::async_trait;
 use rusqlite::Connection;
 use tokio::sync::{broadcast, oneshot};
 
-use super::{chains, index, names, places, size};
+use super::{chains, cuts, index, names, places, size};
 use crate::{
-    crypto::chain::Head,
+    crypto::chain::{CutMark, Head},
     model::{
         Action, Event, Place, Record, Timestamp,
         event::{Filter, Outcome},
@@ -96,6 +96,15 @@ impl AuditStore for Embedded {
         self.scan(move |connection| witnesses(connection, after.as_ref(), limit)).await
     }
 
+    async fn cut_mark(&self, chain: &str) -> Result<Option<CutMark>> {
+        let chain: Arc<str> = chain.into();
+        self.read(move |connection| cuts::mark(connection, &chain)).await
+    }
+
+    async fn cut_marks(&self) -> Result<Vec<(Arc<str>, CutMark)>> {
+        self.read(cuts::marks).await
+    }
+
     async fn trail_size(&self, now: Timestamp) -> Result<TrailSize> {
         self.read(move |connection| size::of_trail(connection, now)).await
     }
@@ -125,6 +134,8 @@ fn witnesses(
     let mut places = statement
         .query_map((kind, after, places::SEQUENCE_MAX), |row| row.get::<_, i64>(0))?
         .collect::<rusqlite::Result<Vec<_>>>()?;
+    let cuts = cuts::places(connection)?;
+    places.retain(|place| cuts.get(&places::chain_of(*place)).is_none_or(|cut| place > cut));
     places.sort_unstable();
     let mut found = Vec::new();
     for place in places.into_iter().take(limit) {

@@ -94,6 +94,13 @@ const TABLES: &str = "
     CREATE TABLE audit_keyed (
         id INTEGER PRIMARY KEY CHECK (id = 1), place INTEGER NOT NULL
     ) STRICT;
+    CREATE TABLE audit_seals (
+        place INTEGER PRIMARY KEY, at INTEGER NOT NULL, hash BLOB NOT NULL, seal BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE audit_cuts (
+        chain TEXT PRIMARY KEY, sequence INTEGER NOT NULL, hash BLOB NOT NULL, at INTEGER NOT NULL,
+        seal BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
     CREATE TABLE imported_heads (
         chain TEXT PRIMARY KEY, node TEXT NOT NULL, sequence INTEGER NOT NULL, hash BLOB NOT NULL,
         seal BLOB NOT NULL, open INTEGER NOT NULL
@@ -122,6 +129,10 @@ pub(crate) fn writer(dir: &Path) -> Result<(Connection, Identity), OpenError> {
     let connection = Connection::open_with_flags(&path, flags)?;
     // Before anything is written: a foreign or newer file is left unchanged.
     let is_empty = is_empty(&connection)?;
+    if is_empty {
+        // Before the first page: the file can be made smaller in small steps.
+        connection.execute_batch("PRAGMA auto_vacuum = INCREMENTAL;")?;
+    }
     connection.execute_batch(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4000;
          PRAGMA journal_size_limit = 67108864; PRAGMA cache_size = -16384;",

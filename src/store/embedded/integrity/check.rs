@@ -13,7 +13,7 @@ use crate::{
         Result,
         embedded::{
             Embedded,
-            audit::{chains, index, keyed, names, places, rows::StoredRecord},
+            audit::{chains, cuts, index, keyed, names, places, rows::StoredRecord},
             engine::{
                 batch::{HeadRow, from_sql},
                 error::{OpenError, SqliteError},
@@ -74,6 +74,12 @@ pub(crate) fn verify_on_open(
             ),
         });
     }
+    for (chain, mark) in cuts::marks(connection)? {
+        if !key.check_cut(&chain, &mark) {
+            let problem = format!("the mark of the cut of the audit chain {chain} is invalid");
+            return Err(OpenError::Corrupt(problem));
+        }
+    }
     let rollback = rollback(connection, &state, acked)?;
     if let Some(problem) = rollback.as_ref().filter(|_| !accept_rollback) {
         return Err(OpenError::Rollback(problem.clone()));
@@ -82,6 +88,7 @@ pub(crate) fn verify_on_open(
         check_beginning(connection, node)?;
     }
     let from = state.sequence.saturating_sub(TAIL_RECORDS);
+    let from = from.max(cuts::cut_at(connection, &state.chain)?);
     let hash = hash_of(connection, &state.chain, from)?.ok_or_else(|| removed(from))?;
     // The tail shows nothing of the name: the first record does.
     chains::walk(connection, &state.chain, 0, 1, |first| {
@@ -121,7 +128,9 @@ fn rollback(
             "the file anchor is missing or unreadable, so the database may be an older copy";
         return Ok((state.sequence > 0).then(|| missing.to_owned()));
     };
-    if hash_of(connection, &state.chain, acked.sequence)? != Some(acked.hash) {
+    // A record that was cut was there.
+    let is_cut = acked.sequence < cuts::cut_at(connection, &state.chain)?;
+    if !is_cut && hash_of(connection, &state.chain, acked.sequence)? != Some(acked.hash) {
         return Ok(Some(format!(
             "audit record {} was acknowledged and is missing, the last record is {}: the database \
              was truncated or replaced by an older copy",
@@ -203,6 +212,11 @@ fn hash_of(
 ) -> Result<Option<[u8; 32]>, OpenError> {
     if sequence == 0 {
         return Ok(Some(START));
+    }
+    if let Some(mark) = cuts::mark(connection, chain)?
+        && mark.place.sequence == sequence
+    {
+        return Ok(Some(mark.place.hash));
     }
     let mut found = None;
     chains::walk(connection, chain, sequence.saturating_sub(1), 1, |stored| {
@@ -294,7 +308,8 @@ pub(crate) fn whole(connection: &Connection, key: &ChainKey) -> Result<Checked, 
 }
 
 /// Verifies one chain from its first record to its sealed head; returns its number of records, and
-/// adds the marks of their keys, as far as keys are written.
+/// adds the marks of their keys, as far as keys are written. Rows that a cut left count with their
+/// keys alone.
 fn whole_chain(
     connection: &Connection,
     chain: &str,
@@ -305,7 +320,17 @@ fn whole_chain(
     let head = chains::head(connection, chain)?;
     let id = names::id_of(connection, chain)?.unwrap_or_default();
     let is_own = chains::own(connection)?.as_deref() == Some(chain);
-    let walk = walk(connection, chain, 0, START, |stored| {
+    let mark = cuts::mark(connection, chain)?;
+    if let Some(mark) = mark.filter(|mark| !key.check_cut(chain, mark)) {
+        let flaw = Flaw { sequence: mark.place.sequence, problem: Problem::ForgedCut };
+        return Err(Stop::Flaw(flaw));
+    }
+    let (after, hash) = mark.map_or((0, START), |mark| (mark.place.sequence, mark.place.hash));
+    cuts::leftovers(connection, chain, after, i64::MAX, |_, rows| {
+        *marks = rows.iter().fold(*marks, |sum, row| sum.wrapping_add(row.mark()));
+        Ok(())
+    })?;
+    let walk = walk(connection, chain, after, hash, |stored| {
         let place = places::place_of(id, stored.sequence);
         if (!is_own || place <= keyed)
             && let Ok(event) = serde_json::from_str(&stored.body)
@@ -315,7 +340,7 @@ fn whole_chain(
         }
     })?;
     walk.finish(key, head.as_ref()).map_err(Stop::Flaw)?;
-    Ok(walk.sequence())
+    Ok(walk.sequence().saturating_sub(after))
 }
 
 /// Runs SQLite's check of pages and indexes.

@@ -22,7 +22,7 @@ use crate::{
         Result,
         mongo::{
             Mongo,
-            audit::{node_lease::decode_head, query::is_sure, records},
+            audit::{node_lease::decode_head, query::is_sure, records, retention::decode_cut},
             documents::{
                 audience, client,
                 family::{self, revocation_of_family},
@@ -40,7 +40,7 @@ use crate::{
                 },
             },
         },
-        transfer::{ExportRecord, ExportSource, VERSION, end, hex},
+        transfer::{ExportRecord, ExportSource, VERSION, end, hex, start},
     },
 };
 
@@ -162,9 +162,10 @@ impl Position {
                 Self::Subjects(Some(of.clone()))
             }
             Some(ExportRecord::Keyset(_)) => Self::Chain(None),
-            Some(ExportRecord::Record { chain, sequence, .. }) => {
-                Self::Records(chain.clone(), *sequence)
-            }
+            Some(
+                ExportRecord::Record { chain, sequence, .. }
+                | ExportRecord::ChainStart { chain, sequence, .. },
+            ) => Self::Records(chain.clone(), *sequence),
             Some(ExportRecord::ChainEnd { chain, .. }) => Self::Chain(Some(chain.clone())),
             Some(ExportRecord::End { .. }) => return None,
         })
@@ -291,7 +292,7 @@ impl Export {
                     .into_iter()
                     .find(|name| after.as_ref().is_none_or(|after| name > after));
                 match next {
-                    Some(next) => self.records(&next, 0, limit).await?,
+                    Some(next) => self.first_records(&next, limit).await?,
                     None => Vec::new(),
                 }
             }
@@ -434,7 +435,7 @@ impl Export {
         self.find(EPOCHS, filter, limit).await?.iter().map(read).collect()
     }
 
-    /// Names of the chains that have records, sorted.
+    /// Names of all chains, sorted; also of those whose node's document is gone.
     async fn names(&self) -> Result<Vec<Arc<str>>, MongoError> {
         let mut names = BTreeSet::new();
         for node in self.find(NODES, doc! {}, usize::MAX).await? {
@@ -444,7 +445,6 @@ impl Export {
                 names.insert(Arc::from(name));
             }
         }
-        // Includes chains whose node document is gone: one index lookup a chain.
         let mut after = doc! { "chain": "" };
         loop {
             let mut filter = doc! { "_id": { "$gt": after, "$lt": { "chain": {} } } };
@@ -458,6 +458,20 @@ impl Export {
             names.insert(Arc::from(name));
         }
         Ok(names.into_iter().collect())
+    }
+
+    /// Reads the beginning of a chain that was cut, or the first records of a whole one.
+    async fn first_records(
+        &self,
+        chain: &Arc<str>,
+        limit: usize,
+    ) -> Result<Vec<ExportRecord>, MongoError> {
+        let node = self.find(NODES, doc! { "_id": chain.as_ref() }, 1).await?;
+        let Some(mark) = node.first().and_then(decode_cut) else {
+            return self.records(chain, 0, limit).await;
+        };
+        let start = start(chain, &mark, self.key.as_ref());
+        Ok(vec![start.map_err(|problem| MongoError::malformed("export", problem))?])
     }
 
     /// Reads the next records of a chain, or its end if there are no more.

@@ -15,7 +15,7 @@ use crate::{
         Result,
         mongo::{
             Mongo,
-            audit::{node_lease, outbox::Entry, records},
+            audit::{node_lease, outbox::Entry, records, retention::encode_cut},
             documents::{
                 audience, client, family, keyset,
                 revocation::{document_id, epoch_location},
@@ -31,7 +31,7 @@ use crate::{
                 },
             },
         },
-        transfer::{Chains, Ending, ExportRecord, ImportTarget, VERSION},
+        transfer::{Beginning, Chains, Ending, ExportRecord, ImportTarget, VERSION},
     },
 };
 
@@ -153,6 +153,18 @@ impl Import {
                     let keyset_itself = encode("keyset", keyset)?;
                     documents.push(doc! { "_id": keyset::KEYSET, "revision": count(keyset.revision), "keyset": keyset_itself });
                 }
+                ExportRecord::ChainStart { chain: name, sequence, hash, at, seal } => {
+                    let beginning = Beginning {
+                        chain: name,
+                        sequence: *sequence,
+                        hash,
+                        at: *at,
+                        seal: seal.as_deref(),
+                    };
+                    chains
+                        .begin(&beginning, Some(&self.key))
+                        .map_err(|problem| MongoError::malformed("import", problem))?;
+                }
                 ExportRecord::Record { chain: name, sequence, node, event, hash } => {
                     let entry = Entry::new(event.clone())?;
                     let hash = chains
@@ -185,6 +197,11 @@ impl Import {
                     head.extend(node_lease::encode_head(
                         &self.key.seal(name, *sequence, hash, claim),
                     ));
+                    if let Some(place) = chains.take_cut() {
+                        let mut cut = encode_cut(&self.key.mark_cut(name, place));
+                        cut.extend(doc! { "recorded": true, "removed": true });
+                        head.insert("cut", cut);
+                    }
                     collection = NODES;
                     documents.push(head);
                 }

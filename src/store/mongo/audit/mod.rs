@@ -9,6 +9,7 @@ pub(super) mod query;
 pub(super) mod records;
 pub(super) mod recovery;
 mod remote_tail;
+pub(super) mod retention;
 pub(super) mod size;
 
 pub(super) use self::log::AuditLog;

@@ -17,7 +17,7 @@ use super::{
     size,
 };
 use crate::{
-    crypto::chain::{Claim, Head},
+    crypto::chain::{Claim, CutMark, Head},
     model::{
         Action, Event, Principal, Record, Timestamp,
         event::{Filter, Place},
@@ -117,6 +117,7 @@ impl AuditStore for AuditLog {
     }
 
     async fn chain(&self, name: &str, after: u64, limit: usize) -> Result<Vec<Record>> {
+        let after = after.max(self.cut_at(name).await?);
         let found = read_records(&self.connection, name, after, limit).await?;
         Ok(found.iter().filter_map(shown).collect())
     }
@@ -183,6 +184,14 @@ impl AuditStore for AuditLog {
         }
     }
 
+    async fn cut_mark(&self, chain: &str) -> Result<Option<CutMark>> {
+        self.mark_of(chain).await
+    }
+
+    async fn cut_marks(&self) -> Result<Vec<(Arc<str>, CutMark)>> {
+        self.all_marks().await
+    }
+
     async fn trail_size(&self, now: Timestamp) -> Result<TrailSize> {
         Ok(size::of_trail(&self.connection, now).await?)
     }
@@ -206,7 +215,8 @@ impl AuditLog {
         self.connection.call(async move { Ok(nodes.find_one(doc! { "_id": id }).await?) }).await
     }
 
-    /// Reads up to `limit` records. Documents without a position end no page.
+    /// Reads up to `limit` records. Documents without a position, and records below a cut, end no
+    /// page.
     async fn shown(
         &self,
         query: Vec<Document>,
@@ -226,7 +236,13 @@ impl AuditLog {
                 seen.saturating_add(room),
             )
             .await?;
-            records.extend(page.iter().skip(seen).filter_map(shown));
+            let found: Vec<Record> = page.iter().skip(seen).filter_map(shown).collect();
+            let chains: BTreeSet<&str> = found.iter().map(|record| &*record.chain).collect();
+            let cuts = self.cuts_of(chains.into_iter().collect()).await?;
+            let is_cut = |record: &Record| {
+                cuts.get(&record.chain).is_some_and(|cut| record.sequence <= *cut)
+            };
+            records.extend(found.into_iter().filter(|record| !is_cut(record)));
             if page.len() < seen.saturating_add(room) || records.len() >= limit {
                 return Ok(records);
             }

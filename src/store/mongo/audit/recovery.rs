@@ -394,6 +394,14 @@ async fn recover(log: &AuditLog, orphan: OrphanedEntry) -> Result<(), MongoError
     let OrphanedEntry { owner, header, entry } = orphan;
     // The node may have recorded it and died before the cleanup.
     let Some(recorded) = find_record(log, &header, &entry.event).await? else {
+        // A copy of an entry whose record was cut meanwhile.
+        let mark = log.mark_of(&header.node).await.map_err(|_| MongoError::Closed)?;
+        if mark.is_some_and(|mark| {
+            log.node.key.check_cut(&header.node, &mark) && entry.event.at <= mark.place.at
+        }) {
+            log.cleaner.recorded(owner, vec![header.id]);
+            return Ok(());
+        }
         // Of two nodes that find it, the one whose claim is applied appends it.
         let claim = EntryClaim { id: Uuid::now_v7(), from: header.origin().to_owned() };
         let (name, after) = (log.node.name.as_ref().to_owned(), log.chain.sequence());

@@ -14,6 +14,9 @@ use crate::{
 /// Most index keys that are read to measure the growth.
 const RECENT_MAX: u64 = 20_000;
 
+/// Most index keys that are skipped to find the records that must go: the next pass goes on.
+const SKIPPED_MAX: u64 = 200_000;
+
 /// Number of records from which on the size of the files says what a record takes.
 const TYPICAL: u64 = 10_000;
 
@@ -41,6 +44,27 @@ pub(crate) async fn of_trail(
     let recent_ms = oldest.map_or(0, |oldest| now.since(oldest).as_millis());
     let recent_ms = u64::try_from(recent_ms).unwrap_or(u64::MAX);
     Ok(TrailSize { records, record_bytes, recent, recent_ms })
+}
+
+/// Returns the time up to which records must go so that the trail fits into `bytes`, as it is before
+/// compression; `None` if it does. The files of the database are not measured: they keep their size
+/// after a removal.
+pub(crate) async fn oldest_within(
+    connection: &Connection,
+    bytes: u64,
+) -> Result<Option<Timestamp>, MongoError> {
+    let database = connection.database().clone();
+    let stats = connection
+        .call(async move { Ok(database.run_command(doc! { "collStats": AUDIT_LOGS }).await?) })
+        .await?;
+    let record = number(&stats, "avgObjSize").saturating_add(INDEX_BYTES);
+    let surplus = number(&stats, "count").saturating_mul(record).saturating_sub(bytes);
+    if surplus == 0 {
+        return Ok(None);
+    }
+    let skip = surplus.div_ceil(record).saturating_sub(1).min(SKIPPED_MAX);
+    let all = doc! { "event.at": { "$gte": i64::MIN } };
+    time_of(connection, all, doc! { "event.at": 1, "_id": 1 }, skip).await
 }
 
 /// Returns a number of new records, and the time since when they were written; `None`: there are

@@ -1,6 +1,7 @@
 //! The audit trail against a writer of the database who has no master key:
 //! nothing that goes unnoticed but what the README says.
 
+mod cuts;
 mod indexes;
 mod kept;
 mod lists;

@@ -1,0 +1,275 @@
+//! Cuts of the audit trail by age or size.
+//!
+//! | step | durable | after a crash behind it |
+//! |--|--|--|
+//! | archive, under another name | no | written again |
+//! | archive, renamed | yes | written again, the same |
+//! | mark and event ([`cut`](crate::store::RetentionStore::cut)) | yes | the rows below the mark are removed |
+//! | removal, in small steps | yes | the rest is removed |
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::{
+    config::Keep,
+    crypto::chain::{ChainKey, ChainPlace, START},
+    model::{Action, Stamp, Timestamp, digits::hex},
+    store::{Store, StoreError, Write, transfer::ArchiveWriter},
+};
+
+/// Most records in one archive.
+const PART_MAX: u64 = 100_000;
+
+/// Records that are read at once.
+const PAGE: usize = 1_000;
+
+/// Records that are removed in one write: others wait for it.
+const REMOVED_AT_ONCE: usize = 200;
+
+/// Error of a pass.
+#[derive(Debug, thiserror::Error)]
+pub enum RetentionError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An archive cannot be written.
+    #[error("cannot write the archive {}", path.display())]
+    Archive {
+        /// Path of the file or directory.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A chain is not as it was written: it is not cut.
+    #[error("audit chain {chain} is not cut: {problem}; run `jeton audit verify`")]
+    Chain {
+        /// Name of the chain.
+        chain: Arc<str>,
+        /// Problem.
+        problem: String,
+    },
+}
+
+/// Bound of the audit trail, and the place of its archive.
+#[derive(Clone, Debug)]
+pub struct Retention {
+    /// Part that is kept.
+    pub keep: Keep,
+    /// Directory of the archive; `None` if records are cut without one.
+    pub archive: Option<PathBuf>,
+}
+
+impl Retention {
+    /// Archives and cuts what is due at `now`, in all chains; returns the number of records. A
+    /// chain that cannot be cut does not keep the others from it.
+    ///
+    /// # Errors
+    ///
+    /// The first one; the next pass tries again.
+    pub async fn pass(
+        &self,
+        store: &dyn Store,
+        key: &ChainKey,
+        now: Timestamp,
+    ) -> Result<u64, RetentionError> {
+        if self.keep == Keep::Forever || !store.hold_retention().await? {
+            return Ok(0);
+        }
+        // Left by a process that ended.
+        remove_all(store, now).await?;
+        let until = match self.keep {
+            Keep::Forever => None,
+            Keep::Age(age) => Some(now - age),
+            Keep::Size(bytes) => store.oldest_within(bytes).await?,
+        };
+        let (mut records, mut first_error) = (0_u64, None);
+        if let Some(until) = until {
+            for chain in store.chains().await? {
+                match self.chain(store, key, &chain, until, now).await {
+                    Ok(cut) => records = records.saturating_add(cut),
+                    Err(error) => first_error = first_error.or(Some(error)),
+                }
+            }
+        }
+        while store.shrink().await? {}
+        first_error.map_or(Ok(records), Err)
+    }
+
+    /// Cuts one chain, part by part.
+    async fn chain(
+        &self,
+        store: &dyn Store,
+        key: &ChainKey,
+        chain: &Arc<str>,
+        until: Timestamp,
+        now: Timestamp,
+    ) -> Result<u64, RetentionError> {
+        let wrong = |problem: String| RetentionError::Chain { chain: chain.clone(), problem };
+        let mut records = 0_u64;
+        loop {
+            let mark = store.cut_mark(chain).await?;
+            if mark.is_some_and(|mark| !key.check_cut(chain, &mark)) {
+                return Err(wrong("the mark of the last cut is invalid".to_owned()));
+            }
+            let before = mark.map_or((0, START), |mark| (mark.place.sequence, mark.place.hash));
+            let place = store.sealed_place(chain, before.0, until, PART_MAX).await?;
+            // Another node may have begun meanwhile.
+            let Some(place) = place.filter(|place| place.sequence > before.0) else {
+                return Ok(records);
+            };
+            if !store.hold_retention().await? {
+                return Ok(records);
+            }
+            let file = self.archive(store, key, chain, before, &place).await?;
+            let count = place.sequence.saturating_sub(before.0);
+            let target = format!("{chain}:{}:{}", place.sequence, hex(&place.hash));
+            let archived = file.map_or_else(
+                || "without an archive".to_owned(),
+                |file| format!("archived as {file}"),
+            );
+            let event = Stamp::internal(now).done(Action::TrailCut, target).because(format!(
+                "{count} records from {}, {archived}",
+                before.0.saturating_add(1)
+            ));
+            let mark = key.mark_cut(chain, place);
+            if store.cut(chain, before.0, &mark, event).await? == Write::Stale {
+                return Ok(records);
+            }
+            tracing::info!(%chain, records = count, last = place.sequence, "cut the audit trail");
+            records = records.saturating_add(count);
+            remove_all(store, now).await?;
+        }
+    }
+
+    /// Verifies a part of a chain, and writes it; returns the name of the file.
+    async fn archive(
+        &self,
+        store: &dyn Store,
+        key: &ChainKey,
+        chain: &Arc<str>,
+        before: (u64, [u8; 32]),
+        place: &ChainPlace,
+    ) -> Result<Option<String>, RetentionError> {
+        let wrong = |problem: String| RetentionError::Chain { chain: chain.clone(), problem };
+        let (mut writer, first) = ArchiveWriter::new(chain, before).map_err(wrong)?;
+        let name = file_name(chain, before.0.saturating_add(1), place.sequence);
+        let mut file = match self.archive.clone() {
+            Some(directory) => Some(Draft::begin(directory, name.clone()).await?),
+            None => None,
+        };
+        let mut text = first;
+        while writer.sequence() < place.sequence {
+            let left = usize::try_from(place.sequence.saturating_sub(writer.sequence()));
+            let limit = left.unwrap_or(PAGE).min(PAGE);
+            let page = store.chain(chain, writer.sequence(), limit).await?;
+            if page.is_empty() {
+                return Err(wrong(format!("audit record {} is missing", writer.sequence() + 1)));
+            }
+            for record in &page {
+                text += &writer.record(record).map_err(wrong)?;
+            }
+            if let Some(draft) = file {
+                file = Some(draft.write(std::mem::take(&mut text)).await?);
+            }
+            text.clear();
+        }
+        let last = writer.finish(key, place).map_err(wrong)?;
+        let Some(draft) = file else { return Ok(None) };
+        draft.write(last).await?.finish().await?;
+        Ok(Some(name))
+    }
+}
+
+async fn remove_all(store: &dyn Store, now: Timestamp) -> Result<(), StoreError> {
+    while store.remove_cut(now, REMOVED_AT_ONCE).await? > 0 {}
+    Ok(())
+}
+
+/// Returns the name of an archive: chain, first and last record.
+fn file_name(chain: &str, first: u64, last: u64) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    let chain: String = chain
+        .bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02x}") })
+        .collect();
+    format!("audit.{chain}.{first:012}-{last:012}.jsonl")
+}
+
+/// Archive that is not complete yet, under a name of its own.
+struct Draft {
+    directory: PathBuf,
+    name: String,
+    file: File,
+}
+
+impl Draft {
+    async fn begin(directory: PathBuf, name: String) -> Result<Self, RetentionError> {
+        let path = directory.join(format!("{name}.new"));
+        let open = move || {
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            let file = options.open(directory.join(format!("{name}.new")))?;
+            Ok(Self { directory, name, file })
+        };
+        run(path, open).await
+    }
+
+    async fn write(mut self, text: String) -> Result<Self, RetentionError> {
+        let path = self.directory.join(&self.name);
+        run(path, move || self.file.write_all(text.as_bytes()).map(|()| self)).await
+    }
+
+    /// Makes the archive durable under its name.
+    async fn finish(self) -> Result<(), RetentionError> {
+        let path = self.directory.join(&self.name);
+        let finish = move || {
+            self.file.sync_all()?;
+            let draft = self.directory.join(format!("{}.new", self.name));
+            fs::rename(draft, self.directory.join(&self.name))?;
+            File::open(&self.directory)?.sync_all()
+        };
+        run(path, finish).await
+    }
+}
+
+/// Runs work on a file system, which may hang.
+async fn run<T: Send + 'static>(
+    path: PathBuf,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, RetentionError> {
+    let done = tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.into()));
+    done.map_err(|source| RetentionError::Archive { path, source })
+}
+
+/// Creates the directory of the archive for its owner alone, if it is missing, and checks that
+/// files can be created in it.
+///
+/// # Errors
+///
+/// The directory cannot be created or written.
+pub fn prepare(directory: &Path) -> Result<(), RetentionError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let failed = |source| RetentionError::Archive { path: directory.to_owned(), source };
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
+    let probe = directory.join("audit.new");
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    options.open(&probe).and_then(|_| fs::remove_file(&probe)).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_of_a_chain_leads_to_no_other_directory() {
+        assert_eq!(file_name("node-1", 1, 5_000), "audit.node-1.000000000001-000000005000.jsonl");
+        assert_eq!(file_name("../é", 7, 8), "audit...%2f%c3%a9.000000000007-000000000008.jsonl");
+    }
+}
