@@ -44,10 +44,19 @@ impl AudienceService for GrpcServices {
                     .audiences
                     .list(&admin, tenant, after.as_ref(), size + 1)
                     .await?;
-                let more = listed.len() > size;
+                let found = listed.len();
                 listed.truncate(size);
+                let bytes = |entry: &FoundAudience| match entry {
+                    FoundAudience::Owned(record) => {
+                        pages::bytes(&proto::Audience::from(record.clone()))
+                    }
+                    FoundAudience::NotAuthentic(audience) => {
+                        pages::bytes(&audience.as_str().to_owned())
+                    }
+                };
+                listed.truncate(pages::fitting(listed.iter().map(bytes)));
                 let next_page_token = match listed.last() {
-                    Some(last) if more => {
+                    Some(last) if found > listed.len() => {
                         self.services.admin.pages.seal(&question, last.audience().as_str())
                     }
                     _ => String::new(),

@@ -64,12 +64,14 @@ impl AuditService for GrpcServices {
                     .events(&admin, filter.clone(), before.as_ref(), size + 1)
                     .await?;
                 let (mut records, next) = (page.records, page.next);
-                // A page that its time cut short goes on where it was.
-                let next = if records.len() > size {
-                    records.truncate(size);
-                    records.last().map(Record::place)
-                } else {
-                    next
+                // A page that its time or its size cut short goes on where it was.
+                let found = records.len();
+                records.truncate(size);
+                let mut events: Vec<Event> = records.iter().map(shown).collect();
+                events.truncate(pages::fitting(events.iter().map(pages::bytes)));
+                let next = match events.len().checked_sub(1).and_then(|last| records.get(last)) {
+                    Some(last) if found > events.len() => Some(last.place()),
+                    Some(_) | None => next,
                 };
                 let cut = match next {
                     None => self.services.admin.audit.cut_until(&filter).await?,
@@ -77,11 +79,7 @@ impl AuditService for GrpcServices {
                 };
                 let seal = |next: Place| self.services.admin.pages.seal(&question, &cursor(&next));
                 let next_page_token = next.map(seal).unwrap_or_default();
-                Ok(ListEventsResponse {
-                    events: records.iter().map(shown).collect(),
-                    next_page_token,
-                    cut_time: cut.map(timestamp),
-                })
+                Ok(ListEventsResponse { events, next_page_token, cut_time: cut.map(timestamp) })
             }
             .await,
         )

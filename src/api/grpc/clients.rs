@@ -118,22 +118,33 @@ impl ClientService for GrpcServices {
                     .clients
                     .list(&admin, tenant, after.as_ref(), size + 1)
                     .await?;
-                let more = listed.len() > size;
+                let found = listed.len();
                 listed.truncate(size);
-                let next_page_token = match listed.last() {
-                    Some(last) if more => {
-                        self.services.admin.pages.seal(&question, last.id().as_str())
+                let shown: Vec<(ClientId, Option<proto::Client>)> = listed
+                    .into_iter()
+                    .map(|entry| match entry {
+                        Listed::Client(client) => (client.id.clone(), Some((*client).into())),
+                        Listed::NotAuthentic(id) => (id, None),
+                    })
+                    .collect();
+                let bytes = |(id, client): &(ClientId, Option<proto::Client>)| {
+                    client
+                        .as_ref()
+                        .map_or_else(|| pages::bytes(&id.as_str().to_owned()), pages::bytes)
+                };
+                let fitting = pages::fitting(shown.iter().map(bytes));
+                let next_page_token = match shown.get(fitting.saturating_sub(1)) {
+                    Some((last, _)) if found > fitting => {
+                        self.services.admin.pages.seal(&question, last.as_str())
                     }
                     _ => String::new(),
                 };
                 let mut answer =
                     ListClientsResponse { next_page_token, ..ListClientsResponse::default() };
-                for entry in listed {
-                    match entry {
-                        Listed::Client(client) => answer.clients.push((*client).into()),
-                        Listed::NotAuthentic(id) => {
-                            answer.not_authentic.push(id.as_str().to_owned())
-                        }
+                for (id, client) in shown.into_iter().take(fitting) {
+                    match client {
+                        Some(client) => answer.clients.push(client),
+                        None => answer.not_authentic.push(id.as_str().to_owned()),
                     }
                 }
                 Ok(answer)

@@ -18,6 +18,7 @@ mod forged;
 mod free_text;
 mod introspection;
 mod keys;
+mod large_pages;
 mod last_administrator;
 mod late_writes;
 mod leaks;
