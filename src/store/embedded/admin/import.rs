@@ -121,6 +121,8 @@ impl Batch<'_> {
                     };
                     let hash =
                         import.close(&ending, Some(self.key)).map_err(SqliteError::Malformed)?;
+                    // Its mark is written already.
+                    import.take_cut();
                     Prepared::ChainEnd {
                         chain: chain.clone(),
                         sequence: *sequence,

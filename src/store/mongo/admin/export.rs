@@ -467,9 +467,8 @@ impl Export {
         limit: usize,
     ) -> Result<Vec<ExportRecord>, MongoError> {
         let node = self.find(NODES, doc! { "_id": chain.as_ref() }, 1).await?;
-        let Some(mark) = node.first().and_then(decode_cut) else {
-            return self.records(chain, 0, limit).await;
-        };
+        let mark = node.first().and_then(decode_cut);
+        let Some(mark) = mark else { return self.records(chain, 0, limit).await };
         let start = start(chain, &mark, self.key.as_ref());
         Ok(vec![start.map_err(|problem| MongoError::malformed("export", problem))?])
     }

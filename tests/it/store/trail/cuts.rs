@@ -83,15 +83,15 @@ fn archived(directory: &Path) -> Vec<ArchivedPart> {
     files.iter().map(part).collect()
 }
 
-/// A chain of 6,500 records is cut at 5,000 and, later, at 6,000.
+/// A chain of 9,500 records is cut at 5,000 and, later, at 6,000.
 async fn is_cut(store: &dyn Store, archive: &Path) {
-    fill(store, 6_500).await;
+    fill(store, 9_500).await;
     let whole = shown(store).await;
     let hash = |sequence: u64| whole[usize::try_from(sequence).unwrap() - 1].hash;
     let known = |sequence, hash| [Known { chain: "node".into(), sequence, hash }];
-    assert_eq!(pass(store, keep_after(5_200, 6_500), Some(archive)).await.unwrap(), 5_000);
+    assert_eq!(pass(store, keep_after(5_200, 9_500), Some(archive)).await.unwrap(), 5_000);
     let left = shown(store).await;
-    assert_eq!((left[0].sequence, left.len()), (5_001, 1_501), "with the event of the cut");
+    assert_eq!((left[0].sequence, left.len()), (5_001, 4_501), "with the event of the cut");
     let cut = left.last().unwrap();
     assert_eq!(cut.event.action, Action::TrailCut);
     assert!(cut.event.target.starts_with("node:5000:"), "{cut:?}");
@@ -100,7 +100,7 @@ async fn is_cut(store: &dyn Store, archive: &Path) {
         "{cut:?}"
     );
     let verdict = judged(store, &[]).await;
-    assert_eq!((verdict.flaw, verdict.cut, verdict.checked), (None, 5_000, 1_501));
+    assert_eq!((verdict.flaw, verdict.cut, verdict.checked), (None, 5_000, 4_501));
     for (sequence, hash, is_right) in [
         (3_000, [7; 32], true),
         (5_000, hash(5_000), true),
@@ -112,9 +112,9 @@ async fn is_cut(store: &dyn Store, archive: &Path) {
         let flaw = judged(store, &known(sequence, hash)).await.flaw;
         assert_eq!(flaw.is_none(), is_right, "{sequence}: {flaw:?}");
     }
-    assert_eq!(store.trail_size(NOW).await.unwrap().records, 1_501);
-    assert_eq!(pass(store, keep_after(5_200, 6_500), Some(archive)).await.unwrap(), 0);
-    assert_eq!(pass(store, keep_after(6_000, 6_500), Some(archive)).await.unwrap(), 1_000);
+    assert_eq!(store.trail_size(NOW).await.unwrap().records, 4_501);
+    assert_eq!(pass(store, keep_after(5_200, 9_500), Some(archive)).await.unwrap(), 0);
+    assert_eq!(pass(store, keep_after(6_000, 9_500), Some(archive)).await.unwrap(), 1_000);
     let parts = archived(archive);
     assert_eq!(parts.len(), 2);
     assert_eq!((parts[0].before.0, parts[0].last), (0, (5_000, hash(5_000))));
@@ -124,7 +124,7 @@ async fn is_cut(store: &dyn Store, archive: &Path) {
 
 /// The state after a crash behind the mark, and in the middle of the removal.
 async fn is_finished_after_a_crash(store: &dyn Store, archive: &Path) {
-    fill(store, 6_500).await;
+    fill(store, 9_500).await;
     let place = store.sealed_place("node", 0, at(4_000_000), 100_000).await.unwrap().unwrap();
     assert_eq!(place.sequence, 4_000);
     let mark = Bench::key().mark_cut("node", place);
@@ -139,10 +139,10 @@ async fn is_finished_after_a_crash(store: &dyn Store, archive: &Path) {
             assert_eq!(store.remove_cut(NOW, removed).await.unwrap(), removed);
         }
         let left = shown(store).await;
-        assert_eq!((left[0].sequence, left.len()), (4_001, 2_501), "{removed}");
+        assert_eq!((left[0].sequence, left.len()), (4_001, 5_501), "{removed}");
         assert_eq!(flaw(store).await, None, "{removed}");
     }
-    assert_eq!(pass(store, keep_after(5_000, 6_500), Some(archive)).await.unwrap(), 1_000);
+    assert_eq!(pass(store, keep_after(5_000, 9_500), Some(archive)).await.unwrap(), 1_000);
     assert_eq!(store.remove_cut(NOW, 10).await.unwrap(), 0);
     assert_eq!(shown(store).await[0].sequence, 5_001);
 }
@@ -168,7 +168,7 @@ async fn an_old_part_of_the_embedded_trail_is_archived_and_cut() {
     };
     assert_eq!((rows("audit"), rows("audit_keys"), rows("audit_seals")), (0, 0, 0));
     let store = open(&dir);
-    fill(&store, 6_600).await;
+    fill(&store, 9_600).await;
     assert_eq!(flaw(&store).await, None);
 }
 
@@ -189,7 +189,7 @@ async fn an_interrupted_cut_of_the_embedded_trail_is_finished() {
 async fn rows_that_a_cut_left_are_no_damage() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(&dir);
-    fill(&store, 6_500).await;
+    fill(&store, 9_500).await;
     let place = store.sealed_place("node", 0, at(4_000_000), 100_000).await.unwrap().unwrap();
     let mark = Bench::key().mark_cut("node", place);
     store.cut("node", 0, &mark, event(Action::TrailCut)).await.unwrap();
@@ -208,10 +208,10 @@ async fn rows_that_a_cut_left_are_no_damage() {
 async fn a_cut_by_another_party_is_noticed() {
     let (dir, archive) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let store = open(&dir);
-    fill(&store, 6_500).await;
-    pass(&store, keep_after(3_000, 6_500), Some(archive.path())).await.unwrap();
+    fill(&store, 9_500).await;
+    pass(&store, keep_after(3_000, 9_500), Some(archive.path())).await.unwrap();
     let first = store.cut_mark("node").await.unwrap().unwrap();
-    pass(&store, keep_after(5_000, 6_500), Some(archive.path())).await.unwrap();
+    pass(&store, keep_after(5_000, 9_500), Some(archive.path())).await.unwrap();
     let second = store.cut_mark("node").await.unwrap().unwrap();
     let of_record = |sequence: u64, hash| ChainPlace { sequence, hash, at: second.place.at };
     let hash = store.chain("node", 5_999, 1).await.unwrap()[0].hash;
@@ -238,7 +238,7 @@ async fn a_cut_by_another_party_is_noticed() {
         put(&mark);
         assert_eq!(flaw(&store).await, Some((6_000, invalid.to_owned())));
         assert_eq!(store.remove_cut(NOW, 10).await.unwrap(), 0);
-        let refused = pass(&store, keep_after(6_200, 6_500), Some(archive.path())).await;
+        let refused = pass(&store, keep_after(6_200, 9_500), Some(archive.path())).await;
         assert!(matches!(refused, Err(RetentionError::Chain { .. })), "{refused:?}");
         assert!(!store.check().await.unwrap().is_intact());
     }
@@ -264,18 +264,18 @@ async fn a_cut_by_another_party_is_noticed() {
 async fn an_altered_part_is_not_cut() {
     let (dir, archive) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let store = open(&dir);
-    fill(&store, 6_500).await;
+    fill(&store, 9_500).await;
     raw(&dir)
         .execute("UPDATE audit SET event = replace(event, '700', '701') WHERE sequence = 700", [])
         .unwrap();
-    let refused = pass(&store, keep_after(5_000, 6_500), Some(archive.path())).await;
+    let refused = pass(&store, keep_after(5_000, 9_500), Some(archive.path())).await;
     assert!(matches!(refused, Err(RetentionError::Chain { .. })), "{refused:?}");
     assert_eq!(store.cut_mark("node").await.unwrap(), None);
     let files = std::fs::read_dir(archive.path()).unwrap();
     assert!(files.flatten().all(|file| file.file_name().to_string_lossy().ends_with(".new")));
     // Nor where its archive cannot be written.
     let missing = archive.path().join("missing");
-    let refused = pass(&store, keep_after(5_000, 6_500), Some(&missing)).await;
+    let refused = pass(&store, keep_after(5_000, 9_500), Some(&missing)).await;
     assert!(matches!(refused, Err(RetentionError::Archive { .. })), "{refused:?}");
 }
 
@@ -310,8 +310,8 @@ async fn is_moved(items: Vec<ExportRecord>, target: &(impl Store + ImportTarget 
 async fn an_export_has_the_start_of_each_chain() {
     let (dir, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let store = open(&dir);
-    fill(&store, 6_500).await;
-    pass(&store, keep_after(4_000, 6_500), None).await.unwrap();
+    fill(&store, 9_500).await;
+    pass(&store, keep_after(4_000, 9_500), None).await.unwrap();
     let items = dump(&store, 700).await;
     let target = open(&to);
     is_moved(items.clone(), &target).await;
@@ -358,7 +358,7 @@ mod mongodb {
         assert_eq!(logs.count_documents(below).await.unwrap(), 0);
         store.close().await.unwrap();
         let store = node(own.uri(), "node").await;
-        fill(&store, 6_600).await;
+        fill(&store, 9_600).await;
         assert_eq!(flaw(&store).await, None);
     }
 
@@ -436,8 +436,8 @@ mod mongodb {
     async fn a_cut_trail_moves_between_the_stores() {
         let (own, moved) = (Own::own(), Own::own());
         let store = node(own.uri(), "node").await;
-        fill(&store, 6_500).await;
-        pass(&store, keep_after(4_000, 6_500), None).await.unwrap();
+        fill(&store, 9_500).await;
+        pass(&store, keep_after(4_000, 9_500), None).await.unwrap();
         store.close().await.unwrap();
         let items =
             dump(&Mongo::export(own.uri(), Some(Bench::key()), PATIENCE).await.unwrap(), 700).await;
