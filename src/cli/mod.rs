@@ -75,6 +75,8 @@ enum Command {
     Export(transfer::Export),
     /// Import an export into an empty store; revokes all tokens unless --accept-rollback is given
     Import(transfer::Import),
+    /// Verify archives of the audit trail that audit.keep cut
+    VerifyArchive(transfer::VerifyArchive),
     /// Check a deployment and suggest fixes
     Doctor(doctor::Command),
     /// Show the effective configuration
@@ -130,6 +132,7 @@ fn execute(
         Command::Audit(command) => block_on(command.run(output, environment)),
         Command::Export(command) => block_on(command.run(output, environment)),
         Command::Import(command) => block_on(command.run(output, environment)),
+        Command::VerifyArchive(command) => command.run(output, environment),
         Command::Doctor(command) => block_on(command.run(output, environment)),
         Command::Config(command) => command.run(output, environment),
         Command::Context(command) => command.run(output, environment),

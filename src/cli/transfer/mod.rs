@@ -4,6 +4,7 @@
 //! rest: sealed, or as digests; without the master key it opens nothing. An export ends in a MAC
 //! under the master key, and an import checks everything before it writes anything.
 
+mod archive;
 mod file;
 #[cfg(any(test, fuzzing))]
 pub(super) mod fuzzing;
@@ -26,6 +27,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use uuid::Uuid;
 
+pub(super) use self::archive::VerifyArchive;
 use self::{
     file::{Lines, Source},
     stores::ImportStore,
