@@ -11,5 +11,6 @@ pub(super) mod recovery;
 mod remote_tail;
 pub(super) mod retention;
 pub(super) mod size;
+mod windows;
 
 pub(super) use self::log::AuditLog;

@@ -53,22 +53,15 @@ impl AuditStore for AuditLog {
         filter: &Filter,
         before: Option<&Place>,
         limit: usize,
-        _patience: Duration,
+        patience: Duration,
     ) -> Result<EventPage> {
         let mut found: Vec<Record> = Vec::new();
         if before.is_none_or(|before| before.at.millis() != UNREADABLE_TIME) {
-            // An array of times would match by each of its elements.
-            let number =
-                doc! { "$expr": { "$in": [{ "$type": "$event.at" }, ["long", "int", "double"]] } };
-            let mut query = vec![
-                has_position(),
-                query(filter),
-                doc! { "event.at": { "$gte": i64::MIN } },
-                number,
-            ];
-            query.extend(before.map(older_than));
-            let newest_first = doc! { "event.at": -1, "_id": -1 };
-            found = self.shown(query, newest_first, limit).await?;
+            let page = self.timed(filter, before, limit, patience).await?;
+            if page.next.is_some() {
+                return Ok(page);
+            }
+            found = page.records;
         }
         let room = limit.saturating_sub(found.len());
         if room > 0 && filter.from.is_none() && filter.to.is_none() {
@@ -217,7 +210,7 @@ impl AuditLog {
 
     /// Reads up to `limit` records. Documents without a position, and records below a cut, end no
     /// page.
-    async fn shown(
+    pub(super) async fn shown(
         &self,
         query: Vec<Document>,
         sort: Document,
@@ -308,6 +301,18 @@ fn own_seal(document: &Document) -> Result<Head, MongoError> {
     })
 }
 
+/// Conditions of a list of records whose time is a number.
+pub(super) fn of_time(filter: &Filter) -> Vec<Document> {
+    // An array of times would match by each of its elements.
+    let number = doc! { "$expr": { "$in": [{ "$type": "$event.at" }, ["long", "int", "double"]] } };
+    vec![has_position(), query(filter), doc! { "event.at": { "$gte": i64::MIN } }, number]
+}
+
+/// Order of a list.
+pub(super) fn newest_first() -> Document {
+    doc! { "event.at": -1, "_id": -1 }
+}
+
 /// Projection of a record. The time is read separately, since invalid UTF-8 in the event hides its
 /// later fields.
 fn of_records() -> Document {
@@ -340,7 +345,7 @@ fn has_unreadable_time() -> Document {
 }
 
 /// Filter for records after a place in the common order, newest first.
-fn older_than(before: &Place) -> Document {
+pub(super) fn older_than(before: &Place) -> Document {
     let at = before.at.millis();
     let same = doc! { "event.at": at, "_id": { "$lt": record_id(&before.chain, before.sequence) } };
     // The first condition says where an index is entered.
@@ -348,7 +353,7 @@ fn older_than(before: &Place) -> Document {
 }
 
 /// Translates [`Filter::admits`] into a query.
-fn query(filter: &Filter) -> Document {
+pub(super) fn query(filter: &Filter) -> Document {
     let mut query = Document::new();
     if let Some(tenant) = &filter.tenant {
         query.insert("event.tenant", tenant.as_str());

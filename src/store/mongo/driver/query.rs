@@ -80,9 +80,12 @@ pub(crate) async fn find_sorted(
         return Ok(Vec::new());
     }
     let from = connection.collection(collection).clone_with_type::<RawDocumentBuf>();
+    let deadline = connection.deadline();
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let read = async move {
-        let found = from.find(filter).sort(sort).limit(limit).projection(fields).await?;
+        let found = from.find(filter).sort(sort).limit(limit).projection(fields);
+        // The server too gives up when the caller has given up.
+        let found = found.max_time(deadline).await?;
         Ok(found.map_ok(|raw| lenient(&raw)).try_collect().await?)
     };
     connection.call(read).await

@@ -7,3 +7,4 @@ mod kept;
 mod lists;
 pub(crate) mod mongodb;
 mod size;
+mod windows;
