@@ -182,12 +182,17 @@ pub struct Readings {
     pub ready: Reading,
     pub standing_age: Reading,
     pub start: Reading,
+    pub store_election_term: Reading,
     pub store_free: Reading,
+    pub store_index_defects: Reading,
+    pub store_lag: Reading,
+    pub store_members: Reading,
+    pub store_schema: Reading,
     pub store_size: Reading,
 }
 
 impl Readings {
-    fn list(&self) -> [(&'static str, &'static str, &Reading); 16] {
+    fn list(&self) -> [(&'static str, &'static str, &Reading); 21] {
         [
             ("audit_records", "Records of the audit trail", &self.audit_records),
             (
@@ -239,6 +244,32 @@ impl Readings {
                 &self.standing_age,
             ),
             ("start_timestamp_seconds", "Unix time of the start", &self.start),
+            (
+                "store_election_term",
+                "Number of MongoDB's election: each one raises it; absent with an embedded store",
+                &self.store_election_term,
+            ),
+            (
+                "store_index_defects",
+                "Indexes in MongoDB that differ from those needed; absent with an embedded store",
+                &self.store_index_defects,
+            ),
+            (
+                "store_lag_seconds",
+                "Time by which a majority is behind MongoDB's last write; absent with an embedded \
+                 store",
+                &self.store_lag,
+            ),
+            (
+                "store_members",
+                "Members of MongoDB's replica set; absent with an embedded store",
+                &self.store_members,
+            ),
+            (
+                "store_schema_version",
+                "Version of the schema in MongoDB; absent with an embedded store",
+                &self.store_schema,
+            ),
             (
                 "store_free_bytes",
                 "Free space on the disk of the data directory; absent with a shared store",

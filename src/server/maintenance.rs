@@ -85,6 +85,13 @@ pub(super) fn start(
                 Ok(())
             })
         }),
+        every(minutes, "measure the servers of the store", |context| {
+            Box::pin(async move {
+                let shape = context.store.shape().await?;
+                shape.iter().for_each(measurements::take_of_servers);
+                Ok(())
+            })
+        }),
         every(minutes * 10, "cut the audit trail", |context| {
             Box::pin(async move {
                 let now = context.clock.now();

@@ -5,7 +5,11 @@ use std::{fs, os::unix::fs::MetadataExt, path::Path};
 use rustix::process::{Resource, getrlimit};
 
 use crate::{
-    api::listen, metrics::METRICS, model::Timestamp, services::Services, store::TrailSize,
+    api::listen,
+    metrics::METRICS,
+    model::Timestamp,
+    services::Services,
+    store::{StoreShape, TrailSize},
 };
 
 /// Sets what does not change while the server runs.
@@ -55,6 +59,23 @@ pub(super) fn take_of_trail(size: &TrailSize) {
     readings.audit_size.set(size.bytes() as f64);
     if let Some(records) = size.records_a_day() {
         readings.audit_records_per_day.set(records as f64);
+    }
+}
+
+/// Sets the state of the servers of a shared store. What they do not report keeps its value.
+pub(super) fn take_of_servers(shape: &StoreShape) {
+    let readings = &METRICS.readings;
+    readings.store_index_defects.set(shape.index_defects as f64);
+    let reported = [
+        (&readings.store_members, shape.members.map(|members| members as f64)),
+        (&readings.store_lag, shape.lag_ms.map(|lag| lag as f64 / 1e3)),
+        (&readings.store_election_term, shape.election_term.map(|term| term as f64)),
+        (&readings.store_schema, shape.schema.map(|version| version as f64)),
+    ];
+    for (reading, value) in reported {
+        if let Some(value) = value {
+            reading.set(value);
+        }
     }
 }
 

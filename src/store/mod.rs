@@ -121,6 +121,21 @@ pub struct EventPage {
     pub next: Option<Place>,
 }
 
+/// State of the servers of a shared store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreShape {
+    /// Number of members of the replica set; `None` if it is none.
+    pub members: Option<u64>,
+    /// Time by which a majority of the members is behind the last write.
+    pub lag_ms: Option<u64>,
+    /// Number of the election that made the primary: each election raises it.
+    pub election_term: Option<u64>,
+    /// Version of the schema.
+    pub schema: Option<i64>,
+    /// Number of indexes that differ from those needed.
+    pub index_defects: u64,
+}
+
 /// Node that writes an audit chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writer {
@@ -219,8 +234,7 @@ pub trait AuditStore: Send + Sync {
     /// Returns up to `limit` records of all chains that `filter` admits, newest first ([`Place`]),
     /// those before `before`. A record that cannot be decoded is returned as
     /// [`Record::unreadable`], here, by [`Self::chain`] and by [`Self::tail`]. After `patience` the
-    /// embedded store returns the page as far as it is: short, or empty, with the place where it
-    /// continues. MongoDB reads by indexes and ignores `patience`.
+    /// page is returned as far as it is: short, or empty, with the place where it continues.
     async fn page(
         &self,
         filter: &Filter,
@@ -313,6 +327,8 @@ pub trait Store:
     /// Returns the time by the clock that all nodes of this store have in common; `None` for a
     /// store of one node.
     async fn time(&self) -> Result<Option<Timestamp>>;
+    /// Returns the state of the servers; `None` for a store of one node.
+    async fn shape(&self) -> Result<Option<StoreShape>>;
 }
 
 /// Builds the revocation of an ended family.

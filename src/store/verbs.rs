@@ -149,10 +149,11 @@ macro_rules! pass_verbs {
         });
     };
     (@Store $generics:tt $wrapper:ty) => {
-        $crate::pass_verbs!(@impl Store $generics $wrapper, use { model::Timestamp } {
+        $crate::pass_verbs!(@impl Store $generics $wrapper, use { model::Timestamp, store::StoreShape } {
             async fn ready() -> ();
             async fn close() -> ();
             async fn time() -> Option<Timestamp>;
+            async fn shape() -> Option<StoreShape>;
             fn newest_time() -> Timestamp;
         });
     };

@@ -54,7 +54,7 @@ use self::{
 use crate::{
     crypto::chain::ChainKey,
     model::{Record, Timestamp},
-    store::{Result, Store, StoreError},
+    store::{Result, Store, StoreError, StoreShape},
 };
 
 /// Capacity of the writer's queue; further callers wait until there is room.
@@ -281,6 +281,10 @@ impl Store for Embedded {
     }
 
     async fn time(&self) -> Result<Option<Timestamp>> {
+        Ok(None)
+    }
+
+    async fn shape(&self) -> Result<Option<StoreShape>> {
         Ok(None)
     }
 }

@@ -26,8 +26,17 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
+pub use self::{
+    admin::{
+        export::Export,
+        import::Import,
+        inspect::{Defect, Inspection, NodeSeen, ReplicaSettings, inspect},
+        topology::{Member, Role, ServerState},
+    },
+    driver::error::OpenError,
+};
 use self::{
-    admin::topology,
+    admin::{shape, topology},
     audit::{AuditLog, recovery},
     collections::{
         audiences::Audiences, clients::Clients, counters::Counters, families::Families,
@@ -41,19 +50,10 @@ use self::{
     },
     feed::ChangeFeed,
 };
-pub use self::{
-    admin::{
-        export::Export,
-        import::Import,
-        inspect::{Defect, Inspection, NodeSeen, ReplicaSettings, inspect},
-        topology::{Member, Role, ServerState},
-    },
-    driver::error::OpenError,
-};
 use crate::{
     crypto::chain::ChainKey,
     model::Timestamp,
-    store::{Result, Store},
+    store::{Result, Store, StoreShape},
 };
 
 /// Deadline of an operation, unless the configuration says otherwise.
@@ -190,6 +190,10 @@ impl Store for Mongo {
 
     async fn time(&self) -> Result<Option<Timestamp>> {
         Ok(server_time(&self.connection).await?)
+    }
+
+    async fn shape(&self) -> Result<Option<StoreShape>> {
+        Ok(Some(shape::read(&self.connection).await?))
     }
 }
 

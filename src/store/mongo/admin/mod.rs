@@ -3,4 +3,5 @@
 pub(super) mod export;
 pub(super) mod import;
 pub(super) mod inspect;
+pub(super) mod shape;
 pub(super) mod topology;
