@@ -4,6 +4,7 @@
 #![expect(clippy::panic, clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod circles;
+mod deploy;
 mod seen;
 mod source;
 mod words;
