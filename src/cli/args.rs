@@ -41,6 +41,12 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(unit).map(Duration::from_secs).ok_or_else(|| "must be shorter".to_owned())
 }
 
+/// Parses the timeout of a call.
+pub(super) fn timeout(text: &str) -> Result<Duration, String> {
+    let timeout = duration(text)?;
+    if timeout.is_zero() { Err("must be at least 1s".to_owned()) } else { Ok(timeout) }
+}
+
 /// A point in time, absolute or relative to now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Moment {

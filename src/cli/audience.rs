@@ -6,7 +6,8 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{
-    connect::{Admin, Options, Remote},
+    admin::Admin,
+    connect::{Options, Remote},
     error::Failure,
     output::Output,
     render,
@@ -58,8 +59,8 @@ impl Command {
         output: Output,
         environment: &BTreeMap<String, String>,
     ) -> Result<(), Failure> {
-        let admin =
-            Remote::open(&self.remote, environment).await?.admin("jeton:admin:clients").await?;
+        let remote = Remote::open(&self.remote, environment).await?;
+        let admin = Admin::open(remote, "jeton:admin:clients").await?;
         let mut audiences = AudienceServiceClient::new(admin.channel());
         match &self.command {
             AudienceCommand::List { tenant, limit } => {
@@ -134,5 +135,6 @@ async fn list(output: Output, admin: &Admin, tenant: String, limit: usize) -> Re
     output.table(
         &["audience", "tenant", "claimed by", "created"],
         &audiences.iter().map(row).collect::<Vec<_>>(),
+        &["created", "claimed by"],
     )
 }

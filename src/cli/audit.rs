@@ -6,8 +6,9 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{
+    admin::Admin,
     args::{self, Moment},
-    connect::{Admin, Options, Remote},
+    connect::{Options, Remote},
     error::Failure,
     output::Output,
     render,
@@ -152,8 +153,8 @@ impl Command {
             }
             AuditCommand::Verify { .. } => EventFilter::default(),
         };
-        let admin =
-            Remote::open(&self.remote, environment).await?.admin("jeton:admin:audit").await?;
+        let remote = Remote::open(&self.remote, environment).await?;
+        let admin = Admin::open(remote, "jeton:admin:audit").await?;
         match &self.command {
             AuditCommand::List { limit, .. } => list(output, &admin, filter, *limit).await,
             AuditCommand::Tail { .. } => tail(output, &admin, filter).await,
@@ -221,7 +222,8 @@ async fn list(
     let header = [
         "chain", "seq", "time", "action", "outcome", "tenant", "actor", "target", "reason", "peer",
     ];
-    output.table(&header, &events.iter().map(row).collect::<Vec<_>>())
+    let spare = ["tenant", "peer", "chain", "outcome", "reason"];
+    output.table(&header, &events.iter().map(row).collect::<Vec<_>>(), &spare)
 }
 
 /// Prints events until the server ends the stream or the user presses Ctrl-C.

@@ -48,6 +48,7 @@ impl Command {
             output.table(
                 &["setting", "value", "origin"],
                 &rows.iter().map(row).collect::<Vec<_>>(),
+                &[],
             )?;
         }
         // Printed before the check: the table shows the source of the wrong setting.

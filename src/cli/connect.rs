@@ -7,8 +7,7 @@ use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
 use tonic::{
     Request, Status,
-    metadata::{Ascii, MetadataValue},
-    transport::{Channel, ClientTlsConfig, Endpoint, Identity},
+    transport::{ClientTlsConfig, Endpoint, Identity},
 };
 
 use super::{
@@ -16,9 +15,10 @@ use super::{
     cause::deepest,
     context::{self, Context, Contexts},
     error::Failure,
+    timed::TimedChannel,
+    token_cache::TokenCache,
     trust::Trust,
 };
-use crate::proto::token::{TokenRequest, token_service_client::TokenServiceClient};
 
 /// Default of `listen`, the address of the server.
 const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
@@ -97,9 +97,20 @@ pub(super) struct Options {
         global = true,
         value_name = "DURATION",
         default_value = "10s",
-        value_parser = args::duration
+        value_parser = args::timeout
     )]
     timeout: Duration,
+    /// Keep no token between commands. Otherwise a token for administration is kept, in a file that
+    /// only its owner can read, until it expires
+    #[arg(
+        id = "caller_no_token_cache",
+        long = "no-token-cache",
+        global = true,
+        env = "JETON_CLI_NO_TOKEN_CACHE",
+        value_parser = clap::builder::FalseyValueParser::new(),
+        action = clap::ArgAction::SetTrue
+    )]
+    no_token_cache: bool,
 }
 
 /// The credentials of the caller.
@@ -110,6 +121,11 @@ pub(super) struct Credentials {
 }
 
 impl Credentials {
+    /// Creates the credentials of a client.
+    pub(super) fn new(client_id: &str, client_secret: SecretString) -> Self {
+        Self { client_id: client_id.to_owned(), client_secret }
+    }
+
     /// Returns the secret for the field of a message.
     pub(super) fn secret(&self) -> String {
         self.client_secret.expose_secret().to_owned()
@@ -194,7 +210,7 @@ fn credentials(
         "no client secret: use --client-secret-file or JETON_CLI_CLIENT_SECRET (the secret of a \
          context is sent to its own address only)",
     )?;
-    Ok(Credentials { client_id, client_secret })
+    Ok(Credentials::new(&client_id, client_secret))
 }
 
 /// Returns true if two URLs name one server, in any spelling of the host's case and the default port:
@@ -235,7 +251,10 @@ fn is_loopback(host: &str) -> bool {
 /// A connection to a server.
 #[derive(Clone)]
 pub(super) struct Remote {
-    pub(super) channel: Channel,
+    pub(super) channel: TimedChannel,
+    /// URL of the server.
+    url: String,
+    token_cache: Option<TokenCache>,
     credentials: Result<Credentials, &'static str>,
     timeout: Duration,
     /// Advice if the store of the context is gone.
@@ -259,12 +278,36 @@ impl Remote {
         };
         let settings =
             ConnectionSettings::resolve(options, &contexts, secret.map(SecretString::from))?;
-        let channel = endpoint(options, &settings)?
-            .connect()
-            .await
-            .map_err(|error| unreachable(&settings.url, &error).advised(&settings.gone))?;
-        let ConnectionSettings { credentials, gone, .. } = settings;
-        Ok(Self { channel, credentials, timeout: options.timeout, gone })
+        let endpoint = endpoint(options, &settings)?;
+        // The transport bounds neither the lookup of the name nor the handshake of TLS.
+        let connecting = tokio::time::timeout(options.timeout, endpoint.connect());
+        let channel = match connecting.await {
+            Ok(Ok(channel)) => channel,
+            Ok(Err(error)) => {
+                return Err(unreachable(&settings.url, &error).advised(&settings.gone));
+            }
+            Err(_) => return Err(Failure::late(&settings.url, options.timeout)),
+        };
+        let ConnectionSettings { credentials, gone, url, .. } = settings;
+        let channel = TimedChannel::new(channel, options.timeout);
+        let kept = context::path(environment).filter(|_| !options.no_token_cache);
+        let token_cache = kept.as_deref().map(TokenCache::beside);
+        Ok(Self { channel, url, token_cache, credentials, timeout: options.timeout, gone })
+    }
+
+    /// Returns the URL of the server.
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Returns the tokens that earlier commands left, unless none are to be kept.
+    pub(super) const fn token_cache(&self) -> Option<&TokenCache> {
+        self.token_cache.as_ref()
+    }
+
+    /// Returns the timeout of a call.
+    pub(super) const fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     /// Converts a refused request for a token; says if the context is of a store that is gone.
@@ -282,62 +325,6 @@ impl Remote {
     pub(super) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(self.timeout);
-        request
-    }
-
-    /// Requests a token for administration: with the scope `jeton:admin`, or if the client may not
-    /// request that, with `scope` (several are separated by spaces).
-    pub(super) async fn admin(self, scope: &str) -> Result<Admin, Failure> {
-        let mut answer = self.bearer("jeton:admin").await;
-        if answer.as_ref().is_err_and(|failure| failure.has_reason("invalid_scope")) {
-            answer = self.bearer(scope).await;
-        }
-        let mut bearer: MetadataValue<Ascii> = answer?
-            .parse()
-            .map_err(|_| Failure::Other("the server returned a malformed token".to_owned()))?;
-        bearer.set_sensitive(true);
-        Ok(Admin { remote: self, bearer })
-    }
-
-    async fn bearer(&self, scope: &str) -> Result<String, Failure> {
-        let credentials = self.credentials()?;
-        let request = TokenRequest {
-            client_id: credentials.client_id.clone(),
-            client_secret: credentials.secret(),
-            scopes: scope.split(' ').map(str::to_owned).collect(),
-            // It is used for this command alone.
-            without_refresh_token: true,
-            ..TokenRequest::default()
-        };
-        let mut service = TokenServiceClient::new(self.channel.clone());
-        let answer = service.token(self.request(request)).await;
-        let answer = answer.map_err(|status| self.refused(status))?;
-        Ok(format!("Bearer {}", answer.into_inner().access_token))
-    }
-}
-
-/// A connection with a token for administration.
-pub(super) struct Admin {
-    remote: Remote,
-    bearer: MetadataValue<Ascii>,
-}
-
-impl Admin {
-    pub(super) fn channel(&self) -> Channel {
-        self.remote.channel.clone()
-    }
-
-    /// Creates a request with the token and the timeout.
-    pub(super) fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = self.stream(message);
-        request.set_timeout(self.remote.timeout);
-        request
-    }
-
-    /// Creates a request with the token and without a timeout, for a stream.
-    pub(super) fn stream<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        request.metadata_mut().insert("authorization", self.bearer.clone());
         request
     }
 }

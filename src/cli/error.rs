@@ -90,6 +90,18 @@ impl Failure {
         }))
     }
 
+    /// A server that could not be reached in time.
+    pub(super) fn late(url: &str, timeout: Duration) -> Self {
+        Self::Remote(Box::new(RemoteError {
+            code: Code::Unavailable,
+            reason: String::new(),
+            message: format!("cannot reach {url} within {} s (--timeout)", timeout.as_secs()),
+            fields: Vec::new(),
+            retry_after: None,
+            advice: None,
+        }))
+    }
+
     /// Replaces the next step for the user, if another one is known.
     pub(super) fn advised(mut self, advice: &Option<String>) -> Self {
         if let (Self::Remote(refusal), Some(advice)) = (&mut self, advice) {
@@ -201,6 +213,12 @@ impl RemoteError {
     fn hint(&self) -> Option<String> {
         if let Some(advice) = &self.advice {
             return Some(advice.clone());
+        }
+        // Asking again would take as long again.
+        if self.reason == "deadline_exceeded" {
+            let advice = "the server ends every call after limits.deadline_seconds, whatever \
+                          --timeout is";
+            return Some(advice.to_owned());
         }
         if let Some(wait) = self.retry_after {
             return Some(format!("retry in {:.1} s", wait.as_secs_f64()));

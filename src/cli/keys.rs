@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{
+    admin::Admin,
     connect::{Options, Remote},
     error::Failure,
     output::Output,
@@ -46,8 +47,8 @@ impl Command {
         output: Output,
         environment: &BTreeMap<String, String>,
     ) -> Result<(), Failure> {
-        let admin =
-            Remote::open(&self.remote, environment).await?.admin("jeton:admin:keys").await?;
+        let remote = Remote::open(&self.remote, environment).await?;
+        let admin = Admin::open(remote, "jeton:admin:keys").await?;
         let mut service = KeyServiceClient::new(admin.channel());
         let keys = match &self.command {
             KeysCommand::List => {
@@ -80,5 +81,6 @@ fn print(output: Output, keys: &[SigningKey]) -> Result<(), Failure> {
     output.table(
         &["kid", "alg", "state", "created", "signs from", "removed"],
         &keys.iter().map(row).collect::<Vec<_>>(),
+        &["removed", "created", "alg"],
     )
 }

@@ -2,6 +2,7 @@
 //! `--json` is for programs; the exit codes are those of `error`. All commands except `serve`,
 //! `doctor`, `export` and `import` use the same RPCs as any other client.
 
+mod admin;
 mod args;
 mod audience;
 mod audit;
@@ -15,12 +16,15 @@ mod error;
 mod keys;
 mod memory;
 mod output;
+mod protoset;
 mod render;
 mod revoke_all;
 mod secret_file;
 mod serve;
 mod signals;
+mod timed;
 mod token;
+mod token_cache;
 mod transfer;
 mod trust;
 
@@ -45,6 +49,9 @@ struct Cli {
     /// Print JSON: one document, or one per line for streams; errors too, on stderr
     #[arg(long, global = true)]
     json: bool,
+    /// Show all columns of tables, and one line for each row, whatever the terminal's width
+    #[arg(long, global = true, conflicts_with = "json")]
+    wide: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -83,6 +90,9 @@ enum Command {
     Config(config::Command),
     /// Manage connection contexts (server address and credentials)
     Context(context::Command),
+    /// Print the protocol as a binary descriptor set, for a server whose reflection is off: jeton
+    /// protoset > jeton.protoset; grpcurl -protoset jeton.protoset
+    Protoset,
     /// Print shell completions: jeton completions bash > /etc/bash_completion.d/jeton
     Completions {
         /// Shell
@@ -101,7 +111,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
         }
     };
-    let output = Output { json: cli.json };
+    let output = Output { json: cli.json, wide: cli.wide };
     if let Err(error) = memory::keep_private() {
         output.talk(&format!("warning: cannot disable core dumps: {error}"));
     }
@@ -136,6 +146,7 @@ fn execute(
         Command::Doctor(command) => block_on(command.run(output, environment)),
         Command::Config(command) => command.run(output, environment),
         Command::Context(command) => command.run(output, environment),
+        Command::Protoset => protoset::run(),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "jeton", &mut script);
@@ -148,7 +159,11 @@ fn execute(
 /// Runs a command on one thread: enough for one that calls a server.
 fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(Failure::io("cannot start the runtime"))?.block_on(Box::pin(work))
+    let runtime = runtime.map_err(Failure::io("cannot start the runtime"))?;
+    let done = runtime.block_on(Box::pin(work));
+    // A lookup of a name that is not answered is not waited for.
+    runtime.shutdown_background();
+    done
 }
 
 #[cfg(test)]
@@ -199,7 +214,7 @@ mod tests {
             "jeton audience list --tenant t --limit 10",
             "jeton audience assign https://a --tenant t",
             "jeton audience release https://a --json",
-            "jeton keys list",
+            "jeton keys list --wide",
             "jeton keys rotate",
             "jeton keys revoke k",
             "jeton audit list --action token. --since 1h --limit 5",
@@ -215,6 +230,7 @@ mod tests {
             "jeton context add prod --address id.example:443 --client-id c --client-secret-file f",
             "jeton context edit prod --cert c --key k --clear ca",
             "jeton context remove prod --yes",
+            "jeton protoset",
             "jeton completions bash",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));

@@ -22,6 +22,8 @@ const READER_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) struct Output {
     /// JSON instead of tables.
     pub(super) json: bool,
+    /// Tables with all columns and no line broken, whatever the terminal's width.
+    pub(super) wide: bool,
 }
 
 impl Output {
@@ -39,17 +41,23 @@ impl Output {
             .map_err(Failure::io("cannot write to stdout"))
     }
 
-    /// Prints rows under a header. The server's texts are escaped: another administrator may have
-    /// written them.
-    pub(super) fn table(self, header: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
-        let mut table = Table::new();
-        table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-        table.set_header(header.iter().map(|title| title.to_uppercase()));
-        for row in rows {
-            table.add_row(row.iter().map(|cell| escape(cell)));
+    /// Prints rows under a header. On a terminal that is too narrow for their words, columns of
+    /// `spare` are left out, in its order. The server's texts are escaped: another administrator
+    /// may have written them.
+    pub(super) fn table(
+        self,
+        header: &[&str],
+        rows: &[Vec<String>],
+        spare: &[&str],
+    ) -> Result<(), Failure> {
+        // A width is known on a terminal only.
+        let width = if self.wide { None } else { Table::new().width() };
+        let (text, left_out) = arrange(header, rows, spare, width);
+        self.line(&text)?;
+        if !left_out.is_empty() {
+            self.talk(&format!("left out at this width: {} (--wide)", left_out.join(", ")));
         }
-        keep_words(&mut table);
-        self.line(&table.trim_fmt())
+        Ok(())
     }
 
     /// Prints the properties of one record, one a line, without the empty ones.
@@ -103,29 +111,67 @@ pub(super) fn bounded<T: Send + 'static>(write: impl FnOnce() -> T + Send + 'sta
     written.recv_timeout(READER_TIMEOUT).ok()
 }
 
-/// Makes each column at least as wide as its longest word: a broken word cannot be copied.
-fn keep_words(table: &mut Table) {
-    const PADDING: u16 = 2;
-    for column in table.column_iter_mut() {
-        column.set_padding((0, PADDING));
-    }
-    let rows = table.row_iter().chain(table.header());
-    let mut widths: Vec<u16> = Vec::new();
-    for row in rows {
-        for (index, cell) in row.cell_iter().enumerate() {
-            let words = cell.content();
-            let longest = words.split_whitespace().map(|word| word.chars().count()).max();
-            let longest = u16::try_from(longest.unwrap_or(0)).unwrap_or(u16::MAX);
-            let needed = longest.saturating_add(PADDING);
-            match widths.get_mut(index) {
-                Some(width) => *width = needed.max(*width),
-                None => widths.push(needed),
-            }
+/// Blanks between two columns.
+const PADDING: u16 = 2;
+
+/// Arranges a table: no line is broken without a width, and no word with one, since a broken word
+/// cannot be copied. Returns the columns that were left out, too.
+fn arrange<'a>(
+    header: &[&'a str],
+    rows: &[Vec<String>],
+    spare: &[&str],
+    width: Option<u16>,
+) -> (String, Vec<&'a str>) {
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| escape(cell)).collect()).collect();
+    let cells = |index: usize| rows.iter().filter_map(move |row| row.get(index));
+    let needed: Vec<u16> = header
+        .iter()
+        .enumerate()
+        .map(|(index, title)| {
+            let words = cells(index).flat_map(|cell| cell.split_whitespace());
+            let longest = words.chain(title.split_whitespace()).map(|word| word.chars().count());
+            u16::try_from(longest.max().unwrap_or(0)).unwrap_or(u16::MAX).saturating_add(PADDING)
+        })
+        .collect();
+    let mut shown = vec![true; header.len()];
+    let mut left_out = Vec::new();
+    // Columns without content go first, and are not worth a word.
+    let is_empty = |index: &usize| !rows.is_empty() && cells(*index).all(String::is_empty);
+    let empty = (0..header.len()).filter(is_empty).map(|index| (index, false));
+    let spare = spare.iter().filter_map(|name| header.iter().position(|title| title == name));
+    for (index, has_content) in empty.chain(spare.map(|index| (index, true))) {
+        let sum = needed.iter().zip(&shown).filter(|(_, shown)| **shown);
+        let sum = sum.fold(0_u16, |sum, (needed, _)| sum.saturating_add(*needed));
+        if width.is_none_or(|width| sum.saturating_sub(PADDING) <= width) {
+            break;
+        }
+        let (Some(shown), Some(title)) = (shown.get_mut(index), header.get(index)) else {
+            continue;
+        };
+        if std::mem::take(shown) && has_content {
+            left_out.push(*title);
         }
     }
-    for (column, width) in table.column_iter_mut().zip(widths) {
-        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width)));
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    match width {
+        Some(width) => table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width),
+        None => table.set_content_arrangement(ContentArrangement::Disabled),
+    };
+    let kept = |index: &usize| shown.get(*index).copied().unwrap_or(true);
+    let titles = header.iter().enumerate().filter(|(index, _)| kept(index));
+    table.set_header(titles.map(|(_, title)| title.to_uppercase()));
+    for row in &rows {
+        let cells = row.iter().enumerate().filter(|(index, _)| kept(index));
+        table.add_row(cells.map(|(_, cell)| cell));
     }
+    let needed = needed.iter().enumerate().filter(|(index, _)| kept(index));
+    for (column, (_, needed)) in table.column_iter_mut().zip(needed) {
+        column.set_padding((0, PADDING));
+        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(*needed)));
+    }
+    (table.trim_fmt(), left_out)
 }
 
 /// Prints a line on stderr. An error is ignored: there is no other channel to report it on.
@@ -147,21 +193,52 @@ fn agreed(input: &mut impl BufRead) -> Result<(), Failure> {
 mod tests {
     use super::*;
 
+    fn rows(cells: &[&[&str]]) -> Vec<Vec<String>> {
+        cells.iter().map(|row| row.iter().map(|cell| (*cell).to_owned()).collect()).collect()
+    }
+
+    /// OPERATORS 4.17
     #[test]
     fn a_table_breaks_no_word() {
-        let mut table = Table::new();
-        table
-            .load_style(presets::NOTHING)
-            .set_content_arrangement(ContentArrangement::Dynamic)
-            .set_width(80);
         let (long, uri) = ("a".repeat(43), "https://orders.example.com/a/long/path");
-        table.set_header(["KID", "AUDIENCE", "SCOPES"]);
-        table.add_row([long.as_str(), uri, "orders:read orders:write"]);
-        keep_words(&mut table);
-        let text = table.to_string();
+        let rows = rows(&[&[&long, uri, "orders:read orders:write"]]);
+        let (text, left_out) = arrange(&["kid", "audience", "scopes"], &rows, &[], Some(80));
         for word in [long.as_str(), uri, "orders:read", "orders:write", "AUDIENCE"] {
             assert!(text.contains(word), "{word}:\n{text}");
         }
+        assert!(left_out.is_empty());
+    }
+
+    #[test]
+    fn columns_are_left_out_where_words_do_not_fit() {
+        let header = ["kid", "alg", "state", "created", "signs from", "removed"];
+        let (kid, time) = ("k".repeat(43), "2026-11-22T05:00:03Z");
+        let full = rows(&[&[&kid, "EdDSA", "active", time, time, time]]);
+        let spare = ["removed", "created", "alg"];
+        let arranged = |rows: &[Vec<String>], width| arrange(&header, rows, &spare, width);
+        let (text, left_out) = arranged(&full, Some(79));
+        assert_eq!(left_out, spare);
+        assert!(text.lines().all(|line| line.len() < 80), "{text}");
+        assert!(text.contains(&kid) && text.contains("SIGNS") && !text.contains("EdDSA"), "{text}");
+        let (text, left_out) = arranged(&full, Some(160));
+        assert!(left_out.is_empty() && text.lines().count() == 2, "{text}");
+        // Nothing is left out without a terminal, or with --wide.
+        let (text, left_out) = arranged(&full, None);
+        assert!(left_out.is_empty() && text.lines().count() == 2, "{text}");
+        // An empty column goes before one with content.
+        let partly = rows(&[&[&kid, "EdDSA", "active", "", time, ""]]);
+        let (text, left_out) = arranged(&partly, Some(79));
+        assert_eq!(left_out, ["alg"], "{text}");
+        let (text, _) = arranged(&[], Some(20));
+        assert!(text.contains("KID"), "{text}");
+    }
+
+    #[test]
+    fn a_wide_table_has_a_line_for_each_row() {
+        let scopes = "orders:read ".repeat(40);
+        let rows = rows(&[&["c", &scopes], &["d", "x"]]);
+        assert_eq!(arrange(&["client", "scopes"], &rows, &[], None).0.lines().count(), 3);
+        assert!(arrange(&["client", "scopes"], &rows, &[], Some(80)).0.lines().count() > 3);
     }
 
     #[test]

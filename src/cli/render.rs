@@ -1,6 +1,8 @@
 //! Messages as JSON and as text. JSON names are those of the proto; times are RFC 3339 in UTC,
 //! durations whole seconds.
 
+use std::fmt::Display;
+
 use prost_types::{Duration, Timestamp as ProtoTime};
 use serde_json::{Value, json};
 
@@ -122,6 +124,15 @@ pub(super) fn audience(audience: &Audience) -> Value {
     })
 }
 
+/// Returns a number with its noun, such as `1 record` or `2 records`.
+pub(super) fn count<N: Display + PartialEq + From<u8>>(number: N, noun: &str) -> String {
+    match noun.strip_suffix('y') {
+        _ if number == N::from(1) => format!("1 {noun}"),
+        Some(stem) => format!("{number} {stem}ies"),
+        None => format!("{number} {noun}s"),
+    }
+}
+
 /// A signing key.
 pub(super) fn key(key: &SigningKey) -> Value {
     json!({
@@ -196,6 +207,19 @@ pub(super) const fn state(state: ChainState) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nouns_are_counted() {
+        for (number, noun, text) in [
+            (0, "client", "0 clients"),
+            (1, "client", "1 client"),
+            (2, "client", "2 clients"),
+            (1, "family", "1 family"),
+            (2, "family", "2 families"),
+        ] {
+            assert_eq!(count(number, noun), text);
+        }
+    }
 
     #[test]
     fn times_come_back_as_they_went() {

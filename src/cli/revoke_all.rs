@@ -6,6 +6,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{
+    admin::Admin,
     connect::{Options, Remote},
     error::Failure,
     output::Output,
@@ -95,7 +96,8 @@ impl Command {
         } else {
             "jeton:admin:revocations"
         };
-        let admin = Remote::open(&self.remote, environment).await?.admin(scopes).await?;
+        let remote = Remote::open(&self.remote, environment).await?;
+        let admin = Admin::open(remote, scopes).await?;
         let request = admin.request(RevokeAllRequest {
             target: self.target.revoked(),
             reason: self.reason.clone(),

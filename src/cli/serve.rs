@@ -416,15 +416,20 @@ fn welcome(
         text.push_str(&format!("  {program} token{flag}\n"));
         text.push_str(&format!("  {program} token --raw{flag} | {program} introspect{flag} -\n"));
     }
-    let plain = if started.tls { "-cacert CA.pem" } else { "-plaintext" };
+    let mut flags = if started.tls { "-cacert CA.pem" } else { "-plaintext" }.to_owned();
+    let mut before = String::new();
+    if !started.reflection {
+        flags.push_str(" -protoset jeton.protoset");
+        before = format!("  {program} protoset > jeton.protoset\n");
+    }
     let credentials = format!(
         "\"client_id\":\"{id}\",\"client_secret\":\"{}\"",
         secret.here().unwrap_or("SECRET")
     );
     let service = "jeton.token.v1.TokenService";
     text.push_str(&format!(
-        "\nThe same with grpcurl:\n\n  grpcurl {plain} -d '{{{credentials}}}' {address} \
-         {service}/Token\n  grpcurl {plain} -d '{{{credentials},\"token\":\"TOKEN\"}}' {address} \
+        "\nThe same with grpcurl:\n\n{before}  grpcurl {flags} -d '{{{credentials}}}' {address} \
+         {service}/Token\n  grpcurl {flags} -d '{{{credentials},\"token\":\"TOKEN\"}}' {address} \
          {service}/Introspect\n"
     ));
     text
@@ -449,6 +454,7 @@ mod tests {
                 client_secret: secret.map(Into::into),
             }),
             tls: false,
+            reflection: true,
         }
     }
 
@@ -512,6 +518,12 @@ mod tests {
                     127.0.0.1:50051 jeton.token.v1.TokenService/Token";
         assert!(text.contains(line), "{text}");
         assert!(text.contains("(not shown again)"));
+        // OPERATORS 4.19
+        let without = Started { reflection: false, ..started(Path::new("/d"), Some("jcs_x")) };
+        let text = welcome(&without, &Shown::of(&without, None), None, "jeton");
+        assert!(text.contains("  jeton protoset > jeton.protoset\n"), "{text}");
+        let line = "grpcurl -plaintext -protoset jeton.protoset -d ";
+        assert_eq!(text.matches(line).count(), 2, "{text}");
         let again = started(Path::new("/d"), None);
         assert!(!welcome(&again, &Shown::of(&again, None), None, "jeton").contains("jeton token"));
         let kept = welcome(&first, &Shown::In(Path::new("/s")), None, "jeton");

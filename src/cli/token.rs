@@ -261,6 +261,7 @@ fn print(output: Output, judged: &[IntrospectResponse]) -> Result<(), Failure> {
             output.table(
                 &["active", "client", "scopes", "expires", "jti"],
                 &many.iter().map(row).collect::<Vec<_>>(),
+                &["jti", "client"],
             )
         }
     }

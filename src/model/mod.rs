@@ -16,6 +16,7 @@ pub mod peer_key;
 pub mod principal;
 pub mod revocation;
 pub mod scope;
+mod scope_advice;
 pub mod text;
 pub mod time;
 pub mod weight;

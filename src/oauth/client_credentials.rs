@@ -81,7 +81,10 @@ impl TokenIssuer {
             .map_err(|invalid| Error::InvalidScope(invalid.0.into()))?;
         let granted = Granted::asked(&asked, &client.scopes, || client.scopes_by_default())
             .map_err(|scope| {
-                Error::InvalidScope(format!("the client is not allowed scope {scope}").into())
+                let advice = client.scopes.advice(scope);
+                Error::InvalidScope(
+                    format!("the client is not allowed scope {scope} {advice}").into(),
+                )
             })?;
         Ok((granted, self.audience(client, &request.resources)?))
     }

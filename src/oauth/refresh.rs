@@ -232,6 +232,8 @@ fn narrow(family: &Family, client: &Client, asked: &[String]) -> Result<Granted>
     let asked = Scopes::parse(asked).map_err(|invalid| Error::InvalidScope(invalid.0.into()))?;
     let still = Granted::still(&family.scopes, &client.scopes);
     Granted::asked(&asked, still.scopes(), || still.scopes().clone()).map_err(|scope| {
-        Error::InvalidScope(format!("the refresh token does not include scope {scope}").into())
+        let advice = still.scopes().advice(scope);
+        let problem = format!("the refresh token does not include scope {scope} {advice}");
+        Error::InvalidScope(problem.into())
     })
 }

@@ -70,6 +70,8 @@ pub struct Started {
     pub bootstrap: Option<Bootstrap>,
     /// True if the port uses TLS.
     pub tls: bool,
+    /// True if the port serves reflection.
+    pub reflection: bool,
 }
 
 /// Reason that the server could not start, in one line.
@@ -182,6 +184,7 @@ pub async fn run(
         data_dir: opened.data_dir.clone(),
         bootstrap,
         tls: tls_on,
+        reflection: config.reflection,
     });
 
     shutdown.await;

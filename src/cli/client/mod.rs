@@ -15,6 +15,7 @@ use self::{
     table::{Made, list, show},
 };
 use super::{
+    admin::Admin,
     args,
     connect::{Options, Remote},
     error::Failure,
@@ -39,8 +40,8 @@ pub(super) struct Command {
 /// Notes below the help of `client update`.
 const UPDATE_NOTES: &str = "\
 --scope, --default-scope, --role, --audience, --serves and --grant replace the whole list: repeat
-them for every value to keep, or use --add-scope, --remove-scope and so on. A change that takes a scope, audience, role or grant away from the
-client revokes all tokens issued to it so far.";
+them for every value to keep, or use --add-scope, --remove-scope and so on. A change that takes a
+scope, audience, role or grant away from the client revokes all tokens issued to it so far.";
 
 #[derive(Subcommand, Debug)]
 enum ClientCommand {
@@ -157,13 +158,18 @@ impl Grant {
 enum Clearable {
     Name,
     Scopes,
+    #[value(alias = "default_scopes")]
     DefaultScopes,
     Roles,
     Audiences,
     Serves,
+    #[value(alias = "access_lifetime")]
     AccessLifetime,
+    #[value(alias = "refresh_lifetime")]
     RefreshLifetime,
+    #[value(alias = "refresh_idle")]
     RefreshIdle,
+    #[value(alias = "rate_plan")]
     RatePlan,
 }
 
@@ -368,8 +374,8 @@ impl Command {
         } else {
             None
         };
-        let admin =
-            Remote::open(&self.remote, environment).await?.admin("jeton:admin:clients").await?;
+        let remote = Remote::open(&self.remote, environment).await?;
+        let admin = Admin::open(remote, "jeton:admin:clients").await?;
         let mut clients = ClientServiceClient::new(admin.channel());
         let client = match &self.command {
             ClientCommand::Create(create) => {

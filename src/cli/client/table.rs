@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::{
-    cli::{connect::Admin, error::Failure, output::Output, render},
+    cli::{admin::Admin, error::Failure, output::Output, render},
     proto::admin::{
         Client, ListClientsRequest, Secret, client_service_client::ClientServiceClient,
     },
@@ -61,6 +61,7 @@ pub(super) async fn list(
     output.table(
         &["client", "tenant", "name", "scopes", "plan", "state"],
         &clients.iter().map(row).collect::<Vec<_>>(),
+        &["plan", "name", "tenant"],
     )
 }
 
@@ -111,10 +112,10 @@ fn properties(client: &Client) -> Vec<(&'static str, String)> {
     };
     let secret = |secret: &Secret| {
         let mut text = format!(
-            "{} ({}, used {} times",
+            "{} ({}, used {}",
             secret.secret_id,
             render::secret_kind(secret.kind),
-            secret.use_count
+            render::count(secret.use_count, "time")
         );
         for (what, time) in [("last", &secret.last_used_time), ("until", &secret.expire_time)] {
             if time.is_some() {

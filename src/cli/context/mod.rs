@@ -24,6 +24,7 @@ use super::{
     args,
     error::Failure,
     output::{self, Output},
+    token_cache::TokenCache,
 };
 
 /// A server and the credentials to use there.
@@ -127,7 +128,12 @@ pub fn path(environment: &BTreeMap<String, String>) -> Option<PathBuf> {
 pub fn load(path: &Path) -> io::Result<Contexts> {
     let mut file = match File::open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Contexts::default()),
+        // A home that is no directory, such as /dev/null, has no contexts.
+        Err(error)
+            if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&error.kind()) =>
+        {
+            return Ok(Contexts::default());
+        }
         Err(error) => return Err(error),
     };
     // Metadata of the open file: the file that is checked is the file that is read.
@@ -270,7 +276,9 @@ impl Command {
             }
             ContextCommand::Remove(remove) => {
                 remove.confirm(output, &read()?)?;
-                changed(&path, |contexts| remove.apply(contexts))?
+                let done = changed(&path, |contexts| remove.apply(contexts))?;
+                TokenCache::beside(&path).clear();
+                done
             }
             ContextCommand::Use { name } => changed(&path, |contexts| {
                 contexts.current = found(contexts, Some(name))?.0.to_owned();
@@ -331,7 +339,7 @@ fn list(output: Output, contexts: &Contexts) -> Result<(), Failure> {
         ]
     });
     let header = ["", "name", "address", "client", "data directory", "state"];
-    output.table(&header, &rows.collect::<Vec<_>>())
+    output.table(&header, &rows.collect::<Vec<_>>(), &["data directory", "client"])
 }
 
 fn show(output: Output, contexts: &Contexts, name: Option<&str>) -> Result<(), Failure> {

@@ -207,8 +207,8 @@ fn print(output: Output, findings: &[Finding]) -> Result<(), Failure> {
             advice,
         ]
     };
-    output
-        .table(&["", "what", "found", "what to do"], &findings.iter().map(row).collect::<Vec<_>>())
+    let header = ["", "what", "found", "what to do"];
+    output.table(&header, &findings.iter().map(row).collect::<Vec<_>>(), &[])
 }
 
 #[cfg(test)]

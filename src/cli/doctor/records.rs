@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::Finding;
 use crate::{
-    cli::transfer::stores,
+    cli::{render, transfer::stores},
     config::Config,
     crypto::{master, records::RecordKey, seal::Sealer},
     model::{Audience, ClientId, TenantId},
@@ -44,7 +44,11 @@ pub(super) async fn clients(config: &Config) -> Option<Finding> {
         }
         Ok(CheckedRecords { clients, audiences, forged, .. }) if forged.is_empty() => Finding::ok(
             SUBJECT,
-            format!("{clients} clients and {audiences} audiences, all written by the service"),
+            format!(
+                "{} and {}, all written by the service",
+                render::count(clients, "client"),
+                render::count(audiences, "audience")
+            ),
         ),
         Ok(CheckedRecords { forged, .. }) => {
             let text = format!("not written by the service and ignored: {}", forged.join(", "));

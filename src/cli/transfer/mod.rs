@@ -32,7 +32,7 @@ use self::{
     file::{Lines, Source},
     stores::ImportStore,
 };
-use super::{args, error::Failure, output::Output, serve::Settings};
+use super::{args, error::Failure, output::Output, render, serve::Settings};
 use crate::{
     admin::restore_policy::{RestoreFilter, VerifiedExport},
     config::{Config, check},
@@ -114,7 +114,7 @@ impl Export {
             spool.rewind().map_err(Failure::reading(&name))?;
             io::copy(&mut spool, &mut io::stdout().lock())
                 .map_err(Failure::io("cannot write to stdout"))?;
-            output.talk(&format!("exported {records} records"));
+            output.talk(&format!("exported {}", render::count(records, "record")));
             return Ok(());
         };
         if file.exists() {
@@ -370,7 +370,7 @@ fn report(
     if output.json {
         return output.document(&json!({ "records": records, "file": file, "notes": advice }));
     }
-    output.line(&format!("{verb} {records} records"))?;
+    output.line(&format!("{verb} {}", render::count(records, "record")))?;
     advice.iter().for_each(|note| output.talk(&format!("note: {note}")));
     Ok(())
 }

@@ -37,7 +37,7 @@ fn a_forged_client_is_named_by_doctor_and_by_import() {
     };
     assert_eq!(
         doctor(&house),
-        ("ok".to_owned(), "1 clients and 0 audiences, all written by the service".to_owned())
+        ("ok".to_owned(), "1 client and 0 audiences, all written by the service".to_owned())
     );
     tokio::runtime::Runtime::new().unwrap().block_on(intrude(&house));
     let expected =

@@ -124,6 +124,9 @@ fn refusals_have_their_reason_and_code() {
     assert_eq!(error["error"]["exit_code"], 3);
     let scope = house.jeton(&["token", "--scope", "everything"]);
     assert!(scope.code == 3 && scope.err.starts_with("error: invalid_scope: "), "{scope:?}");
+    assert!(scope.err.contains("(it may request jeton:admin jeton:introspect:any)"), "{scope:?}");
+    let typo = house.jeton(&["token", "--scope", "jeton:admni"]);
+    assert!(typo.err.contains("(did you mean jeton:admin?)"), "{typo:?}");
     let refresh = house.jeton(&["refresh", "jrt_nonsense"]);
     assert!(refresh.code == 3 && refresh.err.starts_with("error: invalid_grant: "), "{refresh:?}");
     server.stop();
